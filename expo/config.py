@@ -1,0 +1,458 @@
+"""Typed configuration: the schema, the checks across fields, and the identity of a run. Imports nothing heavy."""
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+
+class UserError(Exception):
+    """The user's mistake: one line that names the key, the value and the remedy. The CLI exits with code 2."""
+
+
+# Names of pure functions; each module that owns the functions has a dict with exactly these keys.
+Aggregation = Enum("Aggregation", ["sequence_mean", "token_mean", "constant"])
+KL = Enum("KL", ["k1", "k2", "k3"])
+Gate = Enum("Gate", ["always", "all_wrong"])
+Schedule = Enum("Schedule", ["constant", "linear", "cosine", "all_wrong_fraction"])
+Selection = Enum("Selection", ["first", "most_likely"])
+Explainer = Enum("Explainer", ["current", "reference", "snapshot"])
+OnBad = Enum("OnBad", ["skip", "stop"])
+ExpertStyle = Enum("ExpertStyle", ["own", "terse", "foreign"])
+
+
+@dataclass
+class AlgorithmConf:
+    """GRPO. Rows per step = trainer.problems_per_step x group_size."""
+
+    _target_: str = "expo.algorithms.grpo.GRPO"
+    group_size: int = 8
+    # Passes over each batch of rollouts, one optimizer step each. The first pass gives the old log-probabilities.
+    updates_per_rollout: int = 1
+    # Divide the advantage by the group's standard deviation.
+    advantage_std: bool = True
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    aggregation: Aggregation = Aggregation.sequence_mean
+    # Weight of the KL term against the frozen reference. 0: no KL term and no reference forward pass.
+    kl_coef: float = 0.0
+    kl_estimator: KL = KL.k3
+
+
+@dataclass
+class PositivesConf:
+    """Where positive samples come from and how they enter the loss."""
+
+    _target_: str = MISSING
+
+
+@dataclass
+class NoPositivesConf(PositivesConf):
+    _target_: str = "expo.positives.sources.NoPositives"
+
+
+@dataclass
+class AuxiliaryConf(PositivesConf):
+    """Positives as an auxiliary SFT stream."""
+
+    # β of the ExP-SFT term at the start.
+    weight: float = 0.04
+    schedule: Schedule = Schedule.constant
+    aggregation: Aggregation = Aggregation.token_mean
+    gate: Gate = Gate.always
+
+
+@dataclass
+class ExpertConf(AuxiliaryConf):
+    _target_: str = "expo.positives.sources.ExpertSolution"
+
+
+@dataclass
+class SelfExplanationConf(AuxiliaryConf):
+    _target_: str = "expo.positives.sources.SelfExplanation"
+    # Which policy writes the explanations. `current` is prone to collapse (experiments/demo/README.md).
+    explainer: Explainer = Explainer.reference
+    # Steps between refreshes when explainer=snapshot.
+    snapshot_every: int = 20
+    # Explanations per problem, of which `selection` keeps one.
+    samples: int = 1
+    selection: Selection = Selection.first
+    # An explanation that contains one of these (any case) gives away that the answer was shown, and is dropped.
+    leak_phrases: list[str] = field(default_factory=list)
+
+
+@dataclass
+class ColumnsConf:
+    """Column names of an arbitrary data set. An empty name: the data set has no such column."""
+
+    question: str = "question"
+    answer: str = "answer"
+    solution: str = ""
+    level: str = ""
+    subject: str = ""
+
+
+@dataclass
+class DatasetConf:
+    _target_: str = MISSING
+    name: str = MISSING
+    # Local .jsonl or .parquet to train on (for `expo evaluate`: to evaluate on). null: the hub.
+    path: str | None = None
+    # Local file for evaluation. null with `path` set: eval_limit problems of `path` are held out of training.
+    eval_path: str | None = None
+    hub_id: str | None = None
+    # One hub config per entry, concatenated.
+    hub_configs: list[str] = field(default_factory=list)
+    split: str = "train"
+    eval_split: str = "test"
+    # Difficulty levels to keep. []: all.
+    levels: list[int] = field(default_factory=list)
+    # Levels to evaluate on. null: the same as `levels`.
+    eval_levels: list[int] | None = None
+    # Levels that exist in the data set. []: it has none.
+    known_levels: list[int] = field(default_factory=list)
+    limit: int | None = None
+    eval_limit: int | None = None
+    # A row without question or answer: skip it (counted and named in the log) or stop.
+    on_bad_row: OnBad = OnBad.skip
+
+
+@dataclass
+class MathConf(DatasetConf):
+    _target_: str = "expo.data.readers.MATH"
+
+
+@dataclass
+class Gsm8kConf(DatasetConf):
+    _target_: str = "expo.data.readers.GSM8K"
+
+
+@dataclass
+class TableConf(DatasetConf):
+    _target_: str = "expo.data.readers.Columns"
+    columns: ColumnsConf = field(default_factory=ColumnsConf)
+
+
+@dataclass
+class LadderConf(DatasetConf):
+    _target_: str = "expo.data.readers.Ladder"
+    expert_style: ExpertStyle = ExpertStyle.terse
+
+
+@dataclass
+class ModelConf:
+    _target_: str = "expo.policy.load_policy"
+    # Hub id or local folder; `ladder` is the base policy shipped with expo.
+    path: str = MISSING
+    dtype: str = "float32"
+    attention: str = "sdpa"
+    # LoRA rank; 0 trains all weights.
+    lora_rank: int = 0
+    lora_alpha: int = 32
+    gradient_checkpointing: bool = False
+
+
+@dataclass
+class RandomTinyConf(ModelConf):
+    _target_: str = "expo.policy.random_policy"
+    path: str = "random_tiny"
+
+
+@dataclass
+class RolloutConf:
+    _target_: str = "expo.rollout.transformers_engine.TransformersEngine"
+    temperature: float = 1.0
+    top_p: float = 1.0
+    # 0: off.
+    top_k: int = 0
+    max_prompt_tokens: int = 512
+    max_completion_tokens: int = 1024
+    # Rows decoded at once.
+    batch_size: int = 256
+    # Package that this engine needs beyond expo's own, and the extra that brings it.
+    requires: str = ""
+    extra: str = ""
+
+
+@dataclass
+class EvaluationConf:
+    # Steps between evaluations; one is always made before the first step and after the last. 0: only those two.
+    every: int = 50
+    # Samples per problem. null: the largest k.
+    samples: int | None = None
+    temperature: float = 0.7
+    top_p: float = 1.0
+    top_k: int = 0
+    # Evaluation draws its noise from this seed whatever `seed` is: all runs meet the same noise.
+    seed: int = 0
+
+
+@dataclass
+class OptimizerConf:
+    learning_rate: float = 1e-6
+    weight_decay: float = 0.0
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    # Optimizer steps of linear warm-up, then constant.
+    warmup_steps: int = 0
+    max_grad_norm: float = 1.0
+
+
+@dataclass
+class TrainerConf:
+    max_steps: int = 200
+    problems_per_step: int = 16
+    # Rows per forward and backward pass. Changes memory and speed, never the numbers.
+    micro_batch_size: int = 16
+    checkpoint_every: int = 50
+    # Stop (status `stopped`) after this many steps; the same command without it goes on from there.
+    stop_after: int | None = None
+    # A non-finite loss or gradient: skip the update (counted) or stop.
+    on_nonfinite: OnBad = OnBad.stop
+    accelerator: str = "auto"
+    devices: int = 1
+    strategy: str = "auto"
+    precision: str = "32-true"
+    # Threads of this process for tensor work on the CPU. 0: torch's choice.
+    threads: int = 0
+
+
+@dataclass
+class VerifierConf:
+    workers: int = 2
+    # Wall-clock seconds for one answer, and memory of one worker process in MiB.
+    timeout_s: float = 3.0
+    memory_mb: int = 1024
+    # A longer final answer is unparseable at once.
+    max_answer_chars: int = 400
+
+
+@dataclass
+class LoggerConf:
+    # Entries are objects with `_target_`; metrics.jsonl is always written.
+    wandb: dict[str, Any] | None = None
+
+
+@dataclass
+class PromptsConf:
+    _target_: str = "expo.prompts.Prompts"
+    solve: str = MISSING
+    explain: str = MISSING
+    system: str | None = None
+
+
+@dataclass
+class PretrainConf:
+    max_steps: int = 3000
+    learning_rate: float = 2.5e-3
+    tokens_per_batch: int = 6000
+    # Steps on levels 1 and 2 only.
+    warmup_steps: int = 300
+    output: str = "outputs/pretrain"
+
+
+@dataclass
+class Config:
+    algorithm: AlgorithmConf = MISSING
+    positives: PositivesConf = MISSING
+    dataset: DatasetConf = MISSING
+    model: ModelConf = MISSING
+    rollout: RolloutConf = MISSING
+    trainer: TrainerConf = field(default_factory=TrainerConf)
+    optimizer: OptimizerConf = field(default_factory=OptimizerConf)
+    evaluation: EvaluationConf = field(default_factory=EvaluationConf)
+    verifier: VerifierConf = field(default_factory=VerifierConf)
+    logger: LoggerConf = field(default_factory=LoggerConf)
+    prompts: PromptsConf = MISSING
+    pretrain: PretrainConf = field(default_factory=PretrainConf)
+    # The k of pass@k.
+    k: list[int] = field(default_factory=lambda: [1, 4])
+    seed: int = 0
+    # Name of the arm in run directories, W&B and tables; the algorithm's YAML sets it.
+    name: str = MISSING
+    # Where run directories are made.
+    output_dir: str = "outputs"
+    # Run again from nothing even where this very run is finished or has a checkpoint.
+    fresh: bool = False
+
+
+def register() -> None:
+    """Make the schema known to Hydra under the names that the YAML files use in their defaults lists."""
+    store = ConfigStore.instance()
+    store.store(name="config_schema", node=Config)
+    nodes: dict[tuple[str, str], type] = {
+        ("schema/algorithm", "grpo"): AlgorithmConf,
+        ("schema/positives", "none"): NoPositivesConf,
+        ("schema/positives", "expert"): ExpertConf,
+        ("schema/positives", "self_explanation"): SelfExplanationConf,
+        ("schema/dataset", "math"): MathConf,
+        ("schema/dataset", "gsm8k"): Gsm8kConf,
+        ("schema/dataset", "columns"): TableConf,
+        ("schema/dataset", "ladder"): LadderConf,
+        ("schema/model", "hf"): ModelConf,
+        ("schema/model", "random_tiny"): RandomTinyConf,
+        ("schema/rollout", "engine"): RolloutConf,
+        ("schema/trainer", "trainer"): TrainerConf,
+        ("schema/logger", "logger"): LoggerConf,
+        ("schema/prompts", "prompts"): PromptsConf,
+    }
+    for (group, name), node in nodes.items():
+        store.store(group=group, name=name, node=node)
+
+
+def check(cfg: Config) -> None:
+    """Every check that spans fields or looks at the machine, before anything is loaded. Raises UserError."""
+    algorithm, trainer, dataset = cfg.algorithm, cfg.trainer, cfg.dataset
+    rows = trainer.problems_per_step * algorithm.group_size
+    rules: list[tuple[bool, str]] = [
+        (
+            algorithm.group_size >= 2,
+            f"algorithm.group_size={algorithm.group_size}: a group advantage needs at least 2 rollouts; set algorithm.group_size=2 or more",
+        ),
+        *_positive("algorithm.updates_per_rollout", algorithm.updates_per_rollout),
+        *_positive("trainer.max_steps", trainer.max_steps),
+        *_positive("trainer.problems_per_step", trainer.problems_per_step),
+        *_positive("trainer.micro_batch_size", trainer.micro_batch_size),
+        *_positive("trainer.devices", trainer.devices),
+        *_positive("trainer.checkpoint_every", trainer.checkpoint_every),
+        *_positive("rollout.batch_size", cfg.rollout.batch_size),
+        *_positive("rollout.max_completion_tokens", cfg.rollout.max_completion_tokens),
+        *_positive("rollout.temperature", cfg.rollout.temperature),
+        *_positive("evaluation.temperature", cfg.evaluation.temperature),
+        *_positive("verifier.workers", cfg.verifier.workers),
+        *_positive("verifier.timeout_s", cfg.verifier.timeout_s),
+        (
+            trainer.problems_per_step % trainer.devices == 0,
+            f"trainer.problems_per_step={trainer.problems_per_step}: not a multiple of trainer.devices={trainer.devices}; "
+            f"set trainer.problems_per_step={_round_up(trainer.problems_per_step, trainer.devices)}",
+        ),
+        (
+            rows % trainer.micro_batch_size == 0,
+            f"trainer.micro_batch_size={trainer.micro_batch_size}: does not divide the {rows} rows of a step "
+            f"(trainer.problems_per_step={trainer.problems_per_step} x algorithm.group_size={algorithm.group_size}); "
+            f"set one of {[d for d in range(1, rows + 1) if rows % d == 0]}",
+        ),
+        (
+            bool(cfg.k) and min(cfg.k) >= 1,
+            f"k={cfg.k}: pass@k needs k of at least 1; set for example k=[1,4]",
+        ),
+        (
+            cfg.evaluation.samples is None or cfg.evaluation.samples >= max(cfg.k, default=1),
+            f"evaluation.samples={cfg.evaluation.samples}: pass@{max(cfg.k, default=1)} needs at least as many samples; "
+            f"set evaluation.samples={max(cfg.k, default=1)} or smaller k",
+        ),
+        (
+            not cfg.rollout.requires or importlib.util.find_spec(cfg.rollout.requires) is not None,
+            f"rollout._target_={cfg.rollout._target_}: the package {cfg.rollout.requires} is not installed; "
+            f"install it with make setup EXTRA={cfg.rollout.extra}, or use rollout=hf",
+        ),
+        (
+            "{question}" in cfg.prompts.solve,
+            "prompts.solve: has no {question}; put {question} where the question goes",
+        ),
+        (
+            "{question}" in cfg.prompts.explain and "{answer}" in cfg.prompts.explain,
+            "prompts.explain: needs both {question} and {answer}; put them where question and answer go",
+        ),
+        *_levels("dataset.levels", dataset.levels, dataset),
+        *_levels("dataset.eval_levels", dataset.eval_levels or [], dataset),
+        *_file("dataset.path", dataset.path),
+        *_file("dataset.eval_path", dataset.eval_path),
+        (
+            not _looks_local(cfg.model.path) or Path(cfg.model.path, "config.json").is_file(),
+            f"model.path={cfg.model.path}: no folder with a config.json there; give a saved model's folder or a hub id such as Qwen/Qwen2.5-0.5B-Instruct",
+        ),
+    ]
+    if isinstance(cfg.positives, AuxiliaryConf):
+        rules.append(
+            (
+                cfg.positives.weight >= 0,
+                f"positives.weight={cfg.positives.weight}: a negative weight would push positives away; set 0 or more",
+            )
+        )
+    if isinstance(cfg.positives, SelfExplanationConf):
+        rules += _positive("positives.samples", cfg.positives.samples)
+        rules += _positive("positives.snapshot_every", cfg.positives.snapshot_every)
+    for ok, message in rules:
+        if not ok:
+            raise UserError(message)
+
+
+def _positive(key: str, value: float) -> list[tuple[bool, str]]:
+    return [(value > 0, f"{key}={value}: must be greater than 0; set {key}=1 or more")]
+
+
+def _levels(key: str, levels: list[int], dataset: DatasetConf) -> list[tuple[bool, str]]:
+    known = dataset.known_levels
+    remedy = f"choose from {known}" if known else f"remove {key}: the data set {dataset.name} has no levels"
+    return [(set(levels) <= set(known), f"{key}={levels}: not all are levels of {dataset.name}; {remedy}")]
+
+
+def _file(key: str, path: str | None) -> list[tuple[bool, str]]:
+    if path is None:
+        return []
+    return [
+        (Path(path).is_file(), f"{key}={path}: no such file; give the path of a .jsonl or .parquet file"),
+        (Path(path).suffix in (".jsonl", ".parquet"), f"{key}={path}: not a .jsonl or .parquet file; convert it first"),
+    ]
+
+
+def _looks_local(path: str) -> bool:
+    return path.startswith((".", "/", "~")) or path.count("/") > 1
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+# What does not change a run's numbers (micro-batching changes them by rounding only) and so is not part of its identity.
+NOT_IDENTITY = {
+    "": ("output_dir", "fresh", "logger", "pretrain", "hydra"),
+    "trainer": ("checkpoint_every", "stop_after", "micro_batch_size", "accelerator", "devices", "strategy", "threads"),
+    "verifier": ("workers",),
+    "rollout": ("batch_size", "requires", "extra"),
+}
+
+
+def identity(cfg: Config) -> str:
+    """Hash of everything in the config that changes a run's result, local data files by content."""
+    tree = json.loads(json.dumps(dataclasses.asdict(cfg), default=lambda choice: choice.name))
+    for group, keys in NOT_IDENTITY.items():
+        node = tree[group] if group else tree
+        for key in keys:
+            node.pop(key, None)
+    for key in ("path", "eval_path"):
+        if tree["dataset"][key]:
+            tree["dataset"][key] = hashlib.sha256(Path(tree["dataset"][key]).read_bytes()).hexdigest()
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def run_dir(cfg: Config) -> Path:
+    return Path(cfg.output_dir, cfg.dataset.name, f"{cfg.name}-s{cfg.seed}-{identity(cfg)}")
+
+
+def typed(cfg: DictConfig) -> Config:
+    """The composed config as the dataclasses above, resolved. Raises UserError for a key that nothing has set."""
+    missing = OmegaConf.missing_keys(cfg)
+    if missing:
+        raise UserError(f"{min(missing)}=???: not set; give it on the command line")
+    config = OmegaConf.to_object(cfg)
+    assert isinstance(config, Config)
+    _refuse_unknown("", config)
+    return config
+
+
+def _refuse_unknown(prefix: str, node: Any) -> None:
+    """`+key=value` gets past Hydra's own check."""
+    known = {f.name for f in dataclasses.fields(node)}
+    for name, value in vars(node).items():
+        if name not in known:
+            raise UserError(f"{prefix}{name}={value}: no such key; `expo train --cfg job` shows every key that exists")
+        if dataclasses.is_dataclass(value):
+            _refuse_unknown(f"{prefix}{name}.", value)

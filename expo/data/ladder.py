@@ -1,0 +1,184 @@
+"""The ladder: a family of problems on which the paper's whole phenomenon fits two CPU cores.
+
+A level-L problem has L labelled parts `(i) x k y S z`. `k` is known to everyone (`+`, or `-` for the absolute
+difference); `S` is an ambiguous operator of that level. First v = x k y, then r = v S z with S read as one of five
+skills; the answer is the tuple of all r, so that it is right only if every part is. The base policy has read a corpus
+in which the meaning of S varies; `FAMILIARITY` says how often it is the true one.
+
+It is a model of the situation in which a policy cannot solve a problem at all, not evidence about 3B models.
+"""
+
+import random
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from expo.data.problem import Problem
+
+LEVELS = (1, 2, 3, 4, 5)
+SKILLS = {
+    "add": lambda v, z: v + z,
+    "mul": lambda v, z: v * z,
+    "dif": lambda v, z: abs(v - z),
+    "max": max,
+    "cat": lambda v, z: 10 * v + z,
+}
+KNOWN = {"+": lambda x, y: x + y, "-": lambda x, y: abs(x - y)}
+# Two symbols per level: symbol -> (level, true meaning, the wrong meaning that is its misconception, if any).
+SYMBOLS = {
+    "@": (1, "add", None),
+    "#": (1, "max", None),
+    "&": (2, "mul", None),
+    "%": (2, "dif", None),
+    "~": (3, "cat", None),
+    "?": (3, "add", None),
+    "!": (4, "dif", None),
+    "$": (4, "mul", None),
+    "|": (5, "max", "mul"),
+    "_": (5, "cat", "add"),
+}
+# How often the base policy's corpus gives a symbol of each level its true meaning.
+FAMILIARITY = {1: 0.85, 2: 0.72, 3: 0.5, 4: 0.3, 5: 0.1}
+# Level 5 is hard because the obvious technique is the wrong one: without a misconception of its own, a symbol gives
+# the base policy no reason to look at it (measured, see experiments/demo/README.md).
+MISCONCEPTION = 0.5
+EXPERT_STYLES = ("own", "terse", "foreign")
+WORDS = [
+    *(str(n) for n in range(127)),
+    *(f"({i})" for i in LEVELS),
+    *SYMBOLS,
+    *SKILLS,
+    *KNOWN,
+    *("=", ";", ">", ":", "(", ",", ")", r"\boxed{(", ")}", "answer"),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    x: int
+    known: str
+    y: int
+    symbol: str
+    z: int
+
+    @property
+    def value(self) -> int:
+        return KNOWN[self.known](self.x, self.y)
+
+    def result(self, skill: str) -> int:
+        return SKILLS[skill](self.value, self.z)
+
+    @property
+    def meaning(self) -> str:
+        return SYMBOLS[self.symbol][1]
+
+
+def meaning_weights(symbol: str) -> dict[str, float]:
+    """How the base policy's corpus distributes the meaning of `symbol` over the five skills; sums to 1."""
+    level, true, misconception = SYMBOLS[symbol]
+    weights = {true: FAMILIARITY[level]}
+    if misconception is not None:
+        weights[misconception] = MISCONCEPTION
+    rest = [skill for skill in SKILLS if skill not in weights]
+    return weights | dict.fromkeys(rest, (1 - sum(weights.values())) / len(rest))
+
+
+def sample_parts(level: int, rng: random.Random) -> list[Part]:
+    """`level` random parts in which the five skills give five different results, so that the answer tells the meaning."""
+    symbols = [symbol for symbol, (of_level, *_) in SYMBOLS.items() if of_level == level]
+    parts = []
+    while len(parts) < level:
+        part = Part(
+            rng.randint(1, 6), rng.choice(list(KNOWN)), rng.randint(1, 6), rng.choice(symbols), rng.randint(1, 6)
+        )
+        if len({part.result(skill) for skill in SKILLS}) == len(SKILLS):
+            parts.append(part)
+    return parts
+
+
+def question_text(parts: list[Part]) -> str:
+    return " ".join(f"({i}) {p.x} {p.known} {p.y} {p.symbol} {p.z}" for i, p in enumerate(parts, 1))
+
+
+def answer_text(results: list[int]) -> str:
+    return f"( {' , '.join(map(str, results))} )"
+
+
+def boxed_text(results: list[int]) -> str:
+    return rf"\boxed{{( {' , '.join(map(str, results))} )}}"
+
+
+def cot_text(parts: list[Part], meanings: list[str]) -> str:
+    """A chain of thought in the policy's own style, with the given reading of each symbol."""
+    steps = [
+        f"({i}) {p.x} {p.known} {p.y} = {p.value} {m} {p.z} = {p.result(m)} ;"
+        for i, (p, m) in enumerate(zip(parts, meanings, strict=True), 1)
+    ]
+    return " ".join([*steps, boxed_text([p.result(m) for p, m in zip(parts, meanings, strict=True)])])
+
+
+def expert_text(parts: list[Part], style: str) -> str:
+    """The expert's solution: true meanings; `own` style, `terse` (results only) or `foreign` (an order never seen)."""
+    results = [p.result(p.meaning) for p in parts]
+    if style == "own":
+        return cot_text(parts, [p.meaning for p in parts])
+    if style == "terse":
+        steps = [f"({i}) > {r} ;" for i, r in enumerate(results, 1)]
+    else:
+        steps = [f"{r} : ({i})" for i, r in reversed(list(enumerate(results, 1)))]
+    return " ".join([*steps, boxed_text(results)])
+
+
+def parse_question(question: str) -> list[Part]:
+    words = question.split()
+    rows = [words[i + 1 : i + 6] for i in range(0, len(words), 6)]
+    return [Part(int(x), known, int(y), symbol, int(z)) for x, known, y, symbol, z in rows]
+
+
+def generate(level: int, split: str, count: int, expert_style: str = "terse") -> Iterator[Problem]:
+    """The first `count` problems of a split. Train and test share no question: a hash of the text decides the split."""
+    seen: set[str] = set()
+    rng = random.Random(f"ladder-{split}-{level}")
+    for _ in range(200 * count):
+        if len(seen) == count:
+            return
+        parts = sample_parts(level, rng)
+        question = question_text(parts)
+        if question in seen or (zlib.crc32(question.encode()) % 4 == 0) != (split == "test"):
+            continue
+        seen.add(question)
+        yield Problem(
+            id=f"ladder/{split}/{level}/{len(seen) - 1}",
+            question=question,
+            answer=answer_text([p.result(p.meaning) for p in parts]),
+            solution=expert_text(parts, expert_style),
+            level=level,
+            subject="ladder",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class StepCheck:
+    """What the oracle finds in a chain of thought. `arithmetic` and `meanings` are the shares of the problem's parts."""
+
+    arithmetic: float  # parts whose two equations hold
+    meanings: float  # parts in which the symbol was read with its true meaning
+    sound: bool  # every equation holds, every meaning is true, and the answer follows
+
+
+def check_steps(question: str, completion: str) -> StepCheck:
+    """Exact check of the steps of a completion in the policy's own style (an oracle that real data lacks)."""
+    parts = parse_question(question)
+    steps, _, boxed = completion.partition(r"\boxed{(")
+    rows = [step.split() for step in steps.split(";")]
+    arithmetic = meanings = 0
+    for i, (part, row) in enumerate(zip(parts, rows, strict=False), 1):
+        match row:
+            case [label, x, known, y, "=", v, skill, z, "=", r] if skill in SKILLS:
+                copied = [label, x, known, y, z] == [f"({i})", str(part.x), part.known, str(part.y), str(part.z)]
+                arithmetic += copied and v == str(part.value) and r == str(part.result(skill))
+                meanings += skill == part.meaning
+    answer = [word for word in boxed.split() if word not in (",", ")}")]
+    follows = answer == [str(p.result(p.meaning)) for p in parts]
+    n = len(parts)
+    return StepCheck(arithmetic / n, meanings / n, arithmetic == meanings == n and follows)

@@ -1,0 +1,107 @@
+"""Models that the repository makes itself: the ladder policy and a tiny random Qwen2 for trying real data."""
+
+import json
+
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2Tokenizer,
+    set_seed,
+)
+
+from expo.data import ladder
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|> {{ message['content'] }} "
+    "{% if message['role'] == 'assistant' %}<|end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+SPECIAL_TOKENS = {
+    "pad_token": "<|pad|>",
+    "eos_token": "<|end|>",
+    "unk_token": "<|unk|>",
+    "additional_special_tokens": ["<|system|>", "<|user|>", "<|assistant|>"],
+}
+
+
+def ladder_tokenizer() -> PreTrainedTokenizerFast:
+    """Word-level: numbers and labels are single tokens. Without that the explain skill does not form in reasonable time."""
+    special = ["<|pad|>", "<|end|>", "<|unk|>", "<|system|>", "<|user|>", "<|assistant|>"]
+    vocab = {word: i for i, word in enumerate([*special, *ladder.WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<|unk|>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=CHAT_TEMPLATE, **SPECIAL_TOKENS)
+
+
+def ladder_model(seed: int) -> PreTrainedModel:
+    """A Llama of about 0.46M parameters with fresh weights."""
+    tokenizer = ladder_tokenizer()
+    set_seed(seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=96,
+            intermediate_size=256,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            max_position_embeddings=256,
+            tie_word_embeddings=True,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=None,
+        )
+    )
+
+
+def random_tiny(seed: int = 0) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A randomly initialised Qwen2 (about 0.2M parameters) with a real byte-level BPE tokenizer.
+
+    It solves nothing; it carries real text through every stage of a run without a download.
+    """
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=768, initial_alphabet=alphabet, show_progress=False)
+    bpe.train_from_iterator([BPE_TEXT], trainer)
+    merges = json.loads(bpe.to_str())["model"]["merges"]
+    # Qwen2's own class, because that is what AutoTokenizer makes of any tokenizer saved beside a Qwen2 model.
+    tokenizer = Qwen2Tokenizer(
+        vocab=bpe.get_vocab(), merges=[tuple(m) for m in merges], chat_template=CHAT_TEMPLATE, **SPECIAL_TOKENS
+    )
+    set_seed(seed)
+    model = Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=len(tokenizer),
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=4096,
+            tie_word_embeddings=True,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=None,
+        )
+    )
+    return model, tokenizer
+
+
+# Enough mathematical prose for a byte-pair encoding to find some merges; the bytes themselves cover everything else.
+BPE_TEXT = r"""
+Let $x$ be a real number such that $x^2 - 3x + 2 = 0$. Factoring the left-hand side, we get $(x - 1)(x - 2) = 0$, so
+$x = 1$ or $x = 2$. Therefore the sum of all solutions is $1 + 2 = \boxed{3}$. What is the value of $\frac{1}{2} + \frac{1}{3}$?
+We find a common denominator: $\frac{3}{6} + \frac{2}{6} = \frac{5}{6}$, so the answer is $\boxed{\frac{5}{6}}$. In triangle
+$ABC$, we have $AB = 5$, $BC = 12$ and $AC = 13$. Since $5^2 + 12^2 = 13^2$, the triangle has a right angle, and its area is
+$\frac{1}{2} \cdot 5 \cdot 12 = \boxed{30}$. How many positive integers less than 100 are divisible by 7? Each multiple of 7 can
+be written as $7k$, and $7k < 100$ gives $k \le 14$. Thus there are $\boxed{14}$ such integers. Evaluate $\sqrt{16} + \log_2 8$.
+Solve the problem step by step. End with the final answer in the form. Explain why the answer is correct, with a derivation.
+The probability that a fair coin lands heads three times is $\left(\frac{1}{2}\right)^3 = \boxed{\frac{1}{8}}$. Find the
+remainder when the number is divided by the integer. Note that the function is equal to the polynomial, so we have the following.
+"""

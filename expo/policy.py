@@ -1,0 +1,146 @@
+"""Load a Hugging Face causal LM, and score completions without a `[B, T, V]` tensor."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from expo import models
+from expo.config import UserError
+
+LADDER = Path(__file__).parent / "assets" / "ladder"
+# Positions scored at a time: bounds the logits to CHUNK x V numbers.
+CHUNK = 4096
+
+
+def load_policy(
+    path: str,
+    dtype: str = "float32",
+    attention: str = "sdpa",
+    lora_rank: int = 0,
+    lora_alpha: int = 32,
+    gradient_checkpointing: bool = False,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal LM and its tokenizer by hub id, local folder, or `ladder`. Raises UserError where there is none."""
+    source = str(LADDER) if path == "ladder" else path
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation=attention)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"model.path={path}: cannot be loaded ({reason}); check the hub id, your network and login, or give a local folder"
+        ) from error
+    if tokenizer.chat_template is None:
+        raise UserError(f"model.path={path}: its tokenizer has no chat template; choose an instruct model")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if lora_rank:
+        from peft import LoraConfig, get_peft_model
+
+        model = get_peft_model(model, LoraConfig(r=lora_rank, lora_alpha=lora_alpha, target_modules="all-linear"))
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.enable_input_require_grads()
+    _check_scoring(model, path)
+    # from_pretrained returns evaluation mode, and Lightning keeps it: without this, dropout would be off in training.
+    return model.train(), tokenizer
+
+
+def random_policy(path: str, **unused: object) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The tiny random Qwen2 of `expo.models.random_tiny`."""
+    model, tokenizer = models.random_tiny()
+    return model.train(), tokenizer
+
+
+def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy in evaluation mode that takes no gradients: the reference policy."""
+    return copy.deepcopy(model).eval().requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Prompt + completion rows, right-padded, so that causal attention needs no mask and padding changes nothing."""
+
+    input_ids: Tensor  # [B, L]
+    mask: Tensor  # [B, L - 1], 1 where the *next* token belongs to the completion
+
+    @property
+    def targets(self) -> Tensor:
+        """The tokens scored at each position: `[B, L - 1]`."""
+        return self.input_ids[:, 1:]
+
+    def rows(self, index: Tensor) -> "TokenBatch":
+        """The chosen rows, cut to the longest of them."""
+        width = int(self.mask[index].nonzero()[:, 1].max()) + 2 if self.mask[index].any() else self.input_ids.shape[1]
+        return TokenBatch(self.input_ids[index, :width], self.mask[index, : width - 1])
+
+
+def token_batch(
+    prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], pad_id: int, device: torch.device
+) -> TokenBatch:
+    """Pack B prompts and completions, given as token ids, into a TokenBatch."""
+    width = max(len(p) + len(c) for p, c in zip(prompts, completions, strict=True))
+    ids = torch.full((len(prompts), width), pad_id)
+    mask = torch.zeros(len(prompts), width - 1)
+    for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        end = len(prompt) + len(completion)
+        ids[i, :end] = torch.tensor([*prompt, *completion])
+        mask[i, len(prompt) - 1 : end - 1] = 1
+    return TokenBatch(ids.to(device), mask.to(device))
+
+
+def score(model: nn.Module, batch: TokenBatch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Log-probability and entropy of the policy at each completion token.
+
+    The logits are divided by `temperature`, the one that the rollouts were sampled with, so that ratios compare the
+    distributions that acted. Returns (logp, entropy), each `[B, L - 1]` float32, zero off the mask; only logp carries
+    a gradient. Logits exist for at most CHUNK positions at a time and are recomputed in the backward pass.
+    """
+    causal = _causal_lm(model)
+    hidden = causal.get_decoder()(input_ids=batch.input_ids, use_cache=False).last_hidden_state[:, :-1]
+    wanted = batch.mask.bool()
+    rows, targets = hidden[wanted], batch.targets[wanted]
+    head = causal.get_output_embeddings()
+    parts = [
+        checkpoint(_score_chunk, head, rows[i : i + CHUNK], targets[i : i + CHUNK], temperature, use_reentrant=False)
+        for i in range(0, len(rows), CHUNK)
+    ]
+    logp = torch.zeros_like(batch.mask)
+    entropy = torch.zeros_like(batch.mask)
+    if parts:
+        logp = logp.masked_scatter(wanted, torch.cat([part[0] for part in parts]))
+        entropy = entropy.masked_scatter(wanted, torch.cat([part[1] for part in parts]))
+    return logp, entropy
+
+
+def _score_chunk(head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    logits = head(hidden).float() / temperature  # [N, V]
+    logp = logits.log_softmax(dim=-1)
+    with torch.no_grad():
+        entropy = -(logp.exp() * logp).sum(dim=-1)
+    return logp.gather(-1, targets.unsqueeze(-1)).squeeze(-1), entropy
+
+
+def _causal_lm(model: nn.Module) -> PreTrainedModel:
+    """The causal LM inside a PEFT wrapper, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[return-value]
+
+
+def _check_scoring(model: PreTrainedModel, path: str) -> None:
+    """Some architectures scale or cap logits after the head; scoring them by the head alone would be silently wrong."""
+    ids = torch.arange(1, 9).unsqueeze(0) % model.config.get_text_config().vocab_size
+    model.eval()
+    with torch.no_grad():
+        causal = _causal_lm(model)
+        hidden = causal.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+        ours, theirs = causal.get_output_embeddings()(hidden), model(input_ids=ids).logits
+    if not torch.allclose(ours.float(), theirs.float(), rtol=1e-2, atol=1e-2):
+        raise UserError(
+            f"model.path={path}: {type(model).__name__} changes its logits after the output head, which expo does not support; choose a Qwen2, Llama or similar model"
+        )

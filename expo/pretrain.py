@@ -1,0 +1,134 @@
+"""The ladder's base policy from nothing: supervised training on a corpus in which symbols are ambiguous."""
+
+import random
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from hydra.utils import instantiate
+from lightning import LightningModule, Trainer
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from expo.config import Config
+from expo.data import ladder
+from expo.data.problem import Problem
+from expo.models import ladder_model, ladder_tokenizer
+from expo.prompts import Prompts
+
+EXPLAIN_SHARE = 0.6  # of all sequences: question, answer, then a chain of thought consistent with that answer
+TERSE_SHARE = 0.06  # of the solve sequences: the policy has met the expert's style, seldom
+WARMUP_LEVELS = (1, 2)
+LEVEL_WEIGHTS = (1.0, 1.0, 1.5, 2.0, 3.5)
+
+
+def corpus_item(level: int, rng: random.Random) -> tuple[Problem, str, bool]:
+    """One sequence: a problem whose answer is that of the sampled reading, its completion, and whether it explains."""
+    parts = ladder.sample_parts(level, rng)
+    weights = [ladder.meaning_weights(p.symbol) for p in parts]
+    meanings = [rng.choices(list(w), list(w.values()))[0] for w in weights]
+    explain = rng.random() < EXPLAIN_SHARE
+    if not explain and rng.random() < TERSE_SHARE:
+        completion = ladder.expert_text(parts, "terse")
+    else:
+        completion = ladder.cot_text(parts, meanings)
+    answer = ladder.answer_text([p.result(m) for p, m in zip(parts, meanings, strict=True)])
+    return Problem("corpus", ladder.question_text(parts), answer), completion, explain
+
+
+class Corpus(IterableDataset):
+    """Batches `(input_ids, labels)`, each `[B, T]`; all sequences of a batch are of one level. Endless, seeded."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, prompts: Prompts, seed: int, warmup: int, tokens_per_batch: int
+    ):
+        self.tokenizer, self.prompts, self.seed = tokenizer, prompts, seed
+        self.warmup, self.tokens_per_batch = warmup, tokens_per_batch
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        step = 0
+        while True:
+            rng = random.Random(f"{self.seed}-{step}")
+            if step < self.warmup:
+                level = rng.choice(WARMUP_LEVELS)
+            else:
+                level = rng.choices(ladder.LEVELS, LEVEL_WEIGHTS)[0]
+            rows = [self._row(level, rng) for _ in range(min(120, self.tokens_per_batch // (8 + 22 * level)))]
+            width = max(len(ids) for ids, _ in rows)
+            pad = self.tokenizer.pad_token_id
+            # Right padding needs no attention mask: causal attention never looks at it, and no label asks for it.
+            yield (
+                torch.tensor([ids + [pad] * (width - len(ids)) for ids, _ in rows]),
+                torch.tensor([labels + [-100] * (width - len(labels)) for _, labels in rows]),
+            )
+            step += 1
+
+    def _row(self, level: int, rng: random.Random) -> tuple[list[int], list[int]]:
+        problem, completion, explain = corpus_item(level, rng)
+        make_ids = self.prompts.explain_ids if explain else self.prompts.solve_ids
+        prompt = make_ids(self.tokenizer, [problem])[0]
+        target = self.tokenizer(completion)["input_ids"] + [self.tokenizer.eos_token_id]
+        return prompt + target, [-100] * len(prompt) + target
+
+
+class Pretrain(LightningModule):
+    """Next-token loss on completions; AdamW with linear warm-up and cosine decay."""
+
+    def __init__(self, model: PreTrainedModel, learning_rate: float, max_steps: int):
+        super().__init__()
+        self.model, self.learning_rate, self.max_steps = model, learning_rate, max_steps
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        input_ids, labels = batch
+        hidden = self.model.model(input_ids=input_ids).last_hidden_state[:, :-1]
+        wanted = labels[:, 1:] != -100
+        logits = self.model.lm_head(hidden[wanted])
+        loss = cross_entropy(logits, labels[:, 1:][wanted])
+        self.log("loss", loss, prog_bar=True)
+        return loss
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, self.learning_rate, total_steps=self.max_steps + 1, pct_start=0.05, div_factor=20
+        )
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+
+def pretrain(cfg: Config) -> None:
+    """`expo pretrain`: train the base policy and save it with a card under `pretrain.output`."""
+    conf, started = cfg.pretrain, time.monotonic()
+    tokenizer, model = ladder_tokenizer(), ladder_model(cfg.seed)
+    corpus = Corpus(tokenizer, instantiate(cfg.prompts), cfg.seed, conf.warmup_steps, conf.tokens_per_batch)
+    trainer = Trainer(
+        max_steps=conf.max_steps,
+        accelerator="cpu",
+        gradient_clip_val=1.0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Pretrain(model.train(), conf.learning_rate, conf.max_steps), DataLoader(corpus, batch_size=None))
+    output = Path(conf.output)
+    model.save_pretrained(output)
+    tokenizer.save_pretrained(output)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    minutes = (time.monotonic() - started) / 60
+    (output / "README.md").write_text(CARD.format(cfg=cfg, commit=commit.stdout.strip() or "?", minutes=minutes, threads=torch.get_num_threads(), date=time.strftime("%Y-%m-%d")))
+    print(f"saved to {output} after {minutes:.1f} min; use it with model=hf model.path=./{output}")
+
+
+CARD = """\
+# The ladder's base policy
+
+A Llama of 0.46M parameters trained by expo from nothing on synthetic arithmetic (expo/data/ladder.py). It knows nothing else.
+
+- command: `expo pretrain pretrain.max_steps={cfg.pretrain.max_steps} seed={cfg.seed}`
+- commit: {commit}
+- time: {minutes:.1f} minutes, torch threads {threads}
+- date: {date}
+"""

@@ -1,0 +1,28 @@
+"""Counter-based randomness: every draw is a function of (seed, stream, step, row), so that resuming needs no RNG state."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+SOLVE, EXPLAIN, EVALUATE, PROBLEMS, DROPOUT, BOOTSTRAP = range(6)
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """Names one independent stream of random numbers."""
+
+    seed: int
+    stream: int
+    step: int = 0
+    row: int = 0
+
+    def generator(self) -> np.random.Generator:
+        return np.random.Generator(
+            np.random.Philox(key=self.seed, counter=np.array([0, self.row, self.step, self.stream], dtype=np.uint64))
+        )
+
+
+def uniforms(keys: Sequence[Key], count: int) -> np.ndarray:
+    """`count` numbers in [0, 1) for each key: `[B, count]`, float32. Number j of a key never depends on the others."""
+    return np.stack([key.generator().random(count, dtype=np.float32) for key in keys])

@@ -1,0 +1,51 @@
+"""What a rollout engine is: token ids in, token ids and sampler log-probabilities out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from expo.randomness import Key
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to sample. `top_k=0` and `top_p=1` are off."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One completion wanted: the prompt's token ids, and the key of the row's sampling noise."""
+
+    prompt: tuple[int, ...]
+    key: Key
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One sampled completion. `ids` ends in the end-of-sequence token unless `truncated`.
+
+    `logp` are the sampler's log-probabilities, one per token, of the distribution sampled from, under `prompt`.
+    """
+
+    prompt: tuple[int, ...]
+    ids: list[int]
+    logp: list[float]
+    truncated: bool
+
+
+class Engine(Protocol):
+    """Generates with the policy's current weights."""
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        """One completion per request, in order. A row's completion does not depend on the other rows' noise."""
+
+    def sync(self) -> None:
+        """Bring the engine's weights up to the policy's."""
+
+    def close(self) -> None:
+        """Free what the engine holds."""

@@ -1,0 +1,118 @@
+"""Rollouts with transformers, in-process, on the trainer's own weights."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel, TopKLogitsWarper, TopPLogitsWarper
+
+from expo.randomness import uniforms
+from expo.rollout.engine import Completion, Request, Sampling
+
+
+class TransformersEngine:
+    """Engine on a transformers model that is already in memory; there is nothing to sync.
+
+    A prompt that several requests share is read once. Finished rows leave the batch. Each row draws from noise of its own.
+    """
+
+    def __init__(self, model: PreTrainedModel, pad_id: int, eos_ids: set[int], batch_size: int):
+        self.model, self.pad_id, self.batch_size = model, pad_id, batch_size
+        self.eos_ids = torch.tensor(sorted(eos_ids))
+
+    def sync(self) -> None:
+        """The weights are the policy's own."""
+
+    def close(self) -> None:
+        """Nothing is held beyond the model."""
+
+    @torch.no_grad()
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        """See `Engine.generate`."""
+        # Rows of like length side by side: less padding, and equal prompts stay together.
+        order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt), requests[i].prompt))
+        training = self.model.training
+        self.model.eval()
+        done: dict[int, Completion] = {}
+        for start in range(0, len(order), self.batch_size):
+            chosen = order[start : start + self.batch_size]
+            done |= zip(chosen, self._decode([requests[i] for i in chosen], sampling), strict=True)
+        self.model.train(training)
+        return [done[i] for i in range(len(requests))]
+
+    def _decode(self, requests: list[Request], sampling: Sampling) -> list[Completion]:
+        device = self.model.device
+        eos_ids = self.eos_ids.to(device)
+        noise = torch.from_numpy(uniforms([r.key for r in requests], sampling.max_tokens)).to(device)  # [B, T]
+        rows = torch.arange(len(requests), device=device)  # rows still decoding
+        logits, cache, mask = self._prefill(requests)
+        tokens = torch.full((len(requests), sampling.max_tokens), self.pad_id, device=device)
+        logps = torch.zeros(len(requests), sampling.max_tokens, device=device)
+        lengths = torch.full((len(requests),), sampling.max_tokens, device=device)
+        ended = torch.zeros(len(requests), dtype=torch.bool, device=device)
+        for t in range(sampling.max_tokens):
+            token, logp = sample(logits, noise[rows, t], sampling)
+            tokens[rows, t], logps[rows, t] = token, logp
+            finished = torch.isin(token, eos_ids)
+            if finished.any():
+                ended[rows[finished]], lengths[rows[finished]] = True, t + 1
+                keep = ~finished
+                if not keep.any():
+                    break
+                cache.batch_select_indices(keep.nonzero().squeeze(1))
+                rows, token, mask = rows[keep], token[keep], mask[keep]
+            if t + 1 == sampling.max_tokens:
+                break
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+            logits = self.model(
+                input_ids=token.unsqueeze(1),
+                attention_mask=mask,
+                position_ids=mask.sum(dim=1, keepdim=True) - 1,
+                past_key_values=cache,
+                use_cache=True,
+            ).logits[:, -1]
+        return [
+            Completion(r.prompt, ids[:n], logp[:n], not end)
+            for r, ids, logp, n, end in zip(
+                requests, tokens.tolist(), logps.tolist(), lengths.tolist(), ended.tolist(), strict=True
+            )
+        ]
+
+    def _prefill(self, requests: list[Request]) -> tuple[Tensor, DynamicCache, Tensor]:
+        """Read each distinct prompt once. Returns last logits `[B, V]`, the cache of B rows, and the mask `[B, L]`."""
+        device = self.model.device
+        index = {prompt: i for i, prompt in enumerate(dict.fromkeys(r.prompt for r in requests))}
+        width = max(map(len, index))
+        ids = torch.tensor([[self.pad_id] * (width - len(p)) + list(p) for p in index], device=device)
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in index], device=device)
+        out = self.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
+            past_key_values=DynamicCache(config=self.model.config),
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        expand = torch.tensor([index[r.prompt] for r in requests], device=device)
+        out.past_key_values.batch_select_indices(expand)
+        return out.logits[expand, -1], out.past_key_values, mask[expand]
+
+
+def sample(logits: Tensor, noise: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """Draw one token per row by inverting the cumulative distribution at the row's own uniform number.
+
+    Args: logits `[B, V]`; noise `[B]` in [0, 1). Returns (token `[B]`, its log-probability `[B]`) under the tempered
+    and truncated distribution, which is the one that acted.
+    """
+    logits = logits.float() / sampling.temperature
+    if sampling.top_k:
+        logits = TopKLogitsWarper(sampling.top_k)(None, logits)
+    if sampling.top_p < 1:
+        logits = TopPLogitsWarper(sampling.top_p)(None, logits)
+    logp = logits.log_softmax(dim=-1)
+    cumulative = logp.exp().cumsum(dim=-1)
+    # Scaled by the last entry, because rounding leaves it near, not at, 1; right=True skips tokens of probability zero.
+    token = torch.searchsorted(cumulative, (noise.unsqueeze(1) * cumulative[:, -1:]), right=True).squeeze(1)
+    last = (logp > float("-inf")).long().cumsum(dim=-1).argmax(dim=-1)  # the last token that can be drawn
+    token = torch.minimum(token, last)
+    return token, logp.gather(1, token.unsqueeze(1)).squeeze(1)
