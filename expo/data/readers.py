@@ -1,0 +1,207 @@
+"""Readers: from a local file, the hub or a generator to Problems. A row that cannot be used is counted and named."""
+
+import json
+import logging
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+
+from expo.config import ColumnsConf, ExpertStyle, OnBad, UserError
+from expo.data import ladder
+from expo.data.problem import Problem
+from expo.verifier import last_boxed
+
+log = logging.getLogger(__name__)
+
+
+class BadRow(Exception):
+    """Why a row cannot be used."""
+
+
+@dataclass
+class Reader:
+    """A data set. Fields are those of `DatasetConf`; subclasses turn one row into a Problem.
+
+    `train()` and `evaluation()` share no problem: see `DatasetConf.eval_path`.
+    """
+
+    name: str
+    path: str | None
+    eval_path: str | None
+    hub_id: str | None
+    hub_configs: list[str]
+    split: str
+    eval_split: str
+    levels: list[int]
+    eval_levels: list[int] | None
+    known_levels: list[int]
+    limit: int | None
+    eval_limit: int | None
+    on_bad_row: OnBad
+
+    def problem(self, row: dict[str, Any], id: str) -> Problem:
+        """One row as a Problem. Raises BadRow (or KeyError for a column that is not there)."""
+        raise TypeError(f"{type(self).__name__} reads no rows")
+
+    def train(self) -> list[Problem]:
+        """Problems to train on, with the held-out ones removed. Raises UserError where none is left."""
+        problems = self._read(self.path, self.split, self.levels)
+        if self.path is not None and self.eval_path is None:
+            held_out = {p.id for p in self._held_out()}
+            problems = [p for p in problems if p.id not in held_out]
+        return _nonempty(problems[: self.limit], self.name, self.levels)
+
+    def evaluation(self) -> list[Problem]:
+        """Problems to evaluate on: eval_path, else the held-out part of path, else the hub's eval_split."""
+        if self.path is not None and self.eval_path is None:
+            return self._held_out()
+        levels = self.levels if self.eval_levels is None else self.eval_levels
+        problems = self._read(self.eval_path, self.eval_split, levels)
+        return _nonempty(_spread(problems, self.eval_limit), self.name, levels)
+
+    def whole(self) -> list[Problem]:
+        """For `expo evaluate`: every problem of eval_path, else of path, else of the hub's eval_split."""
+        levels = self.levels if self.eval_levels is None else self.eval_levels
+        problems = self._read(self.eval_path or self.path, self.eval_split, levels)
+        return _nonempty(_spread(problems, self.limit), self.name, levels)
+
+    def _held_out(self) -> list[Problem]:
+        levels = self.levels if self.eval_levels is None else self.eval_levels
+        problems = _spread(self._read(self.path, self.split, levels), self.eval_limit or 100)
+        return _nonempty(problems, self.name, levels)
+
+    def _read(self, path: str | None, split: str, levels: list[int]) -> list[Problem]:
+        problems, bad = [], 0
+        for i, row in enumerate(self._rows(path, split)):
+            id = f"{Path(path).name if path else f'{self.name}/{split}'}:{i}"
+            try:
+                problem = self.problem(row, id)
+                if not problem.question.strip() or not problem.answer.strip():
+                    raise BadRow("empty question or answer")
+            except (BadRow, KeyError, TypeError, ValueError, AttributeError) as error:
+                reason = f"no column {error}" if isinstance(error, KeyError) else str(error)
+                if self.on_bad_row is OnBad.stop:
+                    raise UserError(
+                        f"dataset.on_bad_row=stop: row {id} cannot be used ({reason}); mend it or set dataset.on_bad_row=skip"
+                    ) from error
+                bad += 1
+                log.warning("skipped row %s: %s", id, reason)
+                continue
+            if not levels or problem.level in levels:
+                problems.append(problem)
+        if bad:
+            log.warning("%s: skipped %d rows that cannot be used, kept %d", self.name, bad, len(problems))
+        return problems
+
+    def _rows(self, path: str | None, split: str) -> Iterable[dict[str, Any]]:
+        if path is None:
+            return self._hub_rows(split)
+        if path.endswith(".parquet"):
+            return pyarrow.parquet.read_table(path).to_pylist()
+        with open(path, encoding="utf-8") as lines:
+            return [_json_row(line) for line in lines if line.strip()]
+
+    def _hub_rows(self, split: str) -> Iterable[dict[str, Any]]:
+        import datasets  # slow to import, and only the hub needs it
+
+        if self.hub_id is None:
+            raise UserError("dataset.path=null: this data set has no hub id either; set dataset.path or dataset.hub_id")
+        try:
+            parts = [datasets.load_dataset(self.hub_id, config, split=split) for config in self.hub_configs or [None]]
+        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+            raise UserError(
+                f"dataset.hub_id={self.hub_id}: cannot be read ({str(error).splitlines()[0]}); "
+                "check the id and your network, or set dataset.path to a local file"
+            ) from error
+        return datasets.concatenate_datasets(parts)
+
+
+def _json_row(line: str) -> dict[str, Any]:
+    """A line that is no JSON object becomes an empty row, which the reader counts as a bad one."""
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError:
+        return {}
+    return row if isinstance(row, dict) else {}
+
+
+@dataclass
+class MATH(Reader):
+    """Hendrycks et al. (2021): problem, level ("Level 5"), type, solution with the answer in its last box."""
+
+    def problem(self, row: dict[str, Any], id: str) -> Problem:
+        answer = last_boxed(row["solution"])
+        if answer is None:
+            raise BadRow(r"no \boxed{} in the solution")
+        level = re.fullmatch(r"Level (\d)", row["level"])
+        return Problem(id, row["problem"], answer, row["solution"], int(level[1]) if level else None, row["type"])
+
+
+@dataclass
+class GSM8K(Reader):
+    """Cobbe et al. (2021): the answer stands after `####`; calculator marks `<<…>>` are not text a policy should learn."""
+
+    def problem(self, row: dict[str, Any], id: str) -> Problem:
+        steps, mark, answer = row["answer"].rpartition("####")
+        if not mark:
+            raise BadRow("no #### in the answer")
+        answer = answer.strip().replace(",", "")
+        solution = re.sub(r"<<[^<>]*>>", "", steps).strip()
+        return Problem(id, row["question"], answer, f"{solution}\n\\boxed{{{answer}}}")
+
+
+@dataclass
+class Columns(Reader):
+    """Any data set with a question and an answer column."""
+
+    columns: ColumnsConf
+
+    def problem(self, row: dict[str, Any], id: str) -> Problem:
+        c = self.columns
+        answer, solution = str(row[c.answer]), None
+        if c.solution:
+            solution = str(row[c.solution])
+            if last_boxed(solution) is None:
+                solution += f"\n\\boxed{{{answer}}}"  # an expert trace must end in the answer that the verifier reads
+        level = int(re.sub(r"\D", "", str(row[c.level]))) if c.level else None
+        return Problem(id, str(row[c.question]), answer, solution, level, str(row[c.subject]) if c.subject else None)
+
+
+@dataclass
+class Ladder(Reader):
+    """Generated problems (`expo.data.ladder`); `limit` and `eval_limit` are per level."""
+
+    expert_style: ExpertStyle
+
+    def train(self) -> list[Problem]:
+        return list(self._generate(self.split, self.levels, self.limit or 2000))
+
+    def evaluation(self) -> list[Problem]:
+        levels = self.levels if self.eval_levels is None else self.eval_levels
+        return list(self._generate(self.eval_split, levels, self.eval_limit or 100))
+
+    def whole(self) -> list[Problem]:
+        return self.evaluation()
+
+    def _generate(self, split: str, levels: list[int], count: int) -> Iterator[Problem]:
+        for level in levels or self.known_levels:
+            yield from ladder.generate(level, split, count, self.expert_style.name)
+
+
+def _spread(problems: list[Problem], count: int | None) -> list[Problem]:
+    """`count` problems in an order that depends on their ids only, so that a subset is no stretch of a sorted file."""
+    return sorted(problems, key=lambda p: zlib.crc32(p.id.encode()))[:count]
+
+
+def _nonempty(problems: list[Problem], name: str, levels: list[int]) -> list[Problem]:
+    if not problems:
+        wanted = f"dataset.levels={levels}: " if levels else ""
+        raise UserError(f"{wanted}no problem of {name} is left; check the file, the levels and dataset.eval_limit")
+    return problems
+
+
