@@ -10,11 +10,15 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from expo.data.problem import Problem
-from expo.positives.sources import Candidate, PositiveSource, Scorer
+from expo.positives.sources import Candidate, PositiveSource
 from expo.prompts import Prompts
 from expo.randomness import PROBLEMS, SOLVE, Key
 from expo.rollout.engine import Completion, Engine, Request, Sampling
 from expo.verifier import Verdict, Verifier
+
+
+# (prompts, completions), both as token ids -> mean log-probability per completion token [N]
+MeanLogp = Callable[[Sequence[Sequence[int]], Sequence[Sequence[int]]], Tensor]
 
 
 class Timer:
@@ -79,23 +83,22 @@ class Collector:
     tokenizer: PreTrainedTokenizerBase
     source: PositiveSource
     sampling: Sampling
-    group_size: int
     seed: int
 
-    def collect(self, step: int, problems: list[Problem], scorer: Scorer) -> Experience:
-        """Generate, verify and choose positives for one step."""
+    def collect(self, step: int, problems: list[Problem], group_size: int, mean_logp: MeanLogp) -> Experience:
+        """Generate, verify and choose positives for one step. `mean_logp` scores under the policy."""
         timer = Timer()
         prompts = [tuple(ids) for ids in self.prompts.solve_ids(self.tokenizer, problems)]
-        rows = len(problems) * self.group_size
-        solve = [Request(prompts[i // self.group_size], Key(self.seed, SOLVE, step, i)) for i in range(rows)]
+        rows = len(problems) * group_size
+        solve = [Request(prompts[i // group_size], Key(self.seed, SOLVE, step, i)) for i in range(rows)]
         joined = range(len(problems)) if self.source.joins_rollouts else ()
         with timer("rollout"):
             generated = self.engine.generate([*solve, *self._explain(problems, joined, step)], self.sampling)
         completions, explanations = generated[:rows], generated[rows:]
         with timer("verify"):
             texts = self.tokenizer.batch_decode([c.ids for c in completions], skip_special_tokens=True)
-            verdicts = self.verifier.verify(texts, [problems[i // self.group_size].answer for i in range(rows)])
-        rewards = torch.tensor([float(v is Verdict.CORRECT) for v in verdicts]).view(len(problems), self.group_size)
+            verdicts = self.verifier.verify(texts, [problems[i // group_size].answer for i in range(rows)])
+        rewards = torch.tensor([float(v is Verdict.CORRECT) for v in verdicts]).view(len(problems), group_size)
         wanted = self.source.wanted((rewards.amax(dim=1) == 0).tolist())
         with timer("explain"):
             if not joined:
@@ -104,7 +107,9 @@ class Collector:
             candidates = self.source.candidates(
                 problems, wanted, explanations, self.tokenizer, self.verifier, self.sampling.max_tokens
             )
-            positives = self.source.choose(candidates, scorer)
+            positives = self.source.choose(
+                candidates, lambda ids, owners: mean_logp([prompts[i] for i in owners], ids)
+            )
         return Experience(
             problems, prompts, completions, texts, verdicts, rewards, candidates, positives,
             explanation_tokens=sum(len(e.ids) for e in explanations), timer=timer,

@@ -1,12 +1,13 @@
 """Load a Hugging Face causal LM, and score completions without a `[B, T, V]` tensor."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -77,7 +78,7 @@ class TokenBatch:
 
     def rows(self, index: Tensor) -> "TokenBatch":
         """The chosen rows, cut to the longest of them."""
-        width = int(self.mask[index].nonzero()[:, 1].max()) + 2 if self.mask[index].any() else self.input_ids.shape[1]
+        width = int(self.mask[index].nonzero()[:, 1].max()) + 2
         return TokenBatch(self.input_ids[index, :width], self.mask[index, : width - 1])
 
 
@@ -85,7 +86,7 @@ def token_batch(
     prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], pad_id: int, device: torch.device
 ) -> TokenBatch:
     """Pack B prompts and completions, given as token ids, into a TokenBatch."""
-    width = max(len(p) + len(c) for p, c in zip(prompts, completions, strict=True))
+    width = max((len(p) + len(c) for p, c in zip(prompts, completions, strict=True)), default=1)
     ids = torch.full((len(prompts), width), pad_id)
     mask = torch.zeros(len(prompts), width - 1)
     for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
@@ -95,12 +96,11 @@ def token_batch(
     return TokenBatch(ids.to(device), mask.to(device))
 
 
-def score(model: nn.Module, batch: TokenBatch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Log-probability and entropy of the policy at each completion token.
+def score(model: nn.Module, batch: TokenBatch, temperature: float = 1.0) -> Tensor:
+    """Log-probability of each completion token: `[B, L - 1]` float32, zero off the mask.
 
     The logits are divided by `temperature`, the one that the rollouts were sampled with, so that ratios compare the
-    distributions that acted. Returns (logp, entropy), each `[B, L - 1]` float32, zero off the mask; only logp carries
-    a gradient. Logits exist for at most CHUNK positions at a time and are recomputed in the backward pass.
+    distributions that acted. They exist for at most CHUNK positions at a time and are recomputed in the backward pass.
     """
     causal = _causal_lm(model)
     hidden = causal.get_decoder()(input_ids=batch.input_ids, use_cache=False).last_hidden_state[:, :-1]
@@ -111,20 +111,31 @@ def score(model: nn.Module, batch: TokenBatch, temperature: float = 1.0) -> tupl
         checkpoint(_score_chunk, head, rows[i : i + CHUNK], targets[i : i + CHUNK], temperature, use_reentrant=False)
         for i in range(0, len(rows), CHUNK)
     ]
-    logp = torch.zeros_like(batch.mask)
-    entropy = torch.zeros_like(batch.mask)
-    if parts:
-        logp = logp.masked_scatter(wanted, torch.cat([part[0] for part in parts]))
-        entropy = entropy.masked_scatter(wanted, torch.cat([part[1] for part in parts]))
-    return logp, entropy
+    return torch.zeros_like(batch.mask).masked_scatter(wanted, torch.cat(parts))
 
 
-def _score_chunk(head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def micro_batches(batch: TokenBatch, rows: Tensor, size: int) -> Iterator[tuple[Tensor, TokenBatch]]:
+    """The given rows, `size` at a time, rows of like length together so that little padding is computed."""
+    lengths = (batch.mask * torch.arange(1, batch.mask.shape[1] + 1, device=batch.mask.device)).amax(dim=1)
+    rows = rows.to(lengths.device)
+    rows = rows[lengths[rows].argsort(stable=True)]
+    for start in range(0, len(rows), size):
+        chosen = rows[start : start + size]
+        yield chosen, batch.rows(chosen)
+
+
+@torch.no_grad()
+def mean_logp(model: nn.Module, batch: TokenBatch, micro_batch_size: int) -> Tensor:
+    """Mean log π per completion token of each row: `[B]`."""
+    means = batch.mask.new_zeros(len(batch.mask))
+    for rows, part in micro_batches(batch, torch.arange(len(means)), micro_batch_size):
+        means[rows] = score(model, part).sum(dim=1) / part.mask.sum(dim=1)
+    return means
+
+
+def _score_chunk(head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float) -> Tensor:
     logits = head(hidden).float() / temperature  # [N, V]
-    logp = logits.log_softmax(dim=-1)
-    with torch.no_grad():
-        entropy = -(logp.exp() * logp).sum(dim=-1)
-    return logp.gather(-1, targets.unsqueeze(-1)).squeeze(-1), entropy
+    return -cross_entropy(logits, targets, reduction="none")
 
 
 def _causal_lm(model: nn.Module) -> PreTrainedModel:

@@ -1,0 +1,124 @@
+"""What happens around a step: logging, evaluation, progress, stopping."""
+
+import signal
+import sys
+from types import FrameType
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from expo.evaluation.evaluate import Evaluator
+from expo.experience import Experience
+from expo.run import Run
+from expo.tracking import log_table
+
+
+class LogSteps(Callback):
+    """Hands each step's scalars to every logger, under the number of steps done."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for logger in trainer.loggers:
+            logger.log_metrics(pl_module.last_metrics, step=trainer.current_epoch + 1)
+
+
+class Evaluate(Callback):
+    """Evaluates before the first step, every `every` steps, and after the last; keeps all completions of each."""
+
+    def __init__(self, evaluator: Evaluator, run: Run, every: int, max_steps: int):
+        self.evaluator, self.run, self.every, self.max_steps = evaluator, run, every, max_steps
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.current_epoch == 0:
+            self.evaluate(trainer, pl_module, 0)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        step = trainer.current_epoch + 1
+        if step == self.max_steps or (self.every and step % self.every == 0):
+            self.evaluate(trainer, pl_module, step)
+
+    def evaluate(self, trainer: Trainer, module: LightningModule, step: int) -> None:
+        evaluation = self.evaluator.evaluate(module.collector.engine)
+        self.run.metrics = evaluation.metrics
+        completions = self.run.dir / "completions"
+        evaluation.save(completions / f"eval-step{step:06d}.parquet")
+        for logger in trainer.loggers:
+            logger.log_metrics(evaluation.metrics, step=step)
+        log_table(trainer.loggers, "completions/eval", evaluation.rows, step)
+        if module.last_experience is not None:
+            rows = rollout_rows(module.last_experience)
+            pa.parquet.write_table(pa.Table.from_pylist(rows), completions / f"train-step{step:06d}.parquet")
+            log_table(trainer.loggers, "completions/train", rows, step)
+
+
+def rollout_rows(experience: Experience) -> list[dict[str, Any]]:
+    """One row per rollout of a step, with the positive of its problem and why candidates were rejected."""
+    positives = {c.problem: c.text for c in experience.positives}
+    rejected = {c.problem: c.rejected for c in experience.candidates if c.rejected}
+    group = experience.rewards.shape[1]
+    return [
+        {
+            "problem": problem.id,
+            "level": problem.level,
+            "question": problem.question,
+            "answer": problem.answer,
+            "completion": text,
+            "verdict": verdict.value,
+            "positive": positives.get(i // group),
+            "rejected": rejected.get(i // group),
+        }
+        for i, (text, verdict) in enumerate(zip(experience.texts, experience.verdicts, strict=True))
+        for problem in [experience.problems[i // group]]
+    ]
+
+
+class Stop(Callback):
+    """Ends training after the current step on SIGTERM or SIGINT, or when `stop_after` steps are done.
+
+    A second signal ends the process the ordinary way.
+    """
+
+    def __init__(self, stop_after: int | None):
+        self.stop_after, self.signal = stop_after, 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        signal.signal(number, signal.SIG_DFL)
+        print(f"{signal.Signals(number).name}: stopping after this step, with a checkpoint", file=sys.stderr)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.signal or trainer.current_epoch + 1 == self.stop_after:
+            trainer.should_stop = True
+
+
+class ShowProgress(Callback):
+    """A bar with the reward and the last evaluation; plain lines where nobody watches a terminal."""
+
+    def __init__(self, run: Run, max_steps: int, bar: bool):
+        self.run, self.max_steps, self.bar = run, max_steps, bar
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self.progress = Progress(*columns, TextColumn("{task.fields[state]}"), disable=not self.bar)
+        self.task = self.progress.add_task(
+            self.run.dir.name, total=self.max_steps, completed=trainer.current_epoch, state=""
+        )
+        self.progress.start()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        step, k = trainer.current_epoch + 1, max(self.run.cfg.k)
+        reward, score = pl_module.last_metrics["reward/mean"], self.run.metrics[f"pass@{k}"]
+        self.progress.update(self.task, completed=step, state=f"reward {reward:.3f}  pass@{k} {score:.3f}")
+        if not self.bar and (step % 10 == 0 or step == self.max_steps):
+            print(f"{self.run.dir.name} step {step}/{self.max_steps} reward {reward:.3f} pass@{k} {score:.3f}", flush=True)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if hasattr(self, "progress"):
+            self.progress.stop()

@@ -1,0 +1,77 @@
+"""A run directory: config, metrics, checkpoints, completions, and the summary that other programs read."""
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from expo.config import Config, identity, run_dir
+
+PACKAGES = ("expo", "torch", "transformers", "lightning", "hydra-core", "math-verify")
+
+
+@dataclass
+class Run:
+    """One run of one config in its directory. `metrics` are those of the last evaluation."""
+
+    cfg: Config
+    dir: Path
+    started: float = field(default_factory=time.monotonic)
+    earlier_s: float = 0.0  # wall-clock seconds of earlier sessions of the same run
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, cfg: Config, directory: Path | None = None) -> "Run":
+        """Make the directory and write config.yaml, or find what an earlier session of the same run left."""
+        run = cls(cfg, directory or run_dir(cfg))
+        run.dir.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(OmegaConf.structured(cfg), run.dir / "config.yaml")
+        if not cfg.fresh:
+            earlier = run.summary()
+            run.earlier_s, run.metrics = earlier.get("wall_s", 0.0), earlier.get("metrics", {})
+        return run
+
+    def summary(self) -> dict[str, Any]:
+        """The summary as it stands, {} where there is none."""
+        path = self.dir / "summary.json"
+        return json.loads(path.read_text()) if path.is_file() else {}
+
+    def finish(self, status: str, **more: Any) -> None:
+        """Write summary.json. `status` is done, stopped or failed."""
+        record = {
+            "status": status,
+            "identity": identity(self.cfg),
+            "name": self.cfg.name,
+            "seed": self.cfg.seed,
+            "git": git_commit(),
+            "versions": {"python": platform.python_version()}
+            | {name: importlib.metadata.version(name) for name in PACKAGES},
+            "device": device_name(),
+            "wall_s": round(self.earlier_s + time.monotonic() - self.started, 1),
+            "metrics": self.metrics,
+        }
+        path = self.dir / "summary.json"
+        path.with_suffix(".tmp").write_text(json.dumps(record | more, indent=1))
+        path.with_suffix(".tmp").replace(path)  # a reader never sees half a file
+
+
+def git_commit() -> str | None:
+    """Commit of the checkout that expo runs from, with `-dirty` where it differs; None for an installed wheel."""
+    here = Path(__file__).parent
+    done = subprocess.run(
+        ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=10"], capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip() or None
+
+
+def device_name() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"

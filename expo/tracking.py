@@ -1,0 +1,65 @@
+"""Where scalars and tables go: metrics.jsonl always, W&B where asked for."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger, WandbLogger
+from omegaconf import OmegaConf
+
+from expo.config import Config, identity
+
+TABLE_ROWS = 200  # rows of a completions table that go to W&B; parquet has them all
+
+
+class JsonlLogger(Logger):
+    """One JSON object per call in metrics.jsonl; `step` is the number of steps done.
+
+    Opened at the step that a run resumes from: lines of later steps, which are about to be made again, are dropped.
+    """
+
+    def __init__(self, path: Path, resume_step: int):
+        self.path = path
+        lines = path.read_text().splitlines() if path.is_file() and resume_step else []
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= resume_step]
+        path.write_text("".join(line + "\n" for line in kept))
+
+    @property
+    def name(self) -> str:
+        return "jsonl"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """config.yaml has them."""
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step} | metrics) + "\n")
+
+
+def make_loggers(cfg: Config, directory: Path, resume_step: int) -> list[Logger]:
+    """The loggers of a run. The W&B run has the run's identity as id, so that a resumed run goes on in it."""
+    loggers: list[Logger] = [JsonlLogger(directory / "metrics.jsonl", resume_step)]
+    if cfg.logger.wandb is not None:
+        options = dict(cfg.logger.wandb)
+        mode = options.pop("mode")
+        run_id = f"{cfg.name}-s{cfg.seed}-{identity(cfg)}"
+        wandb = WandbLogger(
+            name=f"{cfg.name}-s{cfg.seed}", id=run_id, save_dir=directory, offline=mode == "offline", resume="allow",
+            config=OmegaConf.to_container(OmegaConf.structured(cfg), enum_to_str=True),
+            **({"mode": mode} if mode == "disabled" else {}), **options,
+        )  # fmt: skip
+        wandb.experiment  # noqa: B018  (starts the run now, so that a missing key is found before any work)
+        loggers.append(wandb)
+    return loggers
+
+
+def log_table(loggers: list[Logger], name: str, rows: list[dict[str, Any]], step: int) -> None:
+    """The first rows of a completions table to the loggers that show tables."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger) and rows:
+            columns = list(rows[0])
+            logger.log_table(name, columns, [[row[c] for c in columns] for row in rows[:TABLE_ROWS]], step=step)

@@ -1,0 +1,168 @@
+"""`expo train`: wire one run together from its config, and see it through."""
+
+import logging
+import os
+import re
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+from hydra.utils import instantiate
+from lightning import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from expo.algorithms.grpo import NonFiniteGradient
+from expo.callbacks import Evaluate, LogSteps, ShowProgress, Stop
+from expo.config import Config, Explainer, UserError
+from expo.evaluation.evaluate import Evaluator
+from expo.experience import Collector, ProblemSampler, within_length
+from expo.policy import frozen_copy
+from expo.rollout.engine import Sampling
+from expo.run import Run
+from expo.tracking import make_loggers
+from expo.verifier import Verifier
+
+
+def train(cfg: Config) -> int:
+    """One run. Returns the exit code. A finished run is not made again, an unfinished one goes on from its checkpoint."""
+    quiet_libraries()
+    run = Run.open(cfg)
+    if run.summary().get("status") == "done" and not cfg.fresh:
+        print(f"{run.dir} is finished already; fresh=true makes it again")
+        return 0
+    if cfg.trainer.threads:
+        torch.set_num_threads(cfg.trainer.threads)
+    verifier = instantiate_verifier(cfg)
+    try:
+        return _train(cfg, run, verifier)
+    finally:
+        verifier.close()
+
+
+def _train(cfg: Config, run: Run, verifier: Verifier) -> int:
+    torch.manual_seed(cfg.seed)
+    policy, tokenizer = instantiate(cfg.model)
+    prompts, reader, source = instantiate(cfg.prompts), read(cfg), instantiate(cfg.positives, _convert_="object")
+    fit = [prompts, tokenizer, cfg.rollout.max_prompt_tokens, logging.getLogger("expo").warning]
+    problems, held_out = within_length(reader.train(), *fit), within_length(reader.evaluation(), *fit)
+    if not problems or not held_out:
+        raise UserError(
+            f"rollout.max_prompt_tokens={cfg.rollout.max_prompt_tokens}: every prompt is longer; raise it (and check prompts)"
+        )
+
+    needs_reference = cfg.algorithm.kl_coef > 0 or source.explainer is Explainer.reference
+    reference = frozen_copy(policy) if needs_reference else None
+    snapshot = frozen_copy(policy) if source.explainer is Explainer.snapshot else None
+    engine = make_engine(cfg, policy, tokenizer)
+    writer = {Explainer.reference: reference, Explainer.snapshot: snapshot}.get(source.explainer)
+    explainer = engine if writer is None else make_engine(cfg, writer, tokenizer)
+    sampling = Sampling(
+        cfg.rollout.temperature, cfg.rollout.top_p, cfg.rollout.top_k, cfg.rollout.max_completion_tokens
+    )
+    collector = Collector(
+        engine, explainer, verifier, prompts, tokenizer, source, sampling, cfg.seed
+    )
+    algorithm = instantiate(cfg.algorithm, _convert_="object", _partial_=True)
+    module = algorithm(
+        policy=policy, reference=reference, snapshot=snapshot, collector=collector,
+        sampler=ProblemSampler(problems, cfg.trainer.problems_per_step, cfg.seed), optimizer=cfg.optimizer,
+        max_steps=cfg.trainer.max_steps, micro_batch_size=cfg.trainer.micro_batch_size,
+        on_nonfinite=cfg.trainer.on_nonfinite,
+    )  # fmt: skip
+
+    checkpoint = None if cfg.fresh else newest_checkpoint(run.dir)
+    stop = Stop(cfg.trainer.stop_after)
+    bar = sys.stderr.isatty() and "EXPO_SWEEP" not in os.environ
+    trainer = Trainer(
+        max_epochs=cfg.trainer.max_steps,
+        accelerator=cfg.trainer.accelerator,
+        devices=1,
+        precision=cfg.trainer.precision,
+        logger=make_loggers(cfg, run.dir, step_of(checkpoint) if checkpoint else 0),
+        callbacks=[
+            LogSteps(),
+            Evaluate(make_evaluator(cfg, held_out, verifier, prompts, tokenizer), run, cfg.evaluation.every, cfg.trainer.max_steps),
+            ShowProgress(run, cfg.trainer.max_steps, bar),
+            stop,
+            ModelCheckpoint(
+                run.dir / "checkpoints",
+                filename="step{epoch:06d}",
+                auto_insert_metric_name=False,
+                every_n_epochs=cfg.trainer.checkpoint_every,
+                save_on_train_epoch_end=True,
+                enable_version_counter=False,
+            ),
+        ],
+        reload_dataloaders_every_n_epochs=1,  # one epoch is one step, and its loader knows which
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    run.finish("stopped")  # until it is done: what a SIGKILL leaves behind is a stopped run
+    try:
+        trainer.fit(module, ckpt_path=checkpoint, weights_only=False)
+    except NonFiniteGradient as error:
+        run.finish("failed", reason=str(error), step=trainer.current_epoch)
+        print(f"expo: {error}; earlier checkpoints are in {run.dir}; lower the learning rate or set trainer.on_nonfinite=skip", file=sys.stderr)
+        return 1
+    finally:
+        engine.close()
+    done = trainer.current_epoch >= cfg.trainer.max_steps
+    if done:
+        policy.save_pretrained(run.dir / "checkpoints" / "final")
+        tokenizer.save_pretrained(run.dir / "checkpoints" / "final")
+    else:
+        trainer.save_checkpoint(run.dir / "checkpoints" / f"step{trainer.current_epoch - 1:06d}.ckpt")
+    run.finish("done" if done else "stopped", step=trainer.current_epoch)
+    for logger in trainer.loggers:
+        logger.finalize("success")
+    k = max(cfg.k)
+    print(f"{run.dir}: {'done' if done else 'stopped'} at step {trainer.current_epoch}, pass@{k} {run.metrics[f'pass@{k}']:.3f}")
+    return 128 + stop.signal if stop.signal and not done else 0
+
+
+def quiet_libraries() -> None:
+    """Leave only expo's own lines on the terminal."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+
+
+def instantiate_verifier(cfg: Config) -> Verifier:
+    return Verifier(cfg.verifier.workers, cfg.verifier.timeout_s, cfg.verifier.memory_mb, cfg.verifier.max_answer_chars)
+
+
+def read(cfg: Config):
+    """The data set's reader."""
+    return instantiate(cfg.dataset, _convert_="object")
+
+
+def make_engine(cfg: Config, model, tokenizer):
+    """An engine on a model in memory, as `rollout` says."""
+    from expo.rollout.transformers_engine import TransformersEngine
+
+    eos = model.generation_config.eos_token_id
+    eos_ids = {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos] if eos is not None else [])}
+    return TransformersEngine(model, tokenizer.pad_token_id, eos_ids, cfg.rollout.batch_size)
+
+
+def make_evaluator(cfg: Config, problems, verifier, prompts, tokenizer) -> Evaluator:
+    """The evaluation that `evaluation` and `k` describe."""
+    e = cfg.evaluation
+    sampling = Sampling(e.temperature, e.top_p, e.top_k, cfg.rollout.max_completion_tokens)
+    return Evaluator(problems, verifier, prompts, tokenizer, sampling, e.samples or max(cfg.k), cfg.k, e.seed)
+
+
+def newest_checkpoint(directory: Path) -> Path | None:
+    return max(directory.glob("checkpoints/step*.ckpt"), key=step_of, default=None)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Steps done at a checkpoint; Lightning names it by the epoch just ended."""
+    match = re.fullmatch(r"step(\d+)", checkpoint.stem)
+    assert match is not None, checkpoint
+    return int(match[1]) + 1
