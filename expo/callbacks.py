@@ -117,7 +117,9 @@ class ShowProgress(Callback):
         reward, score = pl_module.last_metrics["reward/mean"], self.run.metrics[f"pass@{k}"]
         self.progress.update(self.task, completed=step, state=f"reward {reward:.3f}  pass@{k} {score:.3f}")
         if not self.bar and (step % 10 == 0 or step == self.max_steps):
-            print(f"{self.run.dir.name} step {step}/{self.max_steps} reward {reward:.3f} pass@{k} {score:.3f}", flush=True)
+            print(
+                f"{self.run.dir.name} step {step}/{self.max_steps} reward {reward:.3f} pass@{k} {score:.3f}", flush=True
+            )
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if hasattr(self, "progress"):

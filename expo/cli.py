@@ -115,8 +115,17 @@ def _explain(error: Exception) -> str:
     """Hydra's and OmegaConf's messages in one line: key, value, remedy."""
     texts = [str(error)] + ([str(error.__cause__)] if error.__cause__ else [])
     lines = [line.strip() for text in texts for line in text.splitlines() if line.strip()]
-    noise = ("full_key:", "object_type=", "reference_type=", "To append to your config", "Config search path", "provider=")
+    noise = (
+        "full_key:",
+        "object_type=",
+        "reference_type=",
+        "To append to your config",
+        "Config search path",
+        "provider=",
+    )
     told = list(dict.fromkeys(line.rstrip(".:;") for line in lines if not line.startswith(noise)))
-    groups = any("Could not find" in line or "Could not override" in line and "." not in line for line in told)
-    remedy = "`expo train --help` lists the groups and their options" if groups else "`expo train --cfg job` shows every key"
+    groups = any("Could not find" in line or ("Could not override" in line and "." not in line) for line in told)
+    remedy = (
+        "`expo train --help` lists the groups and their options" if groups else "`expo train --cfg job` shows every key"
+    )
     return f"{'; '.join(told)}; remedy: {remedy}"

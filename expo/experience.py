@@ -16,7 +16,6 @@ from expo.randomness import PROBLEMS, SOLVE, Key
 from expo.rollout.engine import Completion, Engine, Request, Sampling
 from expo.verifier import Verdict, Verifier
 
-
 # (prompts, completions), both as token ids -> mean log-probability per completion token [N]
 MeanLogp = Callable[[Sequence[Sequence[int]], Sequence[Sequence[int]]], Tensor]
 
@@ -65,7 +64,9 @@ class ProblemSampler:
         """The `per_step` problems of `step`."""
         count = len(self.problems)
         positions = range(step * self.per_step, (step + 1) * self.per_step)
-        orders = {e: Key(self.seed, PROBLEMS, e).generator().permutation(count) for e in {p // count for p in positions}}
+        orders = {
+            e: Key(self.seed, PROBLEMS, e).generator().permutation(count) for e in {p // count for p in positions}
+        }
         return [self.problems[orders[p // count][p % count]] for p in positions]
 
 
@@ -107,9 +108,7 @@ class Collector:
             candidates = self.source.candidates(
                 problems, wanted, explanations, self.tokenizer, self.verifier, self.sampling.max_tokens
             )
-            positives = self.source.choose(
-                candidates, lambda ids, owners: mean_logp([prompts[i] for i in owners], ids)
-            )
+            positives = self.source.choose(candidates, lambda ids, owners: mean_logp([prompts[i] for i in owners], ids))
         return Experience(
             problems, prompts, completions, texts, verdicts, rewards, candidates, positives,
             explanation_tokens=sum(len(e.ids) for e in explanations), timer=timer,
@@ -125,7 +124,9 @@ def within_length(
 ) -> list[Problem]:  # fmt: skip
     """The problems whose solve and explain prompts both fit `max_tokens`; how many do not is reported."""
     lengths = zip(prompts.solve_ids(tokenizer, problems), prompts.explain_ids(tokenizer, problems), strict=True)
-    kept = [p for p, (solve, explain) in zip(problems, lengths, strict=True) if max(len(solve), len(explain)) <= max_tokens]
+    kept = [
+        p for p, (solve, explain) in zip(problems, lengths, strict=True) if max(len(solve), len(explain)) <= max_tokens
+    ]
     if len(kept) < len(problems):
         dropped = len(problems) - len(kept)
         report(f"skipped {dropped} problems whose prompt is longer than rollout.max_prompt_tokens={max_tokens}")

@@ -116,6 +116,8 @@ def score(model: nn.Module, batch: TokenBatch, temperature: float = 1.0) -> Tens
 
 def micro_batches(batch: TokenBatch, rows: Tensor, size: int) -> Iterator[tuple[Tensor, TokenBatch]]:
     """The given rows, `size` at a time, rows of like length together so that little padding is computed."""
+    if not len(rows):
+        return
     lengths = (batch.mask * torch.arange(1, batch.mask.shape[1] + 1, device=batch.mask.device)).amax(dim=1)
     rows = rows.to(lengths.device)
     rows = rows[lengths[rows].argsort(stable=True)]

@@ -53,10 +53,7 @@ class Corpus(IterableDataset):
         step = 0
         while True:
             rng = random.Random(f"{self.seed}-{step}")
-            if step < self.warmup:
-                level = rng.choice(WARMUP_LEVELS)
-            else:
-                level = rng.choices(ladder.LEVELS, LEVEL_WEIGHTS)[0]
+            level = rng.choice(WARMUP_LEVELS) if step < self.warmup else rng.choices(ladder.LEVELS, LEVEL_WEIGHTS)[0]
             rows = [self._row(level, rng) for _ in range(min(120, self.tokens_per_batch // (8 + 22 * level)))]
             width = max(len(ids) for ids, _ in rows)
             pad = self.tokenizer.pad_token_id
@@ -118,7 +115,15 @@ def pretrain(cfg: Config) -> None:
     tokenizer.save_pretrained(output)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     minutes = (time.monotonic() - started) / 60
-    (output / "README.md").write_text(CARD.format(cfg=cfg, commit=commit.stdout.strip() or "?", minutes=minutes, threads=torch.get_num_threads(), date=time.strftime("%Y-%m-%d")))
+    (output / "README.md").write_text(
+        CARD.format(
+            cfg=cfg,
+            commit=commit.stdout.strip() or "?",
+            minutes=minutes,
+            threads=torch.get_num_threads(),
+            date=time.strftime("%Y-%m-%d"),
+        )
+    )
     print(f"saved to {output} after {minutes:.1f} min; use it with model=hf model.path=./{output}")
 
 

@@ -66,7 +66,10 @@ def git_commit() -> str | None:
     """Commit of the checkout that expo runs from, with `-dirty` where it differs; None for an installed wheel."""
     here = Path(__file__).parent
     done = subprocess.run(
-        ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=10"], capture_output=True, text=True, check=False
+        ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=10"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return done.stdout.strip() or None
 

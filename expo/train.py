@@ -60,9 +60,7 @@ def _train(cfg: Config, run: Run, verifier: Verifier) -> int:
     sampling = Sampling(
         cfg.rollout.temperature, cfg.rollout.top_p, cfg.rollout.top_k, cfg.rollout.max_completion_tokens
     )
-    collector = Collector(
-        engine, explainer, verifier, prompts, tokenizer, source, sampling, cfg.seed
-    )
+    collector = Collector(engine, explainer, verifier, prompts, tokenizer, source, sampling, cfg.seed)
     algorithm = instantiate(cfg.algorithm, _convert_="object", _partial_=True)
     module = algorithm(
         policy=policy, reference=reference, snapshot=snapshot, collector=collector,
@@ -103,7 +101,10 @@ def _train(cfg: Config, run: Run, verifier: Verifier) -> int:
         trainer.fit(module, ckpt_path=checkpoint, weights_only=False)
     except NonFiniteGradient as error:
         run.finish("failed", reason=str(error), step=trainer.current_epoch)
-        print(f"expo: {error}; earlier checkpoints are in {run.dir}; lower the learning rate or set trainer.on_nonfinite=skip", file=sys.stderr)
+        print(
+            f"expo: {error}; earlier checkpoints are in {run.dir}; lower the learning rate or set trainer.on_nonfinite=skip",
+            file=sys.stderr,
+        )
         return 1
     finally:
         engine.close()
@@ -117,7 +118,9 @@ def _train(cfg: Config, run: Run, verifier: Verifier) -> int:
     for logger in trainer.loggers:
         logger.finalize("success")
     k = max(cfg.k)
-    print(f"{run.dir}: {'done' if done else 'stopped'} at step {trainer.current_epoch}, pass@{k} {run.metrics[f'pass@{k}']:.3f}")
+    print(
+        f"{run.dir}: {'done' if done else 'stopped'} at step {trainer.current_epoch}, pass@{k} {run.metrics[f'pass@{k}']:.3f}"
+    )
     return 128 + stop.signal if stop.signal and not done else 0
 
 

@@ -15,13 +15,13 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 from functools import lru_cache
 from multiprocessing.connection import Connection
 from typing import Any
 
 
-class Verdict(str, Enum):
+class Verdict(StrEnum):
     CORRECT = "correct"
     INCORRECT = "incorrect"
     UNPARSEABLE = "unparseable"

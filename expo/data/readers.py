@@ -203,5 +203,3 @@ def _nonempty(problems: list[Problem], name: str, levels: list[int]) -> list[Pro
         wanted = f"dataset.levels={levels}: " if levels else ""
         raise UserError(f"{wanted}no problem of {name} is left; check the file, the levels and dataset.eval_limit")
     return problems
-
-

@@ -79,6 +79,8 @@ class Evaluator:
         metrics["eval/unparseable_frac"] = verdicts.count(Verdict.UNPARSEABLE) / len(verdicts)
         if self.problems[0].subject == "ladder":
             # A right answer by wrong steps counts as correct, as it does on MATH; the ladder can tell, and says so.
-            right = [ladder.check_steps(r["question"], r["completion"]).sound for r in rows if r["verdict"] == "correct"]
+            right = [
+                ladder.check_steps(r["question"], r["completion"]).sound for r in rows if r["verdict"] == "correct"
+            ]
             metrics["eval/correct_with_sound_steps_frac"] = float(np.mean(right)) if right else 0.0
         return metrics

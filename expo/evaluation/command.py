@@ -1,0 +1,47 @@
+"""`expo evaluate`: unbiased pass@k of one model on one data set."""
+
+import logging
+
+from hydra.utils import instantiate
+from rich.console import Console
+from rich.table import Table
+
+from expo.config import Config, identity
+from expo.config import run_dir as train_dir
+from expo.experience import within_length
+from expo.run import Run
+from expo.train import instantiate_verifier, make_engine, make_evaluator, quiet_libraries, read
+
+
+def evaluate_command(cfg: Config) -> int:
+    """Sample, verify, count; prints a table and keeps every completion in the run directory."""
+    quiet_libraries()
+    run = Run.open(cfg, train_dir(cfg).parent.parent / "evaluate" / f"{cfg.dataset.name}-{identity(cfg)}")
+    model, tokenizer = instantiate(cfg.model)
+    prompts = instantiate(cfg.prompts)
+    warn = logging.getLogger("expo").warning
+    problems = within_length(read(cfg).whole(), prompts, tokenizer, cfg.rollout.max_prompt_tokens, warn)
+    with instantiate_verifier(cfg) as verifier:
+        engine = make_engine(cfg, model, tokenizer)
+        evaluation = make_evaluator(cfg, problems, verifier, prompts, tokenizer).evaluate(engine)
+    evaluation.save(run.dir / "completions" / "eval.parquet")
+    run.metrics = evaluation.metrics
+    run.finish("done")
+    show(cfg, evaluation.metrics, len(problems))
+    Console().print(f"completions and summary: {run.dir}")
+    return 0
+
+
+def show(cfg: Config, metrics: dict[str, float], problems: int) -> None:
+    """pass@k by level with 95 % intervals, in percent."""
+    levels = sorted({key.split("/")[1] for key in metrics if key.startswith("pass@") and "/" in key and "_" not in key})
+    table = Table(title=f"{cfg.model.path} on {cfg.dataset.name}: {problems} problems, pass@k in % [95 % interval]")
+    for heading in ("", *(f"pass@{k}" for k in cfg.k)):
+        table.add_column(heading)
+    for group in ("", *(f"/{level}" for level in levels)):
+        names = [f"pass@{k}{group}" for k in cfg.k]
+        cells = [
+            f"{100 * metrics[n]:.1f} [{100 * metrics[n + '_lo']:.1f}, {100 * metrics[n + '_hi']:.1f}]" for n in names
+        ]
+        table.add_row(group[1:] or "all", *cells)
+    Console().print(table)

@@ -1,0 +1,185 @@
+"""`expo demo`: GRPO, GRPO SFT-GT-CoT and ExP-GRPO on ladder level 5 from the shipped base policy, side by side."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet
+from hydra import compose, initialize_config_dir
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from expo import config
+from expo.cli import conf_dir
+from expo.data.ladder import FAMILIARITY
+from expo.evaluation.pass_at_k import interval
+from expo.experiments.report import save_curves, save_report
+from expo.run import device_name, git_commit
+
+# The longest first, so that two cores stay busy to the end.
+ARMS = {"exp_grpo": "ExP-GRPO", "grpo_sft_gt_cot": "GRPO SFT-GT-CoT", "grpo": "GRPO"}
+OVERRIDES = ["dataset=ladder_level5", "dataset.eval_limit=200"]
+METRICS = ("pass@1/level5", "pass@4/level5")
+USAGE = "usage: expo demo [seeds=N] [output=FOLDER] [HYDRA OVERRIDES...]; runs that are finished are not made again"
+
+
+def main(arguments: list[str]) -> int:
+    """Run what is missing, then print the table and write summary.json, curves.png and report.html."""
+    if any(a in ("-h", "--help") for a in arguments):
+        print(USAGE)
+        return 0
+    seeds, output, overrides = 1, Path("outputs/demo"), list(OVERRIDES)
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key == "seeds":
+            if not value.isdigit() or int(value) < 1:
+                print(f"expo: seeds={value}: not a number of seeds; use seeds=1 or more", file=sys.stderr)
+                return 2
+            seeds = int(value)
+        elif key == "output":
+            output = Path(value)
+        else:
+            overrides.append(argument)
+    started = time.monotonic()
+    overrides.append(f"output_dir={output / 'runs'}")
+    try:
+        configs = {arm: [compose_run(arm, seed, overrides) for seed in range(seeds)] for arm in ARMS}
+    except config.UserError as error:
+        print(f"expo: {error}", file=sys.stderr)
+        return 2
+    runs = {arm: [config.run_dir(cfg) for cfg in cfgs] for arm, cfgs in configs.items()}
+    cfg = configs["grpo"][0]
+    code = launch(runs, seeds, overrides, cfg.trainer.max_steps)
+    if code:
+        return code
+    summary = summarize(runs)
+    # Why GRPO cannot start: the right rollouts to expect in a whole run by the base policy's familiarity.
+    rollouts = cfg.trainer.max_steps * cfg.trainer.problems_per_step * cfg.algorithm.group_size
+    summary["expected_lucky_rollouts"] = FAMILIARITY[5] ** 5 * rollouts
+    summary |= {
+        "seeds": seeds,
+        "wall_s": round(time.monotonic() - started, 1),
+        "training_s": {arm: [read_summary(d)["wall_s"] for d in dirs] for arm, dirs in runs.items()},
+        "command": f"expo demo {' '.join(arguments)}".strip(),
+        "git": git_commit(),
+        "device": device_name(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    (output / "summary.json").write_text(json.dumps(summary, indent=1))
+    curves = {arm: [read_curve(d) for d in dirs] for arm, dirs in runs.items()}
+    save_curves(curves, ARMS, output / "curves.png")
+    samples = {arm: sample_rows(dirs[0]) for arm, dirs in runs.items()}
+    save_report(summary, ARMS, output / "curves.png", samples, output / "report.html")
+    show(summary, output)
+    return 0
+
+
+def compose_run(arm: str, seed: int, overrides: list[str]) -> config.Config:
+    """The config of one run, checked."""
+    config.register()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        cfg = config.typed(compose("config", [f"algorithm={arm}", f"seed={seed}", *overrides]))
+    config.check(cfg)
+    return cfg
+
+
+def launch(runs: dict[str, list[Path]], seeds: int, overrides: list[str], max_steps: int) -> int:
+    """One `expo train -m` sweep, with a bar per run that follows its metrics.jsonl."""
+    jobs = min(len(runs) * seeds, os.cpu_count() or 1)
+    sweep = [f"algorithm={','.join(runs)}", f"seed={','.join(map(str, range(seeds)))}", f"hydra.launcher.n_jobs={jobs}"]
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    log = next(iter(runs.values()))[0].parent.parent / "sweep.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    bar = Progress(*columns, TextColumn("{task.fields[state]}"), console=Console(stderr=True))
+    with bar, log.open("w") as out:
+        command = [sys.executable, "-m", "expo", "train", "-m", *sweep, *overrides]
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
+        tasks = {
+            directory: bar.add_task(f"{ARMS[arm]} seed {i}", total=max_steps, state="")
+            for arm, directories in runs.items()
+            for i, directory in enumerate(directories)
+        }
+        try:
+            while process.poll() is None:
+                follow(bar, tasks)
+                time.sleep(1)
+        except KeyboardInterrupt:
+            process.wait()  # the terminal has sent it the signal too; it stops with checkpoints
+        follow(bar, tasks)
+    if process.returncode:
+        print(f"expo: a run failed; its output is in {log}", file=sys.stderr)
+    return process.returncode
+
+
+def follow(bar: Progress, tasks: dict[Path, Any]) -> None:
+    for directory, task in tasks.items():
+        steps, evaluations = read_curve(directory)
+        if evaluations:
+            reward = f"reward {steps[-1][1]:.3f}  " if steps else ""
+            done = steps[-1][0] if steps else 0
+            state = f"{reward}pass@4 {evaluations[-1][1]:.3f}"
+            bar.update(task, completed=done, state=state)
+
+
+def read_curve(directory: Path) -> tuple[list[tuple[int, float]], list[tuple[int, float]]]:
+    """(step, mean reward) of training and (step, pass@4) of evaluations, from metrics.jsonl."""
+    path = directory / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.is_file() else []
+    rewards = [(line["step"], line["reward/mean"]) for line in lines if "reward/mean" in line]
+    return rewards, [(line["step"], line["pass@4"]) for line in lines if "pass@4" in line]
+
+
+def read_summary(directory: Path) -> dict[str, Any]:
+    return json.loads((directory / "summary.json").read_text())
+
+
+def final_rows(directory: Path) -> list[dict[str, Any]]:
+    """Every completion of the last evaluation."""
+    return pyarrow.parquet.read_table(max((directory / "completions").glob("eval-*.parquet"))).to_pylist()
+
+
+def summarize(runs: dict[str, list[Path]]) -> dict[str, Any]:
+    """Mean over seeds with 95 % intervals over problems and seeds, from the completions themselves."""
+    arms: dict[str, Any] = {}
+    for arm, directories in runs.items():
+        right = np.array([[r["verdict"] == "correct" for r in final_rows(d)] for d in directories]).reshape(
+            len(directories), -1, 4
+        )  # [S, P, 4]
+        arms[arm] = {}
+        for metric, values in zip(METRICS, (right.mean(axis=2), right.any(axis=2).astype(float)), strict=True):
+            low, high = interval(values)
+            per_seed = [round(v, 4) for v in values.mean(axis=1).tolist()]
+            arms[arm][metric] = {"mean": float(values.mean()), "lo": low, "hi": high, "seeds": per_seed}
+    base = [read_curve(directories[0])[1][0][1] for directories in runs.values()]
+    return {"arms": {arm: arms[arm] for arm in reversed(arms)}, "base_pass@4": float(np.mean(base))}
+
+
+def sample_rows(directory: Path) -> list[dict[str, Any]]:
+    """A few rollouts of the last logged training step, with their positives."""
+    path = max((directory / "completions").glob("train-*.parquet"))
+    return pyarrow.parquet.read_table(path).to_pylist()[:24:8]
+
+
+def show(summary: dict[str, Any], output: Path) -> None:
+    table = Table(title=f"Ladder level 5, {summary['seeds']} seed(s) per arm, pass@k in % with 95 % intervals")
+    for heading in ("arm", *METRICS):
+        table.add_column(heading)
+    for arm, metrics in summary["arms"].items():
+        table.add_row(ARMS[arm], *(cell(metrics[m]) for m in METRICS))
+    console = Console()
+    console.print(table)
+    console.print(
+        f"base policy pass@4 {100 * summary['base_pass@4']:.1f} %; right rollouts to expect from it in a whole run: "
+        f"{summary['expected_lucky_rollouts']:.2f}; {summary['wall_s']:.0f} s"
+    )
+    console.print(f"curves: {output / 'curves.png'}   report: {output / 'report.html'}")
+
+
+def cell(metric: dict[str, float]) -> str:
+    return f"{100 * metric['mean']:.1f} [{100 * metric['lo']:.1f}, {100 * metric['hi']:.1f}]"
