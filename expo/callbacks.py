@@ -7,10 +7,11 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet
-from lightning import LightningModule, Trainer
+from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from expo.algorithms.base import Algorithm
 from expo.evaluation.evaluate import Evaluator
 from expo.experience import Experience
 from expo.run import Run
@@ -20,7 +21,7 @@ from expo.tracking import log_table
 class LogSteps(Callback):
     """Hands each step's scalars to every logger, under the number of steps done."""
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
         for logger in trainer.loggers:
             logger.log_metrics(pl_module.last_metrics, step=trainer.current_epoch + 1)
 
@@ -31,16 +32,16 @@ class Evaluate(Callback):
     def __init__(self, evaluator: Evaluator, run: Run, every: int, max_steps: int):
         self.evaluator, self.run, self.every, self.max_steps = evaluator, run, every, max_steps
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
         if trainer.current_epoch == 0:
             self.evaluate(trainer, pl_module, 0)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
         step = trainer.current_epoch + 1
         if step == self.max_steps or (self.every and step % self.every == 0):
             self.evaluate(trainer, pl_module, step)
 
-    def evaluate(self, trainer: Trainer, module: LightningModule, step: int) -> None:
+    def evaluate(self, trainer: Trainer, module: Algorithm, step: int) -> None:
         evaluation = self.evaluator.evaluate(module.collector.engine)
         self.run.metrics = evaluation.metrics
         completions = self.run.dir / "completions"
@@ -84,7 +85,7 @@ class Stop(Callback):
     def __init__(self, stop_after: int | None):
         self.stop_after, self.signal = stop_after, 0
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: Algorithm, stage: str) -> None:  # type: ignore[override]
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._handle)
 
@@ -93,7 +94,7 @@ class Stop(Callback):
         signal.signal(number, signal.SIG_DFL)
         print(f"{signal.Signals(number).name}: stopping after this step, with a checkpoint", file=sys.stderr)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
         if self.signal or trainer.current_epoch + 1 == self.stop_after:
             trainer.should_stop = True
 
@@ -104,7 +105,7 @@ class ShowProgress(Callback):
     def __init__(self, run: Run, max_steps: int, bar: bool):
         self.run, self.max_steps, self.bar = run, max_steps, bar
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self.progress = Progress(*columns, TextColumn("{task.fields[state]}"), disable=not self.bar)
         self.task = self.progress.add_task(
@@ -112,7 +113,7 @@ class ShowProgress(Callback):
         )
         self.progress.start()
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
         step, k = trainer.current_epoch + 1, max(self.run.cfg.k)
         reward, score = pl_module.last_metrics["reward/mean"], self.run.metrics[f"pass@{k}"]
         self.progress.update(self.task, completed=step, state=f"reward {reward:.3f}  pass@{k} {score:.3f}")
@@ -121,6 +122,6 @@ class ShowProgress(Callback):
                 f"{self.run.dir.name} step {step}/{self.max_steps} reward {reward:.3f} pass@{k} {score:.3f}", flush=True
             )
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def teardown(self, trainer: Trainer, pl_module: Algorithm, stage: str) -> None:  # type: ignore[override]
         if hasattr(self, "progress"):
             self.progress.stop()

@@ -1,6 +1,7 @@
 """The scalars of a training step, under the names that every algorithm shares (README: how to read the curves)."""
 
 from collections import Counter
+from collections.abc import Mapping
 
 from expo.data import ladder
 from expo.experience import Experience
@@ -8,7 +9,7 @@ from expo.positives.filters import REASONS
 from expo.verifier import Verdict
 
 
-def step_metrics(experience: Experience, sums: Counter[str], beta: float) -> dict[str, float]:
+def step_metrics(experience: Experience, sums: Mapping[str, float], beta: float) -> dict[str, float]:
     """Scalars of one step from its experience and from what the updates summed up."""
     e, rewards = experience, experience.rewards
     lengths = [len(c.ids) for c in e.completions]

@@ -1,6 +1,7 @@
 """Models that the repository makes itself: the ladder policy and a tiny random Qwen2 for trying real data."""
 
 import json
+from typing import Any
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import (
@@ -22,7 +23,7 @@ CHAT_TEMPLATE = (
     "{% if message['role'] == 'assistant' %}<|end|>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-SPECIAL_TOKENS = {
+SPECIAL_TOKENS: dict[str, Any] = {
     "pad_token": "<|pad|>",
     "eos_token": "<|end|>",
     "unk_token": "<|unk|>",
@@ -71,9 +72,8 @@ def random_tiny(seed: int = 0) -> tuple[PreTrainedModel, PreTrainedTokenizerBase
     bpe.train_from_iterator([BPE_TEXT], trainer)
     merges = json.loads(bpe.to_str())["model"]["merges"]
     # Qwen2's own class, because that is what AutoTokenizer makes of any tokenizer saved beside a Qwen2 model.
-    tokenizer = Qwen2Tokenizer(
-        vocab=bpe.get_vocab(), merges=[tuple(m) for m in merges], chat_template=CHAT_TEMPLATE, **SPECIAL_TOKENS
-    )
+    options: dict[str, Any] = {"merges": [tuple(merge) for merge in merges], "chat_template": CHAT_TEMPLATE}
+    tokenizer = Qwen2Tokenizer(vocab=bpe.get_vocab(), **options, **SPECIAL_TOKENS)
     set_seed(seed)
     model = Qwen2ForCausalLM(
         Qwen2Config(

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ def load_policy(
     source = str(LADDER) if path == "ladder" else path
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation=attention)
+        model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation=attention)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
@@ -140,9 +141,9 @@ def _score_chunk(head: nn.Module, hidden: Tensor, targets: Tensor, temperature: 
     return -cross_entropy(logits, targets, reduction="none")
 
 
-def _causal_lm(model: nn.Module) -> PreTrainedModel:
+def _causal_lm(model: Any) -> Any:
     """The causal LM inside a PEFT wrapper, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[return-value]
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _check_scoring(model: PreTrainedModel, path: str) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from expo.data.problem import Problem
 
@@ -39,12 +39,8 @@ class Prompts:
 
     def _ids(self, tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[list[int]]:
         system = [{"role": "system", "content": self.system}] if self.system else []
-        return [
-            tokenizer.apply_chat_template(
-                [*system, {"role": "user", "content": text}],
-                add_generation_prompt=True,
-                tokenize=True,
-                return_dict=False,
-            )
-            for text in texts
-        ]
+        if not texts:
+            return []
+        chats = [[*system, {"role": "user", "content": text}] for text in texts]
+        ids: Any = tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=True, return_dict=False)
+        return ids

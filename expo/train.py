@@ -6,13 +6,14 @@ import re
 import sys
 import warnings
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from hydra.utils import instantiate
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from expo.algorithms.grpo import NonFiniteGradient
+from expo.algorithms.base import NonFiniteGradient
 from expo.callbacks import Evaluate, LogSteps, ShowProgress, Stop
 from expo.config import Config, Explainer, UserError
 from expo.evaluation.evaluate import Evaluator
@@ -51,11 +52,11 @@ def _train(cfg: Config, run: Run, verifier: Verifier) -> int:
             f"rollout.max_prompt_tokens={cfg.rollout.max_prompt_tokens}: every prompt is longer; raise it (and check prompts)"
         )
 
-    needs_reference = cfg.algorithm.kl_coef > 0 or source.explainer is Explainer.reference
+    needs_reference = cfg.algorithm.kl_coef > 0 or source.writer is Explainer.reference
     reference = frozen_copy(policy) if needs_reference else None
-    snapshot = frozen_copy(policy) if source.explainer is Explainer.snapshot else None
+    snapshot = frozen_copy(policy) if source.writer is Explainer.snapshot else None
     engine = make_engine(cfg, policy, tokenizer)
-    writer = {Explainer.reference: reference, Explainer.snapshot: snapshot}.get(source.explainer)
+    writer = {Explainer.reference: reference, Explainer.snapshot: snapshot}.get(source.writer)
     explainer = engine if writer is None else make_engine(cfg, writer, tokenizer)
     sampling = Sampling(
         cfg.rollout.temperature, cfg.rollout.top_p, cfg.rollout.top_k, cfg.rollout.max_completion_tokens
@@ -76,7 +77,7 @@ def _train(cfg: Config, run: Run, verifier: Verifier) -> int:
         max_epochs=cfg.trainer.max_steps,
         accelerator=cfg.trainer.accelerator,
         devices=1,
-        precision=cfg.trainer.precision,
+        precision=cast(Any, cfg.trainer.precision),
         logger=make_loggers(cfg, run.dir, step_of(checkpoint) if checkpoint else 0),
         callbacks=[
             LogSteps(),

@@ -33,7 +33,8 @@ def last_boxed(text: str) -> str | None:
 
     One pass with a stack: a megabyte of unbalanced braces costs no more than a megabyte of text.
     """
-    found, stack = None, []  # of (start of the content, whether it is a box)
+    found: tuple[int, int] | None = None
+    stack: list[tuple[int, bool]] = []  # (start of the content, whether it is a box)
     for token in re.finditer(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", text, re.DOTALL):
         if token[0] == "}" and stack:
             start, box = stack.pop()

@@ -10,20 +10,20 @@ It is a model of the situation in which a policy cannot solve a problem at all, 
 
 import random
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from expo.data.problem import Problem
 
 LEVELS = (1, 2, 3, 4, 5)
-SKILLS = {
+SKILLS: dict[str, Callable[[int, int], int]] = {
     "add": lambda v, z: v + z,
     "mul": lambda v, z: v * z,
     "dif": lambda v, z: abs(v - z),
-    "max": max,
+    "max": lambda v, z: max(v, z),
     "cat": lambda v, z: 10 * v + z,
 }
-KNOWN = {"+": lambda x, y: x + y, "-": lambda x, y: abs(x - y)}
+KNOWN: dict[str, Callable[[int, int], int]] = {"+": lambda x, y: x + y, "-": lambda x, y: abs(x - y)}
 # Two symbols per level: symbol -> (level, true meaning, the wrong meaning that is its misconception, if any).
 SYMBOLS = {
     "@": (1, "add", None),
@@ -86,7 +86,7 @@ def meaning_weights(symbol: str) -> dict[str, float]:
 def sample_parts(level: int, rng: random.Random) -> list[Part]:
     """`level` random parts in which the five skills give five different results, so that the answer tells the meaning."""
     symbols = [symbol for symbol, (of_level, *_) in SYMBOLS.items() if of_level == level]
-    parts = []
+    parts: list[Part] = []
     while len(parts) < level:
         part = Part(
             rng.randint(1, 6), rng.choice(list(KNOWN)), rng.randint(1, 6), rng.choice(symbols), rng.randint(1, 6)

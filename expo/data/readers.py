@@ -4,7 +4,7 @@ import json
 import logging
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,7 +112,8 @@ class Reader:
         if self.hub_id is None:
             raise UserError("dataset.path=null: this data set has no hub id either; set dataset.path or dataset.hub_id")
         try:
-            parts = [datasets.load_dataset(self.hub_id, config, split=split) for config in self.hub_configs or [None]]
+            configs: Sequence[str | None] = self.hub_configs or [None]
+            parts = [datasets.load_dataset(self.hub_id, config, split=split) for config in configs]
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
             raise UserError(
                 f"dataset.hub_id={self.hub_id}: cannot be read ({str(error).splitlines()[0]}); "

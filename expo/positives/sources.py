@@ -44,7 +44,14 @@ class PositiveSource:
     aggregation: Aggregation = Aggregation.token_mean
     gate: Gate = Gate.always
 
-    explainer = None  # which policy writes: an Explainer, or None for a source that generates nothing
+    @property
+    def writer(self) -> Explainer | None:
+        """Which policy writes; None for a source that generates nothing."""
+        return None
+
+    def refreshes_snapshot(self, step: int) -> bool:
+        """Whether the explaining snapshot becomes the current policy before this step."""
+        return False
 
     def weight_at(self, done: float, all_wrong: float) -> float:
         """β for a step; see `SCHEDULES`."""
@@ -57,7 +64,7 @@ class PositiveSource:
     @property
     def joins_rollouts(self) -> bool:
         """Whether explanations are known to be wanted before the rollouts, by the same weights: one generation call."""
-        return self.explainer is Explainer.current and self.gate is Gate.always
+        return self.writer is Explainer.current and self.gate is Gate.always
 
     def requests(
         self,
@@ -115,11 +122,18 @@ class ExpertSolution(PositiveSource):
 class SelfExplanation(PositiveSource):
     """c̃ ~ π(·|q, a*): the prompt shows the answer and asks for a derivation of it (ExPO)."""
 
-    explainer: Explainer = Explainer.reference  # type: ignore[misc]
+    explainer: Explainer = Explainer.reference
     snapshot_every: int = 20
     samples: int = 1
     selection: Selection = Selection.first
     leak_phrases: Sequence[str] = ()
+
+    @property
+    def writer(self) -> Explainer:
+        return self.explainer
+
+    def refreshes_snapshot(self, step: int) -> bool:
+        return step % self.snapshot_every == 0
 
     def requests(self, problems, wanted, prompts, tokenizer, seed, step) -> list[Request]:
         ids = prompts.explain_ids(tokenizer, [problems[i] for i in wanted])
