@@ -85,7 +85,8 @@ class Stop(Callback):
     def __init__(self, stop_after: int | None):
         self.stop_after, self.signal = stop_after, 0
 
-    def setup(self, trainer: Trainer, pl_module: Algorithm, stage: str) -> None:  # type: ignore[override]
+    def on_train_start(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
+        # Here and not earlier: Lightning installs a SIGTERM handler of its own, which exits with 0 and no checkpoint.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._handle)
 

@@ -105,7 +105,7 @@ class DatasetConf:
     name: str = MISSING
     # Local .jsonl or .parquet to train on (for `expo evaluate`: to evaluate on). null: the hub.
     path: str | None = None
-    # Local file for evaluation. null with `path` set: eval_limit problems of `path` are held out of training.
+    # Local file for evaluation. null with `path` set: eval_limit problems of `path` (at most half) are held out of training.
     eval_path: str | None = None
     hub_id: str | None = None
     # One hub config per entry, concatenated.

@@ -9,17 +9,21 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from expo.algorithms.base import NonFiniteGradient
 from expo.callbacks import Evaluate, LogSteps, ShowProgress, Stop
 from expo.config import Config, Explainer, UserError
+from expo.data.problem import Problem
+from expo.data.readers import Reader
 from expo.evaluation.evaluate import Evaluator
 from expo.experience import Collector, ProblemSampler, within_length
 from expo.policy import frozen_copy
-from expo.rollout.engine import Sampling
+from expo.prompts import Prompts
+from expo.rollout.engine import Engine, Sampling
 from expo.run import Run
 from expo.tracking import make_loggers
 from expo.verifier import Verifier
@@ -80,10 +84,10 @@ def _train(cfg: Config, run: Run, verifier: Verifier) -> int:
         precision=cast(Any, cfg.trainer.precision),
         logger=make_loggers(cfg, run.dir, step_of(checkpoint) if checkpoint else 0),
         callbacks=[
+            stop,
             LogSteps(),
             Evaluate(make_evaluator(cfg, held_out, verifier, prompts, tokenizer), run, cfg.evaluation.every, cfg.trainer.max_steps),
             ShowProgress(run, cfg.trainer.max_steps, bar),
-            stop,
             ModelCheckpoint(
                 run.dir / "checkpoints",
                 filename="step{epoch:06d}",
@@ -110,11 +114,10 @@ def _train(cfg: Config, run: Run, verifier: Verifier) -> int:
     finally:
         engine.close()
     done = trainer.current_epoch >= cfg.trainer.max_steps
+    trainer.save_checkpoint(run.dir / "checkpoints" / f"step{trainer.current_epoch - 1:06d}.ckpt")
     if done:
         policy.save_pretrained(run.dir / "checkpoints" / "final")
         tokenizer.save_pretrained(run.dir / "checkpoints" / "final")
-    else:
-        trainer.save_checkpoint(run.dir / "checkpoints" / f"step{trainer.current_epoch - 1:06d}.ckpt")
     run.finish("done" if done else "stopped", step=trainer.current_epoch)
     for logger in trainer.loggers:
         logger.finalize("success")
@@ -140,21 +143,19 @@ def instantiate_verifier(cfg: Config) -> Verifier:
     return Verifier(cfg.verifier.workers, cfg.verifier.timeout_s, cfg.verifier.memory_mb, cfg.verifier.max_answer_chars)
 
 
-def read(cfg: Config):
+def read(cfg: Config) -> Reader:
     """The data set's reader."""
     return instantiate(cfg.dataset, _convert_="object")
 
 
-def make_engine(cfg: Config, model, tokenizer):
+def make_engine(cfg: Config, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Engine:
     """An engine on a model in memory, as `rollout` says."""
-    from expo.rollout.transformers_engine import TransformersEngine
-
-    eos = model.generation_config.eos_token_id
-    eos_ids = {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos] if eos is not None else [])}
-    return TransformersEngine(model, tokenizer.pad_token_id, eos_ids, cfg.rollout.batch_size)
+    return get_class(cfg.rollout._target_)(model, tokenizer, cfg.rollout.batch_size)
 
 
-def make_evaluator(cfg: Config, problems, verifier, prompts, tokenizer) -> Evaluator:
+def make_evaluator(
+    cfg: Config, problems: list[Problem], verifier: Verifier, prompts: Prompts, tokenizer: PreTrainedTokenizerBase
+) -> Evaluator:
     """The evaluation that `evaluation` and `k` describe."""
     e = cfg.evaluation
     sampling = Sampling(e.temperature, e.top_p, e.top_k, cfg.rollout.max_completion_tokens)

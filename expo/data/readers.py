@@ -72,8 +72,9 @@ class Reader:
 
     def _held_out(self) -> list[Problem]:
         levels = self.levels if self.eval_levels is None else self.eval_levels
-        problems = _spread(self._read(self.path, self.split, levels), self.eval_limit or 100)
-        return _nonempty(problems, self.name, levels)
+        problems = self._read(self.path, self.split, levels)
+        count = min(self.eval_limit or 100, len(problems) // 2)  # of a small file, half is left to train on
+        return _nonempty(_spread(problems, count), self.name, levels)
 
     def _read(self, path: str | None, split: str, levels: list[int]) -> list[Problem]:
         problems, bad = [], 0

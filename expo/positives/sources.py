@@ -144,6 +144,8 @@ class SelfExplanation(PositiveSource):
         ]
 
     def candidates(self, problems, wanted, explanations, tokenizer, verifier, max_tokens) -> list[Candidate]:
+        if not explanations:
+            return []
         owners = [i for i in wanted for _ in range(self.samples)]
         texts = tokenizer.batch_decode([e.ids for e in explanations], skip_special_tokens=True)
         verdicts = verifier.verify(texts, [problems[i].answer for i in owners])

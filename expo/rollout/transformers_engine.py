@@ -4,7 +4,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (
+    DynamicCache,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from expo.randomness import uniforms
 from expo.rollout.engine import Completion, Request, Sampling
@@ -16,9 +22,11 @@ class TransformersEngine:
     A prompt that several requests share is read once. Finished rows leave the batch. Each row draws from noise of its own.
     """
 
-    def __init__(self, model: PreTrainedModel, pad_id: int, eos_ids: set[int], batch_size: int):
-        self.model, self.pad_id, self.batch_size = model, pad_id, batch_size
-        self.eos_ids = torch.tensor(sorted(eos_ids))
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int):
+        self.model, self.pad_id, self.batch_size = model, tokenizer.pad_token_id, batch_size
+        configured = model.generation_config.eos_token_id  # an instruct model may end its turn in several ways
+        eos = configured if isinstance(configured, list) else [configured]
+        self.eos_ids = torch.tensor(sorted({tokenizer.eos_token_id, *eos} - {None}))
 
     def sync(self) -> None:
         """The weights are the policy's own."""

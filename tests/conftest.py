@@ -1,0 +1,60 @@
+"""Small shared pieces: configs, a ladder policy, and a few rows in the formats of MATH and GSM8K."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from expo import config
+from expo.cli import conf_dir
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+def compose_config(*overrides: str) -> config.Config:
+    config.register()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return config.typed(compose("config", list(overrides)))
+
+
+@pytest.fixture(scope="session")
+def ladder():
+    """(model, tokenizer, prompts) of the shipped base policy."""
+    from expo.policy import load_policy
+    from expo.prompts import Prompts
+
+    model, tokenizer = load_policy("ladder")
+    return model, tokenizer, Prompts("{question}", "{question} answer {answer}")
+
+
+@pytest.fixture
+def math_file(tmp_path: Path) -> Path:
+    """Rows of our own in the format of MATH; the last two cannot be used."""
+    rows = [
+        {
+            "problem": f"What is ${i} + {i}$?",
+            "level": f"Level {1 + i % 5}",
+            "type": "Algebra",
+            "solution": rf"Adding, ${i} + {i} = \boxed{{{2 * i}}}$.",
+        }
+        for i in range(40)
+    ]
+    rows += [{**rows[0], "solution": "No box here."}, {"problem": "No solution at all"}]
+    path = tmp_path / "math.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def gsm8k_file(tmp_path: Path) -> Path:
+    rows = [
+        {
+            "question": f"Ann has {i} pens and buys {i}.",
+            "answer": f"She has {i}+{i}=<<{i}+{i}={2 * i}>>{2 * i}.\n#### {2 * i}",
+        }
+        for i in range(30)
+    ]
+    path = tmp_path / "gsm8k.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path

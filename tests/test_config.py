@@ -1,0 +1,105 @@
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import compose_config
+
+from expo import cli, config
+
+CONF = cli.conf_dir()
+OPTIONS = [(f.parent.name, f.stem) for f in sorted(CONF.glob("*/*.yaml"))]
+
+
+@pytest.mark.parametrize(("group", "name"), OPTIONS)
+def test_every_option_composes_and_passes_the_checks(group, name):
+    cfg = compose_config(f"{group}={name}")
+    if cfg.rollout.requires and importlib.util.find_spec(cfg.rollout.requires) is None:
+        with pytest.raises(config.UserError, match=f"make setup EXTRA={cfg.rollout.extra}"):
+            config.check(cfg)
+    else:
+        config.check(cfg)
+
+
+def test_the_groups_of_the_design_are_there():
+    wanted = {"algorithm", "dataset", "model", "rollout", "trainer", "logger", "prompts", "debug"}
+    assert wanted <= {group for group, _ in OPTIONS}
+
+
+def run_cli(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr(sys, "argv", ["expo", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    return stopped.value.code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["algorithm.group_sizes=4"], ["algorithm.group_sizes"]),
+        (["+trainer.foo=4"], ["trainer.foo=4"]),
+        (["algorithm=nope"], ["algorithm/nope", "exp_grpo"]),
+        (["trainer.max_steps=many"], ["trainer.max_steps", "many"]),
+        (["algorithm.aggregation=median"], ["algorithm.aggregation", "median", "token_mean"]),
+        (["dataset=math", "dataset.levels=[7]"], ["dataset.levels=[7]", "[1, 2, 3, 4, 5]"]),
+        (["dataset=gsm8k", "dataset.levels=[1]"], ["dataset.levels=[1]", "no levels"]),
+        (["algorithm.group_size=1"], ["algorithm.group_size=1", "2 or more"]),
+        (["trainer.micro_batch_size=7"], ["trainer.micro_batch_size=7", "128"]),
+        (["dataset=math", "dataset.path=missing.jsonl"], ["dataset.path=missing.jsonl", ".jsonl"]),
+        (["dataset=math", "dataset.path=pyproject.toml"], ["dataset.path=pyproject.toml", ".parquet"]),
+        (["model=hf", "model.path=./missing"], ["model.path=./missing", "folder"]),
+        (["rollout=vllm"], ["rollout", "vllm", "make setup EXTRA=gpu"]),
+        (["evaluation.samples=2"], ["evaluation.samples=2", "pass@4"]),
+        (["k=[]"], ["k=[]"]),
+        (["prompts.explain=just_do_it"], ["prompts.explain", "{answer}"]),
+        (["positives.weight=-1"], ["positives.weight=-1"]),
+        (["trainer.max_steps=0"], ["trainer.max_steps=0"]),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_exit_code_2(monkeypatch, capsys, tmp_path, overrides, said):
+    code, error = run_cli(monkeypatch, capsys, "train", f"output_dir={tmp_path}", *overrides)
+    assert code == 2
+    assert error.count("\n") == 1, error
+    assert all(word in error for word in said), error
+    assert not list(tmp_path.iterdir())
+
+
+def test_unknown_command(monkeypatch, capsys):
+    code, error = run_cli(monkeypatch, capsys, "trian")
+    assert code == 2
+    assert "command=trian" in error
+    assert "train" in error
+
+
+def test_help_and_config_errors_load_nothing_heavy():
+    """What keeps them fast: neither torch nor transformers nor lightning is imported on the way to a config error."""
+    script = (
+        "import sys; from expo import cli; sys.argv = ['expo', 'train', 'algorithm.group_size=1']\n"
+        "try: cli.main()\nexcept SystemExit as e: code = e.code\n"
+        "print(code, sorted({'torch', 'transformers', 'lightning', 'datasets', 'wandb'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "2 []"
+
+
+def test_identity_changes_with_what_changes_the_result_only(math_file):
+    base = config.identity(compose_config())
+    same = ["trainer.checkpoint_every=7", "trainer.stop_after=3", "trainer.micro_batch_size=1", "verifier.workers=1",
+            "output_dir=elsewhere", "logger=wandb", "fresh=true", "trainer.threads=1"]  # fmt: skip
+    other = ["seed=1", "positives.weight=0.1", "trainer.max_steps=7", "dataset.limit=9", "rollout.temperature=0.9"]
+    assert {config.identity(compose_config(o)) for o in same} == {base}
+    assert len({base, *(config.identity(compose_config(o)) for o in other)}) == len(other) + 1
+    overrides = ["dataset=math", f"dataset.path={math_file}"]
+    before = config.identity(compose_config(*overrides))
+    math_file.write_text(math_file.read_text() + "\n")
+    assert config.identity(compose_config(*overrides)) != before
+
+
+def test_cfg_job_shows_the_config(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "expo", "train", "--cfg", "job"], capture_output=True, text=True, check=True,
+        cwd=Path(__file__).parents[1], env=os.environ,
+    )  # fmt: skip
+    assert "expo.algorithms.grpo.GRPO" in done.stdout

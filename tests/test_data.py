@@ -1,0 +1,129 @@
+import json
+
+import pytest
+from conftest import compose_config
+from hydra.utils import instantiate
+
+from expo.config import UserError
+from expo.data import ladder
+
+
+def reader(*overrides):
+    return instantiate(compose_config(*overrides).dataset, _convert_="object")
+
+
+def test_math_rows(math_file, caplog):
+    problems = reader("dataset=math", f"dataset.path={math_file}").whole()
+    assert len(problems) == 40
+    first = next(p for p in problems if p.id == "math.jsonl:0")
+    assert (first.answer, first.level, first.subject) == ("0", 1, "Algebra")
+    assert "math.jsonl:40" in caplog.text
+    assert "skipped 2 rows" in caplog.text
+
+
+def test_bad_rows_stop_where_asked(math_file):
+    with pytest.raises(UserError, match=r"math.jsonl:40 .*no \\boxed"):
+        reader("dataset=math", f"dataset.path={math_file}", "dataset.on_bad_row=stop").train()
+
+
+def test_a_line_that_is_no_json_is_a_bad_row(math_file, caplog):
+    math_file.write_text(math_file.read_text() + "{broken\n[1, 2]\n")
+    assert len(reader("dataset=math", f"dataset.path={math_file}").whole()) == 40
+    assert "skipped 4 rows" in caplog.text
+
+
+def test_levels_and_held_out_problems(math_file):
+    data = reader("dataset=math_level5", f"dataset.path={math_file}", "dataset.eval_limit=3")
+    train, held_out = data.train(), data.evaluation()
+    assert {p.level for p in [*train, *held_out]} == {5}
+    assert len(train) == 5
+    assert len(held_out) == 3
+    assert not {p.id for p in train} & {p.id for p in held_out}
+
+
+def test_gsm8k_removes_calculator_marks(gsm8k_file):
+    problem = reader("dataset=gsm8k", f"dataset.path={gsm8k_file}").train()[-1]
+    assert problem.solution.startswith("She has ")
+    assert "<<" not in problem.solution
+    assert problem.solution.endswith(rf"\boxed{{{problem.answer}}}")
+
+
+def test_any_columns_from_parquet(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    path = tmp_path / "mine.parquet"
+    rows = [{"q": f"{i}?", "a": i, "why": "because", "hard": f"L{i % 3}"} for i in range(9)]
+    pa.parquet.write_table(pa.Table.from_pylist(rows), path)
+    names = {"question": "q", "answer": "a", "solution": "why", "level": "hard"}
+    data = reader(
+        "dataset=custom", f"dataset.path={path}", *(f"dataset.columns.{k}={v}" for k, v in names.items()),
+        "dataset.known_levels=[0,1,2]", "dataset.levels=[2]",
+    )  # fmt: skip
+    assert [(p.question, p.answer, p.level) for p in sorted(data.whole(), key=lambda p: p.question)] == [
+        ("2?", "2", 2), ("5?", "5", 2), ("8?", "8", 2)
+    ]  # fmt: skip
+    assert data.whole()[0].solution.endswith("}")
+
+
+def test_a_missing_column_is_named(tmp_path, caplog):
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps({"question": "1?", "result": 1}) + "\n")
+    with pytest.raises(UserError, match="no problem of custom is left"):
+        reader("dataset=custom", f"dataset.path={path}").whole()
+    assert "no column 'answer'" in caplog.text
+
+
+@pytest.mark.parametrize("level", ladder.LEVELS)
+def test_ladder_problems_are_consistent(level):
+    for problem in ladder.generate(level, "train", 50):
+        parts = ladder.parse_question(problem.question)
+        assert len(parts) == level
+        assert ladder.question_text(parts) == problem.question
+        cot = ladder.cot_text(parts, [p.meaning for p in parts])
+        assert ladder.check_steps(problem.question, cot) == ladder.StepCheck(1.0, 1.0, True)
+        assert all(len({p.result(s) for s in ladder.SKILLS}) == 5 for p in parts)
+
+
+def test_ladder_splits_share_no_question_and_do_not_change():
+    train = [p.question for p in ladder.generate(2, "train", 300)]
+    test = [p.question for p in ladder.generate(2, "test", 100)]
+    assert not set(train) & set(test)
+    assert train[:2] == [p.question for p in ladder.generate(2, "train", 2)]
+
+
+def test_meaning_weights_sum_to_one():
+    for symbol, (level, true, _) in ladder.SYMBOLS.items():
+        weights = ladder.meaning_weights(symbol)
+        assert sum(weights.values()) == pytest.approx(1)
+        assert weights[true] == ladder.FAMILIARITY[level]
+
+
+def test_the_oracle_sees_wrong_steps_behind_a_right_answer():
+    problem = next(ladder.generate(2, "train", 1))
+    parts = ladder.parse_question(problem.question)
+    wrong = ladder.cot_text(parts, ["add", "add"]).split(r"\boxed")[0]
+    right_answer = ladder.expert_text(parts, "own").split(r"\boxed")[1]
+    check = ladder.check_steps(problem.question, wrong + r"\boxed" + right_answer)
+    assert not check.sound
+    assert check.arithmetic == 1.0
+
+
+@pytest.mark.parametrize("style", ladder.EXPERT_STYLES)
+def test_expert_styles_end_in_the_answer(style):
+    from expo.verifier import Verdict, fast_verdict, last_boxed
+
+    problem = next(ladder.generate(5, "train", 1, style))
+    assert fast_verdict(last_boxed(problem.solution), problem.answer) is Verdict.CORRECT
+
+
+def test_base_corpus_explains_the_answer_it_shows():
+    import random
+
+    from expo.pretrain import corpus_item
+    from expo.verifier import last_boxed
+
+    rng = random.Random(0)
+    for _ in range(50):
+        problem, completion, explain = corpus_item(4, rng)
+        assert last_boxed(completion) == problem.answer or not explain

@@ -1,0 +1,101 @@
+import copy
+
+import pytest
+import torch
+
+from expo import losses
+from expo.models import random_tiny
+from expo.policy import mean_logp, micro_batches, score, token_batch
+
+PROMPTS = [[5, 6, 7], [8, 9], [10, 11, 12, 13], [5, 6]]
+COMPLETIONS = [[20, 21, 22, 23], [30], [40, 41, 42], [50, 51, 52, 53, 54]]
+ADVANTAGES = torch.tensor([1.0, -0.5, 0.7, -1.2])
+
+
+@pytest.fixture(scope="module")
+def model():
+    return random_tiny()[0]
+
+
+def batch_of(order=range(4), extra_padding=0):
+    batch = token_batch([PROMPTS[i] for i in order], [COMPLETIONS[i] for i in order], 0, torch.device("cpu"))
+    pad = torch.nn.functional.pad
+    return type(batch)(pad(batch.input_ids, (0, extra_padding)), pad(batch.mask, (0, extra_padding)))
+
+
+def test_scores_are_those_of_the_full_logits(model):
+    batch = batch_of()
+    logits = model(input_ids=batch.input_ids).logits[:, :-1].float() / 0.7
+    expected = logits.log_softmax(-1).gather(-1, batch.targets.unsqueeze(-1)).squeeze(-1) * batch.mask
+    torch.testing.assert_close(score(model, batch, temperature=0.7), expected, atol=1e-5, rtol=0)
+
+
+def test_only_completion_tokens_are_scored():
+    batch = batch_of()
+    assert batch.mask.sum(dim=1).tolist() == [4, 1, 3, 5]
+    assert batch.targets[0][batch.mask[0].bool()].tolist() == COMPLETIONS[0]
+
+
+def loss_and_gradients(model, batch, advantages, aggregation, size):
+    model = copy.deepcopy(model)
+    weights = losses.token_weights(batch.mask, aggregation, 10)
+    total = 0.0
+    for rows, part in micro_batches(batch, torch.arange(len(batch.mask)), size):
+        logp = score(model, part)
+        per_token, _, _ = losses.policy_loss(logp, logp.detach() - 0.1, advantages[rows], 0.2, 0.2)
+        loss = (weights[rows, : part.mask.shape[1]] * (per_token + 0.1 * losses.sft_loss(logp))).sum()
+        loss.backward()
+        total += loss.item()
+    return total, [p.grad for p in model.parameters()]
+
+
+@pytest.mark.parametrize("aggregation", losses.AGGREGATIONS)
+@pytest.mark.parametrize("variant", ["padding", "micro-batches", "row order"])
+def test_loss_and_gradients_do_not_depend_on(variant, aggregation, model):
+    order = [2, 0, 3, 1] if variant == "row order" else range(4)
+    batch = batch_of(order, extra_padding=6 if variant == "padding" else 0)
+    size = 1 if variant == "micro-batches" else 4
+    loss, gradients = loss_and_gradients(model, batch, ADVANTAGES[list(order)], aggregation, size)
+    expected_loss, expected = loss_and_gradients(model, batch_of(), ADVANTAGES, aggregation, 4)
+    assert loss == pytest.approx(expected_loss, abs=1e-5)
+    for ours, theirs in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
+def test_no_rows_is_no_pass(model):
+    empty = token_batch([], [], 0, torch.device("cpu"))
+    assert list(micro_batches(empty, torch.arange(0), 4)) == []
+
+
+def test_mean_logp_is_per_token(model):
+    batch = batch_of()
+    expected = score(model, batch).sum(1) / batch.mask.sum(1)
+    torch.testing.assert_close(mean_logp(model, batch, 2), expected.detach(), atol=1e-6, rtol=0)
+
+
+def test_lora_trains_adapters_only_and_scores_like_its_base(tmp_path):
+    from expo.policy import load_policy
+
+    base, tokenizer = load_policy("ladder")
+    lora, _ = load_policy("ladder", lora_rank=4)
+    assert {name.split(".")[-3] for name, p in lora.named_parameters() if p.requires_grad} == {"lora_A", "lora_B"}
+    ids = tokenizer("(1) 3 + 4 @ 2")["input_ids"]
+    batch = token_batch([ids], [ids], 0, torch.device("cpu"))
+    torch.testing.assert_close(score(lora, batch), score(base, batch))  # adapters start at zero
+
+
+def test_a_model_that_scales_its_logits_is_refused(tmp_path):
+    from transformers import CohereConfig, CohereForCausalLM
+
+    from expo.config import UserError
+    from expo.models import ladder_tokenizer
+    from expo.policy import load_policy
+
+    tokenizer = ladder_tokenizer()
+    tokenizer.save_pretrained(tmp_path)
+    CohereForCausalLM(
+        CohereConfig(vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+                     num_attention_heads=2, num_key_value_heads=2, logit_scale=0.05, pad_token_id=0, eos_token_id=1, bos_token_id=2)
+    ).save_pretrained(tmp_path)  # fmt: skip
+    with pytest.raises(UserError, match=r"model\.path"):
+        load_policy(str(tmp_path))

@@ -1,0 +1,102 @@
+import pytest
+import torch
+
+from expo.data import ladder as world
+from expo.policy import score, token_batch
+from expo.randomness import Key, uniforms
+from expo.rollout.engine import Request, Sampling
+from expo.rollout.transformers_engine import TransformersEngine, sample
+
+PLAIN = Sampling(temperature=1.0, top_p=1.0, top_k=0, max_tokens=80)
+
+
+@pytest.fixture(scope="module")
+def setting(ladder):
+    model, tokenizer, prompts = ladder
+    problems = [*world.generate(2, "test", 3), *world.generate(5, "test", 3)]  # two prompt lengths
+    solve, explain = prompts.solve_ids(tokenizer, problems), prompts.explain_ids(tokenizer, problems)
+    rows = [tuple(ids) for pair in zip(solve, explain, strict=True) for ids in pair for _ in range(2)]
+    requests = [Request(prompt, Key(7, 0, 3, i)) for i, prompt in enumerate(rows)]
+    engine = TransformersEngine(model, tokenizer, batch_size=64)
+    return model, tokenizer, engine, requests
+
+
+def test_a_row_does_not_depend_on_the_rows_beside_it(setting):
+    _, _, engine, requests = setting
+    together = engine.generate(requests, PLAIN)
+    backwards = engine.generate(requests[::-1], PLAIN)[::-1]
+    alone = [engine.generate([request], PLAIN)[0] for request in requests[:6]]
+    assert [c.ids for c in together] == [c.ids for c in backwards]
+    assert [c.ids for c in together[:6]] == [c.ids for c in alone]
+
+
+def test_rows_of_one_prompt_differ_and_keys_repeat(setting):
+    _, _, engine, requests = setting
+    prompt = requests[0].prompt
+    rows = engine.generate([Request(prompt, Key(0, 0, 0, i)) for i in range(16)], PLAIN)
+    assert len({tuple(row.ids) for row in rows}) > 1
+    again = engine.generate([Request(prompt, Key(0, 0, 0, 5))], PLAIN)[0]
+    assert again.ids == rows[5].ids
+
+
+def test_sampler_logp_is_the_policys_own(setting):
+    model, _, engine, requests = setting
+    completions = engine.generate(requests, Sampling(0.7, 1.0, 0, 80))
+    batch = token_batch([c.prompt for c in completions], [c.ids for c in completions], 0, torch.device("cpu"))
+    logp = score(model, batch, temperature=0.7)
+    for row, mask, completion in zip(logp, batch.mask.bool(), completions, strict=True):
+        torch.testing.assert_close(row[mask], torch.tensor(completion.logp), atol=1e-4, rtol=0)
+
+
+def test_nearly_greedy_sampling_agrees_with_generate(setting):
+    model, _, engine, requests = setting
+    ours = engine.generate(requests, Sampling(1.0, 1.0, 1, 80))
+    for request, completion in zip(requests[::3], ours[::3], strict=True):
+        ids = torch.tensor([request.prompt])
+        theirs = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=80, do_sample=False)
+        assert theirs[0, ids.shape[1] :].tolist() == completion.ids
+
+
+def test_end_of_sequence_and_truncation(setting):
+    _, tokenizer, engine, requests = setting
+    whole, cut = engine.generate(requests, PLAIN), engine.generate(requests, Sampling(1.0, 1.0, 0, 5))
+    assert all(c.ids[-1] == tokenizer.eos_token_id and not c.truncated for c in whole)
+    assert all(len(c.ids) == 5 and c.truncated for c in cut)
+    assert [c.ids for c in cut] == [c.ids[:5] for c in whole]
+
+
+def test_small_batches_change_nothing(setting):
+    model, tokenizer, engine, requests = setting
+    small = TransformersEngine(model, tokenizer, batch_size=5)
+    assert [c.ids for c in small.generate(requests, PLAIN)] == [c.ids for c in engine.generate(requests, PLAIN)]
+
+
+def test_generation_leaves_the_mode_of_the_model(setting):
+    model, _, engine, requests = setting
+    model.train()
+    engine.generate(requests[:2], PLAIN)
+    assert model.training
+
+
+def test_sample_inverts_the_cumulative_distribution():
+    logits = torch.tensor([[0.1, 0.2, 0.3, 0.4]]).log().repeat(4, 1)
+    token, logp = sample(logits, torch.tensor([0.05, 0.25, 0.59, 0.99]), PLAIN)
+    assert token.tolist() == [0, 1, 2, 3]
+    torch.testing.assert_close(logp.exp(), torch.tensor([0.1, 0.2, 0.3, 0.4]))
+
+
+def test_top_k_and_top_p_never_draw_outside():
+    logits = torch.tensor([[0.1, 0.4, 0.3, 0.2]]).log().repeat(101, 1)
+    noise = torch.linspace(0, 0.999999, 101)
+    for sampling in (Sampling(1.0, 1.0, 2, 1), Sampling(1.0, 0.6, 0, 1)):
+        token, logp = sample(logits, noise, sampling)
+        assert set(token.tolist()) == {1, 2}
+        torch.testing.assert_close(logp[token == 1].exp(), torch.full(((token == 1).sum(),), 4 / 7))
+
+
+def test_uniforms_are_a_function_of_the_key_alone():
+    keys = [Key(1, 0, 2, row) for row in range(5)]
+    torch.testing.assert_close(uniforms(keys, 8)[3], uniforms([keys[3]], 8)[0])
+    torch.testing.assert_close(uniforms(keys, 8)[:, :4], uniforms(keys, 4))
+    distinct = [Key(1, 0, 2, 3), Key(2, 0, 2, 3), Key(1, 1, 2, 3), Key(1, 0, 3, 3), Key(1, 0, 2, 4)]
+    assert len({uniforms([key], 1).item() for key in distinct}) == 5

@@ -1,0 +1,225 @@
+"""Whole runs, small: what a user does, through the same functions."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+import torch
+from conftest import compose_config
+
+from expo import config
+from expo.config import UserError
+from expo.train import newest_checkpoint, train
+
+SMALL = [
+    "trainer.problems_per_step=4", "algorithm.group_size=4", "trainer.micro_batch_size=8", "dataset.eval_limit=4",
+    "trainer.checkpoint_every=1000", "evaluation.every=4",
+]  # fmt: skip
+
+
+def run(tmp_path: Path, *overrides: str) -> tuple[int, Path]:
+    cfg = compose_config(f"output_dir={tmp_path}", *SMALL, *overrides)
+    config.check(cfg)
+    return train(cfg), config.run_dir(cfg)
+
+
+def scalars(directory: Path) -> list[dict[str, float]]:
+    """metrics.jsonl without what a clock makes."""
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not k.startswith(("time/", "throughput/"))} for line in lines]
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    checkpoint = torch.load(newest_checkpoint(directory), weights_only=False)
+    optimizer = checkpoint["optimizer_states"][0]["state"]
+    moments = {f"{i}.{k}": v for i, state in optimizer.items() for k, v in state.items()}
+    return checkpoint["state_dict"] | moments
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        # Level 2, where the base policy is right sometimes: every stream is busy.
+        ["dataset=ladder", "dataset.levels=[2]", "algorithm.kl_coef=0.05", "algorithm.updates_per_rollout=2"],
+        ["dataset=ladder", "dataset.levels=[2]", "positives.explainer=snapshot", "positives.snapshot_every=3"],
+    ],
+)
+def test_stopping_and_resuming_gives_the_same_run_bit_for_bit(tmp_path, overrides):
+    overrides = [*overrides, "trainer.max_steps=10"]
+    _, whole = run(tmp_path / "whole", *overrides)
+    code, parts = run(tmp_path / "parts", *overrides, "trainer.stop_after=5")
+    assert code == 0
+    assert json.loads((parts / "summary.json").read_text())["status"] == "stopped"
+    run(tmp_path / "parts", *overrides)
+    assert json.loads((parts / "summary.json").read_text())["status"] == "done"
+    assert scalars(parts) == scalars(whole)
+    assert any(
+        line.get("policy/grad_norm", 0) > 0 and line["reward/mean"] > 0
+        for line in scalars(whole)
+        if "reward/mean" in line
+    )
+    ours, theirs = weights(parts), weights(whole)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_resuming_after_a_kill_drops_the_lines_that_are_made_again(tmp_path):
+    overrides = ["trainer.max_steps=6", "trainer.checkpoint_every=2"]
+    _, whole = run(tmp_path / "whole", *overrides)
+    _, parts = run(tmp_path / "parts", *overrides, "trainer.stop_after=5")
+    (parts / "checkpoints" / "step000004.ckpt").unlink()  # as a kill after step 5 would leave it: the last is of step 4
+    run(tmp_path / "parts", *overrides)
+    assert scalars(parts) == scalars(whole)
+
+
+def test_a_finished_run_is_not_made_again(tmp_path, capsys):
+    _, directory = run(tmp_path, "trainer.max_steps=1")
+    before = (directory / "metrics.jsonl").read_text()
+    code, _ = run(tmp_path, "trainer.max_steps=1")
+    assert code == 0
+    assert "finished already" in capsys.readouterr().out
+    assert (directory / "metrics.jsonl").read_text() == before
+
+
+def test_the_run_directory_keeps_its_contract(tmp_path):
+    _, directory = run(tmp_path, "trainer.max_steps=1", "name=contract")
+    summary = json.loads((directory / "summary.json").read_text())
+    assert {"status", "identity", "git", "versions", "device", "wall_s", "metrics"} <= summary.keys()
+    assert {"pass@1", "pass@4", "pass@4/level5", "pass@4/level5_lo"} <= summary["metrics"].keys()
+    assert (directory / "config.yaml").is_file()
+    logged = scalars(directory)[1]
+    wanted = {
+        "reward/mean",
+        "reward/all_wrong_frac",
+        "reward/all_right_frac",
+        "reward/unparseable_frac",
+        "loss/total",
+        "loss/policy",
+        "loss/kl",
+        "loss/sft",
+        "policy/entropy",
+        "policy/ratio_mean",
+        "policy/clip_frac",
+        "policy/grad_norm",
+        "completion/length_mean",
+        "completion/truncated_frac",
+        "positive/used_frac",
+        "positive/logp_given_q",
+        "positive/logp_given_qa",
+        "positive/filtered_frac",
+        "weight/positive",
+    }
+    assert wanted <= logged.keys()
+    rows = pyarrow.parquet.read_table(directory / "completions" / "train-step000001.parquet").to_pylist()
+    assert {"question", "completion", "verdict", "positive"} <= rows[0].keys()
+    assert any(row["positive"] for row in rows)
+
+
+def test_grpo_does_not_move_where_no_rollout_is_right(tmp_path):
+    _, directory = run(tmp_path, "algorithm=grpo", "trainer.max_steps=2", "optimizer.weight_decay=0.1")
+    steps = [line for line in scalars(directory) if "reward/mean" in line]
+    assert all(line["reward/mean"] == 0 == line["policy/grad_norm"] for line in steps)
+    from expo.policy import load_policy
+
+    trained = {k.removeprefix("policy."): v for k, v in weights(directory).items() if k.startswith("policy.")}
+    base = load_policy("ladder")[0].state_dict()
+    assert all(torch.equal(trained[name], base[name]) for name in base)
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "grpo_sft_gt_cot", "exp_grpo"])
+@pytest.mark.parametrize("data", ["math", "gsm8k"])
+def test_real_formats_run_through_every_stage(tmp_path, math_file, gsm8k_file, algorithm, data):
+    path = {"math": math_file, "gsm8k": gsm8k_file}[data]
+    code, directory = run(
+        tmp_path, f"algorithm={algorithm}", f"dataset={data}", f"dataset.path={path}", "model=random_tiny",
+        "trainer.max_steps=2", "rollout.max_completion_tokens=24",
+    )  # fmt: skip
+    assert code == 0
+    if algorithm == "grpo_sft_gt_cot":
+        assert any(line.get("loss/sft", 0) > 0 for line in scalars(directory))
+
+
+def test_evaluate_reads_what_train_saved(tmp_path, capsys):
+    from expo.evaluation.command import evaluate_command
+
+    _, directory = run(tmp_path, "trainer.max_steps=1")
+    final = directory / "checkpoints" / "final"
+    cfg = compose_config(
+        f"output_dir={tmp_path}", "dataset=ladder", "model=hf", f"model.path={final}", "dataset.eval_limit=3", "k=[1,2]"
+    )
+    config.check(cfg)
+    assert evaluate_command(cfg) == 0
+    printed = capsys.readouterr().out
+    assert "level1" in printed
+    assert "pass@2" in printed
+    summary = next((tmp_path / "evaluate").glob("*/summary.json"))
+    assert json.loads(summary.read_text())["metrics"]["pass@2/level1"] > 0.5
+
+
+def test_a_gradient_that_is_no_number_stops_or_is_skipped(tmp_path, monkeypatch):
+    from expo import losses
+
+    monkeypatch.setattr(losses, "sft_loss", lambda logp: -logp * float("nan"))
+    code, directory = run(tmp_path, "trainer.max_steps=2")
+    summary = json.loads((directory / "summary.json").read_text())
+    assert (code, summary["status"]) == (1, "failed")
+    assert "nan" in summary["reason"]
+    code, directory = run(tmp_path, "trainer.max_steps=2", "trainer.on_nonfinite=skip")
+    assert code == 0
+    assert [line["policy/updates_skipped"] for line in scalars(directory) if "reward/mean" in line] == [1, 1]
+    assert all(torch.isfinite(v).all() for v in weights(directory).values())
+
+
+def test_every_prompt_too_long_is_the_users_mistake(tmp_path):
+    with pytest.raises(UserError, match=r"rollout.max_prompt_tokens=5"):
+        run(tmp_path, "rollout.max_prompt_tokens=5")
+
+
+def test_gated_and_selected_explanations_by_the_current_policy(tmp_path):
+    _, directory = run(
+        tmp_path, "dataset=ladder", "dataset.levels=[2]", "trainer.max_steps=3", "positives.explainer=current",
+        "positives.gate=all_wrong", "positives.samples=3", "positives.selection=most_likely", "positives.schedule=all_wrong_fraction",
+    )  # fmt: skip
+    for line in scalars(directory):
+        if "reward/mean" in line:
+            assert line["positive/used_frac"] <= line["reward/all_wrong_frac"]
+            assert line["weight/positive"] == pytest.approx(0.04 * line["reward/all_wrong_frac"])
+
+
+def expo(*arguments: str, cwd: Path) -> subprocess.Popen:
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-m", "expo", *arguments]
+    return subprocess.Popen(
+        command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_leaves_a_checkpoint_and_its_exit_code(tmp_path, number):
+    process = expo("train", *SMALL, "trainer.max_steps=100000", cwd=tmp_path)
+    while not list(tmp_path.glob("outputs/*/*/completions/*.parquet")):  # the first evaluation: training has begun
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.05)
+    process.send_signal(number)
+    assert process.wait() == 128 + number, process.stdout.read()
+    directory = next(tmp_path.glob("outputs/*/*/summary.json")).parent
+    assert json.loads((directory / "summary.json").read_text())["status"] == "stopped"
+    assert newest_checkpoint(directory) is not None
+
+
+def test_a_sweep_makes_a_directory_per_run_and_goes_on_after_a_failure(tmp_path):
+    process = expo("train", "-m", *SMALL, "trainer.max_steps=1", "algorithm=grpo,exp_grpo", "k=[1],[0]", cwd=tmp_path)
+    output, _ = process.communicate()
+    done = [json.loads(path.read_text()) for path in tmp_path.glob("outputs/ladder_level5/*/summary.json")]
+    assert {(summary["name"], summary["status"]) for summary in done} == {("grpo", "done"), ("exp_grpo", "done")}, (
+        output
+    )
+    assert process.returncode == 2
+    assert output.count("expo: k=[0]") == 2
+    assert not (tmp_path / "multirun.yaml").exists()

@@ -1,0 +1,115 @@
+import threading
+
+import pytest
+
+from expo.verifier import Verdict, Verifier, fast_verdict, last_boxed
+
+HOSTILE = [
+    "9^{9^{9^{9^9}}}", "2^{2^{2^{2^{2^{2}}}}}", "10^{10^{10^{10}}}", "(10^{10})!", "99999999!", "((9!)!)!", "7!!!!!!!",
+    "(" * 150 + "1" + ")" * 150, "(" * 300, ")" * 300, "{" * 50 + "1" + "}" * 50, r"\frac{" * 60 + "1" + "}{2}" * 60,
+    r"\sqrt{" * 90 + "2" + "}" * 90, r"\left(" * 60, r"\begin{pmatrix}" * 20, "\x00\x01\x02", "\x1b[2J", "\u202e12", "\ud7ff" * 50,
+    r"\sum_{i=1}^{10^{12}} i^i", r"\prod_{k=1}^{10^{9}} k", r"\int_0^1 x^{x^{x^x}} dx", r"\lim_{x \to 0} \frac{\sin^{99}(x)}{x^{99}}",
+    "(x+1)^{99999}", "(x+y+z)^{500}", r"\binom{10^9}{10^8}", r"\binom{99999}{49999}", "1/0", r"\frac{0}{0}", r"\infty^\infty", "0^{0^0}",
+    r"\sin(\cos(\tan(" * 25, "x=" * 100, "1,2," * 90, r"\{1,2,3" * 40, "1" * 399, "1e999999999", "-" * 200 + "1", "+-" * 150 + "3",
+    r"\log_{\log_{\log_2 3} 4} 5", r"5^{5^{5^{5^{5^{5^{5^{5}}}}}}}", "x^{1000000}-1", r"\text{" * 60, "e^{i\\pi" * 30, "3^{3^{3^{3^{3}}}} \\mod 7",
+    "__import__('os').system('true')", "lambda: 1", "%s%s%n", "$$$$$$", r"\\\\\\\\",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def verifier():
+    with Verifier(workers=2, timeout_s=0.5, memory_mb=512) as verifier:
+        yield verifier
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"so \boxed{3}", "3"),
+        (r"\boxed{1} then \boxed{ \frac{1}{2} }", r"\frac{1}{2}"),
+        (r"\boxed{\{1,\{2\}\}}", r"\{1,\{2\}\}"),
+        (r"\fbox{7}", "7"),
+        (r"\boxed{4} and \boxed{5", "4"),
+        (r"{ \boxed{6}", "6"),
+        (r"\boxed {8}", "8"),
+        ("no box", None),
+        (r"\boxed{}", ""),
+        (r"\boxed{" * 100_000, None),
+    ],
+)
+def test_last_boxed(text, answer):
+    assert last_boxed(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "verdict"),
+    [
+        ("12", " 12. ", Verdict.CORRECT),
+        ("( 9 , 14 )", "(9,14)", Verdict.CORRECT),
+        ("(14,9)", "(9,14)", Verdict.INCORRECT),
+        ("12", "13", Verdict.INCORRECT),
+        (r"\dfrac{1}{2}", r"\frac{1}{2}", Verdict.CORRECT),
+        ("0.5", r"\frac{1}{2}", None),
+        ("1,2", "2,1", None),  # a bare list may be a set of roots: math-verify decides
+        ("007", "7", None),
+    ],
+)
+def test_fast_verdict_only_where_strings_settle_it(answer, gold, verdict):
+    assert fast_verdict(answer, gold) is verdict
+
+
+def test_verdicts(verifier):
+    cases = {
+        (r"\boxed{0.5}", r"\frac{1}{2}"): Verdict.CORRECT,
+        (r"\boxed{x^2+2x+1}", "(x+1)^2"): Verdict.CORRECT,
+        (r"\boxed{\frac{1}{3}}", r"\frac{1}{2}"): Verdict.INCORRECT,
+        ("no answer", "3"): Verdict.UNPARSEABLE,
+        (r"\boxed{" + "1+" * 5000 + "1}", "3"): Verdict.UNPARSEABLE,
+    }
+    completions, golds = zip(*cases, strict=True)
+    assert verifier.verify(completions, golds) == list(cases.values())
+
+
+def test_hostile_answers_never_raise_and_the_pool_goes_on(verifier):
+    megabytes = [r"\boxed{" + c * 1_000_000 + "}" for c in ("1", "(", "{", "\\frac")]
+    texts = [rf"\boxed{{{answer}}}" for answer in HOSTILE] + megabytes
+    assert len(texts) >= 40
+    verdicts = verifier.verify(texts, ["12"] * len(texts))
+    assert Verdict.CORRECT not in verdicts
+    assert Verdict.TIMEOUT in verdicts
+    assert verifier.verify([r"\boxed{0.5}"], [r"\frac{1}{2}"]) == [Verdict.CORRECT]
+
+
+def test_a_hung_answer_delays_only_itself(verifier):
+    hung = verifier.submit(r"\boxed{9^{9^{9^{9^9}}}}", "12")
+    others = [verifier.submit(r"\boxed{\frac{2}{4}}", "0.5") for _ in range(20)]
+    assert [other.result() for other in others] == [Verdict.CORRECT] * 20
+    assert hung.result() is Verdict.TIMEOUT
+
+
+def test_a_worker_that_dies_idle_is_replaced():
+    import os
+    import signal
+
+    from expo.verifier import _Worker
+
+    worker = _Worker(512)
+    os.kill(worker.process.pid, signal.SIGKILL)
+    worker.process.join()
+    assert worker.judge("0.5", r"\frac{1}{2}", 3.0)[0] is Verdict.CORRECT
+    worker.kill()
+
+
+def test_works_from_any_thread(verifier):
+    found = []
+    thread = threading.Thread(target=lambda: found.extend(verifier.verify([r"\boxed{0.25}"] * 3, [r"\frac14"] * 3)))
+    thread.start()
+    thread.join()
+    assert found == [Verdict.CORRECT] * 3
+
+
+def test_closing_twice_and_using_again(verifier):
+    with Verifier(workers=1) as other:
+        assert other.verify([r"\boxed{0.5}"], [r"\frac12"]) == [Verdict.CORRECT]
+        other.close()
+        assert other.verify([r"\boxed{0.5}"], [r"\frac12"]) == [Verdict.CORRECT]
