@@ -17,6 +17,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -150,6 +151,7 @@ class _Worker:
         self._spawn()
 
     def _spawn(self) -> None:
+        _start_forkserver()
         self.pipe, theirs = self.context.Pipe()
         self.process = self.context.Process(target=_work, args=(theirs, self.memory_mb), daemon=True)
         self.process.start()
@@ -176,6 +178,18 @@ class _Worker:
         self.kill()
         self._spawn()
         return verdict, peak_mb
+
+
+def _start_forkserver() -> None:
+    """Start the process that workers fork from, if it does not run, with a fixed hash seed: sympy's verdicts on odd
+    input depend on the order of its sets, and the same run must give the same verdicts."""
+    seed = os.environ.get("PYTHONHASHSEED")
+    os.environ["PYTHONHASHSEED"] = "0"
+    forkserver.ensure_running()
+    if seed is None:
+        del os.environ["PYTHONHASHSEED"]
+    else:
+        os.environ["PYTHONHASHSEED"] = seed
 
 
 def _peak_mb(pid: int | None) -> float:
@@ -219,6 +233,17 @@ def _judge(answer: str, gold: str) -> Verdict:
     answers, golds = (parse(rf"\boxed{{{text}}}", parsing_timeout=None) for text in (answer, gold))
     if not answers:
         return Verdict.UNPARSEABLE
-    # Not symmetric (an inequality against an interval, say): right if either direction says so.
-    right = verify(golds, answers, timeout_seconds=None) or verify(answers, golds, timeout_seconds=None)
-    return Verdict.CORRECT if right else Verdict.INCORRECT
+    if _is_finite_number(golds) and _has_infinity(answers):
+        return Verdict.INCORRECT  # sympy's word on 12 == oo**oo depends on the hash seed
+    # In this direction only: taken as the gold answer, what a model writes can equal any number.
+    return Verdict.CORRECT if verify(golds, answers, timeout_seconds=None) else Verdict.INCORRECT
+
+
+def _is_finite_number(parsed: list[Any]) -> bool:
+    return bool(parsed) and bool(getattr(parsed[0], "is_number", False)) and bool(parsed[0].is_finite)
+
+
+def _has_infinity(parsed: list[Any]) -> bool:
+    from sympy import S
+
+    return hasattr(parsed[0], "has") and parsed[0].has(S.Infinity, S.NegativeInfinity, S.ComplexInfinity, S.NaN)
