@@ -6,8 +6,9 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import OmegaConf
+from wandb.errors import Error as WandbError
 
-from expo.config import Config, identity
+from expo.config import Config, UserError, identity
 
 TABLE_ROWS = 200  # rows of a completions table that go to W&B; parquet has them all
 
@@ -52,7 +53,13 @@ def make_loggers(cfg: Config, directory: Path, resume_step: int) -> list[Logger]
             config=OmegaConf.to_container(OmegaConf.structured(cfg), enum_to_str=True),
             **({"mode": mode} if mode == "disabled" else {}), **options,
         )  # fmt: skip
-        wandb.experiment  # noqa: B018  (starts the run now, so that a missing key is found before any work)
+        try:
+            wandb.experiment  # noqa: B018  (starts the run now, so that a missing key is found before any work)
+        except WandbError as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"logger.wandb.mode={mode}: W&B cannot start ({reason}); run `wandb login`, or use logger.wandb.mode=offline"
+            ) from error
         loggers.append(wandb)
     return loggers
 
