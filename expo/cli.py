@@ -68,7 +68,7 @@ def _run_hydra(command: str, arguments: list[str]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     import hydra
     from hydra.core.hydra_config import HydraConfig
-    from hydra.errors import HydraException
+    from hydra.errors import HydraException, InstantiationException
     from hydra.types import RunMode
     from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException
@@ -89,12 +89,18 @@ def _run_hydra(command: str, arguments: list[str]) -> int:
             code = _load(*COMMANDS[command])(cfg) or 0
         except config.UserError as error:
             code = _complain(str(error))
+        except InstantiationException as error:
+            if not isinstance(error.__cause__, config.UserError):
+                raise
+            code = _complain(str(error.__cause__))
 
     sys.argv = [f"expo {command}", *arguments]
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
     except RunFailed as error:
         return error.code
+    except KeyboardInterrupt:
+        return 130
     except (HydraException, OmegaConfBaseException) as error:
         return _complain(_explain(error))
     return code

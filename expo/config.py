@@ -353,6 +353,10 @@ def check(cfg: Config) -> None:
             f"install it with make setup EXTRA={cfg.rollout.extra}, or use rollout=hf",
         ),
         (
+            importlib.util.find_spec(cfg.rollout._target_.rpartition(".")[0]) is not None,
+            f"rollout._target_={cfg.rollout._target_}: this version of expo has no such engine; use rollout=hf",
+        ),
+        (
             "{question}" in cfg.prompts.solve,
             "prompts.solve: has no {question}; put {question} where the question goes",
         ),
@@ -365,8 +369,9 @@ def check(cfg: Config) -> None:
         *_file("dataset.path", dataset.path),
         *_file("dataset.eval_path", dataset.eval_path),
         (
-            not _looks_local(cfg.model.path) or Path(cfg.model.path, "config.json").is_file(),
-            f"model.path={cfg.model.path}: no folder with a config.json there; give a saved model's folder or a hub id such as Qwen/Qwen2.5-0.5B-Instruct",
+            not _looks_local(cfg.model.path)
+            or any(Path(cfg.model.path, name).is_file() for name in ("config.json", "adapter_config.json")),
+            f"model.path={cfg.model.path}: no folder with a saved model there; give a saved model's folder or a hub id such as Qwen/Qwen2.5-0.5B-Instruct",
         ),
     ]
     if isinstance(cfg.positives, AuxiliaryConf):

@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import platform
+import shutil
 import subprocess
 import time
 from dataclasses import dataclass, field
@@ -28,15 +29,24 @@ class Run:
     metrics: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, cfg: Config, directory: Path | None = None) -> "Run":
-        """Make the directory and write config.yaml, or find what an earlier session of the same run left."""
+    def find(cls, cfg: Config, directory: Path | None = None) -> "Run":
+        """The run of this config, with what an earlier session of it left; makes nothing yet."""
         run = cls(cfg, directory or run_dir(cfg))
-        run.dir.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(OmegaConf.structured(cfg), run.dir / "config.yaml")
         if not cfg.fresh:
             earlier = run.summary()
             run.earlier_s, run.metrics = earlier.get("wall_s", 0.0), earlier.get("metrics", {})
         return run
+
+    @property
+    def finished(self) -> bool:
+        return not self.cfg.fresh and self.summary().get("status") == "done"
+
+    def begin(self) -> None:
+        """Make the directory and write config.yaml. With `fresh`, what is there goes: old checkpoints would be resumed from."""
+        if self.cfg.fresh:
+            shutil.rmtree(self.dir, ignore_errors=True)
+        self.dir.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(OmegaConf.structured(self.cfg), self.dir / "config.yaml")
 
     def summary(self) -> dict[str, Any]:
         """The summary as it stands, {} where there is none."""

@@ -32,8 +32,8 @@ from expo.verifier import Verifier
 def train(cfg: Config) -> int:
     """One run. Returns the exit code. A finished run is not made again, an unfinished one goes on from its checkpoint."""
     quiet_libraries()
-    run = Run.open(cfg)
-    if run.summary().get("status") == "done" and not cfg.fresh:
+    run = Run.find(cfg)
+    if run.finished:
         print(f"{run.dir} is finished already; fresh=true makes it again")
         return 0
     if cfg.trainer.threads:
@@ -74,7 +74,8 @@ def _train(cfg: Config, run: Run, verifier: Verifier) -> int:
         on_nonfinite=cfg.trainer.on_nonfinite,
     )  # fmt: skip
 
-    checkpoint = None if cfg.fresh else newest_checkpoint(run.dir)
+    run.begin()
+    checkpoint = newest_checkpoint(run.dir)
     stop = Stop(cfg.trainer.stop_after)
     bar = sys.stderr.isatty() and "EXPO_SWEEP" not in os.environ
     trainer = Trainer(
@@ -132,6 +133,7 @@ def quiet_libraries() -> None:
     """Leave only expo's own lines on the terminal."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
     import transformers
 

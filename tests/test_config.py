@@ -103,3 +103,15 @@ def test_cfg_job_shows_the_config(tmp_path):
         cwd=Path(__file__).parents[1], env=os.environ,
     )  # fmt: skip
     assert "expo.algorithms.grpo.GRPO" in done.stdout
+
+
+def test_a_model_that_cannot_be_loaded_is_one_line_too(monkeypatch, capsys, tmp_path):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text('{"model_type": "no_such_model"}')
+    code, error = run_cli(
+        monkeypatch, capsys, "train", "model=hf", f"model.path={tmp_path / 'broken'}", f"output_dir={tmp_path / 'out'}"
+    )
+    assert code == 2
+    assert error.startswith(f"expo: model.path={tmp_path / 'broken'}: cannot be loaded")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()

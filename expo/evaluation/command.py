@@ -2,6 +2,7 @@
 
 import logging
 
+import torch
 from hydra.utils import instantiate
 from rich.console import Console
 from rich.table import Table
@@ -16,14 +17,17 @@ from expo.train import instantiate_verifier, make_engine, make_evaluator, quiet_
 def evaluate_command(cfg: Config) -> int:
     """Sample, verify, count; prints a table and keeps every completion in the run directory."""
     quiet_libraries()
-    run = Run.open(cfg, train_dir(cfg).parent.parent / "evaluate" / f"{cfg.dataset.name}-{identity(cfg)}")
+    run = Run.find(cfg, train_dir(cfg).parent.parent / "evaluate" / f"{cfg.dataset.name}-{identity(cfg)}")
     model, tokenizer = instantiate(cfg.model)
+    if torch.cuda.is_available() and cfg.trainer.accelerator != "cpu":
+        model.to("cuda")
     prompts = instantiate(cfg.prompts)
     warn = logging.getLogger("expo").warning
     problems = within_length(read(cfg).whole(), prompts, tokenizer, cfg.rollout.max_prompt_tokens, warn)
     with instantiate_verifier(cfg) as verifier:
         engine = make_engine(cfg, model, tokenizer)
         evaluation = make_evaluator(cfg, problems, verifier, prompts, tokenizer).evaluate(engine)
+    run.begin()
     evaluation.save(run.dir / "completions" / "eval.parquet")
     run.metrics = evaluation.metrics
     run.finish("done")
