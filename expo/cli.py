@@ -74,6 +74,7 @@ def _run_hydra(command: str, arguments: list[str]) -> int:
     from omegaconf.errors import OmegaConfBaseException
 
     from expo import config
+    from expo.checks import check
 
     config.register()
     code = 0
@@ -85,7 +86,7 @@ def _run_hydra(command: str, arguments: list[str]) -> int:
             return
         try:
             cfg = config.typed(composed)
-            config.check(cfg)
+            check(cfg)
             code = _load(*COMMANDS[command])(cfg) or 0
         except config.UserError as error:
             code = _complain(str(error))

@@ -8,6 +8,7 @@ import pytest
 from conftest import compose_config
 
 from expo import cli, config
+from expo.checks import check
 
 CONF = cli.conf_dir()
 OPTIONS = [(f.parent.name, f.stem) for f in sorted(CONF.glob("*/*.yaml"))]
@@ -18,9 +19,9 @@ def test_every_option_composes_and_passes_the_checks(group, name):
     cfg = compose_config(f"{group}={name}")
     if cfg.rollout.requires and importlib.util.find_spec(cfg.rollout.requires) is None:
         with pytest.raises(config.UserError, match=f"make setup EXTRA={cfg.rollout.extra}"):
-            config.check(cfg)
+            check(cfg)
     else:
-        config.check(cfg)
+        check(cfg)
 
 
 def test_the_groups_of_the_design_are_there():

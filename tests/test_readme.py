@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from conftest import compose_config
 
-from expo import cli, config
+from expo import cli
+from expo.checks import check
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -33,7 +34,7 @@ def test_every_expo_line_composes(line, tmp_path, monkeypatch, math_file, gsm8k_
     overrides = [a for a in arguments if "=" in a and not a.startswith("hydra.")]
     if "-m" in arguments:
         overrides = [re.sub(r"=([^,\[]*),.*", r"=\1", o) for o in overrides]
-    config.check(compose_config(*overrides))
+    check(compose_config(*overrides))
 
 
 def test_paths_in_the_readme_exist():

@@ -14,6 +14,7 @@ import torch
 from conftest import compose_config
 
 from expo import config
+from expo.checks import check
 from expo.config import UserError
 from expo.train import newest_checkpoint, train
 
@@ -25,7 +26,7 @@ SMALL = [
 
 def run(tmp_path: Path, *overrides: str) -> tuple[int, Path]:
     cfg = compose_config(f"output_dir={tmp_path}", *SMALL, *overrides)
-    config.check(cfg)
+    check(cfg)
     return train(cfg), config.run_dir(cfg)
 
 
@@ -153,7 +154,7 @@ def test_evaluate_reads_what_train_saved(tmp_path, capsys):
     cfg = compose_config(
         f"output_dir={tmp_path}", "dataset=ladder", "model=hf", f"model.path={final}", "dataset.eval_limit=3", "k=[1,2]"
     )
-    config.check(cfg)
+    check(cfg)
     assert evaluate_command(cfg) == 0
     printed = capsys.readouterr().out
     assert "level1" in printed

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from expo import config
+from expo.checks import check
 from expo.cli import conf_dir
 from expo.data.ladder import FAMILIARITY
 from expo.evaluation.pass_at_k import interval
@@ -85,7 +86,7 @@ def compose_run(arm: str, seed: int, overrides: list[str]) -> config.Config:
     config.register()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = config.typed(compose("config", [f"algorithm={arm}", f"seed={seed}", *overrides]))
-    config.check(cfg)
+    check(cfg)
     return cfg
 
 
