@@ -45,9 +45,10 @@ def step_metrics(experience: Experience, sums: Mapping[str, float], beta: float)
         **{f"time/{part}_s": seconds.get(part, 0.0) for part in ("rollout", "verify", "explain", "update", "sync")},
         "throughput/tokens_per_s": generated / sum(seconds.values()),
     }
-    if e.problems[0].subject == "ladder" and e.positives:
-        # The oracle that real data lacks: are the steps of the positives right, not only their answers?
-        checks = [ladder.check_steps(e.problems[c.problem].question, c.text) for c in e.positives]
+    written = [c for c in e.positives if c.logp_given_qa is not None]
+    if e.problems[0].subject == "ladder" and written:
+        # The oracle that real data lacks: are the steps of the explanations right, not only their answers?
+        checks = [ladder.check_steps(e.problems[c.problem].question, c.text) for c in written]
         metrics["positive/sound_frac"] = _share(sum(c.sound for c in checks), len(checks))
     return metrics
 

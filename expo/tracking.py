@@ -2,13 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import OmegaConf
 from wandb.errors import Error as WandbError
 
 from expo.config import Config, UserError, identity
+from expo.run import git_commit
 
 TABLE_ROWS = 200  # rows of a completions table that go to W&B; parquet has them all
 
@@ -48,9 +49,10 @@ def make_loggers(cfg: Config, directory: Path, resume_step: int) -> list[Logger]
         options = dict(cfg.logger.wandb)
         mode = options.pop("mode")
         run_id = f"{cfg.name}-s{cfg.seed}-{identity(cfg)}"
+        record = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(cfg), enum_to_str=True))
         wandb = WandbLogger(
             name=f"{cfg.name}-s{cfg.seed}", id=run_id, save_dir=directory, offline=mode == "offline", resume="allow",
-            config=OmegaConf.to_container(OmegaConf.structured(cfg), enum_to_str=True),
+            config=record | {"git": git_commit()},
             **({"mode": mode} if mode == "disabled" else {}), **options,
         )  # fmt: skip
         try:
