@@ -1,5 +1,6 @@
 """What happens around a step: logging, evaluation, progress, stopping."""
 
+import math
 import signal
 import sys
 from types import FrameType
@@ -15,15 +16,17 @@ from expo.algorithms.base import Algorithm
 from expo.evaluation.evaluate import Evaluator
 from expo.experience import Experience
 from expo.run import Run
-from expo.tracking import log_table
+from expo.tracking import JsonlLogger, log_table
 
 
 class LogSteps(Callback):
     """Hands each step's scalars to every logger, under the number of steps done."""
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
+        defined = {name: value for name, value in pl_module.last_metrics.items() if value is not None}
         for logger in trainer.loggers:
-            logger.log_metrics(pl_module.last_metrics, step=trainer.current_epoch + 1)
+            metrics = pl_module.last_metrics if isinstance(logger, JsonlLogger) else defined
+            logger.log_metrics(metrics, step=trainer.current_epoch + 1)  # type: ignore[arg-type]
 
 
 class Evaluate(Callback):
@@ -44,6 +47,7 @@ class Evaluate(Callback):
     def evaluate(self, trainer: Trainer, module: Algorithm, step: int) -> None:
         evaluation = self.evaluator.evaluate(module.collector.engine)
         self.run.metrics = evaluation.metrics
+        self.run.finish("stopped")  # what a SIGKILL from here on leaves behind: a stopped run with these metrics
         completions = self.run.dir / "completions"
         evaluation.save(completions / f"eval-step{step:06d}.parquet")
         for logger in trainer.loggers:
@@ -96,7 +100,7 @@ class Stop(Callback):
         print(f"{signal.Signals(number).name}: stopping after this step, with a checkpoint", file=sys.stderr)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
-        if self.signal or trainer.current_epoch + 1 == self.stop_after:
+        if self.signal or trainer.current_epoch + 1 >= (self.stop_after or math.inf):
             trainer.should_stop = True
 
 

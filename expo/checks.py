@@ -3,7 +3,17 @@
 import importlib.util
 from pathlib import Path
 
-from expo.config import AuxiliaryConf, Config, DatasetConf, SelfExplanationConf, UserError
+from expo.config import (
+    AuxiliaryConf,
+    Config,
+    DatasetConf,
+    ExpertConf,
+    LadderConf,
+    RandomTinyConf,
+    SelfExplanationConf,
+    TableConf,
+    UserError,
+)
 
 
 def check(cfg: Config) -> None:
@@ -19,7 +29,6 @@ def check(cfg: Config) -> None:
         *_positive("trainer.max_steps", trainer.max_steps),
         *_positive("trainer.problems_per_step", trainer.problems_per_step),
         *_positive("trainer.micro_batch_size", trainer.micro_batch_size),
-        *_positive("trainer.devices", trainer.devices),
         *_positive("trainer.checkpoint_every", trainer.checkpoint_every),
         *_positive("rollout.batch_size", cfg.rollout.batch_size),
         *_positive("rollout.max_completion_tokens", cfg.rollout.max_completion_tokens),
@@ -27,10 +36,58 @@ def check(cfg: Config) -> None:
         *_positive("evaluation.temperature", cfg.evaluation.temperature),
         *_positive("verifier.workers", cfg.verifier.workers),
         *_positive("verifier.timeout_s", cfg.verifier.timeout_s),
+        *_positive("verifier.memory_mb", cfg.verifier.memory_mb),
+        *_positive("verifier.max_answer_chars", cfg.verifier.max_answer_chars),
+        *_positive("rollout.max_prompt_tokens", cfg.rollout.max_prompt_tokens),
+        *_positive("optimizer.learning_rate", cfg.optimizer.learning_rate),
+        *_positive("optimizer.max_grad_norm", cfg.optimizer.max_grad_norm),
+        *_positive("dataset.limit", 1 if dataset.limit is None else dataset.limit),
+        *_positive("dataset.eval_limit", 1 if dataset.eval_limit is None else dataset.eval_limit),
+        *_positive("trainer.stop_after", 1 if trainer.stop_after is None else trainer.stop_after),
+        *_range("seed", cfg.seed, 0, 2**62),
+        *_range("evaluation.seed", cfg.evaluation.seed, 0, 2**62),
+        *_range("algorithm.kl_coef", algorithm.kl_coef, 0, 1e6),
+        *_range("algorithm.clip_low", algorithm.clip_low, 0, 1),
+        *_range("algorithm.clip_high", algorithm.clip_high, 0, 1e6),
+        *_range("optimizer.weight_decay", cfg.optimizer.weight_decay, 0, 1e6),
+        *_range("optimizer.warmup_steps", cfg.optimizer.warmup_steps, 0, 1e9),
+        *_range("evaluation.every", cfg.evaluation.every, 0, 1e9),
+        *_range("evaluation.top_p", cfg.evaluation.top_p, 1e-6, 1),
+        *_range("evaluation.top_k", cfg.evaluation.top_k, 0, 1e9),
+        *_range("trainer.threads", trainer.threads, 0, 1024),
+        *_range("model.lora_rank", cfg.model.lora_rank, 0, 1024),
+        *_choice("trainer.accelerator", trainer.accelerator, ("auto", "cpu", "gpu")),
+        *_choice("trainer.precision", trainer.precision, ("32-true", "bf16-mixed")),
+        *_choice("model.dtype", cfg.model.dtype, ("float32", "bfloat16", "float16", "auto")),
+        *_choice(
+            "logger.wandb.mode",
+            (cfg.logger.wandb or {"mode": "offline"}).get("mode"),
+            ("offline", "online", "disabled"),
+        ),
         (
-            trainer.problems_per_step % trainer.devices == 0,
-            f"trainer.problems_per_step={trainer.problems_per_step}: not a multiple of trainer.devices={trainer.devices}; "
-            f"set trainer.problems_per_step={_round_up(trainer.problems_per_step, trainer.devices)}",
+            len(cfg.optimizer.betas) == 2 and all(0 <= beta < 1 for beta in cfg.optimizer.betas),
+            f"optimizer.betas={cfg.optimizer.betas}: AdamW takes two numbers in [0, 1); set optimizer.betas=[0.9,0.999]",
+        ),
+        (
+            cfg.rollout.top_p == 1 and cfg.rollout.top_k == 0,
+            f"rollout.top_p={cfg.rollout.top_p}, rollout.top_k={cfg.rollout.top_k}: the policy is scored on its full distribution, "
+            "so that truncated rollouts would be off-policy; set rollout.top_p=1.0 rollout.top_k=0",
+        ),
+        (
+            dataset.path is not None or dataset.hub_id is not None or isinstance(dataset, LadderConf),
+            "dataset.path=null: this data set has no hub id either; set dataset.path or dataset.hub_id",
+        ),
+        (
+            not (
+                isinstance(cfg.positives, ExpertConf)
+                and isinstance(dataset, TableConf)
+                and not dataset.columns.solution
+            ),
+            f"positives: {cfg.name} learns from expert solutions, and dataset.columns.solution is empty; set it to the column that has them",
+        ),
+        (
+            not isinstance(cfg.model, RandomTinyConf) or (cfg.model.lora_rank == 0 and cfg.model.dtype == "float32"),
+            "model=random_tiny: takes neither model.lora_rank nor model.dtype; remove them, or use model=hf",
         ),
         (
             rows % trainer.micro_batch_size == 0,
@@ -93,6 +150,16 @@ def _positive(key: str, value: float) -> list[tuple[bool, str]]:
     return [(value > 0, f"{key}={value}: must be greater than 0; set {key}=1 or more")]
 
 
+def _range(key: str, value: float, low: float, high: float) -> list[tuple[bool, str]]:
+    return [
+        (low <= value <= high, f"{key}={value}: not between {low:g} and {high:g}; set {key} to a value in that range")
+    ]
+
+
+def _choice(key: str, value: str | None, choices: tuple[str, ...]) -> list[tuple[bool, str]]:
+    return [(value in choices, f"{key}={value}: not one of the choices; set one of {', '.join(choices)}")]
+
+
 def _levels(key: str, levels: list[int], dataset: DatasetConf) -> list[tuple[bool, str]]:
     known = dataset.known_levels
     remedy = f"choose from {known}" if known else f"remove {key}: the data set {dataset.name} has no levels"
@@ -110,7 +177,3 @@ def _file(key: str, path: str | None) -> list[tuple[bool, str]]:
 
 def _looks_local(path: str) -> bool:
     return path.startswith((".", "/", "~")) or path.count("/") > 1
-
-
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple

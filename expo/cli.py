@@ -2,9 +2,11 @@
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 
 HELP = """\
 expo: teach a language model problems that it cannot solve at all, by letting it explain the known answer (arXiv 2507.02834)
@@ -47,11 +49,11 @@ def main() -> None:
         print(HELP, end="")
         return
     if command in PROGRAMS:
-        sys.exit(_load(*PROGRAMS[command])(arguments))
+        sys.exit(_reporting(lambda: _load(*PROGRAMS[command])(arguments)))
     if command not in COMMANDS:
         known = ", ".join([*COMMANDS, *PROGRAMS])
         sys.exit(_complain(f"command={command}: no such command; use one of {known}"))
-    sys.exit(_run_hydra(command, arguments))
+    sys.exit(_reporting(lambda: _run_hydra(command, arguments)))
 
 
 def _load(module: str, function: str) -> Callable:
@@ -63,59 +65,86 @@ def _complain(line: str) -> int:
     return 2
 
 
-def _run_hydra(command: str, arguments: list[str]) -> int:
-    # Without this, Hydra prints an exception its own way and exits with 1; with it, main sees the exception.
+def _reporting(run: Callable[[], int]) -> int:
+    """Run and return the exit code; the user's mistakes become one line."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from expo.config import UserError
+
+    # Without this, Hydra prints an exception its own way and exits with 1; with it, we see the exception.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        return run()
+    except RunFailed as error:
+        return error.code
+    except KeyboardInterrupt:
+        return 130
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        # What a `_target_` raises, Hydra wraps.
+        mistake = error if isinstance(error, UserError) else error.__cause__
+        return _complain(str(mistake) if isinstance(mistake, UserError) else _explain(error))
+
+
+def _run_hydra(command: str, arguments: list[str]) -> int:
     import hydra
     from hydra.core.hydra_config import HydraConfig
-    from hydra.errors import HydraException, InstantiationException
     from hydra.types import RunMode
     from omegaconf import DictConfig
-    from omegaconf.errors import OmegaConfBaseException
 
     from expo import config
     from expo.checks import check
 
     config.register()
-    code = 0
+    outcome: list[int | Exception] = []
 
     def task(composed: DictConfig) -> None:
-        nonlocal code
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             _run_process(command, list(HydraConfig.get().overrides.task), HydraConfig.get().launcher.get("n_jobs", 1))
             return
         try:
             cfg = config.typed(composed)
             check(cfg)
-            code = _load(*COMMANDS[command])(cfg) or 0
-        except config.UserError as error:
-            code = _complain(str(error))
-        except InstantiationException as error:
-            if not isinstance(error.__cause__, config.UserError):
-                raise
-            code = _complain(str(error.__cause__))
+            outcome.append(_load(*COMMANDS[command])(cfg) or 0)
+        except Exception as error:  # carried past Hydra, which would print a line of its own
+            outcome.append(error)
 
     sys.argv = [f"expo {command}", *arguments]
-    try:
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
-    except RunFailed as error:
-        return error.code
-    except KeyboardInterrupt:
-        return 130
-    except (HydraException, OmegaConfBaseException) as error:
-        return _complain(_explain(error))
-    return code
+    if {"-m", "--multirun"} & set(arguments):
+        signal.signal(signal.SIGTERM, _stop_runs)
+    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
+    for result in outcome:
+        if isinstance(result, Exception):
+            raise result
+        return result
+    return 0  # a sweep, or nothing but --cfg or --help
 
 
 def _run_process(command: str, overrides: list[str], jobs: int) -> None:
     """One run of a sweep in a process of its own, so that its memory is given back when it ends."""
     import subprocess
 
-    threads = max(1, (os.cpu_count() or 1) // (jobs if jobs > 0 else os.cpu_count() or 1))
-    environment = {"OMP_NUM_THREADS": str(threads)} | os.environ | {"EXPO_SWEEP": "1"}
+    cores = os.cpu_count() or 1
+    environment = (
+        {"OMP_NUM_THREADS": str(max(1, cores // (jobs if jobs > 0 else cores)))} | os.environ | {"EXPO_SWEEP": "1"}
+    )
     done = subprocess.run([sys.executable, "-m", "expo", command, *overrides], env=environment, check=False)
     if done.returncode:
         raise RunFailed(done.returncode)
+
+
+def _stop_runs(number: int, frame: FrameType | None) -> None:
+    """SIGTERM to a sweep: start no further run, hand the signal to those under way, and wait for their checkpoints."""
+    import psutil
+
+    children = psutil.Process().children(recursive=True)
+    runs = [child for child in children if "expo" in child.cmdline()]
+    for launcher in (child for child in children if any("loky" in word for word in child.cmdline())):
+        launcher.kill()
+    for run in runs:
+        run.send_signal(number)
+    psutil.wait_procs(runs)
+    os._exit(128 + number)
 
 
 def _explain(error: Exception) -> str:

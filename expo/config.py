@@ -11,6 +11,9 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+# The base policy shipped with expo.
+LADDER = Path(__file__).parent / "assets" / "ladder"
+
 
 class UserError(Exception):
     """The user's mistake: one line that names the key, the value and the remedy. The CLI exits with code 2."""
@@ -117,6 +120,8 @@ class DatasetConf:
     eval_levels: list[int] | None = None
     # Levels that exist in the data set. []: it has none.
     known_levels: list[int] = field(default_factory=list)
+    # Problems to train on (`expo evaluate`: to evaluate on), and to evaluate on during training. null: all. On the
+    # ladder both are per level, and `expo evaluate` too takes eval_limit.
     limit: int | None = None
     eval_limit: int | None = None
     # A row without question or answer: skip it (counted and named in the log) or stop.
@@ -214,9 +219,9 @@ class TrainerConf:
     stop_after: int | None = None
     # A non-finite loss or gradient: skip the update (counted) or stop.
     on_nonfinite: OnBad = OnBad.stop
+    # auto, cpu or gpu; one device.
     accelerator: str = "auto"
-    devices: int = 1
-    strategy: str = "auto"
+    # 32-true or bf16-mixed.
     precision: str = "32-true"
     # Threads of this process for tensor work on the CPU. 0: torch's choice.
     threads: int = 0
@@ -234,7 +239,7 @@ class VerifierConf:
 
 @dataclass
 class LoggerConf:
-    # Entries are objects with `_target_`; metrics.jsonl is always written.
+    # Arguments of wandb.init, and `mode` (offline, online or disabled). null: no W&B; metrics.jsonl is always written.
     wandb: dict[str, Any] | None = None
 
 
@@ -308,7 +313,7 @@ def register() -> None:
 # What does not change a run's numbers (micro-batching changes them by rounding only) and so is not part of its identity.
 NOT_IDENTITY = {
     "": ("output_dir", "fresh", "logger", "pretrain", "hydra"),
-    "trainer": ("checkpoint_every", "stop_after", "micro_batch_size", "accelerator", "devices", "strategy", "threads"),
+    "trainer": ("checkpoint_every", "stop_after", "micro_batch_size", "accelerator", "threads"),
     "verifier": ("workers",),
     "rollout": ("batch_size", "requires", "extra"),
 }
@@ -324,7 +329,18 @@ def identity(cfg: Config) -> str:
     for key in ("path", "eval_path"):
         if tree["dataset"][key]:
             tree["dataset"][key] = hashlib.sha256(Path(tree["dataset"][key]).read_bytes()).hexdigest()
+    folder = LADDER if cfg.model.path == "ladder" else Path(cfg.model.path)
+    tree["model"]["content"] = _content(folder) if folder.is_dir() else None
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def _content(folder: Path) -> str:
+    """Hash of a model folder: names, sizes and the first MiB of each file, which any training changes."""
+    digest = hashlib.sha256()
+    for file in sorted(f for f in folder.iterdir() if f.suffix in (".json", ".safetensors", ".bin", ".jinja")):
+        with file.open("rb") as start:
+            digest.update(f"{file.name} {file.stat().st_size}".encode() + start.read(2**20))
+    return digest.hexdigest()
 
 
 def run_dir(cfg: Config) -> Path:

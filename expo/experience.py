@@ -1,5 +1,6 @@
 """From problems to what the losses need: rollouts, verdicts, rewards and positives of one step."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,12 +10,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from expo.config import UserError
 from expo.data.problem import Problem
 from expo.positives.sources import Candidate, PositiveSource
 from expo.prompts import Prompts
 from expo.randomness import PROBLEMS, SOLVE, Key
 from expo.rollout.engine import Completion, Engine, Request, Sampling
 from expo.verifier import Verdict, Verifier
+
+log = logging.getLogger(__name__)
 
 # (prompts, completions), both as token ids -> mean log-probability per completion token [N]
 MeanLogp = Callable[[Sequence[Sequence[int]], Sequence[Sequence[int]]], Tensor]
@@ -119,15 +123,19 @@ class Collector:
 
 
 def within_length(
-    problems: list[Problem], prompts: Prompts, tokenizer: PreTrainedTokenizerBase, max_tokens: int,
-    report: Callable[[str], None],
+    problems: list[Problem], prompts: Sequence[Callable[..., list[list[int]]]], tokenizer: PreTrainedTokenizerBase, max_tokens: int
 ) -> list[Problem]:  # fmt: skip
-    """The problems whose solve and explain prompts both fit `max_tokens`; how many do not is reported."""
-    lengths = zip(prompts.solve_ids(tokenizer, problems), prompts.explain_ids(tokenizer, problems), strict=True)
-    kept = [
-        p for p, (solve, explain) in zip(problems, lengths, strict=True) if max(len(solve), len(explain)) <= max_tokens
-    ]
+    """The problems all of whose prompts (made by the given functions) fit `max_tokens`; how many do not is logged.
+
+    Raises UserError where none does.
+    """
+    lengths = zip(*(map(len, make_ids(tokenizer, problems)) for make_ids in prompts), strict=True)
+    kept = [p for p, length in zip(problems, lengths, strict=True) if max(length) <= max_tokens]
+    if not kept:
+        raise UserError(
+            f"rollout.max_prompt_tokens={max_tokens}: every prompt is longer; raise it, and look at prompts"
+        )
     if len(kept) < len(problems):
         dropped = len(problems) - len(kept)
-        report(f"skipped {dropped} problems whose prompt is longer than rollout.max_prompt_tokens={max_tokens}")
+        log.warning("skipped %d problems: prompt longer than rollout.max_prompt_tokens=%d", dropped, max_tokens)
     return kept

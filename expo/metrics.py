@@ -9,7 +9,7 @@ from expo.positives.filters import REASONS
 from expo.verifier import Verdict
 
 
-def step_metrics(experience: Experience, sums: Mapping[str, float], beta: float) -> dict[str, float]:
+def step_metrics(experience: Experience, sums: Mapping[str, float], beta: float) -> dict[str, float | None]:
     """Scalars of one step from its experience and from what the updates summed up."""
     e, rewards = experience, experience.rewards
     lengths = [len(c.ids) for c in e.completions]
@@ -18,7 +18,7 @@ def step_metrics(experience: Experience, sums: Mapping[str, float], beta: float)
     generated = sum(lengths) + e.explanation_tokens
     rejected = Counter(c.rejected for c in e.candidates if c.rejected)
     explained = [c.logp_given_qa for c in e.positives if c.logp_given_qa is not None]
-    metrics = {
+    metrics: dict[str, float | None] = {
         "reward/mean": rewards.mean().item(),
         "reward/all_wrong_frac": e.all_wrong.float().mean().item(),
         "reward/all_right_frac": (rewards.amin(dim=1) == 1).float().mean().item(),
@@ -37,8 +37,9 @@ def step_metrics(experience: Experience, sums: Mapping[str, float], beta: float)
         "completion/length_mean": sum(lengths) / len(lengths),
         "completion/truncated_frac": _share(sum(c.truncated for c in e.completions), len(lengths)),
         "positive/used_frac": _share(len(e.positives), len(e.problems)),
-        "positive/logp_given_q": _share(sums["positive_logp"], positives),
-        "positive/logp_given_qa": _share(sum(explained), len(explained)),
+        # None (null in metrics.jsonl) where there is no such positive: a log-probability of 0 would mean certainty.
+        "positive/logp_given_q": sums["positive_logp"] / positives if positives else None,
+        "positive/logp_given_qa": sum(explained) / len(explained) if explained else None,
         "positive/filtered_frac": _share(sum(rejected.values()), len(e.candidates)),
         **{f"positive/filtered_{reason}_frac": _share(rejected[reason], len(e.candidates)) for reason in REASONS},
         "weight/positive": beta,

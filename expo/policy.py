@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,9 +12,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from expo import models
-from expo.config import UserError
+from expo.config import LADDER, UserError
 
-LADDER = Path(__file__).parent / "assets" / "ladder"
 # Positions scored at a time: bounds the logits to CHUNK x V numbers.
 CHUNK = 4096
 
@@ -33,7 +31,7 @@ def load_policy(
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation=attention)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError, AttributeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"model.path={path}: cannot be loaded ({reason}); check the hub id, your network and login, or give a local folder"

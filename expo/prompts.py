@@ -1,5 +1,6 @@
 """Solve and explain prompts: chat messages through the model's own chat template. The only module that knows templates."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,19 +24,11 @@ class Prompts:
 
     def solve_ids(self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]) -> list[list[int]]:
         """Token ids of `q` for each problem, ending where the completion begins."""
-        return self._ids(tokenizer, [self.solve.replace("{question}", p.question) for p in problems])
+        return self._ids(tokenizer, [_fill(self.solve, question=p.question) for p in problems])
 
     def explain_ids(self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]) -> list[list[int]]:
         """Token ids of `(q, a*)` for each problem: the prompt under which the policy explains the known answer."""
-        # The template is split first: a question that happens to contain "{answer}" must not be filled in.
-        before, marker, after = self.explain.partition("{answer}")
-        texts = [
-            before.replace("{question}", p.question)
-            + (p.answer if marker else "")
-            + after.replace("{question}", p.question)
-            for p in problems
-        ]
-        return self._ids(tokenizer, texts)
+        return self._ids(tokenizer, [_fill(self.explain, question=p.question, answer=p.answer) for p in problems])
 
     def _ids(self, tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[list[int]]:
         system = [{"role": "system", "content": self.system}] if self.system else []
@@ -44,3 +37,8 @@ class Prompts:
         chats = [[*system, {"role": "user", "content": text}] for text in texts]
         ids: Any = tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=True, return_dict=False)
         return ids
+
+
+def _fill(template: str, **values: str) -> str:
+    """Replace every `{name}` in one pass, so that a question that happens to contain "{answer}" is not filled in."""
+    return re.sub("|".join(rf"\{{{name}\}}" for name in values), lambda match: values[match[0][1:-1]], template)

@@ -1,6 +1,7 @@
 """Where scalars and tables go: metrics.jsonl always, W&B where asked for."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -37,9 +38,9 @@ class JsonlLogger(Logger):
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """config.yaml has them."""
 
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+    def log_metrics(self, metrics: Mapping[str, float | None], step: int | None = None) -> None:  # type: ignore[override]
         with self.path.open("a") as file:
-            file.write(json.dumps({"step": step} | metrics) + "\n")
+            file.write(json.dumps({"step": step} | dict(metrics)) + "\n")
 
 
 def make_loggers(cfg: Config, directory: Path, resume_step: int) -> list[Logger]:

@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import resource
 import sys
 import warnings
 from pathlib import Path
@@ -47,15 +48,13 @@ def train(cfg: Config) -> int:
 
 def _train(cfg: Config, run: Run, verifier: Verifier) -> int:
     torch.manual_seed(cfg.seed)
+    reader = read(cfg)
+    problems, held_out = reader.train(), reader.evaluation()
     policy, tokenizer = instantiate(cfg.model)
-    prompts, reader, source = instantiate(cfg.prompts), read(cfg), instantiate(cfg.positives, _convert_="object")
-    fit = [prompts, tokenizer, cfg.rollout.max_prompt_tokens, logging.getLogger("expo").warning]
-    problems, held_out = within_length(reader.train(), *fit), within_length(reader.evaluation(), *fit)
-    if not problems or not held_out:
-        raise UserError(
-            f"rollout.max_prompt_tokens={cfg.rollout.max_prompt_tokens}: every prompt is longer; raise it (and check prompts)"
-        )
-
+    prompts, source = instantiate(cfg.prompts), instantiate(cfg.positives, _convert_="object")
+    solve, both = [prompts.solve_ids], [prompts.solve_ids, prompts.explain_ids]
+    problems = within_length(problems, both, tokenizer, cfg.rollout.max_prompt_tokens)
+    held_out = within_length(held_out, solve, tokenizer, cfg.rollout.max_prompt_tokens)
     needs_reference = cfg.algorithm.kl_coef > 0 or source.writer is Explainer.reference
     reference = frozen_copy(policy) if needs_reference else None
     snapshot = frozen_copy(policy) if source.writer is Explainer.snapshot else None
@@ -78,6 +77,8 @@ def _train(cfg: Config, run: Run, verifier: Verifier) -> int:
     checkpoint = newest_checkpoint(run.dir)
     stop = Stop(cfg.trainer.stop_after)
     bar = sys.stderr.isatty() and "EXPO_SWEEP" not in os.environ
+    if cfg.trainer.accelerator == "gpu" and not torch.cuda.is_available():
+        raise UserError("trainer.accelerator=gpu: torch sees no GPU; use trainer.accelerator=auto or cpu")
     trainer = Trainer(
         max_epochs=cfg.trainer.max_steps,
         accelerator=cfg.trainer.accelerator,
@@ -105,8 +106,10 @@ def _train(cfg: Config, run: Run, verifier: Verifier) -> int:
     run.finish("stopped")  # until it is done: what a SIGKILL leaves behind is a stopped run
     try:
         trainer.fit(module, ckpt_path=checkpoint, weights_only=False)
-    except NonFiniteGradient as error:
-        run.finish("failed", reason=str(error), step=trainer.current_epoch)
+    except Exception as error:
+        run.finish("failed", reason=f"{type(error).__name__}: {error}", step=trainer.current_epoch)
+        if not isinstance(error, NonFiniteGradient):
+            raise
         print(
             f"expo: {error}; earlier checkpoints are in {run.dir}; lower the learning rate or set trainer.on_nonfinite=skip",
             file=sys.stderr,
@@ -119,7 +122,11 @@ def _train(cfg: Config, run: Run, verifier: Verifier) -> int:
     if done:
         policy.save_pretrained(run.dir / "checkpoints" / "final")
         tokenizer.save_pretrained(run.dir / "checkpoints" / "final")
-    run.finish("done" if done else "stopped", step=trainer.current_epoch)
+    peak = {
+        "process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "verifier_worker": verifier.peak_mb,  # of the largest one; 0 where no answer needed a worker
+    }
+    run.finish("done" if done else "stopped", step=trainer.current_epoch, peak_memory_mb=peak)
     for logger in trainer.loggers:
         logger.finalize("success")
     k = max(cfg.k)

@@ -4,6 +4,7 @@ An answer costs at most `timeout_s` of wall clock and `memory_mb` of memory, wha
 itself. Works from any thread. Imports no torch: the workers import this module.
 """
 
+import ctypes
 import logging
 import multiprocessing
 import os
@@ -48,13 +49,16 @@ def last_boxed(text: str) -> str | None:
 
 def normalized(answer: str) -> str:
     r"""The answer without what never changes its value: white space, math delimiters, `\left`/`\right`, a final period."""
-    answer = re.sub(r"\\(?:left|right)(?![a-zA-Z])|\\[!,;: ]|\$|\s+", "", answer)
+    answer = re.sub(r"\\(?:left|right)(?![a-zA-Z])|\$", "", answer)
+    answer = re.sub(r"\\[!,;: ]|\s+", " ", answer)
+    # Between two words or numbers a space means something: "1 1/2" is not "11/2".
+    answer = re.sub(r"(?<!\w) +| +(?!\w)", "", answer)
     return answer.replace(r"\dfrac", r"\frac").replace(r"\tfrac", r"\frac").removesuffix(".")
 
 
-# An integer or a bracketed tuple of integers: equal exactly where the digits are, so that no parser is needed.
-_INTEGER = r"-?(?:0|[1-9][0-9]{0,15})"
-_PLAIN = re.compile(rf"{_INTEGER}|\({_INTEGER}(?:,{_INTEGER})*\)")
+# Integers, and bracketed integers or tuples of them: of one kind, they are equal exactly where the digits are.
+_INTEGER = r"(?:0|-?[1-9][0-9]{0,15})"
+_PLAIN = [re.compile(_INTEGER), re.compile(rf"\({_INTEGER}(?:,{_INTEGER})*\)")]
 
 
 def fast_verdict(answer: str, gold: str) -> Verdict | None:
@@ -62,7 +66,7 @@ def fast_verdict(answer: str, gold: str) -> Verdict | None:
     answer, gold = normalized(answer), normalized(gold)
     if answer == gold:
         return Verdict.CORRECT
-    if _PLAIN.fullmatch(answer) and _PLAIN.fullmatch(gold):
+    if any(kind.fullmatch(answer) and kind.fullmatch(gold) for kind in _PLAIN):
         return Verdict.INCORRECT
     return None
 
@@ -90,7 +94,7 @@ class Verifier:
     _lock: Any = field(default_factory=threading.Lock, init=False)
 
     def submit(self, completion: str, gold: str) -> "Future[Verdict]":
-        """Judge one completion. The future always ends in a Verdict, never in an exception."""
+        """Judge one completion. The future ends in a Verdict, or in VerifierError where no worker can be started."""
         result: Future[Verdict] = Future()
         answer = last_boxed(completion)
         if not answer or len(answer) > self.max_answer_chars:
@@ -129,13 +133,27 @@ class Verifier:
                     thread.start()
 
     def _serve(self) -> None:
-        worker = _Worker(self.memory_mb)
+        worker = None
         while (task := self._tasks.get()) is not None:
             answer, gold, result = task
-            verdict, peak_mb = worker.judge(answer, gold, self.timeout_s)
-            self.peak_mb = max(self.peak_mb, peak_mb)
-            result.set_result(verdict)
-        worker.kill()
+            try:
+                worker = worker or _Worker(self.memory_mb)
+                verdict, peak_mb = worker.judge(answer, gold, self.timeout_s)
+                self.peak_mb = max(self.peak_mb, peak_mb)
+                result.set_result(verdict)
+            except (OSError, EOFError) as error:
+                # No process could be started (no memory, no file handles): the run must hear of it, not hang.
+                worker = None
+                result.set_exception(VerifierError(f"no worker process could be started: {error!r}"))
+        if worker is not None:
+            worker.kill()
+
+
+class VerifierError(Exception):
+    """The verifier itself is broken: no verdict can be had."""
+
+
+START_LIMIT_S = 60
 
 
 class _Worker:
@@ -156,7 +174,9 @@ class _Worker:
         self.process = self.context.Process(target=_work, args=(theirs, self.memory_mb), daemon=True)
         self.process.start()
         theirs.close()
-        self.pipe.recv()  # ready: the imports do not count against an answer's time
+        if not self.pipe.poll(START_LIMIT_S):  # ready: the imports do not count against an answer's time
+            raise OSError(f"a worker was not ready after {START_LIMIT_S} s")
+        self.pipe.recv()
 
     def kill(self) -> None:
         self.process.kill()
@@ -206,7 +226,9 @@ def _work(pipe: Connection, memory_mb: int) -> None:
     import math_verify  # noqa: F401  (counted in the memory it starts with)
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns at each call that its own limits are off
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the parent's to handle; it ends its workers itself
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: not even a hung worker outlives a killed trainer
     with open("/proc/self/statm") as statm:
         started_with = int(statm.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (started_with + memory_mb * 2**20,) * 2)

@@ -15,8 +15,12 @@ OPTIONS = [(f.parent.name, f.stem) for f in sorted(CONF.glob("*/*.yaml"))]
 
 
 @pytest.mark.parametrize(("group", "name"), OPTIONS)
-def test_every_option_composes_and_passes_the_checks(group, name):
-    cfg = compose_config(f"{group}={name}")
+def test_every_option_composes_and_passes_the_checks(group, name, tmp_path, monkeypatch):
+    source = ["dataset.path=README.jsonl"] if name == "custom" else []
+    if source:
+        (tmp_path / "README.jsonl").touch()
+        monkeypatch.chdir(tmp_path)
+    cfg = compose_config(f"{group}={name}", *source)
     if cfg.rollout.requires and importlib.util.find_spec(cfg.rollout.requires) is None:
         with pytest.raises(config.UserError, match=f"make setup EXTRA={cfg.rollout.extra}"):
             check(cfg)
@@ -57,6 +61,15 @@ def run_cli(monkeypatch, capsys, *arguments):
         (["prompts.explain=just_do_it"], ["prompts.explain", "{answer}"]),
         (["positives.weight=-1"], ["positives.weight=-1"]),
         (["trainer.max_steps=0"], ["trainer.max_steps=0"]),
+        (["seed=-1"], ["seed=-1"]),
+        (["algorithm.kl_coef=-0.1"], ["algorithm.kl_coef=-0.1"]),
+        (["rollout.top_p=0.9"], ["rollout.top_p=0.9", "off-policy"]),
+        (["optimizer.betas=[0.9]"], ["optimizer.betas=[0.9]"]),
+        (["trainer.precision=bf16-true"], ["trainer.precision=bf16-true", "bf16-mixed"]),
+        (["dataset=custom"], ["dataset.path=null", "hub_id"]),
+        (["dataset=custom", "dataset.hub_id=a/b", "algorithm=grpo_sft_gt_cot"], ["dataset.columns.solution"]),
+        (["dataset=math", "dataset.eval_limit=0"], ["dataset.eval_limit=0"]),
+        (["logger=wandb", "logger.wandb.mode=foo"], ["logger.wandb.mode=foo", "offline"]),
     ],
 )
 def test_a_users_mistake_is_one_line_and_exit_code_2(monkeypatch, capsys, tmp_path, overrides, said):

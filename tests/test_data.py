@@ -41,6 +41,33 @@ def test_levels_and_held_out_problems(math_file):
     assert not {p.id for p in train} & {p.id for p in held_out}
 
 
+def test_a_question_that_is_evaluated_is_not_trained_on(math_file, tmp_path, caplog):
+    other = tmp_path / "other.jsonl"
+    other.write_text("".join(math_file.read_text().splitlines(keepends=True)[5:12]))
+    data = reader("dataset=math", f"dataset.path={math_file}", f"dataset.eval_path={other}")
+    assert len(data.train()) == 33
+    assert not {p.question for p in data.train()} & {p.question for p in data.evaluation()}
+    assert "7 questions of dataset.eval_path" in caplog.text
+
+
+def test_null_is_no_answer_and_no_solution(tmp_path, caplog):
+    path = tmp_path / "x.jsonl"
+    rows = [{"question": "1?", "answer": None, "why": "x"}, {"question": "2?", "answer": 2, "why": None}]
+    path.write_text(
+        "".join(json.dumps(row) + "\n" for row in rows) + "caf\u00e9".encode("latin-1").decode("latin-1") + "\n"
+    )
+    (problem,) = reader("dataset=custom", f"dataset.path={path}", "dataset.columns.solution=why").whole()
+    assert (problem.answer, problem.solution) == ("2", None)
+    assert "skipped 2 rows" in caplog.text
+
+
+def test_a_file_that_is_no_parquet(tmp_path):
+    path = tmp_path / "x.parquet"
+    path.write_bytes(b"PAR1 no")
+    with pytest.raises(UserError, match=r"dataset\.path=.*parquet"):
+        reader("dataset=custom", f"dataset.path={path}").whole()
+
+
 def test_gsm8k_removes_calculator_marks(gsm8k_file):
     problem = reader("dataset=gsm8k", f"dataset.path={gsm8k_file}").train()[-1]
     assert problem.solution.startswith("She has ")

@@ -92,3 +92,23 @@ def test_explain_prompts_show_question_and_answer_and_solve_prompts_do_not():
     prompts.solve_ids(spy, tricky)
     prompts.explain_ids(spy, tricky)
     assert texts == ["1 {answer} + 2 = ?", r"1 {answer} + 2 = \boxed{3 {question}}"]
+
+
+def test_the_shipped_math_prompt_shows_the_answer_wherever_it_is_named():
+    from conftest import compose_config
+
+    from expo.data.problem import Problem
+    from expo.prompts import Prompts
+
+    conf = compose_config("dataset=math").prompts
+    seen = []
+
+    class Spy:
+        def apply_chat_template(self, chats, **options):
+            seen.extend(chat[-1]["content"] for chat in chats)
+            return [[1]]
+
+    Prompts(conf.solve, conf.explain).explain_ids(Spy(), [Problem("1", "What is 1+1?", "2")])
+    assert "answer is 2." in seen[0]
+    assert r"\boxed{2}" in seen[0]
+    assert "{answer}" not in seen[0]

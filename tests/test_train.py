@@ -70,13 +70,20 @@ def test_stopping_and_resuming_gives_the_same_run_bit_for_bit(tmp_path, override
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_resuming_after_a_kill_drops_the_lines_that_are_made_again(tmp_path):
-    overrides = ["trainer.max_steps=6", "trainer.checkpoint_every=2"]
-    _, whole = run(tmp_path / "whole", *overrides)
-    _, parts = run(tmp_path / "parts", *overrides, "trainer.stop_after=5")
-    (parts / "checkpoints" / "step000004.ckpt").unlink()  # as a kill after step 5 would leave it: the last is of step 4
-    run(tmp_path / "parts", *overrides)
-    assert scalars(parts) == scalars(whole)
+def test_resuming_after_a_sigkill_gives_the_same_run(tmp_path):
+    overrides = [*SMALL, "trainer.max_steps=12", "trainer.checkpoint_every=2", "evaluation.every=5"]
+    process = expo("train", *overrides, "output_dir=parts", cwd=tmp_path)
+    while not list(tmp_path.glob("parts/*/*/checkpoints/step*.ckpt")):
+        assert process.poll() is None, process.stdout.read()
+    process.kill()
+    process.wait()
+    cfg = compose_config(f"output_dir={tmp_path / 'parts'}", *overrides)
+    parts = config.run_dir(cfg)
+    assert json.loads((parts / "summary.json").read_text())["status"] == "stopped"
+    assert train(cfg) == 0
+    whole = compose_config(f"output_dir={tmp_path / 'whole'}", *overrides)
+    train(whole)
+    assert scalars(parts) == scalars(config.run_dir(whole))
 
 
 def test_a_finished_run_is_not_made_again(tmp_path, capsys):
@@ -214,6 +221,20 @@ def test_a_signal_leaves_a_checkpoint_and_its_exit_code(tmp_path, number):
     assert newest_checkpoint(directory) is not None
 
 
+def test_a_signal_to_a_sweep_reaches_its_runs(tmp_path):
+    process = expo(
+        "train", "-m", *SMALL, "trainer.max_steps=100000", "seed=0,1", "hydra.launcher.n_jobs=2", cwd=tmp_path
+    )
+    while len(list(tmp_path.glob("outputs/*/*/completions/eval-step000000.parquet"))) < 2:
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 128 + signal.SIGTERM, process.stdout.read()
+    summaries = list(tmp_path.glob("outputs/*/*/summary.json"))
+    assert [json.loads(path.read_text())["status"] for path in summaries] == ["stopped", "stopped"]
+    assert all(newest_checkpoint(path.parent) for path in summaries)
+
+
 def test_a_sweep_makes_a_directory_per_run_and_goes_on_after_a_failure(tmp_path):
     process = expo("train", "-m", *SMALL, "trainer.max_steps=1", "algorithm=grpo,exp_grpo", "k=[1],[0]", cwd=tmp_path)
     output, _ = process.communicate()
@@ -224,3 +245,10 @@ def test_a_sweep_makes_a_directory_per_run_and_goes_on_after_a_failure(tmp_path)
     assert process.returncode == 2
     assert output.count("expo: k=[0]") == 2
     assert not (tmp_path / "multirun.yaml").exists()
+
+
+def test_wandb_offline_leaves_a_run_named_by_its_identity(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    code, directory = run(tmp_path, "logger=wandb", "trainer.max_steps=1")
+    assert code == 0
+    assert list(directory.glob(f"wandb/offline-run-*/run-{directory.name}.wandb"))

@@ -52,6 +52,11 @@ def test_last_boxed(text, answer):
         ("0.5", r"\frac{1}{2}", None),
         ("1,2", "2,1", None),  # a bare list may be a set of roots: math-verify decides
         ("007", "7", None),
+        ("1 1/2", "11/2", None),  # a space between numbers means something
+        (r"2\,1/2", "21/2", None),
+        ("(5)", "5", None),
+        ("-0", "0", None),
+        ("x + 1", "x+1", Verdict.CORRECT),
     ],
 )
 def test_fast_verdict_only_where_strings_settle_it(answer, gold, verdict):
@@ -115,6 +120,20 @@ def test_a_worker_that_dies_idle_is_replaced():
     worker.process.join()
     assert worker.judge("0.5", r"\frac{1}{2}", 3.0)[0] is Verdict.CORRECT
     worker.kill()
+
+
+def test_a_pool_that_cannot_start_a_worker_says_so(monkeypatch):
+    from expo.verifier import VerifierError, _Worker
+
+    def no_process(self):
+        raise OSError("no more processes")
+
+    monkeypatch.setattr(_Worker, "_spawn", no_process)
+    broken = Verifier(workers=1)
+    for _ in range(2):
+        with pytest.raises(VerifierError, match="worker"):
+            broken.verify([r"\boxed{0.5}"], [r"\frac12"])
+    broken.close()
 
 
 def test_works_from_any_thread(verifier):

@@ -41,7 +41,7 @@ class Algorithm(LightningModule):
         self.policy, self.reference, self.collector = policy, reference, collector
         self.optimizer_conf, self.on_nonfinite = optimizer, on_nonfinite
         self.last_experience: Experience | None = None
-        self.last_metrics: dict[str, float] = {}
+        self.last_metrics: dict[str, float | None] = {}
 
     def train_dataloader(self) -> list[int]:
         return [self.current_epoch]

@@ -5,10 +5,11 @@ import logging
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pyarrow.parquet
 
 from expo.config import ColumnsConf, ExpertStyle, OnBad, UserError
@@ -43,26 +44,33 @@ class Reader:
     limit: int | None
     eval_limit: int | None
     on_bad_row: OnBad
+    _cache: dict[str, list[Problem]] = field(default_factory=dict, init=False, kw_only=True)
 
     def problem(self, row: dict[str, Any], id: str) -> Problem:
         """One row as a Problem. Raises BadRow (or KeyError for a column that is not there)."""
         raise TypeError(f"{type(self).__name__} reads no rows")
 
     def train(self) -> list[Problem]:
-        """Problems to train on, with the held-out ones removed. Raises UserError where none is left."""
+        """Problems to train on. A question that is also held out is not among them, wherever it stands."""
+        held_out = {_question(p) for p in self.evaluation()} if self.path is not None else set()
         problems = self._read(self.path, self.split, self.levels)
-        if self.path is not None and self.eval_path is None:
-            held_out = {p.id for p in self._held_out()}
-            problems = [p for p in problems if p.id not in held_out]
-        return _nonempty(problems[: self.limit], self.name, self.levels)
+        kept = [p for p in problems if _question(p) not in held_out]
+        if self.eval_path is not None and len(kept) < len(problems):
+            log.warning(
+                "%s: %d questions of dataset.eval_path are not trained on", self.name, len(problems) - len(kept)
+            )
+        return _nonempty(_spread(kept, self.limit) if self.limit else kept, self.name, self.levels)
 
     def evaluation(self) -> list[Problem]:
         """Problems to evaluate on: eval_path, else the held-out part of path, else the hub's eval_split."""
-        if self.path is not None and self.eval_path is None:
-            return self._held_out()
         levels = self.levels if self.eval_levels is None else self.eval_levels
-        problems = self._read(self.eval_path, self.eval_split, levels)
-        return _nonempty(_spread(problems, self.eval_limit), self.name, levels)
+        if self.path is not None and self.eval_path is None:
+            problems = self._read(self.path, self.split, levels)
+            count = min(self.eval_limit or 100, len(problems) // 2)  # of a small file, half is left to train on
+        else:
+            problems = self._read(self.eval_path, self.eval_split, levels)
+            count = self.eval_limit or len(problems)
+        return _nonempty(_spread(problems, count), self.name, levels)
 
     def whole(self) -> list[Problem]:
         """For `expo evaluate`: every problem of eval_path, else of path, else of the hub's eval_split."""
@@ -70,13 +78,13 @@ class Reader:
         problems = self._read(self.eval_path or self.path, self.eval_split, levels)
         return _nonempty(_spread(problems, self.limit), self.name, levels)
 
-    def _held_out(self) -> list[Problem]:
-        levels = self.levels if self.eval_levels is None else self.eval_levels
-        problems = self._read(self.path, self.split, levels)
-        count = min(self.eval_limit or 100, len(problems) // 2)  # of a small file, half is left to train on
-        return _nonempty(_spread(problems, count), self.name, levels)
-
     def _read(self, path: str | None, split: str, levels: list[int]) -> list[Problem]:
+        source = path or f"hub:{split}"
+        if source not in self._cache:  # read once: training and evaluation may share a file
+            self._cache[source] = self._usable(path, split)
+        return [p for p in self._cache[source] if not levels or p.level in levels]
+
+    def _usable(self, path: str | None, split: str) -> list[Problem]:
         problems, bad = [], 0
         for i, row in enumerate(self._rows(path, split)):
             id = f"{Path(path).name if path else f'{self.name}/{split}'}:{i}"
@@ -93,8 +101,7 @@ class Reader:
                 bad += 1
                 log.warning("skipped row %s: %s", id, reason)
                 continue
-            if not levels or problem.level in levels:
-                problems.append(problem)
+            problems.append(problem)
         if bad:
             log.warning("%s: skipped %d rows that cannot be used, kept %d", self.name, bad, len(problems))
         return problems
@@ -103,9 +110,14 @@ class Reader:
         if path is None:
             return self._hub_rows(split)
         if path.endswith(".parquet"):
-            return pyarrow.parquet.read_table(path).to_pylist()
-        with open(path, encoding="utf-8") as lines:
-            return [_json_row(line) for line in lines if line.strip()]
+            try:
+                return pyarrow.parquet.read_table(path).to_pylist()
+            except pyarrow.ArrowException as error:
+                reason = str(error).splitlines()[0]
+                raise UserError(
+                    f"dataset.path={path}: cannot be read as parquet ({reason}); make the file again"
+                ) from error
+        return [_json_row(line) for line in Path(path).read_bytes().splitlines() if line.strip()]
 
     def _hub_rows(self, split: str) -> Iterable[dict[str, Any]]:
         import datasets  # slow to import, and only the hub needs it
@@ -123,11 +135,11 @@ class Reader:
         return datasets.concatenate_datasets(parts)
 
 
-def _json_row(line: str) -> dict[str, Any]:
+def _json_row(line: bytes) -> dict[str, Any]:
     """A line that is no JSON object becomes an empty row, which the reader counts as a bad one."""
     try:
         row = json.loads(line)
-    except json.JSONDecodeError:
+    except ValueError:  # no JSON, or no UTF-8
         return {}
     return row if isinstance(row, dict) else {}
 
@@ -165,12 +177,15 @@ class Columns(Reader):
 
     def problem(self, row: dict[str, Any], id: str) -> Problem:
         c = self.columns
+        if row[c.question] is None or row[c.answer] is None:
+            raise BadRow("no question or no answer")
         answer, solution = str(row[c.answer]), None
-        if c.solution:
+        if c.solution and row[c.solution] is not None:
             solution = str(row[c.solution])
             if last_boxed(solution) is None:
                 solution += f"\n\\boxed{{{answer}}}"  # an expert trace must end in the answer that the verifier reads
-        level = int(re.sub(r"\D", "", str(row[c.level]))) if c.level else None
+        digits = re.fullmatch(r"\D*(\d+)", str(row[c.level])) if c.level else None  # 5, "5", "Level 5"
+        level = int(digits[1]) if digits else None
         return Problem(id, str(row[c.question]), answer, solution, level, str(row[c.subject]) if c.subject else None)
 
 
@@ -193,6 +208,10 @@ class Ladder(Reader):
     def _generate(self, split: str, levels: list[int], count: int) -> Iterator[Problem]:
         for level in levels or self.known_levels:
             yield from ladder.generate(level, split, count, self.expert_style.name)
+
+
+def _question(problem: Problem) -> str:
+    return " ".join(problem.question.split())
 
 
 def _spread(problems: list[Problem], count: int | None) -> list[Problem]:

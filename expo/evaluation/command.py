@@ -1,7 +1,5 @@
 """`expo evaluate`: unbiased pass@k of one model on one data set."""
 
-import logging
-
 import torch
 from hydra.utils import instantiate
 from rich.console import Console
@@ -22,8 +20,7 @@ def evaluate_command(cfg: Config) -> int:
     if torch.cuda.is_available() and cfg.trainer.accelerator != "cpu":
         model.to("cuda")
     prompts = instantiate(cfg.prompts)
-    warn = logging.getLogger("expo").warning
-    problems = within_length(read(cfg).whole(), prompts, tokenizer, cfg.rollout.max_prompt_tokens, warn)
+    problems = within_length(read(cfg).whole(), [prompts.solve_ids], tokenizer, cfg.rollout.max_prompt_tokens)
     with instantiate_verifier(cfg) as verifier:
         engine = make_engine(cfg, model, tokenizer)
         evaluation = make_evaluator(cfg, problems, verifier, prompts, tokenizer).evaluate(engine)

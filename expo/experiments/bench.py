@@ -1,7 +1,6 @@
 """`expo bench`: seconds and memory of the parts of the demo's ExP-GRPO step, on an otherwise idle machine."""
 
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from expo.config import UserError
 from expo.run import device_name, git_commit
 
 PARTS = ("rollout", "verify", "explain", "update", "sync")
@@ -22,15 +22,16 @@ STEPS, WARM_UP = 50, 30
 def main(arguments: list[str]) -> int:
     """Run the demo's ExP-GRPO for STEPS steps in a process of its own and print medians over the last of them."""
     if arguments:
-        print(f"expo: {arguments[0]}: bench takes no arguments; remove it", file=sys.stderr)
-        return 2
+        raise UserError(f"{arguments[0]}: bench takes no arguments; remove it")
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "expo", "train", "algorithm=exp_grpo", f"output_dir={folder}",
                    f"trainer.max_steps={STEPS}", "evaluation.every=0", "dataset.eval_limit=4"]  # fmt: skip
         started = time.monotonic()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         seconds = time.monotonic() - started
-        metrics = next(Path(folder).glob("*/*/metrics.jsonl")).read_text().splitlines()
+        run = next(Path(folder).glob("*/*/metrics.jsonl")).parent
+        metrics = (run / "metrics.jsonl").read_text().splitlines()
+        peak = json.loads((run / "summary.json").read_text())["peak_memory_mb"]
     steps = [line for line in map(json.loads, metrics) if "time/rollout_s" in line][WARM_UP:]
     medians = {part: statistics.median(step[f"time/{part}_s"] for step in steps) for part in PARTS}
     whole = statistics.median(sum(step[f"time/{part}_s"] for part in PARTS) for step in steps)
@@ -41,11 +42,11 @@ def main(arguments: list[str]) -> int:
         table.add_row(part, f"{value:.3f}", f"{100 * value / whole:.0f} %")
     tokens = statistics.median(step["throughput/tokens_per_s"] for step in steps)
     length = statistics.mean(step["completion/length_mean"] for step in steps)
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     console = Console()
     console.print(table)
     console.print(
-        f"{tokens:.0f} generated tokens/s, completions of {length:.0f} tokens, peak memory {peak:.0f} MiB, "
+        f"{tokens:.0f} generated tokens/s, completions of {length:.0f} tokens, peak memory {peak['process']:.0f} MiB "
+        f"and {peak['verifier_worker']:.0f} MiB in each verifier worker, "
         f"{seconds:.0f} s in all\n{device_name()}, commit {git_commit()}, {time.strftime('%Y-%m-%d')}"
     )
     return 0

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -19,14 +20,15 @@ from expo import config
 from expo.checks import check
 from expo.cli import conf_dir
 from expo.data.ladder import FAMILIARITY
-from expo.evaluation.pass_at_k import interval
+from expo.evaluation.pass_at_k import interval, pass_at_k
 from expo.experiments.report import save_curves, save_report
-from expo.run import device_name, git_commit
+from expo.run import device_name
 
 # The longest first, so that two cores stay busy to the end.
 ARMS = {"exp_grpo": "ExP-GRPO", "grpo_sft_gt_cot": "GRPO SFT-GT-CoT", "grpo": "GRPO"}
 OVERRIDES = ["dataset=ladder_level5", "dataset.eval_limit=200"]
-METRICS = ("pass@1/level5", "pass@4/level5")
+K = (1, 4)
+METRICS = [f"pass@{k}/level5" for k in K]
 USAGE = "usage: expo demo [seeds=N] [output=FOLDER] [HYDRA OVERRIDES...]; runs that are finished are not made again"
 
 
@@ -40,8 +42,7 @@ def main(arguments: list[str]) -> int:
         key, _, value = argument.partition("=")
         if key == "seeds":
             if not value.isdigit() or int(value) < 1:
-                print(f"expo: seeds={value}: not a number of seeds; use seeds=1 or more", file=sys.stderr)
-                return 2
+                raise config.UserError(f"seeds={value}: not a number of seeds; use seeds=1 or more")
             seeds = int(value)
         elif key == "output":
             output = Path(value)
@@ -49,11 +50,7 @@ def main(arguments: list[str]) -> int:
             overrides.append(argument)
     started = time.monotonic()
     overrides.append(f"output_dir={output / 'runs'}")
-    try:
-        configs = {arm: [compose_run(arm, seed, overrides) for seed in range(seeds)] for arm in ARMS}
-    except config.UserError as error:
-        print(f"expo: {error}", file=sys.stderr)
-        return 2
+    configs = {arm: [compose_run(arm, seed, overrides) for seed in range(seeds)] for arm in ARMS}
     runs = {arm: [config.run_dir(cfg) for cfg in cfgs] for arm, cfgs in configs.items()}
     cfg = configs["grpo"][0]
     code = launch(runs, seeds, overrides, cfg.trainer.max_steps)
@@ -66,9 +63,10 @@ def main(arguments: list[str]) -> int:
     summary |= {
         "seeds": seeds,
         "wall_s": round(time.monotonic() - started, 1),
+        # Of the runs themselves, which may have been made earlier and by other code than this call.
         "training_s": {arm: [read_summary(d)["wall_s"] for d in dirs] for arm, dirs in runs.items()},
+        "commits": sorted({str(read_summary(d)["git"]) for dirs in runs.values() for d in dirs}),
         "command": f"expo demo {' '.join(arguments)}".strip(),
-        "git": git_commit(),
         "device": device_name(),
         "date": time.strftime("%Y-%m-%d"),
     }
@@ -106,6 +104,7 @@ def launch(runs: dict[str, list[Path]], seeds: int, overrides: list[str], max_st
             for arm, directories in runs.items()
             for i, directory in enumerate(directories)
         }
+        signal.signal(signal.SIGTERM, lambda number, frame: process.send_signal(number))
         try:
             while process.poll() is None:
                 follow(bar, tasks)
@@ -149,14 +148,18 @@ def summarize(runs: dict[str, list[Path]]) -> dict[str, Any]:
     """Mean over seeds with 95 % intervals over problems and seeds, from the completions themselves."""
     arms: dict[str, Any] = {}
     for arm, directories in runs.items():
-        right = np.array([[r["verdict"] == "correct" for r in final_rows(d)] for d in directories]).reshape(
-            len(directories), -1, 4
-        )  # [S, P, 4]
+        rows = [final_rows(directory) for directory in directories]
+        problems = len({row["problem"] for row in rows[0]})
+        right = np.array([[row["verdict"] == "correct" for row in run] for run in rows]).reshape(
+            len(rows), problems, -1
+        )
+        counts, samples = right.sum(axis=2), right.shape[2]  # [S, P]
         arms[arm] = {}
-        for metric, values in zip(METRICS, (right.mean(axis=2), right.any(axis=2).astype(float)), strict=True):
+        for k in K:
+            values = np.stack([pass_at_k(samples, count, k) for count in counts])
             low, high = interval(values)
             per_seed = [round(v, 4) for v in values.mean(axis=1).tolist()]
-            arms[arm][metric] = {"mean": float(values.mean()), "lo": low, "hi": high, "seeds": per_seed}
+            arms[arm][f"pass@{k}/level5"] = {"mean": float(values.mean()), "lo": low, "hi": high, "seeds": per_seed}
     base = [read_curve(directories[0])[1][0][1] for directories in runs.values()]
     return {"arms": {arm: arms[arm] for arm in reversed(arms)}, "base_pass@4": float(np.mean(base))}
 

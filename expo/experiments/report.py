@@ -62,7 +62,7 @@ def save_report(
             seeds=summary["seeds"],
             lucky=f"{summary['expected_lucky_rollouts']:.2f}",
             made=html.escape(
-                f"{summary['command']} · commit {summary['git']} · {summary['device']} · {summary['date']} · {summary['wall_s']:.0f} s"
+                f"{summary['command']} · commit {', '.join(summary['commits'])} · {summary['device']} · {summary['date']} · {summary['wall_s']:.0f} s"
             ),
         )
     )

@@ -107,13 +107,11 @@ class ExpertSolution(PositiveSource):
     """The data set's worked solution: correct, and unlikely under the policy."""
 
     def candidates(self, problems, wanted, explanations, tokenizer, verifier, max_tokens) -> list[Candidate]:
+        solutions = [(i, text) for i in wanted if (text := problems[i].solution) is not None]
+        verdicts = verifier.verify([text for _, text in solutions], [problems[i].answer for i, _ in solutions])
         found = []
-        for i in wanted:
-            text = problems[i].solution
-            if text is None:
-                continue
+        for (i, text), verdict in zip(solutions, verdicts, strict=True):
             ids = tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
-            verdict = verifier.submit(text, problems[i].answer).result()
             found.append(Candidate(i, ids, text, rejection(text, len(ids) > max_tokens, verdict, ()), None))
         return found
 
