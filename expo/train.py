@@ -15,7 +15,7 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from expo.algorithms.base import NonFiniteGradient
+from expo.algorithms.base import Algorithm, NonFiniteGradient
 from expo.callbacks import Evaluate, LogSteps, ShowProgress, Stop
 from expo.config import Config, Explainer, UserError
 from expo.data.problem import Problem
@@ -33,54 +33,60 @@ from expo.verifier import Verifier
 def train(cfg: Config) -> int:
     """One run. Returns the exit code. A finished run is not made again, an unfinished one goes on from its checkpoint."""
     quiet_libraries()
+    if cfg.trainer.accelerator == "gpu" and not torch.cuda.is_available():
+        raise UserError("trainer.accelerator=gpu: torch sees no GPU; use trainer.accelerator=auto or cpu")
     run = Run.find(cfg)
     if run.finished:
         print(f"{run.dir} is finished already; fresh=true makes it again")
         return 0
     if cfg.trainer.threads:
         torch.set_num_threads(cfg.trainer.threads)
-    verifier = instantiate_verifier(cfg)
-    try:
-        return _train(cfg, run, verifier)
-    finally:
-        verifier.close()
+    with instantiate_verifier(cfg) as verifier:
+        module, evaluator = build(cfg, verifier)
+        run.begin()
+        return fit(cfg, run, module, evaluator)
 
 
-def _train(cfg: Config, run: Run, verifier: Verifier) -> int:
+def build(cfg: Config, verifier: Verifier) -> tuple[Algorithm, Evaluator]:
+    """Data, models and engines of a run, wired together. Raises UserError for what cannot be loaded."""
     torch.manual_seed(cfg.seed)
     reader = read(cfg)
-    problems, held_out = reader.train(), reader.evaluation()
+    problems, held_out = reader.train(), reader.evaluation()  # before the model: quicker to fail
     policy, tokenizer = instantiate(cfg.model)
     prompts, source = instantiate(cfg.prompts), instantiate(cfg.positives, _convert_="object")
-    solve, both = [prompts.solve_ids], [prompts.solve_ids, prompts.explain_ids]
-    problems = within_length(problems, both, tokenizer, cfg.rollout.max_prompt_tokens)
-    held_out = within_length(held_out, solve, tokenizer, cfg.rollout.max_prompt_tokens)
+    limit = cfg.rollout.max_prompt_tokens
+    problems = within_length(problems, [prompts.solve_ids, prompts.explain_ids], tokenizer, limit)
+    held_out = within_length(held_out, [prompts.solve_ids], tokenizer, limit)
+
     needs_reference = cfg.algorithm.kl_coef > 0 or source.writer is Explainer.reference
     reference = frozen_copy(policy) if needs_reference else None
     snapshot = frozen_copy(policy) if source.writer is Explainer.snapshot else None
     engine = make_engine(cfg, policy, tokenizer)
     writer = {Explainer.reference: reference, Explainer.snapshot: snapshot}.get(source.writer)
     explainer = engine if writer is None else make_engine(cfg, writer, tokenizer)
-    sampling = Sampling(
-        cfg.rollout.temperature, cfg.rollout.top_p, cfg.rollout.top_k, cfg.rollout.max_completion_tokens
-    )
-    collector = Collector(engine, explainer, verifier, prompts, tokenizer, source, sampling, cfg.seed)
+    r = cfg.rollout
+    sampling = Sampling(r.temperature, r.top_p, r.top_k, r.max_completion_tokens)
     algorithm = instantiate(cfg.algorithm, _convert_="object", _partial_=True)
     module = algorithm(
-        policy=policy, reference=reference, snapshot=snapshot, collector=collector,
-        sampler=ProblemSampler(problems, cfg.trainer.problems_per_step, cfg.seed), optimizer=cfg.optimizer,
-        max_steps=cfg.trainer.max_steps, micro_batch_size=cfg.trainer.micro_batch_size,
+        policy=policy,
+        reference=reference,
+        snapshot=snapshot,
+        collector=Collector(engine, explainer, verifier, prompts, tokenizer, source, sampling, cfg.seed),
+        sampler=ProblemSampler(problems, cfg.trainer.problems_per_step, cfg.seed),
+        optimizer=cfg.optimizer,
+        max_steps=cfg.trainer.max_steps,
+        micro_batch_size=cfg.trainer.micro_batch_size,
         on_nonfinite=cfg.trainer.on_nonfinite,
-    )  # fmt: skip
+    )
+    return module, make_evaluator(cfg, held_out, verifier, prompts, tokenizer)
 
-    run.begin()
-    checkpoint = newest_checkpoint(run.dir)
+
+def fit(cfg: Config, run: Run, module: Algorithm, evaluator: Evaluator) -> int:
+    """Train from the newest checkpoint, or from the start, and leave the summary. Returns the exit code."""
+    max_steps, checkpoint = cfg.trainer.max_steps, newest_checkpoint(run.dir)
     stop = Stop(cfg.trainer.stop_after)
-    bar = sys.stderr.isatty() and "EXPO_SWEEP" not in os.environ
-    if cfg.trainer.accelerator == "gpu" and not torch.cuda.is_available():
-        raise UserError("trainer.accelerator=gpu: torch sees no GPU; use trainer.accelerator=auto or cpu")
     trainer = Trainer(
-        max_epochs=cfg.trainer.max_steps,
+        max_epochs=max_steps,
         accelerator=cfg.trainer.accelerator,
         devices=1,
         precision=cast(Any, cfg.trainer.precision),
@@ -88,8 +94,8 @@ def _train(cfg: Config, run: Run, verifier: Verifier) -> int:
         callbacks=[
             stop,
             LogSteps(),
-            Evaluate(make_evaluator(cfg, held_out, verifier, prompts, tokenizer), run, cfg.evaluation.every, cfg.trainer.max_steps),
-            ShowProgress(run, cfg.trainer.max_steps, bar),
+            Evaluate(evaluator, run, cfg.evaluation.every, max_steps),
+            ShowProgress(run, max_steps, bar=sys.stderr.isatty() and "EXPO_SWEEP" not in os.environ),
             ModelCheckpoint(
                 run.dir / "checkpoints",
                 filename="step{epoch:06d}",
@@ -102,7 +108,7 @@ def _train(cfg: Config, run: Run, verifier: Verifier) -> int:
         reload_dataloaders_every_n_epochs=1,  # one epoch is one step, and its loader knows which
         enable_progress_bar=False,
         enable_model_summary=False,
-    )  # fmt: skip
+    )
     run.finish("stopped")  # until it is done: what a SIGKILL leaves behind is a stopped run
     try:
         trainer.fit(module, ckpt_path=checkpoint, weights_only=False)
@@ -110,29 +116,26 @@ def _train(cfg: Config, run: Run, verifier: Verifier) -> int:
         run.finish("failed", reason=f"{type(error).__name__}: {error}", step=trainer.current_epoch)
         if not isinstance(error, NonFiniteGradient):
             raise
-        print(
-            f"expo: {error}; earlier checkpoints are in {run.dir}; lower the learning rate or set trainer.on_nonfinite=skip",
-            file=sys.stderr,
-        )
+        remedy = "lower optimizer.learning_rate or set trainer.on_nonfinite=skip"
+        print(f"expo: {error}; earlier checkpoints are in {run.dir}; {remedy}", file=sys.stderr)
         return 1
     finally:
-        engine.close()
-    done = trainer.current_epoch >= cfg.trainer.max_steps
-    trainer.save_checkpoint(run.dir / "checkpoints" / f"step{trainer.current_epoch - 1:06d}.ckpt")
+        module.collector.engine.close()
+    step, checkpoints = trainer.current_epoch, run.dir / "checkpoints"
+    done = step >= max_steps
+    trainer.save_checkpoint(checkpoints / f"step{step - 1:06d}.ckpt")
     if done:
-        policy.save_pretrained(run.dir / "checkpoints" / "final")
-        tokenizer.save_pretrained(run.dir / "checkpoints" / "final")
+        module.policy.save_pretrained(checkpoints / "final")
+        module.collector.tokenizer.save_pretrained(checkpoints / "final")
     peak = {
         "process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "verifier_worker": verifier.peak_mb,  # of the largest one; 0 where no answer needed a worker
+        "verifier_worker": evaluator.verifier.peak_mb,  # of the largest one; 0 where no answer needed a worker
     }
-    run.finish("done" if done else "stopped", step=trainer.current_epoch, peak_memory_mb=peak)
+    status, k = "done" if done else "stopped", max(cfg.k)
+    run.finish(status, step=step, peak_memory_mb=peak)
     for logger in trainer.loggers:
         logger.finalize("success")
-    k = max(cfg.k)
-    print(
-        f"{run.dir}: {'done' if done else 'stopped'} at step {trainer.current_epoch}, pass@{k} {run.metrics[f'pass@{k}']:.3f}"
-    )
+    print(f"{run.dir}: {status} at step {step}, pass@{k} {run.metrics[f'pass@{k}']:.3f}")
     return 128 + stop.signal if stop.signal and not done else 0
 
 
