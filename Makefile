@@ -1,7 +1,6 @@
 # Every target does all the set-up it needs. `make help` lists them.
 PYTHON ?= python3
 EXTRA ?= dev
-
 SEEDS ?= 1
 BIN := .venv/bin
 TORCH := $(shell command -v nvidia-smi >/dev/null && echo torch==2.13.0 || \

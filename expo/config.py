@@ -79,7 +79,7 @@ class ExpertConf(AuxiliaryConf):
 @dataclass
 class SelfExplanationConf(AuxiliaryConf):
     _target_: str = "expo.positives.sources.SelfExplanation"
-    # Which policy writes the explanations. `current` is prone to collapse (experiments/demo/README.md).
+    # Which policy writes the explanations. `current` can collapse, where training erodes its skill to explain.
     explainer: Explainer = Explainer.reference
     # Steps between refreshes when explainer=snapshot.
     snapshot_every: int = 20

@@ -39,8 +39,8 @@ SYMBOLS = {
 }
 # How often the base policy's corpus gives a symbol of each level its true meaning.
 FAMILIARITY = {1: 0.85, 2: 0.72, 3: 0.5, 4: 0.3, 5: 0.1}
-# Level 5 is hard because the obvious technique is the wrong one: without a misconception of its own, a symbol gives
-# the base policy no reason to look at it (measured, see experiments/demo/README.md).
+# Level 5 is hard because the obvious technique is the wrong one. In a prototype of this world without misconceptions, the
+# base policy had no reason to tell the symbols apart, and no algorithm could teach it to.
 MISCONCEPTION = 0.5
 EXPERT_STYLES = ("own", "terse", "foreign")
 WORDS = [
