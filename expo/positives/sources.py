@@ -92,7 +92,7 @@ class PositiveSource:
 
     def choose(self, candidates: Sequence[Candidate], scorer: Scorer) -> list[Candidate]:
         """At most one usable candidate per problem."""
-        return list({c.problem: c for c in reversed(candidates) if c.rejected is None}.values())[::-1]
+        return _first([c for c in candidates if c.rejected is None], scorer)
 
 
 class NoPositives(PositiveSource):
@@ -160,6 +160,7 @@ class SelfExplanation(PositiveSource):
 
 
 def _first(usable: list[Candidate], scorer: Scorer) -> list[Candidate]:
+    """The first candidate of each problem."""
     return list({c.problem: c for c in reversed(usable)}.values())[::-1]
 
 
