@@ -26,6 +26,7 @@ Gate = Enum("Gate", ["always", "all_wrong"])
 Schedule = Enum("Schedule", ["constant", "linear", "cosine", "all_wrong_fraction"])
 Selection = Enum("Selection", ["first", "most_likely"])
 Explainer = Enum("Explainer", ["current", "reference", "snapshot"])
+Filter = Enum("Filter", ["truncated", "unparseable", "wrong", "leak"])
 OnBad = Enum("OnBad", ["skip", "stop"])
 ExpertStyle = Enum("ExpertStyle", ["own", "terse", "foreign"])
 
@@ -69,6 +70,8 @@ class AuxiliaryConf(PositivesConf):
     schedule: Schedule = Schedule.constant
     aggregation: Aggregation = Aggregation.token_mean
     gate: Gate = Gate.always
+    # Why a candidate is dropped; the first that holds is counted. []: everything is trained on.
+    filters: list[Filter] = field(default_factory=lambda: list(Filter))
 
 
 @dataclass

@@ -3,9 +3,9 @@
 from collections import Counter
 from collections.abc import Mapping
 
+from expo.config import Filter
 from expo.data import ladder
 from expo.experience import Experience
-from expo.positives.filters import REASONS
 from expo.verifier import Verdict
 
 
@@ -41,7 +41,7 @@ def step_metrics(experience: Experience, sums: Mapping[str, float], beta: float)
         "positive/logp_given_q": sums["positive_logp"] / positives if positives else None,
         "positive/logp_given_qa": sum(explained) / len(explained) if explained else None,
         "positive/filtered_frac": _share(sum(rejected.values()), len(e.candidates)),
-        **{f"positive/filtered_{reason}_frac": _share(rejected[reason], len(e.candidates)) for reason in REASONS},
+        **{f"positive/filtered_{f.name}_frac": _share(rejected[f.name], len(e.candidates)) for f in Filter},
         "weight/positive": beta,
         **{f"time/{part}_s": seconds.get(part, 0.0) for part in ("rollout", "verify", "explain", "update", "sync")},
         "throughput/tokens_per_s": generated / sum(seconds.values()),

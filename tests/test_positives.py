@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from expo.config import Aggregation, Explainer, Gate, Schedule, Selection
+from expo.config import Aggregation, Explainer, Filter, Gate, Schedule, Selection
 from expo.positives.filters import rejection
 from expo.positives.sources import Candidate, ExpertSolution, NoPositives, SelfExplanation
 from expo.verifier import Verdict
@@ -21,7 +21,8 @@ CORRECT = Verdict.CORRECT
     ],
 )
 def test_rejection(text, truncated, verdict, reason):
-    assert rejection(text, truncated, verdict, ["the given answer"]) == reason
+    assert rejection(text, truncated, verdict, ["the given answer"], list(Filter)) == reason
+    assert rejection(text, truncated, verdict, ["the given answer"], []) is None
 
 
 def source(**changes):

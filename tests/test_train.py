@@ -147,10 +147,12 @@ def test_real_formats_run_through_every_stage(tmp_path, math_file, gsm8k_file, a
     code, directory = run(
         tmp_path, f"algorithm={algorithm}", f"dataset={data}", f"dataset.path={path}", "model=random_tiny",
         "trainer.max_steps=2", "rollout.max_completion_tokens=24",
+        # A random model explains nothing; unfiltered, its words still go through every stage.
+        *([] if algorithm == "grpo" else ["positives.filters=[]"]),
     )  # fmt: skip
     assert code == 0
-    if algorithm == "grpo_sft_gt_cot":
-        assert any(line.get("loss/sft", 0) > 0 for line in scalars(directory))
+    if algorithm != "grpo":
+        assert all(line["loss/sft"] > 0 for line in scalars(directory) if "reward/mean" in line)
 
 
 def test_evaluate_reads_what_train_saved(tmp_path, capsys):

@@ -2,18 +2,19 @@
 
 from collections.abc import Sequence
 
+from expo.config import Filter
 from expo.verifier import Verdict
 
-REASONS = ("truncated", "unparseable", "wrong", "leak")
 
-
-def rejection(text: str, truncated: bool, verdict: Verdict, leak_phrases: Sequence[str]) -> str | None:
-    """The first of REASONS that holds, or None for a candidate that may be used."""
-    if truncated:
-        return "truncated"
-    if verdict in (Verdict.UNPARSEABLE, Verdict.TIMEOUT):
-        return "unparseable"
-    if verdict is Verdict.INCORRECT:
-        return "wrong"
+def rejection(
+    text: str, truncated: bool, verdict: Verdict, leak_phrases: Sequence[str], filters: Sequence[Filter]
+) -> str | None:
+    """The name of the first of `filters` that holds, or None for a candidate that may be used."""
     lowered = " ".join(text.lower().split())
-    return "leak" if any(phrase in lowered for phrase in leak_phrases) else None
+    holds = {
+        Filter.truncated: truncated,
+        Filter.unparseable: verdict in (Verdict.UNPARSEABLE, Verdict.TIMEOUT),
+        Filter.wrong: verdict is Verdict.INCORRECT,
+        Filter.leak: any(phrase in lowered for phrase in leak_phrases),
+    }
+    return next((reason.name for reason in filters if holds[reason]), None)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from expo.config import Aggregation, Explainer, Gate, Schedule, Selection
+from expo.config import Aggregation, Explainer, Filter, Gate, Schedule, Selection
 from expo.data.problem import Problem
 from expo.positives.filters import rejection
 from expo.positives.schedules import GATES, SCHEDULES
@@ -43,6 +43,7 @@ class PositiveSource:
     schedule: Schedule = Schedule.constant
     aggregation: Aggregation = Aggregation.token_mean
     gate: Gate = Gate.always
+    filters: Sequence[Filter] = tuple(Filter)
 
     @property
     def writer(self) -> Explainer | None:
@@ -112,7 +113,9 @@ class ExpertSolution(PositiveSource):
         found = []
         for (i, text), verdict in zip(solutions, verdicts, strict=True):
             ids = tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
-            found.append(Candidate(i, ids, text, rejection(text, len(ids) > max_tokens, verdict, ()), None))
+            found.append(
+                Candidate(i, ids, text, rejection(text, len(ids) > max_tokens, verdict, (), self.filters), None)
+            )
         return found
 
 
@@ -149,7 +152,11 @@ class SelfExplanation(PositiveSource):
         verdicts = verifier.verify(texts, [problems[i].answer for i in owners])
         return [
             Candidate(
-                i, e.ids, text, rejection(text, e.truncated, verdict, self.leak_phrases), sum(e.logp) / len(e.logp)
+                i,
+                e.ids,
+                text,
+                rejection(text, e.truncated, verdict, self.leak_phrases, self.filters),
+                sum(e.logp) / len(e.logp),
             )
             for i, e, text, verdict in zip(owners, explanations, texts, verdicts, strict=True)
         ]
