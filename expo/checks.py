@@ -13,6 +13,7 @@ from expo.config import (
     SelfExplanationConf,
     TableConf,
     UserError,
+    WandbLoggerConf,
 )
 
 
@@ -44,8 +45,8 @@ def check(cfg: Config) -> None:
         *_positive("dataset.limit", 1 if dataset.limit is None else dataset.limit),
         *_positive("dataset.eval_limit", 1 if dataset.eval_limit is None else dataset.eval_limit),
         *_positive("trainer.stop_after", 1 if trainer.stop_after is None else trainer.stop_after),
-        *_range("seed", cfg.seed, 0, 2**62),
-        *_range("evaluation.seed", cfg.evaluation.seed, 0, 2**62),
+        (cfg.seed >= 0, f"seed={cfg.seed}: a seed is not negative; set seed=0 or more"),
+        (cfg.evaluation.seed >= 0, f"evaluation.seed={cfg.evaluation.seed}: a seed is not negative; set 0 or more"),
         *_range("algorithm.kl_coef", algorithm.kl_coef, 0, 1e6),
         *_range("algorithm.clip_low", algorithm.clip_low, 0, 1),
         *_range("algorithm.clip_high", algorithm.clip_high, 0, 1e6),
@@ -59,11 +60,6 @@ def check(cfg: Config) -> None:
         *_choice("trainer.accelerator", trainer.accelerator, ("auto", "cpu", "gpu")),
         *_choice("trainer.precision", trainer.precision, ("32-true", "bf16-mixed")),
         *_choice("model.dtype", cfg.model.dtype, ("float32", "bfloat16", "float16", "auto")),
-        *_choice(
-            "logger.wandb.mode",
-            (cfg.logger.wandb or {"mode": "offline"}).get("mode"),
-            ("offline", "online", "disabled"),
-        ),
         (
             len(cfg.optimizer.betas) == 2 and all(0 <= beta < 1 for beta in cfg.optimizer.betas),
             f"optimizer.betas={cfg.optimizer.betas}: AdamW takes two numbers in [0, 1); set optimizer.betas=[0.9,0.999]",
@@ -74,7 +70,7 @@ def check(cfg: Config) -> None:
             "so that truncated rollouts would be off-policy; set rollout.top_p=1.0 rollout.top_k=0",
         ),
         (
-            dataset.path is not None or dataset.hub_id is not None or isinstance(dataset, LadderConf),
+            any((dataset.path, dataset.eval_path, dataset.hub_id)) or isinstance(dataset, LadderConf),
             "dataset.path=null: this data set has no hub id either; set dataset.path or dataset.hub_id",
         ),
         (
@@ -141,6 +137,8 @@ def check(cfg: Config) -> None:
     if isinstance(cfg.positives, SelfExplanationConf):
         rules += _positive("positives.samples", cfg.positives.samples)
         rules += _positive("positives.snapshot_every", cfg.positives.snapshot_every)
+    if isinstance(cfg.logger, WandbLoggerConf):
+        rules += _choice("logger.wandb.mode", cfg.logger.wandb.mode, ("offline", "online", "disabled"))
     for ok, message in rules:
         if not ok:
             raise UserError(message)
@@ -162,7 +160,13 @@ def _choice(key: str, value: str | None, choices: tuple[str, ...]) -> list[tuple
 
 def _levels(key: str, levels: list[int], dataset: DatasetConf) -> list[tuple[bool, str]]:
     known = dataset.known_levels
-    remedy = f"choose from {known}" if known else f"remove {key}: the data set {dataset.name} has no levels"
+    if isinstance(dataset, TableConf) and dataset.columns.level and not known:
+        return []  # whatever the column holds
+    remedy = (
+        f"choose from {known}"
+        if known
+        else f"remove {key}: the data set {dataset.name} has no levels (or none named: dataset.columns.level)"
+    )
     return [(set(levels) <= set(known), f"{key}={levels}: not all are levels of {dataset.name}; {remedy}")]
 
 

@@ -4,9 +4,14 @@ import importlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import psutil
 
 HELP = """\
 expo: teach a language model problems that it cannot solve at all, by letting it explain the known answer (arXiv 2507.02834)
@@ -18,7 +23,7 @@ expo: teach a language model problems that it cannot solve at all, by letting it
   expo bench                                                time and memory of the parts of the demo's step
 
 Every command but demo and bench takes Hydra overrides. `expo COMMAND --help` lists the config groups and their options,
-`expo COMMAND --cfg job` shows the config and runs nothing. Exit codes: 0 done, 2 your mistake, 1 anything else.
+`expo COMMAND --cfg job` shows the config and runs nothing. Exit codes: 0 done, 2 your mistake, 130/143 stopped by Ctrl-C/SIGTERM, 1 anything else.
 """
 # command -> (module, function); the function takes the typed config.
 COMMANDS = {
@@ -53,7 +58,21 @@ def main() -> None:
     if command not in COMMANDS:
         known = ", ".join([*COMMANDS, *PROGRAMS])
         sys.exit(_complain(f"command={command}: no such command; use one of {known}"))
+    if {"--help", "-h"} & set(arguments):
+        print(command_help(command))
+        return
     sys.exit(_reporting(lambda: _run_hydra(command, arguments)))
+
+
+def command_help(command: str) -> str:
+    """The groups and options of `conf/`, as a user picks them."""
+    folders = sorted(folder for folder in conf_dir().iterdir() if folder.is_dir())
+    groups = "\n".join(f"  {f.name:<10} {', '.join(sorted(o.stem for o in f.glob('*.yaml')))}" for f in folders)
+    return (
+        f"expo {command} [GROUP=OPTION...] [KEY=VALUE...]    -m sweeps over comma-separated values\n\n"
+        f"groups and their options (conf/):\n{groups}\n\n"
+        f"expo {command} --cfg job shows every key and its value; expo/config.py says what each one means."
+    )
 
 
 def _load(module: str, function: str) -> Callable:
@@ -139,12 +158,26 @@ def _stop_runs(number: int, frame: FrameType | None) -> None:
 
     children = psutil.Process().children(recursive=True)
     runs = [child for child in children if "expo" in child.cmdline()]
-    for launcher in (child for child in children if any("loky" in word for word in child.cmdline())):
-        launcher.kill()
+    launchers = [child for child in children if any("loky" in word for word in child.cmdline())]
+    for launcher in launchers:
+        launcher.suspend()  # killed now, joblib would kill the runs of all of them
     for run in runs:
         run.send_signal(number)
-    psutil.wait_procs(runs)
+    while any(_alive(run) for run in runs):
+        time.sleep(0.1)
+    for launcher in launchers:
+        launcher.kill()
     os._exit(128 + number)
+
+
+def _alive(process: "psutil.Process") -> bool:
+    """Whether it still works: one that has ended stays a zombie as long as its suspended parent does not fetch it."""
+    import psutil
+
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _explain(error: Exception) -> str:
@@ -161,7 +194,5 @@ def _explain(error: Exception) -> str:
     )
     told = list(dict.fromkeys(line.rstrip(".:;") for line in lines if not line.startswith(noise)))
     groups = any("Could not find" in line or ("Could not override" in line and "." not in line) for line in told)
-    remedy = (
-        "`expo train --help` lists the groups and their options" if groups else "`expo train --cfg job` shows every key"
-    )
+    remedy = "--help lists the groups and their options" if groups else "--cfg job shows every key"
     return f"{'; '.join(told)}; remedy: {remedy}"

@@ -242,8 +242,22 @@ class VerifierConf:
 
 @dataclass
 class LoggerConf:
-    # Arguments of wandb.init, and `mode` (offline, online or disabled). null: no W&B; metrics.jsonl is always written.
-    wandb: dict[str, Any] | None = None
+    """metrics.jsonl only, which is always written."""
+
+
+@dataclass
+class WandbConf:
+    project: str = "expo"
+    entity: str | None = None
+    # offline, online or disabled.
+    mode: str = "offline"
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+
+
+@dataclass
+class WandbLoggerConf(LoggerConf):
+    wandb: WandbConf = field(default_factory=WandbConf)
 
 
 @dataclass
@@ -306,7 +320,8 @@ def register() -> None:
         ("schema/model", "random_tiny"): RandomTinyConf,
         ("schema/rollout", "engine"): RolloutConf,
         ("schema/trainer", "trainer"): TrainerConf,
-        ("schema/logger", "logger"): LoggerConf,
+        ("schema/logger", "none"): LoggerConf,
+        ("schema/logger", "wandb"): WandbLoggerConf,
         ("schema/prompts", "prompts"): PromptsConf,
     }
     for (group, name), node in nodes.items():
@@ -366,6 +381,6 @@ def _refuse_unknown(prefix: str, node: Any) -> None:
     known = {f.name for f in dataclasses.fields(node)}
     for name, value in vars(node).items():
         if name not in known:
-            raise UserError(f"{prefix}{name}={value}: no such key; `expo train --cfg job` shows every key that exists")
+            raise UserError(f"{prefix}{name}={value}: no such key; --cfg job shows every key that exists")
         if dataclasses.is_dataclass(value):
             _refuse_unknown(f"{prefix}{name}.", value)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -9,7 +10,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import OmegaConf
 from wandb.errors import Error as WandbError
 
-from expo.config import Config, UserError, identity
+from expo.config import Config, UserError, WandbLoggerConf, identity
 from expo.run import git_commit
 
 TABLE_ROWS = 200  # rows of a completions table that go to W&B; parquet has them all
@@ -46,8 +47,8 @@ class JsonlLogger(Logger):
 def make_loggers(cfg: Config, directory: Path, resume_step: int) -> list[Logger]:
     """The loggers of a run. The W&B run has the run's identity as id, so that a resumed run goes on in it."""
     loggers: list[Logger] = [JsonlLogger(directory / "metrics.jsonl", resume_step)]
-    if cfg.logger.wandb is not None:
-        options = dict(cfg.logger.wandb)
+    if isinstance(cfg.logger, WandbLoggerConf):
+        options = asdict(cfg.logger.wandb)
         mode = options.pop("mode")
         run_id = f"{cfg.name}-s{cfg.seed}-{identity(cfg)}"
         record = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(cfg), enum_to_str=True))

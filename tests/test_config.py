@@ -69,6 +69,7 @@ def run_cli(monkeypatch, capsys, *arguments):
         (["dataset=custom"], ["dataset.path=null", "hub_id"]),
         (["dataset=custom", "dataset.hub_id=a/b", "algorithm=grpo_sft_gt_cot"], ["dataset.columns.solution"]),
         (["dataset=math", "dataset.eval_limit=0"], ["dataset.eval_limit=0"]),
+        (["logger.wandb.project=x"], ["logger.wandb.project", "wandb"]),
         (["logger=wandb", "logger.wandb.mode=foo"], ["logger.wandb.mode=foo", "offline"]),
     ],
 )
@@ -129,3 +130,11 @@ def test_a_model_that_cannot_be_loaded_is_one_line_too(monkeypatch, capsys, tmp_
     assert error.startswith(f"expo: model.path={tmp_path / 'broken'}: cannot be loaded")
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_help_of_a_command_lists_options_and_no_schema(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["expo", "train", "--help"])
+    cli.main()
+    printed = capsys.readouterr().out
+    assert "exp_grpo, grpo" in printed
+    assert "schema" not in printed

@@ -15,14 +15,14 @@ def reader(*overrides):
 def test_math_rows(math_file, caplog):
     problems = reader("dataset=math", f"dataset.path={math_file}").whole()
     assert len(problems) == 40
-    first = next(p for p in problems if p.id == "math.jsonl:0")
+    first = next(p for p in problems if p.id == "math.jsonl:1")
     assert (first.answer, first.level, first.subject) == ("0", 1, "Algebra")
-    assert "math.jsonl:40" in caplog.text
+    assert "math.jsonl:41" in caplog.text
     assert "skipped 2 rows" in caplog.text
 
 
 def test_bad_rows_stop_where_asked(math_file):
-    with pytest.raises(UserError, match=r"math.jsonl:40 .*no \\boxed"):
+    with pytest.raises(UserError, match=r"math.jsonl:41 .*no \\boxed"):
         reader("dataset=math", f"dataset.path={math_file}", "dataset.on_bad_row=stop").train()
 
 
@@ -30,6 +30,8 @@ def test_a_line_that_is_no_json_is_a_bad_row(math_file, caplog):
     math_file.write_text(math_file.read_text() + "{broken\n[1, 2]\n")
     assert len(reader("dataset=math", f"dataset.path={math_file}").whole()) == 40
     assert "skipped 4 rows" in caplog.text
+    assert "math.jsonl:43: not JSON" in caplog.text
+    assert "math.jsonl:44: not a JSON object" in caplog.text
 
 
 def test_levels_and_held_out_problems(math_file):
@@ -96,7 +98,7 @@ def test_any_columns_from_parquet(tmp_path):
 def test_a_missing_column_is_named(tmp_path, caplog):
     path = tmp_path / "x.jsonl"
     path.write_text(json.dumps({"question": "1?", "result": 1}) + "\n")
-    with pytest.raises(UserError, match="no problem of custom is left"):
+    with pytest.raises(UserError, match=r"dataset\.path=.*no usable problem"):
         reader("dataset=custom", f"dataset.path={path}").whole()
     assert "no column 'answer'" in caplog.text
 
@@ -154,3 +156,11 @@ def test_base_corpus_explains_the_answer_it_shows():
     for _ in range(50):
         problem, completion, explain = corpus_item(4, rng)
         assert last_boxed(completion) == problem.answer or not explain
+
+
+def test_many_bad_rows_are_counted_and_the_first_are_named(tmp_path, caplog):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"question": "1?", "answer": 1}\n' + "{}\n" * 50)
+    assert len(reader("dataset=custom", f"dataset.path={path}").whole()) == 1
+    assert caplog.text.count("skipped row") == 5
+    assert "skipped 50 rows" in caplog.text

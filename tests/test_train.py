@@ -217,7 +217,7 @@ def test_a_signal_leaves_a_checkpoint_and_its_exit_code(tmp_path, number):
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.05)
     process.send_signal(number)
-    assert process.wait() == 128 + number, process.stdout.read()
+    assert process.wait(timeout=180) == 128 + number, process.stdout.read()
     directory = next(tmp_path.glob("outputs/*/*/summary.json")).parent
     assert json.loads((directory / "summary.json").read_text())["status"] == "stopped"
     assert newest_checkpoint(directory) is not None
@@ -231,7 +231,7 @@ def test_a_signal_to_a_sweep_reaches_its_runs(tmp_path):
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    assert process.wait() == 128 + signal.SIGTERM, process.stdout.read()
+    assert process.wait(timeout=180) == 128 + signal.SIGTERM, process.stdout.read()
     summaries = list(tmp_path.glob("outputs/*/*/summary.json"))
     assert [json.loads(path.read_text())["status"] for path in summaries] == ["stopped", "stopped"]
     assert all(newest_checkpoint(path.parent) for path in summaries)

@@ -20,6 +20,9 @@ from expo.verifier import last_boxed
 log = logging.getLogger(__name__)
 
 
+NAMED_ROWS = 5  # unusable rows named in the log; the others are only counted
+
+
 class BadRow(Exception):
     """Why a row cannot be used."""
 
@@ -59,7 +62,7 @@ class Reader:
             log.warning(
                 "%s: %d questions of dataset.eval_path are not trained on", self.name, len(problems) - len(kept)
             )
-        return _nonempty(_spread(kept, self.limit) if self.limit else kept, self.name, self.levels)
+        return _nonempty(_spread(kept, self.limit) if self.limit else kept, self._source(self.path), self.levels)
 
     def evaluation(self) -> list[Problem]:
         """Problems to evaluate on: eval_path, else the held-out part of path, else the hub's eval_split."""
@@ -70,13 +73,16 @@ class Reader:
         else:
             problems = self._read(self.eval_path, self.eval_split, levels)
             count = self.eval_limit or len(problems)
-        return _nonempty(_spread(problems, count), self.name, levels)
+        return _nonempty(_spread(problems, count), self._source(self.eval_path or self.path), levels)
 
     def whole(self) -> list[Problem]:
         """For `expo evaluate`: every problem of eval_path, else of path, else of the hub's eval_split."""
         levels = self.levels if self.eval_levels is None else self.eval_levels
         problems = self._read(self.eval_path or self.path, self.eval_split, levels)
-        return _nonempty(_spread(problems, self.limit), self.name, levels)
+        return _nonempty(_spread(problems, self.limit), self._source(self.eval_path or self.path), levels)
+
+    def _source(self, path: str | None) -> str:
+        return f"dataset.path={path}" if path else f"dataset.hub_id={self.hub_id}"
 
     def _read(self, path: str | None, split: str, levels: list[int]) -> list[Problem]:
         source = path or f"hub:{split}"
@@ -86,9 +92,11 @@ class Reader:
 
     def _usable(self, path: str | None, split: str) -> list[Problem]:
         problems, bad = [], 0
-        for i, row in enumerate(self._rows(path, split)):
+        for i, row in enumerate(self._rows(path, split), 1):  # as an editor numbers lines
             id = f"{Path(path).name if path else f'{self.name}/{split}'}:{i}"
             try:
+                if isinstance(row, BadRow):
+                    raise row
                 problem = self.problem(row, id)
                 if not problem.question.strip() or not problem.answer.strip():
                     raise BadRow("empty question or answer")
@@ -99,14 +107,15 @@ class Reader:
                         f"dataset.on_bad_row=stop: row {id} cannot be used ({reason}); mend it or set dataset.on_bad_row=skip"
                     ) from error
                 bad += 1
-                log.warning("skipped row %s: %s", id, reason)
+                if bad <= NAMED_ROWS:
+                    log.warning("skipped row %s: %s", id, reason)
                 continue
             problems.append(problem)
         if bad:
-            log.warning("%s: skipped %d rows that cannot be used, kept %d", self.name, bad, len(problems))
+            log.warning("%s: skipped %d rows that cannot be used, kept %d", path or self.name, bad, len(problems))
         return problems
 
-    def _rows(self, path: str | None, split: str) -> Iterable[dict[str, Any]]:
+    def _rows(self, path: str | None, split: str) -> Iterable[dict[str, Any] | BadRow]:
         if path is None:
             return self._hub_rows(split)
         if path.endswith(".parquet"):
@@ -117,7 +126,7 @@ class Reader:
                 raise UserError(
                     f"dataset.path={path}: cannot be read as parquet ({reason}); make the file again"
                 ) from error
-        return [_json_row(line) for line in Path(path).read_bytes().splitlines() if line.strip()]
+        return [_json_row(line) for line in Path(path).read_bytes().splitlines()]
 
     def _hub_rows(self, split: str) -> Iterable[dict[str, Any]]:
         import datasets  # slow to import, and only the hub needs it
@@ -135,13 +144,14 @@ class Reader:
         return datasets.concatenate_datasets(parts)
 
 
-def _json_row(line: bytes) -> dict[str, Any]:
-    """A line that is no JSON object becomes an empty row, which the reader counts as a bad one."""
+def _json_row(line: bytes) -> dict[str, Any] | BadRow:
     try:
         row = json.loads(line)
-    except ValueError:  # no JSON, or no UTF-8
-        return {}
-    return row if isinstance(row, dict) else {}
+    except UnicodeDecodeError:
+        return BadRow("not UTF-8")
+    except ValueError:
+        return BadRow("not JSON")
+    return row if isinstance(row, dict) else BadRow("not a JSON object")
 
 
 @dataclass
@@ -219,8 +229,8 @@ def _spread(problems: list[Problem], count: int | None) -> list[Problem]:
     return sorted(problems, key=lambda p: zlib.crc32(p.id.encode()))[:count]
 
 
-def _nonempty(problems: list[Problem], name: str, levels: list[int]) -> list[Problem]:
+def _nonempty(problems: list[Problem], source: str, levels: list[int]) -> list[Problem]:
     if not problems:
-        wanted = f"dataset.levels={levels}: " if levels else ""
-        raise UserError(f"{wanted}no problem of {name} is left; check the file, the levels and dataset.eval_limit")
+        wanted = f" of dataset.levels={levels}" if levels else ""
+        raise UserError(f"{source}: no usable problem{wanted} is left; check the rows, the columns and the levels")
     return problems

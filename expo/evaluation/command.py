@@ -36,7 +36,10 @@ def evaluate_command(cfg: Config) -> int:
 def show(cfg: Config, metrics: dict[str, float], problems: int) -> None:
     """pass@k by level with 95 % intervals, in percent."""
     levels = sorted({key.split("/")[1] for key in metrics if key.startswith("pass@") and "/" in key and "_" not in key})
-    table = Table(title=f"{cfg.model.path} on {cfg.dataset.name}: {problems} problems, pass@k in % [95 % interval]")
+    Console().print(
+        f"{cfg.model.path} on {cfg.dataset.name}: {problems} problems, pass@k in % [95 % interval]", markup=False
+    )
+    table = Table()
     for heading in ("", *(f"pass@{k}" for k in cfg.k)):
         table.add_column(heading)
     for group in ("", *(f"/{level}" for level in levels)):
