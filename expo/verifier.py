@@ -75,8 +75,8 @@ def fast_verdict(answer: str, gold: str) -> Verdict | None:
 class Verifier:
     """Scores completions against gold answers in worker processes. Close it, or use it as a context.
 
-    One thread per worker hands it one answer at a time and kills it when time is up. (Pools from libraries were tried:
-    none both kills a hung task and survives the death of an idle worker.)
+    One thread per worker hands it one answer at a time and kills it when time is up. (pebble's pool kills a hung
+    task too, but by its source it breaks for good when a worker dies idle.)
 
     Args: workers; timeout_s, wall-clock seconds for one answer; memory_mb, address space of a worker beyond what it
     starts with, MiB; max_answer_chars, a longer final answer is unparseable.
