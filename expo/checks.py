@@ -3,7 +3,8 @@
 import importlib.util
 from pathlib import Path
 
-from expo.config import (
+from expo.config import UserError
+from expo.schema import (
     AuxiliaryConf,
     Config,
     DatasetConf,
@@ -12,7 +13,6 @@ from expo.config import (
     RandomTinyConf,
     SelfExplanationConf,
     TableConf,
-    UserError,
     WandbLoggerConf,
 )
 

@@ -3,9 +3,9 @@
 from collections import Counter
 from collections.abc import Mapping
 
-from expo.config import Filter
 from expo.data import ladder
 from expo.experience import Experience
+from expo.schema import Filter
 from expo.verifier import Verdict
 
 

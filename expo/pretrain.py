@@ -14,11 +14,11 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from expo.config import Config
 from expo.data import ladder
 from expo.data.problem import Problem
 from expo.models import ladder_model, ladder_tokenizer
 from expo.prompts import Prompts
+from expo.schema import Config
 
 EXPLAIN_SHARE = 0.6  # of all sequences: question, answer, then a chain of thought consistent with that answer
 TERSE_SHARE = 0.06  # of the solve sequences: the policy has met the expert's style, seldom

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from expo.config import Config, identity, run_dir
+from expo.config import identity, run_dir
+from expo.schema import Config
 
 PACKAGES = ("expo", "torch", "transformers", "lightning", "hydra-core", "math-verify")
 

@@ -10,8 +10,9 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import OmegaConf
 from wandb.errors import Error as WandbError
 
-from expo.config import Config, UserError, WandbLoggerConf, identity
+from expo.config import UserError, identity
 from expo.run import git_commit
+from expo.schema import Config, WandbLoggerConf
 
 TABLE_ROWS = 200  # rows of a completions table that go to W&B; parquet has them all
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from expo.algorithms.base import Algorithm, NonFiniteGradient
 from expo.callbacks import Evaluate, LogSteps, ShowProgress, Stop
-from expo.config import Config, Explainer, UserError
+from expo.config import UserError
 from expo.data.problem import Problem
 from expo.data.readers import Reader
 from expo.evaluation.evaluate import Evaluator
@@ -26,6 +26,7 @@ from expo.policy import frozen_copy
 from expo.prompts import Prompts
 from expo.rollout.engine import Engine, Sampling
 from expo.run import Run
+from expo.schema import Config, Explainer
 from expo.tracking import make_loggers
 from expo.verifier import Verifier
 

@@ -10,13 +10,13 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import pytest
 from hydra import compose, initialize_config_dir
 
-from expo import config
+from expo import config, schema
 from expo.cli import conf_dir
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
-def compose_config(*overrides: str) -> config.Config:
+def compose_config(*overrides: str) -> schema.Config:
     config.register()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return config.typed(compose("config", list(overrides)))

@@ -9,11 +9,11 @@ import torch
 
 from expo.algorithms.base import Sums
 from expo.algorithms.grpo import GRPO
-from expo.config import KL, Aggregation, OnBad, OptimizerConf
 from expo.experience import Experience
 from expo.models import random_tiny
 from expo.positives.sources import Candidate, SelfExplanation
 from expo.rollout.engine import Completion, Sampling
+from expo.schema import KL, Aggregation, OnBad, OptimizerConf
 from expo.verifier import Verdict
 
 TEMPERATURE, BETA, KL_COEF, CLIP = 0.8, 0.3, 0.1, 0.2

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from expo import config, losses
+from expo import losses, schema
 
 
 def test_group_advantages_by_hand():
@@ -100,11 +100,11 @@ def test_every_choice_in_the_config_has_a_function():
     from expo.positives.sources import SELECTIONS
 
     pairs = [
-        (config.Aggregation, losses.AGGREGATIONS),
-        (config.KL, losses.KL_ESTIMATORS),
-        (config.Gate, GATES),
-        (config.Schedule, SCHEDULES),
-        (config.Selection, SELECTIONS),
+        (schema.Aggregation, losses.AGGREGATIONS),
+        (schema.KL, losses.KL_ESTIMATORS),
+        (schema.Gate, GATES),
+        (schema.Schedule, SCHEDULES),
+        (schema.Selection, SELECTIONS),
     ]
     for choices, functions in pairs:
         assert {choice.name for choice in choices} == set(functions)

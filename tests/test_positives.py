@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from expo.config import Aggregation, Explainer, Filter, Gate, Schedule, Selection
 from expo.positives.filters import rejection
 from expo.positives.sources import Candidate, ExpertSolution, NoPositives, SelfExplanation
+from expo.schema import Aggregation, Explainer, Filter, Gate, Schedule, Selection
 from expo.verifier import Verdict
 
 CORRECT = Verdict.CORRECT

@@ -8,9 +8,9 @@ from lightning import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from transformers import PreTrainedModel
 
-from expo.config import OnBad, OptimizerConf
 from expo.experience import Collector, Experience
 from expo.policy import TokenBatch, token_batch
+from expo.schema import OnBad, OptimizerConf
 
 # Sums over the micro-batches and updates of one step, from which its metrics are made.
 Sums = defaultdict[str, float]

@@ -13,11 +13,11 @@ from transformers import PreTrainedModel
 
 from expo import losses
 from expo.algorithms.base import Algorithm, Sums
-from expo.config import KL, Aggregation, OnBad, OptimizerConf
 from expo.experience import Collector, Experience, ProblemSampler
 from expo.metrics import step_metrics
 from expo.policy import TokenBatch, mean_logp, micro_batches, score
 from expo.randomness import DROPOUT, Key
+from expo.schema import KL, Aggregation, OnBad, OptimizerConf
 
 
 class GRPO(Algorithm):

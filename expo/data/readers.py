@@ -12,9 +12,10 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from expo.config import ColumnsConf, ExpertStyle, OnBad, UserError
+from expo.config import UserError
 from expo.data import ladder
 from expo.data.problem import Problem
+from expo.schema import ColumnsConf, ExpertStyle, OnBad
 from expo.verifier import last_boxed
 
 log = logging.getLogger(__name__)

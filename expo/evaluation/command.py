@@ -5,10 +5,11 @@ from hydra.utils import instantiate
 from rich.console import Console
 from rich.table import Table
 
-from expo.config import Config, identity
+from expo.config import identity
 from expo.config import run_dir as train_dir
 from expo.experience import within_length
 from expo.run import Run
+from expo.schema import Config
 from expo.train import instantiate_verifier, make_engine, make_evaluator, quiet_libraries, read
 
 

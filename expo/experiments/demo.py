@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from expo import config
+from expo import config, schema
 from expo.checks import check
 from expo.cli import conf_dir
 from expo.data.ladder import FAMILIARITY
@@ -79,7 +79,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def compose_run(arm: str, seed: int, overrides: list[str]) -> config.Config:
+def compose_run(arm: str, seed: int, overrides: list[str]) -> schema.Config:
     """The config of one run, checked."""
     config.register()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):

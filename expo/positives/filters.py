@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from expo.config import Filter
+from expo.schema import Filter
 from expo.verifier import Verdict
 
 

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from expo.config import Aggregation, Explainer, Filter, Gate, Schedule, Selection
 from expo.data.problem import Problem
 from expo.positives.filters import rejection
 from expo.positives.schedules import GATES, SCHEDULES
 from expo.prompts import Prompts
 from expo.randomness import EXPLAIN, Key
 from expo.rollout.engine import Completion, Request
+from expo.schema import Aggregation, Explainer, Filter, Gate, Schedule, Selection
 from expo.verifier import Verifier
 
 # (completion token ids of candidates, indices of their problems) -> mean log π(c|q) per token [N]

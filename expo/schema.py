@@ -1,0 +1,289 @@
+"""Typed configuration: every key that exists, with its default and what it means. Imports nothing heavy."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from omegaconf import MISSING
+
+# Names of pure functions; each module that owns the functions has a dict with exactly these keys.
+Aggregation = Enum("Aggregation", ["sequence_mean", "token_mean", "constant"])
+KL = Enum("KL", ["k1", "k2", "k3"])
+Gate = Enum("Gate", ["always", "all_wrong"])
+Schedule = Enum("Schedule", ["constant", "linear", "cosine", "all_wrong_fraction"])
+Selection = Enum("Selection", ["first", "most_likely"])
+Explainer = Enum("Explainer", ["current", "reference", "snapshot"])
+Filter = Enum("Filter", ["truncated", "unparseable", "wrong", "leak"])
+OnBad = Enum("OnBad", ["skip", "stop"])
+ExpertStyle = Enum("ExpertStyle", ["own", "terse", "foreign"])
+
+
+@dataclass
+class AlgorithmConf:
+    """GRPO. Rows per step = trainer.problems_per_step x group_size."""
+
+    _target_: str = "expo.algorithms.grpo.GRPO"
+    group_size: int = 8
+    # Passes over each batch of rollouts, one optimizer step each. The first pass gives the old log-probabilities.
+    updates_per_rollout: int = 1
+    # Divide the advantage by the group's standard deviation.
+    advantage_std: bool = True
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    aggregation: Aggregation = Aggregation.sequence_mean
+    # Weight of the KL term against the frozen reference. 0: no KL term and no reference forward pass.
+    kl_coef: float = 0.0
+    kl_estimator: KL = KL.k3
+
+
+@dataclass
+class PositivesConf:
+    """Where positive samples come from and how they enter the loss."""
+
+    _target_: str = MISSING
+
+
+@dataclass
+class NoPositivesConf(PositivesConf):
+    _target_: str = "expo.positives.sources.NoPositives"
+
+
+@dataclass
+class AuxiliaryConf(PositivesConf):
+    """Positives as an auxiliary SFT stream."""
+
+    # β of the ExP-SFT term at the start.
+    weight: float = 0.04
+    schedule: Schedule = Schedule.constant
+    aggregation: Aggregation = Aggregation.token_mean
+    gate: Gate = Gate.always
+    # Why a candidate is dropped; the first that holds is counted. []: everything is trained on.
+    filters: list[Filter] = field(default_factory=lambda: list(Filter))
+
+
+@dataclass
+class ExpertConf(AuxiliaryConf):
+    _target_: str = "expo.positives.sources.ExpertSolution"
+
+
+@dataclass
+class SelfExplanationConf(AuxiliaryConf):
+    _target_: str = "expo.positives.sources.SelfExplanation"
+    # Which policy writes the explanations. `current` can collapse, where training erodes its skill to explain.
+    explainer: Explainer = Explainer.reference
+    # Steps between refreshes when explainer=snapshot.
+    snapshot_every: int = 20
+    # Explanations per problem, of which `selection` keeps one.
+    samples: int = 1
+    selection: Selection = Selection.first
+    # An explanation that contains one of these (any case) gives away that the answer was shown, and is dropped.
+    leak_phrases: list[str] = field(default_factory=list)
+
+
+@dataclass
+class ColumnsConf:
+    """Column names of an arbitrary data set. An empty name: the data set has no such column."""
+
+    question: str = "question"
+    answer: str = "answer"
+    solution: str = ""
+    level: str = ""
+    subject: str = ""
+
+
+@dataclass
+class DatasetConf:
+    _target_: str = MISSING
+    name: str = MISSING
+    # Local .jsonl or .parquet to train on (for `expo evaluate`: to evaluate on). null: the hub.
+    path: str | None = None
+    # Local file for evaluation. null with `path` set: eval_limit problems of `path` (at most half) are held out of training.
+    eval_path: str | None = None
+    hub_id: str | None = None
+    # One hub config per entry, concatenated.
+    hub_configs: list[str] = field(default_factory=list)
+    split: str = "train"
+    eval_split: str = "test"
+    # Difficulty levels to keep. []: all.
+    levels: list[int] = field(default_factory=list)
+    # Levels to evaluate on. null: the same as `levels`.
+    eval_levels: list[int] | None = None
+    # Levels that exist in the data set. []: it has none.
+    known_levels: list[int] = field(default_factory=list)
+    # Problems to train on (`expo evaluate`: to evaluate on), and to evaluate on during training. null: all. On the
+    # ladder both are per level, and `expo evaluate` too takes eval_limit.
+    limit: int | None = None
+    eval_limit: int | None = None
+    # A row without question or answer: skip it (counted and named in the log) or stop.
+    on_bad_row: OnBad = OnBad.skip
+
+
+@dataclass
+class MathConf(DatasetConf):
+    _target_: str = "expo.data.readers.MATH"
+
+
+@dataclass
+class Gsm8kConf(DatasetConf):
+    _target_: str = "expo.data.readers.GSM8K"
+
+
+@dataclass
+class TableConf(DatasetConf):
+    _target_: str = "expo.data.readers.Columns"
+    columns: ColumnsConf = field(default_factory=ColumnsConf)
+
+
+@dataclass
+class LadderConf(DatasetConf):
+    _target_: str = "expo.data.readers.Ladder"
+    expert_style: ExpertStyle = ExpertStyle.terse
+
+
+@dataclass
+class ModelConf:
+    _target_: str = "expo.policy.load_policy"
+    # Hub id or local folder; `ladder` is the base policy shipped with expo.
+    path: str = MISSING
+    dtype: str = "float32"
+    attention: str = "sdpa"
+    # LoRA rank; 0 trains all weights.
+    lora_rank: int = 0
+    lora_alpha: int = 32
+    gradient_checkpointing: bool = False
+
+
+@dataclass
+class RandomTinyConf(ModelConf):
+    _target_: str = "expo.policy.random_policy"
+    path: str = "random_tiny"
+
+
+@dataclass
+class RolloutConf:
+    _target_: str = "expo.rollout.transformers_engine.TransformersEngine"
+    temperature: float = 1.0
+    top_p: float = 1.0
+    # 0: off.
+    top_k: int = 0
+    max_prompt_tokens: int = 512
+    max_completion_tokens: int = 1024
+    # Rows decoded at once.
+    batch_size: int = 256
+    # Package that this engine needs beyond expo's own, and the extra that brings it.
+    requires: str = ""
+    extra: str = ""
+
+
+@dataclass
+class EvaluationConf:
+    # Steps between evaluations; one is always made before the first step and after the last. 0: only those two.
+    every: int = 50
+    # Samples per problem. null: the largest k.
+    samples: int | None = None
+    temperature: float = 0.7
+    top_p: float = 1.0
+    top_k: int = 0
+    # Evaluation draws its noise from this seed whatever `seed` is: all runs meet the same noise.
+    seed: int = 0
+
+
+@dataclass
+class OptimizerConf:
+    learning_rate: float = 1e-6
+    weight_decay: float = 0.0
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    # Optimizer steps of linear warm-up, then constant.
+    warmup_steps: int = 0
+    max_grad_norm: float = 1.0
+
+
+@dataclass
+class TrainerConf:
+    max_steps: int = 200
+    problems_per_step: int = 16
+    # Rows per forward and backward pass. Changes memory and speed, never the numbers.
+    micro_batch_size: int = 16
+    checkpoint_every: int = 50
+    # Stop (status `stopped`) after this many steps; the same command without it goes on from there.
+    stop_after: int | None = None
+    # A non-finite loss or gradient: skip the update (counted) or stop.
+    on_nonfinite: OnBad = OnBad.stop
+    # auto, cpu or gpu; one device.
+    accelerator: str = "auto"
+    # 32-true or bf16-mixed.
+    precision: str = "32-true"
+    # Threads of this process for tensor work on the CPU. 0: torch's choice.
+    threads: int = 0
+
+
+@dataclass
+class VerifierConf:
+    workers: int = 2
+    # Wall-clock seconds for one answer, and memory of one worker process in MiB.
+    timeout_s: float = 3.0
+    memory_mb: int = 1024
+    # A longer final answer is unparseable at once.
+    max_answer_chars: int = 400
+
+
+@dataclass
+class LoggerConf:
+    """metrics.jsonl only, which is always written."""
+
+
+@dataclass
+class WandbConf:
+    project: str = "expo"
+    entity: str | None = None
+    # offline, online or disabled.
+    mode: str = "offline"
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+
+
+@dataclass
+class WandbLoggerConf(LoggerConf):
+    wandb: WandbConf = field(default_factory=WandbConf)
+
+
+@dataclass
+class PromptsConf:
+    _target_: str = "expo.prompts.Prompts"
+    solve: str = MISSING
+    explain: str = MISSING
+    system: str | None = None
+
+
+@dataclass
+class PretrainConf:
+    max_steps: int = 3000
+    learning_rate: float = 2.5e-3
+    tokens_per_batch: int = 6000
+    # Steps on levels 1 and 2 only.
+    warmup_steps: int = 300
+    output: str = "outputs/pretrain"
+
+
+@dataclass
+class Config:
+    algorithm: AlgorithmConf = MISSING
+    positives: PositivesConf = MISSING
+    dataset: DatasetConf = MISSING
+    model: ModelConf = MISSING
+    rollout: RolloutConf = MISSING
+    trainer: TrainerConf = field(default_factory=TrainerConf)
+    optimizer: OptimizerConf = field(default_factory=OptimizerConf)
+    evaluation: EvaluationConf = field(default_factory=EvaluationConf)
+    verifier: VerifierConf = field(default_factory=VerifierConf)
+    logger: LoggerConf = field(default_factory=LoggerConf)
+    prompts: PromptsConf = MISSING
+    pretrain: PretrainConf = field(default_factory=PretrainConf)
+    # The k of pass@k.
+    k: list[int] = field(default_factory=lambda: [1, 4])
+    seed: int = 0
+    # Name of the arm in run directories, W&B and tables; the algorithm's YAML sets it.
+    name: str = MISSING
+    # Where run directories are made.
+    output_dir: str = "outputs"
+    # Run again from nothing even where this very run is finished or has a checkpoint.
+    fresh: bool = False
