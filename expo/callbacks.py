@@ -1,5 +1,6 @@
 """What happens around a step: logging, evaluation, progress, stopping."""
 
+import logging
 import math
 import signal
 import sys
@@ -18,12 +19,24 @@ from expo.experience import Experience
 from expo.run import Run
 from expo.tracking import JsonlLogger, log_table
 
+log = logging.getLogger(__name__)
+
 
 class LogSteps(Callback):
-    """Hands each step's scalars to every logger, under the number of steps done."""
+    """Hands each step's scalars to every logger, under the number of steps done; warns once of a falling chosen likelihood."""
+
+    warned = False
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
         defined = {name: value for name, value in pl_module.last_metrics.items() if value is not None}
+        if defined.get("pair/chosen_gain", 0.0) < 0 and not self.warned:
+            self.warned = True
+            log.warning(
+                "step %d: the chosen completions are less likely than under the reference (pair/chosen_gain %.3g nats): the loss "
+                "can fall on without the policy learning them; see pair/chosen_logp, and try positives.weight=1 (RPO)",
+                trainer.current_epoch + 1,
+                defined["pair/chosen_gain"],
+            )
         for logger in trainer.loggers:
             metrics = pl_module.last_metrics if isinstance(logger, JsonlLogger) else defined
             logger.log_metrics(metrics, step=trainer.current_epoch + 1)  # type: ignore[arg-type]
@@ -54,16 +67,22 @@ class Evaluate(Callback):
             logger.log_metrics(evaluation.metrics, step=step)
         log_table(trainer.loggers, "completions/eval", evaluation.rows, step)
         if module.last_experience is not None:
-            rows = rollout_rows(module.last_experience)
+            rows = experience_rows(module.last_experience)
             pa.parquet.write_table(pa.Table.from_pylist(rows), completions / f"train-step{step:06d}.parquet")
             log_table(trainer.loggers, "completions/train", rows, step)
 
 
-def rollout_rows(experience: Experience) -> list[dict[str, Any]]:
-    """One row per rollout of a step, with the positive of its problem and why candidates were rejected."""
-    positives = {c.problem: c.text for c in experience.positives}
-    rejected = {c.problem: c.rejected for c in experience.candidates if c.rejected}
-    group = experience.rewards.shape[1]
+def experience_rows(e: Experience) -> list[dict[str, Any]]:
+    """One row per rollout of a step, with the positive of its problem and why candidates were rejected.
+
+    A problem without rollouts has one row all the same.
+    """
+    positives = {c.problem: c.text for c in e.positives}
+    rejected = {c.problem: c.rejected for c in e.candidates if c.rejected}
+    g = e.group_size
+    rollouts: list[tuple[int, str | None, str | None]] = [
+        (r // g, e.texts[r], e.verdicts[r].value) for r in range(len(e.texts))
+    ]
     return [
         {
             "problem": problem.id,
@@ -71,12 +90,13 @@ def rollout_rows(experience: Experience) -> list[dict[str, Any]]:
             "question": problem.question,
             "answer": problem.answer,
             "completion": text,
-            "verdict": verdict.value,
-            "positive": positives.get(i // group),
-            "rejected": rejected.get(i // group),
+            "verdict": verdict,
+            "hinted": i in e.hinted,
+            "positive": positives.get(i),
+            "rejected": rejected.get(i),
         }
-        for i, (text, verdict) in enumerate(zip(experience.texts, experience.verdicts, strict=True))
-        for problem in [experience.problems[i // group]]
+        for i, text, verdict in rollouts or [(i, None, None) for i in range(len(e.problems))]
+        for problem in [e.problems[i]]
     ]
 
 
@@ -120,12 +140,12 @@ class ShowProgress(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
         step, k = trainer.current_epoch + 1, max(self.run.cfg.k)
-        reward, score = pl_module.last_metrics["reward/mean"], self.run.metrics[f"pass@{k}"]
-        self.progress.update(self.task, completed=step, state=f"reward {reward:.3f}  pass@{k} {score:.3f}")
+        reward, loss = pl_module.last_metrics["reward/mean"], pl_module.last_metrics["loss/total"]
+        shown = f"loss {loss:.3f}" if reward is None else f"reward {reward:.3f}"
+        state = f"{shown} pass@{k} {self.run.metrics[f'pass@{k}']:.3f}"
+        self.progress.update(self.task, completed=step, state=state)
         if not self.bar and (step % 10 == 0 or step == self.max_steps):
-            print(
-                f"{self.run.dir.name} step {step}/{self.max_steps} reward {reward:.3f} pass@{k} {score:.3f}", flush=True
-            )
+            print(f"{self.run.dir.name} step {step}/{self.max_steps} {state}", flush=True)
 
     def teardown(self, trainer: Trainer, pl_module: Algorithm, stage: str) -> None:  # type: ignore[override]
         if hasattr(self, "progress"):

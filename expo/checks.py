@@ -4,29 +4,34 @@ import importlib.util
 from pathlib import Path
 
 from expo.config import UserError
-from expo.schema import (
-    AuxiliaryConf,
-    Config,
-    DatasetConf,
+from expo.schema import Config, DatasetConf, LadderConf, RandomTinyConf, TableConf, WandbLoggerConf
+from expo.schema_learning import (
+    DPOConf,
     ExpertConf,
-    LadderConf,
-    RandomTinyConf,
+    Explainer,
+    Gate,
+    GRPOConf,
+    NoHintsConf,
+    ParaphraseConf,
+    Preference,
+    PrefixConf,
+    Selection,
     SelfExplanationConf,
-    TableConf,
-    WandbLoggerConf,
+    SFTConf,
+    ShownAnswer,
+    SourceConf,
+    StarConf,
+    Use,
 )
+
+# (whether the rule is kept, what to say where it is not)
+Rules = list[tuple[bool, str]]
 
 
 def check(cfg: Config) -> None:
     """Raises UserError for the first rule that a config breaks."""
-    algorithm, trainer, dataset = cfg.algorithm, cfg.trainer, cfg.dataset
-    rows = trainer.problems_per_step * algorithm.group_size
-    rules: list[tuple[bool, str]] = [
-        (
-            algorithm.group_size >= 2,
-            f"algorithm.group_size={algorithm.group_size}: a group advantage needs at least 2 rollouts; set algorithm.group_size=2 or more",
-        ),
-        *_positive("algorithm.updates_per_rollout", algorithm.updates_per_rollout),
+    trainer, dataset = cfg.trainer, cfg.dataset
+    rules: Rules = [
         *_positive("trainer.max_steps", trainer.max_steps),
         *_positive("trainer.problems_per_step", trainer.problems_per_step),
         *_positive("trainer.micro_batch_size", trainer.micro_batch_size),
@@ -47,9 +52,6 @@ def check(cfg: Config) -> None:
         *_positive("trainer.stop_after", 1 if trainer.stop_after is None else trainer.stop_after),
         (cfg.seed >= 0, f"seed={cfg.seed}: a seed is not negative; set seed=0 or more"),
         (cfg.evaluation.seed >= 0, f"evaluation.seed={cfg.evaluation.seed}: a seed is not negative; set 0 or more"),
-        *_range("algorithm.kl_coef", algorithm.kl_coef, 0, 1e6),
-        *_range("algorithm.clip_low", algorithm.clip_low, 0, 1),
-        *_range("algorithm.clip_high", algorithm.clip_high, 0, 1e6),
         *_range("optimizer.weight_decay", cfg.optimizer.weight_decay, 0, 1e6),
         *_range("optimizer.warmup_steps", cfg.optimizer.warmup_steps, 0, 1e9),
         *_range("evaluation.every", cfg.evaluation.every, 0, 1e9),
@@ -84,12 +86,6 @@ def check(cfg: Config) -> None:
         (
             not isinstance(cfg.model, RandomTinyConf) or (cfg.model.lora_rank == 0 and cfg.model.dtype == "float32"),
             "model=random_tiny: takes neither model.lora_rank nor model.dtype; remove them, or use model=hf",
-        ),
-        (
-            rows % trainer.micro_batch_size == 0,
-            f"trainer.micro_batch_size={trainer.micro_batch_size}: does not divide the {rows} rows of a step "
-            f"(trainer.problems_per_step={trainer.problems_per_step} x algorithm.group_size={algorithm.group_size}); "
-            f"set one of {[d for d in range(1, rows + 1) if rows % d == 0]}",
         ),
         (
             bool(cfg.k) and min(cfg.k) >= 1,
@@ -127,16 +123,13 @@ def check(cfg: Config) -> None:
             f"model.path={cfg.model.path}: no folder with a saved model there; give a saved model's folder or a hub id such as Qwen/Qwen2.5-0.5B-Instruct",
         ),
     ]
-    if isinstance(cfg.positives, AuxiliaryConf):
-        rules.append(
-            (
-                cfg.positives.weight >= 0,
-                f"positives.weight={cfg.positives.weight}: a negative weight would push positives away; set 0 or more",
-            )
-        )
+    rules += _ALGORITHM[type(cfg.algorithm)](cfg)
+    if isinstance(cfg.positives, SourceConf):
+        rules += _source_rules(cfg, cfg.positives)
     if isinstance(cfg.positives, SelfExplanationConf):
-        rules += _positive("positives.samples", cfg.positives.samples)
-        rules += _positive("positives.snapshot_every", cfg.positives.snapshot_every)
+        rules += _explanation_rules(cfg, cfg.positives)
+    if isinstance(cfg.hints, PrefixConf):
+        rules += _hint_rules(cfg, cfg.hints)
     if isinstance(cfg.logger, WandbLoggerConf):
         rules += _choice("logger.wandb.mode", cfg.logger.wandb.mode, ("offline", "online", "disabled"))
     for ok, message in rules:
@@ -144,21 +137,153 @@ def check(cfg: Config) -> None:
             raise UserError(message)
 
 
-def _positive(key: str, value: float) -> list[tuple[bool, str]]:
+def _grpo_rules(cfg: Config) -> Rules:
+    algorithm, trainer = cfg.algorithm, cfg.trainer
+    assert isinstance(algorithm, GRPOConf)
+    rows = trainer.problems_per_step * algorithm.group_size
+    return [
+        (
+            algorithm.group_size >= 2,
+            f"algorithm.group_size={algorithm.group_size}: a group advantage needs at least 2 rollouts; set algorithm.group_size=2 or more",
+        ),
+        *_positive("algorithm.updates_per_rollout", algorithm.updates_per_rollout),
+        *_positive("algorithm.sampler_cap", algorithm.sampler_cap),
+        *_range("algorithm.kl_coef", algorithm.kl_coef, 0, 1e6),
+        *_range("algorithm.clip_low", algorithm.clip_low, 0, 1),
+        *_range("algorithm.clip_high", algorithm.clip_high, 0, 1e6),
+        *_range("algorithm.refills", algorithm.refills, 0, 100),
+        *_range("algorithm.overlong_buffer", algorithm.overlong_buffer, 0, cfg.rollout.max_completion_tokens),
+        (
+            rows % trainer.micro_batch_size == 0,
+            f"trainer.micro_batch_size={trainer.micro_batch_size}: does not divide the {rows} rows of a step "
+            f"(trainer.problems_per_step={trainer.problems_per_step} x algorithm.group_size={algorithm.group_size}); "
+            f"set one of {[d for d in range(1, rows + 1) if rows % d == 0]}",
+        ),
+    ]
+
+
+def _sft_rules(cfg: Config) -> Rules:
+    assert isinstance(cfg.algorithm, SFTConf)
+    star = isinstance(cfg.positives, StarConf)
+    return [
+        *_needs_positives(cfg),
+        *_range("algorithm.group_size", cfg.algorithm.group_size, 0, 1e6),
+        *_range("algorithm.restart_every", cfg.algorithm.restart_every, 0, 1e9),
+        (
+            not star or cfg.algorithm.group_size >= 1,
+            "algorithm.group_size=0: STaR learns from its own samples first; set algorithm.group_size=1 or more",
+        ),
+        (
+            not cfg.algorithm.restart_every
+            or not isinstance(cfg.positives, SelfExplanationConf)
+            or cfg.positives.explainer is Explainer.snapshot,
+            f"algorithm.restart_every={cfg.algorithm.restart_every}: in rounds, the round's first policy explains; set positives.explainer=snapshot",
+        ),
+    ]
+
+
+def _dpo_rules(cfg: Config) -> Rules:
+    algorithm = cfg.algorithm
+    assert isinstance(algorithm, DPOConf)
+    return [
+        *_needs_positives(cfg),
+        *_positive("algorithm.group_size", algorithm.group_size),
+        *_positive("algorithm.beta", algorithm.beta),
+        *_range("algorithm.pairs_every", algorithm.pairs_every, 0, 1e9),
+        *_range("algorithm.label_smoothing", algorithm.label_smoothing, 0, 0.5),
+        (
+            algorithm.preference is not Preference.ipo or algorithm.label_smoothing == 0,
+            f"algorithm.label_smoothing={algorithm.label_smoothing}: IPO has none; set algorithm.label_smoothing=0 or algorithm.preference=sigmoid",
+        ),
+    ]
+
+
+_ALGORITHM = {GRPOConf: _grpo_rules, SFTConf: _sft_rules, DPOConf: _dpo_rules}
+
+
+def _needs_positives(cfg: Config) -> Rules:
+    use = getattr(cfg.positives, "use", Use.auxiliary)
+    return [
+        (
+            isinstance(cfg.positives, SourceConf),
+            f"positives=none: {cfg.name} learns from positives only; set positives=expert or positives=self_explanation",
+        ),
+        (
+            use is Use.auxiliary,
+            f"positives.use={use.name}: {cfg.name} has no groups to put positives in; remove it, or choose a GRPO algorithm",
+        ),
+        (
+            isinstance(cfg.hints, NoHintsConf),
+            f"hints: {cfg.name} has no groups to make again with hints; set hints=none, or choose a GRPO algorithm",
+        ),
+    ]
+
+
+def _source_rules(cfg: Config, source: SourceConf) -> Rules:
+    return [
+        (
+            source.weight >= 0,
+            f"positives.weight={source.weight}: a negative weight would push positives away; set 0 or more",
+        ),
+        *_range("positives.member_shaping", source.member_shaping, 0, 1e6),
+        (
+            cfg.algorithm.group_size > 0 or source.gate is Gate.always,
+            f"positives.gate={source.gate.name}: {cfg.name} makes no rollouts to judge by; set positives.gate=always or algorithm.group_size=1 or more",
+        ),
+    ]
+
+
+def _explanation_rules(cfg: Config, source: SelfExplanationConf) -> Rules:
+    rollouts = cfg.algorithm.group_size > 0
+    lift = source.selection in (Selection.two_properties, Selection.threshold)
+    return [
+        *_positive("positives.samples", source.samples),
+        *_positive("positives.snapshot_every", source.snapshot_every),
+        *_range("positives.rank_weight", source.rank_weight, 0, 1),
+        *_range("positives.cache_steps", source.cache_steps, 0, 1e9),
+        *_range("positives.cache_max_drop", source.cache_max_drop, 0, 1e9),
+        (
+            rollouts or not lift,
+            f"positives.selection={source.selection.name}: compares with the policy's own rollouts, and {cfg.name} makes none; set algorithm.group_size=1 or more",
+        ),
+        (
+            rollouts or source.shown_answer is not ShownAnswer.wrong,
+            f"positives.shown_answer=wrong: the wrong answers are those of rollouts, and {cfg.name} makes none; set algorithm.group_size=1 or more",
+        ),
+        (
+            source.selection is not Selection.oracle_sound or isinstance(cfg.dataset, LadderConf),
+            f"positives.selection=oracle_sound: only the ladder can check steps; use dataset=ladder, or another selection than for {cfg.dataset.name}",
+        ),
+        (
+            not isinstance(source, ParaphraseConf) or cfg.prompts.paraphrase is not None,
+            "prompts.paraphrase=null: a paraphrase needs a prompt that asks for it; set prompts.paraphrase with {solution} in it",
+        ),
+    ]
+
+
+def _hint_rules(cfg: Config, hints: PrefixConf) -> Rules:
+    return [
+        *_range("hints.keep", hints.keep, 0, cfg.algorithm.group_size - 1),
+        *_range("hints.share_low", hints.share_low, 0, hints.share_high),
+        *_range("hints.share_high", hints.share_high, hints.share_low, 1),
+    ]
+
+
+def _positive(key: str, value: float) -> Rules:
     return [(value > 0, f"{key}={value}: must be greater than 0; set {key}=1 or more")]
 
 
-def _range(key: str, value: float, low: float, high: float) -> list[tuple[bool, str]]:
+def _range(key: str, value: float, low: float, high: float) -> Rules:
     return [
         (low <= value <= high, f"{key}={value}: not between {low:g} and {high:g}; set {key} to a value in that range")
     ]
 
 
-def _choice(key: str, value: str | None, choices: tuple[str, ...]) -> list[tuple[bool, str]]:
+def _choice(key: str, value: str | None, choices: tuple[str, ...]) -> Rules:
     return [(value in choices, f"{key}={value}: not one of the choices; set one of {', '.join(choices)}")]
 
 
-def _levels(key: str, levels: list[int], dataset: DatasetConf) -> list[tuple[bool, str]]:
+def _levels(key: str, levels: list[int], dataset: DatasetConf) -> Rules:
     known = dataset.known_levels
     if isinstance(dataset, TableConf) and dataset.columns.level and not known:
         return []  # whatever the column holds
@@ -170,7 +295,7 @@ def _levels(key: str, levels: list[int], dataset: DatasetConf) -> list[tuple[boo
     return [(set(levels) <= set(known), f"{key}={levels}: not all are levels of {dataset.name}; {remedy}")]
 
 
-def _file(key: str, path: str | None) -> list[tuple[bool, str]]:
+def _file(key: str, path: str | None) -> Rules:
     if path is None:
         return []
     return [

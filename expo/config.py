@@ -10,22 +10,31 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from expo.schema import (
-    AlgorithmConf,
     Config,
-    ExpertConf,
     Gsm8kConf,
     LadderConf,
     LoggerConf,
     MathConf,
     ModelConf,
-    NoPositivesConf,
     PromptsConf,
     RandomTinyConf,
     RolloutConf,
-    SelfExplanationConf,
     TableConf,
     TrainerConf,
     WandbLoggerConf,
+)
+from expo.schema_learning import (
+    DPOConf,
+    ExpertConf,
+    GRPOConf,
+    NoHintsConf,
+    NoPositivesConf,
+    ParaphraseConf,
+    PrefixConf,
+    SelfExplanationConf,
+    SelfHintConf,
+    SFTConf,
+    StarConf,
 )
 
 # The base policy shipped with expo.
@@ -41,10 +50,17 @@ def register() -> None:
     store = ConfigStore.instance()
     store.store(name="config_schema", node=Config)
     nodes: dict[tuple[str, str], type] = {
-        ("schema/algorithm", "grpo"): AlgorithmConf,
+        ("schema/algorithm", "sft"): SFTConf,
+        ("schema/algorithm", "dpo"): DPOConf,
+        ("schema/algorithm", "grpo"): GRPOConf,
+        ("schema/hints", "none"): NoHintsConf,
+        ("schema/hints", "self_made"): SelfHintConf,
+        ("schema/hints", "expert_prefix"): PrefixConf,
         ("schema/positives", "none"): NoPositivesConf,
         ("schema/positives", "expert"): ExpertConf,
         ("schema/positives", "self_explanation"): SelfExplanationConf,
+        ("schema/positives", "star"): StarConf,
+        ("schema/positives", "expert_paraphrase"): ParaphraseConf,
         ("schema/dataset", "math"): MathConf,
         ("schema/dataset", "gsm8k"): Gsm8kConf,
         ("schema/dataset", "columns"): TableConf,
@@ -63,17 +79,35 @@ def register() -> None:
 
 # What does not change a run's numbers (micro-batching changes them by rounding only) and so is not part of its identity.
 NOT_IDENTITY = {
-    "": ("output_dir", "fresh", "logger", "pretrain", "hydra"),
-    "trainer": ("checkpoint_every", "stop_after", "micro_batch_size", "accelerator", "threads"),
+    "": ("output_dir", "fresh", "logger", "pretrain", "diagnose", "hydra"),
+    "trainer": ("checkpoint_every", "stop_after", "micro_batch_size", "accelerator", "threads", "packing"),
     "verifier": ("workers",),
     "rollout": ("batch_size", "requires", "extra"),
 }
 
 
+# What, besides, does not change the pairs that the initial policy makes for DPO.
+NOT_PAIRS = {
+    "": ("optimizer", "evaluation", "k", "name"),
+    "algorithm": ("preference", "beta", "label_smoothing", "rejected"),
+    "positives": ("weight", "schedule", "aggregation"),
+    "trainer": ("on_nonfinite", "precision"),
+}
+
+
 def identity(cfg: Config) -> str:
     """Hash of everything in the config that changes a run's result, local data files by content."""
+    return _hash(cfg, NOT_IDENTITY)
+
+
+def pairs_identity(cfg: Config) -> str:
+    """Hash of everything that changes the pairs which DPO's initial policy makes."""
+    return _hash(cfg, NOT_IDENTITY, NOT_PAIRS)
+
+
+def _hash(cfg: Config, *left_out: dict[str, tuple[str, ...]]) -> str:
     tree = json.loads(json.dumps(dataclasses.asdict(cfg), default=lambda choice: choice.name))
-    for group, keys in NOT_IDENTITY.items():
+    for group, keys in [item for table in left_out for item in table.items()]:
         node = tree[group] if group else tree
         for key in keys:
             node.pop(key, None)

@@ -1,27 +1,18 @@
-"""From problems to what the losses need: rollouts, verdicts, rewards and positives of one step."""
+"""What one step has to learn from: plain data, no behaviour."""
 
-import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from expo.config import UserError
 from expo.data.problem import Problem
-from expo.positives.sources import Candidate, PositiveSource
 from expo.prompts import Prompts
-from expo.randomness import PROBLEMS, SOLVE, Key
-from expo.rollout.engine import Completion, Engine, Request, Sampling
+from expo.rollout.engine import Completion, Sampling
 from expo.verifier import Verdict, Verifier
-
-log = logging.getLogger(__name__)
-
-# (prompts, completions), both as token ids -> mean log-probability per completion token [N]
-MeanLogp = Callable[[Sequence[Sequence[int]], Sequence[Sequence[int]]], Tensor]
 
 
 class Timer:
@@ -37,105 +28,97 @@ class Timer:
         self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - started
 
 
+@dataclass(frozen=True)
+class Tools:
+    """What it takes to write and check completions."""
+
+    prompts: Prompts
+    tokenizer: PreTrainedTokenizerBase
+    verifier: Verifier
+    sampling: Sampling
+    seed: int
+
+    def texts(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        """Completions for the verifier and for people; never encoded again."""
+        return self.tokenizer.batch_decode([list(i) for i in ids], skip_special_tokens=True) if len(ids) else []
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A possible positive for one problem of the step; `rejected` says why it is not used, if it is not."""
+
+    problem: int
+    ids: list[int]
+    text: str
+    rejected: str | None = None
+    logp_given_qa: float | None = None  # mean per token, under the prompt that shows the answer
+    logp_given_q: float | None = None  # the same under q alone
+    answer_lift: float | None = None  # log π(a*|q, c) - log π(a*|q, own completion), in nats
+
+
 @dataclass
 class Experience:
     """One step's data. P problems, G rollouts each; row p * G + g is rollout g of problem p."""
 
     problems: list[Problem]
     prompts: list[tuple[int, ...]]  # [P] solve prompts q
-    completions: list[Completion]  # [P * G]
-    texts: list[str]  # [P * G]
-    verdicts: list[Verdict]  # [P * G]
-    rewards: Tensor  # [P, G], 1 correct, 0 not
-    candidates: list[Candidate]  # every explanation or expert solution considered
-    positives: list[Candidate]  # at most one per problem
-    explanation_tokens: int
+    step: int = 0
+    first: int = 0  # problems that the step has sampled before these
+    completions: list[Completion] = field(default_factory=list)  # [P * G]
+    texts: list[str] = field(default_factory=list)  # [P * G]
+    verdicts: list[Verdict] = field(default_factory=list)  # [P * G]
+    correct: Tensor = field(default_factory=lambda: torch.zeros(0, 0))  # [P, G], 1 right; without any hint
+    rewards: Tensor = field(default_factory=lambda: torch.zeros(0, 0))  # [P, G], of `completions`, hinted or not
+    hinted: list[int] = field(default_factory=list)  # problems whose rollouts were made again with a hint
+    candidates: list[Candidate] = field(default_factory=list)  # every explanation or expert solution considered
+    positives: list[Candidate] = field(default_factory=list)  # what is learned from
+    reused: int = 0  # of them, from the cache
+    generated_tokens: int = 0  # by the step itself
     timer: Timer = field(default_factory=Timer)
+
+    @property
+    def group_size(self) -> int:
+        return len(self.completions) // len(self.prompts)
 
     @property
     def all_wrong(self) -> Tensor:
         """[P], True where no rollout is right."""
-        return self.rewards.amax(dim=1) == 0
+        return ~self.correct.bool().any(dim=1)
 
+    @property
+    def informative(self) -> Tensor:
+        """[P], True where some rollouts are right and some are not."""
+        return self.rewards.amax(dim=1) > self.rewards.amin(dim=1)
 
-class ProblemSampler:
-    """Which problems step t trains on: consecutive slices of one permutation per epoch, a function of (seed, t) alone."""
-
-    def __init__(self, problems: Sequence[Problem], per_step: int, seed: int):
-        self.problems, self.per_step, self.seed = problems, per_step, seed
-
-    def batch(self, step: int) -> list[Problem]:
-        """The `per_step` problems of `step`."""
-        count = len(self.problems)
-        positions = range(step * self.per_step, (step + 1) * self.per_step)
-        orders = {
-            e: Key(self.seed, PROBLEMS, e).generator().permutation(count) for e in {p // count for p in positions}
-        }
-        return [self.problems[orders[p // count][p % count]] for p in positions]
-
-
-@dataclass
-class Collector:
-    """Runs the generating half of a step. `engine` has the policy's weights, `explainer` those that explain.
-
-    `explainer` is the very same object as `engine` where the current policy explains.
-    """
-
-    engine: Engine
-    explainer: Engine
-    verifier: Verifier
-    prompts: Prompts
-    tokenizer: PreTrainedTokenizerBase
-    source: PositiveSource
-    sampling: Sampling
-    seed: int
-
-    def collect(self, step: int, problems: list[Problem], group_size: int, mean_logp: MeanLogp) -> Experience:
-        """Generate, verify and choose positives for one step. `mean_logp` scores under the policy."""
-        timer = Timer()
-        prompts = [tuple(ids) for ids in self.prompts.solve_ids(self.tokenizer, problems)]
-        rows = len(problems) * group_size
-        solve = [Request(prompts[i // group_size], Key(self.seed, SOLVE, step, i)) for i in range(rows)]
-        joined = range(len(problems)) if self.source.joins_rollouts else ()
-        with timer("rollout"):
-            generated = self.engine.generate([*solve, *self._explain(problems, joined, step)], self.sampling)
-        completions, explanations = generated[:rows], generated[rows:]
-        with timer("verify"):
-            texts = self.tokenizer.batch_decode([c.ids for c in completions], skip_special_tokens=True)
-            verdicts = self.verifier.verify(texts, [problems[i // group_size].answer for i in range(rows)])
-        rewards = torch.tensor([float(v is Verdict.CORRECT) for v in verdicts]).view(len(problems), group_size)
-        wanted = self.source.wanted((rewards.amax(dim=1) == 0).tolist())
-        with timer("explain"):
-            if not joined:
-                late = self._explain(problems, wanted, step)
-                explanations = self.explainer.generate(late, self.sampling) if late else []
-            candidates = self.source.candidates(
-                problems, wanted, explanations, self.tokenizer, self.verifier, self.sampling.max_tokens
-            )
-            positives = self.source.choose(candidates, lambda ids, owners: mean_logp([prompts[i] for i in owners], ids))
+    def select(self, chosen: Sequence[int]) -> "Experience":
+        """The given problems, in that order, as a step of their own, with a new timer."""
+        g, place = self.group_size, {p: i for i, p in enumerate(chosen)}
+        rows = [p * g + j for p in chosen for j in range(g)]
+        candidates, positives = (
+            [replace(c, problem=place[c.problem]) for c in found if c.problem in place]
+            for found in (self.candidates, self.positives)
+        )
         return Experience(
-            problems, prompts, completions, texts, verdicts, rewards, candidates, positives,
-            explanation_tokens=sum(len(e.ids) for e in explanations), timer=timer,
+            [self.problems[p] for p in chosen], [self.prompts[p] for p in chosen], self.step, self.first,
+            [self.completions[r] for r in rows], [self.texts[r] for r in rows], [self.verdicts[r] for r in rows],
+            self.correct[list(chosen)], self.rewards[list(chosen)], [place[p] for p in self.hinted if p in place],
+            candidates, positives,
         )  # fmt: skip
 
-    def _explain(self, problems: list[Problem], wanted: Sequence[int], step: int) -> list[Request]:
-        return self.source.requests(problems, wanted, self.prompts, self.tokenizer, self.seed, step)
-
-
-def within_length(
-    problems: list[Problem], prompts: Sequence[Callable[..., list[list[int]]]], tokenizer: PreTrainedTokenizerBase, max_tokens: int
-) -> list[Problem]:  # fmt: skip
-    """The problems all of whose prompts (made by the given functions) fit `max_tokens`; how many do not is logged.
-
-    Raises UserError where none does.
-    """
-    lengths = zip(*(map(len, make_ids(tokenizer, problems)) for make_ids in prompts), strict=True)
-    kept = [p for p, length in zip(problems, lengths, strict=True) if max(length) <= max_tokens]
-    if not kept:
-        raise UserError(
-            f"rollout.max_prompt_tokens={max_tokens}: every prompt is longer; raise it, and look at prompts"
+    def join(self, other: "Experience") -> "Experience":
+        """Both, as one step; the other's problems come after these."""
+        shift = len(self.problems)
+        moved, positives = (
+            [replace(c, problem=c.problem + shift) for c in found] for found in (other.candidates, other.positives)
         )
-    if len(kept) < len(problems):
-        dropped = len(problems) - len(kept)
-        log.warning("skipped %d problems: prompt longer than rollout.max_prompt_tokens=%d", dropped, max_tokens)
-    return kept
+        timer = Timer()
+        for seconds in (self.timer.seconds, other.timer.seconds):
+            for part, spent in seconds.items():
+                timer.seconds[part] = timer.seconds.get(part, 0.0) + spent
+        return Experience(
+            self.problems + other.problems, self.prompts + other.prompts, self.step, self.first,
+            self.completions + other.completions, self.texts + other.texts, self.verdicts + other.verdicts,
+            torch.cat([self.correct, other.correct]), torch.cat([self.rewards, other.rewards]),
+            self.hinted + [p + shift for p in other.hinted], self.candidates + moved, self.positives + positives,
+            self.reused + other.reused, self.generated_tokens + other.generated_tokens, timer,
+        )  # fmt: skip

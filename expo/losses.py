@@ -10,20 +10,64 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 # A log-ratio beyond this is a broken sample, not a signal: e^20 keeps float32 finite, and clipping bounds the gradient.
 MAX_LOG_RATIO = 20.0
 
 
-def group_advantages(rewards: Tensor, std: bool = True, eps: float = 1e-6) -> Tensor:
-    """Â = (R - mean R) / std R within each group (GRPO, arXiv 2402.03300); without `std`, Dr. GRPO (2503.20783).
+# Added to a standard deviation.
+EPS = 1e-6
 
-    Args: rewards `[P, G]`, G >= 2. Returns `[P, G]`. The standard deviation is the unbiased one; a group of equal rewards gets zeros.
+
+def _mean(rewards: Tensor, members: Tensor, baseline: Tensor) -> Tensor:
+    return rewards - (rewards * baseline).sum(dim=1, keepdim=True) / baseline.sum(dim=1, keepdim=True)
+
+
+def _group_norm(rewards: Tensor, members: Tensor, baseline: Tensor) -> Tensor:
+    squares = (_mean(rewards, members, members) * members).square().sum(dim=1, keepdim=True)
+    std = (squares / (members.sum(dim=1, keepdim=True) - 1)).sqrt()
+    return _mean(rewards, members, baseline) / (std + EPS)
+
+
+def _leave_one_out(rewards: Tensor, members: Tensor, baseline: Tensor) -> Tensor:
+    others = (rewards * baseline).sum(dim=1, keepdim=True) - rewards * baseline
+    return rewards - others / (baseline.sum(dim=1, keepdim=True) - baseline)
+
+
+# (rewards, members, baseline), each [P, G] -> advantages [P, G]
+ADVANTAGES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "group_norm": _group_norm,  # (R - mean) / std (GRPO, arXiv 2402.03300)
+    "mean": _mean,  # R - mean (Dr. GRPO, 2503.20783)
+    "leave_one_out": _leave_one_out,  # R - mean of the others (RLOO, 2402.14740)
+}
+
+
+def group_advantages(
+    rewards: Tensor, advantage: str = "group_norm", members: Tensor | None = None, baseline: Tensor | None = None
+) -> Tensor:
+    """Advantages within each group, by a formula of `ADVANTAGES`.
+
+    Args: rewards `[P, G]`; members `[P, G]`, 1 where a slot of the group is filled (None: everywhere), at least 2 per
+    group; baseline `[P, G]`, 1 on the members over which the mean is taken (None: all). The standard deviation is the
+    unbiased one over all members. Returns `[P, G]`; 0 off the members and in a group of equal rewards.
     """
-    centered = rewards - rewards.mean(dim=1, keepdim=True)
-    if not std:
-        return centered
-    return centered / (rewards.std(dim=1, keepdim=True) + eps)
+    members = torch.ones_like(rewards) if members is None else members
+    advantages = ADVANTAGES[advantage](rewards, members, members if baseline is None else baseline)
+    there = members.bool()
+    lowest = rewards.masked_fill(~there, torch.inf).amin(dim=1, keepdim=True)
+    highest = rewards.masked_fill(~there, -torch.inf).amax(dim=1, keepdim=True)
+    return torch.where(there & (highest > lowest), advantages, 0.0)
+
+
+def overlong_penalty(lengths: Tensor, max_tokens: int, buffer: int) -> Tensor:
+    """What DAPO adds to the reward of a long completion (arXiv 2503.14476, eq. 13): from 0 down to -1 over the last `buffer` tokens.
+
+    Args: lengths `[...]` in tokens. Returns the same shape; all 0 with `buffer=0`.
+    """
+    if not buffer:
+        return torch.zeros_like(lengths, dtype=torch.float32)
+    return ((max_tokens - buffer - lengths) / buffer).clamp(-1, 0)
 
 
 def _sequence_mean(mask: Tensor, max_tokens: int) -> Tensor:
@@ -54,20 +98,72 @@ def token_weights(mask: Tensor, aggregation: str, max_tokens: int) -> Tensor:
     return AGGREGATIONS[aggregation](mask.float(), max_tokens)
 
 
+def _token(log_ratio: Tensor, mask: Tensor) -> Tensor:
+    return log_ratio
+
+
+def _sequence(log_ratio: Tensor, mask: Tensor) -> Tensor:
+    mean = (log_ratio * mask).sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True).clamp(min=1)
+    return mean.expand_as(log_ratio)
+
+
+RATIOS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "token": _token,  # π_θ / π_old of each token (GRPO)
+    "sequence": _sequence,  # its geometric mean over the sequence (GSPO, arXiv 2507.18071, eq. 7)
+}
+
+
 def policy_loss(
-    logp: Tensor, old_logp: Tensor, advantages: Tensor, clip_low: float, clip_high: float
+    logp: Tensor, old_logp: Tensor, mask: Tensor, advantages: Tensor, clip_low: float, clip_high: float, ratio: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """-min(ρ Â, clip(ρ, 1 - clip_low, 1 + clip_high) Â) per token, ρ = π_θ / π_old (PPO-clip as in GRPO eq. 3).
 
-    Args: logp, old_logp `[B, T]`; advantages `[B]`. Returns (loss, ρ, clipped), each `[B, T]`; `clipped` is 1 where the
-    clip is what stops the gradient.
+    Args: logp, old_logp, mask `[B, T]`; advantages `[B]`; ratio, a key of `RATIOS`. Returns (loss, ρ, clipped), each
+    `[B, T]`; `clipped` is 1 where the clip is what stops the gradient.
     """
-    log_ratio = (logp - old_logp).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-    ratio = log_ratio.exp()
+    log_ratio = RATIOS[ratio](logp - old_logp, mask).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    rho = log_ratio.exp()
     advantages = advantages.unsqueeze(1)
-    unclipped = ratio * advantages
-    clipped = ratio.clamp(1 - clip_low, 1 + clip_high) * advantages
-    return -torch.minimum(unclipped, clipped), ratio, (clipped < unclipped).float()
+    unclipped = rho * advantages
+    clipped = rho.clamp(1 - clip_low, 1 + clip_high) * advantages
+    return -torch.minimum(unclipped, clipped), rho, (clipped < unclipped).float()
+
+
+def off_policy_loss(logp: Tensor, advantages: Tensor, shaping: float) -> Tensor:
+    """-f Â per token of a group member that the policy did not sample, and whose sampler's probability is not known.
+
+    With `shaping` γ > 0, f = π_θ / (π_θ + γ) (LUFFY, arXiv 2504.14945, eq. 6), which cares most for unlikely tokens; with
+    0, a ratio of 1 with the gradient of log π_θ. Never clipped.
+    Args: logp `[B, T]`; advantages `[B]`. Returns `[B, T]`.
+    """
+    probability = logp.exp()
+    ratio = probability / (probability + shaping) if shaping else (logp - logp.detach()).exp()
+    return -ratio * advantages.unsqueeze(1)
+
+
+def _no_correction(log_ratio: Tensor, mask: Tensor) -> Tensor:
+    return torch.zeros_like(log_ratio)
+
+
+def _whole_sequence(log_ratio: Tensor, mask: Tensor) -> Tensor:
+    return (log_ratio * mask).sum(dim=1, keepdim=True).expand_as(log_ratio)
+
+
+CORRECTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "none": _no_correction,
+    "token": _token,
+    "sequence": _whole_sequence,
+}
+
+
+def sampler_weights(old_logp: Tensor, sampler_logp: Tensor, mask: Tensor, correction: str, cap: float) -> Tensor:
+    """min(π_old / π_sampler, cap): truncated importance sampling between trainer and sampler (arXiv 2508.02260 and others).
+
+    The sampler computes the same distribution with other kernels or precision; the weight takes out the bias.
+    Args: old_logp, sampler_logp, mask `[B, T]`; correction, a key of `CORRECTIONS`. Returns `[B, T]`, no gradient.
+    """
+    log_ratio = CORRECTIONS[correction]((old_logp - sampler_logp).detach(), mask)
+    return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp().clamp(max=cap)
 
 
 def _k1(log_ratio: Tensor) -> Tensor:
@@ -99,3 +195,30 @@ def kl(logp: Tensor, ref_logp: Tensor, estimator: str) -> Tensor:
 def sft_loss(logp: Tensor) -> Tensor:
     """Negative log-likelihood per token. Args: logp `[B, T]`. Returns `[B, T]`."""
     return -logp
+
+
+def _sigmoid(chosen: Tensor, rejected: Tensor, lengths: Tensor, beta: float, label_smoothing: float) -> Tensor:
+    margin = beta * (chosen - rejected)
+    return -(1 - label_smoothing) * logsigmoid(margin) - label_smoothing * logsigmoid(-margin)
+
+
+def _ipo(chosen: Tensor, rejected: Tensor, lengths: Tensor, beta: float, label_smoothing: float) -> Tensor:
+    chosen_mean, rejected_mean = torch.stack([chosen, rejected]) / lengths.clamp(min=1)
+    return (chosen_mean - rejected_mean - 1 / (2 * beta)).square()
+
+
+PREFERENCES: dict[str, Callable[[Tensor, Tensor, Tensor, float, float], Tensor]] = {
+    "sigmoid": _sigmoid,  # DPO (arXiv 2305.18290, eq. 7); with label smoothing, conservative DPO
+    "ipo": _ipo,  # IPO (arXiv 2310.12036, eq. 17), on means over tokens as its authors use it
+}
+
+
+def preference_loss(
+    chosen: Tensor, rejected: Tensor, lengths: Tensor, beta: float, label_smoothing: float, preference: str
+) -> Tensor:
+    """Loss of each pair.
+
+    Args: chosen, rejected `[B]`, log π_θ(c|q) - log π_ref(c|q) summed over the tokens of each completion; lengths
+    `[2, B]`, their tokens; preference, a key of `PREFERENCES`. Returns `[B]`.
+    """
+    return PREFERENCES[preference](chosen, rejected, lengths, beta, label_smoothing)

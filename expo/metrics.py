@@ -1,50 +1,76 @@
 """The scalars of a training step, under the names that every algorithm shares (README: how to read the curves)."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from expo.data import ladder
 from expo.experience import Experience
-from expo.schema import Filter
+from expo.schema_learning import Filter
 from expo.verifier import Verdict
+
+PARTS = ("rollout", "verify", "hint", "explain", "update", "sync")
 
 
 def step_metrics(experience: Experience, sums: Mapping[str, float], beta: float) -> dict[str, float | None]:
-    """Scalars of one step from its experience and from what the updates summed up."""
-    e, rewards = experience, experience.rewards
+    """Scalars of one step from its experience and from what the updates summed up.
+
+    None (null in metrics.jsonl) where something does not exist: a log-probability of 0, say, would mean certainty.
+    """
+    e, updates = experience, sums["updates"]
     lengths = [len(c.ids) for c in e.completions]
     seconds = e.timer.seconds
-    updates, tokens, positives = sums["updates"], sums["tokens"], sums["positives"]
-    generated = sum(lengths) + e.explanation_tokens
-    rejected = Counter(c.rejected for c in e.candidates if c.rejected)
-    explained = [c.logp_given_qa for c in e.positives if c.logp_given_qa is not None]
     metrics: dict[str, float | None] = {
-        "reward/mean": rewards.mean().item(),
-        "reward/all_wrong_frac": e.all_wrong.float().mean().item(),
-        "reward/all_right_frac": (rewards.amin(dim=1) == 1).float().mean().item(),
-        "reward/unparseable_frac": _share(e.verdicts.count(Verdict.UNPARSEABLE), len(e.verdicts)),
-        "reward/timeout_frac": _share(e.verdicts.count(Verdict.TIMEOUT), len(e.verdicts)),
-        "loss/total": sums["loss/total"] / updates,
-        "loss/policy": sums["loss/policy"] / updates,
-        "loss/kl": sums["loss/kl"] / updates,
-        "loss/sft": sums["loss/sft"] / updates,
+        "reward/mean": e.correct.mean().item() if lengths else None,
+        "reward/all_wrong_frac": e.all_wrong.float().mean().item() if lengths else None,
+        "reward/all_right_frac": e.correct.bool().all(dim=1).float().mean().item() if lengths else None,
+        "reward/unparseable_frac": _ratio(e.verdicts.count(Verdict.UNPARSEABLE), len(e.verdicts)),
+        "reward/timeout_frac": _ratio(e.verdicts.count(Verdict.TIMEOUT), len(e.verdicts)),
+        **{f"loss/{term}": sums[f"loss/{term}"] / updates for term in ("total", "policy", "kl", "sft", "preference")},
         # -mean log π of what was sampled: an unbiased estimate of the entropy per token, at no cost.
-        "policy/entropy": -sum(sum(c.logp) for c in e.completions) / sum(lengths),
-        "policy/ratio_mean": sums["ratio"] / tokens if tokens else 1.0,
-        "policy/clip_frac": _share(sums["clipped"], tokens),
+        "policy/entropy": _ratio(-sum(sum(c.logp) for c in e.completions), sum(lengths)),
+        "policy/ratio_mean": sums["ratio"] / sums["tokens"] if sums["tokens"] else 1.0,
+        "policy/clip_frac": _share(sums["clipped"], sums["tokens"]),
+        "policy/sampler_kl": _ratio(sums["sampler_kl"], sums["tokens"]),
         "policy/grad_norm": sums["grad_norm"] / updates,
         "policy/updates_skipped": sums["skipped"],
-        "completion/length_mean": sum(lengths) / len(lengths),
-        "completion/truncated_frac": _share(sum(c.truncated for c in e.completions), len(lengths)),
-        "positive/used_frac": _share(len(e.positives), len(e.problems)),
-        # None (null in metrics.jsonl) where there is no such positive: a log-probability of 0 would mean certainty.
-        "positive/logp_given_q": sums["positive_logp"] / positives if positives else None,
-        "positive/logp_given_qa": sum(explained) / len(explained) if explained else None,
-        "positive/filtered_frac": _share(sum(rejected.values()), len(e.candidates)),
-        **{f"positive/filtered_{f.name}_frac": _share(rejected[f.name], len(e.candidates)) for f in Filter},
+        "completion/length_mean": _mean(lengths),
+        "completion/truncated_frac": _ratio(sum(c.truncated for c in e.completions), len(lengths)),
+        **_positive_metrics(e, sums),
         "weight/positive": beta,
-        **{f"time/{part}_s": seconds.get(part, 0.0) for part in ("rollout", "verify", "explain", "update", "sync")},
-        "throughput/tokens_per_s": generated / sum(seconds.values()),
+        **{f"time/{part}_s": seconds.get(part, 0.0) for part in PARTS},
+        "throughput/tokens_per_s": e.generated_tokens / sum(seconds.values()),
+        "throughput/tokens_generated": e.generated_tokens,
+    }
+    if e.hinted:
+        hinted = e.rewards[e.hinted]
+        metrics |= {"hint/used_frac": len(e.hinted) / len(e.problems), "hint/reward_mean": hinted.mean().item()}
+    if "pairs" in sums:
+        names = ("margin", "accuracy", "chosen_logp", "rejected_logp", "chosen_gain")
+        metrics |= {f"pair/{name}": _ratio(sums[name], sums["pairs"]) for name in names}
+        metrics["pair/used_frac"] = sums["pairs"] / len(e.problems)
+    return metrics
+
+
+def _positive_metrics(e: Experience, sums: Mapping[str, float]) -> dict[str, float | None]:
+    rejected = Counter(c.rejected for c in e.candidates if c.rejected)
+    explained = [c.logp_given_qa for c in e.positives if c.logp_given_qa is not None]
+    given_q, given_qa = _ratio(sums["positive_logp"], sums["positives"]), _mean(explained)
+    lifts = [c.answer_lift for c in e.positives if c.answer_lift is not None]
+    own = _mean([len(c.ids) for c in e.completions])
+    length = _mean([len(c.ids) for c in e.positives])
+    reasons = dict.fromkeys([*(f.name for f in Filter), *rejected])
+    metrics = {
+        "positive/used_frac": len({c.problem for c in e.positives}) / len(e.problems),
+        "positive/reused_frac": _share(e.reused, len(e.positives)),
+        "positive/logp_given_q": given_q,
+        "positive/logp_given_qa": given_qa,
+        # What seeing the answer adds to the likelihood: how far explanations lean on it (leak), per token.
+        "positive/leak_gap": None if given_q is None or given_qa is None else given_qa - given_q,
+        "positive/answer_lift": _mean(lifts),
+        # Against the policy's own rollouts: drift of style shows here first.
+        "positive/length_ratio": None if own is None or length is None else length / own,
+        "positive/filtered_frac": _share(sum(rejected.values()), len(e.candidates)),
+        **{f"positive/filtered_{reason}_frac": _share(rejected[reason], len(e.candidates)) for reason in reasons},
     }
     written = [c for c in e.positives if c.logp_given_qa is not None]
     if e.problems[0].subject == "ladder" and written:
@@ -56,3 +82,11 @@ def step_metrics(experience: Experience, sums: Mapping[str, float], beta: float)
 
 def _share(part: float, whole: float) -> float:
     return part / whole if whole else 0.0
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return part / whole if whole else None
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

@@ -2,12 +2,13 @@
 
 import copy
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -71,13 +72,19 @@ class TokenBatch:
     mask: Tensor  # [B, L - 1], 1 where the *next* token belongs to the completion
 
     @property
+    def lengths(self) -> Tensor:
+        """Tokens of prompt and completion together: `[B]`."""
+        positions = torch.arange(2, self.mask.shape[1] + 2, device=self.mask.device)
+        return (self.mask * positions).amax(dim=1).long()
+
+    @property
     def targets(self) -> Tensor:
         """The tokens scored at each position: `[B, L - 1]`."""
         return self.input_ids[:, 1:]
 
     def rows(self, index: Tensor) -> "TokenBatch":
         """The chosen rows, cut to the longest of them."""
-        width = int(self.mask[index].nonzero()[:, 1].max()) + 2
+        width = int(self.lengths[index].max())
         return TokenBatch(self.input_ids[index, :width], self.mask[index, : width - 1])
 
 
@@ -95,16 +102,25 @@ def token_batch(
     return TokenBatch(ids.to(device), mask.to(device))
 
 
-def score(model: nn.Module, batch: TokenBatch, temperature: float = 1.0) -> Tensor:
+def score(model: nn.Module, batch: TokenBatch, temperature: float = 1.0, packed: bool = False) -> Tensor:
     """Log-probability of each completion token: `[B, L - 1]` float32, zero off the mask.
 
     The logits are divided by `temperature`, the one that the rollouts were sampled with, so that ratios compare the
     distributions that acted. They exist for at most CHUNK positions at a time and are recomputed in the backward pass.
+    With `packed`, the decoder reads all rows end to end as one, told apart by their position ids: no padding is computed.
     """
     causal = _causal_lm(model)
-    hidden = causal.get_decoder()(input_ids=batch.input_ids, use_cache=False).last_hidden_state[:, :-1]
+    decoder = causal.get_decoder()
     wanted = batch.mask.bool()
-    rows, targets = hidden[wanted], batch.targets[wanted]
+    if packed:
+        positions = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device).expand_as(batch.input_ids)
+        there = positions < batch.lengths.unsqueeze(1)  # [B, L]
+        joined = {"input_ids": batch.input_ids[there].unsqueeze(0), "position_ids": positions[there].unsqueeze(0)}
+        hidden = decoder(**joined, use_cache=False).last_hidden_state[0]  # [tokens, H]
+        rows = hidden[pad(wanted, (0, 1))[there]]
+    else:
+        rows = decoder(input_ids=batch.input_ids, use_cache=False).last_hidden_state[:, :-1][wanted]
+    targets = batch.targets[wanted]
     head = causal.get_output_embeddings()
     parts = [
         checkpoint(_score_chunk, head, rows[i : i + CHUNK], targets[i : i + CHUNK], temperature, use_reentrant=False)
@@ -117,7 +133,7 @@ def micro_batches(batch: TokenBatch, rows: Tensor, size: int) -> Iterator[tuple[
     """The given rows, `size` at a time, rows of like length together so that little padding is computed."""
     if not len(rows):
         return
-    lengths = (batch.mask * torch.arange(1, batch.mask.shape[1] + 1, device=batch.mask.device)).amax(dim=1)
+    lengths = batch.lengths
     rows = rows.to(lengths.device)
     rows = rows[lengths[rows].argsort(stable=True)]
     for start in range(0, len(rows), size):
@@ -126,12 +142,19 @@ def micro_batches(batch: TokenBatch, rows: Tensor, size: int) -> Iterator[tuple[
 
 
 @torch.no_grad()
-def mean_logp(model: nn.Module, batch: TokenBatch, micro_batch_size: int) -> Tensor:
-    """Mean log π per completion token of each row: `[B]`."""
-    means = batch.mask.new_zeros(len(batch.mask))
-    for rows, part in micro_batches(batch, torch.arange(len(means)), micro_batch_size):
-        means[rows] = score(model, part).sum(dim=1) / part.mask.sum(dim=1)
-    return means
+def total_logp(model: nn.Module, batch: TokenBatch, micro_batch_size: int) -> Tensor:
+    """log π of each row's completion: `[B]`."""
+    totals = batch.mask.new_zeros(len(batch.mask))
+    for rows, part in micro_batches(batch, torch.arange(len(totals)), micro_batch_size):
+        totals[rows] = score(model, part).sum(dim=1)
+    return totals
+
+
+@contextmanager
+def as_initial(model: nn.Module) -> Iterator[nn.Module]:
+    """The initial policy inside a LoRA policy: the adapter is off within the context."""
+    with cast(Any, model).disable_adapter():
+        yield model
 
 
 def _score_chunk(head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float) -> Tensor:

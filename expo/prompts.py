@@ -21,6 +21,11 @@ class Prompts:
     solve: str
     explain: str
     system: str | None = None
+    final: str = r"\boxed{{answer}}"
+    hint: str | None = None
+    solve_with_hint: str | None = None
+    paraphrase: str | None = None
+    judge: str | None = None
 
     def solve_ids(self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]) -> list[list[int]]:
         """Token ids of `q` for each problem, ending where the completion begins."""
@@ -29,6 +34,38 @@ class Prompts:
     def explain_ids(self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]) -> list[list[int]]:
         """Token ids of `(q, a*)` for each problem: the prompt under which the policy explains the known answer."""
         return self._ids(tokenizer, [_fill(self.explain, question=p.question, answer=p.answer) for p in problems])
+
+    def hint_ids(self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]) -> list[list[int]]:
+        """Token ids of the prompt that shows the answer and asks for a hint; without one, for an explanation."""
+        template = self.hint or self.explain
+        return self._ids(tokenizer, [_fill(template, question=p.question, answer=p.answer) for p in problems])
+
+    def solve_with_hint_ids(self, tokenizer: "PreTrainedTokenizerBase", problem: Problem, hint: str) -> list[int]:
+        """Token ids of q with a hint."""
+        assert self.solve_with_hint is not None
+        return self._ids(tokenizer, [_fill(self.solve_with_hint, question=problem.question, hint=hint)])[0]
+
+    def paraphrase_ids(self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]) -> list[list[int]]:
+        """Token ids of the prompt that shows the expert's solution and asks for it in the policy's own words."""
+        assert self.paraphrase is not None
+        texts = [
+            _fill(self.paraphrase, question=p.question, answer=p.answer, solution=p.solution or "") for p in problems
+        ]
+        return self._ids(tokenizer, texts)
+
+    def judge_text(self, problem: Problem, completion: str) -> str:
+        """What a judge of steps is asked."""
+        assert self.judge is not None
+        return _fill(self.judge, question=problem.question, answer=problem.answer, completion=completion)
+
+    def answer_ids(self, tokenizer: "PreTrainedTokenizerBase", answer: str) -> list[int]:
+        """Token ids of a completion's final statement of `answer`."""
+        return tokenizer(_fill(self.final, answer=answer), add_special_tokens=False)["input_ids"]
+
+    @property
+    def final_marker(self) -> str:
+        """What stands before the answer in a completion's final statement."""
+        return self.final.partition("{answer}")[0]
 
     def _ids(self, tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[list[int]]:
         system = [{"role": "system", "content": self.system}] if self.system else []

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SOLVE, EXPLAIN, EVALUATE, PROBLEMS, DROPOUT, BOOTSTRAP = range(6)
+SOLVE, EXPLAIN, EVALUATE, PROBLEMS, DROPOUT, BOOTSTRAP, HINT, HINTED, REFILL, DIAGNOSE = range(10)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,82 +1,14 @@
-"""Typed configuration: every key that exists, with its default and what it means. Imports nothing heavy."""
+"""Typed configuration: every key, its default and its meaning. `expo.schema_learning` has what a run learns by. Imports nothing heavy."""
 
 from dataclasses import dataclass, field
 from enum import Enum
 
 from omegaconf import MISSING
 
-# Names of pure functions; each module that owns the functions has a dict with exactly these keys.
-Aggregation = Enum("Aggregation", ["sequence_mean", "token_mean", "constant"])
-KL = Enum("KL", ["k1", "k2", "k3"])
-Gate = Enum("Gate", ["always", "all_wrong"])
-Schedule = Enum("Schedule", ["constant", "linear", "cosine", "all_wrong_fraction"])
-Selection = Enum("Selection", ["first", "most_likely"])
-Explainer = Enum("Explainer", ["current", "reference", "snapshot"])
-Filter = Enum("Filter", ["truncated", "unparseable", "wrong", "leak"])
+from expo.schema_learning import AlgorithmConf, HintsConf, PositivesConf
+
 OnBad = Enum("OnBad", ["skip", "stop"])
 ExpertStyle = Enum("ExpertStyle", ["own", "terse", "foreign"])
-
-
-@dataclass
-class AlgorithmConf:
-    """GRPO. Rows per step = trainer.problems_per_step x group_size."""
-
-    _target_: str = "expo.algorithms.grpo.GRPO"
-    group_size: int = 8
-    # Passes over each batch of rollouts, one optimizer step each. The first pass gives the old log-probabilities.
-    updates_per_rollout: int = 1
-    # Divide the advantage by the group's standard deviation.
-    advantage_std: bool = True
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    aggregation: Aggregation = Aggregation.sequence_mean
-    # Weight of the KL term against the frozen reference. 0: no KL term and no reference forward pass.
-    kl_coef: float = 0.0
-    kl_estimator: KL = KL.k3
-
-
-@dataclass
-class PositivesConf:
-    """Where positive samples come from and how they enter the loss."""
-
-    _target_: str = MISSING
-
-
-@dataclass
-class NoPositivesConf(PositivesConf):
-    _target_: str = "expo.positives.sources.NoPositives"
-
-
-@dataclass
-class AuxiliaryConf(PositivesConf):
-    """Positives as an auxiliary SFT stream."""
-
-    # β of the ExP-SFT term at the start.
-    weight: float = 0.04
-    schedule: Schedule = Schedule.constant
-    aggregation: Aggregation = Aggregation.token_mean
-    gate: Gate = Gate.always
-    # Why a candidate is dropped; the first that holds is counted. []: everything is trained on.
-    filters: list[Filter] = field(default_factory=lambda: list(Filter))
-
-
-@dataclass
-class ExpertConf(AuxiliaryConf):
-    _target_: str = "expo.positives.sources.ExpertSolution"
-
-
-@dataclass
-class SelfExplanationConf(AuxiliaryConf):
-    _target_: str = "expo.positives.sources.SelfExplanation"
-    # Which policy writes the explanations. `current` can collapse, where training erodes its skill to explain.
-    explainer: Explainer = Explainer.reference
-    # Steps between refreshes when explainer=snapshot.
-    snapshot_every: int = 20
-    # Explanations per problem, of which `selection` keeps one.
-    samples: int = 1
-    selection: Selection = Selection.first
-    # An explanation that contains one of these (any case) gives away that the answer was shown, and is dropped.
-    leak_phrases: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -214,6 +146,8 @@ class TrainerConf:
     precision: str = "32-true"
     # Threads of this process for tensor work on the CPU. 0: torch's choice.
     threads: int = 0
+    # Score rows end to end in one row instead of padding them; pays with model.attention=flash_attention_2.
+    packing: bool = False
 
 
 @dataclass
@@ -252,6 +186,15 @@ class PromptsConf:
     solve: str = MISSING
     explain: str = MISSING
     system: str | None = None
+    # How a completion states its final answer; answer lift is the likelihood of this text.
+    final: str = "\\boxed{{answer}}"
+    # Asks for a hint to {answer}, and shows {hint}. Null: a hint is the beginning of an explanation, and begins the completion.
+    hint: str | None = None
+    solve_with_hint: str | None = None
+    # Asks for {solution} in the policy's own words.
+    paraphrase: str | None = None
+    # Asks a judge whether each step of {completion} is right.
+    judge: str | None = None
 
 
 @dataclass
@@ -265,9 +208,28 @@ class PretrainConf:
 
 
 @dataclass
+class JudgeConf:
+    """An LLM judge of single steps, through any OpenAI-compatible endpoint. `base_url` null: none."""
+
+    base_url: str | None = None
+    model: str = ""
+    # Name of the environment variable that holds the key.
+    key_variable: str = "OPENAI_API_KEY"
+
+
+@dataclass
+class DiagnoseConf:
+    # Problems per level, and completions of each kind per problem.
+    problems: int = 100
+    samples: int = 4
+    judge: JudgeConf = field(default_factory=JudgeConf)
+
+
+@dataclass
 class Config:
     algorithm: AlgorithmConf = MISSING
     positives: PositivesConf = MISSING
+    hints: HintsConf = MISSING
     dataset: DatasetConf = MISSING
     model: ModelConf = MISSING
     rollout: RolloutConf = MISSING
@@ -278,6 +240,7 @@ class Config:
     logger: LoggerConf = field(default_factory=LoggerConf)
     prompts: PromptsConf = MISSING
     pretrain: PretrainConf = field(default_factory=PretrainConf)
+    diagnose: DiagnoseConf = field(default_factory=DiagnoseConf)
     # The k of pass@k.
     k: list[int] = field(default_factory=lambda: [1, 4])
     seed: int = 0

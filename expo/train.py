@@ -16,17 +16,22 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from expo.algorithms.base import Algorithm, NonFiniteGradient
+from expo.algorithms.parts import Parts
 from expo.callbacks import Evaluate, LogSteps, ShowProgress, Stop
-from expo.config import UserError
+from expo.collector import Collector, ProblemSampler, within_length
+from expo.config import UserError, pairs_identity, run_dir
 from expo.data.problem import Problem
 from expo.data.readers import Reader
 from expo.evaluation.evaluate import Evaluator
-from expo.experience import Collector, ProblemSampler, within_length
+from expo.experience import Tools
+from expo.pairs import PairStore
 from expo.policy import frozen_copy
+from expo.positives.properties import Scorer
 from expo.prompts import Prompts
 from expo.rollout.engine import Engine, Sampling
 from expo.run import Run
-from expo.schema import Config, Explainer
+from expo.schema import Config
+from expo.schema_learning import Explainer
 from expo.tracking import make_loggers
 from expo.verifier import Verifier
 
@@ -55,30 +60,41 @@ def build(cfg: Config, verifier: Verifier) -> tuple[Algorithm, Evaluator]:
     problems, held_out = reader.train(), reader.evaluation()  # before the model: quicker to fail
     policy, tokenizer = instantiate(cfg.model)
     prompts, source = instantiate(cfg.prompts), instantiate(cfg.positives, _convert_="object")
+    hints = instantiate(cfg.hints, _convert_="object")
     limit = cfg.rollout.max_prompt_tokens
     problems = within_length(problems, [prompts.solve_ids, prompts.explain_ids], tokenizer, limit)
     held_out = within_length(held_out, [prompts.solve_ids], tokenizer, limit)
 
-    needs_reference = cfg.algorithm.kl_coef > 0 or source.writer is Explainer.reference
-    reference = frozen_copy(policy) if needs_reference else None
-    snapshot = frozen_copy(policy) if source.writer is Explainer.snapshot else None
+    writers = {source.writer, hints.writer}
+    reference = None
+    # A LoRA policy has its reference in it, unless another has to write, or be begun again from, the initial weights.
+    copied = Explainer.reference in writers or cfg.algorithm.uses_snapshot
+    if copied or (cfg.algorithm.uses_reference and not cfg.model.lora_rank):
+        reference = frozen_copy(policy)
+    snapshot = frozen_copy(policy) if Explainer.snapshot in writers or cfg.algorithm.uses_snapshot else None
     engine = make_engine(cfg, policy, tokenizer)
-    writer = {Explainer.reference: reference, Explainer.snapshot: snapshot}.get(source.writer)
-    explainer = engine if writer is None else make_engine(cfg, writer, tokenizer)
+    engines = {Explainer.current: engine, None: engine}
+    if reference is not None:
+        engines[Explainer.reference] = make_engine(cfg, reference, tokenizer)
+    if snapshot is not None:
+        engines[Explainer.snapshot] = make_engine(cfg, snapshot, tokenizer)
     r = cfg.rollout
     sampling = Sampling(r.temperature, r.top_p, r.top_k, r.max_completion_tokens)
-    algorithm = instantiate(cfg.algorithm, _convert_="object", _partial_=True)
-    module = algorithm(
-        policy=policy,
-        reference=reference,
-        snapshot=snapshot,
-        collector=Collector(engine, explainer, verifier, prompts, tokenizer, source, sampling, cfg.seed),
-        sampler=ProblemSampler(problems, cfg.trainer.problems_per_step, cfg.seed),
-        optimizer=cfg.optimizer,
-        max_steps=cfg.trainer.max_steps,
-        micro_batch_size=cfg.trainer.micro_batch_size,
-        on_nonfinite=cfg.trainer.on_nonfinite,
+    collector = Collector(
+        engine=engine,
+        solver=engines[Explainer.snapshot] if cfg.algorithm.uses_snapshot else engine,
+        explainer=engines[source.writer],
+        hinter=engines[hints.writer],
+        source=source,
+        hints=hints,
+        scorer=Scorer(policy, tokenizer, prompts, cfg.trainer.micro_batch_size),
+        tools=Tools(prompts, tokenizer, verifier, sampling, cfg.seed),
     )
+    sampler = ProblemSampler(problems, cfg.trainer.problems_per_step, cfg.seed)
+    own = run_dir(cfg) / "pairs"
+    pairs = PairStore(Path(cfg.output_dir, cfg.dataset.name, "pairs", pairs_identity(cfg)), own)
+    parts = Parts(policy, reference, snapshot, collector, sampler, cfg.optimizer, cfg.trainer, pairs)
+    module = instantiate(cfg.algorithm, _convert_="object", _partial_=True)(parts)
     return module, make_evaluator(cfg, held_out, verifier, prompts, tokenizer)
 
 
@@ -127,7 +143,7 @@ def fit(cfg: Config, run: Run, module: Algorithm, evaluator: Evaluator) -> int:
     trainer.save_checkpoint(checkpoints / f"step{step - 1:06d}.ckpt")
     if done:
         module.policy.save_pretrained(checkpoints / "final")
-        module.collector.tokenizer.save_pretrained(checkpoints / "final")
+        module.collector.tools.tokenizer.save_pretrained(checkpoints / "final")
     peak = {
         "process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "verifier_worker": evaluator.verifier.peak_mb,  # of the largest one; 0 where no answer needed a worker

@@ -1,6 +1,7 @@
 """GRPO's own update against the formula, written out row by row in float64 on unpadded rows."""
 
 import copy
+import dataclasses
 import math
 from types import SimpleNamespace
 
@@ -9,11 +10,14 @@ import torch
 
 from expo.algorithms.base import Sums
 from expo.algorithms.grpo import GRPO
-from expo.experience import Experience
+from expo.algorithms.parts import Parts
+from expo.data.problem import Problem
+from expo.experience import Candidate, Experience
 from expo.models import random_tiny
-from expo.positives.sources import Candidate, SelfExplanation
+from expo.positives.sources import SelfExplanation
 from expo.rollout.engine import Completion, Sampling
-from expo.schema import KL, Aggregation, OnBad, OptimizerConf
+from expo.schema import OptimizerConf, TrainerConf
+from expo.schema_learning import GRPOConf
 from expo.verifier import Verdict
 
 TEMPERATURE, BETA, KL_COEF, CLIP = 0.8, 0.3, 0.1, 0.2
@@ -26,22 +30,23 @@ POSITIVES = {1: [50, 51, 52], 2: [53, 54]}
 def experience() -> Experience:
     completions = [Completion(PROMPTS[i // 2], ids, [-1.0] * len(ids), False) for i, ids in enumerate(ROLLOUTS)]
     positives = [Candidate(p, ids, "", None, -0.5) for p, ids in POSITIVES.items()]
-    verdicts = [Verdict.INCORRECT] * 6
-    return Experience([], PROMPTS, completions, [""] * 6, verdicts, torch.tensor(REWARDS), positives, positives, 0)
-
-
-def module(policy, reference, micro_batch_size, updates=1, kl_coef=KL_COEF) -> GRPO:
-    collector = SimpleNamespace(
-        source=SelfExplanation(BETA),
-        sampling=Sampling(TEMPERATURE, 1.0, 0, 8),
-        tokenizer=SimpleNamespace(pad_token_id=0),
-    )
-    grpo = GRPO(
-        policy=policy, reference=reference, snapshot=None, collector=collector, sampler=None, optimizer=OptimizerConf(),
-        max_steps=1, micro_batch_size=micro_batch_size, on_nonfinite=OnBad.stop, group_size=2, updates_per_rollout=updates,
-        advantage_std=True, clip_low=CLIP, clip_high=CLIP, aggregation=Aggregation.sequence_mean, kl_coef=kl_coef,
-        kl_estimator=KL.k3,
+    rewards = torch.tensor(REWARDS)
+    return Experience(
+        [Problem(str(i), "", "") for i in range(3)], PROMPTS, completions=completions, texts=[""] * 6,
+        verdicts=[Verdict.INCORRECT] * 6, correct=rewards, rewards=rewards, candidates=positives, positives=positives,
     )  # fmt: skip
+
+
+def module(policy, reference, micro_batch_size=64, source=None, trainer=None, **changes) -> GRPO:
+    tools = SimpleNamespace(
+        sampling=Sampling(TEMPERATURE, 1.0, 0, 8), tokenizer=SimpleNamespace(pad_token_id=0), seed=0
+    )
+    collector = SimpleNamespace(source=source or SelfExplanation(BETA), tools=tools)
+    conf = TrainerConf(micro_batch_size=micro_batch_size, problems_per_step=3, **(trainer or {}))
+    parts = Parts(policy, reference, None, collector, None, OptimizerConf(), conf, None)
+    settings = dataclasses.asdict(GRPOConf(group_size=2, kl_coef=KL_COEF)) | changes
+    del settings["_target_"]
+    grpo = GRPO(parts, **settings)
     grpo.manual_backward = lambda loss: loss.backward()
     grpo.gradients = []
 
@@ -93,7 +98,7 @@ def models():
 def test_two_updates_are_those_of_the_formula(models, micro_batch_size, kl_coef):
     policy, reference = copy.deepcopy(models[0]), models[1]
     double, double_reference = copy.deepcopy(policy).double(), copy.deepcopy(reference).double()
-    grpo = module(policy, reference, micro_batch_size, updates=2, kl_coef=kl_coef)
+    grpo = module(policy, reference, micro_batch_size, updates_per_rollout=2, kl_coef=kl_coef)
     sums = grpo.update(experience(), BETA)
     old = [row_logp(double, PROMPTS[i // 2], ids, TEMPERATURE).detach() for i, ids in enumerate(ROLLOUTS)]
     expected = []

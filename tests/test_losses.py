@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from expo import losses, schema
+from expo import losses, schema_learning
 
 
 def test_group_advantages_by_hand():
@@ -11,9 +11,7 @@ def test_group_advantages_by_hand():
     # mean 1/4; unbiased variance (9/16 + 3/16) / 3 = 1/4, so std 1/2
     expected = torch.tensor([[1.5, -0.5, -0.5, -0.5], [0.0, 0.0, 0.0, 0.0]])
     torch.testing.assert_close(losses.group_advantages(rewards), expected, atol=1e-5, rtol=0)
-    torch.testing.assert_close(
-        losses.group_advantages(rewards, std=False)[0], torch.tensor([0.75, -0.25, -0.25, -0.25])
-    )
+    torch.testing.assert_close(losses.group_advantages(rewards, "mean")[0], torch.tensor([0.75, -0.25, -0.25, -0.25]))
 
 
 def test_group_advantages_do_not_depend_on_the_order_in_the_group():
@@ -34,7 +32,9 @@ def test_group_advantages_do_not_depend_on_the_order_in_the_group():
 )
 def test_policy_loss_by_hand(ratio, advantage, expected, clipped):
     logp = torch.tensor([[math.log(ratio)]])
-    loss, rho, clip = losses.policy_loss(logp, torch.zeros(1, 1), torch.tensor([advantage]), 0.1, 0.2)
+    loss, rho, clip = losses.policy_loss(
+        logp, torch.zeros(1, 1), torch.ones(1, 1), torch.tensor([advantage]), 0.1, 0.2, "token"
+    )
     assert loss.item() == pytest.approx(expected, abs=1e-6)
     assert rho.item() == pytest.approx(ratio, abs=1e-6)
     assert clip.item() == clipped
@@ -89,7 +89,7 @@ def test_grpo_loss_agrees_with_a_float64_reference():
     mask = (torch.arange(7) < torch.tensor(lengths).unsqueeze(1)).float()
     weights = losses.token_weights(mask, "sequence_mean", 7)
     advantages = losses.group_advantages(rewards).flatten()
-    per_token, _, _ = losses.policy_loss(logp, old, advantages, 0.2, 0.28)
+    per_token, _, _ = losses.policy_loss(logp, old, mask, advantages, 0.2, 0.28, "token")
     ours = (weights * (per_token + 0.1 * losses.kl(logp, ref, "k3"))).sum().item()
     double = [x.double() for x in (logp, old, ref, rewards)]
     assert ours == pytest.approx(grpo_reference(*double, lengths, 0.2, 0.28, 0.1), abs=1e-6)
@@ -100,11 +100,11 @@ def test_every_choice_in_the_config_has_a_function():
     from expo.positives.sources import SELECTIONS
 
     pairs = [
-        (schema.Aggregation, losses.AGGREGATIONS),
-        (schema.KL, losses.KL_ESTIMATORS),
-        (schema.Gate, GATES),
-        (schema.Schedule, SCHEDULES),
-        (schema.Selection, SELECTIONS),
+        (schema_learning.Aggregation, losses.AGGREGATIONS),
+        (schema_learning.KL, losses.KL_ESTIMATORS),
+        (schema_learning.Gate, GATES),
+        (schema_learning.Schedule, SCHEDULES),
+        (schema_learning.Selection, SELECTIONS),
     ]
     for choices, functions in pairs:
         assert {choice.name for choice in choices} == set(functions)

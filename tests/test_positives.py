@@ -3,7 +3,7 @@ import torch
 
 from expo.positives.filters import rejection
 from expo.positives.sources import Candidate, ExpertSolution, NoPositives, SelfExplanation
-from expo.schema import Aggregation, Explainer, Filter, Gate, Schedule, Selection
+from expo.schema_learning import Aggregation, Explainer, Filter, Gate, Schedule, Selection
 from expo.verifier import Verdict
 
 CORRECT = Verdict.CORRECT

@@ -1,16 +1,21 @@
-"""What every algorithm shares: the optimizer, the checked update, and one Lightning epoch per step."""
+"""What every algorithm shares: the frame of a step, the stream of positives, and the checked update."""
 
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from lightning import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from transformers import PreTrainedModel
+from torch import Tensor, nn
 
-from expo.experience import Collector, Experience
-from expo.policy import TokenBatch, token_batch
-from expo.schema import OnBad, OptimizerConf
+from expo import losses
+from expo.algorithms.parts import Parts
+from expo.experience import Candidate, Experience
+from expo.metrics import step_metrics
+from expo.policy import TokenBatch, as_initial, micro_batches, score, token_batch
+from expo.randomness import DROPOUT, Key
+from expo.schema import OnBad
 
 # Sums over the micro-batches and updates of one step, from which its metrics are made.
 Sums = defaultdict[str, float]
@@ -21,34 +26,85 @@ class NonFiniteGradient(Exception):
 
 
 class Algorithm(LightningModule):
-    """The policy and its frozen reference (None where nothing needs one), and how the policy is updated.
+    """Collects an experience and updates the policy on it, once per step; `collect` and `update` are the algorithm's own.
 
     One Lightning epoch is one step of the algorithm, and its only batch is the step's number: everything random in a
     step follows from it. Callbacks read `last_experience` and `last_metrics`.
     """
 
-    def __init__(
-        self,
-        policy: PreTrainedModel,
-        reference: PreTrainedModel | None,
-        collector: Collector,
-        optimizer: OptimizerConf,
-        on_nonfinite: OnBad,
-    ):
+    def __init__(self, parts: Parts, group_size: int):
         super().__init__()
         self.automatic_optimization = False  # a step may take several updates, each over several streams
         self.strict_loading = False  # the reference is made anew from the base weights, not stored in checkpoints
-        self.policy, self.reference, self.collector = policy, reference, collector
-        self.optimizer_conf, self.on_nonfinite = optimizer, on_nonfinite
+        self.policy, self.reference, self.snapshot = parts.policy, parts.reference, parts.snapshot
+        self.collector, self.sampler, self.pairs = parts.collector, parts.sampler, parts.pairs
+        self.conf, self.optimizer_conf = parts.trainer, parts.optimizer
+        self.group_size = group_size
         self.last_experience: Experience | None = None
         self.last_metrics: dict[str, float | None] = {}
 
     def train_dataloader(self) -> list[int]:
         return [self.current_epoch]
 
+    def training_step(self, batch: int, batch_idx: int) -> None:
+        """Step number `batch`."""
+        torch.manual_seed(int(Key(self.collector.tools.seed, DROPOUT, batch).generator().integers(2**62)))
+        self.before(batch)
+        experience = self.collect(batch)
+        all_wrong = experience.all_wrong.float().mean().item()
+        beta = self.collector.source.weight_at(batch / self.conf.max_steps, all_wrong)
+        with experience.timer("update"):
+            sums = self.update(experience, beta)
+        with experience.timer("sync"):
+            self.collector.engine.sync()
+        self.last_experience, self.last_metrics = experience, step_metrics(experience, sums, beta)
+
+    def before(self, step: int) -> None:
+        """What changes between steps: here, the snapshot that explains becomes the current policy every so often."""
+        if self.snapshot is not None and self.collector.source.refreshes_snapshot(step):
+            self.snapshot.load_state_dict(self.policy.state_dict())
+
+    def collect(self, step: int) -> Experience:
+        """What the step learns from."""
+        return self.collector.collect(step, self.sampler.batch(step), self.group_size)
+
+    def update(self, experience: Experience, beta: float) -> Sums:
+        """All optimizer steps on one experience. Returns sums over updates, for the metrics."""
+        raise NotImplementedError
+
+    def positive_stream(
+        self, prompts: Sequence[Sequence[int]], positives: list[Candidate], beta: float, sums: Sums
+    ) -> None:
+        """Backward through β times the negative log-likelihood of the positives under q alone.
+
+        Args: prompts `[P]`, the solve prompts of the step.
+        """
+        batch = self.tokens([prompts[c.problem] for c in positives], [c.ids for c in positives])
+        aggregation, max_tokens = self.collector.source.aggregation.name, self.collector.tools.sampling.max_tokens
+        weights = losses.token_weights(batch.mask, aggregation, max_tokens)
+        for rows, part in micro_batches(batch, torch.arange(len(batch.mask)), self.conf.micro_batch_size):
+            logp = self.score(self.policy, part)
+            loss = (weights[rows, : part.mask.shape[1]] * losses.sft_loss(logp)).sum()
+            self.manual_backward(beta * loss)
+            sums["loss/sft"] += loss.item()
+            sums["loss/total"] += beta * loss.item()
+            sums["positives"] += len(rows)
+            sums["positive_logp"] += (logp.sum(dim=1) / part.mask.sum(dim=1)).sum().item()
+
     def tokens(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> TokenBatch:
         """Rows on the module's device, from token ids."""
-        return token_batch(prompts, completions, self.collector.tokenizer.pad_token_id, self.device)
+        return token_batch(prompts, completions, self.collector.tools.tokenizer.pad_token_id, self.device)
+
+    def score(self, model: nn.Module, batch: TokenBatch, temperature: float = 1.0) -> Tensor:
+        """Log-probabilities `[B, T]`; see `expo.policy.score`."""
+        return score(model, batch, temperature, self.conf.packing)
+
+    @torch.no_grad()
+    def reference_score(self, batch: TokenBatch, temperature: float = 1.0) -> Tensor:
+        """The same under the frozen initial policy."""
+        context = as_initial(self.policy) if self.reference is None else nullcontext(self.reference)
+        with context as reference:
+            return self.score(reference, batch, temperature)
 
     def take_step(self, sums: Sums) -> None:
         """Clip, check, step. Call it only with a gradient: momentum and weight decay alone must not move the policy."""
@@ -60,7 +116,7 @@ class Algorithm(LightningModule):
         if norm.isfinite():
             optimizer.step()
             schedule.step()
-        elif self.on_nonfinite is OnBad.stop:
+        elif self.conf.on_nonfinite is OnBad.stop:
             raise NonFiniteGradient(f"the gradient norm of step {self.current_epoch + 1} is {norm.item()}")
         else:
             sums["skipped"] += 1
@@ -77,3 +133,7 @@ class Algorithm(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("reference.")}
+        checkpoint["explanations"] = self.collector.cache.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        self.collector.cache.load_state_dict(checkpoint["explanations"])

@@ -1,118 +1,134 @@
-"""GRPO (arXiv 2402.03300) with an auxiliary SFT stream of positives: with self-explanations, ExP-GRPO (2507.02834).
+"""GRPO (arXiv 2402.03300) with positives: with self-explanations as an auxiliary SFT stream, ExP-GRPO (2507.02834).
 
     loss = Σ w · -min(ρ Â, clip(ρ) Â)  +  kl_coef · Σ w · KL(π_θ || π_ref)  +  β · Σ w⁺ · -log π_θ(c̃ | q)
 
-over the tokens of rollouts (weights w) and of positives (w⁺), see `expo.losses`.
+over the tokens of rollouts (weights w) and of positives (w⁺), see `expo.losses`. Dr. GRPO, DAPO, GSPO, RLOO and LUFFY are
+choices of advantage, ratio, clip, weights and of what positives are used as.
 """
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from expo import losses
 from expo.algorithms.base import Algorithm, Sums
-from expo.experience import Collector, Experience, ProblemSampler
-from expo.metrics import step_metrics
-from expo.policy import TokenBatch, mean_logp, micro_batches, score
-from expo.randomness import DROPOUT, Key
-from expo.schema import KL, Aggregation, OnBad, OptimizerConf
+from expo.algorithms.parts import Parts
+from expo.experience import Experience
+from expo.policy import TokenBatch, micro_batches
+from expo.schema_learning import KL, Advantage, Aggregation, Baseline, Correction, Ratio, Use
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of the policy-gradient stream: rollouts, then positives that are group members."""
+
+    batch: TokenBatch
+    advantages: Tensor  # [B]
+    off_policy: Tensor  # [B, 1], True for a member that the policy did not sample
+    sampler_logp: Tensor  # [B, T], 0 where off-policy
+    old_logp: Tensor  # [B, T], filled by the first pass
 
 
 class GRPO(Algorithm):
-    """One step: rollouts and positives, then `updates_per_rollout` optimizer steps on them.
-
-    `snapshot` is the copy of the policy that explains where `positives.explainer=snapshot`; it is refreshed here.
-    """
+    """One step: rollouts and positives, then `updates_per_rollout` optimizer steps on them."""
 
     def __init__(
-        self, *, policy: PreTrainedModel, reference: PreTrainedModel | None, snapshot: PreTrainedModel | None,
-        collector: Collector, sampler: ProblemSampler, optimizer: OptimizerConf, max_steps: int, micro_batch_size: int,
-        on_nonfinite: OnBad, group_size: int, updates_per_rollout: int, advantage_std: bool, clip_low: float,
-        clip_high: float, aggregation: Aggregation, kl_coef: float, kl_estimator: KL,
+        self, parts: Parts, *, group_size: int, updates_per_rollout: int, advantage: Advantage, ratio: Ratio,
+        clip_low: float, clip_high: float, aggregation: Aggregation, kl_coef: float, kl_estimator: KL, refills: int,
+        overlong_buffer: int, sampler_correction: Correction, sampler_cap: float,
     ):  # fmt: skip
-        super().__init__(policy, reference, collector, optimizer, on_nonfinite)
-        self.snapshot, self.sampler = snapshot, sampler
-        self.max_steps, self.micro_batch_size = max_steps, micro_batch_size
-        self.group_size, self.updates_per_rollout, self.advantage_std = group_size, updates_per_rollout, advantage_std
+        super().__init__(parts, group_size)
+        self.updates_per_rollout, self.advantage, self.ratio = updates_per_rollout, advantage.name, ratio.name
         self.clip_low, self.clip_high, self.aggregation = clip_low, clip_high, aggregation.name
         self.kl_coef, self.kl_estimator = kl_coef, kl_estimator.name
+        self.refills, self.overlong_buffer = refills, overlong_buffer
+        self.sampler_correction, self.sampler_cap = sampler_correction.name, sampler_cap
 
-    def training_step(self, batch: int, batch_idx: int) -> None:
-        """Step number `batch`."""
-        source = self.collector.source
-        torch.manual_seed(int(Key(self.collector.seed, DROPOUT, batch).generator().integers(2**62)))
-        if self.snapshot is not None and source.refreshes_snapshot(batch):
-            self.snapshot.load_state_dict(self.policy.state_dict())
-        experience = self.collector.collect(batch, self.sampler.batch(batch), self.group_size, self.score_positives)
-        beta = source.weight_at(batch / self.max_steps, experience.all_wrong.float().mean().item())
-        with experience.timer("update"):
-            sums = self.update(experience, beta)
-        with experience.timer("sync"):
-            self.collector.engine.sync()
-        self.last_experience, self.last_metrics = experience, step_metrics(experience, sums, beta)
+    def collect(self, step: int) -> Experience:
+        experience = super().collect(step)
+        for number in range(1, self.refills + 1):
+            if experience.informative.sum() >= self.conf.problems_per_step:
+                break
+            problems, first = self.sampler.refill(step, number), len(experience.problems)
+            experience = experience.join(self.collector.collect(step, problems, self.group_size, first))
+        return experience
 
     def update(self, experience: Experience, beta: float) -> Sums:
-        """All optimizer steps on one batch of rollouts. Returns sums over updates, for the metrics."""
-        completions, positives = experience.completions, experience.positives if beta > 0 else []
-        rollouts = self.tokens([c.prompt for c in completions], [c.ids for c in completions])
-        positive = self.tokens([experience.prompts[c.problem] for c in positives], [c.ids for c in positives])
-        advantages = losses.group_advantages(experience.rewards, self.advantage_std).flatten().to(self.device)
+        members = self.collector.source.use is Use.group_member
+        rows = self.rows(experience, members)
+        positives = experience.positives if beta > 0 and not members else []
         # A group of equal rewards has no policy gradient: without a KL term its rows cost no pass at all.
-        active = (torch.ones_like(advantages) if self.kl_coef else advantages).nonzero().squeeze(1)
-        old_logp = torch.zeros_like(rollouts.mask)
+        active = (torch.ones_like(rows.advantages) if self.kl_coef else rows.advantages).nonzero().squeeze(1)
         sums = Sums(float, updates=self.updates_per_rollout)
         for update in range(self.updates_per_rollout):
-            self.policy_stream(rollouts, advantages, active, old_logp, update == 0, sums)
-            self.positive_stream(positive, beta, sums)
+            self.policy_stream(rows, active, update == 0, sums)
+            self.positive_stream(experience.prompts, positives, beta, sums)
             if len(active) or positives:
                 self.take_step(sums)
         return sums
 
-    def policy_stream(
-        self, batch: TokenBatch, advantages: Tensor, active: Tensor, old_logp: Tensor, first: bool, sums: Sums
-    ) -> None:
-        """Backward through the policy-gradient and KL terms. The first pass over a batch writes `old_logp`."""
-        temperature, max_tokens = self.collector.sampling.temperature, self.collector.sampling.max_tokens
-        weights = losses.token_weights(batch.mask, self.aggregation, max_tokens)
-        for rows, part in micro_batches(batch, active, self.micro_batch_size):
-            width = part.mask.shape[1]
-            w = weights[rows, :width]
-            logp = score(self.policy, part, temperature)
+    def rows(self, e: Experience, members: bool) -> Rows:
+        """What the policy-gradient stream trains on, with advantages."""
+        source, sampling = self.collector.source, self.collector.tools.sampling
+        groups = torch.arange(len(e.problems))
+        if self.refills:
+            groups = e.informative.nonzero().squeeze(1)[: self.conf.problems_per_step]
+        joined = {c.problem: c for c in reversed(e.positives) if members}  # the first positive of each problem
+        there = torch.tensor([float(i in joined) for i in groups.tolist()]).unsqueeze(1)  # [P, 1]
+        chosen = [e.completions[i * e.group_size + g] for i in groups.tolist() for g in range(e.group_size)]
+        added = [joined[i] for i in groups.tolist() if i in joined]
+        lengths = torch.tensor([len(c.ids) for c in chosen]).view(-1, e.group_size)
+        rewards = e.rewards[groups] + losses.overlong_penalty(lengths, sampling.max_tokens, self.overlong_buffer)
+        own, none = torch.ones_like(rewards), torch.zeros_like(there)
+        baseline = torch.cat([own, there if source.member_baseline is Baseline.all else none], dim=1)
+        advantages = losses.group_advantages(
+            torch.cat([rewards, torch.ones_like(there)], dim=1),
+            self.advantage,
+            torch.cat([own, there], dim=1),
+            baseline,
+        )
+        on_policy, off_policy = advantages[:, :-1].flatten(), advantages[:, -1:][there.bool()]
+        batch = self.tokens(
+            [c.prompt for c in chosen] + [e.prompts[c.problem] for c in added], [c.ids for c in [*chosen, *added]]
+        )
+        sampler = [logp for c in chosen for logp in c.logp] + [0.0 for c in added for _ in c.ids]
+        zeros = torch.zeros_like(batch.mask)
+        return Rows(
+            batch,
+            torch.cat([on_policy, off_policy]).to(self.device),
+            torch.tensor([False] * len(chosen) + [True] * len(added), device=self.device).unsqueeze(1),
+            zeros.masked_scatter(batch.mask.bool(), torch.tensor(sampler, device=self.device)),
+            zeros.clone(),
+        )
+
+    def policy_stream(self, rows: Rows, active: Tensor, first: bool, sums: Sums) -> None:
+        """Backward through the policy-gradient and KL terms. The first pass over the rows writes `old_logp`."""
+        sampling, shaping = self.collector.tools.sampling, self.collector.source.member_shaping
+        weights = losses.token_weights(rows.batch.mask, self.aggregation, sampling.max_tokens)
+        for index, part in micro_batches(rows.batch, active, self.conf.micro_batch_size):
+            cut, mask = (index, slice(part.mask.shape[1])), part.mask
+            w, advantages, off_policy = weights[cut], rows.advantages[index], rows.off_policy[index]
+            logp = self.score(self.policy, part, sampling.temperature)
             if first:  # no update has moved the policy since it acted
-                old_logp[rows, :width] = logp.detach()
-            per_token, ratio, clipped = losses.policy_loss(
-                logp, old_logp[rows, :width], advantages[rows], self.clip_low, self.clip_high
+                rows.old_logp[cut] = logp.detach()
+            old_logp, sampler_logp = rows.old_logp[cut], rows.sampler_logp[cut]
+            per_token, rho, clipped = losses.policy_loss(
+                logp, old_logp, mask, advantages, self.clip_low, self.clip_high, self.ratio
             )
-            loss = policy = (w * per_token).sum()
+            trust = losses.sampler_weights(old_logp, sampler_logp, mask, self.sampler_correction, self.sampler_cap)
+            member = losses.off_policy_loss(logp, advantages, shaping)
+            loss = policy = (w * torch.where(off_policy, member, trust * per_token)).sum()
+            own = mask * ~off_policy
             if self.kl_coef:
-                assert self.reference is not None
-                with torch.no_grad():
-                    ref_logp = score(self.reference, part, temperature)
-                kl = (w * losses.kl(logp, ref_logp, self.kl_estimator)).sum()
+                ref_logp = self.reference_score(part, sampling.temperature)
+                kl = (w * own * losses.kl(logp, ref_logp, self.kl_estimator)).sum()
                 sums["loss/kl"] += kl.item()
                 loss = policy + self.kl_coef * kl
             self.manual_backward(loss)
             sums["loss/policy"] += policy.item()
             sums["loss/total"] += loss.item()
-            sums["tokens"] += part.mask.sum().item()
-            sums["ratio"] += (ratio * part.mask).sum().item()
-            sums["clipped"] += (clipped * part.mask).sum().item()
-
-    def positive_stream(self, batch: TokenBatch, beta: float, sums: Sums) -> None:
-        """Backward through β times the negative log-likelihood of the positives under q alone."""
-        aggregation, max_tokens = self.collector.source.aggregation.name, self.collector.sampling.max_tokens
-        weights = losses.token_weights(batch.mask, aggregation, max_tokens)
-        for rows, part in micro_batches(batch, torch.arange(len(batch.mask)), self.micro_batch_size):
-            logp = score(self.policy, part)
-            loss = (weights[rows, : part.mask.shape[1]] * losses.sft_loss(logp)).sum()
-            self.manual_backward(beta * loss)
-            sums["loss/sft"] += loss.item()
-            sums["loss/total"] += beta * loss.item()
-            sums["positives"] += len(rows)
-            sums["positive_logp"] += (logp.sum(dim=1) / part.mask.sum(dim=1)).sum().item()
-
-    def score_positives(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> Tensor:
-        """Mean log π_θ per completion token: `[N]`."""
-        return mean_logp(self.policy, self.tokens(prompts, completions), self.micro_batch_size)
+            sums["tokens"] += own.sum().item()
+            sums["ratio"] += (rho * own).sum().item()
+            sums["clipped"] += (clipped * own).sum().item()
+            sums["sampler_kl"] += (own * losses.kl(sampler_logp, old_logp, "k3")).sum().item()

@@ -5,9 +5,9 @@ from hydra.utils import instantiate
 from rich.console import Console
 from rich.table import Table
 
+from expo.collector import within_length
 from expo.config import identity
 from expo.config import run_dir as train_dir
-from expo.experience import within_length
 from expo.run import Run
 from expo.schema import Config
 from expo.train import instantiate_verifier, make_engine, make_evaluator, quiet_libraries, read

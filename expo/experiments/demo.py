@@ -131,7 +131,7 @@ def read_curve(directory: Path) -> tuple[list[tuple[int, float]], list[tuple[int
     """(step, mean reward) of training and (step, pass@4) of evaluations, from metrics.jsonl."""
     path = directory / "metrics.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.is_file() else []
-    rewards = [(line["step"], line["reward/mean"]) for line in lines if "reward/mean" in line]
+    rewards = [(line["step"], line["reward/mean"]) for line in lines if line.get("reward/mean") is not None]
     return rewards, [(line["step"], line["pass@4"]) for line in lines if "pass@4" in line]
 
 

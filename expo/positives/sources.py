@@ -4,46 +4,36 @@ A positive is always trained on under the solve prompt q alone. What the sampler
 π(·|q, a*) and never reaches a ratio or a weight.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-
-import torch
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from expo.data.problem import Problem
+from expo.experience import Candidate, Experience, Tools
 from expo.positives.filters import rejection
 from expo.positives.schedules import GATES, SCHEDULES
-from expo.prompts import Prompts
+from expo.positives.selection import Limits, select
 from expo.randomness import EXPLAIN, Key
 from expo.rollout.engine import Completion, Request
-from expo.schema import Aggregation, Explainer, Filter, Gate, Schedule, Selection
-from expo.verifier import Verifier
-
-# (completion token ids of candidates, indices of their problems) -> mean log π(c|q) per token [N]
-Scorer = Callable[[list[list[int]], list[int]], Tensor]
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A possible positive for one problem of the step; `rejected` says why it is not used, if it is not."""
-
-    problem: int
-    ids: list[int]
-    text: str
-    rejected: str | None
-    logp_given_qa: float | None  # mean per token, under the prompt that shows the answer
+from expo.schema_learning import Aggregation, Baseline, Explainer, Filter, Gate, Schedule, Selection, ShownAnswer, Use
+from expo.verifier import Verdict, last_boxed
 
 
 @dataclass(frozen=True)
 class PositiveSource:
-    """What every source shares: the weight of its stream, and the gate that decides which problems get a positive."""
+    """What every source shares: how positives enter the loss, and the gate that decides which problems get one."""
 
     weight: float = 0.0
     schedule: Schedule = Schedule.constant
     aggregation: Aggregation = Aggregation.token_mean
     gate: Gate = Gate.always
+    use: Use = Use.auxiliary
+    member_shaping: float = 0.0
+    member_baseline: Baseline = Baseline.all
     filters: Sequence[Filter] = tuple(Filter)
+
+    # What a source that generates overrides.
+    selection = Selection.first
+    cache_steps, cache_max_drop = 0, 0.0
 
     @property
     def writer(self) -> Explainer | None:
@@ -67,33 +57,19 @@ class PositiveSource:
         """Whether explanations are known to be wanted before the rollouts, by the same weights: one generation call."""
         return self.writer is Explainer.current and self.gate is Gate.always
 
-    def requests(
-        self,
-        problems: Sequence[Problem],
-        wanted: Sequence[int],
-        prompts: Prompts,
-        tokenizer: PreTrainedTokenizerBase,
-        seed: int,
-        step: int,
-    ) -> list[Request]:
+    def requests(self, e: Experience, wanted: Sequence[int], tools: Tools) -> list[Request]:
         """What to generate for the wanted problems."""
         return []
 
     def candidates(
-        self,
-        problems: Sequence[Problem],
-        wanted: Sequence[int],
-        explanations: Sequence[Completion],
-        tokenizer: PreTrainedTokenizerBase,
-        verifier: Verifier,
-        max_tokens: int,
+        self, e: Experience, wanted: Sequence[int], explanations: Sequence[Completion], tools: Tools
     ) -> list[Candidate]:
-        """Candidates for the wanted problems, filtered."""
+        """Candidates for the wanted problems, filtered; those of a problem side by side."""
         return []
 
-    def choose(self, candidates: Sequence[Candidate], scorer: Scorer) -> list[Candidate]:
-        """At most one usable candidate per problem."""
-        return _first([c for c in candidates if c.rejected is None], scorer)
+    def choose(self, usable: Sequence[Candidate], problems: Sequence[Problem]) -> list[Candidate]:
+        """The candidates to learn from, of those that no filter rejects."""
+        return select(usable, problems, self.selection.name, Limits())
 
 
 class NoPositives(PositiveSource):
@@ -107,14 +83,16 @@ class NoPositives(PositiveSource):
 class ExpertSolution(PositiveSource):
     """The data set's worked solution: correct, and unlikely under the policy."""
 
-    def candidates(self, problems, wanted, explanations, tokenizer, verifier, max_tokens) -> list[Candidate]:
-        solutions = [(i, text) for i in wanted if (text := problems[i].solution) is not None]
-        verdicts = verifier.verify([text for _, text in solutions], [problems[i].answer for i, _ in solutions])
+    def candidates(self, e, wanted, explanations, tools) -> list[Candidate]:
+        solutions = [(i, text) for i in wanted if (text := e.problems[i].solution) is not None]
+        verdicts = tools.verifier.verify([text for _, text in solutions], [e.problems[i].answer for i, _ in solutions])
+        filters = [f for f in self.filters if f is not Filter.early_answer]  # an expert may begin with the answer
         found = []
         for (i, text), verdict in zip(solutions, verdicts, strict=True):
-            ids = tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+            ids = tools.tokenizer(text, add_special_tokens=False)["input_ids"] + [tools.tokenizer.eos_token_id]
+            truncated, p = len(ids) > tools.sampling.max_tokens, e.problems[i]
             found.append(
-                Candidate(i, ids, text, rejection(text, len(ids) > max_tokens, verdict, (), self.filters), None)
+                Candidate(i, ids, text, rejection(text, p.question, p.answer, truncated, verdict, (), filters))
             )
         return found
 
@@ -127,61 +105,124 @@ class SelfExplanation(PositiveSource):
     snapshot_every: int = 20
     samples: int = 1
     selection: Selection = Selection.first
+    rank_weight: float = 0.5
+    min_logp: float = -1.0
+    min_lift: float = 0.0
+    shown_answer: ShownAnswer = ShownAnswer.true
+    cache_steps: int = 0
+    cache_max_drop: float = 0.5
     leak_phrases: Sequence[str] = ()
 
     @property
     def writer(self) -> Explainer:
         return self.explainer
 
+    @property
+    def joins_rollouts(self) -> bool:
+        return (
+            super().joins_rollouts and self.shown_answer is not ShownAnswer.wrong
+        )  # which a rollout has to give first
+
     def refreshes_snapshot(self, step: int) -> bool:
         return step % self.snapshot_every == 0
 
-    def requests(self, problems, wanted, prompts, tokenizer, seed, step) -> list[Request]:
-        ids = prompts.explain_ids(tokenizer, [problems[i] for i in wanted])
+    def explained(self, e: Experience, wanted: Sequence[int]) -> list[tuple[int, Problem]]:
+        """The wanted problems with the answer that is shown, where there is one."""
+        shown = ((i, SHOWN[self.shown_answer.name](e, i)) for i in wanted)
+        return [(i, replace(e.problems[i], answer=answer)) for i, answer in shown if answer is not None]
+
+    def prompt_ids(self, problems: Sequence[Problem], tools: Tools) -> list[list[int]]:
+        return tools.prompts.explain_ids(tools.tokenizer, problems)
+
+    def requests(self, e, wanted, tools) -> list[Request]:
+        explained = self.explained(e, wanted)
+        ids = self.prompt_ids([problem for _, problem in explained], tools)
         return [
-            Request(tuple(prompt), Key(seed, EXPLAIN, step, i * self.samples + s))
-            for i, prompt in zip(wanted, ids, strict=True)
+            Request(tuple(prompt), Key(tools.seed, EXPLAIN, e.step, (e.first + i) * self.samples + s))
+            for (i, _), prompt in zip(explained, ids, strict=True)
             for s in range(self.samples)
         ]
 
-    def candidates(self, problems, wanted, explanations, tokenizer, verifier, max_tokens) -> list[Candidate]:
-        if not explanations:
-            return []
-        owners = [i for i in wanted for _ in range(self.samples)]
-        texts = tokenizer.batch_decode([e.ids for e in explanations], skip_special_tokens=True)
-        verdicts = verifier.verify(texts, [problems[i].answer for i in owners])
+    def candidates(self, e, wanted, explanations, tools) -> list[Candidate]:
+        owners = [pair for pair in self.explained(e, wanted) for _ in range(self.samples)]
+        texts = tools.texts([c.ids for c in explanations])
+        verdicts = tools.verifier.verify(texts, [problem.answer for _, problem in owners])
         return [
             Candidate(
-                i,
-                e.ids,
-                text,
-                rejection(text, e.truncated, verdict, self.leak_phrases, self.filters),
-                sum(e.logp) / len(e.logp),
+                i, c.ids, text,
+                rejection(text, p.question, p.answer, c.truncated, verdict, self.leak_phrases, self.filters),
+                sum(c.logp) / len(c.logp),
             )
-            for i, e, text, verdict in zip(owners, explanations, texts, verdicts, strict=True)
-        ]
+            for (i, p), c, text, verdict in zip(owners, explanations, texts, verdicts, strict=True)
+        ]  # fmt: skip
 
-    def choose(self, candidates: Sequence[Candidate], scorer: Scorer) -> list[Candidate]:
-        usable = [c for c in candidates if c.rejected is None]
-        return SELECTIONS[self.selection.name](usable, scorer)
-
-
-def _first(usable: list[Candidate], scorer: Scorer) -> list[Candidate]:
-    """The first candidate of each problem."""
-    return list({c.problem: c for c in reversed(usable)}.values())[::-1]
+    def choose(self, usable, problems) -> list[Candidate]:
+        limits = Limits(self.rank_weight, self.min_logp, self.min_lift)
+        return select(usable, problems, self.selection.name, limits)
 
 
-def _most_likely(usable: list[Candidate], scorer: Scorer) -> list[Candidate]:
-    """The candidate most in-distribution: largest mean log π(c̃|q) per token."""
-    if not usable:
-        return []
-    scores = scorer([c.ids for c in usable], [c.problem for c in usable])
-    order = torch.argsort(scores, stable=True).tolist()  # ascending, so that the best of each problem is written last
-    best = {usable[i].problem: usable[i] for i in order}
-    return [best[problem] for problem in sorted(best)]
+class STaR(SelfExplanation):
+    """The policy's own right sample where it has one; an explanation ("rationalisation") where it has none (STaR, 2203.14465)."""
+
+    @property
+    def joins_rollouts(self) -> bool:
+        return False
+
+    def explained(self, e, wanted) -> list[tuple[int, Problem]]:
+        wrong = e.all_wrong.tolist()
+        return super().explained(e, [i for i in wanted if wrong[i]])
+
+    def candidates(self, e, wanted, explanations, tools) -> list[Candidate]:
+        own = []
+        for i in wanted:
+            row = next((i * e.group_size + g for g, right in enumerate(e.correct[i].tolist()) if right), None)
+            if row is not None:
+                own.append(Candidate(i, e.completions[row].ids, e.texts[row]))
+        return sorted(own + super().candidates(e, wanted, explanations, tools), key=lambda c: c.problem)
 
 
-SELECTIONS: dict[str, Callable[[list[Candidate], Scorer], list[Candidate]]] = {
-    "first": _first,
-    "most_likely": _most_likely,
-}
+@dataclass(frozen=True)
+class ExpertParaphrase(SelfExplanation):
+    """The expert's solution in the policy's own words and at the length of its own rollouts.
+
+    A control: what is left of the gain when style and length are the policy's, but the reasoning is the expert's.
+    """
+
+    length_ratio: float = 1.25
+
+    @property
+    def joins_rollouts(self) -> bool:
+        return False  # the rollouts give the length
+
+    def prompt_ids(self, problems, tools) -> list[list[int]]:
+        return tools.prompts.paraphrase_ids(tools.tokenizer, problems)
+
+    def explained(self, e, wanted) -> list[tuple[int, Problem]]:
+        return super().explained(e, [i for i in wanted if e.problems[i].solution is not None])
+
+    def candidates(self, e, wanted, explanations, tools) -> list[Candidate]:
+        own = sum(len(c.ids) for c in e.completions) / max(len(e.completions), 1)
+
+        def matched(c: Candidate) -> bool:
+            return not e.completions or 1 / self.length_ratio <= len(c.ids) / own <= self.length_ratio
+
+        found = super().candidates(e, wanted, explanations, tools)
+        return [c if c.rejected or matched(c) else replace(c, rejected="length") for c in found]
+
+
+def _true_answer(e: Experience, problem: int) -> str | None:
+    return e.problems[problem].answer
+
+
+def _wrong_answer(e: Experience, problem: int) -> str | None:
+    """The final answer of the problem's first rollout that has a wrong one."""
+    rows = range(problem * e.group_size, (problem + 1) * e.group_size)
+    return next((last_boxed(e.texts[r]) for r in rows if e.verdicts[r] is Verdict.INCORRECT), None)
+
+
+def _shuffled_answer(e: Experience, problem: int) -> str | None:
+    """The answer of the step's next problem."""
+    return e.problems[(problem + 1) % len(e.problems)].answer
+
+
+SHOWN = {"true": _true_answer, "wrong": _wrong_answer, "shuffled": _shuffled_answer}

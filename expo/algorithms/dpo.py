@@ -1,0 +1,99 @@
+"""DPO (arXiv 2305.18290) with positives as chosen and the policy's own rollouts as rejected: ExP-DPO (2507.02834).
+
+    loss = -log σ(β_dpo · [log π_θ/π_ref(chosen | q) - log π_θ/π_ref(rejected | q)])  +  β · -log π_θ(chosen | q)
+
+`positives.weight` is β, the weight of RPO's SFT term (arXiv 2404.19733).
+"""
+
+import torch
+
+from expo import losses
+from expo.algorithms.base import Algorithm, Sums
+from expo.algorithms.parts import Parts
+from expo.experience import Candidate, Experience
+from expo.policy import TokenBatch, micro_batches
+from expo.rollout.engine import Completion
+from expo.schema_learning import Preference, Rejected
+from expo.verifier import Verdict
+
+
+class DPO(Algorithm):
+    """Pairs are made in rounds of `pairs_every` steps by the policy at the round's start; offline, one round is the run.
+
+    One step: the pairs of its problems, one optimizer step on them. A problem without a positive, or without a rollout
+    that may be rejected, gives no pair.
+    """
+
+    def __init__(
+        self, parts: Parts, *, group_size: int, pairs_every: int, rejected: Rejected, preference: Preference,
+        beta: float, label_smoothing: float,
+    ):  # fmt: skip
+        super().__init__(parts, group_size)
+        self.every = pairs_every or self.conf.max_steps
+        self.rejected, self.preference = rejected, preference.name
+        self.beta, self.label_smoothing = beta, label_smoothing
+        self.round: tuple[int, Experience] | None = None  # the round's first step, and all its problems
+
+    def collect(self, step: int) -> Experience:
+        start = step - step % self.every
+        if self.round is None or self.round[0] != start:
+            steps = range(start, min(start + self.every, self.conf.max_steps))
+            problems = list({p.id: p for s in steps for p in self.sampler.batch(s)}.values())
+            whole = self.pairs.load(start, problems)
+            if whole is None:
+                whole = self.collector.collect(start, problems, self.group_size)
+                self.pairs.save(start, whole, [self.pair(whole, i) for i in range(len(problems))])
+            self.round = start, whole
+        whole = self.round[1]
+        place = {p.id: i for i, p in enumerate(whole.problems)}
+        experience = whole.select([place[p.id] for p in self.sampler.batch(step)])
+        if step == start:
+            experience.timer, experience.generated_tokens = whole.timer, whole.generated_tokens
+        return experience
+
+    def pair(self, e: Experience, problem: int) -> tuple[Candidate, Completion] | None:
+        """The problem's chosen and rejected completion."""
+        chosen = next((c for c in e.positives if c.problem == problem), None)
+        rows = range(problem * e.group_size, (problem + 1) * e.group_size)
+        allowed = (r for r in rows if self.rejected is Rejected.any or e.verdicts[r] is not Verdict.CORRECT)
+        row = next(allowed, None)
+        return None if chosen is None or row is None else (chosen, e.completions[row])
+
+    def update(self, experience: Experience, beta: float) -> Sums:
+        sums = Sums(float, updates=1)
+        pairs = [pair for i in range(len(experience.problems)) if (pair := self.pair(experience, i)) is not None]
+        sums["pairs"] = len(pairs)
+        if not pairs:
+            return sums
+        prompts = [experience.prompts[chosen.problem] for chosen, _ in pairs]
+        both = [c.ids for c, _ in pairs] + [r.ids for _, r in pairs]
+        self.preference_stream(self.tokens(prompts * 2, both), len(pairs), sums)
+        if beta > 0:
+            self.positive_stream(experience.prompts, [chosen for chosen, _ in pairs], beta, sums)
+        self.take_step(sums)
+        return sums
+
+    def preference_stream(self, batch: TokenBatch, count: int, sums: Sums) -> None:
+        """Backward through the preference loss. Row i of `batch` is chosen, row `count` + i is rejected."""
+        size = max(self.conf.micro_batch_size // 2, 1)
+        chosen = TokenBatch(batch.input_ids[:count], batch.mask[:count])
+        for first, _ in micro_batches(chosen, torch.arange(count), size):
+            part = batch.rows(torch.cat([first, first + count]))
+            logp = self.score(self.policy, part).sum(dim=1)
+            log_ratio = logp - self.reference_score(part).sum(dim=1)
+            chosen_ratio, rejected_ratio = log_ratio.chunk(2)
+            lengths = torch.stack(part.mask.sum(dim=1).chunk(2))
+            per_pair = losses.preference_loss(
+                chosen_ratio, rejected_ratio, lengths, self.beta, self.label_smoothing, self.preference
+            )
+            loss = per_pair.sum() / count
+            self.manual_backward(loss)
+            sums["loss/preference"] += loss.item()
+            sums["loss/total"] += loss.item()
+            margin = self.beta * (chosen_ratio - rejected_ratio)
+            sums["margin"] += margin.sum().item()
+            sums["accuracy"] += (margin > 0).float().sum().item()
+            chosen_logp, rejected_logp = logp.chunk(2)
+            sums["chosen_logp"] += chosen_logp.sum().item()
+            sums["rejected_logp"] += rejected_logp.sum().item()
+            sums["chosen_gain"] += chosen_ratio.sum().item()

@@ -1,0 +1,39 @@
+"""Supervised fine-tuning on positives: expert solutions, self-explanations, or STaR (arXiv 2203.14465).
+
+    loss = β · Σ w · -log π_θ(c | q)
+
+over the tokens of completions only, see `expo.losses.token_weights`.
+"""
+
+from expo.algorithms.base import Algorithm, Sums
+from expo.algorithms.parts import Parts
+from expo.experience import Experience
+
+
+class SFT(Algorithm):
+    """One step: positives of the step's problems, one optimizer step on them.
+
+    With `restart_every`, training goes in rounds: at the start of each the snapshot, which makes the data of the round,
+    becomes the policy of the last round's end, and the policy begins again from the base weights with a new optimizer.
+    """
+
+    def __init__(self, parts: Parts, *, group_size: int, restart_every: int):
+        super().__init__(parts, group_size)
+        self.restart_every = restart_every
+
+    def before(self, step: int) -> None:
+        if not self.restart_every:
+            super().before(step)
+        elif step % self.restart_every == 0:
+            assert self.snapshot is not None
+            assert self.reference is not None
+            self.snapshot.load_state_dict(self.policy.state_dict())
+            self.policy.load_state_dict(self.reference.state_dict())
+            self.trainer.strategy.setup_optimizers(self.trainer)
+
+    def update(self, experience: Experience, beta: float) -> Sums:
+        sums = Sums(float, updates=1)
+        if experience.positives and beta > 0:
+            self.positive_stream(experience.prompts, experience.positives, beta, sums)
+            self.take_step(sums)
+        return sums

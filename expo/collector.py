@@ -1,0 +1,181 @@
+"""From problems to what the losses need: rollouts, verdicts, rewards, hints and positives of one step."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from expo.config import UserError
+from expo.data.problem import Problem
+from expo.experience import Candidate, Experience, Tools
+from expo.hints import NoHints
+from expo.positives.cache import ExplanationCache
+from expo.positives.properties import Scorer
+from expo.positives.selection import NEEDS_LIFT, NEEDS_LOGP
+from expo.positives.sources import PositiveSource
+from expo.randomness import HINTED, PROBLEMS, REFILL, SOLVE, Key
+from expo.rollout.engine import Engine, Request
+from expo.verifier import Verdict
+
+log = logging.getLogger(__name__)
+
+
+class ProblemSampler:
+    """Which problems step t trains on: consecutive slices of one permutation per epoch, a function of (seed, t) alone."""
+
+    def __init__(self, problems: Sequence[Problem], per_step: int, seed: int):
+        self.problems, self.per_step, self.seed = problems, per_step, seed
+
+    def batch(self, step: int) -> list[Problem]:
+        """The `per_step` problems of `step`."""
+        count = len(self.problems)
+        positions = range(step * self.per_step, (step + 1) * self.per_step)
+        orders = {
+            e: Key(self.seed, PROBLEMS, e).generator().permutation(count) for e in {p // count for p in positions}
+        }
+        return [self.problems[orders[p // count][p % count]] for p in positions]
+
+    def refill(self, step: int, number: int) -> list[Problem]:
+        """As many further problems for `step`, drawn at random; `number` counts from 1."""
+        rng = Key(self.seed, REFILL, step, number).generator()
+        chosen = rng.choice(len(self.problems), self.per_step, replace=len(self.problems) < self.per_step)
+        return [self.problems[i] for i in chosen]
+
+
+@dataclass
+class Collector:
+    """Runs the generating half of a step.
+
+    `engine` has the policy's weights, `solver` those that make the rollouts, `explainer` and `hinter` those that explain
+    and hint; each is the very same object as `engine` where the current policy does it. `scorer` measures under the policy.
+    """
+
+    engine: Engine
+    solver: Engine
+    explainer: Engine
+    hinter: Engine
+    source: PositiveSource
+    hints: NoHints
+    scorer: Scorer
+    tools: Tools
+    cache: ExplanationCache = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.cache = ExplanationCache(self.source.cache_steps, self.source.cache_max_drop)
+
+    def collect(self, step: int, problems: list[Problem], group_size: int, first: int = 0) -> Experience:
+        """Generate, verify and choose positives for one step; `first` counts the problems that it has sampled before."""
+        prompts = [tuple(ids) for ids in self.tools.prompts.solve_ids(self.tools.tokenizer, problems)]
+        e = Experience(problems, prompts, step, first)
+        keys = [Key(self.tools.seed, SOLVE, step, first * group_size + i) for i in range(len(problems) * group_size)]
+        solve = [Request(prompts[i // group_size], key) for i, key in enumerate(keys)]
+        with e.timer("explain"):
+            cached = self.cache.find(problems, prompts, step, self.scorer)
+        held = {c.problem for c in cached}
+        together = self.source.joins_rollouts and self.solver is self.engine
+        joined = [i for i in range(len(problems)) if i not in held] if together else []
+        with e.timer("rollout"):
+            asked = self.source.requests(e, joined, self.tools)
+            generated = self.solver.generate([*solve, *asked], self.tools.sampling)
+            e.completions, explanations = generated[: len(solve)], generated[len(solve) :]
+            e.generated_tokens = sum(len(c.ids) for c in e.completions)
+        with e.timer("verify"):
+            self.judge(e, range(len(problems)), group_size)
+        with e.timer("hint"):
+            self.help(e, group_size)
+        with e.timer("explain"):
+            wanted = self.source.wanted(e.all_wrong.tolist())
+            cached = [c for c in cached if c.problem in wanted]
+            fresh = joined or [i for i in wanted if i not in held]
+            if not joined:
+                late = self.source.requests(e, fresh, self.tools)
+                explanations = self.explainer.generate(late, self.tools.sampling) if late else []
+            e.generated_tokens += sum(len(c.ids) for c in explanations)
+            e.candidates = self.source.candidates(e, fresh, explanations, self.tools)
+            chosen = self.choose(e)
+            self.cache.keep(chosen, problems, prompts, step, self.scorer)
+            e.positives = self.measure(e, sorted([*chosen, *cached], key=lambda c: c.problem), lift=True)
+            e.reused = len(cached)
+        return e
+
+    def judge(self, e: Experience, chosen: Sequence[int], group_size: int) -> None:
+        """Texts, verdicts and rewards of the chosen problems' rollouts; of all of them the first time."""
+        e.texts = self.tools.texts([c.ids for c in e.completions])
+        rows = [i * group_size + g for i in chosen for g in range(group_size)]
+        answers = [e.problems[r // group_size].answer for r in rows]
+        verdicts = self.tools.verifier.verify([e.texts[r] for r in rows], answers)
+        e.verdicts = e.verdicts or list(verdicts)
+        for row, verdict in zip(rows, verdicts, strict=True):
+            e.verdicts[row] = verdict
+        right = [float(v is Verdict.CORRECT) for v in e.verdicts]
+        e.rewards = torch.tensor(right).view(len(e.problems), group_size)
+        if not e.hinted:
+            e.correct = e.rewards
+
+    def help(self, e: Experience, group_size: int) -> None:
+        """Make rollouts again with hints, where the hints want it; the first `keep` of each group stay."""
+        wanted = self.hints.wanted(e)
+        if not wanted:
+            return
+        asked = self.hints.requests(e, wanted, self.tools)
+        written = self.hinter.generate(asked, self.tools.sampling) if asked else []
+        prompts = self.hints.hinted(e, wanted, written, self.tools)
+        rows = [i * group_size + g for i in prompts for g in range(self.hints.keep, group_size)]
+        again = [
+            Request(tuple(prompts[r // group_size]), Key(self.tools.seed, HINTED, e.step, e.first * group_size + r))
+            for r in rows
+        ]
+        redone = self.solver.generate(again, self.tools.sampling)
+        for row, completion in zip(rows, redone, strict=True):
+            e.completions[row] = completion
+        e.generated_tokens += sum(len(c.ids) for c in [*written, *redone])
+        e.hinted = list(prompts)
+        self.judge(e, e.hinted, group_size)
+
+    def choose(self, e: Experience) -> list[Candidate]:
+        """The positives among the candidates, measured as far as the selection asks for it."""
+        usable = [c for c in e.candidates if c.rejected is None]
+        name = self.source.selection.name
+        if name in NEEDS_LOGP and usable:
+            means = self.scorer.mean_logp([e.prompts[c.problem] for c in usable], [c.ids for c in usable]).tolist()
+            usable = [replace(c, logp_given_q=m) for c, m in zip(usable, means, strict=True)]
+        return self.source.choose(self.measure(e, usable, lift=name in NEEDS_LIFT), e.problems)
+
+    def measure(self, e: Experience, candidates: list[Candidate], lift: bool) -> list[Candidate]:
+        """With the answer lift over the first rollout of each problem, where there are rollouts."""
+        missing = [c for c in candidates if c.answer_lift is None]
+        if not lift or not missing or not e.completions:
+            return candidates
+        owners = sorted({c.problem for c in missing})
+        own = [e.completions[i * e.group_size].ids for i in owners]
+        rows = [*owners, *(c.problem for c in missing)]
+        completions: list[Sequence[int]] = [*own, *(c.ids for c in missing)]
+        answers = [e.problems[i].answer for i in rows]
+        logps = self.scorer.answer_logp([e.prompts[i] for i in rows], completions, answers).tolist()
+        base = dict(zip(owners, logps[: len(owners)], strict=True))
+        lifts = iter(logps[len(owners) :])
+        return [
+            c if c.answer_lift is not None else replace(c, answer_lift=next(lifts) - base[c.problem])
+            for c in candidates
+        ]
+
+
+def within_length(
+    problems: list[Problem], prompts: Sequence[Callable[..., list[list[int]]]], tokenizer: PreTrainedTokenizerBase, max_tokens: int
+) -> list[Problem]:  # fmt: skip
+    """The problems all of whose prompts (made by the given functions) fit `max_tokens`; how many do not is logged.
+
+    Raises UserError where none does.
+    """
+    lengths = zip(*(map(len, make_ids(tokenizer, problems)) for make_ids in prompts), strict=True)
+    kept = [p for p, length in zip(problems, lengths, strict=True) if max(length) <= max_tokens]
+    if not kept:
+        raise UserError(
+            f"rollout.max_prompt_tokens={max_tokens}: every prompt is longer; raise it, and look at prompts"
+        )
+    if len(kept) < len(problems):
+        dropped = len(problems) - len(kept)
+        log.warning("skipped %d problems: prompt longer than rollout.max_prompt_tokens=%d", dropped, max_tokens)
+    return kept
