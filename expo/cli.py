@@ -18,6 +18,7 @@ expo: teach a language model problems that it cannot solve at all, by letting it
 
   expo train     algorithm=exp_grpo dataset=ladder_level5   one run; -m sweeps: expo train -m algorithm=grpo,exp_grpo seed=0,1,2
   expo evaluate  model=hf model.path=... dataset=math k=[1,4,64]   unbiased pass@k with intervals, per level
+  expo diagnose  model=... dataset=...                      likelihood and answer lift of own, expert and self-explained solutions
   expo pretrain                                             make the ladder base policy from nothing
   expo demo      [seeds=3]                                  GRPO, GRPO SFT-GT-CoT and ExP-GRPO on ladder level 5, with a report
   expo bench                                                time and memory of the parts of the demo's step
@@ -30,6 +31,7 @@ COMMANDS = {
     "train": ("expo.train", "train"),
     "evaluate": ("expo.evaluation.command", "evaluate_command"),
     "pretrain": ("expo.pretrain", "pretrain"),
+    "diagnose": ("expo.evaluation.diagnose", "diagnose"),
 }
 PROGRAMS = {"demo": ("expo.experiments.demo", "main"), "bench": ("expo.experiments.bench", "main")}
 

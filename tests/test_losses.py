@@ -97,7 +97,8 @@ def test_grpo_loss_agrees_with_a_float64_reference():
 
 def test_every_choice_in_the_config_has_a_function():
     from expo.positives.schedules import GATES, SCHEDULES
-    from expo.positives.sources import SELECTIONS
+    from expo.positives.selection import SELECTIONS
+    from expo.positives.sources import SHOWN
 
     pairs = [
         (schema_learning.Aggregation, losses.AGGREGATIONS),
@@ -105,6 +106,88 @@ def test_every_choice_in_the_config_has_a_function():
         (schema_learning.Gate, GATES),
         (schema_learning.Schedule, SCHEDULES),
         (schema_learning.Selection, SELECTIONS),
+        (schema_learning.ShownAnswer, SHOWN),
+        (schema_learning.Advantage, losses.ADVANTAGES),
+        (schema_learning.Ratio, losses.RATIOS),
+        (schema_learning.Correction, losses.CORRECTIONS),
+        (schema_learning.Preference, losses.PREFERENCES),
     ]
     for choices, functions in pairs:
         assert {choice.name for choice in choices} == set(functions)
+
+
+def test_leave_one_out_by_hand():
+    advantages = losses.group_advantages(torch.tensor([[1.0, 0.0, 0.5, 0.0]]), "leave_one_out")
+    # 1 - (0 + .5 + 0) / 3, 0 - (1 + .5 + 0) / 3, .5 - 1 / 3, as the second
+    torch.testing.assert_close(advantages, torch.tensor([[5 / 6, -0.5, 1 / 6, -0.5]]))
+
+
+def test_a_group_of_equal_rewards_has_no_advantage_whatever_they_are():
+    for advantage in losses.ADVANTAGES:
+        assert not losses.group_advantages(torch.full((1, 7), 0.1), advantage).any()
+
+
+def test_advantages_with_a_positive_in_the_group_by_hand():
+    # An all-wrong group that a positive has joined, and a group that none has.
+    rewards = torch.tensor([[0.0, 0.0, 0.0, 1.0], [1.0, 0.0, 0.0, 1.0]])
+    members = torch.tensor([[1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 0.0]])
+    own = torch.tensor([[1.0, 1.0, 1.0, 0.0], [1.0, 1.0, 1.0, 0.0]])
+    centered = losses.group_advantages(rewards, "mean", members)
+    torch.testing.assert_close(centered, torch.tensor([[-0.25] * 3 + [0.75], [2 / 3, -1 / 3, -1 / 3, 0.0]]))
+    centered = losses.group_advantages(rewards, "mean", members, own)
+    torch.testing.assert_close(centered, torch.tensor([[0.0] * 3 + [1.0], [2 / 3, -1 / 3, -1 / 3, 0.0]]))
+    # The deviation is over all members: sqrt((3/16 + 9/16) / 3) = 1/2, sqrt((4/9 + 2/9) / 2) = 1/sqrt 3.
+    normed = losses.group_advantages(rewards, "group_norm", members, own)
+    third = 3**0.5 / 3
+    torch.testing.assert_close(
+        normed, torch.tensor([[0.0] * 3 + [2.0], [2 * third, -third, -third, 0.0]]), atol=1e-5, rtol=0
+    )
+    others = losses.group_advantages(rewards, "leave_one_out", members, own)
+    torch.testing.assert_close(others, torch.tensor([[0.0] * 3 + [1.0], [1.0, -0.5, -0.5, 0.0]]))
+
+
+def test_overlong_penalty_by_hand():
+    lengths = torch.tensor([[10, 80], [90, 100]])
+    torch.testing.assert_close(losses.overlong_penalty(lengths, 100, 20), torch.tensor([[0.0, 0.0], [-0.5, -1.0]]))
+    assert not losses.overlong_penalty(lengths, 100, 0).any()
+
+
+def test_sequence_ratio_by_hand():
+    logp = torch.tensor([[0.3, 0.1, 9.0]])
+    mask = torch.tensor([[1.0, 1.0, 0.0]])
+    _, rho, _ = losses.policy_loss(logp, torch.zeros(1, 3), mask, torch.ones(1), 0.5, 0.5, "sequence")
+    torch.testing.assert_close(rho, torch.full((1, 3), math.exp(0.2)))
+
+
+def test_off_policy_loss_by_hand():
+    logp = torch.tensor([[math.log(0.3)]], requires_grad=True)
+    plain = losses.off_policy_loss(logp, torch.tensor([2.0]), 0.0)
+    assert plain.item() == pytest.approx(-2.0)
+    assert torch.autograd.grad(plain.sum(), logp)[0].item() == pytest.approx(-2.0)  # that of -2 log π
+    shaped = losses.off_policy_loss(logp, torch.tensor([2.0]), 0.1)
+    assert shaped.item() == pytest.approx(-2 * 0.3 / 0.4)
+    assert torch.autograd.grad(shaped.sum(), logp)[0].item() == pytest.approx(-2 * 0.3 * 0.1 / 0.4**2)
+
+
+def test_sampler_weights_by_hand():
+    old, sampler = torch.tensor([[-1.0, -1.0]]), torch.tensor([[-1.5, -3.0]])
+    mask = torch.ones(1, 2)
+
+    def weights(correction, cap):
+        return losses.sampler_weights(old, sampler, mask, correction, cap)
+
+    torch.testing.assert_close(weights("none", 2.0), torch.ones(1, 2))
+    torch.testing.assert_close(weights("token", 2.0), torch.tensor([[math.exp(0.5), 2.0]]))
+    torch.testing.assert_close(weights("sequence", 100.0), torch.full((1, 2), math.exp(2.5)))
+
+
+def test_preference_losses_by_hand():
+    chosen, rejected, lengths = torch.tensor([2.0]), torch.tensor([-1.0]), torch.tensor([[4.0], [2.0]])
+    sigmoid = 1 / (1 + math.exp(-0.3))  # of beta (2 + 1)
+
+    def loss(smoothing, preference):
+        return losses.preference_loss(chosen, rejected, lengths, 0.1, smoothing, preference).item()
+
+    assert loss(0.0, "sigmoid") == pytest.approx(-math.log(sigmoid), abs=1e-6)
+    assert loss(0.2, "sigmoid") == pytest.approx(-0.8 * math.log(sigmoid) - 0.2 * math.log(1 - sigmoid), abs=1e-6)
+    assert loss(0.0, "ipo") == pytest.approx((2 / 4 + 1 / 2 - 5) ** 2, abs=1e-5)

@@ -5,7 +5,7 @@ import torch
 
 from expo import losses
 from expo.models import random_tiny
-from expo.policy import mean_logp, micro_batches, score, token_batch
+from expo.policy import as_initial, micro_batches, score, token_batch, total_logp
 
 PROMPTS = [[5, 6, 7], [8, 9], [10, 11, 12, 13], [5, 6]]
 COMPLETIONS = [[20, 21, 22, 23], [30], [40, 41, 42], [50, 51, 52, 53, 54]]
@@ -42,7 +42,7 @@ def loss_and_gradients(model, batch, advantages, aggregation, size):
     total = 0.0
     for rows, part in micro_batches(batch, torch.arange(len(batch.mask)), size):
         logp = score(model, part)
-        per_token, _, _ = losses.policy_loss(logp, logp.detach() - 0.1, advantages[rows], 0.2, 0.2)
+        per_token, _, _ = losses.policy_loss(logp, logp.detach() - 0.1, part.mask, advantages[rows], 0.2, 0.2, "token")
         loss = (weights[rows, : part.mask.shape[1]] * (per_token + 0.1 * losses.sft_loss(logp))).sum()
         loss.backward()
         total += loss.item()
@@ -67,10 +67,19 @@ def test_no_rows_is_no_pass(model):
     assert list(micro_batches(empty, torch.arange(0), 4)) == []
 
 
-def test_mean_logp_is_per_token(model):
+def test_total_logp_is_the_sum_over_the_completion(model):
     batch = batch_of()
-    expected = score(model, batch).sum(1) / batch.mask.sum(1)
-    torch.testing.assert_close(mean_logp(model, batch, 2), expected.detach(), atol=1e-6, rtol=0)
+    expected = score(model, batch).sum(1)
+    torch.testing.assert_close(total_logp(model, batch, 2), expected.detach(), atol=1e-5, rtol=0)
+
+
+def test_packed_rows_score_and_train_as_padded_ones(model):
+    gradients = []
+    for packed in (False, True):
+        logp = score(model, batch_of(extra_padding=3), 0.7, packed)
+        gradients.append([logp, *torch.autograd.grad((logp * logp).sum(), list(model.parameters()))])
+    for padded, packed in zip(*gradients, strict=True):
+        torch.testing.assert_close(padded, packed, atol=1e-5, rtol=1e-4)
 
 
 def test_lora_trains_adapters_only_and_scores_like_its_base(tmp_path):
@@ -82,6 +91,13 @@ def test_lora_trains_adapters_only_and_scores_like_its_base(tmp_path):
     ids = tokenizer("(1) 3 + 4 @ 2")["input_ids"]
     batch = token_batch([ids], [ids], 0, torch.device("cpu"))
     torch.testing.assert_close(score(lora, batch), score(base, batch))  # adapters start at zero
+    with torch.no_grad():
+        for name, p in lora.named_parameters():
+            if "lora_B" in name:
+                p += 1.0
+    assert (score(lora, batch) - score(base, batch)).abs().max() > 0.1
+    with as_initial(lora) as initial:
+        torch.testing.assert_close(score(initial, batch), score(base, batch))
 
 
 def test_a_model_that_scales_its_logits_is_refused(tmp_path):

@@ -1,0 +1,125 @@
+"""DPO's own update against the formula in float64, its pairs, and their file."""
+
+import copy
+import dataclasses
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from expo.algorithms.dpo import DPO
+from expo.algorithms.parts import Parts
+from expo.config import UserError
+from expo.data.problem import Problem
+from expo.experience import Candidate, Experience
+from expo.models import random_tiny
+from expo.pairs import PairStore
+from expo.positives.sources import SelfExplanation
+from expo.rollout.engine import Completion, Sampling
+from expo.schema import OptimizerConf, TrainerConf
+from expo.schema_learning import DPOConf, Preference, Rejected
+from expo.verifier import Verdict
+
+PROMPTS = [(5, 6, 7), (8, 9), (10, 11, 12, 13)]
+ROLLOUTS = [[20, 21], [22, 23, 24, 25], [30], [31, 32, 33], [40, 41], [42, 43, 44]]
+VERDICTS = [Verdict.CORRECT, Verdict.INCORRECT, Verdict.UNPARSEABLE, Verdict.CORRECT, Verdict.CORRECT, Verdict.CORRECT]
+CHOSEN = {0: [50, 51, 52], 1: [53, 54], 2: [55]}
+PROBLEMS = [Problem(name, "q", "1") for name in "abc"]
+
+
+def experience(chosen=CHOSEN) -> Experience:
+    completions = [Completion(PROMPTS[i // 2], ids, [-1.5] * len(ids), False) for i, ids in enumerate(ROLLOUTS)]
+    positives = [Candidate(p, ids, "c", None, -0.5, None, 2.0) for p, ids in chosen.items()]
+    correct = torch.tensor([float(v is Verdict.CORRECT) for v in VERDICTS]).view(3, 2)
+    rejected = Candidate(2, [60], "bad", "wrong", -0.1)
+    return Experience(
+        PROBLEMS, PROMPTS, 4, completions=completions, texts=["t"] * 6, verdicts=VERDICTS, correct=correct,
+        rewards=correct, candidates=[*positives, rejected], positives=positives,
+    )  # fmt: skip
+
+
+def module(policy, reference, weight=0.0, pairs=None, **changes) -> DPO:
+    tools = SimpleNamespace(sampling=Sampling(1.0, 1.0, 0, 8), tokenizer=SimpleNamespace(pad_token_id=0), seed=0)
+    collector = SimpleNamespace(source=SelfExplanation(weight), tools=tools)
+    parts = Parts(policy, reference, None, collector, None, OptimizerConf(), TrainerConf(micro_batch_size=2), pairs)
+    settings = dataclasses.asdict(DPOConf(group_size=2, beta=0.3)) | changes
+    del settings["_target_"]
+    dpo = DPO(parts, **settings)
+    dpo.manual_backward = lambda loss: loss.backward()
+    dpo.take_step = lambda sums: None
+    return dpo
+
+
+def row_logp(model, prompt, ids):
+    logits = model(input_ids=torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1]
+    return logits.log_softmax(-1)[torch.arange(len(ids)), torch.tensor(ids)].sum()
+
+
+@pytest.fixture(scope="module")
+def models():
+    return random_tiny(0)[0].requires_grad_(True), random_tiny(1)[0].requires_grad_(False)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.7])
+@pytest.mark.parametrize("preference", [Preference.sigmoid, Preference.ipo])
+def test_the_update_is_that_of_the_formula(models, preference, weight):
+    policy, reference = copy.deepcopy(models[0]), models[1]
+    double, double_reference = copy.deepcopy(policy).double(), copy.deepcopy(reference).double()
+    sums = module(policy, reference, weight, preference=preference).update(experience(), weight)
+    total = 0.0
+    for p in range(3):
+        rejected = ROLLOUTS[2 * p]
+        c, r = (
+            row_logp(double, PROMPTS[p], ids) - row_logp(double_reference, PROMPTS[p], ids)
+            for ids in (CHOSEN[p], rejected)
+        )
+        if preference is Preference.sigmoid:
+            total = total - torch.nn.functional.logsigmoid(0.3 * (c - r)) / 3
+        else:
+            total = total + (c / len(CHOSEN[p]) - r / len(rejected) - 1 / 0.6) ** 2 / 3
+    nll = -sum(row_logp(double, PROMPTS[p], ids) for p, ids in CHOSEN.items()) / sum(map(len, CHOSEN.values()))
+    total = total + weight * nll
+    assert sums["loss/total"] == pytest.approx(total.item(), abs=1e-4)
+    for ours, theirs in zip(policy.parameters(), torch.autograd.grad(total, list(double.parameters())), strict=True):
+        torch.testing.assert_close(ours.grad.double(), theirs, atol=1e-4, rtol=1e-3)
+
+
+def test_only_wrong_rollouts_are_rejected_where_asked(models):
+    dpo = module(*models, rejected=Rejected.wrong)
+    pairs = [dpo.pair(experience(), i) for i in range(3)]
+    assert [pair and pair[1].ids for pair in pairs] == [ROLLOUTS[1], ROLLOUTS[2], None]
+    assert [module(*models).pair(experience(), i)[1].ids for i in range(3)] == [ROLLOUTS[0], ROLLOUTS[2], ROLLOUTS[4]]
+
+
+def test_a_problem_without_a_positive_gives_no_pair_and_none_gives_no_step(models):
+    policy = copy.deepcopy(models[0])
+    dpo = module(policy, models[1])
+    assert dpo.update(experience({1: [53]}), 0.0)["pairs"] == 1
+    policy.zero_grad()
+    assert dpo.update(experience({}), 0.0)["pairs"] == 0
+    assert all(p.grad is None for p in policy.parameters())
+
+
+def test_pairs_come_back_from_their_file_as_they_were(tmp_path, models):
+    store, e = PairStore(tmp_path / "initial", tmp_path / "own"), experience()
+    dpo = module(*models)
+    store.save(0, e, [dpo.pair(e, i) for i in range(3)])
+    back = store.load(0, PROBLEMS)
+    e.step = 0
+    for name in ("problems", "prompts", "completions", "texts", "verdicts", "candidates", "positives"):
+        assert getattr(back, name) == getattr(e, name), name
+    torch.testing.assert_close(back.correct, e.correct)
+    assert store.load(20, PROBLEMS) is None
+    with pytest.raises(UserError, match="other problems"):
+        store.load(0, PROBLEMS[:2])
+    path = store.path(0)
+    path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(UserError, match=r"pairs=.*SHA-256"):
+        store.load(0, PROBLEMS)
+
+
+def test_a_file_without_its_digest_was_not_finished_and_is_made_again(tmp_path, models):
+    store, e = PairStore(tmp_path, tmp_path), experience()
+    store.save(0, e, [None] * 3)
+    store.path(0).with_suffix(".sha256").unlink()
+    assert store.load(0, PROBLEMS) is None

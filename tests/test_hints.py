@@ -1,0 +1,67 @@
+import pytest
+import torch
+
+from expo.data.problem import Problem
+from expo.experience import Experience, Tools
+from expo.hints import ExpertPrefix, NoHints, SelfHint, gives_away
+from expo.prompts import Prompts
+from expo.rollout.engine import Completion, Sampling
+
+QUESTION = "(1) 3 + 4 | 2"
+PROBLEM = Problem("a", QUESTION, "( 7 )", r"(1) > 7 ; \boxed{( 7 )}")
+
+
+def experience(tokenizer, correct):
+    ids = tuple(tokenizer(QUESTION)["input_ids"])
+    return Experience([PROBLEM] * len(correct), [ids] * len(correct), 3, correct=torch.tensor(correct))
+
+
+@pytest.fixture
+def tools(ladder):
+    _, tokenizer, _ = ladder
+    prompts = Prompts("{question}", "{question} answer {answer}")
+    return Tools(prompts, tokenizer, None, Sampling(1.0, 1.0, 0, 40), 0)
+
+
+def test_only_all_wrong_groups_are_helped(tools):
+    e = experience(tools.tokenizer, [[0.0, 1.0], [0.0, 0.0]])
+    assert ExpertPrefix().wanted(e) == [1]
+    assert NoHints().wanted(e) == []
+
+
+def test_an_expert_prefix_follows_the_prompt_and_never_reaches_the_final_statement(tools):
+    e = experience(tools.tokenizer, [[0.0, 0.0]])
+    solution = tools.tokenizer(PROBLEM.solution)["input_ids"]
+    whole = ExpertPrefix(share_low=1.0, share_high=1.0).hinted(e, [0], [], tools)[0]
+    assert whole == [*e.prompts[0], *solution[:4]]  # "(1) > 7 ;"
+    half = ExpertPrefix(share_low=0.5, share_high=0.5).hinted(e, [0], [], tools)[0]
+    assert half == whole[:-2]
+
+
+def test_a_self_made_beginning_is_cut_the_same_way(tools):
+    e = experience(tools.tokenizer, [[0.0, 0.0]])
+    ids = tools.tokenizer(PROBLEM.solution)["input_ids"]
+    hint = SelfHint(share_low=1.0, share_high=1.0)
+    asked = hint.requests(e, [0], tools)
+    assert "answer" in tools.tokenizer.decode(list(asked[0].prompt))
+    hinted = hint.hinted(e, [0], [Completion(asked[0].prompt, ids, [0.0] * len(ids), False)], tools)
+    assert hinted[0] == [*e.prompts[0], *ids[:4]]
+
+
+def test_a_hint_in_words_that_gives_the_answer_away_is_not_used(tools):
+    prompts = Prompts(
+        "{question}", "{question} {answer}", hint="{question} {answer}", solve_with_hint="{question} {hint}"
+    )
+    tools = Tools(prompts, tools.tokenizer, None, tools.sampling, 0)
+    e = experience(tools.tokenizer, [[0.0, 0.0]] * 3)
+    written = [tools.tokenizer(text)["input_ids"] for text in ("max ( 7 ) ;", "max ;", "max ;")]
+    completions = [Completion((1,), ids, [0.0] * len(ids), i == 2) for i, ids in enumerate(written)]
+    hinted = SelfHint().hinted(e, [0, 1, 2], completions, tools)
+    assert list(hinted) == [1]  # the first leaks, the last is cut off
+    assert "max" in tools.tokenizer.decode(hinted[1])
+
+
+def test_gives_away():
+    assert gives_away("It is 12.", Problem("a", "How many?", "12"))
+    assert not gives_away("Add them.", Problem("a", "How many?", "12"))
+    assert not gives_away("Add 12.", Problem("a", "What is 12 + 0?", "12"))
