@@ -21,9 +21,10 @@ expo: teach a language model problems that it cannot solve at all, by letting it
   expo diagnose  model=... dataset=...                      likelihood and answer lift of own, expert and self-explained solutions
   expo pretrain                                             make the ladder base policy from nothing
   expo demo      [seeds=3]                                  GRPO, GRPO SFT-GT-CoT and ExP-GRPO on ladder level 5, with a report
+  expo table     NAME [scale=cpu] [seeds=N] [dry_run=true]  make what is missing of a table of experiments/, and render it
   expo bench                                                time and memory of the parts of the demo's step
 
-Every command but demo and bench takes Hydra overrides. `expo COMMAND --help` lists the config groups and their options,
+Every command but demo, table and bench takes Hydra overrides alone. `expo COMMAND --help` lists the config groups and their options,
 `expo COMMAND --cfg job` shows the config and runs nothing. Exit codes: 0 done, 2 your mistake, 130/143 stopped by Ctrl-C/SIGTERM, 1 anything else.
 """
 # command -> (module, function); the function takes the typed config.
@@ -33,7 +34,11 @@ COMMANDS = {
     "pretrain": ("expo.pretrain", "pretrain"),
     "diagnose": ("expo.evaluation.diagnose", "diagnose"),
 }
-PROGRAMS = {"demo": ("expo.experiments.demo", "main"), "bench": ("expo.experiments.bench", "main")}
+PROGRAMS = {
+    "demo": ("expo.experiments.demo", "main"),
+    "table": ("expo.experiments.table", "main"),
+    "bench": ("expo.experiments.bench", "main"),
+}
 
 
 def conf_dir() -> Path:
@@ -132,7 +137,7 @@ def _run_hydra(command: str, arguments: list[str]) -> int:
 
     sys.argv = [f"expo {command}", *arguments]
     if {"-m", "--multirun"} & set(arguments):
-        signal.signal(signal.SIGTERM, _stop_runs)
+        signal.signal(signal.SIGTERM, stop_runs)
     hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
     for result in outcome:
         if isinstance(result, Exception):
@@ -145,16 +150,20 @@ def _run_process(command: str, overrides: list[str], jobs: int) -> None:
     """One run of a sweep in a process of its own, so that its memory is given back when it ends."""
     import subprocess
 
-    cores = os.cpu_count() or 1
-    environment = (
-        {"OMP_NUM_THREADS": str(max(1, cores // (jobs if jobs > 0 else cores)))} | os.environ | {"EXPO_SWEEP": "1"}
-    )
-    done = subprocess.run([sys.executable, "-m", "expo", command, *overrides], env=environment, check=False)
+    command_line = [sys.executable, "-m", "expo", command, *overrides]
+    done = subprocess.run(command_line, env=run_environment(jobs), check=False)
     if done.returncode:
         raise RunFailed(done.returncode)
 
 
-def _stop_runs(number: int, frame: FrameType | None) -> None:
+def run_environment(jobs: int) -> dict[str, str]:
+    """The environment of one of `jobs` runs at a time: its share of the cores, unless the user has set the threads."""
+    cores = os.cpu_count() or 1
+    threads = max(1, cores // (jobs if jobs > 0 else cores))
+    return {"OMP_NUM_THREADS": str(threads)} | os.environ | {"EXPO_SWEEP": "1"}
+
+
+def stop_runs(number: int, frame: FrameType | None) -> None:
     """SIGTERM to a sweep: start no further run, hand the signal to those under way, and wait for their checkpoints."""
     import psutil
 

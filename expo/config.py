@@ -79,7 +79,7 @@ def register() -> None:
 
 # What does not change a run's numbers (micro-batching changes them by rounding only) and so is not part of its identity.
 NOT_IDENTITY = {
-    "": ("output_dir", "fresh", "logger", "pretrain", "diagnose", "hydra"),
+    "": ("output_dir", "fresh", "logger", "pretrain", "diagnose", "hydra", "name"),
     "trainer": ("checkpoint_every", "stop_after", "micro_batch_size", "accelerator", "threads", "packing"),
     "verifier": ("workers",),
     "rollout": ("batch_size", "requires", "extra"),
@@ -88,7 +88,7 @@ NOT_IDENTITY = {
 
 # What, besides, does not change the pairs that the initial policy makes for DPO.
 NOT_PAIRS = {
-    "": ("optimizer", "evaluation", "k", "name"),
+    "": ("optimizer", "evaluation", "k"),
     "algorithm": ("preference", "beta", "label_smoothing", "rejected"),
     "positives": ("weight", "schedule", "aggregation"),
     "trainer": ("on_nonfinite", "precision"),

@@ -39,7 +39,9 @@ def step_metrics(experience: Experience, sums: Mapping[str, float], beta: float)
         "weight/positive": beta,
         **{f"time/{part}_s": seconds.get(part, 0.0) for part in PARTS},
         "throughput/tokens_per_s": e.generated_tokens / sum(seconds.values()),
+        # Completion tokens made, and completion tokens that a gradient went through.
         "throughput/tokens_generated": e.generated_tokens,
+        "throughput/tokens_trained": sums["trained"],
     }
     if e.hinted:
         hinted = e.rewards[e.hinted]

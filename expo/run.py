@@ -1,11 +1,14 @@
 """A run directory: config, metrics, checkpoints, completions, and the summary that other programs read."""
 
+import fcntl
 import importlib.metadata
 import json
 import platform
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +44,14 @@ class Run:
     @property
     def finished(self) -> bool:
         return not self.cfg.fresh and self.summary().get("status") == "done"
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Wait until no other process works on this very run, and keep others waiting."""
+        self.dir.parent.mkdir(parents=True, exist_ok=True)
+        with self.dir.with_name(f".{self.dir.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def begin(self) -> None:
         """Make the directory and write config.yaml. With `fresh`, what is there goes: old checkpoints would be resumed from."""

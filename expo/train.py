@@ -41,16 +41,17 @@ def train(cfg: Config) -> int:
     quiet_libraries()
     if cfg.trainer.accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError("trainer.accelerator=gpu: torch sees no GPU; use trainer.accelerator=auto or cpu")
-    run = Run.find(cfg)
-    if run.finished:
-        print(f"{run.dir} is finished already; fresh=true makes it again")
-        return 0
     if cfg.trainer.threads:
         torch.set_num_threads(cfg.trainer.threads)
-    with instantiate_verifier(cfg) as verifier:
-        module, evaluator = build(cfg, verifier)
-        run.begin()
-        return fit(cfg, run, module, evaluator)
+    with Run.find(cfg).alone():
+        run = Run.find(cfg)
+        if run.finished:
+            print(f"{run.dir} is finished already; fresh=true makes it again")
+            return 0
+        with instantiate_verifier(cfg) as verifier:
+            module, evaluator = build(cfg, verifier)
+            run.begin()
+            return fit(cfg, run, module, evaluator)
 
 
 def build(cfg: Config, verifier: Verifier) -> tuple[Algorithm, Evaluator]:

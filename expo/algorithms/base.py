@@ -89,6 +89,7 @@ class Algorithm(LightningModule):
             sums["loss/sft"] += loss.item()
             sums["loss/total"] += beta * loss.item()
             sums["positives"] += len(rows)
+            sums["trained"] += part.mask.sum().item()
             sums["positive_logp"] += (logp.sum(dim=1) / part.mask.sum(dim=1)).sum().item()
 
     def tokens(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> TokenBatch:

@@ -89,6 +89,7 @@ class DPO(Algorithm):
             loss = per_pair.sum() / count
             self.manual_backward(loss)
             sums["loss/preference"] += loss.item()
+            sums["trained"] += part.mask.sum().item()
             sums["loss/total"] += loss.item()
             margin = self.beta * (chosen_ratio - rejected_ratio)
             sums["margin"] += margin.sum().item()

@@ -129,6 +129,7 @@ class GRPO(Algorithm):
             sums["loss/policy"] += policy.item()
             sums["loss/total"] += loss.item()
             sums["tokens"] += own.sum().item()
+            sums["trained"] += mask.sum().item()
             sums["ratio"] += (rho * own).sum().item()
             sums["clipped"] += (clipped * own).sum().item()
             sums["sampler_kl"] += (own * losses.kl(sampler_logp, old_logp, "k3")).sum().item()

@@ -20,7 +20,7 @@ from expo import config, schema
 from expo.checks import check
 from expo.cli import conf_dir
 from expo.data.ladder import FAMILIARITY
-from expo.evaluation.pass_at_k import interval, pass_at_k
+from expo.experiments.aggregate import problem_values, read_curve, read_summary, statistic
 from expo.experiments.report import save_curves, save_report
 from expo.run import device_name
 
@@ -127,39 +127,9 @@ def follow(bar: Progress, tasks: dict[Path, Any]) -> None:
             bar.update(task, completed=done, state=state)
 
 
-def read_curve(directory: Path) -> tuple[list[tuple[int, float]], list[tuple[int, float]]]:
-    """(step, mean reward) of training and (step, pass@4) of evaluations, from metrics.jsonl."""
-    path = directory / "metrics.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.is_file() else []
-    rewards = [(line["step"], line["reward/mean"]) for line in lines if line.get("reward/mean") is not None]
-    return rewards, [(line["step"], line["pass@4"]) for line in lines if "pass@4" in line]
-
-
-def read_summary(directory: Path) -> dict[str, Any]:
-    return json.loads((directory / "summary.json").read_text())
-
-
-def final_rows(directory: Path) -> list[dict[str, Any]]:
-    """Every completion of the last evaluation."""
-    return pyarrow.parquet.read_table(max((directory / "completions").glob("eval-*.parquet"))).to_pylist()
-
-
 def summarize(runs: dict[str, list[Path]]) -> dict[str, Any]:
     """Mean over seeds with 95 % intervals over problems and seeds, from the completions themselves."""
-    arms: dict[str, Any] = {}
-    for arm, directories in runs.items():
-        rows = [final_rows(directory) for directory in directories]
-        problems = len({row["problem"] for row in rows[0]})
-        right = np.array([[row["verdict"] == "correct" for row in run] for run in rows]).reshape(
-            len(rows), problems, -1
-        )
-        counts, samples = right.sum(axis=2), right.shape[2]  # [S, P]
-        arms[arm] = {}
-        for k in K:
-            values = np.stack([pass_at_k(samples, count, k) for count in counts])
-            low, high = interval(values)
-            per_seed = [round(v, 4) for v in values.mean(axis=1).tolist()]
-            arms[arm][f"pass@{k}/level5"] = {"mean": float(values.mean()), "lo": low, "hi": high, "seeds": per_seed}
+    arms = {arm: {m: statistic(problem_values(directories, m)) for m in METRICS} for arm, directories in runs.items()}
     base = [read_curve(directories[0])[1][0][1] for directories in runs.values()]
     return {"arms": {arm: arms[arm] for arm in reversed(arms)}, "base_pass@4": float(np.mean(base))}
 

@@ -1,0 +1,105 @@
+"""From run directories to the numbers of a table: means over seeds, intervals over problems and seeds, paired differences."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet
+
+from expo.evaluation.pass_at_k import interval, pass_at_k
+from expo.experiments.plan import Plan, PlannedRun
+
+Curve = tuple[list[tuple[int, float]], list[tuple[int, float]]]
+
+
+def read_summary(directory: Path) -> dict[str, Any]:
+    """The run's summary, {} where there is none."""
+    path = directory / "summary.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def read_lines(directory: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl, without a line that is being written."""
+    path = directory / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.is_file() else []
+
+
+def read_curve(directory: Path, metric: str = "pass@4") -> Curve:
+    """(step, mean reward) of training and (step, metric) of evaluations."""
+    lines = read_lines(directory)
+    rewards = [(line["step"], line["reward/mean"]) for line in lines if line.get("reward/mean") is not None]
+    return rewards, [(line["step"], line[metric]) for line in lines if metric in line]
+
+
+def final_rows(directory: Path) -> list[dict[str, Any]]:
+    """Every completion of the last evaluation."""
+    return pyarrow.parquet.read_table(max((directory / "completions").glob("eval-*.parquet"))).to_pylist()
+
+
+def problem_values(directories: Sequence[Path], metric: str) -> np.ndarray:
+    """pass@k of each problem, from the completions themselves: `[S, P]`, a row per run.
+
+    Args: metric, `pass@K` or `pass@K/levelN`.
+    """
+    name, _, level = metric.partition("/level")
+    k, values = int(name.removeprefix("pass@")), []
+    for directory in directories:
+        rows = [row for row in final_rows(directory) if not level or row["level"] == int(level)]
+        problems = len({row["problem"] for row in rows})
+        right = np.array([row["verdict"] == "correct" for row in rows]).reshape(problems, -1)
+        values.append(pass_at_k(right.shape[1], right.sum(axis=1).tolist(), k))
+    return np.stack(values)
+
+
+def statistic(values: np.ndarray) -> dict[str, Any]:
+    """Mean, 95 % interval over problems and seeds, and the mean of each seed. Args: values `[S, P]`."""
+    low, high = interval(values)
+    return {
+        "mean": float(values.mean()),
+        "lo": low,
+        "hi": high,
+        "seeds": [round(v, 4) for v in values.mean(axis=1).tolist()],
+    }
+
+
+def aggregate(plan: Plan, runs: Sequence[PlannedRun]) -> dict[str, Any]:
+    """Of each arm: its columns, its differences, its scalars and its cost, over the runs that are done."""
+    done = [run for run in runs if read_summary(run.dir).get("status") == "done"]
+    arms: dict[str, Any] = {}
+    for key, arm in plan.arms.items():
+        own = {run.seed: run.dir for run in done if run.arm == key}
+        arms[key] = {"label": arm.label, "runs": len(own), "planned": sum(run.arm == key for run in runs)}
+        if not own:
+            continue
+        arms[key]["columns"] = {c: statistic(problem_values(list(own.values()), c)) for c in plan.columns}
+        arms[key]["scalars"] = {heading: _mean_over_runs(own.values(), name) for heading, name in plan.scalars.items()}
+        arms[key]["cost"] = {
+            "generated tokens": _sum(own.values(), "throughput/tokens_generated"),
+            "trained tokens": _sum(own.values(), "throughput/tokens_trained"),
+            "seconds": float(np.mean([read_summary(d)["wall_s"] for d in own.values()])),
+        }
+        arms[key]["commits"] = sorted({str(read_summary(d)["git"]) for d in own.values()})
+        if arm.against is not None:
+            base = {run.seed: run.dir for run in done if run.arm == arm.against}
+            shared = sorted(own.keys() & base.keys())
+            if shared:
+                arms[key]["against"] = arm.against
+                arms[key]["difference"] = {
+                    c: statistic(
+                        problem_values([own[s] for s in shared], c) - problem_values([base[s] for s in shared], c)
+                    )
+                    for c in plan.columns
+                }
+    return arms
+
+
+def _sum(directories, name: str) -> float:
+    """Mean over runs of the sum over steps."""
+    return float(np.mean([sum(line.get(name) or 0 for line in read_lines(d)) for d in directories]))
+
+
+def _mean_over_runs(directories, name: str) -> float | None:
+    values = [line[name] for d in directories for line in read_lines(d) if line.get(name) is not None]
+    return float(np.mean(values)) if values else None
