@@ -43,15 +43,22 @@ def train(cfg: Config) -> int:
         raise UserError("trainer.accelerator=gpu: torch sees no GPU; use trainer.accelerator=auto or cpu")
     if cfg.trainer.threads:
         torch.set_num_threads(cfg.trainer.threads)
-    with Run.find(cfg).alone():
-        run = Run.find(cfg)
-        if run.finished:
-            print(f"{run.dir} is finished already; fresh=true makes it again")
-            return 0
-        with instantiate_verifier(cfg) as verifier:
-            module, evaluator = build(cfg, verifier)
+    run = Run.find(cfg)
+    if run.finished:
+        return _finished(run)
+    with instantiate_verifier(cfg) as verifier:
+        module, evaluator = build(cfg, verifier)
+        with run.alone():
+            run = Run.find(cfg)
+            if run.finished:  # by the process that we have waited for
+                return _finished(run)
             run.begin()
             return fit(cfg, run, module, evaluator)
+
+
+def _finished(run: Run) -> int:
+    print(f"{run.dir} is finished already; fresh=true makes it again")
+    return 0
 
 
 def build(cfg: Config, verifier: Verifier) -> tuple[Algorithm, Evaluator]:

@@ -16,8 +16,9 @@ OPTIONS = [(f.parent.name, f.stem) for f in sorted(CONF.glob("*/*.yaml"))]
 
 @pytest.mark.parametrize(("group", "name"), OPTIONS)
 def test_every_option_composes_and_passes_the_checks(group, name, tmp_path, monkeypatch):
-    source = ["dataset.path=README.jsonl"] if name == "custom" else []
-    if source:
+    needed = {"custom": ["dataset.path=README.jsonl"], "expert_paraphrase": ["prompts=math"]}
+    source = needed.get(name, [])
+    if name == "custom":
         (tmp_path / "README.jsonl").touch()
         monkeypatch.chdir(tmp_path)
     cfg = compose_config(f"{group}={name}", *source)
@@ -51,6 +52,19 @@ def run_cli(monkeypatch, capsys, *arguments):
         (["dataset=math", "dataset.levels=[7]"], ["dataset.levels=[7]", "[1, 2, 3, 4, 5]"]),
         (["dataset=gsm8k", "dataset.levels=[1]"], ["dataset.levels=[1]", "no levels"]),
         (["algorithm.group_size=1"], ["algorithm.group_size=1", "2 or more"]),
+        (["algorithm=exp_sft", "positives.gate=all_wrong"], ["positives.gate=all_wrong", "algorithm.group_size=1"]),
+        (["algorithm=exp_sft", "positives.use=group_member"], ["positives.use=group_member", "GRPO"]),
+        (["algorithm=exp_dpo_offline", "hints=self_made"], ["hints", "exp_dpo_offline"]),
+        (["algorithm=exp_sft", "positives.shown_answer=wrong"], ["positives.shown_answer=wrong", "group_size"]),
+        (["algorithm=exp_sft", "positives.selection=two_properties"], ["positives.selection=two_properties"]),
+        (["algorithm=star", "positives.explainer=current"], ["restart_every", "positives.explainer=snapshot"]),
+        (["algorithm=star", "algorithm.group_size=0"], ["algorithm.group_size=0"]),
+        (["dataset=math", "positives.selection=oracle_sound"], ["oracle_sound", "ladder"]),
+        (["positives=expert_paraphrase"], ["prompts.paraphrase=null", "{solution}"]),
+        (["algorithm=exp_dpo_online", "algorithm.beta=0"], ["algorithm.beta=0"]),
+        (["algorithm=exp_dpo_online", "algorithm.preference=ipo", "algorithm.label_smoothing=0.1"], ["IPO"]),
+        (["algorithm=nurl", "hints.keep=8"], ["hints.keep=8"]),
+        (["algorithm=pope", "hints.share_low=0.9"], ["hints.share_low=0.9"]),
         (["trainer.micro_batch_size=7"], ["trainer.micro_batch_size=7", "128"]),
         (["dataset=math", "dataset.path=missing.jsonl"], ["dataset.path=missing.jsonl", ".jsonl"]),
         (["dataset=math", "dataset.path=pyproject.toml"], ["dataset.path=pyproject.toml", ".parquet"]),
@@ -136,5 +150,5 @@ def test_help_of_a_command_lists_options_and_no_schema(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["expo", "train", "--help"])
     cli.main()
     printed = capsys.readouterr().out
-    assert "exp_grpo, grpo" in printed
+    assert "exp_grpo, exp_grpo_member" in printed
     assert "schema" not in printed

@@ -17,7 +17,7 @@ from expo.models import random_tiny
 from expo.positives.sources import SelfExplanation
 from expo.rollout.engine import Completion, Sampling
 from expo.schema import OptimizerConf, TrainerConf
-from expo.schema_learning import GRPOConf
+from expo.schema_learning import Advantage, Aggregation, Correction, GRPOConf, Use
 from expo.verifier import Verdict
 
 TEMPERATURE, BETA, KL_COEF, CLIP = 0.8, 0.3, 0.1, 0.2
@@ -129,3 +129,53 @@ def test_a_weight_of_zero_is_plain_grpo(models):
         gradients.append(grpo.gradients[0])
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_a_positive_in_the_group_is_trained_on_with_its_advantage(models):
+    """The policy-gradient stream with members, row by row in float64: no SFT term, ratio p / (p + γ), never clipped."""
+    source = SelfExplanation(BETA, use=Use.group_member, member_shaping=0.1)
+    policy = copy.deepcopy(models[0])
+    grpo = module(
+        policy, models[1], source=source, kl_coef=0.0, advantage=Advantage.mean, aggregation=Aggregation.token_mean
+    )
+    sums = grpo.update(experience(), BETA)
+    double = copy.deepcopy(models[0]).double()
+    rewards = [[1.0, 0.0], [0.0, 0.0, 1.0], [0.0, 1.0, 1.0]]  # the positives have joined the last two
+    total, tokens = 0.0, sum(map(len, ROLLOUTS)) + sum(map(len, POSITIVES.values()))
+    for p, group in enumerate(rewards):
+        mean = sum(group) / len(group)
+        for ids, reward in zip(ROLLOUTS[2 * p : 2 * p + 2], group, strict=False):
+            logp = row_logp(double, PROMPTS[p], ids, TEMPERATURE)
+            total = total - ((logp - logp.detach()).exp() * (reward - mean)).sum()
+        if p in POSITIVES:
+            probability = row_logp(double, PROMPTS[p], POSITIVES[p], TEMPERATURE).exp()
+            total = total - (probability / (probability + 0.1) * (1 - mean)).sum()
+    total = total / tokens
+    assert sums["loss/total"] == pytest.approx(total.item(), abs=1e-5)
+    assert sums["loss/sft"] == 0
+    for ours, theirs in zip(grpo.gradients[0], torch.autograd.grad(total, list(double.parameters())), strict=True):
+        torch.testing.assert_close(ours.double(), theirs, atol=1e-4, rtol=1e-3)
+
+
+def test_the_sampler_correction_weighs_tokens(models):
+    """The samplers' log-probabilities are all -1: with the correction, each token weighs min(π_old / e^-1, cap)."""
+    losses_by_choice = {}
+    for correction in Correction:
+        grpo = module(copy.deepcopy(models[0]), models[1], kl_coef=0.0, sampler_correction=correction, sampler_cap=1.5)
+        losses_by_choice[correction.name] = grpo.update(experience(), 0.0)["loss/total"]
+    double, expected = copy.deepcopy(models[0]).double(), 0.0
+    for i, ids in enumerate(ROLLOUTS):
+        advantage = {0: 1, 1: -1, 4: -1, 5: 1}.get(i, 0) * 0.5 / (0.5**0.5 + 1e-6)
+        logp = row_logp(double, PROMPTS[i // 2], ids, TEMPERATURE).detach()
+        expected -= ((logp + 1).exp().clamp(max=1.5) * advantage).mean().item() / 6
+    assert losses_by_choice["token"] == pytest.approx(expected, abs=1e-5)
+    assert losses_by_choice["none"] == pytest.approx(0.0, abs=1e-6)
+    assert losses_by_choice["sequence"] != losses_by_choice["token"]
+
+
+def test_an_overlong_rollout_is_worth_less(models):
+    grpo = module(*models, advantage=Advantage.mean, overlong_buffer=6)
+    rows = grpo.rows(experience(), members=False)
+    # 8 tokens are allowed: lengths 2, 4 cost 0, 1/3 in the first group; 1, 3 cost 0, 1/6; 2, 3 cost 0, 1/6.
+    rewards = torch.tensor([[1.0, -1 / 3], [0.0, -1 / 6], [0.0, 1 - 1 / 6]])
+    torch.testing.assert_close(rows.advantages.view(3, 2), rewards - rewards.mean(dim=1, keepdim=True))

@@ -71,19 +71,18 @@ def main(arguments: list[str]) -> int:
 
 def dry_run(plan: Plan, runs: list[PlannedRun], todo: list[PlannedRun]) -> None:
     """What would be done, and about how long it would take by the runs of the same arms that are done."""
-    console = Console()
     for key, arm in plan.arms.items():
         own = [run for run in runs if run.arm == key]
         left = [run for run in own if run in todo]
-        console.print(f"{arm.label}: {len(own) - len(left)} of {len(own)} runs done", markup=False)
-        console.print(f"    expo train {' '.join(left[0].overrides if left else own[0].overrides)}", markup=False)
+        print(f"{arm.label}: {len(own) - len(left)} of {len(own)} runs done")
+        print(f"    expo train {' '.join(left[0].overrides if left else own[0].overrides)}")
     seconds = [s["wall_s"] for run in runs if (s := read_summary(run.dir)).get("status") == "done"]
     estimate = (
         f"about {len(todo) * sum(seconds) / len(seconds) / 60:.0f} min of runs"
         if seconds
         else "time unknown: none is done"
     )
-    console.print(f"{len(runs)} runs, {len(todo)} to do, {estimate}", markup=False)
+    print(f"{len(runs)} runs, {len(todo)} to do, {estimate}")
 
 
 def prepare(plan: Plan) -> int:

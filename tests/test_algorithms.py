@@ -1,0 +1,159 @@
+"""Every algorithm of conf/algorithm runs on real data formats; what differs in their wiring, on the ladder."""
+
+import json
+
+import pyarrow.parquet
+import pytest
+from conftest import compose_config
+
+from expo import cli, config
+from expo.checks import check
+from expo.train import build as build_run
+from expo.train import instantiate_verifier, quiet_libraries, train
+
+ALGORITHMS = sorted(f.stem for f in (cli.conf_dir() / "algorithm").glob("*.yaml"))
+SMALL = ["trainer.problems_per_step=2", "trainer.micro_batch_size=4", "dataset.eval_limit=2", "evaluation.every=0"]
+
+
+def run(tmp_path, *overrides):
+    cfg = compose_config(f"output_dir={tmp_path}", *SMALL, *overrides)
+    check(cfg)
+    assert train(cfg) == 0
+    lines = [json.loads(line) for line in (config.run_dir(cfg) / "metrics.jsonl").read_text().splitlines()]
+    return config.run_dir(cfg), [line for line in lines if "loss/total" in line]
+
+
+def test_the_matrix_of_the_paper_and_its_rivals_is_there():
+    assert {
+        "sft", "exp_sft", "star", "exp_dpo_offline", "exp_dpo_online", "dpo_expert_offline", "dpo_expert_online", "grpo",
+        "grpo_sft_gt_cot", "exp_grpo", "dr_grpo", "dapo", "gspo", "rloo", "luffy", "nurl", "pope",
+    } <= set(ALGORITHMS)  # fmt: skip
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_every_algorithm_runs_on_math(algorithm, tmp_path, math_file):
+    directory, lines = run(
+        tmp_path, "dataset=math", f"dataset.path={math_file}", "model=random_tiny", "trainer.max_steps=2",
+        f"algorithm={algorithm}", "rollout.max_completion_tokens=16",
+    )  # fmt: skip
+    assert len(lines) == 2
+    names = {name for line in lines for name in line}
+    assert {"reward/mean", "loss/total", "loss/policy", "loss/sft", "policy/ratio_mean", "positive/used_frac"} <= names
+    summary = json.loads((directory / "summary.json").read_text())
+    assert summary["status"] == "done"
+    trained = pyarrow.parquet.read_table(directory / "completions" / "train-step000002.parquet")
+    assert trained.num_rows >= 2
+
+
+def test_expert_solutions_train_a_random_model_on_math(tmp_path, math_file):
+    _, lines = run(
+        tmp_path, "dataset=math", f"dataset.path={math_file}", "model=random_tiny", "trainer.max_steps=8",
+        "algorithm=sft", "optimizer.learning_rate=1e-3", "trainer.packing=true",
+    )  # fmt: skip
+    assert lines[-1]["loss/sft"] < lines[0]["loss/sft"]
+    assert lines[0]["reward/mean"] is None  # it makes no rollouts
+
+
+def test_pairs_of_the_initial_policy_are_shared_and_those_of_later_rounds_are_not(tmp_path):
+    common = ["trainer.max_steps=4", "algorithm=exp_dpo_online", "algorithm.pairs_every=2"]
+    first, lines = run(tmp_path, *common)
+    shared = list(tmp_path.glob("ladder_level5/pairs/*/pairs-step000000.parquet"))
+    assert len(shared) == 1
+    made = shared[0].stat().st_mtime_ns
+    assert [p.name for p in (first / "pairs").glob("*.parquet")] == ["pairs-step000002.parquet"]
+    assert lines[0]["throughput/tokens_generated"] > 0
+    assert lines[1]["throughput/tokens_generated"] == 0
+    assert lines[0]["pair/used_frac"] == 1
+    _, other = run(tmp_path, *common, "algorithm.beta=0.5")
+    assert shared[0].stat().st_mtime_ns == made
+    assert len(list(tmp_path.glob("ladder_level5/pairs/*"))) == 1
+    assert other[0]["throughput/tokens_generated"] == 0
+    assert other[0]["pair/chosen_logp"] == lines[0]["pair/chosen_logp"]
+
+
+def test_a_falling_chosen_likelihood_is_said_once(tmp_path, caplog):
+    run(
+        tmp_path, "trainer.max_steps=6", "algorithm=dpo_expert_offline", "optimizer.learning_rate=3e-2",
+        "algorithm.beta=1.0",
+    )  # fmt: skip
+    said = [r.message for r in caplog.records if "chosen completions are less likely" in r.message]
+    assert len(said) == 1
+
+
+def module(tmp_path, *overrides):
+    quiet_libraries()
+    cfg = compose_config(f"output_dir={tmp_path}", *SMALL, *overrides)
+    check(cfg)
+    return cfg, build_run(cfg, instantiate_verifier(cfg))[0]
+
+
+def test_a_star_round_begins_from_the_base_weights(tmp_path):
+    directory, _ = run(
+        tmp_path, "trainer.max_steps=3", "algorithm=star", "algorithm.restart_every=2", "optimizer.learning_rate=1e-2",
+        "dataset.levels=[1]", "dataset=ladder",
+    )  # fmt: skip
+    import torch
+
+    from expo.policy import load_policy
+    from expo.train import newest_checkpoint
+
+    state = torch.load(newest_checkpoint(directory), weights_only=False)
+    base, _ = load_policy("ladder")
+    steps = {int(s["step"]) for s in state["optimizer_states"][0]["state"].values()}
+    assert steps == {1}  # the optimizer of the second round has taken one step
+    weight = "model.embed_tokens.weight"
+    moved = (state["state_dict"][f"policy.{weight}"] - base.state_dict()[weight]).abs().max()
+    acted = (state["state_dict"][f"snapshot.{weight}"] - base.state_dict()[weight]).abs().max()
+    assert moved <= 1.1e-2  # one step of Adam
+    assert acted > moved  # the round's data come from the policy after two steps
+
+
+def test_dynamic_sampling_refills_and_trains_on_informative_groups_only(tmp_path):
+    cfg, dapo = module(tmp_path, "algorithm=dapo", "dataset=ladder", "dataset.levels=[3]", "algorithm.refills=3")
+    experience = dapo.collect(0)
+    count, informative = len(experience.problems), int(experience.informative.sum())
+    assert count % 2 == 0
+    assert informative >= 2 or count == 2 * 4
+    assert count > 2  # at this level, the first two problems do not suffice with this seed
+    keys = {(c.prompt, tuple(c.ids)) for c in experience.completions}
+    assert len(keys) > 1
+    rows = dapo.rows(experience, members=False)
+    assert len(rows.advantages) == min(informative, 2) * cfg.algorithm.group_size
+    assert (rows.advantages.view(-1, cfg.algorithm.group_size).abs().sum(dim=1) > 0).all()
+    dapo.collector.tools.verifier.close()
+
+
+def test_hinted_groups_keep_what_is_asked_and_are_trained_under_the_hint(tmp_path):
+    cfg, nurl = module(tmp_path, "algorithm=nurl")
+    experience = nurl.collect(0)
+    assert experience.hinted == [0, 1]
+    g = cfg.algorithm.group_size
+    for i in experience.hinted:
+        prompts = [c.prompt for c in experience.completions[i * g : (i + 1) * g]]
+        assert prompts[0] == experience.prompts[i]
+        assert len(set(prompts[1:])) == 1
+        assert prompts[1][: len(prompts[0])] == prompts[0]
+        assert len(prompts[1]) > len(prompts[0])
+    assert not experience.correct.any()  # the reward that is logged is without hints
+    nurl.collector.tools.verifier.close()
+
+
+def test_cached_explanations_are_used_again(tmp_path):
+    _, lines = run(
+        tmp_path, "trainer.max_steps=4", "dataset.limit=4", "positives.cache_steps=10", "positives.cache_max_drop=9",
+        "algorithm.group_size=2",
+    )  # fmt: skip
+    assert [line["positive/reused_frac"] for line in lines] == [0, 0, 1, 1]
+    assert [line["positive/used_frac"] for line in lines] == [1] * 4
+
+
+def test_lora_takes_its_reference_from_the_adapter_it_can_switch_off(tmp_path):
+    _, dpo = module(tmp_path, "algorithm=dpo_expert_offline", "model.lora_rank=2")
+    assert dpo.reference is None
+    _, whole = module(tmp_path, "algorithm=dpo_expert_offline")
+    assert whole.reference is not None
+    for built in (dpo, whole):
+        built.collector.tools.verifier.close()
+    run(
+        tmp_path, "trainer.max_steps=2", "algorithm=exp_dpo_offline", "model.lora_rank=2", "positives.explainer=current"
+    )

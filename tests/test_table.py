@@ -1,0 +1,124 @@
+"""expo table on a small plan: what is made, what is not made again, and what a failed run leaves."""
+
+import json
+
+import numpy as np
+import pytest
+
+from expo import cli
+from expo.config import UserError
+from expo.experiments import plan as plans
+from expo.experiments import table
+from expo.experiments.aggregate import problem_values, statistic
+
+PLAN = """
+title: Small
+columns: [pass@1, pass@4/level5]
+scalars: {lift: positive/answer_lift}
+arms:
+  grpo: {label: GRPO, overrides: [algorithm=grpo]}
+  exp: {label: ExP, overrides: [algorithm=exp_grpo], against: grpo}
+scales:
+  cpu:
+    overrides: [debug=tiny, trainer.threads=1]
+    seeds: [0, 1]
+    jobs: 2
+"""
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """A plan of two arms and two seeds, in a folder of its own."""
+    folder = tmp_path / "experiments" / "small"
+    folder.mkdir(parents=True)
+    (folder / "plan.yaml").write_text(PLAN)
+    (folder / "paper.yaml").write_text("exp: {MATH: 12.5}\ngrpo: {MATH: null}\n")
+    monkeypatch.setattr(plans, "EXPERIMENTS", tmp_path / "experiments")
+    monkeypatch.setattr(table, "EXPERIMENTS", tmp_path / "experiments")
+    return folder
+
+
+def test_a_table_is_made_once_and_rendered_beside_the_paper(small, tmp_path, capsys):
+    arguments = ["small", f"output_dir={tmp_path / 'out'}"]
+    assert table.main([*arguments, "dry_run=true"]) == 0
+    assert "4 runs, 4 to do" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+    assert table.main(arguments) == 0
+    record = json.loads((small / "results" / "cpu" / "table.json").read_text())
+    assert {key: arm["runs"] for key, arm in record["arms"].items()} == {"grpo": 2, "exp": 2}
+    assert record["arms"]["exp"]["columns"]["pass@4/level5"]["seeds"] == [0.0, 0.0]
+    assert record["arms"]["exp"]["difference"]["pass@1"]["mean"] == 0.0
+    assert record["arms"]["exp"]["cost"]["generated tokens"] > record["arms"]["grpo"]["cost"]["generated tokens"] > 0
+    text = (small / "results" / "cpu" / "table.md").read_text()
+    assert "| arm | pass@1 | pass@4/level5 | paper: MATH |" in text
+    assert "2 (few)" in text
+    assert "| 12.5 |" in text
+    assert "not known" in text
+    assert (small / "results" / "cpu" / "curves.svg").is_file()
+    written = [p.stat().st_mtime_ns for p in sorted((tmp_path / "out").glob("ladder_level5/*/summary.json"))]
+    assert len(written) == 4
+    capsys.readouterr()
+    assert table.main(arguments) == 0
+    assert [p.stat().st_mtime_ns for p in sorted((tmp_path / "out").glob("ladder_level5/*/summary.json"))] == written
+
+
+def test_a_run_that_fails_is_named_and_the_others_go_on(small, tmp_path, capsys):
+    (small / "plan.yaml").write_text(PLAN.replace("[algorithm=grpo]", "[algorithm=grpo, trainer.accelerator=gpu]"))
+    assert table.main(["small", f"output_dir={tmp_path / 'out'}", "seeds=1"]) == 1
+    said = capsys.readouterr()
+    assert "grpo seed 0: not started" in said.err
+    record = json.loads((small / "results" / "cpu" / "table.json").read_text())
+    assert [record["arms"][key]["runs"] for key in ("grpo", "exp")] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (PLAN.replace("title", "tittle"), "tittle"),
+        (PLAN.replace("against: grpo", "against: gpro"), "against=gpro"),
+        (PLAN.replace("algorithm=exp_grpo", "algorithm.group_size=1"), "algorithm.group_size=1"),
+    ],
+)
+def test_mistakes_in_a_plan_are_one_line(small, text, said):
+    (small / "plan.yaml").write_text(text)
+    with pytest.raises(UserError, match=said):
+        table.main(["small", "dry_run=true"])
+
+
+def test_mistakes_on_the_command_line_are_one_line(small):
+    for arguments, said in ((["nope"], "small"), (["small", "scale=big"], "cpu"), (["small", "seeds=x"], "seeds=x")):
+        with pytest.raises(UserError, match=said):
+            table.main(arguments)
+
+
+@pytest.mark.parametrize("name", sorted(p.parent.name for p in plans.EXPERIMENTS.glob("*/plan.yaml")))
+def test_every_plan_of_the_repository_composes_at_every_scale(name, tmp_path, monkeypatch):
+    plan = plans.load_plan(name)
+    monkeypatch.chdir(tmp_path)
+    for folder in plan.prepare:
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "config.json").touch()
+    for scale in plan.scales:
+        runs = plans.plan_runs(plan, scale, None, [])
+        assert len({run.dir for run in runs}) == len(runs) == len(plan.arms) * len(plan.scales[scale].seeds)
+    assert set(plan.paper) <= set(plan.arms)
+
+
+def test_values_by_hand(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    rows = [
+        {"problem": problem, "level": level, "verdict": "correct" if right else "incorrect"}
+        for problem, level, verdicts in (("a", 1, (1, 0)), ("b", 5, (0, 0)))
+        for right in verdicts
+    ]
+    (tmp_path / "completions").mkdir()
+    pa.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "completions" / "eval-step000001.parquet")
+    np.testing.assert_allclose(problem_values([tmp_path], "pass@1"), [[0.5, 0.0]])
+    np.testing.assert_allclose(problem_values([tmp_path, tmp_path], "pass@2/level5"), [[0.0], [0.0]])
+    assert statistic(np.array([[1.0, 0.0], [1.0, 1.0]]))["seeds"] == [0.5, 1.0]
+
+
+def test_the_command_is_known():
+    assert "table" in cli.PROGRAMS
