@@ -30,7 +30,7 @@ Rules = list[tuple[bool, str]]
 
 def check(cfg: Config) -> None:
     """Raises UserError for the first rule that a config breaks."""
-    trainer, dataset = cfg.trainer, cfg.dataset
+    trainer, dataset, judge = cfg.trainer, cfg.dataset, cfg.diagnose.judge
     rules: Rules = [
         *_positive("trainer.max_steps", trainer.max_steps),
         *_positive("trainer.problems_per_step", trainer.problems_per_step),
@@ -113,6 +113,12 @@ def check(cfg: Config) -> None:
             "{question}" in cfg.prompts.explain and "{answer}" in cfg.prompts.explain,
             "prompts.explain: needs both {question} and {answer}; put them where question and answer go",
         ),
+        *_positive("diagnose.problems", cfg.diagnose.problems),
+        *_positive("diagnose.samples", cfg.diagnose.samples),
+        (
+            judge.base_url is None or (judge.model != "" and cfg.prompts.judge is not None),
+            f"diagnose.judge.base_url={judge.base_url}: a judge needs a model and a prompt; set diagnose.judge.model and prompts.judge",
+        ),
         *_levels("dataset.levels", dataset.levels, dataset),
         *_levels("dataset.eval_levels", dataset.eval_levels or [], dataset),
         *_file("dataset.path", dataset.path),
@@ -152,7 +158,7 @@ def _grpo_rules(cfg: Config) -> Rules:
         *_range("algorithm.clip_low", algorithm.clip_low, 0, 1),
         *_range("algorithm.clip_high", algorithm.clip_high, 0, 1e6),
         *_range("algorithm.refills", algorithm.refills, 0, 100),
-        *_range("algorithm.overlong_buffer", algorithm.overlong_buffer, 0, cfg.rollout.max_completion_tokens),
+        *_range("algorithm.overlong_share", algorithm.overlong_share, 0, 1),
         (
             rows % trainer.micro_batch_size == 0,
             f"trainer.micro_batch_size={trainer.micro_batch_size}: does not divide the {rows} rows of a step "

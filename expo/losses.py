@@ -60,13 +60,15 @@ def group_advantages(
     return torch.where(there & (highest > lowest), advantages, 0.0)
 
 
-def overlong_penalty(lengths: Tensor, max_tokens: int, buffer: int) -> Tensor:
-    """What DAPO adds to the reward of a long completion (arXiv 2503.14476, eq. 13): from 0 down to -1 over the last `buffer` tokens.
+def overlong_penalty(lengths: Tensor, max_tokens: int, share: float) -> Tensor:
+    """What DAPO adds to the reward of a long completion (arXiv 2503.14476, eq. 13): from 0 down to -1
+    over the last `share` of the allowance.
 
-    Args: lengths `[...]` in tokens. Returns the same shape; all 0 with `buffer=0`.
+    Args: lengths `[...]` in tokens; share in [0, 1]. Returns the same shape; all 0 with `share=0`.
     """
-    if not buffer:
+    if not share:
         return torch.zeros_like(lengths, dtype=torch.float32)
+    buffer = share * max_tokens
     return ((max_tokens - buffer - lengths) / buffer).clamp(-1, 0)
 
 

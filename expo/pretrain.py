@@ -99,6 +99,8 @@ class Pretrain(LightningModule):
 def pretrain(cfg: Config) -> None:
     """`expo pretrain`: train the base policy and save it with a card under `pretrain.output`."""
     conf, started = cfg.pretrain, time.monotonic()
+    if cfg.trainer.threads:
+        torch.set_num_threads(cfg.trainer.threads)
     tokenizer, model = ladder_tokenizer(), ladder_model(cfg.seed)
     corpus = Corpus(tokenizer, instantiate(cfg.prompts), cfg.seed, conf.warmup_steps, conf.tokens_per_batch)
     trainer = Trainer(
@@ -124,7 +126,9 @@ def pretrain(cfg: Config) -> None:
             date=time.strftime("%Y-%m-%d"),
         )
     )
-    print(f"saved to {output} after {minutes:.1f} min; use it with model=hf model.path=./{output}")
+    print(
+        f"saved to {output} after {minutes:.1f} min; use it with model=hf model.path={output if output.is_absolute() else f'./{output}'}"
+    )
 
 
 CARD = """\

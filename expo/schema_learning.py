@@ -94,8 +94,8 @@ class GRPOConf(AlgorithmConf):
     # Further batches of problems that a step may sample while fewer than trainer.problems_per_step groups have both right and
     # wrong rollouts; only such groups are then trained on (DAPO's dynamic sampling). 0: off.
     refills: int = 0
-    # Completion tokens at the end of the allowance over which the reward falls by up to 1 (DAPO). 0: off.
-    overlong_buffer: int = 0
+    # Share of rollout.max_completion_tokens, at its end, over which the reward falls by up to 1 (DAPO). 0: off.
+    overlong_share: float = 0.0
     # Truncated importance sampling between the sampler's probabilities and the trainer's, and its cap.
     sampler_correction: Correction = Correction.none
     sampler_cap: float = 2.0

@@ -52,6 +52,7 @@ def run_cli(monkeypatch, capsys, *arguments):
         (["dataset=math", "dataset.levels=[7]"], ["dataset.levels=[7]", "[1, 2, 3, 4, 5]"]),
         (["dataset=gsm8k", "dataset.levels=[1]"], ["dataset.levels=[1]", "no levels"]),
         (["algorithm.group_size=1"], ["algorithm.group_size=1", "2 or more"]),
+        (["diagnose.judge.base_url=http://x"], ["diagnose.judge.base_url=http://x", "diagnose.judge.model"]),
         (["algorithm=exp_sft", "positives.gate=all_wrong"], ["positives.gate=all_wrong", "algorithm.group_size=1"]),
         (["algorithm=exp_sft", "positives.use=group_member"], ["positives.use=group_member", "GRPO"]),
         (["algorithm=exp_dpo_offline", "hints=self_made"], ["hints", "exp_dpo_offline"]),

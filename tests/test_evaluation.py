@@ -1,6 +1,8 @@
+import json
 from itertools import combinations
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 
 from expo.evaluation.pass_at_k import interval, pass_at_k
@@ -36,3 +38,100 @@ def test_interval_over_seeds_is_wider_where_seeds_differ():
     agree, differ = np.full((3, 50), 0.5), np.array([[0.0], [0.5], [1.0]]) * np.ones((3, 50))
     assert interval(agree) == (0.5, 0.5)
     assert np.ptp(interval(differ)) > 0.5
+
+
+def test_diagnose_measures_every_kind_on_the_ladder(tmp_path, capsys):
+    from conftest import compose_config
+
+    from expo.evaluation.diagnose import KINDS, diagnose
+
+    cfg = compose_config(
+        "dataset=ladder", "dataset.levels=[1,5]", "diagnose.problems=4", "diagnose.samples=2", f"output_dir={tmp_path}"
+    )
+    assert diagnose(cfg) == 0
+    directory = next(tmp_path.glob("diagnose/*"))
+    rows = pyarrow.parquet.read_table(directory / "samples.parquet").to_pylist()
+    assert {row["kind"] for row in rows} == set(KINDS)
+    assert sum(row["kind"] == "own" for row in rows) == 2 * 4 * 2
+    assert sum(row["kind"] == "expert" for row in rows) == 2 * 4
+    metrics = json.loads((directory / "summary.json").read_text())["metrics"]
+    assert metrics["expert/verified"] == 1.0
+    assert metrics["own/answer_lift"] == pytest.approx(0.0, abs=1e-4)  # over itself
+    # The paper's Table 1, in numbers.
+    assert metrics["self_explanation/answer_lift/level5"] > 10
+    assert metrics["self_explanation/nll_per_token/level5"] < metrics["expert/nll_per_token/level5"]
+    assert metrics["wrong_answer/answer_lift/level5"] < metrics["self_explanation/answer_lift/level5"] / 2
+    assert metrics["self_explanation/right_steps/level5"] > metrics["own/right_steps/level5"]
+    assert (directory / "properties.png").stat().st_size > 5000
+    assert "self-explanation" in capsys.readouterr().out
+
+
+def test_diagnose_runs_on_math_with_a_random_model(tmp_path, math_file):
+    from conftest import compose_config
+
+    from expo.evaluation.diagnose import diagnose
+
+    cfg = compose_config(
+        "dataset=math", f"dataset.path={math_file}", "model=random_tiny", "diagnose.problems=1", "diagnose.samples=1",
+        "rollout.max_completion_tokens=8", f"output_dir={tmp_path}",
+    )  # fmt: skip
+    assert diagnose(cfg) == 0
+    rows = pyarrow.parquet.read_table(next(tmp_path.glob("diagnose/*/samples.parquet"))).to_pylist()
+    assert {row["kind"] for row in rows} >= {"own", "expert", "self_explanation"}
+    assert all(row["right_steps"] is None for row in rows)
+
+
+def test_the_judge_counts_steps_and_an_endpoint_that_is_not_there_is_one_line():
+    from expo.config import UserError
+    from expo.data.problem import Problem
+    from expo.evaluation.judge import judge_steps, parse_share
+    from expo.prompts import Prompts
+    from expo.schema import JudgeConf
+
+    assert parse_share("Step 1 is fine.\nright: 3, wrong: 1") == 0.75
+    assert parse_share("right: 1, wrong: 1 ... Right: 0, Wrong: 2") == 0.0
+    assert parse_share("I cannot say.") is None
+    assert parse_share("right: 0, wrong: 0") is None
+    prompts = Prompts("{question}", "{question}{answer}", judge="{question} {answer} {completion}")
+    conf = JudgeConf("http://127.0.0.1:9/v1", "m")
+    with pytest.raises(UserError, match=r"diagnose.judge.base_url=http://127.0.0.1:9/v1"):
+        judge_steps(conf, prompts, [Problem("a", "q", "1")], ["c"])
+
+
+def test_the_judge_asks_an_openai_compatible_endpoint():
+    from http.server import BaseHTTPRequestHandler, HTTPServer
+    from threading import Thread
+
+    from expo.data.problem import Problem
+    from expo.evaluation.judge import judge_steps
+    from expo.prompts import Prompts
+    from expo.schema import JudgeConf
+
+    asked = []
+
+    class Endpoint(BaseHTTPRequestHandler):
+        def do_POST(self):
+            asked.append((self.path, json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
+            message = {"role": "assistant", "content": "right: 1, wrong: 3"}
+            reply = {"id": "1", "object": "chat.completion", "created": 0, "model": "m",
+                     "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}  # fmt: skip
+            body = json.dumps(reply).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *arguments):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Endpoint)
+    Thread(target=server.serve_forever, daemon=True).start()
+    prompts = Prompts("{question}", "{question}{answer}", judge="{question} {answer} {completion}")
+    conf = JudgeConf(f"http://127.0.0.1:{server.server_port}/v1", "judge-model")
+    assert judge_steps(conf, prompts, [Problem("a", "q", "1")], ["steps"]) == [0.25]
+    server.shutdown()
+    path, body = asked[0]
+    assert path == "/v1/chat/completions"
+    assert body["model"] == "judge-model"
+    assert body["messages"][0]["content"] == "q 1 steps"

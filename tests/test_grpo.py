@@ -174,7 +174,7 @@ def test_the_sampler_correction_weighs_tokens(models):
 
 
 def test_an_overlong_rollout_is_worth_less(models):
-    grpo = module(*models, advantage=Advantage.mean, overlong_buffer=6)
+    grpo = module(*models, advantage=Advantage.mean, overlong_share=0.75)
     rows = grpo.rows(experience(), members=False)
     # 8 tokens are allowed: lengths 2, 4 cost 0, 1/3 in the first group; 1, 3 cost 0, 1/6; 2, 3 cost 0, 1/6.
     rewards = torch.tensor([[1.0, -1 / 3], [0.0, -1 / 6], [0.0, 1 - 1 / 6]])

@@ -148,7 +148,7 @@ def test_advantages_with_a_positive_in_the_group_by_hand():
 
 def test_overlong_penalty_by_hand():
     lengths = torch.tensor([[10, 80], [90, 100]])
-    torch.testing.assert_close(losses.overlong_penalty(lengths, 100, 20), torch.tensor([[0.0, 0.0], [-0.5, -1.0]]))
+    torch.testing.assert_close(losses.overlong_penalty(lengths, 100, 0.2), torch.tensor([[0.0, 0.0], [-0.5, -1.0]]))
     assert not losses.overlong_penalty(lengths, 100, 0).any()
 
 

@@ -36,13 +36,13 @@ class GRPO(Algorithm):
     def __init__(
         self, parts: Parts, *, group_size: int, updates_per_rollout: int, advantage: Advantage, ratio: Ratio,
         clip_low: float, clip_high: float, aggregation: Aggregation, kl_coef: float, kl_estimator: KL, refills: int,
-        overlong_buffer: int, sampler_correction: Correction, sampler_cap: float,
+        overlong_share: float, sampler_correction: Correction, sampler_cap: float,
     ):  # fmt: skip
         super().__init__(parts, group_size)
         self.updates_per_rollout, self.advantage, self.ratio = updates_per_rollout, advantage.name, ratio.name
         self.clip_low, self.clip_high, self.aggregation = clip_low, clip_high, aggregation.name
         self.kl_coef, self.kl_estimator = kl_coef, kl_estimator.name
-        self.refills, self.overlong_buffer = refills, overlong_buffer
+        self.refills, self.overlong_share = refills, overlong_share
         self.sampler_correction, self.sampler_cap = sampler_correction.name, sampler_cap
 
     def collect(self, step: int) -> Experience:
@@ -79,7 +79,7 @@ class GRPO(Algorithm):
         chosen = [e.completions[i * e.group_size + g] for i in groups.tolist() for g in range(e.group_size)]
         added = [joined[i] for i in groups.tolist() if i in joined]
         lengths = torch.tensor([len(c.ids) for c in chosen]).view(-1, e.group_size)
-        rewards = e.rewards[groups] + losses.overlong_penalty(lengths, sampling.max_tokens, self.overlong_buffer)
+        rewards = e.rewards[groups] + losses.overlong_penalty(lengths, sampling.max_tokens, self.overlong_share)
         own, none = torch.ones_like(rewards), torch.zeros_like(there)
         baseline = torch.cat([own, there if source.member_baseline is Baseline.all else none], dim=1)
         advantages = losses.group_advantages(

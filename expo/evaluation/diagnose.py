@@ -37,7 +37,7 @@ KINDS = {
     "own": "own CoT",
     "expert": "expert CoT",
     "self_explanation": "self-explanation",
-    "wrong_answer": "explanation of a wrong answer",
+    "wrong_answer": "wrong-answer control",
 }
 COLOURS = {"own": "#5b6472", "expert": "#d1781a", "self_explanation": "#0b7a75", "wrong_answer": "#a8324a"}
 # column -> heading
@@ -213,7 +213,8 @@ def show(cfg: Config, rows: Rows, problems: int) -> None:
     levels = levels_of(rows)
     for level in (levels if len(levels) > 1 else []) + [None]:
         table = Table(title="all" if level is None else f"level {level}", title_justify="left")
-        for heading in ("", *COLUMNS.values()):
+        table.add_column("", no_wrap=True)
+        for heading in COLUMNS.values():
             table.add_column(heading)
         for kind, name in KINDS.items():
             cells = [cell(rows, kind, level, column) for column in COLUMNS]
@@ -236,7 +237,7 @@ def save_figure(rows: Rows, path: Path) -> None:
         for i, (kind, (mean, low, high)) in enumerate(shown.items()):
             axis.bar(i, mean, color=COLOURS[kind], width=0.65)
             axis.errorbar(i, mean, [[mean - low], [high - mean]], color="black", capsize=3, linewidth=1)
-        axis.set_xticks(range(len(shown)), [KINDS[kind].replace(" of ", "\nof ") for kind in shown], fontsize=8)
+        axis.set_xticks(range(len(shown)), [KINDS[kind].replace("-answer ", "-answer\n") for kind in shown], fontsize=8)
         axis.set_title(titles[column], fontsize=10)
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)

@@ -1,16 +1,17 @@
 """An LLM judge of single steps, behind any OpenAI-compatible endpoint (the paper's Figure 2 used one)."""
 
+import json
 import os
 import re
 from collections.abc import Sequence
-
-from huggingface_hub import InferenceClient
-from huggingface_hub.errors import HfHubHTTPError, InferenceTimeoutError
+from urllib.request import Request, urlopen
 
 from expo.config import UserError
 from expo.data.problem import Problem
 from expo.prompts import Prompts
 from expo.schema import JudgeConf
+
+TIMEOUT_S = 120  # for one reply
 
 
 def judge_steps(
@@ -20,19 +21,27 @@ def judge_steps(
 
     Raises UserError where the endpoint cannot be reached or refuses.
     """
-    client = InferenceClient(base_url=conf.base_url, api_key=os.environ.get(conf.key_variable, "none"))
     shares: list[float | None] = []
     for problem, completion in zip(problems, completions, strict=True):
-        messages = [{"role": "user", "content": prompts.judge_text(problem, completion)}]
+        message = {"role": "user", "content": prompts.judge_text(problem, completion)}
+        body = {"model": conf.model, "messages": [message], "temperature": 0.0, "max_tokens": 2048}
+        request = Request(
+            f"{str(conf.base_url).rstrip('/')}/chat/completions",
+            json.dumps(body).encode(),
+            {
+                "Content-Type": "application/json",
+                "Authorization": f"Bearer {os.environ.get(conf.key_variable, 'none')}",
+            },
+        )
         try:
-            reply = client.chat_completion(messages, model=conf.model, temperature=0.0, max_tokens=2048)
-        except (HfHubHTTPError, InferenceTimeoutError, OSError) as error:
-            reason = str(error).splitlines()[0]
+            with urlopen(request, timeout=TIMEOUT_S) as reply:
+                text = json.load(reply)["choices"][0]["message"]["content"]
+        except (OSError, ValueError, KeyError) as error:
             raise UserError(
-                f"diagnose.judge.base_url={conf.base_url}: the judge does not answer ({reason}); check the address, "
+                f"diagnose.judge.base_url={conf.base_url}: the judge does not answer ({error}); check the address, "
                 f"diagnose.judge.model={conf.model} and the key in {conf.key_variable}"
             ) from error
-        shares.append(parse_share(reply.choices[0].message.content or ""))
+        shares.append(parse_share(text or ""))
     return shares
 
 
