@@ -15,8 +15,10 @@ from expo.schema_learning import (
     ParaphraseConf,
     Preference,
     PrefixConf,
+    Schedule,
     Selection,
     SelfExplanationConf,
+    SelfHintConf,
     SFTConf,
     ShownAnswer,
     SourceConf,
@@ -76,12 +78,8 @@ def check(cfg: Config) -> None:
             "dataset.path=null: this data set has no hub id either; set dataset.path or dataset.hub_id",
         ),
         (
-            not (
-                isinstance(cfg.positives, ExpertConf)
-                and isinstance(dataset, TableConf)
-                and not dataset.columns.solution
-            ),
-            f"positives: {cfg.name} learns from expert solutions, and dataset.columns.solution is empty; set it to the column that has them",
+            not (_needs_solutions(cfg) and isinstance(dataset, TableConf) and not dataset.columns.solution),
+            f"positives, hints: {cfg.name} uses expert solutions, and dataset.columns.solution is empty; set it to the column that has them",
         ),
         (
             not isinstance(cfg.model, RandomTinyConf) or (cfg.model.lora_rank == 0 and cfg.model.dtype == "float32"),
@@ -119,6 +117,10 @@ def check(cfg: Config) -> None:
             judge.base_url is None or (judge.model != "" and cfg.prompts.judge is not None),
             f"diagnose.judge.base_url={judge.base_url}: a judge needs a model and a prompt; set diagnose.judge.model and prompts.judge",
         ),
+        (
+            "{answer}" in cfg.prompts.final,
+            f"prompts.final={cfg.prompts.final}: has no {{answer}}; put {{answer}} where the answer goes",
+        ),
         *_levels("dataset.levels", dataset.levels, dataset),
         *_levels("dataset.eval_levels", dataset.eval_levels or [], dataset),
         *_file("dataset.path", dataset.path),
@@ -143,6 +145,11 @@ def check(cfg: Config) -> None:
             raise UserError(message)
 
 
+def _needs_solutions(cfg: Config) -> bool:
+    prefix = isinstance(cfg.hints, PrefixConf) and not isinstance(cfg.hints, SelfHintConf)
+    return prefix or isinstance(cfg.positives, (ExpertConf, ParaphraseConf))
+
+
 def _grpo_rules(cfg: Config) -> Rules:
     algorithm, trainer = cfg.algorithm, cfg.trainer
     assert isinstance(algorithm, GRPOConf)
@@ -153,7 +160,7 @@ def _grpo_rules(cfg: Config) -> Rules:
             f"algorithm.group_size={algorithm.group_size}: a group advantage needs at least 2 rollouts; set algorithm.group_size=2 or more",
         ),
         *_positive("algorithm.updates_per_rollout", algorithm.updates_per_rollout),
-        *_positive("algorithm.sampler_cap", algorithm.sampler_cap),
+        *_range("algorithm.sampler_cap", algorithm.sampler_cap, 1, 1e6),
         *_range("algorithm.kl_coef", algorithm.kl_coef, 0, 1e6),
         *_range("algorithm.clip_low", algorithm.clip_low, 0, 1),
         *_range("algorithm.clip_high", algorithm.clip_high, 0, 1e6),
@@ -174,6 +181,14 @@ def _sft_rules(cfg: Config) -> Rules:
     return [
         *_needs_positives(cfg),
         *_range("algorithm.group_size", cfg.algorithm.group_size, 0, 1e6),
+        (
+            getattr(cfg.positives, "weight", 1) > 0,
+            f"positives.weight=0: {cfg.name} has no other loss; set positives.weight=1",
+        ),
+        (
+            not cfg.algorithm.restart_every or getattr(cfg.positives, "cache_steps", 0) == 0,
+            f"positives.cache_steps={getattr(cfg.positives, 'cache_steps', 0)}: a round of STaR makes its data anew; set positives.cache_steps=0",
+        ),
         *_range("algorithm.restart_every", cfg.algorithm.restart_every, 0, 1e9),
         (
             not star or cfg.algorithm.group_size >= 1,
@@ -197,6 +212,10 @@ def _dpo_rules(cfg: Config) -> Rules:
         *_positive("algorithm.beta", algorithm.beta),
         *_range("algorithm.pairs_every", algorithm.pairs_every, 0, 1e9),
         *_range("algorithm.label_smoothing", algorithm.label_smoothing, 0, 0.5),
+        (
+            getattr(cfg.positives, "selection", None) is not Selection.threshold,
+            "positives.selection=threshold: a pair has one chosen completion; set positives.selection=two_properties or first",
+        ),
         (
             algorithm.preference is not Preference.ipo or algorithm.label_smoothing == 0,
             f"algorithm.label_smoothing={algorithm.label_smoothing}: IPO has none; set algorithm.label_smoothing=0 or algorithm.preference=sigmoid",
@@ -236,6 +255,15 @@ def _source_rules(cfg: Config, source: SourceConf) -> Rules:
             cfg.algorithm.group_size > 0 or source.gate is Gate.always,
             f"positives.gate={source.gate.name}: {cfg.name} makes no rollouts to judge by; set positives.gate=always or algorithm.group_size=1 or more",
         ),
+        (
+            cfg.algorithm.group_size > 0 or source.schedule is not Schedule.all_wrong_fraction,
+            f"positives.schedule={source.schedule.name}: {cfg.name} makes no rollouts to judge by; set positives.schedule=constant or algorithm.group_size=1 or more",
+        ),
+        (
+            source.use is Use.auxiliary or source.schedule is Schedule.constant,
+            f"positives.schedule={source.schedule.name}: a group member has an advantage and no weight; set positives.schedule=constant or positives.use=auxiliary",
+        ),
+        *_range("positives.measure_every", source.measure_every, 0, 1e9),
     ]
 
 
@@ -260,9 +288,20 @@ def _explanation_rules(cfg: Config, source: SelfExplanationConf) -> Rules:
             source.selection is not Selection.oracle_sound or isinstance(cfg.dataset, LadderConf),
             f"positives.selection=oracle_sound: only the ladder can check steps; use dataset=ladder, or another selection than for {cfg.dataset.name}",
         ),
+        *(_paraphrase_rules(cfg, source) if isinstance(source, ParaphraseConf) else []),
+    ]
+
+
+def _paraphrase_rules(cfg: Config, source: ParaphraseConf) -> Rules:
+    return [
         (
-            not isinstance(source, ParaphraseConf) or cfg.prompts.paraphrase is not None,
-            "prompts.paraphrase=null: a paraphrase needs a prompt that asks for it; set prompts.paraphrase with {solution} in it",
+            "{solution}" in (cfg.prompts.paraphrase or ""),
+            f"prompts.paraphrase={cfg.prompts.paraphrase}: a paraphrase needs a prompt that asks for it; set prompts.paraphrase with {{solution}} in it",
+        ),
+        *_range("positives.length_ratio", source.length_ratio, 1, 1e6),
+        (
+            cfg.algorithm.group_size > 0,
+            f"algorithm.group_size=0: a paraphrase is matched in length to rollouts, and {cfg.name} makes none; set algorithm.group_size=1 or more",
         ),
     ]
 
@@ -272,6 +311,14 @@ def _hint_rules(cfg: Config, hints: PrefixConf) -> Rules:
         *_range("hints.keep", hints.keep, 0, cfg.algorithm.group_size - 1),
         *_range("hints.share_low", hints.share_low, 0, hints.share_high),
         *_range("hints.share_high", hints.share_high, hints.share_low, 1),
+        (
+            getattr(hints, "explainer", None) is not Explainer.snapshot,
+            "hints.explainer=snapshot: nothing refreshes a snapshot for hints; set hints.explainer=reference or current",
+        ),
+        (
+            "{hint}" in (cfg.prompts.solve_with_hint or "{hint}"),
+            "prompts.solve_with_hint: has no {hint}; put {hint} where the hint goes",
+        ),
     ]
 
 

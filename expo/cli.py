@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import psutil
@@ -138,6 +138,7 @@ def _run_hydra(command: str, arguments: list[str]) -> int:
     sys.argv = [f"expo {command}", *arguments]
     if {"-m", "--multirun"} & set(arguments):
         signal.signal(signal.SIGTERM, stop_runs)
+        signal.signal(signal.SIGINT, stop_runs)
     hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
     for result in outcome:
         if isinstance(result, Exception):
@@ -148,12 +149,19 @@ def _run_hydra(command: str, arguments: list[str]) -> int:
 
 def _run_process(command: str, overrides: list[str], jobs: int) -> None:
     """One run of a sweep in a process of its own, so that its memory is given back when it ends."""
+    code = run_apart([sys.executable, "-m", "expo", command, *overrides], env=run_environment(jobs))
+    if code:
+        raise RunFailed(code)
+
+
+def run_apart(command_line: list[str], **options: Any) -> int:
+    """Run a process that a Ctrl-C in the terminal does not reach: who launched it hands it a signal and waits."""
+    import multiprocessing
     import subprocess
 
-    command_line = [sys.executable, "-m", "expo", command, *overrides]
-    done = subprocess.run(command_line, env=run_environment(jobs), check=False)
-    if done.returncode:
-        raise RunFailed(done.returncode)
+    if multiprocessing.current_process().name != "MainProcess":  # in a launcher's worker, which has only to wait
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return subprocess.run(command_line, check=False, start_new_session=True, **options).returncode
 
 
 def run_environment(jobs: int) -> dict[str, str]:
@@ -164,7 +172,7 @@ def run_environment(jobs: int) -> dict[str, str]:
 
 
 def stop_runs(number: int, frame: FrameType | None) -> None:
-    """SIGTERM to a sweep: start no further run, hand the signal to those under way, and wait for their checkpoints."""
+    """SIGTERM or Ctrl-C to a sweep: start no further run, hand the signal to those under way, and wait for their checkpoints."""
     import psutil
 
     children = psutil.Process().children(recursive=True)

@@ -96,7 +96,10 @@ class Collector:
             e.candidates = self.source.candidates(e, fresh, explanations, self.tools)
             chosen = self.choose(e)
             self.cache.keep(chosen, problems, prompts, step, self.scorer)
-            e.positives = self.measure(e, sorted([*chosen, *cached], key=lambda c: c.problem), lift=True)
+            e.positives = sorted([*chosen, *cached], key=lambda c: c.problem)
+            every = self.source.measure_every
+            if every and step % every == 0:
+                e.positives = self.with_lift(e, self.with_asked(self.with_logp(e, e.positives)))
             e.reused = len(cached)
         return e
 
@@ -136,29 +139,37 @@ class Collector:
 
     def choose(self, e: Experience) -> list[Candidate]:
         """The positives among the candidates, measured as far as the selection asks for it."""
-        usable = [c for c in e.candidates if c.rejected is None]
-        name = self.source.selection.name
-        if name in NEEDS_LOGP and usable:
-            means = self.scorer.mean_logp([e.prompts[c.problem] for c in usable], [c.ids for c in usable]).tolist()
-            usable = [replace(c, logp_given_q=m) for c, m in zip(usable, means, strict=True)]
-        return self.source.choose(self.measure(e, usable, lift=name in NEEDS_LIFT), e.problems)
+        usable, name = [c for c in e.candidates if c.rejected is None], self.source.selection.name
+        if name in NEEDS_LOGP:
+            usable = self.with_logp(e, usable)
+        if name in NEEDS_LIFT:
+            usable = self.with_lift(e, usable)
+        return self.source.choose(usable, e.problems)
 
-    def measure(self, e: Experience, candidates: list[Candidate], lift: bool) -> list[Candidate]:
+    def with_logp(self, e: Experience, found: list[Candidate]) -> list[Candidate]:
+        """With mean log π(c|q)."""
+        means = self.scorer.mean_logp([e.prompts[c.problem] for c in found], [c.ids for c in found]).tolist()
+        return [replace(c, logp_given_q=mean) for c, mean in zip(found, means, strict=True)]
+
+    def with_asked(self, found: list[Candidate]) -> list[Candidate]:
+        """With the same under the prompt that shows the answer, for what was written."""
+        written = [c for c in found if c.asked is not None]
+        means = iter(self.scorer.mean_logp([c.asked or () for c in written], [c.ids for c in written]).tolist())
+        return [c if c.asked is None else replace(c, logp_given_asked=next(means)) for c in found]
+
+    def with_lift(self, e: Experience, found: list[Candidate]) -> list[Candidate]:
         """With the answer lift over the first rollout of each problem, where there are rollouts."""
-        missing = [c for c in candidates if c.answer_lift is None]
-        if not lift or not missing or not e.completions:
-            return candidates
-        owners = sorted({c.problem for c in missing})
-        own = [e.completions[i * e.group_size].ids for i in owners]
-        rows = [*owners, *(c.problem for c in missing)]
-        completions: list[Sequence[int]] = [*own, *(c.ids for c in missing)]
-        answers = [e.problems[i].answer for i in rows]
-        logps = self.scorer.answer_logp([e.prompts[i] for i in rows], completions, answers).tolist()
+        if not found or not e.completions:
+            return found
+        owners = sorted({c.problem for c in found})
+        own = [e.completions[i * e.group_size] for i in owners]
+        prompts = [c.prompt for c in own] + [e.prompts[c.problem] for c in found]
+        answers = [e.problems[i].answer for i in owners] + [e.problems[c.problem].answer for c in found]
+        completions = [c.ids for c in own] + [c.ids for c in found]
+        logps = self.scorer.answer_logp(prompts, completions, answers).tolist()
         base = dict(zip(owners, logps[: len(owners)], strict=True))
-        lifts = iter(logps[len(owners) :])
         return [
-            c if c.answer_lift is not None else replace(c, answer_lift=next(lifts) - base[c.problem])
-            for c in candidates
+            replace(c, answer_lift=logp - base[c.problem]) for c, logp in zip(found, logps[len(owners) :], strict=True)
         ]
 
 

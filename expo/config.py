@@ -83,6 +83,7 @@ NOT_IDENTITY = {
     "trainer": ("checkpoint_every", "stop_after", "micro_batch_size", "accelerator", "threads", "packing"),
     "verifier": ("workers",),
     "rollout": ("batch_size", "requires", "extra"),
+    "prompts": ("judge",),
 }
 
 
@@ -91,7 +92,7 @@ NOT_PAIRS = {
     "": ("optimizer", "evaluation", "k"),
     "algorithm": ("preference", "beta", "label_smoothing", "rejected"),
     "positives": ("weight", "schedule", "aggregation"),
-    "trainer": ("on_nonfinite", "precision"),
+    "trainer": ("on_nonfinite",),
 }
 
 

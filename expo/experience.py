@@ -18,8 +18,8 @@ from expo.verifier import Verdict, Verifier
 class Timer:
     """Seconds spent per part of a step."""
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
+    def __init__(self, seconds: dict[str, float] | None = None) -> None:
+        self.seconds = dict(seconds or {})
 
     @contextmanager
     def __call__(self, part: str) -> Iterator[None]:
@@ -51,9 +51,13 @@ class Candidate:
     ids: list[int]
     text: str
     rejected: str | None = None
-    logp_given_qa: float | None = None  # mean per token, under the prompt that shows the answer
-    logp_given_q: float | None = None  # the same under q alone
-    answer_lift: float | None = None  # log π(a*|q, c) - log π(a*|q, own completion), in nats
+    asked: tuple[int, ...] | None = (
+        None  # the prompt that it was written for, which shows the answer; None: not written
+    )
+    # Measured under the policy before its update, where measured at all; means are per token, lifts in nats.
+    logp_given_q: float | None = None
+    logp_given_asked: float | None = None
+    answer_lift: float | None = None  # log π(a*|q, c) - log π(a*|q, own completion)
 
 
 @dataclass
@@ -85,23 +89,18 @@ class Experience:
         """[P], True where no rollout is right."""
         return ~self.correct.bool().any(dim=1)
 
-    @property
-    def informative(self) -> Tensor:
-        """[P], True where some rollouts are right and some are not."""
-        return self.rewards.amax(dim=1) > self.rewards.amin(dim=1)
-
     def select(self, chosen: Sequence[int]) -> "Experience":
         """The given problems, in that order, as a step of their own, with a new timer."""
-        g, place = self.group_size, {p: i for i, p in enumerate(chosen)}
+        g, places = self.group_size, list(enumerate(chosen))
         rows = [p * g + j for p in chosen for j in range(g)]
         candidates, positives = (
-            [replace(c, problem=place[c.problem]) for c in found if c.problem in place]
+            [replace(c, problem=i) for i, p in places for c in found if c.problem == p]
             for found in (self.candidates, self.positives)
         )
         return Experience(
             [self.problems[p] for p in chosen], [self.prompts[p] for p in chosen], self.step, self.first,
             [self.completions[r] for r in rows], [self.texts[r] for r in rows], [self.verdicts[r] for r in rows],
-            self.correct[list(chosen)], self.rewards[list(chosen)], [place[p] for p in self.hinted if p in place],
+            self.correct[list(chosen)], self.rewards[list(chosen)], [i for i, p in places if p in self.hinted],
             candidates, positives,
         )  # fmt: skip
 

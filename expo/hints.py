@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from expo.data.problem import Problem
 from expo.experience import Experience, Tools
-from expo.randomness import HINT, Key
+from expo.positives.filters import states
+from expo.randomness import HINT, SHARE, Key
 from expo.rollout.engine import Completion, Request
 from expo.schema_learning import Explainer
-from expo.verifier import normalized
 
 
 class NoHints:
@@ -63,7 +63,7 @@ class ExpertPrefix(NoHints):
         whole = (
             len(tools.tokenizer(text[:position], add_special_tokens=False)["input_ids"]) if position >= 0 else len(ids)
         )
-        draw = Key(tools.seed, HINT, e.step, e.first + problem).generator().uniform(self.share_low, self.share_high)
+        draw = Key(tools.seed, SHARE, e.step, e.first + problem).generator().uniform(self.share_low, self.share_high)
         return ids[: round(whole * draw)]
 
 
@@ -96,5 +96,4 @@ class SelfHint(ExpertPrefix):
 
 def gives_away(hint: str, problem: Problem) -> bool:
     """Whether the answer stands in the hint, and not in the question."""
-    answer = normalized(problem.answer)
-    return answer in normalized(hint) and answer not in normalized(problem.question)
+    return states(hint, problem.answer) and not states(problem.question, problem.answer)

@@ -11,7 +11,7 @@ from expo.verifier import Verdict
 PARTS = ("rollout", "verify", "hint", "explain", "update", "sync")
 
 
-def step_metrics(experience: Experience, sums: Mapping[str, float], beta: float) -> dict[str, float | None]:
+def step_metrics(experience: Experience, sums: Mapping[str, float], beta: float | None) -> dict[str, float | None]:
     """Scalars of one step from its experience and from what the updates summed up.
 
     None (null in metrics.jsonl) where something does not exist: a log-probability of 0, say, would mean certainty.
@@ -35,7 +35,7 @@ def step_metrics(experience: Experience, sums: Mapping[str, float], beta: float)
         "policy/updates_skipped": sums["skipped"],
         "completion/length_mean": _mean(lengths),
         "completion/truncated_frac": _ratio(sum(c.truncated for c in e.completions), len(lengths)),
-        **_positive_metrics(e, sums),
+        **_positive_metrics(e),
         "weight/positive": beta,
         **{f"time/{part}_s": seconds.get(part, 0.0) for part in PARTS},
         "throughput/tokens_per_s": e.generated_tokens / sum(seconds.values()),
@@ -53,10 +53,14 @@ def step_metrics(experience: Experience, sums: Mapping[str, float], beta: float)
     return metrics
 
 
-def _positive_metrics(e: Experience, sums: Mapping[str, float]) -> dict[str, float | None]:
+def _positive_metrics(e: Experience) -> dict[str, float | None]:
     rejected = Counter(c.rejected for c in e.candidates if c.rejected)
-    explained = [c.logp_given_qa for c in e.positives if c.logp_given_qa is not None]
-    given_q, given_qa = _ratio(sums["positive_logp"], sums["positives"]), _mean(explained)
+    written = [c for c in e.positives if c.asked is not None]
+    both = [
+        (c.logp_given_q, c.logp_given_asked)
+        for c in written
+        if c.logp_given_q is not None and c.logp_given_asked is not None
+    ]
     lifts = [c.answer_lift for c in e.positives if c.answer_lift is not None]
     own = _mean([len(c.ids) for c in e.completions])
     length = _mean([len(c.ids) for c in e.positives])
@@ -64,17 +68,17 @@ def _positive_metrics(e: Experience, sums: Mapping[str, float]) -> dict[str, flo
     metrics = {
         "positive/used_frac": len({c.problem for c in e.positives}) / len(e.problems),
         "positive/reused_frac": _share(e.reused, len(e.positives)),
-        "positive/logp_given_q": given_q,
-        "positive/logp_given_qa": given_qa,
+        # Under the policy before its update; of what the policy wrote itself also under the prompt that shows the answer.
+        "positive/logp_given_q": _mean([c.logp_given_q for c in e.positives if c.logp_given_q is not None]),
+        "positive/logp_given_qa": _mean([asked for _, asked in both]),
         # What seeing the answer adds to the likelihood: how far explanations lean on it (leak), per token.
-        "positive/leak_gap": None if given_q is None or given_qa is None else given_qa - given_q,
+        "positive/leak_gap": _mean([asked - alone for alone, asked in both]),
         "positive/answer_lift": _mean(lifts),
         # Against the policy's own rollouts: drift of style shows here first.
         "positive/length_ratio": None if own is None or length is None else length / own,
         "positive/filtered_frac": _share(sum(rejected.values()), len(e.candidates)),
         **{f"positive/filtered_{reason}_frac": _share(rejected[reason], len(e.candidates)) for reason in reasons},
     }
-    written = [c for c in e.positives if c.logp_given_qa is not None]
     if e.problems[0].subject == "ladder" and written:
         # The oracle that real data lacks: are the steps of the explanations right, not only their answers?
         checks = [ladder.check_steps(e.problems[c.problem].question, c.text) for c in written]

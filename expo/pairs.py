@@ -1,7 +1,11 @@
 """DPO's pairs on disk: made once, read again by a resumed run and by runs that differ only in how they learn from them."""
 
+import fcntl
 import hashlib
+import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +16,12 @@ import torch
 
 from expo.config import UserError
 from expo.data.problem import Problem
-from expo.experience import Candidate, Experience
+from expo.experience import Candidate, Experience, Timer
 from expo.rollout.engine import Completion
 from expo.verifier import Verdict
 
 KINDS = ("candidates", "positives")
+COST = b"cost"
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,7 @@ class PairStore:
 
     initial: Path
     own: Path
+    fresh: bool = False  # make everything again
 
     def path(self, step: int) -> Path:
         return (self.own if step else self.initial) / f"pairs-step{step:06d}.parquet"
@@ -35,23 +41,25 @@ class PairStore:
     def load(self, step: int, problems: list[Problem]) -> Experience | None:
         """The round that begins at `step`, or None where it has not been made. Raises UserError where it was changed."""
         path = self.path(step)
-        if not _digest_file(path).is_file():
+        if self.fresh or not _digest_file(path).is_file():
             return None
         if _digest_file(path).read_text() != hashlib.sha256(path.read_bytes()).hexdigest():
             raise UserError(
                 f"pairs={path}: not what was written there (its SHA-256 differs); delete it, and it is made again"
             )
-        rows = pa.parquet.read_table(path).to_pylist()
+        table = pa.parquet.read_table(path)
+        rows, cost = table.to_pylist(), json.loads(table.schema.metadata[COST])
         if [row["problem"] for row in rows] != [p.id for p in problems]:
             raise UserError(f"pairs={path}: of other problems than this run's; delete it, and it is made again")
         flat = [(row, r) for row in rows for r in row["rollouts"]]
-        candidates, positives = ([Candidate(i, **c) for i, row in enumerate(rows) for c in row[kind]] for kind in KINDS)
+        candidates, positives = ([_candidate(i, c) for i, row in enumerate(rows) for c in row[kind]] for kind in KINDS)
         correct = torch.tensor([[float(r["verdict"] == Verdict.CORRECT) for r in row["rollouts"]] for row in rows])
         return Experience(
             problems, [tuple(row["prompt"]) for row in rows], step,
             completions=[Completion(tuple(row["prompt"]), r["ids"], r["logp"], r["truncated"]) for row, r in flat],
             texts=[r["text"] for _, r in flat], verdicts=[Verdict(r["verdict"]) for _, r in flat],
             correct=correct, rewards=correct, candidates=candidates, positives=positives,
+            generated_tokens=cost["generated_tokens"], timer=Timer(cost["seconds"]),
         )  # fmt: skip
 
     def save(self, step: int, e: Experience, pairs: list[tuple[Candidate, Completion] | None]) -> None:
@@ -75,10 +83,26 @@ class PairStore:
         path = self.path(step)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        pa.parquet.write_table(pa.Table.from_pylist(rows), temporary)
+        # What they cost goes with them: whoever reads them has had them made.
+        cost = json.dumps({"generated_tokens": e.generated_tokens, "seconds": e.timer.seconds})
+        pa.parquet.write_table(pa.Table.from_pylist(rows).replace_schema_metadata({COST: cost}), temporary)
         digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
         temporary.replace(path)
         _digest_file(path).write_text(digest)
+
+    @contextmanager
+    def lock(self, step: int) -> Iterator[None]:
+        """Keep other processes from the round's file while it is looked for, and made."""
+        path = self.path(step).with_suffix(".lock")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+
+def _candidate(problem: int, fields: dict[str, Any]) -> Candidate:
+    asked = fields.pop("asked")
+    return Candidate(problem, **fields, asked=None if asked is None else tuple(asked))
 
 
 def _fields(c: Candidate) -> dict[str, Any]:

@@ -132,7 +132,7 @@ class PrefixConf(HintsConf):
 class SelfHintConf(PrefixConf):
     _target_: str = "expo.hints.SelfHint"
     keep: int = 1
-    # Which policy writes the hint.
+    # Which policy writes the hint: reference or current.
     explainer: Explainer = Explainer.reference
 
 
@@ -161,6 +161,8 @@ class SourceConf(PositivesConf):
     use: Use = Use.auxiliary
     # γ of a group member's shaped ratio p / (p + γ). 0: the ratio is 1.
     member_shaping: float = 0.0
+    # Steps between measuring the positives' likelihood, leak gap and answer lift (forward passes only). 0: never.
+    measure_every: int = 1
     # Whose mean reward is a group's baseline: the policy's own rollouts', or all members'.
     member_baseline: Baseline = Baseline.all
     # Why a candidate is dropped; the first that holds is counted. []: everything is trained on.

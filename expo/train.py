@@ -100,7 +100,7 @@ def build(cfg: Config, verifier: Verifier) -> tuple[Algorithm, Evaluator]:
     )
     sampler = ProblemSampler(problems, cfg.trainer.problems_per_step, cfg.seed)
     own = run_dir(cfg) / "pairs"
-    pairs = PairStore(Path(cfg.output_dir, cfg.dataset.name, "pairs", pairs_identity(cfg)), own)
+    pairs = PairStore(Path(cfg.output_dir, cfg.dataset.name, "pairs", pairs_identity(cfg)), own, cfg.fresh)
     parts = Parts(policy, reference, snapshot, collector, sampler, cfg.optimizer, cfg.trainer, pairs)
     module = instantiate(cfg.algorithm, _convert_="object", _partial_=True)(parts)
     return module, make_evaluator(cfg, held_out, verifier, prompts, tokenizer)

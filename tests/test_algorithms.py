@@ -10,6 +10,7 @@ from expo import cli, config
 from expo.checks import check
 from expo.train import build as build_run
 from expo.train import instantiate_verifier, quiet_libraries, train
+from expo.verifier import Verdict, Verifier
 
 ALGORITHMS = sorted(f.stem for f in (cli.conf_dir() / "algorithm").glob("*.yaml"))
 SMALL = ["trainer.problems_per_step=2", "trainer.micro_batch_size=4", "dataset.eval_limit=2", "evaluation.every=0"]
@@ -31,12 +32,24 @@ def test_the_matrix_of_the_paper_and_its_rivals_is_there():
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_every_algorithm_runs_on_math(algorithm, tmp_path, math_file):
+def test_every_algorithm_trains_on_math(algorithm, tmp_path, math_file, monkeypatch):
+    # A random model is never right: so that every stream is busy, a completion is judged by its length.
+    def verify(self, texts, answers):
+        return [Verdict.CORRECT if len(text) % 2 else Verdict.INCORRECT for text in texts]
+
+    monkeypatch.setattr(Verifier, "verify", verify)
+    filters = (
+        []
+        if compose_config(f"algorithm={algorithm}").positives._target_.endswith("NoPositives")
+        else ["positives.filters=[]"]
+    )
     directory, lines = run(
         tmp_path, "dataset=math", f"dataset.path={math_file}", "model=random_tiny", "trainer.max_steps=2",
-        f"algorithm={algorithm}", "rollout.max_completion_tokens=16",
+        f"algorithm={algorithm}", "rollout.max_completion_tokens=16", *filters,
     )  # fmt: skip
     assert len(lines) == 2
+    assert sum(line["throughput/tokens_trained"] for line in lines) > 0
+    assert sum(line["policy/grad_norm"] for line in lines) > 0
     names = {name for line in lines for name in line}
     assert {"reward/mean", "loss/total", "loss/policy", "loss/sft", "policy/ratio_mean", "positive/used_frac"} <= names
     summary = json.loads((directory / "summary.json").read_text())
@@ -67,7 +80,8 @@ def test_pairs_of_the_initial_policy_are_shared_and_those_of_later_rounds_are_no
     _, other = run(tmp_path, *common, "algorithm.beta=0.5")
     assert shared[0].stat().st_mtime_ns == made
     assert len(list(tmp_path.glob("ladder_level5/pairs/*"))) == 1
-    assert other[0]["throughput/tokens_generated"] == 0
+    # The second run has them too: their cost counts wherever they are used.
+    assert other[0]["throughput/tokens_generated"] == lines[0]["throughput/tokens_generated"]
     assert other[0]["pair/chosen_logp"] == lines[0]["pair/chosen_logp"]
 
 
@@ -111,13 +125,13 @@ def test_a_star_round_begins_from_the_base_weights(tmp_path):
 def test_dynamic_sampling_refills_and_trains_on_informative_groups_only(tmp_path):
     cfg, dapo = module(tmp_path, "algorithm=dapo", "dataset=ladder", "dataset.levels=[3]", "algorithm.refills=3")
     experience = dapo.collect(0)
-    count, informative = len(experience.problems), int(experience.informative.sum())
+    count, informative = len(experience.problems), len(dapo.informative(experience, ()))
     assert count % 2 == 0
     assert informative >= 2 or count == 2 * 4
     assert count > 2  # at this level, the first two problems do not suffice with this seed
     keys = {(c.prompt, tuple(c.ids)) for c in experience.completions}
     assert len(keys) > 1
-    rows = dapo.rows(experience, members=False)
+    rows = dapo.rows(experience)
     assert len(rows.advantages) == min(informative, 2) * cfg.algorithm.group_size
     assert (rows.advantages.view(-1, cfg.algorithm.group_size).abs().sum(dim=1) > 0).all()
     dapo.collector.tools.verifier.close()
@@ -157,3 +171,19 @@ def test_lora_takes_its_reference_from_the_adapter_it_can_switch_off(tmp_path):
     run(
         tmp_path, "trainer.max_steps=2", "algorithm=exp_dpo_offline", "model.lora_rank=2", "positives.explainer=current"
     )
+
+
+@pytest.mark.parametrize("positives", ["wrong_answer", "shuffled_answer"])
+def test_the_controls_train_on_the_ladder(tmp_path, positives):
+    _, lines = run(tmp_path, "trainer.max_steps=2", f"positives={positives}")
+    assert lines[0]["positive/used_frac"] > 0
+    assert lines[0]["throughput/tokens_trained"] > 0
+    assert lines[0]["positive/leak_gap"] > 0  # an answer that is shown makes its explanation likelier
+
+
+def test_a_paraphrase_trains_on_math(tmp_path, math_file):
+    _, lines = run(
+        tmp_path, "dataset=math", f"dataset.path={math_file}", "model=random_tiny", "trainer.max_steps=1",
+        "positives=expert_paraphrase", "positives.filters=[]", "rollout.max_completion_tokens=16",
+    )  # fmt: skip
+    assert lines[0]["positive/used_frac"] > 0

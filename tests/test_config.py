@@ -61,7 +61,18 @@ def run_cli(monkeypatch, capsys, *arguments):
         (["algorithm=star", "positives.explainer=current"], ["restart_every", "positives.explainer=snapshot"]),
         (["algorithm=star", "algorithm.group_size=0"], ["algorithm.group_size=0"]),
         (["dataset=math", "positives.selection=oracle_sound"], ["oracle_sound", "ladder"]),
-        (["positives=expert_paraphrase"], ["prompts.paraphrase=null", "{solution}"]),
+        (["positives=expert_paraphrase"], ["prompts.paraphrase=None", "{solution}"]),
+        (["positives=expert_paraphrase", "prompts=math", "positives.length_ratio=0.5"], ["positives.length_ratio=0.5"]),
+        (["algorithm=exp_sft", "positives=expert_paraphrase", "prompts=math"], ["algorithm.group_size=0"]),
+        (["algorithm=exp_sft", "positives.weight=0"], ["positives.weight=0"]),
+        (["algorithm=exp_sft", "positives.schedule=all_wrong_fraction"], ["positives.schedule=all_wrong_fraction"]),
+        (["algorithm=exp_grpo_member", "positives.schedule=linear"], ["positives.schedule=linear", "auxiliary"]),
+        (["algorithm=star", "positives.cache_steps=5"], ["positives.cache_steps=5"]),
+        (["algorithm=exp_dpo_offline", "positives.selection=threshold"], ["positives.selection=threshold"]),
+        (["algorithm.sampler_cap=0.5"], ["algorithm.sampler_cap=0.5"]),
+        (["algorithm=nurl", "hints.explainer=snapshot"], ["hints.explainer=snapshot"]),
+        (["algorithm=pope", "dataset=custom", "dataset.hub_id=a/b"], ["dataset.columns.solution"]),
+        (["prompts.final=nothing"], ["prompts.final=nothing", "{answer}"]),
         (["algorithm=exp_dpo_online", "algorithm.beta=0"], ["algorithm.beta=0"]),
         (["algorithm=exp_dpo_online", "algorithm.preference=ipo", "algorithm.label_smoothing=0.1"], ["IPO"]),
         (["algorithm=nurl", "hints.keep=8"], ["hints.keep=8"]),
@@ -117,7 +128,7 @@ def test_help_and_config_errors_load_nothing_heavy():
 def test_identity_changes_with_what_changes_the_result_only(math_file):
     base = config.identity(compose_config())
     same = ["trainer.checkpoint_every=7", "trainer.stop_after=3", "trainer.micro_batch_size=1", "verifier.workers=1",
-            "output_dir=elsewhere", "logger=wandb", "fresh=true", "trainer.threads=1"]  # fmt: skip
+            "output_dir=elsewhere", "logger=wandb", "fresh=true", "trainer.threads=1", "name=other", "prompts.judge=x"]  # fmt: skip
     other = ["seed=1", "positives.weight=0.1", "trainer.max_steps=7", "dataset.limit=9", "rollout.temperature=0.9"]
     assert {config.identity(compose_config(o)) for o in same} == {base}
     assert len({base, *(config.identity(compose_config(o)) for o in other)}) == len(other) + 1
@@ -153,3 +164,18 @@ def test_help_of_a_command_lists_options_and_no_schema(monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "exp_grpo, exp_grpo_member" in printed
     assert "schema" not in printed
+
+
+def test_pairs_are_shared_by_what_does_not_change_them_only():
+    base = config.pairs_identity(compose_config("algorithm=exp_dpo_offline"))
+    same = [
+        "algorithm.beta=0.5",
+        "optimizer.learning_rate=1e-5",
+        "positives.weight=1",
+        "k=[1]",
+        "algorithm.rejected=wrong",
+    ]
+    other = ["seed=1", "rollout.temperature=0.9", "algorithm.group_size=2", "trainer.max_steps=7", "trainer.precision=bf16-mixed",
+             "positives.explainer=current", "algorithm.pairs_every=3"]  # fmt: skip
+    assert {config.pairs_identity(compose_config("algorithm=exp_dpo_offline", o)) for o in same} == {base}
+    assert base not in {config.pairs_identity(compose_config("algorithm=exp_dpo_offline", o)) for o in other}

@@ -29,9 +29,9 @@ PROBLEMS = [Problem(name, "q", "1") for name in "abc"]
 
 def experience(chosen=CHOSEN) -> Experience:
     completions = [Completion(PROMPTS[i // 2], ids, [-1.5] * len(ids), False) for i, ids in enumerate(ROLLOUTS)]
-    positives = [Candidate(p, ids, "c", None, -0.5, None, 2.0) for p, ids in chosen.items()]
+    positives = [Candidate(p, ids, "c", asked=(1, 2), answer_lift=2.0) for p, ids in chosen.items()]
     correct = torch.tensor([float(v is Verdict.CORRECT) for v in VERDICTS]).view(3, 2)
-    rejected = Candidate(2, [60], "bad", "wrong", -0.1)
+    rejected = Candidate(2, [60], "bad", "wrong")
     return Experience(
         PROBLEMS, PROMPTS, 4, completions=completions, texts=["t"] * 6, verdicts=VERDICTS, correct=correct,
         rewards=correct, candidates=[*positives, rejected], positives=positives,
@@ -103,12 +103,15 @@ def test_a_problem_without_a_positive_gives_no_pair_and_none_gives_no_step(model
 def test_pairs_come_back_from_their_file_as_they_were(tmp_path, models):
     store, e = PairStore(tmp_path / "initial", tmp_path / "own"), experience()
     dpo = module(*models)
+    e.generated_tokens, e.timer.seconds["rollout"] = 17, 2.5
     store.save(0, e, [dpo.pair(e, i) for i in range(3)])
     back = store.load(0, PROBLEMS)
     e.step = 0
     for name in ("problems", "prompts", "completions", "texts", "verdicts", "candidates", "positives"):
         assert getattr(back, name) == getattr(e, name), name
     torch.testing.assert_close(back.correct, e.correct)
+    assert (back.generated_tokens, back.timer.seconds["rollout"]) == (17, 2.5)  # their cost is whoever's uses them
+    assert PairStore(tmp_path / "initial", tmp_path / "own", fresh=True).load(0, PROBLEMS) is None
     assert store.load(20, PROBLEMS) is None
     with pytest.raises(UserError, match="other problems"):
         store.load(0, PROBLEMS[:2])
@@ -123,3 +126,10 @@ def test_a_file_without_its_digest_was_not_finished_and_is_made_again(tmp_path, 
     store.save(0, e, [None] * 3)
     store.path(0).with_suffix(".sha256").unlink()
     assert store.load(0, PROBLEMS) is None
+
+
+def test_a_problem_that_a_step_meets_twice_has_its_pair_twice():
+    twice = experience().select([1, 0, 1])
+    assert [c.problem for c in twice.positives] == [0, 1, 2]
+    assert [c.ids for c in twice.positives] == [CHOSEN[1], CHOSEN[0], CHOSEN[1]]
+    assert twice.prompts == [PROMPTS[1], PROMPTS[0], PROMPTS[1]]

@@ -29,7 +29,7 @@ POSITIVES = {1: [50, 51, 52], 2: [53, 54]}
 
 def experience() -> Experience:
     completions = [Completion(PROMPTS[i // 2], ids, [-1.0] * len(ids), False) for i, ids in enumerate(ROLLOUTS)]
-    positives = [Candidate(p, ids, "", None, -0.5) for p, ids in POSITIVES.items()]
+    positives = [Candidate(p, ids, "") for p, ids in POSITIVES.items()]
     rewards = torch.tensor(REWARDS)
     return Experience(
         [Problem(str(i), "", "") for i in range(3)], PROMPTS, completions=completions, texts=[""] * 6,
@@ -175,7 +175,19 @@ def test_the_sampler_correction_weighs_tokens(models):
 
 def test_an_overlong_rollout_is_worth_less(models):
     grpo = module(*models, advantage=Advantage.mean, overlong_share=0.75)
-    rows = grpo.rows(experience(), members=False)
+    rows = grpo.rows(experience())
     # 8 tokens are allowed: lengths 2, 4 cost 0, 1/3 in the first group; 1, 3 cost 0, 1/6; 2, 3 cost 0, 1/6.
     rewards = torch.tensor([[1.0, -1 / 3], [0.0, -1 / 6], [0.0, 1 - 1 / 6]])
     torch.testing.assert_close(rows.advantages.view(3, 2), rewards - rewards.mean(dim=1, keepdim=True))
+
+
+def test_dynamic_sampling_counts_a_group_that_a_positive_has_joined(models):
+    """The middle group is all wrong: without its positive it is dropped, with it it is what the positive is there for."""
+    member = SelfExplanation(BETA, use=Use.group_member)
+    for source, groups in ((None, 2), (member, 3)):
+        grpo = module(*models, source=source, refills=1)
+        rows = grpo.rows(experience())
+        assert len(rows.advantages) == 2 * groups + (2 if source else 0)
+    all_right = experience()
+    all_right.rewards = all_right.correct = torch.ones(3, 2)
+    assert len(module(*models, source=member, refills=1).rows(all_right).advantages) == 0

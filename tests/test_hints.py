@@ -65,3 +65,16 @@ def test_gives_away():
     assert gives_away("It is 12.", Problem("a", "How many?", "12"))
     assert not gives_away("Add them.", Problem("a", "How many?", "12"))
     assert not gives_away("Add 12.", Problem("a", "What is 12 + 0?", "12"))
+    assert gives_away("The answer is 2.", Problem("a", "In 2024, how many?", "2"))
+    assert not gives_away("Use the 12th root.", Problem("a", "How many?", "2"))
+
+
+def test_the_share_shown_and_the_hint_draw_from_different_noise(tools):
+    from expo.randomness import uniforms
+
+    e = experience(tools.tokenizer, [[0.0, 0.0]] * 40)
+    hint = SelfHint(share_low=0.0, share_high=1.0)
+    ids = list(range(10, 50))
+    noise = [row[0] for row in uniforms([r.key for r in hint.requests(e, range(40), tools)], 1)]
+    shown = [len(hint.beginning(ids, e, i, tools)) / 40 for i in range(40)]
+    assert abs(torch.corrcoef(torch.tensor([noise, shown]))[0, 1]) < 0.5

@@ -66,7 +66,7 @@ def test_only_what_the_current_policy_always_explains_joins_the_rollouts():
 
 
 def candidate(problem, ids, logp=None, lift=None, text=""):
-    return Candidate(problem, ids, text, None, None, logp, lift)
+    return Candidate(problem, ids, text, logp_given_q=logp, answer_lift=lift)
 
 
 TWO = [Problem("a", "(1) 1 + 1 | 3", "( 3 )", subject="ladder"), Problem("b", "q", "2")]
@@ -164,6 +164,9 @@ def test_which_answer_is_shown():
     assert shown(source()) == ["1+1=2", "1+2=3"]
     assert shown(source(shown_answer=ShownAnswer.wrong)) == ["1+1=9", "1+2=7"]
     assert shown(source(shown_answer=ShownAnswer.shuffled)) == ["1+1=3", "1+2=2"]
+    same = [Problem("a", "1+1", "2"), Problem("b", "3-1", "2")]
+    equal = experience(MIXED.texts, MIXED.verdicts, same)
+    assert shown(source(shown_answer=ShownAnswer.shuffled), equal) == []  # never the true answer
     none_wrong = experience(["is 2"] * 4, [CORRECT] * 4)
     assert shown(source(shown_answer=ShownAnswer.wrong), none_wrong) == []
 
@@ -189,6 +192,9 @@ def test_star_takes_own_right_samples_and_explains_the_rest():
     assert [(c.problem, c.text, c.rejected) for c in found] == [(0, "is 2", None), (1, "so 3", None)]
     assert found[0].ids == MIXED.completions[0].ids
     assert [c.text for c in star.choose(found, MIXED.problems)] == ["is 2", "so 3"]
+    cut_off = experience(MIXED.texts, MIXED.verdicts)
+    cut_off.completions[0] = completion("is 2", truncated=True)
+    assert star.candidates(cut_off, [0, 1], [completion("so 3")], TOOLS)[0].rejected == "truncated"
 
 
 def test_a_paraphrase_shows_the_solution_and_has_to_match_in_length():
@@ -245,6 +251,17 @@ def test_cached_explanations_leave_by_age_and_by_likelihood():
     assert [c.ids for c in cache.find(TWO, prompts, 4, scorer)] == [[2]]
     scorer.logps[(1,)] = -0.5
     assert [c.ids for c in cache.find(TWO, prompts, 4, scorer)] == [[2]]  # what has fallen once is gone
+
+
+def test_the_cache_keeps_all_of_a_problems_explanations_without_what_was_measured():
+    scorer = FakeScorer()
+    scorer.logps = {(1,): -0.5, (2,): -0.5}
+    cache = ExplanationCache(steps=10, max_drop=0.3)
+    cache.keep([candidate(0, [1], -0.5, 3.0), candidate(0, [2], -0.5, 2.0)], TWO, [(0,), (0,)], 3, scorer)
+    found = cache.find(TWO, [(0,), (0,)], 4, scorer)
+    assert [(c.ids, c.answer_lift, c.logp_given_q) for c in found] == [([1], None, None), ([2], None, None)]
+    scorer.logps[(1,)] = -1.5
+    assert [c.ids for c in cache.find(TWO, [(0,), (0,)], 5, scorer)] == [[2]]
 
 
 def test_a_cache_of_zero_steps_keeps_nothing():

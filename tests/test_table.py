@@ -1,6 +1,11 @@
 """expo table on a small plan: what is made, what is not made again, and what a failed run leaves."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -67,7 +72,8 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(small, tmp_path, capsys)
     assert table.main(["small", f"output_dir={tmp_path / 'out'}", "seeds=1"]) == 1
     said = capsys.readouterr()
     assert "grpo seed 0: not started" in said.err
-    record = json.loads((small / "results" / "cpu" / "table.json").read_text())
+    assert not (small / "results").exists()  # fewer seeds than the plan's: not the plan's own table
+    record = json.loads((tmp_path / "out" / "sweeps" / "small-cpu" / "table.json").read_text())
     assert [record["arms"][key]["runs"] for key in ("grpo", "exp")] == [0, 1]
 
 
@@ -77,6 +83,9 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(small, tmp_path, capsys)
         (PLAN.replace("title", "tittle"), "tittle"),
         (PLAN.replace("against: grpo", "against: gpro"), "against=gpro"),
         (PLAN.replace("algorithm=exp_grpo", "algorithm.group_size=1"), "algorithm.group_size=1"),
+        (PLAN.replace("pass@1, ", "pass@8, "), "pass@8"),
+        (PLAN.replace("pass@1, ", "pass@1/level3, "), "level3"),
+        (PLAN.replace("pass@1, ", "accuracy, "), "accuracy"),
     ],
 )
 def test_mistakes_in_a_plan_are_one_line(small, text, said):
@@ -86,7 +95,12 @@ def test_mistakes_in_a_plan_are_one_line(small, text, said):
 
 
 def test_mistakes_on_the_command_line_are_one_line(small):
-    for arguments, said in ((["nope"], "small"), (["small", "scale=big"], "cpu"), (["small", "seeds=x"], "seeds=x")):
+    for arguments, said in (
+        (["nope"], "small"),
+        (["small", "scale=big"], "cpu"),
+        (["small", "seeds=x"], "seeds=x"),
+        (["small", "dry_run=1"], "dry_run=1"),
+    ):
         with pytest.raises(UserError, match=said):
             table.main(arguments)
 
@@ -94,10 +108,7 @@ def test_mistakes_on_the_command_line_are_one_line(small):
 @pytest.mark.parametrize("name", sorted(p.parent.name for p in plans.EXPERIMENTS.glob("*/plan.yaml")))
 def test_every_plan_of_the_repository_composes_at_every_scale(name, tmp_path, monkeypatch):
     plan = plans.load_plan(name)
-    monkeypatch.chdir(tmp_path)
-    for folder in plan.prepare:
-        (tmp_path / folder).mkdir(parents=True)
-        (tmp_path / folder / "config.json").touch()
+    monkeypatch.chdir(tmp_path)  # where nothing that `prepare` makes is there yet
     for scale in plan.scales:
         runs = plans.plan_runs(plan, scale, None, [])
         assert len({run.dir for run in runs}) == len(runs) == len(plan.arms) * len(plan.scales[scale].seeds)
@@ -117,8 +128,35 @@ def test_values_by_hand(tmp_path):
     pa.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "completions" / "eval-step000001.parquet")
     np.testing.assert_allclose(problem_values([tmp_path], "pass@1"), [[0.5, 0.0]])
     np.testing.assert_allclose(problem_values([tmp_path, tmp_path], "pass@2/level5"), [[0.0], [0.0]])
+    other = tmp_path / "other"
+    (other / "completions").mkdir(parents=True)
+    pa.parquet.write_table(pa.Table.from_pylist(rows[2:]), other / "completions" / "eval-step000001.parquet")
+    with pytest.raises(UserError, match="other problems"):
+        problem_values([tmp_path, other], "pass@1")
     assert statistic(np.array([[1.0, 0.0], [1.0, 1.0]]))["seeds"] == [0.5, 1.0]
 
 
 def test_the_command_is_known():
     assert "table" in cli.PROGRAMS
+
+
+def test_ctrl_c_stops_the_runs_of_a_table_with_checkpoints(small, tmp_path):
+    """The signal reaches the whole process group, as from a terminal; the same command goes on afterwards."""
+    (small / "plan.yaml").write_text(
+        PLAN.replace("debug=tiny,", "debug=tiny, trainer.max_steps=5000, evaluation.every=0,")
+    )
+    script = (
+        "import sys, pathlib; from expo.experiments import plan, table\n"
+        f"plan.EXPERIMENTS = table.EXPERIMENTS = pathlib.Path({str(tmp_path / 'experiments')!r})\n"
+        "sys.exit(table.main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", script, "small", f"output_dir={tmp_path / 'out'}"]
+    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while len(list(tmp_path.glob("out/ladder_level5/*/checkpoints/*.ckpt"))) < 2:
+        assert process.poll() is None
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=60) == 143
+    summaries = [json.loads(path.read_text()) for path in tmp_path.glob("out/ladder_level5/*/summary.json")]
+    assert [s["status"] for s in summaries] == ["stopped", "stopped"]
+    assert all(s.get("step") for s in summaries)  # written at a clean end only

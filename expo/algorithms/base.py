@@ -16,6 +16,7 @@ from expo.metrics import step_metrics
 from expo.policy import TokenBatch, as_initial, micro_batches, score, token_batch
 from expo.randomness import DROPOUT, Key
 from expo.schema import OnBad
+from expo.schema_learning import Use
 
 # Sums over the micro-batches and updates of one step, from which its metrics are made.
 Sums = defaultdict[str, float]
@@ -57,7 +58,8 @@ class Algorithm(LightningModule):
             sums = self.update(experience, beta)
         with experience.timer("sync"):
             self.collector.engine.sync()
-        self.last_experience, self.last_metrics = experience, step_metrics(experience, sums, beta)
+        weight = beta if self.collector.source.use is Use.auxiliary else None  # a group member has an advantage instead
+        self.last_experience, self.last_metrics = experience, step_metrics(experience, sums, weight)
 
     def before(self, step: int) -> None:
         """What changes between steps: here, the snapshot that explains becomes the current policy every so often."""
@@ -88,9 +90,7 @@ class Algorithm(LightningModule):
             self.manual_backward(beta * loss)
             sums["loss/sft"] += loss.item()
             sums["loss/total"] += beta * loss.item()
-            sums["positives"] += len(rows)
             sums["trained"] += part.mask.sum().item()
-            sums["positive_logp"] += (logp.sum(dim=1) / part.mask.sum(dim=1)).sum().item()
 
     def tokens(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> TokenBatch:
         """Rows on the module's device, from token ids."""

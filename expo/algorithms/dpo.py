@@ -39,10 +39,11 @@ class DPO(Algorithm):
         if self.round is None or self.round[0] != start:
             steps = range(start, min(start + self.every, self.conf.max_steps))
             problems = list({p.id: p for s in steps for p in self.sampler.batch(s)}.values())
-            whole = self.pairs.load(start, problems)
-            if whole is None:
-                whole = self.collector.collect(start, problems, self.group_size)
-                self.pairs.save(start, whole, [self.pair(whole, i) for i in range(len(problems))])
+            with self.pairs.lock(start):
+                whole = self.pairs.load(start, problems)
+                if whole is None:
+                    whole = self.collector.collect(start, problems, self.group_size)
+                    self.pairs.save(start, whole, [self.pair(whole, i) for i in range(len(problems))])
             self.round = start, whole
         whole = self.round[1]
         place = {p.id: i for i, p in enumerate(whole.problems)}

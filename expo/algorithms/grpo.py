@@ -6,6 +6,7 @@ over the tokens of rollouts (weights w) and of positives (w⁺), see `expo.losse
 choices of advantage, ratio, clip, weights and of what positives are used as.
 """
 
+from collections.abc import Container
 from dataclasses import dataclass
 
 import torch
@@ -48,16 +49,16 @@ class GRPO(Algorithm):
     def collect(self, step: int) -> Experience:
         experience = super().collect(step)
         for number in range(1, self.refills + 1):
-            if experience.informative.sum() >= self.conf.problems_per_step:
+            joined = {c.problem for c in experience.positives if self.members}
+            if len(self.informative(experience, joined)) >= self.conf.problems_per_step:
                 break
             problems, first = self.sampler.refill(step, number), len(experience.problems)
             experience = experience.join(self.collector.collect(step, problems, self.group_size, first))
         return experience
 
     def update(self, experience: Experience, beta: float) -> Sums:
-        members = self.collector.source.use is Use.group_member
-        rows = self.rows(experience, members)
-        positives = experience.positives if beta > 0 and not members else []
+        rows = self.rows(experience)
+        positives = experience.positives if beta > 0 and not self.members else []
         # A group of equal rewards has no policy gradient: without a KL term its rows cost no pass at all.
         active = (torch.ones_like(rows.advantages) if self.kl_coef else rows.advantages).nonzero().squeeze(1)
         sums = Sums(float, updates=self.updates_per_rollout)
@@ -68,13 +69,24 @@ class GRPO(Algorithm):
                 self.take_step(sums)
         return sums
 
-    def rows(self, e: Experience, members: bool) -> Rows:
+    @property
+    def members(self) -> bool:
+        """Whether positives join the groups."""
+        return self.collector.source.use is Use.group_member
+
+    def informative(self, e: Experience, joined: Container[int]) -> Tensor:
+        """Indices of the groups with both right and wrong members; a positive that has joined is right."""
+        lowest, highest = e.rewards.amin(dim=1), e.rewards.amax(dim=1)
+        helped = torch.tensor([i in joined for i in range(len(e.problems))])
+        return ((highest > lowest) | (helped & (lowest < 1))).nonzero().squeeze(1)
+
+    def rows(self, e: Experience) -> Rows:
         """What the policy-gradient stream trains on, with advantages."""
         source, sampling = self.collector.source, self.collector.tools.sampling
+        joined = {c.problem: c for c in reversed(e.positives) if self.members}  # the first positive of each problem
         groups = torch.arange(len(e.problems))
         if self.refills:
-            groups = e.informative.nonzero().squeeze(1)[: self.conf.problems_per_step]
-        joined = {c.problem: c for c in reversed(e.positives) if members}  # the first positive of each problem
+            groups = self.informative(e, joined)[: self.conf.problems_per_step]
         there = torch.tensor([float(i in joined) for i in groups.tolist()]).unsqueeze(1)  # [P, 1]
         chosen = [e.completions[i * e.group_size + g] for i in groups.tolist() for g in range(e.group_size)]
         added = [joined[i] for i in groups.tolist() if i in joined]

@@ -71,10 +71,11 @@ def diagnose(cfg: Config) -> int:
         tools = Tools(prompts, tokenizer, verifier, sampling, cfg.seed)
         rows = sample(problems, make_engine(cfg, model, tokenizer), tools, conf.samples)
     measure(rows, problems, Scorer(model, tokenizer, prompts, cfg.trainer.micro_batch_size))
-    check_steps(rows, problems, conf, tools)
     run.begin()
-    run.metrics = summarize(rows)
+    pa.parquet.write_table(pa.Table.from_pylist(rows), run.dir / "samples.parquet")  # before a judge can fail
+    check_steps(rows, problems, conf, tools)
     pa.parquet.write_table(pa.Table.from_pylist(rows), run.dir / "samples.parquet")
+    run.metrics = summarize(rows)
     save_figure(rows, run.dir / "properties.png")
     run.finish("done", problems=len(problems), samples=conf.samples)
     show(cfg, rows, len(problems))
@@ -174,15 +175,29 @@ def check_steps(rows: Rows, problems: list[Problem], conf: DiagnoseConf, tools: 
         row["right_steps"] = share
 
 
-def cell(rows: Rows, kind: str, level: int | None, column: str) -> tuple[float, float, float] | None:
-    """Mean and 95 % interval over problems; None where nothing was measured. `level` None: all levels."""
+def by_problem(rows: Rows, kind: str, level: int | None, column: str) -> dict[int, float]:
+    """The mean of each problem that has such samples. `level` None: all levels."""
     values = defaultdict(list)
     for row in rows:
         if row["kind"] == kind and level in (None, row["level"]) and row[column] is not None:
             values[row["problem"]].append(row[column])
+    return {problem: float(np.mean(v)) for problem, v in values.items()}
+
+
+def cell(
+    rows: Rows, kind: str, level: int | None, column: str, less: str | None = None
+) -> tuple[float, float, float] | None:
+    """Mean and 95 % interval over problems, of a kind or of its difference to the kind `less` on the problems that both have.
+
+    None where nothing was measured.
+    """
+    values = by_problem(rows, kind, level, column)
+    if less is not None:
+        other = by_problem(rows, less, level, column)
+        values = {problem: value - other[problem] for problem, value in values.items() if problem in other}
     if not values:
         return None
-    means = np.array([np.mean(v) for v in values.values()])
+    means = np.array(list(values.values()))
     return float(means.mean()), *interval(means)
 
 
@@ -191,14 +206,19 @@ def levels_of(rows: Rows) -> list[int]:
 
 
 def summarize(rows: Rows) -> dict[str, float]:
-    """`<kind>/<column>` and `<kind>/<column>/level<n>`, each also with `_lo` and `_hi`."""
+    """`<kind>/<column>` and `<kind>/<column>/level<n>`, each also with `_lo` and `_hi`.
+
+    `self_explanation-<kind>/…` is the difference on the problems that both have: the wrong-answer control, say, exists
+    only where an own sample was wrong.
+    """
+    others = [(f"self_explanation-{kind}", "self_explanation", kind) for kind in KINDS if kind != "self_explanation"]
     metrics: dict[str, float] = {}
-    for kind in KINDS:
+    for label, kind, less in [*((kind, kind, None) for kind in KINDS), *others]:
         for column in COLUMNS:
             for level in (None, *levels_of(rows)):
-                found = cell(rows, kind, level, column)
+                found = cell(rows, kind, level, column, less)
                 if found is not None:
-                    name = f"{kind}/{column}" + (f"/level{level}" if level is not None else "")
+                    name = f"{label}/{column}" + (f"/level{level}" if level is not None else "")
                     metrics |= dict(zip((name, f"{name}_lo", f"{name}_hi"), found, strict=True))
     return metrics
 
@@ -214,11 +234,12 @@ def show(cfg: Config, rows: Rows, problems: int) -> None:
     for level in (levels if len(levels) > 1 else []) + [None]:
         table = Table(title="all" if level is None else f"level {level}", title_justify="left")
         table.add_column("", no_wrap=True)
-        for heading in COLUMNS.values():
+        for heading in ("problems", *COLUMNS.values()):
             table.add_column(heading)
         for kind, name in KINDS.items():
             cells = [cell(rows, kind, level, column) for column in COLUMNS]
-            table.add_row(name, *("–" if c is None else f"{c[0]:.3g} [{c[1]:.3g}, {c[2]:.3g}]" for c in cells))
+            shown = ("–" if c is None else f"{c[0]:.3g} [{c[1]:.3g}, {c[2]:.3g}]" for c in cells)
+            table.add_row(name, str(len(by_problem(rows, kind, level, "nll"))), *shown)
         console.print(table)
 
 

@@ -1,15 +1,19 @@
 """An LLM judge of single steps, behind any OpenAI-compatible endpoint (the paper's Figure 2 used one)."""
 
 import json
+import logging
 import os
 import re
 from collections.abc import Sequence
+from http.client import HTTPException
 from urllib.request import Request, urlopen
 
 from expo.config import UserError
 from expo.data.problem import Problem
 from expo.prompts import Prompts
 from expo.schema import JudgeConf
+
+log = logging.getLogger(__name__)
 
 TIMEOUT_S = 120  # for one reply
 
@@ -19,30 +23,38 @@ def judge_steps(
 ) -> list[float | None]:
     """The share of right steps in each completion, None where the judge's reply has no such numbers.
 
-    Raises UserError where the endpoint cannot be reached or refuses.
+    Raises UserError where the endpoint refuses the first of them; a later failure costs that one answer only.
     """
     shares: list[float | None] = []
     for problem, completion in zip(problems, completions, strict=True):
-        message = {"role": "user", "content": prompts.judge_text(problem, completion)}
-        body = {"model": conf.model, "messages": [message], "temperature": 0.0, "max_tokens": 2048}
-        request = Request(
-            f"{str(conf.base_url).rstrip('/')}/chat/completions",
-            json.dumps(body).encode(),
-            {
-                "Content-Type": "application/json",
-                "Authorization": f"Bearer {os.environ.get(conf.key_variable, 'none')}",
-            },
-        )
         try:
-            with urlopen(request, timeout=TIMEOUT_S) as reply:
-                text = json.load(reply)["choices"][0]["message"]["content"]
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(
-                f"diagnose.judge.base_url={conf.base_url}: the judge does not answer ({error}); check the address, "
-                f"diagnose.judge.model={conf.model} and the key in {conf.key_variable}"
-            ) from error
-        shares.append(parse_share(text or ""))
+            shares.append(parse_share(_ask(conf, prompts.judge_text(problem, completion))))
+        except (OSError, HTTPException, ValueError, KeyError, IndexError, TypeError) as error:
+            if not shares:
+                raise UserError(
+                    f"diagnose.judge.base_url={conf.base_url}: the judge does not answer ({error}); check the address, "
+                    f"diagnose.judge.model={conf.model} and the key in {conf.key_variable}"
+                ) from error
+            log.warning("the judge gave no answer (%s); the completion counts as not judged", error)
+            shares.append(None)
     return shares
+
+
+def _ask(conf: JudgeConf, text: str) -> str:
+    body = {
+        "model": conf.model,
+        "messages": [{"role": "user", "content": text}],
+        "temperature": 0.0,
+        "max_tokens": 2048,
+    }
+    key = os.environ.get(conf.key_variable, "none")
+    request = Request(
+        f"{str(conf.base_url).rstrip('/')}/chat/completions",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json", "Authorization": f"Bearer {key}"},
+    )
+    with urlopen(request, timeout=TIMEOUT_S) as reply:
+        return json.load(reply)["choices"][0]["message"]["content"] or ""
 
 
 def parse_share(reply: str) -> float | None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet
 
+from expo.config import UserError
 from expo.evaluation.pass_at_k import interval, pass_at_k
 from expo.experiments.plan import Plan, PlannedRun
 
@@ -28,9 +29,12 @@ def read_lines(directory: Path) -> list[dict[str, Any]]:
 
 def read_curve(directory: Path, metric: str = "pass@4") -> Curve:
     """(step, mean reward) of training and (step, metric) of evaluations."""
-    lines = read_lines(directory)
-    rewards = [(line["step"], line["reward/mean"]) for line in lines if line.get("reward/mean") is not None]
-    return rewards, [(line["step"], line[metric]) for line in lines if metric in line]
+    return read_points(directory, "reward/mean"), read_points(directory, metric)
+
+
+def read_points(directory: Path, name: str) -> list[tuple[int, float]]:
+    """(step, value) of one scalar, where it is defined."""
+    return [(line["step"], line[name]) for line in read_lines(directory) if line.get(name) is not None]
 
 
 def final_rows(directory: Path) -> list[dict[str, Any]]:
@@ -41,14 +45,19 @@ def final_rows(directory: Path) -> list[dict[str, Any]]:
 def problem_values(directories: Sequence[Path], metric: str) -> np.ndarray:
     """pass@k of each problem, from the completions themselves: `[S, P]`, a row per run.
 
-    Args: metric, `pass@K` or `pass@K/levelN`.
+    Args: metric, `pass@K` or `pass@K/levelN`. Raises UserError where the runs were evaluated on different problems.
     """
     name, _, level = metric.partition("/level")
-    k, values = int(name.removeprefix("pass@")), []
+    k, values, met = int(name.removeprefix("pass@")), [], set()
     for directory in directories:
         rows = [row for row in final_rows(directory) if not level or row["level"] == int(level)]
-        problems = len({row["problem"] for row in rows})
-        right = np.array([row["verdict"] == "correct" for row in rows]).reshape(problems, -1)
+        problems = list(dict.fromkeys(row["problem"] for row in rows))
+        met.add(tuple(problems))
+        if len(met) > 1:
+            raise UserError(
+                f"{directory}: evaluated on other problems than {directories[0]}; their rows cannot be compared"
+            )
+        right = np.array([row["verdict"] == "correct" for row in rows]).reshape(len(problems), -1)
         values.append(pass_at_k(right.shape[1], right.sum(axis=1).tolist(), k))
     return np.stack(values)
 
@@ -86,12 +95,9 @@ def aggregate(plan: Plan, runs: Sequence[PlannedRun]) -> dict[str, Any]:
             shared = sorted(own.keys() & base.keys())
             if shared:
                 arms[key]["against"] = arm.against
-                arms[key]["difference"] = {
-                    c: statistic(
-                        problem_values([own[s] for s in shared], c) - problem_values([base[s] for s in shared], c)
-                    )
-                    for c in plan.columns
-                }
+                pairs = [own[s] for s in shared] + [base[s] for s in shared]
+                both = {c: problem_values(pairs, c) for c in plan.columns}
+                arms[key]["difference"] = {c: statistic(v[: len(shared)] - v[len(shared) :]) for c, v in both.items()}
     return arms
 
 

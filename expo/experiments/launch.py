@@ -32,9 +32,7 @@ def launch(jobs: list[list[str]], logs: Path, hydra_overrides: list[str]) -> Non
         with (logs / f"{hydra.job.num}.log").open("w") as log:
             command = [sys.executable, "-m", "expo", "train", *hydra.overrides.task]
             environment = cli.run_environment(hydra.launcher.get("n_jobs", 1))
-            return subprocess.run(
-                command, env=environment, check=False, stdout=log, stderr=subprocess.STDOUT
-            ).returncode
+            return cli.run_apart(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
     with initialize_config_dir(str(cli.conf_dir()), version_base="1.3"):
         hydra = GlobalHydra.instance().hydra

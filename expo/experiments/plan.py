@@ -1,6 +1,7 @@
 """What a table is made of: `experiments/<name>/plan.yaml`, and the runs that follow from it."""
 
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,8 @@ class Plan:
     scalars: dict[str, str] = field(default_factory=dict)
     # expo commands, by the model folder that each makes, run first where the folder is not there.
     prepare: dict[str, list[str]] = field(default_factory=dict)
+    # A scalar of metrics.jsonl to show beside the curves of the last column, such as a loss.
+    beside: str | None = None
     # Arms in the curves; []: all.
     curves: list[str] = field(default_factory=list)
     # The paper's numbers (paper.yaml) by arm and by the paper's own column, null where they are not known.
@@ -103,6 +106,26 @@ def plan_runs(plan: Plan, scale_name: str, seeds: list[int] | None, overrides: l
             for key, arm in plan.arms.items():
                 own = [*scale.overrides, *arm.overrides, *scale.arms.get(key, []), *overrides, f"seed={seed}"]
                 cfg = config.typed(compose("config", own))
-                check(cfg)
+                made = cfg.model.path.removeprefix("./") in plan.prepare
+                check(replace(cfg, model=replace(cfg.model, path="ladder")) if made else cfg)
+                for column in plan.columns:
+                    _check_column(column, cfg)
                 runs.append(PlannedRun(key, seed, own, cfg))
     return runs
+
+
+def _check_column(column: str, cfg: Config) -> None:
+    """Whether the final evaluation can give `pass@K` or `pass@K/levelN`. Raises UserError."""
+    found = re.fullmatch(r"pass@(\d+)(?:/level(\d+))?", column)
+    if found is None:
+        raise UserError(f"columns={column}: not a column; use pass@K or pass@K/levelN")
+    samples = cfg.evaluation.samples or max(cfg.k)
+    if int(found[1]) > samples:
+        raise UserError(
+            f"columns={column}: only {samples} samples per problem; set evaluation.samples={found[1]} or more"
+        )
+    levels = cfg.dataset.eval_levels or cfg.dataset.levels or cfg.dataset.known_levels
+    if found[2] and levels and int(found[2]) not in levels:
+        raise UserError(
+            f"columns={column}: {cfg.dataset.name} is evaluated on levels {levels}; set dataset.eval_levels"
+        )

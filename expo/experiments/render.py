@@ -6,12 +6,13 @@ from typing import Any
 
 import matplotlib
 
-from expo.experiments.aggregate import Curve
 from expo.experiments.plan import Plan
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+# (step, value) of one run
+Points = Sequence[tuple[int, float]]
 FEW = 3  # a cell made of fewer runs says so
 
 
@@ -61,27 +62,33 @@ def _paper(plan: Plan, arm: str, column: str) -> str:
     return "not known" if number is None else f"{number:g}"
 
 
-def save_figure(plan: Plan, curves: Mapping[str, Sequence[Curve]], path: Path) -> None:
-    """The last column's metric on held-out problems against the step; the band spans the seeds."""
-    figure, axis = plt.subplots(figsize=(8, 4.2), layout="constrained")
+def save_figure(plan: Plan, panels: Mapping[str, Mapping[str, Sequence[Points]]], path: Path) -> None:
+    """One panel per scalar, each arm's mean over its runs against the step; the band spans the seeds."""
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(4.5 + 4 * len(panels), 4.2), layout="constrained", squeeze=False
+    )
     colours = plt.get_cmap("tab20").colors  # type: ignore[attr-defined]
-    for i, (arm, runs) in enumerate(curves.items()):
-        points = [run[1] for run in runs if run[1]]
-        if not points:
-            continue
-        shared = min(map(len, points))
-        steps = [step for step, _ in points[0][:shared]]
-        columns = [[run[j][1] for run in points] for j in range(shared)]
-        colour = colours[i % len(colours)]
-        axis.plot(steps, [sum(c) / len(c) for c in columns], color=colour, label=plan.arms[arm].label, linewidth=1.8)
-        axis.fill_between(
-            steps, [min(c) for c in columns], [max(c) for c in columns], color=colour, alpha=0.12, linewidth=0
-        )
-    axis.set(xlabel="step", ylabel=plan.columns[-1], ylim=(-0.02, 1.02))
-    axis.set_title(plan.title, fontsize=10)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.grid(alpha=0.25)
-    axis.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    for axis, (name, arms) in zip(axes[0], panels.items(), strict=True):
+        for i, (arm, runs) in enumerate(arms.items()):
+            points = [run for run in runs if run]
+            if not points:
+                continue
+            shared = min(map(len, points))
+            steps = [step for step, _ in points[0][:shared]]
+            columns = [[run[j][1] for run in points] for j in range(shared)]
+            colour = colours[i % len(colours)]
+            axis.plot(
+                steps, [sum(c) / len(c) for c in columns], color=colour, label=plan.arms[arm].label, linewidth=1.8
+            )
+            low, high = [min(c) for c in columns], [max(c) for c in columns]
+            axis.fill_between(steps, low, high, color=colour, alpha=0.12, linewidth=0)
+        axis.set(xlabel="step", ylabel=name)
+        if name.startswith("pass@"):
+            axis.set_ylim(-0.02, 1.02)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.25)
+    figure.suptitle(plan.title, fontsize=10)
+    axes[0][-1].legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     for suffix in (".png", ".svg"):
         figure.savefig(path.with_suffix(suffix), dpi=130)
     plt.close(figure)

@@ -13,11 +13,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from expo.config import UserError
-from expo.experiments.aggregate import aggregate, read_curve, read_summary
+from expo.experiments.aggregate import aggregate, read_curve, read_points, read_summary
 from expo.experiments.plan import EXPERIMENTS, Plan, PlannedRun, load_plan, plan_runs
 from expo.experiments.render import markdown, save_figure
 from expo.run import device_name
 
+POLL_S = 3
 USAGE = (
     "usage: expo table NAME [scale=cpu] [seeds=N] [jobs=N] [dry_run=true] [output_dir=outputs] [results=FOLDER] "
     "[hydra/launcher=…] [HYDRA OVERRIDES...]; runs that are finished are not made again"
@@ -41,30 +42,33 @@ def main(arguments: list[str]) -> int:
     for key in ("seeds", "jobs"):
         if options[key] and not (options[key].isdigit() and int(options[key]) >= 1):
             raise UserError(f"{key}={options[key]}: not a number of {key}; use {key}=1 or more")
+    if options["dry_run"] not in ("true", "false"):
+        raise UserError(f"dry_run={options['dry_run']}: neither true nor false; use dry_run=true")
     plan = load_plan(name)
     hydra = [o for o in overrides if o.startswith(("hydra.", "hydra/"))]
     ours = [o for o in overrides if o not in hydra]
     seeds = list(range(int(options["seeds"]))) if options["seeds"] else None
-    code = 0 if options["dry_run"] == "true" else prepare(plan)
-    if code:
-        return code
     runs = plan_runs(plan, options["scale"], seeds, ours)
     todo = [run for run in runs if read_summary(run.dir).get("status") != "done"]
     jobs = int(options["jobs"] or plan.scales[options["scale"]].jobs)
     if options["dry_run"] == "true":
         dry_run(plan, runs, todo)
         return 0
-    folder = Path(options["results"] or EXPERIMENTS / name / "results" / options["scale"])
     sweep = Path(runs[0].cfg.output_dir, "sweeps", f"{name}-{options['scale']}")
+    changed = seeds is not None or any(
+        not o.startswith("output_dir=") for o in ours
+    )  # then it is not the plan's own table
+    folder = Path(options["results"] or (sweep if changed else EXPERIMENTS / name / "results" / options["scale"]))
     local = not any(o.startswith("hydra/launcher=") for o in hydra)
-    code = make(todo, sweep, [*([f"hydra.launcher.n_jobs={jobs}"] if local else []), *hydra])
-    if code > 128:
+    code = prepare(plan) or make(todo, sweep, [*([f"hydra.launcher.n_jobs={jobs}"] if local else []), *hydra])
+    if code > 128 or (code and not any(read_summary(run.dir) for run in runs)):
+        print(f"expo: no run was made; see {sweep / 'launch.log'}", file=sys.stderr)
         return code
     failed = [run for run in todo if read_summary(run.dir).get("status") != "done"]
     finish(plan, runs, folder, " ".join(["expo table", *arguments]))
     for run in failed:
         summary = read_summary(run.dir)
-        reason = " ".join(str(summary.get("reason", f"see {sweep / 'logs'}")).split())
+        reason = " ".join(str(summary.get("reason", f"see {sweep / 'logs'} and {sweep / 'launch.log'}")).split())
         print(f"expo: {run.arm} seed {run.seed}: {summary.get('status', 'not started')}: {reason}", file=sys.stderr)
     return 1 if failed else 0
 
@@ -109,17 +113,14 @@ def make(todo: list[PlannedRun], sweep: Path, hydra: list[str]) -> int:
         *columns, TextColumn("{task.fields[state]}"), console=Console(stderr=True), disable=not sys.stderr.isatty()
     )
     with bar, (sweep / "launch.log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-        signal.signal(signal.SIGTERM, lambda number, frame: process.send_signal(number))
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        for number in (signal.SIGTERM, signal.SIGINT):  # its runs stop with checkpoints
+            signal.signal(number, lambda number, frame: process.send_signal(signal.SIGTERM))
         whole = bar.add_task("runs", total=len(todo), state="")
         tasks: dict[PlannedRun, Any] = {}
-        try:
-            while process.poll() is None:
-                follow(bar, whole, tasks, todo)
-                time.sleep(2)
-        except KeyboardInterrupt:
-            process.wait()  # the terminal has sent it the signal too; its runs stop with checkpoints
-            return 130
+        while process.poll() is None:
+            follow(bar, whole, tasks, todo)
+            time.sleep(POLL_S)
     return process.returncode if process.returncode >= 0 else 128 - process.returncode
 
 
@@ -161,10 +162,12 @@ def finish(plan: Plan, runs: list[PlannedRun], folder: Path, command: str) -> No
     (folder / "table.json").write_text(json.dumps(record, indent=1) + "\n")
     text = markdown(plan, record)
     (folder / "table.md").write_text(text)
-    curves = {
-        key: [read_curve(run.dir, plan.columns[-1]) for run in runs if run.arm == key]
-        for key in plan.curves or plan.arms
+    done = [run for run in runs if read_summary(run.dir).get("status") == "done"]
+    shown = [*([plan.beside] if plan.beside else []), plan.columns[-1]]
+    arms = plan.curves or list(plan.arms)
+    panels = {
+        name: {arm: [read_points(run.dir, name) for run in done if run.arm == arm] for arm in arms} for name in shown
     }
-    save_figure(plan, curves, folder / "curves")
+    save_figure(plan, panels, folder / "curves")
     Console().print(text, markup=False)
     Console().print(f"table and curves: {folder}")

@@ -18,24 +18,27 @@ class ExplanationCache:
 
     steps: int
     max_drop: float
-    entries: dict[str, tuple[int, float, Candidate]] = field(default_factory=dict)  # step, log π(c|q) then, explanation
+    # Step and log π(c|q) of the making, and the explanation; several per problem where the selection keeps several.
+    entries: dict[str, list[tuple[int, float, Candidate]]] = field(default_factory=dict)
 
     def find(
         self, problems: Sequence[Problem], prompts: Sequence[Sequence[int]], step: int, scorer: Scorer
     ) -> list[Candidate]:
         """What is still good for these problems; what is too old, or too unlikely by now, is dropped."""
-        self.entries = {key: entry for key, entry in self.entries.items() if step - entry[0] <= self.steps}
-        held = [i for i, p in enumerate(problems) if p.id in self.entries]
+        self.entries = {key: found for key, found in self.entries.items() if step - found[0][0] <= self.steps}
+        held = [(i, entry) for i, p in enumerate(problems) for entry in self.entries.get(p.id, ())]
         if not held:
             return []
-        found = [self.entries[problems[i].id] for i in held]
-        now = scorer.mean_logp([prompts[i] for i in held], [candidate.ids for _, _, candidate in found]).tolist()
+        now = scorer.mean_logp([prompts[i] for i, _ in held], [c.ids for _, (_, _, c) in held]).tolist()
         good = []
-        for i, (_, then, candidate), logp in zip(held, found, now, strict=True):
-            if then - logp > self.max_drop:
-                self.entries.pop(problems[i].id, None)
-            else:
+        for (i, entry), logp in zip(held, now, strict=True):
+            _, then, candidate = entry
+            if then - logp <= self.max_drop:
                 good.append(replace(candidate, problem=i))
+            else:
+                left = [e for e in self.entries.get(problems[i].id, []) if e is not entry]
+                self.entries[problems[i].id] = left
+        self.entries = {key: found for key, found in self.entries.items() if found}
         return good
 
     def keep(
@@ -46,12 +49,15 @@ class ExplanationCache:
         step: int,
         scorer: Scorer,
     ) -> None:
-        """Remember the explanations made at this step."""
+        """Remember the explanations made at this step, without what was measured of them."""
         if not self.steps or not positives:
             return
         logps = scorer.mean_logp([prompts[c.problem] for c in positives], [c.ids for c in positives]).tolist()
+        made: dict[str, list[tuple[int, float, Candidate]]] = {}
         for candidate, logp in zip(positives, logps, strict=True):
-            self.entries[problems[candidate.problem].id] = (step, logp, candidate)
+            bare = replace(candidate, logp_given_q=None, logp_given_asked=None, answer_lift=None)
+            made.setdefault(problems[candidate.problem].id, []).append((step, logp, bare))
+        self.entries |= made
 
     def state_dict(self) -> dict[str, Any]:
         return dict(self.entries)

@@ -34,5 +34,9 @@ def early_answer(text: str, question: str, answer: str) -> bool:
     Such an "explanation" starts from what it should arrive at.
     """
     first, _, rest = re.sub(r"\s+", " ", text.strip()).partition(". ")
-    stated = re.compile(rf"(?<![\w.]){re.escape(answer)}(?![\w])(?!\.\d)")
-    return bool(rest and stated.search(first) and not stated.search(question))
+    return bool(rest) and states(first, answer) and not states(question, answer)
+
+
+def states(text: str, answer: str) -> bool:
+    """Whether the answer stands in the text, not as a part of another word or number."""
+    return re.search(rf"(?<![\w.]){re.escape(answer)}(?!\w)(?!\.\d)", text) is not None

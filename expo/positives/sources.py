@@ -31,6 +31,8 @@ class PositiveSource:
     member_baseline: Baseline = Baseline.all
     filters: Sequence[Filter] = tuple(Filter)
 
+    measure_every: int = 1
+
     # What a source that generates overrides.
     selection = Selection.first
     cache_steps, cache_max_drop = 0, 0.0
@@ -151,7 +153,7 @@ class SelfExplanation(PositiveSource):
             Candidate(
                 i, c.ids, text,
                 rejection(text, p.question, p.answer, c.truncated, verdict, self.leak_phrases, self.filters),
-                sum(c.logp) / len(c.logp),
+                c.prompt,
             )
             for (i, p), c, text, verdict in zip(owners, explanations, texts, verdicts, strict=True)
         ]  # fmt: skip
@@ -177,7 +179,10 @@ class STaR(SelfExplanation):
         for i in wanted:
             row = next((i * e.group_size + g for g, right in enumerate(e.correct[i].tolist()) if right), None)
             if row is not None:
-                own.append(Candidate(i, e.completions[row].ids, e.texts[row]))
+                cut_off = e.completions[row].truncated and Filter.truncated in self.filters
+                own.append(
+                    Candidate(i, e.completions[row].ids, e.texts[row], Filter.truncated.name if cut_off else None)
+                )
         return sorted(own + super().candidates(e, wanted, explanations, tools), key=lambda c: c.problem)
 
 
@@ -221,8 +226,10 @@ def _wrong_answer(e: Experience, problem: int) -> str | None:
 
 
 def _shuffled_answer(e: Experience, problem: int) -> str | None:
-    """The answer of the step's next problem."""
-    return e.problems[(problem + 1) % len(e.problems)].answer
+    """The answer of the step's next problem that has another one."""
+    own, count = e.problems[problem].answer, len(e.problems)
+    others = (e.problems[(problem + shift) % count].answer for shift in range(1, count))
+    return next((answer for answer in others if answer != own), None)
 
 
 SHOWN = {"true": _true_answer, "wrong": _wrong_answer, "shuffled": _shuffled_answer}
