@@ -172,6 +172,7 @@ class WandbConf:
     # offline, online or disabled.
     mode: str = "offline"
     group: str | None = None
+    job_type: str | None = None
     tags: list[str] = field(default_factory=list)
 
 

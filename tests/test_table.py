@@ -8,6 +8,7 @@ import sys
 import time
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 
 from expo import cli
@@ -59,7 +60,16 @@ def test_a_table_is_made_once_and_rendered_beside_the_paper(small, tmp_path, cap
     assert "2 (few)" in text
     assert "| 12.5 |" in text
     assert "not known" in text
-    assert (small / "results" / "cpu" / "curves.svg").is_file()
+    results = small / "results" / "cpu"
+    assert (results / "curves.svg").is_file()
+    kept = json.loads((results / "runs.json").read_text())
+    assert [(run["arm"], run["seed"]) for run in kept] == [("grpo", 0), ("exp", 0), ("grpo", 1), ("exp", 1)]
+    assert {run["summary"]["status"] for run in kept} == {"done"}
+    assert "group_size: 4" in kept[0]["config"]
+    assert pyarrow.parquet.read_table(results / "metrics.parquet").num_rows == 4 * (
+        2 + 3
+    )  # two steps, three evaluations
+    assert pyarrow.parquet.read_table(results / "completions.parquet").num_rows == 4 * 4 * 4
     written = [p.stat().st_mtime_ns for p in sorted((tmp_path / "out").glob("ladder_level5/*/summary.json"))]
     assert len(written) == 4
     capsys.readouterr()
@@ -110,7 +120,7 @@ def test_every_plan_of_the_repository_composes_at_every_scale(name, tmp_path, mo
     plan = plans.load_plan(name)
     monkeypatch.chdir(tmp_path)  # where nothing that `prepare` makes is there yet
     for scale in plan.scales:
-        runs = plans.plan_runs(plan, scale, None, [])
+        runs = plans.plan_runs(name, plan, scale, None, [])
         assert len({run.dir for run in runs}) == len(runs) == len(plan.arms) * len(plan.scales[scale].seeds)
     assert set(plan.paper) <= set(plan.arms)
 
@@ -160,3 +170,15 @@ def test_ctrl_c_stops_the_runs_of_a_table_with_checkpoints(small, tmp_path):
     summaries = [json.loads(path.read_text()) for path in tmp_path.glob("out/ladder_level5/*/summary.json")]
     assert [s["status"] for s in summaries] == ["stopped", "stopped"]
     assert all(s.get("step") for s in summaries)  # written at a clean end only
+
+
+def test_the_runs_of_a_table_are_a_group_in_wandb(small):
+    runs = plans.plan_runs("small", plans.load_plan("small"), "cpu", [0], ["logger=wandb"])
+    from conftest import compose_config
+
+    cfg = compose_config(*runs[1].overrides)
+    assert (cfg.logger.wandb.group, cfg.logger.wandb.job_type) == ("small", "exp")
+    assert cfg.logger.wandb.tags == ["cpu", "ladder_level5", "ladder"]
+    assert (
+        runs[1].dir == plans.plan_runs("small", plans.load_plan("small"), "cpu", [0], [])[1].dir
+    )  # not in its identity

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet
 
 from expo.config import UserError
@@ -109,3 +110,20 @@ def _sum(directories, name: str) -> float:
 def _mean_over_runs(directories, name: str) -> float | None:
     values = [line[name] for d in directories for line in read_lines(d) if line.get(name) is not None]
     return float(np.mean(values)) if values else None
+
+
+def keep_runs(runs: Sequence[tuple[str, int, Path]], folder: Path) -> None:
+    """All of the given runs (arm, seed, directory) but their checkpoints, small enough to be kept beside a table.
+
+    runs.json has configs and summaries, metrics.parquet every line of metrics.jsonl, completions.parquet those of the last
+    evaluation.
+    """
+    records, lines, completions = [], [], []
+    for arm, seed, directory in runs:
+        config = (directory / "config.yaml").read_text()
+        records.append({"arm": arm, "seed": seed, "config": config, "summary": read_summary(directory)})
+        lines += [{"arm": arm, "seed": seed, "line": json.dumps(line)} for line in read_lines(directory)]
+        completions += [{"arm": arm, "seed": seed} | row for row in final_rows(directory)]
+    (folder / "runs.json").write_text(json.dumps(records, indent=1) + "\n")
+    for name, rows in (("metrics", lines), ("completions", completions)):
+        pa.parquet.write_table(pa.Table.from_pylist(rows), folder / f"{name}.parquet", compression="zstd")

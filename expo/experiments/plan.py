@@ -13,7 +13,7 @@ from expo import config
 from expo.checks import check
 from expo.cli import conf_dir
 from expo.config import UserError
-from expo.schema import Config
+from expo.schema import Config, WandbLoggerConf
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
@@ -94,8 +94,10 @@ def load_plan(name: str) -> Plan:
     return plan
 
 
-def plan_runs(plan: Plan, scale_name: str, seeds: list[int] | None, overrides: list[str]) -> list[PlannedRun]:
-    """Every run of a table at a scale, composed and checked. Raises UserError."""
+def plan_runs(
+    name: str, plan: Plan, scale_name: str, seeds: list[int] | None, overrides: list[str]
+) -> list[PlannedRun]:
+    """Every run of a table at a scale, composed and checked. With logger=wandb, a run's group is the table. Raises UserError."""
     if scale_name not in plan.scales:
         raise UserError(f"scale={scale_name}: this table has none such; use one of {', '.join(plan.scales)}")
     scale = plan.scales[scale_name]
@@ -106,6 +108,9 @@ def plan_runs(plan: Plan, scale_name: str, seeds: list[int] | None, overrides: l
             for key, arm in plan.arms.items():
                 own = [*scale.overrides, *arm.overrides, *scale.arms.get(key, []), *overrides, f"seed={seed}"]
                 cfg = config.typed(compose("config", own))
+                if isinstance(cfg.logger, WandbLoggerConf):
+                    tags = f"[{scale_name},{cfg.dataset.name},'{cfg.model.path}']"
+                    own += [f"logger.wandb.group={name}", f"logger.wandb.job_type={key}", f"logger.wandb.tags={tags}"]
                 made = cfg.model.path.removeprefix("./") in plan.prepare
                 check(replace(cfg, model=replace(cfg.model, path="ladder")) if made else cfg)
                 for column in plan.columns:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from expo.config import UserError
-from expo.experiments.aggregate import aggregate, read_curve, read_points, read_summary
+from expo.experiments.aggregate import aggregate, keep_runs, read_curve, read_points, read_summary
 from expo.experiments.plan import EXPERIMENTS, Plan, PlannedRun, load_plan, plan_runs
 from expo.experiments.render import markdown, save_figure
 from expo.run import device_name
@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
     hydra = [o for o in overrides if o.startswith(("hydra.", "hydra/"))]
     ours = [o for o in overrides if o not in hydra]
     seeds = list(range(int(options["seeds"]))) if options["seeds"] else None
-    runs = plan_runs(plan, options["scale"], seeds, ours)
+    runs = plan_runs(name, plan, options["scale"], seeds, ours)
     todo = [run for run in runs if read_summary(run.dir).get("status") != "done"]
     jobs = int(options["jobs"] or plan.scales[options["scale"]].jobs)
     if options["dry_run"] == "true":
@@ -163,6 +163,7 @@ def finish(plan: Plan, runs: list[PlannedRun], folder: Path, command: str) -> No
     text = markdown(plan, record)
     (folder / "table.md").write_text(text)
     done = [run for run in runs if read_summary(run.dir).get("status") == "done"]
+    keep_runs([(run.arm, run.seed, run.dir) for run in done], folder)
     shown = [*([plan.beside] if plan.beside else []), plan.columns[-1]]
     arms = plan.curves or list(plan.arms)
     panels = {
