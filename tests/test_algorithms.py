@@ -175,7 +175,8 @@ def test_lora_takes_its_reference_from_the_adapter_it_can_switch_off(tmp_path):
 
 @pytest.mark.parametrize("positives", ["wrong_answer", "shuffled_answer"])
 def test_the_controls_train_on_the_ladder(tmp_path, positives):
-    _, lines = run(tmp_path, "trainer.max_steps=2", f"positives={positives}")
+    # Without filters: an answer of another problem can hardly be explained.
+    _, lines = run(tmp_path, "trainer.max_steps=2", f"positives={positives}", "positives.filters=[]")
     assert lines[0]["positive/used_frac"] > 0
     assert lines[0]["throughput/tokens_trained"] > 0
     assert lines[0]["positive/leak_gap"] > 0  # an answer that is shown makes its explanation likelier

@@ -61,7 +61,10 @@ def main(arguments: list[str]) -> int:
     folder = Path(options["results"] or (sweep if changed else EXPERIMENTS / name / "results" / options["scale"]))
     local = not any(o.startswith("hydra/launcher=") for o in hydra)
     code = prepare(plan) or make(todo, sweep, [*([f"hydra.launcher.n_jobs={jobs}"] if local else []), *hydra])
-    if code > 128 or (code and not any(read_summary(run.dir) for run in runs)):
+    if code > 128:
+        print("expo: stopped, with checkpoints; the same command goes on", file=sys.stderr)
+        return code
+    if code and not any(read_summary(run.dir) for run in runs):
         print(f"expo: no run was made; see {sweep / 'launch.log'}", file=sys.stderr)
         return code
     failed = [run for run in todo if read_summary(run.dir).get("status") != "done"]
