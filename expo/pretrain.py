@@ -19,6 +19,7 @@ from expo.data.problem import Problem
 from expo.models import ladder_model, ladder_tokenizer
 from expo.prompts import Prompts
 from expo.schema import Config
+from expo.train import quiet_libraries
 
 EXPLAIN_SHARE = 0.6  # of all sequences: question, answer, then a chain of thought consistent with that answer
 TERSE_SHARE = 0.06  # of the solve sequences: the policy has met the expert's style, seldom
@@ -98,6 +99,7 @@ class Pretrain(LightningModule):
 
 def pretrain(cfg: Config) -> None:
     """`expo pretrain`: train the base policy and save it with a card under `pretrain.output`."""
+    quiet_libraries()
     conf, started = cfg.pretrain, time.monotonic()
     if cfg.trainer.threads:
         torch.set_num_threads(cfg.trainer.threads)
