@@ -18,7 +18,7 @@ HOSTILE = [
 
 @pytest.fixture(scope="module")
 def verifier():
-    with Verifier(workers=2, timeout_s=0.5, memory_mb=512) as verifier:
+    with Verifier(workers=2, timeout_s=1.5, memory_mb=512) as verifier:
         yield verifier
 
 
