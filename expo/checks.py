@@ -323,7 +323,7 @@ def _hint_rules(cfg: Config, hints: PrefixConf) -> Rules:
 
 
 def _positive(key: str, value: float) -> Rules:
-    return [(value > 0, f"{key}={value}: must be greater than 0; set {key}=1 or more")]
+    return [(value > 0, f"{key}={value}: must be greater than 0; set {key} to a value above 0")]
 
 
 def _range(key: str, value: float, low: float, high: float) -> Rules:

@@ -78,7 +78,7 @@ def command_help(command: str) -> str:
     return (
         f"expo {command} [GROUP=OPTION...] [KEY=VALUE...]    -m sweeps over comma-separated values\n\n"
         f"groups and their options (conf/):\n{groups}\n\n"
-        f"expo {command} --cfg job shows every key and its value; expo/config.py says what each one means."
+        f"expo {command} --cfg job shows every key and its value; expo/schema.py and expo/schema_learning.py say what each one means."
     )
 
 
@@ -214,4 +214,11 @@ def _explain(error: Exception) -> str:
     told = list(dict.fromkeys(line.rstrip(".:;") for line in lines if not line.startswith(noise)))
     groups = any("Could not find" in line or ("Could not override" in line and "." not in line) for line in told)
     remedy = "--help lists the groups and their options" if groups else "--cfg job shows every key"
-    return f"{'; '.join(told)}; remedy: {remedy}"
+    told_all = "; ".join(told)
+    for schema, group in (
+        ("'NoPositivesConf'", "positives=self_explanation or positives=expert"),
+        ("'LoggerConf'", "logger=wandb"),
+    ):
+        if schema in told_all:  # a key of an option that has none
+            remedy = f"choose {group}, or leave the key out"
+    return f"{told_all}; remedy: {remedy}"

@@ -95,7 +95,9 @@ def run_cli(monkeypatch, capsys, *arguments):
         (["dataset=custom"], ["dataset.path=null", "hub_id"]),
         (["dataset=custom", "dataset.hub_id=a/b", "algorithm=grpo_sft_gt_cot"], ["dataset.columns.solution"]),
         (["dataset=math", "dataset.eval_limit=0"], ["dataset.eval_limit=0"]),
-        (["logger.wandb.project=x"], ["logger.wandb.project", "wandb"]),
+        (["logger.wandb.project=x"], ["logger.wandb.project", "choose logger=wandb"]),
+        (["algorithm=sft", "positives=none"], ["positives=self_explanation or positives=expert"]),
+        (["optimizer.learning_rate=-1"], ["optimizer.learning_rate=-1", "above 0"]),
         (["logger=wandb", "logger.wandb.mode=foo"], ["logger.wandb.mode=foo", "offline"]),
     ],
 )
@@ -163,7 +165,7 @@ def test_help_of_a_command_lists_options_and_no_schema(monkeypatch, capsys):
     cli.main()
     printed = capsys.readouterr().out
     assert "exp_grpo, exp_grpo_member" in printed
-    assert "schema" not in printed
+    assert "  schema" not in printed  # the group of that name is no option
 
 
 def test_pairs_are_shared_by_what_does_not_change_them_only():

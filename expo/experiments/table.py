@@ -78,6 +78,8 @@ def main(arguments: list[str]) -> int:
 
 def dry_run(plan: Plan, runs: list[PlannedRun], todo: list[PlannedRun]) -> None:
     """What would be done, and about how long it would take by the runs of the same arms that are done."""
+    for model, command in plan.prepare.items():
+        print(f"first, where {model} is missing: expo {' '.join(command)}")
     for key, arm in plan.arms.items():
         own = [run for run in runs if run.arm == key]
         left = [run for run in own if run in todo]
