@@ -125,7 +125,7 @@ def test_a_star_round_begins_from_the_base_weights(tmp_path):
 def test_dynamic_sampling_refills_and_trains_on_informative_groups_only(tmp_path):
     cfg, dapo = module(tmp_path, "algorithm=dapo", "dataset=ladder", "dataset.levels=[3]", "algorithm.refills=3")
     experience = dapo.collect(0)
-    count, informative = len(experience.problems), len(dapo.informative(experience, ()))
+    count, informative = len(experience.problems), len(dapo.informative(experience))
     assert count % 2 == 0
     assert informative >= 2 or count == 2 * 4
     assert count > 2  # at this level, the first two problems do not suffice with this seed

@@ -6,7 +6,6 @@ over the tokens of rollouts (weights w) and of positives (w⁺), see `expo.losse
 choices of advantage, ratio, clip, weights and of what positives are used as.
 """
 
-from collections.abc import Container
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 from expo import losses
 from expo.algorithms.base import Algorithm, Sums
 from expo.algorithms.parts import Parts
-from expo.experience import Experience
+from expo.experience import Candidate, Experience
 from expo.policy import TokenBatch, micro_batches
 from expo.schema_learning import KL, Advantage, Aggregation, Baseline, Correction, Ratio, Use
 
@@ -49,8 +48,7 @@ class GRPO(Algorithm):
     def collect(self, step: int) -> Experience:
         experience = super().collect(step)
         for number in range(1, self.refills + 1):
-            joined = {c.problem for c in experience.positives if self.members}
-            if len(self.informative(experience, joined)) >= self.conf.problems_per_step:
+            if len(self.informative(experience)) >= self.conf.problems_per_step:
                 break
             problems, first = self.sampler.refill(step, number), len(experience.problems)
             experience = experience.join(self.collector.collect(step, problems, self.group_size, first))
@@ -74,19 +72,23 @@ class GRPO(Algorithm):
         """Whether positives join the groups."""
         return self.collector.source.use is Use.group_member
 
-    def informative(self, e: Experience, joined: Container[int]) -> Tensor:
+    def joined(self, e: Experience) -> dict[int, Candidate]:
+        """The positive that has joined each group: the first of its problem."""
+        return {c.problem: c for c in reversed(e.positives) if self.members}
+
+    def informative(self, e: Experience) -> Tensor:
         """Indices of the groups with both right and wrong members; a positive that has joined is right."""
-        lowest, highest = e.rewards.amin(dim=1), e.rewards.amax(dim=1)
+        joined, lowest, highest = self.joined(e), e.rewards.amin(dim=1), e.rewards.amax(dim=1)
         helped = torch.tensor([i in joined for i in range(len(e.problems))])
         return ((highest > lowest) | (helped & (lowest < 1))).nonzero().squeeze(1)
 
     def rows(self, e: Experience) -> Rows:
         """What the policy-gradient stream trains on, with advantages."""
         source, sampling = self.collector.source, self.collector.tools.sampling
-        joined = {c.problem: c for c in reversed(e.positives) if self.members}  # the first positive of each problem
+        joined = self.joined(e)
         groups = torch.arange(len(e.problems))
         if self.refills:
-            groups = self.informative(e, joined)[: self.conf.problems_per_step]
+            groups = self.informative(e)[: self.conf.problems_per_step]
         there = torch.tensor([float(i in joined) for i in groups.tolist()]).unsqueeze(1)  # [P, 1]
         chosen = [e.completions[i * e.group_size + g] for i in groups.tolist() for g in range(e.group_size)]
         added = [joined[i] for i in groups.tolist() if i in joined]
