@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from expo.algorithms.base import Algorithm
+from expo.collector import Collector
 from expo.evaluation.evaluate import Evaluator
 from expo.experience import Experience
 from expo.run import Run
@@ -67,17 +68,22 @@ class Evaluate(Callback):
             logger.log_metrics(evaluation.metrics, step=step)
         log_table(trainer.loggers, "completions/eval", evaluation.rows, step)
         if module.last_experience is not None:
-            rows = experience_rows(module.last_experience)
+            rows = experience_rows(module.last_experience, module.collector)
             pa.parquet.write_table(pa.Table.from_pylist(rows), completions / f"train-step{step:06d}.parquet")
             log_table(trainer.loggers, "completions/train", rows, step)
 
 
-def experience_rows(e: Experience) -> list[dict[str, Any]]:
+def experience_rows(e: Experience, collector: Collector) -> list[dict[str, Any]]:
     """One row per rollout of a step, with the positive of its problem and why candidates were rejected.
 
-    A problem without rollouts has one row all the same.
+    A problem without rollouts has one row all the same. The first row of a problem also has its positive token by token,
+    with log π(c_t|q, c_<t) under the policy as it is now, after the step.
     """
     positives = {c.problem: c.text for c in e.positives}
+    decode = collector.tools.tokenizer.batch_decode
+    logps = collector.scorer.token_logp([e.prompts[c.problem] for c in e.positives], [c.ids for c in e.positives])
+    pieces = {c.problem: decode([[i] for i in c.ids]) for c in e.positives}
+    tokens = {c.problem: logp for c, logp in zip(e.positives, logps, strict=True)}
     rejected = {c.problem: c.rejected for c in e.candidates if c.rejected}
     g = e.group_size
     rollouts: list[tuple[int, str | None, str | None]] = [
@@ -93,6 +99,8 @@ def experience_rows(e: Experience) -> list[dict[str, Any]]:
             "verdict": verdict,
             "hinted": i in e.hinted,
             "positive": positives.get(i),
+            "positive_tokens": pieces.pop(i, None),
+            "positive_token_logp": tokens.pop(i, None),
             "rejected": rejected.get(i),
         }
         for i, text, verdict in rollouts or [(i, None, None) for i in range(len(e.problems))]

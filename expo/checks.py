@@ -11,6 +11,7 @@ from expo.schema_learning import (
     Explainer,
     Gate,
     GRPOConf,
+    Needs,
     NoHintsConf,
     ParaphraseConf,
     Preference,
@@ -111,6 +112,11 @@ def check(cfg: Config) -> None:
             "{question}" in cfg.prompts.explain and "{answer}" in cfg.prompts.explain,
             "prompts.explain: needs both {question} and {answer}; put them where question and answer go",
         ),
+        (
+            cfg.pretrain.hidden_size > 0 and cfg.pretrain.hidden_size % 24 == 0,
+            f"pretrain.hidden_size={cfg.pretrain.hidden_size}: not a multiple of 24; set for example 48, 96 or 144",
+        ),
+        *_positive("pretrain.layers", cfg.pretrain.layers),
         *_positive("diagnose.problems", cfg.diagnose.problems),
         *_positive("diagnose.samples", cfg.diagnose.samples),
         (
@@ -158,6 +164,14 @@ def _grpo_rules(cfg: Config) -> Rules:
         (
             algorithm.group_size >= 2,
             f"algorithm.group_size={algorithm.group_size}: a group advantage needs at least 2 rollouts; set algorithm.group_size=2 or more",
+        ),
+        (
+            cfg.needs is not Needs.positives or isinstance(cfg.positives, SourceConf),
+            f"positives=none: {cfg.name} without positives is plain GRPO under another name; use algorithm=grpo, or leave positives out",
+        ),
+        (
+            cfg.needs is not Needs.hints or not isinstance(cfg.hints, NoHintsConf),
+            f"hints=none: {cfg.name} without hints is plain GRPO under another name; use algorithm=grpo, or leave hints out",
         ),
         *_positive("algorithm.updates_per_rollout", algorithm.updates_per_rollout),
         *_range("algorithm.sampler_cap", algorithm.sampler_cap, 1, 1e6),

@@ -79,7 +79,7 @@ def register() -> None:
 
 # What does not change a run's numbers (micro-batching changes them by rounding only) and so is not part of its identity.
 NOT_IDENTITY = {
-    "": ("output_dir", "fresh", "logger", "pretrain", "diagnose", "hydra", "name"),
+    "": ("output_dir", "fresh", "logger", "pretrain", "diagnose", "hydra", "name", "needs"),
     "trainer": ("checkpoint_every", "stop_after", "micro_batch_size", "accelerator", "threads", "packing"),
     "verifier": ("workers",),
     "rollout": ("batch_size", "requires", "extra"),
@@ -129,8 +129,14 @@ def _content(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def run_dir(cfg: Config) -> Path:
-    return Path(cfg.output_dir, cfg.dataset.name, f"{cfg.name}-s{cfg.seed}-{identity(cfg)}")
+def run_dir(cfg: Config, command: str = "train") -> Path:
+    """Where `expo <command>` puts what it makes of this config."""
+    run, root = identity(cfg), Path(cfg.output_dir)
+    if command == "evaluate":
+        return root / "evaluate" / f"{cfg.dataset.name}-{run}"
+    if command == "diagnose":
+        return root / "diagnose" / f"{cfg.dataset.name}-{run}-{cfg.diagnose.problems}x{cfg.diagnose.samples}"
+    return root / cfg.dataset.name / f"{cfg.name}-s{cfg.seed}-{run}"
 
 
 def typed(cfg: DictConfig) -> Config:

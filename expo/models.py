@@ -40,16 +40,16 @@ def ladder_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=CHAT_TEMPLATE, **SPECIAL_TOKENS)
 
 
-def ladder_model(seed: int) -> PreTrainedModel:
-    """A Llama of about 0.46M parameters with fresh weights."""
+def ladder_model(seed: int, hidden_size: int = 96, layers: int = 4) -> PreTrainedModel:
+    """A Llama with fresh weights; of about 0.46M parameters by default."""
     tokenizer = ladder_tokenizer()
     set_seed(seed)
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
-            hidden_size=96,
-            intermediate_size=256,
-            num_hidden_layers=4,
+            hidden_size=hidden_size,
+            intermediate_size=hidden_size * 8 // 3,
+            num_hidden_layers=layers,
             num_attention_heads=4,
             max_position_embeddings=256,
             tie_word_embeddings=True,

@@ -142,12 +142,12 @@ def micro_batches(batch: TokenBatch, rows: Tensor, size: int) -> Iterator[tuple[
 
 
 @torch.no_grad()
-def total_logp(model: nn.Module, batch: TokenBatch, micro_batch_size: int) -> Tensor:
-    """log π of each row's completion: `[B]`."""
-    totals = batch.mask.new_zeros(len(batch.mask))
-    for rows, part in micro_batches(batch, torch.arange(len(totals)), micro_batch_size):
-        totals[rows] = score(model, part).sum(dim=1)
-    return totals
+def token_logp(model: nn.Module, batch: TokenBatch, micro_batch_size: int) -> Tensor:
+    """log π of each token of each row's completion, 0 elsewhere: `[B, T]`."""
+    logp = torch.zeros_like(batch.mask)
+    for rows, part in micro_batches(batch, torch.arange(len(logp)), micro_batch_size):
+        logp[rows, : part.mask.shape[1]] = score(model, part)
+    return logp
 
 
 @contextmanager

@@ -103,7 +103,7 @@ def pretrain(cfg: Config) -> None:
     conf, started = cfg.pretrain, time.monotonic()
     if cfg.trainer.threads:
         torch.set_num_threads(cfg.trainer.threads)
-    tokenizer, model = ladder_tokenizer(), ladder_model(cfg.seed)
+    tokenizer, model = ladder_tokenizer(), ladder_model(cfg.seed, conf.hidden_size, conf.layers)
     corpus = Corpus(tokenizer, instantiate(cfg.prompts), cfg.seed, conf.warmup_steps, conf.tokens_per_batch)
     trainer = Trainer(
         max_steps=conf.max_steps,
@@ -115,19 +115,25 @@ def pretrain(cfg: Config) -> None:
     )
     trainer.fit(Pretrain(model.train(), conf.learning_rate, conf.max_steps), DataLoader(corpus, batch_size=None))
     output = Path(conf.output)
-    model.save_pretrained(output)
-    tokenizer.save_pretrained(output)
+    partial = output.with_name(f"{output.name}.partial")  # a SIGKILL leaves no half model where one is looked for
+    model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     minutes = (time.monotonic() - started) / 60
-    (output / "README.md").write_text(
+    (partial / "README.md").write_text(
         CARD.format(
             cfg=cfg,
+            parameters=model.num_parameters(),
             commit=commit.stdout.strip() or "?",
             minutes=minutes,
             threads=torch.get_num_threads(),
             date=time.strftime("%Y-%m-%d"),
         )
     )
+    output.mkdir(parents=True, exist_ok=True)
+    for file in sorted(partial.iterdir(), key=lambda f: f.name == "config.json"):  # by which a model is known
+        file.replace(output / file.name)
+    partial.rmdir()
     print(
         f"saved to {output} after {minutes:.1f} min; use it with model=hf model.path={output if output.is_absolute() else f'./{output}'}"
     )
@@ -136,9 +142,9 @@ def pretrain(cfg: Config) -> None:
 CARD = """\
 # The ladder's base policy
 
-A Llama of 0.46M parameters trained by expo from nothing on synthetic arithmetic (expo/data/ladder.py). It knows nothing else.
+A Llama of {parameters} parameters trained by expo from nothing on synthetic arithmetic (expo/data/ladder.py). It knows nothing else.
 
-- command: `expo pretrain pretrain.max_steps={cfg.pretrain.max_steps} seed={cfg.seed}`
+- command: `expo pretrain pretrain.max_steps={cfg.pretrain.max_steps} pretrain.hidden_size={cfg.pretrain.hidden_size} pretrain.layers={cfg.pretrain.layers} seed={cfg.seed}`
 - commit: {commit}
 - time: {minutes:.1f} minutes, torch threads {threads}
 - date: {date}

@@ -5,7 +5,7 @@ from enum import Enum
 
 from omegaconf import MISSING
 
-from expo.schema_learning import AlgorithmConf, HintsConf, PositivesConf
+from expo.schema_learning import AlgorithmConf, HintsConf, Needs, PositivesConf
 
 OnBad = Enum("OnBad", ["skip", "stop"])
 ExpertStyle = Enum("ExpertStyle", ["own", "terse", "foreign"])
@@ -205,6 +205,9 @@ class PretrainConf:
     tokens_per_batch: int = 6000
     # Steps on levels 1 and 2 only.
     warmup_steps: int = 300
+    # Width (a multiple of 24) and depth of the model.
+    hidden_size: int = 96
+    layers: int = 4
     output: str = "outputs/pretrain"
 
 
@@ -247,6 +250,8 @@ class Config:
     seed: int = 0
     # Name of the arm in run directories, W&B and tables; the algorithm's YAML sets it.
     name: str = MISSING
+    # That without which it would be another algorithm under this name; the algorithm's YAML sets it.
+    needs: Needs = Needs.nothing
     # Where run directories are made.
     output_dir: str = "outputs"
     # Run again from nothing even where this very run is finished or has a checkpoint.

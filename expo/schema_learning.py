@@ -21,6 +21,7 @@ Selection = Enum("Selection", ["first", "most_likely", "two_properties", "thresh
 Explainer = Enum("Explainer", ["current", "reference", "snapshot"])
 ShownAnswer = Enum("ShownAnswer", ["true", "wrong", "shuffled"])
 Filter = Enum("Filter", ["truncated", "unparseable", "wrong", "leak", "early_answer"])
+Needs = Enum("Needs", ["nothing", "positives", "hints"])
 
 
 @dataclass

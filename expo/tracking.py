@@ -6,13 +6,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
+import wandb
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import OmegaConf
 from wandb.errors import Error as WandbError
 
 from expo.config import UserError, identity
 from expo.run import git_commit
-from expo.schema import Config, WandbLoggerConf
+from expo.schema import Config, WandbConf, WandbLoggerConf
 
 TABLE_ROWS = 200  # rows of a completions table that go to W&B; parquet has them all
 
@@ -53,19 +54,19 @@ def make_loggers(cfg: Config, directory: Path, resume_step: int) -> list[Logger]
         mode = options.pop("mode")
         run_id = f"{cfg.name}-s{cfg.seed}-{identity(cfg)}"
         record = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(cfg), enum_to_str=True))
-        wandb = WandbLogger(
+        wandb_logger = WandbLogger(
             name=f"{cfg.name}-s{cfg.seed}", id=run_id, save_dir=directory, offline=mode == "offline", resume="allow",
             config=record | {"git": git_commit()},
             **({"mode": mode} if mode == "disabled" else {}), **options,
         )  # fmt: skip
         try:
-            wandb.experiment  # noqa: B018  (starts the run now, so that a missing key is found before any work)
+            wandb_logger.experiment  # noqa: B018  (starts the run now, so that a missing key is found before any work)
         except WandbError as error:
             reason = str(error).splitlines()[0]
             raise UserError(
                 f"logger.wandb.mode={mode}: W&B cannot start ({reason}); run `wandb login`, or use logger.wandb.mode=offline"
             ) from error
-        loggers.append(wandb)
+        loggers.append(wandb_logger)
     return loggers
 
 
@@ -73,5 +74,22 @@ def log_table(loggers: list[Logger], name: str, rows: list[dict[str, Any]], step
     """The first rows of a completions table to the loggers that show tables."""
     for logger in loggers:
         if isinstance(logger, WandbLogger) and rows:
-            columns = list(rows[0])
+            columns = [c for c in rows[0] if not c.startswith("positive_token")]
             logger.log_table(name, columns, [[row[c] for c in columns] for row in rows[:TABLE_ROWS]], step=step)
+
+
+def log_finished_table(
+    conf: WandbConf, name: str, scale: str, rows: tuple[list[str], list[list[str]]], folder: Path, directory: Path
+) -> None:
+    """A run of the table's own in the group of its runs: the table as a W&B Table, its pictures, and all its files as an artifact.
+
+    Args: rows, headings and cells; folder, the table's files; directory, where W&B's own files go.
+    """
+    options = {key: value for key, value in asdict(conf).items() if key not in ("group", "job_type", "tags")}
+    with wandb.init(**options, id=f"table-{name}-{scale}", name=f"{name}-{scale}", group=name, job_type="table", tags=[scale],
+                    resume="allow", dir=directory, config={"git": git_commit()}) as run:  # fmt: skip
+        run.log({"table": wandb.Table(columns=[*rows[0]], data=rows[1])})
+        run.log({path.stem: wandb.Image(str(path)) for path in folder.glob("*.png")})
+        artifact = wandb.Artifact(f"{name}-{scale}", type="table")
+        artifact.add_dir(str(folder))
+        run.log_artifact(artifact)

@@ -5,7 +5,7 @@ import torch
 
 from expo import losses
 from expo.models import random_tiny
-from expo.policy import as_initial, micro_batches, score, token_batch, total_logp
+from expo.policy import as_initial, micro_batches, score, token_batch, token_logp
 
 PROMPTS = [[5, 6, 7], [8, 9], [10, 11, 12, 13], [5, 6]]
 COMPLETIONS = [[20, 21, 22, 23], [30], [40, 41, 42], [50, 51, 52, 53, 54]]
@@ -70,7 +70,7 @@ def test_no_rows_is_no_pass(model):
 def test_total_logp_is_the_sum_over_the_completion(model):
     batch = batch_of()
     expected = score(model, batch).sum(1)
-    torch.testing.assert_close(total_logp(model, batch, 2), expected.detach(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(token_logp(model, batch, 2).sum(dim=1), expected.detach(), atol=1e-5, rtol=0)
 
 
 def test_packed_rows_score_and_train_as_padded_ones(model):

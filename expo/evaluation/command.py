@@ -6,8 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from expo.collector import within_length
-from expo.config import identity
-from expo.config import run_dir as train_dir
+from expo.config import run_dir
 from expo.run import Run
 from expo.schema import Config
 from expo.train import instantiate_verifier, make_engine, make_evaluator, quiet_libraries, read
@@ -16,7 +15,21 @@ from expo.train import instantiate_verifier, make_engine, make_evaluator, quiet_
 def evaluate_command(cfg: Config) -> int:
     """Sample, verify, count; prints a table and keeps every completion in the run directory."""
     quiet_libraries()
-    run = Run.find(cfg, train_dir(cfg).parent.parent / "evaluate" / f"{cfg.dataset.name}-{identity(cfg)}")
+    if cfg.trainer.threads:
+        torch.set_num_threads(cfg.trainer.threads)
+    run = Run.find(cfg, run_dir(cfg, "evaluate"))
+    with run.alone():
+        run = Run.find(cfg, run.dir)
+        if run.finished:
+            print(f"{run.dir} is finished already; fresh=true makes it again")
+        else:
+            evaluate(cfg, run)
+    show(cfg, run.metrics, run.summary()["problems"])
+    Console().print(f"completions and summary: {run.dir}")
+    return 0
+
+
+def evaluate(cfg: Config, run: Run) -> None:
     model, tokenizer = instantiate(cfg.model)
     if torch.cuda.is_available() and cfg.trainer.accelerator != "cpu":
         model.to("cuda")
@@ -28,10 +41,7 @@ def evaluate_command(cfg: Config) -> int:
     run.begin()
     evaluation.save(run.dir / "completions" / "eval.parquet")
     run.metrics = evaluation.metrics
-    run.finish("done")
-    show(cfg, evaluation.metrics, len(problems))
-    Console().print(f"completions and summary: {run.dir}")
-    return 0
+    run.finish("done", problems=len(problems))
 
 
 def show(cfg: Config, metrics: dict[str, float], problems: int) -> None:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from expo.collector import within_length
-from expo.config import identity, run_dir
+from expo.config import run_dir
 from expo.data import ladder
 from expo.data.problem import Problem
 from expo.evaluation.judge import judge_steps
@@ -55,9 +55,27 @@ Rows = list[dict[str, Any]]
 def diagnose(cfg: Config) -> int:
     """Sample, measure, print the table; parquet, summary and picture go to the run directory."""
     quiet_libraries()
+    if cfg.trainer.threads:
+        torch.set_num_threads(cfg.trainer.threads)
+    run = Run.find(cfg, run_dir(cfg, "diagnose"))
+    with run.alone():
+        run = Run.find(cfg, run.dir)
+        if run.finished and not cfg.diagnose.judge.base_url:  # which judged is no part of the identity
+            print(f"{run.dir} is finished already; fresh=true makes it again")
+        else:
+            measure_samples(cfg, run)
+    show(cfg, read_samples(run.dir), run.summary()["problems"])
+    Console().print(f"samples, summary and picture: {run.dir}")
+    return 0
+
+
+def read_samples(directory: Path) -> Rows:
+    """Every sample of `expo diagnose`, with what was measured of it."""
+    return pyarrow.parquet.read_table(directory / "samples.parquet").to_pylist()
+
+
+def measure_samples(cfg: Config, run: Run) -> None:
     conf = cfg.diagnose
-    size = f"{conf.problems}x{conf.samples}"
-    run = Run.find(cfg, run_dir(cfg).parent.parent / "diagnose" / f"{cfg.dataset.name}-{identity(cfg)}-{size}")
     model, tokenizer = instantiate(cfg.model)
     model.eval()
     if torch.cuda.is_available() and cfg.trainer.accelerator != "cpu":
@@ -78,9 +96,6 @@ def diagnose(cfg: Config) -> int:
     run.metrics = summarize(rows)
     save_figure(rows, run.dir / "properties.png")
     run.finish("done", problems=len(problems), samples=conf.samples)
-    show(cfg, rows, len(problems))
-    Console().print(f"samples, summary and picture: {run.dir}")
-    return 0
 
 
 def first_of_each_level(problems: Sequence[Problem], count: int) -> list[Problem]:

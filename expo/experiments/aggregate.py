@@ -1,7 +1,8 @@
 """From run directories to the numbers of a table: means over seeds, intervals over problems and seeds, paired differences."""
 
 import json
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,9 @@ import pyarrow.parquet
 
 from expo.config import UserError
 from expo.evaluation.pass_at_k import interval, pass_at_k
-from expo.experiments.plan import Plan, PlannedRun
+from expo.experiments.plan import MEASURED, Arm, Command, Plan, PlannedRun, columns_of, read_summary
 
 Curve = tuple[list[tuple[int, float]], list[tuple[int, float]]]
-
-
-def read_summary(directory: Path) -> dict[str, Any]:
-    """The run's summary, {} where there is none."""
-    path = directory / "summary.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def read_lines(directory: Path) -> list[dict[str, Any]]:
@@ -38,29 +33,63 @@ def read_points(directory: Path, name: str) -> list[tuple[int, float]]:
     return [(line["step"], line[name]) for line in read_lines(directory) if line.get(name) is not None]
 
 
+# What a table needs of the samples of `expo diagnose`.
+SAMPLED = ["kind", "id", "level", *MEASURED]
+
+
 def final_rows(directory: Path) -> list[dict[str, Any]]:
     """Every completion of the last evaluation."""
-    return pyarrow.parquet.read_table(max((directory / "completions").glob("eval-*.parquet"))).to_pylist()
+    return pyarrow.parquet.read_table(max((directory / "completions").glob("eval*.parquet"))).to_pylist()
 
 
-def problem_values(directories: Sequence[Path], metric: str) -> np.ndarray:
-    """pass@k of each problem, from the completions themselves: `[S, P]`, a row per run.
+Values = dict[Any, float]  # by problem
+Rows = Sequence[Mapping[str, Any]]
 
-    Args: metric, `pass@K` or `pass@K/levelN`. Raises UserError where the runs were evaluated on different problems.
-    """
+
+def pass_values(rows: Rows, metric: str) -> Values:
+    """pass@k of each problem from completions. Args: metric, `pass@K` or `pass@K/levelN`."""
     name, _, level = metric.partition("/level")
-    k, values, met = int(name.removeprefix("pass@")), [], set()
-    for directory in directories:
-        rows = [row for row in final_rows(directory) if not level or row["level"] == int(level)]
-        problems = list(dict.fromkeys(row["problem"] for row in rows))
-        met.add(tuple(problems))
-        if len(met) > 1:
+    right = defaultdict(list)
+    for row in rows:
+        if not level or row["level"] == int(level):
+            right[row["problem"]].append(row["verdict"] == "correct")
+    counts = [sum(verdicts) for verdicts in right.values()]
+    samples = len(next(iter(right.values()), []))
+    return dict(zip(right, pass_at_k(samples, counts, int(name.removeprefix("pass@"))).tolist(), strict=True))
+
+
+def measured_values(rows: Rows, metric: str, kind: str | None) -> Values:
+    """The mean of each problem that has samples of the kind, from `expo diagnose`. Args: metric, `nll` or `nll/levelN`."""
+    name, _, level = metric.partition("/level")
+    found = defaultdict(list)
+    for row in rows:
+        if row["kind"] == kind and (not level or row["level"] == int(level)) and row[name] is not None:
+            found[row["id"]].append(row[name])
+    return {problem: float(np.mean(values)) for problem, values in found.items()}
+
+
+def values_of(arm: Arm, directory: Path, metrics: Sequence[str]) -> dict[str, Values]:
+    """Of one finished run, every metric by problem."""
+    if arm.command is Command.diagnose:
+        rows = pyarrow.parquet.read_table(directory / "samples.parquet", columns=SAMPLED).to_pylist()
+        return {metric: measured_values(rows, metric, arm.kind) for metric in metrics}
+    rows = final_rows(directory)
+    return {metric: pass_values(rows, metric) for metric in metrics}
+
+
+def stack(runs: Mapping[str, Values], partly: bool = False) -> np.ndarray:
+    """One row per named run, one column per problem: `[S, P]`.
+
+    With `partly`, only the problems that all have; without, raises UserError where the runs were evaluated on different problems.
+    """
+    first, *others = runs.values()
+    problems = [p for p in first if all(p in other for other in others)]
+    for name, values in runs.items():
+        if not partly and set(values) != set(first):
             raise UserError(
-                f"{directory}: evaluated on other problems than {directories[0]}; their rows cannot be compared"
+                f"{name}: evaluated on other problems than {next(iter(runs))}; their rows cannot be compared"
             )
-        right = np.array([row["verdict"] == "correct" for row in rows]).reshape(len(problems), -1)
-        values.append(pass_at_k(right.shape[1], right.sum(axis=1).tolist(), k))
-    return np.stack(values)
+    return np.array([[values[p] for p in problems] for values in runs.values()])
 
 
 def statistic(values: np.ndarray) -> dict[str, Any]:
@@ -74,16 +103,29 @@ def statistic(values: np.ndarray) -> dict[str, Any]:
     }
 
 
+def _statistic_or_none(values: np.ndarray) -> dict[str, Any] | None:
+    return statistic(values) if values.size else None
+
+
 def aggregate(plan: Plan, runs: Sequence[PlannedRun]) -> dict[str, Any]:
     """Of each arm: its columns, its differences, its scalars and its cost, over the runs that are done."""
-    done = [run for run in runs if read_summary(run.dir).get("status") == "done"]
+    done = [run for run in runs if run.done]
+    values = {
+        (run.arm, run.seed): values_of(plan.arms[run.arm], run.dir, columns_of(plan, plan.arms[run.arm]))
+        for run in done
+    }
     arms: dict[str, Any] = {}
     for key, arm in plan.arms.items():
         own = {run.seed: run.dir for run in done if run.arm == key}
         arms[key] = {"label": arm.label, "runs": len(own), "planned": sum(run.arm == key for run in runs)}
         if not own:
             continue
-        arms[key]["columns"] = {c: statistic(problem_values(list(own.values()), c)) for c in plan.columns}
+        measured = arm.command is Command.diagnose  # not every problem has samples of every kind
+        metrics = dict(zip(plan.columns, columns_of(plan, arm), strict=True))
+        arms[key]["columns"] = {
+            c: _statistic_or_none(stack({f"{key} seed {s}": values[key, s][m] for s in own}, measured))
+            for c, m in metrics.items()
+        }
         arms[key]["scalars"] = {heading: _mean_over_runs(own.values(), name) for heading, name in plan.scalars.items()}
         arms[key]["cost"] = {
             "generated tokens": _sum(own.values(), "throughput/tokens_generated"),
@@ -92,19 +134,21 @@ def aggregate(plan: Plan, runs: Sequence[PlannedRun]) -> dict[str, Any]:
         }
         arms[key]["commits"] = sorted({str(read_summary(d)["git"]) for d in own.values()})
         if arm.against is not None:
-            base = {run.seed: run.dir for run in done if run.arm == arm.against}
-            shared = sorted(own.keys() & base.keys())
+            shared = sorted(own.keys() & {run.seed for run in done if run.arm == arm.against})
             if shared:
                 arms[key]["against"] = arm.against
-                pairs = [own[s] for s in shared] + [base[s] for s in shared]
-                both = {c: problem_values(pairs, c) for c in plan.columns}
-                arms[key]["difference"] = {c: statistic(v[: len(shared)] - v[len(shared) :]) for c, v in both.items()}
+                arms[key]["difference"] = {}
+                for c, m in metrics.items():
+                    pairs = {f"{arm} seed {s}": values[arm, s][m] for arm in (key, arm.against) for s in shared}
+                    both = stack(pairs, measured)
+                    arms[key]["difference"][c] = _statistic_or_none(both[: len(shared)] - both[len(shared) :])
     return arms
 
 
-def _sum(directories, name: str) -> float:
-    """Mean over runs of the sum over steps."""
-    return float(np.mean([sum(line.get(name) or 0 for line in read_lines(d)) for d in directories]))
+def _sum(directories, name: str) -> float | None:
+    """Mean over runs of the sum over steps; None where there were no steps."""
+    sums = [sum(line.get(name) or 0 for line in lines) for d in directories if (lines := read_lines(d))]
+    return float(np.mean(sums)) if sums else None
 
 
 def _mean_over_runs(directories, name: str) -> float | None:
@@ -123,7 +167,9 @@ def keep_runs(runs: Sequence[tuple[str, int, Path]], folder: Path) -> None:
         config = (directory / "config.yaml").read_text()
         records.append({"arm": arm, "seed": seed, "config": config, "summary": read_summary(directory)})
         lines += [{"arm": arm, "seed": seed, "line": json.dumps(line)} for line in read_lines(directory)]
-        completions += [{"arm": arm, "seed": seed} | row for row in final_rows(directory)]
+        if (directory / "completions").is_dir():
+            completions += [{"arm": arm, "seed": seed} | row for row in final_rows(directory)]
     (folder / "runs.json").write_text(json.dumps(records, indent=1) + "\n")
     for name, rows in (("metrics", lines), ("completions", completions)):
-        pa.parquet.write_table(pa.Table.from_pylist(rows), folder / f"{name}.parquet", compression="zstd")
+        if rows:
+            pa.parquet.write_table(pa.Table.from_pylist(rows), folder / f"{name}.parquet", compression="zstd")

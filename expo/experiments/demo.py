@@ -20,7 +20,8 @@ from expo import config, schema
 from expo.checks import check
 from expo.cli import conf_dir
 from expo.data.ladder import FAMILIARITY
-from expo.experiments.aggregate import problem_values, read_curve, read_summary, statistic
+from expo.experiments.aggregate import final_rows, pass_values, read_curve, stack, statistic
+from expo.experiments.plan import read_summary
 from expo.experiments.report import save_curves, save_report
 from expo.run import device_name
 
@@ -129,7 +130,11 @@ def follow(bar: Progress, tasks: dict[Path, Any]) -> None:
 
 def summarize(runs: dict[str, list[Path]]) -> dict[str, Any]:
     """Mean over seeds with 95 % intervals over problems and seeds, from the completions themselves."""
-    arms = {arm: {m: statistic(problem_values(directories, m)) for m in METRICS} for arm, directories in runs.items()}
+    rows = {arm: {d.name: final_rows(d) for d in directories} for arm, directories in runs.items()}
+    arms = {
+        arm: {m: statistic(stack({name: pass_values(r, m) for name, r in own.items()})) for m in METRICS}
+        for arm, own in rows.items()
+    }
     base = [read_curve(directories[0])[1][0][1] for directories in runs.values()]
     return {"arms": {arm: arms[arm] for arm in reversed(arms)}, "base_pass@4": float(np.mean(base))}
 

@@ -1,15 +1,20 @@
 """Many runs through Hydra's own launchers: each in a process of its own, local (joblib), on Slurm or on Ray.
 
-`python -m expo.experiments.launch JOBS.json [hydra/launcher=… hydra.launcher.n_jobs=…]`, where JOBS.json lists the
-overrides of each run. Hydra's sweepers make products of choices; the arms of a table are no product.
+`python -m expo.experiments.launch JOBS.json [hydra/launcher=… hydra.launcher.n_jobs=…]`, where JOBS.json lists
+`{"name", "command", "overrides"}` of each run. Hydra's sweepers make products of choices; the arms of a table are no product.
 """
 
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from hydra import initialize_config_dir
 from hydra._internal.callbacks import Callbacks
@@ -22,16 +27,17 @@ from omegaconf import DictConfig
 from expo import cli, config
 
 
-def launch(jobs: list[list[str]], logs: Path, hydra_overrides: list[str]) -> None:
+def launch(jobs: list[dict[str, Any]], logs: Path, hydra_overrides: list[str]) -> None:
     """Make all runs; one that fails says so in its summary and in `logs`, and the others go on."""
     config.register()
     logs.mkdir(parents=True, exist_ok=True)
 
     def task(composed: DictConfig) -> int:
         hydra = HydraConfig.get()
-        with (logs / f"{hydra.job.num}.log").open("w") as log:
-            command = [sys.executable, "-m", "expo", "train", *hydra.overrides.task]
-            environment = cli.run_environment(hydra.launcher.get("n_jobs", 1))
+        job = jobs[int(hydra.job.num)]
+        command = [sys.executable, "-m", "expo", job["command"], *job["overrides"]]
+        with (logs / f"{job['name']}.log").open("w") as log, own_gpu(visible_gpus()) as gpu:
+            environment = cli.run_environment(hydra.launcher.get("n_jobs", 1)) | gpu
             return cli.run_apart(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
     with initialize_config_dir(str(cli.conf_dir()), version_base="1.3"):
@@ -40,7 +46,33 @@ def launch(jobs: list[list[str]], logs: Path, hydra_overrides: list[str]) -> Non
         cfg = hydra.compose_config("config", hydra_overrides, RunMode.MULTIRUN)
         context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(cfg))
         launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=cfg)
-        launcher.launch(jobs, initial_job_idx=0)
+        launcher.launch([job["overrides"] for job in jobs], initial_job_idx=0)
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",") if named else [str(i) for i in range(torch.cuda.device_count())]
+
+
+@contextmanager
+def own_gpu(gpus: Sequence[str], folder: Path | None = None) -> Iterator[dict[str, str]]:
+    """Environment that gives a run the first GPU that no other run of this machine has; with all taken, or none there, what it has.
+
+    Args: folder, where the machine's lock files are.
+    """
+    for gpu in gpus:
+        name = f"expo-{os.getuid()}-gpu-{gpu.replace('/', '-')}.lock"
+        with Path(folder or tempfile.gettempdir(), name).open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            yield {"CUDA_VISIBLE_DEVICES": gpu}
+            return
+    yield {}
 
 
 def main(arguments: list[str]) -> None:

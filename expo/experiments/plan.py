@@ -1,13 +1,17 @@
 """What a table is made of: `experiments/<name>/plan.yaml`, and the runs that follow from it."""
 
+import json
 import re
 from dataclasses import dataclass, field, replace
+from enum import Enum
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from expo import config
 from expo.checks import check
@@ -15,7 +19,12 @@ from expo.cli import conf_dir
 from expo.config import UserError
 from expo.schema import Config, WandbLoggerConf
 
+# What `expo diagnose` measures of each sample, and how many decimals a table shows.
+MEASURED = {"nll_per_token": 2, "nll": 1, "answer_lift": 1, "verified": 2, "right_steps": 2, "tokens": 1}
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+
+
+Command = Enum("Command", ["train", "evaluate", "diagnose"])
 
 
 @dataclass
@@ -26,6 +35,12 @@ class Arm:
     overrides: list[str]
     # Key of the arm that differences are taken from, on the same problems and seeds.
     against: str | None = None
+    # train; evaluate (once: it has no seed); or diagnose.
+    command: Command = Command.train
+    # pass@k of this arm's cells where it is not that of the columns; its label has to say so.
+    k: int | None = None
+    # Kind of sample of `expo diagnose`.
+    kind: str | None = None
 
 
 @dataclass
@@ -38,6 +53,8 @@ class Scale:
     jobs: int = 1
     # Overrides of single arms at this scale, after all others.
     arms: dict[str, list[str]] = field(default_factory=dict)
+    # Accelerator that the cost is estimated for, see expo/experiments/cost.py. null: no estimate but from finished runs.
+    device: str | None = None
 
 
 @dataclass
@@ -45,18 +62,22 @@ class Plan:
     title: str
     arms: dict[str, Arm]
     scales: dict[str, Scale]
-    # Metrics of the final evaluation, as summary.json names them: the table's columns.
+    # The table's columns: metrics of the final evaluation as summary.json names them; of `expo diagnose`, what it measures.
     columns: list[str]
+    # What the columns are called. []: as they are.
+    headings: list[str] = field(default_factory=list)
+    # Another table, whose plan this one changes; their runs are the same.
+    extends: str | None = None
+    # Arms to take from it. []: all.
+    only: list[str] = field(default_factory=list)
     # Means over the whole run of scalars of metrics.jsonl, by heading.
     scalars: dict[str, str] = field(default_factory=dict)
     # expo commands, by the model folder that each makes, run first where the folder is not there.
     prepare: dict[str, list[str]] = field(default_factory=dict)
-    # A scalar of metrics.jsonl to show beside the curves of the last column, such as a loss.
-    beside: str | None = None
-    # Arms in the curves; []: all.
-    curves: list[str] = field(default_factory=list)
+    # Pictures by file name: objects of expo.experiments.figures.
+    figures: dict[str, Any] = field(default_factory=dict)
     # The paper's numbers (paper.yaml) by arm and by the paper's own column, null where they are not known.
-    paper: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    paper: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -65,10 +86,21 @@ class PlannedRun:
     seed: int
     overrides: list[str]
     cfg: Config
+    command: str = "train"
+
+    @cached_property
+    def dir(self) -> Path:
+        return config.run_dir(self.cfg, self.command)
 
     @property
-    def dir(self) -> Path:
-        return config.run_dir(self.cfg)
+    def done(self) -> bool:
+        return read_summary(self.dir).get("status") == "done"
+
+
+def read_summary(directory: Path) -> dict[str, Any]:
+    """The run's summary, {} where there is none."""
+    path = directory / "summary.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def load_plan(name: str) -> Plan:
@@ -78,20 +110,29 @@ def load_plan(name: str) -> Plan:
         known = sorted(p.parent.name for p in EXPERIMENTS.glob("*/plan.yaml"))
         raise UserError(f"table={name}: no such table; use one of {', '.join(known)}")
     try:
-        paper = path.with_name("paper.yaml")
-        merged = OmegaConf.merge(
-            OmegaConf.structured(Plan),
-            OmegaConf.load(path),
-            {"paper": OmegaConf.load(paper)} if paper.is_file() else {},
-        )
-        plan: Any = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
+        plan: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Plan), _read(path)))
+    except (OmegaConfBaseException, YAMLError) as error:
         raise UserError(f"{path}: {str(error).splitlines()[0]}; see expo/experiments/plan.py for its keys") from error
     assert isinstance(plan, Plan)
+    unknown = sorted(set(plan.only) - set(plan.arms))
+    if unknown:
+        raise UserError(f"{path}: only={unknown[0]}: no such arm; use some of {', '.join(plan.arms)}")
+    plan.arms = {key: arm for key, arm in plan.arms.items() if not plan.only or key in plan.only}
+    if len(plan.headings) not in (0, len(plan.columns)):
+        raise UserError(f"{path}: headings: {len(plan.headings)} for {len(plan.columns)} columns; give one for each")
     for key, arm in plan.arms.items():
         if arm.against is not None and arm.against not in plan.arms:
             raise UserError(f"{path}: arms.{key}.against={arm.against}: no such arm; use one of {', '.join(plan.arms)}")
     return plan
+
+
+def _read(path: Path) -> Any:
+    """plan.yaml and paper.yaml of a folder, over those of the plan that they extend."""
+    own: Any = OmegaConf.load(path)
+    paper = path.with_name("paper.yaml")
+    numbers = {"paper": OmegaConf.load(paper)} if paper.is_file() else {}
+    base = EXPERIMENTS / str(own.get("extends")) / "plan.yaml"
+    return OmegaConf.merge(_read(base) if own.get("extends") else {}, own, numbers)
 
 
 def plan_runs(
@@ -104,8 +145,11 @@ def plan_runs(
     config.register()
     runs = []
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        for seed in scale.seeds if seeds is None else seeds:  # all arms of a seed before the next
+        first, *others = scale.seeds if seeds is None else seeds
+        for seed in (first, *others):  # all arms of a seed before the next
             for key, arm in plan.arms.items():
+                if arm.command is Command.evaluate and seed != first:
+                    continue
                 own = [*scale.overrides, *arm.overrides, *scale.arms.get(key, []), *overrides, f"seed={seed}"]
                 cfg = config.typed(compose("config", own))
                 if isinstance(cfg.logger, WandbLoggerConf):
@@ -113,14 +157,23 @@ def plan_runs(
                     own += [f"logger.wandb.group={name}", f"logger.wandb.job_type={key}", f"logger.wandb.tags={tags}"]
                 made = cfg.model.path.removeprefix("./") in plan.prepare
                 check(replace(cfg, model=replace(cfg.model, path="ladder")) if made else cfg)
-                for column in plan.columns:
-                    _check_column(column, cfg)
-                runs.append(PlannedRun(key, seed, own, cfg))
+                for column in columns_of(plan, arm):
+                    _check_column(column, arm, cfg)
+                runs.append(PlannedRun(key, seed, own, cfg, arm.command.name))
     return runs
 
 
-def _check_column(column: str, cfg: Config) -> None:
-    """Whether the final evaluation can give `pass@K` or `pass@K/levelN`. Raises UserError."""
+def columns_of(plan: Plan, arm: Arm) -> list[str]:
+    """The metrics behind the arm's cells."""
+    return [re.sub(r"pass@\d+", f"pass@{arm.k}", column) if arm.k else column for column in plan.columns]
+
+
+def _check_column(column: str, arm: Arm, cfg: Config) -> None:
+    """Whether a run of the arm can give it: `pass@K` or `pass@K/levelN`, or what `expo diagnose` measures. Raises UserError."""
+    if arm.command is Command.diagnose:
+        if column.partition("/level")[0] not in MEASURED:
+            raise UserError(f"columns={column}: expo diagnose does not measure it; use one of {', '.join(MEASURED)}")
+        return
     found = re.fullmatch(r"pass@(\d+)(?:/level(\d+))?", column)
     if found is None:
         raise UserError(f"columns={column}: not a column; use pass@K or pass@K/levelN")

@@ -2,23 +2,26 @@
 
 import json
 import os
-import signal
-import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+import matplotlib.pyplot as plt
+from hydra.utils import instantiate
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from expo.config import UserError
-from expo.experiments.aggregate import aggregate, keep_runs, read_curve, read_points, read_summary
-from expo.experiments.plan import EXPERIMENTS, Plan, PlannedRun, load_plan, plan_runs
-from expo.experiments.render import markdown, save_figure
+from expo.experiments.aggregate import aggregate, keep_runs
+from expo.experiments.cost import estimate
+from expo.experiments.figures import Curves
+from expo.experiments.plan import EXPERIMENTS, Plan, PlannedRun, Scale, load_plan, plan_runs, read_summary
+from expo.experiments.render import markdown, rows_of
+from expo.experiments.sweep import distinct, make, prepare, to_prepare, why
 from expo.run import device_name
+from expo.schema import WandbLoggerConf
+from expo.tracking import log_finished_table
 
-POLL_S = 3
 USAGE = (
     "usage: expo table NAME [scale=cpu] [seeds=N] [jobs=N] [dry_run=true] [output_dir=outputs] [results=FOLDER] "
     "[hydra/launcher=…] [HYDRA OVERRIDES...]; runs that are finished are not made again"
@@ -49,10 +52,11 @@ def main(arguments: list[str]) -> int:
     ours = [o for o in overrides if o not in hydra]
     seeds = list(range(int(options["seeds"]))) if options["seeds"] else None
     runs = plan_runs(name, plan, options["scale"], seeds, ours)
-    todo = [run for run in runs if read_summary(run.dir).get("status") != "done"]
-    jobs = int(options["jobs"] or plan.scales[options["scale"]].jobs)
+    todo = distinct([run for run in runs if not run.done])
+    scale = plan.scales[options["scale"]]
+    jobs = int(options["jobs"] or scale.jobs)
     if options["dry_run"] == "true":
-        dry_run(plan, runs, todo)
+        dry_run(plan, scale, runs, todo, jobs)
         return 0
     sweep = Path(runs[0].cfg.output_dir, "sweeps", f"{name}-{options['scale']}")
     changed = seeds is not None or any(
@@ -60,100 +64,54 @@ def main(arguments: list[str]) -> int:
     )  # then it is not the plan's own table
     folder = Path(options["results"] or (sweep if changed else EXPERIMENTS / name / "results" / options["scale"]))
     local = not any(o.startswith("hydra/launcher=") for o in hydra)
-    code = prepare(plan) or make(todo, sweep, [*([f"hydra.launcher.n_jobs={jobs}"] if local else []), *hydra])
+    code = prepare(plan, todo) or make(todo, sweep, [*([f"hydra.launcher.n_jobs={jobs}"] if local else []), *hydra])
     if code > 128:
         print("expo: stopped, with checkpoints; the same command goes on", file=sys.stderr)
         return code
     if code and not any(read_summary(run.dir) for run in runs):
         print(f"expo: no run was made; see {sweep / 'launch.log'}", file=sys.stderr)
         return code
-    failed = [run for run in todo if read_summary(run.dir).get("status") != "done"]
+    failed = [run for run in todo if not run.done]
     finish(plan, runs, folder, " ".join(["expo table", *arguments]))
+    logger = runs[0].cfg.logger
+    if isinstance(logger, WandbLoggerConf):
+        record = json.loads((folder / "table.json").read_text())
+        log_finished_table(logger.wandb, name, options["scale"], rows_of(plan, record), folder, sweep)
     for run in failed:
-        summary = read_summary(run.dir)
-        reason = " ".join(str(summary.get("reason", f"see {sweep / 'logs'} and {sweep / 'launch.log'}")).split())
-        print(f"expo: {run.arm} seed {run.seed}: {summary.get('status', 'not started')}: {reason}", file=sys.stderr)
+        print(f"expo: {run.arm} seed {run.seed}: {why(run, sweep)}", file=sys.stderr)
     return 1 if failed else 0
 
 
-def dry_run(plan: Plan, runs: list[PlannedRun], todo: list[PlannedRun]) -> None:
-    """What would be done, and about how long it would take by the runs of the same arms that are done."""
-    for model, command in plan.prepare.items():
+def dry_run(plan: Plan, scale: Scale, runs: Sequence[PlannedRun], todo: Sequence[PlannedRun], jobs: int) -> None:
+    """What would be done; how long by the finished runs of this table, and what it would cost by an estimate."""
+    for model, command in to_prepare(plan, runs).items():
         print(f"first, where {model} is missing: expo {' '.join(command)}")
+    missing = {run.dir for run in todo}
     for key, arm in plan.arms.items():
         own = [run for run in runs if run.arm == key]
-        left = [run for run in own if run in todo]
+        left = [run for run in own if run.dir in missing]
         print(f"{arm.label}: {len(own) - len(left)} of {len(own)} runs done")
-        print(f"    expo train {' '.join(left[0].overrides if left else own[0].overrides)}")
-    seconds = [s["wall_s"] for run in runs if (s := read_summary(run.dir)).get("status") == "done"]
-    estimate = (
-        f"about {len(todo) * sum(seconds) / len(seconds) / 60:.0f} min of runs"
-        if seconds
-        else "time unknown: none is done"
-    )
-    print(f"{len(runs)} runs, {len(todo)} to do, {estimate}")
+        print(f"    expo {own[0].command} {' '.join((left or own)[0].overrides)}")
+        if scale.device is not None:
+            print(f"    {estimate(own[0], scale.device)}")
+    seconds = [read_summary(run.dir)["wall_s"] for run in runs if run.done]
+    told = [f"{len(distinct(runs))} runs, {len(todo)} to do, {jobs} at a time"]
+    if seconds:
+        minutes = len(todo) * sum(seconds) / len(seconds) / jobs / 60
+        told.append(f"about {minutes:.0f} min by the {len(seconds)} that are done")
+    elif scale.device is None:
+        told.append("time unknown: none is done")
+    print(", ".join(told))
+    if scale.device is not None:
+        costs = [estimate(run, scale.device) for run in todo]
+        hours = sum(cost.hours for cost in costs)
+        print(
+            f"estimated, not measured: {sum(c.tokens for c in costs) / 1e9:.2f} G tokens generated at most, "
+            f"{hours:.0f} {scale.device} hours, {hours / jobs:.0f} hours with {jobs} at a time"
+        )
 
 
-def prepare(plan: Plan) -> int:
-    """Make the models that the arms begin from, where they are not there yet. Returns an exit code."""
-    for folder, command in plan.prepare.items():
-        if not Path(folder, "config.json").is_file():
-            Console(stderr=True).print(f"making {folder}: expo {' '.join(command)}", markup=False)
-            done = subprocess.run([sys.executable, "-m", "expo", *command], check=False)
-            if done.returncode:
-                return done.returncode
-    return 0
-
-
-def make(todo: list[PlannedRun], sweep: Path, hydra: list[str]) -> int:
-    """Launch the missing runs in a process of its own and follow them. Returns its exit code."""
-    if not todo:
-        return 0
-    sweep.mkdir(parents=True, exist_ok=True)
-    path = sweep / "jobs.json"
-    path.write_text(json.dumps([run.overrides for run in todo]))
-    command = [sys.executable, "-m", "expo.experiments.launch", str(path), *hydra]
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    bar = Progress(
-        *columns, TextColumn("{task.fields[state]}"), console=Console(stderr=True), disable=not sys.stderr.isatty()
-    )
-    with bar, (sweep / "launch.log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-        for number in (signal.SIGTERM, signal.SIGINT):  # its runs stop with checkpoints
-            signal.signal(number, lambda number, frame: process.send_signal(signal.SIGTERM))
-        whole = bar.add_task("runs", total=len(todo), state="")
-        tasks: dict[PlannedRun, Any] = {}
-        while process.poll() is None:
-            follow(bar, whole, tasks, todo)
-            time.sleep(POLL_S)
-    return process.returncode if process.returncode >= 0 else 128 - process.returncode
-
-
-def follow(bar: Progress, whole: Any, tasks: dict[Any, Any], todo: list[PlannedRun]) -> None:
-    """One line for each run under way."""
-    ended = 0
-    for run in todo:
-        over = read_summary(run.dir).get("status") in ("done", "failed")
-        ended += over
-        key = (run.arm, run.seed)
-        if over:
-            if key in tasks:
-                bar.remove_task(tasks.pop(key))
-            continue
-        steps, evaluations = read_curve(run.dir)
-        if evaluations:
-            if key not in tasks:
-                tasks[key] = bar.add_task(f"{run.arm} seed {run.seed}", total=run.cfg.trainer.max_steps, state="")
-            reward = f"reward {steps[-1][1]:.3f}  " if steps else ""
-            bar.update(
-                tasks[key],
-                completed=steps[-1][0] if steps else evaluations[-1][0],
-                state=f"{reward}pass@4 {evaluations[-1][1]:.3f}",
-            )
-    bar.update(whole, completed=ended)
-
-
-def finish(plan: Plan, runs: list[PlannedRun], folder: Path, command: str) -> None:
+def finish(plan: Plan, runs: Sequence[PlannedRun], folder: Path, command: str) -> None:
     """Aggregate and render."""
     folder.mkdir(parents=True, exist_ok=True)
     record = {
@@ -167,13 +125,12 @@ def finish(plan: Plan, runs: list[PlannedRun], folder: Path, command: str) -> No
     (folder / "table.json").write_text(json.dumps(record, indent=1) + "\n")
     text = markdown(plan, record)
     (folder / "table.md").write_text(text)
-    done = [run for run in runs if read_summary(run.dir).get("status") == "done"]
-    keep_runs([(run.arm, run.seed, run.dir) for run in done], folder)
-    shown = [*([plan.beside] if plan.beside else []), plan.columns[-1]]
-    arms = plan.curves or list(plan.arms)
-    panels = {
-        name: {arm: [read_points(run.dir, name) for run in done if run.arm == arm] for arm in arms} for name in shown
-    }
-    save_figure(plan, panels, folder / "curves")
+    keep_runs([(run.arm, run.seed, run.dir) for run in distinct(runs) if run.done], folder)
+    for name, conf in (plan.figures or {"curves": None}).items():
+        drawer = instantiate(conf, _convert_="all") if conf else Curves()
+        figure = drawer.draw(plan, record, runs)
+        for suffix in (".png", ".svg"):
+            figure.savefig(folder / f"{name}{suffix}", dpi=130)
+        plt.close(figure)
     Console().print(text, markup=False)
-    Console().print(f"table and curves: {folder}")
+    Console().print(f"table and figures: {folder}")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from expo.policy import token_batch, total_logp
+from expo.policy import token_batch, token_logp
 from expo.prompts import Prompts
 
 Ids = Sequence[int]
@@ -28,13 +28,22 @@ class Scorer:
 
     def logp(self, prompts: Sequence[Ids], completions: Sequence[Ids]) -> Tensor:
         """log π(c|q), summed over tokens: `[N]`, in nats."""
+        return self._score(prompts, completions)[0].sum(dim=1)
+
+    def token_logp(self, prompts: Sequence[Ids], completions: Sequence[Ids]) -> list[list[float]]:
+        """log π(c_t|q, c_<t) of every token of each of the N completions, in nats."""
+        logp, mask = self._score(prompts, completions)
+        return [row[there].tolist() for row, there in zip(logp, mask.bool(), strict=True)]
+
+    def _score(self, prompts: Sequence[Ids], completions: Sequence[Ids]) -> tuple[Tensor, Tensor]:
+        """Log-probabilities `[N, L]` and where there are any."""
         device = next(self.model.parameters()).device
         batch = token_batch(prompts, completions, self.tokenizer.pad_token_id, device)
         training = self.model.training
         self.model.eval()
-        totals = total_logp(self.model, batch, self.micro_batch_size)
+        logp = token_logp(self.model, batch, self.micro_batch_size)
         self.model.train(training)
-        return totals.cpu()
+        return logp.cpu(), batch.mask.cpu()
 
     def mean_logp(self, prompts: Sequence[Ids], completions: Sequence[Ids]) -> Tensor:
         """log π(c|q) per token: `[N]`."""

@@ -1,0 +1,137 @@
+"""The runs of a table: made in processes of their own, followed on the terminal."""
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from expo.experiments.aggregate import read_curve
+from expo.experiments.plan import Plan, PlannedRun, read_summary
+
+POLL_S = 3
+OVER = ("done", "failed")
+
+
+def to_prepare(plan: Plan, runs: Sequence[PlannedRun]) -> dict[str, list[str]]:
+    """The models that the runs begin from and expo makes: commands by folder."""
+    used = {run.cfg.model.path.removeprefix("./") for run in runs}
+    return {folder: command for folder, command in plan.prepare.items() if folder in used}
+
+
+def prepare(plan: Plan, runs: Sequence[PlannedRun]) -> int:
+    """Make the models that the runs begin from, where they are not there yet. Returns an exit code."""
+    for folder, command in to_prepare(plan, runs).items():
+        Path(folder).parent.mkdir(parents=True, exist_ok=True)
+        with Path(f"{folder}.lock").open("w") as lock:  # of two sweeps, one makes it
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not Path(folder, "config.json").is_file():
+                Console(stderr=True).print(f"making {folder}: expo {' '.join(command)}", markup=False)
+                done = subprocess.run([sys.executable, "-m", "expo", *command], check=False)
+                if done.returncode:
+                    return done.returncode
+    return 0
+
+
+def distinct(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
+    """Without those that are another one's very run: arms may share runs."""
+    return list({run.dir: run for run in reversed(runs)}.values())[::-1]
+
+
+def name_of(run: PlannedRun) -> str:
+    return f"{run.arm}-s{run.seed}"
+
+
+def make(todo: Sequence[PlannedRun], sweep: Path, hydra: list[str]) -> int:
+    """Launch the missing runs in a process of its own and follow them. Returns its exit code."""
+    if not todo:
+        return 0
+    sweep.mkdir(parents=True, exist_ok=True)
+    path = sweep / f"jobs-{os.getpid()}.json"  # two sweeps of one table may be under way
+    jobs = [{"name": name_of(run), "command": run.command, "overrides": run.overrides} for run in todo]
+    path.write_text(json.dumps(jobs, indent=1))
+    command = [sys.executable, "-m", "expo.experiments.launch", str(path), *hydra]
+    with View(todo) as view, (sweep / "launch.log").open("a") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        for number in (signal.SIGTERM, signal.SIGINT):  # its runs stop with checkpoints
+            signal.signal(number, lambda number, frame: process.send_signal(signal.SIGTERM))
+        while process.poll() is None:
+            view.update()
+            time.sleep(POLL_S)
+        view.update()
+    path.unlink()
+    return process.returncode if process.returncode >= 0 else 128 - process.returncode
+
+
+def why(run: PlannedRun, sweep: Path) -> str:
+    """In one line, what became of a run that is not done."""
+    summary, log = read_summary(run.dir), sweep / "logs" / f"{name_of(run)}.log"
+    said = log.read_text().split("\n") if log.is_file() else []
+    last = next((line for line in reversed(said) if line.strip()), f"see {sweep / 'launch.log'}")
+    return f"{summary.get('status', 'not started')}: {' '.join(str(summary.get('reason', last)).split())}"
+
+
+class View:
+    """A bar for the sweep and one for each run under way: step, reward, pass@4, time left; lines where nobody watches a terminal."""
+
+    def __init__(self, runs: Sequence[PlannedRun]):
+        self.runs, self.console = runs, Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn())
+        self.bar = Progress(
+            *columns, TextColumn("{task.fields[state]}"), console=self.console, disable=not sys.stderr.isatty()
+        )
+        steps = sum(run.cfg.trainer.max_steps for run in runs)
+        self.whole = self.bar.add_task(f"{len(runs)} runs", total=steps, state="")
+        self.tasks: dict[str, Any] = {}
+        self.ended: set[Path] = set()
+        self.started = time.time()
+
+    def __enter__(self) -> "View":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.bar.stop()
+
+    def update(self) -> None:
+        """Read what the runs have written."""
+        steps_done = 0
+        for run in self.runs:
+            over = self._over(run)
+            steps, evaluations = ([], []) if over else read_curve(run.dir)
+            step = max([0, *(step for step, _ in (*steps, *evaluations))])
+            steps_done += run.cfg.trainer.max_steps if over else step
+            if not over and evaluations:
+                self._show(
+                    run, step, (f"reward {steps[-1][1]:.3f}  " if steps else "") + f"pass@4 {evaluations[-1][1]:.3f}"
+                )
+        state = f"{len(self.ended)} ended"
+        self.bar.update(self.whole, completed=steps_done, state=state)
+
+    def _show(self, run: PlannedRun, step: int, state: str) -> None:
+        key = name_of(run)
+        if key not in self.tasks:
+            self.tasks[key] = self.bar.add_task(key, total=run.cfg.trainer.max_steps, state="")
+        self.bar.update(self.tasks[key], completed=step, state=state)
+
+    def _over(self, run: PlannedRun) -> bool:
+        """Whether it has ended in this sweep; says so once."""
+        path = run.dir / "summary.json"
+        if run.dir not in self.ended and path.is_file() and path.stat().st_mtime >= self.started:
+            summary = read_summary(run.dir)
+            if summary.get("status") in OVER:
+                self.ended.add(run.dir)
+                if name_of(run) in self.tasks:
+                    self.bar.remove_task(self.tasks.pop(name_of(run)))
+                result = f"pass@4 {summary['metrics']['pass@4']:.3f}" if "pass@4" in summary["metrics"] else ""
+                said = f"{name_of(run)} {summary['status']} after {summary['wall_s']:.0f} s {result}".strip()
+                self.console.print(f"{said} ({len(self.ended)} of {len(self.runs)})", markup=False, highlight=False)
+        return run.dir in self.ended
