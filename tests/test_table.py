@@ -8,14 +8,19 @@ import sys
 import time
 
 import numpy as np
+import psutil
 import pyarrow.parquet
 import pytest
+from hydra.utils import instantiate
 
 from expo import cli
 from expo.config import UserError
 from expo.experiments import plan as plans
 from expo.experiments import table
-from expo.experiments.aggregate import problem_values, statistic
+from expo.experiments.aggregate import final_rows, measured_values, pass_values, stack, statistic
+from expo.experiments.cost import DEVICES, estimate, shape
+from expo.experiments.launch import own_gpu
+from expo.train import step_of
 
 PLAN = """
 title: Small
@@ -121,8 +126,16 @@ def test_every_plan_of_the_repository_composes_at_every_scale(name, tmp_path, mo
     monkeypatch.chdir(tmp_path)  # where nothing that `prepare` makes is there yet
     for scale in plan.scales:
         runs = plans.plan_runs(name, plan, scale, None, [])
-        assert len({run.dir for run in runs}) == len(runs) == len(plan.arms) * len(plan.scales[scale].seeds)
-    assert set(plan.paper) <= set(plan.arms)
+        trained = [run for run in runs if run.command == "train"]
+        assert len({run.dir for run in trained}) == len(trained)
+        assert {run.arm for run in runs} == set(plan.arms)
+        if plan.scales[scale].device:
+            assert all(
+                estimate(run, plan.scales[scale].device).memory < DEVICES[plan.scales[scale].device][0] for run in runs
+            )
+    assert set(plan.only or plan.arms) <= set(plan.arms)
+    for figure in filter(None, plan.figures.values()):
+        instantiate(figure)
 
 
 def test_values_by_hand(tmp_path):
@@ -136,13 +149,19 @@ def test_values_by_hand(tmp_path):
     ]
     (tmp_path / "completions").mkdir()
     pa.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "completions" / "eval-step000001.parquet")
-    np.testing.assert_allclose(problem_values([tmp_path], "pass@1"), [[0.5, 0.0]])
-    np.testing.assert_allclose(problem_values([tmp_path, tmp_path], "pass@2/level5"), [[0.0], [0.0]])
-    other = tmp_path / "other"
-    (other / "completions").mkdir(parents=True)
-    pa.parquet.write_table(pa.Table.from_pylist(rows[2:]), other / "completions" / "eval-step000001.parquet")
-    with pytest.raises(UserError, match="other problems"):
-        problem_values([tmp_path, other], "pass@1")
+    assert pass_values(final_rows(tmp_path), "pass@1") == {"a": 0.5, "b": 0.0}
+    assert pass_values(rows, "pass@2/level5") == {"b": 0.0}
+    np.testing.assert_allclose(
+        stack({"one": {"a": 1.0, "b": 0.5}, "two": {"b": 0.0, "a": 1.0}}), [[1.0, 0.5], [1.0, 0.0]]
+    )
+    with pytest.raises(UserError, match="two: evaluated on other problems than one"):
+        stack({"one": {"a": 1.0, "b": 0.5}, "two": {"b": 0.0}})
+    np.testing.assert_allclose(stack({"one": {"a": 1.0, "b": 0.5}, "two": {"b": 0.0}}, partly=True), [[0.5], [0.0]])
+    samples = [
+        {"kind": kind, "id": "a", "level": 5, "nll": nll} for kind, nll in (("own", 1.0), ("own", 3.0), ("expert", 9.0))
+    ]
+    assert measured_values(samples, "nll/level5", "own") == {"a": 2.0}
+    assert measured_values(samples, "nll/level1", "own") == {}
     assert statistic(np.array([[1.0, 0.0], [1.0, 1.0]]))["seeds"] == [0.5, 1.0]
 
 
@@ -150,17 +169,155 @@ def test_the_command_is_known():
     assert "table" in cli.PROGRAMS
 
 
-def test_ctrl_c_stops_the_runs_of_a_table_with_checkpoints(small, tmp_path):
-    """The signal reaches the whole process group, as from a terminal; the same command goes on afterwards."""
-    (small / "plan.yaml").write_text(
-        PLAN.replace("debug=tiny,", "debug=tiny, trainer.max_steps=5000, evaluation.every=0,")
-    )
+def sweep_command(tmp_path, output, *arguments):
     script = (
         "import sys, pathlib; from expo.experiments import plan, table\n"
         f"plan.EXPERIMENTS = table.EXPERIMENTS = pathlib.Path({str(tmp_path / 'experiments')!r})\n"
         "sys.exit(table.main(sys.argv[1:]))"
     )
-    command = [sys.executable, "-c", script, "small", f"output_dir={tmp_path / 'out'}"]
+    return [sys.executable, "-c", script, "small", f"output_dir={tmp_path / output}", *arguments]
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_three_times_ends_with_the_same_table(small, tmp_path):
+    """SIGKILL to every process of the sweep, once in the first step and twice after checkpoints; no finished run is made again."""
+    (small / "plan.yaml").write_text(
+        PLAN.replace(
+            "debug=tiny,", "debug=tiny, trainer.max_steps=40, trainer.checkpoint_every=4, evaluation.every=10,"
+        )
+    )
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    for checkpoints in (0, 3, 12):
+        process = subprocess.Popen(sweep_command(tmp_path, "killed", "seeds=1", "jobs=1"), **quiet)
+        while (
+            len(list(tmp_path.glob("killed/ladder_level5/*/metrics.jsonl"))) < 1
+            or sum(step_of(p) for p in tmp_path.glob("killed/ladder_level5/*/checkpoints/step*.ckpt")) < 4 * checkpoints
+        ):
+            assert process.poll() is None
+            time.sleep(0.05)
+        tree = [*psutil.Process(process.pid).children(recursive=True), process]
+        for member in tree:
+            member.kill()
+        process.wait()
+    finished = {
+        path: path.stat().st_mtime_ns
+        for path in tmp_path.glob("killed/ladder_level5/*/summary.json")
+        if json.loads(path.read_text())["status"] == "done"
+    }
+    assert len(finished) == 1
+    for output in ("killed", "whole"):
+        subprocess.run(
+            sweep_command(tmp_path, output, "seeds=1", f"results={tmp_path / output / 'r'}"), check=True, **quiet
+        )
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    killed, whole = (json.loads((tmp_path / o / "r" / "table.json").read_text())["arms"] for o in ("killed", "whole"))
+    for arm in whole:
+        assert whole[arm]["columns"] == killed[arm]["columns"]
+        assert whole[arm]["cost"]["trained tokens"] == killed[arm]["cost"]["trained tokens"]
+    lines = [
+        pyarrow.parquet.read_table(tmp_path / o / "r" / "metrics.parquet").to_pylist() for o in ("killed", "whole")
+    ]
+    assert [untimed(line) for line in lines[0]] == [untimed(line) for line in lines[1]]
+
+
+def untimed(row):
+    return {k: v for k, v in json.loads(row["line"]).items() if not k.startswith(("time/", "throughput/tokens_per_s"))}
+
+
+def test_two_sweeps_at_once_make_every_run_once(small, tmp_path):
+    commands = [sweep_command(tmp_path, "out", "seeds=1", f"results={tmp_path / name}") for name in "ab"]
+    sweeps = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for command in commands]
+    assert [sweep.wait(timeout=300) for sweep in sweeps] == [0, 0]
+    said = [path.read_text() for path in (tmp_path / "out" / "sweeps" / "small-cpu").glob("*/logs/*.log")]
+    assert sum("done at step" in text for text in said) == 2  # one run of each arm
+    assert (tmp_path / "a" / "completions.parquet").read_bytes() == (
+        tmp_path / "b" / "completions.parquet"
+    ).read_bytes()
+
+
+def test_arms_may_evaluate_and_diagnose_and_share_a_run(small, tmp_path):
+    (small / "plan.yaml").write_text(
+        """
+title: Base
+columns: [pass@2]
+arms:
+  base: {label: base, command: evaluate, overrides: []}
+  base_4: {label: "base, pass@4", command: evaluate, k: 4, overrides: []}
+scales: {cpu: {overrides: [debug=tiny], seeds: [0, 1]}}
+"""
+    )
+    properties = small.parent / "properties"
+    properties.mkdir()
+    (properties / "plan.yaml").write_text(
+        """
+title: Properties
+columns: [nll, answer_lift/level5]
+headings: [NLL, lift]
+figures: {bars: {_target_: expo.experiments.figures.Bars}}
+arms:
+  own: {label: own, command: diagnose, kind: own, overrides: []}
+  expert: {label: expert, command: diagnose, kind: expert, overrides: [], against: own}
+scales: {cpu: {overrides: [debug=tiny, diagnose.problems=2, diagnose.samples=2], seeds: [0, 1]}}
+"""
+    )
+    output = f"output_dir={tmp_path / 'out'}"
+    assert table.main(["small", output]) == 0
+    record = json.loads((small / "results" / "cpu" / "table.json").read_text())
+    assert [arm["runs"] for arm in record["arms"].values()] == [1, 1]
+    assert len(list(tmp_path.glob("out/evaluate/*/summary.json"))) == 1
+    assert table.main(["properties", output]) == 0
+    record = json.loads((properties / "results" / "cpu" / "table.json").read_text())
+    assert len(list(tmp_path.glob("out/diagnose/*/summary.json"))) == 2
+    assert record["arms"]["own"]["columns"]["answer_lift/level5"]["mean"] == pytest.approx(0, abs=1e-4)
+    expert, own = (record["arms"][arm]["columns"]["nll"]["mean"] for arm in ("expert", "own"))
+    assert record["arms"]["expert"]["difference"]["nll"]["mean"] == pytest.approx(expert - own)
+    assert "| NLL | lift |" in (properties / "results" / "cpu" / "table.md").read_text()
+    assert (properties / "results" / "cpu" / "bars.svg").is_file()
+
+
+def test_a_figure_extends_the_plan_of_a_table(small):
+    figure = small.parent / "figure"
+    figure.mkdir()
+    (figure / "plan.yaml").write_text("extends: small\ntitle: Other\nonly: [exp]\ncolumns: [pass@1]\n")
+    plan = plans.load_plan("figure")
+    assert (plan.title, list(plan.arms), plan.paper["exp"]) == ("Other", ["exp"], {"MATH": 12.5})
+    mine = plans.plan_runs("figure", plan, "cpu", None, [])
+    theirs = plans.plan_runs("small", plans.load_plan("small"), "cpu", None, [])
+    assert {run.dir for run in mine} == {run.dir for run in theirs if run.arm == "exp"}
+
+
+def test_runs_at_a_time_have_gpus_of_their_own(tmp_path):
+    with own_gpu(["0", "1"], tmp_path) as first, own_gpu(["0", "1"], tmp_path) as second:
+        assert (first, second) == ({"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"})
+        with own_gpu(["0", "1"], tmp_path) as third:
+            assert third == {}
+    with own_gpu(["0", "1"], tmp_path) as again:
+        assert again == {"CUDA_VISIBLE_DEVICES": "0"}
+
+
+def test_costs_by_hand():
+    assert shape("Qwen/Qwen2.5-3B-Instruct").parameters == 3_085_938_688  # the hub's own count
+    assert shape("Qwen/Qwen2.5-0.5B-Instruct").parameters == 494_032_768
+    assert shape("meta-llama/Llama-3.2-1B-Instruct").parameters == 1_235_814_400
+    overrides = ["model=qwen2.5-3b-instruct", "dataset=math", "algorithm=grpo", "trainer.precision=bf16-mixed"]
+    from conftest import compose_config
+
+    run = plans.PlannedRun("grpo", 0, overrides, compose_config(*overrides))
+    cost = estimate(run, "h200")
+    cfg = run.cfg
+    steps = cfg.trainer.max_steps * cfg.trainer.problems_per_step * cfg.algorithm.group_size
+    evaluated = (2 + (cfg.trainer.max_steps - 1) // cfg.evaluation.every) * 500 * 4
+    assert cost.tokens == cfg.rollout.max_completion_tokens * (steps + evaluated)
+    assert cost.memory > 18 * 3.08e9  # weights, gradients, two moments in float32, and casts
+    assert "which has less" in str(estimate(run, "h100"))
+
+
+def test_ctrl_c_stops_the_runs_of_a_table_with_checkpoints(small, tmp_path):
+    """The signal reaches the whole process group, as from a terminal; the same command goes on afterwards."""
+    (small / "plan.yaml").write_text(
+        PLAN.replace("debug=tiny,", "debug=tiny, trainer.max_steps=5000, evaluation.every=0,")
+    )
+    command = sweep_command(tmp_path, "out")
     process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while len(list(tmp_path.glob("out/ladder_level5/*/checkpoints/*.ckpt"))) < 2:
         assert process.poll() is None

@@ -117,12 +117,17 @@ def load_plan(name: str) -> Plan:
     unknown = sorted(set(plan.only) - set(plan.arms))
     if unknown:
         raise UserError(f"{path}: only={unknown[0]}: no such arm; use some of {', '.join(plan.arms)}")
-    plan.arms = {key: arm for key, arm in plan.arms.items() if not plan.only or key in plan.only}
     if len(plan.headings) not in (0, len(plan.columns)):
         raise UserError(f"{path}: headings: {len(plan.headings)} for {len(plan.columns)} columns; give one for each")
     for key, arm in plan.arms.items():
         if arm.against is not None and arm.against not in plan.arms:
             raise UserError(f"{path}: arms.{key}.against={arm.against}: no such arm; use one of {', '.join(plan.arms)}")
+    if plan.only:
+        plan.arms = {
+            key: replace(arm, against=arm.against if arm.against in plan.only else None)
+            for key, arm in plan.arms.items()
+            if key in plan.only
+        }
     return plan
 
 
@@ -142,25 +147,27 @@ def plan_runs(
     if scale_name not in plan.scales:
         raise UserError(f"scale={scale_name}: this table has none such; use one of {', '.join(plan.scales)}")
     scale = plan.scales[scale_name]
+    first, *others = scale.seeds if seeds is None else seeds
     config.register()
-    runs = []
+    arms = []
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        first, *others = scale.seeds if seeds is None else seeds
-        for seed in (first, *others):  # all arms of a seed before the next
-            for key, arm in plan.arms.items():
-                if arm.command is Command.evaluate and seed != first:
-                    continue
-                own = [*scale.overrides, *arm.overrides, *scale.arms.get(key, []), *overrides, f"seed={seed}"]
-                cfg = config.typed(compose("config", own))
-                if isinstance(cfg.logger, WandbLoggerConf):
-                    tags = f"[{scale_name},{cfg.dataset.name},'{cfg.model.path}']"
-                    own += [f"logger.wandb.group={name}", f"logger.wandb.job_type={key}", f"logger.wandb.tags={tags}"]
-                made = cfg.model.path.removeprefix("./") in plan.prepare
-                check(replace(cfg, model=replace(cfg.model, path="ladder")) if made else cfg)
-                for column in columns_of(plan, arm):
-                    _check_column(column, arm, cfg)
-                runs.append(PlannedRun(key, seed, own, cfg, arm.command.name))
-    return runs
+        for key, arm in plan.arms.items():
+            own = [*scale.overrides, *arm.overrides, *scale.arms.get(key, []), *overrides]
+            cfg = config.typed(compose("config", own))
+            if isinstance(cfg.logger, WandbLoggerConf):
+                tags = f"[{scale_name},{cfg.dataset.name},'{cfg.model.path}']"
+                own += [f"logger.wandb.group={name}", f"logger.wandb.job_type={key}", f"logger.wandb.tags={tags}"]
+            made = cfg.model.path.removeprefix("./") in plan.prepare
+            check(replace(cfg, model=replace(cfg.model, path="ladder")) if made else cfg)
+            for column in columns_of(plan, arm):
+                _check_column(column, arm, cfg)
+            arms.append((key, arm.command, own, cfg))
+    return [
+        PlannedRun(key, seed, [*own, f"seed={seed}"], replace(cfg, seed=seed), command.name)
+        for seed in (first, *others)  # all arms of a seed before the next
+        for key, command, own, cfg in arms
+        if command is not Command.evaluate or seed == first
+    ]
 
 
 def columns_of(plan: Plan, arm: Arm) -> list[str]:

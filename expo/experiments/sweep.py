@@ -2,12 +2,11 @@
 
 import fcntl
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +21,22 @@ OVER = ("done", "failed")
 
 
 def to_prepare(plan: Plan, runs: Sequence[PlannedRun]) -> dict[str, list[str]]:
-    """The models that the runs begin from and expo makes: commands by folder."""
+    """The models that the runs begin from, that expo makes, and that are not there yet: commands by folder."""
     used = {run.cfg.model.path.removeprefix("./") for run in runs}
-    return {folder: command for folder, command in plan.prepare.items() if folder in used}
+    return {folder: command for folder, command in plan.prepare.items() if folder in used and not _there(folder)}
 
 
-def prepare(plan: Plan, runs: Sequence[PlannedRun]) -> int:
-    """Make the models that the runs begin from, where they are not there yet. Returns an exit code."""
-    for folder, command in to_prepare(plan, runs).items():
+def _there(folder: str) -> bool:
+    return Path(folder, "config.json").is_file()
+
+
+def prepare(missing: Mapping[str, Sequence[str]]) -> int:
+    """Make models by their commands. Returns an exit code."""
+    for folder, command in missing.items():
         Path(folder).parent.mkdir(parents=True, exist_ok=True)
         with Path(f"{folder}.lock").open("w") as lock:  # of two sweeps, one makes it
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not Path(folder, "config.json").is_file():
+            if not _there(folder):
                 Console(stderr=True).print(f"making {folder}: expo {' '.join(command)}", markup=False)
                 done = subprocess.run([sys.executable, "-m", "expo", *command], check=False)
                 if done.returncode:
@@ -51,15 +54,18 @@ def name_of(run: PlannedRun) -> str:
 
 
 def make(todo: Sequence[PlannedRun], sweep: Path, hydra: list[str]) -> int:
-    """Launch the missing runs in a process of its own and follow them. Returns its exit code."""
+    """Launch the missing runs in a process of its own and follow them. Returns its exit code.
+
+    Args: sweep, a folder for this sweep's own jobs and logs: two sweeps of one table may be under way.
+    """
     if not todo:
         return 0
     sweep.mkdir(parents=True, exist_ok=True)
-    path = sweep / f"jobs-{os.getpid()}.json"  # two sweeps of one table may be under way
+    path = sweep / "jobs.json"
     jobs = [{"name": name_of(run), "command": run.command, "overrides": run.overrides} for run in todo]
     path.write_text(json.dumps(jobs, indent=1))
     command = [sys.executable, "-m", "expo.experiments.launch", str(path), *hydra]
-    with View(todo) as view, (sweep / "launch.log").open("a") as log:
+    with View(todo) as view, (sweep / "launch.log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         for number in (signal.SIGTERM, signal.SIGINT):  # its runs stop with checkpoints
             signal.signal(number, lambda number, frame: process.send_signal(signal.SIGTERM))
@@ -67,7 +73,6 @@ def make(todo: Sequence[PlannedRun], sweep: Path, hydra: list[str]) -> int:
             view.update()
             time.sleep(POLL_S)
         view.update()
-    path.unlink()
     return process.returncode if process.returncode >= 0 else 128 - process.returncode
 
 

@@ -58,13 +58,19 @@ def main(arguments: list[str]) -> int:
     if options["dry_run"] == "true":
         dry_run(plan, scale, runs, todo, jobs)
         return 0
-    sweep = Path(runs[0].cfg.output_dir, "sweeps", f"{name}-{options['scale']}")
+    missing = to_prepare(plan, todo)
+    code = prepare(missing)
+    if missing and not code:  # what the models hold is part of their runs' identity
+        runs = plan_runs(name, plan, options["scale"], seeds, ours)
+        todo = distinct([run for run in runs if not run.done])
+    own = Path(runs[0].cfg.output_dir, "sweeps", f"{name}-{options['scale']}")
+    sweep = own / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     changed = seeds is not None or any(
         not o.startswith("output_dir=") for o in ours
     )  # then it is not the plan's own table
-    folder = Path(options["results"] or (sweep if changed else EXPERIMENTS / name / "results" / options["scale"]))
+    folder = Path(options["results"] or (own if changed else EXPERIMENTS / name / "results" / options["scale"]))
     local = not any(o.startswith("hydra/launcher=") for o in hydra)
-    code = prepare(plan, todo) or make(todo, sweep, [*([f"hydra.launcher.n_jobs={jobs}"] if local else []), *hydra])
+    code = code or make(todo, sweep, [*([f"hydra.launcher.n_jobs={jobs}"] if local else []), *hydra])
     if code > 128:
         print("expo: stopped, with checkpoints; the same command goes on", file=sys.stderr)
         return code
@@ -84,8 +90,8 @@ def main(arguments: list[str]) -> int:
 
 def dry_run(plan: Plan, scale: Scale, runs: Sequence[PlannedRun], todo: Sequence[PlannedRun], jobs: int) -> None:
     """What would be done; how long by the finished runs of this table, and what it would cost by an estimate."""
-    for model, command in to_prepare(plan, runs).items():
-        print(f"first, where {model} is missing: expo {' '.join(command)}")
+    for command in to_prepare(plan, runs).values():
+        print(f"first: expo {' '.join(command)}")
     missing = {run.dir for run in todo}
     for key, arm in plan.arms.items():
         own = [run for run in runs if run.arm == key]
