@@ -46,6 +46,13 @@ class JsonlLogger(Logger):
             file.write(json.dumps({"step": step} | dict(metrics)) + "\n")
 
 
+class StepWandbLogger(WandbLogger):
+    """W&B's own step is the number of steps done. Lightning leaves it to count calls, from 0 again in every session of a resumed run."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self.experiment.log(dict(metrics), step=step)
+
+
 def make_loggers(cfg: Config, directory: Path, resume_step: int) -> list[Logger]:
     """The loggers of a run. The W&B run has the run's identity as id, so that a resumed run goes on in it."""
     loggers: list[Logger] = [JsonlLogger(directory / "metrics.jsonl", resume_step)]
@@ -54,7 +61,7 @@ def make_loggers(cfg: Config, directory: Path, resume_step: int) -> list[Logger]
         mode = options.pop("mode")
         run_id = f"{cfg.name}-s{cfg.seed}-{identity(cfg)}"
         record = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(cfg), enum_to_str=True))
-        wandb_logger = WandbLogger(
+        wandb_logger = StepWandbLogger(
             name=f"{cfg.name}-s{cfg.seed}", id=run_id, save_dir=directory, offline=mode == "offline", resume="allow",
             config=record | {"git": git_commit()},
             **({"mode": mode} if mode == "disabled" else {}), **options,

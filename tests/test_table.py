@@ -11,6 +11,7 @@ import numpy as np
 import psutil
 import pyarrow.parquet
 import pytest
+import wandb
 from hydra.utils import instantiate
 
 from expo import cli
@@ -20,6 +21,7 @@ from expo.experiments import table
 from expo.experiments.aggregate import final_rows, measured_values, pass_values, stack, statistic
 from expo.experiments.cost import DEVICES, estimate, shape
 from expo.experiments.launch import own_gpu
+from expo.offline import read_offline
 from expo.train import step_of
 
 PLAN = """
@@ -273,6 +275,29 @@ scales: {cpu: {overrides: [debug=tiny, diagnose.problems=2, diagnose.samples=2],
     assert record["arms"]["expert"]["difference"]["nll"]["mean"] == pytest.approx(expert - own)
     assert "| NLL | lift |" in (properties / "results" / "cpu" / "table.md").read_text()
     assert (properties / "results" / "cpu" / "bars.svg").is_file()
+
+
+def test_a_table_with_wandb_has_a_run_of_its_own_and_models_are_made_first(small, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    text = PLAN.replace("seeds: [0, 1]", "seeds: [0]").replace(
+        "debug=tiny,", "debug=tiny, model=hf, model.path=./made,"
+    )
+    (small / "plan.yaml").write_text(text + "prepare: {made: [pretrain, pretrain.max_steps=1, pretrain.output=made]}\n")
+    assert table.main(["small", "logger=wandb"]) == 0
+    record = json.loads((tmp_path / "outputs" / "sweeps" / "small-cpu" / "table.json").read_text())
+    assert [arm["runs"] for arm in record["arms"].values()] == [
+        1,
+        1,
+    ]  # found under the identity that the made model gives
+    runs = [read_offline(path) for path in tmp_path.glob("outputs/ladder_level5/*/wandb/offline-run-*/*.wandb")]
+    assert {(run.group, run.job_type) for run in runs} == {("small", "grpo"), ("small", "exp")}
+    wandb.finish()
+    (own,) = (read_offline(path) for path in tmp_path.glob("outputs/sweeps/*/*/wandb/offline-run-*/*.wandb"))
+    assert (own.id, own.group, own.job_type, own.tags) == ("table-small-cpu", "small", "table", ["cpu"])
+    assert "small-cpu" in own.artifacts
+    keys = {key.split(".")[0] for row in own.history for key in row}
+    assert {"table", "curves"} <= keys
 
 
 def test_a_figure_extends_the_plan_of_a_table(small):

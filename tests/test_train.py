@@ -11,11 +11,13 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 import torch
+import wandb
 from conftest import compose_config
 
 from expo import config
 from expo.checks import check
 from expo.config import UserError
+from expo.offline import read_offline
 from expo.train import newest_checkpoint, train
 
 SMALL = [
@@ -254,9 +256,47 @@ def test_a_sweep_makes_a_directory_per_run_and_goes_on_after_a_failure(tmp_path)
 
 def test_wandb_offline_leaves_a_run_named_by_its_identity(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
-    code, directory = run(tmp_path, "logger=wandb", "trainer.max_steps=1")
+    arguments = [
+        "logger=wandb",
+        "trainer.max_steps=3",
+        "evaluation.every=2",
+        "logger.wandb.group=g",
+        "logger.wandb.tags=[t]",
+    ]
+    assert run(tmp_path, *arguments, "trainer.stop_after=1")[0] == 0
+    wandb.finish()
+    code, directory = run(tmp_path, *arguments)
+    wandb.finish()
     assert code == 0
-    assert list(directory.glob(f"wandb/offline-run-*/run-{directory.name}.wandb"))
+    sessions = [read_offline(f) for f in sorted(directory.glob(f"wandb/offline-run-*/run-{directory.name}.wandb"))]
+    assert [session.id for session in sessions] == [directory.name] * 2
+    first, second = sessions
+    assert (first.group, first.tags) == ("g", ["t"])
+    assert first.config["algorithm"]["group_size"] == 4
+    assert first.config["git"]
+    assert [row["_step"] for row in first.history] == [0, 1]
+    assert [row["_step"] for row in second.history] == [2, 3]  # goes on, and loses no step
+    lines = {line["step"]: line for line in scalars(directory) if "reward/mean" in line}
+    rows = {row["_step"]: row for row in (*first.history, *second.history)}
+    for step, line in lines.items():
+        assert rows[step]["reward/mean"] == pytest.approx(line["reward/mean"])
+    assert "pass@4" in rows[0]
+    assert "pass@4" in rows[2]
+
+
+def test_an_offline_file_is_read_as_far_as_it_is_whole(tmp_path):
+    with wandb.init(mode="offline", dir=tmp_path, id="abc", settings=wandb.Settings(silent=True)) as session:
+        for step in range(50):
+            session.log({"long": "x" * 3000, "step": step}, step=step)  # records that span blocks of the file
+    path = next(tmp_path.glob("wandb/offline-run-*/run-abc.wandb"))
+    assert [row["step"] for row in read_offline(path).history] == list(range(50))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    assert [row["step"] for row in read_offline(path).history] == list(range(len(read_offline(path).history)))
+    assert 10 < len(read_offline(path).history) < 40
+    path.write_bytes(b"something else")
+    with pytest.raises(ValueError, match="does not begin with :W&B"):
+        read_offline(path)
 
 
 def test_two_processes_do_not_make_the_same_run_twice(tmp_path):

@@ -1,0 +1,71 @@
+"""Reads the file of an offline W&B run (`wandb/offline-run-*/run-*.wandb`), without W&B's servers."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from wandb.proto.wandb_internal_pb2 import Record
+
+BLOCK = 32768  # bytes; records are kept as in LevelDB's log format, after a header of W&B's own
+FILE_HEADER, RECORD_HEADER = 7, 7  # bytes; a record's are CRC (4), length (2) and type (1)
+FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
+
+
+@dataclass
+class OfflineRun:
+    """What the run would show once it is synced."""
+
+    id: str = ""
+    name: str = ""
+    group: str = ""
+    job_type: str = ""
+    tags: list[str] = field(default_factory=list)
+    config: dict[str, Any] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)  # one per logged step, with `_step`
+    artifacts: list[str] = field(default_factory=list)
+
+
+def read_offline(path: Path) -> OfflineRun:
+    """The run in a .wandb file; a record that is still being written is left out. Raises ValueError for another kind of file."""
+    run = OfflineRun()
+    for data in _records(path.read_bytes()):
+        record = Record.FromString(data)
+        kind = record.WhichOneof("record_type")
+        if kind == "run":
+            r = record.run
+            run.id, run.name, run.group, run.job_type = r.run_id, r.display_name, r.run_group, r.job_type
+            run.tags, run.config = list(r.tags), _items(r.config.update)
+        elif kind == "config":
+            run.config |= _items(record.config.update)
+        elif kind == "history":
+            run.history.append(_items(record.history.item) | {"_step": record.history.step.num})
+        elif kind == "artifact":
+            run.artifacts.append(record.artifact.name)
+        elif kind == "request" and record.request.WhichOneof("request_type") == "log_artifact":
+            run.artifacts.append(record.request.log_artifact.artifact.name)
+    return run
+
+
+def _items(items: Any) -> dict[str, Any]:
+    return {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items}
+
+
+def _records(data: bytes) -> Iterator[bytes]:
+    if data[:4] != b":W&B":
+        raise ValueError("not a .wandb file: it does not begin with :W&B")
+    position, parts = FILE_HEADER, b""
+    while position + RECORD_HEADER <= len(data):
+        left = BLOCK - position % BLOCK
+        if left < RECORD_HEADER:  # the rest of a block is padding where no header fits
+            position += left
+            continue
+        length, kind = int.from_bytes(data[position + 4 : position + 6], "little"), data[position + 6]
+        part = data[position + RECORD_HEADER : position + RECORD_HEADER + length]
+        position += RECORD_HEADER + length
+        if kind not in (FULL, FIRST, MIDDLE, LAST) or len(part) < length:
+            return
+        parts = part if kind in (FULL, FIRST) else parts + part
+        if kind in (FULL, LAST):
+            yield parts
