@@ -22,9 +22,10 @@ expo: teach a language model problems that it cannot solve at all, by letting it
   expo pretrain                                             make the ladder base policy from nothing
   expo demo      [seeds=3]                                  GRPO, GRPO SFT-GT-CoT and ExP-GRPO on ladder level 5, with a report
   expo table     NAME [scale=cpu] [seeds=N] [dry_run=true]  make what is missing of a table of experiments/, and render it
+  expo report    RUN_DIRECTORY... | TABLE                   one self-contained HTML page: table, curves, samples, cost
   expo bench                                                time and memory of the parts of the demo's step
 
-Every command but demo, table and bench takes Hydra overrides alone. `expo COMMAND --help` lists the config groups and their options,
+Every command but demo, table, report and bench takes Hydra overrides alone. `expo COMMAND --help` lists the config groups and their options,
 `expo COMMAND --cfg job` shows the config and runs nothing. Exit codes: 0 done, 2 your mistake, 130/143 stopped by Ctrl-C/SIGTERM, 1 anything else.
 """
 # command -> (module, function); the function takes the typed config.
@@ -37,6 +38,7 @@ COMMANDS = {
 PROGRAMS = {
     "demo": ("expo.experiments.demo", "main"),
     "table": ("expo.experiments.table", "main"),
+    "report": ("expo.report.command", "main"),
     "bench": ("expo.experiments.bench", "main"),
 }
 

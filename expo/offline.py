@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from wandb.proto.wandb_internal_pb2 import Record
+from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
 BLOCK = 32768  # bytes; records are kept as in LevelDB's log format, after a header of W&B's own
 FILE_HEADER, RECORD_HEADER = 7, 7  # bytes; a record's are CRC (4), length (2) and type (1)

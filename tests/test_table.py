@@ -22,6 +22,7 @@ from expo.experiments.aggregate import final_rows, measured_values, pass_values,
 from expo.experiments.cost import DEVICES, estimate, shape
 from expo.experiments.launch import own_gpu
 from expo.offline import read_offline
+from expo.report import command
 from expo.train import step_of
 
 PLAN = """
@@ -51,7 +52,7 @@ def small(tmp_path, monkeypatch):
     return folder
 
 
-def test_a_table_is_made_once_and_rendered_beside_the_paper(small, tmp_path, capsys):
+def test_a_table_is_made_once_and_rendered_beside_the_paper(small, tmp_path, capsys, monkeypatch):
     arguments = ["small", f"output_dir={tmp_path / 'out'}"]
     assert table.main([*arguments, "dry_run=true"]) == 0
     assert "4 runs, 4 to do" in capsys.readouterr().out
@@ -69,6 +70,12 @@ def test_a_table_is_made_once_and_rendered_beside_the_paper(small, tmp_path, cap
     assert "not known" in text
     results = small / "results" / "cpu"
     assert (results / "curves.svg").is_file()
+    monkeypatch.setattr(command, "EXPERIMENTS", small.parent)
+    assert command.main(["small", f"output={tmp_path / 'report.html'}"]) == 0
+    html = (tmp_path / "report.html").read_text()
+    assert "<h1>Small</h1>" in html
+    assert html.count("<polyline") >= 2 * 3  # both arms in every chart
+    assert "paper: MATH" in html
     kept = json.loads((results / "runs.json").read_text())
     assert [(run["arm"], run["seed"]) for run in kept] == [("grpo", 0), ("exp", 0), ("grpo", 1), ("exp", 1)]
     assert {run["summary"]["status"] for run in kept} == {"done"}
@@ -293,6 +300,7 @@ def test_a_table_with_wandb_has_a_run_of_its_own_and_models_are_made_first(small
     runs = [read_offline(path) for path in tmp_path.glob("outputs/ladder_level5/*/wandb/offline-run-*/*.wandb")]
     assert {(run.group, run.job_type) for run in runs} == {("small", "grpo"), ("small", "exp")}
     wandb.finish()
+    wandb.teardown()  # what is written asynchronously is there now
     (own,) = (read_offline(path) for path in tmp_path.glob("outputs/sweeps/*/*/wandb/offline-run-*/*.wandb"))
     assert (own.id, own.group, own.job_type, own.tags) == ("table-small-cpu", "small", "table", ["cpu"])
     assert "small-cpu" in own.artifacts

@@ -265,8 +265,10 @@ def test_wandb_offline_leaves_a_run_named_by_its_identity(tmp_path, monkeypatch)
     ]
     assert run(tmp_path, *arguments, "trainer.stop_after=1")[0] == 0
     wandb.finish()
+    wandb.teardown()  # what is written asynchronously is there now
     code, directory = run(tmp_path, *arguments)
     wandb.finish()
+    wandb.teardown()  # what is written asynchronously is there now
     assert code == 0
     sessions = [read_offline(f) for f in sorted(directory.glob(f"wandb/offline-run-*/run-{directory.name}.wandb"))]
     assert [session.id for session in sessions] == [directory.name] * 2
@@ -288,6 +290,7 @@ def test_an_offline_file_is_read_as_far_as_it_is_whole(tmp_path):
     with wandb.init(mode="offline", dir=tmp_path, id="abc", settings=wandb.Settings(silent=True)) as session:
         for step in range(50):
             session.log({"long": "x" * 3000, "step": step}, step=step)  # records that span blocks of the file
+    wandb.teardown()
     path = next(tmp_path.glob("wandb/offline-run-*/run-abc.wandb"))
     assert [row["step"] for row in read_offline(path).history] == list(range(50))
     whole = path.read_bytes()

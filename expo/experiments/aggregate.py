@@ -156,20 +156,40 @@ def _mean_over_runs(directories, name: str) -> float | None:
     return float(np.mean(values)) if values else None
 
 
+SAMPLES = 6  # problems of a training step that are kept beside a table
+
+
+def samples_of(directory: Path) -> list[dict[str, Any]]:
+    """The first problems of the run's last logged training step: their positive, first rollout, and how many rollouts are right."""
+    files = sorted((directory / "completions").glob("train-*.parquet"))
+    problems: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in pyarrow.parquet.read_table(files[-1]).to_pylist() if files else []:
+        problems[row["problem"]].append(row)
+    return [
+        rows[0]
+        | {
+            "right": sum(r["verdict"] == "correct" for r in rows),
+            "rollouts": sum(r["verdict"] is not None for r in rows),
+        }
+        for rows in list(problems.values())[:SAMPLES]
+    ]
+
+
 def keep_runs(runs: Sequence[tuple[str, int, Path]], folder: Path) -> None:
     """All of the given runs (arm, seed, directory) but their checkpoints, small enough to be kept beside a table.
 
     runs.json has configs and summaries, metrics.parquet every line of metrics.jsonl, completions.parquet those of the last
-    evaluation.
+    evaluation, samples.parquet a few problems of the last logged step.
     """
-    records, lines, completions = [], [], []
+    records, lines, completions, samples = [], [], [], []
     for arm, seed, directory in runs:
         config = (directory / "config.yaml").read_text()
         records.append({"arm": arm, "seed": seed, "config": config, "summary": read_summary(directory)})
         lines += [{"arm": arm, "seed": seed, "line": json.dumps(line)} for line in read_lines(directory)]
         if (directory / "completions").is_dir():
             completions += [{"arm": arm, "seed": seed} | row for row in final_rows(directory)]
+        samples += [{"arm": arm, "seed": seed} | row for row in samples_of(directory)]
     (folder / "runs.json").write_text(json.dumps(records, indent=1) + "\n")
-    for name, rows in (("metrics", lines), ("completions", completions)):
+    for name, rows in (("metrics", lines), ("completions", completions), ("samples", samples)):
         if rows:
             pa.parquet.write_table(pa.Table.from_pylist(rows), folder / f"{name}.parquet", compression="zstd")

@@ -6,11 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
-import pyarrow.parquet
 from hydra import compose, initialize_config_dir
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -20,9 +21,18 @@ from expo import config, schema
 from expo.checks import check
 from expo.cli import conf_dir
 from expo.data.ladder import FAMILIARITY
-from expo.experiments.aggregate import final_rows, pass_values, read_curve, stack, statistic
+from expo.experiments.aggregate import (
+    Curve,
+    final_rows,
+    pass_values,
+    read_curve,
+    read_lines,
+    samples_of,
+    stack,
+    statistic,
+)
 from expo.experiments.plan import read_summary
-from expo.experiments.report import save_curves, save_report
+from expo.report import page as report
 from expo.run import device_name
 
 # The longest first, so that two cores stay busy to the end.
@@ -31,6 +41,8 @@ OVERRIDES = ["dataset=ladder_level5", "dataset.eval_limit=200"]
 K = (1, 4)
 METRICS = [f"pass@{k}/level5" for k in K]
 USAGE = "usage: expo demo [seeds=N] [output=FOLDER] [HYDRA OVERRIDES...]; runs that are finished are not made again"
+
+COLOURS = {"exp_grpo": "#0b7a75", "grpo_sft_gt_cot": "#d1781a", "grpo": "#5b6472"}
 
 
 def main(arguments: list[str]) -> int:
@@ -74,8 +86,7 @@ def main(arguments: list[str]) -> int:
     (output / "summary.json").write_text(json.dumps(summary, indent=1))
     curves = {arm: [read_curve(d) for d in dirs] for arm, dirs in runs.items()}
     save_curves(curves, ARMS, output / "curves.png")
-    samples = {arm: sample_rows(dirs[0]) for arm, dirs in runs.items()}
-    save_report(summary, ARMS, output / "curves.png", samples, output / "report.html")
+    report.write(page(summary), run_data(runs), output / "report.html")
     show(summary, output)
     return 0
 
@@ -139,10 +150,45 @@ def summarize(runs: dict[str, list[Path]]) -> dict[str, Any]:
     return {"arms": {arm: arms[arm] for arm in reversed(arms)}, "base_pass@4": float(np.mean(base))}
 
 
-def sample_rows(directory: Path) -> list[dict[str, Any]]:
-    """A few rollouts of the last logged training step, with their positives."""
-    path = max((directory / "completions").glob("train-*.parquet"))
-    return pyarrow.parquet.read_table(path).to_pylist()[:24:8]
+def page(summary: dict[str, Any]) -> report.Page:
+    """The head of the demo's report."""
+    rows = [[ARMS[arm], *(cell(metrics[m]) for m in METRICS)] for arm, metrics in summary["arms"].items()]
+    made = (
+        f"{summary['command']} · commit {', '.join(summary['commits'])} · {summary['device']} · {summary['date']} · {summary['wall_s']:.0f} s. "
+        "Percent, with 95 % bootstrap intervals over problems and seeds."
+    )
+    note = (
+        f"Three algorithms on ladder level 5, from the same base policy, {summary['seeds']} seed(s) each. The base policy solves none of these "
+        f"problems: {summary['expected_lucky_rollouts']:.2f} right rollouts are to be expected from it in a whole run, so GRPO has nothing to "
+        "learn from. ExP-GRPO adds the policy's own explanation of the known answer. The ladder is a small model of the situation, not "
+        "evidence about large models."
+    )
+    return report.Page("Learning what cannot be solved", made, ["arm", *METRICS], rows, [note])
+
+
+def run_data(runs: dict[str, list[Path]]) -> list[report.RunData]:
+    found = [(arm, d, read_summary(d)) for arm in reversed(runs) for d in runs[arm]]
+    return [report.RunData(ARMS[arm], s["seed"], s, read_lines(d), final_rows(d), samples_of(d)) for arm, d, s in found]
+
+
+def save_curves(curves: Mapping[str, Sequence[Curve]], names: Mapping[str, str], path: Path) -> None:
+    """Mean reward of training and pass@4 of evaluations against the step; the band spans the seeds."""
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    titles = ("mean reward of the step's rollouts", "held-out pass@4 (temperature 0.7)")
+    for i, (axis, title) in enumerate(zip(axes, titles, strict=True)):
+        for arm, runs in curves.items():
+            steps = [step for step, _ in runs[0][i]]
+            values = [[value for _, value in run[i]] for run in runs]
+            mean = [sum(column) / len(column) for column in zip(*values, strict=True)]
+            axis.plot(steps, mean, color=COLOURS[arm], label=names[arm], linewidth=2)
+            low, high = ([f(column) for column in zip(*values, strict=True)] for f in (min, max))
+            axis.fill_between(steps, low, high, color=COLOURS[arm], alpha=0.15, linewidth=0)
+        axis.set(title=title, xlabel="step", ylim=(-0.02, 1.02))
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.25)
+    axes[1].legend(frameon=False)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
 
 
 def show(summary: dict[str, Any], output: Path) -> None:

@@ -6,10 +6,13 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 from hydra.utils import instantiate
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.table import Table
 
 from expo.config import UserError
 from expo.experiments.aggregate import aggregate, keep_runs
@@ -78,7 +81,7 @@ def main(arguments: list[str]) -> int:
         print(f"expo: no run was made; see {sweep / 'launch.log'}", file=sys.stderr)
         return code
     failed = [run for run in todo if not run.done]
-    finish(plan, runs, folder, " ".join(["expo table", *arguments]))
+    finish(name, plan, runs, folder, " ".join(["expo table", *arguments]))
     logger = runs[0].cfg.logger
     if isinstance(logger, WandbLoggerConf):
         record = json.loads((folder / "table.json").read_text())
@@ -117,10 +120,11 @@ def dry_run(plan: Plan, scale: Scale, runs: Sequence[PlannedRun], todo: Sequence
         )
 
 
-def finish(plan: Plan, runs: Sequence[PlannedRun], folder: Path, command: str) -> None:
+def finish(name: str, plan: Plan, runs: Sequence[PlannedRun], folder: Path, command: str) -> None:
     """Aggregate and render."""
     folder.mkdir(parents=True, exist_ok=True)
     record = {
+        "name": name,
         "title": plan.title,
         "command": command,
         "device": device_name(),
@@ -129,14 +133,25 @@ def finish(plan: Plan, runs: Sequence[PlannedRun], folder: Path, command: str) -
         "arms": aggregate(plan, runs),
     }
     (folder / "table.json").write_text(json.dumps(record, indent=1) + "\n")
-    text = markdown(plan, record)
-    (folder / "table.md").write_text(text)
+    (folder / "table.md").write_text(markdown(plan, record))
     keep_runs([(run.arm, run.seed, run.dir) for run in distinct(runs) if run.done], folder)
-    for name, conf in (plan.figures or {"curves": None}).items():
+    for figure_name, conf in (plan.figures or {"curves": None}).items():
         drawer = instantiate(conf, _convert_="all") if conf else Curves()
         figure = drawer.draw(plan, record, runs)
         for suffix in (".png", ".svg"):
-            figure.savefig(folder / f"{name}{suffix}", dpi=130)
+            figure.savefig(folder / f"{figure_name}{suffix}", dpi=130)
         plt.close(figure)
-    Console().print(text, markup=False)
+    show(plan, record)
     Console().print(f"table and figures: {folder}")
+
+
+def show(plan: Plan, record: dict[str, Any]) -> None:
+    """The arms' own numbers; table.md has the paper's beside them, differences and cost."""
+    heads, rows = rows_of(plan, record)
+    width = 1 + len(plan.columns)
+    shown = Table(title=plan.title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in (*heads[:width], heads[-1]):
+        shown.add_column(heading)
+    for row in rows:
+        shown.add_row(*(cell.replace(" [", "\n[") for cell in (*row[:width], row[-1])))
+    Console().print(shown, markup=False)

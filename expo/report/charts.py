@@ -1,0 +1,109 @@
+"""Charts as inline SVG, which take the page's colours and need no script."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+
+import numpy as np
+from markupsafe import Markup
+
+WIDTH, HEIGHT = 360, 220
+LEFT, RIGHT, TOP, BOTTOM = 44, 8, 10, 26
+
+Run = Sequence[tuple[float, float]]  # (step, value)
+
+
+def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
+    """About `count` round numbers from low to high."""
+    if high <= low:
+        return [low]
+    rough = (high - low) / count
+    magnitude = 10 ** np.floor(np.log10(rough))
+    step = next(m * magnitude for m in (1, 2, 2.5, 5, 10) if m * magnitude >= rough)
+    first, last = np.ceil(low / step - 1e-9), np.floor(high / step + 1e-9)
+    return [float(i * step) + 0.0 for i in np.arange(first, last + 1)]  # + 0.0: no -0
+
+
+class Frame:
+    """Axes of a chart: from data to places on it."""
+
+    def __init__(self, x: tuple[float, float], y: tuple[float, float]):
+        self.x0, self.x1 = x
+        self.y0, self.y1 = y if y[1] > y[0] else (y[0] - 0.5, y[0] + 0.5)
+
+    def at(self, x: float, y: float) -> str:
+        return f"{self.across(x):.1f},{self.down(y):.1f}"
+
+    def across(self, x: float) -> float:
+        return LEFT + (x - self.x0) / ((self.x1 - self.x0) or 1) * (WIDTH - LEFT - RIGHT)
+
+    def down(self, y: float) -> float:
+        return TOP + (self.y1 - y) / (self.y1 - self.y0) * (HEIGHT - TOP - BOTTOM)
+
+    def grid(self) -> list[str]:
+        parts = []
+        for tick in nice_ticks(self.y0, self.y1):
+            y = self.down(tick)
+            parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+            parts.append(f'<text x="{LEFT - 5}" y="{y + 3.5:.1f}" text-anchor="end">{tick:g}</text>')
+        return parts
+
+    def below(self, x: float, text: str) -> str:
+        return f'<text x="{self.across(x):.1f}" y="{HEIGHT - 9}" text-anchor="middle">{escape(text)}</text>'
+
+
+def _svg(title: str, parts: Sequence[str]) -> Markup:
+    return Markup(
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}"><title>{escape(title)}</title>{"".join(parts)}</svg>'
+    )
+
+
+def lines(title: str, arms: Mapping[str, Sequence[Run]], colours: Mapping[str, str], unit: bool) -> Markup | None:
+    """Each arm's mean over its runs against the step; the band spans the runs. None where no run has a point.
+
+    Args: unit, whether the values are shares: then the axis goes from 0 to 1.
+    """
+    shown = {arm: [run for run in runs if run] for arm, runs in arms.items()}
+    shown = {arm: runs for arm, runs in shown.items() if runs}
+    if not shown:
+        return None
+    every = [point for runs in shown.values() for run in runs for point in run]
+    values = [value for _, value in every]
+    frame = Frame((min(s for s, _ in every), max(s for s, _ in every)), (0, 1) if unit else (min(values), max(values)))
+    parts = [*frame.grid(), *(frame.below(tick, f"{tick:g}") for tick in nice_ticks(frame.x0, frame.x1))]
+    for arm, runs in shown.items():
+        count = min(map(len, runs))
+        steps, table = [s for s, _ in runs[0][:count]], np.array([[v for _, v in run[:count]] for run in runs])
+        low, high, mean = table.min(axis=0), table.max(axis=0), table.mean(axis=0)
+        band = [frame.at(s, v) for s, v in zip(steps, high, strict=True)]
+        band += [frame.at(s, v) for s, v in reversed(list(zip(steps, low, strict=True)))]
+        line = " ".join(frame.at(s, v) for s, v in zip(steps, mean, strict=True))
+        colour = colours[arm]
+        if len(runs) > 1:
+            parts.append(f'<polygon points="{" ".join(band)}" fill="{colour}" opacity=".18"/>')
+        parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
+    return _svg(f"{title} against the step", parts)
+
+
+def bars(
+    title: str, groups: Mapping[str, Mapping[str, tuple[float, float, float]]], colours: Mapping[str, str]
+) -> Markup | None:
+    """A group of bars per entry, a bar per arm, with intervals. Args: groups, (mean, low, high) by arm. None where there is none."""
+    if not any(groups.values()):
+        return None
+    highest = max(high for cells in groups.values() for _, _, high in cells.values())
+    lowest = min(low for cells in groups.values() for _, low, _ in cells.values())
+    frame = Frame((-0.5, len(groups) - 0.5), (min(0, lowest), highest or 1))
+    parts = frame.grid()
+    for i, (name, cells) in enumerate(groups.items()):
+        parts.append(frame.below(i, name))
+        width = 0.8 / max(len(cells), 1)
+        for j, (arm, (mean, low, high)) in enumerate(cells.items()):
+            left, right = (frame.across(i - 0.4 + width * place) for place in (j + 0.08, j + 0.92))
+            top, bottom = sorted((frame.down(mean), frame.down(0)))
+            middle = (left + right) / 2
+            parts.append(
+                f'<rect x="{left:.1f}" width="{right - left:.1f}" y="{top:.1f}" height="{bottom - top:.1f}" fill="{colours[arm]}">'
+                f"<title>{escape(arm)}: {mean:.1f} [{low:.1f}, {high:.1f}]</title></rect>"
+                f'<line class="whisker" x1="{middle:.1f}" x2="{middle:.1f}" y1="{frame.down(low):.1f}" y2="{frame.down(high):.1f}"/>'
+            )
+    return _svg(title, parts)

@@ -1,0 +1,163 @@
+"""One self-contained HTML page about some runs: table, bars by level, curves with bands, samples, counts and cost."""
+
+import base64
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+
+from expo.experiments.aggregate import pass_values, stack, statistic
+from expo.experiments.figures import COLOURS
+from expo.report import charts
+
+# Scalars of metrics.jsonl: heading, and whether the axis is that of a share.
+CURVES = {
+    "pass@4": True,
+    "reward/mean": True,
+    "reward/all_wrong_frac": True,
+    "positive/used_frac": True,
+    "positive/logp_given_q": False,
+    "positive/answer_lift": False,
+    "loss/total": False,
+    "policy/entropy": False,
+    "completion/length_mean": False,
+}
+COUNTS = ("positive/used_frac", "positive/filtered_frac", "pair/used_frac", "reward/unparseable_frac", "completion/truncated_frac", "reward/all_wrong_frac", "reward/all_right_frac")  # fmt: skip
+PARTS = ("time/rollout_s", "time/explain_s", "time/verify_s", "time/update_s", "time/sync_s")
+TOKENS = ("throughput/tokens_generated", "throughput/tokens_trained")
+BINS = (0.05, 0.5, 1.0, 2.0, 4.0)  # nats below which a token is of the next brighter colour
+
+
+@dataclass(frozen=True)
+class RunData:
+    """A run as a page needs it: its metrics.jsonl, the completions of its last evaluation, samples of its last logged step."""
+
+    arm: str
+    seed: int
+    summary: Mapping[str, Any]
+    lines: Sequence[Mapping[str, Any]]
+    completions: Sequence[Mapping[str, Any]]
+    samples: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Page:
+    """What stands above the runs: title, how it was made, a table, and pictures where there are no curves to draw."""
+
+    title: str
+    made: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str] = ()
+    images: Sequence[Path] = field(default_factory=list)
+
+
+def write(page: Page, runs: Sequence[RunData], path: Path) -> None:
+    """The page, with no outside resources."""
+    arms: dict[str, list[RunData]] = {}
+    for run in runs:
+        arms.setdefault(run.arm, []).append(run)
+    colours = {arm: COLOURS[i % len(COLOURS)] for i, arm in enumerate(arms)}
+    trained = {arm: own for arm, own in arms.items() if any(run.lines for run in own)}
+    found = ((name, charts.lines(name, _curves(trained, name), colours, unit)) for name, unit in CURVES.items())
+    curves = [(name, chart) for name, chart in found if chart]
+    samples = [(arm, [_sample(s) for s in own[0].samples]) for arm, own in arms.items() if own[0].samples]
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=False)
+    template = environment.from_string(Path(__file__).with_name("page.html").read_text())
+    text = template.render(
+        page=page,
+        colours=colours,
+        levels=_levels(arms, colours),
+        curves=curves,
+        images=[] if curves else [(p.stem, base64.b64encode(p.read_bytes()).decode()) for p in page.images],
+        samples=samples,
+        bins=[f"≥ -{BINS[0]:g}", *(f"≥ -{b:g}" for b in BINS[1:]), f"< -{BINS[-1]:g}"],
+        counts=_table(trained, dict.fromkeys(COUNTS, (_mean, ".3g"))) if trained else None,
+        cost=_cost(trained) if trained else None,
+    )
+    path.write_text(text)
+
+
+def _curves(arms: Mapping[str, Sequence[RunData]], name: str) -> dict[str, list[list[tuple[float, float]]]]:
+    return {
+        arm: [[(line["step"], line[name]) for line in run.lines if line.get(name) is not None] for run in own]
+        for arm, own in arms.items()
+    }
+
+
+def _levels(arms: Mapping[str, Sequence[RunData]], colours: Mapping[str, str]) -> list[tuple[str, Any]]:
+    """pass@1 and the largest pass@k that all runs have samples for, by level."""
+    with_rows = {arm: [run.completions for run in own if run.completions] for arm, own in arms.items()}
+    with_rows = {arm: rows for arm, rows in with_rows.items() if rows}
+    if not with_rows:
+        return []
+    samples = min(max(row["sample"] for row in rows) + 1 for own in with_rows.values() for rows in own)
+    levels = sorted({row["level"] for own in with_rows.values() for row in own[0] if row["level"] is not None})
+    groups = [("all", ""), *((f"L{level}", f"/level{level}") for level in levels if len(levels) > 1)]
+    charted = []
+    for k in sorted({1, min(4, samples)}):
+        cells: dict[str, dict[str, tuple[float, float, float]]] = {}
+        for name, suffix in groups:
+            cells[name] = {}
+            for arm, own in with_rows.items():
+                values = [pass_values(rows, f"pass@{k}{suffix}") for rows in own]
+                if all(values):
+                    s = statistic(stack({str(i): v for i, v in enumerate(values)}, partly=True))
+                    cells[name][arm] = (100 * s["mean"], 100 * s["lo"], 100 * s["hi"])
+        chart = charts.bars(f"pass@{k}, percent", cells, colours)
+        if chart:
+            charted.append((f"pass@{k}, percent", chart))
+    return charted
+
+
+def _sample(row: Mapping[str, Any]) -> dict[str, Any]:
+    texts, logps = row.get("positive_tokens") or [], row.get("positive_token_logp") or []
+    spaced = "".join(texts) != row["positive"]  # a word-level tokenizer's pieces have no spaces of their own
+    tokens = [
+        (text + " " if spaced else text, sum(-logp > limit for limit in BINS), logp)
+        for text, logp in zip(texts, logps, strict=True)
+    ]
+    return dict(row) | {"tokens": tokens}
+
+
+def _mean(run: RunData, name: str) -> float | None:
+    values = [line[name] for line in run.lines if line.get(name) is not None]
+    return float(np.mean(values)) if values else None
+
+
+def _sum(run: RunData, name: str) -> float | None:
+    values = [line[name] for line in run.lines if line.get(name) is not None]
+    return float(sum(values)) if values else None
+
+
+Column = tuple[Callable[[RunData, str], float | None], str]
+
+
+def _table(arms: Mapping[str, Sequence[RunData]], columns: Mapping[str, Column]) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows: the mean over an arm's runs of each column that any of them has."""
+    rows: list[list[str]] = []
+    there = [
+        name
+        for name, (of, _) in columns.items()
+        if any(of(run, name) is not None for own in arms.values() for run in own)
+    ]
+    for arm, own in arms.items():
+        cells = []
+        for name in there:
+            of, form = columns[name]
+            values = [v for run in own if (v := of(run, name)) is not None]
+            cells.append(format(np.mean(values), form) if values else "–")
+        rows.append([arm, *cells])
+    return ["arm", *there], rows
+
+
+def _cost(arms: Mapping[str, Sequence[RunData]]) -> tuple[list[str], list[list[str]]]:
+    columns: dict[str, Column] = {"seconds": (lambda run, name: run.summary.get("wall_s"), ".0f")}
+    columns |= dict.fromkeys(TOKENS, (_sum, ",.0f")) | dict.fromkeys(PARTS, (_sum, ".1f"))
+    columns |= {
+        "peak memory (MiB)": (lambda run, name: (run.summary.get("peak_memory_mb") or {}).get("process"), ".0f")
+    }
+    return _table(arms, columns)
