@@ -75,7 +75,7 @@ def main() -> None:
 
 def command_help(command: str) -> str:
     """The groups and options of `conf/`, as a user picks them."""
-    folders = sorted(folder for folder in conf_dir().iterdir() if folder.is_dir())
+    folders = sorted(folder for folder in conf_dir().iterdir() if any(folder.glob("*.yaml")))
     groups = "\n".join(f"  {f.name:<10} {', '.join(sorted(o.stem for o in f.glob('*.yaml')))}" for f in folders)
     return (
         f"expo {command} [GROUP=OPTION...] [KEY=VALUE...]    -m sweeps over comma-separated values\n\n"

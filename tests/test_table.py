@@ -12,9 +12,10 @@ import psutil
 import pyarrow.parquet
 import pytest
 import wandb
+from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from expo import cli
+from expo import cli, config
 from expo.config import UserError
 from expo.experiments import plan as plans
 from expo.experiments import table
@@ -306,6 +307,22 @@ def test_a_table_with_wandb_has_a_run_of_its_own_and_models_are_made_first(small
     assert "small-cpu" in own.artifacts
     keys = {key.split(".")[0] for row in own.history for key in row}
     assert {"table", "curves"} <= keys
+
+
+def test_runs_go_through_submitit_too(small, tmp_path):
+    """Its local executor stands in for Slurm: the same launcher, the same pickled jobs."""
+    assert table.main(["small", f"output_dir={tmp_path / 'out'}", "seeds=1", "hydra/launcher=submitit_local"]) == 0
+    assert len(list(tmp_path.glob("out/ladder_level5/*/summary.json"))) == 2
+    assert list(tmp_path.glob("out/sweeps/.submitit/*/*_result.pkl"))
+
+
+def test_the_slurm_launcher_is_submitits_with_a_gpu_per_run():
+    config.register()
+    with initialize_config_dir(str(cli.conf_dir()), version_base="1.3"):
+        cfg = compose("config", ["hydra/launcher=slurm", "hydra.launcher.partition=gpu"], return_hydra_config=True)
+    launcher = cfg.hydra.launcher
+    assert launcher._target_ == "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"
+    assert (launcher.gpus_per_node, launcher.partition) == (1, "gpu")
 
 
 def test_a_figure_extends_the_plan_of_a_table(small):

@@ -73,7 +73,8 @@ def main(arguments: list[str]) -> int:
     )  # then it is not the plan's own table
     folder = Path(options["results"] or (own if changed else EXPERIMENTS / name / "results" / options["scale"]))
     local = not any(o.startswith("hydra/launcher=") for o in hydra)
-    code = code or make(todo, sweep, [*([f"hydra.launcher.n_jobs={jobs}"] if local else []), *hydra])
+    launcher = [f"hydra.launcher.n_jobs={jobs}"] if local else []
+    code = code or make(todo, sweep, [f"output_dir={runs[0].cfg.output_dir}", *launcher, *hydra])
     if code > 128:
         print("expo: stopped, with checkpoints; the same command goes on", file=sys.stderr)
         return code
