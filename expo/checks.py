@@ -127,6 +127,10 @@ def check(cfg: Config) -> None:
             "{answer}" in cfg.prompts.final,
             f"prompts.final={cfg.prompts.final}: has no {{answer}}; put {{answer}} where the answer goes",
         ),
+        (
+            Path(cfg.output_dir).is_dir() or not Path(cfg.output_dir).exists(),
+            f"output_dir={cfg.output_dir}: a file, not a folder; give a folder, which need not exist yet",
+        ),
         *_levels("dataset.levels", dataset.levels, dataset),
         *_levels("dataset.eval_levels", dataset.eval_levels or [], dataset),
         *_file("dataset.path", dataset.path),

@@ -6,6 +6,7 @@ import re
 import resource
 import sys
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any, cast
 
@@ -200,7 +201,12 @@ def make_evaluator(
 
 
 def newest_checkpoint(directory: Path) -> Path | None:
-    return max(directory.glob("checkpoints/step*.ckpt"), key=step_of, default=None)
+    """The last checkpoint that is whole; one that a full disk or a crash has cut short is passed over, with a warning."""
+    for path in sorted(directory.glob("checkpoints/step*.ckpt"), key=step_of, reverse=True):
+        if zipfile.is_zipfile(path):  # torch's format; its directory is at the end of the file
+            return path
+        logging.getLogger(__name__).warning("%s is damaged; going on from an earlier checkpoint, if there is one", path)
+    return None
 
 
 def step_of(checkpoint: Path) -> int:

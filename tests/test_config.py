@@ -99,6 +99,10 @@ def run_cli(monkeypatch, capsys, *arguments):
         (["algorithm=sft", "positives=none"], ["positives=self_explanation or positives=expert"]),
         (["optimizer.learning_rate=-1"], ["optimizer.learning_rate=-1", "above 0"]),
         (["logger=wandb", "logger.wandb.mode=foo"], ["logger.wandb.mode=foo", "offline"]),
+        (["positives=none"], ["positives=none", "algorithm=grpo"]),
+        (["algorithm=nurl", "hints=none"], ["hints=none", "algorithm=grpo"]),
+        (["output_dir=pyproject.toml"], ["output_dir=pyproject.toml", "a folder"]),
+        (["pretrain.hidden_size=100"], ["pretrain.hidden_size=100", "96"]),
     ],
 )
 def test_a_users_mistake_is_one_line_and_exit_code_2(monkeypatch, capsys, tmp_path, overrides, said):

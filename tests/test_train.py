@@ -311,3 +311,28 @@ def test_two_processes_do_not_make_the_same_run_twice(tmp_path):
     directory = next(tmp_path.glob("both/ladder_level5/exp_grpo-*"))
     steps = [line["step"] for line in scalars(directory) if "loss/total" in line]
     assert steps == [1, 2, 3]
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, caplog):
+    arguments = [
+        "trainer.max_steps=3",
+        "trainer.checkpoint_every=1",
+        "evaluation.every=0",
+        "trainer.problems_per_step=2",
+    ]
+    _, directory = run(tmp_path / "cut", *arguments, "trainer.stop_after=2")
+    checkpoint = newest_checkpoint(directory)
+    checkpoint.write_bytes(checkpoint.read_bytes()[:10_000])
+    assert newest_checkpoint(directory) != checkpoint
+    assert "is damaged" in caplog.text
+    assert run(tmp_path / "cut", *arguments)[0] == 0
+    _, whole = run(tmp_path / "whole", *arguments)
+    assert scalars(directory) == scalars(whole)
+
+
+def test_a_run_that_learns_from_no_positive_says_so_once(tmp_path, caplog):
+    assert run(tmp_path, "trainer.max_steps=2", "evaluation.every=0", "rollout.max_completion_tokens=8")[0] == 0
+    said = [r.message for r in caplog.records if "passed the filters" in r.message]
+    assert len(said) == 1
+    assert "none of the 4 possible positives" in said[0]
+    assert "truncated 4" in said[0]
