@@ -113,8 +113,11 @@ def check(cfg: Config) -> None:
             "prompts.explain: needs both {question} and {answer}; put them where question and answer go",
         ),
         (
-            cfg.pretrain.hidden_size > 0 and cfg.pretrain.hidden_size % 24 == 0,
-            f"pretrain.hidden_size={cfg.pretrain.hidden_size}: not a multiple of 24; set for example 48, 96 or 144",
+            cfg.pretrain.heads > 0
+            and cfg.pretrain.hidden_size > 0
+            and cfg.pretrain.hidden_size % (2 * cfg.pretrain.heads) == 0,
+            f"pretrain.hidden_size={cfg.pretrain.hidden_size}: not a multiple of twice pretrain.heads={cfg.pretrain.heads}; "
+            "set for example pretrain.hidden_size=96 pretrain.heads=4",
         ),
         *_positive("pretrain.layers", cfg.pretrain.layers),
         *_positive("diagnose.problems", cfg.diagnose.problems),

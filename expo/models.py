@@ -40,7 +40,7 @@ def ladder_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=CHAT_TEMPLATE, **SPECIAL_TOKENS)
 
 
-def ladder_model(seed: int, hidden_size: int = 96, layers: int = 4) -> PreTrainedModel:
+def ladder_model(seed: int, hidden_size: int = 96, layers: int = 4, heads: int = 4) -> PreTrainedModel:
     """A Llama with fresh weights; of about 0.46M parameters by default."""
     tokenizer = ladder_tokenizer()
     set_seed(seed)
@@ -50,7 +50,7 @@ def ladder_model(seed: int, hidden_size: int = 96, layers: int = 4) -> PreTraine
             hidden_size=hidden_size,
             intermediate_size=hidden_size * 8 // 3,
             num_hidden_layers=layers,
-            num_attention_heads=4,
+            num_attention_heads=heads,
             max_position_embeddings=256,
             tie_word_embeddings=True,
             pad_token_id=tokenizer.pad_token_id,

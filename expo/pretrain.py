@@ -103,7 +103,7 @@ def pretrain(cfg: Config) -> None:
     conf, started = cfg.pretrain, time.monotonic()
     if cfg.trainer.threads:
         torch.set_num_threads(cfg.trainer.threads)
-    tokenizer, model = ladder_tokenizer(), ladder_model(cfg.seed, conf.hidden_size, conf.layers)
+    tokenizer, model = ladder_tokenizer(), ladder_model(cfg.seed, conf.hidden_size, conf.layers, conf.heads)
     corpus = Corpus(tokenizer, instantiate(cfg.prompts), cfg.seed, conf.warmup_steps, conf.tokens_per_batch)
     trainer = Trainer(
         max_steps=conf.max_steps,
@@ -144,7 +144,7 @@ CARD = """\
 
 A Llama of {parameters} parameters trained by expo from nothing on synthetic arithmetic (expo/data/ladder.py). It knows nothing else.
 
-- command: `expo pretrain pretrain.max_steps={cfg.pretrain.max_steps} pretrain.hidden_size={cfg.pretrain.hidden_size} pretrain.layers={cfg.pretrain.layers} seed={cfg.seed}`
+- command: `expo pretrain pretrain.max_steps={cfg.pretrain.max_steps} pretrain.hidden_size={cfg.pretrain.hidden_size} pretrain.layers={cfg.pretrain.layers} pretrain.heads={cfg.pretrain.heads} seed={cfg.seed}`
 - commit: {commit}
 - time: {minutes:.1f} minutes, torch threads {threads}
 - date: {date}

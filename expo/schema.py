@@ -205,9 +205,10 @@ class PretrainConf:
     tokens_per_batch: int = 6000
     # Steps on levels 1 and 2 only.
     warmup_steps: int = 300
-    # Width (a multiple of 24) and depth of the model.
+    # Width, depth and attention heads of the model. vLLM on a CPU needs heads of 32, 64 or more: 3 heads for a width of 96.
     hidden_size: int = 96
     layers: int = 4
+    heads: int = 4
     output: str = "outputs/pretrain"
 
 
