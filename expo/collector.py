@@ -65,6 +65,20 @@ class Collector:
     def __post_init__(self) -> None:
         self.cache = ExplanationCache(self.source.cache_steps, self.source.cache_max_drop)
 
+    @property
+    def engines(self) -> list[Engine]:
+        """Each engine once."""
+        return list({id(e): e for e in (self.engine, self.solver, self.explainer, self.hinter)}.values())
+
+    def sync(self) -> None:
+        """Bring all engines up to their models: at the start, and when a snapshot is taken."""
+        for engine in self.engines:
+            engine.sync()
+
+    def close(self) -> None:
+        for engine in self.engines:
+            engine.close()
+
     def collect(self, step: int, problems: list[Problem], group_size: int, first: int = 0) -> Experience:
         """Generate, verify and choose positives for one step; `first` counts the problems that it has sampled before."""
         prompts = [tuple(ids) for ids in self.tools.prompts.solve_ids(self.tools.tokenizer, problems)]

@@ -21,6 +21,7 @@ from expo.schema import (
     RolloutConf,
     TableConf,
     TrainerConf,
+    VLLMConf,
     WandbLoggerConf,
 )
 from expo.schema_learning import (
@@ -68,6 +69,7 @@ def register() -> None:
         ("schema/model", "hf"): ModelConf,
         ("schema/model", "random_tiny"): RandomTinyConf,
         ("schema/rollout", "engine"): RolloutConf,
+        ("schema/rollout", "vllm"): VLLMConf,
         ("schema/trainer", "trainer"): TrainerConf,
         ("schema/logger", "none"): LoggerConf,
         ("schema/logger", "wandb"): WandbLoggerConf,
@@ -82,7 +84,16 @@ NOT_IDENTITY = {
     "": ("output_dir", "fresh", "logger", "pretrain", "diagnose", "hydra", "name", "needs"),
     "trainer": ("checkpoint_every", "stop_after", "micro_batch_size", "accelerator", "threads", "packing"),
     "verifier": ("workers",),
-    "rollout": ("batch_size", "requires", "extra"),
+    "rollout": (
+        "batch_size",
+        "requires",
+        "extra",
+        "separate",
+        "memory_share",
+        "eager",
+        "probe_every",
+        "probe_tolerance",
+    ),
     "prompts": ("judge",),
 }
 

@@ -107,6 +107,25 @@ class RolloutConf:
 
 
 @dataclass
+class VLLMConf(RolloutConf):
+    """vLLM. `batch_size` is the most rows that it decodes at a time."""
+
+    _target_: str = "expo.rollout.vllm_engine.VLLMEngine"
+    # Precision of its copy of the weights. null: the policy's.
+    dtype: str | None = None
+    # In a process of its own, which gets the weights through a file (in memory, where there is /dev/shm).
+    separate: bool = False
+    # Share of the GPU's memory. null: what the weights and a full batch need.
+    memory_share: float | None = None
+    # Without compiled graphs: starts sooner, decodes slower on a GPU.
+    eager: bool = False
+    # Verify every so many syncs that the engine's weights and log-probabilities are the policy's. 0: never.
+    probe_every: int = 1
+    # Mean difference allowed, nats per token. null: 1e-3 in float32, 0.05 in 16 bit.
+    probe_tolerance: float | None = None
+
+
+@dataclass
 class EvaluationConf:
     # Steps between evaluations; one is always made before the first step and after the last. 0: only those two.
     every: int = 50

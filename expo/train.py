@@ -29,7 +29,7 @@ from expo.pairs import PairStore
 from expo.policy import frozen_copy
 from expo.positives.properties import Scorer
 from expo.prompts import Prompts
-from expo.rollout.engine import Engine, Sampling
+from expo.rollout.engine import Engine, EngineError, Sampling
 from expo.run import Run
 from expo.schema import Config
 from expo.schema_learning import Explainer
@@ -140,13 +140,15 @@ def fit(cfg: Config, run: Run, module: Algorithm, evaluator: Evaluator) -> int:
         trainer.fit(module, ckpt_path=checkpoint, weights_only=False)
     except Exception as error:
         run.finish("failed", reason=f"{type(error).__name__}: {error}", step=trainer.current_epoch)
-        if not isinstance(error, NonFiniteGradient):
+        if not isinstance(error, (NonFiniteGradient, EngineError)):
             raise
         remedy = "lower optimizer.learning_rate or set trainer.on_nonfinite=skip"
-        print(f"expo: {error}; earlier checkpoints are in {run.dir}; {remedy}", file=sys.stderr)
+        if isinstance(error, EngineError):
+            remedy = "the same command goes on from the last of them"
+        print(f"expo: {' '.join(str(error).split())}; earlier checkpoints are in {run.dir}; {remedy}", file=sys.stderr)
         return 1
     finally:
-        module.collector.engine.close()
+        module.collector.close()
     step, checkpoints = trainer.current_epoch, run.dir / "checkpoints"
     done = step >= max_steps
     trainer.save_checkpoint(checkpoints / f"step{step - 1:06d}.ckpt")
@@ -188,7 +190,8 @@ def read(cfg: Config) -> Reader:
 
 def make_engine(cfg: Config, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Engine:
     """An engine on a model in memory, as `rollout` says."""
-    return get_class(cfg.rollout._target_)(model, tokenizer, cfg.rollout.batch_size)
+    engine: Any = get_class(cfg.rollout._target_)
+    return engine.from_conf(model, tokenizer, cfg.rollout)
 
 
 def make_evaluator(

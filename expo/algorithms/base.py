@@ -44,6 +44,9 @@ class Algorithm(LightningModule):
         self.last_experience: Experience | None = None
         self.last_metrics: dict[str, float | None] = {}
 
+    def on_fit_start(self) -> None:
+        self.collector.sync()  # a checkpoint may have been loaded since the engines were made
+
     def train_dataloader(self) -> list[int]:
         return [self.current_epoch]
 
@@ -54,10 +57,13 @@ class Algorithm(LightningModule):
         experience = self.collect(batch)
         all_wrong = experience.all_wrong.float().mean().item()
         beta = self.collector.source.weight_at(batch / self.conf.max_steps, all_wrong)
+        engine = self.collector.engine
         with experience.timer("update"):
+            engine.sleep()
             sums = self.update(experience, beta)
         with experience.timer("sync"):
-            self.collector.engine.sync()
+            engine.wake()
+            engine.sync()
         weight = beta if self.collector.source.use is Use.auxiliary else None  # a group member has an advantage instead
         self.last_experience, self.last_metrics = experience, step_metrics(experience, sums, weight)
 
@@ -65,6 +71,7 @@ class Algorithm(LightningModule):
         """What changes between steps: here, the snapshot that explains becomes the current policy every so often."""
         if self.snapshot is not None and self.collector.source.refreshes_snapshot(step):
             self.snapshot.load_state_dict(self.policy.state_dict())
+            self.collector.sync()
 
     def collect(self, step: int) -> Experience:
         """What the step learns from."""

@@ -30,6 +30,7 @@ class SFT(Algorithm):
             self.snapshot.load_state_dict(self.policy.state_dict())
             self.policy.load_state_dict(self.reference.state_dict())
             self.trainer.strategy.setup_optimizers(self.trainer)
+            self.collector.sync()
 
     def update(self, experience: Experience, beta: float) -> Sums:
         sums = Sums(float, updates=1)

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 from expo.randomness import Key
 
 
@@ -47,5 +49,22 @@ class Engine(Protocol):
     def sync(self) -> None:
         """Bring the engine's weights up to the policy's."""
 
+    def sleep(self) -> None:
+        """Leave the device to the trainer's update, as far as the engine can."""
+
+    def wake(self) -> None:
+        """Take the device again, before `sync`."""
+
     def close(self) -> None:
         """Free what the engine holds."""
+
+
+class EngineError(Exception):
+    """The engine has stopped, or its weights are not the policy's: the run cannot go on, and its checkpoints are good."""
+
+
+def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that end a completion: an instruct model may end its turn in several ways."""
+    configured = model.generation_config.eos_token_id
+    eos = configured if isinstance(configured, list) else [configured]
+    return sorted({tokenizer.eos_token_id, *eos} - {None})

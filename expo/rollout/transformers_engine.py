@@ -1,6 +1,7 @@
 """Rollouts with transformers, in-process, on the trainer's own weights."""
 
 from collections.abc import Sequence
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -13,7 +14,8 @@ from transformers import (
 )
 
 from expo.randomness import uniforms
-from expo.rollout.engine import Completion, Request, Sampling
+from expo.rollout.engine import Completion, Request, Sampling, eos_ids
+from expo.schema import RolloutConf
 
 
 class TransformersEngine:
@@ -24,12 +26,21 @@ class TransformersEngine:
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int):
         self.model, self.pad_id, self.batch_size = model, tokenizer.pad_token_id, batch_size
-        configured = model.generation_config.eos_token_id  # an instruct model may end its turn in several ways
-        eos = configured if isinstance(configured, list) else [configured]
-        self.eos_ids = torch.tensor(sorted({tokenizer.eos_token_id, *eos} - {None}))
+        self.eos_ids = torch.tensor(eos_ids(model, tokenizer))
+
+    @classmethod
+    def from_conf(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, conf: RolloutConf) -> Self:
+        """As `rollout` says."""
+        return cls(model, tokenizer, conf.batch_size)
 
     def sync(self) -> None:
         """The weights are the policy's own."""
+
+    def sleep(self) -> None:
+        """The weights are the policy's own."""
+
+    def wake(self) -> None:
+        """It never sleeps."""
 
     def close(self) -> None:
         """Nothing is held beyond the model."""
@@ -50,7 +61,7 @@ class TransformersEngine:
 
     def _decode(self, requests: list[Request], sampling: Sampling) -> list[Completion]:
         device = self.model.device
-        eos_ids = self.eos_ids.to(device)
+        ends = self.eos_ids.to(device)
         noise = torch.from_numpy(uniforms([r.key for r in requests], sampling.max_tokens)).to(device)  # [B, T]
         rows = torch.arange(len(requests), device=device)  # rows still decoding
         logits, cache, mask = self._prefill(requests)
@@ -61,7 +72,7 @@ class TransformersEngine:
         for t in range(sampling.max_tokens):
             token, logp = sample(logits, noise[rows, t], sampling)
             tokens[rows, t], logps[rows, t] = token, logp
-            finished = torch.isin(token, eos_ids)
+            finished = torch.isin(token, ends)
             if finished.any():
                 ended[rows[finished]], lengths[rows[finished]] = True, t + 1
                 keep = ~finished

@@ -1,0 +1,261 @@
+"""Rollouts with vLLM: in this process beside the trainer, or in one of its own (`rollout.separate`).
+
+Weights go to the running engine after every step, and are verified: the sums of every parameter that can be read, and the
+log-probabilities of a probe, must be the policy's. An engine that is not the policy never makes a rollout.
+"""
+
+import logging
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from expo.config import UserError
+from expo.policy import score, token_batch
+from expo.rollout.engine import Completion, EngineError, Request, Sampling, eos_ids
+from expo.rollout.vllm_worker import sums
+from expo.schema import RolloutConf, VLLMConf
+
+PROBE_TOKENS = 256
+GIB = 2**30
+CPU_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256)  # sizes that vLLM's attention on a CPU is built for
+log = logging.getLogger(__name__)
+
+
+class VLLMEngine:
+    """Engine whose weights are a copy of the policy's, brought up to date by `sync`."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, conf: VLLMConf):
+        self.model, self.tokenizer, self.conf = model, tokenizer, conf
+        self.pad_id, self.eos_ids = tokenizer.pad_token_id, eos_ids(model, tokenizer)
+        self.device = next(model.parameters()).device
+        self.dtype = getattr(torch, conf.dtype or str(model.dtype).removeprefix("torch."))
+        self.syncs = 0
+        self.probe = [i % len(tokenizer) for i in range(16)]  # until there is a completion to probe with
+        self.folder = tempfile.TemporaryDirectory(
+            prefix="expo-vllm-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None
+        )
+        check_heads(model, self.device)
+        self.llm = self._start()
+        self.sync()
+
+    @classmethod
+    def from_conf(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, conf: RolloutConf) -> Self:
+        """As `rollout` says."""
+        assert isinstance(conf, VLLMConf)
+        return cls(model, tokenizer, conf)
+
+    def _start(self) -> Any:
+        conf = self.conf
+        cached = (
+            kv_bytes(self.model, self.dtype) * conf.batch_size * (conf.max_prompt_tokens + conf.max_completion_tokens)
+        )
+        os.environ |= {
+            "VLLM_ENABLE_V1_MULTIPROCESSING": str(int(conf.separate)),
+            "VLLM_CPU_KVCACHE_SPACE": str(max(1, math.ceil(cached / GIB))),
+        }
+        for name, value in (
+            ("VLLM_LOGGING_LEVEL", "ERROR"),
+            ("VLLM_NO_USAGE_STATS", "1"),
+            ("VLLM_CPU_OMP_THREADS_BIND", "nobind"),  # else it would take the trainer's threads with it
+            ("VLLM_WORKER_MULTIPROC_METHOD", "spawn"),
+        ):
+            os.environ.setdefault(name, value)
+        from vllm import LLM
+
+        options: dict[str, Any] = {"distributed_executor_backend": "uni"} if not conf.separate else {}
+        if self.device.type == "cuda":
+            total = torch.cuda.get_device_properties(self.device).total_memory
+            weights = sum(p.numel() for p in self.model.parameters()) * self.dtype.itemsize
+            options["gpu_memory_utilization"] = conf.memory_share or memory_share(weights, cached, total)
+            options["enable_sleep_mode"] = not conf.separate
+        longest = conf.max_prompt_tokens + 2 * conf.max_completion_tokens  # a hinted prompt holds some of a solution
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or longest
+        return LLM(
+            model=self._source(), skip_tokenizer_init=True, dtype=str(self.dtype).removeprefix("torch."), seed=0,
+            max_model_len=min(longest, limit), max_num_seqs=conf.batch_size, enforce_eager=conf.eager,
+            enable_prefix_caching=True, logprobs_mode="processed_logprobs", disable_log_stats=True,
+            worker_extension_cls="expo.rollout.vllm_worker.WeightSync", **options,
+        )  # fmt: skip
+
+    def _source(self) -> str:
+        """A folder that has the model's config, and weights of its shapes; which ones does not matter, they are replaced."""
+        base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        if Path(str(base.name_or_path), "model.safetensors").is_file():
+            return str(base.name_or_path)
+        folder = Path(self.folder.name, "model")
+        base.config.save_pretrained(folder)
+        _save(dict(self.weights()), folder / "model.safetensors")
+        return str(folder)
+
+    @torch.no_grad()
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The policy's parameters under Hugging Face's names, a LoRA adapter merged into them, the tied head left out."""
+        layers: dict[str, Any] = {
+            name: module for name, module in self.model.named_modules() if hasattr(module, "get_delta_weight")
+        }
+        for name, parameter in self.model.named_parameters():
+            if ".lora_" in name:
+                continue
+            owner: Any = layers.get(name.partition(".base_layer")[0]) if ".base_layer.weight" in name else None
+            merged = parameter if owner is None else parameter + owner.get_delta_weight("default")
+            yield name.removeprefix("base_model.model.").replace(".base_layer", ""), merged.detach().to(self.dtype)
+
+    def sync(self) -> None:
+        """Send the policy's weights; every `probe_every` times verify them. Raises EngineError where they did not arrive."""
+        self._send()
+        self.llm.reset_prefix_cache()  # what it holds was computed with the old weights
+        if self.conf.probe_every and self.syncs % self.conf.probe_every == 0:
+            self.verify()
+        self.syncs += 1
+
+    def _send(self) -> None:
+        if not self.conf.separate:
+            self._call("expo_load", {"weights": list(self.weights())})
+            return
+        path = Path(self.folder.name, "weights.safetensors")  # in memory, where the system has /dev/shm
+        _save(dict(self.weights()), path)
+        self._call("expo_load_file", {"path": str(path)})
+        path.unlink()
+
+    def verify(self) -> None:
+        """Raises EngineError, which names the parameters, where the engine is not the policy."""
+        ours, theirs = sums(self.weights()), self._call("expo_sums", {})
+        wrong = sorted(n for n in ours.keys() & theirs.keys() if not _same(ours[n], theirs[n]))
+        gap, tolerance = self.probe_gap(), self.conf.probe_tolerance or (1e-3 if self.dtype == torch.float32 else 0.05)
+        if wrong or gap > tolerance:
+            hidden = sorted({group_of(n) for n in ours.keys() - theirs.keys()})
+            named = sorted({group_of(n) for n in wrong}) or [
+                f"one of {len(hidden)} that cannot be read, such as {hidden[0]}"
+                if hidden
+                else "none of the parameters themselves"
+            ]
+            raise EngineError(
+                f"vLLM's weights are not the policy's after a sync: {', '.join(named[:4])}{' …' if len(named) > 4 else ''} differ; "
+                f"mean difference of log-probabilities on the probe {gap:.2g} nats, allowed {tolerance:g}; nothing was trained on them"
+            )
+
+    @torch.no_grad()
+    def probe_gap(self) -> float:
+        """Mean |log π_vLLM - log π| over the probe's tokens, in nats."""
+        from vllm import SamplingParams
+
+        ids = self.probe[:PROBE_TOKENS]
+        out = self._generate([ids], [SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)])[0]
+        theirs = torch.tensor(
+            [entry[token].logprob for token, entry in zip(ids[1:], out.prompt_logprobs[1:], strict=True)]
+        )
+        training = self.model.training
+        self.model.eval()
+        batch = token_batch([ids[:1]], [ids[1:]], self.pad_id, self.device)
+        ours = score(self.model, batch)[batch.mask.bool()].float().cpu()
+        self.model.train(training)
+        return (ours - theirs).abs().mean().item()
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        """See `Engine.generate`. Temperature 0 is greedy. Raises EngineError where vLLM fails."""
+        from vllm import SamplingParams
+
+        if not requests:
+            return []
+        params = [
+            SamplingParams(
+                temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k or -1, logprobs=0,
+                max_tokens=sampling.max_tokens, stop_token_ids=self.eos_ids, detokenize=False,
+                seed=int(r.key.generator().integers(2**31)),
+            )
+            for r in requests
+        ]  # fmt: skip
+        done = []
+        for request, output in zip(requests, self._generate([list(r.prompt) for r in requests], params), strict=True):
+            best = output.outputs[0]
+            ids = list(best.token_ids)
+            logp = [entry[token].logprob for token, entry in zip(ids, best.logprobs, strict=True)]
+            done.append(Completion(request.prompt, ids, logp, best.finish_reason == "length"))
+        longest = max(done, key=lambda c: len(c.ids))
+        self.probe = [*longest.prompt, *longest.ids]
+        return done
+
+    def _generate(self, prompts: list[list[int]], params: list[Any]) -> list[Any]:
+        try:
+            return self.llm.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
+        except Exception as error:
+            raise EngineError(f"vLLM stopped working: {type(error).__name__}: {error}") from error
+
+    def _call(self, method: str, arguments: dict[str, Any]) -> Any:
+        try:
+            return self.llm.collective_rpc(method, kwargs=arguments)[0]
+        except Exception as error:
+            raise EngineError(f"vLLM stopped working: {type(error).__name__}: {error}") from error
+
+    def sleep(self) -> None:
+        """On a GPU that it shares with the trainer: give the cache back and move the weights to the CPU until `wake`."""
+        if self.device.type == "cuda" and not self.conf.separate:
+            self.llm.sleep(level=1)
+
+    def wake(self) -> None:
+        """Undo `sleep`."""
+        if self.device.type == "cuda" and not self.conf.separate:
+            self.llm.wake_up()
+
+    def close(self) -> None:
+        """End the engine and free what it holds."""
+        if hasattr(self, "llm"):
+            self.llm.llm_engine.engine_core.shutdown()
+            del self.llm
+        self.folder.cleanup()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
+
+
+def _same(ours: tuple[float, float], theirs: tuple[float, float]) -> bool:
+    """Up to the order of the additions; a parameter's scale is the root of its sum of squares."""
+    scale = math.sqrt(max(ours[1], theirs[1])) + 1e-12
+    return abs(ours[0] - theirs[0]) <= 1e-6 * scale + 1e-9 and abs(ours[1] - theirs[1]) <= 1e-9 * scale**2 + 1e-12
+
+
+def group_of(name: str) -> str:
+    """What a user knows the parameter by: `model.layers.3.self_attn.qkv_proj.weight` is of layers.3.self_attn."""
+    parts = name.removeprefix("model.").removesuffix(".weight").removesuffix(".bias").split(".")
+    return ".".join(parts[:3] if parts[0] == "layers" else parts[:1])
+
+
+def kv_bytes(model: PreTrainedModel, dtype: torch.dtype) -> int:
+    """Bytes of keys and values per token."""
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    return 2 * config.num_hidden_layers * heads * head_size(model) * dtype.itemsize
+
+
+def head_size(model: PreTrainedModel) -> int:
+    config = model.config.get_text_config()
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def memory_share(weights: int, cached: int, total: int) -> float:
+    """Share of a GPU's memory for vLLM: its weights, the cache of a full batch, and a tenth for its activations; at most 0.9.
+
+    Args: bytes. The rest is the trainer's.
+    """
+    return min(0.9, round((weights + cached) / total + 0.1, 3))
+
+
+def check_heads(model: PreTrainedModel, device: torch.device) -> None:
+    """Raises UserError for a model that vLLM cannot run here."""
+    if device.type == "cpu" and head_size(model) not in CPU_HEADS:
+        raise UserError(
+            f"rollout=vllm: attention heads of size {head_size(model)}, and vLLM on a CPU knows {', '.join(map(str, CPU_HEADS))} only; "
+            "use rollout=hf, or another model (for the ladder: expo pretrain pretrain.heads=3)"
+        )

@@ -1,0 +1,55 @@
+"""What expo adds to vLLM's worker (`worker_extension_cls`): it runs where vLLM's model is, in this process or another."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+# What vLLM joins into one matrix. Sums of a joined matrix are the sums of its parts.
+JOINED = ((r"\.(q|k|v)_proj\.", ".qkv_proj."), (r"\.(gate|up)_proj\.", ".gate_up_proj."))
+Sums = dict[str, tuple[float, float]]  # by parameter: of its entries, and of their squares
+
+
+class WeightSync:
+    """Methods for `LLM.collective_rpc`; `self` is vLLM's worker."""
+
+    def expo_load(self, weights: list[tuple[str, Tensor]]) -> None:
+        """Take new weights under their Hugging Face names."""
+        worker: Any = self
+        worker.reload_weights(weights_iterator=iter(weights))
+        _repack_tied_head(worker.model_runner.get_model())
+
+    def expo_load_file(self, path: str) -> None:
+        """The same from a safetensors file."""
+        from safetensors.torch import load_file
+
+        self.expo_load(list(load_file(Path(path)).items()))
+
+    def expo_sums(self) -> Sums:
+        """Of every parameter that is there to be read; the CPU backend packs most matrices away."""
+        worker: Any = self
+        return sums(p for p in worker.model_runner.get_model().named_parameters() if p[1].numel())
+
+
+def sums(named: Iterable[tuple[str, Tensor]]) -> Sums:
+    """Fingerprints that joining and padding with zeros leave alone. Args: named parameters, by Hugging Face's or vLLM's names."""
+    found: Sums = {}
+    for name, tensor in named:
+        for pattern, joined in JOINED:
+            name = re.sub(pattern, joined, name)
+        values = tensor.detach().double()
+        first, second = found.get(name, (0.0, 0.0))
+        found[name] = (first + values.sum().item(), second + values.square().sum().item())
+    return found
+
+
+def _repack_tied_head(model: nn.Module) -> None:
+    """The CPU backend multiplies by a packed copy of lm_head, which a reload of tied embeddings leaves as it was."""
+    head: Any = getattr(model, "lm_head", None)
+    if head is None or head.weight.device.type != "cpu" or not getattr(model.config, "tie_word_embeddings", False):
+        return
+    from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+
+    dispatch_cpu_unquantized_gemm(head, remove_weight=False)

@@ -1,0 +1,233 @@
+"""vLLM's engine gives what the transformers engine gives, has the policy's weights after every sync, and says so when not."""
+
+import importlib.util
+import json
+import sys
+import time
+
+import psutil
+import pytest
+import torch
+from conftest import compose_config
+from hydra.utils import instantiate
+
+from expo.data.ladder import generate
+from expo.models import ladder_model, ladder_tokenizer
+from expo.policy import score, token_batch
+from expo.randomness import Key
+from expo.rollout.engine import EngineError, Request, Sampling
+from expo.rollout.transformers_engine import TransformersEngine
+from expo.rollout.vllm_engine import VLLMEngine, check_heads, group_of, memory_share
+from expo.rollout.vllm_worker import sums
+from expo.schema import VLLMConf
+
+needs_vllm = [
+    pytest.mark.vllm,
+    pytest.mark.skipif(not importlib.util.find_spec("vllm"), reason="vLLM is not installed"),
+]
+CONF = VLLMConf(batch_size=64, max_prompt_tokens=64, max_completion_tokens=80, eager=True)
+PLAIN, GREEDY = Sampling(1.0, 1.0, 0, 60), Sampling(1.0, 1.0, 1, 60)
+
+
+def policy(tied: bool):
+    """A ladder policy with heads that vLLM's CPU attention knows, and weights large enough to say various things."""
+    model = ladder_model(0, heads=3)
+    if not tied:
+        model.config.tie_word_embeddings = False
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    change(model, 0, 0.05)
+    return model.eval(), ladder_tokenizer()
+
+
+def change(model, seed: int, size: float = 0.02) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * size)
+
+
+def requests(tokenizer, count: int) -> list[Request]:
+    problems = [p for level in (2, 5) for p in generate(level, "test", count // 4)]
+    prompts = instantiate(compose_config().prompts)
+    rows = [*prompts.solve_ids(tokenizer, problems), *prompts.explain_ids(tokenizer, problems)]
+    return [Request(tuple(ids), Key(7, 0, 3, i)) for i, ids in enumerate(rows)]
+
+
+def worst_gap(model, completions, temperature: float = 1.0) -> float:
+    """Largest difference between the sampler's log-probabilities and the policy's."""
+    batch = token_batch([c.prompt for c in completions], [c.ids for c in completions], 0, torch.device("cpu"))
+    with torch.no_grad():
+        ours = score(model, batch, temperature)[batch.mask.bool()]
+    return (ours - torch.tensor([logp for c in completions for logp in c.logp])).abs().max().item()
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+def setting(request):
+    model, tokenizer = policy(request.param)
+    engine = VLLMEngine(model, tokenizer, CONF)
+    yield model, tokenizer, engine
+    engine.close()
+
+
+class TestInProcess:
+    pytestmark = needs_vllm
+
+    def test_greedy_completions_are_those_of_transformers(self, setting):
+        model, tokenizer, engine = setting
+        asked = requests(tokenizer, 64)
+        ours = TransformersEngine(model, tokenizer, 64).generate(asked, GREEDY)
+        theirs = engine.generate(asked, GREEDY)
+        assert len({tuple(c.ids) for c in ours}) > 8
+        assert [(c.ids, c.truncated) for c in theirs] == [(c.ids, c.truncated) for c in ours]
+
+    def test_log_probabilities_are_those_of_the_policy_at_the_temperature_that_acted(self, setting):
+        model, tokenizer, engine = setting
+        for temperature in (1.0, 0.7):
+            done = engine.generate(requests(tokenizer, 16), Sampling(temperature, 1.0, 0, 60))
+            assert worst_gap(model, done, temperature) < 1e-4
+
+    def test_a_row_draws_from_its_own_key(self, setting):
+        _, tokenizer, engine = setting
+        asked = requests(tokenizer, 8)
+        together = engine.generate(asked, PLAIN)
+        assert [c.ids for c in engine.generate(asked[::-1], PLAIN)[::-1]] == [c.ids for c in together]
+        same_prompt = [Request(asked[0].prompt, Key(0, 0, 0, i)) for i in range(8)]
+        assert len({tuple(c.ids) for c in engine.generate(same_prompt, PLAIN)}) > 4
+
+    def test_twenty_syncs_bring_the_weights_each_time(self, setting):
+        model, tokenizer, engine = setting
+        asked = requests(tokenizer, 8)
+        before = engine.generate(asked, PLAIN)
+        for i in range(20):
+            change(model, i)
+            assert worst_gap(model, before) > 1e-3  # really changed
+            engine.sync()
+            before = engine.generate(asked, PLAIN)
+            assert worst_gap(model, before) < 1e-4
+
+    def test_a_sync_that_does_not_arrive_is_caught(self, setting, monkeypatch):
+        model, _, engine = setting
+        change(model, 99, 1e-5)  # as little as one small step
+        with monkeypatch.context() as patch:
+            patch.setattr(engine, "_send", lambda: None)
+            with pytest.raises(EngineError, match=r"embed_tokens, .*nothing was trained"):
+                engine.sync()
+        engine.sync()
+
+    def test_a_matrix_that_cannot_be_read_is_caught_by_the_probe(self, setting, monkeypatch):
+        model, _, engine = setting
+        with torch.no_grad():
+            model.model.layers[2].mlp.down_proj.weight.mul_(1.5)
+        kept = list(engine.weights())
+        stale = [(n, w / 1.5 if n == "model.layers.2.mlp.down_proj.weight" else w) for n, w in kept]
+        with monkeypatch.context() as patch:
+            patch.setattr(engine, "_send", lambda: engine._call("expo_load", {"weights": stale}))
+            with pytest.raises(EngineError, match="that cannot be read"):
+                engine.sync()
+        engine.sync()
+
+
+class TestTraps:
+    pytestmark = needs_vllm
+
+    def test_the_stale_head_of_tied_embeddings_would_be_caught(self, monkeypatch):
+        from expo.rollout import vllm_worker
+
+        model, tokenizer = policy(tied=True)
+        engine = VLLMEngine(model, tokenizer, CONF)
+        engine.generate(requests(tokenizer, 4), PLAIN)  # something to probe with
+        monkeypatch.setattr(vllm_worker, "_repack_tied_head", lambda model: None)
+        change(model, 5)
+        with pytest.raises(EngineError, match="differ"):
+            engine.sync()
+        engine.close()
+
+    def test_a_lora_adapter_is_merged(self):
+        from peft import LoraConfig, get_peft_model
+
+        base, tokenizer = policy(tied=True)
+        model = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear"))
+        engine = VLLMEngine(model, tokenizer, CONF)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_(std=0.1)
+        engine.sync()
+        assert worst_gap(model.eval(), engine.generate(requests(tokenizer, 8), PLAIN)) < 1e-4
+        engine.close()
+
+
+class TestRuns:
+    pytestmark = needs_vllm
+
+    @pytest.fixture
+    def base(self, tmp_path):
+        model, tokenizer = policy(tied=True)
+        model.save_pretrained(tmp_path / "base")
+        tokenizer.save_pretrained(tmp_path / "base")
+        return tmp_path / "base"
+
+    def test_a_run_resumes_with_the_weights_of_its_checkpoint(self, base, tmp_path):
+        from test_train import run
+
+        arguments = ["model=hf", f"model.path={base}", "rollout=vllm", "rollout.eager=true", "rollout.max_completion_tokens=24",
+                     "trainer.max_steps=4", "evaluation.every=0", "positives.filters=[]"]  # fmt: skip
+        code, whole = run(tmp_path / "whole", *arguments)
+        assert code == 0
+        assert run(tmp_path / "cut", *arguments, "trainer.stop_after=2")[0] == 0
+        code, cut = run(tmp_path / "cut", *arguments)
+        assert code == 0
+        last = [json.loads(d.joinpath("metrics.jsonl").read_text().splitlines()[-1]) for d in (whole, cut)]
+        assert last[1]["pass@4"] == last[0]["pass@4"]
+        steps = [json.loads(line) for line in whole.joinpath("metrics.jsonl").read_text().splitlines()]
+        assert all(abs(s["policy/sampler_kl"]) < 1e-6 for s in steps if s.get("policy/sampler_kl") is not None)
+
+    def test_an_engine_killed_in_mid_run_ends_it_with_a_checkpoint(self, base, tmp_path):
+        import subprocess
+
+        command = [sys.executable, "-m", "expo", "train", "debug=tiny", "trainer.max_steps=2000", "evaluation.every=0", "model=hf",
+                   f"model.path={base}", "rollout=vllm_server", "rollout.eager=true", "rollout.max_completion_tokens=24",
+                   "positives=none", "algorithm=grpo", f"output_dir={tmp_path / 'out'}"]  # fmt: skip
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        while not list(tmp_path.glob("out/*/*/checkpoints/*.ckpt")):
+            assert process.poll() is None, process.stdout.read()
+            time.sleep(0.2)
+        engines = [p for p in psutil.Process(process.pid).children(recursive=True) if "VLLM" in " ".join([p.name(), *p.cmdline()])]
+        assert engines
+        for engine in engines:
+            engine.kill()
+        said, _ = process.communicate(timeout=120)
+        assert process.returncode == 1, said
+        assert "expo: vLLM stopped working" in said
+        assert "Traceback" not in said.partition("expo: vLLM stopped")[2]
+        summary = json.loads(next(tmp_path.glob("out/*/*/summary.json")).read_text())
+        assert summary["status"] == "failed"
+        step = summary["step"]
+        again = subprocess.run(
+            [*command, f"trainer.stop_after={step + 2}"], capture_output=True, text=True, timeout=300, check=False
+        )
+        assert again.returncode == 0, again.stderr
+        assert f"stopped at step {step + 2}" in again.stdout
+
+
+def test_sums_know_joined_and_padded_matrices_and_small_changes():
+    q, k, v = torch.randn(4, 3), torch.randn(2, 3), torch.randn(2, 3)
+    ours = sums([("l.q_proj.weight", q), ("l.k_proj.weight", k), ("l.v_proj.weight", v)])
+    theirs = sums([("l.qkv_proj.weight", torch.cat([q, k, v, torch.zeros(8, 3)]))])
+    assert ours.keys() == theirs.keys() == {"l.qkv_proj.weight"}
+    assert ours["l.qkv_proj.weight"] == pytest.approx(theirs["l.qkv_proj.weight"])
+    assert group_of("model.layers.3.self_attn.qkv_proj.weight") == "layers.3.self_attn"
+    assert group_of("model.embed_tokens.weight") == "embed_tokens"
+
+
+def test_memory_share_by_hand():
+    assert memory_share(weights=6, cached=10, total=100) == 0.26
+    assert memory_share(weights=80, cached=40, total=100) == 0.9
+
+
+def test_heads_that_vllm_does_not_know_are_one_line():
+    from expo.config import UserError
+
+    check_heads(ladder_model(0, heads=3), torch.device("cpu"))
+    with pytest.raises(UserError, match=r"size 24.*pretrain.heads=3"):
+        check_heads(ladder_model(0), torch.device("cpu"))
