@@ -109,7 +109,7 @@ def score(model: nn.Module, batch: TokenBatch, temperature: float = 1.0, packed:
     distributions that acted. They exist for at most CHUNK positions at a time and are recomputed in the backward pass.
     With `packed`, the decoder reads all rows end to end as one, told apart by their position ids: no padding is computed.
     """
-    causal = _causal_lm(model)
+    causal = causal_lm(model)
     decoder = causal.get_decoder()
     wanted = batch.mask.bool()
     if packed:
@@ -162,7 +162,7 @@ def _score_chunk(head: nn.Module, hidden: Tensor, targets: Tensor, temperature: 
     return -cross_entropy(logits, targets, reduction="none")
 
 
-def _causal_lm(model: Any) -> Any:
+def causal_lm(model: Any) -> Any:
     """The causal LM inside a PEFT wrapper, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
@@ -172,7 +172,7 @@ def _check_scoring(model: PreTrainedModel, path: str) -> None:
     ids = torch.arange(1, 9).unsqueeze(0) % model.config.get_text_config().vocab_size
     model.eval()
     with torch.no_grad():
-        causal = _causal_lm(model)
+        causal = causal_lm(model)
         hidden = causal.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
         ours, theirs = causal.get_output_embeddings()(hidden), model(input_ids=ids).logits
     if not torch.allclose(ours.float(), theirs.float(), rtol=1e-2, atol=1e-2):

@@ -192,7 +192,11 @@ class TestRuns:
         while not list(tmp_path.glob("out/*/*/checkpoints/*.ckpt")):
             assert process.poll() is None, process.stdout.read()
             time.sleep(0.2)
-        engines = [p for p in psutil.Process(process.pid).children(recursive=True) if "VLLM" in " ".join([p.name(), *p.cmdline()])]
+        engines = [
+            p
+            for p in psutil.Process(process.pid).children(recursive=True)
+            if "VLLM" in " ".join([p.name(), *p.cmdline()])
+        ]
         assert engines
         for engine in engines:
             engine.kill()

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from expo.config import UserError
-from expo.policy import score, token_batch
+from expo.policy import causal_lm, score, token_batch
 from expo.rollout.engine import Completion, EngineError, Request, Sampling, eos_ids
 from expo.rollout.vllm_worker import sums
 from expo.schema import RolloutConf, VLLMConf
@@ -86,7 +86,7 @@ class VLLMEngine:
 
     def _source(self) -> str:
         """A folder that has the model's config, and weights of its shapes; which ones does not matter, they are replaced."""
-        base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        base = causal_lm(self.model)
         if Path(str(base.name_or_path), "model.safetensors").is_file():
             return str(base.name_or_path)
         folder = Path(self.folder.name, "model")
