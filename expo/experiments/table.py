@@ -135,9 +135,10 @@ def finish(name: str, plan: Plan, runs: Sequence[PlannedRun], folder: Path, comm
     }
     (folder / "table.json").write_text(json.dumps(record, indent=1) + "\n")
     (folder / "table.md").write_text(markdown(plan, record))
-    keep_runs([(run.arm, run.seed, run.dir) for run in distinct(runs) if run.done], folder)
-    for figure_name, conf in (plan.figures or {"curves": None}).items():
-        drawer = instantiate(conf, _convert_="all") if conf else Curves()
+    if plan.extends is None:  # else they are kept beside the table whose runs they are
+        keep_runs([(run.arm, run.seed, run.dir) for run in distinct(runs) if run.done], folder)
+    drawers = {key: instantiate(conf, _convert_="all") for key, conf in plan.figures.items() if conf}
+    for figure_name, drawer in (drawers or {"curves": Curves()}).items():
         figure = drawer.draw(plan, record, runs)
         for suffix in (".png", ".svg"):
             figure.savefig(folder / f"{figure_name}{suffix}", dpi=130)

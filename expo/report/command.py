@@ -77,7 +77,8 @@ def read_table(folder: Path) -> tuple[Page, list[RunData]]:
         for part in ("metrics", "completions", "samples")
     }
     runs = []
-    for kept in json.loads((folder / "runs.json").read_text()):
+    kept_runs = folder / "runs.json"  # not there beside a figure that shows another table's runs
+    for kept in json.loads(kept_runs.read_text()) if kept_runs.is_file() else []:
         own = {
             part: [row for row in rows if (row["arm"], row["seed"]) == (kept["arm"], kept["seed"])]
             for part, rows in tables.items()
