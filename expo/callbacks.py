@@ -6,13 +6,14 @@ import signal
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet
 from lightning import Trainer
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, Checkpoint
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from expo.algorithms.base import Algorithm
@@ -120,6 +121,22 @@ def experience_rows(e: Experience, collector: Collector) -> list[dict[str, Any]]
         for i, text, verdict in rollouts or [(i, None, None) for i in range(len(e.problems))]
         for problem in [e.problems[i]]
     ]
+
+
+class KeepCheckpoint(Checkpoint):
+    """Saves every `every` steps and keeps the newest. Lightning's own skips a step without an update, as GRPO's all-wrong ones are."""
+
+    def __init__(self, folder: Path, every: int):
+        self.folder, self.every = folder, every
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
+        if (trainer.current_epoch + 1) % self.every == 0:
+            earlier = list(self.folder.glob("step*.ckpt"))
+            path = self.folder / f"step{trainer.current_epoch:06d}.ckpt"
+            trainer.save_checkpoint(path)
+            for old in earlier:
+                if old != path:
+                    old.unlink()
 
 
 class Stop(Callback):

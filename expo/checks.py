@@ -4,7 +4,7 @@ import importlib.util
 from pathlib import Path
 
 from expo.config import UserError
-from expo.schema import Config, DatasetConf, LadderConf, RandomTinyConf, TableConf, WandbLoggerConf
+from expo.schema import Config, DatasetConf, LadderConf, RandomTinyConf, TableConf, VLLMConf, WandbLoggerConf
 from expo.schema_learning import (
     DPOConf,
     ExpertConf,
@@ -151,11 +151,22 @@ def check(cfg: Config) -> None:
         rules += _explanation_rules(cfg, cfg.positives)
     if isinstance(cfg.hints, PrefixConf):
         rules += _hint_rules(cfg, cfg.hints)
+    if isinstance(cfg.rollout, VLLMConf):
+        rules += _vllm_rules(cfg.rollout)
     if isinstance(cfg.logger, WandbLoggerConf):
         rules += _choice("logger.wandb.mode", cfg.logger.wandb.mode, ("offline", "online", "disabled"))
     for ok, message in rules:
         if not ok:
             raise UserError(message)
+
+
+def _vllm_rules(rollout: VLLMConf) -> Rules:
+    return [
+        *_choice("rollout.dtype", rollout.dtype, (None, "float32", "bfloat16", "float16")),
+        *_range("rollout.memory_share", rollout.memory_share or 0.5, 0.01, 1),
+        *_range("rollout.probe_every", rollout.probe_every, 0, 1e9),
+        *_range("rollout.probe_tolerance", rollout.probe_tolerance or 1.0, 0, 1e6),
+    ]
 
 
 def _needs_solutions(cfg: Config) -> bool:
@@ -353,8 +364,13 @@ def _range(key: str, value: float, low: float, high: float) -> Rules:
     ]
 
 
-def _choice(key: str, value: str | None, choices: tuple[str, ...]) -> Rules:
-    return [(value in choices, f"{key}={value}: not one of the choices; set one of {', '.join(choices)}")]
+def _choice(key: str, value: str | None, choices: tuple[str | None, ...]) -> Rules:
+    return [
+        (
+            value in choices,
+            f"{key}={value}: not one of the choices; set one of {', '.join(c or 'null' for c in choices)}",
+        )
+    ]
 
 
 def _levels(key: str, levels: list[int], dataset: DatasetConf) -> Rules:

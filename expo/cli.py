@@ -100,7 +100,7 @@ def _reporting(run: Callable[[], int]) -> int:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from expo.config import UserError
+    from expo.config import EngineError, UserError
 
     # Without this, Hydra prints an exception its own way and exits with 1; with it, we see the exception.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -110,6 +110,9 @@ def _reporting(run: Callable[[], int]) -> int:
         return error.code
     except KeyboardInterrupt:
         return 130
+    except EngineError as error:
+        print(f"expo: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
     except (UserError, HydraException, OmegaConfBaseException) as error:
         # What a `_target_` raises, Hydra wraps.
         mistake = error if isinstance(error, UserError) else error.__cause__

@@ -46,6 +46,10 @@ class UserError(Exception):
     """The user's mistake: one line that names the key, the value and the remedy. The CLI exits with code 2."""
 
 
+class EngineError(Exception):
+    """The engine has stopped, or its weights are not the policy's: the run cannot go on, and its checkpoints are good."""
+
+
 def register() -> None:
     """Make the schema known to Hydra under the names that the YAML files use in their defaults lists."""
     store = ConfigStore.instance()

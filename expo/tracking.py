@@ -28,7 +28,8 @@ class JsonlLogger(Logger):
         self.path = path
         lines = path.read_text().splitlines() if path.is_file() and resume_step else []
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= resume_step]
-        path.write_text("".join(line + "\n" for line in kept))
+        path.with_suffix(".tmp").write_text("".join(line + "\n" for line in kept))
+        path.with_suffix(".tmp").replace(path)  # a SIGKILL in between loses nothing
 
     @property
     def name(self) -> str:
@@ -69,10 +70,7 @@ def make_loggers(cfg: Config, directory: Path, resume_step: int) -> list[Logger]
         try:
             wandb_logger.experiment  # noqa: B018  (starts the run now, so that a missing key is found before any work)
         except WandbError as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(
-                f"logger.wandb.mode={mode}: W&B cannot start ({reason}); run `wandb login`, or use logger.wandb.mode=offline"
-            ) from error
+            raise UserError(f"logger.wandb.mode={mode}: {_no_wandb(error)}") from error
         loggers.append(wandb_logger)
     return loggers
 
@@ -93,10 +91,22 @@ def log_finished_table(
     Args: rows, headings and cells; folder, the table's files; directory, where W&B's own files go.
     """
     options = {key: value for key, value in asdict(conf).items() if key not in ("group", "job_type", "tags")}
-    with wandb.init(**options, id=f"table-{name}-{scale}", name=f"{name}-{scale}", group=name, job_type="table", tags=[scale],
-                    resume="allow", dir=directory, config={"git": git_commit()}) as run:  # fmt: skip
+    try:
+        session = wandb.init(
+            **options, id=f"table-{name}-{scale}", name=f"{name}-{scale}", group=name, job_type="table", tags=[scale],
+            resume="allow", dir=directory, config={"git": git_commit()},
+        )  # fmt: skip
+    except WandbError as error:
+        raise UserError(
+            f"logger.wandb.mode={conf.mode}: {_no_wandb(error)}; the table itself is in {folder}"
+        ) from error
+    with session as run:
         run.log({"table": wandb.Table(columns=[*rows[0]], data=rows[1])})
         run.log({path.stem: wandb.Image(str(path)) for path in folder.glob("*.png")})
         artifact = wandb.Artifact(f"{name}-{scale}", type="table")
         artifact.add_dir(str(folder))
         run.log_artifact(artifact)
+
+
+def _no_wandb(error: Exception) -> str:
+    return f"W&B cannot start ({str(error).splitlines()[0]}); run `wandb login`, or use logger.wandb.mode=offline"

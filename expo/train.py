@@ -13,14 +13,13 @@ from typing import Any, cast
 import torch
 from hydra.utils import get_class, instantiate
 from lightning import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from expo.algorithms.base import Algorithm, NonFiniteGradient
 from expo.algorithms.parts import Parts
-from expo.callbacks import Evaluate, LogSteps, ShowProgress, Stop
+from expo.callbacks import Evaluate, KeepCheckpoint, LogSteps, ShowProgress, Stop
 from expo.collector import Collector, ProblemSampler, within_length
-from expo.config import UserError, pairs_identity, run_dir
+from expo.config import EngineError, UserError, pairs_identity, run_dir
 from expo.data.problem import Problem
 from expo.data.readers import Reader
 from expo.evaluation.evaluate import Evaluator
@@ -29,7 +28,7 @@ from expo.pairs import PairStore
 from expo.policy import frozen_copy
 from expo.positives.properties import Scorer
 from expo.prompts import Prompts
-from expo.rollout.engine import Engine, EngineError, Sampling
+from expo.rollout.engine import Engine, Sampling
 from expo.run import Run
 from expo.schema import Config
 from expo.schema_learning import Explainer
@@ -67,7 +66,7 @@ def build(cfg: Config, verifier: Verifier) -> tuple[Algorithm, Evaluator]:
     torch.manual_seed(cfg.seed)
     reader = read(cfg)
     problems, held_out = reader.train(), reader.evaluation()  # before the model: quicker to fail
-    policy, tokenizer = instantiate(cfg.model)
+    policy, tokenizer = load_model(cfg)
     prompts, source = instantiate(cfg.prompts), instantiate(cfg.positives, _convert_="object")
     hints = instantiate(cfg.hints, _convert_="object")
     limit = cfg.rollout.max_prompt_tokens
@@ -122,14 +121,7 @@ def fit(cfg: Config, run: Run, module: Algorithm, evaluator: Evaluator) -> int:
             LogSteps(),
             Evaluate(evaluator, run, cfg.evaluation.every, max_steps),
             ShowProgress(run, max_steps, bar=sys.stderr.isatty() and "EXPO_SWEEP" not in os.environ),
-            ModelCheckpoint(
-                run.dir / "checkpoints",
-                filename="step{epoch:06d}",
-                auto_insert_metric_name=False,
-                every_n_epochs=cfg.trainer.checkpoint_every,
-                save_on_train_epoch_end=True,
-                enable_version_counter=False,
-            ),
+            KeepCheckpoint(run.dir / "checkpoints", cfg.trainer.checkpoint_every),
         ],
         reload_dataloaders_every_n_epochs=1,  # one epoch is one step, and its loader knows which
         enable_progress_bar=False,
@@ -140,6 +132,9 @@ def fit(cfg: Config, run: Run, module: Algorithm, evaluator: Evaluator) -> int:
         trainer.fit(module, ckpt_path=checkpoint, weights_only=False)
     except Exception as error:
         run.finish("failed", reason=f"{type(error).__name__}: {error}", step=trainer.current_epoch)
+        if isinstance(error, EngineError) and stop.signal:  # a Ctrl-C reaches an engine in a process of its own, too
+            run.finish("stopped", step=trainer.current_epoch)
+            return 128 + stop.signal
         if not isinstance(error, (NonFiniteGradient, EngineError)):
             raise
         remedy = "lower optimizer.learning_rate or set trainer.on_nonfinite=skip"
@@ -186,6 +181,14 @@ def instantiate_verifier(cfg: Config) -> Verifier:
 def read(cfg: Config) -> Reader:
     """The data set's reader."""
     return instantiate(cfg.dataset, _convert_="object")
+
+
+def load_model(cfg: Config) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model where it will work: an engine is made for the device that it finds the model on."""
+    model, tokenizer = instantiate(cfg.model)
+    if torch.cuda.is_available() and cfg.trainer.accelerator != "cpu":
+        model.to("cuda")
+    return model, tokenizer
 
 
 def make_engine(cfg: Config, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Engine:

@@ -19,7 +19,7 @@ from expo import cli, config
 from expo.config import UserError
 from expo.experiments import plan as plans
 from expo.experiments import table
-from expo.experiments.aggregate import final_rows, measured_values, pass_values, stack, statistic
+from expo.experiments.aggregate import by_step, final_rows, measured_values, pass_values, stack, statistic
 from expo.experiments.cost import DEVICES, estimate, shape
 from expo.experiments.launch import own_gpu
 from expo.offline import read_offline
@@ -98,7 +98,7 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(small, tmp_path, capsys)
     said = capsys.readouterr()
     assert "grpo seed 0: not started" in said.err
     assert not (small / "results").exists()  # fewer seeds than the plan's: not the plan's own table
-    record = json.loads((tmp_path / "out" / "sweeps" / "small-cpu" / "table.json").read_text())
+    record = json.loads(next(tmp_path.glob("out/sweeps/small-cpu/*/table.json")).read_text())
     assert [record["arms"][key]["runs"] for key in ("grpo", "exp")] == [0, 1]
 
 
@@ -166,7 +166,14 @@ def test_values_by_hand(tmp_path):
     )
     with pytest.raises(UserError, match="two: evaluated on other problems than one"):
         stack({"one": {"a": 1.0, "b": 0.5}, "two": {"b": 0.0}})
-    np.testing.assert_allclose(stack({"one": {"a": 1.0, "b": 0.5}, "two": {"b": 0.0}}, partly=True), [[0.5], [0.0]])
+    uneven = stack({"one": {"a": 1.0, "b": 0.5}, "two": {"b": 0.0}}, partly=True)
+    np.testing.assert_allclose(uneven, [[1.0, 0.5], [np.nan, 0.0]])
+    assert (statistic(uneven)["mean"], statistic(uneven)["seeds"], statistic(uneven)["problems"]) == (
+        0.5,
+        [0.75, 0.0],
+        2,
+    )
+    assert by_step([[(1, 0.0), (3, 4.0)], [(1, 1.0), (2, 7.0)]]) == ([1, 2, 3], [[0.0, 1.0], [7.0], [4.0]])
     samples = [
         {"kind": kind, "id": "a", "level": 5, "nll": nll} for kind, nll in (("own", 1.0), ("own", 3.0), ("expert", 9.0))
     ]
@@ -293,7 +300,7 @@ def test_a_table_with_wandb_has_a_run_of_its_own_and_models_are_made_first(small
     )
     (small / "plan.yaml").write_text(text + "prepare: {made: [pretrain, pretrain.max_steps=1, pretrain.output=made]}\n")
     assert table.main(["small", "logger=wandb"]) == 0
-    record = json.loads((tmp_path / "outputs" / "sweeps" / "small-cpu" / "table.json").read_text())
+    record = json.loads(next(tmp_path.glob("outputs/sweeps/small-cpu/*/table.json")).read_text())
     assert [arm["runs"] for arm in record["arms"].values()] == [
         1,
         1,
@@ -303,8 +310,14 @@ def test_a_table_with_wandb_has_a_run_of_its_own_and_models_are_made_first(small
     wandb.finish()
     wandb.teardown()  # what is written asynchronously is there now
     (own,) = (read_offline(path) for path in tmp_path.glob("outputs/sweeps/*/*/wandb/offline-run-*/*.wandb"))
-    assert (own.id, own.group, own.job_type, own.tags) == ("table-small-cpu", "small", "table", ["cpu"])
-    assert "small-cpu" in own.artifacts
+    assert (own.id, own.group, own.job_type, own.tags) == (
+        own.id,
+        "small",
+        "table",
+        [own.id.removeprefix("table-small-")],
+    )
+    assert own.id.startswith("table-small-cpu-")  # a variant, and not the plan's own table
+    assert own.id.removeprefix("table-") in own.artifacts
     keys = {key.split(".")[0] for row in own.history for key in row}
     assert {"table", "curves"} <= keys
 

@@ -336,3 +336,24 @@ def test_a_run_that_learns_from_no_positive_says_so_once(tmp_path, caplog):
     assert len(said) == 1
     assert "none of the 4 possible positives" in said[0]
     assert "truncated 4" in said[0]
+
+
+def test_a_run_without_any_update_has_checkpoints_too(tmp_path):
+    """Lightning's own callback skips a step in which the optimizer did nothing: all of GRPO's where every rollout is wrong."""
+    command = [
+        "train",
+        *SMALL,
+        "algorithm=grpo",
+        "trainer.max_steps=5000",
+        "evaluation.every=0",
+        "dataset.eval_limit=2",
+    ]
+    process = expo(*command, "trainer.checkpoint_every=1", "output_dir=out", cwd=tmp_path)
+    while len(list(tmp_path.glob("out/*/*/checkpoints/step*.ckpt"))) < 1:
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.kill()  # no clean end, which would save one by itself
+    process.communicate()
+    directory = next(tmp_path.glob("out/ladder_level5/grpo-*"))
+    assert all(line["policy/grad_norm"] == 0 for line in scalars(directory) if "policy/grad_norm" in line)
+    assert newest_checkpoint(directory) is not None

@@ -9,7 +9,7 @@ from expo.collector import within_length
 from expo.config import run_dir
 from expo.run import Run
 from expo.schema import Config
-from expo.train import instantiate_verifier, make_engine, make_evaluator, quiet_libraries, read
+from expo.train import instantiate_verifier, load_model, make_engine, make_evaluator, quiet_libraries, read
 
 
 def evaluate_command(cfg: Config) -> int:
@@ -30,14 +30,13 @@ def evaluate_command(cfg: Config) -> int:
 
 
 def evaluate(cfg: Config, run: Run) -> None:
-    model, tokenizer = instantiate(cfg.model)
-    if torch.cuda.is_available() and cfg.trainer.accelerator != "cpu":
-        model.to("cuda")
+    model, tokenizer = load_model(cfg)
     prompts = instantiate(cfg.prompts)
     problems = within_length(read(cfg).whole(), [prompts.solve_ids], tokenizer, cfg.rollout.max_prompt_tokens)
     with instantiate_verifier(cfg) as verifier:
         engine = make_engine(cfg, model, tokenizer)
         evaluation = make_evaluator(cfg, problems, verifier, prompts, tokenizer).evaluate(engine)
+        engine.close()
     run.begin()
     evaluation.save(run.dir / "completions" / "eval.parquet")
     run.metrics = evaluation.metrics

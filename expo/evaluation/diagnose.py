@@ -27,7 +27,7 @@ from expo.randomness import DIAGNOSE, Key
 from expo.rollout.engine import Engine, Request, Sampling
 from expo.run import Run
 from expo.schema import Config, DiagnoseConf
-from expo.train import instantiate_verifier, make_engine, quiet_libraries, read
+from expo.train import instantiate_verifier, load_model, make_engine, quiet_libraries, read
 from expo.verifier import Verdict
 
 matplotlib.use("Agg")
@@ -76,10 +76,8 @@ def read_samples(directory: Path) -> Rows:
 
 def measure_samples(cfg: Config, run: Run) -> None:
     conf = cfg.diagnose
-    model, tokenizer = instantiate(cfg.model)
+    model, tokenizer = load_model(cfg)
     model.eval()
-    if torch.cuda.is_available() and cfg.trainer.accelerator != "cpu":
-        model.to("cuda")
     prompts, r = instantiate(cfg.prompts), cfg.rollout
     makers = [prompts.solve_ids, prompts.explain_ids]
     problems = first_of_each_level(read(cfg).whole(), conf.problems)
@@ -87,10 +85,14 @@ def measure_samples(cfg: Config, run: Run) -> None:
     sampling = Sampling(r.temperature, r.top_p, r.top_k, r.max_completion_tokens)
     with instantiate_verifier(cfg) as verifier:
         tools = Tools(prompts, tokenizer, verifier, sampling, cfg.seed)
-        rows = sample(problems, make_engine(cfg, model, tokenizer), tools, conf.samples)
+        engine = make_engine(cfg, model, tokenizer)
+        rows = sample(problems, engine, tools, conf.samples)
+        engine.close()
     measure(rows, problems, Scorer(model, tokenizer, prompts, cfg.trainer.micro_batch_size))
     run.begin()
-    pa.parquet.write_table(pa.Table.from_pylist(rows), run.dir / "samples.parquet")  # before a judge can fail
+    run.finish("stopped")  # until the judge has spoken, who can fail
+    unjudged = [row | {"right_steps": None} for row in rows]
+    pa.parquet.write_table(pa.Table.from_pylist(unjudged), run.dir / "samples.parquet")
     check_steps(rows, problems, conf, tools)
     pa.parquet.write_table(pa.Table.from_pylist(rows), run.dir / "samples.parquet")
     run.metrics = summarize(rows)

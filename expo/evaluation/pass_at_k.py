@@ -25,13 +25,14 @@ def interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
     """95 % percentile bootstrap interval of the mean of `values`.
 
     Args: values `[P]`, one per problem, or `[S, P]`, one row per training seed; problems are resampled, and seeds too
-    where there are several. The same problems are drawn for every seed, because they are the same problems.
+    where there are several. The same problems are drawn for every seed, because they are the same problems. NaN: no value.
     """
     values = np.atleast_2d(values)
     seeds, problems = values.shape
     rng = Key(seed, BOOTSTRAP).generator()
     columns = rng.integers(problems, size=(RESAMPLES, problems))
     rows = rng.integers(seeds, size=(RESAMPLES, seeds))
-    means = [values[r][:, c].mean() for r, c in zip(rows, columns, strict=True)]
+    mean = np.nanmean if np.isnan(values).any() else np.mean
+    means = [mean(values[r][:, c]) for r, c in zip(rows, columns, strict=True)]
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)

@@ -37,6 +37,15 @@ def read_points(directory: Path, name: str) -> list[tuple[int, float]]:
 SAMPLED = ["kind", "id", "level", *MEASURED]
 
 
+def by_step(runs: Sequence[Sequence[tuple[float, float]]]) -> tuple[list[float], list[list[float]]]:
+    """Steps, and at each the values of the runs that have one there. Args: (step, value) points of each run."""
+    values: dict[float, list[float]] = defaultdict(list)
+    for run in runs:
+        for step, value in run:
+            values[step].append(value)
+    return sorted(values), [values[step] for step in sorted(values)]
+
+
 def final_rows(directory: Path) -> list[dict[str, Any]]:
     """Every completion of the last evaluation."""
     return pyarrow.parquet.read_table(max((directory / "completions").glob("eval*.parquet"))).to_pylist()
@@ -80,26 +89,28 @@ def values_of(arm: Arm, directory: Path, metrics: Sequence[str]) -> dict[str, Va
 def stack(runs: Mapping[str, Values], partly: bool = False) -> np.ndarray:
     """One row per named run, one column per problem: `[S, P]`.
 
-    With `partly`, only the problems that all have; without, raises UserError where the runs were evaluated on different problems.
+    With `partly`, NaN where a run has no value for a problem that another has; without, raises UserError where the runs were
+    evaluated on different problems.
     """
-    first, *others = runs.values()
-    problems = [p for p in first if all(p in other for other in others)]
+    first = next(iter(runs.values()))
+    problems = list(dict.fromkeys(p for values in runs.values() for p in values))
     for name, values in runs.items():
         if not partly and set(values) != set(first):
             raise UserError(
                 f"{name}: evaluated on other problems than {next(iter(runs))}; their rows cannot be compared"
             )
-    return np.array([[values[p] for p in problems] for values in runs.values()])
+    return np.array([[values.get(p, np.nan) for p in problems] for values in runs.values()])
 
 
 def statistic(values: np.ndarray) -> dict[str, Any]:
-    """Mean, 95 % interval over problems and seeds, and the mean of each seed. Args: values `[S, P]`."""
+    """Mean, 95 % interval over problems and seeds, the mean of each seed, and P. Args: values `[S, P]`, NaN where there is none."""
     low, high = interval(values)
     return {
-        "mean": float(values.mean()),
+        "mean": float(np.nanmean(values)),
         "lo": low,
         "hi": high,
-        "seeds": [round(v, 4) for v in values.mean(axis=1).tolist()],
+        "seeds": [round(v, 4) for v in np.nanmean(values, axis=1).tolist()],
+        "problems": values.shape[1],
     }
 
 
@@ -139,9 +150,13 @@ def aggregate(plan: Plan, runs: Sequence[PlannedRun]) -> dict[str, Any]:
                 arms[key]["against"] = arm.against
                 arms[key]["difference"] = {}
                 for c, m in metrics.items():
-                    pairs = {f"{arm} seed {s}": values[arm, s][m] for arm in (key, arm.against) for s in shared}
+                    theirs = dict(zip(plan.columns, columns_of(plan, plan.arms[arm.against]), strict=True))[c]
+                    pairs = {f"{key} seed {s}": values[key, s][m] for s in shared}
+                    pairs |= {f"{arm.against} seed {s}": values[arm.against, s][theirs] for s in shared}
                     both = stack(pairs, measured)
-                    arms[key]["difference"][c] = _statistic_or_none(both[: len(shared)] - both[len(shared) :])
+                    apart = both[: len(shared)] - both[len(shared) :]
+                    both_have = ~np.isnan(apart).all(axis=0)
+                    arms[key]["difference"][c] = _statistic_or_none(apart[:, both_have])
     return arms
 
 
@@ -191,5 +206,6 @@ def keep_runs(runs: Sequence[tuple[str, int, Path]], folder: Path) -> None:
         samples += [{"arm": arm, "seed": seed} | row for row in samples_of(directory)]
     (folder / "runs.json").write_text(json.dumps(records, indent=1) + "\n")
     for name, rows in (("metrics", lines), ("completions", completions), ("samples", samples)):
+        (folder / f"{name}.parquet").unlink(missing_ok=True)
         if rows:
             pa.parquet.write_table(pa.Table.from_pylist(rows), folder / f"{name}.parquet", compression="zstd")

@@ -108,8 +108,11 @@ def estimate(run: PlannedRun, device: str) -> Cost:
         evaluations = 2 + (steps - 1) // cfg.evaluation.every if cfg.evaluation.every else 2
     explained = cfg.positives.samples if isinstance(cfg.positives, SelfExplanationConf) else 0
     rows = cfg.trainer.problems_per_step * (cfg.algorithm.group_size + explained)
-    evaluated = cfg.dataset.eval_limit or EVALUATED.get(cfg.dataset.name, 1000)
+    limit = cfg.dataset.eval_limit if run.command == "train" else cfg.dataset.limit
+    evaluated = limit or EVALUATED.get(cfg.dataset.name, 1000)
     sampled = evaluated * (cfg.evaluation.samples or max(cfg.k))
+    if run.command == "diagnose":  # own, self-explained, and of a wrong answer
+        sampled = 3 * cfg.diagnose.samples * cfg.diagnose.problems * max(1, len(cfg.dataset.known_levels))
     longest = cfg.rollout.max_completion_tokens
     seconds = steps * (decode_seconds(cfg, s, rows, device) + update_seconds(cfg, s, rows, device))
     seconds += evaluations * decode_seconds(cfg, s, sampled, device)
@@ -120,12 +123,12 @@ def weights_memory(cfg: Config, s: Shape) -> float:
     """The policy, its gradients and Adam's two moments, the copies that are frozen, and autocast's casts."""
     number = 2 if cfg.model.dtype in ("bfloat16", "float16") else 4
     trained = cfg.model.lora_rank * s.linear_sides if cfg.model.lora_rank else s.parameters
-    writer = getattr(cfg.positives, "explainer", None)
-    copies = (writer is Explainer.reference or (cfg.algorithm.uses_reference and not cfg.model.lora_rank)) + (
-        writer is Explainer.snapshot
-    )
+    writers = {getattr(cfg.positives, "explainer", None), getattr(cfg.hints, "explainer", None)}
+    reference = Explainer.reference in writers or (cfg.algorithm.uses_reference and not cfg.model.lora_rank)
+    copies = reference + (Explainer.snapshot in writers or cfg.algorithm.uses_snapshot)
+    each = 16 if cfg.model.lora_rank else 3 * number  # adapters are float32, and their own weights count here
     casts = 2 * s.parameters if cfg.trainer.precision == "bf16-mixed" and number == 4 else 0
-    return number * s.parameters * (1 + copies) + trained * (number + 2 * number) + casts
+    return number * s.parameters * (1 + copies) + trained * each + casts
 
 
 def kv_memory(cfg: Config, s: Shape) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from expo.experiments.aggregate import read_points
+from expo.experiments.aggregate import by_step, read_points
 from expo.experiments.plan import Plan, PlannedRun
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; more than eight arms go on in others.
@@ -54,11 +54,10 @@ class Curves:
     def _curve(axis: Axes, runs: Sequence[Sequence[tuple[int, float]]], label: str, colour: str) -> None:
         if not runs:
             return
-        shared = min(map(len, runs))
-        values = np.array([[value for _, value in run[:shared]] for run in runs])
-        steps = [step for step, _ in runs[0][:shared]]
-        axis.plot(steps, values.mean(axis=0), color=colour, label=label, linewidth=1.8)
-        axis.fill_between(steps, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.15, linewidth=0)
+        steps, values = by_step(runs)
+        axis.plot(steps, [np.mean(v) for v in values], color=colour, label=label, linewidth=1.8)
+        low, high = [min(v) for v in values], [max(v) for v in values]
+        axis.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
 @dataclass

@@ -119,6 +119,9 @@ def load_plan(name: str) -> Plan:
         raise UserError(f"{path}: only={unknown[0]}: no such arm; use some of {', '.join(plan.arms)}")
     if len(plan.headings) not in (0, len(plan.columns)):
         raise UserError(f"{path}: headings: {len(plan.headings)} for {len(plan.columns)} columns; give one for each")
+    for key, scale in plan.scales.items():
+        if not scale.seeds:
+            raise UserError(f"{path}: scales.{key}.seeds=[]: no seed; give one or more")
     for key, arm in plan.arms.items():
         if arm.against is not None and arm.against not in plan.arms:
             raise UserError(f"{path}: arms.{key}.against={arm.against}: no such arm; use one of {', '.join(plan.arms)}")
@@ -137,6 +140,8 @@ def _read(path: Path) -> Any:
     paper = path.with_name("paper.yaml")
     numbers = {"paper": OmegaConf.load(paper)} if paper.is_file() else {}
     base = EXPERIMENTS / str(own.get("extends")) / "plan.yaml"
+    if own.get("extends") and not base.is_file():
+        raise UserError(f"{path}: extends={own.extends}: no such table; give the name of a folder with a plan.yaml")
     return OmegaConf.merge(_read(base) if own.get("extends") else {}, own, numbers)
 
 

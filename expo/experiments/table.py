@@ -1,10 +1,12 @@
 """`expo table`: plan the arms and seeds of a table, make what is missing, aggregate, and render beside the paper's numbers."""
 
+import hashlib
 import json
 import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from rich.table import Table
 
 from expo.config import UserError
 from expo.experiments.aggregate import aggregate, keep_runs
-from expo.experiments.cost import estimate
+from expo.experiments.cost import Cost, estimate
 from expo.experiments.figures import Curves
 from expo.experiments.plan import EXPERIMENTS, Plan, PlannedRun, Scale, load_plan, plan_runs, read_summary
 from expo.experiments.render import markdown, rows_of
@@ -50,6 +52,10 @@ def main(arguments: list[str]) -> int:
             raise UserError(f"{key}={options[key]}: not a number of {key}; use {key}=1 or more")
     if options["dry_run"] not in ("true", "false"):
         raise UserError(f"dry_run={options['dry_run']}: neither true nor false; use dry_run=true")
+    if any(o.startswith("fresh=") for o in overrides):
+        raise UserError(
+            "fresh: a table never makes a finished run again; remove the run's directory, or use expo train fresh=true"
+        )
     plan = load_plan(name)
     hydra = [o for o in overrides if o.startswith(("hydra.", "hydra/"))]
     ours = [o for o in overrides if o not in hydra]
@@ -71,7 +77,10 @@ def main(arguments: list[str]) -> int:
     changed = seeds is not None or any(
         not o.startswith("output_dir=") for o in ours
     )  # then it is not the plan's own table
-    folder = Path(options["results"] or (own if changed else EXPERIMENTS / name / "results" / options["scale"]))
+    variant = hashlib.sha256(json.dumps([seeds, ours]).encode()).hexdigest()[:8] if changed else ""
+    folder = Path(
+        options["results"] or (own / variant if changed else EXPERIMENTS / name / "results" / options["scale"])
+    )
     local = not any(o.startswith("hydra/launcher=") for o in hydra)
     launcher = [f"hydra.launcher.n_jobs={jobs}"] if local else []
     code = code or make(todo, sweep, [f"output_dir={runs[0].cfg.output_dir}", *launcher, *hydra])
@@ -86,7 +95,8 @@ def main(arguments: list[str]) -> int:
     logger = runs[0].cfg.logger
     if isinstance(logger, WandbLoggerConf):
         record = json.loads((folder / "table.json").read_text())
-        log_finished_table(logger.wandb, name, options["scale"], rows_of(plan, record), folder, sweep)
+        scale_name = "-".join(filter(None, (options["scale"], variant)))
+        log_finished_table(logger.wandb, name, scale_name, rows_of(plan, record), folder, sweep)
     for run in failed:
         print(f"expo: {run.arm} seed {run.seed}: {why(run, sweep)}", file=sys.stderr)
     return 1 if failed else 0
@@ -97,13 +107,16 @@ def dry_run(plan: Plan, scale: Scale, runs: Sequence[PlannedRun], todo: Sequence
     for command in to_prepare(plan, runs).values():
         print(f"first: expo {' '.join(command)}")
     missing = {run.dir for run in todo}
+    costs = estimates(runs, scale.device) if scale.device else {}
     for key, arm in plan.arms.items():
         own = [run for run in runs if run.arm == key]
         left = [run for run in own if run.dir in missing]
         print(f"{arm.label}: {len(own) - len(left)} of {len(own)} runs done")
         print(f"    expo {own[0].command} {' '.join((left or own)[0].overrides)}")
-        if scale.device is not None:
-            print(f"    {estimate(own[0], scale.device)}")
+        if scale.device is not None and own[0].dir not in costs:
+            print(f"    {own[0].cfg.model.path}: its config cannot be read here, no estimate")
+        elif scale.device is not None:
+            print(f"    {costs[own[0].dir]}")
     seconds = [read_summary(run.dir)["wall_s"] for run in runs if run.done]
     told = [f"{len(distinct(runs))} runs, {len(todo)} to do, {jobs} at a time"]
     if seconds:
@@ -112,13 +125,22 @@ def dry_run(plan: Plan, scale: Scale, runs: Sequence[PlannedRun], todo: Sequence
     elif scale.device is None:
         told.append("time unknown: none is done")
     print(", ".join(told))
-    if scale.device is not None:
-        costs = [estimate(run, scale.device) for run in todo]
-        hours = sum(cost.hours for cost in costs)
+    if costs:
+        known = [costs[run.dir] for run in todo if run.dir in costs]
+        hours = sum(cost.hours for cost in known)
         print(
-            f"estimated, not measured: {sum(c.tokens for c in costs) / 1e9:.2f} G tokens generated at most, "
+            f"estimated, not measured: {sum(c.tokens for c in known) / 1e9:.2f} G tokens generated at most, "
             f"{hours:.0f} {scale.device} hours, {hours / jobs:.0f} hours with {jobs} at a time"
         )
+
+
+def estimates(runs: Sequence[PlannedRun], device: str) -> dict[Path, Cost]:
+    """By run directory; without the runs whose model's config cannot be read."""
+    found = {}
+    for run in runs:
+        with suppress(OSError):
+            found[run.dir] = estimate(run, device)
+    return found
 
 
 def finish(name: str, plan: Plan, runs: Sequence[PlannedRun], folder: Path, command: str) -> None:

@@ -6,6 +6,8 @@ from html import escape
 import numpy as np
 from markupsafe import Markup
 
+from expo.experiments.aggregate import by_step
+
 WIDTH, HEIGHT = 360, 220
 LEFT, RIGHT, TOP, BOTTOM = 44, 8, 10, 26
 
@@ -71,9 +73,13 @@ def lines(title: str, arms: Mapping[str, Sequence[Run]], colours: Mapping[str, s
     frame = Frame((min(s for s, _ in every), max(s for s, _ in every)), (0, 1) if unit else (min(values), max(values)))
     parts = [*frame.grid(), *(frame.below(tick, f"{tick:g}") for tick in nice_ticks(frame.x0, frame.x1))]
     for arm, runs in shown.items():
-        count = min(map(len, runs))
-        steps, table = [s for s, _ in runs[0][:count]], np.array([[v for _, v in run[:count]] for run in runs])
-        low, high, mean = table.min(axis=0), table.max(axis=0), table.mean(axis=0)
+        steps, found = by_step(runs)
+        arrays = [np.array(v) for v in found]
+        low, high, mean = (
+            [float(v.min()) for v in arrays],
+            [float(v.max()) for v in arrays],
+            [float(v.mean()) for v in arrays],
+        )
         band = [frame.at(s, v) for s, v in zip(steps, high, strict=True)]
         band += [frame.at(s, v) for s, v in reversed(list(zip(steps, low, strict=True)))]
         line = " ".join(frame.at(s, v) for s, v in zip(steps, mean, strict=True))

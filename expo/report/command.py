@@ -71,7 +71,12 @@ def read_table(folder: Path) -> tuple[Page, list[RunData]]:
     record = json.loads((folder / "table.json").read_text())
     name = record.get("name") or folder.parent.parent.name
     plan = load_plan(name)
-    heads, rows = rows_of(plan, record)
+    try:
+        heads, rows = rows_of(plan, record)
+    except KeyError as error:
+        raise UserError(
+            f"{folder}: made by another plan (no {error} in it); render it again with expo table {name}"
+        ) from error
     tables = {
         part: pyarrow.parquet.read_table(path).to_pylist() if (path := folder / f"{part}.parquet").is_file() else []
         for part in ("metrics", "completions", "samples")

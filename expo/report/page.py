@@ -89,7 +89,7 @@ def _curves(arms: Mapping[str, Sequence[RunData]], name: str) -> dict[str, list[
 
 
 def _levels(arms: Mapping[str, Sequence[RunData]], colours: Mapping[str, str]) -> list[tuple[str, Any]]:
-    """pass@1 and the largest pass@k that all runs have samples for, by level."""
+    """pass@1 and pass@4 (less where a run has fewer samples), by level."""
     with_rows = {arm: [run.completions for run in own if run.completions] for arm, own in arms.items()}
     with_rows = {arm: rows for arm, rows in with_rows.items() if rows}
     if not with_rows:
@@ -115,7 +115,9 @@ def _levels(arms: Mapping[str, Sequence[RunData]], colours: Mapping[str, str]) -
 
 def _sample(row: Mapping[str, Any]) -> dict[str, Any]:
     texts, logps = row.get("positive_tokens") or [], row.get("positive_token_logp") or []
-    spaced = "".join(texts) != row["positive"]  # a word-level tokenizer's pieces have no spaces of their own
+    spaced = not "".join(texts).startswith(
+        row["positive"] or ""
+    )  # a word-level tokenizer's pieces have no spaces of their own
     tokens = [
         (text + " " if spaced else text, sum(-logp > limit for limit in BINS), logp)
         for text, logp in zip(texts, logps, strict=True)

@@ -59,10 +59,6 @@ class Engine(Protocol):
         """Free what the engine holds."""
 
 
-class EngineError(Exception):
-    """The engine has stopped, or its weights are not the policy's: the run cannot go on, and its checkpoints are good."""
-
-
 def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens that end a completion: an instruct model may end its turn in several ways."""
     configured = model.generation_config.eos_token_id

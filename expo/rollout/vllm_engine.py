@@ -1,40 +1,40 @@
 """Rollouts with vLLM: in this process beside the trainer, or in one of its own (`rollout.separate`).
 
 Weights go to the running engine after every step, and are verified: the sums of every parameter that can be read, and the
-log-probabilities of a probe, must be the policy's. An engine that is not the policy never makes a rollout.
+log-probabilities of a probe, must be the policy's. A CPU build packs most matrices away: of those, only the probe tells.
 """
 
-import logging
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from expo.config import UserError
+from expo.config import EngineError, UserError
 from expo.policy import causal_lm, score, token_batch
-from expo.rollout.engine import Completion, EngineError, Request, Sampling, eos_ids
+from expo.rollout.engine import Completion, Request, Sampling, eos_ids
 from expo.rollout.vllm_worker import sums
 from expo.schema import RolloutConf, VLLMConf
 
 PROBE_TOKENS = 256
 GIB = 2**30
 CPU_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256)  # sizes that vLLM's attention on a CPU is built for
-log = logging.getLogger(__name__)
 
 
 class VLLMEngine:
     """Engine whose weights are a copy of the policy's, brought up to date by `sync`."""
 
+    sleeper: ClassVar[bool] = False  # whether an engine of this process can sleep
+
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, conf: VLLMConf):
         self.model, self.tokenizer, self.conf = model, tokenizer, conf
         self.pad_id, self.eos_ids = tokenizer.pad_token_id, eos_ids(model, tokenizer)
-        self.device = next(model.parameters()).device
         self.dtype = getattr(torch, conf.dtype or str(model.dtype).removeprefix("torch."))
         self.syncs = 0
         self.probe = [i % len(tokenizer) for i in range(16)]  # until there is a completion to probe with
@@ -42,8 +42,22 @@ class VLLMEngine:
             prefix="expo-vllm-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None
         )
         check_heads(model, self.device)
-        self.llm = self._start()
+        # vLLM lets one engine per process sleep; it is the policy's, which is made first.
+        self.sleeps = self.device.type == "cuda" and not conf.separate and not VLLMEngine.sleeper
+        VLLMEngine.sleeper |= self.sleeps
+        try:
+            self.llm = self._start()
+        except Exception as error:
+            raise EngineError(
+                f"vLLM cannot start: {type(error).__name__}: {error}; expo doctor looks at the installation"
+            ) from error
+        finally:
+            shutil.rmtree(Path(self.folder.name, "model"), ignore_errors=True)
         self.sync()
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
 
     @classmethod
     def from_conf(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, conf: RolloutConf) -> Self:
@@ -74,7 +88,7 @@ class VLLMEngine:
             total = torch.cuda.get_device_properties(self.device).total_memory
             weights = sum(p.numel() for p in self.model.parameters()) * self.dtype.itemsize
             options["gpu_memory_utilization"] = conf.memory_share or memory_share(weights, cached, total)
-            options["enable_sleep_mode"] = not conf.separate
+            options["enable_sleep_mode"] = self.sleeps
         longest = conf.max_prompt_tokens + 2 * conf.max_completion_tokens  # a hinted prompt holds some of a solution
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or longest
         return LLM(
@@ -85,9 +99,9 @@ class VLLMEngine:
         )  # fmt: skip
 
     def _source(self) -> str:
-        """A folder that has the model's config, and weights of its shapes; which ones does not matter, they are replaced."""
+        """Where the model's config is, and weights of its shapes; which ones does not matter, they are replaced."""
         base = causal_lm(self.model)
-        if Path(str(base.name_or_path), "model.safetensors").is_file():
+        if base.name_or_path:
             return str(base.name_or_path)
         folder = Path(self.folder.name, "model")
         base.config.save_pretrained(folder)
@@ -109,10 +123,11 @@ class VLLMEngine:
 
     def sync(self) -> None:
         """Send the policy's weights; every `probe_every` times verify them. Raises EngineError where they did not arrive."""
-        self._send()
-        self.llm.reset_prefix_cache()  # what it holds was computed with the old weights
-        if self.conf.probe_every and self.syncs % self.conf.probe_every == 0:
-            self.verify()
+        with torch.autocast(self.device.type, enabled=False):  # the trainer's precision is not the comparison's
+            self._send()
+            self.llm.reset_prefix_cache()  # what it holds was computed with the old weights
+            if self.conf.probe_every and self.syncs % self.conf.probe_every == 0:
+                self.verify()
         self.syncs += 1
 
     def _send(self) -> None:
@@ -196,12 +211,12 @@ class VLLMEngine:
 
     def sleep(self) -> None:
         """On a GPU that it shares with the trainer: give the cache back and move the weights to the CPU until `wake`."""
-        if self.device.type == "cuda" and not self.conf.separate:
+        if self.sleeps:
             self.llm.sleep(level=1)
 
     def wake(self) -> None:
         """Undo `sleep`."""
-        if self.device.type == "cuda" and not self.conf.separate:
+        if self.sleeps:
             self.llm.wake_up()
 
     def close(self) -> None:
