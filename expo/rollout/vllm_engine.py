@@ -8,7 +8,9 @@ import math
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -53,7 +55,20 @@ class VLLMEngine:
             ) from error
         finally:
             shutil.rmtree(Path(self.folder.name, "model"), ignore_errors=True)
+        self.closed = threading.Event()
+        if conf.separate:
+            threading.Thread(target=self._watch, args=(self.llm.llm_engine.engine_core,), daemon=True).start()
         self.sync()
+
+    def _watch(self, client: Any) -> None:
+        """vLLM 0.32 waits for ever for an engine process that was killed: hand whoever waits an error."""
+        wait([process.sentinel for process in client.resources.engine_manager.processes])
+        if not self.closed.is_set():
+            ended = RuntimeError("its process has ended")
+            client.outputs_queue.put_nowait(ended)
+            for future in list(client.utility_results.values()):
+                if not future.done():
+                    future.set_exception(ended)
 
     @property
     def device(self) -> torch.device:
@@ -221,6 +236,7 @@ class VLLMEngine:
 
     def close(self) -> None:
         """End the engine and free what it holds."""
+        self.closed.set()
         if hasattr(self, "llm"):
             self.llm.llm_engine.engine_core.shutdown()
             del self.llm
