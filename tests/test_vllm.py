@@ -95,6 +95,12 @@ class TestInProcess:
         same_prompt = [Request(asked[0].prompt, Key(0, 0, 0, i)) for i in range(8)]
         assert len({tuple(c.ids) for c in engine.generate(same_prompt, PLAIN)}) > 4
 
+    def test_more_prompts_than_one_batch_reads(self, setting):
+        """On a CPU vLLM cannot rewind the generator of a request whose prompt it has read in parts."""
+        _, tokenizer, engine = setting
+        asked = [Request(r.prompt, Key(1, 0, j, i)) for j in range(12) for i, r in enumerate(requests(tokenizer, 64))]
+        assert len(engine.generate(asked, Sampling(0.7, 1.0, 0, 8))) == len(asked)
+
     def test_twenty_syncs_bring_the_weights_each_time(self, setting):
         model, tokenizer, engine = setting
         asked = requests(tokenizer, 8)

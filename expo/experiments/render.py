@@ -28,8 +28,8 @@ def rows_of(plan: Plan, record: Mapping[str, Any]) -> tuple[list[str], list[list
         cells += [_paper(plan, key, c) for c in papers]
         if differs:
             label = record["arms"][arm["against"]]["label"] if "difference" in arm else ""
-            shown = _cell(plan.columns[-1], arm["difference"][plan.columns[-1]]) if label else ""
-            cells.append(f"{shown} against {label}" if label else "")
+            difference = arm["difference"][plan.columns[-1]] if label else None
+            cells.append(f"{_cell(plan.columns[-1], difference)} against {label}" if difference else "")
         cells += ["–" if v is None else f"{v:.3g}" for v in arm["scalars"].values()]
         cost = arm["cost"]
         cells += [

@@ -104,6 +104,8 @@ class VLLMEngine:
             weights = sum(p.numel() for p in self.model.parameters()) * self.dtype.itemsize
             options["gpu_memory_utilization"] = conf.memory_share or memory_share(weights, cached, total)
             options["enable_sleep_mode"] = self.sleeps
+        else:  # of a prompt read in parts vLLM rewinds the request's generator, which a CPU's cannot
+            options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": 8192 + conf.max_prompt_tokens}
         longest = conf.max_prompt_tokens + 2 * conf.max_completion_tokens  # a hinted prompt holds some of a solution
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or longest
         return LLM(
