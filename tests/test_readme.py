@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,8 @@ def test_every_expo_line_composes(line, tmp_path, monkeypatch, math_file, gsm8k_
     overrides = [a for a in arguments if "=" in a and not a.startswith("hydra.")]
     if "-m" in arguments:
         overrides = [re.sub(r"=([^,\[]*),.*", r"=\1", o) for o in overrides]
-    check(compose_config(*overrides))
+    cfg = compose_config(*overrides)
+    check(replace(cfg, rollout=replace(cfg.rollout, requires="")))  # whether vLLM is installed here or not
 
 
 def test_paths_in_the_readme_exist():
