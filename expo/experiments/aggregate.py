@@ -175,19 +175,20 @@ SAMPLES = 6  # problems of a training step that are kept beside a table
 
 
 def samples_of(directory: Path) -> list[dict[str, Any]]:
-    """The first problems of the run's last logged training step: their positive, first rollout, and how many rollouts are right."""
+    """The hardest problems of the run's last logged training step: their positive, first rollout, and how many rollouts are right."""
     files = sorted((directory / "completions").glob("train-*.parquet"))
     problems: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in pyarrow.parquet.read_table(files[-1]).to_pylist() if files else []:
         problems[row["problem"]].append(row)
-    return [
+    found = [
         rows[0]
         | {
             "right": sum(r["verdict"] == "correct" for r in rows),
             "rollouts": sum(r["verdict"] is not None for r in rows),
         }
-        for rows in list(problems.values())[:SAMPLES]
+        for rows in problems.values()
     ]
+    return sorted(found, key=lambda row: (row["right"], -(row["level"] or 0)))[:SAMPLES]
 
 
 def keep_runs(runs: Sequence[tuple[str, int, Path]], folder: Path) -> None:

@@ -56,6 +56,8 @@ def main(arguments: list[str]) -> int:
         raise UserError(
             "fresh: a table never makes a finished run again; remove the run's directory, or use expo train fresh=true"
         )
+    if any(o.startswith("seed=") for o in overrides):
+        raise UserError("seed: a table has seeds of its own; use seeds=N for the first N")
     plan = load_plan(name)
     hydra = [o for o in overrides if o.startswith(("hydra.", "hydra/"))]
     ours = [o for o in overrides if o not in hydra]
@@ -106,12 +108,16 @@ def dry_run(plan: Plan, scale: Scale, runs: Sequence[PlannedRun], todo: Sequence
     """What would be done; how long by the finished runs of this table, and what it would cost by an estimate."""
     for command in to_prepare(plan, runs).values():
         print(f"first: expo {' '.join(command)}")
-    missing = {run.dir for run in todo}
+    missing, shown = {run.dir for run in todo}, dict[Path, str]()
     costs = estimates(runs, scale.device) if scale.device else {}
     for key, arm in plan.arms.items():
         own = [run for run in runs if run.arm == key]
         left = [run for run in own if run.dir in missing]
         print(f"{arm.label}: {len(own) - len(left)} of {len(own)} runs done")
+        if own[0].dir in shown:
+            print(f"    the same run as of {shown[own[0].dir]}")
+            continue
+        shown[own[0].dir] = arm.label
         print(f"    expo {own[0].command} {' '.join((left or own)[0].overrides)}")
         if scale.device is not None and own[0].dir not in costs:
             print(f"    {own[0].cfg.model.path}: its config cannot be read here, no estimate")
@@ -128,9 +134,10 @@ def dry_run(plan: Plan, scale: Scale, runs: Sequence[PlannedRun], todo: Sequence
     if costs:
         known = [costs[run.dir] for run in todo if run.dir in costs]
         hours = sum(cost.hours for cost in known)
+        longest = max((cost.hours for cost in known), default=0.0)
         print(
             f"estimated, not measured: {sum(c.tokens for c in known) / 1e9:.2f} G tokens generated at most, "
-            f"{hours:.0f} {scale.device} hours, {hours / jobs:.0f} hours with {jobs} at a time"
+            f"{hours:.0f} {scale.device} hours, at least {max(longest, hours / jobs):.0f} hours with {jobs} at a time"
         )
 
 

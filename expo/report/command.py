@@ -91,17 +91,23 @@ def read_table(folder: Path) -> tuple[Page, list[RunData]]:
         lines = [json.loads(row["line"]) for row in own["metrics"]]
         label = record["arms"][kept["arm"]]["label"]
         runs.append(RunData(label, kept["seed"], kept["summary"], lines, own["completions"], own["samples"]))
-    return Page(plan.title, made_by(record), heads, rows, images=sorted(folder.glob("*.png"))), runs
+    notes = (
+        []
+        if kept_runs.is_file()
+        else [f"Its runs are those of {plan.extends}: expo report {plan.extends} shows their curves and samples."]
+    )
+    return Page(plan.title, made_by(record), heads, rows, notes, sorted(folder.glob("*.png"))), runs
 
 
 def read_runs(directories: list[Path]) -> tuple[Page, list[RunData]]:
     """Run directories; those of the same name are runs of one arm."""
     runs = []
+    known = ", ".join(sorted(p.parent.name for p in EXPERIMENTS.glob("*/plan.yaml")))
     for directory in directories:
         summary = read_summary(directory)
         if not summary or not (directory / "config.yaml").is_file():
             raise UserError(
-                f"{directory}: no run directory and no table; give one that has a summary.json, or a name in experiments/"
+                f"{directory}: no run directory and no table; give one that has a summary.json, or one of {known}"
             )
         evaluated = any((directory / "completions").glob("eval*.parquet"))
         rows = final_rows(directory) if evaluated else []

@@ -1,6 +1,7 @@
 """One self-contained HTML page about some runs: table, bars by level, curves with bands, samples, counts and cost."""
 
 import base64
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,7 +63,8 @@ def write(page: Page, runs: Sequence[RunData], path: Path) -> None:
         arms.setdefault(run.arm, []).append(run)
     colours = {arm: COLOURS[i % len(COLOURS)] for i, arm in enumerate(arms)}
     trained = {arm: own for arm, own in arms.items() if any(run.lines for run in own)}
-    found = ((name, charts.lines(name, _curves(trained, name), colours, unit)) for name, unit in CURVES.items())
+    names = {**_hardest(trained), **CURVES}
+    found = ((name, charts.lines(name, _curves(trained, name), colours, unit)) for name, unit in names.items())
     curves = [(name, chart) for name, chart in found if chart]
     samples = [(arm, [_sample(s) for s in own[0].samples]) for arm, own in arms.items() if own[0].samples]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=False)
@@ -79,6 +81,18 @@ def write(page: Page, runs: Sequence[RunData], path: Path) -> None:
         cost=_cost(trained) if trained else None,
     )
     path.write_text(text)
+
+
+def _hardest(arms: Mapping[str, Sequence[RunData]]) -> dict[str, bool]:
+    """pass@4 of the highest level, where there are several."""
+    levels = {
+        name
+        for own in arms.values()
+        for line in own[0].lines
+        for name in line
+        if re.fullmatch(r"pass@4/level\d+", name)
+    }
+    return {max(levels): True} if len(levels) > 1 else {}
 
 
 def _curves(arms: Mapping[str, Sequence[RunData]], name: str) -> dict[str, list[list[tuple[float, float]]]]:
