@@ -9,6 +9,7 @@ from test_train import run
 
 from expo import cli
 from expo.config import UserError
+from expo.experiments.aggregate import samples_of
 from expo.report import charts, command
 from expo.report.page import Page, RunData, write
 
@@ -47,6 +48,8 @@ def test_the_log_probabilities_are_those_of_the_policy_after_the_step(directory)
     from expo.policy import load_policy, token_batch, token_logp
 
     rows = pyarrow.parquet.read_table(directory / "completions" / "train-step000002.parquet").to_pylist()
+    shown = samples_of(directory)
+    assert [s["right"] for s in shown] == sorted(s["right"] for s in shown)  # the hardest first
     row = next(row for row in rows if row["positive_tokens"])
     model, tokenizer = load_policy(str(directory / "checkpoints" / "final"))
     cfg = compose_config("dataset=ladder_level5")

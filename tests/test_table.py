@@ -125,6 +125,10 @@ def test_mistakes_on_the_command_line_are_one_line(small):
         (["small", "scale=big"], "cpu"),
         (["small", "seeds=x"], "seeds=x"),
         (["small", "dry_run=1"], "dry_run=1"),
+        (["small", "dryrun=true"], "did you mean dry_run"),
+        (["small", "sclae=cpu"], "did you mean scale"),
+        (["small", "seed=5"], "seeds="),
+        (["small", "fresh=true"], "never makes a finished run again"),
     ):
         with pytest.raises(UserError, match=said):
             table.main(arguments)
@@ -252,7 +256,7 @@ def test_two_sweeps_at_once_make_every_run_once(small, tmp_path):
     ).read_bytes()
 
 
-def test_arms_may_evaluate_and_diagnose_and_share_a_run(small, tmp_path):
+def test_arms_may_evaluate_and_diagnose_and_share_a_run(small, tmp_path, capsys):
     (small / "plan.yaml").write_text(
         """
 title: Base
@@ -282,6 +286,8 @@ scales: {cpu: {overrides: [debug=tiny, diagnose.problems=2, diagnose.samples=2],
     record = json.loads((small / "results" / "cpu" / "table.json").read_text())
     assert [arm["runs"] for arm in record["arms"].values()] == [1, 1]
     assert len(list(tmp_path.glob("out/evaluate/*/summary.json"))) == 1
+    assert table.main(["small", output, "dry_run=true"]) == 0
+    assert "the same run as of base" in capsys.readouterr().out
     assert table.main(["properties", output]) == 0
     record = json.loads((properties / "results" / "cpu" / "table.json").read_text())
     assert len(list(tmp_path.glob("out/diagnose/*/summary.json"))) == 2

@@ -1,5 +1,6 @@
 """`expo table`: plan the arms and seeds of a table, make what is missing, aggregate, and render beside the paper's numbers."""
 
+import difflib
 import hashlib
 import json
 import os
@@ -52,12 +53,13 @@ def main(arguments: list[str]) -> int:
             raise UserError(f"{key}={options[key]}: not a number of {key}; use {key}=1 or more")
     if options["dry_run"] not in ("true", "false"):
         raise UserError(f"dry_run={options['dry_run']}: neither true nor false; use dry_run=true")
+    for override in overrides:
+        if meant := difflib.get_close_matches(override.partition("=")[0], options, 1, 0.8):
+            raise UserError(f"{override}: no such option; did you mean {meant[0]}=…?")
     if any(o.startswith("fresh=") for o in overrides):
         raise UserError(
             "fresh: a table never makes a finished run again; remove the run's directory, or use expo train fresh=true"
         )
-    if any(o.startswith("seed=") for o in overrides):
-        raise UserError("seed: a table has seeds of its own; use seeds=N for the first N")
     plan = load_plan(name)
     hydra = [o for o in overrides if o.startswith(("hydra.", "hydra/"))]
     ours = [o for o in overrides if o not in hydra]
