@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -48,11 +49,8 @@ class VLLMEngine:
         self.sleeps = self.device.type == "cuda" and not conf.separate and not VLLMEngine.sleeper
         VLLMEngine.sleeper |= self.sleeps
         try:
-            self.llm = self._start()
-        except Exception as error:
-            raise EngineError(
-                f"vLLM cannot start: {type(error).__name__}: {error}; expo doctor looks at the installation"
-            ) from error
+            with in_vllm("cannot start (expo doctor looks at the installation)"):
+                self.llm = self._start()
         finally:
             shutil.rmtree(Path(self.folder.name, "model"), ignore_errors=True)
         self.closed = threading.Event()
@@ -215,16 +213,12 @@ class VLLMEngine:
         return done
 
     def _generate(self, prompts: list[list[int]], params: list[Any]) -> list[Any]:
-        try:
+        with in_vllm("stopped working"):
             return self.llm.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
-        except Exception as error:
-            raise EngineError(f"vLLM stopped working: {type(error).__name__}: {error}") from error
 
     def _call(self, method: str, arguments: dict[str, Any]) -> Any:
-        try:
+        with in_vllm("stopped working"):
             return self.llm.collective_rpc(method, kwargs=arguments)[0]
-        except Exception as error:
-            raise EngineError(f"vLLM stopped working: {type(error).__name__}: {error}") from error
 
     def sleep(self) -> None:
         """On a GPU that it shares with the trainer: give the cache back and move the weights to the CPU until `wake`."""
@@ -245,6 +239,15 @@ class VLLMEngine:
         self.folder.cleanup()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+@contextmanager
+def in_vllm(what: str) -> Iterator[None]:
+    """Whatever vLLM raises, and it has no base class of its own, becomes an EngineError: it ends the run, and nothing is swallowed."""
+    try:
+        yield
+    except Exception as error:
+        raise EngineError(f"vLLM {what}: {type(error).__name__}: {error}") from error
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:
