@@ -16,10 +16,12 @@ from expo.positives.properties import Scorer
 from expo.positives.selection import NEEDS_LIFT, NEEDS_LOGP
 from expo.positives.sources import PositiveSource
 from expo.randomness import HINTED, PROBLEMS, REFILL, SOLVE, Key
-from expo.rollout.engine import Engine, Request
+from expo.rollout.engine import Completion, Engine, Follow, Request
 from expo.verifier import Verdict
 
 log = logging.getLogger(__name__)
+
+PENDING = Completion((), [], [], truncated=False)
 
 
 class ProblemSampler:
@@ -82,31 +84,37 @@ class Collector:
     def collect(self, step: int, problems: list[Problem], group_size: int, first: int = 0) -> Experience:
         """Generate, verify and choose positives for one step; `first` counts the problems that it has sampled before."""
         prompts = [tuple(ids) for ids in self.tools.prompts.solve_ids(self.tools.tokenizer, problems)]
-        e = Experience(problems, prompts, step, first)
-        keys = [Key(self.tools.seed, SOLVE, step, first * group_size + i) for i in range(len(problems) * group_size)]
+        count = len(problems) * group_size
+        e = Experience(problems, prompts, step, first, [PENDING] * count, [""] * count, [Verdict.UNPARSEABLE] * count)
+        keys = [Key(self.tools.seed, SOLVE, step, first * group_size + i) for i in range(count)]
         solve = [Request(prompts[i // group_size], key) for i, key in enumerate(keys)]
         with e.timer("explain"):
             cached = self.cache.find(problems, prompts, step, self.scorer)
         held = {c.problem for c in cached}
         together = self.source.joins_rollouts and self.solver is self.engine
         joined = [i for i in range(len(problems)) if i not in held] if together else []
+        follows = bool(count) and not joined and self.source.follows and self.solver is self.explainer
+        owners: list[int] = []  # of the explanations that followed
         with e.timer("rollout"):
             asked = self.source.requests(e, joined, self.tools)
-            generated = self.solver.generate([*solve, *asked], self.tools.sampling)
-            e.completions, explanations = generated[: len(solve)], generated[len(solve) :]
-            e.generated_tokens = sum(len(c.ids) for c in e.completions)
+            follow = self.follower(e, held, owners) if follows else None
+            generated = self.solver.generate([*solve, *asked], self.tools.sampling, follow)
+            e.completions, explanations = generated[:count], generated[count:]
         with e.timer("verify"):
-            self.judge(e, range(len(problems)), group_size)
+            if not follows:
+                self.judge(e, range(len(problems)))
         with e.timer("hint"):
-            self.help(e, group_size)
+            self.help(e)
         with e.timer("explain"):
             wanted = self.source.wanted(e.all_wrong.tolist())
             cached = [c for c in cached if c.problem in wanted]
             fresh = joined or [i for i in wanted if i not in held]
-            if not joined:
+            if follows:
+                explanations = [c for _, c in sorted(zip(owners, explanations, strict=True), key=lambda pair: pair[0])]
+            elif not joined:
                 late = self.source.requests(e, fresh, self.tools)
                 explanations = self.explainer.generate(late, self.tools.sampling) if late else []
-            e.generated_tokens += sum(len(c.ids) for c in explanations)
+            e.generated_tokens += sum(len(c.ids) for c in [*generated[:count], *explanations])
             e.candidates = self.source.candidates(e, fresh, explanations, self.tools)
             chosen = self.choose(e)
             self.cache.keep(chosen, problems, prompts, step, self.scorer)
@@ -117,21 +125,40 @@ class Collector:
             e.reused = len(cached)
         return e
 
-    def judge(self, e: Experience, chosen: Sequence[int], group_size: int) -> None:
-        """Texts, verdicts and rewards of the chosen problems' rollouts; of all of them the first time."""
-        e.texts = self.tools.texts([c.ids for c in e.completions])
-        rows = [i * group_size + g for i in chosen for g in range(group_size)]
-        answers = [e.problems[r // group_size].answer for r in rows]
-        verdicts = self.tools.verifier.verify([e.texts[r] for r in rows], answers)
-        e.verdicts = e.verdicts or list(verdicts)
-        for row, verdict in zip(rows, verdicts, strict=True):
-            e.verdicts[row] = verdict
+    def follower(self, e: Experience, held: set[int], owners: list[int]) -> Follow:
+        """Judges a group when its last rollout ends, and asks at once for its explanations, if it gets any.
+
+        An explanation then decodes beside the rollouts that go on longest. `owners` collects whose the explanations are.
+        """
+        missing = [e.group_size] * len(e.problems)
+
+        def follow(row: int, completion: Completion) -> Sequence[Request]:
+            problem = row // e.group_size
+            e.completions[row] = completion
+            missing[problem] -= 1
+            if missing[problem]:
+                return []
+            self.judge(e, [problem])
+            wanted = problem in self.source.wanted(e.all_wrong.tolist()) and problem not in held
+            requests = self.source.requests(e, [problem], self.tools) if wanted else []
+            owners.extend([problem] * len(requests))
+            return requests
+
+        return follow
+
+    def judge(self, e: Experience, chosen: Sequence[int]) -> None:
+        """Texts, verdicts and rewards of the chosen problems' rollouts."""
+        rows = [i * e.group_size + g for i in chosen for g in range(e.group_size)]
+        texts = self.tools.texts([e.completions[r].ids for r in rows])
+        verdicts = self.tools.verifier.verify(texts, [e.problems[r // e.group_size].answer for r in rows])
+        for row, text, verdict in zip(rows, texts, verdicts, strict=True):
+            e.texts[row], e.verdicts[row] = text, verdict
         right = [float(v is Verdict.CORRECT) for v in e.verdicts]
-        e.rewards = torch.tensor(right).view(len(e.problems), group_size)
+        e.rewards = torch.tensor(right).view(len(e.problems), e.group_size)
         if not e.hinted:
             e.correct = e.rewards
 
-    def help(self, e: Experience, group_size: int) -> None:
+    def help(self, e: Experience) -> None:
         """Make rollouts again with hints, where the hints want it; the first `keep` of each group stay."""
         wanted = self.hints.wanted(e)
         if not wanted:
@@ -139,9 +166,9 @@ class Collector:
         asked = self.hints.requests(e, wanted, self.tools)
         written = self.hinter.generate(asked, self.tools.sampling) if asked else []
         prompts = self.hints.hinted(e, wanted, written, self.tools)
-        rows = [i * group_size + g for i in prompts for g in range(self.hints.keep, group_size)]
+        rows = [i * e.group_size + g for i in prompts for g in range(self.hints.keep, e.group_size)]
         again = [
-            Request(tuple(prompts[r // group_size]), Key(self.tools.seed, HINTED, e.step, e.first * group_size + r))
+            Request(tuple(prompts[r // e.group_size]), Key(self.tools.seed, HINTED, e.step, e.first * e.group_size + r))
             for r in rows
         ]
         redone = self.solver.generate(again, self.tools.sampling)
@@ -149,7 +176,7 @@ class Collector:
             e.completions[row] = completion
         e.generated_tokens += sum(len(c.ids) for c in [*written, *redone])
         e.hinted = list(prompts)
-        self.judge(e, e.hinted, group_size)
+        self.judge(e, e.hinted)
 
     def choose(self, e: Experience) -> list[Candidate]:
         """The positives among the candidates, measured as far as the selection asks for it."""

@@ -1,9 +1,11 @@
 """Every algorithm of conf/algorithm runs on real data formats; what differs in their wiring, on the ladder."""
 
+import copy
 import json
 
 import pyarrow.parquet
 import pytest
+import torch
 from conftest import compose_config
 
 from expo import cli, config
@@ -135,6 +137,44 @@ def test_dynamic_sampling_refills_and_trains_on_informative_groups_only(tmp_path
     assert len(rows.advantages) == min(informative, 2) * cfg.algorithm.group_size
     assert (rows.advantages.view(-1, cfg.algorithm.group_size).abs().sum(dim=1) > 0).all()
     dapo.collector.tools.verifier.close()
+
+
+class Backwards:
+    """An engine whose last rows end first."""
+
+    def __init__(self, engine):
+        self.engine, self.calls = engine, 0
+
+    def generate(self, requests, sampling, follow=None):
+        self.calls += 1
+        done = self.engine.generate(requests, sampling)
+        more = [r for row in reversed(range(len(requests))) for r in follow(row, done[row])] if follow else []
+        return done + self.engine.generate(more, sampling)
+
+
+@pytest.mark.parametrize("positives", ["positives=self_explanation", "positives=star", "positives=shuffled_answer"])
+def test_explanations_that_follow_their_groups_are_those_of_a_second_call(tmp_path, positives):
+    """Groups end in any order; the explanations are asked for as they do, and belong to the same problems."""
+    _, late = module(
+        tmp_path, "dataset=ladder", "dataset.levels=[1,5]", "trainer.problems_per_step=8", positives,
+        "positives.gate=all_wrong", "positives.explainer=current", "positives.samples=2",
+    )  # fmt: skip
+    collector = late.collector
+    collector.explainer = copy.copy(collector.engine)  # another engine: a call of its own
+    expected = late.collect(0)
+    wrong = expected.all_wrong.tolist()
+    assert 0 < sum(wrong) < len(wrong)
+    assert {c.problem for c in expected.candidates if c.asked} <= {i for i, w in enumerate(wrong) if w}
+    engine = Backwards(collector.engine)
+    collector.solver = collector.explainer = engine
+    got = late.collect(0)
+    assert engine.calls == 1
+    assert got.candidates == expected.candidates
+    assert len(got.candidates) > 1
+    assert (got.texts, got.verdicts, got.positives) == (expected.texts, expected.verdicts, expected.positives)
+    assert torch.equal(got.rewards, expected.rewards)
+    assert got.generated_tokens == expected.generated_tokens
+    collector.tools.verifier.close()
 
 
 def test_hinted_groups_keep_what_is_asked_and_are_trained_under_the_hint(tmp_path):

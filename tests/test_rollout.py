@@ -71,6 +71,19 @@ def test_small_batches_change_nothing(setting):
     assert [c.ids for c in small.generate(requests, PLAIN)] == [c.ids for c in engine.generate(requests, PLAIN)]
 
 
+def test_what_follows_a_row_comes_after_all_rows(setting):
+    _, _, engine, requests = setting
+    told, more = {}, requests[20:]
+
+    def follow(row, completion):
+        told[row] = completion
+        return more[:2] if row == 1 else more[2:3] if row == 4 else []
+
+    done = engine.generate(requests[:6], PLAIN, follow)
+    assert list(told.values()) == done[:6]
+    assert [c.ids for c in done] == [c.ids for c in engine.generate([*requests[:6], *more[:3]], PLAIN)]
+
+
 def test_generation_leaves_the_mode_of_the_model(setting):
     model, _, engine, requests = setting
     model.train()

@@ -95,6 +95,26 @@ class TestInProcess:
         same_prompt = [Request(asked[0].prompt, Key(0, 0, 0, i)) for i in range(8)]
         assert len({tuple(c.ids) for c in engine.generate(same_prompt, PLAIN)}) > 4
 
+    def test_what_follows_a_row_decodes_beside_the_rows_that_go_on(self, setting, monkeypatch):
+        _, tokenizer, engine = setting
+        first, more = requests(tokenizer, 16)[:8], requests(tokenizer, 16)[8:]
+        steps = []
+        monkeypatch.setattr(
+            engine.llm.llm_engine, "step", lambda step=engine.llm.llm_engine.step: (steps.append(1), step())[1]
+        )
+        apart = [engine.generate(first, PLAIN), engine.generate(more, PLAIN)]
+        in_turn, order = len(steps), []
+
+        def follow(row, completion):
+            order.append(row)
+            return [more[row]]
+
+        together = engine.generate(first, PLAIN, follow)
+        assert len(steps) - in_turn < in_turn
+        assert [c.ids for c in together[:8]] == [c.ids for c in apart[0]]
+        assert [c.ids for c in together[8:]] == [apart[1][row].ids for row in order]
+        assert order != sorted(order)
+
     def test_more_prompts_than_one_batch_reads(self, setting):
         """On a CPU vLLM cannot rewind the generator of a request whose prompt it has read in parts."""
         _, tokenizer, engine = setting

@@ -33,7 +33,9 @@ class PositiveSource:
 
     measure_every: int = 1
 
-    # What a source that generates overrides.
+    # What a source that generates overrides. `follows`: whether what it asks for a problem is settled as soon as that
+    # problem's rollouts are judged.
+    follows = False
     selection = Selection.first
     cache_steps, cache_max_drop = 0, 0.0
 
@@ -121,9 +123,11 @@ class SelfExplanation(PositiveSource):
 
     @property
     def joins_rollouts(self) -> bool:
-        return (
-            super().joins_rollouts and self.shown_answer is not ShownAnswer.wrong
-        )  # which a rollout has to give first
+        return super().joins_rollouts and self.follows
+
+    @property
+    def follows(self) -> bool:  # type: ignore[override]
+        return self.shown_answer is not ShownAnswer.wrong  # which is one of the rollouts that hints leave
 
     def refreshes_snapshot(self, step: int) -> bool:
         return step % self.snapshot_every == 0

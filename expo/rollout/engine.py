@@ -1,6 +1,6 @@
 """What a rollout engine is: token ids in, token ids and sampler log-probabilities out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -40,11 +40,21 @@ class Completion:
     truncated: bool
 
 
+# Told of a row and its completion as soon as it has ended; returns what else is wanted now.
+Follow = Callable[[int, Completion], Sequence[Request]]
+
+
 class Engine(Protocol):
     """Generates with the policy's current weights."""
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
-        """One completion per request, in order. A row's completion does not depend on the other rows' noise."""
+    def generate(
+        self, requests: Sequence[Request], sampling: Sampling, follow: Follow | None = None
+    ) -> list[Completion]:
+        """One completion per request, in order. A row's completion does not depend on the other rows' noise.
+
+        What `follow` asks for when a row of `requests` ends is generated in the same call, where the engine can, beside
+        the rows that have not ended. Its completions come after those of `requests`, in the order asked for.
+        """
 
     def sync(self) -> None:
         """Bring the engine's weights up to the policy's."""

@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from expo.randomness import uniforms
-from expo.rollout.engine import Completion, Request, Sampling, eos_ids
+from expo.rollout.engine import Completion, Follow, Request, Sampling, eos_ids
 from expo.schema import RolloutConf
 
 
@@ -46,8 +46,10 @@ class TransformersEngine:
         """Nothing is held beyond the model."""
 
     @torch.no_grad()
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
-        """See `Engine.generate`."""
+    def generate(
+        self, requests: Sequence[Request], sampling: Sampling, follow: Follow | None = None
+    ) -> list[Completion]:
+        """See `Engine.generate`. What `follow` asks for waits until all `requests` have ended."""
         # Rows of like length side by side: less padding, and equal prompts stay together.
         order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt), requests[i].prompt))
         training = self.model.training
@@ -57,7 +59,9 @@ class TransformersEngine:
             chosen = order[start : start + self.batch_size]
             done |= zip(chosen, self._decode([requests[i] for i in chosen], sampling), strict=True)
         self.model.train(training)
-        return [done[i] for i in range(len(requests))]
+        completions = [done[i] for i in range(len(requests))]
+        more = [request for row, c in enumerate(completions) for request in follow(row, c)] if follow else []
+        return completions + (self.generate(more, sampling) if more else [])
 
     def _decode(self, requests: list[Request], sampling: Sampling) -> list[Completion]:
         device = self.model.device

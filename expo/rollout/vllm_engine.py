@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from expo.config import EngineError, UserError
 from expo.policy import causal_lm, score, token_batch
-from expo.rollout.engine import Completion, Request, Sampling, eos_ids
+from expo.rollout.engine import Completion, Follow, Request, Sampling, eos_ids
 from expo.rollout.vllm_worker import sums
 from expo.schema import RolloutConf, VLLMConf
 
@@ -177,7 +177,9 @@ class VLLMEngine:
         from vllm import SamplingParams
 
         ids = self.probe[:PROBE_TOKENS]
-        out = self._generate([ids], [SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)])[0]
+        only = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
+        with in_vllm("stopped working"):
+            out = self.llm.generate([{"prompt_token_ids": ids}], only, use_tqdm=False)[0]
         theirs = torch.tensor(
             [entry[token].logprob for token, entry in zip(ids[1:], out.prompt_logprobs[1:], strict=True)]
         )
@@ -188,8 +190,36 @@ class VLLMEngine:
         self.model.train(training)
         return (ours - theirs).abs().mean().item()
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+    def generate(
+        self, requests: Sequence[Request], sampling: Sampling, follow: Follow | None = None
+    ) -> list[Completion]:
         """See `Engine.generate`. Temperature 0 is greedy. Raises EngineError where vLLM fails."""
+        asked: list[Request] = []
+        done: dict[int, Completion] = {}
+        rows: dict[str, int] = {}  # by vLLM's name of the request
+
+        def ask(more: Sequence[Request]) -> None:
+            rows.update(zip(self._enqueue(more, sampling), range(len(asked), len(asked) + len(more)), strict=True))
+            asked.extend(more)
+
+        ask(requests)
+        while len(done) < len(asked):
+            with in_vllm("stopped working"):
+                outputs = [o for o in self.llm.llm_engine.step() if o.finished]
+            for output in outputs:
+                row, best = rows[output.request_id], output.outputs[0]
+                ids = list(best.token_ids)
+                logp = [entry[token].logprob for token, entry in zip(ids, best.logprobs, strict=True)]
+                done[row] = Completion(asked[row].prompt, ids, logp, best.finish_reason == "length")
+                if follow and row < len(requests):
+                    ask(follow(row, done[row]))
+        if done:
+            longest = max(done.values(), key=lambda c: len(c.ids))
+            self.probe = [*longest.prompt, *longest.ids]
+        return [done[row] for row in range(len(asked))]
+
+    def _enqueue(self, requests: Sequence[Request], sampling: Sampling) -> list[str]:
+        """Hand vLLM the requests; what it will call them."""
         from vllm import SamplingParams
 
         if not requests:
@@ -202,19 +232,9 @@ class VLLMEngine:
             )
             for r in requests
         ]  # fmt: skip
-        done = []
-        for request, output in zip(requests, self._generate([list(r.prompt) for r in requests], params), strict=True):
-            best = output.outputs[0]
-            ids = list(best.token_ids)
-            logp = [entry[token].logprob for token, entry in zip(ids, best.logprobs, strict=True)]
-            done.append(Completion(request.prompt, ids, logp, best.finish_reason == "length"))
-        longest = max(done, key=lambda c: len(c.ids))
-        self.probe = [*longest.prompt, *longest.ids]
-        return done
-
-    def _generate(self, prompts: list[list[int]], params: list[Any]) -> list[Any]:
         with in_vllm("stopped working"):
-            return self.llm.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
+            names = self.llm.enqueue([{"prompt_token_ids": list(r.prompt)} for r in requests], params, use_tqdm=False)
+        return [name.partition("-")[0] for name in names]  # within, vLLM adds a random end to the name
 
     def _call(self, method: str, arguments: dict[str, Any]) -> Any:
         with in_vllm("stopped working"):
