@@ -98,6 +98,7 @@ class TestInProcess:
     def test_what_follows_a_row_decodes_beside_the_rows_that_go_on(self, setting, monkeypatch):
         _, tokenizer, engine = setting
         first, more = requests(tokenizer, 16)[:8], requests(tokenizer, 16)[8:]
+        monkeypatch.setattr(engine, "eos_ids", [*engine.eos_ids, *range(10, 20)])  # rows of various lengths
         steps = []
         monkeypatch.setattr(
             engine.llm.llm_engine, "step", lambda step=engine.llm.llm_engine.step: (steps.append(1), step())[1]
