@@ -117,6 +117,8 @@ class VLLMConf(RolloutConf):
     separate: bool = False
     # Share of the GPU's memory. null: what the weights and a full batch need.
     memory_share: float | None = None
+    # Merge a LoRA adapter into the weights that are sent, instead of sending the adapter alone.
+    merge_lora: bool = False
     # Without compiled graphs: starts sooner, decodes slower on a GPU.
     eager: bool = False
     # Verify every so many syncs that the engine's weights and log-probabilities are the policy's. 0: never.

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import sys
 import time
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -170,18 +171,38 @@ class TestTraps:
             engine.sync()
         engine.close()
 
-    def test_a_lora_adapter_is_merged(self):
+    @pytest.mark.parametrize("merged", [True, False], ids=["merged", "alone"])
+    def test_a_lora_adapter(self, merged, monkeypatch):
         from peft import LoraConfig, get_peft_model
 
         base, tokenizer = policy(tied=True)
-        model = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear"))
-        engine = VLLMEngine(model, tokenizer, CONF)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if "lora_B" in name:
-                    parameter.normal_(std=0.1)
-        engine.sync()
-        assert worst_gap(model.eval(), engine.generate(requests(tokenizer, 8), PLAIN)) < 1e-4
+        model = get_peft_model(base, LoraConfig(r=4, lora_alpha=6, target_modules="all-linear"))
+        engine = VLLMEngine(model, tokenizer, replace(CONF, merge_lora=merged))
+        sent = []
+        monkeypatch.setattr(
+            engine,
+            "_call",
+            lambda method, arguments, call=engine._call: (sent.append(method), call(method, arguments))[1],
+        )
+        for seed in range(3):
+            torch.manual_seed(seed)
+            with torch.no_grad():
+                for name, parameter in model.named_parameters():
+                    if "lora_B" in name:
+                        parameter.normal_(std=0.1)
+            engine.sync()
+            assert worst_gap(model.eval(), engine.generate(requests(tokenizer, 8), PLAIN)) < 1e-4
+        assert ("expo_load" in sent) == merged
+        if not merged:
+            held = engine._call("expo_sums", {})
+            assert {n for n, _ in sums(engine.weights()).items() if ".lora_" in n} <= held.keys()
+            with torch.no_grad():  # as little as one small step of one matrix
+                stale = model.base_model.model.model.layers[1].mlp.up_proj.lora_B["default"].weight
+                stale += torch.randn(stale.shape) * 1e-5
+            with monkeypatch.context() as patch:
+                patch.setattr(engine, "_send", lambda: None)
+                with pytest.raises(EngineError, match=r"layers.1.mlp differ"):
+                    engine.sync()
         engine.close()
 
 

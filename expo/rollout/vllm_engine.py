@@ -1,7 +1,8 @@
 """Rollouts with vLLM: in this process beside the trainer, or in one of its own (`rollout.separate`).
 
-Weights go to the running engine after every step, and are verified: the sums of every parameter that can be read, and the
-log-probabilities of a probe, must be the policy's. A CPU build packs most matrices away: of those, only the probe tells.
+Weights, or a LoRA adapter alone, go to the running engine after every step, and are verified: the sums of every parameter
+that can be read, and the log-probabilities of a probe, must be the policy's. A CPU build packs most matrices away: of those,
+only the probe tells.
 """
 
 import math
@@ -27,6 +28,7 @@ from expo.schema import RolloutConf, VLLMConf
 
 PROBE_TOKENS = 256
 GIB = 2**30
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM can make room for
 CPU_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256)  # sizes that vLLM's attention on a CPU is built for
 
 
@@ -45,6 +47,8 @@ class VLLMEngine:
             prefix="expo-vllm-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None
         )
         check_heads(model, self.device)
+        self.lora_rank = 0 if conf.merge_lora else adapter_rank(model)
+        self.adapter: Any = None  # vLLM's name for it, once it is there
         # vLLM lets one engine per process sleep; it is the policy's, which is made first.
         self.sleeps = self.device.type == "cuda" and not conf.separate and not VLLMEngine.sleeper
         VLLMEngine.sleeper |= self.sleeps
@@ -97,6 +101,8 @@ class VLLMEngine:
         from vllm import LLM
 
         options: dict[str, Any] = {"distributed_executor_backend": "uni"} if not conf.separate else {}
+        if self.lora_rank:
+            options |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": self.lora_rank}
         if self.device.type == "cuda":
             total = torch.cuda.get_device_properties(self.device).total_memory
             weights = sum(p.numel() for p in self.model.parameters()) * self.dtype.itemsize
@@ -114,27 +120,35 @@ class VLLMEngine:
         )  # fmt: skip
 
     def _source(self) -> str:
-        """Where the model's config is, and weights of its shapes; which ones does not matter, they are replaced."""
+        """Where the model's config and weights are; which weights does not matter, unless an adapter alone is sent: they are replaced."""
         base = causal_lm(self.model)
         if base.name_or_path:
             return str(base.name_or_path)
         folder = Path(self.folder.name, "model")
         base.config.save_pretrained(folder)
-        _save(dict(self.weights()), folder / "model.safetensors")
+        _save({name: tensor for name, tensor in self.weights() if ".lora_" not in name}, folder / "model.safetensors")
         return str(folder)
 
     @torch.no_grad()
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """The policy's parameters under Hugging Face's names, a LoRA adapter merged into them, the tied head left out."""
+        """What the engine is to hold, under Hugging Face's names, without the tied head.
+
+        A LoRA adapter is merged into the parameters, or beside them as `q_proj.lora_A` and `q_proj.lora_B`, scaled.
+        """
         layers: dict[str, Any] = {
             name: module for name, module in self.model.named_modules() if hasattr(module, "get_delta_weight")
         }
         for name, parameter in self.model.named_parameters():
-            if ".lora_" in name:
+            owner, _, part = name.removesuffix(".default.weight").rpartition(".lora_")
+            value: Tensor = parameter
+            if owner and not self.lora_rank:
                 continue
-            owner: Any = layers.get(name.partition(".base_layer")[0]) if ".base_layer.weight" in name else None
-            merged = parameter if owner is None else parameter + owner.get_delta_weight("default")
-            yield name.removeprefix("base_model.model.").replace(".base_layer", ""), merged.detach().to(self.dtype)
+            if part == "B":
+                value = parameter.to(self.dtype) * layers[owner].scaling["default"]
+            elif ".base_layer.weight" in name and not self.lora_rank:
+                value = parameter + layers[name.partition(".base_layer")[0]].get_delta_weight("default")
+            name = name.removeprefix("base_model.model.").removesuffix(".default.weight").replace(".base_layer", "")
+            yield name, value.detach().to(self.dtype)
 
     def sync(self) -> None:
         """Send the policy's weights; every `probe_every` times verify them. Raises EngineError where they did not arrive."""
@@ -146,6 +160,9 @@ class VLLMEngine:
         self.syncs += 1
 
     def _send(self) -> None:
+        if self.lora_rank:
+            self._send_adapter()
+            return
         if not self.conf.separate:
             self._call("expo_load", {"weights": list(self.weights())})
             return
@@ -153,6 +170,16 @@ class VLLMEngine:
         _save(dict(self.weights()), path)
         self._call("expo_load_file", {"path": str(path)})
         path.unlink()
+
+    def _send_adapter(self) -> None:
+        from vllm.lora.request import LoRARequest
+
+        path = Path(self.folder.name, "adapter")
+        model: Any = self.model
+        model.save_pretrained(path, save_embedding_layers=False)  # else PEFT asks the hub about the vocabulary
+        with in_vllm("cannot take the LoRA adapter (rollout.merge_lora=true sends merged weights)"):
+            self.llm.llm_engine.add_lora(LoRARequest("policy", 1, str(path), load_inplace=True))
+        self.adapter = LoRARequest("policy", 1, str(path))
 
     def verify(self) -> None:
         """Raises EngineError, which names the parameters, where the engine is not the policy."""
@@ -179,7 +206,7 @@ class VLLMEngine:
         ids = self.probe[:PROBE_TOKENS]
         only = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
         with in_vllm("stopped working"):
-            out = self.llm.generate([{"prompt_token_ids": ids}], only, use_tqdm=False)[0]
+            out = self.llm.generate([{"prompt_token_ids": ids}], only, use_tqdm=False, lora_request=self.adapter)[0]
         theirs = torch.tensor(
             [entry[token].logprob for token, entry in zip(ids[1:], out.prompt_logprobs[1:], strict=True)]
         )
@@ -233,7 +260,8 @@ class VLLMEngine:
             for r in requests
         ]  # fmt: skip
         with in_vllm("stopped working"):
-            names = self.llm.enqueue([{"prompt_token_ids": list(r.prompt)} for r in requests], params, use_tqdm=False)
+            prompts = [{"prompt_token_ids": list(r.prompt)} for r in requests]
+            names = self.llm.enqueue(prompts, params, use_tqdm=False, lora_request=self.adapter)
         return [name.partition("-")[0] for name in names]  # within, vLLM adds a random end to the name
 
     def _call(self, method: str, arguments: dict[str, Any]) -> Any:
@@ -306,6 +334,16 @@ def memory_share(weights: int, cached: int, total: int) -> float:
     Args: bytes. The rest is the trainer's.
     """
     return min(0.9, round((weights + cached) / total + 0.1, 3))
+
+
+def adapter_rank(model: PreTrainedModel) -> int:
+    """Rank that vLLM has to make room for, to hold the model's LoRA adapter beside its weights; 0 where it cannot, or there is none."""
+    configs = getattr(model, "peft_config", {})
+    if list(configs) != ["default"] or not hasattr(model, "base_model"):
+        return 0
+    conf = configs["default"]
+    plain = not (conf.use_dora or conf.modules_to_save or conf.rank_pattern or conf.alpha_pattern)
+    return next((rank for rank in LORA_RANKS if rank >= conf.r), 0) if plain and conf.bias == "none" else 0
 
 
 def check_heads(model: PreTrainedModel, device: torch.device) -> None:

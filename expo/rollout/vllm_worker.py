@@ -1,7 +1,7 @@
 """What expo adds to vLLM's worker (`worker_extension_cls`): it runs where vLLM's model is, in this process or another."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,12 @@ class WeightSync:
         self.expo_load(list(load_file(Path(path)).items()))
 
     def expo_sums(self) -> Sums:
-        """Of every parameter that is there to be read; the CPU backend packs most matrices away."""
+        """Of every parameter that is there to be read, and of a LoRA adapter; the CPU backend packs most matrices away."""
         worker: Any = self
-        return sums(p for p in worker.model_runner.get_model().named_parameters() if p[1].numel())
+        model = worker.model_runner.get_model()
+        return sums(
+            [*((n.replace(".base_layer", ""), p) for n, p in model.named_parameters() if p.numel()), *_adapter(model)]
+        )
 
 
 def sums(named: Iterable[tuple[str, Tensor]]) -> Sums:
@@ -43,6 +46,14 @@ def sums(named: Iterable[tuple[str, Tensor]]) -> Sums:
         first, second = found.get(name, (0.0, 0.0))
         found[name] = (first + values.sum().item(), second + values.square().sum().item())
     return found
+
+
+def _adapter(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The one adapter that there is room for, as the layers compute with it: joined like their matrices, padded with zeros."""
+    for name, layer in model.named_modules():
+        for part, stacked in (("A", "lora_a_stacked"), ("B", "lora_b_stacked")):
+            for tensor in getattr(layer, stacked, ()):
+                yield f"{name}.lora_{part}", tensor
 
 
 def _repack_tied_head(model: nn.Module) -> None:
