@@ -1,10 +1,11 @@
 """Every check that spans fields or looks at the machine, before anything is loaded. Imports nothing heavy."""
 
 import importlib.util
+from operator import attrgetter
 from pathlib import Path
 
 from expo.config import UserError
-from expo.schema import Config, DatasetConf, LadderConf, RandomTinyConf, TableConf, VLLMConf, WandbLoggerConf
+from expo.schema import Config, DatasetConf, LadderConf, RandomTinyConf, TableConf, Transfer, VLLMConf, WandbLoggerConf
 from expo.schema_learning import (
     DPOConf,
     ExpertConf,
@@ -30,26 +31,19 @@ from expo.schema_learning import (
 # (whether the rule is kept, what to say where it is not)
 Rules = list[tuple[bool, str]]
 
+ABOVE_ZERO = (
+    "trainer.max_steps", "trainer.problems_per_step", "trainer.micro_batch_size", "trainer.checkpoint_every",
+    "rollout.batch_size", "rollout.max_completion_tokens", "rollout.temperature", "evaluation.temperature",
+    "verifier.workers", "verifier.timeout_s", "verifier.memory_mb", "verifier.max_answer_chars",
+    "rollout.max_prompt_tokens", "optimizer.learning_rate", "optimizer.max_grad_norm",
+)  # fmt: skip
+
 
 def check(cfg: Config) -> None:
     """Raises UserError for the first rule that a config breaks."""
     trainer, dataset, judge = cfg.trainer, cfg.dataset, cfg.diagnose.judge
     rules: Rules = [
-        *_positive("trainer.max_steps", trainer.max_steps),
-        *_positive("trainer.problems_per_step", trainer.problems_per_step),
-        *_positive("trainer.micro_batch_size", trainer.micro_batch_size),
-        *_positive("trainer.checkpoint_every", trainer.checkpoint_every),
-        *_positive("rollout.batch_size", cfg.rollout.batch_size),
-        *_positive("rollout.max_completion_tokens", cfg.rollout.max_completion_tokens),
-        *_positive("rollout.temperature", cfg.rollout.temperature),
-        *_positive("evaluation.temperature", cfg.evaluation.temperature),
-        *_positive("verifier.workers", cfg.verifier.workers),
-        *_positive("verifier.timeout_s", cfg.verifier.timeout_s),
-        *_positive("verifier.memory_mb", cfg.verifier.memory_mb),
-        *_positive("verifier.max_answer_chars", cfg.verifier.max_answer_chars),
-        *_positive("rollout.max_prompt_tokens", cfg.rollout.max_prompt_tokens),
-        *_positive("optimizer.learning_rate", cfg.optimizer.learning_rate),
-        *_positive("optimizer.max_grad_norm", cfg.optimizer.max_grad_norm),
+        *(rule for key in ABOVE_ZERO for rule in _positive(key, attrgetter(key)(cfg))),
         *_positive("dataset.limit", 1 if dataset.limit is None else dataset.limit),
         *_positive("dataset.eval_limit", 1 if dataset.eval_limit is None else dataset.eval_limit),
         *_positive("trainer.stop_after", 1 if trainer.stop_after is None else trainer.stop_after),
@@ -163,6 +157,14 @@ def check(cfg: Config) -> None:
 def _vllm_rules(rollout: VLLMConf) -> Rules:
     return [
         *_choice("rollout.dtype", rollout.dtype, (None, "float32", "bfloat16", "float16")),
+        (
+            rollout.device is None or rollout.separate,
+            f"rollout.device={rollout.device}: rollout=vllm is in the trainer's process and on its device; use rollout=vllm_server",
+        ),
+        (
+            rollout.transfer is Transfer.file or rollout.device is not None,
+            f"rollout.transfer={rollout.transfer.name}: goes to another GPU; name it with rollout.device, or set rollout.transfer=file",
+        ),
         *_range("rollout.memory_share", rollout.memory_share or 0.5, 0.01, 1),
         *_range("rollout.probe_every", rollout.probe_every, 0, 1e9),
         *_range("rollout.probe_tolerance", rollout.probe_tolerance or 1.0, 0, 1e6),

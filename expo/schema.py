@@ -7,6 +7,7 @@ from omegaconf import MISSING
 
 from expo.schema_learning import AlgorithmConf, HintsConf, Needs, PositivesConf
 
+Transfer = Enum("Transfer", ["file", "nccl"])
 OnBad = Enum("OnBad", ["skip", "stop"])
 ExpertStyle = Enum("ExpertStyle", ["own", "terse", "foreign"])
 
@@ -115,6 +116,10 @@ class VLLMConf(RolloutConf):
     dtype: str | None = None
     # In a process of its own, which gets the weights through a file (in memory, where there is /dev/shm).
     separate: bool = False
+    # Which GPU that process gets, by the trainer's numbers. null: the trainer's own.
+    device: int | None = None
+    # How the weights get to that process: through a file (in memory), or from GPU to GPU by nccl.
+    transfer: Transfer = Transfer.file
     # Share of the GPU's memory. null: what the weights and a full batch need.
     memory_share: float | None = None
     # Merge a LoRA adapter into the weights that are sent, instead of sending the adapter alone.

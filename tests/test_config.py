@@ -82,6 +82,8 @@ def run_cli(monkeypatch, capsys, *arguments):
         (["dataset=math", "dataset.path=pyproject.toml"], ["dataset.path=pyproject.toml", ".parquet"]),
         (["model=hf", "model.path=./missing"], ["model.path=./missing", "folder"]),
         (["rollout=vllm"], ["rollout", "vllm", "make setup EXTRA=gpu"]),
+        (["rollout=vllm", "rollout.requires=", "rollout.device=1"], ["rollout.device=1", "rollout=vllm_server"]),
+        (["rollout=vllm_server", "rollout.requires=", "rollout.transfer=nccl"], ["transfer=nccl", "rollout.device"]),
         (["evaluation.samples=2"], ["evaluation.samples=2", "pass@4"]),
         (["k=[]"], ["k=[]"]),
         (["prompts.explain=just_do_it"], ["prompts.explain", "{answer}"]),

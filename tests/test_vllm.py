@@ -2,9 +2,11 @@
 
 import importlib.util
 import json
+import os
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import psutil
 import pytest
@@ -21,7 +23,7 @@ from expo.rollout.engine import Request, Sampling
 from expo.rollout.transformers_engine import TransformersEngine
 from expo.rollout.vllm_engine import VLLMEngine, check_heads, group_of, memory_share
 from expo.rollout.vllm_worker import sums
-from expo.schema import VLLMConf
+from expo.schema import Transfer, VLLMConf
 
 needs_vllm = [
     pytest.mark.vllm,
@@ -171,6 +173,73 @@ class TestTraps:
             engine.sync()
         engine.close()
 
+    def test_weights_go_through_the_transfer_api_of_vllm(self, monkeypatch):
+        """NCCL needs two GPUs: a stand-in for it, on both sides of the same handshake, hands the tensors over in memory."""
+        from vllm.distributed.weight_transfer import base, factory
+
+        from expo.rollout import vllm_engine
+
+        @dataclass
+        class Info(base.TrainerInitInfo):
+            backend: ClassVar[str] = "in_memory"
+
+        @dataclass
+        class Names(base.WeightTransferUpdateInfo):
+            names: list[str]
+
+        wire = {}
+
+        class Receiver(base.WeightTransferEngine):
+            init_info_cls, update_info_cls = base.WeightTransferInitInfo, Names
+
+            def init_transfer_engine(self, init_info):
+                wire["met"] = True
+
+            def start_weight_update(self):
+                from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
+
+                initialize_layerwise_reload(self.model)
+
+            def update_weights(self, update_info):
+                self.receive_weights(self.parse_update_info(update_info))
+
+            def receive_weights(self, update_info):
+                self.model.load_weights([(name, wire[name]) for name in update_info.names])
+
+            def finish_weight_update(self):
+                from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
+
+                finalize_layerwise_reload(self.model, self.model_config)
+
+            def shutdown(self):
+                pass
+
+        class Sender(base.TrainerWeightTransferEngine):
+            @classmethod
+            def trainer_init(cls, init_info, *, client, source):
+                client.init_weight_transfer_engine({})
+                return cls(client=client, source=source)
+
+            def send_weights(self):
+                described = [(m.name, m.dtype, m.shape) for m in self.source.metadata()]
+                assert described == [(name, t.dtype, tuple(t.shape)) for name, t in self.source]
+                wire.update((name, tensor.clone()) for name, tensor in self.source)
+                self.client.start_weight_update()
+                self.client.update_weights({"names": [name for name, _, _ in described]})
+                self.client.finish_weight_update()
+
+        monkeypatch.setattr(factory.WeightTransferEngineFactory, "_registry", {"in_memory": lambda: Receiver})
+        monkeypatch.setattr(factory.WeightTransferTrainerFactory, "_registry", {"in_memory": lambda: Sender})
+        monkeypatch.setattr(vllm_engine, "nccl_info", lambda: Info(rank=0))
+        model, tokenizer = policy(tied=False)
+        engine = VLLMEngine(model, tokenizer, replace(CONF, transfer=Transfer.nccl))
+        assert wire["met"]
+        for seed in range(2):
+            change(model, seed)
+            engine.sync()
+            assert worst_gap(model, engine.generate(requests(tokenizer, 8), PLAIN)) < 1e-4
+        engine.close()
+
     @pytest.mark.parametrize("merged", [True, False], ids=["merged", "alone"])
     def test_a_lora_adapter(self, merged, monkeypatch):
         from peft import LoraConfig, get_peft_model
@@ -267,6 +336,21 @@ def test_sums_know_joined_and_padded_matrices_and_small_changes():
     assert ours["l.qkv_proj.weight"] == pytest.approx(theirs["l.qkv_proj.weight"])
     assert group_of("model.layers.3.self_attn.qkv_proj.weight") == "layers.3.self_attn"
     assert group_of("model.embed_tokens.weight") == "embed_tokens"
+
+
+@pytest.mark.parametrize(("seen", "gets"), [("4,6", "6"), (None, "1")])
+def test_an_engine_starts_where_it_sees_its_own_gpu_alone(monkeypatch, seen, gets):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if seen:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
+
+    def start(self):
+        raise RuntimeError(f"sees {os.environ['CUDA_VISIBLE_DEVICES']}")
+
+    monkeypatch.setattr(VLLMEngine, "_start", start)
+    with pytest.raises(EngineError, match=f"sees {gets}$"):
+        VLLMEngine(*policy(tied=True), replace(CONF, separate=True, device=1))
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == seen
 
 
 def test_memory_share_by_hand():

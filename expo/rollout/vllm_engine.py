@@ -23,8 +23,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from expo.config import EngineError, UserError
 from expo.policy import causal_lm, score, token_batch
 from expo.rollout.engine import Completion, Follow, Request, Sampling, eos_ids
+from expo.rollout.vllm_transfer import nccl_info, open_transfer
 from expo.rollout.vllm_worker import sums
-from expo.schema import RolloutConf, VLLMConf
+from expo.schema import RolloutConf, Transfer, VLLMConf
 
 PROBE_TOKENS = 256
 GIB = 2**30
@@ -53,8 +54,10 @@ class VLLMEngine:
         self.sleeps = self.device.type == "cuda" and not conf.separate and not VLLMEngine.sleeper
         VLLMEngine.sleeper |= self.sleeps
         try:
-            with in_vllm("cannot start (expo doctor looks at the installation)"):
+            with in_vllm("cannot start (expo doctor looks at the installation)"), visible(conf.device):
+                self.peer = nccl_info() if conf.transfer is Transfer.nccl else None
                 self.llm = self._start()
+                self.sender = open_transfer(self.llm, self.peer, self.weights) if self.peer else None
         finally:
             shutil.rmtree(Path(self.folder.name, "model"), ignore_errors=True)
         self.closed = threading.Event()
@@ -101,6 +104,8 @@ class VLLMEngine:
         from vllm import LLM
 
         options: dict[str, Any] = {"distributed_executor_backend": "uni"} if not conf.separate else {}
+        if self.peer:
+            options["weight_transfer_config"] = {"backend": self.peer.backend}
         if self.lora_rank:
             options |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": self.lora_rank}
         if self.device.type == "cuda":
@@ -162,6 +167,10 @@ class VLLMEngine:
     def _send(self) -> None:
         if self.lora_rank:
             self._send_adapter()
+            return
+        if self.sender:
+            with in_vllm("cannot take the weights"):
+                self.sender.send_weights()
             return
         if not self.conf.separate:
             self._call("expo_load", {"weights": list(self.weights())})
@@ -287,6 +296,20 @@ class VLLMEngine:
         self.folder.cleanup()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+@contextmanager
+def visible(device: int | None) -> Iterator[None]:
+    """Processes started meanwhile see this GPU alone; `device` counts those that this process sees."""
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if device is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = before.split(",")[device] if before else str(device)
+    try:
+        yield
+    finally:
+        if device is not None:
+            os.environ.pop("CUDA_VISIBLE_DEVICES")
+            os.environ |= {"CUDA_VISIBLE_DEVICES": before} if before is not None else {}
 
 
 @contextmanager

@@ -1,0 +1,53 @@
+"""Weights to a vLLM on another GPU through vLLM's own transfer API: from GPU to GPU, without the host or a file."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import Tensor
+
+Weights = Callable[[], Iterator[tuple[str, Tensor]]]
+
+
+def open_transfer(llm: Any, info: Any, weights: Weights) -> Any:
+    """What sends `weights()` to `llm` at each `send_weights()`; the two meet here.
+
+    Args: info, a `TrainerInitInfo` of vLLM's, whose backend `llm` was started with.
+    """
+    from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
+    from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
+
+    class Source(WeightSource):
+        def metadata(self) -> list[ParamMeta]:
+            return [ParamMeta(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in weights()]
+
+        def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+            return weights()
+
+    return WeightTransferTrainerFactory.trainer_init(info, client=Client(llm), source=Source())
+
+
+class Client:
+    """vLLM's `VLLMWeightSyncClient` for an `LLM` object, of which vLLM 0.32 has only those for Ray and HTTP."""
+
+    def __init__(self, llm: Any):
+        self.llm = llm
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        self.llm.init_weight_transfer_engine({"init_info": init_info})
+
+    def start_weight_update(self) -> None:
+        self.llm.start_weight_update()
+
+    def update_weights(self, update_info: dict[str, Any] | list[dict[str, Any]]) -> None:
+        self.llm.update_weights({"update_info": update_info})
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        self.llm.finish_weight_update(weight_version)
+
+
+def nccl_info() -> Any:
+    """This process is rank 0 and the engine rank 1, which meet at a free port of this machine."""
+    from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+    from vllm.utils.network_utils import get_ip, get_open_port
+
+    return NCCLTrainerInitInfo(get_ip(), get_open_port(), world_size=2, rank=0)
