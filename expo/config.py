@@ -1,8 +1,10 @@
 """From a composed config to a checked one, and the identity of a run (`expo.schema` has the keys). Imports nothing heavy."""
 
 import dataclasses
+import difflib
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,26 @@ class UserError(Exception):
 
 class EngineError(Exception):
     """The engine has stopped, or its weights are not the policy's: the run cannot go on, and its checkpoints are good."""
+
+
+def take_options(arguments: Sequence[str], **options: str) -> tuple[dict[str, str], list[str]]:
+    """The key=value options of a command, over their defaults, and the other arguments.
+
+    Raises UserError for a key that is nearly one of them, and for numbers of seeds or jobs that are none.
+    """
+    rest = []
+    for argument in arguments:
+        key, sign, value = argument.partition("=")
+        if sign and key in options:
+            options[key] = value
+        elif sign and (meant := difflib.get_close_matches(key, options, 1, 0.8)):
+            raise UserError(f"{argument}: no such option; did you mean {meant[0]}=…?")
+        else:
+            rest.append(argument)
+    for key in {"seeds", "jobs"} & options.keys():
+        if options[key] and not (options[key].isdigit() and int(options[key]) >= 1):
+            raise UserError(f"{key}={options[key]}: not a number of {key}; use {key}=1 or more")
+    return options, rest
 
 
 def register() -> None:

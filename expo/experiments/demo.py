@@ -50,17 +50,8 @@ def main(arguments: list[str]) -> int:
     if any(a in ("-h", "--help") for a in arguments):
         print(USAGE)
         return 0
-    seeds, output, overrides = 1, Path("outputs/demo"), list(OVERRIDES)
-    for argument in arguments:
-        key, _, value = argument.partition("=")
-        if key == "seeds":
-            if not value.isdigit() or int(value) < 1:
-                raise config.UserError(f"seeds={value}: not a number of seeds; use seeds=1 or more")
-            seeds = int(value)
-        elif key == "output":
-            output = Path(value)
-        else:
-            overrides.append(argument)
+    options, more = config.take_options(arguments, seeds="1", output="outputs/demo")
+    seeds, output, overrides = int(options["seeds"]), Path(options["output"]), [*OVERRIDES, *more]
     started = time.monotonic()
     overrides.append(f"output_dir={output / 'runs'}")
     configs = {arm: [compose_run(arm, seed, overrides) for seed in range(seeds)] for arm in ARMS}

@@ -1,6 +1,5 @@
 """`expo table`: plan the arms and seeds of a table, make what is missing, aggregate, and render beside the paper's numbers."""
 
-import difflib
 import hashlib
 import json
 import os
@@ -17,7 +16,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from expo.config import UserError
+from expo.config import UserError, take_options
 from expo.experiments.aggregate import aggregate, keep_runs
 from expo.experiments.cost import Cost, estimate
 from expo.experiments.figures import Curves
@@ -40,22 +39,9 @@ def main(arguments: list[str]) -> int:
         print(USAGE)
         return 0
     name, *rest = arguments
-    options = {"scale": "cpu", "seeds": "", "jobs": "", "dry_run": "false", "results": ""}
-    overrides = []
-    for argument in rest:
-        key, _, value = argument.partition("=")
-        if key in options:
-            options[key] = value
-        else:
-            overrides.append(argument)
-    for key in ("seeds", "jobs"):
-        if options[key] and not (options[key].isdigit() and int(options[key]) >= 1):
-            raise UserError(f"{key}={options[key]}: not a number of {key}; use {key}=1 or more")
+    options, overrides = take_options(rest, scale="cpu", seeds="", jobs="", dry_run="false", results="")
     if options["dry_run"] not in ("true", "false"):
         raise UserError(f"dry_run={options['dry_run']}: neither true nor false; use dry_run=true")
-    for override in overrides:
-        if meant := difflib.get_close_matches(override.partition("=")[0], options, 1, 0.8):
-            raise UserError(f"{override}: no such option; did you mean {meant[0]}=…?")
     if any(o.startswith("fresh=") for o in overrides):
         raise UserError(
             "fresh: a table never makes a finished run again; remove the run's directory, or use expo train fresh=true"

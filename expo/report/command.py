@@ -7,7 +7,7 @@ import pyarrow.parquet
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from expo.config import UserError
+from expo.config import UserError, take_options
 from expo.experiments.aggregate import final_rows, read_lines, samples_of
 from expo.experiments.plan import EXPERIMENTS, load_plan, read_summary
 from expo.experiments.render import made_by, rows_of
@@ -24,16 +24,9 @@ def main(arguments: list[str]) -> int:
     if not arguments or {"-h", "--help"} & set(arguments):
         print(USAGE)
         return 0
-    options = {"scale": "cpu", "output": ""}
-    subjects = []
-    for argument in arguments:
-        key, sign, value = argument.partition("=")
-        if sign and key in options:
-            options[key] = value
-        elif sign:
-            raise UserError(f"{argument}: no such option; use scale=… or output=…")
-        else:
-            subjects.append(argument)
+    options, subjects = take_options(arguments, scale="cpu", output="")
+    if unknown := [s for s in subjects if "=" in s]:
+        raise UserError(f"{unknown[0]}: no such option; use scale=… or output=…")
     if not subjects:
         raise UserError(f"report: nothing to report on; {USAGE}")
     output = Path(options["output"] or default_output(subjects, options["scale"]))
