@@ -146,7 +146,7 @@ def check(cfg: Config) -> None:
     if isinstance(cfg.hints, PrefixConf):
         rules += _hint_rules(cfg, cfg.hints)
     if isinstance(cfg.rollout, VLLMConf):
-        rules += _vllm_rules(cfg.rollout)
+        rules += _vllm_rules(cfg.rollout, cfg.model.lora_rank)
     if isinstance(cfg.logger, WandbLoggerConf):
         rules += _choice("logger.wandb.mode", cfg.logger.wandb.mode, ("offline", "online", "disabled"))
     for ok, message in rules:
@@ -154,16 +154,16 @@ def check(cfg: Config) -> None:
             raise UserError(message)
 
 
-def _vllm_rules(rollout: VLLMConf) -> Rules:
+def _vllm_rules(rollout: VLLMConf, lora_rank: int) -> Rules:
     return [
         *_choice("rollout.dtype", rollout.dtype, (None, "float32", "bfloat16", "float16")),
         (
-            rollout.device is None or rollout.separate,
-            f"rollout.device={rollout.device}: rollout=vllm is in the trainer's process and on its device; use rollout=vllm_server",
+            rollout.device is None or (rollout.separate and rollout.device >= 0),
+            f"rollout.device={rollout.device}: the number of a GPU, from 0, for a process of its own; use rollout=vllm_server",
         ),
         (
-            rollout.transfer is Transfer.file or rollout.device is not None,
-            f"rollout.transfer={rollout.transfer.name}: goes to another GPU; name it with rollout.device, or set rollout.transfer=file",
+            rollout.transfer is Transfer.file or bool(rollout.device and (rollout.merge_lora or not lora_rank)),
+            "rollout.transfer=nccl: takes whole weights from the trainer's GPU, 0, to another; set rollout.device=1 (with LoRA rollout.merge_lora=true too), or rollout.transfer=file",
         ),
         *_range("rollout.memory_share", rollout.memory_share or 0.5, 0.01, 1),
         *_range("rollout.probe_every", rollout.probe_every, 0, 1e9),

@@ -1,7 +1,7 @@
 """From problems to what the losses need: rollouts, verdicts, rewards, hints and positives of one step."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -86,6 +86,7 @@ class Collector:
         prompts = [tuple(ids) for ids in self.tools.prompts.solve_ids(self.tools.tokenizer, problems)]
         count = len(problems) * group_size
         e = Experience(problems, prompts, step, first, [PENDING] * count, [""] * count, [Verdict.UNPARSEABLE] * count)
+        e.rewards = e.correct = torch.zeros(len(problems), group_size)
         keys = [Key(self.tools.seed, SOLVE, step, first * group_size + i) for i in range(count)]
         solve = [Request(prompts[i // group_size], key) for i, key in enumerate(keys)]
         with e.timer("explain"):
@@ -100,6 +101,7 @@ class Collector:
             follow = self.follower(e, held, owners) if follows else None
             generated = self.solver.generate([*solve, *asked], self.tools.sampling, follow)
             e.completions, explanations = generated[:count], generated[count:]
+        e.timer.seconds["rollout"] -= e.timer.seconds.get("verify", 0.0)  # by the follower
         with e.timer("verify"):
             if not follows:
                 self.judge(e, range(len(problems)))
@@ -126,23 +128,23 @@ class Collector:
         return e
 
     def follower(self, e: Experience, held: set[int], owners: list[int]) -> Follow:
-        """Judges a group when its last rollout ends, and asks at once for its explanations, if it gets any.
+        """Judges groups when their last rollouts end, and asks at once for the explanations of those that get any.
 
         An explanation then decodes beside the rollouts that go on longest. `owners` collects whose the explanations are.
         """
         missing = [e.group_size] * len(e.problems)
 
-        def follow(row: int, completion: Completion) -> Sequence[Request]:
-            problem = row // e.group_size
-            e.completions[row] = completion
-            missing[problem] -= 1
-            if missing[problem]:
-                return []
-            self.judge(e, [problem])
-            wanted = problem in self.source.wanted(e.all_wrong.tolist()) and problem not in held
-            requests = self.source.requests(e, [problem], self.tools) if wanted else []
-            owners.extend([problem] * len(requests))
-            return requests
+        def follow(ended: Mapping[int, Completion]) -> Sequence[Request]:
+            for row, completion in ended.items():
+                e.completions[row] = completion
+                missing[row // e.group_size] -= 1
+            whole = sorted(i for i in {row // e.group_size for row in ended} if not missing[i])
+            with e.timer("verify"):
+                self.judge(e, whole)
+            found = self.source.wanted(e.all_wrong[whole].tolist())
+            asked = [(i, self.source.requests(e, [i], self.tools)) for i in (whole[j] for j in found) if i not in held]
+            owners.extend(i for i, requests in asked for _ in requests)
+            return [request for _, requests in asked for request in requests]
 
         return follow
 
@@ -153,10 +155,7 @@ class Collector:
         verdicts = self.tools.verifier.verify(texts, [e.problems[r // e.group_size].answer for r in rows])
         for row, text, verdict in zip(rows, texts, verdicts, strict=True):
             e.texts[row], e.verdicts[row] = text, verdict
-        right = [float(v is Verdict.CORRECT) for v in e.verdicts]
-        e.rewards = torch.tensor(right).view(len(e.problems), e.group_size)
-        if not e.hinted:
-            e.correct = e.rewards
+            e.rewards.view(-1)[row] = float(verdict is Verdict.CORRECT)
 
     def help(self, e: Experience) -> None:
         """Make rollouts again with hints, where the hints want it; the first `keep` of each group stay."""
@@ -175,7 +174,7 @@ class Collector:
         for row, completion in zip(rows, redone, strict=True):
             e.completions[row] = completion
         e.generated_tokens += sum(len(c.ids) for c in [*written, *redone])
-        e.hinted = list(prompts)
+        e.hinted, e.rewards = list(prompts), e.rewards.clone()  # `correct` stays that of the rollouts without a hint
         self.judge(e, e.hinted)
 
     def choose(self, e: Experience) -> list[Candidate]:

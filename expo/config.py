@@ -105,7 +105,7 @@ def register() -> None:
         store.store(group=group, name=name, node=node)
 
 
-# What does not change a run's numbers (micro-batching changes them by rounding only) and so is not part of its identity.
+# What does not change a run's numbers (micro-batching and merging LoRA change them by rounding only) and so is not part of its identity.
 NOT_IDENTITY = {
     "": ("output_dir", "fresh", "logger", "pretrain", "diagnose", "hydra", "name", "needs"),
     "trainer": ("checkpoint_every", "stop_after", "micro_batch_size", "accelerator", "threads", "packing"),
@@ -119,6 +119,9 @@ NOT_IDENTITY = {
         "eager",
         "probe_every",
         "probe_tolerance",
+        "device",
+        "transfer",
+        "merge_lora",
     ),
     "prompts": ("judge",),
 }

@@ -148,32 +148,46 @@ class Backwards:
     def generate(self, requests, sampling, follow=None):
         self.calls += 1
         done = self.engine.generate(requests, sampling)
-        more = [r for row in reversed(range(len(requests))) for r in follow(row, done[row])] if follow else []
+        rows = [[row] for row in reversed(range(4, len(requests)))] + [[1, 0, 3, 2]]
+        more = [r for ended in rows for r in follow({row: done[row] for row in ended})] if follow else []
         return done + self.engine.generate(more, sampling)
 
 
-@pytest.mark.parametrize("positives", ["positives=self_explanation", "positives=star", "positives=shuffled_answer"])
-def test_explanations_that_follow_their_groups_are_those_of_a_second_call(tmp_path, positives):
+@pytest.mark.parametrize(
+    ("positives", "cache"),
+    [
+        ("positives=self_explanation", []),
+        ("positives=self_explanation", ["positives.cache_steps=9", "positives.cache_max_drop=9"]),
+        ("positives=star", []),
+        ("positives=shuffled_answer", []),
+    ],
+)
+def test_explanations_that_follow_their_groups_are_those_of_a_second_call(tmp_path, positives, cache):
     """Groups end in any order; the explanations are asked for as they do, and belong to the same problems."""
     _, late = module(
         tmp_path, "dataset=ladder", "dataset.levels=[1,5]", "trainer.problems_per_step=8", positives,
-        "positives.gate=all_wrong", "positives.explainer=current", "positives.samples=2",
+        "positives.gate=all_wrong", "positives.explainer=current", "positives.samples=2", "positives.filters=[wrong]",
+        *cache,
     )  # fmt: skip
     collector = late.collector
     collector.explainer = copy.copy(collector.engine)  # another engine: a call of its own
-    expected = late.collect(0)
-    wrong = expected.all_wrong.tolist()
+    expected = [late.collect(0), late.collect(0)]
+    wrong = expected[0].all_wrong.tolist()
     assert 0 < sum(wrong) < len(wrong)
-    assert {c.problem for c in expected.candidates if c.asked} <= {i for i, w in enumerate(wrong) if w}
+    assert {c.problem for c in expected[0].candidates if c.asked} <= {i for i, w in enumerate(wrong) if w}
+    assert (expected[1].reused > 0) == bool(cache)
     engine = Backwards(collector.engine)
     collector.solver = collector.explainer = engine
-    got = late.collect(0)
-    assert engine.calls == 1
-    assert got.candidates == expected.candidates
-    assert len(got.candidates) > 1
-    assert (got.texts, got.verdicts, got.positives) == (expected.texts, expected.verdicts, expected.positives)
-    assert torch.equal(got.rewards, expected.rewards)
-    assert got.generated_tokens == expected.generated_tokens
+    collector.cache.entries.clear()
+    for e in expected:
+        got = late.collect(0)
+        assert got.candidates == e.candidates
+        assert (got.texts, got.verdicts, got.positives, got.reused) == (e.texts, e.verdicts, e.positives, e.reused)
+        assert torch.equal(got.rewards, e.rewards)
+        assert got.generated_tokens == e.generated_tokens
+        assert got.timer.seconds["verify"] > 0
+    assert engine.calls == 2
+    assert len(expected[0].candidates) > 1
     collector.tools.verifier.close()
 
 

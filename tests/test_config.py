@@ -84,6 +84,16 @@ def run_cli(monkeypatch, capsys, *arguments):
         (["rollout=vllm"], ["rollout", "vllm", "make setup EXTRA=gpu"]),
         (["rollout=vllm", "rollout.requires=", "rollout.device=1"], ["rollout.device=1", "rollout=vllm_server"]),
         (["rollout=vllm_server", "rollout.requires=", "rollout.transfer=nccl"], ["transfer=nccl", "rollout.device"]),
+        (
+            [
+                "rollout=vllm_server",
+                "rollout.requires=",
+                "rollout.device=1",
+                "rollout.transfer=nccl",
+                "model.lora_rank=4",
+            ],
+            ["transfer=nccl", "merge_lora"],
+        ),
         (["evaluation.samples=2"], ["evaluation.samples=2", "pass@4"]),
         (["k=[]"], ["k=[]"]),
         (["prompts.explain=just_do_it"], ["prompts.explain", "{answer}"]),
@@ -136,7 +146,12 @@ def test_help_and_config_errors_load_nothing_heavy():
 def test_identity_changes_with_what_changes_the_result_only(math_file):
     base = config.identity(compose_config())
     same = ["trainer.checkpoint_every=7", "trainer.stop_after=3", "trainer.micro_batch_size=1", "verifier.workers=1",
-            "output_dir=elsewhere", "logger=wandb", "fresh=true", "trainer.threads=1", "name=other", "prompts.judge=x"]  # fmt: skip
+            "output_dir=elsewhere", "logger=wandb", "fresh=true", "trainer.threads=1", "name=other", "prompts.judge=x",]  # fmt: skip
+    server = [
+        ("rollout=vllm_server", *o)
+        for o in ([], ["rollout.device=1"], ["rollout.transfer=nccl"], ["rollout.merge_lora=true"])
+    ]
+    assert len({config.identity(compose_config(*o)) for o in server}) == 1
     other = ["seed=1", "positives.weight=0.1", "trainer.max_steps=7", "dataset.limit=9", "rollout.temperature=0.9"]
     assert {config.identity(compose_config(o)) for o in same} == {base}
     assert len({base, *(config.identity(compose_config(o)) for o in other)}) == len(other) + 1

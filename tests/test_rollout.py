@@ -73,15 +73,15 @@ def test_small_batches_change_nothing(setting):
 
 def test_what_follows_a_row_comes_after_all_rows(setting):
     _, _, engine, requests = setting
-    told, more = {}, requests[20:]
+    told = {}
 
-    def follow(row, completion):
-        told[row] = completion
-        return more[:2] if row == 1 else more[2:3] if row == 4 else []
+    def follow(ended):
+        told.update(ended)
+        return requests[20:23]
 
     done = engine.generate(requests[:6], PLAIN, follow)
-    assert list(told.values()) == done[:6]
-    assert [c.ids for c in done] == [c.ids for c in engine.generate([*requests[:6], *more[:3]], PLAIN)]
+    assert [told[row] for row in range(6)] == done[:6]
+    assert [c.ids for c in done] == [c.ids for c in engine.generate([*requests[:6], *requests[20:23]], PLAIN)]
 
 
 def test_generation_leaves_the_mode_of_the_model(setting):

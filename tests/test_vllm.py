@@ -14,7 +14,7 @@ import torch
 from conftest import compose_config
 from hydra.utils import instantiate
 
-from expo.config import EngineError
+from expo.config import EngineError, UserError
 from expo.data.ladder import generate
 from expo.models import ladder_model, ladder_tokenizer
 from expo.policy import score, token_batch
@@ -109,9 +109,9 @@ class TestInProcess:
         apart = [engine.generate(first, PLAIN), engine.generate(more, PLAIN)]
         in_turn, order = len(steps), []
 
-        def follow(row, completion):
-            order.append(row)
-            return [more[row]]
+        def follow(ended):
+            order.extend(ended)
+            return [more[row] for row in ended]
 
         together = engine.generate(first, PLAIN, follow)
         assert len(steps) - in_turn < in_turn
@@ -181,7 +181,7 @@ class TestTraps:
 
         @dataclass
         class Info(base.TrainerInitInfo):
-            backend: ClassVar[str] = "in_memory"
+            backend: ClassVar[str] = "nccl"
 
         @dataclass
         class Names(base.WeightTransferUpdateInfo):
@@ -220,6 +220,9 @@ class TestTraps:
                 client.init_weight_transfer_engine({})
                 return cls(client=client, source=source)
 
+            def shutdown(self):
+                wire.clear()
+
             def send_weights(self):
                 described = [(m.name, m.dtype, m.shape) for m in self.source.metadata()]
                 assert described == [(name, t.dtype, tuple(t.shape)) for name, t in self.source]
@@ -228,8 +231,8 @@ class TestTraps:
                 self.client.update_weights({"names": [name for name, _, _ in described]})
                 self.client.finish_weight_update()
 
-        monkeypatch.setattr(factory.WeightTransferEngineFactory, "_registry", {"in_memory": lambda: Receiver})
-        monkeypatch.setattr(factory.WeightTransferTrainerFactory, "_registry", {"in_memory": lambda: Sender})
+        monkeypatch.setattr(factory.WeightTransferEngineFactory, "_registry", {"nccl": lambda: Receiver})
+        monkeypatch.setattr(factory.WeightTransferTrainerFactory, "_registry", {"nccl": lambda: Sender})
         monkeypatch.setattr(vllm_engine, "nccl_info", lambda: Info(rank=0))
         model, tokenizer = policy(tied=False)
         engine = VLLMEngine(model, tokenizer, replace(CONF, transfer=Transfer.nccl))
@@ -239,14 +242,17 @@ class TestTraps:
             engine.sync()
             assert worst_gap(model, engine.generate(requests(tokenizer, 8), PLAIN)) < 1e-4
         engine.close()
+        assert not wire
 
-    @pytest.mark.parametrize("merged", [True, False], ids=["merged", "alone"])
-    def test_a_lora_adapter(self, merged, monkeypatch):
+    @pytest.mark.parametrize(
+        ("merged", "separate"), [(True, False), (False, False), (False, True)], ids=["merged", "alone", "process"]
+    )
+    def test_a_lora_adapter(self, merged, separate, monkeypatch):
         from peft import LoraConfig, get_peft_model
 
         base, tokenizer = policy(tied=True)
         model = get_peft_model(base, LoraConfig(r=4, lora_alpha=6, target_modules="all-linear"))
-        engine = VLLMEngine(model, tokenizer, replace(CONF, merge_lora=merged))
+        engine = VLLMEngine(model, tokenizer, replace(CONF, merge_lora=merged, separate=separate))
         sent = []
         monkeypatch.setattr(
             engine,
@@ -285,11 +291,12 @@ class TestRuns:
         tokenizer.save_pretrained(tmp_path / "base")
         return tmp_path / "base"
 
-    def test_a_run_resumes_with_the_weights_of_its_checkpoint(self, base, tmp_path):
+    @pytest.mark.parametrize("lora", [0, 4])
+    def test_a_run_resumes_with_the_weights_of_its_checkpoint(self, base, tmp_path, lora):
         from test_train import run, scalars
 
         arguments = ["model=hf", f"model.path={base}", "rollout=vllm", "rollout.eager=true", "rollout.max_completion_tokens=24",
-                     "trainer.max_steps=4", "evaluation.every=0", "positives.filters=[]", "algorithm.kl_coef=0.01"]  # fmt: skip
+                     "trainer.max_steps=4", "evaluation.every=0", "positives.filters=[]", "algorithm.kl_coef=0.01", f"model.lora_rank={lora}"]  # fmt: skip
         code, whole = run(tmp_path / "whole", *arguments)
         assert code == 0
         assert run(tmp_path / "cut", *arguments, "trainer.stop_after=2")[0] == 0
@@ -348,9 +355,12 @@ def test_an_engine_starts_where_it_sees_its_own_gpu_alone(monkeypatch, seen, get
         raise RuntimeError(f"sees {os.environ['CUDA_VISIBLE_DEVICES']}")
 
     monkeypatch.setattr(VLLMEngine, "_start", start)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(EngineError, match=f"sees {gets}$"):
         VLLMEngine(*policy(tied=True), replace(CONF, separate=True, device=1))
     assert os.environ.get("CUDA_VISIBLE_DEVICES") == seen
+    with pytest.raises(UserError, match=r"rollout.device=2: there are 2 GPUs"):
+        VLLMEngine(*policy(tied=True), replace(CONF, separate=True, device=2))
 
 
 def test_memory_share_by_hand():
@@ -359,8 +369,6 @@ def test_memory_share_by_hand():
 
 
 def test_heads_that_vllm_does_not_know_are_one_line():
-    from expo.config import UserError
-
     check_heads(ladder_model(0, heads=3), torch.device("cpu"))
     with pytest.raises(UserError, match=r"size 24.*pretrain.heads=3"):
         check_heads(ladder_model(0), torch.device("cpu"))

@@ -1,6 +1,6 @@
 """What a rollout engine is: token ids in, token ids and sampler log-probabilities out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -40,8 +40,8 @@ class Completion:
     truncated: bool
 
 
-# Told of a row and its completion as soon as it has ended; returns what else is wanted now.
-Follow = Callable[[int, Completion], Sequence[Request]]
+# Told of the rows that have just ended; returns what else is wanted now.
+Follow = Callable[[Mapping[int, Completion]], Sequence[Request]]
 
 
 class Engine(Protocol):
@@ -52,7 +52,7 @@ class Engine(Protocol):
     ) -> list[Completion]:
         """One completion per request, in order. A row's completion does not depend on the other rows' noise.
 
-        What `follow` asks for when a row of `requests` ends is generated in the same call, where the engine can, beside
+        What `follow` asks for when rows of `requests` end is generated in the same call, where the engine can, beside
         the rows that have not ended. Its completions come after those of `requests`, in the order asked for.
         """
 

@@ -60,7 +60,7 @@ class TransformersEngine:
             done |= zip(chosen, self._decode([requests[i] for i in chosen], sampling), strict=True)
         self.model.train(training)
         completions = [done[i] for i in range(len(requests))]
-        more = [request for row, c in enumerate(completions) for request in follow(row, c)] if follow else []
+        more = follow(dict(enumerate(completions))) if follow else []
         return completions + (self.generate(more, sampling) if more else [])
 
     def _decode(self, requests: list[Request], sampling: Sampling) -> list[Completion]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -50,19 +51,22 @@ class VLLMEngine:
         check_heads(model, self.device)
         self.lora_rank = 0 if conf.merge_lora else adapter_rank(model)
         self.adapter: Any = None  # vLLM's name for it, once it is there
+        self.sender: Any = None
+        self.closed = threading.Event()
         # vLLM lets one engine per process sleep; it is the policy's, which is made first.
         self.sleeps = self.device.type == "cuda" and not conf.separate and not VLLMEngine.sleeper
         VLLMEngine.sleeper |= self.sleeps
         try:
-            with in_vllm("cannot start (expo doctor looks at the installation)"), visible(conf.device):
-                self.peer = nccl_info() if conf.transfer is Transfer.nccl else None
+            remedy = "; without LoRA support for this model, rollout.merge_lora=true" if self.lora_rank else ""
+            with visible(conf.device), in_vllm(f"cannot start (expo doctor looks at the installation{remedy})"):
                 self.llm = self._start()
-                self.sender = open_transfer(self.llm, self.peer, self.weights) if self.peer else None
         finally:
             shutil.rmtree(Path(self.folder.name, "model"), ignore_errors=True)
-        self.closed = threading.Event()
         if conf.separate:
             threading.Thread(target=self._watch, args=(self.llm.llm_engine.engine_core,), daemon=True).start()
+        if conf.transfer is Transfer.nccl:
+            with in_vllm("cannot meet the trainer"):
+                self.sender = open_transfer(self.llm, nccl_info(), self.weights)
         self.sync()
 
     def _watch(self, client: Any) -> None:
@@ -104,12 +108,13 @@ class VLLMEngine:
         from vllm import LLM
 
         options: dict[str, Any] = {"distributed_executor_backend": "uni"} if not conf.separate else {}
-        if self.peer:
-            options["weight_transfer_config"] = {"backend": self.peer.backend}
+        if conf.transfer is not Transfer.file:
+            options["weight_transfer_config"] = {"backend": conf.transfer.name}
         if self.lora_rank:
             options |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": self.lora_rank}
         if self.device.type == "cuda":
-            total = torch.cuda.get_device_properties(self.device).total_memory
+            own = self.device if conf.device is None else torch.device("cuda", conf.device)
+            total = torch.cuda.get_device_properties(own).total_memory
             weights = sum(p.numel() for p in self.model.parameters()) * self.dtype.itemsize
             options["gpu_memory_utilization"] = conf.memory_share or memory_share(weights, cached, total)
             options["enable_sleep_mode"] = self.sleeps
@@ -169,6 +174,8 @@ class VLLMEngine:
             self._send_adapter()
             return
         if self.sender:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()  # it sends on streams of its own, which do not wait for the optimizer's
             with in_vllm("cannot take the weights"):
                 self.sender.send_weights()
             return
@@ -242,13 +249,16 @@ class VLLMEngine:
         while len(done) < len(asked):
             with in_vllm("stopped working"):
                 outputs = [o for o in self.llm.llm_engine.step() if o.finished]
+            ended = {}
             for output in outputs:
                 row, best = rows[output.request_id], output.outputs[0]
                 ids = list(best.token_ids)
                 logp = [entry[token].logprob for token, entry in zip(ids, best.logprobs, strict=True)]
-                done[row] = Completion(asked[row].prompt, ids, logp, best.finish_reason == "length")
-                if follow and row < len(requests):
-                    ask(follow(row, done[row]))
+                ended[row] = Completion(asked[row].prompt, ids, logp, best.finish_reason == "length")
+            done |= ended
+            first = {row: completion for row, completion in ended.items() if row < len(requests)}
+            if follow and first:
+                ask(follow(first))
         if done:
             longest = max(done.values(), key=lambda c: len(c.ids))
             self.probe = [*longest.prompt, *longest.ids]
@@ -290,6 +300,9 @@ class VLLMEngine:
     def close(self) -> None:
         """End the engine and free what it holds."""
         self.closed.set()
+        if self.sender:
+            self.sender.shutdown()
+            self.sender = None
         if hasattr(self, "llm"):
             self.llm.llm_engine.engine_core.shutdown()
             del self.llm
@@ -300,9 +313,11 @@ class VLLMEngine:
 
 @contextmanager
 def visible(device: int | None) -> Iterator[None]:
-    """Processes started meanwhile see this GPU alone; `device` counts those that this process sees."""
+    """Processes started meanwhile see this GPU alone; `device` counts those that this process sees. Raises UserError for none of them."""
     before = os.environ.get("CUDA_VISIBLE_DEVICES")
     if device is not None:
+        if device >= (count := torch.cuda.device_count()):
+            raise UserError(f"rollout.device={device}: there are {count} GPUs here; give one of their numbers, from 0")
         os.environ["CUDA_VISIBLE_DEVICES"] = before.split(",")[device] if before else str(device)
     try:
         yield
@@ -361,12 +376,8 @@ def memory_share(weights: int, cached: int, total: int) -> float:
 
 def adapter_rank(model: PreTrainedModel) -> int:
     """Rank that vLLM has to make room for, to hold the model's LoRA adapter beside its weights; 0 where it cannot, or there is none."""
-    configs = getattr(model, "peft_config", {})
-    if list(configs) != ["default"] or not hasattr(model, "base_model"):
-        return 0
-    conf = configs["default"]
-    plain = not (conf.use_dora or conf.modules_to_save or conf.rank_pattern or conf.alpha_pattern)
-    return next((rank for rank in LORA_RANKS if rank >= conf.r), 0) if plain and conf.bias == "none" else 0
+    adapter = model.peft_config["default"] if isinstance(model, PeftModel) else None
+    return next((rank for rank in LORA_RANKS if adapter and rank >= adapter.r), 0)
 
 
 def check_heads(model: PreTrainedModel, device: torch.device) -> None:
