@@ -139,6 +139,8 @@ class Collector:
                 e.completions[row] = completion
                 missing[row // e.group_size] -= 1
             whole = sorted(i for i in {row // e.group_size for row in ended} if not missing[i])
+            if not whole:
+                return []
             with e.timer("verify"):
                 self.judge(e, whole)
             found = self.source.wanted(e.all_wrong[whole].tolist())
