@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Self
 import torch
 from peft import PeftModel
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from expo.config import EngineError, UserError
@@ -158,7 +159,8 @@ class VLLMEngine:
             elif ".base_layer.weight" in name and not self.lora_rank:
                 value = parameter + layers[name.partition(".base_layer")[0]].get_delta_weight("default")
             name = name.removeprefix("base_model.model.").removesuffix(".default.weight").replace(".base_layer", "")
-            yield name, value.detach().to(self.dtype)
+            value = value.detach().to(self.dtype)
+            yield name, value.full_tensor() if isinstance(value, DTensor) else value  # gathered from FSDP2's shards
 
     def sync(self) -> None:
         """Send the policy's weights; every `probe_every` times verify them. Raises EngineError where they did not arrive."""
