@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 from hydra.utils import instantiate
@@ -18,14 +18,15 @@ from rich.table import Table
 
 from expo.config import UserError, take_options
 from expo.experiments.aggregate import aggregate, keep_runs
-from expo.experiments.cost import Cost, estimate
 from expo.experiments.figures import Curves
 from expo.experiments.plan import EXPERIMENTS, Plan, PlannedRun, Scale, load_plan, plan_runs, read_summary
 from expo.experiments.render import markdown, rows_of
 from expo.experiments.sweep import distinct, make, prepare, to_prepare, why
 from expo.run import device_name
 from expo.schema import WandbLoggerConf
-from expo.tracking import log_finished_table
+
+if TYPE_CHECKING:
+    from expo.experiments.cost import Cost
 
 USAGE = (
     "usage: expo table NAME [scale=cpu] [seeds=N] [jobs=N] [dry_run=true] [output_dir=outputs] [results=FOLDER] "
@@ -84,6 +85,8 @@ def main(arguments: list[str]) -> int:
     finish(name, plan, runs, folder, " ".join(["expo table", *arguments]))
     logger = runs[0].cfg.logger
     if isinstance(logger, WandbLoggerConf):
+        from expo.tracking import log_finished_table  # seconds of imports that only W&B needs
+
         record = json.loads((folder / "table.json").read_text())
         scale_name = "-".join(filter(None, (options["scale"], variant)))
         log_finished_table(logger.wandb, name, scale_name, rows_of(plan, record), folder, sweep)
@@ -129,8 +132,10 @@ def dry_run(plan: Plan, scale: Scale, runs: Sequence[PlannedRun], todo: Sequence
         )
 
 
-def estimates(runs: Sequence[PlannedRun], device: str) -> dict[Path, Cost]:
+def estimates(runs: Sequence[PlannedRun], device: str) -> "dict[Path, Cost]":
     """By run directory; without the runs whose model's config cannot be read."""
+    from expo.experiments.cost import estimate  # seconds of imports that only a plan for another device needs
+
     found = {}
     for run in runs:
         with suppress(OSError):
