@@ -16,9 +16,13 @@ def open_transfer(llm: Any, info: Any, weights: Weights) -> Any:
     from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
     from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
+    described = [
+        ParamMeta(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in weights()
+    ]  # once: the same at every send
+
     class Source(WeightSource):
         def metadata(self) -> list[ParamMeta]:
-            return [ParamMeta(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in weights()]
+            return described
 
         def __iter__(self) -> Iterator[tuple[str, Tensor]]:
             return weights()
