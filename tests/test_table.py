@@ -56,7 +56,7 @@ def small(tmp_path, monkeypatch):
 def test_a_table_is_made_once_and_rendered_beside_the_paper(small, tmp_path, capsys, monkeypatch):
     arguments = ["small", f"output_dir={tmp_path / 'out'}"]
     assert table.main([*arguments, "dry_run=true"]) == 0
-    assert "4 runs, 4 to do" in capsys.readouterr().out
+    assert "4 runs, 4 to do, 2 at a time, time unknown" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
     assert table.main(arguments) == 0
     record = json.loads((small / "results" / "cpu" / "table.json").read_text())
@@ -88,6 +88,17 @@ def test_a_table_is_made_once_and_rendered_beside_the_paper(small, tmp_path, cap
     written = [p.stat().st_mtime_ns for p in sorted((tmp_path / "out").glob("ladder_level5/*/summary.json"))]
     assert len(written) == 4
     capsys.readouterr()
+    tokens = sum(2 * arm["cost"]["generated tokens"] for arm in record["arms"].values()) / 1e6
+    assert table.main([*arguments, "dry_run=true"]) == 0
+    assert capsys.readouterr().out.endswith("4 runs, 0 to do, 2 at a time\n")
+    assert table.main([*arguments[:1], f"output_dir={tmp_path / 'other'}", "dry_run=true"]) == 0
+    assert f"min and {tokens:.1f} M tokens generated in training, by experiments/small/results/cpu" in (
+        capsys.readouterr().out
+    )
+    assert table.main([*arguments, "seeds=3", "dry_run=true"]) == 0
+    assert f"{tokens / 2:.1f} M tokens generated in training, by the 4 that are done\n" in capsys.readouterr().out
+    assert table.main([*arguments, "trainer.max_steps=1", "dry_run=true"]) == 0  # nothing of these settings is known
+    assert "time unknown" in capsys.readouterr().out
     assert table.main(arguments) == 0
     assert [p.stat().st_mtime_ns for p in sorted((tmp_path / "out").glob("ladder_level5/*/summary.json"))] == written
 

@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -138,11 +138,7 @@ def aggregate(plan: Plan, runs: Sequence[PlannedRun]) -> dict[str, Any]:
             for c, m in metrics.items()
         }
         arms[key]["scalars"] = {heading: _mean_over_runs(own.values(), name) for heading, name in plan.scalars.items()}
-        arms[key]["cost"] = {
-            "generated tokens": _sum(own.values(), "throughput/tokens_generated"),
-            "trained tokens": _sum(own.values(), "throughput/tokens_trained"),
-            "seconds": float(np.mean([read_summary(d)["wall_s"] for d in own.values()])),
-        }
+        arms[key]["cost"] = cost_of(own.values())
         arms[key]["commits"] = sorted({str(read_summary(d)["git"]) for d in own.values()})
         if arm.against is not None:
             shared = sorted(own.keys() & {run.seed for run in done if run.arm == arm.against})
@@ -158,6 +154,15 @@ def aggregate(plan: Plan, runs: Sequence[PlannedRun]) -> dict[str, Any]:
                     both_have = ~np.isnan(apart).all(axis=0)
                     arms[key]["difference"][c] = _statistic_or_none(apart[:, both_have])
     return arms
+
+
+def cost_of(directories: Collection[Path]) -> dict[str, Any]:
+    """Means over finished runs: tokens (None where nothing was trained) and seconds."""
+    return {
+        "generated tokens": _sum(directories, "throughput/tokens_generated"),
+        "trained tokens": _sum(directories, "throughput/tokens_trained"),
+        "seconds": float(np.mean([read_summary(d)["wall_s"] for d in directories])),
+    }
 
 
 def _sum(directories, name: str) -> float | None:

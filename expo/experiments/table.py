@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from expo.config import UserError, take_options
-from expo.experiments.aggregate import aggregate, keep_runs
+from expo.experiments.aggregate import aggregate, cost_of, keep_runs
 from expo.experiments.figures import Curves
 from expo.experiments.plan import EXPERIMENTS, Plan, PlannedRun, Scale, load_plan, plan_runs, read_summary
 from expo.experiments.render import markdown, rows_of
@@ -55,8 +55,10 @@ def main(arguments: list[str]) -> int:
     todo = distinct([run for run in runs if not run.done])
     scale = plan.scales[options["scale"]]
     jobs = int(options["jobs"] or scale.jobs)
+    committed = EXPERIMENTS / name / "results" / options["scale"]
+    as_planned = all(o.startswith("output_dir=") for o in ours)
     if options["dry_run"] == "true":
-        dry_run(plan, scale, runs, todo, jobs)
+        dry_run(plan, scale, runs, todo, jobs, committed if as_planned else None)
         return 0
     missing = to_prepare(plan, todo)
     code = prepare(missing)
@@ -65,13 +67,9 @@ def main(arguments: list[str]) -> int:
         todo = distinct([run for run in runs if not run.done])
     own = Path(runs[0].cfg.output_dir, "sweeps", f"{name}-{options['scale']}")
     sweep = own / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-    changed = seeds is not None or any(
-        not o.startswith("output_dir=") for o in ours
-    )  # then it is not the plan's own table
+    changed = seeds is not None or not as_planned  # then it is not the plan's own table
     variant = hashlib.sha256(json.dumps([seeds, ours]).encode()).hexdigest()[:8] if changed else ""
-    folder = Path(
-        options["results"] or (own / variant if changed else EXPERIMENTS / name / "results" / options["scale"])
-    )
+    folder = Path(options["results"] or (own / variant if changed else committed))
     local = not any(o.startswith("hydra/launcher=") for o in hydra)
     launcher = [f"hydra.launcher.n_jobs={jobs}"] if local else []
     code = code or make(todo, sweep, [f"output_dir={runs[0].cfg.output_dir}", *launcher, *hydra])
@@ -95,10 +93,17 @@ def main(arguments: list[str]) -> int:
     return 1 if failed else 0
 
 
-def dry_run(plan: Plan, scale: Scale, runs: Sequence[PlannedRun], todo: Sequence[PlannedRun], jobs: int) -> None:
-    """What would be done; how long by the finished runs of this table, and what it would cost by an estimate."""
-    for command in to_prepare(plan, runs).values():
-        print(f"first: expo {' '.join(command)}")
+def dry_run(
+    plan: Plan,
+    scale: Scale,
+    runs: Sequence[PlannedRun],
+    todo: Sequence[PlannedRun],
+    jobs: int,
+    results: Path | None,
+) -> None:
+    """What would be done; what it would cost by runs that are finished, here or in `results`, and by an estimate."""
+    for command in to_prepare(plan, todo).values():
+        print(f"first, not counted below: expo {' '.join(command)}")
     missing, shown = {run.dir for run in todo}, dict[Path, str]()
     costs = estimates(runs, scale.device) if scale.device else {}
     for key, arm in plan.arms.items():
@@ -114,12 +119,10 @@ def dry_run(plan: Plan, scale: Scale, runs: Sequence[PlannedRun], todo: Sequence
             print(f"    {own[0].cfg.model.path}: its config cannot be read here, no estimate")
         elif scale.device is not None:
             print(f"    {costs[own[0].dir]}")
-    seconds = [read_summary(run.dir)["wall_s"] for run in runs if run.done]
     told = [f"{len(distinct(runs))} runs, {len(todo)} to do, {jobs} at a time"]
-    if seconds:
-        minutes = len(todo) * sum(seconds) / len(seconds) / jobs / 60
-        told.append(f"about {minutes:.0f} min by the {len(seconds)} that are done")
-    elif scale.device is None:
+    if todo and (measured := by_finished_runs(runs, todo, jobs, results)):
+        told.append(measured)
+    elif todo and scale.device is None:
         told.append("time unknown: none is done")
     print(", ".join(told))
     if costs:
@@ -130,6 +133,31 @@ def dry_run(plan: Plan, scale: Scale, runs: Sequence[PlannedRun], todo: Sequence
             f"estimated, not measured: {sum(c.tokens for c in known) / 1e9:.2f} G tokens generated at most, "
             f"{hours:.0f} {scale.device} hours, at least {max(longest, hours / jobs):.0f} hours with {jobs} at a time"
         )
+
+
+def by_finished_runs(
+    runs: Sequence[PlannedRun], todo: Sequence[PlannedRun], jobs: int, results: Path | None
+) -> str | None:
+    """Time and tokens of the missing runs as their arms took them here, or else in the results of an earlier table."""
+    known: dict[str, Any] = {}
+    sources = []
+    if results is not None and (results / "table.json").is_file():
+        record = json.loads((results / "table.json").read_text())
+        known = {arm: made["cost"] for arm, made in record["arms"].items() if made["runs"]}
+        sources = [f"{results.relative_to(EXPERIMENTS.parent)} of {record['date']} ({record['device']})"]
+    done = distinct([run for run in runs if run.done])
+    here = {arm: cost_of([run.dir for run in done if run.arm == arm]) for arm in {run.arm for run in done}}
+    known |= here
+    if not known.keys() >= {run.arm for run in todo}:
+        return None
+    left = [known[run.arm] for run in todo]
+    if here.keys() >= {run.arm for run in todo}:
+        sources = []
+    if here:
+        sources.insert(0, f"the {len(done)} that are done")
+    minutes = sum(cost["seconds"] for cost in left) / jobs / 60
+    tokens = sum(cost["generated tokens"] or 0 for cost in left) / 1e6
+    return f"about {minutes:.0f} min and {tokens:.1f} M tokens generated in training, by {' and '.join(sources)}"
 
 
 def estimates(runs: Sequence[PlannedRun], device: str) -> "dict[Path, Cost]":
