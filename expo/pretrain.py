@@ -1,30 +1,42 @@
 """The ladder's base policy from nothing: supervised training on a corpus in which symbols are ambiguous."""
 
+import dataclasses
+import hashlib
+import json
+import math
 import random
+import shutil
+import signal
 import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import torch
 from hydra.utils import instantiate
 from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from expo.callbacks import SAY_EVERY_S
 from expo.data import ladder
 from expo.data.problem import Problem
 from expo.models import ladder_model, ladder_tokenizer
 from expo.prompts import Prompts
 from expo.schema import Config
-from expo.train import quiet_libraries
+from expo.train import newest_checkpoint, quiet_libraries
 
 EXPLAIN_SHARE = 0.6  # of all sequences: question, answer, then a chain of thought consistent with that answer
 TERSE_SHARE = 0.06  # of the solve sequences: the policy has met the expert's style, seldom
 WARMUP_LEVELS = (1, 2)
 LEVEL_WEIGHTS = (1.0, 1.0, 1.5, 2.0, 3.5)
+CHECKPOINT_EVERY = 100
 
 
 def corpus_item(level: int, rng: random.Random) -> tuple[Problem, str, bool]:
@@ -42,16 +54,25 @@ def corpus_item(level: int, rng: random.Random) -> tuple[Problem, str, bool]:
 
 
 class Corpus(IterableDataset):
-    """Batches `(input_ids, labels)`, each `[B, T]`; all sequences of a batch are of one level. Endless, seeded."""
+    """Batches `(input_ids, labels)`, each `[B, T]`; all sequences of a batch are of one level. Endless, seeded.
+
+    Args: steps_done, asked when the batches begin: a trainer knows it only after its checkpoint is loaded.
+    """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerFast, prompts: Prompts, seed: int, warmup: int, tokens_per_batch: int
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        prompts: Prompts,
+        seed: int,
+        warmup: int,
+        tokens_per_batch: int,
+        steps_done: Callable[[], int] = int,
     ):
         self.tokenizer, self.prompts, self.seed = tokenizer, prompts, seed
-        self.warmup, self.tokens_per_batch = warmup, tokens_per_batch
+        self.warmup, self.tokens_per_batch, self.steps_done = warmup, tokens_per_batch, steps_done
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        step = 0
+        step = self.steps_done()
         while True:
             rng = random.Random(f"{self.seed}-{step}")
             level = rng.choice(WARMUP_LEVELS) if step < self.warmup else rng.choices(ladder.LEVELS, LEVEL_WEIGHTS)[0]
@@ -97,27 +118,78 @@ class Pretrain(LightningModule):
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
 
+class SayAndStop(Callback):
+    """Plain lines where nobody watches a terminal, and an exit code that is not 0 when a signal ends it."""
+
+    def __init__(self, watched: bool):
+        self.said = math.inf if watched else time.monotonic()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Here and not earlier: Lightning installs a SIGTERM handler of its own, which exits with 0.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._exit)
+
+    def _exit(self, number: int, frame: FrameType | None) -> None:
+        print(
+            f"{signal.Signals(number).name}: stopped; the same command goes on from the last checkpoint",
+            file=sys.stderr,
+        )
+        sys.exit(128 + number)
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:  # type: ignore[override]
+        if time.monotonic() - self.said >= SAY_EVERY_S:
+            self.said = time.monotonic()
+            loss = trainer.callback_metrics["loss"]
+            print(f"pretrain step {trainer.global_step}/{trainer.max_steps} loss {loss:.3f}", flush=True)
+
+
 def pretrain(cfg: Config) -> None:
-    """`expo pretrain`: train the base policy and save it with a card under `pretrain.output`."""
+    """`expo pretrain`: train the base policy and save it with a card under `pretrain.output`.
+
+    After a kill the same command goes on from the last checkpoint, which is beside that folder until it is done.
+    """
     quiet_libraries()
     conf, started = cfg.pretrain, time.monotonic()
     if cfg.trainer.threads:
         torch.set_num_threads(cfg.trainer.threads)
     tokenizer, model = ladder_tokenizer(), ladder_model(cfg.seed, conf.hidden_size, conf.layers, conf.heads)
-    corpus = Corpus(tokenizer, instantiate(cfg.prompts), cfg.seed, conf.warmup_steps, conf.tokens_per_batch)
+    output = Path(conf.output)
+    settings = json.dumps([cfg.seed, dataclasses.asdict(dataclasses.replace(conf, output=""))])
+    partial = output.with_name(f"{output.name}.partial-{hashlib.sha256(settings.encode()).hexdigest()[:8]}")
+    watched = sys.stdout.isatty()
+    keep = ModelCheckpoint(
+        partial / "checkpoints",
+        "step{step:06d}",
+        auto_insert_metric_name=False,
+        every_n_train_steps=CHECKPOINT_EVERY,
+    )
     trainer = Trainer(
         max_steps=conf.max_steps,
         accelerator="cpu",
         gradient_clip_val=1.0,
         logger=False,
-        enable_checkpointing=False,
         enable_model_summary=False,
+        enable_progress_bar=watched,
+        callbacks=[keep, SayAndStop(watched)],
     )
-    trainer.fit(Pretrain(model.train(), conf.learning_rate, conf.max_steps), DataLoader(corpus, batch_size=None))
-    output = Path(conf.output)
-    partial = output.with_name(f"{output.name}.partial")  # a SIGKILL leaves no half model where one is looked for
+    corpus = Corpus(
+        tokenizer,
+        instantiate(cfg.prompts),
+        cfg.seed,
+        conf.warmup_steps,
+        conf.tokens_per_batch,
+        lambda: trainer.global_step,
+    )
+    checkpoint = newest_checkpoint(partial)
+    trainer.fit(
+        Pretrain(model.train(), conf.learning_rate, conf.max_steps),
+        DataLoader(corpus, batch_size=None),
+        ckpt_path=checkpoint,
+        weights_only=False,
+    )
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
+    shutil.rmtree(partial / "checkpoints", ignore_errors=True)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     minutes = (time.monotonic() - started) / 60
     (partial / "README.md").write_text(
@@ -126,6 +198,7 @@ def pretrain(cfg: Config) -> None:
             parameters=model.num_parameters(),
             commit=commit.stdout.strip() or "?",
             minutes=minutes,
+            resumed=f" since it was resumed at {checkpoint.stem}" if checkpoint else "",
             threads=torch.get_num_threads(),
             date=time.strftime("%Y-%m-%d"),
         )
@@ -146,6 +219,6 @@ A Llama of {parameters} parameters trained by expo from nothing on synthetic ari
 
 - command: `expo pretrain pretrain.max_steps={cfg.pretrain.max_steps} pretrain.hidden_size={cfg.pretrain.hidden_size} pretrain.layers={cfg.pretrain.layers} pretrain.heads={cfg.pretrain.heads} seed={cfg.seed}`
 - commit: {commit}
-- time: {minutes:.1f} minutes, torch threads {threads}
+- time: {minutes:.1f} minutes{resumed}, torch threads {threads}
 - date: {date}
 """

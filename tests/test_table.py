@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import numpy as np
 import psutil
@@ -229,7 +230,8 @@ def test_a_sweep_killed_three_times_ends_with_the_same_table(small, tmp_path):
             time.sleep(0.05)
         tree = [*psutil.Process(process.pid).children(recursive=True), process]
         for member in tree:
-            member.kill()
+            with suppress(psutil.NoSuchProcess):  # a child may end by itself in between
+                member.kill()
         process.wait()
     finished = {
         path: path.stat().st_mtime_ns

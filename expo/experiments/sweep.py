@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,9 @@ def prepare(missing: Mapping[str, Sequence[str]]) -> int:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not _there(folder):
                 Console(stderr=True).print(f"making {folder}: expo {' '.join(command)}", markup=False)
-                done = subprocess.run([sys.executable, "-m", "expo", *command], check=False)
-                if done.returncode:
-                    return done.returncode
+                code = until_over(subprocess.Popen([sys.executable, "-m", "expo", *command], start_new_session=True))
+                if code:
+                    return code
     return 0
 
 
@@ -66,13 +67,21 @@ def make(todo: Sequence[PlannedRun], sweep: Path, hydra: list[str]) -> int:
     path.write_text(json.dumps(jobs, indent=1))
     command = [sys.executable, "-m", "expo.experiments.launch", str(path), *hydra]
     with View(todo) as view, (sweep / "launch.log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-        for number in (signal.SIGTERM, signal.SIGINT):  # its runs stop with checkpoints
-            signal.signal(number, lambda number, frame: process.send_signal(signal.SIGTERM))
-        while process.poll() is None:
-            view.update()
-            time.sleep(POLL_S)
+        code = until_over(
+            subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True), view.update
+        )
         view.update()
+    return code
+
+
+def until_over(process: subprocess.Popen, meanwhile: Callable[[], object] = int) -> int:
+    """Wait for a process in a session of its own, and hand it what would end us: it stops with checkpoints. Returns its exit code."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, frame: process.send_signal(signal.SIGTERM))
+    while process.poll() is None:
+        meanwhile()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(POLL_S)
     return process.returncode if process.returncode >= 0 else 128 - process.returncode
 
 

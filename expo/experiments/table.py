@@ -62,7 +62,10 @@ def main(arguments: list[str]) -> int:
         return 0
     missing = to_prepare(plan, todo)
     code = prepare(missing)
-    if missing and not code:  # what the models hold is part of their runs' identity
+    if code:
+        print("expo: a model that the runs begin from was not made; the same command goes on", file=sys.stderr)
+        return code
+    if missing:  # what the models hold is part of their runs' identity
         runs = plan_runs(name, plan, options["scale"], seeds, ours)
         todo = distinct([run for run in runs if not run.done])
     own = Path(runs[0].cfg.output_dir, "sweeps", f"{name}-{options['scale']}")
@@ -72,7 +75,7 @@ def main(arguments: list[str]) -> int:
     folder = Path(options["results"] or (own / variant if changed else committed))
     local = not any(o.startswith("hydra/launcher=") for o in hydra)
     launcher = [f"hydra.launcher.n_jobs={jobs}"] if local else []
-    code = code or make(todo, sweep, [f"output_dir={runs[0].cfg.output_dir}", *launcher, *hydra])
+    code = make(todo, sweep, [f"output_dir={runs[0].cfg.output_dir}", *launcher, *hydra])
     if code > 128:
         print("expo: stopped, with checkpoints; the same command goes on", file=sys.stderr)
         return code
