@@ -166,7 +166,12 @@ class Collector:
             return
         asked = self.hints.requests(e, wanted, self.tools)
         written = self.hinter.generate(asked, self.tools.sampling) if asked else []
-        prompts = self.hints.hinted(e, wanted, written, self.tools)
+        found, longest = self.hints.hinted(e, wanted, written, self.tools), self.tools.longest_prompt
+        prompts = {i: ids for i, ids in found.items() if len(ids) <= longest}
+        if len(prompts) < len(found):
+            log.warning(
+                "step %d: %d prompts with a hint not used: over %d tokens", e.step, len(found) - len(prompts), longest
+            )
         rows = [i * e.group_size + g for i in prompts for g in range(self.hints.keep, e.group_size)]
         again = [
             Request(tuple(prompts[r // e.group_size]), Key(self.tools.seed, HINTED, e.step, e.first * e.group_size + r))

@@ -37,6 +37,7 @@ class Tools:
     verifier: Verifier
     sampling: Sampling
     seed: int
+    longest_prompt: int  # tokens of a prompt that shows a solution or a hint; an engine has room for no more
 
     def texts(self, ids: Sequence[Sequence[int]]) -> list[str]:
         """Completions for the verifier and for people; never encoded again."""

@@ -106,6 +106,11 @@ class RolloutConf:
     requires: str = ""
     extra: str = ""
 
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens of a prompt that also holds a solution, or a part of one, no longer than a completion."""
+        return self.max_prompt_tokens + self.max_completion_tokens
+
 
 @dataclass
 class VLLMConf(RolloutConf):

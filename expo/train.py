@@ -70,7 +70,8 @@ def build(cfg: Config, verifier: Verifier) -> tuple[Algorithm, Evaluator]:
     prompts, source = instantiate(cfg.prompts), instantiate(cfg.positives, _convert_="object")
     hints = instantiate(cfg.hints, _convert_="object")
     limit = cfg.rollout.max_prompt_tokens
-    problems = within_length(problems, [prompts.solve_ids, prompts.explain_ids], tokenizer, limit)
+    asked = [prompts.solve_ids, prompts.explain_ids, *([prompts.hint_ids] if hints.writer else [])]
+    problems = within_length(problems, asked, tokenizer, limit)
     held_out = within_length(held_out, [prompts.solve_ids], tokenizer, limit)
 
     writers = {source.writer, hints.writer}
@@ -96,7 +97,7 @@ def build(cfg: Config, verifier: Verifier) -> tuple[Algorithm, Evaluator]:
         source=source,
         hints=hints,
         scorer=Scorer(policy, tokenizer, prompts, cfg.trainer.micro_batch_size),
-        tools=Tools(prompts, tokenizer, verifier, sampling, cfg.seed),
+        tools=Tools(prompts, tokenizer, verifier, sampling, cfg.seed, r.longest_prompt),
     )
     sampler = ProblemSampler(problems, cfg.trainer.problems_per_step, cfg.seed)
     own = run_dir(cfg) / "pairs"

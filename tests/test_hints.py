@@ -1,11 +1,17 @@
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from expo.collector import Collector
 from expo.data.problem import Problem
 from expo.experience import Experience, Tools
 from expo.hints import ExpertPrefix, NoHints, SelfHint, gives_away
+from expo.positives.sources import NoPositives
 from expo.prompts import Prompts
 from expo.rollout.engine import Completion, Sampling
+from expo.verifier import Verdict
 
 QUESTION = "(1) 3 + 4 | 2"
 PROBLEM = Problem("a", QUESTION, "( 7 )", r"(1) > 7 ; \boxed{( 7 )}")
@@ -20,7 +26,7 @@ def experience(tokenizer, correct):
 def tools(ladder):
     _, tokenizer, _ = ladder
     prompts = Prompts("{question}", "{question} answer {answer}")
-    return Tools(prompts, tokenizer, None, Sampling(1.0, 1.0, 0, 40), 0)
+    return Tools(prompts, tokenizer, None, Sampling(1.0, 1.0, 0, 40), 0, 200)
 
 
 def test_only_all_wrong_groups_are_helped(tools):
@@ -38,6 +44,21 @@ def test_an_expert_prefix_follows_the_prompt_and_never_reaches_the_final_stateme
     assert half == whole[:-2]
 
 
+@pytest.mark.parametrize(("room", "hinted"), [(4, [0]), (3, [])])
+def test_a_prompt_with_a_hint_that_an_engine_has_no_room_for_is_not_used(tools, caplog, room, hinted):
+    e = experience(tools.tokenizer, [[0.0, 0.0]])
+    e.rewards, e.completions = e.correct, [Completion(e.prompts[0], [5], [0.0], False)] * 2
+    e.texts, e.verdicts = ["", ""], [Verdict.INCORRECT] * 2
+    verifier = SimpleNamespace(verify=lambda texts, answers: [Verdict.INCORRECT] * len(texts))
+    tools = replace(tools, verifier=verifier, longest_prompt=len(e.prompts[0]) + room)  # "(1) > 7 ;" has 4 tokens
+    engine = SimpleNamespace(generate=lambda asked, sampling: [Completion(r.prompt, [6], [0.0], False) for r in asked])
+    hints = ExpertPrefix(share_low=1.0, share_high=1.0)
+    Collector(engine, engine, engine, engine, NoPositives(), hints, None, tools).help(e)
+    assert e.hinted == hinted
+    assert {tuple(c.ids) for c in e.completions} == ({(6,)} if hinted else {(5,)})
+    assert ("1 prompts with a hint not used" in caplog.text) is not bool(hinted)
+
+
 def test_a_self_made_beginning_is_cut_the_same_way(tools):
     e = experience(tools.tokenizer, [[0.0, 0.0]])
     ids = tools.tokenizer(PROBLEM.solution)["input_ids"]
@@ -52,7 +73,7 @@ def test_a_hint_in_words_that_gives_the_answer_away_is_not_used(tools):
     prompts = Prompts(
         "{question}", "{question} {answer}", hint="{question} {answer}", solve_with_hint="{question} {hint}"
     )
-    tools = Tools(prompts, tools.tokenizer, None, tools.sampling, 0)
+    tools = Tools(prompts, tools.tokenizer, None, tools.sampling, 0, 200)
     e = experience(tools.tokenizer, [[0.0, 0.0]] * 3)
     written = [tools.tokenizer(text)["input_ids"] for text in ("max ( 7 ) ;", "max ;", "max ;")]
     completions = [Completion((1,), ids, [0.0] * len(ids), i == 2) for i, ids in enumerate(written)]

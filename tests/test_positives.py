@@ -1,4 +1,5 @@
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -127,7 +128,7 @@ class FakeTokenizer:
 
 
 PROMPTS = Prompts("{question}?", "{question}={answer}", paraphrase="{question}:{solution}")
-TOOLS = Tools(PROMPTS, FakeTokenizer(), FakeVerifier(), Sampling(1.0, 1.0, 0, 40), 7)
+TOOLS = Tools(PROMPTS, FakeTokenizer(), FakeVerifier(), Sampling(1.0, 1.0, 0, 40), 7, 200)
 
 
 def completion(text, truncated=False):
@@ -207,6 +208,9 @@ def test_a_paraphrase_shows_the_solution_and_has_to_match_in_length():
         name: paraphrase.candidates(MIXED, [0], [completion(text)], TOOLS)[0].rejected for name, text in texts.items()
     }
     assert reasons == {"fits": None, "long": "length", "short": "length"}
+    no_room = replace(TOOLS, longest_prompt=len("1+1:expert 2") - 1)
+    assert paraphrase.requests(MIXED, [0, 1], no_room) == []
+    assert [(c.problem, c.rejected) for c in paraphrase.candidates(MIXED, [0, 1], [], no_room)] == [(0, "long_prompt")]
 
 
 def test_an_expert_solution_is_the_data_sets_own():

@@ -84,7 +84,7 @@ def measure_samples(cfg: Config, run: Run) -> None:
     problems = within_length(problems, makers, tokenizer, r.max_prompt_tokens)
     sampling = Sampling(r.temperature, r.top_p, r.top_k, r.max_completion_tokens)
     with instantiate_verifier(cfg) as verifier:
-        tools = Tools(prompts, tokenizer, verifier, sampling, cfg.seed)
+        tools = Tools(prompts, tokenizer, verifier, sampling, cfg.seed, r.longest_prompt)
         engine = make_engine(cfg, model, tokenizer)
         rows = sample(problems, engine, tools, conf.samples)
         engine.close()

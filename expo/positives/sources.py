@@ -132,7 +132,7 @@ class SelfExplanation(PositiveSource):
     def refreshes_snapshot(self, step: int) -> bool:
         return step % self.snapshot_every == 0
 
-    def explained(self, e: Experience, wanted: Sequence[int]) -> list[tuple[int, Problem]]:
+    def explained(self, e: Experience, wanted: Sequence[int], tools: Tools) -> list[tuple[int, Problem]]:
         """The wanted problems with the answer that is shown, where there is one."""
         shown = ((i, SHOWN[self.shown_answer.name](e, i)) for i in wanted)
         return [(i, replace(e.problems[i], answer=answer)) for i, answer in shown if answer is not None]
@@ -141,7 +141,7 @@ class SelfExplanation(PositiveSource):
         return tools.prompts.explain_ids(tools.tokenizer, problems)
 
     def requests(self, e, wanted, tools) -> list[Request]:
-        explained = self.explained(e, wanted)
+        explained = self.explained(e, wanted, tools)
         ids = self.prompt_ids([problem for _, problem in explained], tools)
         return [
             Request(tuple(prompt), Key(tools.seed, EXPLAIN, e.step, (e.first + i) * self.samples + s))
@@ -150,7 +150,7 @@ class SelfExplanation(PositiveSource):
         ]
 
     def candidates(self, e, wanted, explanations, tools) -> list[Candidate]:
-        owners = [pair for pair in self.explained(e, wanted) for _ in range(self.samples)]
+        owners = [pair for pair in self.explained(e, wanted, tools) for _ in range(self.samples)]
         texts = tools.texts([c.ids for c in explanations])
         verdicts = tools.verifier.verify(texts, [problem.answer for _, problem in owners])
         return [
@@ -174,9 +174,9 @@ class STaR(SelfExplanation):
     def joins_rollouts(self) -> bool:
         return False
 
-    def explained(self, e, wanted) -> list[tuple[int, Problem]]:
+    def explained(self, e, wanted, tools) -> list[tuple[int, Problem]]:
         wrong = e.all_wrong.tolist()
-        return super().explained(e, [i for i in wanted if wrong[i]])
+        return super().explained(e, [i for i in wanted if wrong[i]], tools)
 
     def candidates(self, e, wanted, explanations, tools) -> list[Candidate]:
         own = []
@@ -206,17 +206,25 @@ class ExpertParaphrase(SelfExplanation):
     def prompt_ids(self, problems, tools) -> list[list[int]]:
         return tools.prompts.paraphrase_ids(tools.tokenizer, problems)
 
-    def explained(self, e, wanted) -> list[tuple[int, Problem]]:
-        return super().explained(e, [i for i in wanted if e.problems[i].solution is not None])
+    def explained(self, e, wanted, tools) -> list[tuple[int, Problem]]:
+        return [pair for pair, fits in self.paraphrased(e, wanted, tools) if fits]
+
+    def paraphrased(self, e, wanted, tools) -> list[tuple[tuple[int, Problem], bool]]:
+        """The wanted problems that have a solution, and whether an engine has room for the prompt that shows it."""
+        found = super().explained(e, [i for i in wanted if e.problems[i].solution is not None], tools)
+        ids = self.prompt_ids([problem for _, problem in found], tools)
+        return [(pair, len(prompt) <= tools.longest_prompt) for pair, prompt in zip(found, ids, strict=True)]
 
     def candidates(self, e, wanted, explanations, tools) -> list[Candidate]:
+        long = [Candidate(i, [], "", "long_prompt") for (i, _), fits in self.paraphrased(e, wanted, tools) if not fits]
         own = sum(len(c.ids) for c in e.completions) / max(len(e.completions), 1)
 
         def matched(c: Candidate) -> bool:
             return not e.completions or 1 / self.length_ratio <= len(c.ids) / own <= self.length_ratio
 
         found = super().candidates(e, wanted, explanations, tools)
-        return [c if c.rejected or matched(c) else replace(c, rejected="length") for c in found]
+        found = [c if c.rejected or matched(c) else replace(c, rejected="length") for c in found]
+        return sorted(found + long, key=lambda c: c.problem)
 
 
 def _true_answer(e: Experience, problem: int) -> str | None:

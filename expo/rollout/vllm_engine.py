@@ -121,7 +121,7 @@ class VLLMEngine:
             options["enable_sleep_mode"] = self.sleeps
         else:  # of a prompt read in parts vLLM rewinds the request's generator, which a CPU's cannot
             options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": 8192 + conf.max_prompt_tokens}
-        longest = conf.max_prompt_tokens + 2 * conf.max_completion_tokens  # a hinted prompt holds some of a solution
+        longest = conf.longest_prompt + conf.max_completion_tokens
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or longest
         return LLM(
             model=self._source(), skip_tokenizer_init=True, dtype=str(self.dtype).removeprefix("torch."), seed=0,
