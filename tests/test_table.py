@@ -123,6 +123,7 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(small, tmp_path, capsys)
         (PLAN.replace("pass@1, ", "pass@8, "), "pass@8"),
         (PLAN.replace("pass@1, ", "pass@1/level3, "), "level3"),
         (PLAN.replace("pass@1, ", "accuracy, "), "accuracy"),
+        (PLAN.replace("    jobs: 2", "    only: [gpro]"), "only=gpro"),
     ],
 )
 def test_mistakes_in_a_plan_are_one_line(small, text, said):
@@ -148,20 +149,27 @@ def test_mistakes_on_the_command_line_are_one_line(small):
 
 @pytest.mark.parametrize("name", sorted(p.parent.name for p in plans.EXPERIMENTS.glob("*/plan.yaml")))
 def test_every_plan_of_the_repository_composes_at_every_scale(name, tmp_path, monkeypatch):
-    plan = plans.load_plan(name)
     monkeypatch.chdir(tmp_path)  # where nothing that `prepare` makes is there yet
-    for scale in plan.scales:
+    for scale in ("cpu", "gpu1", "paper"):
+        plan = plans.load_plan(name, scale)
         runs = plans.plan_runs(name, plan, scale, None, [])
         trained = [run for run in runs if run.command == "train"]
         assert len({run.dir for run in trained}) == len(trained)
         assert {run.arm for run in runs} == set(plan.arms)
-        if plan.scales[scale].device:
-            assert all(
-                estimate(run, plan.scales[scale].device).memory < DEVICES[plan.scales[scale].device][0] for run in runs
-            )
-    assert set(plan.only or plan.arms) <= set(plan.arms)
+        if scale != "cpu":
+            device = plan.scales[scale].device
+            assert all(estimate(run, device).memory < DEVICES[device][0] for run in runs)
+        assert set(plan.paper) <= set(plans.load_plan(name).arms)
     for figure in filter(None, plan.figures.values()):
         instantiate(figure)
+
+
+def test_a_figure_of_another_table_shows_its_own_numbers_of_the_paper_and_its_scales_own_arms():
+    figure = plans.load_plan("fig1_hard_levels")
+    assert figure.paper["exp_grpo"] == {"L4": 76, "L5": 23}  # and not the other levels of Table 3
+    assert figure.arms["grpo"].overrides == plans.load_plan("table3_levels").arms["grpo"].overrides
+    assert "oracle_sound" not in plans.load_plan("ablation_selection", "gpu1").arms
+    assert "oracle_sound" in plans.load_plan("ablation_selection", "cpu").arms
 
 
 def test_values_by_hand(tmp_path):

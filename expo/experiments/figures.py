@@ -94,7 +94,8 @@ class Bars:
             columns = list(dict.fromkeys(c for row in numbers.values() for c in row))
             for arm, place in self._places(list(numbers)):
                 for i, column in enumerate(columns):
-                    self._bar(axes[0][-1], plan, arm, i + place, len(numbers), numbers[arm].get(column) or 0, False)
+                    if (number := numbers[arm].get(column)) is not None:
+                        self._bar(axes[0][-1], plan, arm, i + place, len(numbers), number, False)
             axes[0][-1].set_xticks(range(len(columns)), columns)
             axes[0][-1].set(ylabel="percent", title=self.paper)
         return _finish(figure, plan)

@@ -55,6 +55,8 @@ class Scale:
     arms: dict[str, list[str]] = field(default_factory=dict)
     # Accelerator that the cost is estimated for, see expo/experiments/cost.py. null: no estimate but from finished runs.
     device: str | None = None
+    # Arms that this scale can make. []: all.
+    only: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -76,7 +78,8 @@ class Plan:
     prepare: dict[str, list[str]] = field(default_factory=dict)
     # Pictures by file name: objects of expo.experiments.figures.
     figures: dict[str, Any] = field(default_factory=dict)
-    # The paper's numbers (paper.yaml) by arm and by the paper's own column, null where they are not known.
+    # What the paper says (paper.yaml) by arm and by the paper's own column, null where it is not known here; an arm that the
+    # paper does not have is not in it.
     paper: dict[str, Any] = field(default_factory=dict)
 
 
@@ -103,8 +106,8 @@ def read_summary(directory: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def load_plan(name: str) -> Plan:
-    """Raises UserError for an unknown table and for a plan that is not one."""
+def load_plan(name: str, scale_name: str | None = None) -> Plan:
+    """The plan, with the arms of one scale. Raises UserError for an unknown table or scale, and for a plan that is not one."""
     path = EXPERIMENTS / name / "plan.yaml"
     if not path.is_file():
         known = sorted(p.parent.name for p in EXPERIMENTS.glob("*/plan.yaml"))
@@ -114,9 +117,11 @@ def load_plan(name: str) -> Plan:
     except (OmegaConfBaseException, YAMLError) as error:
         raise UserError(f"{path}: {str(error).splitlines()[0]}; see expo/experiments/plan.py for its keys") from error
     assert isinstance(plan, Plan)
-    unknown = sorted(set(plan.only) - set(plan.arms))
-    if unknown:
-        raise UserError(f"{path}: only={unknown[0]}: no such arm; use some of {', '.join(plan.arms)}")
+    for only in (plan.only, *(s.only for s in plan.scales.values())):
+        if unknown := sorted(set(only) - set(plan.arms)):
+            raise UserError(f"{path}: only={unknown[0]}: no such arm; use some of {', '.join(plan.arms)}")
+    if scale_name is not None and scale_name not in plan.scales:
+        raise UserError(f"scale={scale_name}: {name} has none such; use one of {', '.join(plan.scales)}")
     if len(plan.headings) not in (0, len(plan.columns)):
         raise UserError(f"{path}: headings: {len(plan.headings)} for {len(plan.columns)} columns; give one for each")
     for key, scale in plan.scales.items():
@@ -125,32 +130,34 @@ def load_plan(name: str) -> Plan:
     for key, arm in plan.arms.items():
         if arm.against is not None and arm.against not in plan.arms:
             raise UserError(f"{path}: arms.{key}.against={arm.against}: no such arm; use one of {', '.join(plan.arms)}")
-    if plan.only:
-        plan.arms = {
-            key: replace(arm, against=arm.against if arm.against in plan.only else None)
-            for key, arm in plan.arms.items()
-            if key in plan.only
-        }
+    for only in (plan.only, plan.scales[scale_name].only if scale_name else []):
+        if only:
+            plan.arms = {
+                key: replace(arm, against=arm.against if arm.against in only else None)
+                for key, arm in plan.arms.items()
+                if key in only
+            }
     return plan
 
 
 def _read(path: Path) -> Any:
     """plan.yaml and paper.yaml of a folder, over those of the plan that they extend."""
     own: Any = OmegaConf.load(path)
-    paper = path.with_name("paper.yaml")
-    numbers = {"paper": OmegaConf.load(paper)} if paper.is_file() else {}
     base = EXPERIMENTS / str(own.get("extends")) / "plan.yaml"
     if own.get("extends") and not base.is_file():
         raise UserError(f"{path}: extends={own.extends}: no such table; give the name of a folder with a plan.yaml")
-    return OmegaConf.merge(_read(base) if own.get("extends") else {}, own, numbers)
+    extended = _read(base) if own.get("extends") else {}
+    paper = path.with_name("paper.yaml")
+    if paper.is_file():  # instead of the other table's: a picture of it shows less
+        extended.pop("paper", None)
+        own["paper"] = OmegaConf.load(paper)
+    return OmegaConf.merge(extended, own)
 
 
 def plan_runs(
     name: str, plan: Plan, scale_name: str, seeds: list[int] | None, overrides: list[str]
 ) -> list[PlannedRun]:
-    """Every run of a table at a scale, composed and checked. With logger=wandb, a run's group is the table. Raises UserError."""
-    if scale_name not in plan.scales:
-        raise UserError(f"scale={scale_name}: this table has none such; use one of {', '.join(plan.scales)}")
+    """Every run of a table at one of its scales, composed and checked. With logger=wandb, a run's group is the table. Raises UserError."""
     scale = plan.scales[scale_name]
     first, *others = scale.seeds if seeds is None else seeds
     config.register()

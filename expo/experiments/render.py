@@ -29,7 +29,8 @@ def rows_of(plan: Plan, record: Mapping[str, Any]) -> tuple[list[str], list[list
         if differs:
             label = record["arms"][arm["against"]]["label"] if "difference" in arm else ""
             difference = arm["difference"][plan.columns[-1]] if label else None
-            cells.append(f"{_cell(plan.columns[-1], difference)} against {label}" if difference else "")
+            few = " (few)" if difference and len(difference["seeds"]) < FEW else ""
+            cells.append(f"{_cell(plan.columns[-1], difference)} against {label}{few}" if difference else "")
         cells += ["–" if v is None else f"{v:.3g}" for v in arm["scalars"].values()]
         cost = arm["cost"]
         cells += [
@@ -44,8 +45,8 @@ def made_by(record: Mapping[str, Any]) -> str:
     """What the numbers are, and the command, commits, machine and date that made them."""
     commits = sorted({commit for arm in record["arms"].values() for commit in arm.get("commits", [])})
     return (
-        "Means with 95 % bootstrap intervals over problems and seeds, pass@k in percent; differences on the same problems and "
-        "seeds; tokens and seconds per run. "
+        "Means with 95 % bootstrap intervals over problems and seeds, pass@k in percent (one of a single value, as [0.0, 0.0], "
+        "says that all completions agree, and bounds nothing); differences on the same problems and seeds; tokens and seconds per run. "
         f"Made by `{record['command']}`, commit {', '.join(commits)}, {record['cores']} cores, {record['device']}, {record['date']}."
     )
 
@@ -68,5 +69,7 @@ def _cell(column: str, cell: Mapping[str, float] | None) -> str:
 
 
 def _paper(plan: Plan, arm: str, column: str) -> str:
-    number = (plan.paper.get(arm) or {}).get(column)
-    return "not known" if number is None else f"{number:g}"
+    if arm not in plan.paper:
+        return "–"
+    said = (plan.paper[arm] or {}).get(column)
+    return "not known" if said is None else str(said)

@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
         raise UserError(
             "fresh: a table never makes a finished run again; remove the run's directory, or use expo train fresh=true"
         )
-    plan = load_plan(name)
+    plan = load_plan(name, options["scale"])
     hydra = [o for o in overrides if o.startswith(("hydra.", "hydra/"))]
     ours = [o for o in overrides if o not in hydra]
     seeds = list(range(int(options["seeds"]))) if options["seeds"] else None
