@@ -173,7 +173,9 @@ def run_apart(command_line: list[str], **options: Any) -> int:
 
 def run_environment(jobs: int) -> dict[str, str]:
     """The environment of one of `jobs` runs at a time: its share of the cores, unless the user has set the threads."""
-    cores = os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )  # of a Slurm job, its own
     threads = max(1, cores // (jobs if jobs > 0 else cores))
     return {"OMP_NUM_THREADS": str(threads)} | os.environ | {"EXPO_SWEEP": "1"}
 

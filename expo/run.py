@@ -4,6 +4,7 @@ import fcntl
 import importlib.metadata
 import json
 import platform
+import re
 import shutil
 import subprocess
 import time
@@ -43,7 +44,10 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        return not self.cfg.fresh and self.summary().get("status") == "done"
+        """Done, and judged by whom the config names: which is no part of the identity."""
+        summary, judge = self.summary(), self.cfg.diagnose.judge
+        judged = not judge.base_url or summary.get("judge", judge.model) == judge.model
+        return not self.cfg.fresh and summary.get("status") == "done" and judged
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -99,4 +103,6 @@ def git_commit() -> str | None:
 def device_name() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    cpuinfo = Path("/proc/cpuinfo")  # Linux; platform.processor() is empty there
+    names = re.findall(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.is_file() else []
+    return f"{next(iter(names), platform.processor() or platform.machine())}, {torch.get_num_threads()} threads"

@@ -81,6 +81,21 @@ def test_diagnose_runs_on_math_with_a_random_model(tmp_path, math_file):
     assert all(row["right_steps"] is None for row in rows)
 
 
+def test_samples_that_another_judge_has_seen_or_none_are_not_finished(tmp_path):
+    from conftest import compose_config
+
+    from expo.run import Run
+
+    judged = ["diagnose.judge.base_url=http://x", "diagnose.judge.model=m"]
+    (tmp_path / "summary.json").write_text(json.dumps({"status": "done", "judge": None}))
+    assert Run(compose_config(), tmp_path).finished
+    assert not Run(compose_config(*judged), tmp_path).finished
+    (tmp_path / "summary.json").write_text(json.dumps({"status": "done", "judge": "m"}))
+    assert Run(compose_config(*judged), tmp_path).finished
+    (tmp_path / "summary.json").write_text(json.dumps({"status": "done"}))  # of a training run
+    assert Run(compose_config(*judged), tmp_path).finished
+
+
 def test_the_judge_counts_steps_and_an_endpoint_that_is_not_there_is_one_line():
     from expo.config import UserError
     from expo.data.problem import Problem

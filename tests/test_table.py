@@ -23,6 +23,7 @@ from expo.experiments import table
 from expo.experiments.aggregate import by_step, final_rows, measured_values, pass_values, stack, statistic
 from expo.experiments.cost import DEVICES, estimate, shape
 from expo.experiments.launch import own_gpu
+from expo.experiments.sweep import View, until_over
 from expo.offline import read_offline
 from expo.report import command
 from expo.train import step_of
@@ -110,8 +111,9 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(small, tmp_path, capsys)
     said = capsys.readouterr()
     assert "grpo seed 0: not started" in said.err
     assert not (small / "results").exists()  # fewer seeds than the plan's: not the plan's own table
-    record = json.loads(next(tmp_path.glob("out/sweeps/small-cpu/*/table.json")).read_text())
+    record = json.loads(next(tmp_path.glob("out/sweeps/small-cpu/*/results/table.json")).read_text())
     assert [record["arms"][key]["runs"] for key in ("grpo", "exp")] == [0, 1]
+    assert record["device"].endswith("1 threads")  # the runs', and not of who renders
 
 
 @pytest.mark.parametrize(
@@ -264,6 +266,39 @@ def test_a_sweep_killed_three_times_ends_with_the_same_table(small, tmp_path):
 
 def untimed(row):
     return {k: v for k, v in json.loads(row["line"]).items() if not k.startswith(("time/", "throughput/tokens_per_s"))}
+
+
+def test_what_ends_us_is_handed_on_while_a_process_works_and_no_longer(tmp_path):
+    before = signal.getsignal(signal.SIGINT)
+    child = "import signal; signal.signal(signal.SIGTERM, lambda *_: exit(7)); print(flush=True); signal.pause()"
+    process = subprocess.Popen([sys.executable, "-c", child], stdout=subprocess.PIPE)
+
+    def interrupt():
+        process.stdout.readline()
+        signal.raise_signal(signal.SIGINT)
+
+    assert until_over(process, interrupt) == 7
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_the_view_shows_what_runs_have_written_and_says_once_when_they_end(small, tmp_path, capsys):
+    first, second = plans.plan_runs("small", plans.load_plan("small"), "cpu", [0], [f"output_dir={tmp_path}"])
+    first.dir.mkdir(parents=True)
+    lines = [{"step": 0, "pass@4": 0.25}, {"step": 1, "reward/mean": 0.5}]
+    (first.dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[1:]))
+    with View([first, second]) as view:
+        view.update()
+        (task,) = view.tasks.values()
+        assert (view.bar.tasks[task].completed, view.bar.tasks[task].fields["state"]) == (1, "reward 0.500")
+        (first.dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        view.update()
+        assert view.bar.tasks[task].fields["state"] == "reward 0.500  pass@4 0.250"
+        (first.dir / "summary.json").write_text(json.dumps({"status": "done", "wall_s": 3, "metrics": {"pass@4": 0.5}}))
+        view.update()
+        view.update()
+        assert not view.tasks
+        assert view.bar.tasks[view.whole].completed == first.cfg.trainer.max_steps
+    assert capsys.readouterr().err.count("grpo-s0 done after 3 s pass@4 0.500 (1 of 2)") == 1
 
 
 def test_two_sweeps_at_once_make_every_run_once(small, tmp_path):

@@ -60,7 +60,7 @@ def diagnose(cfg: Config) -> int:
     run = Run.find(cfg, run_dir(cfg, "diagnose"))
     with run.alone():
         run = Run.find(cfg, run.dir)
-        if run.finished and not cfg.diagnose.judge.base_url:  # which judged is no part of the identity
+        if run.finished:
             print(f"{run.dir} is finished already; fresh=true makes it again")
         else:
             measure_samples(cfg, run)
@@ -97,7 +97,7 @@ def measure_samples(cfg: Config, run: Run) -> None:
     pa.parquet.write_table(pa.Table.from_pylist(rows), run.dir / "samples.parquet")
     run.metrics = summarize(rows)
     save_figure(rows, run.dir / "properties.png")
-    run.finish("done", problems=len(problems), samples=conf.samples)
+    run.finish("done", problems=len(problems), samples=conf.samples, judge=conf.judge.model or None)
 
 
 def first_of_each_level(problems: Sequence[Problem], count: int) -> list[Problem]:

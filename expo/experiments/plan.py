@@ -17,6 +17,7 @@ from expo import config
 from expo.checks import check
 from expo.cli import conf_dir
 from expo.config import UserError
+from expo.run import Run
 from expo.schema import Config, WandbLoggerConf
 
 # What `expo diagnose` measures of each sample, and how many decimals a table shows.
@@ -97,7 +98,7 @@ class PlannedRun:
 
     @property
     def done(self) -> bool:
-        return read_summary(self.dir).get("status") == "done"
+        return Run(self.cfg, self.dir).finished
 
 
 def read_summary(directory: Path) -> dict[str, Any]:

@@ -76,12 +76,17 @@ def make(todo: Sequence[PlannedRun], sweep: Path, hydra: list[str]) -> int:
 
 def until_over(process: subprocess.Popen, meanwhile: Callable[[], object] = int) -> int:
     """Wait for a process in a session of its own, and hand it what would end us: it stops with checkpoints. Returns its exit code."""
-    for number in (signal.SIGTERM, signal.SIGINT):
+    earlier = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in earlier:
         signal.signal(number, lambda number, frame: process.send_signal(signal.SIGTERM))
-    while process.poll() is None:
-        meanwhile()
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(POLL_S)
+    try:
+        while process.poll() is None:
+            meanwhile()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(POLL_S)
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
     return process.returncode if process.returncode >= 0 else 128 - process.returncode
 
 
@@ -123,10 +128,10 @@ class View:
             steps, evaluations = ([], []) if over else read_curve(run.dir)
             step = max([0, *(step for step, _ in (*steps, *evaluations))])
             steps_done += run.cfg.trainer.max_steps if over else step
-            if not over and evaluations:
-                self._show(
-                    run, step, (f"reward {steps[-1][1]:.3f}  " if steps else "") + f"pass@4 {evaluations[-1][1]:.3f}"
-                )
+            if not over and step:
+                reward = [f"reward {steps[-1][1]:.3f}"] if steps else []
+                passed = [f"pass@4 {evaluations[-1][1]:.3f}"] if evaluations else []
+                self._show(run, step, "  ".join(reward + passed))
         state = f"{len(self.ended)} ended"
         self.bar.update(self.whole, completed=steps_done, state=state)
 

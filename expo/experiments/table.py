@@ -22,7 +22,6 @@ from expo.experiments.figures import Curves
 from expo.experiments.plan import EXPERIMENTS, Plan, PlannedRun, Scale, load_plan, plan_runs, read_summary
 from expo.experiments.render import markdown, rows_of
 from expo.experiments.sweep import distinct, make, prepare, to_prepare, why
-from expo.run import device_name
 from expo.schema import WandbLoggerConf
 
 if TYPE_CHECKING:
@@ -32,6 +31,8 @@ USAGE = (
     "usage: expo table NAME [scale=cpu] [seeds=N] [jobs=N] [dry_run=true] [output_dir=outputs] [results=FOLDER] "
     "[hydra/launcher=…] [HYDRA OVERRIDES...]; runs that are finished are not made again"
 )
+
+AT_A_TIME = {"local": "n_jobs", "slurm": "array_parallelism"}  # what launchers call the number of runs at a time
 
 
 def main(arguments: list[str]) -> int:
@@ -73,8 +74,8 @@ def main(arguments: list[str]) -> int:
     changed = seeds is not None or not as_planned  # then it is not the plan's own table
     variant = hashlib.sha256(json.dumps([seeds, ours]).encode()).hexdigest()[:8] if changed else ""
     folder = Path(options["results"] or (own / variant if changed else committed))
-    local = not any(o.startswith("hydra/launcher=") for o in hydra)
-    launcher = [f"hydra.launcher.n_jobs={jobs}"] if local else []
+    chosen = next((o.partition("=")[2] for o in hydra if o.startswith("hydra/launcher=")), "local")
+    launcher = [f"hydra.launcher.{AT_A_TIME[chosen]}={jobs}"] if chosen in AT_A_TIME else []
     code = make(todo, sweep, [f"output_dir={runs[0].cfg.output_dir}", *launcher, *hydra])
     if code > 128:
         print("expo: stopped, with checkpoints; the same command goes on", file=sys.stderr)
@@ -83,6 +84,8 @@ def main(arguments: list[str]) -> int:
         print(f"expo: no run was made; see {sweep / 'launch.log'}", file=sys.stderr)
         return code
     failed = [run for run in todo if not run.done]
+    if failed and not options["results"]:  # a whole table is not overwritten by one with holes
+        folder = sweep / "results"
     finish(name, plan, runs, folder, " ".join(["expo table", *arguments]))
     logger = runs[0].cfg.logger
     if isinstance(logger, WandbLoggerConf):
@@ -181,7 +184,7 @@ def finish(name: str, plan: Plan, runs: Sequence[PlannedRun], folder: Path, comm
         "name": name,
         "title": plan.title,
         "command": command,
-        "device": device_name(),
+        "device": ", ".join(sorted({str(read_summary(run.dir)["device"]) for run in runs if run.done})),
         "cores": os.cpu_count(),
         "date": time.strftime("%Y-%m-%d"),
         "arms": aggregate(plan, runs),
