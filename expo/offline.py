@@ -24,6 +24,7 @@ class OfflineRun:
     tags: list[str] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)  # one per logged step, with `_step`
+    summary: dict[str, Any] = field(default_factory=dict)
     artifacts: list[str] = field(default_factory=list)
 
 
@@ -41,6 +42,8 @@ def read_offline(path: Path) -> OfflineRun:
             run.config |= _items(record.config.update)
         elif kind == "history":
             run.history.append(_items(record.history.item) | {"_step": record.history.step.num})
+        elif kind == "summary":
+            run.summary |= _items(record.summary.update)
         elif kind == "artifact":
             run.artifacts.append(record.artifact.name)
         elif kind == "request" and record.request.WhichOneof("request_type") == "log_artifact":

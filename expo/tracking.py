@@ -1,7 +1,7 @@
 """Where scalars and tables go: metrics.jsonl always, W&B where asked for."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -11,8 +11,8 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import OmegaConf
 from wandb.errors import Error as WandbError
 
-from expo.config import UserError, identity
-from expo.run import git_commit
+from expo.config import UserError
+from expo.run import Run, git_commit
 from expo.schema import Config, WandbConf, WandbLoggerConf
 
 TABLE_ROWS = 200  # rows of a completions table that go to W&B; parquet has them all
@@ -55,27 +55,49 @@ class StepWandbLogger(WandbLogger):
 
 
 def make_loggers(cfg: Config, directory: Path, resume_step: int) -> list[Logger]:
-    """The loggers of a run. The W&B run has the run's identity as id, so that a resumed run goes on in it."""
-    loggers: list[Logger] = [JsonlLogger(directory / "metrics.jsonl", resume_step)]
-    if isinstance(cfg.logger, WandbLoggerConf):
-        options = asdict(cfg.logger.wandb)
-        mode = options.pop("mode")
-        run_id = f"{cfg.name}-s{cfg.seed}-{identity(cfg)}"
-        record = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(cfg), enum_to_str=True))
-        wandb_logger = StepWandbLogger(
-            name=f"{cfg.name}-s{cfg.seed}", id=run_id, save_dir=directory, offline=mode == "offline", resume="allow",
-            config=record | {"git": git_commit()},
-            **({"mode": mode} if mode == "disabled" else {}), **options,
-        )  # fmt: skip
-        try:
-            wandb_logger.experiment  # noqa: B018  (starts the run now, so that a missing key is found before any work)
-        except WandbError as error:
-            raise UserError(f"logger.wandb.mode={mode}: {_no_wandb(error)}") from error
-        loggers.append(wandb_logger)
-    return loggers
+    """The loggers of a training run."""
+    return [JsonlLogger(directory / "metrics.jsonl", resume_step), *wandb_loggers(cfg, directory)]
 
 
-def log_table(loggers: list[Logger], name: str, rows: list[dict[str, Any]], step: int) -> None:
+def wandb_loggers(cfg: Config, directory: Path, command: str = "train") -> list[WandbLogger]:
+    """W&B, where asked for. Its run is called as the run's directory is, so that a resumed run goes on in it."""
+    if not isinstance(cfg.logger, WandbLoggerConf):
+        return []
+    options = asdict(cfg.logger.wandb)
+    mode = options.pop("mode")
+    before = "" if command == "train" else f"{command}-"
+    record = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(cfg), enum_to_str=True))
+    logger = StepWandbLogger(
+        name=f"{before}{cfg.name}-s{cfg.seed}", id=before + directory.name, save_dir=directory, offline=mode == "offline", resume="allow",
+        config=record | {"git": git_commit()},
+        **({"mode": mode} if mode == "disabled" else {}), **options,
+    )  # fmt: skip
+    try:
+        logger.experiment  # noqa: B018  (starts the run now, so that a missing key is found before any work)
+    except WandbError as error:
+        raise UserError(f"logger.wandb.mode={mode}: {_no_wandb(error)}") from error
+    return [logger]
+
+
+def log_summary(loggers: Sequence[Logger], run: Run) -> None:
+    """What summary.json says beside the metrics (status, wall-clock seconds, versions, device) to W&B's summary."""
+    record = {name: value for name, value in run.summary().items() if name != "metrics"}
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.summary.update(record)
+
+
+def log_measured(loggers: Sequence[WandbLogger], run: Run, name: str, rows: list[dict[str, Any]]) -> None:
+    """A run that has no steps: its metrics, a table of its completions, and its summary."""
+    for logger in loggers:
+        logger.log_metrics(run.metrics, step=0)
+    log_table(loggers, name, rows, 0)
+    log_summary(loggers, run)
+    for logger in loggers:
+        logger.experiment.finish()
+
+
+def log_table(loggers: Sequence[Logger], name: str, rows: list[dict[str, Any]], step: int) -> None:
     """The first rows of a completions table to the loggers that show tables."""
     for logger in loggers:
         if isinstance(logger, WandbLogger) and rows:

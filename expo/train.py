@@ -32,7 +32,7 @@ from expo.rollout.engine import Engine, Sampling
 from expo.run import Run
 from expo.schema import Config
 from expo.schema_learning import Explainer
-from expo.tracking import make_loggers
+from expo.tracking import log_summary, make_loggers
 from expo.verifier import Verifier
 
 
@@ -133,6 +133,7 @@ def fit(cfg: Config, run: Run, module: Algorithm, evaluator: Evaluator) -> int:
         trainer.fit(module, ckpt_path=checkpoint, weights_only=False)
     except Exception as error:
         run.finish("failed", reason=f"{type(error).__name__}: {error}", step=trainer.current_epoch)
+        log_summary(trainer.loggers, run)
         if isinstance(error, EngineError) and stop.signal:  # a Ctrl-C reaches an engine in a process of its own, too
             run.finish("stopped", step=trainer.current_epoch)
             return 128 + stop.signal
@@ -157,6 +158,7 @@ def fit(cfg: Config, run: Run, module: Algorithm, evaluator: Evaluator) -> int:
     }
     status, k = "done" if done else "stopped", max(cfg.k)
     run.finish(status, step=step, peak_memory_mb=peak)
+    log_summary(trainer.loggers, run)
     for logger in trainer.loggers:
         logger.finalize("success")
     print(f"{run.dir}: {status} at step {step}, pass@{k} {run.metrics[f'pass@{k}']:.3f}")

@@ -66,6 +66,30 @@ def test_diagnose_measures_every_kind_on_the_ladder(tmp_path, capsys):
     assert "self-explanation" in capsys.readouterr().out
 
 
+def test_evaluate_and_diagnose_tell_wandb_what_they_found(tmp_path, monkeypatch):
+    from conftest import compose_config
+
+    from expo.evaluation.command import evaluate_command
+    from expo.evaluation.diagnose import diagnose
+    from expo.offline import read_offline
+
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    cfg = compose_config(
+        "debug=tiny", "diagnose.problems=2", "diagnose.samples=1", "logger=wandb", "logger.wandb.group=g",
+        f"output_dir={tmp_path}",
+    )  # fmt: skip
+    for command, make, metric in (("evaluate", evaluate_command, "pass@4"), ("diagnose", diagnose, "own/nll")):
+        assert make(cfg) == 0
+        (directory,) = tmp_path.glob(f"{command}/*/wandb")
+        (path,) = directory.glob("offline-run-*/run-*.wandb")
+        found = read_offline(path)
+        summary = json.loads((directory.parent / "summary.json").read_text())
+        assert (found.id, found.group) == (f"{command}-{directory.parent.name}", "g")
+        assert (found.summary["status"], found.summary["identity"]) == ("done", summary["identity"])
+        assert found.history[0][metric] == pytest.approx(summary["metrics"][metric])
+        assert not (directory.parent / "metrics.jsonl").exists()  # which is of steps
+
+
 def test_diagnose_runs_on_math_with_a_random_model(tmp_path, math_file):
     from conftest import compose_config
 

@@ -276,6 +276,9 @@ def test_wandb_offline_leaves_a_run_named_by_its_identity(tmp_path, monkeypatch)
     assert (first.group, first.tags) == ("g", ["t"])
     assert first.config["algorithm"]["group_size"] == 4
     assert first.config["git"]
+    assert (first.summary["status"], second.summary["status"]) == ("stopped", "done")
+    assert second.summary["wall_s"] > 0
+    assert second.summary["versions"]["torch"]
     assert [row["_step"] for row in first.history] == [0, 1]
     assert [row["_step"] for row in second.history] == [2, 3]  # goes on, and loses no step
     lines = {line["step"]: line for line in scalars(directory) if "reward/mean" in line}

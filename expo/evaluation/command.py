@@ -9,6 +9,7 @@ from expo.collector import within_length
 from expo.config import run_dir
 from expo.run import Run
 from expo.schema import Config
+from expo.tracking import log_measured, wandb_loggers
 from expo.train import instantiate_verifier, load_model, make_engine, make_evaluator, quiet_libraries, read
 
 
@@ -30,6 +31,8 @@ def evaluate_command(cfg: Config) -> int:
 
 
 def evaluate(cfg: Config, run: Run) -> None:
+    run.begin()
+    loggers = wandb_loggers(cfg, run.dir, "evaluate")
     model, tokenizer = load_model(cfg)
     prompts = instantiate(cfg.prompts)
     problems = within_length(read(cfg).whole(), [prompts.solve_ids], tokenizer, cfg.rollout.max_prompt_tokens)
@@ -37,10 +40,10 @@ def evaluate(cfg: Config, run: Run) -> None:
         engine = make_engine(cfg, model, tokenizer)
         evaluation = make_evaluator(cfg, problems, verifier, prompts, tokenizer).evaluate(engine)
         engine.close()
-    run.begin()
     evaluation.save(run.dir / "completions" / "eval.parquet")
     run.metrics = evaluation.metrics
     run.finish("done", problems=len(problems))
+    log_measured(loggers, run, "completions/eval", evaluation.rows)
 
 
 def show(cfg: Config, metrics: dict[str, float], problems: int) -> None:

@@ -27,6 +27,7 @@ from expo.randomness import DIAGNOSE, Key
 from expo.rollout.engine import Engine, Request, Sampling
 from expo.run import Run
 from expo.schema import Config, DiagnoseConf
+from expo.tracking import log_measured, wandb_loggers
 from expo.train import instantiate_verifier, load_model, make_engine, quiet_libraries, read
 from expo.verifier import Verdict
 
@@ -76,6 +77,8 @@ def read_samples(directory: Path) -> Rows:
 
 def measure_samples(cfg: Config, run: Run) -> None:
     conf = cfg.diagnose
+    run.begin()
+    loggers = wandb_loggers(cfg, run.dir, "diagnose")
     model, tokenizer = load_model(cfg)
     model.eval()
     prompts, r = instantiate(cfg.prompts), cfg.rollout
@@ -89,7 +92,6 @@ def measure_samples(cfg: Config, run: Run) -> None:
         rows = sample(problems, engine, tools, conf.samples)
         engine.close()
     measure(rows, problems, Scorer(model, tokenizer, prompts, cfg.trainer.micro_batch_size))
-    run.begin()
     run.finish("stopped")  # until the judge has spoken, who can fail
     unjudged = [row | {"right_steps": None} for row in rows]
     pa.parquet.write_table(pa.Table.from_pylist(unjudged), run.dir / "samples.parquet")
@@ -98,6 +100,7 @@ def measure_samples(cfg: Config, run: Run) -> None:
     run.metrics = summarize(rows)
     save_figure(rows, run.dir / "properties.png")
     run.finish("done", problems=len(problems), samples=conf.samples, judge=conf.judge.model or None)
+    log_measured(loggers, run, "samples", [{k: row[k] for k in ("kind", "completion", *COLUMNS)} for row in rows])
 
 
 def first_of_each_level(problems: Sequence[Problem], count: int) -> list[Problem]:
