@@ -162,6 +162,7 @@ def pretrain(cfg: Config) -> None:
         "step{step:06d}",
         auto_insert_metric_name=False,
         every_n_train_steps=CHECKPOINT_EVERY,
+        enable_version_counter=False,  # a damaged one of the same step is written over
     )
     trainer = Trainer(
         max_steps=conf.max_steps,

@@ -62,6 +62,15 @@ def test_the_log_probabilities_are_those_of_the_policy_after_the_step(directory)
     torch.testing.assert_close(torch.tensor(row["positive_token_logp"]), expected, atol=1e-4, rtol=0)
 
 
+def test_each_filter_that_rejected_something_is_counted(tmp_path):
+    line = {"step": 1, "pass@4": 0.5, "positive/filtered_frac": 0.25, "positive/filtered_wrong_frac": 0.25}
+    data = RunData("a", 0, {"wall_s": 1.0}, [line | {"positive/filtered_leak_frac": 0.0}], [], [])
+    write(Page("t", "", ["arm"], [["a"]]), [data], tmp_path / "page.html")
+    html = (tmp_path / "page.html").read_text()
+    assert "<th>positive/filtered_frac</th><th>positive/filtered_wrong_frac</th>" in html
+    assert "filtered_leak_frac" not in html
+
+
 def test_text_of_a_model_is_text_on_the_page(tmp_path):
     sample = {"positive": "<script>", "positive_tokens": ["<scr", "ipt>"], "positive_token_logp": [-0.1, -5.0]}
     sample |= {"question": "<b>", "answer": "&", "completion": None, "verdict": None, "rejected": None, "level": None}

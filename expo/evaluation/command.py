@@ -26,7 +26,7 @@ def evaluate_command(cfg: Config) -> int:
         else:
             evaluate(cfg, run)
     show(cfg, run.metrics, run.summary()["problems"])
-    Console().print(f"completions and summary: {run.dir}")
+    print(f"completions and summary: {run.dir}")
     return 0
 
 

@@ -66,7 +66,7 @@ def diagnose(cfg: Config) -> int:
         else:
             measure_samples(cfg, run)
     show(cfg, read_samples(run.dir), run.summary()["problems"])
-    Console().print(f"samples, summary and picture: {run.dir}")
+    print(f"samples, summary and picture: {run.dir}")
     return 0
 
 

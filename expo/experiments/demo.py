@@ -194,7 +194,7 @@ def show(summary: dict[str, Any], output: Path) -> None:
         f"base policy pass@4 {100 * summary['base_pass@4']:.1f} %; right rollouts to expect from it in a whole run: "
         f"{summary['expected_lucky_rollouts']:.2f}; {summary['wall_s']:.0f} s"
     )
-    console.print(f"curves: {output / 'curves.png'}   report: {output / 'report.html'}")
+    print(f"curves: {output / 'curves.png'}   report: {output / 'report.html'}")
 
 
 def cell(metric: dict[str, float]) -> str:

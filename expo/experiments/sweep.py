@@ -38,7 +38,7 @@ def prepare(missing: Mapping[str, Sequence[str]]) -> int:
         with Path(f"{folder}.lock").open("w") as lock:  # of two sweeps, one makes it
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not _there(folder):
-                Console(stderr=True).print(f"making {folder}: expo {' '.join(command)}", markup=False)
+                print(f"making {folder}: expo {' '.join(command)}", file=sys.stderr)
                 code = until_over(subprocess.Popen([sys.executable, "-m", "expo", *command], start_new_session=True))
                 if code:
                     return code

@@ -200,7 +200,7 @@ def finish(name: str, plan: Plan, runs: Sequence[PlannedRun], folder: Path, comm
             figure.savefig(folder / f"{figure_name}{suffix}", dpi=130)
         plt.close(figure)
     show(plan, record)
-    Console().print(f"table and figures: {folder}")
+    print(f"table and figures: {folder}")
 
 
 def show(plan: Plan, record: dict[str, Any]) -> None:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pyarrow.parquet
 from omegaconf import OmegaConf
-from rich.console import Console
 
 from expo.config import UserError, take_options
 from expo.experiments.aggregate import final_rows, read_lines, samples_of
@@ -38,7 +37,7 @@ def main(arguments: list[str]) -> int:
         page, runs = read_runs([Path(s) for s in subjects])
     output.parent.mkdir(parents=True, exist_ok=True)
     write(page, runs, output)
-    Console().print(f"report: {output} ({output.stat().st_size / 1024:.0f} KiB, {len(runs)} runs)")
+    print(f"report: {output} ({output.stat().st_size / 1024:.0f} KiB, {len(runs)} runs)")
     return 0
 
 

@@ -23,6 +23,8 @@ CURVES = {
     "positive/logp_given_q": False,
     "positive/answer_lift": False,
     "loss/total": False,
+    "loss/preference": False,
+    "pair/chosen_gain": False,
     "policy/entropy": False,
     "completion/length_mean": False,
 }
@@ -77,10 +79,20 @@ def write(page: Page, runs: Sequence[RunData], path: Path) -> None:
         images=[] if curves else [(p.stem, base64.b64encode(p.read_bytes()).decode()) for p in page.images],
         samples=samples,
         bins=[f"≥ -{BINS[0]:g}", *(f"≥ -{b:g}" for b in BINS[1:]), f"< -{BINS[-1]:g}"],
-        counts=_table(trained, dict.fromkeys(COUNTS, (_mean, ".3g"))) if trained else None,
+        counts=_table(trained, dict.fromkeys(_counted(trained), (_mean, ".3g"))) if trained else None,
         cost=_cost(trained) if trained else None,
     )
     path.write_text(text)
+
+
+def _counted(arms: Mapping[str, Sequence[RunData]]) -> tuple[str, ...]:
+    """COUNTS, with each filter that has rejected anything."""
+    lines = [line for own in arms.values() for run in own for line in run.lines]
+    filters = {
+        name for line in lines for name in line if re.fullmatch(r"positive/filtered_\w+_frac", name) and line[name]
+    }
+    after = COUNTS.index("positive/filtered_frac") + 1
+    return (*COUNTS[:after], *sorted(filters), *COUNTS[after:])
 
 
 def _hardest(arms: Mapping[str, Sequence[RunData]]) -> dict[str, bool]:
