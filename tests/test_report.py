@@ -71,6 +71,13 @@ def test_each_filter_that_rejected_something_is_counted(tmp_path):
     assert "filtered_leak_frac" not in html
 
 
+def test_the_preference_loss_is_shown_where_there_is_one(tmp_path):
+    for loss in (0.0, 0.7):
+        data = RunData("a", 0, {"wall_s": 1.0}, [{"step": s, "loss/preference": loss} for s in (1, 2)], [], [])
+        write(Page("t", "", ["arm"], [["a"]]), [data], tmp_path / "page.html")
+        assert ("loss/preference" in (tmp_path / "page.html").read_text()) is bool(loss)
+
+
 def test_text_of_a_model_is_text_on_the_page(tmp_path):
     sample = {"positive": "<script>", "positive_tokens": ["<scr", "ipt>"], "positive_token_logp": [-0.1, -5.0]}
     sample |= {"question": "<b>", "answer": "&", "completion": None, "verdict": None, "rejected": None, "level": None}

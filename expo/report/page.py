@@ -66,6 +66,8 @@ def write(page: Page, runs: Sequence[RunData], path: Path) -> None:
     colours = {arm: COLOURS[i % len(COLOURS)] for i, arm in enumerate(arms)}
     trained = {arm: own for arm, own in arms.items() if any(run.lines for run in own)}
     names = {**_hardest(trained), **CURVES}
+    if not any(line.get("loss/preference") for own in trained.values() for run in own for line in run.lines):
+        del names["loss/preference"]  # no DPO here
     found = ((name, charts.lines(name, _curves(trained, name), colours, unit)) for name, unit in names.items())
     curves = [(name, chart) for name, chart in found if chart]
     samples = [(arm, [_sample(s) for s in own[0].samples]) for arm, own in arms.items() if own[0].samples]
