@@ -7,7 +7,6 @@ import math
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -25,10 +24,12 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from expo.callbacks import SAY_EVERY_S
+from expo.config import UserError
 from expo.data import ladder
 from expo.data.problem import Problem
 from expo.models import ladder_model, ladder_tokenizer
 from expo.prompts import Prompts
+from expo.run import git_commit
 from expo.schema import Config
 from expo.train import newest_checkpoint, quiet_libraries
 
@@ -154,7 +155,10 @@ def pretrain(cfg: Config) -> None:
         torch.set_num_threads(cfg.trainer.threads)
     tokenizer, model = ladder_tokenizer(), ladder_model(cfg.seed, conf.hidden_size, conf.layers, conf.heads)
     output = Path(conf.output)
-    settings = json.dumps([cfg.seed, dataclasses.asdict(dataclasses.replace(conf, output=""))])
+    if output.is_file():
+        raise UserError(f"pretrain.output={output}: a file; give a folder, or remove it")
+    recipe = dataclasses.replace(conf, output="")
+    settings = json.dumps([cfg.seed, dataclasses.asdict(recipe), dataclasses.asdict(cfg.prompts)])
     partial = output.with_name(f"{output.name}.partial-{hashlib.sha256(settings.encode()).hexdigest()[:8]}")
     watched = sys.stdout.isatty()
     keep = ModelCheckpoint(
@@ -190,14 +194,12 @@ def pretrain(cfg: Config) -> None:
     )
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
-    shutil.rmtree(partial / "checkpoints", ignore_errors=True)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     minutes = (time.monotonic() - started) / 60
     (partial / "README.md").write_text(
         CARD.format(
             cfg=cfg,
             parameters=model.num_parameters(),
-            commit=commit.stdout.strip() or "?",
+            commit=git_commit() or "?",
             minutes=minutes,
             resumed=f" since it was resumed at {checkpoint.stem}" if checkpoint else "",
             threads=torch.get_num_threads(),
@@ -205,9 +207,10 @@ def pretrain(cfg: Config) -> None:
         )
     )
     output.mkdir(parents=True, exist_ok=True)
-    for file in sorted(partial.iterdir(), key=lambda f: f.name == "config.json"):  # by which a model is known
+    files = [file for file in partial.iterdir() if file.is_file()]
+    for file in sorted(files, key=lambda f: f.name == "config.json"):  # by which a model is known
         file.replace(output / file.name)
-    partial.rmdir()
+    shutil.rmtree(partial)  # the checkpoints: only now is nothing lost with them
     print(
         f"saved to {output} after {minutes:.1f} min; use it with model=hf model.path={output if output.is_absolute() else f'./{output}'}"
     )

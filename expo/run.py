@@ -3,6 +3,7 @@
 import fcntl
 import importlib.metadata
 import json
+import os
 import platform
 import re
 import shutil
@@ -46,7 +47,8 @@ class Run:
     def finished(self) -> bool:
         """Done, and judged by whom the config names: which is no part of the identity."""
         summary, judge = self.summary(), self.cfg.diagnose.judge
-        judged = not judge.base_url or summary.get("judge", judge.model) == judge.model
+        measured = "samples" in summary  # by expo diagnose, the only one that judges
+        judged = not (measured and judge.base_url) or summary.get("judge") == judge.model
         return not self.cfg.fresh and summary.get("status") == "done" and judged
 
     @contextmanager
@@ -61,6 +63,9 @@ class Run:
         """Make the directory and write config.yaml. With `fresh`, what is there goes: old checkpoints would be resumed from."""
         if self.cfg.fresh:
             shutil.rmtree(self.dir, ignore_errors=True)
+        self.write_config()
+
+    def write_config(self) -> None:
         self.dir.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(OmegaConf.structured(self.cfg), self.dir / "config.yaml")
 
@@ -90,6 +95,8 @@ class Run:
 
 def git_commit() -> str | None:
     """Commit of the checkout that expo runs from, with `-dirty` where it differs; None for an installed wheel."""
+    if shutil.which("git") is None:
+        return None
     here = Path(__file__).parent
     done = subprocess.run(
         ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=10"],
@@ -105,4 +112,5 @@ def device_name() -> str:
         return torch.cuda.get_device_name()
     cpuinfo = Path("/proc/cpuinfo")  # Linux; platform.processor() is empty there
     names = re.findall(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.is_file() else []
-    return f"{next(iter(names), platform.processor() or platform.machine())}, {torch.get_num_threads()} threads"
+    name = next(iter(names), platform.processor() or platform.machine())
+    return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"

@@ -90,14 +90,14 @@ def log_summary(loggers: Sequence[Logger], run: Run) -> None:
 def log_measured(loggers: Sequence[WandbLogger], run: Run, name: str, rows: list[dict[str, Any]]) -> None:
     """A run that has no steps: its metrics, a table of its completions, and its summary."""
     for logger in loggers:
-        logger.log_metrics(run.metrics, step=0)
-    log_table(loggers, name, rows, 0)
+        logger.log_metrics(run.metrics)  # at W&B's own next step: a run that was measured before is there already
+    log_table(loggers, name, rows, None)
     log_summary(loggers, run)
     for logger in loggers:
         logger.experiment.finish()
 
 
-def log_table(loggers: Sequence[Logger], name: str, rows: list[dict[str, Any]], step: int) -> None:
+def log_table(loggers: Sequence[Logger], name: str, rows: list[dict[str, Any]], step: int | None) -> None:
     """The first rows of a completions table to the loggers that show tables."""
     for logger in loggers:
         if isinstance(logger, WandbLogger) and rows:

@@ -97,7 +97,7 @@ def build(cfg: Config, verifier: Verifier) -> tuple[Algorithm, Evaluator]:
         source=source,
         hints=hints,
         scorer=Scorer(policy, tokenizer, prompts, cfg.trainer.micro_batch_size),
-        tools=Tools(prompts, tokenizer, verifier, sampling, cfg.seed, r.longest_prompt),
+        tools=Tools(prompts, tokenizer, verifier, sampling, cfg.seed, longest_prompt(cfg, policy)),
     )
     sampler = ProblemSampler(problems, cfg.trainer.problems_per_step, cfg.seed)
     own = run_dir(cfg) / "pairs"
@@ -133,9 +133,13 @@ def fit(cfg: Config, run: Run, module: Algorithm, evaluator: Evaluator) -> int:
         trainer.fit(module, ckpt_path=checkpoint, weights_only=False)
     except Exception as error:
         run.finish("failed", reason=f"{type(error).__name__}: {error}", step=trainer.current_epoch)
-        log_summary(trainer.loggers, run)
-        if isinstance(error, EngineError) and stop.signal:  # a Ctrl-C reaches an engine in a process of its own, too
+        interrupted = (
+            isinstance(error, EngineError) and stop.signal
+        )  # a Ctrl-C reaches an engine in a process of its own, too
+        if interrupted:
             run.finish("stopped", step=trainer.current_epoch)
+        log_summary(trainer.loggers, run)
+        if interrupted:
             return 128 + stop.signal
         if not isinstance(error, (NonFiniteGradient, EngineError)):
             raise
@@ -192,6 +196,13 @@ def load_model(cfg: Config) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if torch.cuda.is_available() and cfg.trainer.accelerator != "cpu":
         model.to("cuda")
     return model, tokenizer
+
+
+def longest_prompt(cfg: Config, model: PreTrainedModel) -> int:
+    """Tokens of the longest prompt that may show a solution or a hint, as far as the model has room for a completion after it."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    room = [limit - cfg.rollout.max_completion_tokens] if limit else []
+    return min([cfg.rollout.longest_prompt, *room])
 
 
 def make_engine(cfg: Config, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Engine:

@@ -8,6 +8,7 @@ import torch
 from conftest import compose_config
 
 from expo import pretrain as base_policy
+from expo.config import UserError
 from expo.experiments import demo
 from expo.policy import load_policy
 from expo.pretrain import pretrain
@@ -67,6 +68,12 @@ def test_pretrain_goes_on_after_a_signal_to_the_same_weights(tmp_path, monkeypat
     for left, right in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(left, right)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cut", "whole"]
+
+
+def test_pretrain_refuses_a_file_for_a_folder_before_it_works(tmp_path):
+    (tmp_path / "base").write_text("")
+    with pytest.raises(UserError, match=r"pretrain.output=.*a file"):
+        pretrain(compose_config(f"pretrain.output={tmp_path / 'base'}"))
 
 
 def test_pretrain_makes_a_model_that_loads(tmp_path):

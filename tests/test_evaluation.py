@@ -1,10 +1,14 @@
 import json
+import sys
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
 import pyarrow.parquet
 import pytest
+import wandb
 
+from expo.config import UserError
 from expo.evaluation.pass_at_k import interval, pass_at_k
 
 
@@ -71,7 +75,11 @@ def test_evaluate_and_diagnose_tell_wandb_what_they_found(tmp_path, monkeypatch)
 
     from expo.evaluation.command import evaluate_command
     from expo.evaluation.diagnose import diagnose
+    from expo.experiments.plan import read_summary
     from expo.offline import read_offline
+
+    def no_model(cfg):
+        raise UserError("no model")
 
     monkeypatch.setenv("WANDB_SILENT", "true")
     cfg = compose_config(
@@ -80,6 +88,7 @@ def test_evaluate_and_diagnose_tell_wandb_what_they_found(tmp_path, monkeypatch)
     )  # fmt: skip
     for command, make, metric in (("evaluate", evaluate_command, "pass@4"), ("diagnose", diagnose, "own/nll")):
         assert make(cfg) == 0
+        wandb.teardown()  # what is written asynchronously is there now
         (directory,) = tmp_path.glob(f"{command}/*/wandb")
         (path,) = directory.glob("offline-run-*/run-*.wandb")
         found = read_offline(path)
@@ -88,6 +97,12 @@ def test_evaluate_and_diagnose_tell_wandb_what_they_found(tmp_path, monkeypatch)
         assert (found.summary["status"], found.summary["identity"]) == ("done", summary["identity"])
         assert found.history[0][metric] == pytest.approx(summary["metrics"][metric])
         assert not (directory.parent / "metrics.jsonl").exists()  # which is of steps
+        monkeypatch.setattr(sys.modules[make.__module__], "load_model", no_model)
+        with pytest.raises(UserError, match="no model"):
+            make(replace(cfg, fresh=True))
+        wandb.finish()
+        wandb.teardown()
+        assert read_summary(directory.parent)["status"] == "done"  # a mistake costs nothing that is there
 
 
 def test_diagnose_runs_on_math_with_a_random_model(tmp_path, math_file):
@@ -111,10 +126,10 @@ def test_samples_that_another_judge_has_seen_or_none_are_not_finished(tmp_path):
     from expo.run import Run
 
     judged = ["diagnose.judge.base_url=http://x", "diagnose.judge.model=m"]
-    (tmp_path / "summary.json").write_text(json.dumps({"status": "done", "judge": None}))
+    (tmp_path / "summary.json").write_text(json.dumps({"status": "done", "samples": 4, "judge": None}))
     assert Run(compose_config(), tmp_path).finished
     assert not Run(compose_config(*judged), tmp_path).finished
-    (tmp_path / "summary.json").write_text(json.dumps({"status": "done", "judge": "m"}))
+    (tmp_path / "summary.json").write_text(json.dumps({"status": "done", "samples": 4, "judge": "m"}))
     assert Run(compose_config(*judged), tmp_path).finished
     (tmp_path / "summary.json").write_text(json.dumps({"status": "done"}))  # of a training run
     assert Run(compose_config(*judged), tmp_path).finished

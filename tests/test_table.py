@@ -23,6 +23,7 @@ from expo.experiments import table
 from expo.experiments.aggregate import by_step, final_rows, measured_values, pass_values, stack, statistic
 from expo.experiments.cost import DEVICES, estimate, shape
 from expo.experiments.launch import own_gpu
+from expo.experiments.render import markdown
 from expo.experiments.sweep import View, until_over
 from expo.offline import read_offline
 from expo.report import command
@@ -144,6 +145,7 @@ def test_mistakes_on_the_command_line_are_one_line(small):
         (["small", "sclae=cpu"], "did you mean scale"),
         (["small", "seed=5"], "seeds="),
         (["small", "fresh=true"], "never makes a finished run again"),
+        (["small", "++fresh=true"], "never makes a finished run again"),
     ):
         with pytest.raises(UserError, match=said):
             table.main(arguments)
@@ -164,6 +166,12 @@ def test_every_plan_of_the_repository_composes_at_every_scale(name, tmp_path, mo
         assert set(plan.paper) <= set(plans.load_plan(name).arms)
     for figure in filter(None, plan.figures.values()):
         instantiate(figure)
+
+
+@pytest.mark.parametrize("path", sorted(plans.EXPERIMENTS.glob("*/results/*/table.json")), ids=lambda p: p.parts[-4])
+def test_every_committed_table_is_what_its_plan_renders(path):
+    record = json.loads(path.read_text())
+    assert path.with_name("table.md").read_text() == markdown(plans.load_plan(record["name"], path.parent.name), record)
 
 
 def test_a_figure_of_another_table_shows_its_own_numbers_of_the_paper_and_its_scales_own_arms():

@@ -31,7 +31,7 @@ def evaluate_command(cfg: Config) -> int:
 
 
 def evaluate(cfg: Config, run: Run) -> None:
-    run.begin()
+    run.dir.mkdir(parents=True, exist_ok=True)  # what an earlier run left in it stays until there is something new
     loggers = wandb_loggers(cfg, run.dir, "evaluate")
     model, tokenizer = load_model(cfg)
     prompts = instantiate(cfg.prompts)
@@ -40,6 +40,7 @@ def evaluate(cfg: Config, run: Run) -> None:
         engine = make_engine(cfg, model, tokenizer)
         evaluation = make_evaluator(cfg, problems, verifier, prompts, tokenizer).evaluate(engine)
         engine.close()
+    run.write_config()
     evaluation.save(run.dir / "completions" / "eval.parquet")
     run.metrics = evaluation.metrics
     run.finish("done", problems=len(problems))

@@ -28,7 +28,7 @@ from expo.rollout.engine import Engine, Request, Sampling
 from expo.run import Run
 from expo.schema import Config, DiagnoseConf
 from expo.tracking import log_measured, wandb_loggers
-from expo.train import instantiate_verifier, load_model, make_engine, quiet_libraries, read
+from expo.train import instantiate_verifier, load_model, longest_prompt, make_engine, quiet_libraries, read
 from expo.verifier import Verdict
 
 matplotlib.use("Agg")
@@ -77,7 +77,7 @@ def read_samples(directory: Path) -> Rows:
 
 def measure_samples(cfg: Config, run: Run) -> None:
     conf = cfg.diagnose
-    run.begin()
+    run.dir.mkdir(parents=True, exist_ok=True)
     loggers = wandb_loggers(cfg, run.dir, "diagnose")
     model, tokenizer = load_model(cfg)
     model.eval()
@@ -87,19 +87,23 @@ def measure_samples(cfg: Config, run: Run) -> None:
     problems = within_length(problems, makers, tokenizer, r.max_prompt_tokens)
     sampling = Sampling(r.temperature, r.top_p, r.top_k, r.max_completion_tokens)
     with instantiate_verifier(cfg) as verifier:
-        tools = Tools(prompts, tokenizer, verifier, sampling, cfg.seed, r.longest_prompt)
+        tools = Tools(prompts, tokenizer, verifier, sampling, cfg.seed, longest_prompt(cfg, model))
         engine = make_engine(cfg, model, tokenizer)
         rows = sample(problems, engine, tools, conf.samples)
         engine.close()
     measure(rows, problems, Scorer(model, tokenizer, prompts, cfg.trainer.micro_batch_size))
-    run.finish("stopped")  # until the judge has spoken, who can fail
-    unjudged = [row | {"right_steps": None} for row in rows]
-    pa.parquet.write_table(pa.Table.from_pylist(unjudged), run.dir / "samples.parquet")
+    run.write_config()
+    if not (run.dir / "samples.parquet").is_file():  # else they are these, and what an earlier judge said of them stays
+        run.finish("stopped")  # until the judge has spoken, who can fail
+        unjudged = [row | {"right_steps": None} for row in rows]
+        pa.parquet.write_table(pa.Table.from_pylist(unjudged), run.dir / "samples.parquet")
     check_steps(rows, problems, conf, tools)
     pa.parquet.write_table(pa.Table.from_pylist(rows), run.dir / "samples.parquet")
     run.metrics = summarize(rows)
     save_figure(rows, run.dir / "properties.png")
-    run.finish("done", problems=len(problems), samples=conf.samples, judge=conf.judge.model or None)
+    run.finish(
+        "done", problems=len(problems), samples=conf.samples, judge=conf.judge.model if conf.judge.base_url else None
+    )
     log_measured(loggers, run, "samples", [{k: row[k] for k in ("kind", "completion", *COLUMNS)} for row in rows])
 
 

@@ -17,7 +17,6 @@ from expo import config
 from expo.checks import check
 from expo.cli import conf_dir
 from expo.config import UserError
-from expo.run import Run
 from expo.schema import Config, WandbLoggerConf
 
 # What `expo diagnose` measures of each sample, and how many decimals a table shows.
@@ -98,6 +97,8 @@ class PlannedRun:
 
     @property
     def done(self) -> bool:
+        from expo.run import Run  # seconds of imports that a report does not need
+
         return Run(self.cfg, self.dir).finished
 
 

@@ -39,7 +39,9 @@ def prepare(missing: Mapping[str, Sequence[str]]) -> int:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not _there(folder):
                 print(f"making {folder}: expo {' '.join(command)}", file=sys.stderr)
-                code = until_over(subprocess.Popen([sys.executable, "-m", "expo", *command], start_new_session=True))
+                line = [sys.executable, "-m", "expo", *command]
+                # It keeps the lock: where we are killed, it works on, and who comes next waits for it.
+                code = until_over(subprocess.Popen(line, start_new_session=True, pass_fds=[lock.fileno()]))
                 if code:
                     return code
     return 0

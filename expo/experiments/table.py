@@ -22,6 +22,7 @@ from expo.experiments.figures import Curves
 from expo.experiments.plan import EXPERIMENTS, Plan, PlannedRun, Scale, load_plan, plan_runs, read_summary
 from expo.experiments.render import markdown, rows_of
 from expo.experiments.sweep import distinct, make, prepare, to_prepare, why
+from expo.run import device_name
 from expo.schema import WandbLoggerConf
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def main(arguments: list[str]) -> int:
     options, overrides = take_options(rest, scale="cpu", seeds="", jobs="", dry_run="false", results="")
     if options["dry_run"] not in ("true", "false"):
         raise UserError(f"dry_run={options['dry_run']}: neither true nor false; use dry_run=true")
-    if any(o.startswith("fresh=") for o in overrides):
+    if any(o.lstrip("+").startswith("fresh=") for o in overrides):
         raise UserError(
             "fresh: a table never makes a finished run again; remove the run's directory, or use expo train fresh=true"
         )
@@ -64,7 +65,8 @@ def main(arguments: list[str]) -> int:
     missing = to_prepare(plan, todo)
     code = prepare(missing)
     if code:
-        print("expo: a model that the runs begin from was not made; the same command goes on", file=sys.stderr)
+        remedy = "the same command goes on" if code > 128 else "see above"
+        print(f"expo: a model that the runs begin from was not made; {remedy}", file=sys.stderr)
         return code
     if missing:  # what the models hold is part of their runs' identity
         runs = plan_runs(name, plan, options["scale"], seeds, ours)
@@ -75,7 +77,8 @@ def main(arguments: list[str]) -> int:
     variant = hashlib.sha256(json.dumps([seeds, ours]).encode()).hexdigest()[:8] if changed else ""
     folder = Path(options["results"] or (own / variant if changed else committed))
     chosen = next((o.partition("=")[2] for o in hydra if o.startswith("hydra/launcher=")), "local")
-    launcher = [f"hydra.launcher.{AT_A_TIME[chosen]}={jobs}"] if chosen in AT_A_TIME else []
+    limited = chosen in AT_A_TIME and (chosen == "local" or options["jobs"])  # Slurm has a queue of its own
+    launcher = [f"hydra.launcher.{AT_A_TIME[chosen]}={jobs}"] if limited else []
     code = make(todo, sweep, [f"output_dir={runs[0].cfg.output_dir}", *launcher, *hydra])
     if code > 128:
         print("expo: stopped, with checkpoints; the same command goes on", file=sys.stderr)
@@ -88,7 +91,7 @@ def main(arguments: list[str]) -> int:
         folder = sweep / "results"
     finish(name, plan, runs, folder, " ".join(["expo table", *arguments]))
     logger = runs[0].cfg.logger
-    if isinstance(logger, WandbLoggerConf):
+    if isinstance(logger, WandbLoggerConf) and not failed:
         from expo.tracking import log_finished_table  # seconds of imports that only W&B needs
 
         record = json.loads((folder / "table.json").read_text())
@@ -185,7 +188,7 @@ def finish(name: str, plan: Plan, runs: Sequence[PlannedRun], folder: Path, comm
         "title": plan.title,
         "command": command,
         "device": ", ".join(sorted({str(read_summary(run.dir)["device"]) for run in runs if run.done})),
-        "cores": os.cpu_count(),
+        "rendered_on": device_name(),
         "date": time.strftime("%Y-%m-%d"),
         "arms": aggregate(plan, runs),
     }
