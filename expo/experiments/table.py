@@ -199,8 +199,9 @@ def finish(name: str, plan: Plan, runs: Sequence[PlannedRun], folder: Path, comm
     drawers = {key: instantiate(conf, _convert_="all") for key, conf in plan.figures.items() if conf}
     for figure_name, drawer in (drawers or {"curves": Curves()}).items():
         figure = drawer.draw(plan, record, runs)
-        for suffix in (".png", ".svg"):
-            figure.savefig(folder / f"{figure_name}{suffix}", dpi=130)
+        figure.savefig(folder / f"{figure_name}.png", dpi=130)
+        with plt.rc_context({"svg.hashsalt": name}):  # the same picture is the same file
+            figure.savefig(folder / f"{figure_name}.svg", metadata={"Date": None})
         plt.close(figure)
     show(plan, record)
     print(f"table and figures: {folder}")
