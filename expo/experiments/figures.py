@@ -89,6 +89,8 @@ class Bars:
                         )
             axis.set_xticks(range(len(columns)), [headings[c] for c in columns])
             axis.set(ylabel="percent" if scale == 100 else "", title="measured here" if self.paper else "")
+            if scale == 100:
+                axis.set_ylim(0, 105)
         if self.paper:
             numbers = {arm: plan.paper[arm] for arm in arms if plan.paper.get(arm)}
             columns = list(dict.fromkeys(c for row in numbers.values() for c in row))
@@ -97,7 +99,7 @@ class Bars:
                     if (number := numbers[arm].get(column)) is not None:
                         self._bar(axes[0][-1], plan, arm, i + place, len(numbers), number, False)
             axes[0][-1].set_xticks(range(len(columns)), columns)
-            axes[0][-1].set(ylabel="percent", title=self.paper)
+            axes[0][-1].set(ylabel="percent", title=self.paper, ylim=(0, 105))
         return _finish(figure, plan)
 
     @staticmethod
