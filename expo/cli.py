@@ -173,9 +173,8 @@ def run_apart(command_line: list[str], **options: Any) -> int:
 
 def run_environment(jobs: int) -> dict[str, str]:
     """The environment of one of `jobs` runs at a time: its share of the cores, unless the user has set the threads."""
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )  # of a Slurm job, its own
+    # A Slurm job has only some of its node's cores. macOS cannot say which.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = max(1, cores // (jobs if jobs > 0 else cores))
     return {"OMP_NUM_THREADS": str(threads)} | os.environ | {"EXPO_SWEEP": "1"}
 

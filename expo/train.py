@@ -133,9 +133,8 @@ def fit(cfg: Config, run: Run, module: Algorithm, evaluator: Evaluator) -> int:
         trainer.fit(module, ckpt_path=checkpoint, weights_only=False)
     except Exception as error:
         run.finish("failed", reason=f"{type(error).__name__}: {error}", step=trainer.current_epoch)
-        interrupted = (
-            isinstance(error, EngineError) and stop.signal
-        )  # a Ctrl-C reaches an engine in a process of its own, too
+        # A Ctrl-C reaches an engine in a process of its own, too.
+        interrupted = isinstance(error, EngineError) and stop.signal
         if interrupted:
             run.finish("stopped", step=trainer.current_epoch)
         log_summary(trainer.loggers, run)
