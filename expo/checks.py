@@ -36,6 +36,8 @@ ABOVE_ZERO = (
     "rollout.batch_size", "rollout.max_completion_tokens", "rollout.temperature", "evaluation.temperature",
     "verifier.workers", "verifier.timeout_s", "verifier.memory_mb", "verifier.max_answer_chars",
     "rollout.max_prompt_tokens", "optimizer.learning_rate", "optimizer.max_grad_norm",
+    "pretrain.max_steps", "pretrain.learning_rate", "pretrain.tokens_per_batch", "pretrain.layers", "pretrain.heads",
+    "diagnose.problems", "diagnose.samples",
 )  # fmt: skip
 
 
@@ -113,9 +115,6 @@ def check(cfg: Config) -> None:
             f"pretrain.hidden_size={cfg.pretrain.hidden_size}: not a multiple of twice pretrain.heads={cfg.pretrain.heads}; "
             "set for example pretrain.hidden_size=96 pretrain.heads=4",
         ),
-        *_positive("pretrain.layers", cfg.pretrain.layers),
-        *_positive("diagnose.problems", cfg.diagnose.problems),
-        *_positive("diagnose.samples", cfg.diagnose.samples),
         (
             judge.base_url is None or (judge.model != "" and cfg.prompts.judge is not None),
             f"diagnose.judge.base_url={judge.base_url}: a judge needs a model and a prompt; set diagnose.judge.model and prompts.judge",

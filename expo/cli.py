@@ -1,7 +1,10 @@
 """The `expo` command: thin entry points, one per command."""
 
+import dataclasses
+import difflib
 import importlib
 import os
+import re
 import signal
 import sys
 import time
@@ -207,6 +210,17 @@ def _alive(process: "psutil.Process") -> bool:
         return False
 
 
+def _did_you_mean(told: str) -> str | None:
+    """The nearest key of the config class that has no such key."""
+    from expo import schema, schema_learning
+
+    if (found := re.search(r"Key '(\w+)' not in '(\w+)'", told)) is None:
+        return None
+    owner = getattr(schema, found[2], None) or getattr(schema_learning, found[2], None)
+    names = [field.name for field in dataclasses.fields(owner)] if owner else []
+    return next(iter(difflib.get_close_matches(found[1], names, 1)), None)
+
+
 def _explain(error: Exception) -> str:
     """Hydra's and OmegaConf's messages in one line: key, value, remedy."""
     texts = [str(error)] + ([str(error.__cause__)] if error.__cause__ else [])
@@ -223,6 +237,8 @@ def _explain(error: Exception) -> str:
     groups = any("Could not find" in line or ("Could not override" in line and "." not in line) for line in told)
     remedy = "--help lists the groups and their options" if groups else "--cfg job shows every key"
     told_all = "; ".join(told)
+    if close := _did_you_mean(told_all):
+        remedy = f"did you mean {close}? {remedy}"
     for schema, group in (
         ("'NoPositivesConf'", "positives=self_explanation or positives=expert"),
         ("'LoggerConf'", "logger=wandb"),

@@ -169,6 +169,14 @@ def _content(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def make_folder(path: Path, key: str) -> None:
+    """Raises UserError, which names the option that asks for it, where it cannot be made."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{key}: {path} cannot be made ({error.strerror}); give another folder") from error
+
+
 def run_dir(cfg: Config, command: str = "train") -> Path:
     """Where `expo <command>` puts what it makes of this config."""
     run, root = identity(cfg), Path(cfg.output_dir)

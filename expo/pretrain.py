@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from expo.callbacks import SAY_EVERY_S
-from expo.config import UserError
+from expo.config import UserError, make_folder
 from expo.data import ladder
 from expo.data.problem import Problem
 from expo.models import ladder_model, ladder_tokenizer
@@ -122,26 +122,31 @@ class Pretrain(LightningModule):
 class SayAndStop(Callback):
     """Plain lines where nobody watches a terminal, and an exit code that is not 0 when a signal ends it."""
 
-    def __init__(self, watched: bool):
-        self.said = math.inf if watched else time.monotonic()
+    def __init__(self, watched: bool, folder: Path):
+        self.folder = folder
+        self.said, self.signal = math.inf if watched else time.monotonic(), 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Here and not earlier: Lightning installs a SIGTERM handler of its own, which exits with 0.
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._exit)
+            signal.signal(number, self._stop)
 
-    def _exit(self, number: int, frame: FrameType | None) -> None:
-        print(
-            f"{signal.Signals(number).name}: stopped; the same command goes on from the last checkpoint",
-            file=sys.stderr,
-        )
-        sys.exit(128 + number)
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        signal.signal(number, signal.SIG_DFL)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:  # type: ignore[override]
         if time.monotonic() - self.said >= SAY_EVERY_S:
             self.said = time.monotonic()
             loss = trainer.callback_metrics["loss"]
             print(f"pretrain step {trainer.global_step}/{trainer.max_steps} loss {loss:.3f}", flush=True)
+        if self.signal:
+            trainer.save_checkpoint(self.folder / f"step{trainer.global_step:06d}.ckpt")
+            told = (
+                f"{signal.Signals(self.signal).name}: stopped at step {trainer.global_step}; the same command goes on"
+            )
+            print(f"{told} from the checkpoint in {self.folder}", file=sys.stderr)
+            sys.exit(128 + self.signal)
 
 
 def pretrain(cfg: Config) -> None:
@@ -157,6 +162,7 @@ def pretrain(cfg: Config) -> None:
     output = Path(conf.output)
     if output.is_file():
         raise UserError(f"pretrain.output={output}: a file; give a folder, or remove it")
+    make_folder(output.parent, "pretrain.output")
     recipe = dataclasses.replace(conf, output="")
     settings = json.dumps([cfg.seed, dataclasses.asdict(recipe), dataclasses.asdict(cfg.prompts)])
     partial = output.with_name(f"{output.name}.partial-{hashlib.sha256(settings.encode()).hexdigest()[:8]}")
@@ -175,7 +181,7 @@ def pretrain(cfg: Config) -> None:
         logger=False,
         enable_model_summary=False,
         enable_progress_bar=watched,
-        callbacks=[keep, SayAndStop(watched)],
+        callbacks=[keep, SayAndStop(watched, partial / "checkpoints")],
     )
     corpus = Corpus(
         tokenizer,

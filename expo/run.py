@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from expo.config import identity, run_dir
+from expo.config import identity, make_folder, run_dir
 from expo.schema import Config
 
 PACKAGES = ("expo", "torch", "transformers", "lightning", "hydra-core", "math-verify")
@@ -54,7 +54,7 @@ class Run:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Wait until no other process works on this very run, and keep others waiting."""
-        self.dir.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.dir.parent, "output_dir")
         with self.dir.with_name(f".{self.dir.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
@@ -94,17 +94,18 @@ class Run:
 
 
 def git_commit() -> str | None:
-    """Commit of the checkout that expo runs from, with `-dirty` where it differs; None for an installed wheel."""
+    """Commit of the checkout that expo runs from, with `-dirty` where its code or configs differ; None for an installed wheel.
+
+    Rendered tables are in the checkout, too, and make no run another one.
+    """
     if shutil.which("git") is None:
         return None
     here = Path(__file__).parent
-    done = subprocess.run(
-        ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=10"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.stdout.strip() or None
+    git = ["git", "-C", str(here)]
+    done = subprocess.run([*git, "describe", "--always", "--abbrev=10"], capture_output=True, text=True, check=False)
+    code = [*git, "diff", "--quiet", "HEAD", "--", ":(top)expo", ":(top)conf"]
+    dirty = done.stdout and subprocess.run(code, capture_output=True, check=False).returncode
+    return (done.stdout.strip() + ("-dirty" if dirty else "")) or None
 
 
 def device_name() -> str:

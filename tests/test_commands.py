@@ -41,14 +41,13 @@ def test_demo_writes_its_summary_curves_and_report(tmp_path, capsys):
 
 def test_pretrain_goes_on_after_a_signal_to_the_same_weights(tmp_path, monkeypatch, capsys):
     small = ["pretrain.max_steps=4", "pretrain.tokens_per_batch=300", "pretrain.warmup_steps=1"]
-    monkeypatch.setattr(base_policy, "CHECKPOINT_EVERY", 2)
     monkeypatch.setattr(base_policy, "SAY_EVERY_S", 0)
     pretrain(compose_config(*small, f"pretrain.output={tmp_path / 'whole'}"))
     assert "pretrain step 4/4 loss" in capsys.readouterr().out
     step, cut = base_policy.Pretrain.training_step, compose_config(*small, f"pretrain.output={tmp_path / 'cut'}")
 
     def dies(self, batch, batch_idx):
-        if self.global_step == 3:
+        if self.global_step == 2:
             signal.raise_signal(signal.SIGTERM)
         return step(self, batch, batch_idx)
 
@@ -56,14 +55,14 @@ def test_pretrain_goes_on_after_a_signal_to_the_same_weights(tmp_path, monkeypat
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     with pytest.raises(SystemExit, match="143"):  # else a table would go on without its model
         pretrain(cut)
-    assert "goes on" in capsys.readouterr().err
+    assert "stopped at step 3; the same command goes on" in capsys.readouterr().err
     monkeypatch.setattr(base_policy.Pretrain, "training_step", step)
     pretrain(cut)
     for number, handler in before.items():
         signal.signal(number, handler)
     said = capsys.readouterr().out
-    assert "step 2/4" not in said
-    assert "step 3/4" in said
+    assert "step 3/4" not in said
+    assert "step 4/4" in said
     (whole, _), (resumed, _) = (load_policy(str(tmp_path / name)) for name in ("whole", "cut"))
     for left, right in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(left, right)

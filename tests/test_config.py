@@ -114,6 +114,11 @@ def run_cli(monkeypatch, capsys, *arguments):
         (["positives=none"], ["positives=none", "algorithm=grpo"]),
         (["algorithm=nurl", "hints=none"], ["hints=none", "algorithm=grpo"]),
         (["output_dir=pyproject.toml"], ["output_dir=pyproject.toml", "a folder"]),
+        (["pretrain.max_steps=-5"], ["pretrain.max_steps=-5", "above 0"]),
+        (["pretrain.heads=0"], ["pretrain.heads=0", "above 0"]),
+        (["algoritm=grpo"], ["algoritm", "did you mean algorithm?"]),
+        (["algorithm.clip_hgh=1"], ["clip_hgh", "did you mean clip_high?"]),
+        (["output_dir=/proc/x"], ["output_dir", "cannot be made"]),
         (["pretrain.hidden_size=100"], ["pretrain.hidden_size=100", "96"]),
     ],
 )

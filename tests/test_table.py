@@ -146,6 +146,7 @@ def test_mistakes_on_the_command_line_are_one_line(small):
         (["small", "seed=5"], "seeds="),
         (["small", "fresh=true"], "never makes a finished run again"),
         (["small", "++fresh=true"], "never makes a finished run again"),
+        (["small", "algorithm=grpo"], "the arms of small differ in it"),  # it would be one run under two names
     ):
         with pytest.raises(UserError, match=said):
             table.main(arguments)
@@ -286,6 +287,8 @@ def test_what_ends_us_is_handed_on_while_a_process_works_and_no_longer(tmp_path)
         signal.raise_signal(signal.SIGINT)
 
     assert until_over(process, interrupt) == 7
+    process = subprocess.Popen([sys.executable, "-c", child.replace("exit(7)", "exit(143)")], stdout=subprocess.PIPE)
+    assert until_over(process, interrupt) == 130  # a Ctrl-C, which the child got as SIGTERM
     assert signal.getsignal(signal.SIGINT) is before
 
 

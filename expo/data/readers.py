@@ -59,6 +59,10 @@ class Reader:
         held_out = {_question(p) for p in self.evaluation()} if self.path is not None else set()
         problems = self._read(self.path, self.split, self.levels)
         kept = [p for p in problems if _question(p) not in held_out]
+        if problems and not kept:
+            raise UserError(
+                f"{self._source(self.path)}: all its questions are held out; give other rows as dataset.eval_path"
+            )
         if self.eval_path is not None and len(kept) < len(problems):
             log.warning(
                 "%s: %d questions of dataset.eval_path are not trained on", self.name, len(problems) - len(kept)
@@ -74,13 +78,17 @@ class Reader:
         else:
             problems = self._read(self.eval_path, self.eval_split, levels)
             count = self.eval_limit or len(problems)
-        return _nonempty(_spread(problems, count), self._source(self.eval_path or self.path), levels)
+        return _nonempty(_spread(problems, count), self._held_out, levels)
 
     def whole(self) -> list[Problem]:
         """For `expo evaluate`: every problem of eval_path, else of path, else of the hub's eval_split."""
         levels = self.levels if self.eval_levels is None else self.eval_levels
         problems = self._read(self.eval_path or self.path, self.eval_split, levels)
-        return _nonempty(_spread(problems, self.limit), self._source(self.eval_path or self.path), levels)
+        return _nonempty(_spread(problems, self.limit), self._held_out, levels)
+
+    @property
+    def _held_out(self) -> str:
+        return f"dataset.eval_path={self.eval_path}" if self.eval_path else self._source(self.path)
 
     def _source(self, path: str | None) -> str:
         return f"dataset.path={path}" if path else f"dataset.hub_id={self.hub_id}"

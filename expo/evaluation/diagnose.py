@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet
 import torch
 from hydra.utils import instantiate
-from rich.console import Console
 from rich.table import Table
 
 from expo.collector import within_length
@@ -21,6 +20,7 @@ from expo.data.problem import Problem
 from expo.evaluation.judge import judge_steps
 from expo.evaluation.pass_at_k import interval
 from expo.experience import Experience, Tools
+from expo.experiments.render import wide_console
 from expo.positives.properties import Scorer
 from expo.positives.sources import SHOWN
 from expo.randomness import DIAGNOSE, Key
@@ -249,7 +249,7 @@ def summarize(rows: Rows) -> dict[str, float]:
 
 def show(cfg: Config, rows: Rows, problems: int) -> None:
     """One block per level, one line per kind."""
-    console = Console()
+    console = wide_console()
     console.print(
         f"{cfg.model.path} on {cfg.dataset.name}: {problems} problems, means [95 % interval over problems]",
         markup=False,
@@ -259,7 +259,7 @@ def show(cfg: Config, rows: Rows, problems: int) -> None:
         table = Table(title="all" if level is None else f"level {level}", title_justify="left")
         table.add_column("", no_wrap=True)
         for heading in ("problems", *COLUMNS.values()):
-            table.add_column(heading)
+            table.add_column(heading, overflow="fold")
         for kind, name in KINDS.items():
             cells = [cell(rows, kind, level, column) for column in COLUMNS]
             shown = ("–" if c is None else f"{c[0]:.3g} [{c[1]:.3g}, {c[2]:.3g}]" for c in cells)

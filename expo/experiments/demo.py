@@ -127,7 +127,10 @@ def follow(bar: Progress, tasks: dict[Path, Any]) -> None:
             reward = f"reward {steps[-1][1]:.3f}  " if steps else ""
             done = steps[-1][0] if steps else 0
             state = f"{reward}pass@4 {evaluations[-1][1]:.3f}"
+            earlier = bar.tasks[task].finished
             bar.update(task, completed=done, state=state)
+            if bar.tasks[task].finished and not earlier and not bar.console.is_terminal:  # a log shows no bars
+                bar.console.print(f"{bar.tasks[task].description} done: {state}", markup=False, highlight=False)
 
 
 def summarize(runs: dict[str, list[Path]]) -> dict[str, Any]:

@@ -161,6 +161,12 @@ def plan_runs(
 ) -> list[PlannedRun]:
     """Every run of a table at one of its scales, composed and checked. With logger=wandb, a run's group is the table. Raises UserError."""
     scale = plan.scales[scale_name]
+    of_arms = {o.partition("=")[0]: key for key, arm in plan.arms.items() for o in arm.overrides}
+    for o in overrides:
+        if (key := o.lstrip("+").partition("=")[0]) in of_arms:
+            raise UserError(
+                f"{o}: the arms of {name} differ in it ({of_arms[key]} and others); leave it out, or use expo train"
+            )
     first, *others = scale.seeds if seeds is None else seeds
     config.register()
     arms = []

@@ -1,11 +1,19 @@
 """A table as rows of text, and as Markdown."""
 
+import sys
 from collections.abc import Mapping
 from typing import Any
+
+from rich.console import Console
 
 from expo.experiments.plan import MEASURED, Plan
 
 FEW = 3  # a cell made of fewer runs says so
+
+
+def wide_console() -> Console:
+    """Of the terminal's width; wide where there is none, so that a log has every digit."""
+    return Console() if sys.stdout.isatty() else Console(width=160)
 
 
 def rows_of(plan: Plan, record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:

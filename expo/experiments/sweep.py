@@ -9,11 +9,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from expo.config import make_folder
 from expo.experiments.aggregate import read_curve
 from expo.experiments.plan import Plan, PlannedRun, read_summary
 
@@ -63,7 +65,7 @@ def make(todo: Sequence[PlannedRun], sweep: Path, hydra: list[str]) -> int:
     """
     if not todo:
         return 0
-    sweep.mkdir(parents=True, exist_ok=True)
+    make_folder(sweep, "output_dir")
     path = sweep / "jobs.json"
     jobs = [{"name": name_of(run), "command": run.command, "overrides": run.overrides} for run in todo]
     path.write_text(json.dumps(jobs, indent=1))
@@ -79,8 +81,14 @@ def make(todo: Sequence[PlannedRun], sweep: Path, hydra: list[str]) -> int:
 def until_over(process: subprocess.Popen, meanwhile: Callable[[], object] = int) -> int:
     """Wait for a process in a session of its own, and hand it what would end us: it stops with checkpoints. Returns its exit code."""
     earlier = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    received: list[int] = []
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        process.send_signal(signal.SIGTERM)
+
     for number in earlier:
-        signal.signal(number, lambda number, frame: process.send_signal(signal.SIGTERM))
+        signal.signal(number, hand_on)
     try:
         while process.poll() is None:
             meanwhile()
@@ -89,7 +97,8 @@ def until_over(process: subprocess.Popen, meanwhile: Callable[[], object] = int)
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)
-    return process.returncode if process.returncode >= 0 else 128 - process.returncode
+    code = process.returncode if process.returncode >= 0 else 128 - process.returncode
+    return 128 + received[-1] if received and code == 128 + signal.SIGTERM else code
 
 
 def why(run: PlannedRun, sweep: Path) -> str:
@@ -98,6 +107,11 @@ def why(run: PlannedRun, sweep: Path) -> str:
     said = log.read_text().split("\n") if log.is_file() else []
     last = next((line for line in reversed(said) if line.strip()), f"see {sweep / 'launch.log'}")
     return f"{summary.get('status', 'not started')}: {' '.join(str(summary.get('reason', last)).split())}"
+
+
+def steps_of(run: PlannedRun) -> int:
+    """What the whole bar counts; an evaluation is one."""
+    return run.cfg.trainer.max_steps if run.command == "train" else 1
 
 
 class View:
@@ -109,7 +123,7 @@ class View:
         self.bar = Progress(
             *columns, TextColumn("{task.fields[state]}"), console=self.console, disable=not sys.stderr.isatty()
         )
-        steps = sum(run.cfg.trainer.max_steps for run in runs)
+        steps = sum(steps_of(run) for run in runs)
         self.whole = self.bar.add_task(f"{len(runs)} runs", total=steps, state="")
         self.tasks: dict[str, Any] = {}
         self.ended: set[Path] = set()
@@ -129,7 +143,7 @@ class View:
             over = self._over(run)
             steps, evaluations = ([], []) if over else read_curve(run.dir)
             step = max([0, *(step for step, _ in (*steps, *evaluations))])
-            steps_done += run.cfg.trainer.max_steps if over else step
+            steps_done += steps_of(run) if over else step
             if not over and step:
                 reward = [f"reward {steps[-1][1]:.3f}"] if steps else []
                 passed = [f"pass@4 {evaluations[-1][1]:.3f}"] if evaluations else []

@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any
 import matplotlib.pyplot as plt
 from hydra.utils import instantiate
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from expo.config import UserError, take_options
 from expo.experiments.aggregate import aggregate, cost_of, keep_runs
 from expo.experiments.figures import Curves
 from expo.experiments.plan import EXPERIMENTS, Plan, PlannedRun, Scale, load_plan, plan_runs, read_summary
-from expo.experiments.render import markdown, rows_of
+from expo.experiments.render import markdown, rows_of, wide_console
 from expo.experiments.sweep import distinct, make, prepare, to_prepare, why
 from expo.run import device_name
 from expo.schema import WandbLoggerConf
@@ -213,7 +212,7 @@ def show(plan: Plan, record: dict[str, Any]) -> None:
     width = 1 + len(plan.columns)
     shown = Table(title=plan.title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in (*heads[:width], heads[-1]):
-        shown.add_column(heading)
+        shown.add_column(heading, overflow="fold")
     for row in rows:
         shown.add_row(*(cell.replace(" [", "\n[") for cell in (*row[:width], row[-1])))
-    Console().print(shown, markup=False)
+    wide_console().print(shown, markup=False)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow.parquet
 from omegaconf import OmegaConf
 
-from expo.config import UserError, take_options
+from expo.config import UserError, make_folder, take_options
 from expo.experiments.aggregate import final_rows, read_lines, samples_of
 from expo.experiments.plan import EXPERIMENTS, load_plan, read_summary
 from expo.experiments.render import made_by, rows_of
@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
         page, runs = read_table(folder)
     else:
         page, runs = read_runs([Path(s) for s in subjects])
-    output.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(output.parent, "output")
     write(page, runs, output)
     print(f"report: {output} ({output.stat().st_size / 1024:.0f} KiB, {len(runs)} runs)")
     return 0
