@@ -39,30 +39,42 @@ def test_demo_writes_its_summary_curves_and_report(tmp_path, capsys):
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/*/metrics.jsonl")}
 
 
-def test_pretrain_goes_on_after_a_signal_to_the_same_weights(tmp_path, monkeypatch, capsys):
+def crash():
+    raise RuntimeError("crash")
+
+
+@pytest.mark.parametrize(
+    ("ends", "at", "kept", "error"),
+    [
+        (lambda: signal.raise_signal(signal.SIGTERM), 2, 3, "143"),  # 0 would let a table go on without its model
+        (crash, 3, 2, "crash"),
+    ],
+)
+def test_pretrain_goes_on_to_the_same_weights(tmp_path, monkeypatch, capsys, ends, at, kept, error):
     small = ["pretrain.max_steps=4", "pretrain.tokens_per_batch=300", "pretrain.warmup_steps=1"]
     monkeypatch.setattr(base_policy, "SAY_EVERY_S", 0)
+    monkeypatch.setattr(base_policy, "CHECKPOINT_EVERY", 2)
     pretrain(compose_config(*small, f"pretrain.output={tmp_path / 'whole'}"))
     assert "pretrain step 4/4 loss" in capsys.readouterr().out
     step, cut = base_policy.Pretrain.training_step, compose_config(*small, f"pretrain.output={tmp_path / 'cut'}")
 
     def dies(self, batch, batch_idx):
-        if self.global_step == 2:
-            signal.raise_signal(signal.SIGTERM)
+        if self.global_step == at:
+            ends()
         return step(self, batch, batch_idx)
 
     monkeypatch.setattr(base_policy.Pretrain, "training_step", dies)
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    with pytest.raises(SystemExit, match="143"):  # else a table would go on without its model
+    with pytest.raises((SystemExit, RuntimeError), match=error):
         pretrain(cut)
-    assert "stopped at step 3; the same command goes on" in capsys.readouterr().err
+    assert ("stopped at step 3; the same command goes on" in capsys.readouterr().err) is (error == "143")
     monkeypatch.setattr(base_policy.Pretrain, "training_step", step)
     pretrain(cut)
     for number, handler in before.items():
         signal.signal(number, handler)
     said = capsys.readouterr().out
-    assert "step 3/4" not in said
-    assert "step 4/4" in said
+    assert f"step {kept}/4" not in said
+    assert f"step {kept + 1}/4" in said
     (whole, _), (resumed, _) = (load_policy(str(tmp_path / name)) for name in ("whole", "cut"))
     for left, right in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(left, right)
