@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -32,6 +31,7 @@ from expo.experiments.aggregate import (
     statistic,
 )
 from expo.experiments.plan import read_summary
+from expo.experiments.sweep import until_over
 from expo.report import page as report
 from expo.run import device_name
 
@@ -101,23 +101,17 @@ def launch(runs: dict[str, list[Path]], seeds: int, overrides: list[str], max_st
     bar = Progress(*columns, TextColumn("{task.fields[state]}"), console=Console(stderr=True))
     with bar, log.open("w") as out:
         command = [sys.executable, "-m", "expo", "train", "-m", *sweep, *overrides]
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
         tasks = {
             directory: bar.add_task(f"{ARMS[arm]} seed {i}", total=max_steps, state="")
             for arm, directories in runs.items()
             for i, directory in enumerate(directories)
         }
-        signal.signal(signal.SIGTERM, lambda number, frame: process.send_signal(number))
-        try:
-            while process.poll() is None:
-                follow(bar, tasks)
-                time.sleep(1)
-        except KeyboardInterrupt:
-            process.wait()  # the terminal has sent it the signal too; it stops with checkpoints
+        code = until_over(process, lambda: follow(bar, tasks))
         follow(bar, tasks)
-    if process.returncode:
+    if code:
         print(f"expo: a run failed; its output is in {log}", file=sys.stderr)
-    return process.returncode
+    return code
 
 
 def follow(bar: Progress, tasks: dict[Path, Any]) -> None:

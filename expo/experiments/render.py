@@ -54,7 +54,7 @@ def made_by(record: Mapping[str, Any]) -> str:
     commits = sorted({commit for arm in record["arms"].values() for commit in arm.get("commits", [])})
     return (
         "Means with 95 % bootstrap intervals over problems and seeds, pass@k in percent (one of a single value, as [0.0, 0.0], "
-        "says that all completions agree, and bounds nothing); differences on the same problems and seeds; tokens and seconds per run. "
+        "is that of equal values, and bounds nothing); differences on the same problems and seeds; tokens and seconds per run. "
         f"Made by `{record['command']}`, commit {', '.join(commits)}, runs on {record['device']}, rendered on {record['rendered_on']}, {record['date']}."
     )
 
