@@ -110,7 +110,12 @@ def launch(runs: dict[str, list[Path]], seeds: int, overrides: list[str], max_st
         code = until_over(process, lambda: follow(bar, tasks))
         follow(bar, tasks)
     if code:
-        print(f"expo: a run failed; its output is in {log}", file=sys.stderr)
+        told = (
+            "stopped, with checkpoints; the same command goes on"
+            if code > 128
+            else f"a run failed; its output is in {log}"
+        )
+        print(f"expo: {told}", file=sys.stderr)
     return code
 
 
