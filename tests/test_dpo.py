@@ -6,19 +6,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from expo.algorithms.parts import Parts
 
 from expo.algorithms.dpo import DPO
-from expo.algorithms.parts import Parts
-from expo.config import UserError
+from expo.algorithms.pairs import PairStore
+from expo.config import DPOConf, OptimizerConf, Preference, Rejected, TrainerConf, UserError
 from expo.data.problem import Problem
-from expo.experience import Candidate, Experience
-from expo.models import random_tiny
-from expo.pairs import PairStore
-from expo.positives.sources import SelfExplanation
+from expo.model.small import random_tiny
 from expo.rollout.engine import Completion, Sampling
-from expo.schema import OptimizerConf, TrainerConf
-from expo.schema_learning import DPOConf, Preference, Rejected
-from expo.verifier import Verdict
+from expo.step.experience import Candidate, Experience
+from expo.step.positives.sources import SelfExplanation
+from expo.verifier.answers import Verdict
 
 PROMPTS = [(5, 6, 7), (8, 9), (10, 11, 12, 13)]
 ROLLOUTS = [[20, 21], [22, 23, 24, 25], [30], [31, 32, 33], [40, 41], [42, 43, 44]]

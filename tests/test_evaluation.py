@@ -47,7 +47,7 @@ def test_interval_over_seeds_is_wider_where_seeds_differ():
 def test_diagnose_measures_every_kind_on_the_ladder(tmp_path, capsys):
     from conftest import compose_config
 
-    from expo.evaluation.diagnose import KINDS, diagnose
+    from expo.commands.diagnose import KINDS, diagnose
 
     cfg = compose_config(
         "dataset=ladder", "dataset.levels=[1,5]", "diagnose.problems=4", "diagnose.samples=2", f"output_dir={tmp_path}"
@@ -73,10 +73,10 @@ def test_diagnose_measures_every_kind_on_the_ladder(tmp_path, capsys):
 def test_evaluate_and_diagnose_tell_wandb_what_they_found(tmp_path, monkeypatch):
     from conftest import compose_config
 
-    from expo.evaluation.command import evaluate_command
-    from expo.evaluation.diagnose import diagnose
-    from expo.experiments.plan import read_summary
-    from expo.offline import read_offline
+    from expo.commands.diagnose import diagnose
+    from expo.commands.evaluate import evaluate_command
+    from expo.runs.offline import read_offline
+    from expo.tables.plan import read_summary
 
     def no_model(cfg):
         raise UserError("no model")
@@ -108,7 +108,7 @@ def test_evaluate_and_diagnose_tell_wandb_what_they_found(tmp_path, monkeypatch)
 def test_diagnose_runs_on_math_with_a_random_model(tmp_path, math_file):
     from conftest import compose_config
 
-    from expo.evaluation.diagnose import diagnose
+    from expo.commands.diagnose import diagnose
 
     cfg = compose_config(
         "dataset=math", f"dataset.path={math_file}", "model=random_tiny", "diagnose.problems=1", "diagnose.samples=1",
@@ -123,7 +123,7 @@ def test_diagnose_runs_on_math_with_a_random_model(tmp_path, math_file):
 def test_samples_that_another_judge_has_seen_or_none_are_not_finished(tmp_path):
     from conftest import compose_config
 
-    from expo.run import Run
+    from expo.runs.directory import Run
 
     judged = ["diagnose.judge.base_url=http://x", "diagnose.judge.model=m"]
     (tmp_path / "summary.json").write_text(json.dumps({"status": "done", "samples": 4, "judge": None}))
@@ -136,11 +136,10 @@ def test_samples_that_another_judge_has_seen_or_none_are_not_finished(tmp_path):
 
 
 def test_the_judge_counts_steps_and_an_endpoint_that_is_not_there_is_one_line():
-    from expo.config import UserError
+    from expo.config import JudgeConf, UserError
     from expo.data.problem import Problem
     from expo.evaluation.judge import judge_steps, parse_share
-    from expo.prompts import Prompts
-    from expo.schema import JudgeConf
+    from expo.model.prompts import Prompts
 
     assert parse_share("Step 1 is fine.\nright: 3, wrong: 1") == 0.75
     assert parse_share("right: 1, wrong: 1 ... Right: 0, Wrong: 2") == 0.0
@@ -156,10 +155,10 @@ def test_the_judge_asks_an_openai_compatible_endpoint():
     from http.server import BaseHTTPRequestHandler, HTTPServer
     from threading import Thread
 
+    from expo.config import JudgeConf
     from expo.data.problem import Problem
     from expo.evaluation.judge import judge_steps
-    from expo.prompts import Prompts
-    from expo.schema import JudgeConf
+    from expo.model.prompts import Prompts
 
     asked = []
 

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from expo import losses
-from expo.models import random_tiny
-from expo.policy import score, token_batch
+from expo.algorithms import losses
+from expo.model.policy import score, token_batch
+from expo.model.small import random_tiny
 
 trl = pytest.importorskip("trl")
 

@@ -7,18 +7,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from expo.algorithms.parts import Parts
 
 from expo.algorithms.base import Sums
 from expo.algorithms.grpo import GRPO
-from expo.algorithms.parts import Parts
+from expo.config import Advantage, Aggregation, Correction, GRPOConf, OptimizerConf, TrainerConf, Use
 from expo.data.problem import Problem
-from expo.experience import Candidate, Experience
-from expo.models import random_tiny
-from expo.positives.sources import SelfExplanation
+from expo.model.small import random_tiny
 from expo.rollout.engine import Completion, Sampling
-from expo.schema import OptimizerConf, TrainerConf
-from expo.schema_learning import Advantage, Aggregation, Correction, GRPOConf, Use
-from expo.verifier import Verdict
+from expo.step.experience import Candidate, Experience
+from expo.step.positives.sources import SelfExplanation
+from expo.verifier.answers import Verdict
 
 TEMPERATURE, BETA, KL_COEF, CLIP = 0.8, 0.3, 0.1, 0.2
 PROMPTS = [(5, 6, 7), (8, 9), (10, 11, 12, 13)]

@@ -4,14 +4,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from expo.collector import Collector
 from expo.data.problem import Problem
-from expo.experience import Experience, Tools
-from expo.hints import ExpertPrefix, NoHints, SelfHint, gives_away
-from expo.positives.sources import NoPositives
-from expo.prompts import Prompts
+from expo.model.prompts import Prompts
 from expo.rollout.engine import Completion, Sampling
-from expo.verifier import Verdict
+from expo.step.experience import Experience, Tools
+from expo.step.hints import ExpertPrefix, NoHints, SelfHint, gives_away
+from expo.step.pipeline import Collector
+from expo.step.positives.sources import NoPositives
+from expo.verifier.answers import Verdict
 
 QUESTION = "(1) 3 + 4 | 2"
 PROBLEM = Problem("a", QUESTION, "( 7 )", r"(1) > 7 ; \boxed{( 7 )}")
@@ -91,7 +91,7 @@ def test_gives_away():
 
 
 def test_the_share_shown_and_the_hint_draw_from_different_noise(tools):
-    from expo.randomness import uniforms
+    from expo.rollout.noise import uniforms
 
     e = experience(tools.tokenizer, [[0.0, 0.0]] * 40)
     hint = SelfHint(share_low=0.0, share_high=1.0)

@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from expo import losses, schema_learning
+from expo import schema_learning
+from expo.algorithms import losses
 
 
 def test_group_advantages_by_hand():
@@ -96,9 +97,9 @@ def test_grpo_loss_agrees_with_a_float64_reference():
 
 
 def test_every_choice_in_the_config_has_a_function():
-    from expo.positives.schedules import GATES, SCHEDULES
-    from expo.positives.selection import SELECTIONS
-    from expo.positives.sources import SHOWN
+    from expo.step.positives.schedules import GATES, SCHEDULES
+    from expo.step.positives.selection import SELECTIONS
+    from expo.step.positives.sources import SHOWN
 
     pairs = [
         (schema_learning.Aggregation, losses.AGGREGATIONS),

@@ -3,9 +3,9 @@ import copy
 import pytest
 import torch
 
-from expo import losses
-from expo.models import random_tiny
-from expo.policy import as_initial, micro_batches, score, token_batch, token_logp
+from expo.algorithms import losses
+from expo.model.policy import as_initial, micro_batches, score, token_batch, token_logp
+from expo.model.small import random_tiny
 
 PROMPTS = [[5, 6, 7], [8, 9], [10, 11, 12, 13], [5, 6]]
 COMPLETIONS = [[20, 21, 22, 23], [30], [40, 41, 42], [50, 51, 52, 53, 54]]
@@ -83,7 +83,7 @@ def test_packed_rows_score_and_train_as_padded_ones(model):
 
 
 def test_lora_trains_adapters_only_and_scores_like_its_base(tmp_path):
-    from expo.policy import load_policy
+    from expo.model.policy import load_policy
 
     base, tokenizer = load_policy("ladder")
     lora, _ = load_policy("ladder", lora_rank=4)
@@ -104,8 +104,8 @@ def test_a_model_that_scales_its_logits_is_refused(tmp_path):
     from transformers import CohereConfig, CohereForCausalLM
 
     from expo.config import UserError
-    from expo.models import ladder_tokenizer
-    from expo.policy import load_policy
+    from expo.model.policy import load_policy
+    from expo.model.small import ladder_tokenizer
 
     tokenizer = ladder_tokenizer()
     tokenizer.save_pretrained(tmp_path)

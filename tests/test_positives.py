@@ -4,17 +4,17 @@ from dataclasses import replace
 import pytest
 import torch
 
+from expo.config import Aggregation, Explainer, Filter, Gate, Schedule, ShownAnswer
 from expo.data.problem import Problem
-from expo.experience import Candidate, Experience, Tools
-from expo.positives.cache import ExplanationCache
-from expo.positives.filters import early_answer, rejection
-from expo.positives.properties import Scorer
-from expo.positives.selection import Limits, select
-from expo.positives.sources import ExpertParaphrase, ExpertSolution, NoPositives, SelfExplanation, STaR
-from expo.prompts import Prompts
+from expo.model.prompts import Prompts
 from expo.rollout.engine import Completion, Sampling
-from expo.schema_learning import Aggregation, Explainer, Filter, Gate, Schedule, ShownAnswer
-from expo.verifier import Verdict
+from expo.step.experience import Candidate, Experience, Tools
+from expo.step.positives.cache import ExplanationCache
+from expo.step.positives.filters import early_answer, rejection
+from expo.step.positives.properties import Scorer
+from expo.step.positives.selection import Limits, select
+from expo.step.positives.sources import ExpertParaphrase, ExpertSolution, NoPositives, SelfExplanation, STaR
+from expo.verifier.answers import Verdict
 
 CORRECT = Verdict.CORRECT
 
@@ -300,7 +300,7 @@ def test_answer_lift_is_the_difference_of_two_likelihoods(ladder):
 
 def test_explain_prompts_show_question_and_answer_and_solve_prompts_do_not():
     from expo.data.problem import Problem
-    from expo.prompts import Prompts
+    from expo.model.prompts import Prompts
 
     prompts = Prompts(r"{question} = ?", r"{question} = \boxed{{answer}}")
     tricky = [Problem("1", "1 {answer} + 2", "3 {question}")]
@@ -321,7 +321,7 @@ def test_the_shipped_math_prompt_shows_the_answer_wherever_it_is_named():
     from conftest import compose_config
 
     from expo.data.problem import Problem
-    from expo.prompts import Prompts
+    from expo.model.prompts import Prompts
 
     conf = compose_config("dataset=math").prompts
     seen = []

@@ -9,7 +9,7 @@ import pytest
 from conftest import compose_config
 
 from expo import cli
-from expo.checks import check
+from expo.config import check
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -9,9 +9,9 @@ from test_train import run
 
 from expo import cli
 from expo.config import UserError
-from expo.experiments.aggregate import samples_of
 from expo.report import charts, command
 from expo.report.page import Page, RunData, write
+from expo.tables.aggregate import samples_of
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_the_log_probabilities_are_those_of_the_policy_after_the_step(directory)
     import torch
     from hydra.utils import instantiate
 
-    from expo.policy import load_policy, token_batch, token_logp
+    from expo.model.policy import load_policy, token_batch, token_logp
 
     rows = pyarrow.parquet.read_table(directory / "completions" / "train-step000002.parquet").to_pylist()
     shown = samples_of(directory)

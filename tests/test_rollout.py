@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from expo.data import ladder as world
-from expo.policy import score, token_batch
-from expo.randomness import Key, uniforms
+from expo.model.policy import score, token_batch
 from expo.rollout.engine import Request, Sampling
+from expo.rollout.noise import Key, uniforms
 from expo.rollout.transformers_engine import TransformersEngine, sample
 
 PLAIN = Sampling(temperature=1.0, top_p=1.0, top_k=0, max_tokens=80)

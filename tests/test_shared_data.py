@@ -4,7 +4,7 @@ import pytest
 from conftest import SHARED, compose_config
 from hydra.utils import instantiate
 
-from expo.verifier import Verdict, Verifier, _Worker
+from expo.verifier.pool import Verdict, Verifier, _Worker
 
 pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason="the data sets are not part of the repository")
 

@@ -13,21 +13,21 @@ import psutil
 import pyarrow.parquet
 import pytest
 import wandb
+from expo.experiments import plan as plans
+from expo.experiments import table
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from expo import cli, config
+from expo.commands.train import step_of
 from expo.config import UserError
-from expo.experiments import plan as plans
-from expo.experiments import table
-from expo.experiments.aggregate import by_step, final_rows, measured_values, pass_values, stack, statistic
-from expo.experiments.cost import DEVICES, estimate, shape
-from expo.experiments.launch import own_gpu
-from expo.experiments.render import markdown
-from expo.experiments.sweep import View, until_over
-from expo.offline import read_offline
 from expo.report import command
-from expo.train import step_of
+from expo.runs.offline import read_offline
+from expo.tables.aggregate import by_step, final_rows, measured_values, pass_values, stack, statistic
+from expo.tables.cost import DEVICES, estimate, shape
+from expo.tables.launch import own_gpu
+from expo.tables.render import markdown
+from expo.tables.sweep import View, until_over
 
 PLAN = """
 title: Small
@@ -341,7 +341,7 @@ scales: {cpu: {overrides: [debug=tiny], seeds: [0, 1]}}
 title: Properties
 columns: [nll, answer_lift/level5]
 headings: [NLL, lift]
-figures: {bars: {_target_: expo.experiments.figures.Bars}}
+figures: {bars: {_target_: expo.tables.figures.Bars}}
 arms:
   own: {label: own, command: diagnose, kind: own, overrides: []}
   expert: {label: expert, command: diagnose, kind: expert, overrides: [], against: own}

@@ -15,10 +15,9 @@ import wandb
 from conftest import compose_config
 
 from expo import config
-from expo.checks import check
-from expo.config import UserError
-from expo.offline import read_offline
-from expo.train import newest_checkpoint, train
+from expo.commands.train import newest_checkpoint, train
+from expo.config import UserError, check
+from expo.runs.offline import read_offline
 
 SMALL = [
     "trainer.problems_per_step=4", "algorithm.group_size=4", "trainer.micro_batch_size=8", "dataset.eval_limit=4",
@@ -138,7 +137,7 @@ def test_grpo_does_not_move_where_no_rollout_is_right(tmp_path):
     _, directory = run(tmp_path, "algorithm=grpo", "trainer.max_steps=2", "optimizer.weight_decay=0.1")
     steps = [line for line in scalars(directory) if "reward/mean" in line]
     assert all(line["reward/mean"] == 0 == line["policy/grad_norm"] for line in steps)
-    from expo.policy import load_policy
+    from expo.model.policy import load_policy
 
     trained = {k.removeprefix("policy."): v for k, v in weights(directory).items() if k.startswith("policy.")}
     base = load_policy("ladder")[0].state_dict()
@@ -161,7 +160,7 @@ def test_real_formats_run_through_every_stage(tmp_path, math_file, gsm8k_file, a
 
 
 def test_evaluate_reads_what_train_saved(tmp_path, capsys):
-    from expo.evaluation.command import evaluate_command
+    from expo.commands.evaluate import evaluate_command
 
     _, directory = run(tmp_path, "trainer.max_steps=1")
     final = directory / "checkpoints" / "final"

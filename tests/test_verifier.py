@@ -2,7 +2,7 @@ import threading
 
 import pytest
 
-from expo.verifier import Verdict, Verifier, fast_verdict, last_boxed
+from expo.verifier.pool import Verdict, Verifier, fast_verdict, last_boxed
 
 HOSTILE = [
     "9^{9^{9^{9^9}}}", "2^{2^{2^{2^{2^{2}}}}}", "10^{10^{10^{10}}}", "(10^{10})!", "99999999!", "((9!)!)!", "7!!!!!!!",
@@ -92,7 +92,7 @@ def test_infinity_equals_no_number_whatever_the_hash_seed(seed):
     import subprocess
     import sys
 
-    script = r"from expo.verifier import _judge; print(_judge(r'\infty^\infty', '12').value)"
+    script = r"from expo.verifier.pool import _judge; print(_judge(r'\infty^\infty', '12').value)"
     done = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,
@@ -114,7 +114,7 @@ def test_a_worker_that_dies_idle_is_replaced():
     import os
     import signal
 
-    from expo.verifier import _Worker
+    from expo.verifier.pool import _Worker
 
     worker = _Worker(512)
     os.kill(worker.process.pid, signal.SIGKILL)
@@ -124,7 +124,7 @@ def test_a_worker_that_dies_idle_is_replaced():
 
 
 def test_a_pool_that_cannot_start_a_worker_says_so(monkeypatch):
-    from expo.verifier import VerifierError, _Worker
+    from expo.verifier.pool import VerifierError, _Worker
 
     def no_process(self):
         raise OSError("no more processes")

@@ -14,16 +14,15 @@ import torch
 from conftest import compose_config
 from hydra.utils import instantiate
 
-from expo.config import EngineError, UserError
+from expo.config import EngineError, Transfer, UserError, VLLMConf
 from expo.data.ladder import generate
-from expo.models import ladder_model, ladder_tokenizer
-from expo.policy import score, token_batch
-from expo.randomness import Key
+from expo.model.policy import score, token_batch
+from expo.model.small import ladder_model, ladder_tokenizer
 from expo.rollout.engine import Request, Sampling
+from expo.rollout.noise import Key
 from expo.rollout.transformers_engine import TransformersEngine
 from expo.rollout.vllm_engine import VLLMEngine, check_heads, group_of, memory_share
 from expo.rollout.vllm_worker import sums
-from expo.schema import Transfer, VLLMConf
 
 needs_vllm = [
     pytest.mark.vllm,

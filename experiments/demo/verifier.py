@@ -13,8 +13,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 from test_verifier import HOSTILE
 
-from expo import verifier
-from expo.verifier import Verifier
+from expo.verifier import pool as verifier
+from expo.verifier.pool import Verifier
 
 
 def report(name: str, completions: Sequence[str], golds: Sequence[str]) -> None:

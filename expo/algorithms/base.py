@@ -3,20 +3,24 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from lightning import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from expo import losses
-from expo.algorithms.parts import Parts
-from expo.experience import Candidate, Experience
-from expo.metrics import step_metrics
-from expo.policy import TokenBatch, as_initial, micro_batches, score, token_batch
-from expo.randomness import DROPOUT, Key
-from expo.schema import OnBad
-from expo.schema_learning import Use
+from expo.algorithms import losses
+from expo.algorithms.pairs import PairStore
+from expo.config import AlgorithmConf, OptimizerConf, TrainerConf
+from expo.model.policy import TokenBatch, as_initial, micro_batches, score, token_batch
+from expo.rollout.noise import DROPOUT, Key
+from expo.step.experience import Candidate, Experience
+from expo.step.metrics import step_metrics
+from expo.step.pipeline import Pipeline
+from expo.step.problems import ProblemSampler
 
 # Sums over the micro-batches and updates of one step, from which its metrics are made.
 Sums = defaultdict[str, float]
@@ -26,6 +30,24 @@ class NonFiniteGradient(Exception):
     """A gradient is not a number; the weights are still those of the last good step."""
 
 
+@dataclass
+class Components:
+    """What an algorithm works with.
+
+    `reference` is the frozen initial policy; None where nothing needs it, or where it is the policy without its LoRA
+    adapter. `snapshot` is an earlier policy, refreshed by the algorithm.
+    """
+
+    policy: PreTrainedModel
+    reference: PreTrainedModel | None
+    snapshot: PreTrainedModel | None
+    pipeline: Pipeline
+    sampler: ProblemSampler
+    optimizer: OptimizerConf
+    trainer: TrainerConf
+    pairs: PairStore
+
+
 class Algorithm(LightningModule):
     """Collects an experience and updates the policy on it, once per step; `collect` and `update` are the algorithm's own.
 
@@ -33,65 +55,66 @@ class Algorithm(LightningModule):
     step follows from it. Callbacks read `last_experience` and `last_metrics`.
     """
 
-    def __init__(self, parts: Parts, group_size: int):
+    conf: AlgorithmConf
+
+    def __init__(self, conf: AlgorithmConf, components: Components):
         super().__init__()
         self.automatic_optimization = False  # a step may take several updates, each over several streams
         self.strict_loading = False  # the reference is made anew from the base weights, not stored in checkpoints
-        self.policy, self.reference, self.snapshot = parts.policy, parts.reference, parts.snapshot
-        self.collector, self.sampler, self.pairs = parts.collector, parts.sampler, parts.pairs
-        self.conf, self.optimizer_conf = parts.trainer, parts.optimizer
-        self.group_size = group_size
+        self.conf, self.trainer_conf, self.optimizer_conf = conf, components.trainer, components.optimizer
+        self.policy, self.reference, self.snapshot = components.policy, components.reference, components.snapshot
+        self.pipeline, self.sampler, self.pairs = components.pipeline, components.sampler, components.pairs
         self.last_experience: Experience | None = None
         self.last_metrics: dict[str, float | None] = {}
 
     def on_fit_start(self) -> None:
-        self.collector.sync()  # a checkpoint may have been loaded since the engines were made
+        self.pipeline.engines.sync()  # a checkpoint may have been loaded since the engines were made
 
     def train_dataloader(self) -> list[int]:
         return [self.current_epoch]
 
     def training_step(self, batch: int, batch_idx: int) -> None:
-        """Step number `batch`."""
-        torch.manual_seed(int(Key(self.collector.tools.seed, DROPOUT, batch).generator().integers(2**62)))
+        """Take step number `batch`."""
+        torch.manual_seed(int(Key(self.pipeline.tools.seed, DROPOUT, batch).generator().integers(2**62)))
         self.before(batch)
         experience = self.collect(batch)
         all_wrong = experience.all_wrong.float().mean().item()
-        beta = self.collector.source.weight_at(batch / self.conf.max_steps, all_wrong)
-        engine = self.collector.engine
+        beta = self.pipeline.source.weight_at(batch / self.trainer_conf.max_steps, all_wrong)
+        engine = self.pipeline.engines.policy
         with experience.timer("update"):
             engine.sleep()
             sums = self.update(experience, beta)
         with experience.timer("sync"):
             engine.wake()
             engine.sync()
-        weight = beta if self.collector.source.use is Use.auxiliary else None  # a group member has an advantage instead
+        weight = None if self.pipeline.source.joins_groups else beta  # a group member has an advantage instead
         self.last_experience, self.last_metrics = experience, step_metrics(experience, sums, weight)
 
     def before(self, step: int) -> None:
-        """What changes between steps: here, the snapshot that explains becomes the current policy every so often."""
-        if self.snapshot is not None and self.collector.source.refreshes_snapshot(step):
+        """Change what changes between steps: here, the snapshot that explains becomes the current policy every so often."""
+        if self.snapshot is not None and self.pipeline.source.refreshes_snapshot(step):
             self.snapshot.load_state_dict(self.policy.state_dict())
-            self.collector.sync()
+            self.pipeline.engines.sync()
 
     def collect(self, step: int) -> Experience:
-        """What the step learns from."""
-        return self.collector.collect(step, self.sampler.batch(step), self.group_size)
+        """Return what the step learns from."""
+        return self.pipeline.run(step, self.sampler.batch(step), self.conf.group_size)
 
     def update(self, experience: Experience, beta: float) -> Sums:
-        """All optimizer steps on one experience. Returns sums over updates, for the metrics."""
-        raise NotImplementedError
+        """Take all optimizer steps on one experience. Returns sums over updates, for the metrics: `updates`, `loss/<term>`."""
+        raise TypeError(f"{type(self).__name__} has no update")
 
     def positive_stream(
         self, prompts: Sequence[Sequence[int]], positives: list[Candidate], beta: float, sums: Sums
     ) -> None:
-        """Backward through β times the negative log-likelihood of the positives under q alone.
+        """Go backward through β times the negative log-likelihood of the positives under q alone.
 
         Args: prompts `[P]`, the solve prompts of the step.
         """
         batch = self.tokens([prompts[c.problem] for c in positives], [c.ids for c in positives])
-        aggregation, max_tokens = self.collector.source.aggregation.name, self.collector.tools.sampling.max_tokens
+        aggregation, max_tokens = self.pipeline.source.aggregation, self.pipeline.tools.sampling.max_tokens
         weights = losses.token_weights(batch.mask, aggregation, max_tokens)
-        for rows, part in micro_batches(batch, torch.arange(len(batch.mask)), self.conf.micro_batch_size):
+        for rows, part in micro_batches(batch, torch.arange(len(batch.mask)), self.trainer_conf.micro_batch_size):
             logp = self.score(self.policy, part)
             loss = (weights[rows, : part.mask.shape[1]] * losses.sft_loss(logp)).sum()
             self.manual_backward(beta * loss)
@@ -100,16 +123,16 @@ class Algorithm(LightningModule):
             sums["trained"] += part.mask.sum().item()
 
     def tokens(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> TokenBatch:
-        """Rows on the module's device, from token ids."""
-        return token_batch(prompts, completions, self.collector.tools.tokenizer.pad_token_id, self.device)
+        """Return rows on the module's device, from token ids."""
+        return token_batch(prompts, completions, self.pipeline.tools.tokenizer.pad_token_id, self.device)
 
     def score(self, model: nn.Module, batch: TokenBatch, temperature: float = 1.0) -> Tensor:
-        """Log-probabilities `[B, T]`; see `expo.policy.score`."""
-        return score(model, batch, temperature, self.conf.packing)
+        """Return log-probabilities `[B, T]`; see `expo.model.policy.score`."""
+        return score(model, batch, temperature, self.trainer_conf.packing)
 
     @torch.no_grad()
     def reference_score(self, batch: TokenBatch, temperature: float = 1.0) -> Tensor:
-        """The same under the frozen initial policy."""
+        """Return the same under the frozen initial policy."""
         context = as_initial(self.policy) if self.reference is None else nullcontext(self.reference)
         with context as reference:
             return self.score(reference, batch, temperature)
@@ -124,13 +147,13 @@ class Algorithm(LightningModule):
         if norm.isfinite():
             optimizer.step()
             schedule.step()
-        elif self.conf.on_nonfinite is OnBad.stop:
+        elif self.trainer_conf.on_nonfinite == "stop":
             raise NonFiniteGradient(f"the gradient norm of step {self.current_epoch + 1} is {norm.item()}")
         else:
             sums["skipped"] += 1
         optimizer.zero_grad()
 
-    def configure_optimizers(self):
+    def configure_optimizers(self) -> Any:
         conf = self.optimizer_conf
         trained = [p for p in self.policy.parameters() if p.requires_grad]
         low, high = conf.betas
@@ -138,10 +161,10 @@ class Algorithm(LightningModule):
         warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: min(1.0, (t + 1) / (conf.warmup_steps + 1)))
         return [optimizer], [warmup]
 
-    def on_save_checkpoint(self, checkpoint: dict) -> None:
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("reference.")}
-        checkpoint["explanations"] = self.collector.cache.state_dict()
+        checkpoint["explanations"] = self.pipeline.cache.state_dict()
 
-    def on_load_checkpoint(self, checkpoint: dict) -> None:
-        self.collector.cache.load_state_dict(checkpoint["explanations"])
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.pipeline.cache.load_state_dict(checkpoint["explanations"])

@@ -7,14 +7,13 @@
 
 import torch
 
-from expo import losses
-from expo.algorithms.base import Algorithm, Sums
-from expo.algorithms.parts import Parts
-from expo.experience import Candidate, Experience
-from expo.policy import TokenBatch, micro_batches
+from expo.algorithms import losses
+from expo.algorithms.base import Algorithm, Components, Sums
+from expo.config import DPOConf
+from expo.model.policy import TokenBatch, micro_batches
 from expo.rollout.engine import Completion
-from expo.schema_learning import Preference, Rejected
-from expo.verifier import Verdict
+from expo.step.experience import Candidate, Experience
+from expo.verifier.answers import Verdict
 
 
 class DPO(Algorithm):
@@ -24,25 +23,22 @@ class DPO(Algorithm):
     that may be rejected, gives no pair.
     """
 
-    def __init__(
-        self, parts: Parts, *, group_size: int, pairs_every: int, rejected: Rejected, preference: Preference,
-        beta: float, label_smoothing: float,
-    ):  # fmt: skip
-        super().__init__(parts, group_size)
-        self.every = pairs_every or self.conf.max_steps
-        self.rejected, self.preference = rejected, preference.name
-        self.beta, self.label_smoothing = beta, label_smoothing
+    conf: DPOConf
+
+    def __init__(self, conf: DPOConf, components: Components):
+        super().__init__(conf, components)
+        self.every = conf.pairs_every or self.trainer_conf.max_steps
         self.round: tuple[int, Experience] | None = None  # the round's first step, and all its problems
 
     def collect(self, step: int) -> Experience:
         start = step - step % self.every
         if self.round is None or self.round[0] != start:
-            steps = range(start, min(start + self.every, self.conf.max_steps))
+            steps = range(start, min(start + self.every, self.trainer_conf.max_steps))
             problems = list({p.id: p for s in steps for p in self.sampler.batch(s)}.values())
             with self.pairs.lock(start):
                 whole = self.pairs.load(start, problems)
                 if whole is None:
-                    whole = self.collector.collect(start, problems, self.group_size)
+                    whole = self.pipeline.run(start, problems, self.conf.group_size)
                     self.pairs.save(start, whole, [self.pair(whole, i) for i in range(len(problems))])
             self.round = start, whole
         whole = self.round[1]
@@ -53,10 +49,10 @@ class DPO(Algorithm):
         return experience
 
     def pair(self, e: Experience, problem: int) -> tuple[Candidate, Completion] | None:
-        """The problem's chosen and rejected completion."""
+        """Return the problem's chosen and rejected completion."""
         chosen = next((c for c in e.positives if c.problem == problem), None)
         rows = range(problem * e.group_size, (problem + 1) * e.group_size)
-        allowed = (r for r in rows if self.rejected is Rejected.any or e.verdicts[r] is not Verdict.CORRECT)
+        allowed = (r for r in rows if self.conf.rejected == "any" or e.verdicts[r] is not Verdict.CORRECT)
         row = next(allowed, None)
         return None if chosen is None or row is None else (chosen, e.completions[row])
 
@@ -75,8 +71,8 @@ class DPO(Algorithm):
         return sums
 
     def preference_stream(self, batch: TokenBatch, count: int, sums: Sums) -> None:
-        """Backward through the preference loss. Row i of `batch` is chosen, row `count` + i is rejected."""
-        size = max(self.conf.micro_batch_size // 2, 1)
+        """Go backward through the preference loss. Row i of `batch` is chosen, row `count` + i is rejected."""
+        conf, size = self.conf, max(self.trainer_conf.micro_batch_size // 2, 1)
         chosen = TokenBatch(batch.input_ids[:count], batch.mask[:count])
         for first, _ in micro_batches(chosen, torch.arange(count), size):
             part = batch.rows(torch.cat([first, first + count]))
@@ -85,14 +81,14 @@ class DPO(Algorithm):
             chosen_ratio, rejected_ratio = log_ratio.chunk(2)
             lengths = torch.stack(part.mask.sum(dim=1).chunk(2))
             per_pair = losses.preference_loss(
-                chosen_ratio, rejected_ratio, lengths, self.beta, self.label_smoothing, self.preference
+                chosen_ratio, rejected_ratio, lengths, conf.beta, conf.label_smoothing, conf.preference
             )
             loss = per_pair.sum() / count
             self.manual_backward(loss)
             sums["loss/preference"] += loss.item()
             sums["trained"] += part.mask.sum().item()
             sums["loss/total"] += loss.item()
-            margin = self.beta * (chosen_ratio - rejected_ratio)
+            margin = conf.beta * (chosen_ratio - rejected_ratio)
             sums["margin"] += margin.sum().item()
             sums["accuracy"] += (margin > 0).float().sum().item()
             chosen_logp, rejected_logp = logp.chunk(2)

@@ -2,7 +2,7 @@
 
     loss = Σ w · -min(ρ Â, clip(ρ) Â)  +  kl_coef · Σ w · KL(π_θ || π_ref)  +  β · Σ w⁺ · -log π_θ(c̃ | q)
 
-over the tokens of rollouts (weights w) and of positives (w⁺), see `expo.losses`. Dr. GRPO, DAPO, GSPO, RLOO and LUFFY are
+over the tokens of rollouts (weights w) and of positives (w⁺), see `expo.algorithms.losses`. Dr. GRPO, DAPO, GSPO, RLOO and LUFFY are
 choices of advantage, ratio, clip, weights and of what positives are used as.
 """
 
@@ -11,12 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from expo import losses
+from expo.algorithms import losses
 from expo.algorithms.base import Algorithm, Sums
-from expo.algorithms.parts import Parts
-from expo.experience import Candidate, Experience
-from expo.policy import TokenBatch, micro_batches
-from expo.schema_learning import KL, Advantage, Aggregation, Baseline, Correction, Ratio, Use
+from expo.config import GRPOConf
+from expo.model.policy import TokenBatch, micro_batches
+from expo.step.experience import Candidate, Experience
 
 
 @dataclass(frozen=True)
@@ -33,94 +32,85 @@ class Rows:
 class GRPO(Algorithm):
     """One step: rollouts and positives, then `updates_per_rollout` optimizer steps on them."""
 
-    def __init__(
-        self, parts: Parts, *, group_size: int, updates_per_rollout: int, advantage: Advantage, ratio: Ratio,
-        clip_low: float, clip_high: float, aggregation: Aggregation, kl_coef: float, kl_estimator: KL, refills: int,
-        overlong_share: float, sampler_correction: Correction, sampler_cap: float,
-    ):  # fmt: skip
-        super().__init__(parts, group_size)
-        self.updates_per_rollout, self.advantage, self.ratio = updates_per_rollout, advantage.name, ratio.name
-        self.clip_low, self.clip_high, self.aggregation = clip_low, clip_high, aggregation.name
-        self.kl_coef, self.kl_estimator = kl_coef, kl_estimator.name
-        self.refills, self.overlong_share = refills, overlong_share
-        self.sampler_correction, self.sampler_cap = sampler_correction.name, sampler_cap
+    conf: GRPOConf
 
     def collect(self, step: int) -> Experience:
         experience = super().collect(step)
-        for number in range(1, self.refills + 1):
-            if len(self.informative(experience)) >= self.conf.problems_per_step:
+        for number in range(1, self.conf.refills + 1):
+            if len(self.informative(experience)) >= self.trainer_conf.problems_per_step:
                 break
-            problems, first = self.sampler.refill(step, number), len(experience.problems)
-            experience = experience.join(self.collector.collect(step, problems, self.group_size, first))
+            problems, offset = self.sampler.refill(step, number), len(experience.problems)
+            experience = experience.join(self.pipeline.run(step, problems, self.conf.group_size, offset))
         return experience
 
     def update(self, experience: Experience, beta: float) -> Sums:
         rows = self.rows(experience)
-        positives = experience.positives if beta > 0 and not self.members else []
+        positives = experience.positives if beta > 0 and not self.pipeline.source.joins_groups else []
         # A group of equal rewards has no policy gradient: without a KL term its rows cost no pass at all.
-        active = (torch.ones_like(rows.advantages) if self.kl_coef else rows.advantages).nonzero().squeeze(1)
-        sums = Sums(float, updates=self.updates_per_rollout)
-        for update in range(self.updates_per_rollout):
+        active = (torch.ones_like(rows.advantages) if self.conf.kl_coef else rows.advantages).nonzero().squeeze(1)
+        sums = Sums(float, updates=self.conf.updates_per_rollout)
+        for update in range(self.conf.updates_per_rollout):
             self.policy_stream(rows, active, update == 0, sums)
             self.positive_stream(experience.prompts, positives, beta, sums)
             if len(active) or positives:
                 self.take_step(sums)
         return sums
 
-    @property
-    def members(self) -> bool:
-        """Whether positives join the groups."""
-        return self.collector.source.use is Use.group_member
-
-    def joined(self, e: Experience) -> dict[int, Candidate]:
-        """The positive that has joined each group: the first of its problem."""
-        return {c.problem: c for c in reversed(e.positives) if self.members}
+    def members(self, e: Experience) -> dict[int, Candidate]:
+        """Return the positive that has joined each group: the first of its problem. Empty where positives join none."""
+        return {c.problem: c for c in reversed(e.positives) if self.pipeline.source.joins_groups}
 
     def informative(self, e: Experience) -> Tensor:
-        """Indices of the groups with both right and wrong members; a positive that has joined is right."""
-        joined, lowest, highest = self.joined(e), e.rewards.amin(dim=1), e.rewards.amax(dim=1)
-        helped = torch.tensor([i in joined for i in range(len(e.problems))])
-        return ((highest > lowest) | (helped & (lowest < 1))).nonzero().squeeze(1)
+        """Return the indices of the groups with both right and wrong members; a positive that has joined is right."""
+        members, lowest, highest = self.members(e), e.rewards.amin(dim=1), e.rewards.amax(dim=1)
+        joined = torch.tensor([i in members for i in range(len(e.problems))])
+        return ((highest > lowest) | (joined & (lowest < 1))).nonzero().squeeze(1)
 
     def rows(self, e: Experience) -> Rows:
-        """What the policy-gradient stream trains on, with advantages."""
-        source, sampling = self.collector.source, self.collector.tools.sampling
-        joined = self.joined(e)
+        """Return what the policy-gradient stream trains on, with advantages."""
         groups = torch.arange(len(e.problems))
-        if self.refills:
-            groups = self.informative(e)[: self.conf.problems_per_step]
-        there = torch.tensor([float(i in joined) for i in groups.tolist()]).unsqueeze(1)  # [P, 1]
-        chosen = [e.completions[i * e.group_size + g] for i in groups.tolist() for g in range(e.group_size)]
-        added = [joined[i] for i in groups.tolist() if i in joined]
-        lengths = torch.tensor([len(c.ids) for c in chosen]).view(-1, e.group_size)
-        rewards = e.rewards[groups] + losses.overlong_penalty(lengths, sampling.max_tokens, self.overlong_share)
-        own, none = torch.ones_like(rewards), torch.zeros_like(there)
-        baseline = torch.cat([own, there if source.member_baseline is Baseline.all else none], dim=1)
-        advantages = losses.group_advantages(
-            torch.cat([rewards, torch.ones_like(there)], dim=1),
-            self.advantage,
-            torch.cat([own, there], dim=1),
-            baseline,
-        )
-        on_policy, off_policy = advantages[:, :-1].flatten(), advantages[:, -1:][there.bool()]
-        batch = self.tokens(
-            [c.prompt for c in chosen] + [e.prompts[c.problem] for c in added], [c.ids for c in [*chosen, *added]]
-        )
-        sampler = [logp for c in chosen for logp in c.logp] + [0.0 for c in added for _ in c.ids]
+        if self.conf.refills:
+            groups = self.informative(e)[: self.trainer_conf.problems_per_step]
+        members = self.members(e)
+        own = [e.completions[i * e.group_size + g] for i in groups.tolist() for g in range(e.group_size)]
+        joined = [members[i] for i in groups.tolist() if i in members]
+        there = torch.tensor([float(i in members) for i in groups.tolist()]).unsqueeze(1)  # [P, 1]
+        on_policy, off_policy = self.advantages(e, groups, there)
+        prompts = [c.prompt for c in own] + [e.prompts[c.problem] for c in joined]
+        batch = self.tokens(prompts, [c.ids for c in [*own, *joined]])
+        sampler = [logp for c in own for logp in c.logp] + [0.0 for c in joined for _ in c.ids]
         zeros = torch.zeros_like(batch.mask)
         return Rows(
             batch,
             torch.cat([on_policy, off_policy]).to(self.device),
-            torch.tensor([False] * len(chosen) + [True] * len(added), device=self.device).unsqueeze(1),
+            torch.tensor([False] * len(own) + [True] * len(joined), device=self.device).unsqueeze(1),
             zeros.masked_scatter(batch.mask.bool(), torch.tensor(sampler, device=self.device)),
             zeros.clone(),
         )
 
+    def advantages(self, e: Experience, groups: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the advantages of the groups' rollouts `[P * G]`, and of the positives that have joined.
+
+        Args: groups `[P]`, indices of problems; there `[P, 1]`, 1 where a positive has joined, with a reward of 1.
+        """
+        conf, source, max_tokens = self.conf, self.pipeline.source, self.pipeline.tools.sampling.max_tokens
+        chosen = [e.completions[i * e.group_size + g] for i in groups.tolist() for g in range(e.group_size)]
+        lengths = torch.tensor([len(c.ids) for c in chosen]).view(-1, e.group_size)
+        rewards = e.rewards[groups] + losses.overlong_penalty(lengths, max_tokens, conf.overlong_share)
+        own, none = torch.ones_like(rewards), torch.zeros_like(there)
+        advantages = losses.group_advantages(
+            torch.cat([rewards, torch.ones_like(there)], dim=1),
+            conf.advantage,
+            members=torch.cat([own, there], dim=1),
+            baseline=torch.cat([own, there if source.member_baseline == "all" else none], dim=1),
+        )
+        return advantages[:, :-1].flatten(), advantages[:, -1:][there.bool()]
+
     def policy_stream(self, rows: Rows, active: Tensor, first: bool, sums: Sums) -> None:
-        """Backward through the policy-gradient and KL terms. The first pass over the rows writes `old_logp`."""
-        sampling, shaping = self.collector.tools.sampling, self.collector.source.member_shaping
-        weights = losses.token_weights(rows.batch.mask, self.aggregation, sampling.max_tokens)
-        for index, part in micro_batches(rows.batch, active, self.conf.micro_batch_size):
+        """Go backward through the policy-gradient and KL terms. The first pass over the rows writes `old_logp`."""
+        conf, sampling = self.conf, self.pipeline.tools.sampling
+        weights = losses.token_weights(rows.batch.mask, conf.aggregation, sampling.max_tokens)
+        for index, part in micro_batches(rows.batch, active, self.trainer_conf.micro_batch_size):
             cut, mask = (index, slice(part.mask.shape[1])), part.mask
             w, advantages, off_policy = weights[cut], rows.advantages[index], rows.off_policy[index]
             logp = self.score(self.policy, part, sampling.temperature)
@@ -128,17 +118,17 @@ class GRPO(Algorithm):
                 rows.old_logp[cut] = logp.detach()
             old_logp, sampler_logp = rows.old_logp[cut], rows.sampler_logp[cut]
             per_token, rho, clipped = losses.policy_loss(
-                logp, old_logp, mask, advantages, self.clip_low, self.clip_high, self.ratio
+                logp, old_logp, mask, advantages, conf.clip_low, conf.clip_high, conf.ratio
             )
-            trust = losses.sampler_weights(old_logp, sampler_logp, mask, self.sampler_correction, self.sampler_cap)
-            member = losses.off_policy_loss(logp, advantages, shaping)
+            trust = losses.sampler_weights(old_logp, sampler_logp, mask, conf.sampler_correction, conf.sampler_cap)
+            member = losses.off_policy_loss(logp, advantages, self.pipeline.source.member_shaping)
             loss = policy = (w * torch.where(off_policy, member, trust * per_token)).sum()
             own = mask * ~off_policy
-            if self.kl_coef:
+            if conf.kl_coef:
                 ref_logp = self.reference_score(part, sampling.temperature)
-                kl = (w * own * losses.kl(logp, ref_logp, self.kl_estimator)).sum()
+                kl = (w * own * losses.kl(logp, ref_logp, conf.kl_estimator)).sum()
                 sums["loss/kl"] += kl.item()
-                loss = policy + self.kl_coef * kl
+                loss = policy + conf.kl_coef * kl
             self.manual_backward(loss)
             sums["loss/policy"] += policy.item()
             sums["loss/total"] += loss.item()

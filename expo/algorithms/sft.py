@@ -2,12 +2,12 @@
 
     loss = β · Σ w · -log π_θ(c | q)
 
-over the tokens of completions only, see `expo.losses.token_weights`.
+over the tokens of completions only, see `expo.algorithms.losses.token_weights`.
 """
 
 from expo.algorithms.base import Algorithm, Sums
-from expo.algorithms.parts import Parts
-from expo.experience import Experience
+from expo.config import SFTConf
+from expo.step.experience import Experience
 
 
 class SFT(Algorithm):
@@ -17,20 +17,18 @@ class SFT(Algorithm):
     becomes the policy of the last round's end, and the policy begins again from the base weights with a new optimizer.
     """
 
-    def __init__(self, parts: Parts, *, group_size: int, restart_every: int):
-        super().__init__(parts, group_size)
-        self.restart_every = restart_every
+    conf: SFTConf
 
     def before(self, step: int) -> None:
-        if not self.restart_every:
+        if not self.conf.restart_every:
             super().before(step)
-        elif step % self.restart_every == 0:
+        elif step % self.conf.restart_every == 0:
             assert self.snapshot is not None
             assert self.reference is not None
             self.snapshot.load_state_dict(self.policy.state_dict())
             self.policy.load_state_dict(self.reference.state_dict())
             self.trainer.strategy.setup_optimizers(self.trainer)
-            self.collector.sync()
+            self.pipeline.engines.sync()
 
     def update(self, experience: Experience, beta: float) -> Sums:
         sums = Sums(float, updates=1)

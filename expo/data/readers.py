@@ -5,18 +5,16 @@ import logging
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 
-from expo.config import UserError
+from expo.config import DatasetConf, LadderConf, TableConf, UserError
 from expo.data import ladder
 from expo.data.problem import Problem
-from expo.schema import ColumnsConf, ExpertStyle, OnBad
-from expo.verifier import last_boxed
+from expo.verifier.answers import last_boxed
 
 log = logging.getLogger(__name__)
 
@@ -28,27 +26,17 @@ class BadRow(Exception):
     """Why a row cannot be used."""
 
 
-@dataclass
 class Reader:
-    """A data set. Fields are those of `DatasetConf`; subclasses turn one row into a Problem.
+    """A data set, as `expo.config.DatasetConf` describes it; subclasses turn one row into a Problem.
 
-    `train()` and `evaluation()` share no problem: see `DatasetConf.eval_path`.
+    `train()` and `evaluation()` share no problem: see `dataset.eval_path`.
     """
 
-    name: str
-    path: str | None
-    eval_path: str | None
-    hub_id: str | None
-    hub_configs: list[str]
-    split: str
-    eval_split: str
-    levels: list[int]
-    eval_levels: list[int] | None
-    known_levels: list[int]
-    limit: int | None
-    eval_limit: int | None
-    on_bad_row: OnBad
-    _cache: dict[str, list[Problem]] = field(default_factory=dict, init=False, kw_only=True)
+    conf: DatasetConf
+
+    def __init__(self, conf: DatasetConf):
+        self.conf = conf
+        self._cache: dict[str, list[Problem]] = {}
 
     def problem(self, row: dict[str, Any], id: str) -> Problem:
         """One row as a Problem. Raises BadRow (or KeyError for a column that is not there)."""
@@ -56,42 +44,44 @@ class Reader:
 
     def train(self) -> list[Problem]:
         """Problems to train on. A question that is also held out is not among them, wherever it stands."""
-        held_out = {_question(p) for p in self.evaluation()} if self.path is not None else set()
-        problems = self._read(self.path, self.split, self.levels)
+        held_out = {_question(p) for p in self.evaluation()} if self.conf.path is not None else set()
+        problems = self._read(self.conf.path, self.conf.split, self.conf.levels)
         kept = [p for p in problems if _question(p) not in held_out]
         if problems and not kept:
             raise UserError(
-                f"{self._source(self.path)}: all its questions are held out; give other rows as dataset.eval_path"
+                f"{self._source(self.conf.path)}: all its questions are held out; give other rows as dataset.eval_path"
             )
-        if self.eval_path is not None and len(kept) < len(problems):
+        if self.conf.eval_path is not None and len(kept) < len(problems):
             log.warning(
-                "%s: %d questions of dataset.eval_path are not trained on", self.name, len(problems) - len(kept)
+                "%s: %d questions of dataset.eval_path are not trained on", self.conf.name, len(problems) - len(kept)
             )
-        return _nonempty(_spread(kept, self.limit) if self.limit else kept, self._source(self.path), self.levels)
+        return _nonempty(
+            _spread(kept, self.conf.limit) if self.conf.limit else kept, self._source(self.conf.path), self.conf.levels
+        )
 
     def evaluation(self) -> list[Problem]:
         """Problems to evaluate on: eval_path, else the held-out part of path, else the hub's eval_split."""
-        levels = self.levels if self.eval_levels is None else self.eval_levels
-        if self.path is not None and self.eval_path is None:
-            problems = self._read(self.path, self.split, levels)
-            count = min(self.eval_limit or 100, len(problems) // 2)  # of a small file, half is left to train on
+        levels = self.conf.levels if self.conf.eval_levels is None else self.conf.eval_levels
+        if self.conf.path is not None and self.conf.eval_path is None:
+            problems = self._read(self.conf.path, self.conf.split, levels)
+            count = min(self.conf.eval_limit or 100, len(problems) // 2)  # of a small file, half is left to train on
         else:
-            problems = self._read(self.eval_path, self.eval_split, levels)
-            count = self.eval_limit or len(problems)
+            problems = self._read(self.conf.eval_path, self.conf.eval_split, levels)
+            count = self.conf.eval_limit or len(problems)
         return _nonempty(_spread(problems, count), self._held_out, levels)
 
     def whole(self) -> list[Problem]:
         """For `expo evaluate`: every problem of eval_path, else of path, else of the hub's eval_split."""
-        levels = self.levels if self.eval_levels is None else self.eval_levels
-        problems = self._read(self.eval_path or self.path, self.eval_split, levels)
-        return _nonempty(_spread(problems, self.limit), self._held_out, levels)
+        levels = self.conf.levels if self.conf.eval_levels is None else self.conf.eval_levels
+        problems = self._read(self.conf.eval_path or self.conf.path, self.conf.eval_split, levels)
+        return _nonempty(_spread(problems, self.conf.limit), self._held_out, levels)
 
     @property
     def _held_out(self) -> str:
-        return f"dataset.eval_path={self.eval_path}" if self.eval_path else self._source(self.path)
+        return f"dataset.eval_path={self.conf.eval_path}" if self.conf.eval_path else self._source(self.conf.path)
 
     def _source(self, path: str | None) -> str:
-        return f"dataset.path={path}" if path else f"dataset.hub_id={self.hub_id}"
+        return f"dataset.path={path}" if path else f"dataset.hub_id={self.conf.hub_id}"
 
     def _read(self, path: str | None, split: str, levels: list[int]) -> list[Problem]:
         source = path or f"hub:{split}"
@@ -102,7 +92,7 @@ class Reader:
     def _usable(self, path: str | None, split: str) -> list[Problem]:
         problems, bad = [], 0
         for i, row in enumerate(self._rows(path, split), 1):  # as an editor numbers lines
-            id = f"{Path(path).name if path else f'{self.name}/{split}'}:{i}"
+            id = f"{Path(path).name if path else f'{self.conf.name}/{split}'}:{i}"
             try:
                 if isinstance(row, BadRow):
                     raise row
@@ -111,7 +101,7 @@ class Reader:
                     raise BadRow("empty question or answer")
             except (BadRow, KeyError, TypeError, ValueError, AttributeError) as error:
                 reason = f"no column {error}" if isinstance(error, KeyError) else str(error)
-                if self.on_bad_row is OnBad.stop:
+                if self.conf.on_bad_row == "stop":
                     raise UserError(
                         f"dataset.on_bad_row=stop: row {id} cannot be used ({reason}); mend it or set dataset.on_bad_row=skip"
                     ) from error
@@ -121,7 +111,7 @@ class Reader:
                 continue
             problems.append(problem)
         if bad:
-            log.warning("%s: skipped %d rows that cannot be used, kept %d", path or self.name, bad, len(problems))
+            log.warning("%s: skipped %d rows that cannot be used, kept %d", path or self.conf.name, bad, len(problems))
         return problems
 
     def _rows(self, path: str | None, split: str) -> Iterable[dict[str, Any] | BadRow]:
@@ -140,14 +130,14 @@ class Reader:
     def _hub_rows(self, split: str) -> Iterable[dict[str, Any]]:
         import datasets  # slow to import, and only the hub needs it
 
-        if self.hub_id is None:
+        if self.conf.hub_id is None:
             raise UserError("dataset.path=null: this data set has no hub id either; set dataset.path or dataset.hub_id")
         try:
-            configs: Sequence[str | None] = self.hub_configs or [None]
-            parts = [datasets.load_dataset(self.hub_id, config, split=split) for config in configs]
+            configs: Sequence[str | None] = self.conf.hub_configs or [None]
+            parts = [datasets.load_dataset(self.conf.hub_id, config, split=split) for config in configs]
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
             raise UserError(
-                f"dataset.hub_id={self.hub_id}: cannot be read ({str(error).splitlines()[0]}); "
+                f"dataset.hub_id={self.conf.hub_id}: cannot be read ({str(error).splitlines()[0]}); "
                 "check the id and your network, or set dataset.path to a local file"
             ) from error
         return datasets.concatenate_datasets(parts)
@@ -163,7 +153,6 @@ def _json_row(line: bytes) -> dict[str, Any] | BadRow:
     return row if isinstance(row, dict) else BadRow("not a JSON object")
 
 
-@dataclass
 class MATH(Reader):
     """Hendrycks et al. (2021): problem, level ("Level 5"), type, solution with the answer in its last box."""
 
@@ -175,7 +164,6 @@ class MATH(Reader):
         return Problem(id, row["problem"], answer, row["solution"], int(level[1]) if level else None, row["type"])
 
 
-@dataclass
 class GSM8K(Reader):
     """Cobbe et al. (2021): the answer stands after `####`; calculator marks `<<…>>` are not text a policy should learn."""
 
@@ -188,14 +176,13 @@ class GSM8K(Reader):
         return Problem(id, row["question"], answer, f"{solution}\n\\boxed{{{answer}}}")
 
 
-@dataclass
 class Columns(Reader):
     """Any data set with a question and an answer column."""
 
-    columns: ColumnsConf
+    conf: TableConf
 
     def problem(self, row: dict[str, Any], id: str) -> Problem:
-        c = self.columns
+        c = self.conf.columns
         if row[c.question] is None or row[c.answer] is None:
             raise BadRow("no question or no answer")
         answer, solution = str(row[c.answer]), None
@@ -208,25 +195,24 @@ class Columns(Reader):
         return Problem(id, str(row[c.question]), answer, solution, level, str(row[c.subject]) if c.subject else None)
 
 
-@dataclass
 class Ladder(Reader):
     """Generated problems (`expo.data.ladder`); `limit` and `eval_limit` are per level."""
 
-    expert_style: ExpertStyle
+    conf: LadderConf
 
     def train(self) -> list[Problem]:
-        return list(self._generate(self.split, self.levels, self.limit or 2000))
+        return list(self._generate(self.conf.split, self.conf.levels, self.conf.limit or 2000))
 
     def evaluation(self) -> list[Problem]:
-        levels = self.levels if self.eval_levels is None else self.eval_levels
-        return list(self._generate(self.eval_split, levels, self.eval_limit or 100))
+        levels = self.conf.levels if self.conf.eval_levels is None else self.conf.eval_levels
+        return list(self._generate(self.conf.eval_split, levels, self.conf.eval_limit or 100))
 
     def whole(self) -> list[Problem]:
         return self.evaluation()
 
     def _generate(self, split: str, levels: list[int], count: int) -> Iterator[Problem]:
-        for level in levels or self.known_levels:
-            yield from ladder.generate(level, split, count, self.expert_style.name)
+        for level in levels or self.conf.known_levels:
+            yield from ladder.generate(level, split, count, self.conf.expert_style)
 
 
 def _question(problem: Problem) -> str:

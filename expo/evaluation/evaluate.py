@@ -13,10 +13,11 @@ from transformers import PreTrainedTokenizerBase
 from expo.data import ladder
 from expo.data.problem import Problem
 from expo.evaluation.pass_at_k import interval, pass_at_k
-from expo.prompts import Prompts
-from expo.randomness import EVALUATE, Key
+from expo.model.prompts import Prompts
 from expo.rollout.engine import Engine, Request, Sampling
-from expo.verifier import Verdict, Verifier
+from expo.rollout.noise import EVALUATE, Key
+from expo.verifier.answers import Verdict
+from expo.verifier.pool import Verifier
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from http.client import HTTPException
 from urllib.request import Request, urlopen
 
-from expo.config import UserError
+from expo.config import JudgeConf, UserError
 from expo.data.problem import Problem
-from expo.prompts import Prompts
-from expo.schema import JudgeConf
+from expo.model.prompts import Prompts
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from expo.randomness import BOOTSTRAP, Key
+from expo.rollout.noise import BOOTSTRAP, Key
 
 RESAMPLES = 2000
 

@@ -6,7 +6,7 @@ from html import escape
 import numpy as np
 from markupsafe import Markup
 
-from expo.experiments.aggregate import by_step
+from expo.runs.reading import by_step
 
 WIDTH, HEIGHT = 360, 220
 LEFT, RIGHT, TOP, BOTTOM = 44, 8, 10, 26

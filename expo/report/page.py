@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, StrictUndefined
 
-from expo.experiments.aggregate import pass_values, stack, statistic
-from expo.experiments.figures import COLOURS
 from expo.report import charts
+from expo.tables.aggregate import pass_values, stack, statistic
+from expo.tables.figures import COLOURS
 
 # Scalars of metrics.jsonl: heading, and whether the axis is that of a share.
 CURVES = {

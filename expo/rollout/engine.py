@@ -6,7 +6,7 @@ from typing import Protocol
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from expo.randomness import Key
+from expo.rollout.noise import Key
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,10 +21,11 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One completion wanted: the prompt's token ids, and the key of the row's sampling noise."""
+    """One completion wanted: the prompt's token ids, the key of the row's sampling noise, and whose it is."""
 
     prompt: tuple[int, ...]
     key: Key
+    problem: int = 0  # the index of its problem, for whoever asks
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ class Completion:
     ids: list[int]
     logp: list[float]
     truncated: bool
+    problem: int = 0  # the request's
 
 
 # Told of the rows that have just ended; returns what else is wanted now.

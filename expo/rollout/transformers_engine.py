@@ -1,7 +1,6 @@
 """Rollouts with transformers, in-process, on the trainer's own weights."""
 
 from collections.abc import Sequence
-from typing import Self
 
 import torch
 from torch import Tensor
@@ -13,9 +12,9 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from expo.randomness import uniforms
+from expo.config import RolloutConf
 from expo.rollout.engine import Completion, Follow, Request, Sampling, eos_ids
-from expo.schema import RolloutConf
+from expo.rollout.noise import uniforms
 
 
 class TransformersEngine:
@@ -24,14 +23,9 @@ class TransformersEngine:
     A prompt that several requests share is read once. Finished rows leave the batch. Each row draws from noise of its own.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int):
-        self.model, self.pad_id, self.batch_size = model, tokenizer.pad_token_id, batch_size
+    def __init__(self, conf: RolloutConf, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
+        self.model, self.pad_id, self.batch_size = model, tokenizer.pad_token_id, conf.batch_size
         self.eos_ids = torch.tensor(eos_ids(model, tokenizer))
-
-    @classmethod
-    def from_conf(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, conf: RolloutConf) -> Self:
-        """As `rollout` says."""
-        return cls(model, tokenizer, conf.batch_size)
 
     def sync(self) -> None:
         """The weights are the policy's own."""
@@ -95,7 +89,7 @@ class TransformersEngine:
                 use_cache=True,
             ).logits[:, -1]
         return [
-            Completion(r.prompt, ids[:n], logp[:n], not end)
+            Completion(r.prompt, ids[:n], logp[:n], not end, r.problem)
             for r, ids, logp, n, end in zip(
                 requests, tokens.tolist(), logps.tolist(), lengths.tolist(), ended.tolist(), strict=True
             )

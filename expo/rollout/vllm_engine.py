@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from peft import PeftModel
@@ -22,12 +22,11 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from expo.config import EngineError, UserError
-from expo.policy import causal_lm, score, token_batch
+from expo.config import EngineError, UserError, VLLMConf
+from expo.model.policy import causal_lm, score, token_batch
 from expo.rollout.engine import Completion, Follow, Request, Sampling, eos_ids
 from expo.rollout.vllm_transfer import nccl_info, open_transfer
 from expo.rollout.vllm_worker import sums
-from expo.schema import RolloutConf, Transfer, VLLMConf
 
 PROBE_TOKENS = 256
 GIB = 2**30
@@ -40,7 +39,7 @@ class VLLMEngine:
 
     sleeper: ClassVar[bool] = False  # whether an engine of this process can sleep
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, conf: VLLMConf):
+    def __init__(self, conf: VLLMConf, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
         self.model, self.tokenizer, self.conf = model, tokenizer, conf
         self.pad_id, self.eos_ids = tokenizer.pad_token_id, eos_ids(model, tokenizer)
         self.dtype = getattr(torch, conf.dtype or str(model.dtype).removeprefix("torch."))
@@ -65,7 +64,7 @@ class VLLMEngine:
             shutil.rmtree(Path(self.folder.name, "model"), ignore_errors=True)
         if conf.separate:
             threading.Thread(target=self._watch, args=(self.llm.llm_engine.engine_core,), daemon=True).start()
-        if conf.transfer is Transfer.nccl:
+        if conf.transfer == "nccl":
             with in_vllm("cannot meet the trainer"):
                 self.sender = open_transfer(self.llm, nccl_info(), self.weights)
         self.sync()
@@ -83,12 +82,6 @@ class VLLMEngine:
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
-
-    @classmethod
-    def from_conf(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, conf: RolloutConf) -> Self:
-        """As `rollout` says."""
-        assert isinstance(conf, VLLMConf)
-        return cls(model, tokenizer, conf)
 
     def _start(self) -> Any:
         conf = self.conf
@@ -109,8 +102,8 @@ class VLLMEngine:
         from vllm import LLM
 
         options: dict[str, Any] = {"distributed_executor_backend": "uni"} if not conf.separate else {}
-        if conf.transfer is not Transfer.file:
-            options["weight_transfer_config"] = {"backend": conf.transfer.name}
+        if conf.transfer != "file":
+            options["weight_transfer_config"] = {"backend": conf.transfer}
         if self.lora_rank:
             options |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": self.lora_rank}
         if self.device.type == "cuda":
@@ -256,7 +249,9 @@ class VLLMEngine:
                 row, best = rows[output.request_id], output.outputs[0]
                 ids = list(best.token_ids)
                 logp = [entry[token].logprob for token, entry in zip(ids, best.logprobs, strict=True)]
-                ended[row] = Completion(asked[row].prompt, ids, logp, best.finish_reason == "length")
+                ended[row] = Completion(
+                    asked[row].prompt, ids, logp, best.finish_reason == "length", asked[row].problem
+                )
             done |= ended
             first = {row: completion for row, completion in ended.items() if row < len(requests)}
             if follow and first:

@@ -1,0 +1,250 @@
+"""Pure functions of tensors: advantages, ratios, KL estimators, aggregation.
+
+Shapes: P problems, G rollouts per problem, B rows, T target positions. `mask` is 1 on completion tokens, 0 elsewhere.
+
+Every stream (policy gradient, KL, auxiliary SFT) is a weighted sum over tokens: `token_weights` fixes the weights once
+for the whole batch, so that summing over any partition into micro-batches gives the same loss and gradients.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from expo.config import DPOConf, GRPOConf, functions_of
+
+# A log-ratio beyond this is a broken sample, not a signal: e^20 keeps float32 finite, and clipping bounds the gradient.
+MAX_LOG_RATIO = 20.0
+
+
+# Added to a standard deviation.
+EPS = 1e-6
+
+
+def _mean(rewards: Tensor, members: Tensor, baseline: Tensor) -> Tensor:
+    return rewards - (rewards * baseline).sum(dim=1, keepdim=True) / baseline.sum(dim=1, keepdim=True)
+
+
+def _group_norm(rewards: Tensor, members: Tensor, baseline: Tensor) -> Tensor:
+    squares = (_mean(rewards, members, members) * members).square().sum(dim=1, keepdim=True)
+    std = (squares / (members.sum(dim=1, keepdim=True) - 1)).sqrt()
+    return _mean(rewards, members, baseline) / (std + EPS)
+
+
+def _leave_one_out(rewards: Tensor, members: Tensor, baseline: Tensor) -> Tensor:
+    others = (rewards * baseline).sum(dim=1, keepdim=True) - rewards * baseline
+    return rewards - others / (baseline.sum(dim=1, keepdim=True) - baseline)
+
+
+# (rewards, members, baseline), each [P, G] -> advantages [P, G]
+ADVANTAGES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = functions_of(
+    GRPOConf,
+    "advantage",
+    {
+        "group_norm": _group_norm,  # (R - mean) / std (GRPO, arXiv 2402.03300)
+        "mean": _mean,  # R - mean (Dr. GRPO, 2503.20783)
+        "leave_one_out": _leave_one_out,  # R - mean of the others (RLOO, 2402.14740)
+    },
+)
+
+
+def group_advantages(
+    rewards: Tensor, advantage: str = "group_norm", members: Tensor | None = None, baseline: Tensor | None = None
+) -> Tensor:
+    """Advantages within each group, by a formula of `ADVANTAGES`.
+
+    Args: rewards `[P, G]`; members `[P, G]`, 1 where a slot of the group is filled (None: everywhere), at least 2 per
+    group; baseline `[P, G]`, 1 on the members over which the mean is taken (None: all). The standard deviation is the
+    unbiased one over all members. Returns `[P, G]`; 0 off the members and in a group of equal rewards.
+    """
+    members = torch.ones_like(rewards) if members is None else members
+    advantages = ADVANTAGES[advantage](rewards, members, members if baseline is None else baseline)
+    there = members.bool()
+    lowest = rewards.masked_fill(~there, torch.inf).amin(dim=1, keepdim=True)
+    highest = rewards.masked_fill(~there, -torch.inf).amax(dim=1, keepdim=True)
+    return torch.where(there & (highest > lowest), advantages, 0.0)
+
+
+def overlong_penalty(lengths: Tensor, max_tokens: int, share: float) -> Tensor:
+    """What DAPO adds to the reward of a long completion (arXiv 2503.14476, eq. 13): from 0 down to -1
+    over the last `share` of the allowance.
+
+    Args: lengths `[...]` in tokens; share in [0, 1]. Returns the same shape; all 0 with `share=0`.
+    """
+    if not share:
+        return torch.zeros_like(lengths, dtype=torch.float32)
+    buffer = share * max_tokens
+    return ((max_tokens - buffer - lengths) / buffer).clamp(-1, 0)
+
+
+def _sequence_mean(mask: Tensor, max_tokens: int) -> Tensor:
+    return mask / mask.sum(dim=1, keepdim=True).clamp(min=1) / max(len(mask), 1)
+
+
+def _token_mean(mask: Tensor, max_tokens: int) -> Tensor:
+    return mask / mask.sum().clamp(min=1)
+
+
+def _constant(mask: Tensor, max_tokens: int) -> Tensor:
+    return mask / max_tokens / max(len(mask), 1)
+
+
+AGGREGATIONS: dict[str, Callable[[Tensor, int], Tensor]] = functions_of(
+    GRPOConf,
+    "aggregation",
+    {
+        "sequence_mean": _sequence_mean,  # mean over each sequence, then over sequences (GRPO)
+        "token_mean": _token_mean,  # mean over all tokens (DAPO, arXiv 2503.14476)
+        "constant": _constant,  # sum over tokens / (rows x max_tokens) (Dr. GRPO)
+    },
+)
+
+
+def token_weights(mask: Tensor, aggregation: str, max_tokens: int) -> Tensor:
+    """Weights w with loss = Σ w·l for per-token losses l.
+
+    Args: mask `[B, T]` of the whole batch; aggregation, a key of `AGGREGATIONS`; max_tokens, the constant normaliser
+    in tokens. Returns `[B, T]`, zero off the mask.
+    """
+    return AGGREGATIONS[aggregation](mask.float(), max_tokens)
+
+
+def _token(log_ratio: Tensor, mask: Tensor) -> Tensor:
+    return log_ratio
+
+
+def _sequence(log_ratio: Tensor, mask: Tensor) -> Tensor:
+    mean = (log_ratio * mask).sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True).clamp(min=1)
+    return mean.expand_as(log_ratio)
+
+
+RATIOS: dict[str, Callable[[Tensor, Tensor], Tensor]] = functions_of(
+    GRPOConf,
+    "ratio",
+    {
+        "token": _token,  # π_θ / π_old of each token (GRPO)
+        "sequence": _sequence,  # its geometric mean over the sequence (GSPO, arXiv 2507.18071, eq. 7)
+    },
+)
+
+
+def policy_loss(
+    logp: Tensor, old_logp: Tensor, mask: Tensor, advantages: Tensor, clip_low: float, clip_high: float, ratio: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """-min(ρ Â, clip(ρ, 1 - clip_low, 1 + clip_high) Â) per token, ρ = π_θ / π_old (PPO-clip as in GRPO eq. 3).
+
+    Args: logp, old_logp, mask `[B, T]`; advantages `[B]`; ratio, a key of `RATIOS`. Returns (loss, ρ, clipped), each
+    `[B, T]`; `clipped` is 1 where the clip is what stops the gradient.
+    """
+    log_ratio = RATIOS[ratio](logp - old_logp, mask).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    rho = log_ratio.exp()
+    advantages = advantages.unsqueeze(1)
+    unclipped = rho * advantages
+    clipped = rho.clamp(1 - clip_low, 1 + clip_high) * advantages
+    return -torch.minimum(unclipped, clipped), rho, (clipped < unclipped).float()
+
+
+def off_policy_loss(logp: Tensor, advantages: Tensor, shaping: float) -> Tensor:
+    """-f Â per token of a group member that the policy did not sample, and whose sampler's probability is not known.
+
+    With `shaping` γ > 0, f = π_θ / (π_θ + γ) (LUFFY, arXiv 2504.14945, eq. 6), which cares most for unlikely tokens; with
+    0, a ratio of 1 with the gradient of log π_θ. Never clipped.
+    Args: logp `[B, T]`; advantages `[B]`. Returns `[B, T]`.
+    """
+    probability = logp.exp()
+    ratio = probability / (probability + shaping) if shaping else (logp - logp.detach()).exp()
+    return -ratio * advantages.unsqueeze(1)
+
+
+def _no_correction(log_ratio: Tensor, mask: Tensor) -> Tensor:
+    return torch.zeros_like(log_ratio)
+
+
+def _whole_sequence(log_ratio: Tensor, mask: Tensor) -> Tensor:
+    return (log_ratio * mask).sum(dim=1, keepdim=True).expand_as(log_ratio)
+
+
+CORRECTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = functions_of(
+    GRPOConf,
+    "sampler_correction",
+    {
+        "none": _no_correction,
+        "token": _token,
+        "sequence": _whole_sequence,
+    },
+)
+
+
+def sampler_weights(old_logp: Tensor, sampler_logp: Tensor, mask: Tensor, correction: str, cap: float) -> Tensor:
+    """min(π_old / π_sampler, cap): truncated importance sampling between trainer and sampler (arXiv 2508.02260 and others).
+
+    The sampler computes the same distribution with other kernels or precision; the weight takes out the bias.
+    Args: old_logp, sampler_logp, mask `[B, T]`; correction, a key of `CORRECTIONS`. Returns `[B, T]`, no gradient.
+    """
+    log_ratio = CORRECTIONS[correction]((old_logp - sampler_logp).detach(), mask)
+    return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp().clamp(max=cap)
+
+
+def _k1(log_ratio: Tensor) -> Tensor:
+    return log_ratio
+
+
+def _k2(log_ratio: Tensor) -> Tensor:
+    return 0.5 * log_ratio.square()
+
+
+def _k3(log_ratio: Tensor) -> Tensor:
+    inverse = (-log_ratio).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    return torch.expm1(inverse) - inverse
+
+
+KL_ESTIMATORS: dict[str, Callable[[Tensor], Tensor]] = functions_of(
+    GRPOConf, "kl_estimator", {"k1": _k1, "k2": _k2, "k3": _k3}
+)
+
+
+def kl(logp: Tensor, ref_logp: Tensor, estimator: str) -> Tensor:
+    """Per-token estimate of KL(π_θ || π_ref) on samples of π_θ (Schulman, "Approximating KL divergence", 2020).
+
+    With δ = log π_θ - log π_ref: k1 = δ, k2 = δ²/2, k3 = e^-δ - 1 + δ. As a loss, k1's gradient has mean zero: it is for
+    monitoring; k2's gradient is the true one; k3 is GRPO's choice.
+    Args: logp, ref_logp `[B, T]`; estimator, a key of `KL_ESTIMATORS`. Returns `[B, T]`.
+    """
+    return KL_ESTIMATORS[estimator](logp - ref_logp)
+
+
+def sft_loss(logp: Tensor) -> Tensor:
+    """Negative log-likelihood per token. Args: logp `[B, T]`. Returns `[B, T]`."""
+    return -logp
+
+
+def _sigmoid(chosen: Tensor, rejected: Tensor, lengths: Tensor, beta: float, label_smoothing: float) -> Tensor:
+    margin = beta * (chosen - rejected)
+    return -(1 - label_smoothing) * logsigmoid(margin) - label_smoothing * logsigmoid(-margin)
+
+
+def _ipo(chosen: Tensor, rejected: Tensor, lengths: Tensor, beta: float, label_smoothing: float) -> Tensor:
+    chosen_mean, rejected_mean = torch.stack([chosen, rejected]) / lengths.clamp(min=1)
+    return (chosen_mean - rejected_mean - 1 / (2 * beta)).square()
+
+
+PREFERENCES: dict[str, Callable[[Tensor, Tensor, Tensor, float, float], Tensor]] = functions_of(
+    DPOConf,
+    "preference",
+    {
+        "sigmoid": _sigmoid,  # DPO (arXiv 2305.18290, eq. 7); with label smoothing, conservative DPO
+        "ipo": _ipo,  # IPO (arXiv 2310.12036, eq. 17), on means over tokens as its authors use it
+    },
+)
+
+
+def preference_loss(
+    chosen: Tensor, rejected: Tensor, lengths: Tensor, beta: float, label_smoothing: float, preference: str
+) -> Tensor:
+    """Loss of each pair.
+
+    Args: chosen, rejected `[B]`, log π_θ(c|q) - log π_ref(c|q) summed over the tokens of each completion; lengths
+    `[2, B]`, their tokens; preference, a key of `PREFERENCES`. Returns `[B]`.
+    """
+    return PREFERENCES[preference](chosen, rejected, lengths, beta, label_smoothing)

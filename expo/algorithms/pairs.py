@@ -1,0 +1,120 @@
+"""DPO's pairs on disk: made once, read again by a resumed run and by runs that differ only in how they learn from them."""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
+import torch
+
+from expo.config import UserError
+from expo.data.problem import Problem
+from expo.rollout.engine import Completion
+from expo.step.experience import Candidate, Experience, Timer
+from expo.verifier.answers import Verdict
+
+# What columns were called in files of version 0.1.
+FORMER = {"asked": "prompt", "logp_given_asked": "logp_given_qa"}
+KINDS = ("candidates", "positives")
+COST = b"cost"
+
+
+@dataclass(frozen=True)
+class PairStore:
+    """One parquet file per round, one row per problem. Those of the initial policy are in `initial`, shared between runs.
+
+    Beside each file stands its SHA-256, without which, or with another, it is not read.
+    """
+
+    initial: Path
+    own: Path
+    fresh: bool = False  # make everything again
+
+    def path(self, step: int) -> Path:
+        return (self.own if step else self.initial) / f"pairs-step{step:06d}.parquet"
+
+    def load(self, step: int, problems: list[Problem]) -> Experience | None:
+        """The round that begins at `step`, or None where it has not been made. Raises UserError where it was changed."""
+        path = self.path(step)
+        if self.fresh or not _digest_file(path).is_file():
+            return None
+        if _digest_file(path).read_text() != hashlib.sha256(path.read_bytes()).hexdigest():
+            raise UserError(
+                f"pairs={path}: not what was written there (its SHA-256 differs); delete it, and it is made again"
+            )
+        table = pa.parquet.read_table(path)
+        rows, cost = table.to_pylist(), json.loads(table.schema.metadata[COST])
+        if [row["problem"] for row in rows] != [p.id for p in problems]:
+            raise UserError(f"pairs={path}: of other problems than this run's; delete it, and it is made again")
+        flat = [(row, r) for row in rows for r in row["rollouts"]]
+        candidates, positives = ([_candidate(i, c) for i, row in enumerate(rows) for c in row[kind]] for kind in KINDS)
+        correct = torch.tensor([[float(r["verdict"] == Verdict.CORRECT) for r in row["rollouts"]] for row in rows])
+        # Files of before rewards could be chosen have none.
+        rewards = torch.tensor(
+            [[r.get("reward", float(r["verdict"] == Verdict.CORRECT)) for r in row["rollouts"]] for row in rows]
+        )
+        return Experience(
+            problems, [tuple(row["prompt"]) for row in rows], step,
+            completions=[Completion(tuple(row["prompt"]), r["ids"], r["logp"], r["truncated"]) for row, r in flat],
+            texts=[r["text"] for _, r in flat], verdicts=[Verdict(r["verdict"]) for _, r in flat],
+            correct=correct, unaided=rewards, rewards=rewards, candidates=candidates, positives=positives,
+            generated_tokens=cost["generated_tokens"], timer=Timer(cost["seconds"]),
+        )  # fmt: skip
+
+    def save(self, step: int, e: Experience, pairs: list[tuple[Candidate, Completion] | None]) -> None:
+        """Write a round; `pairs` are per problem."""
+        rows = [
+            {
+                "problem": problem.id,
+                "question": problem.question,
+                "prompt": list(e.prompts[i]),
+                "candidates": [_fields(c) for c in e.candidates if c.problem == i],
+                "positives": [_fields(c) for c in e.positives if c.problem == i],
+                "rollouts": [
+                    {"ids": c.ids, "logp": c.logp, "truncated": c.truncated, "text": e.texts[r], "verdict": e.verdicts[r].value, "reward": e.rewards.view(-1)[r].item()}
+                    for r in range(i * e.group_size, (i + 1) * e.group_size)
+                    for c in [e.completions[r]]
+                ],
+                "paired": pairs[i] is not None,
+            }
+            for i, problem in enumerate(e.problems)
+        ]  # fmt: skip
+        path = self.path(step)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        # What they cost goes with them: whoever reads them has had them made.
+        cost = json.dumps({"generated_tokens": e.generated_tokens, "seconds": e.timer.seconds})
+        pa.parquet.write_table(pa.Table.from_pylist(rows).replace_schema_metadata({COST: cost}), temporary)
+        digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
+        temporary.replace(path)
+        _digest_file(path).write_text(digest)
+
+    @contextmanager
+    def lock(self, step: int) -> Iterator[None]:
+        """Keep other processes from the round's file while it is looked for, and made."""
+        path = self.path(step).with_suffix(".lock")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+
+def _candidate(problem: int, fields: dict[str, Any]) -> Candidate:
+    named = {FORMER.get(name, name): value for name, value in fields.items()}
+    prompt = named.pop("prompt")
+    return Candidate(problem, **named, prompt=None if prompt is None else tuple(prompt))
+
+
+def _fields(c: Candidate) -> dict[str, Any]:
+    return {name: value for name, value in asdict(c).items() if name != "problem"}
+
+
+def _digest_file(path: Path) -> Path:
+    return path.with_suffix(".sha256")

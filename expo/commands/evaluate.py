@@ -1,0 +1,64 @@
+"""`expo evaluate`: unbiased pass@k of one model on one data set."""
+
+from rich.console import Console
+from rich.table import Table
+
+from expo.commands.wiring import load_model, make_engine, make_evaluator, set_up_process
+from expo.config import Config, build, run_dir
+from expo.data.readers import Reader
+from expo.model.prompts import Prompts
+from expo.runs.directory import Run
+from expo.runs.tracking import log_measured, wandb_loggers
+from expo.step.problems import within_length
+from expo.verifier.pool import Verifier
+
+
+def evaluate_command(cfg: Config) -> int:
+    """Sample, verify, count; prints a table and keeps every completion in the run directory."""
+    set_up_process(cfg)
+    run = Run.find(cfg, run_dir(cfg, "evaluate"))
+    with run.alone():
+        run = Run.find(cfg, run.dir)
+        if run.finished:
+            print(f"{run.dir} is finished already; fresh=true makes it again")
+        else:
+            evaluate(cfg, run)
+    show(cfg, run.metrics, run.summary()["problems"])
+    print(f"completions and summary: {run.dir}")
+    return 0
+
+
+def evaluate(cfg: Config, run: Run) -> None:
+    run.dir.mkdir(parents=True, exist_ok=True)  # what an earlier run left in it stays until there is something new
+    loggers = wandb_loggers(cfg, run.dir, "evaluate")
+    model, tokenizer = load_model(cfg)
+    prompts: Prompts = build(cfg.prompts)
+    reader: Reader = build(cfg.dataset)
+    problems = within_length(reader.whole(), [prompts.solve_ids], tokenizer, cfg.rollout.max_prompt_tokens)
+    with Verifier(cfg.verifier) as verifier:
+        engine = make_engine(cfg, model, tokenizer)
+        evaluation = make_evaluator(cfg, problems, verifier, prompts, tokenizer).evaluate(engine)
+        engine.close()
+    run.write_config()
+    evaluation.save(run.dir / "completions" / "eval.parquet")
+    run.metrics = evaluation.metrics
+    run.write_summary("done", problems=len(problems))
+    log_measured(loggers, run, "completions/eval", evaluation.rows)
+
+
+def show(cfg: Config, metrics: dict[str, float], problems: int) -> None:
+    """pass@k by level with 95 % intervals, in percent."""
+    levels = sorted({key.split("/")[1] for key in metrics if key.startswith("pass@") and "/" in key and "_" not in key})
+    Console().print(
+        f"{cfg.model.path} on {cfg.dataset.name}: {problems} problems, pass@k in % [95 % interval]", markup=False
+    )
+    table = Table()
+    for heading in ("", *(f"pass@{k}" for k in cfg.k)):
+        table.add_column(heading)
+    for group in ("", *(f"/{level}" for level in levels)):
+        names = [f"pass@{k}{group}" for k in cfg.k]
+        cells = [
+            f"{100 * metrics[n]:.1f} [{100 * metrics[n + '_lo']:.1f}, {100 * metrics[n + '_hi']:.1f}]" for n in names
+        ]
+        table.add_row(group[1:] or "all", *cells)
+    Console().print(table)

@@ -1,0 +1,231 @@
+"""The ladder's base policy from nothing: supervised training on a corpus in which symbols are ambiguous."""
+
+import dataclasses
+import hashlib
+import json
+import math
+import random
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from expo.commands.wiring import set_up_process
+from expo.config import Config, UserError, build, make_folder
+from expo.data import ladder
+from expo.data.problem import Problem
+from expo.model.prompts import Prompts
+from expo.model.small import ladder_model, ladder_tokenizer
+from expo.runs.callbacks import SAY_EVERY_S
+from expo.runs.checkpoints import newest_checkpoint
+from expo.runs.directory import git_commit
+
+EXPLAIN_SHARE = 0.6  # of all sequences: question, answer, then a chain of thought consistent with that answer
+TERSE_SHARE = 0.06  # of the solve sequences: the policy has met the expert's style, seldom
+WARMUP_LEVELS = (1, 2)
+LEVEL_WEIGHTS = (1.0, 1.0, 1.5, 2.0, 3.5)
+CHECKPOINT_EVERY = 100
+
+
+def corpus_item(level: int, rng: random.Random) -> tuple[Problem, str, bool]:
+    """One sequence: a problem whose answer is that of the sampled reading, its completion, and whether it explains."""
+    parts = ladder.sample_parts(level, rng)
+    weights = [ladder.meaning_weights(p.symbol) for p in parts]
+    meanings = [rng.choices(list(w), list(w.values()))[0] for w in weights]
+    explain = rng.random() < EXPLAIN_SHARE
+    if not explain and rng.random() < TERSE_SHARE:
+        completion = ladder.expert_text(parts, "terse")
+    else:
+        completion = ladder.cot_text(parts, meanings)
+    answer = ladder.answer_text([p.result(m) for p, m in zip(parts, meanings, strict=True)])
+    return Problem("corpus", ladder.question_text(parts), answer), completion, explain
+
+
+class Corpus(IterableDataset):
+    """Batches `(input_ids, labels)`, each `[B, T]`; all sequences of a batch are of one level. Endless, seeded.
+
+    Args: steps_done, asked when the batches begin: a trainer knows it only after its checkpoint is loaded.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        prompts: Prompts,
+        seed: int,
+        warmup: int,
+        tokens_per_batch: int,
+        steps_done: Callable[[], int] = int,
+    ):
+        self.tokenizer, self.prompts, self.seed = tokenizer, prompts, seed
+        self.warmup, self.tokens_per_batch, self.steps_done = warmup, tokens_per_batch, steps_done
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        step = self.steps_done()
+        while True:
+            rng = random.Random(f"{self.seed}-{step}")
+            level = rng.choice(WARMUP_LEVELS) if step < self.warmup else rng.choices(ladder.LEVELS, LEVEL_WEIGHTS)[0]
+            rows = [self._row(level, rng) for _ in range(min(120, self.tokens_per_batch // (8 + 22 * level)))]
+            width = max(len(ids) for ids, _ in rows)
+            pad = self.tokenizer.pad_token_id
+            # Right padding needs no attention mask: causal attention never looks at it, and no label asks for it.
+            yield (
+                torch.tensor([ids + [pad] * (width - len(ids)) for ids, _ in rows]),
+                torch.tensor([labels + [-100] * (width - len(labels)) for _, labels in rows]),
+            )
+            step += 1
+
+    def _row(self, level: int, rng: random.Random) -> tuple[list[int], list[int]]:
+        problem, completion, explain = corpus_item(level, rng)
+        make_ids = self.prompts.explain_ids if explain else self.prompts.solve_ids
+        prompt = make_ids(self.tokenizer, [problem])[0]
+        target = self.tokenizer(completion)["input_ids"] + [self.tokenizer.eos_token_id]
+        return prompt + target, [-100] * len(prompt) + target
+
+
+class Pretrain(LightningModule):
+    """Next-token loss on completions; AdamW with linear warm-up and cosine decay."""
+
+    def __init__(self, model: PreTrainedModel, learning_rate: float, max_steps: int):
+        super().__init__()
+        self.model, self.learning_rate, self.max_steps = model, learning_rate, max_steps
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        input_ids, labels = batch
+        hidden = self.model.model(input_ids=input_ids).last_hidden_state[:, :-1]
+        wanted = labels[:, 1:] != -100
+        logits = self.model.lm_head(hidden[wanted])
+        loss = cross_entropy(logits, labels[:, 1:][wanted])
+        self.log("loss", loss, prog_bar=True)
+        return loss
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, self.learning_rate, total_steps=self.max_steps + 1, pct_start=0.05, div_factor=20
+        )
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+
+class SayAndStop(Callback):
+    """Plain lines where nobody watches a terminal, and an exit code that is not 0 when a signal ends it."""
+
+    def __init__(self, watched: bool, folder: Path):
+        self.folder = folder
+        self.said, self.signal = math.inf if watched else time.monotonic(), 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Here and not earlier: Lightning installs a SIGTERM handler of its own, which exits with 0.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        signal.signal(number, signal.SIG_DFL)
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:  # type: ignore[override]
+        if time.monotonic() - self.said >= SAY_EVERY_S:
+            self.said = time.monotonic()
+            loss = trainer.callback_metrics["loss"]
+            print(f"pretrain step {trainer.global_step}/{trainer.max_steps} loss {loss:.3f}", flush=True)
+        if self.signal:
+            trainer.save_checkpoint(self.folder / f"step{trainer.global_step:06d}.ckpt")
+            told = (
+                f"{signal.Signals(self.signal).name}: stopped at step {trainer.global_step}; the same command goes on"
+            )
+            print(f"{told} from the checkpoint in {self.folder}", file=sys.stderr)
+            sys.exit(128 + self.signal)
+
+
+def pretrain(cfg: Config) -> None:
+    """`expo pretrain`: train the base policy and save it with a card under `pretrain.output`.
+
+    After a kill the same command goes on from the last checkpoint, which is beside that folder until it is done.
+    """
+    set_up_process(cfg)
+    conf, started = cfg.pretrain, time.monotonic()
+    tokenizer, model = ladder_tokenizer(), ladder_model(cfg.seed, conf.hidden_size, conf.layers, conf.heads)
+    output = Path(conf.output)
+    if output.is_file():
+        raise UserError(f"pretrain.output={output}: a file; give a folder, or remove it")
+    make_folder(output.parent, "pretrain.output")
+    recipe = dataclasses.replace(conf, output="")
+    settings = json.dumps([cfg.seed, dataclasses.asdict(recipe), dataclasses.asdict(cfg.prompts)])
+    partial = output.with_name(f"{output.name}.partial-{hashlib.sha256(settings.encode()).hexdigest()[:8]}")
+    watched = sys.stdout.isatty()
+    keep = ModelCheckpoint(
+        partial / "checkpoints",
+        "step{step:06d}",
+        auto_insert_metric_name=False,
+        every_n_train_steps=CHECKPOINT_EVERY,
+        enable_version_counter=False,  # a damaged one of the same step is written over
+    )
+    trainer = Trainer(
+        max_steps=conf.max_steps,
+        accelerator="cpu",
+        gradient_clip_val=1.0,
+        logger=False,
+        enable_model_summary=False,
+        enable_progress_bar=watched,
+        callbacks=[keep, SayAndStop(watched, partial / "checkpoints")],
+    )
+    corpus = Corpus(
+        tokenizer,
+        build(cfg.prompts),
+        cfg.seed,
+        conf.warmup_steps,
+        conf.tokens_per_batch,
+        lambda: trainer.global_step,
+    )
+    checkpoint = newest_checkpoint(partial)
+    trainer.fit(
+        Pretrain(model.train(), conf.learning_rate, conf.max_steps),
+        DataLoader(corpus, batch_size=None),
+        ckpt_path=checkpoint,
+        weights_only=False,
+    )
+    model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    minutes = (time.monotonic() - started) / 60
+    (partial / "README.md").write_text(
+        CARD.format(
+            cfg=cfg,
+            parameters=model.num_parameters(),
+            commit=git_commit() or "?",
+            minutes=minutes,
+            resumed=f" since it was resumed at {checkpoint.stem}" if checkpoint else "",
+            threads=torch.get_num_threads(),
+            date=time.strftime("%Y-%m-%d"),
+        )
+    )
+    output.mkdir(parents=True, exist_ok=True)
+    files = [file for file in partial.iterdir() if file.is_file()]
+    for file in sorted(files, key=lambda f: f.name == "config.json"):  # by which a model is known
+        file.replace(output / file.name)
+    shutil.rmtree(partial)  # the checkpoints: only now is nothing lost with them
+    print(
+        f"saved to {output} after {minutes:.1f} min; use it with model=hf model.path={output if output.is_absolute() else f'./{output}'}"
+    )
+
+
+CARD = """\
+# The ladder's base policy
+
+A Llama of {parameters} parameters trained by expo from nothing on synthetic arithmetic (expo/data/ladder.py). It knows nothing else.
+
+- command: `expo pretrain pretrain.max_steps={cfg.pretrain.max_steps} pretrain.hidden_size={cfg.pretrain.hidden_size} pretrain.layers={cfg.pretrain.layers} pretrain.heads={cfg.pretrain.heads} seed={cfg.seed}`
+- commit: {commit}
+- time: {minutes:.1f} minutes{resumed}, torch threads {threads}
+- date: {date}
+"""

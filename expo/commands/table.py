@@ -1,0 +1,64 @@
+"""`expo table`: make what is missing of a table, aggregate, and render it beside the paper's numbers."""
+
+import sys
+from collections.abc import Sequence
+
+from expo.config import WandbLoggerConf
+from expo.runs.reading import read_summary
+from expo.tables.finish import finish
+from expo.tables.plan import PlannedRun
+from expo.tables.preview import preview
+from expo.tables.render import rows_of
+from expo.tables.request import Request, missing
+from expo.tables.sweep import make, prepare, to_prepare, why
+
+USAGE = (
+    "usage: expo table NAME [scale=cpu] [seeds=N] [jobs=N] [dry_run=true] [output_dir=outputs] [results=FOLDER] "
+    "[hydra/launcher=…] [HYDRA OVERRIDES...]; runs that are finished are not made again"
+)
+
+
+def main(arguments: list[str]) -> int:
+    """Make what is missing of a table, and render it into experiments/NAME/results/SCALE. Returns the exit code."""
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(USAGE)
+        return 0
+    request = Request.parse(arguments)
+    runs = request.runs()
+    if request.dry_run:
+        preview(request, runs)
+        return 0
+    return run_table(request, runs, " ".join(["expo table", *arguments]))
+
+
+def run_table(request: Request, runs: Sequence[PlannedRun], command: str) -> int:
+    """Make the models and the runs that are missing, and render the table. Returns the exit code."""
+    models = to_prepare(request.plan, missing(runs))
+    if code := prepare(models):
+        remedy = "the same command goes on" if code > 128 else "see above"
+        print(f"expo: a model that the runs begin from was not made; {remedy}", file=sys.stderr)
+        return code
+    if models:  # what the models hold is part of their runs' identity
+        runs = request.runs()
+    todo, output_dir = missing(runs), runs[0].cfg.output_dir
+    sweep, folder = request.new_sweep(output_dir), request.folder(output_dir)
+    code = make(todo, sweep, request.launcher(output_dir))
+    if code > 128:
+        print("expo: stopped, with checkpoints; the same command goes on", file=sys.stderr)
+        return code
+    if code and not any(read_summary(run.dir) for run in runs):
+        print(f"expo: no run was made; see {sweep / 'launch.log'}", file=sys.stderr)
+        return code
+    failed = [run for run in todo if not run.done]
+    if failed and not request.results:  # a whole table is not overwritten by one with holes
+        folder = sweep / "results"
+    record = finish(request.name, request.plan, runs, folder, command)
+    logger = runs[0].cfg.logger
+    if isinstance(logger, WandbLoggerConf) and not failed:
+        from expo.runs.tracking import log_finished_table  # seconds of imports that only W&B needs
+
+        scale = "-".join(filter(None, (request.scale_name, request.variant)))
+        log_finished_table(logger.wandb, request.name, scale, rows_of(request.plan, record), folder, sweep)
+    for run in failed:
+        print(f"expo: {run.arm} seed {run.seed}: {why(run, sweep)}", file=sys.stderr)
+    return 1 if failed else 0

@@ -1,0 +1,134 @@
+"""Wire the parts of a run together from its config."""
+
+import logging
+import warnings
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from expo.algorithms.base import Algorithm, Components
+from expo.algorithms.pairs import PairStore
+from expo.config import Config, build, pairs_identity, run_dir
+from expo.config.explaining import when_explained
+from expo.data.problem import Problem
+from expo.data.readers import Reader
+from expo.evaluation.evaluate import Evaluator
+from expo.model.policy import frozen_copy
+from expo.model.prompts import Prompts
+from expo.rollout.engine import Engine, Sampling
+from expo.step.experience import Tools
+from expo.step.pipeline import Engines, Pipeline
+from expo.step.positives.properties import Scorer
+from expo.step.problems import ProblemSampler, within_length
+from expo.verifier.pool import Verifier
+
+
+def set_up_process(cfg: Config) -> None:
+    """Leave only expo's own lines on the terminal, and take the threads that the config gives."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    if cfg.trainer.threads:
+        torch.set_num_threads(cfg.trainer.threads)
+
+
+def build_run(cfg: Config, verifier: Verifier) -> tuple[Algorithm, Evaluator]:
+    """Wire data, models and engines of a training run. Raises UserError for what cannot be loaded."""
+    torch.manual_seed(cfg.seed)
+    reader: Reader = build(cfg.dataset)
+    problems, held_out = reader.train(), reader.evaluation()  # before the model: quicker to fail
+    policy, tokenizer = load_model(cfg)
+    prompts: Prompts = build(cfg.prompts)
+    limit = cfg.rollout.max_prompt_tokens
+    makers = [prompts.solve_ids, prompts.explain_ids, *([prompts.hint_ids] if cfg.hints.writer else [])]
+    problems = within_length(problems, makers, tokenizer, limit)
+    held_out = within_length(held_out, [prompts.solve_ids], tokenizer, limit)
+
+    reference, snapshot = frozen_models(cfg, policy)
+    pipeline = Pipeline(
+        engines=make_engines(cfg, policy, reference, snapshot, tokenizer),
+        source=build(cfg.positives),
+        hints=build(cfg.hints),
+        reward=build(cfg.reward),
+        scorer=Scorer(policy, tokenizer, prompts, cfg.trainer.micro_batch_size),
+        tools=Tools(prompts, tokenizer, verifier, rollout_sampling(cfg), cfg.seed, longest_prompt(cfg, policy)),
+        when=when_explained(cfg.positives, cfg.algorithm),
+    )
+    sampler = ProblemSampler(problems, cfg.trainer.problems_per_step, cfg.seed)
+    shared = Path(cfg.output_dir, cfg.dataset.name, "pairs", pairs_identity(cfg))
+    pairs = PairStore(shared, run_dir(cfg) / "pairs", cfg.fresh)
+    components = Components(policy, reference, snapshot, pipeline, sampler, cfg.optimizer, cfg.trainer, pairs)
+    return build(cfg.algorithm, components), make_evaluator(cfg, held_out, verifier, prompts, tokenizer)
+
+
+def load_model(cfg: Config) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load the model to where it will work: an engine is made for the device that it finds the model on."""
+    model, tokenizer = build(cfg.model)
+    if torch.cuda.is_available() and cfg.trainer.accelerator != "cpu":
+        model.to("cuda")
+    return model, tokenizer
+
+
+def frozen_models(cfg: Config, policy: PreTrainedModel) -> tuple[PreTrainedModel | None, PreTrainedModel | None]:
+    """Return the frozen reference and the snapshot, each None where nothing needs a copy of its own."""
+    writers, algorithm = {cfg.positives.writer, cfg.hints.writer}, cfg.algorithm
+    # A LoRA policy has its reference in it, unless another has to write, or be begun again from, the initial weights.
+    copied = "reference" in writers or algorithm.uses_snapshot
+    needs_reference = copied or (algorithm.uses_reference and not cfg.model.lora_rank)
+    needs_snapshot = "snapshot" in writers or algorithm.uses_snapshot
+    return (frozen_copy(policy) if needs_reference else None), (frozen_copy(policy) if needs_snapshot else None)
+
+
+def make_engines(
+    cfg: Config,
+    policy: PreTrainedModel,
+    reference: PreTrainedModel | None,
+    snapshot: PreTrainedModel | None,
+    tokenizer: PreTrainedTokenizerBase,
+) -> Engines:
+    """Make one engine for each set of weights that generates."""
+    engine = make_engine(cfg, policy, tokenizer)
+    by_writer: dict[str | None, Engine] = {"current": engine, None: engine}
+    if reference is not None:
+        by_writer["reference"] = make_engine(cfg, reference, tokenizer)
+    if snapshot is not None:
+        by_writer["snapshot"] = make_engine(cfg, snapshot, tokenizer)
+    return Engines(
+        policy=engine,
+        rollouts=by_writer["snapshot"] if cfg.algorithm.uses_snapshot else engine,
+        explanations=by_writer[cfg.positives.writer],
+        hints=by_writer[cfg.hints.writer],
+    )
+
+
+def make_engine(cfg: Config, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Engine:
+    """Make an engine on a model in memory, as `rollout` says."""
+    engine: Engine = build(cfg.rollout, model, tokenizer)
+    return engine
+
+
+def rollout_sampling(cfg: Config) -> Sampling:
+    """Return how rollouts and explanations are sampled."""
+    r = cfg.rollout
+    return Sampling(r.temperature, r.top_p, r.top_k, r.max_completion_tokens)
+
+
+def longest_prompt(cfg: Config, model: PreTrainedModel) -> int:
+    """Return the tokens of the longest prompt that may show a solution or a hint: the model needs room for a completion after it."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    room = [limit - cfg.rollout.max_completion_tokens] if limit else []
+    return min([cfg.rollout.longest_prompt, *room])
+
+
+def make_evaluator(
+    cfg: Config, problems: list[Problem], verifier: Verifier, prompts: Prompts, tokenizer: PreTrainedTokenizerBase
+) -> Evaluator:
+    """Return the evaluation that `evaluation` and `k` describe."""
+    e = cfg.evaluation
+    sampling = Sampling(e.temperature, e.top_p, e.top_k, cfg.rollout.max_completion_tokens)
+    return Evaluator(problems, verifier, prompts, tokenizer, sampling, e.samples or max(cfg.k), cfg.k, e.seed)

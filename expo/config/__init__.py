@@ -1,0 +1,43 @@
+"""Every key of expo: declared once, checked before anything is loaded. Imports nothing heavy."""
+
+from expo.config.algorithm import AlgorithmConf, DPOConf, GRPOConf, PositivesOnlyConf, SFTConf
+from expo.config.arguments import take_options
+from expo.config.commands import (
+    DiagnoseConf,
+    JudgeConf,
+    LoggerConf,
+    PretrainConf,
+    PromptsConf,
+    WandbConf,
+    WandbLoggerConf,
+)
+from expo.config.compose import build, check, compose_config, conf_dir, config_folders, register, typed
+from expo.config.dataset import ColumnsConf, DatasetConf, Gsm8kConf, LadderConf, MathConf, TableConf
+from expo.config.errors import EngineError, UserError
+from expo.config.hints import HintsConf, NoHintsConf, PrefixConf, SelfHintConf
+from expo.config.identity import LADDER, identity, make_folder, pairs_identity, run_dir
+from expo.config.key import Rules, functions_of, key, option
+from expo.config.model import ModelConf, RandomTinyConf
+from expo.config.positives import (
+    ExpertConf,
+    NoPositivesConf,
+    ParaphraseConf,
+    PositivesConf,
+    SelfExplanationConf,
+    SourceConf,
+    StarConf,
+)
+from expo.config.rollout import RolloutConf, VLLMConf
+from expo.config.run import Config
+from expo.config.training import EvaluationConf, OptimizerConf, RewardConf, TrainerConf, VerifierConf
+
+__all__ = [
+    "LADDER", "AlgorithmConf", "ColumnsConf", "Config", "DPOConf", "DatasetConf", "DiagnoseConf", "EngineError",
+    "EvaluationConf", "ExpertConf", "GRPOConf", "Gsm8kConf", "HintsConf", "JudgeConf", "LadderConf", "LoggerConf",
+    "MathConf", "ModelConf", "NoHintsConf", "NoPositivesConf", "OptimizerConf", "ParaphraseConf", "PositivesConf",
+    "PositivesOnlyConf", "PrefixConf", "PretrainConf", "PromptsConf", "RandomTinyConf", "RewardConf", "RolloutConf",
+    "Rules", "SFTConf", "SelfExplanationConf", "SelfHintConf", "SourceConf", "StarConf", "TableConf", "TrainerConf",
+    "UserError", "VLLMConf", "VerifierConf", "WandbConf", "WandbLoggerConf", "build", "check", "compose_config",
+    "conf_dir", "config_folders", "functions_of", "identity", "key", "make_folder", "option", "pairs_identity", "register",
+    "run_dir", "take_options", "typed",
+]  # fmt: skip

@@ -1,0 +1,211 @@
+"""Keys of `algorithm=`: how the policy learns from a step's data."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from omegaconf import MISSING
+
+from expo.config.key import Rules, key, option
+
+if TYPE_CHECKING:
+    from expo.config.run import Config
+
+
+@dataclass
+class AlgorithmConf:
+    """What every algorithm has. Rollouts per step = trainer.problems_per_step x group_size."""
+
+    _target_: str = MISSING
+    group_size: int = key(0, low=0, help="rollouts per problem; 0: none")
+
+    @property
+    def uses_reference(self) -> bool:
+        """Whether the loss needs the frozen initial policy."""
+        return False
+
+    @property
+    def uses_snapshot(self) -> bool:
+        """Whether a copy of the policy that the algorithm refreshes itself makes the rollouts."""
+        return False
+
+    def rules(self, cfg: "Config") -> Rules:
+        """Yield the rules of the algorithm against the rest of the config."""
+        yield from ()
+
+
+@dataclass
+class PositivesOnlyConf(AlgorithmConf):
+    """What algorithms share that learn from positives alone."""
+
+    def rules(self, cfg: "Config") -> Rules:
+        yield (
+            cfg.positives.gives_positives,
+            f"positives=none: {cfg.name} learns from positives only; set positives=expert or positives=self_explanation",
+        )
+        yield (
+            not cfg.positives.joins_groups,
+            f"positives.use=group_member: {cfg.name} has no groups to put positives in; remove it, or choose a GRPO algorithm",
+        )
+        yield (
+            not cfg.hints.gives_hints,
+            f"hints: {cfg.name} has no groups to make again with hints; set hints=none, or choose a GRPO algorithm",
+        )
+
+
+@option("algorithm", "sft")
+@dataclass
+class SFTConf(PositivesOnlyConf):
+    """Supervised fine-tuning on positives."""
+
+    _target_: str = "expo.algorithms.sft.SFT"
+    restart_every: int = key(
+        0,
+        low=0,
+        help="steps per round of STaR: a round's data come from the policy at its start, its training starts from the base "
+        "model; 0: no rounds",
+    )
+
+    @property
+    def uses_reference(self) -> bool:
+        return self.restart_every > 0
+
+    @property
+    def uses_snapshot(self) -> bool:
+        return self.restart_every > 0
+
+    def rules(self, cfg: "Config") -> Rules:
+        yield from super().rules(cfg)
+        yield (
+            getattr(cfg.positives, "weight", 1) > 0,
+            f"positives.weight=0: {cfg.name} has no other loss; set positives.weight=1",
+        )
+        cache_steps = getattr(cfg.positives, "cache_steps", 0)
+        yield (
+            not self.restart_every or cache_steps == 0,
+            f"positives.cache_steps={cache_steps}: a round of STaR makes its data anew; set positives.cache_steps=0",
+        )
+        yield (
+            not self.restart_every or cfg.positives.writer in (None, "snapshot"),
+            f"algorithm.restart_every={self.restart_every}: in rounds, the round's first policy explains; "
+            "set positives.explainer=snapshot",
+        )
+
+
+@option("algorithm", "dpo")
+@dataclass
+class DPOConf(PositivesOnlyConf):
+    """DPO. `positives.weight` is the weight of its SFT term on the chosen completion (RPO); 0: none."""
+
+    _target_: str = "expo.algorithms.dpo.DPO"
+    group_size: int = key(1, above=0, help="rollouts per problem, of which one is rejected")
+    pairs_every: int = key(
+        0,
+        low=0,
+        help="steps between remaking the pairs with the current policy (online); 0: all pairs are made by the initial "
+        "policy (offline)",
+    )
+    rejected: str = key(
+        "any",
+        choices=("any", "wrong"),
+        pairs=False,
+        help="which of the policy's own rollouts is rejected: the first, or the first that is wrong",
+    )
+    preference: str = key("sigmoid", choices=("sigmoid", "ipo"), pairs=False, help="the loss of a pair")
+    beta: float = key(
+        0.1, above=0, pairs=False, help="DPO's temperature; the paper's is not known, this is the usual one"
+    )
+    label_smoothing: float = key(
+        0.0, low=0, high=0.5, pairs=False, help="share of pairs taken to be the wrong way round"
+    )
+
+    @property
+    def uses_reference(self) -> bool:
+        return True
+
+    def rules(self, cfg: "Config") -> Rules:
+        yield from super().rules(cfg)
+        yield (
+            getattr(cfg.positives, "selection", "") != "threshold",
+            "positives.selection=threshold: a pair has one chosen completion; "
+            "set positives.selection=two_properties or first",
+        )
+        yield (
+            self.preference != "ipo" or self.label_smoothing == 0,
+            f"algorithm.label_smoothing={self.label_smoothing}: IPO has none; "
+            "set algorithm.label_smoothing=0 or algorithm.preference=sigmoid",
+        )
+
+
+@option("algorithm", "grpo")
+@dataclass
+class GRPOConf(AlgorithmConf):
+    """GRPO and its relatives; Dr. GRPO, DAPO, GSPO, RLOO and LUFFY are choices among these keys."""
+
+    _target_: str = "expo.algorithms.grpo.GRPO"
+    group_size: int = key(8, low=2, help="rollouts per problem; a group advantage needs at least 2")
+    updates_per_rollout: int = key(
+        1,
+        above=0,
+        help="passes over each batch of rollouts, one optimizer step each; the first pass gives the old log-probabilities",
+    )
+    advantage: str = key(
+        "group_norm", choices=("group_norm", "mean", "leave_one_out"), help="advantage of a rollout within its group"
+    )
+    ratio: str = key(
+        "token", choices=("token", "sequence"), help="importance ratio per token (GRPO) or sequence (GSPO)"
+    )
+    clip_low: float = key(0.2, low=0, high=1, help="the importance ratio is clipped at 1 - clip_low")
+    clip_high: float = key(0.2, low=0, help="the importance ratio is clipped at 1 + clip_high (DAPO's clip-higher)")
+    aggregation: str = key(
+        "sequence_mean",
+        choices=("sequence_mean", "token_mean", "constant"),
+        help="weights of the tokens: mean of sequence means (GRPO), mean of tokens (DAPO), sum over a constant (Dr. GRPO)",
+    )
+    kl_coef: float = key(
+        0.0,
+        low=0,
+        help="weight of the KL term against the frozen reference; 0: no KL term and no forward pass of the reference",
+    )
+    kl_estimator: str = key("k3", choices=("k1", "k2", "k3"), help="estimator of the KL divergence per token")
+    refills: int = key(
+        0,
+        low=0,
+        high=100,
+        help="further batches that a step may sample while too few groups have both right and wrong rollouts; only such "
+        "groups are trained on (DAPO's dynamic sampling); 0: off",
+    )
+    overlong_share: float = key(
+        0.0,
+        low=0,
+        high=1,
+        help="share of rollout.max_completion_tokens, at its end, over which the reward falls by up to 1 (DAPO); 0: off",
+    )
+    sampler_correction: str = key(
+        "none",
+        choices=("none", "token", "sequence"),
+        help="truncated importance sampling between the sampler's probabilities and the trainer's",
+    )
+    sampler_cap: float = key(2.0, low=1, help="largest weight of that correction")
+
+    @property
+    def uses_reference(self) -> bool:
+        return self.kl_coef > 0
+
+    def rules(self, cfg: "Config") -> Rules:
+        rows = cfg.trainer.problems_per_step * self.group_size
+        yield (
+            cfg.needs != "positives" or cfg.positives.gives_positives,
+            f"positives=none: {cfg.name} without positives is plain GRPO under another name; "
+            "use algorithm=grpo, or leave positives out",
+        )
+        yield (
+            cfg.needs != "hints" or cfg.hints.gives_hints,
+            f"hints=none: {cfg.name} without hints is plain GRPO under another name; "
+            "use algorithm=grpo, or leave hints out",
+        )
+        yield (
+            rows % cfg.trainer.micro_batch_size == 0,
+            f"trainer.micro_batch_size={cfg.trainer.micro_batch_size}: does not divide the {rows} rows of a step "
+            f"(trainer.problems_per_step={cfg.trainer.problems_per_step} x algorithm.group_size={self.group_size}); "
+            f"set one of {[d for d in range(1, rows + 1) if rows % d == 0]}",
+        )

@@ -1,0 +1,120 @@
+"""Keys of `prompts=`, `logger=`, and of single commands: `pretrain`, `diagnose`."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from omegaconf import MISSING
+
+from expo.config.key import Rules, key, option
+
+if TYPE_CHECKING:
+    from expo.config.run import Config
+
+
+@option("prompts", "prompts", formerly="expo.prompts.Prompts")
+@dataclass
+class PromptsConf:
+    """Templates over {question} and others. Placeholders are replaced literally: LaTeX braces need no escaping."""
+
+    _target_: str = "expo.model.prompts.Prompts"
+    solve: str = key(MISSING, help="asks for a solution of {question}")
+    explain: str = key(MISSING, help="shows {answer} and asks for an explanation of it")
+    system: str | None = key(None, help="system message; null: none")
+    final: str = key(
+        "\\boxed{{answer}}", help="how a completion states its final answer; its likelihood is the answer lift"
+    )
+    hint: str | None = key(
+        None,
+        help="asks for a hint to {answer}; null: a hint is the beginning of an explanation, and begins the completion",
+    )
+    solve_with_hint: str | None = key(None, help="asks for a solution and shows {hint}")
+    paraphrase: str | None = key(None, help="asks for {solution} in the policy's own words")
+    judge: str | None = key(None, identity=False, help="asks a judge whether each step of {completion} is right")
+
+    def rules(self, cfg: "Config") -> Rules:
+        yield (
+            "{question}" in self.solve,
+            "prompts.solve: has no {question}; put {question} where the question goes",
+        )
+        yield (
+            "{question}" in self.explain and "{answer}" in self.explain,
+            "prompts.explain: needs both {question} and {answer}; put them where question and answer go",
+        )
+        yield (
+            "{answer}" in self.final,
+            f"prompts.final={self.final}: has no {{answer}}; put {{answer}} where the answer goes",
+        )
+
+
+@option("logger", "none")
+@dataclass
+class LoggerConf:
+    """metrics.jsonl only, which is always written."""
+
+
+@dataclass
+class WandbConf:
+    """Where W&B puts a run."""
+
+    project: str = key("expo", help="W&B project")
+    entity: str | None = key(None, help="W&B team or user; null: your default one")
+    mode: str = key("offline", choices=("offline", "online", "disabled"), help="upload later, while running, or never")
+    group: str | None = key(None, help="W&B group; `expo table` sets the table's name")
+    job_type: str | None = key(None, help="W&B job type; `expo table` sets the arm")
+    tags: list[str] = key([], help="W&B tags")
+
+
+@option("logger", "wandb")
+@dataclass
+class WandbLoggerConf(LoggerConf):
+    """Weights & Biases, beside metrics.jsonl."""
+
+    wandb: WandbConf = key(WandbConf, help="where W&B puts the run")
+
+
+@dataclass
+class PretrainConf:
+    """`expo pretrain`: the ladder's base policy from nothing."""
+
+    max_steps: int = key(3000, above=0, help="optimizer steps")
+    learning_rate: float = key(2.5e-3, above=0, help="largest learning rate of the cosine schedule")
+    tokens_per_batch: int = key(6000, above=0, help="tokens per optimizer step")
+    warmup_steps: int = key(300, low=0, help="steps on levels 1 and 2 only")
+    hidden_size: int = key(96, above=0, help="width of the model")
+    layers: int = key(4, above=0, help="depth of the model")
+    heads: int = key(
+        4, above=0, help="attention heads; vLLM on a CPU needs heads of 32, 64 or more: 3 for a width of 96"
+    )
+    output: str = key("outputs/pretrain", help="folder of the finished model")
+
+    def rules(self, cfg: "Config") -> Rules:
+        yield (
+            self.hidden_size % (2 * self.heads) == 0,
+            f"pretrain.hidden_size={self.hidden_size}: not a multiple of twice pretrain.heads={self.heads}; "
+            "set for example pretrain.hidden_size=96 pretrain.heads=4",
+        )
+
+
+@dataclass
+class JudgeConf:
+    """An LLM judge of single steps, through any OpenAI-compatible endpoint."""
+
+    base_url: str | None = key(None, help="address of the endpoint; null: no judge")
+    model: str = key("", help="name of the judging model")
+    key_variable: str = key("OPENAI_API_KEY", help="environment variable that holds the key")
+
+    def rules(self, cfg: "Config") -> Rules:
+        yield (
+            self.base_url is None or (self.model != "" and cfg.prompts.judge is not None),
+            f"diagnose.judge.base_url={self.base_url}: a judge needs a model and a prompt; "
+            "set diagnose.judge.model and prompts.judge",
+        )
+
+
+@dataclass
+class DiagnoseConf:
+    """`expo diagnose`: the two properties of a good positive, measured."""
+
+    problems: int = key(100, above=0, help="problems per level")
+    samples: int = key(4, above=0, help="completions of each kind per problem")
+    judge: JudgeConf = key(JudgeConf, help="an LLM judge of single steps")

@@ -1,0 +1,132 @@
+"""From the command line's overrides to a typed, checked config."""
+
+import dataclasses
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig, OmegaConf
+
+from expo.config.errors import UserError
+from expo.config.key import OPTIONS, check_values, nodes
+from expo.config.run import Config
+
+# Names of modules with options of a user's own, comma-separated; installed packages name theirs as entry points.
+PLUGINS_VARIABLE = "EXPO_PLUGINS"
+ENTRY_POINTS = "expo.plugins"
+
+
+def conf_dir() -> Path:
+    """Return expo's own Hydra config folder: beside the package in a checkout, inside it in a wheel."""
+    package = Path(__file__).parents[1]
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+@cache
+def plugins() -> tuple[Path, ...]:
+    """Import the users' own modules, so that their options register; return the `conf` folders beside them.
+
+    Raises UserError for a module that cannot be imported.
+    """
+    names = [e.value for e in importlib.metadata.entry_points(group=ENTRY_POINTS)]
+    named = [name.strip() for name in os.environ.get(PLUGINS_VARIABLE, "").split(",") if name.strip()]
+    if named and "" not in sys.path:
+        sys.path.insert(0, "")  # a module in the working folder, as `python -m` would find it
+    folders = []
+    for name in [*names, *named]:
+        try:
+            module = importlib.import_module(name)
+        except ImportError as error:
+            raise UserError(
+                f"{PLUGINS_VARIABLE}={name}: cannot be imported ({error}); install it, or start expo in the folder it is in"
+            ) from error
+        if module.__file__ is not None and (folder := Path(module.__file__).parent / "conf").is_dir():
+            folders.append(folder)
+    return tuple(folders)
+
+
+class PluginFolders(SearchPathPlugin):
+    """Adds the config folders of the users' own modules to Hydra's search path."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for folder in plugins():
+            search_path.append("expo-plugin", f"file://{folder.resolve()}")
+
+
+def config_folders() -> list[Path]:
+    """Return every folder in which config groups are looked for."""
+    return [conf_dir(), *plugins()]
+
+
+def register() -> None:
+    """Make every option known to Hydra, under the names that the YAML files use in their defaults lists."""
+    plugins()
+    Plugins.instance().register(PluginFolders)
+    store = ConfigStore.instance()
+    store.store(name="config_schema", node=Config)
+    for (group, name), node in OPTIONS.items():
+        store.store(group=f"schema/{group}", name=name, node=node)
+
+
+def compose_config(overrides: Sequence[str]) -> Config:
+    """Compose the config of a run from Hydra overrides. Raises UserError, or what Hydra raises."""
+    register()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return typed(compose("config", list(overrides)))
+
+
+def typed(cfg: DictConfig) -> Config:
+    """Return a composed config as dataclasses, resolved. Raises UserError for a key without a value, or an unknown one."""
+    missing = OmegaConf.missing_keys(cfg)
+    if missing:
+        raise UserError(f"{min(missing)}=???: not set; give it on the command line")
+    config = OmegaConf.to_object(cfg)
+    assert isinstance(config, Config)
+    for prefix, node in nodes(config):
+        known = {f.name for f in dataclasses.fields(node)}
+        for name, value in vars(node).items():  # `+key=value` gets past Hydra's own check
+            if name not in known:
+                raise UserError(f"{prefix}{name}={value}: no such key; --cfg job shows every key that exists")
+    return config
+
+
+def check(config: Config) -> None:
+    """Raise UserError for the first value or combination that cannot be run. Looks at the machine, loads nothing."""
+    for prefix, node in nodes(config):
+        if target := getattr(node, "_target_", None):
+            _check_target(f"{prefix}_target_={target}", target)
+    check_values(config)
+
+
+def _check_target(named: str, target: str) -> None:
+    try:
+        found = importlib.util.find_spec(target.rpartition(".")[0])
+    except (ImportError, ValueError):
+        found = None
+    if found is None:
+        raise UserError(f"{named}: there is no such module; give the full name of a class that can be imported")
+
+
+def build(conf: Any, *parts: Any) -> Any:
+    """Make the object that a config dataclass describes: its `_target_`, given the dataclass whole and then `parts`.
+
+    Raises UserError where the module has no such class.
+    """
+    module, _, name = conf._target_.rpartition(".")
+    try:
+        made = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"_target_={conf._target_}: cannot be imported ({error}); correct the name") from error
+    return made(conf, *parts)

@@ -1,0 +1,154 @@
+"""Keys of `dataset=`: problems to train on and to evaluate on."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from omegaconf import MISSING
+
+from expo.config.key import Rule, Rules, key, option
+
+if TYPE_CHECKING:
+    from expo.config.run import Config
+
+
+@dataclass
+class ColumnsConf:
+    """Column names of an arbitrary data set. An empty name: the data set has no such column."""
+
+    question: str = key("question", help="column of the question")
+    answer: str = key("answer", help="column of the final answer")
+    solution: str = key("", help="column of a worked solution; empty: there is none")
+    level: str = key("", help='column of the difficulty level (5, "5" or "Level 5"); empty: there is none')
+    subject: str = key("", help="column of the subject; empty: there is none")
+
+
+@dataclass
+class DatasetConf:
+    """What every data set has."""
+
+    _target_: str = MISSING
+    is_ladder: ClassVar[bool] = False
+    name: str = key(MISSING, help="name of the data set in run directories and tables")
+    path: str | None = key(
+        None,
+        help="local .jsonl or .parquet to train on (`expo evaluate`: to evaluate on); null: the hub",
+    )
+    eval_path: str | None = key(
+        None,
+        help="local file for evaluation; null with `path` set: eval_limit problems of `path` (at most half) are held out "
+        "of training",
+    )
+    hub_id: str | None = key(None, help="id of the data set on the Hugging Face hub")
+    hub_configs: list[str] = key([], help="hub configs, concatenated; []: the default one")
+    split: str = key("train", help="split to train on")
+    eval_split: str = key("test", help="split to evaluate on")
+    levels: list[int] = key([], help="difficulty levels to keep; []: all")
+    eval_levels: list[int] | None = key(None, help="levels to evaluate on; null: the same as `levels`")
+    known_levels: list[int] = key([], help="levels that exist in the data set; []: it has none")
+    limit: int | None = key(
+        None,
+        above=0,
+        help="problems to train on (`expo evaluate`: to evaluate on); null: all; on the ladder per level",
+    )
+    eval_limit: int | None = key(
+        None,
+        above=0,
+        help="problems to evaluate on during training; null: all; on the ladder per level, and for `expo evaluate` too",
+    )
+    on_bad_row: str = key(
+        "skip",
+        choices=("skip", "stop"),
+        help="a row without question or answer: skip it (counted and named in the log) or stop",
+    )
+
+    @property
+    def has_solutions(self) -> bool:
+        """Whether problems come with a worked solution."""
+        return True
+
+    @property
+    def any_level(self) -> bool:
+        """Whether the data's own rows say which levels there are."""
+        return False
+
+    def rules(self, cfg: "Config") -> Rules:
+        yield (
+            any((self.path, self.eval_path, self.hub_id)) or self.is_ladder,
+            "dataset.path=null: this data set has no hub id either; set dataset.path or dataset.hub_id",
+        )
+        yield (
+            self.has_solutions or not (cfg.positives.needs_solutions or cfg.hints.needs_solutions),
+            f"positives, hints: {cfg.name} uses expert solutions, and dataset.columns.solution is empty; "
+            "set it to the column that has them",
+        )
+        yield from self._levels("dataset.levels", self.levels)
+        yield from self._levels("dataset.eval_levels", self.eval_levels or [])
+        yield from _file("dataset.path", self.path)
+        yield from _file("dataset.eval_path", self.eval_path)
+
+    def _levels(self, name: str, levels: list[int]) -> Iterable[Rule]:
+        if self.any_level:
+            return []
+        remedy = (
+            f"choose from {self.known_levels}"
+            if self.known_levels
+            else f"remove {name}: the data set {self.name} has no levels (or none named: dataset.columns.level)"
+        )
+        told = f"{name}={levels}: not all are levels of {self.name}; {remedy}"
+        return [(set(levels) <= set(self.known_levels), told)]
+
+
+@option("dataset", "math")
+@dataclass
+class MathConf(DatasetConf):
+    """MATH (Hendrycks et al. 2021)."""
+
+    _target_: str = "expo.data.readers.MATH"
+
+
+@option("dataset", "gsm8k")
+@dataclass
+class Gsm8kConf(DatasetConf):
+    """GSM8K (Cobbe et al. 2021)."""
+
+    _target_: str = "expo.data.readers.GSM8K"
+
+
+@option("dataset", "columns")
+@dataclass
+class TableConf(DatasetConf):
+    """Any data set with a question and an answer column."""
+
+    _target_: str = "expo.data.readers.Columns"
+    columns: ColumnsConf = key(ColumnsConf, help="names of the columns")
+
+    @property
+    def has_solutions(self) -> bool:
+        return self.columns.solution != ""
+
+    @property
+    def any_level(self) -> bool:
+        return self.columns.level != "" and not self.known_levels
+
+
+@option("dataset", "ladder")
+@dataclass
+class LadderConf(DatasetConf):
+    """The ladder: generated problems."""
+
+    _target_: str = "expo.data.readers.Ladder"
+    is_ladder: ClassVar[bool] = True
+    expert_style: str = key(
+        "terse",
+        choices=("own", "terse", "foreign"),
+        help="the expert's solutions: in the policy's style, results only, or in an order never seen",
+    )
+
+
+def _file(name: str, path: str | None) -> Rules:
+    if path is not None:
+        yield Path(path).is_file(), f"{name}={path}: no such file; give the path of a .jsonl or .parquet file"
+        kinds = (".jsonl", ".parquet")
+        yield Path(path).suffix in kinds, f"{name}={path}: not a .jsonl or .parquet file; convert it first"

@@ -1,0 +1,9 @@
+"""What ends a command with one line instead of a stack trace."""
+
+
+class UserError(Exception):
+    """The user's mistake: one line that names the key, the value and the remedy. The command exits with code 2."""
+
+
+class EngineError(Exception):
+    """The rollout engine has stopped, or its weights are not the policy's. The run ends; its checkpoints are good."""

@@ -1,0 +1,166 @@
+"""Declare a key of the config in one line: type, default, bounds or choices, help, and what it changes.
+
+    clip_high: float = key(0.2, low=0, help="upper clip of the importance ratio")
+
+Everything else follows from the declaration: the check before anything is loaded, the run's identity, `--help` of a
+group, and docs/reference/keys.md.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from omegaconf import MISSING
+
+from expo.config.errors import UserError
+
+ALWAYS_IN = object()  # the value of `absent` for a key that is always part of the identity
+
+# Whether a rule is kept, and what to say where it is not.
+Rule = tuple[bool, str]
+Rules = Iterator[Rule]
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What is known of a key beside its name, type and default."""
+
+    help: str = ""
+    low: float | None = None
+    high: float | None = None
+    above: float | None = None
+    choices: tuple[str, ...] = ()
+    identity: bool = True
+    pairs: bool = True
+    absent: Any = ALWAYS_IN
+
+    def wrong(self, name: str, value: Any) -> str | None:
+        """Return what is wrong with a value of the key `name`, in one line; None where nothing is."""
+        if isinstance(value, list | tuple):
+            return next((told for item in value if (told := self.wrong(name, item))), None)
+        if value is None or isinstance(value, bool):
+            return None
+        if self.choices:
+            if value not in self.choices:
+                return f"{name}={value}: not one of the choices; set one of {', '.join(self.choices)}"
+            return None
+        if not isinstance(value, int | float):
+            return None
+        if not math.isfinite(value):
+            return f"{name}={value}: not a finite number; set {name} to one"
+        if self.above is not None and value <= self.above:
+            told = "greater than 0; set it to a value above 0" if not self.above else f"greater than {self.above:g}"
+            return f"{name}={value}: must be {told}"
+        if self.low is not None and self.high is not None and not self.low <= value <= self.high:
+            return f"{name}={value}: not between {self.low:g} and {self.high:g}; set {name} to a value in that range"
+        if self.low is not None and value < self.low:
+            return f"{name}={value}: must be at least {self.low:g}; set {name}={self.low:g} or more"
+        if self.high is not None and value > self.high:
+            return f"{name}={value}: must be at most {self.high:g}; set {name}={self.high:g} or less"
+        return None
+
+    @property
+    def allowed(self) -> str:
+        """Return the bounds or choices as a person reads them; "" where every value of the type will do."""
+        if self.choices:
+            return " | ".join(self.choices)
+        bounds = ((self.above, "> "), (self.low, "≥ "), (self.high, "≤ "))
+        return ", ".join(f"{sign}{bound:g}" for bound, sign in bounds if bound is not None)
+
+
+def key(
+    default: Any = MISSING,
+    *,
+    help: str,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    choices: Sequence[str] = (),
+    identity: bool = True,
+    pairs: bool = True,
+    absent: Any = ALWAYS_IN,
+) -> Any:
+    """Declare one key of a config dataclass.
+
+    Args: default, a value, a list, or a config dataclass for a nested group; without one, the key must be given. help, one
+    sentence for people. low, high, above: bounds (above is exclusive) of a number, or of each number of a list. choices:
+    allowed strings, or allowed items of a list. identity=False: it changes nothing of a run's result. pairs=False: it
+    changes the result, but not the pairs that the initial policy makes for DPO. absent: for a key added later, the value
+    at which everything is as it was before the key existed; at this value the run's identity is what it was, too.
+    """
+    declared = Declaration(help, low, high, above, tuple(choices), identity, pairs, absent)
+    metadata = {"key": declared}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    if isinstance(default, type) and dataclasses.is_dataclass(default):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def declaration(f: "dataclasses.Field[Any]") -> Declaration:
+    """Return a field's declaration; of a field without one (`_target_`), the plain one."""
+    found = f.metadata.get("key", Declaration())
+    assert isinstance(found, Declaration)
+    return found
+
+
+# (group, option) -> the dataclass with its keys.
+OPTIONS: dict[tuple[str, str], type] = {}
+# `_target_` -> what it was called when the identities of finished runs were made.
+FORMER: dict[str, str] = {}
+Node = TypeVar("Node", bound=type)
+
+
+def option(group: str, name: str, formerly: str = "") -> Callable[[Node], Node]:
+    """Register a config dataclass as `schema/<group>/<name>`, from which YAML files of `conf/<group>` take their keys.
+
+    Args: formerly, the older name of its `_target_`, under which it goes into the identity, so that runs that were
+    finished before it moved stay finished.
+    """
+
+    def register(node: Node) -> Node:
+        OPTIONS[group, name] = node
+        if formerly:
+            FORMER[node._target_] = formerly  # type: ignore[attr-defined]
+        return node
+
+    return register
+
+
+def nodes(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield each config dataclass in a typed config with the prefix of its keys, such as `algorithm.`."""
+    yield prefix, config
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            yield from nodes(value, f"{prefix}{f.name}.")
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def functions_of(node: type, name: str, functions: Mapping[str, Function]) -> dict[str, Function]:
+    """Return the functions that a key's choices name. Raises TypeError where the names are not the choices of the key.
+
+    The module that owns the functions calls it when it is imported: a choice without a function cannot go unseen.
+    """
+    choices = declaration(node.__dataclass_fields__[name]).choices  # type: ignore[attr-defined]
+    if set(choices) != set(functions):
+        raise TypeError(f"{node.__name__}.{name} has the choices {choices}, its functions are {tuple(functions)}")
+    return dict(functions)
+
+
+def check_values(config: Any) -> None:
+    """Raise UserError for the first value out of its bounds or choices, then for the first broken rule of a dataclass."""
+    found = list(nodes(config))
+    for prefix, node in found:
+        for f in dataclasses.fields(node):
+            if told := declaration(f).wrong(prefix + f.name, getattr(node, f.name)):
+                raise UserError(told)
+    for _, node in found:
+        rules: Callable[[Any], Rules] | None = getattr(node, "rules", None)
+        for kept, told in rules(config) if rules else ():
+            if not kept:
+                raise UserError(told)

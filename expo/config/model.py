@@ -1,0 +1,54 @@
+"""Keys of `model=`: the policy."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import MISSING
+
+from expo.config.key import Rules, key, option
+
+if TYPE_CHECKING:
+    from expo.config.run import Config
+
+
+@option("model", "hf", formerly="expo.policy.load_policy")
+@dataclass
+class ModelConf:
+    """A Hugging Face causal LM."""
+
+    _target_: str = "expo.model.policy.load_policy"
+    path: str = key(MISSING, help="hub id or local folder; `ladder` is the base policy shipped with expo")
+    dtype: str = key("float32", choices=("float32", "bfloat16", "float16", "auto"), help="number format of the weights")
+    attention: str = key("sdpa", help="attention implementation of transformers, such as flash_attention_2")
+    lora_rank: int = key(0, low=0, high=1024, help="rank of the LoRA adapter; 0 trains all weights")
+    lora_alpha: int = key(32, help="LoRA's alpha: the adapter's output is scaled by alpha / rank")
+    gradient_checkpointing: bool = key(False, help="compute activations again in the backward pass, to save memory")
+
+    def rules(self, cfg: "Config") -> Rules:
+        saved = any(Path(self.path, name).is_file() for name in ("config.json", "adapter_config.json"))
+        yield (
+            not looks_local(self.path) or saved,
+            f"model.path={self.path}: no folder with a saved model there; "
+            "give a saved model's folder or a hub id such as Qwen/Qwen2.5-0.5B-Instruct",
+        )
+
+
+@option("model", "random_tiny", formerly="expo.policy.random_policy")
+@dataclass
+class RandomTinyConf(ModelConf):
+    """A tiny random model: real data through every stage, no download."""
+
+    _target_: str = "expo.model.policy.random_policy"
+    path: str = key("random_tiny", help="its name in tables")
+
+    def rules(self, cfg: "Config") -> Rules:
+        yield (
+            self.lora_rank == 0 and self.dtype == "float32",
+            "model=random_tiny: takes neither model.lora_rank nor model.dtype; remove them, or use model=hf",
+        )
+
+
+def looks_local(path: str) -> bool:
+    """Whether a model's path names a folder, not a hub id."""
+    return path.startswith((".", "/", "~")) or path.count("/") > 1

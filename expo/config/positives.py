@@ -1,0 +1,262 @@
+"""Keys of `positives=`: where positive samples come from and how they enter the loss."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from omegaconf import MISSING
+
+from expo.config.key import Rules, key, option
+
+if TYPE_CHECKING:
+    from expo.config.run import Config
+
+EXPLAINERS = ("current", "reference", "snapshot")
+FILTERS = ("truncated", "unparseable", "wrong", "leak", "early_answer")
+
+
+@dataclass
+class PositivesConf:
+    """Where positive samples come from."""
+
+    _target_: str = MISSING
+    gives_positives: ClassVar[bool] = True
+    needs_solutions: ClassVar[bool] = False  # of the data set
+
+    @property
+    def writer(self) -> str | None:
+        """Which policy writes positives: current, reference, snapshot, or None where nothing is written."""
+        return None
+
+    @property
+    def asks_after(self) -> str:
+        """What has to be there before it can ask for a problem's positive: nothing, its judged group, or its hints."""
+        return "nothing"
+
+    @property
+    def explains_all(self) -> bool:
+        """Whether every problem gets a positive, whatever its rollouts are."""
+        return False
+
+    @property
+    def written_per_problem(self) -> int:
+        """How many are written for a problem, where any are."""
+        return 0
+
+    @property
+    def joins_groups(self) -> bool:
+        """Whether a positive is a member of its problem's group."""
+        return False
+
+
+@option("positives", "none", formerly="expo.positives.sources.NoPositives")
+@dataclass
+class NoPositivesConf(PositivesConf):
+    """No positives."""
+
+    _target_: str = "expo.step.positives.sources.NoPositives"
+    gives_positives: ClassVar[bool] = False
+
+
+@dataclass
+class SourceConf(PositivesConf):
+    """Positives as an SFT term beside another loss, as members of GRPO's groups, as SFT's targets or as DPO's chosen."""
+
+    weight: float = key(0.04, low=0, pairs=False, help="weight β of the SFT term at the start")
+    schedule: str = key(
+        "constant",
+        choices=("constant", "linear", "cosine", "all_wrong_fraction"),
+        pairs=False,
+        help="how the weight changes over the run, or with the share of all-wrong groups",
+    )
+    aggregation: str = key(
+        "token_mean",
+        choices=("sequence_mean", "token_mean", "constant"),
+        pairs=False,
+        help="weights of the SFT term's tokens",
+    )
+    gate: str = key("always", choices=("always", "all_wrong"), help="which problems get a positive")
+    use: str = key(
+        "auxiliary",
+        choices=("auxiliary", "group_member"),
+        help="GRPO: an SFT term of its own, or one more member of the group, with reward 1",
+    )
+    member_shaping: float = key(
+        0.0, low=0, help="γ of a group member's shaped ratio p / (p + γ) (LUFFY); 0: the ratio is 1"
+    )
+    measure_every: int = key(
+        1,
+        low=0,
+        help="steps between measuring the positives' likelihood, leak gap and answer lift (forward passes only); 0: never",
+    )
+    member_baseline: str = key(
+        "all",
+        choices=("own", "all"),
+        help="whose mean reward is a group's baseline: the policy's own rollouts', or all members'",
+    )
+    filters: list[str] = key(
+        [*FILTERS],
+        choices=FILTERS,
+        help="why a candidate is dropped; the first that holds is counted; []: none is dropped",
+    )
+
+    @property
+    def explains_all(self) -> bool:
+        return self.gate == "always"
+
+    @property
+    def joins_groups(self) -> bool:
+        return self.use == "group_member"
+
+    def rules(self, cfg: "Config") -> Rules:
+        rollouts = cfg.algorithm.group_size > 0
+        judged = f"{cfg.name} makes no rollouts to judge by"
+        yield (
+            rollouts or self.gate == "always",
+            f"positives.gate={self.gate}: {judged}; set positives.gate=always or algorithm.group_size=1 or more",
+        )
+        yield (
+            rollouts or self.schedule != "all_wrong_fraction",
+            f"positives.schedule={self.schedule}: {judged}; set positives.schedule=constant or algorithm.group_size=1 or more",
+        )
+        yield (
+            not self.joins_groups or self.schedule == "constant",
+            f"positives.schedule={self.schedule}: a group member has an advantage and no weight; "
+            "set positives.schedule=constant or positives.use=auxiliary",
+        )
+
+
+@option("positives", "expert", formerly="expo.positives.sources.ExpertSolution")
+@dataclass
+class ExpertConf(SourceConf):
+    """The data set's own worked solution."""
+
+    _target_: str = "expo.step.positives.sources.ExpertSolution"
+    needs_solutions: ClassVar[bool] = True
+
+
+@option("positives", "self_explanation", formerly="expo.positives.sources.SelfExplanation")
+@dataclass
+class SelfExplanationConf(SourceConf):
+    """The policy's explanation of the known answer (ExPO)."""
+
+    _target_: str = "expo.step.positives.sources.SelfExplanation"
+    explainer: str = key(
+        "reference",
+        choices=EXPLAINERS,
+        help="which policy writes the explanations; `current` can collapse, where training erodes its skill to explain",
+    )
+    snapshot_every: int = key(20, above=0, help="steps between refreshes of the snapshot when explainer=snapshot")
+    samples: int = key(
+        1,
+        above=0,
+        help="explanations per problem, of which `selection` keeps one (threshold: all that are good enough)",
+    )
+    selection: str = key(
+        "first",
+        choices=("first", "most_likely", "two_properties", "threshold", "oracle_sound"),
+        help="which of a problem's explanations is learned from",
+    )
+    rank_weight: float = key(
+        0.5,
+        low=0,
+        high=1,
+        help="two_properties: weight of the rank by log π(c|q); the rest is that of the rank by answer lift",
+    )
+    min_logp: float = key(-1.0, help="threshold: least mean log π(c|q) per token")
+    min_lift: float = key(0.0, help="threshold: least answer lift in nats")
+    shown_answer: str = key(
+        "true",
+        choices=("true", "wrong", "shuffled"),
+        help="controls: explain a wrong answer (of one of the policy's own rollouts), or another problem's",
+    )
+    cache_steps: int = key(0, low=0, help="steps for which a problem's explanation is used again; 0: never")
+    cache_max_drop: float = key(
+        0.5,
+        low=0,
+        help="a cached explanation is dropped early when its mean log π(c|q) per token has fallen by more than this",
+    )
+    leak_phrases: list[str] = key(
+        [],
+        help="an explanation that contains one of these (any case) gives away that the answer was shown, and is dropped",
+    )
+
+    @property
+    def writer(self) -> str | None:
+        return self.explainer
+
+    @property
+    def asks_after(self) -> str:
+        return "hints" if self.shown_answer == "wrong" else "nothing"  # it is that of a rollout which hints leave
+
+    @property
+    def written_per_problem(self) -> int:
+        return self.samples
+
+    def rules(self, cfg: "Config") -> Rules:
+        yield from super().rules(cfg)
+        rollouts = cfg.algorithm.group_size > 0
+        yield (
+            rollouts or self.selection not in ("two_properties", "threshold"),
+            f"positives.selection={self.selection}: compares with the policy's own rollouts, and {cfg.name} makes none; "
+            "set algorithm.group_size=1 or more",
+        )
+        yield (
+            rollouts or self.shown_answer != "wrong",
+            f"positives.shown_answer=wrong: the wrong answers are those of rollouts, and {cfg.name} makes none; "
+            "set algorithm.group_size=1 or more",
+        )
+        yield (
+            self.selection != "oracle_sound" or cfg.dataset.is_ladder,
+            "positives.selection=oracle_sound: only the ladder can check steps; use dataset=ladder, "
+            f"or another selection than for {cfg.dataset.name}",
+        )
+
+
+@option("positives", "star", formerly="expo.positives.sources.STaR")
+@dataclass
+class StarConf(SelfExplanationConf):
+    """The policy's own right sample; where it has none, its explanation of the known answer (STaR)."""
+
+    _target_: str = "expo.step.positives.sources.STaR"
+
+    @property
+    def asks_after(self) -> str:
+        return "hints" if self.shown_answer == "wrong" else "group"  # only where no rollout of its own is right
+
+    def rules(self, cfg: "Config") -> Rules:
+        yield (
+            cfg.algorithm.group_size >= 1,
+            "algorithm.group_size=0: STaR learns from its own samples first; set algorithm.group_size=1 or more",
+        )
+        yield from super().rules(cfg)
+
+
+@option("positives", "expert_paraphrase", formerly="expo.positives.sources.ExpertParaphrase")
+@dataclass
+class ParaphraseConf(SelfExplanationConf):
+    """The expert's solution in the policy's own words: a control."""
+
+    _target_: str = "expo.step.positives.sources.ExpertParaphrase"
+    needs_solutions: ClassVar[bool] = True
+    length_ratio: float = key(
+        1.25,
+        low=1,
+        help="a paraphrase is kept if it is at most this many times as long, or as short, as the policy's own rollouts",
+    )
+
+    @property
+    def asks_after(self) -> str:
+        return "hints" if self.shown_answer == "wrong" else "group"  # the rollouts give the length
+
+    def rules(self, cfg: "Config") -> Rules:
+        yield (
+            cfg.algorithm.group_size > 0,
+            f"algorithm.group_size=0: a paraphrase is matched in length to rollouts, and {cfg.name} makes none; "
+            "set algorithm.group_size=1 or more",
+        )
+        yield from super().rules(cfg)
+        yield (
+            "{solution}" in (cfg.prompts.paraphrase or ""),
+            f"prompts.paraphrase={cfg.prompts.paraphrase}: a paraphrase needs a prompt that asks for it; "
+            "set prompts.paraphrase with {solution} in it",
+        )

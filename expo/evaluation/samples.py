@@ -1,0 +1,184 @@
+"""Samples of every kind, and the two properties of a good positive (paper Table 1, Figure 2) measured on them."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from expo.config import DiagnoseConf
+from expo.data import ladder
+from expo.data.problem import Problem
+from expo.evaluation.judge import judge_steps
+from expo.evaluation.pass_at_k import interval
+from expo.rollout.engine import Completion, Engine, Request
+from expo.rollout.noise import DIAGNOSE, Key
+from expo.step.experience import Batch, Group, Tools
+from expo.step.positives.properties import Scorer
+from expo.step.positives.sources import SHOWN
+from expo.verifier.answers import Verdict
+
+KINDS = {
+    "own": "own CoT",
+    "expert": "expert CoT",
+    "self_explanation": "self-explanation",
+    "wrong_answer": "wrong-answer control",
+}
+# column -> heading
+COLUMNS = {
+    "nll_per_token": "NLL/token",
+    "nll": "NLL",
+    "answer_lift": "answer lift",
+    "verified": "verified",
+    "right_steps": "right steps",
+    "tokens": "tokens",
+}
+Rows = list[dict[str, Any]]
+
+
+def first_of_each_level(problems: Sequence[Problem], count: int) -> list[Problem]:
+    """Return at most `count` problems of each level, in order."""
+    taken: dict[int | None, int] = defaultdict(int)
+    kept = []
+    for problem in problems:
+        if taken[problem.level] < count:
+            taken[problem.level] += 1
+            kept.append(problem)
+    return kept
+
+
+def sample(problems: list[Problem], engine: Engine, tools: Tools, samples: int) -> Rows:
+    """Return completions of every kind, verified: of the wrong-answer control against the answer that it was shown."""
+    prompts = [tuple(ids) for ids in tools.prompts.solve_ids(tools.tokenizer, problems)]
+    batch = Batch(problems, prompts)
+    own = _generate(engine, tools, [p for p in prompts for _ in range(samples)], 0)
+    rows: Rows = [
+        {
+            "kind": "own",
+            "problem": i // samples,
+            "ids": c.ids,
+            "completion": text,
+            "answer": problems[i // samples].answer,
+        }
+        for i, (c, text) in enumerate(zip(own, tools.texts([c.ids for c in own]), strict=True))
+    ]
+    verdicts = _verify(rows, tools)
+    others = [row for i, p in enumerate(problems) if p.solution is not None for row in [_expert(i, p, tools)]]
+    of_problem = [slice(i * samples, (i + 1) * samples) for i in range(len(problems))]
+    groups = {
+        i: Group(own[s], [row["completion"] for row in rows[s]], verdicts[s], []) for i, s in enumerate(of_problem)
+    }
+    for stream, (kind, shown) in enumerate((("self_explanation", "true"), ("wrong_answer", "wrong")), start=1):
+        answers = [(i, SHOWN[shown](batch, groups, i)) for i in range(len(problems))]
+        explained = [(i, Problem("", problems[i].question, answer)) for i, answer in answers if answer is not None]
+        ids = tools.prompts.explain_ids(tools.tokenizer, [p for _, p in explained])
+        written = _generate(engine, tools, [tuple(prompt) for prompt in ids for _ in range(samples)], stream)
+        owners = [pair for pair in explained for _ in range(samples)]
+        texts = tools.texts([c.ids for c in written])
+        others += [
+            {"kind": kind, "problem": i, "ids": c.ids, "completion": text, "answer": p.answer}
+            for (i, p), c, text in zip(owners, written, texts, strict=True)
+        ]
+    _verify(others, tools)
+    return rows + others
+
+
+def _expert(i: int, problem: Problem, tools: Tools) -> dict[str, Any]:
+    ids = tools.tokenizer(problem.solution, add_special_tokens=False)["input_ids"] + [tools.tokenizer.eos_token_id]
+    return {"kind": "expert", "problem": i, "ids": ids, "completion": problem.solution, "answer": problem.answer}
+
+
+def _verify(rows: Rows, tools: Tools) -> list[Verdict]:
+    """Add to each row whether its completion ends in its answer, and its length; return the verdicts."""
+    verdicts = tools.verifier.verify([row["completion"] for row in rows], [row["answer"] for row in rows])
+    for row, verdict in zip(rows, verdicts, strict=True):
+        row |= {"verified": float(verdict is Verdict.CORRECT), "tokens": len(row["ids"])}
+    return verdicts
+
+
+def _generate(engine: Engine, tools: Tools, prompts: list[tuple[int, ...]], stream: int) -> list[Completion]:
+    keys = [Key(tools.seed, DIAGNOSE, stream, row) for row in range(len(prompts))]
+    return engine.generate([Request(p, key) for p, key in zip(prompts, keys, strict=True)], tools.sampling)
+
+
+def measure(rows: Rows, problems: list[Problem], scorer: Scorer) -> None:
+    """Add NLL under q alone, and the lift of the *true* answer over the mean of the policy's own completions."""
+    prompts = scorer.prompts.solve_ids(scorer.tokenizer, problems)
+    solve, completions = [prompts[row["problem"]] for row in rows], [row["ids"] for row in rows]
+    answers = [problems[row["problem"]].answer for row in rows]
+    own = defaultdict(list)
+    logps = scorer.logp(solve, completions).tolist()
+    answer_logps = scorer.answer_logp(solve, completions, answers).tolist()
+    for row, logp, answer_logp in zip(rows, logps, answer_logps, strict=True):
+        row |= {"nll": -logp, "nll_per_token": -logp / len(row["ids"]), "answer_logp": answer_logp}
+        if row["kind"] == "own":
+            own[row["problem"]].append(answer_logp)
+    for row in rows:
+        problem = problems[row["problem"]]
+        row["answer_lift"] = row["answer_logp"] - float(np.mean(own[row["problem"]]))
+        row |= {"id": problem.id, "level": problem.level, "question": problem.question, "true_answer": problem.answer}
+
+
+def check_steps(rows: Rows, problems: list[Problem], conf: DiagnoseConf, tools: Tools) -> None:
+    """Add the share of right steps: exact on the ladder (in the policy's own style), by the judge elsewhere, None without one."""
+    shares: list[float | None] = [None] * len(rows)
+    if problems[0].subject == "ladder":
+        checks = [ladder.check_steps(row["question"], row["completion"]) for row in rows]
+        shares = [
+            None if row["kind"] == "expert" else (check.arithmetic + check.meanings) / 2
+            for row, check in zip(rows, checks, strict=True)
+        ]
+    elif conf.judge.base_url:
+        owners = [problems[row["problem"]] for row in rows]
+        shares = judge_steps(conf.judge, tools.prompts, owners, [row["completion"] for row in rows])
+    for row, share in zip(rows, shares, strict=True):
+        row["right_steps"] = share
+
+
+def by_problem(rows: Rows, kind: str, level: int | None, column: str) -> dict[int, float]:
+    """Return the mean of each problem that has such samples. `level` None: all levels."""
+    values = defaultdict(list)
+    for row in rows:
+        if row["kind"] == kind and level in (None, row["level"]) and row[column] is not None:
+            values[row["problem"]].append(row[column])
+    return {problem: float(np.mean(v)) for problem, v in values.items()}
+
+
+def cell(
+    rows: Rows, kind: str, level: int | None, column: str, less: str | None = None
+) -> tuple[float, float, float] | None:
+    """Return mean and 95 % interval over problems, of a kind or of its difference to the kind `less` on the problems that both have.
+
+    None where nothing was measured.
+    """
+    values = by_problem(rows, kind, level, column)
+    if less is not None:
+        other = by_problem(rows, less, level, column)
+        values = {problem: value - other[problem] for problem, value in values.items() if problem in other}
+    if not values:
+        return None
+    means = np.array(list(values.values()))
+    return float(means.mean()), *interval(means)
+
+
+def levels_of(rows: Rows) -> list[int]:
+    """Return the levels that the rows have."""
+    return sorted({row["level"] for row in rows if row["level"] is not None})
+
+
+def summarize(rows: Rows) -> dict[str, float]:
+    """`<kind>/<column>` and `<kind>/<column>/level<n>`, each also with `_lo` and `_hi`.
+
+    `self_explanation-<kind>/…` is the difference on the problems that both have: the wrong-answer control, say, exists
+    only where an own sample was wrong.
+    """
+    others = [(f"self_explanation-{kind}", "self_explanation", kind) for kind in KINDS if kind != "self_explanation"]
+    metrics: dict[str, float] = {}
+    for label, kind, less in [*((kind, kind, None) for kind in KINDS), *others]:
+        for column in COLUMNS:
+            for level in (None, *levels_of(rows)):
+                found = cell(rows, kind, level, column, less)
+                if found is not None:
+                    name = f"{label}/{column}" + (f"/level{level}" if level is not None else "")
+                    metrics |= dict(zip((name, f"{name}_lo", f"{name}_hi"), found, strict=True))
+    return metrics

@@ -1,0 +1,176 @@
+"""Load a Hugging Face causal LM, and score completions without a `[B, T, V]` tensor."""
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, pad
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from expo.config import LADDER, ModelConf, RandomTinyConf, UserError
+from expo.model import small
+
+# Positions scored at a time: bounds the logits to CHUNK x V numbers.
+CHUNK = 4096
+
+
+def load_policy(conf: ModelConf) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a causal LM and its tokenizer by hub id, local folder, or `ladder`. Raises UserError where there is none."""
+    path = conf.path
+    source = str(LADDER) if path == "ladder" else path
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=conf.dtype, attn_implementation=conf.attention)
+    except (OSError, ValueError, ImportError, AttributeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"model.path={path}: cannot be loaded ({reason}); check the hub id, your network and login, or give a local folder"
+        ) from error
+    if tokenizer.chat_template is None:
+        raise UserError(f"model.path={path}: its tokenizer has no chat template; choose an instruct model")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if conf.lora_rank:
+        from peft import LoraConfig, get_peft_model
+
+        lora = LoraConfig(r=conf.lora_rank, lora_alpha=conf.lora_alpha, target_modules="all-linear")
+        model = get_peft_model(model, lora)
+    if conf.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.enable_input_require_grads()
+    _check_scoring(model, path)
+    # from_pretrained returns evaluation mode, and Lightning keeps it: without this, dropout would be off in training.
+    return model.train(), tokenizer
+
+
+def random_policy(conf: RandomTinyConf) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Make the tiny random Qwen2 of `expo.model.small`."""
+    model, tokenizer = small.random_tiny()
+    return model.train(), tokenizer
+
+
+def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy in evaluation mode that takes no gradients: the reference policy."""
+    return copy.deepcopy(model).eval().requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Prompt + completion rows, right-padded, so that causal attention needs no mask and padding changes nothing."""
+
+    input_ids: Tensor  # [B, L]
+    mask: Tensor  # [B, L - 1], 1 where the *next* token belongs to the completion
+
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens of prompt and completion together: `[B]`."""
+        positions = torch.arange(2, self.mask.shape[1] + 2, device=self.mask.device)
+        return (self.mask * positions).amax(dim=1).long()
+
+    @property
+    def targets(self) -> Tensor:
+        """The tokens scored at each position: `[B, L - 1]`."""
+        return self.input_ids[:, 1:]
+
+    def rows(self, index: Tensor) -> "TokenBatch":
+        """The chosen rows, cut to the longest of them."""
+        width = int(self.lengths[index].max())
+        return TokenBatch(self.input_ids[index, :width], self.mask[index, : width - 1])
+
+
+def token_batch(
+    prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], pad_id: int, device: torch.device
+) -> TokenBatch:
+    """Pack B prompts and completions, given as token ids, into a TokenBatch."""
+    width = max((len(p) + len(c) for p, c in zip(prompts, completions, strict=True)), default=1)
+    ids = torch.full((len(prompts), width), pad_id)
+    mask = torch.zeros(len(prompts), width - 1)
+    for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        end = len(prompt) + len(completion)
+        ids[i, :end] = torch.tensor([*prompt, *completion])
+        mask[i, len(prompt) - 1 : end - 1] = 1
+    return TokenBatch(ids.to(device), mask.to(device))
+
+
+def score(model: nn.Module, batch: TokenBatch, temperature: float = 1.0, packed: bool = False) -> Tensor:
+    """Log-probability of each completion token: `[B, L - 1]` float32, zero off the mask.
+
+    The logits are divided by `temperature`, the one that the rollouts were sampled with, so that ratios compare the
+    distributions that acted. They exist for at most CHUNK positions at a time and are recomputed in the backward pass.
+    With `packed`, the decoder reads all rows end to end as one, told apart by their position ids: no padding is computed.
+    """
+    causal = causal_lm(model)
+    decoder = causal.get_decoder()
+    wanted = batch.mask.bool()
+    if packed:
+        positions = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device).expand_as(batch.input_ids)
+        there = positions < batch.lengths.unsqueeze(1)  # [B, L]
+        joined = {"input_ids": batch.input_ids[there].unsqueeze(0), "position_ids": positions[there].unsqueeze(0)}
+        hidden = decoder(**joined, use_cache=False).last_hidden_state[0]  # [tokens, H]
+        rows = hidden[pad(wanted, (0, 1))[there]]
+    else:
+        rows = decoder(input_ids=batch.input_ids, use_cache=False).last_hidden_state[:, :-1][wanted]
+    targets = batch.targets[wanted]
+    head = causal.get_output_embeddings()
+    parts = [
+        checkpoint(_score_chunk, head, rows[i : i + CHUNK], targets[i : i + CHUNK], temperature, use_reentrant=False)
+        for i in range(0, len(rows), CHUNK)
+    ]
+    return torch.zeros_like(batch.mask).masked_scatter(wanted, torch.cat(parts))
+
+
+def micro_batches(batch: TokenBatch, rows: Tensor, size: int) -> Iterator[tuple[Tensor, TokenBatch]]:
+    """The given rows, `size` at a time, rows of like length together so that little padding is computed."""
+    if not len(rows):
+        return
+    lengths = batch.lengths
+    rows = rows.to(lengths.device)
+    rows = rows[lengths[rows].argsort(stable=True)]
+    for start in range(0, len(rows), size):
+        chosen = rows[start : start + size]
+        yield chosen, batch.rows(chosen)
+
+
+@torch.no_grad()
+def token_logp(model: nn.Module, batch: TokenBatch, micro_batch_size: int) -> Tensor:
+    """log π of each token of each row's completion, 0 elsewhere: `[B, T]`."""
+    logp = torch.zeros_like(batch.mask)
+    for rows, part in micro_batches(batch, torch.arange(len(logp)), micro_batch_size):
+        logp[rows, : part.mask.shape[1]] = score(model, part)
+    return logp
+
+
+@contextmanager
+def as_initial(model: nn.Module) -> Iterator[nn.Module]:
+    """The initial policy inside a LoRA policy: the adapter is off within the context."""
+    with cast(Any, model).disable_adapter():
+        yield model
+
+
+def _score_chunk(head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    logits = head(hidden).float() / temperature  # [N, V]
+    return -cross_entropy(logits, targets, reduction="none")
+
+
+def causal_lm(model: Any) -> Any:
+    """The causal LM inside a PEFT wrapper, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _check_scoring(model: PreTrainedModel, path: str) -> None:
+    """Some architectures scale or cap logits after the head; scoring them by the head alone would be silently wrong."""
+    ids = torch.arange(1, 9).unsqueeze(0) % model.config.get_text_config().vocab_size
+    model.eval()
+    with torch.no_grad():
+        causal = causal_lm(model)
+        hidden = causal.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+        ours, theirs = causal.get_output_embeddings()(hidden), model(input_ids=ids).logits
+    if not torch.allclose(ours.float(), theirs.float(), rtol=1e-2, atol=1e-2):
+        raise UserError(
+            f"model.path={path}: {type(model).__name__} changes its logits after the output head, which expo does not support; choose a Qwen2, Llama or similar model"
+        )

@@ -1,0 +1,80 @@
+"""Solve and explain prompts: chat messages through the model's own chat template. The only module that knows templates."""
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from expo.config import PromptsConf
+from expo.data.problem import Problem
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Prompts:
+    """The prompts of the method, as templates over `{question}`, `{answer}` and others; see `expo.config.PromptsConf`.
+
+    Placeholders are replaced literally, so that LaTeX braces in templates and problems need no escaping.
+    """
+
+    def __init__(self, conf: PromptsConf):
+        self.conf = conf
+
+    def solve_ids(self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]) -> list[list[int]]:
+        """Token ids of `q` for each problem, ending where the completion begins."""
+        return self._ids(tokenizer, [_fill(self.conf.solve, question=p.question) for p in problems])
+
+    def explain_ids(self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]) -> list[list[int]]:
+        """Token ids of `(q, a*)` for each problem: the prompt under which the policy explains the known answer."""
+        return self._ids(tokenizer, [_fill(self.conf.explain, question=p.question, answer=p.answer) for p in problems])
+
+    @property
+    def solve_with_hint(self) -> str | None:
+        """The template that shows a hint; None where a hint begins the completion."""
+        return self.conf.solve_with_hint
+
+    def hint_ids(self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]) -> list[list[int]]:
+        """Token ids of the prompt that shows the answer and asks for a hint; without one, for an explanation."""
+        template = self.conf.hint or self.conf.explain
+        return self._ids(tokenizer, [_fill(template, question=p.question, answer=p.answer) for p in problems])
+
+    def solve_with_hint_ids(self, tokenizer: "PreTrainedTokenizerBase", problem: Problem, hint: str) -> list[int]:
+        """Token ids of q with a hint."""
+        assert self.conf.solve_with_hint is not None
+        return self._ids(tokenizer, [_fill(self.conf.solve_with_hint, question=problem.question, hint=hint)])[0]
+
+    def paraphrase_ids(self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]) -> list[list[int]]:
+        """Token ids of the prompt that shows the expert's solution and asks for it in the policy's own words."""
+        assert self.conf.paraphrase is not None
+        texts = [
+            _fill(self.conf.paraphrase, question=p.question, answer=p.answer, solution=p.solution or "")
+            for p in problems
+        ]
+        return self._ids(tokenizer, texts)
+
+    def judge_text(self, problem: Problem, completion: str) -> str:
+        """What a judge of steps is asked."""
+        assert self.conf.judge is not None
+        return _fill(self.conf.judge, question=problem.question, answer=problem.answer, completion=completion)
+
+    def answer_ids(self, tokenizer: "PreTrainedTokenizerBase", answer: str) -> list[int]:
+        """Token ids of a completion's final statement of `answer`."""
+        return tokenizer(_fill(self.conf.final, answer=answer), add_special_tokens=False)["input_ids"]
+
+    @property
+    def final_marker(self) -> str:
+        """What stands before the answer in a completion's final statement."""
+        return self.conf.final.partition("{answer}")[0]
+
+    def _ids(self, tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[list[int]]:
+        system = [{"role": "system", "content": self.conf.system}] if self.conf.system else []
+        if not texts:
+            return []
+        chats = [[*system, {"role": "user", "content": text}] for text in texts]
+        ids: Any = tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=True, return_dict=False)
+        return ids
+
+
+def _fill(template: str, **values: str) -> str:
+    """Replace every `{name}` in one pass, so that a question that happens to contain "{answer}" is not filled in."""
+    return re.sub("|".join(rf"\{{{name}\}}" for name in values), lambda match: values[match[0][1:-1]], template)

@@ -1,0 +1,193 @@
+"""What happens around a step: logging, evaluation, progress, stopping."""
+
+import logging
+import math
+import signal
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
+from lightning import Trainer
+from lightning.pytorch.callbacks import Callback, Checkpoint
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from expo.algorithms.base import Algorithm
+from expo.evaluation.evaluate import Evaluator
+from expo.runs.directory import Run
+from expo.runs.tracking import JsonlLogger, log_table
+from expo.step.experience import Experience
+from expo.step.pipeline import Pipeline
+
+SAY_EVERY_S = 10  # between lines of progress where nobody watches a terminal
+log = logging.getLogger(__name__)
+
+
+class LogSteps(Callback):
+    """Hands each step's scalars to every logger, under the number of steps done; warns once of a falling chosen likelihood."""
+
+    warned, warned_of_filters = False, False
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
+        defined = {name: value for name, value in pl_module.last_metrics.items() if value is not None}
+        if defined.get("pair/chosen_gain", 0.0) < 0 and not self.warned:
+            self.warned = True
+            log.warning(
+                "step %d: the chosen completions are less likely than under the reference (pair/chosen_gain %.3g nats): the loss "
+                "can fall on without the policy learning them; see pair/chosen_logp, and try positives.weight=1 (RPO)",
+                trainer.current_epoch + 1,
+                defined["pair/chosen_gain"],
+            )
+        candidates = pl_module.last_experience.candidates if pl_module.last_experience else []
+        if candidates and all(c.rejected for c in candidates) and not self.warned_of_filters:
+            self.warned_of_filters = True
+            reasons = Counter(c.rejected for c in candidates).most_common(3)
+            log.warning(
+                "step %d: none of the %d possible positives passed the filters (%s): nothing is learned from them; "
+                "see positive/filtered_*_frac, the column `rejected` in completions/, and positives.filters",
+                trainer.current_epoch + 1,
+                len(candidates),
+                ", ".join(f"{reason} {count}" for reason, count in reasons),
+            )
+        for logger in trainer.loggers:
+            metrics = pl_module.last_metrics if isinstance(logger, JsonlLogger) else defined
+            logger.log_metrics(metrics, step=trainer.current_epoch + 1)  # type: ignore[arg-type]
+
+
+class Evaluate(Callback):
+    """Evaluates before the first step, every `every` steps, and after the last; keeps all completions of each."""
+
+    def __init__(self, evaluator: Evaluator, run: Run, every: int, max_steps: int):
+        self.evaluator, self.run, self.every, self.max_steps = evaluator, run, every, max_steps
+
+    def on_train_start(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
+        if trainer.current_epoch == 0:
+            self.evaluate(trainer, pl_module, 0)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
+        step = trainer.current_epoch + 1
+        if step == self.max_steps or (self.every and step % self.every == 0):
+            self.evaluate(trainer, pl_module, step)
+
+    def evaluate(self, trainer: Trainer, module: Algorithm, step: int) -> None:
+        evaluation = self.evaluator.evaluate(module.pipeline.engines.policy)
+        self.run.metrics = evaluation.metrics
+        self.run.write_summary("stopped")  # what a SIGKILL from here on leaves behind: a stopped run with these metrics
+        completions = self.run.dir / "completions"
+        evaluation.save(completions / f"eval-step{step:06d}.parquet")
+        for logger in trainer.loggers:
+            logger.log_metrics(evaluation.metrics, step=step)
+        log_table(trainer.loggers, "completions/eval", evaluation.rows, step)
+        if module.last_experience is not None:
+            rows = experience_rows(module.last_experience, module.pipeline)
+            pa.parquet.write_table(pa.Table.from_pylist(rows), completions / f"train-step{step:06d}.parquet")
+            log_table(trainer.loggers, "completions/train", rows, step)
+
+
+def experience_rows(e: Experience, pipeline: Pipeline) -> list[dict[str, Any]]:
+    """One row per rollout of a step, with the positive of its problem and why candidates were rejected.
+
+    A problem without rollouts has one row all the same. The first row of a problem also has its positive token by token,
+    with log π(c_t|q, c_<t) under the policy as it is now, after the step.
+    """
+    positives = {c.problem: c.text for c in e.positives}
+    decode = pipeline.tools.tokenizer.batch_decode
+    logps = pipeline.scorer.token_logp([e.prompts[c.problem] for c in e.positives], [c.ids for c in e.positives])
+    pieces = {c.problem: decode([[i] for i in c.ids]) for c in e.positives}
+    tokens = {c.problem: logp for c, logp in zip(e.positives, logps, strict=True)}
+    rejected = {c.problem: c.rejected for c in e.candidates if c.rejected}
+    g = e.group_size
+    rollouts: list[tuple[int, str | None, str | None]] = [
+        (r // g, e.texts[r], e.verdicts[r].value) for r in range(len(e.texts))
+    ]
+    return [
+        {
+            "problem": problem.id,
+            "level": problem.level,
+            "question": problem.question,
+            "answer": problem.answer,
+            "completion": text,
+            "verdict": verdict,
+            "hinted": i in e.hinted,
+            "positive": positives.get(i),
+            "positive_tokens": pieces.pop(i, None),
+            "positive_token_logp": tokens.pop(i, None),
+            "rejected": rejected.get(i),
+        }
+        for i, text, verdict in rollouts or [(i, None, None) for i in range(len(e.problems))]
+        for problem in [e.problems[i]]
+    ]
+
+
+class KeepCheckpoint(Checkpoint):
+    """Saves every `every` steps and keeps the newest. Lightning's own skips a step without an update, as GRPO's all-wrong ones are."""
+
+    def __init__(self, folder: Path, every: int):
+        self.folder, self.every = folder, every
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
+        if (trainer.current_epoch + 1) % self.every == 0:
+            earlier = list(self.folder.glob("step*.ckpt"))
+            path = self.folder / f"step{trainer.current_epoch:06d}.ckpt"
+            trainer.save_checkpoint(path)
+            for old in earlier:
+                if old != path:
+                    old.unlink()
+
+
+class Stop(Callback):
+    """Ends training after the current step on SIGTERM or SIGINT, or when `stop_after` steps are done.
+
+    A second signal ends the process the ordinary way.
+    """
+
+    def __init__(self, stop_after: int | None):
+        self.stop_after, self.signal = stop_after, 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
+        # Here and not earlier: Lightning installs a SIGTERM handler of its own, which exits with 0 and no checkpoint.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        signal.signal(number, signal.SIG_DFL)
+        print(f"{signal.Signals(number).name}: stopping after this step, with a checkpoint", file=sys.stderr)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
+        if self.signal or trainer.current_epoch + 1 >= (self.stop_after or math.inf):
+            trainer.should_stop = True
+
+
+class ShowProgress(Callback):
+    """A bar with the reward and the last evaluation; plain lines where nobody watches a terminal."""
+
+    def __init__(self, run: Run, max_steps: int, bar: bool):
+        self.run, self.max_steps, self.bar = run, max_steps, bar
+        self.said = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self.progress = Progress(*columns, TextColumn("{task.fields[state]}"), disable=not self.bar)
+        self.task = self.progress.add_task(
+            self.run.dir.name, total=self.max_steps, completed=trainer.current_epoch, state=""
+        )
+        self.progress.start()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
+        step, k = trainer.current_epoch + 1, max(self.run.cfg.k)
+        reward, loss = pl_module.last_metrics["reward/mean"], pl_module.last_metrics["loss/total"]
+        shown = f"loss {loss:.3f}" if reward is None else f"reward {reward:.3f}"
+        state = f"{shown} pass@{k} {self.run.metrics[f'pass@{k}']:.3f}"
+        self.progress.update(self.task, completed=step, state=state)
+        if not self.bar and (time.monotonic() - self.said >= SAY_EVERY_S or step == self.max_steps):
+            self.said = time.monotonic()
+            print(f"{self.run.dir.name} step {step}/{self.max_steps} {state}", flush=True)
+
+    def teardown(self, trainer: Trainer, pl_module: Algorithm, stage: str) -> None:  # type: ignore[override]
+        if hasattr(self, "progress"):
+            self.progress.stop()

@@ -1,0 +1,118 @@
+"""A run directory: config, metrics, checkpoints, completions, and the summary that other programs read."""
+
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from expo.config import Config, identity, make_folder, run_dir
+
+PACKAGES = ("expo", "torch", "transformers", "lightning", "hydra-core", "math-verify")
+
+
+@dataclass
+class Run:
+    """One run of one config in its directory. `metrics` are those of the last evaluation."""
+
+    cfg: Config
+    dir: Path
+    started: float = field(default_factory=time.monotonic)
+    earlier_s: float = 0.0  # wall-clock seconds of earlier sessions of the same run
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def find(cls, cfg: Config, directory: Path | None = None) -> "Run":
+        """The run of this config, with what an earlier session of it left; makes nothing yet."""
+        run = cls(cfg, directory or run_dir(cfg))
+        if not cfg.fresh:
+            earlier = run.summary()
+            run.earlier_s, run.metrics = earlier.get("wall_s", 0.0), earlier.get("metrics", {})
+        return run
+
+    @property
+    def finished(self) -> bool:
+        """Done, and judged by whom the config names: which is no part of the identity."""
+        summary, judge = self.summary(), self.cfg.diagnose.judge
+        measured = "samples" in summary  # by expo diagnose, the only one that judges
+        judged = not (measured and judge.base_url) or summary.get("judge") == judge.model
+        return not self.cfg.fresh and summary.get("status") == "done" and judged
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Wait until no other process works on this very run, and keep others waiting."""
+        make_folder(self.dir.parent, "output_dir")
+        with self.dir.with_name(f".{self.dir.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def begin(self) -> None:
+        """Make the directory and write config.yaml. With `fresh`, what is there goes: old checkpoints would be resumed from."""
+        if self.cfg.fresh:
+            shutil.rmtree(self.dir, ignore_errors=True)
+        self.write_config()
+
+    def write_config(self) -> None:
+        self.dir.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(OmegaConf.structured(self.cfg), self.dir / "config.yaml")
+
+    def summary(self) -> dict[str, Any]:
+        """The summary as it stands, {} where there is none."""
+        path = self.dir / "summary.json"
+        return json.loads(path.read_text()) if path.is_file() else {}
+
+    def write_summary(self, status: str, **more: Any) -> None:
+        """Write summary.json. `status` is done, stopped or failed."""
+        record = {
+            "status": status,
+            "identity": identity(self.cfg),
+            "name": self.cfg.name,
+            "seed": self.cfg.seed,
+            "git": git_commit(),
+            "versions": {"python": platform.python_version()}
+            | {name: importlib.metadata.version(name) for name in PACKAGES},
+            "device": device_name(),
+            "wall_s": round(self.earlier_s + time.monotonic() - self.started, 1),
+            "metrics": self.metrics,
+        }
+        path = self.dir / "summary.json"
+        path.with_suffix(".tmp").write_text(json.dumps(record | more, indent=1))
+        path.with_suffix(".tmp").replace(path)  # a reader never sees half a file
+
+
+def git_commit() -> str | None:
+    """Commit of the checkout that expo runs from, with `-dirty` where its code or configs differ; None for an installed wheel.
+
+    Rendered tables are in the checkout, too, and make no run another one.
+    """
+    if shutil.which("git") is None:
+        return None
+    here = Path(__file__).parent
+    git = ["git", "-C", str(here)]
+    done = subprocess.run([*git, "describe", "--always", "--abbrev=10"], capture_output=True, text=True, check=False)
+    code = [*git, "diff", "--quiet", "HEAD", "--", ":(top)expo", ":(top)conf"]
+    dirty = done.stdout and subprocess.run(code, capture_output=True, check=False).returncode
+    return (done.stdout.strip() + ("-dirty" if dirty else "")) or None
+
+
+def device_name() -> str:
+    """Return the GPU's name, or the processor with its cores and torch's threads."""
+    import torch  # seconds that reading a run back does not need
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    cpuinfo = Path("/proc/cpuinfo")  # Linux; platform.processor() is empty there
+    names = re.findall(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.is_file() else []
+    name = next(iter(names), platform.processor() or platform.machine())
+    return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"

@@ -1,0 +1,50 @@
+"""How processes of runs are started and stopped."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import time
+from types import FrameType
+from typing import Any
+
+import psutil
+
+
+def run_apart(command_line: list[str], **options: Any) -> int:
+    """Run a process that a Ctrl-C in the terminal does not reach: who launched it hands it a signal and waits."""
+    if multiprocessing.current_process().name != "MainProcess":  # in a launcher's worker, which has only to wait
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return subprocess.run(command_line, check=False, start_new_session=True, **options).returncode
+
+
+def run_environment(jobs: int) -> dict[str, str]:
+    """The environment of one of `jobs` runs at a time: its share of the cores, unless the user has set the threads."""
+    # A Slurm job has only some of its node's cores. macOS cannot say which.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = max(1, cores // (jobs if jobs > 0 else cores))
+    return {"OMP_NUM_THREADS": str(threads)} | os.environ | {"EXPO_SWEEP": "1"}
+
+
+def stop_runs(number: int, frame: FrameType | None) -> None:
+    """SIGTERM or Ctrl-C to a sweep: start no further run, hand the signal to those under way, and wait for their checkpoints."""
+    children = psutil.Process().children(recursive=True)
+    runs = [child for child in children if "expo" in child.cmdline()]
+    launchers = [child for child in children if any("loky" in word for word in child.cmdline())]
+    for launcher in launchers:
+        launcher.suspend()  # killed now, joblib would kill the runs of all of them
+    for run in runs:
+        run.send_signal(number)
+    while any(_alive(run) for run in runs):
+        time.sleep(0.1)
+    for launcher in launchers:
+        launcher.kill()
+    os._exit(128 + number)
+
+
+def _alive(process: psutil.Process) -> bool:
+    """Whether it still works: one that has ended stays a zombie as long as its suspended parent does not fetch it."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

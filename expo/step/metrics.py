@@ -1,0 +1,99 @@
+"""The scalars of a training step, under the names that every algorithm shares (README: how to read the curves)."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from expo.config.positives import FILTERS
+from expo.data import ladder
+from expo.step.experience import Experience
+from expo.verifier.answers import Verdict
+
+# Loss terms that every run logs; an algorithm's own are logged after them.
+LOSS_TERMS = ("loss/total", "loss/policy", "loss/kl", "loss/sft", "loss/preference")
+STAGES = ("rollout", "verify", "hint", "explain", "update", "sync")
+
+
+def step_metrics(experience: Experience, sums: Mapping[str, float], beta: float | None) -> dict[str, float | None]:
+    """Return the scalars of one step from its experience and from what the updates summed up.
+
+    None (null in metrics.jsonl) where something does not exist: a log-probability of 0, say, would mean certainty.
+    """
+    e, updates = experience, sums["updates"]
+    own_terms = sorted(name for name in sums if name.startswith("loss/"))
+    lengths = [len(c.ids) for c in e.completions]
+    seconds = e.timer.seconds
+    metrics: dict[str, float | None] = {
+        "reward/mean": e.unaided.mean().item() if lengths else None,
+        "reward/all_wrong_frac": e.all_wrong.float().mean().item() if lengths else None,
+        "reward/all_right_frac": e.correct.bool().all(dim=1).float().mean().item() if lengths else None,
+        "reward/unparseable_frac": _ratio(e.verdicts.count(Verdict.UNPARSEABLE), len(e.verdicts)),
+        "reward/timeout_frac": _ratio(e.verdicts.count(Verdict.TIMEOUT), len(e.verdicts)),
+        **{term: sums.get(term, 0.0) / updates for term in dict.fromkeys([*LOSS_TERMS, *own_terms])},
+        # -mean log π of what was sampled: an unbiased estimate of the entropy per token, at no cost.
+        "policy/entropy": _ratio(-sum(sum(c.logp) for c in e.completions), sum(lengths)),
+        "policy/ratio_mean": sums["ratio"] / sums["tokens"] if sums["tokens"] else 1.0,
+        "policy/clip_frac": _share(sums["clipped"], sums["tokens"]),
+        "policy/sampler_kl": _ratio(sums["sampler_kl"], sums["tokens"]),
+        "policy/grad_norm": sums["grad_norm"] / updates,
+        "policy/updates_skipped": sums["skipped"],
+        "completion/length_mean": _mean(lengths),
+        "completion/truncated_frac": _ratio(sum(c.truncated for c in e.completions), len(lengths)),
+        **_positive_metrics(e),
+        "weight/positive": beta,
+        **{f"time/{stage}_s": seconds.get(stage, 0.0) for stage in STAGES},
+        "throughput/tokens_per_s": e.generated_tokens / sum(seconds.values()),
+        # Completion tokens made, and completion tokens that a gradient went through.
+        "throughput/tokens_generated": e.generated_tokens,
+        "throughput/tokens_trained": sums["trained"],
+    }
+    if e.hinted:
+        hinted = e.rewards[e.hinted]
+        metrics |= {"hint/used_frac": len(e.hinted) / len(e.problems), "hint/reward_mean": hinted.mean().item()}
+    if "pairs" in sums:
+        names = ("margin", "accuracy", "chosen_logp", "rejected_logp", "chosen_gain")
+        metrics |= {f"pair/{name}": _ratio(sums[name], sums["pairs"]) for name in names}
+        metrics["pair/used_frac"] = sums["pairs"] / len(e.problems)
+    return metrics
+
+
+def _positive_metrics(e: Experience) -> dict[str, float | None]:
+    rejected = Counter(c.rejected for c in e.candidates if c.rejected)
+    written = [c for c in e.positives if c.prompt is not None]
+    both = [
+        (c.logp_given_q, c.logp_given_qa) for c in written if c.logp_given_q is not None and c.logp_given_qa is not None
+    ]
+    lifts = [c.answer_lift for c in e.positives if c.answer_lift is not None]
+    own = _mean([len(c.ids) for c in e.completions])
+    length = _mean([len(c.ids) for c in e.positives])
+    reasons = dict.fromkeys([*FILTERS, *rejected])
+    metrics = {
+        "positive/used_frac": len({c.problem for c in e.positives}) / len(e.problems),
+        "positive/reused_frac": _share(e.reused, len(e.positives)),
+        # Under the policy before its update; of what the policy wrote itself also under the prompt that shows the answer.
+        "positive/logp_given_q": _mean([c.logp_given_q for c in e.positives if c.logp_given_q is not None]),
+        "positive/logp_given_qa": _mean([given_qa for _, given_qa in both]),
+        # What seeing the answer adds to the likelihood: how far explanations lean on it (leak), per token.
+        "positive/leak_gap": _mean([given_qa - given_q for given_q, given_qa in both]),
+        "positive/answer_lift": _mean(lifts),
+        # Against the policy's own rollouts: drift of style shows here first.
+        "positive/length_ratio": None if own is None or length is None else length / own,
+        "positive/filtered_frac": _share(sum(rejected.values()), len(e.candidates)),
+        **{f"positive/filtered_{reason}_frac": _share(rejected[reason], len(e.candidates)) for reason in reasons},
+    }
+    if e.problems[0].subject == "ladder" and written:
+        # The oracle that real data lacks: are the steps of the explanations right, not only their answers?
+        checks = [ladder.check_steps(e.problems[c.problem].question, c.text) for c in written]
+        metrics["positive/sound_frac"] = _share(sum(c.sound for c in checks), len(checks))
+    return metrics
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return part / whole if whole else None
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

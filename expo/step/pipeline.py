@@ -1,0 +1,219 @@
+"""One step's data, stage by stage: rollouts → verify → hint → explain → choose."""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from expo.config.explaining import When
+from expo.data.problem import Problem
+from expo.rollout.engine import Completion, Engine, Request
+from expo.rollout.noise import HINTED, SOLVE, Key
+from expo.step.experience import Batch, Candidate, Experience, Group, Timer, Tools
+from expo.step.hints import NoHints
+from expo.step.positives.cache import ExplanationCache
+from expo.step.positives.properties import Scorer, with_lift, with_logp, with_logp_given_answer
+from expo.step.positives.selection import NEEDS_LIFT, NEEDS_LOGP
+from expo.step.positives.sources import PositiveSource
+from expo.step.rewards import Reward, rewards_of
+
+log = logging.getLogger(__name__)
+
+Groups = Mapping[int, Group]  # by problem of the step
+
+
+@dataclass(frozen=True)
+class Engines:
+    """Who generates what. `policy` has the policy's weights; each other is that very object where the policy does it."""
+
+    policy: Engine
+    rollouts: Engine
+    explanations: Engine
+    hints: Engine
+
+    @property
+    def each(self) -> list[Engine]:
+        """Return each engine once."""
+        return list({id(e): e for e in (self.policy, self.rollouts, self.explanations, self.hints)}.values())
+
+    def sync(self) -> None:
+        """Bring all engines up to their models: at the start, and when a snapshot is taken."""
+        for engine in self.each:
+            engine.sync()
+
+    def close(self) -> None:
+        """Free what the engines hold."""
+        for engine in self.each:
+            engine.close()
+
+
+@dataclass
+class Pipeline:
+    """Makes the experience of a step. `scorer` measures under the policy; `when` says when explanations are asked for."""
+
+    engines: Engines
+    source: PositiveSource
+    hints: NoHints
+    reward: Reward
+    scorer: Scorer
+    tools: Tools
+    when: When
+    cache: ExplanationCache = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.cache = ExplanationCache(self.source.cache_steps, self.source.cache_max_drop)
+
+    def run(self, step: int, problems: list[Problem], group_size: int, offset: int = 0) -> Experience:
+        """Return the experience of one step. Args: offset, the problems that the step has sampled before."""
+        timer = Timer()
+        prompts = [tuple(ids) for ids in self.tools.prompts.solve_ids(self.tools.tokenizer, problems)]
+        batch = Batch(problems, prompts, step, offset)
+        with timer("explain"):
+            cached = self.cache.find(batch, self.scorer)
+        uncached = [i for i in range(len(problems)) if i not in {c.problem for c in cached}]
+        unaided, early, tokens = self.roll_out(batch, group_size, uncached, timer)
+        with timer("hint"):
+            groups, hint_tokens = self.hint(batch, unaided)
+        with timer("explain"):
+            wanted = [i for i, group in groups.items() if self.source.wants(group.all_wrong)]
+            asked = [i for i in wanted if i in uncached]
+            explanations = self.explain(batch, groups, asked, early)
+            candidates = self.source.candidates(batch, groups, asked, explanations, self.tools)
+            chosen = self.choose(batch, groups, candidates)
+            self.cache.keep(chosen, batch, self.scorer)
+            reused = [c for c in cached if c.problem in wanted]
+            positives = self.measure(batch, groups, sorted([*chosen, *reused], key=lambda c: c.problem))
+        return replace(
+            Experience.of(batch, groups),
+            candidates=candidates, positives=positives, reused=len(reused), timer=timer,
+            generated_tokens=tokens + hint_tokens + sum(len(c.ids) for c in explanations),
+        )  # fmt: skip
+
+    def roll_out(
+        self, batch: Batch, group_size: int, uncached: Sequence[int], timer: Timer
+    ) -> tuple[dict[int, Group], list[Completion], int]:
+        """Generate and judge the rollouts, and explain in the same call as far as `when` allows it.
+
+        Args: uncached, the problems whose explanation is not in the cache. Returns the groups, the explanations that were
+        made on the way, and how many tokens the rollouts have.
+        """
+        first = batch.offset * group_size
+        solve = [
+            Request(prompt, Key(self.tools.seed, SOLVE, batch.step, first + i * group_size + g), i)
+            for i, prompt in enumerate(batch.prompts)
+            for g in range(group_size)
+        ]
+        early = self.source.requests(batch, {}, uncached, self.tools) if self.when is When.WITH_ROLLOUTS else []
+        judge = GroupsAsTheyEnd(self, batch, group_size, uncached) if self.when is When.AS_GROUPS_END else None
+        with timer("rollout"):
+            made = self.engines.rollouts.generate([*solve, *early], self.tools.sampling, judge)
+        rollouts, explanations = made[: len(solve)], made[len(solve) :]
+        tokens = sum(len(c.ids) for c in rollouts)
+        if judge is not None:
+            timer.add({"rollout": -judge.seconds, "verify": judge.seconds})
+            return dict(sorted(judge.groups.items())), sorted(explanations, key=lambda c: c.problem), tokens
+        with timer("verify"):
+            rows = {i: rollouts[i * group_size : (i + 1) * group_size] for i in range(len(batch.problems))}
+            return self.verify(batch, rows), explanations, tokens
+
+    def verify(self, batch: Batch, rollouts: Mapping[int, list[Completion]]) -> dict[int, Group]:
+        """Judge the rollouts of some problems, all at once."""
+        rows = [(i, completion) for i, own in rollouts.items() for completion in own]
+        problems = [batch.problems[i] for i, _ in rows]
+        texts = self.tools.texts([c.ids for _, c in rows])
+        verdicts = self.tools.verifier.verify(texts, [p.answer for p in problems])
+        judged = zip(texts, verdicts, rewards_of(self.reward, problems, texts, verdicts), strict=True)
+        groups = {}
+        for i, own in rollouts.items():
+            told = [next(judged) for _ in own]
+            groups[i] = Group(own, [t for t, _, _ in told], [v for _, v, _ in told], [r for _, _, r in told])
+        return groups
+
+    def hint(self, batch: Batch, groups: Groups) -> tuple[dict[int, Group], int]:
+        """Make rollouts again with hints, where the hints want it; the first `keep` of each group stay.
+
+        Returns the groups after it, and how many tokens were generated.
+        """
+        wanted = self.hints.wanted(groups)
+        if not wanted:
+            return dict(groups), 0
+        written = _generate(self.engines.hints, self.hints.requests(batch, wanted, self.tools), self.tools)
+        prompts = self._with_room(batch, self.hints.hinted(batch, wanted, written, self.tools))
+        keep = self.hints.keep
+        again = [
+            Request(tuple(prompt), Key(self.tools.seed, HINTED, batch.step, (batch.offset + i) * size + g), i)
+            for i, prompt in prompts.items()
+            for size in [len(groups[i].completions)]
+            for g in range(keep, size)
+        ]
+        redone = _generate(self.engines.rollouts, again, self.tools)
+        rows = {i: groups[i].completions[:keep] + [c for c in redone if c.problem == i] for i in prompts}
+        tokens = sum(len(c.ids) for c in [*written, *redone])
+        hinted = {i: replace(group, before_hint=groups[i]) for i, group in self.verify(batch, rows).items()}
+        return dict(groups) | hinted, tokens
+
+    def _with_room(self, batch: Batch, prompts: Mapping[int, list[int]]) -> dict[int, list[int]]:
+        longest = self.tools.longest_prompt
+        fitting = {i: ids for i, ids in prompts.items() if len(ids) <= longest}
+        if len(fitting) < len(prompts):
+            left = len(prompts) - len(fitting)
+            log.warning("step %d: %d prompts with a hint not used: over %d tokens", batch.step, left, longest)
+        return fitting
+
+    def explain(
+        self, batch: Batch, groups: Groups, wanted: Sequence[int], early: Sequence[Completion]
+    ) -> Sequence[Completion]:
+        """Return the explanations of the wanted problems: those made with the rollouts, or new ones."""
+        if self.when is not When.AFTERWARDS:
+            return early
+        return _generate(self.engines.explanations, self.source.requests(batch, groups, wanted, self.tools), self.tools)
+
+    def choose(self, batch: Batch, groups: Groups, candidates: Iterable[Candidate]) -> list[Candidate]:
+        """Return the positives among the candidates, measured as far as the selection asks for it."""
+        usable = [c for c in candidates if c.rejected is None]
+        if self.source.selection in NEEDS_LOGP:
+            usable = with_logp(self.scorer, batch, usable)
+        if self.source.selection in NEEDS_LIFT:
+            usable = with_lift(self.scorer, batch, groups, usable)
+        return self.source.choose(usable, batch.problems)
+
+    def measure(self, batch: Batch, groups: Groups, positives: list[Candidate]) -> list[Candidate]:
+        """Return the positives with likelihood and answer lift, every `measure_every` steps."""
+        every = self.source.measure_every
+        if not every or batch.step % every:
+            return positives
+        both = with_logp_given_answer(self.scorer, with_logp(self.scorer, batch, positives))
+        return with_lift(self.scorer, batch, groups, both)
+
+
+class GroupsAsTheyEnd:
+    """Judges each group when its last rollout ends, and asks at once for its explanations.
+
+    An explanation then decodes beside the rollouts that go on longest. Afterwards `groups` holds every group, and
+    `seconds` how long the judging took.
+    """
+
+    def __init__(self, pipeline: Pipeline, batch: Batch, group_size: int, uncached: Sequence[int]):
+        self.pipeline, self.batch, self.group_size, self.uncached = pipeline, batch, group_size, uncached
+        self.ended: dict[int, Completion] = {}  # by row
+        self.groups: dict[int, Group] = {}
+        self.timer = Timer()
+
+    @property
+    def seconds(self) -> float:
+        return self.timer.seconds.get("verify", 0.0)
+
+    def __call__(self, ended: Mapping[int, Completion]) -> list[Request]:
+        """Take the rows that have just ended; return the requests for explanations that follow from them."""
+        self.ended |= ended
+        size, source = self.group_size, self.pipeline.source
+        rows = {i: range(i * size, (i + 1) * size) for i in sorted({row // size for row in ended})}
+        whole = {i: [self.ended[r] for r in own] for i, own in rows.items() if all(r in self.ended for r in own)}
+        with self.timer("verify"):
+            judged = self.pipeline.verify(self.batch, whole)
+        self.groups |= judged
+        wanted = [i for i, group in judged.items() if source.wants(group.all_wrong) and i in self.uncached]
+        return [r for i in wanted for r in source.requests(self.batch, self.groups, [i], self.pipeline.tools)]
+
+
+def _generate(engine: Engine, requests: Sequence[Request], tools: Tools) -> list[Completion]:
+    return engine.generate(requests, tools.sampling) if requests else []

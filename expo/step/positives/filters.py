@@ -1,0 +1,58 @@
+"""Why a candidate positive is not trained on. Each reason is counted."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from expo.config import SourceConf, functions_of
+from expo.verifier.answers import Verdict
+
+
+@dataclass(frozen=True)
+class Written:
+    """A candidate as a filter sees it."""
+
+    text: str
+    question: str
+    answer: str
+    truncated: bool
+    verdict: Verdict
+    leak_phrases: Sequence[str] = ()
+
+    @property
+    def leaks(self) -> bool:
+        """Whether a phrase gives away that the answer was shown."""
+        lowered = " ".join(self.text.lower().split())
+        return any(phrase in lowered for phrase in self.leak_phrases)
+
+
+FILTERS: dict[str, Callable[[Written], bool]] = functions_of(
+    SourceConf,
+    "filters",
+    {
+        "truncated": lambda w: w.truncated,
+        "unparseable": lambda w: w.verdict in (Verdict.UNPARSEABLE, Verdict.TIMEOUT),
+        "wrong": lambda w: w.verdict is Verdict.INCORRECT,
+        "leak": lambda w: w.leaks,
+        "early_answer": lambda w: early_answer(w.text, w.question, w.answer),
+    },
+)
+
+
+def rejection(written: Written, filters: Sequence[str]) -> str | None:
+    """Return the name of the first of `filters` that holds, or None for a candidate that may be used."""
+    return next((name for name in filters if FILTERS[name](written)), None)
+
+
+def early_answer(text: str, question: str, answer: str) -> bool:
+    """Return whether the first of several sentences states the answer, which the question does not contain.
+
+    Such an "explanation" starts from what it should arrive at.
+    """
+    first, _, rest = re.sub(r"\s+", " ", text.strip()).partition(". ")
+    return bool(rest) and states(first, answer) and not states(question, answer)
+
+
+def states(text: str, answer: str) -> bool:
+    """Return whether the answer stands in the text, not as a part of another word or number."""
+    return re.search(rf"(?<![\w.]){re.escape(answer)}(?!\w)(?!\.\d)", text) is not None

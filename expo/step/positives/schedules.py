@@ -1,0 +1,28 @@
+"""How the weight of the SFT term changes over a run, and when positives are made at all: pure functions."""
+
+import math
+from collections.abc import Callable
+
+from expo.config import SourceConf, functions_of
+
+# (share of the run done in [0, 1], share of all-wrong groups in this step) -> factor on positives.weight
+SCHEDULES: dict[str, Callable[[float, float], float]] = functions_of(
+    SourceConf,
+    "schedule",
+    {
+        "constant": lambda done, all_wrong: 1.0,
+        "linear": lambda done, all_wrong: 1.0 - done,
+        "cosine": lambda done, all_wrong: 0.5 * (1.0 + math.cos(math.pi * done)),
+        "all_wrong_fraction": lambda done, all_wrong: all_wrong,
+    },
+)
+
+# whether all rollouts of a problem were wrong -> whether it gets a positive
+GATES: dict[str, Callable[[bool], bool]] = functions_of(
+    SourceConf,
+    "gate",
+    {
+        "always": lambda all_wrong: True,
+        "all_wrong": lambda all_wrong: all_wrong,
+    },
+)

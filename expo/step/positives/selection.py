@@ -1,0 +1,82 @@
+"""Which of a problem's usable candidates are learned from. Candidates come with what the selection asked to be measured."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from expo.config import SelfExplanationConf, functions_of
+from expo.data import ladder
+from expo.data.problem import Problem
+from expo.step.experience import Candidate
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Numbers that some selections use; see `SelfExplanationConf`."""
+
+    rank_weight: float = 0.5
+    min_logp: float = -1.0
+    min_lift: float = 0.0
+
+
+# (usable candidates of one problem, that problem, limits) -> those to learn from
+Select = Callable[[list[Candidate], Problem, Limits], list[Candidate]]
+
+
+def _logp(candidate: Candidate) -> float:
+    assert candidate.logp_given_q is not None
+    return candidate.logp_given_q
+
+
+def _lift(candidate: Candidate) -> float:
+    assert candidate.answer_lift is not None
+    return candidate.answer_lift
+
+
+def _first(found: list[Candidate], problem: Problem, limits: Limits) -> list[Candidate]:
+    return found[:1]
+
+
+def _most_likely(found: list[Candidate], problem: Problem, limits: Limits) -> list[Candidate]:
+    return [max(found, key=_logp)]
+
+
+def _two_properties(found: list[Candidate], problem: Problem, limits: Limits) -> list[Candidate]:
+    by_logp, by_lift = sorted(map(_logp, found)), sorted(map(_lift, found))
+
+    def rank(candidate: Candidate) -> float:
+        logp, lift = by_logp.index(_logp(candidate)), by_lift.index(_lift(candidate))
+        return limits.rank_weight * logp + (1 - limits.rank_weight) * lift
+
+    return [max(found, key=rank)]
+
+
+def _threshold(found: list[Candidate], problem: Problem, limits: Limits) -> list[Candidate]:
+    return [c for c in found if _logp(c) >= limits.min_logp and _lift(c) >= limits.min_lift]
+
+
+def _oracle_sound(found: list[Candidate], problem: Problem, limits: Limits) -> list[Candidate]:
+    return [c for c in found if ladder.check_steps(problem.question, c.text).sound][:1]
+
+
+SELECTIONS: dict[str, Select] = functions_of(
+    SelfExplanationConf,
+    "selection",
+    {
+        "first": _first,
+        "most_likely": _most_likely,  # largest mean log π(c|q) per token
+        "two_properties": _two_properties,  # best weighted rank by log π(c|q) and by answer lift
+        "threshold": _threshold,  # all that reach both limits
+        "oracle_sound": _oracle_sound,  # the ladder's exact step check: for studies only
+    },
+)
+NEEDS_LOGP = {"most_likely", "two_properties", "threshold"}
+NEEDS_LIFT = {"two_properties", "threshold"}
+
+
+def select(usable: Sequence[Candidate], problems: Sequence[Problem], selection: str, limits: Limits) -> list[Candidate]:
+    """Apply a selection problem by problem; the candidates of a problem stand side by side."""
+    chosen: list[Candidate] = []
+    for problem, group in groupby(usable, key=lambda c: c.problem):
+        chosen += SELECTIONS[selection](list(group), problems[problem], limits)
+    return chosen

@@ -1,0 +1,254 @@
+"""Where positives come from: nothing, the expert's solution, or the policy's explanation of the known answer.
+
+A positive is always trained on under the solve prompt q alone. What the sampler thought of an explanation belongs to
+π(·|q, a*) and never reaches a ratio or a weight.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from expo.config import (
+    ExpertConf,
+    NoPositivesConf,
+    ParaphraseConf,
+    PositivesConf,
+    SelfExplanationConf,
+    SourceConf,
+    StarConf,
+    functions_of,
+)
+from expo.data.problem import Problem
+from expo.rollout.engine import Completion, Request
+from expo.rollout.noise import EXPLAIN, Key
+from expo.step.experience import Batch, Candidate, Group, Tools
+from expo.step.positives.filters import Written, rejection
+from expo.step.positives.schedules import GATES, SCHEDULES
+from expo.step.positives.selection import Limits, select
+from expo.verifier.answers import Verdict, last_boxed
+
+Groups = Mapping[int, Group]  # judged groups by problem, as far as they are there
+
+
+class PositiveSource:
+    """What every source shares: how positives enter the loss, and the gate that decides which problems get one."""
+
+    conf: PositivesConf
+    selection = "first"
+    cache_steps, cache_max_drop = 0, 0.0
+    measure_every = 0
+    aggregation = "token_mean"
+    member_shaping, member_baseline = 0.0, "all"
+
+    def __init__(self, conf: PositivesConf):
+        self.conf = conf
+
+    @property
+    def joins_groups(self) -> bool:
+        """Whether a positive is a member of its problem's group, and no auxiliary term."""
+        return self.conf.joins_groups
+
+    def refreshes_snapshot(self, step: int) -> bool:
+        """Whether the explaining snapshot becomes the current policy before this step."""
+        return False
+
+    def weight_at(self, done: float, all_wrong: float) -> float:
+        """Return β. Args: done, the share of the run in [0, 1]; all_wrong, the share of all-wrong groups in the step."""
+        return 0.0
+
+    def wants(self, all_wrong: bool) -> bool:
+        """Whether a problem gets a positive, given whether its group is all wrong."""
+        return False
+
+    def requests(self, batch: Batch, groups: Groups, wanted: Sequence[int], tools: Tools) -> list[Request]:
+        """Return what to generate for the wanted problems."""
+        return []
+
+    def candidates(
+        self, batch: Batch, groups: Groups, wanted: Sequence[int], explanations: Sequence[Completion], tools: Tools
+    ) -> list[Candidate]:
+        """Return candidates for the wanted problems, filtered; those of a problem stand side by side."""
+        return []
+
+    def choose(self, usable: Sequence[Candidate], problems: Sequence[Problem]) -> list[Candidate]:
+        """Return the candidates to learn from, of those that no filter rejects."""
+        return select(usable, problems, self.selection, Limits())
+
+
+class NoPositives(PositiveSource):
+    """Plain GRPO."""
+
+    conf: NoPositivesConf
+
+
+class WeightedSource(PositiveSource):
+    """A source whose positives have a weight, a gate and filters."""
+
+    conf: SourceConf
+
+    def __init__(self, conf: SourceConf):
+        super().__init__(conf)
+        self.measure_every, self.aggregation = conf.measure_every, conf.aggregation
+        self.member_shaping, self.member_baseline = conf.member_shaping, conf.member_baseline
+
+    def weight_at(self, done: float, all_wrong: float) -> float:
+        return self.conf.weight * SCHEDULES[self.conf.schedule](done, all_wrong)
+
+    def wants(self, all_wrong: bool) -> bool:
+        return GATES[self.conf.gate](all_wrong)
+
+
+class ExpertSolution(WeightedSource):
+    """The data set's worked solution: correct, and unlikely under the policy."""
+
+    conf: ExpertConf
+
+    def candidates(
+        self, batch: Batch, groups: Groups, wanted: Sequence[int], explanations: Sequence[Completion], tools: Tools
+    ) -> list[Candidate]:
+        solutions = [(i, text) for i in wanted if (text := batch.problems[i].solution) is not None]
+        answers = [batch.problems[i].answer for i, _ in solutions]
+        verdicts = tools.verifier.verify([text for _, text in solutions], answers)
+        filters = [f for f in self.conf.filters if f != "early_answer"]  # an expert may begin with the answer
+        found = []
+        for (i, text), verdict in zip(solutions, verdicts, strict=True):
+            ids = tools.tokenizer(text, add_special_tokens=False)["input_ids"] + [tools.tokenizer.eos_token_id]
+            truncated, p = len(ids) > tools.sampling.max_tokens, batch.problems[i]
+            written = Written(text, p.question, p.answer, truncated, verdict)
+            found.append(Candidate(i, ids, text, rejection(written, filters)))
+        return found
+
+
+class SelfExplanation(WeightedSource):
+    """c̃ ~ π(·|q, a*): the prompt shows the answer and asks for a derivation of it (ExPO)."""
+
+    conf: SelfExplanationConf
+
+    def __init__(self, conf: SelfExplanationConf):
+        super().__init__(conf)
+        self.selection = conf.selection
+        self.cache_steps, self.cache_max_drop = conf.cache_steps, conf.cache_max_drop
+
+    def refreshes_snapshot(self, step: int) -> bool:
+        return step % self.conf.snapshot_every == 0
+
+    def explained(self, batch: Batch, groups: Groups, wanted: Sequence[int]) -> dict[int, Problem]:
+        """Return the wanted problems with the answer that is shown, where there is one."""
+        shown = ((i, SHOWN[self.conf.shown_answer](batch, groups, i)) for i in wanted)
+        return {i: replace(batch.problems[i], answer=answer) for i, answer in shown if answer is not None}
+
+    def prompt_ids(self, problems: Sequence[Problem], tools: Tools) -> list[list[int]]:
+        """Return the prompts that ask for the explanations."""
+        return tools.prompts.explain_ids(tools.tokenizer, problems)
+
+    def requests(self, batch: Batch, groups: Groups, wanted: Sequence[int], tools: Tools) -> list[Request]:
+        explained, samples = self.explainable(batch, groups, wanted, tools), self.conf.samples
+        ids = self.prompt_ids(list(explained.values()), tools)
+        return [
+            Request(tuple(prompt), Key(tools.seed, EXPLAIN, batch.step, (batch.offset + i) * samples + s), i)
+            for i, prompt in zip(explained, ids, strict=True)
+            for s in range(samples)
+        ]
+
+    def explainable(self, batch: Batch, groups: Groups, wanted: Sequence[int], tools: Tools) -> dict[int, Problem]:
+        """Return those of `explained` that can be asked for."""
+        return self.explained(batch, groups, wanted)
+
+    def candidates(
+        self, batch: Batch, groups: Groups, wanted: Sequence[int], explanations: Sequence[Completion], tools: Tools
+    ) -> list[Candidate]:
+        explained = self.explained(batch, groups, wanted)
+        owners = [explained[c.problem] for c in explanations]
+        texts = tools.texts([c.ids for c in explanations])
+        verdicts = tools.verifier.verify(texts, [p.answer for p in owners])
+        found = []
+        for p, c, text, verdict in zip(owners, explanations, texts, verdicts, strict=True):
+            written = Written(text, p.question, p.answer, c.truncated, verdict, self.conf.leak_phrases)
+            found.append(Candidate(c.problem, c.ids, text, rejection(written, self.conf.filters), c.prompt))
+        return found
+
+    def choose(self, usable: Sequence[Candidate], problems: Sequence[Problem]) -> list[Candidate]:
+        limits = Limits(self.conf.rank_weight, self.conf.min_logp, self.conf.min_lift)
+        return select(usable, problems, self.selection, limits)
+
+
+class STaR(SelfExplanation):
+    """The policy's own right sample where it has one; an explanation ("rationalisation") where it has none (STaR, 2203.14465)."""
+
+    conf: StarConf
+
+    def explained(self, batch: Batch, groups: Groups, wanted: Sequence[int]) -> dict[int, Problem]:
+        return super().explained(batch, groups, [i for i in wanted if groups[i].all_wrong])
+
+    def candidates(
+        self, batch: Batch, groups: Groups, wanted: Sequence[int], explanations: Sequence[Completion], tools: Tools
+    ) -> list[Candidate]:
+        own = []
+        for i in wanted:
+            row = next((g for g, right in enumerate(groups[i].correct) if right), None)
+            if row is not None:
+                completion = groups[i].completions[row]
+                cut_off = completion.truncated and "truncated" in self.conf.filters
+                own.append(Candidate(i, completion.ids, groups[i].texts[row], "truncated" if cut_off else None))
+        explained = super().candidates(batch, groups, wanted, explanations, tools)
+        return sorted(own + explained, key=lambda c: c.problem)
+
+
+class ExpertParaphrase(SelfExplanation):
+    """The expert's solution in the policy's own words and at the length of its own rollouts.
+
+    A control: what is left of the gain when style and length are the policy's, but the reasoning is the expert's.
+    """
+
+    conf: ParaphraseConf
+
+    def prompt_ids(self, problems: Sequence[Problem], tools: Tools) -> list[list[int]]:
+        return tools.prompts.paraphrase_ids(tools.tokenizer, problems)
+
+    def explained(self, batch: Batch, groups: Groups, wanted: Sequence[int]) -> dict[int, Problem]:
+        return super().explained(batch, groups, [i for i in wanted if batch.problems[i].solution is not None])
+
+    def explainable(self, batch: Batch, groups: Groups, wanted: Sequence[int], tools: Tools) -> dict[int, Problem]:
+        """Return the problems for whose prompt, which shows the solution, an engine has room."""
+        explained = self.explained(batch, groups, wanted)
+        ids = self.prompt_ids(list(explained.values()), tools)
+        return {
+            i: p for (i, p), prompt in zip(explained.items(), ids, strict=True) if len(prompt) <= tools.longest_prompt
+        }
+
+    def candidates(
+        self, batch: Batch, groups: Groups, wanted: Sequence[int], explanations: Sequence[Completion], tools: Tools
+    ) -> list[Candidate]:
+        fitting = self.explainable(batch, groups, wanted, tools)
+        too_long = [i for i in self.explained(batch, groups, wanted) if i not in fitting]
+        lengths = [len(c.ids) for group in groups.values() for c in group.completions]
+        own, ratio = sum(lengths) / max(len(lengths), 1), self.conf.length_ratio
+
+        def matched(c: Candidate) -> bool:
+            return not lengths or 1 / ratio <= len(c.ids) / own <= ratio
+
+        found = super().candidates(batch, groups, wanted, explanations, tools)
+        found = [c if c.rejected or matched(c) else replace(c, rejected="length") for c in found]
+        return sorted(found + [Candidate(i, [], "", "long_prompt") for i in too_long], key=lambda c: c.problem)
+
+
+def _true_answer(batch: Batch, groups: Groups, problem: int) -> str | None:
+    return batch.problems[problem].answer
+
+
+def _wrong_answer(batch: Batch, groups: Groups, problem: int) -> str | None:
+    """Return the final answer of the problem's first rollout that has a wrong one."""
+    rows = zip(groups[problem].texts, groups[problem].verdicts, strict=True)
+    return next((last_boxed(text) for text, verdict in rows if verdict is Verdict.INCORRECT), None)
+
+
+def _shuffled_answer(batch: Batch, groups: Groups, problem: int) -> str | None:
+    """Return the answer of the step's next problem that has another one."""
+    own, count = batch.problems[problem].answer, len(batch.problems)
+    others = (batch.problems[(problem + shift) % count].answer for shift in range(1, count))
+    return next((answer for answer in others if answer != own), None)
+
+
+Shown = Callable[[Batch, Groups, int], str | None]
+SHOWN: dict[str, Shown] = functions_of(
+    SelfExplanationConf, "shown_answer", {"true": _true_answer, "wrong": _wrong_answer, "shuffled": _shuffled_answer}
+)

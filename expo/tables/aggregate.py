@@ -1,0 +1,165 @@
+"""From run directories to the numbers of a table: means over seeds, intervals over problems and seeds, paired differences."""
+
+import json
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+
+from expo.config import UserError
+from expo.evaluation.pass_at_k import interval, pass_at_k
+from expo.runs.reading import final_rows, read_lines, read_summary, samples_of
+from expo.tables.plan import MEASURED, Arm, Command, Plan, PlannedRun, columns_of
+
+# What a table needs of the samples of `expo diagnose`.
+SAMPLED = ["kind", "id", "level", *MEASURED]
+
+
+Values = dict[Any, float]  # by problem
+Rows = Sequence[Mapping[str, Any]]
+
+
+def pass_values(rows: Rows, metric: str) -> Values:
+    """pass@k of each problem from completions. Args: metric, `pass@K` or `pass@K/levelN`."""
+    name, _, level = metric.partition("/level")
+    right = defaultdict(list)
+    for row in rows:
+        if not level or row["level"] == int(level):
+            right[row["problem"]].append(row["verdict"] == "correct")
+    counts = [sum(verdicts) for verdicts in right.values()]
+    samples = len(next(iter(right.values()), []))
+    return dict(zip(right, pass_at_k(samples, counts, int(name.removeprefix("pass@"))).tolist(), strict=True))
+
+
+def measured_values(rows: Rows, metric: str, kind: str | None) -> Values:
+    """The mean of each problem that has samples of the kind, from `expo diagnose`. Args: metric, `nll` or `nll/levelN`."""
+    name, _, level = metric.partition("/level")
+    found = defaultdict(list)
+    for row in rows:
+        if row["kind"] == kind and (not level or row["level"] == int(level)) and row[name] is not None:
+            found[row["id"]].append(row[name])
+    return {problem: float(np.mean(values)) for problem, values in found.items()}
+
+
+def values_of(arm: Arm, directory: Path, metrics: Sequence[str]) -> dict[str, Values]:
+    """Of one finished run, every metric by problem."""
+    if arm.command is Command.diagnose:
+        rows = pyarrow.parquet.read_table(directory / "samples.parquet", columns=SAMPLED).to_pylist()
+        return {metric: measured_values(rows, metric, arm.kind) for metric in metrics}
+    rows = final_rows(directory)
+    return {metric: pass_values(rows, metric) for metric in metrics}
+
+
+def stack(runs: Mapping[str, Values], partly: bool = False) -> np.ndarray:
+    """One row per named run, one column per problem: `[S, P]`.
+
+    With `partly`, NaN where a run has no value for a problem that another has; without, raises UserError where the runs were
+    evaluated on different problems.
+    """
+    first = next(iter(runs.values()))
+    problems = list(dict.fromkeys(p for values in runs.values() for p in values))
+    for name, values in runs.items():
+        if not partly and set(values) != set(first):
+            raise UserError(
+                f"{name}: evaluated on other problems than {next(iter(runs))}; their rows cannot be compared"
+            )
+    return np.array([[values.get(p, np.nan) for p in problems] for values in runs.values()])
+
+
+def statistic(values: np.ndarray) -> dict[str, Any]:
+    """Mean, 95 % interval over problems and seeds, the mean of each seed, and P. Args: values `[S, P]`, NaN where there is none."""
+    low, high = interval(values)
+    return {
+        "mean": float(np.nanmean(values)),
+        "lo": low,
+        "hi": high,
+        "seeds": [round(v, 4) for v in np.nanmean(values, axis=1).tolist()],
+        "problems": values.shape[1],
+    }
+
+
+def _statistic_or_none(values: np.ndarray) -> dict[str, Any] | None:
+    return statistic(values) if values.size else None
+
+
+def aggregate(plan: Plan, runs: Sequence[PlannedRun]) -> dict[str, Any]:
+    """Of each arm: its columns, its differences, its scalars and its cost, over the runs that are done."""
+    done = [run for run in runs if run.done]
+    values = {
+        (run.arm, run.seed): values_of(plan.arms[run.arm], run.dir, columns_of(plan, plan.arms[run.arm]))
+        for run in done
+    }
+    arms: dict[str, Any] = {}
+    for key, arm in plan.arms.items():
+        own = {run.seed: run.dir for run in done if run.arm == key}
+        arms[key] = {"label": arm.label, "runs": len(own), "planned": sum(run.arm == key for run in runs)}
+        if not own:
+            continue
+        measured = arm.command is Command.diagnose  # not every problem has samples of every kind
+        metrics = dict(zip(plan.columns, columns_of(plan, arm), strict=True))
+        arms[key]["columns"] = {
+            c: _statistic_or_none(stack({f"{key} seed {s}": values[key, s][m] for s in own}, measured))
+            for c, m in metrics.items()
+        }
+        arms[key]["scalars"] = {heading: _mean_over_runs(own.values(), name) for heading, name in plan.scalars.items()}
+        arms[key]["cost"] = cost_of(own.values())
+        arms[key]["commits"] = sorted({str(read_summary(d)["git"]) for d in own.values()})
+        if arm.against is not None:
+            shared = sorted(own.keys() & {run.seed for run in done if run.arm == arm.against})
+            if shared:
+                arms[key]["against"] = arm.against
+                arms[key]["difference"] = {}
+                for c, m in metrics.items():
+                    theirs = dict(zip(plan.columns, columns_of(plan, plan.arms[arm.against]), strict=True))[c]
+                    pairs = {f"{key} seed {s}": values[key, s][m] for s in shared}
+                    pairs |= {f"{arm.against} seed {s}": values[arm.against, s][theirs] for s in shared}
+                    both = stack(pairs, measured)
+                    apart = both[: len(shared)] - both[len(shared) :]
+                    both_have = ~np.isnan(apart).all(axis=0)
+                    arms[key]["difference"][c] = _statistic_or_none(apart[:, both_have])
+    return arms
+
+
+def cost_of(directories: Collection[Path]) -> dict[str, Any]:
+    """Means over finished runs: tokens (None where nothing was trained) and seconds."""
+    return {
+        "generated tokens": _sum(directories, "throughput/tokens_generated"),
+        "trained tokens": _sum(directories, "throughput/tokens_trained"),
+        "seconds": float(np.mean([read_summary(d)["wall_s"] for d in directories])),
+    }
+
+
+def _sum(directories, name: str) -> float | None:
+    """Mean over runs of the sum over steps; None where there were no steps."""
+    sums = [sum(line.get(name) or 0 for line in lines) for d in directories if (lines := read_lines(d))]
+    return float(np.mean(sums)) if sums else None
+
+
+def _mean_over_runs(directories, name: str) -> float | None:
+    values = [line[name] for d in directories for line in read_lines(d) if line.get(name) is not None]
+    return float(np.mean(values)) if values else None
+
+
+def keep_runs(runs: Sequence[tuple[str, int, Path]], folder: Path) -> None:
+    """All of the given runs (arm, seed, directory) but their checkpoints, small enough to be kept beside a table.
+
+    runs.json has configs and summaries, metrics.parquet every line of metrics.jsonl, completions.parquet those of the last
+    evaluation, samples.parquet a few problems of the last logged step.
+    """
+    records, lines, completions, samples = [], [], [], []
+    for arm, seed, directory in runs:
+        config = (directory / "config.yaml").read_text()
+        records.append({"arm": arm, "seed": seed, "config": config, "summary": read_summary(directory)})
+        lines += [{"arm": arm, "seed": seed, "line": json.dumps(line)} for line in read_lines(directory)]
+        if (directory / "completions").is_dir():
+            completions += [{"arm": arm, "seed": seed} | row for row in final_rows(directory)]
+        samples += [{"arm": arm, "seed": seed} | row for row in samples_of(directory)]
+    (folder / "runs.json").write_text(json.dumps(records, indent=1) + "\n")
+    for name, rows in (("metrics", lines), ("completions", completions), ("samples", samples)):
+        (folder / f"{name}.parquet").unlink(missing_ok=True)
+        if rows:
+            pa.parquet.write_table(pa.Table.from_pylist(rows), folder / f"{name}.parquet", compression="zstd")

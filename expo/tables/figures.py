@@ -1,0 +1,123 @@
+"""Pictures of a table, chosen in its plan by `_target_`: curves against the step, and bars."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from expo.runs.reading import by_step, read_points
+from expo.tables.plan import Plan, PlannedRun
+
+# Okabe and Ito's colours, which the colour-blind can tell apart; more than eight arms go on in others.
+COLOURS = [
+    "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#636363", "#7b4173", "#31a354",
+    "#843c39", "#3182bd",
+]  # fmt: skip
+
+
+def colours(plan: Plan) -> dict[str, str]:
+    """One colour for each arm, the same in all pictures of a table."""
+    return {arm: COLOURS[i % len(COLOURS)] for i, arm in enumerate(plan.arms)}
+
+
+@dataclass
+class Curves:
+    """One panel per entry of `panels`: `{metric, title, arms}`, of which only metric must be given.
+
+    Each arm's mean over its runs against the step; the band spans the runs.
+    """
+
+    panels: list[dict[str, Any]] = field(default_factory=list)
+
+    def draw(self, plan: Plan, record: Mapping[str, Any], runs: Sequence[PlannedRun]) -> Figure:
+        panels = self.panels or [{"metric": plan.columns[-1]}]
+        figure, axes = plt.subplots(
+            1, len(panels), figsize=(1.5 + 4.5 * len(panels), 4.2), layout="constrained", squeeze=False
+        )
+        for axis, panel in zip(axes[0], panels, strict=True):
+            for arm in panel.get("arms") or plan.arms:
+                points = [read_points(run.dir, panel["metric"]) for run in runs if run.arm == arm and run.done]
+                self._curve(axis, [p for p in points if p], plan.arms[arm].label, colours(plan)[arm])
+            axis.set(xlabel="step", ylabel=panel["metric"], title=panel.get("title", ""))
+            if panel["metric"].startswith("pass@"):
+                axis.set_ylim(-0.02, 1.02)
+        return _finish(figure, plan)
+
+    @staticmethod
+    def _curve(axis: Axes, runs: Sequence[Sequence[tuple[int, float]]], label: str, colour: str) -> None:
+        if not runs:
+            return
+        steps, values = by_step(runs)
+        axis.plot(steps, [np.mean(v) for v in values], color=colour, label=label, linewidth=1.8)
+        low, high = [min(v) for v in values], [max(v) for v in values]
+        axis.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
+
+
+@dataclass
+class Bars:
+    """One panel per entry of `panels`, a list of columns: a group of bars per column, a bar per arm, with 95 % intervals.
+
+    With `paper`, a further panel of that title shows the paper's numbers of the same arms.
+    """
+
+    panels: list[list[str]] = field(default_factory=list)
+    paper: str = ""
+
+    def draw(self, plan: Plan, record: Mapping[str, Any], runs: Sequence[PlannedRun]) -> Figure:
+        panels = self.panels or [plan.columns]
+        count = len(panels) + bool(self.paper)
+        figure, axes = plt.subplots(1, count, figsize=(1.5 + 4.5 * count, 4.2), layout="constrained", squeeze=False)
+        headings = dict(zip(plan.columns, plan.headings or plan.columns, strict=True))
+        arms = [arm for arm in plan.arms if record["arms"][arm]["runs"]]
+        for axis, columns in zip(axes[0], panels, strict=False):
+            scale = 100 if columns[0].startswith("pass@") else 1
+            cells = {arm: [record["arms"][arm]["columns"][c] for c in columns] for arm in arms}
+            for arm, place in self._places(arms):
+                for i, cell in enumerate(cells[arm]):
+                    if cell is not None:
+                        mean, low, high = (scale * cell[name] for name in ("mean", "lo", "hi"))
+                        self._bar(axis, plan, arm, i + place, len(arms), mean, i == 0)
+                        axis.errorbar(
+                            i + place, mean, [[mean - low], [high - mean]], color="black", capsize=2, linewidth=1
+                        )
+            axis.set_xticks(range(len(columns)), [headings[c] for c in columns])
+            axis.set(ylabel="percent" if scale == 100 else "", title="measured here" if self.paper else "")
+            if scale == 100:
+                axis.set_ylim(0, 105)
+        if self.paper:
+            numbers = {arm: plan.paper[arm] for arm in arms if plan.paper.get(arm)}
+            columns = list(dict.fromkeys(c for row in numbers.values() for c in row))
+            for arm, place in self._places(list(numbers)):
+                for i, column in enumerate(columns):
+                    if (number := numbers[arm].get(column)) is not None:
+                        self._bar(axes[0][-1], plan, arm, i + place, len(numbers), number, False)
+            axes[0][-1].set_xticks(range(len(columns)), columns)
+            axes[0][-1].set(ylabel="percent", title=self.paper, ylim=(0, 105))
+        return _finish(figure, plan)
+
+    @staticmethod
+    def _places(arms: list[str]) -> list[tuple[str, float]]:
+        return [(arm, (j - (len(arms) - 1) / 2) * 0.8 / len(arms)) for j, arm in enumerate(arms)]
+
+    @staticmethod
+    def _bar(axis: Axes, plan: Plan, arm: str, place: float, arms: int, height: float, named: bool) -> None:
+        label = plan.arms[arm].label if named else None
+        axis.bar(place, height, width=0.8 / arms, color=colours(plan)[arm], label=label)
+
+
+def _finish(figure: Figure, plan: Plan) -> Figure:
+    labels: dict[str, Any] = {}
+    for axis in figure.axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(axis="y", alpha=0.25)
+        labels |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+    figure.suptitle(plan.title, fontsize=10)
+    figure.legend(labels.values(), labels.keys(), frameon=False, fontsize=7, loc="outside right center")
+    return figure

@@ -1,0 +1,65 @@
+"""From finished runs to the files of a table: numbers, Markdown, figures, kept runs."""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+from hydra.utils import instantiate
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from expo.runs.directory import device_name
+from expo.runs.reading import read_summary
+from expo.tables.aggregate import aggregate, keep_runs
+from expo.tables.figures import Curves
+from expo.tables.plan import Plan, PlannedRun
+from expo.tables.render import markdown, rows_of, wide_console
+from expo.tables.sweep import distinct
+
+
+def finish(name: str, plan: Plan, runs: Sequence[PlannedRun], folder: Path, command: str) -> dict[str, Any]:
+    """Write table.json, table.md, the figures and the kept runs into `folder`, print the table, return the record."""
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {
+        "name": name,
+        "title": plan.title,
+        "command": command,
+        "device": ", ".join(sorted({str(read_summary(run.dir)["device"]) for run in runs if run.done})),
+        "rendered_on": device_name(),
+        "date": time.strftime("%Y-%m-%d"),
+        "arms": aggregate(plan, runs),
+    }
+    (folder / "table.json").write_text(json.dumps(record, indent=1) + "\n")
+    (folder / "table.md").write_text(markdown(plan, record))
+    if plan.extends is None:  # else they are kept beside the table whose runs they are
+        keep_runs([(run.arm, run.seed, run.dir) for run in distinct(runs) if run.done], folder)
+    draw(name, plan, record, runs, folder)
+    show(plan, record)
+    print(f"table and figures: {folder}")
+    return record
+
+
+def draw(name: str, plan: Plan, record: dict[str, Any], runs: Sequence[PlannedRun], folder: Path) -> None:
+    """Draw the plan's figures, or a curve of its last column, as PNG and SVG."""
+    drawers = {key: instantiate(conf, _convert_="all") for key, conf in plan.figures.items() if conf}
+    for figure_name, drawer in (drawers or {"curves": Curves()}).items():
+        figure = drawer.draw(plan, record, runs)
+        figure.savefig(folder / f"{figure_name}.png", dpi=130)
+        with plt.rc_context({"svg.hashsalt": name}):  # the same picture is the same file
+            figure.savefig(folder / f"{figure_name}.svg", metadata={"Date": None})
+        plt.close(figure)
+
+
+def show(plan: Plan, record: dict[str, Any]) -> None:
+    """Print the arms' own numbers; table.md has the paper's beside them, differences and cost."""
+    heads, rows = rows_of(plan, record)
+    width = 1 + len(plan.columns)
+    shown = Table(title=plan.title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in (*heads[:width], heads[-1]):
+        shown.add_column(heading, overflow="fold")
+    for row in rows:
+        shown.add_row(*(cell.replace(" [", "\n[") for cell in (*row[:width], row[-1])))
+    wide_console().print(shown, markup=False)

@@ -1,0 +1,87 @@
+"""Many runs through Hydra's own launchers: each in a process of its own, local (joblib), on Slurm or on Ray.
+
+`python -m expo.tables.launch JOBS.json [hydra/launcher=… hydra.launcher.n_jobs=…]`, where JOBS.json lists
+`{"name", "command", "overrides"}` of each run. Hydra's sweepers make products of choices; the arms of a table are no product.
+"""
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra import initialize_config_dir
+from hydra._internal.callbacks import Callbacks
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig
+
+from expo.config import conf_dir, register
+from expo.runs.processes import run_apart, run_environment, stop_runs
+
+
+def launch(jobs: list[dict[str, Any]], logs: Path, hydra_overrides: list[str]) -> None:
+    """Make all runs; one that fails says so in its summary and in `logs`, and the others go on."""
+    register()
+    logs.mkdir(parents=True, exist_ok=True)
+
+    def task(composed: DictConfig) -> int:
+        hydra = HydraConfig.get()
+        job = jobs[int(hydra.job.num)]
+        command = [sys.executable, "-m", "expo", job["command"], *job["overrides"]]
+        with (logs / f"{job['name']}.log").open("w") as log, own_gpu(visible_gpus()) as gpu:
+            environment = run_environment(hydra.launcher.get("n_jobs", 1)) | gpu
+            return run_apart(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        cfg = hydra.compose_config("config", hydra_overrides, RunMode.MULTIRUN)
+        context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(cfg))
+        launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=cfg)
+        launcher.launch([job["overrides"] for job in jobs], initial_job_idx=0)
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",") if named else [str(i) for i in range(torch.cuda.device_count())]
+
+
+@contextmanager
+def own_gpu(gpus: Sequence[str], folder: Path | None = None) -> Iterator[dict[str, str]]:
+    """Environment that gives a run the first GPU that no other run of this machine has; with all taken, or none there, what it has.
+
+    Args: folder, where the machine's lock files are.
+    """
+    for gpu in gpus:
+        name = f"expo-{os.getuid()}-gpu-{gpu.replace('/', '-')}.lock"
+        with Path(folder or tempfile.gettempdir(), name).open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            yield {"CUDA_VISIBLE_DEVICES": gpu}
+            return
+    yield {}
+
+
+def main(arguments: list[str]) -> None:
+    path = Path(arguments[0])
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    signal.signal(signal.SIGTERM, stop_runs)
+    launch(json.loads(path.read_text()), path.parent / "logs", arguments[1:])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,212 @@
+"""What a table is made of: `experiments/<name>/plan.yaml`, and the runs that follow from it."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from expo.config import Config, UserError, WandbLoggerConf, check, compose_config, run_dir
+
+# What `expo diagnose` measures of each sample, and how many decimals a table shows.
+MEASURED = {"nll_per_token": 2, "nll": 1, "answer_lift": 1, "verified": 2, "right_steps": 2, "tokens": 1}
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+
+
+Command = Enum("Command", ["train", "evaluate", "diagnose"])
+
+
+@dataclass
+class Arm:
+    # What the arm is called in the table.
+    label: str
+    # Hydra overrides of `expo train`.
+    overrides: list[str]
+    # Key of the arm that differences are taken from, on the same problems and seeds.
+    against: str | None = None
+    # train; evaluate (once: it has no seed); or diagnose.
+    command: Command = Command.train
+    # pass@k of this arm's cells where it is not that of the columns; its label has to say so.
+    k: int | None = None
+    # Kind of sample of `expo diagnose`.
+    kind: str | None = None
+
+
+@dataclass
+class Scale:
+    # Overrides of every run at this scale.
+    overrides: list[str]
+    # Training seeds; each arm is run with each.
+    seeds: list[int]
+    # Runs at a time.
+    jobs: int = 1
+    # Overrides of single arms at this scale, after all others.
+    arms: dict[str, list[str]] = field(default_factory=dict)
+    # Accelerator that the cost is estimated for, see expo/experiments/cost.py. null: no estimate but from finished runs.
+    device: str | None = None
+    # Arms that this scale can make. []: all.
+    only: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Plan:
+    title: str
+    arms: dict[str, Arm]
+    scales: dict[str, Scale]
+    # The table's columns: metrics of the final evaluation as summary.json names them; of `expo diagnose`, what it measures.
+    columns: list[str]
+    # What the columns are called. []: as they are.
+    headings: list[str] = field(default_factory=list)
+    # Another table, whose plan this one changes; their runs are the same.
+    extends: str | None = None
+    # Arms to take from it. []: all.
+    only: list[str] = field(default_factory=list)
+    # Means over the whole run of scalars of metrics.jsonl, by heading.
+    scalars: dict[str, str] = field(default_factory=dict)
+    # expo commands, by the model folder that each makes, run first where the folder is not there.
+    prepare: dict[str, list[str]] = field(default_factory=dict)
+    # Pictures by file name: objects of expo.tables.figures.
+    figures: dict[str, Any] = field(default_factory=dict)
+    # What the paper says (paper.yaml) by arm and by the paper's own column, null where it is not known here; an arm that the
+    # paper does not have is not in it.
+    paper: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    arm: str
+    seed: int
+    overrides: list[str]
+    cfg: Config
+    command: str = "train"
+
+    @cached_property
+    def dir(self) -> Path:
+        return run_dir(self.cfg, self.command)
+
+    @property
+    def done(self) -> bool:
+        from expo.runs.directory import Run  # seconds of imports that a report does not need
+
+        return Run(self.cfg, self.dir).finished
+
+
+def known_tables() -> list[str]:
+    """Return the names of all tables."""
+    return sorted(p.parent.name for p in EXPERIMENTS.glob("*/plan.yaml"))
+
+
+def results_folder(name: str, scale: str) -> Path:
+    """Return where the results of a table's own plan are kept."""
+    return EXPERIMENTS / name / "results" / scale
+
+
+def load_plan(name: str, scale_name: str | None = None) -> Plan:
+    """The plan, with the arms of one scale. Raises UserError for an unknown table or scale, and for a plan that is not one."""
+    path = EXPERIMENTS / name / "plan.yaml"
+    if not path.is_file():
+        raise UserError(f"table={name}: no such table; use one of {', '.join(known_tables())}")
+    try:
+        plan: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Plan), _read(path)))
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise UserError(f"{path}: {str(error).splitlines()[0]}; see expo/experiments/plan.py for its keys") from error
+    assert isinstance(plan, Plan)
+    for only in (plan.only, *(s.only for s in plan.scales.values())):
+        if unknown := sorted(set(only) - set(plan.arms)):
+            raise UserError(f"{path}: only={unknown[0]}: no such arm; use some of {', '.join(plan.arms)}")
+    if scale_name is not None and scale_name not in plan.scales:
+        raise UserError(f"scale={scale_name}: {name} has none such; use one of {', '.join(plan.scales)}")
+    if len(plan.headings) not in (0, len(plan.columns)):
+        raise UserError(f"{path}: headings: {len(plan.headings)} for {len(plan.columns)} columns; give one for each")
+    for key, scale in plan.scales.items():
+        if not scale.seeds:
+            raise UserError(f"{path}: scales.{key}.seeds=[]: no seed; give one or more")
+    for key, arm in plan.arms.items():
+        if arm.against is not None and arm.against not in plan.arms:
+            raise UserError(f"{path}: arms.{key}.against={arm.against}: no such arm; use one of {', '.join(plan.arms)}")
+    for only in (plan.only, plan.scales[scale_name].only if scale_name else []):
+        if only:
+            plan.arms = {
+                key: replace(arm, against=arm.against if arm.against in only else None)
+                for key, arm in plan.arms.items()
+                if key in only
+            }
+    return plan
+
+
+def _read(path: Path) -> Any:
+    """plan.yaml and paper.yaml of a folder, over those of the plan that they extend."""
+    own: Any = OmegaConf.load(path)
+    base = EXPERIMENTS / str(own.get("extends")) / "plan.yaml"
+    if own.get("extends") and not base.is_file():
+        raise UserError(f"{path}: extends={own.extends}: no such table; give the name of a folder with a plan.yaml")
+    extended = _read(base) if own.get("extends") else {}
+    paper = path.with_name("paper.yaml")
+    if paper.is_file():  # instead of the other table's: a picture of it shows less
+        extended.pop("paper", None)
+        own["paper"] = OmegaConf.load(paper)
+    return OmegaConf.merge(extended, own)
+
+
+def plan_runs(
+    name: str, plan: Plan, scale_name: str, seeds: Sequence[int] | None, overrides: Sequence[str]
+) -> list[PlannedRun]:
+    """Every run of a table at one of its scales, composed and checked. With logger=wandb, a run's group is the table. Raises UserError."""
+    scale = plan.scales[scale_name]
+    of_arms = {o.partition("=")[0]: key for key, arm in plan.arms.items() for o in arm.overrides}
+    for o in overrides:
+        if (key := o.lstrip("+").partition("=")[0]) in of_arms:
+            raise UserError(
+                f"{o}: the arms of {name} differ in it ({of_arms[key]} and others); leave it out, or use expo train"
+            )
+    first, *others = scale.seeds if seeds is None else seeds
+    arms = []
+    for key, arm in plan.arms.items():
+        own = [*scale.overrides, *arm.overrides, *scale.arms.get(key, []), *overrides]
+        cfg = compose_config(own)
+        if isinstance(cfg.logger, WandbLoggerConf):
+            tags = f"[{scale_name},{cfg.dataset.name},'{cfg.model.path}']"
+            own += [f"logger.wandb.group={name}", f"logger.wandb.job_type={key}", f"logger.wandb.tags={tags}"]
+        made = cfg.model.path.removeprefix("./") in plan.prepare
+        check(replace(cfg, model=replace(cfg.model, path="ladder")) if made else cfg)
+        for column in columns_of(plan, arm):
+            _check_column(column, arm, cfg)
+        arms.append((key, arm.command, own, cfg))
+    return [
+        PlannedRun(key, seed, [*own, f"seed={seed}"], replace(cfg, seed=seed), command.name)
+        for seed in (first, *others)  # all arms of a seed before the next
+        for key, command, own, cfg in arms
+        if command is not Command.evaluate or seed == first
+    ]
+
+
+def columns_of(plan: Plan, arm: Arm) -> list[str]:
+    """The metrics behind the arm's cells."""
+    return [re.sub(r"pass@\d+", f"pass@{arm.k}", column) if arm.k else column for column in plan.columns]
+
+
+def _check_column(column: str, arm: Arm, cfg: Config) -> None:
+    """Whether a run of the arm can give it: `pass@K` or `pass@K/levelN`, or what `expo diagnose` measures. Raises UserError."""
+    if arm.command is Command.diagnose:
+        if column.partition("/level")[0] not in MEASURED:
+            raise UserError(f"columns={column}: expo diagnose does not measure it; use one of {', '.join(MEASURED)}")
+        return
+    found = re.fullmatch(r"pass@(\d+)(?:/level(\d+))?", column)
+    if found is None:
+        raise UserError(f"columns={column}: not a column; use pass@K or pass@K/levelN")
+    samples = cfg.evaluation.samples or max(cfg.k)
+    if int(found[1]) > samples:
+        raise UserError(
+            f"columns={column}: only {samples} samples per problem; set evaluation.samples={found[1]} or more"
+        )
+    levels = cfg.dataset.eval_levels or cfg.dataset.levels or cfg.dataset.known_levels
+    if found[2] and levels and int(found[2]) not in levels:
+        raise UserError(
+            f"columns={column}: {cfg.dataset.name} is evaluated on levels {levels}; set dataset.eval_levels"
+        )

@@ -1,0 +1,96 @@
+"""What a table would do and cost: `dry_run=true`."""
+
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from expo.tables.aggregate import cost_of
+from expo.tables.plan import Plan, PlannedRun
+from expo.tables.request import Request, missing
+from expo.tables.sweep import distinct, to_prepare
+
+if TYPE_CHECKING:
+    from expo.tables.cost import Cost
+
+
+def preview(request: Request, runs: Sequence[PlannedRun]) -> None:
+    """Print what would be done, and what it would cost by finished runs and by an estimate."""
+    plan, device, todo = request.plan, request.scale.device, missing(runs)
+    for command in to_prepare(plan, todo).values():
+        print(f"first, not counted below: expo {' '.join(command)}")
+    costs = estimates(runs, device) if device else {}
+    show_arms(plan, runs, {run.dir for run in todo}, costs if device else None)
+    told = [f"{len(distinct(runs))} runs, {len(todo)} to do, {request.at_a_time} at a time"]
+    known = request.committed if request.as_planned else None
+    if todo and (measured := by_finished_runs(runs, todo, request.at_a_time, known)):
+        told.append(measured)
+    elif todo and device is None:
+        told.append("time unknown: none is done")
+    print(", ".join(told))
+    if device and costs:
+        print(_whole_cost([costs[run.dir] for run in todo if run.dir in costs], device, request.at_a_time))
+
+
+def show_arms(plan: Plan, runs: Sequence[PlannedRun], todo: set[Path], costs: "dict[Path, Cost] | None") -> None:
+    """Print each arm with how many of its runs are done, its command, and its estimate. Args: todo, directories."""
+    shown: dict[Path, str] = {}
+    for key, arm in plan.arms.items():
+        own = [run for run in runs if run.arm == key]
+        left = [run for run in own if run.dir in todo]
+        print(f"{arm.label}: {len(own) - len(left)} of {len(own)} runs done")
+        if own[0].dir in shown:
+            print(f"    the same run as of {shown[own[0].dir]}")
+            continue
+        shown[own[0].dir] = arm.label
+        print(f"    expo {own[0].command} {' '.join((left or own)[0].overrides)}")
+        if costs is not None and own[0].dir not in costs:
+            print(f"    {own[0].cfg.model.path}: its config cannot be read here, no estimate")
+        elif costs is not None:
+            print(f"    {costs[own[0].dir]}")
+
+
+def _whole_cost(known: Sequence["Cost"], device: str, jobs: int) -> str:
+    hours = sum(cost.hours for cost in known)
+    longest = max((cost.hours for cost in known), default=0.0)
+    return (
+        f"estimated, not measured: {sum(c.tokens for c in known) / 1e9:.2f} G tokens generated at most, "
+        f"{hours:.0f} {device} hours, at least {max(longest, hours / jobs):.0f} hours with {jobs} at a time"
+    )
+
+
+def by_finished_runs(
+    runs: Sequence[PlannedRun], todo: Sequence[PlannedRun], jobs: int, results: Path | None
+) -> str | None:
+    """Return time and tokens of the missing runs as their arms took them here, or else in an earlier table's results."""
+    known: dict[str, Any] = {}
+    sources = []
+    if results is not None and (results / "table.json").is_file():
+        record = json.loads((results / "table.json").read_text())
+        known = {arm: made["cost"] for arm, made in record["arms"].items() if made["runs"]}
+        sources = [f"{'/'.join(results.parts[-4:])} of {record['date']} ({record['device']})"]
+    done = distinct([run for run in runs if run.done])
+    here = {arm: cost_of([run.dir for run in done if run.arm == arm]) for arm in {run.arm for run in done}}
+    known |= here
+    if not known.keys() >= {run.arm for run in todo}:
+        return None
+    left = [known[run.arm] for run in todo]
+    if here.keys() >= {run.arm for run in todo}:
+        sources = []
+    if here:
+        sources.insert(0, f"the {len(done)} that are done")
+    minutes = sum(cost["seconds"] for cost in left) / jobs / 60
+    tokens = sum(cost["generated tokens"] or 0 for cost in left) / 1e6
+    return f"about {minutes:.0f} min and {tokens:.1f} M tokens generated in training, by {' and '.join(sources)}"
+
+
+def estimates(runs: Sequence[PlannedRun], device: str) -> "dict[Path, Cost]":
+    """Return the estimated cost by run directory; a run whose model's config cannot be read has none."""
+    from expo.tables.cost import estimate  # seconds of imports that only a plan for another device needs
+
+    found = {}
+    for run in runs:
+        with suppress(OSError):
+            found[run.dir] = estimate(run, device)
+    return found

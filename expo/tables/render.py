@@ -1,0 +1,83 @@
+"""A table as rows of text, and as Markdown."""
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+
+from expo.tables.plan import MEASURED, Plan
+
+FEW = 3  # a cell made of fewer runs says so
+
+
+def wide_console() -> Console:
+    """Of the terminal's width; wide where there is none, so that a log has every digit."""
+    return Console() if sys.stdout.isatty() else Console(width=160)
+
+
+def rows_of(plan: Plan, record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Headings, and the cells of each arm: means with 95 % intervals, pass@k in percent; the paper's numbers, where there
+    are any, in columns of their own that say so."""
+    papers = list(dict.fromkeys(column for numbers in plan.paper.values() for column in numbers or ()))
+    differs = any("difference" in arm for arm in record["arms"].values())
+    last = (plan.headings or plan.columns)[-1]
+    heads = [
+        "arm", *(plan.headings or plan.columns), *(f"paper: {c}" for c in papers), *([f"difference in {last}"] if differs else []),
+        *plan.scalars, "generated tokens", "trained tokens", "seconds", "runs",
+    ]  # fmt: skip
+    rows = []
+    for key, arm in record["arms"].items():
+        runs = f"{arm['runs']}" + (" (few)" if arm["runs"] < FEW else "")
+        if not arm["runs"]:
+            rows.append([arm["label"], *["–"] * (len(heads) - 2), runs])
+            continue
+        cells = [_cell(c, arm["columns"][c]) for c in plan.columns]
+        cells += [_paper(plan, key, c) for c in papers]
+        if differs:
+            label = record["arms"][arm["against"]]["label"] if "difference" in arm else ""
+            difference = arm["difference"][plan.columns[-1]] if label else None
+            few = " (few)" if difference and len(difference["seeds"]) < FEW else ""
+            cells.append(f"{_cell(plan.columns[-1], difference)} against {label}{few}" if difference else "")
+        cells += ["–" if v is None else f"{v:.3g}" for v in arm["scalars"].values()]
+        cost = arm["cost"]
+        cells += [
+            "–" if cost[name] is None else f"{cost[name] / 1e6:.2f} M"
+            for name in ("generated tokens", "trained tokens")
+        ]
+        rows.append([arm["label"], *cells, f"{cost['seconds']:.0f}", runs])
+    return heads, rows
+
+
+def made_by(record: Mapping[str, Any]) -> str:
+    """What the numbers are, and the command, commits, machine and date that made them."""
+    commits = sorted({commit for arm in record["arms"].values() for commit in arm.get("commits", [])})
+    return (
+        "Means with 95 % bootstrap intervals over problems and seeds, pass@k in percent (one of a single value, as [0.0, 0.0], "
+        "is that of equal values, and bounds nothing); differences on the same problems and seeds; tokens and seconds per run. "
+        f"Made by `{record['command']}`, commit {', '.join(commits)}, runs on {record['device']}, rendered on {record['rendered_on']}, {record['date']}."
+    )
+
+
+def markdown(plan: Plan, record: Mapping[str, Any]) -> str:
+    """The table as Markdown, with how it was made."""
+    heads, rows = rows_of(plan, record)
+    lines = [f"## {plan.title}", "", "| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    lines += ["| " + " | ".join(cells) + " |" for cells in rows]
+    return "\n".join([*lines, "", made_by(record)]) + "\n"
+
+
+def _cell(column: str, cell: Mapping[str, float] | None) -> str:
+    if cell is None:
+        return "–"
+    if not column.startswith("pass@"):
+        places = MEASURED[column.partition("/level")[0]]
+        return f"{cell['mean']:.{places}f} [{cell['lo']:.{places}f}, {cell['hi']:.{places}f}]"
+    return f"{100 * cell['mean']:.1f} [{100 * cell['lo']:.1f}, {100 * cell['hi']:.1f}]"
+
+
+def _paper(plan: Plan, arm: str, column: str) -> str:
+    if arm not in plan.paper:
+        return "–"
+    said = (plan.paper[arm] or {}).get(column)
+    return "not known" if said is None else str(said)

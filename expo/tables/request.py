@@ -1,0 +1,112 @@
+"""What `expo table NAME …` asks for: which runs, where their results go, and how they are launched."""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from expo.config import UserError, take_options
+from expo.tables.plan import Plan, PlannedRun, Scale, load_plan, plan_runs, results_folder
+from expo.tables.sweep import distinct
+
+AT_A_TIME = {"local": "n_jobs", "slurm": "array_parallelism"}  # what launchers call the number of runs at a time
+
+
+@dataclass(frozen=True)
+class Request:
+    """A table at one of its scales, with the user's changes: `overrides` of the runs, `hydra` ones of the launcher."""
+
+    name: str
+    scale_name: str
+    seeds: Sequence[int] | None = None  # None: the plan's
+    overrides: Sequence[str] = ()
+    hydra: Sequence[str] = ()
+    jobs: int | None = None  # runs at a time; None: the plan's
+    results: Path | None = None  # where the table goes; None: beside its plan, or under outputs/ where it is changed
+    dry_run: bool = False
+
+    @classmethod
+    def parse(cls, arguments: Sequence[str]) -> "Request":
+        """Read the arguments of `expo table`. Raises UserError for what is none of them."""
+        name, *rest = arguments
+        options, overrides = take_options(rest, scale="cpu", seeds="", jobs="", dry_run="false", results="")
+        if options["dry_run"] not in ("true", "false"):
+            raise UserError(f"dry_run={options['dry_run']}: neither true nor false; use dry_run=true")
+        if any(o.lstrip("+").startswith("fresh=") for o in overrides):
+            raise UserError(
+                "fresh: a table never makes a finished run again; remove the run's directory, or use expo train fresh=true"
+            )
+        hydra = [o for o in overrides if o.startswith(("hydra.", "hydra/"))]
+        return cls(
+            name,
+            options["scale"],
+            seeds=range(int(options["seeds"])) if options["seeds"] else None,
+            overrides=[o for o in overrides if o not in hydra],
+            hydra=hydra,
+            jobs=int(options["jobs"]) if options["jobs"] else None,
+            results=Path(options["results"]) if options["results"] else None,
+            dry_run=options["dry_run"] == "true",
+        )
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The plan, with the arms of this scale. Raises UserError for an unknown table or scale."""
+        return load_plan(self.name, self.scale_name)
+
+    @property
+    def scale(self) -> Scale:
+        """The plan's scale."""
+        return self.plan.scales[self.scale_name]
+
+    def runs(self) -> list[PlannedRun]:
+        """Compose and check every run. Raises UserError for one that cannot be made."""
+        return plan_runs(self.name, self.plan, self.scale_name, self.seeds, self.overrides)
+
+    @property
+    def at_a_time(self) -> int:
+        """Runs at a time."""
+        return self.jobs or self.scale.jobs
+
+    @property
+    def as_planned(self) -> bool:
+        """Whether the runs' settings are the plan's own."""
+        return all(o.startswith("output_dir=") for o in self.overrides)
+
+    @property
+    def variant(self) -> str:
+        """A name for the user's changes; "" for the plan's own table."""
+        if self.seeds is None and self.as_planned:
+            return ""
+        seeds = None if self.seeds is None else list(self.seeds)
+        return hashlib.sha256(json.dumps([seeds, list(self.overrides)]).encode()).hexdigest()[:8]
+
+    @property
+    def committed(self) -> Path:
+        """Where the results of the plan's own table are kept."""
+        return results_folder(self.name, self.scale_name)
+
+    def folder(self, output_dir: str) -> Path:
+        """Return where this table's results go."""
+        changed = Path(output_dir, "sweeps", f"{self.name}-{self.scale_name}", self.variant)
+        return self.results or (changed if self.variant else self.committed)
+
+    def new_sweep(self, output_dir: str) -> Path:
+        """Return a folder for this sweep's own jobs and logs: two sweeps of one table may be under way."""
+        started = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+        return Path(output_dir, "sweeps", f"{self.name}-{self.scale_name}", started)
+
+    def launcher(self, output_dir: str) -> list[str]:
+        """Return Hydra's overrides for the launcher."""
+        chosen = next((o.partition("=")[2] for o in self.hydra if o.startswith("hydra/launcher=")), "local")
+        limited = chosen in AT_A_TIME and (chosen == "local" or self.jobs)  # Slurm has a queue of its own
+        limit = [f"hydra.launcher.{AT_A_TIME[chosen]}={self.at_a_time}"] if limited else []
+        return [f"output_dir={output_dir}", *limit, *self.hydra]
+
+
+def missing(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
+    """Return the runs that are not done, each once."""
+    return distinct([run for run in runs if not run.done])

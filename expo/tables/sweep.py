@@ -1,0 +1,172 @@
+"""The runs of a table: made in processes of their own, followed on the terminal."""
+
+import fcntl
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from expo.config import make_folder
+from expo.runs.reading import read_curve, read_summary
+from expo.tables.plan import Plan, PlannedRun
+
+POLL_S = 3
+OVER = ("done", "failed")
+
+
+def to_prepare(plan: Plan, runs: Sequence[PlannedRun]) -> dict[str, list[str]]:
+    """The models that the runs begin from, that expo makes, and that are not there yet: commands by folder."""
+    used = {run.cfg.model.path.removeprefix("./") for run in runs}
+    return {folder: command for folder, command in plan.prepare.items() if folder in used and not _there(folder)}
+
+
+def _there(folder: str) -> bool:
+    return Path(folder, "config.json").is_file()
+
+
+def prepare(missing: Mapping[str, Sequence[str]]) -> int:
+    """Make models by their commands. Returns an exit code."""
+    for folder, command in missing.items():
+        Path(folder).parent.mkdir(parents=True, exist_ok=True)
+        with Path(f"{folder}.lock").open("w") as lock:  # of two sweeps, one makes it
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not _there(folder):
+                print(f"making {folder}: expo {' '.join(command)}", file=sys.stderr)
+                line = [sys.executable, "-m", "expo", *command]
+                # It keeps the lock: where we are killed, it works on, and who comes next waits for it.
+                code = until_over(subprocess.Popen(line, start_new_session=True, pass_fds=[lock.fileno()]))
+                if code:
+                    return code
+    return 0
+
+
+def distinct(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
+    """Without those that are another one's very run: arms may share runs."""
+    return list({run.dir: run for run in reversed(runs)}.values())[::-1]
+
+
+def name_of(run: PlannedRun) -> str:
+    return f"{run.arm}-s{run.seed}"
+
+
+def make(todo: Sequence[PlannedRun], sweep: Path, hydra: list[str]) -> int:
+    """Launch the missing runs in a process of its own and follow them. Returns its exit code.
+
+    Args: sweep, a folder for this sweep's own jobs and logs: two sweeps of one table may be under way.
+    """
+    if not todo:
+        return 0
+    make_folder(sweep, "output_dir")
+    path = sweep / "jobs.json"
+    jobs = [{"name": name_of(run), "command": run.command, "overrides": run.overrides} for run in todo]
+    path.write_text(json.dumps(jobs, indent=1))
+    command = [sys.executable, "-m", "expo.tables.launch", str(path), *hydra]
+    with View(todo) as view, (sweep / "launch.log").open("w") as log:
+        code = until_over(
+            subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True), view.update
+        )
+        view.update()
+    return code
+
+
+def until_over(process: subprocess.Popen, meanwhile: Callable[[], object] = int) -> int:
+    """Wait for a process in a session of its own, and hand it what would end us: it stops with checkpoints. Returns its exit code."""
+    earlier = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    received: list[int] = []
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        process.send_signal(signal.SIGTERM)
+
+    for number in earlier:
+        signal.signal(number, hand_on)
+    try:
+        while process.poll() is None:
+            meanwhile()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(POLL_S)
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+    code = process.returncode if process.returncode >= 0 else 128 - process.returncode
+    return 128 + received[-1] if received and code == 128 + signal.SIGTERM else code
+
+
+def why(run: PlannedRun, sweep: Path) -> str:
+    """In one line, what became of a run that is not done."""
+    summary, log = read_summary(run.dir), sweep / "logs" / f"{name_of(run)}.log"
+    said = log.read_text().split("\n") if log.is_file() else []
+    last = next((line for line in reversed(said) if line.strip()), f"see {sweep / 'launch.log'}")
+    return f"{summary.get('status', 'not started')}: {' '.join(str(summary.get('reason', last)).split())}"
+
+
+def steps_of(run: PlannedRun) -> int:
+    """What the whole bar counts; an evaluation is one."""
+    return run.cfg.trainer.max_steps if run.command == "train" else 1
+
+
+class View:
+    """A bar for the sweep and one for each run under way: step, reward, pass@4, time left; lines where nobody watches a terminal."""
+
+    def __init__(self, runs: Sequence[PlannedRun]):
+        self.runs, self.console = runs, Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn())
+        self.bar = Progress(
+            *columns, TextColumn("{task.fields[state]}"), console=self.console, disable=not sys.stderr.isatty()
+        )
+        steps = sum(steps_of(run) for run in runs)
+        self.whole = self.bar.add_task(f"{len(runs)} runs", total=steps, state="")
+        self.tasks: dict[str, Any] = {}
+        self.ended: set[Path] = set()
+        self.started = time.time()
+
+    def __enter__(self) -> "View":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.bar.stop()
+
+    def update(self) -> None:
+        """Read what the runs have written."""
+        steps_done = 0
+        for run in self.runs:
+            over = self._over(run)
+            steps, evaluations = ([], []) if over else read_curve(run.dir)
+            step = max([0, *(step for step, _ in (*steps, *evaluations))])
+            steps_done += steps_of(run) if over else step
+            if not over and step:
+                reward = [f"reward {steps[-1][1]:.3f}"] if steps else []
+                passed = [f"pass@4 {evaluations[-1][1]:.3f}"] if evaluations else []
+                self._show(run, step, "  ".join(reward + passed))
+        state = f"{len(self.ended)} ended"
+        self.bar.update(self.whole, completed=steps_done, state=state)
+
+    def _show(self, run: PlannedRun, step: int, state: str) -> None:
+        key = name_of(run)
+        if key not in self.tasks:
+            self.tasks[key] = self.bar.add_task(key, total=run.cfg.trainer.max_steps, state="")
+        self.bar.update(self.tasks[key], completed=step, state=state)
+
+    def _over(self, run: PlannedRun) -> bool:
+        """Whether it has ended in this sweep; says so once."""
+        path = run.dir / "summary.json"
+        if run.dir not in self.ended and path.is_file() and path.stat().st_mtime >= self.started:
+            summary = read_summary(run.dir)
+            if summary.get("status") in OVER:
+                self.ended.add(run.dir)
+                if name_of(run) in self.tasks:
+                    self.bar.remove_task(self.tasks.pop(name_of(run)))
+                result = f"pass@4 {summary['metrics']['pass@4']:.3f}" if "pass@4" in summary["metrics"] else ""
+                said = f"{name_of(run)} {summary['status']} after {summary['wall_s']:.0f} s {result}".strip()
+                self.console.print(f"{said} ({len(self.ended)} of {len(self.runs)})", markup=False, highlight=False)
+        return run.dir in self.ended

@@ -1,0 +1,79 @@
+"""What the final answer of a completion is, and whether it equals the gold answer. Imports no torch: workers import it."""
+
+import re
+from enum import StrEnum
+from functools import lru_cache
+from typing import Any
+
+
+class Verdict(StrEnum):
+    CORRECT = "correct"
+    INCORRECT = "incorrect"
+    UNPARSEABLE = "unparseable"
+    TIMEOUT = "timeout"
+
+
+def last_boxed(text: str) -> str | None:
+    r"""Content of the last `\boxed{}` (or `\fbox{}`) that closes, nested braces included; None where there is none.
+
+    One pass with a stack: a megabyte of unbalanced braces costs no more than a megabyte of text.
+    """
+    found: tuple[int, int] | None = None
+    stack: list[tuple[int, bool]] = []  # (start of the content, whether it is a box)
+    for token in re.finditer(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", text, re.DOTALL):
+        if token[0] == "}" and stack:
+            start, box = stack.pop()
+            if box and (found is None or start > found[0]):
+                found = (start, token.start())
+        elif token[0].endswith("{") and token[0] != r"\{":
+            stack.append((token.end(), token[0] != "{"))
+    return text[slice(*found)].strip() if found else None
+
+
+def normalized(answer: str) -> str:
+    r"""The answer without what never changes its value: white space, math delimiters, `\left`/`\right`, a final period."""
+    answer = re.sub(r"\\(?:left|right)(?![a-zA-Z])|\$", "", answer)
+    answer = re.sub(r"\\[!,;: ]|\s+", " ", answer)
+    # Between two words or numbers a space means something: "1 1/2" is not "11/2".
+    answer = re.sub(r"(?<!\w) +| +(?!\w)", "", answer)
+    return answer.replace(r"\dfrac", r"\frac").replace(r"\tfrac", r"\frac").removesuffix(".")
+
+
+# Integers, and bracketed integers or tuples of them: of one kind, they are equal exactly where the digits are.
+_INTEGER = r"(?:0|-?[1-9][0-9]{0,15})"
+_PLAIN = [re.compile(_INTEGER), re.compile(rf"\({_INTEGER}(?:,{_INTEGER})*\)")]
+
+
+def fast_verdict(answer: str, gold: str) -> Verdict | None:
+    """The verdict where comparing strings settles it; None where math-verify has to look."""
+    answer, gold = normalized(answer), normalized(gold)
+    if answer == gold:
+        return Verdict.CORRECT
+    if any(kind.fullmatch(answer) and kind.fullmatch(gold) for kind in _PLAIN):
+        return Verdict.INCORRECT
+    return None
+
+
+@lru_cache(maxsize=4096)
+def judge(answer: str, gold: str) -> Verdict:
+    """Return the verdict of math-verify. Runs in a worker. Cached, because a group often gives the same wrong answer many times."""
+    from math_verify import parse, verify
+
+    # Without its own alarm-based limits: the kill is the limit, and nothing escapes it.
+    answers, golds = (parse(rf"\boxed{{{text}}}", parsing_timeout=None) for text in (answer, gold))
+    if not answers:
+        return Verdict.UNPARSEABLE
+    if _is_finite_number(golds) and _has_infinity(answers):
+        return Verdict.INCORRECT  # sympy's word on 12 == oo**oo depends on the hash seed
+    # In this direction only: taken as the gold answer, what a model writes can equal any number.
+    return Verdict.CORRECT if verify(golds, answers, timeout_seconds=None) else Verdict.INCORRECT
+
+
+def _is_finite_number(parsed: list[Any]) -> bool:
+    return bool(parsed) and bool(getattr(parsed[0], "is_number", False)) and bool(parsed[0].is_finite)
+
+
+def _has_infinity(parsed: list[Any]) -> bool:
+    from sympy import S
+
+    return hasattr(parsed[0], "has") and parsed[0].has(S.Infinity, S.NegativeInfinity, S.ComplexInfinity, S.NaN)

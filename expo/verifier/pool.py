@@ -1,0 +1,94 @@
+"""Is a completion's final answer right? math-verify in worker processes that can be killed.
+
+An answer costs at most `verifier.timeout_s` of wall clock and `verifier.memory_mb` of memory, whatever it holds, and holds
+up nothing but itself. Works from any thread.
+"""
+
+import queue
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from expo.config import VerifierConf
+from expo.verifier.answers import Verdict, fast_verdict, last_boxed
+from expo.verifier.worker import Worker
+
+
+@dataclass
+class Verifier:
+    """Scores completions against gold answers in worker processes. Close it, or use it as a context.
+
+    One thread per worker hands it one answer at a time and kills it when time is up. (pebble's pool kills a hung
+    task too, but by its source it breaks for good when a worker dies idle.)
+
+    `conf.memory_mb` is the address space of a worker beyond what it starts with.
+    """
+
+    conf: VerifierConf = field(default_factory=VerifierConf)
+    peak_mb: float = field(default=0.0, init=False)  # of the largest worker so far
+    _tasks: "queue.SimpleQueue[tuple[str, str, Future[Verdict]] | None]" = field(
+        default_factory=queue.SimpleQueue, init=False
+    )
+    _threads: list[threading.Thread] = field(default_factory=list, init=False)
+    _lock: Any = field(default_factory=threading.Lock, init=False)
+
+    def submit(self, completion: str, gold: str) -> "Future[Verdict]":
+        """Judge one completion. The future ends in a Verdict, or in VerifierError where no worker can be started."""
+        result: Future[Verdict] = Future()
+        answer = last_boxed(completion)
+        if not answer or len(answer) > self.conf.max_answer_chars:
+            result.set_result(Verdict.UNPARSEABLE)
+        elif (fast := fast_verdict(answer, gold)) is not None:
+            result.set_result(fast)
+        else:
+            self._start()
+            self._tasks.put((answer, gold, result))
+        return result
+
+    def verify(self, completions: Sequence[str], golds: Sequence[str]) -> list[Verdict]:
+        """Verdicts in order, all judged at once by the workers."""
+        return [future.result() for future in [self.submit(c, g) for c, g in zip(completions, golds, strict=True)]]
+
+    def close(self) -> None:
+        """End the workers after what is queued."""
+        with self._lock:
+            threads, self._threads = self._threads, []
+        for _ in threads:
+            self._tasks.put(None)
+        for thread in threads:
+            thread.join()
+
+    def __enter__(self) -> "Verifier":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _start(self) -> None:
+        with self._lock:
+            if not self._threads:
+                self._threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(self.conf.workers)]
+                for thread in self._threads:
+                    thread.start()
+
+    def _serve(self) -> None:
+        worker = None
+        while (task := self._tasks.get()) is not None:
+            answer, gold, result = task
+            try:
+                worker = worker or Worker(self.conf.memory_mb)
+                verdict, peak_mb = worker.judge(answer, gold, self.conf.timeout_s)
+                self.peak_mb = max(self.peak_mb, peak_mb)
+                result.set_result(verdict)
+            except (OSError, EOFError) as error:
+                # No process could be started (no memory, no file handles): the run must hear of it, not hang.
+                worker = None
+                result.set_exception(VerifierError(f"no worker process could be started: {error!r}"))
+        if worker is not None:
+            worker.kill()
+
+
+class VerifierError(Exception):
+    """The verifier itself is broken: no verdict can be had."""

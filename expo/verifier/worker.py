@@ -1,0 +1,104 @@
+"""A process that judges one answer at a time and can be killed. Imports no torch."""
+
+import ctypes
+import logging
+import multiprocessing
+import os
+import resource
+import signal
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection
+
+from expo.verifier.answers import Verdict, judge
+
+START_LIMIT_S = 60
+
+
+class Worker:
+    """A process that judges one answer at a time, replaced when it dies or is killed."""
+
+    # forkserver: a replacement starts in milliseconds from a process that has the imports done and no threads;
+    # plain fork would copy the trainer's locks.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["expo.verifier.worker", "math_verify"])
+
+    def __init__(self, memory_mb: int):
+        self.memory_mb = memory_mb
+        self._spawn()
+
+    def _spawn(self) -> None:
+        _start_forkserver()
+        self.pipe, theirs = self.context.Pipe()
+        self.process = self.context.Process(target=work, args=(theirs, self.memory_mb), daemon=True)
+        self.process.start()
+        theirs.close()
+        if not self.pipe.poll(START_LIMIT_S):  # ready: the imports do not count against an answer's time
+            raise OSError(f"a worker was not ready after {START_LIMIT_S} s")
+        self.pipe.recv()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
+
+    def judge(self, answer: str, gold: str, timeout_s: float) -> tuple[Verdict, float]:
+        """The verdict and the worker's peak memory in MiB."""
+        if not self.process.is_alive():
+            self._spawn()
+        try:
+            self.pipe.send((answer, gold))
+            if self.pipe.poll(timeout_s):
+                return self.pipe.recv()
+            verdict = Verdict.TIMEOUT
+        except (EOFError, OSError):  # died over this answer: memory limit below Python, or a crash in C
+            verdict = Verdict.UNPARSEABLE
+        peak_mb = _peak_mb(self.process.pid)
+        self.kill()
+        self._spawn()
+        return verdict, peak_mb
+
+
+def _start_forkserver() -> None:
+    """Start the process that workers fork from, if it does not run, with a fixed hash seed: sympy's verdicts on odd
+    input depend on the order of its sets, and the same run must give the same verdicts."""
+    seed = os.environ.get("PYTHONHASHSEED")
+    os.environ["PYTHONHASHSEED"] = "0"
+    forkserver.ensure_running()
+    if seed is None:
+        del os.environ["PYTHONHASHSEED"]
+    else:
+        os.environ["PYTHONHASHSEED"] = seed
+
+
+def _peak_mb(pid: int | None) -> float:
+    """Peak resident memory of a process in MiB; 0 where it is gone."""
+    try:
+        with open(f"/proc/{pid}/status") as status:
+            return next((int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM")), 0.0)
+    except OSError:
+        return 0.0
+
+
+def work(pipe: Connection, memory_mb: int) -> None:
+    """A worker's life: judge until the parent is gone."""
+    import math_verify  # noqa: F401  (counted in the memory it starts with)
+
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns at each call that its own limits are off
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the parent's to handle; it ends its workers itself
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: not even a hung worker outlives a killed trainer
+    with open("/proc/self/statm") as statm:
+        started_with = int(statm.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (started_with + memory_mb * 2**20,) * 2)
+    pipe.send("ready")
+    while True:
+        try:
+            answer, gold = pipe.recv()
+        except EOFError:
+            return
+        try:
+            verdict = judge(answer, gold)
+        except (Exception, RecursionError, MemoryError):
+            # Whatever a parser raises on what a model wrote, the answer is one that cannot be read.
+            verdict = Verdict.UNPARSEABLE
+        pipe.send((verdict, _peak_mb(os.getpid())))
