@@ -8,28 +8,29 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
-from hydra import compose, initialize_config_dir
 
-from expo import config, schema
-from expo.cli import conf_dir
+from expo import config
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
-def compose_config(*overrides: str) -> schema.Config:
-    config.register()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return config.typed(compose("config", list(overrides)))
+def compose_config(*overrides: str) -> config.Config:
+    return config.compose_config(overrides)
+
+
+def make_prompts(solve: str, explain: str, **more: str):
+    from expo.model.prompts import Prompts
+
+    return Prompts(config.PromptsConf(solve=solve, explain=explain, **more))
 
 
 @pytest.fixture(scope="session")
 def ladder():
     """(model, tokenizer, prompts) of the shipped base policy."""
     from expo.model.policy import load_policy
-    from expo.model.prompts import Prompts
 
-    model, tokenizer = load_policy("ladder")
-    return model, tokenizer, Prompts("{question}", "{question} answer {answer}")
+    model, tokenizer = load_policy(config.ModelConf(path="ladder"))
+    return model, tokenizer, make_prompts("{question}", "{question} answer {answer}")
 
 
 @pytest.fixture

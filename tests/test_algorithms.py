@@ -1,20 +1,22 @@
 """Every algorithm of conf/algorithm runs on real data formats; what differs in their wiring, on the ladder."""
 
-import copy
 import json
+from dataclasses import replace
 
 import pyarrow.parquet
 import pytest
 import torch
 from conftest import compose_config
 
-from expo import cli, config
-from expo.commands.train import build as build_run
-from expo.commands.train import instantiate_verifier, quiet_libraries, train
+from expo import config
+from expo.commands.train import train
+from expo.commands.wiring import build_run, set_up_process
 from expo.config import check
-from expo.verifier.pool import Verdict, Verifier
+from expo.config.explaining import When
+from expo.verifier.answers import Verdict
+from expo.verifier.pool import Verifier
 
-ALGORITHMS = sorted(f.stem for f in (cli.conf_dir() / "algorithm").glob("*.yaml"))
+ALGORITHMS = sorted(f.stem for f in (config.conf_dir() / "algorithm").glob("*.yaml"))
 SMALL = ["trainer.problems_per_step=2", "trainer.micro_batch_size=4", "dataset.eval_limit=2", "evaluation.every=0"]
 
 
@@ -97,10 +99,10 @@ def test_a_falling_chosen_likelihood_is_said_once(tmp_path, caplog):
 
 
 def module(tmp_path, *overrides):
-    quiet_libraries()
     cfg = compose_config(f"output_dir={tmp_path}", *SMALL, *overrides)
+    set_up_process(cfg)
     check(cfg)
-    return cfg, build_run(cfg, instantiate_verifier(cfg))[0]
+    return cfg, build_run(cfg, Verifier(cfg.verifier))[0]
 
 
 def test_a_star_round_begins_from_the_base_weights(tmp_path):
@@ -110,11 +112,11 @@ def test_a_star_round_begins_from_the_base_weights(tmp_path):
     )  # fmt: skip
     import torch
 
-    from expo.commands.train import newest_checkpoint
     from expo.model.policy import load_policy
+    from expo.runs.checkpoints import newest_checkpoint
 
     state = torch.load(newest_checkpoint(directory), weights_only=False)
-    base, _ = load_policy("ladder")
+    base, _ = load_policy(config.ModelConf(path="ladder"))
     steps = {int(s["step"]) for s in state["optimizer_states"][0]["state"].values()}
     assert steps == {1}  # the optimizer of the second round has taken one step
     weight = "model.embed_tokens.weight"
@@ -136,7 +138,7 @@ def test_dynamic_sampling_refills_and_trains_on_informative_groups_only(tmp_path
     rows = dapo.rows(experience)
     assert len(rows.advantages) == min(informative, 2) * cfg.algorithm.group_size
     assert (rows.advantages.view(-1, cfg.algorithm.group_size).abs().sum(dim=1) > 0).all()
-    dapo.collector.tools.verifier.close()
+    dapo.pipeline.tools.verifier.close()
 
 
 class Backwards:
@@ -169,16 +171,17 @@ def test_explanations_that_follow_their_groups_are_those_of_a_second_call(tmp_pa
         "positives.gate=all_wrong", "positives.explainer=current", "positives.samples=2", "positives.filters=[wrong]",
         *cache,
     )  # fmt: skip
-    collector = late.collector
-    collector.explainer = copy.copy(collector.engine)  # another engine: a call of its own
+    pipeline = late.pipeline
+    assert pipeline.when is When.AS_GROUPS_END
+    pipeline.when = When.AFTERWARDS
     expected = [late.collect(0), late.collect(0)]
     wrong = expected[0].all_wrong.tolist()
     assert 0 < sum(wrong) < len(wrong)
-    assert {c.problem for c in expected[0].candidates if c.asked} <= {i for i, w in enumerate(wrong) if w}
+    assert {c.problem for c in expected[0].candidates if c.prompt} <= {i for i, w in enumerate(wrong) if w}
     assert (expected[1].reused > 0) == bool(cache)
-    engine = Backwards(collector.engine)
-    collector.solver = collector.explainer = engine
-    collector.cache.entries.clear()
+    engine, pipeline.when = Backwards(pipeline.engines.policy), When.AS_GROUPS_END
+    pipeline.engines = replace(pipeline.engines, rollouts=engine, explanations=engine)
+    pipeline.cache.entries.clear()
     for e in expected:
         got = late.collect(0)
         assert got.candidates == e.candidates
@@ -188,7 +191,7 @@ def test_explanations_that_follow_their_groups_are_those_of_a_second_call(tmp_pa
         assert got.timer.seconds["verify"] > 0
     assert engine.calls == 2
     assert len(expected[0].candidates) > 1
-    collector.tools.verifier.close()
+    pipeline.tools.verifier.close()
 
 
 def test_hinted_groups_keep_what_is_asked_and_are_trained_under_the_hint(tmp_path):
@@ -203,7 +206,7 @@ def test_hinted_groups_keep_what_is_asked_and_are_trained_under_the_hint(tmp_pat
         assert prompts[1][: len(prompts[0])] == prompts[0]
         assert len(prompts[1]) > len(prompts[0])
     assert not experience.correct.any()  # the reward that is logged is without hints
-    nurl.collector.tools.verifier.close()
+    nurl.pipeline.tools.verifier.close()
 
 
 def test_cached_explanations_are_used_again(tmp_path):
@@ -221,7 +224,7 @@ def test_lora_takes_its_reference_from_the_adapter_it_can_switch_off(tmp_path):
     _, whole = module(tmp_path, "algorithm=dpo_expert_offline")
     assert whole.reference is not None
     for built in (dpo, whole):
-        built.collector.tools.verifier.close()
+        built.pipeline.tools.verifier.close()
     run(
         tmp_path, "trainer.max_steps=2", "algorithm=exp_dpo_offline", "model.lora_rank=2", "positives.explainer=current"
     )

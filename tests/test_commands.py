@@ -6,9 +6,9 @@ import signal
 import pytest
 import torch
 from conftest import compose_config
-from expo.experiments import demo
 
-from expo import pretrain as base_policy
+from expo.commands import demo
+from expo.commands import pretrain as base_policy
 from expo.commands.pretrain import pretrain
 from expo.config import UserError
 from expo.model.policy import load_policy

@@ -2,14 +2,13 @@ import json
 
 import pytest
 from conftest import compose_config
-from hydra.utils import instantiate
 
-from expo.config import UserError
+from expo.config import UserError, build
 from expo.data import ladder
 
 
 def reader(*overrides):
-    return instantiate(compose_config(*overrides).dataset, _convert_="object")
+    return build(compose_config(*overrides).dataset)
 
 
 def test_math_rows(math_file, caplog):
@@ -140,7 +139,7 @@ def test_the_oracle_sees_wrong_steps_behind_a_right_answer():
 
 @pytest.mark.parametrize("style", ladder.EXPERT_STYLES)
 def test_expert_styles_end_in_the_answer(style):
-    from expo.verifier.pool import Verdict, fast_verdict, last_boxed
+    from expo.verifier.answers import Verdict, fast_verdict, last_boxed
 
     problem = next(ladder.generate(5, "train", 1, style))
     assert fast_verdict(last_boxed(problem.solution), problem.answer) is Verdict.CORRECT
@@ -150,7 +149,7 @@ def test_base_corpus_explains_the_answer_it_shows():
     import random
 
     from expo.commands.pretrain import corpus_item
-    from expo.verifier.pool import last_boxed
+    from expo.verifier.answers import last_boxed
 
     rng = random.Random(0)
     for _ in range(50):

@@ -1,16 +1,15 @@
 """DPO's own update against the formula in float64, its pairs, and their file."""
 
 import copy
-import dataclasses
 from types import SimpleNamespace
 
 import pytest
 import torch
-from expo.algorithms.parts import Parts
 
+from expo.algorithms.base import Components
 from expo.algorithms.dpo import DPO
 from expo.algorithms.pairs import PairStore
-from expo.config import DPOConf, OptimizerConf, Preference, Rejected, TrainerConf, UserError
+from expo.config import DPOConf, OptimizerConf, SelfExplanationConf, TrainerConf, UserError
 from expo.data.problem import Problem
 from expo.model.small import random_tiny
 from expo.rollout.engine import Completion, Sampling
@@ -27,22 +26,21 @@ PROBLEMS = [Problem(name, "q", "1") for name in "abc"]
 
 def experience(chosen=CHOSEN) -> Experience:
     completions = [Completion(PROMPTS[i // 2], ids, [-1.5] * len(ids), False) for i, ids in enumerate(ROLLOUTS)]
-    positives = [Candidate(p, ids, "c", asked=(1, 2), answer_lift=2.0) for p, ids in chosen.items()]
+    positives = [Candidate(p, ids, "c", prompt=(1, 2), answer_lift=2.0) for p, ids in chosen.items()]
     correct = torch.tensor([float(v is Verdict.CORRECT) for v in VERDICTS]).view(3, 2)
     rejected = Candidate(2, [60], "bad", "wrong")
     return Experience(
         PROBLEMS, PROMPTS, 4, completions=completions, texts=["t"] * 6, verdicts=VERDICTS, correct=correct,
-        rewards=correct, candidates=[*positives, rejected], positives=positives,
+        unaided=correct, rewards=correct, candidates=[*positives, rejected], positives=positives,
     )  # fmt: skip
 
 
 def module(policy, reference, weight=0.0, pairs=None, **changes) -> DPO:
     tools = SimpleNamespace(sampling=Sampling(1.0, 1.0, 0, 8), tokenizer=SimpleNamespace(pad_token_id=0), seed=0)
-    collector = SimpleNamespace(source=SelfExplanation(weight), tools=tools)
-    parts = Parts(policy, reference, None, collector, None, OptimizerConf(), TrainerConf(micro_batch_size=2), pairs)
-    settings = dataclasses.asdict(DPOConf(group_size=2, beta=0.3)) | changes
-    del settings["_target_"]
-    dpo = DPO(parts, **settings)
+    pipeline = SimpleNamespace(source=SelfExplanation(SelfExplanationConf(weight=weight)), tools=tools)
+    trainer = TrainerConf(micro_batch_size=2)
+    components = Components(policy, reference, None, pipeline, None, OptimizerConf(), trainer, pairs)
+    dpo = DPO(DPOConf(**{"group_size": 2, "beta": 0.3} | changes), components)
     dpo.manual_backward = lambda loss: loss.backward()
     dpo.take_step = lambda sums: None
     return dpo
@@ -59,7 +57,7 @@ def models():
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.7])
-@pytest.mark.parametrize("preference", [Preference.sigmoid, Preference.ipo])
+@pytest.mark.parametrize("preference", ["sigmoid", "ipo"])
 def test_the_update_is_that_of_the_formula(models, preference, weight):
     policy, reference = copy.deepcopy(models[0]), models[1]
     double, double_reference = copy.deepcopy(policy).double(), copy.deepcopy(reference).double()
@@ -71,7 +69,7 @@ def test_the_update_is_that_of_the_formula(models, preference, weight):
             row_logp(double, PROMPTS[p], ids) - row_logp(double_reference, PROMPTS[p], ids)
             for ids in (CHOSEN[p], rejected)
         )
-        if preference is Preference.sigmoid:
+        if preference == "sigmoid":
             total = total - torch.nn.functional.logsigmoid(0.3 * (c - r)) / 3
         else:
             total = total + (c / len(CHOSEN[p]) - r / len(rejected) - 1 / 0.6) ** 2 / 3
@@ -83,7 +81,7 @@ def test_the_update_is_that_of_the_formula(models, preference, weight):
 
 
 def test_only_wrong_rollouts_are_rejected_where_asked(models):
-    dpo = module(*models, rejected=Rejected.wrong)
+    dpo = module(*models, rejected="wrong")
     pairs = [dpo.pair(experience(), i) for i in range(3)]
     assert [pair and pair[1].ids for pair in pairs] == [ROLLOUTS[1], ROLLOUTS[2], None]
     assert [module(*models).pair(experience(), i)[1].ids for i in range(3)] == [ROLLOUTS[0], ROLLOUTS[2], ROLLOUTS[4]]

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import wandb
+from conftest import make_prompts
 
 from expo.config import UserError
 from expo.evaluation.pass_at_k import interval, pass_at_k
@@ -47,7 +48,8 @@ def test_interval_over_seeds_is_wider_where_seeds_differ():
 def test_diagnose_measures_every_kind_on_the_ladder(tmp_path, capsys):
     from conftest import compose_config
 
-    from expo.commands.diagnose import KINDS, diagnose
+    from expo.commands.diagnose import diagnose
+    from expo.evaluation.samples import KINDS
 
     cfg = compose_config(
         "dataset=ladder", "dataset.levels=[1,5]", "diagnose.problems=4", "diagnose.samples=2", f"output_dir={tmp_path}"
@@ -76,7 +78,7 @@ def test_evaluate_and_diagnose_tell_wandb_what_they_found(tmp_path, monkeypatch)
     from expo.commands.diagnose import diagnose
     from expo.commands.evaluate import evaluate_command
     from expo.runs.offline import read_offline
-    from expo.tables.plan import read_summary
+    from expo.runs.reading import read_summary
 
     def no_model(cfg):
         raise UserError("no model")
@@ -139,13 +141,12 @@ def test_the_judge_counts_steps_and_an_endpoint_that_is_not_there_is_one_line():
     from expo.config import JudgeConf, UserError
     from expo.data.problem import Problem
     from expo.evaluation.judge import judge_steps, parse_share
-    from expo.model.prompts import Prompts
 
     assert parse_share("Step 1 is fine.\nright: 3, wrong: 1") == 0.75
     assert parse_share("right: 1, wrong: 1 ... Right: 0, Wrong: 2") == 0.0
     assert parse_share("I cannot say.") is None
     assert parse_share("right: 0, wrong: 0") is None
-    prompts = Prompts("{question}", "{question}{answer}", judge="{question} {answer} {completion}")
+    prompts = make_prompts("{question}", "{question}{answer}", judge="{question} {answer} {completion}")
     conf = JudgeConf("http://127.0.0.1:9/v1", "m")
     with pytest.raises(UserError, match=r"diagnose.judge.base_url=http://127.0.0.1:9/v1"):
         judge_steps(conf, prompts, [Problem("a", "q", "1")], ["c"])
@@ -158,7 +159,6 @@ def test_the_judge_asks_an_openai_compatible_endpoint():
     from expo.config import JudgeConf
     from expo.data.problem import Problem
     from expo.evaluation.judge import judge_steps
-    from expo.model.prompts import Prompts
 
     asked = []
 
@@ -180,7 +180,7 @@ def test_the_judge_asks_an_openai_compatible_endpoint():
 
     server = HTTPServer(("127.0.0.1", 0), Endpoint)
     Thread(target=server.serve_forever, daemon=True).start()
-    prompts = Prompts("{question}", "{question}{answer}", judge="{question} {answer} {completion}")
+    prompts = make_prompts("{question}", "{question}{answer}", judge="{question} {answer} {completion}")
     conf = JudgeConf(f"http://127.0.0.1:{server.server_port}/v1", "judge-model")
     assert judge_steps(conf, prompts, [Problem("a", "q", "1")], ["steps"]) == [0.25]
     server.shutdown()

@@ -1,17 +1,15 @@
 """GRPO's own update against the formula, written out row by row in float64 on unpadded rows."""
 
 import copy
-import dataclasses
 import math
 from types import SimpleNamespace
 
 import pytest
 import torch
-from expo.algorithms.parts import Parts
 
-from expo.algorithms.base import Sums
+from expo.algorithms.base import Components, Sums
 from expo.algorithms.grpo import GRPO
-from expo.config import Advantage, Aggregation, Correction, GRPOConf, OptimizerConf, TrainerConf, Use
+from expo.config import GRPOConf, OptimizerConf, SelfExplanationConf, TrainerConf
 from expo.data.problem import Problem
 from expo.model.small import random_tiny
 from expo.rollout.engine import Completion, Sampling
@@ -32,7 +30,7 @@ def experience() -> Experience:
     rewards = torch.tensor(REWARDS)
     return Experience(
         [Problem(str(i), "", "") for i in range(3)], PROMPTS, completions=completions, texts=[""] * 6,
-        verdicts=[Verdict.INCORRECT] * 6, correct=rewards, rewards=rewards, candidates=positives, positives=positives,
+        verdicts=[Verdict.INCORRECT] * 6, correct=rewards, unaided=rewards, rewards=rewards, candidates=positives, positives=positives,
     )  # fmt: skip
 
 
@@ -40,12 +38,10 @@ def module(policy, reference, micro_batch_size=64, source=None, trainer=None, **
     tools = SimpleNamespace(
         sampling=Sampling(TEMPERATURE, 1.0, 0, 8), tokenizer=SimpleNamespace(pad_token_id=0), seed=0
     )
-    collector = SimpleNamespace(source=source or SelfExplanation(BETA), tools=tools)
+    pipeline = SimpleNamespace(source=source or SelfExplanation(SelfExplanationConf(weight=BETA)), tools=tools)
     conf = TrainerConf(micro_batch_size=micro_batch_size, problems_per_step=3, **(trainer or {}))
-    parts = Parts(policy, reference, None, collector, None, OptimizerConf(), conf, None)
-    settings = dataclasses.asdict(GRPOConf(group_size=2, kl_coef=KL_COEF)) | changes
-    del settings["_target_"]
-    grpo = GRPO(parts, **settings)
+    components = Components(policy, reference, None, pipeline, None, OptimizerConf(), conf, None)
+    grpo = GRPO(GRPOConf(**{"group_size": 2, "kl_coef": KL_COEF} | changes), components)
     grpo.manual_backward = lambda loss: loss.backward()
     grpo.gradients = []
 
@@ -132,11 +128,9 @@ def test_a_weight_of_zero_is_plain_grpo(models):
 
 def test_a_positive_in_the_group_is_trained_on_with_its_advantage(models):
     """The policy-gradient stream with members, row by row in float64: no SFT term, ratio p / (p + γ), never clipped."""
-    source = SelfExplanation(BETA, use=Use.group_member, member_shaping=0.1)
+    source = SelfExplanation(SelfExplanationConf(weight=BETA, use="group_member", member_shaping=0.1))
     policy = copy.deepcopy(models[0])
-    grpo = module(
-        policy, models[1], source=source, kl_coef=0.0, advantage=Advantage.mean, aggregation=Aggregation.token_mean
-    )
+    grpo = module(policy, models[1], source=source, kl_coef=0.0, advantage="mean", aggregation="token_mean")
     sums = grpo.update(experience(), BETA)
     double = copy.deepcopy(models[0]).double()
     rewards = [[1.0, 0.0], [0.0, 0.0, 1.0], [0.0, 1.0, 1.0]]  # the positives have joined the last two
@@ -159,9 +153,9 @@ def test_a_positive_in_the_group_is_trained_on_with_its_advantage(models):
 def test_the_sampler_correction_weighs_tokens(models):
     """The samplers' log-probabilities are all -1: with the correction, each token weighs min(π_old / e^-1, cap)."""
     losses_by_choice = {}
-    for correction in Correction:
+    for correction in ("none", "token", "sequence"):
         grpo = module(copy.deepcopy(models[0]), models[1], kl_coef=0.0, sampler_correction=correction, sampler_cap=1.5)
-        losses_by_choice[correction.name] = grpo.update(experience(), 0.0)["loss/total"]
+        losses_by_choice[correction] = grpo.update(experience(), 0.0)["loss/total"]
     double, expected = copy.deepcopy(models[0]).double(), 0.0
     for i, ids in enumerate(ROLLOUTS):
         advantage = {0: 1, 1: -1, 4: -1, 5: 1}.get(i, 0) * 0.5 / (0.5**0.5 + 1e-6)
@@ -173,7 +167,7 @@ def test_the_sampler_correction_weighs_tokens(models):
 
 
 def test_an_overlong_rollout_is_worth_less(models):
-    grpo = module(*models, advantage=Advantage.mean, overlong_share=0.75)
+    grpo = module(*models, advantage="mean", overlong_share=0.75)
     rows = grpo.rows(experience())
     # 8 tokens are allowed: lengths 2, 4 cost 0, 1/3 in the first group; 1, 3 cost 0, 1/6; 2, 3 cost 0, 1/6.
     rewards = torch.tensor([[1.0, -1 / 3], [0.0, -1 / 6], [0.0, 1 - 1 / 6]])
@@ -182,7 +176,7 @@ def test_an_overlong_rollout_is_worth_less(models):
 
 def test_dynamic_sampling_counts_a_group_that_a_positive_has_joined(models):
     """The middle group is all wrong: without its positive it is dropped, with it it is what the positive is there for."""
-    member = SelfExplanation(BETA, use=Use.group_member)
+    member = SelfExplanation(SelfExplanationConf(weight=BETA, use="group_member"))
     for source, groups in ((None, 2), (member, 3)):
         grpo = module(*models, source=source, refills=1)
         rows = grpo.rows(experience())

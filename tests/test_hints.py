@@ -3,66 +3,79 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import make_prompts
 
+from expo.config import NoHintsConf, NoPositivesConf, PrefixConf, RewardConf, SelfHintConf
+from expo.config.explaining import When
 from expo.data.problem import Problem
-from expo.model.prompts import Prompts
 from expo.rollout.engine import Completion, Sampling
-from expo.step.experience import Experience, Tools
+from expo.step.experience import Batch, Group, Tools
 from expo.step.hints import ExpertPrefix, NoHints, SelfHint, gives_away
-from expo.step.pipeline import Collector
+from expo.step.pipeline import Engines, Pipeline
 from expo.step.positives.sources import NoPositives
+from expo.step.rewards import Correct
 from expo.verifier.answers import Verdict
 
 QUESTION = "(1) 3 + 4 | 2"
 PROBLEM = Problem("a", QUESTION, "( 7 )", r"(1) > 7 ; \boxed{( 7 )}")
 
 
-def experience(tokenizer, correct):
+def batch_of(tokenizer, correct):
     ids = tuple(tokenizer(QUESTION)["input_ids"])
-    return Experience([PROBLEM] * len(correct), [ids] * len(correct), 3, correct=torch.tensor(correct))
+    return Batch([PROBLEM] * len(correct), [ids] * len(correct), 3)
+
+
+def group(correct, ids=(5,), prompt=()):
+    verdicts = [Verdict.CORRECT if right else Verdict.INCORRECT for right in correct]
+    completions = [Completion(prompt, list(ids), [0.0], False) for _ in correct]
+    return Group(completions, [""] * len(correct), verdicts, list(correct))
 
 
 @pytest.fixture
 def tools(ladder):
     _, tokenizer, _ = ladder
-    prompts = Prompts("{question}", "{question} answer {answer}")
+    prompts = make_prompts("{question}", "{question} answer {answer}")
     return Tools(prompts, tokenizer, None, Sampling(1.0, 1.0, 0, 40), 0, 200)
 
 
-def test_only_all_wrong_groups_are_helped(tools):
-    e = experience(tools.tokenizer, [[0.0, 1.0], [0.0, 0.0]])
-    assert ExpertPrefix().wanted(e) == [1]
-    assert NoHints().wanted(e) == []
+def test_only_all_wrong_groups_get_a_hint():
+    groups = {0: group([0.0, 1.0]), 1: group([0.0, 0.0])}
+    assert ExpertPrefix(PrefixConf()).wanted(groups) == [1]
+    assert NoHints(NoHintsConf()).wanted(groups) == []
 
 
 def test_an_expert_prefix_follows_the_prompt_and_never_reaches_the_final_statement(tools):
-    e = experience(tools.tokenizer, [[0.0, 0.0]])
+    e = batch_of(tools.tokenizer, [[0.0, 0.0]])
     solution = tools.tokenizer(PROBLEM.solution)["input_ids"]
-    whole = ExpertPrefix(share_low=1.0, share_high=1.0).hinted(e, [0], [], tools)[0]
+    whole = ExpertPrefix(PrefixConf(share_low=1.0, share_high=1.0)).hinted(e, [0], [], tools)[0]
     assert whole == [*e.prompts[0], *solution[:4]]  # "(1) > 7 ;"
-    half = ExpertPrefix(share_low=0.5, share_high=0.5).hinted(e, [0], [], tools)[0]
+    half = ExpertPrefix(PrefixConf(share_low=0.5, share_high=0.5)).hinted(e, [0], [], tools)[0]
     assert half == whole[:-2]
 
 
 @pytest.mark.parametrize(("room", "hinted"), [(4, [0]), (3, [])])
 def test_a_prompt_with_a_hint_that_an_engine_has_no_room_for_is_not_used(tools, caplog, room, hinted):
-    e = experience(tools.tokenizer, [[0.0, 0.0]])
-    e.rewards, e.completions = e.correct, [Completion(e.prompts[0], [5], [0.0], False)] * 2
-    e.texts, e.verdicts = ["", ""], [Verdict.INCORRECT] * 2
+    e = batch_of(tools.tokenizer, [[0.0, 0.0]])
+    groups = {0: group([0.0, 0.0], prompt=e.prompts[0])}
     verifier = SimpleNamespace(verify=lambda texts, answers: [Verdict.INCORRECT] * len(texts))
     tools = replace(tools, verifier=verifier, longest_prompt=len(e.prompts[0]) + room)  # "(1) > 7 ;" has 4 tokens
-    engine = SimpleNamespace(generate=lambda asked, sampling: [Completion(r.prompt, [6], [0.0], False) for r in asked])
-    hints = ExpertPrefix(share_low=1.0, share_high=1.0)
-    Collector(engine, engine, engine, engine, NoPositives(), hints, None, tools).help(e)
-    assert e.hinted == hinted
-    assert {tuple(c.ids) for c in e.completions} == ({(6,)} if hinted else {(5,)})
+    engine = SimpleNamespace(
+        generate=lambda asked, sampling: [Completion(r.prompt, [6], [0.0], False, r.problem) for r in asked]
+    )
+    hints = ExpertPrefix(PrefixConf(share_low=1.0, share_high=1.0))
+    source, reward = NoPositives(NoPositivesConf()), Correct(RewardConf())
+    engines = Engines(engine, engine, engine, engine)
+    found, tokens = Pipeline(engines, source, hints, reward, None, tools, When.AFTERWARDS).hint(e, groups)
+    assert [i for i, g in found.items() if g.before_hint] == hinted
+    assert {tuple(c.ids) for c in found[0].completions} == ({(6,)} if hinted else {(5,)})
+    assert tokens == 2 * len(hinted)
     assert ("1 prompts with a hint not used" in caplog.text) is not bool(hinted)
 
 
 def test_a_self_made_beginning_is_cut_the_same_way(tools):
-    e = experience(tools.tokenizer, [[0.0, 0.0]])
+    e = batch_of(tools.tokenizer, [[0.0, 0.0]])
     ids = tools.tokenizer(PROBLEM.solution)["input_ids"]
-    hint = SelfHint(share_low=1.0, share_high=1.0)
+    hint = SelfHint(SelfHintConf(share_low=1.0, share_high=1.0))
     asked = hint.requests(e, [0], tools)
     assert "answer" in tools.tokenizer.decode(list(asked[0].prompt))
     hinted = hint.hinted(e, [0], [Completion(asked[0].prompt, ids, [0.0] * len(ids), False)], tools)
@@ -70,14 +83,14 @@ def test_a_self_made_beginning_is_cut_the_same_way(tools):
 
 
 def test_a_hint_in_words_that_gives_the_answer_away_is_not_used(tools):
-    prompts = Prompts(
+    prompts = make_prompts(
         "{question}", "{question} {answer}", hint="{question} {answer}", solve_with_hint="{question} {hint}"
     )
     tools = Tools(prompts, tools.tokenizer, None, tools.sampling, 0, 200)
-    e = experience(tools.tokenizer, [[0.0, 0.0]] * 3)
+    e = batch_of(tools.tokenizer, [[0.0, 0.0]] * 3)
     written = [tools.tokenizer(text)["input_ids"] for text in ("max ( 7 ) ;", "max ;", "max ;")]
     completions = [Completion((1,), ids, [0.0] * len(ids), i == 2) for i, ids in enumerate(written)]
-    hinted = SelfHint().hinted(e, [0, 1, 2], completions, tools)
+    hinted = SelfHint(SelfHintConf()).hinted(e, [0, 1, 2], completions, tools)
     assert list(hinted) == [1]  # the first leaks, the last is cut off
     assert "max" in tools.tokenizer.decode(hinted[1])
 
@@ -93,8 +106,8 @@ def test_gives_away():
 def test_the_share_shown_and_the_hint_draw_from_different_noise(tools):
     from expo.rollout.noise import uniforms
 
-    e = experience(tools.tokenizer, [[0.0, 0.0]] * 40)
-    hint = SelfHint(share_low=0.0, share_high=1.0)
+    e = batch_of(tools.tokenizer, [[0.0, 0.0]] * 40)
+    hint = SelfHint(SelfHintConf(share_low=0.0, share_high=1.0))
     ids = list(range(10, 50))
     noise = [row[0] for row in uniforms([r.key for r in hint.requests(e, range(40), tools)], 1)]
     shown = [len(hint.beginning(ids, e, i, tools)) / 40 for i in range(40)]

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from expo import schema_learning
+from expo import config
 from expo.algorithms import losses
 
 
@@ -96,25 +96,9 @@ def test_grpo_loss_agrees_with_a_float64_reference():
     assert ours == pytest.approx(grpo_reference(*double, lengths, 0.2, 0.28, 0.1), abs=1e-6)
 
 
-def test_every_choice_in_the_config_has_a_function():
-    from expo.step.positives.schedules import GATES, SCHEDULES
-    from expo.step.positives.selection import SELECTIONS
-    from expo.step.positives.sources import SHOWN
-
-    pairs = [
-        (schema_learning.Aggregation, losses.AGGREGATIONS),
-        (schema_learning.KL, losses.KL_ESTIMATORS),
-        (schema_learning.Gate, GATES),
-        (schema_learning.Schedule, SCHEDULES),
-        (schema_learning.Selection, SELECTIONS),
-        (schema_learning.ShownAnswer, SHOWN),
-        (schema_learning.Advantage, losses.ADVANTAGES),
-        (schema_learning.Ratio, losses.RATIOS),
-        (schema_learning.Correction, losses.CORRECTIONS),
-        (schema_learning.Preference, losses.PREFERENCES),
-    ]
-    for choices, functions in pairs:
-        assert {choice.name for choice in choices} == set(functions)
+def test_a_choice_without_a_function_is_found_when_its_module_is_imported():
+    with pytest.raises(TypeError, match="leave_one_out"):
+        config.functions_of(config.GRPOConf, "advantage", {"group_norm": print, "mean": print})
 
 
 def test_leave_one_out_by_hand():

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from expo.algorithms import losses
+from expo.config import ModelConf, UserError
 from expo.model.policy import as_initial, micro_batches, score, token_batch, token_logp
 from expo.model.small import random_tiny
 
@@ -85,8 +86,8 @@ def test_packed_rows_score_and_train_as_padded_ones(model):
 def test_lora_trains_adapters_only_and_scores_like_its_base(tmp_path):
     from expo.model.policy import load_policy
 
-    base, tokenizer = load_policy("ladder")
-    lora, _ = load_policy("ladder", lora_rank=4)
+    base, tokenizer = load_policy(ModelConf(path="ladder"))
+    lora, _ = load_policy(ModelConf(path="ladder", lora_rank=4))
     assert {name.split(".")[-3] for name, p in lora.named_parameters() if p.requires_grad} == {"lora_A", "lora_B"}
     ids = tokenizer("(1) 3 + 4 @ 2")["input_ids"]
     batch = token_batch([ids], [ids], 0, torch.device("cpu"))
@@ -103,7 +104,6 @@ def test_lora_trains_adapters_only_and_scores_like_its_base(tmp_path):
 def test_a_model_that_scales_its_logits_is_refused(tmp_path):
     from transformers import CohereConfig, CohereForCausalLM
 
-    from expo.config import UserError
     from expo.model.policy import load_policy
     from expo.model.small import ladder_tokenizer
 
@@ -114,4 +114,4 @@ def test_a_model_that_scales_its_logits_is_refused(tmp_path):
                      num_attention_heads=2, num_key_value_heads=2, logit_scale=0.05, pad_token_id=0, eos_token_id=1, bos_token_id=2)
     ).save_pretrained(tmp_path)  # fmt: skip
     with pytest.raises(UserError, match=r"model\.path"):
-        load_policy(str(tmp_path))
+        load_policy(ModelConf(path=str(tmp_path)))

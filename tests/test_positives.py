@@ -1,16 +1,18 @@
-import pickle
+import json
 from dataclasses import replace
 
 import pytest
 import torch
+from conftest import make_prompts
 
-from expo.config import Aggregation, Explainer, Filter, Gate, Schedule, ShownAnswer
+from expo.config import ExpertConf, GRPOConf, NoPositivesConf, ParaphraseConf, SelfExplanationConf, SFTConf, StarConf
+from expo.config.explaining import When, when_explained
 from expo.data.problem import Problem
 from expo.model.prompts import Prompts
 from expo.rollout.engine import Completion, Sampling
-from expo.step.experience import Candidate, Experience, Tools
+from expo.step.experience import Batch, Candidate, Group, Tools
 from expo.step.positives.cache import ExplanationCache
-from expo.step.positives.filters import early_answer, rejection
+from expo.step.positives.filters import FILTERS, Written, early_answer, rejection
 from expo.step.positives.properties import Scorer
 from expo.step.positives.selection import Limits, select
 from expo.step.positives.sources import ExpertParaphrase, ExpertSolution, NoPositives, SelfExplanation, STaR
@@ -32,38 +34,54 @@ CORRECT = Verdict.CORRECT
     ],
 )
 def test_rejection(text, truncated, verdict, reason):
-    assert rejection(text, "q", "3", truncated, verdict, ["the given answer"], list(Filter)) == reason
-    assert rejection(text, "q", "3", truncated, verdict, ["the given answer"], []) is None
+    written = Written(text, "q", "3", truncated, verdict, ["the given answer"])
+    assert rejection(written, list(FILTERS)) == reason
+    assert rejection(written, []) is None
 
 
 def source(**changes):
-    return SelfExplanation(0.2, Schedule.constant, Aggregation.token_mean, **changes)
+    return SelfExplanation(SelfExplanationConf(weight=0.2, **changes))
 
 
 def test_schedules_by_hand():
     def weights(schedule):
-        return [SelfExplanation(0.2, schedule).weight_at(done, all_wrong=0.25) for done in (0.0, 0.5, 1.0)]
+        return [
+            SelfExplanation(SelfExplanationConf(weight=0.2, schedule=schedule)).weight_at(done, all_wrong=0.25)
+            for done in (0.0, 0.5, 1.0)
+        ]
 
-    assert weights(Schedule.constant) == pytest.approx([0.2, 0.2, 0.2])
-    assert weights(Schedule.linear) == pytest.approx([0.2, 0.1, 0.0])
-    assert weights(Schedule.cosine) == pytest.approx([0.2, 0.1, 0.0])
-    assert SelfExplanation(0.2, Schedule.cosine).weight_at(0.25, 1.0) == pytest.approx(0.2 * 0.8535534)
-    assert weights(Schedule.all_wrong_fraction) == pytest.approx([0.05] * 3)
+    assert weights("constant") == pytest.approx([0.2, 0.2, 0.2])
+    assert weights("linear") == pytest.approx([0.2, 0.1, 0.0])
+    assert weights("cosine") == pytest.approx([0.2, 0.1, 0.0])
+    assert SelfExplanation(SelfExplanationConf(weight=0.2, schedule="cosine")).weight_at(0.25, 1.0) == pytest.approx(
+        0.2 * 0.8535534
+    )
+    assert weights("all_wrong_fraction") == pytest.approx([0.05] * 3)
 
 
 def test_gates():
     all_wrong = [True, False, True]
-    assert source(gate=Gate.always).wanted(all_wrong) == [0, 1, 2]
-    assert source(gate=Gate.all_wrong).wanted(all_wrong) == [0, 2]
-    assert NoPositives().wanted(all_wrong) == []
+    assert [source(gate="always").wants(wrong) for wrong in all_wrong] == [True] * 3
+    assert [source(gate="all_wrong").wants(wrong) for wrong in all_wrong] == all_wrong
+    assert [NoPositives(NoPositivesConf()).wants(wrong) for wrong in all_wrong] == [False] * 3
 
 
-def test_only_what_the_current_policy_always_explains_joins_the_rollouts():
-    assert source(explainer=Explainer.current).joins_rollouts
-    assert not source(explainer=Explainer.current, gate=Gate.all_wrong).joins_rollouts
-    assert not source(explainer=Explainer.reference).joins_rollouts
-    assert not source(explainer=Explainer.current, shown_answer=ShownAnswer.wrong).joins_rollouts
-    assert not ExpertSolution().joins_rollouts
+def test_when_explanations_are_asked_for():
+    def when(group_size=8, restart_every=None, kind=SelfExplanationConf, **changes):
+        algorithm = SFTConf(restart_every=4, group_size=4) if restart_every else GRPOConf(group_size=group_size)
+        return when_explained(kind(**changes), algorithm)
+
+    assert when(explainer="current") is When.WITH_ROLLOUTS
+    assert when(explainer="current", group_size=0) is When.WITH_ROLLOUTS
+    assert when(explainer="current", gate="all_wrong") is When.AS_GROUPS_END
+    assert when(explainer="current", kind=StarConf) is When.AS_GROUPS_END
+    assert when(explainer="current", kind=ParaphraseConf) is When.AS_GROUPS_END
+    assert when(explainer="snapshot", kind=StarConf, restart_every=4) is When.AS_GROUPS_END
+    assert when(explainer="current", gate="all_wrong", group_size=0) is When.AFTERWARDS
+    assert when(explainer="current", shown_answer="wrong") is When.AFTERWARDS  # hints come first
+    assert when(explainer="reference") is When.AFTERWARDS  # other weights write
+    assert when(explainer="snapshot") is When.AFTERWARDS
+    assert when(kind=ExpertConf) is When.AFTERWARDS
 
 
 def candidate(problem, ids, logp=None, lift=None, text=""):
@@ -127,94 +145,85 @@ class FakeTokenizer:
         return [[ord(c) for c in chat[-1]["content"]] for chat in chats]
 
 
-PROMPTS = Prompts("{question}?", "{question}={answer}", paraphrase="{question}:{solution}")
+PROMPTS = make_prompts("{question}?", "{question}={answer}", paraphrase="{question}:{solution}")
 TOOLS = Tools(PROMPTS, FakeTokenizer(), FakeVerifier(), Sampling(1.0, 1.0, 0, 40), 7, 200)
 
 
-def completion(text, truncated=False):
+def completion(text, problem=0, truncated=False):
     ids = [ord(c) for c in text]
-    return Completion((1,), ids, [-0.5] * len(ids), truncated)
+    return Completion((1,), ids, [-0.5] * len(ids), truncated, problem)
 
 
-def experience(texts, verdicts, problems=None):
-    """Two problems, two rollouts each."""
+def step_of(texts, verdicts, problems=None, offset=0):
+    """The batch and the groups of a step of two problems, two rollouts each."""
     problems = problems or [Problem("a", "1+1", "2", "expert 2"), Problem("b", "1+2", "3", None)]
-    correct = torch.tensor([float(v is CORRECT) for v in verdicts]).view(2, 2)
-    completions = [completion(text) for text in texts]
-    return Experience(
-        problems,
-        [(1,), (2,)],
-        5,
-        completions=completions,
-        texts=texts,
-        verdicts=verdicts,
-        correct=correct,
-        rewards=correct,
-    )
+    rows = [(completion(text), text, verdict, 0.0) for text, verdict in zip(texts, verdicts, strict=True)]
+    groups = {i: Group(*(list(column) for column in zip(*rows[2 * i : 2 * i + 2], strict=True))) for i in range(2)}
+    return Batch(problems, [(1,), (2,)], 5, offset), groups
 
 
 WRONG = Verdict.INCORRECT
-MIXED = experience(["is 2", "\\boxed{9}", "\\boxed{7}", "\\boxed{8}"], [CORRECT, WRONG, WRONG, WRONG])
+TEXTS, VERDICTS = ["is 2", "\\boxed{9}", "\\boxed{7}", "\\boxed{8}"], [CORRECT, WRONG, WRONG, WRONG]
+MIXED = step_of(TEXTS, VERDICTS)
 
 
-def shown(source, e=MIXED):
-    return ["".join(map(chr, r.prompt)) for r in source.requests(e, [0, 1], TOOLS)]
+def shown(source, step=MIXED):
+    return ["".join(map(chr, r.prompt)) for r in source.requests(*step, [0, 1], TOOLS)]
 
 
 def test_which_answer_is_shown():
     assert shown(source()) == ["1+1=2", "1+2=3"]
-    assert shown(source(shown_answer=ShownAnswer.wrong)) == ["1+1=9", "1+2=7"]
-    assert shown(source(shown_answer=ShownAnswer.shuffled)) == ["1+1=3", "1+2=2"]
+    assert shown(source(shown_answer="wrong")) == ["1+1=9", "1+2=7"]
+    assert shown(source(shown_answer="shuffled")) == ["1+1=3", "1+2=2"]
     same = [Problem("a", "1+1", "2"), Problem("b", "3-1", "2")]
-    equal = experience(MIXED.texts, MIXED.verdicts, same)
-    assert shown(source(shown_answer=ShownAnswer.shuffled), equal) == []  # never the true answer
-    none_wrong = experience(["is 2"] * 4, [CORRECT] * 4)
-    assert shown(source(shown_answer=ShownAnswer.wrong), none_wrong) == []
+    equal = step_of(TEXTS, VERDICTS, same)
+    assert shown(source(shown_answer="shuffled"), equal) == []  # never the true answer
+    none_wrong = step_of(["is 2"] * 4, [CORRECT] * 4)
+    assert shown(source(shown_answer="wrong"), none_wrong) == []
 
 
 def test_explanations_are_verified_against_the_answer_that_was_shown():
-    control = source(shown_answer=ShownAnswer.wrong)
-    found = control.candidates(MIXED, [0, 1], [completion("so 9"), completion("so 3")], TOOLS)
+    control = source(shown_answer="wrong")
+    found = control.candidates(*MIXED, [0, 1], [completion("so 9", 0), completion("so 3", 1)], TOOLS)
     assert [(c.problem, c.rejected) for c in found] == [(0, None), (1, "wrong")]
 
 
 def test_explanations_have_noise_of_their_own_in_a_refilled_step():
-    first, second = source(samples=2).requests(MIXED, [0, 1], TOOLS), []
-    later = experience(MIXED.texts, MIXED.verdicts)
-    later.first = 2
-    second = source(samples=2).requests(later, [0, 1], TOOLS)
+    first = source(samples=2).requests(*MIXED, [0, 1], TOOLS)
+    second = source(samples=2).requests(*step_of(TEXTS, VERDICTS, offset=2), [0, 1], TOOLS)
     assert len({r.key for r in [*first, *second]}) == 8
 
 
 def test_star_takes_own_right_samples_and_explains_the_rest():
-    star = STaR(explainer=Explainer.snapshot)
+    star = STaR(StarConf(explainer="snapshot"))
     assert shown(star) == ["1+2=3"]
-    found = star.candidates(MIXED, [0, 1], [completion("so 3")], TOOLS)
+    found = star.candidates(*MIXED, [0, 1], [completion("so 3", 1)], TOOLS)
     assert [(c.problem, c.text, c.rejected) for c in found] == [(0, "is 2", None), (1, "so 3", None)]
-    assert found[0].ids == MIXED.completions[0].ids
-    assert [c.text for c in star.choose(found, MIXED.problems)] == ["is 2", "so 3"]
-    cut_off = experience(MIXED.texts, MIXED.verdicts)
-    cut_off.completions[0] = completion("is 2", truncated=True)
-    assert star.candidates(cut_off, [0, 1], [completion("so 3")], TOOLS)[0].rejected == "truncated"
+    batch, groups = MIXED
+    assert found[0].ids == groups[0].completions[0].ids
+    assert [c.text for c in star.choose(found, batch.problems)] == ["is 2", "so 3"]
+    cut_off = replace(groups[0], completions=[completion("is 2", truncated=True), completion("")])
+    found = star.candidates(batch, groups | {0: cut_off}, [0, 1], [completion("so 3", 1)], TOOLS)
+    assert found[0].rejected == "truncated"
 
 
 def test_a_paraphrase_shows_the_solution_and_has_to_match_in_length():
-    paraphrase = ExpertParaphrase(length_ratio=1.5)
+    paraphrase = ExpertParaphrase(ParaphraseConf(length_ratio=1.5))
     assert shown(paraphrase) == ["1+1:expert 2"]  # the other problem has none
-    lengths = [len(c.ids) for c in MIXED.completions]
+    lengths = [len(text) for text in TEXTS]
     mean = sum(lengths) / len(lengths)
     texts = {"fits": "2" * round(mean), "long": "2" * round(mean * 2), "short": "2"}
     reasons = {
-        name: paraphrase.candidates(MIXED, [0], [completion(text)], TOOLS)[0].rejected for name, text in texts.items()
+        name: paraphrase.candidates(*MIXED, [0], [completion(text)], TOOLS)[0].rejected for name, text in texts.items()
     }
     assert reasons == {"fits": None, "long": "length", "short": "length"}
     no_room = replace(TOOLS, longest_prompt=len("1+1:expert 2") - 1)
-    assert paraphrase.requests(MIXED, [0, 1], no_room) == []
-    assert [(c.problem, c.rejected) for c in paraphrase.candidates(MIXED, [0, 1], [], no_room)] == [(0, "long_prompt")]
+    assert paraphrase.requests(*MIXED, [0, 1], no_room) == []
+    assert [(c.problem, c.rejected) for c in paraphrase.candidates(*MIXED, [0, 1], [], no_room)] == [(0, "long_prompt")]
 
 
 def test_an_expert_solution_is_the_data_sets_own():
-    found = ExpertSolution().candidates(MIXED, [0, 1], [], TOOLS)
+    found = ExpertSolution(ExpertConf()).candidates(*MIXED, [0, 1], [], TOOLS)
     assert [(c.problem, c.text, c.rejected) for c in found] == [(0, "expert 2", None)]
     assert found[0].ids == [*map(ord, "expert 2"), 0]
 
@@ -242,36 +251,40 @@ class FakeScorer:
         return torch.tensor([self.logps[tuple(c)] for c in completions])
 
 
+def at(step, problems=TWO):
+    return Batch(problems, [(0,), (0,)], step)
+
+
 def test_cached_explanations_leave_by_age_and_by_likelihood():
     scorer = FakeScorer()
     scorer.logps = {(1,): -0.5, (2,): -0.5}
-    cache, prompts = ExplanationCache(steps=10, max_drop=0.3), [(0,), (0,)]
-    cache.keep([candidate(0, [1]), candidate(1, [2])], TWO, prompts, 3, scorer)
+    cache = ExplanationCache(steps=10, max_drop=0.3)
+    cache.keep([candidate(0, [1]), candidate(1, [2])], at(3), scorer)
     resumed = ExplanationCache(steps=10, max_drop=0.3)
-    resumed.load_state_dict(pickle.loads(pickle.dumps(cache.state_dict())))
-    assert [(c.problem, c.ids) for c in resumed.find(TWO[::-1], prompts, 13, scorer)] == [(0, [2]), (1, [1])]
-    assert resumed.find(TWO, prompts, 14, scorer) == []  # too old
+    resumed.load_state_dict(json.loads(json.dumps(cache.state_dict())))  # plain data: a checkpoint runs no code
+    assert [(c.problem, c.ids) for c in resumed.find(at(13, TWO[::-1]), scorer)] == [(0, [2]), (1, [1])]
+    assert resumed.find(at(14), scorer) == []  # too old
     scorer.logps[(1,)] = -0.9
-    assert [c.ids for c in cache.find(TWO, prompts, 4, scorer)] == [[2]]
+    assert [c.ids for c in cache.find(at(4), scorer)] == [[2]]
     scorer.logps[(1,)] = -0.5
-    assert [c.ids for c in cache.find(TWO, prompts, 4, scorer)] == [[2]]  # what has fallen once is gone
+    assert [c.ids for c in cache.find(at(4), scorer)] == [[2]]  # what has fallen once is gone
 
 
 def test_the_cache_keeps_all_of_a_problems_explanations_without_what_was_measured():
     scorer = FakeScorer()
     scorer.logps = {(1,): -0.5, (2,): -0.5}
     cache = ExplanationCache(steps=10, max_drop=0.3)
-    cache.keep([candidate(0, [1], -0.5, 3.0), candidate(0, [2], -0.5, 2.0)], TWO, [(0,), (0,)], 3, scorer)
-    found = cache.find(TWO, [(0,), (0,)], 4, scorer)
+    cache.keep([candidate(0, [1], -0.5, 3.0), candidate(0, [2], -0.5, 2.0)], at(3), scorer)
+    found = cache.find(at(4), scorer)
     assert [(c.ids, c.answer_lift, c.logp_given_q) for c in found] == [([1], None, None), ([2], None, None)]
     scorer.logps[(1,)] = -1.5
-    assert [c.ids for c in cache.find(TWO, [(0,), (0,)], 5, scorer)] == [[2]]
+    assert [c.ids for c in cache.find(at(5), scorer)] == [[2]]
 
 
 def test_a_cache_of_zero_steps_keeps_nothing():
     cache = ExplanationCache(0, 0.0)
-    cache.keep([candidate(0, [1])], TWO, [(0,), (0,)], 3, None)
-    assert cache.find(TWO, [(0,), (0,)], 3, None) == []
+    cache.keep([candidate(0, [1])], at(3), None)
+    assert cache.find(at(3), None) == []
 
 
 def test_reasoning_ends_before_the_final_statement(ladder):
@@ -299,10 +312,7 @@ def test_answer_lift_is_the_difference_of_two_likelihoods(ladder):
 
 
 def test_explain_prompts_show_question_and_answer_and_solve_prompts_do_not():
-    from expo.data.problem import Problem
-    from expo.model.prompts import Prompts
-
-    prompts = Prompts(r"{question} = ?", r"{question} = \boxed{{answer}}")
+    prompts = make_prompts(r"{question} = ?", r"{question} = \boxed{{answer}}")
     tricky = [Problem("1", "1 {answer} + 2", "3 {question}")]
     texts = []
 
@@ -320,9 +330,6 @@ def test_explain_prompts_show_question_and_answer_and_solve_prompts_do_not():
 def test_the_shipped_math_prompt_shows_the_answer_wherever_it_is_named():
     from conftest import compose_config
 
-    from expo.data.problem import Problem
-    from expo.model.prompts import Prompts
-
     conf = compose_config("dataset=math").prompts
     seen = []
 
@@ -331,7 +338,7 @@ def test_the_shipped_math_prompt_shows_the_answer_wherever_it_is_named():
             seen.extend(chat[-1]["content"] for chat in chats)
             return [[1]]
 
-    Prompts(conf.solve, conf.explain).explain_ids(Spy(), [Problem("1", "What is 1+1?", "2")])
+    Prompts(conf).explain_ids(Spy(), [Problem("1", "What is 1+1?", "2")])
     assert "answer is 2." in seen[0]
     assert r"\boxed{2}" in seen[0]
     assert "{answer}" not in seen[0]

@@ -8,10 +8,11 @@ from conftest import compose_config
 from test_train import run
 
 from expo import cli
+from expo.commands import report as command
 from expo.config import UserError
-from expo.report import charts, command
+from expo.report import charts
 from expo.report.page import Page, RunData, write
-from expo.tables.aggregate import samples_of
+from expo.runs.reading import samples_of
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +44,8 @@ def test_a_run_is_shown_with_curves_samples_counts_and_cost(directory, capsys):
 def test_the_log_probabilities_are_those_of_the_policy_after_the_step(directory):
     import pyarrow.parquet
     import torch
-    from hydra.utils import instantiate
 
+    from expo.config import build
     from expo.model.policy import load_policy, token_batch, token_logp
 
     rows = pyarrow.parquet.read_table(directory / "completions" / "train-step000002.parquet").to_pylist()
@@ -55,7 +56,7 @@ def test_the_log_probabilities_are_those_of_the_policy_after_the_step(directory)
     cfg = compose_config("dataset=ladder_level5")
     from expo.data.problem import Problem
 
-    prompt = instantiate(cfg.prompts).solve_ids(tokenizer, [Problem("", row["question"], row["answer"])])
+    prompt = build(cfg.prompts).solve_ids(tokenizer, [Problem("", row["question"], row["answer"])])
     ids = tokenizer(" ".join(row["positive_tokens"]), add_special_tokens=False)["input_ids"]
     batch = token_batch(prompt, [ids], tokenizer.pad_token_id, torch.device("cpu"))
     expected = token_logp(model.eval(), batch, 1)[batch.mask.bool()]

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from expo.config import RolloutConf
 from expo.data import ladder as world
 from expo.model.policy import score, token_batch
 from expo.rollout.engine import Request, Sampling
@@ -17,7 +18,7 @@ def setting(ladder):
     solve, explain = prompts.solve_ids(tokenizer, problems), prompts.explain_ids(tokenizer, problems)
     rows = [tuple(ids) for pair in zip(solve, explain, strict=True) for ids in pair for _ in range(2)]
     requests = [Request(prompt, Key(7, 0, 3, i)) for i, prompt in enumerate(rows)]
-    engine = TransformersEngine(model, tokenizer, batch_size=64)
+    engine = TransformersEngine(RolloutConf(batch_size=64), model, tokenizer)
     return model, tokenizer, engine, requests
 
 
@@ -67,7 +68,7 @@ def test_end_of_sequence_and_truncation(setting):
 
 def test_small_batches_change_nothing(setting):
     model, tokenizer, engine, requests = setting
-    small = TransformersEngine(model, tokenizer, batch_size=5)
+    small = TransformersEngine(RolloutConf(batch_size=5), model, tokenizer)
     assert [c.ids for c in small.generate(requests, PLAIN)] == [c.ids for c in engine.generate(requests, PLAIN)]
 
 

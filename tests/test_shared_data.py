@@ -2,15 +2,17 @@
 
 import pytest
 from conftest import SHARED, compose_config
-from hydra.utils import instantiate
 
-from expo.verifier.pool import Verdict, Verifier, _Worker
+from expo.config import build
+from expo.verifier.answers import Verdict
+from expo.verifier.pool import Verifier
+from expo.verifier.worker import Worker
 
 pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason="the data sets are not part of the repository")
 
 
 def problems_of(*overrides):
-    return instantiate(compose_config(*overrides).dataset, _convert_="object").whole()
+    return build(compose_config(*overrides).dataset).whole()
 
 
 @pytest.mark.parametrize(
@@ -31,7 +33,7 @@ def test_every_solution_is_right_about_itself(overrides, count, share):
 
 def test_the_parser_agrees_without_the_fast_path():
     problems = problems_of("dataset=math", f"dataset.path={SHARED}/math/test.jsonl")[::25]
-    worker = _Worker(1024)
+    worker = Worker(1024)
     verdicts = [worker.judge(p.answer, p.answer, 5.0)[0] for p in problems]
     worker.kill()
     assert verdicts.count(Verdict.CORRECT) >= 0.995 * len(problems)

@@ -13,17 +13,19 @@ import psutil
 import pyarrow.parquet
 import pytest
 import wandb
-from expo.experiments import plan as plans
-from expo.experiments import table
+from conftest import compose_config
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from expo import cli, config
-from expo.commands.train import step_of
+from expo.commands import report as command
+from expo.commands import table
 from expo.config import UserError
-from expo.report import command
+from expo.runs.checkpoints import step_of
 from expo.runs.offline import read_offline
-from expo.tables.aggregate import by_step, final_rows, measured_values, pass_values, stack, statistic
+from expo.runs.reading import by_step, final_rows
+from expo.tables import plan as plans
+from expo.tables.aggregate import measured_values, pass_values, stack, statistic
 from expo.tables.cost import DEVICES, estimate, shape
 from expo.tables.launch import own_gpu
 from expo.tables.render import markdown
@@ -52,7 +54,6 @@ def small(tmp_path, monkeypatch):
     (folder / "plan.yaml").write_text(PLAN)
     (folder / "paper.yaml").write_text("exp: {MATH: 12.5}\ngrpo: {MATH: null}\n")
     monkeypatch.setattr(plans, "EXPERIMENTS", tmp_path / "experiments")
-    monkeypatch.setattr(table, "EXPERIMENTS", tmp_path / "experiments")
     return folder
 
 
@@ -74,7 +75,6 @@ def test_a_table_is_made_once_and_rendered_beside_the_paper(small, tmp_path, cap
     assert "not known" in text
     results = small / "results" / "cpu"
     assert (results / "curves.svg").is_file()
-    monkeypatch.setattr(command, "EXPERIMENTS", small.parent)
     assert command.main(["small", f"output={tmp_path / 'report.html'}"]) == 0
     html = (tmp_path / "report.html").read_text()
     assert "<h1>Small</h1>" in html
@@ -155,7 +155,9 @@ def test_mistakes_on_the_command_line_are_one_line(small):
 @pytest.mark.parametrize("name", sorted(p.parent.name for p in plans.EXPERIMENTS.glob("*/plan.yaml")))
 def test_every_plan_of_the_repository_composes_at_every_scale(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where nothing that `prepare` makes is there yet
-    for scale in ("cpu", "gpu1", "paper"):
+    scales = plans.load_plan(name).scales
+    assert {"cpu", "gpu1", "paper"} <= set(scales) or name == "demo"
+    for scale in scales:
         plan = plans.load_plan(name, scale)
         runs = plans.plan_runs(name, plan, scale, None, [])
         trained = [run for run in runs if run.command == "train"]
@@ -223,8 +225,8 @@ def test_the_command_is_known():
 
 def sweep_command(tmp_path, output, *arguments):
     script = (
-        "import sys, pathlib; from expo.experiments import plan, table\n"
-        f"plan.EXPERIMENTS = table.EXPERIMENTS = pathlib.Path({str(tmp_path / 'experiments')!r})\n"
+        "import sys, pathlib; from expo.tables import plan; from expo.commands import table\n"
+        f"plan.EXPERIMENTS = pathlib.Path({str(tmp_path / 'experiments')!r})\n"
         "sys.exit(table.main(sys.argv[1:]))"
     )
     return [sys.executable, "-c", script, "small", f"output_dir={tmp_path / output}", *arguments]
@@ -404,7 +406,7 @@ def test_runs_go_through_submitit_too(small, tmp_path):
 
 def test_the_slurm_launcher_is_submitits_with_a_gpu_per_run():
     config.register()
-    with initialize_config_dir(str(cli.conf_dir()), version_base="1.3"):
+    with initialize_config_dir(str(config.conf_dir()), version_base="1.3"):
         cfg = compose("config", ["hydra/launcher=slurm", "hydra.launcher.partition=gpu"], return_hydra_config=True)
     launcher = cfg.hydra.launcher
     assert launcher._target_ == "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"
@@ -436,8 +438,6 @@ def test_costs_by_hand():
     assert shape("Qwen/Qwen2.5-0.5B-Instruct").parameters == 494_032_768
     assert shape("meta-llama/Llama-3.2-1B-Instruct").parameters == 1_235_814_400
     overrides = ["model=qwen2.5-3b-instruct", "dataset=math", "algorithm=grpo", "trainer.precision=bf16-mixed"]
-    from conftest import compose_config
-
     run = plans.PlannedRun("grpo", 0, overrides, compose_config(*overrides))
     cost = estimate(run, "h200")
     cfg = run.cfg
@@ -467,8 +467,6 @@ def test_ctrl_c_stops_the_runs_of_a_table_with_checkpoints(small, tmp_path):
 
 def test_the_runs_of_a_table_are_a_group_in_wandb(small):
     runs = plans.plan_runs("small", plans.load_plan("small"), "cpu", [0], ["logger=wandb"])
-    from conftest import compose_config
-
     cfg = compose_config(*runs[1].overrides)
     assert (cfg.logger.wandb.group, cfg.logger.wandb.job_type) == ("small", "exp")
     assert cfg.logger.wandb.tags == ["cpu", "ladder_level5", "ladder"]

@@ -15,8 +15,9 @@ import wandb
 from conftest import compose_config
 
 from expo import config
-from expo.commands.train import newest_checkpoint, train
+from expo.commands.train import train
 from expo.config import UserError, check
+from expo.runs.checkpoints import newest_checkpoint
 from expo.runs.offline import read_offline
 
 SMALL = [
@@ -140,7 +141,7 @@ def test_grpo_does_not_move_where_no_rollout_is_right(tmp_path):
     from expo.model.policy import load_policy
 
     trained = {k.removeprefix("policy."): v for k, v in weights(directory).items() if k.startswith("policy.")}
-    base = load_policy("ladder")[0].state_dict()
+    base = load_policy(config.ModelConf(path="ladder"))[0].state_dict()
     assert all(torch.equal(trained[name], base[name]) for name in base)
 
 
@@ -177,7 +178,7 @@ def test_evaluate_reads_what_train_saved(tmp_path, capsys):
 
 
 def test_a_gradient_that_is_no_number_stops_or_is_skipped(tmp_path, monkeypatch):
-    from expo import losses
+    from expo.algorithms import losses
 
     monkeypatch.setattr(losses, "sft_loss", lambda logp: -logp * float("nan"))
     code, directory = run(tmp_path, "trainer.max_steps=2")

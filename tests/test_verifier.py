@@ -2,7 +2,9 @@ import threading
 
 import pytest
 
-from expo.verifier.pool import Verdict, Verifier, fast_verdict, last_boxed
+from expo.config import VerifierConf
+from expo.verifier.answers import Verdict, fast_verdict, last_boxed
+from expo.verifier.pool import Verifier
 
 HOSTILE = [
     "9^{9^{9^{9^9}}}", "2^{2^{2^{2^{2^{2}}}}}", "10^{10^{10^{10}}}", "(10^{10})!", "99999999!", "((9!)!)!", "7!!!!!!!",
@@ -18,7 +20,7 @@ HOSTILE = [
 
 @pytest.fixture(scope="module")
 def verifier():
-    with Verifier(workers=2, timeout_s=1.5, memory_mb=512) as verifier:
+    with Verifier(VerifierConf(workers=2, timeout_s=1.5, memory_mb=512)) as verifier:
         yield verifier
 
 
@@ -72,7 +74,7 @@ def test_verdicts():
         (r"\boxed{" + "1+" * 5000 + "1}", "3"): Verdict.UNPARSEABLE,
     }
     completions, golds = zip(*cases, strict=True)
-    with Verifier(workers=1, timeout_s=60) as patient:  # a busy machine is no reason for another verdict
+    with Verifier(VerifierConf(workers=1, timeout_s=60)) as patient:  # a busy machine is no reason for another verdict
         assert patient.verify(completions, golds) == list(cases.values())
 
 
@@ -92,7 +94,7 @@ def test_infinity_equals_no_number_whatever_the_hash_seed(seed):
     import subprocess
     import sys
 
-    script = r"from expo.verifier.pool import _judge; print(_judge(r'\infty^\infty', '12').value)"
+    script = r"from expo.verifier.answers import judge; print(judge(r'\infty^\infty', '12').value)"
     done = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,
@@ -114,9 +116,9 @@ def test_a_worker_that_dies_idle_is_replaced():
     import os
     import signal
 
-    from expo.verifier.pool import _Worker
+    from expo.verifier.worker import Worker
 
-    worker = _Worker(512)
+    worker = Worker(512)
     os.kill(worker.process.pid, signal.SIGKILL)
     worker.process.join()
     assert worker.judge("0.5", r"\frac{1}{2}", 3.0)[0] is Verdict.CORRECT
@@ -124,13 +126,14 @@ def test_a_worker_that_dies_idle_is_replaced():
 
 
 def test_a_pool_that_cannot_start_a_worker_says_so(monkeypatch):
-    from expo.verifier.pool import VerifierError, _Worker
+    from expo.verifier.pool import VerifierError
+    from expo.verifier.worker import Worker
 
     def no_process(self):
         raise OSError("no more processes")
 
-    monkeypatch.setattr(_Worker, "_spawn", no_process)
-    broken = Verifier(workers=1)
+    monkeypatch.setattr(Worker, "_spawn", no_process)
+    broken = Verifier(VerifierConf(workers=1))
     for _ in range(2):
         with pytest.raises(VerifierError, match="worker"):
             broken.verify([r"\boxed{0.5}"], [r"\frac12"])
@@ -146,7 +149,7 @@ def test_works_from_any_thread(verifier):
 
 
 def test_closing_twice_and_using_again(verifier):
-    with Verifier(workers=1) as other:
+    with Verifier(VerifierConf(workers=1)) as other:
         assert other.verify([r"\boxed{0.5}"], [r"\frac12"]) == [Verdict.CORRECT]
         other.close()
         assert other.verify([r"\boxed{0.5}"], [r"\frac12"]) == [Verdict.CORRECT]

@@ -12,9 +12,8 @@ import psutil
 import pytest
 import torch
 from conftest import compose_config
-from hydra.utils import instantiate
 
-from expo.config import EngineError, Transfer, UserError, VLLMConf
+from expo.config import EngineError, UserError, VLLMConf, build
 from expo.data.ladder import generate
 from expo.model.policy import score, token_batch
 from expo.model.small import ladder_model, ladder_tokenizer
@@ -51,7 +50,7 @@ def change(model, seed: int, size: float = 0.02) -> None:
 
 def requests(tokenizer, count: int) -> list[Request]:
     problems = [p for level in (2, 5) for p in generate(level, "test", count // 4)]
-    prompts = instantiate(compose_config().prompts)
+    prompts = build(compose_config().prompts)
     rows = [*prompts.solve_ids(tokenizer, problems), *prompts.explain_ids(tokenizer, problems)]
     return [Request(tuple(ids), Key(7, 0, 3, i)) for i, ids in enumerate(rows)]
 
@@ -67,7 +66,7 @@ def worst_gap(model, completions, temperature: float = 1.0) -> float:
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
 def setting(request):
     model, tokenizer = policy(request.param)
-    engine = VLLMEngine(model, tokenizer, CONF)
+    engine = VLLMEngine(CONF, model, tokenizer)
     yield model, tokenizer, engine
     engine.close()
 
@@ -78,7 +77,7 @@ class TestInProcess:
     def test_greedy_completions_are_those_of_transformers(self, setting):
         model, tokenizer, engine = setting
         asked = requests(tokenizer, 64)
-        ours = TransformersEngine(model, tokenizer, 64).generate(asked, GREEDY)
+        ours = TransformersEngine(CONF, model, tokenizer).generate(asked, GREEDY)
         theirs = engine.generate(asked, GREEDY)
         assert len({tuple(c.ids) for c in ours}) > 8
         assert [(c.ids, c.truncated) for c in theirs] == [(c.ids, c.truncated) for c in ours]
@@ -164,7 +163,7 @@ class TestTraps:
         from expo.rollout import vllm_worker
 
         model, tokenizer = policy(tied=True)
-        engine = VLLMEngine(model, tokenizer, CONF)
+        engine = VLLMEngine(CONF, model, tokenizer)
         engine.generate(requests(tokenizer, 4), PLAIN)  # something to probe with
         monkeypatch.setattr(vllm_worker, "_repack_tied_head", lambda model: None)
         change(model, 5)
@@ -234,7 +233,7 @@ class TestTraps:
         monkeypatch.setattr(factory.WeightTransferTrainerFactory, "_registry", {"nccl": lambda: Sender})
         monkeypatch.setattr(vllm_engine, "nccl_info", lambda: Info(rank=0))
         model, tokenizer = policy(tied=False)
-        engine = VLLMEngine(model, tokenizer, replace(CONF, transfer=Transfer.nccl))
+        engine = VLLMEngine(replace(CONF, transfer="nccl"), model, tokenizer)
         assert wire["met"]
         for seed in range(2):
             change(model, seed)
@@ -251,7 +250,7 @@ class TestTraps:
 
         base, tokenizer = policy(tied=True)
         model = get_peft_model(base, LoraConfig(r=4, lora_alpha=6, target_modules="all-linear"))
-        engine = VLLMEngine(model, tokenizer, replace(CONF, merge_lora=merged, separate=separate))
+        engine = VLLMEngine(replace(CONF, merge_lora=merged, separate=separate), model, tokenizer)
         sent = []
         monkeypatch.setattr(
             engine,
@@ -356,10 +355,10 @@ def test_an_engine_starts_where_it_sees_its_own_gpu_alone(monkeypatch, seen, get
     monkeypatch.setattr(VLLMEngine, "_start", start)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(EngineError, match=f"sees {gets}$"):
-        VLLMEngine(*policy(tied=True), replace(CONF, separate=True, device=1))
+        VLLMEngine(replace(CONF, separate=True, device=1), *policy(tied=True))
     assert os.environ.get("CUDA_VISIBLE_DEVICES") == seen
     with pytest.raises(UserError, match=r"rollout.device=2: there are 2 GPUs"):
-        VLLMEngine(*policy(tied=True), replace(CONF, separate=True, device=2))
+        VLLMEngine(replace(CONF, separate=True, device=2), *policy(tied=True))
 
 
 @pytest.mark.parametrize("lora", [False, True])
