@@ -99,6 +99,9 @@ def _reporting(run: Callable[[], int]) -> int:
         return error.code
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # whoever read our output has had enough, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except EngineError as error:
         return _complain(str(error), 1)
     except UserError as error:

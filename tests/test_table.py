@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -31,6 +32,8 @@ from expo.tables.launch import own_gpu
 from expo.tables.render import markdown
 from expo.tables.sweep import View, until_over
 
+# Identities of every planned run in version 0.1: what was finished then is not made again.
+GOLDEN = json.loads(Path(__file__).with_name("golden_identities.json").read_text())["tables"]
 PLAN = """
 title: Small
 columns: [pass@1, pass@4/level5]
@@ -160,6 +163,8 @@ def test_every_plan_of_the_repository_composes_at_every_scale(name, tmp_path, mo
     for scale in scales:
         plan = plans.load_plan(name, scale)
         runs = plans.plan_runs(name, plan, scale, None, [])
+        keys = {f"{name}/{scale}/{run.arm}/{run.seed}": run for run in runs}
+        assert all(GOLDEN[key] == config.identity(run.cfg) for key, run in keys.items()) or name == "demo"
         trained = [run for run in runs if run.command == "train"]
         assert len({run.dir for run in trained}) == len(trained)
         assert {run.arm for run in runs} == set(plan.arms)

@@ -225,7 +225,9 @@ def _sigmoid(chosen: Tensor, rejected: Tensor, lengths: Tensor, beta: float, lab
 
 
 def _ipo(chosen: Tensor, rejected: Tensor, lengths: Tensor, beta: float, label_smoothing: float) -> Tensor:
-    chosen_mean, rejected_mean = torch.stack([chosen, rejected]) / lengths.clamp(min=1)
+    lengths = lengths.clamp(min=1)
+    chosen_mean: Tensor = chosen / lengths[0]
+    rejected_mean: Tensor = rejected / lengths[1]
     return (chosen_mean - rejected_mean - 1 / (2 * beta)).square()
 
 

@@ -9,7 +9,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ def qwen_model() -> PreTrainedModel:
 
 
 # Shape, rows and tokens per row. Heads of 32, which vLLM's attention on a CPU knows.
-RANDOM = {
+RANDOM: dict[str, tuple[Callable[[], Any], int, int]] = {
     "ladder": (lambda: ladder_model(0, heads=3), 128, 64),
     "ladder-large": (lambda: ladder_model(0, hidden_size=160, heads=5), 128, 64),
     "qwen2.5-0.5b": (qwen_model, 16, 32),

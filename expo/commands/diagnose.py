@@ -25,6 +25,7 @@ from expo.evaluation.samples import (
 )
 from expo.model.prompts import Prompts
 from expo.runs.directory import Run
+from expo.runs.reading import read_rows
 from expo.runs.tracking import log_measured, wandb_loggers
 from expo.step.experience import Tools
 from expo.step.positives.properties import Scorer
@@ -54,8 +55,8 @@ def diagnose(cfg: Config) -> int:
 
 
 def read_samples(directory: Path) -> Rows:
-    """Every sample of `expo diagnose`, with what was measured of it."""
-    return pyarrow.parquet.read_table(directory / "samples.parquet").to_pylist()
+    """Return every sample of `expo diagnose`, with what was measured of it."""
+    return read_rows(directory / "samples.parquet")
 
 
 def measure_samples(cfg: Config, run: Run) -> None:

@@ -53,7 +53,7 @@ def corpus_item(level: int, rng: random.Random) -> tuple[Problem, str, bool]:
     return Problem("corpus", ladder.question_text(parts), answer), completion, explain
 
 
-class Corpus(IterableDataset):
+class Corpus(IterableDataset[tuple[Tensor, Tensor]]):
     """Batches `(input_ids, labels)`, each `[B, T]`; all sequences of a batch are of one level. Endless, seeded.
 
     Args: steps_done, asked when the batches begin: a trainer knows it only after its checkpoint is loaded.
@@ -110,7 +110,7 @@ class Pretrain(LightningModule):
         self.log("loss", loss, prog_bar=True)
         return loss
 
-    def configure_optimizers(self):
+    def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, self.learning_rate, total_steps=self.max_steps + 1, pct_start=0.05, div_factor=20
@@ -134,7 +134,7 @@ class SayAndStop(Callback):
         self.signal = number
         signal.signal(number, signal.SIG_DFL)
 
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:  # type: ignore[override]
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if time.monotonic() - self.said >= SAY_EVERY_S:
             self.said = time.monotonic()
             loss = trainer.callback_metrics["loss"]

@@ -3,12 +3,11 @@
 import json
 from pathlib import Path
 
-import pyarrow.parquet
 from omegaconf import OmegaConf
 
 from expo.config import UserError, make_folder, take_options
 from expo.report.page import Page, RunData, write
-from expo.runs.reading import final_rows, read_lines, read_summary, samples_of
+from expo.runs.reading import final_rows, read_lines, read_rows, read_summary, samples_of
 from expo.tables.plan import known_tables, load_plan, results_folder
 from expo.tables.render import made_by, rows_of
 
@@ -70,7 +69,7 @@ def read_table(folder: Path) -> tuple[Page, list[RunData]]:
             f"{folder}: made by another plan (no {error} in it); render it again with expo table {name}"
         ) from error
     tables = {
-        part: pyarrow.parquet.read_table(path).to_pylist() if (path := folder / f"{part}.parquet").is_file() else []
+        part: read_rows(path) if (path := folder / f"{part}.parquet").is_file() else []
         for part in ("metrics", "completions", "samples")
     }
     runs = []

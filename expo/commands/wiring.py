@@ -120,7 +120,7 @@ def rollout_sampling(cfg: Config) -> Sampling:
 
 def longest_prompt(cfg: Config, model: PreTrainedModel) -> int:
     """Return the tokens of the longest prompt that may show a solution or a hint: the model needs room for a completion after it."""
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limit: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     room = [limit - cfg.rollout.max_completion_tokens] if limit else []
     return min([cfg.rollout.longest_prompt, *room])
 

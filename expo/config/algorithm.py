@@ -91,7 +91,7 @@ class SFTConf(PositivesOnlyConf):
         )
 
 
-@option("algorithm", "dpo")
+@option("algorithm", "dpo", alone=False)
 @dataclass
 class DPOConf(PositivesOnlyConf):
     """DPO. `positives.weight` is the weight of its SFT term on the chosen completion (RPO); 0: none."""

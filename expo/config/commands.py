@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from expo.config.run import Config
 
 
-@option("prompts", "prompts", formerly="expo.prompts.Prompts")
+@option("prompts", "prompts", formerly="expo.prompts.Prompts", alone=False)
 @dataclass
 class PromptsConf:
     """Templates over {question} and others. Placeholders are replaced literally: LaTeX braces need no escaping."""

@@ -19,7 +19,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
 from expo.config.errors import UserError
-from expo.config.key import OPTIONS, check_values, nodes
+from expo.config.key import ALONE, OPTIONS, check_values, nodes
 from expo.config.run import Config
 
 # Names of modules with options of a user's own, comma-separated; installed packages name theirs as entry points.
@@ -78,6 +78,19 @@ def register() -> None:
     store.store(name="config_schema", node=Config)
     for (group, name), node in OPTIONS.items():
         store.store(group=f"schema/{group}", name=name, node=node)
+    for group, name in without_file():
+        schema = f"/schema/{group}/{name}"
+        if group == "algorithm":  # whose name is the run's
+            whole = {"defaults": [f"{schema}@algorithm", "_self_"], "name": name}
+            store.store(group=group, name=name, node=whole, package="_global_")
+        else:
+            store.store(group=group, name=name, node={"defaults": [f"{schema}@_here_"]})
+
+
+def without_file() -> list[tuple[str, str]]:
+    """Return the options that can be picked and have no YAML file."""
+    folders = config_folders()
+    return sorted(o for o in ALONE if not any((folder / o[0] / f"{o[1]}.yaml").is_file() for folder in folders))
 
 
 def compose_config(overrides: Sequence[str]) -> Config:

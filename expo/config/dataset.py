@@ -116,7 +116,7 @@ class Gsm8kConf(DatasetConf):
     _target_: str = "expo.data.readers.GSM8K"
 
 
-@option("dataset", "columns")
+@option("dataset", "columns", alone=False)
 @dataclass
 class TableConf(DatasetConf):
     """Any data set with a question and an answer column."""

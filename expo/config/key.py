@@ -108,20 +108,25 @@ def declaration(f: "dataclasses.Field[Any]") -> Declaration:
 
 # (group, option) -> the dataclass with its keys.
 OPTIONS: dict[tuple[str, str], type] = {}
+# Those of them that need no YAML file to be picked.
+ALONE: set[tuple[str, str]] = set()
 # `_target_` -> what it was called when the identities of finished runs were made.
 FORMER: dict[str, str] = {}
 Node = TypeVar("Node", bound=type)
 
 
-def option(group: str, name: str, formerly: str = "") -> Callable[[Node], Node]:
-    """Register a config dataclass as `schema/<group>/<name>`, from which YAML files of `conf/<group>` take their keys.
+def option(group: str, name: str, formerly: str = "", alone: bool = True) -> Callable[[Node], Node]:
+    """Register a config dataclass: YAML files of `conf/<group>` take its keys by `/schema/<group>/<name>@…`.
 
-    Args: formerly, the older name of its `_target_`, under which it goes into the identity, so that runs that were
-    finished before it moved stay finished.
+    Without a YAML file of its name it can be picked as `<group>=<name>` all the same, at its defaults; with alone=False
+    it cannot. Args: formerly, the older name of its `_target_`, under which it goes into the identity, so that runs that
+    were finished before it moved stay finished.
     """
 
     def register(node: Node) -> Node:
         OPTIONS[group, name] = node
+        if alone:
+            ALONE.add((group, name))
         if formerly:
             FORMER[node._target_] = formerly  # type: ignore[attr-defined]
         return node

@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from expo.config.compose import config_folders, plugins
+from expo.config.compose import config_folders, plugins, without_file
 from expo.config.errors import UserError
 from expo.config.key import OPTIONS, declaration
 from expo.config.run import Config
@@ -15,7 +15,8 @@ from expo.config.run import Config
 def options_of(group: str) -> list[str]:
     """Return what can follow `group=`: the YAML files of the config folders."""
     files = [file for folder in config_folders() for file in (folder / group).glob("*.yaml")]
-    return sorted({file.stem for file in files})
+    registered = [name for of_group, name in without_file() if of_group == group]
+    return sorted({*(file.stem for file in files), *registered})
 
 
 def groups() -> list[str]:

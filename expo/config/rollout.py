@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from expo.config.run import Config
 
 
-@option("rollout", "engine", formerly="expo.rollout.transformers_engine.TransformersEngine")
+@option("rollout", "engine", alone=False)
 @dataclass
 class RolloutConf:
     """transformers, in the trainer's process, on the trainer's own weights."""

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from expo.config.run import Config
 
 
-@option("trainer", "trainer")
+@option("trainer", "trainer", alone=False)
 @dataclass
 class TrainerConf:
     """The size of a run, and what it runs on."""

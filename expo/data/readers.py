@@ -119,7 +119,8 @@ class Reader:
             return self._hub_rows(split)
         if path.endswith(".parquet"):
             try:
-                return pyarrow.parquet.read_table(path).to_pylist()
+                rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path).to_pylist()
+                return rows
             except pyarrow.ArrowException as error:
                 reason = str(error).splitlines()[0]
                 raise UserError(
@@ -140,7 +141,8 @@ class Reader:
                 f"dataset.hub_id={self.conf.hub_id}: cannot be read ({str(error).splitlines()[0]}); "
                 "check the id and your network, or set dataset.path to a local file"
             ) from error
-        return datasets.concatenate_datasets(parts)
+        whole: Iterable[dict[str, Any]] = datasets.concatenate_datasets(parts)
+        return whole
 
 
 def _json_row(line: bytes) -> dict[str, Any] | BadRow:

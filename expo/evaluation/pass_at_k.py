@@ -18,7 +18,8 @@ def pass_at_k(samples: int, correct: Sequence[int], k: int) -> np.ndarray:
         raise ValueError(f"pass@{k} needs 1 <= k <= {samples} samples")
     wrong = samples - np.asarray(correct)[:, None]  # [P, 1]
     factors = 1 - k / np.arange(1, samples + 1)  # [n]: 1 - k / i, of which those with i > n - c count
-    return 1 - np.where(np.arange(1, samples + 1) > wrong, factors, 1.0).clip(min=0).prod(axis=1)
+    missed: np.ndarray = np.where(np.arange(1, samples + 1) > wrong, factors, 1.0).clip(min=0).prod(axis=1)
+    return 1 - missed
 
 
 def interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:

@@ -55,8 +55,9 @@ def random_policy(conf: RandomTinyConf) -> tuple[PreTrainedModel, PreTrainedToke
 
 
 def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy in evaluation mode that takes no gradients: the reference policy."""
-    return copy.deepcopy(model).eval().requires_grad_(False)
+    """Return a copy in evaluation mode that takes no gradients: the reference policy."""
+    frozen: PreTrainedModel = copy.deepcopy(model).eval().requires_grad_(False)
+    return frozen
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,11 @@ class Prompts:
         self.conf = conf
 
     def solve_ids(self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]) -> list[list[int]]:
-        """Token ids of `q` for each problem, ending where the completion begins."""
+        """Return token ids of `q` for each problem, ending where the completion begins."""
         return self._ids(tokenizer, [_fill(self.conf.solve, question=p.question) for p in problems])
 
     def explain_ids(self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]) -> list[list[int]]:
-        """Token ids of `(q, a*)` for each problem: the prompt under which the policy explains the known answer."""
+        """Return token ids of `(q, a*)` for each problem: the prompt under which the policy explains the known answer."""
         return self._ids(tokenizer, [_fill(self.conf.explain, question=p.question, answer=p.answer) for p in problems])
 
     @property
@@ -34,17 +34,17 @@ class Prompts:
         return self.conf.solve_with_hint
 
     def hint_ids(self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]) -> list[list[int]]:
-        """Token ids of the prompt that shows the answer and asks for a hint; without one, for an explanation."""
+        """Return token ids of the prompt that shows the answer and asks for a hint; without one, for an explanation."""
         template = self.conf.hint or self.conf.explain
         return self._ids(tokenizer, [_fill(template, question=p.question, answer=p.answer) for p in problems])
 
     def solve_with_hint_ids(self, tokenizer: "PreTrainedTokenizerBase", problem: Problem, hint: str) -> list[int]:
-        """Token ids of q with a hint."""
+        """Return token ids of q with a hint."""
         assert self.conf.solve_with_hint is not None
         return self._ids(tokenizer, [_fill(self.conf.solve_with_hint, question=problem.question, hint=hint)])[0]
 
     def paraphrase_ids(self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]) -> list[list[int]]:
-        """Token ids of the prompt that shows the expert's solution and asks for it in the policy's own words."""
+        """Return token ids of the prompt that shows the expert's solution and asks for it in the policy's own words."""
         assert self.conf.paraphrase is not None
         texts = [
             _fill(self.conf.paraphrase, question=p.question, answer=p.answer, solution=p.solution or "")
@@ -53,17 +53,18 @@ class Prompts:
         return self._ids(tokenizer, texts)
 
     def judge_text(self, problem: Problem, completion: str) -> str:
-        """What a judge of steps is asked."""
+        """Return what a judge of steps is asked."""
         assert self.conf.judge is not None
         return _fill(self.conf.judge, question=problem.question, answer=problem.answer, completion=completion)
 
     def answer_ids(self, tokenizer: "PreTrainedTokenizerBase", answer: str) -> list[int]:
-        """Token ids of a completion's final statement of `answer`."""
-        return tokenizer(_fill(self.conf.final, answer=answer), add_special_tokens=False)["input_ids"]
+        """Return the token ids of a completion's final statement of `answer`."""
+        ids: list[int] = tokenizer(_fill(self.conf.final, answer=answer), add_special_tokens=False)["input_ids"]
+        return ids
 
     @property
     def final_marker(self) -> str:
-        """What stands before the answer in a completion's final statement."""
+        """Return what stands before the answer in a completion's final statement."""
         return self.conf.final.partition("{answer}")[0]
 
     def _ids(self, tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[list[int]]:
@@ -71,7 +72,9 @@ class Prompts:
         if not texts:
             return []
         chats = [[*system, {"role": "user", "content": text}] for text in texts]
-        ids: Any = tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=True, return_dict=False)
+        options: dict[str, Any] = {"add_generation_prompt": True, "tokenize": True, "return_dict": False}
+        made: Any = tokenizer.apply_chat_template(chats, **options)
+        ids: list[list[int]] = made
         return ids
 
 

@@ -355,12 +355,14 @@ def kv_bytes(model: PreTrainedModel, dtype: torch.dtype) -> int:
     """Bytes of keys and values per token."""
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    return 2 * config.num_hidden_layers * heads * head_size(model) * dtype.itemsize
+    layers: int = config.num_hidden_layers
+    return 2 * layers * int(heads) * head_size(model) * dtype.itemsize
 
 
 def head_size(model: PreTrainedModel) -> int:
+    """Return the width of an attention head."""
     config = model.config.get_text_config()
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def memory_share(weights: int, cached: int, total: int) -> float:

@@ -20,7 +20,7 @@ def open_transfer(llm: Any, info: Any, weights: Weights) -> Any:
         ParamMeta(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in weights()
     ]  # once: the same at every send
 
-    class Source(WeightSource):
+    class Source(WeightSource):  # type: ignore[misc]  # without vLLM installed it is of no known type
         def metadata(self) -> list[ParamMeta]:
             return described
 

@@ -45,6 +45,6 @@ def stop_runs(number: int, frame: FrameType | None) -> None:
 def _alive(process: psutil.Process) -> bool:
     """Whether it still works: one that has ended stays a zombie as long as its suspended parent does not fetch it."""
     try:
-        return process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False

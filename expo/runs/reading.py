@@ -12,29 +12,29 @@ Curve = tuple[list[tuple[int, float]], list[tuple[int, float]]]
 
 
 def read_lines(directory: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl, without a line that is being written."""
+    """Return metrics.jsonl, without a line that is being written."""
     path = directory / "metrics.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.is_file() else []
 
 
 def read_curve(directory: Path, metric: str = "pass@4") -> Curve:
-    """(step, mean reward) of training and (step, metric) of evaluations."""
+    """Return (step, mean reward) of training and (step, metric) of evaluations."""
     return read_points(directory, "reward/mean"), read_points(directory, metric)
 
 
 def read_points(directory: Path, name: str) -> list[tuple[int, float]]:
-    """(step, value) of one scalar, where it is defined."""
+    """Return (step, value) of one scalar, where it is defined."""
     return [(line["step"], line[name]) for line in read_lines(directory) if line.get(name) is not None]
 
 
 def read_summary(directory: Path) -> dict[str, Any]:
-    """The run's summary, {} where there is none."""
+    """Return the run's summary, {} where there is none."""
     path = directory / "summary.json"
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def by_step(runs: Sequence[Sequence[tuple[float, float]]]) -> tuple[list[float], list[list[float]]]:
-    """Steps, and at each the values of the runs that have one there. Args: (step, value) points of each run."""
+    """Return the steps, and at each the values of the runs that have one there. Args: (step, value) points of each run."""
     values: dict[float, list[float]] = defaultdict(list)
     for run in runs:
         for step, value in run:
@@ -42,19 +42,25 @@ def by_step(runs: Sequence[Sequence[tuple[float, float]]]) -> tuple[list[float],
     return sorted(values), [values[step] for step in sorted(values)]
 
 
+def read_rows(path: Path, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Return the rows of a parquet file, or some columns of them."""
+    rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path, columns=columns).to_pylist()
+    return rows
+
+
 def final_rows(directory: Path) -> list[dict[str, Any]]:
-    """Every completion of the last evaluation."""
-    return pyarrow.parquet.read_table(max((directory / "completions").glob("eval*.parquet"))).to_pylist()
+    """Return every completion of the last evaluation."""
+    return read_rows(max((directory / "completions").glob("eval*.parquet")))
 
 
 SAMPLES = 6  # problems of a training step that are kept beside a table
 
 
 def samples_of(directory: Path) -> list[dict[str, Any]]:
-    """The hardest problems of the run's last logged training step: their positive, first rollout, and how many rollouts are right."""
+    """Return the hardest problems of the run's last logged training step: their positive, first rollout, and how many rollouts are right."""
     files = sorted((directory / "completions").glob("train-*.parquet"))
     problems: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in pyarrow.parquet.read_table(files[-1]).to_pylist() if files else []:
+    for row in read_rows(files[-1]) if files else []:
         problems[row["problem"]].append(row)
     found = [
         rows[0]

@@ -41,7 +41,7 @@ class JsonlLogger(Logger):
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """config.yaml has them."""
 
-    def log_metrics(self, metrics: Mapping[str, float | None], step: int | None = None) -> None:  # type: ignore[override]
+    def log_metrics(self, metrics: Mapping[str, float | None], step: int | None = None) -> None:
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step} | dict(metrics)) + "\n")
 

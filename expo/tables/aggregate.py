@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pyarrow.parquet
 
 from expo.config import UserError
 from expo.evaluation.pass_at_k import interval, pass_at_k
-from expo.runs.reading import final_rows, read_lines, read_summary, samples_of
+from expo.runs.reading import final_rows, read_lines, read_rows, read_summary, samples_of
 from expo.tables.plan import MEASURED, Arm, Command, Plan, PlannedRun, columns_of
 
 # What a table needs of the samples of `expo diagnose`.
@@ -48,7 +48,7 @@ def measured_values(rows: Rows, metric: str, kind: str | None) -> Values:
 def values_of(arm: Arm, directory: Path, metrics: Sequence[str]) -> dict[str, Values]:
     """Of one finished run, every metric by problem."""
     if arm.command is Command.diagnose:
-        rows = pyarrow.parquet.read_table(directory / "samples.parquet", columns=SAMPLED).to_pylist()
+        rows = read_rows(directory / "samples.parquet", SAMPLED)
         return {metric: measured_values(rows, metric, arm.kind) for metric in metrics}
     rows = final_rows(directory)
     return {metric: pass_values(rows, metric) for metric in metrics}
@@ -133,13 +133,13 @@ def cost_of(directories: Collection[Path]) -> dict[str, Any]:
     }
 
 
-def _sum(directories, name: str) -> float | None:
+def _sum(directories: Iterable[Path], name: str) -> float | None:
     """Mean over runs of the sum over steps; None where there were no steps."""
     sums = [sum(line.get(name) or 0 for line in lines) for d in directories if (lines := read_lines(d))]
     return float(np.mean(sums)) if sums else None
 
 
-def _mean_over_runs(directories, name: str) -> float | None:
+def _mean_over_runs(directories: Iterable[Path], name: str) -> float | None:
     values = [line[name] for d in directories for line in read_lines(d) if line.get(name) is not None]
     return float(np.mean(values)) if values else None
 

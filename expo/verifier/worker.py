@@ -42,13 +42,14 @@ class Worker:
         self.pipe.close()
 
     def judge(self, answer: str, gold: str, timeout_s: float) -> tuple[Verdict, float]:
-        """The verdict and the worker's peak memory in MiB."""
+        """Return the verdict and the worker's peak memory in MiB."""
         if not self.process.is_alive():
             self._spawn()
         try:
             self.pipe.send((answer, gold))
             if self.pipe.poll(timeout_s):
-                return self.pipe.recv()
+                judged: tuple[Verdict, float] = self.pipe.recv()
+                return judged
             verdict = Verdict.TIMEOUT
         except (EOFError, OSError):  # died over this answer: memory limit below Python, or a crash in C
             verdict = Verdict.UNPARSEABLE
@@ -71,7 +72,7 @@ def _start_forkserver() -> None:
 
 
 def _peak_mb(pid: int | None) -> float:
-    """Peak resident memory of a process in MiB; 0 where it is gone."""
+    """Return the peak resident memory of a process in MiB; 0 where it is gone."""
     try:
         with open(f"/proc/{pid}/status") as status:
             return next((int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM")), 0.0)
