@@ -10,7 +10,7 @@ from conftest import compose_config
 from expo.commands import demo
 from expo.commands import pretrain as base_policy
 from expo.commands.pretrain import pretrain
-from expo.config import UserError
+from expo.config import ModelConf, UserError
 from expo.model.policy import load_policy
 
 
@@ -75,7 +75,7 @@ def test_pretrain_goes_on_to_the_same_weights(tmp_path, monkeypatch, capsys, end
     said = capsys.readouterr().out
     assert f"step {kept}/4" not in said
     assert f"step {kept + 1}/4" in said
-    (whole, _), (resumed, _) = (load_policy(str(tmp_path / name)) for name in ("whole", "cut"))
+    (whole, _), (resumed, _) = (load_policy(ModelConf(path=str(tmp_path / name))) for name in ("whole", "cut"))
     for left, right in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(left, right)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cut", "whole"]
@@ -92,7 +92,7 @@ def test_pretrain_makes_a_model_that_loads(tmp_path):
         "pretrain.max_steps=2", "pretrain.tokens_per_batch=300", f"pretrain.output={tmp_path / 'base'}"
     )
     pretrain(cfg)
-    model, tokenizer = load_policy(str(tmp_path / "base"))
+    model, tokenizer = load_policy(ModelConf(path=str(tmp_path / "base")))
     assert tokenizer.decode(tokenizer("(1) 3 + 4")["input_ids"]) == "(1) 3 + 4"
     assert model.num_parameters() < 500_000
     assert "pretrain.max_steps=2" in (tmp_path / "base" / "README.md").read_text()

@@ -28,15 +28,15 @@ def follow(folder: Path, *headings: str) -> tuple[list[str], list[str]]:
     """Write the files of some recipes; return their names, and the commands."""
     files, commands = [], []
     for heading in headings:
-        for kind, text in re.findall(r"```(\w+)\n(.*?)```", SECTIONS[heading], re.DOTALL):
+        for kind, title, text in re.findall(r'```(\w+)(?: title="(.+?)")?\n(.*?)```', SECTIONS[heading], re.DOTALL):
             if kind == "bash":
                 commands += text.strip().splitlines()
                 continue
-            name, _, at_the_end = text.splitlines()[0].removeprefix("# ").partition(", ")
+            name, _, at_the_end = title.partition(", ")
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             if at_the_end:
-                path.write_text(path.read_text() + text.partition("\n")[2])
+                path.write_text(f"{path.read_text()}\n\n{text}")
             else:
                 assert not path.exists()
                 path.write_text(text)

@@ -45,14 +45,14 @@ def test_the_log_probabilities_are_those_of_the_policy_after_the_step(directory)
     import pyarrow.parquet
     import torch
 
-    from expo.config import build
+    from expo.config import ModelConf, build
     from expo.model.policy import load_policy, token_batch, token_logp
 
     rows = pyarrow.parquet.read_table(directory / "completions" / "train-step000002.parquet").to_pylist()
     shown = samples_of(directory)
     assert [s["right"] for s in shown] == sorted(s["right"] for s in shown)  # the hardest first
     row = next(row for row in rows if row["positive_tokens"])
-    model, tokenizer = load_policy(str(directory / "checkpoints" / "final"))
+    model, tokenizer = load_policy(ModelConf(path=str(directory / "checkpoints" / "final")))
     cfg = compose_config("dataset=ladder_level5")
     from expo.data.problem import Problem
 
