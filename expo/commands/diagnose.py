@@ -24,7 +24,7 @@ from expo.evaluation.samples import (
     summarize,
 )
 from expo.model.prompts import Prompts
-from expo.runs.directory import Run
+from expo.runs.directory import FINISHED, Run
 from expo.runs.reading import read_rows
 from expo.runs.tracking import log_measured, wandb_loggers
 from expo.step.experience import Tools
@@ -46,7 +46,7 @@ def diagnose(cfg: Config) -> int:
     with run.alone():
         run = Run.find(cfg, run.dir)
         if run.finished:
-            print(f"{run.dir} is finished already; fresh=true makes it again")
+            print(f"{run.dir} {FINISHED}")
         else:
             measure_samples(cfg, run)
     show(cfg, read_samples(run.dir), run.summary()["problems"])

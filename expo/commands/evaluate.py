@@ -7,7 +7,7 @@ from expo.commands.wiring import load_model, make_engine, make_evaluator, set_up
 from expo.config import Config, build, run_dir
 from expo.data.readers import Reader
 from expo.model.prompts import Prompts
-from expo.runs.directory import Run
+from expo.runs.directory import FINISHED, Run
 from expo.runs.tracking import log_measured, wandb_loggers
 from expo.step.problems import within_length
 from expo.verifier.pool import Verifier
@@ -20,7 +20,7 @@ def evaluate_command(cfg: Config) -> int:
     with run.alone():
         run = Run.find(cfg, run.dir)
         if run.finished:
-            print(f"{run.dir} is finished already; fresh=true makes it again")
+            print(f"{run.dir} {FINISHED}")
         else:
             evaluate(cfg, run)
     show(cfg, run.metrics, run.summary()["problems"])

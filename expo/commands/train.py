@@ -1,123 +1,15 @@
-"""`expo train`: see one run through."""
+"""`expo train`: one run, unless it is finished."""
 
-import os
-import resource
-import sys
-from pathlib import Path
-from typing import Any, cast
-
-import torch
-from lightning import Trainer
-
-from expo.algorithms.base import Algorithm, NonFiniteGradient
-from expo.commands.wiring import build_run, set_up_process
-from expo.config import Config, EngineError, UserError
-from expo.evaluation.evaluate import Evaluator
-from expo.runs.callbacks import Evaluate, KeepCheckpoint, LogSteps, ShowProgress, Stop
-from expo.runs.checkpoints import newest_checkpoint, step_of
-from expo.runs.directory import Run
-from expo.runs.tracking import log_summary, make_loggers
-from expo.verifier.pool import Verifier
+from expo.config import Config
+from expo.runs.directory import FINISHED, Run
 
 
 def train(cfg: Config) -> int:
     """Make one run. Returns the exit code. A finished run is not made again, an unfinished one goes on from its checkpoint."""
-    set_up_process(cfg)
-    if cfg.trainer.accelerator == "gpu" and not torch.cuda.is_available():
-        raise UserError("trainer.accelerator=gpu: torch sees no GPU; use trainer.accelerator=auto or cpu")
     run = Run.find(cfg)
     if run.finished:
-        return _finished(run)
-    with Verifier(cfg.verifier) as verifier:
-        module, evaluator = build_run(cfg, verifier)
-        with run.alone():
-            run = Run.find(cfg)
-            if run.finished:  # by the process that we have waited for
-                return _finished(run)
-            run.begin()
-            return fit(cfg, run, module, evaluator)
+        print(f"{run.dir} {FINISHED}")
+        return 0
+    from expo.commands.fit import make_run  # here, since torch and its friends take seconds to import
 
-
-def _finished(run: Run) -> int:
-    print(f"{run.dir} is finished already; fresh=true makes it again")
-    return 0
-
-
-def fit(cfg: Config, run: Run, module: Algorithm, evaluator: Evaluator) -> int:
-    """Train from the newest checkpoint, or from the start, and leave the summary. Returns the exit code."""
-    checkpoint, stop = newest_checkpoint(run.dir), Stop(cfg.trainer.stop_after)
-    trainer = make_trainer(cfg, run, evaluator, stop, checkpoint)
-    run.write_summary("stopped")  # until it is done: what a SIGKILL leaves behind is a stopped run
-    try:
-        trainer.fit(module, ckpt_path=checkpoint, weights_only=False)
-    except Exception as error:
-        code = explain_failure(error, run, trainer, stop)
-        if code is None:
-            raise
-        return code
-    finally:
-        module.pipeline.engines.close()
-    return finish(cfg, run, trainer, module, evaluator, stop)
-
-
-def make_trainer(cfg: Config, run: Run, evaluator: Evaluator, stop: Stop, checkpoint: Path | None) -> Trainer:
-    """Return Lightning's trainer, one epoch of which is one step."""
-    max_steps = cfg.trainer.max_steps
-    return Trainer(
-        max_epochs=max_steps,
-        accelerator=cfg.trainer.accelerator,
-        devices=1,
-        precision=cast(Any, cfg.trainer.precision),
-        logger=make_loggers(cfg, run.dir, step_of(checkpoint) if checkpoint else 0),
-        callbacks=[
-            stop,
-            LogSteps(),
-            Evaluate(evaluator, run, cfg.evaluation.every, max_steps),
-            ShowProgress(run, max_steps, bar=sys.stderr.isatty() and "EXPO_SWEEP" not in os.environ),
-            KeepCheckpoint(run.dir / "checkpoints", cfg.trainer.checkpoint_every),
-        ],
-        reload_dataloaders_every_n_epochs=1,  # its loader knows which step it is
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-
-
-def explain_failure(error: Exception, run: Run, trainer: Trainer, stop: Stop) -> int | None:
-    """Note an error in the summary and W&B. Returns the exit code where one line on stderr says it all, else None."""
-    # A Ctrl-C reaches an engine in a process of its own, too.
-    interrupted = isinstance(error, EngineError) and stop.signal
-    if interrupted:
-        run.write_summary("stopped", step=trainer.current_epoch)
-    else:
-        run.write_summary("failed", reason=f"{type(error).__name__}: {error}", step=trainer.current_epoch)
-    log_summary(trainer.loggers, run)
-    if interrupted:
-        return 128 + stop.signal
-    if not isinstance(error, NonFiniteGradient | EngineError):
-        return None
-    remedy = "lower optimizer.learning_rate or set trainer.on_nonfinite=skip"
-    if isinstance(error, EngineError):
-        remedy = "the same command goes on from the last of them"
-    print(f"expo: {' '.join(str(error).split())}; earlier checkpoints are in {run.dir}; {remedy}", file=sys.stderr)
-    return 1
-
-
-def finish(cfg: Config, run: Run, trainer: Trainer, module: Algorithm, evaluator: Evaluator, stop: Stop) -> int:
-    """Write the last checkpoint, the model of a run that is done, and the summary. Returns the exit code."""
-    step, checkpoints = trainer.current_epoch, run.dir / "checkpoints"
-    done = step >= cfg.trainer.max_steps
-    trainer.save_checkpoint(checkpoints / f"step{step - 1:06d}.ckpt")
-    if done:
-        module.policy.save_pretrained(checkpoints / "final")
-        module.pipeline.tools.tokenizer.save_pretrained(checkpoints / "final")
-    peak = {
-        "process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "verifier_worker": evaluator.verifier.peak_mb,  # of the largest one; 0 where no answer needed a worker
-    }
-    status, k = "done" if done else "stopped", max(cfg.k)
-    run.write_summary(status, step=step, peak_memory_mb=peak)
-    log_summary(trainer.loggers, run)
-    for logger in trainer.loggers:
-        logger.finalize("success")
-    print(f"{run.dir}: {status} at step {step}, pass@{k} {run.metrics[f'pass@{k}']:.3f}")
-    return 128 + stop.signal if stop.signal and not done else 0
+    return make_run(cfg)

@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 
 from expo.config import Config, identity, make_folder, run_dir
 
+FINISHED = "is finished already; fresh=true makes it again"
 PACKAGES = ("expo", "torch", "transformers", "lightning", "hydra-core", "math-verify")
 
 

@@ -6,10 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
-import wandb
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import OmegaConf
-from wandb.errors import Error as WandbError
 
 from expo.config import Config, UserError, WandbConf, WandbLoggerConf
 from expo.runs.directory import Run, git_commit
@@ -62,6 +60,8 @@ def wandb_loggers(cfg: Config, directory: Path, command: str = "train") -> list[
     """W&B, where asked for. Its run is called as the run's directory is, so that a resumed run goes on in it."""
     if not isinstance(cfg.logger, WandbLoggerConf):
         return []
+    from wandb.errors import Error as WandbError  # here, since its import takes half a second
+
     options = asdict(cfg.logger.wandb)
     mode = options.pop("mode")
     before = "" if command == "train" else f"{command}-"
@@ -111,6 +111,9 @@ def log_finished_table(
 
     Args: rows, headings and cells; folder, the table's files; directory, where W&B's own files go.
     """
+    import wandb
+    from wandb.errors import Error as WandbError
+
     options = {key: value for key, value in asdict(conf).items() if key not in ("group", "job_type", "tags")}
     try:
         session = wandb.init(
