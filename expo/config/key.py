@@ -3,7 +3,7 @@
     clip_high: float = key(0.2, low=0, help="upper clip of the importance ratio")
 
 Everything else follows from the declaration: the check before anything is loaded, the run's identity, `--help` of a
-group, and docs/reference/keys.md.
+group, and docs/keys.md.
 """
 
 import dataclasses

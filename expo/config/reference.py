@@ -1,4 +1,4 @@
-"""The reference of all keys, from their declarations: `--help GROUP`, and docs/reference/keys.md."""
+"""The reference of all keys, from their declarations: `--help GROUP`, and docs/keys.md."""
 
 import dataclasses
 import textwrap
