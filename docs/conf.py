@@ -4,7 +4,14 @@ project = "expo"
 root_doc = "docs/index"
 extensions = ["myst_parser"]
 source_suffix = {".md": "markdown"}
-include_patterns = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/**", "experiments/**", "expo/model/assets/ladder/README.md"]
+include_patterns = [
+    "README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "docs/**",
+    "experiments/**",
+    "expo/model/assets/ladder/README.md",
+]
 myst_heading_anchors = 3
 html_theme = "furo"
 html_title = "expo"

@@ -126,7 +126,10 @@ def _run_hydra(command: str, arguments: list[str]) -> int:
 
     def task(composed: DictConfig) -> None:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
-            _run_process(command, list(HydraConfig.get().overrides.task), HydraConfig.get().launcher.get("n_jobs", 1))
+            hydra_conf = HydraConfig.get()
+            own = [s.path for s in hydra_conf.runtime.config_sources if s.provider == "command-line"]
+            folder = [f"--config-dir={path}" for path in own]
+            _run_process(command, [*folder, *hydra_conf.overrides.task], hydra_conf.launcher.get("n_jobs", 1))
             return
         try:
             cfg = typed(composed)
@@ -147,10 +150,10 @@ def _run_hydra(command: str, arguments: list[str]) -> int:
     return 0  # a sweep, or nothing but --cfg or --help
 
 
-def _run_process(command: str, overrides: list[str], jobs: int) -> None:
+def _run_process(command: str, arguments: list[str], jobs: int) -> None:
     """Make one run of a sweep in a process of its own, so that its memory is given back when it ends."""
     from expo.runs.processes import run_apart, run_environment
 
-    code = run_apart([sys.executable, "-m", "expo", command, *overrides], env=run_environment(jobs))
+    code = run_apart([sys.executable, "-m", "expo", command, *arguments], env=run_environment(jobs))
     if code:
         raise RunFailed(code)

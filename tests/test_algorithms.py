@@ -71,6 +71,7 @@ def test_expert_solutions_train_a_random_model_on_math(tmp_path, math_file):
     assert lines[0]["reward/mean"] is None  # it makes no rollouts
 
 
+@pytest.mark.runs
 def test_pairs_of_the_initial_policy_are_shared_and_those_of_later_rounds_are_not(tmp_path):
     common = ["trainer.max_steps=4", "algorithm=exp_dpo_online", "algorithm.pairs_every=2"]
     first, lines = run(tmp_path, *common)
@@ -89,6 +90,7 @@ def test_pairs_of_the_initial_policy_are_shared_and_those_of_later_rounds_are_no
     assert other[0]["pair/chosen_logp"] == lines[0]["pair/chosen_logp"]
 
 
+@pytest.mark.runs
 def test_a_falling_chosen_likelihood_is_said_once(tmp_path, caplog):
     run(
         tmp_path, "trainer.max_steps=6", "algorithm=dpo_expert_offline", "optimizer.learning_rate=3e-2",
@@ -105,6 +107,7 @@ def module(tmp_path, *overrides):
     return cfg, build_run(cfg, Verifier(cfg.verifier))[0]
 
 
+@pytest.mark.runs
 def test_a_star_round_begins_from_the_base_weights(tmp_path):
     directory, _ = run(
         tmp_path, "trainer.max_steps=3", "algorithm=star", "algorithm.restart_every=2", "optimizer.learning_rate=1e-2",
@@ -155,6 +158,7 @@ class Backwards:
         return done + self.engine.generate(more, sampling)
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize(
     ("positives", "cache"),
     [
@@ -218,6 +222,7 @@ def test_cached_explanations_are_used_again(tmp_path):
     assert [line["positive/used_frac"] for line in lines] == [1] * 4
 
 
+@pytest.mark.runs
 def test_lora_takes_its_reference_from_the_adapter_it_can_switch_off(tmp_path):
     _, dpo = module(tmp_path, "algorithm=dpo_expert_offline", "model.lora_rank=2")
     assert dpo.reference is None
@@ -230,6 +235,7 @@ def test_lora_takes_its_reference_from_the_adapter_it_can_switch_off(tmp_path):
     )
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("positives", ["wrong_answer", "shuffled_answer"])
 def test_the_controls_train_on_the_ladder(tmp_path, positives):
     # Without filters: an answer of another problem can hardly be explained.

@@ -14,6 +14,7 @@ from expo.config import ModelConf, UserError
 from expo.model.policy import load_policy
 
 
+@pytest.mark.slow
 def test_demo_writes_its_summary_curves_and_report(tmp_path, capsys):
     code = demo.main(
         [f"output={tmp_path}", "debug=tiny", "trainer.max_steps=1", "dataset.eval_limit=4", "evaluation.samples=8"]

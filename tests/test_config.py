@@ -148,6 +148,7 @@ def test_help_and_config_errors_load_nothing_heavy():
     assert done.stdout.strip() == "2 []"
 
 
+@pytest.mark.runs
 def test_identity_changes_with_what_changes_the_result_only(math_file):
     base = config.identity(compose_config())
     same = ["trainer.checkpoint_every=7", "trainer.stop_after=3", "trainer.micro_batch_size=1", "verifier.workers=1",
@@ -174,6 +175,7 @@ def test_cfg_job_shows_the_config(tmp_path):
     assert "expo.algorithms.grpo.GRPO" in done.stdout
 
 
+@pytest.mark.runs
 def test_a_model_that_cannot_be_loaded_is_one_line_too(monkeypatch, capsys, tmp_path):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text('{"model_type": "no_such_model"}')
@@ -195,6 +197,7 @@ def test_help_of_a_command_lists_options_and_no_schema(monkeypatch, capsys):
     assert "  schema" not in printed  # the group of that name is no option
 
 
+@pytest.mark.runs
 def test_pairs_are_shared_by_what_does_not_change_them_only():
     base = config.pairs_identity(compose_config("algorithm=exp_dpo_offline"))
     same = [

@@ -45,6 +45,7 @@ def test_interval_over_seeds_is_wider_where_seeds_differ():
     assert np.ptp(interval(differ)) > 0.5
 
 
+@pytest.mark.runs
 def test_diagnose_measures_every_kind_on_the_ladder(tmp_path, capsys):
     from conftest import compose_config
 
@@ -72,6 +73,7 @@ def test_diagnose_measures_every_kind_on_the_ladder(tmp_path, capsys):
     assert "self-explanation" in capsys.readouterr().out
 
 
+@pytest.mark.runs
 def test_evaluate_and_diagnose_tell_wandb_what_they_found(tmp_path, monkeypatch):
     from conftest import compose_config
 
@@ -107,6 +109,7 @@ def test_evaluate_and_diagnose_tell_wandb_what_they_found(tmp_path, monkeypatch)
         assert read_summary(directory.parent)["status"] == "done"  # a mistake costs nothing that is there
 
 
+@pytest.mark.runs
 def test_diagnose_runs_on_math_with_a_random_model(tmp_path, math_file):
     from conftest import compose_config
 

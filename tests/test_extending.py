@@ -24,11 +24,16 @@ def scratch(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def blocks(text: str) -> list[tuple[str, str, str]]:
+    """The code blocks of a page: language, title, code."""
+    return re.findall(r'```(\w+)(?: title="(.+?)")?\n(.*?)```', text, re.DOTALL)
+
+
 def follow(folder: Path, *headings: str) -> tuple[list[str], list[str]]:
     """Write the files of some recipes; return their names, and the commands."""
     files, commands = [], []
     for heading in headings:
-        for kind, title, text in re.findall(r'```(\w+)(?: title="(.+?)")?\n(.*?)```', SECTIONS[heading], re.DOTALL):
+        for kind, title, text in blocks(SECTIONS[heading]):
             if kind == "bash":
                 commands += text.strip().splitlines()
                 continue
@@ -83,6 +88,7 @@ def metrics(folder: Path, run: str) -> list[dict]:
     return [line for line in map(json.loads, path.read_text().splitlines()) if "loss/total" in line]
 
 
+@pytest.mark.runs
 def test_an_algorithm_and_a_table_are_one_file_each(tmp_path):
     folder = scratch(tmp_path)
     files, commands = follow(folder, "An algorithm from existing parts", "A table")
@@ -92,6 +98,7 @@ def test_an_algorithm_and_a_table_are_one_file_each(tmp_path):
     assert [arm["runs"] for arm in record["arms"].values()] == [1, 1]
 
 
+@pytest.mark.runs
 def test_an_update_and_a_source_are_two_files_each_and_a_data_set_is_one(tmp_path):
     folder = scratch(tmp_path)
     rows = [{"problem": f"{i} + {i}?", "result": 2 * i} for i in range(20)]
@@ -103,6 +110,7 @@ def test_an_update_and_a_source_are_two_files_each_and_a_data_set_is_one(tmp_pat
     assert sum(line["positive/used_frac"] for line in metrics(folder, "ladder/grpo")) > 0
 
 
+@pytest.mark.runs
 def test_a_package_outside_the_repository_brings_algorithm_source_and_reward(tmp_path):
     _, commands = follow(tmp_path, "From a package of your own")
     said = run(tmp_path, commands)

@@ -123,6 +123,7 @@ def test_help_of_a_group_shows_choices_default_and_meaning():
         help_of_group("nope")
 
 
+@pytest.mark.runs
 def test_the_identities_of_before_stay():
     """Taken from version 0.1: a run that was finished then is finished now."""
     for overrides, identities in GOLDEN["options"].items():

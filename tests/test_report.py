@@ -22,6 +22,7 @@ def directory(tmp_path_factory) -> Path:
     return made
 
 
+@pytest.mark.runs
 def test_a_run_is_shown_with_curves_samples_counts_and_cost(directory, capsys):
     assert command.main([str(directory)]) == 0
     assert "report.html" in capsys.readouterr().out

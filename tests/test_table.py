@@ -60,6 +60,7 @@ def small(tmp_path, monkeypatch):
     return folder
 
 
+@pytest.mark.runs
 def test_a_table_is_made_once_and_rendered_beside_the_paper(small, tmp_path, capsys, monkeypatch):
     arguments = ["small", f"output_dir={tmp_path / 'out'}"]
     assert table.main([*arguments, "dry_run=true"]) == 0
@@ -109,6 +110,7 @@ def test_a_table_is_made_once_and_rendered_beside_the_paper(small, tmp_path, cap
     assert [p.stat().st_mtime_ns for p in sorted((tmp_path / "out").glob("ladder_level5/*/summary.json"))] == written
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_named_and_the_others_go_on(small, tmp_path, capsys):
     (small / "plan.yaml").write_text(PLAN.replace("[algorithm=grpo]", "[algorithm=grpo, trainer.accelerator=gpu]"))
     assert table.main(["small", f"output_dir={tmp_path / 'out'}", "seeds=1"]) == 1
@@ -155,6 +157,7 @@ def test_mistakes_on_the_command_line_are_one_line(small):
             table.main(arguments)
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("name", sorted(p.parent.name for p in plans.EXPERIMENTS.glob("*/plan.yaml")))
 def test_every_plan_of_the_repository_composes_at_every_scale(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where nothing that `prepare` makes is there yet
@@ -317,6 +320,7 @@ def test_the_view_shows_what_runs_have_written_and_says_once_when_they_end(small
     assert capsys.readouterr().err.count("grpo-s0 done after 3 s pass@4 0.500 (1 of 2)") == 1
 
 
+@pytest.mark.slow
 def test_two_sweeps_at_once_make_every_run_once(small, tmp_path):
     commands = [sweep_command(tmp_path, "out", "seeds=1", f"results={tmp_path / name}") for name in "ab"]
     sweeps = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for command in commands]
@@ -328,6 +332,7 @@ def test_two_sweeps_at_once_make_every_run_once(small, tmp_path):
     ).read_bytes()
 
 
+@pytest.mark.slow
 def test_arms_may_evaluate_and_diagnose_and_share_a_run(small, tmp_path, capsys):
     (small / "plan.yaml").write_text(
         """
@@ -370,6 +375,7 @@ scales: {cpu: {overrides: [debug=tiny, diagnose.problems=2, diagnose.samples=2],
     assert (properties / "results" / "cpu" / "bars.svg").is_file()
 
 
+@pytest.mark.slow
 def test_a_table_with_wandb_has_a_run_of_its_own_and_models_are_made_first(small, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_SILENT", "true")
@@ -400,6 +406,7 @@ def test_a_table_with_wandb_has_a_run_of_its_own_and_models_are_made_first(small
     assert {"table", "curves"} <= keys
 
 
+@pytest.mark.slow
 def test_runs_go_through_submitit_too(small, tmp_path):
     """Its local executor stands in for Slurm: the same launcher, the same pickled jobs."""
     assert table.main(["small", f"output_dir={tmp_path / 'out'}", "seeds=1", "hydra/launcher=submitit_local"]) == 0
@@ -451,6 +458,7 @@ def test_costs_by_hand():
     assert "which has less" in str(estimate(run, "h100"))
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_the_runs_of_a_table_with_checkpoints(small, tmp_path):
     """The signal reaches the whole process group, as from a terminal; the same command goes on afterwards."""
     (small / "plan.yaml").write_text(

@@ -45,6 +45,7 @@ def weights(directory: Path) -> dict[str, torch.Tensor]:
     return checkpoint["state_dict"] | moments
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -75,6 +76,7 @@ def test_stopping_and_resuming_gives_the_same_run_bit_for_bit(tmp_path, override
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.runs
 def test_resuming_after_a_sigkill_gives_the_same_run(tmp_path):
     overrides = [*SMALL, "trainer.max_steps=12", "trainer.checkpoint_every=2", "evaluation.every=5"]
     process = expo("train", *overrides, "output_dir=parts", cwd=tmp_path)
@@ -91,6 +93,7 @@ def test_resuming_after_a_sigkill_gives_the_same_run(tmp_path):
     assert scalars(parts) == scalars(config.run_dir(whole))
 
 
+@pytest.mark.runs
 def test_a_finished_run_is_not_made_again(tmp_path, capsys):
     _, directory = run(tmp_path, "trainer.max_steps=1")
     before = (directory / "metrics.jsonl").read_text()
@@ -100,6 +103,7 @@ def test_a_finished_run_is_not_made_again(tmp_path, capsys):
     assert (directory / "metrics.jsonl").read_text() == before
 
 
+@pytest.mark.runs
 def test_the_run_directory_keeps_its_contract(tmp_path):
     _, directory = run(tmp_path, "trainer.max_steps=1", "name=contract")
     summary = json.loads((directory / "summary.json").read_text())
@@ -134,6 +138,7 @@ def test_the_run_directory_keeps_its_contract(tmp_path):
     assert any(row["positive"] for row in rows)
 
 
+@pytest.mark.runs
 def test_grpo_does_not_move_where_no_rollout_is_right(tmp_path):
     _, directory = run(tmp_path, "algorithm=grpo", "trainer.max_steps=2", "optimizer.weight_decay=0.1")
     steps = [line for line in scalars(directory) if "reward/mean" in line]
@@ -145,6 +150,7 @@ def test_grpo_does_not_move_where_no_rollout_is_right(tmp_path):
     assert all(torch.equal(trained[name], base[name]) for name in base)
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("algorithm", ["grpo", "grpo_sft_gt_cot", "exp_grpo"])
 @pytest.mark.parametrize("data", ["math", "gsm8k"])
 def test_real_formats_run_through_every_stage(tmp_path, math_file, gsm8k_file, algorithm, data):
@@ -160,6 +166,7 @@ def test_real_formats_run_through_every_stage(tmp_path, math_file, gsm8k_file, a
         assert all(line["loss/sft"] > 0 for line in scalars(directory) if "reward/mean" in line)
 
 
+@pytest.mark.runs
 def test_evaluate_reads_what_train_saved(tmp_path, capsys):
     from expo.commands.evaluate import evaluate_command
 
@@ -177,6 +184,7 @@ def test_evaluate_reads_what_train_saved(tmp_path, capsys):
     assert json.loads(summary.read_text())["metrics"]["pass@2/level1"] > 0.5
 
 
+@pytest.mark.runs
 def test_a_gradient_that_is_no_number_stops_or_is_skipped(tmp_path, monkeypatch):
     from expo.algorithms import losses
 
@@ -215,6 +223,7 @@ def expo(*arguments: str, cwd: Path) -> subprocess.Popen:
     )
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_leaves_a_checkpoint_and_its_exit_code(tmp_path, number):
     process = expo("train", *SMALL, "trainer.max_steps=100000", cwd=tmp_path)
@@ -228,6 +237,7 @@ def test_a_signal_leaves_a_checkpoint_and_its_exit_code(tmp_path, number):
     assert newest_checkpoint(directory) is not None
 
 
+@pytest.mark.slow
 def test_a_signal_to_a_sweep_reaches_its_runs(tmp_path):
     process = expo(
         "train", "-m", *SMALL, "trainer.max_steps=100000", "seed=0,1", "hydra.launcher.n_jobs=2", cwd=tmp_path
@@ -242,6 +252,7 @@ def test_a_signal_to_a_sweep_reaches_its_runs(tmp_path):
     assert all(newest_checkpoint(path.parent) for path in summaries)
 
 
+@pytest.mark.slow
 def test_a_sweep_makes_a_directory_per_run_and_goes_on_after_a_failure(tmp_path):
     process = expo("train", "-m", *SMALL, "trainer.max_steps=1", "algorithm=grpo,exp_grpo", "k=[1],[0]", cwd=tmp_path)
     output, _ = process.communicate()
@@ -254,6 +265,7 @@ def test_a_sweep_makes_a_directory_per_run_and_goes_on_after_a_failure(tmp_path)
     assert not (tmp_path / "multirun.yaml").exists()
 
 
+@pytest.mark.runs
 def test_wandb_offline_leaves_a_run_named_by_its_identity(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     arguments = [
@@ -305,6 +317,7 @@ def test_an_offline_file_is_read_as_far_as_it_is_whole(tmp_path):
         read_offline(path)
 
 
+@pytest.mark.slow
 def test_two_processes_do_not_make_the_same_run_twice(tmp_path):
     overrides = [*SMALL, "trainer.max_steps=3", "output_dir=both"]
     processes = [expo("train", *overrides, cwd=tmp_path) for _ in range(2)]
@@ -316,6 +329,7 @@ def test_two_processes_do_not_make_the_same_run_twice(tmp_path):
     assert steps == [1, 2, 3]
 
 
+@pytest.mark.runs
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, caplog):
     arguments = [
         "trainer.max_steps=3",
@@ -341,6 +355,7 @@ def test_a_run_that_learns_from_no_positive_says_so_once(tmp_path, caplog):
     assert "truncated 4" in said[0]
 
 
+@pytest.mark.runs
 def test_a_run_without_any_update_has_checkpoints_too(tmp_path):
     """Lightning's own callback skips a step in which the optimizer did nothing: all of GRPO's where every rollout is wrong."""
     command = [

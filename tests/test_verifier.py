@@ -78,6 +78,7 @@ def test_verdicts():
         assert patient.verify(completions, golds) == list(cases.values())
 
 
+@pytest.mark.slow
 def test_hostile_answers_never_raise_and_the_pool_goes_on(verifier):
     megabytes = [r"\boxed{" + c * 1_000_000 + "}" for c in ("1", "(", "{", "\\frac")]
     texts = [rf"\boxed{{{answer}}}" for answer in HOSTILE] + megabytes

@@ -70,9 +70,16 @@ def config_folders() -> list[Path]:
     return [conf_dir(), *plugins()]
 
 
+# The options that Hydra knows already: telling it takes as long as to compose a config.
+REGISTERED: dict[tuple[str, str], type] = {}
+
+
 def register() -> None:
     """Make every option known to Hydra, under the names that the YAML files use in their defaults lists."""
     plugins()
+    if REGISTERED == OPTIONS:
+        return
+    REGISTERED.update(OPTIONS)
     Plugins.instance().register(PluginFolders)
     store = ConfigStore.instance()
     store.store(name="config_schema", node=Config)

@@ -1,0 +1,118 @@
+"""What the README and docs/ tell people to type works: every command composes, and the tutorial is followed literally."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import compose_config
+from test_extending import blocks, run
+
+from expo import cli
+from expo.config import check
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXTS = {page.name: page.read_text() for page in PAGES}
+# Whose commands need what the page makes first; they are run by tests of their own.
+FOLLOWED = {"tutorial.md", "extending.md"}
+
+
+def commands(text: str) -> list[str]:
+    """The lines of a page's bash blocks, joined where they end in a backslash, without comments."""
+    lines = "\n".join(code for kind, _, code in blocks(text) if kind == "bash").replace("\\\n", " ").splitlines()
+    return [line.split(" #")[0].strip() for line in lines if line.strip()]
+
+
+EXPO = sorted({c for name, t in TEXTS.items() if name not in FOLLOWED for c in commands(t) if c.startswith("expo ")})
+
+
+def test_make_targets_exist():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"`?make ([a-z-]+)", "\n".join(line for t in TEXTS.values() for line in commands(t))))
+    named |= {target for t in TEXTS.values() for target in re.findall(r"`make ([a-z-]+)", t)}
+    assert named
+    assert named <= targets
+
+
+@pytest.mark.parametrize("line", [line for line in EXPO if "=" in line and "expo report" not in line])
+def test_every_command_composes(line, tmp_path, monkeypatch, math_file, gsm8k_file):
+    monkeypatch.chdir(tmp_path)
+    source = gsm8k_file if "gsm8k" in line else math_file
+    for name in ("train.jsonl", "test.jsonl", "mine.jsonl"):
+        (tmp_path / name).write_text(source.read_text())
+    final = tmp_path / "outputs" / "math_level5" / "RUN" / "checkpoints" / "final"
+    final.mkdir(parents=True)
+    (final / "config.json").write_text("{}")
+    _, command, *arguments = shlex.split(line)
+    if command == "table":
+        assert arguments[0] in {p.parent.name for p in ROOT.glob("experiments/*/plan.yaml")}
+        return
+    assert command in cli.COMMANDS
+    overrides = [a for a in arguments if "=" in a and not a.startswith("hydra.") and not a.endswith("=…")]
+    if "-m" in arguments:
+        overrides = [re.sub(r"=([^,\[]*),.*", r"=\1", o) for o in overrides]
+    cfg = compose_config(*overrides)
+    check(replace(cfg, rollout=replace(cfg.rollout, requires="")))  # whether vLLM is installed here or not
+
+
+def test_keys_that_pages_name_are_keys():
+    known = (ROOT / "docs" / "keys.md").read_text()
+    metrics = ("algorithm._target_", "hydra.", "trainer.fit")
+    groups = "algorithm|dataset|diagnose|evaluation|hints|logger|model|optimizer|positives|pretrain|prompts|rollout|trainer|verifier"
+    for name, text in TEXTS.items():
+        for key in set(re.findall(rf"`((?:{groups})\.[a-z_.]+)", text)):
+            assert f"`{key}`" in known or f"`{key}." in known or key.startswith(metrics), f"{name}: {key}"
+
+
+def test_the_readme_is_short():
+    lines = TEXTS["README.md"].splitlines()
+    assert len(lines) <= 100
+    assert max(map(len, lines)) <= 120
+
+
+def test_paths_in_the_readme_exist():
+    linked = re.findall(r"\]\((?!http)([^)#]+)", TEXTS["README.md"])
+    named = re.findall(r"\b((?:expo|conf|experiments)/[\w./]*)", TEXTS["README.md"])
+    assert linked
+    assert named
+    assert all((ROOT / path).exists() for path in [*linked, *named])
+
+
+@pytest.mark.runs
+def test_the_readmes_own_data_run(tmp_path):
+    rows = [{"task": f"What is {i} + {i}?", "result": 2 * i} for i in range(30)]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    section = re.search(r"^## Your own data\n(.*?)^## ", TEXTS["README.md"], re.MULTILINE | re.DOTALL)[1]
+    train, report = commands(section)
+    run(tmp_path, [train])
+    (made,) = tmp_path.glob("outputs/custom/grpo-*")
+    assert report == "expo report outputs/custom/grpo-*"
+    assert "report: " in run(tmp_path, [f"expo report {made}"])
+
+
+@pytest.mark.slow
+def test_the_tutorial_is_followed_literally(tmp_path):
+    """But for the number of steps; its comparison is read from the report."""
+    for kind, name, code in blocks(TEXTS["tutorial.md"]):
+        if kind in ("python", "yaml"):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(re.sub(r"max_steps: 40", "max_steps: 2", code))
+    first, *others = commands(TEXTS["tutorial.md"])
+    assert first == "python make_rows.py > mine.jsonl"
+    with (tmp_path / "mine.jsonl").open("w") as out:
+        subprocess.run([sys.executable, "make_rows.py"], cwd=tmp_path, stdout=out, check=True)
+    *made, report = [line.replace("max_steps=40", "max_steps=2") for line in others]
+    said = run(tmp_path, made)
+    assert "pass@4 0.0" in said
+    assert "name: mine" in said  # of --cfg job
+    runs = sorted(str(path) for path in tmp_path.glob("outputs/mine/[a-z]*"))
+    assert len(runs) == 4
+    run(tmp_path, [report.replace("outputs/mine/*", " ".join(runs))])
+    page = (tmp_path / "outputs" / "report.html").read_text()
+    assert "exp_grpo" in page
+    assert "4 runs" in run(tmp_path, [report.replace("outputs/mine/*", " ".join(runs))])
