@@ -62,6 +62,7 @@ def test_every_algorithm_trains_on_math(algorithm, tmp_path, math_file, monkeypa
     assert trained.num_rows >= 2
 
 
+@pytest.mark.runs
 def test_expert_solutions_train_a_random_model_on_math(tmp_path, math_file):
     _, lines = run(
         tmp_path, "dataset=math", f"dataset.path={math_file}", "model=random_tiny", "trainer.max_steps=8",
@@ -198,6 +199,7 @@ def test_explanations_that_follow_their_groups_are_those_of_a_second_call(tmp_pa
     pipeline.tools.verifier.close()
 
 
+@pytest.mark.runs
 def test_hinted_groups_keep_what_is_asked_and_are_trained_under_the_hint(tmp_path):
     cfg, nurl = module(tmp_path, "algorithm=nurl")
     experience = nurl.collect(0)
@@ -213,6 +215,7 @@ def test_hinted_groups_keep_what_is_asked_and_are_trained_under_the_hint(tmp_pat
     nurl.pipeline.tools.verifier.close()
 
 
+@pytest.mark.runs
 def test_cached_explanations_are_used_again(tmp_path):
     _, lines = run(
         tmp_path, "trainer.max_steps=4", "dataset.limit=4", "positives.cache_steps=10", "positives.cache_max_drop=9",

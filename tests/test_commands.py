@@ -44,6 +44,7 @@ def crash():
     raise RuntimeError("crash")
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize(
     ("ends", "at", "kept", "error"),
     [

@@ -131,6 +131,7 @@ def test_the_identities_of_before_stay():
         assert [config.identity(cfg), config.pairs_identity(cfg)] == identities, overrides
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("path", sorted(plans.EXPERIMENTS.glob("*/results/*/runs.json")), ids=lambda p: p.parts[-4])
 def test_committed_runs_have_the_identities_of_their_plan(path, tmp_path, monkeypatch):
     name, scale = path.parts[-4], path.parts[-2]

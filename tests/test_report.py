@@ -42,6 +42,7 @@ def test_a_run_is_shown_with_curves_samples_counts_and_cost(directory, capsys):
     assert re.search(r'title="log π = -?\d+\.\d\d"', html)
 
 
+@pytest.mark.runs
 def test_the_log_probabilities_are_those_of_the_policy_after_the_step(directory):
     import pyarrow.parquet
     import torch

@@ -15,6 +15,7 @@ def problems_of(*overrides):
     return build(compose_config(*overrides).dataset).whole()
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize(
     ("overrides", "count", "share"),
     [
@@ -31,6 +32,7 @@ def test_every_solution_is_right_about_itself(overrides, count, share):
     assert verdicts.count(Verdict.CORRECT) >= share * count
 
 
+@pytest.mark.runs
 def test_the_parser_agrees_without_the_fast_path():
     problems = problems_of("dataset=math", f"dataset.path={SHARED}/math/test.jsonl")[::25]
     worker = Worker(1024)

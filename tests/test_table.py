@@ -179,6 +179,7 @@ def test_every_plan_of_the_repository_composes_at_every_scale(name, tmp_path, mo
         instantiate(figure)
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("path", sorted(plans.EXPERIMENTS.glob("*/results/*/table.json")), ids=lambda p: p.parts[-4])
 def test_every_committed_table_is_what_its_plan_renders(path):
     record = json.loads(path.read_text())
@@ -476,6 +477,7 @@ def test_ctrl_c_stops_the_runs_of_a_table_with_checkpoints(small, tmp_path):
     assert all(s.get("step") for s in summaries)  # written at a clean end only
 
 
+@pytest.mark.runs
 def test_the_runs_of_a_table_are_a_group_in_wandb(small):
     runs = plans.plan_runs("small", plans.load_plan("small"), "cpu", [0], ["logger=wandb"])
     cfg = compose_config(*runs[1].overrides)

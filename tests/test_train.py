@@ -204,6 +204,7 @@ def test_every_prompt_too_long_is_the_users_mistake(tmp_path):
         run(tmp_path, "rollout.max_prompt_tokens=5")
 
 
+@pytest.mark.runs
 def test_gated_and_selected_explanations_by_the_current_policy(tmp_path):
     _, directory = run(
         tmp_path, "dataset=ladder", "dataset.levels=[2]", "trainer.max_steps=3", "positives.explainer=current",
@@ -301,6 +302,7 @@ def test_wandb_offline_leaves_a_run_named_by_its_identity(tmp_path, monkeypatch)
     assert "pass@4" in rows[2]
 
 
+@pytest.mark.runs
 def test_an_offline_file_is_read_as_far_as_it_is_whole(tmp_path):
     with wandb.init(mode="offline", dir=tmp_path, id="abc", settings=wandb.Settings(silent=True)) as session:
         for step in range(50):
@@ -347,6 +349,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, caplog):
     assert scalars(directory) == scalars(whole)
 
 
+@pytest.mark.runs
 def test_a_run_that_learns_from_no_positive_says_so_once(tmp_path, caplog):
     assert run(tmp_path, "trainer.max_steps=2", "evaluation.every=0", "rollout.max_completion_tokens=8")[0] == 0
     said = [r.message for r in caplog.records if "passed the filters" in r.message]

@@ -106,6 +106,7 @@ def test_infinity_equals_no_number_whatever_the_hash_seed(seed):
     assert done.stdout.strip() == "incorrect"
 
 
+@pytest.mark.runs
 def test_a_hung_answer_delays_only_itself(verifier):
     hung = verifier.submit(r"\boxed{9^{9^{9^{9^9}}}}", "12")
     others = [verifier.submit(r"\boxed{\frac{2}{4}}", "0.5") for _ in range(20)]
