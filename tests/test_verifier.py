@@ -1,8 +1,10 @@
+import multiprocessing
 import threading
 
 import pytest
 
 from expo.config import VerifierConf
+from expo.verifier import pool, worker
 from expo.verifier.answers import Verdict, fast_verdict, last_boxed
 from expo.verifier.pool import Verifier
 
@@ -155,3 +157,21 @@ def test_closing_twice_and_using_again(verifier):
         assert other.verify([r"\boxed{0.5}"], [r"\frac12"]) == [Verdict.CORRECT]
         other.close()
         assert other.verify([r"\boxed{0.5}"], [r"\frac12"]) == [Verdict.CORRECT]
+
+
+def test_where_linux_is_not_answers_are_judged_and_the_missing_limit_is_said(monkeypatch, caplog):
+    """prctl and /proc are absent on macOS: a worker does without them."""
+    context = multiprocessing.get_context("fork")
+    monkeypatch.setattr(worker, "CONFINES", False)
+    monkeypatch.setattr(worker.ctypes, "CDLL", lambda _: pytest.fail("there is no prctl"))
+    ours, theirs = context.Pipe()
+    process = context.Process(target=worker.work, args=(theirs, 64), daemon=True)
+    process.start()
+    assert ours.recv() == "ready"
+    ours.send((r"\frac{1}{2}", "0.5"))
+    assert ours.recv()[0] is Verdict.CORRECT
+    process.kill()
+    monkeypatch.setattr(pool, "CONFINES", False)
+    with Verifier(VerifierConf(workers=1)) as own:
+        assert own.verify([r"\boxed{\frac{1}{2}}"], ["0.5"]) == [Verdict.CORRECT]
+    assert "verifier.memory_mb=1024: not kept on" in caplog.text

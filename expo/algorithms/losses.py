@@ -52,7 +52,7 @@ ADVANTAGES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = functions_of
 def group_advantages(
     rewards: Tensor, advantage: str = "group_norm", members: Tensor | None = None, baseline: Tensor | None = None
 ) -> Tensor:
-    """Advantages within each group, by a formula of `ADVANTAGES`.
+    """Return the advantages within each group, by a formula of `ADVANTAGES`.
 
     Args: rewards `[P, G]`; members `[P, G]`, 1 where a slot of the group is filled (None: everywhere), at least 2 per
     group; baseline `[P, G]`, 1 on the members over which the mean is taken (None: all). The standard deviation is the
@@ -67,7 +67,7 @@ def group_advantages(
 
 
 def overlong_penalty(lengths: Tensor, max_tokens: int, share: float) -> Tensor:
-    """What DAPO adds to the reward of a long completion (arXiv 2503.14476, eq. 13): from 0 down to -1
+    """Return what DAPO adds to the reward of a long completion (arXiv 2503.14476, eq. 13): from 0 down to -1
     over the last `share` of the allowance.
 
     Args: lengths `[...]` in tokens; share in [0, 1]. Returns the same shape; all 0 with `share=0`.
@@ -102,7 +102,7 @@ AGGREGATIONS: dict[str, Callable[[Tensor, int], Tensor]] = functions_of(
 
 
 def token_weights(mask: Tensor, aggregation: str, max_tokens: int) -> Tensor:
-    """Weights w with loss = Σ w·l for per-token losses l.
+    """Return the weights w with loss = Σ w·l for per-token losses l.
 
     Args: mask `[B, T]` of the whole batch; aggregation, a key of `AGGREGATIONS`; max_tokens, the constant normaliser
     in tokens. Returns `[B, T]`, zero off the mask.
@@ -132,7 +132,7 @@ RATIOS: dict[str, Callable[[Tensor, Tensor], Tensor]] = functions_of(
 def policy_loss(
     logp: Tensor, old_logp: Tensor, mask: Tensor, advantages: Tensor, clip_low: float, clip_high: float, ratio: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """-min(ρ Â, clip(ρ, 1 - clip_low, 1 + clip_high) Â) per token, ρ = π_θ / π_old (PPO-clip as in GRPO eq. 3).
+    """Return -min(ρ Â, clip(ρ, 1 - clip_low, 1 + clip_high) Â) per token, ρ = π_θ / π_old (PPO-clip as in GRPO eq. 3).
 
     Args: logp, old_logp, mask `[B, T]`; advantages `[B]`; ratio, a key of `RATIOS`. Returns (loss, ρ, clipped), each
     `[B, T]`; `clipped` is 1 where the clip is what stops the gradient.
@@ -146,7 +146,7 @@ def policy_loss(
 
 
 def off_policy_loss(logp: Tensor, advantages: Tensor, shaping: float) -> Tensor:
-    """-f Â per token of a group member that the policy did not sample, and whose sampler's probability is not known.
+    """Return -f Â per token of a group member that the policy did not sample, and whose sampler's probability is not known.
 
     With `shaping` γ > 0, f = π_θ / (π_θ + γ) (LUFFY, arXiv 2504.14945, eq. 6), which cares most for unlikely tokens; with
     0, a ratio of 1 with the gradient of log π_θ. Never clipped.
@@ -177,7 +177,7 @@ CORRECTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = functions_of(
 
 
 def sampler_weights(old_logp: Tensor, sampler_logp: Tensor, mask: Tensor, correction: str, cap: float) -> Tensor:
-    """min(π_old / π_sampler, cap): truncated importance sampling between trainer and sampler (arXiv 2508.02260 and others).
+    """Return min(π_old / π_sampler, cap): truncated importance sampling between trainer and sampler (arXiv 2508.02260 and others).
 
     The sampler computes the same distribution with other kernels or precision; the weight takes out the bias.
     Args: old_logp, sampler_logp, mask `[B, T]`; correction, a key of `CORRECTIONS`. Returns `[B, T]`, no gradient.
@@ -205,7 +205,7 @@ KL_ESTIMATORS: dict[str, Callable[[Tensor], Tensor]] = functions_of(
 
 
 def kl(logp: Tensor, ref_logp: Tensor, estimator: str) -> Tensor:
-    """Per-token estimate of KL(π_θ || π_ref) on samples of π_θ (Schulman, "Approximating KL divergence", 2020).
+    """Return the per-token estimate of KL(π_θ || π_ref) on samples of π_θ (Schulman, "Approximating KL divergence", 2020).
 
     With δ = log π_θ - log π_ref: k1 = δ, k2 = δ²/2, k3 = e^-δ - 1 + δ. As a loss, k1's gradient has mean zero: it is for
     monitoring; k2's gradient is the true one; k3 is GRPO's choice.
@@ -215,7 +215,7 @@ def kl(logp: Tensor, ref_logp: Tensor, estimator: str) -> Tensor:
 
 
 def sft_loss(logp: Tensor) -> Tensor:
-    """Negative log-likelihood per token. Args: logp `[B, T]`. Returns `[B, T]`."""
+    """Return the negative log-likelihood per token. Args: logp `[B, T]`. Returns `[B, T]`."""
     return -logp
 
 
@@ -244,7 +244,7 @@ PREFERENCES: dict[str, Callable[[Tensor, Tensor, Tensor, float, float], Tensor]]
 def preference_loss(
     chosen: Tensor, rejected: Tensor, lengths: Tensor, beta: float, label_smoothing: float, preference: str
 ) -> Tensor:
-    """Loss of each pair.
+    """Return the loss of each pair.
 
     Args: chosen, rejected `[B]`, log π_θ(c|q) - log π_ref(c|q) summed over the tokens of each completion; lengths
     `[2, B]`, their tokens; preference, a key of `PREFERENCES`. Returns `[B]`.

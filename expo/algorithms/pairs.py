@@ -41,7 +41,7 @@ class PairStore:
         return (self.own if step else self.initial) / f"pairs-step{step:06d}.parquet"
 
     def load(self, step: int, problems: list[Problem]) -> Experience | None:
-        """The round that begins at `step`, or None where it has not been made. Raises UserError where it was changed."""
+        """Return the round that begins at `step`, or None where it has not been made. Raises UserError where it was changed."""
         path = self.path(step)
         if self.fresh or not _digest_file(path).is_file():
             return None

@@ -43,7 +43,7 @@ RANDOM: dict[str, tuple[Callable[[], Any], int, int]] = {
 
 
 def cases(models: list[str]) -> Iterator[tuple[str, Any, Any, int, int]]:
-    """Name, model, tokenizer, rows and tokens per row."""
+    """Yield the name, model, tokenizer, rows and tokens per row."""
     for name in models:
         if name in RANDOM:
             make, rows, tokens = RANDOM[name]
@@ -53,14 +53,14 @@ def cases(models: list[str]) -> Iterator[tuple[str, Any, Any, int, int]]:
 
 
 def measure(engine: Engine, requests: list[Request], sampling: Sampling) -> float:
-    """Generated tokens per second of one call."""
+    """Return the generated tokens per second of one call."""
     started = time.perf_counter()
     done = engine.generate(requests, sampling)
     return sum(len(c.ids) for c in done) / (time.perf_counter() - started)
 
 
 def follow_ratios(engine: VLLMEngine, requests: list[Request], sampling: Sampling) -> list[float]:
-    """Seconds of groups of 8 with an explanation that follows every other group, over those of two calls; nothing is judged.
+    """Return the seconds of groups of 8 with an explanation that follows every other group, over those of two calls; nothing is judged.
 
     One token in 40 ends a row, so that rows are of all lengths.
     """

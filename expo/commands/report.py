@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
 
 
 def table_folder(subject: str, scale: str) -> Path | None:
-    """The results that a subject names; None where it is no table. Raises UserError for a table that has none."""
+    """Return the results that a subject names; None where it is no table. Raises UserError for a table that has none."""
     if Path(subject, "table.json").is_file():
         return Path(subject)
     if subject not in known_tables() or Path(subject, "summary.json").is_file():
@@ -58,7 +58,7 @@ def default_output(subjects: list[str], scale: str) -> str:
 
 
 def read_table(folder: Path) -> tuple[Page, list[RunData]]:
-    """A table's results, as `expo table` has kept them."""
+    """Return a table's results, as `expo table` has kept them."""
     record = json.loads((folder / "table.json").read_text())
     name = record.get("name") or folder.parent.parent.name
     plan = load_plan(name)

@@ -20,12 +20,12 @@ class AlgorithmConf:
 
     @property
     def uses_reference(self) -> bool:
-        """Whether the loss needs the frozen initial policy."""
+        """Return whether the loss needs the frozen initial policy."""
         return False
 
     @property
     def uses_snapshot(self) -> bool:
-        """Whether a copy of the policy that the algorithm refreshes itself makes the rollouts."""
+        """Return whether a copy of the policy that the algorithm refreshes itself makes the rollouts."""
         return False
 
     def rules(self, cfg: "Config") -> Rules:

@@ -65,12 +65,12 @@ class DatasetConf:
 
     @property
     def has_solutions(self) -> bool:
-        """Whether problems come with a worked solution."""
+        """Return whether problems come with a worked solution."""
         return True
 
     @property
     def any_level(self) -> bool:
-        """Whether the data's own rows say which levels there are."""
+        """Return whether the data's own rows say which levels there are."""
         return False
 
     def rules(self, cfg: "Config") -> Rules:

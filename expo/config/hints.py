@@ -22,7 +22,7 @@ class HintsConf:
 
     @property
     def writer(self) -> str | None:
-        """Which policy writes hints: current, reference, or None."""
+        """Return which policy writes hints: current, reference, or None."""
         return None
 
 

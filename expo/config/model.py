@@ -50,5 +50,5 @@ class RandomTinyConf(ModelConf):
 
 
 def looks_local(path: str) -> bool:
-    """Whether a model's path names a folder, not a hub id."""
+    """Return whether a model's path names a folder, not a hub id."""
     return path.startswith((".", "/", "~")) or path.count("/") > 1

@@ -24,27 +24,27 @@ class PositivesConf:
 
     @property
     def writer(self) -> str | None:
-        """Which policy writes positives: current, reference, snapshot, or None where nothing is written."""
+        """Return which policy writes positives: current, reference, snapshot, or None where nothing is written."""
         return None
 
     @property
     def asks_after(self) -> str:
-        """What has to be there before it can ask for a problem's positive: nothing, its judged group, or its hints."""
+        """Return what has to be there before it can ask for a problem's positive: nothing, its judged group, or its hints."""
         return "nothing"
 
     @property
     def explains_all(self) -> bool:
-        """Whether every problem gets a positive, whatever its rollouts are."""
+        """Return whether every problem gets a positive, whatever its rollouts are."""
         return False
 
     @property
     def written_per_problem(self) -> int:
-        """How many are written for a problem, where any are."""
+        """Return how many are written for a problem, where any are."""
         return 0
 
     @property
     def joins_groups(self) -> bool:
-        """Whether a positive is a member of its problem's group."""
+        """Return whether a positive is a member of its problem's group."""
         return False
 
 

@@ -27,7 +27,7 @@ class RolloutConf:
 
     @property
     def longest_prompt(self) -> int:
-        """Tokens of a prompt that also holds a solution, or a part of one, no longer than a completion."""
+        """Return the tokens of a prompt that also holds a solution, or a part of one, no longer than a completion."""
         return self.max_prompt_tokens + self.max_completion_tokens
 
     def rules(self, cfg: "Config") -> Rules:

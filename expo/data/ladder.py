@@ -74,7 +74,7 @@ class Part:
 
 
 def meaning_weights(symbol: str) -> dict[str, float]:
-    """How the base policy's corpus distributes the meaning of `symbol` over the five skills; sums to 1."""
+    """Return how the base policy's corpus distributes the meaning of `symbol` over the five skills; sums to 1."""
     level, true, misconception = SYMBOLS[symbol]
     weights = {true: FAMILIARITY[level]}
     if misconception is not None:
@@ -84,7 +84,7 @@ def meaning_weights(symbol: str) -> dict[str, float]:
 
 
 def sample_parts(level: int, rng: random.Random) -> list[Part]:
-    """`level` random parts in which the five skills give five different results, so that the answer tells the meaning."""
+    """Return `level` random parts in which the five skills give five different results, so that the answer tells the meaning."""
     symbols = [symbol for symbol, (of_level, *_) in SYMBOLS.items() if of_level == level]
     parts: list[Part] = []
     while len(parts) < level:
@@ -109,7 +109,7 @@ def boxed_text(results: list[int]) -> str:
 
 
 def cot_text(parts: list[Part], meanings: list[str]) -> str:
-    """A chain of thought in the policy's own style, with the given reading of each symbol."""
+    """Return a chain of thought in the policy's own style, with the given reading of each symbol."""
     steps = [
         f"({i}) {p.x} {p.known} {p.y} = {p.value} {m} {p.z} = {p.result(m)} ;"
         for i, (p, m) in enumerate(zip(parts, meanings, strict=True), 1)
@@ -118,7 +118,7 @@ def cot_text(parts: list[Part], meanings: list[str]) -> str:
 
 
 def expert_text(parts: list[Part], style: str) -> str:
-    """The expert's solution: true meanings; `own` style, `terse` (results only) or `foreign` (an order never seen)."""
+    """Return the expert's solution: true meanings; `own` style, `terse` (results only) or `foreign` (an order never seen)."""
     results = [p.result(p.meaning) for p in parts]
     if style == "own":
         return cot_text(parts, [p.meaning for p in parts])
@@ -136,7 +136,7 @@ def parse_question(question: str) -> list[Part]:
 
 
 def generate(level: int, split: str, count: int, expert_style: str = "terse") -> Iterator[Problem]:
-    """The first `count` problems of a split. Train and test share no question: a hash of the text decides the split."""
+    """Return the first `count` problems of a split. Train and test share no question: a hash of the text decides the split."""
     seen: set[str] = set()
     rng = random.Random(f"ladder-{split}-{level}")
     for _ in range(200 * count):
@@ -167,7 +167,7 @@ class StepCheck:
 
 
 def check_steps(question: str, completion: str) -> StepCheck:
-    """Exact check of the steps of a completion in the policy's own style (an oracle that real data lacks)."""
+    """Check exactly the steps of a completion in the policy's own style (an oracle that real data lacks)."""
     parts = parse_question(question)
     steps, _, boxed = completion.partition(r"\boxed{(")
     rows = [step.split() for step in steps.split(";")]

@@ -39,11 +39,11 @@ class Reader:
         self._cache: dict[str, list[Problem]] = {}
 
     def problem(self, row: dict[str, Any], id: str) -> Problem:
-        """One row as a Problem. Raises BadRow (or KeyError for a column that is not there)."""
+        """Return one row as a Problem. Raises BadRow (or KeyError for a column that is not there)."""
         raise TypeError(f"{type(self).__name__} reads no rows")
 
     def train(self) -> list[Problem]:
-        """Problems to train on. A question that is also held out is not among them, wherever it stands."""
+        """Return the problems to train on. A question that is also held out is not among them, wherever it stands."""
         held_out = {_question(p) for p in self.evaluation()} if self.conf.path is not None else set()
         problems = self._read(self.conf.path, self.conf.split, self.conf.levels)
         kept = [p for p in problems if _question(p) not in held_out]
@@ -60,7 +60,7 @@ class Reader:
         )
 
     def evaluation(self) -> list[Problem]:
-        """Problems to evaluate on: eval_path, else the held-out part of path, else the hub's eval_split."""
+        """Return the problems to evaluate on: eval_path, else the held-out part of path, else the hub's eval_split."""
         levels = self.conf.levels if self.conf.eval_levels is None else self.conf.eval_levels
         if self.conf.path is not None and self.conf.eval_path is None:
             problems = self._read(self.conf.path, self.conf.split, levels)
@@ -71,7 +71,7 @@ class Reader:
         return _nonempty(_spread(problems, count), self._held_out, levels)
 
     def whole(self) -> list[Problem]:
-        """For `expo evaluate`: every problem of eval_path, else of path, else of the hub's eval_split."""
+        """Return every problem of eval_path, else of path, else of the hub's eval_split: what `expo evaluate` takes."""
         levels = self.conf.levels if self.conf.eval_levels is None else self.conf.eval_levels
         problems = self._read(self.conf.eval_path or self.conf.path, self.conf.eval_split, levels)
         return _nonempty(_spread(problems, self.conf.limit), self._held_out, levels)
@@ -222,7 +222,7 @@ def _question(problem: Problem) -> str:
 
 
 def _spread(problems: list[Problem], count: int | None) -> list[Problem]:
-    """`count` problems in an order that depends on their ids only, so that a subset is no stretch of a sorted file."""
+    """Return `count` problems in an order that depends on their ids only, so that a subset is no stretch of a sorted file."""
     return sorted(problems, key=lambda p: zlib.crc32(p.id.encode()))[:count]
 
 

@@ -28,7 +28,7 @@ class Evaluation:
     metrics: dict[str, float]
 
     def save(self, path: Path) -> None:
-        """Every completion as parquet."""
+        """Write every completion as parquet."""
         path.parent.mkdir(parents=True, exist_ok=True)
         pa.parquet.write_table(pa.Table.from_pylist(self.rows), path)
 

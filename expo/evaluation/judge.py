@@ -20,7 +20,7 @@ TIMEOUT_S = 120  # for one reply
 def judge_steps(
     conf: JudgeConf, prompts: Prompts, problems: Sequence[Problem], completions: Sequence[str]
 ) -> list[float | None]:
-    """The share of right steps in each completion, None where the judge's reply has no such numbers.
+    """Return the share of right steps in each completion, None where the judge's reply has no such numbers.
 
     Raises UserError where the endpoint refuses the first of them; a later failure costs that one answer only.
     """
@@ -57,7 +57,7 @@ def _ask(conf: JudgeConf, text: str) -> str:
 
 
 def parse_share(reply: str) -> float | None:
-    """N / (N + M) of the last "right: N, wrong: M"."""
+    """Return N / (N + M) of the last "right: N, wrong: M"."""
     found = re.findall(r"right:\s*(\d+)\D+wrong:\s*(\d+)", reply, re.IGNORECASE)
     if not found:
         return None

@@ -10,7 +10,7 @@ RESAMPLES = 2000
 
 
 def pass_at_k(samples: int, correct: Sequence[int], k: int) -> np.ndarray:
-    """1 - C(n - c, k) / C(n, k) for each problem: `[P]` (Chen et al. 2021, arXiv 2107.03374, eq. 1).
+    """Return 1 - C(n - c, k) / C(n, k) for each problem: `[P]` (Chen et al. 2021, arXiv 2107.03374, eq. 1).
 
     Args: samples n per problem; correct, c for each problem; k <= n. Computed as a product, which does not overflow.
     """
@@ -23,7 +23,7 @@ def pass_at_k(samples: int, correct: Sequence[int], k: int) -> np.ndarray:
 
 
 def interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean of `values`.
+    """Return the 95 % percentile bootstrap interval of the mean of `values`.
 
     Args: values `[P]`, one per problem, or `[S, P]`, one row per training seed; problems are resampled, and seeds too
     where there are several. The same problems are drawn for every seed, because they are the same problems. NaN: no value.

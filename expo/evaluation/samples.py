@@ -167,7 +167,7 @@ def levels_of(rows: Rows) -> list[int]:
 
 
 def summarize(rows: Rows) -> dict[str, float]:
-    """`<kind>/<column>` and `<kind>/<column>/level<n>`, each also with `_lo` and `_hi`.
+    """Return `<kind>/<column>` and `<kind>/<column>/level<n>`, each also with `_lo` and `_hi`.
 
     `self_explanation-<kind>/…` is the difference on the problems that both have: the wrong-answer control, say, exists
     only where an own sample was wrong.

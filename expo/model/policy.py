@@ -69,17 +69,17 @@ class TokenBatch:
 
     @property
     def lengths(self) -> Tensor:
-        """Tokens of prompt and completion together: `[B]`."""
+        """Return the tokens of prompt and completion together: `[B]`."""
         positions = torch.arange(2, self.mask.shape[1] + 2, device=self.mask.device)
         return (self.mask * positions).amax(dim=1).long()
 
     @property
     def targets(self) -> Tensor:
-        """The tokens scored at each position: `[B, L - 1]`."""
+        """Return the tokens scored at each position: `[B, L - 1]`."""
         return self.input_ids[:, 1:]
 
     def rows(self, index: Tensor) -> "TokenBatch":
-        """The chosen rows, cut to the longest of them."""
+        """Return the chosen rows, cut to the longest of them."""
         width = int(self.lengths[index].max())
         return TokenBatch(self.input_ids[index, :width], self.mask[index, : width - 1])
 
@@ -99,7 +99,7 @@ def token_batch(
 
 
 def score(model: nn.Module, batch: TokenBatch, temperature: float = 1.0, packed: bool = False) -> Tensor:
-    """Log-probability of each completion token: `[B, L - 1]` float32, zero off the mask.
+    """Return the log-probability of each completion token: `[B, L - 1]` float32, zero off the mask.
 
     The logits are divided by `temperature`, the one that the rollouts were sampled with, so that ratios compare the
     distributions that acted. They exist for at most CHUNK positions at a time and are recomputed in the backward pass.
@@ -126,7 +126,7 @@ def score(model: nn.Module, batch: TokenBatch, temperature: float = 1.0, packed:
 
 
 def micro_batches(batch: TokenBatch, rows: Tensor, size: int) -> Iterator[tuple[Tensor, TokenBatch]]:
-    """The given rows, `size` at a time, rows of like length together so that little padding is computed."""
+    """Return the given rows, `size` at a time, rows of like length together so that little padding is computed."""
     if not len(rows):
         return
     lengths = batch.lengths
@@ -139,7 +139,7 @@ def micro_batches(batch: TokenBatch, rows: Tensor, size: int) -> Iterator[tuple[
 
 @torch.no_grad()
 def token_logp(model: nn.Module, batch: TokenBatch, micro_batch_size: int) -> Tensor:
-    """log π of each token of each row's completion, 0 elsewhere: `[B, T]`."""
+    """Return log π of each token of each row's completion, 0 elsewhere: `[B, T]`."""
     logp = torch.zeros_like(batch.mask)
     for rows, part in micro_batches(batch, torch.arange(len(logp)), micro_batch_size):
         logp[rows, : part.mask.shape[1]] = score(model, part)
@@ -148,7 +148,7 @@ def token_logp(model: nn.Module, batch: TokenBatch, micro_batch_size: int) -> Te
 
 @contextmanager
 def as_initial(model: nn.Module) -> Iterator[nn.Module]:
-    """The initial policy inside a LoRA policy: the adapter is off within the context."""
+    """Return the initial policy inside a LoRA policy: the adapter is off within the context."""
     with cast(Any, model).disable_adapter():
         yield model
 
@@ -159,12 +159,12 @@ def _score_chunk(head: nn.Module, hidden: Tensor, targets: Tensor, temperature: 
 
 
 def causal_lm(model: Any) -> Any:
-    """The causal LM inside a PEFT wrapper, or the model itself."""
+    """Return the causal LM inside a PEFT wrapper, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _check_scoring(model: PreTrainedModel, path: str) -> None:
-    """Some architectures scale or cap logits after the head; scoring them by the head alone would be silently wrong."""
+    """Refuse an architecture that scales or caps logits after the head: scoring them by the head alone would be silently wrong."""
     ids = torch.arange(1, 9).unsqueeze(0) % model.config.get_text_config().vocab_size
     model.eval()
     with torch.no_grad():

@@ -30,7 +30,7 @@ class Prompts:
 
     @property
     def solve_with_hint(self) -> str | None:
-        """The template that shows a hint; None where a hint begins the completion."""
+        """Return the template that shows a hint; None where a hint begins the completion."""
         return self.conf.solve_with_hint
 
     def hint_ids(self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]) -> list[list[int]]:

@@ -32,7 +32,7 @@ SPECIAL_TOKENS: dict[str, Any] = {
 
 
 def ladder_tokenizer() -> PreTrainedTokenizerFast:
-    """Word-level: numbers and labels are single tokens. Without that the explain skill does not form in reasonable time."""
+    """Return a word-level tokenizer: numbers and labels are single tokens. Without that the explain skill does not form in reasonable time."""
     special = ["<|pad|>", "<|end|>", "<|unk|>", "<|system|>", "<|user|>", "<|assistant|>"]
     vocab = {word: i for i, word in enumerate([*special, *ladder.WORDS])}
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<|unk|>"))
@@ -41,7 +41,7 @@ def ladder_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def ladder_model(seed: int, hidden_size: int = 96, layers: int = 4, heads: int = 4) -> PreTrainedModel:
-    """A Llama with fresh weights; of about 0.46M parameters by default."""
+    """Return a Llama with fresh weights; of about 0.46M parameters by default."""
     tokenizer = ladder_tokenizer()
     set_seed(seed)
     return LlamaForCausalLM(
@@ -61,7 +61,7 @@ def ladder_model(seed: int, hidden_size: int = 96, layers: int = 4, heads: int =
 
 
 def random_tiny(seed: int = 0) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A randomly initialised Qwen2 (about 0.2M parameters) with a real byte-level BPE tokenizer.
+    """Return a randomly initialised Qwen2 (about 0.2M parameters) with a real byte-level BPE tokenizer.
 
     It solves nothing; it carries real text through every stage of a run without a download.
     """

@@ -15,7 +15,7 @@ Run = Sequence[tuple[float, float]]  # (step, value)
 
 
 def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """About `count` round numbers from low to high."""
+    """Return about `count` round numbers from low to high."""
     if high <= low:
         return [low]
     rough = (high - low) / count
@@ -60,7 +60,7 @@ def _svg(title: str, parts: Sequence[str]) -> Markup:
 
 
 def lines(title: str, arms: Mapping[str, Sequence[Run]], colours: Mapping[str, str], unit: bool) -> Markup | None:
-    """Each arm's mean over its runs against the step; the band spans the runs. None where no run has a point.
+    """Return each arm's mean over its runs against the step; the band spans the runs. None where no run has a point.
 
     Args: unit, whether the values are shares: then the axis goes from 0 to 1.
     """
@@ -93,7 +93,7 @@ def lines(title: str, arms: Mapping[str, Sequence[Run]], colours: Mapping[str, s
 def bars(
     title: str, groups: Mapping[str, Mapping[str, tuple[float, float, float]]], colours: Mapping[str, str]
 ) -> Markup | None:
-    """A group of bars per entry, a bar per arm, with intervals. Args: groups, (mean, low, high) by arm. None where there is none."""
+    """Return a group of bars per entry, a bar per arm, with intervals. Args: groups, (mean, low, high) by arm. None where there is none."""
     if not any(groups.values()):
         return None
     highest = max(high for cells in groups.values() for _, _, high in cells.values())

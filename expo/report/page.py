@@ -59,7 +59,7 @@ class Page:
 
 
 def write(page: Page, runs: Sequence[RunData], path: Path) -> None:
-    """The page, with no outside resources."""
+    """Write the page, with no outside resources."""
     arms: dict[str, list[RunData]] = {}
     for run in runs:
         arms.setdefault(run.arm, []).append(run)
@@ -88,7 +88,7 @@ def write(page: Page, runs: Sequence[RunData], path: Path) -> None:
 
 
 def _counted(arms: Mapping[str, Sequence[RunData]]) -> tuple[str, ...]:
-    """COUNTS, with each filter that has rejected anything."""
+    """Return COUNTS, with each filter that has rejected anything."""
     lines = [line for own in arms.values() for run in own for line in run.lines]
     filters = {
         name for line in lines for name in line if re.fullmatch(r"positive/filtered_\w+_frac", name) and line[name]
@@ -98,7 +98,7 @@ def _counted(arms: Mapping[str, Sequence[RunData]]) -> tuple[str, ...]:
 
 
 def _hardest(arms: Mapping[str, Sequence[RunData]]) -> dict[str, bool]:
-    """pass@4 of the highest level, where there are several."""
+    """Return pass@4 of the highest level, where there are several."""
     levels = {
         name
         for own in arms.values()
@@ -117,7 +117,7 @@ def _curves(arms: Mapping[str, Sequence[RunData]], name: str) -> dict[str, list[
 
 
 def _levels(arms: Mapping[str, Sequence[RunData]], colours: Mapping[str, str]) -> list[tuple[str, Any]]:
-    """pass@1 and pass@4 (less where a run has fewer samples), by level."""
+    """Return pass@1 and pass@4 (less where a run has fewer samples), by level."""
     with_rows = {arm: [run.completions for run in own if run.completions] for arm, own in arms.items()}
     with_rows = {arm: rows for arm, rows in with_rows.items() if rows}
     if not with_rows:
@@ -167,7 +167,7 @@ Column = tuple[Callable[[RunData, str], float | None], str]
 
 
 def _table(arms: Mapping[str, Sequence[RunData]], columns: Mapping[str, Column]) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows: the mean over an arm's runs of each column that any of them has."""
+    """Return the headings and rows: the mean over an arm's runs of each column that any of them has."""
     rows: list[list[str]] = []
     there = [
         name

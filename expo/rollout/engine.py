@@ -52,7 +52,7 @@ class Engine(Protocol):
     def generate(
         self, requests: Sequence[Request], sampling: Sampling, follow: Follow | None = None
     ) -> list[Completion]:
-        """One completion per request, in order. A row's completion does not depend on the other rows' noise.
+        """Return one completion per request, in order. A row's completion does not depend on the other rows' noise.
 
         What `follow` asks for when rows of `requests` end is generated in the same call, where the engine can, beside
         the rows that have not ended. Its completions come after those of `requests`, in the order asked for.
@@ -72,7 +72,7 @@ class Engine(Protocol):
 
 
 def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens that end a completion: an instruct model may end its turn in several ways."""
+    """Return the tokens that end a completion: an instruct model may end its turn in several ways."""
     configured = model.generation_config.eos_token_id
     eos = configured if isinstance(configured, list) else [configured]
     return sorted({tokenizer.eos_token_id, *eos} - {None})

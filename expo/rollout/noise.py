@@ -24,5 +24,5 @@ class Key:
 
 
 def uniforms(keys: Sequence[Key], count: int) -> np.ndarray:
-    """`count` numbers in [0, 1) for each key: `[B, count]`, float32. Number j of a key never depends on the others."""
+    """Return `count` numbers in [0, 1) for each key: `[B, count]`, float32. Number j of a key never depends on the others."""
     return np.stack([key.generator().random(count, dtype=np.float32) for key in keys])

@@ -28,16 +28,16 @@ class TransformersEngine:
         self.eos_ids = torch.tensor(eos_ids(model, tokenizer))
 
     def sync(self) -> None:
-        """The weights are the policy's own."""
+        """Do nothing: the weights are the policy's own."""
 
     def sleep(self) -> None:
-        """The weights are the policy's own."""
+        """Do nothing: the weights are the policy's own."""
 
     def wake(self) -> None:
-        """It never sleeps."""
+        """Do nothing: it never sleeps."""
 
     def close(self) -> None:
-        """Nothing is held beyond the model."""
+        """Free nothing: it holds nothing beyond the model."""
 
     @torch.no_grad()
     def generate(

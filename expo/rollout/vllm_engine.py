@@ -70,7 +70,7 @@ class VLLMEngine:
         self.sync()
 
     def _watch(self, client: Any) -> None:
-        """vLLM 0.32 waits for ever for an engine process that was killed: hand whoever waits an error."""
+        """Hand whoever waits for the engine an error, once its process was killed: vLLM 0.32 would wait for ever."""
         wait([process.sentinel for process in client.resources.engine_manager.processes])
         if not self.closed.is_set():
             ended = RuntimeError("its process has ended")
@@ -124,7 +124,7 @@ class VLLMEngine:
         )  # fmt: skip
 
     def _source(self) -> str:
-        """Where the model's config and weights are; which weights does not matter, unless an adapter alone is sent: they are replaced."""
+        """Return where the model's config and weights are; which weights does not matter, unless an adapter alone is sent: they are replaced."""
         base = causal_lm(self.model)
         if base.name_or_path:
             return str(base.name_or_path)
@@ -135,7 +135,7 @@ class VLLMEngine:
 
     @torch.no_grad()
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """What the engine is to hold, under Hugging Face's names, without the tied head.
+        """Return what the engine is to hold, under Hugging Face's names, without the tied head.
 
         A LoRA adapter is merged into the parameters, or beside them as `q_proj.lora_A` and `q_proj.lora_B`, scaled.
         """
@@ -193,7 +193,7 @@ class VLLMEngine:
         self.adapter = LoRARequest("policy", 1, str(path))
 
     def verify(self) -> None:
-        """Raises EngineError, which names the parameters, where the engine is not the policy."""
+        """Check that the engine is the policy. Raises EngineError, which names the parameters, where it is not."""
         ours, theirs = sums(self.weights()), self._call("expo_sums", {})
         wrong = sorted(n for n in ours.keys() & theirs.keys() if not _same(ours[n], theirs[n]))
         gap, tolerance = self.probe_gap(), self.conf.probe_tolerance or (1e-3 if self.dtype == torch.float32 else 0.05)
@@ -211,7 +211,7 @@ class VLLMEngine:
 
     @torch.no_grad()
     def probe_gap(self) -> float:
-        """Mean |log π_vLLM - log π| over the probe's tokens, in nats."""
+        """Return the mean |log π_vLLM - log π| over the probe's tokens, in nats."""
         from vllm import SamplingParams
 
         ids = self.probe[:PROBE_TOKENS]
@@ -285,7 +285,7 @@ class VLLMEngine:
             return self.llm.collective_rpc(method, kwargs=arguments)[0]
 
     def sleep(self) -> None:
-        """On a GPU that it shares with the trainer: give the cache back and move the weights to the CPU until `wake`."""
+        """Give the cache back, and move the weights to the CPU until `wake`, on a GPU that it shares with the trainer."""
         if self.sleeps:
             self.llm.sleep(level=1)
 
@@ -310,7 +310,7 @@ class VLLMEngine:
 
 @contextmanager
 def visible(device: int | None) -> Iterator[None]:
-    """Processes started meanwhile see this GPU alone; `device` counts those that this process sees. Raises UserError for none of them."""
+    """Show processes that start meanwhile this GPU alone; `device` counts those that this process sees. Raises UserError for none of them."""
     before = os.environ.get("CUDA_VISIBLE_DEVICES")
     if device is not None:
         if device >= (count := torch.cuda.device_count()):
@@ -326,7 +326,7 @@ def visible(device: int | None) -> Iterator[None]:
 
 @contextmanager
 def in_vllm(what: str) -> Iterator[None]:
-    """Whatever vLLM raises, and it has no base class of its own, becomes an EngineError: it ends the run, and nothing is swallowed."""
+    """Turn whatever vLLM raises, which has no base class of its own, into an EngineError: it ends the run, and nothing is swallowed."""
     try:
         yield
     except Exception as error:
@@ -340,19 +340,19 @@ def _save(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def _same(ours: tuple[float, float], theirs: tuple[float, float]) -> bool:
-    """Up to the order of the additions; a parameter's scale is the root of its sum of squares."""
+    """Return whether two sums agree up to the order of the additions; a parameter's scale is the root of its sum of squares."""
     scale = math.sqrt(max(ours[1], theirs[1])) + 1e-12
     return abs(ours[0] - theirs[0]) <= 1e-6 * scale + 1e-9 and abs(ours[1] - theirs[1]) <= 1e-9 * scale**2 + 1e-12
 
 
 def group_of(name: str) -> str:
-    """What a user knows the parameter by: `model.layers.3.self_attn.qkv_proj.weight` is of layers.3.self_attn."""
+    """Return what a user knows the parameter by: `model.layers.3.self_attn.qkv_proj.weight` is of layers.3.self_attn."""
     parts = name.removeprefix("model.").removesuffix(".weight").removesuffix(".bias").split(".")
     return ".".join(parts[:3] if parts[0] == "layers" else parts[:1])
 
 
 def kv_bytes(model: PreTrainedModel, dtype: torch.dtype) -> int:
-    """Bytes of keys and values per token."""
+    """Return the bytes of keys and values per token."""
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     layers: int = config.num_hidden_layers
@@ -366,7 +366,7 @@ def head_size(model: PreTrainedModel) -> int:
 
 
 def memory_share(weights: int, cached: int, total: int) -> float:
-    """Share of a GPU's memory for vLLM: its weights, the cache of a full batch, and a tenth for its activations; at most 0.9.
+    """Return the share of a GPU's memory for vLLM: its weights, the cache of a full batch, and a tenth for its activations; at most 0.9.
 
     Args: bytes. The rest is the trainer's.
     """
@@ -374,13 +374,13 @@ def memory_share(weights: int, cached: int, total: int) -> float:
 
 
 def adapter_rank(model: PreTrainedModel) -> int:
-    """Rank that vLLM has to make room for, to hold the model's LoRA adapter beside its weights; 0 where it cannot, or there is none."""
+    """Return the rank that vLLM has to make room for, to hold the model's LoRA adapter beside its weights; 0 where it cannot, or there is none."""
     adapter = model.peft_config["default"] if isinstance(model, PeftModel) else None
     return next((rank for rank in LORA_RANKS if adapter and rank >= adapter.r), 0)
 
 
 def check_heads(model: PreTrainedModel, device: torch.device) -> None:
-    """Raises UserError for a model that vLLM cannot run here."""
+    """Check that vLLM can run the model here. Raises UserError where it cannot."""
     if device.type == "cpu" and head_size(model) not in CPU_HEADS:
         raise UserError(
             f"rollout=vllm: attention heads of size {head_size(model)}, and vLLM on a CPU knows {', '.join(map(str, CPU_HEADS))} only; "

@@ -9,7 +9,7 @@ Weights = Callable[[], Iterator[tuple[str, Tensor]]]
 
 
 def open_transfer(llm: Any, info: Any, weights: Weights) -> Any:
-    """What sends `weights()` to `llm` at each `send_weights()`; the two meet here.
+    """Return what sends `weights()` to `llm` at each `send_weights()`; the two meet here.
 
     Args: info, a `TrainerInitInfo` of vLLM's, whose backend `llm` was started with.
     """
@@ -50,7 +50,7 @@ class Client:
 
 
 def nccl_info() -> Any:
-    """This process is rank 0 and the engine rank 1, which meet at a free port of this machine."""
+    """Return where the two meet: this process as rank 0, the engine as rank 1, at a free port of this machine."""
     from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
     from vllm.utils.network_utils import get_open_port
 

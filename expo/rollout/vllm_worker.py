@@ -22,13 +22,13 @@ class WeightSync:
         _repack_tied_head(worker.model_runner.get_model())
 
     def expo_load_file(self, path: str) -> None:
-        """The same from a safetensors file."""
+        """Load weights from a safetensors file."""
         from safetensors.torch import load_file
 
         self.expo_load(list(load_file(Path(path)).items()))
 
     def expo_sums(self) -> Sums:
-        """Of every parameter that is there to be read, and of a LoRA adapter; the CPU backend packs most matrices away."""
+        """Return the sums of every parameter that is there to be read, and of a LoRA adapter; the CPU backend packs most matrices away."""
         worker: Any = self
         model = worker.model_runner.get_model()
         return sums(
@@ -37,7 +37,7 @@ class WeightSync:
 
 
 def sums(named: Iterable[tuple[str, Tensor]]) -> Sums:
-    """Fingerprints that joining and padding with zeros leave alone. Args: named parameters, by Hugging Face's or vLLM's names."""
+    """Return the fingerprints that joining and padding with zeros leave alone. Args: named parameters, by Hugging Face's or vLLM's names."""
     found: Sums = {}
     for name, tensor in named:
         for pattern, joined in JOINED:
@@ -49,7 +49,7 @@ def sums(named: Iterable[tuple[str, Tensor]]) -> Sums:
 
 
 def _adapter(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The one adapter that there is room for, as the layers compute with it: joined like their matrices, padded with zeros."""
+    """Return the one adapter that there is room for, as the layers compute with it: joined like their matrices, padded with zeros."""
     for name, layer in model.named_modules():
         for part, stacked in (("A", "lora_a_stacked"), ("B", "lora_b_stacked")):
             for tensor in getattr(layer, stacked, ()):
@@ -57,7 +57,7 @@ def _adapter(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _repack_tied_head(model: nn.Module) -> None:
-    """The CPU backend multiplies by a packed copy of lm_head, which a reload of tied embeddings leaves as it was."""
+    """Pack lm_head again: the CPU backend multiplies by a packed copy, which a reload of tied embeddings leaves as it was."""
     head: Any = getattr(model, "lm_head", None)
     if head is None or head.weight.device.type != "cpu" or not getattr(model.config, "tie_word_embeddings", False):
         return

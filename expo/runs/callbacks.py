@@ -89,7 +89,7 @@ class Evaluate(Callback):
 
 
 def experience_rows(e: Experience, pipeline: Pipeline) -> list[dict[str, Any]]:
-    """One row per rollout of a step, with the positive of its problem and why candidates were rejected.
+    """Return one row per rollout of a step, with the positive of its problem and why candidates were rejected.
 
     A problem without rollouts has one row all the same. The first row of a problem also has its positive token by token,
     with log π(c_t|q, c_<t) under the policy as it is now, after the step.

@@ -35,7 +35,7 @@ class Run:
 
     @classmethod
     def find(cls, cfg: Config, directory: Path | None = None) -> "Run":
-        """The run of this config, with what an earlier session of it left; makes nothing yet."""
+        """Return the run of this config, with what an earlier session of it left; makes nothing yet."""
         run = cls(cfg, directory or run_dir(cfg))
         if not cfg.fresh:
             earlier = run.summary()
@@ -44,7 +44,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Done, and judged by whom the config names: which is no part of the identity."""
+        """Return whether the run is done, and judged by whom the config names: which is no part of the identity."""
         summary, judge = self.summary(), self.cfg.diagnose.judge
         measured = "samples" in summary  # by expo diagnose, the only one that judges
         judged = not (measured and judge.base_url) or summary.get("judge") == judge.model
@@ -69,7 +69,7 @@ class Run:
         OmegaConf.save(OmegaConf.structured(self.cfg), self.dir / "config.yaml")
 
     def summary(self) -> dict[str, Any]:
-        """The summary as it stands, {} where there is none."""
+        """Return the summary as it stands, {} where there is none."""
         path = self.dir / "summary.json"
         return json.loads(path.read_text()) if path.is_file() else {}
 
@@ -93,7 +93,7 @@ class Run:
 
 
 def git_commit() -> str | None:
-    """Commit of the checkout that expo runs from, with `-dirty` where its code or configs differ; None for an installed wheel.
+    """Return the commit of the checkout that expo runs from, with `-dirty` where its code or configs differ; None for an installed wheel.
 
     Rendered tables are in the checkout, too, and make no run another one.
     """

@@ -29,7 +29,7 @@ class OfflineRun:
 
 
 def read_offline(path: Path) -> OfflineRun:
-    """The run in a .wandb file; a record that is still being written is left out. Raises ValueError for another kind of file."""
+    """Return the run in a .wandb file; a record that is still being written is left out. Raises ValueError for another kind of file."""
     run = OfflineRun()
     for data in _records(path.read_bytes()):
         record = Record.FromString(data)

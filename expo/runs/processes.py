@@ -19,7 +19,7 @@ def run_apart(command_line: list[str], **options: Any) -> int:
 
 
 def run_environment(jobs: int) -> dict[str, str]:
-    """The environment of one of `jobs` runs at a time: its share of the cores, unless the user has set the threads."""
+    """Return the environment of one of `jobs` runs at a time: its share of the cores, unless the user has set the threads."""
     # A Slurm job has only some of its node's cores. macOS cannot say which.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = max(1, cores // (jobs if jobs > 0 else cores))
@@ -27,7 +27,7 @@ def run_environment(jobs: int) -> dict[str, str]:
 
 
 def stop_runs(number: int, frame: FrameType | None) -> None:
-    """SIGTERM or Ctrl-C to a sweep: start no further run, hand the signal to those under way, and wait for their checkpoints."""
+    """Start no further run of a sweep, hand the signal to those under way, and wait for their checkpoints."""
     children = psutil.Process().children(recursive=True)
     runs = [child for child in children if "expo" in child.cmdline()]
     launchers = [child for child in children if any("loky" in word for word in child.cmdline())]
@@ -43,7 +43,7 @@ def stop_runs(number: int, frame: FrameType | None) -> None:
 
 
 def _alive(process: psutil.Process) -> bool:
-    """Whether it still works: one that has ended stays a zombie as long as its suspended parent does not fetch it."""
+    """Return whether it still works: one that has ended stays a zombie as long as its suspended parent does not fetch it."""
     try:
         return bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:

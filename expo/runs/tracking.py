@@ -37,7 +37,7 @@ class JsonlLogger(Logger):
         return ""
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """config.yaml has them."""
+        """Log nothing: config.yaml has them."""
 
     def log_metrics(self, metrics: Mapping[str, float | None], step: int | None = None) -> None:
         with self.path.open("a") as file:
@@ -52,12 +52,12 @@ class StepWandbLogger(WandbLogger):
 
 
 def make_loggers(cfg: Config, directory: Path, resume_step: int) -> list[Logger]:
-    """The loggers of a training run."""
+    """Return the loggers of a training run."""
     return [JsonlLogger(directory / "metrics.jsonl", resume_step), *wandb_loggers(cfg, directory)]
 
 
 def wandb_loggers(cfg: Config, directory: Path, command: str = "train") -> list[WandbLogger]:
-    """W&B, where asked for. Its run is called as the run's directory is, so that a resumed run goes on in it."""
+    """Return W&B's logger, where asked for. Its run is called as the run's directory is, so that a resumed run goes on in it."""
     if not isinstance(cfg.logger, WandbLoggerConf):
         return []
     from wandb.errors import Error as WandbError  # here, since its import takes half a second
@@ -79,7 +79,7 @@ def wandb_loggers(cfg: Config, directory: Path, command: str = "train") -> list[
 
 
 def log_summary(loggers: Sequence[Logger], run: Run) -> None:
-    """What summary.json says beside the metrics (status, wall-clock seconds, versions, device) to W&B's summary."""
+    """Send what summary.json says beside the metrics (status, wall-clock seconds, versions, device) to W&B's summary."""
     record = {name: value for name, value in run.summary().items() if name != "metrics"}
     for logger in loggers:
         if isinstance(logger, WandbLogger):
@@ -87,7 +87,7 @@ def log_summary(loggers: Sequence[Logger], run: Run) -> None:
 
 
 def log_measured(loggers: Sequence[WandbLogger], run: Run, name: str, rows: list[dict[str, Any]]) -> None:
-    """A run that has no steps: its metrics, a table of its completions, and its summary."""
+    """Log a run that has no steps: its metrics, a table of its completions, and its summary."""
     for logger in loggers:
         logger.log_metrics(run.metrics)  # at W&B's own next step: a run that was measured before is there already
     log_table(loggers, name, rows, None)
@@ -97,7 +97,7 @@ def log_measured(loggers: Sequence[WandbLogger], run: Run, name: str, rows: list
 
 
 def log_table(loggers: Sequence[Logger], name: str, rows: list[dict[str, Any]], step: int | None) -> None:
-    """The first rows of a completions table to the loggers that show tables."""
+    """Send the first rows of a completions table to the loggers that show tables."""
     for logger in loggers:
         if isinstance(logger, WandbLogger) and rows:
             columns = [c for c in rows[0] if not c.startswith("positive_token")]
@@ -107,7 +107,7 @@ def log_table(loggers: Sequence[Logger], name: str, rows: list[dict[str, Any]], 
 def log_finished_table(
     conf: WandbConf, name: str, scale: str, rows: tuple[list[str], list[list[str]]], folder: Path, directory: Path
 ) -> None:
-    """A run of the table's own in the group of its runs: the table as a W&B Table, its pictures, and all its files as an artifact.
+    """Log a run of the table's own, in the group of its runs: the table as a W&B Table, its pictures, and all its files as an artifact.
 
     Args: rows, headings and cells; folder, the table's files; directory, where W&B's own files go.
     """

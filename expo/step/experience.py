@@ -87,17 +87,17 @@ class Group:
 
     @property
     def unaided(self) -> "Group":
-        """The group as it was before any hint."""
+        """Return the group as it was before any hint."""
         return self.before_hint or self
 
     @property
     def correct(self) -> list[bool]:
-        """Which rollouts are right without a hint."""
+        """Return which rollouts are right without a hint."""
         return [verdict is Verdict.CORRECT for verdict in self.unaided.verdicts]
 
     @property
     def all_wrong(self) -> bool:
-        """Whether no rollout is right without a hint; true of an empty group, too."""
+        """Return whether no rollout is right without a hint; true of an empty group, too."""
         return not any(self.correct)
 
 
@@ -146,7 +146,7 @@ class Experience:
 
     @property
     def all_wrong(self) -> Tensor:
-        """[P], True where no rollout is right."""
+        """Return `[P]`, True where no rollout is right."""
         return ~self.correct.bool().any(dim=1)
 
     def select(self, chosen: Sequence[int]) -> "Experience":

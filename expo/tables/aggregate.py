@@ -24,7 +24,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def pass_values(rows: Rows, metric: str) -> Values:
-    """pass@k of each problem from completions. Args: metric, `pass@K` or `pass@K/levelN`."""
+    """Return pass@k of each problem from completions. Args: metric, `pass@K` or `pass@K/levelN`."""
     name, _, level = metric.partition("/level")
     right = defaultdict(list)
     for row in rows:
@@ -36,7 +36,7 @@ def pass_values(rows: Rows, metric: str) -> Values:
 
 
 def measured_values(rows: Rows, metric: str, kind: str | None) -> Values:
-    """The mean of each problem that has samples of the kind, from `expo diagnose`. Args: metric, `nll` or `nll/levelN`."""
+    """Return the mean of each problem that has samples of the kind, from `expo diagnose`. Args: metric, `nll` or `nll/levelN`."""
     name, _, level = metric.partition("/level")
     found = defaultdict(list)
     for row in rows:
@@ -46,7 +46,7 @@ def measured_values(rows: Rows, metric: str, kind: str | None) -> Values:
 
 
 def values_of(arm: Arm, directory: Path, metrics: Sequence[str]) -> dict[str, Values]:
-    """Of one finished run, every metric by problem."""
+    """Return every metric of one finished run, by problem."""
     if arm.command is Command.diagnose:
         rows = read_rows(directory / "samples.parquet", SAMPLED)
         return {metric: measured_values(rows, metric, arm.kind) for metric in metrics}
@@ -55,7 +55,7 @@ def values_of(arm: Arm, directory: Path, metrics: Sequence[str]) -> dict[str, Va
 
 
 def stack(runs: Mapping[str, Values], partly: bool = False) -> np.ndarray:
-    """One row per named run, one column per problem: `[S, P]`.
+    """Return one row per named run, one column per problem: `[S, P]`.
 
     With `partly`, NaN where a run has no value for a problem that another has; without, raises UserError where the runs were
     evaluated on different problems.
@@ -71,7 +71,7 @@ def stack(runs: Mapping[str, Values], partly: bool = False) -> np.ndarray:
 
 
 def statistic(values: np.ndarray) -> dict[str, Any]:
-    """Mean, 95 % interval over problems and seeds, the mean of each seed, and P. Args: values `[S, P]`, NaN where there is none."""
+    """Return the mean, 95 % interval over problems and seeds, the mean of each seed, and P. Args: values `[S, P]`, NaN where there is none."""
     low, high = interval(values)
     return {
         "mean": float(np.nanmean(values)),
@@ -87,7 +87,7 @@ def _statistic_or_none(values: np.ndarray) -> dict[str, Any] | None:
 
 
 def aggregate(plan: Plan, runs: Sequence[PlannedRun]) -> dict[str, Any]:
-    """Of each arm: its columns, its differences, its scalars and its cost, over the runs that are done."""
+    """Return each arm's columns, differences, scalars and cost, over the runs that are done."""
     done = [run for run in runs if run.done]
     values = {
         (run.arm, run.seed): values_of(plan.arms[run.arm], run.dir, columns_of(plan, plan.arms[run.arm]))
@@ -125,7 +125,7 @@ def aggregate(plan: Plan, runs: Sequence[PlannedRun]) -> dict[str, Any]:
 
 
 def cost_of(directories: Collection[Path]) -> dict[str, Any]:
-    """Means over finished runs: tokens (None where nothing was trained) and seconds."""
+    """Return the means over finished runs: tokens (None where nothing was trained) and seconds."""
     return {
         "generated tokens": _sum(directories, "throughput/tokens_generated"),
         "trained tokens": _sum(directories, "throughput/tokens_trained"),
@@ -134,7 +134,7 @@ def cost_of(directories: Collection[Path]) -> dict[str, Any]:
 
 
 def _sum(directories: Iterable[Path], name: str) -> float | None:
-    """Mean over runs of the sum over steps; None where there were no steps."""
+    """Return the mean over runs of the sum over steps; None where there were no steps."""
     sums = [sum(line.get(name) or 0 for line in lines) for d in directories if (lines := read_lines(d))]
     return float(np.mean(sums)) if sums else None
 
@@ -145,7 +145,7 @@ def _mean_over_runs(directories: Iterable[Path], name: str) -> float | None:
 
 
 def keep_runs(runs: Sequence[tuple[str, int, Path]], folder: Path) -> None:
-    """All of the given runs (arm, seed, directory) but their checkpoints, small enough to be kept beside a table.
+    """Keep all of the given runs (arm, seed, directory) but their checkpoints, small enough to stand beside a table.
 
     runs.json has configs and summaries, metrics.parquet every line of metrics.jsonl, completions.parquet those of the last
     evaluation, samples.parquet a few problems of the last logged step.

@@ -73,7 +73,7 @@ class Cost:
 
 @cache
 def shape(path: str) -> Shape:
-    """Of a hub id or a local folder. Raises OSError where its config cannot be read."""
+    """Return the shape of a model by hub id or local folder. Raises OSError where its config cannot be read."""
     kind, options = SHAPES.get(path, ("", {}))
     config = (
         AutoConfig.for_model(kind, **options)
@@ -96,7 +96,7 @@ def shape(path: str) -> Shape:
 
 
 def estimate(run: PlannedRun, device: str) -> Cost:
-    """Raises OSError where the model's config cannot be read."""
+    """Estimate a run's memory and time. Raises OSError where the model's config cannot be read."""
     cfg, s = run.cfg, shape(run.cfg.model.path)
     memory = weights_memory(cfg, s) if run.command == "train" else s.parameters * 4
     memory += kv_memory(cfg, s) + activations_memory(cfg, s) + RESERVED
@@ -117,7 +117,7 @@ def estimate(run: PlannedRun, device: str) -> Cost:
 
 
 def weights_memory(cfg: Config, s: Shape) -> float:
-    """The policy, its gradients and Adam's two moments, the copies that are frozen, and autocast's casts."""
+    """Estimate the memory of the policy, its gradients and Adam's two moments, the copies that are frozen, and autocast's casts."""
     number = 2 if cfg.model.dtype in ("bfloat16", "float16") else 4
     trained = cfg.model.lora_rank * s.linear_sides if cfg.model.lora_rank else s.parameters
     writers = {cfg.positives.writer, cfg.hints.writer}
@@ -135,7 +135,7 @@ def kv_memory(cfg: Config, s: Shape) -> float:
 
 
 def activations_memory(cfg: Config, s: Shape) -> float:
-    """34 bytes per token, layer and hidden unit in 16 bit (arXiv 2205.05198, without attention scores); one layer's, and each
+    """Estimate 34 bytes per token, layer and hidden unit in 16 bit (arXiv 2205.05198, without attention scores); one layer's, and each
     layer's input, with gradient checkpointing. And the logits of a chunk, with their gradient, in float32."""
     positions = cfg.trainer.micro_batch_size * (cfg.rollout.max_prompt_tokens + cfg.rollout.max_completion_tokens)
     size = 1 if cfg.trainer.precision == "bf16-mixed" else 2
@@ -144,14 +144,14 @@ def activations_memory(cfg: Config, s: Shape) -> float:
 
 
 def decode_seconds(cfg: Config, s: Shape, rows: int, device: str) -> float:
-    """Every decoding step reads all weights and the cache once, and takes at least LAYER_S per layer."""
+    """Estimate the time of decoding: every step reads all weights and the cache once, and takes at least LAYER_S per layer."""
     bandwidth = DEVICES[device][2] * BANDWIDTH_USED
     one = max(s.layers * LAYER_S, (s.parameters * 4 + kv_memory(cfg, s) / 2) / bandwidth)
     return math.ceil(rows / cfg.rollout.batch_size) * cfg.rollout.max_completion_tokens * one
 
 
 def update_seconds(cfg: Config, s: Shape, rows: int, device: str) -> float:
-    """6 FLOP per parameter and token, 8 with gradient checkpointing, over whole rows at their longest."""
+    """Estimate 6 FLOP per parameter and token, 8 with gradient checkpointing, over whole rows at their longest."""
     tokens = rows * (cfg.rollout.max_prompt_tokens + cfg.rollout.max_completion_tokens)
     per_token = (8 if cfg.model.gradient_checkpointing else 6) * s.parameters
     updates = getattr(cfg.algorithm, "updates_per_rollout", 1)

@@ -23,7 +23,7 @@ COLOURS = [
 
 
 def colours(plan: Plan) -> dict[str, str]:
-    """One colour for each arm, the same in all pictures of a table."""
+    """Return one colour for each arm, the same in all pictures of a table."""
     return {arm: COLOURS[i % len(COLOURS)] for i, arm in enumerate(plan.arms)}
 
 

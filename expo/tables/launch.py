@@ -51,7 +51,7 @@ def launch(jobs: list[dict[str, Any]], logs: Path, hydra_overrides: list[str]) -
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
     import torch
 
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -60,7 +60,7 @@ def visible_gpus() -> list[str]:
 
 @contextmanager
 def own_gpu(gpus: Sequence[str], folder: Path | None = None) -> Iterator[dict[str, str]]:
-    """Environment that gives a run the first GPU that no other run of this machine has; with all taken, or none there, what it has.
+    """Return the environment that gives a run the first GPU that no other run of this machine has; with all taken, or none there, what it has.
 
     Args: folder, where the machine's lock files are.
     """

@@ -108,7 +108,7 @@ def results_folder(name: str, scale: str) -> Path:
 
 
 def load_plan(name: str, scale_name: str | None = None) -> Plan:
-    """The plan, with the arms of one scale. Raises UserError for an unknown table or scale, and for a plan that is not one."""
+    """Return the plan, with the arms of one scale. Raises UserError for an unknown table or scale, and for a plan that is not one."""
     path = EXPERIMENTS / name / "plan.yaml"
     if not path.is_file():
         raise UserError(f"table={name}: no such table; use one of {', '.join(known_tables())}")
@@ -141,7 +141,7 @@ def load_plan(name: str, scale_name: str | None = None) -> Plan:
 
 
 def _read(path: Path) -> Any:
-    """plan.yaml and paper.yaml of a folder, over those of the plan that they extend."""
+    """Return plan.yaml and paper.yaml of a folder, over those of the plan that they extend."""
     own: Any = OmegaConf.load(path)
     base = EXPERIMENTS / str(own.get("extends")) / "plan.yaml"
     if own.get("extends") and not base.is_file():
@@ -157,7 +157,7 @@ def _read(path: Path) -> Any:
 def plan_runs(
     name: str, plan: Plan, scale_name: str, seeds: Sequence[int] | None, overrides: Sequence[str]
 ) -> list[PlannedRun]:
-    """Every run of a table at one of its scales, composed and checked. With logger=wandb, a run's group is the table. Raises UserError."""
+    """Return every run of a table at one of its scales, composed and checked. With logger=wandb, a run's group is the table. Raises UserError."""
     scale = plan.scales[scale_name]
     of_arms = {o.partition("=")[0]: key for key, arm in plan.arms.items() for o in arm.overrides}
     for o in overrides:
@@ -187,12 +187,12 @@ def plan_runs(
 
 
 def columns_of(plan: Plan, arm: Arm) -> list[str]:
-    """The metrics behind the arm's cells."""
+    """Return the metrics behind the arm's cells."""
     return [re.sub(r"pass@\d+", f"pass@{arm.k}", column) if arm.k else column for column in plan.columns]
 
 
 def _check_column(column: str, arm: Arm, cfg: Config) -> None:
-    """Whether a run of the arm can give it: `pass@K` or `pass@K/levelN`, or what `expo diagnose` measures. Raises UserError."""
+    """Check that a run of the arm can give the column: `pass@K` or `pass@K/levelN`, or what `expo diagnose` measures. Raises UserError."""
     if arm.command is Command.diagnose:
         if column.partition("/level")[0] not in MEASURED:
             raise UserError(f"columns={column}: expo diagnose does not measure it; use one of {', '.join(MEASURED)}")

@@ -12,12 +12,12 @@ FEW = 3  # a cell made of fewer runs says so
 
 
 def wide_console() -> Console:
-    """Of the terminal's width; wide where there is none, so that a log has every digit."""
+    """Return a console of the terminal's width; a wide one where there is none, so that a log has every digit."""
     return Console() if sys.stdout.isatty() else Console(width=160)
 
 
 def rows_of(plan: Plan, record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Headings, and the cells of each arm: means with 95 % intervals, pass@k in percent; the paper's numbers, where there
+    """Return the headings, and the cells of each arm: means with 95 % intervals, pass@k in percent; the paper's numbers, where there
     are any, in columns of their own that say so."""
     papers = list(dict.fromkeys(column for numbers in plan.paper.values() for column in numbers or ()))
     differs = any("difference" in arm for arm in record["arms"].values())
@@ -50,7 +50,7 @@ def rows_of(plan: Plan, record: Mapping[str, Any]) -> tuple[list[str], list[list
 
 
 def made_by(record: Mapping[str, Any]) -> str:
-    """What the numbers are, and the command, commits, machine and date that made them."""
+    """Return what the numbers are, and the command, commits, machine and date that made them."""
     commits = sorted({commit for arm in record["arms"].values() for commit in arm.get("commits", [])})
     return (
         "Means with 95 % bootstrap intervals over problems and seeds, pass@k in percent (one of a single value, as [0.0, 0.0], "
@@ -60,7 +60,7 @@ def made_by(record: Mapping[str, Any]) -> str:
 
 
 def markdown(plan: Plan, record: Mapping[str, Any]) -> str:
-    """The table as Markdown, with how it was made."""
+    """Return the table as Markdown, with how it was made."""
     heads, rows = rows_of(plan, record)
     lines = [f"## {plan.title}", "", "| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     lines += ["| " + " | ".join(cells) + " |" for cells in rows]

@@ -54,12 +54,12 @@ class Request:
 
     @cached_property
     def plan(self) -> Plan:
-        """The plan, with the arms of this scale. Raises UserError for an unknown table or scale."""
+        """Return the plan, with the arms of this scale. Raises UserError for an unknown table or scale."""
         return load_plan(self.name, self.scale_name)
 
     @property
     def scale(self) -> Scale:
-        """The plan's scale."""
+        """Return the plan's scale."""
         return self.plan.scales[self.scale_name]
 
     def runs(self) -> list[PlannedRun]:
@@ -68,17 +68,17 @@ class Request:
 
     @property
     def at_a_time(self) -> int:
-        """Runs at a time."""
+        """Return how many runs there are at a time."""
         return self.jobs or self.scale.jobs
 
     @property
     def as_planned(self) -> bool:
-        """Whether the runs' settings are the plan's own."""
+        """Return whether the runs' settings are the plan's own."""
         return all(o.startswith("output_dir=") for o in self.overrides)
 
     @property
     def variant(self) -> str:
-        """A name for the user's changes; "" for the plan's own table."""
+        """Return a name for the user's changes; "" for the plan's own table."""
         if self.seeds is None and self.as_planned:
             return ""
         seeds = None if self.seeds is None else list(self.seeds)
@@ -86,7 +86,7 @@ class Request:
 
     @property
     def committed(self) -> Path:
-        """Where the results of the plan's own table are kept."""
+        """Return where the results of the plan's own table are kept."""
         return results_folder(self.name, self.scale_name)
 
     def folder(self, output_dir: str) -> Path:

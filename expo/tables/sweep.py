@@ -24,7 +24,7 @@ OVER = ("done", "failed")
 
 
 def to_prepare(plan: Plan, runs: Sequence[PlannedRun]) -> dict[str, list[str]]:
-    """The models that the runs begin from, that expo makes, and that are not there yet: commands by folder."""
+    """Return the models that the runs begin from, that expo makes, and that are not there yet: commands by folder."""
     used = {run.cfg.model.path.removeprefix("./") for run in runs}
     return {folder: command for folder, command in plan.prepare.items() if folder in used and not _there(folder)}
 
@@ -50,7 +50,7 @@ def prepare(missing: Mapping[str, Sequence[str]]) -> int:
 
 
 def distinct(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
-    """Without those that are another one's very run: arms may share runs."""
+    """Return the runs without those that are another one's very run: arms may share runs."""
     return list({run.dir: run for run in reversed(runs)}.values())[::-1]
 
 
@@ -102,7 +102,7 @@ def until_over(process: subprocess.Popen[bytes], meanwhile: Callable[[], object]
 
 
 def why(run: PlannedRun, sweep: Path) -> str:
-    """In one line, what became of a run that is not done."""
+    """Return in one line what became of a run that is not done."""
     summary, log = read_summary(run.dir), sweep / "logs" / f"{name_of(run)}.log"
     said = log.read_text().split("\n") if log.is_file() else []
     last = next((line for line in reversed(said) if line.strip()), f"see {sweep / 'launch.log'}")
@@ -110,7 +110,7 @@ def why(run: PlannedRun, sweep: Path) -> str:
 
 
 def steps_of(run: PlannedRun) -> int:
-    """What the whole bar counts; an evaluation is one."""
+    """Return what the whole bar counts; an evaluation is one."""
     return run.cfg.trainer.max_steps if run.command == "train" else 1
 
 
@@ -158,7 +158,7 @@ class View:
         self.bar.update(self.tasks[key], completed=step, state=state)
 
     def _over(self, run: PlannedRun) -> bool:
-        """Whether it has ended in this sweep; says so once."""
+        """Return whether the run has ended in this sweep; say so once."""
         path = run.dir / "summary.json"
         if run.dir not in self.ended and path.is_file() and path.stat().st_mtime >= self.started:
             summary = read_summary(run.dir)

@@ -14,7 +14,7 @@ class Verdict(StrEnum):
 
 
 def last_boxed(text: str) -> str | None:
-    r"""Content of the last `\boxed{}` (or `\fbox{}`) that closes, nested braces included; None where there is none.
+    r"""Return the content of the last `\boxed{}` (or `\fbox{}`) that closes, nested braces included; None where there is none.
 
     One pass with a stack: a megabyte of unbalanced braces costs no more than a megabyte of text.
     """
@@ -31,7 +31,7 @@ def last_boxed(text: str) -> str | None:
 
 
 def normalized(answer: str) -> str:
-    r"""The answer without what never changes its value: white space, math delimiters, `\left`/`\right`, a final period."""
+    r"""Return the answer without what never changes its value: white space, math delimiters, `\left`/`\right`, a final period."""
     answer = re.sub(r"\\(?:left|right)(?![a-zA-Z])|\$", "", answer)
     answer = re.sub(r"\\[!,;: ]|\s+", " ", answer)
     # Between two words or numbers a space means something: "1 1/2" is not "11/2".
@@ -45,7 +45,7 @@ _PLAIN = [re.compile(_INTEGER), re.compile(rf"\({_INTEGER}(?:,{_INTEGER})*\)")]
 
 
 def fast_verdict(answer: str, gold: str) -> Verdict | None:
-    """The verdict where comparing strings settles it; None where math-verify has to look."""
+    """Return the verdict where comparing strings settles it; None where math-verify has to look."""
     answer, gold = normalized(answer), normalized(gold)
     if answer == gold:
         return Verdict.CORRECT

@@ -4,7 +4,9 @@ An answer costs at most `verifier.timeout_s` of wall clock and `verifier.memory_
 up nothing but itself. Works from any thread.
 """
 
+import logging
 import queue
+import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -13,7 +15,9 @@ from typing import Any
 
 from expo.config import VerifierConf
 from expo.verifier.answers import Verdict, fast_verdict, last_boxed
-from expo.verifier.worker import Worker
+from expo.verifier.worker import CONFINES, Worker
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -48,7 +52,7 @@ class Verifier:
         return result
 
     def verify(self, completions: Sequence[str], golds: Sequence[str]) -> list[Verdict]:
-        """Verdicts in order, all judged at once by the workers."""
+        """Return the verdicts in order, all judged at once by the workers."""
         return [future.result() for future in [self.submit(c, g) for c, g in zip(completions, golds, strict=True)]]
 
     def close(self) -> None:
@@ -69,6 +73,12 @@ class Verifier:
     def _start(self) -> None:
         with self._lock:
             if not self._threads:
+                if not CONFINES:
+                    log.warning(
+                        "verifier.memory_mb=%d: not kept on %s; an answer's time is limited as ever",
+                        self.conf.memory_mb,
+                        sys.platform,
+                    )
                 self._threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(self.conf.workers)]
                 for thread in self._threads:
                     thread.start()

@@ -6,12 +6,15 @@ import multiprocessing
 import os
 import resource
 import signal
+import sys
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 
 from expo.verifier.answers import Verdict, judge
 
 START_LIMIT_S = 60
+# prctl and /proc are Linux's. Elsewhere a worker has no limit of memory, and a hung one may outlive a killed trainer.
+CONFINES = sys.platform == "linux"
 
 
 class Worker:
@@ -81,16 +84,17 @@ def _peak_mb(pid: int | None) -> float:
 
 
 def work(pipe: Connection, memory_mb: int) -> None:
-    """A worker's life: judge until the parent is gone."""
+    """Judge until the parent is gone: a worker's life."""
     import math_verify  # noqa: F401  (counted in the memory it starts with)
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns at each call that its own limits are off
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the parent's to handle; it ends its workers itself
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: not even a hung worker outlives a killed trainer
-    with open("/proc/self/statm") as statm:
-        started_with = int(statm.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (started_with + memory_mb * 2**20,) * 2)
+    if CONFINES:
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: not even a hung worker outlives a killed trainer
+        with open("/proc/self/statm") as statm:
+            started_with = int(statm.read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (started_with + memory_mb * 2**20,) * 2)
     pipe.send("ready")
     while True:
         try:

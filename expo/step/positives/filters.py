@@ -21,7 +21,7 @@ class Written:
 
     @property
     def leaks(self) -> bool:
-        """Whether a phrase gives away that the answer was shown."""
+        """Return whether a phrase gives away that the answer was shown."""
         lowered = " ".join(self.text.lower().split())
         return any(phrase in lowered for phrase in self.leak_phrases)
 

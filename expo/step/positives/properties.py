@@ -28,16 +28,16 @@ class Scorer:
     micro_batch_size: int
 
     def logp(self, prompts: Sequence[Ids], completions: Sequence[Ids]) -> Tensor:
-        """log π(c|q), summed over tokens: `[N]`, in nats."""
+        """Return log π(c|q), summed over tokens: `[N]`, in nats."""
         return self._score(prompts, completions)[0].sum(dim=1)
 
     def token_logp(self, prompts: Sequence[Ids], completions: Sequence[Ids]) -> list[list[float]]:
-        """log π(c_t|q, c_<t) of every token of each of the N completions, in nats."""
+        """Return log π(c_t|q, c_<t) of every token of each of the N completions, in nats."""
         logp, mask = self._score(prompts, completions)
         return [row[there].tolist() for row, there in zip(logp, mask.bool(), strict=True)]
 
     def _score(self, prompts: Sequence[Ids], completions: Sequence[Ids]) -> tuple[Tensor, Tensor]:
-        """Log-probabilities `[N, L]` and where there are any."""
+        """Return log-probabilities `[N, L]` and where there are any."""
         device = next(self.model.parameters()).device
         batch = token_batch(prompts, completions, self.tokenizer.pad_token_id, device)
         training = self.model.training
@@ -47,11 +47,11 @@ class Scorer:
         return logp.cpu(), batch.mask.cpu()
 
     def mean_logp(self, prompts: Sequence[Ids], completions: Sequence[Ids]) -> Tensor:
-        """log π(c|q) per token: `[N]`."""
+        """Return log π(c|q) per token: `[N]`."""
         return self.logp(prompts, completions) / torch.tensor([len(c) for c in completions]).clamp(min=1)
 
     def answer_logp(self, prompts: Sequence[Ids], completions: Sequence[Ids], answers: Sequence[str]) -> Tensor:
-        """log π(a*|q, c): how likely the final statement of `answer` is after a completion's reasoning: `[N]`, in nats.
+        """Return log π(a*|q, c): how likely the final statement of `answer` is after a completion's reasoning: `[N]`, in nats.
 
         The reasoning is the completion up to its own final statement, or all of it where it has none.
         """
@@ -59,7 +59,7 @@ class Scorer:
         return self.logp(contexts, [self.prompts.answer_ids(self.tokenizer, answer) for answer in answers])
 
     def reasoning(self, completion: Ids) -> list[int]:
-        """The completion's tokens before its last final statement, without an end-of-sequence token."""
+        """Return the completion's tokens before its last final statement, without an end-of-sequence token."""
         ids = list(completion)
         if ids and ids[-1] == self.tokenizer.eos_token_id:
             ids.pop()

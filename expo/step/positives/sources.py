@@ -44,11 +44,11 @@ class PositiveSource:
 
     @property
     def joins_groups(self) -> bool:
-        """Whether a positive is a member of its problem's group, and no auxiliary term."""
+        """Return whether a positive is a member of its problem's group, and no auxiliary term."""
         return self.conf.joins_groups
 
     def refreshes_snapshot(self, step: int) -> bool:
-        """Whether the explaining snapshot becomes the current policy before this step."""
+        """Return whether the explaining snapshot becomes the current policy before this step."""
         return False
 
     def weight_at(self, done: float, all_wrong: float) -> float:
@@ -56,7 +56,7 @@ class PositiveSource:
         return 0.0
 
     def wants(self, all_wrong: bool) -> bool:
-        """Whether a problem gets a positive, given whether its group is all wrong."""
+        """Return whether a problem gets a positive, given whether its group is all wrong."""
         return False
 
     def requests(self, batch: Batch, groups: Groups, wanted: Sequence[int], tools: Tools) -> list[Request]:
