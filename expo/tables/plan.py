@@ -48,7 +48,7 @@ class Scale:
     jobs: int = 1
     # Overrides of single arms at this scale, after all others.
     arms: dict[str, list[str]] = field(default_factory=dict)
-    # Accelerator that the cost is estimated for, see expo/experiments/cost.py. null: no estimate but from finished runs.
+    # Accelerator that the cost is estimated for, see expo/tables/cost.py. null: no estimate but from finished runs.
     device: str | None = None
     # Arms that this scale can make. []: all.
     only: list[str] = field(default_factory=list)
@@ -115,7 +115,7 @@ def load_plan(name: str, scale_name: str | None = None) -> Plan:
     try:
         plan: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Plan), _read(path)))
     except (OmegaConfBaseException, YAMLError) as error:
-        raise UserError(f"{path}: {str(error).splitlines()[0]}; see expo/experiments/plan.py for its keys") from error
+        raise UserError(f"{path}: {str(error).splitlines()[0]}; see expo/tables/plan.py for its keys") from error
     assert isinstance(plan, Plan)
     for only in (plan.only, *(s.only for s in plan.scales.values())):
         if unknown := sorted(set(only) - set(plan.arms)):
