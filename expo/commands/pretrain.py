@@ -156,38 +156,10 @@ def pretrain(cfg: Config) -> None:
     set_up_process(cfg)
     conf, started = cfg.pretrain, time.monotonic()
     tokenizer, model = ladder_tokenizer(), ladder_model(cfg.seed, conf.hidden_size, conf.layers, conf.heads)
-    output = Path(conf.output)
-    if output.is_file():
-        raise UserError(f"pretrain.output={output}: a file; give a folder, or remove it")
-    make_folder(output.parent, "pretrain.output")
-    recipe = dataclasses.replace(conf, output="")
-    settings = json.dumps([cfg.seed, dataclasses.asdict(recipe), dataclasses.asdict(cfg.prompts)])
-    partial = output.with_name(f"{output.name}.partial-{hashlib.sha256(settings.encode()).hexdigest()[:8]}")
-    watched = sys.stdout.isatty()
-    keep = ModelCheckpoint(
-        partial / "checkpoints",
-        "step{step:06d}",
-        auto_insert_metric_name=False,
-        every_n_train_steps=CHECKPOINT_EVERY,
-        enable_version_counter=False,  # a damaged one of the same step is written over
-    )
-    trainer = Trainer(
-        max_steps=conf.max_steps,
-        accelerator="cpu",
-        gradient_clip_val=1.0,
-        logger=False,
-        enable_model_summary=False,
-        enable_progress_bar=watched,
-        callbacks=[keep, SayAndStop(watched, partial / "checkpoints")],
-    )
-    corpus = Corpus(
-        tokenizer,
-        build(cfg.prompts),
-        cfg.seed,
-        conf.warmup_steps,
-        conf.tokens_per_batch,
-        lambda: trainer.global_step,
-    )
+    partial = unfinished_folder(cfg)
+    trainer = make_trainer(conf.max_steps, partial / "checkpoints")
+    prompts = build(cfg.prompts)
+    corpus = Corpus(tokenizer, prompts, cfg.seed, conf.warmup_steps, conf.tokens_per_batch, lambda: trainer.global_step)
     checkpoint = newest_checkpoint(partial)
     trainer.fit(
         Pretrain(model.train(), conf.learning_rate, conf.max_steps),
@@ -198,24 +170,65 @@ def pretrain(cfg: Config) -> None:
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
     minutes = (time.monotonic() - started) / 60
-    (partial / "README.md").write_text(
-        CARD.format(
-            cfg=cfg,
-            parameters=model.num_parameters(),
-            commit=git_commit() or "?",
-            minutes=minutes,
-            resumed=f" since it was resumed at {checkpoint.stem}" if checkpoint else "",
-            threads=torch.get_num_threads(),
-            date=time.strftime("%Y-%m-%d"),
-        )
+    resumed = f" since it was resumed at {checkpoint.stem}" if checkpoint else ""
+    (partial / "README.md").write_text(card(cfg, model.num_parameters(), minutes, resumed))
+    output = Path(conf.output)
+    hand_over(partial, output)
+    path = output if output.is_absolute() else f"./{output}"
+    print(f"saved to {output} after {minutes:.1f} min; use it with model=hf model.path={path}")
+
+
+def unfinished_folder(cfg: Config) -> Path:
+    """Return where the model is until it is done. Other settings are another folder: nothing goes on from what is not its own."""
+    output = Path(cfg.pretrain.output)
+    if output.is_file():
+        raise UserError(f"pretrain.output={output}: a file; give a folder, or remove it")
+    make_folder(output.parent, "pretrain.output")
+    recipe = dataclasses.replace(cfg.pretrain, output="")
+    settings = json.dumps([cfg.seed, dataclasses.asdict(recipe), dataclasses.asdict(cfg.prompts)])
+    return output.with_name(f"{output.name}.partial-{hashlib.sha256(settings.encode()).hexdigest()[:8]}")
+
+
+def make_trainer(max_steps: int, checkpoints: Path) -> Trainer:
+    """Return Lightning's trainer, with checkpoints and a way to say how far it is."""
+    watched = sys.stdout.isatty()
+    keep = ModelCheckpoint(
+        checkpoints,
+        "step{step:06d}",
+        auto_insert_metric_name=False,
+        every_n_train_steps=CHECKPOINT_EVERY,
+        enable_version_counter=False,  # a damaged one of the same step is written over
     )
+    return Trainer(
+        max_steps=max_steps,
+        accelerator="cpu",
+        gradient_clip_val=1.0,
+        logger=False,
+        enable_model_summary=False,
+        enable_progress_bar=watched,
+        callbacks=[keep, SayAndStop(watched, checkpoints)],
+    )
+
+
+def hand_over(partial: Path, output: Path) -> None:
+    """Move the finished model to its place, config.json last: by it a model is known. Then the checkpoints go."""
     output.mkdir(parents=True, exist_ok=True)
     files = [file for file in partial.iterdir() if file.is_file()]
-    for file in sorted(files, key=lambda f: f.name == "config.json"):  # by which a model is known
+    for file in sorted(files, key=lambda f: f.name == "config.json"):
         file.replace(output / file.name)
-    shutil.rmtree(partial)  # the checkpoints: only now is nothing lost with them
-    print(
-        f"saved to {output} after {minutes:.1f} min; use it with model=hf model.path={output if output.is_absolute() else f'./{output}'}"
+    shutil.rmtree(partial)  # only now is nothing lost with them
+
+
+def card(cfg: Config, parameters: int, minutes: float, resumed: str) -> str:
+    """Return the model's card: what made it."""
+    return CARD.format(
+        cfg=cfg,
+        parameters=parameters,
+        commit=git_commit() or "?",
+        minutes=minutes,
+        resumed=resumed,
+        threads=torch.get_num_threads(),
+        date=time.strftime("%Y-%m-%d"),
     )
 
 
