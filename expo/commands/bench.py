@@ -14,7 +14,7 @@ from rich.table import Table
 from expo.config import UserError
 from expo.runs.directory import device_name, git_commit
 
-PARTS = ("rollout", "verify", "explain", "update", "sync")
+STAGES = ("rollout", "verify", "explain", "update", "sync")
 # Steps 31 to 50 of the demo's run: rewards are mixed, so that most groups have an advantage and the update is at its dearest.
 STEPS, WARM_UP = 50, 30
 
@@ -33,13 +33,13 @@ def main(arguments: list[str]) -> int:
         metrics = (run / "metrics.jsonl").read_text().splitlines()
         peak = json.loads((run / "summary.json").read_text())["peak_memory_mb"]
     steps = [line for line in map(json.loads, metrics) if "time/rollout_s" in line][WARM_UP:]
-    medians = {part: statistics.median(step[f"time/{part}_s"] for step in steps) for part in PARTS}
-    whole = statistics.median(sum(step[f"time/{part}_s"] for part in PARTS) for step in steps)
+    medians = {stage: statistics.median(step[f"time/{stage}_s"] for step in steps) for stage in STAGES}
+    whole = statistics.median(sum(step[f"time/{stage}_s"] for stage in STAGES) for step in steps)
     table = Table(title=f"ExP-GRPO, ladder level 5, 128 rollouts and 16 explanations: medians of {len(steps)} steps")
-    for heading in ("part", "seconds", "share"):
+    for heading in ("stage", "seconds", "share"):
         table.add_column(heading)
-    for part, value in [*medians.items(), ("whole step", whole)]:
-        table.add_row(part, f"{value:.3f}", f"{100 * value / whole:.0f} %")
+    for stage, value in [*medians.items(), ("whole step", whole)]:
+        table.add_row(stage, f"{value:.3f}", f"{100 * value / whole:.0f} %")
     tokens = statistics.median(step["throughput/tokens_per_s"] for step in steps)
     length = statistics.mean(step["completion/length_mean"] for step in steps)
     console = Console()

@@ -29,7 +29,7 @@ CURVES = {
     "completion/length_mean": False,
 }
 COUNTS = ("positive/used_frac", "positive/filtered_frac", "pair/used_frac", "reward/unparseable_frac", "completion/truncated_frac", "reward/all_wrong_frac", "reward/all_right_frac")  # fmt: skip
-PARTS = ("time/rollout_s", "time/explain_s", "time/verify_s", "time/update_s", "time/sync_s")
+STAGES = ("time/rollout_s", "time/explain_s", "time/verify_s", "time/update_s", "time/sync_s")
 TOKENS = ("throughput/tokens_generated", "throughput/tokens_trained")
 BINS = (0.05, 0.5, 1.0, 2.0, 4.0)  # nats below which a token is of the next brighter colour
 
@@ -186,7 +186,7 @@ def _table(arms: Mapping[str, Sequence[RunData]], columns: Mapping[str, Column])
 
 def _cost(arms: Mapping[str, Sequence[RunData]]) -> tuple[list[str], list[list[str]]]:
     columns: dict[str, Column] = {"seconds": (lambda run, name: run.summary.get("wall_s"), ".0f")}
-    columns |= dict.fromkeys(TOKENS, (_sum, ",.0f")) | dict.fromkeys(PARTS, (_sum, ".1f"))
+    columns |= dict.fromkeys(TOKENS, (_sum, ",.0f")) | dict.fromkeys(STAGES, (_sum, ".1f"))
     columns |= {
         "peak memory (MiB)": (lambda run, name: (run.summary.get("peak_memory_mb") or {}).get("process"), ".0f")
     }
