@@ -3,10 +3,9 @@
 import json
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
 from expo.config import UserError, make_folder, take_options
 from expo.report.page import Page, RunData, write
+from expo.runs.arms import arm_names, settings_of
 from expo.runs.reading import final_rows, read_lines, read_rows, read_summary, samples_of
 from expo.tables.plan import known_tables, load_plan, results_folder
 from expo.tables.render import made_by, rows_of
@@ -91,20 +90,22 @@ def read_table(folder: Path) -> tuple[Page, list[RunData]]:
 
 
 def read_runs(directories: list[Path]) -> tuple[Page, list[RunData]]:
-    """Run directories; those of the same name are runs of one arm."""
-    runs = []
+    """Return the page and data of run directories. Those that differ in nothing but the seed are runs of one arm."""
+    runs: list[RunData] = []
     known = ", ".join(known_tables())
-    for directory in directories:
-        summary = read_summary(directory)
+    directories = list(dict.fromkeys(path.resolve() for path in directories))  # a run given twice is one run
+    summaries = [read_summary(directory) for directory in directories]
+    for directory, summary in zip(directories, summaries, strict=True):
         if not summary or not (directory / "config.yaml").is_file():
             raise UserError(
                 f"{directory}: no run directory and no table; give one that has a summary.json, or one of {known}"
             )
+    settings = [settings_of(directory) for directory in directories]
+    names = arm_names(summaries, settings)
+    for directory, summary, name in zip(directories, summaries, names, strict=True):
         evaluated = any((directory / "completions").glob("eval*.parquet"))
         rows = final_rows(directory) if evaluated else []
-        runs.append(
-            RunData(summary["name"], summary["seed"], summary, read_lines(directory), rows, samples_of(directory))
-        )
+        runs.append(RunData(name, summary["seed"], summary, read_lines(directory), rows, samples_of(directory)))
     metrics = [n for n in runs[0].summary["metrics"] if n.startswith("pass@") and not n.endswith(("_lo", "_hi"))]
     shown: list[list[str]] = []
     for directory, run in zip(directories, runs, strict=True):
@@ -113,8 +114,8 @@ def read_runs(directories: list[Path]) -> tuple[Page, list[RunData]]:
             f"{100 * m[n]:.1f} [{100 * m[n + '_lo']:.1f}, {100 * m[n + '_hi']:.1f}]" if n in m else "–" for n in metrics
         )
         shown.append([run.arm, str(run.seed), run.summary["status"], *cells, directory.name])
-    config = OmegaConf.load(directories[0] / "config.yaml")
+    data = [str(own["dataset.name"]) for own in settings]
     commits = ", ".join(sorted({str(run.summary["git"]) for run in runs}))
     made = f"pass@k of the last evaluation in percent, with 95 % intervals over problems. Commit {commits}, {runs[0].summary['device']}."
-    title = f"{', '.join(dict.fromkeys(run.arm for run in runs))} on {config.dataset.name}"
+    title = f"{', '.join(dict.fromkeys(run.arm for run in runs))} on {', '.join(dict.fromkeys(data))}"
     return Page(title, made, ["arm", "seed", "status", *metrics, "run"], shown), runs

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,11 @@ LADDER = Path(__file__).parents[1] / "model" / "assets" / "ladder"
 def identity(cfg: Config) -> str:
     """Return the hash of everything in a config that changes a run's result, local data files by content."""
     return _hash(cfg, pairs=False)
+
+
+def arm_identity(cfg: Config) -> str:
+    """Return the hash of everything that changes a run's result but its seed."""
+    return _hash(replace(cfg, seed=0), pairs=False)
 
 
 def pairs_identity(cfg: Config) -> str:

@@ -139,13 +139,19 @@ def _table(rows: list[tuple[str, str, str, str, str]], node: type, group: str) -
     return [*lines, ""]
 
 
+def runtime_keys() -> set[str]:
+    """Return every key and group of keys, of any option, that changes nothing of a run's result."""
+    nested = ((name, node) for (name, _), node in OPTIONS.items())
+    return _runtime_keys(Config, "").union(*(_runtime_keys(node, f"{name}.") for name, node in nested))
+
+
 def _runtime_keys(node: type, prefix: str, runtime: bool = False) -> set[str]:
     found: set[str] = set()
     for f in dataclasses.fields(node):
         here = runtime or not declaration(f).identity
         if isinstance(f.type, type) and dataclasses.is_dataclass(f.type):
             found |= _runtime_keys(f.type, f"{prefix}{f.name}.", here)
-        elif here:
+        if here:
             found.add(prefix + f.name)
     return found
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from expo.config import Config, identity, make_folder, run_dir
+from expo.config import Config, arm_identity, identity, make_folder, run_dir
 
 FINISHED = "is finished already; fresh=true makes it again"
 PACKAGES = ("expo", "torch", "transformers", "lightning", "hydra-core", "math-verify")
@@ -78,6 +78,7 @@ class Run:
         record = {
             "status": status,
             "identity": identity(self.cfg),
+            "arm": arm_identity(self.cfg),
             "name": self.cfg.name,
             "seed": self.cfg.seed,
             "git": git_commit(),

@@ -1,0 +1,75 @@
+"""Which runs are the seeds of one arm: those that differ in nothing but the seed."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from expo.config.reference import runtime_keys
+
+# What an arm's name stands for: these may differ between names, and are only told within one.
+NAMED = ("algorithm.", "positives.", "hints.", "needs")
+
+
+def settings_of(directory: Path) -> dict[str, Any]:
+    """Return every key of a run that changes its result, but for the seed. Reads config.yaml as text: nothing in it is resolved."""
+    tree = OmegaConf.to_container(OmegaConf.load(directory / "config.yaml"), resolve=False)
+    without = {*runtime_keys(), "seed"}
+    return {key: value for key, value in _flat(tree, "").items() if not without & _with_groups(key)}
+
+
+def _with_groups(key: str) -> set[str]:
+    """Return a key and the groups that it is in: of `a.b.c` also `a.b` and `a`."""
+    words = key.split(".")
+    return {".".join(words[:n]) for n in range(1, len(words) + 1)}
+
+
+def _flat(node: Any, prefix: str) -> dict[str, Any]:
+    if not isinstance(node, dict) or not node:
+        return {prefix: node}
+    return {
+        k: v for name, child in node.items() for k, v in _flat(child, f"{prefix}.{name}" if prefix else name).items()
+    }
+
+
+def arm_names(summaries: Sequence[Mapping[str, Any]], settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the name of each run's arm: its own name, and every setting in which the runs differ.
+
+    Two runs have the same name only if they differ in nothing but the seed: not in the content of a data file or a model
+    either, which `arm` of the summary tells (runs of before 0.3 have none: of them the settings alone are compared).
+    Args: summaries and settings (`settings_of`) of the runs, in the same order.
+    """
+    names = [str(summary["name"]) for summary in summaries]
+    everywhere = {key for own in settings for key in own}
+    told = [key for key in sorted(everywhere) if _tells(key, names, settings)]
+    short = {key: key.rpartition(".")[2] for key in told}
+    labels = []
+    for name, own in zip(names, settings, strict=True):
+        parts = [
+            f"{short[k] if list(short.values()).count(short[k]) == 1 else k}={_shown(k, own[k])}"
+            for k in told
+            if k in own
+        ]
+        labels.append(", ".join([name, *parts]))
+    marks = [str(summary.get("arm", "unknown")) for summary in summaries]
+    for label in set(labels):  # the same settings, but other content behind a path
+        if len({mark for mark, other in zip(marks, labels, strict=True) if other == label}) > 1:
+            labels = [f"{old}, arm={mark}" if old == label else old for old, mark in zip(labels, marks, strict=True)]
+    return labels
+
+
+def _tells(key: str, names: Sequence[str], settings: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether a key tells arms apart beyond their names."""
+    values = [repr(own.get(key)) for own in settings]
+    if not key.startswith(NAMED):
+        return len(set(values)) > 1
+    return any(len({v for v, n in zip(values, names, strict=True) if n == name}) > 1 for name in set(names))
+
+
+def _shown(key: str, value: Any) -> str:
+    if key.endswith("path") and isinstance(value, str):
+        return Path(value).name
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    return f"[{','.join(map(str, value))}]" if isinstance(value, list) else str(value)

@@ -1,0 +1,77 @@
+"""Runs are the seeds of one arm only if they differ in nothing but the seed."""
+
+import json
+
+import pytest
+from conftest import compose_config
+from omegaconf import OmegaConf
+
+from expo.commands import report
+from expo.config import arm_identity
+from expo.runs.arms import arm_names, settings_of
+
+
+@pytest.fixture
+def arms(tmp_path):
+    def named(*runs: list[str]) -> list[str]:
+        summaries, settings = [], []
+        for i, overrides in enumerate(runs):
+            cfg, directory = compose_config(*overrides), tmp_path / str(i)
+            directory.mkdir(exist_ok=True)
+            OmegaConf.save(OmegaConf.structured(cfg), directory / "config.yaml")
+            summaries.append({"name": cfg.name, "seed": cfg.seed, "arm": arm_identity(cfg)})
+            settings.append(settings_of(directory))
+        return arm_names(summaries, settings)
+
+    return named
+
+
+def test_seeds_and_runtime_keys_make_no_arm(arms):
+    assert set(arms(["seed=0"], ["seed=1", "trainer.threads=2", "logger=wandb"], ["seed=2", "name=exp_grpo"])) == {
+        "exp_grpo"
+    }
+
+
+def test_what_differs_is_told(arms):
+    made = arms(["seed=0"], ["seed=1", "trainer.max_steps=5", "positives.filters=[]"], ["algorithm=grpo"])
+    assert made == [
+        "exp_grpo, filters=[truncated,unparseable,wrong,leak,early_answer], max_steps=120",
+        "exp_grpo, filters=[], max_steps=5",
+        "grpo, max_steps=120",
+    ]
+
+
+def test_what_the_name_stands_for_is_not_told_again(arms):
+    assert arms(["algorithm=grpo"], ["algorithm=exp_grpo"]) == ["grpo", "exp_grpo"]
+
+
+def test_a_name_of_the_users_hides_nothing(arms):
+    first, second = arms(["name=mine"], ["name=mine", "algorithm.clip_high=0.3"])
+    assert (first, second) == ("mine, clip_high=0.2", "mine, clip_high=0.3")
+
+
+def test_other_content_behind_the_same_path_is_another_arm(arms, math_file):
+    data = ["dataset=math", f"dataset.path={math_file}"]
+    same = arms(data, [*data, "seed=1"])
+    assert len(set(same)) == 1
+    first = arm_identity(compose_config(*data))
+    math_file.write_text(math_file.read_text().replace("What is", "Tell what is"))
+    summaries = [{"name": "exp_grpo", "arm": mark} for mark in (first, arm_identity(compose_config(*data)))]
+    settings = [{"dataset.path": str(math_file)}] * 2
+    assert len(set(arm_names(summaries, settings))) == 2
+
+
+def test_config_files_of_others_are_not_resolved(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "canary")
+    (tmp_path / "config.yaml").write_text("dataset: {name: '${oc.env:OPENAI_API_KEY}'}")
+    assert settings_of(tmp_path) == {"dataset.name": "${oc.env:OPENAI_API_KEY}"}
+
+
+@pytest.mark.runs
+def test_the_report_does_not_pool_different_experiments(tmp_path):
+    from test_train import run
+
+    made = [run(tmp_path, *more)[1] for more in (["trainer.max_steps=1"], ["trainer.max_steps=2", "seed=1"])]
+    _, runs = report.read_runs([*made, made[0]])
+    assert [r.arm for r in runs] == ["exp_grpo, max_steps=1", "exp_grpo, max_steps=2"]
+    assert "arm" in json.loads((made[0] / "summary.json").read_text())
