@@ -3,7 +3,7 @@ import json
 import pytest
 from conftest import compose_config
 
-from expo.config import UserError, build
+from expo.config import UserError, build, identity, run_dir
 from expo.data import ladder
 
 
@@ -163,3 +163,26 @@ def test_many_bad_rows_are_counted_and_the_first_are_named(tmp_path, caplog):
     assert len(reader("dataset=custom", f"dataset.path={path}").whole()) == 1
     assert caplog.text.count("skipped row") == 5
     assert "skipped 50 rows" in caplog.text
+
+
+@pytest.mark.parametrize(("part", "mark"), [("held_out", "-held_out"), ("train", "-train"), ("all", "")])
+def test_an_evaluation_takes_the_part_of_a_shared_file_that_training_leaves_out(math_file, part, mark):
+    overrides = ["dataset=math", f"dataset.path={math_file}", "dataset.eval_limit=15", f"dataset.part={part}"]
+    data, cfg = reader(*overrides), compose_config(*overrides)
+    expected = {"held_out": data.evaluation(), "train": data.train(), "all": data.whole()}[part]
+    taken = {p.id for p in data.part()}
+    assert taken == {p.id for p in expected}
+    assert len(taken) == {"held_out": 15, "train": 25, "all": 40}[part]
+    assert (taken & {p.id for p in data.train()} == set()) is (part == "held_out")
+    # Evaluations of different parts never share a directory; `all` is what 0.2 took, under the same name.
+    assert run_dir(cfg, "evaluate").name == f"math-{identity(cfg)}{mark}"
+
+
+def test_the_part_of_other_data_is_the_same_as_ever(math_file):
+    for overrides in (
+        ["dataset=ladder"],
+        ["dataset=math", f"dataset.path={math_file}", f"dataset.eval_path={math_file}"],
+    ):
+        cfg = compose_config(*overrides)
+        assert run_dir(cfg, "evaluate").name == f"{cfg.dataset.name}-{identity(cfg)}"
+        assert [p.id for p in reader(*overrides).part()] == [p.id for p in reader(*overrides).whole()]

@@ -68,7 +68,7 @@ def measure_samples(cfg: Config, run: Run) -> None:
     prompts: Prompts = build(cfg.prompts)
     reader: Reader = build(cfg.dataset)
     makers = [prompts.solve_ids, prompts.explain_ids]
-    problems = first_of_each_level(reader.whole(), conf.problems)
+    problems = first_of_each_level(reader.part(), conf.problems)
     problems = within_length(problems, makers, tokenizer, cfg.rollout.max_prompt_tokens)
     with Verifier(cfg.verifier) as verifier:
         tools = Tools(prompts, tokenizer, verifier, rollout_sampling(cfg), cfg.seed, longest_prompt(cfg, model))

@@ -34,7 +34,7 @@ def evaluate(cfg: Config, run: Run) -> None:
     model, tokenizer = load_model(cfg)
     prompts: Prompts = build(cfg.prompts)
     reader: Reader = build(cfg.dataset)
-    problems = within_length(reader.whole(), [prompts.solve_ids], tokenizer, cfg.rollout.max_prompt_tokens)
+    problems = within_length(reader.part(), [prompts.solve_ids], tokenizer, cfg.rollout.max_prompt_tokens)
     with Verifier(cfg.verifier) as verifier:
         engine = make_engine(cfg, model, tokenizer)
         evaluation = make_evaluator(cfg, problems, verifier, prompts, tokenizer).evaluate(engine)
@@ -42,7 +42,7 @@ def evaluate(cfg: Config, run: Run) -> None:
     run.write_config()
     evaluation.save(run.dir / "completions" / "eval.parquet")
     run.metrics = evaluation.metrics
-    run.write_summary("done", problems=len(problems))
+    run.write_summary("done", problems=len(problems), part=cfg.dataset.part)
     log_measured(loggers, run, "completions/eval", evaluation.rows)
 
 
@@ -50,7 +50,8 @@ def show(cfg: Config, metrics: dict[str, float], problems: int) -> None:
     """Print pass@k by level with 95 % intervals, in percent."""
     levels = sorted({key.split("/")[1] for key in metrics if key.startswith("pass@") and "/" in key and "_" not in key})
     Console().print(
-        f"{cfg.model.path} on {cfg.dataset.name}: {problems} problems, pass@k in % [95 % interval]", markup=False
+        f"{cfg.model.path} on {cfg.dataset.name}: {problems} problems (dataset.part={cfg.dataset.part}), pass@k in % [95 % interval]",
+        markup=False,
     )
     table = Table()
     for heading in ("", *(f"pass@{k}" for k in cfg.k)):

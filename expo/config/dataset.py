@@ -57,11 +57,29 @@ class DatasetConf:
         above=0,
         help="problems to evaluate on during training; null: all; on the ladder per level, and for `expo evaluate` too",
     )
+    part: str = key(
+        "held_out",
+        choices=("held_out", "train", "all"),
+        identity=False,  # it is part of the directory's name, see `part_mark`
+        help="what `expo evaluate` and `expo diagnose` take of the data: what training leaves out, what it trains on, or all; "
+        "with `path` alone, held_out is the part that a run with the same keys holds out",
+    )
     on_bad_row: str = key(
         "skip",
         choices=("skip", "stop"),
         help="a row without question or answer: skip it (counted and named in the log) or stop",
     )
+
+    @property
+    def shares_file(self) -> bool:
+        """Return whether problems to train on and to evaluate on come from one file."""
+        return self.path is not None and self.eval_path is None
+
+    @property
+    def part_mark(self) -> str:
+        """Return what tells evaluations of different parts apart; "" for what 0.2 took: all of the evaluation's problems."""
+        whole = "all" if self.shares_file else "held_out"
+        return "" if self.part in (whole, "all") else f"-{self.part}"
 
     @property
     def has_solutions(self) -> bool:

@@ -66,11 +66,11 @@ def _content(folder: Path) -> str:
 
 def run_dir(cfg: Config, command: str = "train") -> Path:
     """Return the folder where `expo <command>` puts what it makes of a config."""
-    run, root = identity(cfg), Path(cfg.output_dir)
+    run, root, mark = identity(cfg), Path(cfg.output_dir), cfg.dataset.part_mark
     if command == "evaluate":
-        return root / "evaluate" / f"{cfg.dataset.name}-{run}"
+        return root / "evaluate" / f"{cfg.dataset.name}-{run}{mark}"
     if command == "diagnose":
-        return root / "diagnose" / f"{cfg.dataset.name}-{run}-{cfg.diagnose.problems}x{cfg.diagnose.samples}"
+        return root / "diagnose" / f"{cfg.dataset.name}-{run}-{cfg.diagnose.problems}x{cfg.diagnose.samples}{mark}"
     return root / cfg.dataset.name / f"{cfg.name}-s{cfg.seed}-{run}"
 
 

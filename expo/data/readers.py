@@ -62,7 +62,7 @@ class Reader:
     def evaluation(self) -> list[Problem]:
         """Return the problems to evaluate on: eval_path, else the held-out part of path, else the hub's eval_split."""
         levels = self.conf.levels if self.conf.eval_levels is None else self.conf.eval_levels
-        if self.conf.path is not None and self.conf.eval_path is None:
+        if self.conf.shares_file:
             problems = self._read(self.conf.path, self.conf.split, levels)
             count = min(self.conf.eval_limit or 100, len(problems) // 2)  # of a small file, half is left to train on
         else:
@@ -70,8 +70,16 @@ class Reader:
             count = self.conf.eval_limit or len(problems)
         return _nonempty(_spread(problems, count), self._held_out, levels)
 
+    def part(self) -> list[Problem]:
+        """Return what `expo evaluate` and `expo diagnose` take, at most `limit` problems: see `dataset.part`."""
+        if self.conf.part == "train":
+            return self.train()
+        if self.conf.part == "held_out" and self.conf.shares_file:
+            return self.evaluation()[: self.conf.limit]
+        return self.whole()
+
     def whole(self) -> list[Problem]:
-        """Return every problem of eval_path, else of path, else of the hub's eval_split: what `expo evaluate` takes."""
+        """Return every problem of eval_path, else of path, else of the hub's eval_split, at most `limit`."""
         levels = self.conf.levels if self.conf.eval_levels is None else self.conf.eval_levels
         problems = self._read(self.conf.eval_path or self.conf.path, self.conf.eval_split, levels)
         return _nonempty(_spread(problems, self.conf.limit), self._held_out, levels)
