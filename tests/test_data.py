@@ -3,7 +3,7 @@ import json
 import pytest
 from conftest import compose_config
 
-from expo.config import UserError, build, identity, run_dir
+from expo.config import UserError, build, check, identity, run_dir
 from expo.data import ladder
 
 
@@ -100,6 +100,29 @@ def test_a_missing_column_is_named(tmp_path, caplog):
     with pytest.raises(UserError, match=r"dataset\.path=.*no usable problem"):
         reader("dataset=custom", f"dataset.path={path}").whole()
     assert "no column 'answer'" in caplog.text
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_a_column_that_no_row_has_is_told_before_anything_is_loaded(tmp_path, suffix):
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    path = tmp_path / f"x.{suffix}"
+    rows = [{"question": f"{i}?", "results": i} for i in range(3)]
+    if suffix == "parquet":
+        pa.parquet.write_table(pa.Table.from_pylist(rows), path)
+    else:  # a column of later rows is a column
+        rows.append({"late": 1})
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows) + "not JSON\n")
+        check(
+            compose_config("dataset=custom", f"dataset.path={path}", "dataset.columns.answer=late", "model=random_tiny")
+        )
+    with pytest.raises(UserError) as error:
+        check(compose_config("dataset=custom", f"dataset.path={path}", "dataset.columns.answer=result"))
+    assert str(error.value).startswith(
+        f"dataset.columns.answer=result: no row of {path} has it, only question, results"
+    )
+    assert str(error.value).endswith("perhaps dataset.columns.answer=results")
 
 
 @pytest.mark.parametrize("level", ladder.LEVELS)

@@ -94,7 +94,9 @@ def test_the_readmes_own_data_run(tmp_path):
     assert report == "expo report outputs/custom/grpo-*"
     assert "report: " in run(tmp_path, [f"expo report {made}"])
     again = " ".join(word for word in train.split() if word.startswith("dataset"))
-    said = run(tmp_path, [f"expo evaluate {again} model=hf model.path=./{made.relative_to(tmp_path)}/checkpoints/final"])
+    said = run(
+        tmp_path, [f"expo evaluate {again} model=hf model.path=./{made.relative_to(tmp_path)}/checkpoints/final"]
+    )
     assert "15 problems (dataset.part=held_out)" in " ".join(said.split())  # what the run had held out, and no more
 
 

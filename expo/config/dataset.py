@@ -1,7 +1,9 @@
 """Keys of `dataset=`: problems to train on and to evaluate on."""
 
+import difflib
+import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -150,6 +152,19 @@ class TableConf(DatasetConf):
     def any_level(self) -> bool:
         return self.columns.level != "" and not self.known_levels
 
+    def rules(self, cfg: "Config") -> Rules:
+        yield from super().rules(cfg)
+        wanted = {f.name: getattr(self.columns, f.name) for f in fields(self.columns)}
+        for path in filter(None, (self.path, self.eval_path)):
+            found = _columns_of(Path(path), {*wanted.values()} - {""})
+            for column, name in wanted.items():
+                near = next(iter(difflib.get_close_matches(name, found, 1)), next(iter(found), ""))
+                yield (
+                    not name or not found or name in found,
+                    f"dataset.columns.{column}={name}: no row of {path} has it, only {', '.join(found)}; "
+                    f"set it to one of them, perhaps dataset.columns.{column}={near}",
+                )
+
 
 @option("dataset", "ladder")
 @dataclass
@@ -170,3 +185,25 @@ def _file(name: str, path: str | None) -> Rules:
         yield Path(path).is_file(), f"{name}={path}: no such file; give the path of a .jsonl or .parquet file"
         kinds = (".jsonl", ".parquet")
         yield Path(path).suffix in kinds, f"{name}={path}: not a .jsonl or .parquet file; convert it first"
+
+
+def _columns_of(path: Path, wanted: set[str]) -> list[str]:
+    """Return the columns of a file, of its rows only until all that are wanted were seen. [] where it cannot be read: its reader says why."""
+    if path.suffix == ".parquet":
+        import pyarrow.parquet
+
+        try:
+            return list(pyarrow.parquet.read_schema(path).names)
+        except (OSError, pyarrow.ArrowException):
+            return []
+    found: dict[str, None] = {}
+    with path.open("rb") as lines:
+        for line in lines:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            found |= dict.fromkeys(row) if isinstance(row, dict) else {}
+            if wanted <= found.keys():
+                break
+    return list(found)
