@@ -43,8 +43,9 @@ def test_make_targets_exist():
 def test_every_command_composes(line, tmp_path, monkeypatch, math_file, gsm8k_file):
     monkeypatch.chdir(tmp_path)
     source = gsm8k_file if "gsm8k" in line else math_file
-    for name in ("train.jsonl", "test.jsonl", "mine.jsonl"):
+    for name in ("train.jsonl", "test.jsonl"):
         (tmp_path / name).write_text(source.read_text())
+    (tmp_path / "mine.jsonl").write_text(json.dumps({"task": "1 + 1?", "result": 2}) + "\n")
     final = tmp_path / "outputs" / "math_level5" / "RUN" / "checkpoints" / "final"
     final.mkdir(parents=True)
     (final / "config.json").write_text("{}")
