@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable
@@ -22,7 +23,7 @@ expo: teach a language model problems that it cannot solve at all, by letting it
 
 Every command but demo, table, report, doctor and bench takes Hydra overrides alone. `expo COMMAND --help` lists the config groups and their options,
 `expo COMMAND --help GROUP` explains every key of a group, `expo COMMAND --cfg job` shows the config and runs nothing.
-Exit codes: 0 done, 2 your mistake, 130/143 stopped by Ctrl-C/SIGTERM, 1 anything else.
+Exit codes: 0 done, 2 your mistake, 130/143 stopped by Ctrl-C/SIGTERM, 141 nobody reads the output, 1 anything else.
 """
 # command -> (module, function); the function takes the typed config.
 COMMANDS = {
@@ -62,13 +63,16 @@ def main() -> None:
         known = ", ".join([*COMMANDS, *PROGRAMS])
         sys.exit(_complain(f"command={command}: no such command; use one of {known}"))
     if set(HELP_FLAGS) & set(arguments):
-        sys.exit(_reporting(lambda: _help(command, [a for a in arguments if a not in HELP_FLAGS])))
+        sys.exit(_reporting(lambda: _help(command, arguments)))
     sys.exit(_reporting(lambda: _run_hydra(command, arguments)))
 
 
-def _help(command: str, groups: list[str]) -> int:
+def _help(command: str, arguments: list[str]) -> int:
+    """Explain what stands behind --help, GROUP or KEY; overrides and other options are let be."""
     from expo.config.reference import help_of_command, help_of_group
 
+    first = min(arguments.index(flag) for flag in HELP_FLAGS if flag in arguments)
+    groups = [a for a in arguments[first + 1 :] if "=" not in a and not a.startswith("-")]
     print("\n\n".join(help_of_group(group) for group in groups) if groups else help_of_command(command))
     return 0
 
@@ -99,8 +103,9 @@ def _reporting(run: Callable[[], int]) -> int:
         return error.code
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # whoever read our output has had enough, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
         return 141
     except EngineError as error:
         return _complain(str(error), 1)
@@ -112,12 +117,23 @@ def _reporting(run: Callable[[], int]) -> int:
         return _complain(str(mistake) if isinstance(mistake, UserError) else explain(error))
 
 
+def _reader_is_gone() -> bool:
+    """Return whether whoever read our output has had enough, as `| head` does. Then nothing more is written there."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)  # what is wrong with it is told unasked
+    gone = any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return gone
+
+
 def _run_hydra(command: str, arguments: list[str]) -> int:
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
     from omegaconf import DictConfig
 
+    from expo.config.arguments import check_launcher
     from expo.config.compose import check, conf_dir, register, typed
     from expo.runs.processes import stop_runs
 
@@ -140,6 +156,7 @@ def _run_hydra(command: str, arguments: list[str]) -> int:
 
     sys.argv = [f"expo {command}", *arguments]
     if {"-m", "--multirun"} & set(arguments):
+        check_launcher(arguments)
         signal.signal(signal.SIGTERM, stop_runs)
         signal.signal(signal.SIGINT, stop_runs)
     hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()

@@ -13,6 +13,7 @@ from expo.commands.train import train
 from expo.commands.wiring import build_run, set_up_process
 from expo.config import check
 from expo.config.explaining import When
+from expo.step.rewards import rewards_of
 from expo.verifier.answers import Verdict
 from expo.verifier.pool import Verifier
 
@@ -254,3 +255,12 @@ def test_a_paraphrase_trains_on_math(tmp_path, math_file):
         "positives=expert_paraphrase", "positives.filters=[]", "rollout.max_completion_tokens=16",
     )  # fmt: skip
     assert lines[0]["positive/used_frac"] > 0
+
+
+def test_a_reward_is_not_asked_about_nothing():
+    """As where an algorithm makes no rollouts, or no group has ended yet."""
+
+    def longest(problems, texts, verdicts):
+        return [max(len(text) for text in texts)]
+
+    assert rewards_of(longest, [], [], []) == []

@@ -211,3 +211,42 @@ def test_pairs_are_shared_by_what_does_not_change_them_only():
              "positives.explainer=current", "algorithm.pairs_every=3"]  # fmt: skip
     assert {config.pairs_identity(compose_config("algorithm=exp_dpo_offline", o)) for o in same} == {base}
     assert base not in {config.pairs_identity(compose_config("algorithm=exp_dpo_offline", o)) for o in other}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--help", "seed"], "seed=0   (int; ≥ 0)"),
+        (["--help", "trainer.max_steps"], "trainer.max_steps=200   (int; > 0)"),
+        (["--help", "debug"], "debug=tiny"),
+        (["--help"], "keys in no group: k, seed, name"),
+        (["algorithm=grpo", "-m", "--help"], "groups and their options"),
+        (["--config-dir", "my_conf", "--help", "positives"], "Control: explanations of a wrong answer"),
+        (["--help", "positives"], "keys of expert, self_explanation, star, expert_paraphrase"),
+    ],
+)
+def test_help_explains_groups_options_and_keys(monkeypatch, capsys, arguments, said):
+    monkeypatch.setattr(sys, "argv", ["expo", "train", *arguments])
+    with pytest.raises(SystemExit, match="0"):
+        cli.main()
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("launcher", "said"),
+    [("slurm", "has no srun"), ("ray", "make setup EXTRA=ray")],
+)
+def test_a_launcher_that_cannot_start_is_one_line(monkeypatch, capsys, launcher, said):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    code, error = run_cli(monkeypatch, capsys, "train", "-m", "seed=0,1", f"hydra/launcher={launcher}")
+    assert code == 2
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_no_limit_is_a_value_where_it_stands_for_one():
+    for key in ("optimizer.max_grad_norm=inf", "positives.min_lift=-inf", "positives.min_logp=-inf"):
+        config.check(compose_config(key))
+    with pytest.raises(config.UserError, match=r"optimizer\.learning_rate=inf: not a finite number"):
+        config.check(compose_config("optimizer.learning_rate=inf"))

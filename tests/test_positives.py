@@ -77,6 +77,7 @@ def test_when_explanations_are_asked_for():
     assert when(explainer="current", kind=StarConf) is When.AS_GROUPS_END
     assert when(explainer="current", kind=ParaphraseConf) is When.AS_GROUPS_END
     assert when(explainer="snapshot", kind=StarConf, restart_every=4) is When.AS_GROUPS_END
+    assert when(explainer="snapshot", restart_every=4) is When.AS_GROUPS_END  # as in 0.1, to the last digit
     assert when(explainer="current", gate="all_wrong", group_size=0) is When.AFTERWARDS
     assert when(explainer="current", shown_answer="wrong") is When.AFTERWARDS  # hints come first
     assert when(explainer="reference") is When.AFTERWARDS  # other weights write

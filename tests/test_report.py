@@ -74,6 +74,19 @@ def test_each_filter_that_rejected_something_is_counted(tmp_path):
     assert "filtered_leak_frac" not in html
 
 
+def test_runs_on_other_levels_stand_side_by_side(tmp_path):
+    def rows(*levels):
+        return [
+            {"problem": f"{level}", "level": level, "verdict": "correct", "sample": 0} for level in levels
+        ]  # fmt: skip
+
+    data = [RunData("a", 0, {"wall_s": 1.0}, [], rows(1, 2), []), RunData("b", 0, {"wall_s": 1.0}, [], rows(5), [])]
+    write(Page("t", "", ["arm"], [["a"]]), data, tmp_path / "page.html")
+    html = (tmp_path / "page.html").read_text()
+    assert "L1" in html
+    assert "L5" in html
+
+
 def test_the_preference_loss_is_shown_where_there_is_one(tmp_path):
     for loss in (0.0, 0.7):
         data = RunData("a", 0, {"wall_s": 1.0}, [{"step": s, "loss/preference": loss} for s in (1, 2)], [], [])

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pyarrow.parquet
@@ -378,3 +379,26 @@ def test_a_run_without_any_update_has_checkpoints_too(tmp_path):
     directory = next(tmp_path.glob("out/ladder_level5/grpo-*"))
     assert all(line["policy/grad_norm"] == 0 for line in scalars(directory) if "policy/grad_norm" in line)
     assert newest_checkpoint(directory) is not None
+
+
+def test_a_checkpoint_of_0_1_with_an_explanation_cache_is_refused_in_one_line(tmp_path):
+    path = tmp_path / "checkpoints" / "step000001.ckpt"
+    path.parent.mkdir()
+    with zipfile.ZipFile(path, "w") as parts:
+        parts.writestr("archive/data.pkl", b"cexpo.experience\nCandidate\n")
+    with pytest.raises(
+        config.UserError, match=r"step000001\.ckpt: holds an explanation cache of expo 0\.1.*fresh=true"
+    ):
+        newest_checkpoint(tmp_path)
+
+
+def test_head_of_the_output_is_no_error_and_other_broken_pipes_are(tmp_path):
+    help_ = subprocess.run(
+        f"{sys.executable} -m expo train --help positives | true; exit ${{PIPESTATUS[0]}}",
+        shell=True, executable="/bin/bash", capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (help_.returncode, help_.stderr) in [(141, ""), (0, "")]
+    broken = "from expo import cli\ndef run(): raise BrokenPipeError(32, 'a service is gone')\ncli._reporting(run)"
+    done = subprocess.run([sys.executable, "-c", broken], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "a service is gone" in done.stderr

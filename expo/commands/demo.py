@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,13 @@ def main(arguments: list[str]) -> int:
     output, started = Path(options["output"]), time.monotonic()
     output_dir = str(output / "runs")
     seeds = range(int(options["seeds"]))
-    request = Request(
-        "demo", "cpu", seeds=seeds, overrides=[*more, f"output_dir={output_dir}"], jobs=os.cpu_count() or 1
-    )
+    request = Request("demo", "cpu", seeds=seeds, overrides=[*more, f"output_dir={output_dir}"])
     runs = request.runs()
+    request = replace(request, jobs=min(len(runs), os.cpu_count() or 1))
     make_folder(output, "output")
     sweep = request.new_sweep(output_dir)
     code = make(missing(runs), sweep, request.launcher(output_dir))
+    runs = [replace(run, cfg=replace(run.cfg, fresh=False)) for run in runs]  # with it, no run ever counts as done
     if code or missing(runs):
         print(f"expo: {_why(code)} {sweep / 'logs'}", file=sys.stderr)
         return code or 1

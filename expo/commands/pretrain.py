@@ -24,6 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from expo.commands.wiring import set_up_process
 from expo.config import Config, UserError, build, make_folder
+from expo.config.key import FORMER
 from expo.data import ladder
 from expo.data.problem import Problem
 from expo.model.prompts import Prompts
@@ -185,7 +186,9 @@ def unfinished_folder(cfg: Config) -> Path:
         raise UserError(f"pretrain.output={output}: a file; give a folder, or remove it")
     make_folder(output.parent, "pretrain.output")
     recipe = dataclasses.replace(cfg.pretrain, output="")
-    settings = json.dumps([cfg.seed, dataclasses.asdict(recipe), dataclasses.asdict(cfg.prompts)])
+    prompts = dataclasses.asdict(cfg.prompts)
+    prompts["_target_"] = FORMER.get(prompts["_target_"], prompts["_target_"])  # so that what 0.1 began goes on
+    settings = json.dumps([cfg.seed, dataclasses.asdict(recipe), prompts])
     return output.with_name(f"{output.name}.partial-{hashlib.sha256(settings.encode()).hexdigest()[:8]}")
 
 

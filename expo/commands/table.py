@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from expo.config import WandbLoggerConf
+from expo.config.arguments import check_launcher
 from expo.runs.reading import read_summary
 from expo.tables.finish import finish
 from expo.tables.plan import PlannedRun
@@ -33,6 +34,7 @@ def main(arguments: list[str]) -> int:
 
 def run_table(request: Request, runs: Sequence[PlannedRun], command: str) -> int:
     """Make the models and the runs that are missing, and render the table. Returns the exit code."""
+    check_launcher(request.hydra)
     models = to_prepare(request.plan, missing(runs))
     if code := prepare(models):
         remedy = "the same command goes on" if code > 128 else "see above"

@@ -1,6 +1,8 @@
-"""key=value options of the commands that are no Hydra commands."""
+"""What is read of a command line before Hydra reads it."""
 
 import difflib
+import importlib.util
+import shutil
 from collections.abc import Sequence
 
 from expo.config.errors import UserError
@@ -24,3 +26,12 @@ def take_options(arguments: Sequence[str], **options: str) -> tuple[dict[str, st
         if options[key] and not (options[key].isdigit() and int(options[key]) >= 1):
             raise UserError(f"{key}={options[key]}: not a number of {key}; use {key}=1 or more")
     return options, rest
+
+
+def check_launcher(arguments: Sequence[str]) -> None:
+    """Raise UserError for a launcher that cannot start anything here."""
+    for argument in arguments:
+        if argument == "hydra/launcher=slurm" and shutil.which("srun") is None:
+            raise UserError(f"{argument}: this machine has no srun; start it on a login node of the cluster")
+        if argument == "hydra/launcher=ray" and importlib.util.find_spec("ray") is None:
+            raise UserError(f"{argument}: Ray is not installed; install it with make setup EXTRA=ray")

@@ -23,6 +23,6 @@ def when_explained(positives: PositivesConf, algorithm: AlgorithmConf) -> When:
     makes_rollouts = "snapshot" if algorithm.uses_snapshot else "current"
     if positives.writer != makes_rollouts or positives.asks_after == "hints":
         return When.AFTERWARDS
-    if positives.asks_after == "nothing" and positives.explains_all:
+    if positives.asks_after == "nothing" and positives.explains_all and not algorithm.uses_snapshot:
         return When.WITH_ROLLOUTS
     return When.AS_GROUPS_END if algorithm.group_size else When.AFTERWARDS

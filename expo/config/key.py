@@ -35,6 +35,7 @@ class Declaration:
     identity: bool = True
     pairs: bool = True
     absent: Any = ALWAYS_IN
+    finite: bool = True
 
     def wrong(self, name: str, value: Any) -> str | None:
         """Return what is wrong with a value of the key `name`, in one line; None where nothing is."""
@@ -48,7 +49,7 @@ class Declaration:
             return None
         if not isinstance(value, int | float):
             return None
-        if not math.isfinite(value):
+        if math.isnan(value) or (math.isinf(value) and self.finite):
             return f"{name}={value}: not a finite number; set {name} to one"
         if self.above is not None and value <= self.above:
             told = "greater than 0; set it to a value above 0" if not self.above else f"greater than {self.above:g}"
@@ -81,6 +82,7 @@ def key(
     identity: bool = True,
     pairs: bool = True,
     absent: Any = ALWAYS_IN,
+    finite: bool = True,
 ) -> Any:
     """Declare one key of a config dataclass.
 
@@ -89,8 +91,9 @@ def key(
     allowed strings, or allowed items of a list. identity=False: it changes nothing of a run's result. pairs=False: it
     changes the result, but not the pairs that the initial policy makes for DPO. absent: for a key added later, the value
     at which everything is as it was before the key existed; at this value the run's identity is what it was, too.
+    finite=False: inf is a value, too, which stands for no limit.
     """
-    declared = Declaration(help, low, high, above, tuple(choices), identity, pairs, absent)
+    declared = Declaration(help, low, high, above, tuple(choices), identity, pairs, absent, finite)
     metadata = {"key": declared}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)

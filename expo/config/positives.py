@@ -162,8 +162,8 @@ class SelfExplanationConf(SourceConf):
         high=1,
         help="two_properties: weight of the rank by log π(c|q); the rest is that of the rank by answer lift",
     )
-    min_logp: float = key(-1.0, help="threshold: least mean log π(c|q) per token")
-    min_lift: float = key(0.0, help="threshold: least answer lift in nats")
+    min_logp: float = key(-1.0, finite=False, help="threshold: least mean log π(c|q) per token; -inf: any")
+    min_lift: float = key(0.0, finite=False, help="threshold: least answer lift in nats; -inf: any")
     shown_answer: str = key(
         "true",
         choices=("true", "wrong", "shuffled"),

@@ -1,6 +1,7 @@
 """The reference of all keys, from their declarations: `--help GROUP`, and docs/keys.md."""
 
 import dataclasses
+import difflib
 import textwrap
 from typing import Any
 
@@ -10,6 +11,8 @@ from expo.config.compose import config_folders, plugins, without_file
 from expo.config.errors import UserError
 from expo.config.key import OPTIONS, declaration
 from expo.config.run import Config
+
+Row = tuple[str, str, str, str, str]  # key, type, default, what is allowed, meaning
 
 
 def options_of(group: str) -> list[str]:
@@ -30,31 +33,77 @@ def help_of_command(command: str) -> str:
     lines = "\n".join(f"  {group:<10} {', '.join(options_of(group))}" for group in groups())
     return (
         f"expo {command} [GROUP=OPTION...] [KEY=VALUE...]    -m sweeps over comma-separated values\n\n"
-        f"groups and their options (conf/):\n{lines}\n\n"
-        f"expo {command} --help GROUP explains every key of a group: choices, default, meaning.\n"
+        f"groups and their options (conf/):\n{lines}\n"
+        f"groups of keys alone: {', '.join(name for name in known() if nodes_of(name) and not options_of(name))}\n"
+        f"keys in no group: {', '.join(name for name in known() if not nodes_of(name))}\n\n"
+        f"expo {command} --help GROUP explains every key of a group: choices, default, meaning. --help KEY: one key.\n"
         f"expo {command} --cfg job shows every key and its value."
     )
 
 
-def help_of_group(group: str) -> str:
-    """Return every key of a group with its choices, default and meaning. Raises UserError for an unknown group."""
+def known() -> list[str]:
+    """Return every group and every key outside of groups."""
+    return [f.name for f in dataclasses.fields(Config)]
+
+
+def help_of_group(asked: str) -> str:
+    """Return every key of a group with its choices, default and meaning; or of one key. Raises UserError for what is neither."""
     plugins()
+    group, _, name = asked.partition(".")
     nodes = nodes_of(group)
-    if not nodes:
-        known = [f.name for f in dataclasses.fields(Config)]
-        raise UserError(f"--help {group}: no such group; use one of {', '.join(known)}")
-    parts = []
-    if options := options_of(group):
-        parts.append(f"{group}=  {', '.join(options)}")
-    shown: set[str] = set()
-    for name, node in nodes.items():
-        rows = [row for row in rows_of(node, f"{group}.") if row[0] + repr(row[1:]) not in shown]
-        shown |= {row[0] + repr(row[1:]) for row in rows}
-        parts.append(f"{name}: {summary_of(node)}")
-        for key, type_name, default, allowed, meaning in rows:
-            parts.append(f"  {key}={default}   ({type_name}{'; ' + allowed if allowed else ''})")
-            parts += textwrap.wrap(meaning, 100, initial_indent="      ", subsequent_indent="      ")
+    own = [row for row in rows_of(Config, "") if row[0] == asked]
+    if own:
+        return "\n".join(_explained(own))
+    presets = _presets(group)
+    if not nodes and not presets:
+        near = next(iter(difflib.get_close_matches(group, known(), 1)), None)
+        meant = f"did you mean {near}?" if near else f"use one of {', '.join(known())}"
+        raise UserError(f"--help {asked}: no such group; {meant}")
+    sections = sections_of(nodes, f"{group}.")
+    if name:
+        found = [row for _, rows in sections for row in rows if row[0] == asked]
+        if not found:
+            raise UserError(f"--help {asked}: no such key; --help {group} lists those that there are")
+        return "\n".join(_explained(found))
+    parts = [f"{group}={option:<20} {meaning}".rstrip() for option, meaning in presets.items()]
+    for names, rows in sections:
+        title = "every option" if len(names) > 1 and len(names) == len(nodes) else ", ".join(names)
+        summary = f": {summary_of(nodes[names[0]])}" if len(names) == 1 else ""
+        parts += ["", f"keys of {title}{summary}", *_explained(rows)]
     return "\n".join(parts)
+
+
+def _explained(rows: list[Row]) -> list[str]:
+    """Return the lines about some keys: name, default, type and bounds, then the meaning."""
+    parts = []
+    for key, type_name, default, allowed, meaning in rows:
+        parts.append(f"  {key}={default}   ({type_name}{'; ' + allowed if allowed else ''})")
+        parts += textwrap.wrap(meaning, 100, initial_indent="      ", subsequent_indent="      ")
+    return parts
+
+
+def _presets(group: str) -> dict[str, str]:
+    """Return what can follow `group=`, with the first comment of its YAML file, or of its dataclass."""
+    found = {}
+    for option in options_of(group):
+        files = [path for folder in config_folders() if (path := folder / group / f"{option}.yaml").is_file()]
+        lines = files[-1].read_text().splitlines() if files else []
+        comments = [line.removeprefix("#").strip() for line in lines if line.startswith("#") and "@package" not in line]
+        node = OPTIONS.get((group, option))
+        found[option] = comments[0] if comments else summary_of(node) if node else ""
+    return found
+
+
+def sections_of(nodes: dict[str, type], prefix: str) -> list[tuple[list[str], list[Row]]]:
+    """Return keys by the options that have them: those that most options share come first."""
+    owners: dict[Row, list[str]] = {}
+    for name, node in nodes.items():
+        for row in rows_of(node, prefix):
+            owners.setdefault(row, []).append(name)
+    sections: dict[tuple[str, ...], list[Row]] = {}
+    for row, names in owners.items():
+        sections.setdefault(tuple(names), []).append(row)
+    return [(list(names), rows) for names, rows in sorted(sections.items(), key=lambda s: -len(s[0]))]
 
 
 def nodes_of(group: str) -> dict[str, type]:
@@ -72,7 +121,7 @@ def summary_of(node: type) -> str:
     return (node.__doc__ or "").strip().split("\n")[0]
 
 
-def rows_of(node: type, prefix: str) -> list[tuple[str, str, str, str, str]]:
+def rows_of(node: type, prefix: str) -> list[Row]:
     """Return (key, type, default, what is allowed, meaning) of each key, nested ones after their group."""
     rows = []
     for f in dataclasses.fields(node):
@@ -118,18 +167,14 @@ def markdown() -> str:
         lines += [f"## {f.name}", "", f"{declaration(f).help[0].upper()}{declaration(f).help[1:]}.", ""]
         if options := options_of(f.name):
             lines += [f"Options of `{f.name}=`: {', '.join(f'`{option}`' for option in options)}.", ""]
-        shown: set[tuple[str, ...]] = set()
-        for name, node in nodes.items():
-            rows = [row for row in rows_of(node, f"{f.name}.") if row not in shown]
-            if not rows:
-                continue
-            shown |= set(rows)
-            lines += [f"### {f.name}: {name}", "", summary_of(node), "", *_table(rows, node, f.name)]
+        for names, rows in sections_of(nodes, f"{f.name}."):
+            told = [summary_of(nodes[names[0]]), ""] if len(names) == 1 else []
+            lines += [f"### {f.name}: {', '.join(names)}", "", *told, *_table(rows, nodes[names[0]], f.name)]
     own = [row for row in rows_of(Config, "") if "." not in row[0] and not nodes_of(row[0])]
     return "\n".join([*lines, "## Keys in no group", "", *_table(own, Config, "")])
 
 
-def _table(rows: list[tuple[str, str, str, str, str]], node: type, group: str) -> list[str]:
+def _table(rows: list[Row], node: type, group: str) -> list[str]:
     runtime = _runtime_keys(node, f"{group}." if group else "")
     lines = ["| key | default | allowed | meaning |", "|---|---|---|---|"]
     for key, type_name, default, allowed, meaning in rows:

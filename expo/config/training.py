@@ -55,7 +55,7 @@ class OptimizerConf:
     weight_decay: float = key(0.0, low=0, help="decoupled weight decay")
     betas: list[float] = key([0.9, 0.999], low=0, help="AdamW's β₁ and β₂")
     warmup_steps: int = key(0, low=0, help="optimizer steps of linear warm-up")
-    max_grad_norm: float = key(1.0, above=0, help="gradients are clipped to this norm")
+    max_grad_norm: float = key(1.0, above=0, finite=False, help="gradients are clipped to this norm; inf: never")
 
     def rules(self, cfg: "Config") -> Rules:
         yield (

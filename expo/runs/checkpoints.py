@@ -5,6 +5,8 @@ import re
 import zipfile
 from pathlib import Path
 
+from expo.config import UserError
+
 log = logging.getLogger(__name__)
 
 
@@ -12,9 +14,19 @@ def newest_checkpoint(directory: Path) -> Path | None:
     """Return the last checkpoint that is whole; pass over, with a warning, what a full disk or a crash has cut short."""
     for path in sorted(directory.glob("checkpoints/step*.ckpt"), key=step_of, reverse=True):
         if zipfile.is_zipfile(path):  # torch's format; its directory is at the end of the file
+            if _holds_classes_of_0_1(path):
+                raise UserError(
+                    f"{path}: holds an explanation cache of expo 0.1, which this version cannot read; "
+                    "finish the run with 0.1, or start it over with fresh=true"
+                )
             return path
         log.warning("%s is damaged; going on from an earlier checkpoint, if there is one", path)
     return None
+
+
+def _holds_classes_of_0_1(path: Path) -> bool:
+    with zipfile.ZipFile(path) as parts:
+        return any(b"expo.experience" in parts.read(name) for name in parts.namelist() if name.endswith("data.pkl"))
 
 
 def step_of(checkpoint: Path) -> int:

@@ -34,6 +34,8 @@ def rewards_of(
     reward: Reward, problems: Sequence[Problem], texts: Sequence[str], verdicts: Sequence[Verdict]
 ) -> list[float]:
     """Return finite rewards, one per rollout. Raises UserError where a reward of the user's own gives anything else."""
+    if not texts:
+        return []  # nothing to judge: a reward need not know of it
     values = [float(value) for value in reward(problems, texts, verdicts)]
     if len(values) != len(texts):
         raise UserError(

@@ -30,8 +30,10 @@ def pass_values(rows: Rows, metric: str) -> Values:
     for row in rows:
         if not level or row["level"] == int(level):
             right[row["problem"]].append(row["verdict"] == "correct")
+    if not right:  # a run on other levels
+        return {}
     counts = [sum(verdicts) for verdicts in right.values()]
-    samples = len(next(iter(right.values()), []))
+    samples = len(next(iter(right.values())))
     return dict(zip(right, pass_at_k(samples, counts, int(name.removeprefix("pass@"))).tolist(), strict=True))
 
 

@@ -16,7 +16,12 @@ from expo.config import Config, UserError, WandbLoggerConf, check, compose_confi
 
 # What `expo diagnose` measures of each sample, and how many decimals a table shows.
 MEASURED = {"nll_per_token": 2, "nll": 1, "answer_lift": 1, "verified": 2, "right_steps": 2, "tokens": 1}
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+# Of a checkout all plans; an installed wheel has the demo's alone, inside the package.
+EXPERIMENTS = next(
+    folder
+    for folder in (Path(__file__).parents[2] / "experiments", Path(__file__).parents[1] / "experiments")
+    if (folder / "demo" / "plan.yaml").is_file()
+)
 
 
 Command = Enum("Command", ["train", "evaluate", "diagnose"])
