@@ -16,12 +16,9 @@ from expo.config import Config, UserError, WandbLoggerConf, check, compose_confi
 
 # What `expo diagnose` measures of each sample, and how many decimals a table shows.
 MEASURED = {"nll_per_token": 2, "nll": 1, "answer_lift": 1, "verified": 2, "right_steps": 2, "tokens": 1}
-# Of a checkout all plans; an installed wheel has the demo's alone, inside the package.
-EXPERIMENTS = next(
-    folder
-    for folder in (Path(__file__).parents[2] / "experiments", Path(__file__).parents[1] / "experiments")
-    if (folder / "demo" / "plan.yaml").is_file()
-)
+# An installed wheel has the demo's plan inside the package; a checkout has all of them beside it.
+SHIPPED = Path(__file__).parents[1] / "experiments"
+EXPERIMENTS = SHIPPED if (SHIPPED / "demo" / "plan.yaml").is_file() else Path(__file__).parents[2] / "experiments"
 
 
 Command = Enum("Command", ["train", "evaluate", "diagnose"])
