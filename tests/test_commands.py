@@ -53,6 +53,7 @@ def test_demo_writes_its_summary_curves_and_report(tmp_path, capsys):
     assert not before.items() & after.items()
 
 
+@pytest.mark.runs
 def test_an_installed_wheel_has_the_demos_plan(tmp_path):
     shutil.copytree(ROOT / "expo", tmp_path / "expo", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "conf", tmp_path / "expo" / "conf")

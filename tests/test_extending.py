@@ -144,6 +144,7 @@ def test_a_plugin_that_cannot_be_imported_is_said_in_one_line(tmp_path):
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.runs
 def test_a_hyperparameter_is_two_edits_and_changes_no_identity(tmp_path):
     """Declare it, use it: it is checked, shown, and part of the identity where it differs from what was there before."""
     folder = scratch(tmp_path)

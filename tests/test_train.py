@@ -392,6 +392,7 @@ def test_a_checkpoint_of_0_1_with_an_explanation_cache_is_refused_in_one_line(tm
         newest_checkpoint(tmp_path)
 
 
+@pytest.mark.runs
 def test_head_of_the_output_is_no_error_and_other_broken_pipes_are(tmp_path):
     help_ = subprocess.run(
         f"{sys.executable} -m expo train --help positives | true; exit ${{PIPESTATUS[0]}}",

@@ -159,6 +159,7 @@ def test_closing_twice_and_using_again(verifier):
         assert other.verify([r"\boxed{0.5}"], [r"\frac12"]) == [Verdict.CORRECT]
 
 
+@pytest.mark.runs
 def test_where_linux_is_not_answers_are_judged_and_the_missing_limit_is_said(monkeypatch, caplog):
     """prctl and /proc are absent on macOS: a worker does without them."""
     context = multiprocessing.get_context("fork")
