@@ -1,5 +1,9 @@
 """`expo evaluate`: unbiased pass@k of one model on one data set."""
 
+import logging
+from pathlib import Path
+
+from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
@@ -7,10 +11,13 @@ from expo.commands.wiring import load_model, make_engine, make_evaluator, set_up
 from expo.config import Config, build, run_dir
 from expo.data.readers import Reader
 from expo.model.prompts import Prompts
+from expo.runs.arms import settings_in, settings_of
 from expo.runs.directory import FINISHED, Run
 from expo.runs.tracking import log_measured, wandb_loggers
 from expo.step.problems import within_length
 from expo.verifier.pool import Verifier
+
+log = logging.getLogger(__name__)
 
 
 def evaluate_command(cfg: Config) -> int:
@@ -31,6 +38,7 @@ def evaluate_command(cfg: Config) -> int:
 def evaluate(cfg: Config, run: Run) -> None:
     run.dir.mkdir(parents=True, exist_ok=True)  # what an earlier run left in it stays until there is something new
     loggers = wandb_loggers(cfg, run.dir, "evaluate")
+    warn_of_another_part(cfg)
     model, tokenizer = load_model(cfg)
     prompts: Prompts = build(cfg.prompts)
     reader: Reader = build(cfg.dataset)
@@ -44,6 +52,27 @@ def evaluate(cfg: Config, run: Run) -> None:
     run.metrics = evaluation.metrics
     run.write_summary("done", problems=len(problems), part=cfg.dataset.part)
     log_measured(loggers, run, "completions/eval", evaluation.rows)
+
+
+def warn_of_another_part(cfg: Config) -> None:
+    """Say so where a run's checkpoint would be scored on other problems of its own file than the run held out."""
+    run = Path(cfg.model.path).parent.parent
+    if not (cfg.dataset.shares_file and cfg.dataset.part == "held_out" and (run / "config.yaml").is_file()):
+        return
+    theirs, ours = settings_of(run), settings_in(OmegaConf.to_container(OmegaConf.structured(cfg)))
+    if Path(str(theirs.get("dataset.path"))).name != Path(str(cfg.dataset.path)).name:
+        return
+    told = [
+        f"{key}={ours[key]} (the run: {theirs[key]})"
+        for key in sorted(ours.keys() & theirs.keys())
+        if key.startswith("dataset.")
+        and key not in ("dataset.path", "dataset.name", "dataset.limit")
+        and ours[key] != theirs[key]
+    ]
+    if told:
+        log.warning(
+            "%s: what is scored may have been trained on; the run held out another part: %s", run, ", ".join(told)
+        )
 
 
 def show(cfg: Config, metrics: dict[str, float], problems: int) -> None:

@@ -14,7 +14,11 @@ NAMED = ("algorithm.", "positives.", "hints.", "needs")
 
 def settings_of(directory: Path) -> dict[str, Any]:
     """Return every key of a run that changes its result, but for the seed. Reads config.yaml as text: nothing in it is resolved."""
-    tree = OmegaConf.to_container(OmegaConf.load(directory / "config.yaml"), resolve=False)
+    return settings_in(OmegaConf.to_container(OmegaConf.load(directory / "config.yaml"), resolve=False))
+
+
+def settings_in(tree: Any) -> dict[str, Any]:
+    """Return the same of a config as plain data."""
     without = {*runtime_keys(), "seed"}
     return {key: value for key, value in _flat(tree, "").items() if not without & _with_groups(key)}
 
