@@ -209,3 +209,86 @@ def test_the_part_of_other_data_is_the_same_as_ever(math_file):
         cfg = compose_config(*overrides)
         assert run_dir(cfg, "evaluate").name == f"{cfg.dataset.name}-{identity(cfg)}"
         assert [p.id for p in reader(*overrides).part()] == [p.id for p in reader(*overrides).whole()]
+
+
+def own_file(tmp_path, rows, extra=""):
+    path = tmp_path / "mine.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + extra)
+    return path
+
+
+def twenty(**changed):
+    rows = [{"question": f"{i} + {i}?", "answer": str(2 * i)} for i in range(20)]
+    for at, answer in changed.items():
+        rows[int(at[1:])]["answer"] = answer
+    return rows
+
+
+def test_an_answer_that_can_never_be_right_is_skipped_and_named(tmp_path, caplog):
+    path = own_file(tmp_path, twenty(_3="she has 6 apples", _4="}{", _5="answer: 10"))
+    data = reader("dataset=custom", f"dataset.path={path}")
+    assert len(data.whole()) == 17
+    (source,) = data.sources
+    assert {reason[:24]: lines for reason, lines in source.skipped.items()} == {
+        "the answer is a sentence": [4, 6],
+        "the verifier cannot read": [5],
+    }
+    assert "mine.jsonl:4: the answer is a sentence; set dataset.answer_pattern" in caplog.text
+    assert "6 is not judged equal to 'she has 6 apples'" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [r"6 \text{ PM}", "29 apples", r"\frac{1}{2}", "June 20", "(A)", "Paris", "x = 5", r"99\pi \text{ square inches}"],
+)
+def test_answers_that_are_no_sentences_are_kept(tmp_path, answer):
+    path = own_file(tmp_path, twenty(_3=answer))
+    assert len(reader("dataset=custom", f"dataset.path={path}").whole()) == 20
+
+
+def test_answer_pattern_finds_the_answer(tmp_path):
+    path = own_file(tmp_path, twenty(_3="she has 6 apples", _4="5 + 3 = 8\n#### 8", _5="none"))
+    data = reader("dataset=custom", f"dataset.path={path}", r"dataset.answer_pattern='(\d+)'")
+    answers = {p.id: p.answer for p in data.whole()}
+    assert answers["mine.jsonl:4"] == "6"
+    assert answers["mine.jsonl:5"] == "8"
+    assert data.sources[0].skipped == {"the answer does not match dataset.answer_pattern": [6]}
+    whole = reader("dataset=custom", f"dataset.path={path}", "dataset.answer_pattern='(?s).+'")
+    assert {p.answer for p in whole.whole()} >= {"she has 6 apples", "none"}
+
+
+def test_a_broken_answer_pattern_is_told(tmp_path):
+    path = own_file(tmp_path, twenty())
+    config = compose_config("dataset=custom", f"dataset.path={path}", "dataset.answer_pattern='(x'")
+    with pytest.raises(UserError, match=r"answer_pattern=\(x: no regular expression"):
+        check(config)
+
+
+def test_a_solution_with_another_answer_is_skipped(tmp_path):
+    rows = [row | {"why": rf"so \boxed{{{row['answer']}}}"} for row in twenty()]
+    rows[7]["why"] = r"so \boxed{15}"
+    data = reader("dataset=custom", f"dataset.path={own_file(tmp_path, rows)}", "dataset.columns.solution=why")
+    assert len(data.whole()) == 19
+    assert data.sources[0].skipped == {"the solution has another answer": [8]}
+
+
+def test_the_account_of_the_data(tmp_path):
+    rows = twenty(_2="she has 4 pears")
+    rows += [rows[7], {"question": "8 + 8?", "answer": "17"}]
+    path = own_file(tmp_path, rows, "oops\n")
+    data = reader("dataset=custom", f"dataset.path={path}", "dataset.eval_limit=5")
+    train, held_out = data.train(), data.evaluation()
+    (source,) = data.account().sources
+    assert (source.rows, source.used, source.duplicates, source.contradictions) == (23, 21, [21], [22])
+    assert source.answer_characters == [1, 2, 2]
+    assert len(held_out) == 5
+    assert len(train) + len(held_out) + data.asked_in_held_out == 21
+    assert not {p.asked for p in train} & {p.asked for p in held_out}
+
+
+def test_one_good_row_is_not_called_none(tmp_path):
+    path = own_file(tmp_path, [{"question": "1 + 1?", "answer": "2"}, {"question": "?"}])
+    with pytest.raises(
+        UserError, match=r"only 1 problem can be used .*2 rows, 1 usable.*no column 'answer'.*eval_path"
+    ):
+        reader("dataset=custom", f"dataset.path={path}").train()

@@ -1,4 +1,6 @@
 import multiprocessing
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -176,3 +178,16 @@ def test_where_linux_is_not_answers_are_judged_and_the_missing_limit_is_said(mon
     with Verifier(VerifierConf(workers=1)) as own:
         assert own.verify([r"\boxed{\frac{1}{2}}"], ["0.5"]) == [Verdict.CORRECT]
     assert "verifier.memory_mb=1024: not kept on" in caplog.text
+
+
+def test_a_script_that_neither_closes_it_nor_guards_its_main_ends(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from expo.verifier.pool import Verifier\n"
+        "verifier = Verifier()\n"
+        r"print(verifier.verify([r'\boxed{1/2}'], ['0.5'])[0].value)"
+        "\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "correct\n"
+    assert done.stderr == ""

@@ -66,11 +66,12 @@ def measure_samples(cfg: Config, run: Run) -> None:
     model, tokenizer = load_model(cfg)
     model.eval()
     prompts: Prompts = build(cfg.prompts)
-    reader: Reader = build(cfg.dataset)
     makers = [prompts.solve_ids, prompts.explain_ids]
-    problems = first_of_each_level(reader.part(), conf.problems)
-    problems = within_length(problems, makers, tokenizer, cfg.rollout.max_prompt_tokens)
     with Verifier(cfg.verifier) as verifier:
+        reader: Reader = build(cfg.dataset, verifier)
+        problems = first_of_each_level(reader.part(), conf.problems)
+        problems, taken = within_length(problems, makers, tokenizer, cfg.rollout.max_prompt_tokens)
+        run.keep_account(reader.account() | {cfg.dataset.part: taken})
         tools = Tools(prompts, tokenizer, verifier, rollout_sampling(cfg), cfg.seed, longest_prompt(cfg, model))
         engine = make_engine(cfg, model, tokenizer)
         rows = sample(problems, engine, tools, conf.samples)

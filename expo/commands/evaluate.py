@@ -41,9 +41,10 @@ def evaluate(cfg: Config, run: Run) -> None:
     warn_of_another_part(cfg)
     model, tokenizer = load_model(cfg)
     prompts: Prompts = build(cfg.prompts)
-    reader: Reader = build(cfg.dataset)
-    problems = within_length(reader.part(), [prompts.solve_ids], tokenizer, cfg.rollout.max_prompt_tokens)
     with Verifier(cfg.verifier) as verifier:
+        reader: Reader = build(cfg.dataset, verifier)
+        problems, taken = within_length(reader.part(), [prompts.solve_ids], tokenizer, cfg.rollout.max_prompt_tokens)
+        run.keep_account(reader.account() | {cfg.dataset.part: taken})
         engine = make_engine(cfg, model, tokenizer)
         evaluation = make_evaluator(cfg, problems, verifier, prompts, tokenizer).evaluate(engine)
         engine.close()

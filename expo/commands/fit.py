@@ -26,7 +26,7 @@ def make_run(cfg: Config) -> int:
     if cfg.trainer.accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError("trainer.accelerator=gpu: torch sees no GPU; use trainer.accelerator=auto or cpu")
     with Verifier(cfg.verifier) as verifier:
-        module, evaluator = build_run(cfg, verifier)
+        module, evaluator, account = build_run(cfg, verifier)
         run = Run.find(cfg)
         with run.alone():
             run = Run.find(cfg)
@@ -34,6 +34,7 @@ def make_run(cfg: Config) -> int:
                 print(f"{run.dir} {FINISHED}")
                 return 0
             run.begin()
+            run.keep_account(account)
             return fit(cfg, run, module, evaluator)
 
 

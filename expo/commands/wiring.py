@@ -12,6 +12,7 @@ from expo.algorithms.base import Algorithm, Components
 from expo.algorithms.pairs import PairStore
 from expo.config import Config, build, pairs_identity, run_dir
 from expo.config.explaining import when_explained
+from expo.data.account import Account
 from expo.data.problem import Problem
 from expo.data.readers import Reader
 from expo.evaluation.evaluate import Evaluator
@@ -37,17 +38,18 @@ def set_up_process(cfg: Config) -> None:
         torch.set_num_threads(cfg.trainer.threads)
 
 
-def build_run(cfg: Config, verifier: Verifier) -> tuple[Algorithm, Evaluator]:
+def build_run(cfg: Config, verifier: Verifier) -> tuple[Algorithm, Evaluator, Account]:
     """Wire data, models and engines of a training run. Raises UserError for what cannot be loaded."""
     torch.manual_seed(cfg.seed)
-    reader: Reader = build(cfg.dataset)
+    reader: Reader = build(cfg.dataset, verifier)
     problems, held_out = reader.train(), reader.evaluation()  # before the model: quicker to fail
     policy, tokenizer = load_model(cfg)
     prompts: Prompts = build(cfg.prompts)
     limit = cfg.rollout.max_prompt_tokens
     makers = [prompts.solve_ids, prompts.explain_ids, *([prompts.hint_ids] if cfg.hints.writer else [])]
-    problems = within_length(problems, makers, tokenizer, limit)
-    held_out = within_length(held_out, [prompts.solve_ids], tokenizer, limit)
+    problems, trained = within_length(problems, makers, tokenizer, limit)
+    held_out, evaluated = within_length(held_out, [prompts.solve_ids], tokenizer, limit)
+    account = reader.account() | {"train": trained, "held_out": evaluated}
 
     reference, snapshot = frozen_models(cfg, policy)
     pipeline = Pipeline(
@@ -63,7 +65,7 @@ def build_run(cfg: Config, verifier: Verifier) -> tuple[Algorithm, Evaluator]:
     shared = Path(cfg.output_dir, cfg.dataset.name, "pairs", pairs_identity(cfg))
     pairs = PairStore(shared, run_dir(cfg) / "pairs", cfg.fresh)
     components = Components(policy, reference, snapshot, pipeline, sampler, cfg.optimizer, cfg.trainer, pairs)
-    return build(cfg.algorithm, components), make_evaluator(cfg, held_out, verifier, prompts, tokenizer)
+    return build(cfg.algorithm, components), make_evaluator(cfg, held_out, verifier, prompts, tokenizer), account
 
 
 def load_model(cfg: Config) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -143,6 +144,12 @@ class TableConf(DatasetConf):
 
     _target_: str = "expo.data.readers.Columns"
     columns: ColumnsConf = key(ColumnsConf, help="names of the columns")
+    answer_pattern: str = key(
+        "",
+        absent="",
+        help="regular expression that finds the final answer in the answer column: its last match, of that the first "
+        "group where it has one; empty: the column holds the final answer alone",
+    )
 
     @property
     def has_solutions(self) -> bool:
@@ -154,6 +161,7 @@ class TableConf(DatasetConf):
 
     def rules(self, cfg: "Config") -> Rules:
         yield from super().rules(cfg)
+        yield _compiles(self.answer_pattern)
         wanted = {f.name: getattr(self.columns, f.name) for f in fields(self.columns)}
         for path in filter(None, (self.path, self.eval_path)):
             found = _columns_of(Path(path), {*wanted.values()} - {""})
@@ -185,6 +193,14 @@ def _file(name: str, path: str | None) -> Rules:
         yield Path(path).is_file(), f"{name}={path}: no such file; give the path of a .jsonl or .parquet file"
         kinds = (".jsonl", ".parquet")
         yield Path(path).suffix in kinds, f"{name}={path}: not a .jsonl or .parquet file; convert it first"
+
+
+def _compiles(pattern: str) -> Rule:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        return False, f"dataset.answer_pattern={pattern}: no regular expression ({error}); correct it"
+    return True, ""
 
 
 def _columns_of(path: Path, wanted: set[str]) -> list[str]:

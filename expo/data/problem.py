@@ -17,3 +17,8 @@ class Problem:
     solution: str | None = None
     level: int | None = None
     subject: str | None = None
+
+    @property
+    def asked(self) -> str:
+        """Return the question without what white space makes of it: by it, two rows ask the same."""
+        return " ".join(self.question.split())

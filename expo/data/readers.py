@@ -13,29 +13,29 @@ import pyarrow.parquet
 
 from expo.config import DatasetConf, LadderConf, TableConf, UserError
 from expo.data import ladder
+from expo.data.account import NAMED, Account, Source
+from expo.data.checks import BadRow, unusable
 from expo.data.problem import Problem
 from expo.verifier.answers import last_boxed
+from expo.verifier.pool import Verifier
 
 log = logging.getLogger(__name__)
-
-
-NAMED_ROWS = 5  # unusable rows named in the log; the others are only counted
-
-
-class BadRow(Exception):
-    """Why a row cannot be used."""
 
 
 class Reader:
     """A data set, as `expo.config.DatasetConf` describes it; subclasses turn one row into a Problem.
 
-    `train()` and `evaluation()` share no problem: see `dataset.eval_path`.
+    `train()` and `evaluation()` share no problem: see `dataset.eval_path`. `sources` tells what became of the rows that
+    were read so far.
     """
 
     conf: DatasetConf
 
-    def __init__(self, conf: DatasetConf):
+    def __init__(self, conf: DatasetConf, verifier: Verifier | None = None):
         self.conf = conf
+        self.verifier = verifier or Verifier()
+        self.sources: list[Source] = []
+        self.asked_in_held_out = 0  # problems that are not trained on since their question is held out elsewhere
         self._cache: dict[str, list[Problem]] = {}
 
     def problem(self, row: dict[str, Any], id: str) -> Problem:
@@ -44,9 +44,12 @@ class Reader:
 
     def train(self) -> list[Problem]:
         """Return the problems to train on. A question that is also held out is not among them, wherever it stands."""
-        held_out = {_question(p) for p in self.evaluation()} if self.conf.path is not None else set()
+        evaluated = self.evaluation() if self.conf.path is not None else []
+        held_out = {p.asked for p in evaluated}
         problems = self._read(self.conf.path, self.conf.split, self.conf.levels)
-        kept = [p for p in problems if _question(p) not in held_out]
+        kept = [p for p in problems if p.asked not in held_out]
+        own = {p.id for p in evaluated} if self.conf.shares_file else set()
+        self.asked_in_held_out = sum(p.asked in held_out and p.id not in own for p in problems)
         if problems and not kept:
             raise UserError(
                 f"{self._source(self.conf.path)}: all its questions are held out; give other rows as dataset.eval_path"
@@ -55,7 +58,7 @@ class Reader:
             log.warning(
                 "%s: %d questions of dataset.eval_path are not trained on", self.conf.name, len(problems) - len(kept)
             )
-        return _nonempty(
+        return self._nonempty(
             _spread(kept, self.conf.limit) if self.conf.limit else kept, self._source(self.conf.path), self.conf.levels
         )
 
@@ -63,12 +66,17 @@ class Reader:
         """Return the problems to evaluate on: eval_path, else the held-out part of path, else the hub's eval_split."""
         levels = self.conf.levels if self.conf.eval_levels is None else self.conf.eval_levels
         if self.conf.shares_file:
-            problems = self._read(self.conf.path, self.conf.split, levels)
+            problems = self._nonempty(self._read(self.conf.path, self.conf.split, levels), self._held_out, levels)
+            if len(problems) < 2:
+                raise UserError(
+                    f"{self._held_out}: only 1 problem can be used ({self._told()}), and none is left to hold out; "
+                    "give more rows, or other rows as dataset.eval_path"
+                )
             count = min(self.conf.eval_limit or 100, len(problems) // 2)  # of a small file, half is left to train on
         else:
             problems = self._read(self.conf.eval_path, self.conf.eval_split, levels)
             count = self.conf.eval_limit or len(problems)
-        return _nonempty(_spread(problems, count), self._held_out, levels)
+        return self._nonempty(_spread(problems, count), self._held_out, levels)
 
     def part(self) -> list[Problem]:
         """Return what `expo evaluate` and `expo diagnose` take, at most `limit` problems: see `dataset.part`."""
@@ -82,7 +90,30 @@ class Reader:
         """Return every problem of eval_path, else of path, else of the hub's eval_split, at most `limit`."""
         levels = self.conf.levels if self.conf.eval_levels is None else self.conf.eval_levels
         problems = self._read(self.conf.eval_path or self.conf.path, self.conf.eval_split, levels)
-        return _nonempty(_spread(problems, self.conf.limit), self._held_out, levels)
+        return self._nonempty(_spread(problems, self.conf.limit), self._held_out, levels)
+
+    def _nonempty(self, problems: list[Problem], source: str, levels: list[int]) -> list[Problem]:
+        if not problems:
+            wanted = f" of dataset.levels={levels}" if levels else ""
+            raise UserError(
+                f"{source}: no usable problem{wanted} is left ({self._told()}); check the rows, the columns and the levels"
+            )
+        return problems
+
+    def _told(self) -> str:
+        return ", ".join(
+            f"{s.name}: {s.rows} rows, {s.used} usable" + (f", skipped: {s.reasons}" if s.skipped else "")
+            for s in self.sources
+        )
+
+    @property
+    def takes_sentences(self) -> bool:
+        """Return whether an answer that is a sentence is meant as it is."""
+        return False
+
+    def account(self) -> Account:
+        """Return what became of the rows that were read so far."""
+        return Account(self.sources, asked_in_held_out=self.asked_in_held_out)
 
     @property
     def _held_out(self) -> str:
@@ -98,29 +129,47 @@ class Reader:
         return [p for p in self._cache[source] if not levels or p.level in levels]
 
     def _usable(self, path: str | None, split: str) -> list[Problem]:
-        problems, bad = [], 0
-        for i, row in enumerate(self._rows(path, split), 1):  # as an editor numbers lines
-            id = f"{Path(path).name if path else f'{self.conf.name}/{split}'}:{i}"
+        source = Source(Path(path).name if path else f"{self.conf.name}/{split}")
+        self.sources.append(source)
+        made: list[tuple[int, Problem]] = []
+        for line, row in enumerate(self._rows(path, split), 1):  # as an editor numbers lines
+            source.rows = line
             try:
                 if isinstance(row, BadRow):
                     raise row
-                problem = self.problem(row, id)
+                problem = self.problem(row, f"{source.name}:{line}")
                 if not problem.question.strip() or not problem.answer.strip():
                     raise BadRow("empty question or answer")
+                made.append((line, problem))
             except (BadRow, KeyError, TypeError, ValueError, AttributeError) as error:
                 reason = f"no column {error}" if isinstance(error, KeyError) else str(error)
-                if self.conf.on_bad_row == "stop":
-                    raise UserError(
-                        f"dataset.on_bad_row=stop: row {id} cannot be used ({reason}); mend it or set dataset.on_bad_row=skip"
-                    ) from error
-                bad += 1
-                if bad <= NAMED_ROWS:
-                    log.warning("skipped row %s: %s", id, reason)
-                continue
-            problems.append(problem)
-        if bad:
-            log.warning("%s: skipped %d rows that cannot be used, kept %d", path or self.conf.name, bad, len(problems))
-        return problems
+                self._skip(source, line, error if isinstance(error, BadRow) else BadRow(reason))
+        judged = unusable([p for _, p in made], self.verifier, self.takes_sentences)
+        used = []
+        for (line, problem), why in zip(made, judged, strict=True):
+            if why is None:
+                used.append((line, problem))
+            else:
+                self._skip(source, line, why)
+        source.use(used)
+        if source.skipped:
+            log.warning(
+                "%s: skipped %d rows that cannot be used, kept %d",
+                path or self.conf.name,
+                source.rows - source.used,
+                source.used,
+            )
+        return [p for _, p in used]
+
+    def _skip(self, source: Source, line: int, why: BadRow) -> None:
+        if self.conf.on_bad_row == "stop":
+            raise UserError(
+                f"dataset.on_bad_row=stop: row {source.name}:{line} cannot be used ({why}); "
+                "mend it or set dataset.on_bad_row=skip"
+            ) from why
+        source.skip(line, why)
+        if sum(map(len, source.skipped.values())) <= NAMED:
+            log.warning("skipped row %s:%d: %s", source.name, line, why)
 
     def _rows(self, path: str | None, split: str) -> Iterable[dict[str, Any] | BadRow]:
         if path is None:
@@ -195,7 +244,7 @@ class Columns(Reader):
         c = self.conf.columns
         if row[c.question] is None or row[c.answer] is None:
             raise BadRow("no question or no answer")
-        answer, solution = str(row[c.answer]), None
+        answer, solution = self._answer(str(row[c.answer])), None
         if c.solution and row[c.solution] is not None:
             solution = str(row[c.solution])
             if last_boxed(solution) is None:
@@ -203,6 +252,18 @@ class Columns(Reader):
         digits = re.fullmatch(r"\D*(\d+)", str(row[c.level])) if c.level else None  # 5, "5", "Level 5"
         level = int(digits[1]) if digits else None
         return Problem(id, str(row[c.question]), answer, solution, level, str(row[c.subject]) if c.subject else None)
+
+    @property
+    def takes_sentences(self) -> bool:
+        return self.conf.answer_pattern != ""
+
+    def _answer(self, text: str) -> str:
+        if not self.conf.answer_pattern:
+            return text
+        found = list(re.finditer(self.conf.answer_pattern, text))
+        if not found:
+            raise BadRow("the answer does not match dataset.answer_pattern", repr(text[:80]))
+        return found[-1][found[-1].re.groups and 1] or ""
 
 
 class Ladder(Reader):
@@ -225,17 +286,6 @@ class Ladder(Reader):
             yield from ladder.generate(level, split, count, self.conf.expert_style)
 
 
-def _question(problem: Problem) -> str:
-    return " ".join(problem.question.split())
-
-
 def _spread(problems: list[Problem], count: int | None) -> list[Problem]:
     """Return `count` problems in an order that depends on their ids only, so that a subset is no stretch of a sorted file."""
     return sorted(problems, key=lambda p: zlib.crc32(p.id.encode()))[:count]
-
-
-def _nonempty(problems: list[Problem], source: str, levels: list[int]) -> list[Problem]:
-    if not problems:
-        wanted = f" of dataset.levels={levels}" if levels else ""
-        raise UserError(f"{source}: no usable problem{wanted} is left; check the rows, the columns and the levels")
-    return problems

@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from rich.console import Console
 
 from expo.config import Config, arm_identity, identity, make_folder, run_dir
+from expo.data.account import Account
 
 FINISHED = "is finished already; fresh=true makes it again"
 PACKAGES = ("expo", "torch", "transformers", "lightning", "hydra-core", "math-verify")
@@ -67,6 +69,12 @@ class Run:
     def write_config(self) -> None:
         self.dir.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(OmegaConf.structured(self.cfg), self.dir / "config.yaml")
+
+    def keep_account(self, account: Account) -> None:
+        """Write data.json, and print what became of the rows that were read; generated data has none."""
+        (self.dir / "data.json").write_text(json.dumps(account.record(), indent=1))
+        if account.sources:
+            Console().print(account.table())
 
     def summary(self) -> dict[str, Any]:
         """Return the summary as it stands, {} where there is none."""

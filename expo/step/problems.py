@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from transformers import PreTrainedTokenizerBase
 
 from expo.config import UserError
+from expo.data.account import Part, spread
 from expo.data.problem import Problem
 from expo.rollout.noise import PROBLEMS, REFILL, Key
 
@@ -39,13 +40,13 @@ def within_length(
     prompts: Sequence[Callable[[PreTrainedTokenizerBase, Sequence[Problem]], list[list[int]]]],
     tokenizer: PreTrainedTokenizerBase,
     max_tokens: int,
-) -> list[Problem]:
-    """Return the problems all of whose prompts (made by the given functions) fit `max_tokens`; log how many do not.
+) -> tuple[list[Problem], Part]:
+    """Return the problems all of whose prompts (made by the given functions) fit `max_tokens`, and the account of all.
 
-    Raises UserError where none does.
+    Logs how many do not fit. Raises UserError where none does.
     """
-    lengths = zip(*(map(len, make_ids(tokenizer, problems)) for make_ids in prompts), strict=True)
-    kept = [p for p, length in zip(problems, lengths, strict=True) if max(length) <= max_tokens]
+    lengths = [max(each) for each in zip(*(map(len, make(tokenizer, problems)) for make in prompts), strict=True)]
+    kept = [p for p, length in zip(problems, lengths, strict=True) if length <= max_tokens]
     if not kept:
         raise UserError(
             f"rollout.max_prompt_tokens={max_tokens}: every prompt is longer; raise it, and look at prompts"
@@ -53,4 +54,4 @@ def within_length(
     if len(kept) < len(problems):
         dropped = len(problems) - len(kept)
         log.warning("skipped %d problems: prompt longer than rollout.max_prompt_tokens=%d", dropped, max_tokens)
-    return kept
+    return kept, Part(len(kept), len(problems) - len(kept), spread(lengths))

@@ -4,10 +4,12 @@ An answer costs at most `verifier.timeout_s` of wall clock and `verifier.memory_
 up nothing but itself. Works from any thread.
 """
 
+import atexit
 import logging
 import queue
 import sys
 import threading
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -20,9 +22,9 @@ from expo.verifier.worker import CONFINES, Worker
 log = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(eq=False)
 class Verifier:
-    """Scores completions against gold answers in worker processes. Close it, or use it as a context.
+    """Scores completions against gold answers in worker processes. Close it, or use it as a context; Python's end closes it, too.
 
     One thread per worker hands it one answer at a time and kills it when time is up. (pebble's pool kills a hung
     task too, but by its source it breaks for good when a worker dies idle.)
@@ -55,6 +57,11 @@ class Verifier:
         """Return the verdicts in order, all judged at once by the workers."""
         return [future.result() for future in [self.submit(c, g) for c, g in zip(completions, golds, strict=True)]]
 
+    def drop(self) -> None:
+        """Judge nothing more of what is queued."""
+        while not self._tasks.empty():
+            self._tasks.get()
+
     def close(self) -> None:
         """End the workers after what is queued."""
         with self._lock:
@@ -79,6 +86,7 @@ class Verifier:
                         self.conf.memory_mb,
                         sys.platform,
                     )
+                OPEN.add(self)
                 self._threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(self.conf.workers)]
                 for thread in self._threads:
                     thread.start()
@@ -92,12 +100,23 @@ class Verifier:
                 verdict, peak_mb = worker.judge(answer, gold, self.conf.timeout_s)
                 self.peak_mb = max(self.peak_mb, peak_mb)
                 result.set_result(verdict)
-            except (OSError, EOFError) as error:
+            except Exception as error:
                 # No process could be started (no memory, no file handles): the run must hear of it, not hang.
                 worker = None
                 result.set_exception(VerifierError(f"no worker process could be started: {error!r}"))
         if worker is not None:
             worker.kill()
+
+
+# Verifiers with threads: Python cannot end while a worker process lives, and a worker ignores SIGTERM.
+OPEN: "weakref.WeakSet[Verifier]" = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for verifier in list(OPEN):
+        verifier.drop()
+        verifier.close()
 
 
 class VerifierError(Exception):

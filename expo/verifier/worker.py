@@ -7,6 +7,10 @@ import os
 import resource
 import signal
 import sys
+import threading
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 
@@ -33,7 +37,8 @@ class Worker:
         _start_forkserver()
         self.pipe, theirs = self.context.Pipe()
         self.process = self.context.Process(target=work, args=(theirs, self.memory_mb), daemon=True)
-        self.process.start()
+        with _without_main():
+            self.process.start()
         theirs.close()
         if not self.pipe.poll(START_LIMIT_S):  # ready: the imports do not count against an answer's time
             raise OSError(f"a worker was not ready after {START_LIMIT_S} s")
@@ -60,6 +65,21 @@ class Worker:
         self.kill()
         self._spawn()
         return verdict, peak_mb
+
+
+_MAIN = threading.Lock()
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Keep a new process from importing the user's script again, which may have no `if __name__ == "__main__"`."""
+    with _MAIN:
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
 
 
 def _start_forkserver() -> None:

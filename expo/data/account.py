@@ -1,0 +1,111 @@
+"""What became of every row of the data: how many were read, used, skipped and why, held out."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from statistics import median
+from typing import Any
+
+from rich.table import Table
+
+from expo.data.checks import BadRow
+from expo.data.problem import Problem
+
+NAMED = 5  # lines that are named for one reason; the others are only counted
+
+
+@dataclass
+class Source:
+    """One file or hub split. `skipped`: reason → line numbers. `duplicates`: lines whose question stands in an earlier line."""
+
+    name: str
+    rows: int = 0
+    used: int = 0
+    skipped: dict[str, list[int]] = field(default_factory=dict)
+    duplicates: list[int] = field(default_factory=list)
+    contradictions: list[int] = field(default_factory=list)
+    solutions: int = 0
+    answer_characters: list[float] = field(default_factory=list)
+
+    def skip(self, line: int, why: BadRow) -> None:
+        self.skipped.setdefault(why.reason, []).append(line)
+
+    def use(self, problems: Sequence[tuple[int, Problem]]) -> None:
+        """Count the rows that can be used. Args: (line number, problem)."""
+        self.used = len(problems)
+        self.solutions = sum(p.solution is not None for _, p in problems)
+        self.answer_characters = spread([len(p.answer) for _, p in problems])
+        first: dict[str, Problem] = {}
+        for line, p in problems:
+            earlier = first.setdefault(p.asked, p)
+            if earlier is not p:
+                (self.duplicates if earlier.answer == p.answer else self.contradictions).append(line)
+
+    @property
+    def reasons(self) -> str:
+        """Return why rows were skipped, with the first lines; "" where none was."""
+        return "; ".join(f"{_lines(lines)}: {why}" for why, lines in self.skipped.items())
+
+
+@dataclass
+class Part:
+    """What a command takes of the problems: `train`, `held_out` or `all`. `prompt_tokens`: least, median and most."""
+
+    problems: int
+    too_long: int
+    prompt_tokens: list[float]
+
+
+@dataclass
+class Account:
+    """The account of one command's data, as `data.json` keeps it."""
+
+    sources: list[Source]
+    parts: dict[str, Part] = field(default_factory=dict)
+    asked_in_held_out: int = 0
+
+    def __or__(self, parts: dict[str, Part]) -> "Account":
+        """Return the account with further parts."""
+        return replace(self, parts=self.parts | parts)
+
+    def record(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def table(self) -> Table:
+        """Return the account as a person reads it."""
+        table = Table("", "data", "", show_header=False, box=None, pad_edge=False)
+        for s in self.sources:
+            table.add_row("data", s.name, style="bold")
+            table.add_row("rows", str(s.rows))
+            table.add_row("used", str(s.used))
+            table.add_row("skipped", str(s.rows - s.used))
+            for why, lines in s.skipped.items():
+                table.add_row("", f"{_lines(lines)}: {why}")
+            for told, lines in (("asked twice", s.duplicates), ("asked twice, other answer", s.contradictions)):
+                if lines:
+                    table.add_row(told, f"{_lines(lines)}; kept")
+            table.add_row("with solution", str(s.solutions))
+            table.add_row("answers", f"{_spread(s.answer_characters)} characters")
+        for name, part in self.parts.items():
+            more = f"; {part.too_long} left out: prompt too long" if part.too_long else ""
+            if name == "train" and self.asked_in_held_out:
+                more += f"; {self.asked_in_held_out} left out: the question is held out"
+            told = f"{part.problems} problems, prompts of {_spread(part.prompt_tokens)} tokens{more}"
+            table.add_row(NAMES.get(name, name), told)
+        return table
+
+
+NAMES = {"train": "to train on", "held_out": "held out", "all": "all"}
+
+
+def spread(values: Sequence[float]) -> list[float]:
+    """Return least, median and most; [] of nothing."""
+    return [min(values), median(values), max(values)] if values else []
+
+
+def _spread(found: Sequence[float]) -> str:
+    return "{:g} to {:g} (median {:g})".format(found[0], found[2], found[1]) if found else "no"
+
+
+def _lines(lines: Sequence[int]) -> str:
+    more = ", …" if len(lines) > NAMED else ""
+    return f"{len(lines)} (line{'s' * (len(lines) > 1)} {', '.join(map(str, lines[:NAMED]))}{more})"

@@ -1,0 +1,74 @@
+"""Can the verifier ever call a completion right on this problem? Asked of every row that is read."""
+
+import re
+from collections.abc import Sequence
+from concurrent.futures import Future
+
+from expo.data.problem import Problem
+from expo.verifier.answers import Verdict, last_boxed
+from expo.verifier.pool import Verifier
+
+SENTENCE = r"the answer is a sentence; set dataset.answer_pattern to find the answer in it, such as '(\d+)', or '.+' to take it whole"
+
+
+class BadRow(Exception):
+    """Why a row cannot be used: `reason` is counted, and `detail` told of the single row."""
+
+    def __init__(self, reason: str, detail: str = ""):
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+
+
+def unusable(problems: Sequence[Problem], verifier: Verifier, sentences: bool = False) -> list[BadRow | None]:
+    """Return, for each problem, why no completion of it can be judged right; None where one can.
+
+    An answer must be equal to itself and to the answer of its own solution. An answer that is a sentence around a number
+    must be equal to that number, too: a policy writes `29`, not "she has 29 apples". Args: sentences, whether a sentence
+    is an answer all the same.
+    """
+    # All are asked before the first is waited for: comparing strings settles most, and the workers share the rest.
+    asked = [
+        (
+            verifier.submit(rf"\boxed{{{p.answer}}}", p.answer),
+            _solved(p, verifier),
+            number,
+            verifier.submit(rf"\boxed{{{number}}}", p.answer) if number else None,
+        )
+        for p in problems
+        for number in [None if sentences else number_in_sentence(p.answer)]
+    ]
+    return [_reason(p, *futures) for p, futures in zip(problems, asked, strict=True)]
+
+
+def _solved(p: Problem, verifier: Verifier) -> "Future[Verdict] | None":
+    boxed = p.solution is not None and last_boxed(p.solution) is not None
+    return verifier.submit(p.solution or "", p.answer) if boxed else None
+
+
+def _reason(
+    p: Problem,
+    itself: "Future[Verdict]",
+    solved: "Future[Verdict] | None",
+    number: str | None,
+    bare: "Future[Verdict] | None",
+) -> BadRow | None:
+    if itself.result() != Verdict.CORRECT:
+        return BadRow("the verifier cannot read the answer", repr(p.answer[:80]))
+    if bare is not None and bare.result() != Verdict.CORRECT:
+        return BadRow(SENTENCE, f"{number} is not judged equal to {p.answer[:80]!r}")
+    if solved is not None and solved.result() != Verdict.CORRECT:
+        return BadRow("the solution has another answer", f"{last_boxed(p.solution or '')!r} is not {p.answer[:80]!r}")
+    return None
+
+
+def number_in_sentence(answer: str) -> str | None:
+    r"""Return the last number of an answer that is plain words around numbers; None for any other answer.
+
+    A sentence has at least two words, or a mark that announces the answer (`answer: 72`, `#### 72`). What stands in
+    `\text{}` is mathematics: "6 \text{ PM}" is no sentence.
+    """
+    plain = re.sub(r"\\(?:text|mbox|mathrm|textbf)\s*\{[^{}]*\}|\\[a-zA-Z]+", " ", answer)
+    numbers = re.findall(r"-?\d[\d,]*(?:\.\d+)?", plain)
+    words = re.findall(r"[^\W\d_]{2,}", plain)
+    announced = re.match(r"\s*[^\W\d_]{2,}\s*:", plain) or "####" in plain
+    return numbers[-1].rstrip(",") if numbers and (len(words) >= 2 or announced) else None
