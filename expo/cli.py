@@ -13,6 +13,7 @@ expo: teach a language model problems that it cannot solve at all, by letting it
 
   expo train     algorithm=exp_grpo dataset=ladder_level5   one run; -m sweeps: expo train -m algorithm=grpo,exp_grpo seed=0,1,2
   expo evaluate  model=hf model.path=... dataset=math k=[1,4,64]   unbiased pass@k with intervals, per level
+  expo evaluate  run=outputs/.../exp_grpo-s0-...            the same of a finished run, with its own data and settings; also diagnose
   expo diagnose  model=... dataset=...                      likelihood and answer lift of own, expert and self-explained solutions
   expo pretrain                                             make the ladder base policy from nothing
   expo demo      [seeds=3]                                  GRPO, GRPO SFT-GT-CoT and ExP-GRPO on ladder level 5, with a report
@@ -134,10 +135,13 @@ def _run_hydra(command: str, arguments: list[str]) -> int:
     from omegaconf import DictConfig
 
     from expo.config.arguments import check_launcher
-    from expo.config.compose import check, conf_dir, register, typed
+    from expo.config.compose import check, conf_dir, named, register, typed
+    from expo.config.from_run import run_of
     from expo.runs.processes import stop_runs
 
     register()
+    if run_of(arguments) is not None:
+        return _run_from(command, arguments)
     outcome: list[int | Exception] = []
 
     def task(composed: DictConfig) -> None:
@@ -148,7 +152,7 @@ def _run_hydra(command: str, arguments: list[str]) -> int:
             _run_process(command, [*folder, *hydra_conf.overrides.task], hydra_conf.launcher.get("n_jobs", 1))
             return
         try:
-            cfg = typed(composed)
+            cfg = named(typed(composed), HydraConfig.get().overrides.task)
             check(cfg)
             outcome.append(_load(*COMMANDS[command])(cfg) or 0)
         except Exception as error:  # carried past Hydra, which would print a line of its own
@@ -165,6 +169,34 @@ def _run_hydra(command: str, arguments: list[str]) -> int:
             raise result
         return result
     return 0  # a sweep, or nothing but --cfg or --help
+
+
+def _run_from(command: str, arguments: list[str]) -> int:
+    """Run a command on the settings of a run directory, `run=…`. With -m, once for each combination of values."""
+    from omegaconf import OmegaConf
+
+    from expo.config.compose import check
+    from expo.config.errors import UserError
+    from expo.config.from_run import combinations, config_from_run
+    from expo.runs.processes import stop_runs
+
+    overrides = [a for a in arguments if "=" in a and not a.startswith("-")]
+    flags = [a for a in arguments if a not in overrides]
+    if {"-m", "--multirun"} & set(flags):
+        signal.signal(signal.SIGTERM, stop_runs)
+        signal.signal(signal.SIGINT, stop_runs)
+        for line in combinations(overrides):
+            _run_process(command, line, 1)
+        return 0
+    if flags not in ([], ["--cfg", "job"]):
+        raise UserError(f"{flags[0]}: not taken with run=; use -m, or --cfg job to see the config")
+    cfg = config_from_run(command, overrides)
+    check(cfg)
+    if flags:
+        print(OmegaConf.to_yaml(OmegaConf.structured(cfg)), end="")
+        return 0
+    code: int = _load(*COMMANDS[command])(cfg) or 0
+    return code
 
 
 def _run_process(command: str, arguments: list[str], jobs: int) -> None:

@@ -7,7 +7,7 @@ from conftest import compose_config
 from omegaconf import OmegaConf
 
 from expo.commands import report
-from expo.commands.evaluate import warn_of_another_part
+from expo.commands.evaluate import warn_of_other_settings
 from expo.config import arm_identity
 from expo.runs.arms import arm_names, settings_of
 
@@ -72,10 +72,10 @@ def test_a_checkpoint_scored_on_another_part_of_its_file_is_said(tmp_path, math_
     data = ["dataset=math", f"dataset.path={math_file}", "model=hf"]
     OmegaConf.save(OmegaConf.structured(compose_config(*data, "dataset.eval_limit=5")), tmp_path / "config.yaml")
     final = f"model.path={tmp_path / 'checkpoints' / 'final'}"
-    warn_of_another_part(compose_config(*data, "dataset.eval_limit=5", final))
-    warn_of_another_part(compose_config(*data, "dataset.part=all", final))
+    warn_of_other_settings(compose_config(*data, "dataset.eval_limit=5", final))
+    warn_of_other_settings(compose_config(*data, "dataset.part=all", final))
     assert not caplog.text
-    warn_of_another_part(compose_config(*data, final))
+    warn_of_other_settings(compose_config(*data, final))
     assert "may have been trained on" in caplog.text
     assert "dataset.eval_limit=500 (the run: 5)" in caplog.text
 

@@ -3,7 +3,7 @@ import json
 import pytest
 from conftest import compose_config
 
-from expo.config import UserError, build, check, identity, run_dir
+from expo.config import UserError, build, check, identity, run_dir, run_id
 from expo.data import ladder
 
 
@@ -198,7 +198,8 @@ def test_an_evaluation_takes_the_part_of_a_shared_file_that_training_leaves_out(
     assert len(taken) == {"held_out": 15, "train": 25, "all": 40}[part]
     assert (taken & {p.id for p in data.train()} == set()) is (part == "held_out")
     # Evaluations of different parts never share a directory; `all` is what 0.2 took, under the same name.
-    assert run_dir(cfg, "evaluate").name == f"math-{identity(cfg)}{mark}"
+    assert run_id(cfg, "evaluate") == f"evaluate-math-{identity(cfg)}{mark}"
+    assert run_dir(cfg, "evaluate").name.endswith(f"-{identity(cfg)}{mark}")
 
 
 def test_the_part_of_other_data_is_the_same_as_ever(math_file):
@@ -207,7 +208,7 @@ def test_the_part_of_other_data_is_the_same_as_ever(math_file):
         ["dataset=math", f"dataset.path={math_file}", f"dataset.eval_path={math_file}"],
     ):
         cfg = compose_config(*overrides)
-        assert run_dir(cfg, "evaluate").name == f"{cfg.dataset.name}-{identity(cfg)}"
+        assert run_id(cfg, "evaluate") == f"evaluate-{cfg.dataset.name}-{identity(cfg)}"
         assert [p.id for p in reader(*overrides).part()] == [p.id for p in reader(*overrides).whole()]
 
 

@@ -8,7 +8,7 @@ import pyarrow.parquet
 from rich.table import Table
 
 from expo.commands.wiring import load_model, longest_prompt, make_engine, rollout_sampling, set_up_process
-from expo.config import Config, build, run_dir
+from expo.config import Config, build
 from expo.data.readers import Reader
 from expo.evaluation.samples import (
     COLUMNS,
@@ -42,9 +42,9 @@ COLOURS = {"own": "#5b6472", "expert": "#d1781a", "self_explanation": "#0b7a75",
 def diagnose(cfg: Config) -> int:
     """Sample, measure, print the table; parquet, summary and picture go to the run directory."""
     set_up_process(cfg)
-    run = Run.find(cfg, run_dir(cfg, "diagnose"))
+    run = Run.find(cfg, "diagnose")
     with run.alone():
-        run = Run.find(cfg, run.dir)
+        run = Run.find(cfg, "diagnose")
         if run.finished:
             print(f"{run.dir} {FINISHED}")
         else:

@@ -15,7 +15,7 @@ from expo.config.compose import build, check, compose_config, conf_dir, config_f
 from expo.config.dataset import ColumnsConf, DatasetConf, Gsm8kConf, LadderConf, MathConf, TableConf
 from expo.config.errors import EngineError, UserError
 from expo.config.hints import HintsConf, NoHintsConf, PrefixConf, SelfHintConf
-from expo.config.identity import LADDER, arm_identity, identity, make_folder, pairs_identity, run_dir
+from expo.config.identity import LADDER, arm_identity, identity, make_folder, pairs_identity, run_dir, run_id
 from expo.config.key import Rules, functions_of, key, option
 from expo.config.model import ModelConf, RandomTinyConf
 from expo.config.positives import (
@@ -39,5 +39,5 @@ __all__ = [
     "Rules", "SFTConf", "SelfExplanationConf", "SelfHintConf", "SourceConf", "StarConf", "TableConf", "TrainerConf",
     "UserError", "VLLMConf", "VerifierConf", "WandbConf", "WandbLoggerConf", "arm_identity", "build", "check", "compose_config",
     "conf_dir", "config_folders", "functions_of", "identity", "key", "make_folder", "option", "pairs_identity", "register",
-    "run_dir", "take_options", "typed",
+    "run_dir", "run_id", "take_options", "typed",
 ]  # fmt: skip

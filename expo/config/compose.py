@@ -19,7 +19,9 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
 from expo.config.errors import UserError
+from expo.config.identity import runtime_keys
 from expo.config.key import ALONE, OPTIONS, check_values, nodes
+from expo.config.naming import what_differs
 from expo.config.run import Config
 
 # Names of modules with options of a user's own, comma-separated; installed packages name theirs as entry points.
@@ -104,7 +106,14 @@ def compose_config(overrides: Sequence[str]) -> Config:
     """Compose the config of a run from Hydra overrides. Raises UserError, or what Hydra raises."""
     register()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return typed(compose("config", list(overrides)))
+        return named(typed(compose("config", list(overrides))), overrides)
+
+
+def named(config: Config, overrides: Sequence[str], earlier: str = "") -> Config:
+    """Return the config with `differs` set by the command line, unless it is set."""
+    if config.differs is None:
+        config.differs = what_differs(overrides, runtime_keys(), earlier)
+    return config
 
 
 def typed(cfg: DictConfig) -> Config:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from expo.config.errors import UserError
-from expo.config.key import FORMER, declaration
+from expo.config.key import FORMER, OPTIONS, declaration
+from expo.config.naming import plain
 from expo.config.run import Config
 
 # The base policy shipped with expo.
@@ -64,14 +65,72 @@ def _content(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def run_dir(cfg: Config, command: str = "train") -> Path:
-    """Return the folder where `expo <command>` puts what it makes of a config."""
-    run, root, mark = identity(cfg), Path(cfg.output_dir), cfg.dataset.part_mark
+def run_id(cfg: Config, command: str = "train") -> str:
+    """Return what names the outcome of a command for good: W&B's run id. It ends in the identity, see `run_dir`."""
+    run, mark = identity(cfg), cfg.dataset.part_mark
     if command == "evaluate":
-        return root / "evaluate" / f"{cfg.dataset.name}-{run}{mark}"
+        return f"evaluate-{cfg.dataset.name}-{run}{mark}"
     if command == "diagnose":
-        return root / "diagnose" / f"{cfg.dataset.name}-{run}-{cfg.diagnose.problems}x{cfg.diagnose.samples}{mark}"
-    return root / cfg.dataset.name / f"{cfg.name}-s{cfg.seed}-{run}"
+        return f"diagnose-{cfg.dataset.name}-{run}-{cfg.diagnose.problems}x{cfg.diagnose.samples}{mark}"
+    return f"{cfg.name}-s{cfg.seed}-{run}"
+
+
+def run_dir(cfg: Config, command: str = "train") -> Path:
+    """Return the folder where `expo <command>` puts what it makes of a config.
+
+    A folder whose name ends in the identity is that folder, whatever stands before it: older versions and people give
+    other names. A new one is called `<data>/<name>-<what differs>-s<seed>-<identity>`.
+    """
+    root, known = Path(cfg.output_dir), run_id(cfg, command)
+    known = known[known.index(identity(cfg)) :]
+    places = [root / command] if command != "train" else [d for d in _folders(root) if d.name not in NO_RUNS]
+    found = sorted(path for place in places for path in place.glob(f"*-{known}") if path.is_dir())
+    if found:
+        return found[0]
+    differs = f"-{cfg.differs}" if cfg.differs else ""
+    if command != "train":
+        return root / command / f"{_policy(cfg)}-on-{_data(cfg)}{differs}-{known}"
+    return root / _data(cfg) / f"{cfg.name}{differs}-s{cfg.seed}-{known}"
+
+
+# Folders of output_dir that hold something else than training runs.
+NO_RUNS = ("evaluate", "diagnose", "sweeps", "reports", "wandb")
+
+
+def _folders(root: Path) -> list[Path]:
+    return [path for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
+
+
+def _data(cfg: Config) -> str:
+    """Return the data set's name and, of a local file, the file's."""
+    file = cfg.dataset.path or cfg.dataset.eval_path
+    stem = plain(Path(file).stem) if file else ""
+    return "-".join(dict.fromkeys(filter(None, (cfg.dataset.name, stem))))
+
+
+def _policy(cfg: Config) -> str:
+    """Return what a model is called in a folder's name: a run's final model by the run, another one by its path."""
+    path = Path(cfg.model.path)
+    of_run = path.parent.name == "checkpoints"
+    return path.parents[1].name.rpartition("-")[0] if of_run else plain(path.name)
+
+
+def runtime_keys() -> set[str]:
+    """Return every key and group of keys, of any option, that changes nothing of a run's result."""
+    nested = ((name, node) for (name, _), node in OPTIONS.items())
+    return runtime_keys_of(Config, "").union(*(runtime_keys_of(node, f"{name}.") for name, node in nested))
+
+
+def runtime_keys_of(node: type, prefix: str, runtime: bool = False) -> set[str]:
+    """Return those of one dataclass. Args: runtime, whether all of it is such."""
+    found: set[str] = set()
+    for f in dataclasses.fields(node):
+        here = runtime or not declaration(f).identity
+        if isinstance(f.type, type) and dataclasses.is_dataclass(f.type):
+            found |= runtime_keys_of(f.type, f"{prefix}{f.name}.", here)
+        if here:
+            found.add(prefix + f.name)
+    return found
 
 
 def make_folder(path: Path, key: str) -> None:

@@ -146,6 +146,29 @@ def nodes(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from nodes(value, f"{prefix}{f.name}.")
 
 
+def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of a config as plain data, by their whole keys. An empty group is a leaf."""
+    if not isinstance(node, dict) or not node:
+        return {prefix: node}
+    return {
+        k: v for name, child in node.items() for k, v in flat(child, f"{prefix}.{name}" if prefix else name).items()
+    }
+
+
+def with_groups(key: str) -> set[str]:
+    """Return a key and the groups that it is in: of `a.b.c` also `a.b` and `a`."""
+    words = key.split(".")
+    return {".".join(words[:n]) for n in range(1, len(words) + 1)}
+
+
+def shown(value: Any, longest: int = 2**31) -> str:
+    """Return a setting's value as it is written on a command line, at most `longest` characters of it."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    text = f"[{','.join(map(str, value))}]" if isinstance(value, list) else " ".join(str(value).split())
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 

@@ -9,6 +9,7 @@ from omegaconf import MISSING
 
 from expo.config.compose import config_folders, plugins, without_file
 from expo.config.errors import UserError
+from expo.config.identity import runtime_keys_of
 from expo.config.key import OPTIONS, declaration
 from expo.config.run import Config
 
@@ -175,30 +176,13 @@ def markdown() -> str:
 
 
 def _table(rows: list[Row], node: type, group: str) -> list[str]:
-    runtime = _runtime_keys(node, f"{group}." if group else "")
+    runtime = runtime_keys_of(node, f"{group}." if group else "")
     lines = ["| key | default | allowed | meaning |", "|---|---|---|---|"]
     for key, type_name, default, allowed, meaning in rows:
         told = f"*runtime*; {meaning}" if key in runtime else meaning
         cells = (f"`{key}`", f"`{default}`" if default else "(empty)", allowed or type_name, told)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return [*lines, ""]
-
-
-def runtime_keys() -> set[str]:
-    """Return every key and group of keys, of any option, that changes nothing of a run's result."""
-    nested = ((name, node) for (name, _), node in OPTIONS.items())
-    return _runtime_keys(Config, "").union(*(_runtime_keys(node, f"{name}.") for name, node in nested))
-
-
-def _runtime_keys(node: type, prefix: str, runtime: bool = False) -> set[str]:
-    found: set[str] = set()
-    for f in dataclasses.fields(node):
-        here = runtime or not declaration(f).identity
-        if isinstance(f.type, type) and dataclasses.is_dataclass(f.type):
-            found |= _runtime_keys(f.type, f"{prefix}{f.name}.", here)
-        if here:
-            found.add(prefix + f.name)
-    return found
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The whole config of a run: one field per group, and the keys that stand in none."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,11 +52,31 @@ class Config:
         help="that without which it would be another algorithm under this name; the algorithm's YAML sets it",
     )
     output_dir: str = key("outputs", identity=False, help="where run directories are made")
+    differs: str | None = key(
+        None,
+        identity=False,
+        help="what a new run directory's name says between `name` and the seed; null: the keys that the command line gives",
+    )
+    run: str | None = key(
+        None,
+        identity=False,
+        help="run directory whose settings are taken, before all other keys; `expo evaluate` and `diagnose` take its finished "
+        "model and its held-out problems, `expo train` goes on with it",
+    )
     fresh: bool = key(
         False, identity=False, help="run again from nothing even where this very run is finished or has a checkpoint"
     )
 
     def rules(self, cfg: "Config") -> Rules:
+        for where, value in (
+            ("name", self.name),
+            ("dataset.name", self.dataset.name),
+            ("differs", self.differs or "x"),
+        ):
+            yield (
+                re.fullmatch(r"\w[\w.,+= -]*", value) is not None,
+                f"{where}={value}: no name; use letters, digits and any of _ . , + = - (it is part of a folder's name)",
+            )
         yield (
             bool(self.k) and min(self.k) >= 1,
             f"k={self.k}: pass@k needs k of at least 1; set for example k=[1,4]",

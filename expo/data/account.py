@@ -103,7 +103,7 @@ def spread(values: Sequence[float]) -> list[float]:
 
 
 def _spread(found: Sequence[float]) -> str:
-    return "{:g} to {:g} (median {:g})".format(found[0], found[2], found[1]) if found else "no"
+    return f"{found[0]:g} to {found[2]:g} (median {found[1]:g})" if found else "no"
 
 
 def _lines(lines: Sequence[int]) -> str:

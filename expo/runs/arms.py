@@ -6,7 +6,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from expo.config.reference import runtime_keys
+from expo.config.identity import runtime_keys
+from expo.config.key import flat, shown, with_groups
 
 # What an arm's name stands for: these may differ between names, and are only told within one.
 NAMED = ("algorithm.", "positives.", "hints.", "needs")
@@ -20,21 +21,7 @@ def settings_of(directory: Path) -> dict[str, Any]:
 def settings_in(tree: Any) -> dict[str, Any]:
     """Return the same of a config as plain data."""
     without = {*runtime_keys(), "seed"}
-    return {key: value for key, value in _flat(tree, "").items() if not without & _with_groups(key)}
-
-
-def _with_groups(key: str) -> set[str]:
-    """Return a key and the groups that it is in: of `a.b.c` also `a.b` and `a`."""
-    words = key.split(".")
-    return {".".join(words[:n]) for n in range(1, len(words) + 1)}
-
-
-def _flat(node: Any, prefix: str) -> dict[str, Any]:
-    if not isinstance(node, dict) or not node:
-        return {prefix: node}
-    return {
-        k: v for name, child in node.items() for k, v in _flat(child, f"{prefix}.{name}" if prefix else name).items()
-    }
+    return {key: value for key, value in flat(tree).items() if not without & with_groups(key)}
 
 
 def arm_names(summaries: Sequence[Mapping[str, Any]], settings: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -72,8 +59,4 @@ def _tells(key: str, names: Sequence[str], settings: Sequence[Mapping[str, Any]]
 
 
 def _shown(key: str, value: Any) -> str:
-    if key.endswith("path") and isinstance(value, str):
-        return Path(value).name
-    if isinstance(value, bool) or value is None:
-        return {True: "true", False: "false", None: "null"}[value]
-    return f"[{','.join(map(str, value))}]" if isinstance(value, list) else str(value)
+    return Path(value).name if key.endswith("path") and isinstance(value, str) else shown(value)

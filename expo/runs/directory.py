@@ -18,7 +18,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from expo.config import Config, arm_identity, identity, make_folder, run_dir
+from expo.config import Config, arm_identity, identity, make_folder, run_dir, run_id
 from expo.data.account import Account
 
 FINISHED = "is finished already; fresh=true makes it again"
@@ -31,14 +31,15 @@ class Run:
 
     cfg: Config
     dir: Path
+    command: str = "train"
     started: float = field(default_factory=time.monotonic)
     earlier_s: float = 0.0  # wall-clock seconds of earlier sessions of the same run
     metrics: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def find(cls, cfg: Config, directory: Path | None = None) -> "Run":
-        """Return the run of this config, with what an earlier session of it left; makes nothing yet."""
-        run = cls(cfg, directory or run_dir(cfg))
+    def find(cls, cfg: Config, command: str = "train") -> "Run":
+        """Return what `expo <command>` makes of this config, with what an earlier session of it left; makes nothing yet."""
+        run = cls(cfg, run_dir(cfg, command), command)
         if not cfg.fresh:
             earlier = run.summary()
             run.earlier_s, run.metrics = earlier.get("wall_s", 0.0), earlier.get("metrics", {})
@@ -54,9 +55,11 @@ class Run:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Wait until no other process works on this very run, and keep others waiting."""
+        """Wait until no other process works on this very run, and keep others waiting: find it again after that."""
+        locks = Path(self.cfg.output_dir, ".locks")
         make_folder(self.dir.parent, "output_dir")
-        with self.dir.with_name(f".{self.dir.name}.lock").open("w") as lock:
+        make_folder(locks, "output_dir")
+        with (locks / run_id(self.cfg, self.command)).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 

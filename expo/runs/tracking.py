@@ -9,7 +9,7 @@ from typing import Any, cast
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import OmegaConf
 
-from expo.config import Config, UserError, WandbConf, WandbLoggerConf
+from expo.config import Config, UserError, WandbConf, WandbLoggerConf, run_id
 from expo.runs.directory import Run, git_commit
 
 TABLE_ROWS = 200  # rows of a completions table that go to W&B; parquet has them all
@@ -67,7 +67,7 @@ def wandb_loggers(cfg: Config, directory: Path, command: str = "train") -> list[
     before = "" if command == "train" else f"{command}-"
     record = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(cfg), enum_to_str=True))
     logger = StepWandbLogger(
-        name=f"{before}{cfg.name}-s{cfg.seed}", id=before + directory.name, save_dir=directory, offline=mode == "offline", resume="allow",
+        name=f"{before}{cfg.name}-s{cfg.seed}", id=run_id(cfg, command), save_dir=directory, offline=mode == "offline", resume="allow",
         config=record | {"git": git_commit()},
         **({"mode": mode} if mode == "disabled" else {}), **options,
     )  # fmt: skip

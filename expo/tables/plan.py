@@ -4,7 +4,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +87,9 @@ class PlannedRun:
     cfg: Config
     command: str = "train"
 
-    @cached_property
+    @property
     def dir(self) -> Path:
+        """Return the run's directory: looked for each time, since others may make the run meanwhile, under another name."""
         return run_dir(self.cfg, self.command)
 
     @property
@@ -181,7 +181,7 @@ def plan_runs(
             _check_column(column, arm, cfg)
         arms.append((key, arm.command, own, cfg))
     return [
-        PlannedRun(key, seed, [*own, f"seed={seed}"], replace(cfg, seed=seed), command.name)
+        PlannedRun(key, seed, [*own, f"seed={seed}"], replace(cfg, seed=seed, differs=""), command.name)
         for seed in (first, *others)  # all arms of a seed before the next
         for key, command, own, cfg in arms
         if command is not Command.evaluate or seed == first

@@ -1,0 +1,166 @@
+"""Take the config of a run directory: `run=<directory>`, and overrides of it."""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import MISSING, OmegaConf
+
+from expo.config.compose import conf_dir, named, register, typed
+from expo.config.errors import UserError
+from expo.config.identity import runtime_keys
+from expo.config.key import ALWAYS_IN, FORMER, OPTIONS, declaration, flat, shown, with_groups
+from expo.config.model import ModelConf
+from expo.config.reference import options_of
+from expo.config.rollout import RolloutConf
+from expo.config.run import Config
+
+# What else the YAML files of a group set. A group whose files set single keys of others cannot be taken with run=.
+TAKEN_WITH = {"algorithm": ("positives", "hints", "name", "needs"), "dataset": ("prompts",)}
+ONLY_KEYS = ("trainer", "debug")
+
+
+def restore(directory: Path) -> Config:
+    """Return the config of a run directory. Raises UserError where there is none, or none that this version can read."""
+    register()  # with the users' own options
+    path = directory / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"run={directory}: no run directory (it has no config.yaml); give one that expo train has made")
+    tree: Any = OmegaConf.to_container(
+        OmegaConf.load(path), resolve=False
+    )  # others' files: nothing in them is resolved
+    for name, value in flat(tree).items():
+        if "${" in str(value):
+            raise UserError(f"{path}: {name} is an interpolation, which no run of expo leaves; write its value")
+    try:
+        config = _restored(Config, tree)
+        # by way of OmegaConf, which checks the types
+        return typed(OmegaConf.structured(config))
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: cannot be read by this version of expo ({error})") from error
+
+
+def _restored(kind: type, tree: Mapping[str, Any]) -> Any:
+    node: Any = _node(kind, tree)
+    known = {f.name: f for f in dataclasses.fields(node)}
+    if unknown := tree.keys() - known.keys():
+        raise ValueError(f"{node.__name__} has no key {min(unknown)}")
+    values: dict[str, Any] = {}
+    for name, f in known.items():
+        absent = declaration(f).absent
+        nested = isinstance(f.type, type) and dataclasses.is_dataclass(f.type)
+        if name in tree:
+            is_node = nested and isinstance(tree[name], dict)
+            values[name] = _restored(f.type, tree[name]) if is_node else tree[name]  # type: ignore[arg-type]
+        elif absent is not ALWAYS_IN and not nested:  # a key that came later: as it was before
+            values[name] = absent
+        elif nested and f.default is MISSING and (name, "none") in OPTIONS:  # a group that came later
+            values[name] = OPTIONS[name, "none"]()
+    if "_target_" in values and values["_target_"] == FORMER.get(getattr(node, "_target_", "")):
+        values["_target_"] = node._target_
+    return node(**values)
+
+
+def _node(kind: Any, tree: Mapping[str, Any]) -> Any:
+    """Return the dataclass that a part of a config was: of its `_target_`, and with its keys."""
+    fitting: list[Any] = [
+        node
+        for node in [kind, *OPTIONS.values()]
+        if issubclass(node, kind) and tree.keys() <= {f.name for f in dataclasses.fields(node)}
+    ]
+    target = tree.get("_target_")
+    named = [n for n in fitting if target and target in (n._target_, FORMER.get(n._target_))]
+    return min(named or fitting or [kind], key=lambda node: len(dataclasses.fields(node)))
+
+
+def run_of(arguments: Sequence[str]) -> str | None:
+    """Return what `run=` names on a command line; None where it is not there."""
+    return next((a.removeprefix("run=") for a in reversed(arguments) if a.startswith("run=")), None)
+
+
+def combinations(arguments: Sequence[str]) -> list[list[str]]:
+    """Return the command lines of a sweep: every combination of its comma-separated values."""
+    parsed = OverridesParser.create().parse_overrides(list(arguments))
+    choices = [
+        [f"{o.key_or_group}={value}" for value in o.sweep_string_iterator()]
+        if o.is_sweep_override()
+        else [o.input_line or ""]
+        for o in parsed
+    ]
+    return [list(line) for line in itertools.product(*choices)]
+
+
+def config_from_run(command: str, arguments: Sequence[str]) -> Config:
+    """Return the config of `expo <command> run=<directory> …`: the run's own settings, then the overrides.
+
+    `evaluate` and `diagnose` take the run's finished model; `train` takes the model that the run began with, so that an
+    unfinished run goes on. Prints what differs from the run's settings.
+    """
+    directory = Path(run_of(arguments) or "")
+    own = restore(directory)
+    own.fresh, own.trainer.stop_after = False, None
+    earlier, own.differs = own.differs or "", None
+    if directory.resolve().parent.name.startswith(own.dataset.name):  # where expo has put it, seen from here
+        own.output_dir = str(directory.parents[1] if len(directory.parts) > 2 else directory.resolve().parents[1])
+    if command != "train":
+        own = _measured(own, directory)
+    overrides = [a for a in arguments if not a.startswith("run=")]
+    config = named(_overridden(own, overrides), overrides, earlier if command == "train" else "")
+    _say(directory, own, config, command)
+    return config
+
+
+def _measured(own: Config, directory: Path) -> Config:
+    """Return the config with the run's finished model, and with `dataset.limit` as `expo evaluate` means it."""
+    final = directory / "checkpoints" / "final"
+    if not final.is_dir():
+        raise UserError(
+            f"run={directory}: has no finished model (checkpoints/final); finish it with expo train run={directory}"
+        )
+    model = ModelConf(path=str(final), dtype=own.model.dtype, attention=own.model.attention)
+    dataset = dataclasses.replace(own.dataset, limit=None, part="held_out")
+    return dataclasses.replace(own, run=str(directory), model=model, dataset=dataset)
+
+
+def _overridden(own: Config, overrides: Sequence[str]) -> Config:
+    tree = OmegaConf.structured(own)
+    OmegaConf.set_struct(tree, True)
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    groups = [o for o in parsed if "." not in o.key_or_group and options_of(o.key_or_group)]
+    for o in groups:
+        name = o.key_or_group
+        if name in ONLY_KEYS:
+            raise UserError(
+                f"{o.input_line}: cannot be taken with run=; set single keys, such as trainer.max_steps=200"
+            )
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            chosen = compose("config", [o.input_line or ""])
+        kept = own.rollout if name == "rollout" else None
+        for taken in (name, *TAKEN_WITH.get(name, ())):
+            tree[taken] = chosen[taken]
+        for f in dataclasses.fields(RolloutConf) if kept else ():
+            if f.name != "_target_":  # another engine, the same lengths and sampling
+                tree.rollout[f.name] = getattr(kept, f.name)
+    ConfigLoaderImpl._apply_overrides_to_config([o for o in parsed if o not in groups], tree)
+    return typed(tree)
+
+
+def _say(directory: Path, own: Config, config: Config, command: str) -> None:
+    before, after = (flat(OmegaConf.to_container(OmegaConf.structured(c))) for c in (own, config))
+    runtime = runtime_keys()
+    told = [
+        f"{name}={shown(after.get(name), 40)} (the run: {shown(before.get(name), 40)})"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name) and not with_groups(name) & runtime
+    ]
+    print(f"run={directory}: its settings" + (f", but {', '.join(told)}" if told else ""))
+    if told and command == "train" and "model.path" not in " ".join(told):
+        print(
+            f"it begins from {config.model.path}, as that run did; to begin from what the run has learned: "
+            f"model=hf model.path={directory / 'checkpoints' / 'final'}"
+        )

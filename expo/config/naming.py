@@ -1,0 +1,42 @@
+"""What a run directory's name says of a run."""
+
+import re
+from collections.abc import Collection, Sequence
+
+from expo.config.key import with_groups
+
+# Said elsewhere in the path, or of no use in it.
+SAID = {"algorithm", "dataset", "seed", "name", "trainer", "run", "dataset.path", "dataset.eval_path", "dataset.name"}
+LONGEST_VALUE, LONGEST = 24, 64  # characters
+
+
+def plain(text: str) -> str:
+    """Return a text as it can stand in a file's name."""
+    return re.sub(r"[^\w.+-]+", "_", text, flags=re.ASCII).strip("_.")
+
+
+def what_differs(overrides: Sequence[str], runtime: Collection[str], earlier: str = "") -> str:
+    """Return what a command line changes of a run, short enough for a folder's name: `max_steps=4,learning_rate=1e-05`.
+
+    Args: runtime, keys that change nothing of the result; earlier, what another run's name says, which the command line
+    changes further.
+    """
+    given = dict(o.lstrip("+").partition("=")[::2] for o in overrides if "=" in o and not o.startswith("hydra"))
+    kept = {
+        key: value
+        for key, value in given.items()
+        if key not in SAID and not with_groups(key) & {*runtime, "dataset.columns"}
+    }
+    parts = dict(part.split("=", 1) for part in earlier.split(",") if "=" in part)
+    for key, value in kept.items():
+        if any(other.startswith(f"{key}.") for other in kept):  # model=hf, which model.path tells better
+            continue
+        last = value.rstrip("/").rpartition("/")[2] if key.endswith("path") else value
+        parts[key.rpartition(".")[2]] = plain(last)[:LONGEST_VALUE]
+    told, left = "", 0
+    for name, value in parts.items():
+        if len(told) + len(name) + len(value) + 2 > LONGEST:
+            left += 1
+        else:
+            told += f"{',' if told else ''}{name}={value}"
+    return told + (f"+{left}" if left else "")

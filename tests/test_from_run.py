@@ -1,0 +1,206 @@
+"""run=<directory>: the settings of a run, taken whole; and names of run directories."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from conftest import compose_config
+from omegaconf import OmegaConf
+
+from expo.cli import main
+from expo.config import UserError, identity, run_dir
+from expo.config.from_run import combinations, config_from_run, restore
+from expo.config.key import OPTIONS
+from expo.config.naming import what_differs
+from expo.config.reference import options_of
+
+EVERY_OPTION = [
+    [f"{group}={option}"]
+    for group in ("algorithm", "positives", "hints", "reward", "rollout", "logger", "model")
+    for option in options_of(group)
+]
+
+
+def save(cfg, folder):
+    """Leave what a finished run leaves of its config and its model."""
+    (folder / "checkpoints" / "final").mkdir(parents=True)
+    (folder / "checkpoints" / "final" / "config.json").write_text("{}")
+    OmegaConf.save(OmegaConf.structured(cfg), folder / "config.yaml")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "overrides", [*EVERY_OPTION, ["dataset=custom", "dataset.path=x.jsonl"], ["dataset=math"], ["dataset=gsm8k"]]
+)
+def test_a_saved_config_is_restored_whole(tmp_path, overrides):
+    cfg = compose_config(*overrides)
+    assert restore(save(cfg, tmp_path / "run")) == cfg
+
+
+def test_every_option_of_the_groups_above_is_there():
+    assert {group for group, _ in OPTIONS} <= {
+        "algorithm",
+        "positives",
+        "hints",
+        "reward",
+        "rollout",
+        "logger",
+        "model",
+        "dataset",
+        "prompts",
+        "trainer",
+    }
+
+
+def test_a_config_of_an_older_version_is_what_it_was(tmp_path):
+    cfg = compose_config("algorithm=exp_grpo")
+    folder = save(cfg, tmp_path / "run")
+    tree = OmegaConf.load(folder / "config.yaml")
+    tree.model._target_ = "expo.policy.load_policy"  # its name in 0.1
+    for later in ("reward", "hints", "run", "differs"):
+        del tree[later]
+    OmegaConf.save(tree, folder / "config.yaml")
+    assert identity(restore(folder)) == identity(cfg)
+
+
+def test_an_interpolation_in_a_strange_config_is_refused(tmp_path):
+    folder = save(compose_config(), tmp_path / "run")
+    text = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(text.replace("name: exp_grpo", "name: ${oc.env:HOME}"))
+    with pytest.raises(UserError, match="name is an interpolation"):
+        restore(folder)
+
+
+def test_an_evaluation_takes_data_prompts_lengths_and_sampling_of_the_run(tmp_path, math_file, capsys):
+    own = [
+        "dataset=math",
+        f"dataset.path={math_file}",
+        "dataset.limit=7",
+        "dataset.eval_limit=5",
+        "rollout.max_completion_tokens=48",
+        "evaluation.temperature=0.3",
+        "k=[1,2]",
+    ]
+    cfg = compose_config(*own)
+    folder = save(cfg, tmp_path / "math-math" / "run")
+    taken = config_from_run("evaluate", [f"run={folder}"])
+    assert (taken.prompts, taken.evaluation, taken.k) == (cfg.prompts, cfg.evaluation, cfg.k)
+    assert taken.rollout.max_completion_tokens == 48
+    assert taken.dataset == replace(cfg.dataset, limit=None)  # of training; `expo evaluate` means another thing by it
+    assert taken.model.path == str(folder / "checkpoints" / "final")
+    assert taken.output_dir == str(tmp_path)
+    assert capsys.readouterr().out == f"run={folder}: its settings\n"
+
+
+def test_what_is_overridden_is_said(tmp_path, capsys):
+    folder = save(compose_config("rollout.max_completion_tokens=48"), tmp_path / "run")
+    taken = config_from_run("evaluate", [f"run={folder}", "rollout.max_completion_tokens=1024", "dataset=gsm8k"])
+    assert taken.rollout.max_completion_tokens == 1024
+    assert taken.dataset.name == "gsm8k"
+    assert taken.prompts == compose_config("dataset=gsm8k").prompts
+    said = capsys.readouterr().out
+    assert "rollout.max_completion_tokens=1024 (the run: 48)" in said
+    assert "dataset.name=gsm8k (the run: ladder_level5)" in said
+
+
+def test_another_engine_keeps_lengths_and_sampling(tmp_path):
+    folder = save(compose_config("rollout.max_completion_tokens=48", "rollout.temperature=0.6"), tmp_path / "run")
+    taken = config_from_run("evaluate", [f"run={folder}", "rollout=vllm", "rollout.dtype=bfloat16"])
+    assert taken.rollout._target_.endswith("VLLMEngine")
+    assert (taken.rollout.max_completion_tokens, taken.rollout.temperature) == (48, 0.6)
+
+
+def test_training_on_is_the_very_run(tmp_path, capsys):
+    cfg = compose_config("trainer.max_steps=3", "trainer.stop_after=1", f"output_dir={tmp_path}")
+    folder = save(cfg, run_dir(cfg))
+    again = config_from_run("train", [f"run={folder}"])
+    assert identity(again) == identity(cfg)
+    assert again.trainer.stop_after is None
+    assert run_dir(again) == folder
+    longer = config_from_run("train", [f"run={folder}", "trainer.max_steps=5"])
+    assert longer.differs == "max_steps=5"
+    assert f"model.path={folder / 'checkpoints' / 'final'}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["run=nowhere"], "no run directory"),
+        (["run=RUN", "trainer.max_stepps=3"], "did you mean max_steps?"),
+        (["run=RUN", "debug=tiny"], "cannot be taken with run="),
+        (["run=RUN", "rollout.max_completion_tokens=0"], "must be greater than 0"),
+        (["run=RUN", "--info"], "not taken with run="),
+        (["run=UNFINISHED"], "has no finished model (checkpoints/final); finish it with expo train run="),
+    ],
+)
+def test_mistakes_with_run_are_told_in_one_line(tmp_path, monkeypatch, capsys, arguments, told):
+    save(compose_config(), tmp_path / "run")
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "unfinished" / "config.yaml").write_text((tmp_path / "run" / "config.yaml").read_text())
+    own = [
+        a.replace("RUN", str(tmp_path / "run")).replace("UNFINISHED", str(tmp_path / "unfinished")) for a in arguments
+    ]
+    monkeypatch.setattr("sys.argv", ["expo", "evaluate", *own])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert error.count("\n") == 1
+
+
+def test_a_sweep_over_runs():
+    lines = combinations(["run=a,b", "k=[1],[1,4]", "dataset.part=train"])
+    assert len(lines) == 4
+    assert ["run=b", "k=[1,4]", "dataset.part=train"] in lines
+
+
+def test_names_tell_what_differs():
+    told = what_differs(
+        [
+            "algorithm=grpo",
+            "seed=3",
+            "trainer.max_steps=4",
+            "model=hf",
+            "model.path=a/Qwen2.5-0.5B",
+            "k=[1,8]",
+            "output_dir=x",
+            "trainer.threads=1",
+        ],
+        {"output_dir", "trainer.threads"},
+    )
+    assert told == "max_steps=4,path=Qwen2.5-0.5B,k=1_8"
+    assert what_differs(["trainer.max_steps=8"], set(), earlier="max_steps=4,k=1") == "max_steps=8,k=1"
+    long = what_differs([f"optimizer.key{i}=123456789" for i in range(9)], set())
+    assert len(long) < 70
+    assert long.endswith("+5")
+
+
+def test_a_run_is_found_by_its_identity_whatever_it_is_called(tmp_path, math_file):
+    cfg = compose_config("dataset=math", f"dataset.path={math_file}", "trainer.max_steps=4", f"output_dir={tmp_path}")
+    mark = identity(cfg)
+    assert run_dir(cfg) == tmp_path / "math" / f"exp_grpo-max_steps=4-s0-{mark}"
+    for old in (tmp_path / "math" / f"exp_grpo-s0-{mark}", tmp_path / "else" / f"my try-{mark}"):
+        old.mkdir(parents=True)
+        assert run_dir(cfg) == old
+        old.rmdir()
+    # An evaluation of the same config is another thing.
+    (tmp_path / "evaluate" / f"math-{mark}").mkdir(parents=True)
+    assert run_dir(cfg).parent.name == "math"
+
+
+def test_the_data_files_name_is_in_the_path(tmp_path):
+    path = tmp_path / "my rows.jsonl"
+    path.write_text(json.dumps({"question": "1?", "answer": "1"}))
+    cfg = compose_config("dataset=custom", f"dataset.path={path}", "name=my_try")
+    assert run_dir(cfg).parts[-2] == "custom-my_rows"
+    assert run_dir(cfg).name == f"my_try-s0-{identity(cfg)}"
+
+
+@pytest.mark.parametrize("key", ["name", "dataset.name"])
+@pytest.mark.parametrize("value", ["../../x", "/dev/null", ".hidden", "a/b"])
+def test_names_are_names(key, value, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["expo", "train", f"{key}={value}"])
+    with pytest.raises(SystemExit):
+        main()
+    assert f"{key}={value}: no name" in capsys.readouterr().err
