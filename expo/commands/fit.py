@@ -14,8 +14,9 @@ from expo.commands.wiring import build_run, set_up_process
 from expo.config import Config, EngineError, UserError
 from expo.evaluation.evaluate import Evaluator
 from expo.runs.callbacks import Evaluate, KeepCheckpoint, LogSteps, ShowProgress, Stop
-from expo.runs.checkpoints import newest_checkpoint, step_of
+from expo.runs.checkpoints import newest_checkpoint, save_checkpoint, step_of
 from expo.runs.directory import FINISHED, Run
+from expo.runs.shorter import inherit
 from expo.runs.tracking import log_summary, make_loggers
 from expo.verifier.pool import Verifier
 
@@ -35,6 +36,7 @@ def make_run(cfg: Config) -> int:
                 return 0
             run.begin()
             run.keep_account(account)
+            inherit(run)
             return fit(cfg, run, module, evaluator)
 
 
@@ -101,7 +103,7 @@ def finish(cfg: Config, run: Run, trainer: Trainer, module: Algorithm, evaluator
     """Write the last checkpoint, the model of a run that is done, and the summary. Returns the exit code."""
     step, checkpoints = trainer.current_epoch, run.dir / "checkpoints"
     done = step >= cfg.trainer.max_steps
-    trainer.save_checkpoint(checkpoints / f"step{step - 1:06d}.ckpt")
+    save_checkpoint(trainer, checkpoints, step)
     if done:
         module.policy.save_pretrained(checkpoints / "final")
         module.pipeline.tools.tokenizer.save_pretrained(checkpoints / "final")

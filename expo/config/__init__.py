@@ -14,6 +14,7 @@ from expo.config.commands import (
 from expo.config.compose import build, check, compose_config, conf_dir, config_folders, register, typed
 from expo.config.dataset import ColumnsConf, DatasetConf, Gsm8kConf, LadderConf, MathConf, TableConf
 from expo.config.errors import EngineError, UserError
+from expo.config.from_run import restore
 from expo.config.hints import HintsConf, NoHintsConf, PrefixConf, SelfHintConf
 from expo.config.identity import LADDER, arm_identity, identity, make_folder, pairs_identity, run_dir, run_id
 from expo.config.key import Rules, functions_of, key, option
@@ -38,6 +39,6 @@ __all__ = [
     "PositivesOnlyConf", "PrefixConf", "PretrainConf", "PromptsConf", "RandomTinyConf", "RewardConf", "RolloutConf",
     "Rules", "SFTConf", "SelfExplanationConf", "SelfHintConf", "SourceConf", "StarConf", "TableConf", "TrainerConf",
     "UserError", "VLLMConf", "VerifierConf", "WandbConf", "WandbLoggerConf", "arm_identity", "build", "check", "compose_config",
-    "conf_dir", "config_folders", "functions_of", "identity", "key", "make_folder", "option", "pairs_identity", "register",
+    "conf_dir", "config_folders", "functions_of", "identity", "key", "make_folder", "option", "pairs_identity", "register", "restore",
     "run_dir", "run_id", "take_options", "typed",
 ]  # fmt: skip

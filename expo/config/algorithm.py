@@ -28,6 +28,11 @@ class AlgorithmConf:
         """Return whether a copy of the policy that the algorithm refreshes itself makes the rollouts."""
         return False
 
+    def bound_to_length(self, step: int) -> str | None:
+        """Return why the first `step` steps of a longer run differ from those of a shorter one; None where they are the same."""
+        ours = self._target_.startswith("expo.")
+        return None if ours else f"expo does not know whether {self._target_} looks at trainer.max_steps"
+
     def rules(self, cfg: "Config") -> Rules:
         """Yield the rules of the algorithm against the rest of the config."""
         yield from ()
@@ -117,6 +122,11 @@ class DPOConf(PositivesOnlyConf):
     label_smoothing: float = key(
         0.0, low=0, high=0.5, pairs=False, help="share of pairs taken to be the wrong way round"
     )
+
+    def bound_to_length(self, step: int) -> str | None:
+        if self.pairs_every and step % self.pairs_every == 0:
+            return super().bound_to_length(step)
+        return "DPO makes the pairs of all steps of a round, or of the run, at its start"
 
     @property
     def uses_reference(self) -> bool:

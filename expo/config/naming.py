@@ -33,10 +33,9 @@ def what_differs(overrides: Sequence[str], runtime: Collection[str], earlier: st
             continue
         last = value.rstrip("/").rpartition("/")[2] if key.endswith("path") else value
         parts[key.rpartition(".")[2]] = plain(last)[:LONGEST_VALUE]
-    told, left = "", 0
-    for name, value in parts.items():
-        if len(told) + len(name) + len(value) + 2 > LONGEST:
-            left += 1
-        else:
-            told += f"{',' if told else ''}{name}={value}"
-    return told + (f"+{left}" if left else "")
+    told: list[str] = []
+    for part in reversed([f"{name}={value}" for name, value in parts.items()]):  # what is given last tells most
+        if sum(len(p) + 1 for p in told) + len(part) <= LONGEST:
+            told.insert(0, part)
+    left = len(parts) - len(told)
+    return ",".join(told) + (f"+{left}" if left else "")

@@ -28,6 +28,12 @@ class PositivesConf:
         return None
 
     @property
+    def bound_to_length(self) -> str | None:
+        """Return why the first steps of a longer run differ from those of a shorter one; None where they are the same."""
+        ours = self._target_.startswith("expo.")
+        return None if ours else f"expo does not know whether {self._target_} looks at the share of the run done"
+
+    @property
     def asks_after(self) -> str:
         """Return what has to be there before it can ask for a problem's positive: nothing, its judged group, or its hints."""
         return "nothing"
@@ -98,6 +104,12 @@ class SourceConf(PositivesConf):
         choices=FILTERS,
         help="why a candidate is dropped; the first that holds is counted; []: none is dropped",
     )
+
+    @property
+    def bound_to_length(self) -> str | None:
+        if self.schedule in ("linear", "cosine"):
+            return f"positives.schedule={self.schedule} changes with the share of the run done"
+        return super().bound_to_length
 
     @property
     def explains_all(self) -> bool:

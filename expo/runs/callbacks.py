@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from expo.algorithms.base import Algorithm
 from expo.evaluation.evaluate import Evaluator
+from expo.runs.checkpoints import save_checkpoint
 from expo.runs.directory import Run
 from expo.runs.tracking import JsonlLogger, log_table
 from expo.step.experience import Experience
@@ -131,12 +132,7 @@ class KeepCheckpoint(Checkpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
         if (trainer.current_epoch + 1) % self.every == 0:
-            earlier = list(self.folder.glob("step*.ckpt"))
-            path = self.folder / f"step{trainer.current_epoch:06d}.ckpt"
-            trainer.save_checkpoint(path)
-            for old in earlier:
-                if old != path:
-                    old.unlink()
+            save_checkpoint(trainer, self.folder, trainer.current_epoch + 1)
 
 
 class Stop(Callback):
@@ -168,14 +164,13 @@ class ShowProgress(Callback):
 
     def __init__(self, run: Run, max_steps: int, bar: bool):
         self.run, self.max_steps, self.bar = run, max_steps, bar
-        self.said = 0.0
+        self.said, self.name = 0.0, f"{run.cfg.name}-s{run.cfg.seed}"
 
     def on_train_start(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self.progress = Progress(*columns, TextColumn("{task.fields[state]}"), disable=not self.bar)
-        self.task = self.progress.add_task(
-            self.run.dir.name, total=self.max_steps, completed=trainer.current_epoch, state=""
-        )
+        # What a narrow terminal cuts off stands last.
+        columns = (MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[state]}"), BarColumn(24))
+        self.progress = Progress(*columns, TextColumn("{task.description}"), disable=not self.bar)
+        self.task = self.progress.add_task(self.name, total=self.max_steps, completed=trainer.current_epoch, state="")
         self.progress.start()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
@@ -186,7 +181,7 @@ class ShowProgress(Callback):
         self.progress.update(self.task, completed=step, state=state)
         if not self.bar and (time.monotonic() - self.said >= SAY_EVERY_S or step == self.max_steps):
             self.said = time.monotonic()
-            print(f"{self.run.dir.name} step {step}/{self.max_steps} {state}", flush=True)
+            print(f"step {step}/{self.max_steps} {state} {self.name}", flush=True)
 
     def teardown(self, trainer: Trainer, pl_module: Algorithm, stage: str) -> None:  # type: ignore[override]
         if hasattr(self, "progress"):

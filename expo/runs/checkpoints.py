@@ -4,8 +4,12 @@ import logging
 import re
 import zipfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from expo.config import UserError
+
+if TYPE_CHECKING:
+    from lightning import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +26,16 @@ def newest_checkpoint(directory: Path) -> Path | None:
             return path
         log.warning("%s is damaged; going on from an earlier checkpoint, if there is one", path)
     return None
+
+
+def save_checkpoint(trainer: "Trainer", folder: Path, step: int) -> None:
+    """Save the run as it is after `step` steps, and remove the checkpoints before."""
+    earlier = list(folder.glob("step*.ckpt"))
+    path = folder / f"step{step - 1:06d}.ckpt"
+    trainer.save_checkpoint(path)
+    for old in earlier:
+        if old != path:
+            old.unlink()
 
 
 def _holds_classes_of_0_1(path: Path) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from omegaconf import OmegaConf
 from rich.console import Console
@@ -56,12 +56,26 @@ class Run:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Wait until no other process works on this very run, and keep others waiting: find it again after that."""
-        locks = Path(self.cfg.output_dir, ".locks")
         make_folder(self.dir.parent, "output_dir")
-        make_folder(locks, "output_dir")
-        with (locks / run_id(self.cfg, self.command)).open("w") as lock:
+        with self._lock() as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+    @contextmanager
+    def unused(self) -> Iterator[bool]:
+        """Keep other processes from working on this run; False where one does."""
+        with self._lock() as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
+
+    def _lock(self) -> IO[str]:
+        locks = Path(self.cfg.output_dir, ".locks")
+        make_folder(locks, "output_dir")
+        return (locks / run_id(self.cfg, self.command)).open("w")
 
     def begin(self) -> None:
         """Make the directory and write config.yaml. With `fresh`, what is there goes: old checkpoints would be resumed from."""
