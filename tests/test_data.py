@@ -240,7 +240,17 @@ def test_an_answer_that_can_never_be_right_is_skipped_and_named(tmp_path, caplog
 
 @pytest.mark.parametrize(
     "answer",
-    [r"6 \text{ PM}", "29 apples", r"\frac{1}{2}", "June 20", "(A)", "Paris", "x = 5", r"99\pi \text{ square inches}"],
+    [
+        r"6 \text{ PM}",
+        "29 apples",
+        r"\frac{1}{2}",
+        "June 20",
+        "(A)",
+        "Paris",
+        "x = 5",
+        r"99\pi \text{ square inches}",
+        r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}",
+    ],
 )
 def test_answers_that_are_no_sentences_are_kept(tmp_path, answer):
     path = own_file(tmp_path, twenty(_3=answer))

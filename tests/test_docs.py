@@ -91,8 +91,8 @@ def test_the_readmes_own_data_run(tmp_path):
     section = re.search(r"^## Your own data\n(.*?)^## ", TEXTS["README.md"], re.MULTILINE | re.DOTALL)[1]
     train, report = commands(section)
     run(tmp_path, [train])
-    (made,) = tmp_path.glob("outputs/custom/grpo-*")
-    assert report == "expo report outputs/custom/grpo-*"
+    (made,) = tmp_path.glob("outputs/custom-mine/grpo-*")
+    assert report == "expo report outputs/custom-mine/grpo-*"
     assert "report: " in run(tmp_path, [f"expo report {made}"])
     again = " ".join(word for word in train.split() if word.startswith("dataset"))
     said = run(

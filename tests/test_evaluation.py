@@ -80,6 +80,7 @@ def test_evaluate_and_diagnose_tell_wandb_what_they_found(tmp_path, monkeypatch)
 
     from expo.commands.diagnose import diagnose
     from expo.commands.evaluate import evaluate_command
+    from expo.config import run_id
     from expo.runs.reading import read_summary
 
     def no_model(cfg):
@@ -97,7 +98,7 @@ def test_evaluate_and_diagnose_tell_wandb_what_they_found(tmp_path, monkeypatch)
         (path,) = directory.glob("offline-run-*/run-*.wandb")
         found = read_offline(path)
         summary = json.loads((directory.parent / "summary.json").read_text())
-        assert (found.id, found.group) == (f"{command}-{directory.parent.name}", "g")
+        assert (found.id, found.group) == (run_id(cfg, command), "g")
         assert (found.summary["status"], found.summary["identity"]) == ("done", summary["identity"])
         assert found.history[0][metric] == pytest.approx(summary["metrics"][metric])
         assert not (directory.parent / "metrics.jsonl").exists()  # which is of steps

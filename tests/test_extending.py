@@ -84,7 +84,7 @@ def run(folder: Path, commands: list[str], expo_from: Path = ROOT) -> str:
 
 
 def metrics(folder: Path, run: str) -> list[dict]:
-    (path,) = folder.glob(f"outputs/{run}-s0-*/metrics.jsonl")
+    (path,) = folder.glob(f"outputs/{run}-*s0-*/metrics.jsonl")
     return [line for line in map(json.loads, path.read_text().splitlines()) if "loss/total" in line]
 
 

@@ -118,7 +118,7 @@ def test_training_on_is_the_very_run(tmp_path, capsys):
     assert again.trainer.stop_after is None
     assert run_dir(again) == folder
     longer = config_from_run("train", [f"run={folder}", "trainer.max_steps=5"])
-    assert longer.differs == "max_steps=5"
+    assert longer.differs == "max_steps_5"
     assert f"model.path={folder / 'checkpoints' / 'final'}" in capsys.readouterr().out
 
 
@@ -169,17 +169,17 @@ def test_names_tell_what_differs():
         ],
         {"output_dir", "trainer.threads"},
     )
-    assert told == "max_steps=4,path=Qwen2.5-0.5B,k=1_8"
-    assert what_differs(["trainer.max_steps=8"], set(), earlier="max_steps=4,k=1") == "max_steps=8,k=1"
+    assert told == "max_steps_4+path_Qwen2.5-0.5B+k_1_8"
+    assert what_differs(["trainer.max_steps=8"], set(), earlier="max_steps_4+k_1") == "k_1+max_steps_8"
     long = what_differs([f"optimizer.key{i}=123456789" for i in range(9)], set())
     assert len(long) < 70
-    assert long.endswith("+5")
+    assert long.endswith("+key8_123456789+5_more")
 
 
 def test_a_run_is_found_by_its_identity_whatever_it_is_called(tmp_path, math_file):
     cfg = compose_config("dataset=math", f"dataset.path={math_file}", "trainer.max_steps=4", f"output_dir={tmp_path}")
     mark = identity(cfg)
-    assert run_dir(cfg) == tmp_path / "math" / f"exp_grpo-max_steps=4-s0-{mark}"
+    assert run_dir(cfg) == tmp_path / "math" / f"exp_grpo-max_steps_4-s0-{mark}"
     for old in (tmp_path / "math" / f"exp_grpo-s0-{mark}", tmp_path / "else" / f"my try-{mark}"):
         old.mkdir(parents=True)
         assert run_dir(cfg) == old

@@ -12,14 +12,14 @@ LONGEST_VALUE, LONGEST = 24, 64  # characters
 
 def plain(text: str) -> str:
     """Return a text as it can stand in a file's name."""
-    return re.sub(r"[^\w.+-]+", "_", text, flags=re.ASCII).strip("_.")
+    return re.sub(r"[^\w.-]+", "_", text, flags=re.ASCII).strip("_.")
 
 
 def what_differs(overrides: Sequence[str], runtime: Collection[str], earlier: str = "") -> str:
-    """Return what a command line changes of a run, short enough for a folder's name: `max_steps=4,learning_rate=1e-05`.
+    """Return what a command line changes of a run, short enough for a folder's name: `max_steps_4+learning_rate_1e-05`.
 
-    Args: runtime, keys that change nothing of the result; earlier, what another run's name says, which the command line
-    changes further.
+    Neither `=` nor `,` is in it: Hydra would not take the folder as a value. Args: runtime, keys that change nothing of the
+    result; earlier, what another run's name says, which the command line changes further.
     """
     given = dict(o.lstrip("+").partition("=")[::2] for o in overrides if "=" in o and not o.startswith("hydra"))
     kept = {
@@ -27,15 +27,16 @@ def what_differs(overrides: Sequence[str], runtime: Collection[str], earlier: st
         for key, value in given.items()
         if key not in SAID and not with_groups(key) & {*runtime, "dataset.columns"}
     }
-    parts = dict(part.split("=", 1) for part in earlier.split(",") if "=" in part)
+    parts = []
     for key, value in kept.items():
-        if any(other.startswith(f"{key}.") for other in kept):  # model=hf, which model.path tells better
-            continue
-        last = value.rstrip("/").rpartition("/")[2] if key.endswith("path") else value
-        parts[key.rpartition(".")[2]] = plain(last)[:LONGEST_VALUE]
+        if not any(other.startswith(f"{key}.") for other in kept):  # model=hf, which model.path tells better
+            last = value.rstrip("/").rpartition("/")[2] if key.endswith("path") else value
+            parts.append(f"{key.rpartition('.')[2]}_{plain(last)[:LONGEST_VALUE]}")
+    changed = tuple(f"{key.rpartition('.')[2]}_" for key in kept)
+    parts = [part for part in earlier.split("+") if part and not part.startswith(changed)] + parts
     told: list[str] = []
-    for part in reversed([f"{name}={value}" for name, value in parts.items()]):  # what is given last tells most
+    for part in reversed(parts):  # what is given last tells most
         if sum(len(p) + 1 for p in told) + len(part) <= LONGEST:
             told.insert(0, part)
     left = len(parts) - len(told)
-    return ",".join(told) + (f"+{left}" if left else "")
+    return "+".join(told) + (f"+{left}_more" if left else "")

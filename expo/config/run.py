@@ -74,8 +74,8 @@ class Config:
             ("differs", self.differs or "x"),
         ):
             yield (
-                re.fullmatch(r"\w[\w.,+= -]*", value) is not None,
-                f"{where}={value}: no name; use letters, digits and any of _ . , + = - (it is part of a folder's name)",
+                re.fullmatch(r"\w[\w.+ -]*", value) is not None,
+                f"{where}={value}: no name; use letters, digits and any of _ . + - (it is part of a folder's name)",
             )
         yield (
             bool(self.k) and min(self.k) >= 1,

@@ -64,10 +64,12 @@ def _reason(
 def number_in_sentence(answer: str) -> str | None:
     r"""Return the last number of an answer that is plain words around numbers; None for any other answer.
 
-    A sentence has at least two words, or a mark that announces the answer (`answer: 72`, `#### 72`). What stands in
-    `\text{}` is mathematics: "6 \text{ PM}" is no sentence.
+    A sentence has at least two words, or a mark that announces the answer (`answer: 72`, `#### 72`). An answer with LaTeX
+    is none: "6 \text{ PM}", a matrix.
     """
-    plain = re.sub(r"\\(?:text|mbox|mathrm|textbf)\s*\{[^{}]*\}|\\[a-zA-Z]+", " ", answer)
+    plain = re.sub(r"\\[$%]", "", answer)
+    if "\\" in plain:
+        return None
     numbers = re.findall(r"-?\d[\d,]*(?:\.\d+)?", plain)
     words = re.findall(r"[^\W\d_]{2,}", plain)
     announced = re.match(r"\s*[^\W\d_]{2,}\s*:", plain) or "####" in plain
