@@ -103,6 +103,7 @@ class Run:
         record = {
             "status": status,
             "identity": identity(self.cfg),
+            "id": run_id(self.cfg, self.command),
             "arm": arm_identity(self.cfg),
             "name": self.cfg.name,
             "seed": self.cfg.seed,

@@ -1,0 +1,216 @@
+"""`expo runs`: list, show, compare and tidy run directories."""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from expo.config import UserError, take_options
+from expo.config.key import shown
+from expo.runs.listing import RunFolder, find_runs, in_order, kept, run_folder
+
+USAGE = """\
+expo runs [FILTER...] [sort=KEY] [output_dir=outputs] [--json]   every run directory; filters: status=done name=exp_* pass@4>=0.5
+                                                                 trainer.max_steps!=2; sort=-pass@4: the best first
+expo runs show RUN                                               one run: state, result, data, and what its files are
+expo runs diff RUN RUN                                           in which settings and results two runs differ
+expo runs rm   RUN... [yes=true]                                 remove run directories; without yes=true it only says which
+expo runs gc   [FILTER...] [output_dir=outputs] [yes=true]       remove the checkpoints of finished runs; their final models stay"""
+
+
+def main(arguments: list[str]) -> int:
+    """Do what the arguments say. Returns the exit code."""
+    if {"-h", "--help"} & set(arguments):
+        print(USAGE)
+        return 0
+    action = ACTIONS.get(arguments[0]) if arguments else None
+    return action(arguments[1:]) if action else list_runs(arguments)
+
+
+def list_runs(arguments: Sequence[str]) -> int:
+    """Print the runs as a table, or as JSON."""
+    options, rest = take_options(arguments, sort="run", output_dir="outputs")
+    flags = [a for a in rest if a.startswith("-")]
+    if flags not in ([], ["--json"]):
+        raise UserError(f"{flags[0]}: no such option; use --json")
+    rows = kept([run.row for run in find_runs(Path(options["output_dir"]))], [a for a in rest if a not in flags])
+    rows = in_order(rows, options["sort"])
+    if flags:
+        print(json.dumps(rows, indent=1))
+        return 0
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("run", "data", "model", "steps", "status", "pass@k", "time", "age"):
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(*_cells(row, options["output_dir"]))
+    console = Console()
+    if not console.is_terminal:
+        console.width = 200
+    console.print(table)
+    print(f"{len(rows)} runs; expo runs show RUN tells more, --json tells all")
+    return 0
+
+
+def _cells(row: dict[str, Any], root: str) -> list[str]:
+    steps = f"{row['step'] or 0}/{row['max_steps']}" if row["max_steps"] else ""
+    passed = "" if row["pass@k"] is None else f"{100 * row['pass@k']:.1f} % @{row['k']}"
+    run = str(Path(row["run"]).relative_to(root)) if Path(row["run"]).is_relative_to(root) else row["run"]
+    return [run, row["data"], row["model"], steps, row["status"], passed, _time(row["seconds"]), _time(row["age"])]
+
+
+def _time(seconds: float | None) -> str:
+    """Return a length of time in its two largest units."""
+    if seconds is None:
+        return ""
+    whole = round(seconds)
+    for size, unit, smaller, small in ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
+        if whole >= size:
+            return f"{whole // size}{unit} {whole % size // smaller}{small}"
+    return f"{whole}s"
+
+
+def show(arguments: Sequence[str]) -> int:
+    """Print one run."""
+    for run in _runs(arguments, "show"):
+        row, summary = run.row, run.summary
+        table = Table(box=None, pad_edge=False, show_header=False)
+        steps = f", step {row['step']} of {row['max_steps']}" if row["max_steps"] else ""
+        reason = f" ({summary['reason']})" if "reason" in summary else ""
+        told = {
+            "run": str(run.dir),
+            "command": run.command,
+            "status": f"{run.status}{steps}{reason}",
+            "name": f"{row['name']}, seed {row['seed']}, identity {row['identity']}",
+            "differs": row["differs"],
+            "data": row["data"],
+            "model": row["model"],
+            "made by": f"expo at {summary.get('git') or summary.get('versions', {}).get('expo')}, on {summary.get('device')}",
+            "time": f"{_time(row['seconds'])}, {_time(row['age'])} ago",
+            "size": f"{sum(f.stat().st_size for f in run.dir.rglob('*') if f.is_file()) / 2**20:.0f} MiB",
+        }
+        for name, value in (*told.items(), *_results(run).items(), *_data(run).items()):
+            table.add_row(name, value)
+        Console().print(table, markup=False)
+        again = "train" if run.command == "train" else run.command
+        print(f"its settings again: expo {again} run={run.dir}   all of them: {run.dir / 'config.yaml'}")
+    return 0
+
+
+def _results(run: RunFolder) -> dict[str, str]:
+    metrics = run.summary.get("metrics", {})
+    return {
+        name: f"{100 * value:.1f} % [{100 * metrics[name + '_lo']:.1f}, {100 * metrics[name + '_hi']:.1f}]"
+        for name, value in metrics.items()
+        if name + "_lo" in metrics
+    }
+
+
+def _data(run: RunFolder) -> dict[str, str]:
+    path = run.dir / "data.json"
+    if not path.is_file():
+        return {}
+    account = json.loads(path.read_text())
+    told = {f"rows of {s['name']}": f"{s['rows']}, used {s['used']}" for s in account["sources"]}
+    return told | {f"problems: {name}": str(part["problems"]) for name, part in account["parts"].items()}
+
+
+def diff(arguments: Sequence[str]) -> int:
+    """Print every setting and result in which two runs differ."""
+    runs = _runs(arguments, "diff")
+    if len(runs) != 2:
+        raise UserError(f"runs diff: {len(runs)} runs; give two run directories")
+    one, two = runs
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("", str(one.dir), str(two.dir)):
+        table.add_column(heading, overflow="fold")
+    parts: list[tuple[str, Callable[[RunFolder], dict[str, Any]]]] = [
+        ("setting", lambda run: run.settings),
+        ("content", lambda run: {"arm (settings and content of files)": run.summary.get("arm")}),
+        ("result", lambda run: dict(run.summary.get("metrics", {}))),
+        ("code", lambda run: {"git": run.summary.get("git"), **run.summary.get("versions", {})}),
+    ]
+    count = 0
+    for _, values in parts:
+        first, second = values(one), values(two)
+        for key in dict.fromkeys((*first, *second)):
+            if first.get(key) != second.get(key):
+                table.add_row(key, _value(first, key), _value(second, key))
+                count += 1
+    if count:
+        Console().print(table, markup=False)
+    else:
+        print("no difference in settings, results or code")
+    return 0
+
+
+def _value(found: dict[str, Any], key: str) -> str:
+    value = found.get(key, "–")
+    return f"{value:.4g}" if isinstance(value, float) else shown(value)
+
+
+def remove(arguments: Sequence[str]) -> int:
+    """Remove run directories, or say which would go."""
+    options, names = take_options(arguments, yes="false")
+    runs = _runs(names, "rm")
+    for run in runs:
+        _unused(run)
+    for run in runs:
+        if _is_yes(options):
+            try:
+                shutil.rmtree(run.dir)
+            except OSError as error:
+                raise UserError(
+                    f"{run.dir}: cannot be removed ({error.strerror or error}); remove it by hand"
+                ) from error
+        print(f"{'removed' if _is_yes(options) else 'would remove'} {run.dir}")
+    _ask(options)
+    return 0
+
+
+def collect(arguments: Sequence[str]) -> int:
+    """Remove the checkpoints of finished runs. A longer run can no longer go on from them."""
+    options, filters = take_options(arguments, yes="false", output_dir="outputs")
+    runs = {str(run.dir): run for run in find_runs(Path(options["output_dir"]))}
+    total = 0
+    for row in kept([run.row for run in runs.values()], ["status=done", *filters]):
+        files = sorted(runs[row["run"]].dir.glob("checkpoints/step*.ckpt"))
+        size = sum(file.stat().st_size for file in files)
+        total += size
+        for file in files if _is_yes(options) else ():
+            file.unlink()
+        if files:
+            print(
+                f"{'removed' if _is_yes(options) else 'would remove'} {len(files)} checkpoints ({size / 2**20:.0f} MiB) of {row['run']}"
+            )
+    print(f"{total / 2**20:.0f} MiB in all")
+    _ask(options)
+    return 0
+
+
+def _runs(arguments: Sequence[str], action: str) -> list[RunFolder]:
+    if not arguments:
+        raise UserError(f"runs {action}: no run given; give its directory, as expo runs lists it")
+    return [run_folder(path) for path in arguments]
+
+
+def _unused(run: RunFolder) -> None:
+    if run.in_use:
+        raise UserError(f"{run.dir}: a process works on it; stop that first")
+
+
+def _is_yes(options: dict[str, str]) -> bool:
+    if options["yes"] not in ("true", "false"):
+        raise UserError(f"yes={options['yes']}: neither true nor false; use yes=true")
+    return options["yes"] == "true"
+
+
+def _ask(options: dict[str, str]) -> None:
+    if not _is_yes(options):
+        print("nothing was removed; add yes=true to remove it")
+
+
+ACTIONS: dict[str, Callable[[Sequence[str]], int]] = {"show": show, "diff": diff, "rm": remove, "gc": collect}

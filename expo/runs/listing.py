@@ -1,0 +1,164 @@
+"""All run directories of an output folder, as rows of plain data that can be filtered and sorted. Imports nothing heavy."""
+
+import fcntl
+import fnmatch
+import operator
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from expo.config.errors import UserError
+from expo.config.identity import runtime_keys
+from expo.config.key import flat, shown, with_groups
+from expo.runs.reading import read_lines, read_summary
+
+Row = dict[str, Any]
+COMMANDS = ("evaluate", "diagnose")
+# The columns of `expo runs`, and what a missing value is shown as.
+COLUMNS = ("run", "differs", "data", "model", "steps", "status", "pass@k", "seconds", "age")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run directory as its files tell it. Nothing in them is resolved or executed."""
+
+    dir: Path
+    summary: Mapping[str, Any] = field(repr=False)
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """Return every key of config.yaml, flat; {} where it cannot be read."""
+        try:
+            found = flat(yaml.load((self.dir / "config.yaml").read_text(), Loader=yaml.CSafeLoader))
+        except (OSError, yaml.YAMLError):
+            return {}
+        return found if "" not in found else {}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Return the keys that change the result, with the seed."""
+        runtime = runtime_keys()
+        return {key: value for key, value in self.config.items() if not runtime & with_groups(key)}
+
+    @property
+    def command(self) -> str:
+        return self.dir.parent.name if self.dir.parent.name in COMMANDS else "train"
+
+    @property
+    def status(self) -> str:
+        """Return done, stopped, failed, or running where a process works on it."""
+        status = str(self.summary.get("status", "unknown"))
+        return "running" if status != "done" and self.in_use else status
+
+    @property
+    def in_use(self) -> bool:
+        """Return whether a process holds the run's lock."""
+        path = self.dir.parents[1] / ".locks" / str(self.summary.get("id"))
+        if not path.is_file():
+            return False
+        with path.open("r+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
+    @property
+    def row(self) -> Row:
+        """Return what a table, a filter or `--json` may want: the columns, all metrics, and all settings by their keys."""
+        summary, metrics = self.summary, self.summary.get("metrics", {})
+        largest = max((int(m[1]) for name in metrics if (m := re.fullmatch(r"pass@(\d+)", name))), default=None)
+        lines = read_lines(self.dir) if self.command == "train" else []
+        file = self.config.get("dataset.path") or self.config.get("dataset.eval_path")
+        return {
+            **self.config,
+            **metrics,
+            "run": str(self.dir),
+            "command": self.command,
+            "name": summary.get("name"),
+            "seed": summary.get("seed"),
+            "identity": summary.get("identity"),
+            "differs": self.config.get("differs") or "",
+            "data": "/".join(filter(None, (str(self.config.get("dataset.name")), Path(file).name if file else ""))),
+            "model": self.model,
+            "step": max((line["step"] for line in lines), default=None),
+            "max_steps": self.config.get("trainer.max_steps") if self.command == "train" else None,
+            "status": self.status,
+            "k": largest,
+            "pass@k": metrics.get(f"pass@{largest}"),
+            "seconds": summary.get("wall_s"),
+            "age": round(time.time() - (self.dir / "summary.json").stat().st_mtime),
+        }
+
+    @property
+    def model(self) -> str:
+        """Return the model's path; of a run's final model, the run."""
+        path = Path(str(self.config.get("model.path")))
+        return path.parents[1].name if path.parent.name == "checkpoints" else str(path)
+
+
+def find_runs(output_dir: Path) -> list[RunFolder]:
+    """Return every run directory in an output folder: of train, evaluate and diagnose. Raises UserError where there is no folder."""
+    if not output_dir.is_dir():
+        raise UserError(f"output_dir={output_dir}: no such folder; give the one that runs were made in")
+    found = sorted(output_dir.glob("*/*/summary.json"))
+    return [
+        RunFolder(path.parent, read_summary(path.parent)) for path in found if (path.parent / "config.yaml").is_file()
+    ]
+
+
+def run_folder(path: str) -> RunFolder:
+    """Return one run directory. Raises UserError where it is none."""
+    if not all(Path(path, name).is_file() for name in ("config.yaml", "summary.json")):
+        raise UserError(
+            f"{path}: no run directory (it needs config.yaml and summary.json); expo runs lists those there are"
+        )
+    return RunFolder(Path(path), read_summary(Path(path)))
+
+
+COMPARE: dict[str, Callable[[Any, Any], bool]] = {
+    "!=": operator.ne, ">=": operator.ge, "<=": operator.le, "=": operator.eq, ">": operator.gt, "<": operator.lt,
+}  # fmt: skip
+
+
+def kept(rows: Sequence[Row], filters: Sequence[str]) -> list[Row]:
+    """Return the rows that pass every filter: `key=value` with * and ? in the value, `!=`, or `key>=number`.
+
+    A key is a column, a metric, or any key of the config. Raises UserError for a filter that is none, or a key that no
+    row has.
+    """
+    for text in filters:
+        found = re.fullmatch(r"([\w.@/]+?)(!=|>=|<=|=|>|<)(.*)", text)
+        if found is None:
+            raise UserError(f"{text}: no filter; use for example status=done, name=exp_*, trainer.max_steps>=100")
+        key, sign, value = found.groups()
+        if rows and not any(key in row for row in rows):
+            raise UserError(f"{text}: no run has {key}; use a column, a metric such as pass@4, or a key of the config")
+        rows = [row for row in rows if key in row and _passes(row[key], sign, value)]
+    return list(rows)
+
+
+def _passes(have: Any, sign: str, value: str) -> bool:
+    if sign in ("=", "!="):
+        return fnmatch.fnmatchcase(shown(have), value) is (sign == "=")
+    try:
+        return isinstance(have, int | float) and COMPARE[sign](have, float(value))
+    except ValueError:
+        raise UserError(f"{sign}{value}: not a number; compare with = or !=, or with a number") from None
+
+
+def in_order(rows: Sequence[Row], by: str) -> list[Row]:
+    """Return the rows sorted by a key, descending where it begins with `-`; rows without it last. Raises UserError as `kept`."""
+    key = by.removeprefix("-")
+    if rows and not any(key in row for row in rows):
+        raise UserError(f"sort={by}: no run has {key}; use a column, a metric such as pass@4, or a key of the config")
+    there = [row for row in rows if row.get(key) is not None]
+    numbers = all(isinstance(row[key], int | float) for row in there)
+    ordered = sorted(there, key=lambda row: row[key] if numbers else shown(row[key]), reverse=by.startswith("-"))
+    return ordered + [row for row in rows if row.get(key) is None]

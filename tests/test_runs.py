@@ -1,0 +1,152 @@
+"""expo runs: many run directories at a glance. Run directories are made by hand here, as a run leaves them."""
+
+import fcntl
+import json
+
+import pytest
+from conftest import compose_config
+from omegaconf import OmegaConf
+
+from expo.cli import main
+from expo.config import arm_identity, identity, run_dir, run_id
+
+
+def leave(root, *overrides, status="done", score=0.5, steps=2, wall_s=75.0):
+    cfg = compose_config(f"output_dir={root}", *overrides)
+    folder = run_dir(cfg)
+    (folder / "checkpoints" / "final").mkdir(parents=True)
+    (folder / "checkpoints" / "step000001.ckpt").write_bytes(b"x" * 2**20)
+    OmegaConf.save(OmegaConf.structured(cfg), folder / "config.yaml")
+    metrics = {"pass@1": score / 2, "pass@4": score, "pass@4_lo": score - 0.1, "pass@4_hi": score + 0.1}
+    summary = {
+        "status": status, "identity": identity(cfg), "id": run_id(cfg), "arm": arm_identity(cfg), "name": cfg.name,
+        "seed": cfg.seed, "git": "abc", "versions": {}, "device": "a machine", "wall_s": wall_s, "metrics": metrics,
+    }  # fmt: skip
+    (folder / "summary.json").write_text(json.dumps(summary))
+    lines = [{"step": i + 1, "loss/total": 0.1} for i in range(steps)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Three runs under tmp_path/out, by name."""
+    root = tmp_path / "out"
+    return {
+        "grpo": leave(root, "algorithm=grpo", "trainer.max_steps=2", score=0.1),
+        "expo": leave(root, "algorithm=exp_grpo", "trainer.max_steps=2", score=0.9),
+        "long": leave(root, "algorithm=exp_grpo", "trainer.max_steps=8", status="stopped", score=0.3),
+    }
+
+
+def expo(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr("sys.argv", ["expo", "runs", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return ended.value.code, capsys.readouterr()
+
+
+def listed(monkeypatch, capsys, root, *arguments):
+    code, said = expo(monkeypatch, capsys, f"output_dir={root}", "--json", *arguments)
+    assert code == 0
+    return [row["run"] for row in json.loads(said.out)]
+
+
+def test_all_runs_with_their_state(runs, tmp_path, monkeypatch, capsys):
+    code, said = expo(monkeypatch, capsys, f"output_dir={tmp_path / 'out'}")
+    assert code == 0
+    line = next(line for line in said.out.splitlines() if "max_steps_8" in line)
+    assert line.split()[1:7] == ["ladder_level5", "ladder", "2/8", "stopped", "30.0", "%"]
+    assert "1m 15s" in line
+    assert "3 runs" in said.out
+
+
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        (["status=done"], ["expo", "grpo"]),
+        (["name=exp_*", "status!=done"], ["long"]),
+        (["pass@4>=0.3"], ["expo", "long"]),
+        (["trainer.max_steps<8", "sort=-pass@4"], ["expo", "grpo"]),
+        (["sort=pass@4"], ["grpo", "long", "expo"]),
+        (["optimizer.learning_rate=1"], []),
+    ],
+)
+def test_filters_and_order(runs, tmp_path, monkeypatch, capsys, filters, expected):
+    found = listed(monkeypatch, capsys, tmp_path / "out", *filters)
+    ordered = found if any(f.startswith("sort") for f in filters) else sorted(found)
+    assert ordered == [str(runs[name]) for name in expected]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["nonsense"], "no filter; use for example"),
+        (["algorithm.grup_size=3"], "no run has algorithm.grup_size"),
+        (["sort=nope"], "no run has nope"),
+        (["pass@4>=high"], "not a number"),
+        (["output_dir=nowhere"], "no such folder"),
+        (["show"], "no run given"),
+        (["show", "nowhere"], "no run directory"),
+        (["diff", "nowhere"], "no run directory"),
+        (["rm", "RUN", "yes=maybe"], "neither true nor false"),
+        (["--jsn"], "no such option"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(runs, tmp_path, monkeypatch, capsys, arguments, told):
+    given = [str(runs["grpo"]) if a == "RUN" else a for a in arguments]
+    root = [] if {"rm", "show", "diff", "output_dir=nowhere"} & set(given) else [f"output_dir={tmp_path / 'out'}"]
+    code, said = expo(monkeypatch, capsys, *given, *root)
+    assert code == 2
+    assert told in said.err
+    assert said.err.count("\n") == 1
+
+
+def test_show_and_diff(runs, monkeypatch, capsys):
+    _, said = expo(monkeypatch, capsys, "show", runs["long"])
+    assert "stopped, step 2 of 8" in said.out
+    assert f"expo train run={runs['long']}" in said.out
+    _, said = expo(monkeypatch, capsys, "diff", runs["expo"], runs["long"])
+    told = {line.split()[0]: line.split()[1:] for line in said.out.splitlines() if line and not line.startswith(" ")}
+    assert told["trainer.max_steps"] == ["2", "8"]
+    assert told["pass@4"] == ["0.9", "0.3"]
+    assert "optimizer.learning_rate" not in told
+    assert expo(monkeypatch, capsys, "diff", runs["expo"], runs["expo"])[1].out.startswith("no difference")
+
+
+def test_removing_asks_first(runs, monkeypatch, capsys):
+    _, said = expo(monkeypatch, capsys, "rm", runs["grpo"])
+    assert "would remove" in said.out
+    assert "yes=true" in said.out
+    assert runs["grpo"].is_dir()
+    expo(monkeypatch, capsys, "rm", runs["grpo"], "yes=true")
+    assert not runs["grpo"].exists()
+    assert runs["expo"].is_dir()
+
+
+def test_gc_takes_checkpoints_of_finished_runs_only(runs, tmp_path, monkeypatch, capsys):
+    root = f"output_dir={tmp_path / 'out'}"
+    _, said = expo(monkeypatch, capsys, "gc", root)
+    assert "2 MiB in all" in said.out
+    assert "nothing was removed" in said.out
+    expo(monkeypatch, capsys, "gc", root, "name=grpo", "yes=true")
+    left = {name for name, folder in runs.items() if (folder / "checkpoints" / "step000001.ckpt").exists()}
+    assert left == {"expo", "long"}
+    assert all((folder / "checkpoints" / "final").is_dir() for folder in runs.values())
+
+
+def test_a_run_under_way_is_told_and_not_removed(runs, tmp_path, monkeypatch, capsys):
+    locks = tmp_path / "out" / ".locks"
+    locks.mkdir()
+    with (locks / json.loads((runs["long"] / "summary.json").read_text())["id"]).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert listed(monkeypatch, capsys, tmp_path / "out", "status=running") == [str(runs["long"])]
+        code, said = expo(monkeypatch, capsys, "rm", runs["long"], "yes=true")
+    assert code == 2
+    assert "a process works on it" in said.err
+    assert runs["long"].is_dir()
+
+
+def test_strange_config_files_are_not_executed(runs, tmp_path, monkeypatch, capsys):
+    (runs["grpo"] / "config.yaml").write_text("a: !!python/object/apply:os.system ['touch hacked']")
+    assert len(listed(monkeypatch, capsys, tmp_path / "out")) == 3
