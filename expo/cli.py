@@ -17,13 +17,14 @@ expo: teach a language model problems that it cannot solve at all, by letting it
   expo diagnose  model=... dataset=...                      likelihood and answer lift of own, expert and self-explained solutions
   expo pretrain                                             make the ladder base policy from nothing
   expo demo      [seeds=3]                                  GRPO, GRPO SFT-GT-CoT and ExP-GRPO on ladder level 5, with a report
+  expo init      FOLDER data=mine.jsonl                     a study of your own: a plan, its data checked, and what to run
   expo table     NAME [scale=cpu] [seeds=N] [dry_run=true]  make what is missing of a table of experiments/, and render it
   expo report    RUN_DIRECTORY... | TABLE                   one self-contained HTML page: table, curves, samples, cost
   expo runs      [FILTER...] | show | diff | rm | gc        every run: its state, result, and in what it differs from another
   expo doctor                                               what is installed, what would work, and how to mend the rest
   expo bench                                                time and memory of the parts of the demo's step
 
-Every command but demo, table, report, runs, doctor and bench takes Hydra overrides alone. `expo COMMAND --help` lists the config groups and their options,
+Every command but demo, init, table, report, runs, doctor and bench takes Hydra overrides alone. `expo COMMAND --help` lists the config groups and their options,
 `expo COMMAND --help GROUP` explains every key of a group, `expo COMMAND --cfg job` shows the config and runs nothing.
 Exit codes: 0 done, 2 your mistake, 130/143 stopped by Ctrl-C/SIGTERM, 141 nobody reads the output, 1 anything else.
 """
@@ -37,6 +38,7 @@ COMMANDS = {
 # command -> (module, function); the function takes the arguments.
 PROGRAMS = {
     "demo": ("expo.commands.demo", "main"),
+    "init": ("expo.commands.init", "main"),
     "table": ("expo.commands.table", "main"),
     "report": ("expo.commands.report", "main"),
     "runs": ("expo.commands.runs", "main"),

@@ -2,12 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from expo.config import UserError, make_folder, take_options
 from expo.report.page import Page, RunData, write
 from expo.runs.arms import arm_names, settings_of
 from expo.runs.reading import final_rows, read_lines, read_rows, read_summary, samples_of
-from expo.tables.plan import known_tables, load_plan, results_folder
+from expo.tables.plan import known_tables, load_plan, plan_file, results_folder, table_name
 from expo.tables.render import made_by, rows_of
 
 USAGE = (
@@ -43,7 +44,7 @@ def table_folder(subject: str, scale: str) -> Path | None:
     """Return the results that a subject names; None where it is no table. Raises UserError for a table that has none."""
     if Path(subject, "table.json").is_file():
         return Path(subject)
-    if subject not in known_tables() or Path(subject, "summary.json").is_file():
+    if not plan_file(subject).is_file() or Path(subject, "summary.json").is_file():
         return None
     folder = results_folder(subject, scale)
     if not (folder / "table.json").is_file():
@@ -51,15 +52,25 @@ def table_folder(subject: str, scale: str) -> Path | None:
     return folder
 
 
+def plan_of(folder: Path, record: dict[str, Any]) -> str:
+    """Return the plan of a table's results: the one beside them, or else what the command named."""
+    beside = folder.resolve().parents[1] / "plan.yaml"
+    return str(beside) if beside.is_file() else str(record.get("plan") or record["name"])
+
+
 def default_output(subjects: list[str], scale: str) -> str:
     first = Path(subjects[0])
-    return str(first / "report.html" if first.is_dir() else Path("outputs", "reports", f"{first.name}-{scale}.html"))
+    return str(
+        first / "report.html"
+        if first.is_dir() and not (first / "plan.yaml").is_file()
+        else Path("outputs", "reports", f"{table_name(subjects[0])}-{scale}.html")
+    )
 
 
 def read_table(folder: Path) -> tuple[Page, list[RunData]]:
     """Return a table's results, as `expo table` has kept them."""
     record = json.loads((folder / "table.json").read_text())
-    name = record.get("name") or folder.parent.parent.name
+    name = plan_of(folder, record)
     plan = load_plan(name)
     try:
         heads, rows = rows_of(plan, record)

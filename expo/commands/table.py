@@ -7,14 +7,14 @@ from expo.config import WandbLoggerConf
 from expo.config.arguments import check_launcher
 from expo.runs.reading import read_summary
 from expo.tables.finish import finish
-from expo.tables.plan import PlannedRun
+from expo.tables.plan import PlannedRun, table_name
 from expo.tables.preview import preview
 from expo.tables.render import rows_of
 from expo.tables.request import Request, missing
 from expo.tables.sweep import make, prepare, to_prepare, why
 
 USAGE = (
-    "usage: expo table NAME [scale=cpu] [seeds=N] [jobs=N] [dry_run=true] [output_dir=outputs] [results=FOLDER] "
+    "usage: expo table NAME|PLAN.YAML [scale=cpu] [seeds=N] [jobs=N] [dry_run=true] [output_dir=outputs] [results=FOLDER] "
     "[hydra/launcher=…] [HYDRA OVERRIDES...]; runs that are finished are not made again"
 )
 
@@ -60,7 +60,7 @@ def run_table(request: Request, runs: Sequence[PlannedRun], command: str) -> int
         from expo.runs.tracking import log_finished_table  # seconds of imports that only W&B needs
 
         scale = "-".join(filter(None, (request.scale_name, request.variant)))
-        log_finished_table(logger.wandb, request.name, scale, rows_of(request.plan, record), folder, sweep)
+        log_finished_table(logger.wandb, table_name(request.name), scale, rows_of(request.plan, record), folder, sweep)
     for run in failed:
         print(f"expo: {run.arm} seed {run.seed}: {why(run, sweep)}", file=sys.stderr)
     return 1 if failed else 0

@@ -164,7 +164,7 @@ class TableConf(DatasetConf):
         yield _compiles(self.answer_pattern)
         wanted = {f.name: getattr(self.columns, f.name) for f in fields(self.columns)}
         for path in filter(None, (self.path, self.eval_path)):
-            found = _columns_of(Path(path), {*wanted.values()} - {""})
+            found = columns_of(Path(path), {*wanted.values()} - {""})
             for column, name in wanted.items():
                 near = next(iter(difflib.get_close_matches(name, found, 1)), next(iter(found), ""))
                 yield (
@@ -203,8 +203,8 @@ def _compiles(pattern: str) -> Rule:
     return True, ""
 
 
-def _columns_of(path: Path, wanted: set[str]) -> list[str]:
-    """Return the columns of a file, of its rows only until all that are wanted were seen. [] where it cannot be read: its reader says why."""
+def columns_of(path: Path, wanted: set[str]) -> list[str]:
+    """Return the columns of a file, of its rows only until all that are wanted were seen; where none is, of all rows. [] where it cannot be read: its reader says why."""
     if path.suffix == ".parquet":
         import pyarrow.parquet
 
@@ -220,6 +220,6 @@ def _columns_of(path: Path, wanted: set[str]) -> list[str]:
             except ValueError:
                 continue
             found |= dict.fromkeys(row) if isinstance(row, dict) else {}
-            if wanted <= found.keys():
+            if wanted and wanted <= found.keys():
                 break
     return list(found)

@@ -15,7 +15,7 @@ from expo.runs.directory import device_name
 from expo.runs.reading import read_summary
 from expo.tables.aggregate import aggregate, keep_runs
 from expo.tables.figures import Curves
-from expo.tables.plan import Plan, PlannedRun
+from expo.tables.plan import Plan, PlannedRun, table_name
 from expo.tables.render import markdown, rows_of, wide_console
 from expo.tables.sweep import distinct
 
@@ -24,7 +24,8 @@ def finish(name: str, plan: Plan, runs: Sequence[PlannedRun], folder: Path, comm
     """Write table.json, table.md, the figures and the kept runs into `folder`, print the table, return the record."""
     folder.mkdir(parents=True, exist_ok=True)
     record = {
-        "name": name,
+        "name": table_name(name),
+        "plan": name,
         "title": plan.title,
         "command": command,
         "device": ", ".join(sorted({str(read_summary(run.dir)["device"]) for run in runs if run.done})),
@@ -48,7 +49,7 @@ def draw(name: str, plan: Plan, record: dict[str, Any], runs: Sequence[PlannedRu
     for figure_name, drawer in (drawers or {"curves": Curves()}).items():
         figure = drawer.draw(plan, record, runs)
         figure.savefig(folder / f"{figure_name}.png", dpi=130)
-        with plt.rc_context({"svg.hashsalt": name}):  # the same picture is the same file
+        with plt.rc_context({"svg.hashsalt": table_name(name)}):  # the same picture is the same file
             figure.savefig(folder / f"{figure_name}.svg", metadata={"Date": None})
         plt.close(figure)
 

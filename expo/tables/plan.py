@@ -15,7 +15,7 @@ from expo.config import Config, UserError, WandbLoggerConf, check, compose_confi
 
 # What `expo diagnose` measures of each sample, and how many decimals a table shows.
 MEASURED = {"nll_per_token": 2, "nll": 1, "answer_lift": 1, "verified": 2, "right_steps": 2, "tokens": 1}
-# An installed wheel has the demo's plan inside the package; a checkout has all of them beside it.
+# An installed wheel has the plans inside the package; a checkout has them beside it.
 SHIPPED = Path(__file__).parents[1] / "experiments"
 EXPERIMENTS = SHIPPED if (SHIPPED / "demo" / "plan.yaml").is_file() else Path(__file__).parents[2] / "experiments"
 
@@ -104,16 +104,39 @@ def known_tables() -> list[str]:
     return sorted(p.parent.name for p in EXPERIMENTS.glob("*/plan.yaml"))
 
 
-def results_folder(name: str, scale: str) -> Path:
-    """Return where the results of a table's own plan are kept."""
-    return EXPERIMENTS / name / "results" / scale
+def plan_file(name: str) -> Path:
+    """Return the plan that a person names: a table of experiments/, or the path of an own plan.yaml or of its folder."""
+    own = Path(name)
+    if own.suffix in (".yaml", ".yml"):
+        return own
+    if name not in known_tables() and (own / "plan.yaml").is_file():
+        return own / "plan.yaml"
+    return EXPERIMENTS / name / "plan.yaml"
+
+
+def table_name(name: str) -> str:
+    """Return what a table is called in folders and W&B: its folder's name."""
+    return plan_file(name).resolve().parent.name
+
+
+def results_folder(name: str, scale: str, output_dir: str = "outputs") -> Path:
+    """Return where the results of a table's own plan are kept: beside the plan, but never inside an installed package."""
+    file = plan_file(name)
+    if file.is_relative_to(SHIPPED):
+        return Path(output_dir, "tables", table_name(name), scale)
+    return file.parent / "results" / scale
 
 
 def load_plan(name: str, scale_name: str | None = None) -> Plan:
-    """Return the plan, with the arms of one scale. Raises UserError for an unknown table or scale, and for a plan that is not one."""
-    path = EXPERIMENTS / name / "plan.yaml"
+    """Return the plan, with the arms of one scale. Args: name, see `plan_file`.
+
+    Raises UserError for an unknown table or scale, and for a plan that is not one.
+    """
+    path = plan_file(name)
     if not path.is_file():
-        raise UserError(f"table={name}: no such table; use one of {', '.join(known_tables())}")
+        raise UserError(
+            f"table={name}: no such table; use one of {', '.join(known_tables())}, or the path of a plan.yaml of your own"
+        )
     try:
         plan: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Plan), _read(path)))
     except (OmegaConfBaseException, YAMLError) as error:
@@ -145,7 +168,7 @@ def load_plan(name: str, scale_name: str | None = None) -> Plan:
 def _read(path: Path) -> Any:
     """Return plan.yaml and paper.yaml of a folder, over those of the plan that they extend."""
     own: Any = OmegaConf.load(path)
-    base = EXPERIMENTS / str(own.get("extends")) / "plan.yaml"
+    base = plan_file(str(own.get("extends")))
     if own.get("extends") and not base.is_file():
         raise UserError(f"{path}: extends={own.extends}: no such table; give the name of a folder with a plan.yaml")
     extended = _read(base) if own.get("extends") else {}
@@ -174,7 +197,11 @@ def plan_runs(
         cfg = compose_config(own)
         if isinstance(cfg.logger, WandbLoggerConf):
             tags = f"[{scale_name},{cfg.dataset.name},'{cfg.model.path}']"
-            own += [f"logger.wandb.group={name}", f"logger.wandb.job_type={key}", f"logger.wandb.tags={tags}"]
+            own += [
+                f"logger.wandb.group={table_name(name)}",
+                f"logger.wandb.job_type={key}",
+                f"logger.wandb.tags={tags}",
+            ]
         made = cfg.model.path.removeprefix("./") in plan.prepare
         check(replace(cfg, model=replace(cfg.model, path="ladder")) if made else cfg)
         for column in columns_of(plan, arm):

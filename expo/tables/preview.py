@@ -23,7 +23,7 @@ def preview(request: Request, runs: Sequence[PlannedRun]) -> None:
     costs = estimates(runs, device) if device else {}
     show_arms(plan, runs, {run.dir for run in todo}, costs if device else None)
     told = [f"{len(distinct(runs))} runs, {len(todo)} to do, {request.at_a_time} at a time"]
-    known = request.committed if request.as_planned else None
+    known = request.kept(runs[0].cfg.output_dir) if request.as_planned else None
     if todo and (measured := by_finished_runs(runs, todo, request.at_a_time, known)):
         told.append(measured)
     elif todo and device is None:

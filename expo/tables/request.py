@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from expo.config import UserError, take_options
-from expo.tables.plan import Plan, PlannedRun, Scale, load_plan, plan_runs, results_folder
+from expo.tables.plan import Plan, PlannedRun, Scale, load_plan, plan_runs, results_folder, table_name
 from expo.tables.sweep import distinct
 
 AT_A_TIME = {"local": "n_jobs", "slurm": "array_parallelism"}  # what launchers call the number of runs at a time
@@ -85,19 +85,23 @@ class Request:
         return hashlib.sha256(json.dumps([seeds, list(self.overrides)]).encode()).hexdigest()[:8]
 
     @property
-    def committed(self) -> Path:
+    def title(self) -> str:
+        """Return what the table is called in folders: its name and scale."""
+        return f"{table_name(self.name)}-{self.scale_name}"
+
+    def kept(self, output_dir: str) -> Path:
         """Return where the results of the plan's own table are kept."""
-        return results_folder(self.name, self.scale_name)
+        return results_folder(self.name, self.scale_name, output_dir)
 
     def folder(self, output_dir: str) -> Path:
         """Return where this table's results go."""
-        changed = Path(output_dir, "sweeps", f"{self.name}-{self.scale_name}", self.variant)
-        return self.results or (changed if self.variant else self.committed)
+        changed = Path(output_dir, "sweeps", self.title, self.variant)
+        return self.results or (changed if self.variant else self.kept(output_dir))
 
     def new_sweep(self, output_dir: str) -> Path:
         """Return a folder for this sweep's own jobs and logs: two sweeps of one table may be under way."""
         started = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-        return Path(output_dir, "sweeps", f"{self.name}-{self.scale_name}", started)
+        return Path(output_dir, "sweeps", self.title, started)
 
     def launcher(self, output_dir: str) -> list[str]:
         """Return Hydra's overrides for the launcher."""

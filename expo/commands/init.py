@@ -1,0 +1,138 @@
+"""`expo init`: a study of one's own: a plan, a checked mapping of the data file's columns, and a README."""
+
+import difflib
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+
+from expo.config import UserError, build, check, compose_config, make_folder, take_options
+from expo.config.dataset import columns_of
+from expo.verifier.pool import Verifier
+
+USAGE = (
+    "usage: expo init FOLDER data=FILE.jsonl [question=COLUMN] [answer=COLUMN] [solution=COLUMN] [level=COLUMN] "
+    "[answer_pattern=REGEX]; columns that are not given are guessed by their names"
+)
+# What columns are called in data sets that people have.
+NAMES: Mapping[str, Sequence[str]] = {
+    "question": ("question", "problem", "task", "prompt", "query", "instruction", "input"),
+    "answer": ("answer", "final_answer", "result", "target", "label", "output", "gold", "expected"),
+    "solution": ("solution", "reasoning", "rationale", "explanation", "cot"),
+    "level": ("level", "difficulty"),
+}
+NEEDED = ("question", "answer")
+
+
+def main(arguments: list[str]) -> int:
+    """Make the folder. Returns the exit code. Raises UserError where the file cannot be used, or the folder is there."""
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(USAGE)
+        return 0
+    options, rest = take_options(arguments, data="", question="", answer="", solution="", level="", answer_pattern="")
+    if len(rest) != 1 or "=" in rest[0]:
+        raise UserError(f"init {' '.join(rest)}: not one folder; {USAGE}")
+    folder, data = Path(rest[0]), options.pop("data")
+    if (folder / "plan.yaml").exists():
+        raise UserError(f"{folder}: has a plan.yaml already; give another folder, or edit that plan")
+    if not data:
+        raise UserError("data: not given; give your file as data=mine.jsonl (.jsonl or .parquet)")
+    pattern = options.pop("answer_pattern")
+    overrides = ["dataset=custom", f"dataset.path={quoted(data)}", f"dataset.name={folder.resolve().name}"]
+    overrides += [f"dataset.columns.{part}={quoted(column)}" for part, column in mapping(Path(data), options).items()]
+    overrides += [f"dataset.answer_pattern={quoted(pattern)}"] if pattern else []
+    look(overrides)
+    make_folder(folder, "init")
+    (folder / "plan.yaml").write_text(PLAN.format(name=folder.resolve().name, data=in_yaml(overrides)))
+    (folder / "README.md").write_text(
+        README.format(name=folder.resolve().name, folder=folder, data=data, overrides=shlex.join(overrides[1:]))
+    )
+    print(f"made {folder / 'plan.yaml'} and {folder / 'README.md'}; next: expo table {folder}")
+    return 0
+
+
+def quoted(text: str) -> str:
+    """Return a value that Hydra reads as it is."""
+    return text if re.fullmatch(r"[\w./-]+", text) else '"' + text.replace('"', '\\"') + '"'
+
+
+def in_yaml(items: Sequence[str]) -> str:
+    """Return a list's items as they stand in YAML's `[…]`."""
+    return str(yaml.safe_dump(list(items), default_flow_style=True, width=10**6, allow_unicode=True)).strip()[1:-1]
+
+
+def mapping(path: Path, given: Mapping[str, str]) -> dict[str, str]:
+    """Return the file's column for each part of a problem: what is given, or else what its name says.
+
+    Raises UserError where the file or a column is not there.
+    """
+    if not path.is_file() or path.suffix not in (".jsonl", ".parquet"):
+        raise UserError(f"data={path}: no .jsonl or .parquet file; give the path of one")
+    found = columns_of(path, set())
+    if not found:
+        raise UserError(f"data={path}: no row with columns was found; each line must be a JSON object")
+    chosen = {}
+    for part, names in NAMES.items():
+        column = given[part] or next((c for name in names for c in found if c.lower() == name), "")
+        if given[part] and given[part] not in found:
+            near = next(iter(difflib.get_close_matches(given[part], found, 1)), found[0])
+            raise UserError(f"{part}={given[part]}: {path} has only {', '.join(found)}; did you mean {part}={near}?")
+        if not column and part in NEEDED:
+            raise UserError(f"{part}: which column of {path} is it? It has {', '.join(found)}; give {part}=COLUMN")
+        if column:
+            chosen[part] = column
+    return chosen
+
+
+def look(overrides: Sequence[str]) -> None:
+    """Read the file as a run would, and print what becomes of its rows. Raises UserError where nothing is left."""
+    cfg = compose_config([*overrides, "model=random_tiny"])
+    check(cfg)
+    with Verifier(cfg.verifier) as verifier:
+        reader = build(cfg.dataset, verifier)
+        train, held_out = reader.train(), reader.evaluation()
+    Console().print(reader.account().table())
+    told = ", ".join(o.removeprefix("dataset.columns.") for o in overrides if o.startswith("dataset.columns."))
+    print(f"columns: {told}")
+    print(f"to train on {len(train)}, held out {len(held_out)}")
+
+
+PLAN = """\
+# Edit this plan: each arm is a line of the table, each scale a size at which it can be made.
+# expo table {name} dry_run=true
+title: "{name}: does a self-explanation help?"
+columns: [pass@1, pass@4]
+arms:
+  grpo: {{label: GRPO, overrides: [algorithm=grpo]}}
+  exp_grpo: {{label: ExP-GRPO, overrides: [algorithm=exp_grpo], against: grpo}}
+scales:
+  cpu: # a tiny random model that learns nothing: does everything work?
+    overrides: [{data}, model=random_tiny, trainer.max_steps=2, trainer.problems_per_step=4, evaluation.every=0, rollout.max_completion_tokens=32]
+    seeds: [0, 1]
+  gpu1: # one GPU
+    overrides: [{data}, model=hf, model.path=Qwen/Qwen2.5-0.5B-Instruct, trainer.precision=bf16-mixed, rollout=vllm, rollout.dtype=bfloat16]
+    seeds: [0, 1, 2]
+"""
+
+README = """\
+# {name}
+
+A study on `{data}`. Start these commands in the folder that this path is relative to.
+
+```bash
+expo table {folder} dry_run=true                # what would be run; first with a tiny random model
+expo table {folder}                             # make it
+expo report {folder}                            # one HTML page
+```
+
+`expo table {folder} scale=gpu1` makes the same with a real model on one GPU. A single run:
+
+```bash
+expo train algorithm=exp_grpo dataset=custom model=hf model.path=Qwen/Qwen2.5-0.5B-Instruct {overrides}
+```
+
+What you change is in `plan.yaml`: arms, seeds, scales. `expo train --help` lists algorithms, models and keys.
+"""

@@ -1,0 +1,71 @@
+"""expo init: a study of one's own from a data file."""
+
+import json
+
+import pytest
+from omegaconf import OmegaConf
+
+from expo.cli import main
+from expo.tables.request import Request
+
+
+def expo(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr("sys.argv", ["expo", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return ended.value.code, capsys.readouterr()
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"problem": f"{i} + {i}?", "result": str(2 * i), "cot": f"It is {2 * i}."} for i in range(12)]
+    rows[4]["result"] = "she has 8 apples"
+    (tmp_path / "my rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def test_a_study_from_a_file_whose_columns_are_guessed(here, monkeypatch, capsys):
+    code, said = expo(monkeypatch, capsys, "init", "study", "data=my rows.jsonl")
+    assert code == 0
+    assert "columns: question=problem, answer=result, solution=cot" in said.out
+    assert "1 (line 5): the answer is a sentence" in " ".join(said.out.split())
+    assert Request("study", "cpu").title == "study-cpu"
+    runs = Request("study/plan.yaml", "cpu").runs()
+    assert [run.arm for run in runs] == ["grpo", "exp_grpo"] * 2
+    assert runs[0].cfg.dataset.path == "my rows.jsonl"
+    assert Request("study", "cpu").folder("outputs").parts[-3:] == ("study", "results", "cpu")
+    assert "expo table study" in (here / "study" / "README.md").read_text()
+
+
+def test_a_pattern_finds_the_answers(here, monkeypatch, capsys):
+    code, said = expo(monkeypatch, capsys, "init", "study", "data=my rows.jsonl", r"answer_pattern=(\d+)")
+    assert code == 0
+    assert "skipped         0" in said.out
+    assert Request("study", "cpu").runs()[0].cfg.dataset.answer_pattern == r"(\d+)"
+    assert OmegaConf.load("study/plan.yaml").scales.gpu1.seeds == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["study"], "data: not given"),
+        (["study", "data=nowhere.jsonl"], "no .jsonl or .parquet file"),
+        (["study", "data=my rows.jsonl", "answer=reslt"], "did you mean answer=result?"),
+        (["study", "other", "data=my rows.jsonl"], "not one folder"),
+        (["study", "data=odd.jsonl"], "which column of odd.jsonl is it? It has a, b; give question=COLUMN"),
+        (["study", "data=empty.jsonl"], "no row with columns"),
+        (["there", "data=my rows.jsonl"], "has a plan.yaml already"),
+    ],
+)
+def test_mistakes_are_told_in_one_line_and_nothing_is_made(here, monkeypatch, capsys, arguments, told):
+    (here / "odd.jsonl").write_text('{"a": 1, "b": 2}\n')
+    (here / "empty.jsonl").write_text("")
+    (here / "there").mkdir()
+    (here / "there" / "plan.yaml").write_text("mine")
+    code, said = expo(monkeypatch, capsys, "init", *arguments)
+    assert code == 2
+    assert told in said.err
+    assert said.err.count("\n") == 1
+    assert not (here / "study").exists()
+    assert (here / "there" / "plan.yaml").read_text() == "mine"
