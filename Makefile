@@ -57,7 +57,7 @@ docs: setup keys ## the documentation as a site, in build/site; a broken link is
 	$(BIN)/sphinx-build -W --keep-going -q -c docs . build/site
 
 keys: setup ## docs/keys.md, from the declarations in expo/config
-	$(BIN)/python -m expo.config.reference > docs/keys.md
+	$(BIN)/python -c "from expo.config.reference import markdown; print(markdown(), end='')" > docs/keys.md
 
 lock: setup ## resolve the newest allowed version of every package again, into constraints.txt
 	$(BIN)/uv pip compile pyproject.toml --upgrade --quiet --universal --python-version 3.11 --no-header --no-annotate \

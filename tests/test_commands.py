@@ -1,12 +1,7 @@
 """`expo demo` and `expo pretrain`, small."""
 
 import json
-import os
-import shutil
 import signal
-import subprocess
-import sys
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -51,23 +46,6 @@ def test_demo_writes_its_summary_curves_and_report(tmp_path, capsys):
     after = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/*/metrics.jsonl")}
     assert before.keys() == after.keys()
     assert not before.items() & after.items()
-
-
-@pytest.mark.runs
-def test_an_installed_wheel_has_the_demos_plan(tmp_path):
-    shutil.copytree(ROOT / "expo", tmp_path / "expo", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(ROOT / "conf", tmp_path / "expo" / "conf")
-    included = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
-    for source, target in included["force-include"].items():
-        if (ROOT / source).is_file():
-            (tmp_path / target).parent.mkdir(parents=True)
-            shutil.copy(ROOT / source, tmp_path / target)
-    script = "from expo.tables.request import Request; print(len(Request('demo', 'cpu').runs()))"
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.stdout == "3\n", done.stderr
 
 
 def test_what_pretrain_of_0_1_began_goes_on(tmp_path):

@@ -183,7 +183,3 @@ def _table(rows: list[Row], node: type, group: str) -> list[str]:
         cells = (f"`{key}`", f"`{default}`" if default else "(empty)", allowed or type_name, told)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return [*lines, ""]
-
-
-if __name__ == "__main__":
-    print(markdown(), end="")
