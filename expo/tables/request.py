@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -93,6 +94,14 @@ class Request:
         """Return where this table's results go."""
         changed = Path(output_dir, "sweeps", f"{self.name}-{self.scale_name}", self.variant)
         return self.results or (changed if self.variant else self.committed)
+
+    @property
+    def report_command(self) -> str:
+        """Return the line that makes a page about this table."""
+        options = [f"scale={self.scale_name}"] if self.scale_name != "cpu" else []
+        options += [f"seeds={len(self.seeds)}"] if self.seeds is not None else []
+        options += [f"results={self.results}"] if self.results else []
+        return shlex.join(["expo", "report", self.name, *options, *self.overrides])
 
     def new_sweep(self, output_dir: str) -> Path:
         """Return a folder for this sweep's own jobs and logs: two sweeps of one table may be under way."""
