@@ -19,7 +19,7 @@ from expo.report.settings import data_sentences, differing
 from expo.report.solving import read_solving
 from expo.runs.arms import arm_names, settings_in, settings_of
 from expo.runs.reading import final_rows, read_lines, read_rows, read_summary, samples_of
-from expo.tables.plan import Plan, known_tables, load_plan
+from expo.tables.plan import Plan, PlannedRun, known_tables, load_plan
 from expo.tables.render import made_by, rows_of
 from expo.tables.request import Request
 
@@ -157,16 +157,18 @@ def _planned(request: Request, labels: Mapping[str, str]) -> Table | None:
 def _directories(request: Request, record: Mapping[str, Any]) -> dict[str, Path]:
     """Return the directory of the first finished run of each arm; {} where the runs are not here."""
     found: dict[str, Path] = {}
+    planned: list[PlannedRun] = []
     told = _made_with(record)
     given = {o.partition("=")[0] for o in request.overrides}
     more = [o for o in told if o.startswith("output_dir=") and "output_dir" not in given]
     with suppress(
         UserError, HydraException, OmegaConfBaseException
     ):  # a page about kept results needs nothing that its runs would need to be made
-        for run in replace(request, overrides=[*request.overrides, *more]).runs():
-            if run.command == "train" and run.arm in record["arms"] and read_summary(run.dir).get("status") == "done":
-                found.setdefault(run.arm, run.dir)
-    if not found and "output_dir" in given:
+        planned = replace(request, overrides=[*request.overrides, *more]).runs()
+    for run in planned:
+        if run.command == "train" and run.arm in record["arms"] and read_summary(run.dir).get("status") == "done":
+            found.setdefault(run.arm, run.dir)
+    if not found and "output_dir" in given and any(run.command == "train" for run in planned):
         where = [o for o in request.overrides if o.startswith("output_dir=")][-1]
         print(
             f"expo: {where}: no finished run of {request.name} there; the page goes without its steps", file=sys.stderr
@@ -207,7 +209,7 @@ def read_runs(directories: list[Path]) -> tuple[Page, list[RunData]]:
     commits = ", ".join(sorted({str(run.summary["git"]) for run in runs}))
     made = f"pass@k of the last evaluation in percent, with 95 % intervals over problems. Commit {commits}, {runs[0].summary['device']}."
     title = f"{', '.join(dict.fromkeys(run.arm for run in runs))} on {', '.join(dict.fromkeys(data))}"
-    arms = {name: own for name, own in reversed(list(zip(names, settings, strict=True)))}  # of each arm's first run
+    arms = dict(reversed(list(zip(names, settings, strict=True))))  # of each arm's first run
     arms = {name: arms[name] for name in dict.fromkeys(names)}
     firsts = dict(reversed(list(zip(names, directories, strict=True))))
     page = Page(

@@ -101,7 +101,7 @@ class Bars:
     def _bar(axis: Axes, plan: Plan, arm: str, place: float, arms: int, height: float, named: bool) -> None:
         label = plan.arms[arm].label if named else None
         look = looks(plan.arms)[arm]
-        hatched = {"hatch": "///", "edgecolor": "white", "linewidth": 0} if look.dash else {}
+        hatched: dict[str, Any] = {"hatch": "///", "edgecolor": "white", "linewidth": 0} if look.dash else {}
         axis.bar(place, height, width=0.8 / arms, color=look.colour, label=label, **hatched)
 
 
