@@ -232,7 +232,7 @@ def test_problems_that_got_solved_come_first_and_the_hardest_of_them(tmp_path):
     kept(a, "eval", 5, {"1x": [RIGHT] * 4, "1y": [RIGHT] * 4, "2x": [WRONG] * 3 + [RIGHT], "3x": [WRONG] * 4})
     kept(b, "eval", 5, {"1x": [WRONG] * 4, "1y": [RIGHT] * 4, "2x": [WRONG] * 4, "3x": [WRONG] * 4})
     kept(a, "train", 2, {"1t": [WRONG, RIGHT], "1u": [WRONG]}, positive="because")
-    kept(a, "train", 5, {"1t": [RIGHT, RIGHT]}, positive=None)
+    kept(a, "train", 5, {"1t": [RIGHT, RIGHT]}, positive=None, hinted=True)
     solving = read_solving({"A": a, "B": b})
     problems = solving.data["problems"]
     assert [p["question"].split()[1] for p in problems] == ["2x", "1x", "3x", "1y", "1t"]  # 1u was met only once
@@ -246,6 +246,7 @@ def test_problems_that_got_solved_come_first_and_the_hardest_of_them(tmp_path):
         "because",
         None,
     ]
+    assert [p[4] for p in problems[4]["arms"]["A"]] == [[WRONG, RIGHT], ["correct with a hint"] * 2]
     assert "4 of 4 problems held out and 1 of 2 problems trained on" in solving.told
     assert read_solving({"B": tmp_path / "none"}) is None
 

@@ -149,6 +149,9 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(small, tmp_path, capsys)
     record = json.loads(next(tmp_path.glob("out/sweeps/small-cpu/*/results/table.json")).read_text())
     assert [record["arms"][key]["runs"] for key in ("grpo", "exp")] == [0, 1]
     assert record["device"].endswith("1 threads")  # the runs', and not of who renders
+    line = next(line for line in said.out.splitlines() if "expo report" in line)
+    assert command.main([*shlex.split(line)[6:], f"output={tmp_path / 'page.html'}"]) == 0
+    assert "0 (few)" in (tmp_path / "page.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,7 @@ class _Part:
                 positive = own[0].get("positive")
                 shown = _some(own)
                 places = [texts.setdefault(_clip(row["completion"]), len(texts)) for row in shown]
-                verdicts = [row["verdict"] for row in shown]
+                verdicts = [row["verdict"] + (" with a hint" if row.get("hinted") else "") for row in shown]
                 taught = None if positive is None else texts.setdefault(_clip(positive), len(texts))
                 arms.setdefault(arm, []).append([step, right, total, places, verdicts, taught])
         done, by = self.done(problem)
