@@ -61,6 +61,12 @@ def test_a_run_is_shown_with_curves_samples_counts_and_cost(directory, capsys):
 
 
 @pytest.mark.runs
+def test_run_directories_take_no_options_of_a_table(directory):
+    with pytest.raises(UserError, match="scale=cpu: only a table takes it"):
+        command.main([str(directory), "scale=cpu"])
+
+
+@pytest.mark.runs
 def test_the_log_probabilities_are_those_of_the_policy_after_the_step(directory):
     import pyarrow.parquet
     import torch
@@ -128,7 +134,7 @@ def test_text_of_a_model_is_text_on_the_page(tmp_path):
 def test_what_cannot_be_reported_on_is_one_line(tmp_path):
     for arguments, said in (
         (["nope"], "nope: no run directory and no table"),
-        ([str(tmp_path), "colour=red"], "colour=red"),
+        (["nope", "output_dir=x"], "nope: no run directory and no table"),
         (["output=x.html"], "nothing to report on"),
         (["table3_levels", "dry_run=true"], "dry_run: a report makes no runs"),
         (["table3_levels", "seeds=2", "output_dir=nowhere"], "expo table table3_levels seeds=2 output_dir=nowhere"),

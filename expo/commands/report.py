@@ -45,9 +45,9 @@ def main(arguments: list[str]) -> int:
         parts = filter(None, (subjects[0], request.scale_name, request.variant))
         default = request.results or Path("outputs", "reports", "-".join(parts))
     else:
+        page, runs = read_runs([Path(s) for s in subjects])
         if options:
             raise UserError(f"{options[0]}: only a table takes it; of run directories, give output=… alone")
-        page, runs = read_runs([Path(s) for s in subjects])
         default = Path(subjects[0])
     output = Path(given["output"] or (default / "report.html" if default.is_dir() else f"{default}.html"))
     make_folder(output.parent, "output")
