@@ -15,4 +15,6 @@ include_patterns = [
 myst_heading_anchors = 3
 html_theme = "furo"
 html_title = "expo"
+html_static_path = ["_static"]
+html_css_files = ["expo.css"]
 suppress_warnings = ["myst.header"]  # a table.md, which other pages may include, begins at the second level

@@ -19,7 +19,7 @@ expo: teach a language model problems that it cannot solve at all, by letting it
   expo demo      [seeds=3]                                  GRPO, GRPO SFT-GT-CoT and ExP-GRPO on ladder level 5, with a report
   expo init      FOLDER data=mine.jsonl                     a study of your own: a plan, its data checked, and what to run
   expo table     NAME [scale=cpu] [seeds=N] [dry_run=true]  make what is missing of a table of experiments/, and render it
-  expo report    RUN_DIRECTORY... | TABLE                   one self-contained HTML page: table, curves, samples, cost
+  expo report    RUN_DIRECTORY... | TABLE [output_dir=...]  one self-contained HTML page: table, curves, problems over training, cost
   expo runs      [FILTER...] | show | diff | rm | gc        every run: its state, result, and in what it differs from another
   expo doctor                                               what is installed, what would work, and how to mend the rest
   expo bench                                                time and memory of the parts of the demo's step

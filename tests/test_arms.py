@@ -2,6 +2,8 @@
 
 import json
 
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from conftest import compose_config
 from omegaconf import OmegaConf
@@ -78,6 +80,22 @@ def test_a_checkpoint_scored_on_another_part_of_its_file_is_said(tmp_path, math_
     warn_of_other_settings(compose_config(*data, final))
     assert "may have been trained on" in caplog.text
     assert "dataset.eval_limit=500 (the run: 5)" in caplog.text
+
+
+@pytest.mark.filterwarnings("error")
+def test_evaluations_of_different_parts_are_different_arms(tmp_path):
+    for part in ("held_out", "train"):
+        (tmp_path / part / "completions").mkdir(parents=True)
+        OmegaConf.save(OmegaConf.structured(compose_config("debug=tiny")), tmp_path / part / "config.yaml")
+        summary = {"name": "base", "arm": "x", "seed": 0, "status": "done", "metrics": {}, "git": "", "device": ""}
+        (tmp_path / part / "summary.json").write_text(json.dumps(summary | {"part": part}))
+        rows = [{"problem": part, "level": 1, "verdict": "correct", "sample": 0}]
+        pa.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / part / "completions" / "eval.parquet")
+    directories = [tmp_path / "held_out", tmp_path / "train"]
+    page, runs = report.read_runs(directories)
+    assert [run.arm for run in runs] == ["base, part=held_out", "base, part=train"]
+    assert page.differs == (["setting", *(run.arm for run in runs)], [["dataset.part", "held_out", "train"]])
+    assert report.main([*map(str, directories), f"output={tmp_path / 'page.html'}"]) == 0
 
 
 @pytest.mark.runs

@@ -39,6 +39,12 @@ def test_interval_covers_the_mean_and_narrows_with_problems():
     assert interval(np.zeros(9)) == (0.0, 0.0)
 
 
+@pytest.mark.filterwarnings("error")
+def test_interval_of_seeds_with_other_problems_is_one_and_no_warning():
+    low, high = interval(np.array([[0.0, np.nan], [np.nan, 1.0]]))  # a draw of (seed 0, problem 1) has no value at all
+    assert (low, high) == (0.0, 1.0)
+
+
 def test_interval_over_seeds_is_wider_where_seeds_differ():
     agree, differ = np.full((3, 50), 0.5), np.array([[0.0], [0.5], [1.0]]) * np.ones((3, 50))
     assert interval(agree) == (0.5, 0.5)

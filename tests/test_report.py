@@ -1,8 +1,14 @@
 """The HTML page: what it shows of runs, and that it needs nothing but itself."""
 
+import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
+import matplotlib.colors
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from conftest import compose_config
 from test_train import run
@@ -12,7 +18,12 @@ from expo.commands import report as command
 from expo.config import UserError
 from expo.report import charts
 from expo.report.page import Page, RunData, write
+from expo.report.settings import data_sentences, differing
+from expo.report.solving import CLIPPED, HELD_OUT, SHOWN, STEPS, read_solving
 from expo.runs.reading import samples_of
+from expo.tables.figures import Bars
+from expo.tables.looks import COLOURS, looks
+from expo.tables.plan import EXPERIMENTS, load_plan
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +33,11 @@ def directory(tmp_path_factory) -> Path:
     return made
 
 
+def plain(html: str) -> str:
+    """Return a page without the places where its long names may break."""
+    return html.replace("<wbr>", "")
+
+
 @pytest.mark.runs
 def test_a_run_is_shown_with_curves_samples_counts_and_cost(directory, capsys):
     assert command.main([str(directory)]) == 0
@@ -29,6 +45,7 @@ def test_a_run_is_shown_with_curves_samples_counts_and_cost(directory, capsys):
     html = (directory / "report.html").read_text()
     assert not re.search(r"""(src|href)=["']?(?!data:)""", html)  # nothing from outside
     for heading in (
+        "How problems got solved",
         "By level",
         "Curves",
         "What was learned from",
@@ -36,10 +53,17 @@ def test_a_run_is_shown_with_curves_samples_counts_and_cost(directory, capsys):
         "Cost",
         "pass@4",
         "time/update_s",
+        "Data: ladder_level5",
     ):
-        assert heading in html
+        assert heading in plain(html)
     assert html.count('<span class="t') > 6 + 10  # the legend's, and tokens coloured by log-probability
     assert re.search(r'title="log π = -?\d+\.\d\d"', html)
+
+
+@pytest.mark.runs
+def test_run_directories_take_no_options_of_a_table(directory):
+    with pytest.raises(UserError, match="scale=cpu: only a table takes it"):
+        command.main([str(directory), "scale=cpu"])
 
 
 @pytest.mark.runs
@@ -69,7 +93,7 @@ def test_each_filter_that_rejected_something_is_counted(tmp_path):
     line = {"step": 1, "pass@4": 0.5, "positive/filtered_frac": 0.25, "positive/filtered_wrong_frac": 0.25}
     data = RunData("a", 0, {"wall_s": 1.0}, [line | {"positive/filtered_leak_frac": 0.0}], [], [])
     write(Page("t", "", ["arm"], [["a"]]), [data], tmp_path / "page.html")
-    html = (tmp_path / "page.html").read_text()
+    html = plain((tmp_path / "page.html").read_text())
     assert "<th>positive/filtered_frac</th><th>positive/filtered_wrong_frac</th>" in html
     assert "filtered_leak_frac" not in html
 
@@ -110,8 +134,11 @@ def test_text_of_a_model_is_text_on_the_page(tmp_path):
 def test_what_cannot_be_reported_on_is_one_line(tmp_path):
     for arguments, said in (
         (["nope"], "nope: no run directory and no table"),
-        ([str(tmp_path), "colour=red"], "colour=red"),
+        (["nope", "output_dir=x"], "nope: no run directory and no table"),
         (["output=x.html"], "nothing to report on"),
+        (["table3_levels", "dry_run=true"], "dry_run: a report makes no runs"),
+        (["table3_levels", "seeds=2", "output_dir=nowhere"], "expo table table3_levels seeds=2 output_dir=nowhere"),
+        (["table3_levels", "scale=huge"], "scale=huge"),
     ):
         with pytest.raises(UserError, match=said):
             command.main(arguments)
@@ -125,7 +152,153 @@ def test_ticks_and_places_by_hand():
     frame = charts.Frame((0, 10), (0, 1))
     assert frame.at(0, 0) == f"{charts.LEFT:.1f},{charts.HEIGHT - charts.BOTTOM:.1f}"
     assert frame.at(10, 1) == f"{charts.WIDTH - charts.RIGHT:.1f},{charts.TOP:.1f}"
-    assert charts.lines("x", {"a": [[]]}, {"a": "#000"}, unit=True) is None
-    svg = charts.lines("x", {"a": [[(0, 0.0), (10, 1.0)], [(0, 1.0), (10, 1.0)]]}, {"a": "#000"}, unit=True)
+    look = looks(["a"])
+    assert charts.lines("x", "y", {"a": [[]]}, look, share=True) is None
+    svg = charts.lines("x", "height (m)", {"a": [[(0, 0.0), (10, 1.0)], [(0, 1.0), (10, 1.0)]]}, look, share=True)
     assert f'points="{frame.at(0, 0.5)} {frame.at(10, 1.0)}"' in svg  # the mean of the two runs
     assert "<polygon" in svg
+    assert ">step<" in svg
+    assert ">height (m)<" in svg
+    svg = charts.bars("x", "level", "pass@4 (percent)", {"L1": {"a": (1.0, 0.5, 2.0)}}, look)
+    assert ">level<" in svg
+    assert ">pass@4 (percent)<" in svg
+
+
+def test_more_arms_than_colours_look_different_all_the_same():
+    many = looks(f"arm {i}" for i in range(3 * len(COLOURS)))
+    assert len(set(many.values())) == len(many)
+
+
+def test_an_arm_has_one_colour_on_the_page_and_in_the_figures(tmp_path):
+    record = json.loads((EXPERIMENTS / "rivals" / "results" / "cpu" / "table.json").read_text())
+    plan = load_plan("rivals", "cpu")
+    axis = Bars(panels=[["pass@4"]]).draw(plan, record, []).axes[0]
+    drawn = {bars.get_label(): bars[0] for bars in axis.containers if hasattr(bars, "patches")}
+    colours = {label: matplotlib.colors.to_hex(bar.get_facecolor()) for label, bar in drawn.items()}
+    assert colours == {arm.label: looks(plan.arms)[key].colour for key, arm in plan.arms.items()}
+    assert [bar.get_hatch() is not None for bar in drawn.values()] == [i >= len(COLOURS) for i in range(len(plan.arms))]
+    # Three of table3's arms share one run: the page has fewer arms with runs than the figures have.
+    plan = load_plan("table3_levels", "cpu")
+    assert command.main(["table3_levels", f"output={tmp_path / 'page.html'}"]) == 0
+    html = (tmp_path / "page.html").read_text()
+    for key in ("grpo", "exp_grpo"):
+        colour = looks(plan.arms)[key].colour
+        assert re.search(rf'<line[^>]* stroke="{colour}" [^>]*/></svg>{plan.arms[key].label}</li>', html)
+        assert re.search(rf'<polyline [^>]* stroke="{colour}"', html)
+
+
+def test_a_table_names_its_data_and_what_its_arms_differ_in(tmp_path):
+    assert command.main(["table3_levels", f"output={tmp_path / 'page.html'}"]) == 0
+    html = (tmp_path / "page.html").read_text()
+    assert "Data: ladder (generated" in html
+    assert "Model: ladder." in html
+    text = plain(html)
+    assert '<td class="value">command</td><td class="value">expo evaluate</td><td class="value">expo train</td>' in text
+    assert '<td class="value">positives.weight</td>' in text
+    assert command.main(["fig1_hard_levels", f"output={tmp_path / 'page.html'}"]) == 0  # whose runs are another table's
+    html = plain((tmp_path / "page.html").read_text())
+    assert "algorithm=grpo_sft_gt_cot" in html
+    assert "settings in which" not in html
+
+
+def test_data_and_differences_by_hand():
+    file = {"dataset.name": "mine", "dataset.path": "a/mine.jsonl", "dataset.eval_limit": 50, "model.path": "m"}
+    hub = {"dataset.name": "math", "dataset.hub_id": "x/math", "dataset.hub_configs": ["algebra"], "model.path": "m"}
+    hub |= {"dataset.split": "train", "dataset.eval_split": "test", "dataset.levels": [4, 5], "k": [1, 4]}
+    assert data_sentences({"a": file, "b": dict(file)}) == [
+        "Data: mine (a/mine.jsonl, up to 50 problems of it held out for evaluation). Model: m."
+    ]
+    assert data_sentences({"a": file | {"dataset.eval_path": "b.jsonl", "dataset.part": "train"}, "b": hub}) == [
+        "a: Data: mine (a/mine.jsonl, evaluated on b.jsonl, part train). Model: m.",
+        "b: Data: math (x/math (algebra) on the hub, split train, evaluated on its split test, levels [4, 5]). Model: m.",
+    ]
+    assert differing({"a": file, "b": dict(file)}) is None
+    heads, rows = differing({"a": {"x": None, "y": [1], "z": 0.5}, "b": {"x": False, "y": [1]}})
+    assert heads == ["setting", "a", "b"]
+    assert rows == [["x", "null", "false"], ["z", "0.5", "–"]]
+
+
+def kept(directory: Path, kind: str, step: int, verdicts: dict[str, list[str]], text: str = "so", **more) -> None:
+    """Write the completions of a step: verdicts by problem."""
+    rows = [
+        {"problem": p, "question": f"question {p}", "answer": "1", "level": int(p[0]), "verdict": v, "completion": text}
+        | more
+        for p, own in verdicts.items()
+        for v in own
+    ]
+    (directory / "completions").mkdir(parents=True, exist_ok=True)
+    pa.parquet.write_table(pa.Table.from_pylist(rows), directory / "completions" / f"{kind}-step{step:06d}.parquet")
+
+
+RIGHT, WRONG = "correct", "incorrect"
+
+
+def test_problems_that_got_solved_come_first_and_the_hardest_of_them(tmp_path):
+    a, b = tmp_path / "a", tmp_path / "b"
+    for directory in (a, b):
+        kept(directory, "eval", 0, {"1x": [WRONG] * 4, "1y": [RIGHT] * 4, "2x": [WRONG] * 4, "3x": [WRONG] * 4})
+    kept(a, "eval", 5, {"1x": [RIGHT] * 4, "1y": [RIGHT] * 4, "2x": [WRONG] * 3 + [RIGHT], "3x": [WRONG] * 4})
+    kept(b, "eval", 5, {"1x": [WRONG] * 4, "1y": [RIGHT] * 4, "2x": [WRONG] * 4, "3x": [WRONG] * 4})
+    kept(a, "train", 2, {"1t": [WRONG, RIGHT], "1u": [WRONG]}, positive="because")
+    kept(a, "train", 5, {"1t": [RIGHT, RIGHT]}, positive=None, hinted=True)
+    solving = read_solving({"A": a, "B": b})
+    problems = solving.data["problems"]
+    assert [p["question"].split()[1] for p in problems] == ["2x", "1x", "3x", "1y", "1t"]  # 1u was met only once
+    assert problems[0]["label"] == "level 2, held out, solved (A)"
+    step, right, total, places, verdicts, positive = problems[0]["arms"]["A"][1]
+    assert (step, right, total, positive) == (5, 1, 4, None)
+    assert RIGHT in verdicts  # though it is the last of four
+    assert len(places) == len(verdicts) == SHOWN
+    assert [point[:3] for point in problems[0]["arms"]["B"]] == [[0, 0, 4], [5, 0, 4]]
+    assert [solving.data["texts"][p[5]] if p[5] is not None else None for p in problems[4]["arms"]["A"]] == [
+        "because",
+        None,
+    ]
+    assert [p[4] for p in problems[4]["arms"]["A"]] == [[WRONG, RIGHT], ["correct with a hint"] * 2]
+    assert "4 of 4 problems held out and 1 of 2 problems trained on" in solving.told
+    assert read_solving({"B": tmp_path / "none"}) is None
+
+
+def test_what_the_slider_shows_is_limited_and_says_so(tmp_path):
+    for step in range(40):
+        verdicts = {f"1{i:02d}": [WRONG if step < 20 else RIGHT] for i in range(HELD_OUT + 5)}
+        kept(tmp_path, "eval", step, verdicts, text="long " * CLIPPED)
+    solving = read_solving({"A": tmp_path})
+    assert len(solving.data["problems"]) == HELD_OUT
+    steps = [point[0] for point in solving.data["problems"][0]["arms"]["A"]]
+    assert (len(steps), steps[0], steps[-1]) == (STEPS, 0, 39)
+    assert len(solving.data["texts"]) == 1
+    assert len(solving.data["texts"][0]) < CLIPPED + 10
+    for said in (f"{HELD_OUT} of {HELD_OUT + 5} problems", f"At most {STEPS} steps", "the middle is left out"):
+        assert said in solving.told
+
+
+HOSTILE = "</script><script>document.title = 'taken'</script><!--"
+
+
+def hostile_page(tmp_path: Path) -> Path:
+    for step in (0, 5):
+        kept(tmp_path, "eval", step, {"1x": [RIGHT if step else WRONG]}, text=HOSTILE)
+    page = Page("t", "", ["arm"], [["a"]], solving=read_solving({HOSTILE: tmp_path}))
+    write(page, [], tmp_path / "page.html")
+    return tmp_path / "page.html"
+
+
+def test_no_text_leads_out_of_the_sliders_data(tmp_path):
+    html = hostile_page(tmp_path).read_text()
+    data = re.search('<script type="application/json" id="solving-data">(.*?)</script>', html, re.DOTALL)[1]
+    assert "<" not in data
+    assert json.loads(data)["texts"] == [HOSTILE]
+    assert html.count("</script>") == 2
+    assert "innerHTML" not in html
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")
+def test_the_slider_shows_the_first_step_and_texts_as_text(tmp_path):
+    page = hostile_page(tmp_path)
+    line = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    dom = subprocess.run([*line, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120).stdout
+    assert "<title>t</title>" in dom
+    assert "0 of 1 right at step 0" in dom
+    assert '<output id="at" for="step problem">0 of 5</output>' in dom
+    assert f'<pre class="">{HOSTILE.replace("<", "&lt;").replace(">", "&gt;")}</pre>' in dom

@@ -2,6 +2,8 @@
 
 import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -67,6 +69,7 @@ def test_a_table_is_made_once_and_rendered_beside_the_paper(small, tmp_path, cap
     assert "4 runs, 4 to do, 2 at a time, time unknown" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
     assert table.main(arguments) == 0
+    printed = [line_printed(capsys)]
     record = json.loads((small / "results" / "cpu" / "table.json").read_text())
     assert {key: arm["runs"] for key, arm in record["arms"].items()} == {"grpo": 2, "exp": 2}
     assert record["arms"]["exp"]["columns"]["pass@4/level5"]["seeds"] == [0.0, 0.0]
@@ -84,6 +87,7 @@ def test_a_table_is_made_once_and_rendered_beside_the_paper(small, tmp_path, cap
     assert "<h1>Small</h1>" in html
     assert html.count("<polyline") >= 2 * 3  # both arms in every chart
     assert "paper: MATH" in html
+    assert "How problems got solved" in html  # the runs are where the table was told to make them
     kept = json.loads((results / "runs.json").read_text())
     assert [(run["arm"], run["seed"]) for run in kept] == [("grpo", 0), ("exp", 0), ("grpo", 1), ("exp", 1)]
     assert {run["summary"]["status"] for run in kept} == {"done"}
@@ -108,6 +112,31 @@ def test_a_table_is_made_once_and_rendered_beside_the_paper(small, tmp_path, cap
     assert "time unknown" in capsys.readouterr().out
     assert table.main(arguments) == 0
     assert [p.stat().st_mtime_ns for p in sorted((tmp_path / "out").glob("ladder_level5/*/summary.json"))] == written
+    capsys.readouterr()
+    for more in (["seeds=1"], ["seeds=2", f"results={tmp_path / 'kept here'}"]):
+        assert table.main([*arguments, *more]) == 0
+        printed.append(line_printed(capsys))
+    assert printed[0] == ["small", arguments[1]]
+    for line, runs in zip(printed, (4, 2, 4), strict=True):
+        page = tmp_path / "page.html"
+        assert command.main([*line, f"output={page}"]) == 0
+        assert f"({page.stat().st_size / 1024:.0f} KiB, {runs} runs)" in capsys.readouterr().out
+        assert "How problems got solved" in page.read_text()
+    folder = str(tmp_path / "kept here")  # which knows by which command it was made
+    assert command.main([folder]) == 0
+    assert "How problems got solved" in (tmp_path / "kept here" / "report.html").read_text()
+    shutil.rmtree(tmp_path / "out")
+    capsys.readouterr()
+    assert command.main([*printed[0], f"output={page}"]) == 0
+    assert "no finished run of small there" in capsys.readouterr().err
+    assert "How problems got solved" not in page.read_text()
+
+
+def line_printed(capsys) -> list[str]:
+    """Return the arguments of the report that a table's last line names."""
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "expo report" in line)
+    assert line.startswith("a page about it: expo report ")
+    return shlex.split(line)[6:]
 
 
 @pytest.mark.slow
@@ -120,6 +149,9 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(small, tmp_path, capsys)
     record = json.loads(next(tmp_path.glob("out/sweeps/small-cpu/*/results/table.json")).read_text())
     assert [record["arms"][key]["runs"] for key in ("grpo", "exp")] == [0, 1]
     assert record["device"].endswith("1 threads")  # the runs', and not of who renders
+    line = next(line for line in said.out.splitlines() if "expo report" in line)
+    assert command.main([*shlex.split(line)[6:], f"output={tmp_path / 'page.html'}"]) == 0
+    assert "0 (few)" in (tmp_path / "page.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,9 @@ from rich.table import Table
 from expo.config import make_folder, take_options
 from expo.data.ladder import FAMILIARITY
 from expo.report import page as report
+from expo.report.settings import data_sentences, differing
+from expo.report.solving import read_solving
+from expo.runs.arms import settings_of
 from expo.runs.directory import device_name
 from expo.runs.reading import final_rows, read_curve, read_lines, read_summary, samples_of
 from expo.tables.aggregate import aggregate
@@ -56,7 +59,7 @@ def main(arguments: list[str]) -> int:
     }
     (output / "summary.json").write_text(json.dumps(summary, indent=1))
     draw("demo", request.plan, record, runs, output)
-    report.write(page(request.plan, summary), run_data(request.plan, runs), output / "report.html")
+    report.write(page(request.plan, summary, runs), run_data(request.plan, runs), output / "report.html")
     show(request.plan, summary, output)
     return 0
 
@@ -82,7 +85,7 @@ def summarize(plan: Plan, record: Mapping[str, Any], runs: Sequence[PlannedRun])
     }
 
 
-def page(plan: Plan, summary: dict[str, Any]) -> report.Page:
+def page(plan: Plan, summary: dict[str, Any], runs: Sequence[PlannedRun]) -> report.Page:
     """Return the head of the demo's report."""
     made = (
         f"{summary['command']} · commit {', '.join(summary['commits'])} · {summary['device']} · {summary['date']} · "
@@ -94,7 +97,20 @@ def page(plan: Plan, summary: dict[str, Any]) -> report.Page:
         "nothing to learn from. ExP-GRPO adds the policy's own explanation of the known answer. The ladder is a small model "
         "of the situation, not evidence about large models."
     )
-    return report.Page("Learning what cannot be solved", made, ["arm", *plan.columns], rows_of(plan, summary), [note])
+    labels = [arm.label for arm in plan.arms.values()]
+    firsts = {plan.arms[arm].label: next(run.dir for run in runs if run.arm == arm) for arm in reversed(plan.arms)}
+    settings = {label: settings_of(directory) for label, directory in firsts.items()}
+    return report.Page(
+        "Learning what cannot be solved",
+        made,
+        ["arm", *plan.columns],
+        rows_of(plan, summary),
+        [note],
+        arms=labels,
+        data=data_sentences(settings),
+        differs=differing(settings),
+        solving=read_solving(firsts),
+    )
 
 
 def run_data(plan: Plan, runs: Sequence[PlannedRun]) -> list[report.RunData]:

@@ -30,13 +30,12 @@ from expo.runs.tracking import log_measured, wandb_loggers
 from expo.step.experience import Tools
 from expo.step.positives.properties import Scorer
 from expo.step.problems import within_length
+from expo.tables.looks import looks
 from expo.tables.render import wide_console
 from expo.verifier.pool import Verifier
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-
-COLOURS = {"own": "#5b6472", "expert": "#d1781a", "self_explanation": "#0b7a75", "wrong_answer": "#a8324a"}
 
 
 def diagnose(cfg: Config) -> int:
@@ -125,7 +124,7 @@ def save_figure(rows: Rows, path: Path) -> None:
         found = {kind: cell(rows, kind, None, column) for kind in KINDS}
         shown = {kind: value for kind, value in found.items() if value is not None}
         for i, (kind, (mean, low, high)) in enumerate(shown.items()):
-            axis.bar(i, mean, color=COLOURS[kind], width=0.65)
+            axis.bar(i, mean, color=looks(KINDS)[kind].colour, width=0.65)
             axis.errorbar(i, mean, [[mean - low], [high - mean]], color="black", capsize=3, linewidth=1)
         axis.set_xticks(range(len(shown)), [KINDS[kind].replace("-answer ", "-answer\n") for kind in shown], fontsize=8)
         axis.set_title(titles[column], fontsize=10)

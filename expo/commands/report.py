@@ -1,19 +1,31 @@
 """`expo report`: a page about runs, or about a table of experiments/."""
 
 import json
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
 from expo.config import UserError, make_folder, take_options
-from expo.report.page import Page, RunData, write
-from expo.runs.arms import arm_names, settings_of
+from expo.report.page import Page, RunData, Table, write
+from expo.report.settings import data_sentences, differing
+from expo.report.solving import read_solving
+from expo.runs.arms import arm_names, settings_in, settings_of
 from expo.runs.reading import final_rows, read_lines, read_rows, read_summary, samples_of
-from expo.tables.plan import known_tables, load_plan, plan_file, results_folder, table_name
+from expo.tables.plan import Plan, PlannedRun, known_tables, load_plan, plan_file
 from expo.tables.render import made_by, rows_of
+from expo.tables.request import Request
 
 USAGE = (
-    "usage: expo report RUN_DIRECTORY... | TABLE | RESULTS_FOLDER  [scale=cpu] [output=report.html]; "
-    "a table is a name in experiments/ with results, as expo table leaves them"
+    "usage: expo report RUN_DIRECTORY... | TABLE [OPTIONS OF expo table] | RESULTS_FOLDER  [output=report.html]; "
+    "a table is a name in experiments/ with results, as expo table leaves them; output_dir=FOLDER is where its runs are"
 )
 
 
@@ -22,82 +34,149 @@ def main(arguments: list[str]) -> int:
     if not arguments or {"-h", "--help"} & set(arguments):
         print(USAGE)
         return 0
-    options, subjects = take_options(arguments, scale="cpu", output="")
-    if unknown := [s for s in subjects if "=" in s]:
-        raise UserError(f"{unknown[0]}: no such option; use scale=… or output=…")
+    given, rest = take_options(arguments, output="")
+    subjects, options = [s for s in rest if "=" not in s], [s for s in rest if "=" in s]
     if not subjects:
         raise UserError(f"report: nothing to report on; {USAGE}")
-    output = Path(options["output"] or default_output(subjects, options["scale"]))
-    if (folder := table_folder(subjects[0], options["scale"])) is not None:
+    if (request := table_request(subjects[0], options)) is not None:
         if len(subjects) > 1:
             raise UserError(f"{subjects[1]}: one table per page; leave it out, or give run directories only")
-        page, runs = read_table(folder)
+        page, runs = read_table(request, options)
+        parts = filter(None, (request.title, request.variant))
+        default = request.results or Path("outputs", "reports", "-".join(parts))
     else:
         page, runs = read_runs([Path(s) for s in subjects])
+        if options:
+            raise UserError(f"{options[0]}: only a table takes it; of run directories, give output=… alone")
+        default = Path(subjects[0])
+    output = Path(given["output"] or (default / "report.html" if default.is_dir() else f"{default}.html"))
     make_folder(output.parent, "output")
     write(page, runs, output)
     print(f"report: {output} ({output.stat().st_size / 1024:.0f} KiB, {len(runs)} runs)")
     return 0
 
 
-def table_folder(subject: str, scale: str) -> Path | None:
-    """Return the results that a subject names; None where it is no table. Raises UserError for a table that has none."""
-    if Path(subject, "table.json").is_file():
-        return Path(subject)
+def table_request(subject: str, options: Sequence[str]) -> Request | None:
+    """Return what `expo table` would make of a table's name and options; None where the subject is no table.
+
+    A folder with results is the table that they are of, made by the command that is kept with them.
+    """
+    record = Path(subject, "table.json")
+    if record.is_file():
+        made = json.loads(record.read_text())
+        request = Request.parse([plan_of(Path(subject), made), *_made_with(made), *options])
+        return replace(request, results=Path(subject))
     if not plan_file(subject).is_file() or Path(subject, "summary.json").is_file():
         return None
-    folder = results_folder(subject, scale)
-    if not (folder / "table.json").is_file():
-        raise UserError(f"{subject}: no results at scale={scale}; make them with expo table {subject} scale={scale}")
-    return folder
+    if any(o.startswith("dry_run=") for o in options):
+        raise UserError("dry_run: a report makes no runs; leave it out")
+    return Request.parse([subject, *options])
 
 
-def plan_of(folder: Path, record: dict[str, Any]) -> str:
-    """Return the plan of a table's results: the one beside them, or else what the command named."""
+def plan_of(folder: Path, record: Mapping[str, Any]) -> str:
+    """Return the plan of a table's results: the one beside them, or else the one that the command named."""
     beside = folder.resolve().parents[1] / "plan.yaml"
     return str(beside) if beside.is_file() else str(record.get("plan") or record["name"])
 
 
-def default_output(subjects: list[str], scale: str) -> str:
-    first = Path(subjects[0])
-    return str(
-        first / "report.html"
-        if first.is_dir() and not (first / "plan.yaml").is_file()
-        else Path("outputs", "reports", f"{table_name(subjects[0])}-{scale}.html")
-    )
+def _made_with(record: Mapping[str, Any]) -> list[str]:
+    """Return the options of the command that made a table, but for those that only say how."""
+    command = str(record.get("command", ""))
+    try:
+        words = shlex.split(command)[3:]
+    except ValueError:  # of before 0.3, without quotes
+        words = command.split()[3:]
+    return [w for w in words if "=" in w and not w.startswith(("dry_run=", "results="))]
 
 
-def read_table(folder: Path) -> tuple[Page, list[RunData]]:
-    """Return a table's results, as `expo table` has kept them."""
+def read_table(request: Request, options: Sequence[str] = ()) -> tuple[Page, list[RunData]]:
+    """Return a table's results, as `expo table` has kept them, with its runs' completions where those are at hand.
+
+    Args: options, as the user typed them. Raises UserError for a table that has no results.
+    """
+    folder = request.folder(request.output_dir)
+    if not (folder / "table.json").is_file():
+        line = shlex.join(["expo", "table", request.name, *options])
+        raise UserError(f"{request.name}: no results in {folder}; make them with {line}")
     record = json.loads((folder / "table.json").read_text())
-    name = plan_of(folder, record)
-    plan = load_plan(name)
+    plan = load_plan(request.name)  # with every arm: whether the record has those of its scale is looked at next
     try:
         heads, rows = rows_of(plan, record)
     except KeyError as error:
         raise UserError(
-            f"{folder}: made by another plan (no {error} in it); render it again with expo table {name}"
+            f"{folder}: made by another plan (no {error} in it); render it again with expo table {request.name}"
         ) from error
     tables = {
         part: read_rows(path) if (path := folder / f"{part}.parquet").is_file() else []
         for part in ("metrics", "completions", "samples")
     }
+    labels = {arm: made["label"] for arm, made in record["arms"].items()}
     runs = []
-    kept_runs = folder / "runs.json"  # not there beside a figure that shows another table's runs
-    for kept in json.loads(kept_runs.read_text()) if kept_runs.is_file() else []:
+    path = folder / "runs.json"  # not there beside a figure that shows another table's runs
+    kept_runs = json.loads(path.read_text()) if path.is_file() else []
+    for kept in kept_runs:
         own = {
             part: [row for row in rows if (row["arm"], row["seed"]) == (kept["arm"], kept["seed"])]
             for part, rows in tables.items()
         }
         lines = [json.loads(row["line"]) for row in own["metrics"]]
-        label = record["arms"][kept["arm"]]["label"]
+        label = labels[kept["arm"]]
         runs.append(RunData(label, kept["seed"], kept["summary"], lines, own["completions"], own["samples"]))
-    notes = (
-        []
-        if kept_runs.is_file()
-        else [f"Its runs are those of {plan.extends}: expo report {plan.extends} shows their curves and samples."]
+    notes = []
+    if not path.is_file() and plan.extends:
+        notes = [f"Its runs are those of {plan.extends}: expo report {plan.extends} shows their curves and samples."]
+    settings = {labels[kept["arm"]]: _settings(plan, kept) for kept in reversed(kept_runs)}  # of each arm's first run
+    settings = {label: settings[label] for label in labels.values() if label in settings}
+    directories = _directories(request, record)
+    page = Page(
+        plan.title,
+        made_by(record),
+        heads,
+        rows,
+        notes,
+        sorted(folder.glob("*.png")),
+        list(labels.values()),
+        data_sentences(settings),
+        differing(settings) if settings else _planned(request, labels),
+        read_solving({labels[arm]: directory for arm, directory in directories.items()}),
     )
-    return Page(plan.title, made_by(record), heads, rows, notes, sorted(folder.glob("*.png"))), runs
+    return page, runs
+
+
+def _settings(plan: Plan, kept: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the flat settings of a run that is kept beside a table, and which command made it."""
+    config = OmegaConf.to_container(OmegaConf.create(kept["config"]), resolve=False)
+    return {"command": f"expo {plan.arms[kept['arm']].command.name}", **settings_in(config)}
+
+
+def _planned(request: Request, labels: Mapping[str, str]) -> Table | None:
+    """Return what the plan says about each arm: of runs whose configs are not kept here."""
+    arms = {arm: request.plan.arms[arm] for arm in labels if arm in request.plan.arms}
+    own = {arm: [*conf.overrides, *request.scale.arms.get(arm, [])] for arm, conf in arms.items()}
+    rows = [[labels[arm], f"expo {conf.command.name}", " ".join(own[arm])] for arm, conf in arms.items()]
+    return (["arm", "command", "overrides"], rows) if rows else None
+
+
+def _directories(request: Request, record: Mapping[str, Any]) -> dict[str, Path]:
+    """Return the directory of the first finished run of each arm; {} where the runs are not here."""
+    found: dict[str, Path] = {}
+    planned: list[PlannedRun] = []
+    told = _made_with(record)
+    given = {o.partition("=")[0] for o in request.overrides}
+    more = [o for o in told if o.startswith("output_dir=") and "output_dir" not in given]
+    with suppress(
+        UserError, HydraException, OmegaConfBaseException
+    ):  # a page about kept results needs nothing that its runs would need to be made
+        planned = replace(request, overrides=[*request.overrides, *more]).runs()
+    for run in planned:
+        if run.command == "train" and run.arm in record["arms"] and read_summary(run.dir).get("status") == "done":
+            found.setdefault(run.arm, run.dir)
+    if not found and "output_dir" in given and any(run.command == "train" for run in planned):
+        where = [o for o in request.overrides if o.startswith("output_dir=")][-1]
+        print(
+            f"expo: {where}: no finished run of {request.name} there; the page goes without its steps", file=sys.stderr
+        )
+    return found
 
 
 def read_runs(directories: list[Path]) -> tuple[Page, list[RunData]]:
@@ -111,7 +190,11 @@ def read_runs(directories: list[Path]) -> tuple[Page, list[RunData]]:
             raise UserError(
                 f"{directory}: no run directory and no table; give one that has a summary.json, or one of {known}"
             )
-    settings = [settings_of(directory) for directory in directories]
+    # Which part of its data an evaluation took is no part of its identity: the directory's name tells.
+    settings = [
+        settings_of(directory) | ({"dataset.part": summary["part"]} if "part" in summary else {})
+        for directory, summary in zip(directories, summaries, strict=True)
+    ]
     names = arm_names(summaries, settings)
     for directory, summary, name in zip(directories, summaries, names, strict=True):
         evaluated = any((directory / "completions").glob("eval*.parquet"))
@@ -129,4 +212,16 @@ def read_runs(directories: list[Path]) -> tuple[Page, list[RunData]]:
     commits = ", ".join(sorted({str(run.summary["git"]) for run in runs}))
     made = f"pass@k of the last evaluation in percent, with 95 % intervals over problems. Commit {commits}, {runs[0].summary['device']}."
     title = f"{', '.join(dict.fromkeys(run.arm for run in runs))} on {', '.join(dict.fromkeys(data))}"
-    return Page(title, made, ["arm", "seed", "status", *metrics, "run"], shown), runs
+    arms = dict(reversed(list(zip(names, settings, strict=True))))  # of each arm's first run
+    arms = {name: arms[name] for name in dict.fromkeys(names)}
+    firsts = dict(reversed(list(zip(names, directories, strict=True))))
+    page = Page(
+        title,
+        made,
+        ["arm", "seed", "status", *metrics, "run"],
+        shown,
+        data=data_sentences(arms),
+        differs=differing(arms),
+        solving=read_solving({name: firsts[name] for name in arms}),
+    )
+    return page, runs

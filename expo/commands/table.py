@@ -1,5 +1,6 @@
 """`expo table`: make what is missing of a table, aggregate, and render it beside the paper's numbers."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -29,7 +30,7 @@ def main(arguments: list[str]) -> int:
     if request.dry_run:
         preview(request, runs)
         return 0
-    return run_table(request, runs, " ".join(["expo table", *arguments]))
+    return run_table(request, runs, shlex.join(["expo", "table", *arguments]))
 
 
 def run_table(request: Request, runs: Sequence[PlannedRun], command: str) -> int:
@@ -52,8 +53,10 @@ def run_table(request: Request, runs: Sequence[PlannedRun], command: str) -> int
         print(f"expo: no run was made; see {sweep / 'launch.log'}", file=sys.stderr)
         return code
     failed = [run for run in todo if not run.done]
+    page = request.report_command
     if failed and not request.results:  # a whole table is not overwritten by one with holes
         folder = sweep / "results"
+        page = shlex.join(["expo", "report", str(folder)])
     record = finish(request.name, request.plan, runs, folder, command)
     logger = runs[0].cfg.logger
     if isinstance(logger, WandbLoggerConf) and not failed:
@@ -61,6 +64,7 @@ def run_table(request: Request, runs: Sequence[PlannedRun], command: str) -> int
 
         scale = "-".join(filter(None, (request.scale_name, request.variant)))
         log_finished_table(logger.wandb, table_name(request.name), scale, rows_of(request.plan, record), folder, sweep)
+    print(f"a page about it: {page}")
     for run in failed:
         print(f"expo: {run.arm} seed {run.seed}: {why(run, sweep)}", file=sys.stderr)
     return 1 if failed else 0

@@ -33,7 +33,10 @@ def interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
     rng = Key(seed, BOOTSTRAP).generator()
     columns = rng.integers(problems, size=(RESAMPLES, problems))
     rows = rng.integers(seeds, size=(RESAMPLES, seeds))
-    mean = np.nanmean if np.isnan(values).any() else np.mean
-    means = [mean(values[r][:, c]) for r, c in zip(rows, columns, strict=True)]
+    drawn = (values[r][:, c] for r, c in zip(rows, columns, strict=True))
+    if np.isnan(values).any():  # a draw of seeds may have no value for any of the problems drawn: it says nothing
+        means = [np.nanmean(draw) for draw in drawn if not np.isnan(draw).all()]
+    else:
+        means = [np.mean(draw) for draw in drawn]
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)

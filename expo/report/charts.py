@@ -1,15 +1,17 @@
 """Charts as inline SVG, which take the page's colours and need no script."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 import numpy as np
 from markupsafe import Markup
 
 from expo.runs.reading import by_step
+from expo.tables.looks import Look
 
-WIDTH, HEIGHT = 360, 220
-LEFT, RIGHT, TOP, BOTTOM = 44, 8, 10, 26
+WIDTH, HEIGHT = 360, 232
+LEFT, RIGHT, TOP, BOTTOM = 56, 8, 10, 40
+STROKE = 2
 
 Run = Sequence[tuple[float, float]]  # (step, value)
 
@@ -50,7 +52,15 @@ class Frame:
         return parts
 
     def below(self, x: float, text: str) -> str:
-        return f'<text x="{self.across(x):.1f}" y="{HEIGHT - 9}" text-anchor="middle">{escape(text)}</text>'
+        return f'<text x="{self.across(x):.1f}" y="{HEIGHT - BOTTOM + 14}" text-anchor="middle">{escape(text)}</text>'
+
+    def named(self, x: str, y: str) -> list[str]:
+        """Return the names of the axes."""
+        middle = (TOP + HEIGHT - BOTTOM) / 2
+        return [
+            f'<text x="{(LEFT + WIDTH - RIGHT) / 2:.1f}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x)}</text>',
+            f'<text transform="translate(11 {middle:.1f}) rotate(-90)" text-anchor="middle">{escape(y)}</text>',
+        ]
 
 
 def _svg(title: str, parts: Sequence[str]) -> Markup:
@@ -59,10 +69,40 @@ def _svg(title: str, parts: Sequence[str]) -> Markup:
     )
 
 
-def lines(title: str, arms: Mapping[str, Sequence[Run]], colours: Mapping[str, str], unit: bool) -> Markup | None:
+def fill(look: Look) -> str:
+    """Return what fills an arm's bars: its colour, hatched where its lines are dashed. `hatches` has the patterns."""
+    return f"url(#hatch{look.colour[1:]})" if look.dash else look.colour
+
+
+def hatches(arms: Iterable[Look]) -> Markup:
+    """Return the patterns that `fill` names, once for the whole page."""
+    patterns = [
+        f'<pattern id="hatch{colour[1:]}" width="5" height="5" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
+        f'<rect width="5" height="5" fill="{colour}"/><rect width="1.6" height="5" fill="#fff"/></pattern>'
+        for colour in sorted({look.colour for look in arms if look.dash})
+    ]
+    return Markup(f'<svg width="0" height="0" style="position:absolute"><defs>{"".join(patterns)}</defs></svg>')
+
+
+def swatch(look: Look) -> Markup:
+    """Return how an arm looks in bars and in curves, as small as a letter."""
+    return Markup(
+        f'<svg class="swatch" viewBox="0 0 38 12" aria-hidden="true"><rect width="12" height="12" rx="2" fill="{fill(look)}"/>'
+        f'<line x1="16" x2="38" y1="6" y2="6" {_stroke(look)}/></svg>'
+    )
+
+
+def _stroke(look: Look) -> str:
+    dashes = f' stroke-dasharray="{" ".join(f"{STROKE * d:g}" for d in look.dash)}"' if look.dash else ""
+    return f'stroke="{look.colour}" stroke-width="{STROKE}"{dashes}'
+
+
+def lines(
+    title: str, y: str, arms: Mapping[str, Sequence[Run]], looks: Mapping[str, Look], share: bool
+) -> Markup | None:
     """Return each arm's mean over its runs against the step; the band spans the runs. None where no run has a point.
 
-    Args: unit, whether the values are shares: then the axis goes from 0 to 1.
+    Args: y, the axis's name; share, whether the values are shares: then the axis goes from 0 to 1.
     """
     shown = {arm: [run for run in runs if run] for arm, runs in arms.items()}
     shown = {arm: runs for arm, runs in shown.items() if runs}
@@ -70,8 +110,9 @@ def lines(title: str, arms: Mapping[str, Sequence[Run]], colours: Mapping[str, s
         return None
     every = [point for runs in shown.values() for run in runs for point in run]
     values = [value for _, value in every]
-    frame = Frame((min(s for s, _ in every), max(s for s, _ in every)), (0, 1) if unit else (min(values), max(values)))
+    frame = Frame((min(s for s, _ in every), max(s for s, _ in every)), (0, 1) if share else (min(values), max(values)))
     parts = [*frame.grid(), *(frame.below(tick, f"{tick:g}") for tick in nice_ticks(frame.x0, frame.x1))]
+    parts += frame.named("step", y)
     for arm, runs in shown.items():
         steps, found = by_step(runs)
         arrays = [np.array(v) for v in found]
@@ -83,23 +124,29 @@ def lines(title: str, arms: Mapping[str, Sequence[Run]], colours: Mapping[str, s
         band = [frame.at(s, v) for s, v in zip(steps, high, strict=True)]
         band += [frame.at(s, v) for s, v in reversed(list(zip(steps, low, strict=True)))]
         line = " ".join(frame.at(s, v) for s, v in zip(steps, mean, strict=True))
-        colour = colours[arm]
         if len(runs) > 1:
-            parts.append(f'<polygon points="{" ".join(band)}" fill="{colour}" opacity=".18"/>')
-        parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
+            parts.append(f'<polygon points="{" ".join(band)}" fill="{looks[arm].colour}" opacity=".18"/>')
+        parts.append(f'<polyline points="{line}" fill="none" {_stroke(looks[arm])}/>')
     return _svg(f"{title} against the step", parts)
 
 
 def bars(
-    title: str, groups: Mapping[str, Mapping[str, tuple[float, float, float]]], colours: Mapping[str, str]
+    title: str,
+    x: str,
+    y: str,
+    groups: Mapping[str, Mapping[str, tuple[float, float, float]]],
+    looks: Mapping[str, Look],
 ) -> Markup | None:
-    """Return a group of bars per entry, a bar per arm, with intervals. Args: groups, (mean, low, high) by arm. None where there is none."""
+    """Return a group of bars per entry, a bar per arm, with intervals. None where there is none.
+
+    Args: x and y, the axes' names; groups, (mean, low, high) by arm.
+    """
     if not any(groups.values()):
         return None
     highest = max(high for cells in groups.values() for _, _, high in cells.values())
     lowest = min(low for cells in groups.values() for _, low, _ in cells.values())
     frame = Frame((-0.5, len(groups) - 0.5), (min(0, lowest), highest or 1))
-    parts = frame.grid()
+    parts = [*frame.grid(), *frame.named(x, y)]
     for i, (name, cells) in enumerate(groups.items()):
         parts.append(frame.below(i, name))
         width = 0.8 / max(len(cells), 1)
@@ -108,7 +155,7 @@ def bars(
             top, bottom = sorted((frame.down(mean), frame.down(0)))
             middle = (left + right) / 2
             parts.append(
-                f'<rect x="{left:.1f}" width="{right - left:.1f}" y="{top:.1f}" height="{bottom - top:.1f}" fill="{colours[arm]}">'
+                f'<rect x="{left:.1f}" width="{right - left:.1f}" y="{top:.1f}" height="{bottom - top:.1f}" fill="{fill(looks[arm])}">'
                 f"<title>{escape(arm)}: {mean:.1f} [{low:.1f}, {high:.1f}]</title></rect>"
                 f'<line class="whisker" x1="{middle:.1f}" x2="{middle:.1f}" y1="{frame.down(low):.1f}" y2="{frame.down(high):.1f}"/>'
             )

@@ -1,6 +1,7 @@
 """One self-contained HTML page about some runs: table, bars by level, curves with bands, samples, counts and cost."""
 
 import base64
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,29 +10,35 @@ from typing import Any
 
 import numpy as np
 from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
 
 from expo.report import charts
+from expo.report.solving import Solving
 from expo.tables.aggregate import pass_values, stack, statistic
-from expo.tables.figures import COLOURS
+from expo.tables.looks import Look, looks
 
-# Scalars of metrics.jsonl: heading, and whether the axis is that of a share.
+# Scalars of metrics.jsonl: the unit on the axis; SHARE, whose axis goes from 0 to 1; "" where there is none.
+SHARE = "share"
 CURVES = {
-    "pass@4": True,
-    "reward/mean": True,
-    "reward/all_wrong_frac": True,
-    "positive/used_frac": True,
-    "positive/logp_given_q": False,
-    "positive/answer_lift": False,
-    "loss/total": False,
-    "loss/preference": False,
-    "pair/chosen_gain": False,
-    "policy/entropy": False,
-    "completion/length_mean": False,
+    "pass@4": SHARE,
+    "reward/mean": SHARE,
+    "reward/all_wrong_frac": SHARE,
+    "positive/used_frac": SHARE,
+    "positive/logp_given_q": "nats per token",
+    "positive/answer_lift": "nats",
+    "loss/total": "",
+    "loss/preference": "",
+    "pair/chosen_gain": "nats",
+    "policy/entropy": "nats per token",
+    "completion/length_mean": "tokens",
 }
 COUNTS = ("positive/used_frac", "positive/filtered_frac", "pair/used_frac", "reward/unparseable_frac", "completion/truncated_frac", "reward/all_wrong_frac", "reward/all_right_frac")  # fmt: skip
 STAGES = ("time/rollout_s", "time/explain_s", "time/verify_s", "time/update_s", "time/sync_s")
 TOKENS = ("throughput/tokens_generated", "throughput/tokens_trained")
 BINS = (0.05, 0.5, 1.0, 2.0, 4.0)  # nats below which a token is of the next brighter colour
+
+
+Table = tuple[Sequence[str], Sequence[Sequence[str]]]  # headings and rows
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,10 @@ class Page:
     rows: Sequence[Sequence[str]]
     notes: Sequence[str] = ()
     images: Sequence[Path] = field(default_factory=list)
+    arms: Sequence[str] = ()  # all of them, in the order of the figures, for the same colours; (): as the runs come
+    data: Sequence[str] = ()  # which data and model, in sentences
+    differs: Table | None = None  # headings and rows of the settings that differ between arms
+    solving: Solving | None = None  # problems' completions over training
 
 
 def write(page: Page, runs: Sequence[RunData], path: Path) -> None:
@@ -63,28 +74,41 @@ def write(page: Page, runs: Sequence[RunData], path: Path) -> None:
     arms: dict[str, list[RunData]] = {}
     for run in runs:
         arms.setdefault(run.arm, []).append(run)
-    colours = {arm: COLOURS[i % len(COLOURS)] for i, arm in enumerate(arms)}
+    shown = looks([*page.arms, *arms])
+    shown = {arm: shown[arm] for arm in arms}
     trained = {arm: own for arm, own in arms.items() if any(run.lines for run in own)}
     names = {**_hardest(trained), **CURVES}
     if not any(line.get("loss/preference") for own in trained.values() for run in own for line in run.lines):
         del names["loss/preference"]  # no DPO here
-    found = ((name, charts.lines(name, _curves(trained, name), colours, unit)) for name, unit in names.items())
+    found = (
+        (name, charts.lines(name, f"{name} ({unit})" if unit else name, _curves(trained, name), shown, unit is SHARE))
+        for name, unit in names.items()
+    )
     curves = [(name, chart) for name, chart in found if chart]
     samples = [(arm, [_sample(s) for s in own[0].samples]) for arm, own in arms.items() if own[0].samples]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=False)
+    environment.filters["breakable"] = lambda key: re.findall(r"[^/_.]+[/_.]?|[/_.]", key)  # where long names may break
     template = environment.from_string(Path(__file__).with_name("page.html").read_text())
     text = template.render(
         page=page,
-        colours=colours,
-        levels=_levels(arms, colours),
+        looks=shown,
+        swatch=charts.swatch,
+        hatches=charts.hatches(shown.values()),
+        levels=_levels(arms, shown),
         curves=curves,
         images=[] if curves else [(p.stem, base64.b64encode(p.read_bytes()).decode()) for p in page.images],
         samples=samples,
+        solving=page.solving and _in_script(page.solving.data),
         bins=[f"≥ -{BINS[0]:g}", *(f"≥ -{b:g}" for b in BINS[1:]), f"< -{BINS[-1]:g}"],
         counts=_table(trained, dict.fromkeys(_counted(trained), (_mean, ".3g"))) if trained else None,
         cost=_cost(trained) if trained else None,
     )
     path.write_text(text)
+
+
+def _in_script(data: Any) -> Markup:
+    """Return data as JSON that nothing in it can lead out of its script element."""
+    return Markup(json.dumps(data, ensure_ascii=False).replace("<", "\\u003c"))
 
 
 def _counted(arms: Mapping[str, Sequence[RunData]]) -> tuple[str, ...]:
@@ -97,7 +121,7 @@ def _counted(arms: Mapping[str, Sequence[RunData]]) -> tuple[str, ...]:
     return (*COUNTS[:after], *sorted(filters), *COUNTS[after:])
 
 
-def _hardest(arms: Mapping[str, Sequence[RunData]]) -> dict[str, bool]:
+def _hardest(arms: Mapping[str, Sequence[RunData]]) -> dict[str, str]:
     """Return pass@4 of the highest level, where there are several."""
     levels = {
         name
@@ -106,7 +130,7 @@ def _hardest(arms: Mapping[str, Sequence[RunData]]) -> dict[str, bool]:
         for name in line
         if re.fullmatch(r"pass@4/level\d+", name)
     }
-    return {max(levels): True} if len(levels) > 1 else {}
+    return {max(levels): SHARE} if len(levels) > 1 else {}
 
 
 def _curves(arms: Mapping[str, Sequence[RunData]], name: str) -> dict[str, list[list[tuple[float, float]]]]:
@@ -116,7 +140,7 @@ def _curves(arms: Mapping[str, Sequence[RunData]], name: str) -> dict[str, list[
     }
 
 
-def _levels(arms: Mapping[str, Sequence[RunData]], colours: Mapping[str, str]) -> list[tuple[str, Any]]:
+def _levels(arms: Mapping[str, Sequence[RunData]], looks: Mapping[str, Look]) -> list[tuple[str, Any]]:
     """Return pass@1 and pass@4 (less where a run has fewer samples), by level."""
     with_rows = {arm: [run.completions for run in own if run.completions] for arm, own in arms.items()}
     with_rows = {arm: rows for arm, rows in with_rows.items() if rows}
@@ -135,9 +159,9 @@ def _levels(arms: Mapping[str, Sequence[RunData]], colours: Mapping[str, str]) -
                 if all(values):
                     s = statistic(stack({str(i): v for i, v in enumerate(values)}, partly=True))
                     cells[name][arm] = (100 * s["mean"], 100 * s["lo"], 100 * s["hi"])
-        chart = charts.bars(f"pass@{k}, percent", cells, colours)
+        chart = charts.bars(f"pass@{k} by level", "level", f"pass@{k} (percent)", cells, looks)
         if chart:
-            charted.append((f"pass@{k}, percent", chart))
+            charted.append((f"pass@{k}", chart))
     return charted
 
 
@@ -166,7 +190,7 @@ def _sum(run: RunData, name: str) -> float | None:
 Column = tuple[Callable[[RunData, str], float | None], str]
 
 
-def _table(arms: Mapping[str, Sequence[RunData]], columns: Mapping[str, Column]) -> tuple[list[str], list[list[str]]]:
+def _table(arms: Mapping[str, Sequence[RunData]], columns: Mapping[str, Column]) -> Table:
     """Return the headings and rows: the mean over an arm's runs of each column that any of them has."""
     rows: list[list[str]] = []
     there = [
@@ -184,7 +208,7 @@ def _table(arms: Mapping[str, Sequence[RunData]], columns: Mapping[str, Column])
     return ["arm", *there], rows
 
 
-def _cost(arms: Mapping[str, Sequence[RunData]]) -> tuple[list[str], list[list[str]]]:
+def _cost(arms: Mapping[str, Sequence[RunData]]) -> Table:
     columns: dict[str, Column] = {"seconds": (lambda run, name: run.summary.get("wall_s"), ".0f")}
     columns |= dict.fromkeys(TOKENS, (_sum, ",.0f")) | dict.fromkeys(STAGES, (_sum, ".1f"))
     columns |= {

@@ -42,9 +42,11 @@ def by_step(runs: Sequence[Sequence[tuple[float, float]]]) -> tuple[list[float],
     return sorted(values), [values[step] for step in sorted(values)]
 
 
-def read_rows(path: Path, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """Return the rows of a parquet file, or some columns of them."""
-    rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path, columns=columns).to_pylist()
+def read_rows(
+    path: Path, columns: Sequence[str] | None = None, filters: Sequence[tuple[str, str, Any]] | None = None
+) -> list[dict[str, Any]]:
+    """Return the rows of a parquet file, or some columns of them. Args: filters, of which each row passes all, as (column, sign, value)."""
+    rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path, columns=columns, filters=filters).to_pylist()
     return rows
 
 

@@ -13,18 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from expo.runs.reading import by_step, read_points
+from expo.tables.looks import Look, looks
 from expo.tables.plan import Plan, PlannedRun
-
-# Okabe and Ito's colours, which the colour-blind can tell apart; more than eight arms go on in others.
-COLOURS = [
-    "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#636363", "#7b4173", "#31a354",
-    "#843c39", "#3182bd",
-]  # fmt: skip
-
-
-def colours(plan: Plan) -> dict[str, str]:
-    """Return one colour for each arm, the same in all pictures of a table."""
-    return {arm: COLOURS[i % len(COLOURS)] for i, arm in enumerate(plan.arms)}
 
 
 @dataclass
@@ -44,20 +34,21 @@ class Curves:
         for axis, panel in zip(axes[0], panels, strict=True):
             for arm in panel.get("arms") or plan.arms:
                 points = [read_points(run.dir, panel["metric"]) for run in runs if run.arm == arm and run.done]
-                self._curve(axis, [p for p in points if p], plan.arms[arm].label, colours(plan)[arm])
+                self._curve(axis, [p for p in points if p], plan.arms[arm].label, looks(plan.arms)[arm])
             axis.set(xlabel="step", ylabel=panel["metric"], title=panel.get("title", ""))
             if panel["metric"].startswith("pass@"):
                 axis.set_ylim(-0.02, 1.02)
         return _finish(figure, plan)
 
     @staticmethod
-    def _curve(axis: Axes, runs: Sequence[Sequence[tuple[int, float]]], label: str, colour: str) -> None:
+    def _curve(axis: Axes, runs: Sequence[Sequence[tuple[int, float]]], label: str, look: Look) -> None:
         if not runs:
             return
         steps, values = by_step(runs)
-        axis.plot(steps, [np.mean(v) for v in values], color=colour, label=label, linewidth=1.8)
+        style = (0, look.dash) if look.dash else "solid"
+        axis.plot(steps, [np.mean(v) for v in values], color=look.colour, linestyle=style, label=label, linewidth=1.8)
         low, high = [min(v) for v in values], [max(v) for v in values]
-        axis.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
+        axis.fill_between(steps, low, high, color=look.colour, alpha=0.15, linewidth=0)
 
 
 @dataclass
@@ -109,7 +100,9 @@ class Bars:
     @staticmethod
     def _bar(axis: Axes, plan: Plan, arm: str, place: float, arms: int, height: float, named: bool) -> None:
         label = plan.arms[arm].label if named else None
-        axis.bar(place, height, width=0.8 / arms, color=colours(plan)[arm], label=label)
+        look = looks(plan.arms)[arm]
+        hatched: dict[str, Any] = {"hatch": "///", "edgecolor": "white", "linewidth": 0} if look.dash else {}
+        axis.bar(place, height, width=0.8 / arms, color=look.colour, label=label, **hatched)
 
 
 def _finish(figure: Figure, plan: Plan) -> Figure:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -85,6 +86,12 @@ class Request:
         return hashlib.sha256(json.dumps([seeds, list(self.overrides)]).encode()).hexdigest()[:8]
 
     @property
+    def output_dir(self) -> str:
+        """Return the folder that the user's options name for runs."""
+        given = [o.partition("=")[2] for o in self.overrides if o.startswith("output_dir=")]
+        return given[-1] if given else "outputs"
+
+    @property
     def title(self) -> str:
         """Return what the table is called in folders: its name and scale."""
         return f"{table_name(self.name)}-{self.scale_name}"
@@ -97,6 +104,14 @@ class Request:
         """Return where this table's results go."""
         changed = Path(output_dir, "sweeps", self.title, self.variant)
         return self.results or (changed if self.variant else self.kept(output_dir))
+
+    @property
+    def report_command(self) -> str:
+        """Return the line that makes a page about this table."""
+        options = [f"scale={self.scale_name}"] if self.scale_name != "cpu" else []
+        options += [f"seeds={len(self.seeds)}"] if self.seeds is not None else []
+        options += [f"results={self.results}"] if self.results else []
+        return shlex.join(["expo", "report", self.name, *options, *self.overrides])
 
     def new_sweep(self, output_dir: str) -> Path:
         """Return a folder for this sweep's own jobs and logs: two sweeps of one table may be under way."""

@@ -1,0 +1,162 @@
+"""How problems got solved: their completions at the steps of training, small enough to stand in a page."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from expo.runs.reading import read_rows
+
+HELD_OUT, TRAINED_ON, STEPS, SHOWN = 10, 3, 12, 3  # problems held out and trained on, steps, completions at each
+CLIPPED = 1600  # characters of a completion; of a longer one, the middle is left out
+# Problems in this order: what training did to them, in the arm that it did most to.
+DONE = ("solved", "changed", "never right", "always right")
+
+Problem = tuple[str, str]  # id and question: other data may have the same ids
+Files = dict[int, Path]  # by step
+
+
+@dataclass(frozen=True)
+class Solving:
+    """What the page's slider goes through: `data`, plain data for the script; `told`, what is shown and what is left out.
+
+    data: `texts`, every text once; and `problems`, of which each has label, question, answer and `arms`: by arm, its points
+    (step, right, completions, places of the shown ones in `texts`, their verdicts, the place of the positive or null).
+    """
+
+    data: Mapping[str, Any]
+    told: str
+
+
+def read_solving(directories: Mapping[str, Path]) -> Solving | None:
+    """Return problems over training, from one run directory of each arm; None where nothing was looked at twice.
+
+    Held-out problems come from evaluations, which take the same ones each time; problems of training only where a run
+    met them, and kept them, at several steps.
+    """
+    parts = {
+        "held out": _Part("eval-step", directories, HELD_OUT),
+        "trained on": _Part("train-step", directories, TRAINED_ON),
+    }
+    texts: dict[str, int] = {}
+    problems = [part.entry(problem, name, texts) for name, part in parts.items() for problem in part.chosen]
+    if not problems:
+        return None
+    told = [f"{len(part.chosen)} of {len(part.known)} problems {name}" for name, part in parts.items() if part.chosen]
+    order = "first those that were never right and then were, the hardest first"
+    sentences = [
+        f"Shown: {' and '.join(told)} ({order}); one run of each arm; {SHOWN} completions at a step at most, a right one and a "
+        "wrong one where there are both.",
+        f"At most {STEPS} steps, evenly spread." if any(part.thinned for part in parts.values()) else "",
+        f"Of a text of over {CLIPPED} characters, the middle is left out." if any("\n[…]\n" in t for t in texts) else "",
+        "All completions are in the run directories.",
+    ]  # fmt: skip
+    return Solving({"texts": list(texts), "problems": problems}, " ".join(filter(None, sentences)))
+
+
+class _Part:
+    """The problems of one kind of file: what evaluations held out, or what training logged."""
+
+    def __init__(self, kind: str, directories: Mapping[str, Path], count: int):
+        files = {arm: _files(directory, kind) for arm, directory in directories.items()}
+        everywhere = sorted({step for own in files.values() for step in own})
+        # Evaluations take the same problems each time, so that some of them are enough. Training seldom meets one again.
+        kept = set(_spread(everywhere, STEPS)) if kind == "eval-step" else set(everywhere)
+        self.thinned = len(kept) < len(everywhere)
+        self.files = {arm: {step: own[step] for step in sorted(kept & own.keys())} for arm, own in files.items()}
+        self.levels: dict[Problem, Any] = {}
+        self.counts = {arm: self._counts(own) for arm, own in self.files.items()}
+        self.known = {problem for counts in self.counts.values() for problem in counts}
+        again = {problem for counts in self.counts.values() for problem, steps in counts.items() if len(steps) > 1}
+        self.chosen = sorted(again, key=self._place)[:count]
+        self.rows = {arm: self._rows(files) for arm, files in self.files.items()}
+
+    def _counts(self, files: Files) -> dict[Problem, dict[int, tuple[int, int]]]:
+        """Return (right, completions) by problem and step."""
+        found: dict[Problem, dict[int, tuple[int, int]]] = defaultdict(dict)
+        for step, path in files.items():
+            for row in read_rows(path, ["problem", "question", "level", "verdict"]):
+                if row["verdict"] is not None:  # a problem that nothing was sampled for
+                    problem = row["problem"], row["question"]
+                    right, total = found[problem].get(step, (0, 0))
+                    found[problem][step] = right + (row["verdict"] == "correct"), total + 1
+                    self.levels[problem] = row["level"]
+        return found
+
+    def _place(self, problem: Problem) -> tuple[int, int, float, Problem]:
+        """Return what problems are sorted by."""
+        done = DONE.index(self.done(problem)[0])
+        shares = [[r / n for r, n in c[problem].values()] for c in self.counts.values() if problem in c]
+        gained = max(own[-1] - own[0] for own in shares)
+        return done, -(self.levels[problem] or 0), -gained, problem
+
+    def done(self, problem: Problem) -> tuple[str, str]:
+        """Return what training did to a problem, and the arm that did it."""
+        told = []
+        for arm, counts in self.counts.items():
+            shares = [right / total for _, (right, total) in sorted(counts.get(problem, {}).items())]
+            if len(shares) > 1:
+                solved = shares[0] == 0 < shares[-1]
+                same = "never right" if not any(shares) else "always right" if min(shares) == 1 else "changed"
+                told.append(("solved" if solved else same, arm))
+        return min(told, key=lambda one: DONE.index(one[0]))
+
+    def _rows(self, files: Files) -> dict[Problem, dict[int, list[dict[str, Any]]]]:
+        """Return the completions of the chosen problems, by problem and step."""
+        found: dict[Problem, dict[int, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+        if not self.chosen:
+            return found
+        ids = [("problem", "in", [identifier for identifier, _ in self.chosen])]
+        for step, path in files.items():
+            for row in read_rows(path, filters=ids):
+                if (row["problem"], row["question"]) in self.chosen:
+                    found[row["problem"], row["question"]][step].append(row)
+        return found
+
+    def entry(self, problem: Problem, part: str, texts: dict[str, int]) -> dict[str, Any]:
+        """Return a problem as the script wants it. Args: texts, which grows."""
+        arms: dict[str, list[Any]] = {}
+        answer = ""
+        for arm, rows in self.rows.items():
+            counts = self.counts[arm].get(problem, {})
+            for step in _spread(sorted(counts), STEPS):
+                right, total = counts[step]
+                own = [row for row in rows[problem][step] if row["verdict"] is not None]
+                answer = own[0]["answer"]
+                positive = own[0].get("positive")
+                shown = _some(own)
+                places = [texts.setdefault(_clip(row["completion"]), len(texts)) for row in shown]
+                verdicts = [row["verdict"] + (" with a hint" if row.get("hinted") else "") for row in shown]
+                taught = None if positive is None else texts.setdefault(_clip(positive), len(texts))
+                arms.setdefault(arm, []).append([step, right, total, places, verdicts, taught])
+        done, by = self.done(problem)
+        level = self.levels[problem]
+        by = f" ({by})" if done in ("solved", "changed") and len(self.files) > 1 else ""
+        told = f"{f'level {level}, ' if level is not None else ''}{part}, {done}{by}"
+        return {"label": told, "question": problem[1], "answer": answer, "arms": arms}
+
+
+def _files(directory: Path, kind: str) -> Files:
+    paths = sorted((directory / "completions").glob(f"{kind}*.parquet"))
+    return {int(path.stem.removeprefix(kind)): path for path in paths}
+
+
+def _spread(steps: Sequence[int], count: int) -> list[int]:
+    """Return `count` of the steps, evenly spread, with the first and the last."""
+    if len(steps) <= count:
+        return list(steps)
+    return [steps[round(i * (len(steps) - 1) / (count - 1))] for i in range(count)]
+
+
+def _some(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return a few completions in their order, with a right one and one that is not, where there are such."""
+    right = [i for i, row in enumerate(rows) if row["verdict"] == "correct"][:1]
+    wrong = [i for i, row in enumerate(rows) if row["verdict"] != "correct"][:1]
+    chosen = list(dict.fromkeys([*right, *wrong, *range(len(rows))]))[:SHOWN]
+    return [rows[i] for i in sorted(chosen)]
+
+
+def _clip(text: str) -> str:
+    half = CLIPPED // 2
+    return text if len(text) <= CLIPPED else f"{text[:half]}\n[…]\n{text[-half:]}"

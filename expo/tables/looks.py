@@ -1,0 +1,27 @@
+"""How an arm looks, wherever it is drawn: in the figures of a table and on the page of a report."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+# Okabe and Ito's colours, a brown and a grey: also the colour-blind can tell any two apart. None is lost on white or black.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#636363")
+DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1.5, 1.5))  # the ninth arm has the first colour again, dashed
+
+
+@dataclass(frozen=True)
+class Look:
+    """The colour of an arm's lines and bars; the dashes of its lines (on and off, in line widths). () is a solid line.
+
+    The bars of an arm with a dashed line are hatched.
+    """
+
+    colour: str
+    dash: tuple[float, ...] = ()
+
+
+def looks(arms: Iterable[str]) -> dict[str, Look]:
+    """Return how each arm looks, by its place among all arms of the table, drawn or not."""
+    return {
+        arm: Look(COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)])
+        for i, arm in enumerate(dict.fromkeys(arms))
+    }
