@@ -25,6 +25,7 @@ from expo.evaluation.samples import (
 )
 from expo.model.prompts import Prompts
 from expo.runs.directory import FINISHED, Run
+from expo.runs.hub import ask_hub
 from expo.runs.reading import read_rows
 from expo.runs.tracking import log_measured, wandb_loggers
 from expo.step.experience import Tools
@@ -59,6 +60,7 @@ def read_samples(directory: Path) -> Rows:
 
 
 def measure_samples(cfg: Config, run: Run) -> None:
+    ask_hub([cfg])
     conf = cfg.diagnose
     run.dir.mkdir(parents=True, exist_ok=True)
     loggers = wandb_loggers(cfg, run.dir, "diagnose")

@@ -16,6 +16,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from expo.runs.hub import unreachable
+
 OK, NOTE, PROBLEM = "ok", "note", "problem"
 COLOURS = {OK: "green", NOTE: "yellow", PROBLEM: "red"}
 LEAST_DISK, LEAST_SHM = 5e9, 1e9  # bytes
@@ -156,6 +158,10 @@ def accounts() -> list[Finding]:
             "hugging face", OK if token else NOTE, hub, "" if token else "hf auth login, for gated models such as Llama"
         )
     ]
+    reason = unreachable()
+    if reason is not None:
+        remedy = "check the network and HF_ENDPOINT; local folders and files work without it"
+        found.append(Finding("hugging face", NOTE, f"cannot be reached: {reason}", remedy))
     if os.environ.get("HF_HUB_OFFLINE") == "1":
         found.append(
             Finding(

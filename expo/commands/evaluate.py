@@ -14,6 +14,7 @@ from expo.data.readers import Reader
 from expo.model.prompts import Prompts
 from expo.runs.arms import settings_in, settings_of
 from expo.runs.directory import FINISHED, Run
+from expo.runs.hub import ask_hub
 from expo.runs.tracking import log_measured, wandb_loggers
 from expo.step.problems import within_length
 from expo.verifier.pool import Verifier
@@ -37,6 +38,8 @@ def evaluate_command(cfg: Config) -> int:
 
 
 def evaluate(cfg: Config, run: Run) -> None:
+    """Evaluate, and keep the result in the run's directory. Raises UserError for what cannot be loaded."""
+    ask_hub([cfg])
     run.dir.mkdir(parents=True, exist_ok=True)  # what an earlier run left in it stays until there is something new
     loggers = wandb_loggers(cfg, run.dir, "evaluate")
     warn_of_other_settings(cfg)

@@ -2,6 +2,7 @@
 
 from expo.config import Config
 from expo.runs.directory import FINISHED, Run
+from expo.runs.hub import ask_hub
 
 
 def train(cfg: Config) -> int:
@@ -10,6 +11,7 @@ def train(cfg: Config) -> int:
     if run.finished:
         print(f"{run.dir} {FINISHED}")
         return 0
+    ask_hub([cfg])
     from expo.commands.fit import make_run  # here, since torch and its friends take seconds to import
 
     return make_run(cfg)

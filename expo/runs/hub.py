@@ -1,0 +1,86 @@
+"""Is the Hugging Face hub there? Asked once, in seconds, before anything starts: its libraries try for a minute."""
+
+import os
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+
+from expo.config import Config, RandomTinyConf, UserError
+from expo.config.model import looks_local
+
+LIMIT_S = 3
+ASKED = "EXPO_HUB_ASKED"  # set for the processes that this one starts
+
+
+def ask_hub(configs: Iterable[Config]) -> None:
+    """Raise UserError where a model or data set has to come from the hub, and the hub does not answer.
+
+    Where all is in the local cache, its libraries are told not to ask.
+    """
+    wanted = dict.fromkeys(need for cfg in configs for need in _needs(cfg))
+    if not wanted or os.environ.get(ASKED) or os.environ.get("HF_HUB_OFFLINE") == "1":
+        return
+    reason = unreachable()
+    if reason is None:
+        os.environ[ASKED] = "1"
+        return
+    for key, value, cached in wanted:
+        if not cached:
+            raise UserError(
+                f"{key}={value}: not in the local cache, and the hub cannot be reached ({reason}); check the network and "
+                f"HF_ENDPOINT, or give a local {'folder' if key == 'model.path' else 'file as dataset.path'}"
+            )
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    import huggingface_hub.constants
+
+    huggingface_hub.constants.HF_HUB_OFFLINE = True
+
+
+@cache
+def unreachable() -> str | None:
+    """Return why the hub does not answer within LIMIT_S seconds, the look-up of its name included; None where it does."""
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    answer: list[str | None] = []
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=LIMIT_S)
+            answer.append(None)
+        except urllib.error.HTTPError:
+            answer.append(None)  # it is there
+        except (OSError, ValueError) as error:
+            answer.append(f"{endpoint}: {getattr(error, 'reason', error)}")
+
+    thread = threading.Thread(target=ask, daemon=True)  # what looks up names has no time limit of its own
+    thread.start()
+    thread.join(LIMIT_S)
+    return answer[0] if answer else f"{endpoint}: no answer within {LIMIT_S} s"
+
+
+def _needs(cfg: Config) -> Iterable[tuple[str, str, bool]]:
+    """Yield what a run takes from the hub: key, hub id, whether it is in the local cache."""
+    path, data = cfg.model.path, cfg.dataset
+    if (
+        path != "ladder"
+        and not isinstance(cfg.model, RandomTinyConf)
+        and not looks_local(path)
+        and not Path(path).is_dir()
+    ):
+        yield "model.path", path, _cached_model(path)
+    if data.hub_id and not data.is_ladder and data.path is None:
+        home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+        folder = Path(os.environ.get("HF_DATASETS_CACHE", home / "datasets")) / data.hub_id.replace("/", "___")
+        yield "dataset.hub_id", data.hub_id, folder.is_dir()
+
+
+def _cached_model(hub_id: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return isinstance(try_to_load_from_cache(hub_id, "config.json"), str)
+    except HFValidationError:
+        return False
