@@ -9,7 +9,7 @@ from conftest import compose_config
 from omegaconf import OmegaConf
 
 from expo.commands import report
-from expo.commands.evaluate import warn_of_other_settings
+from expo.commands.score import warn_of_other_settings
 from expo.config import arm_identity
 from expo.runs.arms import arm_names, settings_of
 

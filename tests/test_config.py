@@ -77,7 +77,6 @@ def run_cli(monkeypatch, capsys, *arguments):
         (["algorithm=exp_dpo_online", "algorithm.preference=ipo", "algorithm.label_smoothing=0.1"], ["IPO"]),
         (["algorithm=nurl", "hints.keep=8"], ["hints.keep=8"]),
         (["algorithm=pope", "hints.share_low=0.9"], ["hints.share_low=0.9"]),
-        (["trainer.micro_batch_size=7"], ["trainer.micro_batch_size=7", "128"]),
         (["dataset=math", "dataset.path=missing.jsonl"], ["dataset.path=missing.jsonl", ".jsonl"]),
         (["dataset=math", "dataset.path=pyproject.toml"], ["dataset.path=pyproject.toml", ".parquet"]),
         (["model=hf", "model.path=./missing"], ["model.path=./missing", "folder"]),
@@ -250,3 +249,16 @@ def test_no_limit_is_a_value_where_it_stands_for_one():
         config.check(compose_config(key))
     with pytest.raises(config.UserError, match=r"optimizer\.learning_rate=inf: not a finite number"):
         config.check(compose_config("optimizer.learning_rate=inf"))
+
+
+@pytest.mark.parametrize(
+    ("given", "taken", "said"), [(7, 4, True), (64, 64, False), (1000, 128, False), (63, 32, True)]
+)
+def test_a_micro_batch_that_does_not_divide_the_step_becomes_the_largest_that_does(capsys, given, taken, said):
+    from expo.commands.wiring import divide_evenly
+
+    cfg = compose_config("trainer.problems_per_step=16", "algorithm.group_size=8", f"trainer.micro_batch_size={given}")
+    check(cfg)
+    divide_evenly(cfg)
+    assert cfg.trainer.micro_batch_size == taken
+    assert (f"trainer.micro_batch_size={given} does not divide the 128 rows" in capsys.readouterr().out) is said

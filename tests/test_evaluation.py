@@ -56,7 +56,7 @@ def test_diagnose_measures_every_kind_on_the_ladder(tmp_path, capsys):
     from conftest import compose_config
 
     from expo.commands.diagnose import diagnose
-    from expo.evaluation.samples import KINDS
+    from expo.evaluation.kinds import KINDS
 
     cfg = compose_config(
         "dataset=ladder", "dataset.levels=[1,5]", "diagnose.problems=4", "diagnose.samples=2", f"output_dir={tmp_path}"
@@ -97,7 +97,10 @@ def test_evaluate_and_diagnose_tell_wandb_what_they_found(tmp_path, monkeypatch)
         "debug=tiny", "diagnose.problems=2", "diagnose.samples=1", "logger=wandb", "logger.wandb.group=g",
         f"output_dir={tmp_path}",
     )  # fmt: skip
-    for command, make, metric in (("evaluate", evaluate_command, "pass@4"), ("diagnose", diagnose, "own/nll")):
+    for command, make, heavy, metric in (
+        ("evaluate", evaluate_command, "score", "pass@4"),
+        ("diagnose", diagnose, "measure", "own/nll"),
+    ):
         assert make(cfg) == 0
         wandb.teardown()  # what is written asynchronously is there now
         (directory,) = tmp_path.glob(f"{command}/*/wandb")
@@ -108,7 +111,7 @@ def test_evaluate_and_diagnose_tell_wandb_what_they_found(tmp_path, monkeypatch)
         assert (found.summary["status"], found.summary["identity"]) == ("done", summary["identity"])
         assert found.history[0][metric] == pytest.approx(summary["metrics"][metric])
         assert not (directory.parent / "metrics.jsonl").exists()  # which is of steps
-        monkeypatch.setattr(sys.modules[make.__module__], "load_model", no_model)
+        monkeypatch.setattr(sys.modules[f"expo.commands.{heavy}"], "load_model", no_model)
         with pytest.raises(UserError, match="no model"):
             make(replace(cfg, fresh=True))
         wandb.finish()

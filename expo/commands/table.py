@@ -8,7 +8,6 @@ from expo.config import WandbLoggerConf
 from expo.config.arguments import check_launcher
 from expo.runs.hub import ask_hub
 from expo.runs.reading import read_summary
-from expo.tables.finish import finish
 from expo.tables.plan import PlannedRun, table_name
 from expo.tables.preview import preview
 from expo.tables.render import rows_of
@@ -59,6 +58,8 @@ def run_table(request: Request, runs: Sequence[PlannedRun], command: str) -> int
     if failed and not request.results:  # a whole table is not overwritten by one with holes
         folder = sweep / "results"
         page = shlex.join(["expo", "report", str(folder)])
+    from expo.tables.finish import finish  # here, since matplotlib takes a second to import
+
     record = finish(request.name, request.plan, runs, folder, command)
     logger = runs[0].cfg.logger
     if isinstance(logger, WandbLoggerConf) and not failed:

@@ -38,9 +38,19 @@ def set_up_process(cfg: Config) -> None:
         torch.set_num_threads(cfg.trainer.threads)
 
 
+def divide_evenly(cfg: Config) -> None:
+    """Lower `trainer.micro_batch_size` to the largest number that divides a step's rollouts, and say so."""
+    rows, given = cfg.trainer.problems_per_step * max(cfg.algorithm.group_size, 1), cfg.trainer.micro_batch_size
+    size = max(d for d in range(1, min(given, rows) + 1) if rows % d == 0)
+    cfg.trainer.micro_batch_size = size
+    if size != given and given < rows:
+        print(f"trainer.micro_batch_size={given} does not divide the {rows} rows of a step; {size} are taken at a time")
+
+
 def build_run(cfg: Config, verifier: Verifier) -> tuple[Algorithm, Evaluator, Account]:
     """Wire data, models and engines of a training run. Raises UserError for what cannot be loaded."""
     torch.manual_seed(cfg.seed)
+    divide_evenly(cfg)
     reader: Reader = build(cfg.dataset, verifier)
     problems, held_out = reader.train(), reader.evaluation()  # before the model: quicker to fail
     policy, tokenizer = load_model(cfg)

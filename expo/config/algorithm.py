@@ -202,7 +202,6 @@ class GRPOConf(AlgorithmConf):
         return self.kl_coef > 0
 
     def rules(self, cfg: "Config") -> Rules:
-        rows = cfg.trainer.problems_per_step * self.group_size
         yield (
             cfg.needs != "positives" or cfg.positives.gives_positives,
             f"positives=none: {cfg.name} without positives is plain GRPO under another name; "
@@ -212,10 +211,4 @@ class GRPOConf(AlgorithmConf):
             cfg.needs != "hints" or cfg.hints.gives_hints,
             f"hints=none: {cfg.name} without hints is plain GRPO under another name; "
             "use algorithm=grpo, or leave hints out",
-        )
-        yield (
-            rows % cfg.trainer.micro_batch_size == 0,
-            f"trainer.micro_batch_size={cfg.trainer.micro_batch_size}: does not divide the {rows} rows of a step "
-            f"(trainer.problems_per_step={cfg.trainer.problems_per_step} x algorithm.group_size={self.group_size}); "
-            f"set one of {[d for d in range(1, rows + 1) if rows % d == 0]}",
         )

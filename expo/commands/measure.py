@@ -1,0 +1,83 @@
+"""Sample and measure for `expo diagnose`."""
+
+from pathlib import Path
+
+import matplotlib
+import pyarrow as pa
+import pyarrow.parquet
+
+from expo.commands.wiring import load_model, longest_prompt, make_engine, rollout_sampling, set_up_process
+from expo.config import Config, build
+from expo.data.readers import Reader
+from expo.evaluation.kinds import COLUMNS, KINDS, Rows, cell, first_of_each_level, summarize
+from expo.evaluation.samples import check_steps, measure, sample
+from expo.model.prompts import Prompts
+from expo.runs.directory import Run
+from expo.runs.hub import ask_hub
+from expo.runs.tracking import log_measured, wandb_loggers
+from expo.step.experience import Tools
+from expo.step.positives.properties import Scorer
+from expo.step.problems import within_length
+from expo.tables.looks import looks
+from expo.verifier.pool import Verifier
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+
+def measure_samples(cfg: Config, run: Run) -> None:
+    """Sample, measure, and keep samples, picture and summary. Raises UserError for what cannot be loaded."""
+    set_up_process(cfg)
+    ask_hub([cfg])
+    conf = cfg.diagnose
+    run.dir.mkdir(parents=True, exist_ok=True)
+    loggers = wandb_loggers(cfg, run.dir, "diagnose")
+    model, tokenizer = load_model(cfg)
+    model.eval()
+    prompts: Prompts = build(cfg.prompts)
+    makers = [prompts.solve_ids, prompts.explain_ids]
+    with Verifier(cfg.verifier) as verifier:
+        reader: Reader = build(cfg.dataset, verifier)
+        problems = first_of_each_level(reader.part(), conf.problems)
+        problems, taken = within_length(problems, makers, tokenizer, cfg.rollout.max_prompt_tokens)
+        run.keep_account(reader.account() | {cfg.dataset.part: taken})
+        tools = Tools(prompts, tokenizer, verifier, rollout_sampling(cfg), cfg.seed, longest_prompt(cfg, model))
+        engine = make_engine(cfg, model, tokenizer)
+        rows = sample(problems, engine, tools, conf.samples)
+        engine.close()
+    measure(rows, problems, Scorer(model, tokenizer, prompts, cfg.trainer.micro_batch_size))
+    run.write_config()
+    if not (run.dir / "samples.parquet").is_file():  # else they are these, and what an earlier judge said of them stays
+        run.write_summary("stopped")  # until the judge has spoken, who can fail
+        unjudged = [row | {"right_steps": None} for row in rows]
+        pa.parquet.write_table(pa.Table.from_pylist(unjudged), run.dir / "samples.parquet")
+    check_steps(rows, problems, conf, tools)
+    pa.parquet.write_table(pa.Table.from_pylist(rows), run.dir / "samples.parquet")
+    run.metrics = summarize(rows)
+    save_figure(rows, run.dir / "properties.png")
+    run.write_summary(
+        "done", problems=len(problems), samples=conf.samples, judge=conf.judge.model if conf.judge.base_url else None
+    )
+    log_measured(loggers, run, "samples", [{k: row[k] for k in ("kind", "completion", *COLUMNS)} for row in rows])
+
+
+def save_figure(rows: Rows, path: Path) -> None:
+    """Draw, left, the likelihood of each kind under the policy; right, its share of right steps where known, else its answer lift."""
+    right = "right_steps" if any(row["right_steps"] is not None for row in rows) else "answer_lift"
+    titles = {
+        "nll_per_token": "negative log-likelihood per token under the policy",
+        "right_steps": "share of right steps",
+        "answer_lift": "answer lift over the own CoT (nats)",
+    }
+    figure, axes = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
+    for axis, column in zip(axes, ("nll_per_token", right), strict=True):
+        found = {kind: cell(rows, kind, None, column) for kind in KINDS}
+        shown = {kind: value for kind, value in found.items() if value is not None}
+        for i, (kind, (mean, low, high)) in enumerate(shown.items()):
+            axis.bar(i, mean, color=looks(KINDS)[kind].colour, width=0.65)
+            axis.errorbar(i, mean, [[mean - low], [high - mean]], color="black", capsize=3, linewidth=1)
+        axis.set_xticks(range(len(shown)), [KINDS[kind].replace("-answer ", "-answer\n") for kind in shown], fontsize=8)
+        axis.set_title(titles[column], fontsize=10)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

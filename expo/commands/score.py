@@ -1,0 +1,68 @@
+"""Score one model on one data set, and keep every completion in the run directory."""
+
+import logging
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from expo.commands.wiring import load_model, make_engine, make_evaluator, set_up_process
+from expo.config import Config, build
+from expo.config.key import shown
+from expo.data.readers import Reader
+from expo.model.prompts import Prompts
+from expo.runs.arms import settings_in, settings_of
+from expo.runs.directory import Run
+from expo.runs.hub import ask_hub
+from expo.runs.tracking import log_measured, wandb_loggers
+from expo.step.problems import within_length
+from expo.verifier.pool import Verifier
+
+log = logging.getLogger(__name__)
+
+
+def evaluate(cfg: Config, run: Run) -> None:
+    """Evaluate, and keep the result in the run's directory. Raises UserError for what cannot be loaded."""
+    set_up_process(cfg)
+    ask_hub([cfg])
+    run.dir.mkdir(parents=True, exist_ok=True)  # what an earlier run left in it stays until there is something new
+    loggers = wandb_loggers(cfg, run.dir, "evaluate")
+    warn_of_other_settings(cfg)
+    model, tokenizer = load_model(cfg)
+    prompts: Prompts = build(cfg.prompts)
+    with Verifier(cfg.verifier) as verifier:
+        reader: Reader = build(cfg.dataset, verifier)
+        problems, taken = within_length(reader.part(), [prompts.solve_ids], tokenizer, cfg.rollout.max_prompt_tokens)
+        run.keep_account(reader.account() | {cfg.dataset.part: taken})
+        engine = make_engine(cfg, model, tokenizer)
+        evaluation = make_evaluator(cfg, problems, verifier, prompts, tokenizer).evaluate(engine)
+        engine.close()
+    run.write_config()
+    evaluation.save(run.dir / "completions" / "eval.parquet")
+    run.metrics = evaluation.metrics
+    run.write_summary("done", problems=len(problems), part=cfg.dataset.part)
+    log_measured(loggers, run, "completions/eval", evaluation.rows)
+
+
+def warn_of_other_settings(cfg: Config) -> None:
+    """Say so where a run's checkpoint would be scored otherwise than its run: on other problems of its file, or sampled otherwise."""
+    run = Path(cfg.model.path).parent.parent
+    if cfg.run is not None or not (run / "config.yaml").is_file():  # with run=, what differs is said already
+        return
+    theirs, ours = settings_of(run), settings_in(OmegaConf.to_container(OmegaConf.structured(cfg)))
+    differ = {
+        key: f"{key}={shown(ours[key], 40)} (the run: {shown(theirs[key], 40)})"
+        for key in sorted(ours.keys() & theirs.keys())
+        if ours[key] != theirs[key]
+    }
+    same_file = Path(str(theirs.get("dataset.path"))).name == Path(str(cfg.dataset.path)).name
+    chosen = [key for key in differ if key.startswith("dataset.") and key not in OWN_CHOICE]
+    if cfg.dataset.shares_file and cfg.dataset.part == "held_out" and same_file and chosen:
+        told = ", ".join(differ[key] for key in chosen)
+        log.warning("%s: what is scored may have been trained on; the run held out another part: %s", run, told)
+    if told := ", ".join(text for key, text in differ.items() if key.startswith(MEASURE)):
+        log.warning("%s: scored otherwise than in its run; run=%s takes the run's settings: %s", run, run, told)
+
+
+OWN_CHOICE = ("dataset.path", "dataset.name", "dataset.limit")
+# What a score depends on beside the problems: prompts, lengths, sampling.
+MEASURE = ("prompts.", "rollout.max_", "evaluation.temperature", "evaluation.top_", "evaluation.samples", "verifier.")

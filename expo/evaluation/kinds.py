@@ -1,0 +1,87 @@
+"""What `expo diagnose` measures of each kind of sample, in numbers and tables. Imports no torch: tables import it."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from expo.data.problem import Problem
+from expo.evaluation.pass_at_k import interval
+
+KINDS = {
+    "own": "own CoT",
+    "expert": "expert CoT",
+    "self_explanation": "self-explanation",
+    "wrong_answer": "wrong-answer control",
+}
+# column -> heading
+COLUMNS = {
+    "nll_per_token": "NLL/token",
+    "nll": "NLL",
+    "answer_lift": "answer lift",
+    "verified": "verified",
+    "right_steps": "right steps",
+    "tokens": "tokens",
+}
+Rows = list[dict[str, Any]]
+
+
+def first_of_each_level(problems: Sequence[Problem], count: int) -> list[Problem]:
+    """Return at most `count` problems of each level, in order."""
+    taken: dict[int | None, int] = defaultdict(int)
+    kept = []
+    for problem in problems:
+        if taken[problem.level] < count:
+            taken[problem.level] += 1
+            kept.append(problem)
+    return kept
+
+
+def by_problem(rows: Rows, kind: str, level: int | None, column: str) -> dict[int, float]:
+    """Return the mean of each problem that has such samples. `level` None: all levels."""
+    values = defaultdict(list)
+    for row in rows:
+        if row["kind"] == kind and level in (None, row["level"]) and row[column] is not None:
+            values[row["problem"]].append(row[column])
+    return {problem: float(np.mean(v)) for problem, v in values.items()}
+
+
+def cell(
+    rows: Rows, kind: str, level: int | None, column: str, less: str | None = None
+) -> tuple[float, float, float] | None:
+    """Return mean and 95 % interval over problems, of a kind or of its difference to the kind `less` on the problems that both have.
+
+    None where nothing was measured.
+    """
+    values = by_problem(rows, kind, level, column)
+    if less is not None:
+        other = by_problem(rows, less, level, column)
+        values = {problem: value - other[problem] for problem, value in values.items() if problem in other}
+    if not values:
+        return None
+    means = np.array(list(values.values()))
+    return float(means.mean()), *interval(means)
+
+
+def levels_of(rows: Rows) -> list[int]:
+    """Return the levels that the rows have."""
+    return sorted({row["level"] for row in rows if row["level"] is not None})
+
+
+def summarize(rows: Rows) -> dict[str, float]:
+    """Return `<kind>/<column>` and `<kind>/<column>/level<n>`, each also with `_lo` and `_hi`.
+
+    `self_explanation-<kind>/…` is the difference on the problems that both have: the wrong-answer control, say, exists
+    only where an own sample was wrong.
+    """
+    others = [(f"self_explanation-{kind}", "self_explanation", kind) for kind in KINDS if kind != "self_explanation"]
+    metrics: dict[str, float] = {}
+    for label, kind, less in [*((kind, kind, None) for kind in KINDS), *others]:
+        for column in COLUMNS:
+            for level in (None, *levels_of(rows)):
+                found = cell(rows, kind, level, column, less)
+                if found is not None:
+                    name = f"{label}/{column}" + (f"/level{level}" if level is not None else "")
+                    metrics |= dict(zip((name, f"{name}_lo", f"{name}_hi"), found, strict=True))
+    return metrics
