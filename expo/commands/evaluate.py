@@ -13,7 +13,7 @@ from expo.data.readers import Reader
 from expo.model.prompts import Prompts
 from expo.runs.arms import settings_in, settings_of
 from expo.runs.directory import FINISHED, Run
-from expo.runs.tracking import log_measured, wandb_loggers
+from expo.runs.tracking import Session, chosen_loggers, log_measured
 from expo.step.problems import within_length
 from expo.verifier.pool import Verifier
 
@@ -37,7 +37,7 @@ def evaluate_command(cfg: Config) -> int:
 
 def evaluate(cfg: Config, run: Run) -> None:
     run.dir.mkdir(parents=True, exist_ok=True)  # what an earlier run left in it stays until there is something new
-    loggers = wandb_loggers(cfg, run.dir, "evaluate")
+    loggers = chosen_loggers(Session(cfg, run.dir, command="evaluate"))
     warn_of_another_part(cfg)
     model, tokenizer = load_model(cfg)
     prompts: Prompts = build(cfg.prompts)

@@ -16,7 +16,7 @@ from expo.evaluation.evaluate import Evaluator
 from expo.runs.callbacks import Evaluate, KeepCheckpoint, LogSteps, ShowProgress, Stop
 from expo.runs.checkpoints import newest_checkpoint, step_of
 from expo.runs.directory import FINISHED, Run
-from expo.runs.tracking import log_summary, make_loggers
+from expo.runs.tracking import Session, log_summary, make_loggers
 from expo.verifier.pool import Verifier
 
 
@@ -62,7 +62,7 @@ def make_trainer(cfg: Config, run: Run, evaluator: Evaluator, stop: Stop, checkp
         accelerator=cfg.trainer.accelerator,
         devices=1,
         precision=cast(Any, cfg.trainer.precision),
-        logger=make_loggers(cfg, run.dir, step_of(checkpoint) if checkpoint else 0),
+        logger=make_loggers(Session(cfg, run.dir, step_of(checkpoint) if checkpoint else 0)),
         callbacks=[
             stop,
             LogSteps(),
@@ -77,7 +77,7 @@ def make_trainer(cfg: Config, run: Run, evaluator: Evaluator, stop: Stop, checkp
 
 
 def explain_failure(error: Exception, run: Run, trainer: Trainer, stop: Stop) -> int | None:
-    """Note an error in the summary and W&B. Returns the exit code where one line on stderr says it all, else None."""
+    """Note an error in the summary and in the loggers. Returns the exit code where one line on stderr says it all, else None."""
     # A Ctrl-C reaches an engine in a process of its own, too.
     interrupted = isinstance(error, EngineError) and stop.signal
     if interrupted:

@@ -1,0 +1,194 @@
+"""The loggers that `logger=` chooses: Lightning's own, each told where a run's files go and what becomes of a resumed run."""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
+
+from expo.config import (
+    CsvLoggerConf,
+    MlflowLoggerConf,
+    TensorBoardLoggerConf,
+    UserError,
+    WandbConf,
+    WandbLoggerConf,
+    make_folder,
+)
+from expo.runs.directory import git_commit
+from expo.runs.reading import read_lines
+from expo.runs.tracking import Session, Tracker
+
+
+class Wandb(Tracker, WandbLogger):
+    """W&B, under the run's own id. Its step is the number of steps done: Lightning leaves it to count calls, from 0 again in every session."""
+
+    def __init__(self, conf: WandbLoggerConf, session: Session):
+        from wandb.errors import Error as WandbError  # here, since its import takes half a second
+
+        options = asdict(conf.wandb)
+        mode = options.pop("mode")
+        cfg, before = session.cfg, session.id.removesuffix(session.directory.name)
+        super().__init__(
+            name=f"{before}{cfg.name}-s{cfg.seed}", id=session.id, save_dir=session.directory, offline=mode == "offline",
+            resume="allow", config=session.config | {"git": git_commit()},
+            **({"mode": mode} if mode == "disabled" else {}), **options,
+        )  # fmt: skip
+        try:
+            self.experiment  # noqa: B018  (starts the run now, so that a missing key is found before any work)
+        except WandbError as error:
+            raise UserError(f"logger.wandb.mode={mode}: {_no_wandb(error)}") from error
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        own = {} if step is None else {"trainer/global_step": step}  # the x axis that Lightning tells W&B of
+        self.experiment.log(dict(metrics) | own, step=step)
+
+    def log_rows(self, name: str, columns: list[str], rows: list[list[Any]], step: int | None) -> None:
+        self.log_table(name, columns, rows, step=step)
+
+    def log_record(self, record: Mapping[str, Any]) -> None:
+        self.experiment.summary.update(dict(record))
+
+    def close(self) -> None:
+        self.experiment.finish()
+
+
+class TensorBoard(Tracker, TensorBoardLogger):
+    """Event files in `tensorboard/` of the run's directory. TensorBoard itself hides steps that are about to be made again."""
+
+    def __init__(self, conf: TensorBoardLoggerConf, session: Session):
+        super().__init__(
+            session.directory,
+            name="",
+            version="tensorboard",
+            purge_step=session.resume_step + bool(session.resume_step),
+        )
+        if not session.resume_step:
+            self.experiment.add_text("config", f"```json\n{json.dumps(session.config, indent=1)}\n```", 0)
+
+    def log_record(self, record: Mapping[str, Any]) -> None:
+        self.experiment.flush()
+
+
+class Csv(Tracker, CSVLogger):
+    """`csv/metrics.csv` in the run's directory. Lightning begins it anew in every session: what metrics.jsonl has goes in first."""
+
+    def __init__(self, conf: CsvLoggerConf, session: Session):
+        shutil.rmtree(session.directory / "csv", ignore_errors=True)
+        super().__init__(session.directory, name="", version="csv", flush_logs_every_n_steps=1)
+        for line in read_lines(session.directory) if session.resume_step else []:
+            step = line.pop("step")
+            self.log_metrics({name: value for name, value in line.items() if value is not None}, step)
+
+
+# What MLflow calls the ends of a run.
+MLFLOW_STATUS = {"done": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
+
+
+class Mlflow(Tracker, MLFlowLogger):
+    """MLflow. It makes up a run's id, so that expo's own is a tag, by which a resumed run is found again."""
+
+    def __init__(self, conf: MlflowLoggerConf, session: Session):
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nothing leaves the machine unasked
+        options, root = conf.mlflow, Path(session.cfg.output_dir).resolve()
+        make_folder(root, "output_dir")
+        from mlflow.exceptions import MlflowException
+
+        uri = options.tracking_uri or f"sqlite:///{root}/mlflow.db"
+        tags = {
+            "expo.id": session.id, "group": options.group, "job_type": options.job_type, "seed": session.cfg.seed,
+            "git": git_commit(),
+        }  # fmt: skip
+        self.last_steps: dict[str, int] = {}
+        try:
+            with ExitStack() as stack:
+                if not options.tracking_uri:  # of two runs that begin at once, one makes the database
+                    lock = stack.enter_context((root / "mlflow.lock").open("w"))
+                    fcntl.flock(lock, fcntl.LOCK_EX)
+                super().__init__(
+                    options.experiment, f"{session.cfg.name}-s{session.cfg.seed}", uri,
+                    {name: str(value) for name, value in tags.items() if value is not None},
+                    artifact_location=None if options.tracking_uri else f"file://{root}/mlflow-artifacts",
+                )  # fmt: skip
+                self.resumed = self._go_on(session)
+                self.experiment  # noqa: B018  (starts the run now, so that a server that is not there is found before any work)
+                if not self.resumed:
+                    self.log_hyperparams(session.config)
+        except MlflowException as error:
+            raise UserError(
+                f"logger.mlflow.tracking_uri={uri}: MLflow cannot start ({str(error).splitlines()[0]}); start the server, "
+                "or leave the key out"
+            ) from error
+
+    def _go_on(self, session: Session) -> bool:
+        """Take up the run of an earlier session. Returns whether there is one. With `fresh`, it is deleted, as MLflow deletes: it can be restored."""
+        client = self._mlflow_client
+        experiment = client.get_experiment_by_name(self._experiment_name)
+        if experiment is None:
+            return False
+        earlier = client.search_runs([experiment.experiment_id], f"tags.`expo.id` = '{session.id}'")
+        if session.cfg.fresh:
+            for run in earlier:
+                client.delete_run(run.info.run_id)
+        elif earlier:
+            self._run_id = earlier[0].info.run_id
+            client.update_run(self._run_id, status="RUNNING")
+        return self._run_id is not None
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Send scalars; `@`, which MLflow does not take, is `_at_`. A step that an earlier session has sent is not sent again."""
+        named = {name.replace("@", "_at_"): value for name, value in metrics.items()}
+        super().log_metrics({n: value for n, value in named.items() if (step or 0) > self._last_step(n)}, step)
+
+    def _last_step(self, name: str) -> int:
+        """Return the last step of a scalar that an earlier session has sent; -1 for none."""
+        if name not in self.last_steps:
+            history = self._mlflow_client.get_metric_history(str(self.run_id), name) if self.resumed else []
+            self.last_steps[name] = max((point.step for point in history), default=-1)
+        return self.last_steps[name]
+
+    def log_record(self, record: Mapping[str, Any]) -> None:
+        for name, value in record.items():
+            self.experiment.set_tag(self.run_id, name, value)
+        self.experiment.set_terminated(self.run_id, MLFLOW_STATUS[record["status"]])
+
+    def finalize(self, status: str = "success") -> None:
+        """Leave the run's status to log_record, which knows a stopped run from a finished one."""
+
+
+def log_finished_table(
+    conf: WandbConf, name: str, scale: str, rows: tuple[list[str], list[list[str]]], folder: Path, directory: Path
+) -> None:
+    """Log a run of the table's own, in the group of its runs: the table as a W&B Table, its pictures, and all its files as an artifact.
+
+    Args: rows, headings and cells; folder, the table's files; directory, where W&B's own files go.
+    """
+    import wandb
+    from wandb.errors import Error as WandbError
+
+    options = {key: value for key, value in asdict(conf).items() if key not in ("group", "job_type", "tags")}
+    try:
+        session = wandb.init(
+            **options, id=f"table-{name}-{scale}", name=f"{name}-{scale}", group=name, job_type="table", tags=[scale],
+            resume="allow", dir=directory, config={"git": git_commit()},
+        )  # fmt: skip
+    except WandbError as error:
+        raise UserError(
+            f"logger.wandb.mode={conf.mode}: {_no_wandb(error)}; the table itself is in {folder}"
+        ) from error
+    with session as run:
+        run.log({"table": wandb.Table(columns=[*rows[0]], data=rows[1])})
+        run.log({path.stem: wandb.Image(str(path)) for path in folder.glob("*.png")})
+        artifact = wandb.Artifact(f"{name}-{scale}", type="table")
+        artifact.add_dir(str(folder))
+        run.log_artifact(artifact)
+
+
+def _no_wandb(error: Exception) -> str:
+    return f"W&B cannot start ({str(error).splitlines()[0]}); run `wandb login`, or use logger.wandb.mode=offline"

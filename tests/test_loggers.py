@@ -1,0 +1,147 @@
+"""`logger=tensorboard|mlflow|csv`: the scalars of metrics.jsonl, each once, also where a run was killed and resumed."""
+
+import csv
+import importlib.util
+import json
+import os
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+from conftest import compose_config
+from test_train import run, scalars
+
+from expo import config
+from expo.config import UserError, check
+from expo.runs import loggers
+from expo.runs.checkpoints import newest_checkpoint
+from expo.runs.tracking import Session, chosen_loggers
+
+Points = dict[str, list[tuple[int, float]]]  # (step, value) of each scalar
+
+
+def read_tensorboard(directory: Path) -> Points:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(directory / "tensorboard"))
+    events.Reload()
+    return {name: [(e.step, e.value) for e in events.Scalars(name)] for name in events.Tags()["scalars"]}
+
+
+def read_csv(directory: Path) -> Points:
+    points = defaultdict(list)
+    with (directory / "csv" / "metrics.csv").open() as file:
+        for row in csv.DictReader(file):
+            step = int(row.pop("step"))
+            for name, value in row.items():
+                if value:
+                    points[name].append((step, float(value)))
+    return points
+
+
+def mlflow_client(folder: Path):
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(f"sqlite:///{folder}/mlflow.db")
+
+
+def mlflow_run(directory: Path):
+    client = mlflow_client(directory.parents[1])
+    (experiment,) = (e for e in client.search_experiments() if e.name == "expo")
+    (found,) = client.search_runs([experiment.experiment_id], f"tags.`expo.id` = '{directory.name}'")
+    return client, found
+
+
+def read_mlflow(directory: Path) -> Points:
+    client, found = mlflow_run(directory)
+    return {
+        name.replace("_at_", "@"): [(p.step, p.value) for p in client.get_metric_history(found.info.run_id, name)]
+        for name in found.data.metrics
+    }
+
+
+READERS = {"tensorboard": read_tensorboard, "csv": read_csv, "mlflow": read_mlflow}
+
+
+@pytest.mark.runs
+@pytest.mark.parametrize("name", READERS)
+def test_a_logger_has_every_scalar_once_after_a_kill(tmp_path, name):
+    arguments = [f"logger={name}", "trainer.max_steps=6", "evaluation.every=2", "trainer.checkpoint_every=3"]
+    _, directory = run(tmp_path, *arguments, "trainer.stop_after=5")
+    newest_checkpoint(directory).unlink()  # a SIGKILL after step 5 leaves the checkpoint of step 3
+    assert newest_checkpoint(directory).stem == "step000002"
+    assert run(tmp_path, *arguments)[0] == 0
+    found = READERS[name](directory)
+    wanted = defaultdict(list)
+    for line in scalars(directory):
+        for scalar, value in line.items():
+            if scalar != "step" and value is not None:
+                wanted[scalar].append((line["step"], value))
+    assert {step for step, _ in wanted["reward/mean"]} == {1, 2, 3, 4, 5, 6}
+    for scalar, points in wanted.items():
+        steps, values = zip(*sorted(found[scalar]), strict=True)
+        assert list(steps) == [step for step, _ in points], scalar  # each once
+        assert values == pytest.approx([value for _, value in points], rel=1e-5), scalar
+
+
+@pytest.mark.runs
+def test_mlflow_knows_the_config_the_status_and_a_run_made_again(tmp_path):
+    arguments = ["logger=mlflow", "logger.mlflow.group=g", "trainer.max_steps=2"]
+    _, directory = run(tmp_path, *arguments, "trainer.stop_after=1")
+    _, first = mlflow_run(directory)
+    assert first.info.status == "KILLED"  # stopped, not finished
+    run(tmp_path, *arguments, "trainer.threads=2")  # a parameter that changes nothing of the result: MLflow's are final
+    _, second = mlflow_run(directory)
+    assert (second.info.run_id, second.info.status) == (first.info.run_id, "FINISHED")
+    assert second.data.params["algorithm/group_size"] == "4"
+    assert second.data.tags["group"] == "g"
+    assert second.data.tags["status"] == "done"
+    run(tmp_path, *arguments, "fresh=true")
+    _, third = mlflow_run(directory)  # the only one: the other is deleted, as the directory was
+    assert third.info.run_id != first.info.run_id
+    assert not (tmp_path / "mlruns").exists()
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
+
+
+@pytest.mark.runs
+def test_an_mlflow_server_that_is_not_there_is_told_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(UserError, match=r"logger.mlflow.tracking_uri=http://127.0.0.1:9: MLflow cannot start"):
+        run(tmp_path, "logger=mlflow", "logger.mlflow.tracking_uri=http://127.0.0.1:9")
+    assert not list(tmp_path.glob("*/*/completions/*"))
+
+
+@pytest.mark.parametrize(("name", "package"), [("tensorboard", "tensorboard"), ("mlflow", "mlflow-skinny")])
+def test_a_missing_package_is_one_line_before_anything_is_loaded(monkeypatch, name, package):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda module, *rest: None if module == name else find(module, *rest)
+    )
+    with pytest.raises(UserError, match=rf"package {package} is not installed; install it with pip install {package}"):
+        check(compose_config(f"logger={name}"))
+
+
+def test_a_server_needs_no_database_here(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda m, *rest: None if m == "sqlalchemy" else find(m, *rest))
+    check(compose_config("logger=mlflow", "logger.mlflow.tracking_uri=http://mlflow.example"))
+    with pytest.raises(UserError, match="sqlalchemy is not installed"):
+        check(compose_config("logger=mlflow"))
+
+
+def test_a_logger_is_no_part_of_the_identity_and_an_older_config_has_no_target():
+    plain = compose_config()
+    for name in ("wandb", *READERS):
+        assert config.identity(compose_config(f"logger={name}")) == config.identity(plain)
+    assert config.WandbLoggerConf()._target_ == "expo.runs.loggers.Wandb"
+    assert config.LoggerConf()._target_ == ""
+
+
+def test_a_logger_of_ones_own_is_chosen_by_its_target(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(loggers, "Mine", lambda conf, session: made.append(session) or "mine", raising=False)
+    cfg = compose_config("logger._target_=expo.runs.loggers.Mine")
+    check(cfg)
+    assert chosen_loggers(Session(cfg, tmp_path / "a", command="evaluate")) == ["mine"]
+    assert made[0].id == "evaluate-a"
+    assert json.dumps(made[0].config["logger"]) == '{"_target_": "expo.runs.loggers.Mine"}'
