@@ -173,7 +173,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(out)
 
-    do_GET = do_POST = do_PUT = do
+    do_GET = do_POST = do_PUT = do  # noqa: N815  (names of http.server)
 
     def read(self) -> bytes:
         if self.headers.get("Transfer-Encoding") == "chunked":
