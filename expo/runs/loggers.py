@@ -22,6 +22,7 @@ from expo.config import (
     make_folder,
 )
 from expo.runs.directory import git_commit
+from expo.runs.offline import offline_files, read_offline
 from expo.runs.reading import read_lines
 from expo.runs.tracking import Session, Tracker
 
@@ -34,6 +35,8 @@ class Wandb(Tracker, WandbLogger):
 
         options = asdict(conf.wandb)
         mode = options.pop("mode")
+        # `wandb sync` would send them twice, and shift what follows. Online, W&B itself leaves them out.
+        self.sent_steps = _last_step(session.directory) if session.resume_step and mode == "offline" else -1
         cfg, before = session.cfg, session.id.removesuffix(session.directory.name)
         super().__init__(
             name=f"{before}{cfg.name}-s{cfg.seed}", id=session.id, save_dir=session.directory, offline=mode == "offline",
@@ -46,6 +49,9 @@ class Wandb(Tracker, WandbLogger):
             raise UserError(f"logger.wandb.mode={mode}: {_no_wandb(error)}") from error
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Send scalars, but those of a step that an earlier session has sent: after a SIGKILL, some are made again, with the same numbers."""
+        if step is not None and step <= self.sent_steps:
+            return
         own = {} if step is None else {"trainer/global_step": step}  # the x axis that Lightning tells W&B of
         self.experiment.log(dict(metrics) | own, step=step)
 
@@ -57,6 +63,12 @@ class Wandb(Tracker, WandbLogger):
 
     def close(self) -> None:
         self.experiment.finish()
+
+
+def _last_step(directory: Path) -> int:
+    """Return the last step in the offline files of a run; -1 for none."""
+    files = offline_files(directory)
+    return max((row["_step"] for row in read_offline(directory).history), default=-1) if files else -1
 
 
 class TensorBoard(Tracker, TensorBoardLogger):
