@@ -138,6 +138,27 @@ class WandbServer:
         artifact = {"id": "a", "state": "COMMITTED", "artifactSequence": {"latestArtifact": None}}
         return {"createArtifact": {"artifact": artifact}}
 
+    # What wandb-workspaces asks for.
+
+    def on_UpsertView2(self, variables: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        self.views.append(variables)
+        return {"upsertView": {"view": {"id": "v", "name": variables["name"]}, "inserted": True}}
+
+    def on_upsertView(self, variables: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        self.views.append(variables)
+        view = {
+            "id": "v",
+            "name": variables["name"],
+            "displayName": variables["displayName"],
+            "spec": variables["spec"],
+        }
+        return {
+            "upsertView": {"view": view | {"description": variables["description"], "project": None}, "inserted": True}
+        }
+
+    def on_ProjectInternalId(self, variables: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        return {"project": {"id": "p", "internalId": "p1"}}
+
     # The file stream.
 
     def stream(self, name: str, sent: dict[str, Any]) -> dict[str, Any]:
