@@ -12,7 +12,7 @@ from queue import Queue
 import pytest
 import yaml
 from test_train import SMALL
-from test_wandb_online import server  # noqa: F401
+from test_wandb_online import expo, server  # noqa: F401
 from test_wandb_sync import online  # noqa: F401
 
 from expo import cli
@@ -139,10 +139,22 @@ def test_online_they_go_to_the_server(online, capsys, monkeypatch):  # noqa: F81
     assert [s["name"] for s in json.loads(view["spec"])["section"]["panelBankConfig"]["sections"]] == [
         s.title for s in SECTIONS
     ]
+    page = PAGE, []
+    monkeypatch.setattr("expo.commands.report.read_table", lambda folder: page)
+    monkeypatch.setattr("expo.commands.report.table_folder", lambda subject, scale: subject)
+    assert command.main(["report", "demo", "mode=online"]) == 0
+    assert re.search(r"wandb report: \S+/me/expo/reports/A-table--v", capsys.readouterr().out)
+    assert (online.views[1]["displayName"], online.views[1]["type"]) == ("A table", "runs")
+    assert "| GRPO \\\\| plain | 0.0 |" in online.views[1]["spec"]
     assert online.unknown == []
-    monkeypatch.delenv("WANDB_API_KEY")
-    with pytest.raises(UserError, match=r"mode=online: W&B cannot be asked \(.*run `wandb login`"):
-        command.main(["workspace", "demo", "mode=online"])
+
+
+def test_online_without_a_key_is_one_line(server, tmp_path):  # noqa: F811
+    code, said = expo(server, tmp_path, "wandb", "workspace", "demo", "mode=online", WANDB_API_KEY="")
+    assert code == 2
+    (line,) = (line for line in said.splitlines() if line.startswith("expo: "))
+    assert re.search(r"mode=online: W&B cannot be asked \(.*run `wandb login`, or use mode=offline", line)
+    assert "Traceback" not in said
 
 
 # Sweeps. Who expands a grid is W&B's server; everything that an agent does is here.

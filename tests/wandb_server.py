@@ -140,6 +140,17 @@ class WandbServer:
 
     # What wandb-workspaces asks for.
 
+    def on_GetDefaultEntity(self, variables: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        return self.on_Viewer(variables)
+
+    def on_GetProjects(self, variables: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        project = {
+            "id": "p", "name": "expo", "entityName": variables["entity"], "createdAt": "2026-01-01T00:00:00Z",
+            "isBenchmark": False, "user": None,
+        }  # fmt: skip
+        edges = [{"cursor": "c", "node": project}]
+        return {"models": {"edges": edges, "pageInfo": {"endCursor": None, "hasNextPage": False}}}
+
     def on_UpsertView2(self, variables: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
         self.views.append(variables)
         return {"upsertView": {"view": {"id": "v", "name": variables["name"]}, "inserted": True}}
@@ -152,9 +163,7 @@ class WandbServer:
             "displayName": variables["displayName"],
             "spec": variables["spec"],
         }
-        return {
-            "upsertView": {"view": view | {"description": variables["description"], "project": None}, "inserted": True}
-        }
+        return {"upsertView": {"view": view | {"description": variables["description"]}, "inserted": True}}
 
     def on_ProjectInternalId(self, variables: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
         return {"project": {"id": "p", "internalId": "p1"}}
