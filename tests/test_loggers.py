@@ -90,7 +90,9 @@ def test_mlflow_knows_the_config_the_status_and_a_run_made_again(tmp_path):
     _, directory = run(tmp_path, *arguments, "trainer.stop_after=1")
     _, first = mlflow_run(directory)
     assert first.info.status == "KILLED"  # stopped, not finished
-    run(tmp_path, *arguments, "trainer.threads=2")  # a parameter that changes nothing of the result: MLflow's are final
+    run(
+        tmp_path, *arguments, "rollout.batch_size=128"
+    )  # a parameter that changes nothing of the result: MLflow's are final
     _, second = mlflow_run(directory)
     assert (second.info.run_id, second.info.status) == (first.info.run_id, "FINISHED")
     assert second.data.params["algorithm/group_size"] == "4"
@@ -101,6 +103,31 @@ def test_mlflow_knows_the_config_the_status_and_a_run_made_again(tmp_path):
     assert third.info.run_id != first.info.run_id
     assert not (tmp_path / "mlruns").exists()
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
+
+
+@pytest.mark.runs
+def test_an_mlflow_server_that_is_gone_for_a_while_costs_nothing(tmp_path, monkeypatch, caplog):
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+
+    calls = []
+
+    def refuse(original):
+        def log_batch(*args, **kwargs):
+            calls.append(kwargs)
+            if "metrics" in kwargs and 2 <= len(calls) <= 6:
+                raise MlflowException("connection refused")
+            return original(*args, **kwargs)
+
+        return log_batch
+
+    monkeypatch.setattr(MlflowClient, "log_batch", refuse(MlflowClient.log_batch))
+    code, directory = run(tmp_path, "logger=mlflow", "trainer.max_steps=6", "evaluation.every=2")
+    assert code == 0
+    assert caplog.text.count("connection refused") == 1
+    assert [step for step, _ in sorted(read_mlflow(directory)["reward/mean"])] == [1, 2, 3, 4, 5, 6]
+    assert [step for step, _ in sorted(read_mlflow(directory)["pass@4"])] == [0, 2, 4, 6]
+    assert mlflow_run(directory)[1].info.status == "FINISHED"
 
 
 @pytest.mark.runs

@@ -134,7 +134,7 @@ class MlflowConf:
 class MlflowLoggerConf(LoggerConf):
     """MLflow, beside metrics.jsonl."""
 
-    _target_: str = "expo.runs.loggers.Mlflow"
+    _target_: str = "expo.runs.mlflow_logger.Mlflow"
     mlflow: MlflowConf = key(MlflowConf, help="where MLflow puts the run")
 
     def packages(self) -> Mapping[str, str]:
