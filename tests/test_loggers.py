@@ -85,6 +85,19 @@ def test_a_logger_has_every_scalar_once_after_a_kill(tmp_path, name):
 
 
 @pytest.mark.runs
+@pytest.mark.parametrize("name", READERS)
+def test_what_is_logged_is_kept_at_once(tmp_path, name):
+    """A SIGKILL may come at any time, and a resumed run begins after what the checkpoint has."""
+    directory = tmp_path / "ladder" / "a-s0"
+    directory.mkdir(parents=True)
+    (logger,) = chosen_loggers(Session(compose_config(f"logger={name}", f"output_dir={tmp_path}"), directory))
+    logger.log_metrics({"pass@4": 0.5}, 1)
+    logger.log_metrics({"pass@4": 0.25, "reward/mean": 1.0}, 2)
+    found = READERS[name](directory)
+    assert (found["pass@4"], found["reward/mean"]) == ([(1, 0.5), (2, 0.25)], [(2, 1.0)])
+
+
+@pytest.mark.runs
 def test_mlflow_knows_the_config_the_status_and_a_run_made_again(tmp_path):
     arguments = ["logger=mlflow", "logger.mlflow.group=g", "trainer.max_steps=2"]
     _, directory = run(tmp_path, *arguments, "trainer.stop_after=1")
@@ -154,6 +167,22 @@ def test_a_server_needs_no_database_here(monkeypatch):
     check(compose_config("logger=mlflow", "logger.mlflow.tracking_uri=http://mlflow.example"))
     with pytest.raises(UserError, match="sqlalchemy is not installed"):
         check(compose_config("logger=mlflow"))
+
+
+def test_a_password_does_not_go_to_config_yaml():
+    with pytest.raises(UserError, match=r"tracking_uri: has a password.*set MLFLOW_TRACKING_USERNAME") as told:
+        check(compose_config("logger=mlflow", "logger.mlflow.tracking_uri='http://me:secret@mlflow.example'"))
+    assert "secret" not in str(told.value)
+
+
+@pytest.mark.runs
+def test_mlflows_own_variable_names_the_store(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/elsewhere.db")
+    cfg = compose_config("logger=mlflow", f"output_dir={tmp_path}/out")
+    (logger,) = chosen_loggers(Session(cfg, tmp_path / "out" / "a", command="evaluate"))
+    logger.log_metrics({"pass@4": 0.5})
+    assert (tmp_path / "elsewhere.db").is_file()
+    assert not list(tmp_path.glob("out/*.db"))
 
 
 def test_a_logger_is_no_part_of_the_identity_and_an_older_config_has_no_target():

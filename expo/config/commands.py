@@ -1,9 +1,11 @@
 """Keys of `prompts=`, `logger=`, and of single commands: `pretrain`, `diagnose`."""
 
 import importlib.util
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from omegaconf import MISSING
 
@@ -123,7 +125,8 @@ class MlflowConf:
 
     experiment: str = key("expo", help="MLflow experiment")
     tracking_uri: str | None = key(
-        None, help="MLflow server or store; null: the SQLite file mlflow.db in `output_dir`, which all its runs share"
+        None,
+        help="MLflow server or store; null: $MLFLOW_TRACKING_URI, or else the SQLite file mlflow.db in `output_dir`",
     )
     group: str | None = key(None, help="tag `group`; `expo table` sets the table's name")
     job_type: str | None = key(None, help="tag `job_type`; `expo table` sets the arm")
@@ -139,8 +142,16 @@ class MlflowLoggerConf(LoggerConf):
 
     def packages(self) -> Mapping[str, str]:
         database = {"sqlalchemy": "sqlalchemy", "alembic": "alembic"}
-        local = (self.mlflow.tracking_uri or "sqlite:").startswith("sqlite:")
+        local = (self.mlflow.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:").startswith("sqlite:")
         return {"mlflow": "mlflow-skinny"} | (database if local else {})
+
+    def rules(self, cfg: "Config") -> Rules:
+        yield from super().rules(cfg)
+        yield (
+            urlsplit(self.mlflow.tracking_uri or "").password is None,
+            "logger.mlflow.tracking_uri: has a password, which would be in config.yaml; leave it out, and set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_URI",
+        )
 
     def of_table(self, table: str, arm: str, tags: Sequence[str]) -> list[str]:
         return [f"logger.mlflow.group={table}", f"logger.mlflow.job_type={arm}"]

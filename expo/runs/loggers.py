@@ -79,8 +79,9 @@ class TensorBoard(Tracker, TensorBoardLogger):
         if not session.resume_step:
             self.experiment.add_text("config", f"```json\n{json.dumps(session.config, indent=1)}\n```", 0)
 
-    def log_record(self, record: Mapping[str, Any]) -> None:
-        self.experiment.flush()
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        super().log_metrics(metrics, step)
+        self.experiment.flush()  # a SIGKILL loses nothing: TensorBoard would keep two minutes in memory
 
 
 class Csv(Tracker, CSVLogger):

@@ -31,7 +31,8 @@ class Mlflow(Tracker, MLFlowLogger):
         make_folder(root, "output_dir")
         from mlflow.exceptions import MlflowException
 
-        uri = options.tracking_uri or f"sqlite:///{root}/mlflow.db"
+        given = options.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+        uri = given or f"sqlite:///{root}/mlflow.db"
         tags = {
             "expo.id": session.id, "group": options.group, "job_type": options.job_type, "seed": session.cfg.seed,
             "git": git_commit(),
@@ -41,13 +42,13 @@ class Mlflow(Tracker, MLFlowLogger):
         self.warned = False
         try:
             with ExitStack() as stack:
-                if not options.tracking_uri:  # of two runs that begin at once, one makes the database
+                if not given:  # of two runs that begin at once, one makes the database
                     lock = stack.enter_context((root / "mlflow.lock").open("w"))
                     fcntl.flock(lock, fcntl.LOCK_EX)
                 super().__init__(
                     options.experiment, f"{session.cfg.name}-s{session.cfg.seed}", uri,
                     {name: str(value) for name, value in tags.items() if value is not None},
-                    artifact_location=None if options.tracking_uri else f"file://{root}/mlflow-artifacts",
+                    artifact_location=None if given else f"file://{root}/mlflow-artifacts",
                 )  # fmt: skip
                 self.resumed = self._go_on(session)
                 self.experiment  # noqa: B018  (starts the run now, so that a server that is not there is found before any work)
@@ -55,7 +56,7 @@ class Mlflow(Tracker, MLFlowLogger):
                     self.log_hyperparams(session.config)
         except MlflowException as error:
             raise UserError(
-                f"logger.mlflow.tracking_uri={uri}: MLflow cannot start ({first_line(error)}); start the server, "
+                f"logger.mlflow.tracking_uri={options.tracking_uri}: MLflow cannot start ({first_line(error)}); start the server, "
                 "or leave the key out"
             ) from error
 
