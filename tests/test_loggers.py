@@ -4,6 +4,8 @@ import csv
 import importlib.util
 import json
 import os
+import subprocess
+import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -90,9 +92,17 @@ def test_what_is_logged_is_kept_at_once(tmp_path, name):
     """A SIGKILL may come at any time, and a resumed run begins after what the checkpoint has."""
     directory = tmp_path / "ladder" / "a-s0"
     directory.mkdir(parents=True)
-    (logger,) = chosen_loggers(Session(compose_config(f"logger={name}", f"output_dir={tmp_path}"), directory))
-    logger.log_metrics({"pass@4": 0.5}, 1)
-    logger.log_metrics({"pass@4": 0.25, "reward/mean": 1.0}, 2)
+    script = (
+        "import os, sys; from pathlib import Path; from expo.config import compose_config\n"
+        "from expo.runs.tracking import Session, chosen_loggers\n"
+        "cfg = compose_config([f'logger={sys.argv[1]}', f'output_dir={sys.argv[2]}'])\n"
+        "(logger,) = chosen_loggers(Session(cfg, Path(sys.argv[3])))\n"
+        "logger.log_metrics({'pass@4': 0.5}, 1)\n"
+        "logger.log_metrics({'pass@4': 0.25, 'reward/mean': 1.0}, 2)\n"
+        "os._exit(9)\n"  # no more is written than by a SIGKILL
+    )
+    made = subprocess.run([sys.executable, "-c", script, name, str(tmp_path), str(directory)], check=False)
+    assert made.returncode == 9
     found = READERS[name](directory)
     assert (found["pass@4"], found["reward/mean"]) == ([(1, 0.5), (2, 0.25)], [(2, 1.0)])
 

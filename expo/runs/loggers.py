@@ -81,7 +81,7 @@ class TensorBoard(Tracker, TensorBoardLogger):
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         super().log_metrics(metrics, step)
-        self.experiment.flush()  # a SIGKILL loses nothing: TensorBoard would keep two minutes in memory
+        self.experiment.flush()  # TensorBoard writes when it finds the time: a SIGKILL would lose it
 
 
 class Csv(Tracker, CSVLogger):
