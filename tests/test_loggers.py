@@ -2,7 +2,6 @@
 
 import csv
 import importlib.util
-import json
 import os
 import subprocess
 import sys
@@ -11,14 +10,15 @@ from pathlib import Path
 
 import pytest
 from conftest import compose_config
-from test_train import run, scalars
+from test_extending import blocks
+from test_train import SMALL, run, scalars
 
 from expo import config
 from expo.config import UserError, check
-from expo.runs import loggers
 from expo.runs.checkpoints import newest_checkpoint
 from expo.runs.tracking import Session, chosen_loggers
 
+ROOT = Path(__file__).parents[1]
 Points = dict[str, list[tuple[int, float]]]  # (step, value) of each scalar
 
 
@@ -203,11 +203,17 @@ def test_a_logger_is_no_part_of_the_identity_and_an_older_config_has_no_target()
     assert config.LoggerConf()._target_ == ""
 
 
-def test_a_logger_of_ones_own_is_chosen_by_its_target(tmp_path, monkeypatch):
-    made = []
-    monkeypatch.setattr(loggers, "Mine", lambda conf, session: made.append(session) or "mine", raising=False)
-    cfg = compose_config("logger._target_=expo.runs.loggers.Mine")
-    check(cfg)
-    assert chosen_loggers(Session(cfg, tmp_path / "a", command="evaluate")) == ["mine"]
-    assert made[0].id == "evaluate-a"
-    assert json.dumps(made[0].config["logger"]) == '{"_target_": "expo.runs.loggers.Mine"}'
+@pytest.mark.runs
+def test_the_documented_logger_of_ones_own(tmp_path):
+    page = blocks((ROOT / "docs" / "wandb.md").read_text())
+    ((_, name, code),) = [block for block in page if block[0] == "python"]
+    (tmp_path / name).write_text(code)
+    (line,) = [line for kind, _, code in page if kind == "bash" for line in code.splitlines() if "mine" in line]
+    environment, command = line.split(" ", 1)
+    plugin, value = environment.split("=")
+    words = [sys.executable, "-m", *command.split(), *SMALL, "trainer.max_steps=1"]
+    env = os.environ | {plugin: value, "PYTHONPATH": str(ROOT)}
+    made = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr
+    (file,) = tmp_path.glob("all-runs/exp_grpo-s0-*/metrics.csv")
+    assert "reward/mean" in file.read_text()
