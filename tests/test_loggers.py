@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,10 @@ from test_extending import blocks
 from test_train import SMALL, run, scalars
 
 from expo import config
+from expo.commands import evaluate
 from expo.config import UserError, check
 from expo.runs.checkpoints import newest_checkpoint
+from expo.runs.reading import read_summary
 from expo.runs.tracking import Session, chosen_loggers
 
 ROOT = Path(__file__).parents[1]
@@ -105,6 +108,26 @@ def test_what_is_logged_is_kept_at_once(tmp_path, name):
     assert made.returncode == 9
     found = READERS[name](directory)
     assert (found["pass@4"], found["reward/mean"]) == ([(1, 0.5), (2, 0.25)], [(2, 1.0)])
+
+
+@pytest.mark.runs
+@pytest.mark.parametrize("name", ["tensorboard", "csv"])
+def test_an_evaluation_is_logged_and_a_mistake_costs_nothing_that_is_there(tmp_path, name, monkeypatch):
+    def no_model(cfg):
+        raise UserError("no model")
+
+    cfg = compose_config("debug=tiny", f"logger={name}", f"output_dir={tmp_path}")
+    assert evaluate.evaluate_command(cfg) == 0
+    (directory,) = tmp_path.glob("evaluate/*/")
+    wanted = [(0, pytest.approx(read_summary(directory)["metrics"]["pass@4"]))]
+    assert READERS[name](directory)["pass@4"] == wanted
+    with monkeypatch.context() as broken:
+        broken.setattr(evaluate, "load_model", no_model)
+        with pytest.raises(UserError, match="no model"):
+            evaluate.evaluate_command(replace(cfg, fresh=True))
+    assert READERS[name](directory)["pass@4"] == wanted
+    assert evaluate.evaluate_command(replace(cfg, fresh=True)) == 0
+    assert READERS[name](directory)["pass@4"] == wanted  # once, not twice
 
 
 @pytest.mark.runs

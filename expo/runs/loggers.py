@@ -76,10 +76,12 @@ class TensorBoard(Tracker, TensorBoardLogger):
             version="tensorboard",
             purge_step=session.resume_step + bool(session.resume_step),
         )
-        if not session.resume_step:
-            self.experiment.add_text("config", f"```json\n{json.dumps(session.config, indent=1)}\n```", 0)
+        self.config = "" if session.resume_step else f"```json\n{json.dumps(session.config, indent=1)}\n```"
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        if self.config:  # not before there is something to show: the file hides those of an earlier session
+            self.experiment.add_text("config", self.config, 0)
+            self.config = ""
         super().log_metrics(metrics, step)
         self.experiment.flush()  # TensorBoard writes when it finds the time: a SIGKILL would lose it
 
@@ -88,7 +90,8 @@ class Csv(Tracker, CSVLogger):
     """`csv/metrics.csv` in the run's directory. Lightning begins it anew in every session: what metrics.jsonl has goes in first."""
 
     def __init__(self, conf: CsvLoggerConf, session: Session):
-        shutil.rmtree(session.directory / "csv", ignore_errors=True)
+        if session.command == "train":  # else the earlier file stays until Lightning has something new
+            shutil.rmtree(session.directory / "csv", ignore_errors=True)
         super().__init__(session.directory, name="", version="csv", flush_logs_every_n_steps=1)
         for line in read_lines(session.directory) if session.resume_step else []:
             step = line.pop("step")

@@ -17,6 +17,7 @@ from expo.runs.tracking import Session, Tracker, first_line
 
 log = logging.getLogger(__name__)
 
+VARIABLE = "MLFLOW_TRACKING_URI"
 # What MLflow calls the ends of a run.
 MLFLOW_STATUS = {"done": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 
@@ -31,7 +32,7 @@ class Mlflow(Tracker, MLFlowLogger):
         make_folder(root, "output_dir")
         from mlflow.exceptions import MlflowException
 
-        given = options.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+        given = options.tracking_uri or os.environ.get(VARIABLE)
         uri = given or f"sqlite:///{root}/mlflow.db"
         tags = {
             "expo.id": session.id, "group": options.group, "job_type": options.job_type, "seed": session.cfg.seed,
@@ -42,6 +43,7 @@ class Mlflow(Tracker, MLFlowLogger):
         self.warned = False
         try:
             with ExitStack() as stack:
+                stack.callback(_restore, os.environ.get(VARIABLE))
                 if not given:  # of two runs that begin at once, one makes the database
                     lock = stack.enter_context((root / "mlflow.lock").open("w"))
                     fcntl.flock(lock, fcntl.LOCK_EX)
@@ -121,3 +123,10 @@ class Mlflow(Tracker, MLFlowLogger):
 
     def finalize(self, status: str = "success") -> None:
         """Leave the run's status to log_record, which knows a stopped run from a finished one."""
+
+
+def _restore(uri: str | None) -> None:
+    """Give the environment variable back its value: MLflow sets it, and a later run of this process would take it for the user's."""
+    os.environ.pop(VARIABLE, None)
+    if uri is not None:
+        os.environ[VARIABLE] = uri
