@@ -69,7 +69,7 @@ READERS = {"tensorboard": read_tensorboard, "csv": read_csv, "mlflow": read_mlfl
 
 
 @pytest.mark.runs
-@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("name", ["tensorboard", "csv", pytest.param("mlflow", marks=pytest.mark.slow)])
 def test_a_logger_has_every_scalar_once_after_a_kill(tmp_path, name):
     arguments = [f"logger={name}", "trainer.max_steps=6", "evaluation.every=2", "trainer.checkpoint_every=3"]
     _, directory = run(tmp_path, *arguments, "trainer.stop_after=5")
@@ -89,7 +89,7 @@ def test_a_logger_has_every_scalar_once_after_a_kill(tmp_path, name):
         assert values == pytest.approx([value for _, value in points], rel=1e-5), scalar
 
 
-@pytest.mark.runs
+@pytest.mark.slow
 @pytest.mark.parametrize("name", READERS)
 def test_what_is_logged_is_kept_at_once(tmp_path, name):
     """A SIGKILL may come at any time, and a resumed run begins after what the checkpoint has."""
@@ -151,7 +151,7 @@ def test_mlflow_knows_the_config_the_status_and_a_run_made_again(tmp_path):
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
 
 
-@pytest.mark.runs
+@pytest.mark.slow
 def test_an_mlflow_server_that_is_gone_for_a_while_costs_nothing(tmp_path, monkeypatch, caplog):
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
@@ -218,6 +218,13 @@ def test_mlflows_own_variable_names_the_store(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("out/*.db"))
 
 
+def test_the_runs_of_a_table_are_a_group_in_mlflow_too():
+    overrides = config.MlflowLoggerConf().of_table("rivals", "grpo", ["cpu"])
+    conf = compose_config("logger=mlflow", *overrides).logger
+    assert (conf.mlflow.group, conf.mlflow.job_type) == ("rivals", "grpo")
+    assert config.TensorBoardLoggerConf().of_table("rivals", "grpo", ["cpu"]) == []
+
+
 def test_a_logger_is_no_part_of_the_identity_and_an_older_config_has_no_target():
     plain = compose_config()
     for name in ("wandb", *READERS):
@@ -226,7 +233,7 @@ def test_a_logger_is_no_part_of_the_identity_and_an_older_config_has_no_target()
     assert config.LoggerConf()._target_ == ""
 
 
-@pytest.mark.runs
+@pytest.mark.slow
 def test_the_documented_logger_of_ones_own(tmp_path):
     page = blocks((ROOT / "docs" / "wandb.md").read_text())
     ((_, name, code),) = [block for block in page if block[0] == "python"]

@@ -62,7 +62,7 @@ def test_sync_sends_each_session_once_in_order(online, tmp_path, capsys):
     assert online.runs["z"].sessions == 2  # and nothing new since
 
 
-@pytest.mark.runs
+@pytest.mark.slow
 def test_sync_stops_where_the_server_is_gone_and_goes_on_later(online, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("WANDB_X_GRAPHQL_RETRY_MAX", "1")
     session(tmp_path / "outputs" / "a", "a", 0, 2)
@@ -110,7 +110,7 @@ def teardown() -> None:
     wandb.teardown()  # what is written asynchronously is there now
 
 
-@pytest.mark.runs
+@pytest.mark.slow
 def test_a_killed_run_that_was_offline_is_sent_with_each_step_once(online, tmp_path, monkeypatch):
     """`wandb sync` would send a step that two sessions have twice, and shift all that follow."""
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -137,6 +137,7 @@ def test_a_killed_run_that_was_offline_is_sent_with_each_step_once(online, tmp_p
     assert os.path.isdir(directory)
 
 
+@pytest.mark.runs
 def test_a_folder_without_offline_files_or_with_those_of_two_runs_says_so(tmp_path):
     with pytest.raises(ValueError, match=r"no wandb/offline-run-"):
         read_offline(tmp_path)
