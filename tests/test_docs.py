@@ -13,6 +13,7 @@ from conftest import compose_config
 from test_extending import blocks, run
 
 from expo import cli
+from expo.commands import wandb
 from expo.config import check
 
 ROOT = Path(__file__).parents[1]
@@ -30,6 +31,9 @@ def commands(text: str) -> list[str]:
 
 EXPO = sorted({c for name, t in TEXTS.items() if name not in FOLLOWED for c in commands(t) if c.startswith("expo ")})
 
+# Which take no overrides of a run.
+NO_OVERRIDES = ("expo report", "expo wandb")
+
 
 def test_make_targets_exist():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
@@ -39,7 +43,7 @@ def test_make_targets_exist():
     assert named <= targets
 
 
-@pytest.mark.parametrize("line", [line for line in EXPO if "=" in line and "expo report" not in line])
+@pytest.mark.parametrize("line", [line for line in EXPO if "=" in line and not line.startswith(NO_OVERRIDES)])
 def test_every_command_composes(line, tmp_path, monkeypatch, math_file, gsm8k_file):
     monkeypatch.chdir(tmp_path)
     source = gsm8k_file if "gsm8k" in line else math_file
@@ -61,9 +65,20 @@ def test_every_command_composes(line, tmp_path, monkeypatch, math_file, gsm8k_fi
     check(replace(cfg, rollout=replace(cfg.rollout, requires="")))  # whether vLLM is installed here or not
 
 
+@pytest.mark.parametrize("line", [line for line in EXPO if line.startswith("expo wandb")])
+def test_the_recipes_for_wandb_run(line, tmp_path, monkeypatch, capsys):
+    """As far as there is no network: what is saved in W&B is written to a file."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs").mkdir()
+    arguments = [a for a in shlex.split(line)[2:] if a != "mode=online"]
+    assert cli.PROGRAMS["wandb"] == (wandb.__name__, "main")
+    assert wandb.main(arguments) == 0
+    assert capsys.readouterr().out.startswith(f"wandb {arguments[0]}: ")
+
+
 def test_keys_that_pages_name_are_keys():
     known = (ROOT / "docs" / "keys.md").read_text()
-    metrics = ("algorithm._target_", "hydra.", "trainer.fit")
+    metrics = ("algorithm._target_", "logger._target_", "hydra.", "trainer.fit")
     groups = "algorithm|dataset|diagnose|evaluation|hints|logger|model|optimizer|positives|pretrain|prompts|rollout|trainer|verifier"
     for name, text in TEXTS.items():
         for key in set(re.findall(rf"`((?:{groups})\.[a-z_.]+)", text)):

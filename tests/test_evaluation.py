@@ -82,11 +82,11 @@ def test_diagnose_measures_every_kind_on_the_ladder(tmp_path, capsys):
 @pytest.mark.runs
 def test_evaluate_and_diagnose_tell_wandb_what_they_found(tmp_path, monkeypatch):
     from conftest import compose_config
-    from wandb_offline import read_offline
 
     from expo.commands.diagnose import diagnose
     from expo.commands.evaluate import evaluate_command
     from expo.config import run_id
+    from expo.runs.offline import read_offline
     from expo.runs.reading import read_summary
 
     def no_model(cfg):

@@ -19,13 +19,13 @@ import wandb
 from conftest import compose_config
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from wandb_offline import read_offline
 
 from expo import cli, config
 from expo.commands import report as command
 from expo.commands import table
 from expo.config import UserError
 from expo.runs.checkpoints import step_of
+from expo.runs.offline import read_offline
 from expo.runs.reading import by_step, final_rows
 from expo.tables import plan as plans
 from expo.tables.aggregate import measured_values, pass_values, stack, statistic

@@ -1,10 +1,10 @@
 """`expo evaluate`: unbiased pass@k of one model on one data set."""
 
-from rich.console import Console
 from rich.table import Table
 
 from expo.config import Config
 from expo.runs.directory import FINISHED, Run
+from expo.tables.render import wide_console
 
 
 def evaluate_command(cfg: Config) -> int:
@@ -24,19 +24,24 @@ def evaluate_command(cfg: Config) -> int:
 
 
 def show(cfg: Config, metrics: dict[str, float], problems: int) -> None:
-    """Print pass@k by level with 95 % intervals, in percent."""
-    levels = sorted({key.split("/")[1] for key in metrics if key.startswith("pass@") and "/" in key and "_" not in key})
-    Console().print(
-        f"{cfg.model.path} on {cfg.dataset.name}: {problems} problems (dataset.part={cfg.dataset.part}), pass@k in % [95 % interval]",
+    """Print every metric that has an interval, by level and subject, in percent."""
+    console = wide_console()
+    console.print(
+        f"{cfg.model.path} on {cfg.dataset.name}: {problems} problems (dataset.part={cfg.dataset.part}), in % [95 % interval]",
         markup=False,
     )
+    measured = [name.partition("/")[::2] for name in metrics if f"{name}_lo" in metrics]
+    columns = list(dict.fromkeys(name for name, _ in measured))
     table = Table()
-    for heading in ("", *(f"pass@{k}" for k in cfg.k)):
+    for heading in ("", *columns):
         table.add_column(heading)
-    for group in ("", *(f"/{level}" for level in levels)):
-        names = [f"pass@{k}{group}" for k in cfg.k]
-        cells = [
-            f"{100 * metrics[n]:.1f} [{100 * metrics[n + '_lo']:.1f}, {100 * metrics[n + '_hi']:.1f}]" for n in names
-        ]
-        table.add_row(group[1:] or "all", *cells)
-    Console().print(table)
+    for part in dict.fromkeys(part for _, part in measured):
+        names = [f"{column}/{part}" if part else column for column in columns]
+        table.add_row(part or "all", *(_percent(metrics, name) for name in names))
+    console.print(table)
+
+
+def _percent(metrics: dict[str, float], name: str) -> str:
+    if name not in metrics:
+        return ""
+    return f"{100 * metrics[name]:.1f} [{100 * metrics[name + '_lo']:.1f}, {100 * metrics[name + '_hi']:.1f}]"

@@ -17,7 +17,7 @@ from expo.runs.callbacks import Evaluate, KeepCheckpoint, LogSteps, ShowProgress
 from expo.runs.checkpoints import newest_checkpoint, save_checkpoint, step_of
 from expo.runs.directory import FINISHED, Run
 from expo.runs.shorter import inherit
-from expo.runs.tracking import log_summary, make_loggers
+from expo.runs.tracking import Session, log_summary, make_loggers
 from expo.verifier.pool import Verifier
 
 
@@ -65,7 +65,7 @@ def make_trainer(cfg: Config, run: Run, evaluator: Evaluator, stop: Stop, checkp
         accelerator=cfg.trainer.accelerator,
         devices=1,
         precision=cast(Any, cfg.trainer.precision),
-        logger=make_loggers(cfg, run.dir, step_of(checkpoint) if checkpoint else 0),
+        logger=make_loggers(Session(cfg, run.dir, step_of(checkpoint) if checkpoint else 0)),
         callbacks=[
             stop,
             LogSteps(),
@@ -80,7 +80,7 @@ def make_trainer(cfg: Config, run: Run, evaluator: Evaluator, stop: Stop, checkp
 
 
 def explain_failure(error: Exception, run: Run, trainer: Trainer, stop: Stop) -> int | None:
-    """Note an error in the summary and W&B. Returns the exit code where one line on stderr says it all, else None."""
+    """Note an error in the summary and in the loggers. Returns the exit code where one line on stderr says it all, else None."""
     # A Ctrl-C reaches an engine in a process of its own, too.
     interrupted = isinstance(error, EngineError) and stop.signal
     if interrupted:
@@ -103,7 +103,7 @@ def finish(cfg: Config, run: Run, trainer: Trainer, module: Algorithm, evaluator
     """Write the last checkpoint, the model of a run that is done, and the summary. Returns the exit code."""
     step, checkpoints = trainer.current_epoch, run.dir / "checkpoints"
     done = step >= cfg.trainer.max_steps
-    save_checkpoint(trainer, checkpoints, step)
+    save_checkpoint(trainer, checkpoints, step, keep_earlier=not done)
     if done:
         module.policy.save_pretrained(checkpoints / "final")
         module.pipeline.tools.tokenizer.save_pretrained(checkpoints / "final")

@@ -14,7 +14,7 @@ from expo.evaluation.samples import check_steps, measure, sample
 from expo.model.prompts import Prompts
 from expo.runs.directory import Run
 from expo.runs.hub import ask_hub
-from expo.runs.tracking import log_measured, wandb_loggers
+from expo.runs.tracking import Session, chosen_loggers, log_measured
 from expo.step.experience import Tools
 from expo.step.positives.properties import Scorer
 from expo.step.problems import within_length
@@ -31,7 +31,7 @@ def measure_samples(cfg: Config, run: Run) -> None:
     ask_hub([cfg])
     conf = cfg.diagnose
     run.dir.mkdir(parents=True, exist_ok=True)
-    loggers = wandb_loggers(cfg, run.dir, "diagnose")
+    loggers = chosen_loggers(Session(cfg, run.dir, command="diagnose"))
     model, tokenizer = load_model(cfg)
     model.eval()
     prompts: Prompts = build(cfg.prompts)

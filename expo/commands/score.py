@@ -9,11 +9,13 @@ from expo.commands.wiring import load_model, make_engine, make_evaluator, set_up
 from expo.config import Config, build
 from expo.config.key import shown
 from expo.data.readers import Reader
+from expo.evaluation.evaluate import Evaluation
+from expo.evaluation.habits import habits
 from expo.model.prompts import Prompts
 from expo.runs.arms import settings_in, settings_of
 from expo.runs.directory import Run
 from expo.runs.hub import ask_hub
-from expo.runs.tracking import log_measured, wandb_loggers
+from expo.runs.tracking import Session, chosen_loggers, log_measured
 from expo.step.problems import within_length
 from expo.verifier.pool import Verifier
 
@@ -25,7 +27,7 @@ def evaluate(cfg: Config, run: Run) -> None:
     set_up_process(cfg)
     ask_hub([cfg])
     run.dir.mkdir(parents=True, exist_ok=True)  # what an earlier run left in it stays until there is something new
-    loggers = wandb_loggers(cfg, run.dir, "evaluate")
+    loggers = chosen_loggers(Session(cfg, run.dir, command="evaluate"))
     warn_of_other_settings(cfg)
     model, tokenizer = load_model(cfg)
     prompts: Prompts = build(cfg.prompts)
@@ -34,11 +36,15 @@ def evaluate(cfg: Config, run: Run) -> None:
         problems, taken = within_length(reader.part(), [prompts.solve_ids], tokenizer, cfg.rollout.max_prompt_tokens)
         run.keep_account(reader.account() | {cfg.dataset.part: taken})
         engine = make_engine(cfg, model, tokenizer)
-        evaluation = make_evaluator(cfg, problems, verifier, prompts, tokenizer).evaluate(engine)
+        evaluator = make_evaluator(cfg, problems, verifier, prompts, tokenizer)
+        evaluation = evaluator.evaluate(engine)
+        greedy = evaluator.greedy(engine) if cfg.evaluation.greedy else []
         engine.close()
     run.write_config()
     evaluation.save(run.dir / "completions" / "eval.parquet")
-    run.metrics = evaluation.metrics
+    if greedy:
+        Evaluation(greedy, {}).save(run.dir / "completions" / "greedy.parquet")
+    run.metrics = evaluation.metrics | habits(evaluation.rows, greedy, cfg.k)
     run.write_summary("done", problems=len(problems), part=cfg.dataset.part)
     log_measured(loggers, run, "completions/eval", evaluation.rows)
 

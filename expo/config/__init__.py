@@ -3,11 +3,15 @@
 from expo.config.algorithm import AlgorithmConf, DPOConf, GRPOConf, PositivesOnlyConf, SFTConf
 from expo.config.arguments import take_options
 from expo.config.commands import (
+    CsvLoggerConf,
     DiagnoseConf,
     JudgeConf,
     LoggerConf,
+    MlflowConf,
+    MlflowLoggerConf,
     PretrainConf,
     PromptsConf,
+    TensorBoardLoggerConf,
     WandbConf,
     WandbLoggerConf,
 )
@@ -33,11 +37,11 @@ from expo.config.run import Config
 from expo.config.training import EvaluationConf, OptimizerConf, RewardConf, TrainerConf, VerifierConf
 
 __all__ = [
-    "LADDER", "AlgorithmConf", "ColumnsConf", "Config", "DPOConf", "DatasetConf", "DiagnoseConf", "EngineError",
+    "LADDER", "AlgorithmConf", "ColumnsConf", "Config", "CsvLoggerConf", "DPOConf", "DatasetConf", "DiagnoseConf", "EngineError",
     "EvaluationConf", "ExpertConf", "GRPOConf", "Gsm8kConf", "HintsConf", "JudgeConf", "LadderConf", "LoggerConf",
-    "MathConf", "ModelConf", "NoHintsConf", "NoPositivesConf", "OptimizerConf", "ParaphraseConf", "PositivesConf",
+    "MathConf", "MlflowConf", "MlflowLoggerConf", "ModelConf", "NoHintsConf", "NoPositivesConf", "OptimizerConf", "ParaphraseConf", "PositivesConf",
     "PositivesOnlyConf", "PrefixConf", "PretrainConf", "PromptsConf", "RandomTinyConf", "RewardConf", "RolloutConf",
-    "Rules", "SFTConf", "SelfExplanationConf", "SelfHintConf", "SourceConf", "StarConf", "TableConf", "TrainerConf",
+    "Rules", "SFTConf", "SelfExplanationConf", "SelfHintConf", "SourceConf", "StarConf", "TableConf", "TensorBoardLoggerConf", "TrainerConf",
     "UserError", "VLLMConf", "VerifierConf", "WandbConf", "WandbLoggerConf", "arm_identity", "build", "check", "compose_config",
     "conf_dir", "config_folders", "functions_of", "identity", "key", "make_folder", "option", "pairs_identity", "register", "restore",
     "run_dir", "run_id", "take_options", "typed",

@@ -1,7 +1,11 @@
 """Keys of `prompts=`, `logger=`, and of single commands: `pretrain`, `diagnose`."""
 
+import importlib.util
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from omegaconf import MISSING
 
@@ -51,6 +55,25 @@ class PromptsConf:
 class LoggerConf:
     """metrics.jsonl only, which is always written."""
 
+    _target_: str = ""
+
+    def packages(self) -> Mapping[str, str]:
+        """Return the modules that the logger needs beyond expo's own, and the packages that bring them."""
+        return {}
+
+    def rules(self, cfg: "Config") -> Rules:
+        needed = self.packages()
+        for module, package in needed.items():
+            yield (
+                importlib.util.find_spec(module) is not None,
+                f"logger._target_={self._target_}: the package {package} is not installed; install it with "
+                f"pip install {' '.join(needed.values())}, or use logger=none",
+            )
+
+    def of_table(self, table: str, arm: str, tags: Sequence[str]) -> list[str]:
+        """Return the overrides that sort a run of a table: nothing where the logger has no such keys."""
+        return []
+
 
 @dataclass
 class WandbConf:
@@ -69,7 +92,69 @@ class WandbConf:
 class WandbLoggerConf(LoggerConf):
     """Weights & Biases, beside metrics.jsonl."""
 
+    _target_: str = "expo.runs.loggers.Wandb"
     wandb: WandbConf = key(WandbConf, help="where W&B puts the run")
+
+    def of_table(self, table: str, arm: str, tags: Sequence[str]) -> list[str]:
+        quoted = ",".join(f"'{tag}'" for tag in tags)
+        return [f"logger.wandb.group={table}", f"logger.wandb.job_type={arm}", f"logger.wandb.tags=[{quoted}]"]
+
+
+@option("logger", "tensorboard")
+@dataclass
+class TensorBoardLoggerConf(LoggerConf):
+    """TensorBoard, beside metrics.jsonl: event files in `tensorboard/` of the run directory."""
+
+    _target_: str = "expo.runs.loggers.TensorBoard"
+
+    def packages(self) -> Mapping[str, str]:
+        return {"tensorboard": "tensorboard"}
+
+
+@option("logger", "csv")
+@dataclass
+class CsvLoggerConf(LoggerConf):
+    """metrics.csv beside metrics.jsonl, in `csv/` of the run directory."""
+
+    _target_: str = "expo.runs.loggers.Csv"
+
+
+@dataclass
+class MlflowConf:
+    """Where MLflow puts a run."""
+
+    experiment: str = key("expo", help="MLflow experiment")
+    tracking_uri: str | None = key(
+        None,
+        help="MLflow server or store; null: $MLFLOW_TRACKING_URI, or else the SQLite file mlflow.db in `output_dir`",
+    )
+    group: str | None = key(None, help="tag `group`; `expo table` sets the table's name")
+    job_type: str | None = key(None, help="tag `job_type`; `expo table` sets the arm")
+
+
+@option("logger", "mlflow")
+@dataclass
+class MlflowLoggerConf(LoggerConf):
+    """MLflow, beside metrics.jsonl."""
+
+    _target_: str = "expo.runs.mlflow_logger.Mlflow"
+    mlflow: MlflowConf = key(MlflowConf, help="where MLflow puts the run")
+
+    def packages(self) -> Mapping[str, str]:
+        database = {"sqlalchemy": "sqlalchemy", "alembic": "alembic"}
+        local = (self.mlflow.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:").startswith("sqlite:")
+        return {"mlflow": "mlflow-skinny"} | (database if local else {})
+
+    def rules(self, cfg: "Config") -> Rules:
+        yield from super().rules(cfg)
+        yield (
+            urlsplit(self.mlflow.tracking_uri or "").password is None,
+            "logger.mlflow.tracking_uri: has a password, which would be in config.yaml; leave it out, and set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_URI",
+        )
+
+    def of_table(self, table: str, arm: str, tags: Sequence[str]) -> list[str]:
+        return [f"logger.mlflow.group={table}", f"logger.mlflow.job_type={arm}"]
 
 
 @dataclass

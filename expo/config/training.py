@@ -78,6 +78,9 @@ class EvaluationConf:
     top_p: float = key(1.0, above=0, high=1, help="nucleus sampling: the most likely tokens of this total probability")
     top_k: int = key(0, low=0, help="only the k most likely tokens; 0: off")
     seed: int = key(0, low=0, help="seed of the evaluation's noise")
+    greedy: bool = key(
+        False, absent=False, help="`expo evaluate`: one more completion of each problem, of the most likely tokens"
+    )
 
     def rules(self, cfg: "Config") -> Rules:
         largest = max(cfg.k, default=1)

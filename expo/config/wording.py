@@ -18,7 +18,7 @@ NOISE = (
 # A key of an option that has none: what to choose instead.
 CHOOSE = {
     "'NoPositivesConf'": "positives=self_explanation or positives=expert",
-    "'LoggerConf'": "logger=wandb",
+    "'LoggerConf'": "logger=wandb or logger=mlflow",
 }
 
 

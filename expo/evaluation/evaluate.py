@@ -1,7 +1,7 @@
 """Evaluate a policy: n samples per problem, verdicts, pass@k overall and per level, every completion kept."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +48,22 @@ class Evaluator:
 
     def evaluate(self, engine: Engine) -> Evaluation:
         """Sample, verify, count."""
-        n = self.samples
+        rows = self._rows(engine, self.sampling, self.samples)
+        return Evaluation(rows, self._metrics([Verdict(row["verdict"]) for row in rows], rows))
+
+    def greedy(self, engine: Engine) -> list[dict[str, Any]]:
+        """Return one row per problem: the completion of the most likely tokens."""
+        most_likely = replace(self.sampling, temperature=1.0, top_p=1.0, top_k=1)
+        return self._rows(engine, most_likely, 1)
+
+    def _rows(self, engine: Engine, sampling: Sampling, n: int) -> list[dict[str, Any]]:
         prompts = [tuple(ids) for ids in self.prompts.solve_ids(self.tokenizer, self.problems)]
         requests = [Request(prompts[i // n], Key(self.seed, EVALUATE, 0, i)) for i in range(n * len(prompts))]
-        completions = engine.generate(requests, self.sampling)
+        completions = engine.generate(requests, sampling)
         texts = self.tokenizer.batch_decode([c.ids for c in completions], skip_special_tokens=True)
         owners = [self.problems[i // n] for i in range(len(requests))]
         verdicts = self.verifier.verify(texts, [p.answer for p in owners])
-        rows = [
+        return [
             {
                 "problem": p.id, "level": p.level, "subject": p.subject, "question": p.question, "answer": p.answer,
                 "sample": i % n, "completion": text, "verdict": verdict.value, "tokens": len(c.ids),
@@ -63,7 +71,6 @@ class Evaluator:
             }
             for i, (p, text, verdict, c) in enumerate(zip(owners, texts, verdicts, completions, strict=True))
         ]  # fmt: skip
-        return Evaluation(rows, self._metrics(verdicts, rows))
 
     def _metrics(self, verdicts: Sequence[Verdict], rows: Sequence[dict[str, Any]]) -> dict[str, float]:
         correct = np.array([v is Verdict.CORRECT for v in verdicts]).reshape(-1, self.samples).sum(axis=1)  # [P]

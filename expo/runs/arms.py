@@ -13,9 +13,9 @@ from expo.config.key import flat, shown, with_groups
 NAMED = ("algorithm.", "positives.", "hints.", "needs")
 
 
-def settings_of(directory: Path) -> dict[str, Any]:
+def settings_of(directory: str | Path) -> dict[str, Any]:
     """Return every key of a run that changes its result, but for the seed. Reads config.yaml as text: nothing in it is resolved."""
-    return settings_in(OmegaConf.to_container(OmegaConf.load(directory / "config.yaml"), resolve=False))
+    return settings_in(OmegaConf.to_container(OmegaConf.load(Path(directory, "config.yaml")), resolve=False))
 
 
 def settings_in(tree: Any) -> dict[str, Any]:

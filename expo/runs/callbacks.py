@@ -20,7 +20,7 @@ from expo.algorithms.base import Algorithm
 from expo.evaluation.evaluate import Evaluator
 from expo.runs.checkpoints import save_checkpoint
 from expo.runs.directory import Run
-from expo.runs.tracking import JsonlLogger, log_table
+from expo.runs.tracking import log_step, log_table
 from expo.step.experience import Experience
 from expo.step.pipeline import Pipeline
 
@@ -34,14 +34,14 @@ class LogSteps(Callback):
     warned, warned_of_filters = False, False
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
-        defined = {name: value for name, value in pl_module.last_metrics.items() if value is not None}
-        if defined.get("pair/chosen_gain", 0.0) < 0 and not self.warned:
+        gain = pl_module.last_metrics.get("pair/chosen_gain") or 0.0
+        if gain < 0 and not self.warned:
             self.warned = True
             log.warning(
                 "step %d: the chosen completions are less likely than under the reference (pair/chosen_gain %.3g nats): the loss "
                 "can fall on without the policy learning them; see pair/chosen_logp, and try positives.weight=1 (RPO)",
                 trainer.current_epoch + 1,
-                defined["pair/chosen_gain"],
+                gain,
             )
         candidates = pl_module.last_experience.candidates if pl_module.last_experience else []
         if candidates and all(c.rejected for c in candidates) and not self.warned_of_filters:
@@ -54,9 +54,7 @@ class LogSteps(Callback):
                 len(candidates),
                 ", ".join(f"{reason} {count}" for reason, count in reasons),
             )
-        for logger in trainer.loggers:
-            metrics = pl_module.last_metrics if isinstance(logger, JsonlLogger) else defined
-            logger.log_metrics(metrics, step=trainer.current_epoch + 1)  # type: ignore[arg-type]
+        log_step(trainer.loggers, pl_module.last_metrics, trainer.current_epoch + 1)
 
 
 class Evaluate(Callback):
@@ -80,8 +78,7 @@ class Evaluate(Callback):
         self.run.write_summary("stopped")  # what a SIGKILL from here on leaves behind: a stopped run with these metrics
         completions = self.run.dir / "completions"
         evaluation.save(completions / f"eval-step{step:06d}.parquet")
-        for logger in trainer.loggers:
-            logger.log_metrics(evaluation.metrics, step=step)
+        log_step(trainer.loggers, evaluation.metrics, step)
         log_table(trainer.loggers, "completions/eval", evaluation.rows, step)
         if module.last_experience is not None:
             rows = experience_rows(module.last_experience, module.pipeline)

@@ -28,9 +28,9 @@ def newest_checkpoint(directory: Path) -> Path | None:
     return None
 
 
-def save_checkpoint(trainer: "Trainer", folder: Path, step: int) -> None:
+def save_checkpoint(trainer: "Trainer", folder: Path, step: int, keep_earlier: bool = False) -> None:
     """Save the run as it is after `step` steps, and remove the checkpoints before."""
-    earlier = list(folder.glob("step*.ckpt"))
+    earlier = [] if keep_earlier else list(folder.glob("step*.ckpt"))
     path = folder / f"step{step - 1:06d}.ckpt"
     trainer.save_checkpoint(path)
     for old in earlier:

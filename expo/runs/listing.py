@@ -58,16 +58,14 @@ class RunFolder:
 
     @property
     def in_use(self) -> bool:
-        """Return whether a process holds the run's lock."""
-        path = self.dir.parents[1] / ".locks" / str(self.summary.get("id"))
-        if not path.is_file():
-            return False
-        with path.open("r+") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-        return False
+        """Return whether a process holds the run's lock (`Run.alone`), which ends in the identity as the directory does."""
+        found = re.search(r"-([0-9a-f]{10}(-\d+x\d+)?(-held_out|-train)?)$", self.dir.name)
+        before = "" if self.command == "train" else f"{self.command}-"
+        return found is not None and any(
+            _held(path)
+            for path in self.dir.parents[1].glob(f".locks/{before}*-{found[1]}")
+            if before or not path.name.startswith(tuple(f"{command}-" for command in COMMANDS))
+        )
 
     @property
     def row(self) -> Row:
@@ -101,6 +99,15 @@ class RunFolder:
         """Return the model's path; of a run's final model, the run."""
         path = Path(str(self.config.get("model.path")))
         return path.parents[1].name if path.parent.name == "checkpoints" else str(path)
+
+
+def _held(lock: Path) -> bool:
+    with lock.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def find_runs(output_dir: Path) -> list[RunFolder]:

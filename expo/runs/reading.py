@@ -1,4 +1,4 @@
-"""Read run directories back. Imports nothing heavy."""
+"""Read run directories back, given as strings or paths. Imports nothing heavy."""
 
 import json
 from collections import defaultdict
@@ -11,25 +11,25 @@ import pyarrow.parquet
 Curve = tuple[list[tuple[int, float]], list[tuple[int, float]]]
 
 
-def read_lines(directory: Path) -> list[dict[str, Any]]:
+def read_lines(directory: str | Path) -> list[dict[str, Any]]:
     """Return metrics.jsonl, without a line that is being written."""
-    path = directory / "metrics.jsonl"
+    path = Path(directory, "metrics.jsonl")
     return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.is_file() else []
 
 
-def read_curve(directory: Path, metric: str = "pass@4") -> Curve:
+def read_curve(directory: str | Path, metric: str = "pass@4") -> Curve:
     """Return (step, mean reward) of training and (step, metric) of evaluations."""
     return read_points(directory, "reward/mean"), read_points(directory, metric)
 
 
-def read_points(directory: Path, name: str) -> list[tuple[int, float]]:
+def read_points(directory: str | Path, name: str) -> list[tuple[int, float]]:
     """Return (step, value) of one scalar, where it is defined."""
     return [(line["step"], line[name]) for line in read_lines(directory) if line.get(name) is not None]
 
 
-def read_summary(directory: Path) -> dict[str, Any]:
+def read_summary(directory: str | Path) -> dict[str, Any]:
     """Return the run's summary, {} where there is none."""
-    path = directory / "summary.json"
+    path = Path(directory, "summary.json")
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
@@ -43,24 +43,24 @@ def by_step(runs: Sequence[Sequence[tuple[float, float]]]) -> tuple[list[float],
 
 
 def read_rows(
-    path: Path, columns: Sequence[str] | None = None, filters: Sequence[tuple[str, str, Any]] | None = None
+    path: str | Path, columns: Sequence[str] | None = None, filters: Sequence[tuple[str, str, Any]] | None = None
 ) -> list[dict[str, Any]]:
     """Return the rows of a parquet file, or some columns of them. Args: filters, of which each row passes all, as (column, sign, value)."""
     rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path, columns=columns, filters=filters).to_pylist()
     return rows
 
 
-def final_rows(directory: Path) -> list[dict[str, Any]]:
+def final_rows(directory: str | Path) -> list[dict[str, Any]]:
     """Return every completion of the last evaluation."""
-    return read_rows(max((directory / "completions").glob("eval*.parquet")))
+    return read_rows(max(Path(directory, "completions").glob("eval*.parquet")))
 
 
 SAMPLES = 6  # problems of a training step that are kept beside a table
 
 
-def samples_of(directory: Path) -> list[dict[str, Any]]:
+def samples_of(directory: str | Path) -> list[dict[str, Any]]:
     """Return the hardest problems of the run's last logged training step: their positive, first rollout, and how many rollouts are right."""
-    files = sorted((directory / "completions").glob("train-*.parquet"))
+    files = sorted(Path(directory, "completions").glob("train-*.parquet"))
     problems: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in read_rows(files[-1]) if files else []:
         problems[row["problem"]].append(row)

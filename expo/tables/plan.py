@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from expo.config import Config, UserError, WandbLoggerConf, check, compose_config, run_dir
+from expo.config import Config, UserError, check, compose_config, run_dir
 
 # What `expo diagnose` measures of each sample, and how many decimals a table shows.
 MEASURED = {"nll_per_token": 2, "nll": 1, "answer_lift": 1, "verified": 2, "right_steps": 2, "tokens": 1}
@@ -86,6 +86,11 @@ class PlannedRun:
     overrides: list[str]
     cfg: Config
     command: str = "train"
+
+    @property
+    def line(self) -> list[str]:
+        """Return the arguments of the command that makes the run; its directory is called by arm and seed alone."""
+        return [*self.overrides, "differs=''"]
 
     @property
     def dir(self) -> Path:
@@ -182,7 +187,7 @@ def _read(path: Path) -> Any:
 def plan_runs(
     name: str, plan: Plan, scale_name: str, seeds: Sequence[int] | None, overrides: Sequence[str]
 ) -> list[PlannedRun]:
-    """Return every run of a table at one of its scales, composed and checked. With logger=wandb, a run's group is the table. Raises UserError."""
+    """Return every run of a table at one of its scales, composed and checked. A logger with groups has the table's name as a run's group. Raises UserError."""
     scale = plan.scales[scale_name]
     of_arms = {o.partition("=")[0]: key for key, arm in plan.arms.items() for o in arm.overrides}
     for o in overrides:
@@ -195,13 +200,7 @@ def plan_runs(
     for key, arm in plan.arms.items():
         own = [*scale.overrides, *arm.overrides, *scale.arms.get(key, []), *overrides]
         cfg = compose_config(own)
-        if isinstance(cfg.logger, WandbLoggerConf):
-            tags = f"[{scale_name},{cfg.dataset.name},'{cfg.model.path}']"
-            own += [
-                f"logger.wandb.group={table_name(name)}",
-                f"logger.wandb.job_type={key}",
-                f"logger.wandb.tags={tags}",
-            ]
+        own += cfg.logger.of_table(table_name(name), key, [scale_name, cfg.dataset.name, cfg.model.path])
         made = cfg.model.path.removeprefix("./") in plan.prepare
         check(replace(cfg, model=replace(cfg.model, path="ladder")) if made else cfg)
         for column in columns_of(plan, arm):

@@ -67,7 +67,7 @@ def make(todo: Sequence[PlannedRun], sweep: Path, hydra: list[str]) -> int:
         return 0
     make_folder(sweep, "output_dir")
     path = sweep / "jobs.json"
-    jobs = [{"name": name_of(run), "command": run.command, "overrides": [*run.overrides, "differs=''"]} for run in todo]
+    jobs = [{"name": name_of(run), "command": run.command, "overrides": run.line} for run in todo]
     path.write_text(json.dumps(jobs, indent=1))
     command = [sys.executable, "-m", "expo.tables.launch", str(path), *hydra]
     with View(todo) as view, (sweep / "launch.log").open("w") as log:

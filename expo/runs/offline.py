@@ -1,12 +1,10 @@
-"""Reads the file of an offline W&B run (`wandb/offline-run-*/run-*.wandb`), without W&B's servers."""
+"""Read the files of offline W&B runs (`wandb/offline-run-*/run-*.wandb`) back, without W&B's servers."""
 
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
 BLOCK = 32768  # bytes; records are kept as in LevelDB's log format, after a header of W&B's own
 FILE_HEADER, RECORD_HEADER = 7, 7  # bytes; a record's are CRC (4), length (2) and type (1)
@@ -28,14 +26,38 @@ class OfflineRun:
     artifacts: list[str] = field(default_factory=list)
 
 
-def read_offline(path: Path) -> OfflineRun:
-    """Return the run in a .wandb file; a record that is still being written is left out. Raises ValueError for another kind of file."""
+def offline_files(folder: str | Path) -> list[Path]:
+    """Return the offline files in a folder and all below it, the oldest session first: its folder's name begins with the time."""
+    found = [path for path in Path(folder).rglob("*.wandb") if path.parent.name.startswith("offline-run-")]
+    return sorted(found, key=lambda path: (path.parent.name, path))
+
+
+def read_offline(path: str | Path) -> OfflineRun:
+    """Return the run in a .wandb file, or in a folder that has the files of all its sessions: the run's own, say.
+
+    A record that is still being written is left out. Raises ValueError for another kind of file, a folder without any, and
+    one with the files of several runs.
+    """
+    files = offline_files(path) if Path(path).is_dir() else [Path(path)]
+    if not files:
+        raise ValueError(f"{path}: no wandb/offline-run-*/*.wandb in it")
     run = OfflineRun()
-    for data in _records(path.read_bytes()):
+    for file in files:
+        _read(file, run)
+    return run
+
+
+def _read(path: Path, run: OfflineRun) -> None:
+    """Add what a file has to a run."""
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
+
+    for data in _records(path):
         record = Record.FromString(data)
         kind = record.WhichOneof("record_type")
         if kind == "run":
             r = record.run
+            if run.id not in ("", r.run_id):
+                raise ValueError(f"{path}: a file of {r.run_id}, beside one of {run.id}; read one run at a time")
             run.id, run.name, run.group, run.job_type = r.run_id, r.display_name, r.run_group, r.job_type
             run.tags, run.config = list(r.tags), _items(r.config.update)
         elif kind == "config":
@@ -48,16 +70,16 @@ def read_offline(path: Path) -> OfflineRun:
             run.artifacts.append(record.artifact.name)
         elif kind == "request" and record.request.WhichOneof("request_type") == "log_artifact":
             run.artifacts.append(record.request.log_artifact.artifact.name)
-    return run
 
 
 def _items(items: Any) -> dict[str, Any]:
     return {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items}
 
 
-def _records(data: bytes) -> Iterator[bytes]:
+def _records(path: Path) -> Iterator[bytes]:
+    data = path.read_bytes()
     if data[:4] != b":W&B":
-        raise ValueError("not a .wandb file: it does not begin with :W&B")
+        raise ValueError(f"{path}: not a .wandb file: it does not begin with :W&B")
     position, parts = FILE_HEADER, b""
     while position + RECORD_HEADER <= len(data):
         left = BLOCK - position % BLOCK

@@ -1,0 +1,179 @@
+"""`expo wandb`: what people click together in W&B by hand, and offline runs sent in order."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from expo.config import UserError, make_folder, take_options
+from expo.runs.listing import RunFolder
+from expo.runs.reading import read_summary
+from expo.tables.plan import known_tables, plan_file, table_name
+
+USAGE = """\
+usage: expo wandb workspace [TABLE | RUN_DIRECTORY...] [OPTIONS]   a saved view: the panels of docs/wandb.md, grouped by arm
+       expo wandb report    TABLE | RUN_DIRECTORY... [OPTIONS]     a W&B report: the table, and the same panels
+       expo wandb sweep     TABLE [scale=cpu] [seeds=N] [HYDRA OVERRIDES...]   a file for `wandb sweep`, whose agents make the table's runs
+       expo wandb run       TABLE arm=ARM seed=N | run=ARM-sN      one run of a table, as such an agent makes it
+       expo wandb sync      [FOLDER]                               send offline runs that are not sent yet, oldest first
+OPTIONS: scale=cpu project=… entity=… output=FILE mode=offline. With mode=offline, the specification goes to a file; with
+mode=online, to W&B.
+"""
+
+
+def main(arguments: list[str]) -> int:
+    """Run one of the subcommands. Returns the exit code."""
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(USAGE, end="")
+        return 0
+    name, *rest = arguments
+    if name not in SUBCOMMANDS:
+        raise UserError(f"wandb {name}: no such command; use one of {', '.join(SUBCOMMANDS)}")
+    return SUBCOMMANDS[name](rest)
+
+
+def workspace(arguments: Sequence[str]) -> int:
+    """Make a saved view of the runs of a table, of some runs, or of all runs of a project."""
+    from expo.report.wandb_views import make_workspace
+
+    options, subjects = _parse(arguments)
+    shown = _shown(options, subjects)
+    return _deliver("workspace", make_workspace(shown), options, shown.title)
+
+
+def report(arguments: Sequence[str]) -> int:
+    """Make a report of a table that has results, or of some runs."""
+    from expo.commands.report import read_runs, read_table, table_request
+    from expo.report.wandb_views import make_report
+
+    options, subjects = _parse(arguments)
+    if not subjects:
+        raise UserError("wandb report: nothing to report on; give a table that has results, or run directories")
+    scale = [f"scale={options['scale']}"] if options["scale"] != "cpu" else []
+    request = table_request(subjects[0], scale)
+    page, _ = read_runs([Path(s) for s in subjects]) if request is None else read_table(request)
+    shown = _shown(options, subjects)
+    return _deliver("report", make_report(shown, page), options, shown.title)
+
+
+def _parse(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Return the options of a view, with the entity that W&B has to be told, and its subjects."""
+    from expo.report.wandb_views import check_library, default_entity
+
+    options, subjects = take_options(arguments, scale="cpu", project="", entity="", output="", mode="offline")
+    if unknown := [s for s in subjects if "=" in s]:
+        raise UserError(f"{unknown[0]}: no such option; use scale=…, project=…, entity=…, output=… or mode=…")
+    if options["mode"] not in ("offline", "online"):
+        raise UserError(f"mode={options['mode']}: neither offline nor online; use mode=offline")
+    check_library()
+    if options["mode"] == "online" and not options["entity"]:
+        options["entity"] = default_entity()
+    return options, subjects
+
+
+def _shown(options: dict[str, str], subjects: Sequence[str]) -> Any:
+    """Return which runs of which project are shown. Raises UserError for what is neither a table nor a run directory."""
+    from expo.report.wandb_views import Shown
+
+    project, entity = options["project"] or "expo", options["entity"]
+    if not subjects:
+        return Shown(project, project, entity)
+    if plan_file(subjects[0]).is_file() and not Path(subjects[0], "config.yaml").is_file():
+        if len(subjects) > 1:
+            raise UserError(f"{subjects[1]}: one table per view; leave it out, or give run directories only")
+        return Shown.of_table(table_name(subjects[0]), options["scale"], project, entity)
+    folders = [Path(s).resolve() for s in subjects]
+    for folder in folders:
+        if not (folder / "config.yaml").is_file():
+            raise UserError(
+                f"{folder}: no run directory and no table; give one that has a config.yaml, or one of {', '.join(known_tables())}"
+            )
+    ids = [_wandb_id(folder) for folder in folders]
+    used = RunFolder(folders[0], {}).config.get("logger.wandb.project")
+    more = f"-and-{len(ids) - 1}-more" if len(ids) > 1 else ""
+    return Shown.of_runs(ids[0] + more, ids, options["project"] or used or project, entity)
+
+
+def _wandb_id(folder: Path) -> str:
+    """Return the id of a run directory's W&B run. Before 0.3 it was the directory's name, after the command."""
+    command = f"{folder.parent.name}-" if folder.parent.name in ("evaluate", "diagnose") else ""
+    return str(read_summary(folder).get("id") or command + folder.name)
+
+
+def _deliver(kind: str, view: Any, options: dict[str, str], title: str) -> int:
+    """Save a view in W&B, or write what it is made of to a file, and say where it is."""
+    from expo.report.wandb_views import save, specification
+
+    if options["mode"] == "online":
+        print(f"wandb {kind}: {save(view)}")
+        return 0
+    path = _output(options["output"] or f"outputs/wandb/{title}-{kind}.json")
+    path.write_text(json.dumps(specification(view), indent=1) + "\n")
+    print(f"wandb {kind}: {path}; mode=online saves it in W&B")
+    return 0
+
+
+def _output(name: str) -> Path:
+    make_folder(Path(name).parent, "output")
+    return Path(name)
+
+
+def sweep(arguments: Sequence[str]) -> int:
+    """Write the sweep file of a table."""
+    from expo.tables.wandb_sweep import sweep_file
+
+    options, rest = take_options(arguments, project="expo", entity="", output="")
+    request = _request(rest)
+    made = sweep_file(request, rest, options["project"], options["entity"])
+    path = _output(options["output"] or f"outputs/wandb/{made['name']}-sweep.yaml")
+    path.write_text(
+        f"# {' '.join(['expo wandb sweep', *arguments])}\n# Then: wandb sweep {path}, and the `wandb agent …` that it says.\n"
+        + yaml.safe_dump(made, sort_keys=False, allow_unicode=True, width=120)
+    )
+    print(f"wandb sweep: {path}; next: wandb sweep {path}")
+    return 0
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Become `expo train`, or what makes the run, with the overrides of one run of a table."""
+    from expo.tables.sweep import prepare, to_prepare
+    from expo.tables.wandb_sweep import find_run
+
+    named = {"arm": "", "seed": "", "run": ""}
+    mine = [a for a in arguments if a.partition("=")[0] in named]
+    named |= dict(a.split("=", 1) for a in mine)
+    request = _request([a for a in arguments if a not in mine])
+    found = find_run(request.runs(), **named)
+    if code := prepare(to_prepare(request.plan, [found])):
+        return code
+    return os.execv(sys.executable, [sys.executable, "-m", "expo", found.command, *found.line])
+
+
+def _request(arguments: Sequence[str]) -> Any:
+    from expo.tables.request import Request
+
+    if not arguments or "=" in arguments[0]:
+        raise UserError(f"expo wandb: no table given; use one of {', '.join(known_tables())}")
+    return Request.parse(arguments)
+
+
+def sync(arguments: Sequence[str]) -> int:
+    """Send the offline runs under a folder."""
+    from expo.runs.sync import sync as send
+
+    if len(arguments) > 1:
+        raise UserError(f"{arguments[1]}: one folder at a time; give the one that all runs are under")
+    return send(Path(arguments[0] if arguments else "outputs"))
+
+
+SUBCOMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "workspace": workspace,
+    "report": report,
+    "sweep": sweep,
+    "run": run,
+    "sync": sync,
+}

@@ -1,0 +1,73 @@
+"""What evaluations report beside pass@k: mean@n, cons@n (majority), greedy accuracy; by level and by subject. Pure functions of rows."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from expo.evaluation.pass_at_k import interval, pass_at_k
+from expo.verifier.answers import last_boxed, normalized
+
+Row = Mapping[str, Any]
+
+
+def habits(rows: Sequence[Row], greedy: Sequence[Row], k: Sequence[int]) -> dict[str, float]:
+    """Return `mean@n`, `cons@n`, `greedy`, each also with `_lo` and `_hi`, and after `/level5` or `/Algebra` of a part.
+
+    Of subjects it returns pass@k, too; of levels the evaluation itself has it. Args: rows, n samples of each problem;
+    greedy, one completion of each, or none; k, of pass@k.
+    """
+    by_problem: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        by_problem[row["problem"]].append(row)
+    n = max(map(len, by_problem.values()))
+    values: dict[str, dict[str, float]] = {
+        f"mean@{n}": {p: float(np.mean([_right(r) for r in own])) for p, own in by_problem.items()},
+        f"cons@{n}": {p: majority(own) for p, own in by_problem.items()},
+    }
+    if greedy:
+        values["greedy"] = {row["problem"]: float(_right(row)) for row in greedy}
+    right = {p: sum(map(_right, own)) for p, own in by_problem.items()}
+    of_subjects = {
+        f"pass@{i}": dict(zip(right, pass_at_k(n, list(right.values()), i).tolist(), strict=True)) for i in k
+    }
+    metrics: dict[str, float] = {}
+    for suffix, members in _groups(by_problem):
+        named = values | (of_subjects if suffix and not suffix.startswith("/level") else {})
+        for name, value in named.items():
+            found = np.array([value[p] for p in members])
+            metrics[name + suffix] = float(found.mean())
+            metrics[f"{name}{suffix}_lo"], metrics[f"{name}{suffix}_hi"] = interval(found)
+    return metrics
+
+
+def majority(samples: Sequence[Row]) -> float:
+    """Return whether the answer that most samples give is right: 1 or 0, and of tied answers the share that is right.
+
+    Right answers are one answer, however they are written; wrong ones are the same where their normalized text is. A
+    sample without an answer has no vote; where none has one, it is 0. (Wang et al. 2022, arXiv 2203.11171.)
+    """
+    votes = Counter(
+        True if _right(row) else normalized(answer)
+        for row in samples
+        if (answer := last_boxed(row["completion"])) is not None
+    )
+    most = max(votes.values(), default=0)
+    tied = [answer for answer, count in votes.items() if count == most]
+    return float(True in tied) / len(tied) if tied else 0.0
+
+
+def _right(row: Row) -> bool:
+    return bool(row["verdict"] == "correct")
+
+
+def _groups(by_problem: Mapping[str, Sequence[Row]]) -> Iterable[tuple[str, list[str]]]:
+    """Yield the suffix of each part's metrics, and its problems: all, each level, each subject where there are several."""
+    yield "", list(by_problem)
+    first = {p: own[0] for p, own in by_problem.items()}
+    for level in sorted({row["level"] for row in first.values() if row["level"] is not None}):
+        yield f"/level{level}", [p for p, row in first.items() if row["level"] == level]
+    subjects = sorted({row["subject"] for row in first.values() if row["subject"]})
+    for subject in subjects if len(subjects) > 1 else ():
+        yield f"/{subject}", [p for p, row in first.items() if row["subject"] == subject]

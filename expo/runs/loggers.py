@@ -1,0 +1,130 @@
+"""The loggers that `logger=` chooses: Lightning's own, each told where a run's files go and what becomes of a resumed run."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+
+from expo.config import (
+    CsvLoggerConf,
+    TensorBoardLoggerConf,
+    UserError,
+    WandbConf,
+    WandbLoggerConf,
+)
+from expo.runs.directory import git_commit
+from expo.runs.offline import offline_files, read_offline
+from expo.runs.reading import read_lines
+from expo.runs.tracking import Session, Tracker, first_line
+
+
+class Wandb(Tracker, WandbLogger):
+    """W&B, under the run's own id. Its step is the number of steps done: Lightning leaves it to count calls, from 0 again in every session."""
+
+    def __init__(self, conf: WandbLoggerConf, session: Session):
+        from wandb.errors import Error as WandbError  # here, since its import takes half a second
+
+        options = asdict(conf.wandb)
+        mode = options.pop("mode")
+        # `wandb sync` would send them twice, and shift what follows. Online, W&B itself leaves them out.
+        self.sent_steps = _last_step(session.directory) if session.resume_step and mode == "offline" else -1
+        cfg, before = session.cfg, "" if session.command == "train" else f"{session.command}-"
+        super().__init__(
+            name=f"{before}{cfg.name}-s{cfg.seed}", id=session.id, save_dir=session.directory, offline=mode == "offline",
+            resume="allow", config=session.config | {"git": git_commit()},
+            **({"mode": mode} if mode == "disabled" else {}), **options,
+        )  # fmt: skip
+        try:
+            self.experiment  # noqa: B018  (starts the run now, so that a missing key is found before any work)
+        except WandbError as error:
+            raise UserError(f"logger.wandb.mode={mode}: {_no_wandb(error)}") from error
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Send scalars, but those of a step that an earlier session has sent: after a SIGKILL, some are made again, with the same numbers."""
+        if step is not None and step <= self.sent_steps:
+            return
+        own = {} if step is None else {"trainer/global_step": step}  # the x axis that Lightning tells W&B of
+        self.experiment.log(dict(metrics) | own, step=step)
+
+    def log_rows(self, name: str, columns: list[str], rows: list[list[Any]], step: int | None) -> None:
+        self.log_table(name, columns, rows, step=step)
+
+    def log_record(self, record: Mapping[str, Any]) -> None:
+        self.experiment.summary.update(dict(record))
+
+    def close(self) -> None:
+        self.experiment.finish()
+
+
+def _last_step(directory: Path) -> int:
+    """Return the last step in the offline files of a run; -1 for none."""
+    files = offline_files(directory)
+    return max((row["_step"] for row in read_offline(directory).history), default=-1) if files else -1
+
+
+class TensorBoard(Tracker, TensorBoardLogger):
+    """Event files in `tensorboard/` of the run's directory. TensorBoard itself hides steps that are about to be made again."""
+
+    def __init__(self, conf: TensorBoardLoggerConf, session: Session):
+        super().__init__(
+            session.directory,
+            name="",
+            version="tensorboard",
+            purge_step=session.resume_step + bool(session.resume_step),
+        )
+        self.config = "" if session.resume_step else f"```json\n{json.dumps(session.config, indent=1)}\n```"
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        if self.config:  # not before there is something to show: the file hides those of an earlier session
+            self.experiment.add_text("config", self.config, 0)
+            self.config = ""
+        super().log_metrics(metrics, step)
+        self.experiment.flush()  # TensorBoard writes when it finds the time: a SIGKILL would lose it
+
+
+class Csv(Tracker, CSVLogger):
+    """`csv/metrics.csv` in the run's directory. Lightning begins it anew in every session: what metrics.jsonl has goes in first."""
+
+    def __init__(self, conf: CsvLoggerConf, session: Session):
+        if session.command == "train":  # else the earlier file stays until Lightning has something new
+            shutil.rmtree(session.directory / "csv", ignore_errors=True)
+        super().__init__(session.directory, name="", version="csv", flush_logs_every_n_steps=1)
+        for line in read_lines(session.directory) if session.resume_step else []:
+            step = line.pop("step")
+            self.log_metrics({name: value for name, value in line.items() if value is not None}, step)
+
+
+def log_finished_table(
+    conf: WandbConf, name: str, scale: str, rows: tuple[list[str], list[list[str]]], folder: Path, directory: Path
+) -> None:
+    """Log a run of the table's own, in the group of its runs: the table as a W&B Table, its pictures, and all its files as an artifact.
+
+    Args: rows, headings and cells; folder, the table's files; directory, where W&B's own files go.
+    """
+    import wandb
+    from wandb.errors import Error as WandbError
+
+    options = {key: value for key, value in asdict(conf).items() if key not in ("group", "job_type", "tags")}
+    try:
+        session = wandb.init(
+            **options, id=f"table-{name}-{scale}", name=f"{name}-{scale}", group=name, job_type="table", tags=[scale],
+            resume="allow", dir=directory, config={"git": git_commit()},
+        )  # fmt: skip
+    except WandbError as error:
+        raise UserError(
+            f"logger.wandb.mode={conf.mode}: {_no_wandb(error)}; the table itself is in {folder}"
+        ) from error
+    with session as run:
+        run.log({"table": wandb.Table(columns=[*rows[0]], data=rows[1])})
+        run.log({path.stem: wandb.Image(str(path)) for path in folder.glob("*.png")})
+        artifact = wandb.Artifact(f"{name}-{scale}", type="table")
+        artifact.add_dir(str(folder))
+        run.log_artifact(artifact)
+
+
+def _no_wandb(error: Exception) -> str:
+    return f"W&B cannot start ({first_line(error)}); run `wandb login`, or use logger.wandb.mode=offline"

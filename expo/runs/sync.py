@@ -1,0 +1,73 @@
+"""Send offline W&B runs, the oldest first, with W&B's own `wandb sync`."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from expo.config import UserError
+from expo.runs.listing import RunFolder
+from expo.runs.offline import offline_files
+
+# W&B would try for hours to reach a server that is not there. The user's own values come before these.
+RETRIES = {f"WANDB_X_{part}_RETRY_MAX": "4" for part in ("GRAPHQL", "FILE_STREAM", "FILE_TRANSFER")}
+
+
+def sync(folder: Path) -> int:
+    """Send the offline runs under a folder that are not sent yet. Returns 0, or 1 after the first that W&B does not take.
+
+    The files of one run are in order, too: a session begins after the one before it. Raises UserError for a folder that is
+    not there, and where W&B does not begin, as without a key.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; give the one that the runs are under, as expo wandb sync outputs")
+    files = offline_files(folder)
+    under_way = [file for file in files if _under_way(file)]
+    todo = [file for file in files if not _sent(file) and file not in under_way]
+    for number, file in enumerate(todo, 1):
+        reason = _send(file)
+        if reason is not None:
+            print(f"expo: {file.parent}: not sent ({reason}); {_count(number - 1)} sent, {len(todo) - number + 1} left; "
+                  "the same command goes on", file=sys.stderr)  # fmt: skip
+            return 1
+        print(f"{file.parent}: sent as {file.stem.removeprefix('run-')} ({number} of {len(todo)})", flush=True)
+    already = len(files) - len(todo) - len(under_way)
+    told = [f"{_count(len(todo))} sent", f"{already} sent before"] + (
+        [f"{len(under_way)} under way"] if under_way else []
+    )
+    print(f"wandb sync: {', '.join(told)}")
+    return 0
+
+
+def _count(sessions: int) -> str:
+    return f"{sessions} session{'' if sessions == 1 else 's'}"
+
+
+def _sent(file: Path) -> bool:
+    """Return whether W&B has left its mark that a file is sent."""
+    return file.with_suffix(".wandb.synced").exists()
+
+
+def _under_way(file: Path) -> bool:
+    """Return whether a process works on the run that a file is of."""
+    return RunFolder(file.parents[2], {}).in_use
+
+
+def _send(file: Path) -> str | None:
+    """Send a file. Returns what W&B said where it did not take it, else None. Raises UserError where W&B did not begin."""
+    command = [sys.executable, "-m", "wandb", "sync", str(file)]
+    done = subprocess.run(
+        command,
+        env=RETRIES | os.environ | {"WANDB_SILENT": "false"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    said = [line.strip() for line in (done.stdout + done.stderr).splitlines() if "error" in line.lower()]
+    reason = said[-1].removeprefix("wandb: ").removeprefix("ERROR ").removeprefix("Error: ") if said else ""
+    if done.returncode:
+        raise UserError(
+            f"{file.parent}: W&B cannot send it ({reason or f'exit code {done.returncode}'}); run `wandb login`"
+        )
+    return None if _sent(file) else reason or "W&B gave no reason"  # its exit code is 0 all the same

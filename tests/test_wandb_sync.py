@@ -1,0 +1,159 @@
+"""Offline W&B runs: read back, and sent in order to a stand-in server."""
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from test_train import run, scalars
+from test_wandb_online import server  # noqa: F401  (a fixture)
+
+from expo import cli
+from expo.config import UserError
+from expo.runs import reading
+from expo.runs.arms import settings_of
+from expo.runs.checkpoints import newest_checkpoint
+from expo.runs.offline import offline_files, read_offline
+from expo.runs.sync import sync
+
+LOG = """
+import sys, wandb
+with wandb.init(project="expo", id=sys.argv[2], name="n", resume="allow", mode="offline", dir=sys.argv[1]) as run:
+    for step in range(int(sys.argv[3]), int(sys.argv[4])):
+        run.log({"x": step}, step=step)
+"""
+
+
+def session(folder, run_id: str, first: int, end: int) -> None:
+    """Log one offline session of a run, in a process of its own, at least a second after the one before."""
+    folder.mkdir(parents=True, exist_ok=True)
+    subprocess.run(
+        [sys.executable, "-c", LOG, str(folder), run_id, str(first), str(end)], check=True, capture_output=True
+    )
+    time.sleep(1)  # W&B names a session by the second
+
+
+@pytest.fixture
+def online(server, monkeypatch, tmp_path):  # noqa: F811
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    return server
+
+
+@pytest.mark.runs
+def test_sync_sends_each_session_once_in_order(online, tmp_path, capsys):
+    runs = tmp_path / "outputs" / "ladder"
+    session(runs / "z", "z", 0, 2)
+    session(runs / "a", "a", 0, 2)
+    session(runs / "z", "z", 2, 4)
+    assert sync(tmp_path / "outputs") == 0
+    *sent, last = capsys.readouterr().out.splitlines()
+    assert [line.partition(": sent as ")[2] for line in sent] == ["z (1 of 3)", "a (2 of 3)", "z (3 of 3)"]
+    assert last == "wandb sync: 3 sessions sent, 0 sent before"
+    assert online.runs["z"].steps == [0, 1, 2, 3]
+    assert online.runs["a"].steps == [0, 1]
+    assert sync(tmp_path / "outputs") == 0
+    assert capsys.readouterr().out == "wandb sync: 0 sessions sent, 3 sent before\n"
+    assert online.runs["z"].sessions == 2  # and nothing new since
+
+
+@pytest.mark.slow
+def test_sync_stops_where_the_server_is_gone_and_goes_on_later(online, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("WANDB_X_GRAPHQL_RETRY_MAX", "1")
+    session(tmp_path / "outputs" / "a", "a", 0, 2)
+    session(tmp_path / "outputs" / "b", "b", 0, 2)
+    online.stop()
+    assert sync(tmp_path / "outputs") == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    (line,) = said.err.splitlines()
+    assert "offline-run-" in line
+    assert "connection refused" in line
+    assert line.endswith("0 sessions sent, 2 left; the same command goes on")
+    online.start()
+    assert sync(tmp_path / "outputs") == 0
+    assert {name: run.steps for name, run in online.runs.items()} == {"a": [0, 1], "b": [0, 1]}
+
+
+@pytest.mark.runs
+def test_sync_without_a_key_or_a_folder_is_the_users_mistake(online, tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("WANDB_API_KEY")
+    session(tmp_path / "outputs" / "a", "a", 0, 1)
+    with pytest.raises(UserError, match=r"W&B cannot send it \(No API key configured.*run `wandb login`"):
+        sync(tmp_path / "outputs")
+    monkeypatch.setattr(sys, "argv", ["expo", "wandb", "sync", "elsewhere"])
+    with pytest.raises(SystemExit, match="2"):
+        cli.main()
+    assert "elsewhere: no such folder" in capsys.readouterr().err
+
+
+@pytest.mark.runs
+def test_a_run_that_is_under_way_is_sent_later(online, tmp_path, capsys):
+    name = "grpo-s0-0123456789"
+    session(tmp_path / "outputs" / "ladder" / name, "a", 0, 1)
+    (tmp_path / "outputs" / ".locks").mkdir()
+    with (tmp_path / "outputs" / ".locks" / name).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert sync(tmp_path / "outputs") == 0
+        assert capsys.readouterr().out == "wandb sync: 0 sessions sent, 0 sent before, 1 under way\n"
+    assert sync(tmp_path / "outputs") == 0
+    assert "1 session sent" in capsys.readouterr().out
+
+
+def teardown() -> None:
+    import wandb
+
+    wandb.finish()
+    wandb.teardown()  # what is written asynchronously is there now
+
+
+@pytest.mark.slow
+def test_a_killed_run_that_was_offline_is_sent_with_each_step_once(online, tmp_path, monkeypatch):
+    """`wandb sync` would send a step that two sessions have twice, and shift all that follow."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    arguments = ["logger=wandb", "trainer.max_steps=6", "evaluation.every=2", "trainer.checkpoint_every=3"]
+    _, directory = run(tmp_path / "outputs", *arguments, "trainer.stop_after=5")
+    teardown()
+    newest_checkpoint(directory).unlink()  # a SIGKILL after step 5 leaves the checkpoint of step 3
+    time.sleep(1)
+    assert run(tmp_path / "outputs", *arguments)[0] == 0
+    teardown()
+    assert len(offline_files(directory)) == 2
+    for where in (directory, str(directory), directory / "wandb"):  # the run's folder, or a string
+        assert [row["_step"] for row in read_offline(where).history] == [0, 1, 2, 3, 4, 5, 6]
+    assert read_offline(str(offline_files(directory)[0])).summary["status"] == "stopped"
+    assert read_offline(directory).summary["status"] == "done"
+    monkeypatch.setenv("WANDB_MODE", "online")
+    assert sync(tmp_path / "outputs") == 0
+    sent = {row["_step"]: row for row in online.runs[f"exp_grpo-s0-{directory.name[-10:]}"].history}
+    assert list(sent) == online.runs[f"exp_grpo-s0-{directory.name[-10:]}"].steps == [0, 1, 2, 3, 4, 5, 6]
+    for line in scalars(directory):
+        for name, value in line.items():
+            if name != "step" and value is not None:
+                assert sent[line["step"]][name] == pytest.approx(value), name
+    assert os.path.isdir(directory)
+
+
+@pytest.mark.runs
+def test_a_folder_without_offline_files_or_with_those_of_two_runs_says_so(tmp_path):
+    with pytest.raises(ValueError, match=r"no wandb/offline-run-"):
+        read_offline(tmp_path)
+    session(tmp_path / "a", "a", 0, 1)
+    session(tmp_path / "b", "b", 0, 1)
+    with pytest.raises(ValueError, match="a file of b, beside one of a"):
+        read_offline(tmp_path)
+
+
+def test_a_run_directory_may_be_a_string(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "reward/mean": 0.5}\n')
+    (tmp_path / "summary.json").write_text(json.dumps({"status": "done"}))
+    (tmp_path / "config.yaml").write_text("dataset: {name: x}\n")
+    assert reading.read_curve(str(tmp_path)) == ([(1, 0.5)], [])
+    assert reading.read_summary(str(tmp_path)) == {"status": "done"}
+    assert reading.samples_of(str(tmp_path)) == []
+    assert settings_of(str(tmp_path)) == {"dataset.name": "x"}
