@@ -20,12 +20,13 @@ expo: teach a language model problems that it cannot solve at all, by letting it
   expo init      FOLDER data=mine.jsonl                     a study of your own: a plan, its data checked, and what to run
   expo table     NAME [scale=cpu] [seeds=N] [dry_run=true]  make what is missing of a table of experiments/, and render it
   expo report    RUN_DIRECTORY... | TABLE [output_dir=...]  one self-contained HTML page: table, curves, problems over training, cost
+  expo export    RUN [output=FOLDER]                        its model as a plain Hugging Face folder, LoRA merged
   expo runs      [FILTER...] | show | diff | rm | gc        every run: its state, result, and in what it differs from another
   expo wandb     workspace | report | sweep | sync          W&B: a saved view, a report, a sweep file of a table; send offline runs
   expo doctor                                               what is installed, what would work, and how to mend the rest
   expo bench                                                time and memory of the parts of the demo's step
 
-Every command but demo, init, table, report, runs, wandb, doctor and bench takes Hydra overrides alone. `expo COMMAND --help` lists the config groups and their options,
+Every command but demo, init, table, report, export, runs, wandb, doctor and bench takes Hydra overrides alone. `expo COMMAND --help` lists the config groups and their options,
 `expo COMMAND --help GROUP` explains every key of a group, `expo COMMAND --cfg job` shows the config and runs nothing.
 Exit codes: 0 done, 2 your mistake, 130/143 stopped by Ctrl-C/SIGTERM, 141 nobody reads the output, 1 anything else.
 """
@@ -42,6 +43,7 @@ PROGRAMS = {
     "init": ("expo.commands.init", "main"),
     "table": ("expo.commands.table", "main"),
     "report": ("expo.commands.report", "main"),
+    "export": ("expo.commands.export", "main"),
     "runs": ("expo.commands.runs", "main"),
     "wandb": ("expo.commands.wandb", "main"),
     "doctor": ("expo.commands.doctor", "main"),

@@ -14,6 +14,7 @@ from expo.commands.wiring import build_run, set_up_process
 from expo.config import Config, EngineError, UserError
 from expo.evaluation.evaluate import Evaluator
 from expo.runs.callbacks import Evaluate, KeepCheckpoint, LogSteps, ShowProgress, Stop
+from expo.runs.card import model_card
 from expo.runs.checkpoints import newest_checkpoint, save_checkpoint, step_of
 from expo.runs.directory import FINISHED, Run
 from expo.runs.shorter import inherit
@@ -113,6 +114,8 @@ def finish(cfg: Config, run: Run, trainer: Trainer, module: Algorithm, evaluator
     }
     status, k = "done" if done else "stopped", max(cfg.k)
     run.write_summary(status, step=step, peak_memory_mb=peak)
+    if done:
+        (checkpoints / "final" / "README.md").write_text(model_card(cfg, run.summary()))
     log_summary(trainer.loggers, run)
     for logger in trainer.loggers:
         logger.finalize("success")

@@ -44,6 +44,11 @@ class Reader:
 
     def train(self) -> list[Problem]:
         """Return the problems to train on. A question that is also held out is not among them, wherever it stands."""
+        if self.conf.path is None and self.conf.split == self.conf.eval_split:
+            raise UserError(
+                f"dataset.split={self.conf.split}: {self.conf.name} is evaluated on this very split; train on other data, "
+                "such as dataset=math"
+            )
         evaluated = self.evaluation() if self.conf.path is not None else []
         held_out = {p.asked for p in evaluated}
         problems = self._read(self.conf.path, self.conf.split, self.conf.levels)

@@ -1,0 +1,56 @@
+"""`expo export`: the finished model of a run as one plain Hugging Face folder, LoRA merged."""
+
+import shutil
+from pathlib import Path
+
+from expo.config import UserError, make_folder, restore, take_options
+from expo.runs.card import model_card
+from expo.runs.reading import read_summary
+
+USAGE = "usage: expo export RUN [output=RUN/export] [dtype=float32|bfloat16|float16]"
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def main(arguments: list[str]) -> int:
+    """Write the folder. Returns the exit code. Raises UserError for a run that is not finished, and a folder that is there."""
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(USAGE)
+        return 0
+    options, subjects = take_options(arguments, output="", dtype="")
+    if len(subjects) != 1 or "=" in subjects[0]:
+        raise UserError(f"export {' '.join(subjects)}: not one run; {USAGE}")
+    run = Path(subjects[0].removeprefix("run="))
+    final, output = run / "checkpoints" / "final", Path(options["output"] or run / "export")
+    cfg = restore(run)
+    if not final.is_dir():
+        raise UserError(f"{run}: has no finished model (checkpoints/final); finish it with expo train run={run}")
+    if output.exists() and any(output.iterdir()):
+        raise UserError(f"output={output}: is not empty; give another folder, or remove it")
+    if options["dtype"] not in ("", *DTYPES):
+        raise UserError(f"dtype={options['dtype']}: no such number format; use one of {', '.join(DTYPES)}")
+    make_folder(output.parent, "output")
+    partial = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    _save(final, partial, options["dtype"] or cfg.model.dtype)
+    cfg.model.lora_rank = 0
+    (partial / "README.md").write_text(model_card(cfg, read_summary(run)))
+    if output.exists():
+        output.rmdir()
+    partial.rename(output)
+    print(f"{output}: load it with AutoModelForCausalLM.from_pretrained({str(output)!r})")
+    return 0
+
+
+def _save(final: Path, folder: Path, dtype: str) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    if (final / "adapter_config.json").is_file():
+        from peft import AutoPeftModelForCausalLM
+
+        model = AutoPeftModelForCausalLM.from_pretrained(final, dtype=dtype).merge_and_unload()
+    else:
+        model = AutoModelForCausalLM.from_pretrained(final, dtype=dtype)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(final).save_pretrained(folder)

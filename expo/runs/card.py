@@ -1,0 +1,48 @@
+"""The model card of a finished run: what the model is, how it was made, and what was measured, in the form of the Hugging Face hub."""
+
+from typing import Any
+
+import yaml
+
+from expo.config import Config
+from expo.config.model import looks_local
+
+
+def model_card(cfg: Config, summary: dict[str, Any]) -> str:
+    """Return README.md of a model folder. Args: summary, the run's summary.json."""
+    base, data = cfg.model.path, cfg.dataset
+    front: dict[str, Any] = {
+        "library_name": "peft" if cfg.model.lora_rank else "transformers",
+        "tags": ["expo", cfg.name, "math"],
+    }
+    if not looks_local(base) and "/" in base:
+        front["base_model"] = base
+    if data.hub_id and not data.path:
+        front["datasets"] = [data.hub_id]
+    metrics = summary["metrics"]
+    rows = [
+        f"| {name} | {100 * value:.1f} | [{100 * metrics[f'{name}_lo']:.1f}, {100 * metrics[f'{name}_hi']:.1f}] |"
+        for name, value in metrics.items()
+        if f"{name}_lo" in metrics
+    ]
+    source = data.path or data.eval_path or data.hub_id or "generated"
+    made = summary.get("git") or summary["versions"]["expo"]
+    return f"""---
+{yaml.safe_dump(front, sort_keys=False).strip()}
+---
+# {cfg.name} on {data.name}
+
+`{base}`, trained by {cfg.name} for {cfg.trainer.max_steps} steps with seed {cfg.seed}, on {data.name} ({source}).
+Made with expo ({made}) on {summary["device"]}; identity of the run: {summary["identity"]}.
+
+## Measured
+
+Held-out problems of {data.name}, after the last step, in percent, with 95 % intervals over problems. Sampled with
+temperature {cfg.evaluation.temperature:g}, top_p {cfg.evaluation.top_p:g}, at most {cfg.rollout.max_completion_tokens} tokens.
+
+| | | 95 % interval |
+|---|---|---|
+{chr(10).join(rows)}
+
+The numbers are those of this data, this prompt and this verifier; other evaluations differ in all three.
+"""

@@ -1,0 +1,95 @@
+"""The Python API, the model card and the export of a finished run."""
+
+import subprocess
+import sys
+
+import pandas
+import pytest
+import torch
+import yaml
+from test_train import SMALL
+
+import expo
+from expo.commands import export
+from expo.config import LADDER, UserError
+
+TINY = [*SMALL, "dataset=ladder", "dataset.levels=[2]", "trainer.max_steps=2", "evaluation.every=1"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return expo.train(*TINY, "model.lora_rank=4", f"output_dir={tmp_path_factory.mktemp('runs')}")
+
+
+def test_importing_expo_is_light():
+    script = "import sys, expo; print(expo.__version__); assert not {'pandas', 'torch', 'hydra'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(".") == 2
+    with pytest.raises(AttributeError, match="nonsense"):
+        expo.nonsense  # noqa: B018
+
+
+@pytest.mark.runs
+def test_a_run_as_data_frames(finished):
+    run = expo.load_run(str(finished.dir))
+    metrics = run.metrics()
+    assert list(metrics["step"]) == [0, 1, 2]
+    assert metrics["pass@4"].notna().all()
+    assert pandas.isna(metrics["loss/total"][0])
+    first, last = run.completions(step=0), run.completions()
+    assert len(first) == len(last) == 4 * 4
+    assert set(last.columns) >= {"problem", "completion", "verdict", "sample"}
+    assert len(run.rollouts(step=1)) == 4 * 4
+    assert run.config.trainer.max_steps == run.settings["trainer.max_steps"] == 2
+    assert run.summary["status"] == "done"
+    with pytest.raises(UserError, match=r"no eval completions of step 9; there are those of steps \[0, 1, 2\]"):
+        run.completions(step=9)
+
+
+@pytest.mark.runs
+def test_all_runs_and_an_evaluation(finished, capsys):
+    root = finished.dir.parents[1]
+    frame = expo.list_runs(root, "status=done", "command=train")
+    assert list(frame["name"]) == ["exp_grpo"]
+    evaluated = expo.evaluate("k=[1,2]", "evaluation.greedy=true", run=finished.dir)
+    assert evaluated.dir.parent.name == "evaluate"
+    assert {"pass@2", "mean@2", "cons@2", "greedy"} <= evaluated.summary["metrics"].keys()
+    assert len(evaluated.completions()) == 4 * 2
+    assert f"run={finished.dir}: its settings, but" in capsys.readouterr().out
+    with pytest.raises(UserError, match="no run directory"):
+        expo.evaluate(run="nowhere")
+
+
+@pytest.mark.runs
+def test_the_card_has_the_numbers(finished):
+    text = (finished.dir / "checkpoints" / "final" / "README.md").read_text()
+    front = yaml.safe_load(text.split("---")[1])
+    assert front["library_name"] == "peft"
+    value = 100 * finished.summary["metrics"]["pass@4"]
+    assert f"| pass@4 | {value:.1f} |" in text
+    assert finished.summary["identity"] in text
+
+
+@pytest.mark.runs
+def test_an_export_is_the_merged_model(finished, tmp_path, capsys):
+    from transformers import AutoModelForCausalLM
+
+    assert export.main([str(finished.dir), f"output={tmp_path / 'plain'}"]) == 0
+    assert not (tmp_path / "plain" / "adapter_config.json").exists()
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "plain").eval()
+    model, tokenizer = finished.model()
+    ids = torch.tensor([tokenizer("3 + 4")["input_ids"]])
+    with torch.no_grad():
+        torch.testing.assert_close(merged(ids).logits, model(ids).logits, atol=1e-4, rtol=1e-4)
+    base = AutoModelForCausalLM.from_pretrained(LADDER).eval()
+    with torch.no_grad():
+        assert not torch.equal(base(ids).logits, merged(ids).logits)
+    for arguments, told in (
+        ([str(finished.dir), f"output={tmp_path / 'plain'}"], "is not empty"),
+        (["nowhere"], "no run directory"),
+        ([str(finished.dir), f"output={tmp_path / 'x'}", "dtype=int8"], "no such number format"),
+        (["a", "b"], "not one run"),
+    ):
+        with pytest.raises(UserError, match=told):
+            export.main(arguments)
