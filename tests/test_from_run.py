@@ -119,7 +119,23 @@ def test_training_on_is_the_very_run(tmp_path, capsys):
     assert run_dir(again) == folder
     longer = config_from_run("train", [f"run={folder}", "trainer.max_steps=5"])
     assert longer.differs == "max_steps_5"
-    assert f"model.path={folder / 'checkpoints' / 'final'}" in capsys.readouterr().out
+    told = f"model.path={folder / 'checkpoints' / 'final'}"
+    assert told not in capsys.readouterr().out
+    config_from_run("train", [f"run={folder}", "algorithm=grpo"])
+    assert told in capsys.readouterr().out
+
+
+def test_a_run_is_named_by_a_pattern_or_its_identity(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cfg = compose_config("trainer.max_steps=3")
+    folder = save(cfg, run_dir(cfg))
+    for name in (str(folder), "outputs/ladder_level5/exp_*", identity(cfg)):
+        assert config_from_run("train", [f"run={name}"]).trainer.max_steps == 3
+    save(compose_config("trainer.max_steps=4"), run_dir(compose_config("trainer.max_steps=4")))
+    with pytest.raises(UserError, match="2 run directories are called so"):
+        config_from_run("train", ["run=outputs/ladder_level5/exp_*"])
+    with pytest.raises(UserError, match="0 run directories"):
+        config_from_run("train", ["run=0123456789"])
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 from expo.config import UserError, make_folder, restore, take_options
+from expo.config.from_run import run_directory
 from expo.runs.card import model_card
 from expo.runs.reading import read_summary
 
@@ -17,9 +18,10 @@ def main(arguments: list[str]) -> int:
         print(USAGE)
         return 0
     options, subjects = take_options(arguments, output="", dtype="")
+    subjects = [subject.removeprefix("run=") for subject in subjects]
     if len(subjects) != 1 or "=" in subjects[0]:
         raise UserError(f"export {' '.join(subjects)}: not one run; {USAGE}")
-    run = Path(subjects[0].removeprefix("run="))
+    run = run_directory(subjects[0])
     final, output = run / "checkpoints" / "final", Path(options["output"] or run / "export")
     cfg = restore(run)
     if not final.is_dir():

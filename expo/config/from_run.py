@@ -1,7 +1,9 @@
 """Take the config of a run directory: `run=<directory>`, and overrides of it."""
 
 import dataclasses
+import glob
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,6 +80,21 @@ def _node(kind: Any, tree: Mapping[str, Any]) -> Any:
     return min(named or fitting or [kind], key=lambda node: len(dataclasses.fields(node)))
 
 
+def run_directory(text: str) -> Path:
+    """Return the run directory that a person names: its path, a pattern that fits it alone, or its identity, looked for in outputs/.
+
+    Raises UserError where a pattern or an identity fits none, or several.
+    """
+    if Path(text).exists() or not (set("*?[") & set(text) or re.fullmatch(r"[0-9a-f]{10}", text)):
+        return Path(text)
+    pattern = text if set("*?[") & set(text) else f"outputs/*/*-{text}*"
+    found = [path for path in sorted(glob.glob(pattern)) if Path(path, "config.yaml").is_file()]
+    if len(found) != 1:
+        some = f": {', '.join(found[:3])}{', …' if len(found) > 3 else ''}" if found else ""
+        raise UserError(f"{text}: {len(found)} run directories are called so{some}; name one, as expo runs lists them")
+    return Path(found[0])
+
+
 def run_of(arguments: Sequence[str]) -> str | None:
     """Return what `run=` names on a command line; None where it is not there."""
     return next((a.removeprefix("run=") for a in reversed(arguments) if a.startswith("run=")), None)
@@ -101,7 +118,7 @@ def config_from_run(command: str, arguments: Sequence[str]) -> Config:
     `evaluate` and `diagnose` take the run's finished model; `train` takes the model that the run began with, so that an
     unfinished run goes on. Prints what differs from the run's settings.
     """
-    directory = Path(run_of(arguments) or "")
+    directory = run_directory(run_of(arguments) or "")
     own = restore(directory)
     own.fresh, own.trainer.stop_after = False, None
     earlier, own.differs = own.differs or "", None
@@ -153,13 +170,13 @@ def _overridden(own: Config, overrides: Sequence[str]) -> Config:
 def _say(directory: Path, own: Config, config: Config, command: str) -> None:
     before, after = (flat(OmegaConf.to_container(OmegaConf.structured(c))) for c in (own, config))
     runtime = runtime_keys()
-    told = [
-        f"{name}={shown(after.get(name), 40)} (the run: {shown(before.get(name), 40)})"
+    changed = {
+        name: f"{name}={shown(after.get(name), 40)} (the run: {shown(before.get(name), 40)})"
         for name in sorted(before.keys() | after.keys())
         if before.get(name) != after.get(name) and not with_groups(name) & runtime
-    ]
-    print(f"run={directory}: its settings" + (f", but {', '.join(told)}" if told else ""))
-    if told and command == "train" and "model.path" not in " ".join(told):
+    }
+    print(f"run={directory}: its settings" + (f", but {', '.join(changed.values())}" if changed else ""))
+    if command == "train" and changed.keys() - {"trainer.max_steps", "model.path"} and "model.path" not in changed:
         print(
             f"it begins from {config.model.path}, as that run did; to begin from what the run has learned: "
             f"model=hf model.path={directory / 'checkpoints' / 'final'}"

@@ -103,7 +103,9 @@ def spread(values: Sequence[float]) -> list[float]:
 
 
 def _spread(found: Sequence[float]) -> str:
-    return f"{found[0]:g} to {found[2]:g} (median {found[1]:g})" if found else "no"
+    if not found:
+        return "no"
+    return f"{found[0]:g} to {found[2]:g} (median {found[1]:g})" if found[0] < found[2] else f"{found[0]:g}"
 
 
 def _lines(lines: Sequence[int]) -> str:

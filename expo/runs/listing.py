@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from expo.config.errors import UserError
+from expo.config.from_run import run_directory
 from expo.config.identity import runtime_keys
 from expo.config.key import flat, shown, with_groups
 from expo.runs.reading import read_lines, read_summary
@@ -120,13 +121,14 @@ def find_runs(output_dir: Path) -> list[RunFolder]:
     ]
 
 
-def run_folder(path: str) -> RunFolder:
-    """Return one run directory. Raises UserError where it is none."""
+def run_folder(text: str) -> RunFolder:
+    """Return one run directory, by its path, a pattern or its identity. Raises UserError where it is none."""
+    path = run_directory(text)
     if not all(Path(path, name).is_file() for name in ("config.yaml", "summary.json")):
         raise UserError(
             f"{path}: no run directory (it needs config.yaml and summary.json); expo runs lists those there are"
         )
-    return RunFolder(Path(path), read_summary(Path(path)))
+    return RunFolder(path, read_summary(path))
 
 
 COMPARE: dict[str, Callable[[Any, Any], bool]] = {
