@@ -11,10 +11,14 @@ from pathlib import Path
 import pytest
 from conftest import compose_config
 from test_extending import blocks, run
+from test_from_run import save
+from test_runs import leave
 
+import expo
 from expo import cli
 from expo.commands import wandb
 from expo.config import check
+from expo.config.from_run import config_from_run
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -32,7 +36,7 @@ def commands(text: str) -> list[str]:
 EXPO = sorted({c for name, t in TEXTS.items() if name not in FOLLOWED for c in commands(t) if c.startswith("expo ")})
 
 # Which take no overrides of a run.
-NO_OVERRIDES = ("expo report", "expo wandb")
+NO_OVERRIDES = ("expo report", "expo wandb", "expo runs", "expo export", "expo init")
 
 
 def test_make_targets_exist():
@@ -49,7 +53,13 @@ def test_every_command_composes(line, tmp_path, monkeypatch, math_file, gsm8k_fi
     source = gsm8k_file if "gsm8k" in line else math_file
     for name in ("train.jsonl", "test.jsonl"):
         (tmp_path / name).write_text(source.read_text())
-    (tmp_path / "mine.jsonl").write_text(json.dumps({"task": "1 + 1?", "result": 2}) + "\n")
+    write_rows(tmp_path)
+    if " run=" in line:
+        _, command, *arguments = shlex.split(line)
+        run_folder = save(compose_config(), tmp_path / "RUN")
+        given = [f"run={run_folder}" if a.startswith("run=") else a for a in arguments if a != "-m"]
+        check(config_from_run(command, given))
+        return
     final = tmp_path / "outputs" / "math_level5" / "RUN" / "checkpoints" / "final"
     final.mkdir(parents=True)
     (final / "config.json").write_text("{}")
@@ -63,6 +73,39 @@ def test_every_command_composes(line, tmp_path, monkeypatch, math_file, gsm8k_fi
         overrides = [re.sub(r"=([^,\[]*),.*", r"=\1", o) for o in overrides]
     cfg = compose_config(*overrides)
     check(replace(cfg, rollout=replace(cfg.rollout, requires="")))  # whether vLLM is installed here or not
+
+
+def write_rows(folder):
+    rows = [{"task": f"{i} + {i}?", "result": 2 * i} for i in range(4)]
+    (folder / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize("line", [line for line in EXPO if line.startswith(("expo runs", "expo init"))])
+def test_the_recipes_for_runs_and_studies_run(line, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path)
+    made = [leave("outputs", "trainer.max_steps=200"), leave("outputs", "algorithm=grpo", "trainer.max_steps=200")]
+    named = iter(made)
+    words = [str(next(named)) if re.fullmatch("[0-9a-f]{10}", word) else word for word in shlex.split(line)]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 0, capsys.readouterr().err
+
+
+@pytest.mark.runs
+def test_the_notebook_page_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first, second = (code for kind, _, code in blocks(TEXTS["notebooks.md"]) if kind == "python")
+    small = '"trainer.problems_per_step=2", "algorithm.group_size=8", "dataset.eval_limit=2", "evaluation.every=0"'
+    second = second.replace('"trainer.max_steps=20"', f'"trainer.max_steps=1", "trainer.micro_batch_size=4", {small}')
+    names = {"expo": expo}
+    exec(second, names)
+    assert 0 <= names["scored"].summary["metrics"]["pass@8"] <= 1
+    plotted = first.replace('.plot(x="step", y="pass@4")', '[["step", "pass@4"]]')
+    assert plotted != first
+    exec(plotted, names)
+    assert len(names["runs"]) == 1 + 1
 
 
 @pytest.mark.parametrize("line", [line for line in EXPO if line.startswith("expo wandb")])
