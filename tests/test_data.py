@@ -7,6 +7,11 @@ from expo.config import UserError, build, check, identity, run_dir, run_id
 from expo.data import ladder
 
 
+@pytest.fixture(autouse=True)
+def _all_is_logged(caplog):
+    caplog.set_level("INFO")
+
+
 def reader(*overrides):
     return build(compose_config(*overrides).dataset)
 
@@ -235,7 +240,7 @@ def test_an_answer_that_can_never_be_right_is_skipped_and_named(tmp_path, caplog
         "the verifier cannot read": [5],
     }
     assert "mine.jsonl:4: the answer is a sentence; set dataset.answer_pattern" in caplog.text
-    assert "6 is not judged equal to 'she has 6 apples'" in caplog.text
+    assert "6 is not judged equal to 'she has 6 apples'" in next(iter(source.examples.values()))
 
 
 @pytest.mark.parametrize(

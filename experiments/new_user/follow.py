@@ -46,7 +46,7 @@ def main(folder: Path, small: bool) -> None:
         minutes = (time.monotonic() - started) / 60
         made = f"What the commands print was printed on {time.strftime('%Y-%m-%d')} by `python experiments/new_user/follow.py`, in {minutes:.0f} minutes on {machine()}."
         text = re.sub(r"\n{3,}", "\n\n", "".join(parts))
-        PAGE.write_text(re.sub(r"What the commands print was printed on .*", made, text))
+        PAGE.write_text(re.sub(r"What the commands print was printed on.*", made, text))
 
 
 def said(code: str, folder: Path) -> str:

@@ -128,9 +128,9 @@ def diff(arguments: Sequence[str]) -> int:
     for heading in ("", str(one.dir), str(two.dir)):
         table.add_column(heading, overflow="fold")
     parts: list[tuple[str, Callable[[RunFolder], dict[str, Any]]]] = [
+        ("result", _metrics),
         ("setting", lambda run: run.settings),
         ("content", lambda run: {"arm (settings and content of files)": run.summary.get("arm")}),
-        ("result", lambda run: dict(run.summary.get("metrics", {}))),
         ("code", lambda run: {"git": run.summary.get("git"), **run.summary.get("versions", {})}),
     ]
     count = 0
@@ -145,6 +145,11 @@ def diff(arguments: Sequence[str]) -> int:
     else:
         print("no difference in settings, results or code")
     return 0
+
+
+def _metrics(run: RunFolder) -> dict[str, Any]:
+    """Return the last evaluation's metrics, without their intervals."""
+    return {k: v for k, v in run.summary.get("metrics", {}).items() if not k.endswith(("_lo", "_hi"))}
 
 
 def _value(found: dict[str, Any], key: str) -> str:

@@ -21,6 +21,7 @@ class Source:
     rows: int = 0
     used: int = 0
     skipped: dict[str, list[int]] = field(default_factory=dict)
+    examples: dict[str, str] = field(default_factory=dict)  # by reason: what is wrong with the first such row
     duplicates: list[int] = field(default_factory=list)
     contradictions: list[int] = field(default_factory=list)
     solutions: int = 0
@@ -28,6 +29,7 @@ class Source:
 
     def skip(self, line: int, why: BadRow) -> None:
         self.skipped.setdefault(why.reason, []).append(line)
+        self.examples.setdefault(why.reason, why.detail)
 
     def use(self, problems: Sequence[tuple[int, Problem]]) -> None:
         """Count the rows that can be used. Args: (line number, problem)."""
@@ -79,7 +81,8 @@ class Account:
             table.add_row("used", str(s.used))
             table.add_row("skipped", str(s.rows - s.used))
             for why, lines in s.skipped.items():
-                table.add_row("", f"{_lines(lines)}: {why}")
+                example = f" ({s.examples[why]})" if s.examples[why] else ""
+                table.add_row("", f"{_lines(lines)}: {why}{example}")
             for told, lines in (("asked twice", s.duplicates), ("asked twice, other answer", s.contradictions)):
                 if lines:
                     table.add_row(told, f"{_lines(lines)}; kept")

@@ -16,7 +16,7 @@ class BadRow(Exception):
 
     def __init__(self, reason: str, detail: str = ""):
         super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason = reason
+        self.reason, self.detail = reason, detail
 
 
 def unusable(problems: Sequence[Problem], verifier: Verifier, sentences: bool = False) -> list[BadRow | None]:

@@ -174,7 +174,7 @@ class Reader:
             ) from why
         source.skip(line, why)
         if sum(map(len, source.skipped.values())) <= NAMED:
-            log.warning("skipped row %s:%d: %s", source.name, line, why)
+            log.info("skipped row %s:%d: %s", source.name, line, why)
 
     def _rows(self, path: str | None, split: str) -> Iterable[dict[str, Any] | BadRow]:
         if path is None:
