@@ -120,7 +120,7 @@ def test_a_star_round_begins_from_the_base_weights(tmp_path):
     from expo.model.policy import load_policy
     from expo.runs.checkpoints import newest_checkpoint
 
-    state = torch.load(newest_checkpoint(directory), weights_only=False)
+    state = torch.load(newest_checkpoint(directory), weights_only=True)
     base, _ = load_policy(config.ModelConf(path="ladder"))
     steps = {int(s["step"]) for s in state["optimizer_states"][0]["state"].values()}
     assert steps == {1}  # the optimizer of the second round has taken one step

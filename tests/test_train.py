@@ -40,7 +40,7 @@ def scalars(directory: Path) -> list[dict[str, float]]:
 
 
 def weights(directory: Path) -> dict[str, torch.Tensor]:
-    checkpoint = torch.load(newest_checkpoint(directory), weights_only=False)
+    checkpoint = torch.load(newest_checkpoint(directory), weights_only=True)
     optimizer = checkpoint["optimizer_states"][0]["state"]
     moments = {f"{i}.{k}": v for i, state in optimizer.items() for k, v in state.items()}
     return checkpoint["state_dict"] | moments

@@ -11,11 +11,11 @@ from lightning import Trainer
 
 from expo.algorithms.base import Algorithm, NonFiniteGradient
 from expo.commands.wiring import build_run, set_up_process
-from expo.config import Config, EngineError, UserError
+from expo.config import Config, EngineError, UserError, lineage
 from expo.evaluation.evaluate import Evaluator
 from expo.runs.callbacks import Evaluate, KeepCheckpoint, LogSteps, ShowProgress, Stop
 from expo.runs.card import model_card
-from expo.runs.checkpoints import newest_checkpoint, save_checkpoint, step_of
+from expo.runs.checkpoints import WholeFiles, newest_checkpoint, save_checkpoint, step_of
 from expo.runs.directory import FINISHED, Run
 from expo.runs.shorter import inherit
 from expo.runs.tracking import Session, log_summary, make_loggers
@@ -43,11 +43,11 @@ def make_run(cfg: Config) -> int:
 
 def fit(cfg: Config, run: Run, module: Algorithm, evaluator: Evaluator) -> int:
     """Train from the newest checkpoint, or from the start, and leave the summary. Returns the exit code."""
-    checkpoint, stop = newest_checkpoint(run.dir), Stop(cfg.trainer.stop_after)
+    checkpoint, stop = newest_checkpoint(run.dir, lineage(cfg)), Stop(cfg.trainer.stop_after)
     trainer = make_trainer(cfg, run, evaluator, stop, checkpoint)
     run.write_summary("stopped")  # until it is done: what a SIGKILL leaves behind is a stopped run
     try:
-        trainer.fit(module, ckpt_path=checkpoint, weights_only=False)
+        trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
     except Exception as error:
         code = explain_failure(error, run, trainer, stop)
         if code is None:
@@ -72,8 +72,9 @@ def make_trainer(cfg: Config, run: Run, evaluator: Evaluator, stop: Stop, checkp
             LogSteps(),
             Evaluate(evaluator, run, cfg.evaluation.every, max_steps),
             ShowProgress(run, max_steps, bar=sys.stderr.isatty() and "EXPO_SWEEP" not in os.environ),
-            KeepCheckpoint(run.dir / "checkpoints", cfg.trainer.checkpoint_every),
+            KeepCheckpoint(run.dir / "checkpoints", cfg.trainer.checkpoint_every, lineage(cfg)),
         ],
+        plugins=[WholeFiles()],
         reload_dataloaders_every_n_epochs=1,  # its loader knows which step it is
         enable_progress_bar=False,
         enable_model_summary=False,

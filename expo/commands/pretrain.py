@@ -30,7 +30,7 @@ from expo.data.problem import Problem
 from expo.model.prompts import Prompts
 from expo.model.small import ladder_model, ladder_tokenizer
 from expo.runs.callbacks import SAY_EVERY_S
-from expo.runs.checkpoints import newest_checkpoint
+from expo.runs.checkpoints import WholeFiles, newest_checkpoint
 from expo.runs.directory import git_commit
 
 EXPLAIN_SHARE = 0.6  # of all sequences: question, answer, then a chain of thought consistent with that answer
@@ -166,7 +166,7 @@ def pretrain(cfg: Config) -> None:
         Pretrain(model.train(), conf.learning_rate, conf.max_steps),
         DataLoader(corpus, batch_size=None),
         ckpt_path=checkpoint,
-        weights_only=False,
+        weights_only=True,
     )
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
@@ -210,6 +210,7 @@ def make_trainer(max_steps: int, checkpoints: Path) -> Trainer:
         enable_model_summary=False,
         enable_progress_bar=watched,
         callbacks=[keep, SayAndStop(watched, checkpoints)],
+        plugins=[WholeFiles()],
     )
 
 

@@ -26,6 +26,11 @@ def arm_identity(cfg: Config) -> str:
     return _hash(replace(cfg, seed=0), pairs=False)
 
 
+def lineage(cfg: Config) -> str:
+    """Return the hash of everything that changes a run's result but its number of steps: a longer run may go on from a shorter one."""
+    return _hash(replace(cfg, trainer=replace(cfg.trainer, max_steps=0)), pairs=False)
+
+
 def pairs_identity(cfg: Config) -> str:
     """Return the hash of everything that changes the pairs which DPO's initial policy makes."""
     return _hash(cfg, pairs=True)

@@ -6,7 +6,8 @@ import os
 import re
 from collections.abc import Sequence
 from http.client import HTTPException
-from urllib.request import Request, urlopen
+from typing import Any
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from expo.config import JudgeConf, UserError
 from expo.data.problem import Problem
@@ -15,6 +16,16 @@ from expo.model.prompts import Prompts
 log = logging.getLogger(__name__)
 
 TIMEOUT_S = 120  # for one reply
+
+
+class _NoRedirect(HTTPRedirectHandler):
+    """Follows no redirect: the key would go to whatever address the reply names."""
+
+    def redirect_request(self, *args: Any) -> None:
+        return None
+
+
+OPENER = build_opener(_NoRedirect)
 
 
 def judge_steps(
@@ -52,7 +63,7 @@ def _ask(conf: JudgeConf, text: str) -> str:
         json.dumps(body).encode(),
         {"Content-Type": "application/json", "Authorization": f"Bearer {key}"},
     )
-    with urlopen(request, timeout=TIMEOUT_S) as reply:
+    with OPENER.open(request, timeout=TIMEOUT_S) as reply:
         return json.load(reply)["choices"][0]["message"]["content"] or ""
 
 

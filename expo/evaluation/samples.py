@@ -10,6 +10,7 @@ from expo.data import ladder
 from expo.data.problem import Problem
 from expo.evaluation.judge import judge_steps
 from expo.evaluation.kinds import Rows
+from expo.model.prompts import text_ids
 from expo.rollout.engine import Completion, Engine, Request
 from expo.rollout.noise import DIAGNOSE, Key
 from expo.step.experience import Batch, Group, Tools
@@ -55,7 +56,8 @@ def sample(problems: list[Problem], engine: Engine, tools: Tools, samples: int) 
 
 
 def _expert(i: int, problem: Problem, tools: Tools) -> dict[str, Any]:
-    ids = tools.tokenizer(problem.solution, add_special_tokens=False)["input_ids"] + [tools.tokenizer.eos_token_id]
+    assert problem.solution is not None
+    ids = text_ids(tools.tokenizer, problem.solution) + [tools.tokenizer.eos_token_id]
     return {"kind": "expert", "problem": i, "ids": ids, "completion": problem.solution, "answer": problem.answer}
 
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from expo.config import PromptsConf
+from expo.config import PromptsConf, UserError
 from expo.data.problem import Problem
 
 if TYPE_CHECKING:
@@ -59,8 +59,7 @@ class Prompts:
 
     def answer_ids(self, tokenizer: "PreTrainedTokenizerBase", answer: str) -> list[int]:
         """Return the token ids of a completion's final statement of `answer`."""
-        ids: list[int] = tokenizer(_fill(self.conf.final, answer=answer), add_special_tokens=False)["input_ids"]
-        return ids
+        return text_ids(tokenizer, _fill(self.conf.final, answer=answer))
 
     @property
     def final_marker(self) -> str:
@@ -68,14 +67,38 @@ class Prompts:
         return self.conf.final.partition("{answer}")[0]
 
     def _ids(self, tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[list[int]]:
-        system = [{"role": "system", "content": self.conf.system}] if self.conf.system else []
         if not texts:
             return []
-        chats = [[*system, {"role": "user", "content": text}] for text in texts]
         options: dict[str, Any] = {"add_generation_prompt": True, "tokenize": True, "return_dict": False}
-        made: Any = tokenizer.apply_chat_template(chats, **options)
+        made: Any = tokenizer.apply_chat_template([self._chat(text) for text in texts], **options)
         ids: list[list[int]] = made
+        special = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
+        for i, text in enumerate(texts):
+            if any(token in text for token in special):
+                ids[i] = self._as_text(tokenizer, text)
         return ids
+
+    def _chat(self, text: str) -> list[dict[str, str]]:
+        system = [{"role": "system", "content": self.conf.system}] if self.conf.system else []
+        return [*system, {"role": "user", "content": text}]
+
+    def _as_text(self, tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+        """Return a prompt's ids in which a special token that stands in the text, such as `<|im_end|>`, is text and ends nothing."""
+        rendered: Any = tokenizer.apply_chat_template(self._chat(PLACE), add_generation_prompt=True, tokenize=False)
+        before, *between, after = rendered.split(PLACE)
+        if between:
+            raise UserError("model.path: its chat template shows a message twice; choose a model with another template")
+        of_template = [tokenizer(part, add_special_tokens=False)["input_ids"] for part in (before, after)]
+        return [*of_template[0], *text_ids(tokenizer, text), *of_template[1]]
+
+
+def text_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    """Return the token ids of what is data: a special token that stands in it is text."""
+    ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return ids
+
+
+PLACE = "\ue000"  # of a private use area: no template and no tokenizer knows it
 
 
 def _fill(template: str, **values: str) -> str:

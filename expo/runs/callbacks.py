@@ -12,13 +12,13 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet
-from lightning import Trainer
+from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from expo.algorithms.base import Algorithm
 from expo.evaluation.evaluate import Evaluator
-from expo.runs.checkpoints import save_checkpoint
+from expo.runs.checkpoints import LINEAGE, save_checkpoint
 from expo.runs.directory import Run
 from expo.runs.tracking import log_step, log_table
 from expo.step.experience import Experience
@@ -124,8 +124,11 @@ def experience_rows(e: Experience, pipeline: Pipeline) -> list[dict[str, Any]]:
 class KeepCheckpoint(Checkpoint):
     """Saves every `every` steps and keeps the newest. Lightning's own skips a step without an update, as GRPO's all-wrong ones are."""
 
-    def __init__(self, folder: Path, every: int):
-        self.folder, self.every = folder, every
+    def __init__(self, folder: Path, every: int, lineage: str):
+        self.folder, self.every, self.lineage = folder, every, lineage
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint[LINEAGE] = self.lineage
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
         if (trainer.current_epoch + 1) % self.every == 0:

@@ -1,46 +1,92 @@
-"""Checkpoints of a run directory: `checkpoints/step<N>.ckpt`."""
+"""Checkpoints of a run directory: `checkpoints/step<N>.ckpt`. They hold tensors and plain data, and nothing in them is executed."""
 
+import errno
 import logging
+import os
+import pickle
 import re
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
+
+import torch
+from lightning import Trainer
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from expo.config import UserError
 
-if TYPE_CHECKING:
-    from lightning import Trainer
-
 log = logging.getLogger(__name__)
 
+LINEAGE = "expo.lineage"  # key of a checkpoint: the identity of its run, but for the number of steps
 
-def newest_checkpoint(directory: Path) -> Path | None:
-    """Return the last checkpoint that is whole; pass over, with a warning, what a full disk or a crash has cut short."""
-    for path in sorted(directory.glob("checkpoints/step*.ckpt"), key=step_of, reverse=True):
-        if zipfile.is_zipfile(path):  # torch's format; its directory is at the end of the file
-            if _holds_classes_of_0_1(path):
+
+class WholeFiles(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and moves it there: a kill or a full disk leaves the one before, and no half file."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write the file. Raises OSError where the disk is full."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.tmp")
+        try:
+            with partial.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(target)
+        except RuntimeError as error:  # torch's own word on a write that fails
+            raise OSError(errno.ENOSPC, f"cannot be written ({str(error).splitlines()[0]})", str(target)) from error
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def newest_checkpoint(directory: Path, lineage: str | None = None) -> Path | None:
+    """Return the last checkpoint that can be gone on from; pass over, with a warning, what is damaged or of another run.
+
+    Args: lineage, of the run that asks, see `expo.config.lineage`; None: whatever run it is of. Raises UserError for a file
+    that would execute code when it is loaded.
+    """
+    found = [path for path in directory.glob("checkpoints/*") if re.fullmatch(r"step\d+\.ckpt", path.name)]
+    for path in sorted(found, key=step_of, reverse=True):
+        flaw = _flaw(path, lineage)
+        if flaw is None:
+            return path
+        log.warning("%s %s; going on from an earlier checkpoint, if there is one", path, flaw)
+    return None
+
+
+def _flaw(path: Path, lineage: str | None) -> str | None:
+    """Return what is wrong with a checkpoint; None where nothing is. Raises UserError as `newest_checkpoint`."""
+    try:
+        with zipfile.ZipFile(path) as parts:  # torch's format
+            if parts.testzip() is not None:
+                return "is damaged"
+            if any(b"expo.experience" in parts.read(name) for name in parts.namelist() if name.endswith("data.pkl")):
                 raise UserError(
                     f"{path}: holds an explanation cache of expo 0.1, which this version cannot read; "
                     "finish the run with 0.1, or start it over with fresh=true"
                 )
-            return path
-        log.warning("%s is damaged; going on from an earlier checkpoint, if there is one", path)
-    return None
+        state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path}: holds more than tensors and plain data, and could execute code: it is not loaded; remove it, "
+            "or start the run over with fresh=true"
+        ) from error
+    except (OSError, zipfile.BadZipFile, RuntimeError, ValueError, KeyError, EOFError):
+        return "is damaged"
+    if not isinstance(state, dict) or "state_dict" not in state:
+        return "is no checkpoint of expo"
+    return None if lineage is None or state.get(LINEAGE, lineage) == lineage else "is of another run"
 
 
-def save_checkpoint(trainer: "Trainer", folder: Path, step: int, keep_earlier: bool = False) -> None:
+def save_checkpoint(trainer: Trainer, folder: Path, step: int, keep_earlier: bool = False) -> None:
     """Save the run as it is after `step` steps, and remove the checkpoints before."""
     earlier = [] if keep_earlier else list(folder.glob("step*.ckpt"))
     path = folder / f"step{step - 1:06d}.ckpt"
     trainer.save_checkpoint(path)
     for old in earlier:
-        if old != path:
+        if old != path and old.is_file():
             old.unlink()
-
-
-def _holds_classes_of_0_1(path: Path) -> bool:
-    with zipfile.ZipFile(path) as parts:
-        return any(b"expo.experience" in parts.read(name) for name in parts.namelist() if name.endswith("data.pkl"))
 
 
 def step_of(checkpoint: Path) -> int:

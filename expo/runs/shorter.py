@@ -3,10 +3,9 @@
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
-from expo.config import Config, UserError, identity
+from expo.config import Config, UserError, lineage
 from expo.config.from_run import restore
 from expo.runs.checkpoints import newest_checkpoint, step_of
 from expo.runs.directory import Run
@@ -19,7 +18,7 @@ def inherit(run: Run) -> int:
     Says which run it is, or why it cannot be used. What is taken over is what one long run would have left: no evaluation
     that only the shorter run's end asked for.
     """
-    if run.cfg.fresh or newest_checkpoint(run.dir) is not None:
+    if run.cfg.fresh or newest_checkpoint(run.dir, lineage(run.cfg)) is not None:
         return 0
     for step, other in sorted(_shorter(run.cfg), key=lambda found: -found[0]):
         reason = run.cfg.algorithm.bound_to_length(step) or run.cfg.positives.bound_to_length
@@ -28,7 +27,11 @@ def inherit(run: Run) -> int:
             print(f"{told}; this one begins anew: {reason}")
             return 0
         with other.unused() as unused:
-            if unused and (checkpoint := newest_checkpoint(other.dir)) is not None and step_of(checkpoint) == step:
+            if (
+                unused
+                and (checkpoint := newest_checkpoint(other.dir, lineage(run.cfg))) is not None
+                and step_of(checkpoint) == step
+            ):
                 _take(other, checkpoint, run)
                 print(f"{told}; this one goes on from its step {step}")
                 return step
@@ -44,9 +47,8 @@ def _shorter(cfg: Config) -> Iterator[tuple[int, Run]]:
             other = restore(path.parent)
         except UserError:  # of another version, or not ours
             continue
-        longer = replace(other, trainer=replace(other.trainer, max_steps=cfg.trainer.max_steps))
-        if other.trainer.max_steps < cfg.trainer.max_steps and identity(longer) == identity(cfg):
-            checkpoint = newest_checkpoint(path.parent)
+        if other.trainer.max_steps < cfg.trainer.max_steps and lineage(other) == lineage(cfg):
+            checkpoint = newest_checkpoint(path.parent, lineage(cfg))
             if checkpoint is not None:
                 other.output_dir = cfg.output_dir
                 yield step_of(checkpoint), Run(other, path.parent)

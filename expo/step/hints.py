@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from expo.config import HintsConf, PrefixConf, SelfHintConf
 from expo.data.problem import Problem
+from expo.model.prompts import text_ids
 from expo.rollout.engine import Completion, Request
 from expo.rollout.noise import HINT, SHARE, Key
 from expo.step.experience import Batch, Group, Tools
@@ -50,16 +51,14 @@ class ExpertPrefix(NoHints):
         self, batch: Batch, wanted: Sequence[int], written: Sequence[Completion], tools: Tools
     ) -> dict[int, list[int]]:
         solutions = {i: text for i in wanted if (text := batch.problems[i].solution) is not None}
-        tokens = {i: tools.tokenizer(text, add_special_tokens=False)["input_ids"] for i, text in solutions.items()}
+        tokens = {i: text_ids(tools.tokenizer, text) for i, text in solutions.items()}
         return {i: [*batch.prompts[i], *self.beginning(ids, batch, i, tools)] for i, ids in tokens.items()}
 
     def beginning(self, ids: list[int], batch: Batch, problem: int, tools: Tools) -> list[int]:
         """Return a random share of a completion; never its final statement."""
         text = str(tools.tokenizer.decode(ids))
         position = text.rfind(tools.prompts.final_marker)
-        whole = (
-            len(tools.tokenizer(text[:position], add_special_tokens=False)["input_ids"]) if position >= 0 else len(ids)
-        )
+        whole = len(text_ids(tools.tokenizer, text[:position])) if position >= 0 else len(ids)
         noise = Key(tools.seed, SHARE, batch.step, batch.offset + problem).generator()
         return ids[: round(whole * noise.uniform(self.conf.share_low, self.conf.share_high))]
 

@@ -18,6 +18,7 @@ from expo.config import (
     functions_of,
 )
 from expo.data.problem import Problem
+from expo.model.prompts import text_ids
 from expo.rollout.engine import Completion, Request
 from expo.rollout.noise import EXPLAIN, Key
 from expo.step.experience import Batch, Candidate, Group, Tools
@@ -111,7 +112,7 @@ class ExpertSolution(WeightedSource):
         filters = [f for f in self.conf.filters if f != "early_answer"]  # an expert may begin with the answer
         found = []
         for (i, text), verdict in zip(solutions, verdicts, strict=True):
-            ids = tools.tokenizer(text, add_special_tokens=False)["input_ids"] + [tools.tokenizer.eos_token_id]
+            ids = text_ids(tools.tokenizer, text) + [tools.tokenizer.eos_token_id]
             truncated, p = len(ids) > tools.sampling.max_tokens, batch.problems[i]
             written = Written(text, p.question, p.answer, truncated, verdict)
             found.append(Candidate(i, ids, text, rejection(written, filters)))
