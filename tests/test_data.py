@@ -231,7 +231,7 @@ def twenty(**changed):
 
 
 def test_an_answer_that_can_never_be_right_is_skipped_and_named(tmp_path, caplog):
-    path = own_file(tmp_path, twenty(_3="she has 6 apples", _4="}{", _5="answer: 10"))
+    path = own_file(tmp_path, twenty(_3="she has 6 apples", _4="}{", _5="result: 10"))
     data = reader("dataset=custom", f"dataset.path={path}")
     assert len(data.whole()) == 17
     (source,) = data.sources

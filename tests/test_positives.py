@@ -135,11 +135,15 @@ class FakeTokenizer:
     """A token is a character."""
 
     eos_token_id = 0
+    all_special_tokens = ()
+
+    def get_added_vocab(self):
+        return {}
 
     def batch_decode(self, rows, skip_special_tokens):
         return ["".join(map(chr, row)) for row in rows]
 
-    def __call__(self, text, add_special_tokens):
+    def __call__(self, text, add_special_tokens, split_special_tokens=False):
         return {"input_ids": [ord(c) for c in text]}
 
     def apply_chat_template(self, chats, **options):
@@ -317,7 +321,7 @@ def test_explain_prompts_show_question_and_answer_and_solve_prompts_do_not():
     tricky = [Problem("1", "1 {answer} + 2", "3 {question}")]
     texts = []
 
-    class Spy:
+    class Spy(FakeTokenizer):
         def apply_chat_template(self, chats, **options):
             texts.extend(chat[-1]["content"] for chat in chats)
             return [[1]]
@@ -334,7 +338,7 @@ def test_the_shipped_math_prompt_shows_the_answer_wherever_it_is_named():
     conf = compose_config("dataset=math").prompts
     seen = []
 
-    class Spy:
+    class Spy(FakeTokenizer):
         def apply_chat_template(self, chats, **options):
             seen.extend(chat[-1]["content"] for chat in chats)
             return [[1]]

@@ -5,6 +5,8 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import Any
 
+from expo.verifier import forms
+
 
 class Verdict(StrEnum):
     CORRECT = "correct"
@@ -13,15 +15,21 @@ class Verdict(StrEnum):
     TIMEOUT = "timeout"
 
 
+LONGEST_TEXT = 200_000
+
+
 def last_boxed(text: str) -> str | None:
     r"""Return the content of the last `\boxed{}` (or `\fbox{}`) that closes, nested braces included; None where there is none.
 
-    One pass with a stack: a megabyte of unbalanced braces costs no more than a megabyte of text.
+    One pass with a stack. Of a text of more than LONGEST_TEXT characters its end is read. `\boxed5` is `\boxed{5}`.
     """
+    text = text[-LONGEST_TEXT:]
     found: tuple[int, int] | None = None
     stack: list[tuple[int, bool]] = []  # (start of the content, whether it is a box)
-    for token in re.finditer(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", text, re.DOTALL):
-        if token[0] == "}" and stack:
+    for token in re.finditer(r"\\(?:boxed|fbox)\s*(?:\{|(-?\d(?:[\d.,/]*\d)?))|\\.|[{}]", text, re.DOTALL):
+        if token[1] is not None:
+            found = token.span(1)
+        elif token[0] == "}" and stack:
             start, box = stack.pop()
             if box and (found is None or start > found[0]):
                 found = (start, token.start())
@@ -46,12 +54,19 @@ _PLAIN = [re.compile(_INTEGER), re.compile(rf"\({_INTEGER}(?:,{_INTEGER})*\)")]
 
 def fast_verdict(answer: str, gold: str) -> Verdict | None:
     """Return the verdict where comparing strings settles it; None where math-verify has to look."""
-    answer, gold = normalized(answer), normalized(gold)
-    if answer == gold:
+    ours, theirs = normalized(forms.plain(answer)), normalized(forms.plain(gold))
+    if normalized(answer) == normalized(gold) or (ours and ours == theirs):
         return Verdict.CORRECT
-    if any(kind.fullmatch(answer) and kind.fullmatch(gold) for kind in _PLAIN):
+    if _is_words(theirs) and ours.lower() == theirs.lower():
+        return Verdict.CORRECT
+    if any(kind.fullmatch(ours) and kind.fullmatch(theirs) for kind in _PLAIN) or forms.refuses(answer, gold):
         return Verdict.INCORRECT
-    return None
+    return None if ours else Verdict.UNPARSEABLE
+
+
+def _is_words(text: str) -> bool:
+    """Return whether a text has a word and no LaTeX: capital letters make no difference then."""
+    return "\\" not in text and re.search("[a-zA-Z]{3}", text) is not None
 
 
 @lru_cache(maxsize=4096)
@@ -60,13 +75,17 @@ def judge(answer: str, gold: str) -> Verdict:
     from math_verify import parse, verify
 
     # Without its own alarm-based limits: the kill is the limit, and nothing escapes it.
-    answers, golds = (parse(rf"\boxed{{{text}}}", parsing_timeout=None) for text in (answer, gold))
-    if not answers:
-        return Verdict.UNPARSEABLE
-    if _is_finite_number(golds) and _has_infinity(answers):
-        return Verdict.INCORRECT  # sympy's word on 12 == oo**oo depends on the hash seed
-    # In this direction only: taken as the gold answer, what a model writes can equal any number.
-    return Verdict.CORRECT if verify(golds, answers, timeout_seconds=None) else Verdict.INCORRECT
+    golds = parse(rf"\boxed{{{forms.readable(gold)}}}", parsing_timeout=None)
+    for side in forms.sides(forms.readable(answer), gold):
+        answers = parse(rf"\boxed{{{side}}}", parsing_timeout=None)
+        if not answers:
+            return Verdict.UNPARSEABLE
+        if _is_finite_number(golds) and _has_infinity(answers):
+            return Verdict.INCORRECT  # sympy's word on 12 == oo**oo depends on the hash seed
+        # In this direction only: taken as the gold answer, what a model writes can equal any number.
+        if not verify(golds, answers, timeout_seconds=None):
+            return Verdict.INCORRECT
+    return Verdict.CORRECT
 
 
 def _is_finite_number(parsed: list[Any]) -> bool:

@@ -1,0 +1,246 @@
+"""Right and wrong answers, each with its reason: what the verifier says of an answer to a gold answer."""
+
+import pytest
+
+from expo.config import VerifierConf
+from expo.verifier.answers import Verdict, last_boxed
+from expo.verifier.pool import Verifier
+
+# reason -> (gold, answers...)
+RIGHT = {
+    "the same": [
+        ("12", "12"),
+        ("-3", "-3"),
+        ("0", "0"),
+        ("x", "x"),
+        (r"\frac{1}{2}", r"\frac{1}{2}"),
+        ("(1,2)", "(1,2)"),
+    ],
+    "spacing changes no value": [
+        ("12", " 12 "),
+        ("(1,2)", "(1, 2)"),
+        ("(1,2)", r"\left(1,\,2\right)"),
+        ("x+1", "x + 1"),
+        ("12", r"\!12"),
+        ("12", r"12\;"),
+        (r"\{1,2\}", r"\{1,\ 2\}"),
+        (r"\frac{1}{2}", r"\frac{1} {2}"),
+    ],
+    "another form of the same number": [
+        (r"\frac{1}{2}", "0.5", "1/2", r"\dfrac{1}{2}", r"\tfrac12", r"\frac12", r"\frac{2}{4}"),
+        ("0.25", r"\frac{1}{4}", "1/4"),
+        ("1000", "1,000", r"1{,}000"),
+        ("5", "5.0", "+5"),
+        (r"\sqrt{2}", r"\sqrt 2", r"2^{1/2}"),
+        (r"2\sqrt{3}", r"\sqrt{12}"),
+        ("8", "2^3"),
+        (r"\pi", r"{\pi}"),
+        ("-7", r"-{7}"),
+        ("73", "073"),
+        (r"\frac{3}{2}", r"1.5"),
+    ],
+    "the same expression": [
+        ("x^2+2x+1", "(x+1)^2", "1+2x+x^2"),
+        ("2x+2y", "2(x+y)"),
+        ("a^2-b^2", "(a-b)(a+b)"),
+        (r"\frac{x}{2}", r"\frac12 x"),
+        ("3x", "x*3"),
+    ],
+    "math delimiters and a final period are no value": [
+        ("12", "$12$", "12.", r"\(12\)"),
+        (r"\frac{1}{2}", r"$\frac{1}{2}$."),
+    ],
+    "a name before the value": [
+        ("5", "x=5", "x = 5", "n=5", "f(x)=5", "a_1=5", r"\theta = 5", "S=5"),
+        ("x^2+1", "f(x)=x^2+1", "y = x^2+1"),
+        ("12", "m = 12"),
+    ],
+    "every side of an equation has the value": [
+        ("5", "2+3=5", "x=2+3=5", "5=5"),
+        ("12", r"3 \cdot 4 = 12"),
+        ("6", "3!=6"),
+    ],
+    "member of the set that was asked for": [
+        ("[1,2]", r"x \in [1,2]"),
+        (r"(0,\infty)", r"x \in (0,\infty)"),
+        (r"\{1,2\}", r"x\in\{1,2\}"),
+    ],
+    "a unit that only one of them has": [
+        ("12", r"12\text{ hours}", r"12 \text{ cm}", r"12\,\text{cm}", "12 apples", r"12\mathrm{~m}"),
+        (r"6\text{ PM}", "6"),
+        ("29 apples", "29"),
+        ("3 hours", "3"),
+        ("7 days", "7"),
+        (r"10\text{ inches}", "10"),
+        ("5", r"\$5", r"5^\circ"),
+        (r"18 per day", "18"),
+        ("40", r"40^{\circ}", r"40\text{ degrees}"),
+    ],
+    "the same unit, written alike or not": [
+        (r"5\text{ km}", r"5 \text{km}", r"5\text{ kilometers}"),
+        (r"3\text{ hours}", r"3\text{ hour}", r"3\text{ hrs}"),
+        (r"6\text{ PM}", r"6\text{ pm}", r"6\text{ p.m.}", "6 PM"),
+        (r"12\text{ inches}", r"12\text{ in}"),
+    ],
+    "the words of an answer stand in text, or not": [
+        (r"\text{June 20}", "June 20", "june 20"),
+        (r"6\!:\!00 \text{ PM}", "6:00 PM", r"6:00\text{ PM}"),
+        (r"\text{Evelyn}", "Evelyn", "evelyn"),
+        (r"\text{even}", "even", r"\textbf{even}", r"\mathrm{even}"),
+        ("Paris", r"\text{Paris}"),
+        (r"\text{(A)}", "A", "(A)"),
+        (r"\text{Monday}", "monday"),
+    ],
+    "an introduction says nothing": [
+        ("5", r"\text{The answer is } 5", "The answer is 5", r"\text{Answer: }5", "the final answer is 5"),
+        ("Paris", "The answer is Paris"),
+    ],
+    "a percent sign is dropped, as MATH's graders do": [
+        (r"198\%", "198", r"198 \%"),
+        ("198", r"198\%"),
+        ("12.5", r"12.5\%"),
+    ],
+    "sets and lists": [(r"\{1,2\}", "1,2", r"\{2,1\}", "1, 2"), ("1,2", "1, 2", "2,1"), (r"\{-1,3\}", r"\{3,-1\}")],
+    "intervals and tuples": [
+        (r"(-\infty,5]", r"(-\infty, 5]"),
+        ("[0,1)", r"\left[0,1\right)"),
+        ("(3,4)", "x=3, y=4"),
+        (r"(1,\frac12)", "(1,0.5)"),
+    ],
+    "a base that the question gives": [("2516_8", "2516_8", "2516", "2516_{8}")],
+    "matrices": [(r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{pmatrix}1\\2\end{pmatrix}")],
+    "equations to equations": [("y=2x+3", "y=2x+3", "y = 2x + 3")],
+}
+WRONG = {
+    "another number": [
+        ("12", "13", "-12", "1.2", "120", "21", "12.5", r"\frac{1}{12}", "1200"),
+        ("0.5", "5", "0.05"),
+        (r"\frac{1}{2}", r"\frac{1}{3}", "2"),
+        ("-3", "3"),
+        ("1000", "1,0000", "100"),
+        (r"\sqrt{2}", "2", r"\sqrt{3}", "1.4"),
+        (r"\pi", "3", "3.14"),
+        ("0", "1", "12"),
+    ],
+    "another expression": [("x^2+1", "x^2-1", "x+1", "x^3+1"), ("2x", "x", "2y"), ("x+y", "xy")],
+    "a false equation": [("12", "13=12", "0=12", "x=1=2=3=12", "12=13", "1+1=12"), ("5", "2+2=5")],
+    "a negation": [("12", r"\neq 12", r"\ne 12", r"\not=12", r"x \neq 12", r"\not 12", "!=12", "≠12")],
+    "an inequality is no value": [
+        (
+            "12",
+            r"\leq 12",
+            r"\geq 12",
+            r"x\le 12",
+            r"<12",
+            r"> 12",
+            r"x > 12",
+            r"\lt 12",
+            "≤12",
+            "12 < x",
+            r"\leqslant 12",
+        )
+    ],
+    "an arrow leads elsewhere": [("12", r"11\to 12", r"11 \rightarrow 12", r"x \to 12", r"11 \implies 12")],
+    "about is not equal": [("12", r"\approx 12", r"\sim 12", r"x \approx 12")],
+    "a base that the gold answer has not, or another one": [
+        ("12", "12_8", "12_{8}", r"12_{\text{eight}}"),
+        ("10", "10_2"),
+        ("2516_8", "2516_9", "2516_{10}"),
+    ],
+    "words that turn it": [
+        (
+            "12",
+            r"12\text{ is not the answer}",
+            r"\text{not }12",
+            "not 12",
+            r"12\text{ is wrong}",
+            r"12\text{ a and }2\text{ b}",
+            r"\text{never } 12",
+            r"\text{at least }12",
+            r"\text{more than }12\text{ or less}",
+        ),
+    ],
+    "invisible": [("12", r"\phantom{12}", r"\hphantom{12}", r"\vphantom{12}")],
+    "crossed out": [("12", r"\cancel{12}", r"\bcancel{12}", r"\xcancel{12}")],
+    "another unit": [
+        (r"6\text{ PM}", r"6\text{ AM}", "6 AM", r"6\text{ a.m.}"),
+        (r"5\text{ km}", r"5\text{ m}", r"5\text{ cm}", r"5\text{ miles}"),
+        (r"3\text{ hours}", r"3\text{ minutes}", r"3\text{ days}", "3 minutes"),
+        (r"12\text{ inches}", r"12\text{ feet}"),
+        ("7 days", "7 weeks"),
+        (r"10\text{ square inches}", r"10\text{ cubic inches}"),
+        (r"2\text{ dollars}", r"2\text{ cents}"),
+    ],
+    "a set is no tuple": [("(1,2)", r"\{1,2\}", r"\left\{1,2\right\}"), (r"\{1,2\}", "(1,2)")],
+    "what goes on is not what ends": [
+        ("(1,2)", r"(1,2,\ldots)", r"(1,2,\dots)", "(1,2,...)"),
+        (r"\{1,2\}", r"\{1,2,\ldots\}"),
+        ("1,2", r"1,2,\cdots"),
+    ],
+    "too many, too few, in another order": [
+        ("(1,2)", "(2,1)", "(1,2,3)", "1"),
+        (r"\{1,2\}", r"\{1,2,3\}", r"\{1\}"),
+        ("1,2", "1", "1,2,3"),
+    ],
+    "another interval": [("[0,1]", "(0,1)", "[0,1)", "[0,2]"), (r"(-\infty,5]", r"(-\infty,5)", r"[5,\infty)")],
+    "other words": [
+        (r"\text{June 20}", "June 21", "July 20", "20"),
+        (r"\text{even}", "odd"),
+        ("Paris", "London"),
+        (r"\text{(A)}", "B"),
+        (r"\text{Evelyn}", "Eve"),
+    ],
+    "infinite or undefined": [("12", r"\infty", r"\infty^{\infty}", "1/0", r"\frac{0}{0}")],
+    "code is no answer": [("12", "__import__('os')", "print(12)")],
+}
+
+
+def cases(table):
+    return [(reason, gold, answer) for reason, rows in table.items() for gold, *answers in rows for answer in answers]
+
+
+@pytest.fixture(scope="module")
+def verifier():
+    with Verifier(VerifierConf()) as verifier:
+        yield verifier
+
+
+def test_there_are_enough_cases():
+    assert len(cases(RIGHT)) + len(cases(WRONG)) >= 200
+
+
+@pytest.mark.parametrize("reason", RIGHT)
+def test_right_answers(verifier, reason):
+    found = [
+        (gold, answer, verifier.verify([rf"so \boxed{{{answer}}}"], [gold])[0])
+        for _, gold, answer in cases({reason: RIGHT[reason]})
+    ]
+    assert [case for case in found if case[2] is not Verdict.CORRECT] == []
+
+
+@pytest.mark.parametrize("reason", WRONG)
+def test_wrong_answers(verifier, reason):
+    found = [
+        (gold, answer, verifier.verify([rf"so \boxed{{{answer}}}"], [gold])[0])
+        for _, gold, answer in cases({reason: WRONG[reason]})
+    ]
+    assert [case for case in found if case[2] is Verdict.CORRECT] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"\boxed5", "5"),
+        (r"so \boxed 12.", "12"),
+        (r"\boxed{3} then \boxed4", "4"),
+        (r"\boxed-3/4", "-3/4"),
+        (r"\boxed{5} and \boxed x", "5"),
+    ],
+)
+def test_a_box_without_braces(text, answer):
+    assert last_boxed(text) == answer
+
+
+def test_only_the_end_of_a_long_text_is_read():
+    assert last_boxed("{" * 10_000_000 + r"\boxed{7}") == "7"
+    assert last_boxed(r"\boxed{7}" + "x" * 1_000_000) is None
