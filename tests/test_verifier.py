@@ -1,4 +1,6 @@
 import multiprocessing
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -191,3 +193,16 @@ def test_a_script_that_neither_closes_it_nor_guards_its_main_ends(tmp_path):
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "correct\n"
     assert done.stderr == ""
+
+
+def test_a_busy_machine_changes_no_verdict(monkeypatch):
+    """A worker that gets no CPU is waited for; the limit is its own time."""
+    one = worker.Worker(512)
+    try:
+        os.kill(one.process.pid, signal.SIGSTOP)
+        threading.Timer(1.0, os.kill, (one.process.pid, signal.SIGCONT)).start()
+        assert one.judge("1/2", "0.5", 0.5)[0] is Verdict.CORRECT
+        os.kill(one.process.pid, signal.SIGSTOP)
+        assert one.judge("1/2", "0.5", 0.2)[0] is Verdict.TIMEOUT  # after the backstop
+    finally:
+        one.kill()

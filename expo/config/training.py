@@ -95,8 +95,13 @@ class EvaluationConf:
 class VerifierConf:
     """Judging of answers, in worker processes."""
 
-    workers: int = key(2, above=0, identity=False, help="worker processes")
-    timeout_s: float = key(3.0, above=0, help="wall-clock seconds for one answer")
+    workers: int = key(2, above=0, high=1024, identity=False, help="worker processes")
+    timeout_s: float = key(
+        3.0,
+        above=0,
+        high=3600,
+        help="CPU seconds of a worker process for one answer; five times as much wall-clock time, for what hangs",
+    )
     memory_mb: int = key(1024, above=0, help="memory of one worker process, MiB")
     max_answer_chars: int = key(400, above=0, help="a longer final answer is unparseable at once")
 

@@ -14,7 +14,27 @@ _RELATION = r"\\(?:not|neq?|leq?|geq?|leqslant|geqslant|lt|gt|to|rightarrow|Righ
 _DOTS = r"\\[lc]?dots(?![a-zA-Z])|\.\.\.|…"
 _BASE = r"(?<=\d)_\{?(?:\\text\{)?\s*(\d+|[a-z]{3,})"
 # Words that make of a value with words another statement than the value.
-_TURNS = frozenset(["not", "no", "never", "isn", "wrong", "false", "and", "or", "but", "than", "least", "most", "except", "unless", "minus", "plus", "incorrect"])
+_TURNS = frozenset(
+    [
+        "not",
+        "no",
+        "never",
+        "isn",
+        "wrong",
+        "false",
+        "and",
+        "or",
+        "but",
+        "than",
+        "least",
+        "most",
+        "except",
+        "unless",
+        "minus",
+        "plus",
+        "incorrect",
+    ]
+)
 # Units that are written in several ways.
 _UNITS = {
     "in": "inch", "inches": "inch", "ft": "foot", "feet": "foot", "yd": "yard", "mi": "mile", "cm": "centimeter", "mm": "millimeter",

@@ -1,6 +1,6 @@
 """Is a completion's final answer right? math-verify in worker processes that can be killed.
 
-An answer costs at most `verifier.timeout_s` of wall clock and `verifier.memory_mb` of memory, whatever it holds, and holds
+An answer costs at most `verifier.timeout_s` of a worker's CPU time and `verifier.memory_mb` of memory, whatever it holds, and holds
 up nothing but itself. Works from any thread.
 """
 

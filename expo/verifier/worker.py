@@ -2,21 +2,27 @@
 
 import ctypes
 import logging
+import math
 import multiprocessing
 import os
 import resource
 import signal
 import sys
 import threading
+import time
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 
+import psutil
+
 from expo.verifier.answers import Verdict, judge
 
 START_LIMIT_S = 60
+BACKSTOP = 5  # wall-clock time per CPU time that a worker may take
+SHORTEST_WAIT_S = 0.02
 # prctl and /proc are Linux's. Elsewhere a worker has no limit of memory, and a hung one may outlive a killed trainer.
 CONFINES = sys.platform == "linux"
 
@@ -44,18 +50,32 @@ class Worker:
             raise OSError(f"a worker was not ready after {START_LIMIT_S} s")
         self.pipe.recv()
 
+    def _wait(self, timeout_s: float) -> bool:
+        """Return whether an answer came in time."""
+        began, latest = _cpu_s(self.process.pid), time.monotonic() + BACKSTOP * timeout_s
+        left = timeout_s
+        while not self.pipe.poll(max(left, SHORTEST_WAIT_S)):
+            left = timeout_s - (_cpu_s(self.process.pid) - began)
+            if left <= 0 or time.monotonic() >= latest:
+                return False
+        return True
+
     def kill(self) -> None:
         self.process.kill()
         self.process.join()
         self.pipe.close()
 
     def judge(self, answer: str, gold: str, timeout_s: float) -> tuple[Verdict, float]:
-        """Return the verdict and the worker's peak memory in MiB."""
+        """Return the verdict and the worker's peak memory in MiB.
+
+        `timeout_s` is the worker's own CPU time, so that a busy machine changes no verdict; of wall-clock time it has
+        BACKSTOP times as much, for what hangs without working.
+        """
         if not self.process.is_alive():
             self._spawn()
         try:
             self.pipe.send((answer, gold))
-            if self.pipe.poll(timeout_s):
+            if self._wait(timeout_s):
                 judged: tuple[Verdict, float] = self.pipe.recv()
                 return judged
             verdict = Verdict.TIMEOUT
@@ -80,6 +100,15 @@ def _without_main() -> Iterator[None]:
             yield
         finally:
             sys.modules["__main__"] = main
+
+
+def _cpu_s(pid: int | None) -> float:
+    """Return the CPU time that a process has used, in seconds."""
+    try:
+        used = psutil.Process(pid).cpu_times()
+    except psutil.NoSuchProcess:
+        return math.inf
+    return float(used.user + used.system)
 
 
 def _start_forkserver() -> None:
