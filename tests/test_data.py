@@ -308,3 +308,41 @@ def test_one_good_row_is_not_called_none(tmp_path):
         UserError, match=r"only 1 problem can be used .*2 rows, 1 usable.*no column 'answer'.*eval_path"
     ):
         reader("dataset=custom", f"dataset.path={path}").train()
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ([1], "the answer is neither text nor a number"),
+        ({"a": 1}, "the answer is neither text nor a number"),
+        (True, "the answer is neither text nor a number"),
+        (float("nan"), "the answer is not a finite number"),
+        ("\ud800", "the answer holds half a character"),
+        (" ", "empty question or answer"),
+        (None, "no question or no answer"),
+    ],
+)
+def test_what_is_no_answer_is_a_bad_row(tmp_path, answer, reason):
+    data = reader("dataset=custom", f"dataset.path={own_file(tmp_path, twenty(_3=answer))}")
+    assert len(data.whole()) == 19
+    assert data.sources[0].skipped == {reason: [4]}
+
+
+def test_odd_lines_cost_only_themselves(tmp_path, math_file):
+    odd = "[" * 100_000 + "]" * 100_000 + "\n"
+    data = reader("dataset=custom", f"dataset.path={own_file(tmp_path, twenty(), odd)}")
+    assert len(data.whole()) == 20
+    rows = math_file.read_text().splitlines()
+    rows[3] = json.dumps(json.loads(rows[3]) | {"type": 7})
+    math_file.write_text("\n".join(rows) + "\n")
+    data = reader("dataset=math", f"dataset.path={math_file}")
+    assert len(data.whole()) == 39
+    assert data.sources[0].skipped["the subject is not text"] == [4]
+
+
+def test_what_the_hubs_splits_share_is_named(monkeypatch, caplog):
+    rows = [{"question": f"{i}?", "answer": f"#### {i}"} for i in range(6)]
+    data = reader("dataset=gsm8k")
+    monkeypatch.setattr(data, "_hub_rows", lambda split: rows if split == "train" else rows[:2])
+    assert len(data.train()) == 6
+    assert "2 questions to train on are also evaluated on" in caplog.text

@@ -168,3 +168,21 @@ def test_a_run_that_falls_back_to_an_earlier_checkpoint_ends_with_the_same_numbe
     newest_checkpoint(directory).write_bytes(b"garbage")
     assert run(tmp_path / "b", *small)[0] == 0
     assert scalars(directory) == scalars(whole)
+
+
+@pytest.mark.runs
+def test_weights_that_are_no_numbers_are_caught_before_they_are_saved(tmp_path, monkeypatch, capsys):
+    step = torch.optim.AdamW.step
+
+    def broken(self, *args, **kwargs):
+        done = step(self, *args, **kwargs)
+        self.param_groups[0]["params"][0].data[0] = float("nan")
+        return done
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", broken)
+    busy = ["dataset=ladder", "dataset.levels=[2]", "trainer.max_steps=1", "evaluation.every=0"]
+    code, directory = run(tmp_path, *busy)
+    assert code == 1
+    assert "a weight is not finite after step 1" in capsys.readouterr().err
+    assert not (directory / "checkpoints" / "final").exists()
+    assert newest_checkpoint(directory) is None

@@ -147,11 +147,19 @@ class Algorithm(LightningModule):
         if norm.isfinite():
             optimizer.step()
             schedule.step()
+            self.check_weights()
         elif self.trainer_conf.on_nonfinite == "stop":
             raise NonFiniteGradient(f"the gradient norm of step {self.current_epoch + 1} is {norm.item()}")
         else:
             sums["skipped"] += 1
         optimizer.zero_grad()
+
+    @torch.no_grad()
+    def check_weights(self) -> None:
+        """Raise NonFiniteGradient where an update has left a weight that is no number: before anything of it is saved."""
+        weights = [p for p in self.policy.parameters() if p.requires_grad]
+        if not torch.nn.utils.get_total_norm(weights, norm_type=float("inf")).isfinite():
+            raise NonFiniteGradient(f"a weight is not finite after step {self.current_epoch + 1}")
 
     def configure_optimizers(self) -> Any:
         conf = self.optimizer_conf

@@ -16,7 +16,7 @@ class RolloutConf:
     """transformers, in the trainer's process, on the trainer's own weights."""
 
     _target_: str = "expo.rollout.transformers_engine.TransformersEngine"
-    temperature: float = key(1.0, above=0, help="sampling temperature of rollouts and explanations")
+    temperature: float = key(1.0, low=1e-3, help="sampling temperature of rollouts and explanations")
     top_p: float = key(1.0, help="must be 1: the policy is scored on its full distribution")
     top_k: int = key(0, help="must be 0 (off), for the same reason")
     max_prompt_tokens: int = key(512, above=0, help="a problem whose prompt is longer is skipped, and counted")

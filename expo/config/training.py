@@ -51,7 +51,7 @@ class TrainerConf:
 class OptimizerConf:
     """AdamW with linear warm-up, then a constant learning rate."""
 
-    learning_rate: float = key(1e-6, above=0, help="learning rate after the warm-up")
+    learning_rate: float = key(1e-6, above=0, high=10, help="learning rate after the warm-up")
     weight_decay: float = key(0.0, low=0, help="decoupled weight decay")
     betas: list[float] = key([0.9, 0.999], low=0, help="AdamW's β₁ and β₂")
     warmup_steps: int = key(0, low=0, help="optimizer steps of linear warm-up")
@@ -74,7 +74,9 @@ class EvaluationConf:
         help="steps between evaluations; one is always made before the first step and after the last; 0: only those two",
     )
     samples: int | None = key(None, above=0, help="samples per problem; null: the largest k")
-    temperature: float = key(0.7, above=0, help="sampling temperature")
+    temperature: float = key(
+        0.7, low=1e-3, help="sampling temperature; `evaluation.greedy` is for the most likely tokens"
+    )
     top_p: float = key(1.0, above=0, high=1, help="nucleus sampling: the most likely tokens of this total probability")
     top_k: int = key(0, low=0, help="only the k most likely tokens; 0: off")
     seed: int = key(0, low=0, help="seed of the evaluation's noise")

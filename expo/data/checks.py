@@ -19,6 +19,18 @@ class BadRow(Exception):
         self.reason, self.detail = reason, detail
 
 
+def check_text(p: Problem) -> None:
+    """Raise BadRow where a problem's parts are no text, or none that can be written to a file."""
+    for name in ("question", "answer", "solution", "subject"):
+        value = getattr(p, name)
+        if value is not None and not isinstance(value, str):
+            raise BadRow(f"the {name} is not text", repr(value)[:80])
+        if value is not None and not value.isprintable() and any("\ud800" <= c <= "\udfff" for c in value):
+            raise BadRow(f"the {name} holds half a character", ascii(value)[:80])
+    if not p.question.strip() or not p.answer.strip():
+        raise BadRow("empty question or answer")
+
+
 def unusable(problems: Sequence[Problem], verifier: Verifier, sentences: bool = False) -> list[BadRow | None]:
     """Return, for each problem, why no completion of it can be judged right; None where one can.
 

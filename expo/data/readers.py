@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +15,7 @@ import pyarrow.parquet
 from expo.config import DatasetConf, LadderConf, TableConf, UserError
 from expo.data import ladder
 from expo.data.account import NAMED, Account, Source
-from expo.data.checks import BadRow, unusable
+from expo.data.checks import BadRow, check_text, unusable
 from expo.data.problem import Problem
 from expo.verifier.answers import last_boxed
 from expo.verifier.pool import Verifier
@@ -49,12 +50,15 @@ class Reader:
                 f"dataset.split={self.conf.split}: {self.conf.name} is evaluated on this very split; train on other data, "
                 "such as dataset=math"
             )
-        evaluated = self.evaluation() if self.conf.path is not None else []
+        evaluated = self.evaluation()
         held_out = {p.asked for p in evaluated}
         problems = self._read(self.conf.path, self.conf.split, self.conf.levels)
-        kept = [p for p in problems if p.asked not in held_out]
+        from_hub = self.conf.path is None  # whose splits are others': what they share is named, and stays
+        kept = [p for p in problems if from_hub or p.asked not in held_out]
+        if from_hub and (both := sum(p.asked in held_out for p in problems)):
+            log.warning("%s: %d questions to train on are also evaluated on", self.conf.name, both)
         own = {p.id for p in evaluated} if self.conf.shares_file else set()
-        self.asked_in_held_out = sum(p.asked in held_out and p.id not in own for p in problems)
+        self.asked_in_held_out = 0 if from_hub else sum(p.asked in held_out and p.id not in own for p in problems)
         if problems and not kept:
             raise UserError(
                 f"{self._source(self.conf.path)}: all its questions are held out; give other rows as dataset.eval_path"
@@ -143,8 +147,7 @@ class Reader:
                 if isinstance(row, BadRow):
                     raise row
                 problem = self.problem(row, f"{source.name}:{line}")
-                if not problem.question.strip() or not problem.answer.strip():
-                    raise BadRow("empty question or answer")
+                check_text(problem)
                 made.append((line, problem))
             except (BadRow, KeyError, TypeError, ValueError, AttributeError) as error:
                 reason = f"no column {error}" if isinstance(error, KeyError) else str(error)
@@ -212,7 +215,7 @@ def _json_row(line: bytes) -> dict[str, Any] | BadRow:
         row = json.loads(line)
     except UnicodeDecodeError:
         return BadRow("not UTF-8")
-    except ValueError:
+    except (ValueError, RecursionError):
         return BadRow("not JSON")
     return row if isinstance(row, dict) else BadRow("not a JSON object")
 
@@ -249,6 +252,10 @@ class Columns(Reader):
         c = self.conf.columns
         if row[c.question] is None or row[c.answer] is None:
             raise BadRow("no question or no answer")
+        if not isinstance(row[c.answer], str | int | float) or isinstance(row[c.answer], bool):
+            raise BadRow("the answer is neither text nor a number", repr(row[c.answer])[:80])
+        if isinstance(row[c.answer], float) and not math.isfinite(row[c.answer]):
+            raise BadRow("the answer is not a finite number", repr(row[c.answer]))
         answer, solution = self._answer(str(row[c.answer])), None
         if c.solution and row[c.solution] is not None:
             solution = str(row[c.solution])
