@@ -15,6 +15,7 @@ from expo.data.problem import Problem
 from expo.evaluation.judge import judge_steps
 from expo.model.small import random_tiny
 from expo.runs.checkpoints import WholeFiles, newest_checkpoint
+from expo.runs.reading import read_lines, read_summary
 
 
 class Hostile:
@@ -186,3 +187,26 @@ def test_weights_that_are_no_numbers_are_caught_before_they_are_saved(tmp_path, 
     assert "a weight is not finite after step 1" in capsys.readouterr().err
     assert not (directory / "checkpoints" / "final").exists()
     assert newest_checkpoint(directory) is None
+
+
+@pytest.mark.runs
+@pytest.mark.parametrize("damage", [b"", b"{", b"\xff\x00garbage", b"[1]", b'"done"'])
+def test_a_damaged_summary_and_metrics_stop_no_run(tmp_path, damage, caplog):
+    small = ["trainer.max_steps=2", "evaluation.every=0"]
+    _, directory = run(tmp_path, *small, "trainer.stop_after=1")
+    (directory / "summary.json").write_bytes(damage)
+    lines = (directory / "metrics.jsonl").read_bytes()
+    (directory / "metrics.jsonl").write_bytes(b'"}\n' + damage + b"\n" + lines + b'{"step": 1, "x"}')
+    assert run(tmp_path, *small)[0] == 0
+    assert read_summary(directory)["status"] == "done"
+    assert [line["step"] for line in read_lines(directory)] == [0, 1, 2, 2]
+    assert "lacks the scalars" not in caplog.text
+
+
+@pytest.mark.runs
+def test_lost_scalars_are_said(tmp_path, caplog):
+    small = ["trainer.max_steps=2", "evaluation.every=0"]
+    _, directory = run(tmp_path, *small, "trainer.stop_after=1")
+    (directory / "metrics.jsonl").unlink()
+    assert run(tmp_path, *small)[0] == 0
+    assert "lacks the scalars of 1 of the first 1 steps" in caplog.text

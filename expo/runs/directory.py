@@ -20,6 +20,7 @@ from rich.console import Console
 
 from expo.config import Config, arm_identity, identity, make_folder, run_dir, run_id
 from expo.data.account import Account
+from expo.runs.reading import read_summary
 
 FINISHED = "is finished already; fresh=true makes it again"
 PACKAGES = ("expo", "torch", "transformers", "lightning", "hydra-core", "math-verify")
@@ -95,8 +96,7 @@ class Run:
 
     def summary(self) -> dict[str, Any]:
         """Return the summary as it stands, {} where there is none."""
-        path = self.dir / "summary.json"
-        return json.loads(path.read_text()) if path.is_file() else {}
+        return read_summary(self.dir)
 
     def write_summary(self, status: str, **more: Any) -> None:
         """Write summary.json. `status` is done, stopped or failed."""
@@ -115,8 +115,12 @@ class Run:
             "metrics": self.metrics,
         }
         path = self.dir / "summary.json"
-        path.with_suffix(".tmp").write_text(json.dumps(record | more, indent=1))
-        path.with_suffix(".tmp").replace(path)  # a reader never sees half a file
+        partial = path.with_suffix(".tmp")
+        try:
+            partial.write_text(json.dumps(record | more, indent=1))
+            partial.replace(path)  # a reader never sees half a file
+        finally:
+            partial.unlink(missing_ok=True)  # of a full disk
 
 
 def git_commit() -> str | None:

@@ -12,9 +12,19 @@ Curve = tuple[list[tuple[int, float]], list[tuple[int, float]]]
 
 
 def read_lines(directory: str | Path) -> list[dict[str, Any]]:
-    """Return metrics.jsonl, without a line that is being written."""
+    """Return metrics.jsonl, without lines that are no whole record: one that is being written, or damaged ones."""
     path = Path(directory, "metrics.jsonl")
-    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.is_file() else []
+    found = [_record(line) for line in path.read_bytes().split(b"\n")] if path.is_file() else []
+    return [record for record in found if isinstance(record.get("step"), int)]
+
+
+def _record(text: bytes) -> dict[str, Any]:
+    """Return a JSON object; {} for what is none."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def read_curve(directory: str | Path, metric: str = "pass@4") -> Curve:
@@ -28,9 +38,9 @@ def read_points(directory: str | Path, name: str) -> list[tuple[int, float]]:
 
 
 def read_summary(directory: str | Path) -> dict[str, Any]:
-    """Return the run's summary, {} where there is none."""
+    """Return the run's summary, {} where there is none, or a damaged one: the run is not known to be done then."""
     path = Path(directory, "summary.json")
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return _record(path.read_bytes()) if path.is_file() else {}
 
 
 def by_step(runs: Sequence[Sequence[tuple[float, float]]]) -> tuple[list[float], list[list[float]]]:

@@ -1,6 +1,7 @@
 """Where scalars and tables go: metrics.jsonl always, and where `logger=` says (expo/runs/loggers.py)."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,9 @@ from omegaconf import OmegaConf
 
 from expo.config import Config, build, run_id
 from expo.runs.directory import Run
+from expo.runs.reading import read_lines
+
+log = logging.getLogger(__name__)
 
 TABLE_ROWS = 200  # rows of a completions table that are shown; parquet has them all
 
@@ -61,9 +65,10 @@ class JsonlLogger(Tracker):
 
     def __init__(self, path: Path, resume_step: int):
         self.path = path
-        lines = path.read_text().splitlines() if path.is_file() and resume_step else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= resume_step]
-        path.with_suffix(".tmp").write_text("".join(line + "\n" for line in kept))
+        kept = [line for line in read_lines(path.parent) if line["step"] <= resume_step] if resume_step else []
+        if lost := resume_step - len({line["step"] for line in kept} - {0}):
+            log.warning("%s: lacks the scalars of %d of the first %d steps", path, lost, resume_step)
+        path.with_suffix(".tmp").write_text("".join(json.dumps(line) + "\n" for line in kept))
         path.with_suffix(".tmp").replace(path)  # a SIGKILL in between loses nothing
 
     @property
