@@ -101,7 +101,7 @@ def _reporting(run: Callable[[], int]) -> int:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from expo.config.errors import EngineError, UserError
+    from expo.config.errors import DISK, EngineError, UserError
     from expo.config.wording import explain
 
     # Without this, Hydra prints an exception its own way and exits with 1; with it, we see the exception.
@@ -118,6 +118,10 @@ def _reporting(run: Callable[[], int]) -> int:
         return 141
     except EngineError as error:
         return _complain(str(error), 1)
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        return _complain(f"{error}; free some space, and the same command goes on", 1)
     except UserError as error:
         return _complain(str(error))
     except (HydraException, OmegaConfBaseException) as error:

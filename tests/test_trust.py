@@ -1,5 +1,6 @@
 """What others wrote is data: it executes nothing, leaks nothing, and ends no message."""
 
+import errno
 import http.server
 import os
 import threading
@@ -210,3 +211,30 @@ def test_lost_scalars_are_said(tmp_path, caplog):
     (directory / "metrics.jsonl").unlink()
     assert run(tmp_path, *small)[0] == 0
     assert "lacks the scalars of 1 of the first 1 steps" in caplog.text
+
+
+@pytest.mark.runs
+def test_a_full_disk_is_one_line_and_costs_nothing(tmp_path, monkeypatch, capsys):
+    small = ["trainer.max_steps=3", "evaluation.every=0", "trainer.checkpoint_every=1"]
+    _, whole = run(tmp_path / "a", *small)
+    real = torch.save
+    saved = []
+
+    def full(checkpoint, file):
+        saved.append(file)
+        if len(saved) == 2:
+            file.write(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(checkpoint, file)
+
+    monkeypatch.setattr(torch, "save", full)
+    capsys.readouterr()
+    code, directory = run(tmp_path / "b", *small)
+    error = capsys.readouterr().err
+    assert code == 1
+    assert "No space left on device" in error
+    assert "free some space, and the same command goes on" in error
+    assert error.count("\n") == 1
+    assert [path.name for path in (directory / "checkpoints").iterdir()] == ["step000000.ckpt"]
+    assert run(tmp_path / "b", *small)[0] == 0
+    assert scalars(directory) == scalars(whole)

@@ -3,6 +3,7 @@
 import os
 import resource
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,7 +12,7 @@ from lightning import Trainer
 
 from expo.algorithms.base import Algorithm, NonFiniteGradient
 from expo.commands.wiring import build_run, set_up_process
-from expo.config import Config, EngineError, UserError, lineage
+from expo.config import DISK, Config, EngineError, UserError, lineage
 from expo.evaluation.evaluate import Evaluator
 from expo.runs.callbacks import Evaluate, KeepCheckpoint, LogSteps, ShowProgress, Stop
 from expo.runs.card import model_card
@@ -85,16 +86,20 @@ def explain_failure(error: Exception, run: Run, trainer: Trainer, stop: Stop) ->
     """Note an error in the summary and in the loggers. Returns the exit code where one line on stderr says it all, else None."""
     # A Ctrl-C reaches an engine in a process of its own, too.
     interrupted = isinstance(error, EngineError) and stop.signal
-    if interrupted:
-        run.write_summary("stopped", step=trainer.current_epoch)
-    else:
-        run.write_summary("failed", reason=f"{type(error).__name__}: {error}", step=trainer.current_epoch)
-    log_summary(trainer.loggers, run)
+    full = isinstance(error, OSError) and error.errno in DISK
+    with suppress(*((OSError,) if full else ())):  # of a full disk, the summary says `stopped`, as it stands
+        if interrupted:
+            run.write_summary("stopped", step=trainer.current_epoch)
+        else:
+            run.write_summary("failed", reason=f"{type(error).__name__}: {error}", step=trainer.current_epoch)
+        log_summary(trainer.loggers, run)
     if interrupted:
         return 128 + stop.signal
-    if not isinstance(error, NonFiniteGradient | EngineError):
+    if not full and not isinstance(error, NonFiniteGradient | EngineError):
         return None
     remedy = "lower optimizer.learning_rate or set trainer.on_nonfinite=skip"
+    if full:
+        remedy = "free some space, and the same command goes on from the last of them"
     if isinstance(error, EngineError):
         remedy = "the same command goes on from the last of them"
     print(f"expo: {' '.join(str(error).split())}; earlier checkpoints are in {run.dir}; {remedy}", file=sys.stderr)

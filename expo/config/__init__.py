@@ -17,7 +17,7 @@ from expo.config.commands import (
 )
 from expo.config.compose import build, check, compose_config, conf_dir, config_folders, register, typed
 from expo.config.dataset import ColumnsConf, DatasetConf, Gsm8kConf, LadderConf, MathConf, TableConf
-from expo.config.errors import EngineError, UserError
+from expo.config.errors import DISK, EngineError, UserError
 from expo.config.from_run import restore
 from expo.config.hints import HintsConf, NoHintsConf, PrefixConf, SelfHintConf
 from expo.config.identity import LADDER, arm_identity, identity, lineage, make_folder, pairs_identity, run_dir, run_id
@@ -37,7 +37,7 @@ from expo.config.run import Config
 from expo.config.training import EvaluationConf, OptimizerConf, RewardConf, TrainerConf, VerifierConf
 
 __all__ = [
-    "LADDER", "AlgorithmConf", "ColumnsConf", "Config", "CsvLoggerConf", "DPOConf", "DatasetConf", "DiagnoseConf", "EngineError",
+    "DISK", "LADDER", "AlgorithmConf", "ColumnsConf", "Config", "CsvLoggerConf", "DPOConf", "DatasetConf", "DiagnoseConf", "EngineError",
     "EvaluationConf", "ExpertConf", "GRPOConf", "Gsm8kConf", "HintsConf", "JudgeConf", "LadderConf", "LoggerConf",
     "MathConf", "MlflowConf", "MlflowLoggerConf", "ModelConf", "NoHintsConf", "NoPositivesConf", "OptimizerConf", "ParaphraseConf", "PositivesConf",
     "PositivesOnlyConf", "PrefixConf", "PretrainConf", "PromptsConf", "RandomTinyConf", "RewardConf", "RolloutConf",

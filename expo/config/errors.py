@@ -1,5 +1,9 @@
 """What ends a command with one line instead of a stack trace."""
 
+import errno
+
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)  # the disk's fault, not the program's
+
 
 class UserError(Exception):
     """The user's mistake: one line that names the key, the value and the remedy. The command exits with code 2."""
