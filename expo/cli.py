@@ -192,6 +192,8 @@ def _run_from(command: str, arguments: list[str]) -> int:
     from expo.config.from_run import combinations, config_from_run
     from expo.runs.processes import stop_runs
 
+    if command == "pretrain":
+        raise UserError("run: expo pretrain makes a policy from nothing; leave run= out")
     overrides = [a for a in arguments if "=" in a and not a.startswith("-")]
     flags = [a for a in arguments if a not in overrides]
     if {"-m", "--multirun"} & set(flags):

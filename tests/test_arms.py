@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from expo.commands import report
 from expo.commands.score import warn_of_other_settings
 from expo.config import arm_identity
-from expo.runs.arms import arm_names, settings_of
+from expo.runs.arms import arm_names, settings_in, settings_of
 
 
 @pytest.fixture
@@ -62,6 +62,13 @@ def test_other_content_behind_the_same_path_is_another_arm(arms, math_file):
     summaries = [{"name": "exp_grpo", "arm": mark} for mark in (first, arm_identity(compose_config(*data)))]
     settings = [{"dataset.path": str(math_file)}] * 2
     assert len(set(arm_names(summaries, settings))) == 2
+
+
+def test_a_run_of_an_older_version_is_of_the_same_arm():
+    """Keys that came later, at the value where all is as before, tell no arms apart."""
+    tree = OmegaConf.to_container(OmegaConf.structured(compose_config("algorithm=grpo")))
+    older = {**tree, "evaluation": {k: v for k, v in tree["evaluation"].items() if k != "greedy"}}
+    assert settings_in(older) == settings_in(tree)
 
 
 def test_config_files_of_others_are_not_resolved(tmp_path, monkeypatch):

@@ -1,10 +1,13 @@
 import json
+from concurrent.futures import Future
 
 import pytest
 from conftest import compose_config
 
 from expo.config import UserError, build, check, identity, run_dir, run_id
 from expo.data import ladder
+from expo.data.checks import NUMBER
+from expo.verifier.answers import Verdict
 
 
 @pytest.fixture(autouse=True)
@@ -338,6 +341,49 @@ def test_odd_lines_cost_only_themselves(tmp_path, math_file):
     data = reader("dataset=math", f"dataset.path={math_file}")
     assert len(data.whole()) == 39
     assert data.sources[0].skipped["the subject is not text"] == [4]
+
+
+@pytest.mark.parametrize(
+    ("text", "pattern", "found"),
+    [
+        ("She has 14,013 dollars in total", r"(\d+)", None),
+        ("It costs 12.50 dollars", r"(\d+)", None),
+        ("It is -5 then", r"(\d+)", None),
+        ("She has 14,013 dollars in total", NUMBER, "14,013"),
+        ("It costs 12.50 dollars", NUMBER, "12.50"),
+        ("It is -5.", NUMBER, "-5"),
+    ],
+)
+def test_a_pattern_that_cuts_a_number_is_told(tmp_path, text, pattern, found):
+    data = reader(
+        "dataset=custom", f"dataset.path={own_file(tmp_path, twenty(_3=text))}", f"dataset.answer_pattern='{pattern}'"
+    )
+    answers = {p.id: p.answer for p in data.whole()}
+    assert answers.get("mine.jsonl:4") == found
+    if found is None:
+        assert data.sources[0].skipped == {"dataset.answer_pattern finds a part of a number": [4]}
+
+
+def test_a_verdict_that_came_too_late_drops_no_row(tmp_path):
+    class Slow:
+        def submit(self, completion, gold):
+            result = Future()
+            result.set_result(Verdict.TIMEOUT)
+            return result
+
+    rows = [row | {"why": rf"\boxed{{{row['answer']}}}"} for row in twenty()]
+    conf = compose_config(
+        "dataset=custom", f"dataset.path={own_file(tmp_path, rows)}", "dataset.columns.solution=why"
+    ).dataset
+    assert len(build(conf, Slow()).whole()) == 20
+
+
+def test_what_is_evaluated_from_a_file_is_not_trained_on_from_the_hub(tmp_path, monkeypatch):
+    rows = [{"question": f"{i}?", "answer": f"#### {i}"} for i in range(6)]
+    path = own_file(tmp_path, rows[:2])
+    data = reader("dataset=gsm8k", f"dataset.eval_path={path}")
+    monkeypatch.setattr(data, "_hub_rows", lambda split: rows)
+    assert len(data.train()) == 4
 
 
 def test_what_the_hubs_splits_share_is_named(monkeypatch, caplog):

@@ -145,6 +145,7 @@ def test_a_run_is_named_by_a_pattern_or_its_identity(tmp_path, monkeypatch):
         (["run=RUN", "trainer.max_stepps=3"], "did you mean max_steps?"),
         (["run=RUN", "debug=tiny"], "cannot be taken with run="),
         (["run=RUN", "rollout.max_completion_tokens=0"], "must be greater than 0"),
+        (["run=RUN", "dataset.name=evaluate"], "another folder of output_dir"),
         (["run=RUN", "--info"], "not taken with run="),
         (["run=UNFINISHED"], "has no finished model (checkpoints/final); finish it with expo train run="),
     ],
@@ -163,6 +164,17 @@ def test_mistakes_with_run_are_told_in_one_line(tmp_path, monkeypatch, capsys, a
     error = capsys.readouterr().err
     assert told in error
     assert error.count("\n") == 1
+
+
+def test_other_data_behind_the_path_is_said(tmp_path, math_file, capsys):
+    cfg = compose_config("dataset=math", f"dataset.path={math_file}", f"output_dir={tmp_path}")
+    folder = save(cfg, run_dir(cfg))
+    (folder / "summary.json").write_text(json.dumps({"identity": identity(cfg)}))
+    config_from_run("evaluate", [f"run={folder}"])
+    assert "has changed since" not in capsys.readouterr().out
+    math_file.write_text("\n".join(reversed(math_file.read_text().splitlines())))
+    config_from_run("evaluate", [f"run={folder}"])
+    assert "what is behind dataset.path or model.path has changed since" in capsys.readouterr().out
 
 
 def test_a_sweep_over_runs():
@@ -198,8 +210,9 @@ def test_a_run_is_found_by_its_identity_whatever_it_is_called(tmp_path, math_fil
     assert run_dir(cfg) == tmp_path / "math" / f"exp_grpo-max_steps_4-s0-{mark}"
     for old in (tmp_path / "math" / f"exp_grpo-s0-{mark}", tmp_path / "else" / f"my try-{mark}"):
         old.mkdir(parents=True)
+        (old / "config.yaml").touch()
         assert run_dir(cfg) == old
-        old.rmdir()
+        (old / "config.yaml").unlink()
     # An evaluation of the same config is another thing.
     (tmp_path / "evaluate" / f"math-{mark}").mkdir(parents=True)
     assert run_dir(cfg).parent.name == "math"

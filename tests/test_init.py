@@ -46,6 +46,14 @@ def test_a_pattern_finds_the_answers(here, monkeypatch, capsys):
     assert OmegaConf.load("study/plan.yaml").scales.gpu1.seeds == [0, 1, 2]
 
 
+def test_two_plans_of_one_folder_have_results_of_their_own(here, monkeypatch, capsys):
+    expo(monkeypatch, capsys, "init", "study", "data=my rows.jsonl")
+    (here / "study" / "b.yaml").write_text((here / "study" / "plan.yaml").read_text())
+    one, two = Request("study", "cpu"), Request("study/b.yaml", "cpu")
+    assert (one.title, two.title) == ("study-cpu", "study-b-cpu")
+    assert one.folder("outputs") != two.folder("outputs")
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

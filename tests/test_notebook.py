@@ -86,7 +86,7 @@ def test_an_export_is_the_merged_model(finished, tmp_path, capsys):
     with torch.no_grad():
         assert not torch.equal(base(ids).logits, merged(ids).logits)
     for arguments, told in (
-        ([str(finished.dir), f"output={tmp_path / 'plain'}"], "is not empty"),
+        ([str(finished.dir), f"output={tmp_path / 'plain'}"], "is there already"),
         (["nowhere"], "no run directory"),
         ([str(finished.dir), f"output={tmp_path / 'x'}", "dtype=int8"], "no such number format"),
         (["a", "b"], "not one run"),

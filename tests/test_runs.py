@@ -70,6 +70,10 @@ def test_all_runs_with_their_state(runs, tmp_path, monkeypatch, capsys):
         (["trainer.max_steps<8", "sort=-pass@4"], ["expo", "grpo"]),
         (["sort=pass@4"], ["grpo", "long", "expo"]),
         (["optimizer.learning_rate=1"], []),
+        (["optimizer.learning_rate=0.0003"], ["expo", "long", "grpo"]),
+        (["optimizer.learning_rate!=3e-4"], []),
+        (["optimizer.betas=[0.9,0.999]"], ["expo", "long", "grpo"]),
+        (["seed=0", "pass@4=0.10", "fresh=false"], ["grpo"]),
     ],
 )
 def test_filters_and_order(runs, tmp_path, monkeypatch, capsys, filters, expected):
@@ -138,10 +142,12 @@ def test_gc_takes_checkpoints_of_finished_runs_only(runs, tmp_path, monkeypatch,
 def test_a_run_under_way_is_told_and_not_removed(runs, tmp_path, monkeypatch, capsys):
     locks = tmp_path / "out" / ".locks"
     locks.mkdir()
-    with (locks / json.loads((runs["long"] / "summary.json").read_text())["id"]).open("w") as lock:
+    with (locks / f"train-{runs['long'].name[-10:]}").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert listed(monkeypatch, capsys, tmp_path / "out", "status=running") == [str(runs["long"])]
         code, said = expo(monkeypatch, capsys, "rm", runs["long"], "yes=true")
+        monkeypatch.chdir(runs["long"])
+        assert expo(monkeypatch, capsys, "rm", ".")[0] == 2
     assert code == 2
     assert "a process works on it" in said.err
     assert runs["long"].is_dir()

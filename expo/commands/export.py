@@ -26,8 +26,8 @@ def main(arguments: list[str]) -> int:
     cfg = restore(run)
     if not final.is_dir():
         raise UserError(f"{run}: has no finished model (checkpoints/final); finish it with expo train run={run}")
-    if output.exists() and any(output.iterdir()):
-        raise UserError(f"output={output}: is not empty; give another folder, or remove it")
+    if output.exists():
+        raise UserError(f"output={output}: is there already; give a folder that is not")
     if options["dtype"] not in ("", *DTYPES):
         raise UserError(f"dtype={options['dtype']}: no such number format; use one of {', '.join(DTYPES)}")
     make_folder(output.parent, "output")
@@ -36,8 +36,6 @@ def main(arguments: list[str]) -> int:
     _save(final, partial, options["dtype"] or cfg.model.dtype)
     cfg.model.lora_rank = 0
     (partial / "README.md").write_text(model_card(cfg, read_summary(run)))
-    if output.exists():
-        output.rmdir()
     partial.rename(output)
     print(f"{output}: load it with AutoModelForCausalLM.from_pretrained({str(output)!r})")
     return 0

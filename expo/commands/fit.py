@@ -4,6 +4,7 @@ import os
 import resource
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +19,7 @@ from expo.runs.callbacks import Evaluate, KeepCheckpoint, LogSteps, ShowProgress
 from expo.runs.card import model_card
 from expo.runs.checkpoints import WholeFiles, newest_checkpoint, save_checkpoint, step_of
 from expo.runs.directory import FINISHED, Run
-from expo.runs.shorter import inherit
+from expo.runs.shorter import check_problems, inherit, replay
 from expo.runs.tracking import Session, log_summary, make_loggers
 from expo.verifier.pool import Verifier
 
@@ -38,7 +39,9 @@ def make_run(cfg: Config) -> int:
                 return 0
             run.begin()
             run.keep_account(account)
-            inherit(run)
+            module.pairs = replace(module.pairs, own=run.dir / "pairs")
+            check_problems(run, evaluator)
+            inherit(run, evaluator)
             return fit(cfg, run, module, evaluator)
 
 
@@ -46,6 +49,7 @@ def fit(cfg: Config, run: Run, module: Algorithm, evaluator: Evaluator) -> int:
     """Train from the newest checkpoint, or from the start, and leave the summary. Returns the exit code."""
     checkpoint, stop = newest_checkpoint(run.dir, lineage(cfg)), Stop(cfg.trainer.stop_after)
     trainer = make_trainer(cfg, run, evaluator, stop, checkpoint)
+    replay(run, trainer.loggers)
     run.write_summary("stopped")  # until it is done: what a SIGKILL leaves behind is a stopped run
     try:
         trainer.fit(module, ckpt_path=checkpoint, weights_only=True)

@@ -52,7 +52,7 @@ def evaluate(cfg: Config, run: Run) -> None:
 def warn_of_other_settings(cfg: Config) -> None:
     """Say so where a run's checkpoint would be scored otherwise than its run: on other problems of its file, or sampled otherwise."""
     run = Path(cfg.model.path).parent.parent
-    if cfg.run is not None or not (run / "config.yaml").is_file():  # with run=, what differs is said already
+    if not (run / "config.yaml").is_file():
         return
     theirs, ours = settings_of(run), settings_in(OmegaConf.to_container(OmegaConf.structured(cfg)))
     differ = {
@@ -65,7 +65,8 @@ def warn_of_other_settings(cfg: Config) -> None:
     if cfg.dataset.shares_file and cfg.dataset.part == "held_out" and same_file and chosen:
         told = ", ".join(differ[key] for key in chosen)
         log.warning("%s: what is scored may have been trained on; the run held out another part: %s", run, told)
-    if told := ", ".join(text for key, text in differ.items() if key.startswith(MEASURE)):
+    told = ", ".join(text for key, text in differ.items() if key.startswith(MEASURE))
+    if told and cfg.run is None:  # with run=, it is said already
         log.warning("%s: scored otherwise than in its run; run=%s takes the run's settings: %s", run, run, told)
 
 

@@ -73,7 +73,9 @@ def build_run(cfg: Config, verifier: Verifier) -> tuple[Algorithm, Evaluator, Ac
     )
     sampler = ProblemSampler(problems, cfg.trainer.problems_per_step, cfg.seed)
     shared = Path(cfg.output_dir, cfg.dataset.name, "pairs", pairs_identity(cfg))
-    pairs = PairStore(shared, run_dir(cfg) / "pairs", cfg.fresh)
+    pairs = PairStore(
+        shared, run_dir(cfg) / "pairs", cfg.fresh
+    )  # `make_run` says where the run's own are, once that is sure
     components = Components(policy, reference, snapshot, pipeline, sampler, cfg.optimizer, cfg.trainer, pairs)
     return build(cfg.algorithm, components), make_evaluator(cfg, held_out, verifier, prompts, tokenizer), account
 

@@ -70,7 +70,8 @@ class DatasetConf:
     on_bad_row: str = key(
         "skip",
         choices=("skip", "stop"),
-        help="a row without question or answer: skip it (counted and named in the log) or stop",
+        help="a row that cannot be used (without question or answer, or one on which no completion can be right): skip it, counted "
+        "and named, or stop",
     )
 
     @property

@@ -3,6 +3,7 @@
 import dataclasses
 import glob
 import itertools
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from omegaconf import MISSING, OmegaConf
 
 from expo.config.compose import conf_dir, named, register, typed
 from expo.config.errors import UserError
-from expo.config.identity import runtime_keys
+from expo.config.identity import identity, runtime_keys
 from expo.config.key import ALWAYS_IN, FORMER, OPTIONS, declaration, flat, shown, with_groups
 from expo.config.model import ModelConf
 from expo.config.reference import options_of
@@ -85,6 +86,8 @@ def run_directory(text: str) -> Path:
 
     Raises UserError where a pattern or an identity fits none, or several.
     """
+    if not Path(text).exists() and Path("outputs", text, "config.yaml").is_file():  # as expo runs lists it
+        return Path("outputs", text)
     if Path(text).exists() or not (set("*?[") & set(text) or re.fullmatch(r"[0-9a-f]{10}", text)):
         return Path(text)
     pattern = text if set("*?[") & set(text) else f"outputs/*/*-{text}*"
@@ -124,12 +127,25 @@ def config_from_run(command: str, arguments: Sequence[str]) -> Config:
     earlier, own.differs = own.differs or "", None
     if directory.resolve().parent.name.startswith(own.dataset.name):  # where expo has put it, seen from here
         own.output_dir = str(directory.parents[1] if len(directory.parts) > 2 else directory.resolve().parents[1])
+    if _changed_since(own, directory):
+        print(
+            f"run={directory}: what is behind dataset.path or model.path has changed since: this is no longer that run"
+        )
     if command != "train":
         own = _measured(own, directory)
     overrides = [a for a in arguments if not a.startswith("run=")]
     config = named(_overridden(own, overrides), overrides, earlier if command == "train" else "")
     _say(directory, own, config, command)
     return config
+
+
+def _changed_since(own: Config, directory: Path) -> bool:
+    """Return whether a run's data file or model folder is another one than when the run was made, as far as can be told."""
+    try:
+        made_of = json.loads((directory / "summary.json").read_bytes())["identity"]
+        return bool(made_of != identity(own))
+    except (OSError, ValueError, KeyError, TypeError):  # no summary, or nothing is at the path: another check says so
+        return False
 
 
 def _measured(own: Config, directory: Path) -> Config:

@@ -3,12 +3,13 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from expo.config.errors import UserError
-from expo.config.key import FORMER, OPTIONS, declaration
+from expo.config.key import ALWAYS_IN, FORMER, OPTIONS, declaration, with_groups
 from expo.config.naming import plain
 from expo.config.run import Config
 
@@ -89,9 +90,9 @@ def run_dir(cfg: Config, command: str = "train") -> Path:
     root, known = Path(cfg.output_dir), run_id(cfg, command)
     known = known[known.index(identity(cfg)) :]
     places = [root / command] if command != "train" else [d for d in _folders(root) if d.name not in NO_RUNS]
-    found = sorted(path for place in places for path in place.glob(f"*-{known}") if path.is_dir())
-    if found:
-        return found[0]
+    found = [path for place in places for path in sorted(place.glob(f"*-{known}")) if (path / "config.yaml").is_file()]
+    if found:  # of several, the one that is done, or else has come furthest
+        return max(found, key=_progress)
     differs = f"-{cfg.differs}" if cfg.differs else ""
     if command != "train":
         return root / command / f"{_policy(cfg)}-on-{_data(cfg)}{differs}-{known}"
@@ -100,6 +101,13 @@ def run_dir(cfg: Config, command: str = "train") -> Path:
 
 # Folders of output_dir that hold something else than training runs.
 NO_RUNS = ("evaluate", "diagnose", "sweeps", "reports", "wandb")
+
+
+def _progress(directory: Path) -> tuple[bool, int]:
+    """Return whether a run is done, and how many files of checkpoints it has."""
+    summary = directory / "summary.json"
+    done = summary.is_file() and '"status": "done"' in summary.read_text(errors="replace")
+    return done, len(list(directory.glob("checkpoints/*")))
 
 
 def _folders(root: Path) -> list[Path]:
@@ -118,6 +126,33 @@ def _policy(cfg: Config) -> str:
     path = Path(cfg.model.path)
     of_run = path.parent.name == "checkpoints"
     return path.parents[1].name.rpartition("-")[0] if of_run else plain(path.name)
+
+
+def changing(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys, of flat ones, that change a run's result: without runtime keys, and without those that came later and change nothing."""
+    runtime, absent = runtime_keys(), absent_values()
+    return {
+        key: value
+        for key, value in settings.items()
+        if not runtime & with_groups(key) and not (key in absent and absent[key] == value)
+    }
+
+
+def absent_values() -> dict[str, Any]:
+    """Return the keys that came later, of any option, with the value at which all is as it was before."""
+    found: dict[str, Any] = {}
+    nodes_by_group = [("", Config), *((f"{group}.", node) for (group, _), node in OPTIONS.items())]
+    for prefix, node in nodes_by_group:
+        _add_absent(node, prefix, found)
+    return found
+
+
+def _add_absent(node: Any, prefix: str, found: dict[str, Any]) -> None:
+    for f in dataclasses.fields(node):
+        if isinstance(f.type, type) and dataclasses.is_dataclass(f.type):
+            _add_absent(f.type, f"{prefix}{f.name}.", found)
+        elif (absent := declaration(f).absent) is not ALWAYS_IN:
+            found[prefix + f.name] = absent
 
 
 def runtime_keys() -> set[str]:

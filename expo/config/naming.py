@@ -33,7 +33,8 @@ def what_differs(overrides: Sequence[str], runtime: Collection[str], earlier: st
             last = value.rstrip("/").rpartition("/")[2] if key.endswith("path") else value
             parts.append(f"{key.rpartition('.')[2]}_{plain(last)[:LONGEST_VALUE]}")
     changed = tuple(f"{key.rpartition('.')[2]}_" for key in kept)
-    parts = [part for part in earlier.split("+") if part and not part.startswith(changed)] + parts
+    before = [part for part in earlier.split("+") if part and not re.fullmatch(r"\d+_more", part)]
+    parts = [part for part in before if not part.startswith(changed)] + parts
     told: list[str] = []
     for part in reversed(parts):  # what is given last tells most
         if sum(len(p) + 1 for p in told) + len(part) <= LONGEST:

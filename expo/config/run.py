@@ -78,6 +78,10 @@ class Config:
                 f"{where}={value}: no name; use letters, digits and any of _ . + - (it is part of a folder's name)",
             )
         yield (
+            self.dataset.name not in ("evaluate", "diagnose", "sweeps", "reports", "wandb"),
+            f"dataset.name={self.dataset.name}: is the name of another folder of output_dir; give another name",
+        )
+        yield (
             bool(self.k) and min(self.k) >= 1,
             f"k={self.k}: pass@k needs k of at least 1; set for example k=[1,4]",
         )

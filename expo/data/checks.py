@@ -8,7 +8,10 @@ from expo.data.problem import Problem
 from expo.verifier.answers import Verdict, last_boxed
 from expo.verifier.pool import Verifier
 
-SENTENCE = r"the answer is a sentence; set dataset.answer_pattern to find the answer in it, such as '(\d+)', or '.+' to take it whole"
+NUMBER = r"(-?\d[\d,]*(?:\.\d+)?)"
+SENTENCE = f"the answer is a sentence; set dataset.answer_pattern to find the answer in it, such as '{NUMBER}', or '.+' to take it whole"
+# A time-out is no verdict: what a slow machine cannot judge stays in the data.
+REFUSED = (Verdict.INCORRECT, Verdict.UNPARSEABLE)
 
 
 class BadRow(Exception):
@@ -64,11 +67,11 @@ def _reason(
     number: str | None,
     bare: "Future[Verdict] | None",
 ) -> BadRow | None:
-    if itself.result() != Verdict.CORRECT:
+    if itself.result() in REFUSED:
         return BadRow("the verifier cannot read the answer", repr(p.answer[:80]))
-    if bare is not None and bare.result() != Verdict.CORRECT:
+    if bare is not None and bare.result() in REFUSED:
         return BadRow(SENTENCE, f"{number} is not judged equal to {p.answer[:80]!r}")
-    if solved is not None and solved.result() != Verdict.CORRECT:
+    if solved is not None and solved.result() in REFUSED:
         return BadRow("the solution has another answer", f"{last_boxed(p.solution or '')!r} is not {p.answer[:80]!r}")
     return None
 

@@ -53,7 +53,9 @@ class Reader:
         evaluated = self.evaluation()
         held_out = {p.asked for p in evaluated}
         problems = self._read(self.conf.path, self.conf.split, self.conf.levels)
-        from_hub = self.conf.path is None  # whose splits are others': what they share is named, and stays
+        from_hub = (
+            self.conf.path is None and self.conf.eval_path is None
+        )  # whose splits are others': what they share is named, and stays
         kept = [p for p in problems if from_hub or p.asked not in held_out]
         if from_hub and (both := sum(p.asked in held_out for p in problems)):
             log.warning("%s: %d questions to train on are also evaluated on", self.conf.name, both)
@@ -275,7 +277,14 @@ class Columns(Reader):
         found = list(re.finditer(self.conf.answer_pattern, text))
         if not found:
             raise BadRow("the answer does not match dataset.answer_pattern", repr(text[:80]))
-        return found[-1][found[-1].re.groups and 1] or ""
+        last, group = found[-1], 1 if found[-1].re.groups else 0
+        answer = last[group] or ""
+        start, end = last.span(group)
+        if (re.search(r"[\d.,/-]$", text[:start]) and answer[:1].isdigit()) or (
+            re.match(r"[.,/]?\d", text[end:]) and answer[-1:].isdigit()
+        ):
+            raise BadRow("dataset.answer_pattern finds a part of a number", f"{answer!r} in {text[:80]!r}")
+        return answer
 
 
 class Ladder(Reader):

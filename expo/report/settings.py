@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from expo.config.key import shown
+
 Settings = Mapping[str, Any]  # flat, as `expo.runs.arms.settings_of` gives them
 
 
@@ -26,13 +28,6 @@ def differing(arms: Mapping[str, Settings]) -> tuple[list[str], list[list[str]]]
         if len({repr(own.get(key, "–")) for own in arms.values()}) > 1
     ]
     return (["setting", *arms], rows) if rows else None
-
-
-def shown(value: Any) -> str:
-    """Return a value as one writes it in an override."""
-    if isinstance(value, bool) or value is None:
-        return {True: "true", False: "false", None: "null"}[value]
-    return f"[{', '.join(map(shown, value))}]" if isinstance(value, list) else str(value)
 
 
 def _data(own: Settings) -> str:

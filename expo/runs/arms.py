@@ -6,8 +6,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from expo.config.identity import runtime_keys
-from expo.config.key import flat, shown, with_groups
+from expo.config.identity import changing
+from expo.config.key import flat, shown
 
 # What an arm's name stands for: these may differ between names, and are only told within one.
 NAMED = ("algorithm.", "positives.", "hints.", "needs")
@@ -20,8 +20,7 @@ def settings_of(directory: str | Path) -> dict[str, Any]:
 
 def settings_in(tree: Any) -> dict[str, Any]:
     """Return the same of a config as plain data."""
-    without = {*runtime_keys(), "seed"}
-    return {key: value for key, value in flat(tree).items() if not without & with_groups(key)}
+    return {key: value for key, value in changing(flat(tree)).items() if key != "seed"}
 
 
 def arm_names(summaries: Sequence[Mapping[str, Any]], settings: Sequence[Mapping[str, Any]]) -> list[str]:

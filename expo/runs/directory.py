@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
@@ -37,10 +38,26 @@ class Run:
     earlier_s: float = 0.0  # wall-clock seconds of earlier sessions of the same run
     metrics: dict[str, float] = field(default_factory=dict)
 
+    @cached_property
+    def identity(self) -> str:
+        """Return the identity as it was when the run was found: a data file that changes meanwhile changes nothing of the run."""
+        return identity(self.cfg)
+
+    @cached_property
+    def arm(self) -> str:
+        """Return the identity without the seed, as it was then."""
+        return arm_identity(self.cfg)
+
+    @cached_property
+    def id(self) -> str:
+        """Return what the run is called everywhere, see `run_id`."""
+        return run_id(self.cfg, self.command)
+
     @classmethod
     def find(cls, cfg: Config, command: str = "train") -> "Run":
         """Return what `expo <command>` makes of this config, with what an earlier session of it left; makes nothing yet."""
         run = cls(cfg, run_dir(cfg, command), command)
+        _ = run.identity, run.arm, run.id
         if not cfg.fresh:
             earlier = run.summary()
             run.earlier_s, run.metrics = earlier.get("wall_s", 0.0), earlier.get("metrics", {})
@@ -76,7 +93,8 @@ class Run:
     def _lock(self) -> IO[str]:
         locks = Path(self.cfg.output_dir, ".locks")
         make_folder(locks, "output_dir")
-        return (locks / run_id(self.cfg, self.command)).open("w")
+        # By what finds the directory, and no name: two names may be of one run.
+        return (locks / f"{self.command}-{self.id[self.id.index(self.identity) :]}").open("w")
 
     def begin(self) -> None:
         """Make the directory and write config.yaml. With `fresh`, what is there goes: old checkpoints would be resumed from."""
@@ -102,9 +120,9 @@ class Run:
         """Write summary.json. `status` is done, stopped or failed."""
         record = {
             "status": status,
-            "identity": identity(self.cfg),
-            "id": run_id(self.cfg, self.command),
-            "arm": arm_identity(self.cfg),
+            "identity": self.identity,
+            "id": self.id,
+            "arm": self.arm,
             "name": self.cfg.name,
             "seed": self.cfg.seed,
             "git": git_commit(),

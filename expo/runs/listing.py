@@ -1,7 +1,6 @@
 """All run directories of an output folder, as rows of plain data that can be filtered and sorted. Imports nothing heavy."""
 
 import fcntl
-import fnmatch
 import operator
 import re
 import time
@@ -15,8 +14,8 @@ import yaml
 
 from expo.config.errors import UserError
 from expo.config.from_run import run_directory
-from expo.config.identity import runtime_keys
-from expo.config.key import flat, shown, with_groups
+from expo.config.identity import changing
+from expo.config.key import flat, shown
 from expo.runs.reading import read_lines, read_summary
 
 Row = dict[str, Any]
@@ -44,12 +43,12 @@ class RunFolder:
     @property
     def settings(self) -> dict[str, Any]:
         """Return the keys that change the result, with the seed."""
-        runtime = runtime_keys()
-        return {key: value for key, value in self.config.items() if not runtime & with_groups(key)}
+        return changing(self.config)
 
     @property
     def command(self) -> str:
-        return self.dir.parent.name if self.dir.parent.name in COMMANDS else "train"
+        above = self.dir.resolve().parent.name
+        return above if above in COMMANDS else "train"
 
     @property
     def status(self) -> str:
@@ -61,11 +60,8 @@ class RunFolder:
     def in_use(self) -> bool:
         """Return whether a process holds the run's lock (`Run.alone`), which ends in the identity as the directory does."""
         found = re.search(r"-([0-9a-f]{10}(-\d+x\d+)?(-held_out|-train)?)$", self.dir.name)
-        before = "" if self.command == "train" else f"{self.command}-"
         return found is not None and any(
-            _held(path)
-            for path in self.dir.parents[1].glob(f".locks/{before}*-{found[1]}")
-            if before or not path.name.startswith(tuple(f"{command}-" for command in COMMANDS))
+            _held(path) for path in self.dir.resolve().parents[1].glob(f".locks/{self.command}-{found[1]}")
         )
 
     @property
@@ -128,7 +124,8 @@ def run_folder(text: str) -> RunFolder:
         raise UserError(
             f"{path}: no run directory (it needs config.yaml and summary.json); expo runs lists those there are"
         )
-    return RunFolder(path, read_summary(path))
+    # A relative one that is too short to tell the folders above it.
+    return RunFolder(path if len(path.parts) > 2 else path.resolve(), read_summary(path))
 
 
 COMPARE: dict[str, Callable[[Any, Any], bool]] = {
@@ -155,11 +152,22 @@ def kept(rows: Sequence[Row], filters: Sequence[str]) -> list[Row]:
 
 def _passes(have: Any, sign: str, value: str) -> bool:
     if sign in ("=", "!="):
-        return fnmatch.fnmatchcase(shown(have), value) is (sign == "=")
+        return _equals(have, value) is (sign == "=")
     try:
         return isinstance(have, int | float) and COMPARE[sign](have, float(value))
     except ValueError:
         raise UserError(f"{sign}{value}: not a number; compare with = or !=, or with a number") from None
+
+
+def _equals(have: Any, value: str) -> bool:
+    """Return whether a value is the one written down: as a number where both are; `*` and `?` stand for any text."""
+    try:
+        if isinstance(have, int | float) and not isinstance(have, bool):
+            return float(have) == float(value)
+    except ValueError:
+        return False
+    pattern = re.escape(value).replace(r"\*", ".*").replace(r"\?", ".")
+    return re.fullmatch(pattern, shown(have), re.DOTALL) is not None
 
 
 def in_order(rows: Sequence[Row], by: str) -> list[Row]:

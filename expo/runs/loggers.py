@@ -89,6 +89,8 @@ class TensorBoard(Tracker, TensorBoardLogger):
 class Csv(Tracker, CSVLogger):
     """`csv/metrics.csv` in the run's directory. Lightning begins it anew in every session: what metrics.jsonl has goes in first."""
 
+    has_earlier = True
+
     def __init__(self, conf: CsvLoggerConf, session: Session):
         if session.command == "train":  # else the earlier file stays until Lightning has something new
             shutil.rmtree(session.directory / "csv", ignore_errors=True)

@@ -1,57 +1,104 @@
-"""A run that differs from a finished one in nothing but `trainer.max_steps` goes on from it, where the result is that of one run."""
+"""A run that differs from another one in nothing but `trainer.max_steps` goes on from it, where the result is that of one run."""
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from expo.config import Config, UserError, lineage
+from lightning.pytorch.loggers import Logger
+
+from expo.config import UserError, identity, lineage
 from expo.config.from_run import restore
+from expo.evaluation.evaluate import Evaluator
 from expo.runs.checkpoints import newest_checkpoint, step_of
 from expo.runs.directory import Run
-from expo.runs.reading import read_lines, read_summary
+from expo.runs.reading import read_lines, read_rows, read_summary
+from expo.runs.tracking import trackers
+
+COPYING = "copying.tmp"
+TAKEN = ".taken_over"  # there until the loggers have been told of the steps taken over
 
 
-def inherit(run: Run) -> int:
+def check_problems(run: Run, evaluator: Evaluator) -> None:
+    """Raise UserError where an earlier session of a run was evaluated on other problems: another version has read the data otherwise."""
+    if (
+        not run.cfg.fresh
+        and newest_checkpoint(run.dir, lineage(run.cfg)) is not None
+        and not _same_problems(run.dir, evaluator)
+    ):
+        raise UserError(
+            f"{run.dir}: was begun with other held-out problems, by a version of expo that read the data otherwise; "
+            "start it over with fresh=true, or finish it with that version"
+        )
+
+
+def _same_problems(directory: Path, evaluator: Evaluator) -> bool:
+    first = directory / "completions" / "eval-step000000.parquet"
+    known = {row["problem"] for row in read_rows(first, ["problem"])} if first.is_file() else None
+    return known is None or known == {p.id for p in evaluator.problems}
+
+
+def inherit(run: Run, evaluator: Evaluator) -> int:
     """Begin a run from the checkpoint of one with fewer steps, the longest there is. Returns the step, 0 where there is none.
 
     Says which run it is, or why it cannot be used. What is taken over is what one long run would have left: no evaluation
     that only the shorter run's end asked for.
     """
+    (run.dir / "checkpoints" / COPYING).unlink(missing_ok=True)  # of a kill
     if run.cfg.fresh or newest_checkpoint(run.dir, lineage(run.cfg)) is not None:
         return 0
-    for step, other in sorted(_shorter(run.cfg), key=lambda found: -found[0]):
+    for step, other in sorted(_shorter(run), key=lambda found: -found[0]):
         reason = run.cfg.algorithm.bound_to_length(step) or run.cfg.positives.bound_to_length
         told = f"{other.dir} is this run but for trainer.max_steps={other.cfg.trainer.max_steps}"
-        if reason:
-            print(f"{told}; this one begins anew: {reason}")
-            return 0
         with other.unused() as unused:
-            if (
-                unused
-                and (checkpoint := newest_checkpoint(other.dir, lineage(run.cfg))) is not None
-                and step_of(checkpoint) == step
-            ):
+            if not unused:
+                reason = "a process works on that one"
+            elif not _same_problems(other.dir, evaluator):
+                reason = "that one has other held-out problems"
+            if reason:
+                print(f"{told}; this one begins anew: {reason}")
+                return 0
+            checkpoint = newest_checkpoint(other.dir, lineage(run.cfg))
+            if checkpoint is not None and step_of(checkpoint) == step:
                 _take(other, checkpoint, run)
                 print(f"{told}; this one goes on from its step {step}")
                 return step
     return 0
 
 
-def _shorter(cfg: Config) -> Iterator[tuple[int, Run]]:
-    """Yield the runs that differ from a config in a smaller `trainer.max_steps` alone, each with the step of its checkpoint."""
+def replay(run: Run, loggers: Sequence[Logger]) -> None:
+    """Send the scalars of the steps that a run has taken over to the loggers that have not seen them; once."""
+    taken = run.dir / TAKEN
+    if taken.is_file():
+        for tracker in (t for t in trackers(loggers) if not t.has_earlier):
+            for line in read_lines(run.dir):
+                defined = {name: value for name, value in line.items() if name != "step" and value is not None}
+                tracker.log_metrics(defined, line["step"])
+        taken.unlink()
+
+
+def _shorter(run: Run) -> Iterator[tuple[int, Run]]:
+    """Yield the runs that differ from one in a smaller `trainer.max_steps` alone, each with the step of its checkpoint."""
+    cfg = run.cfg
     for path in Path(cfg.output_dir).glob("*/*/config.yaml"):
-        if read_summary(path.parent).get("seed") != cfg.seed or not any(path.parent.glob("checkpoints/step*.ckpt")):
+        summary = read_summary(path.parent)
+        if summary.get("seed") != cfg.seed or not any(path.parent.glob("checkpoints/step*.ckpt")):
             continue
         try:
             other = restore(path.parent)
-        except UserError:  # of another version, or not ours
-            continue
-        if other.trainer.max_steps < cfg.trainer.max_steps and lineage(other) == lineage(cfg):
+            if other.trainer.max_steps >= cfg.trainer.max_steps or lineage(other) != lineage(cfg):
+                continue
+            if identity(other) != summary.get(
+                "identity"
+            ):  # it was made of other data, or of another model, at the same path
+                continue
             checkpoint = newest_checkpoint(path.parent, lineage(cfg))
-            if checkpoint is not None:
-                other.output_dir = cfg.output_dir
-                yield step_of(checkpoint), Run(other, path.parent)
+        except (UserError, OSError):  # of another version, not ours, or its data are gone
+            continue
+        evaluated = any(line["step"] == 0 for line in read_lines(path.parent))
+        if checkpoint is not None and evaluated:
+            other.output_dir = cfg.output_dir
+            yield step_of(checkpoint), Run(other, path.parent)
 
 
 def _take(other: Run, checkpoint: Path, run: Run) -> None:
@@ -78,7 +125,8 @@ def _take(other: Run, checkpoint: Path, run: Run) -> None:
     run.metrics = {name: value for name, value in last.items() if name != "step"}
     run.earlier_s = read_summary(other.dir).get("wall_s", 0.0)
     (run.dir / "checkpoints").mkdir(exist_ok=True)
-    partial = run.dir / "checkpoints" / "copying.tmp"
+    (run.dir / TAKEN).touch()
+    partial = run.dir / "checkpoints" / COPYING
     shutil.copyfile(checkpoint, partial)
     run.write_summary("stopped", step=step)
     partial.replace(run.dir / "checkpoints" / checkpoint.name)

@@ -120,8 +120,9 @@ def plan_file(name: str) -> Path:
 
 
 def table_name(name: str) -> str:
-    """Return what a table is called in folders and W&B: its folder's name."""
-    return plan_file(name).resolve().parent.name
+    """Return what a table is called in folders and W&B: its folder's name, and the plan's own where that is not plan.yaml."""
+    file = plan_file(name).resolve()
+    return "-".join([file.parent.name, *_own_name(file)])
 
 
 def results_folder(name: str, scale: str, output_dir: str = "outputs") -> Path:
@@ -129,7 +130,12 @@ def results_folder(name: str, scale: str, output_dir: str = "outputs") -> Path:
     file = plan_file(name)
     if file.is_relative_to(SHIPPED):
         return Path(output_dir, "tables", table_name(name), scale)
-    return file.parent / "results" / scale
+    return Path(file.parent, "results", *_own_name(file), scale)
+
+
+def _own_name(file: Path) -> list[str]:
+    """Return what tells several plans of one folder apart."""
+    return [] if file.stem == "plan" else [file.stem]
 
 
 def load_plan(name: str, scale_name: str | None = None) -> Plan:
