@@ -118,16 +118,16 @@ def _reporting(run: Callable[[], int]) -> int:
         return 141
     except EngineError as error:
         return _complain(str(error), 1)
-    except OSError as error:
-        if error.errno not in DISK:
-            raise
-        return _complain(f"{error}; free some space, and the same command goes on", 1)
     except UserError as error:
         return _complain(str(error))
     except (HydraException, OmegaConfBaseException) as error:
         # What is raised while Hydra composes, Hydra wraps.
         mistake = error.__cause__
         return _complain(str(mistake) if isinstance(mistake, UserError) else explain(error))
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        return _complain(f"{error}; free some space, and the same command goes on", 1)
 
 
 def _reader_is_gone() -> bool:
