@@ -93,8 +93,10 @@ class PairStore:
         cost = json.dumps({"generated_tokens": e.generated_tokens, "seconds": e.timer.seconds})
         pa.parquet.write_table(pa.Table.from_pylist(rows).replace_schema_metadata({COST: cost}), temporary)
         digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
+        stamp = _digest_file(temporary)
+        stamp.write_text(digest)
         temporary.replace(path)
-        _digest_file(path).write_text(digest)
+        stamp.replace(_digest_file(path))  # whole or not at all: a full disk leaves no empty one
 
     @contextmanager
     def lock(self, step: int) -> Iterator[None]:

@@ -41,7 +41,7 @@ def set_up_process(cfg: Config) -> None:
 def divide_evenly(cfg: Config) -> None:
     """Lower `trainer.micro_batch_size` to the largest number that divides a step's rollouts, and say so."""
     rows, given = cfg.trainer.problems_per_step * max(cfg.algorithm.group_size, 1), cfg.trainer.micro_batch_size
-    size = max(d for d in range(1, min(given, rows) + 1) if rows % d == 0)
+    size = next(d for d in range(min(given, rows), 0, -1) if rows % d == 0)
     cfg.trainer.micro_batch_size = size
     if size != given and given < rows:
         print(f"trainer.micro_batch_size={given} does not divide the {rows} rows of a step; {size} are taken at a time")

@@ -16,7 +16,7 @@ class AlgorithmConf:
     """What every algorithm has. Rollouts per step = trainer.problems_per_step x group_size."""
 
     _target_: str = MISSING
-    group_size: int = key(0, low=0, help="rollouts per problem; 0: none")
+    group_size: int = key(0, low=0, high=2**16, help="rollouts per problem; 0: none")
 
     @property
     def uses_reference(self) -> bool:
@@ -102,7 +102,7 @@ class DPOConf(PositivesOnlyConf):
     """DPO. `positives.weight` is the weight of its SFT term on the chosen completion (RPO); 0: none."""
 
     _target_: str = "expo.algorithms.dpo.DPO"
-    group_size: int = key(1, above=0, help="rollouts per problem, of which one is rejected")
+    group_size: int = key(1, above=0, high=2**16, help="rollouts per problem, of which one is rejected")
     pairs_every: int = key(
         0,
         low=0,
@@ -152,7 +152,7 @@ class GRPOConf(AlgorithmConf):
     """GRPO and its relatives; Dr. GRPO, DAPO, GSPO, RLOO and LUFFY are choices among these keys."""
 
     _target_: str = "expo.algorithms.grpo.GRPO"
-    group_size: int = key(8, low=2, help="rollouts per problem; a group advantage needs at least 2")
+    group_size: int = key(8, low=2, high=2**16, help="rollouts per problem; a group advantage needs at least 2")
     updates_per_rollout: int = key(
         1,
         above=0,

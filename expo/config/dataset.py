@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
@@ -191,7 +192,7 @@ class LadderConf(DatasetConf):
 
 def _file(name: str, path: str | None) -> Rules:
     if path is not None:
-        yield Path(path).is_file(), f"{name}={path}: no such file; give the path of a .jsonl or .parquet file"
+        yield os.path.isfile(path), f"{name}={path}: no such file; give the path of a .jsonl or .parquet file"
         kinds = (".jsonl", ".parquet")
         yield Path(path).suffix in kinds, f"{name}={path}: not a .jsonl or .parquet file; convert it first"
 

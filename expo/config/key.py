@@ -40,6 +40,8 @@ class Declaration:
     def wrong(self, name: str, value: Any) -> str | None:
         """Return what is wrong with a value of the key `name`, in one line; None where nothing is."""
         if isinstance(value, list | tuple):
+            if any(isinstance(item, list | tuple | dict) for item in value):
+                return f"{name}={value}: a list in a list; give plain values, such as {name}=[1,2]"
             return next((told for item in value if (told := self.wrong(name, item))), None)
         if value is None or isinstance(value, bool):
             return None

@@ -39,7 +39,7 @@ class Config:
     pretrain: PretrainConf = key(PretrainConf, identity=False, help="`expo pretrain`")
     diagnose: DiagnoseConf = key(DiagnoseConf, identity=False, help="`expo diagnose`")
     k: list[int] = key([1, 4], pairs=False, help="the k of pass@k")
-    seed: int = key(0, low=0, help="seed of everything random but evaluations")
+    seed: int = key(0, low=0, high=2**63 - 1, help="seed of everything random but evaluations")
     name: str = key(
         MISSING,
         identity=False,

@@ -15,7 +15,7 @@ class TrainerConf:
     """The size of a run, and what it runs on."""
 
     max_steps: int = key(200, above=0, help="steps of the run")
-    problems_per_step: int = key(16, above=0, help="problems of a step")
+    problems_per_step: int = key(16, above=0, high=2**20, help="problems of a step")
     micro_batch_size: int = key(
         16,
         above=0,
@@ -79,7 +79,7 @@ class EvaluationConf:
     )
     top_p: float = key(1.0, above=0, high=1, help="nucleus sampling: the most likely tokens of this total probability")
     top_k: int = key(0, low=0, help="only the k most likely tokens; 0: off")
-    seed: int = key(0, low=0, help="seed of the evaluation's noise")
+    seed: int = key(0, low=0, high=2**63 - 1, help="seed of the evaluation's noise")
     greedy: bool = key(
         False, absent=False, help="`expo evaluate`: one more completion of each problem, of the most likely tokens"
     )

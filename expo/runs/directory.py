@@ -76,7 +76,11 @@ class Run:
         """Wait until no other process works on this very run, and keep others waiting: find it again after that."""
         make_folder(self.dir.parent, "output_dir")
         with self._lock() as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"{self.dir}: waiting for the process that works on it", flush=True)
+                fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
     @contextmanager
