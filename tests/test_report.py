@@ -210,7 +210,7 @@ def test_data_and_differences_by_hand():
     ]
     assert data_sentences({"a": file | {"dataset.eval_path": "b.jsonl", "dataset.part": "train"}, "b": hub}) == [
         "a: Data: mine (a/mine.jsonl, evaluated on b.jsonl, part train). Model: m.",
-        "b: Data: math (x/math (algebra) on the hub, split train, evaluated on its split test, levels [4, 5]). Model: m.",
+        "b: Data: math (x/math (algebra) on the hub, split train, evaluated on its split test, levels [4,5]). Model: m.",
     ]
     assert differing({"a": file, "b": dict(file)}) is None
     heads, rows = differing({"a": {"x": None, "y": [1], "z": 0.5}, "b": {"x": False, "y": [1]}})
