@@ -55,6 +55,16 @@ RIGHT = {
         ("x^2+1", "f(x)=x^2+1", "y = x^2+1"),
         ("12", "m = 12"),
     ],
+    "a name of more than a letter": [
+        ("30", r"\angle A = 30", r"\angle ABC = 30^\circ"),
+        ("5", "x+y=5", "|AB|=5", "AB = 5", "a+b+c=5"),
+        (r"\frac12", r"P(X=2)=\frac12", r"\sin\theta=\frac12"),
+        ("16", "n^2 = 16", "x + y = 7 + 9 = 16"),
+    ],
+    "a list told with and, or": [
+        ("3,5", r"3 \text{ and } 5", r"3 \text{ or } 5", "3 and 5"),
+        ("1,2", r"x=1 \text{ or } x=2"),
+    ],
     "every side of an equation has the value": [
         ("5", "2+3=5", "x=2+3=5", "5=5"),
         ("12", r"3 \cdot 4 = 12"),
@@ -123,7 +133,7 @@ WRONG = {
         ("0", "1", "12"),
     ],
     "another expression": [("x^2+1", "x^2-1", "x+1", "x^3+1"), ("2x", "x", "2y"), ("x+y", "xy")],
-    "a false equation": [("12", "13=12", "0=12", "x=1=2=3=12", "12=13", "1+1=12"), ("5", "2+2=5")],
+    "a false equation": [("12", "13=12", "0=12", "x=1=2=3=12", "12=13", "1+1=12", "x+y=13=12"), ("5", "2+2=5")],
     "a negation": [("12", r"\neq 12", r"\ne 12", r"\not=12", r"x \neq 12", r"\not 12", "!=12", "≠12")],
     "an inequality is no value": [
         (

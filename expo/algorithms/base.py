@@ -27,7 +27,7 @@ Sums = defaultdict[str, float]
 
 
 class NonFiniteGradient(Exception):
-    """A gradient is not a number; the weights are still those of the last good step."""
+    """A gradient, or a weight after an update, is not a number. Checkpoints are those of earlier steps."""
 
 
 @dataclass

@@ -76,16 +76,17 @@ def judge(answer: str, gold: str) -> Verdict:
 
     # Without its own alarm-based limits: the kill is the limit, and nothing escapes it.
     golds = parse(rf"\boxed{{{forms.readable(gold)}}}", parsing_timeout=None)
-    for side in forms.sides(forms.readable(answer), gold):
-        answers = parse(rf"\boxed{{{side}}}", parsing_timeout=None)
-        if not answers:
-            return Verdict.UNPARSEABLE
-        if _is_finite_number(golds) and _has_infinity(answers):
-            return Verdict.INCORRECT  # sympy's word on 12 == oo**oo depends on the hash seed
-        # In this direction only: taken as the gold answer, what a model writes can equal any number.
-        if not verify(golds, answers, timeout_seconds=None):
-            return Verdict.INCORRECT
-    return Verdict.CORRECT
+    *before, last = forms.sides(forms.readable(answer), gold)
+    answers = parse(rf"\boxed{{{last}}}", parsing_timeout=None)
+    if not answers:
+        return Verdict.UNPARSEABLE
+    if _is_finite_number(golds) and _has_infinity(answers):
+        return Verdict.INCORRECT  # sympy's word on 12 == oo**oo depends on the hash seed
+    sides = [parse(rf"\boxed{{{text}}}", parsing_timeout=None) for text in before if not forms.names(text)]
+    numbers = [side for side in sides if _is_finite_number(side)]
+    # In this direction only: taken as the gold answer, what a model writes can equal any number.
+    right = all(verify(golds, side, timeout_seconds=None) for side in (answers, *numbers))
+    return Verdict.CORRECT if right else Verdict.INCORRECT
 
 
 def _is_finite_number(parsed: list[Any]) -> bool:

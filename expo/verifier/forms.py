@@ -65,20 +65,22 @@ def refuses(answer: str, gold: str) -> bool:
 
 
 def sides(answer: str, gold: str) -> list[str]:
-    r"""Return what must equal the gold answer: every side of `2 + 3 = 5`, but for the name in `x = 5`, `f(x) = 5` or `x \in S`.
+    r"""Return the sides of an equation, such as `x + y = 2 + 3 = 5`. The last is the answer; a number before it must equal it, and a
+    name (`x`, `\angle A`, `P(X = 2)`) says whose value it is.
 
-    An answer to a gold answer that is an equation itself, or a list, is one side.
+    An answer to a gold answer that is an equation itself, or a list, is one side; so is the set in `x \in S`.
     """
     member = re.fullmatch(r"\s*[a-zA-Z]\s*\\in(?![a-zA-Z])(.*)", answer, re.DOTALL)
     if member and "in" not in gold:
         return [member[1]]
-    if "=" in gold or "," in answer or re.search(_RELATION, answer):
-        return [answer]
-    first, *others = answer.split("=")
-    if not others:
-        return [answer]
-    name = r"\s*\\?[a-zA-Z]+\s*(?:_\{?\w+\}?)?'*\s*(?:\(\s*[a-zA-Z](?:\s*,\s*[a-zA-Z])*\s*\))?\s*"
-    return others if re.fullmatch(name, first) else [first, *others]
+    whole = re.search("[=,]", gold) or "," in answer or re.search(_RELATION, answer)
+    # Not within brackets: P(X = 2).
+    return [answer] if whole else re.split(r"=(?![^(]*\))", answer)
+
+
+def names(side: str) -> bool:
+    """Return whether a side of an equation has letters: it says whose value the next one is."""
+    return re.search("[a-zA-Z]", re.sub(r"\\[a-zA-Z]+", "", side)) is not None
 
 
 def _relations(answer: str, gold: str) -> bool:
@@ -115,6 +117,8 @@ def _bracket(text: str) -> str | None:
 def _words(answer: str, gold: str) -> bool:
     """Other units, or words that turn a value into another statement. A unit that only one of them has is no difference."""
     ours, theirs = _units(answer), _units(gold)
+    if "," in gold:  # a list may be told with them
+        ours = [word for word in ours if word not in ("and", "or")]
     if ours and theirs:
         return _has_digit(answer) and _has_digit(gold) and ours != theirs
     return bool(ours) and _has_digit(gold) and (len(ours) > 4 or bool(set(ours) & _TURNS))
