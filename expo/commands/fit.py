@@ -101,7 +101,7 @@ def explain_failure(error: Exception, run: Run, trainer: Trainer, stop: Stop) ->
         return 128 + stop.signal
     if not full and not isinstance(error, NonFiniteGradient | EngineError):
         return None
-    remedy = "lower optimizer.learning_rate or set trainer.on_nonfinite=skip"
+    remedy = "lower optimizer.learning_rate, or set trainer.on_nonfinite=skip where it is a gradient"
     if full:
         remedy = "free some space, and the same command goes on from the last of them"
     if isinstance(error, EngineError):

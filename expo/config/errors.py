@@ -11,3 +11,8 @@ class UserError(Exception):
 
 class EngineError(Exception):
     """The rollout engine has stopped, or its weights are not the policy's. The run ends; its checkpoints are good."""
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says; its kind, where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -13,6 +13,7 @@ import pyarrow
 import pyarrow.parquet
 
 from expo.config import DatasetConf, LadderConf, TableConf, UserError
+from expo.config.errors import first_line
 from expo.data import ladder
 from expo.data.account import NAMED, Account, Source
 from expo.data.checks import BadRow, check_text, unusable
@@ -189,7 +190,7 @@ class Reader:
                 rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path).to_pylist()
                 return rows
             except pyarrow.ArrowException as error:
-                reason = str(error).splitlines()[0]
+                reason = first_line(error)
                 raise UserError(
                     f"dataset.path={path}: cannot be read as parquet ({reason}); make the file again"
                 ) from error
@@ -205,7 +206,7 @@ class Reader:
             parts = [datasets.load_dataset(self.conf.hub_id, config, split=split) for config in configs]
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
             raise UserError(
-                f"dataset.hub_id={self.conf.hub_id}: cannot be read ({str(error).splitlines()[0]}); "
+                f"dataset.hub_id={self.conf.hub_id}: cannot be read ({first_line(error)}); "
                 "check the id and your network, or set dataset.path to a local file"
             ) from error
         whole: Iterable[dict[str, Any]] = datasets.concatenate_datasets(parts)

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from expo.config import LADDER, ModelConf, RandomTinyConf, UserError
+from expo.config.errors import first_line
 from expo.model import small
 
 # Positions scored at a time: bounds the logits to CHUNK x V numbers.
@@ -27,7 +28,7 @@ def load_policy(conf: ModelConf) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
         tokenizer = AutoTokenizer.from_pretrained(source)
         model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=conf.dtype, attn_implementation=conf.attention)
     except (OSError, ValueError, ImportError, AttributeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UserError(
             f"model.path={path}: cannot be loaded ({reason}); check the hub id, your network and login, or give a local folder"
         ) from error

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from expo.config import UserError
+from expo.config.errors import first_line
 from expo.report.page import Page
 
 LIBRARY = "wandb-workspaces"
@@ -142,7 +143,7 @@ def save(view: Any) -> str:
         return str(view.save().url)
     except Exception as error:  # the library raises bare ones
         raise UserError(
-            f"mode=online: W&B does not take it ({str(error).splitlines()[0]}); run `wandb login`, or use mode=offline"
+            f"mode=online: W&B does not take it ({first_line(error)}); run `wandb login`, or use mode=offline"
         ) from error
 
 
@@ -152,7 +153,7 @@ def default_entity() -> str:
 
     try:
         return str(wandb.Api().default_entity)
-    except Exception as error:
+    except Exception as error:  # W&B's own and those of three libraries below it
         raise UserError(
-            f"mode=online: W&B cannot be asked ({str(error).splitlines()[0]}); run `wandb login`, or use mode=offline"
+            f"mode=online: W&B cannot be asked ({first_line(error)}); run `wandb login`, or use mode=offline"
         ) from error

@@ -14,6 +14,7 @@ from lightning import Trainer
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from expo.config import UserError
+from expo.config.errors import first_line
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ class WholeFiles(TorchCheckpointIO):
                 os.fsync(file.fileno())
             partial.replace(target)
         except RuntimeError as error:  # torch's own word on a write that fails
-            raise OSError(errno.ENOSPC, f"cannot be written ({str(error).splitlines()[0]})", str(target)) from error
+            raise OSError(errno.ENOSPC, f"cannot be written ({first_line(error)})", str(target)) from error
         finally:
             partial.unlink(missing_ok=True)
 

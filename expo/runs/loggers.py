@@ -16,10 +16,11 @@ from expo.config import (
     WandbConf,
     WandbLoggerConf,
 )
+from expo.config.errors import first_line
 from expo.runs.directory import git_commit
 from expo.runs.offline import offline_files, read_offline
 from expo.runs.reading import read_lines
-from expo.runs.tracking import Session, Tracker, first_line
+from expo.runs.tracking import Session, Tracker
 
 
 class Wandb(Tracker, WandbLogger):

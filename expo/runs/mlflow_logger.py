@@ -13,8 +13,9 @@ from typing import Any
 from lightning.pytorch.loggers import MLFlowLogger
 
 from expo.config import MlflowLoggerConf, UserError, make_folder
+from expo.config.errors import first_line
 from expo.runs.directory import git_commit
-from expo.runs.tracking import Session, Tracker, first_line
+from expo.runs.tracking import Session, Tracker
 
 log = logging.getLogger(__name__)
 

@@ -135,8 +135,3 @@ def log_table(loggers: Sequence[Logger], name: str, rows: list[dict[str, Any]], 
     columns = [c for c in rows[0] if not c.startswith("positive_token")] if rows else []
     for logger in trackers(loggers) if rows else []:
         logger.log_rows(name, columns, [[row[c] for c in columns] for row in rows[:TABLE_ROWS]], step)
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of what an error says."""
-    return str(error).splitlines()[0]

@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from expo.config import Config, UserError, check, compose_config, run_dir
+from expo.config.errors import first_line
 
 # What `expo diagnose` measures of each sample, and how many decimals a table shows.
 MEASURED = {"nll_per_token": 2, "nll": 1, "answer_lift": 1, "verified": 2, "right_steps": 2, "tokens": 1}
@@ -151,7 +152,7 @@ def load_plan(name: str, scale_name: str | None = None) -> Plan:
     try:
         plan: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Plan), _read(path)))
     except (OmegaConfBaseException, YAMLError) as error:
-        raise UserError(f"{path}: {str(error).splitlines()[0]}; see expo/tables/plan.py for its keys") from error
+        raise UserError(f"{path}: {first_line(error)}; see expo/tables/plan.py for its keys") from error
     assert isinstance(plan, Plan)
     for only in (plan.only, *(s.only for s in plan.scales.values())):
         if unknown := sorted(set(only) - set(plan.arms)):

@@ -101,9 +101,11 @@ class Verifier:
                 self.peak_mb = max(self.peak_mb, peak_mb)
                 result.set_result(verdict)
             except Exception as error:
-                # No process could be started (no memory, no file handles): the run must hear of it, not hang.
+                # Whatever it is (no memory or file handles for a process, mostly), who waits must hear of it, not hang.
+                if worker is not None:
+                    worker.kill()
                 worker = None
-                result.set_exception(VerifierError(f"no worker process could be started: {error!r}"))
+                result.set_exception(VerifierError(f"no worker process can judge: {error!r}"))
         if worker is not None:
             worker.kill()
 
