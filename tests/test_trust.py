@@ -10,8 +10,10 @@ import pytest
 import torch
 from conftest import compose_config, make_prompts
 from test_train import run, scalars
+from transformers import PreTrainedModel
 
 from expo.config import JudgeConf, UserError, lineage
+from expo.config.from_run import config_from_run
 from expo.data.problem import Problem
 from expo.evaluation.judge import judge_steps
 from expo.model.small import random_tiny
@@ -238,3 +240,30 @@ def test_a_full_disk_is_one_line_and_costs_nothing(tmp_path, monkeypatch, capsys
     assert [path.name for path in (directory / "checkpoints").iterdir()] == ["step000000.ckpt"]
     assert run(tmp_path / "b", *small)[0] == 0
     assert scalars(directory) == scalars(whole)
+
+
+@pytest.mark.runs
+def test_a_disk_that_is_full_at_the_end_leaves_no_half_model(tmp_path, monkeypatch):
+    small = ["trainer.max_steps=1", "evaluation.every=0"]
+    save = PreTrainedModel.save_pretrained
+
+    def full(self, folder, **options):
+        save(self, folder, **options)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", full)
+    with pytest.raises(OSError, match="No space"):
+        run(tmp_path, *small)
+    (directory,) = tmp_path.glob("ladder_level5/*")
+    assert not (directory / "checkpoints" / "final").exists()
+    assert read_summary(directory)["status"] == "stopped"
+    with pytest.raises(UserError, match="no finished model"):
+        config_from_run("evaluate", [f"run={directory}"])
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", save)
+    assert run(tmp_path, *small)[0] == 0
+    assert sorted(path.name for path in (directory / "checkpoints").iterdir()) == ["final", "step000000.ckpt"]
+    config_from_run("evaluate", [f"run={directory}"])
+    weights = directory / "checkpoints" / "final" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[::-1])
+    with pytest.raises(UserError, match="is not the model that the run has left"):
+        config_from_run("evaluate", [f"run={directory}"])

@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shutil
 import sys
 from contextlib import suppress
 from dataclasses import replace
@@ -13,7 +14,7 @@ from lightning import Trainer
 
 from expo.algorithms.base import Algorithm, NonFiniteGradient
 from expo.commands.wiring import build_run, set_up_process
-from expo.config import DISK, Config, EngineError, UserError, lineage
+from expo.config import DISK, Config, EngineError, UserError, lineage, model_content
 from expo.evaluation.evaluate import Evaluator
 from expo.runs.callbacks import Evaluate, KeepCheckpoint, LogSteps, ShowProgress, Stop
 from expo.runs.card import model_card
@@ -110,22 +111,31 @@ def explain_failure(error: Exception, run: Run, trainer: Trainer, stop: Stop) ->
     return 1
 
 
+def save_final(module: Algorithm, folder: Path, card: str) -> None:
+    """Save the policy as a Hugging Face folder: beside its place first, so that a full disk leaves no half of it there."""
+    partial = folder.with_name(".final.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    module.policy.save_pretrained(partial)
+    module.pipeline.tools.tokenizer.save_pretrained(partial)
+    (partial / "README.md").write_text(card)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
 def finish(cfg: Config, run: Run, trainer: Trainer, module: Algorithm, evaluator: Evaluator, stop: Stop) -> int:
     """Write the last checkpoint, the model of a run that is done, and the summary. Returns the exit code."""
     step, checkpoints = trainer.current_epoch, run.dir / "checkpoints"
     done = step >= cfg.trainer.max_steps
     save_checkpoint(trainer, checkpoints, step, keep_earlier=not done)
     if done:
-        module.policy.save_pretrained(checkpoints / "final")
-        module.pipeline.tools.tokenizer.save_pretrained(checkpoints / "final")
+        save_final(module, checkpoints / "final", model_card(cfg, run.summary()))
     peak = {
         "process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10),
         "verifier_worker": evaluator.verifier.peak_mb,  # of the largest one; 0 where no answer needed a worker
     }
     status, k = "done" if done else "stopped", max(cfg.k)
-    run.write_summary(status, step=step, peak_memory_mb=peak)
-    if done:
-        (checkpoints / "final" / "README.md").write_text(model_card(cfg, run.summary()))
+    final = {"final": model_content(checkpoints / "final")} if done else {}
+    run.write_summary(status, step=step, peak_memory_mb=peak, **final)
     log_summary(trainer.loggers, run)
     for logger in trainer.loggers:
         logger.finalize("success")

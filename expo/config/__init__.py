@@ -20,7 +20,17 @@ from expo.config.dataset import ColumnsConf, DatasetConf, Gsm8kConf, LadderConf,
 from expo.config.errors import DISK, EngineError, UserError
 from expo.config.from_run import restore
 from expo.config.hints import HintsConf, NoHintsConf, PrefixConf, SelfHintConf
-from expo.config.identity import LADDER, arm_identity, identity, lineage, make_folder, pairs_identity, run_dir, run_id
+from expo.config.identity import (
+    LADDER,
+    arm_identity,
+    identity,
+    lineage,
+    make_folder,
+    model_content,
+    pairs_identity,
+    run_dir,
+    run_id,
+)
 from expo.config.key import Rules, functions_of, key, option
 from expo.config.model import ModelConf, RandomTinyConf
 from expo.config.positives import (
@@ -43,6 +53,6 @@ __all__ = [
     "PositivesOnlyConf", "PrefixConf", "PretrainConf", "PromptsConf", "RandomTinyConf", "RewardConf", "RolloutConf",
     "Rules", "SFTConf", "SelfExplanationConf", "SelfHintConf", "SourceConf", "StarConf", "TableConf", "TensorBoardLoggerConf", "TrainerConf",
     "UserError", "VLLMConf", "VerifierConf", "WandbConf", "WandbLoggerConf", "arm_identity", "build", "check", "compose_config",
-    "conf_dir", "config_folders", "functions_of", "identity", "key", "lineage", "make_folder", "option", "pairs_identity", "register", "restore",
+    "conf_dir", "config_folders", "functions_of", "identity", "key", "lineage", "make_folder", "model_content", "option", "pairs_identity", "register", "restore",
     "run_dir", "run_id", "take_options", "typed",
 ]  # fmt: skip

@@ -16,7 +16,7 @@ from omegaconf import MISSING, OmegaConf
 
 from expo.config.compose import conf_dir, named, register, typed
 from expo.config.errors import UserError
-from expo.config.identity import identity, runtime_keys
+from expo.config.identity import identity, model_content, runtime_keys
 from expo.config.key import ALWAYS_IN, FORMER, OPTIONS, declaration, flat, shown, with_groups
 from expo.config.model import ModelConf
 from expo.config.reference import options_of
@@ -141,19 +141,32 @@ def config_from_run(command: str, arguments: Sequence[str]) -> Config:
 
 def _changed_since(own: Config, directory: Path) -> bool:
     """Return whether a run's data file or model folder is another one than when the run was made, as far as can be told."""
+    made_of = _summary_of(directory).get("identity")
     try:
-        made_of = json.loads((directory / "summary.json").read_bytes())["identity"]
-        return bool(made_of != identity(own))
-    except (OSError, ValueError, KeyError, TypeError):  # no summary, or nothing is at the path: another check says so
+        return made_of is not None and made_of != identity(own)
+    except OSError:  # nothing is at the path: another check says so
         return False
+
+
+def _summary_of(directory: Path) -> dict[str, Any]:
+    """Return summary.json; {} for none, or a damaged one."""
+    try:
+        found = json.loads((directory / "summary.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _measured(own: Config, directory: Path) -> Config:
     """Return the config with the run's finished model, and with `dataset.limit` as `expo evaluate` means it."""
-    final = directory / "checkpoints" / "final"
-    if not final.is_dir():
+    final, summary = directory / "checkpoints" / "final", _summary_of(directory)
+    if not final.is_dir() or summary.get("status", "done") != "done":
         raise UserError(
             f"run={directory}: has no finished model (checkpoints/final); finish it with expo train run={directory}"
+        )
+    if summary.get("final", content := model_content(final)) != content:
+        raise UserError(
+            f"{final}: is not the model that the run has left; restore it, or score it by its path, as model=hf model.path={final}"
         )
     model = ModelConf(path=str(final), dtype=own.model.dtype, attention=own.model.attention)
     dataset = dataclasses.replace(own.dataset, limit=None, part="held_out")

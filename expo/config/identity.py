@@ -43,7 +43,7 @@ def _hash(cfg: Config, pairs: bool) -> str:
         if tree["dataset"][name]:
             tree["dataset"][name] = hashlib.sha256(Path(tree["dataset"][name]).read_bytes()).hexdigest()
     folder = LADDER if cfg.model.path == "ladder" else Path(cfg.model.path)
-    tree["model"]["content"] = _content(folder) if folder.is_dir() else None
+    tree["model"]["content"] = model_content(folder) if folder.is_dir() else None
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:10]
 
 
@@ -62,7 +62,7 @@ def _tree(node: Any, pairs: bool) -> dict[str, Any]:
     return tree
 
 
-def _content(folder: Path) -> str:
+def model_content(folder: Path) -> str:
     """Return a hash of a model folder: names, sizes and the first MiB of each file, which any training changes."""
     digest = hashlib.sha256()
     for file in sorted(f for f in folder.iterdir() if f.suffix in (".json", ".safetensors", ".bin", ".jinja")):

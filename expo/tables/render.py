@@ -1,5 +1,6 @@
 """A table as rows of text, and as Markdown."""
 
+import os
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +14,7 @@ FEW = 3  # a cell made of fewer runs says so
 
 def wide_console() -> Console:
     """Return a console of the terminal's width; a wide one where there is none, so that a log has every digit."""
-    return Console() if sys.stdout.isatty() else Console(width=160)
+    return Console() if sys.stdout.isatty() or "COLUMNS" in os.environ else Console(width=160)
 
 
 def rows_of(plan: Plan, record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
