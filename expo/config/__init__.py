@@ -20,19 +20,10 @@ from expo.config.dataset import ColumnsConf, DatasetConf, Gsm8kConf, LadderConf,
 from expo.config.errors import DISK, EngineError, UserError
 from expo.config.from_run import restore
 from expo.config.hints import HintsConf, NoHintsConf, PrefixConf, SelfHintConf
-from expo.config.identity import (
-    LADDER,
-    arm_identity,
-    identity,
-    lineage,
-    make_folder,
-    model_content,
-    pairs_identity,
-    run_dir,
-    run_id,
-)
+from expo.config.identity import LADDER, arm_identity, identity, lineage, model_content, pairs_identity
 from expo.config.key import Rules, functions_of, key, option
 from expo.config.model import ModelConf, RandomTinyConf
+from expo.config.places import make_folder, run_dir, run_id, run_mark
 from expo.config.positives import (
     ExpertConf,
     NoPositivesConf,
@@ -54,5 +45,5 @@ __all__ = [
     "Rules", "SFTConf", "SelfExplanationConf", "SelfHintConf", "SourceConf", "StarConf", "TableConf", "TensorBoardLoggerConf", "TrainerConf",
     "UserError", "VLLMConf", "VerifierConf", "WandbConf", "WandbLoggerConf", "arm_identity", "build", "check", "compose_config",
     "conf_dir", "config_folders", "functions_of", "identity", "key", "lineage", "make_folder", "model_content", "option", "pairs_identity", "register", "restore",
-    "run_dir", "run_id", "take_options", "typed",
+    "run_dir", "run_id", "run_mark", "take_options", "typed",
 ]  # fmt: skip

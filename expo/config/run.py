@@ -12,6 +12,7 @@ from expo.config.dataset import DatasetConf
 from expo.config.hints import HintsConf
 from expo.config.key import Rules, key
 from expo.config.model import ModelConf
+from expo.config.naming import NO_RUNS
 from expo.config.positives import PositivesConf
 from expo.config.rollout import RolloutConf
 from expo.config.training import EvaluationConf, OptimizerConf, RewardConf, TrainerConf, VerifierConf
@@ -78,7 +79,7 @@ class Config:
                 f"{where}={value}: no name; use letters, digits and any of _ . + - (it is part of a folder's name)",
             )
         yield (
-            self.dataset.name not in ("evaluate", "diagnose", "sweeps", "reports", "wandb"),
+            self.dataset.name not in NO_RUNS,
             f"dataset.name={self.dataset.name}: is the name of another folder of output_dir; give another name",
         )
         yield (

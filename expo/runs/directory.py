@@ -19,7 +19,7 @@ from typing import IO, Any
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from expo.config import Config, arm_identity, identity, make_folder, run_dir, run_id
+from expo.config import Config, arm_identity, identity, make_folder, run_dir, run_id, run_mark
 from expo.data.account import Account
 from expo.runs.reading import read_summary
 
@@ -49,6 +49,11 @@ class Run:
         return arm_identity(self.cfg)
 
     @cached_property
+    def mark(self) -> str:
+        """Return what the directory's name ends in, as it was then."""
+        return run_mark(self.cfg, self.command)
+
+    @cached_property
     def id(self) -> str:
         """Return what the run is called everywhere, see `run_id`."""
         return run_id(self.cfg, self.command)
@@ -57,7 +62,7 @@ class Run:
     def find(cls, cfg: Config, command: str = "train") -> "Run":
         """Return what `expo <command>` makes of this config, with what an earlier session of it left; makes nothing yet."""
         run = cls(cfg, run_dir(cfg, command), command)
-        _ = run.identity, run.arm, run.id
+        _ = run.identity, run.arm, run.mark, run.id
         if not cfg.fresh:
             earlier = run.summary()
             run.earlier_s, run.metrics = earlier.get("wall_s", 0.0), earlier.get("metrics", {})
@@ -98,7 +103,7 @@ class Run:
         locks = Path(self.cfg.output_dir, ".locks")
         make_folder(locks, "output_dir")
         # By what finds the directory, and no name: two names may be of one run.
-        return (locks / f"{self.command}-{self.id[self.id.index(self.identity) :]}").open("w")
+        return (locks / f"{self.command}-{self.mark}").open("w")
 
     def begin(self) -> None:
         """Make the directory and write config.yaml. With `fresh`, what is there goes: old checkpoints would be resumed from."""

@@ -58,11 +58,10 @@ class RunFolder:
 
     @property
     def in_use(self) -> bool:
-        """Return whether a process holds the run's lock (`Run.alone`), which ends in the identity as the directory does."""
-        found = re.search(r"-([0-9a-f]{10}(-\d+x\d+)?(-held_out|-train)?)$", self.dir.name)
-        return found is not None and any(
-            _held(path) for path in self.dir.resolve().parents[1].glob(f".locks/{self.command}-{found[1]}")
-        )
+        """Return whether a process holds the run's lock (`Run.alone`), whose name ends as the directory's does."""
+        directory, before = self.dir.resolve(), f"{self.command}-"
+        locks = directory.parents[1].glob(f".locks/{before}*")
+        return any(directory.name.endswith(f"-{path.name.removeprefix(before)}") and _held(path) for path in locks)
 
     @property
     def row(self) -> Row:

@@ -1,0 +1,74 @@
+"""Where a run's directory is, and what the run is called."""
+
+from pathlib import Path
+
+from expo.config.errors import UserError
+from expo.config.identity import identity
+from expo.config.naming import NO_RUNS, plain
+from expo.config.run import Config
+
+
+def run_mark(cfg: Config, command: str = "train") -> str:
+    """Return what is unlike for the outcomes of a command that differ: the identity, and of evaluations what was taken of the data."""
+    run, part = identity(cfg), cfg.dataset.part_mark
+    if command == "evaluate":
+        return f"{run}{part}"
+    if command == "diagnose":
+        return f"{run}-{cfg.diagnose.problems}x{cfg.diagnose.samples}{part}"
+    return run
+
+
+def run_id(cfg: Config, command: str = "train") -> str:
+    """Return what names the outcome of a command for good, such as W&B's run: whatever its directory is called."""
+    before = f"{cfg.name}-s{cfg.seed}" if command == "train" else f"{command}-{cfg.dataset.name}"
+    return f"{before}-{run_mark(cfg, command)}"
+
+
+def run_dir(cfg: Config, command: str = "train") -> Path:
+    """Return the folder where `expo <command>` puts what it makes of a config.
+
+    A folder whose name ends in the identity is that folder, whatever stands before it: older versions and people give
+    other names. A new one is called `<data>/<name>-<what differs>-s<seed>-<identity>`.
+    """
+    root, mark = Path(cfg.output_dir), run_mark(cfg, command)
+    places = [root / command] if command != "train" else [d for d in _folders(root) if d.name not in NO_RUNS]
+    found = [path for place in places for path in sorted(place.glob(f"*-{mark}")) if (path / "config.yaml").is_file()]
+    if found:  # of several, the one that is done, or else has come furthest
+        return max(found, key=_progress)
+    differs = f"-{cfg.differs}" if cfg.differs else ""
+    if command != "train":
+        return root / command / f"{_policy(cfg)}-on-{_data(cfg)}{differs}-{mark}"
+    return root / _data(cfg) / f"{cfg.name}{differs}-s{cfg.seed}-{mark}"
+
+
+def _progress(directory: Path) -> tuple[bool, int]:
+    """Return whether a run is done, and how many files of checkpoints it has."""
+    summary = directory / "summary.json"
+    done = summary.is_file() and '"status": "done"' in summary.read_text(errors="replace")
+    return done, len(list(directory.glob("checkpoints/*")))
+
+
+def _folders(root: Path) -> list[Path]:
+    return [path for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
+
+
+def _data(cfg: Config) -> str:
+    """Return the data set's name and, of a local file, the file's."""
+    file = cfg.dataset.path or cfg.dataset.eval_path
+    stem = plain(Path(file).stem) if file else ""
+    return "-".join(dict.fromkeys(filter(None, (cfg.dataset.name, stem))))
+
+
+def _policy(cfg: Config) -> str:
+    """Return what a model is called in a folder's name: a run's final model by the run, another one by its path."""
+    path = Path(cfg.model.path)
+    of_run = path.parent.name == "checkpoints"
+    return path.parents[1].name.rpartition("-")[0] if of_run else plain(path.name)
+
+
+def make_folder(path: Path, key: str) -> None:
+    """Make a folder. Raises UserError, which names the option that asks for it, where it cannot be made."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{key}: {path} cannot be made ({error.strerror}); give another folder") from error
