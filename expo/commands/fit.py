@@ -19,6 +19,7 @@ from expo.evaluation.evaluate import Evaluator
 from expo.runs.callbacks import Evaluate, KeepCheckpoint, LogSteps, ShowProgress, Stop
 from expo.runs.card import model_card
 from expo.runs.checkpoints import WholeFiles, newest_checkpoint, save_checkpoint, step_of
+from expo.runs.collapse import Collapsed, WatchHealth
 from expo.runs.directory import FINISHED, Run
 from expo.runs.shorter import check_problems, inherit, replay
 from expo.runs.tracking import Session, log_summary, make_loggers
@@ -76,6 +77,9 @@ def make_trainer(cfg: Config, run: Run, evaluator: Evaluator, stop: Stop, checkp
         callbacks=[
             stop,
             LogSteps(),
+            WatchHealth(
+                run, cfg.trainer.on_collapse, cfg.evaluation.every, lineage(cfg)
+            ),  # before what keeps the policy
             Evaluate(evaluator, run, cfg.evaluation.every, max_steps),
             ShowProgress(run, max_steps, bar=sys.stderr.isatty() and "EXPO_SWEEP" not in os.environ),
             KeepCheckpoint(run.dir / "checkpoints", cfg.trainer.checkpoint_every, lineage(cfg)),
@@ -100,9 +104,11 @@ def explain_failure(error: Exception, run: Run, trainer: Trainer, stop: Stop) ->
         log_summary(trainer.loggers, run)
     if interrupted:
         return 128 + stop.signal
-    if not full and not isinstance(error, NonFiniteGradient | EngineError):
+    if not full and not isinstance(error, NonFiniteGradient | EngineError | Collapsed):
         return None
     remedy = "lower optimizer.learning_rate, or set trainer.on_nonfinite=skip where it is a gradient"
+    if isinstance(error, Collapsed):
+        remedy = "lower optimizer.learning_rate, or set trainer.on_collapse=warn to go on all the same"
     if full:
         remedy = "free some space, and the same command goes on from the last of them"
     if isinstance(error, EngineError):

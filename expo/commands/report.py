@@ -1,6 +1,7 @@
 """`expo report`: a page about runs, or about a table of experiments/."""
 
 import json
+import logging
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,14 +15,18 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from expo.config import UserError, make_folder, take_options
+from expo.config.errors import first_line
 from expo.report.page import Page, RunData, Table, write
 from expo.report.settings import data_sentences, differing
 from expo.report.solving import read_solving
 from expo.runs.arms import arm_names, settings_in, settings_of
+from expo.runs.health import collapses_of
 from expo.runs.reading import final_rows, read_lines, read_rows, read_summary, samples_of
 from expo.tables.plan import Plan, PlannedRun, known_tables, load_plan, plan_file
 from expo.tables.render import made_by, rows_of
 from expo.tables.request import Request
+
+log = logging.getLogger(__name__)
 
 USAGE = (
     "usage: expo report RUN_DIRECTORY... | TABLE [OPTIONS OF expo table] | RESULTS_FOLDER  [output=report.html]; "
@@ -63,7 +68,7 @@ def table_request(subject: str, options: Sequence[str]) -> Request | None:
     """
     record = Path(subject, "table.json")
     if record.is_file():
-        made = json.loads(record.read_text())
+        made = _table_record(record)
         request = Request.parse([plan_of(Path(subject), made), *_made_with(made), *options])
         return replace(request, results=Path(subject))
     if not plan_file(subject).is_file() or Path(subject, "summary.json").is_file():
@@ -71,6 +76,17 @@ def table_request(subject: str, options: Sequence[str]) -> Request | None:
     if any(o.startswith("dry_run=") for o in options):
         raise UserError("dry_run: a report makes no runs; leave it out")
     return Request.parse([subject, *options])
+
+
+def _table_record(path: Path) -> dict[str, Any]:
+    """Return table.json. Raises UserError for a damaged one."""
+    try:
+        record = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({first_line(error)}); render the table again with expo table") from error
+    if not isinstance(record, dict) or not {"name", "arms"} <= record.keys():
+        raise UserError(f"{path}: no table's record; render the table again with expo table")
+    return record
 
 
 def plan_of(folder: Path, record: Mapping[str, Any]) -> str:
@@ -98,7 +114,7 @@ def read_table(request: Request, options: Sequence[str] = ()) -> tuple[Page, lis
     if not (folder / "table.json").is_file():
         line = shlex.join(["expo", "table", request.name, *options])
         raise UserError(f"{request.name}: no results in {folder}; make them with {line}")
-    record = json.loads((folder / "table.json").read_text())
+    record = _table_record(folder / "table.json")
     plan = load_plan(request.name)  # with every arm: whether the record has those of its scale is looked at next
     try:
         heads, rows = rows_of(plan, record)
@@ -179,27 +195,43 @@ def _directories(request: Request, record: Mapping[str, Any]) -> dict[str, Path]
     return found
 
 
+def _read_run(directory: Path) -> tuple[RunData, dict[str, Any]]:
+    """Return what is kept of a run, its arm still to be named, and its settings. Raises UserError for what cannot be read."""
+    if not (directory / "config.yaml").is_file():
+        known = ", ".join(known_tables())
+        raise UserError(
+            f"{directory}: no run directory and no table; give one that has a config.yaml and a summary.json, or one of {known}"
+        )
+    summary = read_summary(directory)
+    if not {"name", "seed", "status", "metrics"} <= summary.keys():
+        raise UserError(
+            f"{directory / 'summary.json'}: is not there, or damaged; expo train run={directory} writes it again"
+        )
+    evaluated = any((directory / "completions").glob("eval*.parquet"))
+    rows = final_rows(directory) if evaluated else []
+    # Which part of its data an evaluation took is no part of its identity: the directory's name tells.
+    settings = settings_of(directory) | ({"dataset.part": summary["part"]} if "part" in summary else {})
+    return RunData("", summary["seed"], summary, read_lines(directory), rows, samples_of(directory)), settings
+
+
 def read_runs(directories: list[Path]) -> tuple[Page, list[RunData]]:
     """Return the page and data of run directories. Those that differ in nothing but the seed are runs of one arm."""
-    runs: list[RunData] = []
-    known = ", ".join(known_tables())
     directories = list(dict.fromkeys(path.resolve() for path in directories))  # a run given twice is one run
-    summaries = [read_summary(directory) for directory in directories]
-    for directory, summary in zip(directories, summaries, strict=True):
-        if not summary or not (directory / "config.yaml").is_file():
-            raise UserError(
-                f"{directory}: no run directory and no table; give one that has a summary.json, or one of {known}"
-            )
-    # Which part of its data an evaluation took is no part of its identity: the directory's name tells.
-    settings = [
-        settings_of(directory) | ({"dataset.part": summary["part"]} if "part" in summary else {})
-        for directory, summary in zip(directories, summaries, strict=True)
-    ]
-    names = arm_names(summaries, settings)
-    for directory, summary, name in zip(directories, summaries, names, strict=True):
-        evaluated = any((directory / "completions").glob("eval*.parquet"))
-        rows = final_rows(directory) if evaluated else []
-        runs.append(RunData(name, summary["seed"], summary, read_lines(directory), rows, samples_of(directory)))
+    found: list[tuple[Path, RunData, dict[str, Any]]] = []
+    notes = []
+    for directory in directories:
+        try:
+            found.append((directory, *_read_run(directory)))
+        except UserError as error:  # the others are shown
+            notes.append(f"Left out: {error}.")
+    if not found:
+        raise UserError(notes[0].removeprefix("Left out: ").removesuffix("."))
+    for note in notes:
+        log.warning("%s", note)
+    directories, settings = [directory for directory, _, _ in found], [own for _, _, own in found]
+    names = arm_names([run.summary for _, run, _ in found], settings)
+    runs = [replace(run, arm=name) for (_, run, _), name in zip(found, names, strict=True)]
+    notes += [f"{run.arm}, seed {run.seed}: {collapse}." for run in runs for collapse in collapses_of(run.summary)]
     metrics = [n for n in runs[0].summary["metrics"] if n.startswith("pass@") and not n.endswith(("_lo", "_hi"))]
     shown: list[list[str]] = []
     for directory, run in zip(directories, runs, strict=True):
@@ -220,6 +252,7 @@ def read_runs(directories: list[Path]) -> tuple[Page, list[RunData]]:
         made,
         ["arm", "seed", "status", *metrics, "run"],
         shown,
+        notes,
         data=data_sentences(arms),
         differs=differing(arms),
         solving=read_solving({name: firsts[name] for name in arms}),

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from expo.config import UserError, take_options
 from expo.config.key import shown
+from expo.runs.health import collapses_of
 from expo.runs.listing import RunFolder, find_runs, in_order, kept, run_folder
 
 USAGE = """\
@@ -94,6 +95,8 @@ def show(arguments: Sequence[str]) -> int:
         }
         for name, value in (*told.items(), *_results(run).items(), *_data(run).items()):
             table.add_row(name, value)
+        for collapse in collapses_of(summary):
+            table.add_row("collapse", str(collapse))
         Console().print(table, markup=False)
         again = "train" if run.command == "train" else run.command
         print(f"its settings again: expo {again} run={run.dir}   all of them: {run.dir / 'config.yaml'}")

@@ -19,6 +19,11 @@ class AlgorithmConf:
     group_size: int = key(0, low=0, high=2**16, help="rollouts per problem; 0: none")
 
     @property
+    def acts_every_step(self) -> bool:
+        """Return whether each step makes rollouts, whose reward is then the policy's."""
+        return self.group_size > 0
+
+    @property
     def uses_reference(self) -> bool:
         """Return whether the loss needs the frozen initial policy."""
         return False
@@ -122,6 +127,10 @@ class DPOConf(PositivesOnlyConf):
     label_smoothing: float = key(
         0.0, low=0, high=0.5, pairs=False, help="share of pairs taken to be the wrong way round"
     )
+
+    @property
+    def acts_every_step(self) -> bool:
+        return False  # its rollouts are those of the round's start
 
     def bound_to_length(self, step: int) -> str | None:
         if self.pairs_every and step % self.pairs_every == 0:

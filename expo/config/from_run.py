@@ -7,15 +7,17 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from expo.config.compose import conf_dir, named, register, typed
-from expo.config.errors import UserError
+from expo.config.errors import UserError, first_line
 from expo.config.identity import identity, model_content, runtime_keys
 from expo.config.key import ALWAYS_IN, FORMER, OPTIONS, declaration, flat, shown, with_groups
 from expo.config.model import ModelConf
@@ -34,9 +36,7 @@ def restore(directory: Path) -> Config:
     path = directory / "config.yaml"
     if not path.is_file():
         raise UserError(f"run={directory}: no run directory (it has no config.yaml); give one that expo train has made")
-    tree: Any = OmegaConf.to_container(
-        OmegaConf.load(path), resolve=False
-    )  # others' files: nothing in them is resolved
+    tree = config_tree(path)
     for name, value in flat(tree).items():
         if "${" in str(value):
             raise UserError(f"{path}: {name} is an interpolation, which no run of expo leaves; write its value")
@@ -46,6 +46,17 @@ def restore(directory: Path) -> Config:
         return typed(OmegaConf.structured(config))
     except (TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: cannot be read by this version of expo ({error})") from error
+
+
+def config_tree(path: Path) -> dict[str, Any]:
+    """Return a config.yaml as plain data. It may be others': nothing in it is resolved. Raises UserError for one that cannot be read."""
+    try:
+        tree = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except (YAMLError, OmegaConfBaseException, ValueError, AttributeError, OSError) as error:
+        raise UserError(f"{path}: cannot be read ({first_line(error)}); make the run again") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: no config; make the run again")
+    return cast(dict[str, Any], tree)
 
 
 def _restored(kind: type, tree: Mapping[str, Any]) -> Any:
@@ -61,7 +72,7 @@ def _restored(kind: type, tree: Mapping[str, Any]) -> Any:
             is_node = nested and isinstance(tree[name], dict)
             values[name] = _restored(f.type, tree[name]) if is_node else tree[name]  # type: ignore[arg-type]
         elif absent is not ALWAYS_IN and not nested:  # a key that came later: as it was before
-            values[name] = absent
+            values[name] = absent[0] if isinstance(absent, tuple) else absent
         elif nested and f.default is MISSING and (name, "none") in OPTIONS:  # a group that came later
             values[name] = OPTIONS[name, "none"]()
     if "_target_" in values and values["_target_"] == FORMER.get(getattr(node, "_target_", "")):

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from expo.config.key import ALWAYS_IN, FORMER, OPTIONS, declaration, with_groups
+from expo.config.key import ALWAYS_IN, FORMER, OPTIONS, Declaration, declaration, with_groups
 from expo.config.run import Config
 
 # The base policy shipped with expo.
@@ -55,7 +55,7 @@ def _tree(node: Any, pairs: bool) -> dict[str, Any]:
         plain = _tree(value, pairs) if dataclasses.is_dataclass(value) else value
         if f.name == "_target_":
             plain = FORMER.get(value, value)
-        if plain != declared.absent:
+        if not declared.is_absent(plain):
             tree[f.name] = plain
     return tree
 
@@ -71,29 +71,29 @@ def model_content(folder: Path) -> str:
 
 def changing(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys, of flat ones, that change a run's result: without runtime keys, and without those that came later and change nothing."""
-    runtime, absent = runtime_keys(), absent_values()
+    runtime, later = runtime_keys(), later_keys()
     return {
         key: value
         for key, value in settings.items()
-        if not runtime & with_groups(key) and not (key in absent and absent[key] == value)
+        if not runtime & with_groups(key) and not (key in later and later[key].is_absent(value))
     }
 
 
-def absent_values() -> dict[str, Any]:
-    """Return the keys that came later, of any option, with the value at which all is as it was before."""
-    found: dict[str, Any] = {}
+def later_keys() -> dict[str, Declaration]:
+    """Return the keys that came later, of any option: at a value of theirs, all is as it was before."""
+    found: dict[str, Declaration] = {}
     nodes_by_group = [("", Config), *((f"{group}.", node) for (group, _), node in OPTIONS.items())]
     for prefix, node in nodes_by_group:
-        _add_absent(node, prefix, found)
+        _add_later(node, prefix, found)
     return found
 
 
-def _add_absent(node: Any, prefix: str, found: dict[str, Any]) -> None:
+def _add_later(node: Any, prefix: str, found: dict[str, Declaration]) -> None:
     for f in dataclasses.fields(node):
         if isinstance(f.type, type) and dataclasses.is_dataclass(f.type):
-            _add_absent(f.type, f"{prefix}{f.name}.", found)
-        elif (absent := declaration(f).absent) is not ALWAYS_IN:
-            found[prefix + f.name] = absent
+            _add_later(f.type, f"{prefix}{f.name}.", found)
+        elif (declared := declaration(f)).absent is not ALWAYS_IN:
+            found[prefix + f.name] = declared
 
 
 def runtime_keys() -> set[str]:

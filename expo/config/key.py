@@ -64,6 +64,10 @@ class Declaration:
             return f"{name}={value}: must be at most {self.high:g}; set {name}={self.high:g} or less"
         return None
 
+    def is_absent(self, value: Any) -> bool:
+        """Return whether everything is at this value as it was before the key existed."""
+        return value in self.absent if isinstance(self.absent, tuple) else bool(value == self.absent)
+
     @property
     def allowed(self) -> str:
         """Return the bounds or choices as a person reads them; "" where every value of the type will do."""
@@ -92,7 +96,7 @@ def key(
     sentence for people. low, high, above: bounds (above is exclusive) of a number, or of each number of a list. choices:
     allowed strings, or allowed items of a list. identity=False: it changes nothing of a run's result. pairs=False: it
     changes the result, but not the pairs that the initial policy makes for DPO. absent: for a key added later, the value
-    at which everything is as it was before the key existed; at this value the run's identity is what it was, too.
+    at which everything is as it was before the key existed; at this value the run's identity is what it was, too. A tuple: such values.
     finite=False: inf is a value, too, which stands for no limit.
     """
     declared = Declaration(help, low, high, above, tuple(choices), identity, pairs, absent, finite)

@@ -35,6 +35,13 @@ class TrainerConf:
         pairs=False,
         help="a non-finite loss or gradient: skip the update (counted) or stop",
     )
+    on_collapse: str = key(
+        "warn",
+        choices=("warn", "stop", "rollback"),
+        pairs=False,
+        absent=("warn", "stop"),
+        help="a policy that goes bad beyond its own history (docs/reliability.md): say so, stop there, or go on from checkpoints/best.ckpt",
+    )
     accelerator: str = key("auto", choices=("auto", "cpu", "gpu"), identity=False, help="one device of this kind")
     precision: str = key("32-true", choices=("32-true", "bf16-mixed"), help="number format of the update")
     threads: int = key(
@@ -45,6 +52,13 @@ class TrainerConf:
         identity=False,
         help="score rows end to end in one row instead of padding them; pays with model.attention=flash_attention_2",
     )
+
+    def rules(self, cfg: "Config") -> Rules:
+        yield (
+            self.on_collapse != "rollback" or cfg.algorithm.acts_every_step,
+            f"trainer.on_collapse={self.on_collapse}: {cfg.name} has no reward of each step to know the best checkpoint by; "
+            "set trainer.on_collapse=stop",
+        )
 
 
 @dataclass

@@ -1,12 +1,16 @@
 """How problems got solved: their completions at the steps of training, small enough to stand in a page."""
 
+import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from expo.config import UserError
 from expo.runs.reading import read_rows
+
+log = logging.getLogger(__name__)
 
 HELD_OUT, TRAINED_ON, STEPS, SHOWN = 10, 3, 12, 3  # problems held out and trained on, steps, completions at each
 CLIPPED = 1600  # characters of a completion; of a longer one, the middle is left out
@@ -76,7 +80,7 @@ class _Part:
         """Return (right, completions) by problem and step."""
         found: dict[Problem, dict[int, tuple[int, int]]] = defaultdict(dict)
         for step, path in files.items():
-            for row in read_rows(path, ["problem", "question", "level", "verdict"]):
+            for row in _readable(path, columns=["problem", "question", "level", "verdict"]):
                 if row["verdict"] is not None:  # a problem that nothing was sampled for
                     problem = row["problem"], row["question"]
                     right, total = found[problem].get(step, (0, 0))
@@ -109,7 +113,7 @@ class _Part:
             return found
         ids = [("problem", "in", [identifier for identifier, _ in self.chosen])]
         for step, path in files.items():
-            for row in read_rows(path, filters=ids):
+            for row in _readable(path, filters=ids):
                 if (row["problem"], row["question"]) in self.chosen:
                     found[row["problem"], row["question"]][step].append(row)
         return found
@@ -135,6 +139,15 @@ class _Part:
         by = f" ({by})" if done in ("solved", "changed") and len(self.files) > 1 else ""
         told = f"{f'level {level}, ' if level is not None else ''}{part}, {done}{by}"
         return {"label": told, "question": problem[1], "answer": answer, "arms": arms}
+
+
+def _readable(path: Path, **which: Any) -> list[dict[str, Any]]:
+    """Return the rows of a file; none, with a warning, of a damaged one."""
+    try:
+        return read_rows(path, **which)
+    except UserError as error:
+        log.warning("%s", error)
+        return []
 
 
 def _files(directory: Path, kind: str) -> Files:

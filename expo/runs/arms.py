@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
+from expo.config.from_run import config_tree
 from expo.config.identity import changing
 from expo.config.key import flat, shown
 
@@ -14,8 +13,11 @@ NAMED = ("algorithm.", "positives.", "hints.", "needs")
 
 
 def settings_of(directory: str | Path) -> dict[str, Any]:
-    """Return every key of a run that changes its result, but for the seed. Reads config.yaml as text: nothing in it is resolved."""
-    return settings_in(OmegaConf.to_container(OmegaConf.load(Path(directory, "config.yaml")), resolve=False))
+    """Return every key of a run that changes its result, but for the seed. Reads config.yaml as text: nothing in it is resolved.
+
+    Raises UserError for one that cannot be read.
+    """
+    return settings_in(config_tree(Path(directory, "config.yaml")))
 
 
 def settings_in(tree: Any) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from expo.config.errors import first_line
 
 log = logging.getLogger(__name__)
 
+BEST = "best.ckpt"  # of the highest reward, see `expo.runs.collapse`
 LINEAGE = "expo.lineage"  # key of a checkpoint: the identity of its run, but for the number of steps
 
 
@@ -49,15 +50,15 @@ def newest_checkpoint(directory: Path, lineage: str | None = None) -> Path | Non
     """
     found = [path for path in directory.glob("checkpoints/*") if re.fullmatch(r"step\d+\.ckpt", path.name)]
     for path in sorted(found, key=step_of, reverse=True):
-        flaw = _flaw(path, lineage)
-        if flaw is None:
+        wrong = flaw(path, lineage)
+        if wrong is None:
             return path
-        log.warning("%s %s; going on from an earlier checkpoint, if there is one", path, flaw)
+        log.warning("%s %s; going on from an earlier checkpoint, if there is one", path, wrong)
     return None
 
 
-def _flaw(path: Path, lineage: str | None) -> str | None:
-    """Return what is wrong with a checkpoint; None where nothing is. Raises UserError as `newest_checkpoint`."""
+def flaw(path: Path, lineage: str | None) -> str | None:
+    """Return what is wrong with a checkpoint; None where nothing is. Args and errors: as `newest_checkpoint`."""
     try:
         with zipfile.ZipFile(path) as parts:  # torch's format
             if parts.testzip() is not None:

@@ -37,6 +37,7 @@ class Run:
     started: float = field(default_factory=time.monotonic)
     earlier_s: float = 0.0  # wall-clock seconds of earlier sessions of the same run
     metrics: dict[str, float] = field(default_factory=dict)
+    collapses: list[dict[str, Any]] = field(default_factory=list)  # see `expo.runs.health`
 
     @cached_property
     def identity(self) -> str:
@@ -140,6 +141,7 @@ class Run:
             "device": device_name(),
             "wall_s": round(self.earlier_s + time.monotonic() - self.started, 1),
             "metrics": self.metrics,
+            **({"collapses": self.collapses} if self.collapses else {}),
         }
         path = self.dir / "summary.json"
         partial = path.with_suffix(".tmp")

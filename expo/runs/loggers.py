@@ -57,6 +57,9 @@ class Wandb(Tracker, WandbLogger):
     def log_record(self, record: Mapping[str, Any]) -> None:
         self.experiment.summary.update(dict(record))
 
+    def alert(self, title: str, text: str) -> None:
+        self.experiment.alert(title, text)
+
     def close(self) -> None:
         self.experiment.finish()
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import pyarrow.parquet
 
+from expo.config.errors import UserError, first_line
+
 Curve = tuple[list[tuple[int, float]], list[tuple[int, float]]]
 
 
@@ -55,14 +57,28 @@ def by_step(runs: Sequence[Sequence[tuple[float, float]]]) -> tuple[list[float],
 def read_rows(
     path: str | Path, columns: Sequence[str] | None = None, filters: Sequence[tuple[str, str, Any]] | None = None
 ) -> list[dict[str, Any]]:
-    """Return the rows of a parquet file, or some columns of them. Args: filters, of which each row passes all, as (column, sign, value)."""
-    rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path, columns=columns, filters=filters).to_pylist()
+    """Return the rows of a parquet file, or some columns of them. Args: filters, of which each row passes all, as (column, sign, value).
+
+    Raises UserError for a file that cannot be read.
+    """
+    try:
+        table = pyarrow.parquet.read_table(path, columns=columns, filters=filters)
+        if missing := set(columns or ()) - set(table.column_names):
+            raise ValueError(f"no column {min(missing)}")
+        rows: list[dict[str, Any]] = table.to_pylist()
+    except (OSError, ValueError, pyarrow.lib.ArrowException) as error:
+        raise UserError(
+            f"{path}: cannot be read ({first_line(error)}); remove the run's directory and make it again"
+        ) from error
     return rows
 
 
 def final_rows(directory: str | Path) -> list[dict[str, Any]]:
-    """Return every completion of the last evaluation."""
-    return read_rows(max(Path(directory, "completions").glob("eval*.parquet")))
+    """Return every completion of the last evaluation. Raises UserError where there is none, or it cannot be read."""
+    files = sorted(Path(directory, "completions").glob("eval*.parquet"))
+    if not files:
+        raise UserError(f"{directory}: has no completions of an evaluation; make the run again with fresh=true")
+    return read_rows(files[-1])
 
 
 SAMPLES = 6  # problems of a training step that are kept beside a table

@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import Logger
 from expo.config import UserError, identity, lineage
 from expo.config.from_run import restore
 from expo.evaluation.evaluate import Evaluator
-from expo.runs.checkpoints import newest_checkpoint, step_of
+from expo.runs.checkpoints import BEST, newest_checkpoint, step_of
 from expo.runs.directory import Run
 from expo.runs.reading import read_lines, read_rows, read_summary
 from expo.runs.tracking import trackers
@@ -125,6 +125,8 @@ def _take(other: Run, checkpoint: Path, run: Run) -> None:
     run.metrics = {name: value for name, value in last.items() if name != "step"}
     run.earlier_s = read_summary(other.dir).get("wall_s", 0.0)
     (run.dir / "checkpoints").mkdir(exist_ok=True)
+    if (best := other.dir / "checkpoints" / BEST).is_file():
+        shutil.copyfile(best, run.dir / "checkpoints" / BEST)
     (run.dir / TAKEN).touch()
     partial = run.dir / "checkpoints" / COPYING
     shutil.copyfile(checkpoint, partial)

@@ -51,6 +51,9 @@ class Tracker(Logger):
     def log_record(self, record: Mapping[str, Any]) -> None:
         """Note what summary.json says beside the metrics: status, wall-clock seconds, versions, device."""
 
+    def alert(self, title: str, text: str) -> None:
+        """Tell whoever watches, where the logger can."""
+
     def close(self) -> None:
         """End the session: nothing more is logged in this process."""
         self.finalize("success")

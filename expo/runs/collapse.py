@@ -1,0 +1,121 @@
+"""What is done about a policy that collapses: `trainer.on_collapse`, and the best checkpoint."""
+
+import logging
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from lightning import Trainer
+from lightning.pytorch.callbacks import Callback
+
+from expo.algorithms.base import Algorithm
+from expo.runs.checkpoints import BEST, flaw
+from expo.runs.directory import Run
+from expo.runs.health import Collapse, Health
+from expo.runs.reading import read_points
+from expo.runs.tracking import log_summary, trackers
+
+log = logging.getLogger(__name__)
+
+
+class Collapsed(Exception):
+    """The policy has collapsed, and `trainer.on_collapse` says to stop, or there is nothing to roll back to."""
+
+
+class WatchHealth(Callback):
+    """Names a collapse in the terminal, the summary and the loggers; then goes on, stops, or rolls back.
+
+    With stop and rollback, checkpoints/best.ckpt is the checkpoint of the highest mean reward over the last steps, looked
+    at every `evaluation.every` steps; before there is one, the initial policy. A rollback takes the policy and the optimizer
+    from it; the steps go on counting, so that other problems and other noise follow. It is done once for each best
+    checkpoint: a collapse after it, without a better one in between, stops the run.
+    """
+
+    def __init__(self, run: Run, action: str, every: int, lineage: str):
+        self.run, self.action, self.every, self.lineage = run, action, every, lineage
+        self.path = run.dir / "checkpoints" / BEST
+        self.health = Health()
+        self.best_step, self.best_reward = -1, float("-inf")  # of the best checkpoint; -1: there is none
+        self.rolled_back_to, self.since = -1, 0  # the step rolled back to last, and the step at which that was done
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "health": self.health.state(), "best_step": self.best_step, "best_reward": self.best_reward,
+            "rolled_back_to": self.rolled_back_to, "since": self.since, "collapses": self.run.collapses,
+        }  # fmt: skip
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.health = Health.of(state_dict["health"])
+        self.best_step, self.best_reward = state_dict["best_step"], state_dict["best_reward"]
+        self.rolled_back_to, self.since = state_dict["rolled_back_to"], state_dict["since"]
+        self.run.collapses = state_dict["collapses"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
+        if trainer.current_epoch == 0 and self.action != "warn":
+            self.keep(trainer, 0, float("-inf"))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
+        step, found = trainer.current_epoch + 1, []
+        for watch, now in self.health.see(step, pl_module.last_metrics):
+            metric, best = watch.sign.metric, watch.best or 0.0
+            points = [p for p in read_points(self.run.dir, metric) if p[0] > self.since]
+            found.append(Collapse(metric, watch.sign.meaning, best, now, watch.began(points, now), step))
+        if found:
+            self.tell(trainer, found)
+            self.act(trainer, pl_module, found[0])
+        if step == 1 and (first := pl_module.last_metrics["reward/mean"]) is not None:
+            self.best_reward = first  # of the initial policy, which has made the rollouts of this step
+        reward = self.health.reward
+        better = reward is not None and reward >= self.best_reward and not self.health.collapsing
+        if self.action != "warn" and better and self.every and step % self.every == 0:
+            assert reward is not None
+            self.keep(trainer, step, reward)
+
+    def tell(self, trainer: Trainer, found: list[Collapse]) -> None:
+        """Name collapses in the terminal, the summary and the loggers."""
+        self.run.collapses = [*self.run.collapses, *map(asdict, found)]
+        self.run.write_summary("stopped")  # what a SIGKILL from here on leaves behind
+        log_summary(trainer.loggers, self.run)
+        for collapse in found:
+            log.warning("%s", collapse)
+            for logger in trackers(trainer.loggers):
+                logger.alert(f"{self.run.cfg.name}-s{self.run.cfg.seed}: {collapse.metric}", str(collapse))
+
+    def act(self, trainer: Trainer, module: Algorithm, collapse: Collapse) -> None:
+        """Do what `trainer.on_collapse` says. Raises Collapsed where the run is to end."""
+        if self.action == "stop":
+            raise Collapsed(
+                f"stopped at step {collapse.noticed}: {collapse.metric} collapses from step {collapse.began} on; {self.path} is of step {self.best_step}"
+            )
+        if self.action == "rollback":
+            self.roll_back(trainer, module, collapse)
+
+    def keep(self, trainer: Trainer, step: int, reward: float) -> None:
+        """Save the best checkpoint."""
+        self.best_step, self.best_reward = step, reward
+        trainer.save_checkpoint(self.path)
+
+    def roll_back(self, trainer: Trainer, module: Algorithm, collapse: Collapse) -> None:
+        """Take policy, optimizer and history from the best checkpoint. Raises Collapsed where that was done before, or cannot be."""
+        if self.rolled_back_to == self.best_step:
+            raise Collapsed(
+                f"stopped at step {collapse.noticed}: {collapse.metric} collapses once more after the return to step {self.best_step}, the best so far"
+            )
+        wrong = flaw(self.path, self.lineage) if self.path.is_file() else "is not there"
+        if wrong:
+            raise Collapsed(f"stopped at step {collapse.noticed}: there is no way back, {self.path} {wrong}")
+        saved = torch.load(self.path, map_location=module.device, weights_only=True)
+        own = saved["callbacks"][self.state_key]
+        if own["best_step"] != self.best_step:
+            raise Collapsed(
+                f"stopped at step {collapse.noticed}: {self.path} is of step {own['best_step']}, the best one is {self.best_step}"
+            )
+        module.load_state_dict(saved["state_dict"], strict=False)
+        trainer.strategy.load_optimizer_state_dict(saved)
+        for schedule, state in zip(trainer.lr_scheduler_configs, saved["lr_schedulers"], strict=True):
+            schedule.scheduler.load_state_dict(state)
+        module.on_load_checkpoint(saved)
+        module.pipeline.engines.sync()
+        self.health = Health.of(own["health"])
+        self.rolled_back_to, self.since = self.best_step, collapse.noticed
+        log.warning("step %d: back to the policy of step %d", collapse.noticed, self.best_step)

@@ -1,0 +1,151 @@
+"""Watch a run's scalars against their own history: a policy that collapses is named, with the step where that began."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from statistics import fmean, pstdev
+from typing import Any, Self
+
+WINDOW = 10  # steps whose mean is compared with the best mean of earlier ones
+FEWEST = 2  # steps of the first earlier means: a policy may collapse in its third step
+NOISE = 3  # standard deviations of single steps, which a change has to exceed
+
+Point = tuple[int, float]  # step, value
+
+
+@dataclass(frozen=True)
+class Sign:
+    """One way in which a policy goes bad: a scalar that falls or rises far beyond what it has been.
+
+    The change against the best earlier mean must reach `least`, in the scalar's own unit, and the share `share` of that
+    mean. Falling entropy is no sign: it is what learning looks like.
+    """
+
+    metric: str
+    falls: bool
+    least: float
+    share: float
+    meaning: str
+
+
+SIGNS = (
+    Sign("reward/mean", True, 0.1, 0.5, "it no longer solves what it solved"),
+    Sign("reward/unparseable_frac", False, 0.3, 0.0, "its completions have no answer that can be read"),
+    Sign("policy/entropy", False, 0.3, 3.0, "its tokens become random"),
+    Sign("completion/length_mean", True, 5.0, 0.9, "it ends at once"),
+    Sign("completion/truncated_frac", False, 0.5, 0.0, "it no longer ends"),
+    Sign("loss/kl", False, 1.0, 3.0, "it leaves the reference (nats per token)"),
+    Sign("positive/leak_gap", False, 1.0, 3.0, "explanations lean on the shown answer (nats per token)"),
+)
+
+
+@dataclass(frozen=True)
+class Collapse:
+    """A scalar's mean over the last steps, `now`, against its best earlier mean, `best`. Steps are numbers of steps done."""
+
+    metric: str
+    meaning: str
+    best: float
+    now: float
+    began: int
+    noticed: int
+
+    def __str__(self) -> str:
+        return (
+            f"the policy collapses: {self.metric} went from {self.best:.3g} to {self.now:.3g} from step {self.began} on "
+            f"(noticed at step {self.noticed}): {self.meaning}"
+        )
+
+
+def collapses_of(summary: Mapping[str, Any]) -> list[Collapse]:
+    """Return the collapses that a summary tells of, without what is none."""
+    found = summary.get("collapses")
+    names = Collapse.__dataclass_fields__.keys()
+    return [
+        Collapse(**c)
+        for c in (found if isinstance(found, list) else [])
+        if isinstance(c, dict) and c.keys() == names and _numbers(c)
+    ]
+
+
+def _numbers(collapse: Mapping[str, Any]) -> bool:
+    return all(isinstance(collapse[name], int | float) for name in ("best", "now", "began", "noticed"))
+
+
+@dataclass
+class Watch:
+    """One sign over a run. `best` is the best mean so far of up to WINDOW steps, all of them before the last WINDOW ones."""
+
+    sign: Sign
+    recent: list[Point] = field(default_factory=list)  # of the last 2 WINDOW steps that have the scalar
+    best: float | None = None
+    on: bool = False  # whether the collapse that was told still lasts
+
+    def see(self, step: int, value: float) -> float | None:
+        """Take a step's value. Returns the mean of the last WINDOW steps where a collapse is noticed now, else None."""
+        self.recent = [*self.recent, (step, value)][-2 * WINDOW :]
+        earlier, last = values(self.recent[:-WINDOW]), values(self.recent[-WINDOW:])
+        if len(earlier) < FEWEST:
+            return None
+        mean = fmean(earlier)
+        if self.best is None or self.change(self.best, mean) < 0:
+            self.best = mean
+        now, worse = fmean(last), self.change(self.best, fmean(last))
+        least = max(self.sign.least, self.sign.share * abs(self.best))
+        if self.on:
+            self.on = worse >= least / 2
+            return None
+        self.on = worse >= least and worse > NOISE * pstdev(last)
+        return now if self.on else None
+
+    def change(self, before: float, now: float) -> float:
+        """Return by how much a value is worse than another; negative: better."""
+        return before - now if self.sign.falls else now - before
+
+    def began(self, points: Sequence[Point], now: float) -> int:
+        """Return the step after the last one whose value is nearer to the best mean than to `now`. Args: all points so far."""
+        assert self.best is not None
+        middle = (self.best + now) / 2
+        good = [step for step, value in points if self.change(middle, value) < 0]
+        return max(good, default=0) + 1
+
+
+@dataclass
+class Health:
+    """All signs of a run. What it needs to go on is `state`, plain data."""
+
+    watches: dict[str, Watch] = field(default_factory=lambda: {sign.metric: Watch(sign) for sign in SIGNS})
+
+    def see(self, step: int, metrics: Mapping[str, float | None]) -> list[tuple[Watch, float]]:
+        """Take the scalars of a step. Returns what collapses from now on, and its mean now; undefined scalars say nothing."""
+        found = []
+        for name, watch in self.watches.items():
+            value = metrics.get(name)
+            if value is not None and math.isfinite(value) and (now := watch.see(step, value)) is not None:
+                found.append((watch, now))
+        return found
+
+    @property
+    def reward(self) -> float | None:
+        """Return the mean reward of the last WINDOW steps; None before there are so many."""
+        last = values(self.watches["reward/mean"].recent[-WINDOW:])
+        return fmean(last) if len(last) == WINDOW else None
+
+    @property
+    def collapsing(self) -> bool:
+        """Return whether a collapse that was told still lasts."""
+        return any(watch.on for watch in self.watches.values())
+
+    def state(self) -> dict[str, Any]:
+        """Return what is known, as plain data for a checkpoint."""
+        return {name: {k: v for k, v in asdict(w).items() if k != "sign"} for name, w in self.watches.items()}
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> Self:
+        """Return what `state` was taken of."""
+        return cls({sign.metric: Watch(sign, **state.get(sign.metric, {})) for sign in SIGNS})
+
+
+def values(points: Sequence[Point]) -> list[float]:
+    """Return the values of points."""
+    return [value for _, value in points]
