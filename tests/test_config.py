@@ -223,7 +223,7 @@ def test_pairs_are_shared_by_what_does_not_change_them_only():
     ("arguments", "said"),
     [
         (["--help", "seed"], "seed=0   (int; ≥ 0, ≤ 9.22337e+18)"),
-        (["--help", "trainer.max_steps"], "trainer.max_steps=200   (int; > 0)"),
+        (["--help", "trainer.max_steps"], "trainer.max_steps=200   (int; > 0, ≤ 1e+08)"),
         (["--help", "debug"], "debug=tiny"),
         (["--help"], "keys in no group: k, seed, name"),
         (["algorithm=grpo", "-m", "--help"], "groups and their options"),

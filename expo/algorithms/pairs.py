@@ -15,6 +15,7 @@ import pyarrow.parquet
 import torch
 
 from expo.config import UserError
+from expo.config.errors import first_line
 from expo.data.problem import Problem
 from expo.rollout.engine import Completion
 from expo.step.experience import Candidate, Experience, Timer
@@ -41,7 +42,10 @@ class PairStore:
         return (self.own if step else self.initial) / f"pairs-step{step:06d}.parquet"
 
     def load(self, step: int, problems: list[Problem]) -> Experience | None:
-        """Return the round that begins at `step`, or None where it has not been made. Raises UserError where it was changed."""
+        """Return the round that begins at `step`, or None where it has not been made.
+
+        Raises UserError where it was changed, or cannot be read.
+        """
         path = self.path(step)
         if self.fresh or not _digest_file(path).is_file():
             return None
@@ -49,6 +53,14 @@ class PairStore:
             raise UserError(
                 f"pairs={path}: not what was written there (its SHA-256 differs); delete it, and it is made again"
             )
+        try:
+            return self._read(path, step, problems)
+        except (OSError, pa.ArrowException, LookupError, ValueError, TypeError) as error:
+            raise UserError(
+                f"pairs={path}: cannot be read ({type(error).__name__}: {first_line(error)}); delete it, and it is made again"
+            ) from error
+
+    def _read(self, path: Path, step: int, problems: list[Problem]) -> Experience:
         table = pa.parquet.read_table(path)
         rows, cost = table.to_pylist(), json.loads(table.schema.metadata[COST])
         if [row["problem"] for row in rows] != [p.id for p in problems]:

@@ -22,6 +22,7 @@ from expo.runs.checkpoints import WholeFiles, newest_checkpoint, save_checkpoint
 from expo.runs.collapse import Collapsed, WatchHealth
 from expo.runs.directory import FINISHED, Run
 from expo.runs.shorter import check_problems, inherit, replay
+from expo.runs.space import check_space
 from expo.runs.tracking import Session, log_summary, make_loggers
 from expo.verifier.pool import Verifier
 
@@ -43,6 +44,7 @@ def make_run(cfg: Config) -> int:
             run.keep_account(account)
             module.pairs = replace(module.pairs, own=run.dir / "pairs")
             check_problems(run, evaluator)
+            check_space(cfg, run.dir, module)
             inherit(run, evaluator)
             return fit(cfg, run, module, evaluator)
 

@@ -34,10 +34,10 @@ def measure_samples(cfg: Config, run: Run) -> None:
     loggers = chosen_loggers(Session(cfg, run.dir, command="diagnose"))
     model, tokenizer = load_model(cfg)
     model.eval()
-    prompts: Prompts = build(cfg.prompts)
+    prompts: Prompts = build(cfg.prompts, of=Prompts)
     makers = [prompts.solve_ids, prompts.explain_ids]
     with Verifier(cfg.verifier) as verifier:
-        reader: Reader = build(cfg.dataset, verifier)
+        reader: Reader = build(cfg.dataset, verifier, of=Reader)
         problems = first_of_each_level(reader.part(), conf.problems)
         problems, taken = within_length(problems, makers, tokenizer, cfg.rollout.max_prompt_tokens)
         run.keep_account(reader.account() | {cfg.dataset.part: taken})

@@ -30,9 +30,9 @@ def evaluate(cfg: Config, run: Run) -> None:
     loggers = chosen_loggers(Session(cfg, run.dir, command="evaluate"))
     warn_of_other_settings(cfg)
     model, tokenizer = load_model(cfg)
-    prompts: Prompts = build(cfg.prompts)
+    prompts: Prompts = build(cfg.prompts, of=Prompts)
     with Verifier(cfg.verifier) as verifier:
-        reader: Reader = build(cfg.dataset, verifier)
+        reader: Reader = build(cfg.dataset, verifier, of=Reader)
         problems, taken = within_length(reader.part(), [prompts.solve_ids], tokenizer, cfg.rollout.max_prompt_tokens)
         run.keep_account(reader.account() | {cfg.dataset.part: taken})
         engine = make_engine(cfg, model, tokenizer)

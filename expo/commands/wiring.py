@@ -10,7 +10,7 @@ from transformers.utils import logging as transformers_logging
 
 from expo.algorithms.base import Algorithm, Components
 from expo.algorithms.pairs import PairStore
-from expo.config import Config, build, pairs_identity, run_dir
+from expo.config import Config, UserError, build, pairs_identity, run_dir
 from expo.config.explaining import when_explained
 from expo.data.account import Account
 from expo.data.problem import Problem
@@ -20,9 +20,12 @@ from expo.model.policy import frozen_copy
 from expo.model.prompts import Prompts
 from expo.rollout.engine import Engine, Sampling
 from expo.step.experience import Tools
+from expo.step.hints import NoHints
 from expo.step.pipeline import Engines, Pipeline
 from expo.step.positives.properties import Scorer
+from expo.step.positives.sources import PositiveSource
 from expo.step.problems import ProblemSampler, within_length
+from expo.step.rewards import Reward
 from expo.verifier.pool import Verifier
 
 
@@ -51,10 +54,10 @@ def build_run(cfg: Config, verifier: Verifier) -> tuple[Algorithm, Evaluator, Ac
     """Wire data, models and engines of a training run. Raises UserError for what cannot be loaded."""
     torch.manual_seed(cfg.seed)
     divide_evenly(cfg)
-    reader: Reader = build(cfg.dataset, verifier)
+    reader: Reader = build(cfg.dataset, verifier, of=Reader)
     problems, held_out = reader.train(), reader.evaluation()  # before the model: quicker to fail
     policy, tokenizer = load_model(cfg)
-    prompts: Prompts = build(cfg.prompts)
+    prompts: Prompts = build(cfg.prompts, of=Prompts)
     limit = cfg.rollout.max_prompt_tokens
     makers = [prompts.solve_ids, prompts.explain_ids, *([prompts.hint_ids] if cfg.hints.writer else [])]
     problems, trained = within_length(problems, makers, tokenizer, limit)
@@ -64,9 +67,9 @@ def build_run(cfg: Config, verifier: Verifier) -> tuple[Algorithm, Evaluator, Ac
     reference, snapshot = frozen_models(cfg, policy)
     pipeline = Pipeline(
         engines=make_engines(cfg, policy, reference, snapshot, tokenizer),
-        source=build(cfg.positives),
-        hints=build(cfg.hints),
-        reward=build(cfg.reward),
+        source=build(cfg.positives, of=PositiveSource),
+        hints=build(cfg.hints, of=NoHints),
+        reward=build(cfg.reward, of=Reward),
         scorer=Scorer(policy, tokenizer, prompts, cfg.trainer.micro_batch_size),
         tools=Tools(prompts, tokenizer, verifier, rollout_sampling(cfg), cfg.seed, longest_prompt(cfg, policy)),
         when=when_explained(cfg.positives, cfg.algorithm),
@@ -77,12 +80,21 @@ def build_run(cfg: Config, verifier: Verifier) -> tuple[Algorithm, Evaluator, Ac
         shared, run_dir(cfg) / "pairs", cfg.fresh
     )  # `make_run` says where the run's own are, once that is sure
     components = Components(policy, reference, snapshot, pipeline, sampler, cfg.optimizer, cfg.trainer, pairs)
-    return build(cfg.algorithm, components), make_evaluator(cfg, held_out, verifier, prompts, tokenizer), account
+    return (
+        build(cfg.algorithm, components, of=Algorithm),
+        make_evaluator(cfg, held_out, verifier, prompts, tokenizer),
+        account,
+    )
 
 
 def load_model(cfg: Config) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load the model to where it will work: an engine is made for the device that it finds the model on."""
-    model, tokenizer = build(cfg.model)
+    loaded = build(cfg.model)
+    if not isinstance(loaded, tuple):
+        raise UserError(f"model._target_={cfg.model._target_}: loads no model and tokenizer; give a function that does")
+    model, tokenizer = loaded
+    prompts: Prompts = build(cfg.prompts, of=Prompts)
+    prompts.check(tokenizer, cfg.model.path)
     if torch.cuda.is_available() and cfg.trainer.accelerator != "cpu":
         model.to("cuda")
     return model, tokenizer
@@ -122,7 +134,7 @@ def make_engines(
 
 def make_engine(cfg: Config, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Engine:
     """Make an engine on a model in memory, as `rollout` says."""
-    engine: Engine = build(cfg.rollout, model, tokenizer)
+    engine: Engine = build(cfg.rollout, model, tokenizer, of=Engine)
     return engine
 
 

@@ -122,7 +122,7 @@ class DPOConf(PositivesOnlyConf):
     )
     preference: str = key("sigmoid", choices=("sigmoid", "ipo"), pairs=False, help="the loss of a pair")
     beta: float = key(
-        0.1, above=0, pairs=False, help="DPO's temperature; the paper's is not known, this is the usual one"
+        0.1, above=0, high=1e4, pairs=False, help="DPO's temperature; the paper's is not known, this is the usual one"
     )
     label_smoothing: float = key(
         0.0, low=0, high=0.5, pairs=False, help="share of pairs taken to be the wrong way round"
@@ -183,6 +183,7 @@ class GRPOConf(AlgorithmConf):
     kl_coef: float = key(
         0.0,
         low=0,
+        high=1e4,
         help="weight of the KL term against the frozen reference; 0: no KL term and no forward pass of the reference",
     )
     kl_estimator: str = key("k3", choices=("k1", "k2", "k3"), help="estimator of the KL divergence per token")

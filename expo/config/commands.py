@@ -162,11 +162,11 @@ class PretrainConf:
     """`expo pretrain`: the ladder's base policy from nothing."""
 
     max_steps: int = key(3000, above=0, help="optimizer steps")
-    learning_rate: float = key(2.5e-3, above=0, help="largest learning rate of the cosine schedule")
+    learning_rate: float = key(2.5e-3, above=0, high=10, help="largest learning rate of the cosine schedule")
     tokens_per_batch: int = key(6000, above=0, help="tokens per optimizer step")
     warmup_steps: int = key(300, low=0, help="steps on levels 1 and 2 only")
-    hidden_size: int = key(96, above=0, help="width of the model")
-    layers: int = key(4, above=0, help="depth of the model")
+    hidden_size: int = key(96, above=0, high=2**16, help="width of the model")
+    layers: int = key(4, above=0, high=2**10, help="depth of the model")
     heads: int = key(
         4, above=0, help="attention heads; vLLM on a CPU needs heads of 32, 64 or more: 3 for a width of 96"
     )
@@ -201,5 +201,5 @@ class DiagnoseConf:
     """`expo diagnose`: the two properties of a good positive, measured."""
 
     problems: int = key(100, above=0, help="problems per level")
-    samples: int = key(4, above=0, help="completions of each kind per problem")
+    samples: int = key(4, above=0, high=2**16, help="completions of each kind per problem")
     judge: JudgeConf = key(JudgeConf, help="an LLM judge of single steps")

@@ -4,9 +4,10 @@ import dataclasses
 import importlib
 import importlib.metadata
 import importlib.util
+import inspect
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -148,14 +149,36 @@ def _check_target(named: str, target: str) -> None:
         raise UserError(f"{named}: there is no such module; give the full name of a class that can be imported")
 
 
-def build(conf: Any, *parts: Any) -> Any:
+def build(conf: Any, *parts: Any, of: type | None = None) -> Any:
     """Make the object that a config dataclass describes: its `_target_`, given the dataclass whole and then `parts`.
 
-    Raises UserError where the module has no such class.
+    Args: of, the class or protocol that it has to be of. Raises UserError where the module has no such class, or it is
+    of another kind.
     """
     module, _, name = conf._target_.rpartition(".")
     try:
         made = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise UserError(f"_target_={conf._target_}: cannot be imported ({error}); correct the name") from error
+    if not callable(made) or not _takes(made, len(parts) + 1) or not _is_of(made, of):
+        raise UserError(f"_target_={conf._target_}: is no {of.__name__ if of else 'class'}; give the name of one")
     return made(conf, *parts)
+
+
+def _takes(made: Callable[..., Any], count: int) -> bool:
+    """Return whether something can be called with so many arguments."""
+    try:
+        inspect.signature(made).bind(*range(count))
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _is_of(made: Any, kind: type | None) -> bool:
+    """Return whether a class is of a kind; of a protocol, by what it has. What a function makes is not known."""
+    if kind is None or not isinstance(made, type):
+        return True
+    if not getattr(kind, "_is_protocol", False):
+        return issubclass(made, kind)
+    own = [n for n, value in vars(kind).items() if callable(value) and (n == "__call__" or not n.startswith("_"))]
+    return all(any(name in vars(base) for base in made.__mro__) for name in own)

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from expo.config.run import Config
 
 
+MOST_GENERATED = 100_000  # problems of a level of the ladder
+
+
 @dataclass
 class ColumnsConf:
     """Column names of an arbitrary data set. An empty name: the data set has no such column."""
@@ -188,6 +191,15 @@ class LadderConf(DatasetConf):
         choices=("own", "terse", "foreign"),
         help="the expert's solutions: in the policy's style, results only, or in an order never seen",
     )
+
+    def rules(self, cfg: "Config") -> Rules:
+        for name, count in (("limit", self.limit), ("eval_limit", self.eval_limit)):
+            yield (
+                count is None or count <= MOST_GENERATED,
+                f"dataset.{name}={count}: the ladder makes at most {MOST_GENERATED} problems of a level (10 s each); "
+                f"set dataset.{name}={MOST_GENERATED} or less",
+            )
+        yield from super().rules(cfg)
 
 
 def _file(name: str, path: str | None) -> Rules:

@@ -16,6 +16,7 @@ from omegaconf import MISSING
 
 from expo.config.errors import UserError
 
+LARGEST = 10**9  # of a number without a bound of its own: what is larger is a slip of the keyboard
 ALWAYS_IN = object()  # the value of `absent` for a key that is always part of the identity
 
 # Whether a rule is kept, and what to say where it is not.
@@ -60,6 +61,8 @@ class Declaration:
             return f"{name}={value}: not between {self.low:g} and {self.high:g}; set {name} to a value in that range"
         if self.low is not None and value < self.low:
             return f"{name}={value}: must be at least {self.low:g}; set {name}={self.low:g} or more"
+        if self.high is None and not math.isinf(value) and abs(value) > LARGEST:
+            return f"{name}={value}: absurdly large; set {name} to a value of at most {LARGEST:g}"
         if self.high is not None and value > self.high:
             return f"{name}={value}: must be at most {self.high:g}; set {name}={self.high:g} or less"
         return None

@@ -22,7 +22,7 @@ class ModelConf:
     dtype: str = key("float32", choices=("float32", "bfloat16", "float16", "auto"), help="number format of the weights")
     attention: str = key("sdpa", help="attention implementation of transformers, such as flash_attention_2")
     lora_rank: int = key(0, low=0, high=1024, help="rank of the LoRA adapter; 0 trains all weights")
-    lora_alpha: int = key(32, above=0, help="LoRA's alpha: the adapter's output is scaled by alpha / rank")
+    lora_alpha: int = key(32, above=0, high=2**16, help="LoRA's alpha: the adapter's output is scaled by alpha / rank")
     gradient_checkpointing: bool = key(False, help="compute activations again in the backward pass, to save memory")
 
     def rules(self, cfg: "Config") -> Rules:

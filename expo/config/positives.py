@@ -67,7 +67,7 @@ class NoPositivesConf(PositivesConf):
 class SourceConf(PositivesConf):
     """Positives as an SFT term beside another loss, as members of GRPO's groups, as SFT's targets or as DPO's chosen."""
 
-    weight: float = key(0.04, low=0, pairs=False, help="weight β of the SFT term at the start")
+    weight: float = key(0.04, low=0, high=1e4, pairs=False, help="weight β of the SFT term at the start")
     schedule: str = key(
         "constant",
         choices=("constant", "linear", "cosine", "all_wrong_fraction"),

@@ -16,12 +16,14 @@ class RolloutConf:
     """transformers, in the trainer's process, on the trainer's own weights."""
 
     _target_: str = "expo.rollout.transformers_engine.TransformersEngine"
-    temperature: float = key(1.0, low=1e-3, help="sampling temperature of rollouts and explanations")
+    temperature: float = key(1.0, low=1e-3, high=100, help="sampling temperature of rollouts and explanations")
     top_p: float = key(1.0, help="must be 1: the policy is scored on its full distribution")
     top_k: int = key(0, help="must be 0 (off), for the same reason")
-    max_prompt_tokens: int = key(512, above=0, help="a problem whose prompt is longer is skipped, and counted")
-    max_completion_tokens: int = key(1024, above=0, help="a completion is cut off here")
-    batch_size: int = key(256, above=0, identity=False, help="rows decoded at once")
+    max_prompt_tokens: int = key(
+        512, above=0, high=2**20, help="a problem whose prompt is longer is skipped, and counted"
+    )
+    max_completion_tokens: int = key(1024, above=0, high=2**20, help="a completion is cut off here")
+    batch_size: int = key(256, above=0, high=2**20, identity=False, help="rows decoded at once")
     requires: str = key("", identity=False, help="package that the engine needs beyond expo's own")
     extra: str = key("", identity=False, help="extra of `make setup` that brings it")
 

@@ -14,11 +14,12 @@ if TYPE_CHECKING:
 class TrainerConf:
     """The size of a run, and what it runs on."""
 
-    max_steps: int = key(200, above=0, help="steps of the run")
+    max_steps: int = key(200, above=0, high=10**8, help="steps of the run")
     problems_per_step: int = key(16, above=0, high=2**20, help="problems of a step")
     micro_batch_size: int = key(
         16,
         above=0,
+        high=2**20,
         identity=False,
         help="rows per forward and backward pass; changes memory and speed, and the numbers by rounding only",
     )
@@ -66,7 +67,7 @@ class OptimizerConf:
     """AdamW with linear warm-up, then a constant learning rate."""
 
     learning_rate: float = key(1e-6, above=0, high=10, help="learning rate after the warm-up")
-    weight_decay: float = key(0.0, low=0, help="decoupled weight decay")
+    weight_decay: float = key(0.0, low=0, high=100, help="decoupled weight decay")
     betas: list[float] = key([0.9, 0.999], low=0, help="AdamW's β₁ and β₂")
     warmup_steps: int = key(0, low=0, help="optimizer steps of linear warm-up")
     max_grad_norm: float = key(1.0, above=0, finite=False, help="gradients are clipped to this norm; inf: never")
@@ -87,9 +88,9 @@ class EvaluationConf:
         low=0,
         help="steps between evaluations; one is always made before the first step and after the last; 0: only those two",
     )
-    samples: int | None = key(None, above=0, help="samples per problem; null: the largest k")
+    samples: int | None = key(None, above=0, high=2**20, help="samples per problem; null: the largest k")
     temperature: float = key(
-        0.7, low=1e-3, help="sampling temperature; `evaluation.greedy` is for the most likely tokens"
+        0.7, low=1e-3, high=100, help="sampling temperature; `evaluation.greedy` is for the most likely tokens"
     )
     top_p: float = key(1.0, above=0, high=1, help="nucleus sampling: the most likely tokens of this total probability")
     top_k: int = key(0, low=0, help="only the k most likely tokens; 0: off")
@@ -118,8 +119,8 @@ class VerifierConf:
         high=3600,
         help="CPU seconds of a worker process for one answer; five times as much wall-clock time, for what hangs",
     )
-    memory_mb: int = key(1024, above=0, help="memory of one worker process, MiB")
-    max_answer_chars: int = key(400, above=0, help="a longer final answer is unparseable at once")
+    memory_mb: int = key(1024, above=0, high=2**20, help="memory of one worker process, MiB")
+    max_answer_chars: int = key(400, above=0, high=10**5, help="a longer final answer is unparseable at once")
 
 
 @option("reward", "correct")

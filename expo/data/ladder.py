@@ -42,6 +42,7 @@ FAMILIARITY = {1: 0.85, 2: 0.72, 3: 0.5, 4: 0.3, 5: 0.1}
 # Level 5 is hard because the obvious technique is the wrong one. In a prototype of this world without misconceptions, the
 # base policy had no reason to tell the symbols apart, and no algorithm could teach it to.
 MISCONCEPTION = 0.5
+MOST_MISSED = 50_000  # draws without a new question, after which a level has no more
 EXPERT_STYLES = ("own", "terse", "foreign")
 WORDS = [
     *(str(n) for n in range(127)),
@@ -139,14 +140,15 @@ def generate(level: int, split: str, count: int, expert_style: str = "terse") ->
     """Return the first `count` problems of a split. Train and test share no question: a hash of the text decides the split."""
     seen: set[str] = set()
     rng = random.Random(f"ladder-{split}-{level}")
-    for _ in range(200 * count):
-        if len(seen) == count:
-            return
+    missed = 0  # draws since the last new question: easy levels have few
+    while len(seen) < count and missed < MOST_MISSED:
+        missed += 1
         parts = sample_parts(level, rng)
         question = question_text(parts)
         if question in seen or (zlib.crc32(question.encode()) % 4 == 0) != (split == "test"):
             continue
         seen.add(question)
+        missed = 0
         yield Problem(
             id=f"ladder/{split}/{level}/{len(seen) - 1}",
             question=question,

@@ -305,7 +305,12 @@ class Ladder(Reader):
 
     def _generate(self, split: str, levels: list[int], count: int) -> Iterator[Problem]:
         for level in levels or self.conf.known_levels:
-            yield from ladder.generate(level, split, count, self.conf.expert_style)
+            made = 0
+            for problem in ladder.generate(level, split, count, self.conf.expert_style):
+                made += 1
+                yield problem
+            if made < count and count in (self.conf.limit, self.conf.eval_limit):  # not where it is the default
+                log.warning("%s: level %d has no more than %d problems, not %d", self.conf.name, level, made, count)
 
 
 def _spread(problems: list[Problem], count: int | None) -> list[Problem]:

@@ -16,6 +16,7 @@ from expo.model.prompts import Prompts
 log = logging.getLogger(__name__)
 
 TIMEOUT_S = 120  # for one reply
+LONGEST_REPLY = 2**20  # bytes
 
 
 class _NoRedirect(HTTPRedirectHandler):
@@ -39,7 +40,7 @@ def judge_steps(
     for problem, completion in zip(problems, completions, strict=True):
         try:
             shares.append(parse_share(_ask(conf, prompts.judge_text(problem, completion))))
-        except (OSError, HTTPException, ValueError, KeyError, IndexError, TypeError) as error:
+        except (OSError, HTTPException, ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
             if not shares:
                 raise UserError(
                     f"diagnose.judge.base_url={conf.base_url}: the judge does not answer ({error}); check the address, "
@@ -64,7 +65,7 @@ def _ask(conf: JudgeConf, text: str) -> str:
         {"Content-Type": "application/json", "Authorization": f"Bearer {key}"},
     )
     with OPENER.open(request, timeout=TIMEOUT_S) as reply:
-        return json.load(reply)["choices"][0]["message"]["content"] or ""
+        return json.loads(reply.read(LONGEST_REPLY))["choices"][0]["message"]["content"] or ""
 
 
 def parse_share(reply: str) -> float | None:

@@ -1,6 +1,7 @@
 """Load a Hugging Face causal LM, and score completions without a `[B, T, V]` tensor."""
 
 import copy
+import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,17 +22,30 @@ CHUNK = 4096
 
 
 def load_policy(conf: ModelConf) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a causal LM and its tokenizer by hub id, local folder, or `ladder`. Raises UserError where there is none."""
+    """Load a causal LM and its tokenizer by hub id, local folder, or `ladder`.
+
+    Raises UserError where there is none, or where its weights are not whole: what a file lacks, transformers makes up.
+    """
     path = conf.path
     source = str(LADDER) if path == "ladder" else path
+    options: dict[str, Any] = {"dtype": conf.dtype, "attn_implementation": conf.attention}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=conf.dtype, attn_implementation=conf.attention)
-    except (OSError, ValueError, ImportError, AttributeError) as error:
-        reason = first_line(error)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(source, **options, output_loading_info=True)
+    except pickle.UnpicklingError as error:
         raise UserError(
-            f"model.path={path}: cannot be loaded ({reason}); check the hub id, your network and login, or give a local folder"
+            f"model.path={path}: its weights hold more than tensors, and could execute code: they are not loaded; get its safetensors"
         ) from error
+    except Exception as error:  # of whatever library reads the file that is damaged
+        raise UserError(
+            f"model.path={path}: cannot be loaded ({type(error).__name__}: {first_line(error)}); "
+            "check the hub id, your network and login, or the files of the folder"
+        ) from error
+    model, loading = loaded
+    if lacking := sorted(loading["missing_keys"]):
+        raise UserError(f"model.path={path}: its files lack {len(lacking)} weights ({lacking[0]}); get the whole model")
+    if flaw := _flaw(model, tokenizer):
+        raise UserError(f"model.path={path}: {flaw}")
     if tokenizer.chat_template is None:
         raise UserError(f"model.path={path}: its tokenizer has no chat template; choose an instruct model")
     if tokenizer.pad_token_id is None:
@@ -47,6 +61,18 @@ def load_policy(conf: ModelConf) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
     _check_scoring(model, path)
     # from_pretrained returns evaluation mode, and Lightning keeps it: without this, dropout would be off in training.
     return model.train(), tokenizer
+
+
+@torch.no_grad()
+def _flaw(model: Any, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Return what is wrong with a loaded model, None where nothing is."""
+    bad = next((name for name, p in model.named_parameters() if not torch.isfinite(p).all()), None)
+    if bad:
+        return f"{bad} has values that are no numbers (NaN or inf); take an earlier checkpoint of it"
+    rows = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        return f"its tokenizer has {len(tokenizer)} tokens, its embedding {rows}; take the tokenizer that belongs to it"
+    return None
 
 
 def random_policy(conf: RandomTinyConf) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -1,10 +1,15 @@
 """Solve and explain prompts: chat messages through the model's own chat template. The only module that knows templates."""
 
 import re
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from expo.config import PromptsConf, UserError
+from expo.config.errors import first_line
 from expo.data.problem import Problem
 
 if TYPE_CHECKING:
@@ -66,6 +71,23 @@ class Prompts:
         """Return what stands before the answer in a completion's final statement."""
         return self.conf.final.partition("{answer}")[0]
 
+    def check(self, tokenizer: "PreTrainedTokenizerBase", path: str) -> None:
+        """Raise UserError where the chat template of the model at `path` does not show a message, once, in a prompt."""
+        try:
+            with _time_limit(TEMPLATE_S):
+                rendered: Any = tokenizer.apply_chat_template(
+                    self._chat(PLACE), add_generation_prompt=True, tokenize=False
+                )
+        except Exception as error:  # a template is a program: it may raise anything
+            raise UserError(
+                f"model.path={path}: its chat template fails ({type(error).__name__}: {first_line(error)}); "
+                "correct it, or set prompts.system as it wants it"
+            ) from error
+        if (times := rendered.count(PLACE)) != 1:
+            raise UserError(
+                f"model.path={path}: its chat template shows a message {times} times; choose a model with another template"
+            )
+
     def _ids(self, tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[list[int]]:
         if not texts:
             return []
@@ -85,9 +107,7 @@ class Prompts:
     def _as_text(self, tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
         """Return a prompt's ids in which a special token that stands in the text, such as `<|im_end|>`, is text and ends nothing."""
         rendered: Any = tokenizer.apply_chat_template(self._chat(PLACE), add_generation_prompt=True, tokenize=False)
-        before, *between, after = rendered.split(PLACE)
-        if between:
-            raise UserError("model.path: its chat template shows a message twice; choose a model with another template")
+        before, after = rendered.split(PLACE)
         of_template = [tokenizer(part, add_special_tokens=False)["input_ids"] for part in (before, after)]
         return [*of_template[0], *text_ids(tokenizer, text), *of_template[1]]
 
@@ -98,6 +118,26 @@ def text_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
     return ids
 
 
+@contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in what runs longer. Python can break into the main thread only: in another one, nothing is limited."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError(f"it takes over {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+TEMPLATE_S = 10.0  # seconds that a chat template has for one message
 PLACE = "\ue000"  # of a private use area: no template and no tokenizer knows it
 
 

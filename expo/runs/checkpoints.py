@@ -15,6 +15,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from expo.config import UserError
 from expo.config.errors import first_line
+from expo.runs.space import check_room
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ class WholeFiles(TorchCheckpointIO):
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f".{target.name}.tmp")
+        check_room(target, checkpoint)
         try:
             with partial.open("wb") as file:
                 torch.save(checkpoint, file)

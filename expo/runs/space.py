@@ -1,0 +1,50 @@
+"""Whether the disk has room for what a run writes."""
+
+import errno
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from expo.algorithms.base import Algorithm
+from expo.config import Config, UserError
+
+
+def check_space(cfg: Config, directory: Path, module: Algorithm) -> None:
+    """Raise UserError where the disk of a run's directory cannot hold its checkpoints: each is written beside the one before it."""
+    weights = sum(size_of(t) for name, t in module.state_dict().items() if not name.startswith("reference."))
+    checkpoint = weights + 2 * size_of([p for p in module.policy.parameters() if p.requires_grad])  # Adam's two moments
+    final = size_of(list(module.policy.parameters()))
+    best = checkpoint if cfg.trainer.on_collapse != "warn" else 0
+    there = sum(f.stat().st_size for f in directory.glob("checkpoints/**/*") if f.is_file())
+    needed, free = max(2 * checkpoint, checkpoint + final) + best - there, shutil.disk_usage(directory).free
+    if free < needed:
+        raise UserError(
+            f"output_dir={cfg.output_dir}: {gib(free)} free, and the checkpoints of this run ({gib(checkpoint)} each) need {gib(needed)}; "
+            "free some space, or give another output_dir"
+        )
+
+
+def check_room(path: Path, content: Any) -> None:
+    """Raise OSError, as a full disk does, where a file of this content would not fit: before anything of it is written."""
+    size, free = size_of(content), shutil.disk_usage(path.parent).free
+    if free < size:
+        raise OSError(errno.ENOSPC, f"no room for {gib(size)}, {gib(free)} free", str(path))
+
+
+def size_of(content: Any) -> int:
+    """Return the bytes of all tensors in nested plain data."""
+    if isinstance(content, Tensor):
+        return content.numel() * content.element_size()
+    if isinstance(content, Mapping):
+        return sum(map(size_of, content.values()))
+    if isinstance(content, Iterable) and not isinstance(content, str | bytes):
+        return sum(map(size_of, content))
+    return 0
+
+
+def gib(size: float) -> str:
+    """Return a number of bytes as a person reads it."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**29 else f"{size / 2**20:.0f} MiB"
