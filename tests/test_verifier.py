@@ -4,7 +4,9 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
+import psutil
 import pytest
 
 from expo.config import VerifierConf
@@ -203,6 +205,45 @@ def test_a_busy_machine_changes_no_verdict(monkeypatch):
         threading.Timer(1.0, os.kill, (one.process.pid, signal.SIGCONT)).start()
         assert one.judge("1/2", "0.5", 0.5)[0] is Verdict.CORRECT
         os.kill(one.process.pid, signal.SIGSTOP)
-        assert one.judge("1/2", "0.5", 0.2)[0] is Verdict.TIMEOUT  # after the backstop
+        assert one.judge("1/2", "0.5", 0.2)[0] is Verdict.CORRECT  # after the backstop, by another worker
+        stopped = threading.Timer(0.3, lambda: os.kill(one.process.pid, signal.SIGKILL))
+        os.kill(one.process.pid, signal.SIGSTOP)
+        stopped.start()
+        assert one.judge("1/2", "0.5", 5.0)[0] is Verdict.CORRECT  # killed over it by others: judged once more
     finally:
         one.kill()
+
+
+HANGING = r"""
+import sys
+from expo.config import VerifierConf
+from expo.verifier.pool import Verifier
+
+verifier = Verifier(VerifierConf(workers=1, timeout_s=60))
+hanging = verifier.submit(r"\boxed{9^{9^{9^{9}}}+1}", "12")
+while not any(thread.is_alive() for thread in verifier._threads):
+    pass
+print("begun", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_worker_that_hangs_does_not_outlive_a_killed_trainer(tmp_path):
+    """The forkserver learns of the trainer's end by a pipe, of which each worker used to hold an end."""
+    trainer = subprocess.Popen(
+        [sys.executable, "-c", HANGING], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert trainer.stdout.readline() == b"begun\n"
+    children = psutil.Process(trainer.pid).children
+    end = time.monotonic() + 30
+    while not any(p.cpu_times().user > 2 for p in children(recursive=True)):
+        assert time.monotonic() < end, "no worker works"
+        time.sleep(0.05)
+    family = children(recursive=True)
+    assert len(family) == 3  # the tracker of resources, the forkserver, the worker
+    trainer.kill()
+    trainer.wait()
+    _, alive = psutil.wait_procs(family, timeout=15)
+    for process in alive:
+        process.kill()
+    assert alive == []

@@ -7,6 +7,7 @@ from expo.config import UserError, make_folder, restore, take_options
 from expo.config.from_run import run_directory
 from expo.runs.card import model_card
 from expo.runs.reading import read_summary
+from expo.runs.space import disk_errors
 
 USAGE = "usage: expo export RUN [output=RUN/export] [dtype=float32|bfloat16|float16]"
 DTYPES = ("float32", "bfloat16", "float16")
@@ -52,5 +53,6 @@ def _save(final: Path, folder: Path, dtype: str) -> None:
         model = AutoPeftModelForCausalLM.from_pretrained(final, dtype=dtype).merge_and_unload()
     else:
         model = AutoModelForCausalLM.from_pretrained(final, dtype=dtype)
-    model.save_pretrained(folder)
+    with disk_errors(folder):
+        model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(final).save_pretrained(folder)

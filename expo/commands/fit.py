@@ -22,7 +22,7 @@ from expo.runs.checkpoints import WholeFiles, newest_checkpoint, save_checkpoint
 from expo.runs.collapse import Collapsed, WatchHealth
 from expo.runs.directory import FINISHED, Run
 from expo.runs.shorter import check_problems, inherit, replay
-from expo.runs.space import check_space
+from expo.runs.space import check_space, disk_errors
 from expo.runs.tracking import Session, log_summary, make_loggers
 from expo.verifier.pool import Verifier
 
@@ -123,7 +123,8 @@ def save_final(module: Algorithm, folder: Path, card: str) -> None:
     """Save the policy as a Hugging Face folder: beside its place first, so that a full disk leaves no half of it there."""
     partial = folder.with_name(".final.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    module.policy.save_pretrained(partial)
+    with disk_errors(partial):
+        module.policy.save_pretrained(partial)
     module.pipeline.tools.tokenizer.save_pretrained(partial)
     (partial / "README.md").write_text(card)
     shutil.rmtree(folder, ignore_errors=True)

@@ -32,6 +32,7 @@ from expo.model.small import ladder_model, ladder_tokenizer
 from expo.runs.callbacks import SAY_EVERY_S
 from expo.runs.checkpoints import WholeFiles, newest_checkpoint
 from expo.runs.directory import git_commit
+from expo.runs.space import disk_errors
 
 EXPLAIN_SHARE = 0.6  # of all sequences: question, answer, then a chain of thought consistent with that answer
 TERSE_SHARE = 0.06  # of the solve sequences: the policy has met the expert's style, seldom
@@ -168,7 +169,8 @@ def pretrain(cfg: Config) -> None:
         ckpt_path=checkpoint,
         weights_only=True,
     )
-    model.save_pretrained(partial)
+    with disk_errors(partial):
+        model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
     minutes = (time.monotonic() - started) / 60
     resumed = f" since it was resumed at {checkpoint.stem}" if checkpoint else ""

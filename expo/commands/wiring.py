@@ -32,6 +32,7 @@ from expo.verifier.pool import Verifier
 def set_up_process(cfg: Config) -> None:
     """Leave only expo's own lines on the terminal, and take the threads that the config gives."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.raiseExceptions = False  # a log of W&B's own that cannot be written is no stack trace on the terminal
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")

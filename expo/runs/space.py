@@ -1,11 +1,15 @@
 """Whether the disk has room for what a run writes."""
 
 import errno
+import os
+import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import Tensor
 
 from expo.algorithms.base import Algorithm
@@ -48,3 +52,14 @@ def size_of(content: Any) -> int:
 def gib(size: float) -> str:
     """Return a number of bytes as a person reads it."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**29 else f"{size / 2**20:.0f} MiB"
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Raise OSError, as Python does, where safetensors cannot write to the disk: it has an error of its own."""
+    try:
+        yield
+    except SafetensorError as error:
+        if found := re.search(r"os error (\d+)", str(error)):
+            raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
+        raise

@@ -12,9 +12,10 @@ import threading
 import time
 import types
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
+from typing import Any
 
 import psutil
 
@@ -39,25 +40,34 @@ class Worker:
         self.memory_mb = memory_mb
         self._spawn()
 
-    def _spawn(self) -> None:
+    def _spawn(self, again: bool = True) -> None:
+        """Start the process. Args: again, whether one that does not begin is replaced. Raises OSError where none begins."""
         _start_forkserver()
         self.pipe, theirs = self.context.Pipe()
         self.process = self.context.Process(target=work, args=(theirs, self.memory_mb), daemon=True)
         with _without_main():
             self.process.start()
         theirs.close()
-        if not self.pipe.poll(START_LIMIT_S):  # ready: the imports do not count against an answer's time
-            raise OSError(f"a worker was not ready after {START_LIMIT_S} s")
-        self.pipe.recv()
+        try:
+            if not self.pipe.poll(START_LIMIT_S):  # ready: the imports do not count against an answer's time
+                raise TimeoutError(f"a worker was not ready after {START_LIMIT_S} s")
+            self.pipe.recv()
+        except (EOFError, OSError):  # stopped or killed before it could begin
+            self.kill()
+            if not again:
+                raise
+            self._spawn(again=False)
 
     def _wait(self, timeout_s: float) -> bool:
-        """Return whether an answer came in time."""
+        """Return whether an answer came in time. Raises TimeoutError where it did not, though the worker has hardly worked."""
         began, latest = _cpu_s(self.process.pid), time.monotonic() + BACKSTOP * timeout_s
         left = timeout_s
         while not self.pipe.poll(max(left, SHORTEST_WAIT_S)):
             left = timeout_s - (_cpu_s(self.process.pid) - began)
-            if left <= 0 or time.monotonic() >= latest:
+            if left <= 0:
                 return False
+            if time.monotonic() >= latest:
+                raise TimeoutError
         return True
 
     def kill(self) -> None:
@@ -69,21 +79,28 @@ class Worker:
         """Return the verdict and the worker's peak memory in MiB.
 
         `timeout_s` is the worker's own CPU time, so that a busy machine changes no verdict; of wall-clock time it has
-        BACKSTOP times as much, for what hangs without working.
+        BACKSTOP times as much, for what hangs without working. What may not be the answer's doing is judged once more: a
+        worker that did not get to work, and one that died.
         """
-        if not self.process.is_alive():
+        for last in (False, True):
+            if not self.process.is_alive():
+                self._spawn()
+            again = not last
+            try:
+                self.pipe.send((answer, gold))
+                if self._wait(timeout_s):
+                    judged: tuple[Verdict, float] = self.pipe.recv()
+                    return judged
+                verdict, again = Verdict.TIMEOUT, False
+            except TimeoutError:
+                verdict = Verdict.TIMEOUT
+            except (EOFError, OSError):  # died over this answer: memory limit below Python, or a crash in C
+                verdict = Verdict.UNPARSEABLE
+            peak_mb = _peak_mb(self.process.pid)
+            self.kill()
             self._spawn()
-        try:
-            self.pipe.send((answer, gold))
-            if self._wait(timeout_s):
-                judged: tuple[Verdict, float] = self.pipe.recv()
-                return judged
-            verdict = Verdict.TIMEOUT
-        except (EOFError, OSError):  # died over this answer: memory limit below Python, or a crash in C
-            verdict = Verdict.UNPARSEABLE
-        peak_mb = _peak_mb(self.process.pid)
-        self.kill()
-        self._spawn()
+            if not again:
+                break
         return verdict, peak_mb
 
 
@@ -123,6 +140,17 @@ def _start_forkserver() -> None:
         os.environ["PYTHONHASHSEED"] = seed
 
 
+def _let_go_of_the_forkserver() -> None:
+    """Close what a worker holds open of the pipe by whose end its parent, the forkserver, knows that the trainer is gone.
+
+    Else a worker that hangs keeps the forkserver, and so itself, alive for ever after a trainer that was killed.
+    """
+    own: Any = vars(forkserver)["_forkserver"]
+    if own._forkserver_alive_fd is not None:
+        os.close(own._forkserver_alive_fd)
+        own._forkserver_alive_fd = None
+
+
 def _peak_mb(pid: int | None) -> float:
     """Return the peak resident memory of a process in MiB; 0 where it is gone."""
     try:
@@ -139,20 +167,19 @@ def work(pipe: Connection, memory_mb: int) -> None:
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns at each call that its own limits are off
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the parent's to handle; it ends its workers itself
+    _let_go_of_the_forkserver()
     if CONFINES:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: not even a hung worker outlives a killed trainer
         with open("/proc/self/statm") as statm:
             started_with = int(statm.read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (started_with + memory_mb * 2**20,) * 2)
-    pipe.send("ready")
-    while True:
-        try:
+    with suppress(EOFError, OSError):  # the parent is gone
+        pipe.send("ready")
+        while True:
             answer, gold = pipe.recv()
-        except EOFError:
-            return
-        try:
-            verdict = judge(answer, gold)
-        except (Exception, RecursionError, MemoryError):
-            # Whatever a parser raises on what a model wrote, the answer is one that cannot be read.
-            verdict = Verdict.UNPARSEABLE
-        pipe.send((verdict, _peak_mb(os.getpid())))
+            try:
+                verdict = judge(answer, gold)
+            except (Exception, RecursionError, MemoryError):
+                # Whatever a parser raises on what a model wrote, the answer is one that cannot be read.
+                verdict = Verdict.UNPARSEABLE
+            pipe.send((verdict, _peak_mb(os.getpid())))
