@@ -496,7 +496,10 @@ def preload() -> None:
         "lightning",
         "expo.cli",
         "expo.model.small",
-        *(f"expo.commands.{c}" for c in ("train", "evaluate", "diagnose", "pretrain", "table")),
+        *(
+            f"expo.commands.{c}"
+            for c in ("train", "fit", "evaluate", "score", "diagnose", "measure", "pretrain", "table")
+        ),
     ):
         importlib.import_module(name)
     sys.modules["torch"].set_num_threads(1)

@@ -10,12 +10,13 @@ from expo.config import Config, build
 from expo.config.key import shown
 from expo.data.readers import Reader
 from expo.evaluation.evaluate import Evaluation
-from expo.evaluation.habits import habits
+from expo.evaluation.habits import habits_of
 from expo.model.prompts import Prompts
 from expo.runs.arms import settings_in, settings_of
 from expo.runs.directory import Run
 from expo.runs.hub import ask_hub
-from expo.runs.tracking import Session, chosen_loggers, log_measured
+from expo.runs.reading import first_rows
+from expo.runs.tracking import TABLE_ROWS, Session, chosen_loggers, log_measured
 from expo.step.problems import within_length
 from expo.verifier.pool import Verifier
 
@@ -37,16 +38,16 @@ def evaluate(cfg: Config, run: Run) -> None:
         run.keep_account(reader.account() | {cfg.dataset.part: taken})
         engine = make_engine(cfg, model, tokenizer)
         evaluator = make_evaluator(cfg, problems, verifier, prompts, tokenizer)
-        evaluation = evaluator.evaluate(engine)
+        path = run.dir / "completions" / "eval.parquet"
+        tally = evaluator.evaluate_into(engine, path, cfg.fresh)
         greedy = evaluator.greedy(engine) if cfg.evaluation.greedy else []
         engine.close()
     run.write_config()
-    evaluation.save(run.dir / "completions" / "eval.parquet")
     if greedy:
         Evaluation(greedy, {}).save(run.dir / "completions" / "greedy.parquet")
-    run.metrics = evaluation.metrics | habits(evaluation.rows, greedy, cfg.k)
+    run.metrics = tally.metrics(cfg.k) | habits_of(tally.outcomes, greedy, cfg.k)
     run.write_summary("done", problems=len(problems), part=cfg.dataset.part)
-    log_measured(loggers, run, "completions/eval", evaluation.rows)
+    log_measured(loggers, run, "completions/eval", first_rows(path, TABLE_ROWS) if loggers else [])
 
 
 def warn_of_other_settings(cfg: Config) -> None:

@@ -1,23 +1,24 @@
 """Evaluate a policy: n samples per problem, verdicts, pass@k overall and per level, every completion kept."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 from transformers import PreTrainedTokenizerBase
 
-from expo.data import ladder
 from expo.data.problem import Problem
-from expo.evaluation.pass_at_k import interval, pass_at_k
+from expo.evaluation.tally import Tally
 from expo.model.prompts import Prompts
 from expo.rollout.engine import Engine, Request, Sampling
 from expo.rollout.noise import EVALUATE, Key
-from expo.verifier.answers import Verdict
 from expo.verifier.pool import Verifier
+
+PART_ROWS = 2**14  # completions that are made, judged and kept at a time
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,7 @@ class Evaluation:
 
     def save(self, path: Path) -> None:
         """Write every completion as parquet."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pa.parquet.write_table(pa.Table.from_pylist(self.rows), path)
+        _save(self.rows, path)
 
 
 @dataclass(frozen=True)
@@ -48,20 +48,44 @@ class Evaluator:
 
     def evaluate(self, engine: Engine) -> Evaluation:
         """Sample, verify, count."""
-        rows = self._rows(engine, self.sampling, self.samples)
-        return Evaluation(rows, self._metrics([Verdict(row["verdict"]) for row in rows], rows))
+        rows, tally = self._rows(engine, self.sampling, self.samples), Tally(self.samples)
+        tally.add(rows)
+        return Evaluation(rows, tally.metrics(self.k))
+
+    def evaluate_into(self, engine: Engine, path: Path, fresh: bool = False) -> Tally:
+        """Do the same part by part, so that memory stays flat, and leave all rows at `path`.
+
+        What is made is kept beside it as it goes, and not made again unless `fresh`: the same command goes on after a kill.
+        """
+        tally, size, parts = Tally(self.samples), max(PART_ROWS // self.samples, 1), []
+        for start in range(0, len(self.problems), size):
+            problems, part = self.problems[start : start + size], path.with_name(f".{path.stem}-{start:08d}.parquet")
+            rows = None if fresh else _kept(part, problems, self.samples)
+            if rows is None:
+                rows = self._rows(engine, self.sampling, self.samples, start, problems)
+                _save(rows, part)
+            tally.add(rows)
+            parts.append(part)
+        _join(parts, path)
+        return tally
 
     def greedy(self, engine: Engine) -> list[dict[str, Any]]:
         """Return one row per problem: the completion of the most likely tokens."""
         most_likely = replace(self.sampling, temperature=1.0, top_p=1.0, top_k=1)
         return self._rows(engine, most_likely, 1)
 
-    def _rows(self, engine: Engine, sampling: Sampling, n: int) -> list[dict[str, Any]]:
-        prompts = [tuple(ids) for ids in self.prompts.solve_ids(self.tokenizer, self.problems)]
-        requests = [Request(prompts[i // n], Key(self.seed, EVALUATE, 0, i)) for i in range(n * len(prompts))]
+    def _rows(
+        self, engine: Engine, sampling: Sampling, n: int, start: int = 0, problems: Sequence[Problem] | None = None
+    ) -> list[dict[str, Any]]:
+        """Return n rows of each problem. Args: start, the place among all problems of the first of `problems`."""
+        problems = self.problems if problems is None else problems
+        prompts = [tuple(ids) for ids in self.prompts.solve_ids(self.tokenizer, problems)]
+        requests = [
+            Request(prompts[i // n], Key(self.seed, EVALUATE, 0, start * n + i)) for i in range(n * len(prompts))
+        ]
         completions = engine.generate(requests, sampling)
         texts = self.tokenizer.batch_decode([c.ids for c in completions], skip_special_tokens=True)
-        owners = [self.problems[i // n] for i in range(len(requests))]
+        owners = [problems[i // n] for i in range(len(requests))]
         verdicts = self.verifier.verify(texts, [p.answer for p in owners])
         return [
             {
@@ -72,23 +96,35 @@ class Evaluator:
             for i, (p, text, verdict, c) in enumerate(zip(owners, texts, verdicts, completions, strict=True))
         ]  # fmt: skip
 
-    def _metrics(self, verdicts: Sequence[Verdict], rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-        correct = np.array([v is Verdict.CORRECT for v in verdicts]).reshape(-1, self.samples).sum(axis=1)  # [P]
-        levels = np.array([p.level or 0 for p in self.problems])
-        groups = {"": np.ones(len(levels), dtype=bool)} | {f"/level{g}": levels == g for g in sorted(set(levels) - {0})}
-        metrics: dict[str, float] = {}
-        for group, members in groups.items():
-            for k in self.k:
-                values = pass_at_k(self.samples, correct[members], k)
-                metrics[f"pass@{k}{group}"] = float(values.mean())
-                metrics[f"pass@{k}{group}_lo"], metrics[f"pass@{k}{group}_hi"] = interval(values)
-        metrics["eval/length_mean"] = float(np.mean([r["tokens"] for r in rows]))
-        metrics["eval/truncated_frac"] = float(np.mean([r["truncated"] for r in rows]))
-        metrics["eval/unparseable_frac"] = verdicts.count(Verdict.UNPARSEABLE) / len(verdicts)
-        if self.problems[0].subject == "ladder":
-            # A right answer by wrong steps counts as correct, as it does on MATH; the ladder can tell, and says so.
-            right = [
-                ladder.check_steps(r["question"], r["completion"]).sound for r in rows if r["verdict"] == "correct"
-            ]
-            metrics["eval/correct_with_sound_steps_frac"] = float(np.mean(right)) if right else 0.0
-        return metrics
+
+def _save(rows: list[dict[str, Any]], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".tmp")
+    pa.parquet.write_table(pa.Table.from_pylist(rows), partial)
+    partial.replace(path)
+
+
+def _kept(path: Path, problems: Sequence[Problem], samples: int) -> list[dict[str, Any]] | None:
+    """Return the rows of a part that an earlier session has made; None where there are none, or they cannot be read."""
+    if not path.is_file():
+        return None
+    try:
+        rows: list[dict[str, Any]] = pa.parquet.read_table(path).to_pylist()
+        whole = [(r["problem"], r["sample"]) for r in rows] == [(p.id, n) for p in problems for n in range(samples)]
+    except (OSError, ValueError, KeyError, pa.ArrowException):
+        whole = False
+    if not whole:
+        log.warning("%s: damaged; it is made again", path)
+    return rows if whole else None
+
+
+def _join(parts: Sequence[Path], path: Path) -> None:
+    """Make one file of the parts, one of them in memory at a time, and remove them."""
+    partial = path.with_suffix(".tmp")
+    schema = pa.unify_schemas([pa.parquet.read_schema(part) for part in parts], promote_options="permissive")
+    with pa.parquet.ParquetWriter(partial, schema) as writer:
+        for part in parts:
+            writer.write_table(pa.parquet.read_table(part).cast(schema))
+    partial.replace(path)
+    for part in parts:
+        part.unlink()

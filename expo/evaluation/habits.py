@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,23 +13,47 @@ from expo.verifier.answers import last_boxed, normalized
 Row = Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What the samples of a problem come to."""
+
+    level: int | None
+    subject: str | None
+    samples: int
+    right: int
+    majority: float  # see `majority`
+
+
 def habits(rows: Sequence[Row], greedy: Sequence[Row], k: Sequence[int]) -> dict[str, float]:
     """Return `mean@n`, `cons@n`, `greedy`, each also with `_lo` and `_hi`, and after `/level5` or `/Algebra` of a part.
 
     Of subjects it returns pass@k, too; of levels the evaluation itself has it. Args: rows, n samples of each problem;
     greedy, one completion of each, or none; k, of pass@k.
     """
+    return habits_of(outcomes(rows), greedy, k)
+
+
+def outcomes(rows: Sequence[Row]) -> dict[str, Outcome]:
+    """Return what the samples of each problem come to."""
     by_problem: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         by_problem[row["problem"]].append(row)
-    n = max(map(len, by_problem.values()))
+    return {
+        p: Outcome(own[0]["level"], own[0]["subject"], len(own), sum(map(_right, own)), majority(own))
+        for p, own in by_problem.items()
+    }
+
+
+def habits_of(by_problem: Mapping[str, Outcome], greedy: Sequence[Row], k: Sequence[int]) -> dict[str, float]:
+    """Return the same as `habits`, of what the problems come to."""
+    n = max(own.samples for own in by_problem.values())
     values: dict[str, dict[str, float]] = {
-        f"mean@{n}": {p: float(np.mean([_right(r) for r in own])) for p, own in by_problem.items()},
-        f"cons@{n}": {p: majority(own) for p, own in by_problem.items()},
+        f"mean@{n}": {p: own.right / own.samples for p, own in by_problem.items()},
+        f"cons@{n}": {p: own.majority for p, own in by_problem.items()},
     }
     if greedy:
         values["greedy"] = {row["problem"]: float(_right(row)) for row in greedy}
-    right = {p: sum(map(_right, own)) for p, own in by_problem.items()}
+    right = {p: own.right for p, own in by_problem.items()}
     of_subjects = {
         f"pass@{i}": dict(zip(right, pass_at_k(n, list(right.values()), i).tolist(), strict=True)) for i in k
     }
@@ -62,12 +87,11 @@ def _right(row: Row) -> bool:
     return bool(row["verdict"] == "correct")
 
 
-def _groups(by_problem: Mapping[str, Sequence[Row]]) -> Iterable[tuple[str, list[str]]]:
+def _groups(by_problem: Mapping[str, Outcome]) -> Iterable[tuple[str, list[str]]]:
     """Yield the suffix of each part's metrics, and its problems: all, each level, each subject where there are several."""
     yield "", list(by_problem)
-    first = {p: own[0] for p, own in by_problem.items()}
-    for level in sorted({row["level"] for row in first.values() if row["level"] is not None}):
-        yield f"/level{level}", [p for p, row in first.items() if row["level"] == level]
-    subjects = sorted({row["subject"] for row in first.values() if row["subject"]})
+    for level in sorted({own.level for own in by_problem.values() if own.level is not None}):
+        yield f"/level{level}", [p for p, own in by_problem.items() if own.level == level]
+    subjects = sorted({own.subject for own in by_problem.values() if own.subject})
     for subject in subjects if len(subjects) > 1 else ():
-        yield f"/{subject}", [p for p, row in first.items() if row["subject"] == subject]
+        yield f"/{subject}", [p for p, own in by_problem.items() if own.subject == subject]

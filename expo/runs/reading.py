@@ -73,6 +73,13 @@ def read_rows(
     return rows
 
 
+def first_rows(path: str | Path, count: int) -> list[dict[str, Any]]:
+    """Return the first rows of a parquet file; the others are not read into memory."""
+    batch = next(pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=count), None)
+    rows: list[dict[str, Any]] = batch.to_pylist() if batch is not None else []
+    return rows
+
+
 def final_rows(directory: str | Path) -> list[dict[str, Any]]:
     """Return every completion of the last evaluation. Raises UserError where there is none, or it cannot be read."""
     files = sorted(Path(directory, "completions").glob("eval*.parquet"))
