@@ -40,7 +40,7 @@ import psutil
 
 SMALL = [
     "trainer.max_steps=6", "trainer.checkpoint_every=2", "trainer.problems_per_step=2", "trainer.micro_batch_size=4", "evaluation.every=3",
-    "dataset.eval_limit=3", "rollout.max_completion_tokens=24", "k=[1]", "verifier.workers=1", "output_dir=outputs",
+    "dataset.eval_limit=3", "rollout.max_completion_tokens=64", "k=[1]", "verifier.workers=1", "output_dir=outputs",
 ]  # fmt: skip
 TRAIN = ["train", "dataset=ladder", "dataset.levels=[2]", "dataset.limit=40", *SMALL]
 PLAN = """\
