@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import matplotlib.colors
@@ -302,3 +303,42 @@ def test_the_slider_shows_the_first_step_and_texts_as_text(tmp_path):
     assert "0 of 1 right at step 0" in dom
     assert '<output id="at" for="step problem">0 of 5</output>' in dom
     assert f'<pre class="">{HOSTILE.replace("<", "&lt;").replace(">", "&gt;")}</pre>' in dom
+
+
+@pytest.mark.runs
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")
+def test_a_run_with_hostile_texts_everywhere_runs_nothing_in_a_browser(tmp_path):
+    """Questions, answers, completions, positives, settings and the summary of a run that someone sent."""
+    code = main_of_cli(["train", "algorithm=exp_grpo", "dataset=ladder", "dataset.eval_limit=2", "trainer.max_steps=1", "evaluation.every=1", "k=[1]",
+        "trainer.problems_per_step=2", "logger=none", f"output_dir={tmp_path / 'outputs'}"])  # fmt: skip
+    assert code == 0
+    (run,) = tmp_path.glob("outputs/ladder/*-s0-*")
+    taken = "</script></pre><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\"><!--"
+    for path in run.glob("completions/*.parquet"):
+        rows = pyarrow.parquet.read_table(path).to_pylist()
+        for row in rows:
+            for name, value in row.items():
+                if isinstance(value, str) and name not in ("problem", "verdict"):
+                    row[name] = taken
+                if name == "positive_tokens" and value:
+                    row[name] = [taken] * len(value)
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    summary = json.loads((run / "summary.json").read_text())
+    collapse = {"metric": taken, "meaning": taken, "best": 1.0, "now": 0.0, "began": 1, "noticed": 1}
+    (run / "summary.json").write_text(
+        json.dumps(summary | {"name": taken, "device": taken, "git": taken, "status": taken, "collapses": [collapse]})
+    )
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("path: ladder", f"path: {json.dumps(taken)}"))
+    assert main_of_cli(["report", str(run), f"output={tmp_path / 'page.html'}"]) == 0
+    line = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    page = (tmp_path / "page.html").as_uri()
+    dom = subprocess.run([*line, "--dump-dom", page], capture_output=True, text=True, timeout=120).stdout
+    assert "document.title" in dom, "the texts are shown"
+    assert "<title>taken</title>" not in dom
+    assert '<img src="x"' not in dom
+
+
+def main_of_cli(arguments):
+    """Run `expo` in a process of its own. Returns the exit code."""
+    return subprocess.run([sys.executable, "-m", "expo", *arguments], check=False).returncode

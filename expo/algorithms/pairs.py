@@ -47,7 +47,7 @@ class PairStore:
         Raises UserError where it was changed, or cannot be read.
         """
         path = self.path(step)
-        if self.fresh or not _digest_file(path).is_file():
+        if self.fresh or not path.is_file() or not _digest_file(path).is_file():
             return None
         if _digest_file(path).read_text() != hashlib.sha256(path.read_bytes()).hexdigest():
             raise UserError(
