@@ -274,6 +274,20 @@ def test_what_the_slider_shows_is_limited_and_says_so(tmp_path):
         assert said in solving.told
 
 
+def test_curves_of_long_runs_are_means_and_the_axis_says_of_how_many_steps():
+    look = looks(["a"])
+    short = charts.lines("t", "y", {"a": [[(step, step % 7) for step in range(1, 1001)]]}, look, False)
+    assert 'text-anchor="middle">step<' in short
+    assert short.count(",") > 900
+    long = charts.lines("t", "y", {"a": [[(step, float(step > 50_000)) for step in range(1, 100_001)]]}, look, False)
+    assert "step (means of 100 steps)" in long
+    points = re.search(r'<polyline points="([^"]*)"', long)[1].split()
+    assert len(points) == 1000
+    assert len({point.split(",")[1] for point in points}) == 2, "a bucket does not mix what a step parts"
+    rare = charts.lines("t", "y", {"a": [[(step * 1000, step) for step in range(20)]]}, look, False)
+    assert "means of" not in rare, "few points stay as they are"
+
+
 HOSTILE = "</script><script>document.title = 'taken'</script><!--"
 
 

@@ -1,5 +1,6 @@
 """Charts as inline SVG, which take the page's colours and need no script."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
@@ -12,6 +13,7 @@ from expo.tables.looks import Look
 WIDTH, HEIGHT = 360, 232
 LEFT, RIGHT, TOP, BOTTOM = 56, 8, 10, 40
 STROKE = 2
+MOST_POINTS = 1000  # of a curve
 
 Run = Sequence[tuple[float, float]]  # (step, value)
 
@@ -102,6 +104,8 @@ def lines(
 ) -> Markup | None:
     """Return each arm's mean over its runs against the step; the band spans the runs. None where no run has a point.
 
+    Of long runs, each point is the mean of some steps, and the axis says of how many.
+
     Args: y, the axis's name; share, whether the values are shares: then the axis goes from 0 to 1.
     """
     shown = {arm: [run for run in runs if run] for arm, runs in arms.items()}
@@ -109,10 +113,16 @@ def lines(
     if not shown:
         return None
     every = [point for runs in shown.values() for run in runs for point in run]
+    width = math.ceil((max(s for s, _ in every) - min(s for s, _ in every) + 1) / MOST_POINTS)
+    if width > 1 and max(len(run) for runs in shown.values() for run in runs) > MOST_POINTS:
+        shown = {arm: [_means(run, width) for run in runs] for arm, runs in shown.items()}
+        every = [point for runs in shown.values() for run in runs for point in run]
+    else:
+        width = 1
     values = [value for _, value in every]
     frame = Frame((min(s for s, _ in every), max(s for s, _ in every)), (0, 1) if share else (min(values), max(values)))
     parts = [*frame.grid(), *(frame.below(tick, f"{tick:g}") for tick in nice_ticks(frame.x0, frame.x1))]
-    parts += frame.named("step", y)
+    parts += frame.named("step" if width == 1 else f"step (means of {width} steps)", y)
     for arm, runs in shown.items():
         steps, found = by_step(runs)
         arrays = [np.array(v) for v in found]
@@ -128,6 +138,14 @@ def lines(
             parts.append(f'<polygon points="{" ".join(band)}" fill="{looks[arm].colour}" opacity=".18"/>')
         parts.append(f'<polyline points="{line}" fill="none" {_stroke(looks[arm])}/>')
     return _svg(f"{title} against the step", parts)
+
+
+def _means(run: Run, width: int) -> Run:
+    """Return the mean of each `width` steps, at the last of them."""
+    found: dict[float, list[float]] = {}
+    for step, value in run:
+        found.setdefault(math.ceil(step / width) * width, []).append(value)
+    return [(step, sum(values) / len(values)) for step, values in found.items()]
 
 
 def bars(

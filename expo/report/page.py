@@ -114,22 +114,16 @@ def _in_script(data: Any) -> Markup:
 def _counted(arms: Mapping[str, Sequence[RunData]]) -> tuple[str, ...]:
     """Return COUNTS, with each filter that has rejected anything."""
     lines = [line for own in arms.values() for run in own for line in run.lines]
-    filters = {
-        name for line in lines for name in line if re.fullmatch(r"positive/filtered_\w+_frac", name) and line[name]
-    }
+    names = {name for name in set().union(*lines) if re.fullmatch(r"positive/filtered_\w+_frac", name)}
+    filters = {name for name in names if any(line.get(name) for line in lines)}
     after = COUNTS.index("positive/filtered_frac") + 1
     return (*COUNTS[:after], *sorted(filters), *COUNTS[after:])
 
 
 def _hardest(arms: Mapping[str, Sequence[RunData]]) -> dict[str, str]:
     """Return pass@4 of the highest level, where there are several."""
-    levels = {
-        name
-        for own in arms.values()
-        for line in own[0].lines
-        for name in line
-        if re.fullmatch(r"pass@4/level\d+", name)
-    }
+    names = set().union(*(line for own in arms.values() for line in own[0].lines))
+    levels = {name for name in names if re.fullmatch(r"pass@4/level\d+", name)}
     return {max(levels): SHARE} if len(levels) > 1 else {}
 
 
