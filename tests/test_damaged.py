@@ -215,9 +215,9 @@ def test_beta_of_dpo_is_bounded():
 
 
 def test_the_ladder_says_when_a_level_has_no_more_problems(caplog):
-    reader = build(compose_config("dataset=ladder", "dataset.levels=[1]", "dataset.limit=1000").dataset, None)
+    reader = build(compose_config("dataset=ladder", "dataset.levels=[1]", "dataset.limit=3000").dataset, None)
     assert len(reader.train()) == 408
-    assert "level 1 has no more than 408 problems, not 1000" in caplog.text
+    assert "level 1 has no more than 408 problems, not 3000" in caplog.text
 
 
 # --- the disk

@@ -288,13 +288,16 @@ class Columns(Reader):
         return answer
 
 
+USUAL = 2000  # problems of a level to train on
+
+
 class Ladder(Reader):
     """Generated problems (`expo.data.ladder`); `limit` and `eval_limit` are per level."""
 
     conf: LadderConf
 
     def train(self) -> list[Problem]:
-        return list(self._generate(self.conf.split, self.conf.levels, self.conf.limit or 2000))
+        return list(self._generate(self.conf.split, self.conf.levels, self.conf.limit or USUAL))
 
     def evaluation(self) -> list[Problem]:
         levels = self.conf.levels if self.conf.eval_levels is None else self.conf.eval_levels
@@ -309,7 +312,7 @@ class Ladder(Reader):
             for problem in ladder.generate(level, split, count, self.conf.expert_style):
                 made += 1
                 yield problem
-            if made < count and count in (self.conf.limit, self.conf.eval_limit):  # not where it is the default
+            if made < count and count > USUAL:  # someone has asked for more
                 log.warning("%s: level %d has no more than %d problems, not %d", self.conf.name, level, made, count)
 
 
