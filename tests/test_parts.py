@@ -4,8 +4,9 @@ import pytest
 from conftest import compose_config
 
 from expo.commands.wiring import make_engine, make_evaluator
-from expo.config import build
+from expo.config import UserError, build
 from expo.evaluation import evaluate as module
+from expo.evaluation.files import save_rows
 from expo.runs.reading import first_rows, read_rows
 from expo.verifier.pool import Verifier
 
@@ -92,3 +93,18 @@ def test_fresh_makes_all_again_and_other_problems_are_not_taken(made, tmp_path):
     again = Counting(engine)
     evaluator.evaluate_into(again, path)
     assert again.calls == 3
+
+
+def test_a_byte_that_changed_in_completions_is_noticed(tmp_path):
+    path = tmp_path / "eval.parquet"
+    rows = [{"problem": f"p{i}", "completion": f"text {i} " * 5} for i in range(200)]
+    save_rows(rows, path)
+    content = path.read_bytes()
+    noticed = 0
+    for place in range(4, len(content) - 8, len(content) // 60):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        try:
+            assert read_rows(path) == rows, place
+        except UserError:
+            noticed += 1
+    assert noticed > 40

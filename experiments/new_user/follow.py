@@ -53,7 +53,7 @@ def said(code: str, folder: Path) -> str:
     """Run a bash block and return what it prints. Exits where it fails."""
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "COLUMNS": "100",
+        "COLUMNS": "150",
         "PYTHONPATH": str(PAGE.parents[1]),
     }
     print(f"$ {code.strip()}", flush=True)

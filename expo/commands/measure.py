@@ -3,12 +3,11 @@
 from pathlib import Path
 
 import matplotlib
-import pyarrow as pa
-import pyarrow.parquet
 
 from expo.commands.wiring import load_model, longest_prompt, make_engine, rollout_sampling, set_up_process
 from expo.config import Config, build
 from expo.data.readers import Reader
+from expo.evaluation.files import save_rows
 from expo.evaluation.kinds import COLUMNS, KINDS, Rows, cell, first_of_each_level, summarize
 from expo.evaluation.samples import check_steps, measure, sample
 from expo.model.prompts import Prompts
@@ -50,9 +49,9 @@ def measure_samples(cfg: Config, run: Run) -> None:
     if not (run.dir / "samples.parquet").is_file():  # else they are these, and what an earlier judge said of them stays
         run.write_summary("stopped")  # until the judge has spoken, who can fail
         unjudged = [row | {"right_steps": None} for row in rows]
-        pa.parquet.write_table(pa.Table.from_pylist(unjudged), run.dir / "samples.parquet")
+        save_rows(unjudged, run.dir / "samples.parquet")
     check_steps(rows, problems, conf, tools)
-    pa.parquet.write_table(pa.Table.from_pylist(rows), run.dir / "samples.parquet")
+    save_rows(rows, run.dir / "samples.parquet")
     run.metrics = summarize(rows)
     save_figure(rows, run.dir / "properties.png")
     run.write_summary(

@@ -1,16 +1,14 @@
 """Evaluate a policy: n samples per problem, verdicts, pass@k overall and per level, every completion kept."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet
 from transformers import PreTrainedTokenizerBase
 
 from expo.data.problem import Problem
+from expo.evaluation.files import join, kept_rows, save_rows
 from expo.evaluation.tally import Tally
 from expo.model.prompts import Prompts
 from expo.rollout.engine import Engine, Request, Sampling
@@ -18,7 +16,6 @@ from expo.rollout.noise import EVALUATE, Key
 from expo.verifier.pool import Verifier
 
 PART_ROWS = 2**14  # completions that are made, judged and kept at a time
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -30,7 +27,7 @@ class Evaluation:
 
     def save(self, path: Path) -> None:
         """Write every completion as parquet."""
-        _save(self.rows, path)
+        save_rows(self.rows, path)
 
 
 @dataclass(frozen=True)
@@ -60,13 +57,13 @@ class Evaluator:
         tally, size, parts = Tally(self.samples), max(PART_ROWS // self.samples, 1), []
         for start in range(0, len(self.problems), size):
             problems, part = self.problems[start : start + size], path.with_name(f".{path.stem}-{start:08d}.parquet")
-            rows = None if fresh else _kept(part, problems, self.samples)
+            rows = None if fresh else kept_rows(part, problems, self.samples)
             if rows is None:
                 rows = self._rows(engine, self.sampling, self.samples, start, problems)
-                _save(rows, part)
+                save_rows(rows, part)
             tally.add(rows)
             parts.append(part)
-        _join(parts, path)
+        join(parts, path)
         return tally
 
     def greedy(self, engine: Engine) -> list[dict[str, Any]]:
@@ -95,36 +92,3 @@ class Evaluator:
             }
             for i, (p, text, verdict, c) in enumerate(zip(owners, texts, verdicts, completions, strict=True))
         ]  # fmt: skip
-
-
-def _save(rows: list[dict[str, Any]], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".tmp")
-    pa.parquet.write_table(pa.Table.from_pylist(rows), partial)
-    partial.replace(path)
-
-
-def _kept(path: Path, problems: Sequence[Problem], samples: int) -> list[dict[str, Any]] | None:
-    """Return the rows of a part that an earlier session has made; None where there are none, or they cannot be read."""
-    if not path.is_file():
-        return None
-    try:
-        rows: list[dict[str, Any]] = pa.parquet.read_table(path).to_pylist()
-        whole = [(r["problem"], r["sample"]) for r in rows] == [(p.id, n) for p in problems for n in range(samples)]
-    except (OSError, ValueError, KeyError, pa.ArrowException):
-        whole = False
-    if not whole:
-        log.warning("%s: damaged; it is made again", path)
-    return rows if whole else None
-
-
-def _join(parts: Sequence[Path], path: Path) -> None:
-    """Make one file of the parts, one of them in memory at a time, and remove them."""
-    partial = path.with_suffix(".tmp")
-    schema = pa.unify_schemas([pa.parquet.read_schema(part) for part in parts], promote_options="permissive")
-    with pa.parquet.ParquetWriter(partial, schema) as writer:
-        for part in parts:
-            writer.write_table(pa.parquet.read_table(part).cast(schema))
-    partial.replace(path)
-    for part in parts:
-        part.unlink()

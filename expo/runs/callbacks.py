@@ -10,14 +10,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from expo.algorithms.base import Algorithm
 from expo.evaluation.evaluate import Evaluator
+from expo.evaluation.files import save_rows
 from expo.runs.checkpoints import LINEAGE, save_checkpoint
 from expo.runs.directory import Run
 from expo.runs.tracking import log_step, log_table
@@ -82,7 +81,7 @@ class Evaluate(Callback):
         log_table(trainer.loggers, "completions/eval", evaluation.rows, step)
         if module.last_experience is not None:
             rows = experience_rows(module.last_experience, module.pipeline)
-            pa.parquet.write_table(pa.Table.from_pylist(rows), completions / f"train-step{step:06d}.parquet")
+            save_rows(rows, completions / f"train-step{step:06d}.parquet")
             log_table(trainer.loggers, "completions/train", rows, step)
 
 

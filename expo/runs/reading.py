@@ -62,7 +62,7 @@ def read_rows(
     Raises UserError for a file that cannot be read.
     """
     try:
-        table = pyarrow.parquet.read_table(path, columns=columns, filters=filters)
+        table = pyarrow.parquet.read_table(path, columns=columns, filters=filters, page_checksum_verification=True)
         if missing := set(columns or ()) - set(table.column_names):
             raise ValueError(f"no column {min(missing)}")
         rows: list[dict[str, Any]] = table.to_pylist()

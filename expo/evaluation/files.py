@@ -1,0 +1,53 @@
+"""Completions on disk: parquet, whole or not there, each page with a checksum that is looked at when it is read."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
+
+from expo.data.problem import Problem
+
+log = logging.getLogger(__name__)
+
+
+def save_rows(rows: list[dict[str, Any]], path: Path) -> None:
+    """Write rows: beside their place first, so that a kill or a full disk leaves what was there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".tmp")
+    try:
+        pa.parquet.write_table(pa.Table.from_pylist(rows), partial, write_page_checksum=True)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def kept_rows(path: Path, problems: Sequence[Problem], samples: int) -> list[dict[str, Any]] | None:
+    """Return the rows of a part that an earlier session has made; None where there are none, or they cannot be read."""
+    if not path.is_file():
+        return None
+    try:
+        rows: list[dict[str, Any]] = pa.parquet.read_table(path, page_checksum_verification=True).to_pylist()
+        whole = [(r["problem"], r["sample"]) for r in rows] == [(p.id, n) for p in problems for n in range(samples)]
+    except (OSError, ValueError, KeyError, pa.ArrowException):
+        whole = False
+    if not whole:
+        log.warning("%s: damaged; it is made again", path)
+    return rows if whole else None
+
+
+def join(parts: Sequence[Path], path: Path) -> None:
+    """Make one file of the parts, one of them in memory at a time, and remove them."""
+    partial = path.with_suffix(".tmp")
+    schema = pa.unify_schemas([pa.parquet.read_schema(part) for part in parts], promote_options="permissive")
+    try:
+        with pa.parquet.ParquetWriter(partial, schema, write_page_checksum=True) as writer:
+            for part in parts:
+                writer.write_table(pa.parquet.read_table(part, page_checksum_verification=True).cast(schema))
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    for part in parts:
+        part.unlink()
