@@ -41,7 +41,7 @@ def last_boxed(text: str) -> str | None:
 def normalized(answer: str) -> str:
     r"""Return the answer without what never changes its value: white space, math delimiters, `\left`/`\right`, a final period."""
     answer = re.sub(r"\\(?:left|right)(?![a-zA-Z])|\$", "", answer)
-    answer = re.sub(r"\\[!,;: ]|\s+", " ", answer)
+    answer = re.sub(r"(?:\\[!,;: ]|\s)+", " ", answer)
     # Between two words or numbers a space means something: "1 1/2" is not "11/2".
     answer = re.sub(r"(?<!\w) +| +(?!\w)", "", answer)
     return answer.replace(r"\dfrac", r"\frac").replace(r"\tfrac", r"\frac").removesuffix(".")

@@ -133,7 +133,7 @@ def _units(text: str) -> list[str]:
             word for word in words if len(word) > 1 and word not in ("sin", "cos", "tan", "log", "ln", "sqrt", "pi")
         ]
     named = [_UNITS.get(word, word) for word in words]
-    return sorted(word.removesuffix("s") if len(word) > 3 else word for word in named)
+    return sorted(word.removesuffix("s") if len(word) > 3 and word not in _TURNS else word for word in named)
 
 
 def _has_digit(text: str) -> bool:
