@@ -445,6 +445,7 @@ def test_what_states_something_else(answer, gold):
     [
         (r"\left|-5\right|", "5"),
         ("1 < x < 2", "(1,2)"),
+        ("10 < x < 20", "(10,20)"),
         ("1 < x < 2", r"\left(1,2\right)"),
         ("x < 2", r"A \cup B"),
         ("x > 2", r"\{3\}"),
@@ -462,3 +463,17 @@ def test_what_states_something_else(answer, gold):
 )
 def test_what_states_nothing_else(answer, gold):
     assert not forms.refuses(answer, gold)
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [
+        (r"x\text{ is wrong}", "x"),
+        (r"y\text{ is not it}", "y"),
+        (r"\pi\text{ or not}", r"\pi"),
+        (r"(1,2,\dotsc)", "(1,2)"),
+        (r"(1,2,\dotsb)", "(1,2)"),
+    ],
+)
+def test_a_value_without_digits_is_turned_by_words_too(answer, gold):
+    assert fast_verdict(answer, gold) is Verdict.INCORRECT

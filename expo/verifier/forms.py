@@ -11,7 +11,7 @@ _INVISIBLE = r"\\[hv]?phantom\s*\{[^{}]*\}"
 _SPACES = r"\\(?:[!,;:> ]|quad\b|qquad\b)|~|\\\\\s*$"
 _LEADING = r"(?:so|thus|hence|therefore)?,?\s*(?:(?:the|my|our)\s+)?(?:final\s+)?answer\s*(?:is|:|=)\s*:?"
 _RELATION = r"\\(?:not|neq?|leq?|geq?|leqslant|geqslant|lt|gt|to|rightarrow|Rightarrow|implies|iff|approx|sim|equiv|cong|propto|subset|subseteq|in|notin|mid)(?![a-zA-Z])|[<>≤≥≠≈→]|(?<![\w)])!=|:="
-_DOTS = r"\\[lc]?dots(?![a-zA-Z])|\.\.\.|…"
+_DOTS = r"\\(?:[lc]?dots|dots[cbmio])(?![a-zA-Z])|\.\.\.|…"
 _BASE = r"(?<=\d)_\{?(?:\\text\{)?\s*(\d+|[a-z]{3,})"
 # Words that make of a value with words another statement than the value.
 _TURNS = frozenset(
@@ -121,7 +121,7 @@ def _words(answer: str, gold: str) -> bool:
         ours = [word for word in ours if word not in ("and", "or")]
     if ours and theirs:
         return _has_digit(answer) and _has_digit(gold) and ours != theirs
-    return bool(ours) and _has_digit(gold) and (len(ours) > 4 or bool(set(ours) & _TURNS))
+    return bool(set(ours) & _TURNS) or (_has_digit(gold) and len(ours) > 4)
 
 
 def _units(text: str) -> list[str]:
