@@ -140,6 +140,11 @@ def test_a_rollback_takes_the_best_policy_and_resumes_to_the_bit(tmp_path):
     assert "back to the policy of step" in whole.stderr, whole.stderr
     run = directory(tmp_path / "whole")
     back = int(re.search(r"step (\d+): back", whole.stderr)[1])
+    returns = re.findall(r"step (\d+): back to the policy of step (\d+)", whole.stderr)
+    assert len({best for _, best in returns}) == len(returns), "once for each best checkpoint"
+    kept = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["callbacks"]
+    (best_step,) = (state["best_step"] for state in kept.values() if "best_step" in state)
+    assert str(best_step) not in {at for at, _ in returns}, "what was returned to is no better checkpoint"
     again = train(tmp_path / "parts", *options, f"trainer.stop_after={back + 3}", "trainer.checkpoint_every=7")
     assert again.returncode == 0, again.stderr
     again = train(tmp_path / "parts", *options)

@@ -63,6 +63,7 @@ class WatchHealth(Callback):
         if found:
             self.tell(trainer, found)
             self.act(trainer, pl_module, found[0])
+            return
         if step == 1 and (first := pl_module.last_metrics["reward/mean"]) is not None:
             self.best_reward = first  # of the initial policy, which has made the rollouts of this step
         reward = self.health.reward
@@ -117,5 +118,7 @@ class WatchHealth(Callback):
         module.on_load_checkpoint(saved)
         module.pipeline.engines.sync()
         self.health = Health.of(own["health"])
+        for watch in self.health.watches.values():
+            watch.recent = []  # a mean of steps before and after the return would be of no policy
         self.rolled_back_to, self.since = self.best_step, collapse.noticed
         log.warning("step %d: back to the policy of step %d", collapse.noticed, self.best_step)
