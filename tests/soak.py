@@ -190,7 +190,7 @@ def verify(folder: Path, answers: int) -> tuple[dict[str, Any], bool]:
         assert all((v.value == "timeout") is (i % 10 == 0) for i, v in enumerate(verdicts))
         return time.monotonic() - start, psutil.Process().memory_info().rss / 2**20
 
-    with Verifier(VerifierConf(workers=2, timeout_s=0.5)) as verifier:
+    with Verifier(VerifierConf(workers=2, timeout_s=0.2)) as verifier:
         looks = [batch(answers // 10) for _ in range(10)]
     rates = [round(answers / 10 / seconds, 1) for seconds, _ in looks]
     found = {"answers": answers, "seconds": round(sum(s for s, _ in looks)), "answers per second, least and most": [min(rates), max(rates)],

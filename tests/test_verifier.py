@@ -199,6 +199,7 @@ def test_a_script_that_neither_closes_it_nor_guards_its_main_ends(tmp_path):
 
 def test_a_busy_machine_changes_no_verdict(monkeypatch):
     """A worker that gets no CPU is waited for; the limit is its own time."""
+    monkeypatch.setattr(worker, "LEAST_BACKSTOP_S", 0.5)
     one = worker.Worker(512)
     try:
         os.kill(one.process.pid, signal.SIGSTOP)

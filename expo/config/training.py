@@ -117,7 +117,7 @@ class VerifierConf:
         3.0,
         above=0,
         high=3600,
-        help="CPU seconds of a worker process for one answer; five times as much wall-clock time, for what hangs",
+        help="CPU seconds of a worker process for one answer; five times as much wall-clock time (30 s at least), for what hangs",
     )
     memory_mb: int = key(1024, above=0, high=2**20, help="memory of one worker process, MiB")
     max_answer_chars: int = key(400, above=0, high=10**5, help="a longer final answer is unparseable at once")

@@ -23,6 +23,7 @@ from expo.verifier.answers import Verdict, judge
 
 START_LIMIT_S = 60
 BACKSTOP = 5  # wall-clock time per CPU time that a worker may take
+LEAST_BACKSTOP_S = 30.0  # of wall-clock time: a machine may be busy for so long
 SHORTEST_WAIT_S = 0.02
 # prctl and /proc are Linux's. Elsewhere a worker has no limit of memory, and a hung one may outlive a killed trainer.
 CONFINES = sys.platform == "linux"
@@ -34,7 +35,7 @@ class Worker:
     # forkserver: a replacement starts in milliseconds from a process that has the imports done and no threads;
     # plain fork would copy the trainer's locks.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["expo.verifier.worker", "math_verify"])
+    context.set_forkserver_preload(["expo.verifier.worker", "expo.verifier.warm"])
 
     def __init__(self, memory_mb: int):
         self.memory_mb = memory_mb
@@ -60,7 +61,7 @@ class Worker:
 
     def _wait(self, timeout_s: float) -> bool:
         """Return whether an answer came in time. Raises TimeoutError where it did not, though the worker has hardly worked."""
-        began, latest = _cpu_s(self.process.pid), time.monotonic() + BACKSTOP * timeout_s
+        began, latest = _cpu_s(self.process.pid), time.monotonic() + max(BACKSTOP * timeout_s, LEAST_BACKSTOP_S)
         left = timeout_s
         while not self.pipe.poll(max(left, SHORTEST_WAIT_S)):
             left = timeout_s - (_cpu_s(self.process.pid) - began)
@@ -79,7 +80,7 @@ class Worker:
         """Return the verdict and the worker's peak memory in MiB.
 
         `timeout_s` is the worker's own CPU time, so that a busy machine changes no verdict; of wall-clock time it has
-        BACKSTOP times as much, for what hangs without working. What may not be the answer's doing is judged once more: a
+        BACKSTOP times as much, and LEAST_BACKSTOP_S at least, for what hangs without working. What may not be the answer's doing is judged once more: a
         worker that did not get to work, and one that died.
         """
         for last in (False, True):
