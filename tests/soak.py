@@ -174,7 +174,8 @@ def evaluate(folder: Path, problems: int) -> tuple[dict[str, Any], bool]:
         "parts kept at the kill": made,
         "exit code": code,
     }
-    return found, code == 0 and made > 0 and abs(found["MiB per 1"]) < 20
+    short = looks[-1]["done"] - made < 8  # too few parts to tell a slope from its start
+    return found, code == 0 and made > 0 and (short or abs(found["MiB per 1"]) < 20)
 
 
 def verify(folder: Path, answers: int) -> tuple[dict[str, Any], bool]:
