@@ -14,22 +14,23 @@ import contextlib
 import hashlib
 import importlib
 import json
+import multiprocessing
 import os
 import random
 import re
 import resource
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 import traceback
-from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -336,6 +337,7 @@ class Harness:
     """Runs trials. What an unbroken command leaves, and how long it takes, is made once for each."""
 
     def __init__(self, root: Path):
+        root.mkdir(parents=True, exist_ok=True)
         self.root, self.mounts = root, can_mount()
         self.whole: dict[str, tuple[Any, float]] = {}
 
@@ -508,48 +510,50 @@ def preload() -> None:
     sys.modules["torch"].set_num_threads(1)
 
 
-def trials(numbers: range, seed: int = 0, only: str = "", root: Path | None = None) -> Iterator[Trial]:
-    """Make trials in this process."""
+HARNESS: list[Harness] = []  # of this process
+
+
+def begin(root: Path) -> None:
+    """Make a process ready for trials."""
     preload()
-    with tempfile.TemporaryDirectory(prefix="faults-") as own:
-        harness = Harness(root or Path(own))
-        harness.root.mkdir(parents=True, exist_ok=True)
-        for number in numbers:
-            yield harness.trial(seed, number, only)
+    HARNESS.append(Harness(root / f"process-{os.getpid()}"))
+
+
+def trial(seed: int, only: str, number: int) -> Trial:
+    """Make one trial in a process that is ready."""
+    return HARNESS[0].trial(seed, number, only)
+
+
+def summary(done: list[Trial], seconds: float) -> str:
+    """Return what came of all trials, by fault."""
+    kinds = {t.number: "corrupted byte" if t.fault.startswith("corrupted") else t.fault for t in done}
+    lines = [
+        f"{len(done)} trials, {sum(t.processes for t in done)} processes, {seconds:.0f} s",
+        "",
+        "| fault | tried | kept every promise | broke one |",
+        "|---|---|---|---|",
+    ]
+    for kind in [*sorted(set(kinds.values())), "all"]:
+        own = [t for t in done if kind in ("all", kinds[t.number])]
+        broken = sum(bool(t.wrong) for t in own)
+        lines.append(f"| {kind} | {len(own)} | {len(own) - broken} | {broken} |")
+    return "\n".join(lines)
 
 
 def main() -> int:
-    options = dict(argument.split("=", 1) for argument in sys.argv[1:])
-    count, jobs = int(options.get("trials", 300)), int(options.get("jobs", 1))
-    start, done = time.monotonic(), []
-    first, step = int(options.get("first", 0)), 1
-    if jobs > 1:  # each a process of its own
-        parts = [
-            [
-                sys.executable,
-                __file__,
-                *(f"{k}={v}" for k, v in options.items() if k not in ("jobs", "trials", "first")),
-            ]
-            for _ in range(jobs)
-        ]
-        size = -(-count // jobs)
-        running = [
-            subprocess.Popen([*part, f"first={i * size}", f"trials={min(size, count - i * size)}"])
-            for i, part in enumerate(parts)
-        ]
-        return max(process.wait() for process in running)
-    root = Path(options["root"]) if "root" in options else None
-    for trial in trials(range(first, first + count, step), int(options.get("seed", 0)), options.get("only", ""), root):
-        done.append(trial)
-        print(trial, flush=True)
-    broken = [trial for trial in done if trial.wrong]
-    faults = Counter("corrupted byte" if t.fault.startswith("corrupted") else t.fault for t in done)
-    print(
-        f"{len(done)} trials, {sum(t.processes for t in done)} processes, {len(broken)} with a broken promise, {time.monotonic() - start:.0f} s"
-    )
-    print(", ".join(f"{fault} {count}" for fault, count in sorted(faults.items())))
-    print(f"processes until it was done, after a fault: {statistics.mean(t.processes for t in done):.1f}")
-    return 1 if broken else 0
+    options = {"trials": "300", "seed": "0", "jobs": "1", "first": "0", "only": "", "root": ""}
+    options |= dict(argument.split("=", 1) for argument in sys.argv[1:])
+    first, start, done = int(options["first"]), time.monotonic(), []
+    make = partial(trial, int(options["seed"]), options["only"])
+    with tempfile.TemporaryDirectory(prefix="faults-") as own:
+        root = Path(options["root"] or own)
+        context = multiprocessing.get_context("spawn")  # its workers have one thread each: they fork
+        with ProcessPoolExecutor(int(options["jobs"]), context, begin, (root,)) as pool:
+            for made in pool.map(make, range(first, first + int(options["trials"]))):
+                done.append(made)
+                print(made, flush=True)
+    print(summary(done, time.monotonic() - start))
+    return 1 if any(t.wrong for t in done) else 0
 
 
 if __name__ == "__main__":

@@ -111,11 +111,9 @@ def told(looks: list[dict[str, float]], per: float) -> dict[str, Any]:
 
 def train(folder: Path, steps: int) -> tuple[dict[str, Any], bool]:
     (folder / "busy.py").write_text(REWARD)
-    metrics = lambda: next(iter(folder.glob("outputs/ladder/*/metrics.jsonl")), None)  # noqa: E731
 
     def done() -> float:
-        path = metrics()
-        return sum(1 for _ in path.open("rb")) if path else 0
+        return sum(1 for path in folder.glob("outputs/ladder/*/metrics.jsonl") for _ in path.open("rb"))
 
     start = time.monotonic()
     line = ["train", "algorithm=grpo", *TINY, f"trainer.max_steps={steps}", "reward=busy", f"evaluation.every={steps // 20}", "dataset.eval_limit=8",
@@ -153,7 +151,10 @@ def report(folder: Path, lines: int = 100_000) -> tuple[dict[str, Any], bool]:
 
 def evaluate(folder: Path, problems: int) -> tuple[dict[str, Any], bool]:
     """Evaluate many problems, be killed on the way, and go on."""
-    parts = lambda: len(list(folder.glob("outputs/evaluate/*/completions/.eval-*.parquet")))  # noqa: E731
+
+    def parts() -> float:
+        return len(list(folder.glob("outputs/evaluate/*/completions/.eval-*.parquet")))
+
     line = [
         "evaluate",
         "dataset=ladder",

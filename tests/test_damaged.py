@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from expo import config
 from expo.commands.fit import make_run
 from expo.commands.wiring import load_model
-from expo.config import LADDER, UserError, build, check
+from expo.config import LADDER, UserError, build, check, identity, model_content, pairs_identity
 from expo.config.key import LARGEST, OPTIONS, declaration
 from expo.config.run import Config
 from expo.evaluation.judge import judge_steps
@@ -88,6 +88,33 @@ def test_a_tokenizer_of_another_model_is_refused(folder):
     settings = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(settings | {"vocab_size": settings["vocab_size"] - 20}))
     assert "its embedding" in loading(folder)
+
+
+@pytest.mark.parametrize(
+    "weight", ["model.layers.3.self_attn.v_proj.weight", "model.layers.0.mlp.up_proj.weight", "model.norm.weight"]
+)
+def test_another_model_at_the_same_path_is_another_run(folder, weight):
+    """An adapter that is merged changes neither sizes nor the embedding, which comes first in the file."""
+    cfg = compose_config("algorithm=exp_dpo_offline", "dataset=ladder", "model=hf", f"model.path={folder}")
+    before = identity(cfg), pairs_identity(cfg)
+
+    def merge(weights):
+        weights[weight] += 1e-3
+
+    with_weights(folder, merge)
+    after = identity(cfg), pairs_identity(cfg)
+    assert before[0] != after[0]
+    assert before[1] != after[1]
+
+
+def test_every_tensor_of_a_large_file_is_looked_at(tmp_path):
+    tensors = {f"layers.{i:02d}.weight": torch.zeros(64, 2**12) for i in range(24)}  # 1 MiB each
+    known = set()
+    for changed in (None, *tensors):
+        content = {name: tensor + (name == changed) for name, tensor in tensors.items()}
+        save_file(content, tmp_path / "model.safetensors")
+        known.add(model_content(tmp_path))
+    assert len(known) == 25
 
 
 class Harm:

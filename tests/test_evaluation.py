@@ -10,7 +10,11 @@ import wandb
 from conftest import make_prompts
 
 from expo.config import UserError
+from expo.data import ladder
+from expo.evaluation.habits import habits
 from expo.evaluation.pass_at_k import interval, pass_at_k
+from expo.evaluation.tally import Tally
+from expo.verifier.answers import Verdict
 
 
 @pytest.mark.parametrize("k", [1, 2, 4, 6])
@@ -201,3 +205,62 @@ def test_the_judge_asks_an_openai_compatible_endpoint():
     assert path == "/v1/chat/completions"
     assert body["model"] == "judge-model"
     assert body["messages"][0]["content"] == "q 1 steps"
+
+
+def row(problem, verdict, tokens=10, truncated=False, level=None, subject=None, question="", completion="no answer"):
+    return {
+        "problem": problem, "verdict": verdict, "tokens": tokens, "truncated": truncated, "level": level,
+        "subject": subject, "question": question, "completion": completion,
+    }  # fmt: skip
+
+
+def test_the_scalars_of_an_evaluation_by_hand():
+    right, wrong, unreadable = Verdict.CORRECT, Verdict.INCORRECT, Verdict.UNPARSEABLE
+    tally = Tally(2)
+    tally.add(
+        [row("a", right, 10, level=1), row("a", wrong, 20, level=1), row("b", wrong, 30), row("b", unreadable, 40)]
+    )
+    tally.add([row("c", right, 50, True, 2), row("c", right, 60, level=2)])
+    found = tally.metrics([1, 2])
+    names = {
+        f"pass@{k}{group}{end}" for k in (1, 2) for group in ("", "/level1", "/level2") for end in ("", "_lo", "_hi")
+    }
+    assert found.keys() == names | {"eval/length_mean", "eval/truncated_frac", "eval/unparseable_frac"}
+    assert (found["pass@1"], found["pass@1/level1"], found["pass@1/level2"]) == (0.5, 0.5, 1.0)
+    assert found["pass@2"] == pytest.approx(2 / 3)
+    assert found["pass@1_lo"] < found["pass@1"] < found["pass@1_hi"]
+    assert found["eval/length_mean"] == 35
+    assert found["eval/truncated_frac"] == found["eval/unparseable_frac"] == pytest.approx(1 / 6)
+    assert list(tally.outcomes) == ["a", "b", "c"]
+
+
+def test_the_ladder_tells_right_answers_by_wrong_steps():
+    [problem] = ladder.generate(1, "eval", 1)
+    parts = ladder.parse_question(problem.question)
+    steps = ladder.cot_text(parts, [part.meaning for part in parts])
+
+    def sample(verdict, completion):
+        return row("p", verdict, subject="ladder", question=problem.question, completion=completion)
+
+    tally = Tally(1)
+    tally.add([sample("incorrect", steps)])
+    assert tally.metrics([1])["eval/correct_with_sound_steps_frac"] == 0
+    tally.add([sample("correct", steps)])
+    tally.add([sample("correct", "guessed"), sample("incorrect", "guessed")])
+    assert tally.metrics([1])["eval/correct_with_sound_steps_frac"] == 0.5
+
+
+def test_an_interval_holds_95_percent_and_is_the_same_each_time():
+    values = np.random.default_rng(0).normal(size=400)
+    error = values.std() / 20
+    low, high = interval(values)
+    assert (values.mean() - low) / error == pytest.approx(1.96, abs=0.08)
+    assert (high - values.mean()) / error == pytest.approx(1.96, abs=0.08)
+    assert interval(values) == (low, high) == interval(values, 0) != interval(values, 1)
+
+
+def test_levels_have_no_second_pass_at_k():
+    rows = [row(p, "correct", level=i, subject=s) for i, (p, s) in enumerate((("a", "Algebra"), ("b", "Geometry")), 1)]
+    found = habits(rows, [], [1])
+    assert "pass@1/Algebra" in found
+    assert not any(name.startswith("pass@1/level") for name in found)

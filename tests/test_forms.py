@@ -1,9 +1,12 @@
 """Right and wrong answers, each with its reason: what the verifier says of an answer to a gold answer."""
 
+from threading import Thread
+
 import pytest
 
 from expo.config import VerifierConf
-from expo.verifier.answers import Verdict, last_boxed
+from expo.verifier import answers, forms
+from expo.verifier.answers import Verdict, fast_verdict, judge, last_boxed, normalized
 from expo.verifier.pool import Verifier
 
 # reason -> (gold, answers...)
@@ -254,3 +257,279 @@ def test_a_box_without_braces(text, answer):
 def test_only_the_end_of_a_long_text_is_read():
     assert last_boxed("{" * 10_000_000 + r"\boxed{7}") == "7"
     assert last_boxed(r"\boxed{7}" + "x" * 1_000_000) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"\boxed{[1,2\}}", r"[1,2\}"),  # an escaped brace closes nothing
+        (r"} \boxed{6}", "6"),
+        (r"\boxed{4} and {5}", "4"),
+        (r"\boxed{1 \boxed{2} 3}", "2"),  # the last to open
+    ],
+)
+def test_the_last_box_among_braces(text, answer):
+    assert last_boxed(text) == answer
+
+
+def test_of_a_long_text_so_many_characters_are_read():
+    box = r"\boxed{7}"
+    assert last_boxed(box + "x" * (answers.LONGEST_TEXT - len(box))) == "7"
+    assert last_boxed(box + "x" * (answers.LONGEST_TEXT - len(box) + 1)) is None
+
+
+def test_verdicts_have_the_names_that_files_hold():
+    assert [verdict.value for verdict in Verdict] == ["correct", "incorrect", "unparseable", "timeout"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (r"\left(1,2\right)", "(1,2)"),
+        (r"\leftarrow", r"\leftarrow"),
+        ("$12$", "12"),
+        ("12.", "12"),
+        (".5", ".5"),
+        (r"\tfrac12", r"\frac12"),
+        (r"1\,2", "1 2"),
+        (r"x \, + \; 1", "x+1"),
+    ],
+)
+def test_what_is_normalized(answer, expected):
+    assert normalized(answer) == expected
+
+
+@pytest.mark.parametrize("spaces", [r" \, ", r"\;\;", r" \ "])
+def test_several_spaces_between_numbers_mean_something(spaces):
+    assert fast_verdict(f"1{spaces}1/2", "11/2") is not Verdict.CORRECT
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "verdict"),
+    [
+        ("0", "5", Verdict.INCORRECT),
+        ("(5)", "(6)", Verdict.INCORRECT),
+        ("(1,2,3)", "(1,2,4)", Verdict.INCORRECT),
+        (r"\text{x + 1}", "x+1", Verdict.CORRECT),
+        (r" \% ", r"\%", Verdict.CORRECT),
+        (r"\%", r" \% ", Verdict.CORRECT),
+        (r"\phantom{1}", r"\phantom{2}", Verdict.UNPARSEABLE),
+        ("", "5", Verdict.UNPARSEABLE),
+        ("PARIS", "Paris", Verdict.CORRECT),
+        ("1 DAY", "1 day", Verdict.CORRECT),
+        ("X", "x", None),  # another variable
+        ("AB", "ab", None),
+        (r"\Delta", r"\delta", None),
+    ],
+)
+def test_what_strings_settle(answer, gold, verdict):
+    assert fast_verdict(answer, gold) is verdict
+
+
+@pytest.mark.parametrize("command", ["text", "textbf", "textit", "textrm", "mbox", "mathrm", "operatorname"])
+def test_words_stand_in_any_text_command(command):
+    assert fast_verdict(rf"\{command}{{even}}", "even") is Verdict.CORRECT
+
+
+def test_math_verify_reads_what_is_visible():
+    judge.cache_clear()
+    assert judge("1/2", r"0.5\%") is judge(r"0.5\%", "1/2") is Verdict.CORRECT
+    assert judge(r"\infty", r"\infty") is Verdict.CORRECT
+    assert judge("", "12") is Verdict.UNPARSEABLE
+    assert judge("12", "") is Verdict.INCORRECT
+
+
+def test_math_verify_has_no_alarm_of_its_own():
+    """Its limits are of signals, which only a main thread may set."""
+    judge.cache_clear()
+    found = []
+    thread = Thread(target=lambda: found.append(judge("x=2/4=0.50", "0.5")))
+    thread.start()
+    thread.join()
+    assert found == [Verdict.CORRECT]
+
+
+@pytest.mark.parametrize("space", [r"\!", r"\,", r"\;", r"\:", r"\>", r"\ ", r"\quad ", r"\qquad ", "~"])
+def test_spaces_of_latex_are_spaces(space):
+    assert forms.plain(f"3{space}apples").split() == ["3", "apples"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (r"5 \\ ", "5"),
+        (r"5 \\", "5"),
+        (r"1\\2", r"1\\2"),
+        (r"\quads", r"\quads"),
+        (r"\qquads", r"\qquads"),
+        (r"12\phantom{3}", "12"),
+        (r"12\hphantom{3}\vphantom{3}", "12"),
+        (" 12. ", "12"),
+        ("12 .", "12"),
+        (".5", ".5"),
+        ("12%", "12"),
+        (r" 12\%. ", "12"),
+        ("x, the answer is 5", "x, the answer is 5"),
+        ("so the answer is 5", "5"),
+        ("Thus, the answer is 5", "5"),
+        ("hence the answer is 5", "5"),
+        ("therefore, my answer: 5", "5"),
+        ("our final answer = 5", "5"),
+        ("the  final  answer is: 5", "5"),
+    ],
+)
+def test_what_is_plain(answer, expected):
+    assert forms.plain(answer) == expected
+
+
+def test_what_is_readable():
+    assert forms.readable(r"12\%") == forms.readable("12%") == forms.readable(r"1\phantom{2}2") == "12"
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "expected"),
+    [
+        (r" x \in[1,2]", "[1,2]", ["[1,2]"]),
+        (r"x\in [1,2]", "[1,2]", ["[1,2]"]),
+        (r"x \in S", r"x \in S", [r"x \in S"]),
+        (r"x\infty", "3", [r"x\infty"]),
+        ("x=1,y=2", "5", ["x=1,y=2"]),
+        (r"x=5 \neq 6", "5", [r"x=5 \neq 6"]),
+        ("y=2", "y=2", ["y=2"]),
+        ("P(X = 2) = 3", "3", ["P(X = 2)", "3"]),
+    ],
+)
+def test_sides_of_an_equation(answer, gold, expected):
+    assert [side.strip() for side in forms.sides(answer, gold)] == expected
+
+
+def test_what_names():
+    assert forms.names("2x")
+    assert forms.names(r"\frac12 x")
+    assert not forms.names(r"\frac12")
+
+
+LATEX = (
+    "not ne neq le leq ge geq leqslant geqslant lt gt to rightarrow Rightarrow implies iff approx sim equiv cong propto "
+    "subset subseteq in notin mid"
+)
+
+
+@pytest.mark.parametrize(
+    "relation", ["\\" + name for name in LATEX.split()] + ["<", ">", "≤", "≥", "≠", "≈", "→", "!=", ":="]
+)
+def test_relations_are_refused_where_the_gold_answer_has_none(relation):
+    assert forms.refuses(f"2 {relation} 12", "12")
+    assert not forms.refuses(f"2 {relation} 12", f"2 {relation} 12")
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["not", "no", "never", "isn", "wrong", "false", "and", "or", "but", "than", "least", "most", "except", "incorrect"],
+)
+def test_words_that_turn_a_value_are_refused(word):
+    assert forms.refuses(rf"\text{{{word}}} 12", "12")
+
+
+@pytest.mark.parametrize("word", ["unless", "minus", "plus"])
+def test_words_with_an_s_that_turn_a_value_are_refused(word):
+    assert forms.refuses(rf"12\text{{ {word} one}}", "12")
+
+
+UNITS = (
+    "in=inches inch=inches ft=feet yd=yards mi=miles cm=centimeters mm=millimeters km=kilometers m=meters kg=kilograms g=grams lb=pounds "
+    "lbs=pound oz=ounces sec=seconds s=seconds min=minutes hr=hours hrs=hour h=hours l=liters ml=milliliters sq=square deg=degrees "
+    "cents=cent a=am p=pm a.m.=am p.m.=PM foot=feet cats=cat"
+)
+
+
+@pytest.mark.parametrize("pair", UNITS.split())
+def test_a_unit_written_in_two_ways_is_one(pair):
+    short, long = pair.split("=")
+    assert not forms.refuses(rf"5\text{{ {short}}}", rf"5\text{{ {long}}}")
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [
+        ("(1,2,…)", "(1,2)"),
+        ("(1,2,...)", "(1,2)"),
+        (r"(1,2,\ldots)", "(1,2)"),
+        (r"(1,2,\cdots)", "(1,2)"),
+        (r"(1,2,\dots)", "(1,2)"),
+        ("12_{81}", "12_{8}"),
+        ("12_{eight}", "12"),
+        (r"12_{\text{eight}}", "12"),
+        (" (1,2) ", r"\{1,2\}"),
+        (r"\{1,2\}", " (1,2) "),
+        ("(12,34)", r"\{12,34\}"),
+        (r"\left(1,2\right)", r"\{1,2\}"),
+        (r"\big(1,2\big)", r"\{1,2\}"),
+        (r"\bigl(1,2\bigr)", r"\{1,2\}"),
+        (r"\Big(1,2\Big)", r"\{1,2\}"),
+        (r"\Bigl(1,2\Bigr)", r"\{1,2\}"),
+        (r"\text{not } 3, 5", "3,5"),
+        ("5 cm (", "5 km"),
+        ("5 cm", "5 km"),
+        ("2 gas", "2 ga"),
+        (r"12\text{ one two three four five}", "12"),
+        (r"\cancel{12}", "12"),
+        (r"x \bcancel{12}", "12"),
+        (r"\xcancel{12}", "12"),
+        (r"\st{12}", "12"),
+        ("x < 2", "(1), 2"),
+        ("x < 2", "1, (2)"),
+        (r"\sout{12}", "12"),
+    ],
+)
+def test_what_states_something_else(answer, gold):
+    assert forms.refuses(answer, gold)
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [
+        (r"\left|-5\right|", "5"),
+        ("1 < x < 2", "(1,2)"),
+        ("10 < x < 20", "(10,20)"),
+        ("1 < x < 2", r"\left(1,2\right)"),
+        ("x < 2", r"A \cup B"),
+        ("x > 2", r"\{3\}"),
+        (r"x \in S", "S"),
+        ("1,2,...", "1,2,..."),
+        (r"\{1,2\}x", "(1,2)"),
+        ("(1,2)x", r"\{1,2\}"),
+        (r"\text{five miles}", "5 km"),
+        ("12 hours", "noon today"),
+        (r"12\text{ one two three four}", "12"),
+        (r"\cancel{12}", r"x \cancel{12}"),
+        (r"a \star b", r"a \star b"),
+        *((f"{name} 2 cm", "2 cm") for name in ("sin", "cos", "tan", "log", "ln", "sqrt", "pi")),
+    ],
+)
+def test_what_states_nothing_else(answer, gold):
+    assert not forms.refuses(answer, gold)
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [
+        (r"x\text{ is wrong}", "x"),
+        (r"y\text{ is not it}", "y"),
+        (r"\pi\text{ or not}", r"\pi"),
+        (r"(1,2,\dotsc)", "(1,2)"),
+        (r"(1,2,\dotsb)", "(1,2)"),
+    ],
+)
+def test_a_value_without_digits_is_turned_by_words_too(answer, gold):
+    assert fast_verdict(answer, gold) is Verdict.INCORRECT
+
+
+def test_infinity_equals_no_number_whatever_sympy_says(monkeypatch):
+    judge.cache_clear()
+    monkeypatch.setattr("math_verify.verify", lambda *arguments, **options: True)
+    for answer in (r"\infty", r"-\infty", r"\infty^{\infty}"):
+        assert judge(answer, "12") is Verdict.INCORRECT
+    assert judge("13", "12") is Verdict.CORRECT  # as it says
+    assert judge(r"\infty", r"\infty") is Verdict.CORRECT
+    judge.cache_clear()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from expo.runs.health import SIGNS, WINDOW, Health, Watch, collapses_of
+from expo.runs.health import SIGNS, WINDOW, Health, Sign, Watch, collapses_of
 
 REWARD = SIGNS[0]
 NOISY = [0.03, -0.05, 0.04, -0.02, 0.05, -0.03, 0.02, -0.04]  # around a mean that matters
@@ -20,9 +20,7 @@ def told(metric: str, values: list[float | None]) -> list[tuple[int, str]]:
     """Return (step, metric) of each collapse that the watch notices in a series of one scalar."""
     health = Health()
     return [
-        (step, watch.sign.metric)
-        for step, value in enumerate(values, 1)
-        for watch, _ in health.see(step, {metric: value})
+        (step, watch.sign.metric) for step, value in enumerate(values, 1) for watch, _ in health.see({metric: value})
     ]
 
 
@@ -48,8 +46,8 @@ def test_each_sign_is_noticed_once_and_dated(metric, healthy, ill):
     assert name == metric
     assert 41 < step <= 40 + WINDOW + 1
     watch = Watch(next(s for s in SIGNS if s.metric == metric))
-    for at, value in enumerate(series[:step], 1):
-        now = watch.see(at, value)
+    for value in series[:step]:
+        now = watch.see(value)
     assert watch.began([(at, value) for at, value in enumerate(series[:step], 1)], now) == 41
 
 
@@ -85,11 +83,11 @@ def test_a_second_collapse_is_told_after_a_recovery_only():
 def test_the_watch_goes_on_from_its_state():
     series = noisy(0.6, 30) + noisy(0.05, 30)
     whole, parts = Health(), Health()
-    for step, value in enumerate(series, 1):
+    for value in series:
         metrics = {"reward/mean": value, "policy/entropy": 2 * value}
-        noticed = whole.see(step, metrics)
+        noticed = whole.see(metrics)
         parts = Health.of(copy.deepcopy(parts.state()))
-        assert parts.see(step, metrics) == noticed
+        assert parts.see(metrics) == noticed
     assert len(whole.watches["reward/mean"].recent) == 2 * WINDOW, "what is kept does not grow"
 
 
@@ -134,6 +132,17 @@ def test_stop_ends_the_run_with_one_line_and_the_best_checkpoint(tmp_path):
 
 
 @pytest.mark.runs
+def test_stop_ends_a_run_that_has_collapsed_while_it_only_warned(tmp_path):
+    assert train(tmp_path, "trainer.stop_after=30").returncode == 0
+    done = train(tmp_path, "trainer.on_collapse=stop")
+    assert done.returncode == 1
+    assert re.search(r"stopped: \S+ collapses from step \d+ on;", done.stderr)
+    assert "best.ckpt" not in done.stderr, "there is none"
+    assert "Traceback" not in done.stderr
+    assert train(tmp_path).returncode == 0
+
+
+@pytest.mark.runs
 def test_a_rollback_takes_the_best_policy_and_resumes_to_the_bit(tmp_path):
     options = ("trainer.on_collapse=rollback", "optimizer.warmup_steps=30")
     whole = train(tmp_path / "whole", *options)
@@ -172,3 +181,81 @@ def test_rollback_wants_a_reward_of_each_step(tmp_path):
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "trainer.on_collapse=stop" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("metric", "healthy", "ill", "not_ill"),
+    [
+        ("reward/mean", 0.6, 0.29, 0.31),
+        ("reward/mean", 0.15, 0.04, 0.06),
+        ("reward/unparseable_frac", 0.1, 0.41, 0.39),
+        ("reward/unparseable_frac", 0.6, 0.91, 0.89),
+        ("policy/entropy", 0.05, 0.36, 0.34),
+        ("policy/entropy", 0.2, 0.81, 0.79),
+        ("completion/length_mean", 400.0, 39.0, 41.0),
+        ("completion/length_mean", 5.4, 0.3, 0.5),
+        ("completion/truncated_frac", 0.1, 0.61, 0.59),
+        ("completion/truncated_frac", 0.4, 0.91, 0.89),
+        ("loss/kl", 0.1, 1.11, 1.09),
+        ("loss/kl", 1.0, 4.01, 3.99),
+        ("positive/leak_gap", 0.1, 1.11, 1.09),
+        ("positive/leak_gap", 1.0, 4.01, 3.99),
+    ],
+)
+def test_how_much_worse_a_collapse_is(metric, healthy, ill, not_ill):
+    assert len(told(metric, [healthy] * 20 + [ill] * 20)) == 1
+    assert told(metric, [healthy] * 20 + [not_ill] * 20) == []
+
+
+def test_two_bad_steps_after_a_short_start_are_no_collapse():
+    assert told("reward/mean", [0.6] * 10 + [0.0] * 2) == []
+
+
+def test_a_slow_decline_is_a_collapse():
+    assert len(told("reward/mean", [0.6 - 0.006 * i for i in range(100)])) == 1
+
+
+@pytest.mark.parametrize(
+    ("between", "times"), [(0.475, 2), (0.35, 1)]
+)  # of 0.6: the sign is on until half of 0.3 is left
+def test_a_collapse_lasts_until_half_of_it_is_made_good(between, times):
+    assert len(told("reward/mean", [0.6] * 20 + [0.05] * 20 + [between] * 20 + [0.05] * 20)) == times
+
+
+def test_the_limits_of_a_sign_by_hand():
+    def steps(*values):
+        watch = Watch(Sign("m", True, 2.0, 0.0, ""))
+        return [step for step, value in enumerate(values, 1) if watch.see(value) is not None]
+
+    assert len(steps(*[10] * 20, *[8] * 10)) == 1  # reaching the least change is enough
+    assert steps(*[10] * 20, *[0] * 10) == [30]  # at step 29 the change is 9 and three deviations are 9
+    assert len(steps(*[10] * 20, *[8] * 20, *[9] * 20, *[8] * 20)) == 1  # half of it left: it lasts
+
+
+def test_a_collapse_began_after_the_last_step_nearer_to_the_best():
+    watch = Watch(Sign("m", True, 2.0, 0.0, ""), best=12.0)
+    assert watch.began([(1, 12.0), (2, 8.0), (3, 7.0), (4, 5.0), (5, 2.0)], 2.0) == 3  # 7 is the middle
+    assert watch.began([(4, 2.0), (5, 2.0)], 2.0) == 1
+
+
+def test_the_reward_is_that_of_the_last_steps_once_there_are_enough():
+    health = Health()
+    for _ in range(WINDOW):
+        assert health.reward is None
+        health.see({"reward/mean": 0.2})
+    assert health.reward == pytest.approx(0.2)
+    for _ in range(WINDOW):
+        health.see({"reward/mean": 0.4, "policy/entropy": 0.1})
+    assert health.reward == pytest.approx(0.4)
+
+
+def test_one_sign_is_a_collapse():
+    health = Health()
+    assert health.collapsing is False
+    for value in [0.6] * 20 + [0.0] * 20:
+        health.see({"reward/mean": value, "policy/entropy": 0.1})
+    assert health.collapsing is True
+
+
+def test_a_state_from_before_a_sign_existed_is_taken():
+    assert Health.of({}).state() == Health().state()

@@ -176,3 +176,46 @@ def test_preference_losses_by_hand():
     assert loss(0.0, "sigmoid") == pytest.approx(-math.log(sigmoid), abs=1e-6)
     assert loss(0.2, "sigmoid") == pytest.approx(-0.8 * math.log(sigmoid) - 0.2 * math.log(1 - sigmoid), abs=1e-6)
     assert loss(0.0, "ipo") == pytest.approx((2 / 4 + 1 / 2 - 5) ** 2, abs=1e-5)
+
+
+def test_the_deviation_has_a_small_number_added():
+    found = losses.group_advantages(torch.tensor([[0.0, 2e-6]]))
+    torch.testing.assert_close(found, torch.tensor([[-1.0, 1.0]]) / (2**0.5 + 1), atol=1e-4, rtol=0)
+
+
+def test_equal_rewards_are_equal_whatever_an_empty_slot_holds():
+    """The mean of 0.1 is not 0.1 in float32, and the rounding is divided by next to nothing."""
+    rewards = torch.tensor([[0.1] * 7 + [1.0]])
+    members = torch.tensor([[1.0] * 7 + [0.0]])
+    for advantage in losses.ADVANTAGES:
+        assert not losses.group_advantages(rewards, advantage, members).any()
+
+
+def test_overlong_penalty_has_a_floor_and_is_a_float():
+    lengths = torch.tensor([150])
+    assert losses.overlong_penalty(lengths, 100, 0.2).tolist() == [-1.0]
+    assert losses.overlong_penalty(lengths, 100, 0).dtype == torch.float32
+
+
+def test_token_weights_of_one_row():
+    mask = torch.tensor([[0.0, 1.0]])
+    for aggregation, weight in (("sequence_mean", 1.0), ("token_mean", 1.0), ("constant", 0.1)):
+        torch.testing.assert_close(losses.token_weights(mask, aggregation, 10), torch.tensor([[0.0, weight]]))
+
+
+def test_ratios_of_sequences_are_those_of_their_own_tokens():
+    logp = torch.tensor([[0.3, 0.1, 9.0], [0.4, 9.0, 9.0], [9.0, 9.0, 9.0]])
+    mask = torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    _, rho, _ = losses.policy_loss(logp, torch.zeros(3, 3), mask, torch.ones(3), 0.5, 0.5, "sequence")
+    torch.testing.assert_close(rho, torch.tensor([[0.2], [0.4], [0.0]]).exp().expand(3, 3))
+    weights = losses.sampler_weights(logp, torch.zeros(3, 3), mask, "sequence", 100.0)
+    torch.testing.assert_close(weights, torch.tensor([[0.4], [0.4], [0.0]]).exp().expand(3, 3))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_log_ratio_beyond_20_is_20(sign):
+    logp, zero, one = torch.tensor([[50.0 * sign]]), torch.zeros(1, 1), torch.ones(1, 1)
+    bounded = pytest.approx(math.exp(20 * sign), rel=1e-5, abs=0)
+    assert losses.policy_loss(logp, zero, one, torch.ones(1), 0.2, 0.2, "token")[1].item() == bounded
+    assert losses.sampler_weights(logp, zero, one, "token", 1e12).item() == bounded
+    assert losses.kl(logp, zero, "k3").item() == pytest.approx(math.exp(-20 * sign) - 1 + 20 * sign, rel=1e-5)

@@ -26,6 +26,13 @@ from expo.runs.space import check_space, disk_errors
 from expo.runs.tracking import Session, log_summary, make_loggers
 from expo.verifier.pool import Verifier
 
+# What ends a run with one line, and what to do about it.
+REMEDIES: dict[type[Exception], str] = {
+    NonFiniteGradient: "lower optimizer.learning_rate, or set trainer.on_nonfinite=skip where it is a gradient",
+    Collapsed: "lower optimizer.learning_rate, or set trainer.on_collapse=warn to go on all the same",
+    EngineError: "the same command goes on from the last of them",
+}
+
 
 def make_run(cfg: Config) -> int:
     """Make the run of a config, or wait for the process that makes it. Returns the exit code."""
@@ -79,9 +86,8 @@ def make_trainer(cfg: Config, run: Run, evaluator: Evaluator, stop: Stop, checkp
         callbacks=[
             stop,
             LogSteps(),
-            WatchHealth(
-                run, cfg.trainer.on_collapse, cfg.evaluation.every, lineage(cfg)
-            ),  # before what keeps the policy
+            # Before what keeps the policy: it may go back to an earlier one.
+            WatchHealth(run, cfg.trainer.on_collapse, cfg.evaluation.every, lineage(cfg)),
             Evaluate(evaluator, run, cfg.evaluation.every, max_steps),
             ShowProgress(run, max_steps, bar=sys.stderr.isatty() and "EXPO_SWEEP" not in os.environ),
             KeepCheckpoint(run.dir / "checkpoints", cfg.trainer.checkpoint_every, lineage(cfg)),
@@ -106,15 +112,11 @@ def explain_failure(error: Exception, run: Run, trainer: Trainer, stop: Stop) ->
         log_summary(trainer.loggers, run)
     if interrupted:
         return 128 + stop.signal
-    if not full and not isinstance(error, NonFiniteGradient | EngineError | Collapsed):
-        return None
-    remedy = "lower optimizer.learning_rate, or set trainer.on_nonfinite=skip where it is a gradient"
-    if isinstance(error, Collapsed):
-        remedy = "lower optimizer.learning_rate, or set trainer.on_collapse=warn to go on all the same"
+    remedy = REMEDIES.get(type(error))
     if full:
         remedy = "free some space, and the same command goes on from the last of them"
-    if isinstance(error, EngineError):
-        remedy = "the same command goes on from the last of them"
+    if remedy is None:
+        return None
     print(f"expo: {' '.join(str(error).split())}; earlier checkpoints are in {run.dir}; {remedy}", file=sys.stderr)
     return 1
 

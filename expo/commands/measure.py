@@ -10,7 +10,6 @@ from expo.data.readers import Reader
 from expo.evaluation.files import save_rows
 from expo.evaluation.kinds import COLUMNS, KINDS, Rows, cell, first_of_each_level, summarize
 from expo.evaluation.samples import check_steps, measure, sample
-from expo.model.prompts import Prompts
 from expo.runs.directory import Run
 from expo.runs.hub import ask_hub
 from expo.runs.tracking import Session, chosen_loggers, log_measured
@@ -31,9 +30,8 @@ def measure_samples(cfg: Config, run: Run) -> None:
     conf = cfg.diagnose
     run.dir.mkdir(parents=True, exist_ok=True)
     loggers = chosen_loggers(Session(cfg, run.dir, command="diagnose"))
-    model, tokenizer = load_model(cfg)
+    model, tokenizer, prompts = load_model(cfg)
     model.eval()
-    prompts: Prompts = build(cfg.prompts, of=Prompts)
     makers = [prompts.solve_ids, prompts.explain_ids]
     with Verifier(cfg.verifier) as verifier:
         reader: Reader = build(cfg.dataset, verifier, of=Reader)

@@ -11,7 +11,6 @@ from expo.config.key import shown
 from expo.data.readers import Reader
 from expo.evaluation.evaluate import Evaluation
 from expo.evaluation.habits import habits_of
-from expo.model.prompts import Prompts
 from expo.runs.arms import settings_in, settings_of
 from expo.runs.directory import Run
 from expo.runs.hub import ask_hub
@@ -30,8 +29,7 @@ def evaluate(cfg: Config, run: Run) -> None:
     run.dir.mkdir(parents=True, exist_ok=True)  # what an earlier run left in it stays until there is something new
     loggers = chosen_loggers(Session(cfg, run.dir, command="evaluate"))
     warn_of_other_settings(cfg)
-    model, tokenizer = load_model(cfg)
-    prompts: Prompts = build(cfg.prompts, of=Prompts)
+    model, tokenizer, prompts = load_model(cfg)
     with Verifier(cfg.verifier) as verifier:
         reader: Reader = build(cfg.dataset, verifier, of=Reader)
         problems, taken = within_length(reader.part(), [prompts.solve_ids], tokenizer, cfg.rollout.max_prompt_tokens)

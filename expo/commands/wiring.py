@@ -57,8 +57,7 @@ def build_run(cfg: Config, verifier: Verifier) -> tuple[Algorithm, Evaluator, Ac
     divide_evenly(cfg)
     reader: Reader = build(cfg.dataset, verifier, of=Reader)
     problems, held_out = reader.train(), reader.evaluation()  # before the model: quicker to fail
-    policy, tokenizer = load_model(cfg)
-    prompts: Prompts = build(cfg.prompts, of=Prompts)
+    policy, tokenizer, prompts = load_model(cfg)
     limit = cfg.rollout.max_prompt_tokens
     makers = [prompts.solve_ids, prompts.explain_ids, *([prompts.hint_ids] if cfg.hints.writer else [])]
     problems, trained = within_length(problems, makers, tokenizer, limit)
@@ -88,8 +87,8 @@ def build_run(cfg: Config, verifier: Verifier) -> tuple[Algorithm, Evaluator, Ac
     )
 
 
-def load_model(cfg: Config) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load the model to where it will work: an engine is made for the device that it finds the model on."""
+def load_model(cfg: Config) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Prompts]:
+    """Load the model to where it will work (an engine is made for the device that it finds the model on), and its prompts."""
     loaded = build(cfg.model)
     if not isinstance(loaded, tuple):
         raise UserError(f"model._target_={cfg.model._target_}: loads no model and tokenizer; give a function that does")
@@ -98,7 +97,7 @@ def load_model(cfg: Config) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     prompts.check(tokenizer, cfg.model.path)
     if torch.cuda.is_available() and cfg.trainer.accelerator != "cpu":
         model.to("cuda")
-    return model, tokenizer
+    return model, tokenizer, prompts
 
 
 def frozen_models(cfg: Config, policy: PreTrainedModel) -> tuple[PreTrainedModel | None, PreTrainedModel | None]:

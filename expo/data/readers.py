@@ -312,7 +312,7 @@ class Ladder(Reader):
             for problem in ladder.generate(level, split, count, self.conf.expert_style):
                 made += 1
                 yield problem
-            if made < count and count > USUAL:  # someone has asked for more
+            if made < count and count != USUAL:  # someone has asked for as many
                 log.warning("%s: level %d has no more than %d problems, not %d", self.conf.name, level, made, count)
 
 

@@ -53,10 +53,13 @@ class WatchHealth(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
         if trainer.current_epoch == 0 and self.action != "warn":
             self.keep(trainer, 0, float("-inf"))
+        if self.action == "stop" and self.health.collapsing:  # noticed by a session that only warned
+            told = next(c for c in reversed(self.run.collapses) if self.health.watches[c["metric"]].on)
+            raise Collapsed(f"stopped: {told['metric']} collapses from step {told['began']} on{self.kept}")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
         step, found = trainer.current_epoch + 1, []
-        for watch, now in self.health.see(step, pl_module.last_metrics):
+        for watch, now in self.health.see(pl_module.last_metrics):
             metric, best = watch.sign.metric, watch.best or 0.0
             points = [p for p in read_points(self.run.dir, metric) if p[0] > self.since]
             found.append(Collapse(metric, watch.sign.meaning, best, now, watch.began(points, now), step))
@@ -72,6 +75,11 @@ class WatchHealth(Callback):
             assert reward is not None
             self.keep(trainer, step, reward)
 
+    @property
+    def kept(self) -> str:
+        """Return what to say of the best checkpoint."""
+        return f"; {self.path} is of step {self.best_step}" if self.best_step >= 0 else ""
+
     def tell(self, trainer: Trainer, found: list[Collapse]) -> None:
         """Name collapses in the terminal, the summary and the loggers."""
         self.run.collapses = [*self.run.collapses, *map(asdict, found)]
@@ -86,7 +94,7 @@ class WatchHealth(Callback):
         """Do what `trainer.on_collapse` says. Raises Collapsed where the run is to end."""
         if self.action == "stop":
             raise Collapsed(
-                f"stopped at step {collapse.noticed}: {collapse.metric} collapses from step {collapse.began} on; {self.path} is of step {self.best_step}"
+                f"stopped at step {collapse.noticed}: {collapse.metric} collapses from step {collapse.began} on{self.kept}"
             )
         if self.action == "rollback":
             self.roll_back(trainer, module, collapse)

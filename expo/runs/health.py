@@ -77,14 +77,14 @@ class Watch:
     """One sign over a run. `best` is the best mean so far of up to WINDOW steps, all of them before the last WINDOW ones."""
 
     sign: Sign
-    recent: list[Point] = field(default_factory=list)  # of the last 2 WINDOW steps that have the scalar
+    recent: list[float] = field(default_factory=list)  # of the last 2 WINDOW steps that have the scalar
     best: float | None = None
     on: bool = False  # whether the collapse that was told still lasts
 
-    def see(self, step: int, value: float) -> float | None:
+    def see(self, value: float) -> float | None:
         """Take a step's value. Returns the mean of the last WINDOW steps where a collapse is noticed now, else None."""
-        self.recent = [*self.recent, (step, value)][-2 * WINDOW :]
-        earlier, last = values(self.recent[:-WINDOW]), values(self.recent[-WINDOW:])
+        self.recent = [*self.recent, value][-2 * WINDOW :]
+        earlier, last = self.recent[:-WINDOW], self.recent[-WINDOW:]
         if len(earlier) < FEWEST:
             return None
         mean = fmean(earlier)
@@ -116,19 +116,19 @@ class Health:
 
     watches: dict[str, Watch] = field(default_factory=lambda: {sign.metric: Watch(sign) for sign in SIGNS})
 
-    def see(self, step: int, metrics: Mapping[str, float | None]) -> list[tuple[Watch, float]]:
+    def see(self, metrics: Mapping[str, float | None]) -> list[tuple[Watch, float]]:
         """Take the scalars of a step. Returns what collapses from now on, and its mean now; undefined scalars say nothing."""
         found = []
         for name, watch in self.watches.items():
             value = metrics.get(name)
-            if value is not None and math.isfinite(value) and (now := watch.see(step, value)) is not None:
+            if value is not None and math.isfinite(value) and (now := watch.see(value)) is not None:
                 found.append((watch, now))
         return found
 
     @property
     def reward(self) -> float | None:
         """Return the mean reward of the last WINDOW steps; None before there are so many."""
-        last = values(self.watches["reward/mean"].recent[-WINDOW:])
+        last = self.watches["reward/mean"].recent[-WINDOW:]
         return fmean(last) if len(last) == WINDOW else None
 
     @property
@@ -144,8 +144,3 @@ class Health:
     def of(cls, state: Mapping[str, Any]) -> Self:
         """Return what `state` was taken of."""
         return cls({sign.metric: Watch(sign, **state.get(sign.metric, {})) for sign in SIGNS})
-
-
-def values(points: Sequence[Point]) -> list[float]:
-    """Return the values of points."""
-    return [value for _, value in points]
