@@ -23,6 +23,7 @@ from expo.config import LADDER, UserError, build, check, identity, model_content
 from expo.config.key import LARGEST, OPTIONS, declaration
 from expo.config.run import Config
 from expo.evaluation.judge import judge_steps
+from expo.model.policy import load_policy
 
 SMALL = [
     "algorithm=exp_dpo_offline", "dataset=ladder_level5", "trainer.max_steps=2", "evaluation.every=0", "trainer.problems_per_step=2",
@@ -105,6 +106,20 @@ def test_another_model_at_the_same_path_is_another_run(folder, weight):
     after = identity(cfg), pairs_identity(cfg)
     assert before[0] != after[0]
     assert before[1] != after[1]
+
+
+def test_an_adapter_on_another_base_is_another_model(folder, tmp_path):
+    model, tokenizer = load_policy(config.ModelConf(path=str(folder), lora_rank=2))
+    model.save_pretrained(tmp_path / "adapter")
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    known = model_content(tmp_path / "adapter")
+    assert known == model_content(tmp_path / "adapter")
+
+    def other(weights):
+        weights["model.layers.3.mlp.up_proj.weight"] += 1e-3
+
+    with_weights(folder, other)
+    assert model_content(tmp_path / "adapter") != known
 
 
 def test_every_tensor_of_a_large_file_is_looked_at(tmp_path):

@@ -62,12 +62,19 @@ def _tree(node: Any, pairs: bool) -> dict[str, Any]:
 
 
 def model_content(folder: Path) -> str:
-    """Return a hash of a model folder: names, sizes, the first MiB of each file, and pieces of all the rest, 4 MiB of it in all.
-
-    The start alone would not do: an adapter that is merged changes neither the embedding, which often comes first, nor the
-    sizes. The shipped ladder policy is known by its start, as in older versions: it does not change.
-    """
+    """Return a hash of a model folder; of an adapter's, also of the local model that it is for."""
     digest = hashlib.sha256()
+    for part in filter(None, (folder, _base_of(folder))):
+        _add_files(digest, part)
+    return digest.hexdigest()
+
+
+def _add_files(digest: "hashlib._Hash", folder: Path) -> None:
+    """Add names, sizes, the first MiB of each file, and pieces of all the rest, 4 MiB of it in all.
+
+    The start alone would not do: an adapter that is merged changes neither the sizes nor the embedding, which often comes
+    first. The shipped ladder policy is known by its start, as in older versions: it does not change.
+    """
     for file in sorted(f for f in folder.iterdir() if f.suffix in (".json", ".safetensors", ".bin", ".jinja")):
         size = file.stat().st_size
         with file.open("rb") as content:
@@ -76,7 +83,16 @@ def model_content(folder: Path) -> str:
             for place in range(START, size if folder != LADDER else 0, apart):
                 content.seek(place)
                 digest.update(content.read(PIECE))
-    return digest.hexdigest()
+
+
+def _base_of(folder: Path) -> Path | None:
+    """Return the local folder of the model that an adapter is for; None for a whole model, a hub id and the shipped ladder."""
+    try:
+        named = json.loads((folder / "adapter_config.json").read_bytes())["base_model_name_or_path"]
+        base = Path(named)
+    except (OSError, ValueError, KeyError, TypeError):  # none, or a damaged one, which loading will tell
+        return None
+    return base if base.is_dir() and base not in (folder, LADDER) else None
 
 
 def changing(settings: Mapping[str, Any]) -> dict[str, Any]:
