@@ -5,7 +5,7 @@ import torch
 
 from expo.algorithms import losses
 from expo.config import ModelConf, UserError
-from expo.model.policy import as_initial, micro_batches, score, token_batch, token_logp
+from expo.model.policy import as_initial, can_share, micro_batches, score, token_batch, token_logp
 from expo.model.small import random_tiny
 
 PROMPTS = [[5, 6, 7], [8, 9], [10, 11, 12, 13], [5, 6]]
@@ -21,7 +21,7 @@ def model():
 def batch_of(order=range(4), extra_padding=0):
     batch = token_batch([PROMPTS[i] for i in order], [COMPLETIONS[i] for i in order], 0, torch.device("cpu"))
     pad = torch.nn.functional.pad
-    return type(batch)(pad(batch.input_ids, (0, extra_padding)), pad(batch.mask, (0, extra_padding)))
+    return type(batch)(pad(batch.input_ids, (0, extra_padding)), pad(batch.mask, (0, extra_padding)), batch.prompts)
 
 
 def test_scores_are_those_of_the_full_logits(model):
@@ -81,6 +81,45 @@ def test_packed_rows_score_and_train_as_padded_ones(model):
         gradients.append([logp, *torch.autograd.grad((logp * logp).sum(), list(model.parameters()))])
     for padded, packed in zip(*gradients, strict=True):
         torch.testing.assert_close(padded, packed, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("lengths", [[3, 1, 0, 5, 2, 4], [1, 1, 1, 1, 1, 1], [0, 6, 2, 2, 1, 3]])
+def test_a_prompt_read_once_scores_and_trains_as_one_read_for_each_row(attention, lengths):
+    model, _ = random_tiny()
+    model.set_attn_implementation(attention)
+    prompts = [[5, 6, 7], [8, 9], [5, 6, 7], [10, 11, 12, 13, 14], [8, 9], [5, 6, 7]]
+    rows = token_batch(prompts, [list(range(20, 20 + n)) for n in lengths], 0, torch.device("cpu"))
+    read = []
+    decoder = model.get_decoder()
+    counting = decoder.register_forward_pre_hook(lambda *a: read.append(a[2]["input_ids"].shape), with_kwargs=True)
+    found = []
+    for shared in (False, True):
+        logp = score(model, rows, 0.7, shared=shared)
+        found.append([logp, *torch.autograd.grad((logp * logp).sum(), list(model.parameters()))])
+    counting.remove()
+    assert read[1] == (3, 5)  # three prompts, of at most five tokens: not six
+    for plain, shared in zip(*found, strict=True):
+        torch.testing.assert_close(plain, shared, atol=1e-5, rtol=1e-4)
+
+
+def test_a_prompt_is_read_for_each_row_where_the_model_cannot_do_otherwise(model):
+    assert can_share(model)
+    model.gradient_checkpointing_enable()
+    assert not can_share(model.train())
+    assert can_share(model.eval())
+    sliding = copy.deepcopy(model)
+    sliding.config.layer_types = ["full_attention", "sliding_attention"]
+    assert not can_share(sliding)
+    flash = copy.deepcopy(model)
+    flash.config._attn_implementation = "flash_attention_2"
+    assert not can_share(flash)
+
+
+def test_rows_of_one_prompt_are_scored_together():
+    prompts = [[5, 6], [8, 9], [5, 6], [8, 9]]
+    rows = token_batch(prompts, [[1] * n for n in (1, 2, 9, 3)], 0, torch.device("cpu"))
+    assert [i.tolist() for i, _ in micro_batches(rows, torch.arange(4), 2)] == [[1, 3], [0, 2]]
 
 
 def test_lora_trains_adapters_only_and_scores_like_its_base(tmp_path):

@@ -128,7 +128,7 @@ class Algorithm(LightningModule):
 
     def score(self, model: nn.Module, batch: TokenBatch, temperature: float = 1.0) -> Tensor:
         """Return log-probabilities `[B, T]`; see `expo.model.policy.score`."""
-        return score(model, batch, temperature, self.trainer_conf.packing)
+        return score(model, batch, temperature, self.trainer_conf.packing, self.trainer_conf.share_prompts)
 
     @torch.no_grad()
     def reference_score(self, batch: TokenBatch, temperature: float = 1.0) -> Tensor:

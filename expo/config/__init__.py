@@ -20,7 +20,7 @@ from expo.config.dataset import ColumnsConf, DatasetConf, Gsm8kConf, LadderConf,
 from expo.config.errors import DISK, EngineError, UserError
 from expo.config.from_run import restore
 from expo.config.hints import HintsConf, NoHintsConf, PrefixConf, SelfHintConf
-from expo.config.identity import LADDER, arm_identity, identity, lineage, model_content, pairs_identity
+from expo.config.identity import LADDER, arm_identity, bank_identity, identity, lineage, model_content, pairs_identity
 from expo.config.key import Rules, functions_of, key, option
 from expo.config.model import ModelConf, RandomTinyConf
 from expo.config.places import make_folder, run_dir, run_id, run_mark

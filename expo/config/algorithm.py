@@ -29,6 +29,11 @@ class AlgorithmConf:
         return False
 
     @property
+    def explains_by_step(self) -> bool:
+        """Return whether each step asks for the explanations of just its own problems: known before it begins."""
+        return self._target_.startswith("expo.")
+
+    @property
     def uses_snapshot(self) -> bool:
         """Return whether a copy of the policy that the algorithm refreshes itself makes the rollouts."""
         return False
@@ -206,6 +211,10 @@ class GRPOConf(AlgorithmConf):
         help="truncated importance sampling between the sampler's probabilities and the trainer's",
     )
     sampler_cap: float = key(2.0, low=1, help="largest weight of that correction")
+
+    @property
+    def explains_by_step(self) -> bool:
+        return super().explains_by_step and not self.refills
 
     @property
     def uses_reference(self) -> bool:

@@ -36,14 +36,31 @@ def pairs_identity(cfg: Config) -> str:
     return _hash(cfg, pairs=True)
 
 
+def bank_identity(cfg: Config) -> str:
+    """Return the hash of everything that changes the explanations which the initial policy writes for a run's steps."""
+    tree = _with_contents(_tree(cfg, pairs=True))
+    kept = {name: tree[name] for name in ("dataset", "model", "prompts", "rollout", "seed")}
+    kept["trainer"] = {name: tree["trainer"][name] for name in ("problems_per_step", "precision")}
+    kept["positives"] = {name: tree["positives"][name] for name in ("_target_", "samples", "shown_answer")}
+    return _digest(kept)
+
+
 def _hash(cfg: Config, pairs: bool) -> str:
-    tree = _tree(cfg, pairs)
+    return _digest(_with_contents(_tree(cfg, pairs)))
+
+
+def _digest(tree: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def _with_contents(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return the tree with data files and a local model known by what is in them."""
     for name in ("path", "eval_path"):
         if tree["dataset"][name]:
             tree["dataset"][name] = hashlib.sha256(Path(tree["dataset"][name]).read_bytes()).hexdigest()
-    folder = LADDER if cfg.model.path == "ladder" else Path(cfg.model.path)
+    folder = LADDER if tree["model"]["path"] == "ladder" else Path(tree["model"]["path"])
     tree["model"]["content"] = model_content(folder) if folder.is_dir() else None
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:10]
+    return tree
 
 
 def _tree(node: Any, pairs: bool) -> dict[str, Any]:

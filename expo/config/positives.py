@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from omegaconf import MISSING
 
+from expo.config.algorithm import AlgorithmConf
 from expo.config.key import Rules, key, option
 
 if TYPE_CHECKING:
@@ -32,6 +33,10 @@ class PositivesConf:
         """Return why the first steps of a longer run differ from those of a shorter one; None where they are the same."""
         ours = self._target_.startswith("expo.")
         return None if ours else f"expo does not know whether {self._target_} looks at the share of the run done"
+
+    def from_bank(self, algorithm: AlgorithmConf) -> bool:
+        """Return whether all that is written can be written before the run, and kept for other runs (`expo.step.positives.bank`)."""
+        return False
 
     @property
     def asks_after(self) -> str:
@@ -181,6 +186,12 @@ class SelfExplanationConf(SourceConf):
         choices=("true", "wrong", "shuffled"),
         help="controls: explain a wrong answer (of one of the policy's own rollouts), or another problem's",
     )
+    bank: bool = key(
+        True,
+        identity=False,
+        help="explainer=reference: write all explanations of a run before its first step, in whole batches, and keep them for "
+        "other runs; false: as they are asked for, by a copy of the initial policy that stays in memory",
+    )
     cache_steps: int = key(0, low=0, help="steps for which a problem's explanation is used again; 0: never")
     cache_max_drop: float = key(
         0.5,
@@ -195,6 +206,10 @@ class SelfExplanationConf(SourceConf):
     @property
     def writer(self) -> str | None:
         return self.explainer
+
+    def from_bank(self, algorithm: AlgorithmConf) -> bool:
+        written_ahead = self.explainer == "reference" and self.asks_after != "hints"
+        return self.bank and written_ahead and algorithm.explains_by_step and self._target_.startswith("expo.")
 
     @property
     def asks_after(self) -> str:

@@ -53,6 +53,11 @@ class TrainerConf:
         identity=False,
         help="score rows end to end in one row instead of padding them; pays with model.attention=flash_attention_2",
     )
+    share_prompts: bool = key(
+        True,
+        identity=False,
+        help="read a group's prompt once for all of its completions, where model and attention (sdpa, eager) can; changes the numbers by rounding only",
+    )
 
     def rules(self, cfg: "Config") -> Rules:
         yield (

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from expo.config import LADDER, ModelConf, RandomTinyConf, UserError
 from expo.config.errors import first_line
@@ -93,12 +93,18 @@ class TokenBatch:
 
     input_ids: Tensor  # [B, L]
     mask: Tensor  # [B, L - 1], 1 where the *next* token belongs to the completion
+    prompts: Tensor  # [B], which prompt it is: rows of one prompt have one number
 
     @property
     def lengths(self) -> Tensor:
         """Return the tokens of prompt and completion together: `[B]`."""
         positions = torch.arange(2, self.mask.shape[1] + 2, device=self.mask.device)
         return (self.mask * positions).amax(dim=1).long()
+
+    @property
+    def prompt_lengths(self) -> Tensor:
+        """Return the tokens of each prompt: `[B]`; 1 where the completion is empty, and nothing is scored."""
+        return self.mask.argmax(dim=1) + 1
 
     @property
     def targets(self) -> Tensor:
@@ -108,7 +114,7 @@ class TokenBatch:
     def rows(self, index: Tensor) -> "TokenBatch":
         """Return the chosen rows, cut to the longest of them."""
         width = int(self.lengths[index].max())
-        return TokenBatch(self.input_ids[index, :width], self.mask[index, : width - 1])
+        return TokenBatch(self.input_ids[index, :width], self.mask[index, : width - 1], self.prompts[index])
 
 
 def token_batch(
@@ -118,24 +124,31 @@ def token_batch(
     width = max((len(p) + len(c) for p, c in zip(prompts, completions, strict=True)), default=1)
     ids = torch.full((len(prompts), width), pad_id)
     mask = torch.zeros(len(prompts), width - 1)
+    numbers: dict[tuple[int, ...], int] = {}
+    which = torch.tensor([numbers.setdefault(tuple(p), len(numbers)) for p in prompts], dtype=torch.long)
     for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
         end = len(prompt) + len(completion)
         ids[i, :end] = torch.tensor([*prompt, *completion])
         mask[i, len(prompt) - 1 : end - 1] = 1
-    return TokenBatch(ids.to(device), mask.to(device))
+    return TokenBatch(ids.to(device), mask.to(device), which.to(device))
 
 
-def score(model: nn.Module, batch: TokenBatch, temperature: float = 1.0, packed: bool = False) -> Tensor:
+def score(
+    model: nn.Module, batch: TokenBatch, temperature: float = 1.0, packed: bool = False, shared: bool = False
+) -> Tensor:
     """Return the log-probability of each completion token: `[B, L - 1]` float32, zero off the mask.
 
     The logits are divided by `temperature`, the one that the rollouts were sampled with, so that ratios compare the
     distributions that acted. They exist for at most CHUNK positions at a time and are recomputed in the backward pass.
     With `packed`, the decoder reads all rows end to end as one, told apart by their position ids: no padding is computed.
+    With `shared`, it reads a prompt that several rows have once, where the model can; only rounding differs.
     """
     causal = causal_lm(model)
     decoder = causal.get_decoder()
     wanted = batch.mask.bool()
-    if packed:
+    if shared and not packed and can_share(causal) and len(batch.prompts.unique()) < len(batch.prompts):
+        rows = _behind_shared_prompts(decoder, batch)
+    elif packed:
         positions = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device).expand_as(batch.input_ids)
         there = positions < batch.lengths.unsqueeze(1)  # [B, L]
         joined = {"input_ids": batch.input_ids[there].unsqueeze(0), "position_ids": positions[there].unsqueeze(0)}
@@ -152,13 +165,55 @@ def score(model: nn.Module, batch: TokenBatch, temperature: float = 1.0, packed:
     return torch.zeros_like(batch.mask).masked_scatter(wanted, torch.cat(parts))
 
 
+def can_share(causal: Any) -> bool:
+    """Return whether a model can read a prompt once for several completions: it takes a mask of its own, and keeps keys in training."""
+    config = causal.config.get_text_config()
+    whole = all(kind == "full_attention" for kind in getattr(config, "layer_types", None) or ())
+    checkpointing = causal.is_gradient_checkpointing and causal.training
+    return whole and config._attn_implementation in ("sdpa", "eager") and not checkpointing
+
+
+def _behind_shared_prompts(decoder: Any, batch: TokenBatch) -> Tensor:
+    """Return the hidden state before each completion token, row by row: `[tokens, H]`. The gradient of a prompt is that of all its rows."""
+    device, before = batch.input_ids.device, batch.prompt_lengths
+    numbers, owner = batch.prompts.unique(return_inverse=True)  # [P], [B]
+    first = torch.stack([(owner == p).nonzero()[0, 0] for p in range(len(numbers))])
+    width, longest = int(before.max()), int((batch.lengths - before).max())
+    cache = DynamicCache(config=decoder.config)
+    prompts = batch.input_ids[first, :width]
+    of_prompts = decoder(input_ids=prompts, past_key_values=cache, use_cache=True).last_hidden_state  # [P, W, H]
+    hidden = of_prompts[owner, before - 1].unsqueeze(1)  # [B, 1, H]
+    there = torch.arange(longest, device=device) < (batch.lengths - before).unsqueeze(1)  # [B, C]
+    if longest > 1:
+        cache.batch_select_indices(owner)
+        place = before.unsqueeze(1) + torch.arange(longest - 1, device=device)  # [B, C - 1]
+        ids = batch.input_ids.gather(1, place.clamp(max=batch.input_ids.shape[1] - 1))
+        of_prompt = torch.arange(width, device=device) < before.view(-1, 1, 1, 1)  # [B, 1, 1, W]
+        own = torch.ones(longest - 1, longest - 1, dtype=torch.bool, device=device).tril()
+        mask = torch.cat(
+            [of_prompt.expand(-1, 1, longest - 1, -1), own.expand(len(owner), 1, -1, -1)], dim=-1
+        )  # [B, 1, C - 1, W + C - 1]
+        if decoder.config._attn_implementation == "eager":  # adds its mask to the scores
+            lowest = torch.finfo(hidden.dtype).min
+            mask = torch.zeros(mask.shape, dtype=hidden.dtype, device=device).masked_fill(~mask, lowest)
+        after = decoder(
+            input_ids=ids, attention_mask=mask, position_ids=place, past_key_values=cache, use_cache=True
+        ).last_hidden_state
+        hidden = torch.cat([hidden, after], dim=1)  # [B, C, H]
+    scored: Tensor = hidden[there & batch.mask.bool().any(dim=1, keepdim=True)]
+    return scored
+
+
 def micro_batches(batch: TokenBatch, rows: Tensor, size: int) -> Iterator[tuple[Tensor, TokenBatch]]:
-    """Return the given rows, `size` at a time, rows of like length together so that little padding is computed."""
+    """Return the given rows, `size` at a time: rows of one prompt together, and prompts with rows of like length, so that
+    little padding is computed."""
     if not len(rows):
         return
     lengths = batch.lengths
     rows = rows.to(lengths.device)
-    rows = rows[lengths[rows].argsort(stable=True)]
+    longest = torch.zeros_like(lengths).scatter_reduce(0, batch.prompts, lengths, "amax")  # by prompt
+    for order in (lengths, batch.prompts, longest[batch.prompts]):  # the last counts most
+        rows = rows[order[rows].argsort(stable=True)]
     for start in range(0, len(rows), size):
         chosen = rows[start : start + size]
         yield chosen, batch.rows(chosen)

@@ -1,6 +1,7 @@
 """Models that the repository makes itself: the ladder policy and a tiny random Qwen2 for trying real data."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -60,20 +61,25 @@ def ladder_model(seed: int, hidden_size: int = 96, layers: int = 4, heads: int =
     )
 
 
+def bpe_tokenizer(texts: Sequence[str], size: int) -> PreTrainedTokenizerBase:
+    """Return a byte-level BPE tokenizer of at most `size` tokens, learned from the texts."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
+    bpe.train_from_iterator(texts, trainer)
+    merges = json.loads(bpe.to_str())["model"]["merges"]
+    # Qwen2's own class, because that is what AutoTokenizer makes of any tokenizer saved beside a Qwen2 model.
+    options: dict[str, Any] = {"merges": [tuple(merge) for merge in merges], "chat_template": CHAT_TEMPLATE}
+    return Qwen2Tokenizer(vocab=bpe.get_vocab(), **options, **SPECIAL_TOKENS)
+
+
 def random_tiny(seed: int = 0) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return a randomly initialised Qwen2 (about 0.2M parameters) with a real byte-level BPE tokenizer.
 
     It solves nothing; it carries real text through every stage of a run without a download.
     """
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=768, initial_alphabet=alphabet, show_progress=False)
-    bpe.train_from_iterator([BPE_TEXT], trainer)
-    merges = json.loads(bpe.to_str())["model"]["merges"]
-    # Qwen2's own class, because that is what AutoTokenizer makes of any tokenizer saved beside a Qwen2 model.
-    options: dict[str, Any] = {"merges": [tuple(merge) for merge in merges], "chat_template": CHAT_TEMPLATE}
-    tokenizer = Qwen2Tokenizer(vocab=bpe.get_vocab(), **options, **SPECIAL_TOKENS)
+    tokenizer = bpe_tokenizer([BPE_TEXT], 768)
     set_seed(seed)
     model = Qwen2ForCausalLM(
         Qwen2Config(

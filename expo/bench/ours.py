@@ -1,0 +1,75 @@
+"""expo's side of `expo bench`: the trainer of `expo train`, a step at a time. `python -m expo.bench.ours CASE FOLDER`."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+from expo.algorithms.base import Algorithm
+from expo.bench.cases import GROUP, PROBLEMS, Case
+from expo.bench.turns import Turns
+from expo.commands.fit import make_trainer
+from expo.commands.wiring import build_run, set_up_process
+from expo.config import RewardConf, compose_config
+from expo.data.problem import Problem
+from expo.runs.callbacks import Stop
+from expo.runs.directory import Run
+from expo.verifier.answers import Verdict
+from expo.verifier.pool import Verifier
+
+
+class RandomReward:
+    """A random number for each rollout, so that every group trains."""
+
+    def __init__(self, conf: RewardConf):
+        self.generator = np.random.default_rng(0)
+
+    def __call__(
+        self, problems: Sequence[Problem], texts: Sequence[str], verdicts: Sequence[Verdict]
+    ) -> Sequence[float]:
+        return [float(x) for x in self.generator.random(len(texts))]
+
+
+class StepByStep(Callback):
+    """Waits for its turn before each step."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, float] = {}
+        self.turns = Turns(lambda: self.parts)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.turns()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
+        metrics = pl_module.last_metrics
+        self.parts = {k.removeprefix("time/"): v or 0.0 for k, v in metrics.items() if k.startswith("time/")}
+
+
+def main(case: Case, folder: Path) -> None:
+    """Train until stdin ends."""
+    cfg = compose_config([
+        "algorithm=grpo", "dataset=custom", f"dataset.path={folder / 'rows.jsonl'}", "dataset.eval_limit=4",
+        "dataset.columns.question=question", "dataset.columns.answer=answer",
+        f"model.path={folder / 'model'}", f"model.lora_rank={case.lora_rank}", f"algorithm.kl_coef={case.kl}",
+        f"algorithm.group_size={GROUP}", f"trainer.problems_per_step={PROBLEMS}", f"trainer.micro_batch_size={case.micro}",
+        f"rollout.max_completion_tokens={case.tokens}", "rollout.max_prompt_tokens=512", "trainer.max_steps=10000",
+        "trainer.checkpoint_every=100000", "trainer.accelerator=cpu", "evaluation.every=0", "k=[1]",
+        f"trainer.threads={case.threads}", f"output_dir={folder / 'outputs'}", *case.overrides,
+    ])  # fmt: skip
+    cfg.reward = RewardConf(_target_="expo.bench.ours.RandomReward")
+    set_up_process(cfg)
+    with Verifier(cfg.verifier) as verifier:
+        module, evaluator, _ = build_run(cfg, verifier)
+        run = Run.find(cfg)
+        run.begin()
+        trainer = make_trainer(cfg, run, evaluator, Stop(None), None)
+        cast(Any, trainer).callbacks.append(StepByStep())
+        trainer.fit(module)
+
+
+if __name__ == "__main__":
+    main(Case.of(sys.argv[1]), Path(sys.argv[2]))
