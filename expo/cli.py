@@ -36,6 +36,7 @@ COMMANDS = {
     "evaluate": ("expo.commands.evaluate", "evaluate_command"),
     "pretrain": ("expo.commands.pretrain", "pretrain"),
     "diagnose": ("expo.commands.diagnose", "diagnose"),
+    "explain": ("expo.commands.explain", "explain"),
 }
 # command -> (module, function); the function takes the arguments.
 PROGRAMS = {

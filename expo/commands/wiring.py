@@ -1,6 +1,7 @@
 """Wire the parts of a run together from its config."""
 
 import logging
+import time
 import warnings
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from transformers.utils import logging as transformers_logging
 
 from expo.algorithms.base import Algorithm, Components
 from expo.algorithms.pairs import PairStore
-from expo.config import Config, UserError, build, pairs_identity, run_dir
+from expo.config import Config, UserError, bank_identity, build, pairs_identity, run_dir
 from expo.config.explaining import when_explained
 from expo.data.account import Account
 from expo.data.problem import Problem
@@ -22,6 +23,7 @@ from expo.rollout.engine import Engine, Sampling
 from expo.step.experience import Tools
 from expo.step.hints import NoHints
 from expo.step.pipeline import Engines, Pipeline
+from expo.step.positives.bank import Bank, BankedEngine
 from expo.step.positives.properties import Scorer
 from expo.step.positives.sources import PositiveSource
 from expo.step.problems import ProblemSampler, within_length
@@ -102,7 +104,10 @@ def load_model(cfg: Config) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, P
 
 def frozen_models(cfg: Config, policy: PreTrainedModel) -> tuple[PreTrainedModel | None, PreTrainedModel | None]:
     """Return the frozen reference and the snapshot, each None where nothing needs a copy of its own."""
-    writers, algorithm = {cfg.positives.writer, cfg.hints.writer}, cfg.algorithm
+    algorithm = cfg.algorithm
+    writers = {cfg.hints.writer}
+    if not cfg.positives.from_bank(algorithm):  # where the policy itself writes them, before its first step
+        writers.add(cfg.positives.writer)
     # A LoRA policy has its reference in it, unless another has to write, or be begun again from, the initial weights.
     copied = "reference" in writers or algorithm.uses_snapshot
     needs_reference = copied or (algorithm.uses_reference and not cfg.model.lora_rank)
@@ -118,6 +123,7 @@ def make_engines(
     tokenizer: PreTrainedTokenizerBase,
 ) -> Engines:
     """Make one engine for each set of weights that generates."""
+    banked = cfg.positives.from_bank(cfg.algorithm)
     engine = make_engine(cfg, policy, tokenizer)
     by_writer: dict[str | None, Engine] = {"current": engine, None: engine}
     if reference is not None:
@@ -127,9 +133,36 @@ def make_engines(
     return Engines(
         policy=engine,
         rollouts=by_writer["snapshot"] if cfg.algorithm.uses_snapshot else engine,
-        explanations=by_writer[cfg.positives.writer],
+        explanations=BankedEngine(bank_of(cfg)) if banked else by_writer[cfg.positives.writer],
         hints=by_writer[cfg.hints.writer],
     )
+
+
+def bank_of(cfg: Config) -> Bank:
+    """Return the bank of a run's explanations; all runs with the same initial policy, prompts, data, sampling and seed have the same."""
+    mark = bank_identity(cfg)
+    return Bank(Path(cfg.output_dir, cfg.dataset.name, "banks", mark), mark)
+
+
+def fill_bank(cfg: Config, module: Algorithm) -> Bank | None:
+    """Have the policy, which no step has changed yet, write the explanations of all steps that the bank lacks; None without a bank."""
+    if not cfg.positives.from_bank(cfg.algorithm):
+        return None
+    bank, pipeline, started = bank_of(cfg), module.pipeline, time.perf_counter()
+    if lacking := bank.missing(cfg.trainer.max_steps):
+        print(f"explanations of {len(lacking)} steps are written ahead: {bank.folder}", flush=True)
+        pipeline.engines.policy.sync()
+    mixed = torch.autocast(module.policy.device.type, torch.bfloat16, cfg.trainer.precision == "bf16-mixed")
+    with mixed:
+        explanations, tokens = bank.fill(
+            cfg.trainer.max_steps,
+            lambda step: pipeline.explanations_of(step, module.sampler.batch(step)),
+            pipeline.engines.policy,
+            pipeline.tools.sampling,
+        )
+    if explanations:
+        print(f"{explanations} explanations, {tokens} tokens, {time.perf_counter() - started:.0f} s", flush=True)
+    return bank
 
 
 def make_engine(cfg: Config, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Engine:

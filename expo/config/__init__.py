@@ -43,7 +43,7 @@ __all__ = [
     "MathConf", "MlflowConf", "MlflowLoggerConf", "ModelConf", "NoHintsConf", "NoPositivesConf", "OptimizerConf", "ParaphraseConf", "PositivesConf",
     "PositivesOnlyConf", "PrefixConf", "PretrainConf", "PromptsConf", "RandomTinyConf", "RewardConf", "RolloutConf",
     "Rules", "SFTConf", "SelfExplanationConf", "SelfHintConf", "SourceConf", "StarConf", "TableConf", "TensorBoardLoggerConf", "TrainerConf",
-    "UserError", "VLLMConf", "VerifierConf", "WandbConf", "WandbLoggerConf", "arm_identity", "build", "check", "compose_config",
+    "UserError", "VLLMConf", "VerifierConf", "WandbConf", "WandbLoggerConf", "arm_identity", "bank_identity", "build", "check", "compose_config",
     "conf_dir", "config_folders", "functions_of", "identity", "key", "lineage", "make_folder", "model_content", "option", "pairs_identity", "register", "restore",
     "run_dir", "run_id", "run_mark", "take_options", "typed",
 ]  # fmt: skip

@@ -137,6 +137,10 @@ class DPOConf(PositivesOnlyConf):
     def acts_every_step(self) -> bool:
         return False  # its rollouts are those of the round's start
 
+    @property
+    def explains_by_step(self) -> bool:
+        return False  # those of a round are asked for at once, and kept with its pairs
+
     def bound_to_length(self, step: int) -> str | None:
         if self.pairs_every and step % self.pairs_every == 0:
             return super().bound_to_length(step)

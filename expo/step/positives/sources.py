@@ -178,14 +178,15 @@ class STaR(SelfExplanation):
     conf: StarConf
 
     def explained(self, batch: Batch, groups: Groups, wanted: Sequence[int]) -> dict[int, Problem]:
-        return super().explained(batch, groups, [i for i in wanted if groups[i].all_wrong])
+        # A group that is not there yet may come to be all wrong.
+        return super().explained(batch, groups, [i for i in wanted if i not in groups or groups[i].all_wrong])
 
     def candidates(
         self, batch: Batch, groups: Groups, wanted: Sequence[int], explanations: Sequence[Completion], tools: Tools
     ) -> list[Candidate]:
         own = []
         for i in wanted:
-            row = next((g for g, right in enumerate(groups[i].correct) if right), None)
+            row = next((g for g, right in enumerate(groups[i].correct if i in groups else ()) if right), None)
             if row is not None:
                 completion = groups[i].completions[row]
                 cut_off = completion.truncated and "truncated" in self.conf.filters

@@ -1,0 +1,185 @@
+"""The bank: explanations of the initial policy, written in whole batches before a run, kept on disk, and shared between runs.
+
+An explanation of the initial policy depends on nothing that training changes. Each has the key of the step that will ask
+for it, so that a run learns from the same text with and without a bank; no copy of the initial policy stays in memory.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet
+
+from expo.config import UserError
+from expo.config.errors import first_line
+from expo.rollout.engine import Completion, Engine, Follow, Request, Sampling
+
+PART = 2048  # explanations of one file, about: what a kill while writing costs
+IDENTITY = b"bank"
+NAME = re.compile(r"steps-(\d+)-(\d+)\.parquet")
+
+Rows = dict[int, tuple[tuple[int, ...], list[int], bool]]  # by row of the key: prompt, completion, truncated
+
+
+@dataclass
+class Bank:
+    """A folder of parts, each with the explanations of consecutive steps. A part without its SHA-256 beside it was not finished.
+
+    `identity` is that of `expo.config.bank_identity`: model, prompts, data, sampling and seed; it stands in each part, too.
+    """
+
+    folder: Path
+    identity: str
+    steps: dict[int, Rows] = field(default_factory=dict)  # those of the parts that have been read
+    read: set[Path] = field(default_factory=set)
+
+    def parts(self) -> dict[Path, range]:
+        """Return the finished parts and their steps."""
+        found = {path: NAME.fullmatch(path.name) for path in sorted(self.folder.glob("steps-*.parquet"))}
+        return {p: range(int(m[1]), int(m[2]) + 1) for p, m in found.items() if m and _digest_file(p).is_file()}
+
+    def missing(self, steps: int) -> list[int]:
+        """Return which of the first `steps` steps no part has."""
+        there = {step for covered in self.parts().values() for step in covered}
+        return [step for step in range(steps) if step not in there]
+
+    def find(self, request: Request) -> Completion:
+        """Return the explanation that was written for a request.
+
+        Raises UserError where there is none, where it was written for another prompt, or where its part was changed.
+        """
+        step = request.key.step
+        if step not in self.steps:
+            for path in [p for p, covered in self.parts().items() if step in covered and p not in self.read]:
+                self._read(path)
+        row = self.steps.get(step, {}).get(request.key.row)
+        if row is None or row[0] != request.prompt:
+            told = "has no explanation" if row is None else "has an explanation of another prompt"
+            raise UserError(f"bank={self.folder}: {told} for step {step + 1}; delete the folder, and it is made again")
+        return Completion(request.prompt, row[1], [], row[2], request.problem)
+
+    def check(self) -> None:
+        """Read all parts. Raises UserError where one was changed, cannot be read, or is of another bank."""
+        for path in self.parts():
+            if path not in self.read:
+                self._read(path)
+
+    def _read(self, path: Path) -> None:
+        remedy = "delete it, and it is made again"
+        if _digest_file(path).read_text() != hashlib.sha256(path.read_bytes()).hexdigest():
+            raise UserError(f"bank={path}: not what was written there (its SHA-256 differs); {remedy}")
+        try:
+            table = pa.parquet.read_table(path)
+            identity = json.loads(table.schema.metadata[IDENTITY])["identity"]
+            rows = [
+                (row["step"], row["row"], (tuple(row["prompt"]), row["ids"], row["truncated"]))
+                for row in table.to_pylist()
+            ]
+        except (OSError, pa.ArrowException, LookupError, ValueError, TypeError) as error:
+            raise UserError(
+                f"bank={path}: cannot be read ({type(error).__name__}: {first_line(error)}); {remedy}"
+            ) from error
+        if identity != self.identity:
+            raise UserError(
+                f"bank={path}: of the bank {identity}, whose model, prompts, data, sampling or seed are others; {remedy}"
+            )
+        for step, row, made in rows:
+            self.steps.setdefault(step, {})[row] = made
+        self.read.add(path)
+
+    def save(
+        self, steps: Sequence[int], requests: Sequence[Request], made: Sequence[Completion], seconds: float
+    ) -> None:
+        """Write a part whole or not at all. Args: steps, consecutive; requests and made, those of these steps, in order."""
+        columns = {
+            "step": [r.key.step for r in requests], "row": [r.key.row for r in requests],
+            "prompt": [list(r.prompt) for r in requests], "ids": [c.ids for c in made],
+            "truncated": [c.truncated for c in made],
+        }  # fmt: skip
+        types = {"prompt": pa.list_(pa.int64()), "ids": pa.list_(pa.int64())}
+        table = pa.table({name: pa.array(values, types.get(name)) for name, values in columns.items()})
+        told = json.dumps({"identity": self.identity, "seconds": seconds})
+        path = self.folder / f"steps-{steps[0]:06d}-{steps[-1]:06d}.parquet"
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        pa.parquet.write_table(table.replace_schema_metadata({IDENTITY: told}), temporary)
+        stamp = _digest_file(temporary)
+        stamp.write_text(hashlib.sha256(temporary.read_bytes()).hexdigest())
+        temporary.replace(path)
+        stamp.replace(_digest_file(path))
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes from filling it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def fill(
+        self, steps: int, requests_of: Callable[[int], Sequence[Request]], engine: Engine, sampling: Sampling
+    ) -> tuple[int, int]:
+        """Write what the first `steps` steps lack, some PART explanations to a call. Returns how many were made, and how many tokens.
+
+        Args: requests_of, the requests of a step for all of its problems; engine, with the initial policy's weights.
+        """
+        explanations = tokens = 0
+        with self.lock():
+            self.check()
+            for chosen in _consecutive(self.missing(steps), requests_of):
+                started = time.perf_counter()
+                requests = [r for _, own in chosen for r in own]
+                made = engine.generate(requests, sampling) if requests else []
+                self.save([step for step, _ in chosen], requests, made, time.perf_counter() - started)
+                explanations, tokens = explanations + len(made), tokens + sum(len(c.ids) for c in made)
+        return explanations, tokens
+
+
+class BankedEngine:
+    """An engine that writes nothing: what it is asked for stands in a bank."""
+
+    def __init__(self, bank: Bank):
+        self.bank = bank
+
+    def generate(
+        self, requests: Sequence[Request], sampling: Sampling, follow: Follow | None = None
+    ) -> list[Completion]:
+        """See `Engine.generate`; nothing follows, since all is there at once."""
+        return [self.bank.find(r) for r in requests]
+
+    def sync(self) -> None:
+        """Do nothing: the initial policy does not change."""
+
+    def sleep(self) -> None:
+        """Do nothing: it is on no device."""
+
+    def wake(self) -> None:
+        """Do nothing: it never sleeps."""
+
+    def close(self) -> None:
+        """Free nothing: it holds token ids alone."""
+
+
+def _consecutive(
+    steps: Sequence[int], requests_of: Callable[[int], Sequence[Request]]
+) -> Iterator[list[tuple[int, Sequence[Request]]]]:
+    """Yield runs of consecutive steps with their requests, of about PART requests each."""
+    chosen: list[tuple[int, Sequence[Request]]] = []
+    for step in steps:
+        if chosen and (step != chosen[-1][0] + 1 or sum(len(own) for _, own in chosen) >= PART):
+            yield chosen
+            chosen = []
+        chosen.append((step, requests_of(step)))
+    if chosen:
+        yield chosen
+
+
+def _digest_file(path: Path) -> Path:
+    return path.with_suffix(".sha256")
