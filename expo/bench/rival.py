@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from transformers.utils import logging
 
-from expo.bench.cases import GROUP, PROBLEMS, Case
+from expo.bench.cases import Case
 from expo.bench.turns import Turns
 
 SOLVE = "{question}\n\nReason step by step, and put your final answer within \\boxed{}."
@@ -48,8 +48,8 @@ def main(case: Case, folder: Path) -> None:
         lora["peft_config"] = LoraConfig(r=case.lora_rank, lora_alpha=32, target_modules="all-linear")
     conf = GRPOConfig(
         output_dir=str(folder / "trl"), use_cpu=True, bf16=False, gradient_checkpointing=False, report_to=[],
-        per_device_train_batch_size=case.micro, gradient_accumulation_steps=PROBLEMS * GROUP // case.micro,
-        num_generations=GROUP, max_completion_length=case.tokens, temperature=1.0, beta=case.kl, loss_type="grpo",
+        per_device_train_batch_size=case.micro, gradient_accumulation_steps=case.problems * case.group // case.micro,
+        num_generations=case.group, max_completion_length=case.tokens, temperature=1.0, beta=case.kl, loss_type="grpo",
         learning_rate=1e-6, lr_scheduler_type="constant", max_steps=10000, save_strategy="no", logging_steps=1,
         disable_tqdm=True, seed=0,
     )  # fmt: skip

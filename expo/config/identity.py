@@ -68,7 +68,9 @@ def _tree(node: Any, pairs: bool) -> dict[str, Any]:
     tree = {}
     for f in dataclasses.fields(node):
         declared, value = declaration(f), getattr(node, f.name)
-        if not declared.identity or (pairs and not declared.pairs):
+        if declared.counted_as is not None:
+            value = declared.counted_as
+        elif not declared.identity or (pairs and not declared.pairs):
             continue
         plain = _tree(value, pairs) if dataclasses.is_dataclass(value) else value
         if f.name == "_target_":

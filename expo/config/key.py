@@ -37,6 +37,7 @@ class Declaration:
     pairs: bool = True
     absent: Any = ALWAYS_IN
     finite: bool = True
+    counted_as: Any = None
 
     def wrong(self, name: str, value: Any) -> str | None:
         """Return what is wrong with a value of the key `name`, in one line; None where nothing is."""
@@ -92,6 +93,7 @@ def key(
     pairs: bool = True,
     absent: Any = ALWAYS_IN,
     finite: bool = True,
+    counted_as: Any = None,
 ) -> Any:
     """Declare one key of a config dataclass.
 
@@ -100,9 +102,10 @@ def key(
     allowed strings, or allowed items of a list. identity=False: it changes nothing of a run's result. pairs=False: it
     changes the result, but not the pairs that the initial policy makes for DPO. absent: for a key added later, the value
     at which everything is as it was before the key existed; at this value the run's identity is what it was, too. A tuple: such values.
-    finite=False: inf is a value, too, which stands for no limit.
+    finite=False: inf is a value, too, which stands for no limit. counted_as: for a key with identity=False that used to count:
+    the value with which it goes into the identity whatever it is, so that the identities of finished runs stay.
     """
-    declared = Declaration(help, low, high, above, tuple(choices), identity, pairs, absent, finite)
+    declared = Declaration(help, low, high, above, tuple(choices), identity, pairs, absent, finite, counted_as)
     metadata = {"key": declared}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)

@@ -95,8 +95,10 @@ class SourceConf(PositivesConf):
         0.0, low=0, help="γ of a group member's shaped ratio p / (p + γ) (LUFFY); 0: the ratio is 1"
     )
     measure_every: int = key(
-        1,
+        10,
         low=0,
+        identity=False,
+        counted_as=1,
         help="steps between measuring the positives' likelihood, leak gap and answer lift (forward passes only); 0: never",
     )
     member_baseline: str = key(
