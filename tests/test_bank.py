@@ -15,10 +15,11 @@ from expo.cli import COMMANDS
 from expo.commands.explain import explain
 from expo.commands.wiring import build_run
 from expo.config import UserError
+from expo.model.small import random_tiny
 from expo.rollout.engine import Completion, Request, Sampling
 from expo.rollout.noise import EXPLAIN, Key
 from expo.step.positives import bank as banks
-from expo.step.positives.bank import Bank, BankedEngine
+from expo.step.positives.bank import Bank, BankedEngine, fingerprint
 from expo.verifier.pool import Verifier
 
 SAMPLING = Sampling(1.0, 1.0, 0, 8)
@@ -214,6 +215,26 @@ def test_a_part_that_is_not_what_was_written_is_refused_in_one_line(bank, damage
             use(Bank(bank.folder, "one"))
         assert "\n" not in str(error.value)
         assert "delete it" in str(error.value)
+
+
+def test_weights_are_known_by_their_numbers_and_not_by_an_adapter():
+    from peft import LoraConfig, get_peft_model
+
+    model, _ = random_tiny()
+    before = fingerprint(model)
+    assert fingerprint(random_tiny()[0]) == before
+    assert fingerprint(get_peft_model(random_tiny()[0], LoraConfig(target_modules="all-linear"))) == before
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight.mul_(1.01)
+    assert fingerprint(model) != before
+
+
+@pytest.mark.runs
+def test_a_hub_id_with_other_weights_is_told(tmp_path, monkeypatch):
+    run(tmp_path, *LEVEL_2, "trainer.max_steps=1")
+    monkeypatch.setattr("expo.commands.wiring.fingerprint", lambda policy: "others")
+    with pytest.raises(UserError, match="whose model, prompts"):
+        run(tmp_path, *LEVEL_2, "trainer.max_steps=1", "positives.weight=0.5")
 
 
 def test_no_explanation_of_another_prompt_is_given(bank):

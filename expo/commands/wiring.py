@@ -23,7 +23,7 @@ from expo.rollout.engine import Engine, Sampling
 from expo.step.experience import Tools
 from expo.step.hints import NoHints
 from expo.step.pipeline import Engines, Pipeline
-from expo.step.positives.bank import Bank, BankedEngine
+from expo.step.positives.bank import Bank, BankedEngine, fingerprint
 from expo.step.positives.properties import Scorer
 from expo.step.positives.sources import PositiveSource
 from expo.step.problems import ProblemSampler, within_length
@@ -133,22 +133,22 @@ def make_engines(
     return Engines(
         policy=engine,
         rollouts=by_writer["snapshot"] if cfg.algorithm.uses_snapshot else engine,
-        explanations=BankedEngine(bank_of(cfg)) if banked else by_writer[cfg.positives.writer],
+        explanations=BankedEngine(bank_of(cfg, policy)) if banked else by_writer[cfg.positives.writer],
         hints=by_writer[cfg.hints.writer],
     )
 
 
-def bank_of(cfg: Config) -> Bank:
+def bank_of(cfg: Config, policy: PreTrainedModel) -> Bank:
     """Return the bank of a run's explanations; all runs with the same initial policy, prompts, data, sampling and seed have the same."""
     mark = bank_identity(cfg)
-    return Bank(Path(cfg.output_dir, cfg.dataset.name, "banks", mark), mark)
+    return Bank(Path(cfg.output_dir, cfg.dataset.name, "banks", mark), f"{mark}-{fingerprint(policy)}")
 
 
 def fill_bank(cfg: Config, module: Algorithm) -> Bank | None:
     """Have the policy, which no step has changed yet, write the explanations of all steps that the bank lacks; None without a bank."""
     if not cfg.positives.from_bank(cfg.algorithm):
         return None
-    bank, pipeline, started = bank_of(cfg), module.pipeline, time.perf_counter()
+    bank, pipeline, started = bank_of(cfg, module.policy), module.pipeline, time.perf_counter()
     if lacking := bank.missing(cfg.trainer.max_steps):
         print(f"explanations of {len(lacking)} steps are written ahead: {bank.folder}", flush=True)
         pipeline.engines.policy.sync()

@@ -17,12 +17,14 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet
+from torch import nn
 
 from expo.config import UserError
 from expo.config.errors import first_line
 from expo.rollout.engine import Completion, Engine, Follow, Request, Sampling
 
 PART = 2048  # explanations of one file, about: what a kill while writing costs
+SAMPLES = 256  # of each weight
 IDENTITY = b"bank"
 NAME = re.compile(r"steps-(\d+)-(\d+)\.parquet")
 
@@ -33,7 +35,8 @@ Rows = dict[int, tuple[tuple[int, ...], list[int], bool]]  # by row of the key: 
 class Bank:
     """A folder of parts, each with the explanations of consecutive steps. A part without its SHA-256 beside it was not finished.
 
-    `identity` is that of `expo.config.bank_identity`: model, prompts, data, sampling and seed; it stands in each part, too.
+    `identity` is that of `expo.config.bank_identity` (model, prompts, data, sampling, seed) and the `fingerprint` of the weights,
+    which tells what a hub id does not. It stands in each part, too.
     """
 
     folder: Path
@@ -165,6 +168,17 @@ class BankedEngine:
 
     def close(self) -> None:
         """Free nothing: it holds token ids alone."""
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Return a hash of numbers from every weight of the initial policy; those of a LoRA adapter, which begins as nothing, do not count."""
+    digest = hashlib.sha256()
+    for name, weight in model.named_parameters():
+        if "lora_" not in name:
+            values = weight.detach().flatten()
+            some = values[:: max(1, len(values) // SAMPLES)].float().cpu().numpy()
+            digest.update(some.tobytes())
+    return digest.hexdigest()[:10]
 
 
 def _consecutive(
