@@ -104,7 +104,7 @@ class TokenBatch:
     @property
     def prompt_lengths(self) -> Tensor:
         """Return the tokens of each prompt: `[B]`; 1 where the completion is empty, and nothing is scored."""
-        return self.mask.argmax(dim=1) + 1
+        return self.mask.bool().int().argmax(dim=1) + 1
 
     @property
     def targets(self) -> Tensor:
@@ -183,7 +183,6 @@ def _behind_shared_prompts(decoder: Any, batch: TokenBatch) -> Tensor:
     prompts = batch.input_ids[first, :width]
     of_prompts = decoder(input_ids=prompts, past_key_values=cache, use_cache=True).last_hidden_state  # [P, W, H]
     hidden = of_prompts[owner, before - 1].unsqueeze(1)  # [B, 1, H]
-    there = torch.arange(longest, device=device) < (batch.lengths - before).unsqueeze(1)  # [B, C]
     if longest > 1:
         cache.batch_select_indices(owner)
         place = before.unsqueeze(1) + torch.arange(longest - 1, device=device)  # [B, C - 1]
@@ -200,7 +199,8 @@ def _behind_shared_prompts(decoder: Any, batch: TokenBatch) -> Tensor:
             input_ids=ids, attention_mask=mask, position_ids=place, past_key_values=cache, use_cache=True
         ).last_hidden_state
         hidden = torch.cat([hidden, after], dim=1)  # [B, C, H]
-    scored: Tensor = hidden[there & batch.mask.bool().any(dim=1, keepdim=True)]
+    row, column = batch.mask.bool().nonzero(as_tuple=True)  # also where a mask leaves tokens out
+    scored: Tensor = hidden[row, column - before[row] + 1]
     return scored
 
 
