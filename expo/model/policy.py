@@ -99,7 +99,7 @@ class TokenBatch:
     def lengths(self) -> Tensor:
         """Return the tokens of prompt and completion together: `[B]`."""
         positions = torch.arange(2, self.mask.shape[1] + 2, device=self.mask.device)
-        return (self.mask * positions).amax(dim=1).long()
+        return (self.mask.bool() * positions).amax(dim=1)
 
     @property
     def prompt_lengths(self) -> Tensor:
