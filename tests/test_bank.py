@@ -1,5 +1,6 @@
 """The bank: explanations written ahead by the initial policy, the same as those of a run that writes its own."""
 
+import errno
 import hashlib
 import json
 import threading
@@ -47,6 +48,14 @@ class Writer:
         return [Completion(r.prompt, [r.key.step, r.key.row], [0.0, 0.0], r.key.row == 1, r.problem) for r in requests]
 
 
+def throughput(directory):
+    """What a step says of its speed, and what that would be if it had generated all tokens itself."""
+    for line in map(json.loads, (directory / "metrics.jsonl").read_text().splitlines()):
+        if "time/rollout_s" in line:
+            seconds = sum(v for k, v in line.items() if k.startswith("time/"))
+            yield line["throughput/tokens_per_s"] * (1 + 1e-6), line["throughput/tokens_generated"] / seconds
+
+
 @pytest.fixture
 def bank(tmp_path, monkeypatch):
     monkeypatch.setattr(banks, "PART", 4)
@@ -58,9 +67,9 @@ def bank(tmp_path, monkeypatch):
     "overrides",
     [
         [],
-        ["positives.gate=all_wrong", "positives.samples=2", "positives.selection=most_likely"],
+        ["positives.gate=all_wrong", "dataset.levels=[4]", "positives.samples=2", "positives.selection=most_likely"],
         ["positives.use=group_member", "algorithm.kl_coef=0.05"],
-        ["algorithm=star", "algorithm.restart_every=0", "positives.explainer=reference"],
+        ["algorithm=star", "dataset.levels=[4]", "algorithm.restart_every=0", "positives.explainer=reference"],
         ["algorithm=exp_sft"],
         ["positives=expert_paraphrase", "prompts.paraphrase='{question} answer {answer} {solution}'"],
         ["positives=shuffled_answer"],
@@ -73,6 +82,7 @@ def test_a_run_with_a_bank_is_the_run_without_bit_for_bit(overrides, tmp_path):
         code, directory = run(tmp_path / given, *LEVEL_2, *overrides, f"positives.bank={given}")
         assert code == 0
         found.append((scalars(directory), weights(directory), directory.name))
+        assert any(said < all_of_it for said, all_of_it in throughput(directory)) == (given == "true")
     (ours, ours_weights, name), (theirs, theirs_weights, other_name) = found
     assert (ours, name) == (theirs, other_name)
     assert all(torch.equal(theirs_weights[k], v) for k, v in ours_weights.items())
@@ -136,6 +146,7 @@ def test_no_copy_of_the_initial_policy_stays_in_memory(tmp_path):
         (False, "seed=1"), (False, "positives.samples=2"), (False, "trainer.problems_per_step=8"),
         (False, "rollout.temperature=0.9"), (False, "prompts.explain='{question} {answer}'"), (False, "model=random_tiny"),
         (False, "dataset.limit=100"), (False, "positives=shuffled_answer"), (False, "rollout.max_completion_tokens=70"),
+        (False, "hints=self_made"), (True, "hints=expert_prefix"),
     ],
 )  # fmt: skip
 def test_a_bank_is_known_by_what_changes_its_explanations(same, change):
@@ -156,6 +167,32 @@ def test_it_gives_what_was_written_for_each_request(bank):
         ([3, 1], True, 1, (5, 6, 3)), ([0, 0], False, 0, (5, 6, 0)),
     ]  # fmt: skip
     assert bank.fill(5, requests_of, writer, SAMPLING) == (0, 0)
+
+
+def test_one_part_at_a_time_is_in_memory(bank):
+    bank.fill(6, requests_of, Writer(), SAMPLING)
+    for step in range(6):
+        bank.find(request(step))
+        assert len(bank.steps) == 2
+
+
+def test_a_full_disk_while_it_is_filled_leaves_what_was_written_and_nothing_else(bank, monkeypatch):
+    write = pa.parquet.write_table
+
+    def full(table, path):
+        if "000002" in path.name:
+            path.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(table, path)
+
+    monkeypatch.setattr(pa.parquet, "write_table", full)
+    with pytest.raises(OSError, match="No space left"):
+        bank.fill(6, requests_of, Writer(), SAMPLING)
+    assert sorted(path.name for path in bank.folder.iterdir()) == [
+        "steps-000000-000001.parquet", "steps-000000-000001.sha256", "steps.lock",
+    ]  # fmt: skip
+    monkeypatch.setattr(pa.parquet, "write_table", write)
+    assert bank.fill(6, requests_of, Writer(), SAMPLING) == (8, 16)
 
 
 def test_a_kill_while_it_is_filled_costs_one_part(bank):

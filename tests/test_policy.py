@@ -1,11 +1,14 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
+from conftest import compose_config
 
 from expo.algorithms import losses
+from expo.commands.wiring import read_prompts_rightly
 from expo.config import ModelConf, UserError
-from expo.model.policy import as_initial, can_share, micro_batches, score, token_batch, token_logp
+from expo.model.policy import as_initial, can_share, micro_batches, score, shares_rightly, token_batch, token_logp
 from expo.model.small import random_tiny
 
 PROMPTS = [[5, 6, 7], [8, 9], [10, 11, 12, 13], [5, 6]]
@@ -111,9 +114,42 @@ def test_a_prompt_is_read_for_each_row_where_the_model_cannot_do_otherwise(model
     sliding = copy.deepcopy(model)
     sliding.config.layer_types = ["full_attention", "sliding_attention"]
     assert not can_share(sliding)
+    window = copy.deepcopy(model)
+    window.config.layer_types, window.config.sliding_window = None, 16
+    assert not can_share(window)
     flash = copy.deepcopy(model)
     flash.config._attn_implementation = "flash_attention_2"
     assert not can_share(flash)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_mask_that_weighs_tokens_or_leaves_some_out_cuts_no_row(model, shared):
+    rows = token_batch([[5, 6, 7], [5, 6, 7]], [[20, 21, 22, 23, 24], [25, 26, 27]], 0, torch.device("cpu"))
+    whole = score(model, rows)
+    place = (rows.mask.cumsum(dim=1) - 1).clamp(min=0)
+    for mask in (rows.mask * 0.1**place, rows.mask * (place != 1)):
+        changed = replace(rows, mask=mask)
+        assert changed.lengths.tolist() == rows.lengths.tolist()
+        ((_, part),) = micro_batches(changed, torch.arange(2), 2)
+        assert part.input_ids.shape == rows.input_ids.shape
+        order = [0, 1] if part.input_ids[0, 3] == 20 else [1, 0]
+        logp = score(model, part, shared=shared)
+        torch.testing.assert_close(logp, (whole * mask.bool())[order], atol=1e-5, rtol=1e-4)
+
+
+def test_a_model_that_ignores_positions_reads_each_row_alone(monkeypatch, caplog):
+    model, _ = random_tiny()
+    assert shares_rightly(model)
+    cfg = compose_config("model=random_tiny")
+    read_prompts_rightly(cfg, model)
+    assert cfg.trainer.share_prompts
+    model.get_decoder().register_forward_pre_hook(
+        lambda module, args, given: (args, {k: v for k, v in given.items() if k != "position_ids"}), with_kwargs=True
+    )
+    assert not shares_rightly(model)
+    read_prompts_rightly(cfg, model)
+    assert not cfg.trainer.share_prompts
+    assert "each row reads its own" in caplog.text
 
 
 def test_rows_of_one_prompt_are_scored_together():

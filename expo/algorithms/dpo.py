@@ -13,6 +13,7 @@ from expo.config import DPOConf
 from expo.model.policy import TokenBatch, micro_batches
 from expo.rollout.engine import Completion
 from expo.step.experience import Candidate, Experience
+from expo.step.signed import alone_with
 from expo.verifier.answers import Verdict
 
 
@@ -35,7 +36,7 @@ class DPO(Algorithm):
         if self.round is None or self.round[0] != start:
             steps = range(start, min(start + self.every, self.trainer_conf.max_steps))
             problems = list({p.id: p for s in steps for p in self.sampler.batch(s)}.values())
-            with self.pairs.lock(start):
+            with alone_with(self.pairs.path(start)):
                 whole = self.pairs.load(start, problems)
                 if whole is None:
                     whole = self.pipeline.run(start, problems, self.conf.group_size)

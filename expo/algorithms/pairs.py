@@ -1,11 +1,6 @@
 """DPO's pairs on disk: made once, read again by a resumed run and by runs that differ only in how they learn from them."""
 
-import fcntl
-import hashlib
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +14,7 @@ from expo.config.errors import first_line
 from expo.data.problem import Problem
 from expo.rollout.engine import Completion
 from expo.step.experience import Candidate, Experience, Timer
+from expo.step.signed import AGAIN, check_signed, is_signed, write_signed
 from expo.verifier.answers import Verdict
 
 # What columns were called in files of version 0.1.
@@ -47,24 +43,21 @@ class PairStore:
         Raises UserError where it was changed, or cannot be read.
         """
         path = self.path(step)
-        if self.fresh or not path.is_file() or not _digest_file(path).is_file():
+        if self.fresh or not is_signed(path):
             return None
-        if _digest_file(path).read_text() != hashlib.sha256(path.read_bytes()).hexdigest():
-            raise UserError(
-                f"pairs={path}: not what was written there (its SHA-256 differs); delete it, and it is made again"
-            )
+        check_signed(path, "pairs")
         try:
             return self._read(path, step, problems)
         except (OSError, pa.ArrowException, LookupError, ValueError, TypeError) as error:
             raise UserError(
-                f"pairs={path}: cannot be read ({type(error).__name__}: {first_line(error)}); delete it, and it is made again"
+                f"pairs={path}: cannot be read ({type(error).__name__}: {first_line(error)}); {AGAIN}"
             ) from error
 
     def _read(self, path: Path, step: int, problems: list[Problem]) -> Experience:
         table = pa.parquet.read_table(path)
         rows, cost = table.to_pylist(), json.loads(table.schema.metadata[COST])
         if [row["problem"] for row in rows] != [p.id for p in problems]:
-            raise UserError(f"pairs={path}: of other problems than this run's; delete it, and it is made again")
+            raise UserError(f"pairs={path}: of other problems than this run's; {AGAIN}")
         flat = [(row, r) for row in rows for r in row["rollouts"]]
         candidates, positives = ([_candidate(i, c) for i, row in enumerate(rows) for c in row[kind]] for kind in KINDS)
         correct = torch.tensor([[float(r["verdict"] == Verdict.CORRECT) for r in row["rollouts"]] for row in rows])
@@ -98,26 +91,9 @@ class PairStore:
             }
             for i, problem in enumerate(e.problems)
         ]  # fmt: skip
-        path = self.path(step)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
         # What they cost goes with them: whoever reads them has had them made.
         cost = json.dumps({"generated_tokens": e.generated_tokens, "seconds": e.timer.seconds})
-        pa.parquet.write_table(pa.Table.from_pylist(rows).replace_schema_metadata({COST: cost}), temporary)
-        digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
-        stamp = _digest_file(temporary)
-        stamp.write_text(digest)
-        temporary.replace(path)
-        stamp.replace(_digest_file(path))  # whole or not at all: a full disk leaves no empty one
-
-    @contextmanager
-    def lock(self, step: int) -> Iterator[None]:
-        """Keep other processes from the round's file while it is looked for, and made."""
-        path = self.path(step).with_suffix(".lock")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+        write_signed(pa.Table.from_pylist(rows).replace_schema_metadata({COST: cost}), self.path(step))
 
 
 def _candidate(problem: int, fields: dict[str, Any]) -> Candidate:
@@ -128,7 +104,3 @@ def _candidate(problem: int, fields: dict[str, Any]) -> Candidate:
 
 def _fields(c: Candidate) -> dict[str, Any]:
     return {name: value for name, value in asdict(c).items() if name != "problem"}
-
-
-def _digest_file(path: Path) -> Path:
-    return path.with_suffix(".sha256")

@@ -17,7 +17,7 @@ from expo.data.account import Account
 from expo.data.problem import Problem
 from expo.data.readers import Reader
 from expo.evaluation.evaluate import Evaluator
-from expo.model.policy import frozen_copy
+from expo.model.policy import frozen_copy, shares_rightly
 from expo.model.prompts import Prompts
 from expo.rollout.engine import Engine, Sampling
 from expo.step.experience import Tools
@@ -29,6 +29,8 @@ from expo.step.positives.sources import PositiveSource
 from expo.step.problems import ProblemSampler, within_length
 from expo.step.rewards import Reward
 from expo.verifier.pool import Verifier
+
+log = logging.getLogger(__name__)
 
 
 def set_up_process(cfg: Config) -> None:
@@ -53,6 +55,16 @@ def divide_evenly(cfg: Config) -> None:
         print(f"trainer.micro_batch_size={given} does not divide the {rows} rows of a step; {size} are taken at a time")
 
 
+def read_prompts_rightly(cfg: Config, policy: PreTrainedModel) -> None:
+    """Turn `trainer.share_prompts` off, and say so, for a model that scores otherwise behind shared prompts."""
+    if cfg.trainer.share_prompts and not shares_rightly(policy):
+        cfg.trainer.share_prompts = False
+        log.warning(
+            "%s scores otherwise when a prompt is read once for several rows: each row reads its own",
+            type(policy).__name__,
+        )
+
+
 def build_run(cfg: Config, verifier: Verifier) -> tuple[Algorithm, Evaluator, Account]:
     """Wire data, models and engines of a training run. Raises UserError for what cannot be loaded."""
     torch.manual_seed(cfg.seed)
@@ -60,6 +72,7 @@ def build_run(cfg: Config, verifier: Verifier) -> tuple[Algorithm, Evaluator, Ac
     reader: Reader = build(cfg.dataset, verifier, of=Reader)
     problems, held_out = reader.train(), reader.evaluation()  # before the model: quicker to fail
     policy, tokenizer, prompts = load_model(cfg)
+    read_prompts_rightly(cfg, policy)
     limit = cfg.rollout.max_prompt_tokens
     makers = [prompts.solve_ids, prompts.explain_ids, *([prompts.hint_ids] if cfg.hints.writer else [])]
     problems, trained = within_length(problems, makers, tokenizer, limit)
@@ -135,6 +148,7 @@ def make_engines(
         rollouts=by_writer["snapshot"] if cfg.algorithm.uses_snapshot else engine,
         explanations=BankedEngine(bank_of(cfg, policy)) if banked else by_writer[cfg.positives.writer],
         hints=by_writer[cfg.hints.writer],
+        banked=banked,
     )
 
 

@@ -41,6 +41,7 @@ def bank_identity(cfg: Config) -> str:
     tree = _with_contents(_tree(cfg, pairs=True))
     kept = {name: tree[name] for name in ("dataset", "model", "prompts", "rollout", "seed")}
     kept["trainer"] = {name: tree["trainer"][name] for name in ("problems_per_step", "precision")}
+    kept["hints"] = cfg.hints.writer is not None  # then a problem whose prompt for a hint is too long is left out
     kept["positives"] = {name: tree["positives"][name] for name in ("_target_", "samples", "shown_answer")}
     return _digest(kept)
 

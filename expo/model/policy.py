@@ -168,9 +168,33 @@ def score(
 def can_share(causal: Any) -> bool:
     """Return whether a model can read a prompt once for several completions: it takes a mask of its own, and keeps keys in training."""
     config = causal.config.get_text_config()
-    whole = all(kind == "full_attention" for kind in getattr(config, "layer_types", None) or ())
+    kinds = getattr(config, "layer_types", None) or ()
+    whole = all(kind == "full_attention" for kind in kinds) and (kinds or not getattr(config, "sliding_window", None))
     checkpointing = causal.is_gradient_checkpointing and causal.training
-    return whole and config._attn_implementation in ("sdpa", "eager") and not checkpointing
+    return bool(whole) and config._attn_implementation in ("sdpa", "eager") and not checkpointing
+
+
+@torch.no_grad()
+def shares_rightly(model: nn.Module) -> bool:
+    """Return whether a model's scores behind shared prompts are those of rows read one by one.
+
+    An architecture that takes no positions, or no mask of its own, may ignore them without a word.
+    """
+    rows = token_batch(
+        [[1, 2, 3, 4], [5, 6], [1, 2, 3, 4], [5, 6]], [[3, 1], [2, 4, 1], [5, 5, 5], [1]], 0, _weight(model).device
+    )
+    training, rounding = model.training, 1e-4 if _weight(model).dtype == torch.float32 else 5e-2
+    model.eval()
+    try:
+        return torch.allclose(score(model, rows), score(model, rows, shared=True), rtol=0, atol=rounding)
+    except (TypeError, ValueError, RuntimeError, LookupError):  # it takes them not at all
+        return False
+    finally:
+        model.train(training)
+
+
+def _weight(model: nn.Module) -> Tensor:
+    return next(model.parameters())
 
 
 def _behind_shared_prompts(decoder: Any, batch: TokenBatch) -> Tensor:

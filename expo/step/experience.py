@@ -122,7 +122,8 @@ class Experience:
     candidates: list[Candidate] = field(default_factory=list)  # every explanation or expert solution considered
     positives: list[Candidate] = field(default_factory=list)  # what is learned from
     reused: int = 0  # of them, from the cache
-    generated_tokens: int = 0  # by the step itself
+    generated_tokens: int = 0  # of rollouts, hints and explanations
+    banked_tokens: int = 0  # of them, written before the run
     timer: Timer = field(default_factory=Timer)
 
     @classmethod
@@ -184,5 +185,6 @@ class Experience:
             self.completions + other.completions, self.texts + other.texts, self.verdicts + other.verdicts,
             correct, unaided, rewards, self.hinted + [p + shift for p in other.hinted],
             self.candidates + candidates, self.positives + positives,
-            self.reused + other.reused, self.generated_tokens + other.generated_tokens, timer,
+            self.reused + other.reused, self.generated_tokens + other.generated_tokens,
+            self.banked_tokens + other.banked_tokens, timer,
         )  # fmt: skip

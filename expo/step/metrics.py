@@ -41,7 +41,7 @@ def step_metrics(experience: Experience, sums: Mapping[str, float], beta: float 
         **_positive_metrics(e),
         "weight/positive": beta,
         **{f"time/{stage}_s": seconds.get(stage, 0.0) for stage in STAGES},
-        "throughput/tokens_per_s": e.generated_tokens / sum(seconds.values()),
+        "throughput/tokens_per_s": (e.generated_tokens - e.banked_tokens) / sum(seconds.values()),
         # Completion tokens made, and completion tokens that a gradient went through.
         "throughput/tokens_generated": e.generated_tokens,
         "throughput/tokens_trained": sums["trained"],

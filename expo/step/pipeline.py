@@ -29,6 +29,7 @@ class Engines:
     rollouts: Engine
     explanations: Engine
     hints: Engine
+    banked: bool = False  # whether explanations are read, and not generated
 
     @property
     def each(self) -> list[Engine]:
@@ -81,10 +82,12 @@ class Pipeline:
             self.cache.keep(chosen, batch, self.scorer)
             reused = [c for c in cached if c.problem in wanted]
             positives = self.measure(batch, groups, sorted([*chosen, *reused], key=lambda c: c.problem))
+        written = sum(len(c.ids) for c in explanations)
         return replace(
             Experience.of(batch, groups),
             candidates=candidates, positives=positives, reused=len(reused), timer=timer,
-            generated_tokens=tokens + hint_tokens + sum(len(c.ids) for c in explanations),
+            generated_tokens=tokens + hint_tokens + written,
+            banked_tokens=written if self.engines.banked else 0,
         )  # fmt: skip
 
     def batch(self, step: int, problems: list[Problem], offset: int = 0) -> Batch:

@@ -4,14 +4,11 @@ An explanation of the initial policy depends on nothing that training changes. E
 for it, so that a run learns from the same text with and without a bank; no copy of the initial policy stays in memory.
 """
 
-import fcntl
 import hashlib
 import json
-import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +19,7 @@ from torch import nn
 from expo.config import UserError
 from expo.config.errors import first_line
 from expo.rollout.engine import Completion, Engine, Follow, Request, Sampling
+from expo.step.signed import AGAIN, alone_with, check_signed, is_signed, write_signed
 
 PART = 2048  # explanations of one file, about: what a kill while writing costs
 SAMPLES = 256  # of each weight
@@ -41,13 +39,12 @@ class Bank:
 
     folder: Path
     identity: str
-    steps: dict[int, Rows] = field(default_factory=dict)  # those of the parts that have been read
-    read: set[Path] = field(default_factory=set)
+    steps: dict[int, Rows] = field(default_factory=dict)  # those of the part that was read last
 
     def parts(self) -> dict[Path, range]:
         """Return the finished parts and their steps."""
         found = {path: NAME.fullmatch(path.name) for path in sorted(self.folder.glob("steps-*.parquet"))}
-        return {p: range(int(m[1]), int(m[2]) + 1) for p, m in found.items() if m and _digest_file(p).is_file()}
+        return {p: range(int(m[1]), int(m[2]) + 1) for p, m in found.items() if m and is_signed(p)}
 
     def missing(self, steps: int) -> list[int]:
         """Return which of the first `steps` steps no part has."""
@@ -61,8 +58,7 @@ class Bank:
         """
         step = request.key.step
         if step not in self.steps:
-            for path in [p for p, covered in self.parts().items() if step in covered and p not in self.read]:
-                self._read(path)
+            self.steps = next((self._read(path) for path, covered in self.parts().items() if step in covered), {})
         row = self.steps.get(step, {}).get(request.key.row)
         if row is None or row[0] != request.prompt:
             told = "has no explanation" if row is None else "has an explanation of another prompt"
@@ -72,13 +68,10 @@ class Bank:
     def check(self) -> None:
         """Read all parts. Raises UserError where one was changed, cannot be read, or is of another bank."""
         for path in self.parts():
-            if path not in self.read:
-                self._read(path)
+            self._read(path)
 
-    def _read(self, path: Path) -> None:
-        remedy = "delete it, and it is made again"
-        if _digest_file(path).read_text() != hashlib.sha256(path.read_bytes()).hexdigest():
-            raise UserError(f"bank={path}: not what was written there (its SHA-256 differs); {remedy}")
+    def _read(self, path: Path) -> dict[int, Rows]:
+        check_signed(path, "bank")
         try:
             table = pa.parquet.read_table(path)
             identity = json.loads(table.schema.metadata[IDENTITY])["identity"]
@@ -88,15 +81,16 @@ class Bank:
             ]
         except (OSError, pa.ArrowException, LookupError, ValueError, TypeError) as error:
             raise UserError(
-                f"bank={path}: cannot be read ({type(error).__name__}: {first_line(error)}); {remedy}"
+                f"bank={path}: cannot be read ({type(error).__name__}: {first_line(error)}); {AGAIN}"
             ) from error
         if identity != self.identity:
             raise UserError(
-                f"bank={path}: of the bank {identity}, whose model, prompts, data, sampling or seed are others; {remedy}"
+                f"bank={path}: of the bank {identity}, whose model, prompts, data, sampling or seed are others; {AGAIN}"
             )
+        found: dict[int, Rows] = {}
         for step, row, made in rows:
-            self.steps.setdefault(step, {})[row] = made
-        self.read.add(path)
+            found.setdefault(step, {})[row] = made
+        return found
 
     def save(
         self, steps: Sequence[int], requests: Sequence[Request], made: Sequence[Completion], seconds: float
@@ -111,20 +105,7 @@ class Bank:
         table = pa.table({name: pa.array(values, types.get(name)) for name, values in columns.items()})
         told = json.dumps({"identity": self.identity, "seconds": seconds})
         path = self.folder / f"steps-{steps[0]:06d}-{steps[-1]:06d}.parquet"
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        pa.parquet.write_table(table.replace_schema_metadata({IDENTITY: told}), temporary)
-        stamp = _digest_file(temporary)
-        stamp.write_text(hashlib.sha256(temporary.read_bytes()).hexdigest())
-        temporary.replace(path)
-        stamp.replace(_digest_file(path))
-
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Keep other processes from filling it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+        write_signed(table.replace_schema_metadata({IDENTITY: told}), path)
 
     def fill(
         self, steps: int, requests_of: Callable[[int], Sequence[Request]], engine: Engine, sampling: Sampling
@@ -134,7 +115,7 @@ class Bank:
         Args: requests_of, the requests of a step for all of its problems; engine, with the initial policy's weights.
         """
         explanations = tokens = 0
-        with self.lock():
+        with alone_with(self.folder / "steps"):
             self.check()
             for chosen in _consecutive(self.missing(steps), requests_of):
                 started = time.perf_counter()
@@ -193,7 +174,3 @@ def _consecutive(
         chosen.append((step, requests_of(step)))
     if chosen:
         yield chosen
-
-
-def _digest_file(path: Path) -> Path:
-    return path.with_suffix(".sha256")
