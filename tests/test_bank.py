@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import threading
+from contextlib import contextmanager, suppress
 
 import pyarrow as pa
 import pytest
@@ -16,6 +17,7 @@ from expo.cli import COMMANDS
 from expo.commands.explain import explain
 from expo.commands.wiring import build_run
 from expo.config import UserError
+from expo.model.policy import as_it_began
 from expo.model.small import random_tiny
 from expo.rollout.engine import Completion, Request, Sampling
 from expo.rollout.noise import EXPLAIN, Key
@@ -36,14 +38,24 @@ def requests_of(step):
 
 
 class Writer:
-    """Writes the row and the step of a request; dies at a given call."""
+    """Writes the row and the step of a request."""
 
-    def __init__(self, dies_at=None):
-        self.calls, self.dies_at = [], dies_at
+    def __init__(self):
+        self.calls, self.told = [], []
+
+    def sync(self):
+        self.told.append("sync")
+
+    @contextmanager
+    def begun(self):
+        self.told.append("begun")
+        try:
+            yield
+        finally:
+            self.told.append("restored")
 
     def generate(self, requests, sampling, follow=None):
-        if len(self.calls) == self.dies_at:
-            raise KeyboardInterrupt
+        self.told.append("write")
         self.calls.append([r.key.step for r in requests])
         return [Completion(r.prompt, [r.key.step, r.key.row], [0.0, 0.0], r.key.row == 1, r.problem) for r in requests]
 
@@ -57,9 +69,15 @@ def throughput(directory):
 
 
 @pytest.fixture
-def bank(tmp_path, monkeypatch):
+def reading(tmp_path, monkeypatch):
+    """Make an engine on the one bank of this test, with a writer of its own."""
     monkeypatch.setattr(banks, "PART", 4)
-    return Bank(tmp_path, "one")
+
+    def make(steps):
+        writer = Writer()
+        return BankedEngine(Bank(tmp_path, "one"), steps, requests_of, writer, writer.begun)
+
+    return make
 
 
 @pytest.mark.runs
@@ -73,10 +91,12 @@ def bank(tmp_path, monkeypatch):
         ["algorithm=exp_sft"],
         ["positives=expert_paraphrase", "prompts.paraphrase='{question} answer {answer} {solution}'"],
         ["positives=shuffled_answer"],
+        ["model.lora_rank=4"],
     ],
     ids=lambda o: o[0] if o else "exp_grpo",
 )
-def test_a_run_with_a_bank_is_the_run_without_bit_for_bit(overrides, tmp_path):
+def test_a_run_with_a_bank_is_the_run_without_bit_for_bit(overrides, tmp_path, monkeypatch):
+    monkeypatch.setattr(banks, "PART", 8)  # two steps at a time: the policy has learned when it writes most of it
     found = []
     for given in ("true", "false"):
         code, directory = run(tmp_path / given, *LEVEL_2, *overrides, f"positives.bank={given}")
@@ -86,21 +106,24 @@ def test_a_run_with_a_bank_is_the_run_without_bit_for_bit(overrides, tmp_path):
     (ours, ours_weights, name), (theirs, theirs_weights, other_name) = found
     assert (ours, name) == (theirs, other_name)
     assert all(torch.equal(theirs_weights[k], v) for k, v in ours_weights.items())
-    assert list((tmp_path / "true").glob("*/banks/*/steps-*.parquet"))
-    assert not list((tmp_path / "false").glob("*/banks"))
+    assert list((tmp_path / "true").glob("banks/*/steps-*.parquet"))
+    assert not list((tmp_path / "false").glob("banks"))
 
 
 @pytest.mark.runs
 def test_runs_that_learn_otherwise_share_it_and_longer_ones_add_to_it(tmp_path, capsys):
     run(tmp_path, *LEVEL_2)
-    assert "explanations of 6 steps are written ahead" in capsys.readouterr().out
+    assert "explanations of steps 1 to 6: " in capsys.readouterr().out
     run(tmp_path, *LEVEL_2, "positives.weight=0.5", "algorithm.kl_coef=0.1", "positives.gate=all_wrong")
-    assert "written ahead" not in capsys.readouterr().out
+    assert "explanations of" not in capsys.readouterr().out
     run(tmp_path, *LEVEL_2, "trainer.max_steps=8")
-    assert "explanations of 2 steps are written ahead" in capsys.readouterr().out
+    assert "explanations of steps" in capsys.readouterr().out
+    assert sorted(p.name for p in tmp_path.glob("banks/*/*.parquet")) == [
+        "steps-000000-000005.parquet", "steps-000006-000007.parquet",
+    ]  # fmt: skip
     run(tmp_path, *LEVEL_2, "seed=1")
-    assert "explanations of 6 steps are written ahead" in capsys.readouterr().out
-    assert len(list(tmp_path.glob("*/banks/*"))) == 2
+    assert "explanations of steps 1 to 6: " in capsys.readouterr().out
+    assert len(list(tmp_path.glob("banks/*"))) == 2
 
 
 @pytest.mark.runs
@@ -111,7 +134,7 @@ def test_expo_explain_fills_it_and_says_what_it_is_like(tmp_path, capsys):
     assert "24 explanations for 6 steps" in told
     assert "sound" in told
     run(tmp_path, *LEVEL_2)
-    assert "written ahead" not in capsys.readouterr().out
+    assert "explanations of steps" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -157,65 +180,74 @@ def test_a_bank_is_known_by_what_changes_its_explanations(same, change):
         assert (config.bank_identity(compose_config("algorithm=exp_grpo", change)) == base) is same
 
 
-def test_it_gives_what_was_written_for_each_request(bank):
-    writer = Writer()
-    assert bank.fill(5, requests_of, writer, SAMPLING) == (10, 20)
-    assert writer.calls == [[0, 0, 1, 1], [2, 2, 3, 3], [4, 4]]
-    engine = BankedEngine(Bank(bank.folder, "one"))
-    made = engine.generate([request(3, 1), request(0, 0)], SAMPLING)
+def test_it_gives_what_was_written_for_each_request(reading):
+    engine = reading(steps=5)
+    made = engine.generate([request(3, 1), request(0, 0), request(4, 1)], SAMPLING)
     assert [(c.ids, c.truncated, c.problem, c.prompt) for c in made] == [
-        ([3, 1], True, 1, (5, 6, 3)), ([0, 0], False, 0, (5, 6, 0)),
+        ([3, 1], True, 1, (5, 6, 3)), ([0, 0], False, 0, (5, 6, 0)), ([4, 1], True, 1, (5, 6, 4)),
     ]  # fmt: skip
-    assert bank.fill(5, requests_of, writer, SAMPLING) == (0, 0)
+    assert engine.engine.calls == [[0, 0, 1, 1], [2, 2, 3, 3], [4, 4]]  # whole blocks, and none beyond the run
+    again = reading(steps=5)
+    again.generate([request(3), request(2)], SAMPLING)
+    assert again.engine.calls == []
+    longer = reading(steps=6)
+    longer.generate([request(5)], SAMPLING)
+    assert longer.engine.calls == [[5, 5]]
 
 
-def test_one_part_at_a_time_is_in_memory(bank):
-    bank.fill(6, requests_of, Writer(), SAMPLING)
+def test_after_the_first_step_the_policy_writes_with_the_weights_that_it_began_with(reading):
+    engine = reading(steps=6)
+    for step in range(4):
+        engine.generate([request(step)], SAMPLING)
+    # Synced with them before it writes, and with its own afterwards.
+    assert engine.engine.told == ["sync", "write", "sync", "begun", "sync", "write", "restored", "sync"]
+
+
+def test_one_part_at_a_time_is_in_memory(reading):
+    engine = reading(steps=6)
     for step in range(6):
-        bank.find(request(step))
-        assert len(bank.steps) == 2
+        engine.generate([request(step)], SAMPLING)
+        assert len(engine.bank.steps) == 2
 
 
-def test_a_full_disk_while_it_is_filled_leaves_what_was_written_and_nothing_else(bank, monkeypatch):
+def test_a_full_disk_leaves_what_was_written_and_nothing_else(reading, monkeypatch):
     write = pa.parquet.write_table
 
     def full(table, path):
-        if "000002" in path.name:
-            path.write_bytes(b"half")
-            raise OSError(errno.ENOSPC, "No space left on device")
-        write(table, path)
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
+    engine = reading(steps=6)
+    engine.generate([request(1)], SAMPLING)
     monkeypatch.setattr(pa.parquet, "write_table", full)
     with pytest.raises(OSError, match="No space left"):
-        bank.fill(6, requests_of, Writer(), SAMPLING)
-    assert sorted(path.name for path in bank.folder.iterdir()) == [
+        engine.generate([request(2)], SAMPLING)
+    assert engine.engine.told[-1] == "restored"
+    assert sorted(path.name for path in engine.bank.folder.iterdir()) == [
         "steps-000000-000001.parquet", "steps-000000-000001.sha256", "steps.lock",
     ]  # fmt: skip
     monkeypatch.setattr(pa.parquet, "write_table", write)
-    assert bank.fill(6, requests_of, Writer(), SAMPLING) == (8, 16)
+    assert engine.generate([request(2)], SAMPLING)[0].ids == [2, 0]
 
 
-def test_a_kill_while_it_is_filled_costs_one_part(bank):
-    with pytest.raises(KeyboardInterrupt):
-        bank.fill(6, requests_of, Writer(dies_at=1), SAMPLING)
-    unfinished = bank.folder / "steps-000002-000003.parquet"
-    unfinished.write_bytes(b"half")  # without its SHA-256: not there
-    writer = Writer()
-    assert bank.fill(6, requests_of, writer, SAMPLING) == (8, 16)
-    assert writer.calls == [[2, 2, 3, 3], [4, 4, 5, 5]]
+def test_a_part_without_its_digest_was_not_finished(reading):
+    engine = reading(steps=4)
+    engine.generate([request(0)], SAMPLING)
+    (engine.bank.folder / "steps-000002-000003.parquet").write_bytes(b"half")
+    assert engine.generate([request(2)], SAMPLING)[0].ids == [2, 0]
 
 
-def test_two_that_fill_it_at_once_write_everything_once(bank):
-    writers = [Writer(), Writer()]
+def test_two_at_once_write_everything_once(reading):
+    engines = [reading(steps=8) for _ in range(2)]
     threads = [
-        threading.Thread(target=Bank(bank.folder, "one").fill, args=(8, requests_of, writer, SAMPLING))
-        for writer in writers
+        threading.Thread(target=lambda e=engine: [e.generate([request(s)], SAMPLING) for s in range(8)])
+        for engine in engines
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(step for w in writers for call in w.calls for step in call) == sorted([*range(8), *range(8)])
+    assert sorted(step for e in engines for call in e.engine.calls for step in call) == sorted([*range(8), *range(8)])
 
 
 def changed(part):
@@ -241,17 +273,16 @@ def without_a_column(part):
     ("damage", "told"),
     [(changed, "SHA-256 differs"), (of_another_model, "of the bank another"), (without_a_column, "cannot be read")],
 )
-def test_a_part_that_is_not_what_was_written_is_refused_in_one_line(bank, damage, told):
-    bank.fill(4, requests_of, Writer(), SAMPLING)
-    damage(bank.folder / "steps-000002-000003.parquet")
-    for use in (
-        lambda b: b.find(request(2)),
-        lambda b: b.fill(4, requests_of, Writer(), SAMPLING),
-    ):
-        with pytest.raises(UserError, match=told) as error:
-            use(Bank(bank.folder, "one"))
-        assert "\n" not in str(error.value)
-        assert "delete it" in str(error.value)
+def test_a_part_that_is_not_what_was_written_is_refused_in_one_line(reading, damage, told):
+    engine = reading(steps=4)
+    engine.generate([request(0), request(2)], SAMPLING)
+    damage(engine.bank.folder / "steps-000002-000003.parquet")
+    engine = reading(steps=4)
+    assert engine.generate([request(1)], SAMPLING)
+    with pytest.raises(UserError, match=told) as error:
+        engine.generate([request(2)], SAMPLING)
+    assert "\n" not in str(error.value)
+    assert "delete it" in str(error.value)
 
 
 def test_weights_are_known_by_their_numbers_and_not_by_an_adapter():
@@ -274,9 +305,32 @@ def test_a_hub_id_with_other_weights_is_told(tmp_path, monkeypatch):
         run(tmp_path, *LEVEL_2, "trainer.max_steps=1", "positives.weight=0.5")
 
 
-def test_no_explanation_of_another_prompt_is_given(bank):
-    bank.fill(2, requests_of, Writer(), SAMPLING)
+@pytest.mark.runs
+def test_a_model_that_was_changed_while_a_run_goes_on_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(banks, "PART", 4)
+    found = iter(["first", "others"])
+    monkeypatch.setattr("expo.commands.wiring.fingerprint", lambda policy: next(found))
+    with pytest.raises(UserError, match="has other weights than when the run began"):
+        run(tmp_path, *LEVEL_2)
+    assert [p.name for p in tmp_path.glob("banks/*/*.parquet")] == ["steps-000000-000000.parquet"]
+
+
+def test_a_policy_has_its_own_weights_again_to_the_bit():
+    policy, begun = random_tiny()[0], random_tiny()[0]
+    with torch.no_grad():
+        for weight in policy.parameters():
+            weight.mul_(1.1)
+    own = [w.clone() for w in policy.parameters()]
+    with suppress(KeyboardInterrupt), as_it_began(policy, begun):
+        assert all(torch.equal(a, b) for a, b in zip(policy.parameters(), begun.parameters(), strict=True))
+        raise KeyboardInterrupt
+    assert all(torch.equal(a, b) for a, b in zip(policy.parameters(), own, strict=True))
+
+
+def test_no_explanation_of_another_prompt_is_given(reading):
+    engine = reading(steps=2)
+    engine.generate([request(0)], SAMPLING)
     with pytest.raises(UserError, match="has an explanation of another prompt for step 2"):
-        bank.find(request(1, prompt=(7,)))
-    with pytest.raises(UserError, match="has no explanation for step 8"):
-        bank.find(request(7))
+        engine.generate([request(1, prompt=(7,))], SAMPLING)
+    with pytest.raises(UserError, match="has no explanation for step 2"):
+        engine.generate([request(1, row=7)], SAMPLING)

@@ -13,7 +13,7 @@ from expo.algorithms.base import Algorithm
 from expo.bench.cases import Case
 from expo.bench.turns import Turns
 from expo.commands.fit import make_trainer
-from expo.commands.wiring import build_run, fill_bank, set_up_process
+from expo.commands.wiring import build_run, set_up_process
 from expo.config import RewardConf, compose_config
 from expo.data.problem import Problem
 from expo.runs.callbacks import Stop
@@ -62,7 +62,6 @@ def main(case: Case, folder: Path) -> None:
         module, evaluator, _ = build_run(cfg, verifier)
         run = Run.find(cfg)
         run.begin()
-        fill_bank(cfg, module)
         trainer = make_trainer(cfg, run, evaluator, Stop(None), None)
         cast(Any, trainer).callbacks.append(StepByStep())
         trainer.fit(module)

@@ -19,32 +19,37 @@ def explain(cfg: Config) -> int:
         )
     ask_hub([cfg])
     # Here, since torch and its friends take seconds to import.
-    from expo.commands.wiring import build_run, fill_bank, set_up_process
+    import torch
+
+    from expo.commands.wiring import build_run, set_up_process
     from expo.data import ladder
+    from expo.step.experience import Batch
+    from expo.step.positives.bank import BankedEngine
     from expo.step.positives.properties import with_logp
+    from expo.step.positives.sources import explanations_of
     from expo.verifier.pool import Verifier
 
     set_up_process(cfg)
     with Verifier(cfg.verifier) as verifier:
         module, _, _ = build_run(cfg, verifier)
-        bank = fill_bank(cfg, module)
-        pipeline, found = module.pipeline, []
+        pipeline, tools, found = module.pipeline, module.pipeline.tools, []
+        engine = pipeline.engines.explanations
+        assert isinstance(engine, BankedEngine)
+        mixed = torch.autocast(module.policy.device.type, torch.bfloat16, cfg.trainer.precision == "bf16-mixed")
         for step in range(cfg.trainer.max_steps):
-            batch = pipeline.batch(step, module.sampler.batch(step))
+            batch = Batch.of(module.sampler.batch(step), tools, step)
             everyone = range(len(batch.problems))
-            written = pipeline.engines.explanations.generate(
-                pipeline.source.requests(batch, {}, everyone, pipeline.tools), pipeline.tools.sampling
-            )
-            candidates = pipeline.source.candidates(batch, {}, everyone, written, pipeline.tools)
+            with mixed:  # as a training step is
+                written = engine.generate(explanations_of(pipeline.source, batch, tools), tools.sampling)
+            candidates = pipeline.source.candidates(batch, {}, everyone, written, tools)
             for c in with_logp(pipeline.scorer, batch, [c for c in candidates if c.ids]):
                 problem = batch.problems[c.problem]
                 sound = ladder.check_steps(problem.question, c.text).sound if cfg.dataset.is_ladder else None
                 found.append((problem.level, c.rejected, len(c.ids), c.logp_given_q, sound))
         pipeline.engines.close()
-    assert bank is not None
     levels = sorted({row[0] for row in found if row[0] is not None})
     table = Table(
-        title=f"{bank.folder}: {len(found)} explanations for {cfg.trainer.max_steps} steps", title_justify="left"
+        title=f"{engine.bank.folder}: {len(found)} explanations for {cfg.trainer.max_steps} steps", title_justify="left"
     )
     for heading in ("level", "written", "used", "tokens", "log π(c|q) per token", "sound", "dropped because"):
         table.add_column(heading)

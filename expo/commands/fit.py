@@ -13,7 +13,7 @@ import torch
 from lightning import Trainer
 
 from expo.algorithms.base import Algorithm, NonFiniteGradient
-from expo.commands.wiring import build_run, fill_bank, set_up_process
+from expo.commands.wiring import build_run, set_up_process
 from expo.config import DISK, Config, EngineError, UserError, lineage, model_content
 from expo.evaluation.evaluate import Evaluator
 from expo.runs.callbacks import Evaluate, KeepCheckpoint, LogSteps, ShowProgress, Stop
@@ -53,7 +53,6 @@ def make_run(cfg: Config) -> int:
             check_problems(run, evaluator)
             check_space(cfg, run.dir, module)
             inherit(run, evaluator)
-            fill_bank(cfg, module)
             return fit(cfg, run, module, evaluator)
 
 

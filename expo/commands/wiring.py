@@ -1,8 +1,9 @@
 """Wire the parts of a run together from its config."""
 
 import logging
-import time
 import warnings
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,15 +18,15 @@ from expo.data.account import Account
 from expo.data.problem import Problem
 from expo.data.readers import Reader
 from expo.evaluation.evaluate import Evaluator
-from expo.model.policy import frozen_copy, shares_rightly
+from expo.model.policy import as_it_began, frozen_copy, shares_rightly
 from expo.model.prompts import Prompts
 from expo.rollout.engine import Engine, Sampling
-from expo.step.experience import Tools
+from expo.step.experience import Batch, Tools
 from expo.step.hints import NoHints
 from expo.step.pipeline import Engines, Pipeline
 from expo.step.positives.bank import Bank, BankedEngine, fingerprint
 from expo.step.positives.properties import Scorer
-from expo.step.positives.sources import PositiveSource
+from expo.step.positives.sources import PositiveSource, explanations_of
 from expo.step.problems import ProblemSampler, within_length
 from expo.step.rewards import Reward
 from expo.verifier.pool import Verifier
@@ -80,16 +81,29 @@ def build_run(cfg: Config, verifier: Verifier) -> tuple[Algorithm, Evaluator, Ac
     account = reader.account() | {"train": trained, "held_out": evaluated}
 
     reference, snapshot = frozen_models(cfg, policy)
+    sampler = ProblemSampler(problems, cfg.trainer.problems_per_step, cfg.seed)
+    source: PositiveSource = build(cfg.positives, of=PositiveSource)
+    tools = Tools(prompts, tokenizer, verifier, rollout_sampling(cfg), cfg.seed, longest_prompt(cfg, policy))
+    engines = make_engines(cfg, policy, reference, snapshot, tokenizer)
+    if cfg.positives.from_bank(cfg.algorithm):
+        bank = bank_of(cfg, policy)
+        banked = BankedEngine(
+            bank,
+            cfg.trainer.max_steps,
+            lambda step: explanations_of(source, Batch.of(sampler.batch(step), tools, step), tools),
+            engines.policy,
+            lambda: begun(cfg, policy, bank),
+        )
+        engines = replace(engines, explanations=banked, banked=True)
     pipeline = Pipeline(
-        engines=make_engines(cfg, policy, reference, snapshot, tokenizer),
-        source=build(cfg.positives, of=PositiveSource),
+        engines=engines,
+        source=source,
         hints=build(cfg.hints, of=NoHints),
         reward=build(cfg.reward, of=Reward),
         scorer=Scorer(policy, tokenizer, prompts, cfg.trainer.micro_batch_size),
-        tools=Tools(prompts, tokenizer, verifier, rollout_sampling(cfg), cfg.seed, longest_prompt(cfg, policy)),
+        tools=tools,
         when=when_explained(cfg.positives, cfg.algorithm),
     )
-    sampler = ProblemSampler(problems, cfg.trainer.problems_per_step, cfg.seed)
     shared = Path(cfg.output_dir, cfg.dataset.name, "pairs", pairs_identity(cfg))
     pairs = PairStore(
         shared, run_dir(cfg) / "pairs", cfg.fresh
@@ -102,7 +116,7 @@ def build_run(cfg: Config, verifier: Verifier) -> tuple[Algorithm, Evaluator, Ac
     )
 
 
-def load_model(cfg: Config) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Prompts]:
+def load_model(cfg: Config, to_device: bool = True) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Prompts]:
     """Load the model to where it will work (an engine is made for the device that it finds the model on), and its prompts."""
     loaded = build(cfg.model)
     if not isinstance(loaded, tuple):
@@ -110,7 +124,7 @@ def load_model(cfg: Config) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, P
     model, tokenizer = loaded
     prompts: Prompts = build(cfg.prompts, of=Prompts)
     prompts.check(tokenizer, cfg.model.path)
-    if torch.cuda.is_available() and cfg.trainer.accelerator != "cpu":
+    if to_device and torch.cuda.is_available() and cfg.trainer.accelerator != "cpu":
         model.to("cuda")
     return model, tokenizer, prompts
 
@@ -136,8 +150,8 @@ def make_engines(
     tokenizer: PreTrainedTokenizerBase,
 ) -> Engines:
     """Make one engine for each set of weights that generates."""
-    banked = cfg.positives.from_bank(cfg.algorithm)
     engine = make_engine(cfg, policy, tokenizer)
+    writer = None if cfg.positives.from_bank(cfg.algorithm) else cfg.positives.writer  # a bank takes this place
     by_writer: dict[str | None, Engine] = {"current": engine, None: engine}
     if reference is not None:
         by_writer["reference"] = make_engine(cfg, reference, tokenizer)
@@ -146,37 +160,26 @@ def make_engines(
     return Engines(
         policy=engine,
         rollouts=by_writer["snapshot"] if cfg.algorithm.uses_snapshot else engine,
-        explanations=BankedEngine(bank_of(cfg, policy)) if banked else by_writer[cfg.positives.writer],
+        explanations=by_writer[writer],
         hints=by_writer[cfg.hints.writer],
-        banked=banked,
     )
 
 
 def bank_of(cfg: Config, policy: PreTrainedModel) -> Bank:
     """Return the bank of a run's explanations; all runs with the same initial policy, prompts, data, sampling and seed have the same."""
     mark = bank_identity(cfg)
-    return Bank(Path(cfg.output_dir, cfg.dataset.name, "banks", mark), f"{mark}-{fingerprint(policy)}")
+    return Bank(Path(cfg.output_dir, "banks", f"{cfg.dataset.name}-{mark}"), f"{mark}-{fingerprint(policy)}")
 
 
-def fill_bank(cfg: Config, module: Algorithm) -> Bank | None:
-    """Have the policy, which no step has changed yet, write the explanations of all steps that the bank lacks; None without a bank."""
-    if not cfg.positives.from_bank(cfg.algorithm):
-        return None
-    bank, pipeline, started = bank_of(cfg, module.policy), module.pipeline, time.perf_counter()
-    if lacking := bank.missing(cfg.trainer.max_steps):
-        print(f"explanations of {len(lacking)} steps are written ahead: {bank.folder}", flush=True)
-        pipeline.engines.policy.sync()
-    mixed = torch.autocast(module.policy.device.type, torch.bfloat16, cfg.trainer.precision == "bf16-mixed")
-    with mixed:
-        explanations, tokens = bank.fill(
-            cfg.trainer.max_steps,
-            lambda step: pipeline.explanations_of(step, module.sampler.batch(step)),
-            pipeline.engines.policy,
-            pipeline.tools.sampling,
+def begun(cfg: Config, policy: PreTrainedModel, bank: Bank) -> AbstractContextManager[None]:
+    """Return a context in which the policy has its initial weights. Raises UserError where the model is another one by now."""
+    with torch.random.fork_rng():  # loading draws
+        model, _, _ = load_model(cfg, to_device=False)
+    if fingerprint(model) != bank.identity.rpartition("-")[2]:
+        raise UserError(
+            f"model.path={cfg.model.path}: has other weights than when the run began; put the first ones back"
         )
-    if explanations:
-        print(f"{explanations} explanations, {tokens} tokens, {time.perf_counter() - started:.0f} s", flush=True)
-    return bank
+    return as_it_began(policy, model)
 
 
 def make_engine(cfg: Config, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Engine:

@@ -8,7 +8,7 @@ from expo.config.key import with_groups
 # Said elsewhere in the path, or of no use in it.
 SAID = {"algorithm", "dataset", "seed", "name", "trainer", "run", "dataset.path", "dataset.eval_path", "dataset.name"}
 # Folders of output_dir that hold something else than training runs.
-NO_RUNS = ("evaluate", "diagnose", "sweeps", "reports", "wandb")
+NO_RUNS = ("banks", "evaluate", "diagnose", "sweeps", "reports", "wandb")
 LONGEST_VALUE, LONGEST = 24, 64  # characters
 
 

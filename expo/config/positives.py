@@ -191,8 +191,8 @@ class SelfExplanationConf(SourceConf):
     bank: bool = key(
         True,
         identity=False,
-        help="explainer=reference: write all explanations of a run before its first step, in whole batches, and keep them for "
-        "other runs; false: as they are asked for, by a copy of the initial policy that stays in memory",
+        help="explainer=reference: write explanations for many steps ahead, in whole batches, and keep them for other runs; "
+        "false: as they are asked for, by a copy of the initial policy that stays in memory",
     )
     cache_steps: int = key(0, low=0, help="steps for which a problem's explanation is used again; 0: never")
     cache_max_drop: float = key(

@@ -87,6 +87,23 @@ def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
     return frozen
 
 
+@contextmanager
+def as_it_began(policy: nn.Module, begun: nn.Module) -> Iterator[None]:
+    """Give a policy the weights of `begun`, the same model loaded anew, within the context; its own come back to the bit."""
+    weights = {name: p for name, p in policy.named_parameters() if p.requires_grad}
+    own = {name: p.detach().to("cpu", copy=True) for name, p in weights.items()}
+    initial = dict(begun.named_parameters())
+    try:
+        with torch.no_grad():
+            for name, weight in weights.items():
+                weight.copy_(initial[name])
+        yield
+    finally:
+        with torch.no_grad():
+            for name, weight in weights.items():
+                weight.copy_(own[name])
+
+
 @dataclass(frozen=True)
 class TokenBatch:
     """Prompt + completion rows, right-padded, so that causal attention needs no mask and padding changes nothing."""

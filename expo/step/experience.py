@@ -74,6 +74,12 @@ class Batch:
     step: int = 0
     offset: int = 0  # problems that the step has sampled before these
 
+    @classmethod
+    def of(cls, problems: list[Problem], tools: Tools, step: int, offset: int = 0) -> "Batch":
+        """Return the problems of a step with their prompts."""
+        prompts = tools.prompts.solve_ids(tools.tokenizer, problems)
+        return cls(problems, [tuple(ids) for ids in prompts], step, offset)
+
 
 @dataclass(frozen=True)
 class Group:

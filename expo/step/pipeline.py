@@ -66,7 +66,7 @@ class Pipeline:
     def run(self, step: int, problems: list[Problem], group_size: int, offset: int = 0) -> Experience:
         """Return the experience of one step. Args: offset, the problems that the step has sampled before."""
         timer = Timer()
-        batch = self.batch(step, problems, offset)
+        batch = Batch.of(problems, self.tools, step, offset)
         with timer("explain"):
             cached = self.cache.find(batch, self.scorer)
         uncached = [i for i in range(len(problems)) if i not in {c.problem for c in cached}]
@@ -89,15 +89,6 @@ class Pipeline:
             generated_tokens=tokens + hint_tokens + written,
             banked_tokens=written if self.engines.banked else 0,
         )  # fmt: skip
-
-    def batch(self, step: int, problems: list[Problem], offset: int = 0) -> Batch:
-        """Return the problems of a step with their prompts."""
-        prompts = [tuple(ids) for ids in self.tools.prompts.solve_ids(self.tools.tokenizer, problems)]
-        return Batch(problems, prompts, step, offset)
-
-    def explanations_of(self, step: int, problems: list[Problem]) -> list[Request]:
-        """Return the requests for explanations of all problems of a step, whatever its rollouts will be."""
-        return self.source.requests(self.batch(step, problems), {}, range(len(problems)), self.tools)
 
     def roll_out(
         self, batch: Batch, group_size: int, uncached: Sequence[int], timer: Timer

@@ -1,4 +1,4 @@
-"""The bank: explanations of the initial policy, written in whole batches before a run, kept on disk, and shared between runs.
+"""The bank: explanations of the initial policy, written in whole batches ahead of a run, kept on disk, and shared between runs.
 
 An explanation of the initial policy depends on nothing that training changes. Each has the key of the step that will ask
 for it, so that a run learns from the same text with and without a bank; no copy of the initial policy stays in memory.
@@ -8,8 +8,10 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,7 +23,7 @@ from expo.config.errors import first_line
 from expo.rollout.engine import Completion, Engine, Follow, Request, Sampling
 from expo.step.signed import AGAIN, alone_with, check_signed, is_signed, write_signed
 
-PART = 2048  # explanations of one file, about: what a kill while writing costs
+PART = 1024  # explanations of one file, about: what a kill while writing costs
 SAMPLES = 256  # of each weight
 IDENTITY = b"bank"
 NAME = re.compile(r"steps-(\d+)-(\d+)\.parquet")
@@ -46,10 +48,10 @@ class Bank:
         found = {path: NAME.fullmatch(path.name) for path in sorted(self.folder.glob("steps-*.parquet"))}
         return {p: range(int(m[1]), int(m[2]) + 1) for p, m in found.items() if m and is_signed(p)}
 
-    def missing(self, steps: int) -> list[int]:
-        """Return which of the first `steps` steps no part has."""
+    def missing(self, steps: Iterable[int]) -> list[int]:
+        """Return which of the steps no part has."""
         there = {step for covered in self.parts().values() for step in covered}
-        return [step for step in range(steps) if step not in there]
+        return [step for step in steps if step not in there]
 
     def find(self, request: Request) -> Completion:
         """Return the explanation that was written for a request.
@@ -64,11 +66,6 @@ class Bank:
             told = "has no explanation" if row is None else "has an explanation of another prompt"
             raise UserError(f"bank={self.folder}: {told} for step {step + 1}; delete the folder, and it is made again")
         return Completion(request.prompt, row[1], [], row[2], request.problem)
-
-    def check(self) -> None:
-        """Read all parts. Raises UserError where one was changed, cannot be read, or is of another bank."""
-        for path in self.parts():
-            self._read(path)
 
     def _read(self, path: Path) -> dict[int, Rows]:
         check_signed(path, "bank")
@@ -92,9 +89,7 @@ class Bank:
             found.setdefault(step, {})[row] = made
         return found
 
-    def save(
-        self, steps: Sequence[int], requests: Sequence[Request], made: Sequence[Completion], seconds: float
-    ) -> None:
+    def save(self, steps: Sequence[int], requests: Sequence[Request], made: Sequence[Completion]) -> None:
         """Write a part whole or not at all. Args: steps, consecutive; requests and made, those of these steps, in order."""
         columns = {
             "step": [r.key.step for r in requests], "row": [r.key.row for r in requests],
@@ -103,40 +98,61 @@ class Bank:
         }  # fmt: skip
         types = {"prompt": pa.list_(pa.int64()), "ids": pa.list_(pa.int64())}
         table = pa.table({name: pa.array(values, types.get(name)) for name, values in columns.items()})
-        told = json.dumps({"identity": self.identity, "seconds": seconds})
+        told = json.dumps({"identity": self.identity})
         path = self.folder / f"steps-{steps[0]:06d}-{steps[-1]:06d}.parquet"
         write_signed(table.replace_schema_metadata({IDENTITY: told}), path)
 
-    def fill(
-        self, steps: int, requests_of: Callable[[int], Sequence[Request]], engine: Engine, sampling: Sampling
-    ) -> tuple[int, int]:
-        """Write what the first `steps` steps lack, some PART explanations to a call. Returns how many were made, and how many tokens.
-
-        Args: requests_of, the requests of a step for all of its problems; engine, with the initial policy's weights.
-        """
-        explanations = tokens = 0
-        with alone_with(self.folder / "steps"):
-            self.check()
-            for chosen in _consecutive(self.missing(steps), requests_of):
-                started = time.perf_counter()
-                requests = [r for _, own in chosen for r in own]
-                made = engine.generate(requests, sampling) if requests else []
-                self.save([step for step, _ in chosen], requests, made, time.perf_counter() - started)
-                explanations, tokens = explanations + len(made), tokens + sum(len(c.ids) for c in made)
-        return explanations, tokens
-
 
 class BankedEngine:
-    """An engine that writes nothing: what it is asked for stands in a bank."""
+    """An engine that reads: what it is asked for stands in a bank. What the bank lacks, the policy's own engine writes first.
 
-    def __init__(self, bank: Bank):
-        self.bank = bank
+    It writes whole blocks of steps, about PART explanations at once, with the weights that the policy began with.
+    Args: steps, those of the run; requests_of, the requests of a step for all of its problems, whatever its rollouts are;
+    engine, the policy's; begun, a context in which the policy has its initial weights again.
+    """
+
+    def __init__(
+        self,
+        bank: Bank,
+        steps: int,
+        requests_of: Callable[[int], Sequence[Request]],
+        engine: Engine,
+        begun: Callable[[], AbstractContextManager[None]],
+    ):
+        self.bank, self.steps, self.requests_of, self.engine, self.begun = bank, steps, requests_of, engine, begun
 
     def generate(
         self, requests: Sequence[Request], sampling: Sampling, follow: Follow | None = None
     ) -> list[Completion]:
         """See `Engine.generate`; nothing follows, since all is there at once."""
+        for step in sorted({r.key.step for r in requests}):
+            if step not in self.bank.steps:
+                self.write_block(step, sampling)
         return [self.bank.find(r) for r in requests]
+
+    def write_block(self, step: int, sampling: Sampling) -> None:
+        """Write what the bank lacks of the block of steps that this one is in."""
+        size = max(1, PART // max(1, len(self.requests_of(step))))
+        first = step - step % size
+        block = range(first, max(step + 1, min(first + size, self.steps)))
+        with alone_with(self.bank.folder / "steps"):
+            missing = self.bank.missing(block)
+            if not missing:
+                return
+            started = time.perf_counter()
+            # Before the first step the policy is what it began as.
+            with self.begun() if step else nullcontext():
+                self.engine.sync()
+                tokens = sum(self._write(steps, sampling) for steps in _consecutive(missing))
+            self.engine.sync()
+        told = f"explanations of steps {first + 1} to {block[-1] + 1}: {tokens} tokens"
+        print(f"{told}, {time.perf_counter() - started:.0f} s, in {self.bank.folder}", flush=True)
+
+    def _write(self, steps: Sequence[int], sampling: Sampling) -> int:
+        requests = [r for step in steps for r in self.requests_of(step)]
+        made = self.engine.generate(requests, sampling) if requests else []
+        self.bank.save(steps, requests, made)
+        return sum(len(c.ids) for c in made)
 
     def sync(self) -> None:
         """Do nothing: the initial policy does not change."""
@@ -162,15 +178,7 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:10]
 
 
-def _consecutive(
-    steps: Sequence[int], requests_of: Callable[[int], Sequence[Request]]
-) -> Iterator[list[tuple[int, Sequence[Request]]]]:
-    """Yield runs of consecutive steps with their requests, of about PART requests each."""
-    chosen: list[tuple[int, Sequence[Request]]] = []
-    for step in steps:
-        if chosen and (step != chosen[-1][0] + 1 or sum(len(own) for _, own in chosen) >= PART):
-            yield chosen
-            chosen = []
-        chosen.append((step, requests_of(step)))
-    if chosen:
-        yield chosen
+def _consecutive(steps: Sequence[int]) -> Iterator[list[int]]:
+    """Yield the steps in runs without a gap."""
+    for _, run in groupby(enumerate(steps), lambda place: place[1] - place[0]):
+        yield [step for _, step in run]

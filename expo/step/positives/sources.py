@@ -233,6 +233,11 @@ class ExpertParaphrase(SelfExplanation):
         return sorted(found + [Candidate(i, [], "", "long_prompt") for i in too_long], key=lambda c: c.problem)
 
 
+def explanations_of(source: PositiveSource, batch: Batch, tools: Tools) -> list[Request]:
+    """Return the requests for explanations of all problems of a step, before it has any rollouts."""
+    return source.requests(batch, {}, range(len(batch.problems)), tools)
+
+
 def _true_answer(batch: Batch, groups: Groups, problem: int) -> str | None:
     return batch.problems[problem].answer
 
