@@ -8,6 +8,7 @@ from conftest import compose_config
 from expo.algorithms import losses
 from expo.commands.wiring import read_prompts_rightly
 from expo.config import ModelConf, UserError
+from expo.model import policy
 from expo.model.policy import as_initial, can_share, micro_batches, score, shares_rightly, token_batch, token_logp
 from expo.model.small import random_tiny
 
@@ -190,3 +191,14 @@ def test_a_model_that_scales_its_logits_is_refused(tmp_path):
     ).save_pretrained(tmp_path)  # fmt: skip
     with pytest.raises(UserError, match=r"model\.path"):
         load_policy(ModelConf(path=str(tmp_path)))
+
+
+def test_logits_that_are_kept_and_those_made_again_score_and_train_alike(model, monkeypatch):
+    found = []
+    for kept in (0, policy.KEPT):
+        monkeypatch.setattr(policy, "KEPT", kept)
+        monkeypatch.setattr(policy, "CHUNK", 5)
+        logp = score(model, batch_of(), 0.7)
+        found.append([logp, *torch.autograd.grad((logp * logp).sum(), list(model.parameters()))])
+    for again, at_once in zip(*found, strict=True):
+        torch.testing.assert_close(again, at_once, atol=1e-5, rtol=1e-4)

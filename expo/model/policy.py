@@ -19,6 +19,8 @@ from expo.model import small
 
 # Positions scored at a time: bounds the logits to CHUNK x V numbers.
 CHUNK = 4096
+# So few logits, 0.5 GiB in float32, are kept for the backward pass, which would have to make them again.
+KEPT = 2**27
 
 
 def load_policy(conf: ModelConf) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -156,7 +158,8 @@ def score(
     """Return the log-probability of each completion token: `[B, L - 1]` float32, zero off the mask.
 
     The logits are divided by `temperature`, the one that the rollouts were sampled with, so that ratios compare the
-    distributions that acted. They exist for at most CHUNK positions at a time and are recomputed in the backward pass.
+    distributions that acted. Where there are more than KEPT, they exist for at most CHUNK positions at a time and are
+    recomputed in the backward pass.
     With `packed`, the decoder reads all rows end to end as one, told apart by their position ids: no padding is computed.
     With `shared`, it reads a prompt that several rows have once, where the model can; only rounding differs.
     """
@@ -175,10 +178,15 @@ def score(
         rows = decoder(input_ids=batch.input_ids, use_cache=False).last_hidden_state[:, :-1][wanted]
     targets = batch.targets[wanted]
     head = causal.get_output_embeddings()
-    parts = [
-        checkpoint(_score_chunk, head, rows[i : i + CHUNK], targets[i : i + CHUNK], temperature, use_reentrant=False)
-        for i in range(0, len(rows), CHUNK)
-    ]
+    if len(rows) * head.weight.shape[0] <= KEPT:
+        parts = [_score_chunk(head, rows, targets, temperature)]
+    else:
+        parts = [
+            checkpoint(
+                _score_chunk, head, rows[i : i + CHUNK], targets[i : i + CHUNK], temperature, use_reentrant=False
+            )
+            for i in range(0, len(rows), CHUNK)
+        ]
     return torch.zeros_like(batch.mask).masked_scatter(wanted, torch.cat(parts))
 
 
@@ -277,7 +285,9 @@ def as_initial(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def _score_chunk(head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float) -> Tensor:
-    logits = head(hidden).float() / temperature  # [N, V]
+    logits = head(hidden).float()  # [N, V]
+    if temperature != 1:
+        logits = logits / temperature
     return -cross_entropy(logits, targets, reduction="none")
 
 
