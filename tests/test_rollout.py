@@ -1,11 +1,17 @@
+from contextlib import nullcontext, suppress
+from types import SimpleNamespace
+
 import pytest
 import torch
+from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
 
 from expo.config import RolloutConf
 from expo.data import ladder as world
 from expo.model.policy import score, token_batch
+from expo.rollout import transformers_engine
+from expo.rollout.decoding import decoding
 from expo.rollout.engine import Request, Sampling
-from expo.rollout.noise import Key, uniforms
+from expo.rollout.noise import SOLVE, Key, uniforms
 from expo.rollout.transformers_engine import TransformersEngine, sample
 
 PLAIN = Sampling(temperature=1.0, top_p=1.0, top_k=0, max_tokens=80)
@@ -114,3 +120,33 @@ def test_uniforms_are_a_function_of_the_key_alone():
     torch.testing.assert_close(uniforms(keys, 8)[:, :4], uniforms(keys, 4))
     distinct = [Key(1, 0, 2, 3), Key(2, 0, 2, 3), Key(1, 1, 2, 3), Key(1, 0, 3, 3), Key(1, 0, 2, 4)]
     assert len({uniforms([key], 1).item() for key in distinct}) == 5
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("window", [None, 6])
+def test_quick_decoding_is_that_of_transformers(kv_heads, window, monkeypatch):
+    torch.manual_seed(0)
+    sliding = {"use_sliding_window": True, "sliding_window": window, "max_window_layers": 1} if window else {}
+    model = Qwen2ForCausalLM(
+        Qwen2Config(vocab_size=50, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
+                    num_key_value_heads=kv_heads, pad_token_id=0, eos_token_id=[1, 2, 3], bos_token_id=None, **sliding)
+    )  # fmt: skip
+    tokenizer = SimpleNamespace(pad_token_id=0, eos_token_id=1)
+    requests = [Request((5, 6, 7, *range(8, 8 + i % 3)), Key(0, SOLVE, 0, i)) for i in range(12)]
+    engine, sampling = TransformersEngine(RolloutConf(), model, tokenizer), Sampling(1.0, 1.0, 0, 20)
+    quick = engine.generate(requests, sampling)
+    monkeypatch.setattr(transformers_engine, "roomy_cache", lambda config, room: DynamicCache(config=config))
+    monkeypatch.setattr(transformers_engine, "decoding", lambda model: nullcontext())
+    plain = engine.generate(requests, sampling)
+    assert [c.ids for c in quick] == [c.ids for c in plain]
+    assert len({len(c.ids) for c in quick}) > 3  # rows have left at several steps
+    for ours, theirs in zip(quick, plain, strict=True):
+        assert ours.logp == pytest.approx(theirs.logp, abs=1e-5)
+
+
+def test_a_model_has_its_own_attention_again_whatever_happens(ladder):
+    model, _, _ = ladder
+    with suppress(KeyboardInterrupt), decoding(model):
+        assert model.config._attn_implementation == "expo_decoding"
+        raise KeyboardInterrupt
+    assert model.config._attn_implementation == "sdpa"

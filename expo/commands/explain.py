@@ -48,9 +48,8 @@ def explain(cfg: Config) -> int:
                 found.append((problem.level, c.rejected, len(c.ids), c.logp_given_q, sound))
         pipeline.engines.close()
     levels = sorted({row[0] for row in found if row[0] is not None})
-    table = Table(
-        title=f"{engine.bank.folder}: {len(found)} explanations for {cfg.trainer.max_steps} steps", title_justify="left"
-    )
+    print(f"{len(found)} explanations for {cfg.trainer.max_steps} steps, in {engine.bank.folder}")
+    table = Table()
     for heading in ("level", "written", "used", "tokens", "log π(c|q) per token", "sound", "dropped because"):
         table.add_column(heading)
     for level in [*(levels if len(levels) > 1 else []), None]:

@@ -13,6 +13,7 @@ from transformers import (
 )
 
 from expo.config import RolloutConf
+from expo.rollout.decoding import decoding, roomy_cache
 from expo.rollout.engine import Completion, Follow, Request, Sampling, eos_ids
 from expo.rollout.noise import uniforms
 
@@ -49,9 +50,10 @@ class TransformersEngine:
         training = self.model.training
         self.model.eval()
         done: dict[int, Completion] = {}
-        for start in range(0, len(order), self.batch_size):
-            chosen = order[start : start + self.batch_size]
-            done |= zip(chosen, self._decode([requests[i] for i in chosen], sampling), strict=True)
+        with decoding(self.model):
+            for start in range(0, len(order), self.batch_size):
+                chosen = order[start : start + self.batch_size]
+                done |= zip(chosen, self._decode([requests[i] for i in chosen], sampling), strict=True)
         self.model.train(training)
         completions = [done[i] for i in range(len(requests))]
         more = follow(dict(enumerate(completions))) if follow else []
@@ -62,7 +64,7 @@ class TransformersEngine:
         ends = self.eos_ids.to(device)
         noise = torch.from_numpy(uniforms([r.key for r in requests], sampling.max_tokens)).to(device)  # [B, T]
         rows = torch.arange(len(requests), device=device)  # rows still decoding
-        logits, cache, mask = self._prefill(requests)
+        logits, cache, mask = self._prefill(requests, sampling.max_tokens)
         tokens = torch.full((len(requests), sampling.max_tokens), self.pad_id, device=device)
         logps = torch.zeros(len(requests), sampling.max_tokens, device=device)
         lengths = torch.full((len(requests),), sampling.max_tokens, device=device)
@@ -95,7 +97,7 @@ class TransformersEngine:
             )
         ]
 
-    def _prefill(self, requests: list[Request]) -> tuple[Tensor, DynamicCache, Tensor]:
+    def _prefill(self, requests: list[Request], room: int) -> tuple[Tensor, DynamicCache, Tensor]:
         """Read each distinct prompt once. Returns last logits `[B, V]`, the cache of B rows, and the mask `[B, L]`."""
         device = self.model.device
         index = {prompt: i for i, prompt in enumerate(dict.fromkeys(r.prompt for r in requests))}
@@ -106,7 +108,7 @@ class TransformersEngine:
             input_ids=ids,
             attention_mask=mask,
             position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
-            past_key_values=DynamicCache(config=self.model.config),
+            past_key_values=roomy_cache(self.model.config, room),
             use_cache=True,
             logits_to_keep=1,
         )

@@ -1,0 +1,96 @@
+"""What makes decoding with transformers quick: keys and values that are written in place, and attention that repeats none of them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, DynamicCache, PreTrainedConfig
+from transformers.cache_utils import DynamicLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+NAME = "expo_decoding"
+
+
+class RoomyLayer(DynamicLayer):
+    """A layer of the cache with room for `room` tokens to come. They are written in place: no step copies all that was before.
+
+    The room is made at the first update after the prompts.
+    """
+
+    def __init__(self, room: int):
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.room = room
+        self.buffers: tuple[Tensor, Tensor] | None = None  # each [B, H, L + room, D]
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Add the states of new tokens. Returns all keys and values so far."""
+        before, after = self.get_seq_length(), self.get_seq_length() + key_states.shape[-2]
+        if not before:
+            return super().update(key_states, value_states)
+        if self.buffers is None or after > self.buffers[0].shape[-2]:
+            assert self.keys is not None
+            assert self.values is not None
+            self.buffers = self._roomy(self.keys), self._roomy(self.values)
+        keys, values = self.buffers
+        keys[..., before:after, :], values[..., before:after, :] = key_states, value_states
+        self.keys, self.values = keys[..., :after, :], values[..., :after, :]
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep the given rows."""
+        if self.buffers is None:
+            super().batch_select_indices(indices)
+            return
+        length = self.get_seq_length()
+        self.buffers = self.buffers[0][indices], self.buffers[1][indices]
+        self.keys, self.values = (buffer[..., :length, :] for buffer in self.buffers)
+
+    def _roomy(self, states: Tensor) -> Tensor:
+        batch, heads, length, size = states.shape
+        buffer = states.new_empty(batch, heads, length + self.room, size)
+        buffer[..., :length, :] = states
+        return buffer
+
+
+def roomy_cache(config: PreTrainedConfig, room: int) -> DynamicCache:
+    """Return an empty cache; layers with a sliding window are transformers' own."""
+    cache = DynamicCache(config=config)
+    cache.layers = [RoomyLayer(room) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
+def attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """Compute what transformers' `sdpa` does. Where there is one query per row, the heads of a key are its queries: none is repeated.
+
+    Args: query `[B, H, Q, D]`; key, value `[B, K, L, D]`; attention_mask `[B, 1, Q, L]`. Returns `[B, Q, H, D]`.
+    """
+    batch, heads, queries, size = query.shape
+    alone = queries == 1 and key.shape[1] < heads and kwargs.get("position_bias") is None
+    if not alone or attention_mask is None or attention_mask.shape[1] != 1 or kwargs.get("dropout"):
+        whole: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+        return whole
+    by_key = query.reshape(batch, key.shape[1], -1, size)  # [B, K, H / K, D]
+    found = scaled_dot_product_attention(by_key, key, value, attn_mask=attention_mask, scale=kwargs.get("scaling"))
+    return found.reshape(batch, 1, heads, size), None
+
+
+@contextmanager
+def decoding(model: Any) -> Iterator[None]:
+    """Let a model that computes attention with `sdpa` use `attention` within the context."""
+    config = model.config.get_text_config()
+    own = config._attn_implementation
+    if own == "sdpa":
+        config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = own
+
+
+AttentionInterface.register(NAME, attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)
