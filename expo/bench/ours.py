@@ -45,8 +45,11 @@ class StepByStep(Callback):
         self.turns()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
-        metrics = pl_module.last_metrics
+        metrics, experience = pl_module.last_metrics, pl_module.last_experience
+        assert experience is not None
         self.parts = {k.removeprefix("time/"): v or 0.0 for k, v in metrics.items() if k.startswith("time/")}
+        self.parts["prompt_tokens"] = sum(map(len, experience.prompts))
+        self.parts["tokens"] = sum(len(c.ids) for c in experience.completions)
 
 
 def main(case: Case, folder: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from rich.table import Table
 
 from expo.bench.cases import CASES, QUESTIONS, Case, make_model, write_rows
+from expo.bench.limit import Machine, Work
 from expo.config import UserError, take_options
 from expo.runs.directory import device_name, git_commit
 from expo.tables.render import wide_console
@@ -72,14 +73,18 @@ def main(arguments: list[str]) -> int:
         if not options[key].isdigit() or not int(options[key]):
             raise UserError(f"{key}={options[key]}: not a number of steps; set {key}=1 or more")
     questions = _questions(options["data"])
-    results = {}
+    results, limits = {}, {}
     for name in names:
-        results[name] = measure(CASES[name], questions, int(options["turns"]), int(options["warm_up"]))
-        show(CASES[name], results[name])
+        case = CASES[name]
+        results[name] = measure(case, questions, int(options["turns"]), int(options["warm_up"]))
+        show(case, results[name])
+        if case.shape:
+            limits[name] = limit(case, results[name]["expo"], Machine.measured(case.threads))
+            show_limit(case, limits[name])
     where = f"{device_name()}, commit {git_commit()}, {time.strftime('%Y-%m-%d')}"
     print(where)
     if options["output"]:
-        told = {"command": " ".join(["expo bench", *arguments]), "where": where, "cases": results}
+        told = {"command": " ".join(["expo bench", *arguments]), "where": where, "cases": results, "limits": limits}
         Path(options["output"]).write_text(json.dumps(told, indent=1) + "\n")
     return slower_than(Path(options["check"]), results) if options["check"] else 0
 
@@ -96,8 +101,7 @@ def slower_than(file: Path, results: Mapping[str, Mapping[str, Mapping[str, list
         now = ratio(sides)[1]
         if now < before[name] * (1 - TOLERANCE):
             print(
-                f"{name}: {now:.2f} times, it was {before[name]:.2f}: slower by more than {TOLERANCE:.0%}",
-                file=sys.stderr,
+                f"{name}: {now:.2f} times, it was {before[name]:.2f}: a fall of over {TOLERANCE:.0%}", file=sys.stderr
             )
             code = 1
     return code
@@ -151,6 +155,23 @@ def show(case: Case, sides: Mapping[str, Mapping[str, list[float]]]) -> None:
     wide_console().print(table)
     low, middle, high = ratio(sides)
     print(f"the second takes {middle:.2f} times as long as the first (by turn {low:.2f} to {high:.2f})")
+
+
+def limit(case: Case, figures: Mapping[str, list[float]], machine: Machine) -> dict[str, float]:
+    """Return what a machine does, the least seconds of a step on it, and expo's share of that limit."""
+    work = Work.of(case, statistics.mean(figures["prompt_tokens"]), statistics.mean(figures["tokens"]))
+    least = {"rollout": work.rollout_seconds(machine), "update": work.update_seconds(machine)}
+    shares = {f"{part}_share": s / statistics.median(figures[f"{part}_s"]) for part, s in least.items()}
+    return {"gflops": machine.flops / 1e9, "gb_read": machine.bytes / 1e9, **least, **shares}
+
+
+def show_limit(case: Case, found: Mapping[str, float]) -> None:
+    """Print what `limit` found."""
+    print(
+        f"this machine with {case.threads} thread(s): {found['gflops']:.0f} GFLOP/s in products of float32 matrices, "
+        f"{found['gb_read']:.0f} GB/s read. A step needs at least {found['rollout']:.2f} s of rollouts "
+        f"({found['rollout_share']:.0%} of expo's) and {found['update']:.2f} s of update ({found['update_share']:.0%})."
+    )
 
 
 def ratio(sides: Mapping[str, Mapping[str, list[float]]]) -> tuple[float, float, float]:
