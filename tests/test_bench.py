@@ -5,8 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from expo.bench import cases
+from expo.bench import cases, growth
+from expo.bench.arms import in_turns
 from expo.bench.cases import CASES, Case
+from expo.bench.limit import Machine, Work
 from expo.commands import bench
 from expo.config import UserError
 
@@ -33,6 +35,58 @@ def test_two_trainers_take_steps_in_turns(against, monkeypatch, capsys):
     assert len(ours["seconds"]) == len(theirs["seconds"]) == 2
     assert min(ours["update_s"]) > 0
     assert "the second takes" in capsys.readouterr().out
+    assert ours["prompt_tokens"][0] > 0
+    assert 0 < ours["tokens"][0] <= 2 * 4 * 4
+
+
+@pytest.mark.runs
+def test_a_case_grows_in_one_thing_at_a_time(monkeypatch, capsys):
+    monkeypatch.setattr(growth, "BASE", TINY)
+    assert growth.grown("rows", 4) == replace(TINY, problems=8)
+    assert growth.grown("length", 4) == replace(TINY, tokens=16)
+    assert growth.grown("group", 4) == replace(TINY, group=16)
+    assert growth.grown("vocabulary", 4) == replace(TINY, shape=TINY.shape | {"vocab_size": 4 * 768})
+    sides = {factor: ("ours", growth.grown("rows", factor)) for factor in (1, 2)}
+    found = in_turns(sides, growth.many(list(cases.QUESTIONS)), turns=1, warm_up=1)
+    assert sum(found[2]["prompt_tokens"]) > sum(found[1]["prompt_tokens"])
+    bench.show_growth({"rows": {f: found[min(f, 2)] for f in growth.FACTORS}})
+    assert "exponent" in capsys.readouterr().out
+
+
+def test_an_exponent_is_that_of_the_power():
+    assert growth.exponent({f: 3.0 * f**2 for f in growth.FACTORS}) == pytest.approx(2)
+    figures = {f: {"seconds": [1.0, f, 9e9], "rollout_s": [f], "update_s": [f], "peak_mb": [5.0, 7.0], "idle_mb": [4.0]}
+               for f in growth.FACTORS}  # fmt: skip
+    assert growth.costs(figures)["seconds"] == {1: 1.0, 2: 2, 4: 4, 8: 8}
+    assert growth.costs(figures)["MiB"][1] == 3.0
+
+
+def test_the_least_work_of_a_step_by_hand():
+    shape = {"hidden_size": 4, "intermediate_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2,
+             "num_key_value_heads": 1, "vocab_size": 10}  # fmt: skip
+    case = Case("x", "", shape, tokens=3)
+    layers, head = 2 * (4 * 4 + 4 * 4 + 2 * 4 * 2 + 3 * 4 * 8), 4 * 10
+    work = Work.of(case, prompt_tokens=100, tokens=6)
+    assert work.prefill == 2 * layers * 100
+    assert work.decode == 2 * (layers + head) * 6
+    assert work.read == 4 * (layers + head) * 3
+    assert work.update == 3 * 2 * (layers * 106 + head * 6)
+    assert Work.of(replace(case, kl=0.1), 100, 6).update == work.update * 4 / 3
+    assert Work.of(replace(case, lora_rank=8, kl=0.1), 100, 6).update == work.update
+    quick_reader, slow_reader = Machine(flops=100.0, bytes=1e9), Machine(flops=100.0, bytes=1.0)
+    assert work.rollout_seconds(quick_reader) == (work.prefill + work.decode) / 100
+    assert work.rollout_seconds(slow_reader) == work.prefill / 100 + work.read
+    figures = {"prompt_tokens": [100.0], "tokens": [6.0], "rollout_s": [1000.0], "update_s": [2 * work.update / 100]}
+    assert bench.limit(case, figures, quick_reader)["update_share"] == pytest.approx(0.5)
+
+
+def test_a_machine_is_measured_with_the_threads_that_are_asked_for():
+    import torch
+
+    before = torch.get_num_threads()
+    found = Machine.measured(1)
+    assert torch.get_num_threads() == before
+    assert min(found.flops, found.bytes) > 0
 
 
 def test_a_ratio_is_that_of_each_turn():
@@ -51,7 +105,7 @@ def test_a_lead_that_has_shrunk_fails_and_seconds_do_not_matter(tmp_path, capsys
 
 @pytest.mark.parametrize(
     ("argument", "told"),
-    [("cases=z", "no such case"), ("turns=0", "not a number of steps"), ("nonsense", "not an option"),
+    [("cases=z", "no such case"), ("grow=z", "no such grow; use some of rows"), ("turns=0", "not a number of steps"), ("nonsense", "not an option"),
      ("data=/nowhere.jsonl", "cannot be read")],
 )  # fmt: skip
 def test_a_mistake_is_one_line(argument, told):

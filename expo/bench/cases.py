@@ -49,7 +49,8 @@ class Case:
         return cls(**fields | {"overrides": tuple(fields["overrides"])})
 
 
-def _shape(hidden: int, inner: int, layers: int, heads: int, kv_heads: int, vocabulary: int) -> dict[str, Any]:
+def shape_of(hidden: int, inner: int, layers: int, heads: int, kv_heads: int, vocabulary: int) -> dict[str, Any]:
+    """Return the settings of a Qwen2 with so many numbers."""
     return {
         "hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers, "num_attention_heads": heads,
         "num_key_value_heads": kv_heads, "vocab_size": vocabulary, "max_position_embeddings": 4096,
@@ -57,10 +58,10 @@ def _shape(hidden: int, inner: int, layers: int, heads: int, kv_heads: int, voca
     }  # fmt: skip
 
 
-SMALL = Case("a", "1.1M parameters, vocabulary 768", _shape(128, 512, 4, 4, 2, 768), threads=1)
-MIDDLE = Case("b", "47M parameters, vocabulary 32,000", _shape(512, 1792, 8, 8, 8, 32000))
+SMALL = Case("a", "1.1M parameters, vocabulary 768", shape_of(128, 512, 4, 4, 2, 768), threads=1)
+MIDDLE = Case("b", "47M parameters, vocabulary 32,000", shape_of(512, 1792, 8, 8, 8, 32000))
 LARGE = Case(
-    "c", "Qwen2.5-0.5B cut to 4 layers: 196M, vocabulary 151,936", _shape(896, 4864, 4, 14, 2, 151936),
+    "c", "Qwen2.5-0.5B cut to 4 layers: 196M, vocabulary 151,936", shape_of(896, 4864, 4, 14, 2, 151936),
     problems=2, group=4, micro=8,
 )  # fmt: skip
 # The ladder's own settings: 16 problems, 8 rollouts each. It learns while it is measured, so that rewards are mixed.

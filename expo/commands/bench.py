@@ -1,19 +1,17 @@
 """`expo bench`: seconds and memory of a step of expo and of TRL, in turns on one idle machine, and what the machine could do."""
 
-import contextlib
 import json
-import os
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from rich.table import Table
 
-from expo.bench.cases import CASES, QUESTIONS, Case, make_model, write_rows
+from expo.bench.arms import in_turns
+from expo.bench.cases import CASES, QUESTIONS, Case
+from expo.bench.growth import BASE, FACTORS, GROWN, costs, exponent, grown, many
 from expo.bench.limit import Machine, Work
 from expo.config import UserError, take_options
 from expo.runs.directory import device_name, git_commit
@@ -23,69 +21,36 @@ TOLERANCE = 0.2  # of a ratio: what another machine, or a busy one, may make of 
 PARTS = ("rollout_s", "explain_s", "update_s")
 
 
-class Arm:
-    """A trainer in a process of its own, which takes a step when told to."""
-
-    def __init__(self, module: str, case: Case, folder: Path, log: Path):
-        command = [sys.executable, "-m", f"expo.bench.{module}", case.json(), str(folder)]
-        threads = os.environ | {"OMP_NUM_THREADS": str(case.threads)}
-        self.log = log
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log.open("w"), text=True, env=threads
-        )
-        self._read()
-
-    def step(self) -> dict[str, float]:
-        """Take one step. Returns its seconds, its parts, and the peak memory of the process so far in MiB."""
-        assert self.process.stdin is not None
-        self.process.stdin.write("go\n")
-        self.process.stdin.flush()
-        return self._read()
-
-    def close(self) -> None:
-        """End the process."""
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.close()  # type: ignore[union-attr]
-        self.process.kill()
-        self.process.wait()
-
-    def _read(self) -> dict[str, float]:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if line.startswith("bench "):
-                told: dict[str, float] = json.loads(line.removeprefix("bench "))
-                return told
-        last = (self.log.read_text().strip().splitlines() or ["nothing on stderr"])[-1]
-        raise UserError(f"bench: a trainer ended early ({last}); is TRL installed? make setup EXTRA=bench")
-
-
 def main(arguments: list[str]) -> int:
     """Measure the cases, print the table, and write it to `output` where that is given."""
-    options, rest = take_options(arguments, cases="a,b,c", turns="5", warm_up="1", data="", output="", check="")
+    options, rest = take_options(arguments, cases="", grow="", turns="5", warm_up="1", data="", output="", check="")
     if rest:
         raise UserError(
-            f"{rest[0]}: not an option of bench; it takes cases=, turns=, warm_up=, data=, output= and check="
+            f"{rest[0]}: not an option of bench; it takes cases=, grow=, turns=, warm_up=, data=, output= and check="
         )
-    names = options["cases"].split(",")
-    if unknown := [name for name in names if name not in CASES]:
-        raise UserError(f"cases={unknown[0]}: no such case; use some of {','.join(CASES)}")
+    names, growing = _some("cases", options["cases"], CASES), _some("grow", options["grow"], GROWN)
     for key in ("turns", "warm_up"):
         if not options[key].isdigit() or not int(options[key]):
             raise UserError(f"{key}={options[key]}: not a number of steps; set {key}=1 or more")
-    questions = _questions(options["data"])
-    results, limits = {}, {}
-    for name in names:
+    questions, turns, warm_up = _questions(options["data"]), int(options["turns"]), int(options["warm_up"])
+    results, limits, growth = {}, {}, {}
+    for name in names or ([] if growing else ["a", "b", "c"]):
         case = CASES[name]
-        results[name] = measure(case, questions, int(options["turns"]), int(options["warm_up"]))
+        results[name] = measure(case, questions, turns, warm_up)
         show(case, results[name])
         if case.shape:
             limits[name] = limit(case, results[name]["expo"], Machine.measured(case.threads))
             show_limit(case, limits[name])
+    for what in growing:
+        growth[what] = in_turns({f: ("ours", grown(what, f)) for f in FACTORS}, many(questions), turns, warm_up)
+    if growth:
+        show_growth(growth)
     where = f"{device_name()}, commit {git_commit()}, {time.strftime('%Y-%m-%d')}"
     print(where)
     if options["output"]:
-        told = {"command": " ".join(["expo bench", *arguments]), "where": where, "cases": results, "limits": limits}
-        Path(options["output"]).write_text(json.dumps(told, indent=1) + "\n")
+        told = {"command": " ".join(["expo bench", *arguments]), "where": where}
+        found = {"cases": results, "limits": limits, "growth": growth}
+        Path(options["output"]).write_text(json.dumps(told | found, indent=1) + "\n")
     return slower_than(Path(options["check"]), results) if options["check"] else 0
 
 
@@ -107,6 +72,13 @@ def slower_than(file: Path, results: Mapping[str, Mapping[str, Mapping[str, list
     return code
 
 
+def _some(key: str, given: str, known: Collection[str]) -> list[str]:
+    names = [name for name in given.split(",") if name]
+    if unknown := [name for name in names if name not in known]:
+        raise UserError(f"{key}={unknown[0]}: no such {key.removesuffix('s')}; use some of {','.join(known)}")
+    return names
+
+
 def _questions(data: str) -> list[str]:
     if not data:
         return list(QUESTIONS)
@@ -121,24 +93,10 @@ def _questions(data: str) -> list[str]:
 
 def measure(case: Case, questions: list[str], turns: int, warm_up: int) -> dict[str, dict[str, list[float]]]:
     """Let both sides of a case take steps in turns. Returns, by side, a list of numbers for each figure."""
-    sides = [("expo", "ours", case), ("TRL", "rival", case)]
+    sides = {"expo": ("ours", case), "TRL": ("rival", case)}
     if case.against:
-        sides[1] = (f"expo, {CASES[case.against].name}", "ours", CASES[case.against])
-    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
-        folder = Path(name)
-        if case.shape:
-            make_model(case, folder / "model", questions if len(questions) > len(QUESTIONS) else [])
-            write_rows(folder / "rows.jsonl", questions)
-        arms = {}
-        for number, (side, module, of) in enumerate(sides):
-            own = folder / str(number)
-            own.mkdir()
-            for shared in (f for f in (folder / "model", folder / "rows.jsonl") if f.exists()):
-                (own / shared.name).symlink_to(shared)
-            arms[side] = Arm(module, of, own, folder / f"{number}.log")
-            stack.callback(arms[side].close)
-        found = [{side: arm.step() for side, arm in arms.items()} for _ in range(warm_up + turns)][warm_up:]
-    return {side: {k: [turn[side][k] for turn in found] for k in found[0][side]} for side in arms}
+        sides = {"expo": ("ours", case), f"expo, {CASES[case.against].name}": ("ours", CASES[case.against])}
+    return in_turns(sides, questions, turns, warm_up)
 
 
 def show(case: Case, sides: Mapping[str, Mapping[str, list[float]]]) -> None:
@@ -172,6 +130,17 @@ def show_limit(case: Case, found: Mapping[str, float]) -> None:
         f"{found['gb_read']:.0f} GB/s read. A step needs at least {found['rollout']:.2f} s of rollouts "
         f"({found['rollout_share']:.0%} of expo's) and {found['update']:.2f} s of update ({found['update_share']:.0%})."
     )
+
+
+def show_growth(growth: Mapping[str, Mapping[int, Mapping[str, list[float]]]]) -> None:
+    """Print what a step costs with 1, 2, 4 and 8 times of each thing, and the exponent of each cost."""
+    table = Table(title=BASE.told, title_justify="left")
+    for heading in ("times", "cost", *(f"{factor} x" for factor in FACTORS), "exponent"):
+        table.add_column(heading)
+    for what, by_factor in growth.items():
+        for cost, by in costs(by_factor).items():
+            table.add_row(what, cost, *(f"{number:.3g}" for number in by.values()), f"{exponent(by):.2f}")
+    wide_console().print(table)
 
 
 def ratio(sides: Mapping[str, Mapping[str, list[float]]]) -> tuple[float, float, float]:

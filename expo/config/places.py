@@ -24,13 +24,13 @@ def run_id(cfg: Config, command: str = "train") -> str:
     return f"{before}-{run_mark(cfg, command)}"
 
 
-def run_dir(cfg: Config, command: str = "train") -> Path:
+def run_dir(cfg: Config, command: str = "train", mark: str = "") -> Path:
     """Return the folder where `expo <command>` puts what it makes of a config.
 
     A folder whose name ends in the identity is that folder, whatever stands before it: older versions and people give
-    other names. A new one is called `<data>/<name>-<what differs>-s<seed>-<identity>`.
+    other names. A new one is called `<data>/<name>-<what differs>-s<seed>-<identity>`. Args: mark, its `run_mark` where that is known.
     """
-    root, mark = Path(cfg.output_dir), run_mark(cfg, command)
+    root, mark = Path(cfg.output_dir), mark or run_mark(cfg, command)
     places = [root / command] if command != "train" else [d for d in _folders(root) if d.name not in NO_RUNS]
     found = [path for place in places for path in sorted(place.glob(f"*-{mark}")) if (path / "config.yaml").is_file()]
     if found:  # of several, the one that is done, or else has come furthest

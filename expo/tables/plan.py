@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from expo.config import Config, UserError, check, compose_config, run_dir
+from expo.config import Config, UserError, check, compose_config, run_dir, run_mark
 from expo.config.errors import first_line
 
 # What `expo diagnose` measures of each sample, and how many decimals a table shows.
@@ -96,7 +97,12 @@ class PlannedRun:
     @property
     def dir(self) -> Path:
         """Return the run's directory: looked for each time, since others may make the run meanwhile, under another name."""
-        return run_dir(self.cfg, self.command)
+        return run_dir(self.cfg, self.command, self.mark)
+
+    @cached_property
+    def mark(self) -> str:
+        """Return what the directory's name ends in. A followed table asks for it every few seconds."""
+        return run_mark(self.cfg, self.command)
 
     @property
     def done(self) -> bool:
