@@ -73,7 +73,7 @@ audit: setup ## known vulnerabilities of the versions in constraints.txt (asks p
 
 bench: ## seconds and memory of a step of expo and TRL, in turns, on an idle machine (experiments/bench)
 	$(MAKE) setup EXTRA=bench
-	$(BIN)/expo bench cases=a,a-kl,b,b-kl,c,c-lora,ladder,ladder-gated $(BENCH)
+	$(BIN)/expo bench cases=a,a-kl,b,b-kl,c,c-lora,ladder,ladder-gated grow=rows,length,group,vocabulary $(BENCH)
 
 bench-check: ## whether expo's lead over TRL on (a) is what experiments/bench/summary.json says, within a fifth
 	$(MAKE) setup EXTRA=bench

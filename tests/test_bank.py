@@ -132,7 +132,10 @@ def test_expo_explain_fills_it_and_says_what_it_is_like(tmp_path, capsys):
     assert explain(compose_config(f"output_dir={tmp_path}", *SMALL, *LEVEL_2)) == 0
     told = capsys.readouterr().out
     assert "24 explanations for 6 steps" in told
-    assert "sound" in told
+    row = [cell.strip() for cell in told.split("all ")[-1].split("│")]
+    assert row[1] == "24"
+    assert float(row[5]) != 0  # answer lift, of the first step's
+    assert row[6].endswith("%")  # sound
     run(tmp_path, *LEVEL_2)
     assert "explanations of steps" not in capsys.readouterr().out
 

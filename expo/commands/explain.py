@@ -2,12 +2,29 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rich.table import Table
 
 from expo.config import Config, UserError
 from expo.runs.hub import ask_hub
 from expo.tables.render import wide_console
+
+HEADINGS = (
+    "level", "written", "used", "tokens", "log π(c|q) per token", "answer lift in nats", "sound", "dropped because",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What is known of one explanation; None where it was not measured."""
+
+    level: int | None
+    rejected: str | None
+    tokens: int
+    logp: float | None  # log π(c|q) per token
+    lift: float | None  # log π(a*|q, c) - log π(a*|q, own rollout)
+    sound: bool | None
 
 
 def explain(cfg: Config) -> int:
@@ -23,16 +40,16 @@ def explain(cfg: Config) -> int:
 
     from expo.commands.wiring import build_run, set_up_process
     from expo.data import ladder
-    from expo.step.experience import Batch
+    from expo.step.experience import Batch, Timer
     from expo.step.positives.bank import BankedEngine
-    from expo.step.positives.properties import with_logp
+    from expo.step.positives.properties import with_lift, with_logp
     from expo.step.positives.sources import explanations_of
     from expo.verifier.pool import Verifier
 
     set_up_process(cfg)
     with Verifier(cfg.verifier) as verifier:
         module, _, _ = build_run(cfg, verifier)
-        pipeline, tools, found = module.pipeline, module.pipeline.tools, []
+        pipeline, tools, found = module.pipeline, module.pipeline.tools, list[Explanation]()
         engine = pipeline.engines.explanations
         assert isinstance(engine, BankedEngine)
         mixed = torch.autocast(module.policy.device.type, torch.bfloat16, cfg.trainer.precision == "bf16-mixed")
@@ -42,31 +59,44 @@ def explain(cfg: Config) -> int:
             with mixed:  # as a training step is
                 written = engine.generate(explanations_of(pipeline.source, batch, tools), tools.sampling)
             candidates = pipeline.source.candidates(batch, {}, everyone, written, tools)
-            for c in with_logp(pipeline.scorer, batch, [c for c in candidates if c.ids]):
+            measured = with_logp(pipeline.scorer, batch, [c for c in candidates if c.ids])
+            if pipeline.source.measure_every and step % pipeline.source.measure_every == 0:
+                with mixed:
+                    own, _, _ = pipeline.roll_out(batch, 1, [], Timer())
+                measured = with_lift(pipeline.scorer, batch, own, measured)
+            for c in measured:
                 problem = batch.problems[c.problem]
                 sound = ladder.check_steps(problem.question, c.text).sound if cfg.dataset.is_ladder else None
-                found.append((problem.level, c.rejected, len(c.ids), c.logp_given_q, sound))
+                found.append(Explanation(problem.level, c.rejected, len(c.ids), c.logp_given_q, c.answer_lift, sound))
         pipeline.engines.close()
-    levels = sorted({row[0] for row in found if row[0] is not None})
+    levels = sorted({e.level for e in found if e.level is not None})
     print(f"{len(found)} explanations for {cfg.trainer.max_steps} steps, in {engine.bank.folder}")
     table = Table()
-    for heading in ("level", "written", "used", "tokens", "log π(c|q) per token", "sound", "dropped because"):
+    for heading in HEADINGS:
         table.add_column(heading)
     for level in [*(levels if len(levels) > 1 else []), None]:
-        table.add_row(str(level or "all"), *_cells([row[1:] for row in found if level in (None, row[0])]))
+        table.add_row(str(level or "all"), *_cells([e for e in found if level in (None, e.level)]))
     wide_console().print(table)
     return 0
 
 
-def _cells(rows: Sequence[tuple[str | None, int, float | None, bool | None]]) -> list[str]:
-    count = max(len(rows), 1)
-    reasons = Counter(rejected for rejected, *_ in rows if rejected)
-    sound = [s for *_, s in rows if s is not None]
+def _cells(found: Sequence[Explanation]) -> list[str]:
+    reasons = Counter(e.rejected for e in found if e.rejected)
+    sound = _mean([100.0 * e.sound for e in found if e.sound is not None])
     return [
-        str(len(rows)),
-        f"{100 * (len(rows) - reasons.total()) / count:.1f} %",
-        f"{sum(tokens for _, tokens, _, _ in rows) / count:.1f}",
-        f"{sum(logp or 0.0 for *_, logp, _ in rows) / count:.3f}",
-        f"{100 * sum(sound) / len(sound):.1f} %" if sound else "–",
-        ", ".join(f"{reason} {100 * n / count:.1f} %" for reason, n in reasons.most_common()) or "–",
+        str(len(found)),
+        f"{100 * (len(found) - reasons.total()) / len(found):.1f} %" if found else "–",
+        _shown(_mean([e.tokens for e in found]), 1),
+        _shown(_mean([e.logp for e in found if e.logp is not None]), 3),
+        _shown(_mean([e.lift for e in found if e.lift is not None]), 1),
+        "–" if sound is None else f"{sound:.1f} %",
+        ", ".join(f"{reason} {100 * n / len(found):.1f} %" for reason, n in reasons.most_common()) or "–",
     ]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _shown(number: float | None, digits: int) -> str:
+    return "–" if number is None else f"{number:.{digits}f}"
