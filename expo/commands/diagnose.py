@@ -7,6 +7,7 @@ from rich.table import Table
 from expo.config import Config
 from expo.evaluation.kinds import COLUMNS, KINDS, Rows, by_problem, cell, levels_of
 from expo.runs.directory import FINISHED, Run
+from expo.runs.processes import importing
 from expo.runs.reading import read_rows
 from expo.tables.render import wide_console
 
@@ -19,9 +20,8 @@ def diagnose(cfg: Config) -> int:
         if run.finished:
             print(f"{run.dir} {FINISHED}")
         else:
-            from expo.commands.measure import (
-                measure_samples,
-            )  # here, since torch and its friends take seconds to import
+            with importing():  # here, since torch and its friends take seconds
+                from expo.commands.measure import measure_samples
 
             measure_samples(cfg, run)
     show(cfg, read_samples(run.dir), run.summary()["problems"])

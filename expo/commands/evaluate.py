@@ -4,6 +4,7 @@ from rich.table import Table
 
 from expo.config import Config
 from expo.runs.directory import FINISHED, Run
+from expo.runs.processes import importing
 from expo.tables.render import wide_console
 
 
@@ -15,7 +16,8 @@ def evaluate_command(cfg: Config) -> int:
         if run.finished:
             print(f"{run.dir} {FINISHED}")
         else:
-            from expo.commands.score import evaluate  # here, since torch and its friends take seconds to import
+            with importing():  # here, since torch and its friends take seconds
+                from expo.commands.score import evaluate
 
             evaluate(cfg, run)
     show(cfg, run.metrics, run.summary()["problems"])

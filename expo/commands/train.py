@@ -3,6 +3,7 @@
 from expo.config import Config
 from expo.runs.directory import FINISHED, Run
 from expo.runs.hub import ask_hub
+from expo.runs.processes import importing
 
 
 def train(cfg: Config) -> int:
@@ -12,6 +13,7 @@ def train(cfg: Config) -> int:
         print(f"{run.dir} {FINISHED}")
         return 0
     ask_hub([cfg])
-    from expo.commands.fit import make_run  # here, since torch and its friends take seconds to import
+    with importing():  # here, since torch and its friends take seconds
+        from expo.commands.fit import make_run
 
     return make_run(cfg)

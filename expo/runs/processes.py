@@ -1,14 +1,31 @@
 """How processes of runs are started and stopped."""
 
+import gc
 import multiprocessing
 import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 import psutil
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Collect no garbage within the context: imports leave none, and looking for it takes a sixth of their time.
+
+    What they made is never looked through again.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def run_apart(command_line: list[str], **options: Any) -> int:
