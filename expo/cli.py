@@ -24,8 +24,8 @@ expo: teach a language model problems that it cannot solve at all, by letting it
   expo runs      [FILTER...] | show | diff | rm | gc        every run: its state, result, and in what it differs from another
   expo wandb     workspace | report | sweep | sync          W&B: a saved view, a report, a sweep file of a table; send offline runs
   expo doctor                                               what is installed, what would work, and how to mend the rest
-  expo bench cases=a turns=5                                a step of expo and of TRL in turns: seconds and memory
-  expo explain algorithm=exp_grpo                           write a run's explanations ahead, for all runs that share them
+  expo bench     cases=a turns=5                            a step of expo and of TRL in turns: seconds, memory, the machine's limit
+  expo explain   algorithm=exp_grpo                         write a run's explanations ahead, for all runs that share them
 
 Every command but demo, init, table, report, export, runs, wandb, doctor and bench takes Hydra overrides alone. `expo COMMAND --help` lists the config groups and their options,
 `expo COMMAND --help GROUP` explains every key of a group, `expo COMMAND --cfg job` shows the config and runs nothing.

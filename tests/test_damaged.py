@@ -340,7 +340,7 @@ def test_a_judge_may_answer_with_anything(reply, caplog):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     conf = config.JudgeConf(base_url=f"http://127.0.0.1:{server.server_port}/v1", model="m")
     prompts = make_prompts("{question}", "{question} {answer}", judge="{completion}")
-    problem = build(compose_config("dataset=ladder").dataset, None).train()[0]
+    problem = build(compose_config("dataset=ladder", "dataset.limit=1").dataset, None).train()[0]
     try:
         shares = judge_steps(conf, prompts, [problem] * 3, ["a", "b", "c"])
     finally:

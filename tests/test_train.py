@@ -59,6 +59,8 @@ def weights(directory: Path) -> dict[str, torch.Tensor]:
         ["algorithm=exp_dpo_online", "algorithm.pairs_every=3", "dataset=ladder", "dataset.levels=[2]"],
         ["algorithm=star", "algorithm.restart_every=3", "dataset=ladder", "dataset.levels=[2]"],
         ["algorithm=dapo", "dataset=ladder", "dataset.levels=[3]"],
+        # Problems that were passed over before the run stopped.
+        ["algorithm=grpo", "algorithm.retry=0.3", "dataset=ladder", "dataset.levels=[1,4]", "dataset.limit=6"],
         ["algorithm=nurl", "dataset=ladder", "dataset.levels=[4]"],
     ],
 )

@@ -7,15 +7,17 @@ choices of advantage, ratio, clip, weights and of what positives are used as.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from expo.algorithms import losses
-from expo.algorithms.base import Algorithm, Sums
+from expo.algorithms.base import Algorithm, Components, Sums
 from expo.config import GRPOConf
 from expo.model.policy import TokenBatch, micro_batches
 from expo.step.experience import Candidate, Experience
+from expo.step.problems import Retries
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,13 @@ class GRPO(Algorithm):
 
     conf: GRPOConf
 
+    def __init__(self, conf: GRPOConf, components: Components):
+        super().__init__(conf, components)
+        self.retries = Retries(self.sampler, conf.retry) if conf.retry < 1 else None
+
     def collect(self, step: int) -> Experience:
+        if self.retries:
+            return self.collect_what_may_teach(step, self.retries)
         experience = super().collect(step)
         for number in range(1, self.conf.refills + 1):
             if len(self.informative(experience)) >= self.trainer_conf.problems_per_step:
@@ -43,18 +51,37 @@ class GRPO(Algorithm):
             experience = experience.join(self.pipeline.run(step, problems, self.conf.group_size, offset))
         return experience
 
+    def collect_what_may_teach(self, step: int, retries: Retries) -> Experience:
+        """Return the experience of problems that are likely to give a gradient, and note which of them do."""
+        experience = self.pipeline.run(step, retries.deal(), self.conf.group_size)
+        taught = {*self.informative(experience).tolist(), *(c.problem for c in experience.positives)}
+        retries.learn(experience.problems, taught)
+        return experience
+
     def update(self, experience: Experience, beta: float) -> Sums:
         rows = self.rows(experience)
         positives = experience.positives if beta > 0 and not self.pipeline.source.joins_groups else []
         # A group of equal rewards has no policy gradient: without a KL term its rows cost no pass at all.
         active = (torch.ones_like(rows.advantages) if self.conf.kl_coef else rows.advantages).nonzero().squeeze(1)
         sums = Sums(float, updates=self.conf.updates_per_rollout)
+        if self.retries:
+            sums["passed_over"] = self.retries.passed
         for update in range(self.conf.updates_per_rollout):
             self.policy_stream(rows, active, update == 0, sums)
             self.positive_stream(experience.prompts, positives, beta, sums)
             if len(active) or positives:
                 self.take_step(sums)
         return sums
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        if self.retries:
+            checkpoint["retries"] = self.retries.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        if self.retries:
+            self.retries.load_state_dict(checkpoint["retries"])
 
     def members(self, e: Experience) -> dict[int, Candidate]:
         """Return the positive that has joined each group: the first of its problem. Empty where positives join none."""

@@ -203,6 +203,14 @@ class GRPOConf(AlgorithmConf):
         help="further batches that a step may sample while too few groups have both right and wrong rollouts; only such "
         "groups are trained on (DAPO's dynamic sampling); 0: off",
     )
+    retry: float = key(
+        1.0,
+        above=0,
+        high=1,
+        absent=1.0,
+        help="probability that a problem is dealt again when its last group gave no gradient, squared after two such groups, "
+        "and so on; others take its place (GRESO); 1: off",
+    )
     overlong_share: float = key(
         0.0,
         low=0,
@@ -218,7 +226,7 @@ class GRPOConf(AlgorithmConf):
 
     @property
     def explains_by_step(self) -> bool:
-        return super().explains_by_step and not self.refills
+        return super().explains_by_step and not self.refills and self.retry == 1
 
     @property
     def uses_reference(self) -> bool:
@@ -234,4 +242,9 @@ class GRPOConf(AlgorithmConf):
             cfg.needs != "hints" or cfg.hints.gives_hints,
             f"hints=none: {cfg.name} without hints is plain GRPO under another name; "
             "use algorithm=grpo, or leave hints out",
+        )
+        yield (
+            self.retry == 1 or not self.refills,
+            f"algorithm.retry={self.retry:g}, algorithm.refills={self.refills}: both replace problems that teach nothing; "
+            "set algorithm.refills=0 or algorithm.retry=1",
         )

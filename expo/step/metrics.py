@@ -49,6 +49,8 @@ def step_metrics(experience: Experience, sums: Mapping[str, float], beta: float 
     if e.hinted:
         hinted = e.rewards[e.hinted]
         metrics |= {"hint/used_frac": len(e.hinted) / len(e.problems), "hint/reward_mean": hinted.mean().item()}
+    if "passed_over" in sums:
+        metrics["problem/passed_over"] = sums["passed_over"]
     if "pairs" in sums:
         names = ("margin", "accuracy", "chosen_logp", "rejected_logp", "chosen_gain")
         metrics |= {f"pair/{name}": _ratio(sums[name], sums["pairs"]) for name in names}

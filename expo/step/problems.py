@@ -1,14 +1,15 @@
 """Which problems a step trains on."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from expo.config import UserError
 from expo.data.account import Part, spread
 from expo.data.problem import Problem
-from expo.rollout.noise import PROBLEMS, REFILL, Key
+from expo.rollout.noise import PROBLEMS, REFILL, RETRY, Key
 
 log = logging.getLogger(__name__)
 
@@ -21,8 +22,11 @@ class ProblemSampler:
 
     def batch(self, step: int) -> list[Problem]:
         """Return the `per_step` problems of `step`."""
+        return self.at(range(step * self.per_step, (step + 1) * self.per_step))
+
+    def at(self, positions: Sequence[int]) -> list[Problem]:
+        """Return the problems at some positions of the endless row of epochs."""
         count = len(self.problems)
-        positions = range(step * self.per_step, (step + 1) * self.per_step)
         orders = {
             e: Key(self.seed, PROBLEMS, e).generator().permutation(count) for e in {p // count for p in positions}
         }
@@ -33,6 +37,47 @@ class ProblemSampler:
         rng = Key(self.seed, REFILL, step, number).generator()
         chosen = rng.choice(len(self.problems), self.per_step, replace=len(self.problems) < self.per_step)
         return [self.problems[i] for i in chosen]
+
+
+class Retries:
+    """Deals a sampler's problems in their order, but passes over most of those that have taught nothing lately (GRESO, 2506.02177).
+
+    A problem whose last n groups gave no gradient is dealt with probability retry^n. Who deals has to `learn` after each step.
+    Where a whole epoch has been passed over in one step, the next problems are dealt as they come.
+    """
+
+    def __init__(self, sampler: ProblemSampler, retry: float):
+        self.sampler, self.retry = sampler, retry
+        self.place = 0  # in the sampler's row of epochs
+        self.idle: dict[str, int] = {}  # by problem id: its groups in a row without a gradient
+        self.passed = 0  # over, by the last deal
+
+    def deal(self) -> list[Problem]:
+        """Return the next `per_step` problems."""
+        sampler, dealt = self.sampler, list[Problem]()
+        self.passed = 0
+        while missing := sampler.per_step - len(dealt):
+            for problem in sampler.at(range(self.place, self.place + missing)):
+                drawn = Key(sampler.seed, RETRY, 0, self.place).generator().random()
+                self.place += 1
+                if drawn < self.retry ** self.idle.get(problem.id, 0) or self.passed >= len(sampler.problems):
+                    dealt.append(problem)
+                else:
+                    self.passed += 1
+        return dealt
+
+    def learn(self, problems: Sequence[Problem], taught: Collection[int]) -> None:
+        """Note which problems of a step gave a gradient. Args: taught, their indices."""
+        for i, problem in enumerate(problems):
+            self.idle[problem.id] = 0 if i in taught else self.idle.get(problem.id, 0) + 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs."""
+        return {"place": self.place, "idle": dict(self.idle)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what `state_dict` returned."""
+        self.place, self.idle = state["place"], dict(state["idle"])
 
 
 def within_length(
