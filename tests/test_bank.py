@@ -162,6 +162,28 @@ def test_no_copy_of_the_initial_policy_stays_in_memory(tmp_path):
     assert reference("positives.bank=false") is not None
     assert reference("algorithm.kl_coef=0.1") is not None
     assert reference("algorithm.refills=1") is not None
+    assert reference("algorithm.refills=1", "model.lora_rank=4") is None  # the policy without its adapter
+    assert reference("algorithm=star", "positives.bank=false", "model.lora_rank=4") is not None  # which begins again
+
+
+@pytest.mark.runs
+def test_a_lora_policy_explains_as_its_initial_self_without_a_copy(tmp_path, monkeypatch):
+    found = []
+    for copied in (True, False):
+        monkeypatch.setattr(config.RolloutConf, "in_place", property(lambda self, copied=copied: not copied))
+        _, directory = run(
+            tmp_path / str(copied),
+            *LEVEL_2,
+            "positives.bank=false",
+            "model.lora_rank=4",
+            "optimizer.learning_rate=1e-2",
+        )
+        found.append((scalars(directory), weights(directory)))
+    (with_copy, weights_with), (without, weights_without) = found
+    assert with_copy == without
+    assert all(
+        torch.equal(weights_without[name], weight) for name, weight in weights_with.items() if "reference" not in name
+    )
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from transformers.utils import logging as transformers_logging
 from expo.algorithms.base import Algorithm, Components
 from expo.algorithms.pairs import PairStore
 from expo.config import Config, UserError, bank_identity, build, pairs_identity, run_dir
-from expo.config.explaining import when_explained
+from expo.config.explaining import frozen_copies, when_explained
 from expo.data.account import Account
 from expo.data.problem import Problem
 from expo.data.readers import Reader
@@ -21,6 +21,7 @@ from expo.evaluation.evaluate import Evaluator
 from expo.model.policy import as_it_began, frozen_copy, shares_rightly
 from expo.model.prompts import Prompts
 from expo.rollout.engine import Engine, Sampling
+from expo.rollout.transformers_engine import UnadaptedEngine
 from expo.step.experience import Batch, Tools
 from expo.step.hints import NoHints
 from expo.step.pipeline import Engines, Pipeline
@@ -131,15 +132,8 @@ def load_model(cfg: Config, to_device: bool = True) -> tuple[PreTrainedModel, Pr
 
 def frozen_models(cfg: Config, policy: PreTrainedModel) -> tuple[PreTrainedModel | None, PreTrainedModel | None]:
     """Return the frozen reference and the snapshot, each None where nothing needs a copy of its own."""
-    algorithm = cfg.algorithm
-    writers = {cfg.hints.writer}
-    if not cfg.positives.from_bank(algorithm):  # where the policy itself writes them, before its first step
-        writers.add(cfg.positives.writer)
-    # A LoRA policy has its reference in it, unless another has to write, or be begun again from, the initial weights.
-    copied = "reference" in writers or algorithm.uses_snapshot
-    needs_reference = copied or (algorithm.uses_reference and not cfg.model.lora_rank)
-    needs_snapshot = "snapshot" in writers or algorithm.uses_snapshot
-    return (frozen_copy(policy) if needs_reference else None), (frozen_copy(policy) if needs_snapshot else None)
+    initial, earlier = frozen_copies(cfg)
+    return (frozen_copy(policy) if initial else None), (frozen_copy(policy) if earlier else None)
 
 
 def make_engines(
@@ -155,6 +149,8 @@ def make_engines(
     by_writer: dict[str | None, Engine] = {"current": engine, None: engine}
     if reference is not None:
         by_writer["reference"] = make_engine(cfg, reference, tokenizer)
+    elif cfg.model.lora_rank and cfg.rollout.in_place:
+        by_writer["reference"] = UnadaptedEngine(cfg.rollout, policy, tokenizer)
     if snapshot is not None:
         by_writer["snapshot"] = make_engine(cfg, snapshot, tokenizer)
     return Engines(

@@ -1,9 +1,10 @@
-"""When a step asks for explanations."""
+"""When a step asks for explanations, and which weights it needs beside the policy's."""
 
 from enum import Enum
 
 from expo.config.algorithm import AlgorithmConf
 from expo.config.positives import PositivesConf
+from expo.config.run import Config
 
 
 class When(Enum):
@@ -26,3 +27,16 @@ def when_explained(positives: PositivesConf, algorithm: AlgorithmConf) -> When:
     if positives.asks_after == "nothing" and positives.explains_all and not algorithm.uses_snapshot:
         return When.WITH_ROLLOUTS
     return When.AS_GROUPS_END if algorithm.group_size else When.AFTERWARDS
+
+
+def frozen_copies(cfg: Config) -> tuple[bool, bool]:
+    """Return whether a copy of the initial policy stays in memory, and whether one of an earlier policy does."""
+    algorithm, writers = cfg.algorithm, {cfg.hints.writer}
+    if not cfg.positives.from_bank(algorithm):  # where the policy itself writes them, before its first step
+        writers.add(cfg.positives.writer)
+    # A LoRA policy without its adapter is the initial one. An engine of its own has a copy, and so has who begins again.
+    within = cfg.model.lora_rank > 0 and cfg.rollout.in_place
+    initial = algorithm.uses_snapshot or ("reference" in writers and not within)
+    return initial or (
+        algorithm.uses_reference and not cfg.model.lora_rank
+    ), "snapshot" in writers or algorithm.uses_snapshot

@@ -28,6 +28,11 @@ class RolloutConf:
     extra: str = key("", identity=False, help="extra of `make setup` that brings it")
 
     @property
+    def in_place(self) -> bool:
+        """Return whether the policy in memory generates itself, with the weights and the adapter that it has at the time."""
+        return self._target_ == "expo.rollout.transformers_engine.TransformersEngine"
+
+    @property
     def longest_prompt(self) -> int:
         """Return the tokens of a prompt that also holds a solution, or a part of one, no longer than a completion."""
         return self.max_prompt_tokens + self.max_completion_tokens

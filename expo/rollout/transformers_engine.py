@@ -13,6 +13,7 @@ from transformers import (
 )
 
 from expo.config import RolloutConf
+from expo.model.policy import as_initial
 from expo.rollout.decoding import decoding, roomy_cache
 from expo.rollout.engine import Completion, Follow, Request, Sampling, eos_ids
 from expo.rollout.noise import uniforms
@@ -115,6 +116,17 @@ class TransformersEngine:
         expand = torch.tensor([index[r.prompt] for r in requests], device=device)
         out.past_key_values.batch_select_indices(expand)
         return out.logits[expand, -1], out.past_key_values, mask[expand]
+
+
+class UnadaptedEngine(TransformersEngine):
+    """Engine on a LoRA policy with its adapter off: the initial policy, at no memory of its own."""
+
+    def generate(
+        self, requests: Sequence[Request], sampling: Sampling, follow: Follow | None = None
+    ) -> list[Completion]:
+        """See `Engine.generate`."""
+        with as_initial(self.model):
+            return super().generate(requests, sampling, follow)
 
 
 def sample(logits: Tensor, noise: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:

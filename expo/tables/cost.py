@@ -13,6 +13,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from expo.config import LADDER, Config
+from expo.config.explaining import frozen_copies
 from expo.model.policy import CHUNK
 from expo.tables.plan import PlannedRun
 
@@ -120,9 +121,7 @@ def weights_memory(cfg: Config, s: Shape) -> float:
     """Estimate the memory of the policy, its gradients and Adam's two moments, the copies that are frozen, and autocast's casts."""
     number = 2 if cfg.model.dtype in ("bfloat16", "float16") else 4
     trained = cfg.model.lora_rank * s.linear_sides if cfg.model.lora_rank else s.parameters
-    writers = {cfg.positives.writer, cfg.hints.writer}
-    reference = "reference" in writers or (cfg.algorithm.uses_reference and not cfg.model.lora_rank)
-    copies = reference + ("snapshot" in writers or cfg.algorithm.uses_snapshot)
+    copies = sum(frozen_copies(cfg))
     each = 16 if cfg.model.lora_rank else 3 * number  # adapters are float32, and their own weights count here
     casts = 2 * s.parameters if cfg.trainer.precision == "bf16-mixed" and number == 4 else 0
     return number * s.parameters * (1 + copies) + trained * each + casts
