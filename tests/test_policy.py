@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import transformers
 from conftest import compose_config
 
 from expo.algorithms import losses
@@ -177,20 +178,29 @@ def test_lora_trains_adapters_only_and_scores_like_its_base(tmp_path):
         torch.testing.assert_close(score(initial, batch), score(base, batch))
 
 
-def test_a_model_that_scales_its_logits_is_refused(tmp_path):
-    from transformers import CohereConfig, CohereForCausalLM
+TINY = {
+    "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2,
+    "head_dim": 8, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2,
+}  # fmt: skip
 
+
+@pytest.mark.parametrize(
+    ("kind", "more"), [("Cohere", {"logit_scale": 0.05}), ("Gemma2", {"final_logit_softcapping": 30.0})]
+)
+def test_a_model_that_changes_its_logits_is_refused(kind, more, tmp_path):
     from expo.model.policy import load_policy
     from expo.model.small import ladder_tokenizer
 
     tokenizer = ladder_tokenizer()
     tokenizer.save_pretrained(tmp_path)
-    CohereForCausalLM(
-        CohereConfig(vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-                     num_attention_heads=2, num_key_value_heads=2, logit_scale=0.05, pad_token_id=0, eos_token_id=1, bos_token_id=2)
-    ).save_pretrained(tmp_path)  # fmt: skip
-    with pytest.raises(UserError, match=r"model\.path"):
+    conf = getattr(transformers, f"{kind}Config")(vocab_size=len(tokenizer), **TINY, **more)
+    getattr(transformers, f"{kind}ForCausalLM")(conf).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"model\.path.*changes its logits after the output head"):
         load_policy(ModelConf(path=str(tmp_path)))
+    for name in more:  # and without that, it is taken
+        setattr(conf, name, 1.0 if kind == "Cohere" else None)
+    getattr(transformers, f"{kind}ForCausalLM")(conf).save_pretrained(tmp_path)
+    load_policy(ModelConf(path=str(tmp_path)))
 
 
 def test_logits_that_are_kept_and_those_made_again_score_and_train_alike(model, monkeypatch):

@@ -122,6 +122,17 @@ def test_uniforms_are_a_function_of_the_key_alone():
     assert len({uniforms([key], 1).item() for key in distinct}) == 5
 
 
+def test_no_noise_draws_a_token_of_probability_zero():
+    logits = torch.full((3, 50), float("-inf"))
+    logits[:, 10:14] = torch.tensor([0.0, 1.0, 2.0, 3.0])
+    token, logp = sample(logits, torch.tensor([0.0, 0.5, 1.0 - 2**-24]), PLAIN)
+    assert token.tolist() == [10, 13, 13]
+    assert logp.tolist() == pytest.approx(torch.tensor([0.0, 1.0, 2.0, 3.0]).log_softmax(0)[[0, 3, 3]].tolist())
+    certain = torch.full((1, 50), float("-inf"))
+    certain[0, 7] = 3.0
+    assert sample(certain, torch.tensor([1.0 - 2**-24]), PLAIN)[0].tolist() == [7]
+
+
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("window", [None, 6])
 def test_quick_decoding_is_that_of_transformers(kv_heads, window, monkeypatch):

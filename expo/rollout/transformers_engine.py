@@ -13,8 +13,8 @@ from transformers import (
 )
 
 from expo.config import RolloutConf
-from expo.model.policy import as_initial
-from expo.rollout.decoding import decoding, roomy_cache
+from expo.model.policy import as_initial, causal_lm
+from expo.rollout.decoding import decoding, head_logits, roomy_cache
 from expo.rollout.engine import Completion, Follow, Request, Sampling, eos_ids
 from expo.rollout.noise import uniforms
 
@@ -62,6 +62,7 @@ class TransformersEngine:
 
     def _decode(self, requests: list[Request], sampling: Sampling) -> list[Completion]:
         device = self.model.device
+        decoder, head = causal_lm(self.model).get_decoder(), self.model.get_output_embeddings()
         ends = self.eos_ids.to(device)
         noise = torch.from_numpy(uniforms([r.key for r in requests], sampling.max_tokens)).to(device)  # [B, T]
         rows = torch.arange(len(requests), device=device)  # rows still decoding
@@ -84,13 +85,14 @@ class TransformersEngine:
             if t + 1 == sampling.max_tokens:
                 break
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-            logits = self.model(
+            out = decoder(
                 input_ids=token.unsqueeze(1),
                 attention_mask=mask,
                 position_ids=mask.sum(dim=1, keepdim=True) - 1,
                 past_key_values=cache,
                 use_cache=True,
-            ).logits[:, -1]
+            )
+            logits = head_logits(head, out.last_hidden_state[:, -1])
         return [
             Completion(r.prompt, ids[:n], logp[:n], not end, r.problem)
             for r, ids, logp, n, end in zip(
@@ -105,17 +107,17 @@ class TransformersEngine:
         width = max(map(len, index))
         ids = torch.tensor([[self.pad_id] * (width - len(p)) + list(p) for p in index], device=device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in index], device=device)
-        out = self.model(
+        out = causal_lm(self.model).get_decoder()(
             input_ids=ids,
             attention_mask=mask,
             position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
             past_key_values=roomy_cache(self.model.config, room),
             use_cache=True,
-            logits_to_keep=1,
         )
+        logits = head_logits(self.model.get_output_embeddings(), out.last_hidden_state[:, -1])
         expand = torch.tensor([index[r.prompt] for r in requests], device=device)
         out.past_key_values.batch_select_indices(expand)
-        return out.logits[expand, -1], out.past_key_values, mask[expand]
+        return logits[expand], out.past_key_values, mask[expand]
 
 
 class UnadaptedEngine(TransformersEngine):
@@ -143,7 +145,8 @@ def sample(logits: Tensor, noise: Tensor, sampling: Sampling) -> tuple[Tensor, T
     logp = logits.log_softmax(dim=-1)
     cumulative = logp.exp().cumsum(dim=-1)
     # Scaled by the last entry, because rounding leaves it near, not at, 1; right=True skips tokens of probability zero.
-    token = torch.searchsorted(cumulative, (noise.unsqueeze(1) * cumulative[:, -1:]), right=True).squeeze(1)
-    last = (logp > float("-inf")).long().cumsum(dim=-1).argmax(dim=-1)  # the last token that can be drawn
+    whole = cumulative[:, -1:].contiguous()
+    token = torch.searchsorted(cumulative, noise.unsqueeze(1) * whole, right=True)
+    last = torch.searchsorted(cumulative, whole)  # the last token that can be drawn: the first to reach the whole
     token = torch.minimum(token, last)
-    return token, logp.gather(1, token.unsqueeze(1)).squeeze(1)
+    return token.squeeze(1), logp.gather(1, token).squeeze(1)
