@@ -1,6 +1,9 @@
 """`expo bench`: two trainers that take steps in turns. No test looks at how long they took."""
 
 import json
+import math
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -59,6 +62,7 @@ def test_an_exponent_is_that_of_the_power():
                for f in growth.FACTORS}  # fmt: skip
     assert growth.costs(figures)["seconds"] == {1: 1.0, 2: 2, 4: 4, 8: 8}
     assert growth.costs(figures)["MiB"][1] == 3.0
+    assert math.isnan(growth.exponent({1: 0.0, 2: 1.0}))
 
 
 def test_the_least_work_of_a_step_by_hand():
@@ -87,6 +91,13 @@ def test_a_machine_is_measured_with_the_threads_that_are_asked_for():
     found = Machine.measured(1)
     assert torch.get_num_threads() == before
     assert min(found.flops, found.bytes) > 0
+
+
+def test_peak_memory_is_the_process_own():
+    told = "from expo.bench.turns import peak_mb; print(peak_mb())"
+    hog = f"import subprocess, sys; big = bytearray(400 << 20); subprocess.run([sys.executable, '-c', {told!r}])"
+    found = subprocess.run([sys.executable, "-c", hog], capture_output=True, text=True, check=True).stdout
+    assert 0 < float(found) < 200
 
 
 def test_a_ratio_is_that_of_each_turn():

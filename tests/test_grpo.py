@@ -184,3 +184,17 @@ def test_dynamic_sampling_counts_a_group_that_a_positive_has_joined(models):
     all_right = experience()
     all_right.rewards = all_right.correct = torch.ones(3, 2)
     assert len(module(*models, source=member, refills=1).rows(all_right).advantages) == 0
+
+
+def test_what_taught_is_what_had_a_gradient(models):
+    def taught(rewards, source=None, positives=(), **changes):
+        grpo, e = module(*models, source=source, retry=0.5, **changes), experience()
+        e.rewards = e.correct = e.unaided = torch.tensor(rewards)
+        return grpo.taught(e, grpo.rows(e), list(positives))
+
+    assert taught(REWARDS) == {0, 2}  # the middle group has equal rewards
+    assert taught(REWARDS, positives=experience().positives) == {0, 1, 2}
+    assert taught([[1.0, 1.0], [0.0, 0.0], [0.0, 0.0]]) == set()
+    member = SelfExplanation(SelfExplanationConf(use="group_member"))
+    assert taught([[1.0, 1.0], [0.0, 0.0], [1.0, 1.0]], source=member) == {1}  # 2 has one, but all are right
+    assert taught([[1.0, 1.0], [0.0, 0.0], [0.0, 0.0]], overlong_share=1.0) == {0, 1, 2}  # their lengths differ

@@ -91,10 +91,24 @@ def test_a_run_passes_over_problems_that_gave_no_gradient(tmp_path):
     assert wasted("retry") < wasted("grpo")
 
 
+def test_who_goes_back_to_an_earlier_policy_goes_on_with_other_problems():
+    one, straight = Retries(sampler(), 0.4), Retries(sampler(), 0.4)
+    kept = one.state_dict()
+    for retries in (one, straight):
+        for _ in range(6):
+            retries.deal()
+    one.load_state_dict(kept)
+    assert one.deal() == straight.deal()
+
+
 def test_what_contradicts_it_is_refused_and_nothing_is_written_ahead():
     with pytest.raises(config.UserError, match=r"algorithm.retry=0.5, algorithm.refills=2: both replace problems"):
         config.check(compose_config("algorithm=dapo", "algorithm.retry=0.5"))
-    cfg = compose_config("algorithm=exp_grpo", "algorithm.retry=0.5")
+    with pytest.raises(config.UserError, match=r"positives.gate=always: every problem has a positive"):
+        config.check(compose_config("algorithm=exp_grpo", "algorithm.retry=0.5"))
+    config.check(compose_config("algorithm=exp_grpo_member", "algorithm.retry=0.5"))
+    cfg = compose_config("algorithm=exp_grpo", "algorithm.retry=0.5", "positives.gate=all_wrong")
+    config.check(cfg)
     assert not cfg.positives.from_bank(cfg.algorithm)
     assert config.identity(compose_config("algorithm=grpo", "algorithm.retry=1.0")) == config.identity(
         compose_config("algorithm=grpo")

@@ -3,13 +3,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
+from transformers import DynamicCache, FalconConfig, FalconForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from expo.config import RolloutConf
 from expo.data import ladder as world
 from expo.model.policy import score, token_batch
+from expo.rollout import decoding as decoding_module
 from expo.rollout import transformers_engine
-from expo.rollout.decoding import decoding
+from expo.rollout.decoding import attention, decoding
 from expo.rollout.engine import Request, Sampling
 from expo.rollout.noise import SOLVE, Key, uniforms
 from expo.rollout.transformers_engine import TransformersEngine, sample
@@ -147,7 +149,7 @@ def test_quick_decoding_is_that_of_transformers(kv_heads, window, monkeypatch):
     engine, sampling = TransformersEngine(RolloutConf(), model, tokenizer), Sampling(1.0, 1.0, 0, 20)
     quick = engine.generate(requests, sampling)
     monkeypatch.setattr(transformers_engine, "roomy_cache", lambda config, room: DynamicCache(config=config))
-    monkeypatch.setattr(transformers_engine, "decoding", lambda model: nullcontext())
+    monkeypatch.setattr(transformers_engine, "decoding", nullcontext)
     plain = engine.generate(requests, sampling)
     assert [c.ids for c in quick] == [c.ids for c in plain]
     assert len({len(c.ids) for c in quick}) > 3  # rows have left at several steps
@@ -155,9 +157,39 @@ def test_quick_decoding_is_that_of_transformers(kv_heads, window, monkeypatch):
         assert ours.logp == pytest.approx(theirs.logp, abs=1e-5)
 
 
-def test_a_model_has_its_own_attention_again_whatever_happens(ladder):
-    model, _, _ = ladder
-    with suppress(KeyboardInterrupt), decoding(model):
-        assert model.config._attn_implementation == "expo_decoding"
+def test_models_have_transformers_attention_again_whatever_happens():
+    own = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    with suppress(KeyboardInterrupt), decoding():
+        assert ALL_ATTENTION_FUNCTIONS["sdpa"] is attention
         raise KeyboardInterrupt
-    assert model.config._attn_implementation == "sdpa"
+    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is own
+
+
+@pytest.mark.parametrize("alibi", [False, True])
+def test_a_model_that_chooses_by_the_name_of_its_attention_decodes_rightly(alibi):
+    """Falcon adds the mask to its scores where the name is none that it knows: it would look ahead."""
+    torch.manual_seed(0)
+    model = FalconForCausalLM(
+        FalconConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, alibi=alibi,
+                     pad_token_id=0, eos_token_id=1, bos_token_id=None)
+    ).eval()  # fmt: skip
+    requests = [Request((5, 6, 7, *range(8, 8 + i % 3)), Key(0, SOLVE, 0, i)) for i in range(6)]
+    engine = TransformersEngine(RolloutConf(), model, SimpleNamespace(pad_token_id=0, eos_token_id=1))
+    for made in engine.generate(requests, Sampling(1.0, 1.0, 0, 12)):
+        ids = torch.tensor([[*made.prompt, *made.ids]])
+        with torch.no_grad():
+            logp = model(input_ids=ids).logits.float().log_softmax(-1)[0, len(made.prompt) - 1 : -1]
+        assert made.logp == pytest.approx(
+            logp.gather(1, ids[0, len(made.prompt) :, None]).squeeze(1).tolist(), abs=1e-4
+        )
+
+
+def test_room_that_is_full_is_made_again(monkeypatch, ladder):
+    model, tokenizer, _ = ladder
+    requests = [Request(tuple(range(5, 9 + i % 3)), Key(0, SOLVE, 0, i)) for i in range(6)]
+    engine = TransformersEngine(RolloutConf(), model, tokenizer)
+    whole = engine.generate(requests, Sampling(1.0, 1.0, 0, 60))
+    monkeypatch.setattr(decoding_module, "ROOM", 3)
+    parts = engine.generate(requests, Sampling(1.0, 1.0, 0, 60))
+    assert [c.ids for c in parts] == [c.ids for c in whole]
+    assert max(len(c.ids) for c in whole) > 9

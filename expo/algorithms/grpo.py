@@ -6,6 +6,7 @@ over the tokens of rollouts (weights w) and of positives (w⁺), see `expo.algor
 choices of advantage, ratio, clip, weights and of what positives are used as.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,20 +43,13 @@ class GRPO(Algorithm):
 
     def collect(self, step: int) -> Experience:
         if self.retries:
-            return self.collect_what_may_teach(step, self.retries)
+            return self.pipeline.run(step, self.retries.deal(), self.conf.group_size)
         experience = super().collect(step)
         for number in range(1, self.conf.refills + 1):
             if len(self.informative(experience)) >= self.trainer_conf.problems_per_step:
                 break
             problems, offset = self.sampler.refill(step, number), len(experience.problems)
             experience = experience.join(self.pipeline.run(step, problems, self.conf.group_size, offset))
-        return experience
-
-    def collect_what_may_teach(self, step: int, retries: Retries) -> Experience:
-        """Return the experience of problems that are likely to give a gradient, and note which of them do."""
-        experience = self.pipeline.run(step, retries.deal(), self.conf.group_size)
-        taught = {*self.informative(experience).tolist(), *(c.problem for c in experience.positives)}
-        retries.learn(experience.problems, taught)
         return experience
 
     def update(self, experience: Experience, beta: float) -> Sums:
@@ -65,6 +59,7 @@ class GRPO(Algorithm):
         active = (torch.ones_like(rows.advantages) if self.conf.kl_coef else rows.advantages).nonzero().squeeze(1)
         sums = Sums(float, updates=self.conf.updates_per_rollout)
         if self.retries:
+            self.retries.learn(experience.problems, self.taught(experience, rows, positives))
             sums["passed_over"] = self.retries.passed
         for update in range(self.conf.updates_per_rollout):
             self.policy_stream(rows, active, update == 0, sums)
@@ -72,6 +67,13 @@ class GRPO(Algorithm):
             if len(active) or positives:
                 self.take_step(sums)
         return sums
+
+    def taught(self, e: Experience, rows: Rows, positives: Sequence[Candidate]) -> set[int]:
+        """Return the problems with a gradient of rewards or positives. Args: rows, those of all groups of `e`."""
+        own, joined = rows.advantages.bool().split([len(e.completions), len(rows.advantages) - len(e.completions)])
+        members = [i for i, taught in zip(sorted(self.members(e)), joined.tolist(), strict=True) if taught]
+        groups = own.view(len(e.problems), -1).any(dim=1).nonzero().squeeze(1).tolist()
+        return {*groups, *members, *(c.problem for c in positives)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)

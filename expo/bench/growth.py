@@ -8,7 +8,7 @@ from dataclasses import replace
 from expo.bench.cases import Case, shape_of
 
 FACTORS = (1, 2, 4, 8)
-# Small enough that 8 times any of it fits, and of so much work that a step's fixed cost does not hide it.
+# Small enough that 8 times any of it fits. What a step costs whatever its size makes the exponents smaller.
 BASE = Case(
     "grown", "2.4M parameters, vocabulary 4,096", shape_of(192, 768, 3, 6, 2, 4096), problems=4, group=4, tokens=32
 )
@@ -33,13 +33,15 @@ def many(questions: list[str]) -> list[str]:
 
 
 def costs(figures: Mapping[int, Mapping[str, list[float]]]) -> dict[str, dict[int, float]]:
-    """Return each cost of a step by factor: seconds as medians, MiB above what the process had before its first step."""
+    """Return each cost of a step by factor: seconds as medians, MiB above the peak before the first step."""
     parts = {"seconds": "seconds", "of rollouts": "rollout_s", "of update": "update_s"}
     found = {name: {f: statistics.median(own[key]) for f, own in figures.items()} for name, key in parts.items()}
     return found | {"MiB": {f: max(own["peak_mb"]) - own["idle_mb"][0] for f, own in figures.items()}}
 
 
 def exponent(by_factor: Mapping[int, float]) -> float:
-    """Return the p of cost ~ factor^p, by least squares through the logarithms."""
+    """Return the p of cost ~ factor^p, by least squares through the logarithms; NaN where a cost is too small to be seen."""
+    if min(by_factor.values()) <= 0:
+        return math.nan
     logs = [(math.log(factor), math.log(cost)) for factor, cost in by_factor.items()]
     return statistics.linear_regression(*zip(*logs, strict=True)).slope

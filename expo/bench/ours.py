@@ -48,7 +48,7 @@ class StepByStep(Callback):
         metrics, experience = pl_module.last_metrics, pl_module.last_experience
         assert experience is not None
         self.parts = {k.removeprefix("time/"): v or 0.0 for k, v in metrics.items() if k.startswith("time/")}
-        self.parts["prompt_tokens"] = sum(map(len, experience.prompts))
+        self.parts["prompt_tokens"] = sum(map(len, set(experience.prompts)))
         self.parts["tokens"] = sum(len(c.ids) for c in experience.completions)
 
 
@@ -79,7 +79,8 @@ LADDER = [
 
 def _rows(case: Case, folder: Path) -> list[str]:
     return [
-        "algorithm=grpo", "dataset=custom", f"dataset.path={folder / 'rows.jsonl'}", "dataset.eval_limit=4",
+        "algorithm=grpo", "dataset=custom", f"dataset.path={folder / 'rows.jsonl'}",
+        f"dataset.eval_path={folder / 'held_out.jsonl'}",
         "dataset.columns.question=question", "dataset.columns.answer=answer", "k=[1]",
         f"model.path={folder / 'model'}", f"model.lora_rank={case.lora_rank}", f"algorithm.kl_coef={case.kl}",
         f"algorithm.group_size={case.group}", f"trainer.problems_per_step={case.problems}",

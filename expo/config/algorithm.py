@@ -248,3 +248,8 @@ class GRPOConf(AlgorithmConf):
             f"algorithm.retry={self.retry:g}, algorithm.refills={self.refills}: both replace problems that teach nothing; "
             "set algorithm.refills=0 or algorithm.retry=1",
         )
+        yield (
+            self.retry == 1 or not cfg.positives.explains_all or cfg.positives.joins_groups,
+            f"algorithm.retry={self.retry:g}, positives.gate=always: every problem has a positive to learn from, so that "
+            "none would be passed over; set positives.gate=all_wrong or algorithm.retry=1",
+        )

@@ -192,7 +192,7 @@ class SelfExplanationConf(SourceConf):
         True,
         identity=False,
         help="explainer=reference: write explanations for many steps ahead, in whole batches, and keep them for other runs; "
-        "false: as they are asked for, by a copy of the initial policy that stays in memory",
+        "false: as they are asked for, by a copy of the initial policy that stays in memory (with LoRA and rollout=hf, by the policy without its adapter)",
     )
     cache_steps: int = key(0, low=0, help="steps for which a problem's explanation is used again; 0: never")
     cache_max_drop: float = key(

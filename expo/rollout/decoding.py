@@ -9,15 +9,14 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-NAME = "expo_decoding"
+ROOM = 256  # tokens, at most, that a layer has room for before it makes more: rows end, and most end early
 
 
 class RoomyLayer(DynamicLayer):
     """A layer of the cache with room for `room` tokens to come. They are written in place: no step copies all that was before.
 
-    The room is made at the first update after the prompts.
+    The room is made at the first update after the prompts, and again when it is full.
     """
 
     def __init__(self, room: int):
@@ -58,7 +57,7 @@ class RoomyLayer(DynamicLayer):
 def roomy_cache(config: PreTrainedConfig, room: int) -> DynamicCache:
     """Return an empty cache; layers with a sliding window are transformers' own."""
     cache = DynamicCache(config=config)
-    cache.layers = [RoomyLayer(room) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    cache.layers = [RoomyLayer(min(room, ROOM)) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 
 
@@ -70,8 +69,8 @@ def attention(
     Args: query `[B, H, Q, D]`; key, value `[B, K, L, D]`; attention_mask `[B, 1, Q, L]`. Returns `[B, Q, H, D]`.
     """
     batch, heads, queries, size = query.shape
-    alone = queries == 1 and key.shape[1] < heads and kwargs.get("position_bias") is None
-    if not alone or attention_mask is None or attention_mask.shape[1] != 1 or kwargs.get("dropout"):
+    alone = queries == 1 and key.shape[1] < heads and kwargs.get("position_bias") is None and not kwargs.get("dropout")
+    if not alone or (attention_mask is not None and attention_mask.shape[1] != 1):
         whole: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
         return whole
     by_key = query.reshape(batch, key.shape[1], -1, size)  # [B, K, H / K, D]
@@ -92,17 +91,13 @@ def head_logits(head: nn.Module, hidden: Tensor) -> Tensor:
 
 
 @contextmanager
-def decoding(model: Any) -> Iterator[None]:
-    """Let a model that computes attention with `sdpa` use `attention` within the context."""
-    config = model.config.get_text_config()
-    own = config._attn_implementation
-    if own == "sdpa":
-        config._attn_implementation = NAME
+def decoding() -> Iterator[None]:
+    """Let models that compute attention with `sdpa` use `attention` within the context.
+
+    They keep the name: some choose their mask by it, or compute without transformers' functions where it is another.
+    """
+    AttentionInterface.register("sdpa", attention)
     try:
         yield
     finally:
-        config._attn_implementation = own
-
-
-AttentionInterface.register(NAME, attention)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+        AttentionInterface.register("sdpa", sdpa_attention_forward)

@@ -51,7 +51,7 @@ class TransformersEngine:
         training = self.model.training
         self.model.eval()
         done: dict[int, Completion] = {}
-        with decoding(self.model):
+        with decoding():
             for start in range(0, len(order), self.batch_size):
                 chosen = order[start : start + self.batch_size]
                 done |= zip(chosen, self._decode([requests[i] for i in chosen], sampling), strict=True)

@@ -2,8 +2,10 @@
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from expo.config import UserError
@@ -27,9 +29,7 @@ class ProblemSampler:
     def at(self, positions: Sequence[int]) -> list[Problem]:
         """Return the problems at some positions of the endless row of epochs."""
         count = len(self.problems)
-        orders = {
-            e: Key(self.seed, PROBLEMS, e).generator().permutation(count) for e in {p // count for p in positions}
-        }
+        orders = {e: _order(self.seed, e, count) for e in {p // count for p in positions}}
         return [self.problems[orders[p // count][p % count]] for p in positions]
 
     def refill(self, step: int, number: int) -> list[Problem]:
@@ -76,8 +76,13 @@ class Retries:
         return {"place": self.place, "idle": dict(self.idle)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up what `state_dict` returned."""
-        self.place, self.idle = state["place"], dict(state["idle"])
+        """Take up what `state_dict` returned. A run that goes back to an earlier policy goes on with other problems."""
+        self.place, self.idle = max(self.place, state["place"]), dict(state["idle"])
+
+
+@lru_cache(maxsize=4)
+def _order(seed: int, epoch: int, count: int) -> np.ndarray:
+    return Key(seed, PROBLEMS, epoch).generator().permutation(count)
 
 
 def within_length(
