@@ -107,9 +107,9 @@ def test_a_ratio_is_that_of_each_turn():
 def test_a_lead_that_has_shrunk_fails_and_seconds_do_not_matter(tmp_path, capsys):
     file = tmp_path / "summary.json"
     file.write_text(json.dumps({"cases": {"a": sides([1.0] * 3, [2.0] * 3)}}))
-    assert bench.slower_than(file, {"a": sides([10.0] * 3, [17.0] * 3)}) == 0
-    assert bench.slower_than(file, {"a": sides([1.0] * 3, [1.5] * 3)}) == 1
-    assert "a: 1.50 times, it was 2.00" in capsys.readouterr().err
+    assert bench.slower_than(file, {"a": sides([10.0] * 3, [15.0] * 3)}) == 0
+    assert bench.slower_than(file, {"a": sides([1.0] * 3, [1.3] * 3)}) == 1
+    assert "a: 1.30 times, it was 2.00" in capsys.readouterr().err
     with pytest.raises(UserError, match="has not these cases"):
         bench.slower_than(file, {"b": sides([1.0] * 3, [1.5] * 3)})
 

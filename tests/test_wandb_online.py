@@ -76,8 +76,11 @@ def test_a_killed_run_that_begins_before_what_was_sent_sends_no_step_twice(serve
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    time.sleep(5)  # wandb-core sends what it has, and ends after its process
     (run,) = server.runs.values()
+    sent = -1
+    while sent != len(run.history):  # wandb-core sends what it has, and ends after its process
+        sent = len(run.history)
+        time.sleep(5)
     before = list(run.history)
     assert before[-1]["_step"] >= 7
     code, said = expo(server, tmp_path, *train)  # from step 5

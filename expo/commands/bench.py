@@ -17,7 +17,7 @@ from expo.config import UserError, take_options
 from expo.runs.directory import device_name, git_commit
 from expo.tables.render import wide_console
 
-TOLERANCE = 0.2  # of a ratio: what another machine, or a busy one, may make of it
+TOLERANCE = 0.3  # of a ratio: what another machine, or a busy one, may make of it
 PARTS = ("rollout_s", "explain_s", "update_s")
 
 
