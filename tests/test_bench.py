@@ -100,6 +100,11 @@ def test_peak_memory_is_the_process_own():
     assert 0 < float(found) < 200
 
 
+def test_a_result_names_no_folder_of_its_machine():
+    given = ["cases=a", "data=/home/me/math/test.jsonl", "turns=3", "output=/tmp/found.json", "check=old/summary.json"]
+    assert bench.command(given) == "expo bench cases=a data=test.jsonl turns=3 check=summary.json"
+
+
 def test_a_ratio_is_that_of_each_turn():
     assert bench.ratio(sides([1.0, 2.0, 4.0], [2.0, 5.0, 12.0])) == (2.0, 2.5, 3.0)
 

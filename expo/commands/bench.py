@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
     where = f"{device_name()}, commit {git_commit()}, {time.strftime('%Y-%m-%d')}"
     print(where)
     if options["output"]:
-        told = {"command": " ".join(["expo bench", *arguments]), "where": where}
+        told = {"command": command(arguments), "where": where}
         found = {"cases": results, "limits": limits, "growth": growth}
         Path(options["output"]).write_text(json.dumps(told | found, indent=1) + "\n")
     return slower_than(Path(options["check"]), results) if options["check"] else 0
@@ -70,6 +70,13 @@ def slower_than(file: Path, results: Mapping[str, Mapping[str, Mapping[str, list
             )
             code = 1
     return code
+
+
+def command(arguments: list[str]) -> str:
+    """Return the command line as it goes into a result: files by name, since their folders are this machine's."""
+    pairs = [a.partition("=") for a in arguments if not a.startswith("output=")]
+    shown = (f"{key}={Path(value).name}" if key in ("data", "check") else f"{key}={value}" for key, _, value in pairs)
+    return " ".join(["expo bench", *shown])
 
 
 def _some(key: str, given: str, known: Collection[str]) -> list[str]:

@@ -64,7 +64,7 @@ def fit(cfg: Config, run: Run, module: Algorithm, evaluator: Evaluator) -> int:
     run.write_summary("stopped")  # until it is done: what a SIGKILL leaves behind is a stopped run
     try:
         trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
-    except Exception as error:
+    except Exception as error:  # whatever it is, the summary has to name it; what has no remedy is raised again
         code = explain_failure(error, run, trainer, stop)
         if code is None:
             raise

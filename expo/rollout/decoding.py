@@ -9,6 +9,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 ROOM = 256  # tokens, at most, that a layer has room for before it makes more: rows end, and most end early
 
@@ -96,8 +97,9 @@ def decoding() -> Iterator[None]:
 
     They keep the name: some choose their mask by it, or compute without transformers' functions where it is another.
     """
+    before = ALL_ATTENTION_FUNCTIONS["sdpa"]
     AttentionInterface.register("sdpa", attention)
     try:
         yield
     finally:
-        AttentionInterface.register("sdpa", sdpa_attention_forward)
+        AttentionInterface.register("sdpa", before)

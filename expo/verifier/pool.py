@@ -100,8 +100,9 @@ class Verifier:
                 verdict, peak_mb = worker.judge(answer, gold, self.conf.timeout_s)
                 self.peak_mb = max(self.peak_mb, peak_mb)
                 result.set_result(verdict)
-            except Exception as error:
-                # Whatever it is (no memory or file handles for a process, mostly), who waits must hear of it, not hang.
+            except (
+                Exception
+            ) as error:  # whatever it is (no memory or file handles, mostly), who waits must hear of it, not hang
                 if worker is not None:
                     worker.kill()
                 worker = None
