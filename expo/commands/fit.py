@@ -16,6 +16,7 @@ from expo.algorithms.base import Algorithm, NonFiniteGradient
 from expo.commands.wiring import build_run, set_up_process
 from expo.config import DISK, Config, EngineError, UserError, lineage, model_content
 from expo.evaluation.evaluate import Evaluator
+from expo.model.policy import save_policy
 from expo.runs.callbacks import Evaluate, KeepCheckpoint, LogSteps, ShowProgress, Stop
 from expo.runs.card import model_card
 from expo.runs.checkpoints import WholeFiles, newest_checkpoint, save_checkpoint, step_of
@@ -40,13 +41,16 @@ def make_run(cfg: Config) -> int:
     if cfg.trainer.accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError("trainer.accelerator=gpu: torch sees no GPU; use trainer.accelerator=auto or cpu")
     with Verifier(cfg.verifier) as verifier:
-        module, evaluator, account = build_run(cfg, verifier)
+        # What the hub has may change; a run that goes on keeps what it began with.
+        begun = {} if cfg.fresh else Run.find(cfg).summary()
+        module, evaluator, account = build_run(cfg, verifier, begun.get("model_commit"))
         run = Run.find(cfg)
         with run.alone():
             run = Run.find(cfg)
             if run.finished:  # by the process that we have waited for
                 print(f"{run.dir} {FINISHED}")
                 return 0
+            run.model_commit = getattr(module.policy.config, "_commit_hash", None)
             run.begin()
             run.keep_account(account)
             module.pairs = replace(module.pairs, own=run.dir / "pairs")
@@ -126,7 +130,7 @@ def save_final(module: Algorithm, folder: Path, card: str) -> None:
     partial = folder.with_name(".final.partial")
     shutil.rmtree(partial, ignore_errors=True)
     with disk_errors(partial):
-        module.policy.save_pretrained(partial)
+        save_policy(module.policy, partial)
     module.pipeline.tools.tokenizer.save_pretrained(partial)
     (partial / "README.md").write_text(card)
     shutil.rmtree(folder, ignore_errors=True)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import matplotlib
 
-from expo.commands.wiring import load_model, longest_prompt, make_engine, rollout_sampling, set_up_process
+from expo.commands.wiring import load_model, longest_prompt, make_engine, rollout_sampling, set_up_process, solve_limit
 from expo.config import Config, build
 from expo.data.readers import Reader
 from expo.evaluation.files import save_rows
@@ -36,7 +36,7 @@ def measure_samples(cfg: Config, run: Run) -> None:
     with Verifier(cfg.verifier) as verifier:
         reader: Reader = build(cfg.dataset, verifier, of=Reader)
         problems = first_of_each_level(reader.part(), conf.problems)
-        problems, taken = within_length(problems, makers, tokenizer, cfg.rollout.max_prompt_tokens)
+        problems, taken = within_length(problems, makers, tokenizer, solve_limit(cfg, model))
         run.keep_account(reader.account() | {cfg.dataset.part: taken})
         tools = Tools(prompts, tokenizer, verifier, rollout_sampling(cfg), cfg.seed, longest_prompt(cfg, model))
         engine = make_engine(cfg, model, tokenizer)

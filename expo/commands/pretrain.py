@@ -189,6 +189,7 @@ def unfinished_folder(cfg: Config) -> Path:
     make_folder(output.parent, "pretrain.output")
     recipe = dataclasses.replace(cfg.pretrain, output="")
     prompts = dataclasses.asdict(cfg.prompts)
+    prompts.pop("date")  # the ladder's chat template prints none
     prompts["_target_"] = FORMER.get(prompts["_target_"], prompts["_target_"])  # so that what 0.1 began goes on
     settings = json.dumps([cfg.seed, dataclasses.asdict(recipe), prompts])
     return output.with_name(f"{output.name}.partial-{hashlib.sha256(settings.encode()).hexdigest()[:8]}")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from expo.commands.wiring import load_model, make_engine, make_evaluator, set_up_process
+from expo.commands.wiring import load_model, make_engine, make_evaluator, set_up_process, solve_limit
 from expo.config import Config, build
 from expo.config.key import shown
 from expo.data.readers import Reader
@@ -32,7 +32,7 @@ def evaluate(cfg: Config, run: Run) -> None:
     model, tokenizer, prompts = load_model(cfg)
     with Verifier(cfg.verifier) as verifier:
         reader: Reader = build(cfg.dataset, verifier, of=Reader)
-        problems, taken = within_length(reader.part(), [prompts.solve_ids], tokenizer, cfg.rollout.max_prompt_tokens)
+        problems, taken = within_length(reader.part(), [prompts.solve_ids], tokenizer, solve_limit(cfg, model))
         run.keep_account(reader.account() | {cfg.dataset.part: taken})
         engine = make_engine(cfg, model, tokenizer)
         evaluator = make_evaluator(cfg, problems, verifier, prompts, tokenizer)

@@ -18,8 +18,10 @@ from expo.data.account import Account
 from expo.data.problem import Problem
 from expo.data.readers import Reader
 from expo.evaluation.evaluate import Evaluator
-from expo.model.policy import as_it_began, frozen_copy, shares_rightly
+from expo.model.checks import check_packing, check_scoring, reads_rightly, row_limit
+from expo.model.policy import as_it_began, frozen_copy
 from expo.model.prompts import Prompts
+from expo.rollout.checks import check_decoding
 from expo.rollout.engine import Engine, Sampling
 from expo.rollout.transformers_engine import UnadaptedEngine
 from expo.step.experience import Batch, Tools
@@ -58,8 +60,13 @@ def divide_evenly(cfg: Config) -> None:
 
 
 def read_prompts_rightly(cfg: Config, policy: PreTrainedModel) -> None:
-    """Turn `trainer.share_prompts` off, and say so, for a model that scores otherwise behind shared prompts."""
-    if cfg.trainer.share_prompts and not shares_rightly(policy):
+    """Turn `trainer.share_prompts` off, and say so, for a model that scores otherwise behind shared prompts.
+
+    Raises UserError where `trainer.packing` is asked for, and the model scores otherwise when it is packed.
+    """
+    if cfg.trainer.packing:
+        check_packing(policy, cfg.model.path)
+    if cfg.trainer.share_prompts and not reads_rightly(policy, shared=True):
         cfg.trainer.share_prompts = False
         log.warning(
             "%s scores otherwise when a prompt is read once for several rows: each row reads its own",
@@ -67,15 +74,18 @@ def read_prompts_rightly(cfg: Config, policy: PreTrainedModel) -> None:
         )
 
 
-def build_run(cfg: Config, verifier: Verifier) -> tuple[Algorithm, Evaluator, Account]:
-    """Wire data, models and engines of a training run. Raises UserError for what cannot be loaded."""
+def build_run(cfg: Config, verifier: Verifier, commit: str | None = None) -> tuple[Algorithm, Evaluator, Account]:
+    """Wire data, models and engines of a training run. Raises UserError for what cannot be loaded.
+
+    Args: commit, of the model on the hub, that the run began with.
+    """
     torch.manual_seed(cfg.seed)
     divide_evenly(cfg)
     reader: Reader = build(cfg.dataset, verifier, of=Reader)
     problems, held_out = reader.train(), reader.evaluation()  # before the model: quicker to fail
-    policy, tokenizer, prompts = load_model(cfg)
+    policy, tokenizer, prompts = load_model(cfg, commit=commit)
     read_prompts_rightly(cfg, policy)
-    limit = cfg.rollout.max_prompt_tokens
+    limit = solve_limit(cfg, policy)
     makers = [prompts.solve_ids, prompts.explain_ids, *([prompts.hint_ids] if cfg.hints.writer else [])]
     problems, trained = within_length(problems, makers, tokenizer, limit)
     held_out, evaluated = within_length(held_out, [prompts.solve_ids], tokenizer, limit)
@@ -117,9 +127,14 @@ def build_run(cfg: Config, verifier: Verifier) -> tuple[Algorithm, Evaluator, Ac
     )
 
 
-def load_model(cfg: Config, to_device: bool = True) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Prompts]:
-    """Load the model to where it will work (an engine is made for the device that it finds the model on), and its prompts."""
-    loaded = build(cfg.model)
+def load_model(
+    cfg: Config, to_device: bool = True, commit: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Prompts]:
+    """Load the model to where it will work (an engine is made for the device that it finds the model on), and its prompts.
+
+    Raises UserError for what cannot be loaded, and for a model that cannot be scored rightly.
+    """
+    loaded = build(replace(cfg.model, revision=cfg.model.revision or commit))
     if not isinstance(loaded, tuple):
         raise UserError(f"model._target_={cfg.model._target_}: loads no model and tokenizer; give a function that does")
     model, tokenizer = loaded
@@ -127,6 +142,7 @@ def load_model(cfg: Config, to_device: bool = True) -> tuple[PreTrainedModel, Pr
     prompts.check(tokenizer, cfg.model.path)
     if to_device and torch.cuda.is_available() and cfg.trainer.accelerator != "cpu":
         model.to("cuda")
+    check_scoring(model, cfg.model.path)
     return model, tokenizer, prompts
 
 
@@ -179,8 +195,10 @@ def begun(cfg: Config, policy: PreTrainedModel, bank: Bank) -> AbstractContextMa
 
 
 def make_engine(cfg: Config, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Engine:
-    """Make an engine on a model in memory, as `rollout` says."""
+    """Make an engine on a model in memory, as `rollout` says. Raises UserError for a model that it cannot decode."""
     engine: Engine = build(cfg.rollout, model, tokenizer, of=Engine)
+    if cfg.rollout.in_place:
+        check_decoding(engine, model, cfg.model.path)
     return engine
 
 
@@ -190,11 +208,29 @@ def rollout_sampling(cfg: Config) -> Sampling:
     return Sampling(r.temperature, r.top_p, r.top_k, r.max_completion_tokens)
 
 
+def prompt_limit(cfg: Config, model: PreTrainedModel, asked: int) -> int:
+    """Return the tokens of the longest prompt that is taken: what is asked for, as far as the model has room for a completion after it.
+
+    Raises UserError where it has room for none.
+    """
+    limit, completion = row_limit(model), cfg.rollout.max_completion_tokens
+    if limit is None:
+        return asked
+    if completion >= limit:
+        raise UserError(
+            f"rollout.max_completion_tokens={completion}: {cfg.model.path} has room for {limit} tokens of prompt and completion together; lower it"
+        )
+    return min(asked, limit - completion)
+
+
+def solve_limit(cfg: Config, model: PreTrainedModel) -> int:
+    """Return the tokens of the longest prompt of a problem that is taken; see `prompt_limit`."""
+    return prompt_limit(cfg, model, cfg.rollout.max_prompt_tokens)
+
+
 def longest_prompt(cfg: Config, model: PreTrainedModel) -> int:
-    """Return the tokens of the longest prompt that may show a solution or a hint: the model needs room for a completion after it."""
-    limit: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    room = [limit - cfg.rollout.max_completion_tokens] if limit else []
-    return min([cfg.rollout.longest_prompt, *room])
+    """Return the tokens of the longest prompt that may show a solution or a hint; see `prompt_limit`."""
+    return prompt_limit(cfg, model, cfg.rollout.longest_prompt)
 
 
 def make_evaluator(

@@ -4,6 +4,7 @@ import importlib.util
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -24,6 +25,11 @@ class PromptsConf:
     solve: str = key(MISSING, help="asks for a solution of {question}")
     explain: str = key(MISSING, help="shows {answer} and asks for an explanation of it")
     system: str | None = key(None, help="system message; null: none")
+    date: str = key(
+        "2024-07-26",
+        absent="2024-07-26",
+        help="the day, as YYYY-MM-DD, that a chat template is told which prints today's date: a prompt has to be the same tomorrow",
+    )
     final: str = key(
         "\\boxed{{answer}}", help="how a completion states its final answer; its likelihood is the answer lift"
     )
@@ -45,9 +51,21 @@ class PromptsConf:
             "prompts.explain: needs both {question} and {answer}; put them where question and answer go",
         )
         yield (
+            _is_day(self.date),
+            f"prompts.date={self.date}: is no day; write it as YYYY-MM-DD, such as prompts.date=2024-07-26",
+        )
+        yield (
             "{answer}" in self.final,
             f"prompts.final={self.final}: has no {{answer}}; put {{answer}} where the answer goes",
         )
+
+
+def _is_day(text: str) -> bool:
+    try:
+        date.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
 
 
 @option("logger", "none")

@@ -48,6 +48,9 @@ class DatasetConf:
         "of training",
     )
     hub_id: str | None = key(None, help="id of the data set on the Hugging Face hub")
+    revision: str | None = key(
+        None, absent=None, help="branch, tag or commit of a data set of the hub; null: its main branch"
+    )
     hub_configs: list[str] = key([], help="hub configs, concatenated; []: the default one")
     split: str = key("train", help="split to train on")
     eval_split: str = key("test", help="split to evaluate on")

@@ -19,6 +19,11 @@ class ModelConf:
 
     _target_: str = "expo.model.policy.load_policy"
     path: str = key(MISSING, help="hub id or local folder; `ladder` is the base policy shipped with expo")
+    revision: str | None = key(
+        None,
+        absent=None,
+        help="branch, tag or commit of a model of the hub; null: its main branch as it is when a run begins",
+    )
     dtype: str = key("float32", choices=("float32", "bfloat16", "float16", "auto"), help="number format of the weights")
     attention: str = key("sdpa", help="attention implementation of transformers, such as flash_attention_2")
     lora_rank: int = key(0, low=0, high=1024, help="rank of the LoRA adapter; 0 trains all weights")

@@ -203,7 +203,8 @@ class Reader:
             raise UserError("dataset.path=null: this data set has no hub id either; set dataset.path or dataset.hub_id")
         try:
             configs: Sequence[str | None] = self.conf.hub_configs or [None]
-            parts = [datasets.load_dataset(self.conf.hub_id, config, split=split) for config in configs]
+            of = {"split": split, "revision": self.conf.revision}
+            parts = [datasets.load_dataset(self.conf.hub_id, config, **of) for config in configs]
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
             raise UserError(
                 f"dataset.hub_id={self.conf.hub_id}: cannot be read ({first_line(error)}); "

@@ -2,9 +2,11 @@
 
 import copy
 import pickle
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from expo.config import LADDER, ModelConf, RandomTinyConf, UserError
 from expo.config.errors import first_line
@@ -32,19 +35,20 @@ def load_policy(conf: ModelConf) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
     source = str(LADDER) if path == "ladder" else path
     options: dict[str, Any] = {"dtype": conf.dtype, "attn_implementation": conf.attention}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(source, **options, output_loading_info=True)
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=conf.revision)
+        model, lacking = _whole_model(source, conf.revision, options)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"model.path={path}: its weights hold more than tensors, and could execute code: they are not loaded; get its safetensors"
         ) from error
     except Exception as error:  # of whatever library reads the file that is damaged
+        if "does not support an attention implementation" in str(error):
+            raise UserError(f"model.attention={conf.attention}: {path} has none; set model.attention=eager") from error
         raise UserError(
             f"model.path={path}: cannot be loaded ({type(error).__name__}: {first_line(error)}); "
             "check the hub id, your network and login, or the files of the folder"
         ) from error
-    model, loading = loaded
-    if lacking := sorted(loading["missing_keys"]):
+    if lacking:
         raise UserError(f"model.path={path}: its files lack {len(lacking)} weights ({lacking[0]}); get the whole model")
     if flaw := _flaw(model, tokenizer):
         raise UserError(f"model.path={path}: {flaw}")
@@ -60,9 +64,40 @@ def load_policy(conf: ModelConf) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
     if conf.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
-    _check_scoring(model, path)
     # from_pretrained returns evaluation mode, and Lightning keeps it: without this, dropout would be off in training.
     return model.train(), tokenizer
+
+
+def _whole_model(source: str, revision: str | None, options: dict[str, Any]) -> tuple[Any, list[str]]:
+    """Return a model with its saved adapter merged, where it has one, and the names of the weights that its files lack.
+
+    A new adapter, or training without one, then begins from the very model that was saved.
+    """
+    if find_adapter_config_file(source, revision=revision) is None:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, revision=revision, **options, output_loading_info=True
+        )
+        model, loading = loaded
+        return model, sorted(loading["missing_keys"])
+    from peft import PeftConfig, PeftModel
+
+    adapter = PeftConfig.from_pretrained(source, revision=revision)
+    base, lacking = _whole_model(str(adapter.base_model_name_or_path), adapter.revision, options)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Found missing adapter keys")
+        model = PeftModel.from_pretrained(base, source, revision=revision).merge_and_unload().requires_grad_(True)
+    model.begun_from_adapter = True  # which a further adapter alone does not tell: see `save_policy`
+    return model, lacking
+
+
+def save_policy(policy: PreTrainedModel, folder: Path) -> None:
+    """Save a policy as a Hugging Face folder; with LoRA its adapter alone. Do nothing more with it after that.
+
+    An adapter on a model into which another one was merged would be loaded onto the wrong base: there, the whole model is saved.
+    """
+    if causal_lm(policy) is not policy and getattr(causal_lm(policy), "begun_from_adapter", False):
+        policy = cast(Any, policy).merge_and_unload()
+    policy.save_pretrained(folder)
 
 
 @torch.no_grad()
@@ -199,29 +234,6 @@ def can_share(causal: Any) -> bool:
     return bool(whole) and config._attn_implementation in ("sdpa", "eager") and not checkpointing
 
 
-@torch.no_grad()
-def shares_rightly(model: nn.Module) -> bool:
-    """Return whether a model's scores behind shared prompts are those of rows read one by one.
-
-    An architecture that takes no positions, or no mask of its own, may ignore them without a word.
-    """
-    rows = token_batch(
-        [[1, 2, 3, 4], [5, 6], [1, 2, 3, 4], [5, 6]], [[3, 1], [2, 4, 1], [5, 5, 5], [1]], 0, _weight(model).device
-    )
-    training, rounding = model.training, 1e-4 if _weight(model).dtype == torch.float32 else 5e-2
-    model.eval()
-    try:
-        return torch.allclose(score(model, rows), score(model, rows, shared=True), rtol=0, atol=rounding)
-    except (TypeError, ValueError, RuntimeError, LookupError):  # it takes them not at all
-        return False
-    finally:
-        model.train(training)
-
-
-def _weight(model: nn.Module) -> Tensor:
-    return next(model.parameters())
-
-
 def _behind_shared_prompts(decoder: Any, batch: TokenBatch) -> Tensor:
     """Return the hidden state before each completion token, row by row: `[tokens, H]`. The gradient of a prompt is that of all its rows."""
     device, before = batch.input_ids.device, batch.prompt_lengths
@@ -294,28 +306,3 @@ def _score_chunk(head: nn.Module, hidden: Tensor, targets: Tensor, temperature: 
 def causal_lm(model: Any) -> Any:
     """Return the causal LM inside a PEFT wrapper, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def _check_scoring(model: PreTrainedModel, path: str) -> None:
-    """Refuse an architecture that scales or caps logits after the head: scoring them by the head alone would be silently wrong."""
-    ids = torch.arange(1, 9).unsqueeze(0) % model.config.get_text_config().vocab_size
-    causal = causal_lm(model)
-    decoder, head = causal.get_decoder(), causal.get_output_embeddings()
-    model.eval()
-    factor = [1.0]
-    hook = head.register_forward_pre_hook(lambda _, given: (factor[0] * given[0],))
-    same = []
-    try:
-        with torch.no_grad():
-            for _ in range(2):
-                ours = head(decoder(input_ids=ids, use_cache=False).last_hidden_state).float()
-                theirs = model(input_ids=ids).logits.float()
-                same.append(torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2))
-                # Then with large logits: a cap leaves small ones, as a model without training has, nearly as they are.
-                factor[0] = 100 / max(ours.abs().max().item(), 1e-3)
-    finally:
-        hook.remove()
-    if not all(same):
-        raise UserError(
-            f"model.path={path}: {type(model).__name__} changes its logits after the output head, which expo does not support; choose a Qwen2, Llama or similar model"
-        )

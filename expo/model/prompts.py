@@ -5,6 +5,7 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import date
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -75,9 +76,7 @@ class Prompts:
         """Raise UserError where the chat template of the model at `path` does not show a message, once, in a prompt."""
         try:
             with _time_limit(TEMPLATE_S):
-                rendered: Any = tokenizer.apply_chat_template(
-                    self._chat(PLACE), add_generation_prompt=True, tokenize=False
-                )
+                rendered = self._rendered(tokenizer, PLACE)
         except Exception as error:  # a template is a program: it may raise anything
             raise UserError(
                 f"model.path={path}: its chat template fails ({type(error).__name__}: {first_line(error)}); "
@@ -91,7 +90,7 @@ class Prompts:
     def _ids(self, tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[list[int]]:
         if not texts:
             return []
-        options: dict[str, Any] = {"add_generation_prompt": True, "tokenize": True, "return_dict": False}
+        options: dict[str, Any] = {"add_generation_prompt": True, "tokenize": True, "return_dict": False} | self._date()
         made: Any = tokenizer.apply_chat_template([self._chat(text) for text in texts], **options)
         ids: list[list[int]] = made
         special = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
@@ -100,14 +99,25 @@ class Prompts:
                 ids[i] = self._as_text(tokenizer, text)
         return ids
 
+    def _rendered(self, tokenizer: "PreTrainedTokenizerBase", text: str) -> str:
+        rendered: Any = tokenizer.apply_chat_template(
+            self._chat(text), add_generation_prompt=True, tokenize=False, **self._date()
+        )
+        whole: str = rendered
+        return whole
+
+    def _date(self) -> dict[str, Any]:
+        """Return what stands, for a template, in the place of today: by the names that templates ask for it."""
+        day = date.fromisoformat(self.conf.date)
+        return {"strftime_now": day.strftime, "date_string": day.strftime("%d %b %Y")}
+
     def _chat(self, text: str) -> list[dict[str, str]]:
         system = [{"role": "system", "content": self.conf.system}] if self.conf.system else []
         return [*system, {"role": "user", "content": text}]
 
     def _as_text(self, tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
         """Return a prompt's ids in which a special token that stands in the text, such as `<|im_end|>`, is text and ends nothing."""
-        rendered: Any = tokenizer.apply_chat_template(self._chat(PLACE), add_generation_prompt=True, tokenize=False)
-        before, after = rendered.split(PLACE)
+        before, after = self._rendered(tokenizer, PLACE).split(PLACE)
         of_template = [tokenizer(part, add_special_tokens=False)["input_ids"] for part in (before, after)]
         return [*of_template[0], *text_ids(tokenizer, text), *of_template[1]]
 

@@ -38,6 +38,7 @@ class Run:
     earlier_s: float = 0.0  # wall-clock seconds of earlier sessions of the same run
     metrics: dict[str, float] = field(default_factory=dict)
     collapses: list[dict[str, Any]] = field(default_factory=list)  # see `expo.runs.health`
+    model_commit: str | None = None  # of a model of the hub
 
     @cached_property
     def identity(self) -> str:
@@ -142,6 +143,7 @@ class Run:
             "wall_s": round(self.earlier_s + time.monotonic() - self.started, 1),
             "metrics": self.metrics,
             **({"collapses": self.collapses} if self.collapses else {}),
+            **({"model_commit": self.model_commit} if self.model_commit else {}),
         }
         path = self.dir / "summary.json"
         partial = path.with_suffix(".tmp")

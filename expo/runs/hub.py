@@ -47,7 +47,7 @@ def unreachable() -> str | None:
 
     def ask() -> None:
         try:
-            urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=LIMIT_S)
+            urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=2 * LIMIT_S)
             answer.append(None)
         except urllib.error.HTTPError:
             answer.append(None)  # it is there

@@ -99,9 +99,13 @@ def within_length(
     kept = [p for p, length in zip(problems, lengths, strict=True) if length <= max_tokens]
     if not kept:
         raise UserError(
-            f"rollout.max_prompt_tokens={max_tokens}: every prompt is longer; raise it, and look at prompts"
+            f"rollout.max_prompt_tokens={max_tokens}: every prompt is longer; raise it as far as the model has room, and look at prompts"
         )
     if len(kept) < len(problems):
         dropped = len(problems) - len(kept)
-        log.warning("skipped %d problems: prompt longer than rollout.max_prompt_tokens=%d", dropped, max_tokens)
+        log.warning(
+            "skipped %d problems: prompt longer than %d tokens (rollout.max_prompt_tokens, and the room that the model has)",
+            dropped,
+            max_tokens,
+        )
     return kept, Part(len(kept), len(problems) - len(kept), spread(lengths))

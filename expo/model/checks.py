@@ -1,0 +1,93 @@
+"""Is a loaded model one that expo scores and decodes rightly? Asked of the model itself, where it stands, before a run begins."""
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from expo.config import UserError
+from expo.model.policy import causal_lm, score, token_batch
+
+# What a model raises that cannot do what it is asked for.
+UNABLE = (TypeError, ValueError, RuntimeError, LookupError, AttributeError, NotImplementedError)
+# RoPE by which a token's place depends on how long the longest row beside it is.
+BY_LENGTH = ("dynamic", "longrope")
+
+
+def check_scoring(model: PreTrainedModel, path: str) -> None:
+    """Refuse an architecture that scales or caps logits after the head: scoring them by the head alone would be silently wrong."""
+    ids = torch.arange(1, 9, device=model.device).unsqueeze(0) % model.config.get_text_config().vocab_size
+    causal = causal_lm(model)
+    decoder, head = causal.get_decoder(), causal.get_output_embeddings()
+    training, factor, same = model.training, [1.0], []
+    model.eval()
+    hook = head.register_forward_pre_hook(lambda _, given: (factor[0] * given[0],))
+    try:
+        with torch.no_grad():
+            for _ in range(2):
+                ours = head(decoder(input_ids=ids, use_cache=False).last_hidden_state).float()
+                theirs = model(input_ids=ids).logits.float()
+                same.append(torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2))
+                # Then with large logits: a cap leaves small ones, as a model without training has, nearly as they are.
+                factor[0] = 100 / max(ours.abs().max().item(), 1e-3)
+    finally:
+        hook.remove()
+        model.train(training)
+    if not all(same):
+        raise UserError(
+            f"model.path={path}: {type(model).__name__} changes its logits after the output head, which expo does not support; choose a Qwen2, Llama or similar model"
+        )
+
+
+@torch.no_grad()
+def reads_rightly(model: nn.Module, *, packed: bool = False, shared: bool = False) -> bool:
+    """Return whether rows that are read packed, or behind shared prompts, get the scores that they get one by one.
+
+    An architecture that takes no positions, or no mask of its own, may ignore them without a word. So the scores have to
+    be close, and have to stay what they are when the other rows hold other tokens.
+    """
+    training, device = model.training, next(model.parameters()).device
+    model.eval()
+    try:
+        pairs = []
+        for other in ([1, 2, 3, 4], [4, 5, 1, 6]):
+            rows = token_batch([other, [5, 6], other, [5, 6]], [other, [2, 4, 1], other[:2], [1]], 0, device)
+            pairs.append((score(model, rows), score(model, rows, packed=packed, shared=shared)))
+    except UNABLE:
+        return False
+    finally:
+        model.train(training)
+    (plain, read), (plain_beside, read_beside) = pairs
+    close = torch.allclose(plain, read, rtol=0, atol=rounding(model))
+    # A mixture of experts rounds otherwise beside other tokens, however it is read.
+    natural, leaked = ((a - b)[1::2].abs().max().item() for a, b in ((plain, plain_beside), (read, read_beside)))
+    return close and leaked <= 4 * natural + 1e-6
+
+
+def check_packing(model: nn.Module, path: str) -> None:
+    """Raise UserError for a model whose rows do not stay apart when they are packed."""
+    if not reads_rightly(model, packed=True):
+        raise UserError(
+            f"trainer.packing=true: {type(causal_lm(model)).__name__} (model.path={path}) scores packed rows otherwise than rows one by one; set trainer.packing=false"
+        )
+
+
+def row_limit(model: PreTrainedModel) -> int | None:
+    """Return how many tokens of prompt and completion together a model has room for; None: as many as one likes.
+
+    By `dynamic` and `longrope` RoPE all tokens are placed otherwise once the longest row beside them passes a length. So that
+    no row's score depends on its neighbours, none may pass it.
+    """
+    conf = model.config.get_text_config()
+    rope = getattr(conf, "rope_parameters", None) or {}
+    kinds = [r for r in rope.values() if isinstance(r, dict)] or [rope]  # some have one for each kind of layer
+    limits = [getattr(conf, "max_position_embeddings", None)]
+    if any(r.get("rope_type") in BY_LENGTH for r in kinds):
+        limits += [r.get("original_max_position_embeddings") for r in kinds]
+        limits += [getattr(conf, "original_max_position_embeddings", None)]
+    return min(filter(None, limits), default=None)
+
+
+def rounding(model: nn.Module) -> float:
+    """Return by how many nats a score may differ for no other reason than its number format."""
+    weight: Tensor = next(model.parameters())
+    return 1e-4 if weight.dtype == torch.float32 else 5e-2

@@ -1,0 +1,38 @@
+"""Does an engine generate as the trainer scores?"""
+
+import torch
+from transformers import PreTrainedModel
+
+from expo.config import UserError
+from expo.config.errors import first_line
+from expo.model.checks import UNABLE, rounding
+from expo.model.policy import causal_lm, score, token_batch
+from expo.rollout.engine import Engine, Request, Sampling
+from expo.rollout.noise import SOLVE, Key
+
+PROMPTS = [(1, 2, 3), (4, 5, 1, 2, 3), (1, 2, 3)]  # of two lengths, and one of them twice
+TOKENS = 8
+
+
+@torch.no_grad()
+def check_decoding(engine: Engine, model: PreTrainedModel, path: str) -> None:
+    """Raise UserError for a model that the transformers engine cannot decode, or decodes otherwise than it is scored."""
+    kind = type(causal_lm(model)).__name__
+    requests = [Request(prompt, Key(0, SOLVE, 0, i)) for i, prompt in enumerate(PROMPTS)]
+    try:
+        made = engine.generate(requests, Sampling(1.0, 1.0, 0, TOKENS))
+    except UNABLE as error:
+        raise UserError(
+            f"model.path={path}: {kind} cannot be decoded with rollout=hf ({type(error).__name__}: {first_line(error)}); use rollout=vllm"
+        ) from error
+    training = model.training
+    model.eval()
+    rows = token_batch([c.prompt for c in made], [c.ids for c in made], 0, model.device)
+    scored = score(model, rows)[rows.mask.bool()]
+    model.train(training)
+    sampled = torch.tensor([logp for c in made for logp in c.logp], device=scored.device)
+    if not torch.allclose(sampled, scored, rtol=0, atol=10 * rounding(model)):
+        raise UserError(
+            f"model.path={path}: {kind} gives tokens another probability when rollout=hf decodes them, by up to "
+            f"{(sampled - scored).abs().max().item():.2g} nats; use rollout=vllm"
+        )
