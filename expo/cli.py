@@ -69,13 +69,13 @@ def main() -> None:
         print(HELP, end="")
         return
     if command in PROGRAMS:
-        sys.exit(_reporting(lambda: _load(*PROGRAMS[command])(arguments)))
+        sys.exit(reporting(lambda: _load(*PROGRAMS[command])(arguments)))
     if command not in COMMANDS:
         known = ", ".join([*COMMANDS, *PROGRAMS])
         sys.exit(_complain(f"command={command}: no such command; use one of {known}"))
     if set(HELP_FLAGS) & set(arguments):
-        sys.exit(_reporting(lambda: _help(command, arguments)))
-    sys.exit(_reporting(lambda: _run_hydra(command, arguments)))
+        sys.exit(reporting(lambda: _help(command, arguments)))
+    sys.exit(reporting(lambda: _run_hydra(command, arguments)))
 
 
 def _help(command: str, arguments: list[str]) -> int:
@@ -98,7 +98,7 @@ def _complain(line: str, code: int = 2) -> int:
     return code
 
 
-def _reporting(run: Callable[[], int]) -> int:
+def reporting(run: Callable[[], int]) -> int:
     """Run and return the exit code; the user's mistakes become one line."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException

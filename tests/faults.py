@@ -138,10 +138,10 @@ def launch(arguments: list[str], folder: Path, log: Path, prepare: Callable[[], 
 
 
 def _run(arguments: list[str]) -> int:
-    from expo.cli import _reporting, main
+    from expo.cli import main, reporting
 
     if not arguments:
-        return _reporting(verify)
+        return reporting(verify)
     sys.argv = ["expo", *arguments]
     try:
         main()

@@ -11,6 +11,7 @@ from expo.algorithms.dpo import DPO
 from expo.algorithms.pairs import PairStore
 from expo.config import DPOConf, OptimizerConf, SelfExplanationConf, TrainerConf, UserError
 from expo.data.problem import Problem
+from expo.devices.ranks import ALONE
 from expo.model.small import random_tiny
 from expo.rollout.engine import Completion, Sampling
 from expo.step.experience import Candidate, Experience
@@ -36,7 +37,8 @@ def experience(chosen=CHOSEN) -> Experience:
 
 
 def module(policy, reference, weight=0.0, pairs=None, **changes) -> DPO:
-    tools = SimpleNamespace(sampling=Sampling(1.0, 1.0, 0, 8), tokenizer=SimpleNamespace(pad_token_id=0), seed=0)
+    pad = SimpleNamespace(pad_token_id=0)
+    tools = SimpleNamespace(sampling=Sampling(1.0, 1.0, 0, 8), tokenizer=pad, seed=0, ranks=ALONE)
     pipeline = SimpleNamespace(source=SelfExplanation(SelfExplanationConf(weight=weight)), tools=tools)
     trainer = TrainerConf(micro_batch_size=2)
     components = Components(policy, reference, None, pipeline, None, OptimizerConf(), trainer, pairs)

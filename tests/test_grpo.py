@@ -11,6 +11,7 @@ from expo.algorithms.base import Components, Sums
 from expo.algorithms.grpo import GRPO
 from expo.config import GRPOConf, OptimizerConf, SelfExplanationConf, TrainerConf
 from expo.data.problem import Problem
+from expo.devices.ranks import ALONE
 from expo.model.small import random_tiny
 from expo.rollout.engine import Completion, Sampling
 from expo.step.experience import Candidate, Experience
@@ -36,7 +37,7 @@ def experience() -> Experience:
 
 def module(policy, reference, micro_batch_size=64, source=None, trainer=None, **changes) -> GRPO:
     tools = SimpleNamespace(
-        sampling=Sampling(TEMPERATURE, 1.0, 0, 8), tokenizer=SimpleNamespace(pad_token_id=0), seed=0
+        sampling=Sampling(TEMPERATURE, 1.0, 0, 8), tokenizer=SimpleNamespace(pad_token_id=0), seed=0, ranks=ALONE
     )
     pipeline = SimpleNamespace(source=source or SelfExplanation(SelfExplanationConf(weight=BETA)), tools=tools)
     conf = TrainerConf(micro_batch_size=micro_batch_size, problems_per_step=3, **(trainer or {}))

@@ -180,9 +180,8 @@ def test_lora_trains_adapters_only_and_scores_like_its_base(tmp_path):
 
 def test_logits_that_are_kept_and_those_made_again_score_and_train_alike(model, monkeypatch):
     found = []
-    for kept in (0, policy.KEPT):
-        monkeypatch.setattr(policy, "KEPT", kept)
-        monkeypatch.setattr(policy, "CHUNK", 5)
+    for logits in (5 * model.config.vocab_size, policy.LOGITS):
+        monkeypatch.setattr(policy, "LOGITS", logits)
         logp = score(model, batch_of(), 0.7)
         found.append([logp, *torch.autograd.grad((logp * logp).sum(), list(model.parameters()))])
     for again, at_once in zip(*found, strict=True):

@@ -30,7 +30,6 @@ from expo.runs.reading import by_step, final_rows
 from expo.tables import plan as plans
 from expo.tables.aggregate import measured_values, pass_values, stack, statistic
 from expo.tables.cost import DEVICES, estimate, shape
-from expo.tables.launch import own_gpu
 from expo.tables.render import markdown
 from expo.tables.sweep import View, until_over
 
@@ -465,15 +464,6 @@ def test_a_figure_extends_the_plan_of_a_table(small):
     mine = plans.plan_runs("figure", plan, "cpu", None, [])
     theirs = plans.plan_runs("small", plans.load_plan("small"), "cpu", None, [])
     assert {run.dir for run in mine} == {run.dir for run in theirs if run.arm == "exp"}
-
-
-def test_runs_at_a_time_have_gpus_of_their_own(tmp_path):
-    with own_gpu(["0", "1"], tmp_path) as first, own_gpu(["0", "1"], tmp_path) as second:
-        assert (first, second) == ({"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"})
-        with own_gpu(["0", "1"], tmp_path) as third:
-            assert third == {}
-    with own_gpu(["0", "1"], tmp_path) as again:
-        assert again == {"CUDA_VISIBLE_DEVICES": "0"}
 
 
 def test_costs_by_hand():

@@ -401,7 +401,7 @@ def test_head_of_the_output_is_no_error_and_other_broken_pipes_are(tmp_path):
         shell=True, executable="/bin/bash", capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (help_.returncode, help_.stderr) in [(141, ""), (0, "")]
-    broken = "from expo import cli\ndef run(): raise BrokenPipeError(32, 'a service is gone')\ncli._reporting(run)"
+    broken = "from expo import cli\ndef run(): raise BrokenPipeError(32, 'a service is gone')\ncli.reporting(run)"
     done = subprocess.run([sys.executable, "-c", broken], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "a service is gone" in done.stderr

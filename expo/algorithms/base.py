@@ -1,7 +1,7 @@
 """What every algorithm shares: the frame of a step, the stream of positives, and the checked update."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from expo.algorithms import losses
 from expo.algorithms.pairs import PairStore
 from expo.config import AlgorithmConf, OptimizerConf, TrainerConf
+from expo.devices.ranks import Ranks
 from expo.model.policy import TokenBatch, as_initial, micro_batches, score, token_batch
 from expo.rollout.noise import DROPOUT, Key
 from expo.step.experience import Candidate, Experience
@@ -64,8 +65,14 @@ class Algorithm(LightningModule):
         self.conf, self.trainer_conf, self.optimizer_conf = conf, components.trainer, components.optimizer
         self.policy, self.reference, self.snapshot = components.policy, components.reference, components.snapshot
         self.pipeline, self.sampler, self.pairs = components.pipeline, components.sampler, components.pairs
+        self.dealt = False  # whether rows have gone through `parts` since the last update
         self.last_experience: Experience | None = None
         self.last_metrics: dict[str, float | None] = {}
+
+    @property
+    def ranks(self) -> Ranks:
+        """Return the processes of the run."""
+        return self.pipeline.tools.ranks
 
     def on_fit_start(self) -> None:
         self.pipeline.engines.sync()  # a checkpoint may have been loaded since the engines were made
@@ -114,13 +121,26 @@ class Algorithm(LightningModule):
         batch = self.tokens([prompts[c.problem] for c in positives], [c.ids for c in positives])
         aggregation, max_tokens = self.pipeline.source.aggregation, self.pipeline.tools.sampling.max_tokens
         weights = losses.token_weights(batch.mask, aggregation, max_tokens)
-        for rows, part in micro_batches(batch, torch.arange(len(batch.mask)), self.trainer_conf.micro_batch_size):
+        for rows, part in self.parts(batch, torch.arange(len(batch.mask)), sums):
             logp = self.score(self.policy, part)
             loss = (weights[rows, : part.mask.shape[1]] * losses.sft_loss(logp)).sum()
             self.manual_backward(beta * loss)
             sums["loss/sft"] += loss.item()
             sums["loss/total"] += beta * loss.item()
             sums["trained"] += part.mask.sum().item()
+
+    def parts(
+        self, batch: TokenBatch, rows: Tensor, sums: Sums, size: int | None = None
+    ) -> Iterator[tuple[Tensor, TokenBatch]]:
+        """Yield this device's micro-batches of some rows, each with the indices of its rows.
+
+        Weights of tokens have to be those of the whole batch: gradients are added up over the devices when a step is taken, and
+        so is all that is added to `sums` meanwhile. Args: rows `[N]`; size, rows at a time, `trainer.micro_batch_size` by default.
+        """
+        before = dict(sums)
+        self.dealt = True
+        yield from self.ranks.own(list(micro_batches(batch, rows, size or self.trainer_conf.micro_batch_size)))
+        self.ranks.add_up(sums, before)
 
     def tokens(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> TokenBatch:
         """Return rows on the module's device, from token ids."""
@@ -138,11 +158,21 @@ class Algorithm(LightningModule):
             return self.score(reference, batch, temperature)
 
     def take_step(self, sums: Sums) -> None:
-        """Clip, check, step. Call it only with a gradient: momentum and weight decay alone must not move the policy."""
+        """Clip, check, step. Call it only with a gradient: momentum and weight decay alone must not move the policy.
+
+        Raises Apart where the devices of the run no longer have the same weights.
+        """
+        if not self.dealt and self.ranks.count > 1:
+            raise TypeError(
+                f"{type(self).__name__}: rows went through no `parts`, so that every device has trained on all of them"
+            )
+        self.dealt = False
+        self.ranks.add_gradients(self.policy.parameters())
         optimizer, schedule = self.optimizers(), self.lr_schedulers()
         assert isinstance(optimizer, LightningOptimizer)
         assert isinstance(schedule, torch.optim.lr_scheduler.LambdaLR)
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.optimizer_conf.max_grad_norm)
+        self.ranks.agree(norm.item(), f"the gradient norm of step {self.current_epoch + 1}")
         sums["grad_norm"] += norm.item()
         if norm.isfinite():
             optimizer.step()

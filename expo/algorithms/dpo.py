@@ -5,12 +5,15 @@
 `positives.weight` is β, the weight of RPO's SFT term (arXiv 2404.19733).
 """
 
+from contextlib import nullcontext
+
 import torch
 
 from expo.algorithms import losses
 from expo.algorithms.base import Algorithm, Components, Sums
 from expo.config import DPOConf
-from expo.model.policy import TokenBatch, micro_batches
+from expo.data.problem import Problem
+from expo.model.policy import TokenBatch
 from expo.rollout.engine import Completion
 from expo.step.experience import Candidate, Experience
 from expo.step.signed import alone_with
@@ -36,18 +39,23 @@ class DPO(Algorithm):
         if self.round is None or self.round[0] != start:
             steps = range(start, min(start + self.every, self.trainer_conf.max_steps))
             problems = list({p.id: p for s in steps for p in self.sampler.batch(s)}.values())
-            with alone_with(self.pairs.path(start)):
-                whole = self.pairs.load(start, problems)
-                if whole is None:
-                    whole = self.pipeline.run(start, problems, self.conf.group_size)
-                    self.pairs.save(start, whole, [self.pair(whole, i) for i in range(len(problems))])
-            self.round = start, whole
+            self.round = start, self.pairs_of(start, problems)
         whole = self.round[1]
         place = {p.id: i for i, p in enumerate(whole.problems)}
         experience = whole.select([place[p.id] for p in self.sampler.batch(step)])
         if step == start:
             experience.timer, experience.generated_tokens = whole.timer, whole.generated_tokens
         return experience
+
+    def pairs_of(self, start: int, problems: list[Problem]) -> Experience:
+        """Return the round that begins at step `start`: read, or made and kept."""
+        with alone_with(self.pairs.path(start)) if self.ranks.first else nullcontext():
+            whole = self.ranks.by_first(lambda: self.pairs.load(start, problems))
+            if whole is None:
+                made = whole = self.pipeline.run(start, problems, self.conf.group_size)
+                pairs = [self.pair(made, i) for i in range(len(problems))]
+                self.ranks.by_first(lambda: self.pairs.save(start, made, pairs))
+        return whole
 
     def pair(self, e: Experience, problem: int) -> tuple[Candidate, Completion] | None:
         """Return the problem's chosen and rejected completion."""
@@ -75,7 +83,7 @@ class DPO(Algorithm):
         """Go backward through the preference loss. Row i of `batch` is chosen, row `count` + i is rejected."""
         conf, size = self.conf, max(self.trainer_conf.micro_batch_size // 2, 1)
         chosen = TokenBatch(batch.input_ids[:count], batch.mask[:count], batch.prompts[:count])
-        for first, _ in micro_batches(chosen, torch.arange(count), size):
+        for first, _ in self.parts(chosen, torch.arange(count), sums, size):
             part = batch.rows(torch.cat([first, first + count]))
             logp = self.score(self.policy, part).sum(dim=1)
             log_ratio = logp - self.reference_score(part).sum(dim=1)

@@ -16,7 +16,7 @@ from torch import Tensor
 from expo.algorithms import losses
 from expo.algorithms.base import Algorithm, Components, Sums
 from expo.config import GRPOConf
-from expo.model.policy import TokenBatch, micro_batches
+from expo.model.policy import TokenBatch
 from expo.step.experience import Candidate, Experience
 from expo.step.problems import Retries
 
@@ -139,7 +139,7 @@ class GRPO(Algorithm):
         """Go backward through the policy-gradient and KL terms. The first pass over the rows writes `old_logp`."""
         conf, sampling = self.conf, self.pipeline.tools.sampling
         weights = losses.token_weights(rows.batch.mask, conf.aggregation, sampling.max_tokens)
-        for index, part in micro_batches(rows.batch, active, self.trainer_conf.micro_batch_size):
+        for index, part in self.parts(rows.batch, active, sums):
             cut, mask = (index, slice(part.mask.shape[1])), part.mask
             w, advantages, off_policy = weights[cut], rows.advantages[index], rows.off_policy[index]
             logp = self.score(self.policy, part, sampling.temperature)

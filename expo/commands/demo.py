@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> int:
     request = replace(request, jobs=min(len(runs), os.cpu_count() or 1))
     make_folder(output, "output")
     sweep = request.new_sweep(output_dir)
-    code = make(missing(runs), sweep, request.launcher(output_dir))
+    code = make(missing(runs), sweep, request.launcher(output_dir), GrowingPicture(request.plan, runs, output))
     runs = [replace(run, cfg=replace(run.cfg, fresh=False)) for run in runs]  # with it, no run ever counts as done
     if code or missing(runs):
         print(f"expo: {_why(code)} {sweep / 'logs'}", file=sys.stderr)
@@ -62,6 +62,26 @@ def main(arguments: list[str]) -> int:
     report.write(page(request.plan, summary, runs), run_data(request.plan, runs), output / "report.html")
     show(request.plan, summary, output)
     return 0
+
+
+class GrowingPicture:
+    """The demo's curves while the runs are under way: drawn again whenever an evaluation has come."""
+
+    def __init__(self, plan: Plan, runs: Sequence[PlannedRun], output: Path):
+        self.plan, self.runs, self.output, self.seen = plan, runs, output, 0
+
+    def __call__(self) -> None:
+        evaluations = sum(len(read_curve(run.dir)[1]) for run in self.runs)
+        if evaluations > self.seen:
+            if not self.seen:
+                print(f"the picture grows: {self.output / 'curves.png'}", file=sys.stderr)
+            self.seen = evaluations
+            draw("demo", growing(self.plan), {}, self.runs, self.output)
+
+
+def growing(plan: Plan) -> Plan:
+    """Return a plan whose curves show runs under way as well."""
+    return replace(plan, figures={name: dict(conf) | {"unfinished": True} for name, conf in plan.figures.items()})
 
 
 def _why(code: int) -> str:

@@ -36,7 +36,6 @@ def explain(cfg: Config) -> int:
         )
     ask_hub([cfg])
     # Here, since torch and its friends take seconds to import.
-    import torch
 
     from expo.commands.wiring import build_run, set_up_process
     from expo.data import ladder
@@ -52,17 +51,14 @@ def explain(cfg: Config) -> int:
         pipeline, tools, found = module.pipeline, module.pipeline.tools, list[Explanation]()
         engine = pipeline.engines.explanations
         assert isinstance(engine, BankedEngine)
-        mixed = torch.autocast(module.policy.device.type, torch.bfloat16, cfg.trainer.precision == "bf16-mixed")
         for step in range(cfg.trainer.max_steps):
             batch = Batch.of(module.sampler.batch(step), tools, step)
             everyone = range(len(batch.problems))
-            with mixed:  # as a training step is
-                written = engine.generate(explanations_of(pipeline.source, batch, tools), tools.sampling)
+            written = engine.generate(explanations_of(pipeline.source, batch, tools), tools.sampling)
             candidates = pipeline.source.candidates(batch, {}, everyone, written, tools)
             measured = with_logp(pipeline.scorer, batch, [c for c in candidates if c.ids])
             if pipeline.source.measure_every and step % pipeline.source.measure_every == 0:
-                with mixed:
-                    own, _, _ = pipeline.roll_out(batch, 1, [], Timer())
+                own, _, _ = pipeline.roll_out(batch, 1, [], Timer())
                 measured = with_lift(pipeline.scorer, batch, own, measured)
             for c in measured:
                 problem = batch.problems[c.problem]

@@ -4,10 +4,9 @@ import os
 import resource
 import shutil
 import sys
-from contextlib import suppress
-from dataclasses import replace
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 from lightning import Trainer
@@ -15,6 +14,9 @@ from lightning import Trainer
 from expo.algorithms.base import Algorithm, NonFiniteGradient
 from expo.commands.wiring import build_run, set_up_process
 from expo.config import DISK, Config, EngineError, UserError, lineage, model_content
+from expo.data.account import Account
+from expo.devices.ranks import LOST, Apart, is_rank, is_watched, joined, lost_another
+from expo.devices.strategy import strategy_options
 from expo.evaluation.evaluate import Evaluator
 from expo.model.policy import save_policy
 from expo.runs.callbacks import Evaluate, KeepCheckpoint, LogSteps, ShowProgress, Stop
@@ -29,40 +31,97 @@ from expo.verifier.pool import Verifier
 
 # What ends a run with one line, and what to do about it.
 REMEDIES: dict[type[Exception], str] = {
+    torch.OutOfMemoryError: "lower trainer.micro_batch_size or rollout.batch_size, or set model.gradient_checkpointing=true",
     NonFiniteGradient: "lower optimizer.learning_rate, or set trainer.on_nonfinite=skip where it is a gradient",
+    Apart: "the same command goes on from the last of them; please report it, with your GPUs and versions",
     Collapsed: "lower optimizer.learning_rate, or set trainer.on_collapse=warn to go on all the same",
     EngineError: "the same command goes on from the last of them",
 }
 
 
 def make_run(cfg: Config) -> int:
-    """Make the run of a config, or wait for the process that makes it. Returns the exit code."""
+    """Make the run of a config, or wait for the process that makes it; on several devices, this one's part. Returns the exit code."""
     set_up_process(cfg)
-    if cfg.trainer.accelerator == "gpu" and not torch.cuda.is_available():
-        raise UserError("trainer.accelerator=gpu: torch sees no GPU; use trainer.accelerator=auto or cpu")
-    with Verifier(cfg.verifier) as verifier:
+    gpu = cfg.trainer.accelerator != "cpu" and torch.cuda.is_available()
+    check_devices(cfg, gpu)
+    try:
+        return _make_run(cfg, gpu)
+    except RuntimeError as error:  # before the first step, or after the last one
+        if lost_another(error):
+            return tell_lost()
+        raise
+
+
+def tell_lost() -> int:
+    """Say that another device of the run is gone, unless who watches over them says why. Returns the exit code."""
+    if not is_watched():
+        print(
+            "expo: another device of this run has ended; the same command goes on from the last checkpoint",
+            file=sys.stderr,
+        )
+    return LOST
+
+
+def _make_run(cfg: Config, gpu: bool) -> int:
+    with joined(gpu) as ranks, Verifier(cfg.verifier, ranks) as verifier:
         # What the hub has may change; a run that goes on keeps what it began with.
         begun = {} if cfg.fresh else Run.find(cfg).summary()
         module, evaluator, account = build_run(cfg, verifier, begun.get("model_commit"))
         run = Run.find(cfg)
-        with run.alone():
-            run = Run.find(cfg)
-            if run.finished:  # by the process that we have waited for
-                print(f"{run.dir} {FINISHED}")
+        with run.alone() if ranks.first and not is_watched() else nullcontext():
+            begin = ranks.by_first(lambda: prepare(cfg, run, module, evaluator, account))
+            if begin is None:
                 return 0
-            run.model_commit = getattr(module.policy.config, "_commit_hash", None)
-            run.begin()
-            run.keep_account(account)
+            run = replace(begin.run, writes=ranks.first)
             module.pairs = replace(module.pairs, own=run.dir / "pairs")
-            check_problems(run, evaluator)
-            check_space(cfg, run.dir, module)
-            inherit(run, evaluator)
-            return fit(cfg, run, module, evaluator)
+            return fit(cfg, run, module, evaluator, begin.checkpoint)
 
 
-def fit(cfg: Config, run: Run, module: Algorithm, evaluator: Evaluator) -> int:
-    """Train from the newest checkpoint, or from the start, and leave the summary. Returns the exit code."""
-    checkpoint, stop = newest_checkpoint(run.dir, lineage(cfg)), Stop(cfg.trainer.stop_after)
+def check_devices(cfg: Config, gpu: bool) -> None:
+    """Raise UserError for devices that are not there. Args: gpu, whether there are any GPUs."""
+    if cfg.trainer.accelerator == "gpu" and not gpu:
+        raise UserError("trainer.accelerator=gpu: torch sees no GPU; use trainer.accelerator=auto or cpu")
+    wanted, there = cfg.trainer.devices * cfg.trainer.num_nodes, int(os.environ["WORLD_SIZE"]) if is_rank() else 1
+    if wanted != there:
+        raise UserError(
+            f"trainer.devices={cfg.trainer.devices}, trainer.num_nodes={cfg.trainer.num_nodes}: {there} processes were started; "
+            "start as many as there are devices on all nodes, or unset RANK and WORLD_SIZE"
+        )
+    if gpu and cfg.trainer.devices > (there := torch.cuda.device_count()):
+        raise UserError(
+            f"trainer.devices={cfg.trainer.devices}: torch sees {there} GPUs; set trainer.devices={there} or less"
+        )
+
+
+@dataclass(frozen=True)
+class Begin:
+    """Where a run begins: the run as its earlier sessions have left it, and its newest checkpoint."""
+
+    run: Run
+    checkpoint: Path | None
+
+
+def prepare(cfg: Config, run: Run, module: Algorithm, evaluator: Evaluator, account: Account) -> Begin | None:
+    """Make the run directory, or go on with what is there; None where the run is finished. The first process does it for all.
+
+    Raises UserError where the run cannot go on, or has no room.
+    """
+    run = Run.find(cfg)
+    if run.finished:  # by the process that we have waited for
+        print(f"{run.dir} {FINISHED}")
+        return None
+    run.model_commit = getattr(module.policy.config, "_commit_hash", None)
+    run.begin()
+    run.keep_account(account)
+    check_problems(run, evaluator)
+    check_space(cfg, run.dir, module)
+    inherit(run, evaluator)
+    return Begin(run, newest_checkpoint(run.dir, lineage(cfg)))
+
+
+def fit(cfg: Config, run: Run, module: Algorithm, evaluator: Evaluator, checkpoint: Path | None) -> int:
+    """Train from a checkpoint, or from the start, and leave the summary. Returns the exit code."""
+    stop = Stop(cfg.trainer.stop_after)
     trainer = make_trainer(cfg, run, evaluator, stop, checkpoint)
     replay(run, trainer.loggers)
     run.write_summary("stopped")  # until it is done: what a SIGKILL leaves behind is a stopped run
@@ -84,9 +143,8 @@ def make_trainer(cfg: Config, run: Run, evaluator: Evaluator, stop: Stop, checkp
     return Trainer(
         max_epochs=max_steps,
         accelerator=cfg.trainer.accelerator,
-        devices=1,
-        precision=cast(Any, cfg.trainer.precision),
-        logger=make_loggers(Session(cfg, run.dir, step_of(checkpoint) if checkpoint else 0)),
+        **strategy_options(cfg.trainer, WholeFiles()),
+        logger=make_loggers(Session(cfg, run.dir, step_of(checkpoint) if checkpoint else 0)) if run.writes else False,
         callbacks=[
             stop,
             LogSteps(),
@@ -96,7 +154,6 @@ def make_trainer(cfg: Config, run: Run, evaluator: Evaluator, stop: Stop, checkp
             ShowProgress(run, max_steps, bar=sys.stderr.isatty() and "EXPO_SWEEP" not in os.environ),
             KeepCheckpoint(run.dir / "checkpoints", cfg.trainer.checkpoint_every, lineage(cfg)),
         ],
-        plugins=[WholeFiles()],
         reload_dataloaders_every_n_epochs=1,  # its loader knows which step it is
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -105,6 +162,9 @@ def make_trainer(cfg: Config, run: Run, evaluator: Evaluator, stop: Stop, checkp
 
 def explain_failure(error: Exception, run: Run, trainer: Trainer, stop: Stop) -> int | None:
     """Note an error in the summary and in the loggers. Returns the exit code where one line on stderr says it all, else None."""
+    if lost_another(error):
+        run.write_summary("stopped", step=trainer.current_epoch)
+        return tell_lost()
     # A Ctrl-C reaches an engine in a process of its own, too.
     interrupted = isinstance(error, EngineError) and stop.signal
     full = isinstance(error, OSError) and error.errno in DISK
@@ -142,11 +202,15 @@ def finish(cfg: Config, run: Run, trainer: Trainer, module: Algorithm, evaluator
     step, checkpoints = trainer.current_epoch, run.dir / "checkpoints"
     done = step >= cfg.trainer.max_steps
     save_checkpoint(trainer, checkpoints, step, keep_earlier=not done)
+    code = 128 + stop.signal if stop.signal and not done else 0
+    if not run.writes:
+        return code
     if done:
         save_final(module, checkpoints / "final", model_card(cfg, run.summary()))
     peak = {
         "process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10),
         "verifier_worker": evaluator.verifier.peak_mb,  # of the largest one; 0 where no answer needed a worker
+        **({"gpu": torch.cuda.max_memory_allocated() / 2**20} if torch.cuda.is_available() else {}),
     }
     status, k = "done" if done else "stopped", max(cfg.k)
     final = {"final": model_content(checkpoints / "final")} if done else {}
@@ -155,4 +219,4 @@ def finish(cfg: Config, run: Run, trainer: Trainer, module: Algorithm, evaluator
     for logger in trainer.loggers:
         logger.finalize("success")
     print(f"{run.dir}: {status} at step {step}, pass@{k} {run.metrics[f'pass@{k}']:.3f}")
-    return 128 + stop.signal if stop.signal and not done else 0
+    return code

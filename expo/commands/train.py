@@ -1,8 +1,16 @@
 """`expo train`: one run, unless it is finished."""
 
+import pickle
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
 from expo.config import Config
+from expo.devices.ranks import is_rank
 from expo.runs.directory import FINISHED, Run
 from expo.runs.hub import ask_hub
+from expo.runs.on_devices import run_on_devices
 from expo.runs.processes import importing
 
 
@@ -13,7 +21,25 @@ def train(cfg: Config) -> int:
         print(f"{run.dir} {FINISHED}")
         return 0
     ask_hub([cfg])
+    if cfg.trainer.devices > 1 and not is_rank():
+        return train_on_devices(cfg, run)
     with importing():  # here, since torch and its friends take seconds
         from expo.commands.fit import make_run
 
     return make_run(cfg)
+
+
+def train_on_devices(cfg: Config, run: Run) -> int:
+    """Make one run in as many processes as it has devices, and watch over them. Returns the exit code."""
+    with run.alone() as lock, tempfile.TemporaryDirectory(prefix="expo-devices-") as name:
+        if Run.find(cfg).finished:  # by the process that we have waited for
+            print(f"{run.dir} {FINISHED}")
+            return 0
+        folder = Path(name)
+        (folder / "config").write_bytes(pickle.dumps(cfg))
+        command = [sys.executable, "-m", "expo.commands.device", str(folder / "config")]
+        code = run_on_devices(command, cfg.trainer.devices, folder, [lock.fileno()])
+        if code and run.dir.is_dir():
+            for log in folder.glob("device*.log"):
+                shutil.copy(log, run.dir)
+        return code

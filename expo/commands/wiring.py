@@ -17,11 +17,13 @@ from expo.config.explaining import frozen_copies, when_explained
 from expo.data.account import Account
 from expo.data.problem import Problem
 from expo.data.readers import Reader
+from expo.devices.ranks import ALONE, Ranks
 from expo.evaluation.evaluate import Evaluator
 from expo.model.checks import check_packing, check_scoring, reads_rightly, row_limit
-from expo.model.policy import as_it_began, frozen_copy
+from expo.model.policy import as_it_began, compute_in, frozen_copy
 from expo.model.prompts import Prompts
 from expo.rollout.checks import check_decoding
+from expo.rollout.dealt import DealtEngine
 from expo.rollout.engine import Engine, Sampling
 from expo.rollout.transformers_engine import UnadaptedEngine
 from expo.step.experience import Batch, Tools
@@ -81,21 +83,21 @@ def build_run(cfg: Config, verifier: Verifier, commit: str | None = None) -> tup
     """
     torch.manual_seed(cfg.seed)
     divide_evenly(cfg)
-    reader: Reader = build(cfg.dataset, verifier, of=Reader)
-    problems, held_out = reader.train(), reader.evaluation()  # before the model: quicker to fail
+    ranks = verifier.ranks
+    problems, held_out, read = ranks.by_first(lambda: read_data(cfg, verifier))  # before the model: quicker to fail
     policy, tokenizer, prompts = load_model(cfg, commit=commit)
     read_prompts_rightly(cfg, policy)
     limit = solve_limit(cfg, policy)
     makers = [prompts.solve_ids, prompts.explain_ids, *([prompts.hint_ids] if cfg.hints.writer else [])]
     problems, trained = within_length(problems, makers, tokenizer, limit)
     held_out, evaluated = within_length(held_out, [prompts.solve_ids], tokenizer, limit)
-    account = reader.account() | {"train": trained, "held_out": evaluated}
+    account = read | {"train": trained, "held_out": evaluated}
 
     reference, snapshot = frozen_models(cfg, policy)
     sampler = ProblemSampler(problems, cfg.trainer.problems_per_step, cfg.seed)
     source: PositiveSource = build(cfg.positives, of=PositiveSource)
-    tools = Tools(prompts, tokenizer, verifier, rollout_sampling(cfg), cfg.seed, longest_prompt(cfg, policy))
-    engines = make_engines(cfg, policy, reference, snapshot, tokenizer)
+    tools = Tools(prompts, tokenizer, verifier, rollout_sampling(cfg), cfg.seed, longest_prompt(cfg, policy), ranks)
+    engines = make_engines(cfg, policy, reference, snapshot, tokenizer, ranks)
     if cfg.positives.from_bank(cfg.algorithm):
         bank = bank_of(cfg, policy)
         banked = BankedEngine(
@@ -104,6 +106,7 @@ def build_run(cfg: Config, verifier: Verifier, commit: str | None = None) -> tup
             lambda step: explanations_of(source, Batch.of(sampler.batch(step), tools, step), tools),
             engines.policy,
             lambda: begun(cfg, policy, bank),
+            ranks,
         )
         engines = replace(engines, explanations=banked, banked=True)
     pipeline = Pipeline(
@@ -111,7 +114,7 @@ def build_run(cfg: Config, verifier: Verifier, commit: str | None = None) -> tup
         source=source,
         hints=build(cfg.hints, of=NoHints),
         reward=build(cfg.reward, of=Reward),
-        scorer=Scorer(policy, tokenizer, prompts, cfg.trainer.micro_batch_size),
+        scorer=Scorer(policy, tokenizer, prompts, cfg.trainer.micro_batch_size, ranks),
         tools=tools,
         when=when_explained(cfg.positives, cfg.algorithm),
     )
@@ -125,6 +128,13 @@ def build_run(cfg: Config, verifier: Verifier, commit: str | None = None) -> tup
         make_evaluator(cfg, held_out, verifier, prompts, tokenizer),
         account,
     )
+
+
+def read_data(cfg: Config, verifier: Verifier) -> tuple[list[Problem], list[Problem], Account]:
+    """Return the problems to train on, those held out, and the account of both. Raises UserError for what cannot be read."""
+    reader: Reader = build(cfg.dataset, verifier, of=Reader)
+    problems, held_out = reader.train(), reader.evaluation()
+    return problems, held_out, reader.account()
 
 
 def load_model(
@@ -142,6 +152,7 @@ def load_model(
     prompts.check(tokenizer, cfg.model.path)
     if to_device and torch.cuda.is_available() and cfg.trainer.accelerator != "cpu":
         model.to("cuda")
+    compute_in(model, cfg.trainer.precision)
     check_scoring(model, cfg.model.path)
     return model, tokenizer, prompts
 
@@ -158,17 +169,22 @@ def make_engines(
     reference: PreTrainedModel | None,
     snapshot: PreTrainedModel | None,
     tokenizer: PreTrainedTokenizerBase,
+    ranks: Ranks = ALONE,
 ) -> Engines:
-    """Make one engine for each set of weights that generates."""
-    engine = make_engine(cfg, policy, tokenizer)
+    """Make one engine for each set of weights that generates, on each device of the run."""
+
+    def dealt(engine: Engine) -> Engine:
+        return engine if ranks.count == 1 else DealtEngine(engine, ranks)
+
+    engine = dealt(make_engine(cfg, policy, tokenizer))
     writer = None if cfg.positives.from_bank(cfg.algorithm) else cfg.positives.writer  # a bank takes this place
     by_writer: dict[str | None, Engine] = {"current": engine, None: engine}
     if reference is not None:
-        by_writer["reference"] = make_engine(cfg, reference, tokenizer)
+        by_writer["reference"] = dealt(make_engine(cfg, reference, tokenizer))
     elif cfg.model.lora_rank and cfg.rollout.in_place:
-        by_writer["reference"] = UnadaptedEngine(cfg.rollout, policy, tokenizer)
+        by_writer["reference"] = dealt(UnadaptedEngine(cfg.rollout, policy, tokenizer))
     if snapshot is not None:
-        by_writer["snapshot"] = make_engine(cfg, snapshot, tokenizer)
+        by_writer["snapshot"] = dealt(make_engine(cfg, snapshot, tokenizer))
     return Engines(
         policy=engine,
         rollouts=by_writer["snapshot"] if cfg.algorithm.uses_snapshot else engine,

@@ -1,5 +1,6 @@
 """Keys of `trainer=`, `optimizer`, `evaluation`, `verifier` and `reward=`."""
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -43,8 +44,26 @@ class TrainerConf:
         absent=("warn", "stop"),
         help="a policy that goes bad beyond its own history (docs/reliability.md): say so, stop there, or go on from checkpoints/best.ckpt",
     )
-    accelerator: str = key("auto", choices=("auto", "cpu", "gpu"), identity=False, help="one device of this kind")
-    precision: str = key("32-true", choices=("32-true", "bf16-mixed"), help="number format of the update")
+    accelerator: str = key("auto", choices=("auto", "cpu", "gpu"), identity=False, help="devices of this kind")
+    devices: int = key(
+        1,
+        above=0,
+        high=1024,
+        identity=False,
+        help="GPUs of this machine, or processes on the CPU, that share the work of each step; changes the numbers by rounding only",
+    )
+    num_nodes: int = key(
+        1,
+        above=0,
+        high=4096,
+        identity=False,
+        help="machines with so many devices each; start one process per device with torchrun",
+    )
+    precision: str = key(
+        "32-true",
+        choices=("32-true", "bf16-mixed"),
+        help="number format of rollouts, scoring, update and evaluation; the weights keep theirs (model.dtype)",
+    )
     threads: int = key(
         0, low=0, high=1024, identity=False, help="threads of this process for tensors on the CPU; 0: torch's choice"
     )
@@ -64,6 +83,17 @@ class TrainerConf:
             self.on_collapse != "rollback" or cfg.algorithm.acts_every_step,
             f"trainer.on_collapse={self.on_collapse}: {cfg.name} has no reward of each step to know the best checkpoint by; "
             "set trainer.on_collapse=stop",
+        )
+        several = self.devices * self.num_nodes > 1
+        yield (
+            not several or cfg.rollout.in_place,
+            f"trainer.devices={self.devices}: rollout._target_={cfg.rollout._target_} works with one device as yet; "
+            "use rollout=hf, or set trainer.devices=1",
+        )
+        yield (
+            self.num_nodes == 1 or "WORLD_SIZE" in os.environ,
+            f"trainer.num_nodes={self.num_nodes}: start one process per device with torchrun --nnodes {self.num_nodes} "
+            f"--nproc-per-node {self.devices} -m expo train … (docs/scaling.md), or set trainer.num_nodes=1",
         )
 
 

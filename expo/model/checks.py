@@ -1,11 +1,11 @@
 """Is a loaded model one that expo scores and decodes rightly? Asked of the model itself, where it stands, before a run begins."""
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from expo.config import UserError
-from expo.model.policy import causal_lm, score, token_batch
+from expo.model.policy import causal_lm, computing, score, token_batch
 
 # What a model raises that cannot do what it is asked for.
 UNABLE = (TypeError, ValueError, RuntimeError, LookupError, AttributeError, NotImplementedError)
@@ -22,7 +22,7 @@ def check_scoring(model: PreTrainedModel, path: str) -> None:
     model.eval()
     hook = head.register_forward_pre_hook(lambda _, given: (factor[0] * given[0],))
     try:
-        with torch.no_grad():
+        with torch.no_grad(), computing(model):
             for _ in range(2):
                 ours = head(decoder(input_ids=ids, use_cache=False).last_hidden_state).float()
                 theirs = model(input_ids=ids).logits.float()
@@ -89,5 +89,5 @@ def row_limit(model: PreTrainedModel) -> int | None:
 
 def rounding(model: nn.Module) -> float:
     """Return by how many nats a score may differ for no other reason than its number format."""
-    weight: Tensor = next(model.parameters())
-    return 1e-4 if weight.dtype == torch.float32 else 5e-2
+    dtype = getattr(causal_lm(model), "compute_dtype", None) or next(model.parameters()).dtype
+    return 1e-4 if dtype == torch.float32 else 5e-2

@@ -4,7 +4,7 @@ import copy
 import pickle
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -20,10 +20,8 @@ from expo.config import LADDER, ModelConf, RandomTinyConf, UserError
 from expo.config.errors import first_line
 from expo.model import small
 
-# Positions scored at a time: bounds the logits to CHUNK x V numbers.
-CHUNK = 4096
-# So few logits, 0.5 GiB in float32, are kept for the backward pass, which would have to make them again.
-KEPT = 2**27
+# So many logits, 0.5 GiB in float32, there are at a time. Of no more in all, they are kept for the backward pass.
+LOGITS = 2**27
 
 
 def load_policy(conf: ModelConf) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -141,6 +139,33 @@ def as_it_began(policy: nn.Module, begun: nn.Module) -> Iterator[None]:
                 weight.copy_(own[name])
 
 
+@contextmanager
+def computing(model: nn.Module) -> Iterator[None]:
+    """Compute in the number format that the model was told by `compute_in`, the same wherever it rolls out, scores or is evaluated.
+
+    Autocast keeps its casts of the weights no longer than the context: an update in between is seen.
+    """
+    dtype = getattr(causal_lm(model), "compute_dtype", None)
+    with torch.autocast(next(model.parameters()).device.type, dtype) if dtype else nullcontext():
+        yield
+
+
+def compute_in(model: nn.Module, precision: str) -> None:
+    """Let a model, and copies that are made of it, compute as `trainer.precision` says: the weights stay what they are."""
+    causal_lm(model).compute_dtype = torch.bfloat16 if precision == "bf16-mixed" else None
+
+
+@contextmanager
+def in_own_format(model: nn.Module) -> Iterator[None]:
+    """Compute in the format of the weights themselves within the context."""
+    causal = causal_lm(model)
+    dtype, causal.compute_dtype = getattr(causal, "compute_dtype", None), None
+    try:
+        yield
+    finally:
+        causal.compute_dtype = dtype
+
+
 @dataclass(frozen=True)
 class TokenBatch:
     """Prompt + completion rows, right-padded, so that causal attention needs no mask and padding changes nothing."""
@@ -193,12 +218,16 @@ def score(
     """Return the log-probability of each completion token: `[B, L - 1]` float32, zero off the mask.
 
     The logits are divided by `temperature`, the one that the rollouts were sampled with, so that ratios compare the
-    distributions that acted. Where there are more than KEPT, they exist for at most CHUNK positions at a time and are
-    recomputed in the backward pass.
+    distributions that acted. Where there are more than LOGITS, they exist for some positions at a time and are recomputed
+    in the backward pass.
     With `packed`, the decoder reads all rows end to end as one, told apart by their position ids: no padding is computed.
     With `shared`, it reads a prompt that several rows have once, where the model can; only rounding differs.
     """
-    causal = causal_lm(model)
+    with computing(model):
+        return _score(causal_lm(model), batch, temperature, packed, shared)
+
+
+def _score(causal: Any, batch: TokenBatch, temperature: float, packed: bool, shared: bool) -> Tensor:
     decoder = causal.get_decoder()
     wanted = batch.mask.bool()
     if shared and not packed and can_share(causal) and len(batch.prompts.unique()) < len(batch.prompts):
@@ -213,14 +242,13 @@ def score(
         rows = decoder(input_ids=batch.input_ids, use_cache=False).last_hidden_state[:, :-1][wanted]
     targets = batch.targets[wanted]
     head = causal.get_output_embeddings()
-    if len(rows) * head.weight.shape[0] <= KEPT:
+    size = max(1, LOGITS // head.weight.shape[0])
+    if len(rows) <= size:
         parts = [_score_chunk(head, rows, targets, temperature)]
     else:
         parts = [
-            checkpoint(
-                _score_chunk, head, rows[i : i + CHUNK], targets[i : i + CHUNK], temperature, use_reentrant=False
-            )
-            for i in range(0, len(rows), CHUNK)
+            checkpoint(_score_chunk, head, rows[i : i + size], targets[i : i + size], temperature, use_reentrant=False)
+            for i in range(0, len(rows), size)
         ]
     return torch.zeros_like(batch.mask).masked_scatter(wanted, torch.cat(parts))
 

@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from expo.config import RolloutConf
-from expo.model.policy import as_initial, causal_lm
+from expo.model.policy import as_initial, causal_lm, computing
 from expo.rollout.decoding import decoding, head_logits, roomy_cache
 from expo.rollout.engine import Completion, Follow, Request, Sampling, eos_ids
 from expo.rollout.noise import uniforms
@@ -51,7 +51,7 @@ class TransformersEngine:
         training = self.model.training
         self.model.eval()
         done: dict[int, Completion] = {}
-        with decoding():
+        with decoding(), computing(self.model):
             for start in range(0, len(order), self.batch_size):
                 chosen = order[start : start + self.batch_size]
                 done |= zip(chosen, self._decode([requests[i] for i in chosen], sampling), strict=True)

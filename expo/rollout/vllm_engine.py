@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from expo.config import EngineError, UserError, VLLMConf
-from expo.model.policy import causal_lm, score, token_batch
+from expo.model.policy import causal_lm, in_own_format, score, token_batch
 from expo.rollout.engine import Completion, Follow, Request, Sampling, eos_ids
 from expo.rollout.vllm_transfer import nccl_info, open_transfer
 from expo.rollout.vllm_worker import sums
@@ -157,7 +157,7 @@ class VLLMEngine:
 
     def sync(self) -> None:
         """Send the policy's weights; every `probe_every` times verify them. Raises EngineError where they did not arrive."""
-        with torch.autocast(self.device.type, enabled=False):  # the trainer's precision is not the comparison's
+        with in_own_format(self.model):  # the trainer's precision is not the comparison's
             self._send()
             self.llm.reset_prefix_cache()  # what it holds was computed with the old weights
             if self.conf.probe_every and self.syncs % self.conf.probe_every == 0:

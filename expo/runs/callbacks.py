@@ -76,12 +76,14 @@ class Evaluate(Callback):
         self.run.metrics = evaluation.metrics
         self.run.write_summary("stopped")  # what a SIGKILL from here on leaves behind: a stopped run with these metrics
         completions = self.run.dir / "completions"
-        evaluation.save(completions / f"eval-step{step:06d}.parquet")
+        if self.run.writes:
+            evaluation.save(completions / f"eval-step{step:06d}.parquet")
         log_step(trainer.loggers, evaluation.metrics, step)
         log_table(trainer.loggers, "completions/eval", evaluation.rows, step)
         if module.last_experience is not None:
             rows = experience_rows(module.last_experience, module.pipeline)
-            save_rows(rows, completions / f"train-step{step:06d}.parquet")
+            if self.run.writes:
+                save_rows(rows, completions / f"train-step{step:06d}.parquet")
             log_table(trainer.loggers, "completions/train", rows, step)
 
 
@@ -154,8 +156,9 @@ class Stop(Callback):
         print(f"{signal.Signals(number).name}: stopping after this step, with a checkpoint", file=sys.stderr)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
-        if self.signal or trainer.current_epoch + 1 >= (self.stop_after or math.inf):
-            trainer.should_stop = True
+        over = trainer.current_epoch + 1 >= (self.stop_after or math.inf)
+        # A signal reaches the devices of a run at different moments: all stop after the same step.
+        trainer.should_stop |= trainer.strategy.reduce_boolean_decision(bool(self.signal) or over, all=False)
 
 
 class ShowProgress(Callback):

@@ -39,6 +39,7 @@ class Run:
     metrics: dict[str, float] = field(default_factory=dict)
     collapses: list[dict[str, Any]] = field(default_factory=list)  # see `expo.runs.health`
     model_commit: str | None = None  # of a model of the hub
+    writes: bool = True  # False in all processes of a run but the first
 
     @cached_property
     def identity(self) -> str:
@@ -79,8 +80,11 @@ class Run:
         return not self.cfg.fresh and summary.get("status") == "done" and judged
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Wait until no other process works on this very run, and keep others waiting: find it again after that."""
+    def alone(self) -> Iterator[IO[str]]:
+        """Wait until no other process works on this very run, and keep others waiting: find it again after that.
+
+        Gives the locked file: a process that has it open keeps the lock, too.
+        """
         make_folder(self.dir.parent, "output_dir")
         with self._lock() as lock:
             try:
@@ -88,7 +92,7 @@ class Run:
             except BlockingIOError:
                 print(f"{self.dir}: waiting for the process that works on it", flush=True)
                 fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+            yield lock
 
     @contextmanager
     def unused(self) -> Iterator[bool]:
@@ -129,6 +133,8 @@ class Run:
 
     def write_summary(self, status: str, **more: Any) -> None:
         """Write summary.json. `status` is done, stopped or failed."""
+        if not self.writes:
+            return
         record = {
             "status": status,
             "identity": self.identity,

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from expo.data.problem import Problem
+from expo.devices.ranks import ALONE, Ranks
 from expo.model.prompts import Prompts
 from expo.rollout.engine import Completion, Sampling
 from expo.verifier.answers import Verdict
@@ -44,6 +45,7 @@ class Tools:
     sampling: Sampling
     seed: int
     longest_prompt: int  # tokens of a prompt that shows a solution or a hint; an engine has room for no more
+    ranks: Ranks = ALONE
 
     def texts(self, ids: Sequence[Sequence[int]]) -> list[str]:
         """Decode completions for the verifier and for people; they are never encoded again."""

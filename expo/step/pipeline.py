@@ -123,7 +123,10 @@ class Pipeline:
         problems = [batch.problems[i] for i, _ in rows]
         texts = self.tools.texts([c.ids for _, c in rows])
         verdicts = self.tools.verifier.verify(texts, [p.answer for p in problems])
-        judged = zip(texts, verdicts, rewards_of(self.reward, problems, texts, verdicts), strict=True)
+        ranks = self.tools.ranks
+        share = rewards_of(self.reward, ranks.own(problems), ranks.own(texts), ranks.own(verdicts))
+        rewards = ranks.whole(share)
+        judged = zip(texts, verdicts, rewards, strict=True)
         groups = {}
         for i, own in rollouts.items():
             told = [next(judged) for _ in own]

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from expo.config import LADDER, Config
 from expo.config.explaining import frozen_copies
-from expo.model.policy import CHUNK
+from expo.model.policy import LOGITS
 from expo.tables.plan import PlannedRun
 
 # bytes of memory, bf16 FLOP/s without sparsity, bytes/s of memory; from the makers' data sheets
@@ -139,7 +139,7 @@ def activations_memory(cfg: Config, s: Shape) -> float:
     positions = cfg.trainer.micro_batch_size * (cfg.rollout.max_prompt_tokens + cfg.rollout.max_completion_tokens)
     size = 1 if cfg.trainer.precision == "bf16-mixed" else 2
     layers = 34 + 2 * s.layers if cfg.model.gradient_checkpointing else 34 * s.layers
-    return size * positions * s.hidden * layers + 3 * 4 * CHUNK * s.vocabulary
+    return size * positions * s.hidden * layers + 3 * 4 * LOGITS
 
 
 def decode_seconds(cfg: Config, s: Shape, rows: int, device: str) -> float:

@@ -21,10 +21,11 @@ from expo.tables.plan import Plan, PlannedRun
 class Curves:
     """One panel per entry of `panels`: `{metric, title, arms}`, of which only metric must be given.
 
-    Each arm's mean over its runs against the step; the band spans the runs.
+    Each arm's mean over its runs against the step; the band spans the runs. With `unfinished`, of runs under way as well.
     """
 
     panels: list[dict[str, Any]] = field(default_factory=list)
+    unfinished: bool = False
 
     def draw(self, plan: Plan, record: Mapping[str, Any], runs: Sequence[PlannedRun]) -> Figure:
         panels = self.panels or [{"metric": plan.columns[-1]}]
@@ -33,7 +34,8 @@ class Curves:
         )
         for axis, panel in zip(axes[0], panels, strict=True):
             for arm in panel.get("arms") or plan.arms:
-                points = [read_points(run.dir, panel["metric"]) for run in runs if run.arm == arm and run.done]
+                own = [run for run in runs if run.arm == arm and (self.unfinished or run.done)]
+                points = [read_points(run.dir, panel["metric"]) for run in own]
                 self._curve(axis, [p for p in points if p], plan.arms[arm].label, looks(plan.arms)[arm])
             axis.set(xlabel="step", ylabel=panel["metric"], title=panel.get("title", ""))
             if panel["metric"].startswith("pass@"):

@@ -1,7 +1,7 @@
 """Many runs through Hydra's own launchers: each in a process of its own, local (joblib), on Slurm or on Ray.
 
 `python -m expo.tables.launch JOBS.json [hydra/launcher=… hydra.launcher.n_jobs=…]`, where JOBS.json lists
-`{"name", "command", "overrides"}` of each run. Hydra's sweepers make products of choices; the arms of a table are no product.
+`{"name", "command", "overrides", "devices"}` of each run. Hydra's sweepers make products of choices; the arms of a table are no product.
 """
 
 import fcntl
@@ -11,8 +11,10 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ from omegaconf import DictConfig
 from expo.config import conf_dir, register
 from expo.runs.processes import run_apart, run_environment, stop_runs
 
+POLL_S = 2.0  # between two looks for free GPUs
+
 
 def launch(jobs: list[dict[str, Any]], logs: Path, hydra_overrides: list[str]) -> None:
     """Make all runs; one that fails says so in its summary and in `logs`, and the others go on."""
@@ -37,8 +41,8 @@ def launch(jobs: list[dict[str, Any]], logs: Path, hydra_overrides: list[str]) -
         hydra = HydraConfig.get()
         job = jobs[int(hydra.job.num)]
         command = [sys.executable, "-m", "expo", job["command"], *job["overrides"]]
-        with (logs / f"{job['name']}.log").open("w") as log, own_gpu(visible_gpus()) as gpu:
-            environment = run_environment(hydra.launcher.get("n_jobs", 1)) | gpu
+        with (logs / f"{job['name']}.log").open("w") as log, own_gpus(visible_gpus(), job["devices"]) as gpus:
+            environment = run_environment(hydra.launcher.get("n_jobs", 1)) | gpus
             return run_apart(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
@@ -59,21 +63,34 @@ def visible_gpus() -> list[str]:
 
 
 @contextmanager
-def own_gpu(gpus: Sequence[str], folder: Path | None = None) -> Iterator[dict[str, str]]:
-    """Return the environment that gives a run the first GPU that no other run of this machine has; with all taken, or none there, what it has.
+def own_gpus(
+    gpus: Sequence[str], count: int, folder: Path | None = None, wait: Callable[[], object] = lambda: time.sleep(POLL_S)
+) -> Iterator[dict[str, str]]:
+    """Return the environment that gives a run `count` GPUs that no other run of this machine has; {} where there are too few at all.
 
-    Args: folder, where the machine's lock files are.
+    Waits until so many are free at the same time. Args: folder, where the machine's lock files are; wait, between two looks.
     """
-    for gpu in gpus:
-        name = f"expo-{os.getuid()}-gpu-{gpu.replace('/', '-')}.lock"
-        with Path(folder or tempfile.gettempdir(), name).open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            yield {"CUDA_VISIBLE_DEVICES": gpu}
-            return
-    yield {}
+    if len(gpus) < count:
+        yield {}  # the run itself says what is missing
+        return
+    while True:
+        with ExitStack() as held:
+            places = folder or Path(tempfile.gettempdir())
+            own = list(islice((gpu for gpu in gpus if _is_ours(gpu, places, held)), count))
+            if len(own) == count:
+                yield {"CUDA_VISIBLE_DEVICES": ",".join(own)}
+                return
+        wait()
+
+
+def _is_ours(gpu: str, folder: Path, held: ExitStack) -> bool:
+    """Lock a GPU for as long as `held` is open. Returns whether it is ours."""
+    lock = held.enter_context((folder / f"expo-{os.getuid()}-gpu-{gpu.replace('/', '-')}.lock").open("w"))
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def main(arguments: list[str]) -> None:

@@ -58,21 +58,29 @@ def name_of(run: PlannedRun) -> str:
     return f"{run.arm}-s{run.seed}"
 
 
-def make(todo: Sequence[PlannedRun], sweep: Path, hydra: list[str]) -> int:
+def make(todo: Sequence[PlannedRun], sweep: Path, hydra: list[str], meanwhile: Callable[[], object] = int) -> int:
     """Launch the missing runs in a process of its own and follow them. Returns its exit code.
 
-    Args: sweep, a folder for this sweep's own jobs and logs: two sweeps of one table may be under way.
+    Args: sweep, a folder for this sweep's own jobs and logs: two sweeps of one table may be under way; meanwhile, what is done
+    every few seconds.
     """
     if not todo:
         return 0
     make_folder(sweep, "output_dir")
     path = sweep / "jobs.json"
-    jobs = [{"name": name_of(run), "command": run.command, "overrides": run.line} for run in todo]
+    jobs = [
+        {"name": name_of(r), "command": r.command, "overrides": r.line, "devices": r.cfg.trainer.devices} for r in todo
+    ]
     path.write_text(json.dumps(jobs, indent=1))
     command = [sys.executable, "-m", "expo.tables.launch", str(path), *hydra]
     with View(todo) as view, (sweep / "launch.log").open("w") as log:
+
+        def follow() -> None:
+            view.update()
+            meanwhile()
+
         code = until_over(
-            subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True), view.update
+            subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True), follow
         )
         view.update()
     return code

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from expo.config import VerifierConf
+from expo.devices.ranks import ALONE, Ranks
 from expo.verifier.answers import Verdict, fast_verdict, last_boxed
 from expo.verifier.worker import CONFINES, Worker
 
@@ -29,10 +30,12 @@ class Verifier:
     One thread per worker hands it one answer at a time and kills it when time is up. (pebble's pool kills a hung
     task too, but by its source it breaks for good when a worker dies idle.)
 
-    `conf.memory_mb` is the address space of a worker beyond what it starts with.
+    `conf.memory_mb` is the address space of a worker beyond what it starts with. `ranks` are the processes of the run, which
+    judge a share each.
     """
 
     conf: VerifierConf = field(default_factory=VerifierConf)
+    ranks: Ranks = ALONE
     peak_mb: float = field(default=0.0, init=False)  # of the largest worker so far
     _tasks: "queue.SimpleQueue[tuple[str, str, Future[Verdict]] | None]" = field(
         default_factory=queue.SimpleQueue, init=False
@@ -55,7 +58,8 @@ class Verifier:
 
     def verify(self, completions: Sequence[str], golds: Sequence[str]) -> list[Verdict]:
         """Return the verdicts in order, all judged at once by the workers."""
-        return [future.result() for future in [self.submit(c, g) for c, g in zip(completions, golds, strict=True)]]
+        pairs = self.ranks.own(list(zip(completions, golds, strict=True)))
+        return self.ranks.whole([future.result() for future in [self.submit(c, g) for c, g in pairs]])
 
     def drop(self) -> None:
         """Judge nothing more of what is queued."""

@@ -20,6 +20,7 @@ from torch import nn
 
 from expo.config import UserError
 from expo.config.errors import first_line
+from expo.devices.ranks import ALONE, Ranks
 from expo.rollout.engine import Completion, Engine, Follow, Request, Sampling
 from expo.step.signed import AGAIN, alone_with, check_signed, is_signed, write_signed
 
@@ -108,7 +109,7 @@ class BankedEngine:
 
     It writes whole blocks of steps, about PART explanations at once, with the weights that the policy began with.
     Args: steps, those of the run; requests_of, the requests of a step for all of its problems, whatever its rollouts are;
-    engine, the policy's; begun, a context in which the policy has its initial weights again.
+    engine, the policy's; begun, a context in which the policy has its initial weights again; ranks, the processes of the run.
     """
 
     def __init__(
@@ -118,8 +119,10 @@ class BankedEngine:
         requests_of: Callable[[int], Sequence[Request]],
         engine: Engine,
         begun: Callable[[], AbstractContextManager[None]],
+        ranks: Ranks = ALONE,
     ):
         self.bank, self.steps, self.requests_of, self.engine, self.begun = bank, steps, requests_of, engine, begun
+        self.ranks = ranks
 
     def generate(
         self, requests: Sequence[Request], sampling: Sampling, follow: Follow | None = None
@@ -135,8 +138,8 @@ class BankedEngine:
         size = max(1, PART // max(1, len(self.requests_of(step))))
         first = step - step % size
         block = range(first, max(step + 1, min(first + size, self.steps)))
-        with alone_with(self.bank.folder / "steps"):
-            missing = self.bank.missing(block)
+        with alone_with(self.bank.folder / "steps") if self.ranks.first else nullcontext():
+            missing = self.ranks.by_first(lambda: self.bank.missing(block))
             if not missing:
                 return
             started = time.perf_counter()
@@ -151,7 +154,7 @@ class BankedEngine:
     def _write(self, steps: Sequence[int], sampling: Sampling) -> int:
         requests = [r for step in steps for r in self.requests_of(step)]
         made = self.engine.generate(requests, sampling) if requests else []
-        self.bank.save(steps, requests, made)
+        self.ranks.by_first(lambda: self.bank.save(steps, requests, made))
         return sum(len(c.ids) for c in made)
 
     def sync(self) -> None:

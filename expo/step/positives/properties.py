@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from expo.devices.ranks import ALONE, Ranks
 from expo.model.policy import token_batch, token_logp
 from expo.model.prompts import Prompts
 from expo.step.experience import Batch, Candidate, Group
@@ -26,15 +27,17 @@ class Scorer:
     tokenizer: PreTrainedTokenizerBase
     prompts: Prompts
     micro_batch_size: int
+    ranks: Ranks = ALONE
 
     def logp(self, prompts: Sequence[Ids], completions: Sequence[Ids]) -> Tensor:
         """Return log π(c|q), summed over tokens: `[N]`, in nats."""
-        return self._score(prompts, completions)[0].sum(dim=1)
+        own = self._score(self.ranks.own(prompts), self.ranks.own(completions))[0].sum(dim=1)
+        return torch.tensor(self.ranks.whole(own.tolist()))
 
     def token_logp(self, prompts: Sequence[Ids], completions: Sequence[Ids]) -> list[list[float]]:
         """Return log π(c_t|q, c_<t) of every token of each of the N completions, in nats."""
-        logp, mask = self._score(prompts, completions)
-        return [row[there].tolist() for row, there in zip(logp, mask.bool(), strict=True)]
+        logp, mask = self._score(self.ranks.own(prompts), self.ranks.own(completions))
+        return self.ranks.whole([row[there].tolist() for row, there in zip(logp, mask.bool(), strict=True)])
 
     def _score(self, prompts: Sequence[Ids], completions: Sequence[Ids]) -> tuple[Tensor, Tensor]:
         """Return log-probabilities `[N, L]` and where there are any."""

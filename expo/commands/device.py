@@ -1,0 +1,22 @@
+"""One of the processes of a run on several devices: `python -m expo.commands.device CONFIG`, which `expo train` starts."""
+
+import pickle
+import sys
+from pathlib import Path
+
+from expo.cli import reporting
+from expo.config import Config
+from expo.runs.on_devices import end_with_parent
+
+
+def main(path: str) -> int:
+    """Make this device's part of the run. Args: path, of the pickled config."""
+    end_with_parent()
+    from expo.commands.fit import make_run
+
+    cfg: Config = pickle.loads(Path(path).read_bytes())
+    return make_run(cfg)
+
+
+if __name__ == "__main__":
+    sys.exit(reporting(lambda: main(sys.argv[1])))

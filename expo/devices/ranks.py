@@ -1,0 +1,141 @@
+"""The processes of one run, one for each device. Each of them holds the whole of a step; only work is dealt out.
+
+What has no single right answer (a sampled token, a verdict that may time out, a measured number) is made by one process and
+shared, so that all of them take the same branches and end with the same weights.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+# What torch says where a connection is gone; it has no error of its own for all of them.
+OF_CONNECTION = ("gloo", "NCCL", "Connection")
+T = TypeVar("T")
+LOST = 75  # exit code of a process that has ended because another one was gone
+
+# The file through which the processes that expo starts on one machine find each other; torchrun and Slurm name an address.
+MEETING = "EXPO_MEETING"
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among `count`. With one, nothing is dealt and nothing is sent."""
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Return whether this is the process that writes files, logs and lines on the terminal."""
+        return self.rank == 0
+
+    def own(self, items: Sequence[T]) -> list[T]:
+        """Return this process's share: every `count`-th item."""
+        return list(items[self.rank :: self.count])
+
+    def whole(self, own: Sequence[T]) -> list[T]:
+        """Return what all processes have made of their shares, in the order in which the items were before they were dealt."""
+        if self.count == 1:
+            return list(own)
+        shares = self._gather(list(own))
+        return [shares[i % self.count][i // self.count] for i in range(sum(map(len, shares)))]
+
+    def by_first(self, make: Callable[[], T]) -> T:
+        """Return what the first process makes; the others make nothing, and wait for it."""
+        if self.count == 1:
+            return make()
+        import torch.distributed as dist
+
+        made: list[Any] = [make() if self.first else None]
+        dist.broadcast_object_list(made, src=0)
+        found: T = made[0]
+        return found
+
+    def add_up(self, sums: MutableMapping[str, float], before: Mapping[str, float]) -> None:
+        """Let `sums` hold what all processes have added to them since they were `before`."""
+        if self.count == 1:
+            return
+        added = self._gather({name: value - before.get(name, 0.0) for name, value in sums.items()})
+        for name in sorted(set().union(*added)):
+            sums[name] = before.get(name, 0.0) + sum(share.get(name, 0.0) for share in added)
+
+    def add_gradients(self, parameters: Iterable[Any]) -> None:
+        """Let every parameter's gradient be the sum of those of all processes; None where no process has one."""
+        if self.count == 1:
+            return
+        import torch
+        import torch.distributed as dist
+
+        trained = [p for p in parameters if p.requires_grad]
+        there = torch.tensor([p.grad is not None for p in trained], dtype=torch.int32, device=trained[0].device)
+        dist.all_reduce(there, op=dist.ReduceOp.MAX)
+        waiting = []
+        for p, anywhere in zip(trained, there.tolist(), strict=True):
+            if anywhere:
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+                waiting.append(dist.all_reduce(p.grad, async_op=True))
+        for work in waiting:
+            work.wait()
+
+    def agree(self, value: float, what: str) -> None:
+        """Raise Apart where a number that has to be the same in all processes is not: their weights have gone apart."""
+        if self.count > 1 and len(set(found := self._gather(value))) > 1:
+            raise Apart(f"{what} is {', '.join(map(str, found))} on the {self.count} devices of this run")
+
+    def _gather(self, value: T) -> list[T]:
+        import torch.distributed as dist
+
+        found: list[Any] = [None] * self.count
+        dist.all_gather_object(found, value)
+        return found
+
+
+ALONE = Ranks()
+
+
+class Apart(Exception):
+    """Processes of one run have different weights. Checkpoints are those of earlier steps."""
+
+
+def is_rank() -> bool:
+    """Return whether this process is one of several of a run: expo or torchrun has started them."""
+    return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def is_watched() -> bool:
+    """Return whether the processes of this run are watched over by expo, which has the run's lock and tells why one has ended."""
+    return MEETING in os.environ
+
+
+def lost_another(error: Exception) -> bool:
+    """Return whether an error says no more than that another process of the run is gone."""
+    several = "RANK" in os.environ  # Lightning takes WORLD_SIZE away when it ends
+    return several and isinstance(error, RuntimeError) and any(word in str(error) for word in OF_CONNECTION)
+
+
+@contextmanager
+def joined(gpu: bool) -> Iterator[Ranks]:
+    """Join the other processes of the run, where there are any. Args: gpu, whether the run computes on GPUs."""
+    if not is_rank():
+        yield ALONE
+        return
+    import torch
+    import torch.distributed as dist
+
+    rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    meeting = os.environ.get(MEETING)
+    dist.init_process_group(
+        # Plain objects go by way of the CPU.
+        "cpu:gloo,cuda:nccl" if gpu else "gloo",
+        init_method=f"file://{meeting}" if meeting else "env://",
+        rank=rank,
+        world_size=count,
+    )
+    try:
+        yield Ranks(rank, count)
+    finally:
+        dist.destroy_process_group()

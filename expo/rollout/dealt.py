@@ -1,0 +1,42 @@
+"""One engine for each device of a run: the requests are dealt out, the completions shared."""
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from expo.devices.ranks import Ranks
+from expo.rollout.engine import Completion, Engine, Follow, Request, Sampling
+
+
+class DealtEngine:
+    """Engine whose process generates its share of the requests and gets the rest from the others. Equal prompts stay together."""
+
+    def __init__(self, engine: Engine, ranks: Ranks):
+        self.engine, self.ranks = engine, ranks
+
+    def generate(
+        self, requests: Sequence[Request], sampling: Sampling, follow: Follow | None = None
+    ) -> list[Completion]:
+        """See `Engine.generate`. What `follow` asks for waits until all `requests` have ended, on all devices."""
+        groups = [list(group) for _, group in groupby(range(len(requests)), lambda i: requests[i].prompt)]
+        own = self.ranks.own(groups)
+        made = iter(self.engine.generate([requests[i] for group in own for i in group], sampling) if own else [])
+        shared = self.ranks.whole([[next(made) for _ in group] for group in own])
+        completions = [completion for group in shared for completion in group]
+        more = follow(dict(enumerate(completions))) if follow else []
+        return completions + (self.generate(more, sampling) if more else [])
+
+    def sync(self) -> None:
+        """See `Engine.sync`."""
+        self.engine.sync()
+
+    def sleep(self) -> None:
+        """See `Engine.sleep`."""
+        self.engine.sleep()
+
+    def wake(self) -> None:
+        """See `Engine.wake`."""
+        self.engine.wake()
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        self.engine.close()

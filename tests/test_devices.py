@@ -1,0 +1,354 @@
+"""One run on several devices: the same completions, metrics and weights as on one. Here they are processes on the CPU."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from conftest import compose_config
+from test_train import SMALL, expo, run, scalars, weights
+
+from expo.commands.train import train
+from expo.commands.wiring import build_run
+from expo.config import UserError, check, run_dir
+from expo.devices.ranks import ALONE, Apart, Ranks
+from expo.rollout.dealt import DealtEngine
+from expo.rollout.engine import Completion, Request, Sampling
+from expo.rollout.noise import SOLVE, Key
+from expo.runs.reading import read_rows
+from expo.tables.launch import own_gpus
+from expo.verifier.pool import Verifier
+
+LADDER = ["dataset=ladder", "dataset.levels=[2]", "trainer.accelerator=cpu", "evaluation.every=2"]
+# Level 2, where the base policy is right sometimes: every stream is busy.
+BUSY = ["algorithm.kl_coef=0.05", "algorithm.updates_per_rollout=2"]
+
+
+def completions(directory: Path) -> dict[str, list]:
+    """Everything that was sampled, by file."""
+    files = sorted((directory / "completions").glob("*.parquet"))
+    return {f.name: [(r["problem"], r["completion"], r["verdict"]) for r in read_rows(f)] for f in files}
+
+
+def assert_same(ours: Path, theirs: Path) -> None:
+    assert completions(ours) == completions(theirs)
+    assert len(scalars(ours)) == len(scalars(theirs))
+    for mine, other in zip(scalars(ours), scalars(theirs), strict=True):
+        undefined = {name for name, value in other.items() if value is None}
+        assert undefined == {name for name, value in mine.items() if value is None}
+        assert {k: v for k, v in mine.items() if v is not None} == pytest.approx(
+            {k: v for k, v in other.items() if v is not None}, rel=1e-5, abs=1e-5
+        )
+    mine, other = weights(ours), weights(theirs)
+    assert mine.keys() == other.keys()
+    for name in mine:
+        torch.testing.assert_close(mine[name], other[name], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.runs
+def test_two_devices_make_the_run_of_one(tmp_path, capfd):
+    overrides = [*LADDER, *BUSY, "trainer.max_steps=3"]
+    _, one = run(tmp_path / "one", *overrides)
+    capfd.readouterr()
+    code, two = run(tmp_path / "two", *overrides, "trainer.devices=2")
+    assert code == 0
+    assert_same(two, one)
+    assert capfd.readouterr().out.count("done at step 3") == 1
+    assert not list(two.glob("device*.log"))
+    assert one.name == two.name  # the number of devices is no part of a run's identity
+
+
+MATRIX = {
+    "grpo": ["algorithm=grpo", "algorithm.kl_coef=0.05"],
+    "always": ["algorithm=exp_grpo"],
+    "all_wrong": ["algorithm=exp_grpo", "positives.gate=all_wrong", "dataset.levels=[2,5]"],
+    "no positives": ["algorithm=exp_grpo", "positives.gate=all_wrong", "dataset.levels=[1]"],
+    "online DPO": ["algorithm=exp_dpo_online", "algorithm.pairs_every=2"],
+    "offline DPO": ["algorithm=exp_dpo_offline"],
+    "sft": ["algorithm=sft_expert"],
+    "star": ["algorithm=star", "algorithm.restart_every=2"],
+    "luffy": ["algorithm=luffy"],
+    "nurl": ["algorithm=nurl", "dataset.levels=[4]"],
+    "dapo": ["algorithm=dapo", "dataset.levels=[3]"],
+    "lora": ["algorithm=exp_grpo", "model.lora_rank=4", "algorithm.kl_coef=0.05"],
+    "cache": ["algorithm=exp_grpo", "positives.cache_steps=8", "dataset.limit=6"],
+    "retry": ["algorithm=grpo", "algorithm.retry=0.3", "dataset.levels=[1,4]", "dataset.limit=6"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [2, 4])
+@pytest.mark.parametrize("kind", MATRIX)
+def test_any_number_of_devices_makes_the_run_of_one(kind, devices, tmp_path):
+    overrides = [*LADDER, *MATRIX[kind], "trainer.max_steps=3"]
+    _, one = run(tmp_path / "one", *overrides)
+    code, several = run(tmp_path / "several", *overrides, f"trainer.devices={devices}")
+    assert code == 0
+    assert_same(several, one)
+
+
+@pytest.mark.slow
+def test_more_devices_than_rows(tmp_path):
+    overrides = [*LADDER, "trainer.problems_per_step=1", "algorithm.group_size=2", "trainer.max_steps=2"]
+    _, one = run(tmp_path / "one", *overrides)
+    code, four = run(tmp_path / "four", *overrides, "trainer.devices=4")
+    assert code == 0
+    assert_same(four, one)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_other_devices(tmp_path):
+    overrides = [*LADDER, *BUSY, "trainer.max_steps=6"]
+    _, one = run(tmp_path / "one", *overrides)
+    for devices, stop_after in ((4, 2), (2, 4), (1, "null")):
+        code, parts = run(
+            tmp_path / "parts", *overrides, f"trainer.devices={devices}", f"trainer.stop_after={stop_after}"
+        )
+        assert code == 0
+    assert_same(parts, one)
+
+
+def started(tmp_path: Path, *overrides: str) -> tuple[subprocess.Popen, list[psutil.Process], Path]:
+    """A run on two devices under way, the processes of its devices, and its directory."""
+    options = [*SMALL, *LADDER, "trainer.max_steps=400", "trainer.devices=2", "evaluation.every=0", *overrides]
+    process = expo("train", *options, "output_dir=runs", cwd=tmp_path)
+    directory = run_dir(compose_config(f"output_dir={tmp_path / 'runs'}", *options))
+    lines = directory / "metrics.jsonl"
+    while not (lines.is_file() and len(lines.read_text().splitlines()) > 3):
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.1)
+    children = psutil.Process(process.pid).children()
+    own = [c for c in children if "expo.commands.device" in c.cmdline()]
+    assert len(own) == 2
+    return process, sorted(own, key=lambda c: int(c.environ()["RANK"])), directory
+
+
+def ended(process: subprocess.Popen, devices: list[psutil.Process]) -> tuple[int, str]:
+    out, _ = process.communicate(timeout=60)
+    assert not any(d.is_running() and d.status() != psutil.STATUS_ZOMBIE for d in devices)
+    return process.returncode, out
+
+
+@pytest.mark.runs
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_device_ends_the_run_with_one_line_and_the_same_command_goes_on(rank, tmp_path):
+    process, devices, directory = started(tmp_path, "trainer.checkpoint_every=2")
+    devices[rank].kill()
+    code, out = ended(process, devices)
+    assert code == 1
+    said = [line for line in out.splitlines() if line.startswith("expo: ")]
+    assert said == [
+        f"expo: device {rank} of 2: was ended by SIGKILL; the same command goes on from the last checkpoint"
+    ]
+    assert "Traceback" not in out
+    assert json.loads((directory / "summary.json").read_text())["status"] == "stopped"
+    if rank:
+        resume = ["trainer.devices=2", "trainer.max_steps=400", "evaluation.every=0", "trainer.stop_after=1"]
+        assert run(tmp_path / "runs", *LADDER, "trainer.checkpoint_every=2", *resume)[0] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("whom", ["all", "one device"])
+def test_a_signal_stops_all_devices_after_the_same_step(number, whom, tmp_path):
+    process, devices, directory = started(tmp_path)
+    (process if whom == "all" else psutil.Process(devices[1].pid)).send_signal(number)
+    code, out = ended(process, devices)
+    assert code == 128 + number
+    assert "Traceback" not in out
+    assert json.loads((directory / "summary.json").read_text())["status"] == "stopped"
+    assert list((directory / "checkpoints").glob("step*.ckpt"))
+
+
+@pytest.mark.slow
+def test_devices_end_with_who_watches_over_them(tmp_path):
+    process, devices, _ = started(tmp_path)
+    process.kill()
+    process.wait()
+    psutil.wait_procs(devices, timeout=60)
+    assert not any(d.is_running() and d.status() != psutil.STATUS_ZOMBIE for d in devices)
+
+
+BROKEN = """
+import os
+from expo.step.rewards import Correct
+
+class Reward(Correct):
+    def __call__(self, problems, texts, verdicts):
+        if os.environ.get("RANK") == "1":
+            raise ValueError("the reward of device 1 is broken")
+        return super().__call__(problems, texts, verdicts)
+"""
+
+
+@pytest.mark.runs
+def test_an_error_on_one_device_ends_the_run_with_its_line(tmp_path):
+    (tmp_path / "broken.py").write_text(BROKEN)
+    options = [
+        *SMALL,
+        *LADDER,
+        "trainer.devices=2",
+        "trainer.max_steps=3",
+        "reward._target_=broken.Reward",
+        "output_dir=runs",
+    ]
+    process = expo("train", *options, cwd=tmp_path)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "expo: device 1 of 2: ValueError: the reward of device 1 is broken; the same command" in out
+    assert "Traceback" not in out
+    (log,) = tmp_path.glob("runs/*/*/device1.log")
+    assert "Traceback" in log.read_text()  # the whole of it
+
+
+@pytest.mark.runs
+def test_a_mistake_is_told_once(tmp_path):
+    process = expo(
+        "train",
+        *SMALL,
+        "dataset=ladder",
+        "trainer.devices=2",
+        "rollout.max_prompt_tokens=5",
+        "output_dir=runs",
+        cwd=tmp_path,
+    )
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert out.count("rollout.max_prompt_tokens=5") == 1
+    assert "Traceback" not in out
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_devices_as_well(tmp_path):
+    overrides = [*SMALL, *LADDER, *BUSY, "trainer.max_steps=2"]
+    _, one = run(tmp_path / "one", *LADDER, *BUSY, "trainer.max_steps=2")
+    line = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "expo", "train"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*line, *overrides, "trainer.devices=2", "output_dir=two"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert_same(run_dir(compose_config(f"output_dir={tmp_path / 'two'}", *overrides)), one)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["trainer.devices=0"], r"trainer\.devices=0: must be greater than 0"),
+        (["trainer.devices=2", "rollout=vllm"], r"trainer\.devices=2: .* works with one device as yet"),
+        (["trainer.num_nodes=2"], r"trainer\.num_nodes=2: start one process per device with torchrun"),
+    ],
+)
+def test_devices_that_cannot_work_are_refused(overrides, told, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)  # as if vLLM were there
+    with pytest.raises(UserError, match=told):
+        check(compose_config("dataset=ladder", *overrides))
+
+
+def test_another_number_of_processes_is_refused(tmp_path, monkeypatch):
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "0")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=r"trainer\.devices=1, trainer\.num_nodes=1: 2 processes were started"):
+        train(compose_config("dataset=ladder", f"output_dir={tmp_path}"))
+
+
+def test_alone_nothing_is_dealt_and_nothing_is_sent():
+    items, sums = list(range(5)), {"a": 1.0}
+    assert ALONE.whole(ALONE.own(items)) == items
+    assert ALONE.by_first(lambda: "made") == "made"
+    ALONE.add_up(sums, {"a": 0.5})
+    assert sums == {"a": 1.0}
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_shares_make_up_the_whole_in_order(count):
+    items = list(range(11))
+    shares = [Ranks(rank, count).own(items) for rank in range(count)]
+    assert sorted(x for share in shares for x in share) == items
+    together = Gathered(0, count, shares)
+    assert together.whole(shares[0]) == items
+
+
+class Gathered(Ranks):
+    """A process that hears at once what the others have."""
+
+    def __init__(self, rank, count, shares):
+        super().__init__(rank, count)
+        object.__setattr__(self, "shares", shares)
+
+    def _gather(self, value):
+        return self.shares
+
+
+def test_a_prompt_is_read_on_one_device_and_completions_come_in_order():
+    class Echo:
+        def generate(self, requests, sampling, follow=None):
+            return [Completion(r.prompt, [r.key.row], [0.0], False, r.problem) for r in requests]
+
+    class Asks(Ranks):
+        """Keeps what its share has become."""
+
+        def whole(self, own):
+            shares.append(list(own))
+            return []
+
+    requests = [Request((i // 3,), Key(0, SOLVE, 0, i), i // 3) for i in range(12)]
+    shares: list[list[list[Completion]]] = []
+    for rank in range(3):
+        DealtEngine(Echo(), Asks(rank, 3)).generate(requests, Sampling(1.0, 1.0, 0, 4))
+    assert all(len({c.prompt for c in group}) == 1 and len(group) == 3 for share in shares for group in share)
+    made = Gathered(0, 3, shares).whole(shares[0])
+    assert [c.ids for group in made for c in group] == [[i] for i in range(12)]
+
+
+def test_rows_that_every_device_would_train_on_are_refused(tmp_path):
+    cfg = compose_config("dataset=ladder", *SMALL, f"output_dir={tmp_path}")
+    with Verifier() as verifier:
+        module, _, _ = build_run(cfg, verifier)
+    module.pipeline.tools = type(module.pipeline.tools)(**vars(module.pipeline.tools) | {"ranks": Ranks(0, 2)})
+    with pytest.raises(TypeError, match="went through no `parts`"):
+        module.take_step({})
+
+
+def test_weights_that_go_apart_end_the_run():
+    Gathered(0, 2, [1.5, 1.5]).agree(1.5, "the norm")
+    with pytest.raises(Apart, match=r"the norm is 1\.5, 1\.25 on the 2 devices"):
+        Gathered(0, 2, [1.5, 1.25]).agree(1.5, "the norm")
+
+
+def test_a_run_gets_as_many_gpus_as_it_wants_and_waits_for_them(tmp_path):
+    def named(held):
+        return held.get("CUDA_VISIBLE_DEVICES")
+
+    gpus = ["0", "1", "2"]
+    with own_gpus(gpus, 2, tmp_path) as first:
+        assert named(first) == "0,1"
+        with own_gpus(gpus, 1, tmp_path) as second:
+            assert named(second) == "2"
+            waited = []
+            with (
+                pytest.raises(TimeoutError),
+                own_gpus(gpus, 2, tmp_path, wait=lambda: waited.append(1) or give_up(waited)),
+            ):
+                pass
+            assert len(waited) == 3
+    with own_gpus(gpus, 3, tmp_path) as again:
+        assert named(again) == "0,1,2"
+    with own_gpus([], 2, tmp_path) as none:
+        assert none == {}
+
+
+def give_up(waited):
+    if len(waited) == 3:
+        raise TimeoutError
