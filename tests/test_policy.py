@@ -6,12 +6,15 @@ import torch
 from conftest import compose_config
 
 from expo.algorithms import losses
-from expo.commands.wiring import read_prompts_rightly
+from expo.commands.wiring import load_model, make_engine, make_evaluator, read_prompts_rightly
 from expo.config import ModelConf
+from expo.data.problem import Problem
 from expo.model import policy
 from expo.model.checks import reads_rightly
 from expo.model.policy import as_initial, can_share, micro_batches, score, token_batch, token_logp
 from expo.model.small import random_tiny
+from expo.step.positives.properties import Scorer
+from expo.verifier.pool import Verifier
 
 PROMPTS = [[5, 6, 7], [8, 9], [10, 11, 12, 13], [5, 6]]
 COMPLETIONS = [[20, 21, 22, 23], [30], [40, 41, 42], [50, 51, 52, 53, 54]]
@@ -186,3 +189,53 @@ def test_logits_that_are_kept_and_those_made_again_score_and_train_alike(model, 
         found.append([logp, *torch.autograd.grad((logp * logp).sum(), list(model.parameters()))])
     for again, at_once in zip(*found, strict=True):
         torch.testing.assert_close(again, at_once, atol=1e-5, rtol=1e-4)
+
+
+def formats(model):
+    """What the first projection computes in, from now on."""
+    seen = []
+    projection = next(m for name, m in model.named_modules() if name.endswith("q_proj"))
+    projection.register_forward_hook(lambda module, given, made: seen.append(made.dtype))
+    return seen
+
+
+def test_rollouts_scoring_and_evaluation_compute_in_one_format(tmp_path):
+    cfg = compose_config("dataset=ladder", "trainer.precision=bf16-mixed")
+    loaded, tokenizer, prompts = load_model(cfg)
+    for copy_of in (loaded, policy.frozen_copy(loaded)):
+        seen = formats(copy_of)
+        problems = [Problem("p", "(1) > 7 ;", "7", level=1)]
+        engine = make_engine(cfg, copy_of, tokenizer)
+        make_evaluator(cfg, problems, Verifier(), prompts, tokenizer).evaluate(engine)
+        score(copy_of, batch_of(), shared=True).sum()
+        Scorer(copy_of, tokenizer, prompts, 4).logp([[5, 6]], [[7, 8]])
+        assert set(seen) == {torch.bfloat16}
+        with policy.in_own_format(copy_of):
+            score(copy_of, batch_of())
+        assert seen[-1] == torch.float32
+        assert {p.dtype for p in copy_of.parameters()} == {torch.float32}
+
+
+def test_weights_that_have_changed_are_seen_in_mixed_precision():
+    """Autocast that spans two updates keeps the casts of the first one's weights."""
+    model, _ = random_tiny()
+    policy.compute_in(model, "bf16-mixed")
+    before = score(model, batch_of()).detach()
+    with torch.no_grad():
+        for p in model.parameters():
+            p *= 3
+    after = score(model, batch_of()).detach()
+    assert (after - before).abs().max() > 0.1
+    fresh = copy.deepcopy(model)
+    torch.testing.assert_close(score(fresh, batch_of()).detach(), after)
+
+
+def test_logits_are_bounded_by_their_number(model, monkeypatch):
+    """However large the vocabulary is."""
+    sizes, chunk = [], policy._score_chunk
+    monkeypatch.setattr(
+        policy, "_score_chunk", lambda head, rows, *more: sizes.append(len(rows)) or chunk(head, rows, *more)
+    )
+    monkeypatch.setattr(policy, "LOGITS", 4 * model.config.vocab_size + 1)
+    score(model, batch_of())
+    assert sizes == [4, 4, 4, 1]

@@ -8,8 +8,11 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
+# For one part of a step: who watches over the processes ends them when one is gone, long before that.
+LONGEST = timedelta(hours=4)
 # What torch says where a connection is gone; it has no error of its own for all of them.
 OF_CONNECTION = ("gloo", "NCCL", "Connection")
 T = TypeVar("T")
@@ -134,6 +137,7 @@ def joined(gpu: bool) -> Iterator[Ranks]:
         init_method=f"file://{meeting}" if meeting else "env://",
         rank=rank,
         world_size=count,
+        timeout=LONGEST,
     )
     try:
         yield Ranks(rank, count)

@@ -137,13 +137,15 @@ def sample(logits: Tensor, noise: Tensor, sampling: Sampling) -> tuple[Tensor, T
     Args: logits `[B, V]`; noise `[B]` in [0, 1). Returns (token `[B]`, its log-probability `[B]`) under the tempered
     and truncated distribution, which is the one that acted.
     """
-    logits = logits.float() / sampling.temperature
+    logits = logits.float()
+    if sampling.temperature != 1:
+        logits = logits / sampling.temperature
     if sampling.top_k:
         logits = TopKLogitsWarper(sampling.top_k)(None, logits)
     if sampling.top_p < 1:
         logits = TopPLogitsWarper(sampling.top_p)(None, logits)
     logp = logits.log_softmax(dim=-1)
-    cumulative = logp.exp().cumsum(dim=-1)
+    cumulative = logp.exp().cumsum_(dim=-1)
     # Scaled by the last entry, because rounding leaves it near, not at, 1; right=True skips tokens of probability zero.
     whole = cumulative[:, -1:].contiguous()
     token = torch.searchsorted(cumulative, noise.unsqueeze(1) * whole, right=True)

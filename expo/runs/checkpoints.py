@@ -89,8 +89,8 @@ def save_checkpoint(trainer: Trainer, folder: Path, step: int, keep_earlier: boo
     path = folder / f"step{step - 1:06d}.ckpt"
     trainer.save_checkpoint(path)
     for old in earlier:
-        if old != path and old.is_file():
-            old.unlink()
+        if old != path:
+            old.unlink(missing_ok=True)  # another device of the run may have been quicker
 
 
 def step_of(checkpoint: Path) -> int:
