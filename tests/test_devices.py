@@ -71,7 +71,7 @@ MATRIX = {
     "no positives": ["algorithm=exp_grpo", "positives.gate=all_wrong", "dataset.levels=[1]"],
     "online DPO": ["algorithm=exp_dpo_online", "algorithm.pairs_every=2"],
     "offline DPO": ["algorithm=exp_dpo_offline"],
-    "sft": ["algorithm=sft_expert"],
+    "sft": ["algorithm=sft"],
     "star": ["algorithm=star", "algorithm.restart_every=2"],
     "luffy": ["algorithm=luffy"],
     "nurl": ["algorithm=nurl", "dataset.levels=[4]"],
