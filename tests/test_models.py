@@ -9,6 +9,7 @@ import transformers
 from conftest import compose_config
 from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from test_train import run
 
 from expo.commands import fit
 from expo.commands.wiring import load_model, longest_prompt, make_engine, read_prompts_rightly, solve_limit
@@ -21,6 +22,7 @@ from expo.model.prompts import Prompts
 from expo.model.small import ladder_tokenizer
 from expo.rollout.engine import Request, Sampling
 from expo.rollout.noise import SOLVE, Key
+from expo.runs.checkpoints import newest_checkpoint
 from expo.runs.directory import Run
 from expo.verifier.pool import Verifier
 
@@ -363,3 +365,31 @@ def test_a_run_that_goes_on_loads_the_commit_that_it_began_with(fresh, commit, t
     with pytest.raises(ZeroDivisionError):
         fit.make_run(cfg)
     assert asked == [commit]
+
+
+@pytest.mark.runs
+def test_a_run_that_begins_from_an_adapter_leaves_the_whole_model_that_it_trained(tmp_path):
+    options = [
+        "dataset=ladder",
+        "dataset.levels=[2]",
+        "model.lora_rank=2",
+        "optimizer.learning_rate=0.01",
+        "trainer.max_steps=2",
+    ]
+    _, first = run(tmp_path / "first", *options)
+    adapter = first / "checkpoints" / "final"
+    assert (adapter / "adapter_config.json").is_file()
+    assert "library_name: peft" in (adapter / "README.md").read_text()
+    _, second = run(tmp_path / "second", *options, "model=hf", f"model.path={adapter}")
+    final = second / "checkpoints" / "final"
+    assert not (final / "adapter_config.json").exists()
+    assert "library_name: transformers" in (final / "README.md").read_text()
+    trained, _ = load_policy(ModelConf(path=str(adapter), lora_rank=2))
+    checkpoint = torch.load(newest_checkpoint(second), weights_only=True)["state_dict"]
+    trained.load_state_dict(
+        {name.removeprefix("policy."): w for name, w in checkpoint.items() if name.startswith("policy.")}
+    )
+    left, _ = load_policy(ModelConf(path=str(final)))
+    torch.testing.assert_close(logps(left), logps(trained), atol=1e-4, rtol=1e-4)
+    begun, _ = load_policy(ModelConf(path=str(adapter)))
+    assert (logps(left) - logps(begun)).abs().max() > 1e-3

@@ -35,8 +35,7 @@ def main(arguments: list[str]) -> int:
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     _save(final, partial, options["dtype"] or cfg.model.dtype)
-    cfg.model.lora_rank = 0
-    (partial / "README.md").write_text(model_card(cfg, read_summary(run)))
+    (partial / "README.md").write_text(model_card(cfg, read_summary(run), adapter=False))
     partial.rename(output)
     print(f"{output}: load it with AutoModelForCausalLM.from_pretrained({str(output)!r})")
     return 0

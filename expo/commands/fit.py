@@ -7,6 +7,7 @@ import sys
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning import Trainer
@@ -185,14 +186,14 @@ def explain_failure(error: Exception, run: Run, trainer: Trainer, stop: Stop) ->
     return 1
 
 
-def save_final(module: Algorithm, folder: Path, card: str) -> None:
+def save_final(module: Algorithm, folder: Path, cfg: Config, summary: dict[str, Any]) -> None:
     """Save the policy as a Hugging Face folder: beside its place first, so that a full disk leaves no half of it there."""
     partial = folder.with_name(".final.partial")
     shutil.rmtree(partial, ignore_errors=True)
     with disk_errors(partial):
         save_policy(module.policy, partial)
     module.pipeline.tools.tokenizer.save_pretrained(partial)
-    (partial / "README.md").write_text(card)
+    (partial / "README.md").write_text(model_card(cfg, summary, (partial / "adapter_config.json").is_file()))
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
 
@@ -206,7 +207,7 @@ def finish(cfg: Config, run: Run, trainer: Trainer, module: Algorithm, evaluator
     if not run.writes:
         return code
     if done:
-        save_final(module, checkpoints / "final", model_card(cfg, run.summary()))
+        save_final(module, checkpoints / "final", cfg, run.summary())
     peak = {
         "process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10),
         "verifier_worker": evaluator.verifier.peak_mb,  # of the largest one; 0 where no answer needed a worker

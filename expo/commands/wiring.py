@@ -153,7 +153,8 @@ def load_model(
     if to_device and torch.cuda.is_available() and cfg.trainer.accelerator != "cpu":
         model.to("cuda")
     compute_in(model, cfg.trainer.precision)
-    check_scoring(model, cfg.model.path)
+    if to_device:  # some attention works on a GPU alone
+        check_scoring(model, cfg.model.path)
     return model, tokenizer, prompts
 
 
@@ -202,7 +203,7 @@ def bank_of(cfg: Config, policy: PreTrainedModel) -> Bank:
 def begun(cfg: Config, policy: PreTrainedModel, bank: Bank) -> AbstractContextManager[None]:
     """Return a context in which the policy has its initial weights. Raises UserError where the model is another one by now."""
     with torch.random.fork_rng():  # loading draws
-        model, _, _ = load_model(cfg, to_device=False)
+        model, _, _ = load_model(cfg, to_device=False, commit=getattr(policy.config, "_commit_hash", None))
     if fingerprint(model) != bank.identity.rpartition("-")[2]:
         raise UserError(
             f"model.path={cfg.model.path}: has other weights than when the run began; put the first ones back"

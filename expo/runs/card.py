@@ -8,11 +8,11 @@ from expo.config import Config
 from expo.config.model import looks_local
 
 
-def model_card(cfg: Config, summary: dict[str, Any]) -> str:
-    """Return README.md of a model folder. Args: summary, the run's summary.json."""
+def model_card(cfg: Config, summary: dict[str, Any], adapter: bool) -> str:
+    """Return README.md of a model folder. Args: summary, the run's summary.json; adapter, whether the folder has an adapter alone."""
     base, data = cfg.model.path, cfg.dataset
     front: dict[str, Any] = {
-        "library_name": "peft" if cfg.model.lora_rank else "transformers",
+        "library_name": "peft" if adapter else "transformers",
         "tags": ["expo", cfg.name, "math"],
     }
     if not looks_local(base) and "/" in base:
