@@ -14,6 +14,7 @@ from test_train import SMALL, run, scalars, weights
 
 from expo import config
 from expo.cli import COMMANDS
+from expo.commands import wiring
 from expo.commands.explain import explain
 from expo.commands.wiring import build_run
 from expo.config import UserError
@@ -164,6 +165,24 @@ def test_no_copy_of_the_initial_policy_stays_in_memory(tmp_path):
     assert reference("algorithm.refills=1") is not None
     assert reference("algorithm.refills=1", "model.lora_rank=4") is None  # the policy without its adapter
     assert reference("algorithm=star", "positives.bank=false", "model.lora_rank=4") is not None  # which begins again
+
+
+@pytest.mark.parametrize(
+    ("overrides", "engines"),
+    [
+        (["algorithm.kl_coef=0.1"], 1),  # the copy scores, and generates nothing: with vLLM no second engine
+        (["algorithm.kl_coef=0.1", "positives.bank=false"], 2),
+        (["algorithm=nurl", "algorithm.kl_coef=0.1"], 2),
+        (["positives.explainer=snapshot"], 2),
+    ],
+)
+def test_only_who_generates_has_an_engine(overrides, engines, tmp_path, monkeypatch):
+    made, make = [], wiring.make_engine
+    monkeypatch.setattr(wiring, "make_engine", lambda *args: made.append(args[1]) or make(*args))
+    cfg = compose_config(f"output_dir={tmp_path}", *SMALL, "algorithm=exp_grpo", *overrides)
+    with Verifier(cfg.verifier) as verifier:
+        build_run(cfg, verifier)
+    assert len(made) == engines
 
 
 @pytest.mark.runs

@@ -180,10 +180,12 @@ def make_engines(
     engine = dealt(make_engine(cfg, policy, tokenizer))
     writer = None if cfg.positives.from_bank(cfg.algorithm) else cfg.positives.writer  # a bank takes this place
     by_writer: dict[str | None, Engine] = {"current": engine, None: engine}
-    if reference is not None:
-        by_writer["reference"] = dealt(make_engine(cfg, reference, tokenizer))
-    elif cfg.model.lora_rank and cfg.rollout.in_place:
-        by_writer["reference"] = dealt(UnadaptedEngine(cfg.rollout, policy, tokenizer))
+    if "reference" in (writer, cfg.hints.writer):  # a copy that a KL term alone needs generates nothing
+        by_writer["reference"] = dealt(
+            UnadaptedEngine(cfg.rollout, policy, tokenizer)
+            if reference is None
+            else make_engine(cfg, reference, tokenizer)
+        )
     if snapshot is not None:
         by_writer["snapshot"] = dealt(make_engine(cfg, snapshot, tokenizer))
     return Engines(
