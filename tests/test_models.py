@@ -393,3 +393,31 @@ def test_a_run_that_begins_from_an_adapter_leaves_the_whole_model_that_it_traine
     torch.testing.assert_close(logps(left), logps(trained), atol=1e-4, rtol=1e-4)
     begun, _ = load_policy(ModelConf(path=str(adapter)))
     assert (logps(left) - logps(begun)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("targets", [["lm_head", "q_proj"], ["embed_tokens"]])
+def test_an_adapter_on_a_weight_that_two_layers_share_is_refused(targets, tmp_path):
+    base, _ = load_policy(ModelConf(path=str(make("Qwen2", tmp_path / "base", tie_word_embeddings=True))))
+    lora = get_peft_model(base, LoraConfig(r=4, target_modules=targets, init_lora_weights=False))
+    lora.save_pretrained(tmp_path / "adapter")
+    TOKENIZER.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(UserError, match="cannot be merged"):
+        load_policy(ModelConf(path=str(tmp_path / "adapter")))
+
+
+def test_the_commit_of_a_model_of_the_hub_is_known(monkeypatch):
+    cached = {("some/model", "config.json", "v1"): "/cache/models--some--model/snapshots/abc123/config.json"}
+    monkeypatch.setattr(
+        policy, "try_to_load_from_cache", lambda source, name, revision: cached.get((source, name, revision))
+    )
+    assert policy.hub_commit("some/model", "v1") == "abc123"
+    assert policy.hub_commit("some/model", None) is None
+
+
+def test_a_model_in_bf16_is_read_rightly_all_the_same():
+    """The ladder's logits are large: their steps in bf16 are no leak."""
+    cfg = compose_config("dataset=ladder", "trainer.precision=bf16-mixed", "trainer.packing=true")
+    model, tokenizer, _ = load_model(cfg)
+    read_prompts_rightly(cfg, model)
+    assert cfg.trainer.share_prompts
+    make_engine(cfg, model, tokenizer)

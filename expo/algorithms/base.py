@@ -172,7 +172,6 @@ class Algorithm(LightningModule):
         assert isinstance(optimizer, LightningOptimizer)
         assert isinstance(schedule, torch.optim.lr_scheduler.LambdaLR)
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.optimizer_conf.max_grad_norm)
-        self.ranks.agree(norm.item(), f"the gradient norm of step {self.current_epoch + 1}")
         sums["grad_norm"] += norm.item()
         if norm.isfinite():
             optimizer.step()
@@ -186,10 +185,15 @@ class Algorithm(LightningModule):
 
     @torch.no_grad()
     def check_weights(self) -> None:
-        """Raise NonFiniteGradient where an update has left a weight that is no number: before anything of it is saved."""
+        """Raise NonFiniteGradient where an update has left a weight that is no number: before anything of it is saved.
+
+        Raises Apart where the devices of the run no longer have the same weights.
+        """
         # A sum is NaN or inf where a weight is, and takes a third of the time of looking at each.
         sums = [p.sum(dtype=torch.float32) for p in self.policy.parameters() if p.requires_grad]
-        if not torch.stack(sums).isfinite().all():
+        whole = torch.stack(sums)
+        self.ranks.agree(whole.tolist(), f"step {self.current_epoch + 1}: the weights")
+        if not whole.isfinite().all():
             raise NonFiniteGradient(f"a weight is not finite after step {self.current_epoch + 1}")
 
     def configure_optimizers(self) -> Any:

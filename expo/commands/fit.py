@@ -19,7 +19,7 @@ from expo.data.account import Account
 from expo.devices.ranks import LOST, Apart, is_rank, is_watched, joined, lost_another
 from expo.devices.strategy import strategy_options
 from expo.evaluation.evaluate import Evaluator
-from expo.model.policy import save_policy
+from expo.model.policy import causal_lm, save_policy
 from expo.runs.callbacks import Evaluate, KeepCheckpoint, LogSteps, ShowProgress, Stop
 from expo.runs.card import model_card
 from expo.runs.checkpoints import WholeFiles, newest_checkpoint, save_checkpoint, step_of
@@ -49,17 +49,15 @@ def make_run(cfg: Config) -> int:
         return _make_run(cfg, gpu)
     except RuntimeError as error:  # before the first step, or after the last one
         if lost_another(error):
-            return tell_lost()
+            return tell_lost(error)
         raise
 
 
-def tell_lost() -> int:
+def tell_lost(error: Exception) -> int:
     """Say that another device of the run is gone, unless who watches over them says why. Returns the exit code."""
-    if not is_watched():
-        print(
-            "expo: another device of this run has ended; the same command goes on from the last checkpoint",
-            file=sys.stderr,
-        )
+    if not is_watched() or os.environ["RANK"] != "0":  # the others have a log of their own
+        told = f"another device of this run has ended ({' '.join(str(error).split())})"
+        print(f"expo: {told}; the same command goes on from the last checkpoint", file=sys.stderr)
     return LOST
 
 
@@ -111,7 +109,7 @@ def prepare(cfg: Config, run: Run, module: Algorithm, evaluator: Evaluator, acco
     if run.finished:  # by the process that we have waited for
         print(f"{run.dir} {FINISHED}")
         return None
-    run.model_commit = getattr(module.policy.config, "_commit_hash", None)
+    run.model_commit = getattr(causal_lm(module.policy), "hub_commit", None)
     run.begin()
     run.keep_account(account)
     check_problems(run, evaluator)
@@ -165,7 +163,7 @@ def explain_failure(error: Exception, run: Run, trainer: Trainer, stop: Stop) ->
     """Note an error in the summary and in the loggers. Returns the exit code where one line on stderr says it all, else None."""
     if lost_another(error):
         run.write_summary("stopped", step=trainer.current_epoch)
-        return tell_lost()
+        return tell_lost(error)
     # A Ctrl-C reaches an engine in a process of its own, too.
     interrupted = isinstance(error, EngineError) and stop.signal
     full = isinstance(error, OSError) and error.errno in DISK

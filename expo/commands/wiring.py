@@ -20,7 +20,7 @@ from expo.data.readers import Reader
 from expo.devices.ranks import ALONE, Ranks
 from expo.evaluation.evaluate import Evaluator
 from expo.model.checks import check_packing, check_scoring, reads_rightly, row_limit
-from expo.model.policy import as_it_began, compute_in, frozen_copy
+from expo.model.policy import as_it_began, causal_lm, compute_in, frozen_copy
 from expo.model.prompts import Prompts
 from expo.rollout.checks import check_decoding
 from expo.rollout.dealt import DealtEngine
@@ -205,7 +205,7 @@ def bank_of(cfg: Config, policy: PreTrainedModel) -> Bank:
 def begun(cfg: Config, policy: PreTrainedModel, bank: Bank) -> AbstractContextManager[None]:
     """Return a context in which the policy has its initial weights. Raises UserError where the model is another one by now."""
     with torch.random.fork_rng():  # loading draws
-        model, _, _ = load_model(cfg, to_device=False, commit=getattr(policy.config, "_commit_hash", None))
+        model, _, _ = load_model(cfg, to_device=False, commit=getattr(causal_lm(policy), "hub_commit", None))
     if fingerprint(model) != bank.identity.rpartition("-")[2]:
         raise UserError(
             f"model.path={cfg.model.path}: has other weights than when the run began; put the first ones back"

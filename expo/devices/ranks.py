@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 # For one part of a step: who watches over the processes ends them when one is gone, long before that.
 LONGEST = timedelta(hours=4)
 # What torch says where a connection is gone; it has no error of its own for all of them.
-OF_CONNECTION = ("gloo", "NCCL", "Connection")
+OF_CONNECTION = ("Connection closed", "Connection reset", "remote process exited", "Broken pipe")
 T = TypeVar("T")
 LOST = 75  # exit code of a process that has ended because another one was gone
 
@@ -82,10 +82,10 @@ class Ranks:
         for work in waiting:
             work.wait()
 
-    def agree(self, value: float, what: str) -> None:
-        """Raise Apart where a number that has to be the same in all processes is not: their weights have gone apart."""
-        if self.count > 1 and len(set(found := self._gather(value))) > 1:
-            raise Apart(f"{what} is {', '.join(map(str, found))} on the {self.count} devices of this run")
+    def agree(self, values: Sequence[float], what: str) -> None:
+        """Raise Apart where numbers that have to be the same in all processes are not. A NaN is the same as a NaN."""
+        if self.count > 1 and len(set(self._gather(repr(values)))) > 1:
+            raise Apart(f"{what} are not the same on the {self.count} devices of this run")
 
     def _gather(self, value: T) -> list[T]:
         import torch.distributed as dist

@@ -4,12 +4,14 @@ import copy
 import pickle
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 from torch.utils.checkpoint import checkpoint
@@ -54,11 +56,12 @@ def load_policy(conf: ModelConf) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
         raise UserError(f"model.path={path}: its tokenizer has no chat template; choose an instruct model")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    model.hub_commit = hub_commit(source, conf.revision)
     if conf.lora_rank:
         from peft import LoraConfig, get_peft_model
 
         lora = LoraConfig(r=conf.lora_rank, lora_alpha=conf.lora_alpha, target_modules="all-linear")
-        model = get_peft_model(model, lora)
+        model = get_peft_model(model, lora, revision=conf.revision)
     if conf.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
@@ -83,9 +86,35 @@ def _whole_model(source: str, revision: str | None, options: dict[str, Any]) -> 
     base, lacking = _whole_model(str(adapter.base_model_name_or_path), adapter.revision, options)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="Found missing adapter keys")
-        model = PeftModel.from_pretrained(base, source, revision=revision).merge_and_unload().requires_grad_(True)
+        model = _merged(PeftModel.from_pretrained(base, source, revision=revision))
     model.begun_from_adapter = True  # which a further adapter alone does not tell: see `save_policy`
     return model, lacking
+
+
+@torch.no_grad()
+def _merged(adapted: Any) -> Any:
+    """Return the model of an adapter with the adapter in its weights. Raises ValueError where that makes another model of it.
+
+    It does where the adapter is on one of two layers that share a weight, as an embedding and a head that are tied.
+    """
+    ids = torch.arange(1, 9).unsqueeze(0) % adapted.config.get_text_config().vocab_size
+    before = adapted.eval()(input_ids=ids).logits.float()
+    model = adapted.merge_and_unload().requires_grad_(True)
+    after = model(input_ids=ids).logits.float()
+    half = next(model.parameters()).dtype != torch.float32
+    if (after - before).abs().max() > (0.1 if half else 1e-3) * before.abs().max():
+        raise ValueError("its adapter cannot be merged: it is on a weight that two layers share")
+    return model
+
+
+def hub_commit(source: str, revision: str | None) -> str | None:
+    """Return the commit of a model of the hub that was loaded; None for a local one."""
+    for name in ("adapter_config.json", "config.json"):
+        with suppress(HFValidationError):
+            found = try_to_load_from_cache(source, name, revision=revision) if not Path(source).is_dir() else None
+            if isinstance(found, str):
+                return Path(found).parent.name
+    return None
 
 
 def save_policy(policy: PreTrainedModel, folder: Path) -> None:

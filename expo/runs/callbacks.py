@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from expo.algorithms.base import Algorithm
+from expo.devices.ranks import is_watched
 from expo.evaluation.evaluate import Evaluator
 from expo.evaluation.files import save_rows
 from expo.runs.checkpoints import LINEAGE, save_checkpoint
@@ -139,7 +140,8 @@ class KeepCheckpoint(Checkpoint):
 class Stop(Callback):
     """Ends training after the current step on SIGTERM or SIGINT, or when `stop_after` steps are done.
 
-    A second signal ends the process the ordinary way.
+    A second signal ends the process the ordinary way; on several devices it changes nothing, since a cluster tells each process, and
+    who watches over them tells them again.
     """
 
     def __init__(self, stop_after: int | None):
@@ -152,7 +154,7 @@ class Stop(Callback):
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
-        signal.signal(number, signal.SIG_DFL)
+        signal.signal(number, signal.SIG_IGN if is_watched() else signal.SIG_DFL)
         print(f"{signal.Signals(number).name}: stopping after this step, with a checkpoint", file=sys.stderr)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]

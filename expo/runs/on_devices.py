@@ -81,7 +81,8 @@ def _wait(started: Sequence[subprocess.Popen[bytes]], folder: Path) -> int:
         rank: process.returncode for rank, process in enumerate(started) if process.returncode not in (LOST, *good)
     }
     told = {rank: code for rank, code in ended.items() if rank == 0 and code > 0}  # on the terminal
-    bad = next((rank for rank, code in enumerate(codes) if code is not None and rank in ended), min(ended, default=0))
+    # Where each says that another one is gone, the second one's log has torch's words for it.
+    bad = next((rank for rank, code in enumerate(codes) if code is not None and rank in ended), min(ended, default=1))
     if told:
         return told[0]
     code = started[bad].returncode

@@ -70,8 +70,8 @@ def own_gpus(
 
     Waits until so many are free at the same time. Args: folder, where the machine's lock files are; wait, between two looks.
     """
-    if len(gpus) < count:
-        yield {}  # the run itself says what is missing
+    if not count or len(gpus) < count:
+        yield {}  # where there are too few, the run itself says so
         return
     while True:
         with ExitStack() as held:

@@ -68,9 +68,7 @@ def make(todo: Sequence[PlannedRun], sweep: Path, hydra: list[str], meanwhile: C
         return 0
     make_folder(sweep, "output_dir")
     path = sweep / "jobs.json"
-    jobs = [
-        {"name": name_of(r), "command": r.command, "overrides": r.line, "devices": r.cfg.trainer.devices} for r in todo
-    ]
+    jobs = [{"name": name_of(r), "command": r.command, "overrides": r.line, "devices": gpus_of(r)} for r in todo]
     path.write_text(json.dumps(jobs, indent=1))
     command = [sys.executable, "-m", "expo.tables.launch", str(path), *hydra]
     with View(todo) as view, (sweep / "launch.log").open("w") as log:
@@ -115,6 +113,12 @@ def why(run: PlannedRun, sweep: Path) -> str:
     said = log.read_text().split("\n") if log.is_file() else []
     last = next((line for line in reversed(said) if line.strip()), f"see {sweep / 'launch.log'}")
     return f"{summary.get('status', 'not started')}: {' '.join(str(summary.get('reason', last)).split())}"
+
+
+def gpus_of(run: PlannedRun) -> int:
+    """Return how many GPUs a run wants for itself."""
+    trainer = run.cfg.trainer
+    return 0 if trainer.accelerator == "cpu" else trainer.devices if run.command == "train" else 1
 
 
 def steps_of(run: PlannedRun) -> int:
