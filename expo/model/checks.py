@@ -8,7 +8,7 @@ from expo.config import UserError
 from expo.model.policy import causal_lm, computing, score, token_batch
 
 # What a model raises that cannot do what it is asked for.
-UNABLE = (TypeError, ValueError, RuntimeError, LookupError, AttributeError, NotImplementedError)
+UNABLE = (TypeError, ValueError, RuntimeError, LookupError, AttributeError)
 # RoPE by which a token's place depends on how long the longest row beside it is.
 BY_LENGTH = ("dynamic", "longrope")
 
