@@ -26,6 +26,7 @@ expo: teach a language model problems that it cannot solve at all, by letting it
   expo doctor                                               what is installed, what would work, and how to mend the rest
   expo bench     cases=a turns=5                            a step of expo and of TRL in turns: seconds, memory, the machine's limit
   expo explain   algorithm=exp_grpo                         write a run's explanations ahead, for all runs that share them
+  expo plan      model=... plan.device=h100                 what a run would take: memory, seconds, disk, on 1 to 64 devices
 
 Every command but demo, init, table, report, export, runs, wandb, doctor and bench takes Hydra overrides alone. `expo COMMAND --help` lists the config groups and their options,
 `expo COMMAND --help GROUP` explains every key of a group, `expo COMMAND --cfg job` shows the config and runs nothing.
@@ -38,6 +39,7 @@ COMMANDS = {
     "pretrain": ("expo.commands.pretrain", "pretrain"),
     "diagnose": ("expo.commands.diagnose", "diagnose"),
     "explain": ("expo.commands.explain", "explain"),
+    "plan": ("expo.commands.plan", "plan"),
 }
 # command -> (module, function); the function takes the arguments.
 PROGRAMS = {
@@ -149,7 +151,7 @@ def _run_hydra(command: str, arguments: list[str]) -> int:
     from omegaconf import DictConfig
 
     from expo.config.arguments import check_launcher
-    from expo.config.compose import check, conf_dir, named, register, typed
+    from expo.config.compose import check, check_anywhere, conf_dir, named, register, typed
     from expo.config.from_run import run_of
     from expo.runs.processes import stop_runs
 
@@ -167,7 +169,7 @@ def _run_hydra(command: str, arguments: list[str]) -> int:
             return
         try:
             cfg = named(typed(composed), HydraConfig.get().overrides.task)
-            check(cfg)
+            (check_anywhere if command == "plan" else check)(cfg)
             outcome.append(_load(*COMMANDS[command])(cfg) or 0)
         except Exception as error:  # carried past Hydra, which would print a line of its own
             outcome.append(error)

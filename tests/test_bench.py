@@ -11,9 +11,10 @@ import pytest
 from expo.bench import cases, growth
 from expo.bench.arms import in_turns
 from expo.bench.cases import CASES, Case
-from expo.bench.limit import Machine, Work
+from expo.bench.limit import Work
 from expo.commands import bench
 from expo.config import UserError
+from expo.cost.machine import Machine
 
 TINY = replace(
     cases.SMALL, name="tiny", tokens=4, micro=4, problems=2, group=4,

@@ -1,5 +1,6 @@
 """One run on several devices: the same completions, metrics and weights as on one. Here they are processes on the CPU."""
 
+import itertools
 import json
 import os
 import signal
@@ -27,6 +28,7 @@ from expo.verifier.pool import Verifier
 
 LADDER = ["dataset=ladder", "dataset.levels=[2]", "trainer.accelerator=cpu", "evaluation.every=2"]
 # Level 2, where the base policy is right sometimes: every stream is busy.
+STRATEGIES = ["ddp", "fsdp"]
 BUSY = ["algorithm.kl_coef=0.05", "algorithm.updates_per_rollout=2"]
 
 
@@ -52,11 +54,12 @@ def assert_same(ours: Path, theirs: Path) -> None:
 
 
 @pytest.mark.runs
-def test_two_devices_make_the_run_of_one(tmp_path, capfd):
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_two_devices_make_the_run_of_one(strategy, tmp_path, capfd):
     overrides = [*LADDER, *BUSY, "trainer.max_steps=3"]
     _, one = run(tmp_path / "one", *overrides)
     capfd.readouterr()
-    code, two = run(tmp_path / "two", *overrides, "trainer.devices=2")
+    code, two = run(tmp_path / "two", *overrides, "trainer.devices=2", f"trainer.strategy={strategy}")
     assert code == 0
     assert_same(two, one)
     assert capfd.readouterr().out.count("done at step 3") == 1
@@ -76,6 +79,8 @@ MATRIX = {
     "luffy": ["algorithm=luffy"],
     "nurl": ["algorithm=nurl", "dataset.levels=[4]"],
     "dapo": ["algorithm=dapo", "dataset.levels=[3]"],
+    "checkpointing": ["algorithm=exp_grpo", "model.gradient_checkpointing=true"],
+    "packed": ["algorithm=exp_grpo", "trainer.packing=true"],
     "lora": ["algorithm=exp_grpo", "model.lora_rank=4", "algorithm.kl_coef=0.05"],
     "cache": ["algorithm=exp_grpo", "positives.cache_steps=8", "dataset.limit=6"],
     "retry": ["algorithm=grpo", "algorithm.retry=0.3", "dataset.levels=[1,4]", "dataset.limit=6"],
@@ -83,33 +88,35 @@ MATRIX = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("devices", [2, 4])
 @pytest.mark.parametrize("kind", MATRIX)
-def test_any_number_of_devices_makes_the_run_of_one(kind, devices, tmp_path):
+def test_any_number_of_devices_makes_the_run_of_one(kind, tmp_path):
     overrides = [*LADDER, *MATRIX[kind], "trainer.max_steps=3"]
     _, one = run(tmp_path / "one", *overrides)
-    code, several = run(tmp_path / "several", *overrides, f"trainer.devices={devices}")
-    assert code == 0
-    assert_same(several, one)
+    for devices, strategy in itertools.product((2, 4), STRATEGIES):
+        several = [f"trainer.devices={devices}", f"trainer.strategy={strategy}"]
+        code, made = run(tmp_path / f"{devices}-{strategy}", *overrides, *several)
+        assert code == 0, several
+        assert_same(made, one)
 
 
 @pytest.mark.slow
-def test_more_devices_than_rows(tmp_path):
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_more_devices_than_rows(strategy, tmp_path):
     overrides = [*LADDER, "trainer.problems_per_step=1", "algorithm.group_size=2", "trainer.max_steps=2"]
     _, one = run(tmp_path / "one", *overrides)
-    code, four = run(tmp_path / "four", *overrides, "trainer.devices=4")
+    code, four = run(tmp_path / "four", *overrides, "trainer.devices=4", f"trainer.strategy={strategy}")
     assert code == 0
     assert_same(four, one)
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_other_devices(tmp_path):
-    overrides = [*LADDER, *BUSY, "trainer.max_steps=6"]
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_run_goes_on_with_other_devices(strategy, tmp_path):
+    overrides = [*LADDER, *BUSY, "trainer.max_steps=8"]
     _, one = run(tmp_path / "one", *overrides)
-    for devices, stop_after in ((4, 2), (2, 4), (1, "null")):
-        code, parts = run(
-            tmp_path / "parts", *overrides, f"trainer.devices={devices}", f"trainer.stop_after={stop_after}"
-        )
+    for devices, stop_after, kind in ((4, 2, strategy), (2, 4, strategy), (1, 6, "ddp"), (2, "null", strategy)):
+        several = [f"trainer.devices={devices}", f"trainer.strategy={kind}", f"trainer.stop_after={stop_after}"]
+        code, parts = run(tmp_path / "parts", *overrides, *several)
         assert code == 0
     assert_same(parts, one)
 

@@ -24,12 +24,13 @@ from expo import cli, config
 from expo.commands import report as command
 from expo.commands import table
 from expo.config import UserError
+from expo.cost.estimate import estimate
+from expo.cost.shape import shape
 from expo.runs.checkpoints import step_of
 from expo.runs.offline import read_offline
 from expo.runs.reading import by_step, final_rows
 from expo.tables import plan as plans
 from expo.tables.aggregate import measured_values, pass_values, stack, statistic
-from expo.tables.cost import DEVICES, estimate, shape
 from expo.tables.render import markdown
 from expo.tables.sweep import View, until_over
 

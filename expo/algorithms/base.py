@@ -16,6 +16,8 @@ from expo.algorithms import losses
 from expo.algorithms.pairs import PairStore
 from expo.config import AlgorithmConf, OptimizerConf, TrainerConf
 from expo.devices.ranks import Ranks
+from expo.devices.sharded import WholeCopy
+from expo.devices.shares import gathered, sums_of
 from expo.model.policy import TokenBatch, as_initial, micro_batches, score, token_batch
 from expo.rollout.noise import DROPOUT, Key
 from expo.step.experience import Candidate, Experience
@@ -47,6 +49,7 @@ class Components:
     optimizer: OptimizerConf
     trainer: TrainerConf
     pairs: PairStore
+    whole: WholeCopy | None = None  # of a policy of which each device holds a share
 
 
 class Algorithm(LightningModule):
@@ -65,6 +68,7 @@ class Algorithm(LightningModule):
         self.conf, self.trainer_conf, self.optimizer_conf = conf, components.trainer, components.optimizer
         self.policy, self.reference, self.snapshot = components.policy, components.reference, components.snapshot
         self.pipeline, self.sampler, self.pairs = components.pipeline, components.sampler, components.pairs
+        self.whole, self.live = components.whole, True
         self.dealt = False  # whether rows have gone through `parts` since the last update
         self.last_experience: Experience | None = None
         self.last_metrics: dict[str, float | None] = {}
@@ -73,6 +77,13 @@ class Algorithm(LightningModule):
     def ranks(self) -> Ranks:
         """Return the processes of the run."""
         return self.pipeline.tools.ranks
+
+    def whole_policy(self) -> PreTrainedModel:
+        """Return the policy with all of its weights: itself, or its copy where it is sharded. Call it on all devices."""
+        if self.whole is None:
+            return self.policy
+        self.whole.gather()
+        return self.whole.model
 
     def on_fit_start(self) -> None:
         self.pipeline.engines.sync()  # a checkpoint may have been loaded since the engines were made
@@ -100,7 +111,7 @@ class Algorithm(LightningModule):
     def before(self, step: int) -> None:
         """Change what changes between steps: here, the snapshot that explains becomes the current policy every so often."""
         if self.snapshot is not None and self.pipeline.source.refreshes_snapshot(step):
-            self.snapshot.load_state_dict(self.policy.state_dict())
+            self.snapshot.load_state_dict(self.whole_policy().state_dict())
             self.pipeline.engines.sync()
 
     def collect(self, step: int) -> Experience:
@@ -139,8 +150,21 @@ class Algorithm(LightningModule):
         """
         before = dict(sums)
         self.dealt = True
-        yield from self.ranks.own(list(micro_batches(batch, rows, size or self.trainer_conf.micro_batch_size)))
+        whole = list(micro_batches(batch, rows, size or self.trainer_conf.micro_batch_size))
+        yield from self.ranks.own(whole)
+        if self.whole and self.ranks.rank >= len(whole) % self.ranks.count > 0:
+            # Others go through one more, and cannot without this device's share of the weights: a row that counts for nothing.
+            own = dict(sums)
+            self.live = False
+            yield whole[0][0][:1], batch.rows(whole[0][0][:1])
+            self.live = True
+            sums.clear()
+            sums.update(own)
         self.ranks.add_up(sums, before)
+
+    def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Go backward, with the gradient that counts: none for a row that only fills up a device's share, see `parts`."""
+        super().manual_backward(loss if self.live else 0 * loss, *args, **kwargs)
 
     def tokens(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> TokenBatch:
         """Return rows on the module's device, from token ids."""
@@ -167,11 +191,12 @@ class Algorithm(LightningModule):
                 f"{type(self).__name__}: rows went through no `parts`, so that every device has trained on all of them"
             )
         self.dealt = False
-        self.ranks.add_gradients(self.policy.parameters())
+        if self.whole is None:  # else they are added up already
+            self.ranks.add_gradients(self.policy.parameters())
         optimizer, schedule = self.optimizers(), self.lr_schedulers()
         assert isinstance(optimizer, LightningOptimizer)
         assert isinstance(schedule, torch.optim.lr_scheduler.LambdaLR)
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.optimizer_conf.max_grad_norm)
+        norm = gathered(torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.optimizer_conf.max_grad_norm))
         sums["grad_norm"] += norm.item()
         if norm.isfinite():
             optimizer.step()
@@ -189,11 +214,9 @@ class Algorithm(LightningModule):
 
         Raises Apart where the devices of the run no longer have the same weights.
         """
-        # A sum is NaN or inf where a weight is, and takes a third of the time of looking at each.
-        sums = [p.sum(dtype=torch.float32) for p in self.policy.parameters() if p.requires_grad]
-        whole = torch.stack(sums)
-        self.ranks.agree(whole.tolist(), f"step {self.current_epoch + 1}: the weights")
-        if not whole.isfinite().all():
+        sums = sums_of(p for p in self.policy.parameters() if p.requires_grad)
+        self.ranks.agree(sums.tolist(), f"step {self.current_epoch + 1}: the weights")
+        if not sums.isfinite().all():
             raise NonFiniteGradient(f"a weight is not finite after step {self.current_epoch + 1}")
 
     def configure_optimizers(self) -> Any:

@@ -25,7 +25,7 @@ class SFT(Algorithm):
         elif step % self.conf.restart_every == 0:
             assert self.snapshot is not None
             assert self.reference is not None
-            self.snapshot.load_state_dict(self.policy.state_dict())
+            self.snapshot.load_state_dict(self.whole_policy().state_dict())
             self.policy.load_state_dict(self.reference.state_dict())
             self.trainer.strategy.setup_optimizers(self.trainer)
             self.pipeline.engines.sync()

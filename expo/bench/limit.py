@@ -1,36 +1,10 @@
-"""What a machine can do at most, and the least work that a step of GRPO needs."""
+"""The least work that a step of GRPO needs."""
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from expo.bench.cases import Case
-
-SQUARE = 1024  # rows and columns of the matrices that are multiplied
-READ = 2**26  # numbers that are read to find the bandwidth: 256 MiB, more than any cache holds
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What this machine does in a second, with a number of threads."""
-
-    flops: float  # of a product of float32 matrices
-    bytes: float  # read, by a product of a float32 matrix with a vector
-
-    @classmethod
-    @torch.no_grad()
-    def measured(cls, threads: int) -> "Machine":
-        """Measure it: the best of several tries, since nothing but other work makes one slower."""
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        square, wide, vector = torch.rand(SQUARE, SQUARE), torch.rand(READ // 4096, 4096), torch.rand(4096)
-        try:
-            return cls(2 * SQUARE**3 / _least(lambda: square @ square), 4 * READ / _least(lambda: wide @ vector))
-        finally:
-            torch.set_num_threads(before)
+from expo.cost.machine import Machine
 
 
 @dataclass(frozen=True)
@@ -75,13 +49,3 @@ def _weights(shape: dict[str, Any]) -> tuple[int, int]:
     attention = 2 * hidden * hidden + 2 * hidden * hidden * kv_heads // heads
     layers = shape["num_hidden_layers"] * (attention + 3 * hidden * shape["intermediate_size"])
     return layers, hidden * shape["vocab_size"]
-
-
-def _least(action: Callable[[], Any], tries: int = 10) -> float:
-    action()
-    seconds = []
-    for _ in range(tries):
-        started = time.perf_counter()
-        action()
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)

@@ -12,8 +12,9 @@ from rich.table import Table
 from expo.bench.arms import in_turns
 from expo.bench.cases import CASES, QUESTIONS, Case
 from expo.bench.growth import BASE, FACTORS, GROWN, costs, exponent, grown, many
-from expo.bench.limit import Machine, Work
+from expo.bench.limit import Work
 from expo.config import UserError, take_options
+from expo.cost.machine import Machine
 from expo.runs.directory import device_name, git_commit
 from expo.tables.render import wide_console
 

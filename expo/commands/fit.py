@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from lightning import Trainer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from expo.algorithms.base import Algorithm, NonFiniteGradient
 from expo.commands.wiring import build_run, set_up_process
@@ -184,13 +185,15 @@ def explain_failure(error: Exception, run: Run, trainer: Trainer, stop: Stop) ->
     return 1
 
 
-def save_final(module: Algorithm, folder: Path, cfg: Config, summary: dict[str, Any]) -> None:
-    """Save the policy as a Hugging Face folder: beside its place first, so that a full disk leaves no half of it there."""
+def save_final(
+    policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, cfg: Config, summary: dict[str, Any]
+) -> None:
+    """Save a policy as a Hugging Face folder: beside its place first, so that a full disk leaves no half of it there."""
     partial = folder.with_name(".final.partial")
     shutil.rmtree(partial, ignore_errors=True)
     with disk_errors(partial):
-        save_policy(module.policy, partial)
-    module.pipeline.tools.tokenizer.save_pretrained(partial)
+        save_policy(policy, partial)
+    tokenizer.save_pretrained(partial)
     (partial / "README.md").write_text(model_card(cfg, summary, (partial / "adapter_config.json").is_file()))
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
@@ -202,10 +205,11 @@ def finish(cfg: Config, run: Run, trainer: Trainer, module: Algorithm, evaluator
     done = step >= cfg.trainer.max_steps
     save_checkpoint(trainer, checkpoints, step, keep_earlier=not done)
     code = 128 + stop.signal if stop.signal and not done else 0
+    policy = module.whole_policy()
     if not run.writes:
         return code
     if done:
-        save_final(module, checkpoints / "final", cfg, run.summary())
+        save_final(policy, module.pipeline.tools.tokenizer, checkpoints / "final", cfg, run.summary())
     peak = {
         "process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10),
         "verifier_worker": evaluator.verifier.peak_mb,  # of the largest one; 0 where no answer needed a worker

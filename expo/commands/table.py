@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from expo.config import WandbLoggerConf
 from expo.config.arguments import check_launcher
+from expo.config.key import check_here
 from expo.runs.hub import ask_hub
 from expo.runs.reading import read_summary
 from expo.tables.plan import PlannedRun, table_name
@@ -36,6 +37,8 @@ def main(arguments: list[str]) -> int:
 def run_table(request: Request, runs: Sequence[PlannedRun], command: str) -> int:
     """Make the models and the runs that are missing, and render the table. Returns the exit code."""
     check_launcher(request.hydra)
+    for run in missing(runs):
+        check_here(run.cfg)
     ask_hub([run.cfg for run in missing(runs)])
     models = to_prepare(request.plan, missing(runs))
     if code := prepare(models):

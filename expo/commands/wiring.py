@@ -1,5 +1,6 @@
 """Wire the parts of a run together from its config."""
 
+import copy
 import logging
 import warnings
 from contextlib import AbstractContextManager
@@ -18,6 +19,7 @@ from expo.data.account import Account
 from expo.data.problem import Problem
 from expo.data.readers import Reader
 from expo.devices.ranks import ALONE, Ranks
+from expo.devices.sharded import CopyEngine, WholeCopy, shard
 from expo.evaluation.evaluate import Evaluator
 from expo.model.checks import check_packing, check_scoring, reads_rightly, row_limit
 from expo.model.policy import as_it_began, causal_lm, compute_in, frozen_copy
@@ -94,10 +96,11 @@ def build_run(cfg: Config, verifier: Verifier, commit: str | None = None) -> tup
     account = read | {"train": trained, "held_out": evaluated}
 
     reference, snapshot = frozen_models(cfg, policy)
+    whole = WholeCopy(policy, copy.deepcopy(policy)) if cfg.trainer.strategy == "fsdp" else None
     sampler = ProblemSampler(problems, cfg.trainer.problems_per_step, cfg.seed)
     source: PositiveSource = build(cfg.positives, of=PositiveSource)
     tools = Tools(prompts, tokenizer, verifier, rollout_sampling(cfg), cfg.seed, longest_prompt(cfg, policy), ranks)
-    engines = make_engines(cfg, policy, reference, snapshot, tokenizer, ranks)
+    engines = make_engines(cfg, policy, reference, snapshot, tokenizer, ranks, whole)
     if cfg.positives.from_bank(cfg.algorithm):
         bank = bank_of(cfg, policy)
         banked = BankedEngine(
@@ -114,7 +117,7 @@ def build_run(cfg: Config, verifier: Verifier, commit: str | None = None) -> tup
         source=source,
         hints=build(cfg.hints, of=NoHints),
         reward=build(cfg.reward, of=Reward),
-        scorer=Scorer(policy, tokenizer, prompts, cfg.trainer.micro_batch_size, ranks),
+        scorer=Scorer(whole.model if whole else policy, tokenizer, prompts, cfg.trainer.micro_batch_size, ranks),
         tools=tools,
         when=when_explained(cfg.positives, cfg.algorithm),
     )
@@ -122,7 +125,9 @@ def build_run(cfg: Config, verifier: Verifier, commit: str | None = None) -> tup
     pairs = PairStore(
         shared, run_dir(cfg) / "pairs", cfg.fresh
     )  # `make_run` says where the run's own are, once that is sure
-    components = Components(policy, reference, snapshot, pipeline, sampler, cfg.optimizer, cfg.trainer, pairs)
+    if whole:
+        shard(policy)
+    components = Components(policy, reference, snapshot, pipeline, sampler, cfg.optimizer, cfg.trainer, pairs, whole)
     return (
         build(cfg.algorithm, components, of=Algorithm),
         make_evaluator(cfg, held_out, verifier, prompts, tokenizer),
@@ -171,18 +176,21 @@ def make_engines(
     snapshot: PreTrainedModel | None,
     tokenizer: PreTrainedTokenizerBase,
     ranks: Ranks = ALONE,
+    whole: WholeCopy | None = None,
 ) -> Engines:
-    """Make one engine for each set of weights that generates, on each device of the run."""
+    """Make one engine for each set of weights that generates, on each device of the run. Args: whole, the copy of a sharded policy."""
+    generating = whole.model if whole else policy
 
     def dealt(engine: Engine) -> Engine:
         return engine if ranks.count == 1 else DealtEngine(engine, ranks)
 
-    engine = dealt(make_engine(cfg, policy, tokenizer))
+    own = make_engine(cfg, generating, tokenizer)
+    engine = dealt(CopyEngine(own, whole) if whole else own)
     writer = None if cfg.positives.from_bank(cfg.algorithm) else cfg.positives.writer  # a bank takes this place
     by_writer: dict[str | None, Engine] = {"current": engine, None: engine}
     if "reference" in (writer, cfg.hints.writer):  # a copy that a KL term alone needs generates nothing
         by_writer["reference"] = dealt(
-            UnadaptedEngine(cfg.rollout, policy, tokenizer)
+            UnadaptedEngine(cfg.rollout, generating, tokenizer)
             if reference is None
             else make_engine(cfg, reference, tokenizer)
         )

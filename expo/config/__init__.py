@@ -15,7 +15,7 @@ from expo.config.commands import (
     WandbConf,
     WandbLoggerConf,
 )
-from expo.config.compose import build, check, compose_config, conf_dir, config_folders, register, typed
+from expo.config.compose import build, check, check_anywhere, compose_config, conf_dir, config_folders, register, typed
 from expo.config.dataset import ColumnsConf, DatasetConf, Gsm8kConf, LadderConf, MathConf, TableConf
 from expo.config.errors import DISK, EngineError, UserError
 from expo.config.from_run import restore
@@ -43,7 +43,7 @@ __all__ = [
     "MathConf", "MlflowConf", "MlflowLoggerConf", "ModelConf", "NoHintsConf", "NoPositivesConf", "OptimizerConf", "ParaphraseConf", "PositivesConf",
     "PositivesOnlyConf", "PrefixConf", "PretrainConf", "PromptsConf", "RandomTinyConf", "RewardConf", "RolloutConf",
     "Rules", "SFTConf", "SelfExplanationConf", "SelfHintConf", "SourceConf", "StarConf", "TableConf", "TensorBoardLoggerConf", "TrainerConf",
-    "UserError", "VLLMConf", "VerifierConf", "WandbConf", "WandbLoggerConf", "arm_identity", "bank_identity", "build", "check", "compose_config",
+    "UserError", "VLLMConf", "VerifierConf", "WandbConf", "WandbLoggerConf", "arm_identity", "bank_identity", "build", "check", "check_anywhere", "compose_config",
     "conf_dir", "config_folders", "functions_of", "identity", "key", "lineage", "make_folder", "model_content", "option", "pairs_identity", "register", "restore",
     "run_dir", "run_id", "run_mark", "take_options", "typed",
 ]  # fmt: skip

@@ -79,7 +79,7 @@ class LoggerConf:
         """Return the modules that the logger needs beyond expo's own, and the packages that bring them."""
         return {}
 
-    def rules(self, cfg: "Config") -> Rules:
+    def needs_here(self, cfg: "Config") -> Rules:
         needed = self.packages()
         for module, package in needed.items():
             yield (
@@ -164,7 +164,6 @@ class MlflowLoggerConf(LoggerConf):
         return {"mlflow": "mlflow-skinny"} | (database if local else {})
 
     def rules(self, cfg: "Config") -> Rules:
-        yield from super().rules(cfg)
         yield (
             urlsplit(self.mlflow.tracking_uri or "").password is None,
             "logger.mlflow.tracking_uri: has a password, which would be in config.yaml; leave it out, and set "
@@ -195,6 +194,30 @@ class PretrainConf:
             self.hidden_size % (2 * self.heads) == 0,
             f"pretrain.hidden_size={self.hidden_size}: not a multiple of twice pretrain.heads={self.heads}; "
             "set for example pretrain.hidden_size=96 pretrain.heads=4",
+        )
+
+
+@dataclass
+class PlanConf:
+    """`expo plan`: what a run would take on devices that are not at hand."""
+
+    device: str = key(
+        "h100",
+        choices=("a100", "h100", "h200", "here"),
+        help="kind of device; here: this machine's GPU, or else its CPU, measured first",
+    )
+    devices: list[int] = key([1, 2, 4, 8, 16, 32, 64], above=0, help="numbers of devices to plan for")
+    prompt_tokens: int | None = key(
+        None, above=0, help="mean tokens of a prompt, for seconds; null: rollout.max_prompt_tokens"
+    )
+    completion_tokens: int | None = key(
+        None, above=0, help="mean tokens of a completion, for seconds; null: rollout.max_completion_tokens"
+    )
+
+    def rules(self, cfg: "Config") -> Rules:
+        yield (
+            len(self.devices) > 0,
+            f"plan.devices={self.devices}: names no number of devices; set for example plan.devices=[1,8]",
         )
 
 

@@ -202,8 +202,17 @@ def check_values(config: Any) -> None:
         for f in dataclasses.fields(node):
             if told := declaration(f).wrong(prefix + f.name, getattr(node, f.name)):
                 raise UserError(told)
-    for _, node in found:
-        rules: Callable[[Any], Rules] | None = getattr(node, "rules", None)
+    _keep(config, "rules")
+
+
+def check_here(config: Any) -> None:
+    """Raise UserError for the first thing that this machine lacks for a run."""
+    _keep(config, "needs_here")
+
+
+def _keep(config: Any, kind: str) -> None:
+    for _, node in nodes(config):
+        rules: Callable[[Any], Rules] | None = getattr(node, kind, None)
         for kept, told in rules(config) if rules else ():
             if not kept:
                 raise UserError(told)

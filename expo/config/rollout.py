@@ -43,6 +43,8 @@ class RolloutConf:
             f"rollout.top_p={self.top_p}, rollout.top_k={self.top_k}: the policy is scored on its full distribution, "
             "so that truncated rollouts would be off-policy; set rollout.top_p=1.0 rollout.top_k=0",
         )
+
+    def needs_here(self, cfg: "Config") -> Rules:
         yield (
             not self.requires or importlib.util.find_spec(self.requires) is not None,
             f"rollout._target_={self._target_}: the package {self.requires} is not installed; install it with "

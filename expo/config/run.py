@@ -7,7 +7,7 @@ from pathlib import Path
 from omegaconf import MISSING
 
 from expo.config.algorithm import AlgorithmConf
-from expo.config.commands import DiagnoseConf, LoggerConf, PretrainConf, PromptsConf
+from expo.config.commands import DiagnoseConf, LoggerConf, PlanConf, PretrainConf, PromptsConf
 from expo.config.dataset import DatasetConf
 from expo.config.hints import HintsConf
 from expo.config.key import Rules, key
@@ -39,6 +39,7 @@ class Config:
     prompts: PromptsConf = key(MISSING, help="templates of the prompts")
     pretrain: PretrainConf = key(PretrainConf, identity=False, help="`expo pretrain`")
     diagnose: DiagnoseConf = key(DiagnoseConf, identity=False, help="`expo diagnose`")
+    plan: PlanConf = key(PlanConf, identity=False, help="`expo plan`")
     k: list[int] = key([1, 4], pairs=False, help="the k of pass@k")
     seed: int = key(0, low=0, high=2**63 - 1, help="seed of everything random but evaluations")
     name: str = key(

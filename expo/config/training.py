@@ -59,6 +59,12 @@ class TrainerConf:
         identity=False,
         help="machines with so many devices each; start one process per device with torchrun",
     )
+    strategy: str = key(
+        "ddp",
+        choices=("ddp", "fsdp"),
+        identity=False,
+        help="what each of several devices holds: ddp, all weights; fsdp, a share of weights, gradients and optimizer state",
+    )
     precision: str = key(
         "32-true",
         choices=("32-true", "bf16-mixed"),
@@ -90,6 +96,13 @@ class TrainerConf:
             f"trainer.devices={self.devices}: rollout._target_={cfg.rollout._target_} works with one device as yet; "
             "use rollout=hf, or set trainer.devices=1",
         )
+        yield (
+            several or self.strategy == "ddp",
+            f"trainer.strategy={self.strategy}: shares the weights out among devices, and there is one; "
+            "set trainer.devices, or trainer.strategy=ddp",
+        )
+
+    def needs_here(self, cfg: "Config") -> Rules:
         yield (
             self.num_nodes == 1 or "WORLD_SIZE" in os.environ,
             f"trainer.num_nodes={self.num_nodes}: start one process per device with torchrun --nnodes {self.num_nodes} "

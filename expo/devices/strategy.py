@@ -1,5 +1,6 @@
 """How Lightning runs one run on several devices."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch.distributed as dist
@@ -7,8 +8,11 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor
+from torch.optim import Optimizer
 
 from expo.config import TrainerConf
+from expo.devices.shares import like, whole_state
 
 
 class WholeReplicas(DDPStrategy):
@@ -24,6 +28,45 @@ class WholeReplicas(DDPStrategy):
             dist.broadcast(tensor, src=0)
 
 
+class ShardedWeights(WholeReplicas):
+    """Data parallel with a share of the weights on each device: they are sharded when the run is wired, see `expo.devices.sharded`.
+
+    Checkpoints hold whole tensors, as those of one device do: any number of devices goes on from them.
+    """
+
+    def configure_ddp(self) -> None:
+        """Do nothing: the shares are those of one model."""
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Return whole tensors on the first device, which writes them."""
+        assert self.lightning_module is not None
+        return whole_state(self.lightning_module.state_dict(keep_vars=True), self.is_global_zero)
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """Return whole tensors on the first device, which writes them."""
+        return whole_state(super().optimizer_state(optimizer), self.is_global_zero)
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Take this device's share of each tensor."""
+        for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            weights = [p for group in optimizer.param_groups for p in group["params"]]
+            state = {
+                i: {
+                    name: like(value, weights[i]) if isinstance(value, Tensor) else value for name, value in own.items()
+                }
+                for i, own in saved["state"].items()
+            }
+            optimizer.load_state_dict({**saved, "state": state})
+
+    def teardown(self) -> None:
+        """Leave the shares where they are, since the last checkpoint is still to be gathered from them."""
+        self.precision_plugin.teardown()
+        self.checkpoint_io.teardown()
+
+
+STRATEGIES: dict[str, type[WholeReplicas]] = {"ddp": WholeReplicas, "fsdp": ShardedWeights}
+
+
 def strategy_options(conf: TrainerConf, files: CheckpointIO) -> dict[str, Any]:
     """Return what Lightning's trainer is told of devices, and of who writes checkpoints."""
     if conf.devices * conf.num_nodes == 1:
@@ -33,7 +76,7 @@ def strategy_options(conf: TrainerConf, files: CheckpointIO) -> dict[str, Any]:
     return {
         "devices": conf.devices,
         "num_nodes": conf.num_nodes,
-        "strategy": WholeReplicas(),
+        "strategy": STRATEGIES[conf.strategy](),
         "plugins": [files, environment],
         "use_distributed_sampler": False,
     }

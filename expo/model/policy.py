@@ -20,6 +20,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from expo.config import LADDER, ModelConf, RandomTinyConf, UserError
 from expo.config.errors import first_line
+from expo.devices.shares import like, own_share
 from expo.model import small
 
 # So many logits, 0.5 GiB in float32, there are at a time. Of no more in all, they are kept for the backward pass.
@@ -155,17 +156,17 @@ def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
 def as_it_began(policy: nn.Module, begun: nn.Module) -> Iterator[None]:
     """Give a policy the weights of `begun`, the same model loaded anew, within the context; its own come back to the bit."""
     weights = {name: p for name, p in policy.named_parameters() if p.requires_grad}
-    own = {name: p.detach().to("cpu", copy=True) for name, p in weights.items()}
+    own = {name: own_share(p.detach()).to("cpu", copy=True) for name, p in weights.items()}
     initial = dict(begun.named_parameters())
     try:
         with torch.no_grad():
             for name, weight in weights.items():
-                weight.copy_(initial[name])
+                weight.copy_(like(initial[name], weight))
         yield
     finally:
         with torch.no_grad():
             for name, weight in weights.items():
-                weight.copy_(own[name])
+                own_share(weight).copy_(own[name])
 
 
 @contextmanager
@@ -252,14 +253,25 @@ def score(
     With `packed`, the decoder reads all rows end to end as one, told apart by their position ids: no padding is computed.
     With `shared`, it reads a prompt that several rows have once, where the model can; only rounding differs.
     """
+    causal = causal_lm(model)
     with computing(model):
-        return _score(causal_lm(model), batch, temperature, packed, shared)
+        if is_sharded(causal):
+            return cast(Tensor, causal.score_tokens(batch, temperature, packed, shared))
+        return score_tokens(causal, batch, temperature, packed, shared)
 
 
-def _score(causal: Any, batch: TokenBatch, temperature: float, packed: bool, shared: bool) -> Tensor:
+def is_sharded(causal: Any) -> bool:
+    """Return whether this device holds only a share of a model's weights: `expo.devices.sharded` has given it a `score_tokens`."""
+    return hasattr(causal, "score_tokens")
+
+
+def score_tokens(causal: Any, batch: TokenBatch, temperature: float, packed: bool, shared: bool) -> Tensor:
+    """Return what `score` does, in the number format of the moment."""
     decoder = causal.get_decoder()
     wanted = batch.mask.bool()
-    if shared and not packed and can_share(causal) and len(batch.prompts.unique()) < len(batch.prompts):
+    # Devices that share the weights have to go the same way, whatever their rows.
+    pays = is_sharded(causal) or len(batch.prompts.unique()) < len(batch.prompts)
+    if shared and not packed and can_share(causal) and pays:
         rows = _behind_shared_prompts(decoder, batch)
     elif packed:
         positions = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device).expand_as(batch.input_ids)
@@ -296,27 +308,24 @@ def _behind_shared_prompts(decoder: Any, batch: TokenBatch) -> Tensor:
     device, before = batch.input_ids.device, batch.prompt_lengths
     numbers, owner = batch.prompts.unique(return_inverse=True)  # [P], [B]
     first = torch.stack([(owner == p).nonzero()[0, 0] for p in range(len(numbers))])
-    width, longest = int(before.max()), int((batch.lengths - before).max())
+    width, longest = int(before.max()), max(2, int((batch.lengths - before).max()))
     cache = DynamicCache(config=decoder.config)
     prompts = batch.input_ids[first, :width]
     of_prompts = decoder(input_ids=prompts, past_key_values=cache, use_cache=True).last_hidden_state  # [P, W, H]
-    hidden = of_prompts[owner, before - 1].unsqueeze(1)  # [B, 1, H]
-    if longest > 1:
-        cache.batch_select_indices(owner)
-        place = before.unsqueeze(1) + torch.arange(longest - 1, device=device)  # [B, C - 1]
-        ids = batch.input_ids.gather(1, place.clamp(max=batch.input_ids.shape[1] - 1))
-        of_prompt = torch.arange(width, device=device) < before.view(-1, 1, 1, 1)  # [B, 1, 1, W]
-        own = torch.ones(longest - 1, longest - 1, dtype=torch.bool, device=device).tril()
-        mask = torch.cat(
-            [of_prompt.expand(-1, 1, longest - 1, -1), own.expand(len(owner), 1, -1, -1)], dim=-1
-        )  # [B, 1, C - 1, W + C - 1]
-        if decoder.config._attn_implementation == "eager":  # adds its mask to the scores
-            lowest = torch.finfo(hidden.dtype).min
-            mask = torch.zeros(mask.shape, dtype=hidden.dtype, device=device).masked_fill(~mask, lowest)
-        after = decoder(
-            input_ids=ids, attention_mask=mask, position_ids=place, past_key_values=cache, use_cache=True
-        ).last_hidden_state
-        hidden = torch.cat([hidden, after], dim=1)  # [B, C, H]
+    cache.batch_select_indices(owner)
+    place = before.unsqueeze(1) + torch.arange(longest - 1, device=device)  # [B, C - 1]
+    ids = batch.input_ids.gather(1, place.clamp(max=batch.input_ids.shape[1] - 1))
+    of_prompt = torch.arange(width, device=device) < before.view(-1, 1, 1, 1)  # [B, 1, 1, W]
+    own = torch.ones(longest - 1, longest - 1, dtype=torch.bool, device=device).tril()
+    mask = torch.cat([of_prompt.expand(-1, 1, longest - 1, -1), own.expand(len(owner), 1, -1, -1)], dim=-1)
+    # mask [B, 1, C - 1, W + C - 1]
+    if decoder.config._attn_implementation == "eager":  # adds its mask to the scores
+        lowest = torch.finfo(of_prompts.dtype).min
+        mask = torch.zeros(mask.shape, dtype=of_prompts.dtype, device=device).masked_fill(~mask, lowest)
+    after = decoder(
+        input_ids=ids, attention_mask=mask, position_ids=place, past_key_values=cache, use_cache=True
+    ).last_hidden_state
+    hidden = torch.cat([of_prompts[owner, before - 1].unsqueeze(1), after], dim=1)  # [B, C, H]
     row, column = batch.mask.bool().nonzero(as_tuple=True)  # also where a mask leaves tokens out
     scored: Tensor = hidden[row, column - before[row] + 1]
     return scored

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from expo.config import Config, UserError, check, compose_config, run_dir, run_mark
+from expo.config import Config, UserError, check_anywhere, compose_config, run_dir, run_mark
 from expo.config.errors import first_line
 
 # What `expo diagnose` measures of each sample, and how many decimals a table shows.
@@ -200,7 +200,10 @@ def _read(path: Path) -> Any:
 def plan_runs(
     name: str, plan: Plan, scale_name: str, seeds: Sequence[int] | None, overrides: Sequence[str]
 ) -> list[PlannedRun]:
-    """Return every run of a table at one of its scales, composed and checked. A logger with groups has the table's name as a run's group. Raises UserError."""
+    """Return every run of a table at one of its scales, composed, and checked but for what this machine lacks.
+
+    A logger with groups has the table's name as a run's group. Raises UserError.
+    """
     scale = plan.scales[scale_name]
     of_arms = {o.partition("=")[0]: key for key, arm in plan.arms.items() for o in arm.overrides}
     for o in overrides:
@@ -215,7 +218,7 @@ def plan_runs(
         cfg = compose_config(own)
         own += cfg.logger.of_table(table_name(name), key, [scale_name, cfg.dataset.name, cfg.model.path])
         made = cfg.model.path.removeprefix("./") in plan.prepare
-        check(replace(cfg, model=replace(cfg.model, path="ladder")) if made else cfg)
+        check_anywhere(replace(cfg, model=replace(cfg.model, path="ladder")) if made else cfg)
         for column in columns_of(plan, arm):
             _check_column(column, arm, cfg)
         arms.append((key, arm.command, own, cfg))

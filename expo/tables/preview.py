@@ -12,7 +12,7 @@ from expo.tables.request import Request, missing
 from expo.tables.sweep import distinct, to_prepare
 
 if TYPE_CHECKING:
-    from expo.tables.cost import Cost
+    from expo.cost.estimate import Cost
 
 
 def preview(request: Request, runs: Sequence[PlannedRun]) -> None:
@@ -87,10 +87,10 @@ def by_finished_runs(
 
 def estimates(runs: Sequence[PlannedRun], device: str) -> "dict[Path, Cost]":
     """Return the estimated cost by run directory; a run whose model's config cannot be read has none."""
-    from expo.tables.cost import estimate  # seconds of imports that only a plan for another device needs
+    from expo.cost.estimate import estimate  # seconds of imports that only a plan for another device needs
 
     found = {}
     for run in runs:
         with suppress(OSError):
-            found[run.dir] = estimate(run, device)
+            found[run.dir] = estimate(run.cfg, run.command, device)
     return found

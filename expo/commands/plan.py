@@ -1,0 +1,113 @@
+"""`expo plan`: what a run would take on devices that are not at hand."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import product
+
+from rich.table import Table
+
+from expo.config import Config, UserError
+from expo.cost.machine import DEVICES, Device, this_machine
+from expo.cost.memory import disk, memory
+from expo.cost.run import Work
+from expo.cost.seconds import run_seconds, seconds, tokens
+from expo.tables.render import wide_console
+
+Setting = tuple[str, object]  # a key and its value
+
+
+def plan(cfg: Config) -> int:
+    """Print memory by part, seconds by part, hours and disk for each number of devices, and settings that fit. Returns the exit code."""
+    device = this_machine(cfg.trainer.threads) if cfg.plan.device == "here" else DEVICES[cfg.plan.device]
+    try:
+        works = [Work.of(cfg, n) for n in cfg.plan.devices]
+    except OSError as error:
+        raise UserError(
+            f"model.path={cfg.model.path}: its config cannot be read; check the hub id, your network, or the folder"
+        ) from error
+    shape = works[0].shape
+    print(
+        f"{cfg.name}, {cfg.model.path}, {shape.parameters / 1e9:.2f} G parameters, rollout._target_={cfg.rollout._target_}, "
+        f"trainer.strategy={cfg.trainer.strategy}, trainer.precision={cfg.trainer.precision}: an estimate for {device.name}, not measured"
+    )
+    wide_console().print(as_table(works, device))
+    whole = tokens(works[0])
+    checkpoint, most = disk(works[0])
+    print(
+        f"{whole / 1e6:.0f} M tokens generated at most; disk: {checkpoint / 1e9:.1f} GB each checkpoint, {most / 1e9:.1f} GB at a time"
+    )
+    for work in works:
+        print(advice(work, device))
+    return 0
+
+
+def as_table(works: Sequence[Work], device: Device) -> Table:
+    """Return a column for each number of devices."""
+    table = Table(title=f"each of so many devices ({device.memory / 1e9:.0f} GB)")
+    table.add_column("")
+    for work in works:
+        table.add_column(str(work.devices), justify="right")
+    sizes, times = [memory(work, device) for work in works], [seconds(work, device) for work in works]
+    for part in dict.fromkeys(part for found in sizes for part in found if part != "peak"):
+        table.add_row(f"{part}, GB", *(f"{found.get(part, 0.0) / 1e9:.1f}" for found in sizes))
+    table.add_row(
+        "most at a time, GB", *(f"{found['peak'] / 1e9:.1f}" for found in sizes), end_section=True, style="bold"
+    )
+    for part in dict.fromkeys(part for found in times for part in found):
+        table.add_row(f"{part}, s", *(f"{found.get(part, 0.0):.2f}" for found in times))
+    table.add_row("a step, s", *(f"{sum(found.values()):.2f}" for found in times), end_section=True, style="bold")
+    hours = [run_seconds(work, device) / 3600 for work in works]
+    table.add_row("the run, h", *(f"{h:.1f}" for h in hours))
+    table.add_row("the run, device hours", *(f"{h * work.devices:.0f}" for h, work in zip(hours, works, strict=True)))
+    return table
+
+
+def advice(work: Work, device: Device) -> str:
+    """Say whether a run fits its devices, and if not, with what least change it does."""
+    needed = memory(work, device)
+    on = f"{work.devices} {device.name}"
+    if needed["peak"] <= device.memory:
+        return f"{on}: fits"
+    largest = max((part for part in needed if part not in ("peak", "reserved")), key=needed.__getitem__)
+    told = f"{on}: {needed['peak'] / 1e9:.0f} GB do not fit {device.memory / 1e9:.0f}; the most are its {largest}"
+    for settings in changes(work):
+        if memory(changed(work, settings), device)["peak"] <= device.memory:
+            return f"{told}; it fits with {' '.join(f'{key}={value}' for key, value in settings)}"
+    return f"{told}; no setting of one key or a few fits it"
+
+
+def changes(work: Work) -> Iterator[list[Setting]]:
+    """Yield settings that take less memory: those first that change least, and leave what is learned as it is."""
+    cfg = work.cfg
+    micro, rows = cfg.trainer.micro_batch_size, cfg.rollout.batch_size
+    smaller = [micro // by for by in (1, 2, 4, 8, 16) if micro // by]
+    fewer = [rows // by for by in (1, 2, 4, 8) if rows // by]
+    kept = [cfg.model.gradient_checkpointing, True]
+    strategies = [cfg.trainer.strategy, "fsdp"] if work.devices > 1 and cfg.rollout.in_place else [cfg.trainer.strategy]
+    ranks = [cfg.model.lora_rank, 32]
+    found = []
+    for places in product(*(enumerate(options) for options in (ranks, strategies, kept, fewer, smaller))):
+        (rank, strategy, keep, many, size) = places
+        settings: list[Setting] = [
+            (key, str(value).lower() if isinstance(value, bool) else value)
+            for key, (place, value) in (
+                ("trainer.micro_batch_size", size), ("rollout.batch_size", many), ("model.gradient_checkpointing", keep),
+                ("trainer.strategy", strategy), ("model.lora_rank", rank),
+            )
+            if place
+        ]  # fmt: skip
+        if settings:
+            found.append((rank[0], strategy[0], keep[0], many[0] + size[0], settings))
+    yield from (settings for *_, settings in sorted(found, key=lambda each: each[:-1]))
+
+
+def changed(work: Work, settings: Sequence[Setting]) -> Work:
+    """Return the run with some keys set otherwise."""
+    cfg = work.cfg
+    for key, value in settings:
+        group, _, name = key.partition(".")
+        cfg = replace(
+            cfg,
+            **{group: replace(getattr(cfg, group), **{name: value == "true" if value in ("true", "false") else value})},
+        )
+    return replace(work, cfg=cfg)

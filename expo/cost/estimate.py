@@ -1,0 +1,49 @@
+"""What a run costs on a device, in one line of a plan."""
+
+from dataclasses import dataclass
+
+from expo.config import Config
+from expo.cost import seconds
+from expo.cost.machine import DEVICES
+from expo.cost.memory import disk, generating, memory
+from expo.cost.run import EVALUATED, Work
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one run: bytes on each device and on the disk, hours, generated tokens (at most: every completion at its longest)."""
+
+    device: str
+    devices: int
+    memory: float
+    hours: float
+    tokens: float
+    disk: float
+
+    @property
+    def fits(self) -> bool:
+        """Return whether the device has that much memory."""
+        return self.memory <= DEVICES[self.device].memory
+
+    def __str__(self) -> str:
+        there = DEVICES[self.device].memory
+        fits = "" if self.fits else ", which has less: `expo plan` with the same overrides names settings that fit"
+        which = f"one {self.device}" if self.devices == 1 else f"each of {self.devices} {self.device}"
+        return (
+            f"estimated: {self.memory / 1e9:.0f} of {there / 1e9:.0f} GB of {which}{fits}; "
+            f"{self.hours:.1f} h; {self.tokens / 1e6:.0f} M tokens generated at most; {self.disk / 1e9:.0f} GB of disk"
+        )
+
+
+def estimate(cfg: Config, command: str, device: str) -> Cost:
+    """Estimate what a command takes. Raises OSError where the model's config cannot be read."""
+    work, known = Work.of(cfg), DEVICES[device]
+    if command == "train":
+        hours, tokens = seconds.run_seconds(work, known) / 3600, seconds.tokens(work)
+        return Cost(device, work.devices, memory(work, known)["peak"], hours, tokens, disk(work)[1])
+    problems = cfg.dataset.limit or EVALUATED.get(cfg.dataset.name, 1000)
+    rows = problems * (cfg.evaluation.samples or max(cfg.k))
+    if command == "diagnose":  # own, self-explained, and of a wrong answer
+        rows = 3 * cfg.diagnose.samples * cfg.diagnose.problems * max(1, len(cfg.dataset.known_levels))
+    size = work.stored * work.shape.parameters + sum(generating(work).values()) + known.reserved
+    return Cost(device, 1, size, seconds.decoding(work, known, rows, rows) / 3600, float(rows * work.completion), 0.0)

@@ -1,0 +1,112 @@
+"""What a device does in a second, and how much of that a run reaches."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import psutil
+import torch
+
+SQUARE = 1024  # rows and columns of the matrices that are multiplied; four times as many on a GPU
+READ = 2**26  # numbers that are read to find the bandwidth: 256 MiB, more than any cache of a CPU holds
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a device does in a second."""
+
+    flops: float  # of a product of float32 matrices
+    bytes: float  # read from memory, by a product of a float32 matrix with a vector
+
+    @classmethod
+    @torch.no_grad()
+    def measured(cls, threads: int) -> "Machine":
+        """Measure this CPU with a number of threads: the best of several tries, since nothing but other work makes one slower."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        square, wide, vector = torch.rand(SQUARE, SQUARE), torch.rand(READ // 4096, 4096), torch.rand(4096)
+        try:
+            return cls(2 * SQUARE**3 / _least(lambda: square @ square), 4 * READ / _least(lambda: wide @ vector))
+        finally:
+            torch.set_num_threads(before)
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device as a plan needs it. What is no data sheet's is a guess on a GPU, and was measured on a CPU (docs/scaling.md)."""
+
+    name: str
+    memory: float  # bytes
+    flops: Mapping[str, float]  # per second, by number format, without sparsity
+    bandwidth: float  # bytes per second of its memory
+    link: float  # bytes per second to each other device of the run, one way
+    training: float = 0.4  # share of the FLOPs that forward and backward passes reach
+    thin: float = 0.4  # the same of products of few rows, as in decoding
+    reading: float = 0.6  # share of the bandwidth that decoding reaches
+    layer_s: Mapping[str, float] = field(
+        default_factory=dict
+    )  # what launching one layer of one decoding step takes, by engine
+    reserved: float = 4e9  # bytes: the context, workspaces, fragmentation
+
+    def rate(self, format_: str) -> float:
+        """Return FLOPs per second in a number format; in that of the first where it is not known."""
+        return self.flops.get(format_, next(iter(self.flops.values())))
+
+
+GPU_LAYER_S = {"transformers": 5e-4, "vllm": 2e-5}  # guess: Python and a dozen kernels; a captured graph
+DEVICES = {
+    "a100": Device("a100", 80e9, {"bfloat16": 312e12, "float32": 19.5e12}, 2.0e12, 250e9, layer_s=GPU_LAYER_S),
+    "h100": Device("h100", 80e9, {"bfloat16": 989e12, "float32": 67e12}, 3.35e12, 400e9, layer_s=GPU_LAYER_S),
+    "h200": Device("h200", 141e9, {"bfloat16": 989e12, "float32": 67e12}, 4.8e12, 400e9, layer_s=GPU_LAYER_S),
+}
+CPU_LAYER_S = {"transformers": 6e-4, "vllm": 6e-4}
+
+
+def this_machine(threads: int) -> Device:
+    """Return this machine, measured: its GPU where it has one, else its CPU. It takes seconds."""
+    if torch.cuda.is_available():
+        return _this_gpu()
+    measured = Machine.measured(threads or torch.get_num_threads())
+    return Device(
+        "this CPU", float(psutil.virtual_memory().total), {"float32": measured.flops}, measured.bytes, measured.bytes / 4,
+        training=0.6, thin=0.5, reading=0.8, layer_s=CPU_LAYER_S, reserved=0.6e9,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def _this_gpu() -> Device:
+    size, rates = 8 * SQUARE, {}
+    for name in ("bfloat16", "float32"):
+        square = torch.rand(size, size, device="cuda").to(getattr(torch, name))
+        rates[name] = 2 * size**3 / _least(_finished(lambda square=square: square @ square))
+    many = torch.rand(16 * READ, device="cuda")
+    bandwidth = 4 * 16 * READ / _least(_finished(lambda: many.sum()))
+    known = next((d for d in DEVICES.values() if d.name in torch.cuda.get_device_name().lower()), DEVICES["h100"])
+    total = float(torch.cuda.get_device_properties(0).total_memory)
+    return replace(
+        known,
+        name=torch.cuda.get_device_name(),
+        memory=total,
+        flops=rates,
+        bandwidth=bandwidth,
+        training=0.7,
+        reading=0.8,
+    )
+
+
+def _finished(action: Callable[[], object]) -> Callable[[], object]:
+    def run() -> None:
+        action()
+        torch.cuda.synchronize()
+
+    return run
+
+
+def _least(action: Callable[[], object], tries: int = 10) -> float:
+    action()
+    seconds = []
+    for _ in range(tries):
+        started = time.perf_counter()
+        action()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)

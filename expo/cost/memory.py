@@ -1,0 +1,83 @@
+"""Estimate the memory of one device of a run, by part, and its room on the disk."""
+
+from expo.cost.machine import Device
+from expo.cost.run import Work
+from expo.model.policy import LOGITS
+
+# Tensors that a layer keeps for its backward pass, in widths of the model and of its MLP, counted by torch's saved-tensor hooks on a Qwen2 with SDPA.
+KEPT_HIDDEN, KEPT_INNER = 16, 4
+
+
+def memory(work: Work, device: Device) -> dict[str, float]:
+    """Return bytes by part at the moment that needs most: while completions are generated, or in the update.
+
+    `peak` is their sum. Parts that are there at other moments alone are left out.
+    """
+    constant = held(work, device)
+    moments = (generating(work), updating(work))
+    most = max(moments, key=lambda parts: sum(parts.values()))
+    parts = {name: size for name, size in (constant | most).items() if size}
+    return parts | {"peak": sum(parts.values())}
+
+
+def held(work: Work, device: Device) -> dict[str, float]:
+    """Return what is there all the time."""
+    s, number = work.shape, work.stored
+    adapter = 4 * work.trained if work.cfg.model.lora_rank else 0  # in float32
+    each = 4 if work.cfg.model.lora_rank else number
+    return {
+        "weights": (number * s.parameters + adapter) / work.sharded,
+        "optimizer": 2 * each * work.trained / work.sharded,
+        "frozen copies": number * s.parameters * work.copies,
+        "reserved": device.reserved,
+    }
+
+
+def generating(work: Work) -> dict[str, float]:
+    """Return what is there while completions are generated."""
+    s, cfg, size = work.shape, work.cfg, work.engine_bytes
+    longest = cfg.rollout.max_prompt_tokens + cfg.rollout.max_completion_tokens
+    rows = work.rows if work.in_place else cfg.rollout.batch_size
+    casts = 2 * s.parameters if work.in_place and work.computed == "bfloat16" and work.stored == 4 else 0
+    own = size * s.parameters if not work.in_place else 0.0
+    whole = work.stored * s.parameters if work.sharded > 1 else 0.0
+    return {
+        "the engine's weights": own + whole,
+        "casts to 16 bit": float(casts),
+        "KV cache": float(rows * longest * s.layers * 2 * s.kv_width * size),
+        "logits": 4.0 * 4 * rows * s.head / s.hidden if work.in_place else 0.0,
+    }
+
+
+def updating(work: Work) -> dict[str, float]:
+    """Return what is there in the update: vLLM sleeps in the trainer's process, and the cache of transformers is gone."""
+    s, cfg = work.shape, work.cfg
+    number = 2 if work.computed == "bfloat16" else 4
+    positions = cfg.trainer.micro_batch_size * (cfg.rollout.max_prompt_tokens + cfg.rollout.max_completion_tokens)
+    per_layer = KEPT_HIDDEN * s.hidden + KEPT_INNER * s.inner
+    kept = per_layer + s.layers * s.hidden if cfg.model.gradient_checkpointing else s.layers * per_layer
+    gathered = (s.parameters - s.in_layers + 2 * s.in_layers / s.layers) * work.stored if work.sharded > 1 else 0.0
+    mixed = work.computed == "bfloat16" and work.stored == 4
+    casts = 2 * (s.parameters if work.sharded == 1 else gathered / 4) if mixed else 0
+    each = 4 if cfg.model.lora_rank else work.stored
+    # Adam's kernel for several weights at once needs no copy of them; clipping needs none either.
+    asleep = getattr(cfg.rollout, "separate", True) or cfg.rollout.in_place or cfg.trainer.accelerator != "cpu"
+    return {
+        "gradients": each * work.trained / work.sharded,
+        "the engine's weights": 0.0 if asleep else float(work.engine_bytes * s.parameters),
+        "gathered layers": gathered,
+        "casts to 16 bit": float(casts),
+        "activations": float(number * positions * kept),
+        "logits": 3.0 * 4 * min(LOGITS, positions * s.head // s.hidden),
+    }
+
+
+def disk(work: Work) -> tuple[float, float]:
+    """Return the bytes of a checkpoint, and the most that a run has on the disk at a time, as `expo.runs.space` counts them."""
+    s, each = work.shape, 4 if work.cfg.model.lora_rank else work.stored
+    adapter = 4 * work.trained if work.cfg.model.lora_rank else 0
+    snapshot = work.cfg.algorithm.uses_snapshot
+    checkpoint = work.stored * s.parameters * (1 + snapshot) + adapter + 2 * each * work.trained
+    final = adapter or work.stored * s.parameters
+    best = checkpoint if work.cfg.trainer.on_collapse != "warn" else 0
+    return checkpoint, max(2 * checkpoint, checkpoint + final) + best

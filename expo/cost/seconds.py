@@ -1,0 +1,98 @@
+"""Estimate the seconds of a step and of a run, by part. Rows are at their longest, unless `plan` gives means; all groups train."""
+
+import math
+
+from expo.cost.machine import Device
+from expo.cost.run import Work
+
+ADAM_BYTES = 44  # per trained float32 parameter: reads and writes of gradient, clipping, both moments, and the weight
+SAMPLED_BYTES = 40  # per logit: what sampling by inversion reads and writes
+
+
+def seconds(work: Work, device: Device) -> dict[str, float]:
+    """Return the seconds of each part of a step."""
+    cfg = work.cfg
+    written = decoding(work, device, work.written, work.written, explained=True)
+    if cfg.positives.from_bank(cfg.algorithm):  # written ahead, whole batches at a time
+        rows = max(work.written, cfg.rollout.batch_size * work.devices)
+        written = decoding(work, device, rows, rows, explained=True) * work.written / rows
+    parts = {
+        "rollouts": decoding(work, device, work.rollouts, work.groups),
+        "explanations": written,
+        "update": update(work, device),
+        "sync": sync(work, device),
+    }
+    return {name: found for name, found in parts.items() if found}
+
+
+def run_seconds(work: Work, device: Device) -> float:
+    """Return the seconds of the whole run, with its evaluations."""
+    problems = work.sampled // max(1, work.cfg.evaluation.samples or max(work.cfg.k))
+    evaluation = decoding(work, device, work.sampled, problems)
+    return work.cfg.trainer.max_steps * sum(seconds(work, device).values()) + work.evaluations * evaluation
+
+
+def tokens(work: Work) -> float:
+    """Return the tokens that the run generates, at most."""
+    steps = work.cfg.trainer.max_steps * (work.rollouts + work.written)
+    return float(work.completion * (steps + work.evaluations * work.sampled))
+
+
+def decoding(work: Work, device: Device, rows: int, prompts: int, explained: bool = False) -> float:
+    """Return the seconds of generating so many rows behind so many prompts, on the busiest device.
+
+    Each token of a batch takes the launches, and reads of all weights and of the cache, and the products of its rows: one after the other.
+    Args: explained, whether a prompt also shows an answer, which makes it little longer.
+    """
+    if not rows:
+        return 0.0
+    s, engine = work.shape, "transformers" if work.in_place else "vllm"
+    own, own_prompts = math.ceil(rows / work.devices), math.ceil(prompts / work.devices)
+    batches = math.ceil(own / work.cfg.rollout.batch_size)
+    at_once = own / batches
+    rate, reading = device.rate(work.computed), device.bandwidth * device.reading
+    read_once = 2 * own_prompts * work.prompt * s.in_layers / (rate * device.training)
+    # transformers repeats the keys and values of a group of heads: it reads them, writes them and reads them again.
+    repeated = s.heads_width / s.kv_width if work.in_place and s.heads_width > s.kv_width else 0
+    cached = (work.prompt + work.completion / 2) * s.layers * 2 * s.kv_width * work.engine_bytes * (1 + 2 * repeated)
+    token = (
+        s.layers * device.layer_s[engine]
+        + (s.in_layers + s.head) * work.engine_bytes / reading
+        + at_once * cached / reading
+        + 2 * at_once * (s.in_layers + s.head) / (rate * device.thin)
+        + at_once * (s.head / s.hidden) * SAMPLED_BYTES / reading
+    )
+    return read_once + batches * work.completion * token
+
+
+def update(work: Work, device: Device) -> float:
+    """Return the seconds of all updates of a step: passes forward and backward, the optimizer, and what devices send each other."""
+    cfg, s = work.cfg, work.shape
+    group = max(1, cfg.algorithm.group_size)
+    together = min(cfg.trainer.micro_batch_size, group) if cfg.trainer.share_prompts else 1  # rows behind one prompt
+    passes = (2 if cfg.model.lora_rank else 3) + cfg.model.gradient_checkpointing
+    forward = 1 if cfg.algorithm.uses_reference else 0
+    scored = work.rollouts * work.completion + work.positives * work.completion
+    read = scored + work.rollouts * work.prompt / together + work.positives * work.prompt
+    attention = (
+        2 * s.layers * s.heads_width * (work.prompt + work.completion / 2)
+    )  # multiplications per token, with all keys before it
+    products = 2 * read * (s.in_layers + attention) + 2 * scored * s.head
+    computing = work.share * (passes + forward) * products / (device.rate(work.computed) * device.training)
+    stepping = ADAM_BYTES * work.trained / work.sharded / (device.bandwidth * device.reading)
+    rows = work.rollouts + work.positives
+    micro_batches = math.ceil(rows * work.share / cfg.trainer.micro_batch_size)
+    sent = (1 - 1 / work.devices) * work.stored
+    # An all-reduce sends a number twice. Sharded layers are gathered forward and backward, and their gradients are spread.
+    exchanged = 2 * work.trained if work.sharded == 1 else 3 * s.parameters * micro_batches
+    updates = getattr(cfg.algorithm, "updates_per_rollout", 1)
+    return float(updates * (computing + stepping + sent * exchanged / device.link))
+
+
+def sync(work: Work, device: Device) -> float:
+    """Return the seconds until the engine has the new weights."""
+    size = work.shape.parameters * work.stored
+    gathered = (1 - 1 / work.sharded) * size / device.link
+    if work.in_place:
+        return gathered
+    return gathered + 4 * size / device.bandwidth  # read and written, summed on both sides

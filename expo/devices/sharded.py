@@ -1,0 +1,104 @@
+"""A model of whose weights each device holds a share (FSDP2): `trainer.strategy=fsdp`.
+
+A layer's weights are gathered while it computes, forward and backward. Its gradients are added up over the devices; each keeps its share of the
+sum, and of the optimizer's state. https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html
+"""
+
+from collections.abc import Sequence
+from types import MethodType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from transformers import PreTrainedModel
+
+from expo.config import UserError
+from expo.devices.shares import gathered, like
+from expo.model.policy import causal_lm, score_tokens
+from expo.rollout.engine import Completion, Engine, Follow, Request, Sampling
+
+
+def shard(model: PreTrainedModel) -> None:
+    """Leave this device its share of every weight, with the first device's values.
+
+    The model can then be scored and trained, and nothing else. All devices have to score, and to go backward, equally often.
+    Raises UserError for a model that cannot be sharded.
+    """
+    causal = causal_lm(model)
+    formats = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()})
+    if len(formats) > 1:
+        raise UserError(
+            f"trainer.strategy=fsdp: takes weights of one number format, and these are {' and '.join(formats)} (a LoRA adapter is float32); "
+            "set model.dtype=float32 or trainer.strategy=ddp"
+        )
+    for tensor in model.state_dict().values():
+        dist.broadcast(tensor, src=0)
+    mesh = init_device_mesh(next(model.parameters()).device.type, (dist.get_world_size(),))
+    layers = [m for m in causal.modules() if type(m).__name__ in (causal._no_split_modules or ())]
+    for module in (*layers, causal):
+        # Weights are gathered anew for each use: those that were loaded meanwhile are seen.
+        sharded: Any = fully_shard(module, mesh=mesh, reshard_after_forward=True)
+        # The sum of gradients, and not their mean: weights of tokens are those of the whole batch.
+        sharded.set_gradient_divide_factor(1.0)
+        sharded.set_force_sum_reduction_for_comms(True)
+    # FSDP2 gathers for methods that it knows of, and what trains a policy is its score.
+    causal.score_tokens = MethodType(score_tokens, causal)
+    register_fsdp_forward_method(causal, "score_tokens")
+    model.register_load_state_dict_pre_hook(_take_shares)
+
+
+def _take_shares(model: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Turn whole tensors that are about to be loaded into this device's shares."""
+    for name, own in model.state_dict().items():
+        if prefix + name in state:
+            state[prefix + name] = like(state[prefix + name], own)
+
+
+class WholeCopy:
+    """A whole copy of a sharded model, for what generates and measures. While it is free it has no weights."""
+
+    def __init__(self, sharded: nn.Module, model: PreTrainedModel):
+        self.sharded, self.model = sharded, model
+
+    @torch.no_grad()
+    def gather(self) -> None:
+        """Bring the copy up to the sharded model. Call it on all devices."""
+        for whole, share in zip(self.model.parameters(), self.sharded.parameters(), strict=True):
+            whole.untyped_storage().resize_(whole.numel() * whole.element_size())
+            whole.copy_(gathered(share))
+
+    def free(self) -> None:
+        """Give the copy's memory back until it is gathered again."""
+        for whole in self.model.parameters():
+            whole.untyped_storage().resize_(0)
+
+
+class CopyEngine:
+    """Engine on the whole copy of a sharded policy, which has no weights while the engine sleeps."""
+
+    def __init__(self, engine: Engine, copy: WholeCopy):
+        self.engine, self.copy = engine, copy
+
+    def generate(
+        self, requests: Sequence[Request], sampling: Sampling, follow: Follow | None = None
+    ) -> list[Completion]:
+        """See `Engine.generate`."""
+        return self.engine.generate(requests, sampling, follow)
+
+    def sync(self) -> None:
+        """See `Engine.sync`."""
+        self.copy.gather()
+
+    def sleep(self) -> None:
+        """See `Engine.sleep`."""
+        self.copy.free()
+
+    def wake(self) -> None:
+        """Do nothing: `sync` brings the weights back."""
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        self.engine.close()

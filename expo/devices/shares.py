@@ -1,0 +1,59 @@
+"""Tensors of which each device holds a share (`trainer.strategy=fsdp`), beside those that it holds as a whole."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def own_share(weight: Tensor) -> Tensor:
+    """Return what this device holds of a weight: all of it, unless it is sharded. Both have the same memory."""
+    return weight.to_local() if isinstance(weight, DTensor) else weight
+
+
+def like(whole: Tensor, weight: Tensor) -> Tensor:
+    """Return of a tensor that all devices have as a whole what this one holds of it, where `weight` is sharded; else the tensor."""
+    if not isinstance(weight, DTensor) or isinstance(whole, DTensor) or whole.shape != weight.shape:
+        return whole
+    return distribute_tensor(whole.to(weight.device), weight.device_mesh, weight.placements, src_data_rank=None)
+
+
+def gathered(weight: Tensor) -> Tensor:
+    """Return a weight as a whole. Call it on all devices."""
+    return weight.full_tensor() if isinstance(weight, DTensor) else weight
+
+
+def whole_state(state: Mapping[Any, Any], keep: bool) -> dict[Any, Any]:
+    """Return a state dict, as nested as it may be, with whole tensors. Call it on all devices.
+
+    What was sharded comes to the CPU; a weight under two names stays one. Args: keep, False on a device that only takes part.
+    """
+    found: dict[Any, Any] = {}
+    names: dict[int, Any] = {}
+    for name, value in state.items():
+        if isinstance(value, Mapping):
+            found[name] = whole_state(value, keep)
+        elif not isinstance(value, DTensor):
+            found[name] = value.detach() if isinstance(value, Tensor) else value
+        elif id(value) in names:
+            found[name] = found[names[id(value)]]
+        else:
+            names[id(value)] = name
+            whole = value.detach().full_tensor()
+            found[name] = whole.cpu() if keep else None
+    return found
+
+
+def sums_of(weights: Iterable[Tensor]) -> Tensor:
+    """Return the sum of each weight over all of it, in float32: `[weights]`. Call it on all devices.
+
+    It is NaN or inf where a weight is, and takes a third of the time of looking at each.
+    """
+    each = list(weights)
+    sums = torch.stack([own_share(weight).sum(dtype=torch.float32) for weight in each])
+    if any(isinstance(weight, DTensor) for weight in each):
+        dist.all_reduce(sums)
+    return sums
