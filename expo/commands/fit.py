@@ -1,5 +1,6 @@
 """See one run through, with Lightning's trainer."""
 
+import gc
 import os
 import resource
 import shutil
@@ -52,6 +53,9 @@ def make_run(cfg: Config) -> int:
         if lost_another(error):
             return tell_lost(error)
         raise
+    finally:
+        if is_rank():  # a sharded model holds connections, and Python aborts where it ends with one open
+            gc.collect()
 
 
 def tell_lost(error: Exception) -> int:

@@ -75,10 +75,11 @@ def this_machine(threads: int) -> Device:
 
 @torch.no_grad()
 def _this_gpu() -> Device:
-    size, rates = 8 * SQUARE, {}
-    for name in ("bfloat16", "float32"):
-        square = torch.rand(size, size, device="cuda").to(getattr(torch, name))
-        rates[name] = 2 * size**3 / _least(_finished(lambda square=square: square @ square))
+    size = 8 * SQUARE
+    square = torch.rand(size, size, device="cuda")
+    rates = {"float32": 2 * size**3 / _least(_finished(lambda: square @ square))}
+    half = square.bfloat16()
+    rates["bfloat16"] = 2 * size**3 / _least(_finished(lambda: half @ half))
     many = torch.rand(16 * READ, device="cuda")
     bandwidth = 4 * 16 * READ / _least(_finished(lambda: many.sum()))
     known = next((d for d in DEVICES.values() if d.name in torch.cuda.get_device_name().lower()), DEVICES["h100"])

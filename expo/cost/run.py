@@ -59,8 +59,8 @@ class Work:
     def positives(self) -> int:
         """Return the positives that a step trains on in a pass of their own, if each problem has one."""
         positives = self.cfg.positives
-        there = positives._target_ and not positives.joins_groups and positives.weight
-        return self.cfg.trainer.problems_per_step if there else 0
+        apart = getattr(positives, "weight", 0) and not positives.joins_groups
+        return self.cfg.trainer.problems_per_step if apart else 0
 
     @property
     def sampled(self) -> int:

@@ -42,7 +42,7 @@ def whole_state(state: Mapping[Any, Any], keep: bool) -> dict[Any, Any]:
             found[name] = found[names[id(value)]]
         else:
             names[id(value)] = name
-            whole = value.detach().full_tensor()
+            whole = gathered(value.detach())
             found[name] = whole.cpu() if keep else None
     return found
 
