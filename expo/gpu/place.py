@@ -1,0 +1,121 @@
+"""Where the checks run, and what they are given: a device, models with random weights, problems, configs."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from expo.bench.cases import QUESTIONS, write_rows
+from expo.config import Config, ModelConf, check, compose_config
+from expo.cost.shape import SHAPES
+from expo.model.small import BPE_TEXT, bpe_tokenizer
+
+LARGE = {
+    "0.5B": "Qwen/Qwen2.5-0.5B-Instruct",
+    "1.5B": "Qwen/Qwen2.5-1.5B-Instruct",
+    "3B": "Qwen/Qwen2.5-3B-Instruct",
+}
+TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 768, "tie_word_embeddings": True}  # fmt: skip
+
+
+TIMED = ("time/", "throughput/tokens_per_s")
+
+
+class NotRun(Exception):
+    """A check cannot be made here; why."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """The device, and a folder for what the checks write. On a CPU all shapes are tiny: the checks themselves are checked."""
+
+    device: str  # cuda or cpu
+    folder: Path
+
+    @property
+    def gpu(self) -> bool:
+        return self.device == "cuda"
+
+    @property
+    def shapes(self) -> Mapping[str, str]:
+        """Return names of shapes, and the models that have them."""
+        return LARGE if self.gpu else {"tiny": "tiny"}
+
+    def config(self, *overrides: str) -> Config:
+        """Return the config of a run of a random model, on problems of our own."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_rows(self.folder / "rows.jsonl", list(QUESTIONS))
+        write_rows(self.folder / "held_out.jsonl", ["How many days are there in a week?"])
+        cfg = compose_config([
+            "dataset=custom", f"dataset.path={self.folder / 'rows.jsonl'}", f"dataset.eval_path={self.folder / 'held_out.jsonl'}",
+            "dataset.columns.question=question", "dataset.columns.answer=answer", "k=[1]", "model=hf",
+            "model._target_=expo.gpu.place.random_shape", f"output_dir={self.folder / 'outputs'}", f"trainer.accelerator={'gpu' if self.gpu else 'cpu'}",
+            "rollout.max_prompt_tokens=512", "evaluation.every=0", "trainer.checkpoint_every=1000", "trainer.on_nonfinite=stop",
+            "reward._target_=expo.bench.ours.RandomReward", *overrides,
+        ])  # fmt: skip
+        check(cfg)
+        return cfg
+
+    def wait(self) -> None:
+        """Wait until the device has done all that it was told."""
+        if self.gpu:
+            torch.cuda.synchronize()
+
+    def peak_gb(self) -> float:
+        """Return the most memory that was in use since the last call; 0 on a CPU."""
+        if not self.gpu:
+            return 0.0
+        peak = torch.cuda.max_memory_allocated() / 1e9
+        torch.cuda.reset_peak_memory_stats()
+        return peak
+
+
+Check = Callable[[Place], Mapping[str, Any]]
+
+
+def random_shape(conf: ModelConf) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Make a model of the shape of `model.path` with random weights, on a GPU where there is one: what is not known cannot be right.
+
+    A path `shape:layers` cuts it to so many layers.
+    """
+    name, _, layers = conf.path.partition(":")
+    kind, options = ("qwen2", TINY) if name == "tiny" else SHAPES[name]
+    own = options | ({"num_hidden_layers": int(layers)} if layers else {})
+    tokenizer = bpe_tokenizer([BPE_TEXT], min(own["vocab_size"], 8192) - 6)
+    ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
+    config = AutoConfig.for_model(kind, **own, **ends, max_position_embeddings=4096)
+    set_seed(0)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=getattr(torch, conf.dtype), attn_implementation=conf.attention
+        )
+    if conf.lora_rank:
+        from peft import LoraConfig, get_peft_model
+
+        model = get_peft_model(
+            model, LoraConfig(r=conf.lora_rank, lora_alpha=conf.lora_alpha, target_modules="all-linear")
+        )
+    if conf.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.enable_input_require_grads()
+    return model.train(), tokenizer
+
+
+def metrics_of(directory: Path) -> list[dict[str, Any]]:
+    """Return the lines of metrics.jsonl of the only run below a directory."""
+    (file,) = directory.glob("*/*/metrics.jsonl")
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def gap(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]]) -> float:
+    """Return the largest relative difference of two runs' numbers, but for those that measure time and memory."""
+    worst = 0.0
+    for mine, other in zip(ours, theirs, strict=True):
+        for name, value in mine.items():
+            if isinstance(value, float) and not name.startswith(TIMED) and other.get(name) is not None:
+                worst = max(worst, abs(value - other[name]) / max(1.0, abs(value)))
+    return worst
