@@ -253,7 +253,8 @@ def test_torchrun_starts_the_devices_as_well(tmp_path):
     ("overrides", "told"),
     [
         (["trainer.devices=0"], r"trainer\.devices=0: must be greater than 0"),
-        (["trainer.devices=2", "rollout=vllm"], r"trainer\.devices=2: .* works with one device as yet"),
+        (["trainer.devices=2", "rollout=vllm"], r"trainer\.devices=2: .* use rollout=vllm_server"),
+        (["trainer.strategy=fsdp"], r"trainer\.strategy=fsdp: .* there is one; set trainer\.devices"),
         (["trainer.num_nodes=2"], r"trainer\.num_nodes=2: start one process per device with torchrun"),
     ],
 )

@@ -33,6 +33,11 @@ class RolloutConf:
         return self._target_ == "expo.rollout.transformers_engine.TransformersEngine"
 
     @property
+    def beside_others(self) -> bool:
+        """Return whether each of several devices of a run can have an engine of its own."""
+        return self.in_place
+
+    @property
     def longest_prompt(self) -> int:
         """Return the tokens of a prompt that also holds a solution, or a part of one, no longer than a completion."""
         return self.max_prompt_tokens + self.max_completion_tokens
@@ -102,6 +107,11 @@ class VLLMConf(RolloutConf):
         identity=False,
         help="mean difference allowed, nats per token; null: 1e-3 in float32, 0.05 in 16 bit",
     )
+
+    @property
+    def beside_others(self) -> bool:
+        """Return whether each of several devices of a run can have an engine of its own."""
+        return self.separate and self.device is None and self.transfer == "file"
 
     def rules(self, cfg: "Config") -> Rules:
         yield from super().rules(cfg)

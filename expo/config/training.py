@@ -92,9 +92,9 @@ class TrainerConf:
         )
         several = self.devices * self.num_nodes > 1
         yield (
-            not several or cfg.rollout.in_place,
-            f"trainer.devices={self.devices}: rollout._target_={cfg.rollout._target_} works with one device as yet; "
-            "use rollout=hf, or set trainer.devices=1",
+            not several or cfg.rollout.beside_others,
+            f"trainer.devices={self.devices}: each device has an engine of its own, in a process of its own on the same GPU; "
+            "use rollout=vllm_server with rollout.device=null rollout.transfer=file, or rollout=hf",
         )
         yield (
             several or self.strategy == "ddp",

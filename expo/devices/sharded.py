@@ -91,13 +91,16 @@ class CopyEngine:
     def sync(self) -> None:
         """See `Engine.sync`."""
         self.copy.gather()
+        self.engine.sync()
 
     def sleep(self) -> None:
         """See `Engine.sleep`."""
+        self.engine.sleep()
         self.copy.free()
 
     def wake(self) -> None:
-        """Do nothing: `sync` brings the weights back."""
+        """See `Engine.wake`. `sync` brings the weights back."""
+        self.engine.wake()
 
     def close(self) -> None:
         """See `Engine.close`."""

@@ -29,6 +29,7 @@ from expo.rollout.vllm_transfer import nccl_info, open_transfer
 from expo.rollout.vllm_worker import sums
 
 PROBE_TOKENS = 256
+BLOCK = 16  # tokens of a block of vLLM's cache
 GIB = 2**30
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM can make room for
 CPU_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256)  # sizes that vLLM's attention on a CPU is built for
@@ -52,13 +53,17 @@ class VLLMEngine:
         self.lora_rank = 0 if conf.merge_lora else adapter_rank(model)
         self.adapter: Any = None  # vLLM's name for it, once it is there
         self.sender: Any = None
-        self.closed = threading.Event()
+        self.closed, self.asleep = threading.Event(), False
         # vLLM lets one engine per process sleep; it is the policy's, which is made first.
         self.sleeps = self.device.type == "cuda" and not conf.separate and not VLLMEngine.sleeper
         VLLMEngine.sleeper |= self.sleeps
         try:
             remedy = "; without LoRA support for this model, rollout.merge_lora=true" if self.lora_rank else ""
-            with visible(conf.device), in_vllm(f"cannot start (expo doctor looks at the installation{remedy})"):
+            with (
+                visible(self.own_gpu),
+                alone(),
+                in_vllm(f"cannot start (expo doctor looks at the installation{remedy})"),
+            ):
                 self.llm = self._start()
         finally:
             shutil.rmtree(Path(self.folder.name, "model"), ignore_errors=True)
@@ -83,11 +88,18 @@ class VLLMEngine:
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
+    @property
+    def own_gpu(self) -> int | None:
+        """Return which GPU, of those that this process sees, an engine in a process of its own gets; None where it has no such choice."""
+        beside = self.device.index if self.conf.separate and self.device.type == "cuda" else None
+        return beside if self.conf.device is None else self.conf.device
+
     def _start(self) -> Any:
         conf = self.conf
-        cached = (
-            kv_bytes(self.model, self.dtype) * conf.batch_size * (conf.max_prompt_tokens + conf.max_completion_tokens)
-        )
+        longest = conf.longest_prompt + conf.max_completion_tokens
+        # vLLM keeps blocks of tokens, of which each row's last is not full.
+        positions = conf.batch_size * (conf.max_prompt_tokens + conf.max_completion_tokens + BLOCK)
+        cached = kv_bytes(self.model, self.dtype) * max(positions, longest + BLOCK)
         os.environ |= {
             "VLLM_ENABLE_V1_MULTIPROCESSING": str(int(conf.separate)),
             "VLLM_CPU_KVCACHE_SPACE": str(max(1, math.ceil(cached / GIB))),
@@ -111,10 +123,11 @@ class VLLMEngine:
             total = torch.cuda.get_device_properties(own).total_memory
             weights = sum(p.numel() for p in self.model.parameters()) * self.dtype.itemsize
             options["gpu_memory_utilization"] = conf.memory_share or memory_share(weights, cached, total)
+            if conf.memory_share is None:  # else it takes what is left of its share
+                options["kv_cache_memory_bytes"] = cached
             options["enable_sleep_mode"] = self.sleeps
         else:  # of a prompt read in parts vLLM rewinds the request's generator, which a CPU's cannot
             options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": 8192 + conf.max_prompt_tokens}
-        longest = conf.longest_prompt + conf.max_completion_tokens
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or longest
         return LLM(
             model=self._source(), skip_tokenizer_init=True, dtype=str(self.dtype).removeprefix("torch."), seed=0,
@@ -159,6 +172,9 @@ class VLLMEngine:
         """Send the policy's weights; every `probe_every` times verify them. Raises EngineError where they did not arrive."""
         with in_own_format(self.model):  # the trainer's precision is not the comparison's
             self._send()
+            if self.asleep:  # the cache was not there beside the old weights and the new ones
+                self.llm.wake_up(tags=["kv_cache"])
+                self.asleep = False
             self.llm.reset_prefix_cache()  # what it holds was computed with the old weights
             if self.conf.probe_every and self.syncs % self.conf.probe_every == 0:
                 self.verify()
@@ -175,7 +191,7 @@ class VLLMEngine:
                 self.sender.send_weights()
             return
         if not self.conf.separate:
-            self._call("expo_load", {"weights": list(self.weights())})
+            self._call("expo_load", {"weights": self.weights()})
             return
         path = Path(self.folder.name, "weights.safetensors")  # in memory, where the system has /dev/shm
         _save(dict(self.weights()), path)
@@ -285,14 +301,17 @@ class VLLMEngine:
             return self.llm.collective_rpc(method, kwargs=arguments)[0]
 
     def sleep(self) -> None:
-        """Give the cache back, and move the weights to the CPU until `wake`, on a GPU that it shares with the trainer."""
+        """Give cache and weights back, on a GPU that it shares with the trainer: `sync` brings them. Where it sends an adapter alone, the
+        weights wait on the CPU."""
         if self.sleeps:
-            self.llm.sleep(level=1)
+            self.llm.sleep(level=1 if self.lora_rank else 2)
+            self.asleep = True
 
     def wake(self) -> None:
-        """Undo `sleep`."""
+        """Make room for the weights that `sync` brings; the cache comes after them."""
         if self.sleeps:
-            self.llm.wake_up()
+            torch.cuda.empty_cache()  # what the update has left
+            self.llm.wake_up(tags=["weights"])
 
     def close(self) -> None:
         """End the engine and free what it holds."""
@@ -322,6 +341,26 @@ def visible(device: int | None) -> Iterator[None]:
         if device is not None:
             os.environ.pop("CUDA_VISIBLE_DEVICES")
             os.environ |= {"CUDA_VISIBLE_DEVICES": before} if before is not None else {}
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Let processes that start meanwhile not know of the other devices of the run: an engine has no part in them."""
+    names = (
+        "RANK",
+        "LOCAL_RANK",
+        "WORLD_SIZE",
+        "NODE_RANK",
+        "GROUP_RANK",
+        "LOCAL_WORLD_SIZE",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+    )
+    before = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ |= before
 
 
 @contextmanager

@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 # What vLLM joins into one matrix. Sums of a joined matrix are the sums of its parts.
@@ -15,17 +15,18 @@ Sums = dict[str, tuple[float, float]]  # by parameter: of its entries, and of th
 class WeightSync:
     """Methods for `LLM.collective_rpc`; `self` is vLLM's worker."""
 
-    def expo_load(self, weights: list[tuple[str, Tensor]]) -> None:
-        """Take new weights under their Hugging Face names."""
+    def expo_load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Take new weights under their Hugging Face names, one after the other."""
         worker: Any = self
         worker.reload_weights(weights_iterator=iter(weights))
         _repack_tied_head(worker.model_runner.get_model())
 
     def expo_load_file(self, path: str) -> None:
         """Load weights from a safetensors file."""
-        from safetensors.torch import load_file
+        from safetensors import safe_open
 
-        self.expo_load(list(load_file(Path(path)).items()))
+        with safe_open(path, "pt") as file:
+            self.expo_load((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118: it is no dict
 
     def expo_sums(self) -> Sums:
         """Return the sums of every parameter that is there to be read, and of a LoRA adapter; the CPU backend packs most matrices away."""
@@ -42,9 +43,10 @@ def sums(named: Iterable[tuple[str, Tensor]]) -> Sums:
     for name, tensor in named:
         for pattern, joined in JOINED:
             name = re.sub(pattern, joined, name)
-        values = tensor.detach().double()
+        values = tensor.detach()  # summed in float64, without a copy of it in float64
         first, second = found.get(name, (0.0, 0.0))
-        found[name] = (first + values.sum().item(), second + values.square().sum().item())
+        squares = torch.linalg.vector_norm(values, dtype=torch.float64).item() ** 2
+        found[name] = (first + values.sum(dtype=torch.float64).item(), second + squares)
     return found
 
 
