@@ -1,11 +1,14 @@
 """Estimate the memory of one device of a run, by part, and its room on the disk."""
 
+import math
+
 from expo.cost.machine import Device
 from expo.cost.run import Work
 from expo.model.policy import LOGITS
 
-# Tensors that a layer keeps for its backward pass, in widths of the model and of its MLP, counted by torch's saved-tensor hooks on a Qwen2 with SDPA.
-KEPT_HIDDEN, KEPT_INNER = 16, 4
+# What a layer keeps for its backward pass, per token: bytes per hidden unit (the residual stream and its norms stay in float32), and tensors
+# of the keys' and of the MLP's width. Counted with torch's saved-tensor hooks on Qwen2 with SDPA, float32 and bf16-mixed, 2026-11-28.
+KEPT_BYTES, KEPT_KEYS, KEPT_INNER = 32, 2, 4
 
 
 def memory(work: Work, device: Device) -> dict[str, float]:
@@ -53,9 +56,15 @@ def updating(work: Work) -> dict[str, float]:
     """Return what is there in the update: vLLM sleeps in the trainer's process, and the cache of transformers is gone."""
     s, cfg = work.shape, work.cfg
     number = 2 if work.computed == "bfloat16" else 4
-    positions = cfg.trainer.micro_batch_size * (cfg.rollout.max_prompt_tokens + cfg.rollout.max_completion_tokens)
-    per_layer = KEPT_HIDDEN * s.hidden + KEPT_INNER * s.inner
-    kept = per_layer + s.layers * s.hidden if cfg.model.gradient_checkpointing else s.layers * per_layer
+    micro, group, kept_all = (
+        cfg.trainer.micro_batch_size,
+        max(1, cfg.algorithm.group_size),
+        not cfg.model.gradient_checkpointing,
+    )
+    prompts = math.ceil(micro / group) if cfg.trainer.share_prompts and kept_all else micro
+    positions = prompts * cfg.rollout.max_prompt_tokens + micro * cfg.rollout.max_completion_tokens
+    per_layer = KEPT_BYTES * s.hidden + number * (KEPT_KEYS * s.kv_width + KEPT_INNER * s.inner)
+    kept = s.layers * per_layer if kept_all else per_layer + 4 * s.layers * s.hidden
     gathered = (s.parameters - s.in_layers + 2 * s.in_layers / s.layers) * work.stored if work.sharded > 1 else 0.0
     mixed = work.computed == "bfloat16" and work.stored == 4
     casts = 2 * (s.parameters if work.sharded == 1 else gathered / 4) if mixed else 0
@@ -67,7 +76,7 @@ def updating(work: Work) -> dict[str, float]:
         "the engine's weights": 0.0 if asleep else float(work.engine_bytes * s.parameters),
         "gathered layers": gathered,
         "casts to 16 bit": float(casts),
-        "activations": float(number * positions * kept),
+        "activations": float(positions * kept),
         "logits": 3.0 * 4 * min(LOGITS, positions * s.head // s.hidden),
     }
 

@@ -52,9 +52,7 @@ def decoding(work: Work, device: Device, rows: int, prompts: int, explained: boo
     at_once = own / batches
     rate, reading = device.rate(work.computed), device.bandwidth * device.reading
     read_once = 2 * own_prompts * work.prompt * s.in_layers / (rate * device.training)
-    # transformers repeats the keys and values of a group of heads: it reads them, writes them and reads them again.
-    repeated = s.heads_width / s.kv_width if work.in_place and s.heads_width > s.kv_width else 0
-    cached = (work.prompt + work.completion / 2) * s.layers * 2 * s.kv_width * work.engine_bytes * (1 + 2 * repeated)
+    cached = (work.prompt + work.completion / 2) * s.layers * 2 * s.kv_width * work.engine_bytes
     token = (
         s.layers * device.layer_s[engine]
         + (s.in_layers + s.head) * work.engine_bytes / reading

@@ -26,7 +26,7 @@ class WeightSync:
         from safetensors import safe_open
 
         with safe_open(path, "pt") as file:
-            self.expo_load((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118: it is no dict
+            self.expo_load((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
 
     def expo_sums(self) -> Sums:
         """Return the sums of every parameter that is there to be read, and of a LoRA adapter; the CPU backend packs most matrices away."""

@@ -1,0 +1,173 @@
+"""What a run is estimated to cost: by hand, against what torch keeps, and `expo plan`."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import compose_config
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from expo import cli
+from expo.commands.plan import advice, changed, changes
+from expo.commands.plan import plan as plan_command
+from expo.config import UserError, check
+from expo.cost import memory as of_memory
+from expo.cost.machine import DEVICES, Device
+from expo.cost.memory import disk, generating, memory, updating
+from expo.cost.run import Work
+from expo.cost.seconds import decoding, run_seconds, seconds, tokens, update
+from expo.cost.shape import shape_of
+from expo.model.policy import score, token_batch
+
+THREE_B = ["model=qwen2.5-3b-instruct", "dataset=math", "algorithm=grpo", "trainer.precision=bf16-mixed"]
+
+
+def work(*overrides: str, devices: int = 1) -> Work:
+    return Work.of(compose_config(*THREE_B, *overrides), devices)
+
+
+def test_memory_by_part_by_hand():
+    found, parameters = memory(work(), DEVICES["h200"]), 3_085_938_688
+    assert found["weights"] == 4 * parameters
+    assert found["optimizer"] == 8 * parameters
+    assert found["gradients"] == 4 * parameters
+    assert found["casts to 16 bit"] == 2 * parameters
+    assert found["peak"] == pytest.approx(sum(size for part, size in found.items() if part != "peak"))
+    shared = memory(work("trainer.devices=8", "trainer.strategy=fsdp", devices=8), DEVICES["h200"])
+    assert shared["weights"] == 4 * parameters / 8
+    assert shared["optimizer"] == 8 * parameters / 8
+    assert shared["peak"] < 0.6 * found["peak"]
+    lora = updating(work("model.lora_rank=16"))
+    assert lora["gradients"] < 0.02 * found["gradients"]
+    assert disk(work())[0] == 12 * parameters  # weights and two moments
+
+
+def test_a_second_copy_of_the_weights_is_counted():
+    kl = memory(work("algorithm.kl_coef=0.05"), DEVICES["h200"])
+    assert kl["frozen copies"] == 4 * 3_085_938_688
+    beside = generating(work("rollout=vllm", "rollout.dtype=bfloat16"))
+    assert beside["the engine's weights"] == 2 * 3_085_938_688
+    sharded = generating(work("trainer.devices=2", "trainer.strategy=fsdp", devices=2))
+    assert sharded["the engine's weights"] == 4 * 3_085_938_688  # whole, to generate with
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize(("hidden", "inner", "heads", "keys"), [(256, 512, 4, 4), (256, 1024, 4, 1), (512, 2048, 8, 2)])
+def test_activations_are_what_torch_keeps(precision, hidden, inner, heads, keys):
+    rows, prompt, completion = 4, 40, 60
+
+    def kept(layers: int) -> int:
+        config = Qwen2Config(
+            hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads,
+            num_key_value_heads=keys, vocab_size=512,
+        )  # fmt: skip
+        model = Qwen2ForCausalLM(config)
+        model.compute_dtype = torch.bfloat16 if precision == "bf16-mixed" else None
+        own = {p.shape for p in model.parameters()} | {p.T.shape for p in model.parameters() if p.dim() == 2}
+        seen: dict[int, int] = {}
+        alive = []
+
+        def keep(tensor):
+            if tensor.shape not in own:  # weights, and their casts, are counted elsewhere
+                alive.append(tensor)
+                seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        batch = token_batch([[5] * prompt] * rows, [[7] * completion] * rows, 0, torch.device("cpu"))
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            score(model, batch)
+        return sum(seen.values())
+
+    measured = (kept(3) - kept(1)) / 2
+    number = 2 if precision == "bf16-mixed" else 4
+    width = keys * hidden // heads
+    told = of_memory.KEPT_BYTES * hidden + number * (of_memory.KEPT_KEYS * width + of_memory.KEPT_INNER * inner)
+    assert told * rows * (prompt + completion) == pytest.approx(measured, rel=0.15)
+
+
+TOY = Device("toy", 1e9, {"float32": 1e6}, 1e4, 1e3, training=1.0, thin=0.5, reading=1.0, layer_s={"transformers": 2.0, "vllm": 0.0}, reserved=0.0)  # fmt: skip
+
+
+def test_seconds_of_decoding_by_hand():
+    """Launches, reads and products of a token follow each other: a sum, not the largest of them."""
+    w = work("trainer.precision=32-true", "rollout.batch_size=8", "plan.completion_tokens=10", "plan.prompt_tokens=5")
+    s = w.shape
+    cached = (5 + 5) * s.layers * 2 * s.kv_width * 4
+    token = (
+        2.0 * s.layers
+        + 4 * (s.in_layers + s.head) / 1e4
+        + 8 * cached / 1e4
+        + 2 * 8 * (s.in_layers + s.head) / (0.5 * 1e6)
+        + 8 * (s.head / s.hidden) * 40 / 1e4
+    )
+    assert decoding(w, TOY, 16, 2) == pytest.approx(2 * 2 * 5 * s.in_layers / 1e6 + 2 * 10 * token)
+    assert decoding(w, TOY, 0, 0) == 0
+    halves = replace(w, devices=2)  # each device has one of the two batches
+    assert decoding(halves, TOY, 16, 2) == pytest.approx(decoding(w, TOY, 16, 2) / 2)
+
+
+def test_seconds_of_an_update_grow_with_passes_and_devices_send():
+    plain, kl = update(work(), DEVICES["h100"]), update(work("algorithm.kl_coef=0.05"), DEVICES["h100"])
+    assert plain < kl < 1.5 * plain
+    assert update(work(devices=8), DEVICES["h100"]) < plain / 4
+    sharded = work("trainer.devices=8", "trainer.strategy=fsdp", devices=8)
+    slow = replace(DEVICES["h100"], link=1e9)
+    assert update(sharded, slow) > update(work(devices=8), slow)  # it sends more
+
+
+def test_a_run_is_its_steps_and_its_evaluations():
+    w, device = work("evaluation.every=0", "trainer.max_steps=10"), DEVICES["h100"]
+    evaluations = 2 * decoding(w, device, 500 * 4, 500)
+    assert run_seconds(w, device) == pytest.approx(10 * sum(seconds(w, device).values()) + evaluations)
+    assert tokens(w) == 1024 * (10 * 16 * 8 + 2 * 500 * 4)
+
+
+def test_advice_names_settings_that_fit_and_no_more_than_needed():
+    small = replace(DEVICES["a100"], memory=60e9)
+    w = work("trainer.micro_batch_size=64")
+    assert "do not fit" in (told := advice(w, small))
+    settings = next(s for s in changes(w) if memory(changed(w, s), small)["peak"] <= small.memory)
+    assert told.endswith(" ".join(f"{key}={value}" for key, value in settings))
+    check(compose_config(*THREE_B, "trainer.micro_batch_size=64", *(f"{key}={value}" for key, value in settings)))
+    assert memory(changed(w, settings), small)["peak"] <= small.memory
+    assert advice(w, DEVICES["h200"]).endswith("fits")
+    assert advice(w, replace(small, memory=1e9)).endswith("no setting of one key or a few fits it")
+
+
+@pytest.mark.runs
+def test_expo_plan_needs_neither_vllm_nor_a_gpu(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "150")
+    monkeypatch.setattr(
+        "sys.argv", ["expo", "plan", *THREE_B, "rollout=vllm", "plan.devices=[1,8]", "plan.device=a100"]
+    )
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 0
+    out = capsys.readouterr().out
+    assert "most at a time, GB" in out
+    assert "an estimate for a100, not measured" in out
+    assert "8 a100: " in out
+
+
+def test_expo_plan_of_a_model_that_nobody_has_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"model\.path=.*nowhere: its config cannot be read"):
+        plan_command(compose_config("dataset=ladder", "model=hf", f"model.path={tmp_path}/nowhere"))
+
+
+def test_a_plan_for_this_machine_measures_it(capsys):
+    assert (
+        plan_command(
+            compose_config(
+                "dataset=ladder", "algorithm=grpo", "plan.device=here", "plan.devices=[1]", "trainer.threads=1"
+            )
+        )
+        == 0
+    )
+    assert "this CPU" in capsys.readouterr().out or torch.cuda.is_available()
+
+
+def test_a_shape_counts_a_tied_head_once():
+    config = Qwen2Config(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=500, tie_word_embeddings=True)  # fmt: skip
+    tied, untied = shape_of(config), shape_of(Qwen2Config(**(config.to_dict() | {"tie_word_embeddings": False})))
+    assert untied.parameters - tied.parameters == 500 * 64
+    assert untied.in_layers == tied.in_layers == tied.parameters - 500 * 64
