@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import subprocess
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -395,3 +396,81 @@ def test_heads_that_vllm_does_not_know_are_one_line():
     check_heads(ladder_model(0, heads=3), torch.device("cpu"))
     with pytest.raises(UserError, match=r"size 24.*pretrain.heads=3"):
         check_heads(ladder_model(0), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("lora", [0, 8])
+def test_the_cache_comes_back_after_the_weights(lora, monkeypatch):
+    """Old weights, new ones and a cache at once are more than a shared GPU has; an adapter alone cannot bring weights back."""
+    told = []
+
+    class Sleeper:
+        def sleep(self, level):
+            told.append(f"sleep {level}")
+
+        def wake_up(self, tags):
+            told.append(f"wake {tags[0]}")
+
+        def reset_prefix_cache(self):
+            told.append("forget")
+
+    engine = VLLMEngine.__new__(VLLMEngine)
+    engine.model, engine.conf, engine.llm = torch.nn.Linear(1, 1), CONF, Sleeper()
+    engine.sleeps, engine.asleep, engine.lora_rank, engine.syncs = True, False, lora, 0
+    monkeypatch.setattr(VLLMEngine, "_send", lambda self: told.append("send"))
+    monkeypatch.setattr(VLLMEngine, "verify", lambda self: told.append("verify"))
+    for _ in range(2):
+        engine.sleep()
+        engine.wake()
+        engine.sync()
+    engine.sync()  # one that did not sleep
+    level = "sleep 1" if lora else "sleep 2"
+    assert told == 2 * [level, "wake weights", "send", "wake kv_cache", "forget", "verify"] + [
+        "send",
+        "forget",
+        "verify",
+    ]
+
+
+def test_an_engine_of_one_of_several_devices_knows_of_none_of_them(monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+
+    def start(self):
+        raise RuntimeError(f"sees {sorted({'RANK', 'WORLD_SIZE'} & os.environ.keys())}")
+
+    monkeypatch.setattr(VLLMEngine, "_start", start)
+    with pytest.raises(EngineError, match=r"sees \[\]$"):
+        VLLMEngine(replace(CONF, separate=True), *policy(tied=True))
+    assert os.environ["RANK"] == "1"
+
+
+def test_sums_of_16_bit_are_made_in_float64():
+    values = (torch.randn(3000) * 0.02).bfloat16()
+    ((first, second),) = sums([("w", values)]).values()
+    assert first == pytest.approx(values.double().sum().item(), abs=1e-12)
+    assert second == pytest.approx(values.double().square().sum().item(), rel=1e-12)
+
+
+@pytest.mark.vllm
+@pytest.mark.skipif(not importlib.util.find_spec("vllm"), reason="vLLM is not installed")
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_each_of_two_devices_has_an_engine_of_its_own(strategy, tmp_path):
+    model, tokenizer = ladder_model(0, heads=3), ladder_tokenizer()
+    model.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    options = [
+        "algorithm=exp_grpo", "dataset=ladder", "dataset.levels=[1]", "dataset.eval_limit=2", "debug=tiny", "trainer.max_steps=2",
+        "rollout=vllm_server", "rollout.eager=true", f"model.path={tmp_path / 'base'}", "evaluation.every=0", "trainer.accelerator=cpu",
+        "positives.filters=[]", "reward._target_=expo.bench.ours.RandomReward",
+    ]  # fmt: skip
+    for devices in (1, 2):
+        several = [f"trainer.devices={devices}", f"trainer.strategy={strategy}"] if devices > 1 else []
+        line = [sys.executable, "-m", "expo", "train", *options, *several, f"output_dir={tmp_path / str(devices)}"]
+        made = subprocess.run(line, capture_output=True, text=True, timeout=500, check=False)
+        assert made.returncode == 0, made.stderr
+    lines = [next(tmp_path.glob(f"{n}/*/*/metrics.jsonl")).read_text().splitlines() for n in (1, 2)]
+    one, two = ([json.loads(line) for line in found] for found in lines)
+    assert len(one) == len(two)
+    # vLLM's noise is keyed by row as well, but what a batch holds moves its logits by rounding: texts may part.
+    assert two[1]["policy/grad_norm"] > 0
+    assert two[1]["throughput/tokens_generated"] == pytest.approx(one[1]["throughput/tokens_generated"], rel=0.3)
