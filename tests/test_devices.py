@@ -50,7 +50,9 @@ def assert_same(ours: Path, theirs: Path) -> None:
     mine, other = weights(ours), weights(theirs)
     assert mine.keys() == other.keys()
     for name in mine:
-        torch.testing.assert_close(mine[name], other[name], atol=1e-5, rtol=1e-4)
+        # Adam divides by a gradient's size: where that is nearly nothing, its rounding is what moves the weight.
+        torch.testing.assert_close(mine[name], other[name], atol=2e-5, rtol=1e-4)
+        assert (mine[name] - other[name]).abs().mean() < 1e-7
 
 
 @pytest.mark.runs

@@ -22,7 +22,7 @@ from expo.config.from_run import restore
 from expo.config.hints import HintsConf, NoHintsConf, PrefixConf, SelfHintConf
 from expo.config.identity import LADDER, arm_identity, bank_identity, identity, lineage, model_content, pairs_identity
 from expo.config.key import Rules, functions_of, key, option
-from expo.config.model import ModelConf, RandomTinyConf
+from expo.config.model import ModelConf, RandomShapeConf, RandomTinyConf
 from expo.config.places import make_folder, run_dir, run_id, run_mark
 from expo.config.positives import (
     ExpertConf,
@@ -41,7 +41,7 @@ __all__ = [
     "DISK", "LADDER", "AlgorithmConf", "ColumnsConf", "Config", "CsvLoggerConf", "DPOConf", "DatasetConf", "DiagnoseConf", "EngineError",
     "EvaluationConf", "ExpertConf", "GRPOConf", "Gsm8kConf", "HintsConf", "JudgeConf", "LadderConf", "LoggerConf",
     "MathConf", "MlflowConf", "MlflowLoggerConf", "ModelConf", "NoHintsConf", "NoPositivesConf", "OptimizerConf", "ParaphraseConf", "PositivesConf",
-    "PositivesOnlyConf", "PrefixConf", "PretrainConf", "PromptsConf", "RandomTinyConf", "RewardConf", "RolloutConf",
+    "PositivesOnlyConf", "PrefixConf", "PretrainConf", "PromptsConf", "RandomShapeConf", "RandomTinyConf", "RewardConf", "RolloutConf",
     "Rules", "SFTConf", "SelfExplanationConf", "SelfHintConf", "SourceConf", "StarConf", "TableConf", "TensorBoardLoggerConf", "TrainerConf",
     "UserError", "VLLMConf", "VerifierConf", "WandbConf", "WandbLoggerConf", "arm_identity", "bank_identity", "build", "check", "check_anywhere", "compose_config",
     "conf_dir", "config_folders", "functions_of", "identity", "key", "lineage", "make_folder", "model_content", "option", "pairs_identity", "register", "restore",

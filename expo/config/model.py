@@ -30,6 +30,11 @@ class ModelConf:
     lora_alpha: int = key(32, above=0, high=2**16, help="LoRA's alpha: the adapter's output is scaled by alpha / rank")
     gradient_checkpointing: bool = key(False, help="compute activations again in the backward pass, to save memory")
 
+    @property
+    def from_nothing(self) -> bool:
+        """Return whether its weights are made here, and found nowhere."""
+        return False
+
     def rules(self, cfg: "Config") -> Rules:
         saved = any(Path(self.path, name).is_file() for name in ("config.json", "adapter_config.json"))
         yield (
@@ -47,11 +52,33 @@ class RandomTinyConf(ModelConf):
     _target_: str = "expo.model.policy.random_policy"
     path: str = key("random_tiny", help="its name in tables")
 
+    @property
+    def from_nothing(self) -> bool:
+        return True
+
     def rules(self, cfg: "Config") -> Rules:
         yield (
             self.lora_rank == 0 and self.dtype == "float32",
             "model=random_tiny: takes neither model.lora_rank nor model.dtype; remove them, or use model=hf",
         )
+
+
+@option("model", "random_shape")
+@dataclass
+class RandomShapeConf(ModelConf):
+    """A model of a known shape with random weights, such as Qwen2.5-0.5B's: what a run takes, without a download."""
+
+    _target_: str = "expo.model.shapes.random_shape"
+    path: str = key(
+        "0.5B", help="its shape: 0.5B, 1.5B, 3B or 7B (Qwen2.5), 1B or 8B (Llama 3), tiny; `0.5B:4` has four layers"
+    )
+
+    @property
+    def from_nothing(self) -> bool:
+        return True
+
+    def rules(self, cfg: "Config") -> Rules:
+        yield from ()
 
 
 def looks_local(path: str) -> bool:

@@ -72,7 +72,8 @@ def updating(work: Work) -> dict[str, float]:
     # Adam's kernel for several weights at once needs no copy of them; clipping needs none either.
     asleep = getattr(cfg.rollout, "separate", True) or cfg.rollout.in_place or cfg.trainer.accelerator != "cpu"
     return {
-        "gradients": each * work.trained / work.sharded,
+        # An embedding and a head that are tied give a whole gradient each, on top of the sum.
+        "gradients": each * work.trained / work.sharded + (0 if cfg.model.lora_rank else 2 * each * s.head),
         "the engine's weights": 0.0 if asleep else float(work.engine_bytes * s.parameters),
         "gathered layers": gathered,
         "casts to 16 bit": float(casts),

@@ -9,17 +9,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from expo.config import LADDER
-
-# Shapes of models whose configs cannot be downloaded everywhere, as their config.json has them.
-SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
-    "Qwen/Qwen2.5-0.5B-Instruct": ("qwen2", {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2, "vocab_size": 151936, "tie_word_embeddings": True}),
-    "Qwen/Qwen2.5-1.5B-Instruct": ("qwen2", {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12, "num_key_value_heads": 2, "vocab_size": 151936, "tie_word_embeddings": True}),
-    "Qwen/Qwen2.5-3B-Instruct": ("qwen2", {"hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36, "num_attention_heads": 16, "num_key_value_heads": 2, "vocab_size": 151936, "tie_word_embeddings": True}),
-    "Qwen/Qwen2.5-7B-Instruct": ("qwen2", {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064, "tie_word_embeddings": False}),
-    "meta-llama/Llama-3.2-1B-Instruct": ("llama", {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": True}),
-    "meta-llama/Llama-3.2-3B-Instruct": ("llama", {"hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28, "num_attention_heads": 24, "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": True}),
-    "meta-llama/Llama-3.1-8B-Instruct": ("llama", {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False}),
-}  # fmt: skip
+from expo.model.shapes import config_of
 
 
 @dataclass(frozen=True)
@@ -39,14 +29,9 @@ class Shape:
 
 @cache
 def shape(path: str) -> Shape:
-    """Return the shape of a model by hub id or local folder. Raises OSError where its config cannot be read."""
-    kind, options = SHAPES.get(path, ("", {}))
-    config = (
-        AutoConfig.for_model(kind, **options)
-        if kind
-        else AutoConfig.from_pretrained(LADDER if path == "ladder" else path)
-    )
-    return shape_of(config)
+    """Return the shape of a model by hub id, local folder, or the name of a shape. Raises OSError where its config cannot be read."""
+    config = config_of(path)
+    return shape_of(config or AutoConfig.from_pretrained(LADDER if path == "ladder" else path))
 
 
 def shape_of(config: Any) -> Shape:

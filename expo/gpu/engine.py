@@ -31,7 +31,7 @@ def some_rows(device: torch.device, rows: int = 4, prompt: int = 24, completion:
 
 def cut(place: Place) -> str:
     """Return the smallest shape, cut to four layers."""
-    return f"{next(iter(place.shapes.values()))}:4"
+    return f"{place.shapes[0]}:4"
 
 
 def agreement(place: Place) -> Mapping[str, Any]:
@@ -114,7 +114,7 @@ def out_of_memory(place: Place) -> Mapping[str, Any]:
     if not place.gpu:
         raise NotRun("needs a GPU")
     cfg = place.config(
-        "algorithm=exp_grpo", f"model.path={next(iter(place.shapes.values()))}", "trainer.max_steps=1", "positives.filters=[]",
+        "algorithm=exp_grpo", f"model.path={place.shapes[0]}", "trainer.max_steps=1", "positives.filters=[]",
         "rollout.max_completion_tokens=256", "trainer.micro_batch_size=64", "trainer.problems_per_step=8", "positives.bank=false",
     )  # fmt: skip
     total = torch.cuda.get_device_properties(0).total_memory

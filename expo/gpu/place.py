@@ -7,20 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from expo.bench.cases import QUESTIONS, write_rows
-from expo.config import Config, ModelConf, check, compose_config
-from expo.cost.shape import SHAPES
-from expo.model.small import BPE_TEXT, bpe_tokenizer
-
-LARGE = {
-    "0.5B": "Qwen/Qwen2.5-0.5B-Instruct",
-    "1.5B": "Qwen/Qwen2.5-1.5B-Instruct",
-    "3B": "Qwen/Qwen2.5-3B-Instruct",
-}
-TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 768, "tie_word_embeddings": True}  # fmt: skip
-
+from expo.config import Config, check, compose_config
 
 TIMED = ("time/", "throughput/tokens_per_s")
 
@@ -41,9 +30,9 @@ class Place:
         return self.device == "cuda"
 
     @property
-    def shapes(self) -> Mapping[str, str]:
-        """Return names of shapes, and the models that have them."""
-        return LARGE if self.gpu else {"tiny": "tiny"}
+    def shapes(self) -> Sequence[str]:
+        """Return the shapes of models, the smallest first."""
+        return ("0.5B", "1.5B", "3B") if self.gpu else ("tiny",)
 
     def config(self, *overrides: str) -> Config:
         """Return the config of a run of a random model, on problems of our own."""
@@ -52,8 +41,8 @@ class Place:
         write_rows(self.folder / "held_out.jsonl", ["How many days are there in a week?"])
         cfg = compose_config([
             "dataset=custom", f"dataset.path={self.folder / 'rows.jsonl'}", f"dataset.eval_path={self.folder / 'held_out.jsonl'}",
-            "dataset.columns.question=question", "dataset.columns.answer=answer", "k=[1]", "model=hf",
-            "model._target_=expo.gpu.place.random_shape", f"output_dir={self.folder / 'outputs'}", f"trainer.accelerator={'gpu' if self.gpu else 'cpu'}",
+            "dataset.columns.question=question", "dataset.columns.answer=answer", "k=[1]", "model=random_shape",
+            f"output_dir={self.folder / 'outputs'}", f"trainer.accelerator={'gpu' if self.gpu else 'cpu'}",
             "rollout.max_prompt_tokens=512", "evaluation.every=0", "trainer.checkpoint_every=1000", "trainer.on_nonfinite=stop",
             "reward._target_=expo.bench.ours.RandomReward", *overrides,
         ])  # fmt: skip
@@ -75,34 +64,6 @@ class Place:
 
 
 Check = Callable[[Place], Mapping[str, Any]]
-
-
-def random_shape(conf: ModelConf) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Make a model of the shape of `model.path` with random weights, on a GPU where there is one: what is not known cannot be right.
-
-    A path `shape:layers` cuts it to so many layers.
-    """
-    name, _, layers = conf.path.partition(":")
-    kind, options = ("qwen2", TINY) if name == "tiny" else SHAPES[name]
-    own = options | ({"num_hidden_layers": int(layers)} if layers else {})
-    tokenizer = bpe_tokenizer([BPE_TEXT], min(own["vocab_size"], 8192) - 6)
-    ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
-    config = AutoConfig.for_model(kind, **own, **ends, max_position_embeddings=4096)
-    set_seed(0)
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        model = AutoModelForCausalLM.from_config(
-            config, dtype=getattr(torch, conf.dtype), attn_implementation=conf.attention
-        )
-    if conf.lora_rank:
-        from peft import LoraConfig, get_peft_model
-
-        model = get_peft_model(
-            model, LoraConfig(r=conf.lora_rank, lora_alpha=conf.lora_alpha, target_modules="all-linear")
-        )
-    if conf.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.enable_input_require_grads()
-    return model.train(), tokenizer
 
 
 def metrics_of(directory: Path) -> list[dict[str, Any]]:

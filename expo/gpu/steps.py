@@ -41,7 +41,7 @@ class Note(Callback):
         })  # fmt: skip
 
 
-def of_shape(name: str, path: str, engine: str) -> Check:
+def of_shape(name: str, engine: str) -> Check:
     """Return the check that makes whole steps of a shape."""
 
     def steps(place: Place) -> Mapping[str, Any]:
@@ -53,7 +53,7 @@ def of_shape(name: str, path: str, engine: str) -> Check:
         )
         tiny = ("rollout.max_completion_tokens=16", "trainer.problems_per_step=2", "algorithm.group_size=2")
         cfg = place.config(
-            "algorithm=exp_grpo", f"rollout={engine}", f"model.path={path}", f"trainer.max_steps={STEPS}", "positives.filters=[]",
+            "algorithm=exp_grpo", f"rollout={engine}", f"model.path={name}", f"trainer.max_steps={STEPS}", "positives.filters=[]",
             "positives.bank=false", *(large if place.gpu else tiny), *(("rollout.dtype=bfloat16",) if engine != "hf" else ()),
             *(("model.gradient_checkpointing=true",) if name == "3B" else ()),
         )  # fmt: skip
@@ -89,8 +89,4 @@ def of_shape(name: str, path: str, engine: str) -> Check:
 def checks(place: Place) -> dict[str, Check]:
     """Return a check for each shape and engine."""
     engines = ["hf", *(["vllm"] if importlib.util.find_spec("vllm") else [])]
-    return {
-        f"steps of {name}, {engine}": of_shape(name, path, engine)
-        for name, path in place.shapes.items()
-        for engine in engines
-    }
+    return {f"steps of {name}, {engine}": of_shape(name, engine) for name in place.shapes for engine in engines}

@@ -17,13 +17,13 @@ from expo.model.policy import causal_lm, score
 TRIES = 3
 
 
-def of_shape(name: str, path: str) -> Check:
+def of_shape(name: str) -> Check:
     """Return the check that trains a shape."""
 
     def update(place: Place) -> Mapping[str, Any]:
         lengths = (128, 512) if place.gpu else (12, 20)
         cfg = place.config(
-            "algorithm=grpo", f"model.path={path}", *(("trainer.precision=bf16-mixed",) if place.gpu else ())
+            "algorithm=grpo", f"model.path={name}", *(("trainer.precision=bf16-mixed",) if place.gpu else ())
         )
         model, _, _ = load_model(cfg)
         shape, rate = shape_of(causal_lm(model).config), this_machine(0).rate("bfloat16" if place.gpu else "float32")
@@ -65,4 +65,4 @@ def _step(place: Place, model: Any, optimizer: torch.optim.Optimizer, batch: Any
 
 def checks(place: Place) -> dict[str, Check]:
     """Return a check for each shape."""
-    return {f"the update of {name}": of_shape(name, path) for name, path in place.shapes.items()}
+    return {f"the update of {name}": of_shape(name) for name in place.shapes}

@@ -26,7 +26,7 @@ def setting(place: Place, *overrides: str) -> Config:
     """Return the config of a run with vLLM. Raises NotRun where there is none."""
     if importlib.util.find_spec("vllm") is None:
         raise NotRun("vLLM is not installed: make setup EXTRA=gpu")
-    path = next(iter(place.shapes.values()))
+    path = place.shapes[0]
     eager = () if place.gpu else ("rollout.eager=true",)
     return place.config(
         "algorithm=grpo",

@@ -58,6 +58,11 @@ def load_policy(conf: ModelConf) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     model.hub_commit = hub_commit(source, conf.revision)
+    return prepared(model, conf), tokenizer
+
+
+def prepared(model: Any, conf: ModelConf) -> PreTrainedModel:
+    """Return a model for training as the config says: with a LoRA adapter, with gradient checkpointing."""
     if conf.lora_rank:
         from peft import LoraConfig, get_peft_model
 
@@ -67,7 +72,8 @@ def load_policy(conf: ModelConf) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
     # from_pretrained returns evaluation mode, and Lightning keeps it: without this, dropout would be off in training.
-    return model.train(), tokenizer
+    trained: PreTrainedModel = model.train()
+    return trained
 
 
 def _whole_model(source: str, revision: str | None, options: dict[str, Any]) -> tuple[Any, list[str]]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
-from expo.config import Config, RandomTinyConf, UserError
+from expo.config import Config, UserError
 from expo.config.model import looks_local
 
 LIMIT_S = 3
@@ -63,12 +63,7 @@ def unreachable() -> str | None:
 def _needs(cfg: Config) -> Iterable[tuple[str, str, bool]]:
     """Yield what a run takes from the hub: key, hub id, whether it is in the local cache."""
     path, data = cfg.model.path, cfg.dataset
-    if (
-        path != "ladder"
-        and not isinstance(cfg.model, RandomTinyConf)
-        and not looks_local(path)
-        and not Path(path).is_dir()
-    ):
+    if path != "ladder" and not cfg.model.from_nothing and not looks_local(path) and not Path(path).is_dir():
         yield "model.path", path, _cached_model(path)
     if data.hub_id and not data.is_ladder and data.path is None:
         home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
