@@ -1,12 +1,15 @@
 """One run on several devices: the same completions, metrics and weights as on one. Here they are processes on the CPU."""
 
+import copy
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -14,11 +17,15 @@ import pytest
 import torch
 from conftest import compose_config
 from test_train import SMALL, expo, run, scalars, weights
+from torch.distributed.tensor import DTensor
 
 from expo.commands.train import train
 from expo.commands.wiring import build_run
 from expo.config import UserError, check, run_dir
 from expo.devices.ranks import ALONE, Apart, Ranks
+from expo.devices.sharded import WholeCopy, shard
+from expo.devices.shares import whole_state
+from expo.model.policy import as_it_began, score, token_batch
 from expo.rollout.dealt import DealtEngine
 from expo.rollout.engine import Completion, Request, Sampling
 from expo.rollout.noise import SOLVE, Key
@@ -123,6 +130,20 @@ def test_a_run_goes_on_with_other_devices(strategy, tmp_path):
     assert_same(parts, one)
 
 
+@pytest.mark.slow
+def test_explanations_that_shared_weights_write_later_are_those_of_the_beginning(tmp_path):
+    """A bank that is gone is written again by the initial policy, though the devices hold shares of a later one."""
+    overrides = [*LADDER, "algorithm=exp_grpo", "trainer.max_steps=4", "optimizer.learning_rate=0.01"]
+    _, one = run(tmp_path / "one", *overrides)
+    several = ["trainer.devices=2", "trainer.strategy=fsdp"]
+    run(tmp_path / "two", *overrides, *several, "trainer.stop_after=2")
+    for bank in (tmp_path / "two").glob("banks/*"):
+        shutil.rmtree(bank)
+    code, two = run(tmp_path / "two", *overrides, *several)
+    assert code == 0
+    assert_same(two, one)
+
+
 def started(tmp_path: Path, *overrides: str) -> tuple[subprocess.Popen, list[psutil.Process], Path]:
     """A run on two devices under way, the processes of its devices, and its directory."""
     options = [*SMALL, *LADDER, "trainer.max_steps=400", "trainer.devices=2", "evaluation.every=0", *overrides]
@@ -145,9 +166,11 @@ def ended(process: subprocess.Popen, devices: list[psutil.Process]) -> tuple[int
 
 
 @pytest.mark.runs
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_device_ends_the_run_with_one_line_and_the_same_command_goes_on(rank, tmp_path):
-    process, devices, directory = started(tmp_path, "trainer.checkpoint_every=2")
+@pytest.mark.parametrize(
+    ("rank", "strategy"), [(0, "ddp"), (1, "ddp"), pytest.param(1, "fsdp", marks=pytest.mark.slow)]
+)
+def test_a_killed_device_ends_the_run_with_one_line_and_the_same_command_goes_on(rank, strategy, tmp_path):
+    process, devices, directory = started(tmp_path, "trainer.checkpoint_every=2", f"trainer.strategy={strategy}")
     devices[rank].kill()
     code, out = ended(process, devices)
     assert code == 1
@@ -158,7 +181,13 @@ def test_a_killed_device_ends_the_run_with_one_line_and_the_same_command_goes_on
     assert "Traceback" not in out
     assert json.loads((directory / "summary.json").read_text())["status"] == "stopped"
     if rank:
-        resume = ["trainer.devices=2", "trainer.max_steps=400", "evaluation.every=0", "trainer.stop_after=1"]
+        resume = [
+            "trainer.devices=2",
+            f"trainer.strategy={strategy}",
+            "trainer.max_steps=400",
+            "evaluation.every=0",
+            "trainer.stop_after=1",
+        ]
         assert run(tmp_path / "runs", *LADDER, "trainer.checkpoint_every=2", *resume)[0] == 0
 
 
@@ -362,3 +391,47 @@ def test_a_run_gets_as_many_gpus_as_it_wants_and_waits_for_them(tmp_path):
 def give_up(waited):
     if len(waited) == 3:
         raise TimeoutError
+
+
+@contextmanager
+def alone_in_a_group():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_a_sharded_model_scores_takes_whole_weights_and_has_a_whole_copy(ladder):
+    model, _, _ = ladder
+    policy, other = copy.deepcopy(model), copy.deepcopy(model)
+    with torch.no_grad():
+        for weight in other.parameters():
+            weight.add_(0.01)
+    batch = token_batch([[9, 8, 7]] * 2, [[5, 4], [6]], 0, torch.device("cpu"))
+    before, after = score(policy, batch), score(other, batch)
+    with alone_in_a_group():
+        whole = WholeCopy(policy, copy.deepcopy(policy))
+        shard(policy)
+        assert all(isinstance(weight, DTensor) for weight in policy.parameters())
+        assert torch.equal(score(policy, batch), before)
+        whole.free()
+        assert sum(weight.untyped_storage().size() for weight in whole.model.parameters()) == 0
+        policy.load_state_dict(other.state_dict())  # whole tensors
+        assert torch.equal(score(policy, batch), after)
+        whole.gather()
+        assert torch.equal(score(whole.model, batch), after)
+        with as_it_began(policy, model):
+            assert torch.equal(score(policy, batch), before)
+        assert torch.equal(score(policy, batch), after)
+        saved = whole_state(policy.state_dict(keep_vars=True), keep=True)
+        assert saved["lm_head.weight"] is saved["model.embed_tokens.weight"]  # tied, and stored once
+        torch.testing.assert_close(saved, dict(other.state_dict()))
+        assert set(whole_state(policy.state_dict(), keep=False).values()) == {None}
+
+
+def test_weights_of_two_number_formats_are_refused(ladder):
+    policy = copy.deepcopy(ladder[0])
+    policy.lm_head.weight = torch.nn.Parameter(policy.lm_head.weight.detach().bfloat16())
+    with pytest.raises(UserError, match=r"trainer\.strategy=fsdp: .* bfloat16 and float32"):
+        shard(policy)

@@ -66,9 +66,10 @@ class WholeCopy:
     @torch.no_grad()
     def gather(self) -> None:
         """Bring the copy up to the sharded model. Call it on all devices."""
-        for whole, share in zip(self.model.parameters(), self.sharded.parameters(), strict=True):
+        shares = dict(self.sharded.named_parameters())
+        for name, whole in self.model.named_parameters():
             whole.untyped_storage().resize_(whole.numel() * whole.element_size())
-            whole.copy_(gathered(share))
+            whole.copy_(gathered(shares[name]))
 
     def free(self) -> None:
         """Give the copy's memory back until it is gathered again."""
