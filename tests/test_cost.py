@@ -10,13 +10,15 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from expo import cli
 from expo.commands.plan import advice, changed, changes
 from expo.commands.plan import plan as plan_command
-from expo.config import UserError, check
+from expo.config import UserError, build, check
 from expo.cost import memory as of_memory
+from expo.cost.estimate import estimate
 from expo.cost.machine import DEVICES, Device
 from expo.cost.memory import disk, generating, memory, updating
 from expo.cost.run import Work
 from expo.cost.seconds import decoding, run_seconds, seconds, tokens, update
 from expo.cost.shape import shape_of
+from expo.gpu.place import gap
 from expo.model.policy import score, token_batch
 
 THREE_B = ["model=qwen2.5-3b-instruct", "dataset=math", "algorithm=grpo", "trainer.precision=bf16-mixed"]
@@ -46,9 +48,17 @@ def test_a_second_copy_of_the_weights_is_counted():
     kl = memory(work("algorithm.kl_coef=0.05"), DEVICES["h200"])
     assert kl["frozen copies"] == 4 * 3_085_938_688
     beside = generating(work("rollout=vllm", "rollout.dtype=bfloat16"))
-    assert beside["the engine's weights"] == 2 * 3_085_938_688
+    assert beside["the engines' weights"] == 2 * 3_085_938_688
     sharded = generating(work("trainer.devices=2", "trainer.strategy=fsdp", devices=2))
-    assert sharded["the engine's weights"] == 4 * 3_085_938_688  # whole, to generate with
+    assert sharded["a whole copy to generate with"] == 4 * 3_085_938_688
+    # An engine in a process of its own does not sleep; nor does that of a snapshot.
+    apart = updating(work("rollout=vllm_server", "rollout.dtype=bfloat16"))
+    assert apart["the engines' weights"] == 2 * 3_085_938_688
+    assert apart["KV cache"] == beside["KV cache"] > 0
+    assert updating(work("rollout=vllm", "rollout.dtype=bfloat16"))["KV cache"] == 0
+    two = work("algorithm=exp_grpo", "positives.explainer=snapshot", "rollout=vllm", "rollout.dtype=bfloat16")
+    assert generating(two)["the engines' weights"] == 2 * 2 * 3_085_938_688
+    assert disk(two)[0] == 16 * 3_085_938_688
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
@@ -115,6 +125,49 @@ def test_seconds_of_an_update_grow_with_passes_and_devices_send():
     assert update(sharded, slow) > update(work(devices=8), slow)  # it sends more
 
 
+def test_an_engine_decodes_at_the_rate_of_its_own_format():
+    slow, quick = (
+        seconds(work("rollout=vllm", f"rollout.dtype={d}"), DEVICES["h100"])["rollouts"]
+        for d in ("float32", "bfloat16")
+    )
+    assert slow > 2 * quick
+
+
+def test_a_prompt_that_cannot_be_shared_is_read_by_each_row():
+    plain = [*THREE_B[1:], "model=hf", "model.path=Qwen/Qwen2.5-3B-Instruct"]
+    shared, apart = (Work.of(compose_config(*plain, f"trainer.share_prompts={s}"), 1) for s in ("true", "false"))
+    assert update(shared, DEVICES["h100"]) < update(apart, DEVICES["h100"])
+    kept, other = work(), work("trainer.share_prompts=false")  # the preset keeps no activations
+    assert update(kept, DEVICES["h100"]) == update(other, DEVICES["h100"])
+
+
+def test_an_evaluation_takes_one_device_whatever_the_run_has():
+    one, eight = (estimate(compose_config(*THREE_B, f"trainer.devices={n}"), "evaluate", "h100") for n in (1, 8))
+    assert one == eight
+
+
+@pytest.mark.parametrize("path", ["0.5B:x", "half"])
+def test_a_shape_that_is_not_known_is_one_line(path):
+    with pytest.raises(UserError, match=rf"model\.path={path}: no shape"):
+        build(compose_config("dataset=ladder", "model=random_shape", f"model.path={path}").model)
+
+
+def test_a_random_shape_is_the_same_for_every_seed_and_draws_nothing():
+    conf = compose_config("dataset=ladder", "model=random_shape", "model.path=tiny").model
+    torch.manual_seed(1)
+    one = build(conf)[0]
+    drawn = torch.rand(1)
+    torch.manual_seed(1)
+    assert torch.rand(1) == drawn
+    assert torch.equal(one.lm_head.weight, build(conf)[0].lm_head.weight)
+
+
+def test_a_gap_of_two_runs_sees_what_one_lacks():
+    assert gap([{"loss/total": 1.0, "time/update_s": 1.0}], [{"loss/total": 1.5, "time/update_s": 9.0}]) == 0.5
+    for other in ({"loss/total": float("nan")}, {"loss/total": None}, {}):
+        assert gap([{"loss/total": 1.0}], [other]) == float("inf")
+
+
 def test_a_run_is_its_steps_and_its_evaluations():
     w, device = work("evaluation.every=0", "trainer.max_steps=10"), DEVICES["h100"]
     evaluations = 2 * decoding(w, device, 500 * 4, 500)
@@ -146,7 +199,8 @@ def test_expo_plan_needs_neither_vllm_nor_a_gpu(monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "most at a time, GB" in out
     assert "an estimate for a100, not measured" in out
-    assert "8 a100: " in out
+    assert "1 a100: fits" in out
+    assert "8 a100: trainer.devices=8: each device has an engine of its own" in out  # as `expo train` would say
 
 
 def test_expo_plan_of_a_model_that_nobody_has_is_one_line(tmp_path):

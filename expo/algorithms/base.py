@@ -212,7 +212,7 @@ class Algorithm(LightningModule):
     def check_weights(self) -> None:
         """Raise NonFiniteGradient where an update has left a weight that is no number: before anything of it is saved.
 
-        Raises Apart where the devices of the run no longer have the same weights.
+        Raises Apart where the devices of the run no longer have the same weights; shares of weights cannot go apart.
         """
         sums = sums_of(p for p in self.policy.parameters() if p.requires_grad)
         self.ranks.agree(sums.tolist(), f"step {self.current_epoch + 1}: the weights")

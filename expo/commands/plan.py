@@ -6,7 +6,7 @@ from itertools import product
 
 from rich.table import Table
 
-from expo.config import Config, UserError
+from expo.config import Config, UserError, check_anywhere
 from expo.cost.machine import DEVICES, Device, this_machine
 from expo.cost.memory import disk, memory
 from expo.cost.run import Work
@@ -34,7 +34,7 @@ def plan(cfg: Config) -> int:
     whole = tokens(works[0])
     checkpoint, most = disk(works[0])
     print(
-        f"{whole / 1e6:.0f} M tokens generated at most; disk: {checkpoint / 1e9:.1f} GB each checkpoint, {most / 1e9:.1f} GB at a time"
+        f"{whole / 1e6:.1f} M tokens generated{'' if cfg.plan.completion_tokens else ' at most'}; disk: {checkpoint / 1e9:.1f} GB each checkpoint, {most / 1e9:.1f} GB at a time"
     )
     for work in works:
         print(advice(work, device))
@@ -63,17 +63,30 @@ def as_table(works: Sequence[Work], device: Device) -> Table:
 
 
 def advice(work: Work, device: Device) -> str:
-    """Say whether a run fits its devices, and if not, with what least change it does."""
-    needed = memory(work, device)
-    on = f"{work.devices} {device.name}"
+    """Say whether a run fits its devices, and if not, with what least change it does; or why it is refused."""
+    on, needed = f"{work.devices} {device.name}", memory(work, device)
+    try:
+        check_anywhere(work.cfg)
+    except UserError as error:
+        return f"{on}: {error}"
     if needed["peak"] <= device.memory:
         return f"{on}: fits"
     largest = max((part for part in needed if part not in ("peak", "reserved")), key=needed.__getitem__)
     told = f"{on}: {needed['peak'] / 1e9:.0f} GB do not fit {device.memory / 1e9:.0f}; the most are its {largest}"
     for settings in changes(work):
-        if memory(changed(work, settings), device)["peak"] <= device.memory:
-            return f"{told}; it fits with {' '.join(f'{key}={value}' for key, value in settings)}"
+        other = changed(work, settings)
+        if memory(other, device)["peak"] <= device.memory and _allowed(other.cfg):
+            devices = [f"trainer.devices={work.devices}"] if work.devices > 1 else []
+            return f"{told}; it fits with {' '.join([*devices, *(f'{key}={value}' for key, value in settings)])}"
     return f"{told}; no setting of one key or a few fits it"
+
+
+def _allowed(cfg: Config) -> bool:
+    try:
+        check_anywhere(cfg)
+    except UserError:
+        return False
+    return True
 
 
 def changes(work: Work) -> Iterator[list[Setting]]:
@@ -83,7 +96,7 @@ def changes(work: Work) -> Iterator[list[Setting]]:
     smaller = [micro // by for by in (1, 2, 4, 8, 16) if micro // by]
     fewer = [rows // by for by in (1, 2, 4, 8) if rows // by]
     kept = [cfg.model.gradient_checkpointing, True]
-    strategies = [cfg.trainer.strategy, "fsdp"] if work.devices > 1 and cfg.rollout.in_place else [cfg.trainer.strategy]
+    strategies = [cfg.trainer.strategy, *(["fsdp"] if work.devices > 1 else [])]
     ranks = [cfg.model.lora_rank, 32]
     found = []
     for places in product(*(enumerate(options) for options in (ranks, strategies, kept, fewer, smaller))):

@@ -1,6 +1,5 @@
 """Wire the parts of a run together from its config."""
 
-import copy
 import logging
 import warnings
 from contextlib import AbstractContextManager
@@ -19,7 +18,7 @@ from expo.data.account import Account
 from expo.data.problem import Problem
 from expo.data.readers import Reader
 from expo.devices.ranks import ALONE, Ranks
-from expo.devices.sharded import CopyEngine, WholeCopy, shard
+from expo.devices.sharded import CopyEngine, WholeCopy, shared_out
 from expo.evaluation.evaluate import Evaluator
 from expo.model.checks import check_packing, check_scoring, reads_rightly, row_limit
 from expo.model.policy import as_it_began, causal_lm, compute_in, frozen_copy
@@ -63,14 +62,14 @@ def divide_evenly(cfg: Config) -> None:
         print(f"trainer.micro_batch_size={given} does not divide the {rows} rows of a step; {size} are taken at a time")
 
 
-def read_prompts_rightly(cfg: Config, policy: PreTrainedModel) -> None:
+def read_prompts_rightly(cfg: Config, policy: PreTrainedModel, ranks: Ranks) -> None:
     """Turn `trainer.share_prompts` off, and say so, for a model that scores otherwise behind shared prompts.
 
     Raises UserError where `trainer.packing` is asked for, and the model scores otherwise when it is packed.
     """
     if cfg.trainer.packing:
         check_packing(policy, cfg.model.path)
-    if cfg.trainer.share_prompts and not reads_rightly(policy, shared=True):
+    if cfg.trainer.share_prompts and not ranks.by_first(lambda: reads_rightly(policy, shared=True)):
         cfg.trainer.share_prompts = False
         log.warning(
             "%s scores otherwise when a prompt is read once for several rows: each row reads its own",
@@ -88,7 +87,7 @@ def build_run(cfg: Config, verifier: Verifier, commit: str | None = None) -> tup
     ranks = verifier.ranks
     problems, held_out, read = ranks.by_first(lambda: read_data(cfg, verifier))  # before the model: quicker to fail
     policy, tokenizer, prompts = load_model(cfg, commit=commit)
-    read_prompts_rightly(cfg, policy)
+    read_prompts_rightly(cfg, policy, ranks)
     limit = solve_limit(cfg, policy)
     makers = [prompts.solve_ids, prompts.explain_ids, *([prompts.hint_ids] if cfg.hints.writer else [])]
     problems, trained = within_length(problems, makers, tokenizer, limit)
@@ -96,13 +95,14 @@ def build_run(cfg: Config, verifier: Verifier, commit: str | None = None) -> tup
     account = read | {"train": trained, "held_out": evaluated}
 
     reference, snapshot = frozen_models(cfg, policy)
-    whole = WholeCopy(policy, copy.deepcopy(policy)) if cfg.trainer.strategy == "fsdp" else None
+    whole = shared_out(policy) if cfg.trainer.strategy == "fsdp" else None
+    generating = whole.model if whole else policy
     sampler = ProblemSampler(problems, cfg.trainer.problems_per_step, cfg.seed)
     source: PositiveSource = build(cfg.positives, of=PositiveSource)
     tools = Tools(prompts, tokenizer, verifier, rollout_sampling(cfg), cfg.seed, longest_prompt(cfg, policy), ranks)
-    engines = make_engines(cfg, policy, reference, snapshot, tokenizer, ranks, whole)
+    engines = make_engines(cfg, generating, reference, snapshot, tokenizer, ranks, whole)
     if cfg.positives.from_bank(cfg.algorithm):
-        bank = bank_of(cfg, policy)
+        bank = bank_of(cfg, generating)
         banked = BankedEngine(
             bank,
             cfg.trainer.max_steps,
@@ -117,7 +117,7 @@ def build_run(cfg: Config, verifier: Verifier, commit: str | None = None) -> tup
         source=source,
         hints=build(cfg.hints, of=NoHints),
         reward=build(cfg.reward, of=Reward),
-        scorer=Scorer(whole.model if whole else policy, tokenizer, prompts, cfg.trainer.micro_batch_size, ranks),
+        scorer=Scorer(generating, tokenizer, prompts, cfg.trainer.micro_batch_size, ranks),
         tools=tools,
         when=when_explained(cfg.positives, cfg.algorithm),
     )
@@ -125,8 +125,6 @@ def build_run(cfg: Config, verifier: Verifier, commit: str | None = None) -> tup
     pairs = PairStore(
         shared, run_dir(cfg) / "pairs", cfg.fresh
     )  # `make_run` says where the run's own are, once that is sure
-    if whole:
-        shard(policy)
     components = Components(policy, reference, snapshot, pipeline, sampler, cfg.optimizer, cfg.trainer, pairs, whole)
     return (
         build(cfg.algorithm, components, of=Algorithm),
@@ -178,19 +176,21 @@ def make_engines(
     ranks: Ranks = ALONE,
     whole: WholeCopy | None = None,
 ) -> Engines:
-    """Make one engine for each set of weights that generates, on each device of the run. Args: whole, the copy of a sharded policy."""
-    generating = whole.model if whole else policy
+    """Make one engine for each set of weights that generates, on each device of the run.
+
+    Args: whole, the copy of a sharded policy, whose model `policy` then is.
+    """
 
     def dealt(engine: Engine) -> Engine:
         return engine if ranks.count == 1 else DealtEngine(engine, ranks)
 
-    own = make_engine(cfg, generating, tokenizer)
+    own = make_engine(cfg, policy, tokenizer)
     engine = dealt(CopyEngine(own, whole) if whole else own)
     writer = None if cfg.positives.from_bank(cfg.algorithm) else cfg.positives.writer  # a bank takes this place
     by_writer: dict[str | None, Engine] = {"current": engine, None: engine}
     if "reference" in (writer, cfg.hints.writer):  # a copy that a KL term alone needs generates nothing
         by_writer["reference"] = dealt(
-            UnadaptedEngine(cfg.rollout, generating, tokenizer)
+            UnadaptedEngine(cfg.rollout, policy, tokenizer)
             if reference is None
             else make_engine(cfg, reference, tokenizer)
         )

@@ -101,6 +101,11 @@ class TrainerConf:
             f"trainer.strategy={self.strategy}: shares the weights out among devices, and there is one; "
             "set trainer.devices, or trainer.strategy=ddp",
         )
+        yield (
+            self.strategy == "ddp" or not cfg.model.lora_rank or cfg.model.dtype == "float32",
+            f"trainer.strategy={self.strategy}: takes weights of one number format, and a LoRA adapter is float32; "
+            "set model.dtype=float32, or trainer.strategy=ddp",
+        )
 
     def needs_here(self, cfg: "Config") -> Rules:
         yield (

@@ -37,7 +37,7 @@ class Cost:
 
 def estimate(cfg: Config, command: str, device: str) -> Cost:
     """Estimate what a command takes. Raises OSError where the model's config cannot be read."""
-    work, known = Work.of(cfg), DEVICES[device]
+    work, known = Work.of(cfg, None if command == "train" else 1), DEVICES[device]
     if command == "train":
         hours, tokens = seconds.run_seconds(work, known) / 3600, seconds.tokens(work)
         return Cost(device, work.devices, memory(work, known)["peak"], hours, tokens, disk(work)[1])

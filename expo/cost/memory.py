@@ -2,6 +2,7 @@
 
 import math
 
+from expo.config.explaining import frozen_copies
 from expo.cost.machine import Device
 from expo.cost.run import Work
 from expo.model.policy import LOGITS
@@ -38,22 +39,34 @@ def held(work: Work, device: Device) -> dict[str, float]:
 
 def generating(work: Work) -> dict[str, float]:
     """Return what is there while completions are generated."""
-    s, cfg, size = work.shape, work.cfg, work.engine_bytes
-    longest = cfg.rollout.max_prompt_tokens + cfg.rollout.max_completion_tokens
-    rows = work.rows if work.in_place else cfg.rollout.batch_size
-    casts = 2 * s.parameters if work.in_place and work.computed == "bfloat16" and work.stored == 4 else 0
-    own = size * s.parameters if not work.in_place else 0.0
+    s = work.shape
+    own = engine(work) if not work.elsewhere else {}
+    rows = work.rows if work.in_place else 0
+    casts = 2.0 * s.parameters if work.in_place and work.mixed else 0.0
     whole = work.stored * s.parameters if work.sharded > 1 else 0.0
     return {
-        "the engine's weights": own + whole,
-        "casts to 16 bit": float(casts),
-        "KV cache": float(rows * longest * s.layers * 2 * s.kv_width * size),
-        "logits": 4.0 * 4 * rows * s.head / s.hidden if work.in_place else 0.0,
+        "a whole copy to generate with": float(whole),
+        "the engines' weights": own.get("weights", 0.0),
+        "casts to 16 bit": casts,
+        "KV cache": own.get("cache", 0.0),
+        "logits": 4.0 * 4 * rows * s.head / s.hidden,
     }
 
 
+def engine(work: Work, asleep: bool = False) -> dict[str, float]:
+    """Return the bytes of the engines' own weights and caches. Args: asleep, whether the one that can sleep does."""
+    s, cfg = work.shape, work.cfg
+    longest = cfg.rollout.max_prompt_tokens + cfg.rollout.max_completion_tokens
+    rows = work.rows if work.in_place else cfg.rollout.batch_size
+    cache = float(rows * longest * s.layers * 2 * s.kv_width * work.engine_bytes)
+    awake = work.engines_beside + (0 if asleep else 1)
+    if work.in_place:  # the trainer's own weights
+        return {"weights": 0.0, "cache": awake * cache}
+    return {"weights": float(awake * work.engine_bytes * s.parameters), "cache": awake * cache}
+
+
 def updating(work: Work) -> dict[str, float]:
-    """Return what is there in the update: vLLM sleeps in the trainer's process, and the cache of transformers is gone."""
+    """Return what is there in the update."""
     s, cfg = work.shape, work.cfg
     number = 2 if work.computed == "bfloat16" else 4
     micro, group, kept_all = (
@@ -61,32 +74,41 @@ def updating(work: Work) -> dict[str, float]:
         max(1, cfg.algorithm.group_size),
         not cfg.model.gradient_checkpointing,
     )
-    prompts = math.ceil(micro / group) if cfg.trainer.share_prompts and kept_all else micro
+    prompts = math.ceil(micro / group) if work.shares else micro
     positions = prompts * cfg.rollout.max_prompt_tokens + micro * cfg.rollout.max_completion_tokens
     per_layer = KEPT_BYTES * s.hidden + number * (KEPT_KEYS * s.kv_width + KEPT_INNER * s.inner)
     kept = s.layers * per_layer if kept_all else per_layer + 4 * s.layers * s.hidden
-    gathered = (s.parameters - s.in_layers + 2 * s.in_layers / s.layers) * work.stored if work.sharded > 1 else 0.0
-    mixed = work.computed == "bfloat16" and work.stored == 4
-    casts = 2 * (s.parameters if work.sharded == 1 else gathered / 4) if mixed else 0
-    each = 4 if cfg.model.lora_rank else work.stored
-    # Adam's kernel for several weights at once needs no copy of them; clipping needs none either.
-    asleep = getattr(cfg.rollout, "separate", True) or cfg.rollout.in_place or cfg.trainer.accelerator != "cpu"
+    each, sharded = 4 if cfg.model.lora_rank else work.stored, work.sharded > 1
+    gathered = (s.parameters - s.in_layers + 2 * s.in_layers / s.layers) * work.stored if sharded else 0.0
+    gradients = each * work.trained / work.sharded
+    if s.tied and not cfg.model.lora_rank:  # embedding and head give a whole gradient each, on top of the sum
+        gradients += 2 * each * s.head
+    if (
+        sharded and work.shares
+    ):  # layers that are read twice keep whole gradients until they were gone back through twice
+        gradients += each * (work.trained if cfg.model.lora_rank else s.in_layers)
+    casts = 2.0 * s.parameters if work.mixed else 0.0
+    if sharded and not kept_all:
+        casts = gathered / 2 if work.mixed else 0.0
+    there = engine(work, asleep=work.sleeps) if not work.elsewhere else {}
+    if work.in_place:
+        there = {}
     return {
-        # An embedding and a head that are tied give a whole gradient each, on top of the sum.
-        "gradients": each * work.trained / work.sharded + (0 if cfg.model.lora_rank else 2 * each * s.head),
-        "the engine's weights": 0.0 if asleep else float(work.engine_bytes * s.parameters),
+        "gradients": gradients,
+        "the engines' weights": there.get("weights", 0.0),
+        "KV cache": there.get("cache", 0.0),
         "gathered layers": gathered,
-        "casts to 16 bit": float(casts),
+        "casts to 16 bit": casts,
         "activations": float(positions * kept),
         "logits": 3.0 * 4 * min(LOGITS, positions * s.head // s.hidden),
     }
 
 
 def disk(work: Work) -> tuple[float, float]:
-    """Return the bytes of a checkpoint, and the most that a run has on the disk at a time, as `expo.runs.space` counts them."""
+    """Return the bytes of a checkpoint, and the most that a run has on the disk at a time."""
     s, each = work.shape, 4 if work.cfg.model.lora_rank else work.stored
     adapter = 4 * work.trained if work.cfg.model.lora_rank else 0
-    snapshot = work.cfg.algorithm.uses_snapshot
+    snapshot = frozen_copies(work.cfg)[1]
     checkpoint = work.stored * s.parameters * (1 + snapshot) + adapter + 2 * each * work.trained
     final = adapter or work.stored * s.parameters
     best = checkpoint if work.cfg.trainer.on_collapse != "warn" else 0

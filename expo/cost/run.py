@@ -1,7 +1,7 @@
 """What a run does, in numbers: rows, tokens, formats. All that is not in the config is said by `plan`."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from expo.config import Config
 from expo.config.explaining import frozen_copies
@@ -27,8 +27,10 @@ class Work:
 
     @classmethod
     def of(cls, cfg: Config, devices: int | None = None) -> "Work":
-        """Raises OSError where the config of the model cannot be read."""
-        return cls(cfg, shape(cfg.model.path), devices or cfg.trainer.devices * cfg.trainer.num_nodes)
+        """Return the run of a config, on as many devices as it says or as are given. Raises OSError where the config of its model cannot be read."""
+        if devices is not None:
+            cfg = replace(cfg, trainer=replace(cfg.trainer, devices=devices, num_nodes=1))
+        return cls(cfg, shape(cfg.model.path), cfg.trainer.devices * cfg.trainer.num_nodes)
 
     @property
     def prompt(self) -> int:
@@ -100,8 +102,8 @@ class Work:
     @property
     def computed(self) -> str:
         """Return the number format of matrix products."""
-        mixed = self.cfg.trainer.precision == "bf16-mixed"
-        return "bfloat16" if mixed or self.stored == 2 else "float32"
+        half = self.cfg.trainer.precision == "bf16-mixed" or self.stored == 2
+        return "bfloat16" if half else "float32"
 
     @property
     def in_place(self) -> bool:
@@ -109,12 +111,55 @@ class Work:
         return self.cfg.rollout.in_place
 
     @property
-    def engine_bytes(self) -> int:
-        """Return the bytes of a weight that decoding reads."""
+    def engine_format(self) -> str:
+        """Return the number format in which the engine computes."""
         if self.in_place:
-            return 2 if self.computed == "bfloat16" else 4
-        named = getattr(self.cfg.rollout, "dtype", None)
-        return {"bfloat16": 2, "float16": 2, "float32": 4}.get(named or "", self.stored)
+            return self.computed
+        named = getattr(self.cfg.rollout, "dtype", None) or self.cfg.model.dtype
+        return "float32" if named == "float32" else "bfloat16"
+
+    @property
+    def engine_bytes(self) -> int:
+        """Return the bytes of a number of the engine's weights and cache."""
+        return 4 if self.engine_format == "float32" else 2
+
+    @property
+    def read_bytes(self) -> int:
+        """Return the bytes per weight that a step of decoding moves. Autocast keeps its casts of weights that are trained, and of no others."""
+        cast_anew = self.in_place and self.mixed and self.cfg.model.lora_rank > 0
+        return self.stored + 2 + 2 if cast_anew else self.engine_bytes
+
+    @property
+    def mixed(self) -> bool:
+        """Return whether float32 weights are cast to 16 bit for each product."""
+        return self.computed == "bfloat16" and self.stored == 4
+
+    @property
+    def sleeps(self) -> bool:
+        """Return whether the engine leaves the device in the update: it has nothing of its own, or is vLLM in the trainer's process on a GPU."""
+        return self.in_place or (
+            not getattr(self.cfg.rollout, "separate", False) and self.cfg.trainer.accelerator != "cpu"
+        )
+
+    @property
+    def elsewhere(self) -> bool:
+        """Return whether the engine has a GPU of its own."""
+        return bool(getattr(self.cfg.rollout, "device", None))
+
+    @property
+    def engines_beside(self) -> int:
+        """Return the engines of vLLM for a frozen model. They do not sleep."""
+        if self.in_place:
+            return 0
+        cfg = self.cfg
+        writers = {cfg.hints.writer, None if cfg.positives.from_bank(cfg.algorithm) else cfg.positives.writer}
+        return len(writers & {"reference", "snapshot"} | ({"snapshot"} if cfg.algorithm.uses_snapshot else set()))
+
+    @property
+    def shares(self) -> bool:
+        """Return whether the update reads a prompt once for its group, as far as the config tells."""
+        t, m = self.cfg.trainer, self.cfg.model
+        return t.share_prompts and not t.packing and not m.gradient_checkpointing and m.attention in ("sdpa", "eager")
 
     @property
     def copies(self) -> int:

@@ -6,16 +6,17 @@ from expo.cost.machine import Device
 from expo.cost.run import Work
 
 ADAM_BYTES = 44  # per trained float32 parameter: reads and writes of gradient, clipping, both moments, and the weight
+BETWEEN_MACHINES = 8  # guess: how much slower a device sends to another machine's, 400 Gbit/s each
 SAMPLED_BYTES = 40  # per logit: what sampling by inversion reads and writes
 
 
 def seconds(work: Work, device: Device) -> dict[str, float]:
     """Return the seconds of each part of a step."""
     cfg = work.cfg
-    written = decoding(work, device, work.written, work.written, explained=True)
+    written = decoding(work, device, work.written, work.written)
     if cfg.positives.from_bank(cfg.algorithm):  # written ahead, whole batches at a time
         rows = max(work.written, cfg.rollout.batch_size * work.devices)
-        written = decoding(work, device, rows, rows, explained=True) * work.written / rows
+        written = decoding(work, device, rows, rows) * work.written / rows
     parts = {
         "rollouts": decoding(work, device, work.rollouts, work.groups),
         "explanations": written,
@@ -33,29 +34,27 @@ def run_seconds(work: Work, device: Device) -> float:
 
 
 def tokens(work: Work) -> float:
-    """Return the tokens that the run generates, at most."""
+    """Return the tokens that the run generates: at most, where `plan` gives no mean."""
     steps = work.cfg.trainer.max_steps * (work.rollouts + work.written)
     return float(work.completion * (steps + work.evaluations * work.sampled))
 
 
-def decoding(work: Work, device: Device, rows: int, prompts: int, explained: bool = False) -> float:
+def decoding(work: Work, device: Device, rows: int, prompts: int) -> float:
     """Return the seconds of generating so many rows behind so many prompts, on the busiest device.
 
-    Each token of a batch takes the launches, and reads of all weights and of the cache, and the products of its rows: one after the other.
-    Args: explained, whether a prompt also shows an answer, which makes it little longer.
-    """
+    Each token of a batch takes the launches, and reads of all weights and of the cache, and the products of its rows: one after the other."""
     if not rows:
         return 0.0
     s, engine = work.shape, "transformers" if work.in_place else "vllm"
     own, own_prompts = math.ceil(rows / work.devices), math.ceil(prompts / work.devices)
     batches = math.ceil(own / work.cfg.rollout.batch_size)
     at_once = own / batches
-    rate, reading = device.rate(work.computed), device.bandwidth * device.reading
+    rate, reading = device.rate(work.engine_format), device.bandwidth * device.reading
     read_once = 2 * own_prompts * work.prompt * s.in_layers / (rate * device.training)
     cached = (work.prompt + work.completion / 2) * s.layers * 2 * s.kv_width * work.engine_bytes
     token = (
         s.layers * device.layer_s[engine]
-        + (s.in_layers + s.head) * work.engine_bytes / reading
+        + (s.in_layers + s.head) * work.read_bytes / reading
         + at_once * cached / reading
         + 2 * at_once * (s.in_layers + s.head) / (rate * device.thin)
         + at_once * (s.head / s.hidden) * SAMPLED_BYTES / reading
@@ -67,7 +66,7 @@ def update(work: Work, device: Device) -> float:
     """Return the seconds of all updates of a step: passes forward and backward, the optimizer, and what devices send each other."""
     cfg, s = work.cfg, work.shape
     group = max(1, cfg.algorithm.group_size)
-    together = min(cfg.trainer.micro_batch_size, group) if cfg.trainer.share_prompts else 1  # rows behind one prompt
+    together = min(cfg.trainer.micro_batch_size, group) if work.shares else 1  # rows behind one prompt
     passes = (2 if cfg.model.lora_rank else 3) + cfg.model.gradient_checkpointing
     forward = 1 if cfg.algorithm.uses_reference else 0
     scored = work.rollouts * work.completion + work.positives * work.completion
@@ -81,16 +80,22 @@ def update(work: Work, device: Device) -> float:
     rows = work.rollouts + work.positives
     micro_batches = math.ceil(rows * work.share / cfg.trainer.micro_batch_size)
     sent = (1 - 1 / work.devices) * work.stored
-    # An all-reduce sends a number twice. Sharded layers are gathered forward and backward, and their gradients are spread.
-    exchanged = 2 * work.trained if work.sharded == 1 else 3 * s.parameters * micro_batches
+    # An all-reduce sends a number twice. Sharded layers are gathered forward and backward, twice where prompts are shared; gradients are spread.
+    gathered = (4 if work.shares else 2) + (1 if cfg.algorithm.uses_reference and cfg.model.lora_rank else 0)
+    exchanged = 2 * work.trained if work.sharded == 1 else micro_batches * (gathered * s.parameters + work.trained)
     updates = getattr(cfg.algorithm, "updates_per_rollout", 1)
-    return float(updates * (computing + stepping + sent * exchanged / device.link))
+    return float(updates * (computing + stepping + sent * exchanged / link(work, device)))
+
+
+def link(work: Work, device: Device) -> float:
+    """Return the bytes per second between the devices of a run: eight of them are taken to be in one machine."""
+    return device.link if work.devices <= 8 else device.link / BETWEEN_MACHINES
 
 
 def sync(work: Work, device: Device) -> float:
     """Return the seconds until the engine has the new weights."""
     size = work.shape.parameters * work.stored
-    gathered = (1 - 1 / work.sharded) * size / device.link
+    gathered = (1 - 1 / work.sharded) * size / link(work, device)
     if work.in_place:
         return gathered
     return gathered + 4 * size / device.bandwidth  # read and written, summed on both sides

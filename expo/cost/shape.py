@@ -9,6 +9,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from expo.config import LADDER
+from expo.model import small
 from expo.model.shapes import config_of
 
 
@@ -25,12 +26,13 @@ class Shape:
     inner: int  # width of a layer's MLP
     heads_width: int  # attention heads times their width
     kv_width: int  # key-value heads times their width
+    tied: bool  # whether embedding and head are one weight
 
 
 @cache
 def shape(path: str) -> Shape:
     """Return the shape of a model by hub id, local folder, or the name of a shape. Raises OSError where its config cannot be read."""
-    config = config_of(path)
+    config = small.random_tiny()[0].config if path == "random_tiny" else config_of(path)
     return shape_of(config or AutoConfig.from_pretrained(LADDER if path == "ladder" else path))
 
 
@@ -53,4 +55,5 @@ def shape_of(config: Any) -> Shape:
         getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
         config.num_attention_heads * width,
         (getattr(config, "num_key_value_heads", None) or config.num_attention_heads) * width,
+        len(outside) == 1,
     )

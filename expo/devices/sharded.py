@@ -4,6 +4,7 @@ A layer's weights are gathered while it computes, forward and backward. Its grad
 sum, and of the optimizer's state. https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html
 """
 
+import copy
 from collections.abc import Sequence
 from types import MethodType
 from typing import Any
@@ -31,13 +32,17 @@ def shard(model: PreTrainedModel) -> None:
     formats = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()})
     if len(formats) > 1:
         raise UserError(
-            f"trainer.strategy=fsdp: takes weights of one number format, and these are {' and '.join(formats)} (a LoRA adapter is float32); "
+            f"trainer.strategy=fsdp: takes weights of one number format, and these are {' and '.join(formats)}; "
             "set model.dtype=float32 or trainer.strategy=ddp"
         )
     for tensor in model.state_dict().values():
         dist.broadcast(tensor, src=0)
     mesh = init_device_mesh(next(model.parameters()).device.type, (dist.get_world_size(),))
     layers = [m for m in causal.modules() if type(m).__name__ in (causal._no_split_modules or ())]
+    if not layers:
+        raise UserError(
+            f"trainer.strategy=fsdp: {type(causal).__name__} does not say which of its modules are layers; use trainer.strategy=ddp"
+        )
     for module in (*layers, causal):
         # Weights are gathered anew for each use: those that were loaded meanwhile are seen.
         sharded: Any = fully_shard(module, mesh=mesh, reshard_after_forward=True)
@@ -55,6 +60,21 @@ def _take_shares(model: nn.Module, state: dict[str, Any], prefix: str, *_: Any) 
     for name, own in model.state_dict().items():
         if prefix + name in state:
             state[prefix + name] = like(state[prefix + name], own)
+
+
+def shared_out(policy: PreTrainedModel) -> "WholeCopy":
+    """Shard a policy, and return a whole copy of it. At no time does a device hold both as a whole."""
+    # A copy with no weights as yet: each weight that copying meets is replaced by an empty one.
+    empty: dict[int, Any] = {}
+    for weight in policy.parameters():
+        none = nn.Parameter(torch.empty_like(weight), requires_grad=weight.requires_grad)
+        none.untyped_storage().resize_(0)
+        empty[id(weight)] = none
+    model = copy.deepcopy(policy, empty)
+    shard(policy)
+    whole = WholeCopy(policy, model)
+    whole.gather()
+    return whole
 
 
 class WholeCopy:

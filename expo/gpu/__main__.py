@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from expo.cli import reporting
@@ -37,12 +39,16 @@ def main(arguments: list[str]) -> int:
         command = [sys.executable, "-m", "expo.gpu.part", part, str(file), "cpu" if cpu else "cuda"]
         print(f"{part}: {PARTS[part]}", flush=True)
         with log.open("w") as out:
+            process = subprocess.Popen(
+                command, stdout=out, stderr=subprocess.STDOUT, env=os.environ | hidden, start_new_session=True
+            )
             try:
-                ended = subprocess.run(
-                    command, stdout=out, stderr=subprocess.STDOUT, timeout=LIMIT_S, check=False, env=os.environ | hidden
-                ).returncode
+                ended = process.wait(LIMIT_S)
             except subprocess.TimeoutExpired:
                 ended = LIMIT_S
+            with suppress(ProcessLookupError):  # whatever the part has started: the next one needs the device
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
         code |= show(file, log, ended)
     return code
 

@@ -1,6 +1,7 @@
 """Where the checks run, and what they are given: a device, models with random weights, problems, configs."""
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,10 +74,13 @@ def metrics_of(directory: Path) -> list[dict[str, Any]]:
 
 
 def gap(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]]) -> float:
-    """Return the largest relative difference of two runs' numbers, but for those that measure time and memory."""
+    """Return the largest relative difference of two runs' numbers, but for those that measure time; infinite where one lacks a number."""
     worst = 0.0
     for mine, other in zip(ours, theirs, strict=True):
-        for name, value in mine.items():
-            if isinstance(value, float) and not name.startswith(TIMED) and other.get(name) is not None:
-                worst = max(worst, abs(value - other[name]) / max(1.0, abs(value)))
+        for name in sorted(mine.keys() | other.keys()):
+            one, two = mine.get(name), other.get(name)
+            if name.startswith(TIMED) or one == two:
+                continue
+            apart = math.inf if one is None or two is None else abs(one - two) / max(1.0, abs(one))
+            worst = max(worst, math.inf if math.isnan(apart) else apart)
     return worst

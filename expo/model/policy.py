@@ -181,8 +181,10 @@ def computing(model: nn.Module) -> Iterator[None]:
 
     Autocast keeps its casts of the weights no longer than the context: an update in between is seen.
     """
-    dtype = getattr(causal_lm(model), "compute_dtype", None)
-    with torch.autocast(next(model.parameters()).device.type, dtype) if dtype else nullcontext():
+    causal = causal_lm(model)
+    dtype, device = getattr(causal, "compute_dtype", None), next(model.parameters()).device.type
+    # Casts of sharded weights would keep all layers in memory, where one is gathered at a time.
+    with torch.autocast(device, dtype, cache_enabled=not is_sharded(causal)) if dtype else nullcontext():
         yield
 
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from expo.config import RandomShapeConf, UserError
 from expo.model.policy import prepared
@@ -37,12 +37,14 @@ def config_of(path: str) -> Any:
     kind, options = SHAPES.get(NAMES.get(name, name), ("", {}))
     if not kind:
         return None
-    cut = {"num_hidden_layers": int(layers)} if layers.isdigit() else {}
+    if layers and not layers.isdigit():
+        return None
+    cut = {"num_hidden_layers": int(layers)} if layers else {}
     return AutoConfig.for_model(kind, **options | cut, max_position_embeddings=4096)
 
 
 def random_shape(conf: RandomShapeConf) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Make a model of a known shape with random weights, on a GPU where there is one. Raises UserError for a shape that is not known."""
+    """Make a model of a known shape with random weights, the same for every seed. Raises UserError for a shape that is not known."""
     config = config_of(conf.path)
     if config is None:
         raise UserError(
@@ -50,8 +52,8 @@ def random_shape(conf: RandomShapeConf) -> tuple[PreTrainedModel, PreTrainedToke
         )
     tokenizer = bpe_tokenizer([BPE_TEXT], min(config.vocab_size, LEARNED) - 6)
     config.pad_token_id, config.eos_token_id, config.bos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id, None
-    set_seed(0)
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(
             config, dtype=getattr(torch, conf.dtype), attn_implementation=conf.attention
         )

@@ -19,7 +19,6 @@ from typing import Any, ClassVar
 import torch
 from peft import PeftModel
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from expo.config import EngineError, UserError, VLLMConf
@@ -166,7 +165,7 @@ class VLLMEngine:
                 value = parameter + layers[name.partition(".base_layer")[0]].get_delta_weight("default")
             name = name.removeprefix("base_model.model.").removesuffix(".default.weight").replace(".base_layer", "")
             value = value.detach().to(self.dtype)
-            yield name, value.full_tensor() if isinstance(value, DTensor) else value  # gathered from FSDP2's shards
+            yield name, value
 
     def sync(self) -> None:
         """Send the policy's weights; every `probe_every` times verify them. Raises EngineError where they did not arrive."""
@@ -213,7 +212,7 @@ class VLLMEngine:
         ours, theirs = sums(self.weights()), self._call("expo_sums", {})
         wrong = sorted(n for n in ours.keys() & theirs.keys() if not _same(ours[n], theirs[n]))
         gap, tolerance = self.probe_gap(), self.conf.probe_tolerance or (1e-3 if self.dtype == torch.float32 else 0.05)
-        if wrong or gap > tolerance:
+        if wrong or not gap <= tolerance:  # a NaN is no agreement
             hidden = sorted({group_of(n) for n in ours.keys() - theirs.keys()})
             named = sorted({group_of(n) for n in wrong}) or [
                 f"one of {len(hidden)} that cannot be read, such as {hidden[0]}"
@@ -316,6 +315,7 @@ class VLLMEngine:
     def close(self) -> None:
         """End the engine and free what it holds."""
         self.closed.set()
+        VLLMEngine.sleeper &= not self.sleeps
         if self.sender:
             self.sender.shutdown()
             self.sender = None
@@ -346,17 +346,18 @@ def visible(device: int | None) -> Iterator[None]:
 @contextmanager
 def alone() -> Iterator[None]:
     """Let processes that start meanwhile not know of the other devices of the run: an engine has no part in them."""
-    names = (
+    of_group = (
         "RANK",
         "LOCAL_RANK",
         "WORLD_SIZE",
         "NODE_RANK",
-        "GROUP_RANK",
+        "GROUP_",
+        "ROLE_",
         "LOCAL_WORLD_SIZE",
-        "MASTER_ADDR",
-        "MASTER_PORT",
+        "MASTER_",
+        "TORCHELASTIC_",
     )
-    before = {name: os.environ.pop(name) for name in names if name in os.environ}
+    before = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith(of_group)}
     try:
         yield
     finally:

@@ -113,7 +113,7 @@ class WatchHealth(Callback):
         wrong = flaw(self.path, self.lineage) if self.path.is_file() else "is not there"
         if wrong:
             raise Collapsed(f"stopped at step {collapse.noticed}: there is no way back, {self.path} {wrong}")
-        saved = torch.load(self.path, map_location=module.device, weights_only=True)
+        saved = torch.load(self.path, map_location="cpu", weights_only=True)
         own = saved["callbacks"][self.state_key]
         if own["best_step"] != self.best_step:
             raise Collapsed(
