@@ -62,7 +62,7 @@ DEVICES = {
 CPU_LAYER_S = {"transformers": 6e-4, "vllm": 6e-4}
 # Measured with Qwen2.5-0.5B's shape in float32 on two cores of an AMD EPYC (AVX-512), 2026-11-28: products of two to eight rows read a matrix
 # at 0.37 to 0.56 of the bandwidth at which one row does, and their FLOPs come on top at the full rate.
-ON_CPU = {"training": 0.5, "thin": 1.0, "reading": 0.47}
+ON_CPU = {"training": 0.6, "thin": 1.0, "reading": 0.5}
 
 
 def this_machine(threads: int) -> Device:
