@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import ClassVar
 
 import psutil
@@ -21,7 +22,7 @@ from expo.model.small import ladder_model, ladder_tokenizer
 from expo.rollout.engine import Request, Sampling
 from expo.rollout.noise import Key
 from expo.rollout.transformers_engine import TransformersEngine
-from expo.rollout.vllm_engine import VLLMEngine, check_heads, group_of, memory_share
+from expo.rollout.vllm_engine import VLLMEngine, check_heads, group_of, memory_share, place_for
 from expo.rollout.vllm_worker import sums
 
 needs_vllm = [
@@ -350,7 +351,7 @@ def test_an_engine_starts_where_it_sees_its_own_gpu_alone(monkeypatch, seen, get
     if seen:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
 
-    def start(self):
+    def start(self, weights):
         raise RuntimeError(f"sees {os.environ['CUDA_VISIBLE_DEVICES']}")
 
     monkeypatch.setattr(VLLMEngine, "_start", start)
@@ -411,7 +412,7 @@ def test_an_engine_of_one_of_several_devices_knows_of_none_of_them(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")  # with it torch would wait for a store that nobody opens
 
-    def start(self):
+    def start(self, weights):
         raise RuntimeError(
             f"sees {[n for n in os.environ if n in ('RANK', 'WORLD_SIZE') or n.startswith('TORCHELASTIC')]}"
         )
@@ -452,3 +453,12 @@ def test_each_of_two_devices_has_an_engine_of_its_own(strategy, tmp_path):
     # vLLM's noise is keyed by row as well, but what a batch holds moves its logits by rounding: texts may part.
     assert two[1]["policy/grad_norm"] > 0
     assert two[1]["throughput/tokens_generated"] == pytest.approx(one[1]["throughput/tokens_generated"], rel=0.3)
+
+
+def test_weights_that_memory_has_no_room_for_go_through_the_disk_and_that_is_said(monkeypatch, caplog):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10e9))
+    monkeypatch.setattr("pathlib.Path.is_dir", lambda path: True)
+    assert place_for(4_000_000_000) == "/dev/shm"
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert place_for(4_000_000_000) is None
+    assert "10.0 GB free, and 38.4 GB are needed" in caplog.text

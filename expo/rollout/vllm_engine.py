@@ -5,6 +5,7 @@ that can be read, and the log-probabilities of a probe, must be the policy's. A 
 only the probe tells.
 """
 
+import logging
 import math
 import os
 import shutil
@@ -27,6 +28,7 @@ from expo.rollout.engine import Completion, Follow, Request, Sampling, eos_ids
 from expo.rollout.vllm_transfer import nccl_info, open_transfer
 from expo.rollout.vllm_worker import sums
 
+log = logging.getLogger(__name__)
 PROBE_TOKENS = 256
 BLOCK = 16  # tokens of a block of vLLM's cache
 GIB = 2**30
@@ -45,9 +47,8 @@ class VLLMEngine:
         self.dtype = getattr(torch, conf.dtype or str(model.dtype).removeprefix("torch."))
         self.syncs = 0
         self.probe = [i % len(tokenizer) for i in range(16)]  # until there is a completion to probe with
-        self.folder = tempfile.TemporaryDirectory(
-            prefix="expo-vllm-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None
-        )
+        weights = sum(p.numel() for p in model.parameters()) * self.dtype.itemsize
+        self.folder = tempfile.TemporaryDirectory(prefix="expo-vllm-", dir=place_for(weights))
         check_heads(model, self.device)
         self.lora_rank = 0 if conf.merge_lora else adapter_rank(model)
         self.adapter: Any = None  # vLLM's name for it, once it is there
@@ -63,7 +64,7 @@ class VLLMEngine:
                 alone(),
                 in_vllm(f"cannot start (expo doctor looks at the installation{remedy})"),
             ):
-                self.llm = self._start()
+                self.llm = self._start(weights)
         finally:
             shutil.rmtree(Path(self.folder.name, "model"), ignore_errors=True)
         if conf.separate:
@@ -93,7 +94,8 @@ class VLLMEngine:
         beside = self.device.index if self.conf.separate and self.device.type == "cuda" else None
         return beside if self.conf.device is None else self.conf.device
 
-    def _start(self) -> Any:
+    def _start(self, weights: int) -> Any:
+        """Start vLLM. Args: weights, their bytes."""
         conf = self.conf
         longest = conf.longest_prompt + conf.max_completion_tokens
         # vLLM keeps blocks of tokens, of which each row's last is not full.
@@ -120,7 +122,6 @@ class VLLMEngine:
         if self.device.type == "cuda":
             own = self.device if conf.device is None else torch.device("cuda", conf.device)
             total = torch.cuda.get_device_properties(own).total_memory
-            weights = sum(p.numel() for p in self.model.parameters()) * self.dtype.itemsize
             options["gpu_memory_utilization"] = conf.memory_share or memory_share(weights, cached, total)
             if conf.memory_share is None:  # else it takes what is left of its share
                 options["kv_cache_memory_bytes"] = cached
@@ -325,6 +326,18 @@ class VLLMEngine:
         self.folder.cleanup()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def place_for(size: int) -> str | None:
+    """Return where files of so many bytes go: into memory, where there is room for those of all devices of the run; else None, the disk."""
+    memory, count = Path("/dev/shm"), int(os.environ.get("WORLD_SIZE", "1"))
+    if not memory.is_dir():
+        return None
+    if (free := shutil.disk_usage(memory).free) > 1.2 * count * size:
+        return str(memory)
+    told = "vLLM's weights go through %s, which takes longer: /dev/shm has %.1f GB free, and %.1f GB are needed"
+    log.warning(told, tempfile.gettempdir(), free / 1e9, 1.2 * count * size / 1e9)
+    return None
 
 
 @contextmanager
