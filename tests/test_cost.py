@@ -191,16 +191,16 @@ def test_advice_names_settings_that_fit_and_no_more_than_needed():
 def test_expo_plan_needs_neither_vllm_nor_a_gpu(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "150")
     monkeypatch.setattr(
-        "sys.argv", ["expo", "plan", *THREE_B, "rollout=vllm", "plan.devices=[1,8]", "plan.device=a100"]
+        "sys.argv", ["expo", "plan", *THREE_B, "rollout=vllm", "plan.devices=[1,8]", "plan.device=h200"]
     )
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 0
     out = capsys.readouterr().out
     assert "most at a time, GB" in out
-    assert "an estimate for a100, not measured" in out
-    assert "1 a100: fits" in out
-    assert "8 a100: trainer.devices=8: each device has an engine of its own" in out  # as `expo train` would say
+    assert "an estimate for h200, not measured" in out
+    assert "1 h200: fits" in out
+    assert "8 h200: trainer.devices=8: each device has an engine of its own" in out  # as `expo train` would say
 
 
 def test_expo_plan_of_a_model_that_nobody_has_is_one_line(tmp_path):

@@ -62,7 +62,7 @@ def divide_evenly(cfg: Config) -> None:
         print(f"trainer.micro_batch_size={given} does not divide the {rows} rows of a step; {size} are taken at a time")
 
 
-def read_prompts_rightly(cfg: Config, policy: PreTrainedModel, ranks: Ranks) -> None:
+def read_prompts_rightly(cfg: Config, policy: PreTrainedModel, ranks: Ranks = ALONE) -> None:
     """Turn `trainer.share_prompts` off, and say so, for a model that scores otherwise behind shared prompts.
 
     Raises UserError where `trainer.packing` is asked for, and the model scores otherwise when it is packed.

@@ -176,7 +176,8 @@ def fingerprint(model: nn.Module) -> str:
     for name, weight in model.named_parameters():
         if "lora_" not in name:
             values = weight.detach().flatten()
-            some = values[:: max(1, len(values) // SAMPLES)].float().cpu().numpy()
+            # A clone: numpy keeps hold of what it is given, and a weight that it holds cannot give its memory back.
+            some = values[:: max(1, len(values) // SAMPLES)].clone().float().cpu().numpy()
             digest.update(some.tobytes())
     return digest.hexdigest()[:10]
 
