@@ -60,7 +60,7 @@ def assert_same(ours: Path, theirs: Path) -> None:
     for name in mine:
         # Adam divides by a gradient's size: where that is nearly nothing, its rounding is what moves the weight.
         torch.testing.assert_close(mine[name], other[name], atol=2e-5, rtol=1e-4)
-        assert (mine[name] - other[name]).abs().mean() < 1e-7
+        assert (mine[name] - other[name]).abs().mean() < 1e-6
 
 
 @pytest.mark.runs

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from contextlib import suppress
 from pathlib import Path
 
@@ -465,6 +466,18 @@ def test_a_figure_extends_the_plan_of_a_table(small):
     mine = plans.plan_runs("figure", plan, "cpu", None, [])
     theirs = plans.plan_runs("small", plans.load_plan("small"), "cpu", None, [])
     assert {run.dir for run in mine} == {run.dir for run in theirs if run.arm == "exp"}
+
+
+def test_an_installed_wheel_has_every_plan():
+    """`make test-slow` installs one; that a new plan is forgotten is told sooner."""
+    root = plans.EXPERIMENTS.parent
+    told = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"][
+        "force-include"
+    ]
+    there = {
+        str(path.relative_to(root)) for name in ("plan", "paper") for path in plans.EXPERIMENTS.glob(f"*/{name}.yaml")
+    }
+    assert {path for path in told if path.startswith("experiments/")} == there
 
 
 def test_costs_by_hand():
