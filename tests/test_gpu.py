@@ -2,7 +2,9 @@
 
 import json
 import sys
+from contextlib import suppress
 
+import psutil
 import pytest
 import torch
 
@@ -70,7 +72,7 @@ def test_a_part_that_takes_too_long_is_ended_with_all_that_it_started(tmp_path, 
     monkeypatch.setattr(sys, "executable", str(python))
     assert gpu.main(["parts=A", "cpu=true", f"output={tmp_path / 'out'}"]) == 1
     assert "was stopped after 3 s" in capsys.readouterr().out
-    import psutil
-
-    number = int(pid.read_text())
-    assert not psutil.pid_exists(number) or psutil.Process(number).status() == psutil.STATUS_ZOMBIE
+    with suppress(psutil.NoSuchProcess):
+        child_process = psutil.Process(int(pid.read_text()))
+        psutil.wait_procs([child_process], timeout=20)
+        assert not child_process.is_running() or child_process.status() == psutil.STATUS_ZOMBIE
