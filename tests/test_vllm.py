@@ -22,7 +22,8 @@ from expo.model.small import ladder_model, ladder_tokenizer
 from expo.rollout.engine import Request, Sampling
 from expo.rollout.noise import Key
 from expo.rollout.transformers_engine import TransformersEngine
-from expo.rollout.vllm_engine import VLLMEngine, check_heads, group_of, memory_share, place_for
+from expo.rollout.vllm_engine import VLLMEngine, group_of
+from expo.rollout.vllm_place import check_heads, memory_share, place_for
 from expo.rollout.vllm_worker import sums
 
 needs_vllm = [
