@@ -1,6 +1,7 @@
 """One run on several devices: the same completions, metrics and weights as on one. Here they are processes on the CPU."""
 
 import copy
+import errno
 import itertools
 import json
 import os
@@ -301,6 +302,22 @@ def test_another_number_of_processes_is_refused(tmp_path, monkeypatch):
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=r"trainer\.devices=1, trainer\.num_nodes=1: 2 processes were started"):
         train(compose_config("dataset=ladder", f"output_dir={tmp_path}"))
+
+
+def test_logs_that_a_full_disk_has_no_room_for_are_no_second_line(tmp_path, monkeypatch):
+    cfg = compose_config("dataset=ladder", *SMALL, f"output_dir={tmp_path}", "trainer.devices=2")
+
+    def fails(command, devices, folder, locks):
+        (folder / "device1.log").write_text("it ended")
+        run_dir(cfg).mkdir(parents=True, exist_ok=True)
+        return 1
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("expo.commands.train.run_on_devices", fails)
+    monkeypatch.setattr("shutil.copy", full)
+    assert train(cfg) == 1
 
 
 def test_alone_nothing_is_dealt_and_nothing_is_sent():

@@ -4,6 +4,7 @@ import pickle
 import shutil
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from expo.config import Config
@@ -41,5 +42,6 @@ def train_on_devices(cfg: Config, run: Run) -> int:
         code = run_on_devices(command, cfg.trainer.devices, folder, [lock.fileno()])
         if code and run.dir.is_dir():
             for log in folder.glob("device*.log"):
-                shutil.copy(log, run.dir)
+                with suppress(OSError):  # of a full disk, which the first device has told of
+                    shutil.copy(log, run.dir)
         return code
