@@ -13,8 +13,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from expo.config import make_folder, take_options
-from expo.data.ladder import FAMILIARITY
+from expo.config import LadderConf, make_folder, take_options
+from expo.config.world import CLEAR
 from expo.report import page as report
 from expo.report.settings import data_sentences, differing
 from expo.report.solving import read_solving
@@ -94,11 +94,12 @@ def summarize(plan: Plan, record: Mapping[str, Any], runs: Sequence[PlannedRun])
     cfg = runs[0].cfg
     dirs = {arm: [run.dir for run in runs if run.arm == arm] for arm in plan.arms}
     rollouts = cfg.trainer.max_steps * cfg.trainer.problems_per_step * cfg.algorithm.group_size
+    world = cfg.dataset.world if isinstance(cfg.dataset, LadderConf) else CLEAR
     return {
         "arms": {arm: record["arms"][arm]["columns"] for arm in reversed(plan.arms)},
         "base_pass@4": float(np.mean([read_curve(own[0])[1][0][1] for own in dirs.values()])),
         # Why GRPO cannot start: the right rollouts to expect in a whole run by the base policy's familiarity.
-        "expected_lucky_rollouts": FAMILIARITY[5] ** 5 * rollouts,
+        "expected_lucky_rollouts": world.familiarity[-1] ** world.parts[-1] * rollouts,
         # Of the runs themselves, which may have been made earlier and by other code than this call.
         "training_s": {arm: [read_summary(d)["wall_s"] for d in own] for arm, own in dirs.items()},
         "commits": sorted({str(read_summary(d)["git"]) for own in dirs.values() for d in own}),

@@ -20,13 +20,15 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from expo.commands.wiring import set_up_process
-from expo.config import Config, UserError, build, make_folder
-from expo.config.key import FORMER
+from expo.config import Config, LadderConf, ModelConf, UserError, WorldConf, build, make_folder
+from expo.config.key import FORMER, shown
+from expo.config.world import CLEAR
 from expo.data import ladder
 from expo.data.problem import Problem
+from expo.model.policy import load_policy
 from expo.model.prompts import Prompts
 from expo.model.small import ladder_model, ladder_tokenizer
 from expo.runs.callbacks import SAY_EVERY_S
@@ -41,16 +43,17 @@ LEVEL_WEIGHTS = (1.0, 1.0, 1.5, 2.0, 3.5)
 CHECKPOINT_EVERY = 100
 
 
-def corpus_item(level: int, rng: random.Random) -> tuple[Problem, str, bool]:
+def corpus_item(level: int, rng: random.Random, world: WorldConf = CLEAR) -> tuple[Problem, str, bool]:
     """Return one sequence: a problem whose answer is that of the sampled reading, its completion, and whether it explains."""
-    parts = ladder.sample_parts(level, rng)
-    weights = [ladder.meaning_weights(p.symbol) for p in parts]
-    meanings = [rng.choices(list(w), list(w.values()))[0] for w in weights]
+    parts = ladder.sample_parts(level, rng, world)
+    meanings = [ladder.believed(p, rng, world) for p in parts]
     explain = rng.random() < EXPLAIN_SHARE
-    if not explain and rng.random() < TERSE_SHARE:
+    if explain:
+        completion = ladder.explanation_text(parts, meanings, rng, world)
+    elif rng.random() < TERSE_SHARE:
         completion = ladder.expert_text(parts, "terse")
     else:
-        completion = ladder.cot_text(parts, meanings)
+        completion = ladder.cot_text(parts, meanings, world.verbose)
     answer = ladder.answer_text([p.result(m) for p, m in zip(parts, meanings, strict=True)])
     return Problem("corpus", ladder.question_text(parts), answer), completion, explain
 
@@ -63,13 +66,15 @@ class Corpus(IterableDataset[tuple[Tensor, Tensor]]):
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerFast,
+        tokenizer: PreTrainedTokenizerBase,
         prompts: Prompts,
         seed: int,
         warmup: int,
         tokens_per_batch: int,
         steps_done: Callable[[], int] = int,
+        world: WorldConf = CLEAR,
     ):
+        self.world = world
         self.tokenizer, self.prompts, self.seed = tokenizer, prompts, seed
         self.warmup, self.tokens_per_batch, self.steps_done = warmup, tokens_per_batch, steps_done
 
@@ -78,7 +83,8 @@ class Corpus(IterableDataset[tuple[Tensor, Tensor]]):
         while True:
             rng = random.Random(f"{self.seed}-{step}")
             level = rng.choice(WARMUP_LEVELS) if step < self.warmup else rng.choices(ladder.LEVELS, LEVEL_WEIGHTS)[0]
-            rows = [self._row(level, rng) for _ in range(min(120, self.tokens_per_batch // (8 + 22 * level)))]
+            tokens = 8 + (36 if self.world.verbose else 22) * self.world.parts[level - 1]
+            rows = [self._row(level, rng) for _ in range(min(120, self.tokens_per_batch // tokens))]
             width = max(len(ids) for ids, _ in rows)
             pad = self.tokenizer.pad_token_id
             # Right padding needs no attention mask: causal attention never looks at it, and no label asks for it.
@@ -89,7 +95,7 @@ class Corpus(IterableDataset[tuple[Tensor, Tensor]]):
             step += 1
 
     def _row(self, level: int, rng: random.Random) -> tuple[list[int], list[int]]:
-        problem, completion, explain = corpus_item(level, rng)
+        problem, completion, explain = corpus_item(level, rng, self.world)
         make_ids = self.prompts.explain_ids if explain else self.prompts.solve_ids
         prompt = make_ids(self.tokenizer, [problem])[0]
         target = self.tokenizer(completion)["input_ids"] + [self.tokenizer.eos_token_id]
@@ -157,11 +163,13 @@ def pretrain(cfg: Config) -> None:
     """
     set_up_process(cfg)
     conf, started = cfg.pretrain, time.monotonic()
-    tokenizer, model = ladder_tokenizer(), ladder_model(cfg.seed, conf.hidden_size, conf.layers, conf.heads)
+    world = cfg.dataset.world if isinstance(cfg.dataset, LadderConf) else CLEAR
+    tokenizer, model = first_weights(cfg, world)
+    model.config.expo_world = world.corpus
     partial = unfinished_folder(cfg)
     trainer = make_trainer(conf.max_steps, partial / "checkpoints")
     prompts = build(cfg.prompts)
-    corpus = Corpus(tokenizer, prompts, cfg.seed, conf.warmup_steps, conf.tokens_per_batch, lambda: trainer.global_step)
+    corpus = Corpus(tokenizer, prompts, cfg.seed, conf.warmup_steps, conf.tokens_per_batch, lambda: trainer.global_step, world)
     checkpoint = newest_checkpoint(partial)
     trainer.fit(
         Pretrain(model.train(), conf.learning_rate, conf.max_steps),
@@ -181,17 +189,33 @@ def pretrain(cfg: Config) -> None:
     print(f"saved to {output} after {minutes:.1f} min; use it with model=hf model.path={path}")
 
 
+def first_weights(cfg: Config, world: WorldConf) -> tuple[PreTrainedTokenizerBase, Any]:
+    """Return the model that training begins from: fresh, or the one of `pretrain.start`."""
+    conf = cfg.pretrain
+    if conf.start is None:
+        return ladder_tokenizer(world), ladder_model(cfg.seed, conf.hidden_size, conf.layers, conf.heads, world)
+    model, tokenizer = load_policy(ModelConf(path=conf.start))
+    if unknown := [word for word in ladder.words(world) if word not in tokenizer.get_vocab()]:
+        raise UserError(
+            f"pretrain.start={conf.start}: does not know {unknown[0]}, a word of this world; start from nothing: pretrain.start=null"
+        )
+    return tokenizer, model
+
+
 def unfinished_folder(cfg: Config) -> Path:
     """Return where the model is until it is done. Other settings are another folder: nothing goes on from what is not its own."""
     output = Path(cfg.pretrain.output)
     if output.is_file():
         raise UserError(f"pretrain.output={output}: a file; give a folder, or remove it")
     make_folder(output.parent, "pretrain.output")
-    recipe = dataclasses.replace(cfg.pretrain, output="")
+    recipe = dataclasses.asdict(dataclasses.replace(cfg.pretrain, output=""))
+    if recipe["start"] is None:
+        recipe.pop("start")  # as in what 0.3 began
     prompts = dataclasses.asdict(cfg.prompts)
     prompts.pop("date")  # the ladder's chat template prints none
     prompts["_target_"] = FORMER.get(prompts["_target_"], prompts["_target_"])  # so that what 0.1 began goes on
-    settings = json.dumps([cfg.seed, dataclasses.asdict(recipe), prompts])
+    world = [w] if isinstance(cfg.dataset, LadderConf) and (w := cfg.dataset.world.corpus) else []
+    settings = json.dumps([cfg.seed, recipe, prompts, *world])
     return output.with_name(f"{output.name}.partial-{hashlib.sha256(settings.encode()).hexdigest()[:8]}")
 
 
@@ -228,8 +252,11 @@ def hand_over(partial: Path, output: Path) -> None:
 
 def card(cfg: Config, parameters: int, minutes: float, resumed: str) -> str:
     """Return the model's card: what made it."""
+    world = cfg.dataset.world.corpus if isinstance(cfg.dataset, LadderConf) else {}
     return CARD.format(
         cfg=cfg,
+        world="".join(f"dataset.world.{name}={shown(value)} " for name, value in world.items()),
+        start=f"pretrain.start={cfg.pretrain.start} " if cfg.pretrain.start else "",
         parameters=parameters,
         commit=git_commit() or "?",
         minutes=minutes,
@@ -244,7 +271,7 @@ CARD = """\
 
 A Llama of {parameters} parameters trained by expo from nothing on synthetic arithmetic (expo/data/ladder.py). It knows nothing else.
 
-- command: `expo pretrain pretrain.max_steps={cfg.pretrain.max_steps} pretrain.hidden_size={cfg.pretrain.hidden_size} pretrain.layers={cfg.pretrain.layers} pretrain.heads={cfg.pretrain.heads} seed={cfg.seed}`
+- command: `expo pretrain {world}pretrain.max_steps={cfg.pretrain.max_steps} {start}pretrain.hidden_size={cfg.pretrain.hidden_size} pretrain.layers={cfg.pretrain.layers} pretrain.heads={cfg.pretrain.heads} seed={cfg.seed}`
 - commit: {commit}
 - time: {minutes:.1f} minutes{resumed}, torch threads {threads}
 - date: {date}

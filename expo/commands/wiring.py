@@ -12,8 +12,11 @@ from transformers.utils import logging as transformers_logging
 
 from expo.algorithms.base import Algorithm, Components
 from expo.algorithms.pairs import PairStore
-from expo.config import Config, UserError, bank_identity, build, pairs_identity, run_dir
+from expo.config import Config, LadderConf, UserError, bank_identity, build, pairs_identity, run_dir
 from expo.config.explaining import frozen_copies, when_explained
+from expo.config.key import shown
+from expo.config.world import CLEAR
+from expo.data import ladder
 from expo.data.account import Account
 from expo.data.problem import Problem
 from expo.data.readers import Reader
@@ -153,12 +156,28 @@ def load_model(
     model, tokenizer = loaded
     prompts: Prompts = build(cfg.prompts, of=Prompts)
     prompts.check(tokenizer, cfg.model.path)
+    check_world(cfg, model, tokenizer)
     if to_device and torch.cuda.is_available() and cfg.trainer.accelerator != "cpu":
         model.to("cuda")
     compute_in(model, cfg.trainer.precision)
     if to_device:  # some attention works on a GPU alone
         check_scoring(model, cfg.model.path)
     return model, tokenizer, prompts
+
+
+def check_world(cfg: Config, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise UserError for a base policy of one world of the ladder in another."""
+    vocabulary = tokenizer.get_vocab()
+    if not isinstance(cfg.dataset, LadderConf) or any(word not in vocabulary for word in ladder.WORDS):
+        return
+    world, made_for = cfg.dataset.world.corpus, getattr(causal_lm(model).config, "expo_world", {})
+    if world != made_for:
+        name = min(name for name in {*world, *made_for} if world.get(name) != made_for.get(name))
+        raise UserError(
+            f"model.path={cfg.model.path}: was made for another world of the ladder: dataset.world.{name} is "
+            f"{shown(getattr(cfg.dataset.world, name))} here, {shown(made_for.get(name, getattr(CLEAR, name)))} there; "
+            "make one with expo pretrain and these keys of dataset.world"
+        )
 
 
 def frozen_models(cfg: Config, policy: PreTrainedModel) -> tuple[PreTrainedModel | None, PreTrainedModel | None]:

@@ -36,6 +36,7 @@ from expo.config.positives import (
 from expo.config.rollout import RolloutConf, VLLMConf
 from expo.config.run import Config
 from expo.config.training import EvaluationConf, OptimizerConf, RewardConf, TrainerConf, VerifierConf
+from expo.config.world import WorldConf
 
 __all__ = [
     "DISK", "LADDER", "AlgorithmConf", "ColumnsConf", "Config", "CsvLoggerConf", "DPOConf", "DatasetConf", "DiagnoseConf", "EngineError",
@@ -43,7 +44,7 @@ __all__ = [
     "MathConf", "MlflowConf", "MlflowLoggerConf", "ModelConf", "NoHintsConf", "NoPositivesConf", "OptimizerConf", "ParaphraseConf", "PositivesConf",
     "PositivesOnlyConf", "PrefixConf", "PretrainConf", "PromptsConf", "RandomShapeConf", "RandomTinyConf", "RewardConf", "RolloutConf",
     "Rules", "SFTConf", "SelfExplanationConf", "SelfHintConf", "SourceConf", "StarConf", "TableConf", "TensorBoardLoggerConf", "TrainerConf",
-    "UserError", "VLLMConf", "VerifierConf", "WandbConf", "WandbLoggerConf", "arm_identity", "bank_identity", "build", "check", "check_anywhere", "compose_config",
+    "UserError", "VLLMConf", "VerifierConf", "WandbConf", "WandbLoggerConf", "WorldConf", "arm_identity", "bank_identity", "build", "check", "check_anywhere", "compose_config",
     "conf_dir", "config_folders", "functions_of", "identity", "key", "lineage", "make_folder", "model_content", "option", "pairs_identity", "register", "restore",
     "run_dir", "run_id", "run_mark", "take_options", "typed",
 ]  # fmt: skip

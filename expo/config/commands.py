@@ -187,6 +187,9 @@ class PretrainConf:
     heads: int = key(
         4, above=0, help="attention heads; vLLM on a CPU needs heads of 32, 64 or more: 3 for a width of 96"
     )
+    start: str | None = key(
+        None, help="model to begin from, such as `ladder` (set pretrain.warmup_steps=0, too); null: from nothing"
+    )
     output: str = key("outputs/pretrain", help="folder of the finished model")
 
     def rules(self, cfg: "Config") -> Rules:

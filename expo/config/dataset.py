@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 from omegaconf import MISSING
 
 from expo.config.key import Rule, Rules, key, option
+from expo.config.world import WorldConf
 
 if TYPE_CHECKING:
     from expo.config.run import Config
@@ -193,6 +194,9 @@ class LadderConf(DatasetConf):
         "terse",
         choices=("own", "terse", "foreign"),
         help="the expert's solutions: in the policy's style, results only, or in an order never seen",
+    )
+    world: WorldConf = key(
+        WorldConf, absent={}, help="what its problems are, what its base policy has read, and how its expert writes"
     )
 
     def rules(self, cfg: "Config") -> Rules:

@@ -3,7 +3,8 @@
 A level-L problem has L labelled parts `(i) x k y S z`. `k` is known to everyone (`+`, or `-` for the absolute
 difference); `S` is an ambiguous operator of that level. First v = x k y, then r = v S z with S read as one of five
 skills; the answer is the tuple of all r, so that it is right only if every part is. The base policy has read a corpus
-in which the meaning of S varies; `FAMILIARITY` says how often it is the true one.
+in which the meaning of S varies. How often it is the true one, how its explanations are written, and how many parts a
+problem has, says the world: `expo.config.WorldConf`.
 
 It is a model of the situation in which a policy cannot solve a problem at all, not evidence about 3B models.
 """
@@ -13,6 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from expo.config.world import CLEAR, WorldConf
 from expo.data.problem import Problem
 
 LEVELS = (1, 2, 3, 4, 5)
@@ -34,14 +36,11 @@ SYMBOLS = {
     "?": (3, "add", None),
     "!": (4, "dif", None),
     "$": (4, "mul", None),
+    # Level 5 is hard because the obvious technique is the wrong one. In a prototype of this world without misconceptions, the
+    # base policy had no reason to tell the symbols apart, and no algorithm could teach it to.
     "|": (5, "max", "mul"),
     "_": (5, "cat", "add"),
 }
-# How often the base policy's corpus gives a symbol of each level its true meaning.
-FAMILIARITY = {1: 0.85, 2: 0.72, 3: 0.5, 4: 0.3, 5: 0.1}
-# Level 5 is hard because the obvious technique is the wrong one. In a prototype of this world without misconceptions, the
-# base policy had no reason to tell the symbols apart, and no algorithm could teach it to.
-MISCONCEPTION = 0.5
 MOST_MISSED = 50_000  # draws without a new question, after which a level has no more
 EXPERT_STYLES = ("own", "terse", "foreign")
 WORDS = [
@@ -52,6 +51,11 @@ WORDS = [
     *KNOWN,
     *("=", ";", ">", ":", "(", ",", ")", r"\boxed{(", ")}", "answer"),
 ]
+
+
+def words(world: WorldConf = CLEAR) -> list[str]:
+    """Return every word of a world."""
+    return WORDS + [f"({i})" for i in range(len(LEVELS) + 1, max(world.parts) + 1)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,21 +78,27 @@ class Part:
         return SYMBOLS[self.symbol][1]
 
 
-def meaning_weights(symbol: str) -> dict[str, float]:
+def meaning_weights(symbol: str, world: WorldConf = CLEAR) -> dict[str, float]:
     """Return how the base policy's corpus distributes the meaning of `symbol` over the five skills; sums to 1."""
     level, true, misconception = SYMBOLS[symbol]
-    weights = {true: FAMILIARITY[level]}
+    weights = {true: world.familiarity[level - 1]}
     if misconception is not None:
-        weights[misconception] = MISCONCEPTION
+        weights[misconception] = world.misconception
     rest = [skill for skill in SKILLS if skill not in weights]
     return weights | dict.fromkeys(rest, (1 - sum(weights.values())) / len(rest))
 
 
-def sample_parts(level: int, rng: random.Random) -> list[Part]:
-    """Return `level` random parts in which the five skills give five different results, so that the answer tells the meaning."""
+def believed(part: Part, rng: random.Random, world: WorldConf = CLEAR) -> str:
+    """Return one reading of a part's symbol, as the corpus reads it."""
+    weights = meaning_weights(part.symbol, world)
+    return rng.choices(list(weights), list(weights.values()))[0]
+
+
+def sample_parts(level: int, rng: random.Random, world: WorldConf = CLEAR) -> list[Part]:
+    """Return random parts in which the five skills give five different results, so that the answer tells the meaning."""
     symbols = [symbol for symbol, (of_level, *_) in SYMBOLS.items() if of_level == level]
     parts: list[Part] = []
-    while len(parts) < level:
+    while len(parts) < world.parts[level - 1]:
         part = Part(
             rng.randint(1, 6), rng.choice(list(KNOWN)), rng.randint(1, 6), rng.choice(symbols), rng.randint(1, 6)
         )
@@ -109,24 +119,59 @@ def boxed_text(results: list[int]) -> str:
     return rf"\boxed{{( {' , '.join(map(str, results))} )}}"
 
 
-def cot_text(parts: list[Part], meanings: list[str]) -> str:
+def step_text(i: int, p: Part, meaning: str, result: int, verbose: bool = False) -> str:
+    """Return one part of a chain of thought in the policy's own style."""
+    if not verbose:
+        return f"({i}) {p.x} {p.known} {p.y} = {p.value} {meaning} {p.z} = {result} ;"
+    asked, first = f"{p.x} {p.known} {p.y} {p.symbol} {p.z}", f"{p.x} {p.known} {p.y} = {p.value}"
+    return f"({i}) {asked} : {first} ; ({i}) {p.value} {meaning} {p.z} = {result} ; ({i}) = {result} ;"
+
+
+def cot_text(parts: list[Part], meanings: list[str], verbose: bool = False) -> str:
     """Return a chain of thought in the policy's own style, with the given reading of each symbol."""
+    results = [p.result(m) for p, m in zip(parts, meanings, strict=True)]
+    return chain_text(parts, meanings, results, results, verbose)
+
+
+def chain_text(
+    parts: list[Part], meanings: list[str], written: list[int], stated: list[int], verbose: bool = False
+) -> str:
+    """Return such a chain with any results: those that its steps have, and those that it states at its end."""
     steps = [
-        f"({i}) {p.x} {p.known} {p.y} = {p.value} {m} {p.z} = {p.result(m)} ;"
-        for i, (p, m) in enumerate(zip(parts, meanings, strict=True), 1)
+        step_text(i, p, m, r, verbose) for i, (p, m, r) in enumerate(zip(parts, meanings, written, strict=True), 1)
     ]
-    return " ".join([*steps, boxed_text([p.result(m) for p, m in zip(parts, meanings, strict=True)])])
+    return " ".join([*steps, boxed_text(stated)])
 
 
-def expert_text(parts: list[Part], style: str) -> str:
+def explanation_text(parts: list[Part], meanings: list[str], rng: random.Random, world: WorldConf = CLEAR) -> str:
+    """Return what the corpus has for an explanation of the answer that follows from the given readings."""
+    shown = [p.result(m) for p, m in zip(parts, meanings, strict=True)]
+    if world.fudged and rng.random() < world.fudged:
+        text = chain_text(parts, [believed(p, rng, world) for p in parts], shown, shown, world.verbose)
+    elif world.slips:
+        read = [believed(p, rng, world) if rng.random() < world.slips else m for p, m in zip(parts, meanings, strict=True)]
+        text = chain_text(parts, read, [p.result(m) for p, m in zip(parts, read, strict=True)], shown, world.verbose)
+    else:
+        text = cot_text(parts, meanings, world.verbose)
+    early = world.answer_first and rng.random() < world.answer_first
+    return f"{boxed_text(shown)} ; {text}" if early else text
+
+
+def expert_text(parts: list[Part], style: str, world: WorldConf = CLEAR) -> str:
     """Return the expert's solution: true meanings; `own` style, `terse` (results only) or `foreign` (an order never seen)."""
     results = [p.result(p.meaning) for p in parts]
     if style == "own":
-        return cot_text(parts, [p.meaning for p in parts])
+        return cot_text(parts, [p.meaning for p in parts], world.verbose)
+    rows = list(enumerate(zip(parts, results, strict=True), 1))
     if style == "terse":
-        steps = [f"({i}) > {r} ;" for i, r in enumerate(results, 1)]
+        steps = [f"({i}) > {r} ;" for i, (_, r) in rows]
     else:
-        steps = [f"{r} : ({i})" for i, r in reversed(list(enumerate(results, 1)))]
+        rows.reverse()
+        steps = [f"{r} : ({i})" for i, (_, r) in rows]
+    if world.expert_own:
+        rng = random.Random(question_text(parts))  # the same solution whenever it is asked for
+        own = [step_text(i, p, p.meaning, r, world.verbose) for i, (p, r) in rows]
+        steps = [o if rng.random() < world.expert_own else s for o, s in zip(own, steps, strict=True)]
     return " ".join([*steps, boxed_text(results)])
 
 
@@ -136,14 +181,16 @@ def parse_question(question: str) -> list[Part]:
     return [Part(int(x), known, int(y), symbol, int(z)) for x, known, y, symbol, z in rows]
 
 
-def generate(level: int, split: str, count: int, expert_style: str = "terse") -> Iterator[Problem]:
+def generate(
+    level: int, split: str, count: int, expert_style: str = "terse", world: WorldConf = CLEAR
+) -> Iterator[Problem]:
     """Return the first `count` problems of a split. Train and test share no question: a hash of the text decides the split."""
     seen: set[str] = set()
     rng = random.Random(f"ladder-{split}-{level}")
     missed = 0  # draws since the last new question: easy levels have few
     while len(seen) < count and missed < MOST_MISSED:
         missed += 1
-        parts = sample_parts(level, rng)
+        parts = sample_parts(level, rng, world)
         question = question_text(parts)
         if question in seen or (zlib.crc32(question.encode()) % 4 == 0) != (split == "test"):
             continue
@@ -153,7 +200,7 @@ def generate(level: int, split: str, count: int, expert_style: str = "terse") ->
             id=f"ladder/{split}/{level}/{len(seen) - 1}",
             question=question,
             answer=answer_text([p.result(p.meaning) for p in parts]),
-            solution=expert_text(parts, expert_style),
+            solution=expert_text(parts, expert_style, world),
             level=level,
             subject="ladder",
         )
@@ -169,18 +216,24 @@ class StepCheck:
 
 
 def check_steps(question: str, completion: str) -> StepCheck:
-    """Check exactly the steps of a completion in the policy's own style (an oracle that real data lacks)."""
-    parts = parse_question(question)
-    steps, _, boxed = completion.partition(r"\boxed{(")
-    rows = [step.split() for step in steps.split(";")]
+    """Check exactly the steps of a completion in the policy's own style (an oracle that real data lacks).
+
+    The answer may also stand before the steps.
+    """
+    parts, start = parse_question(question), r"\boxed{("
+    chain, _, stated = completion.rpartition(start) if start in completion else (completion, "", "")
+    rows = [row.split() for row in chain.rpartition(")} ;")[2].split(";")]
+    verbose = ":" in rows[0]
+    size = 3 if verbose else 1
     arithmetic = meanings = 0
-    for i, (part, row) in enumerate(zip(parts, rows, strict=False), 1):
-        match row:
-            case [label, x, known, y, "=", v, skill, z, "=", r] if skill in SKILLS:
-                copied = [label, x, known, y, z] == [f"({i})", str(part.x), part.known, str(part.y), str(part.z)]
-                arithmetic += copied and v == str(part.value) and r == str(part.result(skill))
+    for i, part in enumerate(parts, 1):
+        written = rows[(i - 1) * size : i * size]
+        match written:
+            case [[_, _, _, _, "=", _, skill, _, "=", _]] | [_, [_, _, skill, _, "=", _], _] if skill in SKILLS:
+                right = step_text(i, part, skill, part.result(skill), verbose)
+                arithmetic += written == [row.split() for row in right.split(";")[:-1]]
                 meanings += skill == part.meaning
-    answer = [word for word in boxed.split() if word not in (",", ")}")]
+    answer = [word for word in stated.split() if word not in (",", ")}")]
     follows = answer == [str(p.result(p.meaning)) for p in parts]
     n = len(parts)
     return StepCheck(arithmetic / n, meanings / n, arithmetic == meanings == n and follows)

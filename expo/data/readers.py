@@ -310,7 +310,7 @@ class Ladder(Reader):
     def _generate(self, split: str, levels: list[int], count: int) -> Iterator[Problem]:
         for level in levels or self.conf.known_levels:
             made = 0
-            for problem in ladder.generate(level, split, count, self.conf.expert_style):
+            for problem in ladder.generate(level, split, count, self.conf.expert_style, self.conf.world):
                 made += 1
                 yield problem
             if made < count and count != USUAL:  # someone has asked for as many

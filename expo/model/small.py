@@ -17,6 +17,7 @@ from transformers import (
     set_seed,
 )
 
+from expo.config.world import CLEAR, WorldConf
 from expo.data import ladder
 
 CHAT_TEMPLATE = (
@@ -32,18 +33,20 @@ SPECIAL_TOKENS: dict[str, Any] = {
 }
 
 
-def ladder_tokenizer() -> PreTrainedTokenizerFast:
+def ladder_tokenizer(world: WorldConf = CLEAR) -> PreTrainedTokenizerFast:
     """Return a word-level tokenizer: numbers and labels are single tokens. Without that the explain skill does not form in reasonable time."""
     special = ["<|pad|>", "<|end|>", "<|unk|>", "<|system|>", "<|user|>", "<|assistant|>"]
-    vocab = {word: i for i, word in enumerate([*special, *ladder.WORDS])}
+    vocab = {word: i for i, word in enumerate([*special, *ladder.words(world)])}
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<|unk|>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=CHAT_TEMPLATE, **SPECIAL_TOKENS)
 
 
-def ladder_model(seed: int, hidden_size: int = 96, layers: int = 4, heads: int = 4) -> PreTrainedModel:
+def ladder_model(
+    seed: int, hidden_size: int = 96, layers: int = 4, heads: int = 4, world: WorldConf = CLEAR
+) -> PreTrainedModel:
     """Return a Llama with fresh weights; of about 0.46M parameters by default."""
-    tokenizer = ladder_tokenizer()
+    tokenizer = ladder_tokenizer(world)
     set_seed(seed)
     return LlamaForCausalLM(
         LlamaConfig(
@@ -52,7 +55,7 @@ def ladder_model(seed: int, hidden_size: int = 96, layers: int = 4, heads: int =
             intermediate_size=hidden_size * 8 // 3,
             num_hidden_layers=layers,
             num_attention_heads=heads,
-            max_position_embeddings=256,
+            max_position_embeddings=512 if world.verbose else 256,
             tie_word_embeddings=True,
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=tokenizer.eos_token_id,

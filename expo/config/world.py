@@ -1,0 +1,83 @@
+"""Keys of `dataset.world`: what the ladder's problems are, what its base policy has read, and how its expert writes."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from expo.config.key import Rules, declaration, key
+
+if TYPE_CHECKING:
+    from expo.config.run import Config
+
+MOST_PARTS = 8
+
+
+@dataclass
+class WorldConf:
+    """A world of the ladder; see expo/data/ladder.py. Everything but the expert shapes the corpus that `expo pretrain` trains on."""
+
+    familiarity: list[float] = key(
+        [0.85, 0.72, 0.5, 0.3, 0.1],
+        low=0,
+        high=1,
+        absent=[0.85, 0.72, 0.5, 0.3, 0.1],
+        help="how often the corpus gives a symbol of levels 1 to 5 its true meaning",
+    )
+    misconception: float = key(
+        0.5, low=0, high=1, absent=0.5, help="how often it gives a symbol of level 5 the wrong meaning that is its own"
+    )
+    parts: list[int] = key(
+        [1, 2, 3, 4, 5], low=1, high=MOST_PARTS, absent=[1, 2, 3, 4, 5], help="parts of a problem of levels 1 to 5"
+    )
+    verbose: bool = key(
+        False, absent=False, help="write each part down as asked, computed twice and stated: twice the tokens"
+    )
+    slips: float = key(
+        0.0,
+        low=0,
+        high=1,
+        absent=0.0,
+        help="share of the parts of the corpus's explanations whose step follows a belief and not the shown answer; the final "
+        "statement is the shown answer all the same",
+    )
+    fudged: float = key(
+        0.0,
+        low=0,
+        high=1,
+        absent=0.0,
+        help="share of its explanations that write the shown results behind meanings that do not give them",
+    )
+    answer_first: float = key(
+        0.0, low=0, high=1, absent=0.0, help="share of its explanations that state the answer before the steps, too"
+    )
+    expert_own: float = key(
+        0.0,
+        low=0,
+        high=1,
+        absent=0.0,
+        help="share of the parts of an expert's solution that are in the policy's own style, whatever dataset.expert_style is",
+    )
+
+    @property
+    def corpus(self) -> dict[str, Any]:
+        """Return what shapes the corpus, and so the base policy, where it is not as in the world `clear`."""
+        return {
+            f.name: value
+            for f in dataclasses.fields(self)
+            if f.name != "expert_own" and not declaration(f).is_absent(value := getattr(self, f.name))
+        }
+
+    def rules(self, cfg: "Config") -> Rules:
+        for name in ("familiarity", "parts"):
+            yield (
+                len(getattr(self, name)) == 5,
+                f"dataset.world.{name}={getattr(self, name)}: not one for each of levels 1 to 5; give five values",
+            )
+        yield (
+            self.familiarity[-1] + self.misconception <= 1,
+            f"dataset.world.misconception={self.misconception}: with familiarity {self.familiarity[-1]} of level 5 over 1; "
+            f"set it to {1 - self.familiarity[-1]:g} or less",
+        )
+
+
+CLEAR = WorldConf()
