@@ -19,7 +19,7 @@ from expo.cost.run import Work
 from expo.cost.seconds import decoding, run_seconds, seconds, tokens, update
 from expo.cost.shape import shape_of
 from expo.gpu.place import gap
-from expo.model.policy import score, token_batch
+from expo.model.scoring import score, token_batch
 
 THREE_B = ["model=qwen2.5-3b-instruct", "dataset=math", "algorithm=grpo", "trainer.precision=bf16-mixed"]
 

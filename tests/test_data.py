@@ -155,7 +155,7 @@ def test_meaning_weights_sum_to_one():
     for symbol, (level, true, _) in ladder.SYMBOLS.items():
         weights = ladder.meaning_weights(symbol)
         assert sum(weights.values()) == pytest.approx(1)
-        assert weights[true] == ladder.FAMILIARITY[level]
+        assert weights[true] == CLEAR.familiarity[level - 1]
 
 
 def test_the_oracle_sees_wrong_steps_behind_a_right_answer():

@@ -26,7 +26,8 @@ from expo.config import UserError, check, run_dir
 from expo.devices.ranks import ALONE, Apart, Ranks
 from expo.devices.sharded import shard, shared_out
 from expo.devices.shares import whole_state
-from expo.model.policy import as_it_began, score, token_batch
+from expo.model.policy import as_it_began
+from expo.model.scoring import score, token_batch
 from expo.rollout.dealt import DealtEngine
 from expo.rollout.engine import Completion, Request, Sampling
 from expo.rollout.noise import SOLVE, Key

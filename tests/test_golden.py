@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from expo.algorithms import losses
-from expo.model.policy import score, token_batch
+from expo.model.scoring import score, token_batch
 from expo.model.small import random_tiny
 
 trl = pytest.importorskip("trl")

@@ -17,8 +17,9 @@ from expo.config import ModelConf, UserError, build, check, identity
 from expo.data.problem import Problem
 from expo.model import policy
 from expo.model.checks import check_packing, check_scoring, reads_rightly, row_limit
-from expo.model.policy import can_share, load_policy, save_policy, score, token_batch
+from expo.model.policy import load_policy, save_policy
 from expo.model.prompts import Prompts
+from expo.model.scoring import can_share, score, token_batch
 from expo.model.small import ladder_tokenizer
 from expo.rollout.engine import Request, Sampling
 from expo.rollout.noise import SOLVE, Key

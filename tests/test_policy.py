@@ -9,9 +9,10 @@ from expo.algorithms import losses
 from expo.commands.wiring import load_model, make_engine, make_evaluator, read_prompts_rightly
 from expo.config import ModelConf
 from expo.data.problem import Problem
-from expo.model import policy
+from expo.model import scoring
 from expo.model.checks import reads_rightly
-from expo.model.policy import as_initial, can_share, micro_batches, score, token_batch, token_logp
+from expo.model.policy import as_initial
+from expo.model.scoring import can_share, micro_batches, score, token_batch, token_logp
 from expo.model.small import random_tiny
 from expo.step.positives.properties import Scorer
 from expo.verifier.pool import Verifier
@@ -183,8 +184,8 @@ def test_lora_trains_adapters_only_and_scores_like_its_base(tmp_path):
 
 def test_logits_that_are_kept_and_those_made_again_score_and_train_alike(model, monkeypatch):
     found = []
-    for logits in (5 * model.config.vocab_size, policy.LOGITS):
-        monkeypatch.setattr(policy, "LOGITS", logits)
+    for logits in (5 * model.config.vocab_size, scoring.LOGITS):
+        monkeypatch.setattr(scoring, "LOGITS", logits)
         logp = score(model, batch_of(), 0.7)
         found.append([logp, *torch.autograd.grad((logp * logp).sum(), list(model.parameters()))])
     for again, at_once in zip(*found, strict=True):
@@ -232,10 +233,10 @@ def test_weights_that_have_changed_are_seen_in_mixed_precision():
 
 def test_logits_are_bounded_by_their_number(model, monkeypatch):
     """However large the vocabulary is."""
-    sizes, chunk = [], policy._score_chunk
+    sizes, chunk = [], scoring._score_chunk
     monkeypatch.setattr(
-        policy, "_score_chunk", lambda head, rows, *more: sizes.append(len(rows)) or chunk(head, rows, *more)
+        scoring, "_score_chunk", lambda head, rows, *more: sizes.append(len(rows)) or chunk(head, rows, *more)
     )
-    monkeypatch.setattr(policy, "LOGITS", 4 * model.config.vocab_size + 1)
+    monkeypatch.setattr(scoring, "LOGITS", 4 * model.config.vocab_size + 1)
     score(model, batch_of())
     assert sizes == [4, 4, 4, 1]

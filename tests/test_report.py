@@ -73,7 +73,8 @@ def test_the_log_probabilities_are_those_of_the_policy_after_the_step(directory)
     import torch
 
     from expo.config import ModelConf, build
-    from expo.model.policy import load_policy, token_batch, token_logp
+    from expo.model.policy import load_policy
+    from expo.model.scoring import token_batch, token_logp
 
     rows = pyarrow.parquet.read_table(directory / "completions" / "train-step000002.parquet").to_pylist()
     shown = samples_of(directory)

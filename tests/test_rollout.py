@@ -8,7 +8,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from expo.config import RolloutConf
 from expo.data import ladder as world
-from expo.model.policy import score, token_batch
+from expo.model.scoring import score, token_batch
 from expo.rollout import decoding as decoding_module
 from expo.rollout import transformers_engine
 from expo.rollout.decoding import attention, decoding

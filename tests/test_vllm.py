@@ -17,7 +17,7 @@ from conftest import compose_config
 
 from expo.config import EngineError, UserError, VLLMConf, build
 from expo.data.ladder import generate
-from expo.model.policy import score, token_batch
+from expo.model.scoring import score, token_batch
 from expo.model.small import ladder_model, ladder_tokenizer
 from expo.rollout.engine import Request, Sampling
 from expo.rollout.noise import Key

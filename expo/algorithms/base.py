@@ -18,7 +18,8 @@ from expo.config import AlgorithmConf, OptimizerConf, TrainerConf
 from expo.devices.ranks import Ranks
 from expo.devices.sharded import WholeCopy
 from expo.devices.shares import gathered, sums_of
-from expo.model.policy import TokenBatch, as_initial, micro_batches, score, token_batch
+from expo.model.policy import as_initial
+from expo.model.scoring import TokenBatch, micro_batches, score, token_batch
 from expo.rollout.noise import DROPOUT, Key
 from expo.step.experience import Candidate, Experience
 from expo.step.metrics import step_metrics
@@ -50,6 +51,7 @@ class Components:
     trainer: TrainerConf
     pairs: PairStore
     whole: WholeCopy | None = None  # of a policy of which each device holds a share
+    average: PreTrainedModel | None = None  # a moving average of the policy, kept by the algorithm
 
 
 class Algorithm(LightningModule):
@@ -171,7 +173,7 @@ class Algorithm(LightningModule):
         return token_batch(prompts, completions, self.pipeline.tools.tokenizer.pad_token_id, self.device)
 
     def score(self, model: nn.Module, batch: TokenBatch, temperature: float = 1.0) -> Tensor:
-        """Return log-probabilities `[B, T]`; see `expo.model.policy.score`."""
+        """Return log-probabilities `[B, T]`; see `expo.model.scoring.score`."""
         return score(model, batch, temperature, self.trainer_conf.packing, self.trainer_conf.share_prompts)
 
     @torch.no_grad()

@@ -13,7 +13,7 @@ from expo.algorithms import losses
 from expo.algorithms.base import Algorithm, Components, Sums
 from expo.config import DPOConf
 from expo.data.problem import Problem
-from expo.model.policy import TokenBatch
+from expo.model.scoring import TokenBatch
 from expo.rollout.engine import Completion
 from expo.step.experience import Candidate, Experience
 from expo.step.signed import alone_with

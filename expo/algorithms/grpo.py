@@ -16,7 +16,8 @@ from torch import Tensor
 from expo.algorithms import losses
 from expo.algorithms.base import Algorithm, Components, Sums
 from expo.config import GRPOConf
-from expo.model.policy import TokenBatch
+from expo.model.scoring import TokenBatch
+from expo.rollout.engine import Completion
 from expo.step.experience import Candidate, Experience
 from expo.step.problems import Retries
 
@@ -55,8 +56,7 @@ class GRPO(Algorithm):
     def update(self, experience: Experience, beta: float) -> Sums:
         rows = self.rows(experience)
         positives = experience.positives if beta > 0 and not self.pipeline.source.joins_groups else []
-        # A group of equal rewards has no policy gradient: without a KL term its rows cost no pass at all.
-        active = (torch.ones_like(rows.advantages) if self.conf.kl_coef else rows.advantages).nonzero().squeeze(1)
+        active = self.active(rows)
         sums = Sums(float, updates=self.conf.updates_per_rollout)
         if self.retries:
             self.retries.learn(experience.problems, self.taught(experience, rows, positives))
@@ -67,6 +67,11 @@ class GRPO(Algorithm):
             if len(active) or positives:
                 self.take_step(sums)
         return sums
+
+    def active(self, rows: Rows) -> Tensor:
+        """Return the indices of the rows that have a gradient; others cost no pass at all."""
+        # A group of equal rewards has no policy gradient.
+        return (torch.ones_like(rows.advantages) if self.conf.kl_coef else rows.advantages).nonzero().squeeze(1)
 
     def taught(self, e: Experience, rows: Rows, positives: Sequence[Candidate]) -> set[int]:
         """Return the problems with a gradient of rewards or positives. Args: rows, those of all groups of `e`."""
@@ -97,16 +102,12 @@ class GRPO(Algorithm):
 
     def rows(self, e: Experience) -> Rows:
         """Return what the policy-gradient stream trains on, with advantages."""
-        groups = torch.arange(len(e.problems))
-        if self.conf.refills:
-            groups = self.informative(e)[: self.trainer_conf.problems_per_step]
-        members = self.members(e)
-        own = [e.completions[i * e.group_size + g] for i in groups.tolist() for g in range(e.group_size)]
-        joined = [members[i] for i in groups.tolist() if i in members]
+        groups, members = self.chosen(e), self.members(e)
         there = torch.tensor([float(i in members) for i in groups.tolist()]).unsqueeze(1)  # [P, 1]
         on_policy, off_policy = self.advantages(e, groups, there)
+        own, joined = self.sequences(e)
         prompts = [c.prompt for c in own] + [e.prompts[c.problem] for c in joined]
-        batch = self.tokens(prompts, [c.ids for c in [*own, *joined]])
+        batch = self.tokens(prompts, [*(c.ids for c in own), *(c.ids for c in joined)])
         sampler = [logp for c in own for logp in c.logp] + [0.0 for c in joined for _ in c.ids]
         zeros = torch.zeros_like(batch.mask)
         return Rows(
@@ -117,6 +118,30 @@ class GRPO(Algorithm):
             zeros.clone(),
         )
 
+    def chosen(self, e: Experience) -> Tensor:
+        """Return the indices of the groups that are trained on."""
+        whole = torch.arange(len(e.problems))
+        return self.informative(e)[: self.trainer_conf.problems_per_step] if self.conf.refills else whole
+
+    def sequences(self, e: Experience) -> tuple[list[Completion], list[Candidate]]:
+        """Return the completions of the chosen groups, and the positives that have joined them: in the order of the rows."""
+        groups, members = self.chosen(e).tolist(), self.members(e)
+        own = [e.completions[i * e.group_size + g] for i in groups for g in range(e.group_size)]
+        return own, [members[i] for i in groups if i in members]
+
+    def scored(self, rows: Rows, index: Tensor, part: TokenBatch) -> tuple[Tensor, Any]:
+        """Return log-probabilities `[B, T]` of some rows, and what else was found on the way; see `guided`."""
+        return self.score(self.policy, part, self.pipeline.tools.sampling.temperature), None
+
+    def guided(
+        self, advantages: Tensor, mask: Tensor, rho: Tensor, found: Any, sums: Sums
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the advantages of some rows, `[B]` or `[B, T]`, and a further loss per token `[B, T]`, where there is one.
+
+        Args: mask, of the policy's own tokens; rho `[B, T]`, π_θ / π_old of each, no gradient; found, see `scored`.
+        """
+        return advantages, None
+
     def advantages(self, e: Experience, groups: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
         """Return the advantages of the groups' rollouts `[P * G]`, and of the positives that have joined.
 
@@ -125,7 +150,8 @@ class GRPO(Algorithm):
         conf, source, max_tokens = self.conf, self.pipeline.source, self.pipeline.tools.sampling.max_tokens
         chosen = [e.completions[i * e.group_size + g] for i in groups.tolist() for g in range(e.group_size)]
         lengths = torch.tensor([len(c.ids) for c in chosen]).view(-1, e.group_size)
-        rewards = e.rewards[groups] + losses.overlong_penalty(lengths, max_tokens, conf.overlong_share)
+        penalty = conf.overlong_penalty * losses.overlong_penalty(lengths, max_tokens, conf.overlong_share)
+        rewards = e.rewards[groups] + penalty
         own, none = torch.ones_like(rewards), torch.zeros_like(there)
         advantages = losses.group_advantages(
             torch.cat([rewards, torch.ones_like(there)], dim=1),
@@ -142,22 +168,27 @@ class GRPO(Algorithm):
         for index, part in self.parts(rows.batch, active, sums):
             cut, mask = (index, slice(part.mask.shape[1])), part.mask
             w, advantages, off_policy = weights[cut], rows.advantages[index], rows.off_policy[index]
-            logp = self.score(self.policy, part, sampling.temperature)
+            logp, found = self.scored(rows, index, part)
             if first:  # no update has moved the policy since it acted
                 rows.old_logp[cut] = logp.detach()
-            old_logp, sampler_logp = rows.old_logp[cut], rows.sampler_logp[cut]
+            old_logp, sampler_logp, own = rows.old_logp[cut], rows.sampler_logp[cut], mask * ~off_policy
+            moved = (logp.detach() - old_logp).clamp(-losses.MAX_LOG_RATIO, losses.MAX_LOG_RATIO).exp()
+            by_token, further = self.guided(advantages, own, moved, found, sums)
             per_token, rho, clipped = losses.policy_loss(
-                logp, old_logp, mask, advantages, conf.clip_low, conf.clip_high, conf.ratio
+                logp, old_logp, mask, by_token, conf.clip_low, conf.clip_high, conf.ratio
             )
             trust = losses.sampler_weights(old_logp, sampler_logp, mask, conf.sampler_correction, conf.sampler_cap)
             member = losses.off_policy_loss(logp, advantages, self.pipeline.source.member_shaping)
             loss = policy = (w * torch.where(off_policy, member, trust * per_token)).sum()
-            own = mask * ~off_policy
+            if further is not None:
+                added = (w * own * trust * further).sum()
+                sums["loss/distill"] += added.item()
+                loss = loss + added
             if conf.kl_coef:
                 ref_logp = self.reference_score(part, sampling.temperature)
                 kl = (w * own * losses.kl(logp, ref_logp, conf.kl_estimator)).sum()
                 sums["loss/kl"] += kl.item()
-                loss = policy + conf.kl_coef * kl
+                loss = loss + conf.kl_coef * kl
             self.manual_backward(loss)
             sums["loss/policy"] += policy.item()
             sums["loss/total"] += loss.item()

@@ -37,6 +37,10 @@ def _leave_one_out(rewards: Tensor, members: Tensor, baseline: Tensor) -> Tensor
     return rewards - others / (baseline.sum(dim=1, keepdim=True) - baseline)
 
 
+def _none(rewards: Tensor, members: Tensor, baseline: Tensor) -> Tensor:
+    return torch.zeros_like(rewards)
+
+
 # (rewards, members, baseline), each [P, G] -> advantages [P, G]
 ADVANTAGES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = functions_of(
     GRPOConf,
@@ -45,6 +49,7 @@ ADVANTAGES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = functions_of
         "group_norm": _group_norm,  # (R - mean) / std (GRPO, arXiv 2402.03300)
         "mean": _mean,  # R - mean (Dr. GRPO, 2503.20783)
         "leave_one_out": _leave_one_out,  # R - mean of the others (RLOO, 2402.14740)
+        "none": _none,  # rewards are not learned from
     },
 )
 
@@ -134,12 +139,12 @@ def policy_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return -min(ρ Â, clip(ρ, 1 - clip_low, 1 + clip_high) Â) per token, ρ = π_θ / π_old (PPO-clip as in GRPO eq. 3).
 
-    Args: logp, old_logp, mask `[B, T]`; advantages `[B]`; ratio, a key of `RATIOS`. Returns (loss, ρ, clipped), each
+    Args: logp, old_logp, mask `[B, T]`; advantages `[B]`, or `[B, T]` where tokens have their own; ratio, a key of `RATIOS`. Returns (loss, ρ, clipped), each
     `[B, T]`; `clipped` is 1 where the clip is what stops the gradient.
     """
     log_ratio = RATIOS[ratio](logp - old_logp, mask).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     rho = log_ratio.exp()
-    advantages = advantages.unsqueeze(1)
+    advantages = advantages.view(len(rho), -1)
     unclipped = rho * advantages
     clipped = rho.clamp(1 - clip_low, 1 + clip_high) * advantages
     return -torch.minimum(unclipped, clipped), rho, (clipped < unclipped).float()

@@ -169,7 +169,9 @@ def pretrain(cfg: Config) -> None:
     partial = unfinished_folder(cfg)
     trainer = make_trainer(conf.max_steps, partial / "checkpoints")
     prompts = build(cfg.prompts)
-    corpus = Corpus(tokenizer, prompts, cfg.seed, conf.warmup_steps, conf.tokens_per_batch, lambda: trainer.global_step, world)
+    corpus = Corpus(
+        tokenizer, prompts, cfg.seed, conf.warmup_steps, conf.tokens_per_batch, lambda: trainer.global_step, world
+    )
     checkpoint = newest_checkpoint(partial)
     trainer.fit(
         Pretrain(model.train(), conf.learning_rate, conf.max_steps),
@@ -213,6 +215,7 @@ def unfinished_folder(cfg: Config) -> Path:
         recipe.pop("start")  # as in what 0.3 began
     prompts = dataclasses.asdict(cfg.prompts)
     prompts.pop("date")  # the ladder's chat template prints none
+    prompts.pop("with_solution")  # and no teacher sees a solution there
     prompts["_target_"] = FORMER.get(prompts["_target_"], prompts["_target_"])  # so that what 0.1 began goes on
     world = [w] if isinstance(cfg.dataset, LadderConf) and (w := cfg.dataset.world.corpus) else []
     settings = json.dumps([cfg.seed, recipe, prompts, *world])

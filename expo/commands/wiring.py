@@ -98,6 +98,7 @@ def build_run(cfg: Config, verifier: Verifier, commit: str | None = None) -> tup
     account = read | {"train": trained, "held_out": evaluated}
 
     reference, snapshot = frozen_models(cfg, policy)
+    average = frozen_copy(policy) if cfg.algorithm.uses_average else None
     whole = shared_out(policy) if cfg.trainer.strategy == "fsdp" else None
     generating = whole.model if whole else policy
     sampler = ProblemSampler(problems, cfg.trainer.problems_per_step, cfg.seed)
@@ -128,7 +129,9 @@ def build_run(cfg: Config, verifier: Verifier, commit: str | None = None) -> tup
     pairs = PairStore(
         shared, run_dir(cfg) / "pairs", cfg.fresh
     )  # `make_run` says where the run's own are, once that is sure
-    components = Components(policy, reference, snapshot, pipeline, sampler, cfg.optimizer, cfg.trainer, pairs, whole)
+    components = Components(
+        policy, reference, snapshot, pipeline, sampler, cfg.optimizer, cfg.trainer, pairs, whole, average
+    )
     return (
         build(cfg.algorithm, components, of=Algorithm),
         make_evaluator(cfg, held_out, verifier, prompts, tokenizer),

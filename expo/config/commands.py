@@ -16,6 +16,16 @@ if TYPE_CHECKING:
     from expo.config.run import Config
 
 
+WITH_SOLUTION = """\
+{question}
+
+A correct solution of it:
+{solution}
+
+You have read and understood this solution. Now derive the same answer in your own words, step by step, and put your final \
+answer within \\boxed{}."""
+
+
 @option("prompts", "prompts", formerly="expo.prompts.Prompts", alone=False)
 @dataclass
 class PromptsConf:
@@ -38,6 +48,11 @@ class PromptsConf:
         help="asks for a hint to {answer}; null: a hint is the beginning of an explanation, and begins the completion",
     )
     solve_with_hint: str | None = key(None, help="asks for a solution and shows {hint}")
+    with_solution: str | None = key(
+        WITH_SOLUTION,
+        absent=(None, WITH_SOLUTION),  # only the ladder may leave it out: see the rules of SelfDistillationConf
+        help="shows {solution} to a teacher that scores; null: the ladder's, whose teacher sees the answer instead (prompts.explain)",
+    )
     paraphrase: str | None = key(None, help="asks for {solution} in the policy's own words")
     judge: str | None = key(None, identity=False, help="asks a judge whether each step of {completion} is right")
 

@@ -23,7 +23,11 @@ def what_differs(overrides: Sequence[str], runtime: Collection[str], earlier: st
     Neither `=` nor `,` is in it: Hydra would not take the folder as a value. Args: runtime, keys that change nothing of the
     result; earlier, what another run's name says, which the command line changes further.
     """
-    given = dict(o.lstrip("+").replace("/", ".", o.partition("=")[0].count("/")).partition("=")[::2] for o in overrides if "=" in o and not o.startswith("hydra"))
+    given = dict(
+        o.lstrip("+").replace("/", ".", o.partition("=")[0].count("/")).partition("=")[::2]
+        for o in overrides
+        if "=" in o and not o.startswith("hydra")
+    )
     kept = {
         key: value
         for key, value in given.items()

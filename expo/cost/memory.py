@@ -5,7 +5,7 @@ import math
 from expo.config.explaining import frozen_copies
 from expo.cost.machine import Device
 from expo.cost.run import Work
-from expo.model.policy import LOGITS
+from expo.model.scoring import LOGITS
 
 # What a layer keeps for its backward pass, per token: bytes per hidden unit (the residual stream and its norms stay in float32), and tensors
 # of the keys' and of the MLP's width. Counted with torch's saved-tensor hooks on Qwen2 with SDPA, float32 and bf16-mixed, 2026-11-28.
@@ -108,8 +108,8 @@ def disk(work: Work) -> tuple[float, float]:
     """Return the bytes of a checkpoint, and the most that a run has on the disk at a time."""
     s, each = work.shape, 4 if work.cfg.model.lora_rank else work.stored
     adapter = 4 * work.trained if work.cfg.model.lora_rank else 0
-    snapshot = frozen_copies(work.cfg)[1]
-    checkpoint = work.stored * s.parameters * (1 + snapshot) + adapter + 2 * each * work.trained
+    kept = frozen_copies(work.cfg)[1] + work.cfg.algorithm.uses_average
+    checkpoint = work.stored * s.parameters * (1 + kept) + adapter + 2 * each * work.trained
     final = adapter or work.stored * s.parameters
     best = checkpoint if work.cfg.trainer.on_collapse != "warn" else 0
     return checkpoint, max(2 * checkpoint, checkpoint + final) + best

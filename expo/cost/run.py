@@ -164,7 +164,7 @@ class Work:
     @property
     def copies(self) -> int:
         """Return the whole copies of the weights that stay in memory beside the policy."""
-        return sum(frozen_copies(self.cfg))
+        return sum(frozen_copies(self.cfg)) + self.cfg.algorithm.uses_average
 
     @property
     def rows(self) -> int:

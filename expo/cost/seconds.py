@@ -68,7 +68,7 @@ def update(work: Work, device: Device) -> float:
     group = max(1, cfg.algorithm.group_size)
     together = min(cfg.trainer.micro_batch_size, group) if work.shares else 1  # rows behind one prompt
     passes = (2 if cfg.model.lora_rank else 3) + cfg.model.gradient_checkpointing
-    forward = 1 if cfg.algorithm.uses_reference else 0
+    forward = cfg.algorithm.forward_passes
     scored = work.rollouts * work.completion + work.positives * work.completion
     read = scored + work.rollouts * work.prompt / together + work.positives * work.prompt
     attention = (

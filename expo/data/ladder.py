@@ -149,7 +149,9 @@ def explanation_text(parts: list[Part], meanings: list[str], rng: random.Random,
     if world.fudged and rng.random() < world.fudged:
         text = chain_text(parts, [believed(p, rng, world) for p in parts], shown, shown, world.verbose)
     elif world.slips:
-        read = [believed(p, rng, world) if rng.random() < world.slips else m for p, m in zip(parts, meanings, strict=True)]
+        read = [
+            believed(p, rng, world) if rng.random() < world.slips else m for p, m in zip(parts, meanings, strict=True)
+        ]
         text = chain_text(parts, read, [p.result(m) for p, m in zip(parts, read, strict=True)], shown, world.verbose)
     else:
         text = cot_text(parts, meanings, world.verbose)

@@ -18,7 +18,8 @@ from transformers import PreTrainedModel
 
 from expo.config import UserError
 from expo.devices.shares import gathered, like
-from expo.model.policy import causal_lm, score_tokens
+from expo.model.policy import causal_lm
+from expo.model.scoring import beside_tokens, hidden_before, score_tokens
 from expo.rollout.engine import Completion, Engine, Follow, Request, Sampling
 
 
@@ -49,9 +50,10 @@ def shard(model: PreTrainedModel) -> None:
         # The sum of gradients, and not their mean: weights of tokens are those of the whole batch.
         sharded.set_gradient_divide_factor(1.0)
         sharded.set_force_sum_reduction_for_comms(True)
-    # FSDP2 gathers for methods that it knows of, and what trains a policy is its score.
-    causal.score_tokens = MethodType(score_tokens, causal)
-    register_fsdp_forward_method(causal, "score_tokens")
+    # FSDP2 gathers for methods that it knows of, and what trains a policy is its scores.
+    for method in (score_tokens, hidden_before, beside_tokens):
+        setattr(causal, method.__name__, MethodType(method, causal))
+        register_fsdp_forward_method(causal, method.__name__)
     model.register_load_state_dict_pre_hook(_take_shares)
 
 

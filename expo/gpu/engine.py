@@ -10,7 +10,7 @@ from expo.commands.fit import make_run
 from expo.commands.wiring import load_model
 from expo.config import compose_config
 from expo.gpu.place import Check, NotRun, Place, gap, metrics_of
-from expo.model.policy import TokenBatch, score, token_batch
+from expo.model.scoring import TokenBatch, score, token_batch
 
 LADDER = (
     "dataset=ladder", "dataset.levels=[2]", "trainer.max_steps=2", "evaluation.every=0", "dataset.eval_limit=2", "trainer.problems_per_step=4",

@@ -12,7 +12,8 @@ from expo.cost.machine import this_machine
 from expo.cost.shape import shape_of
 from expo.gpu.engine import some_rows
 from expo.gpu.place import Check, Place
-from expo.model.policy import causal_lm, score
+from expo.model.policy import causal_lm
+from expo.model.scoring import score
 
 TRIES = 3
 

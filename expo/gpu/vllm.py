@@ -11,7 +11,7 @@ import torch
 from expo.commands.wiring import load_model
 from expo.config import Config, EngineError, VLLMConf
 from expo.gpu.place import Check, NotRun, Place
-from expo.model.policy import score, token_batch
+from expo.model.scoring import score, token_batch
 from expo.rollout.engine import Completion, Request, Sampling
 from expo.rollout.noise import Key
 from expo.rollout.transformers_engine import TransformersEngine

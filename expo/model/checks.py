@@ -5,7 +5,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from expo.config import UserError
-from expo.model.policy import causal_lm, computing, score, token_batch
+from expo.model.policy import causal_lm, computing
+from expo.model.scoring import score, token_batch
 
 # What a model raises that cannot do what it is asked for.
 UNABLE = (TypeError, ValueError, RuntimeError, LookupError, AttributeError)

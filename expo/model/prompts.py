@@ -34,6 +34,20 @@ class Prompts:
         """Return token ids of `(q, a*)` for each problem: the prompt under which the policy explains the known answer."""
         return self._ids(tokenizer, [_fill(self.conf.explain, question=p.question, answer=p.answer) for p in problems])
 
+    def privileged_ids(self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]) -> list[list[int]]:
+        """Return the prompts of a teacher that is shown each problem's solution; where it has none, or there is no template, its answer."""
+        with_solution = self.conf.with_solution
+        texts = [
+            _fill(
+                self.conf.explain if p.solution is None or with_solution is None else with_solution,
+                question=p.question,
+                answer=p.answer,
+                solution=p.solution or "",
+            )
+            for p in problems
+        ]
+        return self._ids(tokenizer, texts)
+
     @property
     def solve_with_hint(self) -> str | None:
         """Return the template that shows a hint; None where a hint begins the completion."""

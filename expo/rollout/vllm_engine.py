@@ -21,7 +21,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from expo.config import EngineError, VLLMConf
-from expo.model.policy import causal_lm, in_own_format, score, token_batch
+from expo.model.policy import causal_lm, in_own_format
+from expo.model.scoring import score, token_batch
 from expo.rollout.engine import Completion, Follow, Request, Sampling, eos_ids
 from expo.rollout.vllm_place import adapter_rank, alone, check_heads, kv_bytes, memory_share, place_for, visible
 from expo.rollout.vllm_transfer import nccl_info, open_transfer

@@ -51,6 +51,16 @@ def step_metrics(experience: Experience, sums: Mapping[str, float], beta: float 
         metrics |= {"hint/used_frac": len(e.hinted) / len(e.problems), "hint/reward_mean": hinted.mean().item()}
     if "passed_over" in sums:
         metrics["problem/passed_over"] = sums["passed_over"]
+    if "guided" in sums:
+        # The share of the policy's tokens that a teacher judged, and what it thinks of them: log p_T - log p_S, and the divergence.
+        n, apart, squares = sums["guided"], sums["divergence"], sums["divergence_squares"]
+        metrics |= {
+            "distill/guided_frac": _share(n, sums["tokens"]),
+            "distill/gap": _ratio(sums["gap"], n),
+            "distill/divergence": _ratio(apart, n),
+            # 1: all tokens diverge alike; near 0: a few outweigh all others, which collapses runs.
+            "distill/evenness": _ratio(apart**2, n * squares),
+        }
     if "pairs" in sums:
         names = ("margin", "accuracy", "chosen_logp", "rejected_logp", "chosen_gain")
         metrics |= {f"pair/{name}": _ratio(sums[name], sums["pairs"]) for name in names}

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from expo.devices.ranks import ALONE, Ranks
-from expo.model.policy import token_batch, token_logp
 from expo.model.prompts import Prompts
+from expo.model.scoring import token_batch, token_logp
 from expo.step.experience import Batch, Candidate, Group
 
 Ids = Sequence[int]
