@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from expo.algorithms import losses
+from expo.algorithms.divergences import Divergence
 from expo.model.scoring import score, token_batch
 from expo.model.small import random_tiny
 
@@ -183,3 +184,90 @@ def test_kl_estimators_follow_schulman_where_trl_has_only_k3():
     for estimator, tolerance in (("k1", 1e-6), ("k3", 1e-6), ("k2", 0.02 * exact)):
         estimate = (p * losses.kl(p.log(), q.log(), estimator)).sum().item()
         assert math.isclose(estimate, exact, abs_tol=tolerance), estimator
+
+
+def next_words(seed):
+    """Logits `[B, T, V]` of a student and of its teacher."""
+    rng = torch.Generator().manual_seed(seed)
+    return [3 * torch.randn(B, T, 13, generator=rng, dtype=torch.float64) for _ in range(2)]
+
+
+@pytest.mark.parametrize("mix", [0.0, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize(("top_k", "tail"), [(0, True), (4, True), (4, False)])
+def test_self_distillation_divergences(mix, top_k, tail):
+    """TRL's SDPO (and its SDFT, whose functions are the same), over the whole vocabulary and over the student's likeliest words."""
+    from trl.experimental.sdpo import loss_utils as sdpo
+
+    student, teacher = next_words(0)
+    ours_in, theirs_in = (student.clone().requires_grad_(True) for _ in range(2))
+    ours = Divergence(mix, top_k, "student", tail)(ours_in.log_softmax(-1), teacher.log_softmax(-1))
+    if top_k:
+        theirs = sdpo.compute_topk_self_distillation_loss(
+            theirs_in, teacher, distillation_topk=top_k, distillation_alpha=mix, distillation_add_tail=tail
+        )
+    else:
+        theirs = sdpo.compute_full_logit_self_distillation_loss(theirs_in, teacher, distillation_alpha=mix)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+    (ours * MASK).sum().backward()
+    (theirs * MASK).sum().backward()
+    torch.testing.assert_close(ours_in.grad, theirs_in.grad, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("mix", [0.0, 0.5, 1.0])
+def test_the_generalized_jsd_of_gkd(mix):
+    from trl.experimental.gkd import GKDTrainer
+
+    student, teacher = next_words(1)
+    ours = Divergence(mix)(student.log_softmax(-1), teacher.log_softmax(-1))
+    theirs = GKDTrainer.generalized_jsd_loss(student, teacher, beta=mix, reduction="none").sum(-1)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
+def test_self_distillation_on_the_sampled_token():
+    """Our advantage log p_T - log p_S gives TRL's gradient of reverse KL by policy gradient, in the first update."""
+    from trl.experimental.sdpo.loss_utils import compute_sampled_token_self_distillation_loss
+
+    student, teacher = next_words(2)
+    ids = torch.randint(0, 13, (B, T), generator=torch.Generator().manual_seed(0))
+    ours_in, theirs_in = (student.clone().requires_grad_(True) for _ in range(2))
+    theirs = compute_sampled_token_self_distillation_loss(theirs_in, teacher, ids, distillation_alpha=1.0)
+    logp, teacher_logp = (x.log_softmax(-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1) for x in (ours_in, teacher))
+    gap = (teacher_logp - logp).detach()
+    ours, _, _ = losses.policy_loss(logp, logp.detach(), MASK, gap, 0.2, 0.2, "token")
+    (ours * MASK).sum().backward()
+    (theirs * MASK).sum().backward()
+    torch.testing.assert_close(ours_in.grad, theirs_in.grad, atol=1e-5, rtol=0)
+
+
+def test_a_whole_step_of_sdpo():
+    """Weights of tokens, rows without a demonstration, and the clipped importance ratio: against TRL's own trainer."""
+    from trl.experimental.sdpo.sdpo_trainer import DistillationLogits, SDPOTrainer
+
+    student, teacher = next_words(3)
+    ids = torch.randint(0, 13, (B, T), generator=torch.Generator().manual_seed(0))
+    there = torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0, 1.0]).unsqueeze(1)
+    old = tensors(1)[0].double()
+    args = SimpleNamespace(
+        distillation_mode="topk_logits", distillation_topk=4, distillation_alpha=0.5, distillation_add_tail=True,
+        distillation_is_clip=2.0,
+    )  # fmt: skip
+    trainer = Loose(args=args, _log_self_distillation_metric=lambda *a: None)
+    ours_in, theirs_in = (student.clone().requires_grad_(True) for _ in range(2))
+    seen = DistillationLogits(
+        completion_ids=ids,
+        completion_mask=MASK,
+        loss_mask=MASK * there,
+        student_logits=theirs_in,
+        teacher_logits=teacher,
+    )
+    theirs = SDPOTrainer._compute_self_distillation_loss(
+        trainer, SimpleNamespace(training=True), {"old_per_token_logps": old}, seen
+    )
+    logp = ours_in.log_softmax(-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+    ratio = (logp.detach() - old).clamp(-20, 20).exp().clamp(max=2.0)
+    apart = Divergence(0.5, 4)(ours_in.log_softmax(-1), teacher.log_softmax(-1))
+    ours = (losses.token_weights(MASK, "sequence_mean", LIMIT) * there * ratio * apart).sum()
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+    ours.backward()
+    theirs.backward()
+    torch.testing.assert_close(ours_in.grad, theirs_in.grad, atol=1e-5, rtol=0)

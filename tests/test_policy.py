@@ -11,7 +11,7 @@ from expo.config import ModelConf
 from expo.data.problem import Problem
 from expo.model import scoring
 from expo.model.checks import reads_rightly
-from expo.model.policy import as_initial
+from expo.model.policy import as_initial, compute_in, frozen_copy, in_own_format
 from expo.model.scoring import can_share, micro_batches, score, token_batch, token_logp
 from expo.model.small import random_tiny
 from expo.step.positives.properties import Scorer
@@ -203,7 +203,7 @@ def formats(model):
 def test_rollouts_scoring_and_evaluation_compute_in_one_format(tmp_path):
     cfg = compose_config("dataset=ladder", "trainer.precision=bf16-mixed")
     loaded, tokenizer, prompts = load_model(cfg)
-    for copy_of in (loaded, policy.frozen_copy(loaded)):
+    for copy_of in (loaded, frozen_copy(loaded)):
         seen = formats(copy_of)
         problems = [Problem("p", "(1) > 7 ;", "7", level=1)]
         engine = make_engine(cfg, copy_of, tokenizer)
@@ -211,7 +211,7 @@ def test_rollouts_scoring_and_evaluation_compute_in_one_format(tmp_path):
         score(copy_of, batch_of(), shared=True).sum()
         Scorer(copy_of, tokenizer, prompts, 4).logp([[5, 6]], [[7, 8]])
         assert set(seen) == {torch.bfloat16}
-        with policy.in_own_format(copy_of):
+        with in_own_format(copy_of):
             score(copy_of, batch_of())
         assert seen[-1] == torch.float32
         assert {p.dtype for p in copy_of.parameters()} == {torch.float32}
@@ -220,7 +220,7 @@ def test_rollouts_scoring_and_evaluation_compute_in_one_format(tmp_path):
 def test_weights_that_have_changed_are_seen_in_mixed_precision():
     """Autocast that spans two updates keeps the casts of the first one's weights."""
     model, _ = random_tiny()
-    policy.compute_in(model, "bf16-mixed")
+    compute_in(model, "bf16-mixed")
     before = score(model, batch_of()).detach()
     with torch.no_grad():
         for p in model.parameters():
