@@ -32,7 +32,8 @@ def run(tmp_path, *overrides):
 def test_the_matrix_of_the_paper_and_its_rivals_is_there():
     assert {
         "sft", "exp_sft", "star", "exp_dpo_offline", "exp_dpo_online", "dpo_expert_offline", "dpo_expert_online", "grpo",
-        "grpo_sft_gt_cot", "exp_grpo", "dr_grpo", "dapo", "gspo", "rloo", "luffy", "nurl", "pope",
+        "grpo_sft_gt_cot", "exp_grpo", "dr_grpo", "dapo", "gspo", "rloo", "luffy", "nurl", "pope", "opsd", "opsd_answer", "op2sd",
+        "sdpo", "sdpg", "rlcsd", "exp_grpo_distill",
     } <= set(ALGORITHMS)  # fmt: skip
 
 

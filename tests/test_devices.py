@@ -95,6 +95,11 @@ MATRIX = {
     "packed": ["algorithm=exp_grpo", "trainer.packing=true"],
     "lora": ["algorithm=exp_grpo", "model.lora_rank=4", "algorithm.kl_coef=0.05"],
     "cache": ["algorithm=exp_grpo", "positives.cache_steps=8", "dataset.limit=6"],
+    "opsd": ["algorithm=opsd_answer", "algorithm.updates_per_rollout=2"],
+    "sdpo": ["algorithm=sdpo", "algorithm.top_k=5", "dataset.levels=[1,4]"],
+    "sdpg": ["algorithm=sdpg"],
+    "rlcsd": ["algorithm=rlcsd", "dataset.levels=[2,4]"],
+    "distill": ["algorithm=exp_grpo_distill", "model.lora_rank=4"],
     "retry": ["algorithm=grpo", "algorithm.retry=0.3", "dataset.levels=[1,4]", "dataset.limit=6"],
 }
 

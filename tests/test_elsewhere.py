@@ -49,6 +49,9 @@ OPTIONS = (
     "algorithm=exp_grpo trainer.share_prompts=false positives.selection=two_properties positives.samples=2",
     "algorithm=grpo algorithm.updates_per_rollout=2 algorithm.sampler_correction=token",
     "algorithm=star algorithm.restart_every=1",
+    "algorithm=opsd_answer algorithm.signal=sampled trainer.packing=true",
+    "algorithm=sdpo model.lora_rank=4",
+    "algorithm=exp_grpo_distill model.lora_rank=4",
 )
 
 

@@ -247,15 +247,16 @@ def outcome(folder: Path):
 
 
 @pytest.mark.runs
-def test_stopping_anywhere_and_saving_at_any_pace_changes_nothing(tmp_path):
+@pytest.mark.parametrize("overrides", [[], ["algorithm=sdpo"], ["algorithm=exp_grpo_distill", "model.lora_rank=2"]])
+def test_stopping_anywhere_and_saving_at_any_pace_changes_nothing(tmp_path, overrides):
     rng = random.Random(0)
-    assert make_run(small(tmp_path / "whole")) == 0
+    assert make_run(small(tmp_path / "whole", *overrides)) == 0
     lines, weights = outcome(tmp_path / "whole")
     for trial in range(3):
         folder, pace = tmp_path / str(trial), f"trainer.checkpoint_every={rng.randint(1, 4)}"
         for stop in sorted(rng.sample(range(1, 5), 2)):
-            assert make_run(small(folder, pace, f"trainer.stop_after={stop}")) == 0
-        assert make_run(small(folder, pace)) == 0
+            assert make_run(small(folder, pace, *overrides, f"trainer.stop_after={stop}")) == 0
+        assert make_run(small(folder, pace, *overrides)) == 0
         again, state = outcome(folder)
         assert again == lines
         assert all(torch.equal(state[name], weights[name]) for name in weights)

@@ -130,7 +130,8 @@ def out_of_memory(place: Place) -> Mapping[str, Any]:
 
 ALGORITHMS = (
     "exp_grpo", "grpo", "grpo_sft_gt_cot", "exp_grpo_member", "dapo", "dr_grpo", "gspo", "rloo", "luffy", "nurl", "pope", "star", "sft",
-    "exp_sft", "exp_dpo_offline", "exp_dpo_online", "dpo_expert_offline", "dpo_expert_online",
+    "exp_sft", "exp_dpo_offline", "exp_dpo_online", "dpo_expert_offline", "dpo_expert_online", "opsd", "opsd_answer", "op2sd", "sdpo",
+    "sdpg", "rlcsd", "exp_grpo_distill",
 )  # fmt: skip
 CHECKS: dict[str, Check] = {
     "the CPU's numbers": agreement,
