@@ -199,7 +199,7 @@ def test_help_of_a_command_lists_options_and_no_schema(monkeypatch, capsys):
     with pytest.raises(SystemExit, match="0"):
         cli.main()
     printed = capsys.readouterr().out
-    assert "exp_grpo, exp_grpo_member" in printed
+    assert "exp_grpo, exp_grpo_distill, exp_grpo_member" in printed
     assert "  schema" not in printed  # the group of that name is no option
 
 

@@ -316,7 +316,7 @@ def test_the_metrics_say_how_even_the_divergence_is():
         float, updates=1, tokens=8, guided=4, gap=-2.0, divergence=sum(values), divergence_squares=sum(v * v for v in values)
     )  # fmt: skip
     metrics = step_metrics(e, sums, None)
-    assert metrics["distill/guided_frac"] == 0.5
+    assert metrics["distill/guided_frac"] == 4 / sum(map(len, ROLLOUTS))
     assert metrics["distill/gap"] == -0.5
     assert metrics["distill/divergence"] == 2.0
     assert metrics["distill/evenness"] == pytest.approx(64 / (4 * 28))

@@ -65,6 +65,8 @@ def another(f, value):
         return f"{value}x"
     if value is None:
         return 1
+    if value == float("inf"):
+        return 1.0
     step = 1 if isinstance(value, int) else 0.125
     return value - step if d.high is not None and value + step > d.high else value + step
 

@@ -55,7 +55,7 @@ class WorldConf:
         low=0,
         high=1,
         absent=0.0,
-        help="share of the parts of an expert's solution that are in the policy's own style, whatever dataset.expert_style is",
+        help="share of the expert's solutions that are in the policy's own style, whatever dataset.expert_style is",
     )
 
     @property

@@ -162,18 +162,14 @@ def explanation_text(parts: list[Part], meanings: list[str], rng: random.Random,
 def expert_text(parts: list[Part], style: str, world: WorldConf = CLEAR) -> str:
     """Return the expert's solution: true meanings; `own` style, `terse` (results only) or `foreign` (an order never seen)."""
     results = [p.result(p.meaning) for p in parts]
-    if style == "own":
+    if (
+        style == "own" or random.Random(question_text(parts)).random() < world.expert_own
+    ):  # the same whenever it is asked for
         return cot_text(parts, [p.meaning for p in parts], world.verbose)
-    rows = list(enumerate(zip(parts, results, strict=True), 1))
     if style == "terse":
-        steps = [f"({i}) > {r} ;" for i, (_, r) in rows]
+        steps = [f"({i}) > {r} ;" for i, r in enumerate(results, 1)]
     else:
-        rows.reverse()
-        steps = [f"{r} : ({i})" for i, (_, r) in rows]
-    if world.expert_own:
-        rng = random.Random(question_text(parts))  # the same solution whenever it is asked for
-        own = [step_text(i, p, p.meaning, r, world.verbose) for i, (p, r) in rows]
-        steps = [o if rng.random() < world.expert_own else s for o, s in zip(own, steps, strict=True)]
+        steps = [f"{r} : ({i})" for i, r in reversed(list(enumerate(results, 1)))]
     return " ".join([*steps, boxed_text(results)])
 
 

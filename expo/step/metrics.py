@@ -52,10 +52,10 @@ def step_metrics(experience: Experience, sums: Mapping[str, float], beta: float 
     if "passed_over" in sums:
         metrics["problem/passed_over"] = sums["passed_over"]
     if "guided" in sums:
-        # The share of the policy's tokens that a teacher judged, and what it thinks of them: log p_T - log p_S, and the divergence.
+        # The share of the rollouts' tokens that a teacher judged, and what it thinks of them: log p_T - log p_S, and the divergence.
         n, apart, squares = sums["guided"], sums["divergence"], sums["divergence_squares"]
         metrics |= {
-            "distill/guided_frac": _share(n, sums["tokens"]),
+            "distill/guided_frac": _share(n, sum(lengths) * updates),
             "distill/gap": _ratio(sums["gap"], n),
             "distill/divergence": _ratio(apart, n),
             # 1: all tokens diverge alike; near 0: a few outweigh all others, which collapses runs.
