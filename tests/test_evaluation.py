@@ -3,7 +3,6 @@ import sys
 from dataclasses import replace
 from itertools import combinations
 
-import numpy as np
 import pyarrow.parquet
 import pytest
 import wandb
@@ -12,7 +11,7 @@ from conftest import make_prompts
 from expo.config import UserError
 from expo.data import ladder
 from expo.evaluation.habits import habits
-from expo.evaluation.pass_at_k import interval, pass_at_k
+from expo.evaluation.pass_at_k import pass_at_k
 from expo.evaluation.tally import Tally
 from expo.verifier.answers import Verdict
 
@@ -33,26 +32,6 @@ def test_one_of_four_right_is_certain_at_four():
 def test_more_samples_than_drawn_is_refused():
     with pytest.raises(ValueError, match="pass@5"):
         pass_at_k(4, [1], 5)
-
-
-def test_interval_covers_the_mean_and_narrows_with_problems():
-    rng = np.random.default_rng(0)
-    few, many = rng.random(20), rng.random(2000)
-    assert interval(few)[0] < few.mean() < interval(few)[1]
-    assert np.ptp(interval(many)) < np.ptp(interval(few))
-    assert interval(np.zeros(9)) == (0.0, 0.0)
-
-
-@pytest.mark.filterwarnings("error")
-def test_interval_of_seeds_with_other_problems_is_one_and_no_warning():
-    low, high = interval(np.array([[0.0, np.nan], [np.nan, 1.0]]))  # a draw of (seed 0, problem 1) has no value at all
-    assert (low, high) == (0.0, 1.0)
-
-
-def test_interval_over_seeds_is_wider_where_seeds_differ():
-    agree, differ = np.full((3, 50), 0.5), np.array([[0.0], [0.5], [1.0]]) * np.ones((3, 50))
-    assert interval(agree) == (0.5, 0.5)
-    assert np.ptp(interval(differ)) > 0.5
 
 
 @pytest.mark.runs
@@ -248,15 +227,6 @@ def test_the_ladder_tells_right_answers_by_wrong_steps():
     tally.add([sample("correct", steps)])
     tally.add([sample("correct", "guessed"), sample("incorrect", "guessed")])
     assert tally.metrics([1])["eval/correct_with_sound_steps_frac"] == 0.5
-
-
-def test_an_interval_holds_95_percent_and_is_the_same_each_time():
-    values = np.random.default_rng(0).normal(size=400)
-    error = values.std() / 20
-    low, high = interval(values)
-    assert (values.mean() - low) / error == pytest.approx(1.96, abs=0.08)
-    assert (high - values.mean()) / error == pytest.approx(1.96, abs=0.08)
-    assert interval(values) == (low, high) == interval(values, 0) != interval(values, 1)
 
 
 def test_levels_have_no_second_pass_at_k():

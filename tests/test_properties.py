@@ -6,6 +6,7 @@ import random
 from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import compose_config, make_prompts
@@ -17,7 +18,8 @@ from expo.algorithms.base import Algorithm
 from expo.commands.fit import make_run
 from expo.config import identity, restore
 from expo.data.problem import Problem
-from expo.evaluation.pass_at_k import interval, pass_at_k
+from expo.evaluation import intervals
+from expo.evaluation.pass_at_k import pass_at_k
 from expo.model.small import random_tiny
 from expo.runs.directory import Run
 from expo.runs.reading import read_lines
@@ -44,12 +46,23 @@ def test_pass_at_k_is_the_exact_fraction_and_grows_with_k_and_right_samples(n, d
         assert pass_at_k(n, [c], k + 1)[0] >= value - 1e-12
 
 
-@given(st.lists(st.floats(0, 1), min_size=2, max_size=40))
-def test_an_interval_lies_within_the_values_and_holds_their_mean(values):
-    low, high = interval(torch.tensor(values, dtype=torch.float64).numpy())
-    assert min(values) - 1e-9 <= low <= high <= max(values) + 1e-9
-    if len(set(values)) == 1:
-        assert low == pytest.approx(high)
+@given(
+    st.integers(1, 4).flatmap(
+        lambda seeds: st.lists(
+            st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=seeds, max_size=seeds), min_size=2, max_size=30
+        )
+    )
+)
+def test_an_interval_of_shares_is_one_and_holds_their_mean(columns):
+    values = np.array(columns).T
+    low, high = intervals.of_share(values)
+    assert 0 <= low <= values.mean() + 1e-9
+    assert values.mean() - 1e-9 <= high <= 1
+    assert high > low
+    mirrored = intervals.of_share(1 - values)
+    assert mirrored == pytest.approx((1 - high, 1 - low), abs=1e-6)
+    low, high = intervals.of_difference(values - values[::-1])
+    assert -1 <= low <= (values - values[::-1]).mean() + 1e-9 <= high + 2e-9 <= 1 + 3e-9
 
 
 # --- prompts

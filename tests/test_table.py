@@ -247,7 +247,11 @@ def test_values_by_hand(tmp_path):
         stack({"one": {"a": 1.0, "b": 0.5}, "two": {"b": 0.0}})
     uneven = stack({"one": {"a": 1.0, "b": 0.5}, "two": {"b": 0.0}}, partly=True)
     np.testing.assert_allclose(uneven, [[1.0, 0.5], [np.nan, 0.0]])
-    assert (statistic(uneven)["mean"], statistic(uneven)["seeds"], statistic(uneven)["problems"]) == (
+    assert (
+        statistic(uneven, "pass@1")["mean"],
+        statistic(uneven, "pass@1")["seeds"],
+        statistic(uneven, "pass@1")["problems"],
+    ) == (
         0.5,
         [0.75, 0.0],
         2,
@@ -258,7 +262,7 @@ def test_values_by_hand(tmp_path):
     ]
     assert measured_values(samples, "nll/level5", "own") == {"a": 2.0}
     assert measured_values(samples, "nll/level1", "own") == {}
-    assert statistic(np.array([[1.0, 0.0], [1.0, 1.0]]))["seeds"] == [0.5, 1.0]
+    assert statistic(np.array([[1.0, 0.0], [1.0, 1.0]]), "pass@1")["seeds"] == [0.5, 1.0]
 
 
 def test_the_command_is_known():

@@ -45,7 +45,7 @@ class WorldConf:
         low=0,
         high=1,
         absent=0.0,
-        help="share of its explanations that write the shown results behind meanings that do not give them",
+        help="share of those parts that write the shown result behind a meaning that follows a belief: a step that does not hold",
     )
     answer_first: float = key(
         0.0, low=0, high=1, absent=0.0, help="share of its explanations that state the answer before the steps, too"
@@ -73,6 +73,10 @@ class WorldConf:
                 len(getattr(self, name)) == 5,
                 f"dataset.world.{name}={getattr(self, name)}: not one for each of levels 1 to 5; give five values",
             )
+        yield (
+            self.slips + self.fudged <= 1,
+            f"dataset.world.fudged={self.fudged}: with dataset.world.slips={self.slips} over 1; lower one of them",
+        )
         yield (
             self.familiarity[-1] + self.misconception <= 1,
             f"dataset.world.misconception={self.misconception}: with familiarity {self.familiarity[-1]} of level 5 over 1; "

@@ -146,15 +146,13 @@ def chain_text(
 def explanation_text(parts: list[Part], meanings: list[str], rng: random.Random, world: WorldConf = CLEAR) -> str:
     """Return what the corpus has for an explanation of the answer that follows from the given readings."""
     shown = [p.result(m) for p, m in zip(parts, meanings, strict=True)]
-    if world.fudged and rng.random() < world.fudged:
-        text = chain_text(parts, [believed(p, rng, world) for p in parts], shown, shown, world.verbose)
-    elif world.slips:
-        read = [
-            believed(p, rng, world) if rng.random() < world.slips else m for p, m in zip(parts, meanings, strict=True)
-        ]
-        text = chain_text(parts, read, [p.result(m) for p, m in zip(parts, read, strict=True)], shown, world.verbose)
-    else:
-        text = cot_text(parts, meanings, world.verbose)
+    read, written = list(meanings), list(shown)
+    for i, part in enumerate(parts) if world.slips or world.fudged else ():
+        chance = rng.random()
+        if chance < world.slips + world.fudged:
+            read[i] = believed(part, rng, world)
+            written[i] = part.result(read[i]) if chance < world.slips else shown[i]
+    text = chain_text(parts, read, written, shown, world.verbose)
     early = world.answer_first and rng.random() < world.answer_first
     return f"{boxed_text(shown)} ; {text}" if early else text
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from expo.evaluation.pass_at_k import interval, pass_at_k
+from expo.evaluation import intervals
+from expo.evaluation.pass_at_k import pass_at_k
 from expo.verifier.answers import last_boxed, normalized
 
 Row = Mapping[str, Any]
@@ -63,7 +64,7 @@ def habits_of(by_problem: Mapping[str, Outcome], greedy: Sequence[Row], k: Seque
         for name, value in named.items():
             found = np.array([value[p] for p in members])
             metrics[name + suffix] = float(found.mean())
-            metrics[f"{name}{suffix}_lo"], metrics[f"{name}{suffix}_hi"] = interval(found)
+            metrics[f"{name}{suffix}_lo"], metrics[f"{name}{suffix}_hi"] = intervals.of_share(found)
     return metrics
 
 

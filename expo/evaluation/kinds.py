@@ -1,13 +1,13 @@
 """What `expo diagnose` measures of each kind of sample, in numbers and tables. Imports no torch: tables import it."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from expo.data.problem import Problem
-from expo.evaluation.pass_at_k import interval
+from expo.evaluation import intervals
 
 KINDS = {
     "own": "own CoT",
@@ -25,6 +25,16 @@ COLUMNS = {
     "tokens": "tokens",
 }
 Rows = list[dict[str, Any]]
+
+
+SHARES = ("verified", "right_steps")  # of the columns, those between 0 and 1
+
+
+def interval_of(column: str, difference: bool) -> Callable[[np.ndarray], tuple[float, float]]:
+    """Return the function that gives the interval of the mean of a column, or of a paired difference of two."""
+    if column not in SHARES:
+        return intervals.of_mean
+    return intervals.of_difference if difference else intervals.of_share
 
 
 def first_of_each_level(problems: Sequence[Problem], count: int) -> list[Problem]:
@@ -61,7 +71,7 @@ def cell(
     if not values:
         return None
     means = np.array(list(values.values()))
-    return float(means.mean()), *interval(means)
+    return float(means.mean()), *interval_of(column, less is not None)(means)
 
 
 def levels_of(rows: Rows) -> list[int]:

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from expo.data import ladder
+from expo.evaluation import intervals
 from expo.evaluation.habits import Outcome, outcomes
-from expo.evaluation.pass_at_k import interval, pass_at_k
+from expo.evaluation.pass_at_k import pass_at_k
 
 
 @dataclass
@@ -49,7 +50,7 @@ class Tally:
             for count in k:
                 values = pass_at_k(self.samples, correct[members].tolist(), count)
                 metrics[f"pass@{count}{group}"] = float(values.mean())
-                metrics[f"pass@{count}{group}_lo"], metrics[f"pass@{count}{group}_hi"] = interval(values)
+                metrics[f"pass@{count}{group}_lo"], metrics[f"pass@{count}{group}_hi"] = intervals.of_share(values)
         metrics["eval/length_mean"] = float(np.mean(self.tokens))
         metrics["eval/truncated_frac"] = float(np.mean(self.truncated))
         metrics["eval/unparseable_frac"] = self.unparseable / len(self.tokens)

@@ -151,7 +151,7 @@ def _levels(arms: Mapping[str, Sequence[RunData]], looks: Mapping[str, Look]) ->
             for arm, own in with_rows.items():
                 values = [pass_values(rows, f"pass@{k}{suffix}") for rows in own]
                 if all(values):
-                    s = statistic(stack({str(i): v for i, v in enumerate(values)}, partly=True))
+                    s = statistic(stack({str(i): v for i, v in enumerate(values)}, partly=True), f"pass@{k}")
                     cells[name][arm] = (100 * s["mean"], 100 * s["lo"], 100 * s["hi"])
         chart = charts.bars(f"pass@{k} by level", "level", f"pass@{k} (percent)", cells, looks)
         if chart:

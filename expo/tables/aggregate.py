@@ -11,7 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from expo.config import UserError
-from expo.evaluation.pass_at_k import interval, pass_at_k
+from expo.evaluation import intervals
+from expo.evaluation.kinds import interval_of
+from expo.evaluation.pass_at_k import pass_at_k
 from expo.runs.reading import final_rows, read_lines, read_rows, read_summary, samples_of
 from expo.tables.plan import MEASURED, Arm, Command, Plan, PlannedRun, columns_of
 
@@ -72,9 +74,15 @@ def stack(runs: Mapping[str, Values], partly: bool = False) -> np.ndarray:
     return np.array([[values.get(p, np.nan) for p in problems] for values in runs.values()])
 
 
-def statistic(values: np.ndarray) -> dict[str, Any]:
-    """Return the mean, 95 % interval over problems and seeds, the mean of each seed, and P. Args: values `[S, P]`, NaN where there is none."""
-    low, high = interval(values)
+def statistic(values: np.ndarray, metric: str, difference: bool = False) -> dict[str, Any]:
+    """Return the mean, 95 % interval over problems and seeds, the mean of each seed, and P.
+
+    Args: values `[S, P]`, NaN where there is none; metric, `pass@K` or what `expo diagnose` measures, of one arm or, with
+    `difference`, of two on the same problems and seeds.
+    """
+    name = metric.partition("/level")[0]
+    of_pass = intervals.of_difference if difference else intervals.of_share
+    low, high = (of_pass if name.startswith("pass@") else interval_of(name, difference))(values)
     return {
         "mean": float(np.nanmean(values)),
         "lo": low,
@@ -84,8 +92,8 @@ def statistic(values: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _statistic_or_none(values: np.ndarray) -> dict[str, Any] | None:
-    return statistic(values) if values.size else None
+def _statistic_or_none(values: np.ndarray, metric: str, difference: bool = False) -> dict[str, Any] | None:
+    return statistic(values, metric, difference) if values.size else None
 
 
 def aggregate(plan: Plan, runs: Sequence[PlannedRun]) -> dict[str, Any]:
@@ -104,7 +112,7 @@ def aggregate(plan: Plan, runs: Sequence[PlannedRun]) -> dict[str, Any]:
         measured = arm.command is Command.diagnose  # not every problem has samples of every kind
         metrics = dict(zip(plan.columns, columns_of(plan, arm), strict=True))
         arms[key]["columns"] = {
-            c: _statistic_or_none(stack({f"{key} seed {s}": values[key, s][m] for s in own}, measured))
+            c: _statistic_or_none(stack({f"{key} seed {s}": values[key, s][m] for s in own}, measured), m)
             for c, m in metrics.items()
         }
         arms[key]["scalars"] = {heading: _mean_over_runs(own.values(), name) for heading, name in plan.scalars.items()}
@@ -122,7 +130,7 @@ def aggregate(plan: Plan, runs: Sequence[PlannedRun]) -> dict[str, Any]:
                     both = stack(pairs, measured)
                     apart = both[: len(shared)] - both[len(shared) :]
                     both_have = ~np.isnan(apart).all(axis=0)
-                    arms[key]["difference"][c] = _statistic_or_none(apart[:, both_have])
+                    arms[key]["difference"][c] = _statistic_or_none(apart[:, both_have], c, difference=True)
     return arms
 
 

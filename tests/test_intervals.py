@@ -1,0 +1,90 @@
+"""Intervals by hand, against scipy's and statsmodels' known cases, and by a small simulation."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from expo.evaluation import intervals
+from expo.evaluation.coverage import World, coverage
+
+
+def test_the_variance_of_a_crossed_table_by_hand():
+    """Seeds differ by 0.2, problems by 0.4, and nothing else varies: two variances, each of a mean of two."""
+    values = np.array([[0.1, 0.5], [0.3, 0.7]])
+    s = intervals.spread(values)
+    of_seeds, of_problems = 0.2**2 / 2 / 2, 0.4**2 / 2 / 2
+    assert s.mean == pytest.approx(0.4)
+    assert s.variance == pytest.approx(of_seeds + of_problems)
+    assert s.freedom == pytest.approx((of_seeds + of_problems) ** 2 / (of_seeds**2 + of_problems**2))
+
+
+def test_what_is_counted_twice_is_taken_off_once():
+    """Values without any effect of seed or problem: both row and column means vary by the noise alone, of 1/240 and not of 2/240."""
+    rng = np.random.default_rng(0)
+    found = [intervals.spread(rng.normal(size=(6, 40))).variance for _ in range(400)]
+    assert 0.95 < 240 * np.mean(found) < 1.5  # above 1, since no part is taken to be less than nothing
+
+
+def test_one_seed_is_a_t_interval_over_problems():
+    values = np.random.default_rng(0).normal(size=300)
+    low, high = intervals.of_mean(values)
+    expected = stats.t.interval(0.95, 299, values.mean(), stats.sem(values))
+    assert (low, high) == pytest.approx(expected, abs=1e-3)
+
+
+def test_few_seeds_that_differ_have_few_degrees_of_freedom():
+    values = np.array([[0.2], [0.5], [0.8]]) * np.ones((3, 1000))
+    s = intervals.spread(values)
+    assert s.factor == pytest.approx(stats.t.ppf(0.975, 2), rel=1e-3)
+    low, high = intervals.of_share(values)
+    assert low < 0.05
+    assert high > 0.95
+
+
+@pytest.mark.parametrize(("right", "trials"), [(3, 50), (25, 50), (49, 50)])
+def test_problems_that_are_right_or_wrong_have_the_exact_interval_nearly(right, trials):
+    values = np.array([1.0] * right + [0.0] * (trials - right))
+    exact = stats.binomtest(right, trials).proportion_ci(0.95, "exact")
+    low, high = intervals.of_share(values)
+    assert low == pytest.approx(exact.low, abs=0.02)
+    assert high == pytest.approx(exact.high, abs=0.02)
+
+
+def test_no_success_is_not_a_rate_of_zero_for_sure():
+    exact = stats.binomtest(0, 50).proportion_ci(0.95, "exact")
+    for values in (np.zeros(50), np.zeros((3, 50))):  # more seeds are no more problems
+        assert intervals.of_share(values) == pytest.approx((0.0, exact.high))
+        assert intervals.of_share(1 - values) == pytest.approx((1 - exact.high, 1.0))
+    low, high = intervals.of_difference(np.zeros((3, 50)))
+    assert low == pytest.approx(-high)
+    assert 0.02 < high < 0.08
+
+
+def test_a_difference_is_paired():
+    """Two arms on the same problems: what both find hard is no doubt about their difference."""
+    rng = np.random.default_rng(0)
+    hard = rng.random((1, 200)) * np.ones((3, 1))
+    both = np.clip(hard + 0.1 + rng.normal(0, 0.01, (3, 200)), 0, 1) - hard
+    assert np.ptp(intervals.of_difference(both)) < np.ptp(intervals.of_share(hard)) / 4
+
+
+@pytest.mark.filterwarnings("error")
+def test_seeds_with_other_problems_and_empty_ones_make_no_warning():
+    uneven = np.array([[0.0, np.nan, np.nan], [np.nan, 1.0, np.nan]])
+    assert intervals.spread(uneven).mean == 0.5
+    low, high = intervals.of_share(uneven)
+    assert low < 0.5 < high
+    assert intervals.of_mean(np.array([3.0])) == (-np.inf, np.inf)  # one number bounds nothing
+    assert intervals.of_share(np.array([0.5])) == pytest.approx((0.0, 1.0), abs=0.02)
+
+
+@pytest.mark.parametrize("world", [World(50, 3, 0.3, 0.15), World(1000, 3, 0.5, 0.05), World(50, 10, 0.1, 0.0)])
+def test_intervals_hold_the_truth_as_often_as_they_say(world):
+    held = coverage(world, 300)
+    assert 0.91 <= held.share <= 0.985
+    assert 0.91 <= held.difference <= 0.99
+
+
+def test_one_seed_does_not_cover_what_seeds_do():
+    assert coverage(World(1000, 1, 0.5, 0.15), 200).share < 0.5
+    assert coverage(World(1000, 1, 0.5, 0.0), 200).share > 0.9
