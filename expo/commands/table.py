@@ -2,7 +2,10 @@
 
 import shlex
 import sys
+import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 from expo.config import WandbLoggerConf
 from expo.config.arguments import check_launcher
@@ -16,8 +19,9 @@ from expo.tables.request import Request, missing
 from expo.tables.sweep import make, prepare, to_prepare, why
 
 USAGE = (
-    "usage: expo table NAME|PLAN.YAML [scale=cpu] [seeds=N] [jobs=N] [dry_run=true] [output_dir=outputs] [results=FOLDER] "
-    "[hydra/launcher=…] [HYDRA OVERRIDES...]; runs that are finished are not made again"
+    "usage: expo table NAME|PLAN.YAML [scale=cpu] [seeds=N] [jobs=N] [dry_run=true] [kept=true] [output_dir=outputs] "
+    "[results=FOLDER] [hydra/launcher=…] [HYDRA OVERRIDES...]; runs that are finished are not made again; kept=true renders "
+    "those that are kept beside the table"
 )
 
 
@@ -31,7 +35,22 @@ def main(arguments: list[str]) -> int:
     if request.dry_run:
         preview(request, runs)
         return 0
-    return run_table(request, runs, shlex.join(["expo", "table", *arguments]))
+    command = shlex.join(["expo", "table", *arguments])
+    return render_kept(request, runs, command) if request.from_kept else run_table(request, runs, command)
+
+
+def render_kept(request: Request, runs: Sequence[PlannedRun], command: str) -> int:
+    """Render a table again from the runs that are kept beside it. Returns the exit code."""
+    from expo.tables.finish import finish, read_record  # seconds of imports
+    from expo.tables.kept import kept_folder, unpack
+
+    whole = replace(request, name=request.plan.extends or request.name).runs()
+    folder = request.folder(runs[0].cfg.output_dir)
+    made = read_record(folder)
+    with tempfile.TemporaryDirectory() as scratch:
+        kept = unpack(kept_folder(request.name, request.plan, request.scale_name), runs, whole, Path(scratch))
+        finish(request.name, request.plan, kept, folder, command, made)
+    return 0
 
 
 def run_table(request: Request, runs: Sequence[PlannedRun], command: str) -> int:

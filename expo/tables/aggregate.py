@@ -158,9 +158,9 @@ def keep_runs(runs: Sequence[tuple[str, int, Path]], folder: Path) -> None:
     """Keep all of the given runs (arm, seed, directory) but their checkpoints, small enough to stand beside a table.
 
     runs.json has configs and summaries, metrics.parquet every line of metrics.jsonl, completions.parquet those of the last
-    evaluation, samples.parquet a few problems of the last logged step.
+    evaluation, samples.parquet a few problems of the last logged step, measured.parquet what `expo diagnose` has measured.
     """
-    records, lines, completions, samples = [], [], [], []
+    records, lines, completions, samples, measured = [], [], [], [], []
     for arm, seed, directory in runs:
         config = (directory / "config.yaml").read_text()
         records.append({"arm": arm, "seed": seed, "config": config, "summary": read_summary(directory)})
@@ -168,8 +168,10 @@ def keep_runs(runs: Sequence[tuple[str, int, Path]], folder: Path) -> None:
         if (directory / "completions").is_dir():
             completions += [{"arm": arm, "seed": seed} | row for row in final_rows(directory)]
         samples += [{"arm": arm, "seed": seed} | row for row in samples_of(directory)]
+        if (directory / "samples.parquet").is_file():
+            measured += [{"arm": arm, "seed": seed} | row for row in read_rows(directory / "samples.parquet", SAMPLED)]
     (folder / "runs.json").write_text(json.dumps(records, indent=1) + "\n")
-    for name, rows in (("metrics", lines), ("completions", completions), ("samples", samples)):
+    for name, rows in (("metrics", lines), ("completions", completions), ("samples", samples), ("measured", measured)):
         (folder / f"{name}.parquet").unlink(missing_ok=True)
         if rows:
             pa.parquet.write_table(pa.Table.from_pylist(rows), folder / f"{name}.parquet", compression="zstd")

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from hydra.utils import instantiate
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from expo.config import UserError
 from expo.runs.directory import device_name
 from expo.runs.reading import read_summary
 from expo.tables.aggregate import aggregate, keep_runs
@@ -20,22 +21,43 @@ from expo.tables.render import markdown, rows_of, wide_console
 from expo.tables.sweep import distinct
 
 
-def finish(name: str, plan: Plan, runs: Sequence[PlannedRun], folder: Path, command: str) -> dict[str, Any]:
-    """Write table.json, table.md, the figures and the kept runs into `folder`, print the table, return the record."""
+def read_record(folder: Path) -> dict[str, Any]:
+    """Return table.json of a table that was made. Raises UserError where there is none."""
+    try:
+        record: dict[str, Any] = json.loads((folder / "table.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / 'table.json'}: cannot be read ({error}); make the table first") from error
+    return record
+
+
+def finish(
+    name: str,
+    plan: Plan,
+    runs: Sequence[PlannedRun],
+    folder: Path,
+    command: str,
+    made: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write table.json, table.md, the figures and the kept runs into `folder`, print the table, return the record.
+
+    Args: made, the record of the same table that was made earlier, where it is only rendered again.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    today = time.strftime("%Y-%m-%d")
     record = {
         "name": table_name(name),
         "plan": name,
         "title": plan.title,
-        "command": command,
+        "command": made["command"] if made else command,
         "device": ", ".join(sorted({str(read_summary(run.dir)["device"]) for run in runs if run.done})),
         "rendered_on": device_name(),
-        "date": time.strftime("%Y-%m-%d"),
+        "date": made["date"] if made else today,
+        "rendered": f"rendered again by `{command}`, {today}" if made else "",
         "arms": aggregate(plan, runs),
     }
     (folder / "table.json").write_text(json.dumps(record, indent=1) + "\n")
     (folder / "table.md").write_text(markdown(plan, record))
-    if plan.extends is None:  # else they are kept beside the table whose runs they are
+    if plan.extends is None and made is None:  # else they are kept beside the table whose runs they are
         keep_runs([(run.arm, run.seed, run.dir) for run in distinct(runs) if run.done], folder)
     draw(name, plan, record, runs, folder)
     show(plan, record)

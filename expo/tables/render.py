@@ -54,9 +54,10 @@ def made_by(record: Mapping[str, Any]) -> str:
     """Return what the numbers are, and the command, commits, machine and date that made them."""
     commits = sorted({commit for arm in record["arms"].values() for commit in arm.get("commits", [])})
     return (
-        "Means with 95 % bootstrap intervals over problems and seeds, pass@k in percent (one of a single value, as [0.0, 0.0], "
-        "is that of equal values, and bounds nothing); differences on the same problems and seeds; tokens and seconds per run. "
-        f"Made by `{record['command']}`, commit {', '.join(commits)}, runs on {record['device']}, rendered on {record['rendered_on']}, {record['date']}."
+        "Means with 95 % intervals over problems and seeds (of a single run over problems alone; docs/tables.md), pass@k in percent; "
+        "differences on the same problems and seeds; tokens and seconds per run. "
+        f"Made by `{record['command']}`, commit {', '.join(commits)}, runs on {record['device']}, rendered on {record['rendered_on']}, {record['date']}"
+        + (f"; {record['rendered']}." if record.get("rendered") else ".")
     )
 
 

@@ -29,14 +29,18 @@ class Request:
     jobs: int | None = None  # runs at a time; None: the plan's
     results: Path | None = None  # where the table goes; None: beside its plan, or under outputs/ where it is changed
     dry_run: bool = False
+    from_kept: bool = False  # render what is kept beside the table again; make nothing
 
     @classmethod
     def parse(cls, arguments: Sequence[str]) -> "Request":
         """Read the arguments of `expo table`. Raises UserError for what is none of them."""
         name, *rest = arguments
-        options, overrides = take_options(rest, scale="cpu", seeds="", jobs="", dry_run="false", results="")
-        if options["dry_run"] not in ("true", "false"):
-            raise UserError(f"dry_run={options['dry_run']}: neither true nor false; use dry_run=true")
+        options, overrides = take_options(
+            rest, scale="cpu", seeds="", jobs="", dry_run="false", results="", kept="false"
+        )
+        for name_of in ("dry_run", "kept"):
+            if options[name_of] not in ("true", "false"):
+                raise UserError(f"{name_of}={options[name_of]}: neither true nor false; use {name_of}=true")
         if any(o.lstrip("+").startswith("fresh=") for o in overrides):
             raise UserError(
                 "fresh: a table never makes a finished run again; remove the run's directory, or use expo train fresh=true"
@@ -51,6 +55,7 @@ class Request:
             jobs=int(options["jobs"]) if options["jobs"] else None,
             results=Path(options["results"]) if options["results"] else None,
             dry_run=options["dry_run"] == "true",
+            from_kept=options["kept"] == "true",
         )
 
     @cached_property

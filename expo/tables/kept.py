@@ -1,0 +1,96 @@
+"""Render a table again from what is kept beside it, without any run: `expo table NAME kept=true`."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
+
+from expo.config import UserError, identity, restore
+from expo.config.key import shown
+from expo.runs.arms import settings_in
+from expo.runs.reading import read_rows
+from expo.tables.plan import Plan, PlannedRun, results_folder
+from expo.tables.sweep import distinct
+
+
+@dataclass(frozen=True)
+class KeptRun(PlannedRun):
+    """A run of a table as it was kept."""
+
+    folder: Path = Path()
+
+    @property
+    def dir(self) -> Path:
+        return self.folder
+
+    @property
+    def done(self) -> bool:
+        return True
+
+
+def kept_folder(name: str, plan: Plan, scale: str) -> Path:
+    """Return where the runs of a table are kept: beside it, or beside the one that it extends."""
+    return results_folder(plan.extends or name, scale)
+
+
+def unpack(folder: Path, runs: Sequence[PlannedRun], whole: Sequence[PlannedRun], into: Path) -> list[KeptRun]:
+    """Write the kept runs of a table as run directories under `into`; return the table's runs, which are there now.
+
+    Args: whole, the runs of the table beside which they are kept. Raises UserError where a run is not kept, or was made with other settings than the plan has by now.
+    """
+    if not (folder / "runs.json").is_file():
+        raise UserError(f"kept=true: no runs are kept in {folder}; leave kept out, and they are made")
+    records = {(r["arm"], r["seed"]): r for r in json.loads((folder / "runs.json").read_text())}
+    rows = {name: _by_run(folder / f"{name}.parquet") for name in ("metrics", "completions", "samples", "measured")}
+    own = {run.dir: (run.arm, run.seed) for run in distinct(whole)}  # arms may share a run, which is kept once
+    found = []
+    for run in runs:
+        key = (run.arm, run.seed) if (run.arm, run.seed) in records else own.get(run.dir, (run.arm, run.seed))
+        if key not in records:
+            raise UserError(f"kept=true: {run.arm} seed {run.seed} is not kept in {folder}; leave kept out")
+        if run.command == "diagnose" and key not in rows["measured"]:
+            raise UserError(
+                f"kept=true: what expo diagnose measured for {run.arm} is not kept in {folder}; leave kept out, and it is from now on"
+            )
+        target = into / f"{key[0]}-s{key[1]}"
+        if not target.is_dir():
+            _write(target, records[key], {name: of_runs.get(key, []) for name, of_runs in rows.items()})
+        _check(run, target, folder)
+        found.append(KeptRun(run.arm, run.seed, run.overrides, run.cfg, run.command, folder=target))
+    return found
+
+
+def _check(run: PlannedRun, directory: Path, folder: Path) -> None:
+    """Raise UserError where a kept run is not the planned one. A model is known by its path: its files need not be there."""
+    before, now = (replace(cfg, model=replace(cfg.model, path="ladder")) for cfg in (restore(directory), run.cfg))
+    if identity(before) == identity(now):
+        return
+    old, new = settings_in(dataclasses.asdict(before)), settings_in(dataclasses.asdict(now))
+    key = next((key for key in sorted({*old, *new}) if old.get(key) != new.get(key)), "a data file")
+    raise UserError(
+        f"kept=true: {run.arm} seed {run.seed} was made with {key}={shown(old.get(key))} ({folder}), and the plan has "
+        f"{shown(new.get(key))} by now; leave kept out, and it is made again"
+    )
+
+
+def _by_run(path: Path) -> dict[tuple[str, int], list[dict[str, Any]]]:
+    found: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for row in read_rows(path) if path.is_file() else []:
+        found.setdefault((row.pop("arm"), row.pop("seed")), []).append(row)
+    return found
+
+
+def _write(directory: Path, record: Mapping[str, Any], rows: Mapping[str, list[dict[str, Any]]]) -> None:
+    (directory / "completions").mkdir(parents=True)
+    (directory / "config.yaml").write_text(record["config"])
+    (directory / "summary.json").write_text(json.dumps(record["summary"]))
+    (directory / "metrics.jsonl").write_text("".join(row["line"] + "\n" for row in rows["metrics"]))
+    files = {"completions": "completions/eval-kept.parquet", "measured": "samples.parquet"}
+    for name, file in files.items():
+        if rows[name]:
+            pa.parquet.write_table(pa.Table.from_pylist(rows[name]), directory / file)
