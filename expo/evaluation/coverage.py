@@ -13,6 +13,7 @@ from scipy.optimize import brentq
 from scipy.special import expit
 
 from expo.evaluation import intervals
+from expo.tables.plan import EXPERIMENTS
 
 SAMPLES = 4  # of each problem
 PROBLEMS_SD = 2.0  # of problems, in logits
@@ -96,3 +97,7 @@ def write_grid(folder: Path, repetitions: int) -> None:
             lines.append(f"| {problems} | {seeds} | {sd:g} | {shown} |")
         lines.append("")
     (folder / "coverage.md").write_text("\n".join(lines))
+
+
+if __name__ == "__main__":
+    write_grid(EXPERIMENTS / "bench_intervals", 1000)
