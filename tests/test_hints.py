@@ -89,7 +89,7 @@ def test_a_hint_in_words_that_gives_the_answer_away_is_not_used(tools):
     tools = Tools(prompts, tools.tokenizer, None, tools.sampling, 0, 200)
     e = batch_of(tools.tokenizer, [[0.0, 0.0]] * 3)
     written = [tools.tokenizer(text)["input_ids"] for text in ("max ( 7 ) ;", "max ;", "max ;")]
-    completions = [Completion((1,), ids, [0.0] * len(ids), i == 2) for i, ids in enumerate(written)]
+    completions = [Completion((1,), ids, [0.0] * len(ids), i == 2, i) for i, ids in enumerate(written)]
     hinted = SelfHint(SelfHintConf()).hinted(e, [0, 1, 2], completions, tools)
     assert list(hinted) == [1]  # the first leaks, the last is cut off
     assert "max" in tools.tokenizer.decode(hinted[1])
@@ -112,3 +112,87 @@ def test_the_share_shown_and_the_hint_draw_from_different_noise(tools):
     noise = [row[0] for row in uniforms([r.key for r in hint.requests(e, range(40), tools)], 1)]
     shown = [len(hint.beginning(ids, e, i, tools)) / 40 for i in range(40)]
     assert abs(torch.corrcoef(torch.tensor([noise, shown]))[0, 1]) < 0.5
+
+
+WORDS = {
+    "hint": "{question} answer {answer}", "solve_with_hint": "{question} : {hint}", "go_on": "{question} : {beginning} :",
+    "hint_from_solution": "{question} > {solution}", "abstract": "{question} ; {explanation}",
+}  # fmt: skip
+
+
+def with_words(tools):
+    return replace(tools, prompts=make_prompts("{question}", "{question} answer {answer} ;", **WORDS))
+
+
+def test_an_expert_prefix_can_stand_in_the_prompt_with_the_request_to_go_on(tools):
+    e = batch_of(tools.tokenizer, [[0.0, 0.0]])
+    prefix = ExpertPrefix(PrefixConf(share_low=1.0, share_high=1.0, instructed=True))
+    instructed = prefix.hinted(e, [0], [], with_words(tools))[0]
+    assert "(1) > 7 ; :" in tools.tokenizer.decode(instructed)
+    assert r"\boxed" not in tools.tokenizer.decode(instructed)
+    plain = replace(tools, prompts=make_prompts("{question}", "{question} {answer}", go_on=None))
+    solution = tools.tokenizer(PROBLEM.solution)["input_ids"]
+    assert prefix.hinted(e, [0], [], plain)[0] == [*e.prompts[0], *solution[:4]]  # the ladder's
+
+
+def test_a_hint_in_two_stages_is_made_of_the_explanation(tools):
+    """NuRL: the answer is explained, and the explanation abstracted; the second stage draws from noise of its own."""
+    e, tools = batch_of(tools.tokenizer, [[0.0, 0.0]] * 2), with_words(tools)
+    hint = SelfHint(SelfHintConf(stages=2))
+    asked = hint.requests(e, [0, 1], tools)
+    assert tools.tokenizer.decode(list(asked[0].prompt)).count("answer") == 1
+    written = [Completion(r.prompt, tools.tokenizer("max ;")["input_ids"], [], False, r.problem) for r in asked]
+    further = hint.further(e, [0, 1], written, tools)
+    assert [r.problem for r in further] == [0, 1]
+    assert "; max ;" in tools.tokenizer.decode(list(further[0].prompt))
+    assert "answer" not in tools.tokenizer.decode(list(further[0].prompt))
+    assert asked[0].key != further[0].key
+    assert SelfHint(SelfHintConf()).further(e, [0, 1], written, tools) == []
+
+
+def test_a_hint_can_be_made_of_the_experts_solution_and_one_without_room_is_not_asked_for(tools, caplog):
+    e, tools = batch_of(tools.tokenizer, [[0.0, 0.0]]), with_words(tools)
+    hint = SelfHint(SelfHintConf(sees="solution"))
+    asked = hint.requests(e, [0], tools)
+    assert PROBLEM.solution in tools.tokenizer.decode(list(asked[0].prompt))
+    assert hint.requests(e, [0], replace(tools, longest_prompt=5)) == []
+    assert "1 hints not asked for: over 5 tokens" in caplog.text
+    assert hint.hinted(e, [0], [], tools) == {}
+
+
+def pipeline_of(tools, conf, right):
+    """A pipeline whose policy writes "max" under a hint, right or not, and finds it likelier there."""
+    verifier = SimpleNamespace(verify=lambda texts, answers: [right] * len(texts))
+    engine = SimpleNamespace(
+        generate=lambda asked, sampling: [Completion(r.prompt, [6], [0.0], False, r.problem) for r in asked]
+    )
+    scorer = SimpleNamespace(mean_logp=lambda prompts, ids: torch.tensor([float(len(p)) for p in prompts]))
+    source, reward = NoPositives(NoPositivesConf()), Correct(RewardConf())
+    return Pipeline(
+        Engines(engine, engine, engine, engine), source, ExpertPrefix(conf), reward, scorer, replace(tools, verifier=verifier),
+        When.AFTERWARDS,
+    )  # fmt: skip
+
+
+def test_reliance_is_what_the_hint_adds_to_the_likelihood_of_right_rollouts(tools):
+    e = replace(batch_of(tools.tokenizer, [[0.0, 0.0]]), step=10)
+    groups = {0: group([0.0, 0.0], prompt=e.prompts[0])}
+    conf = PrefixConf(share_low=1.0, share_high=1.0)
+    pipeline = pipeline_of(tools, conf, Verdict.CORRECT)
+    made, _ = pipeline.hint(e, groups)
+    assert pipeline.reliance(e, made) == 4.0  # the hint has four tokens, each of which adds a nat here
+    assert pipeline.reliance(replace(e, step=3), made) is None
+    assert pipeline.reliance(e, groups) is None  # no hint was given
+    wrong = pipeline_of(tools, conf, Verdict.INCORRECT)
+    assert wrong.reliance(e, wrong.hint(e, groups)[0]) is None
+
+
+@pytest.mark.parametrize("gradient", ["hint", "question"])
+def test_the_gradient_uses_the_prompt_that_the_key_names(tools, gradient):
+    e = batch_of(tools.tokenizer, [[0.0, 0.0]])
+    groups = {0: group([0.0, 0.0], prompt=e.prompts[0])}
+    pipeline = pipeline_of(tools, PrefixConf(share_low=1.0, share_high=1.0, gradient=gradient), Verdict.CORRECT)
+    made = pipeline.without_hints(e, pipeline.hint(e, groups)[0])
+    lengths = {len(c.prompt) for c in made[0].completions}
+    assert lengths == {len(e.prompts[0]) + (4 if gradient == "hint" else 0)}
+    assert made[0].before_hint is not None

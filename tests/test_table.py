@@ -139,7 +139,7 @@ def test_a_table_is_made_once_and_rendered_beside_the_paper(small, tmp_path, cap
     assert again["arms"] == json.loads((tmp_path / "as made" / "table.json").read_text())["arms"]
     assert "rendered again by" in (results / "table.md").read_text()
     with pytest.raises(
-        UserError, match="grpo seed 0 was made with algorithm.clip_low=0.2 .* and the plan has 0.1 by now"
+        UserError, match=r"grpo seed 0 was made with algorithm.clip_low=0.2 .* and the plan has 0.1 by now"
     ):
         table.main([*arguments, "kept=true", "algorithm.clip_low=0.1"])
 

@@ -215,7 +215,8 @@ def unfinished_folder(cfg: Config) -> Path:
         recipe.pop("start")  # as in what 0.3 began
     prompts = dataclasses.asdict(cfg.prompts)
     prompts.pop("date")  # the ladder's chat template prints none
-    prompts.pop("with_solution")  # and no teacher sees a solution there
+    for later in ("with_solution", "go_on", "hint_from_solution", "abstract"):
+        prompts.pop(later)
     prompts["_target_"] = FORMER.get(prompts["_target_"], prompts["_target_"])  # so that what 0.1 began goes on
     world = [w] if isinstance(cfg.dataset, LadderConf) and (w := cfg.dataset.world.corpus) else []
     settings = json.dumps([cfg.seed, recipe, prompts, *world])

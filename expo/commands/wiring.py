@@ -92,7 +92,11 @@ def build_run(cfg: Config, verifier: Verifier, commit: str | None = None) -> tup
     policy, tokenizer, prompts = load_model(cfg, commit=commit)
     read_prompts_rightly(cfg, policy, ranks)
     limit = solve_limit(cfg, policy)
-    makers = [prompts.solve_ids, prompts.explain_ids, *([prompts.hint_ids] if cfg.hints.writer else [])]
+    makers = [
+        prompts.solve_ids,
+        prompts.explain_ids,
+        *([prompts.hint_ids] if cfg.hints.writer and not cfg.hints.needs_solutions else []),
+    ]
     problems, trained = within_length(problems, makers, tokenizer, limit)
     held_out, evaluated = within_length(held_out, [prompts.solve_ids], tokenizer, limit)
     account = read | {"train": trained, "held_out": evaluated}

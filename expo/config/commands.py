@@ -26,6 +26,31 @@ You have read and understood this solution. Now derive the same answer in your o
 answer within \\boxed{}."""
 
 
+GO_ON = """\
+{question}
+
+Here is the beginning of a correct solution:
+{beginning}
+
+Go on from where it ends, without writing it again, reason step by step, and put your final answer within \\boxed{}."""
+HINT_FROM_SOLUTION = """\
+{question}
+
+A correct solution of it:
+{solution}
+
+Write one short hint for a student who cannot solve this: the idea that the solution turns on. Do not state the answer or any \
+intermediate result."""
+ABSTRACT = """\
+{question}
+
+An explanation of its answer:
+{explanation}
+
+Write one short, abstract hint for a student who cannot solve this: the idea or the fact that the explanation turns on. Do not \
+state the answer or any intermediate result."""
+
+
 @option("prompts", "prompts", formerly="expo.prompts.Prompts", alone=False)
 @dataclass
 class PromptsConf:
@@ -52,6 +77,22 @@ class PromptsConf:
         WITH_SOLUTION,
         absent=(None, WITH_SOLUTION),  # only the ladder may leave it out: see the rules of SelfDistillationConf
         help="shows {solution} to a teacher that scores; null: the ladder's, whose teacher sees the answer instead (prompts.explain)",
+    )
+    # Only the ladder may leave these out: see the rules of PrefixConf.
+    go_on: str | None = key(
+        GO_ON,
+        absent=(None, GO_ON),
+        help="shows the {beginning} of a solution and asks to go on from it (hints.instructed)",
+    )
+    hint_from_solution: str | None = key(
+        HINT_FROM_SOLUTION,
+        absent=(None, HINT_FROM_SOLUTION),
+        help="shows {solution} and asks for a hint (hints.sees=solution); null: the ladder's",
+    )
+    abstract: str | None = key(
+        ABSTRACT,
+        absent=(None, ABSTRACT),
+        help="shows an {explanation} and asks for a hint (hints.stages=2); null: the ladder's",
     )
     paraphrase: str | None = key(None, help="asks for {solution} in the policy's own words")
     judge: str | None = key(None, identity=False, help="asks a judge whether each step of {completion} is right")

@@ -18,7 +18,11 @@ class HintsConf:
 
     _target_: str = MISSING
     gives_hints: ClassVar[bool] = True
-    needs_solutions: ClassVar[bool] = False  # of the data set
+
+    @property
+    def needs_solutions(self) -> bool:
+        """Return whether it takes the data set's solutions."""
+        return False
 
     @property
     def writer(self) -> str | None:
@@ -41,7 +45,6 @@ class PrefixConf(HintsConf):
     """The beginning of the expert's solution (POPE)."""
 
     _target_: str = "expo.step.hints.ExpertPrefix"
-    needs_solutions: ClassVar[bool] = True
     keep: int = key(0, low=0, help="rollouts of a group that stay as they are, without a hint")
     share_low: float = key(
         0.2,
@@ -51,6 +54,29 @@ class PrefixConf(HintsConf):
         "the share of it that is shown is drawn uniformly between this and share_high, for each problem and step",
     )
     share_high: float = key(0.8, low=0, high=1, help="see share_low")
+    instructed: bool = key(
+        False,
+        absent=False,
+        help="show an expert's beginning in the prompt, with prompts.go_on asking to go on from it; false, and on the ladder: the "
+        "completion begins with it",
+    )
+    gradient: str = key(
+        "hint",
+        choices=("hint", "question"),
+        absent="hint",
+        help="the prompt under which a rollout made with a hint is trained on: the one with the hint, or the question alone, "
+        "as if the policy had thought of it itself",
+    )
+    measure_every: int = key(
+        10,
+        low=0,
+        identity=False,
+        help="steps between measuring how far right rollouts rely on their hint (forward passes only); 0: never",
+    )
+
+    @property
+    def needs_solutions(self) -> bool:
+        return True
 
     def rules(self, cfg: "Config") -> Rules:
         yield (
@@ -70,6 +96,25 @@ class PrefixConf(HintsConf):
             "{hint}" in (cfg.prompts.solve_with_hint or "{hint}"),
             "prompts.solve_with_hint: has no {hint}; put {hint} where the hint goes",
         )
+        yield (
+            self.gradient == "hint" or getattr(cfg.algorithm, "sampler_correction", "none") == "none",
+            "hints.gradient=question: rollouts with a hint were sampled under another prompt, and a correction between sampler "
+            "and trainer would take that for an error; set algorithm.sampler_correction=none",
+        )
+        for used, name, place in self.templates():
+            template = getattr(cfg.prompts, name)
+            yield (
+                not used or cfg.dataset.is_ladder or place in (template or ""),
+                f"prompts.{name}={template}: has no {place}, which {cfg.name} shows by it; put {place} where it goes",
+            )
+            yield (
+                not cfg.dataset.is_ladder or template is None,
+                f"prompts.{name}: the ladder's policy can read no such prompt; set prompts.{name}=null",
+            )
+
+    def templates(self) -> list[tuple[bool, str, str]]:
+        """Return the templates that it may use: whether it does, the key in prompts, and what the template must have a place for."""
+        return [(self.instructed, "go_on", "{beginning}")]
 
 
 @option("hints", "self_made", formerly="expo.hints.SelfHint")
@@ -78,10 +123,45 @@ class SelfHintConf(PrefixConf):
     """A hint that the policy writes itself, seeing the answer (NuRL)."""
 
     _target_: str = "expo.step.hints.SelfHint"
-    needs_solutions: ClassVar[bool] = False
     keep: int = key(1, low=0, help="rollouts of a group that stay as they are, without a hint")
     explainer: str = key("reference", choices=EXPLAINERS, help="which policy writes the hint: reference or current")
+    sees: str = key(
+        "answer",
+        choices=("answer", "solution"),
+        absent="answer",
+        help="what it sees while it writes: the answer (prompts.hint, NuRL), or the expert's solution (prompts.hint_from_solution, SAGE); "
+        "on the ladder the answer",
+    )
+    stages: int = key(
+        1,
+        low=1,
+        high=2,
+        absent=1,
+        help="2: it explains the answer first (prompts.explain), and then makes a hint of its explanation (prompts.abstract, NuRL); "
+        "on the ladder 1",
+    )
 
     @property
     def writer(self) -> str | None:
         return self.explainer
+
+    @property
+    def needs_solutions(self) -> bool:
+        return self.sees == "solution"
+
+    def templates(self) -> list[tuple[bool, str, str]]:
+        return [
+            (self.sees == "solution" and self.stages == 1, "hint_from_solution", "{solution}"),
+            (self.stages == 2, "abstract", "{explanation}"),
+        ]
+
+    def rules(self, cfg: "Config") -> Rules:
+        yield (
+            not self.instructed,
+            "hints.instructed=true: a self-made hint has prompts of its own; set hints.instructed=false, or hints=expert_prefix",
+        )
+        yield (
+            self.stages == 1 or self.sees == "answer",
+            "hints.stages=2: explains the answer first; set hints.sees=answer or hints.stages=1",
+        )
+        yield from super().rules(cfg)

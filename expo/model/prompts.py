@@ -63,6 +63,32 @@ class Prompts:
         assert self.conf.solve_with_hint is not None
         return self._ids(tokenizer, [_fill(self.conf.solve_with_hint, question=problem.question, hint=hint)])[0]
 
+    def hint_from_solution_ids(
+        self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]
+    ) -> list[list[int]]:
+        """Return token ids of the prompt that shows the expert's solution and asks for a hint."""
+        assert self.conf.hint_from_solution is not None
+        template = self.conf.hint_from_solution
+        texts = [_fill(template, question=p.question, answer=p.answer, solution=p.solution or "") for p in problems]
+        return self._ids(tokenizer, texts)
+
+    def abstract_ids(
+        self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem], explanations: Sequence[str]
+    ) -> list[list[int]]:
+        """Return token ids of the prompt that shows an explanation and asks for a hint."""
+        assert self.conf.abstract is not None
+        template = self.conf.abstract
+        texts = [
+            _fill(template, question=p.question, answer=p.answer, explanation=e)
+            for p, e in zip(problems, explanations, strict=True)
+        ]
+        return self._ids(tokenizer, texts)
+
+    def go_on_ids(self, tokenizer: "PreTrainedTokenizerBase", problem: Problem, beginning: str) -> list[int]:
+        """Return token ids of q with the beginning of a solution, and the request to go on."""
+        assert self.conf.go_on is not None
+        return self._ids(tokenizer, [_fill(self.conf.go_on, question=problem.question, beginning=beginning)])[0]
+
     def paraphrase_ids(self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]) -> list[list[int]]:
         """Return token ids of the prompt that shows the expert's solution and asks for it in the policy's own words."""
         assert self.conf.paraphrase is not None

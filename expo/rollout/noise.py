@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SOLVE, EXPLAIN, EVALUATE, PROBLEMS, DROPOUT, _, HINT, HINTED, REFILL, DIAGNOSE, SHARE, RETRY = range(12)
+SOLVE, EXPLAIN, EVALUATE, PROBLEMS, DROPOUT, _, HINT, HINTED, REFILL, DIAGNOSE, SHARE, RETRY, ABSTRACT = range(13)
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,6 +133,7 @@ class Experience:
     generated_tokens: int = 0  # of rollouts, hints and explanations
     banked_tokens: int = 0  # of them, written before the run
     timer: Timer = field(default_factory=Timer)
+    hint_reliance: float | None = None  # see `Pipeline.reliance`; None where it was not measured
 
     @classmethod
     def of(cls, batch: Batch, groups: Mapping[int, Group]) -> "Experience":
@@ -194,5 +195,5 @@ class Experience:
             correct, unaided, rewards, self.hinted + [p + shift for p in other.hinted],
             self.candidates + candidates, self.positives + positives,
             self.reused + other.reused, self.generated_tokens + other.generated_tokens,
-            self.banked_tokens + other.banked_tokens, timer,
+            self.banked_tokens + other.banked_tokens, timer, self.hint_reliance,
         )  # fmt: skip

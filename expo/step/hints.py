@@ -1,23 +1,28 @@
 """Hints for all-wrong groups: their rollouts are made again under a prompt that holds a hint, and trained on under it.
 
-At test time there is no hint. `SelfHint` is NuRL (arXiv 2509.25666), `ExpertPrefix` is POPE (2601.18779).
+At test time there is no hint. `SelfHint` is NuRL (arXiv 2509.25666) or SAGE (2602.03143), `ExpertPrefix` is POPE (2601.18779).
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 
 from expo.config import HintsConf, PrefixConf, SelfHintConf
 from expo.data.problem import Problem
 from expo.model.prompts import text_ids
 from expo.rollout.engine import Completion, Request
-from expo.rollout.noise import HINT, SHARE, Key
+from expo.rollout.noise import ABSTRACT, HINT, SHARE, Key
 from expo.step.experience import Batch, Group, Tools
 from expo.step.positives.filters import states
+
+log = logging.getLogger(__name__)
 
 
 class NoHints:
     """Rollouts are never made again."""
 
     keep = 0
+    under_question = False  # whether rollouts made with a hint are trained on under the question alone
+    measure_every = 0
 
     def __init__(self, conf: HintsConf):
         self.writer = conf.writer  # which policy writes; None where nothing is written
@@ -28,6 +33,12 @@ class NoHints:
 
     def requests(self, batch: Batch, wanted: Sequence[int], tools: Tools) -> list[Request]:
         """Return what to generate before there are hints."""
+        return []
+
+    def further(
+        self, batch: Batch, wanted: Sequence[int], written: Sequence[Completion], tools: Tools
+    ) -> list[Request]:
+        """Return what to generate from what is written, in its place; nothing where that is all."""
         return []
 
     def hinted(
@@ -42,7 +53,8 @@ class ExpertPrefix(NoHints):
 
     def __init__(self, conf: PrefixConf):
         super().__init__(conf)
-        self.conf, self.keep = conf, conf.keep
+        self.conf, self.keep, self.measure_every = conf, conf.keep, conf.measure_every
+        self.under_question = conf.gradient == "question"
 
     def wanted(self, groups: Mapping[int, Group]) -> list[int]:
         return [i for i, group in groups.items() if group.all_wrong]
@@ -52,7 +64,13 @@ class ExpertPrefix(NoHints):
     ) -> dict[int, list[int]]:
         solutions = {i: text for i in wanted if (text := batch.problems[i].solution) is not None}
         tokens = {i: text_ids(tools.tokenizer, text) for i, text in solutions.items()}
-        return {i: [*batch.prompts[i], *self.beginning(ids, batch, i, tools)] for i, ids in tokens.items()}
+        beginnings = {i: self.beginning(ids, batch, i, tools) for i, ids in tokens.items()}
+        if self.conf.instructed and tools.prompts.conf.go_on is not None:
+            return {
+                i: tools.prompts.go_on_ids(tools.tokenizer, batch.problems[i], str(tools.tokenizer.decode(ids)))
+                for i, ids in beginnings.items()
+            }
+        return {i: [*batch.prompts[i], *ids] for i, ids in beginnings.items()}
 
     def beginning(self, ids: list[int], batch: Batch, problem: int, tools: Tools) -> list[int]:
         """Return a random share of a completion; never its final statement."""
@@ -69,17 +87,49 @@ class SelfHint(ExpertPrefix):
     conf: SelfHintConf
 
     def requests(self, batch: Batch, wanted: Sequence[int], tools: Tools) -> list[Request]:
-        prompts = tools.prompts.hint_ids(tools.tokenizer, [batch.problems[i] for i in wanted])
-        return [
-            Request(tuple(prompt), Key(tools.seed, HINT, batch.step, batch.offset + i), i)
-            for i, prompt in zip(wanted, prompts, strict=True)
+        shown = tools.prompts
+        ask = shown.explain_ids if self._in_two(tools) else shown.hint_ids
+        if self.conf.sees == "solution" and shown.conf.hint_from_solution is not None:
+            ask = shown.hint_from_solution_ids
+        return self._asked(HINT, ask(tools.tokenizer, [batch.problems[i] for i in wanted]), batch, wanted, tools)
+
+    def further(
+        self, batch: Batch, wanted: Sequence[int], written: Sequence[Completion], tools: Tools
+    ) -> list[Request]:
+        if not self._in_two(tools):
+            return []
+        texts = tools.texts([c.ids for c in written])
+        problems = [batch.problems[c.problem] for c in written]
+        return self._asked(
+            ABSTRACT,
+            tools.prompts.abstract_ids(tools.tokenizer, problems, texts),
+            batch,
+            [c.problem for c in written],
+            tools,
+        )
+
+    def _in_two(self, tools: Tools) -> bool:
+        return self.conf.stages == 2 and tools.prompts.conf.abstract is not None
+
+    def _asked(
+        self, stream: int, prompts: Sequence[Sequence[int]], batch: Batch, problems: Sequence[int], tools: Tools
+    ) -> list[Request]:
+        """Return requests for those prompts that an engine has room for."""
+        found = [
+            Request(tuple(prompt), Key(tools.seed, stream, batch.step, batch.offset + i), i)
+            for i, prompt in zip(problems, prompts, strict=True)
+            if len(prompt) <= tools.longest_prompt
         ]
+        if left := len(prompts) - len(found):
+            log.warning("step %d: %d hints not asked for: over %d tokens", batch.step, left, tools.longest_prompt)
+        return found
 
     def hinted(
         self, batch: Batch, wanted: Sequence[int], written: Sequence[Completion], tools: Tools
     ) -> dict[int, list[int]]:
         found = {}
-        for i, completion in zip(wanted, written, strict=True):
+        for completion in written:
+            i = completion.problem
             problem = batch.problems[i]
             if tools.prompts.solve_with_hint is None:
                 found[i] = [*batch.prompts[i], *self.beginning(completion.ids, batch, i, tools)]

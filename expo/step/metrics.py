@@ -49,6 +49,7 @@ def step_metrics(experience: Experience, sums: Mapping[str, float], beta: float 
     if e.hinted:
         hinted = e.rewards[e.hinted]
         metrics |= {"hint/used_frac": len(e.hinted) / len(e.problems), "hint/reward_mean": hinted.mean().item()}
+        metrics["hint/reliance"] = e.hint_reliance
     if "passed_over" in sums:
         metrics["problem/passed_over"] = sums["passed_over"]
     if "guided" in sums:

@@ -15,6 +15,7 @@ from expo.step.positives.properties import Scorer, with_lift, with_logp, with_lo
 from expo.step.positives.selection import NEEDS_LIFT, NEEDS_LOGP
 from expo.step.positives.sources import PositiveSource
 from expo.step.rewards import Reward, rewards_of
+from expo.verifier.answers import Verdict
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +74,8 @@ class Pipeline:
         unaided, early, tokens = self.roll_out(batch, group_size, uncached, timer)
         with timer("hint"):
             groups, hint_tokens = self.hint(batch, unaided)
+            reliance = self.reliance(batch, groups)
+            groups = self.without_hints(batch, groups)
         with timer("explain"):
             wanted = [i for i, group in groups.items() if self.source.wants(group.all_wrong)]
             asked = [i for i in wanted if i in uncached]
@@ -85,7 +88,7 @@ class Pipeline:
         written = sum(len(c.ids) for c in explanations)
         return replace(
             Experience.of(batch, groups),
-            candidates=candidates, positives=positives, reused=len(reused), timer=timer,
+            candidates=candidates, positives=positives, reused=len(reused), timer=timer, hint_reliance=reliance,
             generated_tokens=tokens + hint_tokens + written,
             banked_tokens=written if self.engines.banked else 0,
         )  # fmt: skip
@@ -142,6 +145,10 @@ class Pipeline:
         if not wanted:
             return dict(groups), 0
         written = _generate(self.engines.hints, self.hints.requests(batch, wanted, self.tools), self.tools)
+        tokens = sum(len(c.ids) for c in written)
+        if further := self.hints.further(batch, wanted, written, self.tools):
+            written = _generate(self.engines.hints, further, self.tools)
+            tokens += sum(len(c.ids) for c in written)
         prompts = self._with_room(batch, self.hints.hinted(batch, wanted, written, self.tools))
         keep = self.hints.keep
         again = [
@@ -152,9 +159,39 @@ class Pipeline:
         ]
         redone = _generate(self.engines.rollouts, again, self.tools)
         rows = {i: groups[i].completions[:keep] + [c for c in redone if c.problem == i] for i in prompts}
-        tokens = sum(len(c.ids) for c in [*written, *redone])
+        tokens += sum(len(c.ids) for c in redone)
         hinted = {i: replace(group, before_hint=groups[i]) for i, group in self.verify(batch, rows).items()}
         return dict(groups) | hinted, tokens
+
+    def reliance(self, batch: Batch, groups: Groups) -> float | None:
+        """Return how much likelier right rollouts with a hint are with it than without, in nats per token: measured every so often.
+
+        Near 0, the policy could have written them without (what HiLL, arXiv 2604.00698, wants of a hint; the definition is ours).
+        """
+        every = self.hints.measure_every
+        if not every or batch.step % every:
+            return None
+        right = [
+            c
+            for i, group in groups.items()
+            for c, verdict in zip(group.completions, group.verdicts, strict=True)
+            if group.before_hint and verdict is Verdict.CORRECT and c.prompt != batch.prompts[i] and c.ids
+        ]
+        if not right:
+            return None
+        ids = [c.ids for c in right]
+        with_hint = self.scorer.mean_logp([c.prompt for c in right], ids)
+        without = self.scorer.mean_logp([batch.prompts[c.problem] for c in right], ids)
+        return float((with_hint - without).mean())
+
+    def without_hints(self, batch: Batch, groups: Groups) -> dict[int, Group]:
+        """Return the groups as they are trained on: with `hints.gradient=question`, every rollout behind its question alone."""
+        if not self.hints.under_question:
+            return dict(groups)
+        return {
+            i: replace(group, completions=[replace(c, prompt=batch.prompts[i]) for c in group.completions])
+            for i, group in groups.items()
+        }
 
     def _with_room(self, batch: Batch, prompts: Mapping[int, list[int]]) -> dict[int, list[int]]:
         longest = self.tools.longest_prompt

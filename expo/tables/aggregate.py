@@ -11,11 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from expo.config import UserError
+from expo.data import ladder
 from expo.evaluation import intervals
 from expo.evaluation.kinds import interval_of
 from expo.evaluation.pass_at_k import pass_at_k
 from expo.runs.reading import final_rows, read_lines, read_rows, read_summary, samples_of
-from expo.tables.plan import MEASURED, Arm, Command, Plan, PlannedRun, columns_of
+from expo.tables.plan import MEASURED, Arm, Command, Plan, PlannedRun, columns_of, is_rate
 
 # What a table needs of the samples of `expo diagnose`.
 SAMPLED = ["kind", "id", "level", *MEASURED]
@@ -26,17 +27,23 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def pass_values(rows: Rows, metric: str) -> Values:
-    """Return pass@k of each problem from completions. Args: metric, `pass@K` or `pass@K/levelN`."""
+    """Return pass@k of each problem from completions. Args: metric, `pass@K` or `pass@K/levelN`; or, of the ladder, `sound@K`,
+    for which a right answer counts only with right steps before it.
+    """
     name, _, level = metric.partition("/level")
+    kind, _, k = name.partition("@")
     right = defaultdict(list)
     for row in rows:
         if not level or row["level"] == int(level):
-            right[row["problem"]].append(row["verdict"] == "correct")
+            correct = row["verdict"] == "correct"
+            if correct and kind == "sound":
+                correct = ladder.check_steps(row["question"], row["completion"]).sound
+            right[row["problem"]].append(correct)
     if not right:  # a run on other levels
         return {}
     counts = [sum(verdicts) for verdicts in right.values()]
     samples = len(next(iter(right.values())))
-    return dict(zip(right, pass_at_k(samples, counts, int(name.removeprefix("pass@"))).tolist(), strict=True))
+    return dict(zip(right, pass_at_k(samples, counts, int(k)).tolist(), strict=True))
 
 
 def measured_values(rows: Rows, metric: str, kind: str | None) -> Values:
@@ -82,7 +89,7 @@ def statistic(values: np.ndarray, metric: str, difference: bool = False) -> dict
     """
     name = metric.partition("/level")[0]
     of_pass = intervals.of_difference if difference else intervals.of_share
-    low, high = (of_pass if name.startswith("pass@") else interval_of(name, difference))(values)
+    low, high = (of_pass if is_rate(name) else interval_of(name, difference))(values)
     return {
         "mean": float(np.nanmean(values)),
         "lo": low,

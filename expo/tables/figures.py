@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from expo.runs.reading import by_step, read_points
 from expo.tables.looks import Look, looks
-from expo.tables.plan import Plan, PlannedRun
+from expo.tables.plan import Plan, PlannedRun, is_rate
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Curves:
                 points = [read_points(run.dir, panel["metric"]) for run in own]
                 self._curve(axis, [p for p in points if p], plan.arms[arm].label, looks(plan.arms)[arm])
             axis.set(xlabel="step", ylabel=panel["metric"], title=panel.get("title", ""))
-            if panel["metric"].startswith("pass@"):
+            if is_rate(panel["metric"]):
                 axis.set_ylim(-0.02, 1.02)
         return _finish(figure, plan)
 
@@ -70,7 +70,7 @@ class Bars:
         headings = dict(zip(plan.columns, plan.headings or plan.columns, strict=True))
         arms = [arm for arm in plan.arms if record["arms"][arm]["runs"]]
         for axis, columns in zip(axes[0], panels, strict=False):
-            scale = 100 if columns[0].startswith("pass@") else 1
+            scale = 100 if is_rate(columns[0]) else 1
             cells = {arm: [record["arms"][arm]["columns"][c] for c in columns] for arm in arms}
             for arm, place in self._places(arms):
                 for i, cell in enumerate(cells[arm]):
@@ -105,6 +105,50 @@ class Bars:
         look = looks(plan.arms)[arm]
         hatched: dict[str, Any] = {"hatch": "///", "edgecolor": "white", "linewidth": 0} if look.dash else {}
         axis.bar(place, height, width=0.8 / arms, color=look.colour, label=label, **hatched)
+
+
+@dataclass
+class Heat:
+    """One panel per entry of `panels`: the mean of `column` by the arms named `<panel>_<row>_<column of the map>`, from light to dark.
+
+    Args: panels, rows, columns: parts of arms' names, each with what it is called; rows may be left out of the names.
+    """
+
+    column: str
+    panels: dict[str, str]
+    columns: dict[str, str]
+    rows: dict[str, str] = field(default_factory=lambda: {"": ""})
+    across: int = 4
+    x: str = ""
+    y: str = ""
+
+    def draw(self, plan: Plan, record: Mapping[str, Any], runs: Sequence[PlannedRun]) -> Figure:
+        across = min(self.across, len(self.panels))
+        down = -(-len(self.panels) // across)
+        size = (1 + across * (0.9 + 0.75 * len(self.columns)), 0.8 + down * (0.9 + 0.5 * len(self.rows)))
+        figure, axes = plt.subplots(down, across, figsize=size, layout="constrained", squeeze=False)
+        scale = 100 if is_rate(self.column) else 1
+        for axis in axes.flat[len(self.panels) :]:
+            axis.set_visible(False)
+        for axis, (panel, title) in zip(axes.flat, self.panels.items(), strict=False):
+            names = [["_".join(filter(None, (panel, row, column))) for column in self.columns] for row in self.rows]
+            shown = np.array([[self._mean(record, name) for name in row] for row in names]) * scale
+            axis.imshow(shown, cmap="YlGnBu", vmin=0, vmax=scale if scale == 100 else None, aspect="auto")
+            for (i, j), value in np.ndenumerate(shown):
+                if not np.isnan(value):
+                    dark = value > 0.6 * (scale if scale == 100 else np.nanmax(shown))
+                    axis.text(j, i, f"{value:.0f}", ha="center", va="center", color="white" if dark else "black")
+            axis.set_xticks(range(len(self.columns)), list(self.columns.values()), fontsize=7)
+            axis.set_yticks(range(len(self.rows)), list(self.rows.values()), fontsize=7)
+            axis.set_title(title, fontsize=9)
+        figure.supxlabel(self.x, fontsize=8)
+        figure.supylabel(self.y, fontsize=8)
+        figure.suptitle(plan.title, fontsize=10)
+        return figure
+
+    def _mean(self, record: Mapping[str, Any], arm: str) -> float:
+        cell = record["arms"].get(arm, {}).get("columns", {}).get(self.column)
+        return cell["mean"] if cell else np.nan
 
 
 def _finish(figure: Figure, plan: Plan) -> Figure:

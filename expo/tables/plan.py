@@ -230,20 +230,29 @@ def plan_runs(
     ]
 
 
+def is_rate(column: str) -> bool:
+    """Return whether a column is a rate of solving, shown in percent."""
+    return column.startswith(("pass@", "sound@"))
+
+
 def columns_of(plan: Plan, arm: Arm) -> list[str]:
     """Return the metrics behind the arm's cells."""
     return [re.sub(r"pass@\d+", f"pass@{arm.k}", column) if arm.k else column for column in plan.columns]
 
 
 def _check_column(column: str, arm: Arm, cfg: Config) -> None:
-    """Check that a run of the arm can give the column: `pass@K` or `pass@K/levelN`, or what `expo diagnose` measures. Raises UserError."""
+    """Check that a run of the arm can give the column: `pass@K`, `sound@K`, either with `/levelN`, or what `expo diagnose` measures. Raises UserError."""
     if arm.command is Command.diagnose:
         if column.partition("/level")[0] not in MEASURED:
             raise UserError(f"columns={column}: expo diagnose does not measure it; use one of {', '.join(MEASURED)}")
         return
-    found = re.fullmatch(r"pass@(\d+)(?:/level(\d+))?", column)
+    found = re.fullmatch(r"(?:pass|sound)@(\d+)(?:/level(\d+))?", column)
     if found is None:
-        raise UserError(f"columns={column}: not a column; use pass@K or pass@K/levelN")
+        raise UserError(f"columns={column}: not a column; use pass@K or pass@K/levelN, or sound@K on the ladder")
+    if column.startswith("sound@") and not cfg.dataset.is_ladder:
+        raise UserError(
+            f"columns={column}: only the ladder can check steps; use pass@{found[1]} for {cfg.dataset.name}"
+        )
     samples = cfg.evaluation.samples or max(cfg.k)
     if int(found[1]) > samples:
         raise UserError(

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from expo.tables.plan import MEASURED, Plan
+from expo.tables.plan import MEASURED, Plan, is_rate
 
 FEW = 3  # a cell made of fewer runs says so
 
@@ -72,7 +72,7 @@ def markdown(plan: Plan, record: Mapping[str, Any]) -> str:
 def _cell(column: str, cell: Mapping[str, float] | None) -> str:
     if cell is None:
         return "–"
-    if not column.startswith("pass@"):
+    if not is_rate(column):
         places = MEASURED[column.partition("/level")[0]]
         return f"{cell['mean']:.{places}f} [{cell['lo']:.{places}f}, {cell['hi']:.{places}f}]"
     return f"{100 * cell['mean']:.1f} [{100 * cell['lo']:.1f}, {100 * cell['hi']:.1f}]"
