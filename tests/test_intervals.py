@@ -1,5 +1,7 @@
 """Intervals by hand, against scipy's and statsmodels' known cases, and by a small simulation."""
 
+import math
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -8,21 +10,21 @@ from expo.evaluation import intervals
 from expo.evaluation.coverage import World, coverage
 
 
-def test_the_variance_of_a_crossed_table_by_hand():
-    """Seeds differ by 0.2, problems by 0.4, and nothing else varies: two variances, each of a mean of two."""
-    values = np.array([[0.1, 0.5], [0.3, 0.7]])
-    s = intervals.spread(values)
-    of_seeds, of_problems = 0.2**2 / 2 / 2, 0.4**2 / 2 / 2
+def test_a_crossed_table_by_hand():
+    """Seeds differ by 0.2, problems by 0.4, and nothing else varies: each mean of two has one degree of freedom."""
+    s = intervals.spread(np.array([[0.1, 0.5], [0.3, 0.7]]))
+    t = stats.t.ppf(0.975, 1)
     assert s.mean == pytest.approx(0.4)
-    assert s.variance == pytest.approx(of_seeds + of_problems)
-    assert s.freedom == pytest.approx((of_seeds + of_problems) ** 2 / (of_seeds**2 + of_problems**2))
+    assert s.of_seeds == pytest.approx(t * math.sqrt(0.2**2 / 2 / 2))
+    assert s.of_problems == pytest.approx(t * math.sqrt(0.4**2 / 2 / 2))
+    assert s.reach == pytest.approx(math.hypot(s.of_seeds, s.of_problems))
 
 
-def test_what_is_counted_twice_is_taken_off_once():
-    """Values without any effect of seed or problem: both row and column means vary by the noise alone, of 1/240 and not of 2/240."""
+def test_what_each_problem_varies_by_under_each_seed_is_no_difference_of_seeds():
+    """Values without any effect of a seed: half of the time, their estimated variance is below nothing, and taken as nothing."""
     rng = np.random.default_rng(0)
-    found = [intervals.spread(rng.normal(size=(6, 40))).variance for _ in range(400)]
-    assert 0.95 < 240 * np.mean(found) < 1.5  # above 1, since no part is taken to be less than nothing
+    found = [intervals.spread(rng.normal(size=(6, 40))).of_seeds for _ in range(400)]
+    assert 0.4 < np.mean([f == 0 for f in found]) < 0.75
 
 
 def test_one_seed_is_a_t_interval_over_problems():
@@ -35,7 +37,8 @@ def test_one_seed_is_a_t_interval_over_problems():
 def test_few_seeds_that_differ_have_few_degrees_of_freedom():
     values = np.array([[0.2], [0.5], [0.8]]) * np.ones((3, 1000))
     s = intervals.spread(values)
-    assert s.factor == pytest.approx(stats.t.ppf(0.975, 2), rel=1e-3)
+    assert s.of_seeds == pytest.approx(stats.t.ppf(0.975, 2) * 0.3 / math.sqrt(3), rel=1e-3)
+    assert s.of_problems == pytest.approx(0, abs=1e-12)
     low, high = intervals.of_share(values)
     assert low < 0.05
     assert high > 0.95

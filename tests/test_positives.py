@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,11 +10,12 @@ from expo.config import ExpertConf, GRPOConf, NoPositivesConf, ParaphraseConf, S
 from expo.config.explaining import When, when_explained
 from expo.data.problem import Problem
 from expo.model.prompts import Prompts
+from expo.model.small import random_tiny
 from expo.rollout.engine import Completion, Sampling
 from expo.step.experience import Batch, Candidate, Group, Tools
 from expo.step.positives.cache import ExplanationCache
 from expo.step.positives.filters import FILTERS, Written, early_answer, rejection
-from expo.step.positives.properties import Scorer
+from expo.step.positives.properties import Scorer, with_lift
 from expo.step.positives.selection import Limits, select
 from expo.step.positives.sources import ExpertParaphrase, ExpertSolution, NoPositives, SelfExplanation, STaR
 from expo.verifier.answers import Verdict
@@ -298,9 +300,54 @@ def test_reasoning_ends_before_the_final_statement(ladder):
     text = r"(1) 3 + 4 = 7 max 2 = 7 ; \boxed{( 7 )}"
     ids = tokenizer(text)["input_ids"]
     end = ids.index(tokenizer.convert_tokens_to_ids(r"\boxed{("))
-    assert scorer.reasoning([*ids, tokenizer.eos_token_id]) == ids[:end]
-    assert scorer.reasoning(ids[:end]) == ids[:end]
-    assert scorer.reasoning(ids[:3]) == ids[:3]
+    assert scorer.reasoning([*ids, tokenizer.eos_token_id]) == (ids[:end], " ")
+    assert scorer.reasoning(ids[:end]) == (ids[:end], " ")
+    assert scorer.reasoning([*ids[:3], tokenizer.eos_token_id]) == (ids[:3], " ")
+    assert scorer.reasoning(ids[:3]) == (ids[:3], " ")  # cut off, and no step is whole
+    assert scorer.reasoning([*ids[:end], *ids[:3]]) == (ids[:end], " ")  # cut off within the second step
+
+
+@pytest.mark.parametrize(
+    ("completion", "kept", "joined"),
+    [
+        (r"So it is \boxed{3}.", "So it is", " "),  # the space belongs to the statement's first token
+        (r"So it is $\boxed{3}$.", "So it is", " $"),
+        ("So:\n\\boxed{3}", "So:\n", ""),
+        (r"First \boxed{1}. Then \boxed{3}", r"First \boxed{1}. Then", " "),
+        ("It is three.", "It is three.", " "),
+        ("It is three. And the", "It is three.", " "),
+        ("It is 3.5 and the", "It is 3.5 and the", " "),
+    ],
+)
+def test_the_final_statement_is_written_as_the_model_would_write_it(completion, kept, joined):
+    model, tokenizer = random_tiny()
+    scorer = Scorer(model, tokenizer, make_prompts("{question}", "{question} {answer}"), 4)
+    ids = tokenizer(completion, add_special_tokens=False)["input_ids"]
+    if completion.endswith((".", "}")):
+        ids = [*ids, tokenizer.eos_token_id]
+    found, before = scorer.reasoning(ids)
+    assert (tokenizer.decode(found), before) == (kept, joined)
+    if "boxed{3}" in completion:  # the very tokens that the completion has
+        stated = scorer.prompts.answer_ids(tokenizer, "3", before)
+        assert ids[: len(found) + len(stated) - 1] == [*found, *stated[:-1]]
+
+
+def test_one_odd_rollout_does_not_decide_the_lift():
+    groups = {0: SimpleNamespace(completions=[Completion((1,), [i], [0.0], False) for i in (10, 11, 12, 13, 14)])}
+    likely = {
+        10: -500.0,
+        11: -3.0,
+        12: -2.0,
+        13: -3.0,
+        14: 99.0,
+        20: -1.0,
+    }  # the first is odd, the fifth is not looked at
+    scorer = SimpleNamespace(
+        answer_logp=lambda prompts, completions, answers: torch.tensor([likely[c[0]] for c in completions])
+    )
+    batch = SimpleNamespace(prompts=[(1,)], problems=[Problem("p", "q", "a")])
+    [found] = with_lift(scorer, batch, groups, [candidate(0, [20])])
+    assert found.answer_lift == 2.0
 
 
 def test_answer_lift_is_the_difference_of_two_likelihoods(ladder):

@@ -1,9 +1,9 @@
 """95 % intervals of means over problems and training seeds: pure functions of arrays.
 
 Problems and seeds are crossed: every seed has the same problems. Both are samples of what a claim is about, and each has a
-variance of its own; a third is that of a problem under a seed. The variance of the mean is estimated from all three, as in an analysis of
-variance with two crossed random effects (Searle, Casella, McCulloch 1992, chapter 4), and has few degrees of freedom where
-it comes from few seeds (Satterthwaite 1946).
+variance of its own; a third is that of a problem under a seed. All three are estimated as in an analysis of variance with two crossed
+random effects (Searle, Casella, McCulloch 1992, chapter 4). What a mean owes to the seeds and what to the problems each has
+an interval with its own few degrees of freedom; the two are combined by their squares (Howe 1974).
 
 `experiments/bench_intervals` measures how often such intervals hold the truth.
 """
@@ -21,49 +21,50 @@ FEW = 10  # problems that differ, below which their spread says little
 
 @dataclass(frozen=True)
 class Spread:
-    """A mean, the variance of the mean with its degrees of freedom, and of both the part that the seeds have."""
+    """A mean of S seeds and P problems, and how far it may be from the truth: because of the seeds, and of the problems."""
 
     mean: float
-    variance: float
-    freedom: float
-    of_seeds: float = 0.0
-    seeds_freedom: float = np.inf
+    problems: int
+    of_seeds: float
+    of_problems: float
 
     @property
-    def factor(self) -> float:
-        """Return how many standard deviations of the mean the interval reaches to each side."""
-        return float(stdtrit(self.freedom, 1 - TAIL))
+    def reach(self) -> float:
+        """Return how far the interval reaches to each side."""
+        return float(np.hypot(self.of_seeds, self.of_problems))
 
 
-def spread(values: np.ndarray) -> Spread:
-    """Estimate the mean of a table `[S, P]`, a row per seed and a column per problem, and how sure it is. NaN: no value.
+def spread(values: np.ndarray, paired: bool = False) -> Spread:
+    """Estimate the mean of a table `[S, P]`, a row per seed and a column per problem. NaN: no value.
 
-    With one seed, only the problems vary; with one problem as well, nothing is known, and the variance is infinite.
+    How a problem varies under each seed is in what seeds and what problems differ by, and is taken off one of them: off the seeds'; with
+    `paired`, of differences of two arms, in which problems have hardly a part of their own, off the problems'.
+    With one seed, only the problems vary; with one problem as well, nothing is known, and it reaches infinitely far.
     """
     there = ~np.isnan(values)
     values, there = values[there.any(axis=1)][:, there.any(axis=0)], there[there.any(axis=1)][:, there.any(axis=0)]
-    seeds, problems = values.shape
+    (seeds, problems), count = values.shape, int(there.sum())
     mean = float(np.nanmean(values))
-    apart = values - mean
-    of_seeds = of_problems = both = 0.0
-    seeds_freedom = problems_freedom = both_freedom = np.inf
-    if seeds > 1:
-        rows = np.nansum(apart, axis=1) / there.sum()
-        of_seeds, seeds_freedom = float(seeds / (seeds - 1) * np.square(rows).sum()), seeds - 1
-    if problems > 1:
-        columns = np.nansum(apart, axis=0) / there.sum()
-        of_problems = float(problems / (problems - 1) * np.square(columns).sum())
-        problems_freedom = _freedom(columns)
-    if seeds > 1 and problems > 1:  # what both of them have counted
-        rest = apart - np.nanmean(apart, axis=1, keepdims=True) - np.nanmean(apart, axis=0, keepdims=True)
-        both_freedom = max(int(there.sum()) - seeds - problems + 1, 1)
-        both = float(np.nansum(np.square(rest))) / both_freedom / int(there.sum())
     if seeds == problems == 1:
-        return Spread(mean, np.inf, 1)
-    variance = max(of_seeds + of_problems - both, of_seeds, of_problems)
-    doubt = of_seeds**2 / seeds_freedom + of_problems**2 / problems_freedom + both**2 / both_freedom
-    freedom = variance**2 / doubt if doubt else np.inf
-    return Spread(mean, variance, freedom, of_seeds, seeds_freedom)
+        return Spread(mean, 1, 0.0, np.inf)
+    apart = values - mean
+    rows, columns = np.nansum(apart, axis=1) / count, np.nansum(apart, axis=0) / count
+    of_seeds, of_problems, both = _variance(rows), _variance(columns), 0.0
+    if seeds > 1 and problems > 1:
+        rest = apart - np.nanmean(apart, axis=1, keepdims=True) - np.nanmean(apart, axis=0, keepdims=True)
+        both = float(np.nansum(np.square(rest))) / max(count - seeds - problems + 1, 1) / count
+    of_seeds, of_problems = (of_seeds, of_problems - both) if paired else (of_seeds - both, of_problems)
+    freedoms = max(seeds - 1, 1), _freedom(columns)
+    seeds_reach, problems_reach = (
+        float(stdtrit(freedom, 1 - TAIL)) * max(variance, 0.0) ** 0.5
+        for freedom, variance in zip(freedoms, (of_seeds, of_problems), strict=True)
+    )
+    return Spread(mean, problems, seeds_reach, problems_reach)
+
+
+def _variance(apart: np.ndarray) -> float:
+    """Return the variance of a sum of independent values `[N]`, given how far they are from their mean; 0 for a single one."""
+    return float(len(apart) / max(len(apart) - 1, 1) * np.square(apart).sum()) if len(apart) > 1 else 0.0
 
 
 def _freedom(apart: np.ndarray) -> float:
@@ -71,34 +72,30 @@ def _freedom(apart: np.ndarray) -> float:
 
     2 V² / Var(V) with the fourth moment (Kenney, Keeping 1951): N - 1 for normal values, few where few values are all that varies.
     """
-    count, squares = len(apart), np.square(apart).mean()
-    excess = max(np.square(np.square(apart)).mean() / squares**2 - 3, 0.0) if squares else 0.0
-    return float(2 / (excess / count + 2 / (count - 1)))
+    count, squares = len(apart), float(np.square(apart).mean())
+    excess = max(float(np.square(np.square(apart)).mean()) / squares**2 - 3, 0.0) if squares**2 else 0.0
+    return 2 / (excess / count + 2 / max(count - 1, 1))
 
 
 def of_mean(values: np.ndarray) -> tuple[float, float]:
     """Return the interval of the mean of any measured values, `[P]` or `[S, P]`; NaN: no value."""
     s = spread(np.atleast_2d(values))
-    reach = s.factor * np.sqrt(s.variance)
-    return s.mean - reach, s.mean + reach
+    return s.mean - s.reach, s.mean + s.reach
 
 
 def of_share(values: np.ndarray) -> tuple[float, float]:
     """Return the interval of the mean of values between 0 and 1, such as pass@k by problem, `[P]` or `[S, P]`; NaN: no value.
 
-    The exact interval of a proportion (Clopper, Pearson 1934), of as many independent trials as would have the variance of the
-    mean (Korn, Graubard 1998). Problems of which each is always right or always wrong vary most: their variance is known from
-    the mean alone, and where it tells more than an estimate from few problems, it is taken. Where no value differs from
-    another, there are as many trials as problems.
+    The exact interval of a proportion (Clopper, Pearson 1934), of as many independent trials as would reach as far (Korn,
+    Graubard 1998). Problems of which each is always right or always wrong vary most: their variance is known from the mean
+    alone, and where it tells more than an estimate from few problems, it is taken. Where no value differs from another,
+    there are as many trials as problems.
     """
-    values = np.atleast_2d(values)
-    s, problems = spread(values), int((~np.isnan(values)).any(axis=0).sum())
-    most = s.mean * (1 - s.mean)
-    highest = s.of_seeds + most / problems
-    of_seeds = highest**2 * s.seeds_freedom / s.of_seeds**2 if s.of_seeds else np.inf
-    trials = most / highest / (float(stdtrit(of_seeds, 1 - TAIL)) / NORMAL) ** 2 if most else float(problems)
-    if most and 0 < s.variance < np.inf:
-        trials = max(trials, most / s.variance / (s.factor / NORMAL) ** 2)
+    s = spread(np.atleast_2d(values))
+    most = s.mean * (1 - s.mean) * NORMAL**2
+    trials = most / (s.of_seeds**2 + most / s.problems) if most else float(s.problems)
+    if most and s.of_problems:
+        trials = max(trials, most / s.reach**2)
     right = s.mean * trials
     low = float(betaincinv(right, trials - right + 1, TAIL)) if s.mean > 0 else 0.0
     high = float(betaincinv(right + 1, trials - right, 1 - TAIL)) if s.mean < 1 else 1.0
@@ -116,6 +113,5 @@ def of_difference(values: np.ndarray) -> tuple[float, float]:
     if np.count_nonzero(np.nansum(np.abs(values), axis=0)) < FEW:
         added = np.full((len(values), 2), np.sqrt(0.5)) * [1, -1]
         values = np.concatenate([values, added], axis=1)
-    s = spread(values)
-    reach = s.factor * np.sqrt(s.variance)
+    reach = spread(values, paired=True).reach
     return max(mean - reach, -1.0), min(mean + reach, 1.0)

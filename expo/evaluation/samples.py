@@ -75,7 +75,7 @@ def _generate(engine: Engine, tools: Tools, prompts: list[tuple[int, ...]], stre
 
 
 def measure(rows: Rows, problems: list[Problem], scorer: Scorer) -> None:
-    """Add NLL under q alone, and the lift of the *true* answer over the mean of the policy's own completions."""
+    """Add NLL under q alone, and the lift of the *true* answer over the median of the policy's own completions."""
     prompts = scorer.prompts.solve_ids(scorer.tokenizer, problems)
     solve, completions = [prompts[row["problem"]] for row in rows], [row["ids"] for row in rows]
     answers = [problems[row["problem"]].answer for row in rows]
@@ -88,7 +88,7 @@ def measure(rows: Rows, problems: list[Problem], scorer: Scorer) -> None:
             own[row["problem"]].append(answer_logp)
     for row in rows:
         problem = problems[row["problem"]]
-        row["answer_lift"] = row["answer_logp"] - float(np.mean(own[row["problem"]]))
+        row["answer_lift"] = row["answer_logp"] - float(np.median(own[row["problem"]]))
         row |= {"id": problem.id, "level": problem.level, "question": problem.question, "true_answer": problem.answer}
 
 

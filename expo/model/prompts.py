@@ -103,9 +103,9 @@ class Prompts:
         assert self.conf.judge is not None
         return _fill(self.conf.judge, question=problem.question, answer=problem.answer, completion=completion)
 
-    def answer_ids(self, tokenizer: "PreTrainedTokenizerBase", answer: str) -> list[int]:
-        """Return the token ids of a completion's final statement of `answer`."""
-        return text_ids(tokenizer, _fill(self.conf.final, answer=answer))
+    def answer_ids(self, tokenizer: "PreTrainedTokenizerBase", answer: str, before: str = "") -> list[int]:
+        """Return the token ids of a completion's final statement of `answer`. Args: before, text that its tokens join to it."""
+        return text_ids(tokenizer, before + _fill(self.conf.final, answer=answer))
 
     @property
     def final_marker(self) -> str:

@@ -4,8 +4,10 @@ In-distribution: log π(c|q). Positive learning signal: the right answer is like
 completion, log π(a*|q, c) - log π(a*|q, c_own), the *answer lift*.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,8 @@ from expo.model.scoring import token_batch, token_logp
 from expo.step.experience import Batch, Candidate, Group
 
 Ids = Sequence[int]
+OWN = 4  # rollouts of a problem of which the answer lift takes the median: a single odd one would decide it
+SENTENCE_END = re.compile(r"[.!?;\n](?=\s|$)")
 
 
 @dataclass(frozen=True)
@@ -56,26 +60,45 @@ class Scorer:
     def answer_logp(self, prompts: Sequence[Ids], completions: Sequence[Ids], answers: Sequence[str]) -> Tensor:
         """Return log π(a*|q, c): how likely the final statement of `answer` is after a completion's reasoning: `[N]`, in nats.
 
-        The reasoning is the completion up to its own final statement, or all of it where it has none.
+        It is written as the completion writes its own: with the white space, or whatever else, that its tokens join to it.
         """
-        contexts = [[*q, *self.reasoning(c)] for q, c in zip(prompts, completions, strict=True)]
-        return self.logp(contexts, [self.prompts.answer_ids(self.tokenizer, answer) for answer in answers])
+        reasoned = [self.reasoning(c) for c in completions]
+        contexts = [[*q, *ids] for q, (ids, _) in zip(prompts, reasoned, strict=True)]
+        stated = [
+            self.prompts.answer_ids(self.tokenizer, answer, before)
+            for answer, (_, before) in zip(answers, reasoned, strict=True)
+        ]
+        return self.logp(contexts, stated)
 
-    def reasoning(self, completion: Ids) -> list[int]:
-        """Return the completion's tokens before its last final statement, without an end-of-sequence token."""
+    def reasoning(self, completion: Ids) -> tuple[list[int], str]:
+        """Return the completion's tokens before its last final statement, and the text between them and the statement.
+
+        Where it has none, the reasoning is all of it; of one that was cut off, all up to its last whole sentence or step.
+        """
         ids = list(completion)
-        if ids and ids[-1] == self.tokenizer.eos_token_id:
+        ended = bool(ids) and ids[-1] == self.tokenizer.eos_token_id
+        if ended:
             ids.pop()
-        position = self.text(ids).rfind(self.prompts.final_marker)
-        if position < 0:
-            return ids
-        low, high = 0, len(ids)  # the most tokens whose text ends at or before the statement begins
+        text = self.text(ids)
+        position = text.rfind(self.prompts.final_marker)
+        if position >= 0:
+            kept = self._within(ids, position)
+            return kept, text[len(self.text(kept)) : position]
+        if not ended and (ends := [m.end() for m in SENTENCE_END.finditer(text)]):
+            ids = self._within(ids, ends[-1])
+        return ids, "" if self.text(ids)[-1:].isspace() else " "
+
+    def _within(self, ids: list[int], position: int) -> list[int]:
+        """Return the most tokens whose text, without white space at its end, ends at or before a position."""
+        low, high = 0, len(ids)
         while low < high:
             middle = (low + high + 1) // 2
             if len(self.text(ids[:middle]).rstrip()) <= position:
                 low = middle
             else:
                 high = middle - 1
+        while low and len(self.text(ids[:low])) > position:  # white space that a token shares with what follows
+            low -= 1
         return ids[:low]
 
     def text(self, ids: list[int]) -> str:
@@ -96,15 +119,18 @@ def with_logp_given_answer(scorer: Scorer, found: Sequence[Candidate]) -> list[C
 
 
 def with_lift(scorer: Scorer, batch: Batch, groups: Mapping[int, Group], found: Sequence[Candidate]) -> list[Candidate]:
-    """Return the candidates with the answer lift over the first rollout of each problem, where there are rollouts."""
+    """Return the candidates with the answer lift over the median of the first rollouts of each problem, where there are rollouts."""
     if not found or not any(group.completions for group in groups.values()):
         return list(found)
     owners = sorted({c.problem for c in found})
-    own = [groups[i].completions[0] for i in owners]
-    prompts = [c.prompt for c in own] + [batch.prompts[c.problem] for c in found]
-    answers = [batch.problems[i].answer for i in owners] + [batch.problems[c.problem].answer for c in found]
-    completions = [c.ids for c in own] + [c.ids for c in found]
+    own = [(i, c) for i in owners for c in groups[i].completions[:OWN]]
+    prompts = [c.prompt for _, c in own] + [batch.prompts[c.problem] for c in found]
+    answers = [batch.problems[i].answer for i in [*(i for i, _ in own), *(c.problem for c in found)]]
+    completions = [c.ids for _, c in own] + [c.ids for c in found]
     logps = scorer.answer_logp(prompts, completions, answers).tolist()
-    base = dict(zip(owners, logps[: len(owners)], strict=True))
-    lifts = [logp - base[c.problem] for c, logp in zip(found, logps[len(owners) :], strict=True)]
+    of_own = zip(own, logps, strict=False)
+    base: dict[int, list[float]] = {}
+    for (i, _), logp in of_own:
+        base.setdefault(i, []).append(logp)
+    lifts = [logp - median(base[c.problem]) for c, logp in zip(found, logps[len(own) :], strict=True)]
     return [replace(c, answer_lift=lift) for c, lift in zip(found, lifts, strict=True)]
