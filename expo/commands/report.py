@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from expo.config import UserError, make_folder, take_options
 from expo.config.errors import first_line
+from expo.report.comparison import compared
 from expo.report.page import Page, RunData, Table, write
 from expo.report.settings import data_sentences, differing
 from expo.report.solving import read_solving
@@ -56,7 +57,7 @@ def main(arguments: list[str]) -> int:
         default = Path(subjects[0])
     output = Path(given["output"] or (default / "report.html" if default.is_dir() else f"{default}.html"))
     make_folder(output.parent, "output")
-    write(page, runs, output)
+    write(replace(page, compared=compared(runs)), runs, output)
     print(f"report: {output} ({output.stat().st_size / 1024:.0f} KiB, {len(runs)} runs)")
     return 0
 

@@ -54,6 +54,16 @@ class RunData:
 
 
 @dataclass(frozen=True)
+class Compared:
+    """Two arms on the same problems: differences by level, a sentence, and completions of some problems side by side."""
+
+    differences: Table
+    told: str
+    # Of each problem: a heading, the question, the answer, and of each arm its name, its verdict and its completion.
+    beside: Sequence[tuple[str, str, str, Sequence[tuple[str, str, str]]]]
+
+
+@dataclass(frozen=True)
 class Page:
     """What stands above the runs: title, how it was made, a table, and pictures where there are no curves to draw."""
 
@@ -67,6 +77,7 @@ class Page:
     data: Sequence[str] = ()  # which data and model, in sentences
     differs: Table | None = None  # headings and rows of the settings that differ between arms
     solving: Solving | None = None  # problems' completions over training
+    compared: Compared | None = None  # of a page about two arms
 
 
 def write(page: Page, runs: Sequence[RunData], path: Path) -> None:

@@ -1,0 +1,115 @@
+"""`expo compare A B`: two runs, arms or tables on the same problems."""
+
+import glob
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.columns import Columns
+from rich.panel import Panel
+from rich.table import Table as Grid
+from rich.text import Text
+
+from expo.config import UserError, take_options
+from expo.config.from_run import run_directory
+from expo.report.comparison import Arm, Comparison
+from expo.report.page import RunData, Table
+from expo.tables.render import wide_console
+
+USAGE = """\
+usage: expo compare A B [reach=0.5] [show=3]
+  A, B: a run directory or its identity; a pattern, whose runs differ in nothing but the seed; TABLE:ARM; TABLE or its results folder
+  reach: the pass@4 for which it says how many tokens each took; show: problems gained and lost, with their completions"""
+
+
+def main(arguments: list[str]) -> int:
+    """Compare, and print. Returns the exit code."""
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(USAGE)
+        return 0
+    options, sides = take_options(arguments, reach="0.5", show="3")
+    if len(sides) != 2:
+        raise UserError(f"compare: {len(sides)} given, and two are compared; {USAGE.splitlines()[0]}")
+    try:
+        reach, show = float(options["reach"]), int(options["show"])
+    except ValueError as error:
+        raise UserError(f"reach, show: {error}; give numbers, such as reach=0.5 show=3") from error
+    first, second = (arms_of(side) for side in sides)
+    pairs = [(first[name], second[name]) for name in first if name in second]
+    if len(first) == len(second) == 1:
+        pairs = [(next(iter(first.values())), next(iter(second.values())))]
+    if not pairs:
+        raise UserError(
+            f"{sides[0]} has the arms {', '.join(first)}, {sides[1]} {', '.join(second)}: none in common; name one by TABLE:ARM"
+        )
+    for a, b in pairs:
+        if a.name == b.name:
+            a, b = Arm(f"{a.name} ({sides[0]})", a.runs), Arm(f"{b.name} ({sides[1]})", b.runs)
+        print_comparison(Comparison(a, b), reach, show)
+    return 0
+
+
+def arms_of(spec: str) -> dict[str, Arm]:
+    """Return the arms that a person names, by name. Raises UserError for what names none."""
+    from expo.commands.report import read_runs, read_table, table_request  # a second of imports
+
+    subject, _, wanted = spec.partition(":")
+    if (request := table_request(subject, [])) is not None:
+        _, runs = read_table(request)
+        labels = {arm.label: key for key, arm in request.plan.arms.items()}
+        by_arm: dict[str, list[RunData]] = {}
+        for run in runs:
+            by_arm.setdefault(labels.get(run.arm, run.arm), []).append(run)
+        if wanted and wanted not in by_arm:
+            raise UserError(f"{spec}: {subject} has no runs of that arm here; use one of {', '.join(by_arm)}")
+        chosen = [wanted] if wanted else [key for key, own in by_arm.items() if any(r.completions for r in own)]
+        return {key: Arm.of(key, by_arm[key]) for key in chosen}
+    folders = sorted(glob.glob(spec)) if any(c in spec for c in "*?[") else [str(run_directory(spec))]
+    _, runs = read_runs([Path(f) for f in folders if Path(f, "config.yaml").is_file()] or [Path(spec)])
+    names = sorted({run.arm for run in runs})
+    if len(names) > 1:
+        raise UserError(f"{spec}: runs of {len(names)} arms ({'; '.join(names[:3])}); name those of one")
+    return {names[0]: Arm.of(names[0], runs)}
+
+
+def print_comparison(comparison: Comparison, reach: float, show: int) -> None:
+    """Print the tables, and the completions of some problems side by side."""
+    console = wide_console()
+    one, other = comparison.first.name, comparison.second.name
+    metric = f"pass@{min(4, comparison.samples)}"
+    console.print(
+        f"{one} (first) and {other} (second), {len(comparison.pairs)} pairs of runs", style="bold", markup=False
+    )
+    for title, table in (
+        ("in percent; the difference is second less first, on the same problems and seeds", comparison.differences()),
+        (f"{metric} over the steps, in percent", comparison.curve(metric)),
+        ("until then", comparison.costs(metric, reach)),
+    ):
+        if table[1]:
+            console.print(_grid(title, table))
+    for title, problems in (("gained", comparison.gained()), ("lost", comparison.lost())):
+        named = f": {', '.join(problems[:10])}{', …' if len(problems) > 10 else ''}" if problems else ""
+        console.print(
+            f"{title}: {len(problems)} problems that only the {'second' if title == 'gained' else 'first'} solves{named}",
+            markup=False,
+        )
+        for problem in problems[:show]:
+            rows = comparison.beside(problem)
+            console.print(Text(f"{title} {problem}   answer {rows[0]['answer']}\n{rows[0]['question']}"))
+            console.print(
+                Columns([_panel(name, row) for name, row in zip((one, other), rows, strict=True)], equal=True)
+            )
+
+
+def _panel(name: str, row: Mapping[str, Any]) -> Panel:
+    return Panel(Text(row["completion"]), title=Text(f"{name}: {row['verdict']}"), width=76)
+
+
+def _grid(title: str, table: Table) -> Grid:
+    heads, rows = table
+    grid = Grid(title=Text(title), title_justify="left", box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for head in heads:
+        grid.add_column(Text(head), overflow="fold")
+    for row in rows:
+        grid.add_row(*(Text(cell) for cell in row))
+    return grid

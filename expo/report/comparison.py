@@ -1,0 +1,181 @@
+"""Two arms on the same problems: differences by level, problems gained and lost, what each took to reach a rate."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from expo.config import UserError
+from expo.report.page import Compared, RunData, Table
+from expo.tables.aggregate import pass_values, stack, statistic
+
+SHOWN = 5  # problems gained, and as many lost, whose completions a page shows
+Share = tuple[float, float]  # of a problem's samples that are right: in the first arm, in the second
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One side of a comparison: the runs of an arm, one for each seed."""
+
+    name: str
+    runs: Mapping[int, RunData]
+
+    @classmethod
+    def of(cls, name: str, runs: Sequence[RunData]) -> "Arm":
+        """Return an arm of runs. Raises UserError where there is none, or two have one seed."""
+        by_seed = {run.seed: run for run in runs if run.completions}
+        if not by_seed:
+            raise UserError(f"{name}: no finished run with completions; give others, or make them")
+        if len(by_seed) < sum(bool(run.completions) for run in runs):
+            raise UserError(f"{name}: two of its runs have one seed, so that they are no arm; name one of them")
+        return cls(name, by_seed)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two arms, and the runs that are held against each other: of the same seed where any are, or else one run and one."""
+
+    first: Arm
+    second: Arm
+
+    @property
+    def pairs(self) -> list[tuple[RunData, RunData]]:
+        """Return the runs by pair. Raises UserError where they cannot be paired."""
+        shared = sorted(self.first.runs.keys() & self.second.runs.keys())
+        if shared:
+            return [(self.first.runs[s], self.second.runs[s]) for s in shared]
+        if len(self.first.runs) == len(self.second.runs) == 1:
+            return [(next(iter(self.first.runs.values())), next(iter(self.second.runs.values())))]
+        raise UserError(
+            f"{self.first.name} has the seeds {sorted(self.first.runs)}, {self.second.name} {sorted(self.second.runs)}: "
+            "none in common to pair; give one run of each"
+        )
+
+    @property
+    def samples(self) -> int:
+        """Return how many samples every problem has in all runs."""
+        return min(max(int(row["sample"]) for row in run.completions) + 1 for pair in self.pairs for run in pair)
+
+    def differences(self) -> Table:
+        """Return pass@k of both arms and the paired difference, second less first, by level. Raises UserError where no problem is in both."""
+        levels = sorted({row["level"] for row in self.pairs[0][0].completions if row["level"] is not None})
+        suffixes = ["", *(f"/level{level}" for level in levels if len(levels) > 1)]
+        rows = []
+        for suffix in suffixes:
+            for k in sorted({1, min(4, self.samples)}):
+                cells = self._difference(f"pass@{k}{suffix}")
+                rows.append([suffix.removeprefix("/level") or "all", f"pass@{k}", *cells])
+        return ["level", "", self.first.name, self.second.name, "difference [95 %]", "problems"], rows
+
+    def _difference(self, metric: str) -> list[str]:
+        values = [(pass_values(a.completions, metric), pass_values(b.completions, metric)) for a, b in self.pairs]
+        shared = set.intersection(*(set(v) for pair in values for v in pair))
+        if not shared:
+            raise UserError(
+                f"{self.first.name}, {self.second.name}: evaluated on no problem in common; compare runs of the same data"
+            )
+        problems = [p for p in values[0][0] if p in shared]
+        tables = [
+            stack({str(i): {p: own[p] for p in problems} for i, own in enumerate(side)})
+            for side in zip(*values, strict=True)
+        ]
+        sides = [_percent(statistic(table, metric)) for table in tables]
+        return [*sides, _percent(statistic(tables[1] - tables[0], metric, difference=True), "+"), str(len(problems))]
+
+    def shares(self) -> dict[str, Share]:
+        """Return, by problem that both have, the share of right samples over all paired runs in either arm."""
+        counts: tuple[dict[str, list[bool]], ...] = (defaultdict(list), defaultdict(list))
+        for pair in self.pairs:
+            for side, run in zip(counts, pair, strict=True):
+                for row in run.completions:
+                    side[row["problem"]].append(row["verdict"] == "correct")
+        return {p: (float(np.mean(counts[0][p])), float(np.mean(counts[1][p]))) for p in counts[0] if p in counts[1]}
+
+    def gained(self) -> list[str]:
+        """Return the problems that only the second arm solves in any sample, those that it solves most often first."""
+        found = {p: b for p, (a, b) in self.shares().items() if a == 0 < b}
+        return sorted(found, key=lambda p: -found[p])
+
+    def lost(self) -> list[str]:
+        """Return the problems that only the first arm solves in any sample."""
+        return Comparison(self.second, self.first).gained()
+
+    def beside(self, problem: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """Return a completion of each arm on a problem: a right one where there is one, of the first pair that has one."""
+        best = []
+        for side in range(2):
+            rows = [row for pair in self.pairs for row in pair[side].completions if row["problem"] == problem]
+            best.append(next((row for row in rows if row["verdict"] == "correct"), rows[0]))
+        return best[0], best[1]
+
+    def costs(self, metric: str, reach: float) -> Table:
+        """Return what each arm took until an evaluation found at least `reach`: means over the runs that did."""
+        rows = []
+        for arm in (self.first, self.second):
+            found = [f for run in arm.runs.values() if (f := _until(run, metric, reach))]
+            means = [float(np.mean([f[i] for f in found])) if found else None for i in range(3)]
+            cells = ["–" if m is None else f"{m:.0f}" if i == 0 else f"{m / 1e6:.3f} M" for i, m in enumerate(means)]
+            rows.append([arm.name, f"{len(found)} of {len(arm.runs)}", *cells])
+        return [
+            "",
+            f"runs that reach {metric} of {100 * reach:g} %",
+            "step",
+            "tokens generated",
+            "tokens trained",
+        ], rows
+
+    def curve(self, metric: str) -> Table:
+        """Return the mean of a metric at each step that either arm was evaluated at."""
+        points: list[dict[int, list[float]]] = []
+        for arm in (self.first, self.second):
+            own: dict[int, list[float]] = defaultdict(list)
+            for run in arm.runs.values():
+                for line in run.lines:
+                    if line.get(metric) is not None:
+                        own[line["step"]].append(line[metric])
+            points.append(own)
+        steps = sorted({step for own in points for step in own})
+        rows = [
+            [str(step), *(f"{100 * np.mean(own[step]):.1f}" if step in own else "–" for own in points)]
+            for step in steps
+        ]
+        return ["step", self.first.name, self.second.name], rows
+
+
+def _until(run: RunData, metric: str, reach: float) -> tuple[float, float, float] | None:
+    """Return the step of the first evaluation with at least `reach`, and the tokens generated and trained until then."""
+    generated = trained = 0.0
+    for line in run.lines:
+        generated += line.get("throughput/tokens_generated") or 0
+        trained += line.get("throughput/tokens_trained") or 0
+        if line.get(metric) is not None and line[metric] >= reach:
+            return line["step"], generated, trained
+    return None
+
+
+def _percent(cell: Mapping[str, Any], sign: str = "") -> str:
+    mean, low, high = (100 * cell[name] for name in ("mean", "lo", "hi"))
+    return f"{mean:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
+
+
+def compared(runs: Sequence[RunData]) -> Compared | None:
+    """Return what a page about two arms shows of their comparison; None of other pages, and where they cannot be compared."""
+    names = list(dict.fromkeys(run.arm for run in runs))
+    if len(names) != 2:
+        return None
+    try:
+        arms = [Arm.of(name, [run for run in runs if run.arm == name]) for name in names]
+        comparison = Comparison(arms[0], arms[1])
+        differences = comparison.differences()
+    except UserError:
+        return None
+    beside = []
+    for title, problems in (("gained", comparison.gained()), ("lost", comparison.lost())):
+        for problem in problems[:SHOWN]:
+            rows = comparison.beside(problem)
+            told = [(name, str(row["verdict"]), str(row["completion"])) for name, row in zip(names, rows, strict=True)]
+            beside.append((f"{title}: {problem}", str(rows[0]["question"]), str(rows[0]["answer"]), told))
+    counts = f"{len(comparison.gained())} problems gained, {len(comparison.lost())} lost: solved in any sample by the second arm alone, by the first alone."
+    return Compared(differences, counts, beside)

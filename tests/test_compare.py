@@ -1,0 +1,122 @@
+"""`expo compare`: pairs, differences, problems gained and lost, tokens to reach a rate; in the terminal and on a page."""
+
+import json
+
+import pytest
+
+from expo.commands import compare, report
+from expo.config import UserError
+from expo.report.comparison import Arm, Comparison, compared
+from expo.report.page import RunData
+
+
+def rows(**right):
+    """Two samples of each problem, of which so many are right."""
+    return [
+        {"problem": p, "level": 5, "sample": i, "question": f"{p}?", "answer": "1", "completion": f"{p}{i}", "verdict": "correct" if i < n else "incorrect"}
+        for p, n in right.items() for i in range(2)
+    ]  # fmt: skip
+
+
+def run(arm, seed, lines=(), **right):
+    return RunData(arm, seed, {}, lines, rows(**right), ())
+
+
+A = Arm.of("old", [run("old", 0, a=2, b=1, c=0, d=0), run("old", 1, a=2, b=0, c=0, d=0)])
+B = Arm.of("new", [run("new", 1, a=2, b=0, c=2, d=0), run("new", 0, a=2, b=0, c=1, d=0)])
+
+
+def test_differences_are_those_of_the_same_problems_and_seeds():
+    heads, table = Comparison(A, B).differences()
+    assert heads[2:4] == ["old", "new"]
+    assert [row[:2] for row in table] == [["all", "pass@1"], ["all", "pass@2"]]
+    old, new, difference, problems = table[0][2:]
+    assert old.startswith("31.2 [")  # (1 + .5 + 0 + 0 + 1 + 0 + 0 + 0) / 8
+    assert new.startswith("43.8 [")
+    assert difference.startswith("+12.5 [")
+    assert problems == "4"
+
+
+def test_a_problem_that_only_one_has_is_left_out_and_none_in_common_is_told():
+    more = Arm.of("new", [run("new", 0, a=2, e=2)])
+    assert Comparison(A, more).differences()[1][0][-1] == "1"
+    with pytest.raises(UserError, match="no problem in common"):
+        Comparison(A, Arm.of("new", [run("new", 0, e=1)])).differences()
+
+
+def test_gained_and_lost_are_counted_over_all_samples_and_seeds():
+    comparison = Comparison(A, B)
+    assert comparison.gained() == ["c"]
+    assert comparison.lost() == ["b"]
+    old, new = comparison.beside("c")
+    assert (old["verdict"], new["verdict"]) == ("incorrect", "correct")
+
+
+def test_runs_without_a_common_seed_are_paired_only_where_there_is_one_of_each():
+    one, other = Arm.of("a", [run("a", 3, a=1)]), Arm.of("b", [run("b", 4, a=2)])
+    assert len(Comparison(one, other).pairs) == 1
+    with pytest.raises(UserError, match="none in common to pair"):
+        _ = Comparison(A, other).pairs
+    with pytest.raises(UserError, match="two of its runs have one seed"):
+        Arm.of("a", [run("a", 3, a=1), run("a", 3, a=1)])
+    with pytest.raises(UserError, match="no finished run with completions"):
+        Arm.of("a", [RunData("a", 0, {}, (), (), ())])
+
+
+def test_tokens_until_a_rate_is_reached():
+    def lines(*passed):
+        return [
+            {"step": s, "throughput/tokens_generated": 1e6, "throughput/tokens_trained": 5e5, "pass@2": p}
+            for s, p in enumerate(passed, 1)
+        ]
+
+    old = Arm.of("old", [run("old", 0, lines(0.1, 0.2, 0.6), a=1), run("old", 1, lines(0.1, 0.1, 0.1), a=1)])
+    new = Arm.of("new", [run("new", 0, lines(0.7), a=1)])
+    _, table = Comparison(old, new).costs("pass@2", 0.5)
+    assert table == [["old", "1 of 2", "3", "3.000 M", "1.500 M"], ["new", "1 of 1", "1", "1.000 M", "0.500 M"]]
+    assert Comparison(old, new).curve("pass@2")[1][0] == ["1", "10.0", "70.0"]
+
+
+def test_a_page_compares_two_arms_and_no_other_number():
+    two = [*A.runs.values(), *B.runs.values()]
+    found = compared(two)
+    assert [title for title, *_ in found.beside] == ["gained: c", "lost: b"]
+    assert "1 problems gained, 1 lost" in found.told
+    assert compared(list(A.runs.values())) is None
+    assert compared([*two, run("third", 0, a=1)]) is None
+
+
+@pytest.mark.runs
+def test_a_committed_tables_arms_are_compared(capsys, tmp_path):
+    assert compare.main(["ablation_gate:always", "ablation_gate:all_wrong", "show=1"]) == 0
+    printed = capsys.readouterr().out
+    assert "always (first) and all_wrong (second), 3 pairs of runs" in printed
+    assert "problems that only the second solves" in printed
+    for bad, told in (
+        (["ablation_gate:always"], "1 given"),
+        (["ablation_gate:always", "ablation_gate:none_such"], "no runs of that arm here"),
+        (["ablation_gate:always", str(tmp_path / "nothing")], "no run directory"),
+        (["a", "b", "reach=x"], "reach, show"),
+    ):
+        with pytest.raises(UserError, match=told):
+            compare.main(bad)
+
+
+@pytest.mark.runs
+def test_two_runs_are_compared_and_their_page_shows_it(tmp_path, capsys):
+    from conftest import compose_config
+
+    from expo import config
+    from expo.commands.train import train
+
+    folders = []
+    for algorithm in ("grpo", "exp_grpo"):
+        cfg = compose_config("debug=tiny", f"algorithm={algorithm}", f"output_dir={tmp_path}")
+        assert train(cfg) == 0
+        folders.append(str(config.run_dir(cfg)))
+    capsys.readouterr()
+    assert compare.main(folders) == 0
+    assert "1 pairs of runs" in capsys.readouterr().out
+    assert report.main([*folders, f"output={tmp_path / 'page.html'}"]) == 0
+    assert "The two arms on the same problems" in (tmp_path / "page.html").read_text()
+    assert json.loads(json.dumps(compare.arms_of(folders[0])["grpo"].name)) == "grpo"
