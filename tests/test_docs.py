@@ -16,7 +16,7 @@ from test_runs import leave
 
 import expo
 from expo import cli
-from expo.commands import wandb
+from expo.commands import compare, wandb
 from expo.config import check
 from expo.config.from_run import config_from_run
 
@@ -36,7 +36,7 @@ def commands(text: str) -> list[str]:
 EXPO = sorted({c for name, t in TEXTS.items() if name not in FOLLOWED for c in commands(t) if c.startswith("expo ")})
 
 # Which take no overrides of a run.
-NO_OVERRIDES = ("expo report", "expo wandb", "expo runs", "expo export", "expo init")
+NO_OVERRIDES = ("expo report", "expo compare", "expo wandb", "expo runs", "expo export", "expo init")
 
 
 def test_make_targets_exist():
@@ -60,9 +60,9 @@ def test_every_command_composes(line, tmp_path, monkeypatch, math_file, gsm8k_fi
         given = [f"run={run_folder}" if a.startswith("run=") else a for a in arguments if a != "-m"]
         check(config_from_run(command, given))
         return
-    final = tmp_path / "outputs" / "math_level5" / "RUN" / "checkpoints" / "final"
-    final.mkdir(parents=True)
-    (final / "config.json").write_text("{}")
+    for model in ("math_level5/RUN/checkpoints/final", "bases/weak"):
+        (tmp_path / "outputs" / model).mkdir(parents=True)
+        (tmp_path / "outputs" / model / "config.json").write_text("{}")
     _, command, *arguments = shlex.split(line)
     if command == "table":
         assert arguments[0] in {p.parent.name for p in ROOT.glob("experiments/*/plan.yaml")}
@@ -73,6 +73,13 @@ def test_every_command_composes(line, tmp_path, monkeypatch, math_file, gsm8k_fi
         overrides = [re.sub(r"=([^,\[]*),.*", r"=\1", o) for o in overrides]
     cfg = compose_config(*overrides)
     check(replace(cfg, rollout=replace(cfg.rollout, requires="")))  # whether vLLM is installed here or not
+
+
+@pytest.mark.parametrize("line", [line for line in EXPO if line.startswith("expo compare")])
+def test_the_recipes_for_comparing_run(line, capsys):
+    assert cli.PROGRAMS["compare"][0] == "expo.commands.compare"
+    assert compare.main(shlex.split(line)[2:]) == 0
+    assert "pairs of runs" in capsys.readouterr().out
 
 
 def write_rows(folder):
