@@ -206,7 +206,8 @@ def test_mistakes_on_the_command_line_are_one_line(small):
 def test_every_plan_of_the_repository_composes_at_every_scale(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where nothing that `prepare` makes is there yet
     scales = plans.load_plan(name).scales
-    assert {"cpu", "gpu1", "paper"} <= set(scales) or name == "demo"
+    on_the_ladder_alone = ("demo", "self_distillation", "when_it_works")  # in its worlds
+    assert {"cpu", "gpu1", "paper"} <= set(scales) or name in on_the_ladder_alone
     for scale in scales:
         plan = plans.load_plan(name, scale)
         runs = plans.plan_runs(name, plan, scale, None, [])
