@@ -44,6 +44,26 @@ def test_a_problem_that_only_one_has_is_left_out_and_none_in_common_is_told():
         Comparison(A, Arm.of("new", [run("new", 0, e=1)])).differences()
 
 
+def test_levels_are_those_of_the_shared_problems_and_other_questions_are_no_pairs():
+    def at(level, question, *problems):
+        return [{**row, "level": level, "question": question} for row in rows(**dict.fromkeys(problems, 1))]
+
+    one = RunData("a", 0, {}, (), [*at(1, "x", "p"), *at(5, "x", "q")], ())
+    other = RunData("b", 0, {}, (), [*at(5, "x", "q"), *at(6, "x", "r")], ())
+    table = Comparison(Arm.of("a", [one]), Arm.of("b", [other])).differences()[1]
+    assert [row[0] for row in table] == ["all", "all"]
+    assert table[0][-1] == "1"
+    unlike = RunData("b", 0, {}, (), at(5, "y", "q"), ())
+    with pytest.raises(UserError, match="q asks something else in each"):
+        Comparison(Arm.of("a", [one]), Arm.of("b", [unlike])).differences()
+
+
+def test_the_metric_over_the_steps_is_one_that_was_logged():
+    lines = [{"step": 1, "pass@1": 0.5, "pass@8": 1.0}]
+    one, other = (Arm.of(n, [run(n, 0, lines, a=1)]) for n in "ab")
+    assert Comparison(one, other).metric == "pass@1"
+
+
 def test_gained_and_lost_are_counted_over_all_samples_and_seeds():
     comparison = Comparison(A, B)
     assert comparison.gained() == ["c"]
@@ -97,6 +117,8 @@ def test_a_committed_tables_arms_are_compared(capsys, tmp_path):
         (["ablation_gate:always", "ablation_gate:none_such"], "no runs of that arm here"),
         (["ablation_gate:always", str(tmp_path / "nothing")], "no run directory"),
         (["a", "b", "reach=x"], "reach, show"),
+        (["a", "b", "reach=90"], "reach is a rate above 0 and up to 1"),
+        (["fig1_hard_levels", "fig1_hard_levels"], "no completions are kept beside it"),
     ):
         with pytest.raises(UserError, match=told):
             compare.main(bad)

@@ -3,9 +3,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import make_prompts
+from conftest import compose_config, make_prompts
 
-from expo.config import NoHintsConf, NoPositivesConf, PrefixConf, RewardConf, SelfHintConf
+from expo.config import NoHintsConf, NoPositivesConf, PrefixConf, RewardConf, SelfHintConf, UserError, check
 from expo.config.explaining import When
 from expo.data.problem import Problem
 from expo.rollout.engine import Completion, Sampling
@@ -142,12 +142,13 @@ def test_a_hint_in_two_stages_is_made_of_the_explanation(tools):
     asked = hint.requests(e, [0, 1], tools)
     assert tools.tokenizer.decode(list(asked[0].prompt)).count("answer") == 1
     written = [Completion(r.prompt, tools.tokenizer("max ;")["input_ids"], [], False, r.problem) for r in asked]
-    further = hint.further(e, [0, 1], written, tools)
+    further = hint.further(e, written, tools)
     assert [r.problem for r in further] == [0, 1]
     assert "; max ;" in tools.tokenizer.decode(list(further[0].prompt))
     assert "answer" not in tools.tokenizer.decode(list(further[0].prompt))
     assert asked[0].key != further[0].key
-    assert SelfHint(SelfHintConf()).further(e, [0, 1], written, tools) == []
+    assert SelfHint(SelfHintConf()).further(e, written, tools) is None
+    assert hint.further(e, written, replace(tools, longest_prompt=5)) == []  # and not the explanations themselves
 
 
 def test_a_hint_can_be_made_of_the_experts_solution_and_one_without_room_is_not_asked_for(tools, caplog):
@@ -161,7 +162,7 @@ def test_a_hint_can_be_made_of_the_experts_solution_and_one_without_room_is_not_
 
 
 def pipeline_of(tools, conf, right):
-    """A pipeline whose policy writes "max" under a hint, right or not, and finds it likelier there."""
+    """A pipeline whose policy writes "max" whatever it is asked, right or not, and finds it likelier behind a longer prompt."""
     verifier = SimpleNamespace(verify=lambda texts, answers: [right] * len(texts))
     engine = SimpleNamespace(
         generate=lambda asked, sampling: [Completion(r.prompt, [6], [0.0], False, r.problem) for r in asked]
@@ -169,30 +170,60 @@ def pipeline_of(tools, conf, right):
     scorer = SimpleNamespace(mean_logp=lambda prompts, ids: torch.tensor([float(len(p)) for p in prompts]))
     source, reward = NoPositives(NoPositivesConf()), Correct(RewardConf())
     return Pipeline(
-        Engines(engine, engine, engine, engine), source, ExpertPrefix(conf), reward, scorer, replace(tools, verifier=verifier),
+        Engines(engine, engine, engine, engine), source, SelfHint(conf), reward, scorer, replace(tools, verifier=verifier),
         When.AFTERWARDS,
     )  # fmt: skip
 
 
-def test_reliance_is_what_the_hint_adds_to_the_likelihood_of_right_rollouts(tools):
+def test_reliance_is_what_a_hint_in_words_adds_to_the_likelihood_of_right_rollouts(tools):
     e = replace(batch_of(tools.tokenizer, [[0.0, 0.0]]), step=10)
     groups = {0: group([0.0, 0.0], prompt=e.prompts[0])}
-    conf = PrefixConf(share_low=1.0, share_high=1.0)
-    pipeline = pipeline_of(tools, conf, Verdict.CORRECT)
+    pipeline = pipeline_of(with_words(tools), SelfHintConf(keep=0), Verdict.CORRECT)
     made, _ = pipeline.hint(e, groups)
-    assert pipeline.reliance(e, made) == 4.0  # the hint has four tokens, each of which adds a nat here
+    assert pipeline.reliance(e, made) == len(made[0].completions[0].prompt) - len(e.prompts[0]) > 0
     assert pipeline.reliance(replace(e, step=3), made) is None
     assert pipeline.reliance(e, groups) is None  # no hint was given
-    wrong = pipeline_of(tools, conf, Verdict.INCORRECT)
+    wrong = pipeline_of(with_words(tools), SelfHintConf(keep=0), Verdict.INCORRECT)
     assert wrong.reliance(e, wrong.hint(e, groups)[0]) is None
+    beginning = pipeline_of(tools, SelfHintConf(keep=0, share_low=1.0, share_high=1.0), Verdict.CORRECT)
+    assert beginning.reliance(e, beginning.hint(e, groups)[0]) is None  # the ladder's, which begins the completion
 
 
 @pytest.mark.parametrize("gradient", ["hint", "question"])
 def test_the_gradient_uses_the_prompt_that_the_key_names(tools, gradient):
     e = batch_of(tools.tokenizer, [[0.0, 0.0]])
     groups = {0: group([0.0, 0.0], prompt=e.prompts[0])}
-    pipeline = pipeline_of(tools, PrefixConf(share_low=1.0, share_high=1.0, gradient=gradient), Verdict.CORRECT)
-    made = pipeline.without_hints(e, pipeline.hint(e, groups)[0])
-    lengths = {len(c.prompt) for c in made[0].completions}
-    assert lengths == {len(e.prompts[0]) + (4 if gradient == "hint" else 0)}
+    pipeline = pipeline_of(with_words(tools), SelfHintConf(keep=0, gradient=gradient), Verdict.CORRECT)
+    hinted = pipeline.hint(e, groups)[0]
+    made = pipeline.without_hints(e, hinted)
+    expected = hinted[0].completions[0].prompt if gradient == "hint" else e.prompts[0]
+    assert {c.prompt for c in made[0].completions} == {expected}
     assert made[0].before_hint is not None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (
+            ["algorithm=nurl", "dataset=ladder", "hints.gradient=question"],
+            "what follows it is no answer to the question alone",
+        ),
+        (["algorithm=opsd", "hints=expert_prefix"], "one made with a hint may go on from elsewhere"),
+        (["algorithm=opsd", "positives=self_explanation", "positives.use=group_member"], "would have no advantage"),
+        (["algorithm=opsd", "algorithm.refills=1"], "would choose the problems"),
+        (["algorithm=op2sd", "trainer.problems_per_step=1"], "the other problem is one of the same step"),
+        (["algorithm=sdpo", "model.dtype=bfloat16"], "stands still in 16 bits"),
+        (["algorithm=sdpo", "algorithm.group_size=1"], "has no siblings"),
+        (["algorithm=grpo", "algorithm.advantage=none"], "would learn nothing from its rollouts"),
+        (["algorithm=rlcsd", "algorithm.privilege=solution"], "between the right answer and a wrong one"),
+        (["algorithm=nurl", "hints.sees=solution"], "set hints.sees=answer or hints.stages=1"),
+        (
+            ["algorithm=opsd", "prompts.with_solution=x", "dataset=ladder"],
+            "the ladder's policy can read no such prompt",
+        ),
+    ],
+)
+def test_what_would_train_on_nonsense_is_refused(overrides, told):
+    with pytest.raises(UserError, match=told) as error:
+        check(compose_config(*overrides))
+    assert "\n" not in str(error.value)

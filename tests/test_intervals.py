@@ -63,6 +63,20 @@ def test_no_success_is_not_a_rate_of_zero_for_sure():
     assert 0.02 < high < 0.08
 
 
+@pytest.mark.parametrize("values", [np.full((3, 50), -1.0), np.full((3, 50), 0.5), np.full((1, 50), 1.0)])
+def test_the_same_difference_on_every_problem_is_not_that_difference_for_sure(values):
+    low, high = intervals.of_difference(values)
+    assert high - low > 0.02
+    assert -1 <= low <= values.mean() <= high <= 1
+
+
+def test_seeds_that_tie_by_chance_leave_an_interval():
+    """Two seeds with the same mean, and problems that each seed solves otherwise."""
+    values = np.tile([[1.0, 0.0], [0.0, 1.0]], (1, 25)) - 0.5
+    low, high = intervals.of_difference(values)
+    assert high - low > 0.1
+
+
 def test_a_difference_is_paired():
     """Two arms on the same problems: what both find hard is no doubt about their difference."""
     rng = np.random.default_rng(0)
@@ -85,7 +99,8 @@ def test_seeds_with_other_problems_and_empty_ones_make_no_warning():
 def test_intervals_hold_the_truth_as_often_as_they_say(world):
     held = coverage(world, 300)
     assert 0.91 <= held.share <= 0.985
-    assert 0.91 <= held.difference <= 0.99
+    assert 0.91 <= held.equal <= 0.995
+    assert 0.91 <= held.apart <= 0.99
 
 
 def test_one_seed_does_not_cover_what_seeds_do():

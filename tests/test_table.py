@@ -142,6 +142,10 @@ def test_a_table_is_made_once_and_rendered_beside_the_paper(small, tmp_path, cap
         UserError, match=r"grpo seed 0 was made with algorithm.clip_low=0.2 .* and the plan has 0.1 by now"
     ):
         table.main([*arguments, "kept=true", "algorithm.clip_low=0.1"])
+    with pytest.raises(
+        UserError, match=r"made with model.path=ladder .* and the plan has Qwen/Qwen2.5-0.5B-Instruct by now"
+    ):
+        table.main([*arguments, "kept=true", "model=hf", "model.path=Qwen/Qwen2.5-0.5B-Instruct"])
 
 
 def line_printed(capsys) -> list[str]:
@@ -275,6 +279,11 @@ def test_values_by_hand(tmp_path):
     assert measured_values(samples, "nll/level5", "own") == {"a": 2.0}
     assert measured_values(samples, "nll/level1", "own") == {}
     assert statistic(np.array([[1.0, 0.0], [1.0, 1.0]]), "pass@1")["seeds"] == [0.5, 1.0]
+
+
+def test_another_diagnosis_is_not_rendered_from_what_is_kept():
+    with pytest.raises(UserError, match=r"made with diagnose.samples=4 .* and the plan has 8 by now"):
+        table.main(["table1_properties", "kept=true", "diagnose.samples=8"])
 
 
 def test_the_command_is_known():

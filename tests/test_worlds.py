@@ -111,6 +111,12 @@ def test_the_corpus_of_the_clear_world_is_the_one_that_the_shipped_policy_has_re
 CORPUS = r"""[["(1) 3 + 3 # 2", "( 6 )", "(1) 3 + 3 = 6 max 2 = 6 ; \\boxed{( 6 )}", true], ["(1) 2 - 5 ? 2 (2) 1 + 2 ? 5 (3) 6 - 4 ? 4", "( 5 , 8 , 6 )", "(1) 2 - 5 = 3 add 2 = 5 ; (2) 1 + 2 = 3 add 5 = 8 ; (3) 6 - 4 = 2 add 4 = 6 ; \\boxed{( 5 , 8 , 6 )}", false], ["(1) 5 + 6 _ 3 (2) 1 + 6 | 3 (3) 5 + 1 _ 4 (4) 5 + 3 _ 3 (5) 1 - 3 | 5", "( 33 , 73 , 10 , 8 , 7 )", "(1) 5 + 6 = 11 mul 3 = 33 ; (2) 1 + 6 = 7 cat 3 = 73 ; (3) 5 + 1 = 6 add 4 = 10 ; (4) 5 + 3 = 8 max 3 = 8 ; (5) 1 - 3 = 2 add 5 = 7 ; \\boxed{( 33 , 73 , 10 , 8 , 7 )}", true]]"""
 
 
+def test_problems_of_another_shape_have_other_names():
+    names = {p.id for w in ("clear", "weak") for p in ladder.generate(2, "test", 3, "terse", world_of(w))}
+    assert names == {f"ladder/test/2/{i}" for i in range(3)}
+    assert next(ladder.generate(2, "test", 1, "terse", world_of("long"))).id == "ladder-2-3-4-6-8/test/2/0"
+
+
 def test_a_world_is_part_of_a_runs_identity_and_the_clear_one_changes_none():
     clear, weak = (compose_config("dataset=ladder", f"dataset/world={w}") for w in ("clear", "weak"))
     assert identity(clear) == identity(compose_config("dataset=ladder")) != identity(weak)

@@ -44,6 +44,8 @@ class SelfDistillation(GRPO):
         super().__init__(conf, components)
         self.average = components.average
         self.divergence = Divergence(conf.mix, conf.top_k, conf.top_of, conf.tail, conf.cap)
+        if conf.signal != "divergence":  # then it is only measured
+            self.divergence = torch.no_grad()(self.divergence)
 
     def rows(self, e: Experience) -> Rows:
         rows = super().rows(e)
@@ -127,6 +129,8 @@ class SelfDistillation(GRPO):
         assert self.average is not None
         for own, new in zip(self.average.parameters(), self.whole_policy().parameters(), strict=True):
             own.lerp_(new.to(own.dtype), self.conf.average_rate)
+        if self.whole is not None:
+            self.whole.free()  # it is in an update, in which the copy has no memory
 
 
 def _current(algorithm: SelfDistillation) -> AbstractContextManager[nn.Module]:

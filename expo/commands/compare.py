@@ -34,6 +34,8 @@ def main(arguments: list[str]) -> int:
         reach, show = float(options["reach"]), int(options["show"])
     except ValueError as error:
         raise UserError(f"reach, show: {error}; give numbers, such as reach=0.5 show=3") from error
+    if not 0 < reach <= 1 or show < 0:
+        raise UserError(f"reach={reach:g}, show={show}: reach is a rate above 0 and up to 1, show a number of problems")
     first, second = (arms_of(side) for side in sides)
     pairs = [(first[name], second[name]) for name in first if name in second]
     if len(first) == len(second) == 1:
@@ -63,6 +65,10 @@ def arms_of(spec: str) -> dict[str, Arm]:
         if wanted and wanted not in by_arm:
             raise UserError(f"{spec}: {subject} has no runs of that arm here; use one of {', '.join(by_arm)}")
         chosen = [wanted] if wanted else [key for key, own in by_arm.items() if any(r.completions for r in own)]
+        if not chosen:
+            raise UserError(
+                f"{spec}: no completions are kept beside it; name the table whose runs it shows, or run directories"
+            )
         return {key: Arm.of(key, by_arm[key]) for key in chosen}
     folders = sorted(glob.glob(spec)) if any(c in spec for c in "*?[") else [str(run_directory(spec))]
     _, runs = read_runs([Path(f) for f in folders if Path(f, "config.yaml").is_file()] or [Path(spec)])
@@ -76,7 +82,7 @@ def print_comparison(comparison: Comparison, reach: float, show: int) -> None:
     """Print the tables, and the completions of some problems side by side."""
     console = wide_console()
     one, other = comparison.first.name, comparison.second.name
-    metric = f"pass@{min(4, comparison.samples)}"
+    metric = comparison.metric
     console.print(
         f"{one} (first) and {other} (second), {len(comparison.pairs)} pairs of runs", style="bold", markup=False
     )

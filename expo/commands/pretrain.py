@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from expo.commands.wiring import set_up_process
-from expo.config import Config, LadderConf, ModelConf, UserError, WorldConf, build, make_folder
+from expo.config import LADDER, Config, LadderConf, ModelConf, UserError, WorldConf, build, make_folder, model_content
 from expo.config.key import FORMER, shown
 from expo.config.world import CLEAR
 from expo.data import ladder
@@ -213,6 +213,8 @@ def unfinished_folder(cfg: Config) -> Path:
     recipe = dataclasses.asdict(dataclasses.replace(cfg.pretrain, output=""))
     if recipe["start"] is None:
         recipe.pop("start")  # as in what 0.3 began
+    elif (folder := LADDER if recipe["start"] == "ladder" else Path(recipe["start"])).is_dir():
+        recipe["start"] = model_content(folder)
     prompts = dataclasses.asdict(cfg.prompts)
     prompts.pop("date")  # the ladder's chat template prints none
     for later in ("with_solution", "go_on", "hint_from_solution", "abstract"):

@@ -250,6 +250,10 @@ class PretrainConf:
 
     def rules(self, cfg: "Config") -> Rules:
         yield (
+            self.start is None or (self.hidden_size, self.layers, self.heads) == (96, 4, 4),
+            f"pretrain.start={self.start}: has its own width, depth and heads; leave pretrain.hidden_size, layers and heads out",
+        )
+        yield (
             self.hidden_size % (2 * self.heads) == 0,
             f"pretrain.hidden_size={self.hidden_size}: not a multiple of twice pretrain.heads={self.heads}; "
             "set for example pretrain.hidden_size=96 pretrain.heads=4",

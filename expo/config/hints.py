@@ -60,19 +60,6 @@ class PrefixConf(HintsConf):
         help="show an expert's beginning in the prompt, with prompts.go_on asking to go on from it; false, and on the ladder: the "
         "completion begins with it",
     )
-    gradient: str = key(
-        "hint",
-        choices=("hint", "question"),
-        absent="hint",
-        help="the prompt under which a rollout made with a hint is trained on: the one with the hint, or the question alone, "
-        "as if the policy had thought of it itself",
-    )
-    measure_every: int = key(
-        10,
-        low=0,
-        identity=False,
-        help="steps between measuring how far right rollouts rely on their hint (forward passes only); 0: never",
-    )
 
     @property
     def needs_solutions(self) -> bool:
@@ -96,17 +83,13 @@ class PrefixConf(HintsConf):
             "{hint}" in (cfg.prompts.solve_with_hint or "{hint}"),
             "prompts.solve_with_hint: has no {hint}; put {hint} where the hint goes",
         )
-        yield (
-            self.gradient == "hint" or getattr(cfg.algorithm, "sampler_correction", "none") == "none",
-            "hints.gradient=question: rollouts with a hint were sampled under another prompt, and a correction between sampler "
-            "and trainer would take that for an error; set algorithm.sampler_correction=none",
-        )
         for used, name, place in self.templates():
             template = getattr(cfg.prompts, name)
-            yield (
-                not used or cfg.dataset.is_ladder or place in (template or ""),
-                f"prompts.{name}={template}: has no {place}, which {cfg.name} shows by it; put {place} where it goes",
-            )
+            for needed in (place, "{question}"):
+                yield (
+                    not used or cfg.dataset.is_ladder or needed in (template or ""),
+                    f"prompts.{name}={template}: has no {needed}, which {cfg.name} shows by it; put {needed} where it goes",
+                )
             yield (
                 not cfg.dataset.is_ladder or template is None,
                 f"prompts.{name}: the ladder's policy can read no such prompt; set prompts.{name}=null",
@@ -141,6 +124,20 @@ class SelfHintConf(PrefixConf):
         "on the ladder 1",
     )
 
+    gradient: str = key(
+        "hint",
+        choices=("hint", "question"),
+        absent="hint",
+        help="the prompt under which a rollout made with a hint in words is trained on: the one with the hint, or the question alone, "
+        "as if the policy had thought of it itself",
+    )
+    measure_every: int = key(
+        10,
+        low=0,
+        identity=False,
+        help="steps between measuring how far right rollouts rely on a hint in words (forward passes only); 0: never",
+    )
+
     @property
     def writer(self) -> str | None:
         return self.explainer
@@ -159,6 +156,16 @@ class SelfHintConf(PrefixConf):
         yield (
             not self.instructed,
             "hints.instructed=true: a self-made hint has prompts of its own; set hints.instructed=false, or hints=expert_prefix",
+        )
+        yield (
+            self.gradient == "hint" or cfg.prompts.solve_with_hint is not None,
+            "hints.gradient=question: without prompts.solve_with_hint a hint is the beginning of the completion, and what follows it "
+            "is no answer to the question alone; set hints.gradient=hint",
+        )
+        yield (
+            self.gradient == "hint" or getattr(cfg.algorithm, "sampler_correction", "none") == "none",
+            "hints.gradient=question: rollouts with a hint were sampled under another prompt, and a correction between sampler "
+            "and trainer would take that for an error; set algorithm.sampler_correction=none",
         )
         yield (
             self.stages == 1 or self.sees == "answer",

@@ -41,13 +41,25 @@ def bank_identity(cfg: Config) -> str:
     tree = _with_contents(_tree(cfg, pairs=True))
     kept = {name: tree[name] for name in ("dataset", "model", "prompts", "rollout", "seed")}
     kept["trainer"] = {name: tree["trainer"][name] for name in ("problems_per_step", "precision")}
-    kept["hints"] = cfg.hints.writer is not None  # then a problem whose prompt for a hint is too long is left out
+    kept["hints"] = (
+        cfg.hints.writer is not None and not cfg.hints.needs_solutions
+    )  # then a problem whose prompt for a hint is too long is left out
     kept["positives"] = {name: tree["positives"][name] for name in ("_target_", "samples", "shown_answer")}
     return _digest(kept)
 
 
 def _hash(cfg: Config, pairs: bool) -> str:
-    return _digest(_with_contents(_tree(cfg, pairs)))
+    lift = {"answer_lift": 2} if _measured_anew(cfg) else {}
+    return _digest(_with_contents(_tree(cfg, pairs)) | lift)
+
+
+def _measured_anew(cfg: Config) -> bool:
+    """Return whether a run selects by the answer lift as it has been since 2026-11-28: another measure than before.
+
+    Ranks of a problem's explanations by lift are what they were on the ladder, where white space is no part of a token.
+    """
+    selection = getattr(cfg.positives, "selection", "")
+    return selection == "threshold" or (selection == "two_properties" and not cfg.dataset.is_ladder)
 
 
 def _digest(tree: Mapping[str, Any]) -> str:

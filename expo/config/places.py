@@ -7,6 +7,8 @@ from expo.config.identity import identity
 from expo.config.naming import NO_RUNS, plain
 from expo.config.run import Config
 
+LIFT = "lift2"  # what expo diagnose measures as answer lift: since 2026-11-28 another number
+
 
 def run_mark(cfg: Config, command: str = "train") -> str:
     """Return what is unlike for the outcomes of a command that differ: the identity, and of evaluations what was taken of the data."""
@@ -14,7 +16,7 @@ def run_mark(cfg: Config, command: str = "train") -> str:
     if command == "evaluate":
         return f"{run}{part}"
     if command == "diagnose":
-        return f"{run}-{cfg.diagnose.problems}x{cfg.diagnose.samples}{part}"
+        return f"{run}-{cfg.diagnose.problems}x{cfg.diagnose.samples}-{LIFT}{part}"
     return run
 
 

@@ -182,6 +182,8 @@ def generate(
 ) -> Iterator[Problem]:
     """Return the first `count` problems of a split. Train and test share no question: a hash of the text decides the split."""
     seen: set[str] = set()
+    # Problems of another shape have other names: those of two runs are paired by name.
+    name = "ladder" if world.parts == CLEAR.parts else f"ladder-{'-'.join(map(str, world.parts))}"
     rng = random.Random(f"ladder-{split}-{level}")
     missed = 0  # draws since the last new question: easy levels have few
     while len(seen) < count and missed < MOST_MISSED:
@@ -193,7 +195,7 @@ def generate(
         seen.add(question)
         missed = 0
         yield Problem(
-            id=f"ladder/{split}/{level}/{len(seen) - 1}",
+            id=f"{name}/{split}/{level}/{len(seen) - 1}",
             question=question,
             answer=answer_text([p.result(p.meaning) for p in parts]),
             solution=expert_text(parts, expert_style, world),

@@ -17,6 +17,7 @@ from expo.tables.plan import EXPERIMENTS
 
 SAMPLES = 4  # of each problem
 PROBLEMS_SD = 2.0  # of problems, in logits
+APART = 1.0  # logits between two arms that are not equal
 NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(101)
 
 
@@ -32,48 +33,56 @@ class World:
 
 @dataclass(frozen=True)
 class Coverage:
-    """The share of intervals that hold the truth: of a rate, and of the difference of two arms with that rate."""
+    """The share of intervals that hold the truth: of a rate, and of the difference of two arms that are equal, and that are not."""
 
     share: float
-    difference: float
+    equal: float
+    apart: float
     width: float  # mean, of the interval of the rate
 
 
 def coverage(world: World, repetitions: int, seed: int = 0) -> Coverage:
-    """Simulate a world many times."""
+    """Simulate a world many times: an arm, another like it, and one whose problems are all easier by a logit."""
     rng = np.random.default_rng(seed)
-    held, equal, widths = 0, 0, 0.0
+    center = _center(world)
+    better = _rate(world, center + APART)
+    share, equal, apart, widths = 0, 0, 0, 0.0
     for _ in range(repetitions):
         hard = PROBLEMS_SD * rng.standard_normal((1, world.problems))
-        one, other = (_passes(world, hard, rng) for _ in range(2))
+        one, like, easier = (_passes(world, c, hard, rng) for c in (center, center, center + APART))
         low, high = intervals.of_share(one)
-        held += low <= world.rate <= high
+        share += low <= world.rate <= high
         widths += high - low
-        low, high = intervals.of_difference(one - other)
+        low, high = intervals.of_difference(like - one)
         equal += low <= 0 <= high
-    return Coverage(held / repetitions, equal / repetitions, widths / repetitions)
+        low, high = intervals.of_difference(easier - one)
+        apart += low <= better - world.rate <= high
+    return Coverage(*(float(held) / repetitions for held in (share, equal, apart, widths)))
 
 
-def _passes(world: World, hard: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _passes(world: World, center: float, hard: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return pass@1 of each problem under each seed: `[S, P]`."""
-    if world.rate in (0, 1):
-        return np.full((world.seeds, world.problems), float(world.rate))
-    seeds_sd = 4 * world.sd  # the slope of σ at a half is 1/4
-    spread = np.hypot(seeds_sd, PROBLEMS_SD)
-
-    def above(center: float) -> float:
-        return float(WEIGHTS @ expit(center + spread * NODES) / WEIGHTS.sum()) - world.rate
-
-    center = brentq(above, -50, 50)
-    rates = expit(center + seeds_sd * rng.standard_normal((world.seeds, 1)) + hard)
+    rates = expit(center + 4 * world.sd * rng.standard_normal((world.seeds, 1)) + hard)
     right: np.ndarray = rng.binomial(SAMPLES, rates)
     return right / SAMPLES
+
+
+def _rate(world: World, center: float) -> float:
+    """Return the mean rate over all problems and seeds; the slope of σ at a half is 1/4."""
+    spread = np.hypot(4 * world.sd, PROBLEMS_SD)
+    return float(WEIGHTS @ expit(center + spread * NODES) / WEIGHTS.sum())
+
+
+def _center(world: World) -> float:
+    if world.rate in (0, 1):
+        return np.inf if world.rate else -np.inf
+    return float(brentq(lambda center: _rate(world, center) - world.rate, -50, 50))
 
 
 GRID = [
     World(problems, seeds, rate, sd)
     for problems in (50, 200, 1000)
-    for seeds in (1, 3, 5, 10)
+    for seeds in (1, 2, 3, 5, 10)
     for sd in (0.0, 0.05, 0.15)
     for rate in (0.0, 0.005, 0.02, 0.1, 0.3, 0.5, 0.7, 0.9, 0.98, 1.0)
 ]
@@ -86,7 +95,11 @@ def write_grid(folder: Path, repetitions: int) -> None:
     (folder / "coverage.json").write_text(json.dumps({"repetitions": repetitions, "worlds": rows}, indent=0) + "\n")
     rates = sorted({world.rate for world in GRID})
     lines = []
-    for title, name in (("Rates", "share"), ("Differences of two arms", "difference")):
+    for title, name in (
+        ("Rates", "share"),
+        ("Differences of two arms that are equal", "equal"),
+        ("Differences of two arms that are not", "apart"),
+    ):
         lines += [f"## {title}", "", "| problems | seeds | SD of seeds | " + " | ".join(f"{r:g}" for r in rates) + " |"]
         lines.append("|" + "---|" * (3 + len(rates)))
         by_row: dict[tuple[int, int, float], dict[float, float]] = {}

@@ -16,7 +16,7 @@ from scipy.special import betaincinv, stdtrit
 LEVEL = 0.95
 TAIL = (1 - LEVEL) / 2
 NORMAL = float(stdtrit(np.inf, 1 - TAIL))  # 1.96
-FEW = 10  # problems that differ, below which their spread says little
+FEW = 10  # problems unlike the rest, below which their spread says little
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,12 @@ class Spread:
     problems: int
     of_seeds: float
     of_problems: float
+    least: float = 0.0  # because of how each problem varies under each seed
 
     @property
     def reach(self) -> float:
         """Return how far the interval reaches to each side."""
-        return float(np.hypot(self.of_seeds, self.of_problems))
+        return max(float(np.hypot(self.of_seeds, self.of_problems)), self.least)
 
 
 def spread(values: np.ndarray, paired: bool = False) -> Spread:
@@ -59,7 +60,7 @@ def spread(values: np.ndarray, paired: bool = False) -> Spread:
         float(stdtrit(freedom, 1 - TAIL)) * max(variance, 0.0) ** 0.5
         for freedom, variance in zip(freedoms, (of_seeds, of_problems), strict=True)
     )
-    return Spread(mean, problems, seeds_reach, problems_reach)
+    return Spread(mean, problems, seeds_reach, problems_reach, NORMAL * both**0.5)
 
 
 def _variance(apart: np.ndarray) -> float:
@@ -105,12 +106,13 @@ def of_share(values: np.ndarray) -> tuple[float, float]:
 def of_difference(values: np.ndarray) -> tuple[float, float]:
     """Return the interval of the mean of paired differences between -1 and 1, `[P]` or `[S, P]`; NaN: no value.
 
-    Where fewer than ten problems differ, two are added that differ by half of what they can, to one side each (Agresti, Min
-    2005): no difference on any problem is not a difference of 0 for sure.
+    Where fewer than ten problems differ by another number than the most frequent, two are added, one to each side, as in a table of pairs with
+    half a pair more in each cell (Agresti, Min 2005): the same difference on every problem is not that difference for sure.
     """
     values = np.atleast_2d(values)
     mean = float(np.nanmean(values))
-    if np.count_nonzero(np.nansum(np.abs(values), axis=0)) < FEW:
+    _, counts = np.unique(np.nanmean(values, axis=0).round(9), return_counts=True)
+    if counts.sum() - counts.max() < FEW:
         added = np.full((len(values), 2), np.sqrt(0.5)) * [1, -1]
         values = np.concatenate([values, added], axis=1)
     reach = spread(values, paired=True).reach

@@ -162,7 +162,7 @@ def score_beside(
         logp, teacher_logp, apart = beside(
             batch, theirs.get_output_embeddings(), hidden, divergence, temperature, packed, shared
         )
-    return Beside(logp, teacher_logp, apart)
+    return Beside(logp, teacher_logp.detach(), apart)
 
 
 def beside_tokens(

@@ -58,9 +58,28 @@ class Comparison:
         """Return how many samples every problem has in all runs."""
         return min(max(int(row["sample"]) for row in run.completions) + 1 for pair in self.pairs for run in pair)
 
+    @property
+    def metric(self) -> str:
+        """Return the pass@k that is followed over the steps: the highest that both arms' evaluations have logged, of at most 4."""
+        logged = [
+            {name for line in arm.runs[s].lines for name in line} for arm in (self.first, self.second) for s in arm.runs
+        ]
+        return next((f"pass@{k}" for k in (4, 3, 2, 1) if all(f"pass@{k}" in names for names in logged)), "pass@1")
+
     def differences(self) -> Table:
         """Return pass@k of both arms and the paired difference, second less first, by level. Raises UserError where no problem is in both."""
-        levels = sorted({row["level"] for row in self.pairs[0][0].completions if row["level"] is not None})
+        shared = set.intersection(*({row["problem"] for row in run.completions} for pair in self.pairs for run in pair))
+        if not shared:
+            raise UserError(
+                f"{self.first.name}, {self.second.name}: evaluated on no problem in common; compare runs of the same data"
+            )
+        asked = [{row["problem"]: row["question"] for row in run.completions} for pair in self.pairs for run in pair]
+        if unlike := [p for p in shared if len({questions[p] for questions in asked}) > 1]:
+            raise UserError(
+                f"{self.first.name}, {self.second.name}: {min(unlike)} asks something else in each; compare runs of the same data"
+            )
+        rows_of_shared = [row for row in self.pairs[0][0].completions if row["problem"] in shared]
+        levels = sorted({row["level"] for row in rows_of_shared if row["level"] is not None})
         suffixes = ["", *(f"/level{level}" for level in levels if len(levels) > 1)]
         rows = []
         for suffix in suffixes:
@@ -72,10 +91,6 @@ class Comparison:
     def _difference(self, metric: str) -> list[str]:
         values = [(pass_values(a.completions, metric), pass_values(b.completions, metric)) for a, b in self.pairs]
         shared = set.intersection(*(set(v) for pair in values for v in pair))
-        if not shared:
-            raise UserError(
-                f"{self.first.name}, {self.second.name}: evaluated on no problem in common; compare runs of the same data"
-            )
         problems = [p for p in values[0][0] if p in shared]
         tables = [
             stack({str(i): {p: own[p] for p in problems} for i, own in enumerate(side)})

@@ -195,5 +195,6 @@ class Experience:
             correct, unaided, rewards, self.hinted + [p + shift for p in other.hinted],
             self.candidates + candidates, self.positives + positives,
             self.reused + other.reused, self.generated_tokens + other.generated_tokens,
-            self.banked_tokens + other.banked_tokens, timer, self.hint_reliance,
+            self.banked_tokens + other.banked_tokens, timer,
+            other.hint_reliance if self.hint_reliance is None else self.hint_reliance,
         )  # fmt: skip

@@ -35,11 +35,9 @@ class NoHints:
         """Return what to generate before there are hints."""
         return []
 
-    def further(
-        self, batch: Batch, wanted: Sequence[int], written: Sequence[Completion], tools: Tools
-    ) -> list[Request]:
-        """Return what to generate from what is written, in its place; nothing where that is all."""
-        return []
+    def further(self, batch: Batch, written: Sequence[Completion], tools: Tools) -> list[Request] | None:
+        """Return what to generate from what is written, in its place; None where what is written are the hints."""
+        return None
 
     def hinted(
         self, batch: Batch, wanted: Sequence[int], written: Sequence[Completion], tools: Tools
@@ -53,8 +51,7 @@ class ExpertPrefix(NoHints):
 
     def __init__(self, conf: PrefixConf):
         super().__init__(conf)
-        self.conf, self.keep, self.measure_every = conf, conf.keep, conf.measure_every
-        self.under_question = conf.gradient == "question"
+        self.conf, self.keep = conf, conf.keep
 
     def wanted(self, groups: Mapping[int, Group]) -> list[int]:
         return [i for i, group in groups.items() if group.all_wrong]
@@ -86,6 +83,10 @@ class SelfHint(ExpertPrefix):
 
     conf: SelfHintConf
 
+    def __init__(self, conf: SelfHintConf):
+        super().__init__(conf)
+        self.under_question, self.measure_every = conf.gradient == "question", conf.measure_every
+
     def requests(self, batch: Batch, wanted: Sequence[int], tools: Tools) -> list[Request]:
         shown = tools.prompts
         ask = shown.explain_ids if self._in_two(tools) else shown.hint_ids
@@ -93,11 +94,9 @@ class SelfHint(ExpertPrefix):
             ask = shown.hint_from_solution_ids
         return self._asked(HINT, ask(tools.tokenizer, [batch.problems[i] for i in wanted]), batch, wanted, tools)
 
-    def further(
-        self, batch: Batch, wanted: Sequence[int], written: Sequence[Completion], tools: Tools
-    ) -> list[Request]:
+    def further(self, batch: Batch, written: Sequence[Completion], tools: Tools) -> list[Request] | None:
         if not self._in_two(tools):
-            return []
+            return None
         texts = tools.texts([c.ids for c in written])
         problems = [batch.problems[c.problem] for c in written]
         return self._asked(

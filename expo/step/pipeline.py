@@ -146,7 +146,8 @@ class Pipeline:
             return dict(groups), 0
         written = _generate(self.engines.hints, self.hints.requests(batch, wanted, self.tools), self.tools)
         tokens = sum(len(c.ids) for c in written)
-        if further := self.hints.further(batch, wanted, written, self.tools):
+        further = self.hints.further(batch, written, self.tools)
+        if further is not None:
             written = _generate(self.engines.hints, further, self.tools)
             tokens += sum(len(c.ids) for c in written)
         prompts = self._with_room(batch, self.hints.hinted(batch, wanted, written, self.tools))
@@ -169,8 +170,8 @@ class Pipeline:
         Near 0, the policy could have written them without (what HiLL, arXiv 2604.00698, wants of a hint; the definition is ours).
         """
         every = self.hints.measure_every
-        if not every or batch.step % every:
-            return None
+        if self.tools.prompts.solve_with_hint is None or not every or batch.step % every:
+            return None  # a hint that begins the completion is part of what would have to be likely
         right = [
             c
             for i, group in groups.items()

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 
-from expo.config import UserError, identity, restore
+from expo.config import Config, UserError, identity, restore
 from expo.config.key import shown
 from expo.runs.arms import settings_in
 from expo.runs.reading import read_rows
@@ -67,15 +67,37 @@ def unpack(folder: Path, runs: Sequence[PlannedRun], whole: Sequence[PlannedRun]
 
 def _check(run: PlannedRun, directory: Path, folder: Path) -> None:
     """Raise UserError where a kept run is not the planned one. A model is known by its path: its files need not be there."""
-    before, now = (replace(cfg, model=replace(cfg.model, path="ladder")) for cfg in (restore(directory), run.cfg))
+    made = restore(directory)
+    before, now = (replace(cfg, model=replace(cfg.model, path="ladder")) for cfg in (made, run.cfg))
+    for key in _ASIDE[run.command]:
+        _same(run, key, _value(made, key), _value(run.cfg, key), folder)
     if identity(before) == identity(now):
         return
     old, new = settings_in(dataclasses.asdict(before)), settings_in(dataclasses.asdict(now))
     key = next((key for key in sorted({*old, *new}) if old.get(key) != new.get(key)), "a data file")
-    raise UserError(
-        f"kept=true: {run.arm} seed {run.seed} was made with {key}={shown(old.get(key))} ({folder}), and the plan has "
-        f"{shown(new.get(key))} by now; leave kept out, and it is made again"
-    )
+    _same(run, key, old.get(key), new.get(key), folder)
+    raise UserError(f"kept=true: {run.arm} seed {run.seed} was made with another {key} ({folder}); leave kept out")
+
+
+# What the identity leaves out, or was taken out of here, by command.
+_ASIDE = {
+    "train": ["model.path"],
+    "evaluate": ["model.path", "dataset.part"],
+    "diagnose": ["model.path", "dataset.part", "diagnose.problems", "diagnose.samples"],
+}
+
+
+def _value(cfg: Config, key: str) -> Any:
+    value = getattr(getattr(cfg, key.partition(".")[0]), key.partition(".")[2])
+    return value.removeprefix("./") if key == "model.path" else value
+
+
+def _same(run: PlannedRun, key: str, before: Any, now: Any, folder: Path) -> None:
+    if before != now:
+        raise UserError(
+            f"kept=true: {run.arm} seed {run.seed} was made with {key}={shown(before)} ({folder}), and the plan has "
+            f"{shown(now)} by now; leave kept out, and it is made again"
+        )
 
 
 def _by_run(path: Path) -> dict[tuple[str, int], list[dict[str, Any]]]:

@@ -237,7 +237,7 @@ def is_rate(column: str) -> bool:
 
 def columns_of(plan: Plan, arm: Arm) -> list[str]:
     """Return the metrics behind the arm's cells."""
-    return [re.sub(r"pass@\d+", f"pass@{arm.k}", column) if arm.k else column for column in plan.columns]
+    return [re.sub(r"@\d+", f"@{arm.k}", column) if arm.k else column for column in plan.columns]
 
 
 def _check_column(column: str, arm: Arm, cfg: Config) -> None:

@@ -20,7 +20,7 @@ from expo.step.experience import Batch, Candidate, Group
 
 Ids = Sequence[int]
 OWN = 4  # rollouts of a problem of which the answer lift takes the median: a single odd one would decide it
-SENTENCE_END = re.compile(r"[.!?;\n](?=\s|$)")
+SENTENCE_END = re.compile(r"[.!?;](?=\s|$)|\n")
 
 
 @dataclass(frozen=True)
