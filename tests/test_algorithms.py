@@ -132,6 +132,21 @@ def test_a_star_round_begins_from_the_base_weights(tmp_path):
     assert acted > moved  # the round's data come from the policy after two steps
 
 
+@pytest.mark.runs
+def test_the_average_teacher_of_sdpo_follows_the_policy_and_is_in_the_checkpoint(tmp_path):
+    directory, _ = run(
+        tmp_path, "trainer.max_steps=2", "algorithm=sdpo", "dataset=ladder", "dataset.levels=[1]", "optimizer.learning_rate=1e-2"
+    )  # fmt: skip
+    from expo.model.policy import load_policy
+    from expo.runs.checkpoints import newest_checkpoint
+
+    state = torch.load(newest_checkpoint(directory), weights_only=True)["state_dict"]
+    base = load_policy(config.ModelConf(path="ladder"))[0].state_dict()
+    weight = "model.embed_tokens.weight"
+    moved, followed = (state[f"{who}.{weight}"] - base[weight] for who in ("policy", "average"))
+    assert 0 < followed.abs().max() < 0.2 * moved.abs().max()  # 5 % of each of two steps
+
+
 def test_dynamic_sampling_refills_and_trains_on_informative_groups_only(tmp_path):
     cfg, dapo = module(tmp_path, "algorithm=dapo", "dataset=ladder", "dataset.levels=[3]", "algorithm.refills=3")
     experience = dapo.collect(0)

@@ -7,7 +7,7 @@ sampled. Instead of D, the teacher's opinion of the sampled token can be (a part
 SDPO (2601.20802), SDPG (2606.04036), RLCSD (2606.11709) and OP²SD (2608.09228) are choices among the keys.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -57,16 +57,9 @@ class SelfDistillation(GRPO):
         guided = [all(prompts[r] is not None for prompts in by_row) for r in chosen] + [False for _ in joined]
         # A row that the teacher does not guide passes through it under its own prompt, and counts for nothing.
         unaided = [*(c.prompt for c in own), *(e.prompts[c.problem] for c in joined)]
-        seen = [self.tokens([*self._shown(p, chosen, unaided), *unaided[len(own) :]], ids) for p in by_row]
+        sees = [[*(p[r] or q for r, q in zip(chosen, unaided, strict=False)), *unaided[len(own) :]] for p in by_row]
+        seen = [self.tokens(prompts, ids) for prompts in sees]
         return GuidedRows(**vars(rows), seen=seen, guided=torch.tensor(guided, device=self.device))
-
-    def _shown(
-        self,
-        prompts: Sequence[tuple[int, ...] | None],
-        chosen: Sequence[int],
-        unaided: Sequence[tuple[int, ...]],
-    ) -> list[tuple[int, ...]]:
-        return [prompts[r] or own for r, own in zip(chosen, unaided, strict=False)]
 
     def active(self, rows: Rows) -> Tensor:
         assert isinstance(rows, GuidedRows)
