@@ -27,7 +27,7 @@ class Spread:
     problems: int
     of_seeds: float
     of_problems: float
-    least: float = 0.0  # because of how each problem varies under each seed
+    least: float = 0.0  # one standard deviation of what each problem varies by under each seed: seeds may tie by chance
 
     @property
     def reach(self) -> float:
@@ -60,7 +60,7 @@ def spread(values: np.ndarray, paired: bool = False) -> Spread:
         float(stdtrit(freedom, 1 - TAIL)) * max(variance, 0.0) ** 0.5
         for freedom, variance in zip(freedoms, (of_seeds, of_problems), strict=True)
     )
-    return Spread(mean, problems, seeds_reach, problems_reach, NORMAL * both**0.5)
+    return Spread(mean, problems, seeds_reach, problems_reach, both**0.5)
 
 
 def _variance(apart: np.ndarray) -> float:
