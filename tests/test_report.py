@@ -191,8 +191,11 @@ def test_an_arm_has_one_colour_on_the_page_and_in_the_figures(tmp_path):
 
 def test_a_table_names_its_data_and_what_its_arms_differ_in(tmp_path):
     assert command.main(["table3_levels", f"output={tmp_path / 'page.html'}"]) == 0
+    assert "world.expert_own=0.3, world.familiarity=[0.85,0.72,0.5,0.38,0.12]" in (tmp_path / "page.html").read_text()
+    assert command.main(["table3_levels", "scale=clear", f"output={tmp_path / 'page.html'}"]) == 0
     html = (tmp_path / "page.html").read_text()
     assert "Data: ladder (generated" in html
+    assert "world." not in html.partition("Data: ladder (")[2].partition(")")[0]
     assert "Model: ladder." in html
     text = plain(html)
     assert '<td class="value">command</td><td class="value">expo evaluate</td><td class="value">expo train</td>' in text

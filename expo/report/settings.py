@@ -46,6 +46,10 @@ def _data(own: Settings) -> str:
         told = "generated"
     if own.get("dataset.levels"):
         told += f", levels {shown(own['dataset.levels'])}"
+    world = [
+        f"{key.removeprefix('dataset.')}={shown(own[key])}" for key in sorted(own) if key.startswith("dataset.world.")
+    ]
+    told += "".join(f", {setting}" for setting in world)
     if own.get("dataset.part"):
         told += f", part {own['dataset.part']}"
     return f"Data: {own.get('dataset.name')} ({told})."
