@@ -1,6 +1,6 @@
 """Every key of expo: declared once, checked before anything is loaded. Imports nothing heavy."""
 
-from expo.config.algorithm import AlgorithmConf, DPOConf, GRPOConf, PositivesOnlyConf, SelfDistillationConf, SFTConf
+from expo.config.algorithm import AlgorithmConf, DPOConf, GRPOConf, PositivesOnlyConf, SFTConf
 from expo.config.arguments import take_options
 from expo.config.commands import (
     CsvLoggerConf,
@@ -17,6 +17,7 @@ from expo.config.commands import (
 )
 from expo.config.compose import build, check, check_anywhere, compose_config, conf_dir, config_folders, register, typed
 from expo.config.dataset import ColumnsConf, DatasetConf, Gsm8kConf, LadderConf, MathConf, TableConf
+from expo.config.distillation import SelfDistillationConf
 from expo.config.errors import DISK, EngineError, UserError
 from expo.config.from_run import restore
 from expo.config.hints import HintsConf, NoHintsConf, PrefixConf, SelfHintConf

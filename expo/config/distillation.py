@@ -1,0 +1,135 @@
+"""Keys of `algorithm=` for self-distillation: what a teacher sees, who it is, and what is learned from it."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from expo.config.algorithm import GRPOConf
+from expo.config.key import Rules, key, option
+
+if TYPE_CHECKING:
+    from expo.config.run import Config
+
+
+@option("algorithm", "self_distillation", alone=False)
+@dataclass
+class SelfDistillationConf(GRPOConf):
+    """GRPO's rollouts, scored by a teacher: the same network, that sees more. Its opinion of each token is learned from."""
+
+    _target_: str = "expo.algorithms.distillation.SelfDistillation"
+    group_size: int = key(8, low=1, high=2**16, help="rollouts per problem; a group advantage needs at least 2")
+    privilege: str = key(
+        "answer",
+        choices=("answer", "solution", "sibling", "other_solution"),
+        help="what the teacher sees: the answer (prompts.explain); or, by prompts.with_solution, the expert's solution, a right "
+        "rollout of the same problem but not the scored one, or the expert's solution of another problem, a control",
+    )
+    teacher: str = key(
+        "current",
+        choices=("current", "initial", "average"),
+        help="weights of the teacher: the policy's, the initial policy's, or a moving average of the policy's",
+    )
+    average_rate: float = key(
+        0.05, above=0, high=1, help="share of the policy that goes into the average after each optimizer step"
+    )
+    signal: str = key(
+        "divergence",
+        choices=("divergence", "sampled", "contrast"),
+        help="what is learned from the teacher: the divergence of the two next-token distributions; log p_T - log p_S of each "
+        "sampled token, as its advantage; or log p_T seeing the right answer less that seeing a wrong one, as a part of it",
+    )
+    distill_weight: float = key(1.0, above=0, high=1e4, help="weight of the teacher's signal beside GRPO's advantage")
+    mix: float = key(
+        0.5,
+        low=0,
+        high=1,
+        help="β of the generalized Jensen-Shannon divergence; 0: KL(p_T || p_S), 1: KL(p_S || p_T)",
+    )
+    top_k: int = key(0, low=0, help="words over which the divergence is taken; 0: the whole vocabulary")
+    top_of: str = key("student", choices=("student", "teacher"), help="whose likeliest words those are")
+    tail: bool = key(True, help="count all other words as one; false: make those words' probabilities sum to 1")
+    cap: float = key(
+        float("inf"),
+        above=0,
+        finite=False,
+        help="most that one token's signal counts; the gradient of a larger one is scaled down by as much; inf: no cap",
+    )
+    ratio_cap: float = key(
+        2.0, low=1, help="most that the importance ratio of a token weighs its divergence, after the first update"
+    )
+
+    @property
+    def has_teacher(self) -> bool:
+        return True
+
+    @property
+    def uses_reference(self) -> bool:
+        return super().uses_reference or self.teacher == "initial"
+
+    @property
+    def uses_average(self) -> bool:
+        return self.teacher == "average"
+
+    @property
+    def forward_passes(self) -> int:
+        return (self.kl_coef > 0) + (2 if self.signal == "contrast" else 1)
+
+    def rules(self, cfg: "Config") -> Rules:
+        yield from super().rules(cfg)
+        yield (
+            not self.learns_from_rewards or self.group_size >= 2,
+            f"algorithm.group_size={self.group_size}: a group advantage needs at least 2; "
+            "set algorithm.group_size=2 or more, or algorithm.advantage=none",
+        )
+        yield (
+            self.privilege != "sibling" or self.group_size >= 2,
+            f"algorithm.privilege=sibling: a group of {self.group_size} has no siblings; set algorithm.group_size=2 or more",
+        )
+        yield (
+            self.signal != "contrast" or self.privilege == "answer",
+            f"algorithm.privilege={self.privilege}: a contrast is between the right answer and a wrong one; "
+            "set algorithm.privilege=answer",
+        )
+        yield (
+            "solution" not in self.privilege or cfg.dataset.has_solutions,
+            f"algorithm.privilege={self.privilege}: {cfg.dataset.name} has no solutions; set dataset.columns.solution, "
+            "or algorithm.privilege=answer or sibling",
+        )
+        yield (
+            not cfg.hints.gives_hints,
+            f"hints: {cfg.name}'s teacher reads a completion from its beginning, and one made with a hint may go on from elsewhere; "
+            "set hints=none, or choose algorithm=nurl",
+        )
+        yield (
+            self.learns_from_rewards or not cfg.positives.joins_groups,
+            "algorithm.advantage=none: a positive in the group would have no advantage; set positives.use=auxiliary, or another advantage",
+        )
+        yield (
+            self.learns_from_rewards or not self.refills,
+            f"algorithm.refills={self.refills}: rewards that are not learned from would choose the problems; set algorithm.refills=0",
+        )
+        yield (
+            self.privilege != "other_solution" or cfg.trainer.problems_per_step >= 2,
+            f"trainer.problems_per_step={cfg.trainer.problems_per_step}: the other problem is one of the same step; set 2 or more",
+        )
+        yield (
+            self.teacher != "average" or cfg.model.dtype == "float32",
+            f"model.dtype={cfg.model.dtype}: an average that moves by {self.average_rate:g} of a small step stands still in 16 bits; "
+            "set model.dtype=float32 (and trainer.precision=bf16-mixed for speed), or algorithm.teacher=current",
+        )
+        yield (
+            self.retry == 1,
+            f"algorithm.retry={self.retry:g}: every problem has a gradient from the teacher, so that none would be passed over; "
+            "set algorithm.retry=1",
+        )
+        shows_solution = self.privilege != "answer" and not cfg.dataset.is_ladder
+        for place in ("{solution}", "{question}"):
+            yield (
+                not shows_solution or place in (cfg.prompts.with_solution or ""),
+                f"prompts.with_solution={cfg.prompts.with_solution}: has no {place}, and a teacher with "
+                f"privilege={self.privilege} sees one; put {place} where it goes",
+            )
+        yield (
+            not cfg.dataset.is_ladder or cfg.prompts.with_solution is None,
+            "prompts.with_solution: the ladder's policy can read no such prompt; set prompts.with_solution=null, and its teacher "
+            "sees the answer of the solution",
+        )
