@@ -16,7 +16,7 @@ from expo.config.reference import options_of
 
 EVERY_OPTION = [
     [f"{group}={option}"]
-    for group in ("algorithm", "positives", "hints", "reward", "rollout", "logger", "model")
+    for group in ("algorithm", "positives", "hints", "reward", "rollout", "logger", "model", "optimizer")
     for option in options_of(group)
 ]
 
@@ -42,6 +42,7 @@ def test_every_option_of_the_groups_above_is_there():
         "algorithm",
         "positives",
         "hints",
+        "optimizer",
         "reward",
         "rollout",
         "logger",

@@ -14,11 +14,11 @@ from transformers import PreTrainedModel
 
 from expo.algorithms import losses
 from expo.algorithms.pairs import PairStore
-from expo.config import AlgorithmConf, OptimizerConf, TrainerConf
+from expo.config import AlgorithmConf, OptimizerConf, TrainerConf, build
 from expo.devices.ranks import Ranks
 from expo.devices.sharded import WholeCopy
 from expo.devices.shares import gathered, sums_of
-from expo.model.policy import as_initial
+from expo.model.policy import as_initial, take_weights
 from expo.model.scoring import TokenBatch, micro_batches, score, token_batch
 from expo.rollout.noise import DROPOUT, Key
 from expo.step.experience import Candidate, Experience
@@ -113,7 +113,7 @@ class Algorithm(LightningModule):
     def before(self, step: int) -> None:
         """Change what changes between steps: here, the snapshot that explains becomes the current policy every so often."""
         if self.snapshot is not None and self.pipeline.source.refreshes_snapshot(step):
-            self.snapshot.load_state_dict(self.whole_policy().state_dict())
+            take_weights(self.snapshot, self.whole_policy())
             self.pipeline.engines.sync()
 
     def collect(self, step: int) -> Experience:
@@ -223,11 +223,7 @@ class Algorithm(LightningModule):
 
     def configure_optimizers(self) -> Any:
         conf = self.optimizer_conf
-        trained = [p for p in self.policy.parameters() if p.requires_grad]
-        low, high = conf.betas
-        optimizer = torch.optim.AdamW(
-            trained, conf.learning_rate, (low, high), weight_decay=conf.weight_decay, fused=True
-        )
+        optimizer = build(conf, [p for p in self.policy.parameters() if p.requires_grad], of=torch.optim.Optimizer)
         warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: min(1.0, (t + 1) / (conf.warmup_steps + 1)))
         return [optimizer], [warmup]
 

@@ -121,7 +121,8 @@ class SelfDistillation(GRPO):
         """Move the average towards the policy: θ_T ← (1 - rate) θ_T + rate θ."""
         assert self.average is not None
         for own, new in zip(self.average.parameters(), self.whole_policy().parameters(), strict=True):
-            own.lerp_(new.to(own.dtype), self.conf.average_rate)
+            if own.is_floating_point():  # weights in 4 bits never change
+                own.lerp_(new.to(own.dtype), self.conf.average_rate)
         if self.whole is not None:
             self.whole.free()  # it is in an update, in which the copy has no memory
 

@@ -7,6 +7,7 @@ over the tokens of completions only, see `expo.algorithms.losses.token_weights`.
 
 from expo.algorithms.base import Algorithm, Sums
 from expo.config import SFTConf
+from expo.model.policy import take_weights
 from expo.step.experience import Experience
 
 
@@ -25,8 +26,8 @@ class SFT(Algorithm):
         elif step % self.conf.restart_every == 0:
             assert self.snapshot is not None
             assert self.reference is not None
-            self.snapshot.load_state_dict(self.whole_policy().state_dict())
-            self.policy.load_state_dict(self.reference.state_dict())
+            take_weights(self.snapshot, self.whole_policy())
+            take_weights(self.policy, self.reference)
             self.trainer.strategy.setup_optimizers(self.trainer)
             self.pipeline.engines.sync()
 

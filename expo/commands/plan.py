@@ -98,19 +98,20 @@ def changes(work: Work) -> Iterator[list[Setting]]:
     kept = [cfg.model.gradient_checkpointing, True]
     strategies = [cfg.trainer.strategy, *(["fsdp"] if work.devices > 1 else [])]
     ranks = [cfg.model.lora_rank, 32]
+    bits = [cfg.model.load_in_4bit, *([True] if cfg.rollout.in_place else [])]
     found = []
-    for places in product(*(enumerate(options) for options in (ranks, strategies, kept, fewer, smaller))):
-        (rank, strategy, keep, many, size) = places
+    for places in product(*(enumerate(options) for options in (bits, ranks, strategies, kept, fewer, smaller))):
+        (bit, rank, strategy, keep, many, size) = places
         settings: list[Setting] = [
             (key, str(value).lower() if isinstance(value, bool) else value)
             for key, (place, value) in (
                 ("trainer.micro_batch_size", size), ("rollout.batch_size", many), ("model.gradient_checkpointing", keep),
-                ("trainer.strategy", strategy), ("model.lora_rank", rank),
+                ("trainer.strategy", strategy), ("model.lora_rank", rank), ("model.load_in_4bit", bit),
             )
             if place
         ]  # fmt: skip
         if settings:
-            found.append((rank[0], strategy[0], keep[0], many[0] + size[0], settings))
+            found.append((bit[0], rank[0], strategy[0], keep[0], many[0] + size[0], settings))
     yield from (settings for *_, settings in sorted(found, key=lambda each: each[:-1]))
 
 

@@ -23,7 +23,7 @@ from expo.data.readers import Reader
 from expo.devices.ranks import ALONE, Ranks
 from expo.devices.sharded import CopyEngine, WholeCopy, shared_out
 from expo.evaluation.evaluate import Evaluator
-from expo.model.checks import check_packing, check_scoring, reads_rightly, row_limit
+from expo.model.checks import check_bits, check_packing, check_scoring, reads_rightly, row_limit
 from expo.model.policy import as_it_began, causal_lm, compute_in, frozen_copy
 from expo.model.prompts import Prompts
 from expo.rollout.checks import check_decoding
@@ -49,6 +49,7 @@ def set_up_process(cfg: Config) -> None:
     logging.raiseExceptions = False  # a log of W&B's own that cannot be written is no stack trace on the terminal
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
@@ -90,6 +91,11 @@ def build_run(cfg: Config, verifier: Verifier, commit: str | None = None) -> tup
     ranks = verifier.ranks
     problems, held_out, read = ranks.by_first(lambda: read_data(cfg, verifier))  # before the model: quicker to fail
     policy, tokenizer, prompts = load_model(cfg, commit=commit)
+    if not any(p.requires_grad for p in policy.parameters()):
+        raise UserError(
+            f"model.path={cfg.model.path}: an adapter on weights in 4 bits, which is measured as it is, and not trained further; "
+            "give a whole model and model.lora_rank, or set model.load_in_4bit=false"
+        )
     read_prompts_rightly(cfg, policy, ranks)
     limit = solve_limit(cfg, policy)
     makers = [
@@ -168,6 +174,7 @@ def load_model(
         model.to("cuda")
     compute_in(model, cfg.trainer.precision)
     if to_device:  # some attention works on a GPU alone
+        check_bits(model, cfg.model.path)
         check_scoring(model, cfg.model.path)
     return model, tokenizer, prompts
 

@@ -24,6 +24,7 @@ from expo.config.hints import HintsConf, NoHintsConf, PrefixConf, SelfHintConf
 from expo.config.identity import LADDER, arm_identity, bank_identity, identity, lineage, model_content, pairs_identity
 from expo.config.key import Rules, functions_of, key, option
 from expo.config.model import ModelConf, RandomShapeConf, RandomTinyConf
+from expo.config.optimizer import AdamW8bitConf, OptimizerConf
 from expo.config.places import make_folder, run_dir, run_id, run_mark
 from expo.config.positives import (
     ExpertConf,
@@ -36,11 +37,11 @@ from expo.config.positives import (
 )
 from expo.config.rollout import RolloutConf, VLLMConf
 from expo.config.run import Config
-from expo.config.training import EvaluationConf, OptimizerConf, RewardConf, TrainerConf, VerifierConf
+from expo.config.training import EvaluationConf, RewardConf, TrainerConf, VerifierConf
 from expo.config.world import WorldConf
 
 __all__ = [
-    "DISK", "LADDER", "AlgorithmConf", "ColumnsConf", "Config", "CsvLoggerConf", "DPOConf", "DatasetConf", "DiagnoseConf", "EngineError",
+    "DISK", "LADDER", "AdamW8bitConf", "AlgorithmConf", "ColumnsConf", "Config", "CsvLoggerConf", "DPOConf", "DatasetConf", "DiagnoseConf", "EngineError",
     "EvaluationConf", "ExpertConf", "GRPOConf", "Gsm8kConf", "HintsConf", "JudgeConf", "LadderConf", "LoggerConf",
     "MathConf", "MlflowConf", "MlflowLoggerConf", "ModelConf", "NoHintsConf", "NoPositivesConf", "OptimizerConf", "ParaphraseConf", "PositivesConf",
     "PositivesOnlyConf", "PrefixConf", "PretrainConf", "PromptsConf", "RandomShapeConf", "RandomTinyConf", "RewardConf", "RolloutConf",

@@ -179,7 +179,11 @@ def _measured(own: Config, directory: Path) -> Config:
         raise UserError(
             f"{final}: is not the model that the run has left; restore it, or score it by its path, as model=hf model.path={final}"
         )
-    model = ModelConf(path=str(final), dtype=own.model.dtype, attention=own.model.attention)
+    own_model = own.model
+    model = ModelConf(
+        path=str(final), dtype=own_model.dtype, attention=own_model.attention,
+        load_in_4bit=own_model.load_in_4bit, float32_head=own_model.float32_head,
+    )  # fmt: skip
     dataset = dataclasses.replace(own.dataset, limit=None, part="held_out")
     return dataclasses.replace(own, run=str(directory), model=model, dataset=dataset)
 

@@ -1,5 +1,6 @@
 """Keys of `model=`: the policy."""
 
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +30,14 @@ class ModelConf:
     lora_rank: int = key(0, low=0, high=1024, help="rank of the LoRA adapter; 0 trains all weights")
     lora_alpha: int = key(32, above=0, high=2**16, help="LoRA's alpha: the adapter's output is scaled by alpha / rank")
     gradient_checkpointing: bool = key(False, help="compute activations again in the backward pass, to save memory")
+    load_in_4bit: bool = key(
+        False, absent=False, help="hold the weights under a LoRA adapter in 4 bits (QLoRA's NF4, by bitsandbytes)"
+    )
+    float32_head: bool = key(
+        False,
+        absent=False,
+        help="compute logits in float32 where the rest is in 16 bit, in rollouts by transformers, scoring and evaluation; vLLM does not",
+    )
 
     @property
     def from_nothing(self) -> bool:
@@ -41,6 +50,28 @@ class ModelConf:
             not looks_local(self.path) or saved,
             f"model.path={self.path}: no folder with a saved model there; "
             "give a saved model's folder or a hub id such as Qwen/Qwen2.5-0.5B-Instruct",
+        )
+        if self.load_in_4bit:
+            yield from self._in_4bit(cfg)
+
+    def _in_4bit(self, cfg: "Config") -> Rules:
+        told = "model.load_in_4bit=true"
+        yield (
+            self.lora_rank > 0 or Path(self.path, "adapter_config.json").is_file(),
+            f"{told}: weights in 4 bits cannot be trained, only an adapter on them; set model.lora_rank=16",
+        )
+        yield (
+            self.dtype != "auto",
+            f"{told}: they are multiplied in the format of model.dtype, and auto names none; set model.dtype=bfloat16",
+        )
+        yield cfg.rollout.in_place, f"{told}: vLLM would generate with other weights than these; set rollout=hf"
+        yield cfg.trainer.strategy == "ddp", f"{told}: fsdp cannot share such weights out; set trainer.strategy=ddp"
+
+    def needs_here(self, cfg: "Config") -> Rules:
+        yield (
+            not self.load_in_4bit or importlib.util.find_spec("bitsandbytes") is not None,
+            "model.load_in_4bit=true: the package bitsandbytes is not installed; "
+            "install it with pip install bitsandbytes, or set model.load_in_4bit=false",
         )
 
 
@@ -58,8 +89,9 @@ class RandomTinyConf(ModelConf):
 
     def rules(self, cfg: "Config") -> Rules:
         yield (
-            self.lora_rank == 0 and self.dtype == "float32",
-            "model=random_tiny: takes neither model.lora_rank nor model.dtype; remove them, or use model=hf",
+            self.lora_rank == 0 and self.dtype == "float32" and not self.load_in_4bit and not self.float32_head,
+            "model=random_tiny: takes none of model.lora_rank, model.dtype, model.load_in_4bit and model.float32_head; "
+            "remove them, or use model=hf",
         )
 
 
@@ -78,7 +110,10 @@ class RandomShapeConf(ModelConf):
         return True
 
     def rules(self, cfg: "Config") -> Rules:
-        yield from ()
+        yield (
+            not self.load_in_4bit,
+            "model.load_in_4bit=true: a shape with random weights has none to round; use model=hf",
+        )
 
 
 def looks_local(path: str) -> bool:

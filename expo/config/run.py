@@ -13,9 +13,10 @@ from expo.config.hints import HintsConf
 from expo.config.key import Rules, key
 from expo.config.model import ModelConf
 from expo.config.naming import NO_RUNS
+from expo.config.optimizer import OptimizerConf
 from expo.config.positives import PositivesConf
 from expo.config.rollout import RolloutConf
-from expo.config.training import EvaluationConf, OptimizerConf, RewardConf, TrainerConf, VerifierConf
+from expo.config.training import EvaluationConf, RewardConf, TrainerConf, VerifierConf
 
 
 @dataclass
@@ -32,7 +33,7 @@ class Config:
         RewardConf, absent={"_target_": "expo.step.rewards.Correct"}, help="what a judged rollout is worth"
     )
     trainer: TrainerConf = key(TrainerConf, help="the size of a run, and what it runs on")
-    optimizer: OptimizerConf = key(OptimizerConf, pairs=False, help="AdamW")
+    optimizer: OptimizerConf = key(OptimizerConf, pairs=False, help="how the weights follow the gradient")
     evaluation: EvaluationConf = key(EvaluationConf, pairs=False, help="sampling of evaluations")
     verifier: VerifierConf = key(VerifierConf, help="judging of answers")
     logger: LoggerConf = key(LoggerConf, identity=False, help="where scalars go beside metrics.jsonl")

@@ -1,4 +1,4 @@
-"""Keys of `trainer=`, `optimizer`, `evaluation`, `verifier` and `reward=`."""
+"""Keys of `trainer=`, `evaluation`, `verifier` and `reward=`."""
 
 import os
 from dataclasses import dataclass
@@ -112,23 +112,6 @@ class TrainerConf:
             self.num_nodes == 1 or "WORLD_SIZE" in os.environ,
             f"trainer.num_nodes={self.num_nodes}: start one process per device with torchrun --nnodes {self.num_nodes} "
             f"--nproc-per-node {self.devices} -m expo train … (docs/scaling.md), or set trainer.num_nodes=1",
-        )
-
-
-@dataclass
-class OptimizerConf:
-    """AdamW with linear warm-up, then a constant learning rate."""
-
-    learning_rate: float = key(1e-6, above=0, high=10, help="learning rate after the warm-up")
-    weight_decay: float = key(0.0, low=0, high=100, help="decoupled weight decay")
-    betas: list[float] = key([0.9, 0.999], low=0, help="AdamW's β₁ and β₂")
-    warmup_steps: int = key(0, low=0, help="optimizer steps of linear warm-up")
-    max_grad_norm: float = key(1.0, above=0, finite=False, help="gradients are clipped to this norm; inf: never")
-
-    def rules(self, cfg: "Config") -> Rules:
-        yield (
-            len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
-            f"optimizer.betas={self.betas}: AdamW takes two numbers in [0, 1); set optimizer.betas=[0.9,0.999]",
         )
 
 

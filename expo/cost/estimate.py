@@ -45,5 +45,5 @@ def estimate(cfg: Config, command: str, device: str) -> Cost:
     rows = problems * (cfg.evaluation.samples or max(cfg.k))
     if command == "diagnose":  # own, self-explained, and of a wrong answer
         rows = 3 * cfg.diagnose.samples * cfg.diagnose.problems * max(1, len(cfg.dataset.known_levels))
-    size = work.stored * work.shape.parameters + sum(generating(work).values()) + known.reserved
+    size = work.held + sum(generating(work).values()) + known.reserved
     return Cost(device, 1, size, seconds.decoding(work, known, rows, rows) / 3600, float(rows * work.completion), 0.0)

@@ -26,13 +26,11 @@ def memory(work: Work, device: Device) -> dict[str, float]:
 
 def held(work: Work, device: Device) -> dict[str, float]:
     """Return what is there all the time."""
-    s, number = work.shape, work.stored
     adapter = 4 * work.trained if work.cfg.model.lora_rank else 0  # in float32
-    each = 4 if work.cfg.model.lora_rank else number
     return {
-        "weights": (number * s.parameters + adapter) / work.sharded,
-        "optimizer": 2 * each * work.trained / work.sharded,
-        "frozen copies": number * s.parameters * work.copies,
+        "weights": (work.held + adapter) / work.sharded,
+        "optimizer": work.moments * work.trained / work.sharded,
+        "frozen copies": work.held * work.copies,
         "reserved": device.reserved,
     }
 
@@ -42,7 +40,7 @@ def generating(work: Work) -> dict[str, float]:
     s = work.shape
     own = engine(work) if not work.elsewhere else {}
     rows = work.rows if work.in_place else 0
-    casts = 2.0 * s.parameters if work.in_place and work.mixed else 0.0
+    casts = work.casts if work.in_place else 0.0
     whole = work.stored * s.parameters if work.sharded > 1 else 0.0
     return {
         "a whole copy to generate with": float(whole),
@@ -87,7 +85,7 @@ def updating(work: Work) -> dict[str, float]:
         sharded and work.shares
     ):  # layers that are read twice keep whole gradients until they were gone back through twice
         gradients += each * (work.trained if cfg.model.lora_rank else s.in_layers)
-    casts = 2.0 * s.parameters if work.mixed else 0.0
+    casts = work.casts
     if sharded and not kept_all:
         casts = gathered / 2 if work.mixed else 0.0
     there = engine(work, asleep=work.sleeps) if not work.elsewhere else {}
@@ -106,10 +104,10 @@ def updating(work: Work) -> dict[str, float]:
 
 def disk(work: Work) -> tuple[float, float]:
     """Return the bytes of a checkpoint, and the most that a run has on the disk at a time."""
-    s, each = work.shape, 4 if work.cfg.model.lora_rank else work.stored
+    s = work.shape
     adapter = 4 * work.trained if work.cfg.model.lora_rank else 0
     kept = frozen_copies(work.cfg)[1] + work.cfg.algorithm.uses_average
-    checkpoint = work.stored * s.parameters * (1 + kept) + adapter + 2 * each * work.trained
+    checkpoint = work.held * (1 + kept) + adapter + work.moments * work.trained
     final = adapter or work.stored * s.parameters
     best = checkpoint if work.cfg.trainer.on_collapse != "warn" else 0
     return checkpoint, max(2 * checkpoint, checkpoint + final) + best

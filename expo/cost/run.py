@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 
-from expo.config import Config
+from expo.config import AdamW8bitConf, Config
 from expo.config.explaining import frozen_copies
 from expo.cost.shape import Shape, shape
 
@@ -100,6 +100,20 @@ class Work:
         return 2 if self.cfg.model.dtype in ("bfloat16", "float16") else 4
 
     @property
+    def held(self) -> float:
+        """Return the bytes of all weights as they are held, but for an adapter. In 4 bits, 64 of them share a scale, which is rounded too."""
+        s = self.shape
+        if not self.cfg.model.load_in_4bit:
+            return float(self.stored * s.parameters)
+        return self.stored * (s.parameters - s.in_layers) + (0.5 + 1 / 64 + 4 / 64 / 256) * s.in_layers
+
+    @property
+    def moments(self) -> int:
+        """Return the bytes of the optimizer's state for each trained parameter."""
+        each = 4 if self.cfg.model.lora_rank else self.stored
+        return 2 if isinstance(self.cfg.optimizer, AdamW8bitConf) else 2 * each
+
+    @property
     def computed(self) -> str:
         """Return the number format of matrix products."""
         half = self.cfg.trainer.precision == "bf16-mixed" or self.stored == 2
@@ -133,6 +147,12 @@ class Work:
     def mixed(self) -> bool:
         """Return whether float32 weights are cast to 16 bit for each product."""
         return self.computed == "bfloat16" and self.stored == 4
+
+    @property
+    def casts(self) -> float:
+        """Return the bytes of the casts that autocast keeps. A weight in 4 bits is made plain for its own product alone."""
+        s = self.shape
+        return 2.0 * (s.parameters - (s.in_layers if self.cfg.model.load_in_4bit else 0)) if self.mixed else 0.0
 
     @property
     def sleeps(self) -> bool:

@@ -90,10 +90,11 @@ def of_algorithm(name: str) -> Check:
 
 
 def options(place: Place) -> Mapping[str, Any]:
-    """Take two steps with LoRA, with packing, with several updates, and with a KL term in bf16."""
+    """Take two steps with LoRA, with packing, with several updates, with a KL term in bf16, with fewer bits."""
     for number, overrides in enumerate((
         ("model.lora_rank=4",), ("trainer.packing=true",), ("algorithm.updates_per_rollout=2",),
-        ("trainer.precision=bf16-mixed", "algorithm.kl_coef=0.05"),
+        ("trainer.precision=bf16-mixed", "algorithm.kl_coef=0.05", "model.float32_head=true"), ("optimizer=adamw_8bit",),
+        *([("model.lora_rank=4", "model.load_in_4bit=true")] if place.gpu else []),  # a CPU's rows have to be of 64
     )):  # fmt: skip
         ladder_run(place, f"option{number}", "algorithm=exp_grpo", *overrides)
     return {}

@@ -5,6 +5,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from expo.config import UserError
+from expo.model.formats import error_in_4bit
 from expo.model.policy import causal_lm, computing
 from expo.model.scoring import score, token_batch
 
@@ -37,6 +38,26 @@ def check_scoring(model: PreTrainedModel, path: str) -> None:
         raise UserError(
             f"model.path={path}: {type(model).__name__} changes its logits after the output head, which expo does not support; choose a Qwen2, Llama or similar model"
         )
+
+
+@torch.no_grad()
+def check_bits(model: nn.Module, path: str) -> None:
+    """Refuse weights in 4 bits where bitsandbytes does not give them back as they were, but for the rounding.
+
+    On a CPU its 0.50 mixes the scales up in rows whose length is no multiple of 64, without a word.
+    """
+    shapes = {
+        (tuple(p.quant_state.shape), p.device)
+        for p in model.parameters()
+        if getattr(p, "quant_state", None) is not None
+    }
+    for shape, device in sorted(shapes, key=str):
+        off = error_in_4bit(torch.Size((min(shape[0], 64), *shape[1:])), device)
+        if not off < 0.15:  # of normal numbers: 0.09
+            raise UserError(
+                f"model.load_in_4bit=true: bitsandbytes rounds weights of {' x '.join(map(str, shape))} (model.path={path}) wrongly here: "
+                f"they are {off:.0%} off; set model.load_in_4bit=false, or use a GPU"
+            )
 
 
 @torch.no_grad()

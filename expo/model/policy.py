@@ -19,6 +19,7 @@ from expo.config import LADDER, ModelConf, RandomTinyConf, UserError
 from expo.config.errors import first_line
 from expo.devices.shares import like, own_share
 from expo.model import small
+from expo.model.formats import as_numbers, four_bits, in_4bit, steady, with_float32_head
 
 
 def load_policy(conf: ModelConf) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -29,6 +30,8 @@ def load_policy(conf: ModelConf) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
     path = conf.path
     source = str(LADDER) if path == "ladder" else path
     options: dict[str, Any] = {"dtype": conf.dtype, "attn_implementation": conf.attention}
+    if conf.load_in_4bit:
+        options["quantization_config"] = four_bits(getattr(torch, conf.dtype))
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=conf.revision)
         model, lacking = _whole_model(source, conf.revision, options)
@@ -56,7 +59,20 @@ def load_policy(conf: ModelConf) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
 
 
 def prepared(model: Any, conf: ModelConf) -> PreTrainedModel:
-    """Return a model for training as the config says: with a LoRA adapter, with gradient checkpointing."""
+    """Return a model for training as the config says: with a LoRA adapter, with gradient checkpointing, with a head in float32.
+
+    Raises UserError where it cannot be made so.
+    """
+    if conf.float32_head:
+        try:
+            with_float32_head(causal_lm(model))
+        except TypeError as error:
+            raise UserError(f"model.float32_head=true: {conf.path}: {error}; set model.float32_head=false") from error
+    if conf.lora_rank and causal_lm(model) is not model:
+        raise UserError(
+            f"model.path={conf.path}: an adapter, which cannot be merged into weights of 4 bits, and so takes no other beside it; "
+            "set model.load_in_4bit=false, or give a whole model, as expo export makes of a run"
+        )
     if conf.lora_rank:
         from peft import LoraConfig, get_peft_model
 
@@ -73,21 +89,25 @@ def prepared(model: Any, conf: ModelConf) -> PreTrainedModel:
 def _whole_model(source: str, revision: str | None, options: dict[str, Any]) -> tuple[Any, list[str]]:
     """Return a model with its saved adapter merged, where it has one, and the names of the weights that its files lack.
 
-    A new adapter, or training without one, then begins from the very model that was saved.
+    A new adapter, or training without one, then begins from the very model that was saved. On weights in 4 bits, which would
+    be rounded again, the adapter stays what it is: beside them, and not trained.
     """
     if find_adapter_config_file(source, revision=revision) is None:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source, revision=revision, **options, output_loading_info=True
         )
         model, loading = loaded
-        return model, sorted(loading["missing_keys"])
+        return steady(model), sorted(loading["missing_keys"])
     from peft import PeftConfig, PeftModel
 
     adapter = PeftConfig.from_pretrained(source, revision=revision)
     base, lacking = _whole_model(str(adapter.base_model_name_or_path), adapter.revision, options)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="Found missing adapter keys")
-        model = _merged(PeftModel.from_pretrained(base, source, revision=revision))
+        adapted = PeftModel.from_pretrained(base, source, revision=revision)
+    if in_4bit(base):
+        return adapted, lacking
+    model = _merged(adapted)
     model.begun_from_adapter = True  # which a further adapter alone does not tell: see `save_policy`
     return model, lacking
 
@@ -131,7 +151,7 @@ def save_policy(policy: PreTrainedModel, folder: Path) -> None:
 @torch.no_grad()
 def _flaw(model: Any, tokenizer: PreTrainedTokenizerBase) -> str | None:
     """Return what is wrong with a loaded model, None where nothing is."""
-    bad = next((name for name, p in model.named_parameters() if not torch.isfinite(p).all()), None)
+    bad = next((name for name, p in model.named_parameters() if not torch.isfinite(as_numbers(p)).all()), None)
     if bad:
         return f"{bad} has values that are no numbers (NaN or inf); take an earlier checkpoint of it"
     rows = model.get_input_embeddings().num_embeddings
@@ -150,6 +170,16 @@ def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
     """Return a copy in evaluation mode that takes no gradients: the reference policy."""
     frozen: PreTrainedModel = copy.deepcopy(model).eval().requires_grad_(False)
     return frozen
+
+
+@torch.no_grad()
+def take_weights(model: nn.Module, other: nn.Module) -> None:
+    """Give a model the weights of another of its kind. Weights in 4 bits never change, and are the same in both."""
+    for own, new in zip(model.parameters(), other.parameters(), strict=True):
+        if own.is_floating_point():
+            own.copy_(new)
+    for kept, made in zip(model.buffers(), other.buffers(), strict=True):
+        kept.copy_(made)
 
 
 @contextmanager

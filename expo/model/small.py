@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import (
     LlamaConfig,
@@ -14,7 +15,6 @@ from transformers import (
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen2Tokenizer,
-    set_seed,
 )
 
 from expo.config.world import CLEAR, WorldConf
@@ -47,7 +47,7 @@ def ladder_model(
 ) -> PreTrainedModel:
     """Return a Llama with fresh weights; of about 0.46M parameters by default."""
     tokenizer = ladder_tokenizer(world)
-    set_seed(seed)
+    torch.manual_seed(seed)
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
@@ -83,7 +83,7 @@ def random_tiny(seed: int = 0) -> tuple[PreTrainedModel, PreTrainedTokenizerBase
     It solves nothing; it carries real text through every stage of a run without a download.
     """
     tokenizer = bpe_tokenizer([BPE_TEXT], 768)
-    set_seed(seed)
+    torch.manual_seed(seed)
     model = Qwen2ForCausalLM(
         Qwen2Config(
             vocab_size=len(tokenizer),

@@ -21,6 +21,7 @@ from torch import nn
 from expo.config import UserError
 from expo.config.errors import first_line
 from expo.devices.ranks import ALONE, Ranks
+from expo.model.formats import as_numbers
 from expo.rollout.engine import Completion, Engine, Follow, Request, Sampling
 from expo.step.signed import AGAIN, alone_with, check_signed, is_signed, write_signed
 
@@ -175,7 +176,7 @@ def fingerprint(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, weight in model.named_parameters():
         if "lora_" not in name:
-            values = weight.detach().flatten()
+            values = as_numbers(weight).flatten()
             # A clone: numpy keeps hold of what it is given, and a weight that it holds cannot give its memory back.
             some = values[:: max(1, len(values) // SAMPLES)].clone().float().cpu().numpy()
             digest.update(some.tobytes())

@@ -1,0 +1,51 @@
+"""Keys of `optimizer=`."""
+
+import importlib.util
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from expo.config.key import Rules, key, option
+
+if TYPE_CHECKING:
+    from expo.config.run import Config
+
+
+@option("optimizer", "adamw")
+@dataclass
+class OptimizerConf:
+    """AdamW with linear warm-up, then a constant learning rate."""
+
+    _target_: str = key("expo.model.optimizers.adamw", absent="expo.model.optimizers.adamw", help="")
+    learning_rate: float = key(1e-6, above=0, high=10, help="learning rate after the warm-up")
+    weight_decay: float = key(0.0, low=0, high=100, help="decoupled weight decay")
+    betas: list[float] = key([0.9, 0.999], low=0, help="AdamW's β₁ and β₂")
+    warmup_steps: int = key(0, low=0, help="optimizer steps of linear warm-up")
+    max_grad_norm: float = key(1.0, above=0, finite=False, help="gradients are clipped to this norm; inf: never")
+
+    def rules(self, cfg: "Config") -> Rules:
+        yield (
+            len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
+            f"optimizer.betas={self.betas}: AdamW takes two numbers in [0, 1); set optimizer.betas=[0.9,0.999]",
+        )
+
+
+@option("optimizer", "adamw_8bit")
+@dataclass
+class AdamW8bitConf(OptimizerConf):
+    """AdamW whose momentum and variance are kept in 8 bits, by bitsandbytes: two bytes for each trained weight instead of eight."""
+
+    _target_: str = key("expo.model.optimizers.adamw_8bit", help="")
+
+    def rules(self, cfg: "Config") -> Rules:
+        yield from super().rules(cfg)
+        yield (
+            cfg.trainer.strategy == "ddp",
+            "optimizer=adamw_8bit: fsdp shares the optimizer's state out already; use optimizer=adamw, or trainer.strategy=ddp",
+        )
+
+    def needs_here(self, cfg: "Config") -> Rules:
+        yield (
+            importlib.util.find_spec("bitsandbytes") is not None,
+            "optimizer=adamw_8bit: the package bitsandbytes is not installed; install it with pip install bitsandbytes, "
+            "or use optimizer=adamw",
+        )
