@@ -46,11 +46,8 @@ def check_bits(model: nn.Module, path: str) -> None:
 
     On a CPU its 0.50 mixes the scales up in rows whose length is no multiple of 64, without a word.
     """
-    shapes = {
-        (tuple(p.quant_state.shape), p.device)
-        for p in model.parameters()
-        if getattr(p, "quant_state", None) is not None
-    }
+    held = [(p.device, state) for p in model.parameters() if (state := getattr(p, "quant_state", None)) is not None]
+    shapes = {(tuple(state.shape), device) for device, state in held}
     for shape, device in sorted(shapes, key=str):
         off = error_in_4bit(torch.Size((min(shape[0], 64), *shape[1:])), device)
         if not off < 0.15:  # of normal numbers: 0.09
