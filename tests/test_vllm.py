@@ -22,7 +22,7 @@ from expo.model.small import ladder_model, ladder_tokenizer
 from expo.rollout.engine import Request, Sampling
 from expo.rollout.noise import Key
 from expo.rollout.transformers_engine import TransformersEngine
-from expo.rollout.vllm_engine import VLLMEngine, group_of
+from expo.rollout.vllm_engine import VLLMEngine, _held, group_of
 from expo.rollout.vllm_place import check_heads, memory_share, place_for
 from expo.rollout.vllm_worker import sums
 
@@ -270,7 +270,7 @@ class TestTraps:
             assert worst_gap(model.eval(), engine.generate(requests(tokenizer, 8), PLAIN)) < 1e-4
         assert ("expo_load" in sent) == merged
         if not merged:
-            held = engine._call("expo_sums", {})
+            (held,) = engine._call("expo_sums", {})
             assert {n for n, _ in sums(engine.weights()).items() if ".lora_" in n} <= held.keys()
             with torch.no_grad():  # as little as one small step of one matrix
                 stale = model.base_model.model.model.layers[1].mlp.up_proj.lora_B["default"].weight
@@ -347,8 +347,10 @@ def test_sums_know_joined_and_padded_matrices_and_small_changes():
     assert group_of("model.embed_tokens.weight") == "embed_tokens"
 
 
-@pytest.mark.parametrize(("seen", "gets"), [("4,6", "6"), (None, "1")])
-def test_an_engine_starts_where_it_sees_its_own_gpu_alone(monkeypatch, seen, gets):
+@pytest.mark.parametrize(
+    ("seen", "shares", "gets"), [("4,6,7", 1, "6"), (None, 1, "1"), ("4,6,7", 2, "6,7"), (None, 2, "1,2")]
+)
+def test_an_engine_starts_where_it_sees_its_own_gpus_alone(monkeypatch, seen, shares, gets):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if seen:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
@@ -357,12 +359,14 @@ def test_an_engine_starts_where_it_sees_its_own_gpu_alone(monkeypatch, seen, get
         raise RuntimeError(f"sees {os.environ['CUDA_VISIBLE_DEVICES']}")
 
     monkeypatch.setattr(VLLMEngine, "_start", start)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    conf = replace(CONF, separate=True, tensor_parallel=shares)
     with pytest.raises(EngineError, match=f"sees {gets}$"):
-        VLLMEngine(replace(CONF, separate=True, device=1), *policy(tied=True))
+        VLLMEngine(replace(conf, device=1), *policy(tied=True))
     assert os.environ.get("CUDA_VISIBLE_DEVICES") == seen
-    with pytest.raises(UserError, match=r"rollout.device=2: there are 2 GPUs"):
-        VLLMEngine(replace(CONF, separate=True, device=2), *policy(tied=True))
+    further = " rollout.tensor_parallel=2" if shares == 2 else ""
+    with pytest.raises(UserError, match=rf"rollout.device=3{further}: there are 3 GPUs"):
+        VLLMEngine(replace(conf, device=3), *policy(tied=True))
 
 
 def test_memory_share_by_hand():
@@ -425,6 +429,15 @@ def test_an_engine_of_one_of_several_devices_knows_of_none_of_them(monkeypatch):
     assert os.environ["RANK"] == "1"
 
 
+def test_a_parameter_is_held_whole_by_each_gpu_or_by_all_together():
+    whole, halves = (3.0, 5.0), [(1.0, 2.0), (2.0, 3.0)]
+    assert _held(whole, [whole])
+    assert _held(whole, [whole, whole])
+    assert _held(whole, halves)
+    assert not _held(whole, [whole, (3.1, 5.0)])  # a sync that has reached one of two
+    assert not _held(whole, [halves[0], halves[0]])
+
+
 def test_sums_of_16_bit_are_made_in_float64():
     values = (torch.randn(3000) * 0.02).bfloat16()
     ((first, second),) = sums([("w", values)]).values()
@@ -435,13 +448,14 @@ def test_sums_of_16_bit_are_made_in_float64():
 @pytest.mark.vllm
 @pytest.mark.skipif(not importlib.util.find_spec("vllm"), reason="vLLM is not installed")
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_each_of_two_devices_has_an_engine_of_its_own(strategy, tmp_path):
+@pytest.mark.parametrize("rollout", ["vllm", "vllm_server"])
+def test_each_of_two_devices_has_an_engine_of_its_own(rollout, strategy, tmp_path):
     model, tokenizer = ladder_model(0, heads=3), ladder_tokenizer()
     model.save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
     options = [
         "algorithm=exp_grpo", "dataset=ladder", "dataset.levels=[1]", "dataset.eval_limit=2", "debug=tiny", "trainer.max_steps=2",
-        "rollout=vllm_server", "rollout.eager=true", f"model.path={tmp_path / 'base'}", "evaluation.every=0", "trainer.accelerator=cpu",
+        f"rollout={rollout}", "rollout.eager=true", f"model.path={tmp_path / 'base'}", "evaluation.every=0", "trainer.accelerator=cpu",
         "positives.filters=[]", "reward._target_=expo.bench.ours.RandomReward",
     ]  # fmt: skip
     for devices in (1, 2):
@@ -464,3 +478,22 @@ def test_weights_that_memory_has_no_room_for_go_through_the_disk_and_that_is_sai
     monkeypatch.setenv("WORLD_SIZE", "8")
     assert place_for(4_000_000_000) is None
     assert "10.0 GB free, and 38.4 GB are needed" in caplog.text
+
+
+@pytest.mark.vllm
+@pytest.mark.skipif(not importlib.util.find_spec("vllm"), reason="vLLM is not installed")
+def test_an_engine_shares_a_model_out_among_two_workers(monkeypatch):
+    model, tokenizer = ladder_model(0, hidden_size=192, heads=6), ladder_tokenizer()
+    change(model, 0, 0.05)
+    engine = VLLMEngine(replace(CONF, separate=True, tensor_parallel=2), model.eval(), tokenizer)
+    asked = requests(tokenizer, 8)
+    for seed in range(2):
+        change(model, seed)
+        engine.sync()
+        assert worst_gap(model, engine.generate(asked, PLAIN)) < 1e-4
+    assert len(engine._call("expo_sums", {})) == 2
+    change(model, 3)
+    monkeypatch.setattr(engine, "_send", lambda: None)
+    with pytest.raises(EngineError, match="are not the policy's after a sync"):
+        engine.sync()
+    engine.close()

@@ -78,6 +78,13 @@ class VLLMConf(RolloutConf):
         identity=False,
         help="which GPU that process gets, by the trainer's numbers; null: the trainer's own",
     )
+    tensor_parallel: int = key(
+        1,
+        above=0,
+        high=64,
+        identity=False,
+        help="over how many GPUs that process shares the model out, from its first one on",
+    )
     transfer: str = key(
         "file",
         choices=("file", "nccl"),
@@ -111,13 +118,18 @@ class VLLMConf(RolloutConf):
     @property
     def beside_others(self) -> bool:
         """Return whether each of several devices of a run can have an engine of its own."""
-        return self.separate and self.device is None and self.transfer == "file"
+        return self.device is None and self.transfer == "file" and self.tensor_parallel == 1
 
     def rules(self, cfg: "Config") -> Rules:
         yield from super().rules(cfg)
         yield (
             self.device is None or (self.separate and self.device >= 0),
             f"rollout.device={self.device}: the number of a GPU, from 0, for a process of its own; use rollout=vllm_server",
+        )
+        yield (
+            self.tensor_parallel == 1 or (self.separate and self.transfer == "file"),
+            f"rollout.tensor_parallel={self.tensor_parallel}: is for a process of its own, which gets the weights through a file; "
+            "use rollout=vllm_server rollout.transfer=file",
         )
         yield (
             self.transfer == "file" or bool(self.device and (self.merge_lora or not cfg.model.lora_rank)),

@@ -93,8 +93,8 @@ class TrainerConf:
         several = self.devices * self.num_nodes > 1
         yield (
             not several or cfg.rollout.beside_others,
-            f"trainer.devices={self.devices}: each device has an engine of its own, in a process of its own on the same GPU; "
-            "use rollout=vllm_server with rollout.device=null rollout.transfer=file, or rollout=hf",
+            f"trainer.devices={self.devices}: each device has an engine of its own, on the same GPU; "
+            "set rollout.device=null rollout.transfer=file rollout.tensor_parallel=1, or rollout=hf",
         )
         yield (
             several or self.strategy == "ddp",

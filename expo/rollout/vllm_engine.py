@@ -11,12 +11,13 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -24,7 +25,17 @@ from expo.config import EngineError, VLLMConf
 from expo.model.policy import causal_lm, in_own_format
 from expo.model.scoring import score, token_batch
 from expo.rollout.engine import Completion, Follow, Request, Sampling, eos_ids
-from expo.rollout.vllm_place import adapter_rank, alone, check_heads, kv_bytes, memory_share, place_for, visible
+from expo.rollout.vllm_place import (
+    adapter_rank,
+    alone,
+    check_heads,
+    key_heads,
+    kv_bytes,
+    memory_share,
+    place_for,
+    trainers_group,
+    visible,
+)
 from expo.rollout.vllm_transfer import nccl_info, open_transfer
 from expo.rollout.vllm_worker import sums
 
@@ -51,14 +62,16 @@ class VLLMEngine:
         self.adapter: Any = None  # vLLM's name for it, once it is there
         self.sender: Any = None
         self.closed, self.asleep = threading.Event(), False
+        # In the trainer's process it joins the trainer's group of processes, in which each engine is a group of its own.
+        self.in_group = not conf.separate and dist.is_initialized() and dist.get_world_size() > 1
         # vLLM lets one engine per process sleep; it is the policy's, which is made first.
         self.sleeps = self.device.type == "cuda" and not conf.separate and not VLLMEngine.sleeper
         VLLMEngine.sleeper |= self.sleeps
         try:
             remedy = "; without LoRA support for this model, rollout.merge_lora=true" if self.lora_rank else ""
             with (
-                visible(self.own_gpu),
-                alone(),
+                visible(self.own_gpus),
+                nullcontext() if self.in_group else alone(),
                 in_vllm(f"cannot start (expo doctor looks at the installation{remedy})"),
             ):
                 self.llm = self._start(weights)
@@ -86,10 +99,11 @@ class VLLMEngine:
         return next(self.model.parameters()).device
 
     @property
-    def own_gpu(self) -> int | None:
-        """Return which GPU, of those that this process sees, an engine in a process of its own gets; None where it has no such choice."""
+    def own_gpus(self) -> Sequence[int]:
+        """Return which GPUs, of those that this process sees, an engine in a process of its own gets; () where it has no such choice."""
         beside = self.device.index if self.conf.separate and self.device.type == "cuda" else None
-        return beside if self.conf.device is None else self.conf.device
+        first = beside if self.conf.device is None else self.conf.device
+        return () if first is None else range(first, first + self.conf.tensor_parallel)
 
     def _start(self, weights: int) -> Any:
         """Start vLLM. Args: weights, their bytes."""
@@ -111,7 +125,9 @@ class VLLMEngine:
             os.environ.setdefault(name, value)
         from vllm import LLM
 
-        options: dict[str, Any] = {"distributed_executor_backend": "uni"} if not conf.separate else {}
+        options: dict[str, Any] = {}
+        if not conf.separate:
+            options["distributed_executor_backend"] = "external_launcher" if self.in_group else "uni"
         if conf.transfer != "file":
             options["weight_transfer_config"] = {"backend": conf.transfer}
         if self.lora_rank:
@@ -119,16 +135,19 @@ class VLLMEngine:
         if self.device.type == "cuda":
             own = self.device if conf.device is None else torch.device("cuda", conf.device)
             total = torch.cuda.get_device_properties(own).total_memory
-            options["gpu_memory_utilization"] = conf.memory_share or memory_share(weights, cached, total)
+            shares = conf.tensor_parallel
+            options["gpu_memory_utilization"] = conf.memory_share or memory_share(
+                weights // shares, cached // shares, total
+            )
             if conf.memory_share is None:  # else it takes what is left of its share
-                options["kv_cache_memory_bytes"] = cached
+                options["kv_cache_memory_bytes"] = cached // shares
             options["enable_sleep_mode"] = self.sleeps
         else:  # of a prompt read in parts vLLM rewinds the request's generator, which a CPU's cannot
             options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": 8192 + conf.max_prompt_tokens}
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or longest
         return LLM(
             model=self._source(), skip_tokenizer_init=True, dtype=str(self.dtype).removeprefix("torch."), seed=0,
-            max_model_len=min(longest, limit), max_num_seqs=conf.batch_size, enforce_eager=conf.eager,
+            max_model_len=min(longest, limit), max_num_seqs=conf.batch_size, enforce_eager=conf.eager, tensor_parallel_size=conf.tensor_parallel,
             enable_prefix_caching=True, logprobs_mode="processed_logprobs", disable_log_stats=True,
             worker_extension_cls="expo.rollout.vllm_worker.WeightSync", **options,
         )  # fmt: skip
@@ -207,8 +226,9 @@ class VLLMEngine:
 
     def verify(self) -> None:
         """Check that the engine is the policy. Raises EngineError, which names the parameters, where it is not."""
-        ours, theirs = sums(self.weights()), self._call("expo_sums", {})
-        wrong = sorted(n for n in ours.keys() & theirs.keys() if not _same(ours[n], theirs[n]))
+        ours, found = sums(self.weights()), self._call("expo_sums", {})
+        theirs = {name: [share[name] for share in found] for name in found[0] if self._parted_evenly(name)}
+        wrong = sorted(n for n in ours.keys() & theirs.keys() if not _held(ours[n], theirs[n]))
         gap, tolerance = self.probe_gap(), self.conf.probe_tolerance or (1e-3 if self.dtype == torch.float32 else 0.05)
         if wrong or not gap <= tolerance:  # a NaN is no agreement
             hidden = sorted({group_of(n) for n in ours.keys() - theirs.keys()})
@@ -221,6 +241,10 @@ class VLLMEngine:
                 f"vLLM's weights are not the policy's after a sync: {', '.join(named[:4])}{' …' if len(named) > 4 else ''} differ; "
                 f"mean difference of log-probabilities on the probe {gap:.2g} nats, allowed {tolerance:g}; nothing was trained on them"
             )
+
+    def _parted_evenly(self, name: str) -> bool:
+        """Return whether a parameter is shared out among the GPUs, or whole on each: with fewer heads of keys than GPUs, some of those are doubled."""
+        return ".qkv_proj." not in name or key_heads(self.model) % self.conf.tensor_parallel == 0
 
     @torch.no_grad()
     def probe_gap(self) -> float:
@@ -294,8 +318,9 @@ class VLLMEngine:
         return [name.partition("-")[0] for name in names]  # within, vLLM adds a random end to the name
 
     def _call(self, method: str, arguments: dict[str, Any]) -> Any:
+        """Return what a method of `WeightSync` gives on each of the engine's GPUs."""
         with in_vllm("stopped working"):
-            return self.llm.collective_rpc(method, kwargs=arguments)[0]
+            return self.llm.collective_rpc(method, kwargs=arguments)
 
     def sleep(self) -> None:
         """Give cache and weights back, on a GPU that it shares with the trainer: `sync` brings them. Where it sends an adapter alone, the
@@ -318,7 +343,8 @@ class VLLMEngine:
             self.sender.shutdown()
             self.sender = None
         if hasattr(self, "llm"):
-            self.llm.llm_engine.engine_core.shutdown()
+            with trainers_group() if self.in_group else nullcontext():
+                self.llm.llm_engine.engine_core.shutdown()
             del self.llm
         self.folder.cleanup()
         if self.device.type == "cuda":
@@ -344,6 +370,12 @@ def _same(ours: tuple[float, float], theirs: tuple[float, float]) -> bool:
     """Return whether two sums agree up to the order of the additions; a parameter's scale is the root of its sum of squares."""
     scale = math.sqrt(max(ours[1], theirs[1])) + 1e-12
     return abs(ours[0] - theirs[0]) <= 1e-6 * scale + 1e-9 and abs(ours[1] - theirs[1]) <= 1e-9 * scale**2 + 1e-12
+
+
+def _held(ours: tuple[float, float], theirs: Sequence[tuple[float, float]]) -> bool:
+    """Return whether the engine's GPUs hold a parameter: whole on each, or a share on each."""
+    first, second = zip(*theirs, strict=True)
+    return all(_same(ours, each) for each in theirs) or _same(ours, (sum(first), sum(second)))
 
 
 def group_of(name: str) -> str:

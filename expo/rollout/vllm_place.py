@@ -4,11 +4,12 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from peft import PeftModel
 from transformers import PreTrainedModel
 
@@ -32,17 +33,21 @@ def place_for(size: int) -> str | None:
 
 
 @contextmanager
-def visible(device: int | None) -> Iterator[None]:
-    """Show processes that start meanwhile this GPU alone; `device` counts those that this process sees. Raises UserError for none of them."""
+def visible(devices: Sequence[int]) -> Iterator[None]:
+    """Show processes that start meanwhile these GPUs alone, all for none; they count those that this process sees. Raises UserError for none of those."""
     before = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if device is not None:
-        if device >= (count := torch.cuda.device_count()):
-            raise UserError(f"rollout.device={device}: there are {count} GPUs here; give one of their numbers, from 0")
-        os.environ["CUDA_VISIBLE_DEVICES"] = before.split(",")[device] if before else str(device)
+    if devices:
+        if max(devices) >= (count := torch.cuda.device_count()):
+            further = f" rollout.tensor_parallel={len(devices)}" if len(devices) > 1 else ""
+            raise UserError(
+                f"rollout.device={devices[0]}{further}: there are {count} GPUs here; give numbers of theirs, from 0"
+            )
+        seen = before.split(",") if before else [str(n) for n in range(count)]
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(seen[n] for n in devices)
     try:
         yield
     finally:
-        if device is not None:
+        if devices:
             os.environ.pop("CUDA_VISIBLE_DEVICES")
             os.environ |= {"CUDA_VISIBLE_DEVICES": before} if before is not None else {}
 
@@ -68,12 +73,27 @@ def alone() -> Iterator[None]:
         os.environ |= before
 
 
+@contextmanager
+def trainers_group() -> Iterator[None]:
+    """Keep vLLM from ending the group of the run's processes within the context: it takes whatever group there is for its own."""
+    end = dist.destroy_process_group
+    dist.destroy_process_group = lambda group=None: end(group) if group is not None else None
+    try:
+        yield
+    finally:
+        dist.destroy_process_group = end
+
+
 def kv_bytes(model: PreTrainedModel, dtype: torch.dtype) -> int:
     """Return the bytes of keys and values per token."""
+    layers: int = model.config.get_text_config().num_hidden_layers
+    return 2 * layers * key_heads(model) * head_size(model) * dtype.itemsize
+
+
+def key_heads(model: PreTrainedModel) -> int:
+    """Return how many heads of keys and values a layer has."""
     config = model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    layers: int = config.num_hidden_layers
-    return 2 * layers * int(heads) * head_size(model) * dtype.itemsize
+    return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
 
 
 def head_size(model: PreTrainedModel) -> int:
