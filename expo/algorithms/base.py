@@ -1,37 +1,28 @@
-"""What every algorithm shares: the frame of a step, the stream of positives, and the checked update."""
+"""What every algorithm shares: the frame of a step, and the stream of positives."""
 
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from lightning import LightningModule
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from expo.algorithms import losses
 from expo.algorithms.pairs import PairStore
-from expo.config import AlgorithmConf, OptimizerConf, TrainerConf, build
-from expo.devices.ranks import Ranks
+from expo.algorithms.updates import Sums, Updates
+from expo.config import AlgorithmConf, OptimizerConf, TrainerConf
 from expo.devices.sharded import WholeCopy
-from expo.devices.shares import gathered, sums_of
 from expo.model.policy import as_initial, take_weights
-from expo.model.scoring import TokenBatch, micro_batches, score, token_batch
+from expo.model.scoring import TokenBatch, score, token_batch
 from expo.rollout.noise import DROPOUT, Key
 from expo.step.experience import Candidate, Experience
 from expo.step.metrics import step_metrics
 from expo.step.pipeline import Pipeline
 from expo.step.problems import ProblemSampler
 
-# Sums over the micro-batches and updates of one step, from which its metrics are made.
-Sums = defaultdict[str, float]
-
-
-class NonFiniteGradient(Exception):
-    """A gradient, or a weight after an update, is not a number. Checkpoints are those of earlier steps."""
+__all__ = ["Algorithm", "Components", "Sums"]  # what an algorithm of one's own needs
 
 
 @dataclass
@@ -54,7 +45,7 @@ class Components:
     average: PreTrainedModel | None = None  # a moving average of the policy, kept by the algorithm
 
 
-class Algorithm(LightningModule):
+class Algorithm(Updates):
     """Collects an experience and updates the policy on it, once per step; `collect` and `update` are the algorithm's own.
 
     One Lightning epoch is one step of the algorithm, and its only batch is the step's number: everything random in a
@@ -64,21 +55,14 @@ class Algorithm(LightningModule):
     conf: AlgorithmConf
 
     def __init__(self, conf: AlgorithmConf, components: Components):
-        super().__init__()
-        self.automatic_optimization = False  # a step may take several updates, each over several streams
+        ranks = components.pipeline.tools.ranks
+        super().__init__(components.policy, components.whole, components.optimizer, components.trainer, ranks)
         self.strict_loading = False  # the reference is made anew from the base weights, not stored in checkpoints
-        self.conf, self.trainer_conf, self.optimizer_conf = conf, components.trainer, components.optimizer
-        self.policy, self.reference, self.snapshot = components.policy, components.reference, components.snapshot
+        self.conf = conf
+        self.reference, self.snapshot = components.reference, components.snapshot
         self.pipeline, self.sampler, self.pairs = components.pipeline, components.sampler, components.pairs
-        self.whole, self.live = components.whole, True
-        self.dealt = False  # whether rows have gone through `parts` since the last update
         self.last_experience: Experience | None = None
         self.last_metrics: dict[str, float | None] = {}
-
-    @property
-    def ranks(self) -> Ranks:
-        """Return the processes of the run."""
-        return self.pipeline.tools.ranks
 
     def whole_policy(self) -> PreTrainedModel:
         """Return the policy with all of its weights: itself, or its copy where it is sharded. Call it on all devices."""
@@ -142,32 +126,6 @@ class Algorithm(LightningModule):
             sums["loss/total"] += beta * loss.item()
             sums["trained"] += part.mask.sum().item()
 
-    def parts(
-        self, batch: TokenBatch, rows: Tensor, sums: Sums, size: int | None = None
-    ) -> Iterator[tuple[Tensor, TokenBatch]]:
-        """Yield this device's micro-batches of some rows, each with the indices of its rows.
-
-        Weights of tokens have to be those of the whole batch: gradients are added up over the devices when a step is taken, and
-        so is all that is added to `sums` meanwhile. Args: rows `[N]`; size, rows at a time, `trainer.micro_batch_size` by default.
-        """
-        before = dict(sums)
-        self.dealt = True
-        whole = list(micro_batches(batch, rows, size or self.trainer_conf.micro_batch_size))
-        yield from self.ranks.own(whole)
-        if self.whole and self.ranks.rank >= len(whole) % self.ranks.count > 0:
-            # Others go through one more, and cannot without this device's share of the weights: a row that counts for nothing.
-            own = dict(sums)
-            self.live = False
-            yield whole[0][0][:1], batch.rows(whole[0][0][:1])
-            self.live = True
-            sums.clear()
-            sums.update(own)
-        self.ranks.add_up(sums, before)
-
-    def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Go backward, with the gradient that counts: none for a row that only fills up a device's share, see `parts`."""
-        super().manual_backward(loss if self.live else 0 * loss, *args, **kwargs)
-
     def tokens(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> TokenBatch:
         """Return rows on the module's device, from token ids."""
         return token_batch(prompts, completions, self.pipeline.tools.tokenizer.pad_token_id, self.device)
@@ -182,50 +140,6 @@ class Algorithm(LightningModule):
         context = as_initial(self.policy) if self.reference is None else nullcontext(self.reference)
         with context as reference:
             return self.score(reference, batch, temperature)
-
-    def take_step(self, sums: Sums) -> None:
-        """Clip, check, step. Call it only with a gradient: momentum and weight decay alone must not move the policy.
-
-        Raises Apart where the devices of the run no longer have the same weights.
-        """
-        if not self.dealt and self.ranks.count > 1:
-            raise TypeError(
-                f"{type(self).__name__}: rows went through no `parts`, so that every device has trained on all of them"
-            )
-        self.dealt = False
-        if self.whole is None:  # else they are added up already
-            self.ranks.add_gradients(self.policy.parameters())
-        optimizer, schedule = self.optimizers(), self.lr_schedulers()
-        assert isinstance(optimizer, LightningOptimizer)
-        assert isinstance(schedule, torch.optim.lr_scheduler.LambdaLR)
-        norm = gathered(torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.optimizer_conf.max_grad_norm))
-        sums["grad_norm"] += norm.item()
-        if norm.isfinite():
-            optimizer.step()
-            schedule.step()
-            self.check_weights()
-        elif self.trainer_conf.on_nonfinite == "stop":
-            raise NonFiniteGradient(f"the gradient norm of step {self.current_epoch + 1} is {norm.item()}")
-        else:
-            sums["skipped"] += 1
-        optimizer.zero_grad()
-
-    @torch.no_grad()
-    def check_weights(self) -> None:
-        """Raise NonFiniteGradient where an update has left a weight that is no number: before anything of it is saved.
-
-        Raises Apart where the devices of the run no longer have the same weights; shares of weights cannot go apart.
-        """
-        sums = sums_of(p for p in self.policy.parameters() if p.requires_grad)
-        self.ranks.agree(sums.tolist(), f"step {self.current_epoch + 1}: the weights")
-        if not sums.isfinite().all():
-            raise NonFiniteGradient(f"a weight is not finite after step {self.current_epoch + 1}")
-
-    def configure_optimizers(self) -> Any:
-        conf = self.optimizer_conf
-        optimizer = build(conf, [p for p in self.policy.parameters() if p.requires_grad], of=torch.optim.Optimizer)
-        warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: min(1.0, (t + 1) / (conf.warmup_steps + 1)))
-        return [optimizer], [warmup]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         state = checkpoint["state_dict"]

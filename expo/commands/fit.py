@@ -14,7 +14,8 @@ import torch
 from lightning import Trainer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from expo.algorithms.base import Algorithm, NonFiniteGradient
+from expo.algorithms.base import Algorithm
+from expo.algorithms.updates import NonFiniteGradient
 from expo.commands.wiring import build_run, set_up_process
 from expo.config import DISK, Config, EngineError, UserError, lineage, model_content
 from expo.data.account import Account

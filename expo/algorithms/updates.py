@@ -1,0 +1,117 @@
+"""The checked update: micro-batches dealt out among devices, a clipped gradient, and weights that are numbers, the same everywhere."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from expo.config import OptimizerConf, TrainerConf, build
+from expo.devices.ranks import Ranks
+from expo.devices.sharded import WholeCopy
+from expo.devices.shares import gathered, sums_of
+from expo.model.scoring import TokenBatch, micro_batches
+
+# Sums over the micro-batches and updates of one step, from which its metrics are made.
+Sums = defaultdict[str, float]
+
+
+class NonFiniteGradient(Exception):
+    """A gradient, or a weight after an update, is not a number. Checkpoints are those of earlier steps."""
+
+
+class Updates(LightningModule):
+    """Optimizer steps on a policy, of which each device holds all weights, or a share.
+
+    `parts` deals rows out, `manual_backward` adds a loss's gradient up, `take_step` moves the weights.
+    Args: whole, the copy of a sharded policy; None where each device has all weights.
+    """
+
+    def __init__(
+        self,
+        policy: PreTrainedModel,
+        whole: WholeCopy | None,
+        optimizer: OptimizerConf,
+        trainer: TrainerConf,
+        ranks: Ranks,
+    ):
+        super().__init__()
+        self.automatic_optimization = False  # a step may take several updates, each over several streams
+        self.policy, self.whole, self.ranks = policy, whole, ranks
+        self.optimizer_conf, self.trainer_conf = optimizer, trainer
+        self.live = True  # whether the row at hand counts, see `parts`
+        self.dealt = False  # whether rows have gone through `parts` since the last update
+
+    def parts(
+        self, batch: TokenBatch, rows: Tensor, sums: Sums, size: int | None = None
+    ) -> Iterator[tuple[Tensor, TokenBatch]]:
+        """Yield this device's micro-batches of some rows, each with the indices of its rows.
+
+        Weights of tokens have to be those of the whole batch: gradients are added up over the devices when a step is taken, and
+        so is all that is added to `sums` meanwhile. Args: rows `[N]`; size, rows at a time, `trainer.micro_batch_size` by default.
+        """
+        before = dict(sums)
+        self.dealt = True
+        whole = list(micro_batches(batch, rows, size or self.trainer_conf.micro_batch_size))
+        yield from self.ranks.own(whole)
+        if self.whole and self.ranks.rank >= len(whole) % self.ranks.count > 0:
+            # Others go through one more, and cannot without this device's share of the weights: a row that counts for nothing.
+            own = dict(sums)
+            self.live = False
+            yield whole[0][0][:1], batch.rows(whole[0][0][:1])
+            self.live = True
+            sums.clear()
+            sums.update(own)
+        self.ranks.add_up(sums, before)
+
+    def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Go backward, with the gradient that counts: none for a row that only fills up a device's share, see `parts`."""
+        super().manual_backward(loss if self.live else 0 * loss, *args, **kwargs)
+
+    def take_step(self, sums: Sums) -> None:
+        """Clip, check, step. Call it only with a gradient: momentum and weight decay alone must not move the policy.
+
+        Raises Apart where the devices of the run no longer have the same weights.
+        """
+        if not self.dealt and self.ranks.count > 1:
+            raise TypeError(
+                f"{type(self).__name__}: rows went through no `parts`, so that every device has trained on all of them"
+            )
+        self.dealt = False
+        if self.whole is None:  # else they are added up already
+            self.ranks.add_gradients(self.policy.parameters())
+        optimizer, schedule = self.optimizers(), self.lr_schedulers()
+        assert isinstance(optimizer, LightningOptimizer)
+        assert isinstance(schedule, torch.optim.lr_scheduler.LambdaLR)
+        norm = gathered(torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.optimizer_conf.max_grad_norm))
+        sums["grad_norm"] += norm.item()
+        if norm.isfinite():
+            optimizer.step()
+            schedule.step()
+            self.check_weights()
+        elif self.trainer_conf.on_nonfinite == "stop":
+            raise NonFiniteGradient(f"the gradient norm of step {self.current_epoch + 1} is {norm.item()}")
+        else:
+            sums["skipped"] += 1
+        optimizer.zero_grad()
+
+    @torch.no_grad()
+    def check_weights(self) -> None:
+        """Raise NonFiniteGradient where an update has left a weight that is no number: before anything of it is saved.
+
+        Raises Apart where the devices of the run no longer have the same weights; shares of weights cannot go apart.
+        """
+        sums = sums_of(p for p in self.policy.parameters() if p.requires_grad)
+        self.ranks.agree(sums.tolist(), f"step {self.current_epoch + 1}: the weights")
+        if not sums.isfinite().all():
+            raise NonFiniteGradient(f"a weight is not finite after step {self.current_epoch + 1}")
+
+    def configure_optimizers(self) -> Any:
+        conf = self.optimizer_conf
+        optimizer = build(conf, [p for p in self.policy.parameters() if p.requires_grad], of=torch.optim.Optimizer)
+        warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: min(1.0, (t + 1) / (conf.warmup_steps + 1)))
+        return [optimizer], [warmup]
