@@ -1,6 +1,7 @@
 """`expo compare`: pairs, differences, problems gained and lost, tokens to reach a rate; in the terminal and on a page."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -56,6 +57,19 @@ def test_levels_are_those_of_the_shared_problems_and_other_questions_are_no_pair
     unlike = RunData("b", 0, {}, (), at(5, "y", "q"), ())
     with pytest.raises(UserError, match="q asks something else in each"):
         Comparison(Arm.of("a", [one]), Arm.of("b", [unlike])).differences()
+
+
+def test_evaluations_that_were_sampled_otherwise_are_told(capsys):
+    def at(arm, temperature, **more):
+        return Arm.of(arm, [replace(run(arm, 0, a=1), settings={"evaluation.temperature": temperature, **more})])
+
+    hot, cold = at("a", 1.0), at("b", 0.7, **{"model.float32_head": True})
+    told = Comparison(hot, cold).otherwise
+    assert told.endswith("alone: evaluation.temperature is 1.0 in the first, 0.7 in the second.")
+    assert compared([*hot.runs.values(), *cold.runs.values()]).told.startswith(told)
+    compare.print_comparison(Comparison(hot, cold), 0.5, 0)
+    assert "Evaluated otherwise" in capsys.readouterr().out
+    assert Comparison(hot, at("b", 1.0)).otherwise == Comparison(A, B).otherwise == ""
 
 
 def test_the_metric_over_the_steps_is_one_that_was_logged():

@@ -86,6 +86,8 @@ def print_comparison(comparison: Comparison, reach: float, show: int) -> None:
     console.print(
         f"{one} (first) and {other} (second), {len(comparison.pairs)} pairs of runs", style="bold", markup=False
     )
+    if comparison.otherwise:
+        console.print(comparison.otherwise, style="bold red", markup=False)
     for title, table in (
         ("in percent; the difference is second less first, on the same problems and seeds", comparison.differences()),
         (f"{metric} over the steps, in percent", comparison.curve(metric)),

@@ -138,7 +138,8 @@ def read_table(request: Request, options: Sequence[str] = ()) -> tuple[Page, lis
         }
         lines = [json.loads(row["line"]) for row in own["metrics"]]
         label = labels[kept["arm"]]
-        runs.append(RunData(label, kept["seed"], kept["summary"], lines, own["completions"], own["samples"]))
+        rows_of_run = (lines, own["completions"], own["samples"])
+        runs.append(RunData(label, kept["seed"], kept["summary"], *rows_of_run, _settings(plan, kept)))
     notes = []
     if not path.is_file() and plan.extends:
         notes = [f"Its runs are those of {plan.extends}: expo report {plan.extends} shows their curves and samples."]
@@ -212,7 +213,8 @@ def _read_run(directory: Path) -> tuple[RunData, dict[str, Any]]:
     rows = final_rows(directory) if evaluated else []
     # Which part of its data an evaluation took is no part of its identity: the directory's name tells.
     settings = settings_of(directory) | ({"dataset.part": summary["part"]} if "part" in summary else {})
-    return RunData("", summary["seed"], summary, read_lines(directory), rows, samples_of(directory)), settings
+    lines, samples = read_lines(directory), samples_of(directory)
+    return RunData("", summary["seed"], summary, lines, rows, samples, settings), settings
 
 
 def read_runs(directories: list[Path]) -> tuple[Page, list[RunData]]:

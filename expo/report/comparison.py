@@ -8,10 +8,22 @@ from typing import Any
 import numpy as np
 
 from expo.config import UserError
+from expo.config.key import shown
 from expo.report.page import Compared, RunData, Table
 from expo.tables.aggregate import pass_values, stack, statistic
 
 SHOWN = 5  # problems gained, and as many lost, whose completions a page shows
+# What changes the completions of an evaluation beside the policy.
+OF_EVALUATION = (
+    "evaluation.temperature",
+    "evaluation.top_p",
+    "evaluation.top_k",
+    "evaluation.seed",
+    "rollout.max_completion_tokens",
+    "trainer.precision",
+    "model.float32_head",
+    "prompts.solve",
+)
 Share = tuple[float, float]  # of a problem's samples that are right: in the first arm, in the second
 
 
@@ -65,6 +77,21 @@ class Comparison:
             {name for line in arm.runs[s].lines for name in line} for arm in (self.first, self.second) for s in arm.runs
         ]
         return next((f"pass@{k}" for k in (4, 3, 2, 1) if all(f"pass@{k}" in names for names in logged)), "pass@1")
+
+    @property
+    def otherwise(self) -> str:
+        """Return a sentence about evaluations that were not sampled alike; "" where they were."""
+        found = []
+        for key in OF_EVALUATION:
+            # Of a run from before a key was there, nothing is known.
+            known = [[v for p in self.pairs if (v := p[side].settings.get(key)) is not None] for side in range(2)]
+            sides = [{shown(value) for value in values} for values in known]
+            if all(sides) and len(sides[0] | sides[1]) > 1:
+                found.append(
+                    f"{key} is {', '.join(sorted(sides[0]))} in the first, {', '.join(sorted(sides[1]))} in the second"
+                )
+        told = "Evaluated otherwise, so that the difference is not the policies' alone: "
+        return f"{told}{'; '.join(found)}." if found else ""
 
     def differences(self) -> Table:
         """Return pass@k of both arms and the paired difference, second less first, by level. Raises UserError where no problem is in both."""
@@ -193,4 +220,5 @@ def compared(runs: Sequence[RunData]) -> Compared | None:
             told = [(name, str(row["verdict"]), str(row["completion"])) for name, row in zip(names, rows, strict=True)]
             beside.append((f"{title}: {problem}", str(rows[0]["question"]), str(rows[0]["answer"]), told))
     counts = f"{len(comparison.gained())} problems gained, {len(comparison.lost())} lost: solved in any sample by the second arm alone, by the first alone."
+    counts = " ".join(filter(None, (comparison.otherwise, counts)))
     return Compared(differences, counts, beside)

@@ -51,6 +51,7 @@ class RunData:
     lines: Sequence[Mapping[str, Any]]
     completions: Sequence[Mapping[str, Any]]
     samples: Sequence[Mapping[str, Any]]
+    settings: Mapping[str, Any] = field(default_factory=dict)  # by whole keys
 
 
 @dataclass(frozen=True)
