@@ -131,7 +131,7 @@ def test_keys_that_pages_name_are_keys():
     metrics = ("algorithm._target_", "logger._target_", "hydra.", "trainer.fit")
     groups = "algorithm|dataset|diagnose|evaluation|hints|logger|model|optimizer|positives|pretrain|prompts|rollout|trainer|verifier"
     for name, text in TEXTS.items():
-        for key in set(re.findall(rf"`((?:{groups})\.[a-z_.]+)", text)):
+        for key in set(re.findall(rf"`((?:{groups})\.[a-z0-9_.]+)", text)):
             assert f"`{key}`" in known or f"`{key}." in known or key.startswith(metrics), f"{name}: {key}"
 
 
