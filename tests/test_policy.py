@@ -46,6 +46,26 @@ def test_only_completion_tokens_are_scored():
     assert batch.targets[0][batch.mask[0].bool()].tolist() == COMPLETIONS[0]
 
 
+def test_long_rows_do_not_pad_short_ones(model, monkeypatch):
+    """By hand: 4 rows of 10 tokens and 4 of 40 are 320 tokens together, 200 apart; the rows of a prompt stay together."""
+    prompts = [[5, 6, 7 + i // 2] for i in range(8)]
+    rows = token_batch(prompts, [[20 + i] * (7 if i < 4 else 37) for i in range(8)], 0, torch.device("cpu"))
+
+    def shapes(few):
+        monkeypatch.setattr(scoring, "FEW", few)
+        return [
+            (index.tolist(), tuple(part.input_ids.shape)) for index, part in micro_batches(rows, torch.arange(8), 8)
+        ]
+
+    assert shapes(121) == [(list(range(8)), (8, 40))]
+    assert shapes(120) == [([0, 1, 2, 3], (4, 10)), ([4, 5, 6, 7], (4, 40))]
+    same_prompt = replace(rows, prompts=torch.zeros(8, dtype=torch.long))
+    assert [len(index) for index, _ in micro_batches(same_prompt, torch.arange(8), 8)] == [8]
+    within = score(model, rows)
+    for index, part in micro_batches(rows, torch.arange(8), 8):
+        torch.testing.assert_close(score(model, part), within[index, : part.mask.shape[1]], atol=1e-5, rtol=0)
+
+
 def loss_and_gradients(model, batch, advantages, aggregation, size):
     model = copy.deepcopy(model)
     weights = losses.token_weights(batch.mask, aggregation, 10)

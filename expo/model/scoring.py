@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -16,6 +17,8 @@ from expo.model.policy import causal_lm, computing, is_sharded
 
 # So many logits, 0.5 GiB in float32, there are at a time. Of no more in all, they are kept for the backward pass.
 LOGITS = 2**27
+# A further pass costs as much as so many tokens of padding, or more.
+FEW = 256
 
 
 @dataclass(frozen=True)
@@ -238,8 +241,8 @@ def _behind_shared_prompts(decoder: Any, batch: TokenBatch) -> Tensor:
 
 
 def micro_batches(batch: TokenBatch, rows: Tensor, size: int) -> Iterator[tuple[Tensor, TokenBatch]]:
-    """Return the given rows, `size` at a time: rows of one prompt together, and prompts with rows of like length, so that
-    little padding is computed."""
+    """Return the given rows, at most `size` at a time: rows of one prompt together, and prompts with rows of like length, so that
+    little padding is computed. Fewer rows go together where that saves an eighth of the tokens that are computed."""
     if not len(rows):
         return
     lengths = batch.lengths
@@ -248,8 +251,24 @@ def micro_batches(batch: TokenBatch, rows: Tensor, size: int) -> Iterator[tuple[
     for order in (lengths, batch.prompts, longest[batch.prompts]):  # the last counts most
         rows = rows[order[rows].argsort(stable=True)]
     for start in range(0, len(rows), size):
-        chosen = rows[start : start + size]
-        yield chosen, batch.rows(chosen)
+        some = rows[start : start + size]
+        for chosen in some.split(_by_width(lengths[some].tolist(), batch.prompts[some].tolist())):
+            yield chosen, batch.rows(chosen)
+
+
+def _by_width(lengths: Sequence[int], prompts: Sequence[int]) -> list[int]:
+    """Return how many rows after rows to take together, given their lengths, which grow by prompt. No prompt's rows are parted."""
+    widest = list(accumulate(lengths, max))
+    whole = len(lengths) * widest[-1]
+    costs = {
+        n: n * widest[n - 1] + (len(lengths) - n) * widest[-1]
+        for n in range(1, len(lengths))
+        if prompts[n] != prompts[n - 1]
+    }
+    cut = min(costs, key=costs.__getitem__, default=0)
+    if not cut or whole - costs[cut] < max(whole / 8, FEW):
+        return [len(lengths)]
+    return [*_by_width(lengths[:cut], prompts[:cut]), *_by_width(lengths[cut:], prompts[cut:])]
 
 
 @torch.no_grad()
