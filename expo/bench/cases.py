@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import Qwen2Config, Qwen2ForCausalLM, set_seed
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from expo.model.small import BPE_TEXT, bpe_tokenizer
 
@@ -94,7 +95,7 @@ CASES = {
 def make_model(case: Case, folder: Path, texts: list[str]) -> None:
     """Save a model of the case's shape with random weights, and a tokenizer whose byte pairs are those of the texts."""
     tokenizer = bpe_tokenizer(texts or [BPE_TEXT], min(case.shape["vocab_size"], 8192) - 6)
-    set_seed(0)
+    torch.manual_seed(0)
     ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
     Qwen2ForCausalLM(Qwen2Config(**case.shape, **ends)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

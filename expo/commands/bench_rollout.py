@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM, set_seed
+from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from expo.config import ModelConf, VLLMConf
 from expo.model.policy import load_policy
@@ -30,7 +30,7 @@ TURNS = 5
 
 
 def qwen_model() -> PreTrainedModel:
-    set_seed(0)
+    torch.manual_seed(0)
     return Qwen2ForCausalLM(Qwen2Config(**SHAPES["Qwen/Qwen2.5-0.5B-Instruct"][1]))
 
 

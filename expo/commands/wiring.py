@@ -1,5 +1,6 @@
 """Wire the parts of a run together from its config."""
 
+import ctypes
 import logging
 import warnings
 from contextlib import AbstractContextManager
@@ -41,6 +42,7 @@ from expo.step.rewards import Reward
 from expo.verifier.pool import Verifier
 
 log = logging.getLogger(__name__)
+TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h
 
 
 def set_up_process(cfg: Config) -> None:
@@ -55,6 +57,15 @@ def set_up_process(cfg: Config) -> None:
     transformers_logging.set_verbosity_error()
     if cfg.trainer.threads:
         torch.set_num_threads(cfg.trainer.threads)
+    keep_memory()
+
+
+def keep_memory() -> None:
+    """Let the C library keep what a step has freed for the next one, up to 1 GiB: to give it back and get it anew is a tenth of a step on a CPU."""
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):  # glibc's
+        for parameter, value in ((TRIM_THRESHOLD, 2**30), (TOP_PAD, 2**26), (MMAP_THRESHOLD, 2**26)):
+            library.mallopt(parameter, value)
 
 
 def divide_evenly(cfg: Config) -> None:
