@@ -8,7 +8,7 @@ from conftest import compose_config
 from omegaconf import OmegaConf
 
 from expo.cli import main
-from expo.config import UserError, identity, run_dir
+from expo.config import AdamW8bitConf, UserError, identity, run_dir
 from expo.config.from_run import combinations, config_from_run, restore
 from expo.config.key import OPTIONS
 from expo.config.naming import what_differs
@@ -109,6 +109,15 @@ def test_another_engine_keeps_lengths_and_sampling(tmp_path):
     taken = config_from_run("evaluate", [f"run={folder}", "rollout=vllm", "rollout.dtype=bfloat16"])
     assert taken.rollout._target_.endswith("VLLMEngine")
     assert (taken.rollout.max_completion_tokens, taken.rollout.temperature) == (48, 0.6)
+    assert taken.rollout.requires == "vllm"  # so that a missing vLLM is one line
+
+
+def test_another_optimizer_keeps_the_learning_rate(tmp_path):
+    folder = save(compose_config("trainer=ladder", "optimizer.betas=[0.8,0.9]"), tmp_path / "run")
+    taken = config_from_run("train", [f"run={folder}", "optimizer=adamw_8bit", "optimizer.weight_decay=0.1"])
+    assert taken.optimizer == AdamW8bitConf(learning_rate=3e-4, betas=[0.8, 0.9], weight_decay=0.1)
+    # As a trainer's settings do, whatever is picked first.
+    assert compose_config("optimizer=adamw_8bit", "trainer=ladder").optimizer == AdamW8bitConf(learning_rate=3e-4)
 
 
 def test_training_on_is_the_very_run(tmp_path, capsys):

@@ -21,6 +21,7 @@ from expo.config.errors import UserError, first_line
 from expo.config.identity import identity, model_content, runtime_keys
 from expo.config.key import ALWAYS_IN, FORMER, OPTIONS, declaration, flat, shown, with_groups
 from expo.config.model import ModelConf
+from expo.config.optimizer import OptimizerConf
 from expo.config.reference import options_of
 from expo.config.rollout import RolloutConf
 from expo.config.run import Config
@@ -28,6 +29,9 @@ from expo.config.run import Config
 # What else the YAML files of a group set. A group whose files set single keys of others cannot be taken with run=.
 TAKEN_WITH = {"algorithm": ("positives", "hints", "name", "needs"), "dataset": ("prompts",)}
 ONLY_KEYS = ("trainer", "debug")
+# Of these groups, another option keeps the keys that the run's own has too: another engine, the same lengths and sampling.
+KEPT: dict[str, type] = {"rollout": RolloutConf, "optimizer": OptimizerConf}
+OF_OPTION = ("_target_", "requires", "extra")
 
 
 def restore(directory: Path) -> Config:
@@ -201,12 +205,11 @@ def _overridden(own: Config, overrides: Sequence[str]) -> Config:
             )
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             chosen = compose("config", [o.input_line or ""])
-        kept = own.rollout if name == "rollout" else None
         for taken in (name, *TAKEN_WITH.get(name, ())):
             tree[taken] = chosen[taken]
-        for f in dataclasses.fields(RolloutConf) if kept else ():
-            if f.name != "_target_":  # another engine, the same lengths and sampling
-                tree.rollout[f.name] = getattr(kept, f.name)
+        for f in dataclasses.fields(KEPT[name]) if name in KEPT else ():
+            if f.name not in OF_OPTION:
+                tree[name][f.name] = getattr(getattr(own, name), f.name)
     ConfigLoaderImpl._apply_overrides_to_config([o for o in parsed if o not in groups], tree)
     return typed(tree)
 

@@ -27,13 +27,16 @@ def model_card(cfg: Config, summary: dict[str, Any], adapter: bool) -> str:
     ]
     source = data.path or data.eval_path or data.hub_id or "generated"
     made = summary.get("git") or summary["versions"]["expo"]
+    rounded = ""
+    if adapter and cfg.model.load_in_4bit:
+        rounded = "The base was held in 4 bits (NF4, bitsandbytes) while the adapter was trained, and for the numbers below.\n"
     return f"""---
 {yaml.safe_dump(front, sort_keys=False).strip()}
 ---
 # {cfg.name} on {data.name}
 
 `{base}`, trained by {cfg.name} for {cfg.trainer.max_steps} steps with seed {cfg.seed}, on {data.name} ({source}).
-Made with expo ({made}) on {summary["device"]}; identity of the run: {summary["identity"]}.
+{rounded}Made with expo ({made}) on {summary["device"]}; identity of the run: {summary["identity"]}.
 
 ## Measured
 
