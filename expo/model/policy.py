@@ -177,7 +177,7 @@ def take_weights(model: nn.Module, other: nn.Module) -> None:
     """Give a model the weights of another of its kind. Weights in 4 bits never change, and are the same in both."""
     for own, new in zip(model.parameters(), other.parameters(), strict=True):
         if own.is_floating_point():
-            own.copy_(new)
+            own.copy_(like(new, own))
     for kept, made in zip(model.buffers(), other.buffers(), strict=True):
         kept.copy_(made)
 
