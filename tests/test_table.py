@@ -11,6 +11,7 @@ import time
 import tomllib
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -20,6 +21,7 @@ import wandb
 from conftest import compose_config
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from matplotlib.colors import to_rgba
 
 from expo import cli, config
 from expo.commands import report as command
@@ -32,6 +34,7 @@ from expo.runs.offline import read_offline
 from expo.runs.reading import by_step, final_rows
 from expo.tables import plan as plans
 from expo.tables.aggregate import measured_values, pass_values, stack, statistic
+from expo.tables.figures import Heat
 from expo.tables.render import markdown
 from expo.tables.sweep import View, until_over
 
@@ -389,6 +392,19 @@ def test_two_sweeps_at_once_make_every_run_once(small, tmp_path):
     assert (tmp_path / "a" / "completions.parquet").read_bytes() == (
         tmp_path / "b" / "completions.parquet"
     ).read_bytes()
+
+
+def test_a_map_frames_what_is_settled():
+    arms = {
+        arm: {"columns": {"pass@4": {"mean": 0.5}}, "difference": {"pass@4": {"lo": low, "hi": high}}}
+        for arm, low, high in (("a_x", 0.1, 0.2), ("a_y", -0.1, 0.2), ("b_x", -0.2, -0.1))
+    }
+    heat = Heat("pass@4", {"a": "A", "b": "B"}, {"x": "X", "y": "Y"}, frames=True)
+    figure = heat.draw(SimpleNamespace(title="t"), {"arms": arms}, [])
+    framed = [[patch.get_edgecolor() for patch in axis.patches] for axis in figure.axes]
+    assert framed == [[to_rgba("tab:green")], [to_rgba("tab:red")]]
+    plain = Heat("pass@4", {"a": "A"}, {"x": "X"}).draw(SimpleNamespace(title="t"), {"arms": arms}, [])
+    assert not plain.axes[0].patches
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from expo.runs.reading import by_step, read_points
 from expo.tables.looks import Look, looks
@@ -107,11 +108,16 @@ class Bars:
         axis.bar(place, height, width=0.8 / arms, color=look.colour, label=label, **hatched)
 
 
+FRAMES = {1: ("tab:green", "-"), -1: ("tab:red", "--")}
+
+
 @dataclass
 class Heat:
     """One panel per entry of `panels`: the mean of `column` by the arms named `<panel>_<row>_<column of the map>`, from light to dark.
 
-    Args: panels, rows, columns: parts of arms' names, each with what it is called; rows may be left out of the names.
+    Args: panels, rows, columns: parts of arms' names, each with what it is called; rows may be left out of the names. frames:
+    whether a cell is framed whose difference to the arm it is held against is settled: green where it is better, red and
+    dashed where it is worse.
     """
 
     column: str
@@ -121,6 +127,7 @@ class Heat:
     across: int = 4
     x: str = ""
     y: str = ""
+    frames: bool = False
 
     def draw(self, plan: Plan, record: Mapping[str, Any], runs: Sequence[PlannedRun]) -> Figure:
         across = min(self.across, len(self.panels))
@@ -138,6 +145,9 @@ class Heat:
                 if not np.isnan(value):
                     dark = value > 0.6 * (scale if scale == 100 else np.nanmax(shown))
                     axis.text(j, i, f"{value:.0f}", ha="center", va="center", color="white" if dark else "black")
+                if self.frames and (sign := self._settled(record, names[i][j])):
+                    edge, style = FRAMES[sign]
+                    axis.add_patch(Rectangle((j - 0.46, i - 0.44), 0.92, 0.88, fill=False, ec=edge, ls=style, lw=2.5))
             axis.set_xticks(range(len(self.columns)), list(self.columns.values()), fontsize=7)
             axis.set_yticks(range(len(self.rows)), list(self.rows.values()), fontsize=7)
             axis.set_title(title, fontsize=9)
@@ -149,6 +159,11 @@ class Heat:
     def _mean(self, record: Mapping[str, Any], arm: str) -> float:
         cell = record["arms"].get(arm, {}).get("columns", {}).get(self.column)
         return cell["mean"] if cell else np.nan
+
+    def _settled(self, record: Mapping[str, Any], arm: str) -> int:
+        """Return 1 or -1 where an arm is better or worse than the one it is held against, in 95 %; 0 where that is open."""
+        cell = record["arms"].get(arm, {}).get("difference", {}).get(self.column)
+        return 0 if cell is None else int(cell["lo"] > 0) - int(cell["hi"] < 0)
 
 
 def _finish(figure: Figure, plan: Plan) -> Figure:
