@@ -51,3 +51,11 @@ def test_without_vllm_the_remedy_is_its_installation(versions):
     (note,) = doctor.vllm()
     assert note.state == doctor.NOTE
     assert "make setup" in note.remedy
+
+
+def test_without_bitsandbytes_there_are_no_fewer_bits(versions):
+    versions["bitsandbytes"] = None
+    (note,) = doctor.fewer_bits()
+    assert (note.state, note.remedy) == (doctor.NOTE, "pip install bitsandbytes")
+    versions["bitsandbytes"] = "0.50.2"
+    assert doctor.fewer_bits()[0].state == doctor.OK

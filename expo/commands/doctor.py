@@ -124,6 +124,14 @@ def vllm() -> list[Finding]:
     return [Finding("rollout=vllm", OK, f"vLLM {installed}")]
 
 
+def fewer_bits() -> list[Finding]:
+    """Return whether weights in 4 bits and an optimizer in 8 would work."""
+    if installed := version("bitsandbytes"):
+        return [Finding("4 and 8 bits", OK, f"bitsandbytes {installed}")]
+    told = "bitsandbytes is not installed: neither model.load_in_4bit nor optimizer=adamw_8bit works"
+    return [Finding("4 and 8 bits", NOTE, told, "pip install bitsandbytes")]
+
+
 def attention() -> list[Finding]:
     """Return whether packing would pay."""
     if importlib.util.find_spec("flash_attn"):
@@ -186,7 +194,7 @@ def launchers() -> list[Finding]:
     return [Finding("launchers", OK, f"local{''.join(f', {name}' for name in there)}", missing)]
 
 
-CHECKS: list[Callable[[], list[Finding]]] = [packages, devices, attention, vllm, launchers, room, accounts]
+CHECKS: list[Callable[[], list[Finding]]] = [packages, devices, attention, fewer_bits, vllm, launchers, room, accounts]
 
 
 def _runs(command: list[str]) -> bool:
