@@ -191,7 +191,8 @@ def test_advice_names_settings_that_fit_and_no_more_than_needed():
 def test_expo_plan_needs_neither_vllm_nor_a_gpu(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "150")
     monkeypatch.setattr(
-        "sys.argv", ["expo", "plan", *THREE_B, "rollout=vllm", "plan.devices=[1,8]", "plan.device=h200"]
+        "sys.argv",
+        ["expo", "plan", *THREE_B, "rollout=vllm_server", "rollout.device=1", "plan.devices=[1,8]", "plan.device=h200"],
     )
     with pytest.raises(SystemExit) as ended:
         cli.main()

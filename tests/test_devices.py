@@ -292,7 +292,12 @@ def test_torchrun_starts_the_devices_as_well(tmp_path):
     ("overrides", "told"),
     [
         (["trainer.devices=0"], r"trainer\.devices=0: must be greater than 0"),
-        (["trainer.devices=2", "rollout=vllm"], r"trainer\.devices=2: .* use rollout=vllm_server"),
+        (
+            ["trainer.devices=2", "rollout=vllm_server", "rollout.device=1"],
+            r"trainer\.devices=2: .* set rollout\.device=null",
+        ),
+        (["trainer.devices=2", "rollout=vllm_server", "rollout.tensor_parallel=2"], r"rollout\.tensor_parallel=1"),
+        (["rollout=vllm", "rollout.tensor_parallel=2"], r"tensor_parallel=2: .* use rollout=vllm_server"),
         (["trainer.strategy=fsdp"], r"trainer\.strategy=fsdp: .* there is one; set trainer\.devices"),
         (["trainer.num_nodes=2"], r"trainer\.num_nodes=2: start one process per device with torchrun"),
     ],
@@ -379,7 +384,7 @@ def test_rows_that_every_device_would_train_on_are_refused(tmp_path):
     cfg = compose_config("dataset=ladder", *SMALL, f"output_dir={tmp_path}")
     with Verifier() as verifier:
         module, _, _ = build_run(cfg, verifier)
-    module.pipeline.tools = type(module.pipeline.tools)(**vars(module.pipeline.tools) | {"ranks": Ranks(0, 2)})
+    module.ranks = Ranks(0, 2)
     with pytest.raises(TypeError, match="went through no `parts`"):
         module.take_step({})
 
