@@ -153,7 +153,7 @@ class Heat:
             axis.set_title(title, fontsize=9)
         figure.supxlabel(self.x, fontsize=8)
         figure.supylabel(self.y, fontsize=8)
-        figure.suptitle(plan.title, fontsize=10)
+        figure.suptitle(plan.title, fontsize=10, wrap=True)
         return figure
 
     def _mean(self, record: Mapping[str, Any], arm: str) -> float:
