@@ -144,7 +144,7 @@ def test_every_stream_of_a_step_works_on_weights_in_4_bits(tmp_path, wide, overr
 
 
 @pytest.mark.runs
-def test_a_finished_qlora_run_is_measured_on_the_weights_it_was_trained_on(tmp_path, wide):
+def test_a_finished_qlora_run_is_measured_on_the_weights_it_was_trained_on(tmp_path, wide, caplog):
     _, directory = run(
         tmp_path, *QLORA, f"model.path={wide}", "algorithm=sft", "trainer.max_steps=2", "optimizer.learning_rate=0.01"
     )
@@ -153,7 +153,9 @@ def test_a_finished_qlora_run_is_measured_on_the_weights_it_was_trained_on(tmp_p
     adapter = {name.removeprefix("policy."): value for name, value in saved.items() if "lora_" in name}
     trained.load_state_dict(adapter, strict=False)
     measured = load_model(config_from_run("evaluate", [f"run={directory}"]))[0]
+    assert not caplog.records
     merged = load_model(config_from_run("evaluate", [f"run={directory}", "model.load_in_4bit=false"]))[0]
+    assert "was trained on weights in 4 bits: on whole ones it is another policy" in caplog.text
     ours, theirs, other = (score(model.eval(), ROWS).detach() for model in (trained, measured, merged))
     torch.testing.assert_close(theirs, ours, atol=1e-6, rtol=0)
     assert (other - ours).abs().max() > 1e-3

@@ -1,6 +1,7 @@
 """Load a Hugging Face causal LM, copy it, and say in which number format it computes."""
 
 import copy
+import logging
 import pickle
 import warnings
 from collections.abc import Iterator
@@ -20,6 +21,9 @@ from expo.config.errors import first_line
 from expo.devices.shares import like, own_share
 from expo.model import small
 from expo.model.formats import as_numbers, four_bits, in_4bit, steady, with_float32_head
+
+log = logging.getLogger(__name__)
+ROUNDED = "trained_in_4bit.txt"  # beside an adapter whose base was held in 4 bits
 
 
 def load_policy(conf: ModelConf) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -107,6 +111,10 @@ def _whole_model(source: str, revision: str | None, options: dict[str, Any]) -> 
         adapted = PeftModel.from_pretrained(base, source, revision=revision)
     if in_4bit(base):
         return adapted, lacking
+    if Path(source, ROUNDED).is_file():
+        log.warning(
+            "%s was trained on weights in 4 bits: on whole ones it is another policy (model.load_in_4bit=true)", source
+        )
     model = _merged(adapted)
     model.begun_from_adapter = True  # which a further adapter alone does not tell: see `save_policy`
     return model, lacking
@@ -146,6 +154,8 @@ def save_policy(policy: PreTrainedModel, folder: Path) -> None:
     if causal_lm(policy) is not policy and getattr(causal_lm(policy), "begun_from_adapter", False):
         policy = cast(Any, policy).merge_and_unload()
     policy.save_pretrained(folder)
+    if in_4bit(causal_lm(policy)):
+        Path(folder, ROUNDED).write_text("model.load_in_4bit=true\n")
 
 
 @torch.no_grad()
