@@ -19,6 +19,9 @@ class OptimizerConf:
     learning_rate: float = key(1e-6, above=0, high=10, help="learning rate after the warm-up")
     weight_decay: float = key(0.0, low=0, high=100, help="decoupled weight decay")
     betas: list[float] = key([0.9, 0.999], low=0, help="AdamW's β₁ and β₂")
+    eps: float = key(
+        1e-8, above=0, high=1, absent=1e-8, help="AdamW's ε: a weight whose gradients are much smaller hardly moves"
+    )
     warmup_steps: int = key(0, low=0, help="optimizer steps of linear warm-up")
     max_grad_norm: float = key(1.0, above=0, finite=False, help="gradients are clipped to this norm; inf: never")
 

@@ -13,7 +13,7 @@ from expo.config import OptimizerConf
 def adamw(conf: OptimizerConf, weights: Iterable[Tensor]) -> torch.optim.Optimizer:
     """Return torch's AdamW."""
     low, high = conf.betas
-    return torch.optim.AdamW(weights, conf.learning_rate, (low, high), weight_decay=conf.weight_decay, fused=True)
+    return torch.optim.AdamW(weights, conf.learning_rate, (low, high), conf.eps, conf.weight_decay, fused=True)
 
 
 def adamw_8bit(conf: OptimizerConf, weights: Iterable[Tensor]) -> torch.optim.Optimizer:
@@ -23,6 +23,6 @@ def adamw_8bit(conf: OptimizerConf, weights: Iterable[Tensor]) -> torch.optim.Op
     """
     library: Any = importlib.import_module("bitsandbytes.optim")
     made: torch.optim.Optimizer = library.AdamW8bit(
-        weights, conf.learning_rate, tuple(conf.betas), weight_decay=conf.weight_decay
+        weights, conf.learning_rate, tuple(conf.betas), conf.eps, conf.weight_decay
     )
     return made
