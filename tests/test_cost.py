@@ -19,7 +19,7 @@ from expo.cost.run import Work
 from expo.cost.seconds import decoding, run_seconds, seconds, tokens, update
 from expo.cost.shape import shape_of
 from expo.gpu.place import gap
-from expo.model.scoring import score, token_batch
+from expo.model.scoring import LOGITS, score, token_batch
 
 THREE_B = ["model=qwen2.5-3b-instruct", "dataset=math", "algorithm=grpo", "trainer.precision=bf16-mixed"]
 
@@ -42,6 +42,13 @@ def test_memory_by_part_by_hand():
     lora = updating(work("model.lora_rank=16"))
     assert lora["gradients"] < 0.02 * found["gradients"]
     assert disk(work())[0] == 12 * parameters  # weights and two moments
+
+
+def test_logits_are_those_of_the_completions_that_go_together():
+    few = ["trainer.micro_batch_size=2", "rollout.max_completion_tokens=32"]
+    assert updating(work(*few))["logits"] == 3 * 4 * 2 * 32 * 151936
+    assert updating(work(*few, "rollout.max_prompt_tokens=2000"))["logits"] == 3 * 4 * 2 * 32 * 151936
+    assert updating(work("rollout.max_completion_tokens=4096"))["logits"] == 3 * 4 * LOGITS
 
 
 def test_a_second_copy_of_the_weights_is_counted():

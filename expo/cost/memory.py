@@ -98,7 +98,7 @@ def updating(work: Work) -> dict[str, float]:
         "gathered layers": gathered,
         "casts to 16 bit": casts,
         "activations": float(positions * kept),
-        "logits": 3.0 * 4 * min(LOGITS, positions * s.head // s.hidden),
+        "logits": 3.0 * 4 * min(LOGITS, micro * cfg.rollout.max_completion_tokens * s.head // s.hidden),
     }
 
 
