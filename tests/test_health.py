@@ -38,6 +38,7 @@ def noisy(mean: float, steps: int) -> list[float | None]:
         ("completion/truncated_frac", 0.1, 0.95),
         ("loss/kl", 0.05, 3.0),
         ("positive/leak_gap", 0.2, 2.5),
+        ("distill/divergence", 0.2, 1.5),
     ],
 )
 def test_each_sign_is_noticed_once_and_dated(metric, healthy, ill):
@@ -200,6 +201,8 @@ def test_rollback_wants_a_reward_of_each_step(tmp_path):
         ("loss/kl", 1.0, 4.01, 3.99),
         ("positive/leak_gap", 0.1, 1.11, 1.09),
         ("positive/leak_gap", 1.0, 4.01, 3.99),
+        ("distill/divergence", 0.004, 0.0145, 0.0135),
+        ("distill/divergence", 0.1, 0.21, 0.19),
     ],
 )
 def test_how_much_worse_a_collapse_is(metric, healthy, ill, not_ill):

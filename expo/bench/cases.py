@@ -65,7 +65,7 @@ LARGE = Case(
     "c", "Qwen2.5-0.5B cut to 4 layers: 196M, vocabulary 151,936", shape_of(896, 4864, 4, 14, 2, 151936),
     problems=2, group=4, micro=8,
 )  # fmt: skip
-# The ladder's own settings: 16 problems of four levels, 8 rollouts each, so that rewards are mixed.
+# The ladder's own settings: 16 problems of all levels, 8 rollouts each, so that rewards are mixed.
 LADDER_GRPO = Case("ladder-grpo", "the ladder's policy, GRPO", {}, threads=1, overrides=("algorithm=grpo",))
 LADDER_EXP = replace(
     LADDER_GRPO, name="ladder", told="the ladder's policy, ExP-GRPO against GRPO", overrides=("algorithm=exp_grpo",),

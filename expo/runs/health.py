@@ -35,6 +35,7 @@ SIGNS = (
     Sign("completion/length_mean", True, 5.0, 0.9, "it ends at once"),
     Sign("completion/truncated_frac", False, 0.5, 0.0, "it no longer ends"),
     Sign("loss/kl", False, 1.0, 3.0, "it leaves the reference (nats per token)"),
+    Sign("distill/divergence", False, 0.01, 1.0, "it and its teacher part again (nats per token)"),
     Sign("positive/leak_gap", False, 1.0, 3.0, "explanations lean on the shown answer (nats per token)"),
 )
 
