@@ -23,17 +23,22 @@ class Curves:
     """One panel per entry of `panels`: `{metric, title, arms}`, of which only metric must be given.
 
     Each arm's mean over its runs against the step; the band spans the runs. With `unfinished`, of runs under way as well.
+    `across` panels stand side by side.
     """
 
     panels: list[dict[str, Any]] = field(default_factory=list)
+    across: int = 4
     unfinished: bool = False
 
     def draw(self, plan: Plan, record: Mapping[str, Any], runs: Sequence[PlannedRun]) -> Figure:
         panels = self.panels or [{"metric": plan.columns[-1]}]
-        figure, axes = plt.subplots(
-            1, len(panels), figsize=(1.5 + 4.5 * len(panels), 4.2), layout="constrained", squeeze=False
-        )
-        for axis, panel in zip(axes[0], panels, strict=True):
+        across = min(self.across, len(panels))
+        down = -(-len(panels) // across)
+        size = (1.5 + 4.5 * across, 4.2 * down)
+        figure, axes = plt.subplots(down, across, figsize=size, layout="constrained", squeeze=False)
+        for axis in axes.flat[len(panels) :]:
+            axis.set_visible(False)
+        for axis, panel in zip(axes.flat, panels, strict=False):
             for arm in panel.get("arms") or plan.arms:
                 own = [run for run in runs if run.arm == arm and (self.unfinished or run.done)]
                 points = [read_points(run.dir, panel["metric"]) for run in own]
