@@ -34,7 +34,7 @@ from expo.runs.offline import read_offline
 from expo.runs.reading import by_step, final_rows
 from expo.tables import plan as plans
 from expo.tables.aggregate import measured_values, pass_values, stack, statistic
-from expo.tables.figures import Heat
+from expo.tables.figures import Curves, Heat
 from expo.tables.render import markdown
 from expo.tables.sweep import View, until_over
 
@@ -496,6 +496,14 @@ def test_the_slurm_launcher_is_submitits_with_a_gpu_per_run():
     launcher = cfg.hydra.launcher
     assert launcher._target_ == "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"
     assert (launcher.gpus_per_node, launcher.partition) == (1, "gpu")
+
+
+def test_curves_stand_in_rows_of_a_width_that_the_plan_sets():
+    plan = SimpleNamespace(title="t", columns=["pass@4"], arms={})
+    figure = Curves([{"metric": name} for name in ("pass@1", "pass@4", "reward/mean")], across=2).draw(plan, {}, [])
+    assert [axis.get_ylabel() for axis in figure.axes if axis.get_visible()] == ["pass@1", "pass@4", "reward/mean"]
+    rows = [axis.get_subplotspec().rowspan.start for axis in figure.axes if axis.get_visible()]
+    assert rows == [0, 0, 1]
 
 
 def test_a_figure_extends_the_plan_of_a_table(small):
