@@ -62,6 +62,16 @@ def test_a_run_is_shown_with_curves_samples_counts_and_cost(directory, capsys):
 
 
 @pytest.mark.runs
+def test_a_bank_beside_runs_is_no_run_and_no_word_is_said_of_it(directory, tmp_path, caplog):
+    (tmp_path / "banks").mkdir()
+    (tmp_path / "another").mkdir()
+    for beside, said in (("banks", False), ("another", True)):
+        caplog.clear()
+        assert command.main([str(directory), str(tmp_path / beside), f"output={tmp_path / 'page.html'}"]) == 0
+        assert ("Left out" in caplog.text) is said
+
+
+@pytest.mark.runs
 def test_run_directories_take_no_options_of_a_table(directory):
     with pytest.raises(UserError, match="scale=cpu: only a table takes it"):
         command.main([str(directory), "scale=cpu"])

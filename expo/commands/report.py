@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from expo.config import UserError, make_folder, take_options
 from expo.config.errors import first_line
+from expo.config.naming import NO_RUNS
 from expo.report.comparison import compared
 from expo.report.page import Page, RunData, Table, write
 from expo.report.settings import data_sentences, differing
@@ -220,6 +221,8 @@ def _read_run(directory: Path) -> tuple[RunData, dict[str, Any]]:
 def read_runs(directories: list[Path]) -> tuple[Page, list[RunData]]:
     """Return the page and data of run directories. Those that differ in nothing but the seed are runs of one arm."""
     directories = list(dict.fromkeys(path.resolve() for path in directories))  # a run given twice is one run
+    # outputs/NAME/* holds banks, too
+    directories = [path for path in directories if path.name not in NO_RUNS] or directories
     found: list[tuple[Path, RunData, dict[str, Any]]] = []
     notes = []
     for directory in directories:
