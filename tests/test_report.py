@@ -69,6 +69,10 @@ def test_a_bank_beside_runs_is_no_run_and_no_word_is_said_of_it(directory, tmp_p
         caplog.clear()
         assert command.main([str(directory), str(tmp_path / beside), f"output={tmp_path / 'page.html'}"]) == 0
         assert ("Left out" in caplog.text) is said
+    shutil.copytree(directory, tmp_path / "evaluate")
+    (tmp_path / "evaluate" / "summary.json").unlink()
+    assert command.main([str(directory), str(tmp_path / "evaluate"), f"output={tmp_path / 'page.html'}"]) == 0
+    assert "evaluate/summary.json" in caplog.text  # a run by such a name is one all the same, and damaged
 
 
 @pytest.mark.runs

@@ -221,8 +221,9 @@ def _read_run(directory: Path) -> tuple[RunData, dict[str, Any]]:
 def read_runs(directories: list[Path]) -> tuple[Page, list[RunData]]:
     """Return the page and data of run directories. Those that differ in nothing but the seed are runs of one arm."""
     directories = list(dict.fromkeys(path.resolve() for path in directories))  # a run given twice is one run
-    # outputs/NAME/* holds banks, too
-    directories = [path for path in directories if path.name not in NO_RUNS] or directories
+    # outputs/NAME/* holds banks, too; a run may have the name of such a folder
+    some = [path for path in directories if path.name not in NO_RUNS or (path / "config.yaml").is_file()]
+    directories = some or directories
     found: list[tuple[Path, RunData, dict[str, Any]]] = []
     notes = []
     for directory in directories:
