@@ -85,6 +85,15 @@ def test_the_least_work_of_a_step_by_hand():
     assert bench.limit(case, figures, quick_reader)["update_share"] == pytest.approx(0.5)
 
 
+def test_the_least_work_of_positives_by_hand():
+    layers, head = 4 * (4 * 96 * 96 + 3 * 96 * 256), 96 * 165  # of the ladder's shipped policy
+    ours = {"positive_prompt_tokens": [30.0, 50.0], "positive_tokens": [10.0, 10.0], "seconds": [9.0]}
+    sides = {"expo": ours, "expo, ladder-grpo": {"seconds": [2.0, 1.0, 3.0]}}
+    found = bench.further(CASES["ladder"], sides, Machine(flops=1e9, bytes=1.0))
+    assert found["positives"] == pytest.approx(3 * 2 * (layers * 50 + head * 10) / 1e9)
+    assert found["positives_share"] == pytest.approx(found["positives"] / 2)
+
+
 def test_a_machine_is_measured_with_the_threads_that_are_asked_for():
     import torch
 

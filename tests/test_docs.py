@@ -60,7 +60,7 @@ def test_every_command_composes(line, tmp_path, monkeypatch, math_file, gsm8k_fi
         given = [f"run={run_folder}" if a.startswith("run=") else a for a in arguments if a != "-m"]
         check(config_from_run(command, given))
         return
-    for model in ("math_level5/RUN/checkpoints/final", "bases/weak"):
+    for model in ("math_level5/RUN/checkpoints/final", "bases/world_weak"):
         (tmp_path / "outputs" / model).mkdir(parents=True)
         (tmp_path / "outputs" / model / "config.json").write_text("{}")
     _, command, *arguments = shlex.split(line)

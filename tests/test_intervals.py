@@ -8,6 +8,7 @@ from scipy import stats
 
 from expo.evaluation import intervals
 from expo.evaluation.coverage import World, coverage
+from expo.evaluation.kinds import interval_of
 
 
 def test_a_crossed_table_by_hand():
@@ -106,3 +107,14 @@ def test_intervals_hold_the_truth_as_often_as_they_say(world):
 def test_one_seed_does_not_cover_what_seeds_do():
     assert coverage(World(1000, 1, 0.5, 0.15), 200).share < 0.5
     assert coverage(World(1000, 1, 0.5, 0.0), 200).share > 0.9
+
+
+def test_an_interval_of_what_cannot_be_negative_does_not_reach_below_zero():
+    apart = np.array([0.01, 0.01, 2.0])
+    assert intervals.of_mean(apart)[0] < 0
+    for column in ("nll_per_token", "nll", "tokens"):
+        low, high = interval_of(column, difference=False)(apart)
+        assert low == 0
+        assert high == intervals.of_mean(apart)[1]
+        assert interval_of(column, difference=True)(apart)[0] < 0
+    assert interval_of("answer_lift", difference=False)(apart)[0] < 0

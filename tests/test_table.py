@@ -450,6 +450,37 @@ scales: {cpu: {overrides: [debug=tiny, diagnose.problems=2, diagnose.samples=2],
     assert (properties / "results" / "cpu" / "bars.svg").is_file()
 
 
+@pytest.mark.runs
+def test_a_table_begins_from_no_model_of_other_settings(small, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    make = ["pretrain", "pretrain.max_steps=1", "pretrain.output=made"]
+    text = PLAN.replace("debug=tiny,", "debug=tiny, model=hf, model.path=./made,")
+    (small / "plan.yaml").write_text(text + f"prepare: {{made: [{', '.join(make)}]}}\n")
+    assert table.main(["small", "dry_run=true"]) == 0  # it is not there, and would be made
+    shutil.copytree(config.LADDER, "made")
+    file = Path("made/config.json")
+    shape = json.loads(file.read_text())
+    file.write_text(json.dumps(shape | {"expo_recipe": config.pretrain_identity(compose_config(*make[1:]))}))
+    assert table.main(["small", "dry_run=true"]) == 0
+    assert "used as it is" not in capsys.readouterr().err
+    file.write_text(json.dumps(shape))
+    assert table.main(["small", "dry_run=true"]) == 0
+    assert "made: does not say which settings made it; used as it is" in capsys.readouterr().err
+    file.write_text(json.dumps(shape | {"expo_recipe": config.pretrain_identity(compose_config())}))
+    for more in (["dry_run=true"], []):
+        with pytest.raises(UserError, match=r"made: was made with other settings than this table's; move it away"):
+            table.main(["small", *more])
+
+
+def test_no_two_plans_make_different_models_in_one_folder():
+    recipes: dict[str, set[str]] = {}
+    for path in plans.EXPERIMENTS.glob("*/plan.yaml"):
+        for folder, (name, *overrides) in plans.load_plan(path.parent.name).prepare.items():
+            assert (name, f"pretrain.output={folder}" in overrides) == ("pretrain", True)
+            recipes.setdefault(folder, set()).add(config.pretrain_identity(compose_config(*overrides)))
+    assert {folder: made for folder, made in recipes.items() if len(made) > 1} == {}
+
+
 @pytest.mark.slow
 def test_a_table_with_wandb_has_a_run_of_its_own_and_models_are_made_first(small, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

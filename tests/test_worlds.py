@@ -2,13 +2,14 @@
 
 import json
 import random
+import shlex
 
 import pytest
 from conftest import compose_config
 
-from expo.commands.pretrain import corpus_item, first_weights, pretrain, unfinished_folder
+from expo.commands.pretrain import command, corpus_item, first_weights, pretrain, unfinished_folder
 from expo.commands.wiring import load_model
-from expo.config import UserError, WorldConf, check, identity
+from expo.config import UserError, WorldConf, check, identity, pretrain_identity
 from expo.config.reference import options_of
 from expo.data import ladder
 
@@ -166,6 +167,14 @@ def test_a_base_policy_of_a_world_is_made_used_and_refused_elsewhere(tmp_path, c
     with pytest.raises(UserError, match="was made for another world"):
         load_model(compose_config(*use))
     assert json.loads((tmp_path / "trained" / "config.json").read_text())["expo_world"] == {"slips": 0.16}
+    assert json.loads((base / "config.json").read_text())["expo_recipe"] == pretrain_identity(cfg)
+
+
+@pytest.mark.parametrize("world", ["clear", "weak", "leaky", "long", "paper"])
+def test_the_command_on_a_base_policys_card_makes_the_same(world):
+    cfg = compose_config("dataset=ladder", f"dataset/world={world}", "seed=3")
+    _, _, *overrides = shlex.split(shlex.join(command(cfg)))
+    assert pretrain_identity(compose_config(*overrides)) == pretrain_identity(cfg)
 
 
 def test_a_base_policy_can_begin_from_another_and_not_where_words_are_missing():

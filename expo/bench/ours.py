@@ -50,6 +50,13 @@ class StepByStep(Callback):
         self.parts = {k.removeprefix("time/"): v or 0.0 for k, v in metrics.items() if k.startswith("time/")}
         self.parts["prompt_tokens"] = sum(map(len, set(experience.prompts)))
         self.parts["tokens"] = sum(len(c.ids) for c in experience.completions)
+        lowest, highest = experience.rewards.aminmax(dim=1)
+        read = (highest > lowest).tolist()  # the prompts of mixed groups, which the update reads without positives, too
+        positives = experience.positives
+        self.parts["positive_tokens"] = sum(len(c.ids) for c in positives)
+        self.parts["positive_prompt_tokens"] = sum(
+            len(experience.prompts[i]) for i in {c.problem for c in positives} if not read[i]
+        )
 
 
 def main(case: Case, folder: Path) -> None:

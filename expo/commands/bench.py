@@ -5,6 +5,7 @@ import statistics
 import sys
 import time
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from rich.table import Table
@@ -13,7 +14,7 @@ from expo.bench.arms import in_turns
 from expo.bench.cases import CASES, QUESTIONS, Case
 from expo.bench.growth import BASE, FACTORS, GROWN, costs, exponent, grown, many
 from expo.bench.limit import Work
-from expo.config import UserError, take_options
+from expo.config import LADDER, UserError, take_options
 from expo.cost.machine import Machine
 from expo.runs.directory import device_name, git_commit
 from expo.tables.render import wide_console
@@ -42,6 +43,9 @@ def main(arguments: list[str]) -> int:
         if case.shape:
             limits[name] = limit(case, results[name]["expo"], Machine.measured(case.threads))
             show_limit(case, limits[name])
+        elif case.against:
+            limits[name] = further(case, results[name], Machine.measured(case.threads))
+            show_further(case, limits[name])
     for what in growing:
         growth[what] = in_turns({f: ("ours", grown(what, f)) for f in FACTORS}, many(questions), turns, warm_up)
     if growth:
@@ -137,6 +141,26 @@ def show_limit(case: Case, found: Mapping[str, float]) -> None:
         f"this machine with {case.threads} thread(s): {found['gflops']:.0f} GFLOP/s in products of float32 matrices, "
         f"{found['gb_read']:.0f} GB/s read. A step needs at least {found['rollout']:.2f} s of rollouts "
         f"({found['rollout_share']:.0%} of expo's) and {found['update']:.2f} s of update ({found['update_share']:.0%})."
+    )
+
+
+def further(case: Case, sides: Mapping[str, Mapping[str, list[float]]], machine: Machine) -> dict[str, float]:
+    """Return the least seconds of learning from the positives of a step of the ladder, and their share of a step without them."""
+    ours, theirs = sides.values()
+    shape = json.loads((LADDER / "config.json").read_text())
+    prompt_tokens, tokens = (statistics.mean(ours[k]) for k in ("positive_prompt_tokens", "positive_tokens"))
+    least = Work.of(replace(case, shape=shape), prompt_tokens, tokens).update_seconds(machine)
+    share = least / statistics.median(theirs["seconds"])
+    told = {"gflops": machine.flops / 1e9, "prompt_tokens": prompt_tokens, "tokens": tokens}
+    return told | {"positives": least, "positives_share": share}
+
+
+def show_further(case: Case, found: Mapping[str, float]) -> None:
+    """Print what `further` found."""
+    print(
+        f"{case.name}: positives of {found['tokens']:.0f} tokens, behind {found['prompt_tokens']:.0f} that the update does not read "
+        f"without them, take at least {found['positives']:.3f} s at {found['gflops']:.0f} GFLOP/s: "
+        f"{found['positives_share']:.0%} of a step of the second"
     )
 
 

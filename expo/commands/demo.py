@@ -110,7 +110,7 @@ def page(plan: Plan, summary: dict[str, Any], runs: Sequence[PlannedRun]) -> rep
     """Return the head of the demo's report."""
     made = (
         f"{summary['command']} · commit {', '.join(summary['commits'])} · {summary['device']} · {summary['date']} · "
-        f"{summary['wall_s']:.0f} s. Percent, with 95 % bootstrap intervals over problems and seeds."
+        f"{summary['wall_s']:.0f} s. Percent, with 95 % intervals over problems and seeds."
     )
     note = (
         f"{plan.title}, {summary['seeds']} seed(s) each. The base policy solves none of these problems: "

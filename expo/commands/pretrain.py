@@ -1,10 +1,9 @@
 """The ladder's base policy from nothing: supervised training on a corpus in which symbols are ambiguous."""
 
 import dataclasses
-import hashlib
-import json
 import math
 import random
+import shlex
 import shutil
 import signal
 import sys
@@ -23,8 +22,18 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from expo.commands.wiring import set_up_process
-from expo.config import LADDER, Config, LadderConf, ModelConf, UserError, WorldConf, build, make_folder, model_content
-from expo.config.key import FORMER, shown
+from expo.config import (
+    Config,
+    LadderConf,
+    ModelConf,
+    PretrainConf,
+    UserError,
+    WorldConf,
+    build,
+    make_folder,
+    pretrain_identity,
+)
+from expo.config.key import shown
 from expo.config.world import CLEAR
 from expo.data import ladder
 from expo.data.problem import Problem
@@ -166,6 +175,7 @@ def pretrain(cfg: Config) -> None:
     world = cfg.dataset.world if isinstance(cfg.dataset, LadderConf) else CLEAR
     tokenizer, model = first_weights(cfg, world)
     model.config.expo_world = world.corpus
+    model.config.expo_recipe = pretrain_identity(cfg)  # by which a table knows it again
     partial = unfinished_folder(cfg)
     trainer = make_trainer(conf.max_steps, partial / "checkpoints")
     prompts = build(cfg.prompts)
@@ -210,19 +220,7 @@ def unfinished_folder(cfg: Config) -> Path:
     if output.is_file():
         raise UserError(f"pretrain.output={output}: a file; give a folder, or remove it")
     make_folder(output.parent, "pretrain.output")
-    recipe = dataclasses.asdict(dataclasses.replace(cfg.pretrain, output=""))
-    if recipe["start"] is None:
-        recipe.pop("start")  # as in what 0.3 began
-    elif (folder := LADDER if recipe["start"] == "ladder" else Path(recipe["start"])).is_dir():
-        recipe["start"] = model_content(folder)
-    prompts = dataclasses.asdict(cfg.prompts)
-    prompts.pop("date")  # the ladder's chat template prints none
-    for later in ("with_solution", "go_on", "hint_from_solution", "abstract"):
-        prompts.pop(later)
-    prompts["_target_"] = FORMER.get(prompts["_target_"], prompts["_target_"])  # so that what 0.1 began goes on
-    world = [w] if isinstance(cfg.dataset, LadderConf) and (w := cfg.dataset.world.corpus) else []
-    settings = json.dumps([cfg.seed, recipe, prompts, *world])
-    return output.with_name(f"{output.name}.partial-{hashlib.sha256(settings.encode()).hexdigest()[:8]}")
+    return output.with_name(f"{output.name}.partial-{pretrain_identity(cfg)}")
 
 
 def make_trainer(max_steps: int, checkpoints: Path) -> Trainer:
@@ -258,11 +256,8 @@ def hand_over(partial: Path, output: Path) -> None:
 
 def card(cfg: Config, parameters: int, minutes: float, resumed: str) -> str:
     """Return the model's card: what made it."""
-    world = cfg.dataset.world.corpus if isinstance(cfg.dataset, LadderConf) else {}
     return CARD.format(
-        cfg=cfg,
-        world="".join(f"dataset.world.{name}={shown(value)} " for name, value in world.items()),
-        start=f"pretrain.start={cfg.pretrain.start} " if cfg.pretrain.start else "",
+        command=shlex.join(command(cfg)),
         parameters=parameters,
         commit=git_commit() or "?",
         minutes=minutes,
@@ -272,12 +267,24 @@ def card(cfg: Config, parameters: int, minutes: float, resumed: str) -> str:
     )
 
 
+def command(cfg: Config) -> list[str]:
+    """Return a command line that makes the same model."""
+    world = cfg.dataset.world.corpus if isinstance(cfg.dataset, LadderConf) else {}
+    settings = {f"dataset.world.{name}": value for name, value in world.items()}
+    usual = PretrainConf()
+    for f in dataclasses.fields(usual):
+        if f.name != "output" and (value := getattr(cfg.pretrain, f.name)) != getattr(usual, f.name):
+            settings[f"pretrain.{f.name}"] = value
+    lines = [f"{name}={shown(value)}" for name, value in settings.items()]
+    return ["expo", "pretrain", *(["dataset=ladder"] if world else []), *lines, f"seed={cfg.seed}"]
+
+
 CARD = """\
 # The ladder's base policy
 
 A Llama of {parameters} parameters trained by expo from nothing on synthetic arithmetic (expo/data/ladder.py). It knows nothing else.
 
-- command: `expo pretrain {world}pretrain.max_steps={cfg.pretrain.max_steps} {start}pretrain.hidden_size={cfg.pretrain.hidden_size} pretrain.layers={cfg.pretrain.layers} pretrain.heads={cfg.pretrain.heads} seed={cfg.seed}`
+- command: `{command}`
 - commit: {commit}
 - time: {minutes:.1f} minutes{resumed}, torch threads {threads}
 - date: {date}

@@ -21,7 +21,16 @@ from expo.config.distillation import SelfDistillationConf
 from expo.config.errors import DISK, EngineError, UserError
 from expo.config.from_run import restore
 from expo.config.hints import HintsConf, NoHintsConf, PrefixConf, SelfHintConf
-from expo.config.identity import LADDER, arm_identity, bank_identity, identity, lineage, model_content, pairs_identity
+from expo.config.identity import (
+    LADDER,
+    arm_identity,
+    bank_identity,
+    identity,
+    lineage,
+    model_content,
+    pairs_identity,
+    pretrain_identity,
+)
 from expo.config.key import Rules, functions_of, key, option
 from expo.config.model import ModelConf, RandomShapeConf, RandomTinyConf
 from expo.config.optimizer import AdamW8bitConf, OptimizerConf
@@ -47,6 +56,6 @@ __all__ = [
     "PositivesOnlyConf", "PrefixConf", "PretrainConf", "PromptsConf", "RandomShapeConf", "RandomTinyConf", "RewardConf", "RolloutConf",
     "Rules", "SFTConf", "SelfDistillationConf", "SelfExplanationConf", "SelfHintConf", "SourceConf", "StarConf", "TableConf", "TensorBoardLoggerConf", "TrainerConf",
     "UserError", "VLLMConf", "VerifierConf", "WandbConf", "WandbLoggerConf", "WorldConf", "arm_identity", "bank_identity", "build", "check", "check_anywhere", "compose_config",
-    "conf_dir", "config_folders", "functions_of", "identity", "key", "lineage", "make_folder", "model_content", "option", "pairs_identity", "register", "restore",
+    "conf_dir", "config_folders", "functions_of", "identity", "key", "lineage", "make_folder", "model_content", "option", "pairs_identity", "pretrain_identity", "register", "restore",
     "run_dir", "run_id", "run_mark", "take_options", "typed",
 ]  # fmt: skip

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from expo.config.dataset import LadderConf
 from expo.config.key import ALWAYS_IN, FORMER, OPTIONS, Declaration, declaration, with_groups
 from expo.config.run import Config
 
@@ -46,6 +47,23 @@ def bank_identity(cfg: Config) -> str:
     )  # then a problem whose prompt for a hint is too long is left out
     kept["positives"] = {name: tree["positives"][name] for name in ("_target_", "samples", "shown_answer")}
     return _digest(kept)
+
+
+def pretrain_identity(cfg: Config) -> str:
+    """Return the hash of everything that changes the model which `expo pretrain` makes."""
+    recipe = dataclasses.asdict(replace(cfg.pretrain, output=""))
+    if recipe["start"] is None:
+        recipe.pop("start")  # as in what 0.3 began
+    elif (folder := LADDER if recipe["start"] == "ladder" else Path(recipe["start"])).is_dir():
+        recipe["start"] = model_content(folder)
+    prompts = dataclasses.asdict(cfg.prompts)
+    prompts.pop("date")  # the ladder's chat template prints none
+    for later in ("with_solution", "go_on", "hint_from_solution", "abstract"):
+        prompts.pop(later)
+    prompts["_target_"] = FORMER.get(prompts["_target_"], prompts["_target_"])  # so that what 0.1 began goes on
+    world = [w] if isinstance(cfg.dataset, LadderConf) and (w := cfg.dataset.world.corpus) else []
+    settings = json.dumps([cfg.seed, recipe, prompts, *world])
+    return hashlib.sha256(settings.encode()).hexdigest()[:8]
 
 
 def _hash(cfg: Config, pairs: bool) -> str:

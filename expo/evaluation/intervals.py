@@ -78,10 +78,10 @@ def _freedom(apart: np.ndarray) -> float:
     return 2 / (excess / count + 2 / max(count - 1, 1))
 
 
-def of_mean(values: np.ndarray) -> tuple[float, float]:
-    """Return the interval of the mean of any measured values, `[P]` or `[S, P]`; NaN: no value."""
+def of_mean(values: np.ndarray, least: float = -np.inf) -> tuple[float, float]:
+    """Return the interval of the mean of any measured values, none below `least`, `[P]` or `[S, P]`; NaN: no value."""
     s = spread(np.atleast_2d(values))
-    return s.mean - s.reach, s.mean + s.reach
+    return max(s.mean - s.reach, least), s.mean + s.reach
 
 
 def of_share(values: np.ndarray) -> tuple[float, float]:

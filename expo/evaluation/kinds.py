@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,13 +29,14 @@ Rows = list[dict[str, Any]]
 
 
 SHARES = ("verified", "right_steps")  # of the columns, those between 0 and 1
+SIGNED = ("answer_lift",)  # those that may be negative
 
 
 def interval_of(column: str, difference: bool) -> Callable[[np.ndarray], tuple[float, float]]:
     """Return the function that gives the interval of the mean of a column, or of a paired difference of two."""
-    if column not in SHARES:
-        return intervals.of_mean
-    return intervals.of_difference if difference else intervals.of_share
+    if column in SHARES:
+        return intervals.of_difference if difference else intervals.of_share
+    return intervals.of_mean if difference or column in SIGNED else partial(intervals.of_mean, least=0.0)
 
 
 def first_of_each_level(problems: Sequence[Problem], count: int) -> list[Problem]:

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from expo.config import make_folder
+from expo.config import UserError, compose_config, make_folder, pretrain_identity
 from expo.runs.reading import read_curve, read_summary
 from expo.tables.plan import Plan, PlannedRun
 
@@ -24,9 +25,26 @@ OVER = ("done", "failed")
 
 
 def to_prepare(plan: Plan, runs: Sequence[PlannedRun]) -> dict[str, list[str]]:
-    """Return the models that the runs begin from, that expo makes, and that are not there yet: commands by folder."""
+    """Return the models that the runs begin from, that expo makes, and that are not there yet: commands by folder.
+
+    Raises UserError where another model is there than the plan's command makes.
+    """
     used = {run.cfg.model.path.removeprefix("./") for run in runs}
-    return {folder: command for folder, command in plan.prepare.items() if folder in used and not _there(folder)}
+    wanted = {folder: command for folder, command in plan.prepare.items() if folder in used}
+    for folder in filter(_there, wanted):
+        _check_made(folder, wanted[folder])
+    return {folder: command for folder, command in wanted.items() if not _there(folder)}
+
+
+def _check_made(folder: str, command: Sequence[str]) -> None:
+    made = json.loads(Path(folder, "config.json").read_text()).get("expo_recipe")
+    if made is None:
+        print(f"{folder}: does not say which settings made it; used as it is", file=sys.stderr)
+    elif made != pretrain_identity(compose_config(command[1:])):
+        raise UserError(
+            f"{folder}: was made with other settings than this table's; move it away, and the table makes its own: "
+            f"expo {shlex.join(command)}"
+        )
 
 
 def _there(folder: str) -> bool:
