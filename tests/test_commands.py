@@ -110,3 +110,21 @@ def test_pretrain_makes_a_model_that_loads(tmp_path):
     assert tokenizer.decode(tokenizer("(1) 3 + 4")["input_ids"]) == "(1) 3 + 4"
     assert model.num_parameters() < 500_000
     assert "pretrain.max_steps=2" in (tmp_path / "base" / "README.md").read_text()
+
+
+@pytest.mark.runs
+def test_pretrain_makes_no_model_twice_and_writes_over_no_other(tmp_path, capsys):
+    small = ["pretrain.max_steps=2", "pretrain.tokens_per_batch=300", f"pretrain.output={tmp_path / 'base'}"]
+    weights = tmp_path / "base" / "model.safetensors"
+    pretrain(compose_config(*small))
+    made = weights.read_bytes()
+    weights.touch()
+    before = weights.stat().st_mtime_ns
+    capsys.readouterr()
+    pretrain(compose_config(*small))
+    assert "base is finished already" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"pretrain.output=.*holds another model; set another folder"):
+        pretrain(compose_config(*small, "seed=1"))
+    assert (weights.stat().st_mtime_ns, weights.read_bytes()) == (before, made)
+    pretrain(compose_config(*small, "seed=1", "fresh=true"))
+    assert weights.read_bytes() != made

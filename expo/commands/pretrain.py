@@ -32,6 +32,7 @@ from expo.config import (
     build,
     make_folder,
     pretrain_identity,
+    recipe_of,
 )
 from expo.config.key import shown
 from expo.config.world import CLEAR
@@ -42,7 +43,7 @@ from expo.model.prompts import Prompts
 from expo.model.small import ladder_model, ladder_tokenizer
 from expo.runs.callbacks import SAY_EVERY_S
 from expo.runs.checkpoints import WholeFiles, newest_checkpoint
-from expo.runs.directory import git_commit
+from expo.runs.directory import FINISHED, git_commit
 from expo.runs.space import disk_errors
 
 EXPLAIN_SHARE = 0.6  # of all sequences: question, answer, then a chain of thought consistent with that answer
@@ -168,15 +169,25 @@ class SayAndStop(Callback):
 def pretrain(cfg: Config) -> None:
     """Train the base policy, and save it with a card under `pretrain.output`.
 
-    After a kill the same command goes on from the last checkpoint, which is beside that folder until it is done.
+    After a kill the same command goes on from the last checkpoint, which is beside that folder until it is done. Raises UserError
+    where another model is there, but with `fresh`.
     """
-    set_up_process(cfg)
     conf, started = cfg.pretrain, time.monotonic()
+    if Path(conf.output, "config.json").is_file() and not cfg.fresh:
+        if recipe_of(Path(conf.output)) == pretrain_identity(cfg):
+            print(f"{conf.output} {FINISHED}")
+            return
+        raise UserError(
+            f"pretrain.output={conf.output}: holds another model; set another folder, or write over it with fresh=true"
+        )
+    set_up_process(cfg)
     world = cfg.dataset.world if isinstance(cfg.dataset, LadderConf) else CLEAR
     tokenizer, model = first_weights(cfg, world)
     model.config.expo_world = world.corpus
     model.config.expo_recipe = pretrain_identity(cfg)  # by which a table knows it again
     partial = unfinished_folder(cfg)
+    if cfg.fresh:
+        shutil.rmtree(partial, ignore_errors=True)
     trainer = make_trainer(conf.max_steps, partial / "checkpoints")
     prompts = build(cfg.prompts)
     corpus = Corpus(
@@ -248,6 +259,7 @@ def make_trainer(max_steps: int, checkpoints: Path) -> Trainer:
 def hand_over(partial: Path, output: Path) -> None:
     """Move the finished model to its place, config.json last: by it a model is known. Then the checkpoints go."""
     output.mkdir(parents=True, exist_ok=True)
+    (output / "config.json").unlink(missing_ok=True)  # of another model, which its parts would be taken for
     files = [file for file in partial.iterdir() if file.is_file()]
     for file in sorted(files, key=lambda f: f.name == "config.json"):
         file.replace(output / file.name)

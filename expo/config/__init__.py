@@ -30,6 +30,7 @@ from expo.config.identity import (
     model_content,
     pairs_identity,
     pretrain_identity,
+    recipe_of,
 )
 from expo.config.key import Rules, functions_of, key, option
 from expo.config.model import ModelConf, RandomShapeConf, RandomTinyConf
@@ -56,6 +57,6 @@ __all__ = [
     "PositivesOnlyConf", "PrefixConf", "PretrainConf", "PromptsConf", "RandomShapeConf", "RandomTinyConf", "RewardConf", "RolloutConf",
     "Rules", "SFTConf", "SelfDistillationConf", "SelfExplanationConf", "SelfHintConf", "SourceConf", "StarConf", "TableConf", "TensorBoardLoggerConf", "TrainerConf",
     "UserError", "VLLMConf", "VerifierConf", "WandbConf", "WandbLoggerConf", "WorldConf", "arm_identity", "bank_identity", "build", "check", "check_anywhere", "compose_config",
-    "conf_dir", "config_folders", "functions_of", "identity", "key", "lineage", "make_folder", "model_content", "option", "pairs_identity", "pretrain_identity", "register", "restore",
+    "conf_dir", "config_folders", "functions_of", "identity", "key", "lineage", "make_folder", "model_content", "option", "pairs_identity", "pretrain_identity", "recipe_of", "register", "restore",
     "run_dir", "run_id", "run_mark", "take_options", "typed",
 ]  # fmt: skip

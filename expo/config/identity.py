@@ -66,6 +66,15 @@ def pretrain_identity(cfg: Config) -> str:
     return hashlib.sha256(settings.encode()).hexdigest()[:8]
 
 
+def recipe_of(folder: Path) -> str | None:
+    """Return the `pretrain_identity` that a model folder says it was made with; None where it says none."""
+    try:
+        made: str | None = json.loads((folder / "config.json").read_bytes()).get("expo_recipe")
+    except (OSError, ValueError):  # none, or a damaged one, which loading will tell
+        return None
+    return made
+
+
 def _hash(cfg: Config, pairs: bool) -> str:
     lift = {"answer_lift": 2} if _measured_anew(cfg) else {}
     return _digest(_with_contents(_tree(cfg, pairs)) | lift)

@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from expo.config import UserError, compose_config, make_folder, pretrain_identity
+from expo.config import UserError, compose_config, make_folder, pretrain_identity, recipe_of
 from expo.runs.reading import read_curve, read_summary
 from expo.tables.plan import Plan, PlannedRun
 
@@ -37,7 +37,7 @@ def to_prepare(plan: Plan, runs: Sequence[PlannedRun]) -> dict[str, list[str]]:
 
 
 def _check_made(folder: str, command: Sequence[str]) -> None:
-    made = json.loads(Path(folder, "config.json").read_text()).get("expo_recipe")
+    made = recipe_of(Path(folder))
     if made is None:
         print(f"{folder}: does not say which settings made it; used as it is", file=sys.stderr)
     elif made != pretrain_identity(compose_config(command[1:])):
