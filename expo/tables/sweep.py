@@ -37,6 +37,8 @@ def to_prepare(plan: Plan, runs: Sequence[PlannedRun]) -> dict[str, list[str]]:
 
 
 def _check_made(folder: str, command: Sequence[str]) -> None:
+    if command[0] != "pretrain":  # others say nothing of what they made
+        return
     made = recipe_of(Path(folder))
     if made is None:
         print(f"{folder}: does not say which settings made it; used as it is", file=sys.stderr)
@@ -57,7 +59,9 @@ def prepare(missing: Mapping[str, Sequence[str]]) -> int:
         Path(folder).parent.mkdir(parents=True, exist_ok=True)
         with Path(f"{folder}.lock").open("w") as lock:  # of two sweeps, one makes it
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not _there(folder):
+            if _there(folder):
+                _check_made(folder, command)
+            else:
                 print(f"making {folder}: expo {' '.join(command)}", file=sys.stderr)
                 line = [sys.executable, "-m", "expo", *command]
                 # It keeps the lock: where we are killed, it works on, and who comes next waits for it.
