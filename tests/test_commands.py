@@ -123,7 +123,7 @@ def test_pretrain_makes_no_model_twice_and_writes_over_no_other(tmp_path, capsys
     capsys.readouterr()
     pretrain(compose_config(*small))
     assert "base is finished already" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"pretrain.output=.*holds another model; set another folder"):
+    with pytest.raises(UserError, match=r"pretrain.output=.*holds another model, or one of an earlier expo; set another folder"):
         pretrain(compose_config(*small, "seed=1"))
     assert (weights.stat().st_mtime_ns, weights.read_bytes()) == (before, made)
     pretrain(compose_config(*small, "seed=1", "fresh=true"))

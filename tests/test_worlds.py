@@ -9,7 +9,7 @@ from conftest import compose_config
 
 from expo.commands.pretrain import command, corpus_item, first_weights, pretrain, unfinished_folder
 from expo.commands.wiring import load_model
-from expo.config import UserError, WorldConf, check, identity, pretrain_identity
+from expo.config import UserError, WorldConf, check, identity, pretrain_identity, recipe_of
 from expo.config.reference import options_of
 from expo.data import ladder
 
@@ -167,7 +167,8 @@ def test_a_base_policy_of_a_world_is_made_used_and_refused_elsewhere(tmp_path, c
     with pytest.raises(UserError, match="was made for another world"):
         load_model(compose_config(*use))
     assert json.loads((tmp_path / "trained" / "config.json").read_text())["expo_world"] == {"slips": 0.16}
-    assert json.loads((base / "config.json").read_text())["expo_recipe"] == pretrain_identity(cfg)
+    assert recipe_of(base) == pretrain_identity(cfg)
+    assert recipe_of(tmp_path / "trained") is None  # it is not the base policy any more
 
 
 @pytest.mark.parametrize("world", ["clear", "weak", "leaky", "long", "paper"])

@@ -33,6 +33,7 @@ from expo.config import (
     make_folder,
     pretrain_identity,
     recipe_of,
+    write_recipe,
 )
 from expo.config.key import shown
 from expo.config.world import CLEAR
@@ -178,13 +179,13 @@ def pretrain(cfg: Config) -> None:
             print(f"{conf.output} {FINISHED}")
             return
         raise UserError(
-            f"pretrain.output={conf.output}: holds another model; set another folder, or write over it with fresh=true"
+            f"pretrain.output={conf.output}: holds another model, or one of an earlier expo; "
+            "set another folder, or write over it with fresh=true"
         )
     set_up_process(cfg)
     world = cfg.dataset.world if isinstance(cfg.dataset, LadderConf) else CLEAR
     tokenizer, model = first_weights(cfg, world)
     model.config.expo_world = world.corpus
-    model.config.expo_recipe = pretrain_identity(cfg)  # by which a table knows it again
     partial = unfinished_folder(cfg)
     if cfg.fresh:
         shutil.rmtree(partial, ignore_errors=True)
@@ -205,6 +206,7 @@ def pretrain(cfg: Config) -> None:
     tokenizer.save_pretrained(partial)
     minutes = (time.monotonic() - started) / 60
     resumed = f" since it was resumed at {checkpoint.stem}" if checkpoint else ""
+    write_recipe(partial, cfg)
     (partial / "README.md").write_text(card(cfg, model.num_parameters(), minutes, resumed))
     output = Path(conf.output)
     hand_over(partial, output)

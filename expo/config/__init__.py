@@ -31,6 +31,7 @@ from expo.config.identity import (
     pairs_identity,
     pretrain_identity,
     recipe_of,
+    write_recipe,
 )
 from expo.config.key import Rules, functions_of, key, option
 from expo.config.model import ModelConf, RandomShapeConf, RandomTinyConf
@@ -58,5 +59,5 @@ __all__ = [
     "Rules", "SFTConf", "SelfDistillationConf", "SelfExplanationConf", "SelfHintConf", "SourceConf", "StarConf", "TableConf", "TensorBoardLoggerConf", "TrainerConf",
     "UserError", "VLLMConf", "VerifierConf", "WandbConf", "WandbLoggerConf", "WorldConf", "arm_identity", "bank_identity", "build", "check", "check_anywhere", "compose_config",
     "conf_dir", "config_folders", "functions_of", "identity", "key", "lineage", "make_folder", "model_content", "option", "pairs_identity", "pretrain_identity", "recipe_of", "register", "restore",
-    "run_dir", "run_id", "run_mark", "take_options", "typed",
+    "run_dir", "run_id", "run_mark", "take_options", "typed", "write_recipe",
 ]  # fmt: skip

@@ -14,6 +14,7 @@ from expo.config.run import Config
 
 # The base policy shipped with expo.
 LADDER = Path(__file__).parents[1] / "model" / "assets" / "ladder"
+RECIPE = "recipe.json"  # what says which settings of `expo pretrain` made a model
 START, PIECE, PIECES = 2**20, 2**12, 2**10  # bytes, bytes, pieces of a model's file that tell it from another
 
 
@@ -66,11 +67,16 @@ def pretrain_identity(cfg: Config) -> str:
     return hashlib.sha256(settings.encode()).hexdigest()[:8]
 
 
+def write_recipe(folder: Path, cfg: Config) -> None:
+    """Say in a model folder what made it: not in its config, which models that are trained from it inherit."""
+    (folder / RECIPE).write_text(json.dumps({"identity": pretrain_identity(cfg)}) + "\n")
+
+
 def recipe_of(folder: Path) -> str | None:
     """Return the `pretrain_identity` that a model folder says it was made with; None where it says none."""
     try:
-        made: str | None = json.loads((folder / "config.json").read_bytes()).get("expo_recipe")
-    except (OSError, ValueError):  # none, or a damaged one, which loading will tell
+        made: str = json.loads((folder / RECIPE).read_bytes())["identity"]
+    except (OSError, ValueError, LookupError, TypeError):  # of an earlier expo or another maker, or damaged
         return None
     return made
 
