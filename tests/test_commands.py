@@ -11,7 +11,7 @@ from conftest import compose_config
 from expo.commands import demo
 from expo.commands import pretrain as base_policy
 from expo.commands.pretrain import pretrain
-from expo.config import ModelConf, UserError
+from expo.config import ModelConf, UserError, made_as
 from expo.model.policy import load_policy
 
 ROOT = Path(__file__).parents[1]
@@ -123,8 +123,29 @@ def test_pretrain_makes_no_model_twice_and_writes_over_no_other(tmp_path, capsys
     capsys.readouterr()
     pretrain(compose_config(*small))
     assert "base is finished already" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"pretrain.output=.*holds another model, or one of an earlier expo; set another folder"):
+    with pytest.raises(
+        UserError, match=r"pretrain.output=.*holds another model, or one of an earlier expo; set another folder"
+    ):
         pretrain(compose_config(*small, "seed=1"))
     assert (weights.stat().st_mtime_ns, weights.read_bytes()) == (before, made)
     pretrain(compose_config(*small, "seed=1", "fresh=true"))
     assert weights.read_bytes() != made
+    (tmp_path / "base" / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match="holds an adapter; set another folder"):
+        pretrain(compose_config(*small, "seed=2", "fresh=true"))
+
+
+@pytest.mark.runs
+def test_of_two_pretrains_of_one_folder_the_later_writes_over_nothing(tmp_path, monkeypatch):
+    small = ["pretrain.max_steps=2", "pretrain.tokens_per_batch=300", f"pretrain.output={tmp_path / 'base'}"]
+    card = base_policy.card
+
+    def meanwhile(*args):
+        monkeypatch.setattr(base_policy, "card", card)
+        pretrain(compose_config(*small))
+        return card(*args)
+
+    monkeypatch.setattr(base_policy, "card", meanwhile)
+    with pytest.raises(UserError, match="holds another model"):
+        pretrain(compose_config(*small, "seed=1"))
+    assert made_as(tmp_path / "base", compose_config(*small))

@@ -36,7 +36,7 @@ from expo.tables import plan as plans
 from expo.tables.aggregate import measured_values, pass_values, stack, statistic
 from expo.tables.figures import Curves, Heat
 from expo.tables.render import markdown
-from expo.tables.sweep import View, until_over
+from expo.tables.sweep import View, prepare, until_over
 
 # Identities of every planned run in version 0.1: what was finished then is not made again.
 GOLDEN = json.loads(Path(__file__).with_name("golden_identities.json").read_text())["tables"]
@@ -450,23 +450,46 @@ scales: {cpu: {overrides: [debug=tiny, diagnose.problems=2, diagnose.samples=2],
     assert (properties / "results" / "cpu" / "bars.svg").is_file()
 
 
-@pytest.mark.runs
-def test_a_table_begins_from_no_model_of_other_settings(small, tmp_path, monkeypatch, capsys):
+MAKE = ["pretrain", "pretrain.max_steps=1", "pretrain.output=made"]
+
+
+@pytest.fixture
+def with_base(small, tmp_path, monkeypatch):
+    """The same plan from a model that it makes itself; the ladder's own lies in its place."""
     monkeypatch.chdir(tmp_path)
-    make = ["pretrain", "pretrain.max_steps=1", "pretrain.output=made"]
     text = PLAN.replace("debug=tiny,", "debug=tiny, model=hf, model.path=./made,")
-    (small / "plan.yaml").write_text(text + f"prepare: {{made: [{', '.join(make)}]}}\n")
-    assert table.main(["small", "dry_run=true"]) == 0  # it is not there, and would be made
+    (small / "plan.yaml").write_text(text + f"prepare: {{made: [{', '.join(MAKE)}]}}\n")
     shutil.copytree(config.LADDER, "made")
+    return Path("made")
+
+
+@pytest.mark.runs
+def test_a_table_begins_from_no_model_of_other_settings(with_base, monkeypatch, capsys):
     assert table.main(["small", "dry_run=true"]) == 0
     assert "made: does not say which settings made it; used as it is" in capsys.readouterr().err
-    config.write_recipe(Path("made"), compose_config(*make[1:]))
+    config.write_recipe(with_base, compose_config(*MAKE[1:]))
     assert table.main(["small", "dry_run=true"]) == 0
     assert "used as it is" not in capsys.readouterr().err
-    config.write_recipe(Path("made"), compose_config())
+    weights = with_base / "model.safetensors"
+    weights.write_bytes(weights.read_bytes() + b" ")  # another's, under the same recipe
+    with pytest.raises(UserError, match="or changed since"):
+        table.main(["small", "dry_run=true"])
+    config.write_recipe(with_base, compose_config())
+    refused = pytest.raises(UserError, match=r"made: was made with other settings than this table's, .*; move it away")
     for more in (["dry_run=true"], []):
-        with pytest.raises(UserError, match=r"made: was made with other settings than this table's; move it away"):
+        with refused:
             table.main(["small", *more])
+    with refused:
+        prepare({"made": MAKE})  # where another sweep has made it meanwhile
+    monkeypatch.setattr(table, "missing", lambda runs: [])
+    with refused:
+        table.main(["small"])  # runs that are done have begun from it, too
+
+
+def test_a_plan_makes_a_model_by_a_command(small):
+    (small / "plan.yaml").write_text(PLAN + "prepare: {made: []}\n")
+    with pytest.raises(UserError, match=r"prepare.made=\[\]: no command"):
+        table.main(["small", "dry_run=true"])
 
 
 def test_no_two_plans_make_different_models_in_one_folder():

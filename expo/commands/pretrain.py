@@ -30,9 +30,9 @@ from expo.config import (
     UserError,
     WorldConf,
     build,
+    made_as,
     make_folder,
     pretrain_identity,
-    recipe_of,
     write_recipe,
 )
 from expo.config.key import shown
@@ -170,25 +170,18 @@ class SayAndStop(Callback):
 def pretrain(cfg: Config) -> None:
     """Train the base policy, and save it with a card under `pretrain.output`.
 
-    After a kill the same command goes on from the last checkpoint, which is beside that folder until it is done. Raises UserError
-    where another model is there, but with `fresh`.
+    After a kill the same command goes on from the last checkpoint, which is beside that folder until it is done.
     """
     conf, started = cfg.pretrain, time.monotonic()
-    if Path(conf.output, "config.json").is_file() and not cfg.fresh:
-        if recipe_of(Path(conf.output)) == pretrain_identity(cfg):
-            print(f"{conf.output} {FINISHED}")
-            return
-        raise UserError(
-            f"pretrain.output={conf.output}: holds another model, or one of an earlier expo; "
-            "set another folder, or write over it with fresh=true"
-        )
+    if is_made(cfg):
+        shutil.rmtree(unfinished_folder(cfg), ignore_errors=True)  # where it was killed just before that
+        print(f"{conf.output} {FINISHED}")
+        return
     set_up_process(cfg)
     world = cfg.dataset.world if isinstance(cfg.dataset, LadderConf) else CLEAR
     tokenizer, model = first_weights(cfg, world)
     model.config.expo_world = world.corpus
     partial = unfinished_folder(cfg)
-    if cfg.fresh:
-        shutil.rmtree(partial, ignore_errors=True)
     trainer = make_trainer(conf.max_steps, partial / "checkpoints")
     prompts = build(cfg.prompts)
     corpus = Corpus(
@@ -209,9 +202,25 @@ def pretrain(cfg: Config) -> None:
     write_recipe(partial, cfg)
     (partial / "README.md").write_text(card(cfg, model.num_parameters(), minutes, resumed))
     output = Path(conf.output)
-    hand_over(partial, output)
+    if not is_made(cfg):  # by another process meanwhile
+        hand_over(partial, output)
     path = output if output.is_absolute() else f"./{output}"
     print(f"saved to {output} after {minutes:.1f} min; use it with model=hf model.path={path}")
+
+
+def is_made(cfg: Config) -> bool:
+    """Return whether the model is there already. Raises UserError where another one is, which only `fresh` writes over."""
+    output = Path(cfg.pretrain.output)
+    if (output / "adapter_config.json").is_file():
+        raise UserError(f"pretrain.output={output}: holds an adapter; set another folder")
+    if cfg.fresh or not (output / "config.json").is_file():
+        return False
+    if not made_as(output, cfg):
+        raise UserError(
+            f"pretrain.output={output}: holds another model, or one of an earlier expo; "
+            "set another folder, or write over it with fresh=true"
+        )
+    return True
 
 
 def first_weights(cfg: Config, world: WorldConf) -> tuple[PreTrainedTokenizerBase, Any]:
@@ -282,13 +291,11 @@ def card(cfg: Config, parameters: int, minutes: float, resumed: str) -> str:
 
 
 def command(cfg: Config) -> list[str]:
-    """Return a command line that makes the same model."""
+    """Return a command line that makes the same model where the prompts are the usual ones; recipe.json has all settings."""
     world = cfg.dataset.world.corpus if isinstance(cfg.dataset, LadderConf) else {}
     settings = {f"dataset.world.{name}": value for name, value in world.items()}
-    usual = PretrainConf()
-    for f in dataclasses.fields(usual):
-        if f.name != "output" and (value := getattr(cfg.pretrain, f.name)) != getattr(usual, f.name):
-            settings[f"pretrain.{f.name}"] = value
+    settings |= {f"pretrain.{f.name}": getattr(cfg.pretrain, f.name) for f in dataclasses.fields(PretrainConf)}
+    settings.pop("pretrain.output")
     lines = [f"{name}={shown(value)}" for name, value in settings.items()]
     return ["expo", "pretrain", *(["dataset=ladder"] if world else []), *lines, f"seed={cfg.seed}"]
 

@@ -58,7 +58,7 @@ def run_table(request: Request, runs: Sequence[PlannedRun], command: str) -> int
     for run in missing(runs):
         check_here(run.cfg)
     ask_hub([run.cfg for run in missing(runs)])
-    models = to_prepare(request.plan, missing(runs))
+    models = to_prepare(request.plan, runs, missing(runs))
     if code := prepare(models):
         remedy = "the same command goes on" if code > 128 else "see above"
         print(f"expo: a model that the runs begin from was not made; {remedy}", file=sys.stderr)

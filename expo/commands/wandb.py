@@ -148,7 +148,7 @@ def run(arguments: Sequence[str]) -> int:
     named |= dict(a.split("=", 1) for a in mine)
     request = _request([a for a in arguments if a not in mine])
     found = find_run(request.runs(), **named)
-    if code := prepare(to_prepare(request.plan, [found])):
+    if code := prepare(to_prepare(request.plan, [found], [found])):
         return code
     return os.execv(sys.executable, [sys.executable, "-m", "expo", found.command, *found.line])
 

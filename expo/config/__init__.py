@@ -27,10 +27,10 @@ from expo.config.identity import (
     bank_identity,
     identity,
     lineage,
+    made_as,
     model_content,
     pairs_identity,
     pretrain_identity,
-    recipe_of,
     write_recipe,
 )
 from expo.config.key import Rules, functions_of, key, option
@@ -58,6 +58,6 @@ __all__ = [
     "PositivesOnlyConf", "PrefixConf", "PretrainConf", "PromptsConf", "RandomShapeConf", "RandomTinyConf", "RewardConf", "RolloutConf",
     "Rules", "SFTConf", "SelfDistillationConf", "SelfExplanationConf", "SelfHintConf", "SourceConf", "StarConf", "TableConf", "TensorBoardLoggerConf", "TrainerConf",
     "UserError", "VLLMConf", "VerifierConf", "WandbConf", "WandbLoggerConf", "WorldConf", "arm_identity", "bank_identity", "build", "check", "check_anywhere", "compose_config",
-    "conf_dir", "config_folders", "functions_of", "identity", "key", "lineage", "make_folder", "model_content", "option", "pairs_identity", "pretrain_identity", "recipe_of", "register", "restore",
+    "conf_dir", "config_folders", "functions_of", "identity", "key", "lineage", "made_as", "make_folder", "model_content", "option", "pairs_identity", "pretrain_identity", "register", "restore",
     "run_dir", "run_id", "run_mark", "take_options", "typed", "write_recipe",
 ]  # fmt: skip

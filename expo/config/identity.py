@@ -50,8 +50,8 @@ def bank_identity(cfg: Config) -> str:
     return _digest(kept)
 
 
-def pretrain_identity(cfg: Config) -> str:
-    """Return the hash of everything that changes the model which `expo pretrain` makes."""
+def pretrain_settings(cfg: Config) -> list[Any]:
+    """Return everything that changes the model which `expo pretrain` makes: seed, keys, prompts, and a world's own keys."""
     recipe = dataclasses.asdict(replace(cfg.pretrain, output=""))
     if recipe["start"] is None:
         recipe.pop("start")  # as in what 0.3 began
@@ -63,22 +63,32 @@ def pretrain_identity(cfg: Config) -> str:
         prompts.pop(later)
     prompts["_target_"] = FORMER.get(prompts["_target_"], prompts["_target_"])  # so that what 0.1 began goes on
     world = [w] if isinstance(cfg.dataset, LadderConf) and (w := cfg.dataset.world.corpus) else []
-    settings = json.dumps([cfg.seed, recipe, prompts, *world])
-    return hashlib.sha256(settings.encode()).hexdigest()[:8]
+    return [cfg.seed, recipe, prompts, *world]
+
+
+def pretrain_identity(cfg: Config) -> str:
+    """Return the hash of `pretrain_settings`."""
+    return hashlib.sha256(json.dumps(pretrain_settings(cfg)).encode()).hexdigest()[:8]
 
 
 def write_recipe(folder: Path, cfg: Config) -> None:
-    """Say in a model folder what made it: not in its config, which models that are trained from it inherit."""
-    (folder / RECIPE).write_text(json.dumps({"identity": pretrain_identity(cfg)}) + "\n")
+    """Say beside a model what made it: not in its config, which models that are trained from it inherit."""
+    recipe = {
+        "identity": pretrain_identity(cfg),
+        "content": model_content(folder),
+        "settings": pretrain_settings(cfg),
+    }
+    (folder / RECIPE).write_text(json.dumps(recipe, indent=1) + "\n")
 
 
-def recipe_of(folder: Path) -> str | None:
-    """Return the `pretrain_identity` that a model folder says it was made with; None where it says none."""
+def made_as(folder: Path, cfg: Config) -> bool | None:
+    """Return whether a folder holds the very model that `expo pretrain` makes of a config; None where it does not say what made it."""
     try:
-        made: str = json.loads((folder / RECIPE).read_bytes())["identity"]
+        recipe = json.loads((folder / RECIPE).read_bytes())
+        made = recipe["identity"], recipe["content"]
     except (OSError, ValueError, LookupError, TypeError):  # of an earlier expo or another maker, or damaged
         return None
-    return made
+    return made == (pretrain_identity(cfg), model_content(folder))
 
 
 def _hash(cfg: Config, pairs: bool) -> str:
@@ -140,7 +150,8 @@ def _add_files(digest: "hashlib._Hash", folder: Path) -> None:
     The start alone would not do: an adapter that is merged changes neither the sizes nor the embedding, which often comes
     first. The shipped ladder policy is known by its start, as in older versions: it does not change.
     """
-    for file in sorted(f for f in folder.iterdir() if f.suffix in (".json", ".safetensors", ".bin", ".jinja")):
+    kinds = (".json", ".safetensors", ".bin", ".jinja")
+    for file in sorted(f for f in folder.iterdir() if f.suffix in kinds and f.name != RECIPE):
         size = file.stat().st_size
         with file.open("rb") as content:
             digest.update(f"{file.name} {size}".encode() + content.read(START))

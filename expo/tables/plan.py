@@ -170,6 +170,11 @@ def load_plan(name: str, scale_name: str | None = None) -> Plan:
     for key, scale in plan.scales.items():
         if not scale.seeds:
             raise UserError(f"{path}: scales.{key}.seeds=[]: no seed; give one or more")
+    for folder, command in plan.prepare.items():
+        if not command:
+            raise UserError(
+                f"{path}: prepare.{folder}=[]: no command; give one such as [pretrain, pretrain.output={folder}]"
+            )
     for key, arm in plan.arms.items():
         if arm.against is not None and arm.against not in plan.arms:
             raise UserError(f"{path}: arms.{key}.against={arm.against}: no such arm; use one of {', '.join(plan.arms)}")

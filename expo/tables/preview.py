@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def preview(request: Request, runs: Sequence[PlannedRun]) -> None:
     """Print what would be done, and what it would cost by finished runs and by an estimate."""
     plan, device, todo = request.plan, request.scale.device, missing(runs)
-    for command in to_prepare(plan, todo).values():
+    for command in to_prepare(plan, runs, todo).values():
         print(f"first, not counted below: expo {' '.join(command)}")
     costs = estimates(runs, device) if device else {}
     show_arms(plan, runs, {run.dir for run in todo}, costs if device else None)

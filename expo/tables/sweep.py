@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from expo.config import UserError, compose_config, make_folder, pretrain_identity, recipe_of
+from expo.config import UserError, compose_config, made_as, make_folder
 from expo.runs.reading import read_curve, read_summary
 from expo.tables.plan import Plan, PlannedRun
 
@@ -24,27 +24,28 @@ POLL_S = 3
 OVER = ("done", "failed")
 
 
-def to_prepare(plan: Plan, runs: Sequence[PlannedRun]) -> dict[str, list[str]]:
-    """Return the models that the runs begin from, that expo makes, and that are not there yet: commands by folder.
+def to_prepare(plan: Plan, runs: Sequence[PlannedRun], todo: Sequence[PlannedRun]) -> dict[str, list[str]]:
+    """Return the models that expo makes for the runs to do, and that are not there yet: commands by folder.
 
-    Raises UserError where another model is there than the plan's command makes.
+    Raises UserError where one that any of the runs begins from is not what the plan's command makes.
     """
-    used = {run.cfg.model.path.removeprefix("./") for run in runs}
-    wanted = {folder: command for folder, command in plan.prepare.items() if folder in used}
-    for folder in filter(_there, wanted):
-        _check_made(folder, wanted[folder])
-    return {folder: command for folder, command in wanted.items() if not _there(folder)}
+    used, wanted = ({run.cfg.model.path.removeprefix("./") for run in some} for some in (runs, todo))
+    there = {folder for folder in plan.prepare if _there(folder)}
+    for folder, command in plan.prepare.items():
+        if folder in there & used:
+            _check_made(folder, command)
+    return {folder: command for folder, command in plan.prepare.items() if folder in wanted - there}
 
 
 def _check_made(folder: str, command: Sequence[str]) -> None:
     if command[0] != "pretrain":  # others say nothing of what they made
         return
-    made = recipe_of(Path(folder))
-    if made is None:
+    as_told = made_as(Path(folder), compose_config(command[1:]))
+    if as_told is None:
         print(f"{folder}: does not say which settings made it; used as it is", file=sys.stderr)
-    elif made != pretrain_identity(compose_config(command[1:])):
+    elif not as_told:
         raise UserError(
-            f"{folder}: was made with other settings than this table's; move it away, and the table makes its own: "
+            f"{folder}: was made with other settings than this table's, or changed since; move it away, and the table makes its own: "
             f"expo {shlex.join(command)}"
         )
 
