@@ -159,7 +159,9 @@ def test_a_base_policy_of_a_world_is_made_used_and_refused_elsewhere(tmp_path, c
     cfg = compose_config("dataset=ladder", "dataset/world=weak", *small)
     assert unfinished_folder(cfg) != unfinished_folder(compose_config("dataset=ladder", *small))
     pretrain(cfg)
-    assert "dataset.world.slips=0.16" in (base / "README.md").read_text()
+    card = (base / "README.md").read_text()
+    assert "dataset.world.slips=0.16" in card
+    assert "trained by expo from ladder on" in card
     use = ["dataset=ladder", "model=hf", f"model.path={base}"]
     model, *_ = load_model(compose_config(*use, "dataset/world=weak"))
     model.save_pretrained(tmp_path / "trained")  # a run's final model knows its world, too

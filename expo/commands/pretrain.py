@@ -281,6 +281,7 @@ def card(cfg: Config, parameters: int, minutes: float, resumed: str) -> str:
     """Return the model's card: what made it."""
     return CARD.format(
         command=shlex.join(command(cfg)),
+        start=cfg.pretrain.start or "nothing",
         parameters=parameters,
         commit=git_commit() or "?",
         minutes=minutes,
@@ -303,7 +304,7 @@ def command(cfg: Config) -> list[str]:
 CARD = """\
 # The ladder's base policy
 
-A Llama of {parameters} parameters trained by expo from nothing on synthetic arithmetic (expo/data/ladder.py). It knows nothing else.
+A Llama of {parameters} parameters trained by expo from {start} on synthetic arithmetic (expo/data/ladder.py). It knows nothing else.
 
 - command: `{command}`
 - commit: {commit}
