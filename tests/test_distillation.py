@@ -12,12 +12,14 @@ from test_grpo import PROMPTS, ROLLOUTS, TEMPERATURE, experience, models, row_lo
 
 from expo.algorithms.base import Components, Sums
 from expo.algorithms.distillation import SelfDistillation
+from expo.algorithms.updates import Updates
 from expo.config import NoPositivesConf, OptimizerConf, SelfDistillationConf, TrainerConf
 from expo.data.problem import Problem
 from expo.devices.ranks import ALONE
 from expo.model.policy import frozen_copy
 from expo.rollout.engine import Completion, Sampling
-from expo.step.experience import Experience, Tools
+from expo.step.experience import Experience, Timer, Tools
+from expo.step.metrics import step_metrics
 from expo.step.positives.sources import NoPositives
 from expo.step.privilege import PRIVILEGES, privileged_prompts, wrong_answer
 from expo.verifier.answers import Verdict
@@ -36,7 +38,8 @@ def module(policy, reference=None, seen=SEEN, micro_batch_size=64, trainer=None,
         sampling=Sampling(TEMPERATURE, 1.0, 0, 8), tokenizer=SimpleNamespace(pad_token_id=0), seed=0, ranks=ALONE,
         prompts=SimpleNamespace(privileged_ids=privileged_ids), longest_prompt=100,
     )  # fmt: skip
-    pipeline = SimpleNamespace(source=NoPositives(NoPositivesConf()), tools=tools)
+    hints = SimpleNamespace(under_question=False)
+    pipeline = SimpleNamespace(source=NoPositives(NoPositivesConf()), hints=hints, tools=tools)
     conf = SelfDistillationConf(**{"group_size": 2, "advantage": "none"} | changes)
     average = frozen_copy(policy) if conf.uses_average else None
     trainer_conf = TrainerConf(micro_batch_size=micro_batch_size, problems_per_step=3, **(trainer or {}))
@@ -236,10 +239,68 @@ def test_a_rollout_with_nothing_to_show_costs_no_pass_and_counts_in_the_weights(
     assert part["loss/total"] < all_of_it["loss/total"]
 
 
-def test_a_step_without_anything_to_show_trains_nothing(models):  # noqa: F811
+def test_a_mean_over_tokens_is_one_over_the_guided_tokens(models):  # noqa: F811
+    """As in verl, where the mask of the mean is that of the guided tokens: unguided rollouts make no gradient smaller."""
+    reference = copy.deepcopy(models[1]).double()
+    made = module(
+        copy.deepcopy(models[0]), models[1], seen=[SEEN[0], None, SEEN[2]], teacher="initial", aggregation="token_mean"
+    )
+
+    def loss(update, double):
+        guided = [0, 1, 4, 5]
+        apart = [
+            jsd(row_distribution(double, PROMPTS[i // 2], ROLLOUTS[i]), row_distribution(reference, SEEN[i // 2], ROLLOUTS[i]).detach())
+            for i in guided
+        ]  # fmt: skip
+        return torch.cat(apart).mean()
+
+    compare(made, models[0], loss)
+
+
+def test_a_step_without_anything_to_show_trains_nothing_and_says_so(models):  # noqa: F811
     made = module(copy.deepcopy(models[0]), models[1], seen=[None] * 3, teacher="initial")
-    made.update(experience(), 0.0)
+    sums = made.update(experience(), 0.0)
     assert made.gradients == []
+    e = replace(experience(), timer=Timer({"rollout": 1.0}))
+    metrics = step_metrics(e, sums, None)
+    assert (metrics["distill/guided_frac"], metrics["loss/distill"], metrics["distill/divergence"]) == (0.0, 0.0, None)
+
+
+def test_a_cap_changes_the_loss_and_not_what_is_measured(models):  # noqa: F811
+    free, bound = (
+        module(copy.deepcopy(models[0]), models[1], teacher="initial", cap=cap).update(experience(), 0.0)
+        for cap in (math.inf, 1e-3)
+    )
+    assert bound["loss/distill"] < free["loss/distill"]
+    assert bound["divergence"] == pytest.approx(free["divergence"])
+    assert bound["divergence_squares"] == pytest.approx(free["divergence_squares"])
+
+
+def test_rows_of_no_group_are_no_rows(models):  # noqa: F811
+    """With refills, a step may have no group with right and wrong rollouts."""
+    made = module(copy.deepcopy(models[0]), models[1], teacher="initial", advantage="mean", refills=1)
+    e = experience()
+    e.rewards = e.unaided = torch.zeros_like(e.rewards)
+    made.update(e, 0.0)
+    assert made.gradients == []
+
+
+def test_the_average_does_not_move_with_an_update_that_is_skipped(models):  # noqa: F811
+    made = module(copy.deepcopy(models[0]), teacher="average")
+    moved = []
+    made.average_in = lambda: moved.append(True)
+    del made.take_step  # the module's own
+    outcomes = [1.0, 0.0]
+    step = Updates.take_step
+    try:
+        Updates.take_step = lambda self, sums: sums.update(skipped=sums["skipped"] + outcomes.pop(0))
+        sums = Sums(float)
+        made.take_step(sums)
+        assert not moved
+        made.take_step(sums)
+        assert moved
+    finally:
+        Updates.take_step = step
 
 
 PROBLEMS = [

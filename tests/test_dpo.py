@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from expo.algorithms import losses
 from expo.algorithms.base import Components
 from expo.algorithms.dpo import DPO
 from expo.algorithms.pairs import PairStore
@@ -80,6 +81,13 @@ def test_the_update_is_that_of_the_formula(models, preference, weight):
     assert sums["loss/total"] == pytest.approx(total.item(), abs=1e-4)
     for ours, theirs in zip(policy.parameters(), torch.autograd.grad(total, list(double.parameters())), strict=True):
         torch.testing.assert_close(ours.grad.double(), theirs, atol=1e-4, rtol=1e-3)
+
+
+def test_ipos_margin_is_that_of_its_loss():
+    """It goes by means over tokens: a long completion that has moved more in all may have moved less by token."""
+    chosen, rejected, lengths = torch.tensor([1.0]), torch.tensor([5.0]), torch.tensor([[10.0], [100.0]])
+    assert losses.preference_margin(chosen, rejected, lengths, 0.1, "ipo").item() == pytest.approx(0.1 * (0.1 - 0.05))
+    assert losses.preference_margin(chosen, rejected, lengths, 0.1, "sigmoid").item() == pytest.approx(-0.4)
 
 
 def test_only_wrong_rollouts_are_rejected_where_asked(models):

@@ -266,7 +266,7 @@ def test_a_whole_step_of_sdpo():
     logp = ours_in.log_softmax(-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
     ratio = (logp.detach() - old).clamp(-20, 20).exp().clamp(max=2.0)
     apart = Divergence(0.5, 4)(ours_in.log_softmax(-1), teacher.log_softmax(-1))
-    ours = (losses.token_weights(MASK, "sequence_mean", LIMIT) * there * ratio * apart).sum()
+    ours = (losses.token_weights(MASK * there, "sequence_mean", LIMIT) * ratio * apart).sum()
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
     ours.backward()
     theirs.backward()

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -39,7 +40,8 @@ def module(policy, reference, micro_batch_size=64, source=None, trainer=None, **
     tools = SimpleNamespace(
         sampling=Sampling(TEMPERATURE, 1.0, 0, 8), tokenizer=SimpleNamespace(pad_token_id=0), seed=0, ranks=ALONE
     )
-    pipeline = SimpleNamespace(source=source or SelfExplanation(SelfExplanationConf(weight=BETA)), tools=tools)
+    source, hints = source or SelfExplanation(SelfExplanationConf(weight=BETA)), SimpleNamespace(under_question=False)
+    pipeline = SimpleNamespace(source=source, hints=hints, tools=tools)
     conf = TrainerConf(micro_batch_size=micro_batch_size, problems_per_step=3, **(trainer or {}))
     components = Components(policy, reference, None, pipeline, None, OptimizerConf(), conf, None)
     grpo = GRPO(GRPOConf(**{"group_size": 2, "kl_coef": KL_COEF} | changes), components)
@@ -199,3 +201,10 @@ def test_what_taught_is_what_had_a_gradient(models):
     member = SelfExplanation(SelfExplanationConf(use="group_member"))
     assert taught([[1.0, 1.0], [0.0, 0.0], [1.0, 1.0]], source=member) == {1}  # 2 has one, but all are right
     assert taught([[1.0, 1.0], [0.0, 0.0], [0.0, 0.0]], overlong_share=1.0) == {0, 1, 2}  # their lengths differ
+
+
+def test_the_samplers_probabilities_behind_a_hint_are_not_held_against_the_trainers_without(models):
+    made = module(copy.deepcopy(models[0]), models[1])
+    made.pipeline.hints.under_question = True
+    e = replace(experience(), hinted=[0], keep=1)
+    assert made.rows(e).as_sampled.squeeze(1).tolist() == [True, False, True, True, True, True]

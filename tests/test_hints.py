@@ -5,12 +5,14 @@ import pytest
 import torch
 from conftest import compose_config, make_prompts
 
+from expo.algorithms.base import Sums
 from expo.config import NoHintsConf, NoPositivesConf, PrefixConf, RewardConf, SelfHintConf, UserError, check
 from expo.config.explaining import When
 from expo.data.problem import Problem
 from expo.rollout.engine import Completion, Sampling
-from expo.step.experience import Batch, Group, Tools
+from expo.step.experience import Batch, Experience, Group, Timer, Tools
 from expo.step.hints import ExpertPrefix, NoHints, SelfHint, gives_away
+from expo.step.metrics import step_metrics
 from expo.step.pipeline import Engines, Pipeline
 from expo.step.positives.sources import NoPositives
 from expo.step.rewards import Correct
@@ -80,6 +82,16 @@ def test_a_self_made_beginning_is_cut_the_same_way(tools):
     assert "answer" in tools.tokenizer.decode(list(asked[0].prompt))
     hinted = hint.hinted(e, [0], [Completion(asked[0].prompt, ids, [0.0] * len(ids), False)], tools)
     assert hinted[0] == [*e.prompts[0], *ids[:4]]
+
+
+def test_a_beginning_that_states_the_answer_first_is_no_hint(tools):
+    """In the world `leaky`, some explanations do."""
+    e = batch_of(tools.tokenizer, [[0.0, 0.0]] * 2)
+    chain = tools.tokenizer(PROBLEM.solution)["input_ids"]
+    ids = [*chain[4:], *tools.tokenizer(";")["input_ids"], *chain]
+    hint = SelfHint(SelfHintConf(share_low=0.8, share_high=0.8))
+    written = [Completion((1,), own, [], False, i) for i, own in enumerate((ids, chain))]
+    assert list(hint.hinted(e, [0, 1], written, tools)) == [1]
 
 
 def test_a_hint_in_words_that_gives_the_answer_away_is_not_used(tools):
@@ -159,6 +171,8 @@ def test_a_hint_can_be_made_of_the_experts_solution_and_one_without_room_is_not_
     assert hint.requests(e, [0], replace(tools, longest_prompt=5)) == []
     assert "1 hints not asked for: over 5 tokens" in caplog.text
     assert hint.hinted(e, [0], [], tools) == {}
+    bare = replace(e, problems=[replace(PROBLEM, solution=None)])  # a row without one
+    assert hint.requests(bare, [0], tools) == []
 
 
 def pipeline_of(tools, conf, right):
@@ -201,6 +215,20 @@ def test_the_gradient_uses_the_prompt_that_the_key_names(tools, gradient):
     assert made[0].before_hint is not None
 
 
+def test_the_first_rollouts_of_a_hinted_group_are_not_counted_as_hinted():
+    e = Experience(
+        [PROBLEM], [(1,)], completions=[Completion((1,), [2], [-1.0], False)] * 2, texts=["a", "b"],
+        verdicts=[Verdict.INCORRECT, Verdict.CORRECT], correct=torch.zeros(1, 2), unaided=torch.zeros(1, 2),
+        rewards=torch.tensor([[0.0, 1.0]]), hinted=[0], keep=1, timer=Timer({"rollout": 1.0}),
+    )  # fmt: skip
+    assert [e.made_with_hint(0, g) for g in range(2)] == [False, True]
+    metrics = step_metrics(e, Sums(float, updates=1), None)
+    assert (metrics["hint/used_frac"], metrics["hint/reward_mean"]) == (1.0, 1.0)
+    metrics = step_metrics(replace(e, hinted=[]), Sums(float, updates=1), None)
+    assert (metrics["hint/used_frac"], metrics["hint/reward_mean"]) == (0.0, None)
+    assert "hint/used_frac" not in step_metrics(replace(e, hinted=[], keep=None), Sums(float, updates=1), None)
+
+
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
@@ -216,6 +244,14 @@ def test_the_gradient_uses_the_prompt_that_the_key_names(tools, gradient):
         (["algorithm=sdpo", "algorithm.group_size=1"], "has no siblings"),
         (["algorithm=grpo", "algorithm.advantage=none"], "would learn nothing from its rollouts"),
         (["algorithm=rlcsd", "algorithm.privilege=solution"], "between the right answer and a wrong one"),
+        (["algorithm=rlcsd", "algorithm.ratio=sequence"], "would average away"),
+        (["algorithm=grpo", "algorithm.kl_coef=0.1", "algorithm.kl_estimator=k1"], "would add noise alone"),
+        (["algorithm=exp_grpo", "positives.weight=0"], "would not learn from its positives"),
+        (["algorithm=exp_grpo_member", "positives.selection=threshold"], "one positive joins a group"),
+        (
+            ["algorithm=exp_grpo_member", "reward._target_=collections.Counter"],
+            "a positive that joins a group has reward 1",
+        ),
         (["algorithm=nurl", "hints.sees=solution"], "set hints.sees=answer or hints.stages=1"),
         (
             ["algorithm=opsd", "prompts.with_solution=x", "dataset=ladder"],

@@ -198,8 +198,14 @@ def test_lora_trains_adapters_only_and_scores_like_its_base(tmp_path):
             if "lora_B" in name:
                 p += 1.0
     assert (score(lora, batch) - score(base, batch)).abs().max() > 0.1
-    with as_initial(lora) as initial:
+    lora.train()
+    for module in lora.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    with as_initial(lora) as initial:  # as a reference of its own would be
+        assert not initial.training
         torch.testing.assert_close(score(initial, batch), score(base, batch))
+    assert lora.training
 
 
 def test_logits_that_are_kept_and_those_made_again_score_and_train_alike(model, monkeypatch):

@@ -33,10 +33,13 @@ CORRECT = Verdict.CORRECT
         ("We add.", False, Verdict.INCORRECT, "wrong"),
         ("Since The  given\nanswer is 3", False, CORRECT, "leak"),
         ("It is 3. We add.", False, CORRECT, "early_answer"),
+        (r"\boxed{3} ; 1 + 2 = 3 ; \boxed{3}", False, CORRECT, "early_answer"),  # the ladder's steps are no sentences
+        (r"$\boxed{3}$", False, CORRECT, "early_answer"),  # and nothing else
+        (r"1 + 2 = 3 ; \boxed{3}", False, CORRECT, None),
     ],
 )
 def test_rejection(text, truncated, verdict, reason):
-    written = Written(text, "q", "3", truncated, verdict, ["the given answer"])
+    written = Written(text, "q", "3", truncated, verdict, ["The given  Answer"], r"\boxed{")
     assert rejection(written, list(FILTERS)) == reason
     assert rejection(written, []) is None
 
@@ -217,7 +220,7 @@ def test_star_takes_own_right_samples_and_explains_the_rest():
 def test_a_paraphrase_shows_the_solution_and_has_to_match_in_length():
     paraphrase = ExpertParaphrase(ParaphraseConf(length_ratio=1.5))
     assert shown(paraphrase) == ["1+1:expert 2"]  # the other problem has none
-    lengths = [len(text) for text in TEXTS]
+    lengths = [len(c.ids) for c in MIXED[1][0].completions]  # of the problem's own rollouts
     mean = sum(lengths) / len(lengths)
     texts = {"fits": "2" * round(mean), "long": "2" * round(mean * 2), "short": "2"}
     reasons = {

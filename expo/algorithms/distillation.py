@@ -1,8 +1,8 @@
 """On-policy self-distillation: a teacher, which is the policy seeing more, scores the student's own tokens.
 
-    loss = GRPO's  +  λ · Σ w · D(p_S(·|q, y_<t), p_T(·|q, x, y_<t))
+    loss = GRPO's  +  λ · Σ w_T · D(p_S(·|q, y_<t), p_T(·|q, x, y_<t))
 
-with privilege x, and with w and GRPO's terms as in `expo.algorithms.grpo`. No gradient goes through p_T, and no explanation is
+with privilege x, GRPO's terms as in `expo.algorithms.grpo`, and w_T the weights of the tokens that the teacher guides. No gradient goes through p_T, and no explanation is
 sampled. Instead of D, the teacher's opinion of the sampled token can be (a part of) its advantage. OPSD (arXiv 2601.18734),
 SDPO (2601.20802), SDPG (2606.04036), RLCSD (2606.11709) and OP²SD (2608.09228) are choices among the keys.
 """
@@ -35,7 +35,8 @@ class GuidedRows(Rows):
 class SelfDistillation(GRPO):
     """One step: rollouts, the teacher's opinion of their tokens, then `updates_per_rollout` optimizer steps.
 
-    A rollout for which there is nothing to show is not distilled; its tokens count in the weights all the same.
+    A rollout for which there is nothing to show is not distilled. The mean over tokens (`token_mean`) is then one over the others'
+    tokens; in `sequence_mean` and `constant` such a rollout counts as one with a divergence of 0.
     """
 
     conf: SelfDistillationConf
@@ -43,7 +44,7 @@ class SelfDistillation(GRPO):
     def __init__(self, conf: SelfDistillationConf, components: Components):
         super().__init__(conf, components)
         self.average = components.average
-        self.divergence = Divergence(conf.mix, conf.top_k, conf.top_of, conf.tail, conf.cap)
+        self.divergence = Divergence(conf.mix, conf.top_k, conf.top_of, conf.tail)
         if conf.signal != "divergence":  # then it is only measured
             self.divergence = torch.no_grad()(self.divergence)
 
@@ -54,12 +55,23 @@ class SelfDistillation(GRPO):
         chosen = [i * e.group_size + g for i in self.chosen(e).tolist() for g in range(e.group_size)]
         own, joined = self.sequences(e)
         ids = [*(c.ids for c in own), *(c.ids for c in joined)]
-        guided = [all(prompts[r] is not None for prompts in by_row) for r in chosen] + [False for _ in joined]
+        there = [all(prompts[r] is not None for prompts in by_row) for r in chosen] + [False for _ in joined]
+        guided = torch.tensor(there, dtype=torch.bool, device=self.device)
         # A row that the teacher does not guide passes through it under its own prompt, and counts for nothing.
         unaided = [*(c.prompt for c in own), *(e.prompts[c.problem] for c in joined)]
         sees = [[*(p[r] or q for r, q in zip(chosen, unaided, strict=False)), *unaided[len(own) :]] for p in by_row]
         seen = [self.tokens(prompts, ids) for prompts in sees]
-        return GuidedRows(**vars(rows), seen=seen, guided=torch.tensor(guided, device=self.device))
+        return GuidedRows(**vars(rows), seen=seen, guided=guided)
+
+    def further_weights(self, rows: Rows) -> Tensor:
+        assert isinstance(rows, GuidedRows)
+        return self.weights(rows.batch.mask * rows.guided.unsqueeze(1))
+
+    def policy_stream(self, rows: Rows, active: Tensor, first: bool, sums: Sums) -> None:
+        sums["guided"] += 0.0  # logged in a step in which no row is guided, too: a mean over steps is of all steps
+        if self.conf.signal == "divergence":
+            sums["loss/distill"] += 0.0
+        super().policy_stream(rows, active, first, sums)
 
     def active(self, rows: Rows) -> Tensor:
         assert isinstance(rows, GuidedRows)
@@ -101,19 +113,20 @@ class SelfDistillation(GRPO):
         sums["gap"] += gap.sum().item()
         sums["divergence"] += apart.sum().item()
         sums["divergence_squares"] += apart.square().sum().item()
-        weight = self.conf.distill_weight
+        weight, cap = self.conf.distill_weight, self.conf.cap
         if self.conf.signal == "divergence":
-            return advantages, weight * mask * rho.clamp(max=self.conf.ratio_cap) * beside.divergence
+            return advantages, weight * mask * rho.clamp(max=self.conf.ratio_cap) * capped(beside.divergence, cap)
         signal = gap if against is None else (beside.teacher_logp - against) * mask
-        return advantages.unsqueeze(1) + weight * capped(signal, self.conf.cap), None
+        return advantages.unsqueeze(1) + weight * capped(signal, cap), None
 
     def teacher(self) -> AbstractContextManager[nn.Module]:
         """Return a context that gives the model which scores as the teacher."""
         return TEACHERS[self.conf.teacher](self)
 
     def take_step(self, sums: Sums) -> None:
+        skipped = sums["skipped"]
         super().take_step(sums)
-        if self.average is not None:
+        if self.average is not None and sums["skipped"] == skipped:
             self.average_in()
 
     @torch.no_grad()

@@ -14,19 +14,18 @@ FULL = -1e-7
 
 @dataclass(frozen=True)
 class Divergence:
-    """A divergence with its settings; see `generalized_jsd`, `on_support` and `capped`."""
+    """A divergence with its settings; see `generalized_jsd` and `on_support`."""
 
     mix: float
     top_k: int = 0
     top_of: str = "student"
     tail: bool = True
-    cap: float = torch.inf
 
     def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Return the capped divergence of each position: `[N]`. Args: log-probabilities `[N, V]`."""
+        """Return the divergence of each position: `[N]`. Args: log-probabilities `[N, V]`."""
         if self.top_k:
             student, teacher = on_support(student, teacher, self.top_k, self.top_of, self.tail)
-        return capped(generalized_jsd(student, teacher, self.mix), self.cap)
+        return generalized_jsd(student, teacher, self.mix)
 
 
 def generalized_jsd(student: Tensor, teacher: Tensor, mix: float) -> Tensor:

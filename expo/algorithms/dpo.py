@@ -97,7 +97,7 @@ class DPO(Algorithm):
             sums["loss/preference"] += loss.item()
             sums["trained"] += part.mask.sum().item()
             sums["loss/total"] += loss.item()
-            margin = conf.beta * (chosen_ratio - rejected_ratio)
+            margin = losses.preference_margin(chosen_ratio, rejected_ratio, lengths, conf.beta, conf.preference)
             sums["margin"] += margin.sum().item()
             sums["accuracy"] += (margin > 0).float().sum().item()
             chosen_logp, rejected_logp = logp.chunk(2)

@@ -31,6 +31,7 @@ class Rows:
     off_policy: Tensor  # [B, 1], True for a member that the policy did not sample
     sampler_logp: Tensor  # [B, T], 0 where off-policy
     old_logp: Tensor  # [B, T], filled by the first pass
+    as_sampled: Tensor  # [B, 1], True where the prompt is the one behind which the row was sampled
 
 
 class GRPO(Algorithm):
@@ -97,7 +98,7 @@ class GRPO(Algorithm):
     def informative(self, e: Experience) -> Tensor:
         """Return the indices of the groups with both right and wrong members; a positive that has joined is right."""
         members, lowest, highest = self.members(e), e.rewards.amin(dim=1), e.rewards.amax(dim=1)
-        joined = torch.tensor([i in members for i in range(len(e.problems))])
+        joined = torch.tensor([i in members for i in range(len(e.problems))], dtype=torch.bool)
         return ((highest > lowest) | (joined & (lowest < 1))).nonzero().squeeze(1)
 
     def rows(self, e: Experience) -> Rows:
@@ -110,12 +111,15 @@ class GRPO(Algorithm):
         batch = self.tokens(prompts, [*(c.ids for c in own), *(c.ids for c in joined)])
         sampler = [logp for c in own for logp in c.logp] + [0.0 for c in joined for _ in c.ids]
         zeros = torch.zeros_like(batch.mask)
+        under_question = self.pipeline.hints.under_question
+        swapped = [under_question and e.made_with_hint(i, g) for i in groups.tolist() for g in range(e.group_size)]
         return Rows(
             batch,
             torch.cat([on_policy, off_policy]).to(self.device),
             torch.tensor([False] * len(own) + [True] * len(joined), device=self.device).unsqueeze(1),
             zeros.masked_scatter(batch.mask.bool(), torch.tensor(sampler, device=self.device)),
             zeros.clone(),
+            torch.tensor([not s for s in swapped] + [True] * len(joined), device=self.device).unsqueeze(1),
         )
 
     def chosen(self, e: Experience) -> Tensor:
@@ -128,6 +132,14 @@ class GRPO(Algorithm):
         groups, members = self.chosen(e).tolist(), self.members(e)
         own = [e.completions[i * e.group_size + g] for i in groups for g in range(e.group_size)]
         return own, [members[i] for i in groups if i in members]
+
+    def weights(self, mask: Tensor) -> Tensor:
+        """Return the weights of the tokens of a mask `[B, T]`."""
+        return losses.token_weights(mask, self.conf.aggregation, self.pipeline.tools.sampling.max_tokens)
+
+    def further_weights(self, rows: Rows) -> Tensor:
+        """Return the weights `[B, T]` of the further loss, see `guided`."""
+        return self.weights(rows.batch.mask)
 
     def scored(self, rows: Rows, index: Tensor, part: TokenBatch) -> tuple[Tensor, Any]:
         """Return log-probabilities `[B, T]` of some rows, and what else was found on the way; see `guided`."""
@@ -164,7 +176,7 @@ class GRPO(Algorithm):
     def policy_stream(self, rows: Rows, active: Tensor, first: bool, sums: Sums) -> None:
         """Go backward through the policy-gradient and KL terms. The first pass over the rows writes `old_logp`."""
         conf, sampling = self.conf, self.pipeline.tools.sampling
-        weights = losses.token_weights(rows.batch.mask, conf.aggregation, sampling.max_tokens)
+        weights, further_weights = self.weights(rows.batch.mask), self.further_weights(rows)
         for index, part in self.parts(rows.batch, active, sums):
             cut, mask = (index, slice(part.mask.shape[1])), part.mask
             w, advantages, off_policy = weights[cut], rows.advantages[index], rows.off_policy[index]
@@ -181,7 +193,7 @@ class GRPO(Algorithm):
             member = losses.off_policy_loss(logp, advantages, self.pipeline.source.member_shaping)
             loss = policy = (w * torch.where(off_policy, member, trust * per_token)).sum()
             if further is not None:
-                added = (w * own * trust * further).sum()
+                added = (further_weights[cut] * own * trust * further).sum()
                 sums["loss/distill"] += added.item()
                 loss = loss + added
             if conf.kl_coef:
@@ -196,4 +208,6 @@ class GRPO(Algorithm):
             sums["trained"] += mask.sum().item()
             sums["ratio"] += (rho * own).sum().item()
             sums["clipped"] += (clipped * own).sum().item()
-            sums["sampler_kl"] += (own * losses.kl(sampler_logp, old_logp, "k3")).sum().item()
+            as_sampled = own * rows.as_sampled[index]
+            sums["as_sampled"] += as_sampled.sum().item()
+            sums["sampler_kl"] += (as_sampled * losses.kl(sampler_logp, old_logp, "k3")).sum().item()

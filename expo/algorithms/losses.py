@@ -224,19 +224,38 @@ def sft_loss(logp: Tensor) -> Tensor:
     return -logp
 
 
-def _sigmoid(chosen: Tensor, rejected: Tensor, lengths: Tensor, beta: float, label_smoothing: float) -> Tensor:
-    margin = beta * (chosen - rejected)
-    return -(1 - label_smoothing) * logsigmoid(margin) - label_smoothing * logsigmoid(-margin)
+def _summed(chosen: Tensor, rejected: Tensor, lengths: Tensor) -> Tensor:
+    return chosen - rejected
 
 
-def _ipo(chosen: Tensor, rejected: Tensor, lengths: Tensor, beta: float, label_smoothing: float) -> Tensor:
+def _by_token(chosen: Tensor, rejected: Tensor, lengths: Tensor) -> Tensor:
     lengths = lengths.clamp(min=1)
     chosen_mean: Tensor = chosen / lengths[0]
     rejected_mean: Tensor = rejected / lengths[1]
-    return (chosen_mean - rejected_mean - 1 / (2 * beta)).square()
+    return chosen_mean - rejected_mean
 
 
-PREFERENCES: dict[str, Callable[[Tensor, Tensor, Tensor, float, float], Tensor]] = functions_of(
+# (chosen, rejected, lengths) -> how much more the policy has moved towards the chosen completion, as the loss sees it
+APART: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = functions_of(
+    DPOConf, "preference", {"sigmoid": _summed, "ipo": _by_token}
+)
+
+
+def preference_margin(chosen: Tensor, rejected: Tensor, lengths: Tensor, beta: float, preference: str) -> Tensor:
+    """Return β times the difference of the log-ratios that the loss of a preference sees. Args: see `preference_loss`. Returns `[B]`."""
+    return beta * APART[preference](chosen, rejected, lengths)
+
+
+def _sigmoid(margin: Tensor, beta: float, label_smoothing: float) -> Tensor:
+    return -(1 - label_smoothing) * logsigmoid(margin) - label_smoothing * logsigmoid(-margin)
+
+
+def _ipo(margin: Tensor, beta: float, label_smoothing: float) -> Tensor:
+    return ((margin - 0.5) / beta).square()
+
+
+# (margin, beta, label_smoothing) -> loss, each tensor [B]
+PREFERENCES: dict[str, Callable[[Tensor, float, float], Tensor]] = functions_of(
     DPOConf,
     "preference",
     {
@@ -254,4 +273,6 @@ def preference_loss(
     Args: chosen, rejected `[B]`, log π_θ(c|q) - log π_ref(c|q) summed over the tokens of each completion; lengths
     `[2, B]`, their tokens; preference, a key of `PREFERENCES`. Returns `[B]`.
     """
-    return PREFERENCES[preference](chosen, rejected, lengths, beta, label_smoothing)
+    return PREFERENCES[preference](
+        preference_margin(chosen, rejected, lengths, beta, preference), beta, label_smoothing
+    )

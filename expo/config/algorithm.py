@@ -268,9 +268,18 @@ class GRPOConf(AlgorithmConf):
             "set algorithm.advantage=group_norm, or choose an algorithm with a teacher such as algorithm=opsd",
         )
         yield (
+            not self.kl_coef or self.kl_estimator != "k1",
+            f"algorithm.kl_estimator=k1: its gradient is zero in the mean, so that algorithm.kl_coef={self.kl_coef:g} would add noise alone; "
+            "set algorithm.kl_estimator=k2 or k3",
+        )
+        yield (
             cfg.needs != "positives" or cfg.positives.gives_positives,
             f"positives=none: {cfg.name} without positives is plain GRPO under another name; "
             "use algorithm=grpo, or leave positives out",
+        )
+        yield (
+            cfg.needs != "positives" or cfg.positives.joins_groups or getattr(cfg.positives, "weight", 1) > 0,
+            f"positives.weight=0: {cfg.name} would not learn from its positives; set positives.weight above 0, or use algorithm=grpo",
         )
         yield (
             cfg.needs != "hints" or cfg.hints.gives_hints,

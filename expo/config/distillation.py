@@ -90,6 +90,11 @@ class SelfDistillationConf(GRPOConf):
             "set algorithm.privilege=answer",
         )
         yield (
+            self.signal == "divergence" or self.ratio == "token",
+            f"algorithm.ratio=sequence: with algorithm.signal={self.signal} each token has an advantage of its own, which one ratio for a "
+            "whole sequence would average away; set algorithm.ratio=token",
+        )
+        yield (
             "solution" not in self.privilege or cfg.dataset.has_solutions,
             f"algorithm.privilege={self.privilege}: {cfg.dataset.name} has no solutions; set dataset.columns.solution, "
             "or algorithm.privilege=answer or sibling",

@@ -138,6 +138,11 @@ class SourceConf(PositivesConf):
             f"positives.schedule={self.schedule}: {judged}; set positives.schedule=constant or algorithm.group_size=1 or more",
         )
         yield (
+            not self.joins_groups or cfg.reward._target_ == "expo.step.rewards.Correct",
+            f"reward={cfg.reward._target_}: a positive that joins a group has reward 1, the right answer's under reward=correct; "
+            "set positives.use=auxiliary",
+        )
+        yield (
             not self.joins_groups or self.schedule == "constant",
             f"positives.schedule={self.schedule}: a group member has an advantage and no weight; "
             "set positives.schedule=constant or positives.use=auxiliary",
@@ -224,6 +229,11 @@ class SelfExplanationConf(SourceConf):
     def rules(self, cfg: "Config") -> Rules:
         yield from super().rules(cfg)
         rollouts = cfg.algorithm.group_size > 0
+        yield (
+            not self.joins_groups or self.selection != "threshold",
+            "positives.selection=threshold: one positive joins a group, and the others would be left out; "
+            "set positives.selection=two_properties or first, or positives.use=auxiliary",
+        )
         yield (
             rollouts or self.selection not in ("two_properties", "threshold"),
             f"positives.selection={self.selection}: compares with the policy's own rollouts, and {cfg.name} makes none; "

@@ -101,8 +101,8 @@ def experience_rows(e: Experience, pipeline: Pipeline) -> list[dict[str, Any]]:
     tokens = {c.problem: logp for c, logp in zip(e.positives, logps, strict=True)}
     rejected = {c.problem: c.rejected for c in e.candidates if c.rejected}
     g = e.group_size
-    rollouts: list[tuple[int, str | None, str | None]] = [
-        (r // g, e.texts[r], e.verdicts[r].value) for r in range(len(e.texts))
+    rollouts: list[tuple[int, str | None, str | None, bool]] = [
+        (r // g, e.texts[r], e.verdicts[r].value, e.made_with_hint(*divmod(r, g))) for r in range(len(e.texts))
     ]
     return [
         {
@@ -112,13 +112,13 @@ def experience_rows(e: Experience, pipeline: Pipeline) -> list[dict[str, Any]]:
             "answer": problem.answer,
             "completion": text,
             "verdict": verdict,
-            "hinted": i in e.hinted,
+            "hinted": hinted,
             "positive": positives.get(i),
             "positive_tokens": pieces.pop(i, None),
             "positive_token_logp": tokens.pop(i, None),
             "rejected": rejected.get(i),
         }
-        for i, text, verdict in rollouts or [(i, None, None) for i in range(len(e.problems))]
+        for i, text, verdict, hinted in rollouts or [(i, None, None, False) for i in range(len(e.problems))]
         for problem in [e.problems[i]]
     ]
 

@@ -127,6 +127,7 @@ class Experience:
     unaided: Tensor = field(default_factory=lambda: torch.zeros(0, 0))  # [P, G], rewards
     rewards: Tensor = field(default_factory=lambda: torch.zeros(0, 0))  # [P, G]
     hinted: list[int] = field(default_factory=list)  # problems whose rollouts were made again with a hint
+    keep: int | None = None  # of each of them, how many rollouts stayed as they were; None where nothing gives hints
     candidates: list[Candidate] = field(default_factory=list)  # every explanation or expert solution considered
     positives: list[Candidate] = field(default_factory=list)  # what is learned from
     reused: int = 0  # of them, from the cache
@@ -154,6 +155,10 @@ class Experience:
     def group_size(self) -> int:
         return len(self.completions) // len(self.prompts)
 
+    def made_with_hint(self, problem: int, rollout: int) -> bool:
+        """Return whether a rollout of a problem was made with a hint."""
+        return problem in self.hinted and rollout >= (self.keep or 0)
+
     @property
     def all_wrong(self) -> Tensor:
         """Return `[P]`, True where no rollout is right."""
@@ -171,7 +176,7 @@ class Experience:
         return Experience(
             [self.problems[p] for p in chosen], [self.prompts[p] for p in chosen], self.step, self.offset,
             [self.completions[r] for r in rows], [self.texts[r] for r in rows], [self.verdicts[r] for r in rows],
-            correct, unaided, rewards, [i for i, p in places if p in self.hinted], candidates, positives,
+            correct, unaided, rewards, [i for i, p in places if p in self.hinted], self.keep, candidates, positives,
         )  # fmt: skip
 
     def join(self, other: "Experience") -> "Experience":
@@ -192,7 +197,7 @@ class Experience:
         return Experience(
             self.problems + other.problems, self.prompts + other.prompts, self.step, self.offset,
             self.completions + other.completions, self.texts + other.texts, self.verdicts + other.verdicts,
-            correct, unaided, rewards, self.hinted + [p + shift for p in other.hinted],
+            correct, unaided, rewards, self.hinted + [p + shift for p in other.hinted], self.keep,
             self.candidates + candidates, self.positives + positives,
             self.reused + other.reused, self.generated_tokens + other.generated_tokens,
             self.banked_tokens + other.banked_tokens, timer,

@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 class NoHints:
     """Rollouts are never made again."""
 
+    gives_hints = False
     keep = 0
     under_question = False  # whether rollouts made with a hint are trained on under the question alone
     measure_every = 0
@@ -49,6 +50,8 @@ class NoHints:
 class ExpertPrefix(NoHints):
     """The beginning of the expert's solution, which the policy goes on from. It is part of the prompt: never trained on."""
 
+    gives_hints = True
+
     def __init__(self, conf: PrefixConf):
         super().__init__(conf)
         self.conf, self.keep = conf, conf.keep
@@ -72,7 +75,7 @@ class ExpertPrefix(NoHints):
     def beginning(self, ids: list[int], batch: Batch, problem: int, tools: Tools) -> list[int]:
         """Return a random share of a completion; never its final statement."""
         text = str(tools.tokenizer.decode(ids))
-        position = text.rfind(tools.prompts.final_marker)
+        position = text.find(tools.prompts.final_marker)  # the first: some state the answer before they derive it
         whole = len(text_ids(tools.tokenizer, text[:position])) if position >= 0 else len(ids)
         noise = Key(tools.seed, SHARE, batch.step, batch.offset + problem).generator()
         return ids[: round(whole * noise.uniform(self.conf.share_low, self.conf.share_high))]
@@ -92,6 +95,7 @@ class SelfHint(ExpertPrefix):
         ask = shown.explain_ids if self._in_two(tools) else shown.hint_ids
         if self.conf.sees == "solution" and shown.conf.hint_from_solution is not None:
             ask = shown.hint_from_solution_ids
+            wanted = [i for i in wanted if batch.problems[i].solution]  # some rows may have none
         return self._asked(HINT, ask(tools.tokenizer, [batch.problems[i] for i in wanted]), batch, wanted, tools)
 
     def further(self, batch: Batch, written: Sequence[Completion], tools: Tools) -> list[Request] | None:
@@ -131,7 +135,8 @@ class SelfHint(ExpertPrefix):
             i = completion.problem
             problem = batch.problems[i]
             if tools.prompts.solve_with_hint is None:
-                found[i] = [*batch.prompts[i], *self.beginning(completion.ids, batch, i, tools)]
+                if beginning := self.beginning(completion.ids, batch, i, tools):
+                    found[i] = [*batch.prompts[i], *beginning]
             elif not completion.truncated and not gives_away(text := tools.texts([completion.ids])[0], problem):
                 found[i] = tools.prompts.solve_with_hint_ids(tools.tokenizer, problem, text.strip())
         return found

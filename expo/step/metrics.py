@@ -33,7 +33,7 @@ def step_metrics(experience: Experience, sums: Mapping[str, float], beta: float 
         "policy/entropy": _ratio(-sum(sum(c.logp) for c in e.completions), sum(lengths)),
         "policy/ratio_mean": sums["ratio"] / sums["tokens"] if sums["tokens"] else 1.0,
         "policy/clip_frac": _share(sums["clipped"], sums["tokens"]),
-        "policy/sampler_kl": _ratio(sums["sampler_kl"], sums["tokens"]),
+        "policy/sampler_kl": _ratio(sums["sampler_kl"], sums["as_sampled"]),
         "policy/grad_norm": sums["grad_norm"] / updates,
         "policy/updates_skipped": sums["skipped"],
         "completion/length_mean": _mean(lengths),
@@ -46,10 +46,13 @@ def step_metrics(experience: Experience, sums: Mapping[str, float], beta: float 
         "throughput/tokens_generated": e.generated_tokens,
         "throughput/tokens_trained": sums["trained"],
     }
-    if e.hinted:
-        hinted = e.rewards[e.hinted]
-        metrics |= {"hint/used_frac": len(e.hinted) / len(e.problems), "hint/reward_mean": hinted.mean().item()}
-        metrics["hint/reliance"] = e.hint_reliance
+    if e.keep is not None:
+        hinted = e.rewards[e.hinted, e.keep :]  # the first of a group stay as they are
+        metrics |= {
+            "hint/used_frac": len(e.hinted) / len(e.problems),
+            "hint/reward_mean": hinted.mean().item() if e.hinted else None,
+            "hint/reliance": e.hint_reliance,
+        }
     if "passed_over" in sums:
         metrics["problem/passed_over"] = sums["passed_over"]
     if "guided" in sums:
@@ -76,7 +79,9 @@ def _positive_metrics(e: Experience) -> dict[str, float | None]:
         (c.logp_given_q, c.logp_given_qa) for c in written if c.logp_given_q is not None and c.logp_given_qa is not None
     ]
     lifts = [c.answer_lift for c in e.positives if c.answer_lift is not None]
-    own = _mean([len(c.ids) for c in e.completions])
+    # Of the same problems: some have longer answers than others, and some have no positive.
+    explained, g = {c.problem for c in e.positives}, e.group_size
+    own = _mean([len(c.ids) for i in explained for c in e.completions[i * g : (i + 1) * g]])
     length = _mean([len(c.ids) for c in e.positives])
     reasons = dict.fromkeys([*FILTERS, *rejected])
     metrics = {

@@ -88,6 +88,7 @@ class Pipeline:
         written = sum(len(c.ids) for c in explanations)
         return replace(
             Experience.of(batch, groups),
+            keep=self.hints.keep if self.hints.gives_hints else None,
             candidates=candidates, positives=positives, reused=len(reused), timer=timer, hint_reliance=reliance,
             generated_tokens=tokens + hint_tokens + written,
             banked_tokens=written if self.engines.banked else 0,
@@ -223,7 +224,8 @@ class Pipeline:
         """Return the positives with likelihood and answer lift, every `measure_every` steps."""
         every = self.source.measure_every
         if not every or batch.step % every:
-            return positives
+            # What the selection has measured is logged at the same steps as without one: means over steps can be compared.
+            return [replace(c, logp_given_q=None, logp_given_qa=None, answer_lift=None) for c in positives]
         both = with_logp_given_answer(self.scorer, with_logp(self.scorer, batch, positives))
         return with_lift(self.scorer, batch, groups, both)
 

@@ -18,12 +18,12 @@ class Written:
     truncated: bool
     verdict: Verdict
     leak_phrases: Sequence[str] = ()
+    final_marker: str = ""  # what stands before the answer in a final statement
 
     @property
     def leaks(self) -> bool:
-        """Return whether a phrase gives away that the answer was shown."""
-        lowered = " ".join(self.text.lower().split())
-        return any(phrase in lowered for phrase in self.leak_phrases)
+        """Return whether a phrase gives away that the answer was shown, in any case and with any white space."""
+        return any(_plain(phrase) in _plain(self.text) for phrase in self.leak_phrases)
 
 
 FILTERS: dict[str, Callable[[Written], bool]] = functions_of(
@@ -34,7 +34,7 @@ FILTERS: dict[str, Callable[[Written], bool]] = functions_of(
         "unparseable": lambda w: w.verdict in (Verdict.UNPARSEABLE, Verdict.TIMEOUT),
         "wrong": lambda w: w.verdict is Verdict.INCORRECT,
         "leak": lambda w: w.leaks,
-        "early_answer": lambda w: early_answer(w.text, w.question, w.answer),
+        "early_answer": lambda w: early_answer(w.text, w.question, w.answer, w.final_marker),
     },
 )
 
@@ -44,13 +44,19 @@ def rejection(written: Written, filters: Sequence[str]) -> str | None:
     return next((name for name in filters if FILTERS[name](written)), None)
 
 
-def early_answer(text: str, question: str, answer: str) -> bool:
-    """Return whether the first of several sentences states the answer, which the question does not contain.
-
-    Such an "explanation" starts from what it should arrive at.
+def early_answer(text: str, question: str, answer: str, final_marker: str = "") -> bool:
+    """Return whether the first of several sentences states the answer, which the question does not contain, or the text begins
+    with its final statement. Such an "explanation" starts from what it should arrive at.
     """
-    first, _, rest = re.sub(r"\s+", " ", text.strip()).partition(". ")
+    flat = " ".join(text.split())
+    if final_marker and flat.lstrip("$*# ").startswith(final_marker):
+        return True
+    first, _, rest = flat.partition(". ")
     return bool(rest) and states(first, answer) and not states(question, answer)
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.lower().split())
 
 
 def states(text: str, answer: str) -> bool:

@@ -163,7 +163,8 @@ class SelfExplanation(WeightedSource):
         verdicts = tools.verifier.verify(texts, [p.answer for p in owners])
         found = []
         for p, c, text, verdict in zip(owners, explanations, texts, verdicts, strict=True):
-            written = Written(text, p.question, p.answer, c.truncated, verdict, self.conf.leak_phrases)
+            marker = tools.prompts.final_marker
+            written = Written(text, p.question, p.answer, c.truncated, verdict, self.conf.leak_phrases, marker)
             found.append(Candidate(c.problem, c.ids, text, rejection(written, self.conf.filters), c.prompt))
         return found
 
@@ -222,11 +223,11 @@ class ExpertParaphrase(SelfExplanation):
     ) -> list[Candidate]:
         fitting = self.explainable(batch, groups, wanted, tools)
         too_long = [i for i in self.explained(batch, groups, wanted) if i not in fitting]
-        lengths = [len(c.ids) for group in groups.values() for c in group.completions]
-        own, ratio = sum(lengths) / max(len(lengths), 1), self.conf.length_ratio
+        ratio = self.conf.length_ratio
 
         def matched(c: Candidate) -> bool:
-            return not lengths or 1 / ratio <= len(c.ids) / own <= ratio
+            own = [len(rollout.ids) for rollout in groups[c.problem].completions] if c.problem in groups else []
+            return not sum(own) or 1 / ratio <= len(c.ids) * len(own) / sum(own) <= ratio
 
         found = super().candidates(batch, groups, wanted, explanations, tools)
         found = [c if c.rejected or matched(c) else replace(c, rejected="length") for c in found]
