@@ -13,7 +13,7 @@ from expo.commands.train import train as train_command
 from expo.config import Config, UserError, check, compose_config, restore, run_dir
 from expo.config.from_run import config_from_run
 from expo.runs.listing import find_runs, in_order, kept, run_folder
-from expo.runs.reading import read_lines, read_rows, read_summary
+from expo.runs.reading import read_lines, read_rows, read_summary, step_in
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -62,7 +62,7 @@ class LoadedRun:
         if step is not None:
             files = [file for file in files if file.stem.endswith(f"step{step:06d}")]
         if not files:
-            there = [int(f.stem[-6:]) for f in sorted((self.dir / "completions").glob(f"{kind}-step*.parquet"))]
+            there = [step_in(f) for f in sorted((self.dir / "completions").glob(f"{kind}-step*.parquet"))]
             raise UserError(f"{self.dir}: no {kind} completions of step {step}; there are those of steps {there}")
         return pandas.DataFrame(read_rows(files[-1]))
 

@@ -9,9 +9,11 @@ from conftest import compose_config
 from omegaconf import OmegaConf
 
 from expo.commands import report
-from expo.commands.score import warn_of_other_settings
-from expo.config import arm_identity
+from expo.commands.score import warn_of_other_settings, warn_of_trained_on
+from expo.config import arm_identity, build, identity
+from expo.evaluation.files import save_rows
 from expo.runs.arms import arm_names, settings_in, settings_of
+from expo.verifier.pool import Verifier
 
 
 @pytest.fixture
@@ -87,6 +89,29 @@ def test_a_checkpoint_scored_on_another_part_of_its_file_is_said(tmp_path, math_
     warn_of_other_settings(compose_config(*data, final))
     assert "may have been trained on" in caplog.text
     assert "dataset.eval_limit=500 (the run: 5)" in caplog.text
+
+
+def test_a_file_that_was_renamed_holds_out_other_rows_and_is_another_run(tmp_path, math_file, caplog):
+    """Which rows are held out follows from the file's name and their lines."""
+    import shutil
+
+    renamed = math_file.with_name("another.jsonl")
+    shutil.copy(math_file, renamed)
+    cfgs = [compose_config("dataset=math", f"dataset.path={f}", "dataset.eval_limit=3") for f in (math_file, renamed)]
+    assert identity(cfgs[0]) != identity(cfgs[1])
+    whole = [compose_config("dataset=math", f"dataset.path={f}", f"dataset.eval_path={f}", "dataset.eval_limit=null") for f in (math_file, renamed)]  # fmt: skip
+    assert identity(whole[0]) == identity(whole[1])  # all rows are taken: the name changes nothing
+    with Verifier(cfgs[0].verifier) as verifier:
+        held_out, other = (build(cfg.dataset, verifier).evaluation() for cfg in cfgs)
+    (tmp_path / "completions").mkdir()
+    save_rows([{"question": p.question} for p in held_out], tmp_path / "completions" / "eval-step000000.parquet")
+    final = f"model.path={tmp_path / 'checkpoints' / 'final'}"
+    scored = compose_config("dataset=math", f"dataset.path={renamed}", "dataset.eval_limit=3", "model=hf", final)
+    caplog.clear()
+    warn_of_trained_on(scored, held_out)
+    assert not caplog.text
+    warn_of_trained_on(scored, [*held_out, *other])
+    assert "are none that the run has held out, and may have been trained on" in caplog.text
 
 
 @pytest.mark.filterwarnings("error")

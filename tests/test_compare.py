@@ -65,11 +65,39 @@ def test_evaluations_that_were_sampled_otherwise_are_told(capsys):
 
     hot, cold = at("a", 1.0), at("b", 0.7, **{"model.float32_head": True})
     told = Comparison(hot, cold).otherwise
-    assert told.endswith("alone: evaluation.temperature is 1.0 in the first, 0.7 in the second.")
-    assert compared([*hot.runs.values(), *cold.runs.values()]).told.startswith(told)
+    assert told.endswith(
+        "alone: evaluation.temperature is 1.0 in the first, 0.7 in the second; "
+        "model.float32_head is false in the first, true in the second."  # the first is from before the key
+    )
+    assert told in compared([*hot.runs.values(), *cold.runs.values()]).told
     compare.print_comparison(Comparison(hot, cold), 0.5, 0)
     assert "Evaluated otherwise" in capsys.readouterr().out
     assert Comparison(hot, at("b", 1.0)).otherwise == Comparison(A, B).otherwise == ""
+    asked = at("a", 1.0, **{"prompts.system": None}), at("b", 1.0, **{"prompts.system": "Be brief."})
+    assert "prompts.system is null in the first" in Comparison(*asked).otherwise
+
+
+def test_a_run_that_is_not_finished_is_left_out_and_named():
+    stopped = replace(run("new", 1, a=0), summary={"status": "stopped"})
+    arm = Arm.of("new", [run("new", 0, a=2), stopped])
+    assert Comparison(A, arm).paired == (
+        "1 pairs of runs (few), seeds 0; without seeds 1 of old, which the other has not; "
+        "without seeds 1 of new, which are not finished"
+    )
+    with pytest.raises(UserError, match="no finished run"):
+        Arm.of("new", [stopped])
+
+
+def test_more_samples_of_one_arm_gain_no_problems():
+    def sampled(arm, right):
+        rows = [{"problem": "p", "level": 1, "sample": i, "question": "p?", "answer": "1", "completion": "", "verdict": "correct" if i in right else "incorrect"} for i in range(right[-1] + 1)]  # fmt: skip
+        return Arm.of(arm, [RunData(arm, 0, {}, (), rows, ())])
+
+    few, many = sampled("few", [1]), sampled("many", [5])
+    assert Comparison(few, many).gained() == []
+    assert Comparison(few, many).lost() == ["p"]
+    assert Comparison(few, many).solved == "solved in any of 2 samples, the first ones where a run has more: one has 6"
+    assert Comparison(few, many).beside("p")[1]["verdict"] == "incorrect"
 
 
 def test_the_metric_over_the_steps_is_one_that_was_logged():
@@ -89,6 +117,7 @@ def test_gained_and_lost_are_counted_over_all_samples_and_seeds():
 def test_runs_without_a_common_seed_are_paired_only_where_there_is_one_of_each():
     one, other = Arm.of("a", [run("a", 3, a=1)]), Arm.of("b", [run("b", 4, a=2)])
     assert len(Comparison(one, other).pairs) == 1
+    assert Comparison(one, other).paired.endswith("of unlike seeds, 3 and 4: paired by problem alone")
     with pytest.raises(UserError, match="none in common to pair"):
         _ = Comparison(A, other).pairs
     with pytest.raises(UserError, match="two of its runs have one seed"):
@@ -124,7 +153,7 @@ def test_a_page_compares_two_arms_and_no_other_number():
 def test_a_committed_tables_arms_are_compared(capsys, tmp_path):
     assert compare.main(["ablation_gate:always", "ablation_gate:all_wrong", "show=1"]) == 0
     printed = capsys.readouterr().out
-    assert "always (first) and all_wrong (second), 3 pairs of runs" in printed
+    assert "always (first) and all_wrong (second), 3 pairs of runs, seeds 0, 1, 2" in printed
     assert "problems that only the second solves" in printed
     for bad, told in (
         (["ablation_gate:always"], "1 given"),

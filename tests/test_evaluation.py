@@ -118,19 +118,43 @@ def test_diagnose_runs_on_math_with_a_random_model(tmp_path, math_file):
     assert all(row["right_steps"] is None for row in rows)
 
 
-def test_samples_that_another_judge_has_seen_or_none_are_not_finished(tmp_path):
+def test_what_another_judge_says_of_the_same_samples_is_another_diagnosis():
     from conftest import compose_config
 
-    from expo.runs.directory import Run
+    from expo.config import run_mark
 
-    judged = ["diagnose.judge.base_url=http://x", "diagnose.judge.model=m"]
-    (tmp_path / "summary.json").write_text(json.dumps({"status": "done", "samples": 4, "judge": None}))
-    assert Run(compose_config(), tmp_path).finished
-    assert not Run(compose_config(*judged), tmp_path).finished
-    (tmp_path / "summary.json").write_text(json.dumps({"status": "done", "samples": 4, "judge": "m"}))
-    assert Run(compose_config(*judged), tmp_path).finished
-    (tmp_path / "summary.json").write_text(json.dumps({"status": "done"}))  # of a training run
-    assert Run(compose_config(*judged), tmp_path).finished
+    url, model, prompt = "diagnose.judge.base_url=http://x", "diagnose.judge.model=m", "prompts.judge='{completion}'"
+    cfgs = [[], [url, model], [url, "diagnose.judge.model=n"], [url, model, prompt]]
+    marks = [run_mark(compose_config(*cfg), "diagnose") for cfg in cfgs]
+    assert len(set(marks)) == 4
+    assert run_mark(compose_config(model), "diagnose") == marks[0]  # nobody is asked
+    assert len({run_mark(compose_config(*cfg)) for cfg in cfgs}) == 1  # a training run has no judge
+
+
+def test_a_judge_that_fails_midway_is_asked_for_the_rest_alone():
+    from types import SimpleNamespace
+
+    from expo.config import DiagnoseConf, JudgeConf
+    from expo.data.problem import Problem
+    from expo.evaluation import samples
+
+    rows = [{"kind": "own", "problem": 0, "id": "a", "completion": text} for text in "abc"]
+    tools, conf = SimpleNamespace(prompts=None), DiagnoseConf(judge=JudgeConf("http://x", "m"))
+    asked = []
+
+    def judge(conf, prompts, problems, completions):
+        asked.append(list(completions))
+        return ([0.5, None, None], 2) if len(asked) == 1 else ([1.0] * len(completions), 0)
+
+    samples.judge_steps, real = judge, samples.judge_steps
+    try:
+        assert samples.check_steps(rows, [Problem("a", "q", "1")], conf, tools, []) == 2
+        again = [dict(row) for row in rows]
+        assert samples.check_steps(again, [Problem("a", "q", "1")], conf, tools, rows) == 0
+    finally:
+        samples.judge_steps = real
+    assert asked == [["a", "b", "c"], ["b", "c"]]
+    assert [row["right_steps"] for row in again] == [0.5, 1.0, 1.0]
 
 
 def test_the_judge_counts_steps_and_an_endpoint_that_is_not_there_is_one_line():
@@ -178,7 +202,7 @@ def test_the_judge_asks_an_openai_compatible_endpoint():
     Thread(target=server.serve_forever, daemon=True).start()
     prompts = make_prompts("{question}", "{question}{answer}", judge="{question} {answer} {completion}")
     conf = JudgeConf(f"http://127.0.0.1:{server.server_port}/v1", "judge-model")
-    assert judge_steps(conf, prompts, [Problem("a", "q", "1")], ["steps"]) == [0.25]
+    assert judge_steps(conf, prompts, [Problem("a", "q", "1")], ["steps"]) == ([0.25], 0)
     server.shutdown()
     path, body = asked[0]
     assert path == "/v1/chat/completions"
@@ -223,7 +247,7 @@ def test_the_ladder_tells_right_answers_by_wrong_steps():
 
     tally = Tally(1)
     tally.add([sample("incorrect", steps)])
-    assert tally.metrics([1])["eval/correct_with_sound_steps_frac"] == 0
+    assert "eval/correct_with_sound_steps_frac" not in tally.metrics([1])  # of no right answer, it is not defined
     tally.add([sample("correct", steps)])
     tally.add([sample("correct", "guessed"), sample("incorrect", "guessed")])
     assert tally.metrics([1])["eval/correct_with_sound_steps_frac"] == 0.5

@@ -33,9 +33,9 @@ from expo.runs.checkpoints import step_of
 from expo.runs.offline import read_offline
 from expo.runs.reading import by_step, final_rows
 from expo.tables import plan as plans
-from expo.tables.aggregate import measured_values, pass_values, stack, statistic
+from expo.tables.aggregate import _mean_over_runs, common_steps, measured_values, pass_values, stack, statistic
 from expo.tables.figures import Curves, Heat
-from expo.tables.render import markdown
+from expo.tables.render import markdown, unlike_problems
 from expo.tables.sweep import View, prepare, until_over
 
 # Identities of every planned run in version 0.1: what was finished then is not made again.
@@ -149,6 +149,15 @@ def test_a_table_is_made_once_and_rendered_beside_the_paper(small, tmp_path, cap
         UserError, match=r"made with model.path=ladder .* and the plan has Qwen/Qwen2.5-0.5B-Instruct by now"
     ):
         table.main([*arguments, "kept=true", "model=hf", "model.path=Qwen/Qwen2.5-0.5B-Instruct"])
+    kept = json.loads((results / "runs.json").read_text())
+    for changed, told in (
+        ({"prepare": ["pretrain", "pretrain.max_steps=900"]}, "made with prepare="),
+        ({"data": {"path": "5ea1"}}, "made with data="),
+        ({"summary": kept[0]["summary"] | {"id": "evaluate-ladder-123"}}, "made with command=evaluate"),
+    ):
+        (results / "runs.json").write_text(json.dumps([kept[0] | changed, *kept[1:]]))
+        with pytest.raises(UserError, match=told):
+            table.main([*arguments, "kept=true"])
 
 
 def line_printed(capsys) -> list[str]:
@@ -251,14 +260,27 @@ def test_values_by_hand(tmp_path):
     import pyarrow.parquet
 
     rows = [
-        {"problem": problem, "level": level, "verdict": "correct" if right else "incorrect"}
+        {
+            "problem": problem,
+            "question": "q",
+            "answer": "1",
+            "level": level,
+            "verdict": "correct" if right else "incorrect",
+        }
         for problem, level, verdicts in (("a", 1, (1, 0)), ("b", 5, (0, 0)))
         for right in verdicts
     ]
     (tmp_path / "completions").mkdir()
     pa.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "completions" / "eval-step000001.parquet")
-    assert pass_values(final_rows(tmp_path), "pass@1") == {"a": 0.5, "b": 0.0}
-    assert pass_values(rows, "pass@2/level5") == {"b": 0.0}
+    assert pass_values(final_rows(tmp_path), "pass@1") == {("a", "q", "1"): 0.5, ("b", "q", "1"): 0.0}
+    assert pass_values(rows, "pass@2/level5") == {("b", "q", "1"): 0.0}
+    with pytest.raises(UserError, match="some problems have 1 samples, some 2"):
+        pass_values(rows[1:], "pass@1")
+    others = pass_values([row | {"question": "another"} for row in rows], "pass@1")  # the same ids in other data
+    with pytest.raises(UserError, match="other problems"):
+        stack({"one": pass_values(rows, "pass@1"), "two": others})
+    pa.parquet.write_table(pa.Table.from_pylist(rows[:2]), tmp_path / "completions" / "eval-step1000000.parquet")
+    assert len(final_rows(tmp_path)) == 2  # the last by number, not by letters
     np.testing.assert_allclose(
         stack({"one": {"a": 1.0, "b": 0.5}, "two": {"b": 0.0, "a": 1.0}}), [[1.0, 0.5], [1.0, 0.0]]
     )
@@ -277,11 +299,51 @@ def test_values_by_hand(tmp_path):
     )
     assert by_step([[(1, 0.0), (3, 4.0)], [(1, 1.0), (2, 7.0)]]) == ([1, 2, 3], [[0.0, 1.0], [7.0], [4.0]])
     samples = [
-        {"kind": kind, "id": "a", "level": 5, "nll": nll} for kind, nll in (("own", 1.0), ("own", 3.0), ("expert", 9.0))
+        {"kind": kind, "id": "a", "question": "q", "true_answer": "1", "level": 5, "nll": nll}
+        for kind, nll in (("own", 1.0), ("own", 3.0), ("expert", 9.0))
     ]
-    assert measured_values(samples, "nll/level5", "own") == {"a": 2.0}
+    assert measured_values(samples, "nll/level5", "own") == {("a", "q", "1"): 2.0}
     assert measured_values(samples, "nll/level1", "own") == {}
     assert statistic(np.array([[1.0, 0.0], [1.0, 1.0]]), "pass@1")["seeds"] == [0.5, 1.0]
+    assert statistic(np.array([[np.nan, np.nan], [1.0, 1.0]]), "pass@1")["seeds"] == [
+        1.0
+    ]  # a seed without values is none
+
+
+def test_a_table_that_shows_another_tables_runs_has_its_numbers():
+    for path in sorted(plans.EXPERIMENTS.glob("*/results/*/table.json")):
+        plan = plans.load_plan(path.parent.parent.parent.name, path.parent.name)
+        if plan.extends:
+            own, base = (json.loads(p.read_text())["arms"] for p in (path, plans.results_folder(plan.extends, path.parent.name) / "table.json"))  # fmt: skip
+            shared = [(arm, c) for arm in own.keys() & base.keys() for c in own[arm].get("columns", {}) if c in base[arm].get("columns", {})]  # fmt: skip
+            assert shared, path
+            for arm, column in shared:
+                assert own[arm]["columns"][column] == base[arm]["columns"][column], (path, arm, column)
+
+
+def test_scalars_that_are_not_measured_at_every_step_are_means_of_common_steps(tmp_path):
+    for name, steps in (("every", range(1, 21)), ("tenth", (1, 11))):
+        (tmp_path / name).mkdir()
+        lines = [json.dumps({"step": s, "positive/answer_lift": 20.0 - s, "loss/total": 0.0}) for s in steps]
+        (tmp_path / name / "metrics.jsonl").write_text("\n".join(lines))
+    both = [tmp_path / "every", tmp_path / "tenth"]
+    assert common_steps(both, "positive/answer_lift") == {1, 11}
+    assert common_steps([tmp_path / "every"], "positive/answer_lift") == set(range(1, 21))
+    assert common_steps(both, "loss/total") is None
+    assert _mean_over_runs([tmp_path / "every"], "positive/answer_lift", {1, 11}) == 14.0
+
+
+def test_arms_of_one_label_and_unlike_numbers_of_problems_are_told(tmp_path):
+    arm = "{label: GRPO, overrides: [algorithm=grpo]}"
+    path = tmp_path / "plan.yaml"
+    path.write_text(
+        f"title: t\ncolumns: [pass@1]\narms: {{a: {arm}, b: {arm}}}\nscales: {{cpu: {{overrides: [], seeds: [0]}}}}\n"
+    )
+    with pytest.raises(UserError, match="two have the label 'GRPO'"):
+        plans.load_plan(str(path))
+    arms = {k: {"label": k, "columns": {"pass@1": {"problems": n}}} for k, n in (("few", 40), ("many", 100))}
+    assert unlike_problems({"arms": arms}).endswith("pass@1: few 40, many 100.")
+    assert unlike_problems({"arms": {"few": arms["few"]}}) == ""
 
 
 def test_another_diagnosis_is_not_rendered_from_what_is_kept():

@@ -2,6 +2,7 @@
 
 import glob
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def main(arguments: list[str]) -> int:
         )
     for a, b in pairs:
         if a.name == b.name:
-            a, b = Arm(f"{a.name} ({sides[0]})", a.runs), Arm(f"{b.name} ({sides[1]})", b.runs)
+            a, b = replace(a, name=f"{a.name} ({sides[0]})"), replace(b, name=f"{b.name} ({sides[1]})")
         print_comparison(Comparison(a, b), reach, show)
     return 0
 
@@ -83,18 +84,17 @@ def print_comparison(comparison: Comparison, reach: float, show: int) -> None:
     console = wide_console()
     one, other = comparison.first.name, comparison.second.name
     metric = comparison.metric
-    console.print(
-        f"{one} (first) and {other} (second), {len(comparison.pairs)} pairs of runs", style="bold", markup=False
-    )
+    console.print(f"{one} (first) and {other} (second), {comparison.paired}", style="bold", markup=False)
     if comparison.otherwise:
         console.print(comparison.otherwise, style="bold red", markup=False)
     for title, table in (
-        ("in percent; the difference is second less first, on the same problems and seeds", comparison.differences()),
+        ("in percent; the difference is second less first, on the same problems", comparison.differences()),
         (f"{metric} over the steps, in percent", comparison.curve(metric)),
         ("until then", comparison.costs(metric, reach)),
     ):
         if table[1]:
             console.print(_grid(title, table))
+    console.print(f"gained, lost: {comparison.solved} by one of them alone", markup=False)
     for title, problems in (("gained", comparison.gained()), ("lost", comparison.lost())):
         named = f": {', '.join(problems[:10])}{', …' if len(problems) > 10 else ''}" if problems else ""
         console.print(

@@ -5,13 +5,14 @@ from pathlib import Path
 import matplotlib
 
 from expo.commands.wiring import load_model, longest_prompt, make_engine, rollout_sampling, set_up_process, solve_limit
-from expo.config import Config, build
+from expo.config import Config, UserError, build
 from expo.data.readers import Reader
 from expo.evaluation.files import save_rows
 from expo.evaluation.kinds import COLUMNS, KINDS, Rows, cell, first_of_each_level, summarize
 from expo.evaluation.samples import check_steps, measure, sample
 from expo.runs.directory import Run
 from expo.runs.hub import ask_hub
+from expo.runs.reading import read_rows
 from expo.runs.tracking import Session, chosen_loggers, log_measured
 from expo.step.experience import Tools
 from expo.step.positives.properties import Scorer
@@ -44,17 +45,26 @@ def measure_samples(cfg: Config, run: Run) -> None:
         engine.close()
     measure(rows, problems, Scorer(model, tokenizer, prompts, cfg.trainer.micro_batch_size))
     run.write_config()
-    if not (run.dir / "samples.parquet").is_file():  # else they are these, and what an earlier judge said of them stays
+    path = run.dir / "samples.parquet"
+    earlier = read_rows(path) if path.is_file() and not cfg.fresh else []
+    if not earlier:  # else they are these, and what the judge has said of them stays
         run.write_summary("stopped")  # until the judge has spoken, who can fail
         unjudged = [row | {"right_steps": None} for row in rows]
-        save_rows(unjudged, run.dir / "samples.parquet")
-    check_steps(rows, problems, conf, tools)
-    save_rows(rows, run.dir / "samples.parquet")
+        save_rows(unjudged, path)
+    failed = check_steps(rows, problems, conf, tools, earlier)
+    save_rows(rows, path)
+    if failed:
+        run.write_summary("stopped")
+        raise UserError(
+            f"diagnose.judge.base_url={conf.judge.base_url}: the judge did not answer {failed} times of {len(rows)}; "
+            "give the same command again, and it is asked for these alone"
+        )
     run.metrics = summarize(rows)
     save_figure(rows, run.dir / "properties.png")
     run.write_summary(
-        "done", problems=len(problems), samples=conf.samples, judge=conf.judge.model if conf.judge.base_url else None
-    )
+        "done", problems=len(problems), samples=conf.samples, judge=conf.judge.model if conf.judge.base_url else None,
+        unjudged=sum(row["right_steps"] is None for row in rows) if conf.judge.base_url else None,
+    )  # fmt: skip
     log_measured(loggers, run, "samples", [{k: row[k] for k in ("kind", "completion", *COLUMNS)} for row in rows])
 
 

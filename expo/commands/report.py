@@ -239,6 +239,11 @@ def read_runs(directories: list[Path]) -> tuple[Page, list[RunData]]:
     names = arm_names([run.summary for _, run, _ in found], settings)
     runs = [replace(run, arm=name) for (_, run, _), name in zip(found, names, strict=True)]
     notes += [f"{run.arm}, seed {run.seed}: {collapse}." for run in runs for collapse in collapses_of(run.summary)]
+    notes += [
+        f"{run.arm}, seed {run.seed}: {run.summary['status']}. The bars leave it out where other runs of its arm are done."
+        for run in runs
+        if not run.finished
+    ]
     metrics = [n for n in runs[0].summary["metrics"] if n.startswith("pass@") and not n.endswith(("_lo", "_hi"))]
     shown: list[list[str]] = []
     for directory, run in zip(directories, runs, strict=True):
@@ -249,7 +254,7 @@ def read_runs(directories: list[Path]) -> tuple[Page, list[RunData]]:
         shown.append([run.arm, str(run.seed), run.summary["status"], *cells, directory.name])
     data = [str(own["dataset.name"]) for own in settings]
     commits = ", ".join(sorted({str(run.summary["git"]) for run in runs}))
-    made = f"pass@k of the last evaluation in percent, with 95 % intervals over problems. Commit {commits}, {runs[0].summary['device']}."
+    made = f"pass@k of the last evaluation in percent, with 95 % intervals over problems. Commit {commits}, {', '.join(sorted({str(run.summary['device']) for run in runs}))}."
     title = f"{', '.join(dict.fromkeys(run.arm for run in runs))} on {', '.join(dict.fromkeys(data))}"
     arms = dict(reversed(list(zip(names, settings, strict=True))))  # of each arm's first run
     arms = {name: arms[name] for name in dict.fromkeys(names)}

@@ -1,6 +1,7 @@
 """Score one model on one data set, and keep every completion in the run directory."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -8,13 +9,14 @@ from omegaconf import OmegaConf
 from expo.commands.wiring import load_model, make_engine, make_evaluator, set_up_process, solve_limit
 from expo.config import Config, build
 from expo.config.key import shown
+from expo.data.problem import Problem
 from expo.data.readers import Reader
 from expo.evaluation.evaluate import Evaluation
 from expo.evaluation.habits import habits_of
 from expo.runs.arms import settings_in, settings_of
 from expo.runs.directory import Run
 from expo.runs.hub import ask_hub
-from expo.runs.reading import first_rows
+from expo.runs.reading import first_rows, read_rows
 from expo.runs.tracking import TABLE_ROWS, Session, chosen_loggers, log_measured
 from expo.step.problems import within_length
 from expo.verifier.pool import Verifier
@@ -34,6 +36,7 @@ def evaluate(cfg: Config, run: Run) -> None:
         reader: Reader = build(cfg.dataset, verifier, of=Reader)
         problems, taken = within_length(reader.part(), [prompts.solve_ids], tokenizer, solve_limit(cfg, model))
         run.keep_account(reader.account() | {cfg.dataset.part: taken})
+        warn_of_trained_on(cfg, problems)
         engine = make_engine(cfg, model, tokenizer)
         evaluator = make_evaluator(cfg, problems, verifier, prompts, tokenizer)
         path = run.dir / "completions" / "eval.parquet"
@@ -67,6 +70,21 @@ def warn_of_other_settings(cfg: Config) -> None:
     told = ", ".join(text for key, text in differ.items() if key.startswith(MEASURE))
     if told and cfg.run is None:  # with run=, it is said already
         log.warning("%s: scored otherwise than in its run; run=%s takes the run's settings: %s", run, run, told)
+
+
+def warn_of_trained_on(cfg: Config, problems: Sequence[Problem]) -> None:
+    """Say so where a run's checkpoint is scored on some problems that the run has held out and on others, which it may have trained on.
+
+    Which rows of a file are held out follows from its name and their lines: a file that was renamed has others.
+    """
+    first = Path(cfg.model.path).parent.parent / "completions" / "eval-step000000.parquet"
+    if not cfg.dataset.shares_file or cfg.dataset.part != "held_out" or not first.is_file():
+        return
+    held_out = {row["question"] for row in read_rows(first, ["question"])}
+    others = sum(problem.question not in held_out for problem in problems)
+    if 0 < others < len(problems):
+        told = "%d of the %d problems are none that the run has held out, and may have been trained on; give the file the name it had"
+        log.warning(f"%s: {told}", first.parent.parent, others, len(problems))
 
 
 OWN_CHOICE = ("dataset.path", "dataset.name", "dataset.limit")

@@ -47,7 +47,13 @@ def render_kept(request: Request, runs: Sequence[PlannedRun], command: str) -> i
     whole = replace(request, name=request.plan.extends or request.name).runs()
     folder = request.folder(runs[0].cfg.output_dir)
     with tempfile.TemporaryDirectory() as scratch:
-        kept = unpack(kept_folder(request.name, request.plan, request.scale_name), runs, whole, Path(scratch))
+        kept = unpack(
+            kept_folder(request.name, request.plan, request.scale_name),
+            runs,
+            whole,
+            request.plan.prepare,
+            Path(scratch),
+        )
         finish(request.name, request.plan, kept, folder, command, read_record(request.kept(runs[0].cfg.output_dir)))
     return 0
 

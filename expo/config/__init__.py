@@ -25,6 +25,7 @@ from expo.config.identity import (
     LADDER,
     arm_identity,
     bank_identity,
+    data_content,
     identity,
     lineage,
     made_as,
@@ -58,6 +59,6 @@ __all__ = [
     "PositivesOnlyConf", "PrefixConf", "PretrainConf", "PromptsConf", "RandomShapeConf", "RandomTinyConf", "RewardConf", "RolloutConf",
     "Rules", "SFTConf", "SelfDistillationConf", "SelfExplanationConf", "SelfHintConf", "SourceConf", "StarConf", "TableConf", "TensorBoardLoggerConf", "TrainerConf",
     "UserError", "VLLMConf", "VerifierConf", "WandbConf", "WandbLoggerConf", "WorldConf", "arm_identity", "bank_identity", "build", "check", "check_anywhere", "compose_config",
-    "conf_dir", "config_folders", "functions_of", "identity", "key", "lineage", "made_as", "make_folder", "model_content", "option", "pairs_identity", "pretrain_identity", "register", "restore",
+    "conf_dir", "config_folders", "data_content", "functions_of", "identity", "key", "lineage", "made_as", "make_folder", "model_content", "option", "pairs_identity", "pretrain_identity", "register", "restore",
     "run_dir", "run_id", "run_mark", "take_options", "typed", "write_recipe",
 ]  # fmt: skip

@@ -88,6 +88,13 @@ class DatasetConf:
         return self.path is not None and self.eval_path is None
 
     @property
+    def drawn_by_name(self) -> list[str]:
+        """Return the keys of local files of which a part is taken: which rows, follows from the file's name and their lines."""
+        own = self.path is not None and (self.shares_file or self.limit is not None)
+        other = self.eval_path is not None and (self.limit is not None or self.eval_limit is not None)
+        return [name for name, drawn in (("path", own), ("eval_path", other)) if drawn]
+
+    @property
     def part_mark(self) -> str:
         """Return what tells evaluations of different parts apart; "" for what 0.2 took: all of the evaluation's problems."""
         whole = "all" if self.shares_file else "held_out"

@@ -40,7 +40,7 @@ def pairs_identity(cfg: Config) -> str:
 
 def bank_identity(cfg: Config) -> str:
     """Return the hash of everything that changes the explanations which the initial policy writes for a run's steps."""
-    tree = _with_contents(_tree(cfg, pairs=True))
+    tree = _with_contents(_tree(cfg, pairs=True), cfg)
     kept = {name: tree[name] for name in ("dataset", "model", "prompts", "rollout", "seed")}
     kept["trainer"] = {name: tree["trainer"][name] for name in ("problems_per_step", "precision")}
     kept["hints"] = (
@@ -93,7 +93,7 @@ def made_as(folder: Path, cfg: Config) -> bool | None:
 
 def _hash(cfg: Config, pairs: bool) -> str:
     lift = {"answer_lift": 2} if _measured_anew(cfg) else {}
-    return _digest(_with_contents(_tree(cfg, pairs)) | lift)
+    return _digest(_with_contents(_tree(cfg, pairs), cfg) | lift)
 
 
 def _measured_anew(cfg: Config) -> bool:
@@ -109,11 +109,17 @@ def _digest(tree: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:10]
 
 
-def _with_contents(tree: dict[str, Any]) -> dict[str, Any]:
-    """Return the tree with data files and a local model known by what is in them."""
-    for name in ("path", "eval_path"):
-        if tree["dataset"][name]:
-            tree["dataset"][name] = hashlib.sha256(Path(tree["dataset"][name]).read_bytes()).hexdigest()
+def data_content(cfg: Config) -> dict[str, str]:
+    """Return a hash of each data file of a config, by key."""
+    files = {"path": cfg.dataset.path, "eval_path": cfg.dataset.eval_path}
+    return {name: hashlib.sha256(Path(file).read_bytes()).hexdigest() for name, file in files.items() if file}
+
+
+def _with_contents(tree: dict[str, Any], cfg: Config) -> dict[str, Any]:
+    """Return the tree with data files and a local model known by what is in them; a file of which a part is taken also by its name."""
+    if drawn := cfg.dataset.drawn_by_name:
+        tree["dataset"]["drawn"] = {name: Path(tree["dataset"][name]).name for name in drawn}
+    tree["dataset"] |= data_content(cfg)
     folder = LADDER if tree["model"]["path"] == "ladder" else Path(tree["model"]["path"])
     tree["model"]["content"] = model_content(folder) if folder.is_dir() else None
     return tree

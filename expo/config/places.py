@@ -1,5 +1,7 @@
 """Where a run's directory is, and what the run is called."""
 
+import hashlib
+import json
 from pathlib import Path
 
 from expo.config.errors import UserError
@@ -16,8 +18,16 @@ def run_mark(cfg: Config, command: str = "train") -> str:
     if command == "evaluate":
         return f"{run}{part}"
     if command == "diagnose":
-        return f"{run}-{cfg.diagnose.problems}x{cfg.diagnose.samples}-{LIFT}{part}"
+        return f"{run}-{cfg.diagnose.problems}x{cfg.diagnose.samples}-{LIFT}{part}{_judge(cfg)}"
     return run
+
+
+def _judge(cfg: Config) -> str:
+    """Return what tells apart what different judges said of the same samples: by model and prompt; "" without one."""
+    judge = cfg.diagnose.judge
+    if not judge.base_url:
+        return ""
+    return f"-judged{hashlib.sha256(json.dumps([judge.model, cfg.prompts.judge]).encode()).hexdigest()[:6]}"
 
 
 def run_id(cfg: Config, command: str = "train") -> str:

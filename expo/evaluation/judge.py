@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from http.client import HTTPException
 from typing import Any
+from urllib.error import HTTPError
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from expo.config import JudgeConf, UserError
@@ -31,12 +32,13 @@ OPENER = build_opener(_NoRedirect)
 
 def judge_steps(
     conf: JudgeConf, prompts: Prompts, problems: Sequence[Problem], completions: Sequence[str]
-) -> list[float | None]:
-    """Return the share of right steps in each completion, None where the judge's reply has no such numbers.
+) -> tuple[list[float | None], int]:
+    """Return the share of right steps in each completion, None where the judge's reply has no such numbers or did not come; and how many did not come.
 
     Raises UserError where the endpoint refuses the first of them; a later failure costs that one answer only.
     """
     shares: list[float | None] = []
+    failed = 0
     for problem, completion in zip(problems, completions, strict=True):
         try:
             shares.append(parse_share(_ask(conf, prompts.judge_text(problem, completion))))
@@ -47,8 +49,12 @@ def judge_steps(
                     f"diagnose.judge.model={conf.model} and the key in {conf.key_variable}"
                 ) from error
             log.warning("the judge gave no answer (%s); the completion counts as not judged", error)
+            refused = isinstance(error, HTTPError) and 400 <= error.code < 500 and error.code not in (408, 429)
+            failed += (
+                isinstance(error, OSError | HTTPException) and not refused
+            )  # too long, say: it would be refused again
             shares.append(None)
-    return shares
+    return shares, failed
 
 
 def _ask(conf: JudgeConf, text: str) -> str:

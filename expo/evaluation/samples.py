@@ -92,9 +92,13 @@ def measure(rows: Rows, problems: list[Problem], scorer: Scorer) -> None:
         row |= {"id": problem.id, "level": problem.level, "question": problem.question, "true_answer": problem.answer}
 
 
-def check_steps(rows: Rows, problems: list[Problem], conf: DiagnoseConf, tools: Tools) -> None:
-    """Add the share of right steps: exact on the ladder (in the policy's own style), by the judge elsewhere, None without one."""
+def check_steps(rows: Rows, problems: list[Problem], conf: DiagnoseConf, tools: Tools, earlier: Rows) -> int:
+    """Add the share of right steps: exact on the ladder (in the policy's own style), by the judge elsewhere, None without one.
+
+    Args: earlier, rows of the same run that were judged as far as the judge could be reached. Returns how many it did not answer.
+    """
     shares: list[float | None] = [None] * len(rows)
+    failed = 0
     if problems[0].subject == "ladder":
         checks = [ladder.check_steps(row["question"], row["completion"]) for row in rows]
         shares = [
@@ -102,7 +106,13 @@ def check_steps(rows: Rows, problems: list[Problem], conf: DiagnoseConf, tools: 
             for row, check in zip(rows, checks, strict=True)
         ]
     elif conf.judge.base_url:
-        owners = [problems[row["problem"]] for row in rows]
-        shares = judge_steps(conf.judge, tools.prompts, owners, [row["completion"] for row in rows])
+        known = {(row["kind"], row["id"], row["completion"]): row["right_steps"] for row in earlier}
+        shares = [known.get((row["kind"], row["id"], row["completion"])) for row in rows]
+        asked = [i for i, share in enumerate(shares) if share is None]
+        owners, texts = [problems[rows[i]["problem"]] for i in asked], [rows[i]["completion"] for i in asked]
+        found, failed = judge_steps(conf.judge, tools.prompts, owners, texts)
+        for i, share in zip(asked, found, strict=True):
+            shares[i] = share
     for row, share in zip(rows, shares, strict=True):
         row["right_steps"] = share
+    return failed

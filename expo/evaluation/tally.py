@@ -54,7 +54,7 @@ class Tally:
         metrics["eval/length_mean"] = float(np.mean(self.tokens))
         metrics["eval/truncated_frac"] = float(np.mean(self.truncated))
         metrics["eval/unparseable_frac"] = self.unparseable / len(self.tokens)
-        if self.ladder:
+        if self.ladder and self.sound:  # of no right answer at all, it is not defined
             # A right answer by wrong steps counts as correct, as it does on MATH; the ladder can tell, and says so.
-            metrics["eval/correct_with_sound_steps_frac"] = float(np.mean(self.sound)) if self.sound else 0.0
+            metrics["eval/correct_with_sound_steps_frac"] = float(np.mean(self.sound))
         return metrics

@@ -3,46 +3,62 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from expo.config import UserError
+from expo.config.identity import later_keys
 from expo.config.key import shown
 from expo.report.page import Compared, RunData, Table
 from expo.tables.aggregate import pass_values, stack, statistic
 
 SHOWN = 5  # problems gained, and as many lost, whose completions a page shows
-# What changes the completions of an evaluation beside the policy.
+# What changes the completions of an evaluation, or what is said of them, beside the policy.
 OF_EVALUATION = (
     "evaluation.temperature",
     "evaluation.top_p",
     "evaluation.top_k",
     "evaluation.seed",
+    "rollout._target_",
+    "rollout.dtype",
     "rollout.max_completion_tokens",
     "trainer.precision",
+    "model.attention",
+    "model.dtype",
     "model.float32_head",
+    "model.load_in_4bit",
+    "prompts._target_",
+    "prompts.date",
     "prompts.solve",
+    "prompts.system",
+    "verifier.max_answer_chars",
+    "verifier.memory_mb",
+    "verifier.timeout_s",
 )
+FEW = 3  # pairs of runs: a comparison of fewer says so
 Share = tuple[float, float]  # of a problem's samples that are right: in the first arm, in the second
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One side of a comparison: the runs of an arm, one for each seed."""
+    """One side of a comparison: the finished runs of an arm, one for each seed, and the seeds of those that are not finished."""
 
     name: str
     runs: Mapping[int, RunData]
+    unfinished: Sequence[int] = ()
 
     @classmethod
     def of(cls, name: str, runs: Sequence[RunData]) -> "Arm":
-        """Return an arm of runs. Raises UserError where there is none, or two have one seed."""
-        by_seed = {run.seed: run for run in runs if run.completions}
+        """Return an arm of runs. Raises UserError where none is finished, or two have one seed."""
+        done = [run for run in runs if run.completions and run.finished]
+        by_seed = {run.seed: run for run in done}
         if not by_seed:
             raise UserError(f"{name}: no finished run with completions; give others, or make them")
-        if len(by_seed) < sum(bool(run.completions) for run in runs):
+        if len(by_seed) < len(done):
             raise UserError(f"{name}: two of its runs have one seed, so that they are no arm; name one of them")
-        return cls(name, by_seed)
+        return cls(name, by_seed, sorted({run.seed for run in runs if not run.finished}))
 
 
 @dataclass(frozen=True)
@@ -66,9 +82,31 @@ class Comparison:
         )
 
     @property
+    def paired(self) -> str:
+        """Return in a phrase which runs are paired, and which are left out."""
+        shared = sorted(self.first.runs.keys() & self.second.runs.keys())
+        if not shared:
+            seeds = [next(iter(arm.runs)) for arm in (self.first, self.second)]
+            return f"one run of each (few), of unlike seeds, {seeds[0]} and {seeds[1]}: paired by problem alone"
+        told = f"{len(shared)} pairs of runs{' (few)' if len(shared) < FEW else ''}, seeds {_listed(shared)}"
+        for arm in (self.first, self.second):
+            if alone := sorted(arm.runs.keys() - set(shared)):
+                told += f"; without seeds {_listed(alone)} of {arm.name}, which the other has not"
+            if arm.unfinished:
+                told += f"; without seeds {_listed(arm.unfinished)} of {arm.name}, which are not finished"
+        return told
+
+    @cached_property
     def samples(self) -> int:
         """Return how many samples every problem has in all runs."""
         return min(max(int(row["sample"]) for row in run.completions) + 1 for pair in self.pairs for run in pair)
+
+    @property
+    def solved(self) -> str:
+        """Return in a phrase what counts as solved: in as many samples of either arm, since more samples solve more."""
+        most = max(int(row["sample"]) for pair in self.pairs for run in pair for row in run.completions) + 1
+        cut = f", the first ones where a run has more: one has {most}" if most > self.samples else ""
+        return f"solved in any of {self.samples} samples{cut}"
 
     @property
     def metric(self) -> str:
@@ -82,10 +120,11 @@ class Comparison:
     def otherwise(self) -> str:
         """Return a sentence about evaluations that were not sampled alike; "" where they were."""
         found = []
+        later = {key: _before(declared.absent) for key, declared in later_keys().items()}
         for key in OF_EVALUATION:
-            # Of a run from before a key was there, nothing is known.
-            known = [[v for p in self.pairs if (v := p[side].settings.get(key)) is not None] for side in range(2)]
-            sides = [{shown(value) for value in values} for values in known]
+            # A key that came later is not in the settings where it changes nothing. Of others that a run lacks, nothing is known.
+            settings = [[later | dict(pair[side].settings) for pair in self.pairs] for side in range(2)]
+            sides = [{shown(own[key]) for own in of_side if key in own} for of_side in settings]
             if all(sides) and len(sides[0] | sides[1]) > 1:
                 found.append(
                     f"{key} is {', '.join(sorted(sides[0]))} in the first, {', '.join(sorted(sides[1]))} in the second"
@@ -131,9 +170,13 @@ class Comparison:
         counts: tuple[dict[str, list[bool]], ...] = (defaultdict(list), defaultdict(list))
         for pair in self.pairs:
             for side, run in zip(counts, pair, strict=True):
-                for row in run.completions:
+                for row in self._compared(run):
                     side[row["problem"]].append(row["verdict"] == "correct")
         return {p: (float(np.mean(counts[0][p])), float(np.mean(counts[1][p]))) for p in counts[0] if p in counts[1]}
+
+    def _compared(self, run: RunData) -> list[Mapping[str, Any]]:
+        """Return a run's completions, as many of each problem as all runs have."""
+        return [row for row in run.completions if row["sample"] < self.samples]
 
     def gained(self) -> list[str]:
         """Return the problems that only the second arm solves in any sample, those that it solves most often first."""
@@ -148,7 +191,7 @@ class Comparison:
         """Return a completion of each arm on a problem: a right one where there is one, of the first pair that has one."""
         best = []
         for side in range(2):
-            rows = [row for pair in self.pairs for row in pair[side].completions if row["problem"] == problem]
+            rows = [row for pair in self.pairs for row in self._compared(pair[side]) if row["problem"] == problem]
             best.append(next((row for row in rows if row["verdict"] == "correct"), rows[0]))
         return best[0], best[1]
 
@@ -197,6 +240,15 @@ def _until(run: RunData, metric: str, reach: float) -> tuple[float, float, float
     return None
 
 
+def _before(absent: Any) -> Any:
+    """Return the value at which all is as it was before a key; the first of several."""
+    return absent[0] if isinstance(absent, tuple) else absent
+
+
+def _listed(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, seeds))
+
+
 def _percent(cell: Mapping[str, Any], sign: str = "") -> str:
     mean, low, high = (100 * cell[name] for name in ("mean", "lo", "hi"))
     return f"{mean:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
@@ -219,6 +271,7 @@ def compared(runs: Sequence[RunData]) -> Compared | None:
             rows = comparison.beside(problem)
             told = [(name, str(row["verdict"]), str(row["completion"])) for name, row in zip(names, rows, strict=True)]
             beside.append((f"{title}: {problem}", str(rows[0]["question"]), str(rows[0]["answer"]), told))
-    counts = f"{len(comparison.gained())} problems gained, {len(comparison.lost())} lost: solved in any sample by the second arm alone, by the first alone."
-    counts = " ".join(filter(None, (comparison.otherwise, counts)))
+    paired = f"{comparison.paired[0].upper()}{comparison.paired[1:]}."
+    counts = f"{len(comparison.gained())} problems gained, {len(comparison.lost())} lost: {comparison.solved} by the second arm alone, by the first alone."
+    counts = " ".join(filter(None, (paired, comparison.otherwise, counts)))
     return Compared(differences, counts, beside)

@@ -53,6 +53,11 @@ class RunData:
     samples: Sequence[Mapping[str, Any]]
     settings: Mapping[str, Any] = field(default_factory=dict)  # by whole keys
 
+    @property
+    def finished(self) -> bool:
+        """Return whether the run went to its end; one that stopped may hold no more than the evaluation before training."""
+        return bool(self.summary.get("status", "done") == "done")
+
 
 @dataclass(frozen=True)
 class Compared:
@@ -136,7 +141,7 @@ def _hardest(arms: Mapping[str, Sequence[RunData]]) -> dict[str, str]:
     """Return pass@4 of the highest level, where there are several."""
     names = set().union(*(line for own in arms.values() for line in own[0].lines))
     levels = {name for name in names if re.fullmatch(r"pass@4/level\d+", name)}
-    return {max(levels): SHARE} if len(levels) > 1 else {}
+    return {max(levels, key=lambda name: int(name.partition("/level")[2])): SHARE} if len(levels) > 1 else {}
 
 
 def _curves(arms: Mapping[str, Sequence[RunData]], name: str) -> dict[str, list[list[tuple[float, float]]]]:
@@ -147,8 +152,9 @@ def _curves(arms: Mapping[str, Sequence[RunData]], name: str) -> dict[str, list[
 
 
 def _levels(arms: Mapping[str, Sequence[RunData]], looks: Mapping[str, Look]) -> list[tuple[str, Any]]:
-    """Return pass@1 and pass@4 (less where a run has fewer samples), by level."""
-    with_rows = {arm: [run.completions for run in own if run.completions] for arm, own in arms.items()}
+    """Return pass@1 and pass@4 (less where a run has fewer samples), by level, of an arm's finished runs where it has any."""
+    of_arms = {arm: [run for run in own if run.finished] or own for arm, own in arms.items()}
+    with_rows = {arm: [run.completions for run in own if run.completions] for arm, own in of_arms.items()}
     with_rows = {arm: rows for arm, rows in with_rows.items() if rows}
     if not with_rows:
         return []

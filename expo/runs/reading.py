@@ -1,6 +1,7 @@
 """Read run directories back, given as strings or paths. Imports nothing heavy."""
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -82,10 +83,16 @@ def first_rows(path: str | Path, count: int) -> list[dict[str, Any]]:
 
 def final_rows(directory: str | Path) -> list[dict[str, Any]]:
     """Return every completion of the last evaluation. Raises UserError where there is none, or it cannot be read."""
-    files = sorted(Path(directory, "completions").glob("eval*.parquet"))
+    files = sorted(Path(directory, "completions").glob("eval*.parquet"), key=step_in)
     if not files:
         raise UserError(f"{directory}: has no completions of an evaluation; make the run again with fresh=true")
     return read_rows(files[-1])
+
+
+def step_in(file: Path) -> int:
+    """Return the step in the name of a file, such as eval-step000040.parquet; -1 where there is none."""
+    found = re.search(r"-step(\d+)$", file.stem)
+    return int(found[1]) if found else -1
 
 
 SAMPLES = 6  # problems of a training step that are kept beside a table
@@ -93,7 +100,7 @@ SAMPLES = 6  # problems of a training step that are kept beside a table
 
 def samples_of(directory: str | Path) -> list[dict[str, Any]]:
     """Return the hardest problems of the run's last logged training step: their positive, first rollout, and how many rollouts are right."""
-    files = sorted(Path(directory, "completions").glob("train-*.parquet"))
+    files = sorted(Path(directory, "completions").glob("train-*.parquet"), key=step_in)
     problems: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in read_rows(files[-1]) if files else []:
         problems[row["problem"]].append(row)

@@ -12,7 +12,7 @@ from expo.config.from_run import restore
 from expo.evaluation.evaluate import Evaluator
 from expo.runs.checkpoints import BEST, newest_checkpoint, step_of
 from expo.runs.directory import Run
-from expo.runs.reading import read_lines, read_rows, read_summary
+from expo.runs.reading import read_lines, read_rows, read_summary, step_in
 from expo.runs.tracking import trackers
 
 COPYING = "copying.tmp"
@@ -115,7 +115,7 @@ def _take(other: Run, checkpoint: Path, run: Run) -> None:
     ]
     (run.dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     for file in (other.dir / "completions").glob("*-step*.parquet"):
-        at = int(file.stem[-6:])
+        at = step_in(file)
         if at <= step and evaluated(at):
             (run.dir / "completions").mkdir(exist_ok=True)
             shutil.copy2(file, run.dir / "completions")

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
-from expo.config import UserError
+from expo.config import UserError, data_content
 from expo.data import ladder
 from expo.evaluation import intervals
 from expo.evaluation.kinds import interval_of
@@ -19,16 +19,18 @@ from expo.runs.reading import final_rows, read_lines, read_rows, read_summary, s
 from expo.tables.plan import MEASURED, Arm, Command, Plan, PlannedRun, columns_of, is_rate
 
 # What a table needs of the samples of `expo diagnose`.
-SAMPLED = ["kind", "id", "level", *MEASURED]
+SAMPLED = ["kind", "id", "level", "question", "true_answer", *MEASURED]
+# Scalars that a run measures every `measure_every` steps, or at every step where something asks for them.
+NOT_EVERY_STEP = ("positive/logp_given_q", "positive/logp_given_qa", "positive/leak_gap", "positive/answer_lift", "hint/reliance")  # fmt: skip
 
-
-Values = dict[Any, float]  # by problem
+Asked = tuple[str, str | None, str | None]  # id, question and answer: one id may be of other problems in other data
+Values = dict[Asked, float]  # by problem
 Rows = Sequence[Mapping[str, Any]]
 
 
 def pass_values(rows: Rows, metric: str) -> Values:
     """Return pass@k of each problem from completions. Args: metric, `pass@K` or `pass@K/levelN`; or, of the ladder, `sound@K`,
-    for which a right answer counts only with right steps before it.
+    for which a right answer counts only with right steps before it. Raises UserError where problems have unlike numbers of samples.
     """
     name, _, level = metric.partition("/level")
     kind, _, k = name.partition("@")
@@ -38,11 +40,13 @@ def pass_values(rows: Rows, metric: str) -> Values:
             correct = row["verdict"] == "correct"
             if correct and kind == "sound":
                 correct = ladder.check_steps(row["question"], row["completion"]).sound
-            right[row["problem"]].append(correct)
+            right[row["problem"], row.get("question"), row.get("answer")].append(correct)
     if not right:  # a run on other levels
         return {}
     counts = [sum(verdicts) for verdicts in right.values()]
-    samples = len(next(iter(right.values())))
+    samples, *others = sorted({len(verdicts) for verdicts in right.values()})
+    if others:
+        raise UserError(f"{metric}: some problems have {samples} samples, some {others[-1]}; evaluate them alike")
     return dict(zip(right, pass_at_k(samples, counts, int(k)).tolist(), strict=True))
 
 
@@ -52,7 +56,7 @@ def measured_values(rows: Rows, metric: str, kind: str | None) -> Values:
     found = defaultdict(list)
     for row in rows:
         if row["kind"] == kind and (not level or row["level"] == int(level)) and row[name] is not None:
-            found[row["id"]].append(row[name])
+            found[row["id"], row["question"], row["true_answer"]].append(row[name])
     return {problem: float(np.mean(values)) for problem, values in found.items()}
 
 
@@ -87,6 +91,7 @@ def statistic(values: np.ndarray, metric: str, difference: bool = False) -> dict
     Args: values `[S, P]`, NaN where there is none; metric, `pass@K` or what `expo diagnose` measures, of one arm or, with
     `difference`, of two on the same problems and seeds.
     """
+    values = values[~np.isnan(values).all(axis=1)]  # a seed without any value is none
     name = metric.partition("/level")[0]
     of_pass = intervals.of_difference if difference else intervals.of_share
     low, high = (of_pass if is_rate(name) else interval_of(name, difference))(values)
@@ -110,6 +115,7 @@ def aggregate(plan: Plan, runs: Sequence[PlannedRun]) -> dict[str, Any]:
         (run.arm, run.seed): values_of(plan.arms[run.arm], run.dir, columns_of(plan, plan.arms[run.arm]))
         for run in done
     }
+    steps = {name: common_steps([run.dir for run in done], name) for name in plan.scalars.values()}
     arms: dict[str, Any] = {}
     for key, arm in plan.arms.items():
         own = {run.seed: run.dir for run in done if run.arm == key}
@@ -122,7 +128,9 @@ def aggregate(plan: Plan, runs: Sequence[PlannedRun]) -> dict[str, Any]:
             c: _statistic_or_none(stack({f"{key} seed {s}": values[key, s][m] for s in own}, measured), m)
             for c, m in metrics.items()
         }
-        arms[key]["scalars"] = {heading: _mean_over_runs(own.values(), name) for heading, name in plan.scalars.items()}
+        arms[key]["scalars"] = {
+            heading: _mean_over_runs(own.values(), name, steps[name]) for heading, name in plan.scalars.items()
+        }
         arms[key]["cost"] = cost_of(own.values())
         arms[key]["commits"] = sorted({str(read_summary(d)["git"]) for d in own.values()})
         if arm.against is not None:
@@ -156,29 +164,44 @@ def _sum(directories: Iterable[Path], name: str) -> float | None:
     return float(np.mean(sums)) if sums else None
 
 
-def _mean_over_runs(directories: Iterable[Path], name: str) -> float | None:
-    values = [line[name] for d in directories for line in read_lines(d) if line.get(name) is not None]
+def common_steps(directories: Iterable[Path], name: str) -> set[int] | None:
+    """Return the steps at which all runs that have it at all have a scalar of NOT_EVERY_STEP; None for another one: wherever it is.
+
+    It changes over a run: a mean over every step is not to be held against one over every tenth.
+    """
+    if name not in NOT_EVERY_STEP:
+        return None
+    by_run = [{line["step"] for line in read_lines(d) if line.get(name) is not None} for d in directories]
+    return set.intersection(*filter(None, by_run)) if any(by_run) else set()
+
+
+def _mean_over_runs(directories: Iterable[Path], name: str, steps: Collection[int] | None) -> float | None:
+    lines = [line for d in directories for line in read_lines(d) if steps is None or line["step"] in steps]
+    values = [line[name] for line in lines if line.get(name) is not None]
     return float(np.mean(values)) if values else None
 
 
-def keep_runs(runs: Sequence[tuple[str, int, Path]], folder: Path) -> None:
-    """Keep all of the given runs (arm, seed, directory) but their checkpoints, small enough to stand beside a table.
+def keep_runs(runs: Sequence[PlannedRun], made_by: Mapping[str, Sequence[str]], folder: Path) -> None:
+    """Keep all of the given runs but their checkpoints, small enough to stand beside a table.
 
-    runs.json has configs and summaries, metrics.parquet every line of metrics.jsonl, completions.parquet those of the last
+    Args: made_by, the plan's `prepare`. runs.json, which is written last, has configs and summaries, what made their models, and hashes of their data files; metrics.parquet every line of metrics.jsonl, completions.parquet those of the last
     evaluation, samples.parquet a few problems of the last logged step, measured.parquet what `expo diagnose` has measured.
     """
     records, lines, completions, samples, measured = [], [], [], [], []
-    for arm, seed, directory in runs:
+    for run in runs:
+        arm, seed, directory = run.arm, run.seed, run.dir
         config = (directory / "config.yaml").read_text()
-        records.append({"arm": arm, "seed": seed, "config": config, "summary": read_summary(directory)})
+        made = {"prepare": made_by.get(run.cfg.model.path.removeprefix("./")), "data": data_content(run.cfg)}
+        records.append({"arm": arm, "seed": seed, "config": config, "summary": read_summary(directory), **made})
         lines += [{"arm": arm, "seed": seed, "line": json.dumps(line)} for line in read_lines(directory)]
         if (directory / "completions").is_dir():
             completions += [{"arm": arm, "seed": seed} | row for row in final_rows(directory)]
         samples += [{"arm": arm, "seed": seed} | row for row in samples_of(directory)]
         if (directory / "samples.parquet").is_file():
             measured += [{"arm": arm, "seed": seed} | row for row in read_rows(directory / "samples.parquet", SAMPLED)]
-    (folder / "runs.json").write_text(json.dumps(records, indent=1) + "\n")
+    (folder / "runs.json").unlink(missing_ok=True)  # whoever reads in between finds none, and no mixture
     for name, rows in (("metrics", lines), ("completions", completions), ("samples", samples), ("measured", measured)):
         (folder / f"{name}.parquet").unlink(missing_ok=True)
         if rows:
             pa.parquet.write_table(pa.Table.from_pylist(rows), folder / f"{name}.parquet", compression="zstd")
+    (folder / "runs.json").write_text(json.dumps(records, indent=1) + "\n")

@@ -58,7 +58,7 @@ def finish(
     (folder / "table.json").write_text(json.dumps(record, indent=1) + "\n")
     (folder / "table.md").write_text(markdown(plan, record))
     if plan.extends is None and made is None:  # else they are kept beside the table whose runs they are
-        keep_runs([(run.arm, run.seed, run.dir) for run in distinct(runs) if run.done], folder)
+        keep_runs([run for run in distinct(runs) if run.done], plan.prepare, folder)
     draw(name, plan, record, runs, folder)
     show(plan, record)
     print(f"table and figures: {folder}")
@@ -67,8 +67,12 @@ def finish(
 
 def draw(name: str, plan: Plan, record: dict[str, Any], runs: Sequence[PlannedRun], folder: Path) -> None:
     """Draw the plan's figures, or a curve of its last column, as PNG and SVG."""
-    drawers = {key: instantiate(conf, _convert_="all") for key, conf in plan.figures.items() if conf}
-    for figure_name, drawer in (drawers or {"curves": Curves()}).items():
+    drawers = {key: instantiate(conf, _convert_="all") for key, conf in plan.figures.items() if conf} or {
+        "curves": Curves()
+    }
+    for old in (path for end in ("png", "svg") for path in folder.glob(f"*.{end}") if path.stem not in drawers):
+        old.unlink()  # of an earlier plan
+    for figure_name, drawer in drawers.items():
         figure = drawer.draw(plan, record, runs)
         figure.savefig(folder / f"{figure_name}.png", dpi=130)
         with plt.rc_context({"svg.hashsalt": table_name(name)}):  # the same picture is the same file

@@ -2,15 +2,17 @@
 
 import dataclasses
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet
 
-from expo.config import Config, UserError, identity, restore
+from expo.config import Config, UserError, data_content, identity, restore
 from expo.config.key import shown
 from expo.runs.arms import settings_in
 from expo.runs.reading import read_rows
@@ -38,10 +40,16 @@ def kept_folder(name: str, plan: Plan, scale: str) -> Path:
     return results_folder(plan.extends or name, scale)
 
 
-def unpack(folder: Path, runs: Sequence[PlannedRun], whole: Sequence[PlannedRun], into: Path) -> list[KeptRun]:
+def unpack(
+    folder: Path,
+    runs: Sequence[PlannedRun],
+    whole: Sequence[PlannedRun],
+    made_by: Mapping[str, Sequence[str]],
+    into: Path,
+) -> list[KeptRun]:
     """Write the kept runs of a table as run directories under `into`; return the table's runs, which are there now.
 
-    Args: whole, the runs of the table beside which they are kept. Raises UserError where a run is not kept, or was made with other settings than the plan has by now.
+    Args: whole, the runs of the table beside which they are kept; made_by, the plan's `prepare`. Raises UserError where a run is not kept, or was made with other settings than the plan has by now.
     """
     if not (folder / "runs.json").is_file():
         raise UserError(f"kept=true: no runs are kept in {folder}; leave kept out, and they are made")
@@ -60,9 +68,22 @@ def unpack(folder: Path, runs: Sequence[PlannedRun], whole: Sequence[PlannedRun]
         target = into / f"{key[0]}-s{key[1]}"
         if not target.is_dir():
             _write(target, records[key], {name: of_runs.get(key, []) for name, of_runs in rows.items()})
+        _check_made(run, records[key], made_by, folder)
         _check(run, target, folder)
         found.append(KeptRun(run.arm, run.seed, run.overrides, run.cfg, run.command, folder=target))
     return found
+
+
+def _check_made(run: PlannedRun, record: Mapping[str, Any], made_by: Mapping[str, Sequence[str]], folder: Path) -> None:
+    """Raise UserError where a kept run was made by another command, from another model, or on other data files."""
+    first = str(record["summary"].get("id", "")).partition("-")[0]
+    _same(run, "command", first if first in ("evaluate", "diagnose") else "train", run.command, folder)
+    prepare, data = made_by.get(run.cfg.model.path.removeprefix("./")), data_content(run.cfg)
+    for key, now in (("prepare", prepare), ("data", data)):
+        if key in record:
+            _same(run, key, record[key], now, folder)
+        elif now:  # kept by an earlier expo
+            print(f"{folder}: {run.arm} seed {run.seed} does not say its {key}; taken as the plan's", file=sys.stderr)
 
 
 def _check(run: PlannedRun, directory: Path, folder: Path) -> None:
@@ -83,12 +104,20 @@ def _check(run: PlannedRun, directory: Path, folder: Path) -> None:
 _ASIDE = {
     "train": ["model.path"],
     "evaluate": ["model.path", "dataset.part"],
-    "diagnose": ["model.path", "dataset.part", "diagnose.problems", "diagnose.samples"],
+    "diagnose": [
+        "model.path",
+        "dataset.part",
+        "diagnose.problems",
+        "diagnose.samples",
+        "diagnose.judge.base_url",
+        "diagnose.judge.model",
+        "prompts.judge",
+    ],
 }
 
 
 def _value(cfg: Config, key: str) -> Any:
-    value = getattr(getattr(cfg, key.partition(".")[0]), key.partition(".")[2])
+    value: Any = reduce(getattr, key.split("."), cfg)
     return value.removeprefix("./") if key == "model.path" else value
 
 
@@ -112,7 +141,9 @@ def _write(directory: Path, record: Mapping[str, Any], rows: Mapping[str, list[d
     (directory / "config.yaml").write_text(record["config"])
     (directory / "summary.json").write_text(json.dumps(record["summary"]))
     (directory / "metrics.jsonl").write_text("".join(row["line"] + "\n" for row in rows["metrics"]))
-    files = {"completions": "completions/eval-kept.parquet", "measured": "samples.parquet"}
-    for name, file in files.items():
-        if rows[name]:
-            pa.parquet.write_table(pa.Table.from_pylist(rows[name]), directory / file)
+    # What was kept by an earlier expo has no questions.
+    measured = [{"question": None, "true_answer": None} | row for row in rows["measured"]]
+    files = {"completions/eval-kept.parquet": rows["completions"], "samples.parquet": measured}
+    for file, of_file in files.items():
+        if of_file:
+            pa.parquet.write_table(pa.Table.from_pylist(of_file), directory / file)

@@ -51,7 +51,7 @@ class Scale:
     jobs: int = 1
     # Overrides of single arms at this scale, after all others.
     arms: dict[str, list[str]] = field(default_factory=dict)
-    # Accelerator that the cost is estimated for, see expo/tables/cost.py. null: no estimate but from finished runs.
+    # Accelerator that the cost is estimated for, see expo/cost. null: no estimate but from finished runs.
     device: str | None = None
     # Arms that this scale can make. []: all.
     only: list[str] = field(default_factory=list)
@@ -170,6 +170,9 @@ def load_plan(name: str, scale_name: str | None = None) -> Plan:
     for key, scale in plan.scales.items():
         if not scale.seeds:
             raise UserError(f"{path}: scales.{key}.seeds=[]: no seed; give one or more")
+    labels = [arm.label for arm in plan.arms.values()]
+    if twice := next((label for label in labels if labels.count(label) > 1), None):
+        raise UserError(f"{path}: arms: two have the label {twice!r}, and would be shown as one; give each its own")
     for folder, command in plan.prepare.items():
         if not command:
             raise UserError(

@@ -33,7 +33,7 @@ def rows_of(plan: Plan, record: Mapping[str, Any]) -> tuple[list[str], list[list
         if not arm["runs"]:
             rows.append([arm["label"], *["–"] * (len(heads) - 2), runs])
             continue
-        cells = [_cell(c, arm["columns"][c]) for c in plan.columns]
+        cells = [_cell(c, arm["columns"][c]) + _fewer(arm["columns"][c], arm["runs"]) for c in plan.columns]
         cells += [_paper(plan, key, c) for c in papers]
         if differs:
             label = record["arms"][arm["against"]]["label"] if "difference" in arm else ""
@@ -61,12 +61,31 @@ def made_by(record: Mapping[str, Any]) -> str:
     )
 
 
+def unlike_problems(record: Mapping[str, Any]) -> str:
+    """Return a sentence about rates of arms that were evaluated on unlike numbers of problems; "" where all have the same."""
+    counts: dict[str, dict[str, int]] = {}
+    for arm in record["arms"].values():
+        for column, cell in arm.get("columns", {}).items():
+            if cell is not None and is_rate(column):
+                counts.setdefault(column, {})[arm["label"]] = cell["problems"]
+    unlike = {column: own for column, own in counts.items() if len(set(own.values())) > 1}
+    if not unlike:
+        return ""
+    column, own = next(iter(unlike.items()))
+    return f"Not all arms are evaluated on as many problems. {column}: {', '.join(f'{label} {n}' for label, n in own.items())}."
+
+
 def markdown(plan: Plan, record: Mapping[str, Any]) -> str:
     """Return the table as Markdown, with how it was made."""
     heads, rows = rows_of(plan, record)
     lines = [f"## {plan.title}", "", "| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     lines += ["| " + " | ".join(cells) + " |" for cells in rows]
-    return "\n".join([*lines, "", made_by(record)]) + "\n"
+    return "\n".join([*lines, "", " ".join(filter(None, (made_by(record), unlike_problems(record))))]) + "\n"
+
+
+def _fewer(cell: Mapping[str, Any] | None, runs: int) -> str:
+    """Say that some runs have nothing to give to a cell."""
+    return f" ({len(cell['seeds'])} of {runs} runs)" if cell and len(cell["seeds"]) < runs else ""
 
 
 def _cell(column: str, cell: Mapping[str, float] | None) -> str:
