@@ -58,7 +58,7 @@ class Arm:
             raise UserError(f"{name}: no finished run with completions; give others, or make them")
         if len(by_seed) < len(done):
             raise UserError(f"{name}: two of its runs have one seed, so that they are no arm; name one of them")
-        return cls(name, by_seed, sorted({run.seed for run in runs if not run.finished}))
+        return cls(name, by_seed, sorted({run.seed for run in runs if not run.finished} - by_seed.keys()))
 
 
 @dataclass(frozen=True)
