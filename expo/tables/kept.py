@@ -56,7 +56,7 @@ def unpack(
     records = {(r["arm"], r["seed"]): r for r in json.loads((folder / "runs.json").read_text())}
     rows = {name: _by_run(folder / f"{name}.parquet") for name in ("metrics", "completions", "samples", "measured")}
     own = {run.dir: (run.arm, run.seed) for run in distinct(whole)}  # arms may share a run, which is kept once
-    found = []
+    found, untold = [], set[str]()
     for run in runs:
         key = (run.arm, run.seed) if (run.arm, run.seed) in records else own.get(run.dir, (run.arm, run.seed))
         if key not in records:
@@ -68,22 +68,28 @@ def unpack(
         target = into / f"{key[0]}-s{key[1]}"
         if not target.is_dir():
             _write(target, records[key], {name: of_runs.get(key, []) for name, of_runs in rows.items()})
-        _check_made(run, records[key], made_by, folder)
+        untold |= _check_made(run, records[key], made_by, folder)
         _check(run, target, folder)
         found.append(KeptRun(run.arm, run.seed, run.overrides, run.cfg, run.command, folder=target))
+    for told in sorted(untold):
+        print(f"{folder}: its runs do not say their {told}; taken as the plan's", file=sys.stderr)
     return found
 
 
-def _check_made(run: PlannedRun, record: Mapping[str, Any], made_by: Mapping[str, Sequence[str]], folder: Path) -> None:
-    """Raise UserError where a kept run was made by another command, from another model, or on other data files."""
+def _check_made(
+    run: PlannedRun, record: Mapping[str, Any], made_by: Mapping[str, Sequence[str]], folder: Path
+) -> set[str]:
+    """Raise UserError where a kept run was made by another command, from another model, or on other data files.
+
+    Returns which of these a run that was kept by an earlier expo does not tell.
+    """
     first = str(record["summary"].get("id", "")).partition("-")[0]
     _same(run, "command", first if first in ("evaluate", "diagnose") else "train", run.command, folder)
     prepare, data = made_by.get(run.cfg.model.path.removeprefix("./")), data_content(run.cfg)
-    for key, now in (("prepare", prepare), ("data", data)):
-        if key in record:
-            _same(run, key, record[key], now, folder)
-        elif now:  # kept by an earlier expo
-            print(f"{folder}: {run.arm} seed {run.seed} does not say its {key}; taken as the plan's", file=sys.stderr)
+    plans = {"prepare": prepare, "data": data}
+    for key in plans.keys() & record.keys():
+        _same(run, key, record[key], plans[key], folder)
+    return {key for key, value in plans.items() if value and key not in record}
 
 
 def _check(run: PlannedRun, directory: Path, folder: Path) -> None:
