@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from expo.config.dataset import LadderConf
-from expo.config.distillation import SelfDistillationConf
 from expo.config.key import ALWAYS_IN, FORMER, OPTIONS, Declaration, declaration, with_groups
 from expo.config.run import Config
 
@@ -93,34 +92,17 @@ def made_as(folder: Path, cfg: Config) -> bool | None:
 
 
 def _hash(cfg: Config, pairs: bool) -> str:
-    anew = {name: 2 for name, learned in LEARNED_ANEW.items() if learned(cfg)}
-    return _digest(_with_contents(_tree(cfg, pairs), cfg) | anew)
+    lift = {"answer_lift": 2} if _measured_anew(cfg) else {}
+    return _digest(_with_contents(_tree(cfg, pairs), cfg) | lift)
 
 
-def _by_lift(cfg: Config) -> bool:
-    """Return whether a run selects by the answer lift as it has been since 2026-11-28.
+def _measured_anew(cfg: Config) -> bool:
+    """Return whether a run selects by the answer lift as it has been since 2026-11-28: another measure than before.
 
     Ranks of a problem's explanations by lift are what they were on the ladder, where white space is no part of a token.
     """
     selection = getattr(cfg.positives, "selection", "")
     return selection == "threshold" or (selection == "two_properties" and not cfg.dataset.is_ladder)
-
-
-def _over_guided_tokens(cfg: Config) -> bool:
-    """Return whether a run's mean divergence is one over the guided tokens alone, as since 2026-11-29."""
-    return isinstance(cfg.algorithm, SelfDistillationConf) and cfg.algorithm.aggregation == "token_mean"
-
-
-def _without_early_answers(cfg: Config) -> bool:
-    """Return whether a run drops the explanations that begin with their answer, as since 2026-11-29, where many do."""
-    many = isinstance(cfg.dataset, LadderConf) and cfg.dataset.world.answer_first > 0
-    return many and "early_answer" in getattr(cfg.positives, "filters", ())
-
-
-# What the same settings have learned otherwise since: such runs are no longer those of before.
-LEARNED_ANEW = {
-    "answer_lift": _by_lift, "guided_tokens": _over_guided_tokens, "early_answer": _without_early_answers,
-}  # fmt: skip
 
 
 def _digest(tree: Mapping[str, Any]) -> str:
