@@ -35,6 +35,7 @@ from expo.runs.reading import by_step, final_rows
 from expo.tables import plan as plans
 from expo.tables.aggregate import _mean_over_runs, common_steps, measured_values, pass_values, stack, statistic
 from expo.tables.figures import Curves, Heat
+from expo.tables.kept import unpack
 from expo.tables.render import markdown, unlike_problems
 from expo.tables.sweep import View, prepare, until_over
 
@@ -344,6 +345,16 @@ def test_arms_of_one_label_and_unlike_numbers_of_problems_are_told(tmp_path):
     arms = {k: {"label": k, "columns": {"pass@1": {"problems": n}}} for k, n in (("few", 40), ("many", 100))}
     assert unlike_problems({"arms": arms}).endswith("pass@1: few 40, many 100.")
     assert unlike_problems({"arms": {"few": arms["few"]}}) == ""
+
+
+@pytest.mark.parametrize(
+    "path", sorted(plans.EXPERIMENTS.glob("*/results/*/runs.json")), ids=lambda p: "-".join(p.parts[-4:-1:2])
+)
+def test_every_committed_table_renders_from_what_is_kept_beside_it(path, tmp_path):
+    name, scale = path.parts[-4], path.parts[-2]
+    plan = plans.load_plan(name, scale)
+    runs = plans.plan_runs(name, plan, scale, None, [])
+    assert len(unpack(path.parent, runs, runs, plan.prepare, tmp_path)) == len(runs)
 
 
 def test_another_diagnosis_is_not_rendered_from_what_is_kept():

@@ -83,8 +83,9 @@ def _check_made(
 
     Returns which of these a run that was kept by an earlier expo does not tell.
     """
-    first = str(record["summary"].get("id", "")).partition("-")[0]
-    _same(run, "command", first if first in ("evaluate", "diagnose") else "train", run.command, folder)
+    if named := record["summary"].get("id"):  # what 0.1 kept has none
+        first = str(named).partition("-")[0]
+        _same(run, "command", first if first in ("evaluate", "diagnose") else "train", run.command, folder)
     prepare, data = made_by.get(run.cfg.model.path.removeprefix("./")), data_content(run.cfg)
     plans = {"prepare": prepare, "data": data}
     for key in plans.keys() & record.keys():
