@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from expo.commands import report
 from expo.commands.score import warn_of_other_settings, warn_of_trained_on
-from expo.config import arm_identity, build, identity
+from expo.config import arm_identity, build, data_content, identity
 from expo.evaluation.files import save_rows
 from expo.runs.arms import arm_names, settings_in, settings_of
 from expo.verifier.pool import Verifier
@@ -112,6 +112,13 @@ def test_a_file_that_was_renamed_holds_out_other_rows_and_is_another_run(tmp_pat
     assert not caplog.text
     warn_of_trained_on(scored, [*held_out, *other])
     assert "are none that the run has held out, and may have been trained on" in caplog.text
+    apart = [p for p in other if p.question not in {q.question for q in held_out}]
+    caplog.clear()
+    warn_of_trained_on(scored, apart)  # other data, as far as anybody can tell
+    assert not caplog.text
+    (tmp_path / "summary.json").write_text(json.dumps({"data": data_content(cfgs[0])}))
+    warn_of_trained_on(scored, apart)  # the very file of the run
+    assert f"{len(apart)} of the {len(apart)} problems are none that the run has held out" in caplog.text
 
 
 @pytest.mark.filterwarnings("error")

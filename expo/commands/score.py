@@ -7,7 +7,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from expo.commands.wiring import load_model, make_engine, make_evaluator, set_up_process, solve_limit
-from expo.config import Config, build
+from expo.config import Config, build, data_content
 from expo.config.key import shown
 from expo.data.problem import Problem
 from expo.data.readers import Reader
@@ -16,7 +16,7 @@ from expo.evaluation.habits import habits_of
 from expo.runs.arms import settings_in, settings_of
 from expo.runs.directory import Run
 from expo.runs.hub import ask_hub
-from expo.runs.reading import first_rows, read_rows
+from expo.runs.reading import first_rows, read_rows, read_summary
 from expo.runs.tracking import TABLE_ROWS, Session, chosen_loggers, log_measured
 from expo.step.problems import within_length
 from expo.verifier.pool import Verifier
@@ -77,14 +77,17 @@ def warn_of_trained_on(cfg: Config, problems: Sequence[Problem]) -> None:
 
     Which rows of a file are held out follows from its name and their lines: a file that was renamed has others.
     """
-    first = Path(cfg.model.path).parent.parent / "completions" / "eval-step000000.parquet"
+    run = Path(cfg.model.path).parent.parent
+    first = run / "completions" / "eval-step000000.parquet"
     if not cfg.dataset.shares_file or cfg.dataset.part != "held_out" or not first.is_file():
         return
     held_out = {row["question"] for row in read_rows(first, ["question"])}
     others = sum(problem.question not in held_out for problem in problems)
-    if 0 < others < len(problems):
+    # Other data has no question in common with the run's; the very file that the run had may by chance have none held out in common.
+    theirs = read_summary(run).get("data", {}).get("path") == data_content(cfg)["path"]
+    if others and (theirs or others < len(problems)):
         told = "%d of the %d problems are none that the run has held out, and may have been trained on; give the file the name it had"
-        log.warning(f"%s: {told}", first.parent.parent, others, len(problems))
+        log.warning(f"%s: {told}", run, others, len(problems))
 
 
 OWN_CHOICE = ("dataset.path", "dataset.name", "dataset.limit")

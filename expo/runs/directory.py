@@ -19,7 +19,7 @@ from typing import IO, Any
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from expo.config import Config, arm_identity, identity, make_folder, run_dir, run_id, run_mark
+from expo.config import Config, arm_identity, data_content, identity, make_folder, run_dir, run_id, run_mark
 from expo.data.account import Account
 from expo.runs.reading import read_summary
 
@@ -61,11 +61,16 @@ class Run:
         """Return what the run is called everywhere, see `run_id`."""
         return run_id(self.cfg, self.command)
 
+    @cached_property
+    def data(self) -> dict[str, str]:
+        """Return a hash of each local data file, as it was at the beginning."""
+        return data_content(self.cfg)
+
     @classmethod
     def find(cls, cfg: Config, command: str = "train") -> "Run":
         """Return what `expo <command>` makes of this config, with what an earlier session of it left; makes nothing yet."""
         run = cls(cfg, run_dir(cfg, command), command)
-        _ = run.identity, run.arm, run.mark, run.id
+        _ = run.identity, run.arm, run.mark, run.id, run.data
         if not cfg.fresh:
             earlier = run.summary()
             run.earlier_s, run.metrics = earlier.get("wall_s", 0.0), earlier.get("metrics", {})
@@ -145,6 +150,7 @@ class Run:
             "device": device_name(),
             "wall_s": round(self.earlier_s + time.monotonic() - self.started, 1),
             "metrics": self.metrics,
+            **({"data": self.data} if self.data else {}),
             **({"collapses": self.collapses} if self.collapses else {}),
             **({"model_commit": self.model_commit} if self.model_commit else {}),
         }
