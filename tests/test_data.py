@@ -9,6 +9,7 @@ from expo.config.world import CLEAR
 from expo.data import ladder
 from expo.data.checks import NUMBER
 from expo.verifier.answers import Verdict
+from expo.verifier.pool import Verifier
 
 
 @pytest.fixture(autouse=True)
@@ -171,7 +172,8 @@ def test_the_oracle_sees_wrong_steps_behind_a_right_answer():
 
 @pytest.mark.parametrize("style", ladder.EXPERT_STYLES)
 def test_expert_styles_end_in_the_answer(style):
-    from expo.verifier.answers import Verdict, fast_verdict, last_boxed
+    from expo.verifier.answers import Verdict, fast_verdict
+    from expo.verifier.extraction import last_boxed
 
     problem = next(ladder.generate(5, "train", 1, style))
     assert fast_verdict(last_boxed(problem.solution), problem.answer) is Verdict.CORRECT
@@ -181,7 +183,7 @@ def test_base_corpus_explains_the_answer_it_shows():
     import random
 
     from expo.commands.pretrain import corpus_item
-    from expo.verifier.answers import last_boxed
+    from expo.verifier.extraction import last_boxed
 
     rng = random.Random(0)
     for _ in range(50):
@@ -366,8 +368,8 @@ def test_a_pattern_that_cuts_a_number_is_told(tmp_path, text, pattern, found):
 
 
 def test_a_verdict_that_came_too_late_drops_no_row(tmp_path):
-    class Slow:
-        def submit(self, completion, gold):
+    class Slow(Verifier):
+        def submit(self, completion, problem):
             result = Future()
             result.set_result(Verdict.TIMEOUT)
             return result

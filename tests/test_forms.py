@@ -5,9 +5,11 @@ from threading import Thread
 import pytest
 
 from expo.config import VerifierConf
-from expo.verifier import answers, forms
-from expo.verifier.answers import Verdict, fast_verdict, judge, last_boxed, normalized
+from expo.verifier import forms
+from expo.verifier.answers import Verdict, fast_verdict, judge
+from expo.verifier.extraction import LONGEST_TEXT, last_boxed
 from expo.verifier.pool import Verifier
+from expo.verifier.spelling import bare, spelled
 
 # reason -> (gold, answers...)
 RIGHT = {
@@ -123,6 +125,139 @@ RIGHT = {
     "a base that the question gives": [("2516_8", "2516_8", "2516", "2516_{8}")],
     "matrices": [(r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{pmatrix}1\\2\end{pmatrix}")],
     "equations to equations": [("y=2x+3", "y=2x+3", "y = 2x + 3")],
+    "a number in any notation": [
+        ("0.00001", "1e-05"),
+        ("1e-05", "0.00001", "10^{-5}", "1\\times10^{-5}", "0.00001"),
+        ("3e5", "300000", "3\\times10^5", "3*10^5", "300,000"),
+        ("300000", "3e5", "3E5"),
+        ("1e+16", "10000000000000000", "10^{16}"),
+        ("6.02e23", "6.02\\times10^{23}", "6.02 \\cdot 10^{23}"),
+        ("6.02\\times 10^{23}", "6.02e23"),
+        ("0.\\overline{3}", "\\frac13", "1/3"),
+        ("\\frac13", "0.\\overline{3}"),
+        ("1/3", "0.3333333"),
+        ("0.3333333", "1/3"),
+        ("0.30000000000000004", "0.3"),
+        ("\\pi", "3.14159265"),
+    ],
+    "digits in groups": [
+        ("12345", "12\\,345", "12,345", "12 345"),
+        ("12000", "12\\;000"),
+        ("1000", "1 000", "1\xa0000", "1\u202f000", "1'000"),
+        ("1,000,000", "1000000", "1{,}000{,}000", "1 000 000"),
+        ("11,\\! 111,\\! 100", "11111100"),
+    ],
+    "mixed numbers": [
+        ("3 1/2", "3.5", "\\frac72", "3\\frac{1}{2}", "7/2"),
+        ("3.5", "3 1/2", "3½"),
+        ("6\\frac15", "6.2", "31/5"),
+    ],
+    "Unicode": [
+        ("1/2", "½"),
+        ("½", "0.5"),
+        ("\\sqrt{2}", "√2"),
+        ("√2", "\\sqrt2"),
+        ("\\infty", "∞"),
+        ("x^2", "x²"),
+        ("x²", "x^2"),
+        ("100", "10²"),
+        ("10²", "100"),
+        ("-5", "–5", "−5", "‒5"),
+        ("–5", "-5"),
+        ("x\\le 5", "x≤5"),
+        ("≤5", "\\le 5"),
+        ("12", "１２", "١٢", "1\u200b2", "12\xa0", "१२"),
+        ("\\mathbb{R}", "ℝ"),
+        ("H2O", "H₂O"),
+        ("2\\pi", "2π"),
+        ("x^{10}", "x¹⁰"),
+        ("\\frac{3}{4}", "¾"),
+    ],
+    "a unit, money or percent that only one of them has": [
+        ("29", "29 €", "€29", "29个", "29 heures", "29 apples", "$29"),
+        ("29 €", "29"),
+        ("€29", "29"),
+        ("3.50", "£3.50"),
+        ("£3.50", "3.5"),
+        ("500", "¥500"),
+        ("¥500", "500"),
+        ("29个", "29"),
+        ("29 heures", "29"),
+        ("60", "60 km/h"),
+        ("60 km/h", "60"),
+        ("72", "72 cm^2", "72 cm²", "72\\text{ cm}^2"),
+        ("72 cm^2", "72", "72 square centimeters"),
+        ("5", "5 USD", "5°", "5 m"),
+        ("5 USD", "5", "$5"),
+        ("50", "50 percent", "50%", "50\\%"),
+        ("50 percent", "50"),
+        ("50%", "50 percent"),
+        ("0.5", "50%"),
+        ("9.8 m/s^2", "9.8", "9.8 m/s²"),
+    ],
+    "an option, with or without what it says": [
+        ("A", "A)", "(A) 5", "\\textbf{(A)}\\ 5", "a", "A.", "A: the first", "\\text{(A)}"),
+        ("(C)", "C", "c)"),
+        ("\\text{D}", "(D)"),
+    ],
+    "Markdown and HTML around it": [
+        ("5", "**5**", "`5`", "<b>5</b>", "<strong>5</strong>"),
+        ("x<5", "x &lt; 5"),
+        ("x &lt; 5", "x < 5"),
+        ("x^2", "x<sup>2</sup>"),
+    ],
+    "two spellings of LaTeX": [
+        ("\\mathbb R", "\\mathbb{R}"),
+        ("\\mathbb{R}", "\\mathbb R"),
+        ("\\emptyset", "\\varnothing"),
+        ("\\varnothing", "\\emptyset"),
+        ("\\frac{1}{2}", "\\cfrac{1}{2}"),
+    ],
+    "roots of what is counted": [
+        ("1/\\sqrt n", "\\sqrt{1/n}"),
+        ("\\sqrt{1/n}", "1/\\sqrt n"),
+    ],
+    "an interval as an inequality": [
+        ("[1,2)", "1\\le x<2", "1 \\leq x < 2"),
+        ("[5,\\infty)", "x\\ge5", "x \\geq 5"),
+        ("(-\\infty,3)", "x<3"),
+    ],
+    "a date in any form": [
+        ("May 3, 2020", "3 May 2020", "2020-05-03", "3rd of May 2020", "may 3 2020"),
+        ("3 May 2020", "May 3, 2020"),
+        ("2020-05-03", "May 3, 2020"),
+        ("June 20", "20 June"),
+        ("2024-01-05", "January 5, 2024"),
+        ("05/06/2024", "05/06/2024", "5/6/2024"),
+    ],
+    "a time in any form": [
+        ("2:40 PM", "14:40", "2:40 p.m.", "2:40"),
+        ("9:05", "09:05"),
+        ("14:40", "2:40 PM"),
+    ],
+    "a row of numbers": [
+        ("3,4", "3 4", "4, 3", "3 and 4"),
+        ("3 4", "3, 4"),
+        ("7, -2, \\text{ and } -5", "-5, -2, 7"),
+        ("1 2 4", "1, 2, 4"),
+    ],
+    "text that is no mathematics": [
+        ('{"a": 1, "b": 2}', '{"b":2,"a":1}'),
+        ("192.168.0.1", "192.168.0.1"),
+        ("2-1", "2 - 1"),
+        ("yes", "Yes", "YES."),
+        ("New York", "new york", "\\text{New York}"),
+        ("3 feet 2 inches", "3 ft 2 in"),
+        ("print(x)", "print(x)"),
+        ("e4 e5", "e4  e5"),
+        ("R U R' U'", "R U R' U'"),
+    ],
+    "a name before it": [
+        ("x=5", "5"),
+        ("5", "x = 5"),
+        ("\\frac{3}{4}\\pi\\text{ inches}", "\\frac{3\\pi}{4}"),
+        ("(3,4)", "x=3, y=4"),
+    ],
 }
 WRONG = {
     "another number": [
@@ -205,6 +340,97 @@ WRONG = {
     ],
     "infinite or undefined": [("12", r"\infty", r"\infty^{\infty}", "1/0", r"\frac{0}{0}")],
     "code is no answer": [("12", "__import__('os')", "print(12)")],
+    "the same letters in another order": [
+        ("listen", "silent"),
+        ("Alice", "Celia"),
+        ("on", "no"),
+        ("HTHT", "TTHH"),
+        ("CBAD", "ABCD"),
+        ("UDLR", "LRUD"),
+        ("H2O", "HO2"),
+        ("xy", "yx"),
+        ("abc", "cab"),
+        ("R U R' U'", "U R U' R'"),
+        ("A-B-C", "C-B-A"),
+    ],
+    "numbers in a row are no sum and no product": [
+        ("7", "3 4", "1 2 4", "3, 4"),
+        ("42", "40 2"),
+        ("-1", "3 -4"),
+        ("12", "3 4"),
+        ("3,4", "7", "3 5"),
+    ],
+    "arithmetic that was not carried out": [
+        ("7", "3+4", "10-3", "14/2+0"),
+        ("12", "3\\cdot 4", "3*4", "3×4", "(3)(4)"),
+    ],
+    "another address, score, version or phone number": [
+        ("192.168.0.1", "192.168.0.2", "0"),
+        ("2-1", "3-2", "1", "1-2"),
+        ("10-20", "-10", "20-10"),
+        ("555-1234", "-679", "555-1235"),
+        ("v1.2.3", "v1.3.2"),
+        ("1.2.3", "1.2.30"),
+        ("3:1", "1:3", "3", "6:2"),
+    ],
+    "another time or date": [
+        ("2:40", "1:20", "4:80"),
+        ("2:40 PM", "1:20 PM", "2:40 AM", "2:40:30 PM"),
+        ("12:24", "6:12"),
+        ("2024-01-05", "2024-05-01", "2018", "January 6, 2024"),
+        ("05/06/2024", "10/12/2024", "06/05/2024"),
+        ("June 20", "20"),
+        ("May 3, 2020", "May 3, 2021"),
+    ],
+    "nearly the same number": [
+        ("\\frac{1}{2^{99}}", "\\frac{1}{2^{98}}", "0"),
+        ("\\frac{1}{20!}", "\\frac{1}{21!}"),
+        ("6.63\\times10^{-34}", "1.05\\times10^{-34}", "6.64\\times10^{-34}"),
+        ("0.0000001", "0.0000003", "0"),
+        ("0.000123", "0.0001234"),
+        ("0.333", "0.334"),
+        ("1/3", "0.33", "0.3"),
+        ("\\sqrt2", "1.4142"),
+        ("1,2", "1.0000001,2"),
+        ("1234567", "1234568"),
+        ("0.1234567", "0.1234568"),
+        ("10^{-20}x", "2\\cdot10^{-20}x"),
+        ("\\begin{pmatrix}10^{-9}\\\\1\\end{pmatrix}", "\\begin{pmatrix}3\\cdot 10^{-9}\\\\1\\end{pmatrix}"),
+        ("\\{10^{-9},1\\}", "\\{2\\cdot10^{-9},1\\}"),
+    ],
+    "letters at a number that are no unit": [
+        ("12", "12x", "12xy"),
+        ("2xy", "xy", "2x"),
+        ("1e-05", "e-5", "1e-06"),
+    ],
+    "another option": [
+        ("A", "B) 5", "B", "(B)", "A and B", "AB", "Apple"),
+        ("(C)", "(D)"),
+    ],
+    "another currency, or words that turn it": [
+        ("€29", "$29", "£29"),
+        ("29", "not 29", "about 29", "over 29"),
+        ("50%", "50 dollars"),
+    ],
+    "another text": [
+        ("yes", "no", "yes and no"),
+        ("print(x)", "print(y)", "printx"),
+        ('{"a": 1}', '{"a": 2}', '{"b": 1}'),
+        ("Nf3", "Nf6"),
+        ("New York", "York New", "New Jersey"),
+        ("3 feet 2 inches", "2 feet 3 inches"),
+    ],
+    "another interval of an inequality": [
+        ("[1,2)", "1< x<2", "1\\le x\\le 2"),
+        ("[5,\\infty)", "x>5"),
+    ],
+    "equal for some values only": [
+        ("|x|", "x"),
+        ("\\sqrt{x^2}", "x"),
+    ],
+    "an ordered pair in another order": [
+        ("(1,2)", "2,1"),
+    ],
 }
 
 
@@ -219,7 +445,7 @@ def verifier():
 
 
 def test_there_are_enough_cases():
-    assert len(cases(RIGHT)) + len(cases(WRONG)) >= 200
+    assert len(cases(RIGHT)) + len(cases(WRONG)) >= 500
 
 
 @pytest.mark.parametrize("reason", RIGHT)
@@ -274,8 +500,8 @@ def test_the_last_box_among_braces(text, answer):
 
 def test_of_a_long_text_so_many_characters_are_read():
     box = r"\boxed{7}"
-    assert last_boxed(box + "x" * (answers.LONGEST_TEXT - len(box))) == "7"
-    assert last_boxed(box + "x" * (answers.LONGEST_TEXT - len(box) + 1)) is None
+    assert last_boxed(box + "x" * (LONGEST_TEXT - len(box))) == "7"
+    assert last_boxed(box + "x" * (LONGEST_TEXT - len(box) + 1)) is None
 
 
 def test_verdicts_have_the_names_that_files_hold():
@@ -288,15 +514,27 @@ def test_verdicts_have_the_names_that_files_hold():
         (r"\left(1,2\right)", "(1,2)"),
         (r"\leftarrow", r"\leftarrow"),
         ("$12$", "12"),
+        (r"\$12", "$12"),
+        (r"\(12\)", "12"),
         ("12.", "12"),
         (".5", ".5"),
-        (r"\tfrac12", r"\frac12"),
+        (r"\tfrac12", r"\frac{1}{2}"),
         (r"1\,2", "1 2"),
-        (r"x \, + \; 1", "x+1"),
+        (r"5 \\ ", "5"),
+        (r"1\\2", r"1\\2"),
+        (r"\quads", r"\quads"),
+        (r"12\hphantom{3}\vphantom{3}", "12"),
+        ("x, the answer is 5", "x, the answer is 5"),
+        ("so the answer is 5", "5"),
+        ("therefore, my answer: 5", "5"),
+        ("our final answer = 5", "5"),
+        ("2**3", "2**3"),
+        ("1\u200b2", "12"),
+        ("10⁻³", "10^{-3}"),
     ],
 )
-def test_what_is_normalized(answer, expected):
-    assert normalized(answer) == expected
+def test_what_is_bare(answer, expected):
+    assert bare(answer) == expected
 
 
 @pytest.mark.parametrize("spaces", [r" \, ", r"\;\;", r" \ "])
@@ -318,7 +556,7 @@ def test_several_spaces_between_numbers_mean_something(spaces):
         ("PARIS", "Paris", Verdict.CORRECT),
         ("1 DAY", "1 day", Verdict.CORRECT),
         ("X", "x", None),  # another variable
-        ("AB", "ab", None),
+        ("AB", "ab", Verdict.INCORRECT),
         (r"\Delta", r"\delta", None),
     ],
 )
@@ -349,37 +587,9 @@ def test_math_verify_has_no_alarm_of_its_own():
     assert found == [Verdict.CORRECT]
 
 
-@pytest.mark.parametrize("space", [r"\!", r"\,", r"\;", r"\:", r"\>", r"\ ", r"\quad ", r"\qquad ", "~"])
+@pytest.mark.parametrize("space", [r"\,", r"\;", r"\:", r"\>", r"\ ", r"\quad ", r"\qquad ", "~"])
 def test_spaces_of_latex_are_spaces(space):
-    assert forms.plain(f"3{space}apples").split() == ["3", "apples"]
-
-
-@pytest.mark.parametrize(
-    ("answer", "expected"),
-    [
-        (r"5 \\ ", "5"),
-        (r"5 \\", "5"),
-        (r"1\\2", r"1\\2"),
-        (r"\quads", r"\quads"),
-        (r"\qquads", r"\qquads"),
-        (r"12\phantom{3}", "12"),
-        (r"12\hphantom{3}\vphantom{3}", "12"),
-        (" 12. ", "12"),
-        ("12 .", "12"),
-        (".5", ".5"),
-        ("12%", "12"),
-        (r" 12\%. ", "12"),
-        ("x, the answer is 5", "x, the answer is 5"),
-        ("so the answer is 5", "5"),
-        ("Thus, the answer is 5", "5"),
-        ("hence the answer is 5", "5"),
-        ("therefore, my answer: 5", "5"),
-        ("our final answer = 5", "5"),
-        ("the  final  answer is: 5", "5"),
-    ],
-)
-def test_what_is_plain(answer, expected):
-    assert forms.plain(answer) == expected
+    assert bare(f"3{space}apples").split() == ["3", "apples"]
 
 
 def test_what_is_readable():
@@ -419,8 +629,8 @@ LATEX = (
     "relation", ["\\" + name for name in LATEX.split()] + ["<", ">", "≤", "≥", "≠", "≈", "→", "!=", ":="]
 )
 def test_relations_are_refused_where_the_gold_answer_has_none(relation):
-    assert forms.refuses(f"2 {relation} 12", "12")
-    assert not forms.refuses(f"2 {relation} 12", f"2 {relation} 12")
+    assert forms.refuses(spelled(f"2 {relation} 12"), "12")
+    assert not forms.refuses(spelled(f"2 {relation} 12"), spelled(f"2 {relation} 12"))
 
 
 @pytest.mark.parametrize(
@@ -452,7 +662,6 @@ def test_a_unit_written_in_two_ways_is_one(pair):
 @pytest.mark.parametrize(
     ("answer", "gold"),
     [
-        ("(1,2,…)", "(1,2)"),
         ("(1,2,...)", "(1,2)"),
         (r"(1,2,\ldots)", "(1,2)"),
         (r"(1,2,\cdots)", "(1,2)"),
@@ -530,6 +739,6 @@ def test_infinity_equals_no_number_whatever_sympy_says(monkeypatch):
     monkeypatch.setattr("math_verify.verify", lambda *arguments, **options: True)
     for answer in (r"\infty", r"-\infty", r"\infty^{\infty}"):
         assert judge(answer, "12") is Verdict.INCORRECT
-    assert judge("13", "12") is Verdict.CORRECT  # as it says
+    assert judge("x", "x+1-1") is Verdict.CORRECT  # as it says
     assert judge(r"\infty", r"\infty") is Verdict.CORRECT
     judge.cache_clear()

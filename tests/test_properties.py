@@ -23,7 +23,8 @@ from expo.evaluation.pass_at_k import pass_at_k
 from expo.model.small import random_tiny
 from expo.runs.directory import Run
 from expo.runs.reading import read_lines
-from expo.verifier.answers import Verdict, fast_verdict, judge, last_boxed
+from expo.verifier.answers import Verdict, fast_verdict, judge
+from expo.verifier.extraction import last_boxed
 
 settings.register_profile("expo", deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 settings.load_profile("expo")

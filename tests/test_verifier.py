@@ -11,9 +11,11 @@ import pytest
 
 from expo.config import VerifierConf
 from expo.verifier import pool, worker
-from expo.verifier.answers import Verdict, fast_verdict, last_boxed
+from expo.verifier.answers import Verdict, fast_verdict
+from expo.verifier.extraction import last_boxed
 from expo.verifier.pool import Verifier
 
+JUDGE = "expo.verifier.answers.judge"
 HOSTILE = [
     "9^{9^{9^{9^9}}}", "2^{2^{2^{2^{2^{2}}}}}", "10^{10^{10^{10}}}", "(10^{10})!", "99999999!", "((9!)!)!", "7!!!!!!!",
     "(" * 150 + "1" + ")" * 150, "(" * 300, ")" * 300, "{" * 50 + "1" + "}" * 50, r"\frac{" * 60 + "1" + "}{2}" * 60,
@@ -59,17 +61,19 @@ def test_last_boxed(text, answer):
         ("(14,9)", "(9,14)", Verdict.INCORRECT),
         ("12", "13", Verdict.INCORRECT),
         (r"\dfrac{1}{2}", r"\frac{1}{2}", Verdict.CORRECT),
-        ("0.5", r"\frac{1}{2}", None),
-        ("1,2", "2,1", None),  # a bare list may be a set of roots: math-verify decides
-        ("007", "7", None),
-        ("1 1/2", "11/2", None),  # a space between numbers means something
-        (r"2\,1/2", "21/2", None),
-        ("(5)", "5", None),
-        ("-0", "0", None),
+        ("0.5", r"\frac{1}{2}", Verdict.CORRECT),
+        ("1,2", "2,1", Verdict.CORRECT),
+        ("007", "7", Verdict.CORRECT),
+        ("1 1/2", "11/2", Verdict.INCORRECT),  # a space between numbers means something
+        (r"2\,1/2", "21/2", Verdict.INCORRECT),
+        ("(5)", "5", Verdict.CORRECT),
+        ("-0", "0", Verdict.CORRECT),
         ("x + 1", "x+1", Verdict.CORRECT),
+        ("1+x", "x+1", None),  # algebra: math-verify decides
+        (r"\sqrt{4}", "2", None),
     ],
 )
-def test_fast_verdict_only_where_strings_settle_it(answer, gold, verdict):
+def test_fast_verdict_only_where_the_kind_settles_it(answer, gold, verdict):
     assert fast_verdict(answer, gold) is verdict
 
 
@@ -117,7 +121,7 @@ def test_infinity_equals_no_number_whatever_the_hash_seed(seed):
 @pytest.mark.runs
 def test_a_hung_answer_delays_only_itself(verifier):
     hung = verifier.submit(r"\boxed{9^{9^{9^{9^9}}}}", "12")
-    others = [verifier.submit(r"\boxed{\frac{2}{4}}", "0.5") for _ in range(20)]
+    others = [verifier.submit(r"\boxed{\sqrt{4}}", "2") for _ in range(20)]
     assert [other.result() for other in others] == [Verdict.CORRECT] * 20
     assert hung.result() is Verdict.TIMEOUT
 
@@ -131,7 +135,7 @@ def test_a_worker_that_dies_idle_is_replaced():
     worker = Worker(512)
     os.kill(worker.process.pid, signal.SIGKILL)
     worker.process.join()
-    assert worker.judge("0.5", r"\frac{1}{2}", 3.0)[0] is Verdict.CORRECT
+    assert worker.judge(JUDGE, (r"\sqrt{4}", "2"), 3.0)[0] is Verdict.CORRECT
     worker.kill()
 
 
@@ -146,13 +150,13 @@ def test_a_pool_that_cannot_start_a_worker_says_so(monkeypatch):
     broken = Verifier(VerifierConf(workers=1))
     for _ in range(2):
         with pytest.raises(VerifierError, match="worker"):
-            broken.verify([r"\boxed{0.5}"], [r"\frac12"])
+            broken.verify([r"\boxed{\sqrt{4}}"], ["2"])
     broken.close()
 
 
 def test_works_from_any_thread(verifier):
     found = []
-    thread = threading.Thread(target=lambda: found.extend(verifier.verify([r"\boxed{0.25}"] * 3, [r"\frac14"] * 3)))
+    thread = threading.Thread(target=lambda: found.extend(verifier.verify([r"\boxed{\sqrt{4}}"] * 3, ["2"] * 3)))
     thread.start()
     thread.join()
     assert found == [Verdict.CORRECT] * 3
@@ -160,9 +164,9 @@ def test_works_from_any_thread(verifier):
 
 def test_closing_twice_and_using_again(verifier):
     with Verifier(VerifierConf(workers=1)) as other:
-        assert other.verify([r"\boxed{0.5}"], [r"\frac12"]) == [Verdict.CORRECT]
+        assert other.verify([r"\boxed{\sqrt{4}}"], ["2"]) == [Verdict.CORRECT]
         other.close()
-        assert other.verify([r"\boxed{0.5}"], [r"\frac12"]) == [Verdict.CORRECT]
+        assert other.verify([r"\boxed{\sqrt{4}}"], ["2"]) == [Verdict.CORRECT]
 
 
 @pytest.mark.runs
@@ -175,12 +179,12 @@ def test_where_linux_is_not_answers_are_judged_and_the_missing_limit_is_said(mon
     process = context.Process(target=worker.work, args=(theirs, 64), daemon=True)
     process.start()
     assert ours.recv() == "ready"
-    ours.send((r"\frac{1}{2}", "0.5"))
+    ours.send((JUDGE, (r"\sqrt{4}", "2")))
     assert ours.recv()[0] is Verdict.CORRECT
     process.kill()
     monkeypatch.setattr(pool, "CONFINES", False)
     with Verifier(VerifierConf(workers=1)) as own:
-        assert own.verify([r"\boxed{\frac{1}{2}}"], ["0.5"]) == [Verdict.CORRECT]
+        assert own.verify([r"\boxed{\sqrt{4}}"], ["2"]) == [Verdict.CORRECT]
     assert "verifier.memory_mb=1024: not kept on" in caplog.text
 
 
@@ -189,7 +193,7 @@ def test_a_script_that_neither_closes_it_nor_guards_its_main_ends(tmp_path):
     script.write_text(
         "from expo.verifier.pool import Verifier\n"
         "verifier = Verifier()\n"
-        r"print(verifier.verify([r'\boxed{1/2}'], ['0.5'])[0].value)"
+        r"print(verifier.verify([r'\boxed{\sqrt{4}}'], ['2'])[0].value)"
         "\n"
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, check=True)
@@ -204,13 +208,15 @@ def test_a_busy_machine_changes_no_verdict(monkeypatch):
     try:
         os.kill(one.process.pid, signal.SIGSTOP)
         threading.Timer(1.0, os.kill, (one.process.pid, signal.SIGCONT)).start()
-        assert one.judge("1/2", "0.5", 0.5)[0] is Verdict.CORRECT
+        assert one.judge(JUDGE, (r"\sqrt{4}", "2"), 0.5)[0] is Verdict.CORRECT
         os.kill(one.process.pid, signal.SIGSTOP)
-        assert one.judge("1/2", "0.5", 0.2)[0] is Verdict.CORRECT  # after the backstop, by another worker
+        assert one.judge(JUDGE, (r"\sqrt{4}", "2"), 0.2)[0] is Verdict.CORRECT  # after the backstop, by another worker
         stopped = threading.Timer(0.3, lambda: os.kill(one.process.pid, signal.SIGKILL))
         os.kill(one.process.pid, signal.SIGSTOP)
         stopped.start()
-        assert one.judge("1/2", "0.5", 5.0)[0] is Verdict.CORRECT  # killed over it by others: judged once more
+        assert (
+            one.judge(JUDGE, (r"\sqrt{4}", "2"), 5.0)[0] is Verdict.CORRECT
+        )  # killed over it by others: judged once more
     finally:
         one.kill()
 

@@ -19,7 +19,7 @@ HEADINGS = (
 class Explanation:
     """What is known of one explanation; None where it was not measured."""
 
-    level: int | None
+    level: int | str | None
     rejected: str | None
     tokens: int
     logp: float | None  # log π(c|q) per token

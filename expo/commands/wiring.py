@@ -38,7 +38,8 @@ from expo.step.positives.bank import Bank, BankedEngine, fingerprint
 from expo.step.positives.properties import Scorer
 from expo.step.positives.sources import PositiveSource, explanations_of
 from expo.step.problems import ProblemSampler, within_length
-from expo.step.rewards import Reward
+from expo.step.rewards import Reward, check_reward
+from expo.verifier.extraction import extraction
 from expo.verifier.pool import Verifier
 
 log = logging.getLogger(__name__)
@@ -141,7 +142,7 @@ def build_run(cfg: Config, verifier: Verifier, commit: str | None = None) -> tup
         engines=engines,
         source=source,
         hints=build(cfg.hints, of=NoHints),
-        reward=build(cfg.reward, of=Reward),
+        reward=check_reward(build(cfg.reward, of=Reward)),
         scorer=Scorer(generating, tokenizer, prompts, cfg.trainer.micro_batch_size, ranks),
         tools=tools,
         when=when_explained(cfg.positives, cfg.algorithm),
@@ -180,6 +181,7 @@ def load_model(
     model, tokenizer = loaded
     prompts: Prompts = build(cfg.prompts, of=Prompts)
     prompts.check(tokenizer, cfg.model.path)
+    check_extraction(cfg)
     check_world(cfg, model, tokenizer)
     if to_device and torch.cuda.is_available() and cfg.trainer.accelerator != "cpu":
         model.to("cuda")
@@ -188,6 +190,22 @@ def load_model(
         check_bits(model, cfg.model.path)
         check_scoring(model, cfg.model.path)
     return model, tokenizer, prompts
+
+
+def check_extraction(cfg: Config) -> None:
+    """Raise UserError where the prompts ask for an answer in another place than the one where the verifier looks for it."""
+    how = cfg.verifier.extract
+    places = extraction(how)
+    if places.of(cfg.prompts.final.replace("{answer}", "7")) != "7":
+        raise UserError(
+            f"verifier.extract={how}: finds no answer in {cfg.prompts.final}, which is how prompts.final states one; "
+            f"set prompts.final='{places.state}', or prompts=final_line verifier.extract=after:Answer:"
+        )
+    if how != "boxed" and "\\boxed" in cfg.prompts.solve:
+        raise UserError(
+            f"verifier.extract={how}: prompts.solve asks for \\boxed{{}}, where the verifier does not look; "
+            "set prompts.solve and prompts.explain so that they ask for it (prompts=final_line asks for a line Answer: …)"
+        )
 
 
 def check_world(cfg: Config, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -49,14 +49,21 @@ from expo.config.positives import (
 )
 from expo.config.rollout import RolloutConf, VLLMConf
 from expo.config.run import Config
-from expo.config.training import EvaluationConf, RewardConf, TrainerConf, VerifierConf
+from expo.config.training import (
+    ANSWER_KINDS,
+    EvaluationConf,
+    PythonVerifierConf,
+    RewardConf,
+    TrainerConf,
+    VerifierConf,
+)
 from expo.config.world import WorldConf
 
 __all__ = [
-    "DISK", "LADDER", "AdamW8bitConf", "AlgorithmConf", "ColumnsConf", "Config", "CsvLoggerConf", "DPOConf", "DatasetConf", "DiagnoseConf", "EngineError",
+    "ANSWER_KINDS", "DISK", "LADDER", "AdamW8bitConf", "AlgorithmConf", "ColumnsConf", "Config", "CsvLoggerConf", "DPOConf", "DatasetConf", "DiagnoseConf", "EngineError",
     "EvaluationConf", "ExpertConf", "GRPOConf", "Gsm8kConf", "HintsConf", "JudgeConf", "LadderConf", "LoggerConf",
     "MathConf", "MlflowConf", "MlflowLoggerConf", "ModelConf", "NoHintsConf", "NoPositivesConf", "OptimizerConf", "ParaphraseConf", "PositivesConf",
-    "PositivesOnlyConf", "PrefixConf", "PretrainConf", "PromptsConf", "RandomShapeConf", "RandomTinyConf", "RewardConf", "RolloutConf",
+    "PositivesOnlyConf", "PrefixConf", "PretrainConf", "PromptsConf", "PythonVerifierConf", "RandomShapeConf", "RandomTinyConf", "RewardConf", "RolloutConf",
     "Rules", "SFTConf", "SelfDistillationConf", "SelfExplanationConf", "SelfHintConf", "SourceConf", "StarConf", "TableConf", "TensorBoardLoggerConf", "TrainerConf",
     "UserError", "VLLMConf", "VerifierConf", "WandbConf", "WandbLoggerConf", "WorldConf", "arm_identity", "bank_identity", "build", "check", "check_anywhere", "compose_config",
     "conf_dir", "config_folders", "data_content", "functions_of", "identity", "key", "lineage", "made_as", "make_folder", "model_content", "option", "pairs_identity", "pretrain_identity", "register", "restore",

@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from omegaconf import MISSING
@@ -59,7 +59,13 @@ class PromptsConf:
     _target_: str = "expo.model.prompts.Prompts"
     solve: str = key(MISSING, help="asks for a solution of {question}")
     explain: str = key(MISSING, help="shows {answer} and asks for an explanation of it")
-    system: str | None = key(None, help="system message; null: none")
+    system: str | None = key(
+        None,
+        help='system message; null: what the chat template does without one, "": an empty one. A row\'s own counts first',
+    )
+    template_options: dict[str, Any] = key(
+        dict, absent={}, help="options of the chat template, such as {enable_thinking: false}"
+    )
     date: str = key(
         "2024-07-26",
         absent="2024-07-26",

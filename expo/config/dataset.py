@@ -7,11 +7,12 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from omegaconf import MISSING
 
 from expo.config.key import Rule, Rules, key, option
+from expo.config.training import ANSWER_KINDS
 from expo.config.world import WorldConf
 
 if TYPE_CHECKING:
@@ -25,10 +26,12 @@ MOST_GENERATED = 100_000  # problems of a level of the ladder
 class ColumnsConf:
     """Column names of an arbitrary data set. An empty name: the data set has no such column."""
 
-    question: str = key("question", help="column of the question")
-    answer: str = key("answer", help="column of the final answer")
+    question: str = key("question", help="column of the question: text, or chat messages; a.b is b within a")
+    answer: str = key(
+        "answer", help="column of the final answer; the same as solution: the answer that the solution ends in"
+    )
     solution: str = key("", help="column of a worked solution; empty: there is none")
-    level: str = key("", help='column of the difficulty level (5, "5" or "Level 5"); empty: there is none')
+    level: str = key("", help='column of the difficulty level (5, "5", "Level 5" or words); empty: there is none')
     subject: str = key("", help="column of the subject; empty: there is none")
 
 
@@ -55,9 +58,9 @@ class DatasetConf:
     hub_configs: list[str] = key([], help="hub configs, concatenated; []: the default one")
     split: str = key("train", help="split to train on")
     eval_split: str = key("test", help="split to evaluate on")
-    levels: list[int] = key([], help="difficulty levels to keep; []: all")
-    eval_levels: list[int] | None = key(None, help="levels to evaluate on; null: the same as `levels`")
-    known_levels: list[int] = key([], help="levels that exist in the data set; []: it has none")
+    levels: list[Any] = key([], help="difficulty levels to keep, numbers or words; []: all")
+    eval_levels: list[Any] | None = key(None, help="levels to evaluate on; null: the same as `levels`")
+    known_levels: list[Any] = key([], help="levels that exist in the data set; []: it has none")
     limit: int | None = key(
         None,
         above=0,
@@ -80,6 +83,13 @@ class DatasetConf:
         choices=("skip", "stop"),
         help="a row that cannot be used (without question or answer, or one on which no completion can be right): skip it, counted "
         "and named, or stop",
+    )
+
+    answer_kind: str = key(
+        "auto",
+        absent="auto",
+        choices=ANSWER_KINDS,
+        help="how an answer is compared with the right one; auto: each right answer says its own kind",
     )
 
     @property
@@ -125,7 +135,7 @@ class DatasetConf:
         yield from _file("dataset.path", self.path)
         yield from _file("dataset.eval_path", self.eval_path)
 
-    def _levels(self, name: str, levels: list[int]) -> Iterable[Rule]:
+    def _levels(self, name: str, levels: list[Any]) -> Iterable[Rule]:
         if self.any_level:
             return []
         remedy = (
@@ -182,6 +192,7 @@ class TableConf(DatasetConf):
         for path in filter(None, (self.path, self.eval_path)):
             found = columns_of(Path(path), {*wanted.values()} - {""})
             for column, name in wanted.items():
+                name = name if name in found else name.partition(".")[0]  # a path into the column
                 near = next(iter(difflib.get_close_matches(name, found, 1)), next(iter(found), ""))
                 yield (
                     not name or not found or name in found,
@@ -207,6 +218,10 @@ class LadderConf(DatasetConf):
     )
 
     def rules(self, cfg: "Config") -> Rules:
+        yield (
+            self.answer_kind == "auto",
+            f"dataset.answer_kind={self.answer_kind}: the ladder knows the kind of its own answers; leave it out",
+        )
         for name, count in (("limit", self.limit), ("eval_limit", self.eval_limit)):
             yield (
                 count is None or count <= MOST_GENERATED,

@@ -59,7 +59,7 @@ def pretrain_settings(cfg: Config) -> list[Any]:
         recipe["start"] = model_content(folder)
     prompts = dataclasses.asdict(cfg.prompts)
     prompts.pop("date")  # the ladder's chat template prints none
-    for later in ("with_solution", "go_on", "hint_from_solution", "abstract"):
+    for later in ("with_solution", "go_on", "hint_from_solution", "abstract", "template_options"):
         prompts.pop(later)
     prompts["_target_"] = FORMER.get(prompts["_target_"], prompts["_target_"])  # so that what 0.1 began goes on
     world = [w] if isinstance(cfg.dataset, LadderConf) and (w := cfg.dataset.world.corpus) else []
@@ -122,6 +122,9 @@ def _with_contents(tree: dict[str, Any], cfg: Config) -> dict[str, Any]:
     tree["dataset"] |= data_content(cfg)
     folder = LADDER if tree["model"]["path"] == "ladder" else Path(tree["model"]["path"])
     tree["model"]["content"] = model_content(folder) if folder.is_dir() else None
+    template = cfg.model.chat_template
+    if template and Path(template).is_file():
+        tree["model"]["chat_template"] = hashlib.sha256(Path(template).read_bytes()).hexdigest()
     return tree
 
 

@@ -109,7 +109,7 @@ def key(
     metadata = {"key": declared}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
-    if isinstance(default, type) and dataclasses.is_dataclass(default):
+    if isinstance(default, type) and (dataclasses.is_dataclass(default) or default is dict):
         return field(default_factory=default, metadata=metadata)
     return field(default=default, metadata=metadata)
 

@@ -26,6 +26,11 @@ class ModelConf:
         help="branch, tag or commit of a model of the hub; null: its main branch as it is when a run begins",
     )
     dtype: str = key("float32", choices=("float32", "bfloat16", "float16", "auto"), help="number format of the weights")
+    chat_template: str | None = key(
+        None,
+        absent=None,
+        help="file with a chat template, or `plain` (User: … Assistant: …) for a base model; null: the tokenizer's own",
+    )
     attention: str = key("sdpa", help="attention implementation of transformers, such as flash_attention_2")
     lora_rank: int = key(0, low=0, high=1024, help="rank of the LoRA adapter; 0 trains all weights")
     lora_alpha: int = key(32, above=0, high=2**16, help="LoRA's alpha: the adapter's output is scaled by alpha / rank")
@@ -50,6 +55,10 @@ class ModelConf:
             not looks_local(self.path) or saved,
             f"model.path={self.path}: no folder with a saved model there; "
             "give a saved model's folder or a hub id such as Qwen/Qwen2.5-0.5B-Instruct",
+        )
+        yield (
+            self.chat_template in (None, "plain") or Path(str(self.chat_template)).is_file(),
+            f"model.chat_template={self.chat_template}: no such file; give plain, or a file with a chat template",
         )
         if self.load_in_4bit:
             yield from self._in_4bit(cfg)

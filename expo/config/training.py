@@ -1,6 +1,7 @@
 """Keys of `trainer=`, `evaluation`, `verifier` and `reward=`."""
 
 import os
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -144,10 +145,24 @@ class EvaluationConf:
         )
 
 
+ALONE = ("boxed", "last_number", "whole")  # values of `verifier.extract`, and those that take an argument
+WITH_ARGUMENT = ("after", "tag", "regex")
+ANSWER_KINDS = (
+    "auto", "number", "quantity", "percentage", "money", "date", "time", "option", "words", "exact", "json", "list", "expression",
+    "equation", "inequality", "interval", "matrix",
+)  # fmt: skip
+
+
+@option("verifier", "math")
 @dataclass
 class VerifierConf:
-    """Judging of answers, in worker processes."""
+    """Judging of answers by their kind, in worker processes where that takes long."""
 
+    _target_: str = key(
+        "expo.verifier.judges.ByKind",
+        absent="expo.verifier.judges.ByKind",
+        help="the judge: a class, built from these keys",
+    )
     workers: int = key(2, above=0, high=1024, identity=False, help="worker processes")
     timeout_s: float = key(
         3.0,
@@ -157,6 +172,50 @@ class VerifierConf:
     )
     memory_mb: int = key(1024, above=0, high=2**20, help="memory of one worker process, MiB")
     max_answer_chars: int = key(400, above=0, high=10**5, help="a longer final answer is unparseable at once")
+    extract: str = key(
+        "boxed",
+        absent="boxed",
+        help="where the final answer of a completion stands: boxed | last_number | whole | after:TEXT (the rest of the line) | "
+        "tag:NAME | regex:PATTERN (the last match, of that the first group); prompts.solve has to ask for it, prompts.final to state it so",
+    )
+    kind: str = key(
+        "auto",
+        absent="auto",
+        choices=ANSWER_KINDS,
+        help="how answers are compared, for all problems; auto: by dataset.answer_kind",
+    )
+
+    def rules(self, cfg: "Config") -> Rules:
+        name, colon, argument = self.extract.partition(":")
+        yield (
+            name in ALONE if not colon else name in WITH_ARGUMENT and argument != "",
+            f"verifier.extract={self.extract}: names no place of an answer; set one of {', '.join(ALONE)}, "
+            f"{', '.join(f'{name}:…' for name in WITH_ARGUMENT)}",
+        )
+        if name == "regex":
+            try:
+                re.compile(argument)
+            except re.error as error:
+                yield False, f"verifier.extract={self.extract}: no regular expression ({error}); correct it"
+
+
+@option("verifier", "regex")
+@dataclass
+class RegexVerifierConf(VerifierConf):
+    """Judging of answers by a regular expression, which the row's answer is."""
+
+    _target_: str = "expo.verifier.judges.Matching"
+
+
+@option("verifier", "python", alone=False)
+@dataclass
+class PythonVerifierConf(VerifierConf):
+    """Judging of answers by a function of one's own."""
+
+    _target_: str = "expo.verifier.judges.ByFunction"
+    function: str = key(
+        help="package.module.name of a function judge(answer, problem) that returns True, False, or None for no answer"
+    )
 
 
 @option("reward", "correct")
@@ -165,3 +224,9 @@ class RewardConf:
     """1 for a right answer, 0 for any other."""
 
     _target_: str = "expo.step.rewards.Correct"
+    truncated: str = key(
+        "count",
+        absent="count",
+        choices=("count", "zero"),
+        help="a completion that was cut off and has an answer all the same: count it as any other, or give it 0",
+    )

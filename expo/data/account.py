@@ -1,5 +1,6 @@
 """What became of every row of the data: how many were read, used, skipped and why, held out."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from statistics import median
@@ -9,6 +10,7 @@ from rich.table import Table
 
 from expo.data.checks import BadRow
 from expo.data.problem import Problem
+from expo.verifier.answers import kind_for
 
 NAMED = 5  # lines that are named for one reason; the others are only counted
 
@@ -26,6 +28,7 @@ class Source:
     contradictions: list[int] = field(default_factory=list)
     solutions: int = 0
     answer_characters: list[float] = field(default_factory=list)
+    kinds: dict[str, int] = field(default_factory=dict)  # of answers, the commonest first
 
     def skip(self, line: int, why: BadRow) -> None:
         self.skipped.setdefault(why.reason, []).append(line)
@@ -36,6 +39,7 @@ class Source:
         self.used = len(problems)
         self.solutions = sum(p.solution is not None for _, p in problems)
         self.answer_characters = spread([len(p.answer) for _, p in problems])
+        self.kinds = dict(Counter(kind_for(p.answer, p.kind).name for _, p in problems).most_common())
         first: dict[str, Problem] = {}
         for line, p in problems:
             earlier = first.setdefault(p.asked, p)
@@ -85,9 +89,10 @@ class Account:
                 table.add_row("", f"{_lines(lines)}: {why}{example}")
             for told, lines in (("asked twice", s.duplicates), ("asked twice, other answer", s.contradictions)):
                 if lines:
-                    table.add_row(told, f"{_lines(lines)}; kept")
+                    table.add_row(told, f"{_lines(lines)}; kept to train on, evaluated once")
             table.add_row("with solution", str(s.solutions))
             table.add_row("answers", f"{_spread(s.answer_characters)} characters")
+            table.add_row("", ", ".join(f"{count} {kind}" for kind, count in s.kinds.items()))
         for name, part in self.parts.items():
             more = f"; {part.too_long} left out: prompt too long" if part.too_long else ""
             if name == "train" and self.asked_in_held_out:

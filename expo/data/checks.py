@@ -5,13 +5,21 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 
 from expo.data.problem import Problem
-from expo.verifier.answers import Verdict, last_boxed
+from expo.verifier.answers import Verdict, kind_for
 from expo.verifier.pool import Verifier
 
 NUMBER = r"(-?\d[\d,]*(?:\.\d+)?)"
 SENTENCE = f"the answer is a sentence; set dataset.answer_pattern to find the answer in it, such as '{NUMBER}', or '.+' to take it whole"
 # A time-out is no verdict: what a slow machine cannot judge stays in the data.
 REFUSED = (Verdict.INCORRECT, Verdict.UNPARSEABLE)
+
+
+# What JSON makes of LaTeX whose backslashes are not doubled: "\frac" is a form feed and "rac", "\boxed" a backspace and "oxed".
+EATEN = {"\b": "b", "\f": "f", "\t": "t", "\r": "r", "\n": "n", "\v": "v", "\a": "a"}
+_EATEN = re.compile(
+    r"[\b\f\v\a](?=[a-zA-Z])|\t(?=ext\w*\{|imes\b|heta\b|frac\W|riangle|herefore|ilde\W|an[({\\])"
+    r"|\r(?=ight|ho\b|angle|ceil|floor)|\n(?=eq\b|abla\b|eg\b|otin\b)"
+)
 
 
 class BadRow(Exception):
@@ -30,6 +38,11 @@ def check_text(p: Problem) -> None:
             raise BadRow(f"the {name} is not text", repr(value)[:80])
         if value is not None and not value.isprintable() and any("\ud800" <= c <= "\udfff" for c in value):
             raise BadRow(f"the {name} holds half a character", ascii(value)[:80])
+        if value is not None and (eaten := _EATEN.search(value)):
+            lost = f"\\{EATEN[eaten[0]]}" + re.match(r"\w*", value[eaten.end() :])[0]  # type: ignore[index]
+            raise BadRow(
+                f"JSON has eaten a backslash of the {name}; write each as \\\\, as json.dumps does", f"of {lost}"
+            )
     if not p.question.strip() or not p.answer.strip():
         raise BadRow("empty question or answer")
 
@@ -37,53 +50,56 @@ def check_text(p: Problem) -> None:
 def unusable(problems: Sequence[Problem], verifier: Verifier, sentences: bool = False) -> list[BadRow | None]:
     """Return, for each problem, why no completion of it can be judged right; None where one can.
 
-    An answer must be equal to itself and to the answer of its own solution. An answer that is a sentence around a number
-    must be equal to that number, too: a policy writes `29`, not "she has 29 apples". Args: sentences, whether a sentence
-    is an answer all the same.
+    An answer must be equal to itself and to the answer of its own solution; a judge of one's own is asked of the solution alone.
+    An answer that is a sentence around a number must be equal to that number, too: a policy writes `29`, not "she has 29 apples".
+    Args: sentences, whether a sentence is an answer all the same.
     """
     # All are asked before the first is waited for: comparing strings settles most, and the workers share the rest.
+    stated = verifier.extraction.stated
+    itself = verifier.judge.accepts_itself
     asked = [
         (
-            verifier.submit(rf"\boxed{{{p.answer}}}", p.answer),
-            _solved(p, verifier),
+            verifier.submit(stated(p.answer), p) if itself else None,
+            verifier.submit(p.solution, p) if p.solution is not None else None,
             number,
-            verifier.submit(rf"\boxed{{{number}}}", p.answer) if number else None,
+            verifier.submit(stated(number), p) if number else None,
         )
         for p in problems
-        for number in [None if sentences else number_in_sentence(p.answer)]
+        for number in [number_in_sentence(p) if itself and not sentences else None]
     ]
-    return [_reason(p, *futures) for p, futures in zip(problems, asked, strict=True)]
-
-
-def _solved(p: Problem, verifier: Verifier) -> "Future[Verdict] | None":
-    boxed = p.solution is not None and last_boxed(p.solution) is not None
-    return verifier.submit(p.solution or "", p.answer) if boxed else None
+    return [_reason(p, verifier, *futures) for p, futures in zip(problems, asked, strict=True)]
 
 
 def _reason(
     p: Problem,
-    itself: "Future[Verdict]",
+    verifier: Verifier,
+    itself: "Future[Verdict] | None",
     solved: "Future[Verdict] | None",
     number: str | None,
     bare: "Future[Verdict] | None",
 ) -> BadRow | None:
-    if itself.result() in REFUSED:
+    if itself is not None and itself.result() in REFUSED:
         return BadRow("the verifier cannot read the answer", repr(p.answer[:80]))
     if bare is not None and bare.result() in REFUSED:
         return BadRow(SENTENCE, f"{number} is not judged equal to {p.answer[:80]!r}")
     if solved is not None and solved.result() in REFUSED:
-        return BadRow("the solution has another answer", f"{last_boxed(p.solution or '')!r} is not {p.answer[:80]!r}")
+        other = verifier.extraction.of(p.solution or "")
+        return BadRow("the solution has another answer", f"{other!r} is not {p.answer[:80]!r}")
     return None
 
 
-def number_in_sentence(answer: str) -> str | None:
+# Kinds of which a number in words is a part, and no sentence.
+_WITH_WORDS = ("date", "time", "number", "quantity", "percentage", "money", "json", "option")
+
+
+def number_in_sentence(p: Problem) -> str | None:
     r"""Return the last number of an answer that is plain words around numbers; None for any other answer.
 
     A sentence has at least two words, or a mark that announces the answer (`answer: 72`, `#### 72`). An answer with LaTeX
     is none: "6 \text{ PM}", a matrix.
     """
-    plain = re.sub(r"\\[$%]", "", answer)
-    if "\\" in plain:
+    plain = re.sub(r"\\[$%]", "", p.answer)
+    if "\\" in plain or p.kind not in ("auto", "words") or kind_for(p.answer, p.kind).name in _WITH_WORDS:
         return None
     numbers = re.findall(r"-?\d[\d,]*(?:\.\d+)?", plain)
     words = re.findall(r"[^\W\d_]{2,}", plain)

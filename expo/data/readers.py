@@ -5,7 +5,8 @@ import logging
 import math
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from expo.data import ladder
 from expo.data.account import NAMED, Account, Source
 from expo.data.checks import BadRow, check_text, unusable
 from expo.data.problem import Problem
-from expo.verifier.answers import last_boxed
+from expo.verifier.extraction import last_boxed
 from expo.verifier.pool import Verifier
 
 log = logging.getLogger(__name__)
@@ -78,7 +79,9 @@ class Reader:
         """Return the problems to evaluate on: eval_path, else the held-out part of path, else the hub's eval_split."""
         levels = self.conf.levels if self.conf.eval_levels is None else self.conf.eval_levels
         if self.conf.shares_file:
-            problems = self._nonempty(self._read(self.conf.path, self.conf.split, levels), self._held_out, levels)
+            problems = self._nonempty(
+                self._once(self._read(self.conf.path, self.conf.split, levels)), self._held_out, levels
+            )
             if len(problems) < 2:
                 raise UserError(
                     f"{self._held_out}: only 1 problem can be used ({self._told()}), and none is left to hold out; "
@@ -86,7 +89,7 @@ class Reader:
                 )
             count = min(self.conf.eval_limit or 100, len(problems) // 2)  # of a small file, half is left to train on
         else:
-            problems = self._read(self.conf.eval_path, self.conf.eval_split, levels)
+            problems = self._once(self._read(self.conf.eval_path, self.conf.eval_split, levels))
             count = self.conf.eval_limit or len(problems)
         return self._nonempty(_spread(problems, count), self._held_out, levels)
 
@@ -101,10 +104,14 @@ class Reader:
     def whole(self) -> list[Problem]:
         """Return every problem of eval_path, else of path, else of the hub's eval_split, at most `limit`."""
         levels = self.conf.levels if self.conf.eval_levels is None else self.conf.eval_levels
-        problems = self._read(self.conf.eval_path or self.conf.path, self.conf.eval_split, levels)
+        problems = self._once(self._read(self.conf.eval_path or self.conf.path, self.conf.eval_split, levels))
         return self._nonempty(_spread(problems, self.conf.limit), self._held_out, levels)
 
-    def _nonempty(self, problems: list[Problem], source: str, levels: list[int]) -> list[Problem]:
+    def _once(self, problems: list[Problem]) -> list[Problem]:
+        """Return the first of all problems that ask the same: an interval over problems believes that each is another."""
+        return list({p.asked: p for p in reversed(problems)}.values())[::-1]
+
+    def _nonempty(self, problems: list[Problem], source: str, levels: list[Any]) -> list[Problem]:
         if not problems:
             wanted = f" of dataset.levels={levels}" if levels else ""
             raise UserError(
@@ -134,11 +141,11 @@ class Reader:
     def _source(self, path: str | None) -> str:
         return f"dataset.path={path}" if path else f"dataset.hub_id={self.conf.hub_id}"
 
-    def _read(self, path: str | None, split: str, levels: list[int]) -> list[Problem]:
+    def _read(self, path: str | None, split: str, levels: list[Any]) -> list[Problem]:
         source = path or f"hub:{split}"
         if source not in self._cache:  # read once: training and evaluation may share a file
             self._cache[source] = self._usable(path, split)
-        return [p for p in self._cache[source] if not levels or p.level in levels]
+        return [p for p in self._cache[source] if not levels or str(p.level) in map(str, levels)]
 
     def _usable(self, path: str | None, split: str) -> list[Problem]:
         source = Source(Path(path).name if path else f"{self.conf.name}/{split}")
@@ -151,7 +158,7 @@ class Reader:
                     raise row
                 problem = self.problem(row, f"{source.name}:{line}")
                 check_text(problem)
-                made.append((line, problem))
+                made.append((line, self._ending(replace(problem, kind=self.conf.answer_kind, columns=row))))
             except (BadRow, KeyError, TypeError, ValueError, AttributeError) as error:
                 reason = f"no column {error}" if isinstance(error, KeyError) else str(error)
                 self._skip(source, line, error if isinstance(error, BadRow) else BadRow(reason))
@@ -162,6 +169,8 @@ class Reader:
                 used.append((line, problem))
             else:
                 self._skip(source, line, why)
+        if any(isinstance(p.level, str) for _, p in used):  # hard, 4.5: then all are words
+            used = [(line, replace(p, level=None if p.level is None else str(p.level))) for line, p in used]
         source.use(used)
         if source.skipped:
             log.warning(
@@ -171,6 +180,12 @@ class Reader:
                 source.used,
             )
         return [p for _, p in used]
+
+    def _ending(self, problem: Problem) -> Problem:
+        """Return a problem whose solution ends in the answer, as the verifier reads it."""
+        if problem.solution is None or self.verifier.extraction.of(problem.solution) is not None:
+            return problem
+        return replace(problem, solution=f"{problem.solution}\n{self.verifier.extraction.stated(problem.answer)}")
 
     def _skip(self, source: Source, line: int, why: BadRow) -> None:
         if self.conf.on_bad_row == "stop":
@@ -244,7 +259,7 @@ class GSM8K(Reader):
             raise BadRow("no #### in the answer")
         answer = answer.strip().replace(",", "")
         solution = re.sub(r"<<[^<>]*>>", "", steps).strip()
-        return Problem(id, row["question"], answer, f"{solution}\n\\boxed{{{answer}}}")
+        return Problem(id, row["question"], answer, f"{solution}\n{self.verifier.extraction.stated(answer)}")
 
 
 class Columns(Reader):
@@ -254,20 +269,24 @@ class Columns(Reader):
 
     def problem(self, row: dict[str, Any], id: str) -> Problem:
         c = self.conf.columns
-        if row[c.question] is None or row[c.answer] is None:
+        asked, given = _at(row, c.question), _at(row, c.answer)
+        if asked is None or given is None:
             raise BadRow("no question or no answer")
-        if not isinstance(row[c.answer], str | int | float) or isinstance(row[c.answer], bool):
-            raise BadRow("the answer is neither text nor a number", repr(row[c.answer])[:80])
-        if isinstance(row[c.answer], float) and not math.isfinite(row[c.answer]):
-            raise BadRow("the answer is not a finite number", repr(row[c.answer]))
-        answer, solution = self._answer(str(row[c.answer])), None
-        if c.solution and row[c.solution] is not None:
-            solution = str(row[c.solution])
-            if last_boxed(solution) is None:
-                solution += f"\n\\boxed{{{answer}}}"  # an expert trace must end in the answer that the verifier reads
-        digits = re.fullmatch(r"\D*(\d+)", str(row[c.level])) if c.level else None  # 5, "5", "Level 5"
-        level = int(digits[1]) if digits else None
-        return Problem(id, str(row[c.question]), answer, solution, level, str(row[c.subject]) if c.subject else None)
+        earlier, question = messages(asked) if isinstance(asked, list | tuple) else ((), text(asked, "question"))
+        solution = self._solution(row)
+        return Problem(
+            id, question, self._answer(answer_text(given)), solution, level_of(_at(row, c.level, None)),
+            subject=None if (subject := _at(row, c.subject, None)) is None else str(subject), earlier=earlier,
+        )  # fmt: skip
+
+    def _solution(self, row: Mapping[str, Any]) -> str | None:
+        """Return a row's worked solution; None where it has none. Of chat messages, what the assistant says."""
+        found = _at(row, self.conf.columns.solution, None)
+        if isinstance(found, list | tuple):
+            found = "\n".join(content for role, content in turns(found) if role == "assistant")
+        if found is None or (isinstance(found, float) and math.isnan(found)):
+            return None
+        return None if text(found, "solution").strip().lower() in NOTHING else str(found)
 
     @property
     def takes_sentences(self) -> bool:
@@ -275,7 +294,9 @@ class Columns(Reader):
 
     def _answer(self, text: str) -> str:
         if not self.conf.answer_pattern:
-            return text
+            # The answer of a solution, where one column holds both.
+            both = self.conf.columns.answer == self.conf.columns.solution
+            return (self.verifier.extraction.of(text) if both else None) or text
         found = list(re.finditer(self.conf.answer_pattern, text))
         if not found:
             raise BadRow("the answer does not match dataset.answer_pattern", repr(text[:80]))
@@ -287,6 +308,75 @@ class Columns(Reader):
         ):
             raise BadRow("dataset.answer_pattern finds a part of a number", f"{answer!r} in {text[:80]!r}")
         return answer
+
+
+NOTHING = ("", "none", "null", "nan", "n/a")  # what tables write where there is nothing
+MOST_DIGITS = 2**53  # from here on, a float is no longer the integer that it was
+_NEEDED = object()
+
+
+def _at(row: Mapping[str, Any], column: str, default: Any = _NEEDED) -> Any:
+    """Return what a row has in a column, which may be a path into it: `reward_model.ground_truth`. Raises KeyError without a default."""
+    if column in row:
+        return row[column]
+    found: Any = row
+    for name in column.split("."):
+        if not isinstance(found, Mapping) or name not in found:
+            if default is _NEEDED:
+                raise KeyError(column)
+            return default
+        found = found[name]
+    return found
+
+
+def text(value: Any, name: str) -> str:
+    """Return a value that is text. Raises BadRow for any other, such as `{"text": …}`."""
+    if not isinstance(value, str):
+        raise BadRow(f"the {name} is no text", repr(value)[:80])
+    return value
+
+
+def answer_text(value: Any) -> str:
+    """Return an answer as text. Raises BadRow for what is neither text nor a number, and for a number that has lost digits."""
+    if not isinstance(value, str | int | float) or isinstance(value, bool):
+        raise BadRow("the answer is neither text nor a number", repr(value)[:80])
+    if isinstance(value, float) and not math.isfinite(value):
+        raise BadRow("the answer is not a finite number", repr(value))
+    if isinstance(value, float) and abs(value) >= MOST_DIGITS:
+        raise BadRow(
+            "the answer has lost digits: a column of large integers became floats; write them as text", repr(value)
+        )
+    return str(value)
+
+
+def level_of(value: Any) -> int | str | None:
+    """Return a level: of 5, 5.0, "5" and "Level 5" the number, of anything else its words; None where there is none."""
+    if value is None or (isinstance(value, float) and math.isnan(value)) or str(value).strip().lower() in NOTHING:
+        return None
+    number = re.fullmatch(r"(?:\D*\s)?(\d+)(?:\.0)?|[^\d.]*(\d+)", str(value).strip())
+    return int(number[1] or number[2]) if number else str(value).strip().replace("/", "-")
+
+
+def turns(value: Sequence[Any]) -> list[tuple[str, str]]:
+    """Return (role, content) of chat messages. Raises BadRow for a list of anything else, and for content that is no text."""
+    found = []
+    for message in value:
+        if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
+            raise BadRow("a list that is no chat messages", repr(value)[:80])
+        content = message["content"]
+        if isinstance(content, list | tuple):  # in parts
+            parts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
+            content = "".join(text(part, "content of a message") for part in parts)
+        found.append((text(message["role"], "role of a message"), text(content, "content of a message")))
+    return found
+
+
+def messages(value: Sequence[Any]) -> tuple[tuple[tuple[str, str], ...], str]:
+    """Return the messages before the user's last one, and that. Raises BadRow where the last is another's."""
+    found = turns(value)
+    if not found or found[-1][0] != "user":
+        raise BadRow("the last message is not the user's", repr(value)[-80:])
+    return tuple(found[:-1]), found[-1][1]
 
 
 USUAL = 2000  # problems of a level to train on

@@ -83,11 +83,11 @@ class Evaluator:
         completions = engine.generate(requests, sampling)
         texts = self.tokenizer.batch_decode([c.ids for c in completions], skip_special_tokens=True)
         owners = [problems[i // n] for i in range(len(requests))]
-        verdicts = self.verifier.verify(texts, [p.answer for p in owners])
+        verdicts = self.verifier.verify(texts, owners)
         return [
             {
                 "problem": p.id, "level": p.level, "subject": p.subject, "question": p.question, "answer": p.answer,
-                "sample": i % n, "completion": text, "verdict": verdict.value, "tokens": len(c.ids),
+                "sample": i % n, "completion": text, "final": self.verifier.extraction.of(text), "verdict": verdict.value, "tokens": len(c.ids),
                 "truncated": c.truncated, "logp": sum(c.logp),
             }
             for i, (p, text, verdict, c) in enumerate(zip(owners, texts, verdicts, completions, strict=True))

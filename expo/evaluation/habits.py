@@ -9,7 +9,8 @@ import numpy as np
 
 from expo.evaluation import intervals
 from expo.evaluation.pass_at_k import pass_at_k
-from expo.verifier.answers import last_boxed, normalized
+from expo.verifier.answers import Verdict, fast_verdict
+from expo.verifier.extraction import last_boxed
 
 Row = Mapping[str, Any]
 
@@ -18,7 +19,7 @@ Row = Mapping[str, Any]
 class Outcome:
     """What the samples of a problem come to."""
 
-    level: int | None
+    level: int | str | None
     subject: str | None
     samples: int
     right: int
@@ -71,17 +72,22 @@ def habits_of(by_problem: Mapping[str, Outcome], greedy: Sequence[Row], k: Seque
 def majority(samples: Sequence[Row]) -> float:
     """Return whether the answer that most samples give is right: 1 or 0, and of tied answers the share that is right.
 
-    Right answers are one answer, however they are written; wrong ones are the same where their normalized text is. A
-    sample without an answer has no vote; where none has one, it is 0. (Wang et al. 2022, arXiv 2203.11171.)
+    Right answers are one answer, however they are written; wrong ones are the same where they state the same, as far as no
+    algebra is needed to see it. A sample without an answer has no vote; where none has one, it is 0. (Wang et al. 2022,
+    arXiv 2203.11171.)
     """
-    votes = Counter(
-        True if _right(row) else normalized(answer)
-        for row in samples
-        if (answer := last_boxed(row["completion"])) is not None
-    )
+    votes: Counter[str | bool] = Counter()
+    for row in samples:
+        # What was kept before a verifier could look elsewhere stands in a box.
+        if answer := row["final"] if "final" in row else last_boxed(row["completion"]):
+            votes[True if _right(row) else next((a for a in votes if _states(a, answer)), answer)] += 1
     most = max(votes.values(), default=0)
     tied = [answer for answer, count in votes.items() if count == most]
     return float(True in tied) / len(tied) if tied else 0.0
+
+
+def _states(known: str | bool, answer: str) -> bool:
+    return isinstance(known, str) and fast_verdict(answer, known) is Verdict.CORRECT
 
 
 def _right(row: Row) -> bool:
@@ -91,7 +97,8 @@ def _right(row: Row) -> bool:
 def _groups(by_problem: Mapping[str, Outcome]) -> Iterable[tuple[str, list[str]]]:
     """Yield the suffix of each part's metrics, and its problems: all, each level, each subject where there are several."""
     yield "", list(by_problem)
-    for level in sorted({own.level for own in by_problem.values() if own.level is not None}):
+    levels: set[Any] = {own.level for own in by_problem.values() if own.level is not None}
+    for level in sorted(levels):
         yield f"/level{level}", [p for p, own in by_problem.items() if own.level == level]
     subjects = sorted({own.subject for own in by_problem.values() if own.subject})
     for subject in subjects if len(subjects) > 1 else ():

@@ -41,7 +41,7 @@ def interval_of(column: str, difference: bool) -> Callable[[np.ndarray], tuple[f
 
 def first_of_each_level(problems: Sequence[Problem], count: int) -> list[Problem]:
     """Return at most `count` problems of each level, in order."""
-    taken: dict[int | None, int] = defaultdict(int)
+    taken: dict[int | str | None, int] = defaultdict(int)
     kept = []
     for problem in problems:
         if taken[problem.level] < count:
@@ -50,7 +50,7 @@ def first_of_each_level(problems: Sequence[Problem], count: int) -> list[Problem
     return kept
 
 
-def by_problem(rows: Rows, kind: str, level: int | None, column: str) -> dict[int, float]:
+def by_problem(rows: Rows, kind: str, level: int | str | None, column: str) -> dict[int, float]:
     """Return the mean of each problem that has such samples. `level` None: all levels."""
     values = defaultdict(list)
     for row in rows:
@@ -60,7 +60,7 @@ def by_problem(rows: Rows, kind: str, level: int | None, column: str) -> dict[in
 
 
 def cell(
-    rows: Rows, kind: str, level: int | None, column: str, less: str | None = None
+    rows: Rows, kind: str, level: int | str | None, column: str, less: str | None = None
 ) -> tuple[float, float, float] | None:
     """Return mean and 95 % interval over problems, of a kind or of its difference to the kind `less` on the problems that both have.
 
@@ -76,7 +76,7 @@ def cell(
     return float(means.mean()), *interval_of(column, less is not None)(means)
 
 
-def levels_of(rows: Rows) -> list[int]:
+def levels_of(rows: Rows) -> list[Any]:
     """Return the levels that the rows have."""
     return sorted({row["level"] for row in rows if row["level"] is not None})
 

@@ -1,6 +1,7 @@
 """Samples of every kind, and the two properties of a good positive (paper Table 1, Figure 2) measured on them."""
 
 from collections import defaultdict
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,6 @@ from expo.data import ladder
 from expo.data.problem import Problem
 from expo.evaluation.judge import judge_steps
 from expo.evaluation.kinds import Rows
-from expo.model.prompts import text_ids
 from expo.rollout.engine import Completion, Engine, Request
 from expo.rollout.noise import DIAGNOSE, Key
 from expo.step.experience import Batch, Group, Tools
@@ -30,7 +30,7 @@ def sample(problems: list[Problem], engine: Engine, tools: Tools, samples: int) 
             "problem": i // samples,
             "ids": c.ids,
             "completion": text,
-            "answer": problems[i // samples].answer,
+            "judged_as": problems[i // samples],
         }
         for i, (c, text) in enumerate(zip(own, tools.texts([c.ids for c in own]), strict=True))
     ]
@@ -41,14 +41,14 @@ def sample(problems: list[Problem], engine: Engine, tools: Tools, samples: int) 
         i: Group(own[s], [row["completion"] for row in rows[s]], verdicts[s], []) for i, s in enumerate(of_problem)
     }
     for stream, (kind, shown) in enumerate((("self_explanation", "true"), ("wrong_answer", "wrong")), start=1):
-        answers = [(i, SHOWN[shown](batch, groups, i)) for i in range(len(problems))]
-        explained = [(i, Problem("", problems[i].question, answer)) for i, answer in answers if answer is not None]
+        answers = [(i, SHOWN[shown](batch, groups, i, tools)) for i in range(len(problems))]
+        explained = [(i, replace(problems[i], answer=answer)) for i, answer in answers if answer is not None]
         ids = tools.prompts.explain_ids(tools.tokenizer, [p for _, p in explained])
         written = _generate(engine, tools, [tuple(prompt) for prompt in ids for _ in range(samples)], stream)
         owners = [pair for pair in explained for _ in range(samples)]
         texts = tools.texts([c.ids for c in written])
         others += [
-            {"kind": kind, "problem": i, "ids": c.ids, "completion": text, "answer": p.answer}
+            {"kind": kind, "problem": i, "ids": c.ids, "completion": text, "judged_as": p}
             for (i, p), c, text in zip(owners, written, texts, strict=True)
         ]
     _verify(others, tools)
@@ -57,15 +57,16 @@ def sample(problems: list[Problem], engine: Engine, tools: Tools, samples: int) 
 
 def _expert(i: int, problem: Problem, tools: Tools) -> dict[str, Any]:
     assert problem.solution is not None
-    ids = text_ids(tools.tokenizer, problem.solution) + [tools.tokenizer.eos_token_id]
-    return {"kind": "expert", "problem": i, "ids": ids, "completion": problem.solution, "answer": problem.answer}
+    ids = tools.prompts.solution_ids(tools.tokenizer, problem.solution)
+    return {"kind": "expert", "problem": i, "ids": ids, "completion": problem.solution, "judged_as": problem}
 
 
 def _verify(rows: Rows, tools: Tools) -> list[Verdict]:
     """Add to each row whether its completion ends in its answer, and its length; return the verdicts."""
-    verdicts = tools.verifier.verify([row["completion"] for row in rows], [row["answer"] for row in rows])
-    for row, verdict in zip(rows, verdicts, strict=True):
-        row |= {"verified": float(verdict is Verdict.CORRECT), "tokens": len(row["ids"])}
+    owners = [row.pop("judged_as") for row in rows]
+    verdicts = tools.verifier.verify([row["completion"] for row in rows], owners)
+    for row, problem, verdict in zip(rows, owners, verdicts, strict=True):
+        row |= {"answer": problem.answer, "verified": float(verdict is Verdict.CORRECT), "tokens": len(row["ids"])}
     return verdicts
 
 

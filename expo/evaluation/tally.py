@@ -18,7 +18,7 @@ class Tally:
 
     samples: int
     correct: list[int] = field(default_factory=list)  # by problem
-    levels: list[int] = field(default_factory=list)  # by problem; 0: none
+    levels: list[Any] = field(default_factory=list)  # by problem; None where it has none
     tokens: list[int] = field(default_factory=list)  # by completion, as all below
     truncated: list[bool] = field(default_factory=list)
     unparseable: int = 0
@@ -30,7 +30,7 @@ class Tally:
         """Count the rows of some problems: `samples` of each, side by side."""
         right = np.array([row["verdict"] == "correct" for row in rows]).reshape(-1, self.samples)
         self.correct += right.sum(axis=1).tolist()
-        self.levels += [row["level"] or 0 for row in rows[:: self.samples]]
+        self.levels += [row["level"] for row in rows[:: self.samples]]
         self.tokens += [row["tokens"] for row in rows]
         self.truncated += [row["truncated"] for row in rows]
         self.unparseable += sum(row["verdict"] == "unparseable" for row in rows)
@@ -43,8 +43,9 @@ class Tally:
 
     def metrics(self, k: Sequence[int]) -> dict[str, float]:
         """Return the scalars (`pass@4`, `pass@4/level5`, each also with `_lo` and `_hi`)."""
-        correct, levels = np.array(self.correct), np.array(self.levels)
-        groups = {"": np.ones(len(levels), dtype=bool)} | {f"/level{g}": levels == g for g in sorted(set(levels) - {0})}
+        correct, known = np.array(self.correct), sorted(set(self.levels) - {None})
+        groups = {"": np.ones(len(correct), dtype=bool)}
+        groups |= {f"/level{g}": np.array([level == g for level in self.levels]) for g in known}
         metrics: dict[str, float] = {}
         for group, members in groups.items():
             for count in k:

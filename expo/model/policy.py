@@ -21,6 +21,7 @@ from expo.config.errors import first_line
 from expo.devices.shares import like, own_share
 from expo.model import small
 from expo.model.formats import as_numbers, four_bits, in_4bit, steady, with_float32_head
+from expo.model.prompts import turn_end
 
 log = logging.getLogger(__name__)
 ROUNDED = "trained_in_4bit.txt"  # beside an adapter whose base was held in 4 bits
@@ -52,14 +53,58 @@ def load_policy(conf: ModelConf) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
         ) from error
     if lacking:
         raise UserError(f"model.path={path}: its files lack {len(lacking)} weights ({lacking[0]}); get the whole model")
-    if flaw := _flaw(model, tokenizer):
-        raise UserError(f"model.path={path}: {flaw}")
+    if conf.chat_template is not None:
+        tokenizer.chat_template = template_of(conf.chat_template)
     if tokenizer.chat_template is None:
-        raise UserError(f"model.path={path}: its tokenizer has no chat template; choose an instruct model")
+        raise UserError(
+            f"model.path={path}: its tokenizer has no chat template; set model.chat_template=plain (User: … Assistant: …, for a base "
+            "model) or to a file with one, or choose an instruct model"
+        )
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"model.path={path}: its tokenizer names no end-of-sequence token, so that no completion would end; "
+            "name one as eos_token in its tokenizer_config.json"
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if flaw := _flaw(model, tokenizer):
+        raise UserError(f"model.path={path}: {flaw}")
     model.hub_commit = hub_commit(source, conf.revision)
     return prepared(model, conf), tokenizer
+
+
+def template_of(named: str) -> str:
+    """Return the chat template that `model.chat_template` names. Raises UserError for a file that cannot be read."""
+    if named == "plain":
+        return PLAIN
+    try:
+        return Path(named).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"model.chat_template={named}: cannot be read ({first_line(error)}); give plain, or a file with one"
+        ) from error
+
+
+# For base models: what DeepSeek-R1-Zero, Dr. GRPO and Open-Reasoner-Zero begin from, without their instructions.
+PLAIN = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'system' %}{{ message['content'] }}\n\n{% elif message['role'] == 'user' %}"
+    "User: {{ message['content'] }}\n\n{% else %}Assistant: {{ message['content'] }}{{ eos_token }}\n\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+
+
+def without_dropout(model: nn.Module) -> None:
+    """Switch every dropout of a model off, in modules and in the numbers that attention layers hold.
+
+    The mode of training alone stays: gradient checkpointing needs it. With dropout, a policy that was not yet updated has another
+    ratio than 1, and a KL to itself.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if isinstance(value, float) and ("dropout" in name or "pdrop" in name):
+                setattr(module, name, 0.0)
 
 
 def prepared(model: Any, conf: ModelConf) -> PreTrainedModel:
@@ -85,7 +130,8 @@ def prepared(model: Any, conf: ModelConf) -> PreTrainedModel:
     if conf.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
-    # from_pretrained returns evaluation mode, and Lightning keeps it: without this, dropout would be off in training.
+    without_dropout(model)
+    # from_pretrained returns evaluation mode, and Lightning keeps it; gradient checkpointing works in training mode alone.
     trained: PreTrainedModel = model.train()
     return trained
 
@@ -165,7 +211,16 @@ def _flaw(model: Any, tokenizer: PreTrainedTokenizerBase) -> str | None:
     if bad:
         return f"{bad} has values that are no numbers (NaN or inf); take an earlier checkpoint of it"
     rows = model.get_input_embeddings().num_embeddings
-    if len(tokenizer) > rows:
+    # Those of images and the like, which no text becomes, may have no row, as in Gemma 3's text models.
+    unseen = set(tokenizer.get_added_vocab().values()) - {
+        tokenizer.eos_token_id,
+        tokenizer.pad_token_id,
+        turn_end(tokenizer),
+    }
+    beyond = [name for name, i in tokenizer.get_vocab().items() if i >= rows and i not in unseen]
+    in_template = [token for token in tokenizer.get_added_vocab() if token in str(tokenizer.chat_template)]
+    beyond += [token for token in in_template if tokenizer.convert_tokens_to_ids(token) >= rows]
+    if beyond:
         return f"its tokenizer has {len(tokenizer)} tokens, its embedding {rows}; take the tokenizer that belongs to it"
     return None
 

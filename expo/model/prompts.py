@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date
+from functools import lru_cache
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -28,11 +29,13 @@ class Prompts:
 
     def solve_ids(self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]) -> list[list[int]]:
         """Return token ids of `q` for each problem, ending where the completion begins."""
-        return self._ids(tokenizer, [_fill(self.conf.solve, question=p.question) for p in problems])
+        return self._ids(tokenizer, [_fill(self.conf.solve, question=p.question) for p in problems], problems)
 
     def explain_ids(self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]) -> list[list[int]]:
         """Return token ids of `(q, a*)` for each problem: the prompt under which the policy explains the known answer."""
-        return self._ids(tokenizer, [_fill(self.conf.explain, question=p.question, answer=p.answer) for p in problems])
+        return self._ids(
+            tokenizer, [_fill(self.conf.explain, question=p.question, answer=p.answer) for p in problems], problems
+        )
 
     def privileged_ids(self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]) -> list[list[int]]:
         """Return the prompts of a teacher that is shown each problem's solution; where it has none, or there is no template, its answer."""
@@ -46,7 +49,7 @@ class Prompts:
             )
             for p in problems
         ]
-        return self._ids(tokenizer, texts)
+        return self._ids(tokenizer, texts, problems)
 
     @property
     def solve_with_hint(self) -> str | None:
@@ -56,12 +59,14 @@ class Prompts:
     def hint_ids(self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]) -> list[list[int]]:
         """Return token ids of the prompt that shows the answer and asks for a hint; without one, for an explanation."""
         template = self.conf.hint or self.conf.explain
-        return self._ids(tokenizer, [_fill(template, question=p.question, answer=p.answer) for p in problems])
+        return self._ids(tokenizer, [_fill(template, question=p.question, answer=p.answer) for p in problems], problems)
 
     def solve_with_hint_ids(self, tokenizer: "PreTrainedTokenizerBase", problem: Problem, hint: str) -> list[int]:
         """Return token ids of q with a hint."""
         assert self.conf.solve_with_hint is not None
-        return self._ids(tokenizer, [_fill(self.conf.solve_with_hint, question=problem.question, hint=hint)])[0]
+        return self._ids(
+            tokenizer, [_fill(self.conf.solve_with_hint, question=problem.question, hint=hint)], [problem]
+        )[0]
 
     def hint_from_solution_ids(
         self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]
@@ -70,7 +75,7 @@ class Prompts:
         assert self.conf.hint_from_solution is not None
         template = self.conf.hint_from_solution
         texts = [_fill(template, question=p.question, answer=p.answer, solution=p.solution or "") for p in problems]
-        return self._ids(tokenizer, texts)
+        return self._ids(tokenizer, texts, problems)
 
     def abstract_ids(
         self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem], explanations: Sequence[str]
@@ -82,12 +87,14 @@ class Prompts:
             _fill(template, question=p.question, answer=p.answer, explanation=e)
             for p, e in zip(problems, explanations, strict=True)
         ]
-        return self._ids(tokenizer, texts)
+        return self._ids(tokenizer, texts, problems)
 
     def go_on_ids(self, tokenizer: "PreTrainedTokenizerBase", problem: Problem, beginning: str) -> list[int]:
         """Return token ids of q with the beginning of a solution, and the request to go on."""
         assert self.conf.go_on is not None
-        return self._ids(tokenizer, [_fill(self.conf.go_on, question=problem.question, beginning=beginning)])[0]
+        return self._ids(
+            tokenizer, [_fill(self.conf.go_on, question=problem.question, beginning=beginning)], [problem]
+        )[0]
 
     def paraphrase_ids(self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]) -> list[list[int]]:
         """Return token ids of the prompt that shows the expert's solution and asks for it in the policy's own words."""
@@ -96,7 +103,7 @@ class Prompts:
             _fill(self.conf.paraphrase, question=p.question, answer=p.answer, solution=p.solution or "")
             for p in problems
         ]
-        return self._ids(tokenizer, texts)
+        return self._ids(tokenizer, texts, problems)
 
     def judge_text(self, problem: Problem, completion: str) -> str:
         """Return what a judge of steps is asked."""
@@ -127,39 +134,77 @@ class Prompts:
                 f"model.path={path}: its chat template shows a message {times} times; choose a model with another template"
             )
 
-    def _ids(self, tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[list[int]]:
+    def solution_ids(self, tokenizer: "PreTrainedTokenizerBase", solution: str) -> list[int]:
+        """Return the token ids of an expert's solution as a whole turn of the assistant's: after the thoughts, where the chat template
+        opens some, and with the token that ends a turn."""
+        opened = self._rendered(tokenizer, PLACE).rstrip().endswith(THOUGHTS[0])
+        before = tokenizer(f"\n{THOUGHTS[1]}\n\n", add_special_tokens=False)["input_ids"] if opened else []
+        return [*before, *text_ids(tokenizer, solution), turn_end(tokenizer)]
+
+    def _ids(
+        self, tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], problems: Sequence[Problem]
+    ) -> list[list[int]]:
+        """Return token ids of what the user says last, after the earlier messages of each problem."""
         if not texts:
             return []
-        options: dict[str, Any] = {"add_generation_prompt": True, "tokenize": True, "return_dict": False} | self._date()
-        made: Any = tokenizer.apply_chat_template([self._chat(text) for text in texts], **options)
+        chats = [self._chat(text, p.earlier) for text, p in zip(texts, problems, strict=True)]
+        made: Any = tokenizer.apply_chat_template(chats, tokenize=True, return_dict=False, **self._options())
         ids: list[list[int]] = made
         special = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
-        for i, text in enumerate(texts):
-            if any(token in text for token in special):
-                ids[i] = self._as_text(tokenizer, text)
+        for i, (text, problem) in enumerate(zip(texts, problems, strict=True)):
+            given = [*(content for _, content in problem.earlier), text]
+            if any(token in content for token in special for content in given):
+                ids[i] = self._as_text(tokenizer, given, problem)
         return ids
 
-    def _rendered(self, tokenizer: "PreTrainedTokenizerBase", text: str) -> str:
-        rendered: Any = tokenizer.apply_chat_template(
-            self._chat(text), add_generation_prompt=True, tokenize=False, **self._date()
-        )
+    def _rendered(
+        self, tokenizer: "PreTrainedTokenizerBase", text: str, earlier: Sequence[tuple[str, str]] = ()
+    ) -> str:
+        rendered: Any = tokenizer.apply_chat_template(self._chat(text, earlier), tokenize=False, **self._options())
         whole: str = rendered
         return whole
 
-    def _date(self) -> dict[str, Any]:
-        """Return what stands, for a template, in the place of today: by the names that templates ask for it."""
+    def _options(self) -> dict[str, Any]:
+        """Return what a template is given beside the messages: what stands in the place of today, by the names that templates ask for
+        it, and the options that the config names."""
         day = date.fromisoformat(self.conf.date)
-        return {"strftime_now": day.strftime, "date_string": day.strftime("%d %b %Y")}
+        today = {"strftime_now": day.strftime, "date_string": day.strftime("%d %b %Y")}
+        return {"add_generation_prompt": True, **today, **self.conf.template_options}
 
-    def _chat(self, text: str) -> list[dict[str, str]]:
-        system = [{"role": "system", "content": self.conf.system}] if self.conf.system else []
-        return [*system, {"role": "user", "content": text}]
+    def _chat(self, text: str, earlier: Sequence[tuple[str, str]] = ()) -> list[dict[str, str]]:
+        own = any(role == "system" for role, _ in earlier)  # a row's own system message counts
+        system = [("system", self.conf.system)] if self.conf.system is not None and not own else []
+        return [{"role": role, "content": content} for role, content in [*system, *earlier, ("user", text)]]
 
-    def _as_text(self, tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-        """Return a prompt's ids in which a special token that stands in the text, such as `<|im_end|>`, is text and ends nothing."""
-        before, after = self._rendered(tokenizer, PLACE).split(PLACE)
-        of_template = [tokenizer(part, add_special_tokens=False)["input_ids"] for part in (before, after)]
-        return [*of_template[0], *text_ids(tokenizer, text), *of_template[1]]
+    def _as_text(self, tokenizer: "PreTrainedTokenizerBase", given: Sequence[str], problem: Problem) -> list[int]:
+        """Return a prompt's ids in which a special token that stands in a message, such as `<|im_end|>`, is text and ends nothing."""
+        places = [chr(ord(PLACE) + i) for i in range(len(given))]
+        earlier = [(role, place) for (role, _), place in zip(problem.earlier, places, strict=False)]
+        parts = re.split("|".join(places), self._rendered(tokenizer, places[-1], earlier))
+        ids = list(tokenizer(parts[0], add_special_tokens=False)["input_ids"])
+        for content, after in zip(given, parts[1:], strict=True):
+            ids += text_ids(tokenizer, content) + tokenizer(after, add_special_tokens=False)["input_ids"]
+        return ids
+
+
+def turn_end(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Return the id of the token that ends an assistant's turn in the chat template; where it ends one with no token of its own, the
+    end-of-sequence token. Rollouts stop there, and what the policy is trained on ends there."""
+    return _turn_end(tokenizer, str(getattr(tokenizer, "chat_template", None)))
+
+
+@lru_cache(maxsize=8)
+def _turn_end(tokenizer: "PreTrainedTokenizerBase", template: str) -> int:
+    chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": PLACE}]
+    try:
+        rendered: Any = tokenizer.apply_chat_template(chat, tokenize=False)
+        after = str(rendered).rpartition(PLACE)[2].strip()
+        first = tokenizer(after, add_special_tokens=False)["input_ids"][:1] if PLACE in rendered else []
+    except Exception:  # a template is a program: one that takes no such turn ends none
+        first = []
+    ends = [i for i in first if i in {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}]
+    end: int = [*ends, tokenizer.eos_token_id][0]
+    return end
 
 
 def text_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
@@ -188,6 +233,7 @@ def _time_limit(seconds: float) -> Iterator[None]:
 
 
 TEMPLATE_S = 10.0  # seconds that a chat template has for one message
+THOUGHTS = ("<think>", "</think>")
 PLACE = "\ue000"  # of a private use area: no template and no tokenizer knows it
 
 

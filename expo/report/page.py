@@ -140,8 +140,12 @@ def _counted(arms: Mapping[str, Sequence[RunData]]) -> tuple[str, ...]:
 def _hardest(arms: Mapping[str, Sequence[RunData]]) -> dict[str, str]:
     """Return pass@4 of the highest level, where there are several."""
     names = set().union(*(line for own in arms.values() for line in own[0].lines))
-    levels = {name for name in names if re.fullmatch(r"pass@4/level\d+", name)}
-    return {max(levels, key=lambda name: int(name.partition("/level")[2])): SHARE} if len(levels) > 1 else {}
+    levels = {name for name in names if re.fullmatch(r"pass@4/level(?!.*_(?:lo|hi)$).+", name)}
+    return (
+        {max(levels, key=lambda name: [int(n) for n in re.findall(r"level(\d+)", name)]): SHARE}
+        if len(levels) > 1
+        else {}
+    )
 
 
 def _curves(arms: Mapping[str, Sequence[RunData]], name: str) -> dict[str, list[list[tuple[float, float]]]]:

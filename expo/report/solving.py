@@ -93,7 +93,7 @@ class _Part:
         done = DONE.index(self.done(problem)[0])
         shares = [[r / n for r, n in c[problem].values()] for c in self.counts.values() if problem in c]
         gained = max(own[-1] - own[0] for own in shares)
-        return done, -(self.levels[problem] or 0), -gained, problem
+        return done, -level if isinstance(level := self.levels[problem], int) else 0, -gained, problem
 
     def done(self, problem: Problem) -> tuple[str, str]:
         """Return what training did to a problem, and the arm that did it."""

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from expo.model.prompts import turn_end
 from expo.rollout.noise import Key
 
 
@@ -75,4 +76,4 @@ def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[
     """Return the tokens that end a completion: an instruct model may end its turn in several ways."""
     configured = model.generation_config.eos_token_id
     eos = configured if isinstance(configured, list) else [configured]
-    return sorted({tokenizer.eos_token_id, *eos} - {None})
+    return sorted({tokenizer.eos_token_id, turn_end(tokenizer), *eos} - {None})

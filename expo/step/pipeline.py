@@ -14,7 +14,7 @@ from expo.step.positives.cache import ExplanationCache
 from expo.step.positives.properties import Scorer, with_lift, with_logp, with_logp_given_answer
 from expo.step.positives.selection import NEEDS_LIFT, NEEDS_LOGP
 from expo.step.positives.sources import PositiveSource
-from expo.step.rewards import Reward, rewards_of
+from expo.step.rewards import Reward, Rollout, rewards_of
 from expo.verifier.answers import Verdict
 
 log = logging.getLogger(__name__)
@@ -126,10 +126,13 @@ class Pipeline:
         rows = [(i, completion) for i, own in rollouts.items() for completion in own]
         problems = [batch.problems[i] for i, _ in rows]
         texts = self.tools.texts([c.ids for _, c in rows])
-        verdicts = self.tools.verifier.verify(texts, [p.answer for p in problems])
+        verdicts = self.tools.verifier.verify(texts, problems)
         ranks = self.tools.ranks
-        share = rewards_of(self.reward, ranks.own(problems), ranks.own(texts), ranks.own(verdicts))
-        rewards = ranks.whole(share)
+        judged_rows = [
+            Rollout(p, text, verdict, len(c.ids), c.truncated, batch.step)
+            for p, text, verdict, (_, c) in zip(problems, texts, verdicts, rows, strict=True)
+        ]
+        rewards = ranks.whole(rewards_of(self.reward, ranks.own(judged_rows)))
         judged = zip(texts, verdicts, rewards, strict=True)
         groups = {}
         for i, own in rollouts.items():

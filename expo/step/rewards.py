@@ -1,7 +1,9 @@
 """What a judged rollout is worth: `reward=`. A reward of one's own is a class with this constructor and this call."""
 
+import inspect
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from expo.config import RewardConf, UserError
@@ -9,41 +11,60 @@ from expo.data.problem import Problem
 from expo.verifier.answers import Verdict
 
 
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """A judged completion as a reward sees it; `problem.columns` are the columns of its row."""
+
+    problem: Problem
+    text: str
+    verdict: Verdict
+    tokens: int
+    truncated: bool
+    step: int
+
+
 class Reward(Protocol):
     """One number per rollout, from which advantages are made. pass@k, gates and `reward/all_wrong_frac` go by verdicts."""
 
-    def __call__(
-        self, problems: Sequence[Problem], texts: Sequence[str], verdicts: Sequence[Verdict]
-    ) -> Sequence[float]:
-        """Return the reward of each of N rollouts. Args: three sequences of N; the problem of each rollout, its text, its verdict."""
+    def __call__(self, rollouts: Sequence[Rollout]) -> Sequence[float]:
+        """Return the reward of each of N rollouts."""
 
 
 class Correct:
-    """1 for a right answer, 0 for any other."""
+    """1 for a right answer, 0 for any other, and with `reward.truncated=zero` for one that was cut off."""
 
     def __init__(self, conf: RewardConf):
         self.conf = conf
 
-    def __call__(
-        self, problems: Sequence[Problem], texts: Sequence[str], verdicts: Sequence[Verdict]
-    ) -> Sequence[float]:
-        return [float(verdict is Verdict.CORRECT) for verdict in verdicts]
+    def __call__(self, rollouts: Sequence[Rollout]) -> Sequence[float]:
+        spared = self.conf.truncated == "count"
+        return [float(r.verdict is Verdict.CORRECT and (spared or not r.truncated)) for r in rollouts]
 
 
-def rewards_of(
-    reward: Reward, problems: Sequence[Problem], texts: Sequence[str], verdicts: Sequence[Verdict]
-) -> list[float]:
+def rewards_of(reward: Reward, rollouts: Sequence[Rollout]) -> list[float]:
     """Return finite rewards, one per rollout. Raises UserError where a reward of the user's own gives anything else."""
-    if not texts:
+    if not rollouts:
         return []  # nothing to judge: a reward need not know of it
-    values = [float(value) for value in reward(problems, texts, verdicts)]
-    if len(values) != len(texts):
+    values = [float(value) for value in reward(rollouts)]
+    if len(values) != len(rollouts):
         raise UserError(
-            f"reward={type(reward).__name__}: {len(values)} rewards for {len(texts)} rollouts; return one each"
+            f"reward={type(reward).__name__}: {len(values)} rewards for {len(rollouts)} rollouts; return one each"
         )
     bad = next((i for i, value in enumerate(values) if not math.isfinite(value)), None)
     if bad is not None:
         raise UserError(
-            f"reward={type(reward).__name__}: {values[bad]} for a rollout of problem {problems[bad].id}; return finite numbers"
+            f"reward={type(reward).__name__}: {values[bad]} for a rollout of problem {rollouts[bad].problem.id}; return finite numbers"
         )
     return values
+
+
+def check_reward(reward: Reward) -> Reward:
+    """Return a reward. Raises UserError for one that does not take the rollouts alone, as before version 0.4."""
+    try:
+        inspect.signature(reward).bind([])
+    except TypeError as error:
+        raise UserError(
+            f"reward={type(reward).__name__}: cannot be called with the rollouts alone ({error}); "
+            "write __call__(self, rollouts), each of which has problem, text, verdict, tokens, truncated and step"
+        ) from error
+    return reward

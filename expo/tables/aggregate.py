@@ -36,7 +36,7 @@ def pass_values(rows: Rows, metric: str) -> Values:
     kind, _, k = name.partition("@")
     right = defaultdict(list)
     for row in rows:
-        if not level or row["level"] == int(level):
+        if not level or str(row["level"]) == level:
             correct = row["verdict"] == "correct"
             if correct and kind == "sound":
                 correct = ladder.check_steps(row["question"], row["completion"]).sound
@@ -55,7 +55,7 @@ def measured_values(rows: Rows, metric: str, kind: str | None) -> Values:
     name, _, level = metric.partition("/level")
     found = defaultdict(list)
     for row in rows:
-        if row["kind"] == kind and (not level or row["level"] == int(level)) and row[name] is not None:
+        if row["kind"] == kind and (not level or str(row["level"]) == level) and row[name] is not None:
             found[row["id"], row["question"], row["true_answer"]].append(row[name])
     return {problem: float(np.mean(values)) for problem, values in found.items()}
 

@@ -254,7 +254,7 @@ def _check_column(column: str, arm: Arm, cfg: Config) -> None:
         if column.partition("/level")[0] not in MEASURED:
             raise UserError(f"columns={column}: expo diagnose does not measure it; use one of {', '.join(MEASURED)}")
         return
-    found = re.fullmatch(r"(?:pass|sound)@(\d+)(?:/level(\d+))?", column)
+    found = re.fullmatch(r"(?:pass|sound)@(\d+)(?:/level([^/]+))?", column)
     if found is None:
         raise UserError(f"columns={column}: not a column; use pass@K or pass@K/levelN, or sound@K on the ladder")
     if column.startswith("sound@") and not cfg.dataset.is_ladder:
@@ -267,7 +267,7 @@ def _check_column(column: str, arm: Arm, cfg: Config) -> None:
             f"columns={column}: only {samples} samples per problem; set evaluation.samples={found[1]} or more"
         )
     levels = cfg.dataset.eval_levels or cfg.dataset.levels or cfg.dataset.known_levels
-    if found[2] and levels and int(found[2]) not in levels:
+    if found[2] and levels and found[2] not in map(str, levels):
         raise UserError(
             f"columns={column}: {cfg.dataset.name} is evaluated on levels {levels}; set dataset.eval_levels"
         )

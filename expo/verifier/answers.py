@@ -1,11 +1,18 @@
-"""What the final answer of a completion is, and whether it equals the gold answer. Imports no torch: workers import it."""
+"""Whether a final answer equals the gold answer: by its kind, and where that is algebra, by math-verify in a worker.
+
+Imports no torch: workers import it.
+"""
 
 import re
 from enum import StrEnum
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
 from expo.verifier import forms
+from expo.verifier.kinds import KINDS, Kind, kind_of
+from expo.verifier.numbers import is_arithmetic, number, numbers_in_a_row, quantity
+from expo.verifier.spelling import bare, spelled
 
 
 class Verdict(StrEnum):
@@ -15,82 +22,162 @@ class Verdict(StrEnum):
     TIMEOUT = "timeout"
 
 
-LONGEST_TEXT = 200_000
+AUTO = "auto"  # the gold answer itself says its kind
 
 
-def last_boxed(text: str) -> str | None:
-    r"""Return the content of the last `\boxed{}` (or `\fbox{}`) that closes, nested braces included; None where there is none.
-
-    One pass with a stack. Of a text of more than LONGEST_TEXT characters its end is read. `\boxed5` is `\boxed{5}`.
-    """
-    text = text[-LONGEST_TEXT:]
-    found: tuple[int, int] | None = None
-    stack: list[tuple[int, bool]] = []  # (start of the content, whether it is a box)
-    for token in re.finditer(r"\\(?:boxed|fbox)\s*(?:\{|(-?\d(?:[\d.,/]*\d)?))|\\.|[{}]", text, re.DOTALL):
-        if token[1] is not None:
-            found = token.span(1)
-        elif token[0] == "}" and stack:
-            start, box = stack.pop()
-            if box and (found is None or start > found[0]):
-                found = (start, token.start())
-        elif token[0].endswith("{") and token[0] != r"\{":
-            stack.append((token.end(), token[0] != "{"))
-    return text[slice(*found)].strip() if found else None
+def kind_for(gold: str, kind: str = AUTO) -> Kind:
+    """Return the kind by which answers are compared with a gold answer. Args: kind, a key of KINDS, or AUTO."""
+    return KINDS[kind_of(gold) if kind == AUTO else kind]
 
 
-def normalized(answer: str) -> str:
-    r"""Return the answer without what never changes its value: white space, math delimiters, `\left`/`\right`, a final period."""
-    answer = re.sub(r"\\(?:left|right)(?![a-zA-Z])|\$", "", answer)
-    answer = re.sub(r"(?:\\[!,;: ]|\s)+", " ", answer)
-    # Between two words or numbers a space means something: "1 1/2" is not "11/2".
-    answer = re.sub(r"(?<!\w) +| +(?!\w)", "", answer)
-    return answer.replace(r"\dfrac", r"\frac").replace(r"\tfrac", r"\frac").removesuffix(".")
-
-
-# Integers, and bracketed integers or tuples of them: of one kind, they are equal exactly where the digits are.
-_INTEGER = r"(?:0|-?[1-9][0-9]{0,15})"
-_PLAIN = [re.compile(_INTEGER), re.compile(rf"\({_INTEGER}(?:,{_INTEGER})*\)")]
-
-
-def fast_verdict(answer: str, gold: str) -> Verdict | None:
-    """Return the verdict where comparing strings settles it; None where math-verify has to look."""
-    ours, theirs = normalized(forms.plain(answer)), normalized(forms.plain(gold))
-    if normalized(answer) == normalized(gold) or (ours and ours == theirs):
+def fast_verdict(answer: str, gold: str, kind: str = AUTO) -> Verdict | None:
+    """Return the verdict where the kind of the gold answer settles it; None where math-verify has to look."""
+    if answer == gold and answer:
         return Verdict.CORRECT
-    if _is_words(theirs) and ours.lower() == theirs.lower():
+    if not (ours := bare(answer)):
+        return Verdict.UNPARSEABLE
+    how = kind_for(gold, kind)
+    if how.name not in ("exact", "json") and _compact(ours) == _compact(bare(gold)):
         return Verdict.CORRECT
-    if any(kind.fullmatch(ours) and kind.fullmatch(theirs) for kind in _PLAIN) or forms.refuses(answer, gold):
+    verdict = _by_form(answer, gold, how)
+    if verdict is not None or not how.algebra:
+        return verdict or Verdict.INCORRECT
+    plain, wanted = spelled(answer), spelled(gold)
+    if forms.refuses(plain, wanted) or (how.numeric and (numbers_in_a_row(answer) or is_arithmetic(answer))):
         return Verdict.INCORRECT
-    return None if ours else Verdict.UNPARSEABLE
+    return None
 
 
-def _is_words(text: str) -> bool:
-    """Return whether a text has a word and no LaTeX: capital letters make no difference then."""
-    return "\\" not in text and re.search("[a-zA-Z]{3}", text) is not None
+def _by_form(answer: str, gold: str, how: Kind) -> Verdict | None:
+    """Return the verdict that follows from what both state; None where one of them has no such form."""
+    form = how.form
+    if form is None or (wanted := form(gold)) is None:
+        return None
+    stated = form(answer)
+    if stated is None and how.numeric and "=" in answer:
+        *before, last = forms.sides(spelled(answer), spelled(gold))
+        # x = 5, 2 + 3 = 5: a name says whose value it is, and what is no plain number is math-verify's to say.
+        if all(forms.names(side) or quantity(side) == quantity(last) for side in before):
+            stated = form(last)
+    return None if stated is None else Verdict.CORRECT if how.same(stated, wanted) else Verdict.INCORRECT
+
+
+def _compact(text: str) -> str:
+    """Return the text without spaces, but between two words or numbers, where one means something: "1 1/2" is not "11/2"."""
+    return re.sub(r"(?<!\w) +| +(?!\w)", "", text)
 
 
 @lru_cache(maxsize=4096)
-def judge(answer: str, gold: str) -> Verdict:
+def judge(answer: str, gold: str, kind: str = AUTO) -> Verdict:
     """Return the verdict of math-verify. Runs in a worker. Cached, because a group often gives the same wrong answer many times."""
-    from math_verify import parse, verify
+    from math_verify import parse
+    from sympy import Rational
 
+    answer, gold, how = spelled(answer), spelled(gold), kind_for(gold, kind)
+    wanted = quantity(gold) if how.numeric else None
     # Without its own alarm-based limits: the kill is the limit, and nothing escapes it.
-    golds = parse(rf"\boxed{{{forms.readable(gold)}}}", parsing_timeout=None)
+    golds = (
+        [Rational(wanted.number.value.numerator, wanted.number.value.denominator)]
+        if wanted
+        else parse(rf"\boxed{{{forms.readable(gold)}}}", parsing_timeout=None)
+    )
     *before, last = forms.sides(forms.readable(answer), gold)
-    answers = parse(rf"\boxed{{{last}}}", parsing_timeout=None)
-    if not answers:
-        return Verdict.UNPARSEABLE
+    answers = _parsed(last)
+    if not answers or not golds:
+        return Verdict.INCORRECT if answers else Verdict.UNPARSEABLE
     if _is_finite_number(golds) and _has_infinity(answers):
         return Verdict.INCORRECT  # sympy's word on 12 == oo**oo depends on the hash seed
-    sides = [parse(rf"\boxed{{{text}}}", parsing_timeout=None) for text in before if not forms.names(text)]
-    numbers = [side for side in sides if _is_finite_number(side)]
-    # In this direction only: taken as the gold answer, what a model writes can equal any number.
-    right = all(verify(golds, side, timeout_seconds=None) for side in (answers, *numbers))
+    texts = [(text, found) for text in before if not forms.names(text) and _is_finite_number(found := _parsed(text))]
+    right = all(_same(golds, found, gold, text) for text, found in [(last, answers), *texts])
     return Verdict.CORRECT if right else Verdict.INCORRECT
 
 
+def _parsed(text: str) -> list[Any]:
+    r"""Return what math-verify reads in a text. A plain number is our own: `1e-05` is no `e - 5`."""
+    from math_verify import parse
+    from sympy import Rational
+
+    if (found := number(text)) is not None:
+        return [Rational(found.value.numerator, found.value.denominator)]
+    parsed: list[Any] = parse(rf"\boxed{{{text}}}", parsing_timeout=None)
+    return parsed
+
+
+def _same(golds: list[Any], answers: list[Any], gold: str, answer: str) -> bool:
+    """Return whether math-verify takes the answer for the gold answer, and no number in it is only nearly the same.
+
+    It rounds to six places and drops what is smaller than 1e-15: 2^-99 is 2^-98 to it. In this direction only: taken as the gold
+    answer, what a model writes can equal any number.
+    """
+    from math_verify import verify
+
+    if _is_finite_number(golds) and _is_finite_number(answers):
+        return _same_value(golds[0], answers[0], gold, answer)
+    if verify(golds, answers, timeout_seconds=None):
+        return _no_leaf_differs(golds[0], answers[0])
+    return _same_for_counts(golds[0], answers[0])
+
+
+def _same_value(wanted: Any, stated: Any, gold: str, answer: str) -> bool:
+    """Return whether two finite numbers are equal; a decimal of enough digits may stand for what has no end."""
+    from sympy import Float, N, nsimplify
+
+    exact = [nsimplify(x.doit(), rational=True) if x.has(Float) else x.doit() for x in (wanted, stated)]
+    difference = exact[0] - exact[1]
+    if difference.is_zero or difference.equals(0):
+        return True
+    for text, other in ((answer, exact[0]), (gold, exact[1])):
+        decimal = number(text)
+        endless = decimal is not None and other.is_real and not other.is_Rational
+        if decimal is not None and endless and decimal.stands_for(Fraction(str(N(other, 60)))):
+            return True
+    return False
+
+
+def _no_leaf_differs(wanted: Any, stated: Any) -> bool:
+    """Return whether no two numbers that stand in the same place of both differ; where the places differ, nothing is said."""
+    from sympy import Expr, FiniteSet, Float, Interval, MatrixBase, Tuple
+
+    if wanted == stated:
+        return True
+    if _finite(wanted) and _finite(stated):
+        return _same_value(wanted, stated, "", "") or bool(
+            abs(wanted - stated) <= abs(wanted) / 10**6 and stated.has(Float)
+        )
+    if isinstance(wanted, MatrixBase) and isinstance(stated, MatrixBase):
+        return all(map(_no_leaf_differs, wanted.flat(), stated.flat()))
+    if isinstance(wanted, Interval) and isinstance(stated, Interval):
+        return _no_leaf_differs(wanted.start, stated.start) and _no_leaf_differs(wanted.end, stated.end)
+    if isinstance(wanted, FiniteSet) and isinstance(stated, FiniteSet) and all(map(_finite, [*wanted, *stated])):
+        return all(any(_no_leaf_differs(w, s) for s in stated) for w in wanted)
+    if isinstance(wanted, Tuple) and isinstance(stated, Tuple):
+        return all(map(_no_leaf_differs, wanted, stated))
+    if isinstance(wanted, Expr) and isinstance(stated, Expr):
+        return (wanted - stated).equals(0) is not False
+    return True
+
+
+COUNTS = ("n", "m", "k", "N")  # names of what is counted, and so positive
+
+
+def _same_for_counts(wanted: Any, stated: Any) -> bool:
+    r"""Return whether two expressions of counts alone are equal for positive ones, as `\sqrt{1/n}` and `1/\sqrt n` are."""
+    from sympy import Expr, Symbol, simplify
+
+    if not (isinstance(wanted, Expr) and isinstance(stated, Expr)) or wanted.free_symbols != stated.free_symbols:
+        return False
+    if not wanted.free_symbols or any(symbol.name not in COUNTS for symbol in wanted.free_symbols):
+        return False
+    positive = {symbol: Symbol(symbol.name, positive=True) for symbol in wanted.free_symbols}
+    return bool(simplify(wanted.subs(positive) - stated.subs(positive)) == 0)
+
+
 def _is_finite_number(parsed: list[Any]) -> bool:
-    return bool(parsed) and bool(getattr(parsed[0], "is_number", False)) and bool(parsed[0].is_finite)
+    return bool(parsed) and _finite(parsed[0])
+
+
+def _finite(parsed: Any) -> bool:
+    return bool(getattr(parsed, "is_number", False)) and bool(parsed.is_finite)
 
 
 def _has_infinity(parsed: list[Any]) -> bool:

@@ -1,62 +1,23 @@
 r"""What an answer states, beside its value: relations, units, bases, brackets. math-verify looks at values alone.
 
-It takes "13=12", "\neq 12", "12_8" and "12\text{ is not the answer}" for 12, and "6\text{ PM}" for "6\text{ AM}": holes that
-reinforcement learning finds. `plain` takes away what changes no value; `refuses` says where two answers state different things.
+It takes "13=12", "\neq 12", "12_8" and "12\text{ is not the answer}" for 12, and a set for a tuple: holes that reinforcement learning
+finds. `refuses` says where two answers state different things. All texts here are `spelled`.
 """
 
 import re
 
-_TEXT = r"\\(?:text|textbf|textit|textrm|mbox|mathrm|operatorname)\s*\{([^{}]*)\}"
-_INVISIBLE = r"\\[hv]?phantom\s*\{[^{}]*\}"
-_SPACES = r"\\(?:[!,;:> ]|quad\b|qquad\b)|~|\\\\\s*$"
-_LEADING = r"(?:so|thus|hence|therefore)?,?\s*(?:(?:the|my|our)\s+)?(?:final\s+)?answer\s*(?:is|:|=)\s*:?"
-_RELATION = r"\\(?:not|neq?|leq?|geq?|leqslant|geqslant|lt|gt|to|rightarrow|Rightarrow|implies|iff|approx|sim|equiv|cong|propto|subset|subseteq|in|notin|mid)(?![a-zA-Z])|[<>≤≥≠≈→]|(?<![\w)])!=|:="
-_DOTS = r"\\(?:[lc]?dots|dots[cbmio])(?![a-zA-Z])|\.\.\.|…"
+from expo.verifier.numbers import FUNCTIONS, TURNS, UNITS
+from expo.verifier.spelling import INVISIBLE, TEXT, bare
+
+_RELATION = r"\\(?:not|neq?|leq?|geq?|leqslant|geqslant|lt|gt|to|rightarrow|Rightarrow|implies|iff|approx|sim|equiv|cong|propto|subset|subseteq|in|notin|mid)(?![a-zA-Z])|[<>]|(?<![\w)])!=|:="
+_DOTS = r"\\(?:[lc]?dots|dots[cbmio])(?![a-zA-Z])|\.\.\."
 _BASE = r"(?<=\d)_\{?(?:\\text\{)?\s*(\d+|[a-z]{3,})"
-# Words that make of a value with words another statement than the value.
-_TURNS = frozenset(
-    [
-        "not",
-        "no",
-        "never",
-        "isn",
-        "wrong",
-        "false",
-        "and",
-        "or",
-        "but",
-        "than",
-        "least",
-        "most",
-        "except",
-        "unless",
-        "minus",
-        "plus",
-        "incorrect",
-    ]
-)
-# Units that are written in several ways.
-_UNITS = {
-    "in": "inch", "inches": "inch", "ft": "foot", "feet": "foot", "yd": "yard", "mi": "mile", "cm": "centimeter", "mm": "millimeter",
-    "km": "kilometer", "m": "meter", "kg": "kilogram", "g": "gram", "lb": "pound", "lbs": "pound", "oz": "ounce", "sec": "second",
-    "s": "second", "min": "minute", "hr": "hour", "hrs": "hour", "h": "hour", "l": "liter", "ml": "milliliter", "sq": "square",
-    "deg": "degree", "cents": "cent", "a": "am", "p": "pm",
-}  # fmt: skip
-
-
-def plain(answer: str) -> str:
-    r"""Return the answer without what never changes its value: spacing, invisible parts, `\text{}` around words, "the answer is", a
-    percent sign (MATH's own graders drop it), a final period."""
-    answer = re.sub(_INVISIBLE, "", answer)
-    answer = re.sub(_SPACES, " ", answer)
-    answer = re.sub(_TEXT, r" \1 ", answer)
-    answer = re.sub(rf"^\s*{_LEADING}", "", answer, flags=re.IGNORECASE)
-    return re.sub(r"\\?%", "", answer).strip().removesuffix(".").strip()
+_LESS, _MORE = r"(<|\\lt|\\leq?(?:slant)?)(?![a-zA-Z])", r"(>|\\gt|\\geq?(?:slant)?)(?![a-zA-Z])"
 
 
 def readable(answer: str) -> str:
-    """Return the answer as math-verify is to read it: without invisible parts and percent signs."""
-    return re.sub(r"\\?%", "", re.sub(_INVISIBLE, "", answer))
+    """Return the answer as math-verify is to read it: without invisible parts and percent signs (MATH's own graders drop them)."""
+    return re.sub(r"\\?%", "", re.sub(INVISIBLE, "", answer))
 
 
 def refuses(answer: str, gold: str) -> bool:
@@ -68,14 +29,32 @@ def sides(answer: str, gold: str) -> list[str]:
     r"""Return the sides of an equation, such as `x + y = 2 + 3 = 5`. The last is the answer; a number before it must equal it, and a
     name (`x`, `\angle A`, `P(X = 2)`) says whose value it is.
 
-    An answer to a gold answer that is an equation itself, or a list, is one side; so is the set in `x \in S`.
+    An answer to a gold answer that is an equation itself, or a list, is one side; so is the set in `x \in S`, and the interval
+    of an inequality.
     """
     member = re.fullmatch(r"\s*[a-zA-Z]\s*\\in(?![a-zA-Z])(.*)", answer, re.DOTALL)
     if member and "in" not in gold:
         return [member[1]]
+    if re.search(r"[\[(].*,.*[\])]", gold) and (interval := _interval(bare(answer))):
+        return [interval]
     whole = re.search("[=,]", gold) or "," in answer or re.search(_RELATION, answer)
     # Not within brackets: P(X = 2).
     return [answer] if whole else re.split(r"=(?![^(]*\))", answer)
+
+
+def _interval(text: str) -> str | None:
+    r"""Return the interval of `1 \le x < 2`, `x \ge 5`; None for anything else."""
+    if both := re.fullmatch(rf"([^<>\\]+?)\s*{_LESS}\s*[a-zA-Z]\s*{_LESS}\s*(.+)", text):
+        return (
+            ("(" if both[2] in ("<", r"\lt") else "[")
+            + f"{both[1]},{both[4]}"
+            + (")" if both[3] in ("<", r"\lt") else "]")
+        )
+    if less := re.fullmatch(rf"[a-zA-Z]\s*{_LESS}\s*(.+)", text):
+        return rf"(-\infty,{less[2]}" + (")" if less[1] in ("<", r"\lt") else "]")
+    if more := re.fullmatch(rf"[a-zA-Z]\s*{_MORE}\s*(.+)", text):
+        return ("(" if more[1] in (">", r"\gt") else "[") + rf"{more[2]},\infty)"
+    return None
 
 
 def names(side: str) -> bool:
@@ -121,19 +100,17 @@ def _words(answer: str, gold: str) -> bool:
         ours = [word for word in ours if word not in ("and", "or")]
     if ours and theirs:
         return _has_digit(answer) and _has_digit(gold) and ours != theirs
-    return bool(set(ours) & _TURNS) or (_has_digit(gold) and len(ours) > 4)
+    return bool(set(ours) & TURNS) or (_has_digit(gold) and len(ours) > 4)
 
 
 def _units(text: str) -> list[str]:
     """Return the words of an answer, lower case and without a plural s; variables, functions and commands are none."""
-    worded = " ".join(re.findall(_TEXT, text)) if "\\" in text else re.sub(r"\b[a-zA-Z]\s*\(", " ", text)
+    worded = " ".join(re.findall(TEXT, text)) if "\\" in text else re.sub(r"\b[a-zA-Z]\s*\(", " ", text)
     words = re.findall(r"[a-zA-Z]+", worded.lower().replace("a.m.", "am").replace("p.m.", "pm"))
     if "\\" not in text:
-        words = [
-            word for word in words if len(word) > 1 and word not in ("sin", "cos", "tan", "log", "ln", "sqrt", "pi")
-        ]
-    named = [_UNITS.get(word, word) for word in words]
-    return sorted(word.removesuffix("s") if len(word) > 3 and word not in _TURNS else word for word in named)
+        words = [word for word in words if len(word) > 1 and word not in FUNCTIONS]
+    named = [UNITS.get(word, word) for word in words]
+    return sorted(word.removesuffix("s") if len(word) > 3 and word not in TURNS else word for word in named)
 
 
 def _has_digit(text: str) -> bool:

@@ -1,4 +1,4 @@
-"""Is a completion's final answer right? math-verify in worker processes that can be killed.
+"""Is a completion's final answer right? What takes long is judged in worker processes that can be killed.
 
 An answer costs at most `verifier.timeout_s` of a worker's CPU time and `verifier.memory_mb` of memory, whatever it holds, and holds
 up nothing but itself. Works from any thread.
@@ -15,9 +15,12 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from expo.config import VerifierConf
+from expo.config import VerifierConf, build
+from expo.data.problem import Problem
 from expo.devices.ranks import ALONE, Ranks
-from expo.verifier.answers import Verdict, fast_verdict, last_boxed
+from expo.verifier.answers import Verdict
+from expo.verifier.extraction import Extraction, extraction
+from expo.verifier.judges import Judge, Task
 from expo.verifier.worker import CONFINES, Worker
 
 log = logging.getLogger(__name__)
@@ -37,29 +40,41 @@ class Verifier:
     conf: VerifierConf = field(default_factory=VerifierConf)
     ranks: Ranks = ALONE
     peak_mb: float = field(default=0.0, init=False)  # of the largest worker so far
-    _tasks: "queue.SimpleQueue[tuple[str, str, Future[Verdict]] | None]" = field(
+    judge: Judge = field(init=False)
+    extraction: Extraction = field(init=False)
+    _tasks: "queue.SimpleQueue[tuple[Task, Future[Verdict]] | None]" = field(
         default_factory=queue.SimpleQueue, init=False
     )
+    _raised: set[str] = field(default_factory=set, init=False)
     _threads: list[threading.Thread] = field(default_factory=list, init=False)
     _lock: Any = field(default_factory=threading.Lock, init=False)
 
-    def submit(self, completion: str, gold: str) -> "Future[Verdict]":
-        """Judge one completion. The future ends in a Verdict, or in VerifierError where no worker can be started."""
+    def __post_init__(self) -> None:
+        self.judge = build(self.conf, of=Judge)
+        self.extraction = extraction(self.conf.extract)
+
+    def submit(self, completion: str, problem: Problem | str) -> "Future[Verdict]":
+        """Judge one completion. The future ends in a Verdict, or in VerifierError where no worker can be started.
+
+        Args: problem, or its gold answer alone.
+        """
+        if isinstance(problem, str):
+            problem = Problem("", "", problem)
         result: Future[Verdict] = Future()
-        answer = last_boxed(completion)
+        answer = self.extraction.of(completion)
         if not answer or len(answer) > self.conf.max_answer_chars:
             result.set_result(Verdict.UNPARSEABLE)
-        elif (fast := fast_verdict(answer, gold)) is not None:
-            result.set_result(fast)
+        elif (known := self.judge.settle(answer, problem)) is not None:
+            result.set_result(known)
         else:
             self._start()
-            self._tasks.put((answer, gold, result))
+            self._tasks.put((self.judge.task(answer, problem), result))
         return result
 
-    def verify(self, completions: Sequence[str], golds: Sequence[str]) -> list[Verdict]:
+    def verify(self, completions: Sequence[str], problems: Sequence[Problem | str]) -> list[Verdict]:
         """Return the verdicts in order, all judged at once by the workers."""
-        pairs = self.ranks.own(list(zip(completions, golds, strict=True)))
-        return self.ranks.whole([future.result() for future in [self.submit(c, g) for c, g in pairs]])
+        pairs = self.ranks.own(list(zip(completions, problems, strict=True)))
+        return self.ranks.whole([future.result() for future in [self.submit(c, p) for c, p in pairs]])
 
     def drop(self) -> None:
         """Judge nothing more of what is queued."""
@@ -98,11 +113,12 @@ class Verifier:
     def _serve(self) -> None:
         worker = None
         while (task := self._tasks.get()) is not None:
-            answer, gold, result = task
+            (function, arguments), result = task
             try:
                 worker = worker or Worker(self.conf.memory_mb)
-                verdict, peak_mb = worker.judge(answer, gold, self.conf.timeout_s)
+                verdict, peak_mb, raised = worker.judge(function, arguments, self.conf.timeout_s)
                 self.peak_mb = max(self.peak_mb, peak_mb)
+                self._tell(function, raised)
                 result.set_result(verdict)
             except (
                 Exception
@@ -113,6 +129,12 @@ class Verifier:
                 result.set_exception(VerifierError(f"no worker process can judge: {error!r}"))
         if worker is not None:
             worker.kill()
+
+    def _tell(self, function: str, raised: str) -> None:
+        """Say what a judge of one's own raised, once: the answer counts as unparseable. math-verify raises on much that is no answer."""
+        if raised and raised not in self._raised and not function.startswith("expo."):
+            self._raised.add(raised)
+            log.warning("verifier.function=%s: raised %s; such an answer counts as unparseable", function, raised)
 
 
 # Verifiers with threads: Python cannot end while a worker process lives, and a worker ignores SIGTERM.

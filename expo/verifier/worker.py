@@ -19,7 +19,8 @@ from typing import Any
 
 import psutil
 
-from expo.verifier.answers import Verdict, judge
+from expo.verifier.answers import Verdict
+from expo.verifier.judges import function_at, verdict_of
 
 START_LIMIT_S = 60
 BACKSTOP = 5  # wall-clock time per CPU time that a worker may take
@@ -72,12 +73,16 @@ class Worker:
         return True
 
     def kill(self) -> None:
+        """End the process, and what a judge of one's own has started in it."""
+        if self.process.pid is not None:
+            with suppress(ProcessLookupError, PermissionError):  # gone, or not ready yet: then it leads no group
+                os.killpg(self.process.pid, signal.SIGKILL)
         self.process.kill()
         self.process.join()
         self.pipe.close()
 
-    def judge(self, answer: str, gold: str, timeout_s: float) -> tuple[Verdict, float]:
-        """Return the verdict and the worker's peak memory in MiB.
+    def judge(self, function: str, arguments: tuple[Any, ...], timeout_s: float) -> tuple[Verdict, float, str]:
+        """Return the verdict of a function, the worker's peak memory in MiB, and what the function raised ("": nothing).
 
         `timeout_s` is the worker's own CPU time, so that a busy machine changes no verdict; of wall-clock time it has
         BACKSTOP times as much, and LEAST_BACKSTOP_S at least, for what hangs without working. What may not be the answer's doing is judged once more: a
@@ -88,9 +93,9 @@ class Worker:
                 self._spawn()
             again = not last
             try:
-                self.pipe.send((answer, gold))
+                self.pipe.send((function, arguments))
                 if self._wait(timeout_s):
-                    judged: tuple[Verdict, float] = self.pipe.recv()
+                    judged: tuple[Verdict, float, str] = self.pipe.recv()
                     return judged
                 verdict, again = Verdict.TIMEOUT, False
             except TimeoutError:
@@ -102,7 +107,7 @@ class Worker:
             self._spawn()
             if not again:
                 break
-        return verdict, peak_mb
+        return verdict, peak_mb, ""
 
 
 _MAIN = threading.Lock()
@@ -168,6 +173,7 @@ def work(pipe: Connection, memory_mb: int) -> None:
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns at each call that its own limits are off
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the parent's to handle; it ends its workers itself
+    os.setpgid(0, 0)  # so that what a judge of one's own starts ends with it
     _let_go_of_the_forkserver()
     if CONFINES:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: not even a hung worker outlives a killed trainer
@@ -177,10 +183,11 @@ def work(pipe: Connection, memory_mb: int) -> None:
     with suppress(EOFError, OSError):  # the parent is gone
         pipe.send("ready")
         while True:
-            answer, gold = pipe.recv()
+            function, arguments = pipe.recv()
+            raised = ""
             try:
-                verdict = judge(answer, gold)
-            except (Exception, RecursionError, MemoryError):
+                verdict = verdict_of(function_at(function)(*arguments))
+            except (Exception, RecursionError, MemoryError) as error:
                 # Whatever a parser raises on what a model wrote, the answer is one that cannot be read.
-                verdict = Verdict.UNPARSEABLE
-            pipe.send((verdict, _peak_mb(os.getpid())))
+                verdict, raised = Verdict.UNPARSEABLE, f"{type(error).__name__}: {error}"[:200]
+            pipe.send((verdict, _peak_mb(os.getpid()), raised))

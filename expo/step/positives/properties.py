@@ -7,6 +7,7 @@ completion, log π(a*|q, c) - log π(a*|q, c_own), the *answer lift*.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from statistics import median
 
 import torch
@@ -14,8 +15,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from expo.devices.ranks import ALONE, Ranks
+from expo.model.policy import causal_lm
 from expo.model.prompts import Prompts
 from expo.model.scoring import token_batch, token_logp
+from expo.rollout.engine import eos_ids
 from expo.step.experience import Batch, Candidate, Group
 
 Ids = Sequence[int]
@@ -32,6 +35,11 @@ class Scorer:
     prompts: Prompts
     micro_batch_size: int
     ranks: Ranks = ALONE
+
+    @cached_property
+    def ends(self) -> list[int]:
+        """Return the tokens that end a completion."""
+        return eos_ids(causal_lm(self.model), self.tokenizer)
 
     def logp(self, prompts: Sequence[Ids], completions: Sequence[Ids]) -> Tensor:
         """Return log π(c|q), summed over tokens: `[N]`, in nats."""
@@ -76,7 +84,7 @@ class Scorer:
         Where it has none, the reasoning is all of it; of one that was cut off, all up to its last whole sentence or step.
         """
         ids = list(completion)
-        ended = bool(ids) and ids[-1] == self.tokenizer.eos_token_id
+        ended = bool(ids) and ids[-1] in self.ends
         if ended:
             ids.pop()
         text = self.text(ids)

@@ -18,14 +18,13 @@ from expo.config import (
     functions_of,
 )
 from expo.data.problem import Problem
-from expo.model.prompts import text_ids
 from expo.rollout.engine import Completion, Request
 from expo.rollout.noise import EXPLAIN, Key
 from expo.step.experience import Batch, Candidate, Group, Tools
 from expo.step.positives.filters import Written, rejection
 from expo.step.positives.schedules import GATES, SCHEDULES
 from expo.step.positives.selection import Limits, select
-from expo.verifier.answers import Verdict, last_boxed
+from expo.verifier.answers import Verdict
 
 Groups = Mapping[int, Group]  # judged groups by problem, as far as they are there
 
@@ -107,12 +106,11 @@ class ExpertSolution(WeightedSource):
         self, batch: Batch, groups: Groups, wanted: Sequence[int], explanations: Sequence[Completion], tools: Tools
     ) -> list[Candidate]:
         solutions = [(i, text) for i in wanted if (text := batch.problems[i].solution) is not None]
-        answers = [batch.problems[i].answer for i, _ in solutions]
-        verdicts = tools.verifier.verify([text for _, text in solutions], answers)
+        verdicts = tools.verifier.verify([text for _, text in solutions], [batch.problems[i] for i, _ in solutions])
         filters = [f for f in self.conf.filters if f != "early_answer"]  # an expert may begin with the answer
         found = []
         for (i, text), verdict in zip(solutions, verdicts, strict=True):
-            ids = text_ids(tools.tokenizer, text) + [tools.tokenizer.eos_token_id]
+            ids = tools.prompts.solution_ids(tools.tokenizer, text)
             truncated, p = len(ids) > tools.sampling.max_tokens, batch.problems[i]
             written = Written(text, p.question, p.answer, truncated, verdict)
             found.append(Candidate(i, ids, text, rejection(written, filters)))
@@ -132,9 +130,9 @@ class SelfExplanation(WeightedSource):
     def refreshes_snapshot(self, step: int) -> bool:
         return step % self.conf.snapshot_every == 0
 
-    def explained(self, batch: Batch, groups: Groups, wanted: Sequence[int]) -> dict[int, Problem]:
+    def explained(self, batch: Batch, groups: Groups, wanted: Sequence[int], tools: Tools) -> dict[int, Problem]:
         """Return the wanted problems with the answer that is shown, where there is one."""
-        shown = ((i, SHOWN[self.conf.shown_answer](batch, groups, i)) for i in wanted)
+        shown = ((i, SHOWN[self.conf.shown_answer](batch, groups, i, tools)) for i in wanted)
         return {i: replace(batch.problems[i], answer=answer) for i, answer in shown if answer is not None}
 
     def prompt_ids(self, problems: Sequence[Problem], tools: Tools) -> list[list[int]]:
@@ -152,15 +150,15 @@ class SelfExplanation(WeightedSource):
 
     def explainable(self, batch: Batch, groups: Groups, wanted: Sequence[int], tools: Tools) -> dict[int, Problem]:
         """Return those of `explained` that can be asked for."""
-        return self.explained(batch, groups, wanted)
+        return self.explained(batch, groups, wanted, tools)
 
     def candidates(
         self, batch: Batch, groups: Groups, wanted: Sequence[int], explanations: Sequence[Completion], tools: Tools
     ) -> list[Candidate]:
-        explained = self.explained(batch, groups, wanted)
+        explained = self.explained(batch, groups, wanted, tools)
         owners = [explained[c.problem] for c in explanations]
         texts = tools.texts([c.ids for c in explanations])
-        verdicts = tools.verifier.verify(texts, [p.answer for p in owners])
+        verdicts = tools.verifier.verify(texts, owners)
         found = []
         for p, c, text, verdict in zip(owners, explanations, texts, verdicts, strict=True):
             marker = tools.prompts.final_marker
@@ -178,9 +176,9 @@ class STaR(SelfExplanation):
 
     conf: StarConf
 
-    def explained(self, batch: Batch, groups: Groups, wanted: Sequence[int]) -> dict[int, Problem]:
+    def explained(self, batch: Batch, groups: Groups, wanted: Sequence[int], tools: Tools) -> dict[int, Problem]:
         # A group that is not there yet may come to be all wrong.
-        return super().explained(batch, groups, [i for i in wanted if i not in groups or groups[i].all_wrong])
+        return super().explained(batch, groups, [i for i in wanted if i not in groups or groups[i].all_wrong], tools)
 
     def candidates(
         self, batch: Batch, groups: Groups, wanted: Sequence[int], explanations: Sequence[Completion], tools: Tools
@@ -207,12 +205,12 @@ class ExpertParaphrase(SelfExplanation):
     def prompt_ids(self, problems: Sequence[Problem], tools: Tools) -> list[list[int]]:
         return tools.prompts.paraphrase_ids(tools.tokenizer, problems)
 
-    def explained(self, batch: Batch, groups: Groups, wanted: Sequence[int]) -> dict[int, Problem]:
-        return super().explained(batch, groups, [i for i in wanted if batch.problems[i].solution is not None])
+    def explained(self, batch: Batch, groups: Groups, wanted: Sequence[int], tools: Tools) -> dict[int, Problem]:
+        return super().explained(batch, groups, [i for i in wanted if batch.problems[i].solution is not None], tools)
 
     def explainable(self, batch: Batch, groups: Groups, wanted: Sequence[int], tools: Tools) -> dict[int, Problem]:
         """Return the problems for whose prompt, which shows the solution, an engine has room."""
-        explained = self.explained(batch, groups, wanted)
+        explained = self.explained(batch, groups, wanted, tools)
         ids = self.prompt_ids(list(explained.values()), tools)
         return {
             i: p for (i, p), prompt in zip(explained.items(), ids, strict=True) if len(prompt) <= tools.longest_prompt
@@ -222,7 +220,7 @@ class ExpertParaphrase(SelfExplanation):
         self, batch: Batch, groups: Groups, wanted: Sequence[int], explanations: Sequence[Completion], tools: Tools
     ) -> list[Candidate]:
         fitting = self.explainable(batch, groups, wanted, tools)
-        too_long = [i for i in self.explained(batch, groups, wanted) if i not in fitting]
+        too_long = [i for i in self.explained(batch, groups, wanted, tools) if i not in fitting]
         ratio = self.conf.length_ratio
 
         def matched(c: Candidate) -> bool:
@@ -239,24 +237,24 @@ def explanations_of(source: PositiveSource, batch: Batch, tools: Tools) -> list[
     return source.requests(batch, {}, range(len(batch.problems)), tools)
 
 
-def _true_answer(batch: Batch, groups: Groups, problem: int) -> str | None:
+def _true_answer(batch: Batch, groups: Groups, problem: int, tools: Tools) -> str | None:
     return batch.problems[problem].answer
 
 
-def _wrong_answer(batch: Batch, groups: Groups, problem: int) -> str | None:
+def _wrong_answer(batch: Batch, groups: Groups, problem: int, tools: Tools) -> str | None:
     """Return the final answer of the problem's first rollout that has a wrong one."""
     rows = zip(groups[problem].texts, groups[problem].verdicts, strict=True)
-    return next((last_boxed(text) for text, verdict in rows if verdict is Verdict.INCORRECT), None)
+    return next((tools.verifier.extraction.of(text) for text, verdict in rows if verdict is Verdict.INCORRECT), None)
 
 
-def _shuffled_answer(batch: Batch, groups: Groups, problem: int) -> str | None:
+def _shuffled_answer(batch: Batch, groups: Groups, problem: int, tools: Tools) -> str | None:
     """Return the answer of the step's next problem that has another one."""
     own, count = batch.problems[problem].answer, len(batch.problems)
     others = (batch.problems[(problem + shift) % count].answer for shift in range(1, count))
     return next((answer for answer in others if answer != own), None)
 
 
-Shown = Callable[[Batch, Groups, int], str | None]
+Shown = Callable[[Batch, Groups, int, Tools], str | None]
 SHOWN: dict[str, Shown] = functions_of(
     SelfExplanationConf, "shown_answer", {"true": _true_answer, "wrong": _wrong_answer, "shuffled": _shuffled_answer}
 )

@@ -1,0 +1,91 @@
+"""Where the final answer of a completion stands: `verifier.extract`. Imports no torch."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+LONGEST_TEXT = 200_000
+_NUMBER = r"(?<![\w.])[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?:/\d+)?"
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """How an answer is found in a text, and how a text states one so that it is found."""
+
+    find: Callable[[str], str | None]
+    state: str  # with {answer}
+
+    def of(self, text: str) -> str | None:
+        """Return the final answer of a text; None where it states none. Of more than LONGEST_TEXT characters the end is read."""
+        found = self.find(text[-LONGEST_TEXT:])
+        return None if found is None else found.strip()
+
+    def stated(self, answer: str) -> str:
+        """Return the text that states an answer."""
+        return self.state.replace("{answer}", answer)
+
+
+def last_boxed(text: str) -> str | None:
+    r"""Return the content of the last `\boxed{}` (or `\fbox{}`) that closes, nested braces included; None where there is none.
+
+    One pass with a stack. `\boxed5` is `\boxed{5}`.
+    """
+    text = text[-LONGEST_TEXT:]
+    found: tuple[int, int] | None = None
+    stack: list[tuple[int, bool]] = []  # (start of the content, whether it is a box)
+    for token in re.finditer(r"\\(?:boxed|fbox)\s*(?:\{|(-?\d(?:[\d.,/]*\d)?))|\\.|[{}]", text, re.DOTALL):
+        if token[1] is not None:
+            found = token.span(1)
+        elif token[0] == "}" and stack:
+            start, box = stack.pop()
+            if box and (found is None or start > found[0]):
+                found = (start, token.start())
+        elif token[0].endswith("{") and token[0] != r"\{":
+            stack.append((token.end(), token[0] != "{"))
+    return text[slice(*found)].strip() if found else None
+
+
+def _last(pattern: str) -> Callable[[str], str | None]:
+    """Return the function that finds the last match of a pattern: of that the first group where it has one."""
+    compiled = re.compile(pattern, re.DOTALL)
+
+    def find(text: str) -> str | None:
+        matches = list(compiled.finditer(text))
+        return (matches[-1][1 if compiled.groups else 0] or "") if matches else None
+
+    return find
+
+
+def _after(mark: str) -> Extraction:
+    return Extraction(_last(rf"{re.escape(mark)}[*_ \t]*([^\n]*)"), f"{mark} {{answer}}")
+
+
+def _tag(name: str) -> Extraction:
+    return Extraction(
+        _last(rf"<{re.escape(name)}>((?:(?!<{re.escape(name)}>).)*?)</{re.escape(name)}>"),
+        f"<{name}>{{answer}}</{name}>",
+    )
+
+
+# By name, those that take no argument; then those that take one, after a colon.
+ALONE = {
+    "boxed": Extraction(last_boxed, r"\boxed{{answer}}"),
+    "last_number": Extraction(_last(_NUMBER), "{answer}"),
+    "whole": Extraction(lambda text: text, "{answer}"),
+}
+WITH_ARGUMENT: dict[str, Callable[[str], Extraction]] = {
+    "after": _after,
+    "tag": _tag,
+    "regex": lambda pattern: Extraction(_last(pattern), "{answer}"),
+}
+
+
+def extraction(how: str) -> Extraction:
+    """Return what a value of `verifier.extract` names. Raises ValueError for one that names nothing, re.error for a wrong pattern."""
+    name, colon, argument = how.partition(":")
+    argument = re.sub(r"^(['\"])(.*)\1$", r"\2", argument)
+    if not colon and name in ALONE:
+        return ALONE[name]
+    if argument and name in WITH_ARGUMENT:
+        return WITH_ARGUMENT[name](argument)
+    raise ValueError(f"is none of {', '.join([*ALONE, *(f'{name}:…' for name in WITH_ARGUMENT)])}")

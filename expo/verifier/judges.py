@@ -1,0 +1,111 @@
+"""Who says whether an answer is right: `verifier=`. A judge of one's own is a function (`verifier=python`), or a class like these.
+
+Imports no torch: workers import it.
+"""
+
+import importlib
+import re
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from expo.config import PythonVerifierConf, VerifierConf
+from expo.config.errors import UserError
+from expo.data.problem import Problem
+from expo.verifier.answers import AUTO, Verdict, fast_verdict, judge
+
+# The import path of a function, and its arguments. A worker calls it: what it returns is a verdict.
+Task = tuple[str, tuple[Any, ...]]
+
+
+class Judge(Protocol):
+    """Compares the final answer of a completion with a problem's."""
+
+    accepts_itself: bool  # whether the gold answer must be right about itself: each row is asked that when it is read
+
+    def settle(self, answer: str, problem: Problem) -> Verdict | None:
+        """Return the verdict where it is known at once; None where a worker has to look."""
+
+    def task(self, answer: str, problem: Problem) -> Task:
+        """Return what a worker is to call."""
+
+
+class ByKind:
+    """Compares by the kind of the gold answer: `verifier=math`, `exact`, `choice`, `json`."""
+
+    accepts_itself = True
+
+    def __init__(self, conf: VerifierConf):
+        self.conf = conf
+
+    def kind(self, problem: Problem) -> str:
+        """Return the kind that a problem's answer is compared by, or AUTO."""
+        return problem.kind if self.conf.kind == AUTO else self.conf.kind
+
+    def settle(self, answer: str, problem: Problem) -> Verdict | None:
+        return fast_verdict(answer, problem.answer, self.kind(problem))
+
+    def task(self, answer: str, problem: Problem) -> Task:
+        return f"{judge.__module__}.{judge.__name__}", (answer, problem.answer, self.kind(problem))
+
+
+class Matching:
+    """Takes the gold answer for a regular expression that the whole answer has to match: `verifier=regex`."""
+
+    accepts_itself = False
+
+    def __init__(self, conf: VerifierConf):
+        self.conf = conf
+
+    def settle(self, answer: str, problem: Problem) -> Verdict | None:
+        return None  # some patterns take for ever: a worker can be killed
+
+    def task(self, answer: str, problem: Problem) -> Task:
+        return f"{__name__}.matches", (answer, problem.answer)
+
+
+def matches(answer: str, pattern: str) -> bool:
+    """Return whether the whole answer matches a pattern."""
+    return re.fullmatch(pattern, answer, re.DOTALL) is not None
+
+
+class ByFunction:
+    """Asks a function `judge(answer, problem) -> bool | None` of one's own: `verifier=python verifier.function=package.module.name`.
+
+    True is right, False is wrong, None is no answer; of a number, 1 or more is right.
+    """
+
+    accepts_itself = False
+
+    def __init__(self, conf: PythonVerifierConf):
+        self.conf = conf
+        try:
+            function_at(conf.function)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise UserError(
+                f"verifier.function={conf.function}: cannot be imported ({error}); give package.module.name of a function, "
+                "and name its package in EXPO_PLUGINS where it stands in the working folder"
+            ) from error
+
+    def settle(self, answer: str, problem: Problem) -> Verdict | None:
+        return None
+
+    def task(self, answer: str, problem: Problem) -> Task:
+        return self.conf.function, (answer, problem)
+
+
+def function_at(path: str) -> Callable[..., Any]:
+    """Import a function. Args: path, `package.module.name`."""
+    module, _, name = path.rpartition(".")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return found
+
+
+def verdict_of(found: Any) -> Verdict:
+    """Return as a verdict what a judge's function returned. Raises TypeError for what is none."""
+    if isinstance(found, Verdict):
+        return found
+    if found is None:
+        return Verdict.UNPARSEABLE
+    if isinstance(found, bool | int | float):
+        return Verdict.CORRECT if found >= 1 else Verdict.INCORRECT
+    raise TypeError(f"a judge returns True, False, None or a number, not {found!r}")

@@ -1,0 +1,99 @@
+r"""One spelling of what can be written in several: Unicode, HTML, Markdown, LaTeX's spaces. Both sides of a comparison go through it.
+
+Imports no torch: workers import it.
+"""
+
+import html
+import re
+import unicodedata
+from functools import lru_cache
+
+# Signs with a LaTeX command; NFKC would leave them, or take them for something else (² is no 2).
+_COMMANDS = {
+    "∞": r"\infty ", "π": r"\pi ", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": r"\div ", "≤": r"\le ", "≥": r"\ge ",
+    "⩽": r"\le ", "⩾": r"\ge ", "≠": r"\ne ", "≈": r"\approx ", "±": r"\pm ", "→": r"\to ", "∈": r"\in ", "∪": r"\cup ", "∩": r"\cap ",
+    "∅": r"\emptyset ", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}",
+    "°": r"^\circ ", "…": r"\ldots ", "٫": ".", "٬": ",", "′": "'", "’": "'",
+}  # fmt: skip
+_COMMANDS |= dict.fromkeys("‐‑‒–—―−﹣－", "-")
+_SIGNS = str.maketrans(_COMMANDS)
+_RAISED = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ"
+_LOWERED = "₀₁₂₃₄₅₆₇₈₉₊₋"
+_TAGS = r"</?(?:b|i|u|p|em|strong|span|code|br)(?:\s[^<>]*)?/?>"
+_ENTITY = r"&(?:#\d+|#x[0-9a-fA-F]+|[a-zA-Z]+);"
+
+TEXT = r"\\(?:text|textbf|textit|textrm|texttt|mbox|mathrm|mathbf|operatorname)\s*\{([^{}]*)\}"
+INVISIBLE = r"\\[hv]?phantom\s*\{[^{}]*\}"
+SPACES = r"\\(?:[!,;:> ]|quad\b|qquad\b)|~|\\\\\s*$"
+_SIZES = r"\\(?:left|right|[bB]igg?[lr]?)(?![a-zA-Z])\s*\.?"
+_LEADING = r"^\s*(?:so|thus|hence|therefore)?,?\s*(?:(?:the|my|our)\s+)?(?:final\s+)?answer\s*(?:is|:|=)\s*:?"
+
+
+@lru_cache(maxsize=2**14)
+def spelled(text: str) -> str:
+    """Return the text in ASCII and LaTeX as far as it has such a spelling, without HTML and Markdown around it."""
+    if "<" in text:
+        text = re.sub(r"<sup>(.*?)</sup>", r"^{\1}", re.sub(r"<sub>(.*?)</sub>", r"_{\1}", text))
+        text = re.sub(_TAGS, "", text)
+    if "&" in text:
+        text = re.sub(_ENTITY, lambda entity: html.unescape(entity[0]), text)
+    if not text.isascii():
+        text = _ascii(text)
+    text = text.strip()
+    for mark in ("**", "__", "`"):  # around the whole: 2**3 is a power
+        inner = text.removeprefix(mark).removesuffix(mark)
+        if len(inner) == len(text) - 2 * len(mark) and mark not in inner:
+            text = inner.strip()
+    if "\\" in text:
+        text = re.sub(r"\\[dtc]frac(?![a-zA-Z])", r"\\frac", text).replace(r"\varnothing", r"\emptyset")
+        text = re.sub(r"\\(mathbb|sqrt)(?:\s+([A-Za-z0-9])|(\d))", r"\\\1{\2\3}", text)
+        text = re.sub(r"\\frac\s*(\d|\{[^{}]*\})\s*(\d|\{[^{}]*\})", _fraction, text)
+    return text
+
+
+def _fraction(found: "re.Match[str]") -> str:
+    top, bottom = (part.strip("{}") for part in found.groups())
+    return rf"\frac{{{top}}}{{{bottom}}}"
+
+
+def _ascii(text: str) -> str:
+    text = re.sub(f"[{_RAISED}]+", lambda run: "^{" + unicodedata.normalize("NFKC", run[0]) + "}", text)
+    text = re.sub(f"[{_LOWERED}]+", lambda run: "_{" + unicodedata.normalize("NFKC", run[0]) + "}", text)
+    text = text.translate(_SIGNS)
+    text = re.sub(r"√\s*(\w+|\([^()]*\)|\{[^{}]*\})", lambda root: r"\sqrt{" + root[1].strip("(){}") + "}", text)
+    text = "".join(_character(c) for c in text)
+    return re.sub("[‐‑‒–—―−]", "-", unicodedata.normalize("NFKC", text))
+
+
+def _character(c: str) -> str:
+    """Return a fraction in LaTeX, a digit of any script as ours, nothing for a character without width, and any other as it is."""
+    if c.isascii():
+        return c
+    if unicodedata.category(c) == "Cf":
+        return ""
+    if (digit := unicodedata.decimal(c, None)) is not None:
+        return str(digit)
+    top, slash, bottom = unicodedata.normalize("NFKC", c).partition("\u2044")
+    return rf"\frac{{{top}}}{{{bottom}}}" if slash else c
+
+
+@lru_cache(maxsize=2**14)
+def bare(text: str) -> str:
+    r"""Return the text without what never changes its value: math delimiters, spacing, sizes, invisible parts, `\text{}` around words,
+    "the answer is", a final period. A dollar sign that stays is money."""
+    text = spelled(text)
+    if "\\" in text or "~" in text or "{" in text:
+        text = re.sub(
+            r"(?<=\d)\s*(?:,\s*\\!|\{,\}|,\{\}|\\!)\s*(?=\d)", lambda sign: "," if "," in sign[0] else "", text
+        )
+        text = re.sub(INVISIBLE, "", text).replace(r"\!", "")
+        text = re.sub(r"^\\[(\[](.*)\\[)\]]$", r"\1", text, flags=re.DOTALL)
+        text = re.sub(SPACES, " ", re.sub(_SIZES, "", text))
+    if "$" in text:
+        money = text.replace(r"\$", "\ue024")  # of a private use area
+        text = re.sub(r"\$\$?([^$]*)\$\$?", r" \1 ", money).replace("\ue024", "$")
+    if "\\" in text:
+        text = re.sub(TEXT, r" \1 ", text)
+    if "nswer" in text or "NSWER" in text:
+        text = re.sub(_LEADING, "", text, flags=re.IGNORECASE)
+    return " ".join(text.split()).removesuffix(".").rstrip()
