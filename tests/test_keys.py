@@ -16,7 +16,7 @@ from expo.tables import plan as plans
 ROOT = Path(__file__).parents[1]
 GOLDEN = json.loads((Path(__file__).parent / "golden_identities.json").read_text())
 # What a key without a default is given here; and local files, which have to be there.
-GIVEN = {"name": "x", "path": "x", "solve": "{question}", "explain": "{question}{answer}"}
+GIVEN = {"name": "x", "path": "x", "solve": "{question}", "explain": "{question}{answer}", "function": "a.b.c"}
 FILES = {"dataset.path", "dataset.eval_path"}
 
 
@@ -54,6 +54,8 @@ def get(node, path):
 def another(f, value):
     """A legal value that is not this one."""
     d = declaration(f)
+    if isinstance(value, dict):
+        return {"enable_thinking": False}
     if isinstance(value, list):
         return [*value[:-1]] if value else [d.choices[0]] if d.choices else [1] if "int" in str(f.type) else ["x"]
     if d.choices:

@@ -222,6 +222,62 @@ def test_a_fraction_is_itself_in_every_spelling(top, bottom, times):
     assert verdict(rf"\neq {gold}", gold) is not Verdict.CORRECT
 
 
+DECIMALS = st.decimals(-(10**6), 10**6, allow_nan=False, places=7).map(lambda d: format(d.normalize(), "f"))
+
+
+@given(DECIMALS, DECIMALS, st.sampled_from(["{}", "€{}", "{} km", "{}e-9", r"{}\times10^{{-30}}"]))
+def test_two_plain_numbers_are_one_only_where_they_are_equal(one, other, written):
+    gold, answer = written.format(one), written.format(other)
+    assert (fast_verdict(answer, gold) is Verdict.CORRECT) is (Fraction(one) == Fraction(other))
+    assert fast_verdict(answer, gold) is fast_verdict(gold, answer)
+
+
+@given(st.text("abcdeinostxyABCH", min_size=2, max_size=7), st.randoms(use_true_random=False))
+def test_a_permutation_of_letters_is_another_word(word, random):
+    letters = list(word)
+    random.shuffle(letters)
+    shuffled = "".join(letters)
+    if shuffled.casefold() != word.casefold():
+        assert fast_verdict(shuffled, word) is Verdict.INCORRECT
+
+
+@given(
+    st.sampled_from(["12", "29 apples", "2024-01-05", "A", "Paris", "2:40", "3,4", "10.0.0.1", "50%"]),
+    st.lists(st.sampled_from(["not", "or", "except", "maybe", "seven", "never"]), min_size=1, max_size=6),
+)
+def test_noise_around_an_answer_makes_no_wrong_one_right(gold, noise):
+    told = " ".join(noise)
+    for answer in (f"{told} {gold} {told}", rf"{gold} \text{{ {told} or }} 99"):
+        assert fast_verdict(answer, gold) is not Verdict.CORRECT
+        assert verdict(answer, gold) is not Verdict.CORRECT
+
+
+SYMMETRIC = [
+    "12",
+    "12.0",
+    "1/2",
+    "0.5",
+    "May 3, 2020",
+    "3 May 2020",
+    "2:40 PM",
+    "14:40",
+    "A",
+    "(A)",
+    "Paris",
+    "paris",
+    "1,2",
+    "2,1",
+    "H2O",
+    "HO2",
+]
+
+
+@given(st.sampled_from(SYMMETRIC), st.sampled_from(SYMMETRIC))
+def test_what_a_kind_settles_is_the_same_from_both_sides(one, other):
+    found = {fast_verdict(one, other), fast_verdict(other, one)}
+    assert Verdict.CORRECT not in found or len(found) == 1
+
+
 def verdict(answer: str, gold: str) -> Verdict:
     found = fast_verdict(answer, gold)
     return found if found is not None else judge(answer, gold)

@@ -106,7 +106,7 @@ class SelfDistillation(GRPO):
         sums: Sums,
     ) -> tuple[Tensor, Tensor | None]:
         beside, against, there = found
-        mask = mask * there
+        mask = mask * there  # of tokens that are there, see `policy_stream`
         gap = (beside.teacher_logp - beside.logp.detach()) * mask
         apart = beside.divergence.detach() * mask
         sums["guided"] += mask.sum().item()

@@ -43,6 +43,7 @@ class DPO(Algorithm):
         whole = self.round[1]
         place = {p.id: i for i, p in enumerate(whole.problems)}
         experience = whole.select([place[p.id] for p in self.sampler.batch(step)])
+        experience.writer = "pairs"  # whatever the policy is by now, they are of the round's start
         if step == start:
             experience.timer, experience.generated_tokens = whole.timer, whole.generated_tokens
         return experience

@@ -178,7 +178,8 @@ class GRPO(Algorithm):
         conf, sampling = self.conf, self.pipeline.tools.sampling
         weights, further_weights = self.weights(rows.batch.mask), self.further_weights(rows)
         for index, part in self.parts(rows.batch, active, sums):
-            cut, mask = (index, slice(part.mask.shape[1])), part.mask
+            # A fractional mask is a weight, which `weights` has; here it says which tokens there are.
+            cut, mask = (index, slice(part.mask.shape[1])), (part.mask > 0).float()
             w, advantages, off_policy = weights[cut], rows.advantages[index], rows.off_policy[index]
             logp, found = self.scored(rows, index, part)
             if first:  # no update has moved the policy since it acted
@@ -198,8 +199,11 @@ class GRPO(Algorithm):
                 loss = loss + added
             if conf.kl_coef:
                 ref_logp = self.reference_score(part, sampling.temperature)
-                kl = (w * own * losses.kl(logp, ref_logp, conf.kl_estimator)).sum()
+                per_token_kl = own * losses.kl(logp, ref_logp, conf.kl_estimator)
+                kl = (w * per_token_kl).sum()
                 sums["loss/kl"] += kl.item()
+                sums["kl"] += per_token_kl.sum().item()
+                sums["kl_tokens"] += own.sum().item()
                 loss = loss + conf.kl_coef * kl
             self.manual_backward(loss)
             sums["loss/policy"] += policy.item()

@@ -1,7 +1,7 @@
 """Keys of `algorithm=`: how the policy learns from a step's data."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from omegaconf import MISSING
 
@@ -16,12 +16,13 @@ class AlgorithmConf:
     """What every algorithm has. Rollouts per step = trainer.problems_per_step x group_size."""
 
     _target_: str = MISSING
+    takes_positives: ClassVar[bool] = False
     group_size: int = key(0, low=0, high=2**16, help="rollouts per problem; 0: none")
 
     @property
     def acts_every_step(self) -> bool:
-        """Return whether each step makes rollouts, whose reward is then the policy's."""
-        return self.group_size > 0
+        """Return whether each step makes rollouts by the policy as it is then, whose reward is then the policy's."""
+        return self.group_size > 0 and not self.uses_snapshot
 
     @property
     def uses_reference(self) -> bool:
@@ -55,12 +56,18 @@ class AlgorithmConf:
 
     def rules(self, cfg: "Config") -> Rules:
         """Yield the rules of the algorithm against the rest of the config."""
-        yield from ()
+        yield (
+            self.takes_positives or not cfg.positives.gives_positives,
+            f"positives={cfg.positives._target_}: {cfg.name} trains on none of them, and they cost tokens; set positives=none "
+            "(an algorithm of your own that does says takes_positives: ClassVar[bool] = True)",
+        )
 
 
 @dataclass
 class PositivesOnlyConf(AlgorithmConf):
     """What algorithms share that learn from positives alone."""
+
+    takes_positives: ClassVar[bool] = True
 
     def rules(self, cfg: "Config") -> Rules:
         yield (
@@ -179,6 +186,7 @@ class DPOConf(PositivesOnlyConf):
 class GRPOConf(AlgorithmConf):
     """GRPO and its relatives; Dr. GRPO, DAPO, GSPO, RLOO and LUFFY are choices among these keys."""
 
+    takes_positives: ClassVar[bool] = True
     _target_: str = "expo.algorithms.grpo.GRPO"
     group_size: int = key(8, low=2, high=2**16, help="rollouts per problem; a group advantage needs at least 2")
     updates_per_rollout: int = key(

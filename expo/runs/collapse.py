@@ -1,6 +1,7 @@
 """What is done about a policy that collapses: `trainer.on_collapse`, and the best checkpoint."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -36,6 +37,7 @@ class WatchHealth(Callback):
         self.path = run.dir / "checkpoints" / BEST
         self.health = Health()
         self.best_step, self.best_reward = -1, float("-inf")  # of the best checkpoint; -1: there is none
+        self.seen: Mapping[str, float | None] = {}  # scalars of the evaluation that was looked at last
         self.rolled_back_to, self.since = -1, 0  # the step rolled back to last, and the step at which that was done
 
     def state_dict(self) -> dict[str, Any]:
@@ -51,19 +53,18 @@ class WatchHealth(Callback):
         self.run.collapses = state_dict["collapses"]
 
     def on_train_start(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
-        if trainer.current_epoch == 0 and self.action != "warn":
+        if trainer.current_epoch == 0 and self.keeps(pl_module):
             self.keep(trainer, 0, float("-inf"))
         if self.action == "stop" and self.health.collapsing:  # noticed by a session that only warned
             told = next(c for c in reversed(self.run.collapses) if self.health.watches[c["metric"]].on)
             raise Collapsed(f"stopped: {told['metric']} collapses from step {told['began']} on{self.kept}")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
-        step, found = trainer.current_epoch + 1, []
-        for watch, now in self.health.see(pl_module.last_metrics):
-            metric, best = watch.sign.metric, watch.best or 0.0
-            points = [p for p in read_points(self.run.dir, metric) if p[0] > self.since]
-            found.append(Collapse(metric, watch.sign.meaning, best, now, watch.began(points, now), step))
-        if found:
+        step = trainer.current_epoch + 1
+        self.see_evaluation(trainer)
+        if still := self.health.see_dead(pl_module.last_metrics, step):
+            self.tell(trainer, [Collapse(s.metric, s.meaning, s.worst, s.worst, 1, step) for s in still])
+        if found := self.found(pl_module.last_metrics, step):
             self.tell(trainer, found)
             self.act(trainer, pl_module, found[0])
             return
@@ -71,9 +72,32 @@ class WatchHealth(Callback):
             self.best_reward = first  # of the initial policy, which has made the rollouts of this step
         reward = self.health.reward
         better = reward is not None and reward >= self.best_reward and not self.health.collapsing
-        if self.action != "warn" and better and self.every and step % self.every == 0:
+        if self.keeps(pl_module) and better and self.every and step % self.every == 0:
             assert reward is not None
             self.keep(trainer, step, reward)
+
+    def on_train_end(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
+        self.see_evaluation(trainer)
+
+    def keeps(self, module: Algorithm) -> bool:
+        """Return whether there is a best checkpoint: it is known by the reward of the policy's own rollouts, as it is at each step."""
+        return self.action != "warn" and module.conf.acts_every_step
+
+    def found(self, metrics: Mapping[str, float | None], step: int) -> list[Collapse]:
+        """Return what collapses from a step on, by its scalars or those of an evaluation."""
+        found = []
+        for watch, now in self.health.see(metrics):
+            metric, best = watch.sign.metric, watch.best or 0.0
+            points = [p for p in read_points(self.run.dir, metric) if p[0] > self.since]
+            found.append(Collapse(metric, watch.sign.meaning, best, now, watch.began(points, now), step))
+        return found
+
+    def see_evaluation(self, trainer: Trainer) -> None:
+        """Take an evaluation that was made since the last look: of a policy whose rollouts are not its own, nothing else tells."""
+        if self.run.metrics is not self.seen:
+            self.seen = self.run.metrics
+            if found := self.found(self.seen, trainer.current_epoch):
+                self.tell(trainer, found)
 
     @property
     def kept(self) -> str:

@@ -26,6 +26,7 @@ class Sign:
     least: float
     share: float
     meaning: str
+    window: int = WINDOW  # values of which means are taken
 
 
 SIGNS = (
@@ -34,10 +35,39 @@ SIGNS = (
     Sign("policy/entropy", False, 0.3, 3.0, "its tokens become random"),
     Sign("completion/length_mean", True, 5.0, 0.9, "it ends at once"),
     Sign("completion/truncated_frac", False, 0.5, 0.0, "it no longer ends"),
-    Sign("loss/kl", False, 1.0, 3.0, "it leaves the reference (nats per token)"),
+    Sign("policy/kl", False, 1.0, 3.0, "it leaves the reference (nats per token)"),
     Sign("distill/divergence", False, 0.01, 1.0, "it and its teacher part again (nats per token)"),
     Sign("positive/leak_gap", False, 1.0, 3.0, "explanations lean on the shown answer (nats per token)"),
 )
+# Of evaluations, each of which is of many problems: the interval over problems says what is noise.
+EVALUATED = (Sign("pass@1", True, 0.1, 0.5, "it no longer solves what it solved", window=1),)
+
+
+@dataclass(frozen=True)
+class Still:
+    """One way in which a run is dead from its first step: a scalar that is at its worst in all of the first DEAD_AFTER steps."""
+
+    metric: str
+    worst: float
+    meaning: str
+
+
+DEAD_AFTER = 5
+STILL = (
+    Still(
+        "completion/truncated_frac", 1.0, "no completion ends: raise rollout.max_completion_tokens; if they ramble on after "
+        "the answer, the model's end token is not its chat template's (model.chat_template)",
+    ),
+    Still(
+        "reward/unparseable_frac", 1.0, "no completion has an answer where verifier.extract looks: see completions/, and make "
+        "prompts.solve ask for it, or raise rollout.max_completion_tokens where they are cut off",
+    ),
+    Still(
+        "reward/all_wrong_frac", 1.0, "no rollout is right, so that rewards teach nothing: begin with easier problems "
+        "(dataset.levels), more rollouts (algorithm.group_size), or positives=self_explanation",
+    ),
+    Still("reward/all_right_frac", 1.0, "every rollout is right, so that rewards teach nothing: take harder problems (dataset.levels)"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -52,6 +82,8 @@ class Collapse:
     noticed: int
 
     def __str__(self) -> str:
+        if self.metric in {still.metric for still in STILL} and self.best == self.now:
+            return f"the run is dead from its first step: {self.metric} is {self.now:g} in all of {self.noticed} steps: {self.meaning}"
         return (
             f"the policy collapses: {self.metric} went from {self.best:.3g} to {self.now:.3g} from step {self.began} on "
             f"(noticed at step {self.noticed}): {self.meaning}"
@@ -75,18 +107,22 @@ def _numbers(collapse: Mapping[str, Any]) -> bool:
 
 @dataclass
 class Watch:
-    """One sign over a run. `best` is the best mean so far of up to WINDOW steps, all of them before the last WINDOW ones."""
+    """One sign over a run. `best` is the best mean so far of up to `window` steps, all of them before the last `window` ones."""
 
     sign: Sign
-    recent: list[float] = field(default_factory=list)  # of the last 2 WINDOW steps that have the scalar
+    recent: list[float] = field(default_factory=list)  # of the last 2 windows of steps that have the scalar
     best: float | None = None
     on: bool = False  # whether the collapse that was told still lasts
 
-    def see(self, value: float) -> float | None:
-        """Take a step's value. Returns the mean of the last WINDOW steps where a collapse is noticed now, else None."""
-        self.recent = [*self.recent, value][-2 * WINDOW :]
-        earlier, last = self.recent[:-WINDOW], self.recent[-WINDOW:]
-        if len(earlier) < FEWEST:
+    def see(self, value: float, spread: float = 0.0) -> float | None:
+        """Take a step's value. Returns the mean of the last `window` steps where a collapse is noticed now, else None.
+
+        Args: spread, by how much the value alone may differ from the truth.
+        """
+        window = self.sign.window
+        self.recent = [*self.recent, value][-2 * window :]
+        earlier, last = self.recent[:-window], self.recent[-window:]
+        if len(earlier) < min(FEWEST, window):
             return None
         mean = fmean(earlier)
         if self.best is None or self.change(self.best, mean) < 0:
@@ -96,7 +132,7 @@ class Watch:
         if self.on:
             self.on = worse >= least / 2
             return None
-        self.on = worse >= least and worse > NOISE * pstdev(last)
+        self.on = worse >= least and worse > max(NOISE * pstdev(last), spread)
         return now if self.on else None
 
     def change(self, before: float, now: float) -> float:
@@ -115,16 +151,38 @@ class Watch:
 class Health:
     """All signs of a run. What it needs to go on is `state`, plain data."""
 
-    watches: dict[str, Watch] = field(default_factory=lambda: {sign.metric: Watch(sign) for sign in SIGNS})
+    watches: dict[str, Watch] = field(
+        default_factory=lambda: {sign.metric: Watch(sign) for sign in (*SIGNS, *EVALUATED)}
+    )
+    dead: dict[str, int] = field(default_factory=dict)  # steps from the first one on in which a scalar is at its worst
 
     def see(self, metrics: Mapping[str, float | None]) -> list[tuple[Watch, float]]:
-        """Take the scalars of a step. Returns what collapses from now on, and its mean now; undefined scalars say nothing."""
+        """Take the scalars of a step, or of an evaluation. Returns what collapses from now on, and its mean now; undefined scalars
+        say nothing."""
         found = []
         for name, watch in self.watches.items():
             value = metrics.get(name)
-            if value is not None and math.isfinite(value) and (now := watch.see(value)) is not None:
+            low, high = metrics.get(f"{name}_lo") or 0.0, metrics.get(f"{name}_hi") or 0.0
+            if value is not None and math.isfinite(value) and (now := watch.see(value, high - low)) is not None:
                 found.append((watch, now))
         return found
+
+    def see_dead(self, metrics: Mapping[str, float | None], step: int) -> list[Still]:
+        """Take the scalars of a step. Returns in what the run has been dead from its first step on, once, after DEAD_AFTER steps.
+
+        Args: step, steps done. A run that learns from positives is not dead where rewards are all equal.
+        """
+        taught = bool(metrics.get("positive/used_frac"))
+        for still in STILL:
+            value = metrics.get(still.metric)
+            equal = still.metric.startswith("reward/all_")
+            if value == still.worst and not (equal and taught) and self.dead.get(still.metric, 0) == step - 1:
+                self.dead[still.metric] = step
+        if step != DEAD_AFTER:
+            return []
+        found = [still for still in STILL if self.dead.get(still.metric) == step]
+        # Where none can be read, all are wrong for that reason.
+        return found[:1] if found and found[0].metric != "reward/all_wrong_frac" else found
 
     @property
     def reward(self) -> float | None:
@@ -139,9 +197,11 @@ class Health:
 
     def state(self) -> dict[str, Any]:
         """Return what is known, as plain data for a checkpoint."""
-        return {name: {k: v for k, v in asdict(w).items() if k != "sign"} for name, w in self.watches.items()}
+        watches = {name: {k: v for k, v in asdict(w).items() if k != "sign"} for name, w in self.watches.items()}
+        return watches | {"dead": self.dead}
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> Self:
         """Return what `state` was taken of."""
-        return cls({sign.metric: Watch(sign, **state.get(sign.metric, {})) for sign in SIGNS})
+        signs = (*SIGNS, *EVALUATED)
+        return cls({sign.metric: Watch(sign, **state.get(sign.metric, {})) for sign in signs}, state.get("dead", {}))

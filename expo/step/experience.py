@@ -135,6 +135,16 @@ class Experience:
     banked_tokens: int = 0  # of them, written before the run
     timer: Timer = field(default_factory=Timer)
     hint_reliance: float | None = None  # see `Pipeline.reliance`; None where it was not measured
+    # Rollouts before any hint, and their verdicts, `[P * G]`; None where there are no hints: then they are `completions`.
+    before_hints: list[tuple[Completion, Verdict]] | None = None
+    writer: str = ""  # who wrote the rollouts, where that is not the policy as it is now: `pairs`, `snapshot`
+
+    @property
+    def sampled(self) -> list[tuple[Completion, Verdict]]:
+        """Return the rollouts as they are without a hint, with their verdicts: `[P * G]`."""
+        if self.before_hints is not None:
+            return self.before_hints
+        return list(zip(self.completions, self.verdicts, strict=True))
 
     @classmethod
     def of(cls, batch: Batch, groups: Mapping[int, Group]) -> "Experience":
@@ -149,6 +159,9 @@ class Experience:
             unaided=torch.tensor([g.unaided.rewards for g in found]),
             rewards=torch.tensor([g.rewards for g in found]),
             hinted=[i for i, g in enumerate(found) if g.before_hint],
+            before_hints=[
+                pair for g in found for pair in zip(g.unaided.completions, g.unaided.verdicts, strict=True)
+            ] if any(g.before_hint for g in found) else None,
         )  # fmt: skip
 
     @property
@@ -177,6 +190,7 @@ class Experience:
             [self.problems[p] for p in chosen], [self.prompts[p] for p in chosen], self.step, self.offset,
             [self.completions[r] for r in rows], [self.texts[r] for r in rows], [self.verdicts[r] for r in rows],
             correct, unaided, rewards, [i for i, p in places if p in self.hinted], self.keep, candidates, positives,
+            before_hints=None if self.before_hints is None else [self.before_hints[r] for r in rows], writer=self.writer,
         )  # fmt: skip
 
     def join(self, other: "Experience") -> "Experience":
@@ -202,4 +216,5 @@ class Experience:
             self.reused + other.reused, self.generated_tokens + other.generated_tokens,
             self.banked_tokens + other.banked_tokens, timer,
             other.hint_reliance if self.hint_reliance is None else self.hint_reliance,
+            [*self.sampled, *other.sampled] if self.before_hints or other.before_hints else None, self.writer,
         )  # fmt: skip

@@ -10,6 +10,33 @@ from expo.verifier.answers import Verdict
 
 # Loss terms that every run logs; an algorithm's own are logged after them.
 LOSS_TERMS = ("loss/total", "loss/policy", "loss/kl", "loss/sft", "loss/preference")
+# What algorithms of expo add up beside their loss terms; it is logged under names of its own.
+OWN_SUMS = frozenset(
+    [
+        "updates",
+        "tokens",
+        "trained",
+        "ratio",
+        "clipped",
+        "sampler_kl",
+        "as_sampled",
+        "kl",
+        "kl_tokens",
+        "grad_norm",
+        "skipped",
+        "passed_over",
+        "guided",
+        "gap",
+        "divergence",
+        "divergence_squares",
+        "pairs",
+        "margin",
+        "accuracy",
+        "chosen_logp",
+        "rejected_logp",
+        "chosen_gain",
+    ]
+)
 STAGES = ("rollout", "verify", "hint", "explain", "update", "sync")
 
 
@@ -18,26 +45,23 @@ def step_metrics(experience: Experience, sums: Mapping[str, float], beta: float 
 
     None (null in metrics.jsonl) where something does not exist: a log-probability of 0, say, would mean certainty.
     """
-    e, updates = experience, sums["updates"]
+    e, updates = experience, sums["updates"] or 1
     own_terms = sorted(name for name in sums if name.startswith("loss/"))
     lengths = [len(c.ids) for c in e.completions]
     seconds = e.timer.seconds
+    rollouts = _rollout_metrics(e)
+    # Of rollouts that another policy wrote, the policy's own names say nothing.
+    named = rollouts if not e.writer else {f"{e.writer}/{name}": value for name, value in rollouts.items()}
     metrics: dict[str, float | None] = {
-        "reward/mean": e.unaided.mean().item() if lengths else None,
-        "reward/all_wrong_frac": e.all_wrong.float().mean().item() if lengths else None,
-        "reward/all_right_frac": e.correct.bool().all(dim=1).float().mean().item() if lengths else None,
-        "reward/unparseable_frac": _ratio(e.verdicts.count(Verdict.UNPARSEABLE), len(e.verdicts)),
-        "reward/timeout_frac": _ratio(e.verdicts.count(Verdict.TIMEOUT), len(e.verdicts)),
+        **dict.fromkeys(rollouts),
+        **named,
         **{term: sums.get(term, 0.0) / updates for term in dict.fromkeys([*LOSS_TERMS, *own_terms])},
-        # -mean log π of what was sampled: an unbiased estimate of the entropy per token, at no cost.
-        "policy/entropy": _ratio(-sum(sum(c.logp) for c in e.completions), sum(lengths)),
+        "policy/kl": _ratio(sums["kl"], sums["kl_tokens"]),
         "policy/ratio_mean": sums["ratio"] / sums["tokens"] if sums["tokens"] else 1.0,
         "policy/clip_frac": _share(sums["clipped"], sums["tokens"]),
         "policy/sampler_kl": _ratio(sums["sampler_kl"], sums["as_sampled"]),
         "policy/grad_norm": sums["grad_norm"] / updates,
         "policy/updates_skipped": sums["skipped"],
-        "completion/length_mean": _mean(lengths),
-        "completion/truncated_frac": _ratio(sum(c.truncated for c in e.completions), len(lengths)),
         **_positive_metrics(e),
         "weight/positive": beta,
         **{f"time/{stage}_s": seconds.get(stage, 0.0) for stage in STAGES},
@@ -69,7 +93,26 @@ def step_metrics(experience: Experience, sums: Mapping[str, float], beta: float 
         names = ("margin", "accuracy", "chosen_logp", "rejected_logp", "chosen_gain")
         metrics |= {f"pair/{name}": _ratio(sums[name], sums["pairs"]) for name in names}
         metrics["pair/used_frac"] = sums["pairs"] / len(e.problems)
-    return metrics
+    # Whatever an algorithm of one's own adds up, as a mean over updates.
+    further = sorted(name for name in sums if name not in OWN_SUMS and not name.startswith("loss/"))
+    return metrics | {name if "/" in name else f"own/{name}": sums[name] / updates for name in further}
+
+
+def _rollout_metrics(e: Experience) -> dict[str, float | None]:
+    """Return the scalars of a step's rollouts, as they are without a hint."""
+    completions, verdicts = [c for c, _ in e.sampled], [v for _, v in e.sampled]
+    lengths = [len(c.ids) for c in completions]
+    return {
+        "reward/mean": e.unaided.mean().item() if lengths else None,
+        "reward/all_wrong_frac": e.all_wrong.float().mean().item() if lengths else None,
+        "reward/all_right_frac": e.correct.bool().all(dim=1).float().mean().item() if lengths else None,
+        "reward/unparseable_frac": _ratio(verdicts.count(Verdict.UNPARSEABLE), len(verdicts)),
+        "reward/timeout_frac": _ratio(verdicts.count(Verdict.TIMEOUT), len(verdicts)),
+        # -mean log π of what was sampled: an unbiased estimate of the entropy per token, at no cost.
+        "policy/entropy": _ratio(-sum(sum(c.logp) for c in completions), sum(lengths)),
+        "completion/length_mean": _mean(lengths),
+        "completion/truncated_frac": _ratio(sum(c.truncated for c in completions), len(lengths)),
+    }
 
 
 def _positive_metrics(e: Experience) -> dict[str, float | None]:

@@ -92,6 +92,7 @@ class Pipeline:
             candidates=candidates, positives=positives, reused=len(reused), timer=timer, hint_reliance=reliance,
             generated_tokens=tokens + hint_tokens + written,
             banked_tokens=written if self.engines.banked else 0,
+            writer="" if self.engines.rollouts is self.engines.policy else "snapshot",
         )  # fmt: skip
 
     def roll_out(

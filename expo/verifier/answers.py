@@ -43,9 +43,16 @@ def fast_verdict(answer: str, gold: str, kind: str = AUTO) -> Verdict | None:
     if verdict is not None or not how.algebra:
         return verdict or Verdict.INCORRECT
     plain, wanted = spelled(answer), spelled(gold)
-    if forms.refuses(plain, wanted) or (how.numeric and (numbers_in_a_row(answer) or is_arithmetic(answer))):
+    if forms.refuses(plain, wanted) or (how.numeric and _is_no_value(answer)):
         return Verdict.INCORRECT
     return None
+
+
+def _is_no_value(answer: str) -> bool:
+    """Return whether an answer to a question for a number is none: several numbers, a sum that was not carried out, a date, words."""
+    kind = kind_of(answer)
+    worded = kind in ("date", "time") or (kind == "words" and not re.search(r"\d", answer))
+    return worded or numbers_in_a_row(answer) is not None or is_arithmetic(answer)
 
 
 def _by_form(answer: str, gold: str, how: Kind) -> Verdict | None:

@@ -259,6 +259,8 @@ def _is_words(plain: str) -> bool:
     if "\\" in plain or re.search(r"[=<>^_+*/{}]", plain) or _CALL.search(plain):
         return False
     found = re.findall(r"[^\W\d_]+", plain)
+    if found == [plain]:
+        return len(plain) > 1 and plain.lower() not in ("pi", "oo", "inf", "infinity")
     named = [word for word in found if word.lower() not in FUNCTIONS]
     return bool(named) and any(len(word) > 1 for word in named) and len(named) == len(found)
 
