@@ -1,16 +1,20 @@
 """What evaluations report beside pass@k: mean@n, cons@n (majority), greedy accuracy; by level and by subject. Pure functions of rows."""
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
 from expo.evaluation import intervals
 from expo.evaluation.pass_at_k import pass_at_k
-from expo.verifier.answers import last_boxed, normalized
+from expo.verifier import forms
+from expo.verifier.answers import Verdict, fast_verdict, last_boxed, normalized
 
+LONGEST_NUMBER = 100  # characters of an answer whose value is compared
 Row = Mapping[str, Any]
 
 
@@ -71,17 +75,40 @@ def habits_of(by_problem: Mapping[str, Outcome], greedy: Sequence[Row], k: Seque
 def majority(samples: Sequence[Row]) -> float:
     """Return whether the answer that most samples give is right: 1 or 0, and of tied answers the share that is right.
 
-    Right answers are one answer, however they are written; wrong ones are the same where their normalized text is. A
-    sample without an answer has no vote; where none has one, it is 0. (Wang et al. 2022, arXiv 2203.11171.)
+    Right answers are one answer, however they are written, and so are wrong ones of one value. A sample without an answer, or
+    with an empty one, has no vote; where none has one, it is 0. (Wang et al. 2022, arXiv 2203.11171.)
     """
-    votes = Counter(
-        True if _right(row) else normalized(answer)
-        for row in samples
-        if (answer := last_boxed(row["completion"])) is not None
-    )
-    most = max(votes.values(), default=0)
-    tied = [answer for answer, count in votes.items() if count == most]
-    return float(True in tied) / len(tied) if tied else 0.0
+    right, wrong = 0, Counter[str]()
+    for row in samples:
+        answer = last_boxed(row["completion"])
+        if answer is None or not _plain(answer):
+            continue
+        if _right(row):
+            right += 1
+        else:
+            wrong[next((other for other in wrong if same_answer(answer, other)), answer)] += 1
+    most = max([right, *wrong.values()])
+    tied = [right, *wrong.values()].count(most)
+    return float(right == most) / tied if most else 0.0
+
+
+def same_answer(one: str, other: str) -> bool:
+    """Return whether two answers, neither of which is right, are one: equal numbers, or texts that differ in nothing but the spelling."""
+    numbers = _number(one), _number(other)
+    return fast_verdict(one, other) is Verdict.CORRECT if None in numbers else numbers[0] == numbers[1]
+
+
+def _number(answer: str) -> Fraction | None:
+    """Return the value of a plain integer, decimal or fraction; None of anything else."""
+    text = re.sub(r"(?<=\d)(?:,|\{,\})(?=\d{3}(?!\d))", "", _plain(answer))
+    text = re.sub(r"\\frac(?:\{(\d+)\}|(\d))(?:\{(\d+)\}|(\d))", r"\1\2/\3\4", text)
+    if len(text) > LONGEST_NUMBER or not re.fullmatch(r"[+-]?(?:\d+/0*[1-9]\d*|\d+\.?\d*|\.\d+)", text):
+        return None
+    return Fraction(text)
+
+
+def _plain(answer: str) -> str:
+    return normalized(forms.plain(answer))
 
 
 def _right(row: Row) -> bool:
