@@ -102,7 +102,8 @@ def _arms(world: World) -> tuple[Centers, Centers, float]:
 def _passes(world: World, centers: np.ndarray, hard: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return pass@k of each problem under each seed: `[S, P]`."""
     right = rng.binomial(SAMPLES, expit(centers + hard))
-    return pass_at_k(SAMPLES, range(SAMPLES + 1), world.k)[right]
+    passes: np.ndarray = pass_at_k(SAMPLES, range(SAMPLES + 1), world.k)[right]
+    return passes
 
 
 def _rate(world: World, center: float, spread: float) -> float:
