@@ -45,6 +45,7 @@ class DPO(Algorithm):
         experience = whole.select([place[p.id] for p in self.sampler.batch(step)])
         if step == start:
             experience.timer, experience.generated_tokens = whole.timer, whole.generated_tokens
+            experience.shared_s = whole.shared_s
         return experience
 
     def pairs_of(self, start: int, problems: list[Problem]) -> Experience:

@@ -135,6 +135,8 @@ class Experience:
     banked_tokens: int = 0  # of them, written before the run
     timer: Timer = field(default_factory=Timer)
     hint_reliance: float | None = None  # see `Pipeline.reliance`; None where it was not measured
+    # Seconds that other runs spent on what this one learns from, less what it spent for others: tokens are counted so, too.
+    shared_s: float = 0.0
 
     @classmethod
     def of(cls, batch: Batch, groups: Mapping[int, Group]) -> "Experience":
@@ -202,4 +204,5 @@ class Experience:
             self.reused + other.reused, self.generated_tokens + other.generated_tokens,
             self.banked_tokens + other.banked_tokens, timer,
             other.hint_reliance if self.hint_reliance is None else self.hint_reliance,
+            self.shared_s + other.shared_s,
         )  # fmt: skip

@@ -52,10 +52,17 @@ def rows_of(plan: Plan, record: Mapping[str, Any]) -> tuple[list[str], list[list
 
 def made_by(record: Mapping[str, Any]) -> str:
     """Return what the numbers are, and the command, commits, machine and date that made them."""
+    alone = any(arm.get("seconds_alone") for arm in record["arms"].values())
+    seconds = (
+        "without the pairs and explanations that another run has made for it"
+        if alone
+        else "with its part of what runs share"
+    )
     commits = sorted({commit for arm in record["arms"].values() for commit in arm.get("commits", [])})
     return (
         "Means with 95 % intervals over problems and seeds (of a single run over problems alone; docs/tables.md), pass@k in percent; "
-        "differences on the same problems and seeds; tokens and seconds per run. "
+        "differences on the same problems and seeds; tokens and seconds per run, "
+        f"seconds {seconds}. "
         f"Made by `{record['command']}`, commit {', '.join(commits)}, runs on {record['device']}, rendered on {record['rendered_on']}, {record['date']}"
         + (f"; {record['rendered']}." if record.get("rendered") else ".")
     )
