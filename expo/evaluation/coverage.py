@@ -17,6 +17,7 @@ from scipy.special import expit, logit
 from expo.evaluation import intervals
 from expo.evaluation.pass_at_k import pass_at_k
 from expo.tables.plan import EXPERIMENTS
+from expo.tables.render import far_apart
 
 SAMPLES = 4  # of each problem
 PROBLEMS_SD = 2.0  # of problems, in logits
@@ -70,7 +71,7 @@ def coverage(world: World, repetitions: int, seed: int = 0) -> Coverage:
             low <= world.rate <= high,
             lo <= 0 <= hi,
             lo_apart <= apart_by <= hi_apart,
-            intervals.far_apart(one.mean(axis=1)),
+            far_apart(one.mean(axis=1).tolist()),
         ]
         width += high - low
     share, equal, apart, marked = (float(h) / repetitions for h in held)

@@ -8,7 +8,6 @@ an interval with its own few degrees of freedom; the two are combined by their s
 `experiments/bench_intervals` measures how often such intervals hold the truth.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +17,6 @@ LEVEL = 0.95
 TAIL = (1 - LEVEL) / 2
 NORMAL = float(stdtrit(np.inf, 1 - TAIL))  # 1.96
 FEW = 10  # problems unlike the rest, below which their spread says little
-APART = 0.3  # between seeds' rates: as far as seeds lie that take off or do not, of which an interval knows too little
 
 
 @dataclass(frozen=True)
@@ -78,11 +76,6 @@ def _freedom(apart: np.ndarray) -> float:
     count, squares = len(apart), float(np.square(apart).mean())
     excess = max(float(np.square(np.square(apart)).mean()) / squares**2 - 3, 0.0) if squares**2 else 0.0
     return 2 / (excess / count + 2 / max(count - 1, 1))
-
-
-def far_apart(seeds: Sequence[float] | np.ndarray) -> bool:
-    """Return whether the means of an arm's seeds, or of their differences, lie too far apart for the interval to be believed."""
-    return float(np.ptp(seeds)) > APART
 
 
 def of_mean(values: np.ndarray, least: float = -np.inf) -> tuple[float, float]:

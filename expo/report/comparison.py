@@ -13,6 +13,7 @@ from expo.config.identity import later_keys
 from expo.config.key import shown
 from expo.report.page import Compared, RunData, Table
 from expo.tables.aggregate import pass_values, stack, statistic
+from expo.tables.render import percent
 
 SHOWN = 5  # problems gained, and as many lost, whose completions a page shows
 # What changes the completions of an evaluation, or what is said of them, beside the policy.
@@ -162,8 +163,8 @@ class Comparison:
             stack({str(i): {p: own[p] for p in problems} for i, own in enumerate(side)})
             for side in zip(*values, strict=True)
         ]
-        sides = [_percent(statistic(table, metric)) for table in tables]
-        return [*sides, _percent(statistic(tables[1] - tables[0], metric, difference=True), "+"), str(len(problems))]
+        sides = [percent(statistic(table, metric)) for table in tables]
+        return [*sides, percent(statistic(tables[1] - tables[0], metric, difference=True), "+"), str(len(problems))]
 
     def shares(self) -> dict[str, Share]:
         """Return, by problem that both have, the share of right samples over all paired runs in either arm."""
@@ -256,11 +257,6 @@ def _before(absent: Any) -> Any:
 
 def _listed(seeds: Sequence[int]) -> str:
     return ", ".join(map(str, seeds))
-
-
-def _percent(cell: Mapping[str, Any], sign: str = "") -> str:
-    mean, low, high = (100 * cell[name] for name in ("mean", "lo", "hi"))
-    return f"{mean:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
 
 
 def compared(runs: Sequence[RunData]) -> Compared | None:

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -10,6 +10,7 @@ from rich.console import Console
 from expo.tables.plan import MEASURED, Plan, is_rate
 
 FEW = 3  # a cell made of fewer runs says so
+APART = 0.3  # between seeds' rates: as far as seeds lie that take off or do not, and a cell names them
 
 
 def wide_console() -> Console:
@@ -95,13 +96,28 @@ def _fewer(cell: Mapping[str, Any] | None, runs: int) -> str:
     return f" ({len(cell['seeds'])} of {runs} runs)" if cell and len(cell["seeds"]) < runs else ""
 
 
-def _cell(column: str, cell: Mapping[str, float] | None) -> str:
+def _cell(column: str, cell: Mapping[str, Any] | None) -> str:
     if cell is None:
         return "–"
     if not is_rate(column):
         places = MEASURED[column.partition("/level")[0]]
         return f"{cell['mean']:.{places}f} [{cell['lo']:.{places}f}, {cell['hi']:.{places}f}]"
-    return f"{100 * cell['mean']:.1f} [{100 * cell['lo']:.1f}, {100 * cell['hi']:.1f}]"
+    return percent(cell)
+
+
+def far_apart(seeds: Sequence[float]) -> bool:
+    """Return whether the rates of an arm's seeds, or their differences, lie too far apart for the interval to be believed."""
+    return max(seeds) - min(seeds) > APART
+
+
+def percent(cell: Mapping[str, Any], sign: str = "") -> str:
+    """Return a rate or a difference of rates with its interval, in percent; of seeds that lie far apart also what each has found, since
+    the interval is not to be believed then. Args: sign, `+` to show one."""
+    mean, low, high = (100 * cell[name] for name in ("mean", "lo", "hi"))
+    seeds = ", ".join(f"{round(100 * seed):{sign}d}" for seed in cell["seeds"])
+    return f"{mean:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]" + (
+        f" (seeds {seeds})" if far_apart(cell["seeds"]) else ""
+    )
 
 
 def _paper(plan: Plan, arm: str, column: str) -> str:
