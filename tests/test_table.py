@@ -331,7 +331,7 @@ def test_a_cell_whose_seeds_lie_far_apart_names_them():
     record = json.loads((plans.results_folder("when_it_works", "cpu") / "table.json").read_text())
     heads, rows = rows_of(taken, record)
     (row,) = (row for row in rows if row[0] == "35 %, slips 0.0: GRPO SFT-GT-CoT")
-    assert dict(zip(heads, row, strict=True))["pass@4"] == "34.0 [0.0, 100.0] (seeds 2, 0, 100)"
+    assert dict(zip(heads, row, strict=True))["pass@4"] == "34.0 [0.0, 100.0] (seeds 100, 2, 0)"
 
 
 def test_seconds_of_runs_that_share_say_what_they_leave_out(tmp_path):
