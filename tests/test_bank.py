@@ -22,8 +22,10 @@ from expo.model.policy import as_it_began
 from expo.model.small import random_tiny
 from expo.rollout.engine import Completion, Request, Sampling
 from expo.rollout.noise import EXPLAIN, Key
+from expo.runs.reading import read_lines, read_summary
 from expo.step.positives import bank as banks
 from expo.step.positives.bank import Bank, BankedEngine, fingerprint
+from expo.tables.aggregate import cost_of
 from expo.verifier.pool import Verifier
 
 SAMPLING = Sampling(1.0, 1.0, 0, 8)
@@ -113,10 +115,15 @@ def test_a_run_with_a_bank_is_the_run_without_bit_for_bit(overrides, tmp_path, m
 
 @pytest.mark.runs
 def test_runs_that_learn_otherwise_share_it_and_longer_ones_add_to_it(tmp_path, capsys):
-    run(tmp_path, *LEVEL_2)
+    _, writer = run(tmp_path, *LEVEL_2)
     assert "explanations of steps 1 to 6: " in capsys.readouterr().out
     run(tmp_path, *LEVEL_2, "positives.weight=0.5", "algorithm.kl_coef=0.1", "positives.gate=all_wrong")
+    _, reader = run(tmp_path, *LEVEL_2, "positives.weight=0.5")
     assert "explanations of" not in capsys.readouterr().out
+    written, read = (sum(line.get("time/shared_s", 0) for line in read_lines(d)) for d in (writer, reader))
+    assert written == pytest.approx(0, abs=1e-6)  # it has used all that it wrote
+    assert read > 0
+    assert cost_of([reader])["seconds"] == pytest.approx(read_summary(reader)["wall_s"] + read)
     run(tmp_path, *LEVEL_2, "trainer.max_steps=8")
     assert "explanations of steps" in capsys.readouterr().out
     assert sorted(p.name for p in tmp_path.glob("banks/*/*.parquet")) == [
@@ -237,6 +244,19 @@ def test_it_gives_what_was_written_for_each_request(reading):
     longer = reading(steps=6)
     longer.generate([request(5)], SAMPLING)
     assert longer.engine.calls == [[5, 5]]
+
+
+def test_who_reads_pays_what_it_reads_and_who_writes_pays_no_more(reading, monkeypatch):
+    clock = iter(range(0, 1000, 7))
+    monkeypatch.setattr(banks.time, "perf_counter", lambda: next(clock))
+    steps = [[request(step, row) for row in range(2)] for step in range(4)]
+
+    def paid(engine, asked):
+        return [engine.shared_s(engine.generate(requests, SAMPLING)) for requests in asked]
+
+    assert paid(reading(steps=4), steps) == [3.5 - 7, 3.5, 3.5 - 7, 3.5]  # blocks of two steps, 7 s each
+    assert paid(reading(steps=4), steps) == [3.5] * 4
+    assert paid(reading(steps=4), [requests[:1] for requests in steps]) == [1.75] * 4  # half of the tokens
 
 
 def test_after_the_first_step_the_policy_writes_with_the_weights_that_it_began_with(reading):

@@ -166,6 +166,20 @@ def test_the_readmes_own_data_run(tmp_path):
     assert "15 problems (dataset.part=held_out)" in " ".join(said.split())  # what the run had held out, and no more
 
 
+@pytest.mark.runs
+def test_the_recipes_for_local_files_run_without_a_network(tmp_path, monkeypatch, math_file, gsm8k_file):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "empty"))
+    section = re.search(r"^## Local files\n(.*?)^## ", TEXTS["math.md"], re.MULTILINE | re.DOTALL)[1]
+    lines = commands(section)
+    assert len(lines) == 3
+    for source, word in ((math_file, "dataset=math "), (gsm8k_file, "dataset=gsm8k ")):
+        rows = source.read_text().splitlines(keepends=True)
+        (tmp_path / "train.jsonl").write_text("".join(rows[::2]))
+        (tmp_path / "test.jsonl").write_text("".join(rows[1::2]))
+        assert run(tmp_path, [line for line in lines if word in line])
+
+
 @pytest.mark.slow
 def test_the_tutorial_is_followed_literally(tmp_path):
     """By experiments/new_user/follow.py, with bash, in an empty folder; but for the number of steps."""

@@ -116,7 +116,11 @@ def test_pairs_come_back_from_their_file_as_they_were(tmp_path, models):
     for name in ("problems", "prompts", "completions", "texts", "verdicts", "candidates", "positives"):
         assert getattr(back, name) == getattr(e, name), name
     torch.testing.assert_close(back.correct, e.correct)
+    store.save(20, e, [None] * 3)
+    assert store.load(20, PROBLEMS).shared_s == 0  # of the run itself
+    store.path(20).unlink()
     assert (back.generated_tokens, back.timer.seconds["rollout"]) == (17, 2.5)  # their cost is whoever's uses them
+    assert back.shared_s == 2.5  # which its own seconds lack
     assert PairStore(tmp_path / "initial", tmp_path / "own", fresh=True).load(0, PROBLEMS) is None
     assert store.load(20, PROBLEMS) is None
     with pytest.raises(UserError, match="other problems"):

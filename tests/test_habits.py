@@ -24,7 +24,12 @@ def sample(problem, answer, right=False, level=None, subject=None):
         ([("2", True), ("3", False), ("4", False)], 1 / 3),
         ([("1/2", True), ("0.5", True), ("3", False), ("3", False), (r"\frac{1}{2}", True)], 1.0),  # right ones are one
         ([("3 ", False), ("$3$", False), ("2", True)], 0.0),  # as are wrong ones that are written alike
+        ([("0.5", False), (r"\dfrac12", False), ("2/4", False), ("2", True), ("2", True)], 0.0),  # or are of one value
+        ([("1,000", False), ("1000.0", False), ("2", True)], 0.0),
+        ([("10", False), ("100", False), ("-10", False), ("1/0", False), ("2", True), ("2", True)], 1.0),
+        ([("Yes", False), (r"\text{yes}", False), ("no", True)], 0.0),
         ([("2", True), (None, False), (None, False)], 1.0),  # no answer is no vote
+        ([("2", True), ("", False), ("$$", False), (r"\text{ }", False)], 1.0),  # nor is an empty one
         ([(None, False)], 0.0),
     ],
 )

@@ -72,7 +72,16 @@ def test_a_refused_connection_is_told(monkeypatch):
 def test_what_needs_no_hub_asks_nobody(silent, math_file):
     for overrides in (["model=ladder"], ["model=random_tiny", "dataset=math", f"dataset.path={math_file}"]):
         hub.ask_hub([compose_config(*overrides)])
+    scored = compose_config("model=random_tiny", "dataset=math", f"dataset.eval_path={math_file}")
+    hub.ask_hub([], [scored])
     assert hub.unreachable.cache_info().misses == 0
+
+
+def test_what_reads_the_hub_for_another_part_asks(silent, math_file):
+    evaluated = ["model=random_tiny", "dataset=math", f"dataset.eval_path={math_file}"]
+    for trained, scored in (([evaluated], []), ([], [[*evaluated, "dataset.part=train"]]), ([], [evaluated[:2]])):
+        with pytest.raises(UserError, match=r"dataset.hub_id=EleutherAI/hendrycks_math: not in the local cache"):
+            hub.ask_hub([compose_config(*o) for o in trained], [compose_config(*o) for o in scored])
 
 
 def test_the_hub_is_asked_once_for_many_runs(answering):

@@ -1,6 +1,8 @@
 """Intervals by hand, against scipy's and statsmodels' known cases, and by a small simulation."""
 
+import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -9,6 +11,8 @@ from scipy import stats
 from expo.evaluation import intervals
 from expo.evaluation.coverage import World, coverage
 from expo.evaluation.kinds import interval_of
+from expo.tables.plan import EXPERIMENTS
+from expo.tables.render import FEW, HELD
 
 
 def test_a_crossed_table_by_hand():
@@ -102,6 +106,25 @@ def test_intervals_hold_the_truth_as_often_as_they_say(world):
     assert 0.91 <= held.share <= 0.985
     assert 0.91 <= held.equal <= 0.995
     assert 0.91 <= held.apart <= 0.99
+
+
+def test_where_seeds_take_off_or_do_not_three_of_them_know_little():
+    world = World(200, 3, 0.3, takes_off=0.99)
+    held = coverage(world, 200)
+    all_alike = world.chance**3 + (1 - world.chance) ** 3
+    assert held.share == pytest.approx(1 - all_alike, abs=0.12)
+    assert held.marked == pytest.approx(1 - all_alike, abs=0.12)
+    assert coverage(World(200, 3, 0.3, k=4), 200).share > 0.9
+
+
+def test_tables_say_the_range_that_was_simulated():
+    worlds = json.loads((EXPERIMENTS / "bench_intervals" / "coverage.json").read_text())["worlds"]
+    wanted = [w for w in worlds if w["seeds"] >= FEW and 0.1 <= w["rate"] <= 0.9]
+    told = []
+    for takes_off in (False, True):
+        held = [w[name] for w in wanted if bool(w["takes_off"]) == takes_off for name in ("share", "equal", "apart")]
+        told.append(f"{100 * min(held):.0f} to {100 * max(held):.0f} %")
+    assert told == re.findall(r"\d+ to \d+ %", HELD)
 
 
 def test_one_seed_does_not_cover_what_seeds_do():

@@ -1,3 +1,4 @@
+import json
 from contextlib import nullcontext, suppress
 from types import SimpleNamespace
 
@@ -6,9 +7,11 @@ import torch
 from transformers import DynamicCache, FalconConfig, FalconForCausalLM, Qwen2Config, Qwen2ForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from expo.commands import bench_rollout
 from expo.config import RolloutConf
 from expo.data import ladder as world
 from expo.model.scoring import score, token_batch
+from expo.model.small import ladder_model
 from expo.rollout import decoding as decoding_module
 from expo.rollout import transformers_engine
 from expo.rollout.decoding import attention, decoding
@@ -193,3 +196,20 @@ def test_room_that_is_full_is_made_again(monkeypatch, ladder):
     parts = engine.generate(requests, Sampling(1.0, 1.0, 0, 60))
     assert [c.ids for c in parts] == [c.ids for c in whole]
     assert max(len(c.ids) for c in whole) > 9
+
+
+def test_the_two_engines_are_measured_in_turns(monkeypatch, tmp_path):
+    """With a second transformers engine for vLLM's, which is not installed everywhere."""
+
+    class Other(TransformersEngine):
+        def __setattr__(self, name, value):
+            super().__setattr__(name, torch.as_tensor(value) if name == "eos_ids" else value)
+
+    monkeypatch.setattr(bench_rollout, "VLLMEngine", Other)
+    monkeypatch.setattr(bench_rollout, "TURNS", 2)
+    shapes = {"small": (lambda: ladder_model(0, hidden_size=32, layers=1, heads=1), 16, 4)}
+    monkeypatch.setattr(bench_rollout, "RANDOM", shapes)
+    assert bench_rollout.main(["small", f"output={tmp_path / 'found.json'}"]) == 0
+    (found,) = json.loads((tmp_path / "found.json").read_text())["results"]
+    assert [len(speeds) for speeds in found["tokens_per_s"].values()] == [2, 2]
+    assert found["vllm_to_hf"].keys() == found["followed_to_two_calls_s"].keys() == {"median", "min", "max"}

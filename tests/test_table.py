@@ -33,10 +33,10 @@ from expo.runs.checkpoints import step_of
 from expo.runs.offline import read_offline
 from expo.runs.reading import by_step, final_rows
 from expo.tables import plan as plans
-from expo.tables.aggregate import _mean_over_runs, common_steps, measured_values, pass_values, stack, statistic
+from expo.tables.aggregate import _mean_over_runs, common_steps, cost_of, measured_values, pass_values, stack, statistic
 from expo.tables.figures import Curves, Heat
 from expo.tables.kept import unpack
-from expo.tables.render import markdown, unlike_problems
+from expo.tables.render import made_by, markdown, percent, rows_of, unlike_problems
 from expo.tables.sweep import View, prepare, until_over
 
 # Identities of every planned run in version 0.1: what was finished then is not made again.
@@ -320,6 +320,31 @@ def test_a_table_that_shows_another_tables_runs_has_its_numbers():
             assert shared, path
             for arm, column in shared:
                 assert own[arm]["columns"][column] == base[arm]["columns"][column], (path, arm, column)
+
+
+def test_a_cell_whose_seeds_lie_far_apart_names_them():
+    for seeds, told in (([0.0, 0.02, 1.0], " (seeds 0, 2, 100)"), ([0.4, 0.69, 0.5], ""), ([0.5], "")):
+        assert percent({"mean": 0.34, "lo": 0.0, "hi": 1.0, "seeds": seeds}) == f"34.0 [0.0, 100.0]{told}"
+    apart = {"mean": -0.657, "lo": -1.0, "hi": 0.695, "seeds": [-0.98, -0.96, 0.02]}
+    assert percent(apart, "+") == "-65.7 [-100.0, +69.5] (seeds -98, -96, +2)"
+    taken = plans.load_plan("when_it_works")
+    record = json.loads((plans.results_folder("when_it_works", "cpu") / "table.json").read_text())
+    heads, rows = rows_of(taken, record)
+    (row,) = (row for row in rows if row[0] == "35 %, slips 0.0: GRPO SFT-GT-CoT")
+    assert dict(zip(heads, row, strict=True))["pass@4"] == "34.0 [0.0, 100.0] (seeds 100, 2, 0)"
+
+
+def test_seconds_of_runs_that_share_say_what_they_leave_out(tmp_path):
+    plan = plans.load_plan("when_it_works")
+    record = json.loads((plans.results_folder("when_it_works", "cpu") / "table.json").read_text())
+    assert "without the pairs and explanations that another run has made" in made_by(record)  # runs of before
+    assert {key for key, arm in record["arms"].items() if arm.get("seconds_alone")} == {
+        key for key in plan.arms if key.startswith("exp_")
+    }
+    (tmp_path / "summary.json").write_text(json.dumps({"wall_s": 10.0}))
+    lines = [{"step": s, "throughput/tokens_generated": 5, "time/shared_s": t} for s, t in ((1, -2.0), (2, 4.5))]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert cost_of([tmp_path])["seconds"] == 12.5
 
 
 def test_scalars_that_are_not_measured_at_every_step_are_means_of_common_steps(tmp_path):

@@ -46,6 +46,7 @@ class DPO(Algorithm):
         experience.writer = "pairs"  # whatever the policy is by now, they are of the round's start
         if step == start:
             experience.timer, experience.generated_tokens = whole.timer, whole.generated_tokens
+            experience.shared_s = whole.shared_s
         return experience
 
     def pairs_of(self, start: int, problems: list[Problem]) -> Experience:

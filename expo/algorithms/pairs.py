@@ -71,6 +71,7 @@ class PairStore:
             texts=[r["text"] for _, r in flat], verdicts=[Verdict(r["verdict"]) for _, r in flat],
             correct=correct, unaided=rewards, rewards=rewards, candidates=candidates, positives=positives,
             generated_tokens=cost["generated_tokens"], timer=Timer(cost["seconds"]),
+            shared_s=0.0 if step else sum(cost["seconds"].values()),  # later rounds are the run's own
         )  # fmt: skip
 
     def save(self, step: int, e: Experience, pairs: list[tuple[Candidate, Completion] | None]) -> None:

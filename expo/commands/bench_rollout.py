@@ -14,24 +14,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from expo.config import ModelConf, VLLMConf
 from expo.model.policy import load_policy
+from expo.model.shapes import config_of
 from expo.model.small import ladder_model, ladder_tokenizer
 from expo.rollout.engine import Completion, Engine, Request, Sampling
 from expo.rollout.noise import Key
 from expo.rollout.transformers_engine import TransformersEngine
 from expo.rollout.vllm_engine import VLLMEngine
 from expo.runs.directory import device_name, git_commit
-from expo.tables.cost import SHAPES
 
 TURNS = 5
 
 
 def qwen_model() -> PreTrainedModel:
     torch.manual_seed(0)
-    return Qwen2ForCausalLM(Qwen2Config(**SHAPES["Qwen/Qwen2.5-0.5B-Instruct"][1]))
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config_of("0.5B"))
+    return model
 
 
 # Shape, rows and tokens per row. Heads of 32, which vLLM's attention on a CPU knows.

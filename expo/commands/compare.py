@@ -90,7 +90,7 @@ def print_comparison(comparison: Comparison, reach: float, show: int) -> None:
     for title, table in (
         ("in percent; the difference is second less first, on the same problems", comparison.differences()),
         (f"{metric} over the steps, in percent", comparison.curve(metric)),
-        ("until then", comparison.costs(metric, reach)),
+        ("until then (>: where runs never reach it, all of theirs is in the mean)", comparison.costs(metric, reach)),
     ):
         if table[1]:
             console.print(_grid(title, table))

@@ -24,6 +24,7 @@ from expo.runs.reading import final_rows, read_curve, read_lines, read_summary, 
 from expo.tables.aggregate import aggregate
 from expo.tables.finish import draw
 from expo.tables.plan import Plan, PlannedRun
+from expo.tables.render import percent
 from expo.tables.request import Request, missing
 from expo.tables.sweep import make
 
@@ -148,7 +149,7 @@ def run_data(plan: Plan, runs: Sequence[PlannedRun]) -> list[report.RunData]:
 
 def rows_of(plan: Plan, summary: dict[str, Any]) -> list[list[str]]:
     """Return the cells of each arm."""
-    return [[plan.arms[arm].label, *map(cell, columns.values())] for arm, columns in summary["arms"].items()]
+    return [[plan.arms[arm].label, *map(percent, columns.values())] for arm, columns in summary["arms"].items()]
 
 
 def show(plan: Plan, summary: dict[str, Any], output: Path) -> None:
@@ -165,8 +166,3 @@ def show(plan: Plan, summary: dict[str, Any], output: Path) -> None:
         f"{summary['expected_lucky_rollouts']:.2f}; {summary['wall_s']:.0f} s"
     )
     print(f"curves: {output / 'curves.png'}   report: {output / 'report.html'}")
-
-
-def cell(metric: dict[str, float]) -> str:
-    """Return a mean with its interval, in percent."""
-    return f"{100 * metric['mean']:.1f} [{100 * metric['lo']:.1f}, {100 * metric['hi']:.1f}]"

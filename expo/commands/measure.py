@@ -27,7 +27,7 @@ import matplotlib.pyplot as plt
 def measure_samples(cfg: Config, run: Run) -> None:
     """Sample, measure, and keep samples, picture and summary. Raises UserError for what cannot be loaded."""
     set_up_process(cfg)
-    ask_hub([cfg])
+    ask_hub([], scored=[cfg])
     conf = cfg.diagnose
     run.dir.mkdir(parents=True, exist_ok=True)
     loggers = chosen_loggers(Session(cfg, run.dir, command="diagnose"))

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 def evaluate(cfg: Config, run: Run) -> None:
     """Evaluate, and keep the result in the run's directory. Raises UserError for what cannot be loaded."""
     set_up_process(cfg)
-    ask_hub([cfg])
+    ask_hub([], scored=[cfg])
     run.dir.mkdir(parents=True, exist_ok=True)  # what an earlier run left in it stays until there is something new
     loggers = chosen_loggers(Session(cfg, run.dir, command="evaluate"))
     warn_of_other_settings(cfg)

@@ -63,7 +63,10 @@ def run_table(request: Request, runs: Sequence[PlannedRun], command: str) -> int
     check_launcher(request.hydra)
     for run in missing(runs):
         check_here(run.cfg)
-    ask_hub([run.cfg for run in missing(runs)])
+    trained, scored = (
+        [run.cfg for run in missing(runs) if (run.command == "train") == of_training] for of_training in (True, False)
+    )
+    ask_hub(trained, scored)
     models = to_prepare(request.plan, runs, missing(runs))
     if code := prepare(models):
         remedy = "the same command goes on" if code > 128 else "see above"

@@ -137,7 +137,7 @@ def build_run(cfg: Config, verifier: Verifier, commit: str | None = None) -> tup
             lambda: begun(cfg, policy, bank),
             ranks,
         )
-        engines = replace(engines, explanations=banked, banked=True)
+        engines = replace(engines, explanations=banked, banked=banked)
     pipeline = Pipeline(
         engines=engines,
         source=source,

@@ -11,6 +11,7 @@ from expo.evaluation import intervals
 from expo.evaluation.pass_at_k import pass_at_k
 from expo.verifier.answers import Verdict, fast_verdict
 from expo.verifier.extraction import last_boxed
+from expo.verifier.spelling import bare
 
 Row = Mapping[str, Any]
 
@@ -72,22 +73,27 @@ def habits_of(by_problem: Mapping[str, Outcome], greedy: Sequence[Row], k: Seque
 def majority(samples: Sequence[Row]) -> float:
     """Return whether the answer that most samples give is right: 1 or 0, and of tied answers the share that is right.
 
-    Right answers are one answer, however they are written; wrong ones are the same where they state the same, as far as no
-    algebra is needed to see it. A sample without an answer has no vote; where none has one, it is 0. (Wang et al. 2022,
-    arXiv 2203.11171.)
+    Right answers are one answer, however they are written, and so are wrong ones of one value. A sample without an answer, or
+    with an empty one, has no vote; where none has one, it is 0. (Wang et al. 2022, arXiv 2203.11171.)
     """
-    votes: Counter[str | bool] = Counter()
+    right, wrong = 0, Counter[str]()
     for row in samples:
         # What was kept before a verifier could look elsewhere stands in a box.
-        if answer := row["final"] if "final" in row else last_boxed(row["completion"]):
-            votes[True if _right(row) else next((a for a in votes if _states(a, answer)), answer)] += 1
-    most = max(votes.values(), default=0)
-    tied = [answer for answer, count in votes.items() if count == most]
-    return float(True in tied) / len(tied) if tied else 0.0
+        answer = row["final"] if "final" in row else last_boxed(row["completion"])
+        if answer is None or not bare(answer):
+            continue
+        if _right(row):
+            right += 1
+        else:
+            wrong[next((other for other in wrong if same_answer(answer, other)), answer)] += 1
+    most = max([right, *wrong.values()])
+    tied = [right, *wrong.values()].count(most)
+    return float(right == most) / tied if most else 0.0
 
 
-def _states(known: str | bool, answer: str) -> bool:
-    return isinstance(known, str) and fast_verdict(answer, known) is Verdict.CORRECT
+def same_answer(one: str, other: str) -> bool:
+    """Return whether two answers, neither of which is right, are one, as far as no algebra is needed to see it."""
+    return fast_verdict(one, other) is Verdict.CORRECT
 
 
 def _right(row: Row) -> bool:

@@ -13,6 +13,7 @@ from expo.config.identity import later_keys
 from expo.config.key import shown
 from expo.report.page import Compared, RunData, Table
 from expo.tables.aggregate import pass_values, stack, statistic
+from expo.tables.render import percent
 
 SHOWN = 5  # problems gained, and as many lost, whose completions a page shows
 # What changes the completions of an evaluation, or what is said of them, beside the policy.
@@ -162,8 +163,8 @@ class Comparison:
             stack({str(i): {p: own[p] for p in problems} for i, own in enumerate(side)})
             for side in zip(*values, strict=True)
         ]
-        sides = [_percent(statistic(table, metric)) for table in tables]
-        return [*sides, _percent(statistic(tables[1] - tables[0], metric, difference=True), "+"), str(len(problems))]
+        sides = [percent(statistic(table, metric)) for table in tables]
+        return [*sides, percent(statistic(tables[1] - tables[0], metric, difference=True), "+"), str(len(problems))]
 
     def shares(self) -> dict[str, Share]:
         """Return, by problem that both have, the share of right samples over all paired runs in either arm."""
@@ -196,13 +197,20 @@ class Comparison:
         return best[0], best[1]
 
     def costs(self, metric: str, reach: float) -> Table:
-        """Return what each arm took until an evaluation found at least `reach`: means over the runs that did."""
+        """Return what each arm took until an evaluation found at least `reach`: means over all paired runs, the same of both arms.
+
+        Of a run that never did, all of it is counted, and the mean is told as a lower bound: those that did are the lucky ones.
+        """
         rows = []
-        for arm in (self.first, self.second):
-            found = [f for run in arm.runs.values() if (f := _until(run, metric, reach))]
-            means = [float(np.mean([f[i] for f in found])) if found else None for i in range(3)]
-            cells = ["–" if m is None else f"{m:.0f}" if i == 0 else f"{m / 1e6:.3f} M" for i, m in enumerate(means)]
-            rows.append([arm.name, f"{len(found)} of {len(arm.runs)}", *cells])
+        for arm, own in zip((self.first, self.second), zip(*self.pairs, strict=True), strict=True):
+            found = [_until(run, metric, reach) for run in own]
+            reached = sum(did for did, *_ in found)
+            bound = "> " if reached < len(own) else ""
+            step, *tokens = np.mean([taken for _, *taken in found], axis=0)
+            cells = [f"{bound}{step:.0f}", *(f"{bound}{t / 1e6:.3f} M" for t in tokens)]
+            if not any(run.lines for run in own):  # evaluations
+                cells = ["–"] * 3
+            rows.append([arm.name, f"{reached} of {len(own)}", *cells])
         return [
             "",
             f"runs that reach {metric} of {100 * reach:g} %",
@@ -212,11 +220,11 @@ class Comparison:
         ], rows
 
     def curve(self, metric: str) -> Table:
-        """Return the mean of a metric at each step that either arm was evaluated at."""
+        """Return the mean of a metric over the paired runs at each step that either arm was evaluated at."""
         points: list[dict[int, list[float]]] = []
-        for arm in (self.first, self.second):
+        for runs in zip(*self.pairs, strict=True):
             own: dict[int, list[float]] = defaultdict(list)
-            for run in arm.runs.values():
+            for run in runs:
                 for line in run.lines:
                     if line.get(metric) is not None:
                         own[line["step"]].append(line[metric])
@@ -229,15 +237,17 @@ class Comparison:
         return ["step", self.first.name, self.second.name], rows
 
 
-def _until(run: RunData, metric: str, reach: float) -> tuple[float, float, float] | None:
-    """Return the step of the first evaluation with at least `reach`, and the tokens generated and trained until then."""
-    generated = trained = 0.0
+def _until(run: RunData, metric: str, reach: float) -> tuple[bool, float, float, float]:
+    """Return whether an evaluation found at least `reach`; the step of the first that did, and the tokens generated and trained until
+    then; or else the last step, and all tokens."""
+    generated = trained = step = 0.0
     for line in run.lines:
+        step = line["step"]
         generated += line.get("throughput/tokens_generated") or 0
         trained += line.get("throughput/tokens_trained") or 0
         if line.get(metric) is not None and line[metric] >= reach:
-            return line["step"], generated, trained
-    return None
+            return True, step, generated, trained
+    return False, step, generated, trained
 
 
 def _before(absent: Any) -> Any:
@@ -247,11 +257,6 @@ def _before(absent: Any) -> Any:
 
 def _listed(seeds: Sequence[int]) -> str:
     return ", ".join(map(str, seeds))
-
-
-def _percent(cell: Mapping[str, Any], sign: str = "") -> str:
-    mean, low, high = (100 * cell[name] for name in ("mean", "lo", "hi"))
-    return f"{mean:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
 
 
 def compared(runs: Sequence[RunData]) -> Compared | None:

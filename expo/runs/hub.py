@@ -15,12 +15,14 @@ LIMIT_S = 3
 ASKED = "EXPO_HUB_ASKED"  # set for the processes that this one starts
 
 
-def ask_hub(configs: Iterable[Config]) -> None:
+def ask_hub(trained: Iterable[Config], scored: Iterable[Config] = ()) -> None:
     """Raise UserError where a model or data set has to come from the hub, and the hub does not answer.
 
-    Where all is in the local cache, its libraries are told not to ask.
+    Where all is in the local cache, its libraries are told not to ask. Args: scored, configs of what reads `dataset.part` alone.
     """
-    wanted = dict.fromkeys(need for cfg in configs for need in _needs(cfg))
+    read = [(cfg, cfg.dataset.path) for cfg in trained]
+    read += [(c, c.dataset.path or (c.dataset.eval_path if c.dataset.part != "train" else None)) for c in scored]
+    wanted = dict.fromkeys(need for cfg, file in read for need in _needs(cfg, file))
     if not wanted or os.environ.get(ASKED) or os.environ.get("HF_HUB_OFFLINE") == "1":
         return
     reason = unreachable()
@@ -60,12 +62,12 @@ def unreachable() -> str | None:
     return answer[0] if answer else f"{endpoint}: no answer within {LIMIT_S} s"
 
 
-def _needs(cfg: Config) -> Iterable[tuple[str, str, bool]]:
-    """Yield what a run takes from the hub: key, hub id, whether it is in the local cache."""
+def _needs(cfg: Config, file: str | None) -> Iterable[tuple[str, str, bool]]:
+    """Yield what a run takes from the hub: key, hub id, whether it is in the local cache. Args: file, of its problems, where one is given."""
     path, data = cfg.model.path, cfg.dataset
     if path != "ladder" and not cfg.model.from_nothing and not looks_local(path) and not Path(path).is_dir():
         yield "model.path", path, _cached_model(path)
-    if data.hub_id and not data.is_ladder and data.path is None:
+    if data.hub_id and not data.is_ladder and file is None:
         home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
         folder = Path(os.environ.get("HF_DATASETS_CACHE", home / "datasets")) / data.hub_id.replace("/", "___")
         yield "dataset.hub_id", data.hub_id, folder.is_dir()

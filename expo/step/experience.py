@@ -135,6 +135,8 @@ class Experience:
     banked_tokens: int = 0  # of them, written before the run
     timer: Timer = field(default_factory=Timer)
     hint_reliance: float | None = None  # see `Pipeline.reliance`; None where it was not measured
+    # Seconds that other runs spent on what this one learns from, less what it spent for others: tokens are counted so, too.
+    shared_s: float = 0.0
     # Rollouts before any hint, and their verdicts, `[P * G]`; None where there are no hints: then they are `completions`.
     before_hints: list[tuple[Completion, Verdict]] | None = None
     writer: str = ""  # who wrote the rollouts, where that is not the policy as it is now: `pairs`, `snapshot`
@@ -216,5 +218,6 @@ class Experience:
             self.reused + other.reused, self.generated_tokens + other.generated_tokens,
             self.banked_tokens + other.banked_tokens, timer,
             other.hint_reliance if self.hint_reliance is None else self.hint_reliance,
+            self.shared_s + other.shared_s,
             [*self.sampled, *other.sampled] if self.before_hints or other.before_hints else None, self.writer,
         )  # fmt: skip

@@ -65,6 +65,8 @@ def step_metrics(experience: Experience, sums: Mapping[str, float], beta: float 
         **_positive_metrics(e),
         "weight/positive": beta,
         **{f"time/{stage}_s": seconds.get(stage, 0.0) for stage in STAGES},
+        # No part of the step's own: with it, runs that share pairs or a bank can be compared, whoever has made them.
+        "time/shared_s": e.shared_s,
         "throughput/tokens_per_s": (e.generated_tokens - e.banked_tokens) / sum(seconds.values()),
         # Completion tokens made, and completion tokens that a gradient went through.
         "throughput/tokens_generated": e.generated_tokens,

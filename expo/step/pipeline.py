@@ -10,6 +10,7 @@ from expo.rollout.engine import Completion, Engine, Request
 from expo.rollout.noise import HINTED, SOLVE, Key
 from expo.step.experience import Batch, Candidate, Experience, Group, Timer, Tools
 from expo.step.hints import NoHints
+from expo.step.positives.bank import BankedEngine
 from expo.step.positives.cache import ExplanationCache
 from expo.step.positives.properties import Scorer, with_lift, with_logp, with_logp_given_answer
 from expo.step.positives.selection import NEEDS_LIFT, NEEDS_LOGP
@@ -30,7 +31,7 @@ class Engines:
     rollouts: Engine
     explanations: Engine
     hints: Engine
-    banked: bool = False  # whether explanations are read, and not generated
+    banked: BankedEngine | None = None  # that of the explanations, where they are read and not generated
 
     @property
     def each(self) -> list[Engine]:
@@ -93,6 +94,7 @@ class Pipeline:
             generated_tokens=tokens + hint_tokens + written,
             banked_tokens=written if self.engines.banked else 0,
             writer="" if self.engines.rollouts is self.engines.policy else "snapshot",
+            shared_s=self.engines.banked.shared_s(explanations) if self.engines.banked else 0.0,
         )  # fmt: skip
 
     def roll_out(

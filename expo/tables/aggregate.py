@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
-from expo.config import UserError, data_content
+from expo.config import DPOConf, UserError, data_content
 from expo.data import ladder
 from expo.evaluation import intervals
 from expo.evaluation.kinds import interval_of
@@ -22,6 +22,8 @@ from expo.tables.plan import MEASURED, Arm, Command, Plan, PlannedRun, columns_o
 SAMPLED = ["kind", "id", "level", "question", "true_answer", *MEASURED]
 # Scalars that a run measures every `measure_every` steps, or at every step where something asks for them.
 NOT_EVERY_STEP = ("positive/logp_given_q", "positive/logp_given_qa", "positive/leak_gap", "positive/answer_lift", "hint/reliance")  # fmt: skip
+
+SHARED = "time/shared_s"
 
 Asked = tuple[str, str | None, str | None]  # id, question and answer: one id may be of other problems in other data
 Values = dict[Asked, float]  # by problem
@@ -132,6 +134,8 @@ def aggregate(plan: Plan, runs: Sequence[PlannedRun]) -> dict[str, Any]:
             heading: _mean_over_runs(own.values(), name, steps[name]) for heading, name in plan.scalars.items()
         }
         arms[key]["cost"] = cost_of(own.values())
+        if any(_shares(run) and not _tells(run.dir) for run in done if run.arm == key):
+            arms[key]["seconds_alone"] = True
         arms[key]["commits"] = sorted({str(read_summary(d)["git"]) for d in own.values()})
         if arm.against is not None:
             shared = sorted(own.keys() & {run.seed for run in done if run.arm == arm.against})
@@ -150,12 +154,25 @@ def aggregate(plan: Plan, runs: Sequence[PlannedRun]) -> dict[str, Any]:
 
 
 def cost_of(directories: Collection[Path]) -> dict[str, Any]:
-    """Return the means over finished runs: tokens (None where nothing was trained) and seconds."""
+    """Return the means over finished runs: tokens (None where nothing was trained) and seconds, both with the run's part of what it
+    shares with others, whoever has made it."""
+    shared = [sum(line.get(SHARED) or 0 for line in read_lines(d)) for d in directories]
     return {
         "generated tokens": _sum(directories, "throughput/tokens_generated"),
         "trained tokens": _sum(directories, "throughput/tokens_trained"),
-        "seconds": float(np.mean([read_summary(d)["wall_s"] for d in directories])),
+        "seconds": float(np.mean([read_summary(d)["wall_s"] + s for d, s in zip(directories, shared, strict=True)])),
     }
+
+
+def _shares(run: PlannedRun) -> bool:
+    """Return whether a run reads what another one may have made."""
+    banked = run.cfg.positives.from_bank(run.cfg.algorithm)
+    return run.command == "train" and (banked or isinstance(run.cfg.algorithm, DPOConf))
+
+
+def _tells(directory: Path) -> bool:
+    """Return whether a run says how many seconds others spent on what it read; those of before 2026-11-29 do not."""
+    return any(SHARED in line for line in read_lines(directory))
 
 
 def _sum(directories: Iterable[Path], name: str) -> float | None:

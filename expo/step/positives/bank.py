@@ -44,6 +44,7 @@ class Bank:
     folder: Path
     identity: str
     steps: dict[int, Rows] = field(default_factory=dict)  # those of the part that was read last
+    price: float = 0.0  # seconds that each of its tokens took to write; 0 of parts of before this was kept
 
     def parts(self) -> dict[Path, range]:
         """Return the finished parts and their steps."""
@@ -73,7 +74,8 @@ class Bank:
         check_signed(path, "bank")
         try:
             table = pa.parquet.read_table(path)
-            identity = json.loads(table.schema.metadata[IDENTITY])["identity"]
+            told = json.loads(table.schema.metadata[IDENTITY])
+            identity, seconds = told["identity"], told.get("seconds", 0.0)
             rows = [
                 (row["step"], row["row"], (tuple(row["prompt"]), row["ids"], row["truncated"]))
                 for row in table.to_pylist()
@@ -89,10 +91,14 @@ class Bank:
         found: dict[int, Rows] = {}
         for step, row, made in rows:
             found.setdefault(step, {})[row] = made
+        self.price = seconds / max(sum(len(ids) for _, _, (_, ids, _) in rows), 1)
         return found
 
-    def save(self, steps: Sequence[int], requests: Sequence[Request], made: Sequence[Completion]) -> None:
-        """Write a part whole or not at all. Args: steps, consecutive; requests and made, those of these steps, in order."""
+    def save(
+        self, steps: Sequence[int], requests: Sequence[Request], made: Sequence[Completion], seconds: float
+    ) -> None:
+        """Write a part whole or not at all. Args: steps, consecutive; requests and made, those of these steps, in order; seconds,
+        that it took to make them."""
         columns = {
             "step": [r.key.step for r in requests], "row": [r.key.row for r in requests],
             "prompt": [list(r.prompt) for r in requests], "ids": [c.ids for c in made],
@@ -100,7 +106,7 @@ class Bank:
         }  # fmt: skip
         types = {"prompt": pa.list_(pa.int64()), "ids": pa.list_(pa.int64())}
         table = pa.table({name: pa.array(values, types.get(name)) for name, values in columns.items()})
-        told = json.dumps({"identity": self.identity})
+        told = json.dumps({"identity": self.identity, "seconds": seconds})
         path = self.folder / f"steps-{steps[0]:06d}-{steps[-1]:06d}.parquet"
         write_signed(table.replace_schema_metadata({IDENTITY: told}), path)
 
@@ -124,6 +130,7 @@ class BankedEngine:
     ):
         self.bank, self.steps, self.requests_of, self.engine, self.begun = bank, steps, requests_of, engine, begun
         self.ranks = ranks
+        self.written_s = 0.0  # since `shared_s` was asked
 
     def generate(
         self, requests: Sequence[Request], sampling: Sampling, follow: Follow | None = None
@@ -133,6 +140,11 @@ class BankedEngine:
             if step not in self.bank.steps:
                 self.write_block(step, sampling)
         return [self.bank.find(r) for r in requests]
+
+    def shared_s(self, read: Sequence[Completion]) -> float:
+        """Return the seconds that it took to write what was read last, less those that this run has spent on writing since it was asked."""
+        spent, self.written_s = self.written_s, 0.0
+        return self.bank.price * sum(len(c.ids) for c in read) - spent
 
     def write_block(self, step: int, sampling: Sampling) -> None:
         """Write what the bank lacks of the block of steps that this one is in."""
@@ -154,8 +166,11 @@ class BankedEngine:
 
     def _write(self, steps: Sequence[int], sampling: Sampling) -> int:
         requests = [r for step in steps for r in self.requests_of(step)]
+        started = time.perf_counter()
         made = self.engine.generate(requests, sampling) if requests else []
-        self.ranks.by_first(lambda: self.bank.save(steps, requests, made))
+        seconds = time.perf_counter() - started
+        self.written_s += seconds
+        self.ranks.by_first(lambda: self.bank.save(steps, requests, made, seconds))
         return sum(len(c.ids) for c in made)
 
     def sync(self) -> None:
