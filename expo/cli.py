@@ -1,7 +1,9 @@
 """The `expo` command: hands over to `expo.commands`, and turns errors into exit codes."""
 
 import importlib
+import io
 import os
+import re
 import select
 import signal
 import sys
@@ -68,7 +70,7 @@ class RunFailed(Exception):
 
 def main() -> None:
     """Run the command that the process was started with, and exit with its code."""
-    command, *arguments = sys.argv[1:] or ["--help"]
+    command, *arguments = map(_at_home, sys.argv[1:] or ["--help"])
     if command in HELP_FLAGS:
         print(HELP, end="")
         return
@@ -80,6 +82,11 @@ def main() -> None:
     if set(HELP_FLAGS) & set(arguments):
         sys.exit(reporting(lambda: _help(command, arguments)))
     sys.exit(reporting(lambda: _run_hydra(command, arguments)))
+
+
+def _at_home(argument: str) -> str:
+    """Return an argument with the user's home folder for the `~/` that its value begins with, which the shell leaves there."""
+    return re.sub(r"^([^=]+=)~(?=/)", lambda found: found[1] + os.path.expanduser("~"), argument)
 
 
 def _help(command: str, arguments: list[str]) -> int:
@@ -112,6 +119,8 @@ def reporting(run: Callable[[], int]) -> int:
 
     # Without this, Hydra prints an exception its own way and exits with 1; with it, we see the exception.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal or a log that takes fewer characters is no reason to end
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return run()
     except RunFailed as error:

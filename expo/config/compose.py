@@ -129,6 +129,8 @@ def typed(cfg: DictConfig) -> Config:
         for name, value in vars(node).items():  # `+key=value` gets past Hydra's own check
             if name not in known:
                 raise UserError(f"{prefix}{name}={value}: no such key; --cfg job shows every key that exists")
+            if isinstance(value, str) and value.startswith("~/"):
+                setattr(node, name, os.path.expanduser(value))
     return config
 
 

@@ -5,12 +5,14 @@ import json
 import os
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from omegaconf import MISSING
 
+from expo.config.files import KINDS, UNREADABLE, open_rows
 from expo.config.key import Rule, Rules, key, option
 from expo.config.world import WorldConf
 
@@ -214,13 +216,18 @@ class LadderConf(DatasetConf):
                 f"set dataset.{name}={MOST_GENERATED} or less",
             )
         yield from super().rules(cfg)
+        for name in ("path", "eval_path", "hub_id"):
+            yield (
+                getattr(self, name) is None,
+                f"dataset.{name}={getattr(self, name)}: {self.name} makes its problems and reads none; set dataset=custom and "
+                "dataset.columns, or the data set whose format it has, such as dataset=math",
+            )
 
 
 def _file(name: str, path: str | None) -> Rules:
     if path is not None:
         yield os.path.isfile(path), f"{name}={path}: no such file; give the path of a .jsonl or .parquet file"
-        kinds = (".jsonl", ".parquet")
-        yield Path(path).suffix in kinds, f"{name}={path}: not a .jsonl or .parquet file; convert it first"
+        yield path.endswith(KINDS), f"{name}={path}: not a {', '.join(KINDS)} file; convert it first"
 
 
 def _compiles(pattern: str) -> Rule:
@@ -241,7 +248,7 @@ def columns_of(path: Path, wanted: set[str]) -> list[str]:
         except (OSError, pyarrow.ArrowException):
             return []
     found: dict[str, None] = {}
-    with path.open("rb") as lines:
+    with suppress(*UNREADABLE), open_rows(path) as lines:
         for line in lines:
             try:
                 row = json.loads(line)

@@ -4,6 +4,7 @@ import dataclasses
 import glob
 import itertools
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -101,6 +102,7 @@ def run_directory(text: str) -> Path:
 
     Raises UserError where a pattern or an identity fits none, or several.
     """
+    text = os.path.expanduser(text)
     if not Path(text).exists() and Path("outputs", text, "config.yaml").is_file():  # as expo runs lists it
         return Path("outputs", text)
     if Path(text).exists() or not (set("*?[") & set(text) or re.fullmatch(r"[0-9a-f]{10}", text)):
