@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from expo.config.errors import UserError
 from expo.config.identity import runtime_keys
-from expo.config.key import ALONE, OPTIONS, check_here, check_values, nodes
+from expo.config.key import ALONE, OPTIONS, check_here, check_values, doubts, nodes
 from expo.config.naming import what_differs
 from expo.config.run import Config
 
@@ -135,9 +135,14 @@ def typed(cfg: DictConfig) -> Config:
 
 
 def check(config: Config) -> None:
-    """Raise UserError for the first value or combination that cannot be run, here or anywhere. Looks at the machine, loads nothing."""
+    """Raise UserError for the first value or combination that cannot be run, here or anywhere; say what is hardly meant.
+
+    Looks at the machine, loads nothing.
+    """
     check_anywhere(config)
     check_here(config)
+    for told in doubts(config):
+        print(f"expo: {told}", file=sys.stderr)
 
 
 def check_anywhere(config: Config) -> None:
