@@ -162,7 +162,7 @@ def _run_hydra(command: str, arguments: list[str]) -> int:
     from omegaconf import DictConfig
 
     from expo.config.arguments import check_launcher
-    from expo.config.compose import check, check_anywhere, conf_dir, named, register, typed
+    from expo.config.compose import check, check_anywhere, conf_dir, for_command, named, register, typed
     from expo.config.from_run import run_of
     from expo.runs.processes import stop_runs
 
@@ -179,7 +179,8 @@ def _run_hydra(command: str, arguments: list[str]) -> int:
             _run_process(command, [*folder, *hydra_conf.overrides.task], hydra_conf.launcher.get("n_jobs", 1))
             return
         try:
-            cfg = named(typed(composed), HydraConfig.get().overrides.task)
+            given = HydraConfig.get().overrides.task
+            cfg = for_command(named(typed(composed), given), command, given)
             (check_anywhere if command == "plan" else check)(cfg)
             outcome.append(_load(*COMMANDS[command])(cfg) or 0)
         except Exception as error:  # carried past Hydra, which would print a line of its own

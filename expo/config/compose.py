@@ -23,6 +23,7 @@ from expo.config.errors import UserError
 from expo.config.identity import runtime_keys
 from expo.config.key import ALONE, OPTIONS, check_here, check_values, doubts, nodes
 from expo.config.naming import what_differs
+from expo.config.places import name_of
 from expo.config.run import Config
 
 # Names of modules with options of a user's own, comma-separated; installed packages name theirs as entry points.
@@ -114,6 +115,19 @@ def named(config: Config, overrides: Sequence[str], earlier: str = "") -> Config
     """Return the config with `differs` set by the command line, unless it is set."""
     if config.differs is None:
         config.differs = what_differs(overrides, runtime_keys(), earlier)
+    return config
+
+
+def for_command(config: Config, command: str, overrides: Sequence[str]) -> Config:
+    """Return the config as a command takes it from its command line: a model that is only measured gives its own name.
+
+    Raises UserError for a key on the command line that the command does not look at.
+    """
+    unread = config.dataset.unread(command)
+    for key, value in (o.lstrip("+").partition("=")[::2] for o in overrides):
+        if (told := unread.get(key.removeprefix("dataset."))) and key.startswith("dataset.") and value != "null":
+            raise UserError(f"{key}={value}: expo {command} does not look at it here; {told}")
+    config.name = name_of(config, command, overrides)
     return config
 
 

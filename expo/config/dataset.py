@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from expo.config.run import Config
 
 
+MEASURING = ("evaluate", "diagnose")  # commands that measure a model, and train none
 MOST_GENERATED = 100_000  # problems of a level of the ladder
 
 
@@ -95,6 +96,26 @@ class DatasetConf:
         own = self.path is not None and (self.shares_file or self.limit is not None)
         other = self.eval_path is not None and (self.limit is not None or self.eval_limit is not None)
         return [name for name, drawn in (("path", own), ("eval_path", other)) if drawn]
+
+    def unread(self, command: str) -> dict[str, str]:
+        """Return which of limit, eval_limit and part a command does not look at, each with what to do instead; see docs/runs.md."""
+        if command not in MEASURING:
+            return {"part": "it is for expo evaluate and expo diagnose; dataset.limit takes fewer problems"}
+        if self.part == "held_out" and self.shares_file:
+            return {}
+        if self.part == "train":  # without what is held out of it
+            held_out = self.path is not None or self.eval_path is not None
+            return {} if held_out else {"eval_limit": "dataset.limit takes fewer problems"}
+        return {"eval_limit": "it is for evaluations during training; dataset.limit takes fewer problems"}
+
+    def evaluated_file(self, command: str) -> str | None:
+        """Return the local file that a command is about."""
+        files = (
+            (self.eval_path, self.path)
+            if command in MEASURING and self.part != "train"
+            else (self.path, self.eval_path)
+        )
+        return next(filter(None, files), None)
 
     @property
     def part_mark(self) -> str:
@@ -207,6 +228,12 @@ class LadderConf(DatasetConf):
     world: WorldConf = key(
         WorldConf, absent={}, help="what its problems are, what its base policy has read, and how its expert writes"
     )
+
+    def unread(self, command: str) -> dict[str, str]:
+        if command not in MEASURING:
+            return super().unread(command)
+        read, other = ("limit", "eval_limit") if self.part == "train" else ("eval_limit", "limit")
+        return {other: f"dataset.{read} takes fewer problems of each level"}
 
     def rules(self, cfg: "Config") -> Rules:
         for name, count in (("limit", self.limit), ("eval_limit", self.eval_limit)):

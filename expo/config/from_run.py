@@ -17,7 +17,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from expo.config.compose import conf_dir, named, register, typed
+from expo.config.compose import conf_dir, for_command, named, register, typed
 from expo.config.errors import UserError, first_line
 from expo.config.identity import identity, model_content, runtime_keys
 from expo.config.key import ALWAYS_IN, FORMER, OPTIONS, declaration, flat, shown, with_groups
@@ -152,6 +152,7 @@ def config_from_run(command: str, arguments: Sequence[str]) -> Config:
         own = _measured(own, directory)
     overrides = [a for a in arguments if not a.startswith("run=")]
     config = named(_overridden(own, overrides), overrides, earlier if command == "train" else "")
+    config = for_command(config, command, overrides)
     _say(directory, own, config, command)
     return config
 

@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from expo.config import Config, arm_identity, data_content, identity, make_folder, run_dir, run_id, run_mark
+from expo.config.key import shown
 from expo.data.account import Account
 from expo.runs.reading import read_summary
 
@@ -125,9 +126,16 @@ class Run:
 
     def keep_account(self, account: Account) -> None:
         """Write data.json, and print what became of the rows that were read; generated data has none."""
-        (self.dir / "data.json").write_text(json.dumps(account.record(), indent=1))
+        unread = {
+            f"dataset.{key}={shown(value)}": told
+            for key, told in self.cfg.dataset.unread(self.command).items()
+            if (value := getattr(self.cfg.dataset, key)) is not None and key != "part"
+        }
+        (self.dir / "data.json").write_text(json.dumps(account.record() | {"ignored": unread}, indent=1))
         if account.sources:
             Console().print(account.table())
+            for key, told in unread.items():
+                print(f"{key} is not looked at: {told}")
 
     def summary(self) -> dict[str, Any]:
         """Return the summary as it stands, {} where there is none."""
