@@ -23,6 +23,7 @@ from expo.config.identity import identity, model_content, runtime_keys
 from expo.config.key import ALWAYS_IN, FORMER, OPTIONS, declaration, flat, shown, with_groups
 from expo.config.model import ModelConf
 from expo.config.optimizer import OptimizerConf
+from expo.config.own_code import own_packages
 from expo.config.reference import options_of
 from expo.config.rollout import RolloutConf
 from expo.config.run import Config
@@ -50,7 +51,20 @@ def restore(directory: Path) -> Config:
         # by way of OmegaConf, which checks the types
         return typed(OmegaConf.structured(config))
     except (TypeError, ValueError, AttributeError) as error:
+        if missing := _not_loaded(tree, directory):
+            raise UserError(
+                f"{path}: was made with a package of its own, {missing}, which is not loaded; set EXPO_PLUGINS={missing}, and start "
+                "expo in the folder that it is in, or install it"
+            ) from error
         raise UserError(f"{path}: cannot be read by this version of expo ({error})") from error
+
+
+def _not_loaded(tree: Mapping[str, Any], directory: Path) -> str:
+    """Return the packages of a run's own that have declared nothing here, as EXPO_PLUGINS takes them; "" where all have."""
+    targets = [str(value) for key, value in flat(tree).items() if key.endswith("_target_")]
+    files = _summary_of(directory).get("own_code", {})
+    own = {*own_packages(targets), *(file.partition("/")[0].removesuffix(".py") for file in files)}
+    return ",".join(sorted(own - {node.__module__.partition(".")[0] for node in OPTIONS.values()}))
 
 
 def config_tree(path: Path) -> dict[str, Any]:

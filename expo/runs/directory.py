@@ -21,10 +21,10 @@ from rich.console import Console
 
 from expo.config import Config, arm_identity, data_content, identity, make_folder, run_dir, run_id, run_mark
 from expo.config.key import shown
+from expo.config.own_code import changed_code, own_code
 from expo.data.account import Account
 from expo.runs.reading import read_summary
 
-FINISHED = "is finished already; fresh=true makes it again"
 PACKAGES = ("expo", "torch", "transformers", "lightning", "hydra-core", "math-verify")
 
 
@@ -40,6 +40,7 @@ class Run:
     metrics: dict[str, float] = field(default_factory=dict)
     collapses: list[dict[str, Any]] = field(default_factory=list)  # see `expo.runs.health`
     model_commit: str | None = None  # of a model of the hub
+    code: dict[str, str] = field(default_factory=dict)  # of the user's own, with which the run began, see `own_code`
     writes: bool = True  # False in all processes of a run but the first
 
     @cached_property
@@ -72,6 +73,7 @@ class Run:
         """Return what `expo <command>` makes of this config, with what an earlier session of it left; makes nothing yet."""
         run = cls(cfg, run_dir(cfg, command), command)
         _ = run.identity, run.arm, run.mark, run.id, run.data
+        run.code = own_code(cfg)
         if not cfg.fresh:
             earlier = run.summary()
             run.earlier_s, run.metrics = earlier.get("wall_s", 0.0), earlier.get("metrics", {})
@@ -81,6 +83,16 @@ class Run:
     def finished(self) -> bool:
         """Return whether the run is done."""
         return not self.cfg.fresh and self.summary().get("status") == "done"
+
+    @property
+    def finished_line(self) -> str:
+        """Return what to say where a run is not made again: also what has changed since it was made."""
+        summary, version = self.summary(), importlib.metadata.version("expo")
+        made_by = summary.get("versions", {}).get("expo", version)
+        files = changed_code(summary.get("own_code", {}))
+        told = [f"it was made before a change of {', '.join(files)}"] if files else []
+        told += [f"it was made by expo {made_by}, and this is {version}"] if made_by != version else []
+        return "; ".join([f"{self.dir} is finished already", *told, "fresh=true makes it again"])
 
     @contextmanager
     def alone(self) -> Iterator[IO[str]]:
@@ -159,6 +171,7 @@ class Run:
             "wall_s": round(self.earlier_s + time.monotonic() - self.started, 1),
             "metrics": self.metrics,
             **({"data": self.data} if self.data else {}),
+            **({"own_code": self.code} if self.code else {}),
             **({"collapses": self.collapses} if self.collapses else {}),
             **({"model_commit": self.model_commit} if self.model_commit else {}),
         }

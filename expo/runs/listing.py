@@ -17,6 +17,7 @@ from expo.config.errors import UserError
 from expo.config.from_run import run_directory
 from expo.config.identity import changing
 from expo.config.key import flat, shown
+from expo.runs.health import marks_of
 from expo.runs.reading import read_lines, read_summary
 
 Row = dict[str, Any]
@@ -86,6 +87,7 @@ class RunFolder:
             "step": max((line["step"] for line in lines), default=None),
             "max_steps": self.config.get("trainer.max_steps") if self.command == "train" else None,
             "status": self.status,
+            "marks": ", ".join(marks_of(summary, lines)),
             "k": largest,
             "pass@k": metrics.get(f"pass@{largest}"),
             "seconds": summary.get("wall_s"),
