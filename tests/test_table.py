@@ -36,7 +36,7 @@ from expo.tables import plan as plans
 from expo.tables.aggregate import _mean_over_runs, common_steps, measured_values, pass_values, stack, statistic
 from expo.tables.figures import Curves, Heat
 from expo.tables.kept import unpack
-from expo.tables.render import markdown, unlike_problems
+from expo.tables.render import markdown, rows_of, unlike_problems
 from expo.tables.sweep import View, prepare, until_over
 
 # Identities of every planned run in version 0.1: what was finished then is not made again.
@@ -320,6 +320,15 @@ def test_a_table_that_shows_another_tables_runs_has_its_numbers():
             assert shared, path
             for arm, column in shared:
                 assert own[arm]["columns"][column] == base[arm]["columns"][column], (path, arm, column)
+
+
+def test_arms_that_learned_nothing_or_are_of_other_code_are_marked():
+    arm = {"label": "a", "runs": 3, "columns": {"pass@1": {"mean": 0.0, "lo": 0.0, "hi": 0.1, "seeds": [0.0] * 3, "problems": 9}}, "scalars": {},
+           "cost": {"generated tokens": None, "trained tokens": None, "seconds": 1.0}}  # fmt: skip
+    plan = plans.Plan("t", {}, {}, ["pass@1"])
+    marked = {"a": arm | {"marks": {"learned nothing": 2, "other code": 1}}, "b": arm | {"runs": 2}, "c": arm}
+    _, rows = rows_of(plan, {"arms": marked})
+    assert [row[-1] for row in rows] == ["3 (2 learned nothing, 1 other code)", "2 (few)", "3"]
 
 
 def test_scalars_that_are_not_measured_at_every_step_are_means_of_common_steps(tmp_path):
