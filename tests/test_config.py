@@ -1,4 +1,5 @@
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,9 @@ from expo import cli, config
 from expo.config import check
 from expo.config.compose import for_command
 from expo.config.from_run import config_from_run
+from expo.data.account import Account, Source
+from expo.runs.directory import Run
+from expo.runs.listing import run_folder
 
 CONF = config.conf_dir()
 OPTIONS = [(f.parent.name, f.stem) for f in sorted(CONF.glob("*/*.yaml"))]
@@ -240,6 +244,22 @@ def _refused(command: str, overrides: list[str]) -> list[str]:
     return [""]
 
 
+def test_what_is_not_looked_at_is_said_in_the_account(tmp_path, math_file, capsys):
+    def said(command, *overrides):
+        cfg = compose_config("dataset=custom", *overrides)
+        Run(cfg, tmp_path, command).keep_account(Account([Source("mine")]))
+        kept = json.loads((tmp_path / "data.json").read_text())["ignored"]
+        told = [line for line in capsys.readouterr().out.splitlines() if "not looked at" in line]
+        assert [line.partition(" is not")[0] for line in told] == [*kept]
+        return [*kept]
+
+    own = [f"dataset.eval_path={math_file}"]
+    assert said("evaluate", *own) == ["dataset.eval_limit=500"]  # custom.yaml's
+    assert said("train", *own) == []
+    assert said("evaluate", *own, "dataset.eval_limit=null") == []
+    assert said("evaluate", f"dataset.path={math_file}") == []
+
+
 def test_what_is_only_measured_is_called_by_its_own_name_and_its_own_data(tmp_path, math_file):
     other = tmp_path / "other.jsonl"
     other.write_bytes(math_file.read_bytes())
@@ -248,6 +268,11 @@ def test_what_is_only_measured_is_called_by_its_own_name_and_its_own_data(tmp_pa
     cfg = for_command(compose_config(*overrides), "evaluate", overrides)
     assert cfg.name == "Qwen2.5-0.5B-Instruct"
     assert config.run_dir(cfg, "evaluate").name.startswith("Qwen2.5-0.5B-Instruct-on-math-other-")
+    run = Run(cfg, config.run_dir(cfg, "evaluate"), "evaluate")
+    run.write_config()
+    run.write_summary("done")
+    row = run_folder(str(run.dir)).row
+    assert (row["name"], row["data"]) == ("Qwen2.5-0.5B-Instruct", "math/other.jsonl")
     assert config.run_dir(cfg).parent.name == "math"  # math.jsonl, that it trains on
     assert for_command(compose_config(*overrides), "train", overrides).name == "exp_grpo"
     assert for_command(compose_config(*overrides, "name=mine"), "evaluate", [*overrides, "name=mine"]).name == "mine"

@@ -65,7 +65,7 @@ def _cells(row: dict[str, Any], root: str) -> list[str]:
 
 
 def _state(row: dict[str, Any]) -> str:
-    return row["status"] + (f" ({row['marks']})" if row["marks"] else "")
+    return f"{row['status']} ({row['marks']})" if row["marks"] else str(row["status"])
 
 
 def _time(seconds: float | None) -> str:

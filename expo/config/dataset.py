@@ -44,7 +44,7 @@ class DatasetConf:
     name: str = key(MISSING, help="name of the data set in run directories and tables")
     path: str | None = key(
         None,
-        help="local .jsonl or .parquet to train on (`expo evaluate`: to evaluate on); null: the hub",
+        help="local .jsonl (packed by gzip or not) or .parquet to train on (`expo evaluate`: to evaluate on); null: the hub",
     )
     eval_path: str | None = key(
         None,

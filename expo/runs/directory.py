@@ -25,6 +25,7 @@ from expo.config.own_code import changed_code, own_code
 from expo.data.account import Account
 from expo.runs.reading import read_summary
 
+FINISHED, AGAIN = "is finished already", "fresh=true makes it again"
 PACKAGES = ("expo", "torch", "transformers", "lightning", "hydra-core", "math-verify")
 
 
@@ -92,7 +93,7 @@ class Run:
         files = changed_code(summary.get("own_code", {}))
         told = [f"it was made before a change of {', '.join(files)}"] if files else []
         told += [f"it was made by expo {made_by}, and this is {version}"] if made_by != version else []
-        return "; ".join([f"{self.dir} is finished already", *told, "fresh=true makes it again"])
+        return "; ".join([f"{self.dir} {FINISHED}", *told, AGAIN])
 
     @contextmanager
     def alone(self) -> Iterator[IO[str]]:
