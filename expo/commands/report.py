@@ -239,11 +239,7 @@ def read_runs(directories: list[Path]) -> tuple[Page, list[RunData]]:
     names = arm_names([run.summary for _, run, _ in found], settings)
     runs = [replace(run, arm=name) for (_, run, _), name in zip(found, names, strict=True)]
     notes += [f"{run.arm}, seed {run.seed}: {collapse}." for run in runs for collapse in collapses_of(run.summary)]
-    notes += [
-        f"{run.arm}, seed {run.seed}: {mark}."
-        for directory, run in zip(directories, runs, strict=True)
-        for mark in marks_of(run.summary, read_lines(directory))
-    ]
+    notes += [f"{run.arm}, seed {run.seed}: {mark}." for run in runs for mark in marks_of(run.summary, run.lines)]
     notes += [
         f"{run.arm}, seed {run.seed}: {run.summary['status']}. The bars leave it out where other runs of its arm are done."
         for run in runs

@@ -98,7 +98,7 @@ def marks_of(summary: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> 
         "learned nothing": bool(nothing_learned(lines)),
         "other code": bool(changed_code(code if isinstance(code, dict) else {})),
     }
-    return [mark for mark, holds in found.items() if holds and summary.get("status") == "done"]
+    return [mark for mark, holds in found.items() if holds and summary.get("status", "done") == "done"]
 
 
 def _moves(norm: float | None) -> bool:
