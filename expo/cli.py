@@ -1,7 +1,9 @@
 """The `expo` command: hands over to `expo.commands`, and turns errors into exit codes."""
 
 import importlib
+import io
 import os
+import re
 import select
 import signal
 import sys
@@ -68,7 +70,7 @@ class RunFailed(Exception):
 
 def main() -> None:
     """Run the command that the process was started with, and exit with its code."""
-    command, *arguments = sys.argv[1:] or ["--help"]
+    command, *arguments = map(_at_home, sys.argv[1:] or ["--help"])
     if command in HELP_FLAGS:
         print(HELP, end="")
         return
@@ -80,6 +82,11 @@ def main() -> None:
     if set(HELP_FLAGS) & set(arguments):
         sys.exit(reporting(lambda: _help(command, arguments)))
     sys.exit(reporting(lambda: _run_hydra(command, arguments)))
+
+
+def _at_home(argument: str) -> str:
+    """Return an argument with the user's home folder for the `~/` that its value begins with, which the shell leaves there."""
+    return re.sub(r"^([^=]+=)~(?=/)", lambda found: found[1] + os.path.expanduser("~"), argument)
 
 
 def _help(command: str, arguments: list[str]) -> int:
@@ -112,6 +119,8 @@ def reporting(run: Callable[[], int]) -> int:
 
     # Without this, Hydra prints an exception its own way and exits with 1; with it, we see the exception.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal or a log that takes fewer characters is no reason to end
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return run()
     except RunFailed as error:
@@ -153,7 +162,7 @@ def _run_hydra(command: str, arguments: list[str]) -> int:
     from omegaconf import DictConfig
 
     from expo.config.arguments import check_launcher
-    from expo.config.compose import check, check_anywhere, conf_dir, named, register, typed
+    from expo.config.compose import check, check_anywhere, conf_dir, for_command, named, register, typed
     from expo.config.from_run import run_of
     from expo.runs.processes import stop_runs
 
@@ -170,7 +179,8 @@ def _run_hydra(command: str, arguments: list[str]) -> int:
             _run_process(command, [*folder, *hydra_conf.overrides.task], hydra_conf.launcher.get("n_jobs", 1))
             return
         try:
-            cfg = named(typed(composed), HydraConfig.get().overrides.task)
+            given = HydraConfig.get().overrides.task
+            cfg = for_command(named(typed(composed), given), command, given)
             (check_anywhere if command == "plan" else check)(cfg)
             outcome.append(_load(*COMMANDS[command])(cfg) or 0)
         except Exception as error:  # carried past Hydra, which would print a line of its own

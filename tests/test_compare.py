@@ -27,6 +27,12 @@ A = Arm.of("old", [run("old", 0, a=2, b=1, c=0, d=0), run("old", 1, a=2, b=0, c=
 B = Arm.of("new", [run("new", 1, a=2, b=0, c=2, d=0), run("new", 0, a=2, b=0, c=1, d=0)])
 
 
+def test_runs_that_learned_nothing_are_said():
+    dead, alive = ([{"step": 1, "policy/grad_norm": norm}] for norm in (0.0, 0.5))
+    assert Arm.of("a", [run("a", 0, dead, p=1), run("a", 1, alive, p=1)]).marks == ["a: 1 of 2 runs learned nothing"]
+    assert Arm.of("a", [run("a", 1, alive, p=1)]).marks == []
+
+
 def test_differences_are_those_of_the_same_problems_and_seeds():
     heads, table = Comparison(A, B).differences()
     assert heads[2:4] == ["old", "new"]

@@ -1,4 +1,5 @@
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,11 @@ from conftest import compose_config
 
 from expo import cli, config
 from expo.config import check
+from expo.config.compose import for_command
+from expo.config.from_run import config_from_run
+from expo.data.account import Account, Source
+from expo.runs.directory import Run
+from expo.runs.listing import run_folder
 
 CONF = config.conf_dir()
 OPTIONS = [(f.parent.name, f.stem) for f in sorted(CONF.glob("*/*.yaml"))]
@@ -126,6 +132,20 @@ def run_cli(monkeypatch, capsys, *arguments):
         (["algorithm.clip_hgh=1"], ["clip_hgh", "did you mean clip_high?"]),
         (["output_dir=/proc/x"], ["output_dir", "cannot be made"]),
         (["pretrain.hidden_size=100"], ["pretrain.hidden_size=100", "96"]),
+        (["dataset.path=README.md"], ["dataset.path=README.md", ".jsonl.gz"]),
+        (["dataset.hub_id=a/b"], ["dataset.hub_id=a/b", "dataset=custom"]),
+        (["dataset.part=all"], ["dataset.part=all", "expo evaluate"]),
+        (["prompts.solve={question}?"], ["""'prompts.solve="{question}?"'"""]),
+        (["""prompts.solve="Say "x" {question}'s\""""], ["prompts.solve=", "quote the value"]),
+        (["a b"], ["a b", "key=value"]),
+        (["algorithm=exp_grpo_member", "positives.weight=0.2"], ["positives.weight=0.2", "positives.use=auxiliary"]),
+        (["algorithm=luffy", "positives.aggregation=constant"], ["positives.aggregation=constant"]),
+        (["algorithm=opsd", "algorithm.average_rate=0.1"], ["algorithm.average_rate=0.1", "teacher=average"]),
+        (["algorithm.sampler_cap=3"], ["algorithm.sampler_cap=3", "algorithm.sampler_correction=token"]),
+        (["algorithm=rlcsd", "algorithm.mix=0.1"], ["algorithm.mix=0.1", "signal=divergence"]),
+        (["algorithm=rlcsd", "algorithm.top_k=5"], ["algorithm.top_k=5", "algorithm.top_k=0"]),
+        (["algorithm=opsd", "algorithm.tail=false"], ["algorithm.tail=false", "algorithm.top_k"]),
+        (["algorithm=sdpo", "algorithm.overlong_share=0.2"], ["algorithm.overlong_share=0.2", "no rewards"]),
     ],
 )
 def test_a_users_mistake_is_one_line_and_exit_code_2(monkeypatch, capsys, tmp_path, overrides, said):
@@ -134,6 +154,132 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(monkeypatch, capsys, tmp_pa
     assert error.count("\n") == 1, error
     assert all(word in error for word in said), error
     assert not list(tmp_path.iterdir())
+
+
+def test_the_ladder_reads_no_file(monkeypatch, capsys, tmp_path, math_file):
+    """A run whose name says `math` would have been one on the ladder."""
+    for key in ("path", "eval_path"):
+        code, error = run_cli(
+            monkeypatch, capsys, "train", f"output_dir={tmp_path / 'out'}", f"dataset.{key}={math_file}"
+        )
+        assert code == 2
+        assert f"dataset.{key}={math_file}: ladder_level5 makes its problems" in error
+        assert "dataset=custom" in error
+
+
+def test_the_home_folder_is_where_it_is(monkeypatch, capsys, tmp_path, math_file):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    code, error = run_cli(
+        monkeypatch, capsys, "train", "dataset=math", "dataset.path=~/no.jsonl"
+    )  # as a shell leaves it
+    assert code == 2
+    assert f"dataset.path={tmp_path}/no.jsonl: no such file" in error
+    keys = ["dataset.path", "dataset.eval_path", "model.path", "output_dir", "pretrain.output"]
+    cfg = compose_config("dataset=math", "model=hf", *(f'{key}="~/{math_file.name}"' for key in keys))  # as in a plan
+    check(compose_config("dataset=math", f'dataset.path="~/{math_file.name}"'))
+    paths = [cfg.dataset.path, cfg.dataset.eval_path, cfg.model.path, cfg.output_dir, cfg.pretrain.output]
+    assert paths == [str(math_file)] * 5
+    assert config.identity(cfg) != config.identity(compose_config("dataset=math", f"dataset.path={math_file}"))
+    with pytest.raises(config.UserError, match=rf"run={tmp_path}/nothing: no run directory"):
+        config_from_run("train", ["run=~/nothing"])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "meant"),
+    [
+        (r"{question}\nThink.", True), (r"{question}\n\nThink", True), (r"{question}: \nnow", True), (r"{question}\n", True),
+        ("{question}\nThink.", False), (r"{question} with $a \neq b$, $\nu$, \nabla_x, $3 \nmid x$", False), ("{question}", False),
+    ],
+)  # fmt: skip
+def test_a_backslash_and_an_n_in_a_prompt_are_said(capsys, prompt, meant):
+    check(compose_config(f'prompts.solve="{prompt}"'))
+    assert ("prompts.solve: has a backslash and an n" in capsys.readouterr().err) is meant
+
+
+def test_a_terminal_of_ascii_ends_nothing():
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    line = [sys.executable, "-m", "expo", "train", "--help", "algorithm"]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\\u2265" in done.stdout
+
+
+LIMITS = "dataset.limit=7", "dataset.eval_limit=8", "dataset.part=train"
+
+
+@pytest.mark.parametrize(
+    ("command", "settings", "refused"),
+    [
+        ("train", ["dataset=ladder"], ["dataset.part=train"]),
+        ("explain", ["dataset=math"], ["dataset.part=train"]),
+        ("evaluate", ["dataset=ladder"], ["dataset.limit=7"]),
+        ("evaluate", ["dataset=ladder", "dataset.part=train"], ["dataset.eval_limit=8"]),
+        ("evaluate", ["dataset=gsm8k"], ["dataset.eval_limit=8"]),
+        ("diagnose", ["dataset=math"], ["dataset.eval_limit=8"]),
+        ("evaluate", ["dataset=math", "dataset.part=train"], ["dataset.eval_limit=8"]),
+        ("evaluate", ["dataset=math", "dataset.path=x.jsonl"], []),  # both choose what is held out
+        ("evaluate", ["dataset=math", "dataset.path=x.jsonl", "dataset.part=all"], ["dataset.eval_limit=8"]),
+        ("evaluate", ["dataset=math", "dataset.path=x.jsonl", "dataset.part=train"], []),
+        ("evaluate", ["dataset=math", "dataset.eval_path=x.jsonl"], ["dataset.eval_limit=8"]),
+    ],
+)
+def test_a_number_of_problems_that_is_not_looked_at_is_refused(command, settings, refused):
+    assert not [
+        told for told in _refused(command, [*settings, "dataset.eval_limit=null", "dataset.limit=null"]) if told
+    ]
+    part = [o for o in settings if "part" in o]
+    asked = [o for o in LIMITS if command in ("train", "explain") or "part" not in o]
+    found = {o: told for o in asked if (told := _refused(command, [*settings, *part, o])[0])}
+    assert [*found] == refused
+    for told in found.values():
+        assert f"expo {command} does not look at it here; " in told
+        assert "dataset.limit takes fewer" in told or "dataset.eval_limit takes fewer" in told
+
+
+def _refused(command: str, overrides: list[str]) -> list[str]:
+    try:
+        for_command(compose_config(*overrides), command, overrides)
+    except config.UserError as error:
+        return [str(error)]
+    return [""]
+
+
+def test_what_is_not_looked_at_is_said_in_the_account(tmp_path, math_file, capsys):
+    def said(command, *overrides):
+        cfg = compose_config("dataset=custom", *overrides)
+        Run(cfg, tmp_path, command).keep_account(Account([Source("mine")]))
+        kept = json.loads((tmp_path / "data.json").read_text())["ignored"]
+        told = [line for line in capsys.readouterr().out.splitlines() if "not looked at" in line]
+        assert [line.partition(" is not")[0] for line in told] == [*kept]
+        return [*kept]
+
+    own = [f"dataset.eval_path={math_file}"]
+    assert said("evaluate", *own) == ["dataset.eval_limit=500"]  # custom.yaml's
+    assert said("train", *own) == []
+    assert said("evaluate", *own, "dataset.eval_limit=null") == []
+    assert said("evaluate", f"dataset.path={math_file}") == []
+
+
+def test_what_is_only_measured_is_called_by_its_own_name_and_its_own_data(tmp_path, math_file):
+    other = tmp_path / "other.jsonl"
+    other.write_bytes(math_file.read_bytes())
+    data = ["dataset=math", f"dataset.path={math_file}", f"dataset.eval_path={other}", f"output_dir={tmp_path}"]
+    overrides = [*data, "model=hf", "model.path=Qwen/Qwen2.5-0.5B-Instruct"]
+    cfg = for_command(compose_config(*overrides), "evaluate", overrides)
+    assert cfg.name == "Qwen2.5-0.5B-Instruct"
+    assert config.run_dir(cfg, "evaluate").name.startswith("Qwen2.5-0.5B-Instruct-on-math-other-")
+    run = Run(cfg, config.run_dir(cfg, "evaluate"), "evaluate")
+    run.write_config()
+    run.write_summary("done")
+    row = run_folder(str(run.dir)).row
+    assert (row["name"], row["data"]) == ("Qwen2.5-0.5B-Instruct", "math/other.jsonl")
+    assert config.run_dir(cfg).parent.name == "math"  # math.jsonl, that it trains on
+    assert for_command(compose_config(*overrides), "train", overrides).name == "exp_grpo"
+    assert for_command(compose_config(*overrides, "name=mine"), "evaluate", [*overrides, "name=mine"]).name == "mine"
+    overrides = [*data, "model=hf", "model.path=out/math/grpo-max_steps_4-s0-0123456789/checkpoints/final"]
+    assert for_command(compose_config(*overrides), "diagnose", overrides).name == "grpo-max_steps_4"
+    overrides = [*data, "dataset.part=train"]
+    assert "-other-" not in config.run_dir(compose_config(*overrides), "evaluate").name
 
 
 def test_unknown_command(monkeypatch, capsys):

@@ -1,3 +1,4 @@
+import gzip
 import json
 from concurrent.futures import Future
 
@@ -41,6 +42,34 @@ def test_a_line_that_is_no_json_is_a_bad_row(math_file, caplog):
     assert "skipped 4 rows" in caplog.text
     assert "math.jsonl:43: not JSON" in caplog.text
     assert "math.jsonl:44: not a JSON object" in caplog.text
+
+
+def test_blank_lines_are_no_rows(math_file):
+    whole = reader("dataset=math", f"dataset.path={math_file}").whole()
+    math_file.write_text(math_file.read_text().replace("\n", "\n \n", 1) + "\n\r\n\t\n")
+    data = reader("dataset=math", f"dataset.path={math_file}")
+    assert {p.question for p in data.whole()} == {p.question for p in whole}
+    assert (data.sources[0].rows, data.sources[0].used) == (42, 40)
+    assert "math.jsonl:3" in {p.id for p in data.whole()}  # as an editor numbers lines
+    math_file.write_text("\n".join(math_file.read_text().splitlines()[:20]) + "\n\n")
+    assert len(reader("dataset=math", f"dataset.path={math_file}", "dataset.on_bad_row=stop").whole()) == 19
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz"])
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_packed_file_is_known_by_what_is_in_it(math_file, tmp_path, name, packed):
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(math_file.read_bytes()) if packed else math_file.read_bytes())
+    columns = [f"dataset.columns.{k}={v}" for k, v in (("question", "problem"), ("answer", "level"))]
+    check(compose_config("dataset=custom", f"dataset.path={path}", *columns))  # its columns are looked for
+    with pytest.raises(UserError, match=r"no row of .* has it, only problem, level"):
+        check(compose_config("dataset=custom", f"dataset.path={path}", "dataset.columns.question=query"))
+    assert len(reader("dataset=math", f"dataset.path={path}").whole()) == 40
+    if packed:
+        path.write_bytes(path.read_bytes()[:-20])
+        check(compose_config("dataset=math", f"dataset.path={path}"))
+        with pytest.raises(UserError, match=f"{name}: cannot be read .*; make the file again"):
+            reader("dataset=math", f"dataset.path={path}").whole()
 
 
 def test_levels_and_held_out_problems(math_file):

@@ -118,6 +118,24 @@ def test_a_package_outside_the_repository_brings_algorithm_source_and_reward(tmp
     assert all(0 < line["reward/mean"] < 1 for line in metrics(tmp_path, "ladder/brief_grpo"))
     (path,) = tmp_path.glob("outputs/ladder/brief_grpo-*/config.yaml")
     assert "cost: 0.002" in path.read_text()
+    again = [line for line in commands if "help" not in line]
+    assert (
+        run(tmp_path, again).strip()
+        == f"{path.parent.relative_to(tmp_path)} is finished already; fresh=true makes it again"
+    )
+    parts = tmp_path / "my_lab" / "parts.py"
+    parts.write_text(parts.read_text().replace("0.1, 1 -", "0.2, 1 -"))
+    assert "is finished already; it was made before a change of my_lab/parts.py; fresh=true makes it" in run(
+        tmp_path, again
+    )
+    longer = [line + " trainer.max_steps=3" if "train" in line else line for line in again]
+    assert "this one begins anew: that one was made before a change of my_lab/parts.py" in run(tmp_path, longer)
+    rows = json.loads(run(tmp_path, ["expo runs --json"]))  # without EXPO_PLUGINS
+    assert {row["max_steps"]: row["marks"] for row in rows} == {2: "other code", 3: ""}
+    line = [sys.executable, "-m", "expo", "evaluate", f"run={path.parent}"]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "set EXPO_PLUGINS=my_lab" in done.stderr
 
 
 @pytest.mark.parametrize(

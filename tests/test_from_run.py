@@ -64,6 +64,24 @@ def test_a_config_of_an_older_version_is_what_it_was(tmp_path):
     assert identity(restore(folder)) == identity(cfg)
 
 
+def test_a_run_of_a_package_that_is_not_loaded_names_it(tmp_path):
+    folder = save(compose_config("algorithm=exp_grpo"), tmp_path / "run")
+    tree = OmegaConf.load(folder / "config.yaml")
+    tree.positives.update({"_target_": "their_lab.parts.Short", "shortest": 3})
+    OmegaConf.save(tree, folder / "config.yaml")
+    with pytest.raises(UserError, match=r"a package of its own, their_lab, .* set EXPO_PLUGINS=their_lab"):
+        restore(folder)
+    tree.positives._target_ = "expo.step.positives.sources.SelfExplanation"  # of another version of expo
+    OmegaConf.save(tree, folder / "config.yaml")
+    with pytest.raises(UserError, match="cannot be read by this version of expo"):
+        restore(folder)
+    (folder / "summary.json").write_text(
+        json.dumps({"own_code": {"keys_of_theirs.py": "0"}})
+    )  # declares, and has no _target_
+    with pytest.raises(UserError, match="set EXPO_PLUGINS=keys_of_theirs"):
+        restore(folder)
+
+
 def test_an_interpolation_in_a_strange_config_is_refused(tmp_path):
     folder = save(compose_config(), tmp_path / "run")
     text = (folder / "config.yaml").read_text()

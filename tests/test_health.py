@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from expo.runs.health import SIGNS, WINDOW, Health, Sign, Watch, collapses_of
+from expo.runs.health import SIGNS, WINDOW, Health, Sign, Watch, collapses_of, marks_of, nothing_learned
 
 REWARD = SIGNS[0]
 NOISY = [0.03, -0.05, 0.04, -0.02, 0.05, -0.03, 0.02, -0.04]  # around a mean that matters
@@ -90,6 +90,38 @@ def test_the_watch_goes_on_from_its_state():
         parts = Health.of(copy.deepcopy(parts.state()))
         assert parts.see(metrics) == noticed
     assert len(whole.watches["reward/mean"].recent) == 2 * WINDOW, "what is kept does not grow"
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [
+        ([{"policy/grad_norm": 0.0}, {"policy/grad_norm": 0.0}], "no step of 2 had a gradient"),
+        ([{"policy/grad_norm": 0.0}, {"policy/grad_norm": 0.1}], None),
+        ([{"policy/grad_norm": float("nan")}, {"policy/grad_norm": None}], "no step of 2 had a gradient"),
+        ([{"policy/grad_norm": 0.0, "positive/filtered_frac": 1.0}], "every positive was rejected"),
+        ([{"policy/grad_norm": 0.3, "positive/filtered_frac": 1.0, "positive/used_frac": 0.0}] * 3, "no step of 3 had a positive"),
+        ([{"policy/grad_norm": 0.3, "positive/filtered_frac": 0.9, "positive/used_frac": 0.1}], None),
+        ([{"policy/grad_norm": 0.3, "positive/filtered_frac": 0.0, "positive/used_frac": 0.0}], None),  # GRPO
+        ([{"policy/grad_norm": 0.3, "hint/used_frac": 0.0}] * 2, "no step of 2 had a group that was given a hint"),
+        ([{"policy/grad_norm": 0.3, "hint/used_frac": 0.0}, {"policy/grad_norm": 0.3, "hint/used_frac": 0.5}], None),
+        ([{"pass@4": 0.5}], None),  # an evaluation alone
+    ],
+)  # fmt: skip
+def test_a_run_that_learned_nothing_says_why(steps, said):
+    told = nothing_learned(steps)
+    assert told is None if said is None else said in told
+    assert marks_of({"status": "done"}, steps) == ([] if said is None else ["learned nothing"])
+    assert marks_of({"status": "stopped", "own_code": 5}, steps) == []
+
+
+@pytest.mark.runs
+def test_a_run_whose_positives_are_all_rejected_says_so_at_its_end(tmp_path):
+    line = ["train", "debug=tiny", "rollout.max_completion_tokens=1", f"output_dir={tmp_path}"]
+    done = subprocess.run([sys.executable, "-m", "expo", *line], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "expo: this run says nothing of exp_grpo: no step of 2 had a gradient" in done.stderr
+    (path,) = tmp_path.rglob("summary.json")
+    assert "every positive was rejected" in json.loads(path.read_text())["learned_nothing"]
 
 
 def test_a_summary_of_others_may_hold_anything():

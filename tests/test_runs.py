@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import sys
 
 import pytest
 from conftest import compose_config
@@ -9,6 +10,8 @@ from omegaconf import OmegaConf
 
 from expo.cli import main
 from expo.config import arm_identity, identity, run_dir, run_id
+from expo.config.own_code import changed_code, own_code
+from expo.runs.directory import Run
 
 
 def leave(root, *overrides, status="done", score=0.5, steps=2, wall_s=75.0):
@@ -26,6 +29,50 @@ def leave(root, *overrides, status="done", score=0.5, steps=2, wall_s=75.0):
     lines = [{"step": i + 1, "loss/total": 0.1} for i in range(steps)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
+
+
+def test_own_code_is_known_by_its_sources(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.path", [str(tmp_path), *sys.path])
+    assert own_code(compose_config()) == {}
+    (tmp_path / "lone.py").write_text("a = 1")
+    (tmp_path / "several" / "deep").mkdir(parents=True)
+    (tmp_path / "several" / "deep" / "reward.py").write_text("b = 1")
+    cfg = compose_config("reward._target_=lone.Reward")
+    before = own_code(cfg) | own_code(compose_config("reward._target_=several.deep.reward.Reward"))
+    assert sorted(before) == ["lone.py", "several/deep/reward.py"]
+    assert changed_code(before) == []
+    (tmp_path / "several" / "deep" / "reward.py").write_text("b = 2")
+    (tmp_path / "several" / "helpers.py").write_text("")
+    assert changed_code(before) == ["several/deep/reward.py", "several/helpers.py"]
+    assert changed_code(before | {"nowhere.py": "0"}) == ["several/deep/reward.py", "several/helpers.py"]
+    assert identity(cfg) == identity(compose_config("reward._target_=lone.Reward"))
+
+
+def test_a_run_of_other_code_and_one_that_learned_nothing_are_marked(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lone.py").write_text("a = 2")
+    root = tmp_path / "out"
+    old, dead = leave(root, "algorithm=grpo"), leave(root, "algorithm=exp_grpo")
+    for folder, more in ((old, {"own_code": {"lone.py": "0"}}), (dead, {"learned_nothing": "no step had a gradient"})):
+        summary = json.loads((folder / "summary.json").read_text())
+        (folder / "summary.json").write_text(json.dumps(summary | more))
+    (dead / "metrics.jsonl").write_text(json.dumps({"step": 1, "policy/grad_norm": 0.0}))
+    _, said = expo(monkeypatch, capsys, f"output_dir={root}", "--json")
+    marks = {row["run"]: row["marks"] for row in json.loads(said.out)}
+    assert marks == {str(old): "other code", str(dead): "learned nothing"}
+    _, said = expo(monkeypatch, capsys, "show", str(old), str(dead))
+    assert "done (other code), step 2" in said.out
+    assert "done (learned nothing), step 1" in said.out
+    assert "lone.py" in said.out
+    assert "no step had a gradient" in said.out
+    run = Run(compose_config(f"output_dir={root}", "algorithm=grpo"), old)
+    assert (
+        run.finished_line
+        == f"{old} is finished already; it was made before a change of lone.py; fresh=true makes it again"
+    )
+    summary = json.loads((dead / "summary.json").read_text()) | {"versions": {"expo": "0.1"}}
+    (dead / "summary.json").write_text(json.dumps(summary))
+    assert "; it was made by expo 0.1, and this is " in Run(compose_config(), dead).finished_line
 
 
 @pytest.fixture

@@ -347,6 +347,15 @@ def test_seconds_of_runs_that_share_say_what_they_leave_out(tmp_path):
     assert cost_of([tmp_path])["seconds"] == 12.5
 
 
+def test_arms_that_learned_nothing_or_are_of_other_code_are_marked():
+    arm = {"label": "a", "runs": 3, "columns": {"pass@1": {"mean": 0.0, "lo": 0.0, "hi": 0.1, "seeds": [0.0] * 3, "problems": 9}}, "scalars": {},
+           "cost": {"generated tokens": None, "trained tokens": None, "seconds": 1.0}}  # fmt: skip
+    plan = plans.Plan("t", {}, {}, ["pass@1"])
+    marked = {"a": arm | {"marks": {"learned nothing": 2, "other code": 1}}, "b": arm | {"runs": 2}, "c": arm}
+    _, rows = rows_of(plan, {"arms": marked})
+    assert [row[-1] for row in rows] == ["3 (2 learned nothing, 1 other code)", "2 (few)", "3"]
+
+
 def test_scalars_that_are_not_measured_at_every_step_are_means_of_common_steps(tmp_path):
     for name, steps in (("every", range(1, 21)), ("tenth", (1, 11))):
         (tmp_path / name).mkdir()

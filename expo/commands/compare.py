@@ -87,6 +87,8 @@ def print_comparison(comparison: Comparison, reach: float, show: int) -> None:
     console.print(f"{one} (first) and {other} (second), {comparison.paired}", style="bold", markup=False)
     if comparison.otherwise:
         console.print(comparison.otherwise, style="bold red", markup=False)
+    for mark in (*comparison.first.marks, *comparison.second.marks):
+        console.print(mark, style="bold red", markup=False)
     for title, table in (
         ("in percent; the difference is second less first, on the same problems", comparison.differences()),
         (f"{metric} over the steps, in percent", comparison.curve(metric)),

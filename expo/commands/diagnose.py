@@ -6,7 +6,7 @@ from rich.table import Table
 
 from expo.config import Config
 from expo.evaluation.kinds import COLUMNS, KINDS, Rows, by_problem, cell, levels_of
-from expo.runs.directory import FINISHED, Run
+from expo.runs.directory import Run
 from expo.runs.processes import importing
 from expo.runs.reading import read_rows
 from expo.tables.render import wide_console
@@ -18,7 +18,7 @@ def diagnose(cfg: Config) -> int:
     with run.alone():
         run = Run.find(cfg, "diagnose")
         if run.finished:
-            print(f"{run.dir} {FINISHED}")
+            print(run.finished_line)
         else:
             with importing():  # here, since torch and its friends take seconds
                 from expo.commands.measure import measure_samples

@@ -3,7 +3,7 @@
 from rich.table import Table
 
 from expo.config import Config
-from expo.runs.directory import FINISHED, Run
+from expo.runs.directory import Run
 from expo.runs.processes import importing
 from expo.tables.render import wide_console
 
@@ -14,7 +14,7 @@ def evaluate_command(cfg: Config) -> int:
     with run.alone():
         run = Run.find(cfg, "evaluate")
         if run.finished:
-            print(f"{run.dir} {FINISHED}")
+            print(run.finished_line)
         else:
             with importing():  # here, since torch and its friends take seconds
                 from expo.commands.score import evaluate

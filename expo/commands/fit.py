@@ -18,6 +18,7 @@ from expo.algorithms.base import Algorithm
 from expo.algorithms.updates import NonFiniteGradient
 from expo.commands.wiring import build_run, set_up_process
 from expo.config import DISK, Config, EngineError, UserError, lineage, model_content
+from expo.config.own_code import changed_code
 from expo.data.account import Account
 from expo.devices.ranks import LOST, Apart, is_rank, is_watched, joined, lost_another
 from expo.devices.strategy import strategy_options
@@ -27,7 +28,9 @@ from expo.runs.callbacks import Evaluate, KeepCheckpoint, LogSteps, ShowProgress
 from expo.runs.card import model_card
 from expo.runs.checkpoints import WholeFiles, newest_checkpoint, save_checkpoint, step_of
 from expo.runs.collapse import Collapsed, WatchHealth
-from expo.runs.directory import FINISHED, Run
+from expo.runs.directory import Run
+from expo.runs.health import nothing_learned
+from expo.runs.reading import read_lines
 from expo.runs.shorter import check_problems, inherit, replay
 from expo.runs.space import check_space, disk_errors
 from expo.runs.tracking import Session, log_summary, make_loggers
@@ -113,7 +116,7 @@ def prepare(cfg: Config, run: Run, module: Algorithm, evaluator: Evaluator, acco
     """
     run = Run.find(cfg)
     if run.finished:  # by the process that we have waited for
-        print(f"{run.dir} {FINISHED}")
+        print(run.finished_line)
         return None
     run.model_commit = getattr(causal_lm(module.policy), "hub_commit", None)
     run.begin()
@@ -121,7 +124,12 @@ def prepare(cfg: Config, run: Run, module: Algorithm, evaluator: Evaluator, acco
     check_problems(run, evaluator)
     check_space(cfg, run.dir, module)
     inherit(run, evaluator)
-    return Begin(run, newest_checkpoint(run.dir, lineage(cfg)))
+    checkpoint = newest_checkpoint(run.dir, lineage(cfg))
+    if checkpoint is not None and (began_with := run.summary().get("own_code")):
+        run.code = began_with
+        if files := changed_code(began_with):
+            print(f"{run.dir}: goes on with another {', '.join(files)} than it began with; fresh=true begins it again")
+    return Begin(run, checkpoint)
 
 
 def fit(cfg: Config, run: Run, module: Algorithm, evaluator: Evaluator, checkpoint: Path | None) -> int:
@@ -222,9 +230,13 @@ def finish(cfg: Config, run: Run, trainer: Trainer, module: Algorithm, evaluator
     }
     status, k = "done" if done else "stopped", max(cfg.k)
     final = {"final": model_content(checkpoints / "final")} if done else {}
+    if done and (told := nothing_learned(read_lines(run.dir))):
+        final["learned_nothing"] = told
     run.write_summary(status, step=step, peak_memory_mb=peak, **final)
     log_summary(trainer.loggers, run)
     for logger in trainer.loggers:
         logger.finalize("success")
     print(f"{run.dir}: {status} at step {step}, pass@{k} {run.metrics[f'pass@{k}']:.3f}")
+    if "learned_nothing" in final:
+        print(f"expo: this run says nothing of {cfg.name}: {final['learned_nothing']}", file=sys.stderr)
     return code

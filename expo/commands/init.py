@@ -11,6 +11,7 @@ from rich.console import Console
 
 from expo.config import UserError, build, check, compose_config, make_folder, take_options
 from expo.config.dataset import columns_of
+from expo.config.files import KINDS
 from expo.verifier.pool import Verifier
 
 USAGE = (
@@ -69,7 +70,7 @@ def mapping(path: Path, given: Mapping[str, str]) -> dict[str, str]:
 
     Raises UserError where the file or a column is not there.
     """
-    if not path.is_file() or path.suffix not in (".jsonl", ".parquet"):
+    if not path.is_file() or not path.name.endswith(KINDS):
         raise UserError(f"data={path}: no .jsonl or .parquet file; give the path of one")
     found = columns_of(path, set())
     if not found:

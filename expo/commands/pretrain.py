@@ -44,7 +44,7 @@ from expo.model.prompts import Prompts
 from expo.model.small import ladder_model, ladder_tokenizer
 from expo.runs.callbacks import SAY_EVERY_S
 from expo.runs.checkpoints import WholeFiles, newest_checkpoint
-from expo.runs.directory import FINISHED, git_commit
+from expo.runs.directory import AGAIN, FINISHED, git_commit
 from expo.runs.space import disk_errors
 
 EXPLAIN_SHARE = 0.6  # of all sequences: question, answer, then a chain of thought consistent with that answer
@@ -175,7 +175,7 @@ def pretrain(cfg: Config) -> None:
     conf, started = cfg.pretrain, time.monotonic()
     if is_made(cfg):
         shutil.rmtree(unfinished_folder(cfg), ignore_errors=True)  # where it was killed just before that
-        print(f"{conf.output} {FINISHED}")
+        print(f"{conf.output} {FINISHED}; {AGAIN}")
         return
     set_up_process(cfg)
     world = cfg.dataset.world if isinstance(cfg.dataset, LadderConf) else CLEAR

@@ -22,7 +22,7 @@ from expo.report.page import Page, RunData, Table, write
 from expo.report.settings import data_sentences, differing
 from expo.report.solving import read_solving
 from expo.runs.arms import arm_names, settings_in, settings_of
-from expo.runs.health import collapses_of
+from expo.runs.health import collapses_of, marks_of
 from expo.runs.reading import final_rows, read_lines, read_rows, read_summary, samples_of
 from expo.tables.plan import Plan, PlannedRun, known_tables, load_plan, plan_file
 from expo.tables.render import made_by, rows_of
@@ -239,6 +239,7 @@ def read_runs(directories: list[Path]) -> tuple[Page, list[RunData]]:
     names = arm_names([run.summary for _, run, _ in found], settings)
     runs = [replace(run, arm=name) for (_, run, _), name in zip(found, names, strict=True)]
     notes += [f"{run.arm}, seed {run.seed}: {collapse}." for run in runs for collapse in collapses_of(run.summary)]
+    notes += [f"{run.arm}, seed {run.seed}: {mark}." for run in runs for mark in marks_of(run.summary, run.lines)]
     notes += [
         f"{run.arm}, seed {run.seed}: {run.summary['status']}. The bars leave it out where other runs of its arm are done."
         for run in runs

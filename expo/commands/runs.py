@@ -11,6 +11,7 @@ from rich.table import Table
 
 from expo.config import UserError, take_options
 from expo.config.key import shown
+from expo.config.own_code import changed_code
 from expo.runs.health import collapses_of
 from expo.runs.listing import RunFolder, find_runs, in_order, kept, run_folder
 
@@ -60,7 +61,11 @@ def _cells(row: dict[str, Any], root: str) -> list[str]:
     steps = f"{row['step'] or 0}/{row['max_steps']}" if row["max_steps"] else ""
     passed = "" if row["pass@k"] is None else f"{100 * row['pass@k']:.1f} % @{row['k']}"
     run = str(Path(row["run"]).relative_to(root)) if Path(row["run"]).is_relative_to(root) else row["run"]
-    return [run, row["data"], row["model"], steps, row["status"], passed, _time(row["seconds"]), _time(row["age"])]
+    return [run, row["data"], row["model"], steps, _state(row), passed, _time(row["seconds"]), _time(row["age"])]
+
+
+def _state(row: dict[str, Any]) -> str:
+    return f"{row['status']} ({row['marks']})" if row["marks"] else str(row["status"])
 
 
 def _time(seconds: float | None) -> str:
@@ -84,7 +89,9 @@ def show(arguments: Sequence[str]) -> int:
         told = {
             "run": str(run.dir),
             "command": run.command,
-            "status": f"{run.status}{steps}{reason}",
+            "status": f"{_state(row)}{steps}{reason}",
+            **({"it says nothing": summary["learned_nothing"]} if "learned_nothing" in summary else {}),
+            **({"changed since": ", ".join(files)} if (files := changed_code(summary.get("own_code", {}))) else {}),
             "name": f"{row['name']}, seed {row['seed']}, identity {row['identity']}",
             "differs": row["differs"],
             "data": row["data"],
@@ -134,7 +141,14 @@ def diff(arguments: Sequence[str]) -> int:
         ("result", _metrics),
         ("setting", lambda run: run.settings),
         ("content", lambda run: {"arm (settings and content of files)": run.summary.get("arm")}),
-        ("code", lambda run: {"git": run.summary.get("git"), **run.summary.get("versions", {})}),
+        (
+            "code",
+            lambda run: {
+                "git": run.summary.get("git"),
+                **run.summary.get("versions", {}),
+                **run.summary.get("own_code", {}),
+            },
+        ),
     ]
     count = 0
     for _, values in parts:

@@ -10,13 +10,14 @@ from pathlib import Path
 from expo.config import WandbLoggerConf
 from expo.config.arguments import check_launcher
 from expo.config.key import check_here
+from expo.config.own_code import changed_code
 from expo.runs.hub import ask_hub
 from expo.runs.reading import read_summary
 from expo.tables.plan import PlannedRun, table_name
 from expo.tables.preview import preview
 from expo.tables.render import rows_of
 from expo.tables.request import Request, missing
-from expo.tables.sweep import make, prepare, to_prepare, why
+from expo.tables.sweep import distinct, make, prepare, to_prepare, why
 
 USAGE = (
     "usage: expo table NAME|PLAN.YAML [scale=cpu] [seeds=N] [jobs=N] [dry_run=true] [kept=true] [output_dir=outputs] "
@@ -98,6 +99,10 @@ def run_table(request: Request, runs: Sequence[PlannedRun], command: str) -> int
         scale = "-".join(filter(None, (request.scale_name, request.variant)))
         log_finished_table(logger.wandb, table_name(request.name), scale, rows_of(request.plan, record), folder, sweep)
     print(f"a page about it: {page}")
+    for run in distinct([run for run in runs if run.done]):
+        if files := changed_code(read_summary(run.dir).get("own_code", {})):
+            told = f"was made before a change of {', '.join(files)}; expo runs rm {run.dir}, and it is made again"
+            print(f"expo: {run.arm} seed {run.seed}: {told}", file=sys.stderr)
     for run in failed:
         print(f"expo: {run.arm} seed {run.seed}: {why(run, sweep)}", file=sys.stderr)
     return 1 if failed else 0

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from expo.config import Config
 from expo.devices.ranks import is_rank
-from expo.runs.directory import FINISHED, Run
+from expo.runs.directory import Run
 from expo.runs.hub import ask_hub
 from expo.runs.on_devices import run_on_devices
 from expo.runs.processes import importing
@@ -19,7 +19,7 @@ def train(cfg: Config) -> int:
     """Make one run. Returns the exit code. A finished run is not made again, an unfinished one goes on from its checkpoint."""
     run = Run.find(cfg)
     if run.finished:
-        print(f"{run.dir} {FINISHED}")
+        print(run.finished_line)
         return 0
     ask_hub([cfg])
     if cfg.trainer.devices > 1 and not is_rank():
@@ -33,8 +33,8 @@ def train(cfg: Config) -> int:
 def train_on_devices(cfg: Config, run: Run) -> int:
     """Make one run in as many processes as it has devices, and watch over them. Returns the exit code."""
     with run.alone() as lock, tempfile.TemporaryDirectory(prefix="expo-devices-") as name:
-        if Run.find(cfg).finished:  # by the process that we have waited for
-            print(f"{run.dir} {FINISHED}")
+        if (found := Run.find(cfg)).finished:  # by the process that we have waited for
+            print(found.finished_line)
             return 0
         folder = Path(name)
         (folder / "config").write_bytes(pickle.dumps(cfg))

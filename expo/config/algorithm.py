@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from omegaconf import MISSING
 
-from expo.config.key import Rules, key, option
+from expo.config.key import Rules, key, option, unused
 
 if TYPE_CHECKING:
     from expo.config.run import Config
@@ -294,6 +294,18 @@ class GRPOConf(AlgorithmConf):
             f"hints=none: {cfg.name} without hints is plain GRPO under another name; "
             "use algorithm=grpo, or leave hints out",
         )
+        if self.sampler_correction == "none":
+            yield from unused(
+                self, "algorithm.", ["sampler_cap"], "since nothing is corrected", "algorithm.sampler_correction=token"
+            )
+        if not self.learns_from_rewards:
+            yield from unused(
+                self,
+                "algorithm.",
+                ["overlong_share"],
+                f"since {cfg.name} learns from no rewards",
+                "another algorithm.advantage",
+            )
         yield (
             self.retry == 1 or not self.refills,
             f"algorithm.retry={self.retry:g}, algorithm.refills={self.refills}: both replace problems that teach nothing; "

@@ -2,8 +2,9 @@
 
 import importlib.util
 import os
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import date
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -120,6 +121,21 @@ class PromptsConf:
             "{answer}" in self.final,
             f"prompts.final={self.final}: has no {{answer}}; put {{answer}} where the answer goes",
         )
+
+    def doubts(self, cfg: "Config") -> Rules:
+        for f in fields(self):
+            yield (
+                LINE_END.search(str(getattr(self, f.name))) is None,
+                f"prompts.{f.name}: has a backslash and an n where a line may be meant to end, and the model reads them as they are; "
+                r"a shell makes the end of a line of $'\n'",
+            )
+
+
+# As it is typed, and no LaTeX command.
+LINE_END = re.compile(
+    r"\\n(?!(?:abla|atural|e|earrow|eg|eq|ewline|exists|geq|i|leq|less|mid|onumber|ot|otin|parallel|prec|sim|"
+    r"subseteq|succ|supseteq|u|warrow)(?![a-z]))"
+)
 
 
 def _is_day(text: str) -> bool:

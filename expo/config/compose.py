@@ -21,8 +21,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from expo.config.errors import UserError
 from expo.config.identity import runtime_keys
-from expo.config.key import ALONE, OPTIONS, check_here, check_values, nodes
+from expo.config.key import ALONE, OPTIONS, check_here, check_values, doubts, nodes
 from expo.config.naming import what_differs
+from expo.config.places import name_of
 from expo.config.run import Config
 
 # Names of modules with options of a user's own, comma-separated; installed packages name theirs as entry points.
@@ -117,6 +118,19 @@ def named(config: Config, overrides: Sequence[str], earlier: str = "") -> Config
     return config
 
 
+def for_command(config: Config, command: str, overrides: Sequence[str]) -> Config:
+    """Return the config as a command takes it from its command line: a model that is only measured gives its own name.
+
+    Raises UserError for a key on the command line that the command does not look at.
+    """
+    unread = config.dataset.unread(command)
+    for key, value in (o.lstrip("+").partition("=")[::2] for o in overrides):
+        if (told := unread.get(key.removeprefix("dataset."))) and key.startswith("dataset.") and value != "null":
+            raise UserError(f"{key}={value}: expo {command} does not look at it here; {told}")
+    config.name = name_of(config, command, overrides)
+    return config
+
+
 def typed(cfg: DictConfig) -> Config:
     """Return a composed config as dataclasses, resolved. Raises UserError for a key without a value, or an unknown one."""
     missing = OmegaConf.missing_keys(cfg)
@@ -129,13 +143,20 @@ def typed(cfg: DictConfig) -> Config:
         for name, value in vars(node).items():  # `+key=value` gets past Hydra's own check
             if name not in known:
                 raise UserError(f"{prefix}{name}={value}: no such key; --cfg job shows every key that exists")
+            if isinstance(value, str) and value.startswith("~/"):
+                setattr(node, name, os.path.expanduser(value))
     return config
 
 
 def check(config: Config) -> None:
-    """Raise UserError for the first value or combination that cannot be run, here or anywhere. Looks at the machine, loads nothing."""
+    """Raise UserError for the first value or combination that cannot be run, here or anywhere; say what is hardly meant.
+
+    Looks at the machine, loads nothing.
+    """
     check_anywhere(config)
     check_here(config)
+    for told in doubts(config):
+        print(f"expo: {told}", file=sys.stderr)
 
 
 def check_anywhere(config: Config) -> None:

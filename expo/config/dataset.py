@@ -5,12 +5,14 @@ import json
 import os
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from omegaconf import MISSING
 
+from expo.config.files import KINDS, UNREADABLE, open_rows
 from expo.config.key import Rule, Rules, key, option
 from expo.config.training import ANSWER_KINDS
 from expo.config.world import WorldConf
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from expo.config.run import Config
 
 
+MEASURING = ("evaluate", "diagnose")  # commands that measure a model, and train none
 MOST_GENERATED = 100_000  # problems of a level of the ladder
 
 
@@ -44,7 +47,7 @@ class DatasetConf:
     name: str = key(MISSING, help="name of the data set in run directories and tables")
     path: str | None = key(
         None,
-        help="local .jsonl or .parquet to train on (`expo evaluate`: to evaluate on); null: the hub",
+        help="local .jsonl (packed by gzip or not) or .parquet to train on (`expo evaluate`: to evaluate on); null: the hub",
     )
     eval_path: str | None = key(
         None,
@@ -103,6 +106,26 @@ class DatasetConf:
         own = self.path is not None and (self.shares_file or self.limit is not None)
         other = self.eval_path is not None and (self.limit is not None or self.eval_limit is not None)
         return [name for name, drawn in (("path", own), ("eval_path", other)) if drawn]
+
+    def unread(self, command: str) -> dict[str, str]:
+        """Return which of limit, eval_limit and part a command does not look at, each with what to do instead; see docs/runs.md."""
+        if command not in MEASURING:
+            return {"part": "it is for expo evaluate and expo diagnose; dataset.limit takes fewer problems"}
+        if self.part == "held_out" and self.shares_file:
+            return {}
+        if self.part == "train":  # without what is held out of it
+            held_out = self.path is not None or self.eval_path is not None
+            return {} if held_out else {"eval_limit": "dataset.limit takes fewer problems"}
+        return {"eval_limit": "it is for evaluations during training; dataset.limit takes fewer problems"}
+
+    def evaluated_file(self, command: str) -> str | None:
+        """Return the local file that a command is about."""
+        files = (
+            (self.eval_path, self.path)
+            if command in MEASURING and self.part != "train"
+            else (self.path, self.eval_path)
+        )
+        return next(filter(None, files), None)
 
     @property
     def part_mark(self) -> str:
@@ -217,6 +240,12 @@ class LadderConf(DatasetConf):
         WorldConf, absent={}, help="what its problems are, what its base policy has read, and how its expert writes"
     )
 
+    def unread(self, command: str) -> dict[str, str]:
+        if command not in MEASURING:
+            return super().unread(command)
+        read, other = ("limit", "eval_limit") if self.part == "train" else ("eval_limit", "limit")
+        return {other: f"dataset.{read} takes fewer problems of each level"}
+
     def rules(self, cfg: "Config") -> Rules:
         yield (
             self.answer_kind == "auto",
@@ -229,13 +258,18 @@ class LadderConf(DatasetConf):
                 f"set dataset.{name}={MOST_GENERATED} or less",
             )
         yield from super().rules(cfg)
+        for name in ("path", "eval_path", "hub_id"):
+            yield (
+                getattr(self, name) is None,
+                f"dataset.{name}={getattr(self, name)}: {self.name} makes its problems and reads none; set dataset=custom and "
+                "dataset.columns, or the data set whose format it has, such as dataset=math",
+            )
 
 
 def _file(name: str, path: str | None) -> Rules:
     if path is not None:
         yield os.path.isfile(path), f"{name}={path}: no such file; give the path of a .jsonl or .parquet file"
-        kinds = (".jsonl", ".parquet")
-        yield Path(path).suffix in kinds, f"{name}={path}: not a .jsonl or .parquet file; convert it first"
+        yield path.endswith(KINDS), f"{name}={path}: not a {', '.join(KINDS)} file; convert it first"
 
 
 def _compiles(pattern: str) -> Rule:
@@ -256,7 +290,7 @@ def columns_of(path: Path, wanted: set[str]) -> list[str]:
         except (OSError, pyarrow.ArrowException):
             return []
     found: dict[str, None] = {}
-    with path.open("rb") as lines:
+    with suppress(*UNREADABLE), open_rows(path) as lines:
         for line in lines:
             try:
                 row = json.loads(line)

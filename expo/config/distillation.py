@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from expo.config.algorithm import GRPOConf
-from expo.config.key import Rules, key, option
+from expo.config.key import Rules, key, option, unused
 
 if TYPE_CHECKING:
     from expo.config.run import Config
@@ -126,6 +126,24 @@ class SelfDistillationConf(GRPOConf):
             f"algorithm.retry={self.retry:g}: every problem has a gradient from the teacher, so that none would be passed over; "
             "set algorithm.retry=1",
         )
+        if self.signal != "divergence":
+            names, why = (
+                ["mix", "top_k", "top_of", "tail", "ratio_cap"],
+                f"since algorithm.signal={self.signal} is no divergence",
+            )
+            yield from unused(self, "algorithm.", names, why, "algorithm.signal=divergence")
+        if not self.top_k:
+            yield from unused(
+                self, "algorithm.", ["top_of", "tail"], "since the divergence is over all words", "algorithm.top_k=100"
+            )
+        if self.teacher != "average":
+            yield from unused(
+                self,
+                "algorithm.",
+                ["average_rate"],
+                f"since algorithm.teacher={self.teacher}",
+                "algorithm.teacher=average",
+            )
         shows_solution = self.privilege != "answer" and not cfg.dataset.is_ladder
         for place in ("{solution}", "{question}"):
             yield (

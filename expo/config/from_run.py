@@ -4,6 +4,7 @@ import dataclasses
 import glob
 import itertools
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,12 +17,13 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from expo.config.compose import conf_dir, named, register, typed
+from expo.config.compose import conf_dir, for_command, named, register, typed
 from expo.config.errors import UserError, first_line
 from expo.config.identity import identity, model_content, runtime_keys
 from expo.config.key import ALWAYS_IN, FORMER, OPTIONS, declaration, flat, shown, with_groups
 from expo.config.model import ModelConf
 from expo.config.optimizer import OptimizerConf
+from expo.config.own_code import own_packages
 from expo.config.reference import options_of
 from expo.config.rollout import RolloutConf
 from expo.config.run import Config
@@ -49,7 +51,20 @@ def restore(directory: Path) -> Config:
         # by way of OmegaConf, which checks the types
         return typed(OmegaConf.structured(config))
     except (TypeError, ValueError, AttributeError) as error:
+        if missing := _not_loaded(tree, directory):
+            raise UserError(
+                f"{path}: was made with a package of its own, {missing}, which is not loaded; set EXPO_PLUGINS={missing}, and start "
+                "expo in the folder that it is in, or install it"
+            ) from error
         raise UserError(f"{path}: cannot be read by this version of expo ({error})") from error
+
+
+def _not_loaded(tree: Mapping[str, Any], directory: Path) -> str:
+    """Return the packages of a run's own that have declared nothing here, as EXPO_PLUGINS takes them; "" where all have."""
+    targets = [str(value) for key, value in flat(tree).items() if key.endswith("_target_")]
+    files = _summary_of(directory).get("own_code", {})
+    own = {*own_packages(targets), *(file.partition("/")[0].removesuffix(".py") for file in files)}
+    return ",".join(sorted(own - {node.__module__.partition(".")[0] for node in OPTIONS.values()}))
 
 
 def config_tree(path: Path) -> dict[str, Any]:
@@ -101,6 +116,7 @@ def run_directory(text: str) -> Path:
 
     Raises UserError where a pattern or an identity fits none, or several.
     """
+    text = os.path.expanduser(text)
     if not Path(text).exists() and Path("outputs", text, "config.yaml").is_file():  # as expo runs lists it
         return Path("outputs", text)
     if Path(text).exists() or not (set("*?[") & set(text) or re.fullmatch(r"[0-9a-f]{10}", text)):
@@ -150,6 +166,7 @@ def config_from_run(command: str, arguments: Sequence[str]) -> Config:
         own = _measured(own, directory)
     overrides = [a for a in arguments if not a.startswith("run=")]
     config = named(_overridden(own, overrides), overrides, earlier if command == "train" else "")
+    config = for_command(config, command, overrides)
     _say(directory, own, config, command)
     return config
 

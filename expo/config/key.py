@@ -195,6 +195,18 @@ def functions_of(node: type, name: str, functions: Mapping[str, Function]) -> di
     return dict(functions)
 
 
+def unused(node: Any, prefix: str, names: Sequence[str], why: str, remedy: str) -> Rules:
+    """Yield rules that refuse values of keys which change nothing, unless they are the defaults.
+
+    Args: why, what makes them idle; remedy, the setting under which they count.
+    """
+    for f in dataclasses.fields(node):
+        if f.name in names:
+            value = getattr(node, f.name)
+            told = f"{prefix}{f.name}={shown(value)}: has no effect, {why}"
+            yield value == f.default, f"{told}; set {prefix}{f.name}={shown(f.default)}, its default, or {remedy}"
+
+
 def check_values(config: Any) -> None:
     """Raise UserError for the first value out of its bounds or choices, then for the first broken rule of a dataclass."""
     found = list(nodes(config))
@@ -210,9 +222,17 @@ def check_here(config: Any) -> None:
     _keep(config, "needs_here")
 
 
+def doubts(config: Any) -> list[str]:
+    """Return what is allowed and hardly meant."""
+    return list(_broken(config, "doubts"))
+
+
 def _keep(config: Any, kind: str) -> None:
+    for told in _broken(config, kind):
+        raise UserError(told)
+
+
+def _broken(config: Any, kind: str) -> Iterator[str]:
     for _, node in nodes(config):
         rules: Callable[[Any], Rules] | None = getattr(node, kind, None)
-        for kept, told in rules(config) if rules else ():
-            if not kept:
-                raise UserError(told)
+        yield from (told for kept, told in (rules(config) if rules else ()) if not kept)

@@ -2,8 +2,11 @@
 
 import hashlib
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
+from expo.config.dataset import MEASURING
 from expo.config.errors import UserError
 from expo.config.identity import identity
 from expo.config.naming import NO_RUNS, plain
@@ -30,6 +33,15 @@ def _judge(cfg: Config) -> str:
     return f"-judged{hashlib.sha256(json.dumps([judge.model, cfg.prompts.judge]).encode()).hexdigest()[:6]}"
 
 
+def name_of(cfg: Config, command: str, overrides: Sequence[str]) -> str:
+    """Return what a command's outcome is called: as it is asked for, or a run is; of another model that is only measured, the model's name.
+
+    Args: overrides, of the command line.
+    """
+    asked = any(o.startswith("name=") for o in overrides) or cfg.run is not None
+    return cfg.name if command not in MEASURING or asked else re.sub(r"-s\d+$", "", _policy(cfg)) or cfg.name
+
+
 def run_id(cfg: Config, command: str = "train") -> str:
     """Return what names the outcome of a command for good, such as W&B's run: whatever its directory is called."""
     before = f"{cfg.name}-s{cfg.seed}" if command == "train" else f"{command}-{cfg.dataset.name}"
@@ -49,8 +61,8 @@ def run_dir(cfg: Config, command: str = "train", mark: str = "") -> Path:
         return max(found, key=_progress)
     differs = f"-{cfg.differs}" if cfg.differs else ""
     if command != "train":
-        return root / command / f"{_policy(cfg)}-on-{_data(cfg)}{differs}-{mark}"
-    return root / _data(cfg) / f"{cfg.name}{differs}-s{cfg.seed}-{mark}"
+        return root / command / f"{_policy(cfg)}-on-{_data(cfg, command)}{differs}-{mark}"
+    return root / _data(cfg, command) / f"{cfg.name}{differs}-s{cfg.seed}-{mark}"
 
 
 def _progress(directory: Path) -> tuple[bool, int]:
@@ -64,9 +76,9 @@ def _folders(root: Path) -> list[Path]:
     return [path for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
 
 
-def _data(cfg: Config) -> str:
+def _data(cfg: Config, command: str) -> str:
     """Return the data set's name and, of a local file, the file's."""
-    file = cfg.dataset.path or cfg.dataset.eval_path
+    file = cfg.dataset.evaluated_file(command)
     stem = plain(Path(file).stem) if file else ""
     return "-".join(dict.fromkeys(filter(None, (cfg.dataset.name, stem))))
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 from omegaconf import MISSING
 
 from expo.config.algorithm import AlgorithmConf
-from expo.config.key import Rules, key, option
+from expo.config.key import Rules, key, option, unused
 
 if TYPE_CHECKING:
     from expo.config.run import Config
@@ -147,6 +147,9 @@ class SourceConf(PositivesConf):
             f"positives.schedule={self.schedule}: a group member has an advantage and no weight; "
             "set positives.schedule=constant or positives.use=auxiliary",
         )
+        if self.joins_groups:
+            why = "since a group member has an advantage and no loss of its own"
+            yield from unused(self, "positives.", ["weight", "aggregation"], why, "positives.use=auxiliary")
 
 
 @option("positives", "expert", formerly="expo.positives.sources.ExpertSolution")

@@ -3,6 +3,9 @@
 import dataclasses
 import difflib
 import re
+import shlex
+
+from hydra.errors import OverrideParseException
 
 from expo.config.key import OPTIONS
 from expo.config.run import Config
@@ -24,6 +27,8 @@ CHOOSE = {
 
 def explain(error: Exception) -> str:
     """Return one line for an error of Hydra or OmegaConf."""
+    if isinstance(error, OverrideParseException):
+        return _unread(error.override)
     texts = [str(error)] + ([str(error.__cause__)] if error.__cause__ else [])
     lines = [line.strip() for text in texts for line in text.splitlines() if line.strip()]
     told = list(dict.fromkeys(line.rstrip(".:;") for line in lines if not line.startswith(NOISE)))
@@ -36,6 +41,16 @@ def explain(error: Exception) -> str:
         if node in whole:
             remedy = f"choose {group}, or leave the key out"
     return f"{whole}; remedy: {remedy}"
+
+
+def _unread(override: str) -> str:
+    """Return what to write instead of an override whose grammar Hydra cannot read."""
+    key, sign, value = override.partition("=")
+    if not sign or not key:
+        return f"{override}: not of the form key=value; quote a value with spaces or commas twice: 'key=\"a value\"'"
+    bare = value.strip("\"'").replace('"', '\\"')
+    as_text = f'{key}="{bare}"'
+    return f"{override}: the value cannot be read as it stands; quote the value, once for the shell and once within: {shlex.quote(as_text)}"
 
 
 def _nearest_key(told: str) -> str | None:

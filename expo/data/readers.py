@@ -15,6 +15,7 @@ import pyarrow.parquet
 
 from expo.config import DatasetConf, LadderConf, TableConf, UserError
 from expo.config.errors import first_line
+from expo.config.files import read_lines
 from expo.data import ladder
 from expo.data.account import NAMED, Account, Source
 from expo.data.checks import BadRow, check_text, unusable
@@ -152,7 +153,9 @@ class Reader:
         self.sources.append(source)
         made: list[tuple[int, Problem]] = []
         for line, row in enumerate(self._rows(path, split), 1):  # as an editor numbers lines
-            source.rows = line
+            if row is None:  # a blank line
+                continue
+            source.rows += 1
             try:
                 if isinstance(row, BadRow):
                     raise row
@@ -197,7 +200,7 @@ class Reader:
         if sum(map(len, source.skipped.values())) <= NAMED:
             log.info("skipped row %s:%d: %s", source.name, line, why)
 
-    def _rows(self, path: str | None, split: str) -> Iterable[dict[str, Any] | BadRow]:
+    def _rows(self, path: str | None, split: str) -> Iterable[dict[str, Any] | BadRow | None]:
         if path is None:
             return self._hub_rows(split)
         if path.endswith(".parquet"):
@@ -209,7 +212,7 @@ class Reader:
                 raise UserError(
                     f"dataset.path={path}: cannot be read as parquet ({reason}); make the file again"
                 ) from error
-        return [_json_row(line) for line in Path(path).read_bytes().splitlines()]
+        return [_json_row(line) if line.strip() else None for line in read_lines(Path(path))]
 
     def _hub_rows(self, split: str) -> Iterable[dict[str, Any]]:
         import datasets  # slow to import, and only the hub needs it

@@ -1,6 +1,6 @@
 """Two arms on the same problems: differences by level, problems gained and lost, what each took to reach a rate."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +12,7 @@ from expo.config import UserError
 from expo.config.identity import later_keys
 from expo.config.key import shown
 from expo.report.page import Compared, RunData, Table
+from expo.runs.health import marks_of
 from expo.tables.aggregate import pass_values, stack, statistic
 from expo.tables.render import percent
 
@@ -60,6 +61,12 @@ class Arm:
         if len(by_seed) < len(done):
             raise UserError(f"{name}: two of its runs have one seed, so that they are no arm; name one of them")
         return cls(name, by_seed, sorted({run.seed for run in runs if not run.finished} - by_seed.keys()))
+
+    @property
+    def marks(self) -> list[str]:
+        """Return what has to be said of its runs: that some learned nothing, or are of other code than now."""
+        counts = Counter(mark for run in self.runs.values() for mark in marks_of(run.summary, run.lines))
+        return [f"{self.name}: {count} of {len(self.runs)} runs {mark}" for mark, count in counts.items()]
 
 
 @dataclass(frozen=True)

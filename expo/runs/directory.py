@@ -20,10 +20,12 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from expo.config import Config, arm_identity, data_content, identity, make_folder, run_dir, run_id, run_mark
+from expo.config.key import shown
+from expo.config.own_code import changed_code, own_code
 from expo.data.account import Account
 from expo.runs.reading import read_summary
 
-FINISHED = "is finished already; fresh=true makes it again"
+FINISHED, AGAIN = "is finished already", "fresh=true makes it again"
 PACKAGES = ("expo", "torch", "transformers", "lightning", "hydra-core", "math-verify")
 
 
@@ -39,6 +41,7 @@ class Run:
     metrics: dict[str, float] = field(default_factory=dict)
     collapses: list[dict[str, Any]] = field(default_factory=list)  # see `expo.runs.health`
     model_commit: str | None = None  # of a model of the hub
+    code: dict[str, str] = field(default_factory=dict)  # of the user's own, with which the run began, see `own_code`
     writes: bool = True  # False in all processes of a run but the first
 
     @cached_property
@@ -71,6 +74,7 @@ class Run:
         """Return what `expo <command>` makes of this config, with what an earlier session of it left; makes nothing yet."""
         run = cls(cfg, run_dir(cfg, command), command)
         _ = run.identity, run.arm, run.mark, run.id, run.data
+        run.code = own_code(cfg)
         if not cfg.fresh:
             earlier = run.summary()
             run.earlier_s, run.metrics = earlier.get("wall_s", 0.0), earlier.get("metrics", {})
@@ -80,6 +84,16 @@ class Run:
     def finished(self) -> bool:
         """Return whether the run is done."""
         return not self.cfg.fresh and self.summary().get("status") == "done"
+
+    @property
+    def finished_line(self) -> str:
+        """Return what to say where a run is not made again: also what has changed since it was made."""
+        summary, version = self.summary(), importlib.metadata.version("expo")
+        made_by = summary.get("versions", {}).get("expo", version)
+        files = changed_code(summary.get("own_code", {}))
+        told = [f"it was made before a change of {', '.join(files)}"] if files else []
+        told += [f"it was made by expo {made_by}, and this is {version}"] if made_by != version else []
+        return "; ".join([f"{self.dir} {FINISHED}", *told, AGAIN])
 
     @contextmanager
     def alone(self) -> Iterator[IO[str]]:
@@ -125,9 +139,16 @@ class Run:
 
     def keep_account(self, account: Account) -> None:
         """Write data.json, and print what became of the rows that were read; generated data has none."""
-        (self.dir / "data.json").write_text(json.dumps(account.record(), indent=1))
+        unread = {
+            f"dataset.{key}={shown(value)}": told
+            for key, told in self.cfg.dataset.unread(self.command).items()
+            if (value := getattr(self.cfg.dataset, key)) is not None and key != "part"
+        }
+        (self.dir / "data.json").write_text(json.dumps(account.record() | {"ignored": unread}, indent=1))
         if account.sources:
             Console().print(account.table())
+            for key, told in unread.items():
+                print(f"{key} is not looked at: {told}")
 
     def summary(self) -> dict[str, Any]:
         """Return the summary as it stands, {} where there is none."""
@@ -151,6 +172,7 @@ class Run:
             "wall_s": round(self.earlier_s + time.monotonic() - self.started, 1),
             "metrics": self.metrics,
             **({"data": self.data} if self.data else {}),
+            **({"own_code": self.code} if self.code else {}),
             **({"collapses": self.collapses} if self.collapses else {}),
             **({"model_commit": self.model_commit} if self.model_commit else {}),
         }

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, field
 from statistics import fmean, pstdev
 from typing import Any, Self
 
+from expo.config.own_code import changed_code
+
 WINDOW = 10  # steps whose mean is compared with the best mean of earlier ones
 FEWEST = 2  # steps of the first earlier means: a policy may collapse in its third step
 NOISE = 3  # standard deviations of single steps, which a change has to exceed
@@ -103,6 +105,36 @@ def collapses_of(summary: Mapping[str, Any]) -> list[Collapse]:
 
 def _numbers(collapse: Mapping[str, Any]) -> bool:
     return all(isinstance(collapse[name], int | float) for name in ("best", "now", "began", "noticed"))
+
+
+def nothing_learned(lines: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return why a run has learned nothing, or nothing from what its algorithm adds; None where it has. Args: its metrics.jsonl."""
+    steps = [line for line in lines if "policy/grad_norm" in line]
+    if not steps:
+        return None
+    rejected = any(line.get("positive/filtered_frac") for line in steps)
+    filtered = "; every positive was rejected, see positive/filtered_*_frac and positives.filters" if rejected else ""
+    if not any(_moves(line["policy/grad_norm"]) for line in steps):
+        return f"no step of {len(steps)} had a gradient that it could follow{filtered}"
+    if filtered and not any(line.get("positive/used_frac") for line in steps):
+        return f"no step of {len(steps)} had a positive{filtered}"
+    if all(line.get("hint/used_frac") == 0 for line in steps):
+        return f"no step of {len(steps)} had a group that was given a hint"
+    return None
+
+
+def marks_of(summary: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what has to be said beside a finished run's numbers. Args: its summary and metrics.jsonl."""
+    code = summary.get("own_code")
+    found = {
+        "learned nothing": bool(nothing_learned(lines)),
+        "other code": bool(changed_code(code if isinstance(code, dict) else {})),
+    }
+    return [mark for mark, holds in found.items() if holds and summary.get("status", "done") == "done"]
+
+
+def _moves(norm: float | None) -> bool:
+    return norm is not None and math.isfinite(norm) and norm > 0
 
 
 @dataclass

@@ -12,14 +12,15 @@ from typing import Any
 
 import yaml
 
+from expo.config.dataset import MEASURING
 from expo.config.errors import UserError
 from expo.config.from_run import run_directory
 from expo.config.identity import changing
 from expo.config.key import flat, shown
+from expo.runs.health import marks_of
 from expo.runs.reading import read_lines, read_summary
 
 Row = dict[str, Any]
-COMMANDS = ("evaluate", "diagnose")
 # The columns of `expo runs`, and what a missing value is shown as.
 COLUMNS = ("run", "differs", "data", "model", "steps", "status", "pass@k", "seconds", "age")
 
@@ -48,7 +49,7 @@ class RunFolder:
     @property
     def command(self) -> str:
         above = self.dir.resolve().parent.name
-        return above if above in COMMANDS else "train"
+        return above if above in MEASURING else "train"
 
     @property
     def status(self) -> str:
@@ -69,7 +70,9 @@ class RunFolder:
         summary, metrics = self.summary, self.summary.get("metrics", {})
         largest = max((int(m[1]) for name in metrics if (m := re.fullmatch(r"pass@(\d+)", name))), default=None)
         lines = read_lines(self.dir) if self.command == "train" else []
-        file = self.config.get("dataset.path") or self.config.get("dataset.eval_path")
+        path, eval_path = self.config.get("dataset.path"), self.config.get("dataset.eval_path")
+        of_other = self.command in MEASURING and self.config.get("dataset.part") != "train"
+        file = (eval_path or path) if of_other else (path or eval_path)
         return {
             **self.config,
             **metrics,
@@ -84,6 +87,7 @@ class RunFolder:
             "step": max((line["step"] for line in lines), default=None),
             "max_steps": self.config.get("trainer.max_steps") if self.command == "train" else None,
             "status": self.status,
+            "marks": ", ".join(marks_of(summary, lines)),
             "k": largest,
             "pass@k": metrics.get(f"pass@{largest}"),
             "seconds": summary.get("wall_s"),

@@ -9,6 +9,7 @@ from lightning.pytorch.loggers import Logger
 
 from expo.config import UserError, identity, lineage
 from expo.config.from_run import restore
+from expo.config.own_code import changed_code
 from expo.evaluation.evaluate import Evaluator
 from expo.runs.checkpoints import BEST, newest_checkpoint, step_of
 from expo.runs.directory import Run
@@ -53,6 +54,8 @@ def inherit(run: Run, evaluator: Evaluator) -> int:
         with other.unused() as unused:
             if not unused:
                 reason = "a process works on that one"
+            elif files := changed_code(read_summary(other.dir).get("own_code", {})):
+                reason = f"that one was made before a change of {', '.join(files)}"
             elif not _same_problems(other.dir, evaluator):
                 reason = "that one has other held-out problems"
             if reason:

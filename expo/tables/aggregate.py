@@ -1,7 +1,7 @@
 """From run directories to the numbers of a table: means over seeds, intervals over problems and seeds, paired differences."""
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from expo.data import ladder
 from expo.evaluation import intervals
 from expo.evaluation.kinds import interval_of
 from expo.evaluation.pass_at_k import pass_at_k
+from expo.runs.health import marks_of
 from expo.runs.reading import final_rows, read_lines, read_rows, read_summary, samples_of
 from expo.tables.plan import MEASURED, Arm, Command, Plan, PlannedRun, columns_of, is_rate
 
@@ -136,6 +137,8 @@ def aggregate(plan: Plan, runs: Sequence[PlannedRun]) -> dict[str, Any]:
         arms[key]["cost"] = cost_of(own.values())
         if any(_shares(run) and not _tells(run.dir) for run in done if run.arm == key):
             arms[key]["seconds_alone"] = True
+        marks = Counter(mark for d in own.values() for mark in marks_of(read_summary(d), read_lines(d)))
+        arms[key] |= {"marks": dict(marks)} if marks else {}
         arms[key]["commits"] = sorted({str(read_summary(d)["git"]) for d in own.values()})
         if arm.against is not None:
             shared = sorted(own.keys() & {run.seed for run in done if run.arm == arm.against})

@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from expo.config import Config, UserError, check_anywhere, compose_config, run_dir, run_mark
+from expo.config.compose import for_command
 from expo.config.errors import first_line
 
 # What `expo diagnose` measures of each sample, and how many decimals a table shows.
@@ -226,6 +227,7 @@ def plan_runs(
         cfg = compose_config(own)
         own += cfg.logger.of_table(table_name(name), key, [scale_name, cfg.dataset.name, cfg.model.path])
         made = cfg.model.path.removeprefix("./") in plan.prepare
+        for_command(replace(cfg), arm.command.name, own)  # each run is asked for by its own command line
         check_anywhere(replace(cfg, model=replace(cfg.model, path="ladder")) if made else cfg)
         for column in columns_of(plan, arm):
             _check_column(column, arm, cfg)

@@ -35,7 +35,9 @@ def rows_of(plan: Plan, record: Mapping[str, Any]) -> tuple[list[str], list[list
     ]  # fmt: skip
     rows = []
     for key, arm in record["arms"].items():
-        runs = f"{arm['runs']}" + (" (few)" if arm["runs"] < FEW else "")
+        marks = ["few"] if arm["runs"] < FEW else []
+        marks += [f"{count} {mark}" for mark, count in arm.get("marks", {}).items()]
+        runs = f"{arm['runs']}" + (f" ({', '.join(marks)})" if marks else "")
         if not arm["runs"]:
             rows.append([arm["label"], *["–"] * (len(heads) - 2), runs])
             continue

@@ -1,0 +1,28 @@
+"""Files of rows, as people have them: packed by gzip or not, whatever they are called, with blank lines or without."""
+
+import gzip
+import zlib
+from pathlib import Path
+from typing import IO
+
+from expo.config.errors import UserError, first_line
+
+KINDS = (".jsonl", ".jsonl.gz", ".parquet")
+PACKED = b"\x1f\x8b"  # what gzip begins a file with
+UNREADABLE = (OSError, EOFError, zlib.error)  # of a file that is cut off or damaged
+
+
+def open_rows(path: Path) -> IO[bytes]:
+    """Open a file of lines, unpacked."""
+    with path.open("rb") as file:
+        packed = file.read(len(PACKED)) == PACKED
+    return gzip.open(path) if packed else path.open("rb")  # type: ignore[return-value]
+
+
+def read_lines(path: Path) -> list[bytes]:
+    """Return the lines of a file, unpacked. Raises UserError for one that cannot be unpacked."""
+    try:
+        with open_rows(path) as file:
+            return file.read().splitlines()
+    except UNREADABLE as error:
+        raise UserError(f"{path}: cannot be read ({first_line(error)}); make the file again") from error

@@ -1,0 +1,50 @@
+"""The code of a user's own that a run is made of: what `_target_` names outside of expo, and what declares its keys."""
+
+import hashlib
+import sys
+from collections.abc import Iterable, Mapping
+from importlib.machinery import PathFinder
+from pathlib import Path
+
+from expo.config.key import nodes
+from expo.config.run import Config
+
+NOT_OWN = {"", "expo", "__main__", "builtins"}
+
+
+def own_packages(names: Iterable[str]) -> list[str]:
+    """Return the packages, other than expo's own, that names of modules or classes are in."""
+    return sorted({name.partition(".")[0] for name in names} - NOT_OWN)
+
+
+def own_code(cfg: Config) -> dict[str, str]:
+    """Return a hash of each source file of the packages that a run uses beside expo; {} where it uses none."""
+    used = [name for _, node in nodes(cfg) for name in (getattr(node, "_target_", ""), type(node).__module__)]
+    return {file: mark for package in own_packages(used) for file, mark in _sources(package).items()}
+
+
+def changed_code(before: Mapping[str, str]) -> list[str]:
+    """Return the source files that are no longer what they were; none of a package that is not here."""
+    now = {f: m for package in {_package(file) for file in before} for f, m in _sources(package).items()}
+    here = {_package(file) for file in now}
+    files = sorted(file for file in before.keys() | now.keys() if _package(file) in here)
+    return [file for file in files if before.get(file) != now.get(file)]
+
+
+def _package(file: str) -> str:
+    return file.partition("/")[0].removesuffix(".py")
+
+
+def _sources(package: str) -> dict[str, str]:
+    """Return the hash of each Python file of a package, by its path from the folder that the package is in. Nothing is imported."""
+    spec = PathFinder.find_spec(package, [*sys.path, ""])
+    folders = [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec else []
+    files = [file for folder in folders for file in sorted(folder.rglob("*.py"))]
+    if spec and not folders and spec.origin and spec.origin.endswith(".py"):
+        files = [Path(spec.origin)]
+    roots = [*(folder.parent for folder in folders), *(file.parent for file in files)]
+    found = {}
+    for file in files:
+        root = next(root for root in roots if file.is_relative_to(root))
+        found[file.relative_to(root).as_posix()] = hashlib.sha256(file.read_bytes()).hexdigest()[:10]
+    return found
