@@ -20,6 +20,7 @@ expo: teach a language model problems that it cannot solve at all, by letting it
   expo pretrain                                             make the ladder base policy from nothing
   expo demo      [seeds=3]                                  GRPO, GRPO SFT-GT-CoT and ExP-GRPO on ladder level 5, with a report
   expo init      FOLDER data=mine.jsonl                     a study of your own: a plan, its data checked, and what to run
+  expo verify    GOLD ANSWER...                             how an answer is compared with the right one, and what is said of it
   expo table     NAME [scale=cpu] [seeds=N] [dry_run=true]  make what is missing of a table of experiments/, and render it
   expo report    RUN_DIRECTORY... | TABLE [output_dir=...]  one self-contained HTML page: table, curves, problems over training, cost
   expo compare   RUN RUN | TABLE:ARM TABLE:ARM              two arms on the same problems: differences, problems gained and lost
@@ -31,7 +32,7 @@ expo: teach a language model problems that it cannot solve at all, by letting it
   expo explain   algorithm=exp_grpo                         write a run's explanations ahead, for all runs that share them
   expo plan      model=... plan.device=h100                 what a run would take: memory, seconds, disk, on 1 to 64 devices
 
-Every command but demo, init, table, report, compare, export, runs, wandb, doctor and bench takes Hydra overrides alone. `expo COMMAND --help` lists the config groups and their options,
+Every command but demo, init, verify, table, report, compare, export, runs, wandb, doctor and bench takes Hydra overrides alone. `expo COMMAND --help` lists the config groups and their options,
 `expo COMMAND --help GROUP` explains every key of a group, `expo COMMAND --cfg job` shows the config and runs nothing.
 Exit codes: 0 done, 2 your mistake, 130/143 stopped by Ctrl-C/SIGTERM, 141 nobody reads the output, 1 anything else.
 """
@@ -48,6 +49,7 @@ COMMANDS = {
 PROGRAMS = {
     "demo": ("expo.commands.demo", "main"),
     "init": ("expo.commands.init", "main"),
+    "verify": ("expo.commands.verify", "main"),
     "table": ("expo.commands.table", "main"),
     "report": ("expo.commands.report", "main"),
     "compare": ("expo.commands.compare", "main"),

@@ -424,3 +424,159 @@ def test_what_the_hubs_splits_share_is_named(monkeypatch, caplog):
     monkeypatch.setattr(data, "_hub_rows", lambda split: rows if split == "train" else rows[:2])
     assert len(data.train()) == 6
     assert "2 questions to train on are also evaluated on" in caplog.text
+
+
+# --- rows that are not what they seem
+
+
+def read_own(tmp_path, rows, *overrides, extra=""):
+    data = reader("dataset=custom", f"dataset.path={own_file(tmp_path, rows, extra)}", *overrides)
+    try:
+        return sorted(data.whole(), key=lambda p: int(p.id.rpartition(":")[2])), data.sources[0].skipped
+    except UserError:
+        return [], data.sources[0].skipped
+
+
+@pytest.mark.parametrize(
+    "eaten",
+    [
+        r"\frac{1}{2}",
+        r"\boxed{3}",
+        r"\text{a}",
+        r"\times 3",
+        r"\theta",
+        r"\neq 3",
+        r"\right)",
+        r"\nabla f",
+        r"\beta",
+        r"\rho",
+    ],
+)
+def test_a_backslash_that_json_has_eaten_costs_the_row_and_is_named(tmp_path, eaten):
+    line = f'{{"question": "What is {eaten}?", "answer": "3"}}\n'
+    problems, skipped = read_own(tmp_path, [{"question": "1?", "answer": "1"}], extra=line)
+    assert [p.answer for p in problems] == ["1"]
+    assert skipped == {r"JSON has eaten a backslash of the question; write each as \\, as json.dumps does": [2]}
+
+
+@pytest.mark.parametrize(
+    "kept", ["Name\tAge\nAnn\t5", "a\r\nnew line", "x\nu = 3\ne = 2", "tab\tan (old) one", "é\n\nnot so"]
+)
+def test_white_space_that_is_meant_is_kept(tmp_path, kept):
+    problems, _ = read_own(tmp_path, [{"question": kept, "answer": "1"}])
+    assert [p.question for p in problems] == [kept]
+
+
+def test_chat_messages_are_messages(tmp_path):
+    rows = [
+        {"question": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1 + 1?"}], "answer": 2},
+        {"question": [{"role": "user", "content": [{"type": "text", "text": "2 + 2?"}]}], "answer": 4},
+        {"question": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "answer": 1},
+        {"question": [{"role": "user", "content": [{"type": "image"}]}], "answer": 1},
+        {"question": [1, 2], "answer": 1},
+    ]
+    problems, skipped = read_own(tmp_path, rows)
+    assert [(p.earlier, p.question) for p in problems] == [((("system", "Be brief."),), "1 + 1?"), ((), "2 + 2?")]
+    assert skipped == {
+        "the last message is not the user's": [3], "the content of a message is no text": [4], "a list that is no chat messages": [5],
+    }  # fmt: skip
+
+
+def test_rows_of_verl_and_trl_are_read_as_they_are(tmp_path):
+    verl = {
+        "data_source": "gsm8k", "prompt": [{"role": "user", "content": "3 + 4?"}], "ability": "math",
+        "reward_model": {"style": "rule", "ground_truth": "7"}, "extra_info": {"split": "train", "index": 0},
+    }  # fmt: skip
+    mapped = [
+        f"dataset.columns.{k}={v}"
+        for k, v in (("question", "prompt"), ("answer", "reward_model.ground_truth"), ("subject", "data_source"))
+    ]
+    [problem], _ = read_own(tmp_path, [verl], *mapped)
+    assert (problem.question, problem.answer, problem.subject) == ("3 + 4?", "7", "gsm8k")
+    assert problem.columns["extra_info"]["index"] == 0
+    trl = {"prompt": "3 + 4?", "solution": r"It is \boxed{7}."}
+    [problem], _ = read_own(
+        tmp_path,
+        [trl],
+        "dataset.columns.question=prompt",
+        "dataset.columns.answer=solution",
+        "dataset.columns.solution=solution",
+    )
+    assert (problem.answer, problem.solution) == ("7", r"It is \boxed{7}.")
+    said = [{"role": "assistant", "content": "Seven."}]
+    mapped = ["dataset.columns.question=prompt", "dataset.columns.solution=completion"]
+    [problem], _ = read_own(tmp_path, [{"prompt": "3 + 4?", "completion": said, "answer": "7"}], *mapped)
+    assert problem.solution == "Seven.\n\\boxed{7}"
+
+
+@pytest.mark.parametrize("value", [{"text": "1?"}, 5, True, 1.5])
+def test_what_is_no_text_is_no_question_and_no_solution(tmp_path, value):
+    rows = [
+        {"question": value, "answer": "1"},
+        {"question": "1?", "answer": "1", "why": value},
+        {"question": "2?", "answer": "2", "why": ""},
+    ]
+    problems, skipped = read_own(tmp_path, rows, "dataset.columns.solution=why")
+    assert [p.answer for p in problems] == ["2"]
+    assert skipped == {"the question is no text": [1], "the solution is no text": [2]}
+
+
+@pytest.mark.parametrize("nothing", ["", "None", "nan", None, float("nan"), "null"])
+def test_what_tables_write_for_nothing_is_no_solution(tmp_path, nothing):
+    rows = [
+        {"question": "1?", "answer": "1", "why": nothing},
+        {"question": "2?", "answer": "2"},
+        {"question": "3?", "answer": "3", "why": "So."},
+    ]
+    problems, skipped = read_own(tmp_path, rows, "dataset.columns.solution=why")
+    assert [p.solution for p in problems] == [None, None, "So.\n\\boxed{3}"]
+    assert skipped == {}
+
+
+@pytest.mark.parametrize(
+    ("values", "levels"),
+    [
+        ([1, 2, None], [1, 2, None]),
+        ([1.0, 2.0, float("nan")], [1, 2, None]),
+        (["Level 5", "5", "level 3"], [5, 5, 3]),
+        (["hard", "easy", None], ["hard", "easy", None]),
+        ([4.5, 5, 1], ["4.5", "5", "1"]),
+        (["Level 5 (hard)", "Level 4", ""], ["Level 5 (hard)", "4", None]),
+        ([0, 1, 2], [0, 1, 2]),
+    ],
+)
+def test_levels_are_numbers_or_words(tmp_path, values, levels):
+    rows = [{"question": f"{i}?", "answer": i, "hard": value, "of": None} for i, value in enumerate(values)]
+    problems, _ = read_own(tmp_path, rows, "dataset.columns.level=hard", "dataset.columns.subject=of")
+    assert [p.level for p in sorted(problems, key=lambda p: p.answer)] == levels
+    assert {p.subject for p in problems} == {None}
+    wanted, _ = read_own(tmp_path, rows, "dataset.columns.level=hard", f"dataset.levels=['{levels[0]}']")
+    assert {p.level for p in wanted} == {levels[0]}
+
+
+def test_an_integer_that_became_a_float_and_lost_digits_is_refused(tmp_path):
+    problems, skipped = read_own(
+        tmp_path, [{"question": "1?", "answer": 1.3782604899597243e18}, {"question": "2?", "answer": 29.0}]
+    )
+    assert [p.answer for p in problems] == ["29.0"]
+    assert next(iter(skipped)).startswith("the answer has lost digits")
+
+
+def test_a_question_that_is_asked_twice_is_evaluated_once(tmp_path):
+    rows = [{"question": f"{i % 14}?", "answer": i % 14} for i in range(30)]
+    data = reader("dataset=custom", f"dataset.path={own_file(tmp_path, rows)}", "dataset.eval_limit=30")
+    assert len(data.evaluation()) == 7  # half of 14 questions
+    assert len({p.asked for p in data.evaluation()}) == 7
+    assert len(data.whole()) == 14
+    assert not {p.asked for p in data.train()} & {p.asked for p in data.evaluation()}
+
+
+def test_the_account_tells_the_kinds_of_answers(tmp_path):
+    rows = [
+        {"question": f"{i}?", "answer": answer}
+        for i, answer in enumerate(["7", "8", "May 3, 2020", "Paris", "10.0.0.1"])
+    ]
+    data = reader("dataset=custom", f"dataset.path={own_file(tmp_path, rows)}")
+    data.whole()
+    assert data.sources[0].kinds == {"number": 2, "date": 1, "words": 1, "exact": 1}
+    assert data.account().record()["sources"][0]["kinds"]["number"] == 2

@@ -15,7 +15,8 @@ from expo.data.problem import Problem
 from expo.devices.ranks import ALONE
 from expo.model.small import random_tiny
 from expo.rollout.engine import Completion, Sampling
-from expo.step.experience import Candidate, Experience
+from expo.step.experience import Batch, Candidate, Experience, Group
+from expo.step.metrics import step_metrics
 from expo.step.positives.sources import SelfExplanation
 from expo.verifier.answers import Verdict
 
@@ -208,3 +209,90 @@ def test_the_samplers_probabilities_behind_a_hint_are_not_held_against_the_train
     made.pipeline.hints.under_question = True
     e = replace(experience(), hinted=[0], keep=1)
     assert made.rows(e).as_sampled.squeeze(1).tolist() == [True, False, True, True, True, True]
+
+
+def test_a_fractional_mask_weighs_each_term_once(models):
+    """Weights and membership are two things: KL once weighed by the square of the mask."""
+    policy, reference = copy.deepcopy(models[0]), models[1]
+
+    def half(grpo):
+        whole = grpo.rows
+
+        def rows(e):
+            made = whole(e)
+            return replace(made, batch=replace(made.batch, mask=0.5 * made.batch.mask))
+
+        grpo.rows = rows
+        return grpo
+
+    # With `constant`, weights are the mask over a constant: half the mask is half of everything, once.
+    plain = module(copy.deepcopy(policy), reference, aggregation="constant", kl_coef=1.0)
+    halved = half(module(copy.deepcopy(policy), reference, aggregation="constant", kl_coef=1.0))
+    one, other = plain.update(experience(), 0.0), halved.update(experience(), 0.0)
+    for term in ("loss/policy", "loss/kl", "loss/total"):
+        assert other[term] == pytest.approx(one[term] / 2, rel=1e-5), term
+    for a, b in zip(plain.gradients[0], halved.gradients[0], strict=True):
+        assert torch.allclose(b, a / 2, atol=1e-6)
+    assert (other["kl"], other["kl_tokens"], other["tokens"]) == pytest.approx(
+        (one["kl"], one["kl_tokens"], one["tokens"])
+    )
+
+
+@pytest.mark.parametrize("aggregation", ["constant", "token_mean", "sequence_mean"])
+def test_kl_is_logged_in_nats_per_token_whatever_the_aggregation(models, aggregation):
+    grpo = module(copy.deepcopy(models[0]), models[1], aggregation=aggregation)
+    sums = grpo.update(experience(), 0.0)
+    by_token = []
+    for i, ids in enumerate(ROLLOUTS):
+        delta = row_logp(models[1], PROMPTS[i // 2], ids, TEMPERATURE) - row_logp(
+            models[0], PROMPTS[i // 2], ids, TEMPERATURE
+        )
+        by_token += (delta.exp() - 1 - delta).tolist()
+    metrics = step_metrics(timed(experience()), sums, None)
+    assert metrics["policy/kl"] == pytest.approx(sum(by_token) / len(by_token), rel=1e-4)
+
+
+def timed(e: Experience) -> Experience:
+    e.timer.add({"rollout": 1.0})
+    return e
+
+
+def test_rollouts_of_another_policy_have_its_name():
+    plain, other = timed(experience()), replace(timed(experience()), writer="pairs")
+    own, theirs = (step_metrics(e, Sums(float, updates=1), None) for e in (plain, other))
+    assert own["reward/mean"] == pytest.approx(1 / 3)
+    for name in (
+        "reward/mean",
+        "reward/all_wrong_frac",
+        "policy/entropy",
+        "completion/length_mean",
+        "completion/truncated_frac",
+    ):
+        assert theirs[name] is None
+        assert theirs[f"pairs/{name}"] == own[name]
+    assert other.select([0]).writer == "pairs"
+
+
+def test_with_hints_the_scalars_of_rollouts_are_of_those_without():
+    short = [Completion((1,), [9], [-2.0], True, 0), Completion((1,), [9], [-2.0], True, 0)]
+    long = [replace(c, ids=[9] * 4, logp=[-1.0] * 4, truncated=False) for c in short]
+    wrong, right = [Verdict.UNPARSEABLE] * 2, [Verdict.CORRECT] * 2
+    before = Group(short, ["", ""], wrong, [0.0, 0.0])
+    hinted = Group(long, ["", ""], right, [1.0, 1.0], before_hint=before)
+    plain = Group(long, ["", ""], right, [1.0, 1.0])
+    batch = Batch([Problem("a", "", ""), Problem("b", "", "")], [(1,), (2,)])
+    e = timed(replace(Experience.of(batch, {0: hinted, 1: plain}), keep=0))
+    for chosen, share in ((e, 0.5), (e.select([0, 1]), 0.5), (timed(e.select([0])), 1.0), (e.join(e), 0.5)):
+        metrics = step_metrics(timed(chosen), Sums(float, updates=1), None)
+        assert metrics["completion/truncated_frac"] == metrics["reward/unparseable_frac"] == share
+        assert metrics["reward/mean"] == 1 - share
+    assert step_metrics(e, Sums(float, updates=1), None)["completion/length_mean"] == 2.5
+    assert step_metrics(e, Sums(float, updates=1), None)["hint/reward_mean"] == 1.0
+
+
+def test_what_an_algorithm_of_ones_own_adds_up_is_logged():
+    sums = Sums(float, updates=2, bonus=3.0)
+    sums["policy/surprise"] = 4.0
+    metrics = step_metrics(timed(experience()), sums, None)
+    assert (metrics["own/bonus"], metrics["policy/surprise"]) == (1.5, 2.0)
+    assert step_metrics(timed(experience()), Sums(float), None)["loss/total"] == 0.0  # an update that counts none

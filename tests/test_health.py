@@ -10,7 +10,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from expo.runs.health import SIGNS, WINDOW, Health, Sign, Watch, collapses_of, marks_of, nothing_learned
+from expo.runs.health import (
+    DEAD_AFTER,
+    SIGNS,
+    STILL,
+    WINDOW,
+    Collapse,
+    Health,
+    Sign,
+    Watch,
+    collapses_of,
+    marks_of,
+    nothing_learned,
+)
 
 REWARD = SIGNS[0]
 NOISY = [0.03, -0.05, 0.04, -0.02, 0.05, -0.03, 0.02, -0.04]  # around a mean that matters
@@ -294,3 +306,51 @@ def test_one_sign_is_a_collapse():
 
 def test_a_state_from_before_a_sign_existed_is_taken():
     assert Health.of({}).state() == Health().state()
+
+
+@pytest.mark.parametrize(
+    ("scalars", "metric"),
+    [
+        (
+            {"completion/truncated_frac": 1.0, "reward/unparseable_frac": 1.0, "reward/all_wrong_frac": 1.0},
+            "completion/truncated_frac",
+        ),
+        ({"reward/unparseable_frac": 1.0, "reward/all_wrong_frac": 1.0}, "reward/unparseable_frac"),
+        ({"reward/all_wrong_frac": 1.0}, "reward/all_wrong_frac"),
+        ({"reward/all_right_frac": 1.0}, "reward/all_right_frac"),
+        ({"reward/all_wrong_frac": 1.0, "positive/used_frac": 0.5}, None),  # explanations teach
+        ({"reward/all_wrong_frac": 0.9}, None),
+    ],
+)
+def test_a_run_that_is_dead_from_its_first_step_is_named_once(scalars, metric):
+    health = Health()
+    told = []
+    for step in range(1, 20):
+        health = Health.of(health.state())  # as after a resume
+        told += [(step, still.metric) for still in health.see_dead(scalars, step)]
+    assert told == ([(DEAD_AFTER, metric)] if metric else [])
+    alive = Health()
+    assert not any(alive.see_dead(scalars if step != 2 else {}, step) for step in range(1, 20))
+
+
+def test_what_is_said_of_a_dead_run_names_a_key():
+    for still in STILL:
+        told = str(Collapse(still.metric, still.meaning, still.worst, still.worst, 1, DEAD_AFTER))
+        assert told.startswith("the run is dead from its first step: ")
+        assert any(key in told for key in ("rollout.", "prompts.", "dataset.", "algorithm."))
+
+
+def test_evaluations_tell_where_rollouts_are_of_another_policy():
+    health = Health()
+
+    def see(value, spread=0.05):
+        return [
+            (w.sign.metric, now)
+            for w, now in health.see(
+                {"pass@1": value, "pass@1_lo": value - spread / 2, "pass@1_hi": value + spread / 2}
+            )
+        ]
+
+    assert [see(v) for v in (0.667, 0.7, 0.65, 0.02, 0.0)] == [[], [], [], [("pass@1", 0.02)], []]
+    few = Health()  # of four problems, a fall is noise
+    assert [few.see({"pass@1": v, "pass@1_lo": 0.0, "pass@1_hi": 1.0}) for v in (0.5, 0.0)] == [[], []]

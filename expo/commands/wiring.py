@@ -24,7 +24,7 @@ from expo.data.readers import Reader
 from expo.devices.ranks import ALONE, Ranks
 from expo.devices.sharded import CopyEngine, WholeCopy, shared_out
 from expo.evaluation.evaluate import Evaluator
-from expo.model.checks import check_bits, check_packing, check_scoring, reads_rightly, row_limit
+from expo.model.checks import check_bits, check_packing, check_rounding, check_scoring, reads_rightly, row_limit
 from expo.model.policy import as_it_began, causal_lm, compute_in, frozen_copy
 from expo.model.prompts import Prompts
 from expo.rollout.checks import check_decoding
@@ -108,6 +108,7 @@ def build_run(cfg: Config, verifier: Verifier, commit: str | None = None) -> tup
             f"model.path={cfg.model.path}: an adapter on weights in 4 bits, which is measured as it is, and not trained further; "
             "give a whole model and model.lora_rank, or set model.load_in_4bit=false"
         )
+    check_rounding(policy, cfg.model.dtype, cfg.optimizer.learning_rate)
     read_prompts_rightly(cfg, policy, ranks)
     limit = solve_limit(cfg, policy)
     makers = [

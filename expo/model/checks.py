@@ -84,6 +84,24 @@ def reads_rightly(model: nn.Module, *, packed: bool = False, shared: bool = Fals
     return close and leaked <= 4 * natural + 1e-6
 
 
+@torch.no_grad()
+def check_rounding(model: nn.Module, dtype: str, learning_rate: float) -> None:
+    """Refuse weights in 16 bits where steps of the learning rate, which Adam's are about, are rounded away in nearly all of them."""
+    moved, asked = 0, 0
+    for weight in (p for p in model.parameters() if p.requires_grad and p.dtype in (torch.bfloat16, torch.float16)):
+        some = weight.flatten()[:: max(1, weight.numel() // SAMPLES)]
+        moved, asked = moved + int(((some + learning_rate) != some).sum()), asked + some.numel()
+    if asked and moved < FEWEST_MOVED * asked:
+        raise UserError(
+            f"model.dtype={dtype}: at optimizer.learning_rate={learning_rate:g} a step moves {moved / asked:.0%} of the weights, and is rounded "
+            "away in all others; set model.dtype=float32 with trainer.precision=bf16-mixed, model.lora_rank, or a higher learning rate"
+        )
+
+
+SAMPLES = 256  # of each weight
+FEWEST_MOVED = 0.2  # share of them
+
+
 def check_packing(model: nn.Module, path: str) -> None:
     """Raise UserError for a model whose rows do not stay apart when they are packed."""
     if not reads_rightly(model, packed=True):

@@ -57,7 +57,7 @@ def _last(pattern: str) -> Callable[[str], str | None]:
 
 
 def _after(mark: str) -> Extraction:
-    return Extraction(_last(rf"{re.escape(mark)}[*_ \t]*([^\n]*)"), f"{mark} {{answer}}")
+    return Extraction(_last(rf"{re.escape(mark)}[*_ \t]*([^\n]*?)[*_ \t]*(?=\n|$)"), f"{mark} {{answer}}")
 
 
 def _tag(name: str) -> Extraction:

@@ -141,6 +141,12 @@ class Members:
     bracket: str  # "(", "{" or ""
     members: tuple[Any, ...]
 
+    def __str__(self) -> str:
+        closing = {"(": ")", "{": "}", "": ""}[self.bracket]
+        return (
+            f"{self.bracket}{'; '.join(' '.join(m) if isinstance(m, tuple) else str(m) for m in self.members)}{closing}"
+        )
+
     def agrees(self, gold: "Members") -> bool:
         """Return whether it has the gold answer's members: in this order where one is a tuple, in any order else. A set is no tuple."""
         if len(self.members) != len(gold.members) or {self.bracket, gold.bracket} == {"(", "{"}:

@@ -116,6 +116,9 @@ class Number:
     digits: int | None = None
     step: Fraction = Fraction(0)
 
+    def __str__(self) -> str:
+        return str(self.value)
+
     def agrees(self, other: "Number") -> bool:
         """Return whether both are one number.
 
@@ -150,6 +153,9 @@ class Quantity:
 
     number: Number
     unit: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.number} {self.unit}".rstrip()
 
     def agrees(self, gold: "Quantity") -> bool:
         """Return whether it is the gold answer's quantity. A unit that only one of them has is no difference, and a percent sign may

@@ -1,0 +1,46 @@
+"""`expo verify`: what the verifier says of an answer, and why."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from expo.config import ANSWER_KINDS, UserError, VerifierConf, take_options
+from expo.data.problem import Problem
+from expo.verifier.answers import fast_verdict, kind_for
+from expo.verifier.pool import Verifier
+from expo.verifier.spelling import bare
+
+USAGE = "usage: expo verify GOLD ANSWER... [kind=auto] (each in quotes; without \\boxed{} around it)"
+
+
+def main(arguments: list[str]) -> int:
+    """Print kind, what both state and the verdict. Returns the exit code. Raises UserError for a kind that does not exist."""
+    if len(arguments) < 2 or {"-h", "--help"} & set(arguments):
+        print(USAGE)
+        return 0
+    given = [a for a in arguments if a.startswith("kind=")]
+    options, _ = take_options(given, kind="auto")
+    gold, *answers = [a for a in arguments if a not in given]
+    kind = options["kind"]
+    if kind not in ANSWER_KINDS:
+        raise UserError(f"kind={kind}: no kind of answer; use one of {', '.join(ANSWER_KINDS)}")
+    how = kind_for(gold, kind)
+    stated = _stated(how.form, gold)
+    print(f"{bare(gold)}: {how.name}" + (f", {stated}" if stated else "") + (" (given)" if kind != "auto" else ""))
+    table = Table("answer", "states", "verdict", "by", box=None, pad_edge=False)
+    with Verifier(VerifierConf()) as verifier:
+        problem = Problem("", "", gold, kind=kind)
+        for answer in answers:
+            verdict = verifier.submit(verifier.extraction.stated(answer), problem).result()
+            settled = fast_verdict(answer, gold, kind) is not None
+            table.add_row(
+                bare(answer), _stated(how.form, answer), str(verdict), "its kind" if settled else "math-verify"
+            )
+    Console().print(table)
+    return 0
+
+
+def _stated(form: Any, text: str) -> str:
+    found = None if form is None else form(text)
+    return "" if found is None else str(found)

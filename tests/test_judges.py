@@ -1,0 +1,201 @@
+"""Judges of one's own, and where an answer is looked for: `verifier=` and `verifier.extract`."""
+
+import json
+import sys
+
+import pytest
+from conftest import compose_config
+
+from expo.commands import verify as verify_command
+from expo.commands.wiring import check_extraction
+from expo.config import UserError, VerifierConf, build, check, identity
+from expo.data.problem import Problem
+from expo.verifier.answers import Verdict
+from expo.verifier.extraction import extraction
+from expo.verifier.pool import Verifier
+
+
+@pytest.mark.parametrize(
+    ("how", "text", "answer"),
+    [
+        ("boxed", r"so \boxed{3} and \boxed{4}", "4"),  # the last counts
+        ("last_number", "First 3, then 1,250.5 of them.", "1,250.5"),
+        ("last_number", "It is -3/4.", "-3/4"),
+        ("last_number", "none", None),
+        ("whole", "  B\n", "B"),
+        ("after:Answer:", "Answer: A\nNo. Answer: **B**\nbye", "B"),
+        ('after:"Answer:"', "Answer: 7", "7"),
+        ("after:Answer:", "no such line", None),
+        ("tag:answer", "<answer>1</answer> or <answer> {2} </answer>", "{2}"),
+        ("tag:answer", "<answer>1", None),
+        ("regex:#### (.*)$", "72\n#### 5", "5"),
+        ("regex:[A-D]", "A or B", "B"),
+    ],
+)
+def test_where_an_answer_is_looked_for(how, text, answer):
+    assert extraction(how).of(text) == answer
+
+
+@pytest.mark.parametrize("how", ["boxed", "last_number", "whole", "after:Answer:", "tag:answer"])
+def test_an_answer_is_found_where_it_is_stated(how):
+    places = extraction(how)
+    assert places.of(f"{places.stated('12')}") == "12"
+
+
+@pytest.mark.parametrize("how", ["nowhere", "after", "after:", "boxed:x", "regex:("])
+def test_a_place_that_is_none_is_told_before_anything_is_loaded(how):
+    cfg = compose_config()
+    cfg.verifier.extract = how
+    with pytest.raises(UserError, match=r"verifier.extract="):
+        check(cfg)
+
+
+def test_prompts_and_extraction_have_to_fit():
+    check_extraction(compose_config("dataset=gsm8k", "model=random_tiny"))
+    check_extraction(
+        compose_config("dataset=gsm8k", "model=random_tiny", "prompts=final_line", "verifier.extract='after:Answer:'")
+    )
+    for overrides, told in (
+        (["verifier.extract='after:Answer:'"], "finds no answer in"),
+        (["verifier.extract=whole"], "finds no answer in"),
+        (
+            ["verifier.extract='tag:answer'", "prompts.final='<answer>{answer}</answer>'"],
+            "where the verifier does not look",
+        ),
+        (["prompts=final_line"], "finds no answer in"),
+    ):
+        with pytest.raises(UserError, match=told):
+            check_extraction(compose_config("dataset=gsm8k", "model=random_tiny", *overrides))
+
+
+def verdicts(name, gold, answers, *overrides, columns=None, text=r"\boxed{{{}}}"):
+    cfg = compose_config(f"verifier={name}", *overrides)
+    check(cfg)
+    with Verifier(cfg.verifier) as verifier:
+        problem = Problem("p", "q", gold, columns=columns or {})
+        return [v.value[0] for v in verifier.verify([text.format(a) for a in answers], [problem] * len(answers))]
+
+
+@pytest.mark.parametrize(
+    ("name", "gold", "answers", "found"),
+    [
+        ("math", "7", ["7.0", "8"], "ci"),
+        ("exact", "x + 1", ["x  + 1", "1 + x", "x+1"], "cii"),
+        ("choice", "B", ["(B) four", "b", "A", "four"], "ccii"),
+        ("json", '{"a": [1, 2]}', ['{ "a" : [1,2] }', '{"a": [2, 1]}', "{"], "ciu"),
+        ("regex", r"colou?r\d+", ["color12", "colour1", "colors", "my color1"], "ccii"),
+    ],
+)
+def test_judges_that_need_no_code(name, gold, answers, found):
+    assert "".join(verdicts(name, gold, answers)) == found
+
+
+OWN = '''
+"""Judges of our own."""
+
+import subprocess
+import sys
+
+
+def passes(answer, problem):
+    """Run the answer, a function, against the row's tests."""
+    if "def " not in answer:
+        return None
+    program = answer + "\\n" + problem.columns["tests"]
+    return subprocess.run([sys.executable, "-c", program], timeout=10, capture_output=True).returncode == 0
+
+
+def half(answer, problem):
+    return 0.5 if answer == "nearly" else float(answer == problem.answer)
+
+
+def broken(answer, problem):
+    return problem.columns["no such column"]
+
+
+def endless(answer, problem):
+    while True:
+        pass
+'''
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    (tmp_path / "own_judges.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    sys.modules.pop("own_judges", None)
+
+
+@pytest.mark.runs
+def test_code_is_judged_by_the_tests_of_its_row(own):
+    columns = {"tests": "assert double(2) == 4"}
+    answers = ["def double(x): return 2 * x", "def double(x): return x", "x", "def double(x): return 1/0"]
+    overrides = ["verifier.function=own_judges.passes", "verifier.extract=whole", "verifier.timeout_s=60"]
+    assert verdicts("python", "", answers, *overrides, columns=columns, text="{}") == ["c", "i", "u", "i"]
+
+
+@pytest.mark.runs
+def test_a_partial_score_is_wrong_and_what_raises_is_told(own, caplog):
+    assert verdicts("python", "x", ["x", "nearly", "y"], "verifier.function=own_judges.half") == ["c", "i", "i"]
+    assert verdicts("python", "x", ["x", "x"], "verifier.function=own_judges.broken") == ["u", "u"]
+    assert caplog.text.count("verifier.function=own_judges.broken: raised KeyError: 'no such column'") == 1
+    ended = verdicts("python", "x", ["x"], "verifier.function=own_judges.endless", "verifier.timeout_s=0.2")
+    assert ended == ["t"]
+
+
+def test_a_judge_that_is_not_there_is_told():
+    with pytest.raises(UserError, match=r"verifier.function=no.such.judge: cannot be imported"):
+        Verifier(compose_config("verifier=python", "verifier.function=no.such.judge").verifier)
+
+
+def test_the_identity_knows_the_judge_where_it_is_another():
+    plain = identity(compose_config("dataset=gsm8k", "model=random_tiny"))
+    others = ["verifier=choice", "verifier.extract=last_number", "dataset.answer_kind=words", "reward.truncated=zero"]
+    assert len({plain, *(identity(compose_config("dataset=gsm8k", "model=random_tiny", o)) for o in others)}) == 5
+    assert identity(compose_config("dataset=gsm8k", "model=random_tiny", "verifier=math")) == plain
+
+
+def rows_of(tmp_path, rows, *overrides):
+    path = tmp_path / "mcq.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    cfg = compose_config("dataset=custom", f"dataset.path={path}", "model=random_tiny", *overrides)
+    check(cfg)
+    return build(cfg.dataset, Verifier(cfg.verifier))
+
+
+def test_a_multiple_choice_file_is_read_by_its_own_judge(tmp_path):
+    rows = [{"question": f"Which of {i}?", "answer": "ABCD"[i % 4], "why": f"Because of {i}."} for i in range(8)]
+    reader = rows_of(
+        tmp_path,
+        rows,
+        "verifier=choice",
+        "prompts=final_line",
+        "verifier.extract='after:Answer:'",
+        "dataset.columns.solution=why",
+    )
+    problems = reader.whole()
+    assert {p.solution.splitlines()[-1] for p in problems} == {f"Answer: {letter}" for letter in "ABCD"}
+    assert reader.account().sources[0].kinds == {"option": 8}
+    texts = [f"I think so.\nAnswer: ({p.answer})" for p in problems]
+    assert set(reader.verifier.verify(texts, problems)) == {Verdict.CORRECT}
+
+
+def test_answer_kind_says_how_answers_are_compared(tmp_path):
+    rows = [{"question": f"{i}?", "answer": f"{i}-{i + 1}"} for i in range(4)]
+    problems = rows_of(tmp_path, rows).whole()
+    assert Verifier().verify([r"\boxed{-1}"], [problems[0]]) == [Verdict.INCORRECT]  # a score, a range: opaque
+    asked = rows_of(tmp_path, rows, "dataset.answer_kind=expression").whole()
+    assert Verifier().verify([r"\boxed{-1}"], [asked[0]]) == [Verdict.CORRECT]
+
+
+def test_the_command_tells_kind_forms_and_verdict(capsys):
+    assert verify_command.main(["0.5", "1/2", "50%", r"\sqrt{1/4}", "2"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("0.5: number, 1/2")
+    assert [line.split()[-2:] for line in said.splitlines()[2:]] == [
+        ["its", "kind"], ["its", "kind"], ["correct", "math-verify"], ["its", "kind"]
+    ]  # fmt: skip
+    with pytest.raises(UserError, match="kind=color: no kind of answer"):
+        verify_command.main(["a", "b", "kind=color"])
+    assert VerifierConf().kind == "auto"

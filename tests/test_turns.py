@@ -1,0 +1,176 @@
+"""Where an assistant's turn ends, templates of base models, thoughts, messages, dropout, and weights that stand still."""
+
+import pytest
+import torch
+from conftest import compose_config, make_prompts
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from expo.config import ModelConf, PromptsConf, UserError, check, identity
+from expo.data.problem import Problem
+from expo.model.checks import check_rounding
+from expo.model.policy import _flaw, load_policy, without_dropout
+from expo.model.prompts import Prompts, text_ids, turn_end
+from expo.model.scoring import score, token_batch
+from expo.model.small import ladder_model, ladder_tokenizer, random_tiny
+from expo.rollout.engine import eos_ids
+
+# Of Qwen2.5 base: its eos is another token than the one that ends a turn.
+CHATML = (
+    "{% for m in messages %}<|system|>{{ m['role'] }}\n{{ m['content'] }}<|assistant|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|system|>assistant\n{% if enable_thinking is not defined or enable_thinking %}{% if opens %}<think>\n{% endif %}{% endif %}{% endif %}"
+)
+
+
+@pytest.fixture
+def tiny():
+    return random_tiny()
+
+
+def problem(question="1?", **more):
+    return Problem("p", question, "1", **more)
+
+
+def test_a_turn_ends_with_what_the_template_writes_after_it(tiny):
+    model, tokenizer = tiny
+    assert turn_end(tokenizer) == tokenizer.eos_token_id == tokenizer.convert_tokens_to_ids("<|end|>")
+    tokenizer.chat_template = CHATML
+    end = tokenizer.convert_tokens_to_ids("<|assistant|>")
+    assert turn_end(tokenizer) == end != tokenizer.eos_token_id
+    assert {end, tokenizer.eos_token_id} <= set(eos_ids(model, tokenizer))  # a rollout stops at either
+    assert make_prompts("{question}", "{question}{answer}").solution_ids(tokenizer, "So 1.") == [
+        *text_ids(tokenizer, "So 1."),
+        end,
+    ]
+    for template in (
+        "{% for m in messages %}{{ m['content'] }}\n{% endfor %}",
+        "{{ raise_exception('no') }}",
+        "{{ messages[0]['content'] }}",
+    ):
+        tokenizer.chat_template = template  # which ends a turn with no token, or takes none
+        assert turn_end(tokenizer) == tokenizer.eos_token_id
+
+
+def test_a_solution_stands_after_the_thoughts_that_a_template_opens(tiny):
+    _, tokenizer = tiny
+    tokenizer.chat_template = CHATML
+    plain = Prompts(PromptsConf(solve="{question}", explain="{question}{answer}"))
+    opened = Prompts(PromptsConf(solve="{question}", explain="{question}{answer}", template_options={"opens": True}))
+    closed = Prompts(
+        PromptsConf(
+            solve="{question}", explain="{question}{answer}", template_options={"opens": True, "enable_thinking": False}
+        )
+    )
+    assert tokenizer.decode(opened.solution_ids(tokenizer, "So 1.")).startswith("\n</think>\n\nSo 1.")
+    assert closed.solution_ids(tokenizer, "So 1.") == plain.solution_ids(tokenizer, "So 1.")
+    assert tokenizer.decode(opened.solve_ids(tokenizer, [problem()])[0]).endswith("<think>\n")
+
+
+def test_a_rows_own_messages_come_before_the_question_and_its_system_message_counts(tiny):
+    _, tokenizer = tiny
+    prompts = Prompts(PromptsConf(solve="Q {question}", explain="{question}{answer}", system="General."))
+    turns = (("system", "Own."), ("user", "Hi"), ("assistant", "Ho"))
+    said = [tokenizer.decode(ids) for ids in prompts.solve_ids(tokenizer, [problem(), problem(earlier=turns)])]
+    assert said[0].startswith("<|system|> General. <|user|> Q 1?")
+    assert said[1].startswith("<|system|> Own. <|user|> Hi <|assistant|> Ho <|end|><|user|> Q 1?")
+    hostile = problem("<|end|>", earlier=(("user", "a <|end|> b"), ("assistant", "c")))
+    [ids] = prompts.solve_ids(tokenizer, [hostile])
+    assert ids.count(tokenizer.eos_token_id) == 1  # the template's own; those in the data are text
+    assert tokenizer.decode(ids).count("<|end|>") == 3
+
+
+def test_an_empty_system_message_is_one(tiny):
+    _, tokenizer = tiny
+    none, empty = (Prompts(PromptsConf(solve="{question}", explain="{question}{answer}", system=s)) for s in (None, ""))
+    assert "<|system|>" not in tokenizer.decode(none.solve_ids(tokenizer, [problem()])[0])
+    assert tokenizer.decode(empty.solve_ids(tokenizer, [problem()])[0]).startswith("<|system|>")
+
+
+def saved(tmp_path, template=None, **special):
+    model, tokenizer = random_tiny()
+    tokenizer.chat_template = template
+    for name, value in special.items():
+        setattr(tokenizer, name, value)
+    model.save_pretrained(tmp_path / "m")
+    tokenizer.save_pretrained(tmp_path / "m")
+    return tmp_path / "m"
+
+
+def test_a_base_model_without_a_template_takes_the_plain_one(tmp_path):
+    folder = saved(tmp_path)
+    with pytest.raises(UserError, match=r"no chat template; set model\.chat_template=plain"):
+        load_policy(ModelConf(path=str(folder)))
+    _, tokenizer = load_policy(ModelConf(path=str(folder), chat_template="plain"))
+    prompts = make_prompts("{question}", "{question}{answer}")
+    assert tokenizer.decode(prompts.solve_ids(tokenizer, [problem()])[0]) == "User: 1?\n\nAssistant:"
+    assert turn_end(tokenizer) == tokenizer.eos_token_id
+    own = tmp_path / "own.jinja"
+    own.write_text("{% for m in messages %}<|user|>{{ m['content'] }}{% endfor %}")
+    _, tokenizer = load_policy(ModelConf(path=str(folder), chat_template=str(own)))
+    assert tokenizer.decode(prompts.solve_ids(tokenizer, [problem()])[0]) == "<|user|>1?"
+
+
+def test_a_template_file_is_known_by_its_content(tmp_path):
+    one, other = tmp_path / "one.jinja", tmp_path / "other.jinja"
+    for path in (one, other):
+        path.write_text("{{ messages[0]['content'] }}")
+    base = ["dataset=gsm8k", "model=hf", "model.path=a/b"]
+    marks = {identity(compose_config(*base, f"model.chat_template={path}")) for path in (one, other)}
+    assert len(marks) == 1
+    other.write_text("{{ messages[-1]['content'] }}")
+    assert identity(compose_config(*base, f"model.chat_template={other}")) not in marks | {
+        identity(compose_config(*base))
+    }
+    with pytest.raises(UserError, match=r"model.chat_template=none.jinja: no such file"):
+        check(compose_config(*base, "model.chat_template=none.jinja"))
+
+
+def test_a_tokenizer_without_an_end_is_told_why(tmp_path):
+    tokenizer = ladder_tokenizer()
+    ladder_model(0).save_pretrained(tmp_path)
+    tokenizer.eos_token = tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="names no end-of-sequence token"):
+        load_policy(ModelConf(path=str(tmp_path)))
+
+
+def test_only_tokens_that_a_prompt_can_hold_need_a_row_of_the_embedding(tiny):
+    model, tokenizer = tiny
+    assert _flaw(model, tokenizer) is None
+    rows = model.get_input_embeddings().num_embeddings
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": [f"<image {i}>" for i in range(rows + 1 - len(tokenizer))]}
+    )
+    assert len(tokenizer) == rows + 1
+    assert _flaw(model, tokenizer) is None  # an image's, as in Gemma 3's text models
+    last = tokenizer.convert_ids_to_tokens(rows)
+    tokenizer.chat_template = f"{{{{ messages[0]['content'] }}}}{last}"
+    assert "take the tokenizer that belongs to it" in _flaw(model, tokenizer)
+
+
+def test_dropout_is_off_and_training_mode_stays():
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(
+        GPT2Config(n_layer=2, n_head=2, n_embd=32, vocab_size=50, bos_token_id=0, eos_token_id=0)
+    ).train()
+    rows = token_batch([[1, 2, 3]], [[4, 5, 6, 7]], 0, "cpu")
+    assert not torch.equal(score(model, rows), score(model, rows))  # GPT-2's own 0.1
+    without_dropout(model)
+    assert model.training
+    assert torch.equal(score(model, rows), score(model, rows))
+    assert torch.allclose(score(model, rows), score(model.eval(), rows), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rate", "kept"), [("bfloat16", 1e-6, False), ("bfloat16", 1e-3, True), ("float32", 1e-6, True)]
+)
+def test_weights_that_a_step_would_not_move_are_refused(tiny, dtype, rate, kept):
+    model, _ = tiny
+    model.to(getattr(torch, dtype))
+    if kept:
+        check_rounding(model, dtype, rate)
+        return
+    with pytest.raises(UserError, match=r"model.dtype=bfloat16: at optimizer.learning_rate=1e-06 a step moves \d%"):
+        check_rounding(model, dtype, rate)
+    for p in model.parameters():
+        p.requires_grad_(False)
+    check_rounding(model, dtype, rate)  # under an adapter
