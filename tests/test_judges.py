@@ -1,7 +1,11 @@
 """Judges of one's own, and where an answer is looked for: `verifier=` and `verifier.extract`."""
 
 import json
+import os
+import re
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import compose_config
@@ -94,7 +98,11 @@ OWN = '''
 """Judges of our own."""
 
 import subprocess
+import os
+import re
+import subprocess
 import sys
+from pathlib import Path
 
 
 def passes(answer, problem):
@@ -199,3 +207,38 @@ def test_the_command_tells_kind_forms_and_verdict(capsys):
     with pytest.raises(UserError, match="kind=color: no kind of answer"):
         verify_command.main(["a", "b", "kind=color"])
     assert VerifierConf().kind == "auto"
+
+
+GUIDE = Path(__file__).parents[1] / "docs" / "answers.md"
+FILES = {
+    "choices.jsonl": lambda i: {"question": f"Which? (A) {i} (B) {i + 1}", "answer": "AB"[i % 2]},
+    "objects.jsonl": lambda i: {"question": f"Town {i}?", "answer": json.dumps({"city": f"Paris {i}"})},
+    "code.jsonl": lambda i: {
+        "question": f"Write times(x) for {i}.", "answer": f"def times(x): return {i} * x", "tests": f"assert times(2) == {2 * i}",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.runs
+def test_the_recipes_of_the_page_on_answers(tmp_path):
+    text = GUIDE.read_text()
+    (tmp_path / "unit_tests.py").write_text(
+        re.search(r"```python title=\"unit_tests.py\"\n(.*?)```", text, re.DOTALL)[1]
+    )
+    for name, row in FILES.items():
+        (tmp_path / name).write_text("".join(json.dumps(row(i)) + "\n" for i in range(8)))
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 4
+    for block in blocks:
+        line = block.replace(
+            "trainer.max_steps=1", "debug=tiny trainer.max_steps=1 rollout.max_completion_tokens=8 k=[1]"
+        )
+        done = subprocess.run(
+            ["bash", "-e", "-c", line], cwd=tmp_path, capture_output=True, text=True, check=False,
+            env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        )  # fmt: skip
+        assert done.returncode == 0, (block, done.stderr[-2000:])
+        assert "done at step 1" in done.stdout or "expo verify" in block
+    accounts = [json.loads(path.read_text()) for path in tmp_path.glob("outputs/*/*/data.json")]
+    assert len(accounts) == 3
+    assert all(account["sources"][0]["used"] == 8 for account in accounts)

@@ -21,11 +21,23 @@ USAGE = (
 # What columns are called in data sets that people have.
 NAMES: Mapping[str, Sequence[str]] = {
     "question": ("question", "problem", "task", "prompt", "query", "instruction", "input"),
-    "answer": ("answer", "final_answer", "result", "target", "label", "output", "gold", "expected"),
-    "solution": ("solution", "reasoning", "rationale", "explanation", "cot"),
+    "answer": (
+        "answer",
+        "final_answer",
+        "ground_truth",
+        "result",
+        "target",
+        "label",
+        "output",
+        "gold",
+        "expected",
+        "reward_model",
+    ),
+    "solution": ("solution", "completion", "reasoning", "rationale", "explanation", "cot"),
     "level": ("level", "difficulty"),
 }
 NEEDED = ("question", "answer")
+WITHIN = {"reward_model": "reward_model.ground_truth"}  # verl's rows
 
 
 def main(arguments: list[str]) -> int:
@@ -78,13 +90,15 @@ def mapping(path: Path, given: Mapping[str, str]) -> dict[str, str]:
     chosen = {}
     for part, names in NAMES.items():
         column = given[part] or next((c for name in names for c in found if c.lower() == name), "")
-        if given[part] and given[part] not in found:
+        if given[part] and given[part].partition(".")[0] not in found and given[part] not in found:
             near = next(iter(difflib.get_close_matches(given[part], found, 1)), found[0])
             raise UserError(f"{part}={given[part]}: {path} has only {', '.join(found)}; did you mean {part}={near}?")
+        if not column and part == "answer":  # TRL's rows: the solution ends in it
+            column = next((c for c in found if c.lower() == "solution"), "")
         if not column and part in NEEDED:
             raise UserError(f"{part}: which column of {path} is it? It has {', '.join(found)}; give {part}=COLUMN")
         if column:
-            chosen[part] = column
+            chosen[part] = WITHIN.get(column, column)
     return chosen
 
 
@@ -98,6 +112,10 @@ def look(overrides: Sequence[str]) -> None:
     Console().print(reader.account().table())
     told = ", ".join(o.removeprefix("dataset.columns.") for o in overrides if o.startswith("dataset.columns."))
     print(f"columns: {told}")
+    kinds = {kind for source in reader.account().sources for kind in source.kinds}
+    print(
+        f"answers are compared as {', '.join(sorted(kinds))}; try: expo verify {shlex.quote(train[0].answer)} ANSWER (docs/answers.md)"
+    )
     print(f"to train on {len(train)}, held out {len(held_out)}")
 
 

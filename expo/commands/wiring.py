@@ -13,7 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from expo.algorithms.base import Algorithm, Components
 from expo.algorithms.pairs import PairStore
-from expo.config import Config, LadderConf, UserError, bank_identity, build, pairs_identity, run_dir
+from expo.config import Config, LadderConf, RewardConf, UserError, bank_identity, build, pairs_identity, run_dir
 from expo.config.explaining import frozen_copies, when_explained
 from expo.config.key import shown
 from expo.config.world import CLEAR
@@ -329,4 +329,13 @@ def make_evaluator(
     """Return the evaluation that `evaluation` and `k` describe."""
     e = cfg.evaluation
     sampling = Sampling(e.temperature, e.top_p, e.top_k, cfg.rollout.max_completion_tokens)
-    return Evaluator(problems, verifier, prompts, tokenizer, sampling, e.samples or max(cfg.k), cfg.k, e.seed)
+    return Evaluator(
+        problems, verifier, prompts, tokenizer, sampling, e.samples or max(cfg.k), cfg.k, e.seed, own_reward(cfg)
+    )
+
+
+def own_reward(cfg: Config) -> Reward | None:
+    """Return the reward where it is more than the verdict; else None."""
+    if cfg.reward._target_ == RewardConf._target_:
+        return None
+    return check_reward(build(cfg.reward, of=Reward))

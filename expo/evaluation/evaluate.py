@@ -13,6 +13,7 @@ from expo.evaluation.tally import Tally
 from expo.model.prompts import Prompts
 from expo.rollout.engine import Engine, Request, Sampling
 from expo.rollout.noise import EVALUATE, Key
+from expo.step.rewards import Reward, Rollout, rewards_of
 from expo.verifier.pool import Verifier
 
 PART_ROWS = 2**14  # completions that are made, judged and kept at a time
@@ -42,6 +43,7 @@ class Evaluator:
     samples: int
     k: Sequence[int]
     seed: int
+    reward: Reward | None = None  # of one's own: measured beside the verdicts
 
     def evaluate(self, engine: Engine) -> Evaluation:
         """Sample, verify, count."""
@@ -84,11 +86,19 @@ class Evaluator:
         texts = self.tokenizer.batch_decode([c.ids for c in completions], skip_special_tokens=True)
         owners = [problems[i // n] for i in range(len(requests))]
         verdicts = self.verifier.verify(texts, owners)
+        rewards: list[float | None] = [None] * len(texts)
+        if self.reward is not None:
+            rollouts = [
+                Rollout(p, text, verdict, len(c.ids), c.truncated, 0)
+                for p, text, verdict, c in zip(owners, texts, verdicts, completions, strict=True)
+            ]
+            rewards = [*rewards_of(self.reward, rollouts)]
         return [
             {
                 "problem": p.id, "level": p.level, "subject": p.subject, "question": p.question, "answer": p.answer,
                 "sample": i % n, "completion": text, "final": self.verifier.extraction.of(text), "verdict": verdict.value, "tokens": len(c.ids),
                 "truncated": c.truncated, "logp": sum(c.logp),
+                **({} if self.reward is None else {"reward": reward}),
             }
-            for i, (p, text, verdict, c) in enumerate(zip(owners, texts, verdicts, completions, strict=True))
+            for i, (p, text, verdict, c, reward) in enumerate(zip(owners, texts, verdicts, completions, rewards, strict=True))
         ]  # fmt: skip

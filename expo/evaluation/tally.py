@@ -22,6 +22,7 @@ class Tally:
     tokens: list[int] = field(default_factory=list)  # by completion, as all below
     truncated: list[bool] = field(default_factory=list)
     unparseable: int = 0
+    rewards: list[float] = field(default_factory=list)  # of a reward of one's own
     sound: list[bool] = field(default_factory=list)  # of the right ones on the ladder, which can tell
     ladder: bool = False
     outcomes: dict[str, Outcome] = field(default_factory=dict)
@@ -33,6 +34,7 @@ class Tally:
         self.levels += [row["level"] for row in rows[:: self.samples]]
         self.tokens += [row["tokens"] for row in rows]
         self.truncated += [row["truncated"] for row in rows]
+        self.rewards += [row["reward"] for row in rows if "reward" in row]
         self.unparseable += sum(row["verdict"] == "unparseable" for row in rows)
         self.ladder = self.ladder or rows[0]["subject"] == "ladder"
         if self.ladder:
@@ -55,6 +57,8 @@ class Tally:
         metrics["eval/length_mean"] = float(np.mean(self.tokens))
         metrics["eval/truncated_frac"] = float(np.mean(self.truncated))
         metrics["eval/unparseable_frac"] = self.unparseable / len(self.tokens)
+        if self.rewards:
+            metrics["eval/reward_mean"] = float(np.mean(self.rewards))
         if self.ladder and self.sound:  # of no right answer at all, it is not defined
             # A right answer by wrong steps counts as correct, as it does on MATH; the ladder can tell, and says so.
             metrics["eval/correct_with_sound_steps_frac"] = float(np.mean(self.sound))
