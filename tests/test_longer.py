@@ -14,6 +14,7 @@ from expo.commands.train import train
 from expo.config import UserError, identity, restore, run_dir
 from expo.evaluation.evaluate import Evaluator
 from expo.runs.directory import Run
+from expo.runs.files import unused
 from expo.runs.reading import read_rows, read_summary
 from expo.runs.shorter import inherit
 
@@ -92,8 +93,8 @@ def test_another_seed_or_setting_is_no_shorter_run(tmp_path, capsys):
     capsys.readouterr()
     found = Run.find(cfg)
     found.begin()
-    with Run.find(shorter).unused() as unused:  # a process works on the shorter one
-        assert unused
+    with unused(Run.find(shorter).dir) as free:  # a process works on the shorter one
+        assert free
         assert inherit(found, evaluated_on(tmp_path)) == 0
     assert "a process works on that one" in capsys.readouterr().out
     assert inherit(found, SimpleNamespace(problems=[])) == 0
@@ -155,8 +156,8 @@ def test_two_names_of_one_run_share_its_directory_and_lock(tmp_path):
     small = [f"output_dir={tmp_path}", *SMALL, "trainer.max_steps=1"]
     one, two = (Run.find(compose_config(*small, f"name={name}")) for name in ("one", "two"))
     one.begin()
-    with one.alone(), two.unused() as unused:
-        assert not unused
+    with one.alone(), unused(Run.find(two.cfg).dir) as free:
+        assert not free
     assert Run.find(two.cfg).dir == one.dir
 
 

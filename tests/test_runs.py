@@ -140,9 +140,7 @@ def test_gc_takes_checkpoints_of_finished_runs_only(runs, tmp_path, monkeypatch,
 
 
 def test_a_run_under_way_is_told_and_not_removed(runs, tmp_path, monkeypatch, capsys):
-    locks = tmp_path / "out" / ".locks"
-    locks.mkdir()
-    with (locks / f"train-{runs['long'].name[-10:]}").open("w") as lock:
+    with (runs["long"] / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert listed(monkeypatch, capsys, tmp_path / "out", "status=running") == [str(runs["long"])]
         code, said = expo(monkeypatch, capsys, "rm", runs["long"], "yes=true")

@@ -1,8 +1,8 @@
 """`expo runs`: list, show, compare and tidy run directories."""
 
 import json
-import shutil
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from rich.table import Table
 
 from expo.config import UserError, take_options
 from expo.config.key import shown
+from expo.runs.files import discard, remove, unused
 from expo.runs.health import collapses_of
 from expo.runs.listing import RunFolder, find_runs, in_order, kept, run_folder
 
@@ -160,21 +161,18 @@ def _value(found: dict[str, Any], key: str) -> str:
     return f"{value:.4g}" if isinstance(value, float) else shown(value)
 
 
-def remove(arguments: Sequence[str]) -> int:
+def remove_runs(arguments: Sequence[str]) -> int:
     """Remove run directories, or say which would go."""
     options, names = take_options(arguments, yes="false")
-    runs = _runs(names, "rm")
-    for run in runs:
-        _unused(run)
-    for run in runs:
-        if _is_yes(options):
-            try:
-                shutil.rmtree(run.dir)
-            except OSError as error:
-                raise UserError(
-                    f"{run.dir}: cannot be removed ({error.strerror or error}); remove it by hand"
-                ) from error
-        print(f"{'removed' if _is_yes(options) else 'would remove'} {run.dir}")
+    runs = list({run.dir.resolve(): run for run in _runs(names, "rm")}.values())
+    with ExitStack() as locks:  # of all of them, before anything goes
+        for run in runs:
+            if not locks.enter_context(unused(run.dir)):
+                raise UserError(f"{run.dir}: a process works on it; stop that first")
+        for run in runs:
+            if _is_yes(options):
+                discard(run.dir)
+            print(f"{'removed' if _is_yes(options) else 'would remove'} {run.dir}")
     _ask(options)
     return 0
 
@@ -185,15 +183,21 @@ def collect(arguments: Sequence[str]) -> int:
     runs = {str(run.dir): run for run in find_runs(Path(options["output_dir"]))}
     total = 0
     for row in kept([run.row for run in runs.values()], ["status=done", *filters]):
-        files = sorted(runs[row["run"]].dir.glob("checkpoints/step*.ckpt"))
-        size = sum(file.stat().st_size for file in files)
+        directory = runs[row["run"]].dir
+        folder = directory / "checkpoints"
+        files = [] if folder.is_symlink() else sorted(folder.glob("step*.ckpt"))  # nothing is removed behind a link
+        if not files:
+            continue
+        size = sum(file.lstat().st_size for file in files)
+        with unused(directory) as free:
+            if not free:
+                print(f"{directory}: a process works on it; its checkpoints stay")
+                continue
+            for file in files if _is_yes(options) else ():
+                remove(file)
         total += size
-        for file in files if _is_yes(options) else ():
-            file.unlink()
-        if files:
-            print(
-                f"{'removed' if _is_yes(options) else 'would remove'} {len(files)} checkpoints ({size / 2**20:.0f} MiB) of {row['run']}"
-            )
+        done = "removed" if _is_yes(options) else "would remove"
+        print(f"{done} {len(files)} checkpoints ({size / 2**20:.0f} MiB) of {directory}")
     print(f"{total / 2**20:.0f} MiB in all")
     _ask(options)
     return 0
@@ -203,11 +207,6 @@ def _runs(arguments: Sequence[str], action: str) -> list[RunFolder]:
     if not arguments:
         raise UserError(f"runs {action}: no run given; give its directory, as expo runs lists it")
     return [run_folder(path) for path in arguments]
-
-
-def _unused(run: RunFolder) -> None:
-    if run.in_use:
-        raise UserError(f"{run.dir}: a process works on it; stop that first")
 
 
 def _is_yes(options: dict[str, str]) -> bool:
@@ -221,4 +220,4 @@ def _ask(options: dict[str, str]) -> None:
         print("nothing was removed; add yes=true to remove it")
 
 
-ACTIONS: dict[str, Callable[[Sequence[str]], int]] = {"show": show, "diff": diff, "rm": remove, "gc": collect}
+ACTIONS: dict[str, Callable[[Sequence[str]], int]] = {"show": show, "diff": diff, "rm": remove_runs, "gc": collect}

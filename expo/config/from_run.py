@@ -104,7 +104,7 @@ def run_directory(text: str) -> Path:
     if not Path(text).exists() and Path("outputs", text, "config.yaml").is_file():  # as expo runs lists it
         return Path("outputs", text)
     if Path(text).exists() or not (set("*?[") & set(text) or re.fullmatch(r"[0-9a-f]{10}", text)):
-        return Path(text)
+        return Path(text).resolve() if ".." in Path(text).parts else Path(text)  # the folders above it are its own
     pattern = text if set("*?[") & set(text) else f"outputs/*/*-{text}*"
     found = [path for path in sorted(glob.glob(pattern)) if Path(path, "config.yaml").is_file()]
     if len(found) != 1:

@@ -1,6 +1,5 @@
 """All run directories of an output folder, as rows of plain data that can be filtered and sorted. Imports nothing heavy."""
 
-import fcntl
 import operator
 import re
 import time
@@ -16,6 +15,7 @@ from expo.config.errors import UserError
 from expo.config.from_run import run_directory
 from expo.config.identity import changing
 from expo.config.key import flat, shown
+from expo.runs.files import LOCK, is_held
 from expo.runs.reading import read_lines, read_summary
 
 Row = dict[str, Any]
@@ -58,10 +58,8 @@ class RunFolder:
 
     @property
     def in_use(self) -> bool:
-        """Return whether a process holds the run's lock (`Run.alone`), whose name ends as the directory's does."""
-        directory, before = self.dir.resolve(), f"{self.command}-"
-        locks = directory.parents[1].glob(f".locks/{before}*")
-        return any(directory.name.endswith(f"-{path.name.removeprefix(before)}") and _held(path) for path in locks)
+        """Return whether a process holds the run's lock (`Run.alone`)."""
+        return is_held(self.dir / LOCK)
 
     @property
     def row(self) -> Row:
@@ -95,15 +93,6 @@ class RunFolder:
         """Return the model's path; of a run's final model, the run."""
         path = Path(str(self.config.get("model.path")))
         return path.parents[1].name if path.parent.name == "checkpoints" else str(path)
-
-
-def _held(lock: Path) -> bool:
-    with lock.open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
 
 
 def find_runs(output_dir: Path) -> list[RunFolder]:
