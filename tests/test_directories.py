@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,13 +12,15 @@ from test_runs import expo, leave, listed
 from test_train import run, scalars
 
 from expo.commands import export, fit
-from expo.config import UserError
+from expo.config import UserError, run_dir
+from expo.config.from_run import config_from_run
 from expo.data.account import Account
 from expo.evaluation.files import save_rows
 from expo.report import page
 from expo.runs.checkpoints import newest_checkpoint
 from expo.runs.directory import Run
-from expo.runs.files import Temporary
+from expo.runs.files import Temporary, beside
+from expo.runs.listing import find_runs
 from expo.runs.reading import read_summary
 from expo.runs.tracking import JsonlLogger
 
@@ -257,6 +260,31 @@ def test_a_file_takes_the_place_of_a_link(tmp_path, link):
         assert outside.read_text() == "theirs", name
         assert path.is_file(), name
         assert not path.is_symlink(), name
+
+
+def test_what_is_no_file_is_not_written_over(tmp_path, monkeypatch):
+    (tmp_path / "report.html").mkdir()
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "report.html", tmp_path / "fifo", Path("/dev/null"), Path("/dev/stdout")):
+        with pytest.raises(UserError, match="no file; remove it, or give another place"), beside(path):
+            raise AssertionError(path)
+
+
+def test_folders_above_a_run_may_be_links(tmp_path, monkeypatch):
+    """What a run is called, and where runs like it are put, is told by the path that was given."""
+    monkeypatch.chdir(tmp_path)
+    folder = leave("out", "trainer.max_steps=2")
+    up_and_down = config_from_run("train", [f"run={folder}/checkpoints/.."])
+    assert run_dir(up_and_down) == tmp_path / folder
+    moved(folder.parent, tmp_path / "big" / "data")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert run_dir(config_from_run("train", [f"run={tmp_path / folder}"])) == tmp_path / folder
+    measured = leave(tmp_path / "out2", "trainer.max_steps=3")
+    measured.parent.rename(tmp_path / "out2" / "evaluate")
+    moved(tmp_path / "out2" / "evaluate", tmp_path / "big" / "measured")
+    assert [found.command for found in find_runs(tmp_path / "out2")] == ["evaluate"]
 
 
 def test_what_killed_writers_have_left_goes_when_a_run_goes_on(tmp_path):

@@ -140,8 +140,9 @@ def config_from_run(command: str, arguments: Sequence[str]) -> Config:
     own = restore(directory)
     own.fresh, own.trainer.stop_after = False, None
     earlier, own.differs = own.differs or "", None
-    if directory.resolve().parent.name.startswith(own.dataset.name):  # where expo has put it, seen from here
-        own.output_dir = str(directory.parents[1] if len(directory.parts) > 2 else directory.resolve().parents[1])
+    place = directory if len(directory.parts) > 2 else directory.resolve()  # folders above it may be links
+    if place.parent.name.startswith(own.dataset.name):  # where expo has put it, seen from here
+        own.output_dir = str(place.parents[1])
     if _changed_since(own, directory):
         print(
             f"run={directory}: what is behind dataset.path or model.path has changed since: this is no longer that run"

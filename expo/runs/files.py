@@ -21,8 +21,11 @@ ASIDE = ".removed"
 def beside(path: Path) -> Iterator[Path]:
     """Give a free place beside a file's, and move what is written there to the file's: a reader never sees half of it.
 
-    A link that stands in the file's place is replaced, and what it points to stays as it is.
+    A link that stands in the file's place is replaced, and what it points to stays as it is. Raises UserError where
+    something else is in its place, such as a folder or /dev/null.
     """
+    if (path.exists() and not path.is_file()) or path.absolute().parent == Path("/dev"):
+        raise UserError(f"{path}: is there, and no file; remove it, or give another place")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     remove(partial)

@@ -47,7 +47,7 @@ class RunFolder:
 
     @property
     def command(self) -> str:
-        above = self.dir.resolve().parent.name
+        above = self.dir.parent.name  # which may be a link
         return above if above in COMMANDS else "train"
 
     @property
