@@ -304,6 +304,24 @@ def test_a_run_that_has_not_begun_leaves_no_directory(tmp_path):
     assert not found.dir.exists()
 
 
+def test_a_user_without_rights_is_told_in_one_line(tmp_path, monkeypatch, capsys):
+    """Tests may run as root, who has all rights."""
+    folder, refused = leave(tmp_path / "out"), []
+    unlink = os.unlink
+
+    def refuse(path, **options):
+        if str(path).endswith(".ckpt"):
+            refused.append(path)
+            raise PermissionError(13, "Permission denied", str(path))
+        unlink(path, **options)
+
+    monkeypatch.setattr(os, "unlink", refuse)
+    code, said = expo(monkeypatch, capsys, "gc", f"output_dir={folder.parents[1]}", "yes=true")
+    assert (code, len(refused)) == (2, 1)
+    assert said.err.startswith(f"expo: {refused[0]}: Permission denied: this user may not do that there; ")
+    assert said.err.count("\n") == 1
+
+
 def test_a_lock_that_is_no_file_is_told(tmp_path):
     folder = leave(tmp_path / "out")
     (folder / ".lock").symlink_to(tmp_path / "outside")

@@ -14,6 +14,7 @@ from expo.config.key import shown
 from expo.runs.files import discard, remove, unused
 from expo.runs.health import collapses_of
 from expo.runs.listing import RunFolder, find_runs, in_order, kept, run_folder
+from expo.runs.reading import read_summary
 
 USAGE = """\
 expo runs [FILTER...] [sort=KEY] [output_dir=outputs] [--json]   every run directory; filters: status=done name=exp_* pass@4>=0.5
@@ -190,7 +191,7 @@ def collect(arguments: Sequence[str]) -> int:
             continue
         size = sum(file.lstat().st_size for file in files)
         with unused(directory) as free:
-            if not free:
+            if not free or read_summary(directory).get("status") != "done":  # begun again meanwhile
                 print(f"{directory}: a process works on it; its checkpoints stay")
                 continue
             for file in files if _is_yes(options) else ():
