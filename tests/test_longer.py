@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 from types import SimpleNamespace
 
 import pyarrow.parquet
@@ -10,6 +11,7 @@ import torch
 from conftest import compose_config
 from test_train import SMALL, run, scalars, weights
 
+from expo.commands import runs
 from expo.commands.train import train
 from expo.config import UserError, identity, restore, run_dir
 from expo.evaluation.evaluate import Evaluator
@@ -100,6 +102,23 @@ def test_another_seed_or_setting_is_no_shorter_run(tmp_path, capsys):
     assert inherit(found, SimpleNamespace(problems=[])) == 0
     assert "other held-out problems" in capsys.readouterr().out
     assert inherit(found, evaluated_on(tmp_path)) == 1
+
+
+@pytest.mark.runs
+def test_gc_lets_a_checkpoint_be_that_is_being_taken_over(tmp_path, monkeypatch, capsys):
+    run(tmp_path, *BUSY, "trainer.max_steps=1", "evaluation.every=0")
+    copy = shutil.copyfile
+
+    def copy_meanwhile(*files):
+        assert runs.collect([f"output_dir={tmp_path}", "yes=true"]) == 0
+        return copy(*files)
+
+    monkeypatch.setattr(shutil, "copyfile", copy_meanwhile)
+    found = Run.find(longer_of(tmp_path))
+    found.begin()
+    assert inherit(found, evaluated_on(tmp_path)) == 1
+    assert "a process works on it; its checkpoints stay" in capsys.readouterr().out
+    assert len(list(tmp_path.glob("*/*/checkpoints/step*.ckpt"))) == 2
 
 
 OWN = ["model=random_tiny", "dataset=custom", "rollout.max_completion_tokens=8", "evaluation.every=0", "algorithm=grpo"]
