@@ -220,6 +220,28 @@ def test_a_removal_that_is_killed_leaves_no_run(tmp_path, monkeypatch, capsys):
     assert set(os.listdir(found.dir)) == {"config.yaml", ".lock"}
 
 
+@pytest.mark.parametrize("moves", range(4))
+def test_a_removal_that_is_killed_at_any_move_leaves_no_finished_run(tmp_path, monkeypatch, capsys, moves):
+    folder, left, rename = leave(tmp_path / "out"), [None] * moves, Path.rename
+
+    def killed(path, to):
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", killed)
+    assert expo(monkeypatch, capsys, "rm", folder, "yes=true")[0] == 130
+    monkeypatch.undo()
+    assert again(tmp_path / "out").finished == (moves == 0)
+    assert (newest_checkpoint(folder) is None) or moves < 3
+    assert (
+        listed(monkeypatch, capsys, tmp_path / "out", *(["status=done"] if not moves else [])) == [str(folder)][moves:]
+    )
+    assert expo(monkeypatch, capsys, "rm", folder, "yes=true")[0] == 0
+    assert not folder.exists()
+
+
 @pytest.mark.parametrize("name", ["completions", "data.json", "metrics.jsonl", "checkpoints/step000009.ckpt", "wandb"])
 def test_a_run_writes_through_no_link_that_its_directory_holds(tmp_path, name):
     folder, outside = leave(tmp_path / "out"), tmp_path / "outside"

@@ -109,9 +109,9 @@ def test_gc_lets_a_checkpoint_be_that_is_being_taken_over(tmp_path, monkeypatch,
     run(tmp_path, *BUSY, "trainer.max_steps=1", "evaluation.every=0")
     copy = shutil.copyfile
 
-    def copy_meanwhile(*files):
+    def copy_meanwhile(*files, **options):
         assert runs.collect([f"output_dir={tmp_path}", "yes=true"]) == 0
-        return copy(*files)
+        return copy(*files, **options)
 
     monkeypatch.setattr(shutil, "copyfile", copy_meanwhile)
     found = Run.find(longer_of(tmp_path))

@@ -91,6 +91,7 @@ def test_filters_and_order(runs, tmp_path, monkeypatch, capsys, filters, expecte
         (["pass@4>=high"], "not a number"),
         (["output_dir=nowhere"], "no such folder"),
         (["show"], "no run given"),
+        (["rm"], "no run given"),
         (["show", "nowhere"], "no run directory"),
         (["diff", "nowhere"], "no run directory"),
         (["rm", "RUN", "yes=maybe"], "neither true nor false"),

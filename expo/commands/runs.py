@@ -11,7 +11,7 @@ from rich.table import Table
 
 from expo.config import UserError, take_options
 from expo.config.key import shown
-from expo.runs.files import discard, remove, unused
+from expo.runs.files import ASIDE, discard, remove, unused
 from expo.runs.health import collapses_of
 from expo.runs.listing import RunFolder, find_runs, in_order, kept, run_folder
 from expo.runs.reading import read_summary
@@ -165,15 +165,17 @@ def _value(found: dict[str, Any], key: str) -> str:
 def remove_runs(arguments: Sequence[str]) -> int:
     """Remove run directories, or say which would go."""
     options, names = take_options(arguments, yes="false")
-    runs = list({run.dir.resolve(): run for run in _runs(names, "rm")}.values())
+    # One that has set something aside is of a removal that was killed, and no run any more.
+    found = [Path(n) if Path(n, ASIDE).is_dir() else run_folder(n).dir for n in _given(names, "rm")]
+    directories = list({path.resolve(): path for path in found}.values())
     with ExitStack() as locks:  # of all of them, before anything goes
-        for run in runs:
-            if not locks.enter_context(unused(run.dir)):
-                raise UserError(f"{run.dir}: a process works on it; stop that first")
-        for run in runs:
+        for directory in directories:
+            if not locks.enter_context(unused(directory)):
+                raise UserError(f"{directory}: a process works on it; stop that first")
+        for directory in directories:
             if _is_yes(options):
-                discard(run.dir)
-            print(f"{'removed' if _is_yes(options) else 'would remove'} {run.dir}")
+                discard(directory)
+            print(f"{'removed' if _is_yes(options) else 'would remove'} {directory}")
     _ask(options)
     return 0
 
@@ -205,9 +207,13 @@ def collect(arguments: Sequence[str]) -> int:
 
 
 def _runs(arguments: Sequence[str], action: str) -> list[RunFolder]:
+    return [run_folder(path) for path in _given(arguments, action)]
+
+
+def _given(arguments: Sequence[str], action: str) -> Sequence[str]:
     if not arguments:
         raise UserError(f"runs {action}: no run given; give its directory, as expo runs lists it")
-    return [run_folder(path) for path in arguments]
+    return arguments
 
 
 def _is_yes(options: dict[str, str]) -> bool:

@@ -14,7 +14,12 @@ from expo.config.errors import UserError
 
 LOCK = ".lock"  # of a run directory, in it: however its path is spelled, it is one lock
 NO_FILE = (errno.ELOOP, errno.EISDIR, errno.ENXIO)  # what opening a link, a folder or a fifo ends in
-ASIDE = ".removed"
+ASIDE = ".expo-removed"
+ORDER = {
+    "summary.json": 0,
+    "config.yaml": 1,
+    "checkpoints": 2,
+}  # no longer done, then no run, then nothing to go on from
 
 
 @contextmanager
@@ -53,12 +58,11 @@ def clear(directory: Path) -> None:
     if directory.is_symlink() and not (directory / "config.yaml").is_file() and any(directory.iterdir()):
         raise UserError(f"{directory}: a link to what is no run directory; nothing there is removed: remove the link")
     aside = directory / ASIDE
-    first = ("summary.json", "config.yaml", "checkpoints")  # without these it is no run, and nothing goes on from it
     try:
         remove(aside)
         aside.mkdir()
         found = [path for path in directory.iterdir() if path.name not in (ASIDE, LOCK)]
-        for path in sorted(found, key=lambda p: (p.name not in first, p.name)):
+        for path in sorted(found, key=lambda p: ORDER.get(p.name, len(ORDER))):
             path.rename(aside / path.name)
         remove(aside)
     except OSError as error:
