@@ -115,7 +115,7 @@ def test_an_export_of_a_run_that_lost_its_summary_says_what_writes_it_again(tmp_
 
 
 @pytest.mark.runs
-@pytest.mark.parametrize("damage", [None, b"", b'{"status": "done", "metrics": {}}'])
+@pytest.mark.parametrize("damage", [None, b"", b'{"status": "done", "metrics": {}}', b'{"metrics": {"a": 1}}'])
 def test_a_finished_run_that_lost_its_summary_has_it_again(tmp_path, damage):
     _, directory = run(tmp_path, *SHORT)
     (directory / "summary.json").rename(tmp_path / "before.json")

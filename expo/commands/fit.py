@@ -123,11 +123,11 @@ def prepare(cfg: Config, run: Run, module: Algorithm, evaluator: Evaluator, acco
     check_space(cfg, run.dir, module)
     inherit(run, evaluator)
     checkpoint = newest_checkpoint(run.dir, lineage(cfg))
-    if (
-        not run.metrics and checkpoint is not None
-    ):  # summary.json is lost; after the last step, only that step's will do
-        over = step_of(checkpoint) >= cfg.trainer.max_steps
-        run.metrics = last_evaluation(run.dir, cfg.trainer.max_steps if over else None)
+    wanted = f"pass@{max(cfg.k)}"
+    if wanted not in run.metrics and checkpoint is not None:  # summary.json is lost, or damaged
+        over = step_of(checkpoint) >= cfg.trainer.max_steps  # after the last step, its own evaluation alone will do
+        found = last_evaluation(run.dir, cfg.trainer.max_steps if over else None)
+        run.metrics = found if wanted in found else {}
     return Begin(run, checkpoint)
 
 

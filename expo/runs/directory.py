@@ -73,14 +73,14 @@ class Run:
         _ = run.identity, run.arm, run.mark, run.id, run.data
         if not cfg.fresh:
             earlier = run.summary()
-            run.earlier_s, run.metrics = earlier.get("wall_s", 0.0), earlier.get("metrics") or {}
+            run.earlier_s, run.metrics = earlier.get("wall_s", 0.0), _metrics_of(earlier)
         return run
 
     @property
     def finished(self) -> bool:
         """Return whether the run is done, and says what it has come to."""
         summary = self.summary()
-        return not self.cfg.fresh and summary.get("status") == "done" and bool(summary.get("metrics"))
+        return not self.cfg.fresh and summary.get("status") == "done" and bool(_metrics_of(summary))
 
     @contextmanager
     def alone(self) -> Iterator[list[IO[str]]]:
@@ -161,6 +161,11 @@ class Run:
         """Write summary.json. `done` is written last: what fails after it would not be made again."""
         with beside(self.dir / "summary.json") as partial:
             partial.write_text(json.dumps(record, indent=1))
+
+
+def _metrics_of(summary: Mapping[str, Any]) -> dict[str, float]:
+    found = summary.get("metrics")
+    return found if isinstance(found, dict) else {}
 
 
 def git_commit() -> str | None:
