@@ -141,6 +141,11 @@ def reporting(run: Callable[[], int]) -> int:
         # What is raised while Hydra composes, Hydra wraps.
         mistake = error.__cause__
         return _complain(str(mistake) if isinstance(mistake, UserError) else explain(error))
+    except PermissionError as error:
+        if error.filename is None:
+            raise
+        told = "this user may not do that there; get the right to, or give another place (output_dir=…, output=…)"
+        return _complain(f"{error.filename}: {error.strerror}: {told}")
     except OSError as error:
         if error.errno not in DISK:
             raise

@@ -301,6 +301,29 @@ def test_a_part_without_its_digest_was_not_finished(reading):
     assert engine.generate([request(2)], SAMPLING)[0].ids == [2, 0]
 
 
+def test_a_part_is_asked_for_steps_and_not_walked_through(reading, monkeypatch):
+    """A name may promise more steps than memory has room for."""
+
+    class Endless:
+        def __contains__(self, step):
+            return step != 3
+
+        def __iter__(self):
+            raise AssertionError("a step at a time")
+
+    bank = reading(steps=4).bank
+    monkeypatch.setattr(Bank, "parts", lambda self: {bank.folder / "steps-000000-999999999.parquet": Endless()})
+    assert bank.missing(range(5)) == [3]
+
+
+def test_what_killed_writers_have_left_goes_when_the_next_one_writes(reading):
+    engine = reading(steps=4)
+    for name in ("steps-000000-000001.99.tmp", ".steps-000002-000003.parquet.99.tmp"):
+        (engine.bank.folder / name).write_bytes(b"half")
+    engine.generate([request(0)], SAMPLING)
+    assert not list(engine.bank.folder.glob("*.tmp"))
+
+
 def test_two_at_once_write_everything_once(reading):
     engines = [reading(steps=8) for _ in range(2)]
     threads = [

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 from types import SimpleNamespace
 
 import pyarrow.parquet
@@ -10,10 +11,12 @@ import torch
 from conftest import compose_config
 from test_train import SMALL, run, scalars, weights
 
+from expo.commands import runs
 from expo.commands.train import train
 from expo.config import UserError, identity, restore, run_dir
 from expo.evaluation.evaluate import Evaluator
 from expo.runs.directory import Run
+from expo.runs.files import unused
 from expo.runs.reading import read_rows, read_summary
 from expo.runs.shorter import inherit
 
@@ -92,13 +95,30 @@ def test_another_seed_or_setting_is_no_shorter_run(tmp_path, capsys):
     capsys.readouterr()
     found = Run.find(cfg)
     found.begin()
-    with Run.find(shorter).unused() as unused:  # a process works on the shorter one
-        assert unused
+    with unused(Run.find(shorter).dir) as free:  # a process works on the shorter one
+        assert free
         assert inherit(found, evaluated_on(tmp_path)) == 0
     assert "a process works on that one" in capsys.readouterr().out
     assert inherit(found, SimpleNamespace(problems=[])) == 0
     assert "other held-out problems" in capsys.readouterr().out
     assert inherit(found, evaluated_on(tmp_path)) == 1
+
+
+@pytest.mark.runs
+def test_gc_lets_a_checkpoint_be_that_is_being_taken_over(tmp_path, monkeypatch, capsys):
+    run(tmp_path, *BUSY, "trainer.max_steps=1", "evaluation.every=0")
+    copy = shutil.copyfile
+
+    def copy_meanwhile(*files, **options):
+        assert runs.collect([f"output_dir={tmp_path}", "yes=true"]) == 0
+        return copy(*files, **options)
+
+    monkeypatch.setattr(shutil, "copyfile", copy_meanwhile)
+    found = Run.find(longer_of(tmp_path))
+    found.begin()
+    assert inherit(found, evaluated_on(tmp_path)) == 1
+    assert "a process works on it; its checkpoints stay" in capsys.readouterr().out
+    assert len(list(tmp_path.glob("*/*/checkpoints/step*.ckpt"))) == 2
 
 
 OWN = ["model=random_tiny", "dataset=custom", "rollout.max_completion_tokens=8", "evaluation.every=0", "algorithm=grpo"]
@@ -155,8 +175,8 @@ def test_two_names_of_one_run_share_its_directory_and_lock(tmp_path):
     small = [f"output_dir={tmp_path}", *SMALL, "trainer.max_steps=1"]
     one, two = (Run.find(compose_config(*small, f"name={name}")) for name in ("one", "two"))
     one.begin()
-    with one.alone(), two.unused() as unused:
-        assert not unused
+    with one.alone(), unused(Run.find(two.cfg).dir) as free:
+        assert not free
     assert Run.find(two.cfg).dir == one.dir
 
 

@@ -138,6 +138,7 @@ def test_filters_and_order(runs, tmp_path, monkeypatch, capsys, filters, expecte
         (["pass@4>=high"], "not a number"),
         (["output_dir=nowhere"], "no such folder"),
         (["show"], "no run given"),
+        (["rm"], "no run given"),
         (["show", "nowhere"], "no run directory"),
         (["diff", "nowhere"], "no run directory"),
         (["rm", "RUN", "yes=maybe"], "neither true nor false"),
@@ -187,9 +188,7 @@ def test_gc_takes_checkpoints_of_finished_runs_only(runs, tmp_path, monkeypatch,
 
 
 def test_a_run_under_way_is_told_and_not_removed(runs, tmp_path, monkeypatch, capsys):
-    locks = tmp_path / "out" / ".locks"
-    locks.mkdir()
-    with (locks / f"train-{runs['long'].name[-10:]}").open("w") as lock:
+    with (runs["long"] / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert listed(monkeypatch, capsys, tmp_path / "out", "status=running") == [str(runs["long"])]
         code, said = expo(monkeypatch, capsys, "rm", runs["long"], "yes=true")

@@ -96,8 +96,7 @@ def test_sync_without_a_key_or_a_folder_is_the_users_mistake(online, tmp_path, m
 def test_a_run_that_is_under_way_is_sent_later(online, tmp_path, capsys):
     name = "grpo-s0-0123456789"
     session(tmp_path / "outputs" / "ladder" / name, "a", 0, 1)
-    (tmp_path / "outputs" / ".locks").mkdir()
-    with (tmp_path / "outputs" / ".locks" / "train-0123456789").open("w") as lock:
+    with (tmp_path / "outputs" / "ladder" / name / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert sync(tmp_path / "outputs") == 0
         assert capsys.readouterr().out == "wandb sync: 0 sessions sent, 0 sent before, 1 under way\n"

@@ -1,11 +1,12 @@
 """`expo export`: the finished model of a run as one plain Hugging Face folder, LoRA merged."""
 
-import shutil
+import os
 from pathlib import Path
 
 from expo.config import UserError, make_folder, restore, take_options
 from expo.config.from_run import run_directory
 from expo.runs.card import model_card
+from expo.runs.files import remove
 from expo.runs.reading import read_summary
 from expo.runs.space import disk_errors
 
@@ -27,15 +28,17 @@ def main(arguments: list[str]) -> int:
     cfg = restore(run)
     if not final.is_dir():
         raise UserError(f"{run}: has no finished model (checkpoints/final); finish it with expo train run={run}")
-    if output.exists():
+    if not {"metrics", "device", "identity"} <= (summary := read_summary(run)).keys():
+        raise UserError(f"{run / 'summary.json'}: is not there, or damaged; expo train run={run} writes it again")
+    if os.path.lexists(output):
         raise UserError(f"output={output}: is there already; give a folder that is not")
     if options["dtype"] not in ("", *DTYPES):
         raise UserError(f"dtype={options['dtype']}: no such number format; use one of {', '.join(DTYPES)}")
     make_folder(output.parent, "output")
     partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    remove(partial)
     _save(final, partial, options["dtype"] or cfg.model.dtype)
-    (partial / "README.md").write_text(model_card(cfg, read_summary(run), adapter=False))
+    (partial / "README.md").write_text(model_card(cfg, summary, adapter=False))
     partial.rename(output)
     print(f"{output}: load it with AutoModelForCausalLM.from_pretrained({str(output)!r})")
     return 0

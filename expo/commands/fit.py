@@ -3,7 +3,6 @@
 import gc
 import os
 import resource
-import shutil
 import sys
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -29,8 +28,9 @@ from expo.runs.card import model_card
 from expo.runs.checkpoints import WholeFiles, newest_checkpoint, save_checkpoint, step_of
 from expo.runs.collapse import Collapsed, WatchHealth
 from expo.runs.directory import Run
+from expo.runs.files import remove
 from expo.runs.health import nothing_learned
-from expo.runs.reading import read_lines
+from expo.runs.reading import last_evaluation, read_lines
 from expo.runs.shorter import check_problems, inherit, replay
 from expo.runs.space import check_space, disk_errors
 from expo.runs.tracking import Session, log_summary, make_loggers
@@ -129,6 +129,11 @@ def prepare(cfg: Config, run: Run, module: Algorithm, evaluator: Evaluator, acco
         run.code = began_with
         if files := changed_code(began_with):
             print(f"{run.dir}: goes on with another {', '.join(files)} than it began with; fresh=true begins it again")
+    wanted = f"pass@{max(cfg.k)}"
+    if wanted not in run.metrics and checkpoint is not None:  # summary.json is lost, or damaged
+        over = step_of(checkpoint) >= cfg.trainer.max_steps  # after the last step, its own evaluation alone will do
+        found = last_evaluation(run.dir, cfg.trainer.max_steps if over else None)
+        run.metrics = found if wanted in found else {}
     return Begin(run, checkpoint)
 
 
@@ -140,6 +145,9 @@ def fit(cfg: Config, run: Run, module: Algorithm, evaluator: Evaluator, checkpoi
     run.write_summary("stopped")  # until it is done: what a SIGKILL leaves behind is a stopped run
     try:
         trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
+        if not run.metrics:  # lost with summary.json and metrics.jsonl, and there was no step left to make
+            evaluate = next(c for c in trainer.callbacks if isinstance(c, Evaluate))  # type: ignore[attr-defined]
+            evaluate.evaluate(trainer, module, trainer.current_epoch)
     except Exception as error:  # whatever it is, the summary has to name it; what has no remedy is raised again
         code = explain_failure(error, run, trainer, stop)
         if code is None:
@@ -186,7 +194,7 @@ def explain_failure(error: Exception, run: Run, trainer: Trainer, stop: Stop) ->
             run.write_summary("stopped", step=trainer.current_epoch)
         else:
             run.write_summary("failed", reason=f"{type(error).__name__}: {error}", step=trainer.current_epoch)
-        log_summary(trainer.loggers, run)
+        log_summary(trainer.loggers, run.summary())
     if interrupted:
         return 128 + stop.signal
     remedy = REMEDIES.get(type(error))
@@ -203,12 +211,12 @@ def save_final(
 ) -> None:
     """Save a policy as a Hugging Face folder: beside its place first, so that a full disk leaves no half of it there."""
     partial = folder.with_name(".final.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    remove(partial)
     with disk_errors(partial):
         save_policy(policy, partial)
     tokenizer.save_pretrained(partial)
     (partial / "README.md").write_text(model_card(cfg, summary, (partial / "adapter_config.json").is_file()))
-    shutil.rmtree(folder, ignore_errors=True)
+    remove(folder)
     partial.rename(folder)
 
 
@@ -222,7 +230,7 @@ def finish(cfg: Config, run: Run, trainer: Trainer, module: Algorithm, evaluator
     if not run.writes:
         return code
     if done:
-        save_final(policy, module.pipeline.tools.tokenizer, checkpoints / "final", cfg, run.summary())
+        save_final(policy, module.pipeline.tools.tokenizer, checkpoints / "final", cfg, run.record("done"))
     peak = {
         "process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10),
         "verifier_worker": evaluator.verifier.peak_mb,  # of the largest one; 0 where no answer needed a worker
@@ -232,11 +240,13 @@ def finish(cfg: Config, run: Run, trainer: Trainer, module: Algorithm, evaluator
     final = {"final": model_content(checkpoints / "final")} if done else {}
     if done and (told := nothing_learned(read_lines(run.dir))):
         final["learned_nothing"] = told
-    run.write_summary(status, step=step, peak_memory_mb=peak, **final)
-    log_summary(trainer.loggers, run)
+    said = f"{run.dir}: {status} at step {step}, pass@{k} {run.metrics[f'pass@{k}']:.3f}"
+    record = run.record(status, step=step, peak_memory_mb=peak, **final)
+    log_summary(trainer.loggers, record)
     for logger in trainer.loggers:
         logger.finalize("success")
-    print(f"{run.dir}: {status} at step {step}, pass@{k} {run.metrics[f'pass@{k}']:.3f}")
+    run.write(record)
+    print(said)
     if "learned_nothing" in final:
         print(f"expo: this run says nothing of {cfg.name}: {final['learned_nothing']}", file=sys.stderr)
     return code

@@ -29,7 +29,7 @@ def measure_samples(cfg: Config, run: Run) -> None:
     set_up_process(cfg)
     ask_hub([], scored=[cfg])
     conf = cfg.diagnose
-    run.dir.mkdir(parents=True, exist_ok=True)
+    run.enter()
     loggers = chosen_loggers(Session(cfg, run.dir, command="diagnose"))
     model, tokenizer, prompts = load_model(cfg)
     model.eval()
@@ -61,11 +61,12 @@ def measure_samples(cfg: Config, run: Run) -> None:
         )
     run.metrics = summarize(rows)
     save_figure(rows, run.dir / "properties.png")
-    run.write_summary(
+    record = run.record(
         "done", problems=len(problems), samples=conf.samples, judge=conf.judge.model if conf.judge.base_url else None,
         unjudged=sum(row["right_steps"] is None for row in rows) if conf.judge.base_url else None,
     )  # fmt: skip
-    log_measured(loggers, run, "samples", [{k: row[k] for k in ("kind", "completion", *COLUMNS)} for row in rows])
+    log_measured(loggers, record, "samples", [{k: row[k] for k in ("kind", "completion", *COLUMNS)} for row in rows])
+    run.write(record)
 
 
 def save_figure(rows: Rows, path: Path) -> None:

@@ -4,7 +4,6 @@ import dataclasses
 import math
 import random
 import shlex
-import shutil
 import signal
 import sys
 import time
@@ -45,6 +44,7 @@ from expo.model.small import ladder_model, ladder_tokenizer
 from expo.runs.callbacks import SAY_EVERY_S
 from expo.runs.checkpoints import WholeFiles, newest_checkpoint
 from expo.runs.directory import AGAIN, FINISHED, git_commit
+from expo.runs.files import remove
 from expo.runs.space import disk_errors
 
 EXPLAIN_SHARE = 0.6  # of all sequences: question, answer, then a chain of thought consistent with that answer
@@ -174,7 +174,7 @@ def pretrain(cfg: Config) -> None:
     """
     conf, started = cfg.pretrain, time.monotonic()
     if is_made(cfg):
-        shutil.rmtree(unfinished_folder(cfg), ignore_errors=True)  # where it was killed just before that
+        remove(unfinished_folder(cfg))  # where it was killed just before that
         print(f"{conf.output} {FINISHED}; {AGAIN}")
         return
     set_up_process(cfg)
@@ -274,7 +274,7 @@ def hand_over(partial: Path, output: Path) -> None:
     files = [file for file in partial.iterdir() if file.is_file()]
     for file in sorted(files, key=lambda f: f.name == "config.json"):
         file.replace(output / file.name)
-    shutil.rmtree(partial)  # only now is nothing lost with them
+    remove(partial)  # only now is nothing lost with them
 
 
 def card(cfg: Config, parameters: int, minutes: float, resumed: str) -> str:

@@ -1,8 +1,8 @@
 """`expo runs`: list, show, compare and tidy run directories."""
 
 import json
-import shutil
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,10 @@ from rich.table import Table
 from expo.config import UserError, take_options
 from expo.config.key import shown
 from expo.config.own_code import changed_code
+from expo.runs.files import ASIDE, discard, remove, unused
 from expo.runs.health import collapses_of
 from expo.runs.listing import RunFolder, find_runs, in_order, kept, run_folder
+from expo.runs.reading import read_summary
 
 USAGE = """\
 expo runs [FILTER...] [sort=KEY] [output_dir=outputs] [--json]   every run directory; filters: status=done name=exp_* pass@4>=0.5
@@ -174,21 +176,20 @@ def _value(found: dict[str, Any], key: str) -> str:
     return f"{value:.4g}" if isinstance(value, float) else shown(value)
 
 
-def remove(arguments: Sequence[str]) -> int:
+def remove_runs(arguments: Sequence[str]) -> int:
     """Remove run directories, or say which would go."""
     options, names = take_options(arguments, yes="false")
-    runs = _runs(names, "rm")
-    for run in runs:
-        _unused(run)
-    for run in runs:
-        if _is_yes(options):
-            try:
-                shutil.rmtree(run.dir)
-            except OSError as error:
-                raise UserError(
-                    f"{run.dir}: cannot be removed ({error.strerror or error}); remove it by hand"
-                ) from error
-        print(f"{'removed' if _is_yes(options) else 'would remove'} {run.dir}")
+    # One that has set something aside is of a removal that was killed, and no run any more.
+    found = [Path(n) if Path(n, ASIDE).is_dir() else run_folder(n).dir for n in _given(names, "rm")]
+    directories = list({path.resolve(): path for path in found}.values())
+    with ExitStack() as locks:  # of all of them, before anything goes
+        for directory in directories:
+            if not locks.enter_context(unused(directory)):
+                raise UserError(f"{directory}: a process works on it; stop that first")
+        for directory in directories:
+            if _is_yes(options):
+                discard(directory)
+            print(f"{'removed' if _is_yes(options) else 'would remove'} {directory}")
     _ask(options)
     return 0
 
@@ -199,29 +200,34 @@ def collect(arguments: Sequence[str]) -> int:
     runs = {str(run.dir): run for run in find_runs(Path(options["output_dir"]))}
     total = 0
     for row in kept([run.row for run in runs.values()], ["status=done", *filters]):
-        files = sorted(runs[row["run"]].dir.glob("checkpoints/step*.ckpt"))
-        size = sum(file.stat().st_size for file in files)
+        directory = runs[row["run"]].dir
+        folder = directory / "checkpoints"
+        files = [] if folder.is_symlink() else sorted(folder.glob("step*.ckpt"))  # nothing is removed behind a link
+        if not files:
+            continue
+        size = sum(file.lstat().st_size for file in files)
+        with unused(directory) as free:
+            if not free or read_summary(directory).get("status") != "done":  # begun again meanwhile
+                print(f"{directory}: a process works on it; its checkpoints stay")
+                continue
+            for file in files if _is_yes(options) else ():
+                remove(file)
         total += size
-        for file in files if _is_yes(options) else ():
-            file.unlink()
-        if files:
-            print(
-                f"{'removed' if _is_yes(options) else 'would remove'} {len(files)} checkpoints ({size / 2**20:.0f} MiB) of {row['run']}"
-            )
+        done = "removed" if _is_yes(options) else "would remove"
+        print(f"{done} {len(files)} checkpoints ({size / 2**20:.0f} MiB) of {directory}")
     print(f"{total / 2**20:.0f} MiB in all")
     _ask(options)
     return 0
 
 
 def _runs(arguments: Sequence[str], action: str) -> list[RunFolder]:
+    return [run_folder(path) for path in _given(arguments, action)]
+
+
+def _given(arguments: Sequence[str], action: str) -> Sequence[str]:
     if not arguments:
         raise UserError(f"runs {action}: no run given; give its directory, as expo runs lists it")
-    return [run_folder(path) for path in arguments]
-
-
-def _unused(run: RunFolder) -> None:
-    if run.in_use:
-        raise UserError(f"{run.dir}: a process works on it; stop that first")
+    return arguments
 
 
 def _is_yes(options: dict[str, str]) -> bool:
@@ -235,4 +241,4 @@ def _ask(options: dict[str, str]) -> None:
         print("nothing was removed; add yes=true to remove it")
 
 
-ACTIONS: dict[str, Callable[[Sequence[str]], int]] = {"show": show, "diff": diff, "rm": remove, "gc": collect}
+ACTIONS: dict[str, Callable[[Sequence[str]], int]] = {"show": show, "diff": diff, "rm": remove_runs, "gc": collect}

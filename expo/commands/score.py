@@ -28,7 +28,7 @@ def evaluate(cfg: Config, run: Run) -> None:
     """Evaluate, and keep the result in the run's directory. Raises UserError for what cannot be loaded."""
     set_up_process(cfg)
     ask_hub([], scored=[cfg])
-    run.dir.mkdir(parents=True, exist_ok=True)  # what an earlier run left in it stays until there is something new
+    run.enter()  # what an earlier run left in it stays until there is something new
     loggers = chosen_loggers(Session(cfg, run.dir, command="evaluate"))
     warn_of_other_settings(cfg)
     model, tokenizer, prompts = load_model(cfg)
@@ -47,8 +47,9 @@ def evaluate(cfg: Config, run: Run) -> None:
     if greedy:
         Evaluation(greedy, {}).save(run.dir / "completions" / "greedy.parquet")
     run.metrics = tally.metrics(cfg.k) | habits_of(tally.outcomes, greedy, cfg.k)
-    run.write_summary("done", problems=len(problems), part=cfg.dataset.part)
-    log_measured(loggers, run, "completions/eval", first_rows(path, TABLE_ROWS) if loggers else [])
+    record = run.record("done", problems=len(problems), part=cfg.dataset.part)
+    log_measured(loggers, record, "completions/eval", first_rows(path, TABLE_ROWS) if loggers else [])
+    run.write(record)
 
 
 def warn_of_other_settings(cfg: Config) -> None:

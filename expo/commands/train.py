@@ -3,13 +3,13 @@
 import pickle
 import shutil
 import sys
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 
 from expo.config import Config
 from expo.devices.ranks import is_rank
 from expo.runs.directory import Run
+from expo.runs.files import Temporary, beside
 from expo.runs.hub import ask_hub
 from expo.runs.on_devices import run_on_devices
 from expo.runs.processes import importing
@@ -32,16 +32,19 @@ def train(cfg: Config) -> int:
 
 def train_on_devices(cfg: Config, run: Run) -> int:
     """Make one run in as many processes as it has devices, and watch over them. Returns the exit code."""
-    with run.alone() as lock, tempfile.TemporaryDirectory(prefix="expo-devices-") as name:
+    with run.alone() as locks, (temporary := Temporary("expo-devices-")) as name:
         if (found := Run.find(cfg)).finished:  # by the process that we have waited for
             print(found.finished_line)
             return 0
         folder = Path(name)
         (folder / "config").write_bytes(pickle.dumps(cfg))
         command = [sys.executable, "-m", "expo.commands.device", str(folder / "config")]
-        code = run_on_devices(command, cfg.trainer.devices, folder, [lock.fileno()])
+        code = run_on_devices(
+            command, cfg.trainer.devices, folder, [lock.fileno() for lock in (*locks, temporary.lock)]
+        )
         if code and run.dir.is_dir():
             for log in folder.glob("device*.log"):
-                with suppress(OSError):  # of a full disk, which the first device has told of
-                    shutil.copy(log, run.dir)
+                # A full disk is what the first device has told of.
+                with suppress(OSError), beside(run.dir / log.name) as partial:
+                    shutil.copyfile(log, partial)
         return code

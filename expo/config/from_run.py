@@ -120,7 +120,7 @@ def run_directory(text: str) -> Path:
     if not Path(text).exists() and Path("outputs", text, "config.yaml").is_file():  # as expo runs lists it
         return Path("outputs", text)
     if Path(text).exists() or not (set("*?[") & set(text) or re.fullmatch(r"[0-9a-f]{10}", text)):
-        return Path(text)
+        return Path(text).resolve() if ".." in Path(text).parts else Path(text)  # the folders above it are its own
     pattern = text if set("*?[") & set(text) else f"outputs/*/*-{text}*"
     found = [path for path in sorted(glob.glob(pattern)) if Path(path, "config.yaml").is_file()]
     if len(found) != 1:
@@ -156,8 +156,9 @@ def config_from_run(command: str, arguments: Sequence[str]) -> Config:
     own = restore(directory)
     own.fresh, own.trainer.stop_after = False, None
     earlier, own.differs = own.differs or "", None
-    if directory.resolve().parent.name.startswith(own.dataset.name):  # where expo has put it, seen from here
-        own.output_dir = str(directory.parents[1] if len(directory.parts) > 2 else directory.resolve().parents[1])
+    place = directory if len(directory.parts) > 2 else directory.resolve()  # folders above it may be links
+    if place.parent.name.startswith(own.dataset.name):  # where expo has put it, seen from here
+        own.output_dir = str(place.parents[1])
     if _changed_since(own, directory):
         print(
             f"run={directory}: what is behind dataset.path or model.path has changed since: this is no longer that run"

@@ -9,19 +9,15 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from expo.data.problem import Problem
+from expo.runs.files import beside
 
 log = logging.getLogger(__name__)
 
 
 def save_rows(rows: list[dict[str, Any]], path: Path) -> None:
     """Write rows: beside their place first, so that a kill or a full disk leaves what was there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".tmp")
-    try:
+    with beside(path) as partial:
         pa.parquet.write_table(pa.Table.from_pylist(rows), partial, write_page_checksum=True)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def kept_rows(path: Path, problems: Sequence[Problem], samples: int) -> list[dict[str, Any]] | None:
@@ -40,14 +36,9 @@ def kept_rows(path: Path, problems: Sequence[Problem], samples: int) -> list[dic
 
 def join(parts: Sequence[Path], path: Path) -> None:
     """Make one file of the parts, one of them in memory at a time, and remove them."""
-    partial = path.with_suffix(".tmp")
     schema = pa.unify_schemas([pa.parquet.read_schema(part) for part in parts], promote_options="permissive")
-    try:
-        with pa.parquet.ParquetWriter(partial, schema, write_page_checksum=True) as writer:
-            for part in parts:
-                writer.write_table(pa.parquet.read_table(part, page_checksum_verification=True).cast(schema))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with beside(path) as partial, pa.parquet.ParquetWriter(partial, schema, write_page_checksum=True) as writer:
+        for part in parts:
+            writer.write_table(pa.parquet.read_table(part, page_checksum_verification=True).cast(schema))
     for part in parts:
         part.unlink()

@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from expo.report import charts
 from expo.report.solving import Solving
+from expo.runs.files import beside
 from expo.tables.aggregate import pass_values, stack, statistic
 from expo.tables.looks import Look, looks
 
@@ -120,7 +121,8 @@ def write(page: Page, runs: Sequence[RunData], path: Path) -> None:
         counts=_table(trained, dict.fromkeys(_counted(trained), (_mean, ".3g"))) if trained else None,
         cost=_cost(trained) if trained else None,
     )
-    path.write_text(text)
+    with beside(path) as partial:
+        partial.write_text(text)
 
 
 def _in_script(data: Any) -> Markup:

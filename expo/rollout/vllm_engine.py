@@ -8,7 +8,6 @@ only the probe tells.
 import math
 import os
 import shutil
-import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -38,6 +37,7 @@ from expo.rollout.vllm_place import (
 )
 from expo.rollout.vllm_transfer import nccl_info, open_transfer
 from expo.rollout.vllm_worker import sums
+from expo.runs.files import Temporary
 
 PROBE_TOKENS = 256
 BLOCK = 16  # tokens of a block of vLLM's cache
@@ -56,7 +56,7 @@ class VLLMEngine:
         self.syncs = 0
         self.probe = [i % len(tokenizer) for i in range(16)]  # until there is a completion to probe with
         weights = sum(p.numel() for p in model.parameters()) * self.dtype.itemsize
-        self.folder = tempfile.TemporaryDirectory(prefix="expo-vllm-", dir=place_for(weights))
+        self.folder = Temporary("expo-vllm-", place_for(weights))
         check_heads(model, self.device)
         self.lora_rank = 0 if conf.merge_lora else adapter_rank(model)
         self.adapter: Any = None  # vLLM's name for it, once it is there

@@ -64,8 +64,8 @@ class Evaluate(Callback):
         self.evaluator, self.run, self.every, self.max_steps = evaluator, run, every, max_steps
 
     def on_train_start(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
-        if trainer.current_epoch == 0:
-            self.evaluate(trainer, pl_module, 0)
+        if trainer.current_epoch == 0 or not self.run.metrics:  # lost with summary.json and metrics.jsonl
+            self.evaluate(trainer, pl_module, trainer.current_epoch)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
         step = trainer.current_epoch + 1

@@ -15,6 +15,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from expo.config import UserError
 from expo.config.errors import first_line
+from expo.runs.files import beside
 from expo.runs.space import check_room
 
 log = logging.getLogger(__name__)
@@ -29,19 +30,15 @@ class WholeFiles(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write the file. Raises OSError where the disk is full."""
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.tmp")
-        check_room(target, checkpoint)
-        try:
-            with partial.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(target)
-        except RuntimeError as error:  # torch's own word on a write that fails
-            raise OSError(errno.ENOSPC, f"cannot be written ({first_line(error)})", str(target)) from error
-        finally:
-            partial.unlink(missing_ok=True)
+        with beside(target) as partial:
+            check_room(target, checkpoint)
+            try:
+                with partial.open("wb") as file:
+                    torch.save(checkpoint, file)
+                    file.flush()
+                    os.fsync(file.fileno())
+            except RuntimeError as error:  # torch's own word on a write that fails
+                raise OSError(errno.ENOSPC, f"cannot be written ({first_line(error)})", str(target)) from error
 
 
 def newest_checkpoint(directory: Path, lineage: str | None = None) -> Path | None:

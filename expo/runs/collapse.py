@@ -108,7 +108,7 @@ class WatchHealth(Callback):
         """Name collapses in the terminal, the summary and the loggers."""
         self.run.collapses = [*self.run.collapses, *map(asdict, found)]
         self.run.write_summary("stopped")  # what a SIGKILL from here on leaves behind
-        log_summary(trainer.loggers, self.run)
+        log_summary(trainer.loggers, self.run.summary())
         for collapse in found:
             log.warning("%s", collapse)
             for logger in trackers(trainer.loggers):

@@ -1,6 +1,5 @@
 """A run directory: config, metrics, checkpoints, completions, and the summary that other programs read."""
 
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -9,7 +8,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,6 +22,7 @@ from expo.config import Config, arm_identity, data_content, identity, make_folde
 from expo.config.key import shown
 from expo.config.own_code import changed_code, own_code
 from expo.data.account import Account
+from expo.runs.files import LOCK, beside, check_links, clear, locked, remove, sweep
 from expo.runs.reading import read_summary
 
 FINISHED, AGAIN = "is finished already", "fresh=true makes it again"
@@ -77,13 +77,14 @@ class Run:
         run.code = own_code(cfg)
         if not cfg.fresh:
             earlier = run.summary()
-            run.earlier_s, run.metrics = earlier.get("wall_s", 0.0), earlier.get("metrics", {})
+            run.earlier_s, run.metrics = earlier.get("wall_s", 0.0), _metrics_of(earlier)
         return run
 
     @property
     def finished(self) -> bool:
-        """Return whether the run is done."""
-        return not self.cfg.fresh and self.summary().get("status") == "done"
+        """Return whether the run is done, and says what it has come to."""
+        summary = self.summary()
+        return not self.cfg.fresh and summary.get("status") == "done" and bool(_metrics_of(summary))
 
     @property
     def finished_line(self) -> str:
@@ -96,46 +97,42 @@ class Run:
         return "; ".join([f"{self.dir} {FINISHED}", *told, AGAIN])
 
     @contextmanager
-    def alone(self) -> Iterator[IO[str]]:
+    def alone(self) -> Iterator[list[IO[str]]]:
         """Wait until no other process works on this very run, and keep others waiting: find it again after that.
 
-        Gives the locked file: a process that has it open keeps the lock, too.
+        Gives the locked files: a process that has them open keeps the locks, too.
         """
-        make_folder(self.dir.parent, "output_dir")
-        with self._lock() as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print(f"{self.dir}: waiting for the process that works on it", flush=True)
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            yield lock
-
-    @contextmanager
-    def unused(self) -> Iterator[bool]:
-        """Keep other processes from working on this run; False where one does."""
-        with self._lock() as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-            else:
-                yield True
-
-    def _lock(self) -> IO[str]:
-        locks = Path(self.cfg.output_dir, ".locks")
+        locks, told = Path(self.cfg.output_dir, ".locks"), f"{self.dir}: waiting for the process that works on it"
         make_folder(locks, "output_dir")
-        # By what finds the directory, and no name: two names may be of one run.
-        return (locks / f"{self.command}-{self.mark}").open("w")
+        # By what finds the directory, and no name: two names may be of one run that has none yet.
+        with locked(locks / f"{self.command}-{self.mark}", told) as of_mark:
+            directory = run_dir(self.cfg, self.command, self.mark)
+            make_folder(directory, "output_dir")
+            with locked(directory / LOCK, told) as of_directory:
+                assert of_mark is not None
+                assert of_directory is not None
+                try:
+                    yield [of_mark, of_directory]
+                finally:
+                    if not directory.is_symlink() and os.listdir(directory) == [LOCK]:  # it has not begun
+                        remove(directory)
 
     def begin(self) -> None:
         """Make the directory and write config.yaml. With `fresh`, what is there goes: old checkpoints would be resumed from."""
-        if self.cfg.fresh:
-            shutil.rmtree(self.dir, ignore_errors=True)
+        if self.cfg.fresh and self.dir.is_dir():
+            clear(self.dir)
+        self.enter()
         self.write_config()
 
+    def enter(self) -> None:
+        """Make the directory, or go on in it. Raises UserError where a link in it leads elsewhere."""
+        make_folder(self.dir, "output_dir")
+        check_links(self.dir)
+        sweep(self.dir)
+
     def write_config(self) -> None:
-        self.dir.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(OmegaConf.structured(self.cfg), self.dir / "config.yaml")
+        with beside(self.dir / "config.yaml") as partial:
+            OmegaConf.save(OmegaConf.structured(self.cfg), partial)
 
     def keep_account(self, account: Account) -> None:
         """Write data.json, and print what became of the rows that were read; generated data has none."""
@@ -144,7 +141,8 @@ class Run:
             for key, told in self.cfg.dataset.unread(self.command).items()
             if (value := getattr(self.cfg.dataset, key)) is not None and key != "part"
         }
-        (self.dir / "data.json").write_text(json.dumps(account.record() | {"ignored": unread}, indent=1))
+        with beside(self.dir / "data.json") as partial:
+            partial.write_text(json.dumps(account.record() | {"ignored": unread}, indent=1))
         if account.sources:
             Console().print(account.table())
             for key, told in unread.items():
@@ -154,11 +152,9 @@ class Run:
         """Return the summary as it stands, {} where there is none."""
         return read_summary(self.dir)
 
-    def write_summary(self, status: str, **more: Any) -> None:
-        """Write summary.json. `status` is done, stopped or failed."""
-        if not self.writes:
-            return
-        record = {
+    def record(self, status: str, **more: Any) -> dict[str, Any]:
+        """Return what summary.json is to say. `status` is done, stopped or failed."""
+        return {
             "status": status,
             "identity": self.identity,
             "id": self.id,
@@ -175,14 +171,23 @@ class Run:
             **({"own_code": self.code} if self.code else {}),
             **({"collapses": self.collapses} if self.collapses else {}),
             **({"model_commit": self.model_commit} if self.model_commit else {}),
+            **more,
         }
-        path = self.dir / "summary.json"
-        partial = path.with_suffix(".tmp")
-        try:
-            partial.write_text(json.dumps(record | more, indent=1))
-            partial.replace(path)  # a reader never sees half a file
-        finally:
-            partial.unlink(missing_ok=True)  # of a full disk
+
+    def write_summary(self, status: str, **more: Any) -> None:
+        """Write summary.json of this status, in the process that writes."""
+        if self.writes:
+            self.write(self.record(status, **more))
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Write summary.json. `done` is written last: what fails after it would not be made again."""
+        with beside(self.dir / "summary.json") as partial:
+            partial.write_text(json.dumps(record, indent=1))
+
+
+def _metrics_of(summary: Mapping[str, Any]) -> dict[str, float]:
+    found = summary.get("metrics")
+    return found if isinstance(found, dict) else {}
 
 
 def git_commit() -> str | None:

@@ -1,6 +1,5 @@
 """All run directories of an output folder, as rows of plain data that can be filtered and sorted. Imports nothing heavy."""
 
-import fcntl
 import operator
 import re
 import time
@@ -17,6 +16,7 @@ from expo.config.errors import UserError
 from expo.config.from_run import run_directory
 from expo.config.identity import changing
 from expo.config.key import flat, shown
+from expo.runs.files import LOCK, is_held
 from expo.runs.health import marks_of
 from expo.runs.reading import read_lines, read_summary
 
@@ -48,7 +48,7 @@ class RunFolder:
 
     @property
     def command(self) -> str:
-        above = self.dir.resolve().parent.name
+        above = self.dir.parent.name  # which may be a link
         return above if above in MEASURING else "train"
 
     @property
@@ -59,10 +59,8 @@ class RunFolder:
 
     @property
     def in_use(self) -> bool:
-        """Return whether a process holds the run's lock (`Run.alone`), whose name ends as the directory's does."""
-        directory, before = self.dir.resolve(), f"{self.command}-"
-        locks = directory.parents[1].glob(f".locks/{before}*")
-        return any(directory.name.endswith(f"-{path.name.removeprefix(before)}") and _held(path) for path in locks)
+        """Return whether a process holds the run's lock (`Run.alone`)."""
+        return is_held(self.dir / LOCK)
 
     @property
     def row(self) -> Row:
@@ -99,15 +97,6 @@ class RunFolder:
         """Return the model's path; of a run's final model, the run."""
         path = Path(str(self.config.get("model.path")))
         return path.parents[1].name if path.parent.name == "checkpoints" else str(path)
-
-
-def _held(lock: Path) -> bool:
-    with lock.open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
 
 
 def find_runs(output_dir: Path) -> list[RunFolder]:

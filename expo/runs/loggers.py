@@ -1,7 +1,6 @@
 """The loggers that `logger=` chooses: Lightning's own, each told where a run's files go and what becomes of a resumed run."""
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +17,7 @@ from expo.config import (
 )
 from expo.config.errors import first_line
 from expo.runs.directory import git_commit
+from expo.runs.files import remove
 from expo.runs.offline import offline_files, read_offline
 from expo.runs.reading import read_lines
 from expo.runs.tracking import Session, Tracker
@@ -97,7 +97,7 @@ class Csv(Tracker, CSVLogger):
 
     def __init__(self, conf: CsvLoggerConf, session: Session):
         if session.command == "train":  # else the earlier file stays until Lightning has something new
-            shutil.rmtree(session.directory / "csv", ignore_errors=True)
+            remove(session.directory / "csv")
         super().__init__(session.directory, name="", version="csv", flush_logs_every_n_steps=1)
         for line in read_lines(session.directory) if session.resume_step else []:
             step = line.pop("step")

@@ -46,6 +46,12 @@ def read_summary(directory: str | Path) -> dict[str, Any]:
     return _record(path.read_bytes()) if path.is_file() else {}
 
 
+def last_evaluation(directory: str | Path, step: int | None = None) -> dict[str, Any]:
+    """Return the scalars of the last evaluation, or of the one at a step, as metrics.jsonl has them; {} where it has none."""
+    lines = [line for line in read_lines(directory) if "loss/total" not in line and step in (None, line["step"])]
+    return {name: value for name, value in lines[-1].items() if name != "step"} if lines else {}
+
+
 def by_step(runs: Sequence[Sequence[tuple[float, float]]]) -> tuple[list[float], list[list[float]]]:
     """Return the steps, and at each the values of the runs that have one there. Args: (step, value) points of each run."""
     values: dict[float, list[float]] = defaultdict(list)

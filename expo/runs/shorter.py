@@ -13,10 +13,10 @@ from expo.config.own_code import changed_code
 from expo.evaluation.evaluate import Evaluator
 from expo.runs.checkpoints import BEST, newest_checkpoint, step_of
 from expo.runs.directory import Run
-from expo.runs.reading import read_lines, read_rows, read_summary, step_in
+from expo.runs.files import beside, unused
+from expo.runs.reading import last_evaluation, read_lines, read_rows, read_summary, step_in
 from expo.runs.tracking import trackers
 
-COPYING = "copying.tmp"
 TAKEN = ".taken_over"  # there until the loggers have been told of the steps taken over
 
 
@@ -45,14 +45,13 @@ def inherit(run: Run, evaluator: Evaluator) -> int:
     Says which run it is, or why it cannot be used. What is taken over is what one long run would have left: no evaluation
     that only the shorter run's end asked for.
     """
-    (run.dir / "checkpoints" / COPYING).unlink(missing_ok=True)  # of a kill
     if run.cfg.fresh or newest_checkpoint(run.dir, lineage(run.cfg)) is not None:
         return 0
     for step, other in sorted(_shorter(run), key=lambda found: -found[0]):
         reason = run.cfg.algorithm.bound_to_length(step) or run.cfg.positives.bound_to_length
         told = f"{other.dir} is this run but for trainer.max_steps={other.cfg.trainer.max_steps}"
-        with other.unused() as unused:
-            if not unused:
+        with unused(other.dir) as free:
+            if not free:
                 reason = "a process works on that one"
             elif files := changed_code(read_summary(other.dir).get("own_code", {})):
                 reason = f"that one was made before a change of {', '.join(files)}"
@@ -116,7 +115,8 @@ def _take(other: Run, checkpoint: Path, run: Run) -> None:
         for line in read_lines(other.dir)
         if line["step"] <= step and ("loss/total" in line or evaluated(line["step"]))
     ]
-    (run.dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with beside(run.dir / "metrics.jsonl") as partial:
+        partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
     for file in (other.dir / "completions").glob("*-step*.parquet"):
         at = step_in(file)
         if at <= step and evaluated(at):
@@ -124,14 +124,12 @@ def _take(other: Run, checkpoint: Path, run: Run) -> None:
             shutil.copy2(file, run.dir / "completions")
     if (other.dir / "pairs").is_dir():
         shutil.copytree(other.dir / "pairs", run.dir / "pairs", dirs_exist_ok=True)
-    last = [line for line in lines if "loss/total" not in line][-1]
-    run.metrics = {name: value for name, value in last.items() if name != "step"}
+    run.metrics = last_evaluation(run.dir)
     run.earlier_s = read_summary(other.dir).get("wall_s", 0.0)
     (run.dir / "checkpoints").mkdir(exist_ok=True)
     if (best := other.dir / "checkpoints" / BEST).is_file():
         shutil.copyfile(best, run.dir / "checkpoints" / BEST)
     (run.dir / TAKEN).touch()
-    partial = run.dir / "checkpoints" / COPYING
-    shutil.copyfile(checkpoint, partial)
-    run.write_summary("stopped", step=step)
-    partial.replace(run.dir / "checkpoints" / checkpoint.name)
+    with beside(run.dir / "checkpoints" / checkpoint.name) as partial:
+        shutil.copyfile(checkpoint, partial)
+        run.write_summary("stopped", step=step)

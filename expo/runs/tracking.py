@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import OmegaConf
 
 from expo.config import Config, build, run_id
-from expo.runs.directory import Run
+from expo.runs.files import beside
 from expo.runs.reading import read_lines
 
 log = logging.getLogger(__name__)
@@ -73,8 +73,8 @@ class JsonlLogger(Tracker):
         kept = [line for line in read_lines(path.parent) if line["step"] <= resume_step] if resume_step else []
         if lost := resume_step - len({line["step"] for line in kept} - {0}):
             log.warning("%s: lacks the scalars of %d of the first %d steps", path, lost, resume_step)
-        path.with_suffix(".tmp").write_text("".join(json.dumps(line) + "\n" for line in kept))
-        path.with_suffix(".tmp").replace(path)  # a SIGKILL in between loses nothing
+        with beside(path) as partial:  # a SIGKILL in between loses nothing
+            partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
     @property
     def name(self) -> str:
@@ -114,21 +114,20 @@ def log_step(loggers: Sequence[Logger], metrics: Mapping[str, float | None], ste
         logger.log_metrics(metrics if logger.keeps_undefined else defined, step)  # type: ignore[arg-type]
 
 
-def log_summary(loggers: Sequence[Logger], run: Run) -> None:
-    """Send what summary.json says beside the metrics (status, wall-clock seconds, versions, device)."""
-    record = {name: value for name, value in run.summary().items() if name != "metrics"}
+def log_summary(loggers: Sequence[Logger], record: Mapping[str, Any]) -> None:
+    """Send what summary.json says, or is to say, beside the metrics (status, wall-clock seconds, versions, device)."""
     for logger in trackers(loggers):
-        logger.log_record(record)
+        logger.log_record({name: value for name, value in record.items() if name != "metrics"})
 
 
-def log_measured(loggers: Sequence[Tracker], run: Run, name: str, rows: list[dict[str, Any]]) -> None:
-    """Log a run that has no steps: its metrics, a table of its completions, and its summary."""
+def log_measured(loggers: Sequence[Tracker], record: Mapping[str, Any], name: str, rows: list[dict[str, Any]]) -> None:
+    """Log a run that has no steps: its metrics, a table of its completions, and its summary, which is to be written then."""
     for logger in loggers:
         logger.log_metrics(
-            run.metrics
+            record["metrics"]
         )  # at the logger's own next step: a run that was measured before is there already
     log_table(loggers, name, rows, None)
-    log_summary(loggers, run)
+    log_summary(loggers, record)
     for logger in loggers:
         logger.close()
 

@@ -1,8 +1,6 @@
 """Parquet files that several runs share: written whole or not at all, with their SHA-256 beside them, under a lock."""
 
-import fcntl
 import hashlib
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from expo.config import UserError
+from expo.runs.files import beside, locked, remove
 
 AGAIN = "delete it, and it is made again"
 
@@ -28,25 +27,17 @@ def check_signed(path: Path, what: str) -> None:
 
 def write_signed(table: pa.Table, path: Path) -> None:
     """Write a table and its digest; what is cut off on the way leaves no file that counts as finished."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    stamp = _digest_file(temporary)
-    try:
-        pa.parquet.write_table(table, temporary)
-        stamp.write_text(hashlib.sha256(temporary.read_bytes()).hexdigest())
-        temporary.replace(path)
-        stamp.replace(_digest_file(path))  # whole or not at all: a full disk leaves no empty one
-    finally:
-        temporary.unlink(missing_ok=True)
-        stamp.unlink(missing_ok=True)
+    with beside(_digest_file(path)) as stamp, beside(path) as partial:  # the digest takes its place last
+        pa.parquet.write_table(table, partial)
+        stamp.write_text(hashlib.sha256(partial.read_bytes()).hexdigest())
 
 
 @contextmanager
 def alone_with(path: Path) -> Iterator[None]:
-    """Keep other processes from what is under this name while it is looked for, and made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    """Keep other processes from what is under this name while it is looked for, and made; what killed ones have left of it goes."""
+    with locked(path.with_suffix(".lock"), ""):
+        for left in path.parent.glob(f"*{path.stem}*.tmp"):
+            remove(left)
         yield
 
 

@@ -53,8 +53,8 @@ class Bank:
 
     def missing(self, steps: Iterable[int]) -> list[int]:
         """Return which of the steps no part has."""
-        there = {step for covered in self.parts().values() for step in covered}
-        return [step for step in steps if step not in there]
+        there = self.parts().values()
+        return [step for step in steps if not any(step in covered for covered in there)]
 
     def find(self, request: Request) -> Completion:
         """Return the explanation that was written for a request.
