@@ -68,6 +68,9 @@ class RunFailed(Exception):
 
 def main() -> None:
     """Run the command that the process was started with, and exit with its code."""
+    # Every Python that this one starts would look for modules in the working folder first, and run a file there, such as
+    # numbers.py, for the module of that name.
+    os.environ["PYTHONSAFEPATH"] = "1"
     command, *arguments = sys.argv[1:] or ["--help"]
     if command in HELP_FLAGS:
         print(HELP, end="")
