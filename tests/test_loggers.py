@@ -111,7 +111,7 @@ from expo.runs import callbacks
 save = callbacks.save_checkpoint
 def save_and_die(trainer, folder, step, **more):
     save(trainer, folder, step, **more)
-    if step == 8:
+    if step == 4:
         os.kill(os.getpid(), signal.SIGKILL)
 callbacks.save_checkpoint = save_and_die
 from expo.cli import main
@@ -123,16 +123,16 @@ main()
 @pytest.mark.parametrize("name", ["wandb", *READERS])
 def test_a_sigkill_costs_no_logger_a_step(tmp_path, name):
     line = [
-        "train", *SMALL, f"logger={name}", *(["logger.wandb.mode=offline"] if name == "wandb" else []), "trainer.max_steps=10",
-        "evaluation.every=4", "trainer.checkpoint_every=1", f"output_dir={tmp_path}",
+        "train", *SMALL, f"logger={name}", *(["logger.wandb.mode=offline"] if name == "wandb" else []), "trainer.max_steps=5",
+        "evaluation.every=2", "trainer.checkpoint_every=1", "rollout.max_completion_tokens=16", f"output_dir={tmp_path}",
     ]  # fmt: skip
     for script, code in ((KILLED, -9), ("from expo.cli import main; main()", 0)):
         done = subprocess.run([sys.executable, "-c", script, *line], cwd=tmp_path, capture_output=True, check=False)
         assert done.returncode == code, done.stderr
     (directory,) = tmp_path.glob("ladder*/*/")
     found = READERS.get(name, read_wandb)(directory)
-    assert [step for step, _ in sorted(found["reward/mean"])] == list(range(1, 11))
-    assert [step for step, _ in sorted(found["pass@4"])] == [0, 4, 8, 10]
+    assert [step for step, _ in sorted(found["reward/mean"])] == [1, 2, 3, 4, 5]
+    assert [step for step, _ in sorted(found["pass@4"])] == [0, 2, 4, 5]
 
 
 @pytest.mark.slow

@@ -143,6 +143,9 @@ def test_steps_that_were_lost_with_a_kill_are_sent_by_the_next_session(tmp_path,
         teardown()
         if not first:
             lose(offline_files(found.dir)[0], 3)
+            empty = found.dir / "wandb" / "offline-run-20260101_000000-a" / "run-a.wandb"  # of a kill before the first block
+            empty.parent.mkdir()
+            empty.write_bytes(b"")
         time.sleep(1)  # W&B names a session by the second
     history = read_offline(found.dir).history
     assert [row["_step"] for row in history] == list(range(10))
@@ -158,12 +161,14 @@ def test_a_killed_run_that_was_offline_is_sent_with_each_step_once(online, tmp_p
     _, directory = run(tmp_path / "outputs", *arguments, "trainer.stop_after=5")
     teardown()
     newest_checkpoint(directory).unlink()  # a SIGKILL after step 5 leaves the checkpoint of step 3
-    if lost:
+    if lost:  # and another one before the first block was written
         lose(offline_files(directory)[0], 2)
+        (directory / "wandb" / "offline-run-20260101_000000-a").mkdir()
+        (directory / "wandb" / "offline-run-20260101_000000-a" / "run-a.wandb").write_bytes(b":W&B\x00\x00\x00")
     time.sleep(1)
     assert run(tmp_path / "outputs", *arguments)[0] == 0
     teardown()
-    assert len(offline_files(directory)) == 2
+    assert len(offline_files(directory)) == 2 + lost
     for where in (directory, str(directory), directory / "wandb"):  # the run's folder, or a string
         assert [row["_step"] for row in read_offline(where).history] == [0, 1, 2, 3, 4, 5, 6]
     assert lost or read_offline(str(offline_files(directory)[0])).summary["status"] == "stopped"
