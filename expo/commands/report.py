@@ -206,7 +206,7 @@ def _read_run(directory: Path) -> tuple[RunData, dict[str, Any]]:
             f"{directory}: no run directory and no table; give one that has a config.yaml and a summary.json, or one of {known}"
         )
     summary = read_summary(directory)
-    if not {"name", "seed", "status", "metrics"} <= summary.keys():
+    if not {"name", "seed", "status", "metrics", "git", "device"} <= summary.keys():
         raise UserError(
             f"{directory / 'summary.json'}: is not there, or damaged; expo train run={directory} writes it again"
         )
@@ -249,10 +249,10 @@ def read_runs(directories: list[Path]) -> tuple[Page, list[RunData]]:
     for directory, run in zip(directories, runs, strict=True):
         m = run.summary["metrics"]
         cells = (
-            f"{100 * m[n]:.1f} [{100 * m[n + '_lo']:.1f}, {100 * m[n + '_hi']:.1f}]" if n in m else "–" for n in metrics
+            f"{100 * m[n]:.1f} [{100 * m[n + '_lo']:.1f}, {100 * m[n + '_hi']:.1f}]" if f"{n}_lo" in m else "–" for n in metrics
         )
         shown.append([run.arm, str(run.seed), run.summary["status"], *cells, directory.name])
-    data = [str(own["dataset.name"]) for own in settings]
+    data = [str(own.get("dataset.name")) for own in settings]
     commits = ", ".join(sorted({str(run.summary["git"]) for run in runs}))
     made = f"pass@k of the last evaluation in percent, with 95 % intervals over problems. Commit {commits}, {', '.join(sorted({str(run.summary['device']) for run in runs}))}."
     title = f"{', '.join(dict.fromkeys(run.arm for run in runs))} on {', '.join(dict.fromkeys(data))}"

@@ -1,6 +1,5 @@
 """Read run directories back, given as strings or paths. Imports nothing heavy."""
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -10,24 +9,32 @@ from typing import Any
 import pyarrow.parquet
 
 from expo.config.errors import UserError, first_line
+from expo.config.foreign import from_json
+from expo.config.foreign import read_summary as read_summary
 
 Curve = tuple[list[tuple[int, float]], list[tuple[int, float]]]
 
 
+LONGEST_LINE = 2**20  # bytes; the scalars of a step have some thousand
+SCALARS = {int, float, type(None)}
+
+
 def read_lines(directory: str | Path) -> list[dict[str, Any]]:
-    """Return metrics.jsonl, without lines that are no whole record: one that is being written, or damaged ones."""
+    """Return metrics.jsonl, without lines that are no whole record of scalars: one that is being written, or damaged ones."""
     path = Path(directory, "metrics.jsonl")
-    found = [_record(line) for line in path.read_bytes().split(b"\n")] if path.is_file() else []
-    return [record for record in found if isinstance(record.get("step"), int)]
+    if not path.is_file():
+        return []
+    with path.open("rb") as file:
+        records = [_record(line) for line in iter(lambda: file.readline(LONGEST_LINE), b"")]
+    return [r for r in records if type(r.get("step")) is int and set(map(type, r.values())) <= SCALARS]
 
 
 def _record(text: bytes) -> dict[str, Any]:
     """Return a JSON object; {} for what is none."""
     try:
-        found = json.loads(text)
+        return from_json(text)
     except (ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def read_curve(directory: str | Path, metric: str = "pass@4") -> Curve:
@@ -38,12 +45,6 @@ def read_curve(directory: str | Path, metric: str = "pass@4") -> Curve:
 def read_points(directory: str | Path, name: str) -> list[tuple[int, float]]:
     """Return (step, value) of one scalar, where it is defined."""
     return [(line["step"], line[name]) for line in read_lines(directory) if line.get(name) is not None]
-
-
-def read_summary(directory: str | Path) -> dict[str, Any]:
-    """Return the run's summary, {} where there is none, or a damaged one: the run is not known to be done then."""
-    path = Path(directory, "summary.json")
-    return _record(path.read_bytes()) if path.is_file() else {}
 
 
 def by_step(runs: Sequence[Sequence[tuple[float, float]]]) -> tuple[list[float], list[list[float]]]:
