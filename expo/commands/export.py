@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from expo.config import UserError, make_folder, restore, take_options
+from expo.config import ModelConf, UserError, make_folder, restore, take_options
 from expo.config.from_run import run_directory
 from expo.runs.card import model_card
 from expo.runs.reading import read_summary
@@ -42,16 +42,12 @@ def main(arguments: list[str]) -> int:
 
 
 def _save(final: Path, folder: Path, dtype: str) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
-    if (final / "adapter_config.json").is_file():
-        from peft import AutoPeftModelForCausalLM
+    from expo.model.policy import load_policy
 
-        model = AutoPeftModelForCausalLM.from_pretrained(final, dtype=dtype).merge_and_unload()
-    else:
-        model = AutoModelForCausalLM.from_pretrained(final, dtype=dtype)
+    logging.disable_progress_bar()
+    model, tokenizer = load_policy(ModelConf(path=str(final), dtype=dtype))
     with disk_errors(folder):
         model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(final).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
