@@ -1,6 +1,8 @@
 """The `expo` command: hands over to `expo.commands`, and turns errors into exit codes."""
 
 import importlib
+import io
+import locale
 import os
 import select
 import signal
@@ -71,10 +73,15 @@ def main() -> None:
     # Every Python that this one starts would look for modules in the working folder first, and run a file there, such as
     # numbers.py, for the module of that name.
     os.environ["PYTHONSAFEPATH"] = "1"
+    if locale.getencoding().lower() not in ("utf-8", "utf8") and not sys.flags.utf8_mode:  # files are UTF-8 everywhere
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     command, *arguments = sys.argv[1:] or ["--help"]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that is told to be ASCII shows ? for the rest
+            stream.reconfigure(errors="replace")
     if command in HELP_FLAGS:
-        print(HELP, end="")
-        return
+        sys.exit(reporting(_general_help))
     if command in PROGRAMS:
         sys.exit(reporting(lambda: _load(*PROGRAMS[command])(arguments)))
     if command not in COMMANDS:
@@ -83,6 +90,11 @@ def main() -> None:
     if set(HELP_FLAGS) & set(arguments):
         sys.exit(reporting(lambda: _help(command, arguments)))
     sys.exit(reporting(lambda: _run_hydra(command, arguments)))
+
+
+def _general_help() -> int:
+    print(HELP, end="")
+    return 0
 
 
 def _help(command: str, arguments: list[str]) -> int:
@@ -110,13 +122,15 @@ def reporting(run: Callable[[], int]) -> int:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from expo.config.errors import DISK, EngineError, UserError
+    from expo.config.errors import DISK, EngineError, UserError, first_line
     from expo.config.wording import explain
 
     # Without this, Hydra prints an exception its own way and exits with 1; with it, we see the exception.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        return run()
+        code = run()
+        sys.stdout.flush()
+        return code
     except RunFailed as error:
         return error.code
     except KeyboardInterrupt:
@@ -133,10 +147,14 @@ def reporting(run: Callable[[], int]) -> int:
         # What is raised while Hydra composes, Hydra wraps.
         mistake = error.__cause__
         return _complain(str(mistake) if isinstance(mistake, UserError) else explain(error))
+    except MemoryError as error:
+        return _complain(f"out of memory ({first_line(error)}); give it more (ulimit -v), or take fewer rows", 1)
     except OSError as error:
         if error.errno not in DISK:
             raise
-        return _complain(f"{error}; free some space, and the same command goes on", 1)
+        if not error.filename:  # it is standard output's disk, as of /dev/full
+            _give_up_output()
+        return _complain(f"{error}; {DISK[error.errno]}, and the same command goes on", 1)
 
 
 def _reader_is_gone() -> bool:
@@ -145,8 +163,13 @@ def _reader_is_gone() -> bool:
     poll.register(sys.stdout.fileno(), 0)  # what is wrong with it is told unasked
     gone = any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
     if gone:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_output()
     return gone
+
+
+def _give_up_output() -> None:
+    """Print nothing more: what is left would be tried again at the end, and end in a stack trace."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run_hydra(command: str, arguments: list[str]) -> int:

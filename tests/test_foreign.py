@@ -1,12 +1,25 @@
 """What others have left about: modules in the working folder, and run directories of any shape."""
 
 import importlib.util
+import json
+import math
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
+from test_runs import leave
+
+from expo.cli import main, reporting
+from expo.config import UserError
+from expo.data import readers
+from expo.runs.listing import find_runs
+from expo.runs.reading import read_lines, read_rows
+from expo.step.signed import check_signed, write_signed
 
 ROOT = Path(__file__).parents[1]
 PLAN = """\
@@ -73,3 +86,130 @@ def test_python_m_expo_looks_where_its_children_look(tmp_path):
     )  # fmt: skip
     assert done.returncode == 2
     assert "another expo" not in done.stderr
+
+
+def expo(*arguments, cwd=ROOT, out=subprocess.PIPE, **variables):
+    """Run expo in a process of its own. Returns it when it has ended."""
+    line = [sys.executable, "-P", "-m", "expo", *map(str, arguments)]
+    env = os.environ | {"PYTHONPATH": str(ROOT)} | variables
+    return subprocess.run(line, cwd=cwd, env=env, stdout=out, stderr=subprocess.PIPE, check=False)
+
+
+@pytest.mark.parametrize("line", [["--help"], ["train", "--help"], ["runs", "output_dir=out"]])
+def test_output_that_cannot_be_written_is_one_line(tmp_path, line):
+    (tmp_path / "out").mkdir()
+    with open("/dev/full", "w") as full:
+        done = expo(*line, cwd=tmp_path, out=full)
+    assert (done.returncode, done.stderr.count(b"\n")) == (1, 1)
+    assert done.stderr.startswith(b"expo: [Errno 28] No space left on device")
+
+
+@pytest.mark.parametrize(
+    "forced", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}]
+)
+def test_a_terminal_that_is_told_to_be_ascii_changes_no_file(tmp_path, forced):
+    folder = leave(tmp_path / "out", "name=größe")
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps(summary, ensure_ascii=False))
+    listed, told = (expo("runs", *line, cwd=tmp_path, **forced) for line in (["output_dir=out"], ["show", folder]))
+    assert (listed.returncode, told.returncode) == (0, 0), listed.stderr + told.stderr
+    assert b"done" in listed.stdout
+    assert expo("report", folder, "output=page.html", cwd=tmp_path, **forced).returncode == 0
+    assert "größe" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+# --- run directories
+
+
+def summary(**values):
+    return lambda run: (run / "summary.json").write_text(
+        json.dumps(json.loads((run / "summary.json").read_text()) | values)
+    )
+
+
+def config(content):
+    return lambda run: (run / "config.yaml").write_bytes(content)
+
+
+BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{b}: &{b} [{','.join(['*' + a] * 9)}]\n" for a, b in pairwise("abcdefghij")
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (config(BOMB.encode()), "it has an alias (*a)"),
+        (config(b"a: &a [*a]"), "it has an alias (*a)"),
+        (config(b"\xff\xfe\x80"), "codec can't decode"),
+        (config(b"just text"), "it is no config"),
+        (config(b"a: " + b"[" * 9000), "it nests deeper than 32 levels"),
+        (config(b"name: 2026-01-01"), "name is not what a run leaves"),
+        (config(b"{1: 2}"), "it is no config"),
+        (lambda run: (run / "config.yaml").write_bytes(b"#" * (2**24 + 1)), "and 16 are read"),
+        (summary(metrics=None), "metrics is not what a run leaves: None"),
+        (summary(metrics={"pass@4": math.nan}), "metrics is not"),
+        (summary(metrics={"pass@4": 0.5, "pass@4_lo": 0.1}), "metrics is not"),
+        (summary(wall_s="long"), "wall_s is not"),
+        (summary(status=["done"]), "status is not"),
+        (summary(versions=[1]), "versions is not"),
+        (lambda run: (run / "summary.json").write_text('{"seed": 1' + "0" * 400 + "}"), "a number of 401 digits"),
+        (lambda run: (run / "summary.json").write_text("[" * 200_000), "recursion"),
+        (lambda run: [(run / "summary.json").unlink(), os.mkfifo(run / "summary.json")], "it is no plain file"),
+    ],
+)
+def test_a_run_that_cannot_be_read_is_a_row_that_says_why(tmp_path, monkeypatch, capsys, change, told):
+    good = leave(tmp_path / "out", "seed=1")
+    bad = leave(tmp_path / "out", "seed=2", "trainer.max_steps=8")
+    change(bad)
+    (row,) = (run.row for run in find_runs(tmp_path / "out") if run.dir == bad)
+    assert row["status"].startswith("cannot be read: ")
+    assert told in row["status"]
+    monkeypatch.chdir(tmp_path)
+    for line, code in (([], 0), (["--json", "sort=-pass@4", "status=done"], 0), (["gc"], 0), (["diff", good, bad], 2)):
+        root = [] if "diff" in line else ["output_dir=out"]
+        monkeypatch.setattr("sys.argv", ["expo", "runs", *map(str, line), *root])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        assert ended.value.code == code
+        assert said.err.count("\n") == (code == 2)
+        assert good.name in said.out or line
+
+
+def test_lines_that_are_no_scalars_or_never_end_are_left_out(tmp_path):
+    lines = [b'{"step": 1, "x": 1.5}', b'{"step": 2, "x": "' + b"a" * 3 * 2**20 + b'"}', b'{"step": 3, "x": [1]}', b'{"step": true}',
+             b'{"step": 1' + b"0" * 400 + b"}", b"\xff", b'{"step": 4, "x": null}']  # fmt: skip
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    assert read_lines(tmp_path) == [{"step": 1, "x": 1.5}, {"step": 4, "x": None}]
+
+
+# --- data
+
+
+def test_a_small_file_that_unpacks_to_gigabytes_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "UNPACKED", 2**20)
+    rows = pa.table({"problem": pa.array(["x" * 1000] * 4000).dictionary_encode(), "level": ["Level 1"] * 4000})
+    pa.parquet.write_table(rows, tmp_path / "bomb.parquet", compression="zstd")
+    with pytest.raises(UserError, match=r"dataset\.path=.*and unpacks to over 1048576; give fewer rows"):
+        readers._parquet_rows(tmp_path / "bomb.parquet")
+    monkeypatch.setattr(readers, "UNPACKED", 2**30)
+    assert len(readers._parquet_rows(tmp_path / "bomb.parquet")) == 4000
+
+
+def test_a_lack_of_memory_is_not_taken_for_damage(tmp_path, monkeypatch):
+    def lacking(*words, **more):
+        raise pa.lib.ArrowMemoryError("malloc of size 64 failed")
+
+    (tmp_path / "x.parquet").write_bytes(b"")
+    monkeypatch.setattr(pa.parquet, "read_table", lacking)
+    with pytest.raises(MemoryError):
+        read_rows(tmp_path / "x.parquet")
+    assert reporting(lambda: len(read_rows(tmp_path / "x.parquet"))) == 1
+
+
+def test_a_digest_that_is_not_utf_8_is_one_that_differs(tmp_path):
+    write_signed(pa.table({"a": [1]}), tmp_path / "x.parquet")
+    (tmp_path / "x.sha256").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="its SHA-256 differs"):
+        check_signed(tmp_path / "x.parquet", "bank")

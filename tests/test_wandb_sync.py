@@ -143,7 +143,9 @@ def test_steps_that_were_lost_with_a_kill_are_sent_by_the_next_session(tmp_path,
         teardown()
         if not first:
             lose(offline_files(found.dir)[0], 3)
-            empty = found.dir / "wandb" / "offline-run-20260101_000000-a" / "run-a.wandb"  # of a kill before the first block
+            empty = (
+                found.dir / "wandb" / "offline-run-20260101_000000-a" / "run-a.wandb"
+            )  # of a kill before the first block
             empty.parent.mkdir()
             empty.write_bytes(b"")
         time.sleep(1)  # W&B names a session by the second

@@ -4,9 +4,9 @@ import shutil
 from pathlib import Path
 
 from expo.config import ModelConf, UserError, make_folder, restore, take_options
+from expo.config.foreign import summary_with
 from expo.config.from_run import run_directory
 from expo.runs.card import model_card
-from expo.runs.reading import read_summary
 from expo.runs.space import disk_errors
 
 USAGE = "usage: expo export RUN [output=RUN/export] [dtype=float32|bfloat16|float16]"
@@ -31,11 +31,12 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"output={output}: is there already; give a folder that is not")
     if options["dtype"] not in ("", *DTYPES):
         raise UserError(f"dtype={options['dtype']}: no such number format; use one of {', '.join(DTYPES)}")
+    summary = summary_with(run, "metrics", "device", "identity", "git", "versions")
     make_folder(output.parent, "output")
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     _save(final, partial, options["dtype"] or cfg.model.dtype)
-    (partial / "README.md").write_text(model_card(cfg, read_summary(run), adapter=False))
+    (partial / "README.md").write_text(model_card(cfg, summary, adapter=False))
     partial.rename(output)
     print(f"{output}: load it with AutoModelForCausalLM.from_pretrained({str(output)!r})")
     return 0

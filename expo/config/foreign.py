@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from expo.config.errors import first_line
+from expo.config.errors import UserError, first_line
 from expo.config.key import flat, shown
 
 LARGEST = 2**24  # bytes; a config or a summary has some thousand
@@ -124,6 +124,19 @@ def read_summary(directory: str | Path) -> dict[str, Any]:
         return summary_of(Path(directory))
     except UNREADABLE:
         return {}
+
+
+def summary_with(directory: Path, *names: str) -> dict[str, Any]:
+    """Return a run's summary. Raises UserError where there is none, or one that lacks a name."""
+    try:
+        found = summary_of(directory)
+        if lacking := set(names) - found.keys():
+            raise ValueError(f"it has no {min(lacking)}")
+    except UNREADABLE as error:
+        raise UserError(
+            f"{directory / 'summary.json'}: cannot be read ({why(error)}); expo train run={directory} writes it again"
+        ) from error
+    return found
 
 
 def config_of(directory: Path) -> dict[str, Any]:

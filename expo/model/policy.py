@@ -23,7 +23,9 @@ from expo.model import small
 from expo.model.formats import as_numbers, four_bits, in_4bit, steady, with_float32_head
 
 log = logging.getLogger(__name__)
-NO_CODE: dict[str, Any] = {"trust_remote_code": False}  # else transformers asks whether to run a model's own code, of whoever is there
+NO_CODE: dict[str, Any] = {
+    "trust_remote_code": False
+}  # else transformers asks whether to run a model's own code, of whoever is there
 ROUNDED = "trained_in_4bit.txt"  # beside an adapter whose base was held in 4 bits
 
 

@@ -42,7 +42,9 @@ class Wandb(Tracker, WandbLogger):
             **({"mode": mode} if mode == "disabled" else {}), **options,
         )  # fmt: skip
         try:
-            begun_at = self.experiment.starting_step  # starts the run now, so that a missing key is found before any work
+            begun_at = (
+                self.experiment.starting_step
+            )  # starts the run now, so that a missing key is found before any work
         except WandbError as error:
             raise UserError(f"logger.wandb.mode={mode}: {_no_wandb(error)}") from error
         # `wandb sync` would send them twice, and shift what follows.

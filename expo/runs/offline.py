@@ -30,7 +30,9 @@ class OfflineRun:
 
 def offline_files(folder: str | Path) -> list[Path]:
     """Return the offline files in a folder and all below it, the oldest session first: its folder's name begins with the time."""
-    found = [path for path in Path(folder).rglob("*.wandb") if path.parent.name.startswith("offline-run-")]
+    found = [
+        path for path in Path(folder).rglob("*.wandb") if path.parent.name.startswith("offline-run-") and path.is_file()
+    ]
     return sorted(found, key=lambda path: (path.parent.name, path))
 
 

@@ -64,10 +64,14 @@ def read_rows(
     Raises UserError for a file that cannot be read.
     """
     try:
+        if not Path(path).is_file():  # a fifo would be waited for
+            raise ValueError("it is no plain file")
         table = pyarrow.parquet.read_table(path, columns=columns, filters=filters, page_checksum_verification=True)
         if missing := set(columns or ()) - set(table.column_names):
             raise ValueError(f"no column {min(missing)}")
         rows: list[dict[str, Any]] = table.to_pylist()
+    except MemoryError:  # of Arrow, too: not the file's fault
+        raise
     except (OSError, ValueError, pyarrow.lib.ArrowException) as error:
         raise UserError(
             f"{path}: cannot be read ({first_line(error)}); remove the run's directory and make it again"
