@@ -69,6 +69,9 @@ def read_rows(
         table = pyarrow.parquet.read_table(path, columns=columns, filters=filters, page_checksum_verification=True)
         if missing := set(columns or ()) - set(table.column_names):
             raise ValueError(f"no column {min(missing)}")
+        for field in table.schema:
+            if not _is_kind(field.name, field.type):
+                raise ValueError(f"its column {field.name} is of {field.type}")
         rows: list[dict[str, Any]] = table.to_pylist()
     except MemoryError:  # of Arrow, too: not the file's fault
         raise
@@ -77,6 +80,16 @@ def read_rows(
             f"{path}: cannot be read ({first_line(error)}); remove the run's directory and make it again"
         ) from error
     return rows
+
+
+def _is_kind(name: str, kind: pyarrow.DataType) -> bool:
+    """Return whether a column's values are of the kind that a run writes."""
+    types = pyarrow.types
+    if name in ("question", "answer", "completion", "verdict", "subject", "positive"):
+        return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_null(kind))
+    if name == "level":
+        return bool(types.is_integer(kind) or types.is_null(kind))
+    return name != "problem" or not types.is_nested(kind)
 
 
 def first_rows(path: str | Path, count: int) -> list[dict[str, Any]]:
