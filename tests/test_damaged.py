@@ -162,7 +162,8 @@ def test_a_models_own_code_is_not_run_and_nobody_is_asked(folder, tmp_path, comm
     (run / "checkpoints").mkdir(parents=True)
     shutil.copytree(folder, run / "checkpoints" / "final")
     OmegaConf.save(OmegaConf.structured(compose_config("dataset=ladder")), run / "config.yaml")
-    (run / "summary.json").write_text("{}")
+    summary = {"metrics": {}, "device": "d", "identity": "i", "git": "g", "versions": {}}
+    (run / "summary.json").write_text(json.dumps(summary))
     line = [f"{run}"] if command == "export" else ["model=hf", f"model.path={folder}", f"output_dir={tmp_path}"]
     monkeypatch.setattr("sys.argv", ["expo", command, *line])
     with pytest.raises(SystemExit) as ended:
