@@ -2,6 +2,7 @@
 
 import importlib
 import io
+import locale
 import os
 import re
 import select
@@ -72,10 +73,18 @@ class RunFailed(Exception):
 
 def main() -> None:
     """Run the command that the process was started with, and exit with its code."""
+    # Every Python that this one starts would look for modules in the working folder first, and run a file there, such as
+    # numbers.py, for the module of that name.
+    os.environ["PYTHONSAFEPATH"] = "1"
+    if locale.getencoding().lower() not in ("utf-8", "utf8") and not sys.flags.utf8_mode:  # files are UTF-8 everywhere
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     command, *arguments = map(_at_home, sys.argv[1:] or ["--help"])
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal or a log that takes fewer characters is no reason to end
+            stream.reconfigure(errors="backslashreplace")
     if command in HELP_FLAGS:
-        print(HELP, end="")
-        return
+        sys.exit(reporting(_general_help))
     if command in PROGRAMS:
         sys.exit(reporting(lambda: _load(*PROGRAMS[command])(arguments)))
     if command not in COMMANDS:
@@ -89,6 +98,11 @@ def main() -> None:
 def _at_home(argument: str) -> str:
     """Return an argument with the user's home folder for the `~/` that its value begins with, which the shell leaves there."""
     return re.sub(r"^([^=]+=)~(?=/)", lambda found: found[1] + os.path.expanduser("~"), argument)
+
+
+def _general_help() -> int:
+    print(HELP, end="")
+    return 0
 
 
 def _help(command: str, arguments: list[str]) -> int:
@@ -116,15 +130,15 @@ def reporting(run: Callable[[], int]) -> int:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from expo.config.errors import DISK, EngineError, UserError
+    from expo.config.errors import DISK, EngineError, UserError, first_line
     from expo.config.wording import explain
 
     # Without this, Hydra prints an exception its own way and exits with 1; with it, we see the exception.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal or a log that takes fewer characters is no reason to end
-        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        return run()
+        code = run()
+        sys.stdout.flush()
+        return code
     except RunFailed as error:
         return error.code
     except KeyboardInterrupt:
@@ -146,10 +160,14 @@ def reporting(run: Callable[[], int]) -> int:
             raise
         told = "this user may not do that there; get the right to, or give another place (output_dir=…, output=…)"
         return _complain(f"{error.filename}: {error.strerror}: {told}")
+    except MemoryError as error:
+        return _complain(f"out of memory ({first_line(error)}); give it more (ulimit -v), or take fewer rows", 1)
     except OSError as error:
         if error.errno not in DISK:
             raise
-        return _complain(f"{error}; free some space, and the same command goes on", 1)
+        if not error.filename:  # it is standard output's disk, as of /dev/full
+            _give_up_output()
+        return _complain(f"{error}; {DISK[error.errno]}, and the same command goes on", 1)
 
 
 def _reader_is_gone() -> bool:
@@ -158,8 +176,13 @@ def _reader_is_gone() -> bool:
     poll.register(sys.stdout.fileno(), 0)  # what is wrong with it is told unasked
     gone = any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
     if gone:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_output()
     return gone
+
+
+def _give_up_output() -> None:
+    """Print nothing more: what is left would be tried again at the end, and end in a stack trace."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run_hydra(command: str, arguments: list[str]) -> int:

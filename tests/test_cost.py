@@ -212,7 +212,7 @@ def test_expo_plan_needs_neither_vllm_nor_a_gpu(monkeypatch, capsys):
 
 
 def test_expo_plan_of_a_model_that_nobody_has_is_one_line(tmp_path):
-    with pytest.raises(UserError, match=r"model\.path=.*nowhere: its config cannot be read"):
+    with pytest.raises(UserError, match=r"model\.path=.*nowhere: cannot be loaded"):
         plan_command(compose_config("dataset=ladder", "model=hf", f"model.path={tmp_path}/nowhere"))
 
 

@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import compose_config, make_prompts
+from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 from expo import config
+from expo.cli import main
 from expo.commands.fit import make_run
 from expo.commands.wiring import load_model
 from expo.config import LADDER, UserError, build, check, identity, model_content, pairs_identity
@@ -147,6 +149,30 @@ def test_weights_that_execute_code_are_refused_without_advice_to_run_them(folder
     assert "could execute code" in told
     assert "weights_only" not in told
     assert not (tmp_path / "harm").exists()
+
+
+@pytest.mark.parametrize("command", ["train", "plan", "export"])
+def test_a_models_own_code_is_not_run_and_nobody_is_asked(folder, tmp_path, command, monkeypatch, capsys):
+    settings = json.loads((folder / "config.json").read_text())
+    theirs = {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil", "AutoTokenizer": ["evil.Evil", None]}
+    (folder / "config.json").write_text(json.dumps(settings | {"model_type": "evil", "auto_map": theirs}))
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'harm')!r}, 'w')\nclass Evil: pass\n")
+    monkeypatch.setattr("builtins.input", lambda *words: "y")
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    shutil.copytree(folder, run / "checkpoints" / "final")
+    OmegaConf.save(OmegaConf.structured(compose_config("dataset=ladder")), run / "config.yaml")
+    summary = {"metrics": {}, "device": "d", "identity": "i", "git": "g", "versions": {}}
+    (run / "summary.json").write_text(json.dumps(summary))
+    line = [f"{run}"] if command == "export" else ["model=hf", f"model.path={folder}", f"output_dir={tmp_path}"]
+    monkeypatch.setattr("sys.argv", ["expo", command, *line])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    told = capsys.readouterr().err
+    assert not (tmp_path / "harm").exists()
+    assert (ended.value.code, told.count("\n")) == (2, 1)
+    assert "only code in its own files can load it" in told
+    assert "True" not in told  # no advice to run it
 
 
 @pytest.mark.parametrize(

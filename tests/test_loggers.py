@@ -19,6 +19,7 @@ from expo import config
 from expo.commands import evaluate, score
 from expo.config import UserError, check
 from expo.runs.checkpoints import newest_checkpoint
+from expo.runs.offline import read_offline
 from expo.runs.reading import read_summary
 from expo.runs.tracking import Session, chosen_loggers
 
@@ -72,6 +73,14 @@ def read_mlflow(directory: Path) -> Points:
     }
 
 
+def read_wandb(directory: Path) -> Points:
+    points = defaultdict(list)
+    for row in read_offline(directory).history:
+        for name, value in row.items():
+            points[name].append((row["_step"], value))
+    return points
+
+
 READERS = {"tensorboard": read_tensorboard, "csv": read_csv, "mlflow": read_mlflow}
 
 
@@ -94,6 +103,36 @@ def test_a_logger_has_every_scalar_once_after_a_kill(tmp_path, name):
         steps, values = zip(*sorted(found[scalar]), strict=True)
         assert list(steps) == [step for step, _ in points], scalar  # each once
         assert values == pytest.approx([value for _, value in points], rel=1e-5), scalar
+
+
+KILLED = """\
+import os, signal, sys
+from expo.runs import callbacks
+save = callbacks.save_checkpoint
+def save_and_die(trainer, folder, step, **more):
+    save(trainer, folder, step, **more)
+    if step == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+callbacks.save_checkpoint = save_and_die
+from expo.cli import main
+main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["wandb", *READERS])
+def test_a_sigkill_costs_no_logger_a_step(tmp_path, name):
+    line = [
+        "train", *SMALL, f"logger={name}", *(["logger.wandb.mode=offline"] if name == "wandb" else []), "trainer.max_steps=5",
+        "evaluation.every=2", "trainer.checkpoint_every=1", "rollout.max_completion_tokens=16", f"output_dir={tmp_path}",
+    ]  # fmt: skip
+    for script, code in ((KILLED, -9), ("from expo.cli import main; main()", 0)):
+        done = subprocess.run([sys.executable, "-c", script, *line], cwd=tmp_path, capture_output=True, check=False)
+        assert done.returncode == code, done.stderr
+    (directory,) = tmp_path.glob("ladder*/*/")
+    found = READERS.get(name, read_wandb)(directory)
+    assert [step for step, _ in sorted(found["reward/mean"])] == [1, 2, 3, 4, 5]
+    assert [step for step, _ in sorted(found["pass@4"])] == [0, 2, 4, 5]
 
 
 @pytest.mark.slow

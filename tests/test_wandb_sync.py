@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+from conftest import compose_config
 from test_train import run, scalars
 from test_wandb_online import server  # noqa: F401  (a fixture)
 
@@ -16,8 +17,11 @@ from expo.config import UserError
 from expo.runs import reading
 from expo.runs.arms import settings_of
 from expo.runs.checkpoints import newest_checkpoint
+from expo.runs.directory import Run
 from expo.runs.offline import offline_files, read_offline
+from expo.runs.shorter import replay
 from expo.runs.sync import sync
+from expo.runs.tracking import Session, chosen_loggers
 
 LOG = """
 import sys, wandb
@@ -111,21 +115,64 @@ def teardown() -> None:
     wandb.teardown()  # what is written asynchronously is there now
 
 
+def lose(file, last: int) -> None:
+    """Cut a file off behind a step, as a SIGKILL does: W&B writes in blocks of 32 KiB."""
+    content = file.read_bytes()
+    for size in range(len(content), 0, -200):
+        file.write_bytes(content[:size])
+        if read_offline(file).history[-1]["_step"] == last:
+            return
+
+
+@pytest.mark.runs
+def test_steps_that_were_lost_with_a_kill_are_sent_by_the_next_session(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    cfg = compose_config("logger=wandb", "logger.wandb.mode=offline", f"output_dir={tmp_path}")
+    found = Run(cfg, tmp_path / "ladder" / "a")
+    found.dir.mkdir(parents=True)
+    lines = [{"step": step, "pass@4": 0.1 * step, "loss/total": None} for step in range(7)]
+    (found.dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for first, end in ((0, 9), (7, 10)):  # two steps are made again
+        (logger,) = chosen_loggers(Session(cfg, found.dir, resume_step=first and 6))
+        if first:
+            replay(found, [logger])
+        for step in range(first, end):
+            logger.log_metrics({"pass@4": 0.1 * step}, step)
+        logger.close()
+        teardown()
+        if not first:
+            lose(offline_files(found.dir)[0], 3)
+            empty = (
+                found.dir / "wandb" / "offline-run-20260101_000000-a" / "run-a.wandb"
+            )  # of a kill before the first block
+            empty.parent.mkdir()
+            empty.write_bytes(b"")
+        time.sleep(1)  # W&B names a session by the second
+    history = read_offline(found.dir).history
+    assert [row["_step"] for row in history] == list(range(10))
+    assert [row["pass@4"] for row in history] == pytest.approx([0.1 * step for step in range(10)])
+
+
 @pytest.mark.slow
-def test_a_killed_run_that_was_offline_is_sent_with_each_step_once(online, tmp_path, monkeypatch):
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_killed_run_that_was_offline_is_sent_with_each_step_once(online, tmp_path, monkeypatch, lost):
     """`wandb sync` would send a step that two sessions have twice, and shift all that follow."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     arguments = ["logger=wandb", "trainer.max_steps=6", "evaluation.every=2", "trainer.checkpoint_every=3"]
     _, directory = run(tmp_path / "outputs", *arguments, "trainer.stop_after=5")
     teardown()
     newest_checkpoint(directory).unlink()  # a SIGKILL after step 5 leaves the checkpoint of step 3
+    if lost:  # and another one before the first block was written
+        lose(offline_files(directory)[0], 2)
+        (directory / "wandb" / "offline-run-20260101_000000-a").mkdir()
+        (directory / "wandb" / "offline-run-20260101_000000-a" / "run-a.wandb").write_bytes(b":W&B\x00\x00\x00")
     time.sleep(1)
     assert run(tmp_path / "outputs", *arguments)[0] == 0
     teardown()
-    assert len(offline_files(directory)) == 2
+    assert len(offline_files(directory)) == 2 + lost
     for where in (directory, str(directory), directory / "wandb"):  # the run's folder, or a string
         assert [row["_step"] for row in read_offline(where).history] == [0, 1, 2, 3, 4, 5, 6]
-    assert read_offline(str(offline_files(directory)[0])).summary["status"] == "stopped"
+    assert lost or read_offline(str(offline_files(directory)[0])).summary["status"] == "stopped"
     assert read_offline(directory).summary["status"] == "done"
     monkeypatch.setenv("WANDB_MODE", "online")
     assert sync(tmp_path / "outputs") == 0

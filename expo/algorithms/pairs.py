@@ -48,6 +48,8 @@ class PairStore:
         check_signed(path, "pairs")
         try:
             return self._read(path, step, problems)
+        except MemoryError:  # of Arrow, too: not the file's fault
+            raise
         except (OSError, pa.ArrowException, LookupError, ValueError, TypeError) as error:
             raise UserError(
                 f"pairs={path}: cannot be read ({type(error).__name__}: {first_line(error)}); {AGAIN}"

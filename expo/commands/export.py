@@ -3,11 +3,11 @@
 import os
 from pathlib import Path
 
-from expo.config import UserError, make_folder, restore, take_options
+from expo.config import ModelConf, UserError, make_folder, restore, take_options
+from expo.config.foreign import summary_with
 from expo.config.from_run import run_directory
 from expo.runs.card import model_card
 from expo.runs.files import remove
-from expo.runs.reading import read_summary
 from expo.runs.space import disk_errors
 
 USAGE = "usage: expo export RUN [output=RUN/export] [dtype=float32|bfloat16|float16]"
@@ -28,12 +28,11 @@ def main(arguments: list[str]) -> int:
     cfg = restore(run)
     if not final.is_dir():
         raise UserError(f"{run}: has no finished model (checkpoints/final); finish it with expo train run={run}")
-    if not {"metrics", "device", "identity"} <= (summary := read_summary(run)).keys():
-        raise UserError(f"{run / 'summary.json'}: is not there, or damaged; expo train run={run} writes it again")
     if os.path.lexists(output):
         raise UserError(f"output={output}: is there already; give a folder that is not")
     if options["dtype"] not in ("", *DTYPES):
         raise UserError(f"dtype={options['dtype']}: no such number format; use one of {', '.join(DTYPES)}")
+    summary = summary_with(run, "metrics", "device", "identity", "git", "versions")
     make_folder(output.parent, "output")
     partial = output.with_name(f".{output.name}.partial")
     remove(partial)
@@ -45,16 +44,12 @@ def main(arguments: list[str]) -> int:
 
 
 def _save(final: Path, folder: Path, dtype: str) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
-    if (final / "adapter_config.json").is_file():
-        from peft import AutoPeftModelForCausalLM
+    from expo.model.policy import load_policy
 
-        model = AutoPeftModelForCausalLM.from_pretrained(final, dtype=dtype).merge_and_unload()
-    else:
-        model = AutoModelForCausalLM.from_pretrained(final, dtype=dtype)
+    logging.disable_progress_bar()
+    model, tokenizer = load_policy(ModelConf(path=str(final), dtype=dtype))
     with disk_errors(folder):
         model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(final).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

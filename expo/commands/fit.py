@@ -188,7 +188,7 @@ def explain_failure(error: Exception, run: Run, trainer: Trainer, stop: Stop) ->
         return tell_lost(error)
     # A Ctrl-C reaches an engine in a process of its own, too.
     interrupted = isinstance(error, EngineError) and stop.signal
-    full = isinstance(error, OSError) and error.errno in DISK
+    full = DISK.get(error.errno or 0) if isinstance(error, OSError) else None
     with suppress(*((OSError,) if full else ())):  # of a full disk, the summary says `stopped`, as it stands
         if interrupted:
             run.write_summary("stopped", step=trainer.current_epoch)
@@ -199,7 +199,7 @@ def explain_failure(error: Exception, run: Run, trainer: Trainer, stop: Stop) ->
         return 128 + stop.signal
     remedy = REMEDIES.get(type(error))
     if full:
-        remedy = "free some space, and the same command goes on from the last of them"
+        remedy = f"{full}, and the same command goes on from the last of them"
     if remedy is None:
         return None
     print(f"expo: {' '.join(str(error).split())}; earlier checkpoints are in {run.dir}; {remedy}", file=sys.stderr)

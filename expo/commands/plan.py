@@ -19,12 +19,7 @@ Setting = tuple[str, object]  # a key and its value
 def plan(cfg: Config) -> int:
     """Print memory by part, seconds by part, hours and disk for each number of devices, and settings that fit. Returns the exit code."""
     device = this_machine(cfg.trainer.threads) if cfg.plan.device == "here" else DEVICES[cfg.plan.device]
-    try:
-        works = [Work.of(cfg, n) for n in cfg.plan.devices]
-    except OSError as error:
-        raise UserError(
-            f"model.path={cfg.model.path}: its config cannot be read; check the hub id, your network, or the folder"
-        ) from error
+    works = [Work.of(cfg, n) for n in cfg.plan.devices]
     shape = works[0].shape
     print(
         f"{cfg.name}, {cfg.model.path}, {shape.parameters / 1e9:.2f} G parameters, rollout._target_={cfg.rollout._target_}, "

@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from expo.config import UserError, make_folder, take_options
 from expo.config.errors import first_line
+from expo.config.foreign import summary_with
 from expo.config.naming import NO_RUNS
 from expo.report.comparison import compared
 from expo.report.page import Page, RunData, Table, write
@@ -58,7 +59,12 @@ def main(arguments: list[str]) -> int:
         default = Path(subjects[0])
     output = Path(given["output"] or (default / "report.html" if default.is_dir() else f"{default}.html"))
     make_folder(output.parent, "output")
-    write(replace(page, compared=compared(runs)), runs, output)
+    try:
+        write(replace(page, compared=compared(runs)), runs, output)
+    except OSError as error:
+        raise UserError(
+            f"output={output}: cannot be written ({error.strerror or error}); give another place as output="
+        ) from error
     print(f"report: {output} ({output.stat().st_size / 1024:.0f} KiB, {len(runs)} runs)")
     return 0
 
@@ -205,11 +211,7 @@ def _read_run(directory: Path) -> tuple[RunData, dict[str, Any]]:
         raise UserError(
             f"{directory}: no run directory and no table; give one that has a config.yaml and a summary.json, or one of {known}"
         )
-    summary = read_summary(directory)
-    if not {"name", "seed", "status", "metrics"} <= summary.keys():
-        raise UserError(
-            f"{directory / 'summary.json'}: is not there, or damaged; expo train run={directory} writes it again"
-        )
+    summary = summary_with(directory, "name", "seed", "status", "metrics", "git", "device")
     evaluated = any((directory / "completions").glob("eval*.parquet"))
     rows = final_rows(directory) if evaluated else []
     # Which part of its data an evaluation took is no part of its identity: the directory's name tells.
@@ -250,10 +252,11 @@ def read_runs(directories: list[Path]) -> tuple[Page, list[RunData]]:
     for directory, run in zip(directories, runs, strict=True):
         m = run.summary["metrics"]
         cells = (
-            f"{100 * m[n]:.1f} [{100 * m[n + '_lo']:.1f}, {100 * m[n + '_hi']:.1f}]" if n in m else "–" for n in metrics
+            f"{100 * m[n]:.1f} [{100 * m[n + '_lo']:.1f}, {100 * m[n + '_hi']:.1f}]" if f"{n}_lo" in m else "–"
+            for n in metrics
         )
         shown.append([run.arm, str(run.seed), run.summary["status"], *cells, directory.name])
-    data = [str(own["dataset.name"]) for own in settings]
+    data = [str(own.get("dataset.name")) for own in settings]
     commits = ", ".join(sorted({str(run.summary["git"]) for run in runs}))
     made = f"pass@k of the last evaluation in percent, with 95 % intervals over problems. Commit {commits}, {', '.join(sorted({str(run.summary['device']) for run in runs}))}."
     title = f"{', '.join(dict.fromkeys(run.arm for run in runs))} on {', '.join(dict.fromkeys(data))}"

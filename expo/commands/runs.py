@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from expo.config import UserError, take_options
+from expo.config.foreign import UNREADABLE, content, from_json, why
 from expo.config.key import shown
 from expo.config.own_code import changed_code
 from expo.runs.files import ASIDE, discard, remove, unused
@@ -54,7 +55,7 @@ def list_runs(arguments: Sequence[str]) -> int:
     console = Console()
     if not console.is_terminal:
         console.width = 200
-    console.print(table)
+    console.print(table, markup=False)
     print(f"{len(rows)} runs; expo runs show RUN tells more, --json tells all")
     return 0
 
@@ -125,9 +126,12 @@ def _data(run: RunFolder) -> dict[str, str]:
     path = run.dir / "data.json"
     if not path.is_file():
         return {}
-    account = json.loads(path.read_text())
-    told = {f"rows of {s['name']}": f"{s['rows']}, used {s['used']}" for s in account["sources"]}
-    return told | {f"problems: {name}": str(part["problems"]) for name, part in account["parts"].items()}
+    try:
+        account = from_json(content(path))
+        told = {f"rows of {s['name']}": f"{s['rows']}, used {s['used']}" for s in account["sources"]}
+        return told | {f"problems: {name}": str(part["problems"]) for name, part in account["parts"].items()}
+    except (*UNREADABLE, LookupError, TypeError, AttributeError) as error:
+        return {"rows": f"cannot be read: {path.name}: {why(error)}"}
 
 
 def diff(arguments: Sequence[str]) -> int:
@@ -135,6 +139,9 @@ def diff(arguments: Sequence[str]) -> int:
     runs = _runs(arguments, "diff")
     if len(runs) != 2:
         raise UserError(f"runs diff: {len(runs)} runs; give two run directories")
+    for run in runs:
+        if run.flaw:
+            raise UserError(f"{run.dir}: cannot be read ({run.flaw}); make the run again")
     one, two = runs
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("", str(one.dir), str(two.dir)):

@@ -47,7 +47,7 @@ def plugins() -> tuple[Path, ...]:
     names = [e.value for e in importlib.metadata.entry_points(group=ENTRY_POINTS)]
     named = [name.strip() for name in os.environ.get(PLUGINS_VARIABLE, "").split(",") if name.strip()]
     if named and "" not in sys.path:
-        sys.path.insert(0, "")  # a module in the working folder, as `python -m` would find it
+        sys.path.append("")  # the working folder, where nothing that is installed has the name
     folders = []
     for name in [*names, *named]:
         try:

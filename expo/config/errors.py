@@ -2,7 +2,11 @@
 
 import errno
 
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)  # the disk's fault, not the program's
+# The disk's fault, not the program's -> what to do about it.
+DISK = {
+    errno.ENOSPC: "free some space", errno.EDQUOT: "free some space", errno.EROFS: "make the disk writable",
+    errno.EFBIG: "raise the limit of a file's size", errno.EIO: "look after the disk",
+}  # fmt: skip
 
 
 class UserError(Exception):

@@ -2,8 +2,8 @@
 
 import dataclasses
 import glob
+import io
 import itertools
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -15,10 +15,10 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from expo.config.compose import conf_dir, for_command, named, register, typed
-from expo.config.errors import UserError, first_line
+from expo.config.errors import UserError
+from expo.config.foreign import UNREADABLE, flat_config, read_summary, why, yaml_text
 from expo.config.identity import identity, model_content, runtime_keys
 from expo.config.key import ALWAYS_IN, FORMER, OPTIONS, declaration, flat, shown, with_groups
 from expo.config.model import ModelConf
@@ -62,7 +62,7 @@ def restore(directory: Path) -> Config:
 def _not_loaded(tree: Mapping[str, Any], directory: Path) -> str:
     """Return the packages of a run's own that have declared nothing here, as EXPO_PLUGINS takes them; "" where all have."""
     targets = [str(value) for key, value in flat(tree).items() if key.endswith("_target_")]
-    files = _summary_of(directory).get("own_code", {})
+    files = read_summary(directory).get("own_code", {})
     own = {*own_packages(targets), *(file.partition("/")[0].removesuffix(".py") for file in files)}
     return ",".join(sorted(own - {node.__module__.partition(".")[0] for node in OPTIONS.values()}))
 
@@ -70,11 +70,10 @@ def _not_loaded(tree: Mapping[str, Any], directory: Path) -> str:
 def config_tree(path: Path) -> dict[str, Any]:
     """Return a config.yaml as plain data. It may be others': nothing in it is resolved. Raises UserError for one that cannot be read."""
     try:
-        tree = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except (YAMLError, OmegaConfBaseException, ValueError, AttributeError, OSError) as error:
-        raise UserError(f"{path}: cannot be read ({first_line(error)}); make the run again") from error
-    if not isinstance(tree, dict):
-        raise UserError(f"{path}: no config; make the run again")
+        tree = OmegaConf.to_container(OmegaConf.load(io.StringIO(yaml_text(path))), resolve=False)
+        flat_config(tree)
+    except (*UNREADABLE, OmegaConfBaseException, AttributeError) as error:
+        raise UserError(f"{path}: cannot be read ({why(error)}); make the run again") from error
     return cast(dict[str, Any], tree)
 
 
@@ -174,25 +173,16 @@ def config_from_run(command: str, arguments: Sequence[str]) -> Config:
 
 def _changed_since(own: Config, directory: Path) -> bool:
     """Return whether a run's data file or model folder is another one than when the run was made, as far as can be told."""
-    made_of = _summary_of(directory).get("identity")
+    made_of = read_summary(directory).get("identity")
     try:
         return made_of is not None and made_of != identity(own)
     except OSError:  # nothing is at the path: another check says so
         return False
 
 
-def _summary_of(directory: Path) -> dict[str, Any]:
-    """Return summary.json; {} for none, or a damaged one."""
-    try:
-        found = json.loads((directory / "summary.json").read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def _measured(own: Config, directory: Path) -> Config:
     """Return the config with the run's finished model, and with `dataset.limit` as `expo evaluate` means it."""
-    final, summary = directory / "checkpoints" / "final", _summary_of(directory)
+    final, summary = directory / "checkpoints" / "final", read_summary(directory)
     if not final.is_dir() or summary.get("status", "done") != "done":
         raise UserError(
             f"run={directory}: has no finished model (checkpoints/final); finish it with expo train run={directory}"

@@ -160,7 +160,7 @@ def _add_files(digest: "hashlib._Hash", folder: Path) -> None:
     first. The shipped ladder policy is known by its start, as in older versions: it does not change.
     """
     kinds = (".json", ".safetensors", ".bin", ".jinja")
-    for file in sorted(f for f in folder.iterdir() if f.suffix in kinds and f.name != RECIPE):
+    for file in sorted(f for f in folder.iterdir() if f.suffix in kinds and f.name != RECIPE and f.is_file()):
         size = file.stat().st_size
         with file.open("rb") as content:
             digest.update(f"{file.name} {size}".encode() + content.read(START))

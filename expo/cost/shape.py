@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from expo.config import LADDER
 from expo.model import small
+from expo.model.policy import NO_CODE, not_loaded
 from expo.model.shapes import config_of
 
 
@@ -31,15 +32,18 @@ class Shape:
 
 @cache
 def shape(path: str) -> Shape:
-    """Return the shape of a model by hub id, local folder, or the name of a shape. Raises OSError where its config cannot be read."""
+    """Return the shape of a model by hub id, local folder, or the name of a shape. Raises UserError where its config cannot be read."""
     config = small.random_tiny()[0].config if path == "random_tiny" else config_of(path)
-    return shape_of(config or AutoConfig.from_pretrained(LADDER if path == "ladder" else path))
+    try:
+        return shape_of(config or AutoConfig.from_pretrained(LADDER if path == "ladder" else path, **NO_CODE))
+    except Exception as error:  # whatever stands in it
+        raise not_loaded(path, error) from error
 
 
 def shape_of(config: Any) -> Shape:
     """Return the shape of a model of this config."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config, **NO_CODE)
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     linear = [m for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
     config = config.get_text_config()

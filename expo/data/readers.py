@@ -205,8 +205,9 @@ class Reader:
             return self._hub_rows(split)
         if path.endswith(".parquet"):
             try:
-                rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path).to_pylist()
-                return rows
+                return _parquet_rows(Path(path))
+            except MemoryError:  # of Arrow, too: not the file's fault
+                raise
             except pyarrow.ArrowException as error:
                 reason = first_line(error)
                 raise UserError(
@@ -230,6 +231,24 @@ class Reader:
             ) from error
         whole: Iterable[dict[str, Any]] = datasets.concatenate_datasets(parts)
         return whole
+
+
+UNPACKED, TIMES = 2**30, 200  # bytes that a parquet file may unpack to, or that many times its own
+
+
+def _parquet_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a file. Raises UserError for one that unpacks to far more than its size: a few KB can hold a terabyte."""
+    rows: list[dict[str, Any]] = []
+    size, most = 0, max(UNPACKED, TIMES * path.stat().st_size)
+    for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=256):
+        new = batch.to_pylist()
+        rows += new
+        size += sum(len(value) for row in new for value in row.values() if isinstance(value, str))
+        if size > most:
+            raise UserError(
+                f"dataset.path={path}: has {path.stat().st_size} bytes and unpacks to over {most}; give fewer rows, or JSON lines"
+            )
+    return rows
 
 
 def _json_row(line: bytes) -> dict[str, Any] | BadRow:

@@ -24,6 +24,9 @@ from expo.model.formats import as_numbers, four_bits, in_4bit, steady, with_floa
 from expo.model.prompts import turn_end
 
 log = logging.getLogger(__name__)
+NO_CODE: dict[str, Any] = {
+    "trust_remote_code": False
+}  # else transformers asks whether to run a model's own code, of whoever is there
 ROUNDED = "trained_in_4bit.txt"  # beside an adapter whose base was held in 4 bits
 
 
@@ -34,11 +37,11 @@ def load_policy(conf: ModelConf) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
     """
     path = conf.path
     source = str(LADDER) if path == "ladder" else path
-    options: dict[str, Any] = {"dtype": conf.dtype, "attn_implementation": conf.attention}
+    options: dict[str, Any] = {"dtype": conf.dtype, "attn_implementation": conf.attention, **NO_CODE}
     if conf.load_in_4bit:
         options["quantization_config"] = four_bits(getattr(torch, conf.dtype))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=conf.revision)
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=conf.revision, **NO_CODE)
         model, lacking = _whole_model(source, conf.revision, options)
     except pickle.UnpicklingError as error:
         raise UserError(
@@ -47,10 +50,7 @@ def load_policy(conf: ModelConf) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
     except Exception as error:  # of whatever library reads the file that is damaged
         if "does not support an attention implementation" in str(error):
             raise UserError(f"model.attention={conf.attention}: {path} has none; set model.attention=eager") from error
-        raise UserError(
-            f"model.path={path}: cannot be loaded ({type(error).__name__}: {first_line(error)}); "
-            "check the hub id, your network and login, or the files of the folder"
-        ) from error
+        raise not_loaded(path, error) from error
     if lacking:
         raise UserError(f"model.path={path}: its files lack {len(lacking)} weights ({lacking[0]}); get the whole model")
     if conf.chat_template is not None:
@@ -105,6 +105,18 @@ def without_dropout(model: nn.Module) -> None:
         for name, value in vars(module).items():
             if isinstance(value, float) and ("dropout" in name or "pdrop" in name):
                 setattr(module, name, 0.0)
+
+
+def not_loaded(path: str, error: Exception) -> UserError:
+    """Return what to tell of a model that transformers does not load."""
+    if "trust_remote_code" in str(error):  # its advice would be to run the code
+        return UserError(
+            f"model.path={path}: only code in its own files can load it (auto_map), and expo runs none; choose a model that transformers knows"
+        )
+    return UserError(
+        f"model.path={path}: cannot be loaded ({type(error).__name__}: {first_line(error)}); "
+        "check the hub id, your network and login, or the files of the folder"
+    )
 
 
 def prepared(model: Any, conf: ModelConf) -> PreTrainedModel:

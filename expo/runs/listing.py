@@ -9,13 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from expo.config.dataset import MEASURING
 from expo.config.errors import UserError
+from expo.config.foreign import UNREADABLE, config_of, summary_of, why
 from expo.config.from_run import run_directory
 from expo.config.identity import changing
-from expo.config.key import flat, shown
+from expo.config.key import shown
 from expo.runs.files import LOCK, is_held
 from expo.runs.health import marks_of
 from expo.runs.reading import read_lines, read_summary
@@ -36,10 +35,19 @@ class RunFolder:
     def config(self) -> dict[str, Any]:
         """Return every key of config.yaml, flat; {} where it cannot be read."""
         try:
-            found = flat(yaml.load((self.dir / "config.yaml").read_text(), Loader=yaml.CSafeLoader))
-        except (OSError, yaml.YAMLError):
+            return config_of(self.dir)
+        except UNREADABLE:
             return {}
-        return found if "" not in found else {}
+
+    @property
+    def flaw(self) -> str:
+        """Return why a file of it cannot be read; "" where all can."""
+        for name, read in (("summary.json", summary_of), ("config.yaml", config_of)):
+            try:
+                read(self.dir)
+            except UNREADABLE as error:
+                return f"{name}: {why(error)}"
+        return ""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -53,7 +61,9 @@ class RunFolder:
 
     @property
     def status(self) -> str:
-        """Return done, stopped, failed, or running where a process works on it."""
+        """Return done, stopped, failed, running where a process works on it, or why it cannot be read."""
+        if flaw := self.flaw:
+            return f"cannot be read: {flaw}"
         status = str(self.summary.get("status", "unknown"))
         return "running" if status != "done" and self.in_use else status
 

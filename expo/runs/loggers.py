@@ -19,20 +19,22 @@ from expo.config.errors import first_line
 from expo.runs.directory import git_commit
 from expo.runs.files import remove
 from expo.runs.offline import offline_files, read_offline
-from expo.runs.reading import read_lines
 from expo.runs.tracking import Session, Tracker
 
 
 class Wandb(Tracker, WandbLogger):
-    """W&B, under the run's own id. Its step is the number of steps done: Lightning leaves it to count calls, from 0 again in every session."""
+    """W&B, under the run's own id. Its step is the number of steps done: Lightning leaves it to count calls, from 0 again in every session.
+
+    Offline it writes in blocks of 32 KiB: a SIGKILL takes the steps of the last one along.
+    """
+
+    skips_sent = True
 
     def __init__(self, conf: WandbLoggerConf, session: Session):
         from wandb.errors import Error as WandbError  # here, since its import takes half a second
 
         options = asdict(conf.wandb)
         mode = options.pop("mode")
-        # `wandb sync` would send them twice, and shift what follows. Online, W&B itself leaves them out.
-        self.sent_steps = _last_step(session.directory) if session.resume_step and mode == "offline" else -1
         cfg, before = session.cfg, "" if session.command == "train" else f"{session.command}-"
         super().__init__(
             name=f"{before}{cfg.name}-s{cfg.seed}", id=session.id, save_dir=session.directory, offline=mode == "offline",
@@ -40,9 +42,13 @@ class Wandb(Tracker, WandbLogger):
             **({"mode": mode} if mode == "disabled" else {}), **options,
         )  # fmt: skip
         try:
-            self.experiment  # noqa: B018  (starts the run now, so that a missing key is found before any work)
+            begun_at = (
+                self.experiment.starting_step
+            )  # starts the run now, so that a missing key is found before any work
         except WandbError as error:
             raise UserError(f"logger.wandb.mode={mode}: {_no_wandb(error)}") from error
+        # `wandb sync` would send them twice, and shift what follows.
+        self.sent_steps = max(_last_step(session.directory), begun_at - 1) if session.resume_step else -1
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Send scalars, but those of a step that an earlier session has sent: after a SIGKILL, some are made again, with the same numbers."""
@@ -91,17 +97,14 @@ class TensorBoard(Tracker, TensorBoardLogger):
 
 
 class Csv(Tracker, CSVLogger):
-    """`csv/metrics.csv` in the run's directory. Lightning begins it anew in every session: what metrics.jsonl has goes in first."""
+    """`csv/metrics.csv` in the run's directory. Lightning begins it anew in every session, so that no step is one sent before."""
 
-    has_earlier = True
+    skips_sent = True
 
     def __init__(self, conf: CsvLoggerConf, session: Session):
         if session.command == "train":  # else the earlier file stays until Lightning has something new
             remove(session.directory / "csv")
         super().__init__(session.directory, name="", version="csv", flush_logs_every_n_steps=1)
-        for line in read_lines(session.directory) if session.resume_step else []:
-            step = line.pop("step")
-            self.log_metrics({name: value for name, value in line.items() if value is not None}, step)
 
 
 def log_finished_table(

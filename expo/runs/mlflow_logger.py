@@ -27,6 +27,8 @@ MLFLOW_STATUS = {"done": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 class Mlflow(Tracker, MLFlowLogger):
     """MLflow. It makes up a run's id, so that expo's own is a tag, by which a resumed run is found again."""
 
+    skips_sent = True
+
     def __init__(self, conf: MlflowLoggerConf, session: Session):
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nothing leaves the machine unasked
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # 7 are minutes, at every step
@@ -91,7 +93,8 @@ class Mlflow(Tracker, MLFlowLogger):
         while self.kept:
             metrics, step = self.kept[0]
             try:
-                super().log_metrics({n: v for n, v in metrics.items() if step > self._last_step(n)}, step)
+                if new := {n: v for n, v in metrics.items() if step > self._last_step(n)}:
+                    super().log_metrics(new, step)
             except MlflowException as error:
                 if not self.warned:
                     log.warning(

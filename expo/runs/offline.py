@@ -1,7 +1,9 @@
 """Read the files of offline W&B runs (`wandb/offline-run-*/run-*.wandb`) back, without W&B's servers."""
 
 import json
+import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,9 @@ class OfflineRun:
 
 def offline_files(folder: str | Path) -> list[Path]:
     """Return the offline files in a folder and all below it, the oldest session first: its folder's name begins with the time."""
-    found = [path for path in Path(folder).rglob("*.wandb") if path.parent.name.startswith("offline-run-")]
+    found = [
+        path for path in Path(folder).rglob("*.wandb") if path.parent.name.startswith("offline-run-") and path.is_file()
+    ]
     return sorted(found, key=lambda path: (path.parent.name, path))
 
 
@@ -49,10 +53,14 @@ def read_offline(path: str | Path) -> OfflineRun:
 
 def _read(path: Path, run: OfflineRun) -> None:
     """Add what a file has to a run."""
+    from google.protobuf.message import DecodeError
     from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
-    for data in _records(path):
-        record = Record.FromString(data)
+    for _, data in _records(path):
+        try:
+            record = Record.FromString(data)
+        except DecodeError:  # damaged: W&B reads no further either
+            return
         kind = record.WhichOneof("record_type")
         if kind == "run":
             r = record.run
@@ -73,12 +81,25 @@ def _read(path: Path, run: OfflineRun) -> None:
 
 
 def _items(items: Any) -> dict[str, Any]:
-    return {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items}
+    found = {}
+    for item in items:
+        with suppress(ValueError):  # a damaged value
+            found[item.key or ".".join(item.nested_key)] = json.loads(item.value_json)
+    return found
 
 
-def _records(path: Path) -> Iterator[bytes]:
+def end_whole(path: Path) -> bool:
+    """Cut off the record that a kill has left half written: W&B would not take the file for sent. Returns whether there is any record."""
+    end = max((end for end, _ in _records(path)), default=0)
+    if 0 < end < path.stat().st_size:
+        os.truncate(path, end)
+    return end > 0
+
+
+def _records(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield where each whole record ends, and what it holds."""
     data = path.read_bytes()
-    if data[:4] != b":W&B":
+    if not b":W&B".startswith(data[:4]):  # a kill may leave an empty file
         raise ValueError(f"{path}: not a .wandb file: it does not begin with :W&B")
     position, parts = FILE_HEADER, b""
     while position + RECORD_HEADER <= len(data):
@@ -93,4 +114,4 @@ def _records(path: Path) -> Iterator[bytes]:
             return
         parts = part if kind in (FULL, FIRST) else parts + part
         if kind in (FULL, LAST):
-            yield parts
+            yield position, parts

@@ -1,6 +1,5 @@
 """Read run directories back, given as strings or paths. Imports nothing heavy."""
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -10,24 +9,32 @@ from typing import Any
 import pyarrow.parquet
 
 from expo.config.errors import UserError, first_line
+from expo.config.foreign import from_json
+from expo.config.foreign import read_summary as read_summary
 
 Curve = tuple[list[tuple[int, float]], list[tuple[int, float]]]
 
 
+LONGEST_LINE = 2**20  # bytes; the scalars of a step have some thousand
+SCALARS = {int, float, type(None)}
+
+
 def read_lines(directory: str | Path) -> list[dict[str, Any]]:
-    """Return metrics.jsonl, without lines that are no whole record: one that is being written, or damaged ones."""
+    """Return metrics.jsonl, without lines that are no whole record of scalars: one that is being written, or damaged ones."""
     path = Path(directory, "metrics.jsonl")
-    found = [_record(line) for line in path.read_bytes().split(b"\n")] if path.is_file() else []
-    return [record for record in found if isinstance(record.get("step"), int)]
+    if not path.is_file():
+        return []
+    with path.open("rb") as file:
+        records = [_record(line) for line in iter(lambda: file.readline(LONGEST_LINE), b"")]
+    return [r for r in records if type(r.get("step")) is int and set(map(type, r.values())) <= SCALARS]
 
 
 def _record(text: bytes) -> dict[str, Any]:
     """Return a JSON object; {} for what is none."""
     try:
-        found = json.loads(text)
+        return from_json(text)
     except (ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def read_curve(directory: str | Path, metric: str = "pass@4") -> Curve:
@@ -38,12 +45,6 @@ def read_curve(directory: str | Path, metric: str = "pass@4") -> Curve:
 def read_points(directory: str | Path, name: str) -> list[tuple[int, float]]:
     """Return (step, value) of one scalar, where it is defined."""
     return [(line["step"], line[name]) for line in read_lines(directory) if line.get(name) is not None]
-
-
-def read_summary(directory: str | Path) -> dict[str, Any]:
-    """Return the run's summary, {} where there is none, or a damaged one: the run is not known to be done then."""
-    path = Path(directory, "summary.json")
-    return _record(path.read_bytes()) if path.is_file() else {}
 
 
 def last_evaluation(directory: str | Path, step: int | None = None) -> dict[str, Any]:
@@ -69,15 +70,32 @@ def read_rows(
     Raises UserError for a file that cannot be read.
     """
     try:
+        if not Path(path).is_file():  # a fifo would be waited for
+            raise ValueError("it is no plain file")
         table = pyarrow.parquet.read_table(path, columns=columns, filters=filters, page_checksum_verification=True)
         if missing := set(columns or ()) - set(table.column_names):
             raise ValueError(f"no column {min(missing)}")
+        for field in table.schema:
+            if not _is_kind(field.name, field.type):
+                raise ValueError(f"its column {field.name} is of {field.type}")
         rows: list[dict[str, Any]] = table.to_pylist()
+    except MemoryError:  # of Arrow, too: not the file's fault
+        raise
     except (OSError, ValueError, pyarrow.lib.ArrowException) as error:
         raise UserError(
             f"{path}: cannot be read ({first_line(error)}); remove the run's directory and make it again"
         ) from error
     return rows
+
+
+def _is_kind(name: str, kind: pyarrow.DataType) -> bool:
+    """Return whether a column's values are of the kind that a run writes."""
+    types = pyarrow.types
+    if name in ("question", "answer", "completion", "verdict", "subject", "positive"):
+        return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_null(kind))
+    if name == "level":
+        return bool(types.is_integer(kind) or types.is_null(kind))
+    return name != "problem" or not types.is_nested(kind)
 
 
 def first_rows(path: str | Path, count: int) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from expo.runs.checkpoints import BEST, newest_checkpoint, step_of
 from expo.runs.directory import Run
 from expo.runs.files import beside, unused
 from expo.runs.reading import last_evaluation, read_lines, read_rows, read_summary, step_in
-from expo.runs.tracking import trackers
+from expo.runs.tracking import JsonlLogger, trackers
 
 TAKEN = ".taken_over"  # there until the loggers have been told of the steps taken over
 
@@ -69,14 +69,15 @@ def inherit(run: Run, evaluator: Evaluator) -> int:
 
 
 def replay(run: Run, loggers: Sequence[Logger]) -> None:
-    """Send the scalars of the steps that a run has taken over to the loggers that have not seen them; once."""
+    """Send the scalars of earlier sessions to the loggers that may lack some; those taken over from a shorter run to all, once."""
     taken = run.dir / TAKEN
-    if taken.is_file():
-        for tracker in (t for t in trackers(loggers) if not t.has_earlier):
+    for tracker in trackers(loggers):
+        if tracker.skips_sent or (taken.is_file() and not isinstance(tracker, JsonlLogger)):
             for line in read_lines(run.dir):
                 defined = {name: value for name, value in line.items() if name != "step" and value is not None}
                 tracker.log_metrics(defined, line["step"])
-        taken.unlink()
+    if run.writes:
+        taken.unlink(missing_ok=True)
 
 
 def _shorter(run: Run) -> Iterator[tuple[int, Run]]:

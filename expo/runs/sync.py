@@ -7,7 +7,7 @@ from pathlib import Path
 
 from expo.config import UserError
 from expo.runs.listing import RunFolder
-from expo.runs.offline import offline_files
+from expo.runs.offline import end_whole, offline_files
 
 # W&B would try for hours to reach a server that is not there. The user's own values come before these.
 RETRIES = {f"WANDB_X_{part}_RETRY_MAX": "4" for part in ("GRAPHQL", "FILE_STREAM", "FILE_TRANSFER")}
@@ -23,7 +23,7 @@ def sync(folder: Path) -> int:
         raise UserError(f"{folder}: no such folder; give the one that the runs are under, as expo wandb sync outputs")
     files = offline_files(folder)
     under_way = [file for file in files if _under_way(file)]
-    todo = [file for file in files if not _sent(file) and file not in under_way]
+    todo = [file for file in files if not _sent(file) and file not in under_way and end_whole(file)]
     for number, file in enumerate(todo, 1):
         reason = _send(file)
         if reason is not None:
@@ -31,7 +31,7 @@ def sync(folder: Path) -> int:
                   "the same command goes on", file=sys.stderr)  # fmt: skip
             return 1
         print(f"{file.parent}: sent as {file.stem.removeprefix('run-')} ({number} of {len(todo)})", flush=True)
-    already = len(files) - len(todo) - len(under_way)
+    already = sum(_sent(file) for file in files if file not in under_way) - len(todo)
     told = [f"{_count(len(todo))} sent", f"{already} sent before"] + (
         [f"{len(under_way)} under way"] if under_way else []
     )

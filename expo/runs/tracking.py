@@ -43,7 +43,9 @@ class Tracker(Logger):
     """What expo asks of a logger beside what Lightning does. Inherited before one of Lightning's loggers, which does the rest."""
 
     keeps_undefined = False  # whether it takes a step's scalars that are None
-    has_earlier = False  # whether it has the steps that a run took over from a shorter one
+    skips_sent = (
+        False  # whether it leaves out the scalars that an earlier session has sent: then it is given all of them again
+    )
 
     def log_rows(self, name: str, columns: list[str], rows: list[list[Any]], step: int | None) -> None:
         """Show a completions table, where the logger shows tables: completions/*.parquet has all rows."""
@@ -66,7 +68,6 @@ class JsonlLogger(Tracker):
     """
 
     keeps_undefined = True
-    has_earlier = True
 
     def __init__(self, path: Path, resume_step: int):
         self.path = path

@@ -21,7 +21,7 @@ def is_signed(path: Path) -> bool:
 
 def check_signed(path: Path, what: str) -> None:
     """Raise UserError where a file is not what was written. Args: what, its name in the message."""
-    if _digest_file(path).read_text() != hashlib.sha256(path.read_bytes()).hexdigest():
+    if _digest_file(path).read_text(errors="replace") != hashlib.sha256(path.read_bytes()).hexdigest():
         raise UserError(f"{what}={path}: not what was written there (its SHA-256 differs); {AGAIN}")
 
 

@@ -32,7 +32,7 @@ def sweep_file(request: Request, arguments: Sequence[str], project: str, entity:
         "method": "grid",
         **({"metric": {"name": column, "goal": "maximize"}} if column.startswith("pass@") else {}),
         "parameters": {name: {"values": values} for name, values in grid.items()},
-        "command": ["${env}", "${interpreter}", "-m", "${program}", "wandb", "run", *arguments, *logger, "${args_no_hyphens}"],
+        "command": ["${env}", "${interpreter}", "-P", "-m", "${program}", "wandb", "run", *arguments, *logger, "${args_no_hyphens}"],
     }  # fmt: skip
 
 

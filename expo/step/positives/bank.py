@@ -80,6 +80,8 @@ class Bank:
                 (row["step"], row["row"], (tuple(row["prompt"]), row["ids"], row["truncated"]))
                 for row in table.to_pylist()
             ]
+        except MemoryError:  # of Arrow, too: not the file's fault
+            raise
         except (OSError, pa.ArrowException, LookupError, ValueError, TypeError) as error:
             raise UserError(
                 f"bank={path}: cannot be read ({type(error).__name__}: {first_line(error)}); {AGAIN}"

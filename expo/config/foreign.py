@@ -1,0 +1,171 @@
+"""Read small files that others may have left: plain files of a bounded size, as plain data of the shape that a run leaves.
+
+Opening a fifo would wait for ever, YAML's aliases can make gigabytes of a few bytes, and a value of another kind would end in a stack trace
+wherever it is used. Imports nothing heavy.
+"""
+
+import json
+import math
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from expo.config.errors import UserError, first_line
+from expo.config.key import flat, shown
+
+LARGEST = 2**24  # bytes; a config or a summary has some thousand
+DEEPEST = 32  # levels of a config
+LONGEST = 18  # digits of a whole number
+# What reading a file that is not as it should be raises.
+UNREADABLE = (OSError, ValueError, RecursionError, yaml.YAMLError)
+
+Check = Callable[[Any], bool]
+
+
+def content(path: Path) -> bytes:
+    """Return what a file holds. Raises ValueError for a fifo and its like, and for a large one; OSError where there is none."""
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError("it is no plain file")
+        if found.st_size > LARGEST:
+            raise ValueError(f"it has {found.st_size / 2**20:.0f} MiB, and {LARGEST / 2**20:.0f} are read")
+        return file.read()
+
+
+def from_json(text: bytes) -> dict[str, Any]:
+    """Return a JSON object. Raises ValueError for what is none, and for a whole number of many digits."""
+    found = json.loads(text, parse_int=_whole)
+    if not isinstance(found, dict):
+        raise ValueError("it is no JSON object")
+    return found
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > LONGEST:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
+
+
+def yaml_text(path: Path) -> str:
+    """Return a YAML file as text that is safe to load. Raises UNREADABLE where it is not: it has aliases, or nests deeply."""
+    text, depth = content(path).decode(), 0
+    for event in yaml.parse(text, Loader=yaml.CSafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError(f"it has an alias (*{event.anchor}), which no config of expo has")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise ValueError(f"it nests deeper than {DEEPEST} levels")
+    return text
+
+
+def is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def or_none(check: Check) -> Check:
+    return lambda value: value is None or check(value)
+
+
+def named(check: Check) -> Check:
+    """Return the check of a JSON object whose values all pass one."""
+    return lambda value: isinstance(value, dict) and all(map(check, value.values()))
+
+
+def is_metrics(value: Any) -> bool:
+    """Return whether a value is the metrics of an evaluation: what has a lower end of an interval has the upper one, too."""
+    ends = ("", "_lo", "_hi")
+    return named(or_none(is_number))(value) and all(
+        value.get(name.removesuffix("_lo") + end) is not None for name in value if name.endswith("_lo") for end in ends
+    )
+
+
+def is_setting(value: Any) -> bool:
+    """Return whether a value is one that a key may have: YAML has dates, bytes and sets, too."""
+    if isinstance(value, list):
+        return all(map(is_setting, value))
+    return value is None or isinstance(value, bool | str | float) or (is_whole(value) and abs(value) < 10**LONGEST)
+
+
+SUMMARY: dict[str, Check] = {
+    "status": is_text, "identity": is_text, "id": is_text, "arm": is_text, "name": is_text, "seed": is_whole, "git": or_none(is_text),
+    "versions": named(is_text), "device": is_text, "wall_s": is_number, "metrics": is_metrics,
+    "data": named(is_text), "collapses": lambda value: isinstance(value, list), "model_commit": is_text, "step": is_whole,
+    "peak_memory_mb": named(or_none(is_number)), "final": is_text, "reason": is_text, "part": is_text, "problems": is_whole,
+}  # fmt: skip
+CONFIG: dict[str, Check] = {
+    "dataset.name": is_text, "dataset.path": or_none(is_text), "dataset.eval_path": or_none(is_text), "model.path": is_text,
+    "differs": or_none(is_text), "trainer.max_steps": is_whole, "logger.wandb.project": or_none(is_text),
+}  # fmt: skip
+
+
+def summary_of(directory: Path) -> dict[str, Any]:
+    """Return a run's summary. Raises UNREADABLE where there is none, or one of another shape."""
+    found = from_json(content(directory / "summary.json"))
+    _check(found, SUMMARY)
+    return found
+
+
+def read_summary(directory: str | Path) -> dict[str, Any]:
+    """Return a run's summary, {} where there is none, or a damaged one: the run is not known to be done then."""
+    try:
+        return summary_of(Path(directory))
+    except UNREADABLE:
+        return {}
+
+
+def summary_with(directory: Path, *names: str) -> dict[str, Any]:
+    """Return a run's summary. Raises UserError where there is none, or one that lacks a name."""
+    try:
+        found = summary_of(directory)
+        if lacking := set(names) - found.keys():
+            raise ValueError(f"it has no {min(lacking)}")
+    except UNREADABLE as error:
+        raise UserError(
+            f"{directory / 'summary.json'}: cannot be read ({why(error)}); expo train run={directory} writes it again"
+        ) from error
+    return found
+
+
+def config_of(directory: Path) -> dict[str, Any]:
+    """Return every key of a run's config, flat, as text: nothing in it is resolved. Raises UNREADABLE where it is none."""
+    return flat_config(yaml.load(yaml_text(directory / "config.yaml"), Loader=yaml.CSafeLoader))
+
+
+def flat_config(tree: Any) -> dict[str, Any]:
+    """Return the keys of a config, flat. Raises ValueError where it is none."""
+    if not isinstance(tree, dict) or not all(map(is_text, _names(tree))):
+        raise ValueError("it is no config")
+    found = flat(tree)
+    _check(found, dict.fromkeys(found, is_setting) | CONFIG)
+    return found
+
+
+def _names(tree: dict[Any, Any]) -> Iterator[Any]:
+    for name, value in tree.items():
+        yield name
+        if isinstance(value, dict):
+            yield from _names(value)
+
+
+def _check(found: Mapping[str, Any], checks: Mapping[str, Check]) -> None:
+    for name, passes in checks.items():
+        if name in found and not passes(found[name]):
+            raise ValueError(f"{name} is not what a run leaves: {shown(repr(found[name]), 40)}")
+
+
+def why(error: Exception) -> str:
+    """Return what is wrong with a file, in one line."""
+    return error.strerror or first_line(error) if isinstance(error, OSError) else first_line(error)
