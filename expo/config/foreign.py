@@ -96,7 +96,8 @@ def is_setting(value: Any) -> bool:
     """Return whether a value is one that a key may have: YAML has dates, bytes and sets, too."""
     if isinstance(value, list):
         return all(map(is_setting, value))
-    return value is None or isinstance(value, bool | str | float) or (is_whole(value) and abs(value) < 10**LONGEST)
+    plain = value is None or value == {} or isinstance(value, bool | str | float)
+    return plain or (is_whole(value) and abs(value) < 10**LONGEST)
 
 
 SUMMARY: dict[str, Check] = {
