@@ -554,6 +554,14 @@ def test_levels_are_numbers_or_words(tmp_path, values, levels):
     assert {p.level for p in wanted} == {levels[0]}
 
 
+def test_a_level_that_no_row_has_is_told(tmp_path):
+    rows = [{"question": f"{i}?", "answer": i, "hard": word} for i, word in enumerate(["easy", "hard"] * 3)]
+    path = own_file(tmp_path, rows)
+    data = reader("dataset=custom", f"dataset.path={path}", "dataset.columns.level=hard", "dataset.levels=[hrad,easy]")
+    with pytest.raises(UserError, match=r"no row of .* is of level hrad; its levels are easy, hard"):
+        data.whole()
+
+
 def test_an_integer_that_became_a_float_and_lost_digits_is_refused(tmp_path):
     problems, skipped = read_own(
         tmp_path, [{"question": "1?", "answer": 1.3782604899597243e18}, {"question": "2?", "answer": 29.0}]

@@ -3,11 +3,14 @@
 from threading import Thread
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from expo.config import VerifierConf
 from expo.verifier import forms
 from expo.verifier.answers import Verdict, fast_verdict, judge
 from expo.verifier.extraction import LONGEST_TEXT, last_boxed
+from expo.verifier.kinds import KINDS, kind_of
 from expo.verifier.pool import Verifier
 from expo.verifier.spelling import bare, spelled
 
@@ -258,6 +261,61 @@ RIGHT = {
         ("\\frac{3}{4}\\pi\\text{ inches}", "\\frac{3\\pi}{4}"),
         ("(3,4)", "x=3, y=4"),
     ],
+    "found by attack, 2026-11-29": [
+        ("|x-3|", "\\left|x-3\\right|", "|3-x|"),
+        ("|x|+1", "1+|x|"),
+        ("x1+x2", "x2+x1"),
+        ("3:1", "3 to 1"),
+        ("Nf3", "Nf3."),
+        ("192.168.0.1", "192.168.0.1."),
+        ('{"a": 1}', '{"a": 1}.', '{"a": 1.0}'),
+        ("print(x)", "```python\nprint(x)```"),
+        ("foo_bar", "foo\\_bar"),
+        ("CO2", "CO_2", "\\mathrm{CO_2}"),
+        ("H2SO4", "H_2SO_4"),
+        ("12", "12,", "\\boldsymbol{12}", "\\textcolor{red}{12}", "*12*"),
+        ("1/3", "1⁄3", "0.\\bar 3", "0.3333333"),
+        ("1234.5", "1,234 1/2"),
+        ("3+4i", "3 + 4 i"),
+        ("\\ln 2", "ln 2", "ln(2)"),
+        ("(0,1)", "0<x<1"),
+        ("20 degrees Celsius", "20°C", "20 °C"),
+        ("20°C", "20"),
+        ("10 m/s", "10 m/sec"),
+        ("9.8 m/s^2", "9.8 m/s/s", "9.8 m s^{-2}"),
+        ("12 kg·m/s", "12 kg m/s", "12 kg*m/s"),
+        ("5 N·m", "5 N m"),
+        ("10 years", "10 yrs"),
+        ("7 minutes", "7 min."),
+        ("3 million", "3,000,000"),
+        ("$3.5 million", "$3,500,000"),
+        ("A", "Option A", "[A]"),
+        ("the United States", "United States"),
+        ("cat", "the cat"),
+        ("50%", "0.5"),
+        ("12.5\\%", "1/8"),
+        ("0.5", "50%"),
+        ("28/07/1914", "July 28, 1914", "1914-07-28"),
+        ("May 3, 2020", "2020/05/03"),
+        ("(C) 7", "C", "(C)"),
+        ("60 km/h", "60 kph"),
+        ("9 J", "9 J"),
+        ("500 nm", "500nm"),
+        ("50 Hz", "50Hz"),
+        ("100 °C", "100 degrees Celsius"),
+        ("x=2,y=3", "(2,3)"),
+        ("(1,2)", "x=1, y=2"),
+        ("X", "X"),
+        ("R/r", "\\frac{R}{r}"),
+        ("2R", "R\\cdot 2"),
+        ("5", "x+y=5"),
+        ("16", "n^2=16"),
+        ("f'(x)", "f'(x)"),
+        ("\\begin{cases}1&x>0\\end{cases}", "\\begin{cases} 1 & x > 0 \\end{cases}"),
+        ("P(X=2)", "P(X=2)"),
+        ("6 A", "6"),
+        ("\\frac{\\sqrt3}{2}", "0.8660254"),
+    ],
 }
 WRONG = {
     "another number": [
@@ -431,6 +489,52 @@ WRONG = {
     "an ordered pair in another order": [
         ("(1,2)", "2,1"),
     ],
+    "found by attack, 2026-11-29": [
+        ("A", "(A) or (B)", "(A), (B)", "(A)(B)", "A. B. C. D.", "A) is wrong; B is right", "A: no"),
+        ("(C)", "C: not C"),
+        ("x", "X"),
+        ("a+b", "A+B"),
+        ("2\\pi r", "2\\pi R"),
+        ("\\delta", "\\Delta"),
+        ("\\sin x", "\\sin X"),
+        ("y=2x+3", "y=2X+3"),
+        ("\\frac{R}{r}", "1", "\\frac{r}{R}"),
+        ("T-t", "0", "t-T"),
+        ("m+M", "2M"),
+        ("\\begin{cases}1&x>0\\\\0&x\\le0\\end{cases}", "\\begin{cases}0&x>0\\\\1&x\\le0\\end{cases}"),
+        ("x \\equiv 3 \\pmod 5", "x \\equiv 2 \\pmod 5"),
+        ("f'(x)", "f(x)", "f''(x)"),
+        ("y'=2x", "y=2x"),
+        ("\\frac{dy}{dx}", "\\frac{dx}{dy}"),
+        ("5", "2x=5", "3x+1=5", "x+1=5", "-x=5", "1/x=5"),
+        ("(1,2)", "y=1,x=2"),
+        ("(2,3)", "b=2,a=3", "x=2,x=3"),
+        ("x=2,y=3", "(3,2)", "3,2"),
+        ("12", "12 million", "12 dozen", "12...", "5+7 apples", "{5}+{7}"),
+        ("10", "10 squared", "10 base two", "10 approx", "10 rejected", "\\lesssim 10", "\\gg 10", "~10"),
+        ("(100,200)", "100200"),
+        ("(1,234)", "1234"),
+        ("45^\\circ", "45 minutes"),
+        ("5 mW", "5 MW"),
+        ("5 mm", "5 Mm"),
+        ("5 mA", "5 MA"),
+        ("500 nm", "500 Nm"),
+        ("0.5", "0.5%"),
+        ("\\frac13", "0.333333%"),
+        ("0101", "101"),
+        ("red and blue", "red or blue"),
+        ("Paris", "Paris?"),
+        ("NaCl", "NACL"),
+        ("1/3", "0.333334"),
+        ("\\frac{\\sqrt3}{2}", "0.866026"),
+        ("0.1234567890123456", "0.1234567890123457"),
+        ("\\angle ABC", "\\angle ACB"),
+        ("2020", "2020 BC"),
+        ("ls -la", "ls -lA"),
+        ("May 3, 2020", "May 4, 2020"),
+        ("February 28, 2023", "February 30, 2023"),
+        ("T", "t"),
+    ],
 }
 
 
@@ -445,7 +549,7 @@ def verifier():
 
 
 def test_there_are_enough_cases():
-    assert len(cases(RIGHT)) + len(cases(WRONG)) >= 500
+    assert len(cases(RIGHT)) + len(cases(WRONG)) >= 650
 
 
 @pytest.mark.parametrize("reason", RIGHT)
@@ -614,9 +718,8 @@ def test_sides_of_an_equation(answer, gold, expected):
 
 
 def test_what_names():
-    assert forms.names("2x")
-    assert forms.names(r"\frac12 x")
-    assert not forms.names(r"\frac12")
+    assert all(map(forms.names, ("x", "x+y", "n^2", r"\angle A", "f(2)", r"\theta", "a_1", "|AB|")))
+    assert not any(map(forms.names, ("2x", r"\frac12 x", r"\frac12", "x+1", "-x", "x/2", "12")))
 
 
 LATEX = (
@@ -742,3 +845,23 @@ def test_infinity_equals_no_number_whatever_sympy_says(monkeypatch):
     assert judge("x", "x+1-1") is Verdict.CORRECT  # as it says
     assert judge(r"\infty", r"\infty") is Verdict.CORRECT
     judge.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "text", ["a" * 20_000, "ACGT" * 5000, "(" * 5000, "1,2" * 3000, "x_" * 5000, "{" * 5000, "a b " * 3000]
+)
+def test_no_text_is_read_in_more_than_linear_steps(text):
+    """Patterns that back-track over a run of letters once took seconds; the suite would stand still."""
+    assert kind_of(text)
+    assert fast_verdict(text, "12") is not Verdict.CORRECT
+
+
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(
+    st.text(st.sampled_from("\\{}()[]<>$%^_&~#'\"|=+-*/.,:;! 0123456789abixyABRfracsqtdoen√²½°−∞é\n"), max_size=60),
+    st.sampled_from(["12", "x+1", "(1,2)", "A", "May 3, 2020", "a b"]),
+)
+def test_whatever_is_written_is_judged(text, gold):
+    for one, other in ((text, gold), (gold, text)):
+        assert fast_verdict(one, other) in (None, *Verdict)
+    assert kind_of(text) in KINDS

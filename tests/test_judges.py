@@ -1,5 +1,6 @@
 """Judges of one's own, and where an answer is looked for: `verifier=` and `verifier.extract`."""
 
+import contextlib
 import json
 import os
 import re
@@ -155,8 +156,26 @@ def test_a_partial_score_is_wrong_and_what_raises_is_told(own, caplog):
 
 
 def test_a_judge_that_is_not_there_is_told():
-    with pytest.raises(UserError, match=r"verifier.function=no.such.judge: cannot be imported"):
+    with pytest.raises(UserError, match=r"verifier.function=no.such.judge: cannot be called with"):
         Verifier(compose_config("verifier=python", "verifier.function=no.such.judge").verifier)
+
+
+def test_rows_that_no_answer_fits_are_refused_by_line(tmp_path):
+    rows = [{"question": f"{i}?", "answer": answer} for i, answer in enumerate(["A", "carbon dioxide", "(B)", "1?"])]
+    for overrides, reason, lines in (
+        (["verifier=choice"], "the answer is no option", [2, 4]),
+        (["dataset.answer_kind=number"], "the answer is no number", [1, 2, 3, 4]),
+        (["verifier=regex"], "the answer is no regular expression", None),
+    ):
+        reader = rows_of(tmp_path, rows + [{"question": "z", "answer": "(a"}], *overrides)
+        with contextlib.suppress(UserError):
+            reader.whole()
+        skipped = {why.partition(":")[0]: at for why, at in reader.sources[0].skipped.items()}
+        assert skipped[reason] == (
+            [5] if lines is None else [*lines, 5] if reason != "the answer is no option" else [2, 4, 5]
+        )
+    with pytest.raises(UserError, match="two kinds for one answer"):
+        check(compose_config("dataset=gsm8k", "model=random_tiny", "verifier=choice", "dataset.answer_kind=date"))
 
 
 def test_the_identity_knows_the_judge_where_it_is_another():

@@ -33,7 +33,7 @@ NAMES: Mapping[str, Sequence[str]] = {
         "expected",
         "reward_model",
     ),
-    "solution": ("solution", "completion", "reasoning", "rationale", "explanation", "cot"),
+    "solution": ("completion", "solution", "reasoning", "rationale", "explanation", "cot"),
     "level": ("level", "difficulty"),
 }
 NEEDED = ("question", "answer")

@@ -202,9 +202,14 @@ def check_extraction(cfg: Config) -> None:
             f"verifier.extract={how}: finds no answer in {cfg.prompts.final}, which is how prompts.final states one; "
             f"set prompts.final='{places.state}', or prompts=final_line verifier.extract=after:Answer:"
         )
-    if how != "boxed" and "\\boxed" in cfg.prompts.solve:
+    others = [
+        mark
+        for mark in ("\\boxed", "<answer>", "####")
+        if mark not in places.state and mark in cfg.prompts.solve + cfg.prompts.explain
+    ]
+    if others and how != "whole":
         raise UserError(
-            f"verifier.extract={how}: prompts.solve asks for \\boxed{{}}, where the verifier does not look; "
+            f"verifier.extract={how}: prompts.solve or prompts.explain asks for {others[0]}, where the verifier does not look; "
             "set prompts.solve and prompts.explain so that they ask for it (prompts=final_line asks for a line Answer: …)"
         )
 

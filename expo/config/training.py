@@ -149,7 +149,7 @@ ALONE = ("boxed", "last_number", "whole")  # values of `verifier.extract`, and t
 WITH_ARGUMENT = ("after", "tag", "regex")
 ANSWER_KINDS = (
     "auto", "number", "quantity", "percentage", "money", "date", "time", "option", "words", "exact", "json", "list", "expression",
-    "equation", "inequality", "interval", "matrix",
+    "equation", "inequality", "interval", "matrix", "notation",
 )  # fmt: skip
 
 
@@ -191,6 +191,11 @@ class VerifierConf:
             name in ALONE if not colon else name in WITH_ARGUMENT and argument != "",
             f"verifier.extract={self.extract}: names no place of an answer; set one of {', '.join(ALONE)}, "
             f"{', '.join(f'{name}:…' for name in WITH_ARGUMENT)}",
+        )
+        both = f"dataset.answer_kind={cfg.dataset.answer_kind}, verifier.kind={self.kind}"
+        yield (
+            "auto" in (self.kind, cfg.dataset.answer_kind) or self.kind == cfg.dataset.answer_kind,
+            f"{both}: two kinds for one answer; leave one of them out (verifier=exact, choice and json set verifier.kind)",
         )
         if name == "regex":
             try:

@@ -39,7 +39,7 @@ class Source:
         self.used = len(problems)
         self.solutions = sum(p.solution is not None for _, p in problems)
         self.answer_characters = spread([len(p.answer) for _, p in problems])
-        self.kinds = dict(Counter(kind_for(p.answer, p.kind).name for _, p in problems).most_common())
+        self.kinds = dict(Counter(kind_for(p.answer, p.kind).name for _, p in problems if p.kind).most_common())
         first: dict[str, Problem] = {}
         for line, p in problems:
             earlier = first.setdefault(p.asked, p)
@@ -92,7 +92,8 @@ class Account:
                     table.add_row(told, f"{_lines(lines)}; kept to train on, evaluated once")
             table.add_row("with solution", str(s.solutions))
             table.add_row("answers", f"{_spread(s.answer_characters)} characters")
-            table.add_row("", ", ".join(f"{count} {kind}" for kind, count in s.kinds.items()))
+            kinds = ", ".join(f"{count} {kind}" for kind, count in s.kinds.items())
+            table.add_row("", kinds or "compared by a judge of your own")
         for name, part in self.parts.items():
             more = f"; {part.too_long} left out: prompt too long" if part.too_long else ""
             if name == "train" and self.asked_in_held_out:

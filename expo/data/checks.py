@@ -9,7 +9,7 @@ from expo.verifier.answers import Verdict, kind_for
 from expo.verifier.pool import Verifier
 
 NUMBER = r"(-?\d[\d,]*(?:\.\d+)?)"
-SENTENCE = f"the answer is a sentence; set dataset.answer_pattern to find the answer in it, such as '{NUMBER}', or '.+' to take it whole"
+SENTENCE = f"the answer is a sentence; set dataset.answer_pattern to find the answer in it, such as '{NUMBER}', or '.+' to take it whole, or dataset.answer_kind=exact for code"
 # A time-out is no verdict: what a slow machine cannot judge stays in the data.
 REFUSED = (Verdict.INCORRECT, Verdict.UNPARSEABLE)
 
@@ -78,6 +78,8 @@ def _reason(
     number: str | None,
     bare: "Future[Verdict] | None",
 ) -> BadRow | None:
+    if told := verifier.judge.refuses(p):
+        return BadRow(told, repr(p.answer[:80]))
     if itself is not None and itself.result() in REFUSED:
         return BadRow("the verifier cannot read the answer", repr(p.answer[:80]))
     if bare is not None and bare.result() in REFUSED:

@@ -16,6 +16,7 @@ import pyarrow.parquet
 from expo.config import DatasetConf, LadderConf, TableConf, UserError
 from expo.config.errors import first_line
 from expo.config.files import read_lines
+from expo.config.key import shown
 from expo.data import ladder
 from expo.data.account import NAMED, Account, Source
 from expo.data.checks import BadRow, check_text, unusable
@@ -146,6 +147,11 @@ class Reader:
         source = path or f"hub:{split}"
         if source not in self._cache:  # read once: training and evaluation may share a file
             self._cache[source] = self._usable(path, split)
+        known = {str(p.level) for p in self._cache[source]}
+        if self.conf.any_level and (missing := [level for level in levels if str(level) not in known]):
+            raise UserError(
+                f"dataset.levels={shown(levels)}: no row of {source} is of level {missing[0]}; its levels are {', '.join(sorted(known))}"
+            )
         return [p for p in self._cache[source] if not levels or str(p.level) in map(str, levels)]
 
     def _usable(self, path: str | None, split: str) -> list[Problem]:
@@ -161,7 +167,7 @@ class Reader:
                     raise row
                 problem = self.problem(row, f"{source.name}:{line}")
                 check_text(problem)
-                made.append((line, self._ending(replace(problem, kind=self.conf.answer_kind, columns=row))))
+                made.append((line, self._ending(replace(problem, kind=self.answer_kind, columns=row))))
             except (BadRow, KeyError, TypeError, ValueError, AttributeError) as error:
                 reason = f"no column {error}" if isinstance(error, KeyError) else str(error)
                 self._skip(source, line, error if isinstance(error, BadRow) else BadRow(reason))
@@ -183,6 +189,13 @@ class Reader:
                 source.used,
             )
         return [p for _, p in used]
+
+    @property
+    def answer_kind(self) -> str:
+        """Return the kind that all answers are compared by, or `auto`; "" where a judge of one's own compares them."""
+        if not self.verifier.judge.accepts_itself:
+            return ""
+        return self.conf.answer_kind if self.verifier.conf.kind == "auto" else self.verifier.conf.kind
 
     def _ending(self, problem: Problem) -> Problem:
         """Return a problem whose solution ends in the answer, as the verifier reads it."""
@@ -318,7 +331,7 @@ class Columns(Reader):
         if not self.conf.answer_pattern:
             # The answer of a solution, where one column holds both.
             both = self.conf.columns.answer == self.conf.columns.solution
-            return (self.verifier.extraction.of(text) if both else None) or text
+            return (self.verifier.extraction.of(text) if both else last_boxed(text)) or text
         found = list(re.finditer(self.conf.answer_pattern, text))
         if not found:
             raise BadRow("the answer does not match dataset.answer_pattern", repr(text[:80]))

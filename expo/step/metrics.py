@@ -11,32 +11,11 @@ from expo.verifier.answers import Verdict
 # Loss terms that every run logs; an algorithm's own are logged after them.
 LOSS_TERMS = ("loss/total", "loss/policy", "loss/kl", "loss/sft", "loss/preference")
 # What algorithms of expo add up beside their loss terms; it is logged under names of its own.
-OWN_SUMS = frozenset(
-    [
-        "updates",
-        "tokens",
-        "trained",
-        "ratio",
-        "clipped",
-        "sampler_kl",
-        "as_sampled",
-        "kl",
-        "kl_tokens",
-        "grad_norm",
-        "skipped",
-        "passed_over",
-        "guided",
-        "gap",
-        "divergence",
-        "divergence_squares",
-        "pairs",
-        "margin",
-        "accuracy",
-        "chosen_logp",
-        "rejected_logp",
-        "chosen_gain",
-    ]
+_OWN_SUMS = (
+    "updates tokens trained ratio clipped sampler_kl as_sampled kl kl_tokens grad_norm skipped passed_over guided "
+    "gap divergence divergence_squares pairs margin accuracy chosen_logp rejected_logp chosen_gain"
 )
+OWN_SUMS = frozenset(_OWN_SUMS.split())
 STAGES = ("rollout", "verify", "hint", "explain", "update", "sync")
 
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from expo.verifier import forms
-from expo.verifier.kinds import KINDS, Kind, kind_of
+from expo.verifier.kinds import KINDS, Kind, compact, kind_of
 from expo.verifier.numbers import is_arithmetic, number, numbers_in_a_row, quantity
 from expo.verifier.spelling import bare, spelled
 
@@ -37,7 +37,7 @@ def fast_verdict(answer: str, gold: str, kind: str = AUTO) -> Verdict | None:
     if not (ours := bare(answer)):
         return Verdict.UNPARSEABLE
     how = kind_for(gold, kind)
-    if how.name not in ("exact", "json") and _compact(ours) == _compact(bare(gold)):
+    if how.name not in ("exact", "json") and compact(ours) == compact(bare(gold)):
         return Verdict.CORRECT
     verdict = _by_form(answer, gold, how)
     if verdict is not None or not how.algebra:
@@ -69,11 +69,6 @@ def _by_form(answer: str, gold: str, how: Kind) -> Verdict | None:
     return None if stated is None else Verdict.CORRECT if how.same(stated, wanted) else Verdict.INCORRECT
 
 
-def _compact(text: str) -> str:
-    """Return the text without spaces, but between two words or numbers, where one means something: "1 1/2" is not "11/2"."""
-    return re.sub(r"(?<!\w) +| +(?!\w)", "", text)
-
-
 @lru_cache(maxsize=4096)
 def judge(answer: str, gold: str, kind: str = AUTO) -> Verdict:
     """Return the verdict of math-verify. Runs in a worker. Cached, because a group often gives the same wrong answer many times."""
@@ -86,9 +81,11 @@ def judge(answer: str, gold: str, kind: str = AUTO) -> Verdict:
     golds = (
         [Rational(wanted.number.value.numerator, wanted.number.value.denominator)]
         if wanted
-        else parse(rf"\boxed{{{forms.readable(gold)}}}", parsing_timeout=None)
+        else parse(rf"\boxed{{{_apart(forms.readable(gold))}}}", parsing_timeout=None)
     )
     *before, last = forms.sides(forms.readable(answer), gold)
+    if not all(forms.names(side) or _is_finite_number(_parsed(side)) for side in before):
+        return Verdict.INCORRECT  # 2x = 5 leaves x to be found
     answers = _parsed(last)
     if not answers or not golds:
         return Verdict.INCORRECT if answers else Verdict.UNPARSEABLE
@@ -106,8 +103,20 @@ def _parsed(text: str) -> list[Any]:
 
     if (found := number(text)) is not None:
         return [Rational(found.value.numerator, found.value.denominator)]
-    parsed: list[Any] = parse(rf"\boxed{{{text}}}", parsing_timeout=None)
+    parsed: list[Any] = parse(rf"\boxed{{{_apart(text)}}}", parsing_timeout=None)
     return parsed
+
+
+def _apart(text: str) -> str:
+    r"""Return the text with an index at each capital letter: to math-verify R is r, and `\Delta` is `\delta`. Sets and units stay."""
+    if re.search(r"\\(?:text|mathbb|mathrm|begin)|[A-Z]{2}|\\c[ua]p", text):
+        return text
+    capital = r"\\(Delta|Gamma|Theta|Lambda|Sigma|Phi|Psi|Omega)(?![a-zA-Z])|(?<![\\a-zA-Z])([A-DF-Z])(?![a-zA-Z_(])"
+    return re.sub(capital, _indexed, text)
+
+
+def _indexed(found: "re.Match[str]") -> str:
+    return rf"\{found[1].lower()}_{{77}}" if found[1] else f"{found[2].lower()}_{{77}}"
 
 
 def _same(golds: list[Any], answers: list[Any], gold: str, answer: str) -> bool:

@@ -5,7 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 LONGEST_TEXT = 200_000
-_NUMBER = r"(?<![\w.])[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?:/\d+)?"
+_NUMBER = (
+    r"(?<![\w.])[-+−–]?(?:\d+ \d+/\d+|(?:\d{1,3}(?:[, ]\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?:/\d+)?"
+)
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,12 @@ def _last(pattern: str) -> Callable[[str], str | None]:
 
 
 def _after(mark: str) -> Extraction:
-    return Extraction(_last(rf"{re.escape(mark)}[*_ \t]*([^\n]*?)[*_ \t]*(?=\n|$)"), f"{mark} {{answer}}")
+    def find(text: str) -> str | None:
+        _, found, rest = text.rpartition(mark)
+        line = rest.lstrip("* \t").lstrip("\n").partition("\n")[0].strip()
+        return line.removeprefix("**").removesuffix("**") if found else None
+
+    return Extraction(find, f"{mark} {{answer}}")
 
 
 def _tag(name: str) -> Extraction:

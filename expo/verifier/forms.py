@@ -6,22 +6,30 @@ finds. `refuses` says where two answers state different things. All texts here a
 
 import re
 
+from expo.verifier.kinds import NOTATION
 from expo.verifier.numbers import FUNCTIONS, TURNS, UNITS
 from expo.verifier.spelling import INVISIBLE, TEXT, bare
 
-_RELATION = r"\\(?:not|neq?|leq?|geq?|leqslant|geqslant|lt|gt|to|rightarrow|Rightarrow|implies|iff|approx|sim|equiv|cong|propto|subset|subseteq|in|notin|mid)(?![a-zA-Z])|[<>]|(?<![\w)])!=|:="
+_RELATION = r"\\(?:not|neq?|leq?|geq?|leqslant|geqslant|lt|gt|to|rightarrow|Rightarrow|implies|iff|approx|sim|simeq|doteq|equiv|cong|lesssim|gtrsim|ll|gg|nless|ngtr|nleq|ngeq|gtreqless|neg|propto|subset|subseteq|in|notin|mid)(?![a-zA-Z])|[<>]|(?<![\w)])!=|:="
 _DOTS = r"\\(?:[lc]?dots|dots[cbmio])(?![a-zA-Z])|\.\.\."
 _BASE = r"(?<=\d)_\{?(?:\\text\{)?\s*(\d+|[a-z]{3,})"
-_LESS, _MORE = r"(<|\\lt|\\leq?(?:slant)?)(?![a-zA-Z])", r"(>|\\gt|\\geq?(?:slant)?)(?![a-zA-Z])"
+_LESS, _MORE = (
+    rf"({sign}|\\(?:{sign_name}t|{sign_name}eq?(?:slant)?)(?![a-zA-Z]))" for sign, sign_name in (("<", "l"), (">", "g"))
+)
 
 
 def readable(answer: str) -> str:
     """Return the answer as math-verify is to read it: without invisible parts and percent signs (MATH's own graders drop them)."""
-    return re.sub(r"\\?%", "", re.sub(INVISIBLE, "", answer))
+    answer = re.sub(r"(?<![\\a-zA-Z])sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", re.sub(INVISIBLE, "", answer))
+    answer = re.sub(r"(?<![\\a-zA-Z])(sin|cos|tan|cot|sec|csc|ln|log|exp|pi)(?![a-zA-Z])", r"\\\1 ", answer)
+    answer = re.sub(r"(?<=\d)\s+i(?![a-zA-Z])", "i", answer)  # else a word beside the number
+    return re.sub(r"\\?%", "", answer.replace("**", "^"))
 
 
 def refuses(answer: str, gold: str) -> bool:
     """Return whether an answer states something else than the gold answer, whatever their values are."""
+    if answer.lstrip().startswith("~") or (NOTATION.search(answer) and not NOTATION.search(gold)):
+        return True
     return any(differ(answer, gold) for differ in (_relations, _dots, _bases, _brackets, _words, _crossed_out))
 
 
@@ -58,8 +66,12 @@ def _interval(text: str) -> str | None:
 
 
 def names(side: str) -> bool:
-    """Return whether a side of an equation has letters: it says whose value the next one is."""
-    return re.search("[a-zA-Z]", re.sub(r"\\[a-zA-Z]+", "", side)) is not None
+    r"""Return whether a side of an equation says whose value the next one is: `x`, `x + y`, `n^2`, `\angle A`, `f(2)`. `2x`, `x + 1` and
+    `-x` name nothing: they leave an equation to be solved."""
+    plain = re.sub(r"\([^()]*\)|[_^](?:\{[^{}]*\}|\w)", "", side)
+    unsolved = re.search(r"\d|/|\\frac|^\s*-", plain)
+    operators = r"\\(?:frac|sqrt|cdot|times|div|left|right|pm)(?![a-zA-Z])"
+    return unsolved is None and re.search("[a-zA-Z]", re.sub(operators, "", side)) is not None
 
 
 def _relations(answer: str, gold: str) -> bool:

@@ -4,6 +4,7 @@ Imports no torch: workers import it.
 """
 
 import importlib
+import inspect
 import re
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -12,6 +13,7 @@ from expo.config import PythonVerifierConf, VerifierConf
 from expo.config.errors import UserError
 from expo.data.problem import Problem
 from expo.verifier.answers import AUTO, Verdict, fast_verdict, judge
+from expo.verifier.kinds import KINDS
 
 # The import path of a function, and its arguments. A worker calls it: what it returns is a verdict.
 Task = tuple[str, tuple[Any, ...]]
@@ -27,6 +29,9 @@ class Judge(Protocol):
 
     def task(self, answer: str, problem: Problem) -> Task:
         """Return what a worker is to call."""
+
+    def refuses(self, problem: Problem) -> str | None:
+        """Return why no answer can be right on a problem, as far as its row says it; else None."""
 
 
 class ByKind:
@@ -44,6 +49,11 @@ class ByKind:
     def settle(self, answer: str, problem: Problem) -> Verdict | None:
         return fast_verdict(answer, problem.answer, self.kind(problem))
 
+    def refuses(self, problem: Problem) -> str | None:
+        kind = self.kind(problem)
+        form = None if kind == AUTO else KINDS[kind].form
+        return f"the answer is no {kind}" if form is not None and form(problem.answer) is None else None
+
     def task(self, answer: str, problem: Problem) -> Task:
         return f"{judge.__module__}.{judge.__name__}", (answer, problem.answer, self.kind(problem))
 
@@ -58,6 +68,13 @@ class Matching:
 
     def settle(self, answer: str, problem: Problem) -> Verdict | None:
         return None  # some patterns take for ever: a worker can be killed
+
+    def refuses(self, problem: Problem) -> str | None:
+        try:
+            re.compile(problem.answer)
+        except re.error as error:
+            return f"the answer is no regular expression: {error.msg}"
+        return None
 
     def task(self, answer: str, problem: Problem) -> Task:
         return f"{__name__}.matches", (answer, problem.answer)
@@ -79,14 +96,17 @@ class ByFunction:
     def __init__(self, conf: PythonVerifierConf):
         self.conf = conf
         try:
-            function_at(conf.function)
-        except (ImportError, AttributeError, ValueError) as error:
+            inspect.signature(function_at(conf.function)).bind("answer", Problem("", "", ""))
+        except (ImportError, AttributeError, ValueError, TypeError) as error:
             raise UserError(
-                f"verifier.function={conf.function}: cannot be imported ({error}); give package.module.name of a function, "
+                f"verifier.function={conf.function}: cannot be called with an answer and a problem ({error}); give package.module.name of such a function, "
                 "and name its package in EXPO_PLUGINS where it stands in the working folder"
             ) from error
 
     def settle(self, answer: str, problem: Problem) -> Verdict | None:
+        return None
+
+    def refuses(self, problem: Problem) -> str | None:
         return None
 
     def task(self, answer: str, problem: Problem) -> Task:

@@ -6,12 +6,13 @@ a kind are equal where their forms are. Only what is left to algebra (`expressio
 
 import json
 import re
+from calendar import monthrange
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from expo.verifier.numbers import FUNCTIONS, Quantity, numbers_in_a_row, quantity, unit_word
+from expo.verifier.numbers import FUNCTIONS, TURNS, Quantity, numbers_in_a_row, quantity, unit_word
 from expo.verifier.spelling import TEXT, bare, spelled
 
 MONTHS = [
@@ -35,38 +36,52 @@ _WEEKDAY = r"(?:(?:mon|tues|wednes|thurs|fri|satur|sun)day,?\s+)?"
 _DATES = [
     rf"{_WEEKDAY}(?P<month>{_MONTH})\.?\s+(?P<day>\d{{1,2}})(?:st|nd|rd|th)?(?:,?\s+(?P<year>\d{{4}}))?",
     rf"{_WEEKDAY}(?:the\s+)?(?P<day>\d{{1,2}})(?:st|nd|rd|th)?\s+(?:of\s+)?(?P<month>{_MONTH})\.?(?:,?\s+(?P<year>\d{{4}}))?",
-    r"(?P<year>\d{4})-(?P<number>\d{1,2})-(?P<day>\d{1,2})",
+    r"(?P<year>\d{4})(?P<sign>[-/])(?P<number>\d{1,2})(?P=sign)(?P<day>\d{1,2})",
 ]
 _TIME = r"(?P<h>\d{1,2})(?:\s*:\s*(?P<m>\d{2}))?(?:\s*:\s*(?P<s>\d{2}))?\s*(?P<half>[ap]\.?\s?m\.?)?"
 _RELATION = r"\\(?:neq?|leq?|geq?|leqslant|geqslant|lt|gt|approx|equiv|in|to)(?![a-zA-Z])|[<>]|!=|:="
 # What stands in code, formulae of chemistry, moves, addresses, versions and scores, and not in mathematics.
 _OPAQUE = re.compile(
     r"\d+(?:\s*-\s*\d+)+|\d+(?:\.\d+){2,}|\d+(?:/\d+){2,}|\d+(?:\s*:\s*\d+)+"
-    r"|[A-Z](?:-[A-Z])+|(?:[a-zA-Z]['2]?\s+)+[a-zA-Z]['2]?|[^+*=^]*[a-zA-Z]\d[^*=^]*"
-    r"|.*(?:==|!=|->|=>|::|;|[@\"#?&|]|\w\.[a-zA-Z_]|[a-zA-Z]{2,}_[a-zA-Z]|^[.~]?/\w|://|</|:\s*\w).*"
-    r"|(?=.*[a-zA-Z]{2,}\w*\().*",
-    re.DOTALL,
+    r"|[A-Z](?:-[A-Z])+|(?:[a-zA-Z]['2]?\s+)+[a-zA-Z]['2]?|[^+*=^|]*[a-zA-Z]\d[^+*=^|]*[+#]?"
 )
-_CALL = re.compile(r"([a-zA-Z]{2,})\w*\s*\(")
+_IN_CODE = re.compile(
+    r"==|!=|->|=>|::|;|\|\||[@\"#?&]|\w\.[a-zA-Z_]|(?<![a-zA-Z])[a-zA-Z]{2,}+_[a-zA-Z]|^[.~]?/\w|://|</|:\s*\w|\s--?[a-zA-Z]"
+)
+_CALL = re.compile(r"(?<!\w)([a-zA-Z]{2}\w*+)\s*+\(")
+# Notation that math-verify reads past: cases, congruences, primes, derivatives, angles.
+NOTATION = re.compile(
+    r"\\begin\{cases\}|\\(?:pmod|bmod|mod|equiv|prime|angle|triangle)(?![a-zA-Z])|[a-zA-Z)]'|\\frac\{d|\bd[a-z]\s*/\s*d[a-z]\b"
+)
+_FORMULA = re.compile(r"\d*(?:[\[(]*[A-Z][a-z]?(?:_?\{?\d+\}?)?[\])]*(?:_?\{?\d+\}?)?)+(?:\^?\{?\d*[-+]\}?)?")
 
 
 def option(text: str) -> str | None:
-    r"""Return the letter of an option: `A`, `(A)`, `A)`, `\textbf{(A)}\ 5`, `B: the second`; None for anything else."""
-    found = re.fullmatch(r"\(?([A-Za-z])(?:\)|[.:](?=\s|$)|(?=$))(?:\s*\S.*)?", bare(text), re.DOTALL)
+    r"""Return the letter of an option: `A`, `(A)`, `A)`, `\textbf{(A)}\ 5`, `B: the second`; None for anything else, and where what
+    follows names another option, or takes it back."""
+    plain = re.sub(r"^(?:option|choice)\s+|[\[\]\"]", "", bare(text), flags=re.IGNORECASE)
+    found = re.fullmatch(r"\(?([A-Za-z])(?:\)|[.:](?=\s|$)|(?=$))\s*(.*)", plain, re.DOTALL)
+    if found and (
+        re.search(r"\b[A-J]\b", found[2]) or set(re.findall("[a-z]+", found[2].lower())) & (TURNS | {"is", "actually"})
+    ):
+        return None
     return None if found is None else found[1].upper() if found[1].upper() in "ABCDEFGHIJ" else found[1]
 
 
 def date(text: str) -> tuple[Any, ...] | None:
     """Return (year or None, month, day) of a date in words or as 2024-01-05; of 05/06/2024, whose order is not known, the parts."""
     plain = bare(text).lower()
-    if parts := re.fullmatch(r"(\d{1,2})[/.](\d{1,2})[/.](\d{4})", plain):
-        return ("in this order", *(int(part) for part in parts.groups()))
+    if parts := re.fullmatch(r"(\d{1,2})([/.-])(\d{1,2})\2(\d{4})", plain):
+        first, second, year = int(parts[1]), int(parts[3]), int(parts[4])
+        if first > 12 >= second or second > 12 >= first:  # only one of them is a month
+            return (year, min(first, second), max(first, second))
+        return ("in this order", first, second, year)
     for pattern in _DATES:
         if found := re.fullmatch(pattern, plain):
             named = found.groupdict()
             month = int(named["number"]) if "number" in named else _month(named["month"])
             day = int(named["day"])
-            if 1 <= month <= 12 and 1 <= day <= 31:
+            if 1 <= month <= 12 and 1 <= day <= monthrange(int(named["year"] or 2024), month)[1]:
                 return (int(named["year"]) if named["year"] else None, month, day)
     return None
 
@@ -110,46 +125,68 @@ def _of_day(time: tuple[int, int, int, str]) -> tuple[int, int, int]:
 def words(text: str) -> tuple[str, ...] | None:
     """Return the words of an answer in one spelling. Capitals make no difference in a word of three letters, nor at its beginning."""
     plain = re.sub(r"^\((.*)\)$", r"\1", bare(text))
-    found = re.findall(r"[^\s,;.!?\"'()]+", plain.replace("'", ""))
+    plain = re.sub(r"^(?:the|an?)\s+(?=\w)", "", plain, flags=re.IGNORECASE)
+    found = re.findall(r"[^\s,;.!\"'()]+", plain.replace("'", ""))
     measured = re.search(r"\d", plain) is not None  # 3 feet 2 inches
     return tuple(unit_word(word) if measured else _word(word) for word in found) or None
 
 
 def _word(word: str) -> str:
-    return word.casefold() if len(word) > 2 or word.istitle() else word
+    formula = re.search("[a-z][A-Z]", word) is not None  # NaCl
+    return word.casefold() if (len(word) > 2 and not formula) or word.istitle() else word
 
 
 def exact(text: str) -> str | None:
-    """Return the text with one space for any white space, and none around hyphens, colons and slashes between digits."""
-    plain = re.sub(rf"^\s*{TEXT}\s*$", r"\1", spelled(text).strip().strip("$"))
-    plain = re.sub(r"_\{(\d+)\}", r"\1", re.sub(r"(?<=\d)\s*([-:/])\s*(?=\d)", r"\1", plain))
-    return " ".join(plain.split()) or None
+    """Return the text with one space for any white space, none around hyphens, colons and slashes between digits, and the formula of
+    a substance without marks of its indices."""
+    plain = re.sub(TEXT, r"\1", spelled(text).strip().strip("$"))
+    plain = re.sub(r"(?<=\d)\s*(?:([-:/])|\{:\}|\\colon\b|\bto\b)\s*(?=\d)", lambda sign: sign[1] or ":", plain)
+    plain = " ".join(re.sub(r"\\([_#&%{}])", r"\1", plain).split())
+    plain = plain if plain.endswith("..") else plain.removesuffix(".")
+    return (re.sub(r"[_^{}$]", "", plain) if _FORMULA.fullmatch(plain.replace("$", "")) else plain) or None
 
 
 def data(text: str) -> str | None:
     """Return JSON in one spelling; None for what is none."""
     try:
-        return json.dumps(json.loads(text), sort_keys=True)
-    except (ValueError, RecursionError):
+        found = json.loads(spelled(text).removesuffix("."), parse_float=_float)
+        return json.dumps(found, sort_keys=True)
+    except (ValueError, RecursionError, OverflowError):
         return None
+
+
+def _float(number: str) -> float | int:
+    value = float(number)
+    return int(value) if value.is_integer() else value
+
+
+def notation(text: str) -> str | None:
+    """Return the text without white space that means nothing: of what math-verify would read past."""
+    return compact(bare(text)).replace(r"\prime", "'").replace("^{'}", "'").replace("^'", "'") or None
+
+
+def compact(text: str) -> str:
+    """Return the text without spaces, but between two words or numbers, where one means something: "1 1/2" is not "11/2"."""
+    return re.sub(r"(?<!\w) +| +(?!\w)", "", text)
 
 
 @dataclass(frozen=True)
 class Members:
     """The members of a list, tuple or set, in order."""
 
-    bracket: str  # "(", "{" or ""
+    bracket: str  # "(", "{", "or" between words, or ""
     members: tuple[Any, ...]
 
     def __str__(self) -> str:
-        closing = {"(": ")", "{": "}", "": ""}[self.bracket]
-        return (
-            f"{self.bracket}{'; '.join(' '.join(m) if isinstance(m, tuple) else str(m) for m in self.members)}{closing}"
-        )
+        opening, closing = {"(": ("(", ")"), "{": ("{", "}")}.get(self.bracket, ("", ""))
+        told = "; ".join(" ".join(m) if isinstance(m, tuple) else str(m) for m in self.members)
+        return f"{opening}{told}{closing}".strip()
 
     def agrees(self, gold: "Members") -> bool:
         """Return whether it has the gold answer's members: in this order where one is a tuple, in any order else. A set is no tuple."""
-        if len(self.members) != len(gold.members) or {self.bracket, gold.bracket} == {"(", "{"}:
+        brackets = {self.bracket, gold.bracket}
+        apart = brackets == {"(", "{"} or ("or" in brackets and len(brackets) > 1)
+        if len(self.members) != len(gold.members) or apart:
             return False
         if "(" in (self.bracket, gold.bracket):
             return all(map(_same_member, self.members, gold.members))
@@ -176,8 +213,19 @@ def members(text: str) -> Members | None:
     if len(parts) < 2:
         row = numbers_in_a_row(inner)
         return Members(bracket, tuple(Quantity(n) for n in row)) if row else None
+    named = [m for part in parts if (m := re.fullmatch(r"([a-zA-Z])\s*=\s*([^=]+)", part))]
+    if len(named) == len(parts) and not bracketed:
+        # By name: y=1, x=2 is (2, 1). One name for all is a list of its values.
+        names = {m[1] for m in named}
+        if 1 < len(names) < len(named):
+            return None
+        parts = [m[2] for m in (sorted(named, key=lambda m: m[1]) if len(names) > 1 else named)]
+        bracket = "(" if len(names) > 1 else "{"
     found = [_member(part) for part in parts]
-    return None if None in found else Members(bracket, tuple(found))
+    if None in found:
+        return None
+    either = not bracket and re.search(r"\bor\b", inner) and any(isinstance(m, tuple) for m in found)
+    return Members("or" if either else bracket, tuple(found))
 
 
 def _member(text: str) -> Any:
@@ -226,6 +274,7 @@ KINDS = {
         Kind("exact", exact),
         Kind("json", data),
         Kind("list", members, _agree, algebra=True),
+        Kind("notation", notation),
         Kind("expression", algebra=True),
         Kind("equation", algebra=True),
         Kind("inequality", algebra=True),
@@ -254,11 +303,11 @@ def _is_data(plain: str) -> bool:
 
 
 def _is_opaque(plain: str) -> bool:
-    if "\\" in plain or _OPAQUE.fullmatch(plain) is None:
+    if "\\" in plain:
         return False
-    calls = [name.lower() for name in _CALL.findall(plain)]
     # Of what is only called, as sin(x) is, mathematics is no code.
-    return not calls or any(name not in FUNCTIONS for name in calls)
+    called = any(name.lower() not in FUNCTIONS for name in _CALL.findall(plain))
+    return called or _OPAQUE.fullmatch(plain) is not None or _IN_CODE.search(plain) is not None
 
 
 def _is_words(plain: str) -> bool:
@@ -273,15 +322,17 @@ def _is_words(plain: str) -> bool:
 
 # In this order: what comes first is what the gold answer is.
 _TESTS: list[tuple[str, Callable[[str], bool]]] = [
-    ("option", lambda plain: re.fullmatch(r"[A-Z]|\([A-Za-z]\)", plain) is not None),
+    ("option", lambda plain: re.fullmatch(r"[A-Z]|\([A-Za-z]\)|\([A-J]\) \S.*", plain) is not None),
     ("date", lambda plain: date(plain) is not None),
     ("time", is_time),
+    ("exact", lambda plain: re.fullmatch("0[01]{3,}", plain) is not None),  # bits
     _quantity_kind("number", lambda unit: not unit),
     _quantity_kind("percentage", lambda unit: unit == "%"),
     _quantity_kind("money", lambda unit: unit in ("$", "€", "£", "¥", "₹", "₩", "₽")),
     _quantity_kind("quantity", lambda unit: bool(unit)),
     ("json", _is_data),
     ("exact", _is_opaque),
+    ("notation", lambda plain: NOTATION.search(plain) is not None),
     ("matrix", lambda plain: r"\begin{" in plain),
     ("list", lambda plain: members(plain) is not None),
     ("words", _is_words),

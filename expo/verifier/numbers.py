@@ -9,15 +9,17 @@ from expo.verifier.spelling import TEXT, bare
 
 MOST_EXPONENT = 400  # of ten; a larger one is no number here
 FEWEST_DIGITS = 6  # significant ones, of a decimal that may stand for what has no end
-FLOAT_DIGITS = 16  # significant ones: what a float's noise is written with
+FLOAT_DIGITS = 17  # significant ones: what a float's noise is written with
 
 _GROUPED = r"\d{1,3}(?:,\d{3})+|\d{1,3}(?: \d{3})+|\d{1,3}(?:['_]\d{3})+|\d+"
 _DECIMAL = rf"(?:(?:{_GROUPED})(?:\.\d*)?|\.\d+)"
-_POWER = r"(?:[eE](?P<e>[-+]?\d+)|\s*(?:\\times|\\cdot|x|\*)\s*10\s*\^\s*(?:\{(?P<x>[-+]?\d+)\}|(?P<y>[-+]?\d+)))"
+_POWER = (
+    r"(?:[eE](?P<e>[-+]?\d+)|\s*(?:\\times|\\cdot|x|\*)\s*10\s*(?:\^|\*\*)\s*(?:\{(?P<x>[-+]?\d+)\}|(?P<y>[-+]?\d+)))"
+)
 _SIGN = r"(?P<sign>[-+]?)\s*"
 _FORMS = [
     r"(?P<whole>\d+)\s*\\frac\s*\{\s*(?P<top>\d+)\s*\}\s*\{\s*(?P<bottom>\d+)\s*\}",
-    r"(?P<whole>\d+) (?P<top>\d+)\s*/\s*(?P<bottom>\d+)",
+    rf"(?P<whole>{_GROUPED}) (?P<top>\d+)\s*/\s*(?P<bottom>\d+)",
     rf"\\frac\s*\{{\s*(?P<top>-?{_DECIMAL})\s*\}}\s*\{{\s*(?P<bottom>-?{_DECIMAL})\s*\}}",
     rf"(?P<top>{_DECIMAL})\s*/\s*(?P<bottom>-?{_DECIMAL})",
     r"(?P<before>\d*\.\d*)\\(?:overline|bar|dot)\s*\{(?P<again>\d+)\}",
@@ -34,76 +36,28 @@ UNITS = {
     "in": "inch", "inches": "inch", "ft": "foot", "feet": "foot", "yd": "yard", "mi": "mile", "cm": "centimeter", "mm": "millimeter",
     "km": "kilometer", "m": "meter", "kg": "kilogram", "g": "gram", "gm": "gram", "lb": "pound", "lbs": "pound", "oz": "ounce", "sec": "second",
     "s": "second", "min": "minute", "hr": "hour", "hrs": "hour", "h": "hour", "l": "liter", "ml": "milliliter", "sq": "square",
-    "deg": "degree", "cents": "cent", "a": "am", "p": "pm", "metre": "meter", "metres": "meter", "litre": "liter", "percent": "%",
-    "kilometre": "kilometer", "centimetre": "centimeter", "n": "newton", "j": "joule", "w": "watt", "v": "volt", "k": "kelvin", "mph": "mile/hour",
+    "deg": "degree", "degree": "degree", "cents": "cent", "a": "am", "p": "pm", "metre": "meter", "metres": "meter", "litre": "liter", "percent": "%",
+    "kilometre": "kilometer", "centimetre": "centimeter", "n": "newton", "j": "joule", "w": "watt", "v": "volt", "k": "kelvin", "mph": "mile/hour", "kph": "kilometer/hour", "kmph": "kilometer/hour", "yrs": "year", "gal": "gallon",
     "dollar": "$", "dollars": "$", "usd": "$", "euro": "€", "euros": "€", "eur": "€", "gbp": "£", "jpy": "¥", "yen": "¥", "cny": "¥",
     "inr": "₹", "rupee": "₹", "rupees": "₹", "rs": "₹",
 }  # fmt: skip
 CURRENCIES = "$€£¥₹₩₽"
 # Words that make of a value with words another statement than the value.
-TURNS = frozenset(
-    [
-        "not",
-        "no",
-        "never",
-        "isn",
-        "wrong",
-        "false",
-        "and",
-        "or",
-        "but",
-        "than",
-        "least",
-        "most",
-        "except",
-        "unless",
-        "minus",
-        "plus",
-        "incorrect",
-        "about",
-        "approximately",
-        "over",
-        "under",
-        "above",
-        "below",
-        "between",
-        "from",
-        "to",
-    ]
+_TURNS = (
+    "not no never isn wrong false and or but than least most except unless minus plus incorrect about "
+    "approximately over under above below between from to approx ish minimum maximum more fewer less rejected "
+    "excluded nope isnt cannot unlikely negative bc bce either neither maybe times halves tenths hundredths "
+    "lakh crore pair pairs factorial squared cubed base binary ppm doubled"
 )
-FUNCTIONS = frozenset(
-    [
-        "sin",
-        "cos",
-        "tan",
-        "cot",
-        "sec",
-        "csc",
-        "log",
-        "ln",
-        "lg",
-        "sqrt",
-        "pi",
-        "exp",
-        "mod",
-        "max",
-        "min",
-        "lim",
-        "inf",
-        "gcd",
-        "lcm",
-        "det",
-        "dim",
-        "arcsin",
-        "arccos",
-        "arctan",
-        "sinh",
-        "cosh",
-        "tanh",
-        "infinity",
-        "oo",
-    ]
+TURNS = frozenset(_TURNS.split())
+_FUNCTIONS = (
+    "sin cos tan cot sec csc log ln lg sqrt pi exp mod max min lim inf gcd lcm det dim arcsin arccos arctan "
+    "sinh cosh tanh infinity oo abs floor ceil asin acos atan"
 )
+FUNCTIONS = frozenset(_FUNCTIONS.split())
+# Words that a number is multiplied by.
+SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
+_SYMBOL = re.compile(r"[numkMGcdµμ]?(?:Hz|Pa|eV|mol|[mgsWJVANLKC])")
 # Single letters that are units where they stand apart: "12 m", not "12m".
 _LETTERS = frozenset("mgslhLNJWVAKCFT")
 
@@ -122,7 +76,7 @@ class Number:
     def agrees(self, other: "Number") -> bool:
         """Return whether both are one number.
 
-        A decimal of FEWEST_DIGITS is a fraction without an end that it is less than a step away from, and decimals that differ
+        A decimal of FEWEST_DIGITS is the fraction without an end that it is rounded from, and decimals that differ
         by a float's noise are one. Else only equal values are equal.
         """
         if self.value == other.value:
@@ -131,11 +85,13 @@ class Number:
             decimal, exact = (other, self) if self.digits is None else (self, other)
             return not _ends(exact.value) and decimal.stands_for(exact.value)
         noisy = max(self.digits, other.digits) >= FLOAT_DIGITS
-        return noisy and abs(self.value - other.value) <= Fraction(1, 10**12) * abs(other.value)
+        return noisy and abs(self.value - other.value) <= Fraction(1, 10**15) * abs(other.value)
 
     def stands_for(self, value: Fraction) -> bool:
-        """Return whether it is a decimal with digits enough to stand for a value that it is less than a step away from."""
-        return (self.digits or 0) >= FEWEST_DIGITS and abs(self.value - value) < self.step
+        """Return whether it is a decimal with digits enough to stand for a value that it is rounded from, or cut off from."""
+        apart = abs(self.value - value)
+        cut_off = apart < self.step and abs(self.value) <= abs(value)
+        return (self.digits or 0) >= FEWEST_DIGITS and (cut_off or apart <= self.step / 2)
 
 
 def _ends(value: Fraction) -> bool:
@@ -162,8 +118,11 @@ class Quantity:
         be left out; `50%` for 0.5 is the same value."""
         if self.unit and gold.unit and self.unit != gold.unit:
             return False
-        if self.unit == "%" and not gold.unit and Number(self.number.value / 100).agrees(gold.number):
-            return True
+        # Between 0 and 1 a percentage is a value; elsewhere MATH's graders drop its sign.
+        if self.unit == "%" and not gold.unit and 0 < abs(gold.number.value) < 1:
+            return Number(self.number.value / 100).agrees(gold.number)
+        if gold.unit == "%" and not self.unit and Number(self.number.value * 100).agrees(gold.number):
+            return 0 < abs(self.number.value) < 1
         return self.number.agrees(gold.number)
 
 
@@ -171,7 +130,7 @@ class Quantity:
 def number(text: str) -> Number | None:
     """Return the number that a text is, after `bare`; None where it is none."""
     text = bare(text)
-    while (inner := re.fullmatch(r"\{([^{}]*)\}|\(([^()]*)\)|([-+])\{([^{}]*)\}", text)) is not None:
+    while (inner := re.fullmatch(r"\{([^{}]*)\}|\(([^(),]*)\)|([-+])\{([^{}]*)\}", text)) is not None:
         text = (inner[1] or inner[2] or (inner[3] or "") + (inner[4] or "")).strip()
     found = _leading(text)
     return found[0] if found is not None and found[1] == len(text) else None
@@ -192,7 +151,7 @@ def _valued(parts: dict[str, str]) -> Number | None:
     if "top" in parts:
         if (bottom := _plain(parts["bottom"])) == 0:
             return None
-        return Number(sign * (int(parts.get("whole", 0)) + _plain(parts["top"]) / bottom))
+        return Number(sign * (_plain(parts.get("whole", "0")) + _plain(parts["top"]) / bottom))
     if "again" in parts:
         places, again = len(parts["before"].partition(".")[2]), parts["again"]
         repeated = Fraction(int(again), (10 ** len(again) - 1) * 10**places)
@@ -219,40 +178,69 @@ def _plain(text: str) -> Fraction:
 def quantity(text: str) -> Quantity | None:
     """Return the number with a unit that a text is; None where it is none. Words that turn a value (`not 12`) are no unit."""
     plain = bare(text)
-    if (alone := number(plain)) is not None:
-        return Quantity(alone)
+    if (plain_number := number(plain)) is not None:
+        return Quantity(plain_number)
     before = re.match(rf"([-+]?)\s*(?:US|A|C)?([{CURRENCIES}]|(?:USD|EUR|GBP|JPY|INR|Rs\.?)(?=\W|\d))\s*", plain)
     if before:
-        found = number(before[1] + plain[before.end() :])
-        return None if found is None else Quantity(found, unit_word(before[2].rstrip(".")))
+        amount = quantity(before[1] + plain[before.end() :])  # $3.5 million
+        alone = amount is not None and not amount.unit
+        return Quantity(amount.number, unit_word(before[2].rstrip("."))) if amount and alone else None
     leading = _leading(plain)
     if leading is None:
         return None
     found, end = leading
-    unit = _unit(plain[end:])
+    rest = plain[end:]
+    if (scale := re.match(r"\s*([a-zA-Z]+)\b", rest)) and (times := SCALES.get(scale[1].lower())):
+        found, rest = Number(found.value * times, found.digits, found.step * times), rest[scale.end() :]
+        if not rest.strip():
+            return Quantity(found)
+    unit = _unit(rest)
     return Quantity(found, unit) if unit else None
 
 
 def _unit(rest: str) -> str:
     """Return what follows a number as a unit in one spelling; "" where it is none."""
-    apart, rest = rest[:1] == " ", rest.replace("\\%", "%").strip()
+    apart, rest = rest[:1] in (" ", "^"), rest.replace("\\%", "%").strip()
     rest = re.sub(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)", " degree ", rest).strip()
     rest = re.sub(r"\\(?:cdot|times)(?![a-zA-Z])", "*", rest)
     if not re.fullmatch(rf"(?:[^\W\d_]|[%{CURRENCIES} ./*'-]|\^\{{?-?\d\}}?)+", rest):
         return ""
     words = re.findall(r"[^\W\d_]+", rest)
-    if len(words) > 4 or {word.lower() for word in words} & (TURNS | FUNCTIONS):
+    if len(words) > 4 or {word.lower() for word in words} & (TURNS | (FUNCTIONS - UNITS.keys())):
         return ""
     # Letters at a number are variables: 12x, 2xy, 12m; but 12cm. Apart from it, some single letters are units.
     if words and words[0].isascii():
-        known = words[0].lower() in UNITS if len(words[0]) > 1 else apart and (words[0] in _LETTERS or len(words) > 1)
+        known = (
+            words[0].lower() in UNITS or _SYMBOL.fullmatch(words[0])
+            if len(words[0]) > 1
+            else apart and (words[0] in _LETTERS or len(words) > 1)
+        )
         if not known and (not apart or len(words[0]) == 1):
             return ""
-    rest = re.sub(r"\b([ap])\.\s?m\b\.?", r"\1m", rest.lower().replace("per cent", "%"))
-    rest = re.sub(r"\s*(?:/|\bper\b)\s*", "/", rest)
+    rest = re.sub(r"\b([ap])\.\s?m\b\.?", r"\1m", rest.replace("per cent", "%"), flags=re.IGNORECASE)
+    rest = re.sub(r"\b(?:degrees?\s*)(celsius|fahrenheit|c|f)\b\.?", _of_heat, rest, flags=re.IGNORECASE)
+    rest = re.sub(
+        r"\s*(/|\*)\s*", r"\1", re.sub(r"\s*\bper\b\s*", "/", re.sub(r"(?<=[a-zA-Z}])\.(?=[a-zA-Z])", "*", rest))
+    )
     rest = re.sub(r"\b(square|sq|cubic|cu)\b\.?\s*([^\W\d_]+)", _with_power, rest)
     words_only = re.sub(r"[^\W\d_]+", lambda word: unit_word(word[0]), rest)
-    return re.sub(r"\s+", "*", re.sub(r"[{}]|\s+(?=\^)", "", words_only).replace(".", " ").strip())
+    return _in_order(re.sub(r"\s+", "*", re.sub(r"[{}]|\s+(?=\^)", "", words_only).replace(".", " ").strip()))
+
+
+def _in_order(unit: str) -> str:
+    """Return a unit with what is divided by behind one slash, so that `m s^-2`, `m/s/s` and `m/s^2` are one."""
+    powers: dict[str, int] = {}
+    for sign, name, power in re.findall(r"([*/]?)([^*/^]+)(?:\^(-?\d+))?", unit):
+        powers[name] = powers.get(name, 0) + int(power or 1) * (-1 if sign == "/" else 1)
+    shown = {n: name + (f"^{abs(p)}" if abs(p) != 1 else "") for n, (name, p) in enumerate(sorted(powers.items()))}
+    above, below = (
+        [shown[n] for n, (_, p) in enumerate(sorted(powers.items())) if (p > 0) is over and p] for over in (True, False)
+    )
+    return "*".join(above) + "".join(f"/{name}" for name in below)
+
+
+def _of_heat(named: "re.Match[str]") -> str:
+    return "celsius" if named[1][0].lower() == "c" else "fahrenheit"
 
 
 def _with_power(named: "re.Match[str]") -> str:
@@ -260,8 +248,14 @@ def _with_power(named: "re.Match[str]") -> str:
 
 
 def unit_word(word: str) -> str:
-    """Return a unit's word in one spelling: lower case, without a plural s."""
-    word = UNITS.get(word.lower(), word.lower())
+    """Return a unit's word in one spelling: lower case, without a plural s. A symbol keeps its case: MW is not mW."""
+    lower = word.lower()
+    mega = word[0] == "M" and len(word) > 1 and lower not in ("min", "mi", "mph")
+    if _SYMBOL.fullmatch(word) and word != lower and (mega or lower not in UNITS):
+        return word
+    word = UNITS.get(lower, lower)
+    if word in ("celsius", "children"):
+        return word
     return UNITS.get(word[:-1], word[:-1]) if len(word) > 3 and word.endswith("s") and word not in TURNS else word
 
 
@@ -273,5 +267,6 @@ def numbers_in_a_row(text: str) -> list[Number] | None:
 
 def is_arithmetic(text: str) -> bool:
     """Return whether a text is a sum, difference, product or quotient of plain numbers that was not carried out, such as `3+4`."""
-    plain = re.sub(r"\\(?:times|cdot|div)(?![a-zA-Z])|×", "*", bare(re.sub(TEXT, " ", text)))
+    plain = re.sub(r"\\(?:times|cdot|div)(?![a-zA-Z])|×", "*", re.sub(r"[{}]", " ", bare(re.sub(TEXT, " ", text))))
+    plain = re.sub(r"\s[^\W\d_]{2,}(?:\s[^\W\d_]+)*$", "", plain)  # with a unit
     return number(text) is None and re.fullmatch(r"[-+*/x().\d\s,]*\d[\s)]*[-+*/x][-+*/x().\d\s,]*", plain) is not None

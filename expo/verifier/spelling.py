@@ -13,7 +13,7 @@ _COMMANDS = {
     "∞": r"\infty ", "π": r"\pi ", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": r"\div ", "≤": r"\le ", "≥": r"\ge ",
     "⩽": r"\le ", "⩾": r"\ge ", "≠": r"\ne ", "≈": r"\approx ", "±": r"\pm ", "→": r"\to ", "∈": r"\in ", "∪": r"\cup ", "∩": r"\cap ",
     "∅": r"\emptyset ", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}",
-    "°": r"^\circ ", "…": r"\ldots ", "٫": ".", "٬": ",", "′": "'", "’": "'",
+    "°": r"^\circ ", "…": r"\ldots ", "\u2044": "/", "⟨": r"\langle ", "⟩": r"\rangle ", "∠": r"\angle ", "٫": ".", "٬": ",", "′": "'", "’": "'",
 }  # fmt: skip
 _COMMANDS |= dict.fromkeys("‐‑‒–—―−﹣－", "-")
 _SIGNS = str.maketrans(_COMMANDS)
@@ -22,7 +22,7 @@ _LOWERED = "₀₁₂₃₄₅₆₇₈₉₊₋"
 _TAGS = r"</?(?:b|i|u|p|em|strong|span|code|br)(?:\s[^<>]*)?/?>"
 _ENTITY = r"&(?:#\d+|#x[0-9a-fA-F]+|[a-zA-Z]+);"
 
-TEXT = r"\\(?:text|textbf|textit|textrm|texttt|mbox|mathrm|mathbf|operatorname)\s*\{([^{}]*)\}"
+TEXT = r"\\(?:text|textbf|textit|textrm|texttt|mbox|mathrm|mathbf|mathit|boldsymbol|underline|emph|ce|operatorname)\s*\{([^{}]*)\}"
 INVISIBLE = r"\\[hv]?phantom\s*\{[^{}]*\}"
 SPACES = r"\\(?:[!,;:> ]|quad\b|qquad\b)|~|\\\\\s*$"
 _SIZES = r"\\(?:left|right|[bB]igg?[lr]?)(?![a-zA-Z])\s*\.?"
@@ -39,13 +39,17 @@ def spelled(text: str) -> str:
         text = re.sub(_ENTITY, lambda entity: html.unescape(entity[0]), text)
     if not text.isascii():
         text = _ascii(text)
-    text = text.strip()
-    for mark in ("**", "__", "`"):  # around the whole: 2**3 is a power
+    text = re.sub(r"^~\s*(?=[\d.$(-])", r"\\sim ", text.strip())  # about
+    if fenced := re.fullmatch(r"```\w*\s(.*)```", text, re.DOTALL):
+        text = fenced[1].strip()
+    for mark in ("**", "__", "`", "*"):  # around the whole: 2**3 is a power
         inner = text.removeprefix(mark).removesuffix(mark)
         if len(inner) == len(text) - 2 * len(mark) and mark not in inner:
             text = inner.strip()
     if "\\" in text:
-        text = re.sub(r"\\[dtc]frac(?![a-zA-Z])", r"\\frac", text).replace(r"\varnothing", r"\emptyset")
+        text = re.sub(r"\\[dtcs]frac(?![a-zA-Z])", r"\\frac", text).replace(r"\varnothing", r"\emptyset")
+        text = re.sub(r"\\(bar|dot|overline)\s*(\d)", r"\\\1{\2}", re.sub(r"\\textcolor\{\w+\}", "", text))
+        text = re.sub(r"\\[dt]?binom\s*(\d)\s*(\d)", r"\\binom{\1}{\2}", text)
         text = re.sub(r"\\(mathbb|sqrt)(?:\s+([A-Za-z0-9])|(\d))", r"\\\1{\2\3}", text)
         text = re.sub(r"\\frac\s*(\d|\{[^{}]*\})\s*(\d|\{[^{}]*\})", _fraction, text)
     return text
@@ -96,4 +100,5 @@ def bare(text: str) -> str:
         text = re.sub(TEXT, r" \1 ", text)
     if "nswer" in text or "NSWER" in text:
         text = re.sub(_LEADING, "", text, flags=re.IGNORECASE)
-    return " ".join(text.split()).removesuffix(".").rstrip()
+    text = " ".join(text.split()).rstrip(",;")
+    return text if text.endswith("..") else text.removesuffix(".").rstrip()
