@@ -164,8 +164,8 @@ def test_rows_that_no_answer_fits_are_refused_by_line(tmp_path):
     rows = [{"question": f"{i}?", "answer": answer} for i, answer in enumerate(["A", "carbon dioxide", "(B)", "1?"])]
     for overrides, reason, lines in (
         (["verifier=choice"], "the answer is no option", [2, 4]),
-        (["dataset.answer_kind=number"], "the answer is no number", [1, 2, 3, 4]),
-        (["verifier=regex"], "the answer is no regular expression", None),
+        (["dataset.answer_kind=number"], "the answer is no number", [1, 2, 3, 4, 5]),
+        (["verifier=regex"], "the answer is no regular expression", [5]),
     ):
         reader = rows_of(tmp_path, rows + [{"question": "z", "answer": "(a"}], *overrides)
         with contextlib.suppress(UserError):

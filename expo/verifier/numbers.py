@@ -57,7 +57,7 @@ _FUNCTIONS = (
 FUNCTIONS = frozenset(_FUNCTIONS.split())
 # Words that a number is multiplied by.
 SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
-_SYMBOL = re.compile(r"[numkMGcdµμ]?(?:Hz|Pa|eV|mol|[mgsWJVANLKC])")
+_SYMBOL = re.compile(r"[numkMGcdµμ]?(?:Hz|Pa|eV|mol|[mgsWJVANLKC])|Nm")
 # Single letters that are units where they stand apart: "12 m", not "12m".
 _LETTERS = frozenset("mgslhLNJWVAKCFT")
 
