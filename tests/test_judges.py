@@ -171,9 +171,7 @@ def test_rows_that_no_answer_fits_are_refused_by_line(tmp_path):
         with contextlib.suppress(UserError):
             reader.whole()
         skipped = {why.partition(":")[0]: at for why, at in reader.sources[0].skipped.items()}
-        assert skipped[reason] == (
-            [5] if lines is None else [*lines, 5] if reason != "the answer is no option" else [2, 4, 5]
-        )
+        assert skipped[reason] == lines
     with pytest.raises(UserError, match="two kinds for one answer"):
         check(compose_config("dataset=gsm8k", "model=random_tiny", "verifier=choice", "dataset.answer_kind=date"))
 
@@ -273,3 +271,22 @@ def test_another_judge_of_a_run_keeps_where_the_answer_stands(tmp_path):
     OmegaConf.save(OmegaConf.structured(cfg), folder / "config.yaml")
     taken = config_from_run("evaluate", [f"run={folder}", "verifier=choice"]).verifier
     assert (taken.kind, taken.extract, taken.workers) == ("option", "last_number", 3)
+
+
+GYM = '''
+"""A stand-in for reasoning-gym."""
+
+
+def get_score_answer_fn(name):
+    return lambda answer, entry: {"sums": 1.0 if answer == entry["answer"] else 0.3}[name]
+'''
+
+
+@pytest.mark.runs
+def test_rows_of_reasoning_gym_are_judged_by_the_task_that_made_them(tmp_path, monkeypatch):
+    (tmp_path / "reasoning_gym.py").write_text(GYM)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "expo.verifier.reasoning", raising=False)
+    columns = {"answer": "7", "metadata": {"source_dataset": "sums"}}
+    assert verdicts("reasoning_gym", "7", ["7", "8"], columns=columns) == ["c", "i"]
+    sys.modules.pop("reasoning_gym", None)
