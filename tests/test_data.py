@@ -579,6 +579,16 @@ def test_a_question_that_is_asked_twice_is_evaluated_once(tmp_path):
     assert not {p.asked for p in data.train()} & {p.asked for p in data.evaluation()}
 
 
+def test_the_account_tells_what_may_be_meant_otherwise(tmp_path):
+    answers = ["05/06/2024", "28/07/1914", "100,200", "1000", r"1{,}000", "07/08/2024"]
+    data = reader(
+        "dataset=custom",
+        f"dataset.path={own_file(tmp_path, [{'question': f'{i}?', 'answer': a} for i, a in enumerate(answers)])}",
+    )
+    data.whole()
+    assert [lines for _, lines in sorted(data.sources[0].doubts.items())] == [[1, 6], [3]]
+
+
 def test_the_account_tells_the_kinds_of_answers(tmp_path):
     rows = [
         {"question": f"{i}?", "answer": answer}

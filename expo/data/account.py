@@ -11,6 +11,7 @@ from rich.table import Table
 from expo.data.checks import BadRow
 from expo.data.problem import Problem
 from expo.verifier.answers import kind_for
+from expo.verifier.kinds import doubt
 
 NAMED = 5  # lines that are named for one reason; the others are only counted
 
@@ -26,6 +27,9 @@ class Source:
     examples: dict[str, str] = field(default_factory=dict)  # by reason: what is wrong with the first such row
     duplicates: list[int] = field(default_factory=list)
     contradictions: list[int] = field(default_factory=list)
+    doubts: dict[str, list[int]] = field(
+        default_factory=dict
+    )  # in what answers may be meant otherwise than read: lines
     solutions: int = 0
     answer_characters: list[float] = field(default_factory=list)
     kinds: dict[str, int] = field(default_factory=dict)  # of answers, the commonest first
@@ -39,6 +43,9 @@ class Source:
         self.used = len(problems)
         self.solutions = sum(p.solution is not None for _, p in problems)
         self.answer_characters = spread([len(p.answer) for _, p in problems])
+        for line, p in problems:
+            if p.kind == "auto" and (told := doubt(p.answer)):
+                self.doubts.setdefault(told, []).append(line)
         self.kinds = dict(Counter(kind_for(p.answer, p.kind).name for _, p in problems if p.kind).most_common())
         first: dict[str, Problem] = {}
         for line, p in problems:
@@ -87,6 +94,8 @@ class Account:
             for why, lines in s.skipped.items():
                 example = f" ({s.examples[why]})" if s.examples[why] else ""
                 table.add_row("", f"{_lines(lines)}: {why}{example}")
+            for told, lines in s.doubts.items():
+                table.add_row("", f"{_lines(lines)}: {told}")
             for told, lines in (("asked twice", s.duplicates), ("asked twice, other answer", s.contradictions)):
                 if lines:
                     table.add_row(told, f"{_lines(lines)}; kept to train on, evaluated once")

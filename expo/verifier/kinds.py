@@ -294,6 +294,16 @@ def kind_of(gold: str) -> str:
     return "expression"
 
 
+def doubt(gold: str) -> str | None:
+    """Return in what a right answer may be meant otherwise than it is read, and the remedy; None where in nothing."""
+    found = date(gold)
+    if found is not None and found[0] == "in this order":
+        return "a date whose order is not known: it is right in this order alone; write it as 2024-06-05"
+    if re.fullmatch(r"[1-9]\d{0,2}(?:,\d{3})+", bare(gold)) and "!" not in gold and "{" not in gold:
+        return "one number in groups of digits; write a list with spaces: 100, 200"
+    return None
+
+
 def _quantity_kind(name: str, holds: Callable[[str], bool]) -> tuple[str, Callable[[str], bool]]:
     return name, lambda plain: (found := quantity(plain)) is not None and holds(found.unit)
 
