@@ -106,7 +106,7 @@ def test_an_update_and_a_source_are_two_files_each_and_a_data_set_is_one(tmp_pat
     followed = [follow(folder, heading) for heading in ("A new update", "A positive source", "A data set")]
     assert [len(files) for files, _ in followed] == [2, 2, 1]
     run(folder, [command for _, commands in followed for command in commands], folder)
-    assert all(line["loss/entropy"] > 0 for line in metrics(folder, "ladder_level5/reinforce"))
+    assert all(line["own/entropy"] > 0 for line in metrics(folder, "ladder_level5/reinforce"))
     assert sum(line["positive/used_frac"] for line in metrics(folder, "ladder/grpo")) > 0
 
 

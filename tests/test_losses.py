@@ -219,3 +219,17 @@ def test_a_log_ratio_beyond_20_is_20(sign):
     assert losses.policy_loss(logp, zero, one, torch.ones(1), 0.2, 0.2, "token")[1].item() == bounded
     assert losses.sampler_weights(logp, zero, one, "token", 1e12).item() == bounded
     assert losses.kl(logp, zero, "k3").item() == pytest.approx(math.exp(-20 * sign) - 1 + 20 * sign, rel=1e-5)
+
+
+def test_the_recipes_entropy_bonus_has_the_gradient_of_the_entropy():
+    """Of docs/extending.md: Σ_a p_a sg(log p_a) ∇log p_a = -∇H; of -log p_a itself, the gradient is zero on average."""
+    logits = torch.tensor([0.3, -1.2, 2.0, 0.0, 0.7, -0.4, 1.1], dtype=torch.float64, requires_grad=True)
+    logp = logits.log_softmax(-1)
+    entropy = -(logp.exp() * logp).sum()
+    exact = torch.autograd.grad(entropy, logits, retain_graph=True)[0]
+    p = logp.exp().detach()  # the expectation over what the policy samples
+    bonus = torch.autograd.grad((p * logp.detach() * logp).sum(), logits, retain_graph=True)[0]
+    assert torch.allclose(bonus, -exact)
+    assert exact.abs().max() > 0.05
+    naive = torch.autograd.grad((p * -logp).sum(), logits)[0]
+    assert torch.allclose(naive, torch.zeros_like(naive), atol=1e-12)
