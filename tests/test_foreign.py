@@ -177,6 +177,14 @@ def test_a_run_that_cannot_be_read_is_a_row_that_says_why(tmp_path, monkeypatch,
         assert good.name in said.out or line
 
 
+def test_a_run_with_an_empty_mapping_or_a_metric_of_many_digits_is_read(tmp_path):
+    run = leave(tmp_path / "out")
+    assert "template_options: {}" in (run / "config.yaml").read_text()
+    summary(metrics={f"pass@{'9' * 6000}": 0.5, "pass@٣": 0.5, "pass@4": 0.25})(run)
+    (row,) = (found.row for found in find_runs(tmp_path / "out"))
+    assert (row["status"], row["k"], row["pass@k"]) == ("done", 4, 0.25)
+
+
 def test_lines_that_are_no_scalars_or_never_end_are_left_out(tmp_path):
     lines = [b'{"step": 1, "x": 1.5}', b'{"step": 2, "x": "' + b"a" * 3 * 2**20 + b'"}', b'{"step": 3, "x": [1]}', b'{"step": true}',
              b'{"step": 1' + b"0" * 400 + b"}", b"\xff", b'{"step": 4, "x": null}']  # fmt: skip

@@ -93,10 +93,10 @@ def is_metrics(value: Any) -> bool:
 
 
 def is_setting(value: Any) -> bool:
-    """Return whether a value is one that a key may have: YAML has dates, bytes and sets, too."""
+    """Return whether a value is one that a key may have: YAML has dates, bytes and sets, too. An empty mapping is one of no keys."""
     if isinstance(value, list):
         return all(map(is_setting, value))
-    return value is None or isinstance(value, bool | str | float) or (is_whole(value) and abs(value) < 10**LONGEST)
+    return value is None or value == {} or isinstance(value, bool | str | float) or (is_whole(value) and abs(value) < 10**LONGEST)
 
 
 SUMMARY: dict[str, Check] = {

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -71,9 +72,12 @@ class Wandb(Tracker, WandbLogger):
 
 
 def _last_step(directory: Path) -> int:
-    """Return the last step in the offline files of a run; -1 for none."""
-    files = offline_files(directory)
-    return max((row["_step"] for row in read_offline(directory).history), default=-1) if files else -1
+    """Return the last step in the offline files of a run; -1 for none, and for a file that is damaged from its beginning on."""
+    last = -1
+    for file in offline_files(directory):
+        with suppress(ValueError):
+            last = max((row["_step"] for row in read_offline(file).history), default=last)
+    return last
 
 
 class TensorBoard(Tracker, TensorBoardLogger):
