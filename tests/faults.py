@@ -292,7 +292,8 @@ def result(command: str, folder: Path) -> Any:
 
 
 def without_clocks(line: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in line.items() if not k.startswith(CLOCKS)}
+    """Return a step's scalars, but for those that tell the time, and W&B's tables, which have names of their own."""
+    return {k: v for k, v in line.items() if not k.startswith((*CLOCKS, "completions/"))}
 
 
 def snapshot(folder: Path) -> dict[str, int]:
@@ -534,6 +535,7 @@ class Harness:
             trial.wrong.append(f"left running: {left}")
         if any(line.startswith("Traceback") for line in said):
             trial.wrong.append(f"stack trace: {said[-1]}")
+            shutil.copy(log.with_suffix(".err"), log.with_suffix(".trace"))
         if code == 124:
             trial.wrong.append("did not end")
         if code > 0 and code not in (130, 143) and not any(line.startswith("expo: ") for line in said):

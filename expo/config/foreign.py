@@ -72,7 +72,7 @@ def is_number(value: Any) -> bool:
 
 
 def is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**LONGEST
 
 
 def or_none(check: Check) -> Check:
@@ -96,7 +96,7 @@ def is_setting(value: Any) -> bool:
     """Return whether a value is one that a key may have: YAML has dates, bytes and sets, too. An empty mapping is one of no keys."""
     if isinstance(value, list):
         return all(map(is_setting, value))
-    return value is None or value == {} or isinstance(value, bool | str | float) or (is_whole(value) and abs(value) < 10**LONGEST)
+    return value is None or value == {} or isinstance(value, bool | str | float) or is_whole(value)
 
 
 SUMMARY: dict[str, Check] = {
