@@ -22,7 +22,11 @@ OPTIONS = [(f.parent.name, f.stem) for f in sorted(CONF.glob("*/*.yaml"))]
 
 @pytest.mark.parametrize(("group", "name"), OPTIONS)
 def test_every_option_composes_and_passes_the_checks(group, name, tmp_path, monkeypatch):
-    needed = {"custom": ["dataset.path=README.jsonl"], "expert_paraphrase": ["prompts=math"]}
+    needed = {
+        "custom": ["dataset.path=README.jsonl"],
+        "expert_paraphrase": ["prompts=math"],
+        "python": ["verifier.function=a.b"],
+    }
     source = ["algorithm=grpo"] if (group, name) == ("positives", "none") else needed.get(name, [])
     if name == "custom":
         (tmp_path / "README.jsonl").touch()

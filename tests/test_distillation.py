@@ -23,6 +23,9 @@ from expo.step.metrics import step_metrics
 from expo.step.positives.sources import NoPositives
 from expo.step.privilege import PRIVILEGES, privileged_prompts, wrong_answer
 from expo.verifier.answers import Verdict
+from expo.verifier.extraction import extraction
+
+BOXES = SimpleNamespace(extraction=extraction("boxed"))
 
 SEEN, WRONG = [(60, 61, 62, 63, 64), (65, 66), (67, 68, 69)], [(70, 71), (72,), (73, 74)]
 SGD = 0.05
@@ -36,7 +39,7 @@ def module(policy, reference=None, seen=SEEN, micro_batch_size=64, trainer=None,
 
     tools = SimpleNamespace(
         sampling=Sampling(TEMPERATURE, 1.0, 0, 8), tokenizer=SimpleNamespace(pad_token_id=0), seed=0, ranks=ALONE,
-        prompts=SimpleNamespace(privileged_ids=privileged_ids), longest_prompt=100,
+        prompts=SimpleNamespace(privileged_ids=privileged_ids), longest_prompt=100, verifier=BOXES,
     )  # fmt: skip
     hints = SimpleNamespace(under_question=False)
     pipeline = SimpleNamespace(source=NoPositives(NoPositivesConf()), hints=hints, tools=tools)
@@ -308,6 +311,7 @@ PROBLEMS = [
     Problem("1", "2 + 2?", "4", None),
     Problem("2", "3 + 3?", "6", "three and three, 6"),
 ]
+LOOKING = SimpleNamespace(verifier=BOXES)
 RIGHT, BAD, NONE = Verdict.CORRECT, Verdict.INCORRECT, Verdict.UNPARSEABLE
 
 
@@ -324,7 +328,7 @@ def judged() -> Experience:
 
 def test_what_each_privilege_shows():
     e = judged()
-    show = {name: [shown(e, row) for row in range(9)] for name, shown in PRIVILEGES.items()}
+    show = {name: [shown(e, row, LOOKING) for row in range(9)] for name, shown in PRIVILEGES.items()}
     assert [(p.answer, p.solution) for p in show["answer"]] == [(a, None) for a in ("2", "4", "6") for _ in range(3)]
     assert [p and p.solution for p in show["solution"]] == [PROBLEMS[0].solution] * 3 + [None] * 3 + [
         PROBLEMS[2].solution
@@ -345,13 +349,15 @@ def test_what_each_privilege_shows():
     assert others[0] == ("1 + 1?", "6", PROBLEMS[2].solution)  # the next problem has no solution
     assert others[3] == ("2 + 2?", "6", PROBLEMS[2].solution)
     assert others[6] == ("3 + 3?", "2", PROBLEMS[0].solution)
-    assert [p and p.answer for p in (wrong_answer(e, row) for row in range(9))] == ["3"] * 3 + ["5"] * 3 + ["7"] * 3
+    assert [p and p.answer for p in (wrong_answer(e, row, LOOKING) for row in range(9))] == ["3"] * 3 + ["5"] * 3 + [
+        "7"
+    ] * 3
 
 
 def test_a_problem_that_asks_the_same_is_no_other_problem():
     e = judged()
     e.problems = [PROBLEMS[0], replace(PROBLEMS[0], id="1", question=" 1 + 1? "), replace(PROBLEMS[0], id="2")]
-    assert [PRIVILEGES["other_solution"](e, row) for row in range(9)] == [None] * 9
+    assert [PRIVILEGES["other_solution"](e, row, LOOKING) for row in range(9)] == [None] * 9
 
 
 def test_prompts_of_the_teacher_show_the_solution_and_on_the_ladder_the_answer(ladder):

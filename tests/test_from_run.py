@@ -16,9 +16,10 @@ from expo.config.reference import options_of
 
 EVERY_OPTION = [
     [f"{group}={option}"]
-    for group in ("algorithm", "positives", "hints", "reward", "rollout", "logger", "model", "optimizer")
+    for group in ("algorithm", "positives", "hints", "reward", "rollout", "logger", "model", "optimizer", "verifier")
     for option in options_of(group)
-]
+    if (group, option) != ("verifier", "python")  # which needs a function
+] + [["verifier=python", "verifier.function=a.b"]]
 
 
 def save(cfg, folder):
@@ -50,6 +51,7 @@ def test_every_option_of_the_groups_above_is_there():
         "dataset",
         "prompts",
         "trainer",
+        "verifier",
     }
 
 

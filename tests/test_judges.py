@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 from conftest import compose_config
+from omegaconf import OmegaConf
 
 from expo.commands import verify as verify_command
 from expo.commands.wiring import check_extraction
 from expo.config import UserError, VerifierConf, build, check, identity
+from expo.config.from_run import config_from_run
 from expo.data.problem import Problem
 from expo.verifier.answers import Verdict
 from expo.verifier.extraction import extraction
@@ -242,3 +244,13 @@ def test_the_recipes_of_the_page_on_answers(tmp_path):
     accounts = [json.loads(path.read_text()) for path in tmp_path.glob("outputs/*/*/data.json")]
     assert len(accounts) == 3
     assert all(account["sources"][0]["used"] == 8 for account in accounts)
+
+
+def test_another_judge_of_a_run_keeps_where_the_answer_stands(tmp_path):
+    folder = tmp_path / "run"
+    (folder / "checkpoints" / "final").mkdir(parents=True)
+    (folder / "checkpoints" / "final" / "config.json").write_text("{}")
+    cfg = compose_config("verifier.extract=last_number", "verifier.workers=3")
+    OmegaConf.save(OmegaConf.structured(cfg), folder / "config.yaml")
+    taken = config_from_run("evaluate", [f"run={folder}", "verifier=choice"]).verifier
+    assert (taken.kind, taken.extract, taken.workers) == ("option", "last_number", 3)

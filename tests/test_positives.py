@@ -19,6 +19,7 @@ from expo.step.positives.properties import Scorer, with_lift
 from expo.step.positives.selection import Limits, select
 from expo.step.positives.sources import ExpertParaphrase, ExpertSolution, NoPositives, SelfExplanation, STaR
 from expo.verifier.answers import Verdict
+from expo.verifier.extraction import extraction
 
 CORRECT = Verdict.CORRECT
 
@@ -132,15 +133,17 @@ def test_the_oracle_takes_sound_steps_only():
 class FakeVerifier:
     """Right where the text contains the answer."""
 
-    def verify(self, texts, answers):
-        return [CORRECT if answer in text else Verdict.INCORRECT for text, answer in zip(texts, answers, strict=True)]
+    extraction = extraction("boxed")
+
+    def verify(self, texts, problems):
+        return [CORRECT if p.answer in text else Verdict.INCORRECT for text, p in zip(texts, problems, strict=True)]
 
 
 class FakeTokenizer:
     """A token is a character."""
 
     eos_token_id = 0
-    all_special_tokens = ()
+    all_special_tokens = all_special_ids = ()
 
     def get_added_vocab(self):
         return {}
@@ -151,7 +154,9 @@ class FakeTokenizer:
     def __call__(self, text, add_special_tokens, split_special_tokens=False):
         return {"input_ids": [ord(c) for c in text]}
 
-    def apply_chat_template(self, chats, **options):
+    def apply_chat_template(self, chats, tokenize, **options):
+        if not tokenize:
+            return chats[-1]["content"]
         return [[ord(c) for c in chat[-1]["content"]] for chat in chats]
 
 

@@ -155,7 +155,7 @@ def test_prompts_without_special_tokens_are_as_before():
     _, tokenizer = random_tiny()
     prompts = make_prompts("Q: {question}", "{question} {answer}", system="be good")
     (ids,) = prompts.solve_ids(tokenizer, [Problem("0", "What is 1+1?", "2")])
-    assert prompts._as_text(tokenizer, "Q: What is 1+1?") == ids
+    assert prompts._as_text(tokenizer, ["Q: What is 1+1?"], Problem("0", "", "")) == ids
 
 
 @pytest.mark.runs

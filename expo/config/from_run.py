@@ -27,13 +27,14 @@ from expo.config.own_code import own_packages
 from expo.config.reference import options_of
 from expo.config.rollout import RolloutConf
 from expo.config.run import Config
+from expo.config.training import VerifierConf
 
 # What else the YAML files of a group set. A group whose files set single keys of others cannot be taken with run=.
 TAKEN_WITH = {"algorithm": ("positives", "hints", "name", "needs"), "dataset": ("prompts",)}
 ONLY_KEYS = ("trainer", "debug")
 # Of these groups, another option keeps the keys that the run's own has too: another engine, the same lengths and sampling.
-KEPT: dict[str, type] = {"rollout": RolloutConf, "optimizer": OptimizerConf}
-OF_OPTION = ("_target_", "requires", "extra")
+KEPT: dict[str, type] = {"rollout": RolloutConf, "optimizer": OptimizerConf, "verifier": VerifierConf}
+OF_OPTION = ("_target_", "requires", "extra", "kind")
 
 
 def restore(directory: Path) -> Config:

@@ -6,7 +6,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date
-from functools import lru_cache
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -190,11 +189,6 @@ class Prompts:
 def turn_end(tokenizer: "PreTrainedTokenizerBase") -> int:
     """Return the id of the token that ends an assistant's turn in the chat template; where it ends one with no token of its own, the
     end-of-sequence token. Rollouts stop there, and what the policy is trained on ends there."""
-    return _turn_end(tokenizer, str(getattr(tokenizer, "chat_template", None)))
-
-
-@lru_cache(maxsize=8)
-def _turn_end(tokenizer: "PreTrainedTokenizerBase", template: str) -> int:
     chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": PLACE}]
     try:
         rendered: Any = tokenizer.apply_chat_template(chat, tokenize=False)

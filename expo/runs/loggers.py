@@ -48,6 +48,9 @@ class Wandb(Tracker, WandbLogger):
             )  # starts the run now, so that a missing key is found before any work
         except WandbError as error:
             raise UserError(f"logger.wandb.mode={mode}: {_no_wandb(error)}") from error
+        except ConnectionError as error:
+            told = f"W&B's own process has ended ({first_line(error)}); the same command goes on, and logger=none without it"
+            raise UserError(f"logger.wandb.mode={mode}: {told}") from error
         # `wandb sync` would send them twice, and shift what follows.
         self.sent_steps = max(_last_step(session.directory), begun_at - 1) if session.resume_step else -1
 
