@@ -18,7 +18,7 @@ from expo.cli import main, reporting
 from expo.config import UserError
 from expo.data import readers
 from expo.runs.listing import find_runs
-from expo.runs.reading import read_lines, read_rows
+from expo.runs.reading import final_rows, read_lines, read_rows, samples_of
 from expo.step.signed import check_signed, write_signed
 
 ROOT = Path(__file__).parents[1]
@@ -146,6 +146,7 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
         (config(b"a: " + b"[" * 100 + b"]" * 100), "it nests deeper than 32 levels"),
         (config(b"name: 2026-01-01"), "name is not what a run leaves"),
         (config(b"{1: 2}"), "it is no config"),
+        (config(b"trainer: {max_steps: 1" + b"0" * 400 + b"}"), "trainer.max_steps is not what a run leaves"),
         (lambda run: (run / "config.yaml").write_bytes(b"#" * (2**24 + 1)), "and 16 are read"),
         (summary(metrics=None), "metrics is not what a run leaves: None"),
         (summary(metrics={"pass@4": math.nan}), "metrics is not"),
@@ -197,6 +198,15 @@ def test_completions_of_other_kinds_are_not_read(tmp_path, row):
     pa.parquet.write_table(pa.Table.from_pylist([row]), tmp_path / "x.parquet")
     with pytest.raises(UserError, match=r"cannot be read \(its column \w+ is of"):
         read_rows(tmp_path / "x.parquet")
+
+
+def test_completions_that_lack_a_column_are_refused(tmp_path):
+    (tmp_path / "completions").mkdir()
+    pa.parquet.write_table(pa.Table.from_pylist([{"x": 1}]), tmp_path / "completions" / "eval-step000002.parquet")
+    pa.parquet.write_table(pa.Table.from_pylist([{"x": 1}]), tmp_path / "completions" / "train-step000002.parquet")
+    for read in (final_rows, samples_of):
+        with pytest.raises(UserError, match=r"step000002\.parquet: cannot be read \(no column answer\)"):
+            read(tmp_path)
 
 
 # --- data

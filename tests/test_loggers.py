@@ -18,6 +18,7 @@ from test_train import SMALL, run, scalars
 from expo import config
 from expo.commands import evaluate, score
 from expo.config import UserError, check
+from expo.runs import loggers
 from expo.runs.checkpoints import newest_checkpoint
 from expo.runs.offline import read_offline
 from expo.runs.reading import read_summary
@@ -103,6 +104,16 @@ def test_a_logger_has_every_scalar_once_after_a_kill(tmp_path, name):
         steps, values = zip(*sorted(found[scalar]), strict=True)
         assert list(steps) == [step for step, _ in points], scalar  # each once
         assert values == pytest.approx([value for _, value in points], rel=1e-5), scalar
+
+
+def test_a_killed_process_of_wandbs_is_one_line(tmp_path, monkeypatch):
+    def lost(self):
+        raise ConnectionResetError("Connection lost")
+
+    monkeypatch.setattr(loggers.Wandb, "experiment", property(lost))
+    session = Session(compose_config("logger=wandb", "logger.wandb.mode=offline"), tmp_path)
+    with pytest.raises(UserError, match=r"mode=offline: W&B's own process has ended \(Connection lost\); the same command"):
+        chosen_loggers(session)
 
 
 KILLED = """\
