@@ -104,7 +104,7 @@ FAULTS = (
 HISTORY = """\
 import json, sys
 from expo.runs.offline import read_offline
-print(json.dumps(sorted(read_offline(sys.argv[1]).history, key=lambda line: line["_step"])))
+print(json.dumps(read_offline(sys.argv[1]).history))
 """
 TEMPORARY = re.compile(r"\.tmp$|\.tmp\.|\.partial$|^\.final|\.copying$", re.IGNORECASE)
 CLOCKS = ("time/", "throughput/", "_timestamp", "_runtime", "_wandb")

@@ -18,7 +18,7 @@ from expo.cli import main, reporting
 from expo.config import UserError
 from expo.data import readers
 from expo.runs.listing import find_runs
-from expo.runs.reading import final_rows, read_lines, read_rows, samples_of
+from expo.runs.reading import final_rows, read_lines, read_rows, read_summary, samples_of
 from expo.step.signed import check_signed, write_signed
 
 ROOT = Path(__file__).parents[1]
@@ -176,6 +176,14 @@ def test_a_run_that_cannot_be_read_is_a_row_that_says_why(tmp_path, monkeypatch,
         assert ended.value.code == code
         assert said.err.count("\n") == (code == 2)
         assert good.name in said.out or line
+
+
+def test_a_diagnosis_of_one_problem_whose_intervals_are_endless_is_read(tmp_path):
+    run = leave(tmp_path / "out")
+    summary(metrics={"own/nll": 0.5, "own/nll_lo": -math.inf, "own/nll_hi": math.inf}, problems=1)(run)
+    assert read_summary(run)["problems"] == 1
+    summary(metrics={"own/nll": math.inf, "own/nll_lo": 0.0, "own/nll_hi": math.inf})(run)
+    assert read_summary(run) == {}
 
 
 def test_a_run_with_an_empty_mapping_or_a_metric_of_many_digits_is_read(tmp_path):

@@ -112,7 +112,9 @@ def test_a_killed_process_of_wandbs_is_one_line(tmp_path, monkeypatch):
 
     monkeypatch.setattr(loggers.Wandb, "experiment", property(lost))
     session = Session(compose_config("logger=wandb", "logger.wandb.mode=offline"), tmp_path)
-    with pytest.raises(UserError, match=r"mode=offline: W&B's own process has ended \(Connection lost\); the same command"):
+    with pytest.raises(
+        UserError, match=r"mode=offline: W&B's own process has ended \(Connection lost\); the same command"
+    ):
         chosen_loggers(session)
 
 

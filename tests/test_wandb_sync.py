@@ -195,6 +195,16 @@ def test_a_folder_without_offline_files_or_with_those_of_two_runs_says_so(tmp_pa
         read_offline(tmp_path)
 
 
+@pytest.mark.runs
+def test_sessions_are_in_the_order_of_their_steps_whatever_the_clock_said(tmp_path):
+    session(tmp_path, "z", 0, 2)
+    session(tmp_path, "z", 2, 4)
+    first, second = sorted((tmp_path / "wandb").glob("offline-run-*"))
+    second.rename(second.with_name("offline-run-20200101_000000-z"))  # as after a flight to the west
+    assert [file.parent.name for file in offline_files(tmp_path)] == [first.name, "offline-run-20200101_000000-z"]
+    assert [row["_step"] for row in read_offline(tmp_path).history] == [0, 1, 2, 3]
+
+
 def test_a_file_that_is_none_of_wandbs_is_named_and_stops_neither_sync_nor_a_resume(tmp_path, capsys):
     bad = tmp_path / "wandb" / "offline-run-20260101_000000-x" / "run-x.wandb"
     bad.parent.mkdir(parents=True)

@@ -84,10 +84,16 @@ def named(check: Check) -> Check:
     return lambda value: isinstance(value, dict) and all(map(check, value.values()))
 
 
+def is_metric(name: str, value: Any) -> bool:
+    """Return whether a value is a number, or none; an interval about which nothing is known reaches infinitely far."""
+    endless = name.endswith(("_lo", "_hi")) and value in (math.inf, -math.inf)
+    return value is None or is_number(value) or endless
+
+
 def is_metrics(value: Any) -> bool:
     """Return whether a value is the metrics of an evaluation: what has a lower end of an interval has the upper one, too."""
     ends = ("", "_lo", "_hi")
-    return named(or_none(is_number))(value) and all(
+    return (isinstance(value, dict) and all(is_metric(*item) for item in value.items())) and all(
         value.get(name.removesuffix("_lo") + end) is not None for name in value if name.endswith("_lo") for end in ends
     )
 

@@ -16,7 +16,14 @@ Curve = tuple[list[tuple[int, float]], list[tuple[int, float]]]
 
 
 LONGEST_LINE = 2**20  # bytes; the scalars of a step have some thousand
-COMPLETIONS = {"problem", "question", "answer", "completion", "verdict", "level"}  # columns that every step's and evaluation's have
+COMPLETIONS = {
+    "problem",
+    "question",
+    "answer",
+    "completion",
+    "verdict",
+    "level",
+}  # columns that every step's and evaluation's have
 SCALARS = {int, float, type(None)}
 
 
@@ -118,7 +125,9 @@ def completions_in(file: Path, **which: Any) -> list[dict[str, Any]]:
     """Return the rows of a file of completions. Args: which, as of `read_rows`. Raises UserError for one that lacks a column."""
     rows = read_rows(file, **which)
     if missing := COMPLETIONS - (rows[0].keys() if rows else COMPLETIONS):
-        raise UserError(f"{file}: cannot be read (no column {min(missing)}); remove the run's directory and make it again")
+        raise UserError(
+            f"{file}: cannot be read (no column {min(missing)}); remove the run's directory and make it again"
+        )
     return rows
 
 
