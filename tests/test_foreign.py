@@ -46,8 +46,8 @@ class Half:
     def __init__(self, conf):
         pass
 
-    def __call__(self, problems, texts, verdicts):
-        return [lab_tools.HALF for _ in verdicts]
+    def __call__(self, rollouts):
+        return [lab_tools.HALF for _ in rollouts]
 """
 
 
