@@ -76,6 +76,33 @@ def test_no_module_of_the_working_folder_is_imported_but_the_plugin_that_is_name
     assert done.returncode == code, done.stderr
 
 
+def install(folder, plugin):
+    """Leave what an installed package has that names a plug-in as an entry point."""
+    told = folder / "lab_package-1.0.dist-info"
+    told.mkdir(parents=True)
+    (told / "METADATA").write_text("Metadata-Version: 2.1\nName: lab-package\nVersion: 1.0\n")
+    (told / "entry_points.txt").write_text(f"[expo.plugins]\nlab = {plugin}\n")
+    (folder / "lab.py").write_text(LAB)
+    (folder / "lab_tools.py").write_text("HALF = 0.5\n")
+
+
+@pytest.mark.parametrize(
+    ("plugin", "line", "code", "told"),
+    [
+        ("lab", ["train", "reward=half", "logger=none", "--cfg", "job"], 0, ""),
+        pytest.param("lab", ["train", "-m", "seed=0", "debug=tiny", "reward=half", "logger=none"], 0, "", marks=pytest.mark.slow),
+        ("no_lab", ["train", "--cfg", "job"], 2, "expo: no_lab: cannot be imported (No module named 'no_lab'); the package "
+         "lab-package names it as a plug-in; mend it, or uninstall it\n"),
+    ],
+)  # fmt: skip
+def test_an_installed_package_names_its_plugin_as_an_entry_point(tmp_path, plugin, line, code, told):
+    install(tmp_path / "site", plugin)
+    env = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path / 'site'}"}
+    words = [sys.executable, "-P", "-m", "expo", *line]
+    done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (code, told)
+
+
 def test_python_m_expo_looks_where_its_children_look(tmp_path):
     """Else a checkout that is not installed would start processes that do not find it, or find another one."""
     (tmp_path / "expo.py").write_text("raise SystemExit('another expo')\n")
