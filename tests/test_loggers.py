@@ -1,11 +1,13 @@
 """`logger=tensorboard|mlflow|csv`: the scalars of metrics.jsonl, each once, also where a run was killed and resumed."""
 
 import csv
+import errno
 import importlib.util
 import json
 import os
 import subprocess
 import sys
+import threading
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -116,6 +118,28 @@ def test_a_killed_process_of_wandbs_is_one_line(tmp_path, monkeypatch):
         UserError, match=r"mode=offline: W&B's own process has ended \(Connection lost\); the same command"
     ):
         chosen_loggers(session)
+
+
+def test_a_disk_that_is_full_for_tensorboard_ends_in_one_error_and_no_trace_of_its_thread(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(threading, "excepthook", told.append)
+    (logger,) = chosen_loggers(Session(compose_config("logger=tensorboard"), tmp_path))
+    logger.log_metrics({"x": 1.0}, 1)
+
+    def full(*words):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    writer = logger.experiment.file_writer.event_writer._async_writer._worker._record_writer
+    monkeypatch.setattr(writer, "write", full)
+    with pytest.raises(OSError, match="No space left"):
+        for step in range(2, 9):
+            logger.log_metrics({"x": 1.0}, step)
+    logger.experiment.file_writer.event_writer._async_writer._worker.join()
+    assert told == []
+    other = threading.Thread(target=full)
+    other.start()
+    other.join()
+    assert [ended.exc_value.errno for ended in told] == [errno.ENOSPC]
 
 
 KILLED = """\

@@ -1,7 +1,8 @@
 """The loggers that `logger=` chooses: Lightning's own, each told where a run's files go and what becomes of a resumed run."""
 
 import json
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -93,6 +94,7 @@ class TensorBoard(Tracker, TensorBoardLogger):
             version="tensorboard",
             purge_step=session.resume_step + bool(session.resume_step),
         )
+        _leave_to_flush(threading.excepthook)
         self.config = "" if session.resume_step else f"```json\n{json.dumps(session.config, indent=1)}\n```"
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -101,6 +103,16 @@ class TensorBoard(Tracker, TensorBoardLogger):
             self.config = ""
         super().log_metrics(metrics, step)
         self.experiment.flush()  # TensorBoard writes when it finds the time: a SIGKILL would lose it
+
+
+def _leave_to_flush(hook: Callable[[threading.ExceptHookArgs], Any]) -> None:
+    """Print no stack trace of the thread that writes TensorBoard's files: `flush` raises its error, such as of a full disk, again."""
+
+    def told(ended: threading.ExceptHookArgs) -> None:
+        if not type(ended.thread).__module__.startswith("tensorboard."):
+            hook(ended)
+
+    threading.excepthook = told
 
 
 class Csv(Tracker, CSVLogger):
