@@ -44,8 +44,8 @@ coverage: ## both, and the lines of expo/ that they reach: at least 90 %
 	$(MAKE) test COVER=--cov
 	$(MAKE) test-slow COVER="--cov --cov-append --cov-report=term:skip-covered --cov-fail-under=90"
 
-soak: setup ## 300 faults by schedule, then runs of 20,000 steps and 100,000 problems: about an hour and a half
-	$(BIN)/python tests/faults.py trials=300 jobs=2
+soak: setup ## 500 faults by schedule, then runs of 20,000 steps and 100,000 problems: about two hours and a half
+	$(BIN)/python tests/faults.py trials=500 jobs=2
 	$(BIN)/python tests/soak.py
 
 test-vllm: ## the tests that need vLLM, with its CPU build in an environment of its own (.venv-vllm)

@@ -1,9 +1,12 @@
 """Faults by schedule: a command, a fault and a moment, all drawn from one seed; then the same command until it is done.
 
-    python tests/faults.py trials=300 seed=0 [jobs=2] [only=COMMAND]
+    python tests/faults.py trials=500 seed=0 [jobs=2] [minutes=M] [only=COMMAND]
 
-After a fault the same command must lead to what an unbroken one leaves: the same scalars, weights and verdicts. Nothing that
-was finished is made again; no process and no temporary file stays; each process that ends early says why in a few lines,
+M minutes at most: the trials that did not begin until then are left out. A third of all trials have what a place may be beside the
+fault, drawn as well: `outputs` or the runs in it are links to elsewhere, or a hostile run lies beside (`tests/hostile.py`).
+
+After a fault the same command must lead to what an unbroken one leaves: the same scalars, weights, verdicts, W&B history, explanations,
+and what is removed is removed. Nothing that was finished is made again; no process and no temporary file stays; each process that ends early says why in a few lines,
 without a stack trace. A full or read-only disk needs the right to mount; without it, the size of files is limited instead.
 
 Each process is forked from this one, which has everything imported: a trial takes seconds instead of half a minute.
@@ -28,9 +31,11 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent import futures
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +75,19 @@ COMMANDS: dict[str, list[str]] = {
     "evaluate": ["evaluate", "dataset=ladder", *SMALL, "dataset.eval_limit=12", "logger=none"],
     "diagnose": ["diagnose", "dataset=ladder", *SMALL, "diagnose.problems=2", "logger=none"],
     "pretrain": ["pretrain", "dataset=ladder", "pretrain.max_steps=40", "pretrain.tokens_per_batch=800", "pretrain.output=outputs/base"],
+    "explain": ["explain", *TRAIN[1:], "algorithm=exp_grpo", "logger=none"],
     "table": ["table", "plan/plan.yaml", "logger=none", *SMALL],
+    "fresh": [*TRAIN, "algorithm=exp_grpo", "logger=none", "fresh=true"],
+    "report": ["report", "RUN", "output=outputs/page.html"],
+    "export": ["export", "RUN", "output=outputs/exported"],
+    "runs rm": ["runs", "rm", "RUN", "yes=true"],
+    "runs gc": ["runs", "gc", "output_dir=outputs", "yes=true"],
     "verify": [],  # no command: answers judged by workers
 }  # fmt: skip
+OF_A_RUN = ("fresh", "report", "export", "runs rm", "runs gc")  # a finished run is there: that of exp_grpo
+ONCE = ("export", "runs rm")  # refused where it is done already
+PLACES = ("a linked folder", "linked runs", "a foreign run")
+FOREIGN = "foreign-s0-0000000000"
 FAULTS = (
     "SIGKILL",
     "SIGTERM",
@@ -86,8 +101,13 @@ FAULTS = (
     "worker stopped",
     "W&B killed",
 )
+HISTORY = """\
+import json, sys
+from expo.runs.offline import read_offline
+print(json.dumps(read_offline(sys.argv[1]).history))
+"""
 TEMPORARY = re.compile(r"\.tmp$|\.tmp\.|\.partial$|^\.final|\.copying$", re.IGNORECASE)
-CLOCKS = ("time/", "throughput/")
+CLOCKS = ("time/", "throughput/", "_timestamp", "_runtime", "_wandb")
 LONGEST_S = 300  # of one process
 
 
@@ -99,13 +119,15 @@ class Trial:
     command: str
     fault: str
     moment: float  # share of an unbroken run's time
+    place: str = ""  # one of PLACES; "" for none
+    arguments: list[str] = field(default_factory=list)
     said: list[str] = field(default_factory=list)  # on stderr, by the process that met the fault
     processes: int = 0  # until it was done
     wrong: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         told = "; ".join(self.wrong) or "kept"
-        return f"{self.number:4d} {self.command:10s} {self.fault:14s} at {self.moment:4.0%}: {told}"
+        return f"{self.number:4d} {self.command:10s} {self.fault:14s} at {self.moment:4.0%} {self.place:15s}: {told}"
 
 
 # --- processes
@@ -219,46 +241,70 @@ def orphans(folder: Path, command: str) -> list[str]:
 # --- results
 
 
+def own_files(folder: Path, pattern: str) -> list[Path]:
+    """Return the plain files of a pattern in a trial's folder, through the links that it has, but for those of a foreign run."""
+    walked = (Path(at, name) for at, _, names in os.walk(folder, followlinks=True) for name in names)
+    found = {path.resolve(): path for path in walked if path.match(pattern) and path.is_file()}
+    return sorted(path for path in found.values() if FOREIGN not in str(path) and ".locks" not in path.parts)
+
+
 def result(command: str, folder: Path) -> Any:
     """Return everything of a finished command that must not depend on what happened on the way."""
+    import pyarrow.parquet
     from safetensors.torch import load_file
 
     outputs = folder / "outputs"
     if command == "verify":
         return json.loads((outputs / "verdicts.json").read_text())
-    found: dict[str, Any] = {}
-    for path in sorted(outputs.rglob("metrics.jsonl")):
+    found: dict[str, Any] = {"stale": [path.name for path in own_files(outputs, "stale")]}
+    for path in own_files(outputs, "metrics.jsonl"):
         lines = [json.loads(line) for line in path.open()]
-        found[f"{path.parent.name} scalars"] = [
-            {k: v for k, v in line.items() if not k.startswith(CLOCKS)} for line in lines
-        ]
-    for path in sorted(outputs.rglob("summary.json")):
+        found[f"{path.parent.name} scalars"] = [without_clocks(line) for line in lines]
+        if (path.parent / "wandb").is_dir():
+            # In a process of its own: each that is forked from one that has W&B would remove the others' temporary files.
+            read = [sys.executable, "-c", HISTORY, str(path.parent)]
+            history = json.loads(subprocess.run(read, capture_output=True, check=True).stdout)
+            found[f"{path.parent.name} wandb"] = [without_clocks(line) for line in history]
+    for path in own_files(outputs, "summary.json"):
         summary = json.loads(path.read_text())
         found[f"{path.parent.name} summary"] = (summary["status"], summary["metrics"], summary.get("collapses"))
-    for path in sorted(outputs.rglob("*.safetensors")):
+    for path in own_files(outputs, "*.safetensors"):
         weights = hashlib.sha256()
         for name, tensor in sorted(load_file(path).items()):
             weights.update(name.encode() + tensor.numpy().tobytes())
-        found[f"{path.relative_to(folder)} weights"] = weights.hexdigest()
-    for path in sorted(folder.rglob("table.json")):
+        kind = path.parent.name if command in ("export", "pretrain") else path.parents[2].name
+        found[f"{kind} weights"] = weights.hexdigest()
+    for path in own_files(folder, "table.json"):
         record = json.loads(path.read_text())["arms"]
         found["table"] = {
             arm: {k: v for k, v in own.items() if "pass@" in k or k == "metrics"} for arm, own in record.items()
         }
+    if command == "explain":
+        parts = [pyarrow.parquet.read_table(path) for path in own_files(outputs, "steps-*.parquet")]
+        rows = {(row["step"], row["row"]): row for part in parts for row in part.to_pylist()}
+        found["explanations"] = [rows[key] for key in sorted(rows)]
+    if command == "report":
+        page = outputs / "page.html"
+        found["page"] = page.is_file() and page.read_text().endswith("</html>\n")
+    if command == "runs gc":
+        found["checkpoints"] = [path.name for path in own_files(outputs, "step*.ckpt")]
     return found
+
+
+def without_clocks(line: dict[str, Any]) -> dict[str, Any]:
+    """Return a step's scalars, but for those that tell the time, and W&B's tables, which have names of their own."""
+    return {k: v for k, v in line.items() if not k.startswith((*CLOCKS, "completions/"))}
 
 
 def snapshot(folder: Path) -> dict[str, int]:
     """Return when each file was last written, but for locks and what each look at a table writes anew."""
-    kept = (f for f in folder.rglob("*") if f.is_file() and ".locks" not in f.parts and "checkpoints" in f.parts)
-    return {str(f.relative_to(folder)): f.stat().st_mtime_ns for f in kept}
+    kept = (path for path in own_files(folder, "*") if "checkpoints" in path.parts)
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in kept}
 
 
 def flip_byte(folder: Path, rng: random.Random) -> str | None:
     """Change one bit of one file. Returns its name; None where there is no file yet."""
-    files = sorted(
-        f for f in (folder / "outputs").rglob("*") if f.is_file() and f.stat().st_size and ".locks" not in f.parts
-    )
+    files = [f for f in own_files(folder / "outputs", "*") if f.stat().st_size]
     if not files:
         return None
     path = rng.choice(files)
@@ -272,19 +318,19 @@ def flip_byte(folder: Path, rng: random.Random) -> str | None:
 
 
 @contextlib.contextmanager
-def disk(folder: Path, size: str) -> Iterator[None]:
-    """Put a disk of that size under the folder's outputs, which come back to the folder at the end."""
-    place, kept = folder / "outputs", folder / "kept"
+def disk(folder: Path, size: str) -> Iterator[Path]:
+    """Put a disk of that size under what a command writes, which comes back to the folder at the end. Gives its place."""
+    linked, kept = folder / "elsewhere", folder / "kept"
+    place = linked if linked.is_dir() else folder / "outputs"
     place.mkdir(exist_ok=True)
-    kept.mkdir()
-    subprocess.run(["cp", "-a", f"{place}/.", str(kept)], check=True)
+    subprocess.run(["cp", "-a", str(place), str(kept)], check=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)], check=True)
     subprocess.run(["cp", "-a", f"{kept}/.", str(place)], check=False, stderr=subprocess.DEVNULL)
     try:
-        yield
+        yield place
     finally:
         shutil.rmtree(kept)
-        shutil.copytree(place, kept, symlinks=True)
+        subprocess.run(["cp", "-a", str(place), str(kept)], check=True)
         subprocess.run(["umount", "-l", str(place)], check=True)
         shutil.rmtree(place)
         kept.rename(place)
@@ -333,6 +379,17 @@ def victims(folder: Path, pid: int, fault: str) -> list[psutil.Process]:
     return found
 
 
+def run_in(folder: Path) -> Path:
+    """Return the directory of the one run that is a trial's own, relative to the folder."""
+    (found,) = (path.parent for path in own_files(folder / "outputs", "config.yaml"))
+    return found.relative_to(folder)
+
+
+def arguments_of(command: str, folder: Path) -> list[str]:
+    """Return what a command is started with, RUN being the run that is there."""
+    return [str(run_in(folder)) if word == "RUN" else word for word in COMMANDS[command]]
+
+
 class Harness:
     """Runs trials. What an unbroken command leaves, and how long it takes, is made once for each."""
 
@@ -352,11 +409,50 @@ class Harness:
         """Return what a command leaves that nothing happens to, and its seconds."""
         if command not in self.whole:
             folder, log = self.folder(f"whole-{command}"), self.root / f"whole-{command}"
+            self.prepare(command, folder)
             start = time.monotonic()
-            code = finish(launch(COMMANDS[command], folder, log))
+            code = finish(launch(arguments_of(command, folder), folder, log))
             assert code == 0, f"{command}: {log.with_suffix('.err').read_text()}"
             self.whole[command] = result(command, folder), time.monotonic() - start
         return self.whole[command]
+
+    def prepare(self, command: str, folder: Path) -> None:
+        """Put what a command works on into a folder."""
+        if command in OF_A_RUN:
+            self.unbroken("exp_grpo")
+            shutil.copytree(self.root / "whole-exp_grpo" / "outputs", folder / "outputs")
+        if command == "fresh":
+            (folder / run_in(folder) / "stale").touch()
+
+    def lay_out(self, trial: Trial, rng: random.Random, folder: Path, log: Path, seconds: float) -> None:
+        """Make the place what it is to be, with a run that has begun where runs are links."""
+        from hostile import HOSTILE
+
+        outputs, elsewhere = folder / "outputs", folder / "elsewhere"
+        if trial.place == "a linked folder":
+            outputs.mkdir(exist_ok=True)
+            outputs.rename(elsewhere)
+            outputs.symlink_to(elsewhere)
+        elif trial.place == "linked runs":
+            if trial.command not in OF_A_RUN:
+                pid = launch(trial.arguments, folder, log)
+                if wait(pid, time.monotonic() + seconds * rng.uniform(0.3, 0.9)) is None:
+                    os.kill(pid, signal.SIGKILL)
+                    wait(pid)
+                orphans(folder, trial.command)
+                trial.processes += 1
+            elsewhere.mkdir()
+            for path in own_files(outputs, "config.yaml"):
+                path.parent.rename(elsewhere / path.parent.name)
+                path.parent.symlink_to(elsewhere / path.parent.name)
+        elif trial.place == "a foreign run":
+            self.unbroken("exp_grpo")
+            own = self.root / "whole-exp_grpo"
+            foreign = outputs / "ladder" / FOREIGN
+            shutil.copytree(own / run_in(own), foreign)
+            name = rng.choice([name for name in HOSTILE if "MiB" not in name])
+            trial.place = f"{trial.place} ({name})"
+            HOSTILE[name](foreign)
 
     def trial(self, seed: int, number: int, only: str = "") -> Trial:
         """Make one trial."""
@@ -368,8 +464,12 @@ class Harness:
         if command == "verify":  # where workers are
             faults = ["SIGKILL", "SIGTERM", "SIGINT", "clock", "worker killed", "worker stopped"]
         trial = Trial(number, command, rng.choice(faults), rng.uniform(0.05, 0.95))
+        trial.place = rng.choice([*PLACES, *[""] * 6]) if command != "verify" else ""
         expected, seconds = self.unbroken(command)
         folder, log = self.folder(f"trial-{number}"), self.root / f"trial-{number}"
+        self.prepare(command, folder)
+        trial.arguments = arguments_of(command, folder)
+        self.lay_out(trial, rng, folder, log, seconds)
         self.break_it(trial, rng, folder, log, seconds * trial.moment)
         self.mend(trial, folder, log, expected)
         if not trial.wrong:
@@ -378,8 +478,8 @@ class Harness:
 
     def break_it(self, trial: Trial, rng: random.Random, folder: Path, log: Path, moment_s: float) -> None:
         """Run the command once and let the fault happen."""
-        arguments, fault = COMMANDS[trial.command], trial.fault
-        prepare, space = None, contextlib.nullcontext()
+        arguments, fault = trial.arguments, trial.fault
+        prepare, space = None, contextlib.nullcontext(folder)
         if fault == "clock":
             prepare = jumping_clock(rng)
         elif fault == "small files":
@@ -394,9 +494,9 @@ class Harness:
             orphans(folder, trial.command)
             space = disk(folder, "1g")
         log.with_suffix(".err").unlink(missing_ok=True)
-        with space:
+        with space as place:
             if fault == "read-only":
-                subprocess.run(["mount", "-o", "remount,ro", str(folder / "outputs")], check=True)
+                subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
             pid = launch(arguments, folder, log, prepare)
             code = (
                 wait(pid, time.monotonic() + moment_s)
@@ -408,7 +508,7 @@ class Harness:
                 code = finish(pid)
             left = orphans(folder, trial.command)
             if fault == "read-only":
-                subprocess.run(["mount", "-o", "remount,rw", str(folder / "outputs")], check=True)
+                subprocess.run(["mount", "-o", "remount,rw", str(place)], check=True)
         trial.processes += 1
         if fault == "corrupted byte" and (name := flip_byte(folder, rng)):
             trial.fault = f"corrupted {Path(name).name}"
@@ -435,6 +535,7 @@ class Harness:
             trial.wrong.append(f"left running: {left}")
         if any(line.startswith("Traceback") for line in said):
             trial.wrong.append(f"stack trace: {said[-1]}")
+            shutil.copy(log.with_suffix(".err"), log.with_suffix(".trace"))
         if code == 124:
             trial.wrong.append("did not end")
         if code > 0 and code not in (130, 143) and not any(line.startswith("expo: ") for line in said):
@@ -444,40 +545,52 @@ class Harness:
 
     def mend(self, trial: Trial, folder: Path, log: Path, expected: Any) -> None:
         """Run the command until it is done, follow what it says, and compare."""
-        arguments = COMMANDS[trial.command]
+        arguments = trial.arguments
         for _ in range(4):
             log.with_suffix(".err").unlink(missing_ok=True)
             log.with_suffix(".out").unlink(missing_ok=True)
             code = finish(launch(arguments, folder, log))
             trial.processes += 1
             self.judge(trial, code, log, orphans(folder, trial.command))
-            if code == 0 or trial.wrong:
+            done = trial.command in ONCE and code == 2 and result(trial.command, folder) == expected
+            if code == 0 or trial.wrong or done:
                 break
-            if not self.follow(trial.said[-1], folder):
+            if not self.follow(trial, folder):
                 trial.wrong.append(f"exit code {code}, and nothing to follow: {trial.said[-1]}")
                 return
         if trial.wrong:
             return
-        if result(trial.command, folder) != expected:
-            trial.wrong.append(
-                f"another result: {difference(result(trial.command, folder), expected)}; said {trial.said}"
-            )
-        if left := [str(f.relative_to(folder)) for f in folder.rglob("*") if TEMPORARY.search(f.name)]:
+        found = result(trial.command, folder)
+        if trial.fault.endswith(".wandb"):  # W&B reads no further than a damaged record
+            found, expected = ({k: v for k, v in r.items() if not k.endswith(" wandb")} for r in (found, expected))
+        if found != expected:
+            trial.wrong.append(f"another result: {difference(found, expected)}; said {trial.said}")
+        if left := [str(f.relative_to(folder)) for f in own_files(folder, "*") if TEMPORARY.search(f.name)]:
             trial.wrong.append(f"left behind: {left}")
         before = snapshot(folder)
-        if finish(launch(arguments, folder, log)) != 0 or snapshot(folder) != before:
+        code = finish(launch(arguments, folder, log))
+        if code != (2 if trial.command in ONCE else 0) or (trial.command != "fresh" and snapshot(folder) != before):
             trial.wrong.append("what was finished was made again")
 
-    def follow(self, line: str, folder: Path) -> bool:
-        """Do what a line of expo's says: remove the file or folder that it names."""
-        named = re.findall(r"outputs/[\w./+=-]+", line)
-        paths = [folder / name.rstrip(".,;:") for name in named]
-        paths = [path for path in paths if path.exists() and path != folder / "outputs"]
-        for path in paths[:1]:
+    def follow(self, trial: Trial, folder: Path) -> bool:
+        """Do what a line of expo's says: remove the file or folder that it names; make the run again that a command works on."""
+        line = trial.said[-1]
+        paths = [folder / name.rstrip(".,;:") for name in re.findall(r"(?:outputs|elsewhere)/[\w./+=-]+", line)]
+        for path in (
+            path for path in paths if path.exists() and path not in (folder / "outputs", folder / "elsewhere")
+        ):
             run = next((p for p in [path, *path.parents] if (p / "config.yaml").is_file()), None)
-            target = run if "make the run again" in line or "fresh=true" in line else path
-            shutil.rmtree(target) if target and target.is_dir() else (target or path).unlink()
-        return bool(paths)
+            again = run is not None and ("make the run again" in line or "fresh=true" in line)
+            target = run if run is not None and again else path
+            if target.is_symlink() or not target.is_dir():
+                target.unlink()
+            else:
+                shutil.rmtree(target)
+            if again and trial.command in OF_A_RUN:
+                made = self.root / "whole-exp_grpo"
+                shutil.copytree(made / run_in(made), target)
+            return True
+        return False
 
 
 def difference(found: Any, expected: Any) -> str:
@@ -503,7 +616,20 @@ def preload() -> None:
         "expo.model.small",
         *(
             f"expo.commands.{c}"
-            for c in ("train", "fit", "evaluate", "score", "diagnose", "measure", "pretrain", "table")
+            for c in (
+                "train",
+                "fit",
+                "evaluate",
+                "score",
+                "diagnose",
+                "measure",
+                "pretrain",
+                "table",
+                "explain",
+                "report",
+                "export",
+                "runs",
+            )
         ),
     ):
         importlib.import_module(name)
@@ -526,22 +652,28 @@ def trial(seed: int, only: str, number: int) -> Trial:
 
 def summary(done: list[Trial], seconds: float) -> str:
     """Return what came of all trials, by fault."""
+    places = {t.number: t.place.partition(" (")[0] for t in done if t.place}
     kinds = {t.number: "corrupted byte" if t.fault.startswith("corrupted") else t.fault for t in done}
     lines = [
         f"{len(done)} trials, {sum(t.processes for t in done)} processes, {seconds:.0f} s",
         "",
-        "| fault | tried | kept every promise | broke one |",
+        "| fault, place or command | tried | kept every promise | broke one |",
         "|---|---|---|---|",
     ]
-    for kind in [*sorted(set(kinds.values())), "all"]:
-        own = [t for t in done if kind in ("all", kinds[t.number])]
+    for kind in [
+        *sorted(set(kinds.values())),
+        *sorted(set(places.values())),
+        *sorted({t.command for t in done}),
+        "all",
+    ]:
+        own = [t for t in done if kind in ("all", kinds[t.number], places.get(t.number), t.command)]
         broken = sum(bool(t.wrong) for t in own)
         lines.append(f"| {kind} | {len(own)} | {len(own) - broken} | {broken} |")
     return "\n".join(lines)
 
 
 def main() -> int:
-    options = {"trials": "300", "seed": "0", "jobs": "1", "first": "0", "only": "", "root": ""}
+    options = {"trials": "500", "seed": "0", "jobs": "1", "first": "0", "only": "", "root": "", "minutes": "inf"}
     options |= dict(argument.split("=", 1) for argument in sys.argv[1:])
     first, start, done = int(options["first"]), time.monotonic(), []
     make = partial(trial, int(options["seed"]), options["only"])
@@ -549,9 +681,15 @@ def main() -> int:
         root = Path(options["root"] or own)
         context = multiprocessing.get_context("spawn")  # its workers have one thread each: they fork
         with ProcessPoolExecutor(int(options["jobs"]), context, begin, (root,)) as pool:
-            for made in pool.map(make, range(first, first + int(options["trials"]))):
-                done.append(made)
-                print(made, flush=True)
+            trials, end = iter(range(first, first + int(options["trials"]))), start + 60 * float(options["minutes"])
+            under_way = {pool.submit(make, number) for number in islice(trials, int(options["jobs"]))}
+            while under_way:
+                ended, under_way = futures.wait(under_way, return_when=futures.FIRST_COMPLETED)
+                for future in ended:
+                    done.append(future.result())
+                    print(done[-1], flush=True)
+                more = islice(trials, len(ended)) if time.monotonic() < end else ()
+                under_way |= {pool.submit(make, number) for number in more}
     print(summary(done, time.monotonic() - start))
     return 1 if any(t.wrong for t in done) else 0
 

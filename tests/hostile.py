@@ -1,6 +1,8 @@
 """Hostile run directories × commands: what others may have left, beside a good run, and every command that reads it.
 
-    python tests/hostile.py [only=NAME] [pairs=N] [seed=0]      N of all pairs, drawn by the seed
+    python tests/hostile.py [only=NAME] [pairs=N] [minutes=M] [seed=0]
+
+N of all pairs, or as many as fit into M minutes, drawn by the seed: first each directory once, with the commands in turn.
 
 Each pair must end within seconds and little memory, with exit code 0 or 2 (1: a W&B server that is not there), without a stack trace, in one
 line where it is refused; it runs nothing of the directory and writes nothing outside; and `expo runs` must list the good run beside.
@@ -132,7 +134,7 @@ HOSTILE: dict[str, Callable[[Path], None]] = {
     **{
         f"config: {key} is {name}": setting(key, value)
         for key in ("name", "seed", "dataset", "dataset.name", "dataset.path", "model", "model.path", "k", "trainer.max_steps", "differs", "output_dir")
-        for name, value in {"a list": "[[1], {a: b}]", "null": "null", "10^400": "1" + "0" * 400, "markup": "'[/red][link=x]\\e[2J'"}.items()
+        for name, value in {"a list": "[[1], {a: b}]", "null": "null", "10^400": "1" + "0" * 400, "an empty map": "{}", "markup": "'[/red][link=x]\\e[2J'"}.items()
     },
     # summary.json
     **{f"summary: {key} is {name}": summary(**{key: value}) for key in ("status", "metrics", "wall_s", "seed", "versions", "data", "collapses", "name")
@@ -194,8 +196,8 @@ HOSTILE: dict[str, Callable[[Path], None]] = {
     "wandb: empty": lambda run: _offline(run, b""),
     "wandb: another file": lambda run: _offline(run, b"hello"),
     "wandb: a fifo": lambda run: _offline(run, None),
-    "lock: a fifo": lambda run: os.mkfifo(run / ".lock"),
-    "lock: a folder": lambda run: (run / ".lock").mkdir(),
+    "lock: a fifo": instead(".lock", os.mkfifo),
+    "lock: a folder": instead(".lock", Path.mkdir),
 }  # fmt: skip
 
 
@@ -252,8 +254,8 @@ def limited() -> None:
     os.dup2(reading, 0)
 
 
-def pair(folder: Path, name: str, command: list[str], log: Path) -> str:
-    """Run one command in the folder. Returns what is wrong; "" where nothing is."""
+def pair(folder: Path, name: str, command: list[str], log: Path, codes: tuple[int, ...] = (0, 1, 2)) -> str:
+    """Run one command in the folder. Returns what is wrong; "" where nothing is. Args: codes, exit codes that it may end with."""
     pid = launch(command, folder, log, limited)
     code = wait(pid, time.monotonic() + LONGEST_S)
     if code is None:
@@ -264,13 +266,24 @@ def pair(folder: Path, name: str, command: list[str], log: Path) -> str:
     out = log.with_suffix(".out").read_text(errors="replace")
     if any(line.startswith("Traceback") for line in said) or code < 0:
         return f"stack trace, exit code {code}: {said[-1] if said else ''}"
-    if code not in (0, 1, 2) or (code and not any(line.startswith("expo: ") for line in said)):
+    if code not in codes or (code and not any(line.startswith("expo: ") for line in said)):
         return f"exit code {code}: {said[-1:]}"
     if list(folder.rglob("hacked")):
         return "ran its code"
     if name == "runs" and "a-good-run" not in out:
         return "the good run is not listed"
     return ""
+
+
+def drawn(names: list[str], lines: list[str], seed: int) -> list[tuple[str, str]]:
+    """Return all pairs in the order of a seed: first each directory once, with the commands in turn."""
+    rng = random.Random(seed)
+    rng.shuffle(names)
+    rng.shuffle(lines)
+    first = [(name, lines[number % len(lines)]) for number, name in enumerate(names)]
+    rest = [(name, line) for name in names for line in lines]
+    rng.shuffle(rest)
+    return list(dict.fromkeys(first + rest))
 
 
 def main() -> int:
@@ -292,22 +305,33 @@ def main() -> int:
     good = folder / "out" / "ladder" / f"a-good-run-s0-{'0' * 10}"
     run = folder / "out" / "ladder" / made.name
     lines = commands(str(run.relative_to(folder)), str(good.relative_to(folder)))
-    pairs = [(name, command) for name in HOSTILE if options.get("only", "") in name for command in lines]
-    random.Random(int(options.get("seed", 0))).shuffle(pairs)
+    pairs = drawn(
+        [name for name in HOSTILE if options.get("only", "") in name], list(lines), int(options.get("seed", 0))
+    )
     pairs = pairs[: int(options.get("pairs", len(pairs)))]
-    failed = 0
-    for number, (name, command) in enumerate(pairs, 1):
+
+    def lay_out() -> None:
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(made, good)
         shutil.copytree(made, run)
+        for stream in ("out", "err"):
+            log.with_suffix(f".{stream}").unlink(missing_ok=True)
+
+    for command in lines:  # a run that no command reads would pass everything
+        lay_out()
+        assert not (wrong := pair(folder, command, lines[command], log, (0,))), f"a good run × {command}: {wrong}"
+    failed, tried, end = 0, 0, time.monotonic() + 60 * float(options.get("minutes", "inf"))
+    for name, command in pairs:
+        if time.monotonic() > end:
+            break
+        tried += 1
+        lay_out()
         HOSTILE[name](run)
-        for end in ("out", "err"):
-            log.with_suffix(f".{end}").unlink(missing_ok=True)
         if wrong := pair(folder, command, lines[command], log):
             failed += 1
-            print(f"{number}: {name} × {command}: {wrong}", flush=True)
+            print(f"{tried}: {name} × {command}: {wrong}", flush=True)
     print(
-        json.dumps({"directories": len(HOSTILE), "commands": len(lines), "tried": len(pairs), "failed": failed}),
+        json.dumps({"directories": len(HOSTILE), "commands": len(lines), "tried": tried, "failed": failed}),
         flush=True,
     )
     shutil.rmtree(root)

@@ -18,7 +18,7 @@ from expo.cli import main, reporting
 from expo.config import UserError
 from expo.data import readers
 from expo.runs.listing import find_runs
-from expo.runs.reading import read_lines, read_rows
+from expo.runs.reading import final_rows, read_lines, read_rows, read_summary, samples_of
 from expo.step.signed import check_signed, write_signed
 
 ROOT = Path(__file__).parents[1]
@@ -46,8 +46,8 @@ class Half:
     def __init__(self, conf):
         pass
 
-    def __call__(self, problems, texts, verdicts):
-        return [lab_tools.HALF for _ in verdicts]
+    def __call__(self, rollouts):
+        return [lab_tools.HALF for _ in rollouts]
 """
 
 
@@ -74,6 +74,33 @@ def test_no_module_of_the_working_folder_is_imported_but_the_plugin_that_is_name
     done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
     assert not (tmp_path / "hacked").exists(), (tmp_path / "hacked").read_text()
     assert done.returncode == code, done.stderr
+
+
+def install(folder, plugin):
+    """Leave what an installed package has that names a plug-in as an entry point."""
+    told = folder / "lab_package-1.0.dist-info"
+    told.mkdir(parents=True)
+    (told / "METADATA").write_text("Metadata-Version: 2.1\nName: lab-package\nVersion: 1.0\n")
+    (told / "entry_points.txt").write_text(f"[expo.plugins]\nlab = {plugin}\n")
+    (folder / "lab.py").write_text(LAB)
+    (folder / "lab_tools.py").write_text("HALF = 0.5\n")
+
+
+@pytest.mark.parametrize(
+    ("plugin", "line", "code", "told"),
+    [
+        ("lab", ["train", "reward=half", "logger=none", "--cfg", "job"], 0, ""),
+        pytest.param("lab", ["train", "-m", "seed=0", "debug=tiny", "reward=half", "logger=none"], 0, "", marks=pytest.mark.slow),
+        ("no_lab", ["train", "--cfg", "job"], 2, "expo: no_lab: cannot be imported (No module named 'no_lab'); the package "
+         "lab-package names it as a plug-in; mend it, or uninstall it\n"),
+    ],
+)  # fmt: skip
+def test_an_installed_package_names_its_plugin_as_an_entry_point(tmp_path, plugin, line, code, told):
+    install(tmp_path / "site", plugin)
+    env = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path / 'site'}"}
+    words = [sys.executable, "-P", "-m", "expo", *line]
+    done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (code, told)
 
 
 def test_python_m_expo_looks_where_its_children_look(tmp_path):
@@ -146,6 +173,7 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
         (config(b"a: " + b"[" * 100 + b"]" * 100), "it nests deeper than 32 levels"),
         (config(b"name: 2026-01-01"), "name is not what a run leaves"),
         (config(b"{1: 2}"), "it is no config"),
+        (config(b"trainer: {max_steps: 1" + b"0" * 400 + b"}"), "trainer.max_steps is not what a run leaves"),
         (lambda run: (run / "config.yaml").write_bytes(b"#" * (2**24 + 1)), "and 16 are read"),
         (summary(metrics=None), "metrics is not what a run leaves: None"),
         (summary(metrics={"pass@4": math.nan}), "metrics is not"),
@@ -177,6 +205,22 @@ def test_a_run_that_cannot_be_read_is_a_row_that_says_why(tmp_path, monkeypatch,
         assert good.name in said.out or line
 
 
+def test_a_diagnosis_of_one_problem_whose_intervals_are_endless_is_read(tmp_path):
+    run = leave(tmp_path / "out")
+    summary(metrics={"own/nll": 0.5, "own/nll_lo": -math.inf, "own/nll_hi": math.inf}, problems=1)(run)
+    assert read_summary(run)["problems"] == 1
+    summary(metrics={"own/nll": math.inf, "own/nll_lo": 0.0, "own/nll_hi": math.inf})(run)
+    assert read_summary(run) == {}
+
+
+def test_a_run_with_an_empty_mapping_or_a_metric_of_many_digits_is_read(tmp_path):
+    run = leave(tmp_path / "out")
+    assert "template_options: {}" in (run / "config.yaml").read_text()
+    summary(metrics={f"pass@{'9' * 6000}": 0.5, "pass@٣": 0.5, "pass@4": 0.25})(run)
+    (row,) = (found.row for found in find_runs(tmp_path / "out"))
+    assert (row["status"], row["k"], row["pass@k"]) == ("done", 4, 0.25)
+
+
 def test_lines_that_are_no_scalars_or_never_end_are_left_out(tmp_path):
     lines = [b'{"step": 1, "x": 1.5}', b'{"step": 2, "x": "' + b"a" * 3 * 2**20 + b'"}', b'{"step": 3, "x": [1]}', b'{"step": true}',
              b'{"step": 1' + b"0" * 400 + b"}", b"\xff", b'{"step": 4, "x": null}']  # fmt: skip
@@ -189,6 +233,15 @@ def test_completions_of_other_kinds_are_not_read(tmp_path, row):
     pa.parquet.write_table(pa.Table.from_pylist([row]), tmp_path / "x.parquet")
     with pytest.raises(UserError, match=r"cannot be read \(its column \w+ is of"):
         read_rows(tmp_path / "x.parquet")
+
+
+def test_completions_that_lack_a_column_are_refused(tmp_path):
+    (tmp_path / "completions").mkdir()
+    pa.parquet.write_table(pa.Table.from_pylist([{"x": 1}]), tmp_path / "completions" / "eval-step000002.parquet")
+    pa.parquet.write_table(pa.Table.from_pylist([{"x": 1}]), tmp_path / "completions" / "train-step000002.parquet")
+    for read in (final_rows, samples_of):
+        with pytest.raises(UserError, match=r"step000002\.parquet: cannot be read \(no column answer\)"):
+            read(tmp_path)
 
 
 # --- data

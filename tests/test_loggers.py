@@ -1,11 +1,13 @@
 """`logger=tensorboard|mlflow|csv`: the scalars of metrics.jsonl, each once, also where a run was killed and resumed."""
 
 import csv
+import errno
 import importlib.util
 import json
 import os
 import subprocess
 import sys
+import threading
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +20,7 @@ from test_train import SMALL, run, scalars
 from expo import config
 from expo.commands import evaluate, score
 from expo.config import UserError, check
+from expo.runs import loggers
 from expo.runs.checkpoints import newest_checkpoint
 from expo.runs.offline import read_offline
 from expo.runs.reading import read_summary
@@ -103,6 +106,39 @@ def test_a_logger_has_every_scalar_once_after_a_kill(tmp_path, name):
         steps, values = zip(*sorted(found[scalar]), strict=True)
         assert list(steps) == [step for step, _ in points], scalar  # each once
         assert values == pytest.approx([value for _, value in points], rel=1e-5), scalar
+
+
+def test_a_killed_process_of_wandbs_is_one_line(tmp_path, monkeypatch):
+    def lost(self):
+        raise ConnectionResetError("Connection lost")
+
+    monkeypatch.setattr(loggers.Wandb, "experiment", property(lost))
+    session = Session(compose_config("logger=wandb", "logger.wandb.mode=offline"), tmp_path)
+    with pytest.raises(
+        UserError, match=r"mode=offline: W&B's own process has ended \(Connection lost\); the same command"
+    ):
+        chosen_loggers(session)
+
+
+def test_a_disk_that_is_full_for_tensorboard_ends_in_one_error_and_no_trace_of_its_thread(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(threading, "excepthook", told.append)
+    (logger,) = chosen_loggers(Session(compose_config("logger=tensorboard"), tmp_path))
+    logger.log_metrics({"x": 1.0}, 1)
+
+    def full(*words):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    writer = logger.experiment.file_writer.event_writer._async_writer._worker._record_writer
+    monkeypatch.setattr(writer, "write", full)
+    with pytest.raises(OSError, match="No space left"):
+        logger.log_metrics({"x": 1.0}, 2)
+    logger.experiment.file_writer.event_writer._async_writer._worker.join()
+    assert told == []
+    other = threading.Thread(target=full)
+    other.start()
+    other.join()
+    assert [ended.exc_value.errno for ended in told] == [errno.ENOSPC]
 
 
 KILLED = """\

@@ -14,7 +14,7 @@ from test_wandb_online import server  # noqa: F401  (a fixture)
 
 from expo import cli
 from expo.config import UserError
-from expo.runs import reading
+from expo.runs import loggers, reading
 from expo.runs.arms import settings_of
 from expo.runs.checkpoints import newest_checkpoint
 from expo.runs.directory import Run
@@ -193,6 +193,27 @@ def test_a_folder_without_offline_files_or_with_those_of_two_runs_says_so(tmp_pa
     session(tmp_path / "b", "b", 0, 1)
     with pytest.raises(ValueError, match="a file of b, beside one of a"):
         read_offline(tmp_path)
+
+
+@pytest.mark.runs
+def test_sessions_are_in_the_order_of_their_steps_whatever_the_clock_said(tmp_path):
+    session(tmp_path, "z", 0, 2)
+    session(tmp_path, "z", 2, 4)
+    first, second = sorted((tmp_path / "wandb").glob("offline-run-*"))
+    second.rename(second.with_name("offline-run-20200101_000000-z"))  # as after a flight to the west
+    assert [file.parent.name for file in offline_files(tmp_path)] == [first.name, "offline-run-20200101_000000-z"]
+    assert [row["_step"] for row in read_offline(tmp_path).history] == [0, 1, 2, 3]
+
+
+def test_a_file_that_is_none_of_wandbs_is_named_and_stops_neither_sync_nor_a_resume(tmp_path, capsys):
+    bad = tmp_path / "wandb" / "offline-run-20260101_000000-x" / "run-x.wandb"
+    bad.parent.mkdir(parents=True)
+    bad.write_bytes(b"hello")
+    assert sync(tmp_path) == 0
+    said = capsys.readouterr()
+    assert said.err == f"expo: {bad}: not a .wandb file: it does not begin with :W&B; it is left out\n"
+    assert "0 sessions sent" in said.out
+    assert loggers._last_step(tmp_path) == -1
 
 
 def test_a_run_directory_may_be_a_string(tmp_path):

@@ -44,15 +44,20 @@ def plugins() -> tuple[Path, ...]:
 
     Raises UserError for a module that cannot be imported.
     """
-    names = [e.value for e in importlib.metadata.entry_points(group=ENTRY_POINTS)]
+    installed = {
+        e.value: e.dist.name if e.dist else e.name for e in importlib.metadata.entry_points(group=ENTRY_POINTS)
+    }
     named = [name.strip() for name in os.environ.get(PLUGINS_VARIABLE, "").split(",") if name.strip()]
     if named and "" not in sys.path:
         sys.path.append("")  # the working folder, where nothing that is installed has the name
     folders = []
-    for name in [*names, *named]:
+    for name in [*installed, *named]:
         try:
             module = importlib.import_module(name)
         except ImportError as error:
+            if name in installed:
+                told = f"the package {installed[name]} names it as a plug-in; mend it, or uninstall it"
+                raise UserError(f"{name}: cannot be imported ({error}); {told}") from error
             raise UserError(
                 f"{PLUGINS_VARIABLE}={name}: cannot be imported ({error}); install it, or start expo in the folder it is in"
             ) from error

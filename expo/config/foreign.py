@@ -72,7 +72,7 @@ def is_number(value: Any) -> bool:
 
 
 def is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**LONGEST
 
 
 def or_none(check: Check) -> Check:
@@ -84,20 +84,25 @@ def named(check: Check) -> Check:
     return lambda value: isinstance(value, dict) and all(map(check, value.values()))
 
 
+def is_metric(name: str, value: Any) -> bool:
+    """Return whether a value is a number, or none; an interval about which nothing is known reaches infinitely far."""
+    endless = name.endswith(("_lo", "_hi")) and value in (math.inf, -math.inf)
+    return value is None or is_number(value) or endless
+
+
 def is_metrics(value: Any) -> bool:
     """Return whether a value is the metrics of an evaluation: what has a lower end of an interval has the upper one, too."""
     ends = ("", "_lo", "_hi")
-    return named(or_none(is_number))(value) and all(
+    return (isinstance(value, dict) and all(is_metric(*item) for item in value.items())) and all(
         value.get(name.removesuffix("_lo") + end) is not None for name in value if name.endswith("_lo") for end in ends
     )
 
 
 def is_setting(value: Any) -> bool:
-    """Return whether a value is one that a key may have: YAML has dates, bytes and sets, too."""
+    """Return whether a value is one that a key may have: YAML has dates, bytes and sets, too. An empty mapping is one of no keys."""
     if isinstance(value, list):
         return all(map(is_setting, value))
-    plain = value is None or value == {} or isinstance(value, bool | str | float)
-    return plain or (is_whole(value) and abs(value) < 10**LONGEST)
+    return value is None or value == {} or isinstance(value, bool | str | float) or is_whole(value)
 
 
 SUMMARY: dict[str, Check] = {

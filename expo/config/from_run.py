@@ -51,7 +51,7 @@ def restore(directory: Path) -> Config:
         config = _restored(Config, tree)
         # by way of OmegaConf, which checks the types
         return typed(OmegaConf.structured(config))
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
         if missing := _not_loaded(tree, directory):
             raise UserError(
                 f"{path}: was made with a package of its own, {missing}, which is not loaded; set EXPO_PLUGINS={missing}, and start "

@@ -2,13 +2,13 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from expo.config import UserError
-from expo.runs.reading import read_rows
+from expo.runs.reading import completions_in, read_rows
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ class _Part:
         """Return (right, completions) by problem and step."""
         found: dict[Problem, dict[int, tuple[int, int]]] = defaultdict(dict)
         for step, path in files.items():
-            for row in _readable(path, columns=["problem", "question", "level", "verdict"]):
+            for row in _readable(read_rows, path, columns=["problem", "question", "level", "verdict"]):
                 if row["verdict"] is not None:  # a problem that nothing was sampled for
                     problem = row["problem"], row["question"]
                     right, total = found[problem].get(step, (0, 0))
@@ -113,7 +113,7 @@ class _Part:
             return found
         ids = [("problem", "in", [identifier for identifier, _ in self.chosen])]
         for step, path in files.items():
-            for row in _readable(path, filters=ids):
+            for row in _readable(completions_in, path, filters=ids):
                 if (row["problem"], row["question"]) in self.chosen:
                     found[row["problem"], row["question"]][step].append(row)
         return found
@@ -141,10 +141,10 @@ class _Part:
         return {"label": told, "question": problem[1], "answer": answer, "arms": arms}
 
 
-def _readable(path: Path, **which: Any) -> list[dict[str, Any]]:
+def _readable(read: Callable[..., list[dict[str, Any]]], path: Path, **which: Any) -> list[dict[str, Any]]:
     """Return the rows of a file; none, with a warning, of a damaged one."""
     try:
-        return read_rows(path, **which)
+        return read(path, **which)
     except UserError as error:
         log.warning("%s", error)
         return []

@@ -76,7 +76,7 @@ class RunFolder:
     def row(self) -> Row:
         """Return what a table, a filter or `--json` may want: the columns, all metrics, and all settings by their keys."""
         summary, metrics = self.summary, self.summary.get("metrics", {})
-        largest = max((int(m[1]) for name in metrics if (m := re.fullmatch(r"pass@(\d+)", name))), default=None)
+        largest = max((int(m[1]) for name in metrics if (m := re.fullmatch(r"pass@([0-9]{1,9})", name))), default=None)
         lines = read_lines(self.dir) if self.command == "train" else []
         path, eval_path = self.config.get("dataset.path"), self.config.get("dataset.eval_path")
         of_other = self.command in MEASURING and self.config.get("dataset.part") != "train"

@@ -1,7 +1,9 @@
 """The loggers that `logger=` chooses: Lightning's own, each told where a run's files go and what becomes of a resumed run."""
 
 import json
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,9 @@ class Wandb(Tracker, WandbLogger):
             )  # starts the run now, so that a missing key is found before any work
         except WandbError as error:
             raise UserError(f"logger.wandb.mode={mode}: {_no_wandb(error)}") from error
+        except ConnectionError as error:
+            told = f"W&B's own process has ended ({first_line(error)}); the same command goes on, and logger=none without it"
+            raise UserError(f"logger.wandb.mode={mode}: {told}") from error
         # `wandb sync` would send them twice, and shift what follows.
         self.sent_steps = max(_last_step(session.directory), begun_at - 1) if session.resume_step else -1
 
@@ -71,9 +76,12 @@ class Wandb(Tracker, WandbLogger):
 
 
 def _last_step(directory: Path) -> int:
-    """Return the last step in the offline files of a run; -1 for none."""
-    files = offline_files(directory)
-    return max((row["_step"] for row in read_offline(directory).history), default=-1) if files else -1
+    """Return the last step in the offline files of a run; -1 for none, and for a file that is damaged from its beginning on."""
+    last = -1
+    for file in offline_files(directory):
+        with suppress(ValueError):
+            last = max((row["_step"] for row in read_offline(file).history), default=last)
+    return last
 
 
 class TensorBoard(Tracker, TensorBoardLogger):
@@ -86,6 +94,7 @@ class TensorBoard(Tracker, TensorBoardLogger):
             version="tensorboard",
             purge_step=session.resume_step + bool(session.resume_step),
         )
+        _leave_to_flush(threading.excepthook)
         self.config = "" if session.resume_step else f"```json\n{json.dumps(session.config, indent=1)}\n```"
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -94,6 +103,16 @@ class TensorBoard(Tracker, TensorBoardLogger):
             self.config = ""
         super().log_metrics(metrics, step)
         self.experiment.flush()  # TensorBoard writes when it finds the time: a SIGKILL would lose it
+
+
+def _leave_to_flush(hook: Callable[[threading.ExceptHookArgs], Any]) -> None:
+    """Print no stack trace of the thread that writes TensorBoard's files: `flush` raises its error, such as of a full disk, again."""
+
+    def told(ended: threading.ExceptHookArgs) -> None:
+        if not type(ended.thread).__module__.startswith("tensorboard."):
+            hook(ended)
+
+    threading.excepthook = told
 
 
 class Csv(Tracker, CSVLogger):

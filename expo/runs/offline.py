@@ -29,11 +29,23 @@ class OfflineRun:
 
 
 def offline_files(folder: str | Path) -> list[Path]:
-    """Return the offline files in a folder and all below it, the oldest session first: its folder's name begins with the time."""
+    """Return the offline files in a folder and all below it, the oldest session first.
+
+    That is the one whose steps come first: the local time in its folder's name, which goes back with the clock and the time
+    zone, only orders those that begin alike.
+    """
     found = [
         path for path in Path(folder).rglob("*.wandb") if path.parent.name.startswith("offline-run-") and path.is_file()
     ]
-    return sorted(found, key=lambda path: (path.parent.name, path))
+    return sorted(found, key=lambda path: (_first_step(path), path.parent.name, path))
+
+
+def _first_step(path: Path) -> int:
+    """Return the first step that a file has scalars of; 0 where there is none."""
+    try:
+        return next((record.history.step.num for record in _parsed(path) if record.HasField("history")), 0)
+    except ValueError:  # another kind of file
+        return 0
 
 
 def read_offline(path: str | Path) -> OfflineRun:
@@ -53,14 +65,7 @@ def read_offline(path: str | Path) -> OfflineRun:
 
 def _read(path: Path, run: OfflineRun) -> None:
     """Add what a file has to a run."""
-    from google.protobuf.message import DecodeError
-    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
-
-    for _, data in _records(path):
-        try:
-            record = Record.FromString(data)
-        except DecodeError:  # damaged: W&B reads no further either
-            return
+    for record in _parsed(path):
         kind = record.WhichOneof("record_type")
         if kind == "run":
             r = record.run
@@ -78,6 +83,18 @@ def _read(path: Path, run: OfflineRun) -> None:
             run.artifacts.append(record.artifact.name)
         elif kind == "request" and record.request.WhichOneof("request_type") == "log_artifact":
             run.artifacts.append(record.request.log_artifact.artifact.name)
+
+
+def _parsed(path: Path) -> Iterator[Any]:
+    """Yield W&B's records up to one that is damaged: W&B reads no further either."""
+    from google.protobuf.message import DecodeError
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
+
+    for _, data in _records(path):
+        try:
+            yield Record.FromString(data)
+        except DecodeError:
+            return
 
 
 def _items(items: Any) -> dict[str, Any]:

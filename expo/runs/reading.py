@@ -16,6 +16,14 @@ Curve = tuple[list[tuple[int, float]], list[tuple[int, float]]]
 
 
 LONGEST_LINE = 2**20  # bytes; the scalars of a step have some thousand
+COMPLETIONS = {
+    "problem",
+    "question",
+    "answer",
+    "completion",
+    "verdict",
+    "level",
+}  # columns that every step's and evaluation's have
 SCALARS = {int, float, type(None)}
 
 
@@ -110,7 +118,17 @@ def final_rows(directory: str | Path) -> list[dict[str, Any]]:
     files = sorted(Path(directory, "completions").glob("eval*.parquet"), key=step_in)
     if not files:
         raise UserError(f"{directory}: has no completions of an evaluation; make the run again with fresh=true")
-    return read_rows(files[-1])
+    return completions_in(files[-1])
+
+
+def completions_in(file: Path, **which: Any) -> list[dict[str, Any]]:
+    """Return the rows of a file of completions. Args: which, as of `read_rows`. Raises UserError for one that lacks a column."""
+    rows = read_rows(file, **which)
+    if missing := COMPLETIONS - (rows[0].keys() if rows else COMPLETIONS):
+        raise UserError(
+            f"{file}: cannot be read (no column {min(missing)}); remove the run's directory and make it again"
+        )
+    return rows
 
 
 def step_in(file: Path) -> int:
@@ -126,7 +144,7 @@ def samples_of(directory: str | Path) -> list[dict[str, Any]]:
     """Return the hardest problems of the run's last logged training step: their positive, first rollout, and how many rollouts are right."""
     files = sorted(Path(directory, "completions").glob("train-*.parquet"), key=step_in)
     problems: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in read_rows(files[-1]) if files else []:
+    for row in completions_in(files[-1]) if files else []:
         problems[row["problem"]].append(row)
     found = [
         rows[0]

@@ -23,7 +23,7 @@ def sync(folder: Path) -> int:
         raise UserError(f"{folder}: no such folder; give the one that the runs are under, as expo wandb sync outputs")
     files = offline_files(folder)
     under_way = [file for file in files if _under_way(file)]
-    todo = [file for file in files if not _sent(file) and file not in under_way and end_whole(file)]
+    todo = [file for file in files if not _sent(file) and file not in under_way and _has_records(file)]
     for number, file in enumerate(todo, 1):
         reason = _send(file)
         if reason is not None:
@@ -41,6 +41,15 @@ def sync(folder: Path) -> int:
 
 def _count(sessions: int) -> str:
     return f"{sessions} session{'' if sessions == 1 else 's'}"
+
+
+def _has_records(file: Path) -> bool:
+    """Return whether there is anything to send, after cutting off what a kill has left half written. A file of another kind is named."""
+    try:
+        return end_whole(file)
+    except ValueError as error:
+        print(f"expo: {error}; it is left out", file=sys.stderr)
+        return False
 
 
 def _sent(file: Path) -> bool:
