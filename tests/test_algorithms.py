@@ -276,7 +276,7 @@ def test_a_paraphrase_trains_on_math(tmp_path, math_file):
 def test_a_reward_is_not_asked_about_nothing():
     """As where an algorithm makes no rollouts, or no group has ended yet."""
 
-    def longest(problems, texts, verdicts):
-        return [max(len(text) for text in texts)]
+    def longest(rollouts):
+        return [max(len(r.text) for r in rollouts)]
 
-    assert rewards_of(longest, [], [], []) == []
+    assert rewards_of(longest, []) == []

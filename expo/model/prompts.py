@@ -191,7 +191,8 @@ def turn_end(tokenizer: "PreTrainedTokenizerBase") -> int:
     end-of-sequence token. Rollouts stop there, and what the policy is trained on ends there."""
     chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": PLACE}]
     try:
-        rendered: Any = tokenizer.apply_chat_template(chat, tokenize=False)
+        with _time_limit(TEMPLATE_S):
+            rendered: Any = tokenizer.apply_chat_template(chat, tokenize=False)
         after = str(rendered).rpartition(PLACE)[2].strip()
         first = tokenizer(after, add_special_tokens=False)["input_ids"][:1] if PLACE in rendered else []
     except Exception:  # a template is a program: one that takes no such turn ends none
