@@ -580,7 +580,8 @@ class Harness:
             path for path in paths if path.exists() and path not in (folder / "outputs", folder / "elsewhere")
         ):
             run = next((p for p in [path, *path.parents] if (p / "config.yaml").is_file()), None)
-            again = run is not None and ("make the run again" in line or "fresh=true" in line)
+            whole = ("make the run again", "fresh=true", "run's directory")
+            again = run is not None and any(words in line for words in whole)
             target = run if run is not None and again else path
             if target.is_symlink() or not target.is_dir():
                 target.unlink()

@@ -196,6 +196,20 @@ def test_a_folder_without_offline_files_or_with_those_of_two_runs_says_so(tmp_pa
 
 
 @pytest.mark.runs
+def test_a_run_that_was_killed_before_its_first_checkpoint_sends_no_step_twice(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    cfg = compose_config("logger=wandb", "logger.wandb.mode=offline")
+    session(tmp_path, Session(cfg, tmp_path).id, 0, 2)
+    (logger,) = chosen_loggers(Session(cfg, tmp_path))
+    for step in range(4):
+        logger.log_metrics({"x": float(step)}, step)
+    logger.close()
+    teardown()
+    files = offline_files(tmp_path)
+    assert [[row["_step"] for row in read_offline(file).history] for file in files] == [[0, 1], [2, 3]]
+
+
+@pytest.mark.runs
 def test_sessions_are_in_the_order_of_their_steps_whatever_the_clock_said(tmp_path):
     session(tmp_path, "z", 0, 2)
     session(tmp_path, "z", 2, 4)

@@ -53,7 +53,8 @@ class Wandb(Tracker, WandbLogger):
             told = f"W&B's own process has ended ({first_line(error)}); the same command goes on, and logger=none without it"
             raise UserError(f"logger.wandb.mode={mode}: {told}") from error
         # `wandb sync` would send them twice, and shift what follows.
-        self.sent_steps = max(_last_step(session.directory), begun_at - 1) if session.resume_step else -1
+        # A run that was killed before its first checkpoint begins again, and its steps are in the files all the same.
+        self.sent_steps = max(_last_step(session.directory), begun_at - 1 if session.resume_step else -1)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Send scalars, but those of a step that an earlier session has sent: after a SIGKILL, some are made again, with the same numbers."""
