@@ -44,11 +44,11 @@ class Busy:
     def __init__(self, conf):
         self.calls = 0
 
-    def __call__(self, problems, texts, verdicts):
+    def __call__(self, rollouts):
         self.calls += 1
         hanging = [r"\\boxed{9^{9^{9^{9}}}+1}"] if self.calls % 500 == 0 else []
         VERIFIER.verify([r"\\boxed{\\frac{1}{2}}", r"\\boxed{\\sqrt{3}}", *hanging], ["0.5", "2", *("12" for _ in hanging)])
-        return [float(len(text) % 2) for text in texts]
+        return [float(len(r.text) % 2) for r in rollouts]
 '''
 TINY = [
     "dataset=ladder", "dataset.levels=[3]", "trainer.problems_per_step=1", "algorithm.group_size=2", "trainer.micro_batch_size=2", "k=[1]",

@@ -128,7 +128,19 @@ def test_evaluations_of_different_parts_are_different_arms(tmp_path):
         OmegaConf.save(OmegaConf.structured(compose_config("debug=tiny")), tmp_path / part / "config.yaml")
         summary = {"name": "base", "arm": "x", "seed": 0, "status": "done", "metrics": {}, "git": "", "device": ""}
         (tmp_path / part / "summary.json").write_text(json.dumps(summary | {"part": part}))
-        rows = [{"problem": part, "level": 1, "verdict": "correct", "sample": 0}]
+        rows = [
+            {
+                "problem": part,
+                "level": 1,
+                "verdict": "correct",
+                "sample": 0,
+                "question": "q",
+                "answer": "1",
+                "completion": "",
+                "tokens": 1,
+                "truncated": False,
+            }
+        ]
         pa.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / part / "completions" / "eval.parquet")
     directories = [tmp_path / "held_out", tmp_path / "train"]
     page, runs = report.read_runs(directories)

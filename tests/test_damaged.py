@@ -222,8 +222,8 @@ def test_what_fits_a_protocol_is_taken_whatever_it_inherits():
         def __init__(self, conf):
             self.conf = conf
 
-        def __call__(self, problems, texts, verdicts):
-            return [0.5 for _ in verdicts]
+        def __call__(self, rollouts):
+            return [0.5 for _ in rollouts]
 
     from expo.step import rewards
 

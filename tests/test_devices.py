@@ -226,10 +226,10 @@ import os
 from expo.step.rewards import Correct
 
 class Reward(Correct):
-    def __call__(self, problems, texts, verdicts):
+    def __call__(self, rollouts):
         if os.environ.get("RANK") == "1":
             raise ValueError("the reward of device 1 is broken")
-        return super().__call__(problems, texts, verdicts)
+        return super().__call__(rollouts)
 """
 
 

@@ -267,6 +267,7 @@ def test_values_by_hand(tmp_path):
             "answer": "1",
             "level": level,
             "verdict": "correct" if right else "incorrect",
+            "completion": "",
         }
         for problem, level, verdicts in (("a", 1, (1, 0)), ("b", 5, (0, 0)))
         for right in verdicts

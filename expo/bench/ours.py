@@ -15,10 +15,9 @@ from expo.bench.turns import Turns
 from expo.commands.fit import make_trainer
 from expo.commands.wiring import build_run, set_up_process
 from expo.config import RewardConf, compose_config
-from expo.data.problem import Problem
 from expo.runs.callbacks import Stop
 from expo.runs.directory import Run
-from expo.verifier.answers import Verdict
+from expo.step.rewards import Rollout
 from expo.verifier.pool import Verifier
 
 
@@ -28,10 +27,8 @@ class RandomReward:
     def __init__(self, conf: RewardConf):
         self.generator = np.random.default_rng(0)
 
-    def __call__(
-        self, problems: Sequence[Problem], texts: Sequence[str], verdicts: Sequence[Verdict]
-    ) -> Sequence[float]:
-        return [float(x) for x in self.generator.random(len(texts))]
+    def __call__(self, rollouts: Sequence[Rollout]) -> Sequence[float]:
+        return [float(x) for x in self.generator.random(len(rollouts))]
 
 
 class StepByStep(Callback):
