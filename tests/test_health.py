@@ -169,7 +169,7 @@ def test_stop_ends_the_run_with_one_line_and_the_best_checkpoint(tmp_path):
     run = directory(tmp_path)
     summary = json.loads((run / "summary.json").read_text())
     assert summary["status"] == "failed"
-    assert {c["metric"] for c in summary["collapses"]} == {"pass@1", "reward/mean"}
+    assert {c["metric"] for c in summary["collapses"]} >= {"pass@1", "reward/mean"}
     assert (run / "checkpoints" / "best.ckpt").is_file()
     # warn is the same run, which may go on from there
     assert train(tmp_path).returncode == 0
