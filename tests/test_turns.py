@@ -30,7 +30,7 @@ def problem(question="1?", **more):
     return Problem("p", question, "1", **more)
 
 
-def test_a_turn_ends_with_what_the_template_writes_after_it(tiny):
+def test_a_turn_ends_with_what_the_template_writes_after_it(tiny, caplog):
     model, tokenizer = tiny
     assert turn_end(tokenizer) == tokenizer.eos_token_id == tokenizer.convert_tokens_to_ids("<|end|>")
     tokenizer.chat_template = CHATML
@@ -47,7 +47,8 @@ def test_a_turn_ends_with_what_the_template_writes_after_it(tiny):
         "{{ messages[0]['content'] }}",
     ):
         tokenizer.chat_template = template  # which ends a turn with no token, or takes none
-        assert turn_end(tokenizer) == tokenizer.eos_token_id
+        assert turn_end(tokenizer) == turn_end(tokenizer) == tokenizer.eos_token_id
+    assert caplog.text.count("the chat template renders no turn of the assistant's (TemplateError: no)") == 1
 
 
 def test_a_solution_stands_after_the_thoughts_that_a_template_opens(tiny):

@@ -1,5 +1,6 @@
 """Solve and explain prompts: chat messages through the model's own chat template. The only module that knows templates."""
 
+import logging
 import re
 import signal
 import threading
@@ -15,6 +16,9 @@ from expo.data.problem import Problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+log = logging.getLogger(__name__)
 
 
 class Prompts:
@@ -195,7 +199,11 @@ def turn_end(tokenizer: "PreTrainedTokenizerBase") -> int:
             rendered: Any = tokenizer.apply_chat_template(chat, tokenize=False)
         after = str(rendered).rpartition(PLACE)[2].strip()
         first = tokenizer(after, add_special_tokens=False)["input_ids"][:1] if PLACE in rendered else []
-    except Exception:  # a template is a program: one that takes no such turn ends none
+    except Exception as error:  # a template is a program: it may raise anything
+        told = f"the chat template renders no turn of the assistant's ({type(error).__name__}: {first_line(error)})"
+        if told not in TOLD:
+            TOLD.add(told)
+            log.warning("%s: completions end at the end-of-sequence token alone; see model.chat_template", told)
         first = []
     ends = [i for i in first if i in {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}]
     end: int = [*ends, tokenizer.eos_token_id][0]
@@ -227,6 +235,7 @@ def _time_limit(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+TOLD: set[str] = set()  # of templates that fail: once is enough
 TEMPLATE_S = 10.0  # seconds that a chat template has for one message
 THOUGHTS = ("<think>", "</think>")
 PLACE = "\ue000"  # of a private use area: no template and no tokenizer knows it
