@@ -16,6 +16,7 @@ from expo.commands import verify as verify_command
 from expo.commands.wiring import check_extraction
 from expo.config import UserError, VerifierConf, build, check, identity
 from expo.config.from_run import config_from_run
+from expo.config.own_code import own_code
 from expo.data.problem import Problem
 from expo.verifier.answers import Verdict
 from expo.verifier.extraction import extraction
@@ -290,3 +291,12 @@ def test_rows_of_reasoning_gym_are_judged_by_the_task_that_made_them(tmp_path, m
     columns = {"answer": "7", "metadata": {"source_dataset": "sums"}}
     assert verdicts("reasoning_gym", "7", ["7", "8"], columns=columns) == ["c", "i"]
     sys.modules.pop("reasoning_gym", None)
+
+
+def test_a_judge_of_ones_own_is_code_that_a_run_is_made_of(own, tmp_path):
+    cfg = compose_config("verifier=python", "verifier.function=own_judges.half")
+    before = own_code(cfg)
+    assert list(before) == ["own_judges.py"]
+    (tmp_path / "own_judges.py").write_text(OWN.replace("0.5 if", "0.9 if"))
+    assert own_code(cfg) != before
+    assert own_code(compose_config()) == {}

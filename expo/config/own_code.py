@@ -19,7 +19,11 @@ def own_packages(names: Iterable[str]) -> list[str]:
 
 def own_code(cfg: Config) -> dict[str, str]:
     """Return a hash of each source file of the packages that a run uses beside expo; {} where it uses none."""
-    used = [name for _, node in nodes(cfg) for name in (getattr(node, "_target_", ""), type(node).__module__)]
+    used = [
+        name
+        for _, node in nodes(cfg)
+        for name in (getattr(node, "_target_", ""), getattr(node, "function", ""), type(node).__module__)
+    ]
     return {file: mark for package in own_packages(used) for file, mark in _sources(package).items()}
 
 
