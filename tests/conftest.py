@@ -24,6 +24,16 @@ def make_prompts(solve: str, explain: str, **more: str):
     return Prompts(config.PromptsConf(solve=solve, explain=explain, **more))
 
 
+@pytest.fixture(autouse=True)
+def a_users_environment():
+    """Take back what a command sets for its children (`expo.cli.main`), lest the next test's processes have it, too."""
+    before = dict(os.environ)
+    yield
+    if os.environ != before:
+        os.environ.clear()
+        os.environ.update(before)
+
+
 @pytest.fixture(scope="session")
 def ladder():
     """(model, tokenizer, prompts) of the shipped base policy."""

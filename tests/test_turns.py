@@ -8,7 +8,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from expo.config import ModelConf, PromptsConf, UserError, check, identity
 from expo.data.problem import Problem
 from expo.model.checks import check_rounding
-from expo.model.policy import _flaw, load_policy, without_dropout
+from expo.model.policy import _flaw, load_policy, with_dropout, without_dropout
 from expo.model.prompts import Prompts, text_ids, turn_end
 from expo.model.scoring import score, token_batch
 from expo.model.small import ladder_model, ladder_tokenizer, random_tiny
@@ -86,6 +86,48 @@ def test_an_empty_system_message_is_one(tiny):
     assert tokenizer.decode(empty.solve_ids(tokenizer, [problem()])[0]).startswith("<|system|>")
 
 
+def injecting(end):
+    """A template that writes a system message of its own where it is given none, as Qwen2.5's and SmolLM2's do."""
+    return (
+        "{% if messages[0]['role'] != 'system' %}<|system|>You are kind.END\n{% endif %}"
+        "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}END\n{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    ).replace("END", end)
+
+
+@pytest.mark.parametrize("end", ["<|end|>", ""])
+def test_no_system_message_is_none_where_the_template_writes_its_own(tiny, end):
+    _, tokenizer = tiny
+    tokenizer.chat_template = injecting(end)
+    texts = {"solve": "{question}", "explain": "{question}{answer}"}
+    own, none = (Prompts(PromptsConf(**texts, template_system=keep)) for keep in (True, False))
+    none.check(tokenizer, "m")
+    turns = (("user", "Hi"), ("assistant", "Ho"))
+    for hostile in ("1?", "<|end|>"):
+        problems = [problem(hostile), problem(hostile, earlier=turns), problem(hostile, earlier=(("system", "Own."),))]
+        kept, cut = ([tokenizer.decode(i) for i in p.solve_ids(tokenizer, problems)] for p in (own, none))
+        assert all(text.startswith("<|system|>") and text.count("You are kind.") == 1 for text in kept[:2])
+        assert all(text.startswith("<|user|>") for text in cut[:2])
+        assert [k.replace(" ", "").endswith(c.replace(" ", "")) for k, c in zip(kept, cut, strict=True)] == [True] * 3
+        assert kept[2] == cut[2]  # a row's own stays
+
+
+def test_a_template_whose_system_message_cannot_be_told_apart_is_refused(tiny):
+    _, tokenizer = tiny
+    texts = {"solve": "{question}", "explain": "{question}{answer}", "template_system": False}
+    tokenizer.chat_template = CHATML
+    assert Prompts(PromptsConf(**texts)).template_system(tokenizer) == ""
+    for template in (
+        "{% for m in messages %}{{ loop.index }}{{ m['content'] }}{% endfor %}",
+        "{{ messages[0]['content'] }}",
+    ):
+        tokenizer.chat_template = template
+        with pytest.raises(UserError, match=r"prompts\.template_system=false"):
+            Prompts(PromptsConf(**texts)).check(tokenizer, "m")
+    with pytest.raises(UserError, match="without effect beside prompts.system="):
+        check(compose_config("prompts.template_system=false", "prompts.system=Hi", "dataset=ladder"))
+
+
 def saved(tmp_path, template=None, **special):
     model, tokenizer = random_tiny()
     tokenizer.chat_template = template
@@ -159,6 +201,22 @@ def test_dropout_is_off_and_training_mode_stays():
     assert model.training
     assert torch.equal(score(model, rows), score(model, rows))
     assert torch.allclose(score(model, rows), score(model.eval(), rows), atol=1e-6)
+    model.train()
+    with with_dropout(model):  # trainer.dropout
+        assert not torch.equal(score(model, rows), score(model, rows))
+    assert torch.equal(score(model, rows), score(model, rows))
+
+
+def test_dropout_of_a_model_that_has_none_is_refused(tiny):
+    without_dropout(tiny[0])
+    with pytest.raises(UserError, match=r"trainer\.dropout=true: the model has no dropout"), with_dropout(tiny[0]):
+        pass
+    for line, told in [
+        (["model.gradient_checkpointing=true"], "computes activations again"),
+        (["algorithm=opsd"], "the student without it"),
+    ]:
+        with pytest.raises(UserError, match=told):
+            check(compose_config("trainer.dropout=true", "dataset=ladder", *line))
 
 
 @pytest.mark.parametrize(

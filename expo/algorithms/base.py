@@ -14,7 +14,7 @@ from expo.algorithms.pairs import PairStore
 from expo.algorithms.updates import Sums, Updates
 from expo.config import AlgorithmConf, OptimizerConf, TrainerConf
 from expo.devices.sharded import WholeCopy
-from expo.model.policy import as_initial, take_weights
+from expo.model.policy import as_initial, take_weights, with_dropout
 from expo.model.scoring import TokenBatch, score, token_batch
 from expo.rollout.noise import DROPOUT, Key
 from expo.step.experience import Candidate, Experience
@@ -132,7 +132,9 @@ class Algorithm(Updates):
 
     def score(self, model: nn.Module, batch: TokenBatch, temperature: float = 1.0) -> Tensor:
         """Return log-probabilities `[B, T]`; see `expo.model.scoring.score`."""
-        return score(model, batch, temperature, self.trainer_conf.packing, self.trainer_conf.share_prompts)
+        drops = self.trainer_conf.dropout and torch.is_grad_enabled()
+        with with_dropout(model) if drops else nullcontext():
+            return score(model, batch, temperature, self.trainer_conf.packing, self.trainer_conf.share_prompts)
 
     @torch.no_grad()
     def reference_score(self, batch: TokenBatch, temperature: float = 1.0) -> Tensor:

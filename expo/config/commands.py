@@ -62,7 +62,12 @@ class PromptsConf:
     explain: str = key(MISSING, help="shows {answer} and asks for an explanation of it")
     system: str | None = key(
         None,
-        help='system message; null: what the chat template does without one, "": an empty one. A row\'s own counts first',
+        help='system message; null: none but the one that the chat template may write (prompts.template_system), "": an empty one. A row\'s own counts first',
+    )
+    template_system: bool = key(
+        True,
+        absent=True,
+        help="keep the system message that some chat templates (Qwen2.5, SmolLM2) write where they are given none; false: no system message at all",
     )
     template_options: dict[str, Any] = key(
         dict, absent={}, help="options of the chat template, such as {enable_thinking: false}"
@@ -112,6 +117,11 @@ class PromptsConf:
         yield (
             "{question}" in self.explain and "{answer}" in self.explain,
             "prompts.explain: needs both {question} and {answer}; put them where question and answer go",
+        )
+        yield (
+            self.template_system or self.system is None,
+            f"prompts.template_system=false: without effect beside prompts.system={self.system!r}, in whose place no template writes "
+            "its own; leave it out, or set prompts.system=null",
         )
         yield (
             _is_day(self.date),

@@ -74,6 +74,10 @@ class SelfDistillationConf(GRPOConf):
         return (self.kl_coef > 0) + (2 if self.signal == "contrast" else 1)
 
     def rules(self, cfg: "Config") -> Rules:
+        yield (
+            not cfg.trainer.dropout,
+            f"trainer.dropout=true: the teacher of {cfg.name} is the student without it; set trainer.dropout=false",
+        )
         yield from super().rules(cfg)
         yield (
             not self.learns_from_rewards or self.group_size >= 2,

@@ -59,7 +59,7 @@ def pretrain_settings(cfg: Config) -> list[Any]:
         recipe["start"] = model_content(folder)
     prompts = dataclasses.asdict(cfg.prompts)
     prompts.pop("date")  # the ladder's chat template prints none
-    for later in ("with_solution", "go_on", "hint_from_solution", "abstract", "template_options"):
+    for later in ("with_solution", "go_on", "hint_from_solution", "abstract", "template_options", "template_system"):
         prompts.pop(later)
     prompts["_target_"] = FORMER.get(prompts["_target_"], prompts["_target_"])  # so that what 0.1 began goes on
     world = [w] if isinstance(cfg.dataset, LadderConf) and (w := cfg.dataset.world.corpus) else []

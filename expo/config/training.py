@@ -85,7 +85,19 @@ class TrainerConf:
         help="read a group's prompt once for all of its completions, where model and attention (sdpa, eager) can; changes the numbers by rounding only",
     )
 
+    dropout: bool = key(
+        False,
+        absent=False,
+        pairs=False,
+        help="keep the model's own dropout in the passes that have a gradient, as SFT may want it: ratios and KL then have its noise, "
+        "and numbers change with micro_batch_size; everything else is scored without",
+    )
+
     def rules(self, cfg: "Config") -> Rules:
+        yield (
+            not (self.dropout and cfg.model.gradient_checkpointing),
+            "trainer.dropout=true: model.gradient_checkpointing=true computes activations again, with other noise; set one of them to false",
+        )
         yield (
             self.on_collapse != "rollback" or cfg.algorithm.acts_every_step,
             f"trainer.on_collapse={self.on_collapse}: {cfg.name} has no reward of each step to know the best checkpoint by; "

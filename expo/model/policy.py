@@ -100,11 +100,27 @@ def without_dropout(model: nn.Module) -> None:
     ratio than 1, and a KL to itself.
     """
     for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name, value in vars(module).items():
-            if isinstance(value, float) and ("dropout" in name or "pdrop" in name):
-                setattr(module, name, 0.0)
+        names = ["p"] if isinstance(module, nn.Dropout) else [n for n in vars(module) if "dropout" in n or "pdrop" in n]
+        rates = {n: rate for n in names if isinstance(rate := getattr(module, n), float) and rate}
+        if rates:
+            module.dropout_rates: dict[str, float] = rates
+        for name in rates:
+            setattr(module, name, 0.0)
+
+
+@contextmanager
+def with_dropout(model: nn.Module) -> Iterator[None]:
+    """Switch on, for a while, what `without_dropout` has switched off. Raises UserError where that was nothing."""
+    rates = [(module, module.dropout_rates) for module in model.modules() if "dropout_rates" in vars(module)]
+    if not rates:
+        raise UserError("trainer.dropout=true: the model has no dropout; set it in the model's config, or trainer.dropout=false")
+    for module, by_name in rates:
+        vars(module).update(by_name)
+    try:
+        yield
+    finally:
+        for module, by_name in rates:
+            vars(module).update(dict.fromkeys(by_name, 0.0))
 
 
 def not_loaded(path: str, error: Exception) -> UserError:

@@ -136,6 +136,8 @@ class Prompts:
             raise UserError(
                 f"model.path={path}: its chat template shows a message {times} times; choose a model with another template"
             )
+        if not self.conf.template_system:
+            self.template_system(tokenizer)
 
     def solution_ids(self, tokenizer: "PreTrainedTokenizerBase", solution: str) -> list[int]:
         """Return the token ids of an expert's solution as a whole turn of the assistant's: after the thoughts, where the chat template
@@ -150,9 +152,8 @@ class Prompts:
         """Return token ids of what the user says last, after the earlier messages of each problem."""
         if not texts:
             return []
-        chats = [self._chat(text, p.earlier) for text, p in zip(texts, problems, strict=True)]
-        made: Any = tokenizer.apply_chat_template(chats, tokenize=True, return_dict=False, **self._options())
-        ids: list[list[int]] = made
+        rendered = [self._rendered(tokenizer, text, p.earlier) for text, p in zip(texts, problems, strict=True)]
+        ids: list[list[int]] = tokenizer(rendered, add_special_tokens=False)["input_ids"]
         special = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
         for i, (text, problem) in enumerate(zip(texts, problems, strict=True)):
             given = [*(content for _, content in problem.earlier), text]
@@ -163,9 +164,39 @@ class Prompts:
     def _rendered(
         self, tokenizer: "PreTrainedTokenizerBase", text: str, earlier: Sequence[tuple[str, str]] = ()
     ) -> str:
-        rendered: Any = tokenizer.apply_chat_template(self._chat(text, earlier), tokenize=False, **self._options())
+        chat = self._chat(text, earlier)
+        rendered: Any = tokenizer.apply_chat_template(chat, tokenize=False, **self._options())
         whole: str = rendered
+        if not self.conf.template_system and not any(turn["role"] == "system" for turn in chat):
+            whole = whole.replace(self.template_system(tokenizer), "", 1)
         return whole
+
+    def template_system(self, tokenizer: "PreTrainedTokenizerBase") -> str:
+        """Return the system turn that the chat template writes where it is given none; "" where it writes none.
+
+        It stands between the beginning-of-sequence token and what opens a user's turn, which a user's second turn shows.
+        Raises UserError where it cannot be told apart.
+        """
+        chat = [("user", PLACE), ("assistant", PLACE), ("user", PLACE)]
+        turns = [{"role": role, "content": content} for role, content in chat]
+        try:
+            rendered: Any = tokenizer.apply_chat_template(turns, tokenize=False, **self._options())
+            before, _, between, _ = str(rendered).split(PLACE)
+        except Exception as error:  # a template is a program: it may raise anything
+            raise UserError(
+                f"prompts.template_system=false: the chat template renders no second turn ({type(error).__name__}: "
+                f"{first_line(error)}), which shows where its own system message ends; leave it true, or set prompts.system"
+            ) from error
+        end = str(tokenizer.convert_ids_to_tokens(turn_end(tokenizer)))
+        opening = between.partition(end)[2].lstrip() if end in between else between.lstrip()
+        written = before.removeprefix(tokenizer.bos_token or "")
+        if not opening or not written.endswith(opening):
+            raise UserError(
+                "prompts.template_system=false: the chat template opens a first turn in another way than a later one, so that "
+                "its own system message cannot be told apart; leave it true, or set prompts.system"
+            )
+        own = written.removesuffix(opening)
+        return own if own.strip() else ""
 
     def _options(self) -> dict[str, Any]:
         """Return what a template is given beside the messages: what stands in the place of today, by the names that templates ask for
