@@ -103,7 +103,7 @@ def without_dropout(model: nn.Module) -> None:
         names = ["p"] if isinstance(module, nn.Dropout) else [n for n in vars(module) if "dropout" in n or "pdrop" in n]
         rates = {n: rate for n in names if isinstance(rate := getattr(module, n), float) and rate}
         if rates:
-            module.dropout_rates: dict[str, float] = rates
+            vars(module)["dropout_rates"] = rates
         for name in rates:
             setattr(module, name, 0.0)
 
@@ -111,9 +111,11 @@ def without_dropout(model: nn.Module) -> None:
 @contextmanager
 def with_dropout(model: nn.Module) -> Iterator[None]:
     """Switch on, for a while, what `without_dropout` has switched off. Raises UserError where that was nothing."""
-    rates = [(module, module.dropout_rates) for module in model.modules() if "dropout_rates" in vars(module)]
+    rates = [(module, vars(module)["dropout_rates"]) for module in model.modules() if "dropout_rates" in vars(module)]
     if not rates:
-        raise UserError("trainer.dropout=true: the model has no dropout; set it in the model's config, or trainer.dropout=false")
+        raise UserError(
+            "trainer.dropout=true: the model has no dropout; set it in the model's config, or trainer.dropout=false"
+        )
     for module, by_name in rates:
         vars(module).update(by_name)
     try:
