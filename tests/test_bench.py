@@ -15,6 +15,7 @@ from benchmarks.bench.cases import CASES, Case
 from benchmarks.bench.limit import Work
 from expo.config import UserError
 from expo.cost.machine import Machine
+from expo.runs import directory
 
 TINY = replace(
     cases.SMALL, name="tiny", tokens=4, micro=4, problems=2, group=4,
@@ -113,6 +114,19 @@ def test_peak_memory_is_the_process_own():
 def test_a_result_names_no_folder_of_its_machine():
     given = ["cases=a", "data=/home/me/math/test.jsonl", "turns=3", "output=/tmp/found.json", "check=old/summary.json"]
     assert bench.command(given) == "python -m benchmarks.bench cases=a data=test.jsonl turns=3 check=summary.json"
+
+
+def test_a_result_of_an_edited_tool_names_no_clean_commit(tmp_path, monkeypatch):
+    for folder in ("expo", "conf", "benchmarks"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "file").write_text("before")
+    who = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
+    for line in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "x"]):
+        subprocess.run(["git", "-C", tmp_path, *line], check=True)
+    monkeypatch.setattr(directory, "__file__", str(tmp_path / "expo" / "file"))
+    assert directory.git_commit("benchmarks") == directory.git_commit()
+    (tmp_path / "benchmarks" / "file").write_text("after")
+    assert directory.git_commit("benchmarks") == f"{directory.git_commit()}-dirty"
 
 
 def test_a_ratio_is_that_of_each_turn():
