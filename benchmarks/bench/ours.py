@@ -1,4 +1,4 @@
-"""expo's side of `expo bench`: the trainer of `expo train`, a step at a time. `python -m expo.bench.ours CASE FOLDER`."""
+"""expo's side of `make bench`: the trainer of `expo train`, a step at a time. `python -m benchmarks.bench.ours CASE FOLDER`."""
 
 import sys
 from collections.abc import Sequence
@@ -9,9 +9,9 @@ import numpy as np
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
+from benchmarks.bench.cases import Case
+from benchmarks.bench.turns import Turns
 from expo.algorithms.base import Algorithm
-from expo.bench.cases import Case
-from expo.bench.turns import Turns
 from expo.commands.fit import make_trainer
 from expo.commands.wiring import build_run, set_up_process
 from expo.config import RewardConf, compose_config
@@ -63,7 +63,7 @@ def main(case: Case, folder: Path) -> None:
         f"trainer.threads={case.threads}", f"output_dir={folder / 'outputs'}", *(_rows(case, folder) if case.shape else LADDER),
     ])  # fmt: skip
     if case.shape:
-        cfg.reward = RewardConf(_target_="expo.bench.ours.RandomReward")
+        cfg.reward = RewardConf(_target_="benchmarks.bench.ours.RandomReward")
     set_up_process(cfg)
     with Verifier(cfg.verifier) as verifier:
         module, evaluator, _ = build_run(cfg, verifier)
