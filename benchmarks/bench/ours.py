@@ -45,14 +45,13 @@ class StepByStep(Callback):
         metrics, experience = pl_module.last_metrics, pl_module.last_experience
         assert experience is not None
         self.parts = {k.removeprefix("time/"): v or 0.0 for k, v in metrics.items() if k.startswith("time/")}
-        self.parts["prompt_tokens"] = sum(map(len, set(experience.prompts)))
-        self.parts["tokens"] = sum(len(c.ids) for c in experience.completions)
-        lowest, highest = experience.rewards.aminmax(dim=1)
-        read = (highest > lowest).tolist()  # the prompts of mixed groups, which the update reads without positives, too
-        positives = experience.positives
-        self.parts["positive_tokens"] = sum(len(c.ids) for c in positives)
+        groups = experience.groups
+        self.parts["prompt_tokens"] = sum(map(len, {group.prompt for group in groups}))
+        self.parts["tokens"] = sum(len(c.ids) for group in groups for c in group.completions)
+        self.parts["positive_tokens"] = sum(len(c.ids) for _, c in experience.positives)
+        # The update reads the prompts of mixed groups without positives, too.
         self.parts["positive_prompt_tokens"] = sum(
-            len(experience.prompts[i]) for i in {c.problem for c in positives} if not read[i]
+            len(group.prompt) for group in groups if group.positives and max(group.rewards) == min(group.rewards)
         )
 
 
