@@ -9,7 +9,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from expo.config import OptimizerConf, TrainerConf, build
+from expo.config import OptimizerConf, TrainerConf, UserError, build
 from expo.devices.ranks import Ranks
 from expo.devices.sharded import WholeCopy
 from expo.devices.shares import gathered, sums_of
@@ -121,6 +121,11 @@ class Updates(LightningModule):
 
     def configure_optimizers(self) -> Any:
         conf = self.optimizer_conf
+        if self.whole is not None and len(self.trained) > 1:
+            raise UserError(
+                f"trainer.strategy=fsdp: shares out the policy alone, and {type(self).__name__} trains {len(self.trained)} modules; "
+                "set trainer.strategy=ddp"
+            )
         optimizer = build(conf, self.trained_weights, of=torch.optim.Optimizer)
         warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: min(1.0, (t + 1) / (conf.warmup_steps + 1)))
         return [optimizer], [warmup]
