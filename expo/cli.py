@@ -40,9 +40,9 @@ Exit codes: 0 done, 2 your mistake, 130/143 stopped by Ctrl-C/SIGTERM, 141 nobod
 COMMANDS = {
     "train": ("expo.commands.train", "train"),
     "evaluate": ("expo.commands.evaluate", "evaluate_command"),
-    "pretrain": ("expo.commands.pretrain", "pretrain"),
+    "pretrain": ("expo.jobs.pretrain", "pretrain"),
     "diagnose": ("expo.commands.diagnose", "diagnose"),
-    "explain": ("expo.commands.explain", "explain"),
+    "explain": ("expo.jobs.explain", "explain"),
     "plan": ("expo.commands.plan", "plan"),
 }
 # command -> (module, function); the function takes the arguments.

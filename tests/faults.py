@@ -103,7 +103,7 @@ FAULTS = (
 )
 HISTORY = """\
 import json, sys
-from expo.runs.offline import read_offline
+from expo.loggers.offline import read_offline
 print(json.dumps(read_offline(sys.argv[1]).history))
 """
 TEMPORARY = re.compile(r"\.tmp$|\.tmp\.|\.partial$|^\.final|\.copying$", re.IGNORECASE)

@@ -288,13 +288,7 @@ def drawn(names: list[str], lines: list[str], seed: int) -> list[tuple[str, str]
 
 def main() -> int:
     options = dict(argument.split("=", 1) for argument in sys.argv[1:])
-    import expo.commands.compare
-    import expo.commands.export
-    import expo.commands.report
-    import expo.commands.runs
-    import expo.commands.score
-    import expo.commands.wandb  # noqa: F401
-    from expo.commands.fit import make_run  # noqa: F401
+    from expo.jobs.fit import make_run  # noqa: F401
 
     root = Path(tempfile.mkdtemp(prefix="hostile-"))  # TemporaryDirectory would remove it at the end of each fork
     first = root / "first"

@@ -10,9 +10,9 @@ from conftest import compose_config
 
 from expo import config
 from expo.commands.train import train
-from expo.commands.wiring import build_run, set_up_process
 from expo.config import check
 from expo.config.explaining import When
+from expo.jobs.wiring import build_run, set_up_process
 from expo.step.rewards import rewards_of
 from expo.verifier.answers import Verdict
 from expo.verifier.pool import Verifier
@@ -119,7 +119,7 @@ def test_a_star_round_begins_from_the_base_weights(tmp_path):
     import torch
 
     from expo.model.policy import load_policy
-    from expo.runs.checkpoints import newest_checkpoint
+    from expo.training.checkpoints import newest_checkpoint
 
     state = torch.load(newest_checkpoint(directory), weights_only=True)
     base, _ = load_policy(config.ModelConf(path="ladder"))
@@ -138,7 +138,7 @@ def test_the_average_teacher_of_sdpo_follows_the_policy_and_is_in_the_checkpoint
         tmp_path, "trainer.max_steps=2", "algorithm=sdpo", "dataset=ladder", "dataset.levels=[1]", "optimizer.learning_rate=1e-2"
     )  # fmt: skip
     from expo.model.policy import load_policy
-    from expo.runs.checkpoints import newest_checkpoint
+    from expo.training.checkpoints import newest_checkpoint
 
     state = torch.load(newest_checkpoint(directory), weights_only=True)["state_dict"]
     base = load_policy(config.ModelConf(path="ladder"))[0].state_dict()

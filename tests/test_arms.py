@@ -9,9 +9,9 @@ from conftest import compose_config
 from omegaconf import OmegaConf
 
 from expo.commands import report
-from expo.commands.score import warn_of_other_settings, warn_of_trained_on
 from expo.config import arm_identity, build, data_content, identity
 from expo.evaluation.files import save_rows
+from expo.jobs.score import warn_of_other_settings, warn_of_trained_on
 from expo.runs.arms import arm_names, settings_in, settings_of
 from expo.verifier.pool import Verifier
 

@@ -14,10 +14,10 @@ from test_train import SMALL, run, scalars, weights
 
 from expo import config
 from expo.cli import COMMANDS
-from expo.commands import wiring
-from expo.commands.explain import explain
-from expo.commands.wiring import build_run
 from expo.config import UserError
+from expo.jobs import wiring
+from expo.jobs.explain import explain
+from expo.jobs.wiring import build_run
 from expo.model.policy import as_it_began
 from expo.model.small import random_tiny
 from expo.rollout.engine import Completion, Request, Sampling
@@ -136,7 +136,7 @@ def test_runs_that_learn_otherwise_share_it_and_longer_ones_add_to_it(tmp_path, 
 
 @pytest.mark.runs
 def test_expo_explain_fills_it_and_says_what_it_is_like(tmp_path, capsys):
-    assert COMMANDS["explain"] == ("expo.commands.explain", "explain")
+    assert COMMANDS["explain"] == ("expo.jobs.explain", "explain")
     assert explain(compose_config(f"output_dir={tmp_path}", *SMALL, *LEVEL_2)) == 0
     told = capsys.readouterr().out
     assert "24 explanations for 6 steps" in told
@@ -387,7 +387,7 @@ def test_weights_are_known_by_their_numbers_and_not_by_an_adapter():
 @pytest.mark.runs
 def test_a_hub_id_with_other_weights_is_told(tmp_path, monkeypatch):
     run(tmp_path, *LEVEL_2, "trainer.max_steps=1")
-    monkeypatch.setattr("expo.commands.wiring.fingerprint", lambda policy: "others")
+    monkeypatch.setattr("expo.jobs.wiring.fingerprint", lambda policy: "others")
     with pytest.raises(UserError, match="whose model, prompts"):
         run(tmp_path, *LEVEL_2, "trainer.max_steps=1", "positives.weight=0.5")
 
@@ -396,7 +396,7 @@ def test_a_hub_id_with_other_weights_is_told(tmp_path, monkeypatch):
 def test_a_model_that_was_changed_while_a_run_goes_on_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(banks, "PART", 4)
     found = iter(["first", "others"])
-    monkeypatch.setattr("expo.commands.wiring.fingerprint", lambda policy: next(found))
+    monkeypatch.setattr("expo.jobs.wiring.fingerprint", lambda policy: next(found))
     with pytest.raises(UserError, match="has other weights than when the run began"):
         run(tmp_path, *LEVEL_2)
     assert [p.name for p in tmp_path.glob("banks/*/*.parquet")] == ["steps-000000-000000.parquet"]

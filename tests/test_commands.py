@@ -9,9 +9,9 @@ import torch
 from conftest import compose_config
 
 from expo.commands import demo
-from expo.commands import pretrain as base_policy
-from expo.commands.pretrain import pretrain
 from expo.config import ModelConf, UserError, made_as
+from expo.jobs import pretrain as base_policy
+from expo.jobs.pretrain import pretrain
 from expo.model.policy import load_policy
 
 ROOT = Path(__file__).parents[1]

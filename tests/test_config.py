@@ -412,7 +412,7 @@ def test_no_limit_is_a_value_where_it_stands_for_one():
     ("given", "taken", "said"), [(7, 4, True), (64, 64, False), (1000, 128, False), (63, 32, True)]
 )
 def test_a_micro_batch_that_does_not_divide_the_step_becomes_the_largest_that_does(capsys, given, taken, said):
-    from expo.commands.wiring import divide_evenly
+    from expo.jobs.wiring import divide_evenly
 
     cfg = compose_config("trainer.problems_per_step=16", "algorithm.group_size=8", f"trainer.micro_batch_size={given}")
     check(cfg)

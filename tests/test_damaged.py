@@ -19,12 +19,12 @@ from safetensors.torch import load_file, save_file
 
 from expo import config
 from expo.cli import main
-from expo.commands.fit import make_run
-from expo.commands.wiring import load_model
 from expo.config import LADDER, UserError, build, check, identity, model_content, pairs_identity
 from expo.config.key import LARGEST, OPTIONS, declaration
 from expo.config.run import Config
 from expo.evaluation.judge import judge_steps
+from expo.jobs.fit import make_run
+from expo.jobs.wiring import load_model
 from expo.model.policy import load_policy
 
 SMALL = [

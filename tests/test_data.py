@@ -211,7 +211,7 @@ def test_expert_styles_end_in_the_answer(style):
 def test_base_corpus_explains_the_answer_it_shows():
     import random
 
-    from expo.commands.pretrain import corpus_item
+    from expo.jobs.pretrain import corpus_item
     from expo.verifier.extraction import last_boxed
 
     rng = random.Random(0)

@@ -21,16 +21,16 @@ from test_train import SMALL, expo, run, scalars, weights
 from torch.distributed.tensor import DTensor
 
 from expo.commands.train import train
-from expo.commands.wiring import build_run
 from expo.config import UserError, check, run_dir
-from expo.devices.ranks import ALONE, Apart, Ranks
-from expo.devices.sharded import shard, shared_out
-from expo.devices.shares import whole_state
+from expo.ground.ranks import ALONE, Apart, Ranks
+from expo.jobs.wiring import build_run
 from expo.model.policy import as_it_began
 from expo.model.scoring import score, token_batch
+from expo.model.shares import whole_state
 from expo.rollout.dealt import DealtEngine
 from expo.rollout.engine import Completion, Request, Sampling
 from expo.rollout.noise import SOLVE, Key
+from expo.rollout.sharded import shard, shared_out
 from expo.runs.reading import read_rows
 from expo.step.positives.bank import fingerprint
 from expo.tables.launch import own_gpus
@@ -162,7 +162,7 @@ def started(tmp_path: Path, *overrides: str) -> tuple[subprocess.Popen, list[psu
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.1)
     children = psutil.Process(process.pid).children()
-    own = [c for c in children if "expo.commands.device" in c.cmdline()]
+    own = [c for c in children if "expo.jobs.device" in c.cmdline()]
     assert len(own) == 2
     return process, sorted(own, key=lambda c: int(c.environ()["RANK"])), directory
 

@@ -11,18 +11,19 @@ from conftest import compose_config
 from test_runs import expo, leave, listed
 from test_train import run, scalars
 
-from expo.commands import export, fit
+from expo.commands import export
 from expo.config import UserError, run_dir
 from expo.config.from_run import config_from_run
 from expo.data.account import Account
 from expo.evaluation.files import save_rows
+from expo.ground.files import Temporary, beside
+from expo.jobs import fit
+from expo.loggers.tracking import JsonlLogger
 from expo.report import page
-from expo.runs.checkpoints import newest_checkpoint
 from expo.runs.directory import Run
-from expo.runs.files import Temporary, beside
 from expo.runs.listing import find_runs
 from expo.runs.reading import read_summary
-from expo.runs.tracking import JsonlLogger
+from expo.training.checkpoints import newest_checkpoint
 
 SHORT = ["trainer.max_steps=2", "evaluation.every=0"]
 

@@ -14,8 +14,8 @@ from expo.algorithms.base import Components, StepSums
 from expo.algorithms.distillation import SelfDistillation, evenness
 from expo.algorithms.updates import Updates
 from expo.config import NoPositivesConf, OptimizerConf, SelfDistillationConf, TrainerConf
-from expo.data.problem import Problem
-from expo.devices.ranks import ALONE
+from expo.ground.problem import Problem
+from expo.ground.ranks import ALONE
 from expo.model.policy import frozen_copy
 from expo.rollout.engine import Completion, Sampling
 from expo.step.experience import Experience, Group, Timer, Tools

@@ -11,8 +11,8 @@ from expo.algorithms.base import Components
 from expo.algorithms.dpo import DPO
 from expo.algorithms.pairs import PairStore
 from expo.config import DPOConf, OptimizerConf, SelfExplanationConf, TrainerConf, UserError
-from expo.data.problem import Problem
-from expo.devices.ranks import ALONE
+from expo.ground.problem import Problem
+from expo.ground.ranks import ALONE
 from expo.model.small import random_tiny
 from expo.rollout.engine import Completion, Sampling
 from expo.step.experience import Candidate, Experience, Group

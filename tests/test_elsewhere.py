@@ -9,9 +9,9 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from benchmarks.gpu.engine import ALGORITHMS
 from expo.algorithms import losses
 from expo.algorithms.base import Algorithm
-from expo.commands import fit, wiring
-from expo.runs.callbacks import Stop
+from expo.jobs import fit, wiring
 from expo.runs.directory import Run
+from expo.training.callbacks import Stop
 from expo.verifier.pool import Verifier
 
 

@@ -69,7 +69,7 @@ def test_evaluate_and_diagnose_tell_wandb_what_they_found(tmp_path, monkeypatch)
     from expo.commands.diagnose import diagnose
     from expo.commands.evaluate import evaluate_command
     from expo.config import run_id
-    from expo.runs.offline import read_offline
+    from expo.loggers.offline import read_offline
     from expo.runs.reading import read_summary
 
     def no_model(cfg):
@@ -135,8 +135,8 @@ def test_a_judge_that_fails_midway_is_asked_for_the_rest_alone():
     from types import SimpleNamespace
 
     from expo.config import DiagnoseConf, JudgeConf
-    from expo.data.problem import Problem
     from expo.evaluation import samples
+    from expo.ground.problem import Problem
 
     rows = [{"kind": "own", "problem": 0, "id": "a", "completion": text} for text in "abc"]
     tools, conf = SimpleNamespace(prompts=None), DiagnoseConf(judge=JudgeConf("http://x", "m"))
@@ -159,8 +159,8 @@ def test_a_judge_that_fails_midway_is_asked_for_the_rest_alone():
 
 def test_the_judge_counts_steps_and_an_endpoint_that_is_not_there_is_one_line():
     from expo.config import JudgeConf, UserError
-    from expo.data.problem import Problem
     from expo.evaluation.judge import judge_steps, parse_share
+    from expo.ground.problem import Problem
 
     assert parse_share("Step 1 is fine.\nright: 3, wrong: 1") == 0.75
     assert parse_share("right: 1, wrong: 1 ... Right: 0, Wrong: 2") == 0.0
@@ -177,8 +177,8 @@ def test_the_judge_asks_an_openai_compatible_endpoint():
     from threading import Thread
 
     from expo.config import JudgeConf
-    from expo.data.problem import Problem
     from expo.evaluation.judge import judge_steps
+    from expo.ground.problem import Problem
 
     asked = []
 

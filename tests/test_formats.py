@@ -7,18 +7,18 @@ import torch
 from conftest import compose_config
 from test_train import run, scalars, weights
 
-from expo.commands.wiring import load_model
 from expo.config import AdamW8bitConf, ModelConf, OptimizerConf, UserError, build, check_anywhere
 from expo.config.from_run import config_from_run
 from expo.cost.machine import DEVICES
 from expo.cost.memory import memory
 from expo.cost.run import Work
+from expo.jobs.wiring import load_model
 from expo.model.formats import as_numbers
 from expo.model.policy import as_initial, causal_lm, load_policy
 from expo.model.scoring import score, token_batch
 from expo.model.small import ladder_model, ladder_tokenizer
-from expo.runs.checkpoints import newest_checkpoint
 from expo.step.positives.bank import fingerprint
+from expo.training.checkpoints import newest_checkpoint
 
 QLORA = ["model.load_in_4bit=true", "model.lora_rank=4"]
 ROWS = token_batch([[5, 6, 7], [8, 9]], [[20, 21, 22], [30, 31]], 0, torch.device("cpu"))

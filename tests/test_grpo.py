@@ -11,8 +11,8 @@ import torch
 from expo.algorithms.base import Components, StepSums
 from expo.algorithms.grpo import GRPO
 from expo.config import GRPOConf, OptimizerConf, SelfExplanationConf, TrainerConf
-from expo.data.problem import Problem
-from expo.devices.ranks import ALONE
+from expo.ground.problem import Problem
+from expo.ground.ranks import ALONE
 from expo.model.small import random_tiny
 from expo.rollout.engine import Completion, Sampling
 from expo.step.experience import Candidate, Experience, Group

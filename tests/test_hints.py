@@ -8,7 +8,7 @@ from conftest import compose_config, make_prompts
 from expo.algorithms.base import StepSums
 from expo.config import NoHintsConf, NoPositivesConf, PrefixConf, RewardConf, SelfHintConf, UserError, check
 from expo.config.explaining import When
-from expo.data.problem import Problem
+from expo.ground.problem import Problem
 from expo.rollout.engine import Completion, Sampling
 from expo.step.experience import Batch, Experience, Group, Timer, Tools
 from expo.step.hints import ExpertPrefix, NoHints, SelfHint, gives_away

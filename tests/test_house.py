@@ -112,3 +112,31 @@ def test_the_package_has_no_more_lines_than_it_may():
         f"expo/ has {lines} lines, {lines - LINES} more than it may. Delete or merge something; or raise LINES in {Path(__file__).name}, "
         "in a commit that says who needs the lines, and what was looked at to save them"
     )
+
+
+# From the ground up: a room may import what stands to its left.
+ROOMS = (
+    "config ground verifier data model rollout step algorithms cost evaluation runs loggers tables report training jobs commands "
+    "notebook cli __main__"
+)
+
+# The process of one device is a program of its own, and ends as a command does.
+UP = {("expo/jobs/device.py", "cli")}
+
+
+def own_imports():
+    """Yield (room, file, room that it imports) of each import of expo in expo, those within functions among them."""
+    for path in sorted((ROOT / "expo").rglob("*.py")):
+        here = path.relative_to(ROOT / "expo").with_suffix("").parts[0]
+        for module, name in imported(path.read_text()):
+            parts = [*module.split("."), *([name] if module == "expo" and name else [])]
+            if parts[0] == "expo" and len(parts) > 1:
+                yield here, str(path.relative_to(ROOT)), parts[1]
+
+
+def test_no_import_runs_up():
+    floors = {room: floor for floor, room in enumerate(ROOMS.split())}
+    found = set(own_imports())
+    assert {here for here, _, _ in found} <= floors.keys() | {"__init__"}
+    up = {(file, there) for here, file, there in found if here != "__init__" and floors[there] > floors[here]}
+    assert up == UP

@@ -13,11 +13,11 @@ from conftest import compose_config
 from omegaconf import OmegaConf
 
 from expo.commands import verify as verify_command
-from expo.commands.wiring import check_extraction
 from expo.config import UserError, VerifierConf, build, check, identity
 from expo.config.from_run import config_from_run
 from expo.config.own_code import own_code
-from expo.data.problem import Problem
+from expo.ground.problem import Problem
+from expo.jobs.wiring import check_extraction
 from expo.verifier.answers import Verdict
 from expo.verifier.extraction import extraction
 from expo.verifier.pool import Verifier

@@ -18,13 +18,14 @@ from test_extending import blocks
 from test_train import SMALL, run, scalars
 
 from expo import config
-from expo.commands import evaluate, score
+from expo.commands import evaluate
 from expo.config import UserError, check
-from expo.runs import loggers
-from expo.runs.checkpoints import newest_checkpoint
-from expo.runs.offline import read_offline
+from expo.jobs import score
+from expo.loggers import trackers as loggers
+from expo.loggers.offline import read_offline
+from expo.loggers.tracking import Session, chosen_loggers
 from expo.runs.reading import read_summary
-from expo.runs.tracking import Session, chosen_loggers
+from expo.training.checkpoints import newest_checkpoint
 
 ROOT = Path(__file__).parents[1]
 Points = dict[str, list[tuple[int, float]]]  # (step, value) of each scalar
@@ -143,7 +144,7 @@ def test_a_disk_that_is_full_for_tensorboard_ends_in_one_error_and_no_trace_of_i
 
 KILLED = """\
 import os, signal, sys
-from expo.runs import callbacks
+from expo.training import callbacks
 save = callbacks.save_checkpoint
 def save_and_die(trainer, folder, step, **more):
     save(trainer, folder, step, **more)
@@ -179,7 +180,7 @@ def test_what_is_logged_is_kept_at_once(tmp_path, name):
     directory.mkdir(parents=True)
     script = (
         "import os, sys; from pathlib import Path; from expo.config import compose_config\n"
-        "from expo.runs.tracking import Session, chosen_loggers\n"
+        "from expo.loggers.tracking import Session, chosen_loggers\n"
         "cfg = compose_config([f'logger={sys.argv[1]}', f'output_dir={sys.argv[2]}'])\n"
         "(logger,) = chosen_loggers(Session(cfg, Path(sys.argv[3])))\n"
         "logger.log_metrics({'pass@4': 0.5}, 1)\n"
@@ -311,7 +312,7 @@ def test_a_logger_is_no_part_of_the_identity_and_an_older_config_has_no_target()
     plain = compose_config()
     for name in ("wandb", *READERS):
         assert config.identity(compose_config(f"logger={name}")) == config.identity(plain)
-    assert config.WandbLoggerConf()._target_ == "expo.runs.loggers.Wandb"
+    assert config.WandbLoggerConf()._target_ == "expo.loggers.trackers.Wandb"
     assert config.LoggerConf()._target_ == ""
 
 

@@ -15,10 +15,10 @@ from expo.commands import runs
 from expo.commands.train import train
 from expo.config import UserError, identity, restore, run_dir
 from expo.evaluation.evaluate import Evaluator
+from expo.ground.files import unused
 from expo.runs.directory import Run
-from expo.runs.files import unused
 from expo.runs.reading import read_rows, read_summary
-from expo.runs.shorter import inherit
+from expo.training.shorter import inherit
 
 BUSY = ["dataset=ladder", "dataset.levels=[2]", "evaluation.every=2"]
 

@@ -11,10 +11,10 @@ from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from test_train import run
 
-from expo.commands import fit
-from expo.commands.wiring import load_model, longest_prompt, make_engine, read_prompts_rightly, solve_limit
 from expo.config import ModelConf, UserError, build, check, identity
-from expo.data.problem import Problem
+from expo.ground.problem import Problem
+from expo.jobs import fit
+from expo.jobs.wiring import load_model, longest_prompt, make_engine, read_prompts_rightly, solve_limit
 from expo.model import policy
 from expo.model.checks import check_packing, check_scoring, reads_rightly, row_limit
 from expo.model.policy import load_policy, save_policy
@@ -23,8 +23,8 @@ from expo.model.scoring import can_share, score, token_batch
 from expo.model.small import ladder_tokenizer
 from expo.rollout.engine import Request, Sampling
 from expo.rollout.noise import SOLVE, Key
-from expo.runs.checkpoints import newest_checkpoint
 from expo.runs.directory import Run
+from expo.training.checkpoints import newest_checkpoint
 from expo.verifier.pool import Verifier
 
 TOKENIZER = ladder_tokenizer()

@@ -3,10 +3,10 @@
 import pytest
 from conftest import compose_config
 
-from expo.commands.wiring import make_engine, make_evaluator
 from expo.config import UserError, build
 from expo.evaluation import evaluate as module
 from expo.evaluation.files import save_rows
+from expo.jobs.wiring import make_engine, make_evaluator
 from expo.runs.reading import first_rows, read_rows
 from expo.verifier.pool import Verifier
 

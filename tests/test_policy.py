@@ -6,9 +6,9 @@ import torch
 from conftest import clipped_at, compose_config
 
 from expo.algorithms import losses
-from expo.commands.wiring import load_model, make_engine, make_evaluator, read_prompts_rightly
 from expo.config import ModelConf
-from expo.data.problem import Problem
+from expo.ground.problem import Problem
+from expo.jobs.wiring import load_model, make_engine, make_evaluator, read_prompts_rightly
 from expo.model import scoring
 from expo.model.checks import reads_rightly
 from expo.model.policy import as_initial, compute_in, frozen_copy, in_own_format

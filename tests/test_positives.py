@@ -8,7 +8,7 @@ from conftest import make_prompts
 
 from expo.config import ExpertConf, GRPOConf, NoPositivesConf, ParaphraseConf, SelfExplanationConf, SFTConf, StarConf
 from expo.config.explaining import When, when_explained
-from expo.data.problem import Problem
+from expo.ground.problem import Problem
 from expo.model.prompts import Prompts
 from expo.model.small import random_tiny
 from expo.rollout.engine import Completion, Sampling

@@ -8,7 +8,7 @@ from conftest import compose_config
 
 from expo import config
 from expo.commands.train import train
-from expo.data.problem import Problem
+from expo.ground.problem import Problem
 from expo.step.problems import ProblemSampler, Retries
 
 PROBLEMS = [Problem(str(i), f"q{i}", "a") for i in range(10)]

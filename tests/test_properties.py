@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from expo.algorithms import losses
 from expo.algorithms.base import Algorithm
-from expo.commands.fit import make_run
 from expo.config import identity, restore
-from expo.data.problem import Problem
 from expo.evaluation import intervals
 from expo.evaluation.pass_at_k import pass_at_k
+from expo.ground.problem import Problem
+from expo.jobs.fit import make_run
 from expo.model.small import random_tiny
 from expo.runs.directory import Run
 from expo.runs.reading import read_lines

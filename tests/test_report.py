@@ -96,7 +96,7 @@ def test_the_log_probabilities_are_those_of_the_policy_after_the_step(directory)
     row = next(row for row in rows if row["positive_tokens"])
     model, tokenizer = load_policy(ModelConf(path=str(directory / "checkpoints" / "final")))
     cfg = compose_config("dataset=ladder_level5")
-    from expo.data.problem import Problem
+    from expo.ground.problem import Problem
 
     prompt = build(cfg.prompts).solve_ids(tokenizer, [Problem("", row["question"], row["answer"])])
     ids = tokenizer(" ".join(row["positive_tokens"]), add_special_tokens=False)["input_ids"]

@@ -29,8 +29,7 @@ from expo.commands import table
 from expo.config import UserError
 from expo.cost.estimate import estimate
 from expo.cost.shape import shape
-from expo.runs.checkpoints import step_of
-from expo.runs.offline import read_offline
+from expo.loggers.offline import read_offline
 from expo.runs.reading import by_step, final_rows
 from expo.tables import plan as plans
 from expo.tables.aggregate import _mean_over_runs, common_steps, cost_of, measured_values, pass_values, stack, statistic
@@ -38,6 +37,7 @@ from expo.tables.figures import Curves, Heat
 from expo.tables.kept import unpack
 from expo.tables.render import made_by, markdown, percent, rows_of, unlike_problems
 from expo.tables.sweep import View, prepare, until_over
+from expo.training.checkpoints import step_of
 
 # Identities of every planned run in version 0.1: what was finished then is not made again.
 GOLDEN = json.loads(Path(__file__).with_name("golden_identities.json").read_text())["tables"]

@@ -18,8 +18,8 @@ from conftest import compose_config
 from expo import config
 from expo.commands.train import train
 from expo.config import UserError, check
-from expo.runs.checkpoints import newest_checkpoint
-from expo.runs.offline import read_offline
+from expo.loggers.offline import read_offline
+from expo.training.checkpoints import newest_checkpoint
 
 SMALL = [
     "trainer.problems_per_step=4", "algorithm.group_size=4", "trainer.micro_batch_size=8", "dataset.eval_limit=4",

@@ -14,11 +14,11 @@ from transformers import PreTrainedModel
 
 from expo.config import JudgeConf, UserError, lineage
 from expo.config.from_run import config_from_run
-from expo.data.problem import Problem
 from expo.evaluation.judge import judge_steps
+from expo.ground.problem import Problem
 from expo.model.small import random_tiny
-from expo.runs.checkpoints import WholeFiles, newest_checkpoint
 from expo.runs.reading import read_lines, read_summary
+from expo.training.checkpoints import WholeFiles, newest_checkpoint
 
 
 class Hostile:

@@ -6,7 +6,7 @@ from conftest import compose_config, make_prompts
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from expo.config import ModelConf, PromptsConf, UserError, check, identity
-from expo.data.problem import Problem
+from expo.ground.problem import Problem
 from expo.model.checks import check_rounding
 from expo.model.policy import _flaw, load_policy, with_dropout, without_dropout
 from expo.model.prompts import Prompts, text_ids, turn_end

@@ -14,14 +14,15 @@ from test_wandb_online import server  # noqa: F401  (a fixture)
 
 from expo import cli
 from expo.config import UserError
-from expo.runs import loggers, reading
+from expo.loggers import trackers as loggers
+from expo.loggers.offline import offline_files, read_offline
+from expo.loggers.sync import sync
+from expo.loggers.tracking import Session, chosen_loggers
+from expo.runs import reading
 from expo.runs.arms import settings_of
-from expo.runs.checkpoints import newest_checkpoint
 from expo.runs.directory import Run
-from expo.runs.offline import offline_files, read_offline
-from expo.runs.shorter import replay
-from expo.runs.sync import sync
-from expo.runs.tracking import Session, chosen_loggers
+from expo.training.checkpoints import newest_checkpoint
+from expo.training.shorter import replay
 
 LOG = """
 import sys, wandb

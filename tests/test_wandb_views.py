@@ -18,10 +18,10 @@ from test_wandb_sync import online  # noqa: F401
 from expo import cli
 from expo.commands import wandb as command
 from expo.config import UserError
+from expo.loggers.offline import read_offline
 from expo.report import wandb_views
 from expo.report.page import Page
 from expo.report.wandb_views import SECTIONS, Shown, make_report, make_workspace, specification
-from expo.runs.offline import read_offline
 from expo.tables.plan import known_tables, load_plan
 from expo.tables.request import Request
 from expo.tables.sweep import name_of

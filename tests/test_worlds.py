@@ -7,11 +7,11 @@ import shlex
 import pytest
 from conftest import compose_config
 
-from expo.commands.pretrain import command, corpus_item, first_weights, pretrain, unfinished_folder
-from expo.commands.wiring import load_model
 from expo.config import UserError, WorldConf, check, identity, made_as, pretrain_identity
 from expo.config.reference import options_of
 from expo.data import ladder
+from expo.jobs.pretrain import command, corpus_item, first_weights, pretrain, unfinished_folder
+from expo.jobs.wiring import load_model
 
 WORLDS = options_of("dataset/world")
 

@@ -12,12 +12,12 @@ from lightning.pytorch.callbacks import Callback
 from benchmarks.bench.cases import Case
 from benchmarks.bench.turns import Turns
 from expo.algorithms.base import Algorithm
-from expo.commands.fit import make_trainer
-from expo.commands.wiring import build_run, set_up_process
 from expo.config import RewardConf, compose_config
-from expo.runs.callbacks import Stop
+from expo.jobs.fit import make_trainer
+from expo.jobs.wiring import build_run, set_up_process
 from expo.runs.directory import Run
 from expo.step.rewards import Rollout
+from expo.training.callbacks import Stop
 from expo.verifier.pool import Verifier
 
 

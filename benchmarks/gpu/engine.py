@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.place import Check, NotRun, Place, gap, metrics_of
-from expo.commands.fit import make_run
-from expo.commands.wiring import load_model
 from expo.config import compose_config, conf_dir
+from expo.jobs.fit import make_run
+from expo.jobs.wiring import load_model
 from expo.model.scoring import TokenBatch, score, token_batch
 
 LADDER = (

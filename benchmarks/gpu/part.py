@@ -13,8 +13,8 @@ import torch
 
 from benchmarks.gpu import engine, several, steps, update, vllm
 from benchmarks.gpu.place import Check, NotRun, Place
-from expo.commands.wiring import set_up_process
 from expo.config import compose_config
+from expo.jobs.wiring import set_up_process
 
 
 def checks_of(part: str, place: Place) -> dict[str, Check]:

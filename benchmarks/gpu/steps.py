@@ -10,15 +10,15 @@ from lightning.pytorch.callbacks import Callback
 
 from benchmarks.gpu.place import Check, Place
 from expo.algorithms.base import Algorithm
-from expo.commands.fit import make_trainer
-from expo.commands.wiring import build_run
 from expo.cost.machine import this_machine
 from expo.cost.run import Work
 from expo.cost.seconds import seconds
 from expo.cost.shape import shape_of
+from expo.jobs.fit import make_trainer
+from expo.jobs.wiring import build_run
 from expo.model.policy import causal_lm
-from expo.runs.callbacks import Stop
 from expo.runs.directory import Run, device_name, git_commit
+from expo.training.callbacks import Stop
 from expo.verifier.pool import Verifier
 
 STEPS = 5

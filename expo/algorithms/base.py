@@ -13,10 +13,10 @@ from expo.algorithms import losses
 from expo.algorithms.pairs import PairStore
 from expo.algorithms.updates import Updates
 from expo.config import AlgorithmConf, OptimizerConf, TrainerConf, UserError
-from expo.devices.sharded import WholeCopy
 from expo.model.policy import as_initial, take_weights, with_dropout
 from expo.model.scoring import TokenBatch, score, token_batch
 from expo.rollout.noise import DROPOUT, Key
+from expo.rollout.sharded import WholeCopy
 from expo.step.experience import Candidate, Experience, Group
 from expo.step.metrics import step_metrics
 from expo.step.pipeline import Pipeline

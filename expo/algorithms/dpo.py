@@ -12,7 +12,7 @@ import torch
 from expo.algorithms import losses
 from expo.algorithms.base import Algorithm, Components, StepSums
 from expo.config import DPOConf
-from expo.data.problem import Problem
+from expo.ground.problem import Problem
 from expo.model.scoring import TokenBatch
 from expo.rollout.engine import Completion
 from expo.step.experience import Candidate, Experience, Group

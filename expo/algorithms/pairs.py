@@ -10,7 +10,7 @@ import pyarrow.parquet
 
 from expo.config import UserError
 from expo.config.errors import first_line
-from expo.data.problem import Problem
+from expo.ground.problem import Problem
 from expo.rollout.engine import Completion
 from expo.step.experience import Candidate, Experience, Group, Timer
 from expo.step.signed import AGAIN, check_signed, is_signed, write_signed

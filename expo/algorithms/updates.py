@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from expo.config import OptimizerConf, TrainerConf, UserError, build
-from expo.devices.ranks import Ranks
-from expo.devices.sharded import WholeCopy
-from expo.devices.shares import gathered, sums_of
+from expo.ground.ranks import Ranks
 from expo.model.scoring import TokenBatch, micro_batches
+from expo.model.shares import gathered, sums_of
+from expo.rollout.sharded import WholeCopy
 from expo.step.sums import StepSums
 
 

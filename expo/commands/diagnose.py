@@ -21,7 +21,7 @@ def diagnose(cfg: Config) -> int:
             print(run.finished_line)
         else:
             with importing():  # here, since torch and its friends take seconds
-                from expo.commands.measure import measure_samples
+                from expo.jobs.measure import measure_samples
 
             measure_samples(cfg, run)
     show(cfg, read_samples(run.dir), run.summary()["problems"])

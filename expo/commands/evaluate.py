@@ -17,7 +17,7 @@ def evaluate_command(cfg: Config) -> int:
             print(run.finished_line)
         else:
             with importing():  # here, since torch and its friends take seconds
-                from expo.commands.score import evaluate
+                from expo.jobs.score import evaluate
 
             evaluate(cfg, run)
     show(cfg, run.metrics, run.summary()["problems"])

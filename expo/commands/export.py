@@ -6,9 +6,9 @@ from pathlib import Path
 from expo.config import ModelConf, UserError, make_folder, restore, take_options
 from expo.config.foreign import summary_with
 from expo.config.from_run import run_directory
+from expo.ground.files import remove
 from expo.runs.card import model_card
-from expo.runs.files import remove
-from expo.runs.space import disk_errors
+from expo.training.space import disk_errors
 
 USAGE = "usage: expo export RUN [output=RUN/export] [dtype=float32|bfloat16|float16]"
 DTYPES = ("float32", "bfloat16", "float16")

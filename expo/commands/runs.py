@@ -13,7 +13,7 @@ from expo.config import UserError, take_options
 from expo.config.foreign import UNREADABLE, content, from_json, why
 from expo.config.key import shown
 from expo.config.own_code import changed_code
-from expo.runs.files import ASIDE, discard, remove, unused
+from expo.ground.files import ASIDE, discard, remove, unused
 from expo.runs.health import collapses_of
 from expo.runs.listing import RunFolder, find_runs, in_order, kept, run_folder
 from expo.runs.reading import read_summary

@@ -94,7 +94,7 @@ def run_table(request: Request, runs: Sequence[PlannedRun], command: str) -> int
     record = finish(request.name, request.plan, runs, folder, command)
     logger = runs[0].cfg.logger
     if isinstance(logger, WandbLoggerConf) and not failed:
-        from expo.runs.loggers import log_finished_table  # seconds of imports that only W&B needs
+        from expo.loggers.trackers import log_finished_table  # seconds of imports that only W&B needs
 
         scale = "-".join(filter(None, (request.scale_name, request.variant)))
         log_finished_table(logger.wandb, table_name(request.name), scale, rows_of(request.plan, record), folder, sweep)

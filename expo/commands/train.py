@@ -7,12 +7,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from expo.config import Config
-from expo.devices.ranks import is_rank
+from expo.ground.files import Temporary, beside
+from expo.ground.ranks import is_rank
 from expo.runs.directory import Run
-from expo.runs.files import Temporary, beside
 from expo.runs.hub import ask_hub
-from expo.runs.on_devices import run_on_devices
 from expo.runs.processes import importing
+from expo.training.on_devices import run_on_devices
 
 
 def train(cfg: Config) -> int:
@@ -25,7 +25,7 @@ def train(cfg: Config) -> int:
     if cfg.trainer.devices > 1 and not is_rank():
         return train_on_devices(cfg, run)
     with importing():  # here, since torch and its friends take seconds
-        from expo.commands.fit import make_run
+        from expo.jobs.fit import make_run
 
     return make_run(cfg)
 
@@ -38,7 +38,7 @@ def train_on_devices(cfg: Config, run: Run) -> int:
             return 0
         folder = Path(name)
         (folder / "config").write_bytes(pickle.dumps(cfg))
-        command = [sys.executable, "-m", "expo.commands.device", str(folder / "config")]
+        command = [sys.executable, "-m", "expo.jobs.device", str(folder / "config")]
         code = run_on_devices(
             command, cfg.trainer.devices, folder, [lock.fileno() for lock in (*locks, temporary.lock)]
         )

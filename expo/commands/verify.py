@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from expo.config import ANSWER_KINDS, UserError, VerifierConf, take_options
-from expo.data.problem import Problem
+from expo.ground.problem import Problem
 from expo.verifier.answers import fast_verdict, kind_for
 from expo.verifier.pool import Verifier
 from expo.verifier.spelling import bare

@@ -163,7 +163,7 @@ def _request(arguments: Sequence[str]) -> Any:
 
 def sync(arguments: Sequence[str]) -> int:
     """Send the offline runs under a folder."""
-    from expo.runs.sync import sync as send
+    from expo.loggers.sync import sync as send
 
     if len(arguments) > 1:
         raise UserError(f"{arguments[1]}: one folder at a time; give the one that all runs are under")

@@ -193,12 +193,12 @@ class WandbConf:
     tags: list[str] = key([], help="W&B tags")
 
 
-@option("logger", "wandb")
+@option("logger", "wandb", formerly="expo.runs.loggers.Wandb")
 @dataclass
 class WandbLoggerConf(LoggerConf):
     """Weights & Biases, beside metrics.jsonl."""
 
-    _target_: str = "expo.runs.loggers.Wandb"
+    _target_: str = "expo.loggers.trackers.Wandb"
     wandb: WandbConf = key(WandbConf, help="where W&B puts the run")
 
     def of_table(self, table: str, arm: str, tags: Sequence[str]) -> list[str]:
@@ -206,23 +206,23 @@ class WandbLoggerConf(LoggerConf):
         return [f"logger.wandb.group={table}", f"logger.wandb.job_type={arm}", f"logger.wandb.tags=[{quoted}]"]
 
 
-@option("logger", "tensorboard")
+@option("logger", "tensorboard", formerly="expo.runs.loggers.TensorBoard")
 @dataclass
 class TensorBoardLoggerConf(LoggerConf):
     """TensorBoard, beside metrics.jsonl: event files in `tensorboard/` of the run directory."""
 
-    _target_: str = "expo.runs.loggers.TensorBoard"
+    _target_: str = "expo.loggers.trackers.TensorBoard"
 
     def packages(self) -> Mapping[str, str]:
         return {"tensorboard": "tensorboard"}
 
 
-@option("logger", "csv")
+@option("logger", "csv", formerly="expo.runs.loggers.Csv")
 @dataclass
 class CsvLoggerConf(LoggerConf):
     """metrics.csv beside metrics.jsonl, in `csv/` of the run directory."""
 
-    _target_: str = "expo.runs.loggers.Csv"
+    _target_: str = "expo.loggers.trackers.Csv"
 
 
 @dataclass
@@ -238,12 +238,12 @@ class MlflowConf:
     job_type: str | None = key(None, help="tag `job_type`; `expo table` sets the arm")
 
 
-@option("logger", "mlflow")
+@option("logger", "mlflow", formerly="expo.runs.mlflow_logger.Mlflow")
 @dataclass
 class MlflowLoggerConf(LoggerConf):
     """MLflow, beside metrics.jsonl."""
 
-    _target_: str = "expo.runs.mlflow_logger.Mlflow"
+    _target_: str = "expo.loggers.mlflow_logger.Mlflow"
     mlflow: MlflowConf = key(MlflowConf, help="where MLflow puts the run")
 
     def packages(self) -> Mapping[str, str]:

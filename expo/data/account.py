@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from expo.data.checks import BadRow
-from expo.data.problem import Problem
+from expo.ground.problem import Problem
 from expo.verifier.answers import kind_for
 from expo.verifier.kinds import doubt
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from concurrent.futures import Future
 
-from expo.data.problem import Problem
+from expo.ground.problem import Problem
 from expo.verifier.answers import Verdict, kind_for
 from expo.verifier.pool import Verifier
 

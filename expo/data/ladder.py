@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from expo.config.world import CLEAR, WorldConf
-from expo.data.problem import Problem
+from expo.ground.problem import Problem
 
 LEVELS = (1, 2, 3, 4, 5)
 SKILLS: dict[str, Callable[[int, int], int]] = {

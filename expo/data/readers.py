@@ -20,7 +20,7 @@ from expo.config.key import shown
 from expo.data import ladder
 from expo.data.account import NAMED, Account, Source
 from expo.data.checks import BadRow, check_text, unusable
-from expo.data.problem import Problem
+from expo.ground.problem import Problem
 from expo.verifier.extraction import last_boxed
 from expo.verifier.pool import Verifier
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from expo.data.problem import Problem
 from expo.evaluation.files import join, kept_rows, save_rows
 from expo.evaluation.tally import Tally
+from expo.ground.problem import Problem
 from expo.model.prompts import Prompts
 from expo.rollout.engine import Engine, Request, Sampling
 from expo.rollout.noise import EVALUATE, Key

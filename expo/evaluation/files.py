@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 
-from expo.data.problem import Problem
-from expo.runs.files import beside
+from expo.ground.files import beside
+from expo.ground.problem import Problem
 
 log = logging.getLogger(__name__)
 

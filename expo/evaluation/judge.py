@@ -11,7 +11,7 @@ from urllib.error import HTTPError
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from expo.config import JudgeConf, UserError
-from expo.data.problem import Problem
+from expo.ground.problem import Problem
 from expo.model.prompts import Prompts
 
 log = logging.getLogger(__name__)

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from expo.data.problem import Problem
 from expo.evaluation import intervals
+from expo.ground.problem import Problem
 
 KINDS = {
     "own": "own CoT",

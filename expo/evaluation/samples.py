@@ -8,9 +8,9 @@ import numpy as np
 
 from expo.config import DiagnoseConf
 from expo.data import ladder
-from expo.data.problem import Problem
 from expo.evaluation.judge import judge_steps
 from expo.evaluation.kinds import Rows
+from expo.ground.problem import Problem
 from expo.rollout.engine import Completion, Engine, Request
 from expo.rollout.noise import DIAGNOSE, Key
 from expo.step.experience import Batch, Group, Tools

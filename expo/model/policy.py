@@ -18,10 +18,10 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from expo.config import LADDER, ModelConf, RandomTinyConf, UserError
 from expo.config.errors import first_line
-from expo.devices.shares import like, own_share
 from expo.model import small
 from expo.model.formats import as_numbers, four_bits, in_4bit, steady, with_float32_head
 from expo.model.prompts import turn_end
+from expo.model.shares import like, own_share
 
 log = logging.getLogger(__name__)
 NO_CODE: dict[str, Any] = {
@@ -322,7 +322,7 @@ def in_own_format(model: nn.Module) -> Iterator[None]:
 
 
 def is_sharded(causal: Any) -> bool:
-    """Return whether this device holds only a share of a model's weights: `expo.devices.sharded` has given it a `score_tokens`."""
+    """Return whether this device holds only a share of a model's weights: `expo.rollout.sharded` has given it a `score_tokens`."""
     return hasattr(causal, "score_tokens")
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from expo.config import PromptsConf, UserError
 from expo.config.errors import first_line
-from expo.data.problem import Problem
+from expo.ground.problem import Problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

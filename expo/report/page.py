@@ -12,9 +12,9 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from expo.ground.files import beside
 from expo.report import charts
 from expo.report.solving import Solving
-from expo.runs.files import beside
 from expo.tables.aggregate import pass_values, stack, statistic
 from expo.tables.looks import Look, looks
 

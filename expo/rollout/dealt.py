@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from itertools import groupby
 
-from expo.devices.ranks import Ranks
+from expo.ground.ranks import Ranks
 from expo.rollout.engine import Completion, Engine, Follow, Request, Sampling
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from expo.config import EngineError, VLLMConf
+from expo.ground.files import Temporary
 from expo.model.policy import causal_lm, in_own_format
 from expo.model.scoring import score, token_batch
 from expo.rollout.engine import Completion, Follow, Request, Sampling, eos_ids
@@ -37,7 +38,6 @@ from expo.rollout.vllm_place import (
 )
 from expo.rollout.vllm_transfer import nccl_info, open_transfer
 from expo.rollout.vllm_worker import sums
-from expo.runs.files import Temporary
 
 PROBE_TOKENS = 256
 BLOCK = 16  # tokens of a block of vLLM's cache

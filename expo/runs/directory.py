@@ -22,7 +22,7 @@ from expo.config import Config, arm_identity, data_content, identity, make_folde
 from expo.config.key import shown
 from expo.config.own_code import changed_code, own_code
 from expo.data.account import Account
-from expo.runs.files import LOCK, beside, check_links, clear, locked, remove, sweep
+from expo.ground.files import LOCK, beside, check_links, clear, locked, remove, sweep
 from expo.runs.reading import read_summary
 
 FINISHED, AGAIN = "is finished already", "fresh=true makes it again"

@@ -15,7 +15,7 @@ from expo.config.foreign import UNREADABLE, config_of, summary_of, why
 from expo.config.from_run import run_directory
 from expo.config.identity import changing
 from expo.config.key import shown
-from expo.runs.files import LOCK, is_held
+from expo.ground.files import LOCK, is_held
 from expo.runs.health import marks_of
 from expo.runs.reading import read_lines, read_summary
 

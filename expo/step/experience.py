@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from expo.data.problem import Problem
-from expo.devices.ranks import ALONE, Ranks
+from expo.ground.problem import Problem
+from expo.ground.ranks import ALONE, Ranks
 from expo.model.prompts import Prompts
 from expo.rollout.engine import Completion, Sampling
 from expo.verifier.answers import Verdict

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 
 from expo.config import HintsConf, PrefixConf, SelfHintConf
-from expo.data.problem import Problem
+from expo.ground.problem import Problem
 from expo.model.prompts import text_ids
 from expo.rollout.engine import Completion, Request
 from expo.rollout.noise import ABSTRACT, HINT, SHARE, Key

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from expo.config.explaining import When
-from expo.data.problem import Problem
+from expo.ground.problem import Problem
 from expo.rollout.engine import Completion, Engine, Request
 from expo.rollout.noise import HINTED, SOLVE, Key
 from expo.step.experience import Batch, Candidates, Experience, Group, Timer, Tools

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from expo.config import SelfDistillationConf, functions_of
-from expo.data.problem import Problem
+from expo.ground.problem import Problem
 from expo.step.experience import Experience, Tools
 from expo.verifier.answers import Verdict
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from expo.config import UserError
 from expo.data.account import Part, spread
-from expo.data.problem import Problem
+from expo.ground.problem import Problem
 from expo.rollout.noise import PROBLEMS, REFILL, RETRY, Key
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from expo.config import RewardConf, UserError
-from expo.data.problem import Problem
+from expo.ground.problem import Problem
 from expo.verifier.answers import Verdict
 
 

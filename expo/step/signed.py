@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from expo.config import UserError
-from expo.runs.files import beside, locked, remove
+from expo.ground.files import beside, locked, remove
 
 AGAIN = "delete it, and it is made again"
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from expo.config import PythonVerifierConf, VerifierConf
 from expo.config.errors import UserError
-from expo.data.problem import Problem
+from expo.ground.problem import Problem
 from expo.verifier.answers import AUTO, Verdict, fast_verdict, judge
 from expo.verifier.kinds import KINDS
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from expo.config import VerifierConf, build
-from expo.data.problem import Problem
-from expo.devices.ranks import ALONE, Ranks
+from expo.ground.problem import Problem
+from expo.ground.ranks import ALONE, Ranks
 from expo.verifier.answers import Verdict
 from expo.verifier.extraction import Extraction, extraction
 from expo.verifier.judges import Judge, Task

@@ -4,7 +4,7 @@ from typing import Any
 
 import reasoning_gym
 
-from expo.data.problem import Problem
+from expo.ground.problem import Problem
 
 
 def score(answer: str, problem: Problem) -> float:

@@ -20,7 +20,7 @@ from torch import nn
 
 from expo.config import UserError
 from expo.config.errors import first_line
-from expo.devices.ranks import ALONE, Ranks
+from expo.ground.ranks import ALONE, Ranks
 from expo.model.formats import as_numbers
 from expo.rollout.engine import Completion, Engine, Follow, Request, Sampling
 from expo.step.signed import AGAIN, alone_with, check_signed, is_signed, write_signed

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from expo.devices.ranks import ALONE, Ranks
+from expo.ground.ranks import ALONE, Ranks
 from expo.model.policy import causal_lm
 from expo.model.prompts import Prompts
 from expo.model.scoring import token_batch, token_logp

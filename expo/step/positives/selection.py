@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from expo.config import SelfExplanationConf, functions_of
 from expo.data import ladder
-from expo.data.problem import Problem
+from expo.ground.problem import Problem
 from expo.step.experience import Candidate
 
 

@@ -17,7 +17,7 @@ from expo.config import (
     StarConf,
     functions_of,
 )
-from expo.data.problem import Problem
+from expo.ground.problem import Problem
 from expo.rollout.engine import Completion, Request
 from expo.rollout.noise import EXPLAIN, Key
 from expo.step.experience import Batch, Candidate, Candidates, Group, Tools

@@ -11,11 +11,11 @@ from expo.config import UserError, identity, lineage
 from expo.config.from_run import restore
 from expo.config.own_code import changed_code
 from expo.evaluation.evaluate import Evaluator
-from expo.runs.checkpoints import BEST, newest_checkpoint, step_of
+from expo.ground.files import beside, unused
+from expo.loggers.tracking import JsonlLogger, trackers
 from expo.runs.directory import Run
-from expo.runs.files import beside, unused
 from expo.runs.reading import last_evaluation, read_lines, read_rows, read_summary, step_in
-from expo.runs.tracking import JsonlLogger, trackers
+from expo.training.checkpoints import BEST, newest_checkpoint, step_of
 
 TAKEN = ".taken_over"  # there until the loggers have been told of the steps taken over
 

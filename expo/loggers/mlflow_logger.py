@@ -14,8 +14,8 @@ from lightning.pytorch.loggers import MLFlowLogger
 
 from expo.config import MlflowLoggerConf, UserError, make_folder
 from expo.config.errors import first_line
+from expo.loggers.tracking import Session, Tracker
 from expo.runs.directory import git_commit
-from expo.runs.tracking import Session, Tracker
 
 log = logging.getLogger(__name__)
 

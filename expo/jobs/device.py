@@ -1,4 +1,4 @@
-"""One of the processes of a run on several devices: `python -m expo.commands.device CONFIG`, which `expo train` starts."""
+"""One of the processes of a run on several devices: `python -m expo.jobs.device CONFIG`, which `expo train` starts."""
 
 import pickle
 import sys
@@ -7,14 +7,14 @@ from pathlib import Path
 from expo.cli import reporting
 from expo.config import Config
 from expo.config.compose import plugins
-from expo.runs.on_devices import end_with_parent
+from expo.training.on_devices import end_with_parent
 
 
 def main(path: str) -> int:
     """Make this device's part of the run. Args: path, of the pickled config."""
     end_with_parent()
     plugins()  # the config may be of their classes
-    from expo.commands.fit import make_run
+    from expo.jobs.fit import make_run
 
     cfg: Config = pickle.loads(Path(path).read_bytes())
     return make_run(cfg)

@@ -19,17 +19,17 @@ from expo.config.key import shown
 from expo.config.world import CLEAR
 from expo.data import ladder
 from expo.data.account import Account
-from expo.data.problem import Problem
 from expo.data.readers import Reader
-from expo.devices.ranks import ALONE, Ranks
-from expo.devices.sharded import CopyEngine, WholeCopy, shared_out
 from expo.evaluation.evaluate import Evaluator
+from expo.ground.problem import Problem
+from expo.ground.ranks import ALONE, Ranks
 from expo.model.checks import check_bits, check_packing, check_rounding, check_scoring, reads_rightly, row_limit
 from expo.model.policy import as_it_began, causal_lm, compute_in, frozen_copy
 from expo.model.prompts import Prompts
 from expo.rollout.checks import check_decoding
 from expo.rollout.dealt import DealtEngine
 from expo.rollout.engine import Engine, Sampling
+from expo.rollout.sharded import CopyEngine, WholeCopy, shared_out
 from expo.rollout.transformers_engine import UnadaptedEngine
 from expo.step.experience import Batch, Tools
 from expo.step.hints import NoHints

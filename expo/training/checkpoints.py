@@ -15,12 +15,12 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from expo.config import UserError
 from expo.config.errors import first_line
-from expo.runs.files import beside
-from expo.runs.space import check_room
+from expo.ground.files import beside
+from expo.training.space import check_room
 
 log = logging.getLogger(__name__)
 
-BEST = "best.ckpt"  # of the highest reward, see `expo.runs.collapse`
+BEST = "best.ckpt"  # of the highest reward, see `expo.training.collapse`
 LINEAGE = "expo.lineage"  # key of a checkpoint: the identity of its run, but for the number of steps
 
 

@@ -17,9 +17,9 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from transformers import PreTrainedModel
 
 from expo.config import UserError
-from expo.devices.shares import gathered, like
 from expo.model.policy import causal_lm
 from expo.model.scoring import beside_tokens, hidden_before, score_tokens
+from expo.model.shares import gathered, like
 from expo.rollout.engine import Completion, Engine, Follow, Request, Sampling
 
 

@@ -18,10 +18,10 @@ from expo.config import (
     WandbLoggerConf,
 )
 from expo.config.errors import first_line
+from expo.ground.files import remove
+from expo.loggers.offline import offline_files, read_offline
+from expo.loggers.tracking import Session, Tracker
 from expo.runs.directory import git_commit
-from expo.runs.files import remove
-from expo.runs.offline import offline_files, read_offline
-from expo.runs.tracking import Session, Tracker
 
 
 class Wandb(Tracker, WandbLogger):

@@ -6,18 +6,18 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from expo.commands.wiring import load_model, make_engine, make_evaluator, set_up_process, solve_limit
 from expo.config import Config, build, data_content
 from expo.config.key import shown
-from expo.data.problem import Problem
 from expo.data.readers import Reader
 from expo.evaluation.evaluate import Evaluation
 from expo.evaluation.habits import habits_of
+from expo.ground.problem import Problem
+from expo.jobs.wiring import load_model, make_engine, make_evaluator, set_up_process, solve_limit
+from expo.loggers.tracking import TABLE_ROWS, Session, chosen_loggers, log_measured
 from expo.runs.arms import settings_in, settings_of
 from expo.runs.directory import Run
 from expo.runs.hub import ask_hub
 from expo.runs.reading import first_rows, read_rows, read_summary
-from expo.runs.tracking import TABLE_ROWS, Session, chosen_loggers, log_measured
 from expo.step.problems import within_length
 from expo.verifier.pool import Verifier
 

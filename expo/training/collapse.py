@@ -10,11 +10,11 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
 
 from expo.algorithms.base import Algorithm
-from expo.runs.checkpoints import BEST, flaw
+from expo.loggers.tracking import log_summary, trackers
 from expo.runs.directory import Run
 from expo.runs.health import Collapse, Health
 from expo.runs.reading import read_points
-from expo.runs.tracking import log_summary, trackers
+from expo.training.checkpoints import BEST, flaw
 
 log = logging.getLogger(__name__)
 

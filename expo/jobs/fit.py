@@ -15,25 +15,25 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from expo.algorithms.base import Algorithm
 from expo.algorithms.updates import NonFiniteGradient
-from expo.commands.wiring import build_run, set_up_process
 from expo.config import DISK, Config, EngineError, UserError, lineage, model_content
 from expo.config.own_code import changed_code
 from expo.data.account import Account
-from expo.devices.ranks import LOST, Apart, is_rank, is_watched, joined, lost_another
-from expo.devices.strategy import strategy_options
 from expo.evaluation.evaluate import Evaluator
+from expo.ground.files import remove
+from expo.ground.ranks import LOST, Apart, is_rank, is_watched, joined, lost_another
+from expo.jobs.wiring import build_run, set_up_process
+from expo.loggers.tracking import Session, log_summary, make_loggers
 from expo.model.policy import causal_lm, save_policy
-from expo.runs.callbacks import Evaluate, KeepCheckpoint, LogSteps, ShowProgress, Stop
 from expo.runs.card import model_card
-from expo.runs.checkpoints import WholeFiles, newest_checkpoint, save_checkpoint, step_of
-from expo.runs.collapse import Collapsed, WatchHealth
 from expo.runs.directory import Run
-from expo.runs.files import remove
 from expo.runs.health import nothing_learned
 from expo.runs.reading import last_evaluation, read_lines
-from expo.runs.shorter import check_problems, inherit, replay
-from expo.runs.space import check_space, disk_errors
-from expo.runs.tracking import Session, log_summary, make_loggers
+from expo.training.callbacks import Evaluate, KeepCheckpoint, LogSteps, ShowProgress, Stop
+from expo.training.checkpoints import WholeFiles, newest_checkpoint, save_checkpoint, step_of
+from expo.training.collapse import Collapsed, WatchHealth
+from expo.training.shorter import check_problems, inherit, replay
+from expo.training.space import check_space, disk_errors
+from expo.training.strategy import strategy_options
 from expo.verifier.pool import Verifier
 
 # What ends a run with one line, and what to do about it.

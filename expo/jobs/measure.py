@@ -4,16 +4,16 @@ from pathlib import Path
 
 import matplotlib
 
-from expo.commands.wiring import load_model, longest_prompt, make_engine, rollout_sampling, set_up_process, solve_limit
 from expo.config import Config, UserError, build
 from expo.data.readers import Reader
 from expo.evaluation.files import save_rows
 from expo.evaluation.kinds import COLUMNS, KINDS, Rows, cell, first_of_each_level, summarize
 from expo.evaluation.samples import check_steps, measure, sample
+from expo.jobs.wiring import load_model, longest_prompt, make_engine, rollout_sampling, set_up_process, solve_limit
+from expo.loggers.tracking import Session, chosen_loggers, log_measured
 from expo.runs.directory import Run
 from expo.runs.hub import ask_hub
 from expo.runs.reading import read_rows
-from expo.runs.tracking import Session, chosen_loggers, log_measured
 from expo.step.experience import Tools
 from expo.step.positives.properties import Scorer
 from expo.step.problems import within_length

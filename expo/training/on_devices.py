@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from expo.devices.ranks import LOST, MEETING
+from expo.ground.ranks import LOST, MEETING
 from expo.runs.processes import share_of_cores
 
 POLL_S = 0.2

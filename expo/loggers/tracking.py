@@ -1,4 +1,4 @@
-"""Where scalars and tables go: metrics.jsonl always, and where `logger=` says (expo/runs/loggers.py)."""
+"""Where scalars and tables go: metrics.jsonl always, and where `logger=` says (expo/loggers/trackers.py)."""
 
 import json
 import logging
@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import OmegaConf
 
 from expo.config import Config, build, run_id
-from expo.runs.files import beside
+from expo.ground.files import beside
 from expo.runs.reading import read_lines
 
 log = logging.getLogger(__name__)

@@ -20,7 +20,6 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from expo.commands.wiring import set_up_process
 from expo.config import (
     Config,
     LadderConf,
@@ -37,15 +36,16 @@ from expo.config import (
 from expo.config.key import shown
 from expo.config.world import CLEAR
 from expo.data import ladder
-from expo.data.problem import Problem
+from expo.ground.files import remove
+from expo.ground.problem import Problem
+from expo.jobs.wiring import set_up_process
 from expo.model.policy import load_policy
 from expo.model.prompts import Prompts
 from expo.model.small import ladder_model, ladder_tokenizer
-from expo.runs.callbacks import SAY_EVERY_S
-from expo.runs.checkpoints import WholeFiles, newest_checkpoint
 from expo.runs.directory import AGAIN, FINISHED, git_commit
-from expo.runs.files import remove
-from expo.runs.space import disk_errors
+from expo.training.callbacks import SAY_EVERY_S
+from expo.training.checkpoints import WholeFiles, newest_checkpoint
+from expo.training.space import disk_errors
 
 EXPLAIN_SHARE = 0.6  # of all sequences: question, answer, then a chain of thought consistent with that answer
 TERSE_SHARE = 0.06  # of the solve sequences: the policy has met the expert's style, seldom

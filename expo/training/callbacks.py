@@ -15,14 +15,14 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from expo.algorithms.base import Algorithm
-from expo.devices.ranks import is_watched
 from expo.evaluation.evaluate import Evaluator
 from expo.evaluation.files import save_rows
-from expo.runs.checkpoints import LINEAGE, save_checkpoint
+from expo.ground.ranks import is_watched
+from expo.loggers.tracking import log_step, log_table
 from expo.runs.directory import Run
-from expo.runs.tracking import log_step, log_table
 from expo.step.experience import Experience
 from expo.step.pipeline import Pipeline
+from expo.training.checkpoints import LINEAGE, save_checkpoint
 
 SAY_EVERY_S = 10  # between lines of progress where nobody watches a terminal
 log = logging.getLogger(__name__)

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 from expo.config import UserError
+from expo.loggers.offline import end_whole, offline_files
 from expo.runs.listing import RunFolder
-from expo.runs.offline import end_whole, offline_files
 
 # W&B would try for hours to reach a server that is not there. The user's own values come before these.
 RETRIES = {f"WANDB_X_{part}_RETRY_MAX": "4" for part in ("GRAPHQL", "FILE_STREAM", "FILE_TRANSFER")}

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from expo.config import TrainerConf
-from expo.devices.shares import like, whole_state
+from expo.model.shares import like, whole_state
 
 
 class WholeReplicas(DDPStrategy):
@@ -29,7 +29,7 @@ class WholeReplicas(DDPStrategy):
 
 
 class ShardedWeights(WholeReplicas):
-    """Data parallel with a share of the weights on each device: they are sharded when the run is wired, see `expo.devices.sharded`.
+    """Data parallel with a share of the weights on each device: they are sharded when the run is wired, see `expo.rollout.sharded`.
 
     Checkpoints hold whole tensors, as those of one device do: any number of devices goes on from them.
     """
