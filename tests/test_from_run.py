@@ -263,3 +263,17 @@ def test_names_are_names(key, value, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         main()
     assert f"{key}={value}: no name" in capsys.readouterr().err
+
+
+def test_a_key_that_is_gone_is_read_at_its_one_value(tmp_path):
+    """algorithm.top_of had one value that anything used: runs that say so are what they were, with the same identity."""
+    cfg = compose_config("algorithm=sdpo", "dataset=ladder")
+    tree = OmegaConf.to_container(OmegaConf.structured(cfg))
+    for value, fits in (("student", True), ("teacher", False)):
+        tree["algorithm"]["top_of"] = value
+        (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(tree))
+        if fits:
+            assert identity(restore(tmp_path)) == identity(cfg)
+        else:
+            with pytest.raises(UserError, match="cannot be read by this version of expo"):
+                restore(tmp_path)

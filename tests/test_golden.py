@@ -201,7 +201,7 @@ def test_self_distillation_divergences(mix, top_k, tail):
 
     student, teacher = next_words(0)
     ours_in, theirs_in = (student.clone().requires_grad_(True) for _ in range(2))
-    ours = Divergence(mix, top_k, "student", tail)(ours_in.log_softmax(-1), teacher.log_softmax(-1))
+    ours = Divergence(mix, top_k, tail)(ours_in.log_softmax(-1), teacher.log_softmax(-1))
     if top_k:
         theirs = sdpo.compute_topk_self_distillation_loss(
             theirs_in, teacher, distillation_topk=top_k, distillation_alpha=mix, distillation_add_tail=tail

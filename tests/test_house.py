@@ -20,8 +20,6 @@ PAGES = [
     page for folder in (".", "docs", "experiments/*") for page in sorted(ROOT.glob(f"{folder}/*.md"))
     if page.name not in ("CHANGELOG.md", "keys.md")
 ]  # fmt: skip
-# Keys that nothing uses; each is to go.
-UNUSED = {"algorithm.top_of"}
 
 
 def sources():
@@ -103,7 +101,7 @@ def last_two(word):
 
 def test_every_key_is_used_by_a_conf_a_plan_a_test_or_a_page():
     found = used()
-    assert {key for key in keys() if last_two(key) not in found} == UNUSED
+    assert {key for key in keys() if last_two(key) not in found} == set()
 
 
 def test_the_package_has_no_more_lines_than_it_may():

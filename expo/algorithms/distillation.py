@@ -85,7 +85,7 @@ class SelfDistillation(GRPO):
     def __init__(self, conf: SelfDistillationConf, components: Components):
         super().__init__(conf, components)
         self.average = components.average
-        self.divergence = Divergence(conf.mix, conf.top_k, conf.top_of, conf.tail)
+        self.divergence = Divergence(conf.mix, conf.top_k, conf.tail)
         if conf.signal != "divergence":  # then it is only measured
             self.divergence = torch.no_grad()(self.divergence)
 

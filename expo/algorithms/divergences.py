@@ -18,13 +18,12 @@ class Divergence:
 
     mix: float
     top_k: int = 0
-    top_of: str = "student"
     tail: bool = True
 
     def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Return the divergence of each position: `[N]`. Args: log-probabilities `[N, V]`."""
         if self.top_k:
-            student, teacher = on_support(student, teacher, self.top_k, self.top_of, self.tail)
+            student, teacher = on_support(student, teacher, self.top_k, self.tail)
         return generalized_jsd(student, teacher, self.mix)
 
 
@@ -47,12 +46,12 @@ def _kl(p: Tensor, q: Tensor) -> Tensor:
     return (p.exp() * (p - q)).sum(dim=-1)
 
 
-def on_support(student: Tensor, teacher: Tensor, k: int, of: str, tail: bool) -> tuple[Tensor, Tensor]:
-    """Return both on the k likeliest words of one of them, `of`: with a word for all others, or renormalized.
+def on_support(student: Tensor, teacher: Tensor, k: int, tail: bool) -> tuple[Tensor, Tensor]:
+    """Restrict both distributions to the student's top-k tokens; the rest is one token, or both are renormalized.
 
     Args: student, teacher `[N, V]`. Returns two `[N, k + 1]` with `tail`, else `[N, k]`; each sums to 1.
     """
-    chosen = (student if of == "student" else teacher).detach().topk(min(k, student.shape[-1]), dim=-1).indices
+    chosen = student.detach().topk(min(k, student.shape[-1]), dim=-1).indices
     student, teacher = student.gather(-1, chosen), teacher.gather(-1, chosen)
     close = _with_tail if tail else _renormalized
     return close(student), close(teacher)

@@ -1,7 +1,8 @@
 """Keys of `algorithm=` for self-distillation: what a teacher sees, who it is, and what is learned from it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from expo.config.algorithm import GRPOConf
 from expo.config.key import Rules, key, option, unused
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 class SelfDistillationConf(GRPOConf):
     """GRPO's rollouts, scored by a teacher: the same network, that sees more. Its opinion of each token is learned from."""
 
+    gone: ClassVar[Mapping[str, Any]] = {
+        "top_of": "student"
+    }  # whose likeliest words `top_k` takes: nothing used the teacher's
     _target_: str = "expo.algorithms.distillation.SelfDistillation"
     group_size: int = key(8, low=1, high=2**16, help="rollouts per problem; a group advantage needs at least 2")
     privilege: str = key(
@@ -44,8 +48,9 @@ class SelfDistillationConf(GRPOConf):
         high=1,
         help="β of the generalized Jensen-Shannon divergence; 0: KL(p_T || p_S), 1: KL(p_S || p_T)",
     )
-    top_k: int = key(0, low=0, help="words over which the divergence is taken; 0: the whole vocabulary")
-    top_of: str = key("student", choices=("student", "teacher"), help="whose likeliest words those are")
+    top_k: int = key(
+        0, low=0, help="the student's likeliest words, over which the divergence is taken; 0: the whole vocabulary"
+    )
     tail: bool = key(True, help="count all other words as one; false: make those words' probabilities sum to 1")
     cap: float = key(
         float("inf"),
@@ -136,13 +141,13 @@ class SelfDistillationConf(GRPOConf):
         )
         if self.signal != "divergence":
             names, why = (
-                ["mix", "top_k", "top_of", "tail", "ratio_cap"],
+                ["mix", "top_k", "tail", "ratio_cap"],
                 f"since algorithm.signal={self.signal} is no divergence",
             )
             yield from unused(self, "algorithm.", names, why, "algorithm.signal=divergence")
         if not self.top_k:
             yield from unused(
-                self, "algorithm.", ["top_of", "tail"], "since the divergence is over all words", "algorithm.top_k=100"
+                self, "algorithm.", ["tail"], "since the divergence is over all words", "algorithm.top_k=100"
             )
         if self.teacher != "average":
             yield from unused(

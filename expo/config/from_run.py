@@ -80,6 +80,7 @@ def config_tree(path: Path) -> dict[str, Any]:
 
 def _restored(kind: type, tree: Mapping[str, Any]) -> Any:
     node: Any = _node(kind, tree)
+    tree = {name: value for name, value in tree.items() if (name, value) not in getattr(node, "gone", {}).items()}
     known = {f.name: f for f in dataclasses.fields(node)}
     if unknown := tree.keys() - known.keys():
         raise ValueError(f"{node.__name__} has no key {min(unknown)}")
@@ -104,7 +105,8 @@ def _node(kind: Any, tree: Mapping[str, Any]) -> Any:
     fitting: list[Any] = [
         node
         for node in [kind, *OPTIONS.values()]
-        if issubclass(node, kind) and tree.keys() <= {f.name for f in dataclasses.fields(node)}
+        if issubclass(node, kind)
+        and tree.keys() <= {*(f.name for f in dataclasses.fields(node)), *getattr(node, "gone", {})}
     ]
     target = tree.get("_target_")
     named = [n for n in fitting if target and target in (n._target_, FORMER.get(n._target_))]

@@ -129,7 +129,8 @@ def _with_contents(tree: dict[str, Any], cfg: Config) -> dict[str, Any]:
 
 
 def _tree(node: Any, pairs: bool) -> dict[str, Any]:
-    """Return the keys that count, as plain data. With `pairs`, only those that change DPO's first pairs."""
+    """Return the keys that count, as plain data, and the one value of those that are `gone`. With `pairs`, only those that change DPO's
+    first pairs."""
     tree = {}
     for f in dataclasses.fields(node):
         declared, value = declaration(f), getattr(node, f.name)
@@ -142,7 +143,7 @@ def _tree(node: Any, pairs: bool) -> dict[str, Any]:
             plain = FORMER.get(value, value)
         if not declared.is_absent(plain):
             tree[f.name] = plain
-    return tree
+    return tree | dict(getattr(node, "gone", {}))
 
 
 def model_content(folder: Path) -> str:
