@@ -24,6 +24,9 @@ OPTIONS = [(f.parent.name, f.stem) for f in sorted(CONF.glob("*/*.yaml"))]
 def test_every_option_composes_and_passes_the_checks(group, name, tmp_path, monkeypatch):
     needed = {
         "custom": ["dataset.path=README.jsonl"],
+        "function": ["dataset.function=a.b"],
+        "partial": ["verifier=python", "verifier.function=a.b"],
+        "reasoning_gym": ["dataset.task=chain_sum"] if group == "dataset" else [],
         "expert_paraphrase": ["prompts=math"],
         "python": ["verifier.function=a.b"],
     }
@@ -34,6 +37,9 @@ def test_every_option_composes_and_passes_the_checks(group, name, tmp_path, monk
     cfg = compose_config(f"{group}={name}", *source)
     if cfg.rollout.requires and importlib.util.find_spec(cfg.rollout.requires) is None:
         with pytest.raises(config.UserError, match=f"make setup EXTRA={cfg.rollout.extra}"):
+            check(cfg)
+    elif (group, name) == ("dataset", "reasoning_gym") and importlib.util.find_spec("reasoning_gym") is None:
+        with pytest.raises(config.UserError, match=r"pip install reasoning-gym"):
             check(cfg)
     else:
         check(cfg)

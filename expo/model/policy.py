@@ -125,7 +125,9 @@ def with_dropout(model: nn.Module) -> Iterator[None]:
     """Switch on, for a while, what `without_dropout` has switched off. Raises UserError where that was nothing."""
     rates = [(module, module.dropout_rates) for module in model.modules() if "dropout_rates" in vars(module)]
     if not rates:
-        raise UserError("trainer.dropout=true: the model has no dropout; set it in the model's config, or trainer.dropout=false")
+        raise UserError(
+            "trainer.dropout=true: the model has no dropout; set it in the model's config, or trainer.dropout=false"
+        )
     for module, by_name in rates:
         vars(module).update(by_name)
     try:
@@ -245,7 +247,7 @@ def save_policy(policy: PreTrainedModel, folder: Path) -> None:
     if causal_lm(policy) is not policy and getattr(causal_lm(policy), "begun_from_adapter", False):
         policy = cast(Any, policy).merge_and_unload()
     # An adapter has no embedding; PEFT would ask the hub whether it is another one.
-    adapter = {"save_embedding_layers": False} if causal_lm(policy) is not policy else {}
+    adapter: Any = {"save_embedding_layers": False} if causal_lm(policy) is not policy else {}
     policy.save_pretrained(folder, **adapter)
     if in_4bit(causal_lm(policy)):
         Path(folder, ROUNDED).write_text("model.load_in_4bit=true\n")
