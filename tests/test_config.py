@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import compose_config
+from hydra.errors import ConfigCompositionException
 
 from expo import cli, config
 from expo.config import check
@@ -425,3 +426,10 @@ def test_a_micro_batch_that_does_not_divide_the_step_becomes_the_largest_that_do
     divide_evenly(cfg)
     assert cfg.trainer.micro_batch_size == taken
     assert (f"trainer.micro_batch_size={given} does not divide the 128 rows" in capsys.readouterr().out) is said
+
+
+def test_a_mapping_takes_names_of_its_own_on_the_command_line():
+    cfg = compose_config("prompts.template_options={enable_thinking: false}", "prompts.template_options.depth=2")
+    assert cfg.prompts.template_options == {"enable_thinking": False, "depth": 2}
+    with pytest.raises(ConfigCompositionException, match=r"prompts.template_optoins"):
+        compose_config("prompts.template_optoins={a: 1}")

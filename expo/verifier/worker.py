@@ -37,13 +37,10 @@ class Worker:
     # forkserver: a replacement starts in milliseconds from a process that has the imports done and no threads;
     # plain fork would copy the trainer's locks.
     context = multiprocessing.get_context("forkserver")
-    preloaded = ("expo.verifier.worker", "expo.verifier.warm")
-    context.set_forkserver_preload([*preloaded])
+    context.set_forkserver_preload(["expo.verifier.worker", "expo.verifier.warm"])
 
     def __init__(self, memory_mb: int, module: str = "expo.verifier.answers"):
         self.memory_mb, self.module = memory_mb, module
-        if module.startswith("expo."):  # no one knows what importing a user's own would leave in that process
-            self.context.set_forkserver_preload([*self.preloaded, module])
         self._spawn()
 
     def _spawn(self, again: bool = True) -> None:
