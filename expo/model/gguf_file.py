@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import pre_tokenizers
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, modeling_gguf_pytorch_utils
+from transformers.utils import logging
 
 from expo.config.model import is_gguf, located
 
@@ -52,7 +53,8 @@ def rounding(source: str) -> str:
     import gguf
 
     named = _field(source, "general.file_type")
-    return "unknown" if named is None else gguf.LlamaFileType(named).name.partition("_")[2]
+    known = {kind.value: kind.name.partition("_")[2] for kind in gguf.LlamaFileType}
+    return "unknown" if named is None else known.get(named, f"type {named}")
 
 
 def _field(source: str, name: str) -> Any:
@@ -73,8 +75,11 @@ def read_once(source: str) -> Iterator[None]:
     import gguf
 
     own = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
+    bar = modeling_gguf_pytorch_utils.tqdm
     vars(gguf).update({name: cache(made) for name, made in own.items()})
+    modeling_gguf_pytorch_utils.tqdm = logging.tqdm  # shown where transformers' others are
     try:
         yield
     finally:
         vars(gguf).update(own)
+        modeling_gguf_pytorch_utils.tqdm = bar
