@@ -167,7 +167,7 @@ def _peak_mb(pid: int | None) -> float:
         return 0.0
 
 
-def work(pipe: Connection, memory_mb: int, module: str) -> None:
+def work(pipe: Connection, memory_mb: int, module: str = "expo.verifier.answers") -> None:
     """Judge until the parent is gone: a worker's life. Args: module, of the judge's function."""
     import math_verify  # noqa: F401  (counted in the memory it starts with)
 
