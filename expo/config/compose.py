@@ -105,7 +105,7 @@ def register() -> None:
 
 def schema_of(node: type) -> DictConfig:
     """Return a config dataclass as Hydra takes it, whose keys of type dict may be given any names: Hydra refuses new ones elsewhere."""
-    schema = OmegaConf.structured(node)
+    schema: DictConfig = OmegaConf.structured(node)
     parts = [schema]
     for part in parts:
         inner = [part._get_node(name) for name in part]

@@ -74,12 +74,12 @@ def read_once(source: str) -> Iterator[None]:
         return
     import gguf
 
-    own = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
-    bar = modeling_gguf_pytorch_utils.tqdm
+    reading: Any = modeling_gguf_pytorch_utils
+    own, bar = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}, reading.tqdm
     vars(gguf).update({name: cache(made) for name, made in own.items()})
-    modeling_gguf_pytorch_utils.tqdm = logging.tqdm  # shown where transformers' others are
+    reading.tqdm = logging.tqdm  # shown where transformers' others are
     try:
         yield
     finally:
         vars(gguf).update(own)
-        modeling_gguf_pytorch_utils.tqdm = bar
+        reading.tqdm = bar
