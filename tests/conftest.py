@@ -18,6 +18,11 @@ def compose_config(*overrides: str) -> config.Config:
     return config.compose_config(overrides)
 
 
+def clipped_at(low: float, high: float, ratio: str, **more: object) -> config.GRPOConf:
+    """What `losses.policy_loss` takes."""
+    return config.GRPOConf(clip_low=low, clip_high=high, ratio=ratio, **more)
+
+
 def make_prompts(solve: str, explain: str, **more: str):
     from expo.model.prompts import Prompts
 

@@ -1,4 +1,4 @@
-"""`expo bench`: two trainers that take steps in turns. No test looks at how long they took."""
+"""`make bench`: two trainers that take steps in turns. No test looks at how long they took."""
 
 import json
 import math
@@ -8,13 +8,14 @@ from dataclasses import replace
 
 import pytest
 
-from expo.bench import cases, growth
-from expo.bench.arms import in_turns
-from expo.bench.cases import CASES, Case
-from expo.bench.limit import Work
-from expo.commands import bench
+from benchmarks.bench import __main__ as bench
+from benchmarks.bench import cases, growth
+from benchmarks.bench.arms import in_turns
+from benchmarks.bench.cases import CASES, Case
+from benchmarks.bench.limit import Work
 from expo.config import UserError
 from expo.cost.machine import Machine
+from expo.runs import directory
 
 TINY = replace(
     cases.SMALL, name="tiny", tokens=4, micro=4, problems=2, group=4,
@@ -104,7 +105,7 @@ def test_a_machine_is_measured_with_the_threads_that_are_asked_for():
 
 
 def test_peak_memory_is_the_process_own():
-    told = "from expo.bench.turns import peak_mb; print(peak_mb())"
+    told = "from benchmarks.bench.turns import peak_mb; print(peak_mb())"
     hog = f"import subprocess, sys; big = bytearray(400 << 20); subprocess.run([sys.executable, '-c', {told!r}])"
     found = subprocess.run([sys.executable, "-c", hog], capture_output=True, text=True, check=True).stdout
     assert 0 < float(found) < 200
@@ -112,7 +113,20 @@ def test_peak_memory_is_the_process_own():
 
 def test_a_result_names_no_folder_of_its_machine():
     given = ["cases=a", "data=/home/me/math/test.jsonl", "turns=3", "output=/tmp/found.json", "check=old/summary.json"]
-    assert bench.command(given) == "expo bench cases=a data=test.jsonl turns=3 check=summary.json"
+    assert bench.command(given) == "python -m benchmarks.bench cases=a data=test.jsonl turns=3 check=summary.json"
+
+
+def test_a_result_of_an_edited_tool_names_no_clean_commit(tmp_path, monkeypatch):
+    for folder in ("expo", "conf", "benchmarks"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "file").write_text("before")
+    who = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
+    for line in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "x"]):
+        subprocess.run(["git", "-C", tmp_path, *line], check=True)
+    monkeypatch.setattr(directory, "__file__", str(tmp_path / "expo" / "file"))
+    assert directory.git_commit("benchmarks") == directory.git_commit()
+    (tmp_path / "benchmarks" / "file").write_text("after")
+    assert directory.git_commit("benchmarks") == f"{directory.git_commit()}-dirty"
 
 
 def test_a_ratio_is_that_of_each_turn():

@@ -7,6 +7,7 @@ import torch
 from conftest import compose_config
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from benchmarks.gpu.place import gap
 from expo import cli
 from expo.commands.plan import advice, changed, changes
 from expo.commands.plan import plan as plan_command
@@ -18,7 +19,6 @@ from expo.cost.memory import disk, generating, memory, updating
 from expo.cost.run import Work
 from expo.cost.seconds import decoding, run_seconds, seconds, tokens, update
 from expo.cost.shape import shape_of
-from expo.gpu.place import gap
 from expo.model.scoring import LOGITS, score, token_batch
 
 THREE_B = ["model=qwen2.5-3b-instruct", "dataset=math", "algorithm=grpo", "trainer.precision=bf16-mixed"]

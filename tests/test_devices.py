@@ -233,6 +233,56 @@ class Reward(Correct):
 """
 
 
+CRITIC = """
+import torch
+from torch import nn
+from expo.algorithms.grpo import GRPO
+from expo.algorithms.terms import Term
+
+class Value(Term):
+    name = "value"
+
+    def __init__(self, critic):
+        self.critic = critic
+
+    def __call__(self, scored, sums):
+        place = scored.mask.cumsum(dim=1).unsqueeze(-1) / 10
+        value = self.critic(torch.cat([place, place.square()], dim=-1)).squeeze(-1)
+        sums.mean("critic/value", (scored.own * value).sum(), scored.own.sum())
+        return scored.own * (value - scored.advantages.unsqueeze(1)).square()
+
+class WithCritic(GRPO):
+    def __init__(self, conf, components):
+        super().__init__(conf, components)
+        torch.manual_seed(0)
+        self.critic = nn.Linear(2, 1)
+        self.terms = [*self.terms, Value(self.critic)]
+
+    @property
+    def trained(self):
+        return [self.policy, self.critic]
+"""
+
+
+@pytest.mark.runs
+def test_a_critic_is_one_override_and_the_same_on_two_devices(tmp_path, monkeypatch):
+    """Its gradients are summed over devices, clipped and checked with the policy's."""
+    (tmp_path / "critical.py").write_text(CRITIC)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])]))
+    options = [*LADDER, "algorithm=grpo", "algorithm._target_=critical.WithCritic", "trainer.max_steps=3"]
+    code, one = run(tmp_path / "one", *options)
+    assert code == 0
+    code, two = run(tmp_path / "two", *options, "trainer.devices=2")
+    assert code == 0
+    assert_same(one, two)
+    torch.manual_seed(0)
+    assert not torch.equal(weights(one)["critic.weight"], torch.nn.Linear(2, 1).weight)  # it has learned
+    losses = [line["loss/value"] for line in scalars(one) if "loss/value" in line]
+    assert len(losses) == 3
+    assert all("critic/value" in line for line in scalars(two) if "loss/value" in line)
+
+
 @pytest.mark.runs
 def test_an_error_on_one_device_ends_the_run_with_its_line(tmp_path):
     (tmp_path / "broken.py").write_text(BROKEN)

@@ -10,18 +10,19 @@ import torch
 from conftest import make_prompts
 from test_grpo import PROMPTS, ROLLOUTS, TEMPERATURE, experience, models, row_logp  # noqa: F401  (a fixture)
 
-from expo.algorithms.base import Components, Sums
-from expo.algorithms.distillation import SelfDistillation
+from expo.algorithms.base import Components, StepSums
+from expo.algorithms.distillation import SelfDistillation, evenness
 from expo.algorithms.updates import Updates
 from expo.config import NoPositivesConf, OptimizerConf, SelfDistillationConf, TrainerConf
 from expo.data.problem import Problem
 from expo.devices.ranks import ALONE
 from expo.model.policy import frozen_copy
 from expo.rollout.engine import Completion, Sampling
-from expo.step.experience import Experience, Timer, Tools
+from expo.step.experience import Experience, Group, Timer, Tools
 from expo.step.metrics import step_metrics
 from expo.step.positives.sources import NoPositives
 from expo.step.privilege import PRIVILEGES, privileged_prompts, wrong_answer
+from expo.step.sums import COUNT, TOTAL
 from expo.verifier.answers import Verdict
 from expo.verifier.extraction import extraction
 
@@ -53,7 +54,7 @@ def module(policy, reference=None, seen=SEEN, micro_batch_size=64, trainer=None,
     made.manual_backward = lambda loss: loss.backward()
     made.gradients = []
 
-    def step(sums: Sums) -> None:
+    def step(sums: StepSums) -> None:
         made.gradients.append([p.grad.clone() for p in policy.parameters()])
         with torch.no_grad():
             for p in policy.parameters():
@@ -74,7 +75,7 @@ def row_distribution(model, prompt, ids):
 def compare(made, policy, loss_of, updates=1, e=None):
     """Check every update's gradients and the sum of losses against `loss_of(update, double)`. Args: policy, as it was before."""
     double, total = copy.deepcopy(policy).double(), 0.0
-    sums = made.update(e or experience(), 0.0)
+    sums = made.update(e or experience(beta=0.0))
     assert len(made.gradients) == updates
     for update, ours in enumerate(made.gradients):
         loss = loss_of(update, double)
@@ -119,7 +120,7 @@ def test_two_updates_of_opsd_are_those_of_the_formula(models, micro_batch_size, 
         return 0.7 * total
 
     sums = compare(made, models[0], loss, updates=2)
-    assert sums["guided"] == 2 * sum(map(len, ROLLOUTS))
+    assert sums["distill/gap" + COUNT] == 2 * sum(map(len, ROLLOUTS))
     assert sums["loss/distill"] == pytest.approx(sums["loss/total"])
 
 
@@ -156,7 +157,7 @@ def test_the_average_follows_the_policy_at_its_rate(models):  # noqa: F811
             own.lerp_(new.detach(), 0.25)
 
     made.take_step = step
-    made.update(experience(), 0.0)
+    made.update(experience(beta=0.0))
     for own, found in zip(expected, made.average.parameters(), strict=True):
         torch.testing.assert_close(own, found)
     assert "average.model.embed_tokens.weight" in made.state_dict()  # so that a resumed run has it
@@ -181,9 +182,11 @@ def test_the_teachers_opinion_of_the_sampled_token_is_its_advantage(models):  # 
 
 def test_a_contrast_adds_to_the_advantage_what_the_right_answer_says_and_a_wrong_one_does_not(models):  # noqa: F811
     """The last group has no wrong answer to show: its rows have the advantage alone."""
-    e = experience()
-    e.problems = [replace(p, answer="right") for p in e.problems]
-    e.texts = [r"\boxed{wrong}"] * 4 + ["nothing stated"] * 2
+    e, texts = experience(beta=0.0), [[r"\boxed{wrong}"] * 2] * 2 + [["nothing stated"] * 2]
+    e.groups = [
+        replace(g, problem=replace(g.problem, answer="right"), texts=t, verdicts=[Verdict.INCORRECT] * 2)
+        for g, t in zip(e.groups, texts, strict=True)
+    ]
     policy = copy.deepcopy(models[0])
     made = module(policy, signal="contrast", teacher="current", advantage="mean", distill_weight=0.3)
 
@@ -197,7 +200,7 @@ def test_a_contrast_adds_to_the_advantage_what_the_right_answer_says_and_a_wrong
         return total
 
     sums = compare(made, models[0], loss, e=e)
-    assert sums["guided"] == sum(map(len, ROLLOUTS[:4]))
+    assert sums["distill/gap" + COUNT] == sum(map(len, ROLLOUTS[:4]))
 
 
 def test_sdpg_is_grpo_with_the_term(models):  # noqa: F811
@@ -231,13 +234,12 @@ def test_sdpg_is_grpo_with_the_term(models):  # noqa: F811
 
 def test_a_rollout_with_nothing_to_show_costs_no_pass_and_counts_in_the_weights(models, caplog):  # noqa: F811
     made = module(copy.deepcopy(models[0]), models[1], seen=[SEEN[0], None, SEEN[2]], teacher="initial")
-    rows = made.rows(experience())
-    assert rows.guided.tolist() == [True, True, False, False, True, True]
-    assert made.active(rows).tolist() == [0, 1, 4, 5]
+    e = experience()
+    assert made.rows(e, e.groups).guided.tolist() == [True, True, False, False, True, True]
     assert "1 prompts of the teacher not used: over 100 tokens" in caplog.text
     whole = module(copy.deepcopy(models[0]), models[1], teacher="initial")
-    part, all_of_it = made.update(experience(), 0.0), whole.update(experience(), 0.0)
-    assert part["trained"] == sum(map(len, ROLLOUTS[:2] + ROLLOUTS[4:]))
+    part, all_of_it = made.update(experience(beta=0.0)), whole.update(experience(beta=0.0))
+    assert part["throughput/tokens_trained" + TOTAL] == sum(map(len, ROLLOUTS[:2] + ROLLOUTS[4:]))
     # As many rows as before share the weight: what is left out is not made up for by the others.
     assert part["loss/total"] < all_of_it["loss/total"]
 
@@ -262,7 +264,7 @@ def test_a_mean_over_tokens_is_one_over_the_guided_tokens(models):  # noqa: F811
 
 def test_a_step_without_anything_to_show_trains_nothing_and_says_so(models):  # noqa: F811
     made = module(copy.deepcopy(models[0]), models[1], seen=[None] * 3, teacher="initial")
-    sums = made.update(experience(), 0.0)
+    sums = made.update(experience(beta=0.0))
     assert made.gradients == []
     e = replace(experience(), timer=Timer({"rollout": 1.0}))
     metrics = step_metrics(e, sums, None)
@@ -271,20 +273,18 @@ def test_a_step_without_anything_to_show_trains_nothing_and_says_so(models):  # 
 
 def test_a_cap_changes_the_loss_and_not_what_is_measured(models):  # noqa: F811
     free, bound = (
-        module(copy.deepcopy(models[0]), models[1], teacher="initial", cap=cap).update(experience(), 0.0)
+        module(copy.deepcopy(models[0]), models[1], teacher="initial", cap=cap).update(experience(beta=0.0))
         for cap in (math.inf, 1e-3)
     )
     assert bound["loss/distill"] < free["loss/distill"]
-    assert bound["divergence"] == pytest.approx(free["divergence"])
-    assert bound["divergence_squares"] == pytest.approx(free["divergence_squares"])
+    for name in ("distill/divergence", "distill/evenness"):
+        assert bound.metrics()[name] == pytest.approx(free.metrics()[name])
 
 
 def test_rows_of_no_group_are_no_rows(models):  # noqa: F811
     """With refills, a step may have no group with right and wrong rollouts."""
     made = module(copy.deepcopy(models[0]), models[1], teacher="initial", advantage="mean", refills=1)
-    e = experience()
-    e.rewards = e.unaided = torch.zeros_like(e.rewards)
-    made.update(e, 0.0)
+    made.update(experience([[0.0, 0.0]] * 3, beta=0.0))
     assert made.gradients == []
 
 
@@ -296,8 +296,8 @@ def test_the_average_does_not_move_with_an_update_that_is_skipped(models):  # no
     outcomes = [1.0, 0.0]
     step = Updates.take_step
     try:
-        Updates.take_step = lambda self, sums: sums.update(skipped=sums["skipped"] + outcomes.pop(0))
-        sums = Sums(float)
+        Updates.take_step = lambda self, sums: sums.total("policy/updates_skipped", outcomes.pop(0))
+        sums = StepSums()
         made.take_step(sums)
         assert not moved
         made.take_step(sums)
@@ -322,13 +322,21 @@ def judged() -> Experience:
         "garbage", r"no box", r"\boxed{7}",
     ]  # fmt: skip
     verdicts = [RIGHT, BAD, RIGHT, BAD, NONE, RIGHT, NONE, BAD, BAD]
-    completions = [Completion((1,), [2], [0.0], False) for _ in texts]
-    return Experience(PROBLEMS, [(1,)] * 3, completions=completions, texts=texts, verdicts=verdicts)
+    completions = [Completion((1,), [2], [0.0], False)] * 3
+    rows = [slice(3 * p, 3 * p + 3) for p in range(3)]
+    return Experience(
+        [Group(p, (1,), completions, texts[r], verdicts[r], [0.0] * 3) for p, r in zip(PROBLEMS, rows, strict=True)]
+    )
+
+
+def every(shown, e):
+    """What each of the nine rollouts is shown."""
+    return [shown(e, group, row, LOOKING) for group in range(3) for row in range(3)]
 
 
 def test_what_each_privilege_shows():
     e = judged()
-    show = {name: [shown(e, row, LOOKING) for row in range(9)] for name, shown in PRIVILEGES.items()}
+    show = {name: every(shown, e) for name, shown in PRIVILEGES.items()}
     assert [(p.answer, p.solution) for p in show["answer"]] == [(a, None) for a in ("2", "4", "6") for _ in range(3)]
     assert [p and p.solution for p in show["solution"]] == [PROBLEMS[0].solution] * 3 + [None] * 3 + [
         PROBLEMS[2].solution
@@ -349,15 +357,14 @@ def test_what_each_privilege_shows():
     assert others[0] == ("1 + 1?", "6", PROBLEMS[2].solution)  # the next problem has no solution
     assert others[3] == ("2 + 2?", "6", PROBLEMS[2].solution)
     assert others[6] == ("3 + 3?", "2", PROBLEMS[0].solution)
-    assert [p and p.answer for p in (wrong_answer(e, row, LOOKING) for row in range(9))] == ["3"] * 3 + ["5"] * 3 + [
-        "7"
-    ] * 3
+    assert [p and p.answer for p in every(wrong_answer, e)] == ["3"] * 3 + ["5"] * 3 + ["7"] * 3
 
 
 def test_a_problem_that_asks_the_same_is_no_other_problem():
     e = judged()
-    e.problems = [PROBLEMS[0], replace(PROBLEMS[0], id="1", question=" 1 + 1? "), replace(PROBLEMS[0], id="2")]
-    assert [PRIVILEGES["other_solution"](e, row, LOOKING) for row in range(9)] == [None] * 9
+    same = [PROBLEMS[0], replace(PROBLEMS[0], id="1", question=" 1 + 1? "), replace(PROBLEMS[0], id="2")]
+    e.groups = [replace(group, problem=p) for group, p in zip(e.groups, same, strict=True)]
+    assert every(PRIVILEGES["other_solution"], e) == [None] * 9
 
 
 def test_prompts_of_the_teacher_show_the_solution_and_on_the_ladder_the_answer(ladder):
@@ -367,24 +374,15 @@ def test_prompts_of_the_teacher_show_the_solution_and_on_the_ladder_the_answer(l
         prompts = make_prompts("{question}", "{question} answer {answer}", with_solution=template)
         tools = Tools(prompts, tokenizer, None, Sampling(1.0, 1.0, 0, 40), 0, 200)
         ids_of[name] = privileged_prompts(e, PRIVILEGES["solution"], tools)
-        assert [ids is None for ids in ids_of[name]] == [False] * 3 + [True] * 3 + [False] * 3
+        assert [[ids is None for ids in row] for row in ids_of[name]] == [[False] * 3, [True] * 3, [False] * 3]
     explain = make_prompts("{question}", "{question} answer {answer}").explain_ids(tokenizer, PROBLEMS)
-    assert ids_of["ladder"][0] == tuple(explain[0])
-    assert ids_of["words"][0] != ids_of["ladder"][0]
+    assert ids_of["ladder"][0][0] == tuple(explain[0])
+    assert ids_of["words"][0][0] != ids_of["ladder"][0][0]
 
 
 def test_the_metrics_say_how_even_the_divergence_is():
-    from expo.step.metrics import step_metrics
-
-    e = replace(experience(), unaided=torch.tensor([[1.0, 0.0]]))
-    e.timer.add({"update": 1.0})
-    values = [1.0, 1.0, 1.0, 5.0]
-    sums = Sums(
-        float, updates=1, tokens=8, guided=4, gap=-2.0, divergence=sum(values), divergence_squares=sum(v * v for v in values)
-    )  # fmt: skip
-    metrics = step_metrics(e, sums, None)
-    assert metrics["distill/guided_frac"] == 4 / sum(map(len, ROLLOUTS))
-    assert metrics["distill/gap"] == -0.5
-    assert metrics["distill/divergence"] == 2.0
-    assert metrics["distill/evenness"] == pytest.approx(64 / (4 * 28))
-    assert math.isclose(metrics["distill/evenness"], 0.571, abs_tol=1e-3)
+    sums, values = StepSums(), torch.tensor([1.0, 1.0, 1.0, 5.0])
+    sums.mean("distill/divergence", values.sum(), 4)
+    sums.total("_divergence_squares", values.square().sum())
+    assert evenness(sums) == pytest.approx(64 / (4 * 28))
+    assert evenness(StepSums()) is None

@@ -15,7 +15,7 @@ from expo.data.problem import Problem
 from expo.devices.ranks import ALONE
 from expo.model.small import random_tiny
 from expo.rollout.engine import Completion, Sampling
-from expo.step.experience import Candidate, Experience
+from expo.step.experience import Candidate, Experience, Group
 from expo.step.positives.sources import SelfExplanation
 from expo.verifier.answers import Verdict
 
@@ -26,15 +26,17 @@ CHOSEN = {0: [50, 51, 52], 1: [53, 54], 2: [55]}
 PROBLEMS = [Problem(name, "q", "1") for name in "abc"]
 
 
-def experience(chosen=CHOSEN) -> Experience:
-    completions = [Completion(PROMPTS[i // 2], ids, [-1.5] * len(ids), False) for i, ids in enumerate(ROLLOUTS)]
-    positives = [Candidate(p, ids, "c", prompt=(1, 2), answer_lift=2.0) for p, ids in chosen.items()]
-    correct = torch.tensor([float(v is Verdict.CORRECT) for v in VERDICTS]).view(3, 2)
-    rejected = Candidate(2, [60], "bad", "wrong")
-    return Experience(
-        PROBLEMS, PROMPTS, 4, completions=completions, texts=["t"] * 6, verdicts=VERDICTS, correct=correct,
-        unaided=correct, rewards=correct, candidates=[*positives, rejected], positives=positives,
-    )  # fmt: skip
+def experience(chosen=CHOSEN, beta=0.0) -> Experience:
+    groups = []
+    for p, prompt in enumerate(PROMPTS):
+        rows = slice(2 * p, 2 * p + 2)
+        completions = [Completion(prompt, ids, [-1.5] * len(ids), False) for ids in ROLLOUTS[rows]]
+        positives = [Candidate(chosen[p], "c", prompt=(1, 2), answer_lift=2.0)] if p in chosen else []
+        rejected = [Candidate([60], "bad", "wrong")] if p == 2 else []
+        rewards = [float(v is Verdict.CORRECT) for v in VERDICTS[rows]]
+        judged = PROBLEMS[p], prompt, completions, ["t"] * 2, VERDICTS[rows], rewards
+        groups.append(Group(*judged, candidates=[*positives, *rejected], positives=positives))
+    return Experience(groups, 4, beta=beta)
 
 
 def module(policy, reference, weight=0.0, pairs=None, **changes) -> DPO:
@@ -64,7 +66,7 @@ def models():
 def test_the_update_is_that_of_the_formula(models, preference, weight):
     policy, reference = copy.deepcopy(models[0]), models[1]
     double, double_reference = copy.deepcopy(policy).double(), copy.deepcopy(reference).double()
-    sums = module(policy, reference, weight, preference=preference).update(experience(), weight)
+    sums = module(policy, reference, weight, preference=preference).update(experience(beta=weight))
     total = 0.0
     for p in range(3):
         rejected = ROLLOUTS[2 * p]
@@ -92,17 +94,19 @@ def test_ipos_margin_is_that_of_its_loss():
 
 def test_only_wrong_rollouts_are_rejected_where_asked(models):
     dpo = module(*models, rejected="wrong")
-    pairs = [dpo.pair(experience(), i) for i in range(3)]
+    pairs = [dpo.pair(group) for group in experience().groups]
     assert [pair and pair[1].ids for pair in pairs] == [ROLLOUTS[1], ROLLOUTS[2], None]
-    assert [module(*models).pair(experience(), i)[1].ids for i in range(3)] == [ROLLOUTS[0], ROLLOUTS[2], ROLLOUTS[4]]
+    pairs = [module(*models).pair(group) for group in experience().groups]
+    assert [rejected.ids for _, rejected in pairs] == [ROLLOUTS[0], ROLLOUTS[2], ROLLOUTS[4]]
 
 
 def test_a_problem_without_a_positive_gives_no_pair_and_none_gives_no_step(models):
     policy = copy.deepcopy(models[0])
     dpo = module(policy, models[1])
-    assert dpo.update(experience({1: [53]}), 0.0)["pairs"] == 1
+    assert dpo.update(experience({1: [53]})).metrics()["pair/used_frac"] == 1 / 3
     policy.zero_grad()
-    assert dpo.update(experience({}), 0.0)["pairs"] == 0
+    metrics = dpo.update(experience({})).metrics()
+    assert (metrics["pair/used_frac"], metrics["pair/margin"]) == (0.0, None)
     assert all(p.grad is None for p in policy.parameters())
 
 
@@ -110,12 +114,10 @@ def test_pairs_come_back_from_their_file_as_they_were(tmp_path, models):
     store, e = PairStore(tmp_path / "initial", tmp_path / "own"), experience()
     dpo = module(*models)
     e.generated_tokens, e.timer.seconds["rollout"] = 17, 2.5
-    store.save(0, e, [dpo.pair(e, i) for i in range(3)])
+    store.save(0, e, [dpo.pair(group) for group in e.groups])
     back = store.load(0, PROBLEMS)
     e.step = 0
-    for name in ("problems", "prompts", "completions", "texts", "verdicts", "candidates", "positives"):
-        assert getattr(back, name) == getattr(e, name), name
-    torch.testing.assert_close(back.correct, e.correct)
+    assert back.groups == e.groups
     store.save(20, e, [None] * 3)
     assert store.load(20, PROBLEMS).shared_s == 0  # of the run itself
     store.path(20).unlink()
@@ -140,6 +142,5 @@ def test_a_file_without_its_digest_was_not_finished_and_is_made_again(tmp_path, 
 
 def test_a_problem_that_a_step_meets_twice_has_its_pair_twice():
     twice = experience().select([1, 0, 1])
-    assert [c.problem for c in twice.positives] == [0, 1, 2]
-    assert [c.ids for c in twice.positives] == [CHOSEN[1], CHOSEN[0], CHOSEN[1]]
-    assert twice.prompts == [PROMPTS[1], PROMPTS[0], PROMPTS[1]]
+    assert [c.ids for _, c in twice.positives] == [CHOSEN[1], CHOSEN[0], CHOSEN[1]]
+    assert [group.prompt for group, _ in twice.positives] == [PROMPTS[1], PROMPTS[0], PROMPTS[1]]

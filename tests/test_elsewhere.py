@@ -6,10 +6,10 @@ from conftest import compose_config
 from elsewhere import ELSEWHERE, Elsewhere, Mixed
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
+from benchmarks.gpu.engine import ALGORITHMS
 from expo.algorithms import losses
 from expo.algorithms.base import Algorithm
 from expo.commands import fit, wiring
-from expo.gpu.engine import ALGORITHMS
 from expo.runs.callbacks import Stop
 from expo.runs.directory import Run
 from expo.verifier.pool import Verifier

@@ -106,7 +106,7 @@ def test_an_update_and_a_source_are_two_files_each_and_a_data_set_is_one(tmp_pat
     followed = [follow(folder, heading) for heading in ("A new update", "A positive source", "A data set")]
     assert [len(files) for files, _ in followed] == [2, 2, 1]
     run(folder, [command for _, commands in followed for command in commands], folder)
-    assert all(line["own/entropy"] > 0 for line in metrics(folder, "ladder_level5/reinforce"))
+    assert all(line["reinforce/surprise"] > 0 for line in metrics(folder, "ladder_level5/reinforce"))
     assert sum(line["positive/used_frac"] for line in metrics(folder, "ladder/grpo")) > 0
 
 
@@ -115,7 +115,11 @@ def test_a_package_outside_the_repository_brings_algorithm_source_and_reward(tmp
     _, commands = follow(tmp_path, "From a package of your own")
     said = run(tmp_path, commands)
     assert "reward.cost=0.001" in said  # --help knows it
-    assert all(0 < line["reward/mean"] < 1 for line in metrics(tmp_path, "ladder/brief_grpo"))
+    lines = metrics(tmp_path, "ladder/brief_grpo")
+    assert all(0 < line["reward/mean"] < 1 for line in lines)
+    assert [(line["loss/closeness"], line["lab/moved"]) for line in lines] == [
+        (0.0, 0.0)
+    ] * 2  # one update a step: none has moved
     (path,) = tmp_path.glob("outputs/ladder/brief_grpo-*/config.yaml")
     assert "cost: 0.002" in path.read_text()
     again = [line for line in commands if "help" not in line]
@@ -169,7 +173,7 @@ def test_a_hyperparameter_is_two_edits_and_changes_no_identity(tmp_path):
     declared = '    tilt: float = key(0.0, low=0, high=1, absent=0.0, help="share of a tilt")\n'
     edits = {
         "expo/config/algorithm.py": ("    ratio: str = key(", declared + "    ratio: str = key("),
-        "expo/algorithms/grpo.py": ("loss = policy = (w *", "loss = policy = (1 + conf.tilt) * (w *"),
+        "expo/algorithms/terms.py": ("return torch.where(s.off", "return (1 + self.conf.tilt) * torch.where(s.off"),
     }
     for name, (before, after) in edits.items():
         text = (folder / name).read_text()

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import clipped_at
 
 from expo.algorithms import losses
 from expo.algorithms.divergences import Divergence
@@ -71,7 +72,7 @@ def test_grpo_family(aggregation, loss_type, level, kl_coef):
     logp, old, ref = tensors(3)
     advantages = torch.tensor([1.0, -0.5, 0.0, 2.0, -1.5, 0.3])
     ours_logp, theirs_logp = (logp.clone().requires_grad_(True) for _ in range(2))
-    per_token, _, _ = losses.policy_loss(ours_logp, old, MASK, advantages, 0.2, 0.28, level)
+    per_token, _, _ = losses.policy_loss(ours_logp, old, MASK, advantages, clipped_at(0.2, 0.28, level))
     per_token = per_token + kl_coef * losses.kl(ours_logp, ref, "k3")
     ours = (losses.token_weights(MASK, aggregation, LIMIT) * per_token).sum()
     theirs = trl_grpo(loss_type, level, kl_coef, theirs_logp, old, ref, advantages)
@@ -85,7 +86,7 @@ def test_truncated_importance_sampling():
     logp, old, ref, sampler = tensors(4)
     advantages = torch.linspace(-1, 1, B)
     weights = losses.sampler_weights(old, sampler, MASK, "token", 2.0)
-    per_token, _, _ = losses.policy_loss(logp, old, MASK, advantages, 0.2, 0.28, "token")
+    per_token, _, _ = losses.policy_loss(logp, old, MASK, advantages, clipped_at(0.2, 0.28, "token"))
     ours = (losses.token_weights(MASK, "sequence_mean", LIMIT) * weights * per_token).sum()
     # The ratio as TRL's token_truncate makes it, through TRL's own loss.
     theirs = trl_grpo("grpo", "token", 0.0, logp, old, ref, advantages, (old - sampler).exp().clamp(max=2.0))
@@ -233,7 +234,7 @@ def test_self_distillation_on_the_sampled_token():
     theirs = compute_sampled_token_self_distillation_loss(theirs_in, teacher, ids, distillation_alpha=1.0)
     logp, teacher_logp = (x.log_softmax(-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1) for x in (ours_in, teacher))
     gap = (teacher_logp - logp).detach()
-    ours, _, _ = losses.policy_loss(logp, logp.detach(), MASK, gap, 0.2, 0.2, "token")
+    ours, _, _ = losses.policy_loss(logp, logp.detach(), MASK, gap, clipped_at(0.2, 0.2, "token"))
     (ours * MASK).sum().backward()
     (theirs * MASK).sum().backward()
     torch.testing.assert_close(ours_in.grad, theirs_in.grad, atol=1e-5, rtol=0)

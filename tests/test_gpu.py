@@ -8,10 +8,10 @@ import psutil
 import pytest
 import torch
 
+from benchmarks.gpu import __main__ as gpu
+from benchmarks.gpu import part
+from benchmarks.gpu.place import NotRun, Place
 from expo.config import UserError
-from expo.gpu import __main__ as gpu
-from expo.gpu import part
-from expo.gpu.place import NotRun, Place
 
 
 def test_a_check_that_fails_keeps_none_from_being_made(tmp_path, monkeypatch, capsys):

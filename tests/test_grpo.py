@@ -8,16 +8,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from expo.algorithms.base import Components, Sums
+from expo.algorithms.base import Components, StepSums
 from expo.algorithms.grpo import GRPO
 from expo.config import GRPOConf, OptimizerConf, SelfExplanationConf, TrainerConf
 from expo.data.problem import Problem
 from expo.devices.ranks import ALONE
 from expo.model.small import random_tiny
 from expo.rollout.engine import Completion, Sampling
-from expo.step.experience import Batch, Candidate, Experience, Group
+from expo.step.experience import Candidate, Experience, Group
 from expo.step.metrics import step_metrics
 from expo.step.positives.sources import SelfExplanation
+from expo.step.sums import COUNT, SUM
 from expo.verifier.answers import Verdict
 
 TEMPERATURE, BETA, KL_COEF, CLIP = 0.8, 0.3, 0.1, 0.2
@@ -27,14 +28,15 @@ REWARDS = [[1.0, 0.0], [0.0, 0.0], [0.0, 1.0]]  # the middle group has no advant
 POSITIVES = {1: [50, 51, 52], 2: [53, 54]}
 
 
-def experience() -> Experience:
-    completions = [Completion(PROMPTS[i // 2], ids, [-1.0] * len(ids), False) for i, ids in enumerate(ROLLOUTS)]
-    positives = [Candidate(p, ids, "") for p, ids in POSITIVES.items()]
-    rewards = torch.tensor(REWARDS)
-    return Experience(
-        [Problem(str(i), "", "") for i in range(3)], PROMPTS, completions=completions, texts=[""] * 6,
-        verdicts=[Verdict.INCORRECT] * 6, correct=rewards, unaided=rewards, rewards=rewards, candidates=positives, positives=positives,
-    )  # fmt: skip
+def experience(rewards=REWARDS, beta=BETA) -> Experience:
+    groups = []
+    for p, prompt in enumerate(PROMPTS):
+        completions = [Completion(prompt, ids, [-1.0] * len(ids), False) for ids in ROLLOUTS[2 * p : 2 * p + 2]]
+        verdicts = [Verdict.CORRECT if r == 1 else Verdict.INCORRECT for r in rewards[p]]
+        positives = [Candidate(POSITIVES[p], "")] if p in POSITIVES else []
+        judged = Group(Problem(str(p), "", ""), prompt, completions, [""] * 2, verdicts, list(rewards[p]))
+        groups.append(replace(judged, candidates=positives, positives=positives))
+    return Experience(groups, beta=beta)
 
 
 def module(policy, reference, micro_batch_size=64, source=None, trainer=None, **changes) -> GRPO:
@@ -49,7 +51,7 @@ def module(policy, reference, micro_batch_size=64, source=None, trainer=None, **
     grpo.manual_backward = lambda loss: loss.backward()
     grpo.gradients = []
 
-    def step(sums: Sums) -> None:
+    def step(sums: StepSums) -> None:
         """A plain gradient step, kept small and deterministic."""
         grpo.gradients.append([p.grad.clone() for p in policy.parameters()])
         with torch.no_grad():
@@ -98,7 +100,7 @@ def test_two_updates_are_those_of_the_formula(models, micro_batch_size, kl_coef)
     policy, reference = copy.deepcopy(models[0]), models[1]
     double, double_reference = copy.deepcopy(policy).double(), copy.deepcopy(reference).double()
     grpo = module(policy, reference, micro_batch_size, updates_per_rollout=2, kl_coef=kl_coef)
-    sums = grpo.update(experience(), BETA)
+    sums = grpo.update(experience())
     old = [row_logp(double, PROMPTS[i // 2], ids, TEMPERATURE).detach() for i, ids in enumerate(ROLLOUTS)]
     expected = []
     for ours in grpo.gradients:
@@ -115,16 +117,16 @@ def test_two_updates_are_those_of_the_formula(models, micro_batch_size, kl_coef)
 
 def test_rows_without_advantage_are_not_scored_without_kl(models):
     grpo = module(copy.deepcopy(models[0]), models[1], 64, kl_coef=0.0)
-    assert grpo.update(experience(), BETA)["tokens"] == sum(len(ROLLOUTS[i]) for i in (0, 1, 4, 5))
+    assert grpo.update(experience())["policy/ratio_mean" + COUNT] == sum(len(ROLLOUTS[i]) for i in (0, 1, 4, 5))
 
 
 def test_a_weight_of_zero_is_plain_grpo(models):
-    with_positives, without = experience(), experience()
-    without.positives = []
+    without = experience()
+    without.groups = [replace(group, positives=[]) for group in without.groups]
     gradients = []
-    for e, beta in ((with_positives, 0.0), (without, BETA)):
+    for e in (experience(beta=0.0), without):
         grpo = module(copy.deepcopy(models[0]), models[1], 64)
-        grpo.update(e, beta)
+        grpo.update(e)
         gradients.append(grpo.gradients[0])
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b)
@@ -135,7 +137,7 @@ def test_a_positive_in_the_group_is_trained_on_with_its_advantage(models):
     source = SelfExplanation(SelfExplanationConf(weight=BETA, use="group_member", member_shaping=0.1))
     policy = copy.deepcopy(models[0])
     grpo = module(policy, models[1], source=source, kl_coef=0.0, advantage="mean", aggregation="token_mean")
-    sums = grpo.update(experience(), BETA)
+    sums = grpo.update(experience())
     double = copy.deepcopy(models[0]).double()
     rewards = [[1.0, 0.0], [0.0, 0.0, 1.0], [0.0, 1.0, 1.0]]  # the positives have joined the last two
     total, tokens = 0.0, sum(map(len, ROLLOUTS)) + sum(map(len, POSITIVES.values()))
@@ -159,7 +161,7 @@ def test_the_sampler_correction_weighs_tokens(models):
     losses_by_choice = {}
     for correction in ("none", "token", "sequence"):
         grpo = module(copy.deepcopy(models[0]), models[1], kl_coef=0.0, sampler_correction=correction, sampler_cap=1.5)
-        losses_by_choice[correction] = grpo.update(experience(), 0.0)["loss/total"]
+        losses_by_choice[correction] = grpo.update(experience(beta=0.0))["loss/total"]
     double, expected = copy.deepcopy(models[0]).double(), 0.0
     for i, ids in enumerate(ROLLOUTS):
         advantage = {0: 1, 1: -1, 4: -1, 5: 1}.get(i, 0) * 0.5 / (0.5**0.5 + 1e-6)
@@ -172,7 +174,7 @@ def test_the_sampler_correction_weighs_tokens(models):
 
 def test_an_overlong_rollout_is_worth_less(models):
     grpo = module(*models, advantage="mean", overlong_share=0.75)
-    rows = grpo.rows(experience())
+    rows = grpo.rows(experience(), experience().groups)
     # 8 tokens are allowed: lengths 2, 4 cost 0, 1/3 in the first group; 1, 3 cost 0, 1/6; 2, 3 cost 0, 1/6.
     rewards = torch.tensor([[1.0, -1 / 3], [0.0, -1 / 6], [0.0, 1 - 1 / 6]])
     torch.testing.assert_close(rows.advantages.view(3, 2), rewards - rewards.mean(dim=1, keepdim=True))
@@ -183,21 +185,19 @@ def test_dynamic_sampling_counts_a_group_that_a_positive_has_joined(models):
     member = SelfExplanation(SelfExplanationConf(weight=BETA, use="group_member"))
     for source, groups in ((None, 2), (member, 3)):
         grpo = module(*models, source=source, refills=1)
-        rows = grpo.rows(experience())
+        e = experience()
+        rows = grpo.rows(e, grpo.chosen(e))
         assert len(rows.advantages) == 2 * groups + (2 if source else 0)
-    all_right = experience()
-    all_right.rewards = all_right.correct = torch.ones(3, 2)
-    assert len(module(*models, source=member, refills=1).rows(all_right).advantages) == 0
+    assert module(*models, source=member, refills=1).chosen(experience([[1.0, 1.0]] * 3)) == []
 
 
-def test_what_taught_is_what_had_a_gradient(models):
-    def taught(rewards, source=None, positives=(), **changes):
-        grpo, e = module(*models, source=source, retry=0.5, **changes), experience()
-        e.rewards = e.correct = e.unaided = torch.tensor(rewards)
-        return grpo.taught(e, grpo.rows(e), list(positives))
+def test_the_problems_with_a_gradient_are_those_of_rewards_or_positives(models):
+    def taught(rewards, source=None, auxiliary=False, **changes):
+        grpo, e = module(*models, source=source, retry=0.5, **changes), experience(rewards)
+        return grpo.with_gradient(e.groups, grpo.rows(e, e.groups), e.positives if auxiliary else [])
 
     assert taught(REWARDS) == {0, 2}  # the middle group has equal rewards
-    assert taught(REWARDS, positives=experience().positives) == {0, 1, 2}
+    assert taught(REWARDS, auxiliary=True) == {0, 1, 2}
     assert taught([[1.0, 1.0], [0.0, 0.0], [0.0, 0.0]]) == set()
     member = SelfExplanation(SelfExplanationConf(use="group_member"))
     assert taught([[1.0, 1.0], [0.0, 0.0], [1.0, 1.0]], source=member) == {1}  # 2 has one, but all are right
@@ -207,8 +207,9 @@ def test_what_taught_is_what_had_a_gradient(models):
 def test_the_samplers_probabilities_behind_a_hint_are_not_held_against_the_trainers_without(models):
     made = module(copy.deepcopy(models[0]), models[1])
     made.pipeline.hints.under_question = True
-    e = replace(experience(), hinted=[0], keep=1)
-    assert made.rows(e).as_sampled.squeeze(1).tolist() == [True, False, True, True, True, True]
+    e = experience()
+    e.groups[0] = replace(e.groups[0], before_hint=e.groups[0], kept=1)
+    assert made.rows(e, e.groups).as_sampled.squeeze(1).tolist() == [True, False, True, True, True, True]
 
 
 def test_a_fractional_mask_weighs_each_term_once(models):
@@ -218,8 +219,8 @@ def test_a_fractional_mask_weighs_each_term_once(models):
     def half(grpo):
         whole = grpo.rows
 
-        def rows(e):
-            made = whole(e)
+        def rows(*given):
+            made = whole(*given)
             return replace(made, batch=replace(made.batch, mask=0.5 * made.batch.mask))
 
         grpo.rows = rows
@@ -228,20 +229,19 @@ def test_a_fractional_mask_weighs_each_term_once(models):
     # With `constant`, weights are the mask over a constant: half the mask is half of everything, once.
     plain = module(copy.deepcopy(policy), reference, aggregation="constant", kl_coef=1.0)
     halved = half(module(copy.deepcopy(policy), reference, aggregation="constant", kl_coef=1.0))
-    one, other = plain.update(experience(), 0.0), halved.update(experience(), 0.0)
+    one, other = plain.update(experience(beta=0.0)), halved.update(experience(beta=0.0))
     for term in ("loss/policy", "loss/kl", "loss/total"):
         assert other[term] == pytest.approx(one[term] / 2, rel=1e-5), term
     for a, b in zip(plain.gradients[0], halved.gradients[0], strict=True):
         assert torch.allclose(b, a / 2, atol=1e-6)
-    assert (other["kl"], other["kl_tokens"], other["tokens"]) == pytest.approx(
-        (one["kl"], one["kl_tokens"], one["tokens"])
-    )
+    for name in ("policy/kl" + SUM, "policy/kl" + COUNT, "policy/ratio_mean" + COUNT):
+        assert other[name] == pytest.approx(one[name])
 
 
 @pytest.mark.parametrize("aggregation", ["constant", "token_mean", "sequence_mean"])
 def test_kl_is_logged_in_nats_per_token_whatever_the_aggregation(models, aggregation):
     grpo = module(copy.deepcopy(models[0]), models[1], aggregation=aggregation)
-    sums = grpo.update(experience(), 0.0)
+    sums = grpo.update(experience(beta=0.0))
     by_token = []
     for i, ids in enumerate(ROLLOUTS):
         delta = row_logp(models[1], PROMPTS[i // 2], ids, TEMPERATURE) - row_logp(
@@ -259,7 +259,7 @@ def timed(e: Experience) -> Experience:
 
 def test_rollouts_of_another_policy_have_its_name():
     plain, other = timed(experience()), replace(timed(experience()), writer="pairs")
-    own, theirs = (step_metrics(e, Sums(float, updates=1), None) for e in (plain, other))
+    own, theirs = (step_metrics(e, StepSums(), None) for e in (plain, other))
     assert own["reward/mean"] == pytest.approx(1 / 3)
     for name in (
         "reward/mean",
@@ -277,22 +277,29 @@ def test_with_hints_the_scalars_of_rollouts_are_of_those_without():
     short = [Completion((1,), [9], [-2.0], True, 0), Completion((1,), [9], [-2.0], True, 0)]
     long = [replace(c, ids=[9] * 4, logp=[-1.0] * 4, truncated=False) for c in short]
     wrong, right = [Verdict.UNPARSEABLE] * 2, [Verdict.CORRECT] * 2
-    before = Group(short, ["", ""], wrong, [0.0, 0.0])
-    hinted = Group(long, ["", ""], right, [1.0, 1.0], before_hint=before)
-    plain = Group(long, ["", ""], right, [1.0, 1.0])
-    batch = Batch([Problem("a", "", ""), Problem("b", "", "")], [(1,), (2,)])
-    e = timed(replace(Experience.of(batch, {0: hinted, 1: plain}), keep=0))
-    for chosen, share in ((e, 0.5), (e.select([0, 1]), 0.5), (timed(e.select([0])), 1.0), (e.join(e), 0.5)):
-        metrics = step_metrics(timed(chosen), Sums(float, updates=1), None)
+    a, b = (Problem("a", "", ""), (1,)), (Problem("b", "", ""), (2,))
+    before = Group(*a, short, ["", ""], wrong, [0.0, 0.0])
+    hinted = Group(*a, long, ["", ""], right, [1.0, 1.0], before_hint=before)
+    plain = Group(*b, long, ["", ""], right, [1.0, 1.0])
+    e = timed(Experience([hinted, plain], gives_hints=True))
+    for chosen, share in ((e, 0.5), (e.select([0, 1]), 0.5), (timed(e.select([0])), 1.0), (e + e, 0.5)):
+        metrics = step_metrics(timed(chosen), StepSums(), None)
         assert metrics["completion/truncated_frac"] == metrics["reward/unparseable_frac"] == share
         assert metrics["reward/mean"] == 1 - share
-    assert step_metrics(e, Sums(float, updates=1), None)["completion/length_mean"] == 2.5
-    assert step_metrics(e, Sums(float, updates=1), None)["hint/reward_mean"] == 1.0
+    assert step_metrics(e, StepSums(), None)["completion/length_mean"] == 2.5
+    assert step_metrics(e, StepSums(), None)["hint/reward_mean"] == 1.0
 
 
 def test_what_an_algorithm_of_ones_own_adds_up_is_logged():
-    sums = Sums(float, updates=2, bonus=3.0)
-    sums["policy/surprise"] = 4.0
+    sums = StepSums(updates=2)
+    sums.per_update("mine/bonus", 3.0)
+    sums.mean("policy/surprise", torch.tensor(4.0), 8)
+    sums.mean("mine/never", 0, 0)
+    sums.total("mine/seen", 5)
+    sums.total("_hidden", 1)
+    sums.derived["mine/both"] = lambda s: s["mine/bonus"] + 1
     metrics = step_metrics(timed(experience()), sums, None)
-    assert (metrics["own/bonus"], metrics["policy/surprise"]) == (1.5, 2.0)
-    assert step_metrics(timed(experience()), Sums(float), None)["loss/total"] == 0.0  # an update that counts none
+    assert {name: value for name, value in metrics.items() if name.startswith(("mine/", "policy/surprise", "_"))} == {
+        "mine/bonus": 1.5, "policy/surprise": 0.5, "mine/never": None, "mine/seen": 5.0, "mine/both": 4.0,
+    }  # fmt: skip
+    assert step_metrics(timed(experience()), StepSums(), None)["loss/total"] == 0.0

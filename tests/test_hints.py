@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import compose_config, make_prompts
 
-from expo.algorithms.base import Sums
+from expo.algorithms.base import StepSums
 from expo.config import NoHintsConf, NoPositivesConf, PrefixConf, RewardConf, SelfHintConf, UserError, check
 from expo.config.explaining import When
 from expo.data.problem import Problem
@@ -30,7 +30,7 @@ def batch_of(tokenizer, correct):
 def group(correct, ids=(5,), prompt=()):
     verdicts = [Verdict.CORRECT if right else Verdict.INCORRECT for right in correct]
     completions = [Completion(prompt, list(ids), [0.0], False) for _ in correct]
-    return Group(completions, [""] * len(correct), verdicts, list(correct))
+    return Group(PROBLEM, prompt, completions, [""] * len(correct), verdicts, list(correct))
 
 
 @pytest.fixture
@@ -209,24 +209,23 @@ def test_the_gradient_uses_the_prompt_that_the_key_names(tools, gradient):
     groups = {0: group([0.0, 0.0], prompt=e.prompts[0])}
     pipeline = pipeline_of(with_words(tools), SelfHintConf(keep=0, gradient=gradient), Verdict.CORRECT)
     hinted = pipeline.hint(e, groups)[0]
-    made = pipeline.without_hints(e, hinted)
+    made = pipeline.without_hints(hinted)
     expected = hinted[0].completions[0].prompt if gradient == "hint" else e.prompts[0]
     assert {c.prompt for c in made[0].completions} == {expected}
     assert made[0].before_hint is not None
 
 
 def test_the_first_rollouts_of_a_hinted_group_are_not_counted_as_hinted():
-    e = Experience(
-        [PROBLEM], [(1,)], completions=[Completion((1,), [2], [-1.0], False)] * 2, texts=["a", "b"],
-        verdicts=[Verdict.INCORRECT, Verdict.CORRECT], correct=torch.zeros(1, 2), unaided=torch.zeros(1, 2),
-        rewards=torch.tensor([[0.0, 1.0]]), hinted=[0], keep=1, timer=Timer({"rollout": 1.0}),
-    )  # fmt: skip
-    assert [e.made_with_hint(0, g) for g in range(2)] == [False, True]
-    metrics = step_metrics(e, Sums(float, updates=1), None)
+    judged = [Verdict.INCORRECT, Verdict.CORRECT]
+    plain = Group(PROBLEM, (1,), [Completion((1,), [2], [-1.0], False)] * 2, ["a", "b"], judged, [0.0, 1.0])
+    hinted = replace(plain, before_hint=replace(plain, verdicts=[Verdict.INCORRECT] * 2, rewards=[0.0] * 2), kept=1)
+    assert hinted.hinted == [False, True]
+    e = Experience([hinted], gives_hints=True, timer=Timer({"rollout": 1.0}))
+    metrics = step_metrics(e, StepSums(), None)
     assert (metrics["hint/used_frac"], metrics["hint/reward_mean"]) == (1.0, 1.0)
-    metrics = step_metrics(replace(e, hinted=[]), Sums(float, updates=1), None)
+    metrics = step_metrics(replace(e, groups=[plain]), StepSums(), None)
     assert (metrics["hint/used_frac"], metrics["hint/reward_mean"]) == (0.0, None)
-    assert "hint/used_frac" not in step_metrics(replace(e, hinted=[], keep=None), Sums(float, updates=1), None)
+    assert "hint/used_frac" not in step_metrics(replace(e, groups=[plain], gives_hints=False), StepSums(), None)
 
 
 @pytest.mark.parametrize(

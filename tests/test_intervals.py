@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from benchmarks.coverage import World, coverage
 from expo.evaluation import intervals
-from expo.evaluation.coverage import World, coverage
 from expo.evaluation.kinds import interval_of
 from expo.tables.plan import EXPERIMENTS
 from expo.tables.render import FEW, HELD

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from conftest import clipped_at
 
 from expo import config
 from expo.algorithms import losses
@@ -34,11 +35,44 @@ def test_group_advantages_do_not_depend_on_the_order_in_the_group():
 def test_policy_loss_by_hand(ratio, advantage, expected, clipped):
     logp = torch.tensor([[math.log(ratio)]])
     loss, rho, clip = losses.policy_loss(
-        logp, torch.zeros(1, 1), torch.ones(1, 1), torch.tensor([advantage]), 0.1, 0.2, "token"
+        logp, torch.zeros(1, 1), torch.ones(1, 1), torch.tensor([advantage]), clipped_at(0.1, 0.2, "token")
     )
     assert loss.item() == pytest.approx(expected, abs=1e-6)
     assert rho.item() == pytest.approx(ratio, abs=1e-6)
     assert clip.item() == clipped
+
+
+@pytest.mark.parametrize(
+    ("surrogate", "ratio", "advantage", "loss", "slope", "stopped"),
+    [
+        # d loss / d log π. Where Â < 0, ρ counts at most dual_clip times.
+        ("dual_clip", 5.0, -2.0, 2.5 * 2.0, 0.0, 1.0),
+        ("dual_clip", 2.0, -2.0, 4.0, 4.0, 0.0),
+        ("dual_clip", 5.0, 2.0, -1.2 * 2.0, 0.0, 1.0),
+        # The ratio is a weight of at most 1.2, and log π keeps its gradient: log π is log(ratio / 8) here.
+        ("cispo", 4.0, 2.0, -1.2 * 2.0 * math.log(0.5), -1.2 * 2.0, 1.0),
+        ("cispo", 0.5, -2.0, 0.5 * 2.0 * math.log(0.0625), 0.5 * 2.0, 0.0),
+        # (4/τ) σ(τ (ρ - 1)): 2/τ, with a slope of 1, where nothing has moved.
+        ("sapo", 1.0, 2.0, -2.0 * 2.0 / 1.5, -2.0, 0.0),
+        ("sapo", 1.0, -2.0, 2.0 * 2.0 / 3.0, 2.0, 0.0),
+        ("sapo", 3.0, 1.0, -(4 / 1.5) / (1 + math.exp(-3.0)), -4 * 3.0 * math.exp(-3) / (1 + math.exp(-3)) ** 2, 0.0),
+        # π has moved by ratio / 8 - 1 / 8: over 0.2 upwards, over 0.1 downwards.
+        ("dppo", 4.0, 2.0, 0.0, 0.0, 1.0),
+        ("dppo", 2.0, 2.0, -4.0, -4.0, 0.0),
+        ("dppo", 4.0, -2.0, 8.0, 8.0, 0.0),
+        ("dppo", 0.1, -2.0, 0.0, 0.0, 1.0),
+    ],
+)
+def test_surrogates_by_hand(surrogate, ratio, advantage, loss, slope, stopped):
+    logp = torch.tensor([[math.log(ratio / 8)]], requires_grad=True)
+    conf = clipped_at(
+        0.1, 0.2, "token", surrogate=surrogate, dual_clip=2.5, sapo_tau_positive=1.5, sapo_tau_negative=3.0
+    )
+    old, advantages = torch.tensor([[math.log(1 / 8)]]), torch.tensor([advantage])
+    per_token, rho, clip = losses.policy_loss(logp, old, torch.ones(1, 1), advantages, conf)
+    assert (per_token.item(), rho.item(), clip.item()) == pytest.approx((loss, ratio, stopped), abs=1e-5)
+    per_token.sum().backward()
+    assert logp.grad.item() == pytest.approx(slope, abs=1e-5)
 
 
 def test_kl_estimators_by_hand():
@@ -90,7 +124,7 @@ def test_grpo_loss_agrees_with_a_float64_reference():
     mask = (torch.arange(7) < torch.tensor(lengths).unsqueeze(1)).float()
     weights = losses.token_weights(mask, "sequence_mean", 7)
     advantages = losses.group_advantages(rewards).flatten()
-    per_token, _, _ = losses.policy_loss(logp, old, mask, advantages, 0.2, 0.28, "token")
+    per_token, _, _ = losses.policy_loss(logp, old, mask, advantages, clipped_at(0.2, 0.28, "token"))
     ours = (weights * (per_token + 0.1 * losses.kl(logp, ref, "k3"))).sum().item()
     double = [x.double() for x in (logp, old, ref, rewards)]
     assert ours == pytest.approx(grpo_reference(*double, lengths, 0.2, 0.28, 0.1), abs=1e-6)
@@ -140,7 +174,7 @@ def test_overlong_penalty_by_hand():
 def test_sequence_ratio_by_hand():
     logp = torch.tensor([[0.3, 0.1, 9.0]])
     mask = torch.tensor([[1.0, 1.0, 0.0]])
-    _, rho, _ = losses.policy_loss(logp, torch.zeros(1, 3), mask, torch.ones(1), 0.5, 0.5, "sequence")
+    _, rho, _ = losses.policy_loss(logp, torch.zeros(1, 3), mask, torch.ones(1), clipped_at(0.5, 0.5, "sequence"))
     torch.testing.assert_close(rho, torch.full((1, 3), math.exp(0.2)))
 
 
@@ -206,7 +240,7 @@ def test_token_weights_of_one_row():
 def test_ratios_of_sequences_are_those_of_their_own_tokens():
     logp = torch.tensor([[0.3, 0.1, 9.0], [0.4, 9.0, 9.0], [9.0, 9.0, 9.0]])
     mask = torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
-    _, rho, _ = losses.policy_loss(logp, torch.zeros(3, 3), mask, torch.ones(3), 0.5, 0.5, "sequence")
+    _, rho, _ = losses.policy_loss(logp, torch.zeros(3, 3), mask, torch.ones(3), clipped_at(0.5, 0.5, "sequence"))
     torch.testing.assert_close(rho, torch.tensor([[0.2], [0.4], [0.0]]).exp().expand(3, 3))
     weights = losses.sampler_weights(logp, torch.zeros(3, 3), mask, "sequence", 100.0)
     torch.testing.assert_close(weights, torch.tensor([[0.4], [0.4], [0.0]]).exp().expand(3, 3))
@@ -216,7 +250,7 @@ def test_ratios_of_sequences_are_those_of_their_own_tokens():
 def test_a_log_ratio_beyond_20_is_20(sign):
     logp, zero, one = torch.tensor([[50.0 * sign]]), torch.zeros(1, 1), torch.ones(1, 1)
     bounded = pytest.approx(math.exp(20 * sign), rel=1e-5, abs=0)
-    assert losses.policy_loss(logp, zero, one, torch.ones(1), 0.2, 0.2, "token")[1].item() == bounded
+    assert losses.policy_loss(logp, zero, one, torch.ones(1), clipped_at(0.2, 0.2, "token"))[1].item() == bounded
     assert losses.sampler_weights(logp, zero, one, "token", 1e12).item() == bounded
     assert losses.kl(logp, zero, "k3").item() == pytest.approx(math.exp(-20 * sign) - 1 + 20 * sign, rel=1e-5)
 

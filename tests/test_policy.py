@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import compose_config
+from conftest import clipped_at, compose_config
 
 from expo.algorithms import losses
 from expo.commands.wiring import load_model, make_engine, make_evaluator, read_prompts_rightly
@@ -72,7 +72,9 @@ def loss_and_gradients(model, batch, advantages, aggregation, size):
     total = 0.0
     for rows, part in micro_batches(batch, torch.arange(len(batch.mask)), size):
         logp = score(model, part)
-        per_token, _, _ = losses.policy_loss(logp, logp.detach() - 0.1, part.mask, advantages[rows], 0.2, 0.2, "token")
+        per_token, _, _ = losses.policy_loss(
+            logp, logp.detach() - 0.1, part.mask, advantages[rows], clipped_at(0.2, 0.2, "token")
+        )
         loss = (weights[rows, : part.mask.shape[1]] * (per_token + 0.1 * losses.sft_loss(logp))).sum()
         loss.backward()
         total += loss.item()

@@ -91,43 +91,39 @@ def test_when_explanations_are_asked_for():
     assert when(kind=ExpertConf) is When.AFTERWARDS
 
 
-def candidate(problem, ids, logp=None, lift=None, text=""):
-    return Candidate(problem, ids, text, logp_given_q=logp, answer_lift=lift)
+def candidate(ids, logp=None, lift=None, text=""):
+    return Candidate(ids, text, logp_given_q=logp, answer_lift=lift)
 
 
-TWO = [Problem("a", "(1) 1 + 1 | 3", "( 3 )", subject="ladder"), Problem("b", "q", "2")]
+TWO = [Problem("a", "1", "1"), Problem("b", "q", "2")]
+LADDER = Problem("a", "(1) 1 + 1 | 3", "( 3 )", subject="ladder")
 
 
 def chosen(selection, candidates, **limits):
-    return [c.ids for c in select(candidates, TWO, selection, Limits(**limits))]
+    return [c.ids for c in select(candidates, LADDER, selection, Limits(**limits))]
 
 
 def test_selections_by_hand():
-    found = [
-        candidate(0, [1], -0.9, 3.0),
-        candidate(0, [2], -0.2, 1.0),
-        candidate(0, [3], -0.5, 2.0),
-        candidate(1, [4], -2.0, -1.0),
-    ]
-    assert chosen("first", found) == [[1], [4]]
-    assert chosen("most_likely", found) == [[2], [4]]
+    found = [candidate([1], -0.9, 3.0), candidate([2], -0.2, 1.0), candidate([3], -0.5, 2.0)]
+    assert chosen("first", found) == [[1]]
+    assert chosen("most_likely", found) == [[2]]
     # ranks of the three by likelihood 0 2 1, by lift 2 0 1
-    assert chosen("two_properties", found, rank_weight=0.9) == [[2], [4]]
-    assert chosen("two_properties", found, rank_weight=0.1) == [[1], [4]]
+    assert chosen("two_properties", found, rank_weight=0.9) == [[2]]
+    assert chosen("two_properties", found, rank_weight=0.1) == [[1]]
     assert chosen("threshold", found, min_logp=-1.0, min_lift=1.5) == [[1], [3]]
-    assert chosen("first", []) == []
+    assert chosen("threshold", found, min_logp=-1.0, min_lift=3.5) == []
 
 
 def test_two_properties_does_not_depend_on_the_order_of_equals():
     """Equal ranks for equal numbers: the first of equals wins, whatever else there is."""
-    found = [candidate(0, [1], -0.5, 1.0), candidate(0, [2], -0.5, 1.0)]
+    found = [candidate([1], -0.5, 1.0), candidate([2], -0.5, 1.0)]
     assert chosen("two_properties", found) == [[1]]
 
 
 def test_the_oracle_takes_sound_steps_only():
     right, wrong = "(1) 1 + 1 = 2 max 3 = 3 ; \\boxed{( 3 )}", "(1) 1 + 1 = 2 add 3 = 3 ; \\boxed{( 3 )}"
-    assert chosen("oracle_sound", [candidate(0, [1], text=wrong), candidate(0, [2], text=right)]) == [[2]]
-    assert chosen("oracle_sound", [candidate(0, [1], text=wrong)]) == []
+    assert chosen("oracle_sound", [candidate([1], text=wrong), candidate([2], text=right)]) == [[2]]
+    assert chosen("oracle_sound", [candidate([1], text=wrong)]) == []
 
 
 class FakeVerifier:
@@ -152,12 +148,10 @@ class FakeTokenizer:
         return ["".join(map(chr, row)) for row in rows]
 
     def __call__(self, text, add_special_tokens, split_special_tokens=False):
-        return {"input_ids": [ord(c) for c in text]}
+        return {"input_ids": [ord(c) for c in text] if isinstance(text, str) else [[ord(c) for c in t] for t in text]}
 
-    def apply_chat_template(self, chats, tokenize, **options):
-        if not tokenize:
-            return chats[-1]["content"]
-        return [[ord(c) for c in chat[-1]["content"]] for chat in chats]
+    def apply_chat_template(self, chat, tokenize, **options):
+        return chat[-1]["content"]
 
 
 PROMPTS = make_prompts("{question}?", "{question}={answer}", paraphrase="{question}:{solution}")
@@ -173,8 +167,14 @@ def step_of(texts, verdicts, problems=None, offset=0):
     """The batch and the groups of a step of two problems, two rollouts each."""
     problems = problems or [Problem("a", "1+1", "2", "expert 2"), Problem("b", "1+2", "3", None)]
     rows = [(completion(text), text, verdict, 0.0) for text, verdict in zip(texts, verdicts, strict=True)]
-    groups = {i: Group(*(list(column) for column in zip(*rows[2 * i : 2 * i + 2], strict=True))) for i in range(2)}
+    lists = [[list(column) for column in zip(*rows[2 * i : 2 * i + 2], strict=True)] for i in range(2)]
+    groups = {i: Group(problems[i], (i + 1,), *lists[i]) for i in range(2)}
     return Batch(problems, [(1,), (2,)], 5, offset), groups
+
+
+def told(found):
+    """Problem, text and rejection of each candidate."""
+    return [(i, c.text, c.rejected) for i, some in found.items() for c in some]
 
 
 WRONG = Verdict.INCORRECT
@@ -200,7 +200,7 @@ def test_which_answer_is_shown():
 def test_explanations_are_verified_against_the_answer_that_was_shown():
     control = source(shown_answer="wrong")
     found = control.candidates(*MIXED, [0, 1], [completion("so 9", 0), completion("so 3", 1)], TOOLS)
-    assert [(c.problem, c.rejected) for c in found] == [(0, None), (1, "wrong")]
+    assert told(found) == [(0, "so 9", None), (1, "so 3", "wrong")]
 
 
 def test_explanations_have_noise_of_their_own_in_a_refilled_step():
@@ -213,13 +213,13 @@ def test_star_takes_own_right_samples_and_explains_the_rest():
     star = STaR(StarConf(explainer="snapshot"))
     assert shown(star) == ["1+2=3"]
     found = star.candidates(*MIXED, [0, 1], [completion("so 3", 1)], TOOLS)
-    assert [(c.problem, c.text, c.rejected) for c in found] == [(0, "is 2", None), (1, "so 3", None)]
+    assert told(found) == [(0, "is 2", None), (1, "so 3", None)]
     batch, groups = MIXED
-    assert found[0].ids == groups[0].completions[0].ids
-    assert [c.text for c in star.choose(found, batch.problems)] == ["is 2", "so 3"]
+    assert found[0][0].ids == groups[0].completions[0].ids
+    assert [star.choose(found[i], batch.problems[i])[0].text for i in range(2)] == ["is 2", "so 3"]
     cut_off = replace(groups[0], completions=[completion("is 2", truncated=True), completion("")])
     found = star.candidates(batch, groups | {0: cut_off}, [0, 1], [completion("so 3", 1)], TOOLS)
-    assert found[0].rejected == "truncated"
+    assert found[0][0].rejected == "truncated"
 
 
 def test_a_paraphrase_shows_the_solution_and_has_to_match_in_length():
@@ -229,18 +229,19 @@ def test_a_paraphrase_shows_the_solution_and_has_to_match_in_length():
     mean = sum(lengths) / len(lengths)
     texts = {"fits": "2" * round(mean), "long": "2" * round(mean * 2), "short": "2"}
     reasons = {
-        name: paraphrase.candidates(*MIXED, [0], [completion(text)], TOOLS)[0].rejected for name, text in texts.items()
+        name: paraphrase.candidates(*MIXED, [0], [completion(text)], TOOLS)[0][0].rejected
+        for name, text in texts.items()
     }
     assert reasons == {"fits": None, "long": "length", "short": "length"}
     no_room = replace(TOOLS, longest_prompt=len("1+1:expert 2") - 1)
     assert paraphrase.requests(*MIXED, [0, 1], no_room) == []
-    assert [(c.problem, c.rejected) for c in paraphrase.candidates(*MIXED, [0, 1], [], no_room)] == [(0, "long_prompt")]
+    assert told(paraphrase.candidates(*MIXED, [0, 1], [], no_room)) == [(0, "", "long_prompt")]
 
 
 def test_an_expert_solution_is_the_data_sets_own():
     found = ExpertSolution(ExpertConf()).candidates(*MIXED, [0, 1], [], TOOLS)
-    assert [(c.problem, c.text, c.rejected) for c in found] == [(0, "expert 2", None)]
-    assert found[0].ids == [*map(ord, "expert 2"), 0]
+    assert told(found) == [(0, "expert 2", None)]
+    assert found[0][0].ids == [*map(ord, "expert 2"), 0]
 
 
 @pytest.mark.parametrize(
@@ -274,32 +275,34 @@ def test_cached_explanations_leave_by_age_and_by_likelihood():
     scorer = FakeScorer()
     scorer.logps = {(1,): -0.5, (2,): -0.5}
     cache = ExplanationCache(steps=10, max_drop=0.3)
-    cache.keep([candidate(0, [1]), candidate(1, [2])], at(3), scorer)
+    cache.keep({0: [candidate([1])], 1: [candidate([2])]}, at(3), scorer)
     resumed = ExplanationCache(steps=10, max_drop=0.3)
     resumed.load_state_dict(json.loads(json.dumps(cache.state_dict())))  # plain data: a checkpoint runs no code
-    assert [(c.problem, c.ids) for c in resumed.find(at(13, TWO[::-1]), scorer)] == [(0, [2]), (1, [1])]
-    assert resumed.find(at(14), scorer) == []  # too old
+    assert resumed.find(at(13, TWO[::-1]), scorer) == {0: [candidate([2])], 1: [candidate([1])]}
+    assert resumed.find(at(14), scorer) == {}  # too old
     scorer.logps[(1,)] = -0.9
-    assert [c.ids for c in cache.find(at(4), scorer)] == [[2]]
+    assert cache.find(at(4), scorer) == {1: [candidate([2])]}
     scorer.logps[(1,)] = -0.5
-    assert [c.ids for c in cache.find(at(4), scorer)] == [[2]]  # what has fallen once is gone
+    assert cache.find(at(4), scorer) == {1: [candidate([2])]}  # what has fallen once is gone
+    old = {"a": [(3, -0.5, {"problem": 0, "ids": [1], "text": ""})]}  # of 0.3's checkpoints
+    cache.load_state_dict(old)
+    assert cache.find(at(4), scorer) == {0: [candidate([1])]}
 
 
 def test_the_cache_keeps_all_of_a_problems_explanations_without_what_was_measured():
     scorer = FakeScorer()
     scorer.logps = {(1,): -0.5, (2,): -0.5}
     cache = ExplanationCache(steps=10, max_drop=0.3)
-    cache.keep([candidate(0, [1], -0.5, 3.0), candidate(0, [2], -0.5, 2.0)], at(3), scorer)
-    found = cache.find(at(4), scorer)
-    assert [(c.ids, c.answer_lift, c.logp_given_q) for c in found] == [([1], None, None), ([2], None, None)]
+    cache.keep({0: [candidate([1], -0.5, 3.0), candidate([2], -0.5, 2.0)]}, at(3), scorer)
+    assert cache.find(at(4), scorer) == {0: [candidate([1]), candidate([2])]}
     scorer.logps[(1,)] = -1.5
-    assert [c.ids for c in cache.find(at(5), scorer)] == [[2]]
+    assert cache.find(at(5), scorer) == {0: [candidate([2])]}
 
 
 def test_a_cache_of_zero_steps_keeps_nothing():
     cache = ExplanationCache(0, 0.0)
-    cache.keep([candidate(0, [1])], at(3), None)
-    assert cache.find(at(3), None) == []
+    cache.keep({0: [candidate([1])]}, at(3), None)
+    assert cache.find(at(3), None) == {}
 
 
 def test_reasoning_ends_before_the_final_statement(ladder):
@@ -341,7 +344,8 @@ def test_the_final_statement_is_written_as_the_model_would_write_it(completion, 
 
 
 def test_one_odd_rollout_does_not_decide_the_lift():
-    groups = {0: SimpleNamespace(completions=[Completion((1,), [i], [0.0], False) for i in (10, 11, 12, 13, 14)])}
+    completions = [Completion((1,), [i], [0.0], False) for i in (10, 11, 12, 13, 14)]
+    groups = {0: Group(Problem("p", "q", "a"), (1,), completions, [], [], [])}
     likely = {
         10: -500.0,
         11: -3.0,
@@ -353,8 +357,7 @@ def test_one_odd_rollout_does_not_decide_the_lift():
     scorer = SimpleNamespace(
         answer_logp=lambda prompts, completions, answers: torch.tensor([likely[c[0]] for c in completions])
     )
-    batch = SimpleNamespace(prompts=[(1,)], problems=[Problem("p", "q", "a")])
-    [found] = with_lift(scorer, batch, groups, [candidate(0, [20])])
+    [found] = with_lift(scorer, groups, {0: [candidate([20])]})[0]
     assert found.answer_lift == 2.0
 
 
@@ -377,9 +380,9 @@ def test_explain_prompts_show_question_and_answer_and_solve_prompts_do_not():
     texts = []
 
     class Spy(FakeTokenizer):
-        def apply_chat_template(self, chats, **options):
-            texts.extend(chat[-1]["content"] for chat in chats)
-            return [[1]]
+        def apply_chat_template(self, chat, **options):
+            texts.append(chat[-1]["content"])
+            return texts[-1]
 
     spy = Spy()
     prompts.solve_ids(spy, tricky)
@@ -394,9 +397,9 @@ def test_the_shipped_math_prompt_shows_the_answer_wherever_it_is_named():
     seen = []
 
     class Spy(FakeTokenizer):
-        def apply_chat_template(self, chats, **options):
-            seen.extend(chat[-1]["content"] for chat in chats)
-            return [[1]]
+        def apply_chat_template(self, chat, **options):
+            seen.append(chat[-1]["content"])
+            return seen[-1]
 
     Prompts(conf).explain_ids(Spy(), [Problem("1", "What is 1+1?", "2")])
     assert "answer is 2." in seen[0]

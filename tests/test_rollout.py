@@ -7,7 +7,7 @@ import torch
 from transformers import DynamicCache, FalconConfig, FalconForCausalLM, Qwen2Config, Qwen2ForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from expo.commands import bench_rollout
+from benchmarks import rollout as bench_rollout
 from expo.config import RolloutConf
 from expo.data import ladder as world
 from expo.model.scoring import score, token_batch

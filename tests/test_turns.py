@@ -124,7 +124,7 @@ def test_a_template_whose_system_message_cannot_be_told_apart_is_refused(tiny):
         tokenizer.chat_template = template
         with pytest.raises(UserError, match=r"prompts\.template_system=false"):
             Prompts(PromptsConf(**texts)).check(tokenizer, "m")
-    with pytest.raises(UserError, match="without effect beside prompts.system="):
+    with pytest.raises(UserError, match=r"without effect beside prompts\.system="):
         check(compose_config("prompts.template_system=false", "prompts.system=Hi", "dataset=ladder"))
 
 

@@ -456,7 +456,7 @@ def test_each_of_two_devices_has_an_engine_of_its_own(rollout, strategy, tmp_pat
     options = [
         "algorithm=exp_grpo", "dataset=ladder", "dataset.levels=[1]", "dataset.eval_limit=2", "debug=tiny", "trainer.max_steps=2",
         f"rollout={rollout}", "rollout.eager=true", f"model.path={tmp_path / 'base'}", "evaluation.every=0", "trainer.accelerator=cpu",
-        "positives.filters=[]", "reward._target_=expo.bench.ours.RandomReward",
+        "positives.filters=[]", "reward._target_=benchmarks.bench.ours.RandomReward",
     ]  # fmt: skip
     for devices in (1, 2):
         several = [f"trainer.devices={devices}", f"trainer.strategy={strategy}"] if devices > 1 else []

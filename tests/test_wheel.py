@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -80,4 +81,7 @@ def test_the_wheel_has_every_plan_and_results_go_to_outputs(installed):
     assert results == "outputs/tables/table3_levels/cpu"
     papers = [path.parent.name for path in ROOT.glob("experiments/*/paper.yaml")]
     (shipped,) = folder.parent.glob("venv/lib/python*/site-packages/expo/experiments")
+    assert {path.name for path in shipped.rglob("*") if path.is_file()} == {"plan.yaml", "paper.yaml"}
+    (wheel,) = (folder.parent / "dist").glob("*.whl")
+    assert {name.partition("/")[0].partition("-")[0] for name in zipfile.ZipFile(wheel).namelist()} == {"expo"}
     assert sorted(papers) == sorted(path.parent.name for path in shipped.glob("*/paper.yaml"))

@@ -1,7 +1,7 @@
 """What every algorithm shares: the frame of a step, and the stream of positives."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,18 +11,19 @@ from transformers import PreTrainedModel
 
 from expo.algorithms import losses
 from expo.algorithms.pairs import PairStore
-from expo.algorithms.updates import Sums, Updates
-from expo.config import AlgorithmConf, OptimizerConf, TrainerConf
+from expo.algorithms.updates import Updates
+from expo.config import AlgorithmConf, OptimizerConf, TrainerConf, UserError
 from expo.devices.sharded import WholeCopy
 from expo.model.policy import as_initial, take_weights, with_dropout
 from expo.model.scoring import TokenBatch, score, token_batch
 from expo.rollout.noise import DROPOUT, Key
-from expo.step.experience import Candidate, Experience
+from expo.step.experience import Candidate, Experience, Group
 from expo.step.metrics import step_metrics
 from expo.step.pipeline import Pipeline
 from expo.step.problems import ProblemSampler
+from expo.step.sums import StepSums
 
-__all__ = ["Algorithm", "Components", "Sums"]  # what an algorithm of one's own needs
+__all__ = ["Algorithm", "Components", "StepSums"]  # what an algorithm of one's own needs
 
 
 @dataclass
@@ -83,15 +84,21 @@ class Algorithm(Updates):
         self.before(batch)
         experience = self.collect(batch)
         all_wrong = experience.all_wrong.float().mean().item()
-        beta = self.pipeline.source.weight_at(batch / self.trainer_conf.max_steps, all_wrong)
+        experience.beta = self.pipeline.source.weight_at(batch / self.trainer_conf.max_steps, all_wrong)
         engine = self.pipeline.engines.policy
         with experience.timer("update"):
             engine.sleep()
-            sums = self.update(experience, beta)
+            sums = self.update(experience)
+            if self.pending:
+                raise UserError(
+                    f"algorithm._target_={self.conf._target_}: its update has a gradient and takes no step; let it call take_step(sums)"
+                )
         with experience.timer("sync"):
             engine.wake()
             engine.sync()
-        weight = None if self.pipeline.source.joins_groups else beta  # a group member has an advantage instead
+        weight = (
+            None if self.pipeline.source.joins_groups else experience.beta
+        )  # a group member has an advantage instead
         self.last_experience, self.last_metrics = experience, step_metrics(experience, sums, weight)
 
     def before(self, step: int) -> None:
@@ -104,27 +111,22 @@ class Algorithm(Updates):
         """Return what the step learns from."""
         return self.pipeline.run(step, self.sampler.batch(step), self.conf.group_size)
 
-    def update(self, experience: Experience, beta: float) -> Sums:
-        """Take all optimizer steps on one experience. Returns sums over updates, for the metrics: `updates`, `loss/<term>`."""
+    def update(self, experience: Experience) -> StepSums:
+        """Take all optimizer steps on one experience. Returns what the metrics are made of, each `loss/<term>` among it."""
         raise TypeError(f"{type(self).__name__} has no update")
 
-    def positive_stream(
-        self, prompts: Sequence[Sequence[int]], positives: list[Candidate], beta: float, sums: Sums
-    ) -> None:
-        """Go backward through β times the negative log-likelihood of the positives under q alone.
-
-        Args: prompts `[P]`, the solve prompts of the step.
-        """
-        batch = self.tokens([prompts[c.problem] for c in positives], [c.ids for c in positives])
+    def positive_stream(self, positives: Sequence[tuple[Group, Candidate]], beta: float, sums: StepSums) -> None:
+        """Go backward through β times the negative log-likelihood of the positives under q alone."""
+        batch = self.tokens([group.prompt for group, _ in positives], [c.ids for _, c in positives])
         aggregation, max_tokens = self.pipeline.source.aggregation, self.pipeline.tools.sampling.max_tokens
         weights = losses.token_weights(batch.mask, aggregation, max_tokens)
         for rows, part in self.parts(batch, torch.arange(len(batch.mask)), sums):
             logp = self.score(self.policy, part)
             loss = (weights[rows, : part.mask.shape[1]] * losses.sft_loss(logp)).sum()
             self.manual_backward(beta * loss)
-            sums["loss/sft"] += loss.item()
-            sums["loss/total"] += beta * loss.item()
-            sums["trained"] += part.mask.sum().item()
+            sums.per_update("loss/sft", loss)
+            sums.per_update("loss/total", beta * loss.item())
+            sums.total("throughput/tokens_trained", part.mask.sum())
 
     def tokens(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> TokenBatch:
         """Return rows on the module's device, from token ids."""
@@ -132,13 +134,21 @@ class Algorithm(Updates):
 
     def score(self, model: nn.Module, batch: TokenBatch, temperature: float = 1.0) -> Tensor:
         """Return log-probabilities `[B, T]`; see `expo.model.scoring.score`."""
-        drops = self.trainer_conf.dropout and torch.is_grad_enabled()
-        with with_dropout(model) if drops else nullcontext():
+        with self.dropping(model):
             return score(model, batch, temperature, self.trainer_conf.packing, self.trainer_conf.share_prompts)
+
+    def dropping(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Return the context in which a model is scored: with its dropout where there is a gradient and `trainer.dropout` asks for it."""
+        return with_dropout(model) if self.trainer_conf.dropout and torch.is_grad_enabled() else nullcontext()
 
     @torch.no_grad()
     def reference_score(self, batch: TokenBatch, temperature: float = 1.0) -> Tensor:
-        """Return the same under the frozen initial policy."""
+        """Return the same under the frozen initial policy. Raises UserError for an algorithm that has not asked for one."""
+        if not self.conf.uses_reference:
+            raise UserError(
+                f"algorithm._target_={self.conf._target_}: scores under a reference that it has not asked for; let its dataclass have "
+                "the property uses_reference return True"
+            )
         context = as_initial(self.policy) if self.reference is None else nullcontext(self.reference)
         with context as reference:
             return self.score(reference, batch, temperature)

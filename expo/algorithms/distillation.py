@@ -7,29 +7,70 @@ sampled. Instead of D, the teacher's opinion of the sampled token can be (a part
 SDPO (2601.20802), SDPG (2606.04036), RLCSD (2606.11709) and OP²SD (2608.09228) are choices among the keys.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from expo.algorithms.base import Components, Sums
+from expo.algorithms.base import Components, StepSums
 from expo.algorithms.divergences import Divergence, capped
-from expo.algorithms.grpo import GRPO, Rows
+from expo.algorithms.grpo import GRPO
+from expo.algorithms.terms import Rows, Scored, Surrogate, Term
 from expo.config import SelfDistillationConf, functions_of
 from expo.model.policy import as_initial, in_evaluation
-from expo.model.scoring import Beside, TokenBatch, score_beside
-from expo.step.experience import Experience
+from expo.model.scoring import TokenBatch, score_beside
+from expo.step.experience import Experience, Group
 from expo.step.privilege import PRIVILEGES, privileged_prompts, wrong_answer
+from expo.step.sums import COUNT, SUM, TOTAL
 
 
 @dataclass(frozen=True)
-class GuidedRows(Rows):
-    """Rows, and the same completions behind the prompts that the teacher sees."""
+class Opinion:
+    """What a teacher thinks of a micro-batch's tokens: `[b, T]` each."""
 
-    seen: list[TokenBatch]  # seeing the privilege; with a contrast, also seeing a wrong answer
-    guided: Tensor  # [B], True where the teacher has something to see
+    divergence: Tensor  # of student and teacher
+    guided: Tensor  # 1 on the tokens that the teacher judges
+
+
+class Distill(Term):
+    """λ · D(student, teacher), weighted by the importance ratio, over the tokens that the teacher guides."""
+
+    name = "distill"
+
+    def __init__(self, conf: SelfDistillationConf):
+        self.conf = conf
+
+    def active(self, rows: Rows) -> Tensor:
+        return rows.guided
+
+    def mask(self, rows: Rows) -> Tensor:
+        return rows.batch.mask * rows.guided.unsqueeze(1)
+
+    def begin(self, rows: Rows, sums: StepSums) -> None:
+        sums.per_update("loss/distill", 0.0)
+
+    def __call__(self, scored: Scored, sums: StepSums) -> Tensor:
+        s, conf, opinion = scored, self.conf, cast(Opinion, scored.opinion)
+        ratio = s.moved.clamp(max=conf.ratio_cap)
+        loss = conf.distill_weight * opinion.guided * ratio * capped(opinion.divergence, conf.cap)
+        return s.own * s.trust * loss
+
+
+class GuidedSurrogate(Surrogate):
+    """The surrogate whose advantages a teacher shapes, token by token."""
+
+    def active(self, rows: Rows) -> Tensor:
+        return super().active(rows) | rows.guided
+
+
+def evenness(sums: StepSums) -> float | None:
+    """Return (Σ d)² / (n Σ d²) of the divergences d. 1: all tokens diverge alike; near 0: a few outweigh all others, which collapses runs."""
+    total, count = sums["distill/divergence" + SUM], sums["distill/divergence" + COUNT]
+    squares = count * sums["_divergence_squares" + TOTAL]
+    return total**2 / squares if squares else None
 
 
 class SelfDistillation(GRPO):
@@ -48,85 +89,77 @@ class SelfDistillation(GRPO):
         if conf.signal != "divergence":  # then it is only measured
             self.divergence = torch.no_grad()(self.divergence)
 
-    def rows(self, e: Experience) -> Rows:
-        rows = super().rows(e)
-        shown = [PRIVILEGES[self.conf.privilege], *([wrong_answer] if self.conf.signal == "contrast" else [])]
-        by_row = [privileged_prompts(e, s, self.pipeline.tools) for s in shown]
-        chosen = [i * e.group_size + g for i in self.chosen(e).tolist() for g in range(e.group_size)]
-        own, joined = self.sequences(e)
-        ids = [*(c.ids for c in own), *(c.ids for c in joined)]
-        there = [all(prompts[r] is not None for prompts in by_row) for r in chosen] + [False for _ in joined]
-        guided = torch.tensor(there, dtype=torch.bool, device=self.device)
-        # A row that the teacher does not guide passes through it under its own prompt, and counts for nothing.
-        unaided = [*(c.prompt for c in own), *(e.prompts[c.problem] for c in joined)]
-        sees = [[*(p[r] or q for r, q in zip(chosen, unaided, strict=False)), *unaided[len(own) :]] for p in by_row]
-        seen = [self.tokens(prompts, ids) for prompts in sees]
-        return GuidedRows(**vars(rows), seen=seen, guided=guided)
-
-    def further_weights(self, rows: Rows) -> Tensor:
-        assert isinstance(rows, GuidedRows)
-        return self.weights(rows.batch.mask * rows.guided.unsqueeze(1))
-
-    def policy_stream(self, rows: Rows, active: Tensor, first: bool, sums: Sums) -> None:
-        sums["guided"] += 0.0  # logged in a step in which no row is guided, too: a mean over steps is of all steps
+    def make_terms(self) -> list[Term]:
+        surrogate, *others = super().make_terms()
         if self.conf.signal == "divergence":
-            sums["loss/distill"] += 0.0
-        super().policy_stream(rows, active, first, sums)
+            return [surrogate, Distill(self.conf), *others]
+        return [GuidedSurrogate(self.conf, self.pipeline.source.member_shaping), *others]
 
-    def active(self, rows: Rows) -> Tensor:
-        assert isinstance(rows, GuidedRows)
-        rest = torch.zeros_like(rows.guided).index_fill(0, super().active(rows), True)
-        return (rest | rows.guided).nonzero().squeeze(1)
+    def rows(self, e: Experience, groups: Sequence[Group]) -> Rows:
+        rows = super().rows(e, groups)
+        shown = [PRIVILEGES[self.conf.privilege], *([wrong_answer] if self.conf.signal == "contrast" else [])]
+        trained = {id(group) for group in groups}
+        by_group = [privileged_prompts(e, s, self.pipeline.tools) for s in shown]
+        by_row = [
+            [prompt for group, some in zip(e.groups, prompts, strict=True) if id(group) in trained for prompt in some]
+            for prompts in by_group
+        ]
+        own, joined = [c for group in groups for c in group.completions], self.members(groups)
+        there = [all(prompts[r] is not None for prompts in by_row) for r in range(len(own))] + [False for _ in joined]
+        # A row that the teacher does not guide passes through it under its own prompt, and counts for nothing.
+        members = [group.prompt for group, _ in joined]
+        sees = [[*(p or c.prompt for p, c in zip(prompts, own, strict=True)), *members] for prompts in by_row]
+        ids = [*(c.ids for c in own), *(c.ids for _, c in joined)]
+        guided = torch.tensor(there, dtype=torch.bool, device=self.device)
+        return replace(rows, guided=guided, seen=[self.tokens(prompts, ids) for prompts in sees])
+
+    def update(self, experience: Experience) -> StepSums:
+        sums = super().update(experience)
+        tokens = sum(len(c.ids) for group in experience.groups for c in group.completions)
+        # Declared in a step in which no row is guided, too: a mean over steps is of all steps.
+        sums.mean("distill/guided_frac", 0, tokens * sums.updates)
+        sums.mean("distill/gap", 0, 0)
+        sums.mean("distill/divergence", 0, 0)
+        sums.derived["distill/evenness"] = evenness
+        return sums
 
     def scored(
-        self, rows: Rows, index: Tensor, part: TokenBatch
-    ) -> tuple[Tensor, tuple[Beside, Tensor | None, Tensor]]:
-        assert isinstance(rows, GuidedRows)
+        self, rows: Rows, index: Tensor, part: TokenBatch, first: bool, sums: StepSums, logp: Tensor | None = None
+    ) -> Scored:
         temperature, conf = self.pipeline.tools.sampling.temperature, self.trainer_conf
         seen, *wrong = (batch.rows(index) for batch in rows.seen)
         beside = score_beside(
             self.policy, part, self.teacher(), seen, self.divergence, temperature, conf.packing, conf.share_prompts
         )
-        against = None
+        scored = super().scored(rows, index, part, first, sums, beside.logp)
+        guided = scored.own * rows.guided[index].unsqueeze(1)
+        gap, divergence = (beside.teacher_logp - beside.logp.detach()) * guided, beside.divergence.detach() * guided
+        sums.mean("distill/guided_frac", guided.sum(), 0)
+        sums.mean("distill/gap", gap.sum(), guided.sum())
+        sums.mean("distill/divergence", divergence.sum(), guided.sum())
+        sums.total("_divergence_squares", divergence.square().sum())
+        if self.conf.signal == "divergence":
+            return replace(scored, opinion=Opinion(beside.divergence, guided))
+        signal = gap
         if wrong:
             with torch.no_grad(), self.teacher() as teacher:
                 against = self._aligned(self.score(teacher, wrong[0], temperature), wrong[0], part)
-        return beside.logp, (beside, against, rows.guided[index].unsqueeze(1))
+            signal = (beside.teacher_logp - against) * guided
+        shaped = scored.advantages.unsqueeze(1) + self.conf.distill_weight * capped(signal, self.conf.cap)
+        return replace(scored, token_advantages=shaped)
 
     def _aligned(self, scores: Tensor, seen: TokenBatch, part: TokenBatch) -> Tensor:
         """Return scores of tokens behind other prompts at the places where the tokens are in `part`."""
         return torch.zeros_like(part.mask).masked_scatter(part.mask.bool(), scores[seen.mask.bool()])
 
-    def guided(
-        self,
-        advantages: Tensor,
-        mask: Tensor,
-        rho: Tensor,
-        found: tuple[Beside, Tensor | None, Tensor],
-        sums: Sums,
-    ) -> tuple[Tensor, Tensor | None]:
-        beside, against, there = found
-        mask = mask * there  # of tokens that are there, see `policy_stream`
-        gap = (beside.teacher_logp - beside.logp.detach()) * mask
-        apart = beside.divergence.detach() * mask
-        sums["guided"] += mask.sum().item()
-        sums["gap"] += gap.sum().item()
-        sums["divergence"] += apart.sum().item()
-        sums["divergence_squares"] += apart.square().sum().item()
-        weight, cap = self.conf.distill_weight, self.conf.cap
-        if self.conf.signal == "divergence":
-            return advantages, weight * mask * rho.clamp(max=self.conf.ratio_cap) * capped(beside.divergence, cap)
-        signal = gap if against is None else (beside.teacher_logp - against) * mask
-        return advantages.unsqueeze(1) + weight * capped(signal, cap), None
-
     def teacher(self) -> AbstractContextManager[nn.Module]:
         """Return a context that gives the model which scores as the teacher."""
         return TEACHERS[self.conf.teacher](self)
 
-    def take_step(self, sums: Sums) -> None:
-        skipped = sums["skipped"]
+    def take_step(self, sums: StepSums) -> None:
+        skipped = sums["policy/updates_skipped" + TOTAL]
         super().take_step(sums)
-        if self.average is not None and sums["skipped"] == skipped:
+        if self.average is not None and sums["policy/updates_skipped" + TOTAL] == skipped:
             self.average_in()
 
     @torch.no_grad()

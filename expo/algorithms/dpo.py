@@ -10,12 +10,12 @@ from contextlib import nullcontext
 import torch
 
 from expo.algorithms import losses
-from expo.algorithms.base import Algorithm, Components, Sums
+from expo.algorithms.base import Algorithm, Components, StepSums
 from expo.config import DPOConf
 from expo.data.problem import Problem
 from expo.model.scoring import TokenBatch
 from expo.rollout.engine import Completion
-from expo.step.experience import Candidate, Experience
+from expo.step.experience import Candidate, Experience, Group
 from expo.step.signed import alone_with
 from expo.verifier.answers import Verdict
 
@@ -55,33 +55,34 @@ class DPO(Algorithm):
             whole = self.ranks.by_first(lambda: self.pairs.load(start, problems))
             if whole is None:
                 made = whole = self.pipeline.run(start, problems, self.conf.group_size)
-                pairs = [self.pair(made, i) for i in range(len(problems))]
+                pairs = [self.pair(group) for group in made.groups]
                 self.ranks.by_first(lambda: self.pairs.save(start, made, pairs))
         return whole
 
-    def pair(self, e: Experience, problem: int) -> tuple[Candidate, Completion] | None:
+    def pair(self, group: Group) -> tuple[Candidate, Completion] | None:
         """Return the problem's chosen and rejected completion."""
-        chosen = next((c for c in e.positives if c.problem == problem), None)
-        rows = range(problem * e.group_size, (problem + 1) * e.group_size)
-        allowed = (r for r in rows if self.conf.rejected == "any" or e.verdicts[r] is not Verdict.CORRECT)
-        row = next(allowed, None)
-        return None if chosen is None or row is None else (chosen, e.completions[row])
+        judged = zip(group.completions, group.verdicts, strict=True)
+        allowed = (c for c, verdict in judged if self.conf.rejected == "any" or verdict is not Verdict.CORRECT)
+        rejected = next(allowed, None)
+        return None if rejected is None or not group.positives else (group.positives[0], rejected)
 
-    def update(self, experience: Experience, beta: float) -> Sums:
-        sums = Sums(float, updates=1)
-        pairs = [pair for i in range(len(experience.problems)) if (pair := self.pair(experience, i)) is not None]
-        sums["pairs"] = len(pairs)
+    def update(self, experience: Experience) -> StepSums:
+        sums = StepSums()
+        pairs = [(group, *pair) for group in experience.groups if (pair := self.pair(group)) is not None]
+        sums.mean("pair/used_frac", len(pairs), len(experience.groups))
+        for name in ("margin", "accuracy", "chosen_logp", "rejected_logp", "chosen_gain"):
+            sums.mean(f"pair/{name}", 0, 0)  # None in a step without any
         if not pairs:
             return sums
-        prompts = [experience.prompts[chosen.problem] for chosen, _ in pairs]
-        both = [c.ids for c, _ in pairs] + [r.ids for _, r in pairs]
+        prompts = [group.prompt for group, _, _ in pairs]
+        both = [chosen.ids for _, chosen, _ in pairs] + [rejected.ids for _, _, rejected in pairs]
         self.preference_stream(self.tokens(prompts * 2, both), len(pairs), sums)
-        if beta > 0:
-            self.positive_stream(experience.prompts, [chosen for chosen, _ in pairs], beta, sums)
+        if experience.beta > 0:
+            self.positive_stream([(group, chosen) for group, chosen, _ in pairs], experience.beta, sums)
         self.take_step(sums)
         return sums
 
-    def preference_stream(self, batch: TokenBatch, count: int, sums: Sums) -> None:
+    def preference_stream(self, batch: TokenBatch, count: int, sums: StepSums) -> None:
         """Go backward through the preference loss. Row i of `batch` is chosen, row `count` + i is rejected."""
         conf, size = self.conf, max(self.trainer_conf.micro_batch_size // 2, 1)
         chosen = TokenBatch(batch.input_ids[:count], batch.mask[:count], batch.prompts[:count])
@@ -96,13 +97,13 @@ class DPO(Algorithm):
             )
             loss = per_pair.sum() / count
             self.manual_backward(loss)
-            sums["loss/preference"] += loss.item()
-            sums["trained"] += part.mask.sum().item()
-            sums["loss/total"] += loss.item()
+            sums.per_update("loss/preference", loss)
+            sums.per_update("loss/total", loss)
+            sums.total("throughput/tokens_trained", part.mask.sum())
             margin = losses.preference_margin(chosen_ratio, rejected_ratio, lengths, conf.beta, conf.preference)
-            sums["margin"] += margin.sum().item()
-            sums["accuracy"] += (margin > 0).float().sum().item()
             chosen_logp, rejected_logp = logp.chunk(2)
-            sums["chosen_logp"] += chosen_logp.sum().item()
-            sums["rejected_logp"] += rejected_logp.sum().item()
-            sums["chosen_gain"] += chosen_ratio.sum().item()
+            sums.mean("pair/margin", margin.sum(), len(first))
+            sums.mean("pair/accuracy", (margin > 0).float().sum(), len(first))
+            sums.mean("pair/chosen_logp", chosen_logp.sum(), len(first))
+            sums.mean("pair/rejected_logp", rejected_logp.sum(), len(first))
+            sums.mean("pair/chosen_gain", chosen_ratio.sum(), len(first))

@@ -134,20 +134,67 @@ RATIOS: dict[str, Callable[[Tensor, Tensor], Tensor]] = functions_of(
 )
 
 
-def policy_loss(
-    logp: Tensor, old_logp: Tensor, mask: Tensor, advantages: Tensor, clip_low: float, clip_high: float, ratio: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return -min(ρ Â, clip(ρ, 1 - clip_low, 1 + clip_high) Â) per token, ρ = π_θ / π_old (PPO-clip as in GRPO eq. 3).
+def importance_ratio(logp: Tensor, old_logp: Tensor, mask: Tensor, ratio: str) -> Tensor:
+    """Return ρ = π_θ / π_old. Args: logp, old_logp, mask `[B, T]`; ratio, a key of `RATIOS`. Returns `[B, T]`."""
+    return RATIOS[ratio](logp - old_logp, mask).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
 
-    Args: logp, old_logp, mask `[B, T]`; advantages `[B]`, or `[B, T]` where tokens have their own; ratio, a key of `RATIOS`. Returns (loss, ρ, clipped), each
-    `[B, T]`; `clipped` is 1 where the clip is what stops the gradient.
-    """
-    log_ratio = RATIOS[ratio](logp - old_logp, mask).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-    rho = log_ratio.exp()
-    advantages = advantages.view(len(rho), -1)
+
+def _ppo_clip(rho: Tensor, advantages: Tensor, logp: Tensor, conf: GRPOConf) -> tuple[Tensor, Tensor]:
+    """Return -min(ρ Â, clip(ρ, 1 - clip_low, 1 + clip_high) Â) (GRPO eq. 3)."""
     unclipped = rho * advantages
-    clipped = rho.clamp(1 - clip_low, 1 + clip_high) * advantages
-    return -torch.minimum(unclipped, clipped), rho, (clipped < unclipped).float()
+    clipped = rho.clamp(1 - conf.clip_low, 1 + conf.clip_high) * advantages
+    return -torch.minimum(unclipped, clipped), (clipped < unclipped).float()
+
+
+def _dual_clip(rho: Tensor, advantages: Tensor, logp: Tensor, conf: GRPOConf) -> tuple[Tensor, Tensor]:
+    """Return the same, of at most -dual_clip · Â where Â < 0: a token that has become much likelier pulls no harder (1912.09729, eq. 5)."""
+    loss, stopped = _ppo_clip(rho, advantages, logp, conf)
+    most = -conf.dual_clip * advantages
+    capped = (advantages < 0) & (loss > most)
+    return torch.where(capped, most, loss), torch.maximum(stopped, capped.float())
+
+
+def _cispo(rho: Tensor, advantages: Tensor, logp: Tensor, conf: GRPOConf) -> tuple[Tensor, Tensor]:
+    """Return -sg(min(ρ, 1 + clip_high)) Â log π_θ: a clipped ratio is a smaller weight, and stops no gradient (CISPO, 2506.13585, eq. 4)."""
+    limit = 1 + conf.clip_high
+    return -rho.detach().clamp(max=limit) * advantages * logp, (rho > limit).float()
+
+
+def _sapo(rho: Tensor, advantages: Tensor, logp: Tensor, conf: GRPOConf) -> tuple[Tensor, Tensor]:
+    """Return -(4/τ) σ(τ (ρ - 1)) Â: the gradient fades with |ρ - 1|, sooner where Â ≤ 0 (SAPO, 2511.20347, eq. 5-6)."""
+    tau = torch.where(advantages > 0, conf.sapo_tau_positive, conf.sapo_tau_negative)
+    return -(4 / tau) * torch.sigmoid(tau * (rho - 1)) * advantages, torch.zeros_like(rho)
+
+
+def _dppo(rho: Tensor, advantages: Tensor, logp: Tensor, conf: GRPOConf) -> tuple[Tensor, Tensor]:
+    """Return -ρ Â, and nothing of a token whose probability has moved by over clip_high or clip_low in the direction of Â.
+
+    The mask of DPPO as prime-rl has it: by the difference of probabilities, which bounds the binary divergence of a token.
+    """
+    probability = logp.detach().exp()
+    change = probability - probability / rho.detach()
+    stopped = torch.where(advantages > 0, change > conf.clip_high, change < -conf.clip_low)
+    return torch.where(stopped, 0.0, -rho * advantages), stopped.float()
+
+
+# (ρ [B, T], advantages [B, 1] or [B, T], log π_θ [B, T], conf) -> loss per token [B, T], and 1 where the ratio stops the gradient
+SURROGATES: dict[str, Callable[[Tensor, Tensor, Tensor, GRPOConf], tuple[Tensor, Tensor]]] = functions_of(
+    GRPOConf,
+    "surrogate",
+    {"ppo_clip": _ppo_clip, "dual_clip": _dual_clip, "cispo": _cispo, "sapo": _sapo, "dppo": _dppo},
+)
+
+
+def policy_loss(
+    logp: Tensor, old_logp: Tensor, mask: Tensor, advantages: Tensor, conf: GRPOConf
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the loss of each token by `conf.surrogate`, ρ = π_θ / π_old by `conf.ratio`, and 1 where it stops the gradient.
+
+    Args: logp, old_logp, mask `[B, T]`; advantages `[B]`, or `[B, T]` where tokens have their own. Returns three `[B, T]`.
+    """
+    rho = importance_ratio(logp, old_logp, mask, conf.ratio)
+    loss, stopped = SURROGATES[conf.surrogate](rho, advantages.view(len(rho), -1), logp, conf)
+    return loss, rho, stopped
 
 
 def off_policy_loss(logp: Tensor, advantages: Tensor, shaping: float) -> Tensor:

@@ -7,13 +7,12 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet
-import torch
 
 from expo.config import UserError
 from expo.config.errors import first_line
 from expo.data.problem import Problem
 from expo.rollout.engine import Completion
-from expo.step.experience import Candidate, Experience, Timer
+from expo.step.experience import Candidate, Experience, Group, Timer
 from expo.step.signed import AGAIN, check_signed, is_signed, write_signed
 from expo.verifier.answers import Verdict
 
@@ -60,50 +59,50 @@ class PairStore:
         rows, cost = table.to_pylist(), json.loads(table.schema.metadata[COST])
         if [row["problem"] for row in rows] != [p.id for p in problems]:
             raise UserError(f"pairs={path}: of other problems than this run's; {AGAIN}")
-        flat = [(row, r) for row in rows for r in row["rollouts"]]
-        candidates, positives = ([_candidate(i, c) for i, row in enumerate(rows) for c in row[kind]] for kind in KINDS)
-        correct = torch.tensor([[float(r["verdict"] == Verdict.CORRECT) for r in row["rollouts"]] for row in rows])
-        # Files of before rewards could be chosen have none.
-        rewards = torch.tensor(
-            [[r.get("reward", float(r["verdict"] == Verdict.CORRECT)) for r in row["rollouts"]] for row in rows]
-        )
+        groups = [_group(row, problem) for row, problem in zip(rows, problems, strict=True)]
+        shared_s = 0.0 if step else sum(cost["seconds"].values())  # later rounds are the run's own
         return Experience(
-            problems, [tuple(row["prompt"]) for row in rows], step,
-            completions=[Completion(tuple(row["prompt"]), r["ids"], r["logp"], r["truncated"]) for row, r in flat],
-            texts=[r["text"] for _, r in flat], verdicts=[Verdict(r["verdict"]) for _, r in flat],
-            correct=correct, unaided=rewards, rewards=rewards, candidates=candidates, positives=positives,
-            generated_tokens=cost["generated_tokens"], timer=Timer(cost["seconds"]),
-            shared_s=0.0 if step else sum(cost["seconds"].values()),  # later rounds are the run's own
-        )  # fmt: skip
+            groups, step, generated_tokens=cost["generated_tokens"], timer=Timer(cost["seconds"]), shared_s=shared_s
+        )
 
     def save(self, step: int, e: Experience, pairs: list[tuple[Candidate, Completion] | None]) -> None:
-        """Write a round; `pairs` are per problem."""
+        """Write a round; `pairs` are per group."""
         rows = [
             {
-                "problem": problem.id,
-                "question": problem.question,
-                "prompt": list(e.prompts[i]),
-                "candidates": [_fields(c) for c in e.candidates if c.problem == i],
-                "positives": [_fields(c) for c in e.positives if c.problem == i],
+                "problem": group.problem.id,
+                "question": group.problem.question,
+                "prompt": list(group.prompt),
+                "candidates": [asdict(c) for c in group.candidates],
+                "positives": [asdict(c) for c in group.positives],
                 "rollouts": [
-                    {"ids": c.ids, "logp": c.logp, "truncated": c.truncated, "text": e.texts[r], "verdict": e.verdicts[r].value, "reward": e.rewards.view(-1)[r].item()}
-                    for r in range(i * e.group_size, (i + 1) * e.group_size)
-                    for c in [e.completions[r]]
+                    {"ids": c.ids, "logp": c.logp, "truncated": c.truncated, "text": text, "verdict": verdict.value, "reward": reward}
+                    for c, text, verdict, reward in zip(
+                        group.completions, group.texts, group.verdicts, group.rewards, strict=True
+                    )
                 ],
-                "paired": pairs[i] is not None,
+                "paired": pair is not None,
             }
-            for i, problem in enumerate(e.problems)
+            for group, pair in zip(e.groups, pairs, strict=True)
         ]  # fmt: skip
         # What they cost goes with them: whoever reads them has had them made.
         cost = json.dumps({"generated_tokens": e.generated_tokens, "seconds": e.timer.seconds})
         write_signed(pa.Table.from_pylist(rows).replace_schema_metadata({COST: cost}), self.path(step))
 
 
-def _candidate(problem: int, fields: dict[str, Any]) -> Candidate:
+def _group(row: dict[str, Any], problem: Problem) -> Group:
+    prompt, rollouts = tuple(row["prompt"]), row["rollouts"]
+    verdicts = [Verdict(r["verdict"]) for r in rollouts]
+    # Files of before rewards could be chosen have none.
+    rewards = [r.get("reward", float(v is Verdict.CORRECT)) for r, v in zip(rollouts, verdicts, strict=True)]
+    completions = [Completion(prompt, r["ids"], r["logp"], r["truncated"]) for r in rollouts]
+    candidates, positives = ([_candidate(c) for c in row[kind]] for kind in KINDS)
+    return Group(
+        problem, prompt, completions, [r["text"] for r in rollouts], verdicts, rewards,
+        candidates=candidates, positives=positives,
+    )  # fmt: skip
+
+
+def _candidate(fields: dict[str, Any]) -> Candidate:
     named = {FORMER.get(name, name): value for name, value in fields.items()}
     prompt = named.pop("prompt")
-    return Candidate(problem, **named, prompt=None if prompt is None else tuple(prompt))
-
-
-def _fields(c: Candidate) -> dict[str, Any]:
-    return {name: value for name, value in asdict(c).items() if name != "problem"}
+    return Candidate(**named, prompt=None if prompt is None else tuple(prompt))

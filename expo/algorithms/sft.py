@@ -5,7 +5,7 @@
 over the tokens of completions only, see `expo.algorithms.losses.token_weights`.
 """
 
-from expo.algorithms.base import Algorithm, Sums
+from expo.algorithms.base import Algorithm, StepSums
 from expo.config import SFTConf
 from expo.model.policy import take_weights
 from expo.step.experience import Experience
@@ -31,9 +31,9 @@ class SFT(Algorithm):
             self.trainer.strategy.setup_optimizers(self.trainer)
             self.pipeline.engines.sync()
 
-    def update(self, experience: Experience, beta: float) -> Sums:
-        sums = Sums(float, updates=1)
-        if experience.positives and beta > 0:
-            self.positive_stream(experience.prompts, experience.positives, beta, sums)
+    def update(self, experience: Experience) -> StepSums:
+        sums = StepSums()
+        if experience.positives and experience.beta > 0:
+            self.positive_stream(experience.positives, experience.beta, sums)
             self.take_step(sums)
         return sums

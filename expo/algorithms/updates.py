@@ -1,23 +1,20 @@
 """The checked update: micro-batches dealt out among devices, a clipped gradient, and weights that are numbers, the same everywhere."""
 
-from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from lightning import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from expo.config import OptimizerConf, TrainerConf, build
+from expo.config import OptimizerConf, TrainerConf, UserError, build
 from expo.devices.ranks import Ranks
 from expo.devices.sharded import WholeCopy
 from expo.devices.shares import gathered, sums_of
 from expo.model.scoring import TokenBatch, micro_batches
-
-# Sums over the micro-batches and updates of one step, from which its metrics are made.
-Sums = defaultdict[str, float]
+from expo.step.sums import StepSums
 
 
 class NonFiniteGradient(Exception):
@@ -45,9 +42,20 @@ class Updates(LightningModule):
         self.optimizer_conf, self.trainer_conf = optimizer, trainer
         self.live = True  # whether the row at hand counts, see `parts`
         self.dealt = False  # whether rows have gone through `parts` since the last update
+        self.pending = False  # whether there is a gradient with which no step has been taken
+
+    @property
+    def trained(self) -> Sequence[nn.Module]:
+        """Return the modules that are trained: stepped, clipped, checked, and the same on all devices. A critic would be another one."""
+        return [self.policy]
+
+    @property
+    def trained_weights(self) -> list[nn.Parameter]:
+        """Return the weights of `trained` that have gradients."""
+        return [p for module in self.trained for p in module.parameters() if p.requires_grad]
 
     def parts(
-        self, batch: TokenBatch, rows: Tensor, sums: Sums, size: int | None = None
+        self, batch: TokenBatch, rows: Tensor, sums: StepSums, size: int | None = None
     ) -> Iterator[tuple[Tensor, TokenBatch]]:
         """Yield this device's micro-batches of some rows, each with the indices of its rows.
 
@@ -70,9 +78,10 @@ class Updates(LightningModule):
 
     def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Go backward, with the gradient that counts: none for a row that only fills up a device's share, see `parts`."""
+        self.pending = True
         super().manual_backward(loss if self.live else 0 * loss, *args, **kwargs)
 
-    def take_step(self, sums: Sums) -> None:
+    def take_step(self, sums: StepSums) -> None:
         """Clip, check, step. Call it only with a gradient: momentum and weight decay alone must not move the policy.
 
         Raises Apart where the devices of the run no longer have the same weights.
@@ -81,14 +90,14 @@ class Updates(LightningModule):
             raise TypeError(
                 f"{type(self).__name__}: rows went through no `parts`, so that every device has trained on all of them"
             )
-        self.dealt = False
-        if self.whole is None:  # else they are added up already
-            self.ranks.add_gradients(self.policy.parameters())
+        self.dealt = self.pending = False
+        sharded = [] if self.whole is None else list(map(id, self.policy.parameters()))  # added up already
+        self.ranks.add_gradients(p for p in self.trained_weights if id(p) not in sharded)
         optimizer, schedule = self.optimizers(), self.lr_schedulers()
         assert isinstance(optimizer, LightningOptimizer)
         assert isinstance(schedule, torch.optim.lr_scheduler.LambdaLR)
-        norm = gathered(torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.optimizer_conf.max_grad_norm))
-        sums["grad_norm"] += norm.item()
+        norm = gathered(nn.utils.clip_grad_norm_(self.trained_weights, self.optimizer_conf.max_grad_norm))
+        sums.per_update("policy/grad_norm", norm)
         if norm.isfinite():
             optimizer.step()
             schedule.step()
@@ -96,7 +105,7 @@ class Updates(LightningModule):
         elif self.trainer_conf.on_nonfinite == "stop":
             raise NonFiniteGradient(f"the gradient norm of step {self.current_epoch + 1} is {norm.item()}")
         else:
-            sums["skipped"] += 1
+            sums.total("policy/updates_skipped", 1)
         optimizer.zero_grad()
 
     @torch.no_grad()
@@ -105,13 +114,18 @@ class Updates(LightningModule):
 
         Raises Apart where the devices of the run no longer have the same weights; shares of weights cannot go apart.
         """
-        sums = sums_of(p for p in self.policy.parameters() if p.requires_grad)
+        sums = sums_of(self.trained_weights)
         self.ranks.agree(sums.tolist(), f"step {self.current_epoch + 1}: the weights")
         if not sums.isfinite().all():
             raise NonFiniteGradient(f"a weight is not finite after step {self.current_epoch + 1}")
 
     def configure_optimizers(self) -> Any:
         conf = self.optimizer_conf
-        optimizer = build(conf, [p for p in self.policy.parameters() if p.requires_grad], of=torch.optim.Optimizer)
+        if self.whole is not None and len(self.trained) > 1:
+            raise UserError(
+                f"trainer.strategy=fsdp: shares out the policy alone, and {type(self).__name__} trains {len(self.trained)} modules; "
+                "set trainer.strategy=ddp"
+            )
+        optimizer = build(conf, self.trained_weights, of=torch.optim.Optimizer)
         warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: min(1.0, (t + 1) / (conf.warmup_steps + 1)))
         return [optimizer], [warmup]

@@ -56,12 +56,13 @@ def explain(cfg: Config) -> int:
             everyone = range(len(batch.problems))
             written = engine.generate(explanations_of(pipeline.source, batch, tools), tools.sampling)
             candidates = pipeline.source.candidates(batch, {}, everyone, written, tools)
-            measured = with_logp(pipeline.scorer, batch, [c for c in candidates if c.ids])
+            asked = {i: kept for i, some in candidates.items() if (kept := [c for c in some if c.ids])}
+            own = pipeline.verify(batch, {i: [] for i in everyone})
+            measured = with_logp(pipeline.scorer, own, asked)
             if pipeline.source.measure_every and step % pipeline.source.measure_every == 0:
                 own, _, _ = pipeline.roll_out(batch, 1, [], Timer())
-                measured = with_lift(pipeline.scorer, batch, own, measured)
-            for c in measured:
-                problem = batch.problems[c.problem]
+                measured = with_lift(pipeline.scorer, own, measured)
+            for problem, c in [(batch.problems[i], c) for i, some in measured.items() for c in some]:
                 sound = ladder.check_steps(problem.question, c.text).sound if cfg.dataset.is_ladder else None
                 found.append(Explanation(problem.level, c.rejected, len(c.ids), c.logp_given_q, c.answer_lift, sound))
         pipeline.engines.close()

@@ -181,6 +181,9 @@ class DPOConf(PositivesOnlyConf):
         )
 
 
+KEYS_OF_SURROGATES = {"dual_clip": ["dual_clip"], "sapo": ["sapo_tau_positive", "sapo_tau_negative"]}
+
+
 @option("algorithm", "grpo")
 @dataclass
 class GRPOConf(AlgorithmConf):
@@ -202,8 +205,34 @@ class GRPOConf(AlgorithmConf):
     ratio: str = key(
         "token", choices=("token", "sequence"), help="importance ratio per token (GRPO) or sequence (GSPO)"
     )
+    surrogate: str = key(
+        "ppo_clip",
+        choices=("ppo_clip", "dual_clip", "cispo", "sapo", "dppo"),
+        absent="ppo_clip",
+        help="loss of a token, given its importance ratio; the formulas are in expo/algorithms/losses.py",
+    )
     clip_low: float = key(0.2, low=0, high=1, help="the importance ratio is clipped at 1 - clip_low")
     clip_high: float = key(0.2, low=0, help="the importance ratio is clipped at 1 + clip_high (DAPO's clip-higher)")
+    dual_clip: float = key(
+        3.0,
+        low=1,
+        high=1e4,
+        absent=3.0,
+        help="surrogate=dual_clip: most that a token of negative advantage pulls, in advantages",
+    )
+    sapo_tau_positive: float = key(
+        1.0, above=0, high=1e4, absent=1.0, help="surrogate=sapo: how soon the gradient of a positive advantage fades"
+    )
+    sapo_tau_negative: float = key(
+        1.05, above=0, high=1e4, absent=1.05, help="surrogate=sapo: how soon that of a negative one does"
+    )
+    entropy_coef: float = key(
+        0.0,
+        low=0,
+        high=1e4,
+        absent=0.0,
+        help="weight of an entropy bonus: the entropy of the next token, from its logits; 0: none",
+    )
     aggregation: str = key(
         "sequence_mean",
         choices=("sequence_mean", "token_mean", "constant"),
@@ -293,6 +322,19 @@ class GRPOConf(AlgorithmConf):
             cfg.needs != "hints" or cfg.hints.gives_hints,
             f"hints=none: {cfg.name} without hints is plain GRPO under another name; "
             "use algorithm=grpo, or leave hints out",
+        )
+        for name, keys in KEYS_OF_SURROGATES.items():
+            if self.surrogate != name:
+                yield from unused(
+                    self,
+                    "algorithm.",
+                    keys,
+                    f"since algorithm.surrogate={self.surrogate}",
+                    f"algorithm.surrogate={name}",
+                )
+        yield (
+            self.surrogate != "dppo" or self.ratio == "token",
+            "algorithm.ratio=sequence: algorithm.surrogate=dppo looks at the probability of each token; set algorithm.ratio=token",
         )
         if self.sampler_correction == "none":
             yield from unused(

@@ -80,6 +80,10 @@ class SelfDistillationConf(GRPOConf):
         )
         yield from super().rules(cfg)
         yield (
+            not self.entropy_coef,
+            f"algorithm.entropy_coef={self.entropy_coef:g}: {cfg.name}'s pass beside its teacher measures no entropy; set algorithm.entropy_coef=0",
+        )
+        yield (
             not self.learns_from_rewards or self.group_size >= 2,
             f"algorithm.group_size={self.group_size}: a group advantage needs at least 2; "
             "set algorithm.group_size=2 or more, or algorithm.advantage=none",

@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from expo.config.compose import config_folders, plugins, without_file
+from expo.config.compose import config_folders, config_groups, plugins, without_file
 from expo.config.errors import UserError
 from expo.config.identity import runtime_keys_of
 from expo.config.key import OPTIONS, declaration
@@ -23,15 +23,9 @@ def options_of(group: str) -> list[str]:
     return sorted({*(file.stem for file in files), *registered})
 
 
-def groups() -> list[str]:
-    """Return the config groups."""
-    found = {f.name for folder in config_folders() for f in folder.iterdir() if any(f.glob("*.yaml"))}
-    return sorted(found)
-
-
 def help_of_command(command: str) -> str:
     """Return the groups and their options, as a user picks them."""
-    lines = "\n".join(f"  {group:<10} {', '.join(options_of(group))}" for group in groups())
+    lines = "\n".join(f"  {group:<10} {', '.join(options_of(group))}" for group in sorted(config_groups()))
     return (
         f"expo {command} [GROUP=OPTION...] [KEY=VALUE...]    -m sweeps over comma-separated values\n\n"
         f"groups and their options (conf/):\n{lines}\n"

@@ -72,6 +72,8 @@ class Ranks:
         import torch.distributed as dist
 
         trained = [p for p in parameters if p.requires_grad]
+        if not trained:
+            return
         there = torch.tensor([p.grad is not None for p in trained], dtype=torch.int32, device=trained[0].device)
         dist.all_reduce(there, op=dist.ReduceOp.MAX)
         waiting = []

@@ -38,7 +38,8 @@ def sample(problems: list[Problem], engine: Engine, tools: Tools, samples: int) 
     others = [row for i, p in enumerate(problems) if p.solution is not None for row in [_expert(i, p, tools)]]
     of_problem = [slice(i * samples, (i + 1) * samples) for i in range(len(problems))]
     groups = {
-        i: Group(own[s], [row["completion"] for row in rows[s]], verdicts[s], []) for i, s in enumerate(of_problem)
+        i: Group(problems[i], prompts[i], own[s], [row["completion"] for row in rows[s]], verdicts[s], [])
+        for i, s in enumerate(of_problem)
     }
     for stream, (kind, shown) in enumerate((("self_explanation", "true"), ("wrong_answer", "wrong")), start=1):
         answers = [(i, SHOWN[shown](batch, groups, i, tools)) for i in range(len(problems))]

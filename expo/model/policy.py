@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 NO_CODE: dict[str, Any] = {
     "trust_remote_code": False
 }  # else transformers asks whether to run a model's own code, of whoever is there
+DROPOUT_RATES = "dropout_rates"  # of a module: those that `without_dropout` has switched off
 ROUNDED = "trained_in_4bit.txt"  # beside an adapter whose base was held in 4 bits
 
 
@@ -114,27 +115,24 @@ def without_dropout(model: nn.Module) -> None:
     for module in model.modules():
         names = ["p"] if isinstance(module, nn.Dropout) else [n for n in vars(module) if "dropout" in n or "pdrop" in n]
         rates = {n: rate for n in names if isinstance(rate := getattr(module, n), float) and rate}
-        if rates:
-            module.dropout_rates: dict[str, float] = rates
-        for name in rates:
-            setattr(module, name, 0.0)
+        vars(module).update(dict.fromkeys(rates, 0.0) | ({DROPOUT_RATES: rates} if rates else {}))
 
 
 @contextmanager
 def with_dropout(model: nn.Module) -> Iterator[None]:
     """Switch on, for a while, what `without_dropout` has switched off. Raises UserError where that was nothing."""
-    rates = [(module, module.dropout_rates) for module in model.modules() if "dropout_rates" in vars(module)]
+    rates = [(vars(module), vars(module)[DROPOUT_RATES]) for module in model.modules() if DROPOUT_RATES in vars(module)]
     if not rates:
         raise UserError(
             "trainer.dropout=true: the model has no dropout; set it in the model's config, or trainer.dropout=false"
         )
     for module, by_name in rates:
-        vars(module).update(by_name)
+        module.update(by_name)
     try:
         yield
     finally:
         for module, by_name in rates:
-            vars(module).update(dict.fromkeys(by_name, 0.0))
+            module.update(dict.fromkeys(by_name, 0.0))
 
 
 def not_loaded(path: str, error: Exception) -> UserError:

@@ -78,19 +78,36 @@ def score(
     With `packed`, the decoder reads all rows end to end as one, told apart by their position ids: no padding is computed.
     With `shared`, it reads a prompt that several rows have once, where the model can; only rounding differs.
     """
+    return _scored(model, batch, temperature, packed, shared, with_entropy=False)
+
+
+def score_with_entropy(
+    model: nn.Module, batch: TokenBatch, temperature: float = 1.0, packed: bool = False, shared: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return what `score` does, and the entropy of each next-token distribution, in nats: `[B, L - 1]` each."""
+    logp, entropy = _scored(model, batch, temperature, packed, shared, with_entropy=True)
+    return logp, entropy
+
+
+def _scored(
+    model: nn.Module, batch: TokenBatch, temperature: float, packed: bool, shared: bool, with_entropy: bool
+) -> Tensor:
     causal = causal_lm(model)
+    scorer = causal.score_tokens if is_sharded(causal) else partial(score_tokens, causal)
     with computing(model):
-        if is_sharded(causal):
-            return cast(Tensor, causal.score_tokens(batch, temperature, packed, shared))
-        return score_tokens(causal, batch, temperature, packed, shared)
+        return cast(Tensor, scorer(batch, temperature, packed, shared, with_entropy))
 
 
-def score_tokens(causal: Any, batch: TokenBatch, temperature: float, packed: bool, shared: bool) -> Tensor:
-    """Return what `score` does, in the number format of the moment."""
+def score_tokens(
+    causal: Any, batch: TokenBatch, temperature: float, packed: bool, shared: bool, with_entropy: bool
+) -> Tensor:
+    """Return what `score` does `[B, L - 1]`, or `score_with_entropy` `[2, B, L - 1]`, in the number format of the moment."""
     rows = hidden_before(causal, batch, packed, shared)
     wanted, head = batch.mask.bool(), causal.get_output_embeddings()
-    logp = by_chunks(_score_chunk, head, (rows, batch.targets[wanted]), LOGITS, temperature)
-    return torch.zeros_like(batch.mask).masked_scatter(wanted, logp)
+    chunk, logits = (_entropy_chunk, LOGITS // 2) if with_entropy else (_score_chunk, LOGITS)
+    found = by_chunks(chunk, head, (rows, batch.targets[wanted]), logits, temperature)
+    spread = [torch.zeros_like(batch.mask).masked_scatter(wanted, row) for row in found.view(-1, len(rows))]
+    return torch.stack(spread) if with_entropy else spread[0]
 
 
 def _score_chunk(head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float) -> Tensor:
@@ -98,6 +115,12 @@ def _score_chunk(head: nn.Module, hidden: Tensor, targets: Tensor, temperature: 
     if temperature != 1:
         logits = logits / temperature
     return -cross_entropy(logits, targets, reduction="none")
+
+
+def _entropy_chunk(head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """Return log-probability and entropy: `[2, N]`."""
+    logp = (head(hidden).float() / temperature).log_softmax(dim=-1)  # [N, V]
+    return torch.stack([logp.gather(-1, targets.unsqueeze(-1)).squeeze(-1), -(logp.exp() * logp).sum(dim=-1)])
 
 
 def hidden_before(causal: Any, batch: TokenBatch, packed: bool, shared: bool) -> Tensor:

@@ -43,7 +43,8 @@ class LogSteps(Callback):
                 trainer.current_epoch + 1,
                 gain,
             )
-        candidates = pl_module.last_experience.candidates if pl_module.last_experience else []
+        e = pl_module.last_experience
+        candidates = [c for group in e.groups for c in group.candidates] if e else []
         if candidates and all(c.rejected for c in candidates) and not self.warned_of_filters:
             self.warned_of_filters = True
             reasons = Counter(c.rejected for c in candidates).most_common(3)
@@ -94,33 +95,31 @@ def experience_rows(e: Experience, pipeline: Pipeline) -> list[dict[str, Any]]:
     A problem without rollouts has one row all the same. The first row of a problem also has its positive token by token,
     with log π(c_t|q, c_<t) under the policy as it is now, after the step.
     """
-    positives = {c.problem: c.text for c in e.positives}
+    logps = iter(pipeline.scorer.token_logp([g.prompt for g, _ in e.positives], [c.ids for _, c in e.positives]))
     decode = pipeline.tools.tokenizer.batch_decode
-    logps = pipeline.scorer.token_logp([e.prompts[c.problem] for c in e.positives], [c.ids for c in e.positives])
-    pieces = {c.problem: decode([[i] for i in c.ids]) for c in e.positives}
-    tokens = {c.problem: logp for c, logp in zip(e.positives, logps, strict=True)}
-    rejected = {c.problem: c.rejected for c in e.candidates if c.rejected}
-    g = e.group_size
-    rollouts: list[tuple[int, str | None, str | None, bool]] = [
-        (r // g, e.texts[r], e.verdicts[r].value, e.made_with_hint(*divmod(r, g))) for r in range(len(e.texts))
-    ]
-    return [
-        {
-            "problem": problem.id,
-            "level": problem.level,
-            "question": problem.question,
-            "answer": problem.answer,
-            "completion": text,
-            "verdict": verdict,
-            "hinted": hinted,
-            "positive": positives.get(i),
-            "positive_tokens": pieces.pop(i, None),
-            "positive_token_logp": tokens.pop(i, None),
-            "rejected": rejected.get(i),
-        }
-        for i, text, verdict, hinted in rollouts or [(i, None, None, False) for i in range(len(e.problems))]
-        for problem in [e.problems[i]]
-    ]
+    rows: list[dict[str, Any]] = []
+    for group in e.groups:
+        scored = [(c, next(logps)) for c in group.positives]
+        judged = zip(group.texts, group.verdicts, group.hinted, strict=True)
+        rollouts: list[tuple[str | None, str | None, bool]] = [(t, v.value, hinted) for t, v, hinted in judged]
+        for place, (text, verdict, hinted) in enumerate(rollouts or [(None, None, False)]):
+            first = scored[-1:] if place == 0 else []
+            rows.append(
+                {
+                    "problem": group.problem.id,
+                    "level": group.problem.level,
+                    "question": group.problem.question,
+                    "answer": group.problem.answer,
+                    "completion": text,
+                    "verdict": verdict,
+                    "hinted": hinted,
+                    "positive": scored[-1][0].text if scored else None,
+                    "positive_tokens": decode([[i] for i in first[0][0].ids]) if first else None,
+                    "positive_token_logp": first[0][1] if first else None,
+                    "rejected": next((c.rejected for c in reversed(group.candidates) if c.rejected), None),
+                }
+            )
+    return rows
 
 
 class KeepCheckpoint(Checkpoint):

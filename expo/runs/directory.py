@@ -190,17 +190,18 @@ def _metrics_of(summary: Mapping[str, Any]) -> dict[str, float]:
     return found if isinstance(found, dict) else {}
 
 
-def git_commit() -> str | None:
-    """Return the commit of the checkout that expo runs from, with `-dirty` where its code or configs differ; None for an installed wheel.
+def git_commit(*folders: str) -> str | None:
+    """Return the commit of the checkout that expo runs from; None for an installed wheel.
 
-    Rendered tables are in the checkout, too, and make no run another one.
+    It ends in `-dirty` where expo's code, its configs, or further `folders` of the checkout differ. Rendered tables are in
+    the checkout, too, and make no run another one.
     """
     if shutil.which("git") is None:
         return None
     here = Path(__file__).parent
     git = ["git", "-C", str(here)]
     done = subprocess.run([*git, "describe", "--always", "--abbrev=10"], capture_output=True, text=True, check=False)
-    code = [*git, "diff", "--quiet", "HEAD", "--", ":(top)expo", ":(top)conf"]
+    code = [*git, "diff", "--quiet", "HEAD", "--", *(f":(top){folder}" for folder in ("expo", "conf", *folders))]
     dirty = done.stdout and subprocess.run(code, capture_output=True, check=False).returncode
     return (done.stdout.strip() + ("-dirty" if dirty else "")) or None
 

@@ -54,9 +54,8 @@ class Tools:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A possible positive for one problem of the step; `rejected` says why it is not used, if it is not."""
+    """A possible positive of one problem; `rejected` says why it is not used, if it is not."""
 
-    problem: int  # its index in the step
     ids: list[int]
     text: str
     rejected: str | None = None
@@ -65,6 +64,13 @@ class Candidate:
     logp_given_q: float | None = None
     logp_given_qa: float | None = None
     answer_lift: float | None = None  # log π(a*|q, c) - log π(a*|q, own completion)
+
+    def unmeasured(self) -> "Candidate":
+        """Return it without what was measured."""
+        return replace(self, logp_given_q=None, logp_given_qa=None, answer_lift=None)
+
+
+Candidates = dict[int, list[Candidate]]  # by index of the problem in its step
 
 
 @dataclass(frozen=True)
@@ -85,13 +91,21 @@ class Batch:
 
 @dataclass(frozen=True)
 class Group:
-    """One problem's rollouts, judged; four lists of G. After a hint, `before_hint` is what it was without."""
+    """One problem of a step: G judged rollouts, and what may be learned from beside them.
 
-    completions: list[Completion]
-    texts: list[str]
-    verdicts: list[Verdict]
-    rewards: list[float]
+    After a hint, `before_hint` is the group as it was without; the first `kept` rollouts are the same in both.
+    """
+
+    problem: Problem
+    prompt: tuple[int, ...]  # the solve prompt q
+    completions: list[Completion]  # [G]
+    texts: list[str]  # [G]
+    verdicts: list[Verdict]  # [G]
+    rewards: list[float]  # [G]
     before_hint: "Group | None" = None
+    kept: int = 0
+    candidates: list[Candidate] = field(default_factory=list)  # every explanation or expert solution considered
+    positives: list[Candidate] = field(default_factory=list)  # those of them that are learned from
 
     @property
     def unaided(self) -> "Group":
@@ -99,8 +113,13 @@ class Group:
         return self.before_hint or self
 
     @property
+    def hinted(self) -> list[bool]:
+        """Return which rollouts were made with a hint: `[G]`."""
+        return [self.before_hint is not None and row >= self.kept for row in range(len(self.completions))]
+
+    @property
     def correct(self) -> list[bool]:
-        """Return which rollouts are right without a hint."""
+        """Return which rollouts are right without a hint: `[G]`."""
         return [verdict is Verdict.CORRECT for verdict in self.unaided.verdicts]
 
     @property
@@ -111,113 +130,57 @@ class Group:
 
 @dataclass
 class Experience:
-    """One step's data. P problems, G rollouts each; row p * G + g is rollout g of problem p.
+    """What one step learns from: P groups of G rollouts each. The frame of the step sets `beta` before the update."""
 
-    `correct` and `unaided` are those of the rollouts before any hint, `rewards` those of `completions`, hinted or not.
-    """
-
-    problems: list[Problem]
-    prompts: list[tuple[int, ...]]  # [P] solve prompts q
+    groups: list[Group]
     step: int = 0
-    offset: int = 0  # problems that the step has sampled before these
-    completions: list[Completion] = field(default_factory=list)  # [P * G]
-    texts: list[str] = field(default_factory=list)  # [P * G]
-    verdicts: list[Verdict] = field(default_factory=list)  # [P * G]
-    correct: Tensor = field(default_factory=lambda: torch.zeros(0, 0))  # [P, G], 1 right
-    unaided: Tensor = field(default_factory=lambda: torch.zeros(0, 0))  # [P, G], rewards
-    rewards: Tensor = field(default_factory=lambda: torch.zeros(0, 0))  # [P, G]
-    hinted: list[int] = field(default_factory=list)  # problems whose rollouts were made again with a hint
-    keep: int | None = None  # of each of them, how many rollouts stayed as they were; None where nothing gives hints
-    candidates: list[Candidate] = field(default_factory=list)  # every explanation or expert solution considered
-    positives: list[Candidate] = field(default_factory=list)  # what is learned from
-    reused: int = 0  # of them, from the cache
+    beta: float = 0.0  # weight of the positives, where they are an auxiliary term of the loss
+    gives_hints: bool = False
+    reused: int = 0  # positives from the cache
     generated_tokens: int = 0  # of rollouts, hints and explanations
     banked_tokens: int = 0  # of them, written before the run
     timer: Timer = field(default_factory=Timer)
     hint_reliance: float | None = None  # see `Pipeline.reliance`; None where it was not measured
     # Seconds that other runs spent on what this one learns from, less what it spent for others: tokens are counted so, too.
     shared_s: float = 0.0
-    # Rollouts before any hint, and their verdicts, `[P * G]`; None where there are no hints: then they are `completions`.
-    before_hints: list[tuple[Completion, Verdict]] | None = None
     writer: str = ""  # who wrote the rollouts, where that is not the policy as it is now: `pairs`, `snapshot`
 
     @property
-    def sampled(self) -> list[tuple[Completion, Verdict]]:
-        """Return the rollouts as they are without a hint, with their verdicts: `[P * G]`."""
-        if self.before_hints is not None:
-            return self.before_hints
-        return list(zip(self.completions, self.verdicts, strict=True))
-
-    @classmethod
-    def of(cls, batch: Batch, groups: Mapping[int, Group]) -> "Experience":
-        """Put the judged groups of a batch in order."""
-        found = [groups[i] for i in range(len(batch.problems))]
-        return cls(
-            batch.problems, batch.prompts, batch.step, batch.offset,
-            completions=[c for g in found for c in g.completions],
-            texts=[t for g in found for t in g.texts],
-            verdicts=[v for g in found for v in g.verdicts],
-            correct=torch.tensor([[float(right) for right in g.correct] for g in found]),
-            unaided=torch.tensor([g.unaided.rewards for g in found]),
-            rewards=torch.tensor([g.rewards for g in found]),
-            hinted=[i for i, g in enumerate(found) if g.before_hint],
-            before_hints=[
-                pair for g in found for pair in zip(g.unaided.completions, g.unaided.verdicts, strict=True)
-            ] if any(g.before_hint for g in found) else None,
-        )  # fmt: skip
+    def problems(self) -> list[Problem]:
+        """Return the problem of each group: `[P]`."""
+        return [group.problem for group in self.groups]
 
     @property
-    def group_size(self) -> int:
-        return len(self.completions) // len(self.prompts)
+    def positives(self) -> list[tuple[Group, Candidate]]:
+        """Return each positive with its group."""
+        return [(group, candidate) for group in self.groups for candidate in group.positives]
 
-    def made_with_hint(self, problem: int, rollout: int) -> bool:
-        """Return whether a rollout of a problem was made with a hint."""
-        return problem in self.hinted and rollout >= (self.keep or 0)
+    @property
+    def rewards(self) -> Tensor:
+        """Return the rewards of the rollouts, with hints where there are any: `[P, G]`."""
+        return torch.tensor([group.rewards for group in self.groups])
 
     @property
     def all_wrong(self) -> Tensor:
-        """Return `[P]`, True where no rollout is right."""
-        return ~self.correct.bool().any(dim=1)
+        """Return `[P]`, True where no rollout is right without a hint."""
+        return torch.tensor([group.all_wrong for group in self.groups])
 
     def select(self, chosen: Sequence[int]) -> "Experience":
-        """Return the given problems, in that order, as a step of their own, with a new timer."""
-        g, places = self.group_size, list(enumerate(chosen))
-        rows = [p * g + j for p in chosen for j in range(g)]
-        candidates, positives = (
-            [replace(c, problem=i) for i, p in places for c in found if c.problem == p]
-            for found in (self.candidates, self.positives)
-        )
-        correct, unaided, rewards = (t[list(chosen)] for t in (self.correct, self.unaided, self.rewards))
-        return Experience(
-            [self.problems[p] for p in chosen], [self.prompts[p] for p in chosen], self.step, self.offset,
-            [self.completions[r] for r in rows], [self.texts[r] for r in rows], [self.verdicts[r] for r in rows],
-            correct, unaided, rewards, [i for i, p in places if p in self.hinted], self.keep, candidates, positives,
-            before_hints=None if self.before_hints is None else [self.before_hints[r] for r in rows], writer=self.writer,
-        )  # fmt: skip
+        """Return the groups of the given indices, in that order, as a step of their own that has cost nothing."""
+        groups = [self.groups[i] for i in chosen]
+        return Experience(groups, self.step, gives_hints=self.gives_hints, writer=self.writer)
 
-    def join(self, other: "Experience") -> "Experience":
-        """Return both as one step; the other's problems come after these."""
-        shift, timer = len(self.problems), Timer(self.timer.seconds)
+    def __add__(self, other: "Experience") -> "Experience":
+        """Return both as one step; the other's groups come after these."""
+        timer = Timer(self.timer.seconds)
         timer.add(other.timer.seconds)
-        candidates, positives = (
-            [replace(c, problem=c.problem + shift) for c in found] for found in (other.candidates, other.positives)
+        return replace(
+            self,
+            groups=self.groups + other.groups,
+            reused=self.reused + other.reused,
+            generated_tokens=self.generated_tokens + other.generated_tokens,
+            banked_tokens=self.banked_tokens + other.banked_tokens,
+            timer=timer,
+            hint_reliance=other.hint_reliance if self.hint_reliance is None else self.hint_reliance,
+            shared_s=self.shared_s + other.shared_s,
         )
-        correct, unaided, rewards = (
-            torch.cat(both)
-            for both in (
-                (self.correct, other.correct),
-                (self.unaided, other.unaided),
-                (self.rewards, other.rewards),
-            )
-        )
-        return Experience(
-            self.problems + other.problems, self.prompts + other.prompts, self.step, self.offset,
-            self.completions + other.completions, self.texts + other.texts, self.verdicts + other.verdicts,
-            correct, unaided, rewards, self.hinted + [p + shift for p in other.hinted], self.keep,
-            self.candidates + candidates, self.positives + positives,
-            self.reused + other.reused, self.generated_tokens + other.generated_tokens,
-            self.banked_tokens + other.banked_tokens, timer,
-            other.hint_reliance if self.hint_reliance is None else self.hint_reliance,
-            self.shared_s + other.shared_s,
-            [*self.sampled, *other.sampled] if self.before_hints or other.before_hints else None, self.writer,
-        )  # fmt: skip

@@ -1,14 +1,14 @@
 """One step's data, stage by stage: rollouts → verify → hint → explain → choose."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from expo.config.explaining import When
 from expo.data.problem import Problem
 from expo.rollout.engine import Completion, Engine, Request
 from expo.rollout.noise import HINTED, SOLVE, Key
-from expo.step.experience import Batch, Candidate, Experience, Group, Timer, Tools
+from expo.step.experience import Batch, Candidates, Experience, Group, Timer, Tools
 from expo.step.hints import NoHints
 from expo.step.positives.bank import BankedEngine
 from expo.step.positives.cache import ExplanationCache
@@ -71,26 +71,29 @@ class Pipeline:
         batch = Batch.of(problems, self.tools, step, offset)
         with timer("explain"):
             cached = self.cache.find(batch, self.scorer)
-        uncached = [i for i in range(len(problems)) if i not in {c.problem for c in cached}]
+        uncached = [i for i in range(len(problems)) if i not in cached]
         unaided, early, tokens = self.roll_out(batch, group_size, uncached, timer)
         with timer("hint"):
             groups, hint_tokens = self.hint(batch, unaided)
             reliance = self.reliance(batch, groups)
-            groups = self.without_hints(batch, groups)
+            groups = self.without_hints(groups)
         with timer("explain"):
             wanted = [i for i, group in groups.items() if self.source.wants(group.all_wrong)]
             asked = [i for i in wanted if i in uncached]
             explanations = self.explain(batch, groups, asked, early)
             candidates = self.source.candidates(batch, groups, asked, explanations, self.tools)
-            chosen = self.choose(batch, groups, candidates)
+            chosen = self.choose(groups, candidates)
             self.cache.keep(chosen, batch, self.scorer)
-            reused = [c for c in cached if c.problem in wanted]
-            positives = self.measure(batch, groups, sorted([*chosen, *reused], key=lambda c: c.problem))
+            reused = {i: found for i, found in cached.items() if i in wanted}
+            positives = self.measure(step, groups, dict(sorted((chosen | reused).items())))
         written = sum(len(c.ids) for c in explanations)
-        return replace(
-            Experience.of(batch, groups),
-            keep=self.hints.keep if self.hints.gives_hints else None,
-            candidates=candidates, positives=positives, reused=len(reused), timer=timer, hint_reliance=reliance,
+        return Experience(
+            [
+                replace(groups[i], candidates=candidates.get(i, []), positives=positives.get(i, []))
+                for i in range(len(problems))
+            ],
+            step,
+            gives_hints=self.hints.gives_hints, reused=sum(map(len, reused.values())), timer=timer, hint_reliance=reliance,
             generated_tokens=tokens + hint_tokens + written,
             banked_tokens=written if self.engines.banked else 0,
             writer="" if self.engines.rollouts is self.engines.policy else "snapshot",
@@ -140,7 +143,8 @@ class Pipeline:
         groups = {}
         for i, own in rollouts.items():
             told = [next(judged) for _ in own]
-            groups[i] = Group(own, [t for t, _, _ in told], [v for _, v, _ in told], [r for _, _, r in told])
+            lists = [t for t, _, _ in told], [v for _, v, _ in told], [r for _, _, r in told]
+            groups[i] = Group(batch.problems[i], batch.prompts[i], own, *lists)
         return groups
 
     def hint(self, batch: Batch, groups: Groups) -> tuple[dict[int, Group], int]:
@@ -168,7 +172,7 @@ class Pipeline:
         redone = _generate(self.engines.rollouts, again, self.tools)
         rows = {i: groups[i].completions[:keep] + [c for c in redone if c.problem == i] for i in prompts}
         tokens += sum(len(c.ids) for c in redone)
-        hinted = {i: replace(group, before_hint=groups[i]) for i, group in self.verify(batch, rows).items()}
+        hinted = {i: replace(group, before_hint=groups[i], kept=keep) for i, group in self.verify(batch, rows).items()}
         return dict(groups) | hinted, tokens
 
     def reliance(self, batch: Batch, groups: Groups) -> float | None:
@@ -180,24 +184,24 @@ class Pipeline:
         if self.tools.prompts.solve_with_hint is None or not every or batch.step % every:
             return None  # a hint that begins the completion is part of what would have to be likely
         right = [
-            c
-            for i, group in groups.items()
+            (group.prompt, c)
+            for group in groups.values()
             for c, verdict in zip(group.completions, group.verdicts, strict=True)
-            if group.before_hint and verdict is Verdict.CORRECT and c.prompt != batch.prompts[i] and c.ids
+            if group.before_hint and verdict is Verdict.CORRECT and c.prompt != group.prompt and c.ids
         ]
         if not right:
             return None
-        ids = [c.ids for c in right]
-        with_hint = self.scorer.mean_logp([c.prompt for c in right], ids)
-        without = self.scorer.mean_logp([batch.prompts[c.problem] for c in right], ids)
+        ids = [c.ids for _, c in right]
+        with_hint = self.scorer.mean_logp([c.prompt for _, c in right], ids)
+        without = self.scorer.mean_logp([prompt for prompt, _ in right], ids)
         return float((with_hint - without).mean())
 
-    def without_hints(self, batch: Batch, groups: Groups) -> dict[int, Group]:
+    def without_hints(self, groups: Groups) -> dict[int, Group]:
         """Return the groups as they are trained on: with `hints.gradient=question`, every rollout behind its question alone."""
         if not self.hints.under_question:
             return dict(groups)
         return {
-            i: replace(group, completions=[replace(c, prompt=batch.prompts[i]) for c in group.completions])
+            i: replace(group, completions=[replace(c, prompt=group.prompt) for c in group.completions])
             for i, group in groups.items()
         }
 
@@ -217,23 +221,24 @@ class Pipeline:
             return early
         return _generate(self.engines.explanations, self.source.requests(batch, groups, wanted, self.tools), self.tools)
 
-    def choose(self, batch: Batch, groups: Groups, candidates: Iterable[Candidate]) -> list[Candidate]:
+    def choose(self, groups: Groups, candidates: Candidates) -> Candidates:
         """Return the positives among the candidates, measured as far as the selection asks for it."""
-        usable = [c for c in candidates if c.rejected is None]
+        usable = {i: kept for i, found in candidates.items() if (kept := [c for c in found if c.rejected is None])}
         if self.source.selection in NEEDS_LOGP:
-            usable = with_logp(self.scorer, batch, usable)
+            usable = with_logp(self.scorer, groups, usable)
         if self.source.selection in NEEDS_LIFT:
-            usable = with_lift(self.scorer, batch, groups, usable)
-        return self.source.choose(usable, batch.problems)
+            usable = with_lift(self.scorer, groups, usable)
+        chosen = {i: self.source.choose(found, groups[i].problem) for i, found in usable.items()}
+        return {i: positives for i, positives in chosen.items() if positives}
 
-    def measure(self, batch: Batch, groups: Groups, positives: list[Candidate]) -> list[Candidate]:
+    def measure(self, step: int, groups: Groups, positives: Candidates) -> Candidates:
         """Return the positives with likelihood and answer lift, every `measure_every` steps."""
         every = self.source.measure_every
-        if not every or batch.step % every:
+        if not every or step % every:
             # What the selection has measured is logged at the same steps as without one: means over steps can be compared.
-            return [replace(c, logp_given_q=None, logp_given_qa=None, answer_lift=None) for c in positives]
-        both = with_logp_given_answer(self.scorer, with_logp(self.scorer, batch, positives))
-        return with_lift(self.scorer, batch, groups, both)
+            return {i: [c.unmeasured() for c in found] for i, found in positives.items()}
+        both = with_logp_given_answer(self.scorer, with_logp(self.scorer, groups, positives))
+        return with_lift(self.scorer, groups, both)
 
 
 class GroupsAsTheyEnd:

@@ -1,10 +1,9 @@
 """Explanations that are used again: made once, kept for some steps, dropped when the policy has moved away from them."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from expo.step.experience import Batch, Candidate
+from expo.step.experience import Batch, Candidate, Candidates
 from expo.step.positives.properties import Scorer
 
 
@@ -20,34 +19,34 @@ class ExplanationCache:
     # Step and log π(c|q) of the making, and the explanation; several per problem where the selection keeps several.
     entries: dict[str, list[tuple[int, float, Candidate]]] = field(default_factory=dict)
 
-    def find(self, batch: Batch, scorer: Scorer) -> list[Candidate]:
+    def find(self, batch: Batch, scorer: Scorer) -> Candidates:
         """Return what is still good for the batch's problems; drop what is too old, or too unlikely by now."""
         self.entries = {key: found for key, found in self.entries.items() if batch.step - found[0][0] <= self.steps}
         kept = [(i, entry) for i, p in enumerate(batch.problems) for entry in self.entries.get(p.id, ())]
         if not kept:
-            return []
+            return {}
         now = scorer.mean_logp([batch.prompts[i] for i, _ in kept], [c.ids for _, (_, _, c) in kept]).tolist()
-        good = []
+        good: Candidates = {}
         for (i, entry), logp in zip(kept, now, strict=True):
             _, then, candidate = entry
             if then - logp <= self.max_drop:
-                good.append(replace(candidate, problem=i))
+                good.setdefault(i, []).append(candidate)
             else:
                 left = [e for e in self.entries.get(batch.problems[i].id, []) if e is not entry]
                 self.entries[batch.problems[i].id] = left
         self.entries = {key: found for key, found in self.entries.items() if found}
         return good
 
-    def keep(self, positives: Sequence[Candidate], batch: Batch, scorer: Scorer) -> None:
+    def keep(self, positives: Candidates, batch: Batch, scorer: Scorer) -> None:
         """Remember the explanations made at this step, without what was measured of them."""
         if not self.steps or not positives:
             return
-        logps = scorer.mean_logp([batch.prompts[c.problem] for c in positives], [c.ids for c in positives]).tolist()
-        made: dict[str, list[tuple[int, float, Candidate]]] = {}
-        for candidate, logp in zip(positives, logps, strict=True):
-            bare = replace(candidate, logp_given_q=None, logp_given_qa=None, answer_lift=None)
-            made.setdefault(batch.problems[candidate.problem].id, []).append((batch.step, logp, bare))
-        self.entries |= made
+        rows = [(batch.prompts[i], c.ids) for i, found in positives.items() for c in found]
+        logps = iter(scorer.mean_logp([q for q, _ in rows], [ids for _, ids in rows]).tolist())
+        self.entries |= {
+            batch.problems[i].id: [(batch.step, next(logps), c.unmeasured()) for c in found]
+            for i, found in positives.items()
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """Return the entries as plain data, for a checkpoint."""
@@ -58,7 +57,8 @@ class ExplanationCache:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take the entries of a checkpoint."""
+        names = {f.name for f in fields(Candidate)}  # of a checkpoint of 0.3, which also had a problem's index
         self.entries = {
-            key: [(step, logp, Candidate(**candidate)) for step, logp, candidate in found]
+            key: [(step, logp, Candidate(**{k: v for k, v in c.items() if k in names})) for step, logp, c in found]
             for key, found in state.items()
         }

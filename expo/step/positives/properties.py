@@ -19,7 +19,7 @@ from expo.model.policy import causal_lm
 from expo.model.prompts import Prompts
 from expo.model.scoring import token_batch, token_logp
 from expo.rollout.engine import eos_ids
-from expo.step.experience import Batch, Candidate, Group
+from expo.step.experience import Candidates, Group
 
 Ids = Sequence[int]
 OWN = 4  # rollouts of a problem of which the answer lift takes the median: a single odd one would decide it
@@ -113,32 +113,29 @@ class Scorer:
         return str(self.tokenizer.decode(ids))
 
 
-def with_logp(scorer: Scorer, batch: Batch, found: Sequence[Candidate]) -> list[Candidate]:
+def with_logp(scorer: Scorer, groups: Mapping[int, Group], found: Candidates) -> Candidates:
     """Return the candidates with mean log π(c|q)."""
-    means = scorer.mean_logp([batch.prompts[c.problem] for c in found], [c.ids for c in found]).tolist()
-    return [replace(c, logp_given_q=mean) for c, mean in zip(found, means, strict=True)]
+    rows = [(groups[i].prompt, c.ids) for i, some in found.items() for c in some]
+    means = iter(scorer.mean_logp([q for q, _ in rows], [ids for _, ids in rows]).tolist())
+    return {i: [replace(c, logp_given_q=next(means)) for c in some] for i, some in found.items()}
 
 
-def with_logp_given_answer(scorer: Scorer, found: Sequence[Candidate]) -> list[Candidate]:
+def with_logp_given_answer(scorer: Scorer, found: Candidates) -> Candidates:
     """Return the candidates with the same under the prompt that shows the answer, for those that were written."""
-    written = [c for c in found if c.prompt is not None]
-    means = iter(scorer.mean_logp([c.prompt or () for c in written], [c.ids for c in written]).tolist())
-    return [c if c.prompt is None else replace(c, logp_given_qa=next(means)) for c in found]
+    written = [(c.prompt, c.ids) for some in found.values() for c in some if c.prompt is not None]
+    means = iter(scorer.mean_logp([prompt for prompt, _ in written], [ids for _, ids in written]).tolist())
+    return {
+        i: [c if c.prompt is None else replace(c, logp_given_qa=next(means)) for c in some] for i, some in found.items()
+    }
 
 
-def with_lift(scorer: Scorer, batch: Batch, groups: Mapping[int, Group], found: Sequence[Candidate]) -> list[Candidate]:
+def with_lift(scorer: Scorer, groups: Mapping[int, Group], found: Candidates) -> Candidates:
     """Return the candidates with the answer lift over the median of the first rollouts of each problem, where there are rollouts."""
     if not found or not any(group.completions for group in groups.values()):
-        return list(found)
-    owners = sorted({c.problem for c in found})
-    own = [(i, c) for i in owners for c in groups[i].completions[:OWN]]
-    prompts = [c.prompt for _, c in own] + [batch.prompts[c.problem] for c in found]
-    answers = [batch.problems[i].answer for i in [*(i for i, _ in own), *(c.problem for c in found)]]
-    completions = [c.ids for _, c in own] + [c.ids for c in found]
-    logps = scorer.answer_logp(prompts, completions, answers).tolist()
-    of_own = zip(own, logps, strict=False)
-    base: dict[int, list[float]] = {}
-    for (i, _), logp in of_own:
-        base.setdefault(i, []).append(logp)
-    lifts = [logp - median(base[c.problem]) for c, logp in zip(found, logps[len(own) :], strict=True)]
-    return [replace(c, answer_lift=lift) for c, lift in zip(found, lifts, strict=True)]
+        return found
+    own = [(c.prompt, c.ids, groups[i].problem.answer) for i in sorted(found) for c in groups[i].completions[:OWN]]
+    theirs = [(groups[i].prompt, c.ids, groups[i].problem.answer) for i, some in found.items() for c in some]
+    prompts, completions, answers = zip(*own, *theirs, strict=True)
+    logps = iter(scorer.answer_logp(prompts, completions, answers).tolist())
+    base = {i: median([next(logps) for _ in groups[i].completions[:OWN]]) for i in sorted(found)}
+    return {i: [replace(c, answer_lift=next(logps) - base[i]) for c in some] for i, some in found.items()}

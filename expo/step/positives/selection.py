@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 from expo.config import SelfExplanationConf, functions_of
 from expo.data import ladder
@@ -74,9 +73,6 @@ NEEDS_LOGP = {"most_likely", "two_properties", "threshold"}
 NEEDS_LIFT = {"two_properties", "threshold"}
 
 
-def select(usable: Sequence[Candidate], problems: Sequence[Problem], selection: str, limits: Limits) -> list[Candidate]:
-    """Apply a selection problem by problem; the candidates of a problem stand side by side."""
-    chosen: list[Candidate] = []
-    for problem, group in groupby(usable, key=lambda c: c.problem):
-        chosen += SELECTIONS[selection](list(group), problems[problem], limits)
-    return chosen
+def select(usable: Sequence[Candidate], problem: Problem, selection: str, limits: Limits) -> list[Candidate]:
+    """Apply a selection to the usable candidates of a problem, at least one."""
+    return SELECTIONS[selection](list(usable), problem, limits)

@@ -20,7 +20,7 @@ from expo.config import (
 from expo.data.problem import Problem
 from expo.rollout.engine import Completion, Request
 from expo.rollout.noise import EXPLAIN, Key
-from expo.step.experience import Batch, Candidate, Group, Tools
+from expo.step.experience import Batch, Candidate, Candidates, Group, Tools
 from expo.step.positives.filters import Written, rejection
 from expo.step.positives.schedules import GATES, SCHEDULES
 from expo.step.positives.selection import Limits, select
@@ -65,13 +65,13 @@ class PositiveSource:
 
     def candidates(
         self, batch: Batch, groups: Groups, wanted: Sequence[int], explanations: Sequence[Completion], tools: Tools
-    ) -> list[Candidate]:
-        """Return candidates for the wanted problems, filtered; those of a problem stand side by side."""
-        return []
+    ) -> Candidates:
+        """Return the candidates of the wanted problems, filtered: every one that was considered, and why it is not used."""
+        return {}
 
-    def choose(self, usable: Sequence[Candidate], problems: Sequence[Problem]) -> list[Candidate]:
-        """Return the candidates to learn from, of those that no filter rejects."""
-        return select(usable, problems, self.selection, Limits())
+    def choose(self, usable: Sequence[Candidate], problem: Problem) -> list[Candidate]:
+        """Return the candidates of a problem to learn from, of those that no filter rejects: at least one is given."""
+        return select(usable, problem, self.selection, Limits())
 
 
 class NoPositives(PositiveSource):
@@ -104,16 +104,16 @@ class ExpertSolution(WeightedSource):
 
     def candidates(
         self, batch: Batch, groups: Groups, wanted: Sequence[int], explanations: Sequence[Completion], tools: Tools
-    ) -> list[Candidate]:
+    ) -> Candidates:
         solutions = [(i, text) for i in wanted if (text := batch.problems[i].solution) is not None]
         verdicts = tools.verifier.verify([text for _, text in solutions], [batch.problems[i] for i, _ in solutions])
         filters = [f for f in self.conf.filters if f != "early_answer"]  # an expert may begin with the answer
-        found = []
+        found: Candidates = {}
         for (i, text), verdict in zip(solutions, verdicts, strict=True):
             ids = tools.prompts.solution_ids(tools.tokenizer, text)
             truncated, p = len(ids) > tools.sampling.max_tokens, batch.problems[i]
             written = Written(text, p.question, p.answer, truncated, verdict)
-            found.append(Candidate(i, ids, text, rejection(written, filters)))
+            found[i] = [Candidate(ids, text, rejection(written, filters))]
         return found
 
 
@@ -154,21 +154,22 @@ class SelfExplanation(WeightedSource):
 
     def candidates(
         self, batch: Batch, groups: Groups, wanted: Sequence[int], explanations: Sequence[Completion], tools: Tools
-    ) -> list[Candidate]:
+    ) -> Candidates:
         explained = self.explained(batch, groups, wanted, tools)
         owners = [explained[c.problem] for c in explanations]
         texts = tools.texts([c.ids for c in explanations])
         verdicts = tools.verifier.verify(texts, owners)
-        found = []
+        found: Candidates = {}
         for p, c, text, verdict in zip(owners, explanations, texts, verdicts, strict=True):
             marker = tools.prompts.final_marker
             written = Written(text, p.question, p.answer, c.truncated, verdict, self.conf.leak_phrases, marker)
-            found.append(Candidate(c.problem, c.ids, text, rejection(written, self.conf.filters), c.prompt))
+            candidate = Candidate(c.ids, text, rejection(written, self.conf.filters), c.prompt)
+            found.setdefault(c.problem, []).append(candidate)
         return found
 
-    def choose(self, usable: Sequence[Candidate], problems: Sequence[Problem]) -> list[Candidate]:
+    def choose(self, usable: Sequence[Candidate], problem: Problem) -> list[Candidate]:
         limits = Limits(self.conf.rank_weight, self.conf.min_logp, self.conf.min_lift)
-        return select(usable, problems, self.selection, limits)
+        return select(usable, problem, self.selection, limits)
 
 
 class STaR(SelfExplanation):
@@ -182,16 +183,16 @@ class STaR(SelfExplanation):
 
     def candidates(
         self, batch: Batch, groups: Groups, wanted: Sequence[int], explanations: Sequence[Completion], tools: Tools
-    ) -> list[Candidate]:
-        own = []
+    ) -> Candidates:
+        found = super().candidates(batch, groups, wanted, explanations, tools)
         for i in wanted:
             row = next((g for g, right in enumerate(groups[i].correct if i in groups else ()) if right), None)
             if row is not None:
                 completion = groups[i].completions[row]
                 cut_off = completion.truncated and "truncated" in self.conf.filters
-                own.append(Candidate(i, completion.ids, groups[i].texts[row], "truncated" if cut_off else None))
-        explained = super().candidates(batch, groups, wanted, explanations, tools)
-        return sorted(own + explained, key=lambda c: c.problem)
+                own = Candidate(completion.ids, groups[i].texts[row], "truncated" if cut_off else None)
+                found[i] = [own, *found.get(i, [])]
+        return dict(sorted(found.items()))
 
 
 class ExpertParaphrase(SelfExplanation):
@@ -218,18 +219,21 @@ class ExpertParaphrase(SelfExplanation):
 
     def candidates(
         self, batch: Batch, groups: Groups, wanted: Sequence[int], explanations: Sequence[Completion], tools: Tools
-    ) -> list[Candidate]:
+    ) -> Candidates:
         fitting = self.explainable(batch, groups, wanted, tools)
         too_long = [i for i in self.explained(batch, groups, wanted, tools) if i not in fitting]
         ratio = self.conf.length_ratio
 
-        def matched(c: Candidate) -> bool:
-            own = [len(rollout.ids) for rollout in groups[c.problem].completions] if c.problem in groups else []
-            return not sum(own) or 1 / ratio <= len(c.ids) * len(own) / sum(own) <= ratio
+        def matched(i: int, candidate: Candidate) -> bool:
+            own = [len(rollout.ids) for rollout in groups[i].completions] if i in groups else []
+            return not sum(own) or 1 / ratio <= len(candidate.ids) * len(own) / sum(own) <= ratio
 
-        found = super().candidates(batch, groups, wanted, explanations, tools)
-        found = [c if c.rejected or matched(c) else replace(c, rejected="length") for c in found]
-        return sorted(found + [Candidate(i, [], "", "long_prompt") for i in too_long], key=lambda c: c.problem)
+        written = super().candidates(batch, groups, wanted, explanations, tools)
+        found = {
+            i: [c if c.rejected or matched(i, c) else replace(c, rejected="length") for c in some]
+            for i, some in written.items()
+        }
+        return dict(sorted((found | {i: [Candidate([], "", "long_prompt")] for i in too_long}).items()))
 
 
 def explanations_of(source: PositiveSource, batch: Batch, tools: Tools) -> list[Request]:

@@ -1,6 +1,6 @@
 """`make bench-rollout`: tokens per second of the transformers engine and of vLLM's, in one process, in turns.
 
-`python -m expo.commands.bench_rollout MODEL... [output=FILE]`; a MODEL is a folder, or a shape in `RANDOM` with random weights.
+`python -m benchmarks.rollout MODEL... [output=FILE]`; a MODEL is a folder, or a shape in `RANDOM` with random weights.
 """
 
 import gc
@@ -134,8 +134,8 @@ def main(arguments: list[str]) -> int:
         del engines, engine, vllm, model
         gc.collect()
     record = {
-        "command": f"python -m expo.commands.bench_rollout {' '.join(arguments)}", "device": device_name(), "cores": os.cpu_count(),
-        "commit": git_commit(), "torch": torch.__version__, "date": time.strftime("%Y-%m-%d"), "results": results,
+        "command": f"python -m benchmarks.rollout {' '.join(arguments)}", "device": device_name(), "cores": os.cpu_count(),
+        "commit": git_commit("benchmarks"), "torch": torch.__version__, "date": time.strftime("%Y-%m-%d"), "results": results,
     }  # fmt: skip
     Path(output).write_text(json.dumps(record, indent=1) + "\n")
     print(json.dumps(record, indent=1))

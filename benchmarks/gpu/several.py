@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from expo.gpu.engine import LADDER
-from expo.gpu.place import Check, NotRun, Place, gap, metrics_of
+from benchmarks.gpu.engine import LADDER
+from benchmarks.gpu.place import Check, NotRun, Place, gap, metrics_of
 
 
 def run(place: Place, name: str, *overrides: str) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from expo.bench.cases import QUESTIONS, write_rows
+from benchmarks.bench.cases import QUESTIONS, write_rows
 from expo.config import Config, check, compose_config
 
 TIMED = ("time/", "throughput/tokens_per_s")
@@ -45,7 +45,7 @@ class Place:
             "dataset.columns.question=question", "dataset.columns.answer=answer", "k=[1]", "model=random_shape",
             f"output_dir={self.folder / 'outputs'}", f"trainer.accelerator={'gpu' if self.gpu else 'cpu'}",
             "rollout.max_prompt_tokens=512", "evaluation.every=0", "trainer.checkpoint_every=1000", "trainer.on_nonfinite=stop",
-            "reward._target_=expo.bench.ours.RandomReward", *overrides,
+            "reward._target_=benchmarks.bench.ours.RandomReward", *overrides,
         ])  # fmt: skip
         check(cfg)
         return cfg

@@ -1,4 +1,4 @@
-"""expo's side of `expo bench`: the trainer of `expo train`, a step at a time. `python -m expo.bench.ours CASE FOLDER`."""
+"""expo's side of `make bench`: the trainer of `expo train`, a step at a time. `python -m benchmarks.bench.ours CASE FOLDER`."""
 
 import sys
 from collections.abc import Sequence
@@ -9,9 +9,9 @@ import numpy as np
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
+from benchmarks.bench.cases import Case
+from benchmarks.bench.turns import Turns
 from expo.algorithms.base import Algorithm
-from expo.bench.cases import Case
-from expo.bench.turns import Turns
 from expo.commands.fit import make_trainer
 from expo.commands.wiring import build_run, set_up_process
 from expo.config import RewardConf, compose_config
@@ -45,14 +45,13 @@ class StepByStep(Callback):
         metrics, experience = pl_module.last_metrics, pl_module.last_experience
         assert experience is not None
         self.parts = {k.removeprefix("time/"): v or 0.0 for k, v in metrics.items() if k.startswith("time/")}
-        self.parts["prompt_tokens"] = sum(map(len, set(experience.prompts)))
-        self.parts["tokens"] = sum(len(c.ids) for c in experience.completions)
-        lowest, highest = experience.rewards.aminmax(dim=1)
-        read = (highest > lowest).tolist()  # the prompts of mixed groups, which the update reads without positives, too
-        positives = experience.positives
-        self.parts["positive_tokens"] = sum(len(c.ids) for c in positives)
+        groups = experience.groups
+        self.parts["prompt_tokens"] = sum(map(len, {group.prompt for group in groups}))
+        self.parts["tokens"] = sum(len(c.ids) for group in groups for c in group.completions)
+        self.parts["positive_tokens"] = sum(len(c.ids) for _, c in experience.positives)
+        # The update reads the prompts of mixed groups without positives, too.
         self.parts["positive_prompt_tokens"] = sum(
-            len(experience.prompts[i]) for i in {c.problem for c in positives} if not read[i]
+            len(group.prompt) for group in groups if group.positives and max(group.rewards) == min(group.rewards)
         )
 
 
@@ -63,7 +62,7 @@ def main(case: Case, folder: Path) -> None:
         f"trainer.threads={case.threads}", f"output_dir={folder / 'outputs'}", *(_rows(case, folder) if case.shape else LADDER),
     ])  # fmt: skip
     if case.shape:
-        cfg.reward = RewardConf(_target_="expo.bench.ours.RandomReward")
+        cfg.reward = RewardConf(_target_="benchmarks.bench.ours.RandomReward")
     set_up_process(cfg)
     with Verifier(cfg.verifier) as verifier:
         module, evaluator, _ = build_run(cfg, verifier)

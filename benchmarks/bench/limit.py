@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from expo.bench.cases import Case
+from benchmarks.bench.cases import Case
 from expo.cost.machine import Machine
 
 

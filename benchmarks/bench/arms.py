@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from expo.bench.cases import QUESTIONS, Case, make_model, write_rows
+from benchmarks.bench.cases import QUESTIONS, Case, make_model, write_rows
 from expo.config import UserError
 
 Side = TypeVar("Side", str, int)  # what a side is called by
@@ -20,7 +20,7 @@ class Arm:
     """A trainer in a process of its own, which takes a step when told to."""
 
     def __init__(self, module: str, case: Case, folder: Path, log: Path):
-        command = [sys.executable, "-m", f"expo.bench.{module}", case.json(), str(folder)]
+        command = [sys.executable, "-m", f"benchmarks.bench.{module}", case.json(), str(folder)]
         threads = os.environ | {"OMP_NUM_THREADS": str(case.threads)}
         self.log = log
         self.process = subprocess.Popen(
@@ -57,7 +57,7 @@ def in_turns(
 ) -> dict[Side, dict[str, list[float]]]:
     """Let trainers take steps in turns. Returns, by side, a list of numbers for each figure.
 
-    Args: sides, by name: the module of `expo.bench` that trains, and the case. Cases of one shape have one model.
+    Args: sides, by name: the module of `benchmarks.bench` that trains, and the case. Cases of one shape have one model.
     """
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         folder, arms, models = Path(name), {}, dict[str, Path]()

@@ -1,4 +1,4 @@
-"""What `expo bench` measures: a model's shape, the size of a step, and what is trained on."""
+"""What `make bench` measures: a model's shape, the size of a step, and what is trained on."""
 
 import json
 from dataclasses import asdict, dataclass, field, replace

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
+from benchmarks.gpu.place import Check, NotRun, Place, gap, metrics_of
 from expo.commands.fit import make_run
 from expo.commands.wiring import load_model
-from expo.config import compose_config
-from expo.gpu.place import Check, NotRun, Place, gap, metrics_of
+from expo.config import compose_config, conf_dir
 from expo.model.scoring import TokenBatch, score, token_batch
 
 LADDER = (
@@ -129,11 +129,7 @@ def out_of_memory(place: Place) -> Mapping[str, Any]:
     return {}
 
 
-ALGORITHMS = (
-    "exp_grpo", "grpo", "grpo_sft_gt_cot", "exp_grpo_member", "dapo", "dr_grpo", "gspo", "rloo", "luffy", "nurl", "pope", "star", "sft",
-    "exp_sft", "exp_dpo_offline", "exp_dpo_online", "dpo_expert_offline", "dpo_expert_online", "opsd", "opsd_answer", "op2sd", "sdpo",
-    "sdpg", "rlcsd", "exp_grpo_distill",
-)  # fmt: skip
+ALGORITHMS = sorted(file.stem for file in (conf_dir() / "algorithm").glob("*.yaml"))
 CHECKS: dict[str, Check] = {
     "the CPU's numbers": agreement,
     "bf16 gradients": bf16,

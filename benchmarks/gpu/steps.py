@@ -8,6 +8,7 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
+from benchmarks.gpu.place import Check, Place
 from expo.algorithms.base import Algorithm
 from expo.commands.fit import make_trainer
 from expo.commands.wiring import build_run
@@ -15,7 +16,6 @@ from expo.cost.machine import this_machine
 from expo.cost.run import Work
 from expo.cost.seconds import seconds
 from expo.cost.shape import shape_of
-from expo.gpu.place import Check, Place
 from expo.model.policy import causal_lm
 from expo.runs.callbacks import Stop
 from expo.runs.directory import Run, device_name, git_commit
@@ -79,7 +79,7 @@ def of_shape(name: str, engine: str) -> Check:
         line = (
             f"{device_name()} {name} {engine}: step {took['whole']:.2f} s ({took['rollout']:.2f}/{took['explain']:.2f}/{took['update']:.2f}/{took['sync']:.2f}), "
             f"{took['generated'] / max(generating, 1e-9):.0f} generated tok/s, {took['trained'] / max(took['update'], 1e-9):.0f} trained tok/s, "
-            f"{use:.0%} of the measured FLOP/s, {peak:.1f} GB, {git_commit()}"
+            f"{use:.0%} of the measured FLOP/s, {peak:.1f} GB, {git_commit('benchmarks')}"
         )
         return {"line": line, "measured": took, "estimated": seconds(work, machine), "peak GB": peak}
 

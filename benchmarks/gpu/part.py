@@ -1,4 +1,4 @@
-"""One part of the checks: `python -m expo.gpu.part A FILE.json cuda|cpu`. What it has found is in the file after each check."""
+"""One part of the checks: `python -m benchmarks.gpu.part A FILE.json cuda|cpu`. What it has found is in the file after each check."""
 
 import gc
 import json
@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
+from benchmarks.gpu import engine, several, steps, update, vllm
+from benchmarks.gpu.place import Check, NotRun, Place
 from expo.commands.wiring import set_up_process
 from expo.config import compose_config
-from expo.gpu import engine, several, steps, update, vllm
-from expo.gpu.place import Check, NotRun, Place
 
 
 def checks_of(part: str, place: Place) -> dict[str, Check]:

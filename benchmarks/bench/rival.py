@@ -1,4 +1,4 @@
-"""TRL's side of `expo bench`: its GRPOTrainer, a step at a time. `python -m expo.bench.rival CASE FOLDER`."""
+"""TRL's side of `make bench`: its GRPOTrainer, a step at a time. `python -m benchmarks.bench.rival CASE FOLDER`."""
 
 import json
 import random
@@ -11,8 +11,8 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from transformers.utils import logging
 
-from expo.bench.cases import Case
-from expo.bench.turns import Turns
+from benchmarks.bench.cases import Case
+from benchmarks.bench.turns import Turns
 
 SOLVE = "{question}\n\nReason step by step, and put your final answer within \\boxed{}."
 

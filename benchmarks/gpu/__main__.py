@@ -1,4 +1,4 @@
-"""`python -m expo.gpu [parts=A,B,C,D,E] [cpu=true] [output=outputs/gpu-check]`: every part in a process of its own, see `expo.gpu`."""
+"""`python -m benchmarks.gpu [parts=A,B,C,D,E] [cpu=true] [output=outputs/gpu-check]`: every part in a process of its own, see `benchmarks.gpu`."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
     for part in parts:
         file, log = folder / f"{part}.json", folder / f"{part}.log"
         file.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "expo.gpu.part", part, str(file), "cpu" if cpu else "cuda"]
+        command = [sys.executable, "-m", "benchmarks.gpu.part", part, str(file), "cpu" if cpu else "cuda"]
         print(f"{part}: {PARTS[part]}", flush=True)
         with log.open("w") as out:
             process = subprocess.Popen(

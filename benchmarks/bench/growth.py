@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import replace
 
-from expo.bench.cases import Case, shape_of
+from benchmarks.bench.cases import Case, shape_of
 
 FACTORS = (1, 2, 4, 8)
 # Small enough that 8 times any of it fits. What a step costs whatever its size makes the exponents smaller.

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
+from benchmarks.gpu.engine import some_rows
+from benchmarks.gpu.place import Check, Place
 from expo.commands.wiring import load_model
 from expo.cost.machine import this_machine
 from expo.cost.shape import shape_of
-from expo.gpu.engine import some_rows
-from expo.gpu.place import Check, Place
 from expo.model.policy import causal_lm
 from expo.model.scoring import score
 

@@ -8,9 +8,9 @@ from typing import Any
 import psutil
 import torch
 
+from benchmarks.gpu.place import Check, NotRun, Place
 from expo.commands.wiring import load_model
 from expo.config import Config, EngineError, VLLMConf
-from expo.gpu.place import Check, NotRun, Place
 from expo.model.scoring import score, token_batch
 from expo.rollout.engine import Completion, Request, Sampling
 from expo.rollout.noise import Key

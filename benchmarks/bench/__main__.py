@@ -1,4 +1,4 @@
-"""`expo bench`: seconds and memory of a step of expo and of TRL, in turns on one idle machine, and what the machine could do."""
+"""Measure a step of expo and of TRL, in turns on one idle machine, beside what the machine could do: `make bench`."""
 
 import json
 import statistics
@@ -10,10 +10,11 @@ from pathlib import Path
 
 from rich.table import Table
 
-from expo.bench.arms import in_turns
-from expo.bench.cases import CASES, QUESTIONS, Case
-from expo.bench.growth import BASE, FACTORS, GROWN, costs, exponent, grown, many
-from expo.bench.limit import Work
+from benchmarks.bench.arms import in_turns
+from benchmarks.bench.cases import CASES, QUESTIONS, Case
+from benchmarks.bench.growth import BASE, FACTORS, GROWN, costs, exponent, grown, many
+from benchmarks.bench.limit import Work
+from expo.cli import reporting
 from expo.config import LADDER, UserError, take_options
 from expo.cost.machine import Machine
 from expo.runs.directory import device_name, git_commit
@@ -50,7 +51,7 @@ def main(arguments: list[str]) -> int:
         growth[what] = in_turns({f: ("ours", grown(what, f)) for f in FACTORS}, many(questions), turns, warm_up)
     if growth:
         show_growth(growth)
-    where = f"{device_name()}, commit {git_commit()}, {time.strftime('%Y-%m-%d')}"
+    where = f"{device_name()}, commit {git_commit('benchmarks')}, {time.strftime('%Y-%m-%d')}"
     print(where)
     if options["output"]:
         told = {"command": command(arguments), "where": where}
@@ -81,7 +82,7 @@ def command(arguments: list[str]) -> str:
     """Return the command line as it goes into a result: files by name, since their folders are this machine's."""
     pairs = [a.partition("=") for a in arguments if not a.startswith("output=")]
     shown = (f"{key}={Path(value).name}" if key in ("data", "check") else f"{key}={value}" for key, _, value in pairs)
-    return " ".join(["expo bench", *shown])
+    return " ".join(["python -m benchmarks.bench", *shown])
 
 
 def _some(key: str, given: str, known: Collection[str]) -> list[str]:
@@ -180,3 +181,7 @@ def ratio(sides: Mapping[str, Mapping[str, list[float]]]) -> tuple[float, float,
     first, second = (figures["seconds"] for figures in sides.values())
     ratios = [theirs / ours for ours, theirs in zip(first, second, strict=True)]
     return min(ratios), statistics.median(ratios), max(ratios)
+
+
+if __name__ == "__main__":
+    sys.exit(reporting(lambda: main(sys.argv[1:])))

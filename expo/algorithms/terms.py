@@ -1,0 +1,127 @@
+"""The terms of a loss over rollouts. Each is a class with a name, a coefficient, the tokens that it weighs, and a loss per token.
+
+    loss = Σ_terms coefficient · Σ w · term(o_t)
+
+The weights w are those of the whole batch (`expo.algorithms.losses.token_weights`), so that micro-batches and devices add up.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from expo.algorithms import losses
+from expo.config import GRPOConf
+from expo.model.scoring import TokenBatch
+from expo.step.sums import StepSums
+
+
+@dataclass(frozen=True)
+class Rows:
+    """All rows of a step: B rollouts, and after them the positives that have joined their groups."""
+
+    batch: TokenBatch
+    advantages: Tensor  # [B]
+    off_policy: Tensor  # [B, 1], True for a positive, which the policy did not sample
+    sampler_logp: Tensor  # [B, T], 0 where off-policy
+    old_logp: Tensor  # [B, T], log π_old, filled by the first pass
+    as_sampled: Tensor  # [B, 1], True where the prompt is the one behind which the row was sampled
+    guided: Tensor  # [B], True where a teacher has something to see
+    seen: list[TokenBatch] = field(
+        default_factory=list
+    )  # the same completions behind the prompts that the teacher sees
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A micro-batch of b rows, as terms see it."""
+
+    logp: Tensor  # [b, T], log π_θ, with a gradient
+    old_logp: Tensor  # [b, T]
+    mask: Tensor  # [b, T], 1 on tokens of completions
+    own: Tensor  # [b, T], 1 on those that the policy sampled
+    off_policy: Tensor  # [b, 1]
+    advantages: Tensor  # [b]
+    token_advantages: Tensor  # [b] or [b, T]: the same, or as a teacher shapes them
+    trust: Tensor  # [b, T], weight that corrects the sampler, see `losses.sampler_weights`
+    reference_logp: Callable[[], Tensor]  # computes log π_ref `[b, T]`, at a pass of the reference
+    entropy: Tensor | None = None  # [b, T], of the next-token distribution; where a term `needs_entropy`
+    opinion: Any = None  # a teacher's, see `expo.algorithms.distillation`
+
+    @property
+    def moved(self) -> Tensor:
+        """Return π_θ / π_old of each token, without a gradient: `[b, T]`."""
+        return losses.importance_ratio(self.logp.detach(), self.old_logp, self.mask, "token")
+
+
+class Term:
+    """One term of a loss, logged as `loss/<name>` before its coefficient."""
+
+    name: str
+    coefficient: float = 1.0
+    needs_entropy = False
+
+    def active(self, rows: Rows) -> Tensor:
+        """Return which rows have a gradient `[B]`: others cost no pass, unless another term needs them."""
+        return torch.ones_like(rows.guided)
+
+    def mask(self, rows: Rows) -> Tensor:
+        """Return the tokens `[B, T]` that the term is a mean over."""
+        return rows.batch.mask
+
+    def begin(self, rows: Rows, sums: StepSums) -> None:
+        """Declare metrics that are logged in a step without any active row, too."""
+
+    def __call__(self, scored: Scored, sums: StepSums) -> Tensor:
+        """Return the loss of each token: `[b, T]`."""
+        raise NotImplementedError
+
+
+class Surrogate(Term):
+    """Policy gradient of the rollouts, and of positives in their groups: a formula of `losses.SURROGATES`."""
+
+    name = "policy"
+
+    def __init__(self, conf: GRPOConf, member_shaping: float):
+        self.conf, self.member_shaping = conf, member_shaping
+
+    def active(self, rows: Rows) -> Tensor:
+        return rows.advantages.bool()  # a group of equal rewards has no policy gradient
+
+    def __call__(self, scored: Scored, sums: StepSums) -> Tensor:
+        s = scored
+        loss, rho, stopped = losses.policy_loss(s.logp, s.old_logp, s.mask, s.token_advantages, self.conf)
+        sums.mean("policy/ratio_mean", (rho * s.own).sum(), s.own.sum())
+        sums.mean("policy/clip_frac", (stopped * s.own).sum(), s.own.sum())
+        member = losses.off_policy_loss(s.logp, s.advantages, self.member_shaping)
+        return torch.where(s.off_policy, member, s.trust * loss)
+
+
+class KL(Term):
+    """KL(π_θ || π_ref) on the rollouts."""
+
+    name = "kl"
+
+    def __init__(self, conf: GRPOConf):
+        self.coefficient, self.estimator = conf.kl_coef, conf.kl_estimator
+
+    def __call__(self, scored: Scored, sums: StepSums) -> Tensor:
+        per_token = scored.own * losses.kl(scored.logp, scored.reference_logp(), self.estimator)
+        sums.mean("policy/kl", per_token.sum(), scored.own.sum())
+        return per_token
+
+
+class Entropy(Term):
+    """Minus the entropy of the next-token distribution, from its logits: minimizing it is an entropy bonus with the true gradient."""
+
+    name = "entropy"
+    needs_entropy = True
+
+    def __init__(self, coefficient: float):
+        self.coefficient = coefficient
+
+    def __call__(self, scored: Scored, sums: StepSums) -> Tensor:
+        assert scored.entropy is not None
+        return -scored.own * scored.entropy

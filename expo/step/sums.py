@@ -1,0 +1,50 @@
+"""What the micro-batches and updates of one step add up to. Each metric is declared where it is made."""
+
+from collections import defaultdict
+from collections.abc import Callable
+
+from torch import Tensor
+
+Number = float | Tensor
+TOTAL, SUM, COUNT = " total", " sum", " count"  # ends of names; what has none is a mean over updates
+
+
+class StepSums(defaultdict[str, float]):
+    """Sums over the micro-batches, updates and devices of one step, under the names of the metrics that they become.
+
+    A metric of your own is logged under the name that you give it.
+    Args: updates, the optimizer steps that the step takes.
+    """
+
+    def __init__(self, updates: int = 1):
+        super().__init__(float)
+        self.updates = updates
+        self.derived: dict[str, Callable[[StepSums], float | None]] = {}  # metrics that follow from several sums
+
+    def per_update(self, name: str, value: Number) -> None:
+        """Add to a metric that is a mean over updates, as each term of the loss is."""
+        self[name] += float(value)
+
+    def total(self, name: str, value: Number) -> None:
+        """Add to a metric that is the sum over the step."""
+        self[name + TOTAL] += float(value)
+
+    def mean(self, name: str, total: Number, count: Number) -> None:
+        """Add to a metric that is Σ total / Σ count; None where nothing was counted."""
+        self[name + SUM] += float(total)
+        self[name + COUNT] += float(count)
+
+    def metrics(self) -> dict[str, float | None]:
+        """Return the metrics by name. One that begins with an underscore only serves others, and is left out."""
+        found: dict[str, float | None] = {}
+        for name, value in self.items():
+            if name.endswith(SUM):
+                name = name.removesuffix(SUM)
+                count = self[name + COUNT]
+                found[name] = value / count if count else None
+            elif name.endswith(TOTAL):
+                found[name.removesuffix(TOTAL)] = value
+            elif not name.endswith(COUNT):
+                found[name] = value / self.updates
+        found |= {name: of(self) for name, of in self.derived.items()}
+        return {name: value for name, value in found.items() if not name.startswith("_")}

@@ -1,0 +1,114 @@
+"""Rules of the house: every import resolves, every key is used, and the package grows only where a commit says why."""
+
+import ast
+import importlib
+import re
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import yaml
+from test_extending import blocks
+
+from expo.config.key import flat
+from expo.config.reference import known, nodes_of, rows_of
+
+ROOT = Path(__file__).parents[1]
+HOUSE = ("expo", "benchmarks")
+LINES = 23351
+PAGES = [
+    page for folder in (".", "docs", "experiments/*") for page in sorted(ROOT.glob(f"{folder}/*.md"))
+    if page.name not in ("CHANGELOG.md", "keys.md")
+]  # fmt: skip
+# Keys that nothing uses; each is to go.
+UNUSED = {"algorithm.top_of"}
+
+
+def sources():
+    """Yield the name and text of each piece of Python, also of those that pages show."""
+    for folder in (*HOUSE, "tests", "experiments", "docs"):
+        yield from ((str(path.relative_to(ROOT)), path.read_text()) for path in sorted((ROOT / folder).rglob("*.py")))
+    yield from ((page.name, code) for page in PAGES for kind, _, code in blocks(page.read_text()) if kind == "python")
+
+
+def imported(text):
+    """Yield the modules of the house that a file imports, each with a name that it takes from there, or None."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            found = [(name.name, None) for name in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found = [(node.module, name.name) for name in node.names]
+        else:
+            continue
+        yield from ((module, name) for module, name in found if module.partition(".")[0] in HOUSE)
+
+
+@cache
+def resolves(module, name):
+    """Return whether a module is there and has the name; true where an extra that it needs is not installed."""
+    try:
+        if find_spec(module) is None:
+            return False
+        return (
+            name is None or hasattr(importlib.import_module(module), name) or find_spec(f"{module}.{name}") is not None
+        )
+    except ModuleNotFoundError as error:
+        return error.name.partition(".")[0] not in HOUSE
+
+
+def test_what_is_imported_of_the_house_is_there():
+    found = {(file, *taken) for file, text in sources() for taken in imported(text)}
+    recipes = {name for page in PAGES for name in re.findall(r"^class (\w+)", page.read_text(), re.MULTILINE)}
+    assert len(found) > 1000
+    assert {missing for missing in found if missing[2] not in recipes and not resolves(*missing[1:])} == set()
+
+
+def test_what_make_runs_is_there():
+    modules = set(re.findall(r"-m ((?:expo|benchmarks)[\w.]*)", (ROOT / "Makefile").read_text()))
+    assert len(modules) > 3
+    assert {module for module in modules if not resolves(module, None)} == set()
+
+
+def test_a_module_or_a_name_that_is_gone_is_noticed():
+    assert not resolves("expo.tables.cost", "SHAPES")
+    assert not resolves("expo.model.shapes", "SHAPE")
+    assert resolves("expo.model", "shapes")
+    assert set(imported("import expo.a\nfrom benchmarks.b import c\nimport os")) == {
+        ("expo.a", None),
+        ("benchmarks.b", "c"),
+    }
+
+
+def keys():
+    """Return every key that is declared, by its whole name."""
+    nested = {row[0] for group in known() for node in nodes_of(group).values() for row in rows_of(node, f"{group}.")}
+    return nested | {name for name in known() if not nodes_of(name)}
+
+
+def used():
+    """Return what confs set, and every dotted word of plans, tests and pages, as its last two parts."""
+    words = set()
+    for path in ROOT.glob("conf/**/*.yaml"):
+        group = "" if "@package _global_" in path.read_text() else ".".join(path.relative_to(ROOT / "conf").parts[:-1])
+        words |= flat(yaml.safe_load(path.read_text()) or {}, group).keys()
+    tests = [path for path in ROOT.glob("tests/*.py") if path.name != Path(__file__).name]
+    for path in (*ROOT.glob("experiments/*/plan.yaml"), *tests, *PAGES):
+        words |= {word.strip(".") for word in re.findall(r"[\w.]+", path.read_text())}
+    return {last_two(word) for word in words}
+
+
+def last_two(word):
+    return ".".join(word.split(".")[-2:])
+
+
+def test_every_key_is_used_by_a_conf_a_plan_a_test_or_a_page():
+    found = used()
+    assert {key for key in keys() if last_two(key) not in found} == UNUSED
+
+
+def test_the_package_has_no_more_lines_than_it_may():
+    lines = sum(len(path.read_text().splitlines()) for path in (ROOT / "expo").rglob("*.py"))
+    assert lines <= LINES, (
+        f"expo/ has {lines} lines, {lines - LINES} more than it may. Delete or merge something; or raise LINES in {Path(__file__).name}, "
+        "in a commit that says who needs the lines, and what was looked at to save them"
+    )
