@@ -273,7 +273,7 @@ def test_several_tasks_have_their_shares(gym):
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
-        (["dataset.task=sum"], "no task of reasoning-gym 0; did you mean sums?"),
+        (["dataset.task=sum"], "no task of reasoning-gym; did you mean sums?"),
         (["dataset.task=composite"], "no task of reasoning-gym"),
         (["dataset.task=sums", "dataset.task_config={max_valu: 3}"], "did you mean max_value"),
         (["dataset.task=sums", "dataset.task_config={max_value: 0}"], "max_value must be positive"),

@@ -131,7 +131,7 @@ def streams_of(conf: ReasoningGymConf, levels: Sequence[Any]) -> list[Stream]:
             meant = (
                 f"did you mean {near[0]}?" if near else f"its tasks: {', '.join(sorted({*DATASETS} - {'composite'}))}"
             )
-            raise UserError(f"dataset.task={task}: no task of reasoning-gym {_version()}; {meant}")
+            raise UserError(f"dataset.task={task}: no task of reasoning-gym; {meant}")
         known = _settings_of(task)
         for name in conf.settings(task):
             if name not in known:
@@ -146,10 +146,6 @@ def streams_of(conf: ReasoningGymConf, levels: Sequence[Any]) -> list[Stream]:
     for stream in found:
         stream.data(0)
     return found
-
-
-def _version() -> str:
-    return str(getattr(reasoning_gym, "__version__", ""))
 
 
 def _settings_of(task: str) -> list[str]:
