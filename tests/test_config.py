@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import compose_config
+from hydra.errors import ConfigCompositionException
 
 from expo import cli, config
 from expo.config import check
@@ -24,6 +25,9 @@ OPTIONS = [(f.parent.name, f.stem) for f in sorted(CONF.glob("*/*.yaml"))]
 def test_every_option_composes_and_passes_the_checks(group, name, tmp_path, monkeypatch):
     needed = {
         "custom": ["dataset.path=README.jsonl"],
+        "function": ["dataset.function=a.b"],
+        "partial": ["verifier=python", "verifier.function=a.b"],
+        "reasoning_gym": ["dataset.task=chain_sum"] if group == "dataset" else [],
         "expert_paraphrase": ["prompts=math"],
         "python": ["verifier.function=a.b"],
     }
@@ -34,6 +38,9 @@ def test_every_option_composes_and_passes_the_checks(group, name, tmp_path, monk
     cfg = compose_config(f"{group}={name}", *source)
     if cfg.rollout.requires and importlib.util.find_spec(cfg.rollout.requires) is None:
         with pytest.raises(config.UserError, match=f"make setup EXTRA={cfg.rollout.extra}"):
+            check(cfg)
+    elif (group, name) == ("dataset", "reasoning_gym") and importlib.util.find_spec("reasoning_gym") is None:
+        with pytest.raises(config.UserError, match=r"pip install reasoning-gym"):
             check(cfg)
     else:
         check(cfg)
@@ -419,3 +426,10 @@ def test_a_micro_batch_that_does_not_divide_the_step_becomes_the_largest_that_do
     divide_evenly(cfg)
     assert cfg.trainer.micro_batch_size == taken
     assert (f"trainer.micro_batch_size={given} does not divide the 128 rows" in capsys.readouterr().out) is said
+
+
+def test_a_mapping_takes_names_of_its_own_on_the_command_line():
+    cfg = compose_config("prompts.template_options={enable_thinking: false}", "prompts.template_options.depth=2")
+    assert cfg.prompts.template_options == {"enable_thinking": False, "depth": 2}
+    with pytest.raises(ConfigCompositionException, match=r"prompts.template_optoins"):
+        compose_config("prompts.template_optoins={a: 1}")

@@ -16,6 +16,7 @@ from expo.commands import verify as verify_command
 from expo.config import UserError, VerifierConf, build, check, identity
 from expo.config.from_run import config_from_run
 from expo.config.own_code import own_code
+from expo.data.checks import unusable
 from expo.ground.problem import Problem
 from expo.jobs.wiring import check_extraction
 from expo.verifier.answers import Verdict
@@ -300,3 +301,30 @@ def test_a_judge_of_ones_own_is_code_that_a_run_is_made_of(own, tmp_path):
     (tmp_path / "own_judges.py").write_text(OWN.replace("0.5 if", "0.9 if"))
     assert own_code(cfg) != before
     assert own_code(compose_config()) == {}
+
+
+SLOW_TO_IMPORT = """
+import time
+
+end = time.process_time() + 1
+while time.process_time() < end:
+    pass
+
+
+def judge(answer, problem):
+    return answer == problem.answer
+"""
+
+
+def test_what_a_judge_imports_is_no_part_of_the_first_answers_time(tmp_path, monkeypatch):
+    (tmp_path / "slow_judge.py").write_text(SLOW_TO_IMPORT)
+    monkeypatch.syspath_prepend(tmp_path)
+    conf = compose_config("verifier=python", "verifier.function=slow_judge.judge", "verifier.timeout_s=0.3").verifier
+    with Verifier(conf) as verifier:
+        assert verifier.verify([r"\boxed{7}"], [Problem("", "", "7")]) == [Verdict.CORRECT]
+
+
+def test_an_answer_that_no_completion_may_be_as_long_as_is_named_with_its_key():
+    with Verifier(VerifierConf(max_answer_chars=3)) as verifier:
+        [told] = unusable([Problem("", "?", "1234")], verifier)
+    assert "verifier.max_answer_chars=3" in str(told)

@@ -36,14 +36,15 @@ def main(arguments: list[str]) -> int:
     make_folder(output.parent, "output")
     partial = output.with_name(f".{output.name}.partial")
     remove(partial)
-    _save(final, partial, options["dtype"] or cfg.model.dtype)
-    (partial / "README.md").write_text(model_card(cfg, summary, adapter=False))
+    gguf = _save(final, partial, options["dtype"] or cfg.model.dtype)
+    (partial / "README.md").write_text(model_card(cfg, summary, adapter=False, gguf=gguf))
     partial.rename(output)
     print(f"{output}: load it with AutoModelForCausalLM.from_pretrained({str(output)!r})")
     return 0
 
 
-def _save(final: Path, folder: Path, dtype: str) -> None:
+def _save(final: Path, folder: Path, dtype: str) -> str:
+    """Save a run's final model as a whole one. Returns the GGUF file that its first weights are from; "" where there is none."""
     from transformers.utils import logging
 
     from expo.model.policy import load_policy
@@ -53,3 +54,4 @@ def _save(final: Path, folder: Path, dtype: str) -> None:
     with disk_errors(folder):
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return getattr(model.config, "expo_gguf", "")

@@ -16,13 +16,12 @@ from expo.config.commands import (
     WandbLoggerConf,
 )
 from expo.config.compose import build, check, check_anywhere, compose_config, conf_dir, config_folders, register, typed
-from expo.config.dataset import ColumnsConf, DatasetConf, Gsm8kConf, LadderConf, MathConf, TableConf
+from expo.config.dataset import ColumnsConf, DatasetConf, FunctionConf, Gsm8kConf, LadderConf, MathConf, TableConf
 from expo.config.distillation import SelfDistillationConf
 from expo.config.errors import DISK, EngineError, UserError
 from expo.config.from_run import restore
 from expo.config.hints import HintsConf, NoHintsConf, PrefixConf, SelfHintConf
 from expo.config.identity import (
-    LADDER,
     arm_identity,
     bank_identity,
     data_content,
@@ -35,7 +34,7 @@ from expo.config.identity import (
     write_recipe,
 )
 from expo.config.key import Rules, functions_of, key, option
-from expo.config.model import ModelConf, RandomShapeConf, RandomTinyConf
+from expo.config.model import LADDER, ModelConf, RandomShapeConf, RandomTinyConf
 from expo.config.optimizer import AdamW8bitConf, OptimizerConf
 from expo.config.places import make_folder, run_dir, run_id, run_mark
 from expo.config.positives import (
@@ -47,11 +46,13 @@ from expo.config.positives import (
     SourceConf,
     StarConf,
 )
+from expo.config.reasoning import ReasoningGymConf
 from expo.config.rollout import RolloutConf, VLLMConf
 from expo.config.run import Config
 from expo.config.training import (
     ANSWER_KINDS,
     EvaluationConf,
+    PartialConf,
     PythonVerifierConf,
     RewardConf,
     TrainerConf,
@@ -61,9 +62,9 @@ from expo.config.world import WorldConf
 
 __all__ = [
     "ANSWER_KINDS", "DISK", "LADDER", "AdamW8bitConf", "AlgorithmConf", "ColumnsConf", "Config", "CsvLoggerConf", "DPOConf", "DatasetConf", "DiagnoseConf", "EngineError",
-    "EvaluationConf", "ExpertConf", "GRPOConf", "Gsm8kConf", "HintsConf", "JudgeConf", "LadderConf", "LoggerConf",
-    "MathConf", "MlflowConf", "MlflowLoggerConf", "ModelConf", "NoHintsConf", "NoPositivesConf", "OptimizerConf", "ParaphraseConf", "PositivesConf",
-    "PositivesOnlyConf", "PrefixConf", "PretrainConf", "PromptsConf", "PythonVerifierConf", "RandomShapeConf", "RandomTinyConf", "RewardConf", "RolloutConf",
+    "EvaluationConf", "ExpertConf", "FunctionConf", "GRPOConf", "Gsm8kConf", "HintsConf", "JudgeConf", "LadderConf", "LoggerConf",
+    "MathConf", "MlflowConf", "MlflowLoggerConf", "ModelConf", "NoHintsConf", "NoPositivesConf", "OptimizerConf", "ParaphraseConf", "PartialConf", "PositivesConf",
+    "PositivesOnlyConf", "PrefixConf", "PretrainConf", "PromptsConf", "PythonVerifierConf", "RandomShapeConf", "RandomTinyConf", "ReasoningGymConf", "RewardConf", "RolloutConf",
     "Rules", "SFTConf", "SelfDistillationConf", "SelfExplanationConf", "SelfHintConf", "SourceConf", "StarConf", "TableConf", "TensorBoardLoggerConf", "TrainerConf",
     "UserError", "VLLMConf", "VerifierConf", "WandbConf", "WandbLoggerConf", "WorldConf", "arm_identity", "bank_identity", "build", "check", "check_anywhere", "compose_config",
     "conf_dir", "config_folders", "data_content", "functions_of", "identity", "key", "lineage", "made_as", "make_folder", "model_content", "option", "pairs_identity", "pretrain_identity", "register", "restore",

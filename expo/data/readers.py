@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from expo.config import DatasetConf, LadderConf, TableConf, UserError
+from expo.config import DatasetConf, FunctionConf, LadderConf, TableConf, UserError
 from expo.config.errors import first_line
 from expo.config.files import read_lines
 from expo.config.key import shown
@@ -22,6 +22,7 @@ from expo.data.account import NAMED, Account, Source
 from expo.data.checks import BadRow, check_text, unusable
 from expo.ground.problem import Problem
 from expo.verifier.extraction import last_boxed
+from expo.verifier.judges import ByFunction, function_at
 from expo.verifier.pool import Verifier
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ class Reader:
         held_out = {p.asked for p in evaluated}
         problems = self._read(self.conf.path, self.conf.split, self.conf.levels)
         from_hub = (
-            self.conf.path is None and self.conf.eval_path is None
+            self.conf.path is None and self.conf.eval_path is None and not self.conf.is_generated
         )  # whose splits are others': what they share is named, and stays
         kept = [p for p in problems if from_hub or p.asked not in held_out]
         if from_hub and (both := sum(p.asked in held_out for p in problems)):
@@ -102,6 +103,21 @@ class Reader:
         if self.conf.part == "held_out" and self.conf.shares_file:
             return self.evaluation()[: self.conf.limit]
         return self.whole()
+
+    def examples(self, count: int) -> list[Problem]:
+        """Return worked examples for prompts: the same ones of the training part, and one more, in place of the one that is asked."""
+        if not count:
+            return []
+        found = _spread([p for p in self._once(self._shown(count)) if not p.earlier], count + 1)
+        if len(found) <= count:
+            raise UserError(
+                f"prompts.examples={count}: the training part has {len(found)} problems to show; set it lower"
+            )
+        return found
+
+    def _shown(self, count: int) -> list[Problem]:
+        """Return the problems that examples are taken of, whatever `limit` is."""
+        return self.train()
 
     def whole(self) -> list[Problem]:
         """Return every problem of eval_path, else of path, else of the hub's eval_split, at most `limit`."""
@@ -193,7 +209,8 @@ class Reader:
     @property
     def answer_kind(self) -> str:
         """Return the kind that all answers are compared by, or `auto`; "" where a judge of one's own compares them."""
-        if not self.verifier.judge.accepts_itself:
+        judge = self.verifier.judge
+        if not judge.accepts_itself or isinstance(judge, ByFunction):
             return ""
         return self.conf.answer_kind if self.verifier.conf.kind == "auto" else self.verifier.conf.kind
 
@@ -343,6 +360,30 @@ class Columns(Reader):
         ):
             raise BadRow("dataset.answer_pattern finds a part of a number", f"{answer!r} in {text[:80]!r}")
         return answer
+
+
+class Rows(Columns):
+    """What a function of one's own yields for a split: `dataset=function`."""
+
+    conf: FunctionConf
+
+    def _rows(self, path: str | None, split: str) -> Iterator[dict[str, Any] | BadRow | None]:
+        told = f"dataset.function={self.conf.function}"
+        try:
+            function = function_at(self.conf.function)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise UserError(
+                f"{told}: cannot be imported ({error}); give package.module.name of a function, and name its package in EXPO_PLUGINS "
+                "where it stands in the working folder"
+            ) from error
+        try:
+            for row in function(split):
+                yield row if isinstance(row, dict) else BadRow("no dictionary", repr(row)[:80])
+        except Exception as error:  # of code that is not ours
+            raise UserError(f"{told}: raises {type(error).__name__} ({first_line(error)}); correct it") from error
+
+    def _source(self, path: str | None) -> str:
+        return super()._source(path) if path else f"dataset.function={self.conf.function}"
 
 
 NOTHING = ("", "none", "null", "nan", "n/a")  # what tables write where there is nothing

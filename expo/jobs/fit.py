@@ -215,7 +215,8 @@ def save_final(
     with disk_errors(partial):
         save_policy(policy, partial)
     tokenizer.save_pretrained(partial)
-    (partial / "README.md").write_text(model_card(cfg, summary, (partial / "adapter_config.json").is_file()))
+    gguf = getattr(causal_lm(policy).config, "expo_gguf", "")
+    (partial / "README.md").write_text(model_card(cfg, summary, (partial / "adapter_config.json").is_file(), gguf))
     remove(folder)
     partial.rename(folder)
 

@@ -36,6 +36,7 @@ def measure_samples(cfg: Config, run: Run) -> None:
     makers = [prompts.solve_ids, prompts.explain_ids]
     with Verifier(cfg.verifier) as verifier:
         reader: Reader = build(cfg.dataset, verifier, of=Reader)
+        prompts.examples = reader.examples(cfg.prompts.examples)
         problems = first_of_each_level(reader.part(), conf.problems)
         problems, taken = within_length(problems, makers, tokenizer, solve_limit(cfg, model))
         run.keep_account(reader.account() | {cfg.dataset.part: taken})

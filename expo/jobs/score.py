@@ -34,6 +34,7 @@ def evaluate(cfg: Config, run: Run) -> None:
     model, tokenizer, prompts = load_model(cfg)
     with Verifier(cfg.verifier) as verifier:
         reader: Reader = build(cfg.dataset, verifier, of=Reader)
+        prompts.examples = reader.examples(cfg.prompts.examples)
         problems, taken = within_length(reader.part(), [prompts.solve_ids], tokenizer, solve_limit(cfg, model))
         run.keep_account(reader.account() | {cfg.dataset.part: taken})
         warn_of_trained_on(cfg, problems)

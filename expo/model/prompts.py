@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import date
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -29,16 +30,17 @@ class Prompts:
 
     def __init__(self, conf: PromptsConf):
         self.conf = conf
+        self.examples: Sequence[Problem] = ()  # of the training part: see `prompts.examples`
 
     def solve_ids(self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]) -> list[list[int]]:
         """Return token ids of `q` for each problem, ending where the completion begins."""
-        return self._ids(tokenizer, [_fill(self.conf.solve, question=p.question) for p in problems], problems)
+        texts = [_fill(self.conf.solve, question=p.question) for p in problems]
+        return self._ids(tokenizer, texts, self._after_examples(self.conf.solve, problems))
 
     def explain_ids(self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]) -> list[list[int]]:
         """Return token ids of `(q, a*)` for each problem: the prompt under which the policy explains the known answer."""
-        return self._ids(
-            tokenizer, [_fill(self.conf.explain, question=p.question, answer=p.answer) for p in problems], problems
-        )
+        texts = [_fill(self.conf.explain, question=p.question, answer=p.answer) for p in problems]
+        return self._ids(tokenizer, texts, self._after_examples(self.conf.explain, problems))
 
     def privileged_ids(self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]) -> list[list[int]]:
         """Return the prompts of a teacher that is shown each problem's solution; where it has none, or there is no template, its answer."""
@@ -145,6 +147,26 @@ class Prompts:
         opened = self._rendered(tokenizer, PLACE).rstrip().endswith(THOUGHTS[0])
         before = tokenizer(f"\n{THOUGHTS[1]}\n\n", add_special_tokens=False)["input_ids"] if opened else []
         return [*before, *text_ids(tokenizer, solution), turn_end(tokenizer)]
+
+    def _after_examples(self, template: str, problems: Sequence[Problem]) -> Sequence[Problem]:
+        """Return the problems with worked examples before what was said of each: `prompts.examples` that do not ask the same."""
+        if not self.conf.examples:
+            return problems
+        shown = []
+        for problem in problems:
+            others = [e for e in self.examples if e.asked != problem.asked][: self.conf.examples]
+            turns = [
+                turn
+                for e in others
+                for turn in (
+                    ("user", _fill(template, question=e.question, answer=e.answer)),
+                    ("assistant", e.solution or _fill(self.conf.final, answer=e.answer)),
+                )
+            ]
+            first = [turn for turn in problem.earlier if turn[0] == "system"]
+            rest = [turn for turn in problem.earlier if turn[0] != "system"]
+            shown.append(replace(problem, earlier=(*first, *turns, *rest)))
+        return shown
 
     def _ids(
         self, tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], problems: Sequence[Problem]

@@ -155,7 +155,7 @@ class VLLMEngine:
     def _source(self) -> str:
         """Return where the model's config and weights are; which weights does not matter, unless an adapter alone is sent: they are replaced."""
         base = causal_lm(self.model)
-        if base.name_or_path:
+        if base.name_or_path and not hasattr(base.config, "expo_gguf"):  # vLLM reads no such file
             return str(base.name_or_path)
         folder = Path(self.folder.name, "model")
         base.config.save_pretrained(folder)

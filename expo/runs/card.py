@@ -5,18 +5,23 @@ from typing import Any
 import yaml
 
 from expo.config import Config
-from expo.config.model import looks_local
+from expo.config.model import PACKAGED, is_gguf, looks_local
 
 
-def model_card(cfg: Config, summary: dict[str, Any], adapter: bool) -> str:
-    """Return README.md of a model folder. Args: summary, the run's summary.json; adapter, whether the folder has an adapter alone."""
+def model_card(cfg: Config, summary: dict[str, Any], adapter: bool, gguf: str = "") -> str:
+    """Return README.md of a model folder.
+
+    Args: summary, the run's summary.json; adapter, whether the folder has an adapter alone; gguf, the file that the model's
+    first weights are from.
+    """
     base, data = cfg.model.path, cfg.dataset
     front: dict[str, Any] = {
         "library_name": "peft" if adapter else "transformers",
         "tags": ["expo", cfg.name, "math"],
     }
-    if not looks_local(base) and "/" in base:
-        front["base_model"] = base
+    hub_id = PACKAGED[base].hub_id if base in PACKAGED else base
+    if not looks_local(hub_id) and not is_gguf(hub_id) and "/" in hub_id:
+        front["base_model"] = hub_id
     if data.hub_id and not data.path:
         front["datasets"] = [data.hub_id]
     metrics = summary["metrics"]
@@ -30,6 +35,8 @@ def model_card(cfg: Config, summary: dict[str, Any], adapter: bool) -> str:
     rounded = ""
     if adapter and cfg.model.load_in_4bit:
         rounded = "The base was held in 4 bits (NF4, bitsandbytes) while the adapter was trained, and for the numbers below.\n"
+    if gguf:
+        rounded += f"Its first weights are those of the GGUF file {gguf}, rounded as they are there, and plain since.\n"
     return f"""---
 {yaml.safe_dump(front, sort_keys=False).strip()}
 ---

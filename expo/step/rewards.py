@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from expo.config import RewardConf, UserError
+from expo.config import PartialConf, RewardConf, UserError
 from expo.ground.problem import Problem
 from expo.verifier.answers import Verdict
+from expo.verifier.pool import Verifier
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,23 @@ class Correct:
     def __call__(self, rollouts: Sequence[Rollout]) -> Sequence[float]:
         spared = self.conf.truncated == "count"
         return [float(r.verdict is Verdict.CORRECT and (spared or not r.truncated)) for r in rollouts]
+
+
+class Partial:
+    """1 for a right answer, for another one the score that its judge gives it, and with `reward.truncated=zero` 0 for one that was cut off."""
+
+    def __init__(self, conf: PartialConf, verifier: Verifier):
+        self.correct, self.conf, self.verifier = Correct(conf), conf, verifier
+
+    def __call__(self, rollouts: Sequence[Rollout]) -> Sequence[float]:
+        rewards = list(self.correct(rollouts))
+        spared = self.conf.truncated == "count"
+        # Of verdicts, only this one may hide a score. The answers are few by then: to judge them again is cheaper than to carry scores along.
+        wrong = [i for i, r in enumerate(rollouts) if r.verdict is Verdict.INCORRECT and (spared or not r.truncated)]
+        scores = self.verifier.scores([rollouts[i].text for i in wrong], [rollouts[i].problem for i in wrong])
+        for i, score in zip(wrong, scores, strict=True):
+            rewards[i] = score
+        return rewards
 
 
 def rewards_of(reward: Reward, rollouts: Sequence[Rollout]) -> list[float]:

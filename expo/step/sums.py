@@ -23,16 +23,16 @@ class StepSums(defaultdict[str, float]):
 
     def per_update(self, name: str, value: Number) -> None:
         """Add to a metric that is a mean over updates, as each term of the loss is."""
-        self[name] += float(value)
+        self[name] += _number(value)
 
     def total(self, name: str, value: Number) -> None:
         """Add to a metric that is the sum over the step."""
-        self[name + TOTAL] += float(value)
+        self[name + TOTAL] += _number(value)
 
     def mean(self, name: str, total: Number, count: Number) -> None:
         """Add to a metric that is Σ total / Σ count; None where nothing was counted."""
-        self[name + SUM] += float(total)
-        self[name + COUNT] += float(count)
+        self[name + SUM] += _number(total)
+        self[name + COUNT] += _number(count)
 
     def metrics(self) -> dict[str, float | None]:
         """Return the metrics by name. One that begins with an underscore only serves others, and is left out."""
@@ -48,3 +48,7 @@ class StepSums(defaultdict[str, float]):
                 found[name] = value / self.updates
         found |= {name: of(self) for name, of in self.derived.items()}
         return {name: value for name, value in found.items() if not name.startswith("_")}
+
+
+def _number(value: Number) -> float:
+    return value.item() if isinstance(value, Tensor) else value

@@ -88,7 +88,8 @@ def matches(answer: str, pattern: str) -> bool:
 class ByFunction:
     """Asks a function `judge(answer, problem) -> bool | None` of one's own: `verifier=python verifier.function=package.module.name`.
 
-    True is right, False is wrong, None is no answer; of a number, 1 or more is right.
+    True is right, False is wrong, None is no answer; of a number, 1 or more is right, and less may be a part of it
+    (`reward=partial`). A function with the attribute `accepts_itself = True` is asked about each row's own answer first.
     """
 
     accepts_itself = False
@@ -96,7 +97,9 @@ class ByFunction:
     def __init__(self, conf: PythonVerifierConf):
         self.conf = conf
         try:
-            inspect.signature(function_at(conf.function)).bind("answer", Problem("", "", ""))
+            function = function_at(conf.function)
+            inspect.signature(function).bind("answer", Problem("", "", ""))
+            self.accepts_itself = getattr(function, "accepts_itself", False)
         except (ImportError, AttributeError, ValueError, TypeError) as error:
             raise UserError(
                 f"verifier.function={conf.function}: cannot be called with an answer and a problem ({error}); give package.module.name of such a function, "
@@ -118,6 +121,11 @@ def function_at(path: str) -> Callable[..., Any]:
     module, _, name = path.rpartition(".")
     found: Callable[..., Any] = getattr(importlib.import_module(module), name)
     return found
+
+
+def score_of(found: Any) -> float:
+    """Return how right an answer is by what a judge's function returned: from 0, for what is no number, to 1."""
+    return min(max(0.0, float(found)), 1.0) if isinstance(found, bool | int | float) else 0.0
 
 
 def verdict_of(found: Any) -> Verdict:

@@ -20,10 +20,17 @@ from expo.ground.problem import Problem
 from expo.ground.ranks import ALONE, Ranks
 from expo.verifier.answers import Verdict
 from expo.verifier.extraction import Extraction, extraction
-from expo.verifier.judges import Judge, Task
+from expo.verifier.judges import ByFunction, Judge, Task
 from expo.verifier.worker import CONFINES, Worker
 
 log = logging.getLogger(__name__)
+TOLD = 5  # messages of what a judge raised: a scorer may put the answer into each
+
+
+class Judging(Future[Verdict]):
+    """A verdict to come. With it comes the score: 1 for a right answer, and for another what its judge gives it, mostly 0."""
+
+    score = 0.0
 
 
 @dataclass(eq=False)
@@ -42,9 +49,7 @@ class Verifier:
     peak_mb: float = field(default=0.0, init=False)  # of the largest worker so far
     judge: Judge = field(init=False)
     extraction: Extraction = field(init=False)
-    _tasks: "queue.SimpleQueue[tuple[Task, Future[Verdict]] | None]" = field(
-        default_factory=queue.SimpleQueue, init=False
-    )
+    _tasks: "queue.SimpleQueue[tuple[Task, Judging] | None]" = field(default_factory=queue.SimpleQueue, init=False)
     _raised: set[str] = field(default_factory=set, init=False)
     _threads: list[threading.Thread] = field(default_factory=list, init=False)
     _lock: Any = field(default_factory=threading.Lock, init=False)
@@ -53,18 +58,19 @@ class Verifier:
         self.judge = build(self.conf, of=Judge)
         self.extraction = extraction(self.conf.extract)
 
-    def submit(self, completion: str, problem: Problem | str) -> "Future[Verdict]":
+    def submit(self, completion: str, problem: Problem | str) -> Judging:
         """Judge one completion. The future ends in a Verdict, or in VerifierError where no worker can be started.
 
         Args: problem, or its gold answer alone.
         """
         if isinstance(problem, str):
             problem = Problem("", "", problem)
-        result: Future[Verdict] = Future()
+        result = Judging()
         answer = self.extraction.of(completion)
         if not answer or len(answer) > self.conf.max_answer_chars:
             result.set_result(Verdict.UNPARSEABLE)
         elif (known := self.judge.settle(answer, problem)) is not None:
+            result.score = float(known is Verdict.CORRECT)
             result.set_result(known)
         else:
             self._start()
@@ -75,6 +81,14 @@ class Verifier:
         """Return the verdicts in order, all judged at once by the workers."""
         pairs = self.ranks.own(list(zip(completions, problems, strict=True)))
         return self.ranks.whole([future.result() for future in [self.submit(c, p) for c, p in pairs]])
+
+    def scores(self, completions: Sequence[str], problems: Sequence[Problem | str]) -> list[float]:
+        """Return the scores in order, all judged at once by the workers."""
+        pairs = self.ranks.own(list(zip(completions, problems, strict=True)))
+        futures = [self.submit(c, p) for c, p in pairs]
+        for future in futures:
+            future.result()
+        return self.ranks.whole([future.score for future in futures])
 
     def drop(self) -> None:
         """Judge nothing more of what is queued."""
@@ -115,8 +129,8 @@ class Verifier:
         while (task := self._tasks.get()) is not None:
             (function, arguments), result = task
             try:
-                worker = worker or Worker(self.conf.memory_mb)
-                verdict, peak_mb, raised = worker.judge(function, arguments, self.conf.timeout_s)
+                worker = worker or Worker(self.conf.memory_mb, function.rpartition(".")[0])
+                verdict, peak_mb, raised, result.score = worker.judge(function, arguments, self.conf.timeout_s)
                 self.peak_mb = max(self.peak_mb, peak_mb)
                 self._tell(function, raised)
                 result.set_result(verdict)
@@ -132,7 +146,7 @@ class Verifier:
 
     def _tell(self, function: str, raised: str) -> None:
         """Say what a judge of one's own raised, once: the answer counts as unparseable. math-verify raises on much that is no answer."""
-        if raised and raised not in self._raised and not function.startswith("expo."):
+        if raised and raised not in self._raised and len(self._raised) < TOLD and isinstance(self.judge, ByFunction):
             self._raised.add(raised)
             log.warning("verifier.function=%s: raised %s; such an answer counts as unparseable", function, raised)
 

@@ -1,6 +1,7 @@
 """A process that judges one answer at a time and can be killed. Imports no torch."""
 
 import ctypes
+import importlib
 import logging
 import math
 import multiprocessing
@@ -20,7 +21,7 @@ from typing import Any
 import psutil
 
 from expo.verifier.answers import Verdict
-from expo.verifier.judges import function_at, verdict_of
+from expo.verifier.judges import function_at, score_of, verdict_of
 
 START_LIMIT_S = 60
 BACKSTOP = 5  # wall-clock time per CPU time that a worker may take
@@ -38,15 +39,15 @@ class Worker:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["expo.verifier.worker", "expo.verifier.warm"])
 
-    def __init__(self, memory_mb: int):
-        self.memory_mb = memory_mb
+    def __init__(self, memory_mb: int, module: str = "expo.verifier.answers"):
+        self.memory_mb, self.module = memory_mb, module
         self._spawn()
 
     def _spawn(self, again: bool = True) -> None:
         """Start the process. Args: again, whether one that does not begin is replaced. Raises OSError where none begins."""
         _start_forkserver()
         self.pipe, theirs = self.context.Pipe()
-        self.process = self.context.Process(target=work, args=(theirs, self.memory_mb), daemon=True)
+        self.process = self.context.Process(target=work, args=(theirs, self.memory_mb, self.module), daemon=True)
         with _without_main():
             self.process.start()
         theirs.close()
@@ -81,8 +82,8 @@ class Worker:
         self.process.join()
         self.pipe.close()
 
-    def judge(self, function: str, arguments: tuple[Any, ...], timeout_s: float) -> tuple[Verdict, float, str]:
-        """Return the verdict of a function, the worker's peak memory in MiB, and what the function raised ("": nothing).
+    def judge(self, function: str, arguments: tuple[Any, ...], timeout_s: float) -> tuple[Verdict, float, str, float]:
+        """Return the verdict of a function, the worker's peak memory in MiB, what the function raised ("": nothing), and its score.
 
         `timeout_s` is the worker's own CPU time, so that a busy machine changes no verdict; of wall-clock time it has
         BACKSTOP times as much, and LEAST_BACKSTOP_S at least, for what hangs without working. What may not be the answer's doing is judged once more: a
@@ -95,7 +96,7 @@ class Worker:
             try:
                 self.pipe.send((function, arguments))
                 if self._wait(timeout_s):
-                    judged: tuple[Verdict, float, str] = self.pipe.recv()
+                    judged: tuple[Verdict, float, str, float] = self.pipe.recv()
                     return judged
                 verdict, again = Verdict.TIMEOUT, False
             except TimeoutError:
@@ -107,7 +108,7 @@ class Worker:
             self._spawn()
             if not again:
                 break
-        return verdict, peak_mb, ""
+        return verdict, peak_mb, "", 0.0
 
 
 _MAIN = threading.Lock()
@@ -166,8 +167,8 @@ def _peak_mb(pid: int | None) -> float:
         return 0.0
 
 
-def work(pipe: Connection, memory_mb: int) -> None:
-    """Judge until the parent is gone: a worker's life."""
+def work(pipe: Connection, memory_mb: int, module: str = "expo.verifier.answers") -> None:
+    """Judge until the parent is gone: a worker's life. Args: module, of the judge's function."""
     import math_verify  # noqa: F401  (counted in the memory it starts with)
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns at each call that its own limits are off
@@ -175,6 +176,8 @@ def work(pipe: Connection, memory_mb: int) -> None:
         signal.signal(number, signal.SIG_IGN)  # the parent's to handle; it ends its workers itself
     os.setpgid(0, 0)  # so that what a judge of one's own starts ends with it
     _let_go_of_the_forkserver()
+    with suppress(Exception):  # else the first answer would pay for what it imports; what it raises, each answer tells
+        importlib.import_module(module)
     if CONFINES:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: not even a hung worker outlives a killed trainer
         with open("/proc/self/statm") as statm:
@@ -184,10 +187,11 @@ def work(pipe: Connection, memory_mb: int) -> None:
         pipe.send("ready")
         while True:
             function, arguments = pipe.recv()
-            raised = ""
+            raised, score = "", 0.0
             try:
-                verdict = verdict_of(function_at(function)(*arguments))
+                found = function_at(function)(*arguments)
+                verdict, score = verdict_of(found), score_of(found)
             except (Exception, RecursionError, MemoryError) as error:
                 # Whatever a parser raises on what a model wrote, the answer is one that cannot be read.
                 verdict, raised = Verdict.UNPARSEABLE, f"{type(error).__name__}: {error}"[:200]
-            pipe.send((verdict, _peak_mb(os.getpid()), raised))
+            pipe.send((verdict, _peak_mb(os.getpid()), raised, score))
