@@ -318,14 +318,16 @@ def flip_byte(folder: Path, rng: random.Random) -> str | None:
 
 
 @contextlib.contextmanager
-def disk(folder: Path, size: str) -> Iterator[Path]:
-    """Put a disk of that size under what a command writes, which comes back to the folder at the end. Gives its place."""
+def disk(folder: Path, free_kib: int) -> Iterator[Path]:
+    """Put a disk with that much room under what a command writes, which comes back to the folder at the end. Gives its place."""
     linked, kept = folder / "elsewhere", folder / "kept"
     place = linked if linked.is_dir() else folder / "outputs"
     place.mkdir(exist_ok=True)
     subprocess.run(["cp", "-a", str(place), str(kept)], check=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)], check=True)
-    subprocess.run(["cp", "-a", f"{kept}/.", str(place)], check=False, stderr=subprocess.DEVNULL)
+    pages = sum(1 + (path.stat().st_size + 4095) // 4096 for path in kept.rglob("*") if path.is_file())
+    size = f"size={4 * pages + free_kib}k"  # what is there has room, whatever the fault
+    subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(place)], check=True)
+    subprocess.run(["cp", "-a", f"{kept}/.", str(place)], check=True)
     try:
         yield place
     finally:
@@ -485,14 +487,14 @@ class Harness:
         elif fault == "small files":
             prepare = limited_files(int(10 ** rng.uniform(3.5, 6.9)))
         elif fault == "full disk":
-            space = disk(folder, f"{int(10 ** rng.uniform(3, 4.4))}k")
+            space = disk(folder, int(10 ** rng.uniform(3, 4.4)))
         elif fault == "read-only":
             pid = launch(arguments, folder, log)
             if wait(pid, time.monotonic() + moment_s) is None:
                 os.kill(pid, signal.SIGKILL)
                 wait(pid)
             orphans(folder, trial.command)
-            space = disk(folder, "1g")
+            space = disk(folder, 2**20)
         log.with_suffix(".err").unlink(missing_ok=True)
         with space as place:
             if fault == "read-only":
