@@ -1,11 +1,16 @@
 """Every algorithm of conf/algorithm runs on real data formats; what differs in their wiring, on the ladder."""
 
+import hashlib
 import json
+import os
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pyarrow.parquet
 import pytest
 import torch
+import transformers
 from conftest import compose_config
 
 from expo import config
@@ -19,6 +24,23 @@ from expo.verifier.pool import Verifier
 
 ALGORITHMS = sorted(f.stem for f in (config.conf_dir() / "algorithm").glob("*.yaml"))
 SMALL = ["trainer.problems_per_step=2", "trainer.micro_batch_size=4", "dataset.eval_limit=2", "evaluation.every=0"]
+
+
+# Every scalar of two steps of every algorithm, as one machine makes it. GOLDEN=make pytest -n 0 tests/test_algorithms.py -k every_algorithm
+# makes it anew, in a commit that says why a scalar changes.
+GOLDEN = Path(__file__).with_name("golden_scalars.json")
+
+
+def machine() -> list[str]:
+    """What a scalar's last digit depends on: the CPU's model and what it can do, and the libraries."""
+    told = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    cpu = sorted(set(re.findall(r"^(?:model name|cpu family|model|flags)\s*:.*$", told, re.MULTILINE)))
+    return [hashlib.sha256("\n".join(cpu).encode()).hexdigest()[:16], torch.__version__, transformers.__version__]
+
+
+def exact(line: dict) -> dict:
+    """A line of metrics.jsonl without what a clock makes."""
+    return {k: v for k, v in line.items() if not k.startswith("time/") and k != "throughput/tokens_per_s"}
 
 
 def run(tmp_path, *overrides):
@@ -58,6 +80,12 @@ def test_every_algorithm_trains_on_math(algorithm, tmp_path, math_file, monkeypa
     assert sum(line["policy/grad_norm"] for line in lines) > 0
     names = {name for line in lines for name in line}
     assert {"reward/mean", "loss/total", "loss/policy", "loss/sft", "policy/ratio_mean", "positive/used_frac"} <= names
+    golden, scalars = json.loads(GOLDEN.read_text()), [exact(line) for line in lines]
+    if os.environ.get("GOLDEN") == "make":
+        golden = {"machine": machine(), "scalars": golden["scalars"] | {algorithm: scalars}}
+        GOLDEN.write_text(json.dumps(golden, indent=1, sort_keys=True) + "\n")
+    if golden["machine"] == machine():  # elsewhere, rounding is another, and with it a sampled token
+        assert scalars == golden["scalars"][algorithm]
     summary = json.loads((directory / "summary.json").read_text())
     assert summary["status"] == "done"
     trained = pyarrow.parquet.read_table(directory / "completions" / "train-step000002.parquet")
