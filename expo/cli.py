@@ -258,7 +258,7 @@ def _run_from(command: str, arguments: list[str]) -> int:
 
 
 def _run_process(command: str, arguments: list[str], jobs: int) -> None:
-    """Make one run of a sweep in a process of its own, so that its memory is given back when it ends."""
+    """Make one run of a sweep in a new process, which frees its memory at the end."""
     from expo.runs.processes import run_apart, run_environment
 
     code = run_apart([sys.executable, "-m", "expo", command, *arguments], env=run_environment(jobs))

@@ -66,7 +66,7 @@ class Algorithm(Updates):
         self.last_metrics: dict[str, float | None] = {}
 
     def whole_policy(self) -> PreTrainedModel:
-        """Return the policy with all of its weights: itself, or its copy where it is sharded. Call it on all devices."""
+        """Return the policy with all weights: under fsdp, its gathered copy. Call on all devices."""
         if self.whole is None:
             return self.policy
         self.whole.gather()

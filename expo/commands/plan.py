@@ -58,7 +58,7 @@ def as_table(works: Sequence[Work], device: Device) -> Table:
 
 
 def advice(work: Work, device: Device) -> str:
-    """Say whether a run fits its devices, and if not, with what least change it does; or why it is refused."""
+    """Say whether a run fits its devices; if not, name the smallest change with which it fits, or the reason why none helps."""
     on, needed = f"{work.devices} {device.name}", memory(work, device)
     try:
         check_anywhere(work.cfg)

@@ -205,7 +205,7 @@ def _directories(request: Request, record: Mapping[str, Any]) -> dict[str, Path]
 
 
 def _read_run(directory: Path) -> tuple[RunData, dict[str, Any]]:
-    """Return what is kept of a run, its arm still to be named, and its settings. Raises UserError for what cannot be read."""
+    """Read a run directory into a RunData without an arm name, and its settings. Raises UserError where it cannot be read."""
     if not (directory / "config.yaml").is_file():
         known = ", ".join(known_tables())
         raise UserError(

@@ -169,7 +169,7 @@ def named(config: Config, overrides: Sequence[str], earlier: str = "") -> Config
 
 
 def for_command(config: Config, command: str, overrides: Sequence[str]) -> Config:
-    """Return the config as a command takes it from its command line: a model that is only measured gives its own name.
+    """Adapt the config to a command: where a model is only measured, the run is named after the model.
 
     Raises UserError for a key on the command line that the command does not look at.
     """

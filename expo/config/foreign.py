@@ -27,7 +27,7 @@ Check = Callable[[Any], bool]
 
 
 def content(path: Path) -> bytes:
-    """Return what a file holds. Raises ValueError for a fifo and its like, and for a large one; OSError where there is none."""
+    """Read a file that others may have made. Raises ValueError for a large one and for anything but a plain file, OSError where it is missing."""
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode):

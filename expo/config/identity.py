@@ -79,7 +79,7 @@ def pretrain_identity(cfg: Config) -> str:
 
 
 def write_recipe(folder: Path, cfg: Config) -> None:
-    """Say beside a model what made it: not in its config, which models that are trained from it inherit."""
+    """Write the settings that made a model into a file beside it; models trained from it would inherit its config.json."""
     recipe = {
         "identity": pretrain_identity(cfg),
         "content": model_content(folder),
@@ -223,7 +223,7 @@ def runtime_keys() -> set[str]:
 
 
 def runtime_keys_of(node: type, prefix: str, runtime: bool = False) -> set[str]:
-    """Return those of one dataclass. Args: runtime, whether all of it is such."""
+    """Return the runtime keys of one dataclass. Args: runtime, whether every key of it is one."""
     found: set[str] = set()
     for f in dataclasses.fields(node):
         here = runtime or not declaration(f).identity

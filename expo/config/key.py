@@ -102,8 +102,8 @@ def key(
     allowed strings, or allowed items of a list. identity=False: it changes nothing of a run's result. pairs=False: it
     changes the result, but not the pairs that the initial policy makes for DPO. absent: for a key added later, the value
     at which everything is as it was before the key existed; at this value the run's identity is what it was, too. A tuple: such values.
-    finite=False: inf is a value, too, which stands for no limit. counted_as: for a key with identity=False that used to count:
-    the value with which it goes into the identity whatever it is, so that the identities of finished runs stay.
+    finite=False: inf is a value, too, which stands for no limit. counted_as: a constant that is hashed instead of the value,
+    for a key that used to count, so that the identities of finished runs stay.
     """
     declared = Declaration(help, low, high, above, tuple(choices), identity, pairs, absent, finite, counted_as)
     metadata = {"key": declared}

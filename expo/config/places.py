@@ -26,7 +26,7 @@ def run_mark(cfg: Config, command: str = "train") -> str:
 
 
 def _judge(cfg: Config) -> str:
-    """Return what tells apart what different judges said of the same samples: by model and prompt; "" without one."""
+    """Return a suffix that names a judge by model and prompt, so that verdicts of two judges get two files; "" without a judge."""
     judge = cfg.diagnose.judge
     if not judge.base_url:
         return ""
@@ -43,7 +43,7 @@ def name_of(cfg: Config, command: str, overrides: Sequence[str]) -> str:
 
 
 def run_id(cfg: Config, command: str = "train") -> str:
-    """Return what names the outcome of a command for good, such as W&B's run: whatever its directory is called."""
+    """Return the id of a run, as W&B knows it: the same wherever its directory is moved."""
     before = f"{cfg.name}-s{cfg.seed}" if command == "train" else f"{command}-{cfg.dataset.name}"
     return f"{before}-{run_mark(cfg, command)}"
 

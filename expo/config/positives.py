@@ -40,7 +40,7 @@ class PositivesConf:
 
     @property
     def asks_after(self) -> str:
-        """Return what has to be there before it can ask for a problem's positive: nothing, its judged group, or its hints."""
+        """Return the stage after which a positive can be asked for: none, the judged group, or the hints."""
         return "nothing"
 
     @property

@@ -66,7 +66,7 @@ ON_CPU = {"training": 0.6, "thin": 1.0, "reading": 0.5}
 
 
 def this_machine(threads: int) -> Device:
-    """Return this machine, measured: its GPU where it has one, else its CPU. It takes seconds."""
+    """Measure this machine's GPU, or its CPU where it has none. Takes seconds."""
     if torch.cuda.is_available():
         return _this_gpu()
     measured = Machine.measured(threads or torch.get_num_threads())

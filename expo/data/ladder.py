@@ -136,7 +136,7 @@ def cot_text(parts: list[Part], meanings: list[str], verbose: bool = False) -> s
 def chain_text(
     parts: list[Part], meanings: list[str], written: list[int], stated: list[int], verbose: bool = False
 ) -> str:
-    """Return such a chain with any results: those that its steps have, and those that it states at its end."""
+    """Write a chain of steps with the given results, and the given final statement."""
     steps = [
         step_text(i, p, m, r, verbose) for i, (p, m, r) in enumerate(zip(parts, meanings, written, strict=True), 1)
     ]

@@ -27,5 +27,5 @@ class Problem:
 
     @property
     def asked(self) -> str:
-        """Return what is asked without what white space makes of it: by it, two rows ask the same."""
+        """Return the question with single spaces: two rows with the same text ask the same."""
         return " ".join(" ".join([*(content for _, content in self.earlier), self.question]).split())

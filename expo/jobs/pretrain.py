@@ -237,7 +237,7 @@ def first_weights(cfg: Config, world: WorldConf) -> tuple[PreTrainedTokenizerBas
 
 
 def unfinished_folder(cfg: Config) -> Path:
-    """Return where the model is until it is done. Other settings are another folder: nothing goes on from what is not its own."""
+    """Return the folder of the unfinished model, named after its settings: other settings never resume from it."""
     output = Path(cfg.pretrain.output)
     if output.is_file():
         raise UserError(f"pretrain.output={output}: a file; give a folder, or remove it")

@@ -67,7 +67,7 @@ class Mlflow(Tracker, MLFlowLogger):
             ) from error
 
     def _go_on(self, session: Session) -> bool:
-        """Take up the run of an earlier session. Returns whether there is one. With `fresh`, it is deleted, as MLflow deletes: it can be restored."""
+        """Resume the MLflow run of an earlier session; return whether there is one. With `fresh`, delete it (MLflow can restore it)."""
         client = self._mlflow_client
         experiment = client.get_experiment_by_name(self._experiment_name)
         if experiment is None:

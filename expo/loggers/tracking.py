@@ -30,7 +30,7 @@ class Session:
 
     @property
     def id(self) -> str:
-        """Return what the run is called everywhere, whatever its directory is called, so that a resumed run goes on in it."""
+        """Return the run's id in every logger: a resumed run appends to it, also where its directory was renamed."""
         return run_id(self.cfg, self.command)
 
     @property

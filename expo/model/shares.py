@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def own_share(weight: Tensor) -> Tensor:
-    """Return what this device holds of a weight: all of it, unless it is sharded. Both have the same memory."""
+    """Return this device's share of a weight (all of it, unless it is sharded) as a view of the same memory."""
     return weight.to_local() if isinstance(weight, DTensor) else weight
 
 

@@ -71,7 +71,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two arms, and the runs that are held against each other: of the same seed where any are, or else one run and one."""
+    """Two arms and the pairs of runs that are compared: runs of the same seed, or the only run of each."""
 
     first: Arm
     second: Arm
@@ -196,7 +196,7 @@ class Comparison:
         return Comparison(self.second, self.first).gained()
 
     def beside(self, problem: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-        """Return a completion of each arm on a problem: a right one where there is one, of the first pair that has one."""
+        """Return one completion of each arm on a problem, a right one where the first pair that has any has one."""
         best = []
         for side in range(2):
             rows = [row for pair in self.pairs for row in self._compared(pair[side]) if row["problem"] == problem]

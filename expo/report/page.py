@@ -44,7 +44,7 @@ Table = tuple[Sequence[str], Sequence[Sequence[str]]]  # headings and rows
 
 @dataclass(frozen=True)
 class RunData:
-    """A run as a page needs it: its metrics.jsonl, the completions of its last evaluation, samples of its last logged step."""
+    """A run for a report: metrics.jsonl, completions of the last evaluation, samples of the last logged step."""
 
     arm: str
     seed: int

@@ -163,7 +163,7 @@ def _spread(steps: Sequence[int], count: int) -> list[int]:
 
 
 def _some(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return a few completions in their order, with a right one and one that is not, where there are such."""
+    """Pick a few completions in order, among them a right and a wrong one where both exist."""
     right = [i for i, row in enumerate(rows) if row["verdict"] == "correct"][:1]
     wrong = [i for i, row in enumerate(rows) if row["verdict"] != "correct"][:1]
     chosen = list(dict.fromkeys([*right, *wrong, *range(len(rows))]))[:SHOWN]

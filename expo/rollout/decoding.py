@@ -67,7 +67,7 @@ def roomy_cache(config: PreTrainedConfig, room: int) -> DynamicCache:
 def attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """Compute what transformers' `sdpa` does. Where there is one query per row, the heads of a key are its queries: none is repeated.
+    """Compute attention as transformers' `sdpa` does; with one query per row, group query heads by key head instead of repeating keys.
 
     Args: query `[B, H, Q, D]`; key, value `[B, K, L, D]`; attention_mask `[B, 1, Q, L]`. Returns `[B, Q, H, D]`.
     """

@@ -353,7 +353,7 @@ class VLLMEngine:
 
 @contextmanager
 def in_vllm(what: str) -> Iterator[None]:
-    """Turn whatever vLLM raises, which has no base class of its own, into an EngineError: it ends the run, and nothing is swallowed."""
+    """Turn any error of vLLM, which has no base class, into an EngineError, which ends the run."""
     try:
         yield
     except Exception as error:

@@ -75,7 +75,7 @@ def alone() -> Iterator[None]:
 
 @contextmanager
 def trainers_group() -> Iterator[None]:
-    """Keep vLLM from ending the group of the run's processes within the context: it takes whatever group there is for its own."""
+    """Keep vLLM from destroying the trainer's process group within the context: it would take that group for its own."""
     end = dist.destroy_process_group
     dist.destroy_process_group = lambda group=None: end(group) if group is not None else None
     try:

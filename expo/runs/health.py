@@ -108,7 +108,7 @@ def _numbers(collapse: Mapping[str, Any]) -> bool:
 
 
 def nothing_learned(lines: Sequence[Mapping[str, Any]]) -> str | None:
-    """Return why a run has learned nothing, or nothing from what its algorithm adds; None where it has. Args: its metrics.jsonl."""
+    """Return why a run has learned nothing at all, or nothing from its positives or hints; None where it has. Args: lines of metrics.jsonl."""
     steps = [line for line in lines if "policy/grad_norm" in line]
     if not steps:
         return None

@@ -65,7 +65,7 @@ def unreachable() -> str | None:
 
 
 def _needs(cfg: Config, file: str | None) -> Iterable[tuple[str, str, bool]]:
-    """Yield what a run takes from the hub: key, hub id, whether it is in the local cache. Args: file, of its problems, where one is given."""
+    """Yield key, hub id and whether it is cached, of everything that a run loads from the hub. Args: file, the local data file, if any."""
     path, data = cfg.model.path, cfg.dataset
     source = located(path)
     if not cfg.model.from_nothing and not looks_local(source) and not Path(source).exists():

@@ -120,7 +120,7 @@ def find_runs(output_dir: Path) -> list[RunFolder]:
 
 
 def run_folder(text: str) -> RunFolder:
-    """Return one run directory, by its path, a pattern or its identity. Raises UserError where it is none."""
+    """Find one run directory by path, pattern or identity. Raises UserError where none or several fit."""
     path = run_directory(text)
     if not all(Path(path, name).is_file() for name in ("config.yaml", "summary.json")):
         raise UserError(

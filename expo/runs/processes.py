@@ -67,7 +67,7 @@ def stop_runs(number: int, frame: FrameType | None) -> None:
 
 
 def _alive(process: psutil.Process) -> bool:
-    """Return whether it still works: one that has ended stays a zombie as long as its suspended parent does not fetch it."""
+    """Return whether a process is running. A zombie, whose suspended parent has not yet reaped it, is not."""
     try:
         return bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:

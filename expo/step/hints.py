@@ -37,7 +37,7 @@ class NoHints:
         return []
 
     def further(self, batch: Batch, written: Sequence[Completion], tools: Tools) -> list[Request] | None:
-        """Return what to generate from what is written, in its place; None where what is written are the hints."""
+        """Return the requests of the second stage; None where the first stage's texts are the hints already."""
         return None
 
     def hinted(

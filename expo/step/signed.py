@@ -34,7 +34,7 @@ def write_signed(table: pa.Table, path: Path) -> None:
 
 @contextmanager
 def alone_with(path: Path) -> Iterator[None]:
-    """Keep other processes from what is under this name while it is looked for, and made; what killed ones have left of it goes."""
+    """Lock a file name while it is looked up and written; remove the unfinished files of killed processes."""
     with locked(path.with_suffix(".lock"), ""):
         for left in path.parent.glob(f"*{path.stem}*.tmp"):
             remove(left)

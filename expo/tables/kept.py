@@ -94,7 +94,7 @@ def _check_made(
 
 
 def _check(run: PlannedRun, directory: Path, folder: Path) -> None:
-    """Raise UserError where a kept run is not the planned one. A model is known by its path: its files need not be there."""
+    """Raise UserError where a kept run is not the planned one. Models are compared by path, so their files need not exist."""
     made = restore(directory)
     before, now = (replace(cfg, model=replace(cfg.model, path="ladder")) for cfg in (made, run.cfg))
     for key in _ASIDE[run.command]:

@@ -108,7 +108,7 @@ def make(todo: Sequence[PlannedRun], sweep: Path, hydra: list[str], meanwhile: C
 
 
 def until_over(process: subprocess.Popen[bytes], meanwhile: Callable[[], object] = int) -> int:
-    """Wait for a process in a session of its own, and hand it what would end us: it stops with checkpoints. Returns its exit code."""
+    """Wait for a child in its own session and forward signals to it, so that it stops with a checkpoint. Returns its exit code."""
     earlier = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     received: list[int] = []
 

@@ -25,7 +25,7 @@ LINEAGE = "expo.lineage"  # key of a checkpoint: the identity of its run, but fo
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and moves it there: a kill or a full disk leaves the one before, and no half file."""
+    """Writes a checkpoint to a temporary file and renames it: a kill or a full disk leaves the previous one whole."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write the file. Raises OSError where the disk is full."""

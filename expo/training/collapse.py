@@ -80,7 +80,7 @@ class WatchHealth(Callback):
         self.see_evaluation(trainer)
 
     def keeps(self, module: Algorithm) -> bool:
-        """Return whether there is a best checkpoint: it is known by the reward of the policy's own rollouts, as it is at each step."""
+        """Return whether a best checkpoint is kept: only where each step has rollouts of the current policy, by whose reward it is chosen."""
         return self.action != "warn" and module.conf.acts_every_step
 
     def found(self, metrics: Mapping[str, float | None], step: int) -> list[Collapse]:

@@ -28,7 +28,7 @@ TOLD = 5  # messages of what a judge raised: a scorer may put the answer into ea
 
 
 class Judging(Future[Verdict]):
-    """A verdict to come. With it comes the score: 1 for a right answer, and for another what its judge gives it, mostly 0."""
+    """A pending verdict and its score: 1 for a right answer, else the judge's partial score, mostly 0."""
 
     score = 0.0
 

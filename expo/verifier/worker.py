@@ -74,7 +74,7 @@ class Worker:
         return True
 
     def kill(self) -> None:
-        """End the process, and what a judge of one's own has started in it."""
+        """End the process and every process that a user's judge has started in it."""
         if self.process.pid is not None:
             with suppress(ProcessLookupError, PermissionError):  # gone, or not ready yet: then it leads no group
                 os.killpg(self.process.pid, signal.SIGKILL)

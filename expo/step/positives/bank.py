@@ -144,7 +144,7 @@ class BankedEngine:
         return [self.bank.find(r) for r in requests]
 
     def shared_s(self, read: Sequence[Completion]) -> float:
-        """Return the seconds that it took to write what was read last, less those that this run has spent on writing since it was asked."""
+        """Return the seconds that other runs spent on the explanations read last, less those that this run spent for others since the last call."""
         spent, self.written_s = self.written_s, 0.0
         return self.bank.price * sum(len(c.ids) for c in read) - spent
 
