@@ -22,7 +22,7 @@ from expo.runs.checkpoints import newest_checkpoint
 from expo.runs.offline import read_offline
 
 SMALL = [
-    "trainer.problems_per_step=4", "algorithm.group_size=4", "trainer.micro_batch_size=8", "dataset.eval_limit=4",
+    "trainer.problems_per_step=4", "algorithm.group_size=4", "trainer.micro_batch_size=8", "dataset.limit=50", "dataset.eval_limit=4",
     "trainer.checkpoint_every=1000", "evaluation.every=4",
 ]  # fmt: skip
 
