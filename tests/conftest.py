@@ -44,7 +44,7 @@ def warm_python(tmp_path_factory) -> Iterator[str]:
 
     folder = tmp_path_factory.mktemp("warm")
     write_starter(folder)
-    line = [sys.executable, "-P", Path(__file__).with_name("warm.py"), folder]
+    line = [sys.executable, Path(__file__).with_name("warm.py"), folder]
     # A pipe each: the processes' own streams, which may be pipes or files, take over objects that can do what a pipe can.
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     with subprocess.Popen(line, **pipes, start_new_session=True) as server:

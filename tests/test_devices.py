@@ -67,6 +67,7 @@ def assert_same(ours: Path, theirs: Path) -> None:
 
 @pytest.mark.runs
 @pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.usefixtures("warm")
 def test_two_devices_make_the_run_of_one(strategy, tmp_path, capfd):
     overrides = [*LADDER, *BUSY, "trainer.max_steps=3"]
     _, one = run(tmp_path / "one", *overrides)
@@ -234,6 +235,7 @@ class Reward(Correct):
 
 
 @pytest.mark.runs
+@pytest.mark.usefixtures("warm")
 def test_an_error_on_one_device_ends_the_run_with_its_line(tmp_path):
     (tmp_path / "broken.py").write_text(BROKEN)
     options = [
@@ -246,7 +248,7 @@ def test_an_error_on_one_device_ends_the_run_with_its_line(tmp_path):
     ]
     process = expo("train", *options, cwd=tmp_path)
     out, _ = process.communicate(timeout=120)
-    assert process.returncode == 1
+    assert process.returncode == 1, out
     assert "expo: device 1 of 2: ValueError: the reward of device 1 is broken; the same command" in out
     assert "Traceback" not in out
     (log,) = tmp_path.glob("runs/*/*/device1.log")
@@ -254,6 +256,7 @@ def test_an_error_on_one_device_ends_the_run_with_its_line(tmp_path):
 
 
 @pytest.mark.runs
+@pytest.mark.usefixtures("warm")
 def test_a_mistake_is_told_once(tmp_path):
     process = expo(
         "train",

@@ -68,6 +68,7 @@ def small(tmp_path, monkeypatch):
 
 
 @pytest.mark.runs
+@pytest.mark.usefixtures("warm")
 def test_a_table_is_made_once_and_rendered_beside_the_paper(small, tmp_path, capsys, monkeypatch):
     arguments = ["small", f"output_dir={tmp_path / 'out'}"]
     assert table.main([*arguments, "dry_run=true"]) == 0

@@ -1,9 +1,9 @@
 """A Python that has already imported what takes expo seconds: for tests of what a process does, and not of how it starts.
 
-`python -P tests/warm.py FOLDER` imports, and then forks itself for each process that is asked for. `FOLDER/python` is what
+`python tests/warm.py FOLDER` imports, and then forks itself for each process that is asked for. `FOLDER/python` is what
 tests take for their `sys.executable`: it hands over its arguments, descriptors, folder and environment, passes signals on,
-and ends as the process ends; where it is killed, the process is, too. What is not `-m expo`, is one of several devices, or
-has another environment than the tests have, gets a Python of its own.
+and ends as the process ends; where it is killed, the process is, too. `FOLDER/expo` is the command. What is not `-m expo`
+or has another environment than the tests have, such as the modules and folders that libraries are told of, gets a Python of its own.
 """
 
 import atexit
@@ -25,15 +25,18 @@ import os, signal, socket, struct, sys
 kept = [fd for fd in map(int, os.listdir("/proc/self/fd")) if os.path.exists(f"/proc/self/fd/{{fd}}")]
 before, now = {before!r}, dict(os.environ)
 other = {{name for name in before.keys() | now.keys() if before.get(name) != now.get(name)}}
-safe, words = sys.argv[1:2] == ["-P"], [word for word in sys.argv[1:4] if word != "-P"]
-free = ("EXPO_SWEEP", "PYTEST_CURRENT_TEST", "PYTHONSAFEPATH", "HYDRA_FULL_ERROR", "COLUMNS", "LINES")
-if any(name not in free and not name.startswith("WANDB_") for name in other) or words[:2] not in (
-    ["-m", "expo"], ["-m", "expo.tables.launch"]
-):
+first = 1 + (sys.argv[1:2] == ["-P"])
+words = sys.argv[first:first + 2]
+paths = filter(None, now.get("PYTHONPATH", "").split(":"))
+if all(path == {root!r} or not os.path.isdir(path + "/expo") for path in paths):  # it is this very expo
+    other -= {{"PYTHONPATH"}}
+modules = ("expo", "expo.tables.launch", "expo.commands.device")
+if any(name not in {free!r} and not name.startswith("WANDB_") for name in other) or words[0] != "-m" or words[1] not in modules:
     os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 server = socket.socket(socket.AF_UNIX)
 server.connect({place!r})
-told = repr((words[1], sys.argv[3 + safe :], safe, os.getcwd(), now, kept)).encode()
+safe = first == 2 or bool(now.get("PYTHONSAFEPATH"))
+told = repr((words[1], sys.argv[first + 2 :], safe, os.getcwd(), now, kept)).encode()
 socket.send_fds(server, [struct.pack("I", len(told))], kept)
 server.sendall(told)
 (process,) = struct.unpack("i", server.recv(4, socket.MSG_WAITALL))
@@ -48,11 +51,20 @@ os._exit(code)
 """
 
 
+# What a process may be told that no module asks for while it is imported.
+FREE = {
+    *("EXPO_SWEEP", "EXPO_PARENT", "EXPO_MEETING", "RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK"),
+    *("PYTEST_CURRENT_TEST", "PYTHONSAFEPATH", "HYDRA_FULL_ERROR", "COLUMNS", "LINES", "PATH", "PWD", "OLDPWD", "SHLVL", "_"),
+}
+
+
 def write_starter(folder: Path) -> None:
-    """Write the program that asks for a process, and the environment that it has to have."""
-    told = {"python": sys.executable, "before": dict(os.environ), "place": str(folder / "socket")}
-    (folder / "python").write_text(STARTER.format(**told))
-    (folder / "python").chmod(0o755)
+    """Write the programs that ask for a process, with the environment that is imported in."""
+    told = {"python": sys.executable, "before": dict(os.environ), "place": str(folder / "socket"), "free": FREE}
+    (folder / "python").write_text(STARTER.format(**told, root=str(Path(__file__).parents[1])))
+    (folder / "expo").write_text(f'#!/bin/sh\nexec {folder / "python"} -P -m expo "$@"\n')
+    for program in ("python", "expo"):
+        (folder / program).chmod(0o755)
 
 
 def serve(folder: Path) -> None:
@@ -110,14 +122,19 @@ def become(
         os.dup2(descriptor, place)
         os.close(descriptor)
     os.chdir(folder)
+    if "EXPO_PARENT" in environment:  # who watches over the starter, which ends with us
+        environment["EXPO_PARENT"] = str(os.getppid())
     os.environ.clear()
     os.environ.update(environment)
+    sys.executable = str(Path(sys.argv[1]) / "python")
     sys.argv = [module, *arguments]
-    if not safe and not environment.get("PYTHONSAFEPATH"):
-        sys.path.insert(0, folder)
+    sys.path[:0] = [folder] * (not safe) + [*filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
     code: object = 0
     try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        if module == "expo" and safe:  # else the working folder is for the processes that it starts, too
+            cli.main()
+        else:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
     except SystemExit as end:
         code = end.code or 0
     except BaseException:
@@ -134,9 +151,10 @@ def become(
 
 
 if __name__ == "__main__":
-    import expo.cli
+    del sys.path[0]
     import expo.commands.fit
     import expo.tables.launch
+    from expo import cli
     from expo.config import ModelConf
     from expo.model.policy import load_policy
 
