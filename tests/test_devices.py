@@ -403,20 +403,20 @@ def test_a_run_gets_as_many_gpus_as_it_wants_and_waits_for_them(tmp_path):
         return held.get("CUDA_VISIBLE_DEVICES")
 
     gpus = ["0", "1", "2"]
-    with own_gpus(gpus, 2, tmp_path) as first:
+    with own_gpus(lambda: gpus, 2, tmp_path) as first:
         assert named(first) == "0,1"
-        with own_gpus(gpus, 1, tmp_path) as second:
+        with own_gpus(lambda: gpus, 1, tmp_path) as second:
             assert named(second) == "2"
             waited = []
             with (
                 pytest.raises(TimeoutError),
-                own_gpus(gpus, 2, tmp_path, wait=lambda: waited.append(1) or give_up(waited)),
+                own_gpus(lambda: gpus, 2, tmp_path, wait=lambda: waited.append(1) or give_up(waited)),
             ):
                 pass
             assert len(waited) == 3
-    with own_gpus(gpus, 3, tmp_path) as again:
+    with own_gpus(lambda: gpus, 3, tmp_path) as again:
         assert named(again) == "0,1,2"
-    with own_gpus([], 2, tmp_path) as none:
+    with own_gpus(list, 2, tmp_path) as none:
         assert none == {}
 
 

@@ -54,7 +54,18 @@ os._exit(code)
 # What a process may be told that no module asks for while it is imported.
 FREE = {
     *("EXPO_SWEEP", "EXPO_PARENT", "EXPO_MEETING", "RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK"),
-    *("PYTEST_CURRENT_TEST", "PYTHONSAFEPATH", "HYDRA_FULL_ERROR", "COLUMNS", "LINES", "PATH", "PWD", "OLDPWD", "SHLVL", "_"),
+    *(
+        "PYTEST_CURRENT_TEST",
+        "PYTHONSAFEPATH",
+        "HYDRA_FULL_ERROR",
+        "COLUMNS",
+        "LINES",
+        "PATH",
+        "PWD",
+        "OLDPWD",
+        "SHLVL",
+        "_",
+    ),
 }
 
 
