@@ -30,8 +30,8 @@ words = sys.argv[first:first + 2]
 paths = filter(None, now.get("PYTHONPATH", "").split(":"))
 if all(path == {root!r} or not os.path.isdir(path + "/expo") for path in paths):  # it is this very expo
     other -= {{"PYTHONPATH"}}
-modules = ("expo", "expo.tables.launch", "expo.commands.device")
-if any(name not in {free!r} and not name.startswith("WANDB_") for name in other) or words[0] != "-m" or words[1] not in modules:
+modules = ("expo", "expo.tables.launch", "expo.commands.device", "joblib.externals.loky.backend.popen_loky_posix")
+if any(name not in {free!r} and not name.startswith(("WANDB_", "LOKY_")) for name in other) or words[0] != "-m" or words[1] not in modules:
     os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 server = socket.socket(socket.AF_UNIX)
 server.connect({place!r})
@@ -53,20 +53,12 @@ os._exit(code)
 
 # What a process may be told that no module asks for while it is imported.
 FREE = {
-    *("EXPO_SWEEP", "EXPO_PARENT", "EXPO_MEETING", "RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK"),
-    *(
-        "PYTEST_CURRENT_TEST",
-        "PYTHONSAFEPATH",
-        "HYDRA_FULL_ERROR",
-        "COLUMNS",
-        "LINES",
-        "PATH",
-        "PWD",
-        "OLDPWD",
-        "SHLVL",
-        "_",
-    ),
-}
+    "EXPO_SWEEP", "EXPO_PARENT", "EXPO_MEETING", "RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "PYTEST_CURRENT_TEST", "PYTHONSAFEPATH",
+    "HYDRA_FULL_ERROR", "COLUMNS", "LINES", "PATH", "PWD", "OLDPWD", "SHLVL", "_",
+    # Of joblib, for its workers.
+    "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMBA_NUM_THREADS", "NUMEXPR_NUM_THREADS",
+    "ENABLE_IPC",
+}  # fmt: skip
 
 
 def write_starter(folder: Path) -> None:
@@ -163,8 +155,8 @@ def become(
 
 if __name__ == "__main__":
     del sys.path[0]
-    import expo.commands.fit
-    import expo.tables.launch
+    import expo.commands.fit  # noqa: F401
+    import expo.tables.launch  # noqa: F401
     from expo import cli
     from expo.config import ModelConf
     from expo.model.policy import load_policy
