@@ -418,6 +418,8 @@ def test_a_run_gets_as_many_gpus_as_it_wants_and_waits_for_them(tmp_path):
         assert named(again) == "0,1,2"
     with own_gpus(list, 2, tmp_path) as none:
         assert none == {}
+    with own_gpus(lambda: pytest.fail("to look for GPUs imports torch"), 0, tmp_path) as none:
+        assert none == {}
 
 
 def give_up(waited):

@@ -393,6 +393,25 @@ def test_every_committed_table_renders_from_what_is_kept_beside_it(path, tmp_pat
     assert len(unpack(path.parent, runs, runs, plan.prepare, tmp_path)) == len(runs)
 
 
+def test_a_kept_run_of_another_seed_or_of_another_arms_settings_is_refused(tmp_path):
+    """An arm's runs share one config, read once: each is compared all the same."""
+    plan, kept = plans.load_plan("long_run", "cpu"), plans.results_folder("long_run", "cpu")
+    runs = plans.plan_runs("long_run", plan, "cpu", None, [])
+    records = json.loads((kept / "runs.json").read_text())
+    assert len({run["seed"] for run in records}) > 1
+    for before, after, told in (
+        (f"\nseed: {records[-1]['seed']}\n", "\nseed: 77\n", "made with seed=77"),
+        ("\n  group_size: ", "\n  group_size: 1", "made with algorithm.group_size=1"),
+    ):
+        assert before in records[-1]["config"]
+        folder = tmp_path / told
+        folder.mkdir()
+        last = records[-1] | {"config": records[-1]["config"].replace(before, after, 1)}
+        (folder / "runs.json").write_text(json.dumps([*records[:-1], last]))
+        with pytest.raises(UserError, match=told):
+            unpack(folder, runs, runs, plan.prepare, folder / "runs")
+
+
 def test_another_diagnosis_is_not_rendered_from_what_is_kept():
     with pytest.raises(UserError, match=r"made with diagnose.samples=4 .* and the plan has 8 by now"):
         table.main(["table1_properties", "kept=true", "diagnose.samples=8"])
