@@ -155,7 +155,7 @@ def become(
 
 if __name__ == "__main__":
     del sys.path[0]
-    import expo.commands.fit  # noqa: F401
+    import expo.commands.fit
     import expo.tables.launch  # noqa: F401
     from expo import cli
     from expo.config import ModelConf
