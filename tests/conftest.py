@@ -2,6 +2,9 @@
 
 import json
 import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before torch is imported anywhere: two processes of two threads each on two cores run about ten times slower.
@@ -37,6 +40,28 @@ def a_users_environment():
     if os.environ != before:
         os.environ.clear()
         os.environ.update(before)
+
+
+@pytest.fixture(scope="session")
+def warm_python(tmp_path_factory) -> Iterator[str]:
+    """A program that does what this Python does, without seconds of imports (`warm.py`)."""
+    from warm import write_starter
+
+    folder = tmp_path_factory.mktemp("warm")
+    write_starter(folder)
+    line = [sys.executable, Path(__file__).with_name("warm.py"), folder]
+    # A pipe each: the processes' own streams, which may be pipes or files, take over objects that can do what a pipe can.
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with subprocess.Popen(line, **pipes, start_new_session=True) as server:
+        assert any(said.endswith(b"ready\n") for said in server.stdout)
+        yield str(folder / "python")
+        server.stdin.close()
+
+
+@pytest.fixture
+def warm(warm_python, monkeypatch):
+    """Start expo's processes from one that has imported everything: for tests of what they do, and not of how they start."""
+    monkeypatch.setattr(sys, "executable", warm_python)
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,13 @@ from expo.verifier.answers import Verdict
 from expo.verifier.pool import Verifier
 
 ALGORITHMS = sorted(f.stem for f in (config.conf_dir() / "algorithm").glob("*.yaml"))
-SMALL = ["trainer.problems_per_step=2", "trainer.micro_batch_size=4", "dataset.eval_limit=2", "evaluation.every=0"]
+SMALL = [
+    "trainer.problems_per_step=2",
+    "trainer.micro_batch_size=4",
+    "dataset.limit=50",
+    "dataset.eval_limit=2",
+    "evaluation.every=0",
+]
 
 
 # Every scalar of two steps of every algorithm, as one machine makes it. GOLDEN=make pytest -n 0 tests/test_algorithms.py -k every_algorithm

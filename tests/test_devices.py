@@ -67,6 +67,7 @@ def assert_same(ours: Path, theirs: Path) -> None:
 
 @pytest.mark.runs
 @pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.usefixtures("warm")
 def test_two_devices_make_the_run_of_one(strategy, tmp_path, capfd):
     overrides = [*LADDER, *BUSY, "trainer.max_steps=3"]
     _, one = run(tmp_path / "one", *overrides)
@@ -284,6 +285,7 @@ def test_a_critic_is_one_override_and_the_same_on_two_devices(tmp_path, monkeypa
 
 
 @pytest.mark.runs
+@pytest.mark.usefixtures("warm")
 def test_an_error_on_one_device_ends_the_run_with_its_line(tmp_path):
     (tmp_path / "broken.py").write_text(BROKEN)
     options = [
@@ -296,7 +298,7 @@ def test_an_error_on_one_device_ends_the_run_with_its_line(tmp_path):
     ]
     process = expo("train", *options, cwd=tmp_path)
     out, _ = process.communicate(timeout=120)
-    assert process.returncode == 1
+    assert process.returncode == 1, out
     assert "expo: device 1 of 2: ValueError: the reward of device 1 is broken; the same command" in out
     assert "Traceback" not in out
     (log,) = tmp_path.glob("runs/*/*/device1.log")
@@ -304,6 +306,7 @@ def test_an_error_on_one_device_ends_the_run_with_its_line(tmp_path):
 
 
 @pytest.mark.runs
+@pytest.mark.usefixtures("warm")
 def test_a_mistake_is_told_once(tmp_path):
     process = expo(
         "train",
@@ -450,20 +453,22 @@ def test_a_run_gets_as_many_gpus_as_it_wants_and_waits_for_them(tmp_path):
         return held.get("CUDA_VISIBLE_DEVICES")
 
     gpus = ["0", "1", "2"]
-    with own_gpus(gpus, 2, tmp_path) as first:
+    with own_gpus(lambda: gpus, 2, tmp_path) as first:
         assert named(first) == "0,1"
-        with own_gpus(gpus, 1, tmp_path) as second:
+        with own_gpus(lambda: gpus, 1, tmp_path) as second:
             assert named(second) == "2"
             waited = []
             with (
                 pytest.raises(TimeoutError),
-                own_gpus(gpus, 2, tmp_path, wait=lambda: waited.append(1) or give_up(waited)),
+                own_gpus(lambda: gpus, 2, tmp_path, wait=lambda: waited.append(1) or give_up(waited)),
             ):
                 pass
             assert len(waited) == 3
-    with own_gpus(gpus, 3, tmp_path) as again:
+    with own_gpus(lambda: gpus, 3, tmp_path) as again:
         assert named(again) == "0,1,2"
-    with own_gpus([], 2, tmp_path) as none:
+    with own_gpus(list, 2, tmp_path) as none:
+        assert none == {}
+    with own_gpus(lambda: pytest.fail("to look for GPUs imports torch"), 0, tmp_path) as none:
         assert none == {}
 
 

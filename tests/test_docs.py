@@ -158,14 +158,14 @@ def test_the_readmes_own_data_run(tmp_path):
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     section = re.search(r"^## Your own data\n(.*?)^## ", TEXTS["README.md"], re.MULTILINE | re.DOTALL)[1]
     train, report = commands(section)
-    run(tmp_path, [train])
+    # An untrained model never ends by itself: a completion has all the tokens that it may have.
+    run(tmp_path, [f"{train} rollout.max_completion_tokens=64"])
     (made,) = tmp_path.glob("outputs/custom-mine/grpo-*")
     assert report == "expo report outputs/custom-mine/grpo-*"
-    assert "report: " in run(tmp_path, [f"expo report {made}"])
     again = " ".join(word for word in train.split() if word.startswith("dataset"))
-    said = run(
-        tmp_path, [f"expo evaluate {again} model=hf model.path=./{made.relative_to(tmp_path)}/checkpoints/final"]
-    )
+    model = f"model=hf model.path=./{made.relative_to(tmp_path)}/checkpoints/final rollout.max_completion_tokens=64"
+    said = run(tmp_path, [f"expo report {made}", f"expo evaluate {again} {model}"])
+    assert "report: " in said
     assert "15 problems (dataset.part=held_out)" in " ".join(said.split())  # what the run had held out, and no more
 
 

@@ -127,6 +127,7 @@ def test_a_run_that_learned_nothing_says_why(steps, said):
 
 
 @pytest.mark.runs
+@pytest.mark.usefixtures("warm")
 def test_a_run_whose_positives_are_all_rejected_says_so_at_its_end(tmp_path):
     line = ["train", "debug=tiny", "rollout.max_completion_tokens=1", f"output_dir={tmp_path}"]
     done = subprocess.run([sys.executable, "-m", "expo", *line], capture_output=True, text=True, check=False)
@@ -159,6 +160,7 @@ def directory(folder: Path) -> Path:
 
 
 @pytest.mark.runs
+@pytest.mark.usefixtures("warm")
 def test_stop_ends_the_run_with_one_line_and_the_best_checkpoint(tmp_path):
     done = train(tmp_path, "trainer.on_collapse=stop")
     assert done.returncode == 1
@@ -177,6 +179,7 @@ def test_stop_ends_the_run_with_one_line_and_the_best_checkpoint(tmp_path):
 
 
 @pytest.mark.runs
+@pytest.mark.usefixtures("warm")
 def test_stop_ends_a_run_that_has_collapsed_while_it_only_warned(tmp_path):
     assert train(tmp_path, "trainer.stop_after=30").returncode == 0
     done = train(tmp_path, "trainer.on_collapse=stop")
@@ -188,6 +191,7 @@ def test_stop_ends_a_run_that_has_collapsed_while_it_only_warned(tmp_path):
 
 
 @pytest.mark.runs
+@pytest.mark.usefixtures("warm")
 def test_a_rollback_takes_the_best_policy_and_resumes_to_the_bit(tmp_path):
     options = ("trainer.on_collapse=rollback", "optimizer.warmup_steps=30")
     whole = train(tmp_path / "whole", *options)
@@ -221,6 +225,7 @@ def test_a_rollback_takes_the_best_policy_and_resumes_to_the_bit(tmp_path):
 
 
 @pytest.mark.runs
+@pytest.mark.usefixtures("warm")
 def test_rollback_wants_a_reward_of_each_step(tmp_path):
     done = train(tmp_path, "algorithm=exp_dpo_offline", "trainer.on_collapse=rollback")
     assert done.returncode == 2

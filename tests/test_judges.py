@@ -241,6 +241,7 @@ FILES = {
 
 
 @pytest.mark.runs
+@pytest.mark.usefixtures("warm")
 def test_the_recipes_of_the_page_on_answers(tmp_path):
     text = GUIDE.read_text()
     (tmp_path / "unit_tests.py").write_text(

@@ -339,6 +339,7 @@ def test_the_slider_shows_the_first_step_and_texts_as_text(tmp_path):
 
 @pytest.mark.runs
 @pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")
+@pytest.mark.usefixtures("warm")
 def test_a_run_with_hostile_texts_everywhere_runs_nothing_in_a_browser(tmp_path):
     """Questions, answers, completions, positives, settings and the summary of a run that someone sent."""
     code = main_of_cli(["train", "algorithm=exp_grpo", "dataset=ladder", "dataset.eval_limit=2", "trainer.max_steps=1", "evaluation.every=1", "k=[1]",
@@ -377,6 +378,7 @@ def main_of_cli(arguments):
 
 
 @pytest.mark.runs
+@pytest.mark.usefixtures("warm")
 def test_a_run_that_cannot_be_read_is_left_out_and_named(tmp_path, caplog):
     small = ["algorithm=grpo", "dataset=ladder", "dataset.eval_limit=2", "trainer.max_steps=1", "evaluation.every=1", "k=[1]",
         "trainer.problems_per_step=2", "logger=none", f"output_dir={tmp_path / 'outputs'}"]  # fmt: skip

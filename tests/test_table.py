@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-import tomllib
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -68,6 +67,7 @@ def small(tmp_path, monkeypatch):
 
 
 @pytest.mark.runs
+@pytest.mark.usefixtures("warm")
 def test_a_table_is_made_once_and_rendered_beside_the_paper(small, tmp_path, capsys, monkeypatch):
     arguments = ["small", f"output_dir={tmp_path / 'out'}"]
     assert table.main([*arguments, "dry_run=true"]) == 0
@@ -392,6 +392,25 @@ def test_every_committed_table_renders_from_what_is_kept_beside_it(path, tmp_pat
     assert len(unpack(path.parent, runs, runs, plan.prepare, tmp_path)) == len(runs)
 
 
+def test_a_kept_run_of_another_seed_or_of_another_arms_settings_is_refused(tmp_path):
+    """An arm's runs share one config, read once: each is compared all the same."""
+    plan, kept = plans.load_plan("long_run", "cpu"), plans.results_folder("long_run", "cpu")
+    runs = plans.plan_runs("long_run", plan, "cpu", None, [])
+    records = json.loads((kept / "runs.json").read_text())
+    assert len({run["seed"] for run in records}) > 1
+    for before, after, told in (
+        (f"\nseed: {records[-1]['seed']}\n", "\nseed: 77\n", "made with seed=77"),
+        ("\n  group_size: ", "\n  group_size: 1", "made with algorithm.group_size=1"),
+    ):
+        assert before in records[-1]["config"]
+        folder = tmp_path / told
+        folder.mkdir()
+        last = records[-1] | {"config": records[-1]["config"].replace(before, after, 1)}
+        (folder / "runs.json").write_text(json.dumps([*records[:-1], last]))
+        with pytest.raises(UserError, match=told):
+            unpack(folder, runs, runs, plan.prepare, folder / "runs")
+
+
 def test_another_diagnosis_is_not_rendered_from_what_is_kept():
     with pytest.raises(UserError, match=r"made with diagnose.samples=4 .* and the plan has 8 by now"):
         table.main(["table1_properties", "kept=true", "diagnose.samples=8"])
@@ -674,18 +693,6 @@ def test_a_figure_extends_the_plan_of_a_table(small):
     mine = plans.plan_runs("figure", plan, "cpu", None, [])
     theirs = plans.plan_runs("small", plans.load_plan("small"), "cpu", None, [])
     assert {run.dir for run in mine} == {run.dir for run in theirs if run.arm == "exp"}
-
-
-def test_an_installed_wheel_has_every_plan():
-    """`make test-slow` installs one; that a new plan is forgotten is told sooner."""
-    root = plans.EXPERIMENTS.parent
-    told = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"][
-        "force-include"
-    ]
-    there = {
-        str(path.relative_to(root)) for name in ("plan", "paper") for path in plans.EXPERIMENTS.glob(f"*/{name}.yaml")
-    }
-    assert {path for path in told if path.startswith("experiments/")} == there
 
 
 def test_costs_by_hand():

@@ -22,7 +22,7 @@ from expo.loggers.offline import read_offline
 from expo.training.checkpoints import newest_checkpoint
 
 SMALL = [
-    "trainer.problems_per_step=4", "algorithm.group_size=4", "trainer.micro_batch_size=8", "dataset.eval_limit=4",
+    "trainer.problems_per_step=4", "algorithm.group_size=4", "trainer.micro_batch_size=8", "dataset.limit=50", "dataset.eval_limit=4",
     "trainer.checkpoint_every=1000", "evaluation.every=4",
 ]  # fmt: skip
 
@@ -65,7 +65,7 @@ def weights(directory: Path) -> dict[str, torch.Tensor]:
     ],
 )
 def test_stopping_and_resuming_gives_the_same_run_bit_for_bit(tmp_path, overrides):
-    overrides = [*overrides, "trainer.max_steps=10"]
+    overrides = [*overrides, "trainer.max_steps=8"]
     _, whole = run(tmp_path / "whole", *overrides)
     code, parts = run(tmp_path / "parts", *overrides, "trainer.stop_after=5")
     assert code == 0
@@ -81,7 +81,7 @@ def test_stopping_and_resuming_gives_the_same_run_bit_for_bit(tmp_path, override
 
 @pytest.mark.runs
 def test_resuming_after_a_sigkill_gives_the_same_run(tmp_path):
-    overrides = [*SMALL, "trainer.max_steps=12", "trainer.checkpoint_every=2", "evaluation.every=5"]
+    overrides = [*SMALL, "trainer.max_steps=8", "trainer.checkpoint_every=2", "evaluation.every=5"]
     process = expo("train", *overrides, "output_dir=parts", cwd=tmp_path)
     while not list(tmp_path.glob("parts/*/*/checkpoints/step*.ckpt")):
         assert process.poll() is None, process.stdout.read()

@@ -154,7 +154,7 @@ def _files() -> tuple[tuple[str, int], ...]:
     return tuple((str(file), file.stat().st_mtime_ns) for file in files)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=512)
 def _composed(chosen: tuple[str, ...], files: object, options: object) -> bytes:
     """Return the pickled config of some options: to compose them takes a hundred times as long as to set a key after it."""
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):

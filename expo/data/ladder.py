@@ -13,6 +13,7 @@ import random
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 
 from expo.config.world import CLEAR, WorldConf
 from expo.ground.problem import Problem
@@ -96,15 +97,19 @@ def believed(part: Part, rng: random.Random, world: WorldConf = CLEAR) -> str:
 
 def sample_parts(level: int, rng: random.Random, world: WorldConf = CLEAR) -> list[Part]:
     """Return random parts in which the five skills give five different results, so that the answer tells the meaning."""
-    symbols = [symbol for symbol, (of_level, *_) in SYMBOLS.items() if of_level == level]
+    symbols, known = [symbol for symbol, (of_level, *_) in SYMBOLS.items() if of_level == level], list(KNOWN)
     parts: list[Part] = []
     while len(parts) < world.parts[level - 1]:
-        part = Part(
-            rng.randint(1, 6), rng.choice(list(KNOWN)), rng.randint(1, 6), rng.choice(symbols), rng.randint(1, 6)
-        )
-        if len({part.result(skill) for skill in SKILLS}) == len(SKILLS):
-            parts.append(part)
+        part = (rng.randint(1, 6), rng.choice(known), rng.randint(1, 6), rng.choice(symbols), rng.randint(1, 6))
+        if _tells(KNOWN[part[1]](part[0], part[2]), part[4]):
+            parts.append(Part(*part))
     return parts
+
+
+@cache
+def _tells(value: int, z: int) -> bool:
+    """Return whether the five skills give five different results."""
+    return len({skill(value, z) for skill in SKILLS.values()}) == len(SKILLS)
 
 
 def question_text(parts: list[Part]) -> str:

@@ -56,7 +56,7 @@ def unpack(
     records = {(r["arm"], r["seed"]): r for r in json.loads((folder / "runs.json").read_text())}
     rows = {name: _by_run(folder / f"{name}.parquet") for name in ("metrics", "completions", "samples", "measured")}
     own = {run.dir: (run.arm, run.seed) for run in distinct(whole)}  # arms may share a run, which is kept once
-    found, untold = [], set[str]()
+    found, untold, configs = [], set[str](), dict[str, Config]()
     for run in runs:
         key = (run.arm, run.seed) if (run.arm, run.seed) in records else own.get(run.dir, (run.arm, run.seed))
         if key not in records:
@@ -69,7 +69,7 @@ def unpack(
         if not target.is_dir():
             _write(target, records[key], {name: of_runs.get(key, []) for name, of_runs in rows.items()})
         untold |= _check_made(run, records[key], made_by, folder)
-        _check(run, target, folder)
+        _check(run, _restored(target, records[key], configs), folder)
         found.append(KeptRun(run.arm, run.seed, run.overrides, run.cfg, run.command, folder=target))
     for told in sorted(untold):
         print(f"{folder}: its runs do not say their {told}; taken as the plan's", file=sys.stderr)
@@ -93,9 +93,19 @@ def _check_made(
     return {key for key, value in plans.items() if value and key not in record}
 
 
-def _check(run: PlannedRun, directory: Path, folder: Path) -> None:
+def _restored(directory: Path, record: Mapping[str, Any], configs: dict[str, Config]) -> Config:
+    """Return the config of a kept run. Args: configs, those that were read already: an arm's runs differ in their seed alone."""
+    text, seed = record["config"], f"\nseed: {record['seed']}\n"
+    of_arm = text.replace(seed, "\n", 1)
+    if of_arm == text:  # it names no seed, or another one
+        return restore(directory)
+    if of_arm not in configs:
+        configs[of_arm] = restore(directory)
+    return replace(configs[of_arm], seed=record["seed"])
+
+
+def _check(run: PlannedRun, made: Config, folder: Path) -> None:
     """Raise UserError where a kept run is not the planned one. Models are compared by path, so their files need not exist."""
-    made = restore(directory)
     before, now = (replace(cfg, model=replace(cfg.model, path="ladder")) for cfg in (made, run.cfg))
     for key in _ASIDE[run.command]:
         _same(run, key, _value(made, key), _value(run.cfg, key), folder)

@@ -41,7 +41,7 @@ def launch(jobs: list[dict[str, Any]], logs: Path, hydra_overrides: list[str]) -
         hydra = HydraConfig.get()
         job = jobs[int(hydra.job.num)]
         command = [sys.executable, "-m", "expo", job["command"], *job["overrides"]]
-        with (logs / f"{job['name']}.log").open("w") as log, own_gpus(visible_gpus(), job["devices"]) as gpus:
+        with (logs / f"{job['name']}.log").open("w") as log, own_gpus(visible_gpus, job["devices"]) as gpus:
             environment = run_environment(hydra.launcher.get("n_jobs", 1)) | gpus
             return run_apart(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
@@ -64,13 +64,18 @@ def visible_gpus() -> list[str]:
 
 @contextmanager
 def own_gpus(
-    gpus: Sequence[str], count: int, folder: Path | None = None, wait: Callable[[], object] = lambda: time.sleep(POLL_S)
+    visible: Callable[[], Sequence[str]],
+    count: int,
+    folder: Path | None = None,
+    wait: Callable[[], object] = lambda: time.sleep(POLL_S),
 ) -> Iterator[dict[str, str]]:
     """Return the environment that gives a run `count` GPUs that no other run of this machine has; {} where there are too few at all.
 
-    Waits until so many are free at the same time. Args: folder, where the machine's lock files are; wait, between two looks.
+    Waits until so many are free at the same time. Args: visible, tells the GPUs that may be used, by seconds of imports, which a run on
+    the CPU does without; folder, where the machine's lock files are; wait, between two looks.
     """
-    if not count or len(gpus) < count:
+    gpus = visible() if count else []
+    if len(gpus) < count or not count:
         yield {}  # where there are too few, the run itself says so
         return
     while True:
