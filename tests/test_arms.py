@@ -12,6 +12,7 @@ from expo.commands import report
 from expo.config import arm_identity, build, data_content, identity
 from expo.evaluation.files import save_rows
 from expo.jobs.score import warn_of_other_settings, warn_of_trained_on
+from expo.report import reading
 from expo.runs.arms import arm_names, settings_in, settings_of
 from expo.verifier.pool import Verifier
 
@@ -143,7 +144,7 @@ def test_evaluations_of_different_parts_are_different_arms(tmp_path):
         ]
         pa.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / part / "completions" / "eval.parquet")
     directories = [tmp_path / "held_out", tmp_path / "train"]
-    page, runs = report.read_runs(directories)
+    page, runs = reading.read_runs(directories)
     assert [run.arm for run in runs] == ["base, part=held_out", "base, part=train"]
     assert page.differs == (["setting", *(run.arm for run in runs)], [["dataset.part", "held_out", "train"]])
     assert report.main([*map(str, directories), f"output={tmp_path / 'page.html'}"]) == 0
@@ -154,6 +155,6 @@ def test_the_report_does_not_pool_different_experiments(tmp_path):
     from test_train import run
 
     made = [run(tmp_path, *more)[1] for more in (["trainer.max_steps=1"], ["trainer.max_steps=2", "seed=1"])]
-    _, runs = report.read_runs([*made, made[0]])
+    _, runs = reading.read_runs([*made, made[0]])
     assert [r.arm for r in runs] == ["exp_grpo, max_steps=1", "exp_grpo, max_steps=2"]
     assert "arm" in json.loads((made[0] / "summary.json").read_text())

@@ -140,8 +140,8 @@ def test_online_they_go_to_the_server(online, capsys, monkeypatch):  # noqa: F81
         s.title for s in SECTIONS
     ]
     page = PAGE, []
-    monkeypatch.setattr("expo.commands.report.read_table", lambda folder: page)
-    monkeypatch.setattr("expo.commands.report.table_request", lambda subject, options: subject)
+    monkeypatch.setattr("expo.report.reading.read_table", lambda folder: page)
+    monkeypatch.setattr("expo.report.reading.table_request", lambda subject, options: subject)
     assert command.main(["report", "demo", "mode=online"]) == 0
     assert re.search(r"wandb report: \S+/me/expo/reports/A-table--v", capsys.readouterr().out)
     assert (online.views[1]["displayName"], online.views[1]["type"]) == ("A table", "runs")

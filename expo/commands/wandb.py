@@ -47,7 +47,7 @@ def workspace(arguments: Sequence[str]) -> int:
 
 def report(arguments: Sequence[str]) -> int:
     """Make a report of a table that has results, or of some runs."""
-    from expo.commands.report import read_runs, read_table, table_request
+    from expo.report.reading import read_runs, read_table, table_request
     from expo.report.wandb_views import make_report
 
     options, subjects = _parse(arguments)

@@ -1,0 +1,238 @@
+"""What a report is about: run directories, or a table's kept results, read into a page."""
+
+import json
+import logging
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from expo.config import UserError
+from expo.config.errors import first_line
+from expo.config.foreign import summary_with
+from expo.config.naming import NO_RUNS
+from expo.report.page import Page, RunData, Table
+from expo.report.settings import data_sentences, differing
+from expo.report.solving import read_solving
+from expo.runs.arms import arm_names, settings_in, settings_of
+from expo.runs.health import collapses_of, marks_of
+from expo.runs.reading import final_rows, read_lines, read_rows, read_summary, samples_of
+from expo.tables.plan import Plan, PlannedRun, known_tables, load_plan, plan_file
+from expo.tables.render import made_by, rows_of
+from expo.tables.request import Request
+
+log = logging.getLogger(__name__)
+
+
+def table_request(subject: str, options: Sequence[str]) -> Request | None:
+    """Return what `expo table` would make of a table's name and options; None where the subject is no table.
+
+    A folder with results is the table that they are of, made by the command that is kept with them.
+    """
+    record = Path(subject, "table.json")
+    if record.is_file():
+        made = _table_record(record)
+        request = Request.parse([plan_of(Path(subject), made), *_made_with(made), *options])
+        return replace(request, results=Path(subject))
+    if not plan_file(subject).is_file() or Path(subject, "summary.json").is_file():
+        return None
+    if any(o.startswith("dry_run=") for o in options):
+        raise UserError("dry_run: a report makes no runs; leave it out")
+    return Request.parse([subject, *options])
+
+
+def _table_record(path: Path) -> dict[str, Any]:
+    """Return table.json. Raises UserError for a damaged one."""
+    try:
+        record = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({first_line(error)}); render the table again with expo table") from error
+    if not isinstance(record, dict) or not {"name", "arms"} <= record.keys():
+        raise UserError(f"{path}: no table's record; render the table again with expo table")
+    return record
+
+
+def plan_of(folder: Path, record: Mapping[str, Any]) -> str:
+    """Return the plan of a table's results: the one beside them, or else the one that the command named."""
+    beside = folder.resolve().parents[1] / "plan.yaml"
+    return str(beside) if beside.is_file() else str(record.get("plan") or record["name"])
+
+
+def _made_with(record: Mapping[str, Any]) -> list[str]:
+    """Return the options of the command that made a table, but for those that only say how."""
+    command = str(record.get("command", ""))
+    try:
+        words = shlex.split(command)[3:]
+    except ValueError:  # of before 0.3, without quotes
+        words = command.split()[3:]
+    return [w for w in words if "=" in w and not w.startswith(("dry_run=", "results="))]
+
+
+def read_table(request: Request, options: Sequence[str] = ()) -> tuple[Page, list[RunData]]:
+    """Return a table's results, as `expo table` has kept them, with its runs' completions where those are at hand.
+
+    Args: options, as the user typed them. Raises UserError for a table that has no results.
+    """
+    folder = request.folder(request.output_dir)
+    if not (folder / "table.json").is_file():
+        line = shlex.join(["expo", "table", request.name, *options])
+        raise UserError(f"{request.name}: no results in {folder}; make them with {line}")
+    record = _table_record(folder / "table.json")
+    plan = load_plan(request.name)  # with every arm: whether the record has those of its scale is looked at next
+    try:
+        heads, rows = rows_of(plan, record)
+    except KeyError as error:
+        raise UserError(
+            f"{folder}: made by another plan (no {error} in it); render it again with expo table {request.name}"
+        ) from error
+    tables = {
+        part: read_rows(path) if (path := folder / f"{part}.parquet").is_file() else []
+        for part in ("metrics", "completions", "samples")
+    }
+    labels = {arm: made["label"] for arm, made in record["arms"].items()}
+    runs = []
+    path = folder / "runs.json"  # not there beside a figure that shows another table's runs
+    kept_runs = json.loads(path.read_text()) if path.is_file() else []
+    for kept in kept_runs:
+        own = {
+            part: [row for row in rows if (row["arm"], row["seed"]) == (kept["arm"], kept["seed"])]
+            for part, rows in tables.items()
+        }
+        lines = [json.loads(row["line"]) for row in own["metrics"]]
+        label = labels[kept["arm"]]
+        rows_of_run = (lines, own["completions"], own["samples"])
+        runs.append(RunData(label, kept["seed"], kept["summary"], *rows_of_run, _settings(plan, kept)))
+    notes = []
+    if not path.is_file() and plan.extends:
+        notes = [f"Its runs are those of {plan.extends}: expo report {plan.extends} shows their curves and samples."]
+    settings = {labels[kept["arm"]]: _settings(plan, kept) for kept in reversed(kept_runs)}  # of each arm's first run
+    settings = {label: settings[label] for label in labels.values() if label in settings}
+    directories = _directories(request, record)
+    page = Page(
+        plan.title,
+        made_by(record),
+        heads,
+        rows,
+        notes,
+        sorted(folder.glob("*.png")),
+        list(labels.values()),
+        data_sentences(settings),
+        differing(settings) if settings else _planned(request, labels),
+        read_solving({labels[arm]: directory for arm, directory in directories.items()}),
+    )
+    return page, runs
+
+
+def _settings(plan: Plan, kept: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the flat settings of a run that is kept beside a table, and which command made it."""
+    config = OmegaConf.to_container(OmegaConf.create(kept["config"]), resolve=False)
+    return {"command": f"expo {plan.arms[kept['arm']].command.name}", **settings_in(config)}
+
+
+def _planned(request: Request, labels: Mapping[str, str]) -> Table | None:
+    """Return what the plan says about each arm: of runs whose configs are not kept here."""
+    arms = {arm: request.plan.arms[arm] for arm in labels if arm in request.plan.arms}
+    own = {arm: [*conf.overrides, *request.scale.arms.get(arm, [])] for arm, conf in arms.items()}
+    rows = [[labels[arm], f"expo {conf.command.name}", " ".join(own[arm])] for arm, conf in arms.items()]
+    return (["arm", "command", "overrides"], rows) if rows else None
+
+
+def _directories(request: Request, record: Mapping[str, Any]) -> dict[str, Path]:
+    """Return the directory of the first finished run of each arm; {} where the runs are not here."""
+    found: dict[str, Path] = {}
+    planned: list[PlannedRun] = []
+    told = _made_with(record)
+    given = {o.partition("=")[0] for o in request.overrides}
+    more = [o for o in told if o.startswith("output_dir=") and "output_dir" not in given]
+    with suppress(
+        UserError, HydraException, OmegaConfBaseException
+    ):  # a page about kept results needs nothing that its runs would need to be made
+        planned = replace(request, overrides=[*request.overrides, *more]).runs()
+    for run in planned:
+        if run.command == "train" and run.arm in record["arms"] and read_summary(run.dir).get("status") == "done":
+            found.setdefault(run.arm, run.dir)
+    if not found and "output_dir" in given and any(run.command == "train" for run in planned):
+        where = [o for o in request.overrides if o.startswith("output_dir=")][-1]
+        print(
+            f"expo: {where}: no finished run of {request.name} there; the page goes without its steps", file=sys.stderr
+        )
+    return found
+
+
+def _read_run(directory: Path) -> tuple[RunData, dict[str, Any]]:
+    """Read a run directory into a RunData without an arm name, and its settings. Raises UserError where it cannot be read."""
+    if not (directory / "config.yaml").is_file():
+        known = ", ".join(known_tables())
+        raise UserError(
+            f"{directory}: no run directory and no table; give one that has a config.yaml and a summary.json, or one of {known}"
+        )
+    summary = summary_with(directory, "name", "seed", "status", "metrics", "git", "device")
+    evaluated = any((directory / "completions").glob("eval*.parquet"))
+    rows = final_rows(directory) if evaluated else []
+    # Which part of its data an evaluation took is no part of its identity: the directory's name tells.
+    settings = settings_of(directory) | ({"dataset.part": summary["part"]} if "part" in summary else {})
+    lines, samples = read_lines(directory), samples_of(directory)
+    return RunData("", summary["seed"], summary, lines, rows, samples, settings), settings
+
+
+def read_runs(directories: list[Path]) -> tuple[Page, list[RunData]]:
+    """Return the page and data of run directories. Those that differ in nothing but the seed are runs of one arm."""
+    directories = list(dict.fromkeys(path.resolve() for path in directories))  # a run given twice is one run
+    # outputs/NAME/* holds banks, too; a run may have the name of such a folder
+    some = [path for path in directories if path.name not in NO_RUNS or (path / "config.yaml").is_file()]
+    directories = some or directories
+    found: list[tuple[Path, RunData, dict[str, Any]]] = []
+    notes = []
+    for directory in directories:
+        try:
+            found.append((directory, *_read_run(directory)))
+        except UserError as error:  # the others are shown
+            notes.append(f"Left out: {error}.")
+    if not found:
+        raise UserError(notes[0].removeprefix("Left out: ").removesuffix("."))
+    for note in notes:
+        log.warning("%s", note)
+    directories, settings = [directory for directory, _, _ in found], [own for _, _, own in found]
+    names = arm_names([run.summary for _, run, _ in found], settings)
+    runs = [replace(run, arm=name) for (_, run, _), name in zip(found, names, strict=True)]
+    notes += [f"{run.arm}, seed {run.seed}: {collapse}." for run in runs for collapse in collapses_of(run.summary)]
+    notes += [f"{run.arm}, seed {run.seed}: {mark}." for run in runs for mark in marks_of(run.summary, run.lines)]
+    notes += [
+        f"{run.arm}, seed {run.seed}: {run.summary['status']}. The bars leave it out where other runs of its arm are done."
+        for run in runs
+        if not run.finished
+    ]
+    metrics = [n for n in runs[0].summary["metrics"] if n.startswith("pass@") and not n.endswith(("_lo", "_hi"))]
+    shown: list[list[str]] = []
+    for directory, run in zip(directories, runs, strict=True):
+        m = run.summary["metrics"]
+        cells = (
+            f"{100 * m[n]:.1f} [{100 * m[n + '_lo']:.1f}, {100 * m[n + '_hi']:.1f}]" if f"{n}_lo" in m else "–"
+            for n in metrics
+        )
+        shown.append([run.arm, str(run.seed), run.summary["status"], *cells, directory.name])
+    data = [str(own.get("dataset.name")) for own in settings]
+    commits = ", ".join(sorted({str(run.summary["git"]) for run in runs}))
+    made = f"pass@k of the last evaluation in percent, with 95 % intervals over problems. Commit {commits}, {', '.join(sorted({str(run.summary['device']) for run in runs}))}."
+    title = f"{', '.join(dict.fromkeys(run.arm for run in runs))} on {', '.join(dict.fromkeys(data))}"
+    arms = dict(reversed(list(zip(names, settings, strict=True))))  # of each arm's first run
+    arms = {name: arms[name] for name in dict.fromkeys(names)}
+    firsts = dict(reversed(list(zip(names, directories, strict=True))))
+    page = Page(
+        title,
+        made,
+        ["arm", "seed", "status", *metrics, "run"],
+        shown,
+        notes,
+        data=data_sentences(arms),
+        differs=differing(arms),
+        solving=read_solving({name: firsts[name] for name in arms}),
+    )
+    return page, runs
