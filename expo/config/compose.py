@@ -129,17 +129,18 @@ def compose_config(overrides: Sequence[str]) -> Config:
     """Compose the config of a run from Hydra overrides. Raises UserError, or what Hydra raises."""
     register()
     parsed = OverridesParser.create().parse_overrides(list(overrides))
-    keys = [o for o in parsed if _sets_a_key(o)]
+    groups = config_groups()
+    keys = [o for o in parsed if _sets_a_key(o, groups)]
     chosen = tuple(o.input_line or "" for o in parsed if o not in keys)
     config: DictConfig = pickle.loads(_composed(chosen, _files(), tuple(REGISTERED.values())))
     ConfigLoaderImpl._apply_overrides_to_config(keys, config)
     return named(typed(config), overrides)
 
 
-def _sets_a_key(override: Override) -> bool:
+def _sets_a_key(override: Override, groups: set[str]) -> bool:
     """Return whether an override sets a key, and picks no option of a group."""
     name, special = override.key_or_group, override.is_sweep_override() or override.is_hydra_override()
-    return override.package is None and not special and "/" not in name and name not in config_groups()
+    return override.package is None and not special and "/" not in name and name not in groups
 
 
 def config_groups() -> set[str]:
