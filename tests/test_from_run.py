@@ -13,6 +13,7 @@ from expo.config.from_run import combinations, config_from_run, restore
 from expo.config.key import OPTIONS
 from expo.config.naming import what_differs
 from expo.config.reference import options_of
+from expo.runs.arms import settings_in
 
 EVERY_OPTION = [
     [f"{group}={option}"]
@@ -274,6 +275,17 @@ def test_a_key_that_is_gone_is_read_at_its_one_value(tmp_path):
         (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(tree))
         if fits:
             assert identity(restore(tmp_path)) == identity(cfg)
+            assert settings_in(tree) == settings_in(OmegaConf.to_container(OmegaConf.structured(cfg)))  # one arm
         else:
             with pytest.raises(UserError, match="cannot be read by this version of expo"):
                 restore(tmp_path)
+
+
+def test_folders_that_an_override_brings_are_looked_into_each_time(tmp_path):
+    """`hydra.searchpath` is no part of what is known of composed configs: an edited file there counts at once."""
+    path = tmp_path / "positives" / "mine.yaml"
+    path.parent.mkdir()
+    for weight in (0.3, 0.4):
+        path.write_text(f"defaults: [self_explanation, _self_]\nweight: {weight}\n")
+        line = [f"hydra.searchpath=[file://{tmp_path}]", "positives=mine", "dataset=ladder"]
+        assert compose_config(*line).positives.weight == weight

@@ -303,3 +303,11 @@ def test_what_an_algorithm_of_ones_own_adds_up_is_logged():
         "mine/bonus": 1.5, "policy/surprise": 0.5, "mine/never": None, "mine/seen": 5.0, "mine/both": 4.0,
     }  # fmt: skip
     assert step_metrics(timed(experience()), StepSums(), None)["loss/total"] == 0.0
+
+
+def test_a_name_of_two_kinds_of_metrics_is_refused():
+    sums = StepSums()
+    sums.per_update("lab/x", 4)
+    sums.mean("lab/x", 3, 1)
+    with pytest.raises(ValueError, match="lab/x: added up in two ways"):
+        sums.metrics()

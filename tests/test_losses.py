@@ -267,3 +267,11 @@ def test_the_recipes_entropy_bonus_has_the_gradient_of_the_entropy():
     assert exact.abs().max() > 0.05
     naive = torch.autograd.grad((p * -logp).sum(), logits)[0]
     assert torch.allclose(naive, torch.zeros_like(naive), atol=1e-12)
+
+
+@pytest.mark.parametrize("aggregation", ["sequence_mean", "token_mean"])
+def test_fractional_weights_are_shares_however_small_they_are(aggregation):
+    mask = torch.tensor([[0.1, 0.1, 0.1], [0.0, 0.0, 0.0]])
+    weights = losses.token_weights(mask, aggregation, 8)
+    assert weights.sum().item() == pytest.approx(0.5 if aggregation == "sequence_mean" else 1.0)
+    assert weights[1].sum() == 0

@@ -299,6 +299,14 @@ def test_the_cache_keeps_all_of_a_problems_explanations_without_what_was_measure
     assert cache.find(at(5), scorer) == {0: [candidate([2])]}
 
 
+def test_the_cache_keeps_both_explanations_of_a_problem_that_a_step_meets_twice():
+    scorer = FakeScorer()
+    scorer.logps = {(1,): -0.5, (2,): -0.5}
+    cache = ExplanationCache(steps=10, max_drop=0.3)
+    cache.keep({0: [candidate([1])], 1: [candidate([2])]}, at(3, [TWO[0], TWO[0]]), scorer)
+    assert cache.find(at(4), scorer) == {0: [candidate([1]), candidate([2])]}
+
+
 def test_a_cache_of_zero_steps_keeps_nothing():
     cache = ExplanationCache(0, 0.0)
     cache.keep({0: [candidate([1])]}, at(3), None)

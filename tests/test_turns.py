@@ -112,6 +112,40 @@ def test_no_system_message_is_none_where_the_template_writes_its_own(tiny, end):
         assert kept[2] == cut[2]  # a row's own stays
 
 
+# What turns begin and end with; the first is the tokenizer's BOS, as SmolLM2's <|im_start|> is.
+CHAT = "{% if messages[0]['role'] != 'system' %}OPENsystem\nYou are kind.END\n{% endif %}" + (
+    "{% for m in messages %}OPEN{{ m['role'] }}\n{{ m['content'] }}END\n{% endfor %}{% if add_generation_prompt %}OPENassistant\n{% endif %}"
+)
+MODEL = "OPENsystem\nYou are a model.END\n"  # gpt-oss writes this first, whatever it is given
+
+
+@pytest.mark.parametrize(
+    ("template", "begins"),
+    [
+        (CHAT.replace("OPEN", "<|user|>").replace("END", "<|end|>"), "<|user|>user\n?"),
+        ("<|system|>" + CHAT.replace("OPEN", "<|user|>").replace("END", "<|end|>"), "<|system|><|user|>user\n?"),
+        (CHAT.replace("OPEN", "").replace("END", "<|end|>"), "user\n?"),
+        ("{{ bos_token }}{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('none') }}{% endif %}"
+         "<|user|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}", "<|user|><|user|>user\n?"),
+        # Refused: the end of a turn is text here, and there a system turn that no message takes the place of.
+        (CHAT.replace("OPEN", "<|user|>").replace("END", "<|stop|>"), None),
+        (MODEL.replace("OPEN", "<|user|>").replace("END", "<|end|>")
+         + CHAT.replace("OPENsystem", "OPENdeveloper").replace("OPEN", "<|user|>").replace("END", "<|end|>"), None),
+        ("You are kind. {% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<|end|>{% endfor %}", None),
+    ],
+)  # fmt: skip
+def test_what_is_left_without_a_templates_own_system_message(tiny, template, begins):
+    _, tokenizer = tiny
+    tokenizer.bos_token, tokenizer.chat_template = "<|user|>", template
+    prompts = Prompts(PromptsConf(solve="{question}", explain="{question}{answer}", template_system=False))
+    if begins is None:
+        with pytest.raises(UserError, match=r"prompts\.template_system=false"):
+            prompts.check(tokenizer, "m")
+        return
+    prompts.check(tokenizer, "m")
+    assert prompts._rendered(tokenizer, "?").startswith(begins)
+
+
 def test_a_template_whose_system_message_cannot_be_told_apart_is_refused(tiny):
     _, tokenizer = tiny
     texts = {"solve": "{question}", "explain": "{question}{answer}", "template_system": False}

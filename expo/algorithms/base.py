@@ -89,7 +89,7 @@ class Algorithm(Updates):
         with experience.timer("update"):
             engine.sleep()
             sums = self.update(experience)
-            if self.pending:
+            if any(self.ranks.whole([self.pending])):  # whatever rows this device had
                 raise UserError(
                     f"algorithm._target_={self.conf._target_}: its update has a gradient and takes no step; let it call take_step(sums)"
                 )

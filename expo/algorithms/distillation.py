@@ -98,12 +98,11 @@ class SelfDistillation(GRPO):
     def rows(self, e: Experience, groups: Sequence[Group]) -> Rows:
         rows = super().rows(e, groups)
         shown = [PRIVILEGES[self.conf.privilege], *([wrong_answer] if self.conf.signal == "contrast" else [])]
-        trained = {id(group) for group in groups}
-        by_group = [privileged_prompts(e, s, self.pipeline.tools) for s in shown]
-        by_row = [
-            [prompt for group, some in zip(e.groups, prompts, strict=True) if id(group) in trained for prompt in some]
-            for prompts in by_group
-        ]
+        by_row = []
+        for some in shown:
+            prompts = privileged_prompts(e, some, self.pipeline.tools)
+            of_group = {id(group): own for group, own in zip(e.groups, prompts, strict=True)}
+            by_row.append([prompt for group in groups for prompt in of_group[id(group)]])
         own, joined = [c for group in groups for c in group.completions], self.members(groups)
         there = [all(prompts[r] is not None for prompts in by_row) for r in range(len(own))] + [False for _ in joined]
         # A row that the teacher does not guide passes through it under its own prompt, and counts for nothing.

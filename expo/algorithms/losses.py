@@ -84,11 +84,16 @@ def overlong_penalty(lengths: Tensor, max_tokens: int, share: float) -> Tensor:
 
 
 def _sequence_mean(mask: Tensor, max_tokens: int) -> Tensor:
-    return mask / mask.sum(dim=1, keepdim=True).clamp(min=1) / max(len(mask), 1)
+    return mask / _or_one(mask.sum(dim=1, keepdim=True)) / max(len(mask), 1)
 
 
 def _token_mean(mask: Tensor, max_tokens: int) -> Tensor:
-    return mask / mask.sum().clamp(min=1)
+    return mask / _or_one(mask.sum())
+
+
+def _or_one(total: Tensor) -> Tensor:
+    """Return a divisor: a sum, which a fractional mask may leave below 1, or 1 where there is nothing to divide."""
+    return torch.where(total > 0, total, 1.0)
 
 
 def _constant(mask: Tensor, max_tokens: int) -> Tensor:

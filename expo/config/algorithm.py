@@ -332,6 +332,10 @@ class GRPOConf(AlgorithmConf):
                     f"since algorithm.surrogate={self.surrogate}",
                     f"algorithm.surrogate={name}",
                 )
+        ignored = {"cispo": ["clip_low"], "sapo": ["clip_low", "clip_high"]}.get(self.surrogate, [])
+        if ignored:
+            why = f"since algorithm.surrogate={self.surrogate}"
+            yield from unused(self, "algorithm.", ignored, why, "algorithm.surrogate=ppo_clip")
         yield (
             self.surrogate != "dppo" or self.ratio == "token",
             "algorithm.ratio=sequence: algorithm.surrogate=dppo looks at the probability of each token; set algorithm.ratio=token",

@@ -129,6 +129,9 @@ def compose_config(overrides: Sequence[str]) -> Config:
     """Compose the config of a run from Hydra overrides. Raises UserError, or what Hydra raises."""
     register()
     parsed = OverridesParser.create().parse_overrides(list(overrides))
+    if any(o.is_hydra_override() for o in parsed):  # which may bring folders of their own
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            return named(typed(compose("config", list(overrides))), overrides)
     groups = config_groups()
     keys = [o for o in parsed if _sets_a_key(o, groups)]
     chosen = tuple(o.input_line or "" for o in parsed if o not in keys)
@@ -139,8 +142,8 @@ def compose_config(overrides: Sequence[str]) -> Config:
 
 def _sets_a_key(override: Override, groups: set[str]) -> bool:
     """Return whether an override sets a key, and picks no option of a group."""
-    name, special = override.key_or_group, override.is_sweep_override() or override.is_hydra_override()
-    return override.package is None and not special and "/" not in name and name not in groups
+    name, sweeps = override.key_or_group, override.is_sweep_override()
+    return override.package is None and not sweeps and "/" not in name and name not in groups
 
 
 def config_groups() -> set[str]:

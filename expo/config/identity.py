@@ -192,10 +192,11 @@ def _base_of(folder: Path) -> Path | None:
 def changing(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys, of flat ones, that change a run's result: without runtime keys, and without those that came later and change nothing."""
     runtime, later = runtime_keys(), later_keys()
+    gone = {f"{group}.{name}" for (group, _), node in OPTIONS.items() for name in getattr(node, "gone", {})}
     return {
         key: value
         for key, value in settings.items()
-        if not runtime & with_groups(key) and not (key in later and later[key].is_absent(value))
+        if key not in gone and not runtime & with_groups(key) and not (key in later and later[key].is_absent(value))
     }
 
 

@@ -5,7 +5,7 @@ import re
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import date
 from types import FrameType
@@ -187,38 +187,54 @@ class Prompts:
         self, tokenizer: "PreTrainedTokenizerBase", text: str, earlier: Sequence[tuple[str, str]] = ()
     ) -> str:
         chat = self._chat(text, earlier)
-        rendered: Any = tokenizer.apply_chat_template(chat, tokenize=False, **self._options())
-        whole: str = rendered
+        whole = self._render(tokenizer, chat)
         if not self.conf.template_system and not any(turn["role"] == "system" for turn in chat):
-            whole = whole.replace(self.template_system(tokenizer), "", 1)
+            own = self.template_system(tokenizer)
+            if own not in whole:
+                raise UserError(
+                    "prompts.template_system=false: the chat template writes another system message before these messages; "
+                    "leave it true, or set prompts.system"
+                )
+            whole = whole.replace(own, "", 1)
+        return whole
+
+    def _render(self, tokenizer: "PreTrainedTokenizerBase", chat: Sequence[dict[str, str]], **more: Any) -> str:
+        rendered: Any = tokenizer.apply_chat_template(list(chat), tokenize=False, **self._options() | more)
+        whole: str = rendered
         return whole
 
     def template_system(self, tokenizer: "PreTrainedTokenizerBase") -> str:
         """Return the system turn that the chat template writes where it is given none; "" where it writes none.
 
-        It stands between the beginning-of-sequence token and what opens a user's turn, which a user's second turn shows.
-        Raises UserError where it cannot be told apart.
+        A system message of ours shows where such a turn begins and ends. What is left has to open the first user's turn as a later one
+        is opened, but for special tokens. Raises UserError where that is not so.
         """
-        chat = [("user", PLACE), ("assistant", PLACE), ("user", PLACE)]
-        turns = [{"role": role, "content": content} for role, content in chat]
+        user, system = ({"role": role, "content": PLACE} for role in ("user", "system"))
         try:
-            rendered: Any = tokenizer.apply_chat_template(turns, tokenize=False, **self._options())
-            before, _, between, _ = str(rendered).split(PLACE)
+            before = self._render(tokenizer, [user]).split(PLACE)[0]
+            later = self._render(tokenizer, [user, {"role": "assistant", "content": PLACE}, user]).split(PLACE)[2]
         except Exception as error:  # a template is a program: it may raise anything
             raise UserError(
                 f"prompts.template_system=false: the chat template renders no second turn ({type(error).__name__}: "
                 f"{first_line(error)}), which shows where its own system message ends; leave it true, or set prompts.system"
             ) from error
-        end = str(tokenizer.convert_ids_to_tokens(turn_end(tokenizer)))
-        opening = between.partition(end)[2].lstrip() if end in between else between.lstrip()
-        written = before.removeprefix(tokenizer.bos_token or "")
-        if not opening or not written.endswith(opening):
-            raise UserError(
-                "prompts.template_system=false: the chat template opens a first turn in another way than a later one, so that "
-                "its own system message cannot be told apart; leave it true, or set prompts.system"
+        own = ""
+        with suppress(Exception):  # a template may take no system message, and none alone
+            start, between, _ = self._render(tokenizer, [system, user]).split(PLACE)
+            opening = between.removeprefix(
+                self._render(tokenizer, [system], add_generation_prompt=False).split(PLACE)[1]
             )
-        own = written.removesuffix(opening)
-        return own if own.strip() else ""
+            head = start.partition("system".join(opening.rsplit("user", 1)))[0]
+            if before.startswith(start) and before.endswith(between):
+                own = before.removeprefix(head).removesuffix(opening)
+        special = sorted({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}, key=len, reverse=True)
+        words = [re.sub("|".join(map(re.escape, special)) + r"|\s", "", t) for t in (before.replace(own, "", 1), later)]
+        if words[0] != words[1]:
+            raise UserError(
+                "prompts.template_system=false: what the chat template writes before a first message cannot be told apart from how "
+                "it opens a turn; leave it true, or set prompts.system"
+            )
+        return own
 
     def _options(self) -> dict[str, Any]:
         """Return what a template is given beside the messages: what stands in the place of today, by the names that templates ask for

@@ -106,7 +106,7 @@ def score_tokens(
     wanted, head = batch.mask.bool(), causal.get_output_embeddings()
     chunk, logits = (_entropy_chunk, LOGITS // 2) if with_entropy else (_score_chunk, LOGITS)
     found = by_chunks(chunk, head, (rows, batch.targets[wanted]), logits, temperature)
-    spread = [torch.zeros_like(batch.mask).masked_scatter(wanted, row) for row in found.view(-1, len(rows))]
+    spread = [torch.zeros_like(batch.mask).masked_scatter(wanted, row) for row in (found if with_entropy else [found])]
     return torch.stack(spread) if with_entropy else spread[0]
 
 

@@ -35,17 +35,22 @@ class StepSums(defaultdict[str, float]):
         self[name + COUNT] += _number(count)
 
     def metrics(self) -> dict[str, float | None]:
-        """Return the metrics by name. One that begins with an underscore only serves others, and is left out."""
+        """Return the metrics by name. One that begins with an underscore only serves others, and is left out.
+
+        Raises ValueError where one name was given to two kinds of metrics.
+        """
         found: dict[str, float | None] = {}
-        for name, value in self.items():
-            if name.endswith(SUM):
-                name = name.removesuffix(SUM)
-                count = self[name + COUNT]
+        for key, value in self.items():
+            name = key.removesuffix(SUM).removesuffix(TOTAL)
+            if key.endswith(COUNT):
+                continue
+            if name in found:
+                raise ValueError(f"{name}: added up in two ways; give each metric a name of its own")
+            if key.endswith(SUM):
+                count = self.get(name + COUNT, 0.0)
                 found[name] = value / count if count else None
-            elif name.endswith(TOTAL):
-                found[name.removesuffix(TOTAL)] = value
-            elif not name.endswith(COUNT):
-                found[name] = value / self.updates
+            else:
+                found[name] = value if key.endswith(TOTAL) else value / self.updates
         found |= {name: of(self) for name, of in self.derived.items()}
         return {name: value for name, value in found.items() if not name.startswith("_")}
 

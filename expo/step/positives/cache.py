@@ -43,10 +43,11 @@ class ExplanationCache:
             return
         rows = [(batch.prompts[i], c.ids) for i, found in positives.items() for c in found]
         logps = iter(scorer.mean_logp([q for q, _ in rows], [ids for _, ids in rows]).tolist())
-        self.entries |= {
-            batch.problems[i].id: [(batch.step, next(logps), c.unmeasured()) for c in found]
-            for i, found in positives.items()
-        }
+        made: dict[str, list[tuple[int, float, Candidate]]] = {}
+        for i, found in positives.items():  # a step may meet a problem twice
+            own = made.setdefault(batch.problems[i].id, [])
+            own += [(batch.step, next(logps), c.unmeasured()) for c in found]
+        self.entries |= made
 
     def state_dict(self) -> dict[str, Any]:
         """Return the entries as plain data, for a checkpoint."""
