@@ -10,15 +10,22 @@ from expo.model.policy import prepared
 from expo.model.small import BPE_TEXT, bpe_tokenizer
 
 # Shapes of models whose configs cannot be downloaded everywhere, as their config.json has them.
+_FIELDS = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size",
+    "tie_word_embeddings",
+)  # fmt: skip
+_ROWS: tuple[tuple[Any, ...], ...] = (
+    ("Qwen/Qwen2.5-0.5B-Instruct", "qwen2", 896, 4864, 24, 14, 2, 151936, True),
+    ("Qwen/Qwen2.5-1.5B-Instruct", "qwen2", 1536, 8960, 28, 12, 2, 151936, True),
+    ("Qwen/Qwen2.5-3B-Instruct", "qwen2", 2048, 11008, 36, 16, 2, 151936, True),
+    ("Qwen/Qwen2.5-7B-Instruct", "qwen2", 3584, 18944, 28, 28, 4, 152064, False),
+    ("meta-llama/Llama-3.2-1B-Instruct", "llama", 2048, 8192, 16, 32, 8, 128256, True),
+    ("meta-llama/Llama-3.2-3B-Instruct", "llama", 3072, 8192, 28, 24, 8, 128256, True),
+    ("meta-llama/Llama-3.1-8B-Instruct", "llama", 4096, 14336, 32, 32, 8, 128256, False),
+)
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
-    "Qwen/Qwen2.5-0.5B-Instruct": ("qwen2", {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2, "vocab_size": 151936, "tie_word_embeddings": True}),
-    "Qwen/Qwen2.5-1.5B-Instruct": ("qwen2", {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12, "num_key_value_heads": 2, "vocab_size": 151936, "tie_word_embeddings": True}),
-    "Qwen/Qwen2.5-3B-Instruct": ("qwen2", {"hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36, "num_attention_heads": 16, "num_key_value_heads": 2, "vocab_size": 151936, "tie_word_embeddings": True}),
-    "Qwen/Qwen2.5-7B-Instruct": ("qwen2", {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064, "tie_word_embeddings": False}),
-    "meta-llama/Llama-3.2-1B-Instruct": ("llama", {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": True}),
-    "meta-llama/Llama-3.2-3B-Instruct": ("llama", {"hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28, "num_attention_heads": 24, "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": True}),
-    "meta-llama/Llama-3.1-8B-Instruct": ("llama", {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False}),
-}  # fmt: skip
+    name: (kind, dict(zip(_FIELDS, values, strict=True))) for name, kind, *values in _ROWS
+}
 NAMES = {
     "0.5B": "Qwen/Qwen2.5-0.5B-Instruct",
     "1.5B": "Qwen/Qwen2.5-1.5B-Instruct",
