@@ -19,7 +19,12 @@ from expo.cost.memory import disk, generating, memory, updating
 from expo.cost.run import Work
 from expo.cost.seconds import decoding, run_seconds, seconds, tokens, update
 from expo.cost.shape import shape_of
+from expo.model.policy import compute_in
 from expo.model.scoring import LOGITS, score, token_batch
+from expo.rollout import transformers_engine
+from expo.rollout.engine import Request, Sampling
+from expo.rollout.noise import SOLVE, Key
+from expo.rollout.transformers_engine import TransformersEngine
 
 THREE_B = ["model=qwen2.5-3b-instruct", "dataset=math", "algorithm=grpo", "trainer.precision=bf16-mixed"]
 
@@ -100,6 +105,23 @@ def test_activations_are_what_torch_keeps(precision, hidden, inner, heads, keys)
     width = keys * hidden // heads
     told = of_memory.KEPT_BYTES * hidden + number * (of_memory.KEPT_KEYS * width + of_memory.KEPT_INNER * inner)
     assert told * rows * (prompt + completion) == pytest.approx(measured, rel=0.15)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_the_cache_is_what_decoding_keeps(precision, monkeypatch):
+    options = [
+        "model=random_shape", "model.path=tiny", "dataset=ladder", "algorithm=grpo", f"trainer.precision={precision}",
+        "rollout.max_prompt_tokens=24", "rollout.max_completion_tokens=20", "rollout.batch_size=6",
+    ]  # fmt: skip
+    cfg, caches = compose_config(*options), []
+    model, tokenizer = build(cfg.model)
+    compute_in(model, precision)
+    engine, own = TransformersEngine(cfg.rollout, model, tokenizer), transformers_engine.roomy_cache
+    engine.eos_ids = torch.tensor([-1])  # no row ends early
+    monkeypatch.setattr(transformers_engine, "roomy_cache", lambda *args: caches.append(own(*args)) or caches[-1])
+    engine.generate([Request(tuple(range(5, 29)), Key(0, SOLVE, 0, i)) for i in range(6)], Sampling(1.0, 1.0, 0, 20))
+    kept = sum(t.untyped_storage().nbytes() for layer in caches[0].layers for t in (layer.keys, layer.values))
+    assert of_memory.engine(Work.of(cfg, 1))["cache"] == pytest.approx(kept, rel=0.1)
 
 
 TOY = Device("toy", 1e9, {"float32": 1e6}, 1e4, 1e3, training=1.0, thin=0.5, reading=1.0, layer_s={"transformers": 2.0, "vllm": 0.0}, reserved=0.0)  # fmt: skip

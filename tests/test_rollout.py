@@ -10,6 +10,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from benchmarks import rollout as bench_rollout
 from expo.config import RolloutConf
 from expo.data import ladder as world
+from expo.model.policy import compute_in
 from expo.model.scoring import score, token_batch
 from expo.model.small import ladder_model
 from expo.rollout import decoding as decoding_module
@@ -158,6 +159,31 @@ def test_quick_decoding_is_that_of_transformers(kv_heads, window, monkeypatch):
     assert len({len(c.ids) for c in quick}) > 3  # rows have left at several steps
     for ours, theirs in zip(quick, plain, strict=True):
         assert ours.logp == pytest.approx(theirs.logp, abs=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 6])
+def test_under_autocast_the_cache_is_in_16_bit_and_changes_no_token(window, monkeypatch):
+    """Rotary embeddings give float32 keys, after which a layer would hold its values in float32, too: twice what `expo plan` says."""
+    torch.manual_seed(0)
+    sliding = {"use_sliding_window": True, "sliding_window": window, "max_window_layers": 1} if window else {}
+    model = Qwen2ForCausalLM(
+        Qwen2Config(vocab_size=50, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
+                    num_key_value_heads=2, pad_token_id=0, eos_token_id=[1, 2, 3], bos_token_id=None, **sliding)
+    )  # fmt: skip
+    compute_in(model, "bf16-mixed")
+    engine = TransformersEngine(RolloutConf(), model, SimpleNamespace(pad_token_id=0, eos_token_id=1))
+    requests = [Request((5, 6, 7, *range(8, 8 + i % 3)), Key(0, SOLVE, 0, i)) for i in range(12)]
+    caches = []
+    own = transformers_engine.roomy_cache
+    monkeypatch.setattr(
+        transformers_engine, "roomy_cache", lambda *args: caches.append(own(*args)) or caches[-1]
+    )
+    ours = engine.generate(requests, Sampling(1.0, 1.0, 0, 20))
+    for layer in caches[0].layers:
+        assert layer.keys.dtype == layer.values.dtype == torch.bfloat16
+    monkeypatch.setattr(transformers_engine, "roomy_cache", lambda config, room: DynamicCache(config=config))
+    plain = engine.generate(requests, Sampling(1.0, 1.0, 0, 20))
+    assert [(c.ids, c.logp) for c in ours] == [(c.ids, c.logp) for c in plain]
 
 
 def test_models_have_transformers_attention_again_whatever_happens():
