@@ -66,7 +66,7 @@ class VLLMConf(RolloutConf):
     dtype: str | None = key(
         None,
         choices=("float32", "bfloat16", "float16"),
-        help="number format of the engine's copy of the weights; null: the policy's",
+        help="number format of the engine's copy of the weights; null: the trainer's (bfloat16 under trainer.precision=bf16-mixed, else model.dtype)",
     )
     separate: bool = key(
         False,
@@ -112,7 +112,7 @@ class VLLMConf(RolloutConf):
         None,
         low=0,
         identity=False,
-        help="mean difference allowed, nats per token; null: 1e-3 in float32, 0.05 in 16 bit",
+        help="mean difference allowed, nats per token; null: 1e-3 in float32, 0.05 in 16 bit; where all weights can be read, more is told, and ends nothing",
     )
 
     @property

@@ -127,10 +127,8 @@ class Work:
     @property
     def engine_format(self) -> str:
         """Return the number format in which the engine computes."""
-        if self.in_place:
-            return self.computed
-        named = getattr(self.cfg.rollout, "dtype", None) or self.cfg.model.dtype
-        return "float32" if named == "float32" else "bfloat16"
+        named = getattr(self.cfg.rollout, "dtype", None)
+        return self.computed if named is None else "float32" if named == "float32" else "bfloat16"
 
     @property
     def engine_bytes(self) -> int:

@@ -2,9 +2,10 @@
 
 Weights, or a LoRA adapter alone, go to the running engine after every step, and are verified: the sums of every parameter
 that can be read, and the log-probabilities of a probe, must be the policy's. A CPU build packs most matrices away: of those,
-only the probe tells.
+only the probe tells. Where every parameter was compared, the probe tells of number formats and kernels, and warns.
 """
 
+import logging
 import math
 import os
 import shutil
@@ -39,7 +40,9 @@ from expo.rollout.vllm_place import (
 from expo.rollout.vllm_transfer import nccl_info, open_transfer
 from expo.rollout.vllm_worker import sums
 
+log = logging.getLogger(__name__)
 PROBE_TOKENS = 256
+PROBE = "A train leaves at 14:05 and takes 95 minutes. When does it arrive? Explain each step, then state the answer."
 BLOCK = 16  # tokens of a block of vLLM's cache
 GIB = 2**30
 
@@ -52,9 +55,12 @@ class VLLMEngine:
     def __init__(self, conf: VLLMConf, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
         self.model, self.tokenizer, self.conf = model, tokenizer, conf
         self.pad_id, self.eos_ids = tokenizer.pad_token_id, eos_ids(model, tokenizer)
-        self.dtype = getattr(torch, conf.dtype or str(model.dtype).removeprefix("torch."))
+        computed = getattr(causal_lm(model), "compute_dtype", None) or model.dtype  # the trainer's
+        self.dtype: torch.dtype = getattr(torch, conf.dtype) if conf.dtype else computed
         self.syncs = 0
-        self.probe = [i % len(tokenizer) for i in range(16)]  # until there is a completion to probe with
+        # Until there is a completion: ids that make no text have probabilities of which formats differ most.
+        self.probe: list[int] = tokenizer(PROBE, add_special_tokens=False)["input_ids"][: conf.longest_prompt]
+        self.usual = 0.0  # the probe's gap at the first sync, with weights that are the policy's
         weights = sum(p.numel() for p in model.parameters()) * self.dtype.itemsize
         self.folder = Temporary("expo-vllm-", place_for(weights))
         check_heads(model, self.device)
@@ -191,7 +197,12 @@ class VLLMEngine:
             if self.asleep:  # the cache was not there beside the old weights and the new ones
                 self.llm.wake_up(tags=["kv_cache"])
                 self.asleep = False
-            self.llm.reset_prefix_cache()  # what it holds was computed with the old weights
+            with in_vllm("stopped working"):
+                emptied = self.llm.reset_prefix_cache()
+            if not emptied:
+                raise EngineError(
+                    "vLLM keeps its prefix cache, some of whose blocks are held: prompts would be read with the old weights"
+                )
             if self.conf.probe_every and self.syncs % self.conf.probe_every == 0:
                 self.verify()
         self.syncs += 1
@@ -229,9 +240,9 @@ class VLLMEngine:
         ours, found = sums(self.weights()), self._call("expo_sums", {})
         theirs = {name: [share[name] for share in found] for name in found[0] if self._parted_evenly(name)}
         wrong = sorted(n for n in ours.keys() & theirs.keys() if not _held(ours[n], theirs[n]))
+        hidden = sorted({group_of(n) for n in ours.keys() - theirs.keys()})
         gap, tolerance = self.probe_gap(), self.conf.probe_tolerance or (1e-3 if self.dtype == torch.float32 else 0.05)
-        if wrong or not gap <= tolerance:  # a NaN is no agreement
-            hidden = sorted({group_of(n) for n in ours.keys() - theirs.keys()})
+        if wrong or math.isnan(gap) or (hidden and gap > tolerance):
             named = sorted({group_of(n) for n in wrong}) or [
                 f"one of {len(hidden)} that cannot be read, such as {hidden[0]}"
                 if hidden
@@ -241,6 +252,10 @@ class VLLMEngine:
                 f"vLLM's weights are not the policy's after a sync: {', '.join(named[:4])}{' …' if len(named) > 4 else ''} differ; "
                 f"mean difference of log-probabilities on the probe {gap:.2g} nats, allowed {tolerance:g}; nothing was trained on them"
             )
+        if gap > max(tolerance, 2 * self.usual):  # every sum is the policy's: the weights are
+            told = "vLLM has the policy's weights, and computes otherwise: mean difference of log-probabilities on the probe %.2g nats (%g is usual)"
+            log.warning(f"{told}; look at policy/sampler_kl and algorithm.sampler_correction", gap, self.usual or tolerance)
+        self.usual = self.usual or gap
 
     def _parted_evenly(self, name: str) -> bool:
         """Return whether a parameter is shared out among the GPUs, or whole on each: with fewer heads of keys than GPUs, some of those are doubled."""
