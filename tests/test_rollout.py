@@ -2,6 +2,7 @@ import json
 from contextlib import nullcontext, suppress
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from transformers import DynamicCache, FalconConfig, FalconForCausalLM, Qwen2Config, Qwen2ForCausalLM
@@ -137,6 +138,45 @@ def test_no_noise_draws_a_token_of_probability_zero():
     certain = torch.full((1, 50), float("-inf"))
     certain[0, 7] = 3.0
     assert sample(certain, torch.tensor([1.0 - 2**-24]), PLAIN)[0].tolist() == [7]
+
+
+def test_in_float64_every_word_of_a_large_vocabulary_is_drawn_as_often_as_it_should_be():
+    """In float32 the 100,000 words of 1e-9 behind the first are lost: their sum, 1e-4, stays 0."""
+    p = np.full(151_936, 1e-9)
+    p[0], p[100_001:] = 0.5, 0
+    p[-1] = 1 - p.sum()
+    noise = 0.5 + np.linspace(0, 1.2e-4, 50)
+    token, logp = sample(torch.tensor(p).log().repeat(50, 1), torch.tensor(noise), PLAIN)
+    assert len(set(token.tolist())) > 40
+    np.testing.assert_allclose(token[:40], np.searchsorted(p.cumsum(), noise[:40], side="right"), atol=9)
+    np.testing.assert_allclose(logp, np.log(p[token]), rtol=1e-5)
+
+
+def test_noise_on_a_gpu_is_in_float64_and_on_a_cpu_what_it_was(monkeypatch):
+    """In float32 noise itself is a grid of 6e-8, between whose points a rare word is drawn never, and on one too often."""
+    keys, seen = [Key(1, 0, 2, row) for row in range(3)], []
+    assert uniforms(keys, 8).dtype == np.float32
+    double = uniforms(keys, 4000, np.float64)
+    assert double.dtype == np.float64
+    assert (double != double.astype(np.float32)).mean() > 0.9
+    np.testing.assert_array_equal(double[1], uniforms([keys[1]], 4000, np.float64)[0])
+
+    class Stop(Exception):
+        pass
+
+    def asked(keys, count, dtype):
+        seen.append(dtype)
+        raise Stop
+
+    monkeypatch.setattr(transformers_engine, "uniforms", asked)
+    for device in ("cpu", "cuda"):
+        engine = TransformersEngine.__new__(TransformersEngine)
+        head = SimpleNamespace(get_decoder=lambda: None)
+        engine.model = SimpleNamespace(device=torch.device(device), get_base_model=lambda head=head: head, get_output_embeddings=lambda: None)  # fmt: skip
+        engine.eos_ids = SimpleNamespace(to=lambda device: None)
+        with pytest.raises(Stop):
+            engine._decode([], PLAIN)
+    assert seen == [np.float32, np.float64]
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
