@@ -149,7 +149,7 @@ def test_in_float64_every_word_of_a_large_vocabulary_is_drawn_as_often_as_it_sho
     token, logp = sample(torch.tensor(p).log().repeat(50, 1), torch.tensor(noise), PLAIN)
     assert len(set(token.tolist())) > 40
     np.testing.assert_allclose(token[:40], np.searchsorted(p.cumsum(), noise[:40], side="right"), atol=9)
-    np.testing.assert_allclose(logp, np.log(p[token]), rtol=1e-5)
+    np.testing.assert_allclose(logp, np.log(p[token]), rtol=1e-4)
 
 
 def test_noise_on_a_gpu_is_in_float64_and_on_a_cpu_what_it_was(monkeypatch):
