@@ -1,15 +1,19 @@
 """vLLM's engine gives what the transformers engine gives, has the policy's weights after every sync, and says so when not."""
 
+import gc
 import importlib.util
 import json
 import os
+import random
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import ClassVar
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -20,7 +24,7 @@ from expo.data.ladder import generate
 from expo.model.policy import compute_in
 from expo.model.scoring import score, token_batch
 from expo.model.small import ladder_model, ladder_tokenizer
-from expo.rollout import vllm_engine
+from expo.rollout import vllm_engine, vllm_transfer
 from expo.rollout.engine import Request, Sampling
 from expo.rollout.noise import Key
 from expo.rollout.transformers_engine import TransformersEngine
@@ -479,6 +483,71 @@ def test_an_engine_is_in_the_trainers_format_unless_it_is_told_another(precision
     monkeypatch.setattr(VLLMEngine, "sync", lambda self: told.extend(value.dtype for _, value in self.weights()))
     engine = started(monkeypatch, model, StandIn(model), dtype=dtype)
     assert {engine.dtype, *told} == {getattr(torch, gets)}
+
+
+@pytest.mark.parametrize("threads", ["3", None])
+def test_an_engine_in_this_process_leaves_it_as_it_was(threads, monkeypatch, capsys):
+    """vLLM sets one thread unless OMP_NUM_THREADS is set, keeps all garbage from being collected, and seeds every generator with 0."""
+    model, _ = policy(tied=True)
+
+    class LLM(StandIn):
+        def __init__(self, **options):
+            super().__init__(model)
+            if "OMP_NUM_THREADS" not in os.environ:
+                torch.set_num_threads(1)
+            gc.freeze()
+            random.seed(0)
+            np.random.seed(0)
+            torch.manual_seed(0)
+
+        def collective_rpc(self, method, kwargs=None):
+            return ["vllm.v1.a_runner"] if method == "expo_runner" else super().collective_rpc(method, kwargs)
+
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=LLM))
+    monkeypatch.setattr(VLLMEngine, "probe_gap", lambda self: 0.0)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if threads:
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        torch.manual_seed(5), np.random.seed(5), random.seed(5)
+        wanted = torch.rand(1).item(), np.random.rand(), random.random()
+        torch.manual_seed(5), np.random.seed(5), random.seed(5)
+        VLLMEngine(CONF, model, ladder_tokenizer())
+        assert (torch.rand(1).item(), np.random.rand(), random.random()) == wanted
+        assert torch.get_num_threads() == 2
+        assert gc.get_freeze_count() == 0
+        assert os.environ.get("OMP_NUM_THREADS") == threads
+    finally:
+        torch.set_num_threads(before)
+        gc.unfreeze()
+    assert "run by vllm.v1.a_runner" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("ended", [True, False], ids=["its process ends", "nothing comes"])
+def test_a_transfer_that_hangs_ends_the_run(ended, monkeypatch):
+    """NCCL waits for ever for a process that is gone."""
+    model, _ = policy(tied=True)
+    engine, never = started(monkeypatch, model, StandIn(model)), threading.Event()
+    shut = []
+    engine.sender = SimpleNamespace(send_weights=never.wait, shutdown=lambda: shut.append(1))
+    if ended:
+        engine.gone.set()
+    else:
+        monkeypatch.setattr(vllm_transfer, "LONGEST_S", 0.0)
+    with pytest.raises(EngineError, match="has ended" if ended else "takes over 0 s"):
+        engine.sync()
+    engine.llm = SimpleNamespace(llm_engine=SimpleNamespace(engine_core=SimpleNamespace(shutdown=lambda: None)))
+    engine.close()
+    assert not shut  # it would hang, too
+    never.set()
+
+
+def test_what_a_transfer_raises_is_raised_where_it_is_waited_for():
+    assert vllm_transfer.in_time(lambda: 3, threading.Event()) == 3
+    with pytest.raises(ZeroDivisionError):
+        vllm_transfer.in_time(lambda: 1 / 0, threading.Event())
 
 
 def test_an_engine_of_one_of_several_devices_knows_of_none_of_them(monkeypatch):

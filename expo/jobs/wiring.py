@@ -2,6 +2,7 @@
 
 import ctypes
 import logging
+import os
 import warnings
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -59,6 +60,7 @@ def set_up_process(cfg: Config) -> None:
     if cfg.trainer.threads:
         torch.set_num_threads(cfg.trainer.threads)
     keep_memory()
+    grow_segments(cfg)
 
 
 def keep_memory() -> None:
@@ -67,6 +69,16 @@ def keep_memory() -> None:
     if hasattr(library, "mallopt"):  # glibc's
         for parameter, value in ((TRIM_THRESHOLD, 2**30), (TOP_PAD, 2**26), (MMAP_THRESHOLD, 2**26)):
             library.mallopt(parameter, value)
+
+
+def grow_segments(cfg: Config) -> None:
+    """Let torch take a GPU's memory in segments that grow, unless the user has said how: rows of many lengths leave fewer holes.
+
+    It is read when the first tensor gets there. vLLM, where it sleeps in this process, allocates from pools that know no such segments.
+    """
+    apart = cfg.rollout.in_place or getattr(cfg.rollout, "separate", False)
+    if apart and not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
 
 
 def divide_evenly(cfg: Config) -> None:

@@ -35,9 +35,10 @@ from expo.rollout.vllm_place import (
     memory_share,
     place_for,
     trainers_group,
+    unmoved,
     visible,
 )
-from expo.rollout.vllm_transfer import nccl_info, open_transfer
+from expo.rollout.vllm_transfer import in_time, nccl_info, open_transfer
 from expo.rollout.vllm_worker import sums
 
 log = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ class VLLMEngine:
         self.lora_rank = 0 if conf.merge_lora else adapter_rank(model)
         self.adapter: Any = None  # vLLM's name for it, once it is there
         self.sender: Any = None
-        self.closed, self.asleep = threading.Event(), False
+        self.closed, self.gone, self.asleep = threading.Event(), threading.Event(), False
         # In the trainer's process it joins the trainer's group of processes, in which each engine is a group of its own.
         self.in_group = not conf.separate and dist.is_initialized() and dist.get_world_size() > 1
         # vLLM lets one engine per process sleep; it is the policy's, which is made first.
@@ -78,6 +79,7 @@ class VLLMEngine:
             with (
                 visible(self.own_gpus),
                 nullcontext() if self.in_group else alone(),
+                nullcontext() if conf.separate else unmoved(),
                 in_vllm(f"cannot start (expo doctor looks at the installation{remedy})"),
             ):
                 self.llm = self._start(weights)
@@ -87,13 +89,14 @@ class VLLMEngine:
             threading.Thread(target=self._watch, args=(self.llm.llm_engine.engine_core,), daemon=True).start()
         if conf.transfer == "nccl":
             with in_vllm("cannot meet the trainer"):
-                self.sender = open_transfer(self.llm, nccl_info(), self.weights)
+                self.sender = in_time(lambda: open_transfer(self.llm, nccl_info(), self.weights), self.gone)
         self.sync()
 
     def _watch(self, client: Any) -> None:
         """Hand whoever waits for the engine an error, once its process was killed: vLLM 0.32 would wait for ever."""
         wait([process.sentinel for process in client.resources.engine_manager.processes])
         if not self.closed.is_set():
+            self.gone.set()
             ended = RuntimeError("its process has ended")
             client.outputs_queue.put_nowait(ended)
             for future in list(client.utility_results.values()):
@@ -151,12 +154,14 @@ class VLLMEngine:
         else:  # of a prompt read in parts vLLM rewinds the request's generator, which a CPU's cannot
             options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": 8192 + conf.max_prompt_tokens}
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or longest
-        return LLM(
+        llm = LLM(
             model=self._source(), skip_tokenizer_init=True, dtype=str(self.dtype).removeprefix("torch."), seed=0,
             max_model_len=min(longest, limit), max_num_seqs=conf.batch_size, enforce_eager=conf.eager, tensor_parallel_size=conf.tensor_parallel,
             enable_prefix_caching=True, logprobs_mode="processed_logprobs", disable_log_stats=True,
             worker_extension_cls="expo.rollout.vllm_worker.WeightSync", **options,
         )  # fmt: skip
+        print(f"rollout=vllm: the model is run by {llm.collective_rpc('expo_runner')[0]}", flush=True)
+        return llm
 
     def _source(self) -> str:
         """Return where the model's config and weights are; which weights does not matter, unless an adapter alone is sent: they are replaced."""
@@ -214,8 +219,10 @@ class VLLMEngine:
         if self.sender:
             if self.device.type == "cuda":
                 torch.cuda.synchronize()  # it sends on streams of its own, which do not wait for the optimizer's
+            sender, self.sender = self.sender, None  # one that hangs cannot be shut down
             with in_vllm("cannot take the weights"):
-                self.sender.send_weights()
+                in_time(sender.send_weights, self.gone)
+            self.sender = sender
             return
         if not self.conf.separate:
             self._call("expo_load", {"weights": self.weights()})
