@@ -171,6 +171,20 @@ def test_an_engine_without_a_format_of_its_own_has_the_trainers():
     assert work("rollout=vllm", "trainer.precision=32-true").engine_format == "float32"
 
 
+def test_sharded_layers_are_gathered_in_16_bit_under_autocast():
+    sharded = ["trainer.devices=8", "trainer.strategy=fsdp"]
+    mixed, plain = (work(*sharded, f"trainer.precision={p}", devices=8) for p in ("bf16-mixed", "32-true"))
+    s, two = mixed.shape, 2 / mixed.shape.layers
+    assert updating(plain)["gathered layers"] == pytest.approx(4 * (s.parameters - s.in_layers + two * s.in_layers))
+    saved = updating(plain)["gathered layers"] - updating(mixed)["gathered layers"]
+    assert saved == pytest.approx(2 * two * s.in_layers)
+    assert updating(mixed)["casts to 16 bit"] == 2 * s.head
+    link = replace(DEVICES["h100"], link=1.0)  # all else takes no time beside it
+    assert update(mixed, link) / update(plain, link) == pytest.approx(
+        (2 * (s.parameters - s.in_layers / 2) + s.parameters) / (3 * s.parameters), rel=1e-3
+    )
+
+
 def test_a_gpu_here_reaches_no_more_of_its_peak_in_training_than_another(monkeypatch):
     """Eager transformers reach 35 to 45 % of it; 70 % was assumed of a GPU that was measured."""
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
