@@ -215,9 +215,7 @@ def test_under_autocast_the_cache_is_in_16_bit_and_changes_no_token(window, monk
     requests = [Request((5, 6, 7, *range(8, 8 + i % 3)), Key(0, SOLVE, 0, i)) for i in range(12)]
     caches = []
     own = transformers_engine.roomy_cache
-    monkeypatch.setattr(
-        transformers_engine, "roomy_cache", lambda *args: caches.append(own(*args)) or caches[-1]
-    )
+    monkeypatch.setattr(transformers_engine, "roomy_cache", lambda *args: caches.append(own(*args)) or caches[-1])
     ours = engine.generate(requests, Sampling(1.0, 1.0, 0, 20))
     for layer in caches[0].layers:
         assert layer.keys.dtype == layer.values.dtype == torch.bfloat16

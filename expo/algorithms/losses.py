@@ -228,9 +228,7 @@ CORRECTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = functions_of(
 )
 
 
-def sampler_weights(
-    old_logp: Tensor, sampler_logp: Tensor, mask: Tensor, correction: str | None, cap: float
-) -> Tensor:
+def sampler_weights(old_logp: Tensor, sampler_logp: Tensor, mask: Tensor, correction: str | None, cap: float) -> Tensor:
     """Return min(π_old / π_sampler, cap): truncated importance sampling between trainer and sampler (arXiv 2508.02260 and others).
 
     The sampler computes the same distribution with other kernels or precision; the weight takes out the bias.

@@ -4,7 +4,7 @@ import ctypes
 import logging
 import os
 import warnings
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -188,7 +188,10 @@ def load_model(
 
     Raises UserError for what cannot be loaded, and for a model that cannot be scored rightly.
     """
-    loaded = build(replace(cfg.model, revision=cfg.model.revision or commit))
+    gpu = torch.cuda.is_available() and cfg.trainer.accelerator != "cpu"
+    # Random weights are made where they will be: a CPU takes a minute for 3B, and its numbers are others.
+    with torch.device("cuda") if gpu and cfg.model.from_nothing else nullcontext():
+        loaded = build(replace(cfg.model, revision=cfg.model.revision or commit))
     if not isinstance(loaded, tuple):
         raise UserError(f"model._target_={cfg.model._target_}: loads no model and tokenizer; give a function that does")
     model, tokenizer = loaded
@@ -196,7 +199,7 @@ def load_model(
     prompts.check(tokenizer, cfg.model.path)
     check_extraction(cfg)
     check_world(cfg, model, tokenizer)
-    if to_device and torch.cuda.is_available() and cfg.trainer.accelerator != "cpu":
+    if to_device and gpu:
         model.to("cuda")
     compute_in(model, cfg.trainer.precision)
     if to_device:  # some attention works on a GPU alone

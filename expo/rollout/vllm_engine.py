@@ -261,7 +261,9 @@ class VLLMEngine:
             )
         if gap > max(tolerance, 2 * self.usual):  # every sum is the policy's: the weights are
             told = "vLLM has the policy's weights, and computes otherwise: mean difference of log-probabilities on the probe %.2g nats (%g is usual)"
-            log.warning(f"{told}; look at policy/sampler_kl and algorithm.sampler_correction", gap, self.usual or tolerance)
+            log.warning(
+                f"{told}; look at policy/sampler_kl and algorithm.sampler_correction", gap, self.usual or tolerance
+            )
         self.usual = self.usual or gap
 
     def _parted_evenly(self, name: str) -> bool:
