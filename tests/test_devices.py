@@ -12,6 +12,7 @@ import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -24,6 +25,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from expo.commands.train import train
 from expo.config import UserError, check, run_dir
 from expo.ground.ranks import ALONE, Apart, Ranks
+from expo.jobs import wiring
 from expo.jobs.wiring import build_run
 from expo.model.policy import as_it_began, compute_in
 from expo.model.scoring import score, token_batch
@@ -509,6 +511,40 @@ def test_a_sharded_model_scores_takes_whole_weights_and_has_a_whole_copy(ladder)
         assert saved["lm_head.weight"] is saved["model.embed_tokens.weight"]  # tied, and stored once
         torch.testing.assert_close(saved, dict(other.state_dict()))
         assert set(whole_state(policy.state_dict(), keep=False).values()) == {None}
+
+
+def test_the_first_device_alone_loads_the_initial_policy_again(ladder, monkeypatch):
+    """Eight copies in float32 of what fits one GPU are more than a machine has."""
+    model, tokenizer, _ = ladder
+    policy, sent, loaded = copy.deepcopy(model), [], []
+    with torch.no_grad():
+        policy.lm_head.weight.add_(1.0)
+    changed = policy.lm_head.weight.clone()
+    cfg, bank = compose_config("dataset=ladder"), SimpleNamespace(identity=f"x-{fingerprint(model)}")
+    monkeypatch.setattr(wiring, "load_model", lambda *args, **more: (loaded.append(1), (model, tokenizer, None))[1])
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    named = iter(policy.named_parameters())
+
+    def broadcast(tensor, src):
+        name, _ = next(named)
+        sent.append(name)
+        if not loaded:  # this is the second device, which is sent what the first one has
+            tensor.copy_(dict(model.named_parameters())[name])
+
+    monkeypatch.setattr(torch.distributed, "broadcast", broadcast)
+
+    class Second(Ranks):
+        def by_first(self, make):
+            return make() if self.first else fingerprint(model)
+
+    for rank in (1, 0):
+        named = iter(policy.named_parameters())
+        with wiring.begun(cfg, policy, bank, Second(rank, 2)):
+            assert torch.equal(policy.lm_head.weight, model.lm_head.weight)
+        assert torch.equal(policy.lm_head.weight, changed)
+        assert len(loaded) == (rank == 0)
+    assert sent == 2 * [name for name, _ in policy.named_parameters()]
 
 
 def gradients(policy, batch, monkeypatch):

@@ -147,7 +147,7 @@ def build_run(cfg: Config, verifier: Verifier, commit: str | None = None) -> tup
             cfg.trainer.max_steps,
             lambda step: explanations_of(source, Batch.of(sampler.batch(step), tools, step), tools),
             engines.policy,
-            lambda: begun(cfg, policy, bank),
+            lambda: begun(cfg, policy, bank, ranks),
             ranks,
         )
         engines = replace(engines, explanations=banked, banked=banked)
@@ -293,15 +293,26 @@ def bank_of(cfg: Config, policy: PreTrainedModel) -> Bank:
     return Bank(Path(cfg.output_dir, "banks", f"{cfg.dataset.name}-{mark}"), f"{mark}-{fingerprint(policy)}")
 
 
-def begun(cfg: Config, policy: PreTrainedModel, bank: Bank) -> AbstractContextManager[None]:
-    """Return a context in which the policy has its initial weights. Raises UserError where the model is another one by now."""
-    with torch.random.fork_rng():  # loading draws
-        model, _, _ = load_model(cfg, to_device=False, commit=getattr(causal_lm(policy), "hub_commit", None))
-    if fingerprint(model) != bank.identity.rpartition("-")[2]:
+def begun(
+    cfg: Config, policy: PreTrainedModel, bank: Bank, ranks: Ranks = ALONE
+) -> AbstractContextManager[None]:
+    """Return a context in which the policy has its initial weights. Raises UserError where the model is another one by now.
+
+    The first device alone loads them: the memory of a machine has no room for as many as it has devices.
+    """
+    models: list[PreTrainedModel | None] = []
+
+    def load() -> str:
+        with torch.random.fork_rng():  # loading draws
+            model, _, _ = load_model(cfg, to_device=False, commit=getattr(causal_lm(policy), "hub_commit", None))
+        models.append(model)
+        return fingerprint(model)
+
+    if ranks.by_first(load) != bank.identity.rpartition("-")[2]:
         raise UserError(
             f"model.path={cfg.model.path}: has other weights than when the run began; put the first ones back"
         )
-    return as_it_began(policy, model)
+    return as_it_began(policy, models[0] if models else None)
 
 
 def make_engine(cfg: Config, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Engine:

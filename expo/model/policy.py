@@ -21,7 +21,7 @@ from expo.config.errors import first_line
 from expo.model import small
 from expo.model.formats import as_numbers, four_bits, in_4bit, steady, with_float32_head
 from expo.model.prompts import turn_end
-from expo.model.shares import like, own_share
+from expo.model.shares import from_first, like, own_share
 
 log = logging.getLogger(__name__)
 NO_CODE: dict[str, Any] = {
@@ -276,15 +276,18 @@ def take_weights(model: nn.Module, other: nn.Module) -> None:
 
 
 @contextmanager
-def as_it_began(policy: nn.Module, begun: nn.Module) -> Iterator[None]:
-    """Give a policy the weights of `begun`, the same model loaded anew, within the context; its own come back to the bit."""
+def as_it_began(policy: nn.Module, begun: nn.Module | None) -> Iterator[None]:
+    """Give a policy the weights of `begun`, the same model loaded anew, within the context; its own come back to the bit.
+
+    Of several devices the first one has it, and the others None.
+    """
     weights = {name: p for name, p in policy.named_parameters() if p.requires_grad}
     own = {name: own_share(p.detach()).to("cpu", copy=True) for name, p in weights.items()}
-    initial = dict(begun.named_parameters())
+    initial = dict(begun.named_parameters()) if begun else {}
     try:
         with torch.no_grad():
             for name, weight in weights.items():
-                weight.copy_(like(initial[name], weight))
+                weight.copy_(like(from_first(initial.get(name), weight), weight))
         yield
     finally:
         with torch.no_grad():
