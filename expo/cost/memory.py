@@ -30,7 +30,7 @@ def held(work: Work, device: Device) -> dict[str, float]:
     return {
         "weights": (work.held + adapter) / work.sharded,
         "optimizer": work.moments * work.trained / work.sharded,
-        "frozen copies": work.held * work.copies,
+        "frozen copies": work.copies,
         "reserved": device.reserved,
     }
 

@@ -180,9 +180,13 @@ class Work:
         return t.share_prompts and not t.packing and not m.gradient_checkpointing and m.attention in ("sdpa", "eager")
 
     @property
-    def copies(self) -> int:
-        """Return the whole copies of the weights that stay in memory beside the policy."""
-        return sum(frozen_copies(self.cfg)) + self.cfg.algorithm.uses_average
+    def copies(self) -> float:
+        """Return the bytes of the whole copies of the weights that stay in memory beside the policy. Under autocast, frozen ones hold their
+        matrices in 16 bit, but for a reference from which rounds begin anew."""
+        initial, earlier = frozen_copies(self.cfg)
+        matrices = self.shape.in_layers + (0 if self.shape.tied else self.shape.head)
+        half = self.held - 2.0 * matrices if self.mixed and not self.cfg.model.load_in_4bit else self.held
+        return initial * (self.held if self.cfg.algorithm.uses_snapshot else half) + earlier * half + self.cfg.algorithm.uses_average * self.held
 
     @property
     def rows(self) -> int:

@@ -25,7 +25,7 @@ from expo.evaluation.evaluate import Evaluator
 from expo.ground.problem import Problem
 from expo.ground.ranks import ALONE, Ranks
 from expo.model.checks import check_bits, check_packing, check_rounding, check_scoring, reads_rightly, row_limit
-from expo.model.policy import as_it_began, causal_lm, compute_in, frozen_copy
+from expo.model.policy import as_it_began, as_multiplied, causal_lm, compute_in, frozen_copy
 from expo.model.prompts import Prompts
 from expo.rollout.checks import check_decoding
 from expo.rollout.dealt import DealtEngine
@@ -247,7 +247,11 @@ def check_world(cfg: Config, model: PreTrainedModel, tokenizer: PreTrainedTokeni
 def frozen_models(cfg: Config, policy: PreTrainedModel) -> tuple[PreTrainedModel | None, PreTrainedModel | None]:
     """Return the frozen reference and the snapshot, each None where nothing needs a copy of its own."""
     initial, earlier = frozen_copies(cfg)
-    return (frozen_copy(policy) if initial else None), (frozen_copy(policy) if earlier else None)
+    reference, snapshot = (frozen_copy(policy) if wanted else None for wanted in (initial, earlier))
+    for frozen in (None if cfg.algorithm.uses_snapshot else reference, snapshot):  # where rounds begin from the reference, it is whole
+        if frozen is not None:
+            as_multiplied(frozen)
+    return reference, snapshot
 
 
 def make_engines(

@@ -265,6 +265,20 @@ def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
     return frozen
 
 
+def as_multiplied(frozen: PreTrainedModel) -> PreTrainedModel:
+    """Hold a frozen model's matrices in the format in which they are multiplied: its numbers stay what they are, to the bit.
+
+    Autocast keeps no casts of weights that are not trained, and makes them anew for each token. A head that is tied to the embedding,
+    and norms, are read in their own format. Do not train from its weights.
+    """
+    causal = causal_lm(frozen)
+    if dtype := getattr(causal, "compute_dtype", None):
+        for module in causal.modules():
+            if type(module) is nn.Linear and module.weight is not causal.get_input_embeddings().weight:
+                module.to(dtype)
+    return frozen
+
+
 @torch.no_grad()
 def take_weights(model: nn.Module, other: nn.Module) -> None:
     """Give a model the weights of another of its kind. Weights in 4 bits never change, and are the same in both."""
@@ -315,9 +329,11 @@ def compute_in(model: nn.Module, precision: str) -> None:
 
 @contextmanager
 def in_own_format(model: nn.Module) -> Iterator[None]:
-    """Compute in the format of the weights themselves within the context."""
+    """Compute in the format of the weights themselves within the context; a frozen model whose weights have two has none of its own."""
     causal = causal_lm(model)
-    dtype, causal.compute_dtype = getattr(causal, "compute_dtype", None), None
+    dtype = getattr(causal, "compute_dtype", None)
+    if len({p.dtype for p in causal.parameters()}) == 1:
+        causal.compute_dtype = None
     try:
         yield
     finally:
