@@ -173,6 +173,13 @@ def test_an_engine_without_a_format_of_its_own_has_the_trainers():
     assert work("rollout=vllm", "trainer.precision=32-true").engine_format == "float32"
 
 
+def test_the_base_under_an_adapter_is_held_as_it_is_multiplied():
+    lora, plain = work("model.lora_rank=16"), work("model.lora_rank=16", "trainer.precision=32-true")
+    assert plain.held - lora.held == 2 * lora.shape.in_layers
+    assert lora.read_bytes == 2
+    assert lora.casts == 2 * (lora.shape.parameters - lora.shape.in_layers)
+
+
 def test_sharded_layers_are_gathered_in_16_bit_under_autocast():
     sharded = ["trainer.devices=8", "trainer.strategy=fsdp"]
     mixed, plain = (work(*sharded, f"trainer.precision={p}", devices=8) for p in ("bf16-mixed", "32-true"))

@@ -8,6 +8,7 @@ from conftest import clipped_at, compose_config
 from expo.algorithms import losses
 from expo.config import ModelConf
 from expo.ground.problem import Problem
+from expo.jobs import wiring
 from expo.jobs.wiring import frozen_models, load_model, make_engine, make_evaluator, read_prompts_rightly
 from expo.model import scoring
 from expo.model.checks import reads_rightly
@@ -302,3 +303,30 @@ def test_a_reference_from_which_rounds_begin_is_whole(ladder):
         cfg = compose_config("dataset=ladder", *f"algorithm={algorithm}".split())
         reference, _ = frozen_models(cfg, model)
         assert (reference.model.layers[0].mlp.up_proj.weight.dtype == torch.float32) == whole
+
+
+@pytest.mark.parametrize(("options", "held"), [("", torch.bfloat16), ("trainer.devices=2 trainer.strategy=fsdp", torch.float32), ("trainer.precision=32-true", torch.float32)])  # fmt: skip
+def test_the_base_under_an_adapter_is_held_as_it_is_multiplied(options, held, monkeypatch):
+    def loaded():
+        torch.manual_seed(0)
+        cfg = compose_config("dataset=ladder", "model.lora_rank=4", "trainer.precision=bf16-mixed", *options.split())
+        return load_model(cfg)[0]
+
+    model = loaded()
+    layer = model.base_model.model.model.layers[0].mlp.up_proj
+    assert layer.base_layer.weight.dtype == held
+    assert layer.lora_A["default"].weight.dtype == torch.float32
+    monkeypatch.setattr(wiring, "as_multiplied", lambda model: model)
+    batch = token_batch([[9, 8, 7]] * 2, [[5, 4], [6]], 0, torch.device("cpu"))
+    found = []
+    for each in (model, loaded()):
+        with torch.no_grad():
+            for name, weight in each.named_parameters():
+                if "lora_B" in name:
+                    weight.fill_(0.01)
+        logp = score(each, batch)
+        logp.sum().backward()
+        found.append((logp.detach(), [p.grad for p in each.parameters() if p.requires_grad]))
+    assert torch.equal(found[0][0], found[1][0])
+    for ours, theirs in zip(found[0][1], found[1][1], strict=True):
+        assert torch.equal(ours, theirs)

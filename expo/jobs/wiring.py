@@ -202,6 +202,9 @@ def load_model(
     if to_device and gpu:
         model.to("cuda")
     compute_in(model, cfg.trainer.precision)
+    # Shares are of one format, and a model that was merged from an adapter is saved as a whole.
+    if cfg.trainer.strategy != "fsdp" and not getattr(causal_lm(model), "begun_from_adapter", False):
+        as_multiplied(model)
     if to_device:  # some attention works on a GPU alone
         check_bits(model, cfg.model.path)
         check_scoring(model, cfg.model.path)

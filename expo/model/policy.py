@@ -265,18 +265,19 @@ def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
     return frozen
 
 
-def as_multiplied(frozen: PreTrainedModel) -> PreTrainedModel:
-    """Hold a frozen model's matrices in the format in which they are multiplied: its numbers stay what they are, to the bit.
+def as_multiplied(model: PreTrainedModel) -> PreTrainedModel:
+    """Hold a model's matrices that are not trained in the format in which they are multiplied: its numbers stay what they are, to the bit.
 
-    Autocast keeps no casts of weights that are not trained, and makes them anew for each token. A head that is tied to the embedding,
-    and norms, are read in their own format. Do not train from its weights.
+    Autocast keeps no casts of them, and makes them anew for each token. A head that is tied to the embedding, and norms, are read in
+    their own format. Do not train from such weights, nor save them as a model's own.
     """
-    causal = causal_lm(frozen)
+    causal = causal_lm(model)
     if dtype := getattr(causal, "compute_dtype", None):
         for module in causal.modules():
-            if type(module) is nn.Linear and module.weight is not causal.get_input_embeddings().weight:
+            own = type(module) is nn.Linear and module.weight is not causal.get_input_embeddings().weight
+            if own and not module.weight.requires_grad:
                 module.to(dtype)
-    return frozen
+    return model
 
 
 @torch.no_grad()
