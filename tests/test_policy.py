@@ -15,6 +15,7 @@ from expo.model.checks import reads_rightly
 from expo.model.policy import as_initial, as_multiplied, compute_in, frozen_copy, in_own_format, take_weights
 from expo.model.scoring import can_share, micro_batches, score, token_batch, token_logp
 from expo.model.small import random_tiny
+from expo.step.positives.bank import fingerprint
 from expo.step.positives.properties import Scorer
 from expo.verifier.pool import Verifier
 
@@ -310,8 +311,12 @@ def test_the_base_under_an_adapter_is_held_as_it_is_multiplied(options, held, mo
     def loaded():
         torch.manual_seed(0)
         cfg = compose_config("dataset=ladder", "model.lora_rank=4", "trainer.precision=bf16-mixed", *options.split())
-        return load_model(cfg)[0]
+        model = load_model(cfg)[0]
+        began.append(fingerprint(model))
+        wiring.hold_base(cfg, model)
+        return model
 
+    began = []
     model = loaded()
     layer = model.base_model.model.model.layers[0].mlp.up_proj
     assert layer.base_layer.weight.dtype == held
@@ -320,6 +325,7 @@ def test_the_base_under_an_adapter_is_held_as_it_is_multiplied(options, held, mo
     batch = token_batch([[9, 8, 7]] * 2, [[5, 4], [6]], 0, torch.device("cpu"))
     found = []
     for each in (model, loaded()):
+        assert began[0] == began[-1]  # a bank knows the model as it was loaded, however it is held then
         with torch.no_grad():
             for name, weight in each.named_parameters():
                 if "lora_B" in name:

@@ -197,7 +197,11 @@ class Work:
         initial, earlier = frozen_copies(self.cfg)
         casts = self.mixed and not self.cfg.model.load_in_4bit and not self.base_in_16_bit
         half = self.held - (2.0 * self.matrices if casts else 0.0)
-        return initial * (self.held if self.cfg.algorithm.uses_snapshot else half) + earlier * half + self.cfg.algorithm.uses_average * self.held
+        return (
+            initial * (self.held if self.cfg.algorithm.uses_snapshot else half)
+            + earlier * half
+            + self.cfg.algorithm.uses_average * self.held
+        )
 
     @property
     def rows(self) -> int:

@@ -151,6 +151,7 @@ def build_run(cfg: Config, verifier: Verifier, commit: str | None = None) -> tup
             ranks,
         )
         engines = replace(engines, explanations=banked, banked=banked)
+    hold_base(cfg, policy)  # once the bank knows it by its weights
     pipeline = Pipeline(
         engines=engines,
         source=source,
@@ -172,6 +173,15 @@ def build_run(cfg: Config, verifier: Verifier, commit: str | None = None) -> tup
         make_evaluator(cfg, held_out, verifier, prompts, tokenizer),
         account,
     )
+
+
+def hold_base(cfg: Config, policy: PreTrainedModel) -> None:
+    """Hold what a policy does not train as it is multiplied, see `as_multiplied`: the base under a LoRA adapter.
+
+    Shares are of one format, though, and a model into which an earlier adapter was merged is saved as a whole.
+    """
+    if cfg.trainer.strategy != "fsdp" and not getattr(causal_lm(policy), "begun_from_adapter", False):
+        as_multiplied(policy)
 
 
 def read_data(cfg: Config, verifier: Verifier) -> tuple[list[Problem], list[Problem], Account]:
@@ -202,9 +212,6 @@ def load_model(
     if to_device and gpu:
         model.to("cuda")
     compute_in(model, cfg.trainer.precision)
-    # Shares are of one format, and a model that was merged from an adapter is saved as a whole.
-    if cfg.trainer.strategy != "fsdp" and not getattr(causal_lm(model), "begun_from_adapter", False):
-        as_multiplied(model)
     if to_device:  # some attention works on a GPU alone
         check_bits(model, cfg.model.path)
         check_scoring(model, cfg.model.path)
@@ -251,7 +258,10 @@ def frozen_models(cfg: Config, policy: PreTrainedModel) -> tuple[PreTrainedModel
     """Return the frozen reference and the snapshot, each None where nothing needs a copy of its own."""
     initial, earlier = frozen_copies(cfg)
     reference, snapshot = (frozen_copy(policy) if wanted else None for wanted in (initial, earlier))
-    for frozen in (None if cfg.algorithm.uses_snapshot else reference, snapshot):  # where rounds begin from the reference, it is whole
+    for frozen in (
+        None if cfg.algorithm.uses_snapshot else reference,
+        snapshot,
+    ):  # where rounds begin from the reference, it is whole
         if frozen is not None:
             as_multiplied(frozen)
     return reference, snapshot
@@ -300,9 +310,7 @@ def bank_of(cfg: Config, policy: PreTrainedModel) -> Bank:
     return Bank(Path(cfg.output_dir, "banks", f"{cfg.dataset.name}-{mark}"), f"{mark}-{fingerprint(policy)}")
 
 
-def begun(
-    cfg: Config, policy: PreTrainedModel, bank: Bank, ranks: Ranks = ALONE
-) -> AbstractContextManager[None]:
+def begun(cfg: Config, policy: PreTrainedModel, bank: Bank, ranks: Ranks = ALONE) -> AbstractContextManager[None]:
     """Return a context in which the policy has its initial weights. Raises UserError where the model is another one by now.
 
     The first device alone loads them: the memory of a machine has no room for as many as it has devices.
