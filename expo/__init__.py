@@ -3,7 +3,6 @@
 In a notebook: `expo.load_run(directory)`, `expo.list_runs()`, `expo.evaluate(run=directory)`. See docs/notebooks.md.
 """
 
-import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,7 +13,9 @@ __all__ = ["LoadedRun", "evaluate", "list_runs", "load_run", "train"]
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return importlib.metadata.version("expo")
+        from expo.ground.files import CHECKOUT, version_of
+
+        return version_of("expo") or CHECKOUT
     if name in __all__:
         import expo.notebook  # here: the command line starts without pandas
 

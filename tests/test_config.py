@@ -167,6 +167,29 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(monkeypatch, capsys, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("overrides", "chosen"),
+    [
+        ("rollout=hf", "none"),
+        ("rollout=hf trainer.precision=bf16-mixed", "none"),
+        ("rollout=vllm", "none"),
+        ("rollout=vllm rollout.dtype=bfloat16", "token"),
+        ("rollout=vllm_server trainer.precision=bf16-mixed", "token"),
+        ("rollout=vllm rollout.dtype=float32 model.dtype=bfloat16", "token"),
+        ("rollout=vllm rollout.dtype=bfloat16 algorithm.sampler_correction=none", "none"),
+        ("rollout=vllm rollout.dtype=bfloat16 algorithm=sage hints.gradient=question", "none"),
+    ],
+)
+def test_the_sampler_is_corrected_where_it_rounds_otherwise_than_the_trainer(overrides, chosen):
+    """Of a healthy 16-bit engine, 7.5 % of tokens have a probability that is a tenth off; the same engine has none of them."""
+    cfg = compose_config("dataset=ladder", "algorithm=grpo", *overrides.split())
+    assert cfg.algorithm.sampler_correction == chosen
+    given = [o for o in overrides.split() if "sampler" not in o]
+    assert config.identity(cfg) == config.identity(
+        compose_config("dataset=ladder", "algorithm=grpo", *given, f"algorithm.sampler_correction={chosen}")
+    )
+
+
 def test_the_ladder_reads_no_file(monkeypatch, capsys, tmp_path, math_file):
     """A run whose name says `math` would have been one on the ladder."""
     for key in ("path", "eval_path"):

@@ -12,6 +12,7 @@ import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -19,12 +20,14 @@ import torch
 from conftest import compose_config
 from test_train import SMALL, expo, run, scalars, weights
 from torch.distributed.tensor import DTensor
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from expo.commands.train import train
 from expo.config import UserError, check, run_dir
 from expo.ground.ranks import ALONE, Apart, Ranks
+from expo.jobs import wiring
 from expo.jobs.wiring import build_run
-from expo.model.policy import as_it_began
+from expo.model.policy import as_it_began, compute_in
 from expo.model.scoring import score, token_batch
 from expo.model.shares import whole_state
 from expo.rollout.dealt import DealtEngine
@@ -513,6 +516,84 @@ def test_a_sharded_model_scores_takes_whole_weights_and_has_a_whole_copy(ladder)
         assert saved["lm_head.weight"] is saved["model.embed_tokens.weight"]  # tied, and stored once
         torch.testing.assert_close(saved, dict(other.state_dict()))
         assert set(whole_state(policy.state_dict(), keep=False).values()) == {None}
+
+
+def test_the_first_device_alone_loads_the_initial_policy_again(ladder, monkeypatch):
+    """Eight copies in float32 of what fits one GPU are more than a machine has."""
+    model, tokenizer, _ = ladder
+    policy, sent, loaded = copy.deepcopy(model), [], []
+    with torch.no_grad():
+        policy.lm_head.weight.add_(1.0)
+    changed = policy.lm_head.weight.clone()
+    cfg, bank = compose_config("dataset=ladder"), SimpleNamespace(identity=f"x-{fingerprint(model)}")
+    monkeypatch.setattr(wiring, "load_model", lambda *args, **more: (loaded.append(1), (model, tokenizer, None))[1])
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    named = iter(policy.named_parameters())
+
+    def broadcast(tensor, src):
+        name, _ = next(named)
+        sent.append(name)
+        if not loaded:  # this is the second device, which is sent what the first one has
+            tensor.copy_(dict(model.named_parameters())[name])
+
+    monkeypatch.setattr(torch.distributed, "broadcast", broadcast)
+
+    class Second(Ranks):
+        def by_first(self, make):
+            return make() if self.first else fingerprint(model)
+
+    for rank in (1, 0):
+        named = iter(policy.named_parameters())
+        with wiring.begun(cfg, policy, bank, Second(rank, 2)):
+            assert torch.equal(policy.lm_head.weight, model.lm_head.weight)
+        assert torch.equal(policy.lm_head.weight, changed)
+        assert len(loaded) == (rank == 0)
+    assert sent == 2 * [name for name, _ in policy.named_parameters()]
+
+
+def gradients(policy, batch, monkeypatch):
+    """The gradients of a sharded policy under autocast, and the formats in which its layers' weights were gathered."""
+    compute_in(policy, "bf16-mixed")
+    formats = set()
+    linear = torch.nn.functional.linear
+    monkeypatch.setattr(
+        torch.nn.functional, "linear", lambda x, w, b=None: (formats.add((tuple(w.shape), w.dtype)), linear(x, w, b))[1]
+    )
+    score(policy, batch).sum().backward()
+    monkeypatch.undo()
+    named = {n: whole_state({"g": p.grad}, keep=True)["g"] for n, p in policy.named_parameters()}
+    return named, formats
+
+
+def test_under_autocast_layers_are_gathered_in_16_bit_and_gradients_summed_in_float32(ladder, monkeypatch):
+    """To gather float32 sends twice as much for every micro-batch, and autocast casts it again."""
+    plain, policy = copy.deepcopy(ladder[0]), copy.deepcopy(ladder[0])
+    batch = token_batch([[9, 8, 7]] * 2, [[5, 4], [6]], 0, torch.device("cpu"))
+    wanted, _ = gradients(plain, batch, monkeypatch)
+    compute_in(policy, "bf16-mixed")
+    before = score(plain, batch)
+    head = policy.lm_head.weight.shape
+    with alone_in_a_group():
+        shard(policy)
+        assert {p.dtype for p in policy.parameters()} == {torch.float32}
+        torch.testing.assert_close(score(policy, batch), before, atol=0.1, rtol=0)  # the norms' weights are rounded
+        found, formats = gradients(policy, batch, monkeypatch)
+    assert {dtype for shape, dtype in formats if shape != head} == {torch.bfloat16}
+    assert {grad.dtype for grad in found.values()} == {torch.float32}
+    for name, grad in found.items():
+        assert torch.nn.functional.cosine_similarity(grad.flatten(), wanted[name].flatten(), dim=0) > 0.99, name
+
+
+def test_a_layer_norm_on_a_cpu_keeps_its_format():
+    torch.manual_seed(0)
+    policy = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_positions=32, n_embd=32, n_layer=2, n_head=4)).eval()
+    compute_in(policy, "bf16-mixed")
+    batch = token_batch([[9, 8, 7]] * 2, [[5, 4], [6]], 0, torch.device("cpu"))
+    before = score(policy, batch)
+    with alone_in_a_group():
+        shard(policy)
+        torch.testing.assert_close(score(policy, batch), before, atol=0.02, rtol=0)
 
 
 def test_weights_of_two_number_formats_are_refused(ladder):

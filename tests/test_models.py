@@ -1,5 +1,6 @@
 """Many architectures at a tiny width: what expo takes is exact against plain transformers, and what it refuses says so."""
 
+import os
 from pathlib import Path
 
 import datasets
@@ -14,7 +15,14 @@ from test_train import run
 from expo.config import ModelConf, UserError, build, check, identity
 from expo.ground.problem import Problem
 from expo.jobs import fit
-from expo.jobs.wiring import load_model, longest_prompt, make_engine, read_prompts_rightly, solve_limit
+from expo.jobs.wiring import (
+    load_model,
+    longest_prompt,
+    make_engine,
+    read_prompts_rightly,
+    set_up_process,
+    solve_limit,
+)
 from expo.model import policy
 from expo.model.checks import check_packing, check_scoring, reads_rightly, row_limit
 from expo.model.policy import load_policy, save_policy
@@ -422,3 +430,22 @@ def test_a_model_in_bf16_is_read_rightly_all_the_same():
     read_prompts_rightly(cfg, model)
     assert cfg.trainer.share_prompts
     make_engine(cfg, model, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("rollout", "told", "gets"),
+    [
+        ("hf", {}, "expandable_segments:True"),
+        ("vllm_server", {}, "expandable_segments:True"),
+        ("vllm", {}, None),  # whose pools know no such segments
+        ("hf", {"PYTORCH_ALLOC_CONF": "max_split_size_mb:64"}, "max_split_size_mb:64"),
+        ("hf", {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}, None),
+    ],
+)
+def test_a_gpus_memory_comes_in_segments_that_grow_unless_the_user_has_said_how(rollout, told, gets, monkeypatch):
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    set_up_process(compose_config("dataset=ladder", "algorithm=grpo", f"rollout={rollout}"))
+    assert os.environ.get("PYTORCH_ALLOC_CONF") == gets

@@ -8,12 +8,14 @@ from conftest import clipped_at, compose_config
 from expo.algorithms import losses
 from expo.config import ModelConf
 from expo.ground.problem import Problem
-from expo.jobs.wiring import load_model, make_engine, make_evaluator, read_prompts_rightly
+from expo.jobs import wiring
+from expo.jobs.wiring import frozen_models, load_model, make_engine, make_evaluator, read_prompts_rightly
 from expo.model import scoring
 from expo.model.checks import reads_rightly
-from expo.model.policy import as_initial, compute_in, frozen_copy, in_own_format
+from expo.model.policy import as_initial, as_multiplied, compute_in, frozen_copy, in_own_format, take_weights
 from expo.model.scoring import can_share, micro_batches, score, token_batch, token_logp
 from expo.model.small import random_tiny
+from expo.step.positives.bank import fingerprint
 from expo.step.positives.properties import Scorer
 from expo.verifier.pool import Verifier
 
@@ -268,3 +270,69 @@ def test_logits_are_bounded_by_their_number(model, monkeypatch):
     monkeypatch.setattr(scoring, "LOGITS", 4 * model.config.vocab_size + 1)
     score(model, batch_of())
     assert sizes == [4, 4, 4, 1]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_frozen_model_holds_its_matrices_as_they_are_multiplied_and_changes_no_number(ladder, tied):
+    """Autocast casts float32 weights that are not trained again for each token, and they take twice the memory."""
+    model = copy.deepcopy(ladder[0])
+    if not tied:
+        model.config.tie_word_embeddings = False
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    batch = token_batch([[9, 8, 7]] * 2, [[5, 4], [6]], 0, torch.device("cpu"))
+    assert as_multiplied(frozen_copy(model)).lm_head.weight.dtype == torch.float32  # without autocast all stays
+    compute_in(model, "bf16-mixed")
+    frozen = as_multiplied(frozen_copy(model))
+    assert frozen.model.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
+    assert frozen.model.norm.weight.dtype == frozen.get_input_embeddings().weight.dtype == torch.float32
+    assert frozen.lm_head.weight.dtype == (torch.float32 if tied else torch.bfloat16)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert torch.equal(score(frozen, batch), score(model, batch))
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.01)
+    take_weights(frozen, model)  # as a snapshot does
+    assert torch.equal(score(frozen, batch), score(model, batch))
+    with in_own_format(frozen):  # of which it has two
+        assert torch.equal(score(frozen, batch), score(model, batch))
+
+
+def test_a_reference_from_which_rounds_begin_is_whole(ladder):
+    model = copy.deepcopy(ladder[0])
+    compute_in(model, "bf16-mixed")
+    for algorithm, whole in (("star algorithm.restart_every=2", True), ("grpo algorithm.kl_coef=0.1", False)):
+        cfg = compose_config("dataset=ladder", *f"algorithm={algorithm}".split())
+        reference, _ = frozen_models(cfg, model)
+        assert (reference.model.layers[0].mlp.up_proj.weight.dtype == torch.float32) == whole
+
+
+@pytest.mark.parametrize(("options", "held"), [("", torch.bfloat16), ("trainer.devices=2 trainer.strategy=fsdp", torch.float32), ("trainer.precision=32-true", torch.float32)])  # fmt: skip
+def test_the_base_under_an_adapter_is_held_as_it_is_multiplied(options, held, monkeypatch):
+    def loaded():
+        torch.manual_seed(0)
+        cfg = compose_config("dataset=ladder", "model.lora_rank=4", "trainer.precision=bf16-mixed", *options.split())
+        model = load_model(cfg)[0]
+        began.append(fingerprint(model))
+        wiring.hold_base(cfg, model)
+        return model
+
+    began = []
+    model = loaded()
+    layer = model.base_model.model.model.layers[0].mlp.up_proj
+    assert layer.base_layer.weight.dtype == held
+    assert layer.lora_A["default"].weight.dtype == torch.float32
+    monkeypatch.setattr(wiring, "as_multiplied", lambda model: model)
+    batch = token_batch([[9, 8, 7]] * 2, [[5, 4], [6]], 0, torch.device("cpu"))
+    found = []
+    for each in (model, loaded()):
+        assert began[0] == began[-1]  # a bank knows the model as it was loaded, however it is held then
+        with torch.no_grad():
+            for name, weight in each.named_parameters():
+                if "lora_B" in name:
+                    weight.fill_(0.01)
+        logp = score(each, batch)
+        logp.sum().backward()
+        found.append((logp.detach(), [p.grad for p in each.parameters() if p.requires_grad]))
+    assert torch.equal(found[0][0], found[1][0])
+    for ours, theirs in zip(found[0][1], found[1][1], strict=True):
+        assert torch.equal(ours, theirs)

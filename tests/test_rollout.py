@@ -2,6 +2,7 @@ import json
 from contextlib import nullcontext, suppress
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from transformers import DynamicCache, FalconConfig, FalconForCausalLM, Qwen2Config, Qwen2ForCausalLM
@@ -10,6 +11,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from benchmarks import rollout as bench_rollout
 from expo.config import RolloutConf
 from expo.data import ladder as world
+from expo.model.policy import compute_in
 from expo.model.scoring import score, token_batch
 from expo.model.small import ladder_model
 from expo.rollout import decoding as decoding_module
@@ -138,6 +140,45 @@ def test_no_noise_draws_a_token_of_probability_zero():
     assert sample(certain, torch.tensor([1.0 - 2**-24]), PLAIN)[0].tolist() == [7]
 
 
+def test_in_float64_every_word_of_a_large_vocabulary_is_drawn_as_often_as_it_should_be():
+    """In float32 the 100,000 words of 1e-9 behind the first are lost: their sum, 1e-4, stays 0."""
+    p = np.full(151_936, 1e-9)
+    p[0], p[100_001:] = 0.5, 0
+    p[-1] = 1 - p.sum()
+    noise = 0.5 + np.linspace(0, 1.2e-4, 50)
+    token, logp = sample(torch.tensor(p).log().repeat(50, 1), torch.tensor(noise), PLAIN)
+    assert len(set(token.tolist())) > 40
+    np.testing.assert_allclose(token[:40], np.searchsorted(p.cumsum(), noise[:40], side="right"), atol=9)
+    np.testing.assert_allclose(logp, np.log(p[token]), rtol=1e-4)
+
+
+def test_noise_on_a_gpu_is_in_float64_and_on_a_cpu_what_it_was(monkeypatch):
+    """In float32 noise itself is a grid of 6e-8, between whose points a rare word is drawn never, and on one too often."""
+    keys, seen = [Key(1, 0, 2, row) for row in range(3)], []
+    assert uniforms(keys, 8).dtype == np.float32
+    double = uniforms(keys, 4000, np.float64)
+    assert double.dtype == np.float64
+    assert (double != double.astype(np.float32)).mean() > 0.9
+    np.testing.assert_array_equal(double[1], uniforms([keys[1]], 4000, np.float64)[0])
+
+    class Stop(Exception):
+        pass
+
+    def asked(keys, count, dtype):
+        seen.append(dtype)
+        raise Stop
+
+    monkeypatch.setattr(transformers_engine, "uniforms", asked)
+    for device in ("cpu", "cuda"):
+        engine = TransformersEngine.__new__(TransformersEngine)
+        head = SimpleNamespace(get_decoder=lambda: None)
+        engine.model = SimpleNamespace(device=torch.device(device), get_base_model=lambda head=head: head, get_output_embeddings=lambda: None)  # fmt: skip
+        engine.eos_ids = SimpleNamespace(to=lambda device: None)
+        with pytest.raises(Stop):
+            engine._decode([], PLAIN)
+    assert seen == [np.float32, np.float64]
+
+
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("window", [None, 6])
 def test_quick_decoding_is_that_of_transformers(kv_heads, window, monkeypatch):
@@ -158,6 +199,29 @@ def test_quick_decoding_is_that_of_transformers(kv_heads, window, monkeypatch):
     assert len({len(c.ids) for c in quick}) > 3  # rows have left at several steps
     for ours, theirs in zip(quick, plain, strict=True):
         assert ours.logp == pytest.approx(theirs.logp, abs=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 6])
+def test_under_autocast_the_cache_is_in_16_bit_and_changes_no_token(window, monkeypatch):
+    """Rotary embeddings give float32 keys, after which a layer would hold its values in float32, too: twice what `expo plan` says."""
+    torch.manual_seed(0)
+    sliding = {"use_sliding_window": True, "sliding_window": window, "max_window_layers": 1} if window else {}
+    model = Qwen2ForCausalLM(
+        Qwen2Config(vocab_size=50, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
+                    num_key_value_heads=2, pad_token_id=0, eos_token_id=[1, 2, 3], bos_token_id=None, **sliding)
+    )  # fmt: skip
+    compute_in(model, "bf16-mixed")
+    engine = TransformersEngine(RolloutConf(), model, SimpleNamespace(pad_token_id=0, eos_token_id=1))
+    requests = [Request((5, 6, 7, *range(8, 8 + i % 3)), Key(0, SOLVE, 0, i)) for i in range(12)]
+    caches = []
+    own = transformers_engine.roomy_cache
+    monkeypatch.setattr(transformers_engine, "roomy_cache", lambda *args: caches.append(own(*args)) or caches[-1])
+    ours = engine.generate(requests, Sampling(1.0, 1.0, 0, 20))
+    for layer in caches[0].layers:
+        assert layer.keys.dtype == layer.values.dtype == torch.bfloat16
+    monkeypatch.setattr(transformers_engine, "roomy_cache", lambda config, room: DynamicCache(config=config))
+    plain = engine.generate(requests, Sampling(1.0, 1.0, 0, 20))
+    assert [(c.ids, c.logp) for c in ours] == [(c.ids, c.logp) for c in plain]
 
 
 def test_models_have_transformers_attention_again_whatever_happens():

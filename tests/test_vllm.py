@@ -1,15 +1,19 @@
 """vLLM's engine gives what the transformers engine gives, has the policy's weights after every sync, and says so when not."""
 
+import gc
 import importlib.util
 import json
 import os
+import random
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import ClassVar
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -17,8 +21,10 @@ from conftest import compose_config
 
 from expo.config import EngineError, UserError, VLLMConf, build
 from expo.data.ladder import generate
+from expo.model.policy import compute_in
 from expo.model.scoring import score, token_batch
 from expo.model.small import ladder_model, ladder_tokenizer
+from expo.rollout import vllm_engine, vllm_transfer
 from expo.rollout.engine import Request, Sampling
 from expo.rollout.noise import Key
 from expo.rollout.transformers_engine import TransformersEngine
@@ -177,8 +183,6 @@ class TestTraps:
     def test_weights_go_through_the_transfer_api_of_vllm(self, monkeypatch):
         """NCCL needs two GPUs: a stand-in for it, on both sides of the same handshake, hands the tensors over in memory."""
         from vllm.distributed.weight_transfer import base, factory
-
-        from expo.rollout import vllm_engine
 
         @dataclass
         class Info(base.TrainerInitInfo):
@@ -394,6 +398,7 @@ def test_the_cache_comes_back_after_the_weights(lora, monkeypatch):
 
         def reset_prefix_cache(self):
             told.append("forget")
+            return True
 
     engine = VLLMEngine.__new__(VLLMEngine)
     engine.model, engine.conf, engine.llm = torch.nn.Linear(1, 1), CONF, Sleeper()
@@ -411,6 +416,138 @@ def test_the_cache_comes_back_after_the_weights(lora, monkeypatch):
         "forget",
         "verify",
     ]
+
+
+class StandIn:
+    """What vLLM is to the engine, for a sync: a model whose sums are read, and a prefix cache."""
+
+    def __init__(self, model, hidden: tuple[str, ...] = (), emptied: bool = True):
+        self.model, self.hidden, self.emptied = model, hidden, emptied
+
+    def reset_prefix_cache(self):
+        return self.emptied
+
+    def collective_rpc(self, method, kwargs):
+        if method == "expo_sums":
+            return [{n: s for n, s in sums(self.model.named_parameters()).items() if n not in self.hidden}]
+        return None
+
+
+def started(monkeypatch, model, llm, gap: float = 0.0, **conf) -> VLLMEngine:
+    """An engine on a stand-in, whose probe finds `gap`."""
+    monkeypatch.setattr(VLLMEngine, "_start", lambda self, weights: llm)
+    monkeypatch.setattr(VLLMEngine, "probe_gap", lambda self: gap)
+    return VLLMEngine(replace(CONF, **conf), model, ladder_tokenizer())
+
+
+def test_a_prefix_cache_that_is_not_emptied_ends_the_run(monkeypatch):
+    """Prompts would be read from keys and values of the old weights."""
+    model, _ = policy(tied=True)
+    with pytest.raises(EngineError, match="prefix cache"):
+        started(monkeypatch, model, StandIn(model, emptied=False))
+
+
+def test_the_probe_warns_where_every_weight_was_compared_and_ends_the_run_where_one_was_not(monkeypatch, caplog):
+    """Healthy runs in 16 bit are 0.02 to 0.04 nats from a float32 policy, and some are further."""
+    model, _ = policy(tied=True)
+    engine = started(monkeypatch, model, StandIn(model), gap=0.07, probe_tolerance=0.05)
+    assert caplog.text.count("computes otherwise") == 1
+    engine.sync()  # as at the first sync: no news
+    assert caplog.text.count("computes otherwise") == 1
+    monkeypatch.setattr(VLLMEngine, "probe_gap", lambda self: 0.2)
+    engine.sync()
+    assert caplog.text.count("0.2 nats (0.07 is usual)") == 1
+    monkeypatch.setattr(VLLMEngine, "probe_gap", lambda self: float("nan"))
+    with pytest.raises(EngineError, match="nan nats"):
+        engine.sync()
+    hidden = StandIn(model, hidden=("model.layers.1.mlp.down_proj.weight",))
+    with pytest.raises(EngineError, match=r"one of 1 that cannot be read, such as layers\.1\.mlp"):
+        started(monkeypatch, model, hidden, gap=0.07, probe_tolerance=0.05)
+    stale, _ = policy(tied=True)
+    change(stale, 1)
+    with pytest.raises(EngineError, match="are not the policy's"):
+        started(monkeypatch, model, StandIn(stale))
+
+
+def test_the_first_probe_is_a_text(monkeypatch):
+    model, tokenizer = policy(tied=True)
+    engine = started(monkeypatch, model, StandIn(model))
+    assert engine.probe == tokenizer(vllm_engine.PROBE)["input_ids"]
+
+
+@pytest.mark.parametrize(("precision", "dtype", "gets"), [("bf16-mixed", None, "bfloat16"), ("32-true", None, "float32"), ("bf16-mixed", "float32", "float32")])  # fmt: skip
+def test_an_engine_is_in_the_trainers_format_unless_it_is_told_another(precision, dtype, gets, monkeypatch):
+    model, _ = policy(tied=True)
+    compute_in(model, precision)
+    told = []
+    monkeypatch.setattr(VLLMEngine, "sync", lambda self: told.extend(value.dtype for _, value in self.weights()))
+    engine = started(monkeypatch, model, StandIn(model), dtype=dtype)
+    assert {engine.dtype, *told} == {getattr(torch, gets)}
+
+
+@pytest.mark.parametrize("threads", ["3", None])
+def test_an_engine_in_this_process_leaves_it_as_it_was(threads, monkeypatch, capsys):
+    """vLLM sets one thread unless OMP_NUM_THREADS is set, keeps all garbage from being collected, and seeds every generator with 0."""
+    model, _ = policy(tied=True)
+
+    class LLM(StandIn):
+        def __init__(self, **options):
+            super().__init__(model)
+            if "OMP_NUM_THREADS" not in os.environ:
+                torch.set_num_threads(1)
+            gc.freeze()
+            random.seed(0)
+            np.random.seed(0)
+            torch.manual_seed(0)
+
+        def collective_rpc(self, method, kwargs=None):
+            return ["vllm.v1.a_runner"] if method == "expo_runner" else super().collective_rpc(method, kwargs)
+
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=LLM))
+    monkeypatch.setattr(VLLMEngine, "probe_gap", lambda self: 0.0)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if threads:
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        torch.manual_seed(5), np.random.seed(5), random.seed(5)
+        wanted = torch.rand(1).item(), np.random.rand(), random.random()
+        torch.manual_seed(5), np.random.seed(5), random.seed(5)
+        VLLMEngine(CONF, model, ladder_tokenizer())
+        assert (torch.rand(1).item(), np.random.rand(), random.random()) == wanted
+        assert torch.get_num_threads() == 2
+        assert gc.get_freeze_count() == 0
+        assert os.environ.get("OMP_NUM_THREADS") == threads
+    finally:
+        torch.set_num_threads(before)
+        gc.unfreeze()
+    assert "run by vllm.v1.a_runner" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("ended", [True, False], ids=["its process ends", "nothing comes"])
+def test_a_transfer_that_hangs_ends_the_run(ended, monkeypatch):
+    """NCCL waits for ever for a process that is gone."""
+    model, _ = policy(tied=True)
+    engine, never = started(monkeypatch, model, StandIn(model)), threading.Event()
+    shut = []
+    engine.sender = SimpleNamespace(send_weights=never.wait, shutdown=lambda: shut.append(1))
+    if ended:
+        engine.gone.set()
+    else:
+        monkeypatch.setattr(vllm_transfer, "LONGEST_S", 0.0)
+    with pytest.raises(EngineError, match="has ended" if ended else "takes over 0 s"):
+        engine.sync()
+    engine.llm = SimpleNamespace(llm_engine=SimpleNamespace(engine_core=SimpleNamespace(shutdown=lambda: None)))
+    engine.close()
+    assert not shut  # it would hang, too
+    never.set()
+
+
+def test_what_a_transfer_raises_is_raised_where_it_is_waited_for():
+    assert vllm_transfer.in_time(lambda: 3, threading.Event()) == 3
+    with pytest.raises(ZeroDivisionError):
+        vllm_transfer.in_time(lambda: 1 / 0, threading.Event())
 
 
 def test_an_engine_of_one_of_several_devices_knows_of_none_of_them(monkeypatch):

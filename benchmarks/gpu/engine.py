@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.place import Check, NotRun, Place, gap, metrics_of
+from benchmarks.gpu.place import Check, NotRun, Place, gap, metrics_of, needs
 from expo.config import compose_config, conf_dir
 from expo.jobs.fit import make_run
 from expo.jobs.wiring import load_model
@@ -89,15 +89,25 @@ def of_algorithm(name: str) -> Check:
     return steps
 
 
-def options(place: Place) -> Mapping[str, Any]:
-    """Take two steps with LoRA, with packing, with several updates, with a KL term in bf16, with fewer bits."""
-    for number, overrides in enumerate((
-        ("model.lora_rank=4",), ("trainer.packing=true",), ("algorithm.updates_per_rollout=2",),
-        ("trainer.precision=bf16-mixed", "algorithm.kl_coef=0.05", "model.float32_head=true"), ("optimizer=adamw_8bit",),
-        *([("model.lora_rank=4", "model.load_in_4bit=true")] if place.gpu else []),  # a CPU's rows have to be of 64
-    )):  # fmt: skip
+def of_option(number: int, *overrides: str) -> Check:
+    """Return the check that ExP-GRPO takes two steps with an option."""
+
+    def steps(place: Place) -> Mapping[str, Any]:
+        if {"optimizer=adamw_8bit", "model.load_in_4bit=true"} & set(overrides):
+            needs("bitsandbytes")
+        if "model.load_in_4bit=true" in overrides and not place.gpu:
+            raise NotRun("needs a GPU: a CPU's rows have to be of 64")
         ladder_run(place, f"option{number}", "algorithm=exp_grpo", *overrides)
-    return {}
+        return {}
+
+    return steps
+
+
+OPTIONS = (
+    ("model.lora_rank=4",), ("trainer.packing=true",), ("algorithm.updates_per_rollout=2",),
+    ("trainer.precision=bf16-mixed", "algorithm.kl_coef=0.05", "model.float32_head=true"), ("optimizer=adamw_8bit",),
+    ("model.lora_rank=4", "model.load_in_4bit=true"),
+)  # fmt: skip
 
 
 def resume(place: Place) -> Mapping[str, Any]:
@@ -135,7 +145,7 @@ CHECKS: dict[str, Check] = {
     "bf16 gradients": bf16,
     "gradient checkpointing": checkpointing,
     **{f"two steps of {name}": of_algorithm(name) for name in ALGORITHMS},
-    "LoRA, packing, updates, KL in bf16": options,
+    **{" ".join(overrides): of_option(number, *overrides) for number, overrides in enumerate(OPTIONS)},
     "stop and go on": resume,
     "out of memory": out_of_memory,
 }

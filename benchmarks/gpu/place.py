@@ -1,7 +1,9 @@
 """Where the checks run, and what they are given: a device, models with random weights, problems, configs."""
 
+import importlib.util
 import json
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +21,29 @@ class NotRun(Exception):
     """A check cannot be made here; why."""
 
 
+def needs(package: str) -> None:
+    """Raise NotRun where a package is not installed."""
+    if importlib.util.find_spec(package) is None:
+        raise NotRun(f"no {package}")
+
+
+def write_line(file: Path, found: Mapping[str, Any]) -> None:
+    """Add a line to results.jsonl, and wait until the disk has it: who is killed has measured what was measured."""
+    with file.open("a") as lines:
+        lines.write(json.dumps(found) + "\n")
+        lines.flush()
+        os.fsync(lines.fileno())
+
+
 @dataclass(frozen=True)
 class Place:
     """The device, and a folder for what the checks write. On a CPU all shapes are tiny: the checks themselves are checked."""
 
     device: str  # cuda or cpu
     folder: Path
+    tell: Callable[[Mapping[str, Any]], None] = lambda found: (
+        None
+    )  # write a measurement down, before the next one is made
 
     @property
     def gpu(self) -> bool:

@@ -1,7 +1,7 @@
 """Part D: five whole steps of ExP-GRPO for each shape, in one line each."""
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from statistics import median
 from typing import Any
 
@@ -25,10 +25,11 @@ STEPS = 5
 
 
 class Note(Callback):
-    """Keeps the seconds and tokens of each step."""
+    """Keeps the seconds and tokens of each step, and tells them at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Callable[[Mapping[str, Any]], None]) -> None:
         self.steps: list[dict[str, float]] = []
+        self.tell = tell
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Algorithm)
@@ -39,6 +40,7 @@ class Note(Callback):
             **parts, "generated": experience.generated_tokens, "trained": metrics["throughput/tokens_trained"] or 0.0,
             "whole": sum(experience.timer.seconds.values()),
         })  # fmt: skip
+        self.tell({"step": len(self.steps), **self.steps[-1]})
 
 
 def of_shape(name: str, engine: str) -> Check:
@@ -57,7 +59,7 @@ def of_shape(name: str, engine: str) -> Check:
             "positives.bank=false", *(large if place.gpu else tiny), *(("rollout.dtype=bfloat16",) if engine != "hf" else ()),
             *(("model.gradient_checkpointing=true",) if name == "3B" else ()),
         )  # fmt: skip
-        note = Note()
+        note = Note(place.tell)
         place.peak_gb()
         with Verifier(cfg.verifier) as verifier:
             module, evaluator, _ = build_run(cfg, verifier)
@@ -87,6 +89,8 @@ def of_shape(name: str, engine: str) -> Check:
 
 
 def checks(place: Place) -> dict[str, Check]:
-    """Return a check for each shape and engine."""
+    """Return a check for each shape and engine, the largest first."""
     engines = ["hf", *(["vllm"] if importlib.util.find_spec("vllm") else [])]
-    return {f"steps of {name}, {engine}": of_shape(name, engine) for name in place.shapes for engine in engines}
+    return {
+        f"steps of {name}, {engine}": of_shape(name, engine) for name in reversed(place.shapes) for engine in engines
+    }

@@ -37,6 +37,7 @@ def of_shape(name: str) -> Check:
                 spent = [_step(place, model, optimizer, batch) for _ in range(1 + TRIES)][1:]
             except torch.OutOfMemoryError:
                 found[f"{micro} rows"] = {"out of memory": 1.0}
+                place.tell({"shape": name, "rows": micro, **found[f"{micro} rows"]})
                 break
             scored = batch.mask.sum().item()
             read = scored + sum(dict(zip(batch.prompts.tolist(), batch.prompt_lengths.tolist(), strict=True)).values())
@@ -46,6 +47,7 @@ def of_shape(name: str) -> Check:
                 "forward and backward, s": backward, "optimizer, s": step, "share of the measured FLOPs": products / backward / rate,
                 "peak GB": place.peak_gb(),
             }  # fmt: skip
+            place.tell({"shape": name, "rows": micro, **found[f"{micro} rows"]})
         return {"shape": name, "FLOP/s of a product": rate, **found}
 
     return update
@@ -65,5 +67,5 @@ def _step(place: Place, model: Any, optimizer: torch.optim.Optimizer, batch: Any
 
 
 def checks(place: Place) -> dict[str, Check]:
-    """Return a check for each shape."""
-    return {f"the update of {name}": of_shape(name) for name in place.shapes}
+    """Return a check for each shape, the largest first: it tells most, should the time be too short."""
+    return {f"the update of {name}": of_shape(name) for name in reversed(place.shapes)}

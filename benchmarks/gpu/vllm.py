@@ -1,6 +1,5 @@
 """Part C: vLLM's engine on the device: its numbers by format, sleep and wake, LoRA, a process of its own, and its end."""
 
-import importlib.util
 from collections.abc import Mapping
 from contextlib import closing
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import psutil
 import torch
 
-from benchmarks.gpu.place import Check, NotRun, Place
+from benchmarks.gpu.place import Check, Place, needs
 from expo.config import Config, EngineError, VLLMConf
 from expo.jobs.wiring import load_model
 from expo.model.scoring import score, token_batch
@@ -24,8 +23,7 @@ CYCLES = 5
 
 def setting(place: Place, *overrides: str) -> Config:
     """Return the config of a run with vLLM. Raises NotRun where there is none."""
-    if importlib.util.find_spec("vllm") is None:
-        raise NotRun("vLLM is not installed: make setup EXTRA=gpu")
+    needs("vllm")
     path = place.shapes[0]
     eager = () if place.gpu else ("rollout.eager=true",)
     return place.config(

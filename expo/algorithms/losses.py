@@ -233,13 +233,13 @@ CORRECTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = functions_of(
 )
 
 
-def sampler_weights(old_logp: Tensor, sampler_logp: Tensor, mask: Tensor, correction: str, cap: float) -> Tensor:
+def sampler_weights(old_logp: Tensor, sampler_logp: Tensor, mask: Tensor, correction: str | None, cap: float) -> Tensor:
     """Return min(π_old / π_sampler, cap): truncated importance sampling between trainer and sampler (arXiv 2508.02260 and others).
 
     The sampler computes the same distribution with other kernels or precision; the weight takes out the bias.
     Args: old_logp, sampler_logp, mask `[B, T]`; correction, a key of `CORRECTIONS`. Returns `[B, T]`, no gradient.
     """
-    log_ratio = CORRECTIONS[correction]((old_logp - sampler_logp).detach(), mask)
+    log_ratio = CORRECTIONS[correction or "none"]((old_logp - sampler_logp).detach(), mask)
     return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp().clamp(max=cap)
 
 

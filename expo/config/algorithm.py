@@ -273,12 +273,19 @@ class GRPOConf(AlgorithmConf):
         absent=1.0,
         help="by how much it falls at most; DAPO's is half of what lies between its rewards for right and wrong: 0.5 for 1 and 0",
     )
-    sampler_correction: str = key(
-        "none",
+    sampler_correction: str | None = key(
+        None,
         choices=("none", "token", "sequence"),
-        help="truncated importance sampling between the sampler's probabilities and the trainer's",
+        help="truncated importance sampling between the sampler's probabilities and the trainer's; null: token where vLLM or the trainer "
+        "computes in 16 bit, none where one engine does both, or both are in float32",
     )
     sampler_cap: float = key(2.0, low=1, help="largest weight of that correction")
+
+    def settle(self, cfg: "Config") -> None:
+        """Choose what is left to be chosen by other keys. Its value goes into the identity as if it had been given."""
+        if self.sampler_correction is None:
+            apart = cfg.rollout.rounds_otherwise(cfg) and getattr(cfg.hints, "gradient", "hint") == "hint"
+            self.sampler_correction = "token" if apart else "none"
 
     @property
     def explains_by_step(self) -> bool:

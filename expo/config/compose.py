@@ -199,6 +199,9 @@ def typed(cfg: DictConfig) -> Config:
                 raise UserError(f"{prefix}{name}={value}: no such key; --cfg job shows every key that exists")
             if isinstance(value, str) and value.startswith("~/"):
                 setattr(node, name, os.path.expanduser(value))
+    for _, node in nodes(config):
+        if settle := getattr(node, "settle", None):
+            settle(config)
     return config
 
 

@@ -32,6 +32,10 @@ class RolloutConf:
         """Return whether the policy in memory generates itself, with the weights and the adapter that it has at the time."""
         return self._target_ == "expo.rollout.transformers_engine.TransformersEngine"
 
+    def rounds_otherwise(self, cfg: "Config") -> bool:
+        """Return whether rollouts have other probabilities than the trainer gives them, by more than float32 rounds."""
+        return False
+
     @property
     def beside_others(self) -> bool:
         """Return whether each of several devices of a run can have an engine of its own."""
@@ -66,7 +70,7 @@ class VLLMConf(RolloutConf):
     dtype: str | None = key(
         None,
         choices=("float32", "bfloat16", "float16"),
-        help="number format of the engine's copy of the weights; null: the policy's",
+        help="number format of the engine's copy of the weights; null: the trainer's (bfloat16 under trainer.precision=bf16-mixed, else model.dtype)",
     )
     separate: bool = key(
         False,
@@ -112,8 +116,12 @@ class VLLMConf(RolloutConf):
         None,
         low=0,
         identity=False,
-        help="mean difference allowed, nats per token; null: 1e-3 in float32, 0.05 in 16 bit",
+        help="mean difference allowed, nats per token; null: 1e-3 in float32, 0.05 in 16 bit; where all weights can be read, more is told, and ends nothing",
     )
+
+    def rounds_otherwise(self, cfg: "Config") -> bool:
+        in_float32 = self.dtype in (None, "float32") and cfg.model.dtype == "float32"
+        return not in_float32 or cfg.trainer.precision != "32-true"
 
     @property
     def beside_others(self) -> bool:

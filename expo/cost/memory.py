@@ -30,7 +30,7 @@ def held(work: Work, device: Device) -> dict[str, float]:
     return {
         "weights": (work.held + adapter) / work.sharded,
         "optimizer": work.moments * work.trained / work.sharded,
-        "frozen copies": work.held * work.copies,
+        "frozen copies": work.copies,
         "reserved": device.reserved,
     }
 
@@ -77,17 +77,16 @@ def updating(work: Work) -> dict[str, float]:
     per_layer = KEPT_BYTES * s.hidden + number * (KEPT_KEYS * s.kv_width + KEPT_INNER * s.inner)
     kept = s.layers * per_layer if kept_all else per_layer + 4 * s.layers * s.hidden
     each, sharded = 4 if cfg.model.lora_rank else work.stored, work.sharded > 1
-    gathered = (s.parameters - s.in_layers + 2 * s.in_layers / s.layers) * work.stored if sharded else 0.0
+    layer = 2 if work.mixed else work.stored  # bytes of a weight of a gathered layer
+    gathered = (s.parameters - s.in_layers) * work.stored + 2 * s.in_layers / s.layers * layer if sharded else 0.0
     gradients = each * work.trained / work.sharded
     if s.tied and not cfg.model.lora_rank:  # embedding and head give a whole gradient each, on top of the sum
         gradients += 2 * each * s.head
     if (
         sharded and work.shares
     ):  # layers that are read twice keep whole gradients until they were gone back through twice
-        gradients += each * (work.trained if cfg.model.lora_rank else s.in_layers)
-    casts = work.casts
-    if sharded and not kept_all:
-        casts = gathered / 2 if work.mixed else 0.0
+        gradients += min(each, layer) * (work.trained if cfg.model.lora_rank else s.in_layers)
+    casts = work.casts if not sharded else 2.0 * s.head if work.mixed else 0.0  # layers are gathered in 16 bit
     there = engine(work, asleep=work.sleeps) if not work.elsewhere else {}
     if work.in_place:
         there = {}

@@ -104,8 +104,18 @@ class Work:
         """Return the bytes of all weights as they are held, but for an adapter. In 4 bits, 64 of them share a scale, which is rounded too."""
         s = self.shape
         if not self.cfg.model.load_in_4bit:
-            return float(self.stored * s.parameters)
+            return self.stored * s.parameters - (2.0 * self.matrices if self.base_in_16_bit else 0.0)
         return self.stored * (s.parameters - s.in_layers) + (0.5 + 1 / 64 + 4 / 64 / 256) * s.in_layers
+
+    @property
+    def matrices(self) -> int:
+        """Return the weights that autocast would cast for each product: those of layers, and of a head of its own."""
+        return self.shape.in_layers + (0 if self.shape.tied else self.shape.head)
+
+    @property
+    def base_in_16_bit(self) -> bool:
+        """Return whether the matrices under a LoRA adapter are held as they are multiplied."""
+        return self.mixed and self.cfg.model.lora_rank > 0 and self.sharded == 1
 
     @property
     def moments(self) -> int:
@@ -127,10 +137,8 @@ class Work:
     @property
     def engine_format(self) -> str:
         """Return the number format in which the engine computes."""
-        if self.in_place:
-            return self.computed
-        named = getattr(self.cfg.rollout, "dtype", None) or self.cfg.model.dtype
-        return "float32" if named == "float32" else "bfloat16"
+        named = getattr(self.cfg.rollout, "dtype", None)
+        return self.computed if named is None else "float32" if named == "float32" else "bfloat16"
 
     @property
     def engine_bytes(self) -> int:
@@ -140,7 +148,7 @@ class Work:
     @property
     def read_bytes(self) -> int:
         """Return the bytes per weight that a step of decoding moves. Autocast keeps its casts of weights that are trained, and of no others."""
-        cast_anew = self.in_place and self.mixed and self.cfg.model.lora_rank > 0
+        cast_anew = self.in_place and self.mixed and self.cfg.model.lora_rank > 0 and not self.base_in_16_bit
         return self.stored + 2 + 2 if cast_anew else self.engine_bytes
 
     @property
@@ -152,7 +160,8 @@ class Work:
     def casts(self) -> float:
         """Return the bytes of the casts that autocast keeps. A weight in 4 bits is made plain for its own product alone."""
         s = self.shape
-        return 2.0 * (s.parameters - (s.in_layers if self.cfg.model.load_in_4bit else 0)) if self.mixed else 0.0
+        plain = self.matrices if self.base_in_16_bit else s.in_layers if self.cfg.model.load_in_4bit else 0
+        return 2.0 * (s.parameters - plain) if self.mixed else 0.0
 
     @property
     def sleeps(self) -> bool:
@@ -182,9 +191,17 @@ class Work:
         return t.share_prompts and not t.packing and not m.gradient_checkpointing and m.attention in ("sdpa", "eager")
 
     @property
-    def copies(self) -> int:
-        """Return the whole copies of the weights that stay in memory beside the policy."""
-        return sum(frozen_copies(self.cfg)) + self.cfg.algorithm.uses_average
+    def copies(self) -> float:
+        """Return the bytes of the whole copies of the weights that stay in memory beside the policy. Under autocast, frozen ones hold their
+        matrices in 16 bit, but for a reference from which rounds begin anew."""
+        initial, earlier = frozen_copies(self.cfg)
+        casts = self.mixed and not self.cfg.model.load_in_4bit and not self.base_in_16_bit
+        half = self.held - (2.0 * self.matrices if casts else 0.0)
+        return (
+            initial * (self.held if self.cfg.algorithm.uses_snapshot else half)
+            + earlier * half
+            + self.cfg.algorithm.uses_average * self.held
+        )
 
     @property
     def rows(self) -> int:

@@ -80,9 +80,11 @@ def update(work: Work, device: Device) -> float:
     rows = work.rollouts + work.positives
     micro_batches = math.ceil(rows * work.share / cfg.trainer.micro_batch_size)
     sent = (1 - 1 / work.devices) * work.stored
+    layer = 0.5 if work.mixed else 1.0  # of what a stored weight takes, where it is gathered: in 16 bit
     # An all-reduce sends a number twice. Sharded layers are gathered forward and backward, twice where prompts are shared; gradients are spread.
     gathered = (4 if work.shares else 2) + (1 if cfg.algorithm.uses_reference and cfg.model.lora_rank else 0)
-    exchanged = 2 * work.trained if work.sharded == 1 else micro_batches * (gathered * s.parameters + work.trained)
+    whole = s.parameters - s.in_layers + layer * s.in_layers
+    exchanged = 2 * work.trained if work.sharded == 1 else micro_batches * (gathered * whole + work.trained)
     updates = getattr(cfg.algorithm, "updates_per_rollout", 1)
     return float(updates * (computing + stepping + sent * exchanged / link(work, device)))
 

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import importlib.metadata
 import os
 import shutil
 import tempfile
@@ -15,6 +16,7 @@ from expo.config.errors import UserError
 LOCK = ".lock"  # of a run directory, in it: however its path is spelled, it is one lock
 NO_FILE = (errno.ELOOP, errno.EISDIR, errno.ENXIO)  # what opening a link, a folder or a fifo ends in
 ASIDE = ".expo-removed"
+CHECKOUT = "not installed"  # the version of what runs from a folder
 ORDER = {
     "summary.json": 0,
     "config.yaml": 1,
@@ -180,3 +182,11 @@ class Temporary(tempfile.TemporaryDirectory[str]):
         self.lock = new.open("w")
         fcntl.flock(self.lock, fcntl.LOCK_EX)
         new.rename(new.with_name(LOCK))  # there, and held, at once
+
+
+def version_of(package: str) -> str | None:
+    """Return the installed version of a package; None where it is not installed, as expo itself in a bare checkout."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

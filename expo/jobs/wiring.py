@@ -2,8 +2,9 @@
 
 import ctypes
 import logging
+import os
 import warnings
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,7 +35,7 @@ from expo.evaluation.evaluate import Evaluator
 from expo.ground.problem import Problem
 from expo.ground.ranks import ALONE, Ranks
 from expo.model.checks import check_bits, check_packing, check_rounding, check_scoring, reads_rightly, row_limit
-from expo.model.policy import as_it_began, causal_lm, compute_in, frozen_copy
+from expo.model.policy import as_it_began, as_multiplied, causal_lm, compute_in, frozen_copy
 from expo.model.prompts import Prompts
 from expo.rollout.checks import check_decoding
 from expo.rollout.dealt import DealtEngine
@@ -69,6 +70,7 @@ def set_up_process(cfg: Config) -> None:
     if cfg.trainer.threads:
         torch.set_num_threads(cfg.trainer.threads)
     keep_memory()
+    grow_segments(cfg)
 
 
 def keep_memory() -> None:
@@ -77,6 +79,16 @@ def keep_memory() -> None:
     if hasattr(library, "mallopt"):  # glibc's
         for parameter, value in ((TRIM_THRESHOLD, 2**30), (TOP_PAD, 2**26), (MMAP_THRESHOLD, 2**26)):
             library.mallopt(parameter, value)
+
+
+def grow_segments(cfg: Config) -> None:
+    """Let torch take a GPU's memory in segments that grow, unless the user has said how: rows of many lengths leave fewer holes.
+
+    It is read when the first tensor gets there. vLLM, where it sleeps in this process, allocates from pools that know no such segments.
+    """
+    apart = cfg.rollout.in_place or getattr(cfg.rollout, "separate", False)
+    if apart and not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
 
 
 def divide_evenly(cfg: Config) -> None:
@@ -148,10 +160,11 @@ def build_run(cfg: Config, verifier: Verifier, commit: str | None = None) -> tup
             cfg.trainer.max_steps,
             lambda step: explanations_of(source, Batch.of(sampler.batch(step), tools, step), tools),
             engines.policy,
-            lambda: begun(cfg, policy, bank),
+            lambda: begun(cfg, policy, bank, ranks),
             ranks,
         )
         engines = replace(engines, explanations=banked, banked=banked)
+    hold_base(cfg, policy)  # once the bank knows it by its weights
     pipeline = Pipeline(
         engines=engines,
         source=source,
@@ -175,6 +188,15 @@ def build_run(cfg: Config, verifier: Verifier, commit: str | None = None) -> tup
     )
 
 
+def hold_base(cfg: Config, policy: PreTrainedModel) -> None:
+    """Hold what a policy does not train as it is multiplied, see `as_multiplied`: the base under a LoRA adapter.
+
+    Shares are of one format, though, and a model into which an earlier adapter was merged is saved as a whole.
+    """
+    if cfg.trainer.strategy != "fsdp" and not getattr(causal_lm(policy), "begun_from_adapter", False):
+        as_multiplied(policy)
+
+
 def read_data(cfg: Config, verifier: Verifier) -> tuple[list[Problem], list[Problem], list[Problem], Account]:
     """Return the problems to train on, those held out, worked examples for prompts, and the account of all.
 
@@ -193,7 +215,10 @@ def load_model(
 
     Raises UserError for what cannot be loaded, and for a model that cannot be scored rightly.
     """
-    loaded = build(replace(cfg.model, revision=cfg.model.revision or commit))
+    gpu = torch.cuda.is_available() and cfg.trainer.accelerator != "cpu"
+    # Random weights are made where they will be: a CPU takes a minute for 3B, and its numbers are others.
+    with torch.device("cuda") if gpu and cfg.model.from_nothing else nullcontext():
+        loaded = build(replace(cfg.model, revision=cfg.model.revision or commit))
     if not isinstance(loaded, tuple):
         raise UserError(f"model._target_={cfg.model._target_}: loads no model and tokenizer; give a function that does")
     model, tokenizer = loaded
@@ -201,7 +226,7 @@ def load_model(
     prompts.check(tokenizer, cfg.model.path)
     check_extraction(cfg)
     check_world(cfg, model, tokenizer)
-    if to_device and torch.cuda.is_available() and cfg.trainer.accelerator != "cpu":
+    if to_device and gpu:
         model.to("cuda")
     compute_in(model, cfg.trainer.precision)
     if to_device:  # some attention works on a GPU alone
@@ -249,7 +274,14 @@ def check_world(cfg: Config, model: PreTrainedModel, tokenizer: PreTrainedTokeni
 def frozen_models(cfg: Config, policy: PreTrainedModel) -> tuple[PreTrainedModel | None, PreTrainedModel | None]:
     """Return the frozen reference and the snapshot, each None where nothing needs a copy of its own."""
     initial, earlier = frozen_copies(cfg)
-    return (frozen_copy(policy) if initial else None), (frozen_copy(policy) if earlier else None)
+    reference, snapshot = (frozen_copy(policy) if wanted else None for wanted in (initial, earlier))
+    for frozen in (
+        None if cfg.algorithm.uses_snapshot else reference,
+        snapshot,
+    ):  # where rounds begin from the reference, it is whole
+        if frozen is not None:
+            as_multiplied(frozen)
+    return reference, snapshot
 
 
 def make_engines(
@@ -295,15 +327,24 @@ def bank_of(cfg: Config, policy: PreTrainedModel) -> Bank:
     return Bank(Path(cfg.output_dir, "banks", f"{cfg.dataset.name}-{mark}"), f"{mark}-{fingerprint(policy)}")
 
 
-def begun(cfg: Config, policy: PreTrainedModel, bank: Bank) -> AbstractContextManager[None]:
-    """Return a context in which the policy has its initial weights. Raises UserError where the model is another one by now."""
-    with torch.random.fork_rng():  # loading draws
-        model, _, _ = load_model(cfg, to_device=False, commit=getattr(causal_lm(policy), "hub_commit", None))
-    if fingerprint(model) != bank.identity.rpartition("-")[2]:
+def begun(cfg: Config, policy: PreTrainedModel, bank: Bank, ranks: Ranks = ALONE) -> AbstractContextManager[None]:
+    """Return a context in which the policy has its initial weights. Raises UserError where the model is another one by now.
+
+    The first device alone loads them: the memory of a machine has no room for as many as it has devices.
+    """
+    models: list[PreTrainedModel | None] = []
+
+    def load() -> str:
+        with torch.random.fork_rng():  # loading draws
+            model, _, _ = load_model(cfg, to_device=False, commit=getattr(causal_lm(policy), "hub_commit", None))
+        models.append(model)
+        return fingerprint(model)
+
+    if ranks.by_first(load) != bank.identity.rpartition("-")[2]:
         raise UserError(
             f"model.path={cfg.model.path}: has other weights than when the run began; put the first ones back"
         )
-    return as_it_began(policy, model)
+    return as_it_began(policy, models[0] if models else None)
 
 
 def make_engine(cfg: Config, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Engine:

@@ -22,7 +22,7 @@ from expo.config.model import PACKAGED, is_gguf, located
 from expo.model import gguf_file, small
 from expo.model.formats import as_numbers, four_bits, in_4bit, steady, with_float32_head
 from expo.model.prompts import turn_end
-from expo.model.shares import like, own_share
+from expo.model.shares import from_first, like, own_share
 
 log = logging.getLogger(__name__)
 NO_CODE: dict[str, Any] = {
@@ -284,6 +284,21 @@ def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
     return frozen
 
 
+def as_multiplied(model: PreTrainedModel) -> PreTrainedModel:
+    """Hold a model's matrices that are not trained in the format in which they are multiplied: its numbers stay what they are, to the bit.
+
+    Autocast keeps no casts of them, and makes them anew for each token. A head that is tied to the embedding, and norms, are read in
+    their own format. Do not train from such weights, nor save them as a model's own.
+    """
+    causal = causal_lm(model)
+    if dtype := getattr(causal, "compute_dtype", None):
+        for module in causal.modules():
+            own = type(module) is nn.Linear and module.weight is not causal.get_input_embeddings().weight
+            if own and not module.weight.requires_grad:
+                module.to(dtype)
+    return model
+
+
 @torch.no_grad()
 def take_weights(model: nn.Module, other: nn.Module) -> None:
     """Give a model the weights of another of its kind. Weights in 4 bits never change, and are the same in both."""
@@ -295,15 +310,18 @@ def take_weights(model: nn.Module, other: nn.Module) -> None:
 
 
 @contextmanager
-def as_it_began(policy: nn.Module, begun: nn.Module) -> Iterator[None]:
-    """Give a policy the weights of `begun`, the same model loaded anew, within the context; its own come back to the bit."""
+def as_it_began(policy: nn.Module, begun: nn.Module | None) -> Iterator[None]:
+    """Give a policy the weights of `begun`, the same model loaded anew, within the context; its own come back to the bit.
+
+    Of several devices the first one has it, and the others None.
+    """
     weights = {name: p for name, p in policy.named_parameters() if p.requires_grad}
     own = {name: own_share(p.detach()).to("cpu", copy=True) for name, p in weights.items()}
-    initial = dict(begun.named_parameters())
+    initial = dict(begun.named_parameters()) if begun else {}
     try:
         with torch.no_grad():
             for name, weight in weights.items():
-                weight.copy_(like(initial[name], weight))
+                weight.copy_(like(from_first(initial.get(name), weight), weight))
         yield
     finally:
         with torch.no_grad():
@@ -331,9 +349,11 @@ def compute_in(model: nn.Module, precision: str) -> None:
 
 @contextmanager
 def in_own_format(model: nn.Module) -> Iterator[None]:
-    """Compute in the format of the weights themselves within the context."""
+    """Compute in the format of the weights themselves within the context; a frozen model whose weights have two has none of its own."""
     causal = causal_lm(model)
-    dtype, causal.compute_dtype = getattr(causal, "compute_dtype", None), None
+    dtype = getattr(causal, "compute_dtype", None)
+    if len({p.dtype for p in causal.parameters()}) == 1:
+        causal.compute_dtype = None
     try:
         yield
     finally:

@@ -59,7 +59,7 @@ def random_shape(conf: RandomShapeConf) -> tuple[PreTrainedModel, PreTrainedToke
         )
     tokenizer = bpe_tokenizer([BPE_TEXT], min(config.vocab_size, LEARNED) - 6)
     config.pad_token_id, config.eos_token_id, config.bos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id, None
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng():  # of GPUs, too: its weights may be made there
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(
             config, dtype=getattr(torch, conf.dtype), attn_implementation=conf.attention

@@ -21,6 +21,17 @@ def like(whole: Tensor, weight: Tensor) -> Tensor:
     return distribute_tensor(whole.to(weight.device), weight.device_mesh, weight.placements, src_data_rank=None)
 
 
+def from_first(whole: Tensor | None, weight: Tensor) -> Tensor:
+    """Return on all devices a tensor that the first one has; it is of the shape and format of `weight`. Call it on all devices."""
+    if whole is not None and not (dist.is_initialized() and dist.get_world_size() > 1):
+        return whole
+    there = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
+    if whole is not None:
+        there.copy_(whole)
+    dist.broadcast(there, src=0)
+    return there
+
+
 def gathered(weight: Tensor) -> Tensor:
     """Return a weight as a whole. Call it on all devices."""
     return weight.full_tensor() if isinstance(weight, DTensor) else weight

@@ -57,9 +57,18 @@ class RoomyLayer(DynamicLayer):
         return buffer
 
 
+class OneFormatCache(DynamicCache):
+    """A cache that holds keys in the format of their values. Under autocast, rotary embeddings give float32 keys to 16-bit values: a layer
+    would hold both in float32, and attention casts them again for each token."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Add the states of new tokens to a layer. Returns all of its keys and values so far."""
+        return super().update(key_states.to(value_states.dtype), value_states, *args, **kwargs)
+
+
 def roomy_cache(config: PreTrainedConfig, room: int) -> DynamicCache:
     """Return an empty cache; layers with a sliding window are transformers' own."""
-    cache = DynamicCache(config=config)
+    cache = OneFormatCache(config=config)
     cache.layers = [RoomyLayer(min(room, ROOM)) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 

@@ -23,6 +23,6 @@ class Key:
         )
 
 
-def uniforms(keys: Sequence[Key], count: int) -> np.ndarray:
-    """Return `count` numbers in [0, 1) for each key: `[B, count]`, float32. Number j of a key never depends on the others."""
-    return np.stack([key.generator().random(count, dtype=np.float32) for key in keys])
+def uniforms(keys: Sequence[Key], count: int, dtype: type[np.float32 | np.float64] = np.float32) -> np.ndarray:
+    """Return `count` numbers in [0, 1) for each key: `[B, count]`. Number j of a key never depends on the others."""
+    return np.stack([key.generator().random(count, dtype=dtype) for key in keys])

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from transformers import PreTrainedModel
 
 from expo.config import UserError
@@ -44,9 +44,11 @@ def shard(model: PreTrainedModel) -> None:
         raise UserError(
             f"trainer.strategy=fsdp: {type(causal).__name__} does not say which of its modules are layers; use trainer.strategy=ddp"
         )
+    half = getattr(causal, "compute_dtype", None)
     for module in (*layers, causal):
         # Weights are gathered anew for each use: those that were loaded meanwhile are seen.
-        sharded: Any = fully_shard(module, mesh=mesh, reshard_after_forward=True)
+        policy = in_16_bit(module, half) if half and module is not causal else MixedPrecisionPolicy()
+        sharded: Any = fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
         # The sum of gradients, and not their mean: weights of tokens are those of the whole batch.
         sharded.set_gradient_divide_factor(1.0)
         sharded.set_force_sum_reduction_for_comms(True)
@@ -55,6 +57,16 @@ def shard(model: PreTrainedModel) -> None:
         setattr(causal, method.__name__, MethodType(method, causal))
         register_fsdp_forward_method(causal, method.__name__)
     model.register_load_state_dict_pre_hook(_take_shares)
+
+
+def in_16_bit(layer: nn.Module, dtype: torch.dtype) -> MixedPrecisionPolicy:
+    """Return how a layer's weights are gathered where autocast would cast them after that: in its format, half of what float32 takes.
+
+    Gradients are summed in float32. What goes from layer to layer stays what autocast makes it; embedding and head, which are no layers',
+    stay float32. A CPU's LayerNorm takes no weights of another format than its input's.
+    """
+    mixes = next(layer.parameters()).is_cuda or not any(isinstance(m, nn.LayerNorm) for m in layer.modules())
+    return MixedPrecisionPolicy(dtype if mixes else None, torch.float32, cast_forward_inputs=False)
 
 
 def _take_shares(model: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import (
@@ -64,7 +65,9 @@ class TransformersEngine:
         device = self.model.device
         decoder, head = causal_lm(self.model).get_decoder(), self.model.get_output_embeddings()
         ends = self.eos_ids.to(device)
-        noise = torch.from_numpy(uniforms([r.key for r in requests], sampling.max_tokens)).to(device)  # [B, T]
+        # On a CPU float32, so that the completions of finished runs stay; see `sample`.
+        numbers = np.float64 if device.type == "cuda" else np.float32
+        noise = torch.from_numpy(uniforms([r.key for r in requests], sampling.max_tokens, numbers)).to(device)  # [B, T]
         rows = torch.arange(len(requests), device=device)  # rows still decoding
         logits, cache, mask = self._prefill(requests, sampling.max_tokens)
         tokens = torch.full((len(requests), sampling.max_tokens), self.pad_id, device=device)
@@ -134,6 +137,8 @@ class UnadaptedEngine(TransformersEngine):
 def sample(logits: Tensor, noise: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     """Draw one token per row by inverting the cumulative distribution at the row's own uniform number.
 
+    The sum is made in the format of the noise. Over 151,936 words in float32 it loses words of under 6e-8 behind its middle, and falls in
+    places where a GPU adds up by blocks; in float64 neither is larger than 1e-15.
     Args: logits `[B, V]`; noise `[B]` in [0, 1). Returns (token `[B]`, its log-probability `[B]`) under the tempered
     and truncated distribution, which is the one that acted.
     """
@@ -145,7 +150,7 @@ def sample(logits: Tensor, noise: Tensor, sampling: Sampling) -> tuple[Tensor, T
     if sampling.top_p < 1:
         logits = TopPLogitsWarper(sampling.top_p)(None, logits)
     logp = logits.log_softmax(dim=-1)
-    cumulative = logp.exp().cumsum_(dim=-1)
+    cumulative = logp.to(noise.dtype).exp().cumsum_(dim=-1)
     # Scaled by the last entry, because rounding leaves it near, not at, 1; right=True skips tokens of probability zero.
     whole = cumulative[:, -1:].contiguous()
     token = torch.searchsorted(cumulative, noise.unsqueeze(1) * whole, right=True)

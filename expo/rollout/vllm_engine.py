@@ -2,9 +2,10 @@
 
 Weights, or a LoRA adapter alone, go to the running engine after every step, and are verified: the sums of every parameter
 that can be read, and the log-probabilities of a probe, must be the policy's. A CPU build packs most matrices away: of those,
-only the probe tells.
+only the probe tells. Where every parameter was compared, the probe tells of number formats and kernels, and warns.
 """
 
+import logging
 import math
 import os
 import shutil
@@ -34,12 +35,15 @@ from expo.rollout.vllm_place import (
     memory_share,
     place_for,
     trainers_group,
+    unmoved,
     visible,
 )
-from expo.rollout.vllm_transfer import nccl_info, open_transfer
+from expo.rollout.vllm_transfer import in_time, nccl_info, open_transfer
 from expo.rollout.vllm_worker import sums
 
+log = logging.getLogger(__name__)
 PROBE_TOKENS = 256
+PROBE = "A train leaves at 14:05 and takes 95 minutes. When does it arrive? Explain each step, then state the answer."
 BLOCK = 16  # tokens of a block of vLLM's cache
 GIB = 2**30
 
@@ -52,16 +56,19 @@ class VLLMEngine:
     def __init__(self, conf: VLLMConf, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
         self.model, self.tokenizer, self.conf = model, tokenizer, conf
         self.pad_id, self.eos_ids = tokenizer.pad_token_id, eos_ids(model, tokenizer)
-        self.dtype = getattr(torch, conf.dtype or str(model.dtype).removeprefix("torch."))
+        computed = getattr(causal_lm(model), "compute_dtype", None) or model.dtype  # the trainer's
+        self.dtype: torch.dtype = getattr(torch, conf.dtype) if conf.dtype else computed
         self.syncs = 0
-        self.probe = [i % len(tokenizer) for i in range(16)]  # until there is a completion to probe with
+        # Until there is a completion: ids that make no text have probabilities of which formats differ most.
+        self.probe: list[int] = tokenizer(PROBE, add_special_tokens=False)["input_ids"][: conf.longest_prompt]
+        self.usual = 0.0  # the probe's gap at the first sync, with weights that are the policy's
         weights = sum(p.numel() for p in model.parameters()) * self.dtype.itemsize
         self.folder = Temporary("expo-vllm-", place_for(weights))
         check_heads(model, self.device)
         self.lora_rank = 0 if conf.merge_lora else adapter_rank(model)
         self.adapter: Any = None  # vLLM's name for it, once it is there
         self.sender: Any = None
-        self.closed, self.asleep = threading.Event(), False
+        self.closed, self.gone, self.asleep = threading.Event(), threading.Event(), False
         # In the trainer's process it joins the trainer's group of processes, in which each engine is a group of its own.
         self.in_group = not conf.separate and dist.is_initialized() and dist.get_world_size() > 1
         # vLLM lets one engine per process sleep; it is the policy's, which is made first.
@@ -72,6 +79,7 @@ class VLLMEngine:
             with (
                 visible(self.own_gpus),
                 nullcontext() if self.in_group else alone(),
+                nullcontext() if conf.separate else unmoved(),
                 in_vllm(f"cannot start (expo doctor looks at the installation{remedy})"),
             ):
                 self.llm = self._start(weights)
@@ -81,13 +89,14 @@ class VLLMEngine:
             threading.Thread(target=self._watch, args=(self.llm.llm_engine.engine_core,), daemon=True).start()
         if conf.transfer == "nccl":
             with in_vllm("cannot meet the trainer"):
-                self.sender = open_transfer(self.llm, nccl_info(), self.weights)
+                self.sender = in_time(lambda: open_transfer(self.llm, nccl_info(), self.weights), self.gone)
         self.sync()
 
     def _watch(self, client: Any) -> None:
         """Hand whoever waits for the engine an error, once its process was killed: vLLM 0.32 would wait for ever."""
         wait([process.sentinel for process in client.resources.engine_manager.processes])
         if not self.closed.is_set():
+            self.gone.set()
             ended = RuntimeError("its process has ended")
             client.outputs_queue.put_nowait(ended)
             for future in list(client.utility_results.values()):
@@ -145,12 +154,14 @@ class VLLMEngine:
         else:  # of a prompt read in parts vLLM rewinds the request's generator, which a CPU's cannot
             options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": 8192 + conf.max_prompt_tokens}
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or longest
-        return LLM(
+        llm = LLM(
             model=self._source(), skip_tokenizer_init=True, dtype=str(self.dtype).removeprefix("torch."), seed=0,
             max_model_len=min(longest, limit), max_num_seqs=conf.batch_size, enforce_eager=conf.eager, tensor_parallel_size=conf.tensor_parallel,
             enable_prefix_caching=True, logprobs_mode="processed_logprobs", disable_log_stats=True,
             worker_extension_cls="expo.rollout.vllm_worker.WeightSync", **options,
         )  # fmt: skip
+        print(f"rollout=vllm: the model is run by {llm.collective_rpc('expo_runner')[0]}", flush=True)
+        return llm
 
     def _source(self) -> str:
         """Return where the model's config and weights are; which weights does not matter, unless an adapter alone is sent: they are replaced."""
@@ -191,7 +202,12 @@ class VLLMEngine:
             if self.asleep:  # the cache was not there beside the old weights and the new ones
                 self.llm.wake_up(tags=["kv_cache"])
                 self.asleep = False
-            self.llm.reset_prefix_cache()  # what it holds was computed with the old weights
+            with in_vllm("stopped working"):
+                emptied = self.llm.reset_prefix_cache()
+            if not emptied:
+                raise EngineError(
+                    "vLLM keeps its prefix cache, some of whose blocks are held: prompts would be read with the old weights"
+                )
             if self.conf.probe_every and self.syncs % self.conf.probe_every == 0:
                 self.verify()
         self.syncs += 1
@@ -203,8 +219,10 @@ class VLLMEngine:
         if self.sender:
             if self.device.type == "cuda":
                 torch.cuda.synchronize()  # it sends on streams of its own, which do not wait for the optimizer's
+            sender, self.sender = self.sender, None  # one that hangs cannot be shut down
             with in_vllm("cannot take the weights"):
-                self.sender.send_weights()
+                in_time(sender.send_weights, self.gone)
+            self.sender = sender
             return
         if not self.conf.separate:
             self._call("expo_load", {"weights": self.weights()})
@@ -229,9 +247,9 @@ class VLLMEngine:
         ours, found = sums(self.weights()), self._call("expo_sums", {})
         theirs = {name: [share[name] for share in found] for name in found[0] if self._parted_evenly(name)}
         wrong = sorted(n for n in ours.keys() & theirs.keys() if not _held(ours[n], theirs[n]))
+        hidden = sorted({group_of(n) for n in ours.keys() - theirs.keys()})
         gap, tolerance = self.probe_gap(), self.conf.probe_tolerance or (1e-3 if self.dtype == torch.float32 else 0.05)
-        if wrong or not gap <= tolerance:  # a NaN is no agreement
-            hidden = sorted({group_of(n) for n in ours.keys() - theirs.keys()})
+        if wrong or math.isnan(gap) or (hidden and gap > tolerance):
             named = sorted({group_of(n) for n in wrong}) or [
                 f"one of {len(hidden)} that cannot be read, such as {hidden[0]}"
                 if hidden
@@ -241,6 +259,12 @@ class VLLMEngine:
                 f"vLLM's weights are not the policy's after a sync: {', '.join(named[:4])}{' …' if len(named) > 4 else ''} differ; "
                 f"mean difference of log-probabilities on the probe {gap:.2g} nats, allowed {tolerance:g}; nothing was trained on them"
             )
+        if gap > max(tolerance, 2 * self.usual):  # every sum is the policy's: the weights are
+            told = "vLLM has the policy's weights, and computes otherwise: mean difference of log-probabilities on the probe %.2g nats (%g is usual)"
+            log.warning(
+                f"{told}; look at policy/sampler_kl and algorithm.sampler_correction", gap, self.usual or tolerance
+            )
+        self.usual = self.usual or gap
 
     def _parted_evenly(self, name: str) -> bool:
         """Return whether a parameter is shared out among the GPUs, or whole on each: with fewer heads of keys than GPUs, some of those are doubled."""

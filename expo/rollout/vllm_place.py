@@ -1,13 +1,16 @@
 """Where a vLLM engine stands, and what it needs there: its GPU, its environment, room for files and for its cache, a model that it can run."""
 
+import gc
 import logging
 import os
+import random
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from peft import PeftModel
@@ -82,6 +85,28 @@ def trainers_group() -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group = end
+
+
+@contextmanager
+def unmoved() -> Iterator[None]:
+    """Give back what vLLM takes from a process in which it starts: torch's threads, which it sets to 1, the garbage that it keeps from being
+    collected, and the state of every generator, which it seeds."""
+    threads, told, cuda = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS"), torch.cuda.is_initialized()
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    on_gpus = torch.cuda.get_rng_state_all() if cuda else []
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # where it is set, vLLM leaves the threads alone
+    try:
+        yield
+    finally:
+        os.environ.pop("OMP_NUM_THREADS")
+        os.environ |= {"OMP_NUM_THREADS": told} if told is not None else {}
+        torch.set_num_threads(threads)
+        gc.unfreeze()
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+        if cuda:
+            torch.cuda.set_rng_state_all(on_gpus)
 
 
 def kv_bytes(model: PreTrainedModel, dtype: torch.dtype) -> int:

@@ -1,11 +1,44 @@
 """Weights to a vLLM on another GPU through vLLM's own transfer API: from GPU to GPU, without the host or a file."""
 
+import threading
+import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
+LONGEST_S = 600.0  # of one transfer
+
 Weights = Callable[[], Iterator[tuple[str, Tensor]]]
+
+
+T = TypeVar("T")
+
+
+def in_time(action: Callable[[], T], gone: threading.Event) -> T:
+    """Return what an action does that would wait for ever for another process: NCCL does for one that has ended.
+
+    Args: gone, set when it has. Raises TimeoutError, and whatever the action raises; an action that hangs stays behind in a thread.
+    """
+    done: list[T] = []
+    failed: list[BaseException] = []
+
+    def act() -> None:
+        try:
+            done.append(action())
+        except BaseException as error:  # raised where it is waited for
+            failed.append(error)
+
+    thread = threading.Thread(target=act, daemon=True)
+    until = time.monotonic() + LONGEST_S
+    thread.start()
+    while thread.is_alive() and not gone.is_set() and time.monotonic() < until:
+        thread.join(0.05)
+    if failed:
+        raise failed[0]
+    if not done:
+        raise TimeoutError("its process has ended" if gone.is_set() else f"it takes over {LONGEST_S:g} s")
+    return done[0]
 
 
 def open_transfer(llm: Any, info: Any, weights: Weights) -> Any:

@@ -1,6 +1,5 @@
 """A run directory: config, metrics, checkpoints, completions, and the summary that other programs read."""
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -22,7 +21,7 @@ from expo.config import Config, arm_identity, data_content, identity, make_folde
 from expo.config.key import shown
 from expo.config.own_code import changed_code, own_code
 from expo.data.account import Account
-from expo.ground.files import LOCK, beside, check_links, clear, locked, remove, sweep
+from expo.ground.files import CHECKOUT, LOCK, beside, check_links, clear, locked, remove, sweep, version_of
 from expo.runs.reading import read_summary
 
 FINISHED, AGAIN = "is finished already", "fresh=true makes it again"
@@ -89,7 +88,7 @@ class Run:
     @property
     def finished_line(self) -> str:
         """Return what to say where a run is not made again: also what has changed since it was made."""
-        summary, version = self.summary(), importlib.metadata.version("expo")
+        summary, version = self.summary(), version_of("expo") or CHECKOUT
         made_by = summary.get("versions", {}).get("expo", version)
         files = changed_code(summary.get("own_code", {}))
         told = [f"it was made before a change of {', '.join(files)}"] if files else []
@@ -163,7 +162,7 @@ class Run:
             "seed": self.cfg.seed,
             "git": git_commit(),
             "versions": {"python": platform.python_version()}
-            | {name: importlib.metadata.version(name) for name in PACKAGES},
+            | {name: version_of(name) or CHECKOUT for name in PACKAGES},
             "device": device_name(),
             "wall_s": round(self.earlier_s + time.monotonic() - self.started, 1),
             "metrics": self.metrics,
