@@ -27,12 +27,13 @@ expo: teach a language model problems that it cannot solve at all, by letting it
   expo compare   RUN RUN | TABLE:ARM TABLE:ARM              two arms on the same problems: differences, problems gained and lost
   expo export    RUN [output=FOLDER]                        its model as a plain Hugging Face folder, LoRA merged
   expo runs      [FILTER...] | show | diff | rm | gc        every run: its state, result, and in what it differs from another
+  expo samples   RUN [step=N] [verdict=incorrect] [n=5]     completions of a run as they were written
   expo wandb     workspace | report | sweep | sync          W&B: a saved view, a report, a sweep file of a table; send offline runs
   expo doctor                                               what is installed, what would work, and how to mend the rest
   expo explain   algorithm=exp_grpo                         write a run's explanations ahead, for all runs that share them
   expo plan      model=... plan.device=h100                 what a run would take: memory, seconds, disk, on 1 to 64 devices
 
-Every command but demo, init, verify, table, report, compare, export, runs, wandb and doctor takes Hydra overrides alone. `expo COMMAND --help` lists the config groups and their options,
+Every command but demo, init, verify, table, report, compare, export, runs, samples, wandb and doctor takes Hydra overrides alone. `expo COMMAND --help` lists the config groups and their options,
 `expo COMMAND --help GROUP` explains every key of a group, `expo COMMAND --cfg job` shows the config and runs nothing.
 Exit codes: 0 done, 2 your mistake, 130/143 stopped by Ctrl-C/SIGTERM, 141 nobody reads the output, 1 anything else.
 """
@@ -55,6 +56,7 @@ PROGRAMS = {
     "compare": ("expo.commands.compare", "main"),
     "export": ("expo.commands.export", "main"),
     "runs": ("expo.commands.runs", "main"),
+    "samples": ("expo.commands.samples", "main"),
     "wandb": ("expo.commands.wandb", "main"),
     "doctor": ("expo.commands.doctor", "main"),
 }

@@ -185,6 +185,15 @@ def test_evaluate_reads_what_train_saved(tmp_path, capsys):
     assert "pass@2" in printed
     summary = next((tmp_path / "evaluate").glob("*/summary.json"))
     assert json.loads(summary.read_text())["metrics"]["pass@2/level1"] > 0.5
+    assert " % cut off, " in printed
+    assert "nothing is right" not in printed
+    cfg.rollout.max_completion_tokens = 2
+    for _ in ("made", "shown again"):
+        assert evaluate_command(cfg) == 0
+        printed = capsys.readouterr().out
+        assert "100.0 % cut off" in printed
+        assert "were cut off at 2 tokens: raise rollout.max_completion_tokens" in printed
+        assert "one of them, where" in printed
 
 
 @pytest.mark.runs
@@ -359,6 +368,10 @@ def test_a_run_that_learns_from_no_positive_says_so_once(tmp_path, caplog):
     assert len(said) == 1
     assert "none of the 4 possible positives" in said[0]
     assert "truncated 4" in said[0]
+    zeros = [r.message for r in caplog.records if "nothing is right" in r.message]
+    assert ["16 of 16 have no boxed answer, 16 were cut off at 8 tokens" in z for z in zeros] == [True, True]
+    assert [z.partition(": nothing")[0] for z in zeros] == ["the first evaluation", "step 1"]
+    assert sum("one of them, where" in r.message for r in caplog.records) == 2
 
 
 @pytest.mark.runs

@@ -14,7 +14,7 @@ from expo.config.foreign import UNREADABLE, content, from_json, why
 from expo.config.key import shown
 from expo.config.own_code import changed_code
 from expo.ground.files import ASIDE, discard, remove, unused
-from expo.runs.health import collapses_of
+from expo.runs.health import collapses_of, shares_told
 from expo.runs.listing import RunFolder, find_runs, in_order, kept, run_folder
 from expo.runs.reading import read_summary
 
@@ -115,7 +115,8 @@ def show(arguments: Sequence[str]) -> int:
 
 def _results(run: RunFolder) -> dict[str, str]:
     metrics = run.summary.get("metrics", {})
-    return {
+    told = {"completions": shares} if (shares := shares_told(metrics)) else {}
+    return told | {
         name: f"{100 * value:.1f} % [{100 * metrics[name + '_lo']:.1f}, {100 * metrics[name + '_hi']:.1f}]"
         for name, value in metrics.items()
         if name + "_lo" in metrics

@@ -168,7 +168,7 @@ def make_trainer(cfg: Config, run: Run, evaluator: Evaluator, stop: Stop, checkp
         logger=make_loggers(Session(cfg, run.dir, step_of(checkpoint) if checkpoint else 0)) if run.writes else False,
         callbacks=[
             stop,
-            LogSteps(),
+            LogSteps(cfg),
             # Before what keeps the policy: it may go back to an earlier one.
             WatchHealth(run, cfg.trainer.on_collapse, cfg.evaluation.every, lineage(cfg)),
             Evaluate(evaluator, run, cfg.evaluation.every, max_steps),

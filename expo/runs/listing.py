@@ -135,11 +135,15 @@ COMPARE: dict[str, Callable[[Any, Any], bool]] = {
 }  # fmt: skip
 
 
-def kept(rows: Sequence[Row], filters: Sequence[str]) -> list[Row]:
+def kept(
+    rows: Sequence[Row],
+    filters: Sequence[str],
+    what: str = "run",
+    keys: str = "a column, a metric such as pass@4, or a key of the config",
+) -> list[Row]:
     """Return the rows that pass every filter: `key=value` with * and ? in the value, `!=`, or `key>=number`.
 
-    A key is a column, a metric, or any key of the config. Raises UserError for a filter that is none, or a key that no
-    row has.
+    Args: what, what a row is of; keys, what a key may be. Raises UserError for a filter that is none, or a key that no row has.
     """
     for text in filters:
         found = re.fullmatch(r"([\w.@/]+?)(!=|>=|<=|=|>|<)(.*)", text)
@@ -147,7 +151,7 @@ def kept(rows: Sequence[Row], filters: Sequence[str]) -> list[Row]:
             raise UserError(f"{text}: no filter; use for example status=done, name=exp_*, trainer.max_steps>=100")
         key, sign, value = found.groups()
         if rows and not any(key in row for row in rows):
-            raise UserError(f"{text}: no run has {key}; use a column, a metric such as pass@4, or a key of the config")
+            raise UserError(f"{text}: no {what} has {key}; use {keys}")
         rows = [row for row in rows if key in row and _passes(row[key], sign, value)]
     return list(rows)
 

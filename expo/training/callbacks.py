@@ -15,12 +15,14 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from expo.algorithms.base import Algorithm
+from expo.config import Config
 from expo.evaluation.evaluate import Evaluator
 from expo.evaluation.files import save_rows
 from expo.ground.ranks import is_watched
 from expo.loggers.tracking import log_step, log_table
 from expo.runs.directory import Run
-from expo.step.experience import Experience
+from expo.runs.health import why_none_is_right
+from expo.step.experience import Experience, Group
 from expo.step.pipeline import Pipeline
 from expo.training.checkpoints import LINEAGE, save_checkpoint
 
@@ -29,9 +31,12 @@ log = logging.getLogger(__name__)
 
 
 class LogSteps(Callback):
-    """Hands each step's scalars to every logger, under the number of steps done; warns once of a falling chosen likelihood."""
+    """Hands each step's scalars to every logger, under the number of steps done; warns of what goes wrong, once of each."""
 
     warned, warned_of_filters = False, False
+
+    def __init__(self, cfg: Config):
+        self.cfg = cfg
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
         gain = pl_module.last_metrics.get("pair/chosen_gain") or 0.0
@@ -44,6 +49,10 @@ class LogSteps(Callback):
                 gain,
             )
         e = pl_module.last_experience
+        if e and trainer.current_epoch == 0:
+            rows = [row for g in e.groups for row in rollout_rows(g.unaided) if row["verdict"]]
+            for line in why_none_is_right(rows, rows, self.cfg):
+                log.warning("step 1: %s", line)
         candidates = [c for group in e.groups for c in group.candidates] if e else []
         if candidates and all(c.rejected for c in candidates) and not self.warned_of_filters:
             self.warned_of_filters = True
@@ -66,14 +75,17 @@ class Evaluate(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
         if trainer.current_epoch == 0 or not self.run.metrics:  # lost with summary.json and metrics.jsonl
-            self.evaluate(trainer, pl_module, trainer.current_epoch)
+            rows = self.evaluate(trainer, pl_module, trainer.current_epoch)
+            for line in why_none_is_right(rows, rows, self.run.cfg):
+                log.warning("the first evaluation: %s", line)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
         step = trainer.current_epoch + 1
         if step == self.max_steps or (self.every and step % self.every == 0):
             self.evaluate(trainer, pl_module, step)
 
-    def evaluate(self, trainer: Trainer, module: Algorithm, step: int) -> None:
+    def evaluate(self, trainer: Trainer, module: Algorithm, step: int) -> list[dict[str, Any]]:
+        """Evaluate and keep it. Returns its completions."""
         evaluation = self.evaluator.evaluate(module.pipeline.engines.policy)
         self.run.metrics = evaluation.metrics
         self.run.write_summary("stopped")  # what a SIGKILL from here on leaves behind: a stopped run with these metrics
@@ -87,6 +99,7 @@ class Evaluate(Callback):
             if self.run.writes:
                 save_rows(rows, completions / f"train-step{step:06d}.parquet")
             log_table(trainer.loggers, "completions/train", rows, step)
+        return evaluation.rows
 
 
 def experience_rows(e: Experience, pipeline: Pipeline) -> list[dict[str, Any]]:
@@ -100,19 +113,11 @@ def experience_rows(e: Experience, pipeline: Pipeline) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for group in e.groups:
         scored = [(c, next(logps)) for c in group.positives]
-        judged = zip(group.texts, group.verdicts, group.hinted, strict=True)
-        rollouts: list[tuple[str | None, str | None, bool]] = [(t, v.value, hinted) for t, v, hinted in judged]
-        for place, (text, verdict, hinted) in enumerate(rollouts or [(None, None, False)]):
+        for place, row in enumerate(rollout_rows(group)):
             first = scored[-1:] if place == 0 else []
             rows.append(
-                {
-                    "problem": group.problem.id,
-                    "level": group.problem.level,
-                    "question": group.problem.question,
-                    "answer": group.problem.answer,
-                    "completion": text,
-                    "verdict": verdict,
-                    "hinted": hinted,
+                row
+                | {
                     "positive": scored[-1][0].text if scored else None,
                     "positive_tokens": decode([[i] for i in first[0][0].ids]) if first else None,
                     "positive_token_logp": first[0][1] if first else None,
@@ -120,6 +125,20 @@ def experience_rows(e: Experience, pipeline: Pipeline) -> list[dict[str, Any]]:
                 }
             )
     return rows
+
+
+def rollout_rows(group: Group) -> list[dict[str, Any]]:
+    """Return one row per rollout of a problem; without any, one that names the problem."""
+    judged = zip(group.texts, group.verdicts, group.rewards, group.completions, group.hinted, strict=True)
+    rows: list[tuple[Any, ...]] = [
+        (text, verdict.value, reward, len(c.ids), c.truncated, hinted) for text, verdict, reward, c, hinted in judged
+    ]
+    problem = {name: getattr(group.problem, name) for name in ("level", "question", "answer")}
+    names = ("completion", "verdict", "reward", "tokens", "truncated", "hinted")
+    return [
+        {"problem": group.problem.id, **problem, **dict(zip(names, row, strict=True))}
+        for row in rows or [(None,) * 5 + (False,)]
+    ]
 
 
 class KeepCheckpoint(Checkpoint):
