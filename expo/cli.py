@@ -1,5 +1,6 @@
 """The `expo` command: hands over to `expo.commands`, and turns errors into exit codes."""
 
+import difflib
 import importlib
 import io
 import locale
@@ -9,7 +10,9 @@ import select
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
+
+import expo
 
 HELP = """\
 expo: teach a language model problems that it cannot solve at all, by letting it explain the known answer (arXiv 2507.02834)
@@ -33,8 +36,8 @@ expo: teach a language model problems that it cannot solve at all, by letting it
   expo explain   algorithm=exp_grpo                         write a run's explanations ahead, for all runs that share them
   expo plan      model=... plan.device=h100                 what a run would take: memory, seconds, disk, on 1 to 64 devices
 
-Every command but demo, init, verify, table, report, compare, export, runs, samples, wandb and doctor takes Hydra overrides alone. `expo COMMAND --help` lists the config groups and their options,
-`expo COMMAND --help GROUP` explains every key of a group, `expo COMMAND --cfg job` shows the config and runs nothing.
+Every command but demo, init, verify, table, report, compare, export, runs, samples, wandb and doctor takes Hydra overrides alone. `expo COMMAND --help` (or `expo help COMMAND`) lists the config groups and
+their options, `expo COMMAND --help GROUP` explains every key of a group, `expo COMMAND --cfg job` shows the config and runs nothing.
 Exit codes: 0 done, 2 your mistake, 130/143 stopped by Ctrl-C/SIGTERM, 141 nobody reads the output, 1 anything else.
 """
 # command -> (module, function); the function takes the typed config.
@@ -80,16 +83,22 @@ def main() -> None:
         os.environ["PYTHONUTF8"] = "1"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     command, *arguments = map(_at_home, sys.argv[1:] or ["--help"])
+    if command == "help":
+        command, *arguments = [*arguments[:1], "--help", *arguments[1:]]
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal or a log that takes fewer characters is no reason to end
             stream.reconfigure(errors="backslashreplace")
     if command in HELP_FLAGS:
         sys.exit(reporting(_general_help))
+    if command == "--version":
+        sys.exit(reporting(_version))
     if command in PROGRAMS:
         sys.exit(reporting(lambda: _load(*PROGRAMS[command])(arguments)))
     if command not in COMMANDS:
-        known = ", ".join([*COMMANDS, *PROGRAMS])
-        sys.exit(_complain(f"command={command}: no such command; use one of {known}"))
+        known = [*COMMANDS, *PROGRAMS]
+        meant = difflib.get_close_matches(command, known, 1)
+        told = f"did you mean {meant[0]}?" if meant else f"use one of {', '.join(known)}"
+        sys.exit(_complain(f"command={command}: no such command; {told}"))
     if set(HELP_FLAGS) & set(arguments):
         sys.exit(reporting(lambda: _help(command, arguments)))
     sys.exit(reporting(lambda: _run_hydra(command, arguments)))
@@ -102,6 +111,11 @@ def _at_home(argument: str) -> str:
 
 def _general_help() -> int:
     print(HELP, end="")
+    return 0
+
+
+def _version() -> int:
+    print(f"expo {expo.__version__}")
     return 0
 
 
@@ -197,6 +211,7 @@ def _run_hydra(command: str, arguments: list[str]) -> int:
     from expo.runs.processes import stop_runs
 
     register()
+    _check_options(command, arguments)
     if run_of(arguments) is not None:
         return _run_from(command, arguments)
     outcome: list[int | Exception] = []
@@ -227,6 +242,20 @@ def _run_hydra(command: str, arguments: list[str]) -> int:
             raise result
         return result
     return 0  # a sweep, or nothing but --cfg or --help
+
+
+def _check_options(command: str, arguments: list[str]) -> None:
+    """Raise UserError for an option that Hydra does not have, for which it would print its whole usage."""
+    from hydra._internal.utils import get_args_parser
+
+    from expo.config.errors import UserError
+
+    def refuse(message: str) -> NoReturn:
+        raise UserError(f"{command}: {message}; expo {command} --help says what it takes")
+
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    parser.parse_args(arguments)
 
 
 def _run_from(command: str, arguments: list[str]) -> int:

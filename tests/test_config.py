@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import compose_config
 
+import expo
 from expo import cli, config
 from expo.config import check
 from expo.config.compose import for_command
@@ -134,6 +135,12 @@ def run_cli(monkeypatch, capsys, *arguments):
         (["pretrain.heads=0"], ["pretrain.heads=0", "above 0"]),
         (["algoritm=grpo"], ["algoritm", "did you mean algorithm?"]),
         (["algorithm.clip_hgh=1"], ["clip_hgh", "did you mean clip_high?"]),
+        (["optimizer.lr=1e-5"], ["optimizer.lr", "did you mean learning_rate?"]),
+        (["learning_rate=1e-5"], ["learning_rate", "did you mean optimizer.learning_rate?"]),
+        (["algorithm=grop"], ["algorithm/grop", "did you mean algorithm=grpo?"]),
+        (["dataset/world=cler"], ["dataset/world/cler", "did you mean dataset/world=clear?"]),
+        (["--cfgg", "job"], ["train: unrecognized arguments: --cfgg", "expo train --help"]),
+        (["--cfg"], ["--cfg", "expected one argument"]),
         (["output_dir=/proc/x"], ["output_dir", "cannot be made"]),
         (["pretrain.hidden_size=100"], ["pretrain.hidden_size=100", "96"]),
         (["dataset.path=README.md"], ["dataset.path=README.md", ".jsonl.gz"]),
@@ -158,6 +165,24 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(monkeypatch, capsys, tmp_pa
     assert error.count("\n") == 1, error
     assert all(word in error for word in said), error
     assert not list(tmp_path.iterdir())
+
+
+def test_help_and_version_are_where_people_look(monkeypatch, capsys):
+    def told(*arguments):
+        monkeypatch.setattr("sys.argv", ["expo", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        said = capsys.readouterr()
+        return ended.value.code, said.out + said.err
+
+    assert told("--version") == (0, f"expo {expo.__version__}\n")
+    assert told("help") == told("--help")
+    assert told("help", "runs") == told("runs", "--help")
+    assert told("help", "train", "optimizer") == told("train", "--help", "optimizer")
+    assert "learning_rate" in told("help", "train", "optimizer.learning_rate")[1]
+    code, said = told("trian")
+    assert (code, said.count("\n")) == (2, 1)
+    assert "did you mean train?" in said
 
 
 def test_the_ladder_reads_no_file(monkeypatch, capsys, tmp_path, math_file):
