@@ -84,7 +84,7 @@ def main() -> None:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     command, *arguments = map(_at_home, sys.argv[1:] or ["--help"])
     if command == "help":
-        command, *arguments = [*arguments[:1], "--help", *arguments[1:]]
+        command, arguments = (arguments or ["--help"])[0], ["--help", *arguments[1:]]
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal or a log that takes fewer characters is no reason to end
             stream.reconfigure(errors="backslashreplace")

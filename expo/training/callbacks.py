@@ -6,6 +6,8 @@ import signal
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -15,10 +17,10 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from expo.algorithms.base import Algorithm
-from expo.config import Config
+from expo.config import Config, EngineError
 from expo.evaluation.evaluate import Evaluator
 from expo.evaluation.files import save_rows
-from expo.ground.ranks import is_watched
+from expo.ground.ranks import is_rank, is_watched
 from expo.loggers.tracking import log_step, log_table
 from expo.runs.directory import Run
 from expo.runs.health import why_none_is_right
@@ -70,36 +72,50 @@ class LogSteps(Callback):
 class Evaluate(Callback):
     """Evaluates before the first step, every `every` steps, and after the last; keeps all completions of each."""
 
-    def __init__(self, evaluator: Evaluator, run: Run, every: int, max_steps: int):
-        self.evaluator, self.run, self.every, self.max_steps = evaluator, run, every, max_steps
+    def __init__(self, evaluator: Evaluator, run: Run, stop: "Stop"):
+        self.evaluator, self.run, self.stop, self.told = evaluator, run, stop, False
 
     def on_train_start(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
-        if trainer.current_epoch == 0 or not self.run.metrics:  # lost with summary.json and metrics.jsonl
-            rows = self.evaluate(trainer, pl_module, trainer.current_epoch)
-            for line in why_none_is_right(rows, rows, self.run.cfg):
-                log.warning("the first evaluation: %s", line)
+        step, first = trainer.current_epoch, self.run.cfg.evaluation.first
+        # Metrics are lost with summary.json and metrics.jsonl, or their evaluation was stopped.
+        if first if step == 0 else not self.run.metrics and (first or is_evaluated(self.run.cfg, step)):
+            self.evaluate(trainer, pl_module, step)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
         step = trainer.current_epoch + 1
-        if step == self.max_steps or (self.every and step % self.every == 0):
-            self.evaluate(trainer, pl_module, step)
+        if is_evaluated(self.run.cfg, step):
+            try:
+                self.evaluate(trainer, pl_module, step)
+            except (Interrupted, EngineError):  # of vLLM, which raises what is its own
+                if self.stop.signal:  # the same command goes on with this evaluation
+                    self.run.metrics = {}
+                    save_checkpoint(trainer, self.run.dir / "checkpoints", step)
+                raise
 
-    def evaluate(self, trainer: Trainer, module: Algorithm, step: int) -> list[dict[str, Any]]:
-        """Evaluate and keep it. Returns its completions."""
-        evaluation = self.evaluator.evaluate(module.pipeline.engines.policy)
-        self.run.metrics = evaluation.metrics
-        self.run.write_summary("stopped")  # what a SIGKILL from here on leaves behind: a stopped run with these metrics
+    def evaluate(self, trainer: Trainer, module: Algorithm, step: int) -> None:
         completions = self.run.dir / "completions"
-        if self.run.writes:
-            evaluation.save(completions / f"eval-step{step:06d}.parquet")
-        log_step(trainer.loggers, evaluation.metrics, step)
-        log_table(trainer.loggers, "completions/eval", evaluation.rows, step)
         if module.last_experience is not None:
             rows = experience_rows(module.last_experience, module.pipeline)
             if self.run.writes:
                 save_rows(rows, completions / f"train-step{step:06d}.parquet")
             log_table(trainer.loggers, "completions/train", rows, step)
-        return evaluation.rows
+        with self.stop.at_once():
+            evaluation = self.evaluator.evaluate(module.pipeline.engines.policy)
+        for line in () if self.told else why_none_is_right(evaluation.rows, evaluation.rows, self.run.cfg):
+            log.warning("the evaluation of step %d: %s", step, line)
+        self.told = True
+        self.run.metrics = evaluation.metrics
+        self.run.write_summary("stopped")  # what a SIGKILL from here on leaves behind: a stopped run with these metrics
+        if self.run.writes:
+            evaluation.save(completions / f"eval-step{step:06d}.parquet")
+        log_step(trainer.loggers, evaluation.metrics, step)
+        log_table(trainer.loggers, "completions/eval", evaluation.rows, step)
+
+
+def is_evaluated(cfg: Config, step: int) -> bool:
+    """Return whether a run has an evaluation after so many steps."""
+    every = cfg.evaluation.every
+    return step == cfg.trainer.max_steps or bool(every and step % every == 0)
 
 
 def experience_rows(e: Experience, pipeline: Pipeline) -> list[dict[str, Any]]:
@@ -155,15 +171,19 @@ class KeepCheckpoint(Checkpoint):
             save_checkpoint(trainer, self.folder, trainer.current_epoch + 1)
 
 
+class Interrupted(Exception):
+    """A signal came during an evaluation, which is left out and made when the run goes on."""
+
+
 class Stop(Callback):
-    """Ends training after the current step on SIGTERM or SIGINT, or when `stop_after` steps are done.
+    """Ends training after the current step on SIGTERM or SIGINT, or when `stop_after` steps are done; within an evaluation, at once.
 
     A second signal ends the process the ordinary way; on several devices it changes nothing, since a cluster tells each process, and
     who watches over them tells them again.
     """
 
     def __init__(self, stop_after: int | None):
-        self.stop_after, self.signal = stop_after, 0
+        self.stop_after, self.signal, self.evaluates = stop_after, 0, False
 
     def on_train_start(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
         # Here and not earlier: Lightning installs a SIGTERM handler of its own, which exits with 0 and no checkpoint.
@@ -173,12 +193,31 @@ class Stop(Callback):
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
         signal.signal(number, signal.SIG_IGN if is_watched() else signal.SIG_DFL)
-        print(f"{signal.Signals(number).name}: stopping after this step, with a checkpoint", file=sys.stderr)
+        when = "in the midst of this evaluation" if self.evaluates else "after this step, with a checkpoint"
+        print(f"{signal.Signals(number).name}: stopping {when}; the same command goes on", file=sys.stderr)
+        if self.evaluates:
+            raise Interrupted(when)
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Let a signal end what is within as it comes. Of several devices, none leaves the others waiting."""
+        self.evaluates = not is_rank()
+        try:
+            if self.evaluates and self.signal:  # it came in the step that was just made
+                raise Interrupted("before this evaluation")
+            yield
+        finally:
+            self.evaluates = False
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
         over = trainer.current_epoch + 1 >= (self.stop_after or math.inf)
         # A signal reaches the devices of a run at different moments: all stop after the same step.
         trainer.should_stop |= trainer.strategy.reduce_boolean_decision(bool(self.signal) or over, all=False)
+
+
+def passed(metrics: Mapping[str, float], k: int) -> str:
+    """Return what to say of the last evaluation; "" before there is one."""
+    return f"pass@{k} {metrics[f'pass@{k}']:.3f}" if metrics else ""
 
 
 class ShowProgress(Callback):
@@ -199,7 +238,7 @@ class ShowProgress(Callback):
         step, k = trainer.current_epoch + 1, max(self.run.cfg.k)
         reward, loss = pl_module.last_metrics["reward/mean"], pl_module.last_metrics["loss/total"]
         shown = f"loss {loss:.3f}" if reward is None else f"reward {reward:.3f}"
-        state = f"{shown} pass@{k} {self.run.metrics[f'pass@{k}']:.3f}"
+        state = f"{shown} {passed(self.run.metrics, k)}".strip()
         self.progress.update(self.task, completed=step, state=state)
         if not self.bar and (time.monotonic() - self.said >= SAY_EVERY_S or step == self.max_steps):
             self.said = time.monotonic()
