@@ -185,6 +185,21 @@ def test_help_and_version_are_where_people_look(monkeypatch, capsys):
     assert "did you mean train?" in said
 
 
+def test_bash_completes_commands_options_and_keys():
+    source = f'''expo() {{ "{sys.executable}" -m expo "$@"; }}
+eval "$(expo completion)"
+complete -p expo
+COMP_CWORD=1 COMP_LINE="expo ev"; _expo; echo "${{COMPREPLY[@]}}"
+COMP_CWORD=2 COMP_LINE="expo train algorithm=grpo_"; _expo; echo "${{COMPREPLY[@]}}"
+COMP_CWORD=3 COMP_LINE="expo evaluate seed=1 evaluation.gre"; _expo; echo "${{COMPREPLY[@]}}"
+COMPREPLY=(); COMP_CWORD=2 COMP_LINE="expo demo se"; _expo; echo "nothing ${{COMPREPLY[@]}}"
+'''
+    done = subprocess.run(["bash", "-c", source], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "complete -o default -o nospace -F _expo expo", "evaluate", "algorithm=grpo_sft_gt_cot", "evaluation.greedy=", "nothing ",
+    ]  # fmt: skip
+
+
 def test_the_ladder_reads_no_file(monkeypatch, capsys, tmp_path, math_file):
     """A run whose name says `math` would have been one on the ladder."""
     for key in ("path", "eval_path"):
