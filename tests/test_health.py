@@ -351,7 +351,7 @@ def test_a_zero_explains_itself():
 
     cfg = compose_config("rollout.max_completion_tokens=96")
     cut, mute, wrong = (
-        written("unparseable", True, "So\n it " + "goes on " * 90),
+        written("unparseable", True, "So\n\x1b[2J it " + "goes on " * 90),
         written("unparseable"),
         written("incorrect"),
     )
@@ -361,18 +361,18 @@ def test_a_zero_explains_itself():
 
     causes, text = told(wrong, *[cut] * 30, mute)
     assert causes.startswith(
-        "nothing is right: 31 of 32 have no boxed answer, 30 were cut off at 96 tokens, 1 have a wrong one: "
+        "nothing is right: 31 of 32 have no boxed answer, 30 of 32 were cut off at 96 tokens, 1 of 32 have a wrong answer: "
         "raise rollout.max_completion_tokens, or show an example: prompts.examples"
     )
-    assert text.startswith("one of them, where 12 is right: So it goes on goes on")
+    assert text.startswith("one of them, where 12 is right: So [2J it goes on goes on")
     assert "\n" not in text
     assert len(text) < 300
     assert "4 of 4 have no boxed answer: make prompts.solve ask for it" in told(*[mute] * 4)[0]
     assert (
-        "3 of 4 have no boxed answer, 1 were cut off at 96 tokens, 1 have a wrong one: make prompts.solve"
+        "3 of 4 have no boxed answer, 1 of 4 were cut off at 96 tokens, 1 of 4 have a wrong answer: make prompts.solve"
         in told(mute, mute, cut, wrong)[0]
     )
-    assert told(wrong, wrong)[0].startswith("nothing is right: all 2 have a wrong answer: begin with easier problems")
+    assert told(wrong, wrong)[0].startswith("nothing is right: 2 of 2 have a wrong answer: begin with easier problems")
     assert told(written("unparseable", text=" "))[1].endswith(": (nothing)")
     assert told(cut, written("correct")) == told() == []
     cfg = compose_config("verifier.extract='after:Answer:'")

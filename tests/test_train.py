@@ -424,7 +424,7 @@ def test_a_run_that_learns_from_no_positive_says_so_once(tmp_path, caplog):
     assert "none of the 4 possible positives" in said[0]
     assert "truncated 4" in said[0]
     zeros = [r.message for r in caplog.records if "nothing is right" in r.message]
-    assert ["16 of 16 have no boxed answer, 16 were cut off at 8 tokens" in z for z in zeros] == [True, True]
+    assert ["16 of 16 have no boxed answer, 16 of 16 were cut off at 8 tokens" in z for z in zeros] == [True, True]
     assert [z.partition(": nothing")[0] for z in zeros] == ["the evaluation of step 0", "step 1"]
     assert sum("one of them, where" in r.message for r in caplog.records) == 2
 

@@ -128,19 +128,16 @@ def why_none_is_right(
     cut, mute = sum(row["truncated"] for row in unread), 2 * len(unread) >= len(rows)
     ends, unreadable, wrong, _ = STILL
     still = wrong if not mute else ends if 2 * cut >= len(unread) else unreadable
-    place = (
-        "boxed answer"
-        if cfg.verifier.extract == "boxed"
-        else f"answer where verifier.extract={cfg.verifier.extract} looks"
-    )
-    causes = [f"{len(rows) - len(unread)} have a wrong one"] if len(unread) < len(rows) else []
-    if unread:
-        cut_off = f", {cut} were cut off at {cfg.rollout.max_completion_tokens} tokens" if cut else ""
-        causes.insert(0, f"{len(unread)} of {len(rows)} have no {place}{cut_off}")
-    else:
-        causes = [f"all {len(rows)} have a wrong answer"]
+    extract, limit = cfg.verifier.extract, cfg.rollout.max_completion_tokens
+    place = "boxed answer" if extract == "boxed" else f"answer where verifier.extract={extract} looks"
+    counts = {
+        f"have no {place}": len(unread),
+        f"were cut off at {limit} tokens": cut,
+        "have a wrong answer": len(rows) - len(unread),
+    }
+    causes = [f"{count} of {len(rows)} {what}" for what, count in counts.items() if count]
     one = next((row for row in written if (row["verdict"] == "unparseable") == mute), None)
-    text = " ".join(one["completion"].split()) if one else ""
+    text = " ".join("".join(c if c.isprintable() else " " for c in one["completion"]).split()) if one else ""
     text = text if len(text) <= SHOWN else f"{text[: SHOWN * 2 // 3]} … {text[-SHOWN // 3 :]}"
     shows = [f"one of them, where {shown(one['answer'], 40)} is right: {text or '(nothing)'}"] if one else []
     return [f"nothing is right: {', '.join(causes)}: {still.remedy}", *shows]
