@@ -1,5 +1,6 @@
 """The `expo` command: hands over to `expo.commands`, and turns errors into exit codes."""
 
+import difflib
 import importlib
 import io
 import locale
@@ -9,7 +10,9 @@ import select
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
+
+import expo
 
 HELP = """\
 expo: teach a language model problems that it cannot solve at all, by letting it explain the known answer (arXiv 2507.02834)
@@ -27,13 +30,15 @@ expo: teach a language model problems that it cannot solve at all, by letting it
   expo compare   RUN RUN | TABLE:ARM TABLE:ARM              two arms on the same problems: differences, problems gained and lost
   expo export    RUN [output=FOLDER]                        its model as a plain Hugging Face folder, LoRA merged
   expo runs      [FILTER...] | show | diff | rm | gc        every run: its state, result, and in what it differs from another
+  expo samples   RUN [step=N] [verdict=incorrect] [n=5]     completions of a run as they were written
   expo wandb     workspace | report | sweep | sync          W&B: a saved view, a report, a sweep file of a table; send offline runs
   expo doctor                                               what is installed, what would work, and how to mend the rest
   expo explain   algorithm=exp_grpo                         write a run's explanations ahead, for all runs that share them
   expo plan      model=... plan.device=h100                 what a run would take: memory, seconds, disk, on 1 to 64 devices
 
-Every command but demo, init, verify, table, report, compare, export, runs, wandb and doctor takes Hydra overrides alone. `expo COMMAND --help` lists the config groups and their options,
-`expo COMMAND --help GROUP` explains every key of a group, `expo COMMAND --cfg job` shows the config and runs nothing.
+Every command but demo, init, verify, table, report, compare, export, runs, samples, wandb and doctor takes Hydra overrides alone. `expo COMMAND --help` (or `expo help COMMAND`) lists the config groups and
+their options, `expo COMMAND --help GROUP` explains every key of a group, `expo COMMAND --cfg job` shows the config and runs nothing.
+`expo --version`; `eval "$(expo completion)"` completes commands, groups, options and keys in bash.
 Exit codes: 0 done, 2 your mistake, 130/143 stopped by Ctrl-C/SIGTERM, 141 nobody reads the output, 1 anything else.
 """
 # command -> (module, function); the function takes the typed config.
@@ -55,6 +60,7 @@ PROGRAMS = {
     "compare": ("expo.commands.compare", "main"),
     "export": ("expo.commands.export", "main"),
     "runs": ("expo.commands.runs", "main"),
+    "samples": ("expo.commands.samples", "main"),
     "wandb": ("expo.commands.wandb", "main"),
     "doctor": ("expo.commands.doctor", "main"),
 }
@@ -78,16 +84,21 @@ def main() -> None:
         os.environ["PYTHONUTF8"] = "1"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     command, *arguments = map(_at_home, sys.argv[1:] or ["--help"])
+    if command == "help":
+        command, arguments = (arguments or ["--help"])[0], ["--help", *arguments[1:]]
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal or a log that takes fewer characters is no reason to end
             stream.reconfigure(errors="backslashreplace")
-    if command in HELP_FLAGS:
-        sys.exit(reporting(_general_help))
+    told = {"--version": f"expo {expo.__version__}\n", "completion": _completion(), **dict.fromkeys(HELP_FLAGS, HELP)}
+    if command in told:
+        sys.exit(reporting(lambda: print(told[command], end="") or 0))
     if command in PROGRAMS:
         sys.exit(reporting(lambda: _load(*PROGRAMS[command])(arguments)))
     if command not in COMMANDS:
-        known = ", ".join([*COMMANDS, *PROGRAMS])
-        sys.exit(_complain(f"command={command}: no such command; use one of {known}"))
+        known = [*COMMANDS, *PROGRAMS]
+        meant = difflib.get_close_matches(command, known, 1)
+        remedy = f"did you mean {meant[0]}?" if meant else f"use one of {', '.join(known)}"
+        sys.exit(_complain(f"command={command}: no such command; {remedy}"))
     if set(HELP_FLAGS) & set(arguments):
         sys.exit(reporting(lambda: _help(command, arguments)))
     sys.exit(reporting(lambda: _run_hydra(command, arguments)))
@@ -98,9 +109,20 @@ def _at_home(argument: str) -> str:
     return re.sub(r"^([^=]+=)~(?=/)", lambda found: found[1] + os.path.expanduser("~"), argument)
 
 
-def _general_help() -> int:
-    print(HELP, end="")
-    return 0
+def _completion() -> str:
+    """Return what makes bash complete commands and, by Hydra, groups, options and keys."""
+    return f"""\
+_expo() {{
+    local words=($COMP_LINE) choices="{" ".join([*COMMANDS, *PROGRAMS])}"
+    if [ "$COMP_CWORD" -gt 1 ]; then
+        [[ " {" ".join(COMMANDS)} " == *" ${{words[1]}} "* ]] || return
+        choices=$(COMP_LINE="expo ${{COMP_LINE#* * }}" "${{words[0]}}" "${{words[1]}}" -sc query=bash 2>/dev/null)
+    fi
+    COMPREPLY=($(compgen -W "$choices" -- "${{COMP_LINE##* }}"))
+}}
+COMP_WORDBREAKS=${{COMP_WORDBREAKS//=}}
+complete -o nospace -o default -F _expo expo
+"""
 
 
 def _help(command: str, arguments: list[str]) -> int:
@@ -195,17 +217,19 @@ def _run_hydra(command: str, arguments: list[str]) -> int:
     from expo.runs.processes import stop_runs
 
     register()
+    _check_options(command, arguments)
     if run_of(arguments) is not None:
         return _run_from(command, arguments)
     outcome: list[int | Exception] = []
 
-    def task(composed: DictConfig) -> None:
+    def task(composed: DictConfig) -> float | None:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             hydra_conf = HydraConfig.get()
             own = [s.path for s in hydra_conf.runtime.config_sources if s.provider == "command-line"]
             folder = [f"--config-dir={path}" for path in own]
-            _run_process(command, [*folder, *hydra_conf.overrides.task], hydra_conf.launcher.get("n_jobs", 1))
-            return
+            given = hydra_conf.overrides.task
+            _run_process(command, [*folder, *given], hydra_conf.launcher.get("n_jobs", 1))
+            return _score(for_command(named(typed(composed), given), command, given), command)
         try:
             given = HydraConfig.get().overrides.task
             cfg = for_command(named(typed(composed), given), command, given)
@@ -213,6 +237,7 @@ def _run_hydra(command: str, arguments: list[str]) -> int:
             outcome.append(_load(*COMMANDS[command])(cfg) or 0)
         except Exception as error:  # carried past Hydra, which would print a line of its own
             outcome.append(error)
+        return None
 
     sys.argv = [f"expo {command}", *arguments]
     if {"-m", "--multirun"} & set(arguments):
@@ -225,6 +250,27 @@ def _run_hydra(command: str, arguments: list[str]) -> int:
             raise result
         return result
     return 0  # a sweep, or nothing but --cfg or --help
+
+
+def _score(cfg: Any, command: str) -> float | None:
+    """Return what a sweeper of Hydra's goes by: pass@k of the last evaluation, of the largest k; None where a command has none."""
+    from expo.runs.directory import Run
+
+    return Run.find(cfg, command).metrics.get(f"pass@{max(cfg.k)}") if command in ("train", "evaluate") else None
+
+
+def _check_options(command: str, arguments: list[str]) -> None:
+    """Raise UserError for an option that Hydra does not have, for which it would print its whole usage."""
+    from hydra._internal.utils import get_args_parser
+
+    from expo.config.errors import UserError
+
+    def refuse(message: str) -> NoReturn:
+        raise UserError(f"{command}: {message}; expo {command} --help says what it takes")
+
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    parser.parse_args(arguments)
 
 
 def _run_from(command: str, arguments: list[str]) -> int:

@@ -14,7 +14,7 @@ from expo.config import Config, UserError, check, compose_config, restore, run_d
 from expo.config.compose import for_command
 from expo.config.from_run import config_from_run
 from expo.runs.listing import find_runs, in_order, kept, run_folder
-from expo.runs.reading import read_lines, read_rows, read_summary, step_in
+from expo.runs.reading import completions_file, read_lines, read_rows, read_summary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -55,17 +55,14 @@ class LoadedRun:
         return self._rows("eval", step)
 
     def rollouts(self, step: int | None = None) -> pandas.DataFrame:
-        """Return the kept rollouts of a training step, with each problem's positive. Args and errors as of `completions`."""
+        """Return the kept rollouts of a training step, with each problem's positive, as `expo samples` prints them.
+
+        Args and errors as of `completions`.
+        """
         return self._rows("train", step)
 
     def _rows(self, kind: str, step: int | None) -> pandas.DataFrame:
-        files = sorted((self.dir / "completions").glob(f"{kind}*.parquet"))
-        if step is not None:
-            files = [file for file in files if file.stem.endswith(f"step{step:06d}")]
-        if not files:
-            there = [step_in(f) for f in sorted((self.dir / "completions").glob(f"{kind}-step*.parquet"))]
-            raise UserError(f"{self.dir}: no {kind} completions of step {step}; there are those of steps {there}")
-        return pandas.DataFrame(read_rows(files[-1]))
+        return pandas.DataFrame(read_rows(completions_file(self.dir, kind, step)))
 
     def model(self) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
         """Return the finished model and its tokenizer, in evaluation mode. Raises UserError where the run is not finished."""

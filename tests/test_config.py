@@ -9,6 +9,7 @@ import pytest
 from conftest import compose_config
 from hydra.errors import ConfigCompositionException
 
+import expo
 from expo import cli, config
 from expo.config import check
 from expo.config.compose import for_command
@@ -141,6 +142,12 @@ def run_cli(monkeypatch, capsys, *arguments):
         (["pretrain.heads=0"], ["pretrain.heads=0", "above 0"]),
         (["algoritm=grpo"], ["algoritm", "did you mean algorithm?"]),
         (["algorithm.clip_hgh=1"], ["clip_hgh", "did you mean clip_high?"]),
+        (["optimizer.lr=1e-5"], ["optimizer.lr", "did you mean learning_rate?"]),
+        (["learning_rate=1e-5"], ["learning_rate", "did you mean optimizer.learning_rate?"]),
+        (["algorithm=grop"], ["algorithm/grop", "did you mean algorithm=grpo?"]),
+        (["dataset/world=cler"], ["dataset/world/cler", "did you mean dataset/world=clear?"]),
+        (["--cfgg", "job"], ["train: unrecognized arguments: --cfgg", "expo train --help"]),
+        (["--cfg"], ["--cfg", "expected one argument"]),
         (["output_dir=/proc/x"], ["output_dir", "cannot be made"]),
         (["pretrain.hidden_size=100"], ["pretrain.hidden_size=100", "96"]),
         (["dataset.path=README.md"], ["dataset.path=README.md", ".jsonl.gz"]),
@@ -188,6 +195,39 @@ def test_the_sampler_is_corrected_where_it_rounds_otherwise_than_the_trainer(ove
     assert config.identity(cfg) == config.identity(
         compose_config("dataset=ladder", "algorithm=grpo", *given, f"algorithm.sampler_correction={chosen}")
     )
+
+
+def test_help_and_version_are_where_people_look(monkeypatch, capsys):
+    def told(*arguments):
+        monkeypatch.setattr("sys.argv", ["expo", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        said = capsys.readouterr()
+        return ended.value.code, said.out + said.err
+
+    assert told("--version") == (0, f"expo {expo.__version__}\n")
+    assert told("help") == told("--help")
+    assert told("help", "runs") == told("runs", "--help")
+    assert told("help", "train", "optimizer") == told("train", "--help", "optimizer")
+    assert "learning_rate" in told("help", "train", "optimizer.learning_rate")[1]
+    code, said = told("trian")
+    assert (code, said.count("\n")) == (2, 1)
+    assert "did you mean train?" in said
+
+
+def test_bash_completes_commands_options_and_keys():
+    source = f'''expo() {{ "{sys.executable}" -m expo "$@"; }}
+eval "$(expo completion)"
+complete -p expo
+COMP_CWORD=1 COMP_LINE="expo ev"; _expo; echo "${{COMPREPLY[@]}}"
+COMP_CWORD=2 COMP_LINE="expo train algorithm=grpo_"; _expo; echo "${{COMPREPLY[@]}}"
+COMP_CWORD=3 COMP_LINE="expo evaluate seed=1 evaluation.gre"; _expo; echo "${{COMPREPLY[@]}}"
+COMPREPLY=(); COMP_CWORD=2 COMP_LINE="expo demo se"; _expo; echo "nothing ${{COMPREPLY[@]}}"
+'''
+    done = subprocess.run(["bash", "-c", source], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "complete -o default -o nospace -F _expo expo", "evaluate", "algorithm=grpo_sft_gt_cot", "evaluation.greedy=", "nothing ",
+    ]  # fmt: skip
 
 
 def test_the_ladder_reads_no_file(monkeypatch, capsys, tmp_path, math_file):

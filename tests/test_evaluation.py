@@ -59,7 +59,34 @@ def test_diagnose_measures_every_kind_on_the_ladder(tmp_path, capsys):
     assert metrics["wrong_answer/answer_lift/level5"] < metrics["self_explanation/answer_lift/level5"] / 2
     assert metrics["self_explanation/right_steps/level5"] > metrics["own/right_steps/level5"]
     assert (directory / "properties.png").stat().st_size > 5000
-    assert "self-explanation" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "self-explanation" in said
+    assert "ExP-GRPO would learn from at most" in said
+    assert "the explanations are likelier than the expert here: the paper's first property holds for this model" in said
+    assert "the paper's second property" in said
+
+
+def test_a_diagnosis_ends_in_sentences():
+    from expo.evaluation.kinds import in_words
+
+    def row(kind, problem, nll=1.0, lift=0.0, verified=1.0):
+        return {
+            "kind": kind, "problem": problem, "level": None, "nll_per_token": nll, "answer_lift": lift, "verified": verified,
+        }  # fmt: skip
+
+    explained = [row("self_explanation", p, 2.0 + p / 100, p - 3.5, float(p == 3)) for p in range(8)]
+    expert = [row("expert", p, 1.0) for p in range(8)]
+    assert in_words(explained + expert) == [
+        "1 of 8 explanations is right: ExP-GRPO would learn from at most 12 % of the problems",
+        "the expert is likelier than the explanations here: the paper's first property does not hold for this model",
+        "too few problems to tell the paper's second property",
+    ]
+    assert in_words([row("self_explanation", p, 0.5, 1.0 + p / 100) for p in range(8)] + expert) == [
+        "8 of 8 explanations are right: ExP-GRPO would learn from at most 100 % of the problems",
+        "the explanations are likelier than the expert here: the paper's first property holds for this model",
+        "explanations make the answer likelier than own completions do: the paper's second property holds for this model",
+    ]
+    assert in_words(expert) == []
 
 
 @pytest.mark.runs

@@ -22,6 +22,8 @@ from expo.runs.health import (
     collapses_of,
     marks_of,
     nothing_learned,
+    shares_told,
+    why_none_is_right,
 )
 
 REWARD = SIGNS[0]
@@ -343,6 +345,49 @@ def test_what_is_said_of_a_dead_run_names_a_key():
         told = str(Collapse(still.metric, still.meaning, still.worst, still.worst, 1, DEAD_AFTER))
         assert told.startswith("the run is dead from its first step: ")
         assert any(key in told for key in ("rollout.", "prompts.", "dataset.", "algorithm."))
+
+
+def written(verdict, truncated=False, text="I do not know."):
+    return {"verdict": verdict, "truncated": truncated, "completion": text, "answer": "12"}
+
+
+def test_a_zero_explains_itself():
+    from conftest import compose_config
+
+    cfg = compose_config("rollout.max_completion_tokens=96")
+    cut, mute, wrong = (
+        written("unparseable", True, "So\n\x1b[2J it " + "goes on " * 90),
+        written("unparseable"),
+        written("incorrect"),
+    )
+
+    def told(*rows):
+        return why_none_is_right(rows, rows, cfg)
+
+    causes, text = told(wrong, *[cut] * 30, mute)
+    assert causes.startswith(
+        "nothing is right: 31 of 32 have no boxed answer, 30 of 32 were cut off at 96 tokens, 1 of 32 have a wrong answer: "
+        "raise rollout.max_completion_tokens, or show an example: prompts.examples"
+    )
+    assert text.startswith("one of them, where 12 is right: So [2J it goes on goes on")
+    assert "\n" not in text
+    assert len(text) < 300
+    assert "4 of 4 have no boxed answer: make prompts.solve ask for it" in told(*[mute] * 4)[0]
+    assert (
+        "3 of 4 have no boxed answer, 1 of 4 were cut off at 96 tokens, 1 of 4 have a wrong answer: make prompts.solve"
+        in told(mute, mute, cut, wrong)[0]
+    )
+    assert told(wrong, wrong)[0].startswith("nothing is right: 2 of 2 have a wrong answer: begin with easier problems")
+    assert told(written("unparseable", text=" "))[1].endswith(": (nothing)")
+    assert told(cut, written("correct")) == told() == []
+    cfg = compose_config("verifier.extract='after:Answer:'")
+    assert "no answer where verifier.extract=after:Answer: looks" in told(mute)[0]
+
+
+def test_the_shares_of_an_evaluation_are_told_where_it_has_them():
+    both = {"pass@1": 0.5, "eval/truncated_frac": 0.25, "eval/unparseable_frac": 0.5}
+    assert shares_told(both) == "25.0 % cut off, 50.0 % without an answer"
+    assert shares_told({"pass@1": 0.5}) == ""
 
 
 def test_evaluations_tell_where_rollouts_are_of_another_policy():

@@ -10,8 +10,9 @@ import yaml
 from test_train import SMALL
 
 import expo
-from expo.commands import export
+from expo.commands import export, samples
 from expo.config import LADDER, UserError
+from expo.evaluation.files import save_rows
 
 TINY = [*SMALL, "dataset=ladder", "dataset.levels=[2]", "trainer.max_steps=2", "evaluation.every=1"]
 
@@ -40,11 +41,48 @@ def test_a_run_as_data_frames(finished):
     first, last = run.completions(step=0), run.completions()
     assert len(first) == len(last) == 4 * 4
     assert set(last.columns) >= {"problem", "completion", "verdict", "sample"}
-    assert len(run.rollouts(step=1)) == 4 * 4
+    rollouts = run.rollouts(step=1)
+    assert len(rollouts) == 4 * 4
+    assert ((rollouts["verdict"] == "correct") == rollouts["reward"]).all()
+    assert (rollouts["tokens"] > 0).all()
+    assert not rollouts["truncated"].any()
     assert run.config.trainer.max_steps == run.settings["trainer.max_steps"] == 2
     assert run.summary["status"] == "done"
     with pytest.raises(UserError, match=r"no eval completions of step 9; there are those of steps \[0, 1, 2\]"):
         run.completions(step=9)
+
+
+@pytest.mark.runs
+def test_completions_in_the_terminal(finished, tmp_path, capsys):
+    def printed(*arguments):
+        assert samples.main([str(finished.dir), *arguments]) == 0
+        return capsys.readouterr().out
+
+    run = expo.load_run(finished.dir)
+    right = int((run.rollouts(step=1)["verdict"] == "correct").sum())
+    assert 0 < right < 16
+    said = printed("step=1", "verdict=correct", "n=1")
+    assert said.count("\nproblem ") + said.startswith("problem ") == 1
+    assert ", correct, reward 1, " in said
+    assert f"1 of {right} that fit, of 16 in " in said
+    row = run.rollouts(step=1).query("verdict == 'correct'").iloc[0]
+    assert row["completion"].split("\n")[0] in said
+    assert f"right answer {row['answer']}" in said
+    assert "of 16 in" in printed(f"problem={row['problem']}", "hinted=false", "tokens>=1")
+    assert "eval-step000002.parquet" in printed("of=eval", "step=2")
+    assert "train-step000002.parquet" in printed()  # the last one
+    for wrong, told in (
+        ("n=two", "not a number"), ("of=test", "use of=train or of=eval"), ("verdit=correct", "no completion has verdit"), ("step=9", "those of steps"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=told):
+            samples.main([str(finished.dir), wrong])
+    hostile = tmp_path / "train" / "run"
+    (hostile / "completions").mkdir(parents=True)
+    for name in ("config.yaml", "summary.json"):
+        (hostile / name).write_text("{}")
+    save_rows([dict(row) | {"completion": "\x1b[2Jgone"}], hostile / "completions" / "train-step000001.parquet")
+    assert samples.main([str(hostile)]) == 0
+    assert "completion: \\x1b[2Jgone" in capsys.readouterr().out
 
 
 @pytest.mark.runs

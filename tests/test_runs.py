@@ -2,7 +2,9 @@
 
 import fcntl
 import json
+import os
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import compose_config
@@ -10,6 +12,7 @@ from omegaconf import OmegaConf
 
 from expo.cli import main
 from expo.config import arm_identity, identity, run_dir, run_id
+from expo.config.from_run import run_directory
 from expo.config.own_code import changed_code, own_code
 from expo.runs.directory import Run
 
@@ -174,6 +177,39 @@ def test_removing_asks_first(runs, monkeypatch, capsys):
     expo(monkeypatch, capsys, "rm", runs["grpo"], "yes=true")
     assert not runs["grpo"].exists()
     assert runs["expo"].is_dir()
+
+
+def test_removing_by_filter_says_how_much_goes(runs, tmp_path, monkeypatch, capsys):
+    root = f"output_dir={tmp_path / 'out'}"
+    (runs["long"] / "checkpoints" / "more").write_bytes(b"x" * 2**21)
+    (runs["long"] / "link").symlink_to(runs["expo"] / "checkpoints" / "step000001.ckpt")  # none of it
+    assert listed(monkeypatch, capsys, tmp_path / "out", "size>=3000000") == [str(runs["long"])]
+    _, said = expo(monkeypatch, capsys, root)
+    assert next(line for line in said.out.splitlines() if "max_steps_8" in line).endswith("3 MiB")
+    _, said = expo(monkeypatch, capsys, "rm", root, "name=exp_*")
+    assert f"would remove {runs['long']} (3 MiB)" in said.out
+    assert "2 runs, 4 MiB in all" in said.out
+    expo(monkeypatch, capsys, "rm", root, "name=exp_*", "status=stopped", "yes=true")
+    assert [name for name, folder in runs.items() if folder.exists()] == ["grpo", "expo"]
+    code, said = expo(monkeypatch, capsys, "rm", root, "nmae=exp_*", "yes=true")
+    assert (code, "no run has nmae" in said.err) == (2, True)
+    expo(monkeypatch, capsys, "rm", root, "name=grpo", runs["expo"], "yes=true")  # both kinds
+    assert not any(folder.exists() for folder in runs.values())
+
+
+def test_the_latest_run_is_the_training_run_that_was_worked_on_last(runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert "no training run is in outputs/" in expo(monkeypatch, capsys, "show", "latest")[1].err
+    (tmp_path / "out").rename("outputs")
+    (tmp_path / "outputs" / "evaluate" / "one").mkdir(parents=True)
+    for age, folder in enumerate((tmp_path / "outputs" / "evaluate" / "one", *(
+        tmp_path / "outputs" / runs[name].relative_to(tmp_path / "out") for name in ("expo", "grpo", "long")
+    ))):  # fmt: skip
+        (folder / "summary.json").touch()
+        os.utime(folder / "summary.json", (10**9, 10**9 - age))
+    assert run_directory("latest") == Path("outputs") / runs["expo"].relative_to(tmp_path / "out")
+    Path("latest").mkdir()
+    assert run_directory("latest") == Path("latest")
 
 
 def test_gc_takes_checkpoints_of_finished_runs_only(runs, tmp_path, monkeypatch, capsys):

@@ -18,6 +18,7 @@ from conftest import compose_config
 from expo import config
 from expo.commands.train import train
 from expo.config import UserError, check
+from expo.evaluation.evaluate import Evaluator
 from expo.loggers.offline import read_offline
 from expo.training.checkpoints import newest_checkpoint
 
@@ -185,6 +186,15 @@ def test_evaluate_reads_what_train_saved(tmp_path, capsys):
     assert "pass@2" in printed
     summary = next((tmp_path / "evaluate").glob("*/summary.json"))
     assert json.loads(summary.read_text())["metrics"]["pass@2/level1"] > 0.5
+    assert " % cut off, " in printed
+    assert "nothing is right" not in printed
+    cfg.rollout.max_completion_tokens = 2
+    for _ in ("made", "shown again"):
+        assert evaluate_command(cfg) == 0
+        printed = capsys.readouterr().out
+        assert "100.0 % cut off" in printed
+        assert "were cut off at 2 tokens: raise rollout.max_completion_tokens" in printed
+        assert "one of them, where" in printed
 
 
 @pytest.mark.runs
@@ -239,6 +249,60 @@ def test_a_signal_leaves_a_checkpoint_and_its_exit_code(tmp_path, number):
     directory = next(tmp_path.glob("outputs/*/*/summary.json")).parent
     assert json.loads((directory / "summary.json").read_text())["status"] == "stopped"
     assert newest_checkpoint(directory) is not None
+
+
+def evaluated(directory: Path) -> list[int]:
+    return [line["step"] for line in scalars(directory) if "pass@4" in line]
+
+
+@pytest.mark.runs
+def test_a_signal_within_an_evaluation_ends_it_at_once_and_the_run_goes_on_with_it(tmp_path, monkeypatch, capsys):
+    small = ["trainer.max_steps=2", "evaluation.every=2", "dataset=ladder", "dataset.levels=[2]"]
+    _, whole = run(tmp_path / "whole", *small)
+    rows, handlers = Evaluator._rows, {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    begun, made = [], []
+
+    def ends(self, *arguments):
+        begun.append(1)
+        if len(begun) == 2:  # the last evaluation
+            signal.raise_signal(signal.SIGINT)
+        made.append(rows(self, *arguments))
+        return made[-1]
+
+    monkeypatch.setattr(Evaluator, "_rows", ends)
+    code, directory = run(tmp_path / "cut", *small)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    assert (code, len(begun), len(made)) == (130, 2, 1)
+    assert "SIGINT: stopping in the midst of this evaluation; the same command goes on" in capsys.readouterr().err
+    summary = json.loads((directory / "summary.json").read_text())
+    assert (summary["status"], summary["metrics"]) == ("stopped", {})
+    assert evaluated(directory) == [0]
+    assert run(tmp_path / "cut", *small)[0] == 0
+    assert len(begun) == 3
+    assert evaluated(directory) == [0, 2]
+    assert scalars(directory) == scalars(whole)
+    left, right = weights(directory), weights(whole)
+    assert all(torch.equal(left[name], right[name]) for name in right)
+
+
+@pytest.mark.runs
+def test_the_first_evaluation_can_be_left_out(tmp_path, capsys):
+    small = [
+        "evaluation.first=false",
+        "dataset=ladder",
+        "dataset.levels=[2]",
+        "trainer.max_steps=3",
+        "evaluation.every=2",
+    ]
+    code, directory = run(tmp_path, *small, "trainer.stop_after=1")
+    assert (code, evaluated(directory)) == (0, [])
+    assert f"{directory}: stopped at step 1\n" in capsys.readouterr().out
+    assert run(tmp_path, *small) == (0, directory)
+    assert evaluated(directory) == [2, 3]
+    assert run(tmp_path, *small, "trainer.max_steps=4")[0] == 0  # a longer one goes on from it
+    assert "this one goes on from its step 3" in capsys.readouterr().out
+    assert config.identity(compose_config(*small)) == config.identity(compose_config(*small, "evaluation.first=true"))
 
 
 @pytest.mark.slow
@@ -359,6 +423,10 @@ def test_a_run_that_learns_from_no_positive_says_so_once(tmp_path, caplog):
     assert len(said) == 1
     assert "none of the 4 possible positives" in said[0]
     assert "truncated 4" in said[0]
+    zeros = [r.message for r in caplog.records if "nothing is right" in r.message]
+    assert ["16 of 16 have no boxed answer, 16 of 16 were cut off at 8 tokens" in z for z in zeros] == [True, True]
+    assert [z.partition(": nothing")[0] for z in zeros] == ["the evaluation of step 0", "step 1"]
+    assert sum("one of them, where" in r.message for r in caplog.records) == 2
 
 
 @pytest.mark.runs

@@ -5,7 +5,7 @@ from pathlib import Path
 from rich.table import Table
 
 from expo.config import Config
-from expo.evaluation.kinds import COLUMNS, KINDS, Rows, by_problem, cell, levels_of
+from expo.evaluation.kinds import COLUMNS, KINDS, Rows, by_problem, cell, in_words, levels_of
 from expo.runs.directory import Run
 from expo.runs.processes import importing
 from expo.runs.reading import read_rows
@@ -52,3 +52,5 @@ def show(cfg: Config, rows: Rows, problems: int) -> None:
             shown = ("–" if c is None else f"{c[0]:.3g} [{c[1]:.3g}, {c[2]:.3g}]" for c in cells)
             table.add_row(name, str(len(by_problem(rows, kind, level, "nll"))), *shown)
         console.print(table)
+    for sentence in in_words(rows):
+        console.print(sentence, markup=False)

@@ -4,7 +4,9 @@ from rich.table import Table
 
 from expo.config import Config
 from expo.runs.directory import Run
+from expo.runs.health import shares_told, why_none_is_right
 from expo.runs.processes import importing
+from expo.runs.reading import first_rows, read_rows
 from expo.tables.render import wide_console
 
 
@@ -21,6 +23,10 @@ def evaluate_command(cfg: Config) -> int:
 
             evaluate(cfg, run)
     show(cfg, run.metrics, run.summary()["problems"])
+    path = run.dir / "completions" / "eval.parquet"
+    if not run.metrics[f"pass@{max(cfg.k)}"] and path.is_file():
+        for line in why_none_is_right(read_rows(path, ["verdict", "truncated"]), first_rows(path, 100), cfg):
+            print(line)
     print(f"completions and summary: {run.dir}")
     return 0
 
@@ -41,6 +47,8 @@ def show(cfg: Config, metrics: dict[str, float], problems: int) -> None:
         names = [f"{column}/{part}" if part else column for column in columns]
         table.add_row(part or "all", *(_percent(metrics, name) for name in names))
     console.print(table)
+    if told := shares_told(metrics):
+        console.print(f"of the completions: {told}; {metrics['eval/length_mean']:.0f} tokens on average", markup=False)
 
 
 def _percent(metrics: dict[str, float], name: str) -> str:

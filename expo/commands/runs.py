@@ -14,8 +14,8 @@ from expo.config.foreign import UNREADABLE, content, from_json, why
 from expo.config.key import shown
 from expo.config.own_code import changed_code
 from expo.ground.files import ASIDE, discard, remove, unused
-from expo.runs.health import collapses_of
-from expo.runs.listing import RunFolder, find_runs, in_order, kept, run_folder
+from expo.runs.health import collapses_of, shares_told
+from expo.runs.listing import FILTER, RunFolder, find_runs, in_order, kept, run_folder, size_of
 from expo.runs.reading import read_summary
 
 USAGE = """\
@@ -23,7 +23,7 @@ expo runs [FILTER...] [sort=KEY] [output_dir=outputs] [--json]   every run direc
                                                                  trainer.max_steps!=2; sort=-pass@4: the best first
 expo runs show RUN                                               one run: state, result, data, and what its files are
 expo runs diff RUN RUN                                           in which settings and results two runs differ
-expo runs rm   RUN... [yes=true]                                 remove run directories; without yes=true it only says which
+expo runs rm   RUN... | FILTER... [output_dir=outputs] [yes=true] remove run directories; without yes=true it only says which, and their size
 expo runs gc   [FILTER...] [output_dir=outputs] [yes=true]       remove the checkpoints of finished runs; their final models stay"""
 
 
@@ -48,7 +48,7 @@ def list_runs(arguments: Sequence[str]) -> int:
         print(json.dumps(rows, indent=1))
         return 0
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("run", "data", "model", "steps", "status", "pass@k", "time", "age"):
+    for heading in ("run", "data", "model", "steps", "status", "pass@k", "time", "age", "size"):
         table.add_column(heading, overflow="fold")
     for row in rows:
         table.add_row(*_cells(row, options["output_dir"]))
@@ -64,7 +64,12 @@ def _cells(row: dict[str, Any], root: str) -> list[str]:
     steps = f"{row['step'] or 0}/{row['max_steps']}" if row["max_steps"] else ""
     passed = "" if row["pass@k"] is None else f"{100 * row['pass@k']:.1f} % @{row['k']}"
     run = str(Path(row["run"]).relative_to(root)) if Path(row["run"]).is_relative_to(root) else row["run"]
-    return [run, row["data"], row["model"], steps, _state(row), passed, _time(row["seconds"]), _time(row["age"])]
+    times = _time(row["seconds"]), _time(row["age"])
+    return [run, row["data"], row["model"], steps, _state(row), passed, *times, _size(row["size"])]
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**20:.0f} MiB"
 
 
 def _state(row: dict[str, Any]) -> str:
@@ -101,7 +106,7 @@ def show(arguments: Sequence[str]) -> int:
             "model": row["model"],
             "made by": f"expo at {summary.get('git') or summary.get('versions', {}).get('expo')}, on {summary.get('device')}",
             "time": f"{_time(row['seconds'])}, {_time(row['age'])} ago",
-            "size": f"{sum(f.stat().st_size for f in run.dir.rglob('*') if f.is_file()) / 2**20:.0f} MiB",
+            "size": _size(row["size"]),
         }
         for name, value in (*told.items(), *_results(run).items(), *_data(run).items()):
             table.add_row(name, value)
@@ -115,7 +120,8 @@ def show(arguments: Sequence[str]) -> int:
 
 def _results(run: RunFolder) -> dict[str, str]:
     metrics = run.summary.get("metrics", {})
-    return {
+    told = {"completions": shares} if (shares := shares_told(metrics)) else {}
+    return told | {
         name: f"{100 * value:.1f} % [{100 * metrics[name + '_lo']:.1f}, {100 * metrics[name + '_hi']:.1f}]"
         for name, value in metrics.items()
         if name + "_lo" in metrics
@@ -184,11 +190,16 @@ def _value(found: dict[str, Any], key: str) -> str:
 
 
 def remove_runs(arguments: Sequence[str]) -> int:
-    """Remove run directories, or say which would go."""
-    options, names = take_options(arguments, yes="false")
+    """Remove run directories, given or by what filters keep of all, or say which would go."""
+    options, given = take_options(arguments, yes="false", output_dir="outputs")
+    filters = [text for text in _given(given, "rm") if FILTER.fullmatch(text) and not Path(text).exists()]
+    rows = [run.row for run in find_runs(Path(options["output_dir"]))] if filters else []
+    fitting = [row["run"] for row in kept(rows, filters)] if filters else []
+    names = [text for text in given if text not in filters]
     # One that has set something aside is of a removal that was killed, and no run any more.
-    found = [Path(n) if Path(n, ASIDE).is_dir() else run_folder(n).dir for n in _given(names, "rm")]
+    found = [Path(n) if Path(n, ASIDE).is_dir() else run_folder(n).dir for n in (*names, *fitting)]
     directories = list({path.resolve(): path for path in found}.values())
+    sizes = {directory: size_of(directory) for directory in directories}
     with ExitStack() as locks:  # of all of them, before anything goes
         for directory in directories:
             if not locks.enter_context(unused(directory)):
@@ -196,7 +207,8 @@ def remove_runs(arguments: Sequence[str]) -> int:
         for directory in directories:
             if _is_yes(options):
                 discard(directory)
-            print(f"{'removed' if _is_yes(options) else 'would remove'} {directory}")
+            print(f"{'removed' if _is_yes(options) else 'would remove'} {directory} ({_size(sizes[directory])})")
+    print(f"{len(directories)} runs, {_size(sum(sizes.values()))} in all")
     _ask(options)
     return 0
 
@@ -221,8 +233,8 @@ def collect(arguments: Sequence[str]) -> int:
                 remove(file)
         total += size
         done = "removed" if _is_yes(options) else "would remove"
-        print(f"{done} {len(files)} checkpoints ({size / 2**20:.0f} MiB) of {directory}")
-    print(f"{total / 2**20:.0f} MiB in all")
+        print(f"{done} {len(files)} checkpoints ({_size(size)}) of {directory}")
+    print(f"{_size(total)} in all")
     _ask(options)
     return 0
 

@@ -20,6 +20,7 @@ from yaml.cyaml import CParser
 from yaml.resolver import Resolver
 
 from expo.config.compose import conf_dir, for_command, named, register, typed
+from expo.config.dataset import MEASURING
 from expo.config.errors import UserError
 from expo.config.foreign import UNREADABLE, flat_config, read_summary, why, yaml_text
 from expo.config.identity import identity, model_content, runtime_keys
@@ -126,11 +127,17 @@ def _node(kind: Any, tree: Mapping[str, Any]) -> Any:
 
 
 def run_directory(text: str) -> Path:
-    """Return the run directory that a person names: its path, a pattern that fits it alone, or its identity, looked for in outputs/.
+    """Return the run directory that a person names: its path, a pattern that fits it alone, its identity, or `latest`, the training
+    run that was worked on last; the last two looked for in outputs/.
 
     Raises UserError where a pattern or an identity fits none, or several.
     """
     text = os.path.expanduser(text)
+    if text == "latest" and not Path(text).exists():
+        files = [file for file in Path("outputs").glob("*/*/summary.json") if file.parts[1] not in MEASURING]
+        if not files:
+            raise UserError("latest: no training run is in outputs/; name a run directory")
+        return max(files, key=lambda file: file.stat().st_mtime).parent
     if not Path(text).exists() and Path("outputs", text, "config.yaml").is_file():  # as expo runs lists it
         return Path("outputs", text)
     if Path(text).exists() or not (set("*?[") & set(text) or re.fullmatch(r"[0-9a-f]{10}", text)):

@@ -137,6 +137,7 @@ class EvaluationConf:
         low=0,
         help="steps between evaluations; one is always made before the first step and after the last; 0: only those two",
     )
+    first: bool = key(True, identity=False, help="false: no evaluation before the first step; no curve begins there")
     samples: int | None = key(None, above=0, high=2**20, help="samples per problem; null: the largest k")
     temperature: float = key(
         0.7, low=1e-3, high=100, help="sampling temperature; `evaluation.greedy` is for the most likely tokens"

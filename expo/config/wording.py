@@ -4,10 +4,12 @@ import dataclasses
 import difflib
 import re
 import shlex
+from functools import partial
 
 from hydra.errors import OverrideParseException
 
 from expo.config.key import OPTIONS
+from expo.config.reference import known, nodes_of, options_of, rows_of
 from expo.config.run import Config
 
 NOISE = (
@@ -35,7 +37,7 @@ def explain(error: Exception) -> str:
     groups = any("Could not find" in line or ("Could not override" in line and "." not in line) for line in told)
     remedy = "--help lists the groups and their options" if groups else "--cfg job shows every key"
     whole = "; ".join(told)
-    if close := _nearest_key(whole):
+    if close := _nearest_option(whole) or _nearest_key(whole):
         remedy = f"did you mean {close}? {remedy}"
     for node, group in CHOOSE.items():
         if node in whole:
@@ -54,13 +56,28 @@ def _unread(override: str) -> str:
 
 
 def _nearest_key(told: str) -> str | None:
-    """Return the nearest key of the config dataclass that has no such key."""
+    """Return the nearest key of the config dataclass that has no such key; of another one, the key of that very name."""
     if (found := re.search(r"Key '(\w+)' not in '(\w+)'", told)) is None:
         return None
     nodes = {node.__name__: node for node in [*OPTIONS.values(), *parts_of(Config)]}
     owner = nodes.get(found[2])
     names = [f.name for f in dataclasses.fields(owner)] if owner else []
-    return next(iter(difflib.get_close_matches(found[1], names, 1)), None)
+    every = [row[0] for group in known() for node in nodes_of(group).values() for row in rows_of(node, f"{group}.")]
+    close = difflib.get_close_matches(found[1], names, 1)
+    return next(iter([*close, *filter(partial(_means, found[1]), [*names, *every])]), None)
+
+
+def _means(asked: str, key: str) -> bool:
+    """Return whether a key has this very name, or these initials: lr is learning_rate."""
+    name = key.rpartition(".")[2]
+    return asked in (name, "".join(word[:1] for word in name.split("_")))
+
+
+def _nearest_option(told: str) -> str | None:
+    """Return the nearest option of the group that has no such option, as it is given."""
+    if (found := re.search(r"Could not find '([\w/]+)/([^'/]+)'", told)) is None:
+        return None
+    return next((f"{found[1]}={near}" for near in difflib.get_close_matches(found[2], options_of(found[1]), 1)), None)
 
 
 def parts_of(node: type) -> list[type]:

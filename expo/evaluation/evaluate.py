@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from expo.evaluation.files import join, kept_rows, save_rows
 from expo.evaluation.tally import Tally
 from expo.ground.problem import Problem
+from expo.ground.progress import telling
 from expo.model.prompts import Prompts
 from expo.rollout.engine import Engine, Request, Sampling
 from expo.rollout.noise import EVALUATE, Key
@@ -61,7 +62,8 @@ class Evaluator:
             problems, part = self.problems[start : start + size], path.with_name(f".{path.stem}-{start:08d}.parquet")
             rows = None if fresh else kept_rows(part, problems, self.samples)
             if rows is None:
-                rows = self._rows(engine, self.sampling, self.samples, start, problems)
+                with telling(f"problems {start + 1} to {start + len(problems)} of {len(self.problems)}"):
+                    rows = self._rows(engine, self.sampling, self.samples, start, problems)
                 save_rows(rows, part)
             tally.add(rows)
             parts.append(part)

@@ -81,6 +81,41 @@ def levels_of(rows: Rows) -> list[Any]:
     return sorted({row["level"] for row in rows if row["level"] is not None})
 
 
+def in_words(rows: Rows) -> list[str]:
+    """Return what the explanations come to, a sentence each: how many are right, and whether they have the two properties."""
+    verified = [row for row in rows if row["kind"] == "self_explanation"]
+    if not verified:
+        return []
+    right, taught = sum(row["verified"] for row in verified), by_problem(rows, "self_explanation", None, "verified")
+    share = sum(value > 0 for value in taught.values()) / len({row["problem"] for row in rows})
+    told = [
+        f"{right:.0f} of {len(verified)} explanations {'is' if right == 1 else 'are'} right: ExP-GRPO would learn from at most "
+        f"{100 * share:.0f} % of the problems"
+    ]
+    for which, column, less, sign, holds, fails in PROPERTIES:
+        if (found := cell(rows, "self_explanation", None, column, less)) is None:
+            continue
+        low, high = sorted(sign * end for end in found[1:])
+        verdict = (
+            f"{holds}: the paper's {which} property holds"
+            if low > 0
+            else f"{fails}: the paper's {which} property does not hold"
+        )
+        told.append(
+            f"{verdict} for this model"
+            if low > 0 or high < 0
+            else f"too few problems to tell the paper's {which} property"
+        )
+    return told
+
+
+# Which, the column, the kind that it is compared with, the sign of what is good, and what is said.
+PROPERTIES = (
+    ("first", "nll_per_token", "expert", -1, "the explanations are likelier than the expert here", "the expert is likelier than the explanations here"),
+    ("second", "answer_lift", None, 1, "explanations make the answer likelier than own completions do", "own completions make the answer likelier than explanations do"),
+)  # fmt: skip
+
+
 def summarize(rows: Rows) -> dict[str, float]:
     """Return `<kind>/<column>` and `<kind>/<column>/level<n>`, each also with `_lo` and `_hi`.
 

@@ -9,8 +9,9 @@ import numpy as np
 from expo.config import DiagnoseConf
 from expo.data import ladder
 from expo.evaluation.judge import judge_steps
-from expo.evaluation.kinds import Rows
+from expo.evaluation.kinds import KINDS, Rows
 from expo.ground.problem import Problem
+from expo.ground.progress import telling
 from expo.rollout.engine import Completion, Engine, Request
 from expo.rollout.noise import DIAGNOSE, Key
 from expo.step.experience import Batch, Group, Tools
@@ -18,12 +19,14 @@ from expo.step.positives.properties import Scorer
 from expo.step.positives.sources import SHOWN
 from expo.verifier.answers import Verdict
 
+STREAMS = ("own", "self_explanation", "wrong_answer")  # of noise, by place
+
 
 def sample(problems: list[Problem], engine: Engine, tools: Tools, samples: int) -> Rows:
     """Return completions of every kind, verified: of the wrong-answer control against the answer that it was shown."""
     prompts = [tuple(ids) for ids in tools.prompts.solve_ids(tools.tokenizer, problems)]
     batch = Batch(problems, prompts)
-    own = _generate(engine, tools, [p for p in prompts for _ in range(samples)], 0)
+    own = _generate(engine, tools, [p for p in prompts for _ in range(samples)], "own")
     rows: Rows = [
         {
             "kind": "own",
@@ -41,11 +44,11 @@ def sample(problems: list[Problem], engine: Engine, tools: Tools, samples: int) 
         i: Group(problems[i], prompts[i], own[s], [row["completion"] for row in rows[s]], verdicts[s], [])
         for i, s in enumerate(of_problem)
     }
-    for stream, (kind, shown) in enumerate((("self_explanation", "true"), ("wrong_answer", "wrong")), start=1):
+    for kind, shown in (("self_explanation", "true"), ("wrong_answer", "wrong")):
         answers = [(i, SHOWN[shown](batch, groups, i, tools)) for i in range(len(problems))]
         explained = [(i, replace(problems[i], answer=answer)) for i, answer in answers if answer is not None]
         ids = tools.prompts.explain_ids(tools.tokenizer, [p for _, p in explained])
-        written = _generate(engine, tools, [tuple(prompt) for prompt in ids for _ in range(samples)], stream)
+        written = _generate(engine, tools, [tuple(prompt) for prompt in ids for _ in range(samples)], kind)
         owners = [pair for pair in explained for _ in range(samples)]
         texts = tools.texts([c.ids for c in written])
         others += [
@@ -71,9 +74,11 @@ def _verify(rows: Rows, tools: Tools) -> list[Verdict]:
     return verdicts
 
 
-def _generate(engine: Engine, tools: Tools, prompts: list[tuple[int, ...]], stream: int) -> list[Completion]:
+def _generate(engine: Engine, tools: Tools, prompts: list[tuple[int, ...]], kind: str) -> list[Completion]:
+    stream = STREAMS.index(kind)
     keys = [Key(tools.seed, DIAGNOSE, stream, row) for row in range(len(prompts))]
-    return engine.generate([Request(p, key) for p, key in zip(prompts, keys, strict=True)], tools.sampling)
+    with telling(KINDS[kind]):
+        return engine.generate([Request(p, key) for p, key in zip(prompts, keys, strict=True)], tools.sampling)
 
 
 def measure(rows: Rows, problems: list[Problem], scorer: Scorer) -> None:

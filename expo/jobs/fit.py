@@ -28,7 +28,16 @@ from expo.runs.card import model_card
 from expo.runs.directory import Run
 from expo.runs.health import nothing_learned
 from expo.runs.reading import last_evaluation, read_lines
-from expo.training.callbacks import Evaluate, KeepCheckpoint, LogSteps, ShowProgress, Stop
+from expo.training.callbacks import (
+    Evaluate,
+    Interrupted,
+    KeepCheckpoint,
+    LogSteps,
+    ShowProgress,
+    Stop,
+    is_evaluated,
+    passed,
+)
 from expo.training.checkpoints import WholeFiles, newest_checkpoint, save_checkpoint, step_of
 from expo.training.collapse import Collapsed, WatchHealth
 from expo.training.shorter import check_problems, inherit, replay
@@ -131,8 +140,8 @@ def prepare(cfg: Config, run: Run, module: Algorithm, evaluator: Evaluator, acco
             print(f"{run.dir}: goes on with another {', '.join(files)} than it began with; fresh=true begins it again")
     wanted = f"pass@{max(cfg.k)}"
     if wanted not in run.metrics and checkpoint is not None:  # summary.json is lost, or damaged
-        over = step_of(checkpoint) >= cfg.trainer.max_steps  # after the last step, its own evaluation alone will do
-        found = last_evaluation(run.dir, cfg.trainer.max_steps if over else None)
+        step = step_of(checkpoint)  # after one that is evaluated, its own evaluation alone will do
+        found = last_evaluation(run.dir, step if is_evaluated(cfg, step) else None)
         run.metrics = found if wanted in found else {}
     return Begin(run, checkpoint)
 
@@ -145,7 +154,9 @@ def fit(cfg: Config, run: Run, module: Algorithm, evaluator: Evaluator, checkpoi
     run.write_summary("stopped")  # until it is done: what a SIGKILL leaves behind is a stopped run
     try:
         trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
-        if not run.metrics:  # lost with summary.json and metrics.jsonl, and there was no step left to make
+        if (
+            not run.metrics and trainer.current_epoch >= cfg.trainer.max_steps
+        ):  # lost, and there was no step left to make
             evaluate = next(c for c in trainer.callbacks if isinstance(c, Evaluate))  # type: ignore[attr-defined]
             evaluate.evaluate(trainer, module, trainer.current_epoch)
     except Exception as error:  # whatever it is, the summary has to name it; what has no remedy is raised again
@@ -168,10 +179,10 @@ def make_trainer(cfg: Config, run: Run, evaluator: Evaluator, stop: Stop, checkp
         logger=make_loggers(Session(cfg, run.dir, step_of(checkpoint) if checkpoint else 0)) if run.writes else False,
         callbacks=[
             stop,
-            LogSteps(),
+            LogSteps(cfg),
             # Before what keeps the policy: it may go back to an earlier one.
             WatchHealth(run, cfg.trainer.on_collapse, cfg.evaluation.every, lineage(cfg)),
-            Evaluate(evaluator, run, cfg.evaluation.every, max_steps),
+            Evaluate(evaluator, run, stop),
             ShowProgress(run, max_steps, bar=sys.stderr.isatty() and "EXPO_SWEEP" not in os.environ),
             KeepCheckpoint(run.dir / "checkpoints", cfg.trainer.checkpoint_every, lineage(cfg)),
         ],
@@ -187,7 +198,7 @@ def explain_failure(error: Exception, run: Run, trainer: Trainer, stop: Stop) ->
         run.write_summary("stopped", step=trainer.current_epoch)
         return tell_lost(error)
     # A Ctrl-C reaches an engine in a process of its own, too.
-    interrupted = isinstance(error, EngineError) and stop.signal
+    interrupted = isinstance(error, EngineError | Interrupted) and stop.signal
     full = DISK.get(error.errno or 0) if isinstance(error, OSError) else None
     with suppress(*((OSError,) if full else ())):  # of a full disk, the summary says `stopped`, as it stands
         if interrupted:
@@ -241,7 +252,7 @@ def finish(cfg: Config, run: Run, trainer: Trainer, module: Algorithm, evaluator
     final = {"final": model_content(checkpoints / "final")} if done else {}
     if done and (told := nothing_learned(read_lines(run.dir))):
         final["learned_nothing"] = told
-    said = f"{run.dir}: {status} at step {step}, pass@{k} {run.metrics[f'pass@{k}']:.3f}"
+    said = f"{run.dir}: {', '.join(filter(None, (f'{status} at step {step}', passed(run.metrics, k))))}"
     record = run.record(status, step=step, peak_memory_mb=peak, **final)
     log_summary(trainer.loggers, record)
     for logger in trainer.loggers:

@@ -1,6 +1,7 @@
 """Rollouts with transformers, in-process, on the trainer's own weights."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from transformers import (
 )
 
 from expo.config import RolloutConf
+from expo.ground.progress import counting
 from expo.model.policy import as_initial, causal_lm, computing
 from expo.rollout.decoding import decoding, head_logits, roomy_cache
 from expo.rollout.engine import Completion, Follow, Request, Sampling, eos_ids
@@ -52,16 +54,18 @@ class TransformersEngine:
         training = self.model.training
         self.model.eval()
         done: dict[int, Completion] = {}
-        with decoding(), computing(self.model):
+        with decoding(), computing(self.model), counting(len(order)) as at:
             for start in range(0, len(order), self.batch_size):
                 chosen = order[start : start + self.batch_size]
-                done |= zip(chosen, self._decode([requests[i] for i in chosen], sampling), strict=True)
+                decoded = self._decode([requests[i] for i in chosen], sampling, partial(_at, at, start, len(chosen)))
+                done |= zip(chosen, decoded, strict=True)
         self.model.train(training)
         completions = [done[i] for i in range(len(requests))]
         more = follow(dict(enumerate(completions))) if follow else []
         return completions + (self.generate(more, sampling) if more else [])
 
-    def _decode(self, requests: list[Request], sampling: Sampling) -> list[Completion]:
+    def _decode(self, requests: list[Request], sampling: Sampling, at: Callable[[float], None]) -> list[Completion]:
+        """Return the completions. Args: at, takes the share of them that is done."""
         device = self.model.device
         decoder, head = causal_lm(self.model).get_decoder(), self.model.get_output_embeddings()
         ends = self.eos_ids.to(device)
@@ -75,6 +79,7 @@ class TransformersEngine:
         lengths = torch.full((len(requests),), sampling.max_tokens, device=device)
         ended = torch.zeros(len(requests), dtype=torch.bool, device=device)
         for t in range(sampling.max_tokens):
+            at(t / sampling.max_tokens)
             token, logp = sample(logits, noise[rows, t], sampling)
             tokens[rows, t], logps[rows, t] = token, logp
             finished = torch.isin(token, ends)
@@ -132,6 +137,10 @@ class UnadaptedEngine(TransformersEngine):
         """See `Engine.generate`."""
         with as_initial(self.model):
             return super().generate(requests, sampling, follow)
+
+
+def _at(at: Callable[[float], None], before: int, count: int, share: float) -> None:
+    at(before + count * share)
 
 
 def sample(logits: Tensor, noise: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:

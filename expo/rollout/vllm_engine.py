@@ -23,6 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from expo.config import EngineError, VLLMConf
 from expo.ground.files import Temporary
+from expo.ground.progress import counting
 from expo.model.policy import causal_lm, in_own_format
 from expo.model.scoring import score, token_batch
 from expo.rollout.engine import Completion, Follow, Request, Sampling, eos_ids
@@ -302,21 +303,23 @@ class VLLMEngine:
             asked.extend(more)
 
         ask(requests)
-        while len(done) < len(asked):
-            with in_vllm("stopped working"):
-                outputs = [o for o in self.llm.llm_engine.step() if o.finished]
-            ended = {}
-            for output in outputs:
-                row, best = rows[output.request_id], output.outputs[0]
-                ids = list(best.token_ids)
-                logp = [entry[token].logprob for token, entry in zip(ids, best.logprobs, strict=True)]
-                ended[row] = Completion(
-                    asked[row].prompt, ids, logp, best.finish_reason == "length", asked[row].problem
-                )
-            done |= ended
-            first = {row: completion for row, completion in ended.items() if row < len(requests)}
-            if follow and first:
-                ask(follow(first))
+        with counting(len(requests)) as at:
+            while len(done) < len(asked):
+                at(len(done))
+                with in_vllm("stopped working"):
+                    outputs = [o for o in self.llm.llm_engine.step() if o.finished]
+                ended = {}
+                for output in outputs:
+                    row, best = rows[output.request_id], output.outputs[0]
+                    ids = list(best.token_ids)
+                    logp = [entry[token].logprob for token, entry in zip(ids, best.logprobs, strict=True)]
+                    ended[row] = Completion(
+                        asked[row].prompt, ids, logp, best.finish_reason == "length", asked[row].problem
+                    )
+                done |= ended
+                first = {row: completion for row, completion in ended.items() if row < len(requests)}
+                if follow and first:
+                    ask(follow(first))
         if done:
             longest = max(done.values(), key=lambda c: len(c.ids))
             self.probe = [*longest.prompt, *longest.ids]

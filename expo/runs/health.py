@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, field
 from statistics import fmean, pstdev
 from typing import Any, Self
 
+from expo.config import Config
+from expo.config.key import shown
 from expo.config.own_code import changed_code
 
 WINDOW = 10  # steps whose mean is compared with the best mean of earlier ones
@@ -51,24 +53,30 @@ class Still:
 
     metric: str
     worst: float
-    meaning: str
+    cause: str
+    remedy: str
+
+    @property
+    def meaning(self) -> str:
+        """Return both."""
+        return f"{self.cause}: {self.remedy}"
 
 
 DEAD_AFTER = 5
 STILL = (
     Still(
-        "completion/truncated_frac", 1.0, "no completion ends: raise rollout.max_completion_tokens; if they ramble on after "
-        "the answer, the model's end token is not its chat template's (model.chat_template)",
+        "completion/truncated_frac", 1.0, "no completion ends", "raise rollout.max_completion_tokens, or show an example: "
+        "prompts.examples; if they ramble on after the answer, the model's end token is not its chat template's (model.chat_template)",
     ),
     Still(
-        "reward/unparseable_frac", 1.0, "no completion has an answer where verifier.extract looks: see completions/, and make "
-        "prompts.solve ask for it, or raise rollout.max_completion_tokens where they are cut off",
+        "reward/unparseable_frac", 1.0, "no completion has an answer where verifier.extract looks",
+        "make prompts.solve ask for it, or show an example: prompts.examples; expo samples shows what was written",
     ),
     Still(
-        "reward/all_wrong_frac", 1.0, "no rollout is right, so that rewards teach nothing: begin with easier problems "
-        "(dataset.levels), more rollouts (algorithm.group_size), or positives=self_explanation",
+        "reward/all_wrong_frac", 1.0, "no rollout is right, so that rewards teach nothing", "begin with easier problems "
+        "(dataset.levels), more rollouts (algorithm.group_size), or positives=self_explanation; expo verify says how answers are compared",
     ),
-    Still("reward/all_right_frac", 1.0, "every rollout is right, so that rewards teach nothing: take harder problems (dataset.levels)"),
+    Still("reward/all_right_frac", 1.0, "every rollout is right, so that rewards teach nothing", "take harder problems (dataset.levels)"),
 )  # fmt: skip
 
 
@@ -105,6 +113,44 @@ def collapses_of(summary: Mapping[str, Any]) -> list[Collapse]:
 
 def _numbers(collapse: Mapping[str, Any]) -> bool:
     return all(isinstance(collapse[name], int | float) for name in ("best", "now", "began", "noticed"))
+
+
+def why_none_is_right(
+    rows: Sequence[Mapping[str, Any]], written: Sequence[Mapping[str, Any]], cfg: Config
+) -> list[str]:
+    """Return the causes with their remedy, and one completion of the commonest cause; [] where one is right, or there are none.
+
+    Args: rows, with verdict and truncated; written, some of them, with completion and answer as well.
+    """
+    if not rows or any(row["verdict"] == "correct" for row in rows):
+        return []
+    unread = [row for row in rows if row["verdict"] == "unparseable"]
+    cut, mute = sum(row["truncated"] for row in unread), 2 * len(unread) >= len(rows)
+    ends, unreadable, wrong, _ = STILL
+    still = wrong if not mute else ends if 2 * cut >= len(unread) else unreadable
+    extract, limit = cfg.verifier.extract, cfg.rollout.max_completion_tokens
+    place = "boxed answer" if extract == "boxed" else f"answer where verifier.extract={extract} looks"
+    counts = {
+        f"have no {place}": len(unread),
+        f"were cut off at {limit} tokens": cut,
+        "have a wrong answer": len(rows) - len(unread),
+    }
+    causes = [f"{count} of {len(rows)} {what}" for what, count in counts.items() if count]
+    one = next((row for row in written if (row["verdict"] == "unparseable") == mute), None)
+    text = " ".join("".join(c if c.isprintable() else " " for c in one["completion"]).split()) if one else ""
+    text = text if len(text) <= SHOWN else f"{text[: SHOWN * 2 // 3]} … {text[-SHOWN // 3 :]}"
+    shows = [f"one of them, where {shown(one['answer'], 40)} is right: {text or '(nothing)'}"] if one else []
+    return [f"nothing is right: {', '.join(causes)}: {still.remedy}", *shows]
+
+
+SHOWN = 240  # characters of a completion
+
+
+def shares_told(metrics: Mapping[str, Any]) -> str:
+    """Return how many completions of an evaluation were cut off and had no answer; "" where it does not say."""
+    names = {"eval/truncated_frac": "cut off", "eval/unparseable_frac": "without an answer"}
+    told = [f"{100 * metrics[name]:.1f} % {what}" for name, what in names.items() if name in metrics]
+    return ", ".join(told)
 
 
 def nothing_learned(lines: Sequence[Mapping[str, Any]]) -> str | None:

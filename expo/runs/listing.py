@@ -1,9 +1,11 @@
 """All run directories of an output folder, as rows of plain data that can be filtered and sorted. Imports nothing heavy."""
 
 import operator
+import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,8 +22,6 @@ from expo.runs.health import marks_of
 from expo.runs.reading import read_lines, read_summary
 
 Row = dict[str, Any]
-# The columns of `expo runs`, and what a missing value is shown as.
-COLUMNS = ("run", "differs", "data", "model", "steps", "status", "pass@k", "seconds", "age")
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,7 @@ class RunFolder:
             "k": largest,
             "pass@k": metrics.get(f"pass@{largest}"),
             "seconds": summary.get("wall_s"),
+            "size": size_of(self.dir),
             "age": round(time.time() - (self.dir / "summary.json").stat().st_mtime),
         }
 
@@ -107,6 +108,16 @@ class RunFolder:
         """Return the model's path; of a run's final model, the run."""
         path = Path(str(self.config.get("model.path")))
         return path.parents[1].name if path.parent.name == "checkpoints" else str(path)
+
+
+def size_of(directory: Path) -> int:
+    """Return the bytes of a run directory's files; what is behind a link in it is none of it, nor what vanishes meanwhile."""
+    total = 0
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            with suppress(OSError):
+                total += Path(folder, name).lstat().st_size
+    return total
 
 
 def find_runs(output_dir: Path) -> list[RunFolder]:
@@ -130,24 +141,29 @@ def run_folder(text: str) -> RunFolder:
     return RunFolder(path if len(path.parts) > 2 else path.resolve(), read_summary(path))
 
 
+FILTER = re.compile(r"([\w.@/]+?)(!=|>=|<=|=|>|<)(.*)", re.DOTALL)
 COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     "!=": operator.ne, ">=": operator.ge, "<=": operator.le, "=": operator.eq, ">": operator.gt, "<": operator.lt,
 }  # fmt: skip
 
 
-def kept(rows: Sequence[Row], filters: Sequence[str]) -> list[Row]:
+def kept(
+    rows: Sequence[Row],
+    filters: Sequence[str],
+    what: str = "run",
+    keys: str = "a column, a metric such as pass@4, or a key of the config",
+) -> list[Row]:
     """Return the rows that pass every filter: `key=value` with * and ? in the value, `!=`, or `key>=number`.
 
-    A key is a column, a metric, or any key of the config. Raises UserError for a filter that is none, or a key that no
-    row has.
+    Args: what, what a row is of; keys, what a key may be. Raises UserError for a filter that is none, or a key that no row has.
     """
     for text in filters:
-        found = re.fullmatch(r"([\w.@/]+?)(!=|>=|<=|=|>|<)(.*)", text)
+        found = FILTER.fullmatch(text)
         if found is None:
             raise UserError(f"{text}: no filter; use for example status=done, name=exp_*, trainer.max_steps>=100")
         key, sign, value = found.groups()
         if rows and not any(key in row for row in rows):
-            raise UserError(f"{text}: no run has {key}; use a column, a metric such as pass@4, or a key of the config")
+            raise UserError(f"{text}: no {what} has {key}; use {keys}")
         rows = [row for row in rows if key in row and _passes(row[key], sign, value)]
     return list(rows)
 

@@ -131,6 +131,16 @@ def completions_in(file: Path, **which: Any) -> list[dict[str, Any]]:
     return rows
 
 
+def completions_file(directory: Path, kind: str, step: int | None = None) -> Path:
+    """Return a file of a run's completions. Args: kind, train or eval; step, steps done; None: the last. Raises UserError for none."""
+    there = sorted((directory / "completions").glob(f"{kind}*.parquet"), key=step_in)
+    files = [file for file in there if step in (None, step_in(file))]
+    if not files:
+        steps = [step_in(file) for file in there if step_in(file) >= 0]
+        raise UserError(f"{directory}: no {kind} completions of step {step}; there are those of steps {steps}")
+    return files[-1]
+
+
 def step_in(file: Path) -> int:
     """Return the step in the name of a file, such as eval-step000040.parquet; -1 where there is none."""
     found = re.search(r"-step(\d+)$", file.stem)

@@ -6,6 +6,8 @@ import signal
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -15,12 +17,14 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from expo.algorithms.base import Algorithm
+from expo.config import Config, EngineError
 from expo.evaluation.evaluate import Evaluator
 from expo.evaluation.files import save_rows
-from expo.ground.ranks import is_watched
+from expo.ground.ranks import is_rank, is_watched
 from expo.loggers.tracking import log_step, log_table
 from expo.runs.directory import Run
-from expo.step.experience import Experience
+from expo.runs.health import why_none_is_right
+from expo.step.experience import Experience, Group
 from expo.step.pipeline import Pipeline
 from expo.training.checkpoints import LINEAGE, save_checkpoint
 
@@ -29,9 +33,12 @@ log = logging.getLogger(__name__)
 
 
 class LogSteps(Callback):
-    """Hands each step's scalars to every logger, under the number of steps done; warns once of a falling chosen likelihood."""
+    """Hands each step's scalars to every logger, under the number of steps done; warns of what goes wrong, once of each."""
 
     warned, warned_of_filters = False, False
+
+    def __init__(self, cfg: Config):
+        self.cfg = cfg
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
         gain = pl_module.last_metrics.get("pair/chosen_gain") or 0.0
@@ -44,6 +51,10 @@ class LogSteps(Callback):
                 gain,
             )
         e = pl_module.last_experience
+        if e and trainer.current_epoch == 0:
+            rows = [row for g in e.groups for row in rollout_rows(g.unaided) if row["verdict"]]
+            for line in why_none_is_right(rows, rows, self.cfg):
+                log.warning("step 1: %s", line)
         candidates = [c for group in e.groups for c in group.candidates] if e else []
         if candidates and all(c.rejected for c in candidates) and not self.warned_of_filters:
             self.warned_of_filters = True
@@ -61,32 +72,50 @@ class LogSteps(Callback):
 class Evaluate(Callback):
     """Evaluates before the first step, every `every` steps, and after the last; keeps all completions of each."""
 
-    def __init__(self, evaluator: Evaluator, run: Run, every: int, max_steps: int):
-        self.evaluator, self.run, self.every, self.max_steps = evaluator, run, every, max_steps
+    def __init__(self, evaluator: Evaluator, run: Run, stop: "Stop"):
+        self.evaluator, self.run, self.stop, self.told = evaluator, run, stop, False
 
     def on_train_start(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
-        if trainer.current_epoch == 0 or not self.run.metrics:  # lost with summary.json and metrics.jsonl
-            self.evaluate(trainer, pl_module, trainer.current_epoch)
+        step, first = trainer.current_epoch, self.run.cfg.evaluation.first
+        # Metrics are lost with summary.json and metrics.jsonl, or their evaluation was stopped.
+        if first if step == 0 else not self.run.metrics and (first or is_evaluated(self.run.cfg, step)):
+            self.evaluate(trainer, pl_module, step)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
         step = trainer.current_epoch + 1
-        if step == self.max_steps or (self.every and step % self.every == 0):
-            self.evaluate(trainer, pl_module, step)
+        if is_evaluated(self.run.cfg, step):
+            try:
+                self.evaluate(trainer, pl_module, step)
+            except (Interrupted, EngineError):  # of vLLM, which raises what is its own
+                if self.stop.signal:  # the same command goes on with this evaluation
+                    self.run.metrics = {}
+                    save_checkpoint(trainer, self.run.dir / "checkpoints", step)
+                raise
 
     def evaluate(self, trainer: Trainer, module: Algorithm, step: int) -> None:
-        evaluation = self.evaluator.evaluate(module.pipeline.engines.policy)
-        self.run.metrics = evaluation.metrics
-        self.run.write_summary("stopped")  # what a SIGKILL from here on leaves behind: a stopped run with these metrics
         completions = self.run.dir / "completions"
-        if self.run.writes:
-            evaluation.save(completions / f"eval-step{step:06d}.parquet")
-        log_step(trainer.loggers, evaluation.metrics, step)
-        log_table(trainer.loggers, "completions/eval", evaluation.rows, step)
         if module.last_experience is not None:
             rows = experience_rows(module.last_experience, module.pipeline)
             if self.run.writes:
                 save_rows(rows, completions / f"train-step{step:06d}.parquet")
             log_table(trainer.loggers, "completions/train", rows, step)
+        with self.stop.at_once():
+            evaluation = self.evaluator.evaluate(module.pipeline.engines.policy)
+        for line in () if self.told else why_none_is_right(evaluation.rows, evaluation.rows, self.run.cfg):
+            log.warning("the evaluation of step %d: %s", step, line)
+        self.told = True
+        self.run.metrics = evaluation.metrics
+        self.run.write_summary("stopped")  # what a SIGKILL from here on leaves behind: a stopped run with these metrics
+        if self.run.writes:
+            evaluation.save(completions / f"eval-step{step:06d}.parquet")
+        log_step(trainer.loggers, evaluation.metrics, step)
+        log_table(trainer.loggers, "completions/eval", evaluation.rows, step)
+
+
+def is_evaluated(cfg: Config, step: int) -> bool:
+    """Return whether a run has an evaluation after so many steps."""
+    every = cfg.evaluation.every
+    return step == cfg.trainer.max_steps or bool(every and step % every == 0)
 
 
 def experience_rows(e: Experience, pipeline: Pipeline) -> list[dict[str, Any]]:
@@ -100,19 +129,11 @@ def experience_rows(e: Experience, pipeline: Pipeline) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for group in e.groups:
         scored = [(c, next(logps)) for c in group.positives]
-        judged = zip(group.texts, group.verdicts, group.hinted, strict=True)
-        rollouts: list[tuple[str | None, str | None, bool]] = [(t, v.value, hinted) for t, v, hinted in judged]
-        for place, (text, verdict, hinted) in enumerate(rollouts or [(None, None, False)]):
+        for place, row in enumerate(rollout_rows(group)):
             first = scored[-1:] if place == 0 else []
             rows.append(
-                {
-                    "problem": group.problem.id,
-                    "level": group.problem.level,
-                    "question": group.problem.question,
-                    "answer": group.problem.answer,
-                    "completion": text,
-                    "verdict": verdict,
-                    "hinted": hinted,
+                row
+                | {
                     "positive": scored[-1][0].text if scored else None,
                     "positive_tokens": decode([[i] for i in first[0][0].ids]) if first else None,
                     "positive_token_logp": first[0][1] if first else None,
@@ -120,6 +141,20 @@ def experience_rows(e: Experience, pipeline: Pipeline) -> list[dict[str, Any]]:
                 }
             )
     return rows
+
+
+def rollout_rows(group: Group) -> list[dict[str, Any]]:
+    """Return one row per rollout of a problem; without any, one that names the problem."""
+    judged = zip(group.texts, group.verdicts, group.rewards, group.completions, group.hinted, strict=True)
+    rows: list[tuple[Any, ...]] = [
+        (text, verdict.value, reward, len(c.ids), c.truncated, hinted) for text, verdict, reward, c, hinted in judged
+    ]
+    problem = {name: getattr(group.problem, name) for name in ("level", "question", "answer")}
+    names = ("completion", "verdict", "reward", "tokens", "truncated", "hinted")
+    return [
+        {"problem": group.problem.id, **problem, **dict(zip(names, row, strict=True))}
+        for row in rows or [(None,) * 5 + (False,)]
+    ]
 
 
 class KeepCheckpoint(Checkpoint):
@@ -136,15 +171,19 @@ class KeepCheckpoint(Checkpoint):
             save_checkpoint(trainer, self.folder, trainer.current_epoch + 1)
 
 
+class Interrupted(Exception):
+    """A signal came during an evaluation, which is left out and made when the run goes on."""
+
+
 class Stop(Callback):
-    """Ends training after the current step on SIGTERM or SIGINT, or when `stop_after` steps are done.
+    """Ends training after the current step on SIGTERM or SIGINT, or when `stop_after` steps are done; within an evaluation, at once.
 
     A second signal ends the process the ordinary way; on several devices it changes nothing, since a cluster tells each process, and
     who watches over them tells them again.
     """
 
     def __init__(self, stop_after: int | None):
-        self.stop_after, self.signal = stop_after, 0
+        self.stop_after, self.signal, self.evaluates = stop_after, 0, False
 
     def on_train_start(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
         # Here and not earlier: Lightning installs a SIGTERM handler of its own, which exits with 0 and no checkpoint.
@@ -154,12 +193,31 @@ class Stop(Callback):
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
         signal.signal(number, signal.SIG_IGN if is_watched() else signal.SIG_DFL)
-        print(f"{signal.Signals(number).name}: stopping after this step, with a checkpoint", file=sys.stderr)
+        when = "in the midst of this evaluation" if self.evaluates else "after this step, with a checkpoint"
+        print(f"{signal.Signals(number).name}: stopping {when}; the same command goes on", file=sys.stderr)
+        if self.evaluates:
+            raise Interrupted(when)
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Let a signal end what is within as it comes. Of several devices, none leaves the others waiting."""
+        self.evaluates = not is_rank()
+        try:
+            if self.evaluates and self.signal:  # it came in the step that was just made
+                raise Interrupted("before this evaluation")
+            yield
+        finally:
+            self.evaluates = False
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
         over = trainer.current_epoch + 1 >= (self.stop_after or math.inf)
         # A signal reaches the devices of a run at different moments: all stop after the same step.
         trainer.should_stop |= trainer.strategy.reduce_boolean_decision(bool(self.signal) or over, all=False)
+
+
+def passed(metrics: Mapping[str, float], k: int) -> str:
+    """Return what to say of the last evaluation; "" before there is one."""
+    return f"pass@{k} {metrics[f'pass@{k}']:.3f}" if metrics else ""
 
 
 class ShowProgress(Callback):
@@ -180,7 +238,7 @@ class ShowProgress(Callback):
         step, k = trainer.current_epoch + 1, max(self.run.cfg.k)
         reward, loss = pl_module.last_metrics["reward/mean"], pl_module.last_metrics["loss/total"]
         shown = f"loss {loss:.3f}" if reward is None else f"reward {reward:.3f}"
-        state = f"{shown} pass@{k} {self.run.metrics[f'pass@{k}']:.3f}"
+        state = f"{shown} {passed(self.run.metrics, k)}".strip()
         self.progress.update(self.task, completed=step, state=state)
         if not self.bar and (time.monotonic() - self.said >= SAY_EVERY_S or step == self.max_steps):
             self.said = time.monotonic()

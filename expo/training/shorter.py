@@ -98,7 +98,7 @@ def _shorter(run: Run) -> Iterator[tuple[int, Run]]:
             checkpoint = newest_checkpoint(path.parent, lineage(cfg))
         except (UserError, OSError):  # of another version, not ours, or its data are gone
             continue
-        evaluated = any(line["step"] == 0 for line in read_lines(path.parent))
+        evaluated = not cfg.evaluation.first or any(line["step"] == 0 for line in read_lines(path.parent))
         if checkpoint is not None and evaluated:
             other.output_dir = cfg.output_dir
             yield step_of(checkpoint), Run(other, path.parent)

@@ -1,0 +1,58 @@
+"""`expo samples`: completions of a run as they were written, in the terminal."""
+
+from typing import Any
+
+from rich.console import Console
+
+from expo.config import UserError, take_options
+from expo.runs.listing import kept, run_folder
+from expo.runs.reading import completions_file, completions_in
+
+USAGE = """\
+usage: expo samples RUN [step=N] [problem=ID] [verdict=incorrect] [tokens>=90 ...] [n=5] [of=train|eval]
+Any column of completions/*.parquet is a filter. Without step=, the last step that was kept; of=train: rollouts, of=eval: an evaluation."""
+KINDS = ("train", "eval")
+
+
+def main(arguments: list[str]) -> int:
+    """Print the rows. Returns the exit code. Raises UserError where there are none."""
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(USAGE)
+        return 0
+    options, (run, *filters) = take_options([a.removeprefix("run=") for a in arguments], step="", n="5", of="")
+    for name in ("step", "n"):
+        if options[name] and not options[name].isdigit():
+            raise UserError(f"{name}={options[name]}: not a number; use {name}=1")
+    if options["of"] not in ("", *KINDS):
+        raise UserError(f"of={options['of']}: no such completions; use of=train or of=eval")
+    directory = run_folder(run).dir
+    trained = any((directory / "completions").glob("train-*.parquet"))
+    kind = options["of"] or KINDS[0 if trained else 1]
+    file = completions_file(directory, kind, int(options["step"]) if options["step"] else None)
+    rows = completions_in(file)
+    found = kept(rows, filters, "completion", ", ".join(rows[0]) if rows else "")
+    console = Console(highlight=False, soft_wrap=True)
+    for row in found[: int(options["n"])]:
+        console.print(_about(row), markup=False, style="bold")
+        for name in ("completion", "positive"):
+            if row.get(name):
+                text = "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in row[name])
+                console.print(f"  {name}: {text}".replace("\n", "\n    "), markup=False)
+    print(f"{min(len(found), int(options['n']))} of {len(found)} that fit, of {len(rows)} in {file}")
+    return 0
+
+
+def _about(row: dict[str, Any]) -> str:
+    """Return one line: problem, right answer, and what became of the completion."""
+    reward, tokens = row.get("reward"), row.get("tokens")
+    told = (
+        f"problem {row['problem']}",
+        "" if row["level"] is None else f"level {row['level']}",
+        f"right answer {row['answer']}",
+        row["verdict"] or "no rollout",
+        "" if reward is None else f"reward {reward:g}",
+        "" if tokens is None else f"{tokens} tokens",
+        "cut off" if row.get("truncated") else "",
+        "hinted" if row.get("hinted") else "",
+    )
+    return " ".join(", ".join(filter(None, told)).split())

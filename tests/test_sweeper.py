@@ -1,0 +1,46 @@
+"""Hydra's sweepers that go by a score, such as Optuna's: a stand-in, whose runs are made up."""
+
+import json
+import signal
+import sys
+
+import pytest
+from conftest import compose_config
+from hydra.core.plugins import Plugins
+
+from expo import cli
+from expo.config import run_dir
+from expo.runs import processes
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """What the runs return, as Optuna's sweeper would have it."""
+    basic = Plugins.instance().class_name_to_class["hydra._internal.core_plugins.basic_sweeper.BasicSweeper"]
+    values, sweep = [], basic.sweep
+
+    def kept(self, arguments):
+        batches = sweep(self, arguments)
+        values.extend(job.return_value for batch in batches for job in batch)
+        return batches
+
+    monkeypatch.setattr(basic, "sweep", kept)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield values
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(("command", "scores"), [("train", [0.25, 0.5]), ("explain", [None, None])])
+def test_a_run_of_a_sweep_returns_pass_at_the_largest_k(seen, tmp_path, monkeypatch, command, scores):
+    line = [f"output_dir={tmp_path}", "k=[1,2]"]
+    for seed in (0, 1):
+        (folder := run_dir(compose_config(*line, f"seed={seed}"))).mkdir(parents=True)
+        metrics = {"pass@1": 0.1, "pass@2": 0.25 * (seed + 1)}
+        (folder / "summary.json").write_text(json.dumps({"status": "done", "metrics": metrics}))
+    monkeypatch.setattr(processes, "run_apart", lambda command_line, **options: 0)
+    monkeypatch.setattr(sys, "argv", ["expo", command, "-m", "hydra/launcher=basic", *line, "seed=0,1"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 0
+    assert seen == scores
