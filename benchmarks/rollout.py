@@ -61,7 +61,8 @@ def measure(engine: Engine, requests: list[Request], sampling: Sampling) -> floa
 
 
 def follow_ratios(engine: VLLMEngine, requests: list[Request], sampling: Sampling) -> list[float]:
-    """Return the seconds of groups of 8 with an explanation that follows every other group, over those of two calls; nothing is judged.
+    """Return the seconds of groups of 8 with an explanation that follows every other group, over those of two calls;
+    nothing is judged.
 
     One token in 40 ends a row, so that rows are of all lengths.
     """
@@ -124,19 +125,31 @@ def main(arguments: list[str]) -> int:
         vllm.sync()
         synced = time.perf_counter() - started
         ratios = [v / h for v, h in zip(speeds["vllm"], speeds["hf"], strict=True)]
-        results.append({
-            "model": name, "parameters": model.num_parameters(), "rows": rows, "tokens": tokens, "tokens_per_s": speeds,
-            "vllm_to_hf": spread(ratios), "followed_to_two_calls_s": spread(follow_ratios(vllm, requests, Sampling(1.0, 1.0, 0, 4 * tokens))),
-            "verified_sync_s": synced,
-        })  # fmt: skip
+        results.append(
+            {
+                "model": name,
+                "parameters": model.num_parameters(),
+                "rows": rows,
+                "tokens": tokens,
+                "tokens_per_s": speeds,
+                "vllm_to_hf": spread(ratios),
+                "followed_to_two_calls_s": spread(follow_ratios(vllm, requests, Sampling(1.0, 1.0, 0, 4 * tokens))),
+                "verified_sync_s": synced,
+            }
+        )
         for engine in engines.values():
             engine.close()
         del engines, engine, vllm, model
         gc.collect()
     record = {
-        "command": f"python -m benchmarks.rollout {' '.join(arguments)}", "device": device_name(), "cores": os.cpu_count(),
-        "commit": git_commit("benchmarks"), "torch": torch.__version__, "date": time.strftime("%Y-%m-%d"), "results": results,
-    }  # fmt: skip
+        "command": f"python -m benchmarks.rollout {' '.join(arguments)}",
+        "device": device_name(),
+        "cores": os.cpu_count(),
+        "commit": git_commit("benchmarks"),
+        "torch": torch.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+        "results": results,
+    }
     Path(output).write_text(json.dumps(record, indent=1) + "\n")
     print(json.dumps(record, indent=1))
     return 0

@@ -40,7 +40,7 @@ Every command but demo, init, verify, table, report, compare, export, runs, samp
 their options, `expo COMMAND --help GROUP` explains every key of a group, `expo COMMAND --cfg job` shows the config and runs nothing.
 `expo --version`; `eval "$(expo completion)"` completes commands, groups, options and keys in bash.
 Exit codes: 0 done, 2 your mistake, 130/143 stopped by Ctrl-C/SIGTERM, 141 nobody reads the output, 1 anything else.
-"""
+"""  # noqa: E501
 # command -> (module, function); the function takes the typed config.
 COMMANDS = {
     "train": ("expo.commands.train", "train"),
@@ -77,7 +77,8 @@ class RunFailed(Exception):
 
 def main() -> None:
     """Run the command that the process was started with, and exit with its code."""
-    # Every Python that this one starts would look for modules in the working folder first, and run a file there, such as
+    # Every Python that this one starts would look for modules in the working folder first, and run a file there, such
+    # as
     # numbers.py, for the module of that name.
     os.environ["PYTHONSAFEPATH"] = "1"
     if locale.getencoding().lower() not in ("utf-8", "utf8") and not sys.flags.utf8_mode:  # files are UTF-8 everywhere
@@ -105,7 +106,8 @@ def main() -> None:
 
 
 def _at_home(argument: str) -> str:
-    """Return an argument with the user's home folder for the `~/` that its value begins with, which the shell leaves there."""
+    """Return an argument with the user's home folder for the `~/` that its value begins with, which the shell leaves
+    there."""
     return re.sub(r"^([^=]+=)~(?=/)", lambda found: found[1] + os.path.expanduser("~"), argument)
 
 
@@ -253,7 +255,8 @@ def _run_hydra(command: str, arguments: list[str]) -> int:
 
 
 def _score(cfg: Any, command: str) -> float | None:
-    """Return what a sweeper of Hydra's goes by: pass@k of the last evaluation, of the largest k; None where a command has none."""
+    """Return what a sweeper of Hydra's goes by: pass@k of the last evaluation, of the largest k; None where a command
+    has none."""
     from expo.runs.directory import Run
 
     return Run.find(cfg, command).metrics.get(f"pass@{max(cfg.k)}") if command in ("train", "evaluate") else None

@@ -42,13 +42,15 @@ class LoadedRun:
         return run_folder(str(self.dir)).settings
 
     def metrics(self) -> pandas.DataFrame:
-        """Return metrics.jsonl: one row per step done, its scalars and those of its evaluation; empty for an evaluation's directory."""
+        """Return metrics.jsonl: one row per step done, its scalars and those of its evaluation; empty for an
+        evaluation's directory."""
         lines = pandas.DataFrame(read_lines(self.dir))
         # A step's own scalars and its evaluation are two lines.
         return lines.groupby("step", as_index=False).first() if len(lines) else lines
 
     def completions(self, step: int | None = None) -> pandas.DataFrame:
-        """Return every completion of an evaluation, with its problem and verdict. Args: step, steps done; None: the last.
+        """Return every completion of an evaluation, with its problem and verdict. Args: step, steps done; None: the
+        last.
 
         Raises UserError where there is none.
         """
@@ -65,7 +67,8 @@ class LoadedRun:
         return pandas.DataFrame(read_rows(completions_file(self.dir, kind, step)))
 
     def model(self) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-        """Return the finished model and its tokenizer, in evaluation mode. Raises UserError where the run is not finished."""
+        """Return the finished model and its tokenizer, in evaluation mode. Raises UserError where the run is not
+        finished."""
         from expo.config import ModelConf
         from expo.model.policy import load_policy
 
@@ -82,7 +85,8 @@ def load_run(directory: str | Path) -> LoadedRun:
 
 
 def list_runs(output_dir: str | Path = "outputs", *filters: str, sort: str = "run") -> pandas.DataFrame:
-    """Return all runs of an output folder, one per row, as `expo runs` shows them, with all metrics and keys of the config.
+    """Return all runs of an output folder, one per row, as `expo runs` shows them, with all metrics and keys of the
+    config.
 
     Args: filters and sort, as of `expo runs`: "status=done", "pass@4>=0.5", "-pass@4".
     """
@@ -90,7 +94,8 @@ def list_runs(output_dir: str | Path = "outputs", *filters: str, sort: str = "ru
 
 
 def train(*overrides: str) -> LoadedRun:
-    """Make one run, or go on with it, as `expo train` does. Raises UserError for a mistake, RuntimeError where the run fails."""
+    """Make one run, or go on with it, as `expo train` does. Raises UserError for a mistake, RuntimeError where the run
+    fails."""
     return _command("train", train_command, overrides)
 
 

@@ -50,7 +50,8 @@ def warm_python(tmp_path_factory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("warm")
     write_starter(folder)
     line = [sys.executable, Path(__file__).with_name("warm.py"), folder]
-    # A pipe each: the processes' own streams, which may be pipes or files, take over objects that can do what a pipe can.
+    # A pipe each: the processes' own streams, which may be pipes or files, take over objects that can do what a pipe
+    # can.
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     with subprocess.Popen(line, **pipes, start_new_session=True) as server:
         assert any(said.endswith(b"ready\n") for said in server.stdout)
@@ -60,7 +61,8 @@ def warm_python(tmp_path_factory) -> Iterator[str]:
 
 @pytest.fixture
 def warm(warm_python, monkeypatch):
-    """Start expo's processes from one that has imported everything: for tests of what they do, and not of how they start."""
+    """Start expo's processes from one that has imported everything: for tests of what they do, and not of how they
+    start."""
     monkeypatch.setattr(sys, "executable", warm_python)
 
 

@@ -1,6 +1,8 @@
-"""Tensors that pretend to be on an accelerator: the CPU computes, and mixing them with the CPU's is an error, as it is on a GPU.
+"""Tensors that pretend to be on an accelerator: the CPU computes, and mixing them with the CPU's is an error, as it is
+on a GPU.
 
-A mode sees every call of a torch function. It tells tensors on the accelerator by a mark, says of them that their device is ELSEWHERE, marks
+A mode sees every call of a torch function. It tells tensors on the accelerator by a mark, says of them that their
+device is ELSEWHERE, marks
 what comes of them, and raises where the two kinds meet.
 """
 

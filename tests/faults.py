@@ -2,12 +2,17 @@
 
     python tests/faults.py trials=500 seed=0 [jobs=2] [minutes=M] [only=COMMAND]
 
-M minutes at most: the trials that did not begin until then are left out. A third of all trials have what a place may be beside the
-fault, drawn as well: `outputs` or the runs in it are links to elsewhere, or a hostile run lies beside (`tests/hostile.py`).
+M minutes at most: the trials that did not begin until then are left out. A third of all trials have what a place may be
+beside the
+fault, drawn as well: `outputs` or the runs in it are links to elsewhere, or a hostile run lies beside
+(`tests/hostile.py`).
 
-After a fault the same command must lead to what an unbroken one leaves: the same scalars, weights, verdicts, W&B history, explanations,
-and what is removed is removed. Nothing that was finished is made again; no process and no temporary file stays; each process that ends early says why in a few lines,
-without a stack trace. A full or read-only disk needs the right to mount; without it, the size of files is limited instead.
+After a fault the same command must lead to what an unbroken one leaves: the same scalars, weights, verdicts, W&B
+history, explanations,
+and what is removed is removed. Nothing that was finished is made again; no process and no temporary file stays; each
+process that ends early says why in a few lines,
+without a stack trace. A full or read-only disk needs the right to mount; without it, the size of files is limited
+instead.
 
 Each process is forked from this one, which has everything imported: a trial takes seconds instead of half a minute.
 """
@@ -45,9 +50,17 @@ os.environ["WANDB_SILENT"] = "true"
 import psutil
 
 SMALL = [
-    "trainer.max_steps=6", "trainer.checkpoint_every=2", "trainer.problems_per_step=2", "trainer.micro_batch_size=4", "evaluation.every=3",
-    "dataset.eval_limit=3", "rollout.max_completion_tokens=64", "k=[1]", "verifier.workers=1", "output_dir=outputs",
-]  # fmt: skip
+    "trainer.max_steps=6",
+    "trainer.checkpoint_every=2",
+    "trainer.problems_per_step=2",
+    "trainer.micro_batch_size=4",
+    "evaluation.every=3",
+    "dataset.eval_limit=3",
+    "rollout.max_completion_tokens=64",
+    "k=[1]",
+    "verifier.workers=1",
+    "output_dir=outputs",
+]
 TRAIN = ["train", "dataset=ladder", "dataset.levels=[2]", "dataset.limit=40", *SMALL]
 PLAN = """\
 title: two arms
@@ -74,7 +87,13 @@ COMMANDS: dict[str, list[str]] = {
     "wandb": [*TRAIN, "algorithm=grpo", "logger=wandb", "logger.wandb.mode=offline"],
     "evaluate": ["evaluate", "dataset=ladder", *SMALL, "dataset.eval_limit=12", "logger=none"],
     "diagnose": ["diagnose", "dataset=ladder", *SMALL, "diagnose.problems=2", "logger=none"],
-    "pretrain": ["pretrain", "dataset=ladder", "pretrain.max_steps=40", "pretrain.tokens_per_batch=800", "pretrain.output=outputs/base"],
+    "pretrain": [
+        "pretrain",
+        "dataset=ladder",
+        "pretrain.max_steps=40",
+        "pretrain.tokens_per_batch=800",
+        "pretrain.output=outputs/base",
+    ],
     "explain": ["explain", *TRAIN[1:], "algorithm=exp_grpo", "logger=none"],
     "table": ["table", "plan/plan.yaml", "logger=none", *SMALL],
     "fresh": [*TRAIN, "algorithm=exp_grpo", "logger=none", "fresh=true"],
@@ -83,7 +102,7 @@ COMMANDS: dict[str, list[str]] = {
     "runs rm": ["runs", "rm", "RUN", "yes=true"],
     "runs gc": ["runs", "gc", "output_dir=outputs", "yes=true"],
     "verify": [],  # no command: answers judged by workers
-}  # fmt: skip
+}
 OF_A_RUN = ("fresh", "report", "export", "runs rm", "runs gc")  # a finished run is there: that of exp_grpo
 ONCE = ("export", "runs rm")  # refused where it is done already
 PLACES = ("a linked folder", "linked runs", "a foreign run")
@@ -188,7 +207,8 @@ def verify() -> int:
 
 
 def wait(pid: int, until: float | None = None) -> int | None:
-    """Return the exit code, minus the signal of one that was killed; None where it still runs at `until` (monotonic)."""
+    """Return the exit code, minus the signal of one that was killed; None where it still runs at `until`
+    (monotonic)."""
     while True:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
@@ -242,7 +262,8 @@ def orphans(folder: Path, command: str) -> list[str]:
 
 
 def own_files(folder: Path, pattern: str) -> list[Path]:
-    """Return the plain files of a pattern in a trial's folder, through the links that it has, but for those of a foreign run."""
+    """Return the plain files of a pattern in a trial's folder, through the links that it has, but for those of a
+    foreign run."""
     walked = (Path(at, name) for at, _, names in os.walk(folder, followlinks=True) for name in names)
     found = {path.resolve(): path for path in walked if path.match(pattern) and path.is_file()}
     return sorted(path for path in found.values() if FOREIGN not in str(path) and ".locks" not in path.parts)
@@ -261,7 +282,8 @@ def result(command: str, folder: Path) -> Any:
         lines = [json.loads(line) for line in path.open()]
         found[f"{path.parent.name} scalars"] = [without_clocks(line) for line in lines]
         if (path.parent / "wandb").is_dir():
-            # In a process of its own: each that is forked from one that has W&B would remove the others' temporary files.
+            # In a process of its own: each that is forked from one that has W&B would remove the others' temporary
+            # files.
             read = [sys.executable, "-c", HISTORY, str(path.parent)]
             history = json.loads(subprocess.run(read, capture_output=True, check=True).stdout)
             found[f"{path.parent.name} wandb"] = [without_clocks(line) for line in history]
@@ -319,7 +341,8 @@ def flip_byte(folder: Path, rng: random.Random) -> str | None:
 
 @contextlib.contextmanager
 def disk(folder: Path, free_kib: int) -> Iterator[Path]:
-    """Put a disk with that much room under what a command writes, which comes back to the folder at the end. Gives its place."""
+    """Put a disk with that much room under what a command writes, which comes back to the folder at the end. Gives its
+    place."""
     linked, kept = folder / "elsewhere", folder / "kept"
     place = linked if linked.is_dir() else folder / "outputs"
     place.mkdir(exist_ok=True)
@@ -575,7 +598,8 @@ class Harness:
             trial.wrong.append("what was finished was made again")
 
     def follow(self, trial: Trial, folder: Path) -> bool:
-        """Do what a line of expo's says: remove the file or folder that it names; make the run again that a command works on."""
+        """Do what a line of expo's says: remove the file or folder that it names; make the run again that a command
+        works on."""
         line = trial.said[-1]
         paths = [folder / name.rstrip(".,;:") for name in re.findall(r"(?:outputs|elsewhere)/[\w./+=-]+", line)]
         for path in (

@@ -2,10 +2,13 @@
 
     python tests/hostile.py [only=NAME] [pairs=N] [minutes=M] [seed=0]
 
-N of all pairs, or as many as fit into M minutes, drawn by the seed: first each directory once, with the commands in turn.
+N of all pairs, or as many as fit into M minutes, drawn by the seed: first each directory once, with the commands in
+turn.
 
-Each pair must end within seconds and little memory, with exit code 0 or 2 (1: a W&B server that is not there), without a stack trace, in one
-line where it is refused; it runs nothing of the directory and writes nothing outside; and `expo runs` must list the good run beside.
+Each pair must end within seconds and little memory, with exit code 0 or 2 (1: a W&B server that is not there), without
+a stack trace, in one
+line where it is refused; it runs nothing of the directory and writes nothing outside; and `expo runs` must list the
+good run beside.
 """
 
 import contextlib
@@ -133,15 +136,43 @@ HOSTILE: dict[str, Callable[[Path], None]] = {
     "yaml: a link to itself": instead("config.yaml", lambda p: p.symlink_to(p)),
     **{
         f"config: {key} is {name}": setting(key, value)
-        for key in ("name", "seed", "dataset", "dataset.name", "dataset.path", "model", "model.path", "k", "trainer.max_steps", "differs", "output_dir")
-        for name, value in {"a list": "[[1], {a: b}]", "null": "null", "10^400": "1" + "0" * 400, "an empty map": "{}", "markup": "'[/red][link=x]\\e[2J'"}.items()
+        for key in (
+            "name",
+            "seed",
+            "dataset",
+            "dataset.name",
+            "dataset.path",
+            "model",
+            "model.path",
+            "k",
+            "trainer.max_steps",
+            "differs",
+            "output_dir",
+        )
+        for name, value in {
+            "a list": "[[1], {a: b}]",
+            "null": "null",
+            "10^400": "1" + "0" * 400,
+            "an empty map": "{}",
+            "markup": "'[/red][link=x]\\e[2J'",
+        }.items()
     },
     # summary.json
-    **{f"summary: {key} is {name}": summary(**{key: value}) for key in ("status", "metrics", "wall_s", "seed", "versions", "data", "collapses", "name")
-       for name, value in SHAPES.items()},
-    **{f"summary: a metric is {name}": summary(metrics={"pass@1": value, "pass@1_lo": value, "pass@1_hi": 1}) for name, value in SHAPES.items()},
-    "summary: 10^400": text("summary.json", '{"status": "done", "name": "x", "seed": 0, "metrics": {"pass@4": 1' + "0" * 400 + "}}"),
-    "summary: 1e400": text("summary.json", '{"status": "done", "name": "x", "seed": 0, "metrics": {"pass@4": 1e400}, "wall_s": 1e400}'),
+    **{
+        f"summary: {key} is {name}": summary(**{key: value})
+        for key in ("status", "metrics", "wall_s", "seed", "versions", "data", "collapses", "name")
+        for name, value in SHAPES.items()
+    },
+    **{
+        f"summary: a metric is {name}": summary(metrics={"pass@1": value, "pass@1_lo": value, "pass@1_hi": 1})
+        for name, value in SHAPES.items()
+    },
+    "summary: 10^400": text(
+        "summary.json", '{"status": "done", "name": "x", "seed": 0, "metrics": {"pass@4": 1' + "0" * 400 + "}}"
+    ),
+    "summary: 1e400": text(
+        "summary.json", '{"status": "done", "name": "x", "seed": 0, "metrics": {"pass@4": 1e400}, "wall_s": 1e400}'
+    ),
     "summary: 10^5000": text("summary.json", '{"seed": 1' + "0" * 5000 + "}"),
     "summary: half an interval": summary(metrics={"pass@1": 0.5, "pass@1_lo": 0.1}),
     "summary: a long name of a metric": summary(metrics={"pass@" + "9" * 6000: 0.5}),
@@ -157,11 +188,20 @@ HOSTILE: dict[str, Callable[[Path], None]] = {
     "summary: a folder": instead("summary.json", Path.mkdir),
     "summary: a link to zeros": instead("summary.json", lambda p: p.symlink_to("/dev/zero")),
     "summary: markup": summary(name="[/red]", device="[link=x]y", git="\x1b[2J", reason="[/]"),
-    **{f"summary: no {key}": without(key) for key in ("status", "name", "seed", "metrics", "git", "device", "versions", "wall_s", "identity", "problems")},
+    **{
+        f"summary: no {key}": without(key)
+        for key in ("status", "name", "seed", "metrics", "git", "device", "versions", "wall_s", "identity", "problems")
+    },
     # metrics.jsonl
-    "metrics: a line of 200 MiB": instead("metrics.jsonl", lambda p: p.write_text('{"step": 1, "x": "' + "x" * 200 * 2**20)),
-    "metrics: other shapes": more("metrics.jsonl", '{"step": 9, "reward/mean": "x"}\n{"step": 9, "loss/total": [1]}\n{"step": true}\n[1]\n7\n'),
-    "metrics: large numbers": more("metrics.jsonl", '{"step": 1' + "0" * 400 + '}\n{"step": 9, "reward/mean": 1' + "0" * 400 + "}\n"),
+    "metrics: a line of 200 MiB": instead(
+        "metrics.jsonl", lambda p: p.write_text('{"step": 1, "x": "' + "x" * 200 * 2**20)
+    ),
+    "metrics: other shapes": more(
+        "metrics.jsonl", '{"step": 9, "reward/mean": "x"}\n{"step": 9, "loss/total": [1]}\n{"step": true}\n[1]\n7\n'
+    ),
+    "metrics: large numbers": more(
+        "metrics.jsonl", '{"step": 1' + "0" * 400 + '}\n{"step": 9, "reward/mean": 1' + "0" * 400 + "}\n"
+    ),
     "metrics: NaN": more("metrics.jsonl", '{"step": 9, "reward/mean": NaN, "pass@4": Infinity}\n'),
     "metrics: not UTF-8": more("metrics.jsonl", "\udcff" if False else "\x80\n"),
     "metrics: a fifo": instead("metrics.jsonl", os.mkfifo),
@@ -179,10 +219,30 @@ HOSTILE: dict[str, Callable[[Path], None]] = {
     "completions: a folder": instead("completions/eval-step000002.parquet", Path.mkdir),
     "completions: a file": instead("completions", lambda p: p.write_text("x")),
     "completions: other columns": lambda run: [_table(path, [{"x": 1}]) for path in run.glob("completions/*.parquet")],  # type: ignore[return-value,func-returns-value]
-    "completions: other kinds": lambda run: [_table(path, [{"problem": [1], "verdict": 5, "level": "x", "question": None, "answer": 2.5,
-        "completion": None, "positive": 3, "subject": 4}]) for path in run.glob("completions/*.parquet")],  # type: ignore[return-value,func-returns-value]
-    "completions: far steps": lambda run: shutil.copy(next(run.glob("completions/eval*")), run / f"completions/eval-step{'9' * 50}.parquet"),  # type: ignore[return-value,func-returns-value]
-    "model: auto_map": lambda run: _model(run, auto_map={"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"}, model_type="evil"),
+    "completions: other kinds": lambda run: [
+        _table(
+            path,
+            [
+                {
+                    "problem": [1],
+                    "verdict": 5,
+                    "level": "x",
+                    "question": None,
+                    "answer": 2.5,
+                    "completion": None,
+                    "positive": 3,
+                    "subject": 4,
+                }
+            ],
+        )
+        for path in run.glob("completions/*.parquet")
+    ],  # type: ignore[return-value,func-returns-value]
+    "completions: far steps": lambda run: shutil.copy(
+        next(run.glob("completions/eval*")), run / f"completions/eval-step{'9' * 50}.parquet"
+    ),  # type: ignore[return-value,func-returns-value]
+    "model: auto_map": lambda run: _model(
+        run, auto_map={"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"}, model_type="evil"
+    ),
     "model: config is a list": text("checkpoints/final/config.json", "[1]"),
     "model: config of many brackets": text("checkpoints/final/config.json", "[" * 200_000),
     "model: adapter is a list": text("checkpoints/final/adapter_config.json", "[1]"),
@@ -198,7 +258,7 @@ HOSTILE: dict[str, Callable[[Path], None]] = {
     "wandb: a fifo": lambda run: _offline(run, None),
     "lock: a fifo": instead(".lock", os.mkfifo),
     "lock: a folder": instead(".lock", Path.mkdir),
-}  # fmt: skip
+}
 
 
 def _table(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -238,11 +298,18 @@ def commands(run: str, good: str) -> dict[str, list[str]]:
         "report alone": ["report", run],
         "compare": ["compare", run, good],
         "export": ["export", run, "output=exported"],
-        "evaluate": ["evaluate", f"run={run}", "dataset.eval_limit=2", "k=[1]", "logger=none", "rollout.max_completion_tokens=4"],
+        "evaluate": [
+            "evaluate",
+            f"run={run}",
+            "dataset.eval_limit=2",
+            "k=[1]",
+            "logger=none",
+            "rollout.max_completion_tokens=4",
+        ],
         "train": ["train", f"run={run}", "trainer.stop_after=1", "logger=none"],
         "config": ["train", f"run={run}", "--cfg", "job"],
         "wandb sync": ["wandb", "sync", "out"],
-    }  # fmt: skip
+    }
 
 
 def limited() -> None:
@@ -255,7 +322,8 @@ def limited() -> None:
 
 
 def pair(folder: Path, name: str, command: list[str], log: Path, codes: tuple[int, ...] = (0, 1, 2)) -> str:
-    """Run one command in the folder. Returns what is wrong; "" where nothing is. Args: codes, exit codes that it may end with."""
+    """Run one command in the folder. Returns what is wrong; "" where nothing is. Args: codes, exit codes that it may
+    end with."""
     pid = launch(command, folder, log, limited)
     code = wait(pid, time.monotonic() + LONGEST_S)
     if code is None:

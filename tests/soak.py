@@ -1,8 +1,10 @@
 """Long runs and large ones: memory, file handles and processes over time, printed as slopes and ranges.
 
-    python tests/soak.py [part=train|report|evaluate|verify] [steps=20000] [problems=100000] [answers=10000] [root=FOLDER]
+    python tests/soak.py [part=train|report|evaluate|verify] [steps=20000] [problems=100000] [answers=10000]
+    [root=FOLDER]
 
-Prints one line of JSON for each part, and ends with 1 where memory grows, something is left open, or a look takes too long.
+Prints one line of JSON for each part, and ends with 1 where memory grows, something is left open, or a look takes too
+long.
 """
 
 import json
@@ -49,17 +51,23 @@ class Busy:
         hanging = [r"\\boxed{9^{9^{9^{9}}}+1}"] if self.calls % 500 == 0 else []
         VERIFIER.verify([r"\\boxed{\\frac{1}{2}}", r"\\boxed{\\sqrt{3}}", *hanging], ["0.5", "2", *("12" for _ in hanging)])
         return [float(len(r.text) % 2) for r in rollouts]
-'''
+'''  # noqa: E501
 TINY = [
-    "dataset=ladder", "dataset.levels=[3]", "trainer.problems_per_step=1", "algorithm.group_size=2", "trainer.micro_batch_size=2", "k=[1]",
+    "dataset=ladder",
+    "dataset.levels=[3]",
+    "trainer.problems_per_step=1",
+    "algorithm.group_size=2",
+    "trainer.micro_batch_size=2",
+    "k=[1]",
     "rollout.max_completion_tokens=6",
-]  # fmt: skip
+]
 
 
 def watch(
     line: list[str], folder: Path, done: Callable[[], float], stop_at: float = float("inf")
 ) -> tuple[int, list[dict[str, float]]]:
-    """Run expo and look at its processes every second. Returns the exit code and (done, MiB, file handles, processes) over time.
+    """Run expo and look at its processes every second. Returns the exit code and (done, MiB, file handles, processes)
+    over time.
 
     Args: done, how much is done; stop_at, how much, before it is killed.
     """
@@ -104,9 +112,10 @@ def told(looks: list[dict[str, float]], per: float) -> dict[str, Any]:
         else 0.0
     )
     return {
-        "MiB at half and end": [round(half[0]["mib"]), round(half[-1]["mib"])], f"MiB per {per:g}": round(slope * per, 3),
+        "MiB at half and end": [round(half[0]["mib"]), round(half[-1]["mib"])],
+        f"MiB per {per:g}": round(slope * per, 3),
         **{name: [min(x[name] for x in half), max(x[name] for x in half)] for name in ("handles", "processes")},
-    }  # fmt: skip
+    }
 
 
 def train(folder: Path, steps: int) -> tuple[dict[str, Any], bool]:
@@ -116,8 +125,18 @@ def train(folder: Path, steps: int) -> tuple[dict[str, Any], bool]:
         return sum(1 for path in folder.glob("outputs/ladder/*/metrics.jsonl") for _ in path.open("rb"))
 
     start = time.monotonic()
-    line = ["train", "algorithm=grpo", *TINY, f"trainer.max_steps={steps}", "reward=busy", f"evaluation.every={steps // 20}", "dataset.eval_limit=8",
-        f"trainer.checkpoint_every={steps // 40}", "logger=wandb", "logger.wandb.mode=offline"]  # fmt: skip
+    line = [
+        "train",
+        "algorithm=grpo",
+        *TINY,
+        f"trainer.max_steps={steps}",
+        "reward=busy",
+        f"evaluation.every={steps // 20}",
+        "dataset.eval_limit=8",
+        f"trainer.checkpoint_every={steps // 40}",
+        "logger=wandb",
+        "logger.wandb.mode=offline",
+    ]
     code, looks = watch(line, folder, done)
     found = told(looks, 1000) | {"steps": steps, "seconds": round(time.monotonic() - start), "exit code": code}
     flat = abs(found["MiB per 1000"]) < 1.0
@@ -195,8 +214,12 @@ def verify(folder: Path, answers: int) -> tuple[dict[str, Any], bool]:
     with Verifier(VerifierConf(workers=2, timeout_s=0.2)) as verifier:
         looks = [batch(answers // 10) for _ in range(10)]
     rates = [round(answers / 10 / seconds, 1) for seconds, _ in looks]
-    found = {"answers": answers, "seconds": round(sum(s for s, _ in looks)), "answers per second, least and most": [min(rates), max(rates)],
-        "MiB first and last": [round(looks[0][1]), round(looks[-1][1])]}  # fmt: skip
+    found = {
+        "answers": answers,
+        "seconds": round(sum(s for s, _ in looks)),
+        "answers per second, least and most": [min(rates), max(rates)],
+        "MiB first and last": [round(looks[0][1]), round(looks[-1][1])],
+    }
     return found, min(rates) > max(rates) / 2 and looks[-1][1] - looks[0][1] < 20
 
 

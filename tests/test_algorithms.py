@@ -32,7 +32,8 @@ SMALL = [
 ]
 
 
-# Every scalar of two steps of every algorithm, as one machine makes it. GOLDEN=make pytest -n 0 tests/test_algorithms.py -k every_algorithm
+# Every scalar of two steps of every algorithm, as one machine makes it. GOLDEN=make pytest -n 0
+# tests/test_algorithms.py -k every_algorithm
 # makes it anew, in a commit that says why a scalar changes.
 GOLDEN = Path(__file__).with_name("golden_scalars.json")
 
@@ -59,10 +60,31 @@ def run(tmp_path, *overrides):
 
 def test_the_matrix_of_the_paper_and_its_rivals_is_there():
     assert {
-        "sft", "exp_sft", "star", "exp_dpo_offline", "exp_dpo_online", "dpo_expert_offline", "dpo_expert_online", "grpo",
-        "grpo_sft_gt_cot", "exp_grpo", "dr_grpo", "dapo", "gspo", "rloo", "luffy", "nurl", "pope", "opsd", "opsd_answer", "op2sd",
-        "sdpo", "sdpg", "rlcsd", "exp_grpo_distill",
-    } <= set(ALGORITHMS)  # fmt: skip
+        "sft",
+        "exp_sft",
+        "star",
+        "exp_dpo_offline",
+        "exp_dpo_online",
+        "dpo_expert_offline",
+        "dpo_expert_online",
+        "grpo",
+        "grpo_sft_gt_cot",
+        "exp_grpo",
+        "dr_grpo",
+        "dapo",
+        "gspo",
+        "rloo",
+        "luffy",
+        "nurl",
+        "pope",
+        "opsd",
+        "opsd_answer",
+        "op2sd",
+        "sdpo",
+        "sdpg",
+        "rlcsd",
+        "exp_grpo_distill",
+    } <= set(ALGORITHMS)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -169,8 +191,13 @@ def test_a_star_round_begins_from_the_base_weights(tmp_path):
 @pytest.mark.runs
 def test_the_average_teacher_of_sdpo_follows_the_policy_and_is_in_the_checkpoint(tmp_path):
     directory, _ = run(
-        tmp_path, "trainer.max_steps=2", "algorithm=sdpo", "dataset=ladder", "dataset.levels=[1]", "optimizer.learning_rate=1e-2"
-    )  # fmt: skip
+        tmp_path,
+        "trainer.max_steps=2",
+        "algorithm=sdpo",
+        "dataset=ladder",
+        "dataset.levels=[1]",
+        "optimizer.learning_rate=1e-2",
+    )
     from expo.model.policy import load_policy
     from expo.training.checkpoints import newest_checkpoint
 

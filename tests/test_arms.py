@@ -100,7 +100,10 @@ def test_a_file_that_was_renamed_holds_out_other_rows_and_is_another_run(tmp_pat
     shutil.copy(math_file, renamed)
     cfgs = [compose_config("dataset=math", f"dataset.path={f}", "dataset.eval_limit=3") for f in (math_file, renamed)]
     assert identity(cfgs[0]) != identity(cfgs[1])
-    whole = [compose_config("dataset=math", f"dataset.path={f}", f"dataset.eval_path={f}", "dataset.eval_limit=null") for f in (math_file, renamed)]  # fmt: skip
+    whole = [
+        compose_config("dataset=math", f"dataset.path={f}", f"dataset.eval_path={f}", "dataset.eval_limit=null")
+        for f in (math_file, renamed)
+    ]
     assert identity(whole[0]) == identity(whole[1])  # all rows are taken: the name changes nothing
     with Verifier(cfgs[0].verifier) as verifier:
         held_out, other = (build(cfg.dataset, verifier).evaluation() for cfg in cfgs)

@@ -218,7 +218,7 @@ def test_a_lora_policy_explains_as_its_initial_self_without_a_copy(tmp_path, mon
         (True, "positives.weight=0.5"), (True, "optimizer.learning_rate=1e-5"), (True, "algorithm.group_size=16"),
         (True, "trainer.max_steps=7"), (True, "positives.filters=[]"), (True, "algorithm=star"),
         (False, "seed=1"), (False, "positives.samples=2"), (False, "trainer.problems_per_step=8"),
-        (False, "rollout.temperature=0.9"), (False, "prompts.explain='{question} {answer}'"), (False, "model=random_tiny"),
+        (False, "rollout.temperature=0.9"), (False, "prompts.explain='{question} " "{answer}'"), (False, "model=random_tiny"),  # noqa: E501
         (False, "dataset.limit=100"), (False, "positives=shuffled_answer"), (False, "rollout.max_completion_tokens=70"),
         (False, "hints=self_made"), (True, "hints=expert_prefix"),
     ],

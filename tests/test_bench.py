@@ -145,7 +145,7 @@ def test_a_lead_that_has_shrunk_fails_and_seconds_do_not_matter(tmp_path, capsys
 
 @pytest.mark.parametrize(
     ("argument", "told"),
-    [("cases=z", "no such case"), ("grow=z", "no such grow; use some of rows"), ("turns=0", "not a number of steps"), ("nonsense", "not an option"),
+    [("cases=z", "no such case"), ("grow=z", "no such grow; use some of rows"), ("turns=0", "not a number of steps"), ("nonsense", "not an option"),  # noqa: E501
      ("data=/nowhere.jsonl", "cannot be read")],
 )  # fmt: skip
 def test_a_mistake_is_one_line(argument, told):

@@ -1,4 +1,5 @@
-"""`expo compare`: pairs, differences, problems gained and lost, tokens to reach a rate; in the terminal and on a page."""
+"""`expo compare`: pairs, differences, problems gained and lost, tokens to reach a rate; in the terminal and on a
+page."""
 
 import json
 from dataclasses import replace
@@ -14,9 +15,18 @@ from expo.report.page import RunData
 def rows(**right):
     """Two samples of each problem, of which so many are right."""
     return [
-        {"problem": p, "level": 5, "sample": i, "question": f"{p}?", "answer": "1", "completion": f"{p}{i}", "verdict": "correct" if i < n else "incorrect"}
-        for p, n in right.items() for i in range(2)
-    ]  # fmt: skip
+        {
+            "problem": p,
+            "level": 5,
+            "sample": i,
+            "question": f"{p}?",
+            "answer": "1",
+            "completion": f"{p}{i}",
+            "verdict": "correct" if i < n else "incorrect",
+        }
+        for p, n in right.items()
+        for i in range(2)
+    ]
 
 
 def run(arm, seed, lines=(), **right):
@@ -96,7 +106,18 @@ def test_a_run_that_is_not_finished_is_left_out_and_named():
 
 def test_more_samples_of_one_arm_gain_no_problems():
     def sampled(arm, right):
-        rows = [{"problem": "p", "level": 1, "sample": i, "question": "p?", "answer": "1", "completion": "", "verdict": "correct" if i in right else "incorrect"} for i in range(right[-1] + 1)]  # fmt: skip
+        rows = [
+            {
+                "problem": "p",
+                "level": 1,
+                "sample": i,
+                "question": "p?",
+                "answer": "1",
+                "completion": "",
+                "verdict": "correct" if i in right else "incorrect",
+            }
+            for i in range(right[-1] + 1)
+        ]
         return Arm.of(arm, [RunData(arm, 0, {}, (), rows, ())])
 
     few, many = sampled("few", [1]), sampled("many", [5])

@@ -188,7 +188,8 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(monkeypatch, capsys, tmp_pa
     ],
 )
 def test_the_sampler_is_corrected_where_it_rounds_otherwise_than_the_trainer(overrides, chosen):
-    """Of a healthy 16-bit engine, 7.5 % of tokens have a probability that is a tenth off; the same engine has none of them."""
+    """Of a healthy 16-bit engine, 7.5 % of tokens have a probability that is a tenth off; the same engine has none of
+    them."""
     cfg = compose_config("dataset=ladder", "algorithm=grpo", *overrides.split())
     assert cfg.algorithm.sampler_correction == chosen
     given = [o for o in overrides.split() if "sampler" not in o]
@@ -226,8 +227,12 @@ COMPREPLY=(); COMP_CWORD=2 COMP_LINE="expo demo se"; _expo; echo "nothing ${{COM
 '''
     done = subprocess.run(["bash", "-c", source], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [
-        "complete -o default -o nospace -F _expo expo", "evaluate", "algorithm=grpo_sft_gt_cot", "evaluation.greedy=", "nothing ",
-    ]  # fmt: skip
+        "complete -o default -o nospace -F _expo expo",
+        "evaluate",
+        "algorithm=grpo_sft_gt_cot",
+        "evaluation.greedy=",
+        "nothing ",
+    ]
 
 
 def test_the_ladder_reads_no_file(monkeypatch, capsys, tmp_path, math_file):
@@ -261,8 +266,8 @@ def test_the_home_folder_is_where_it_is(monkeypatch, capsys, tmp_path, math_file
 @pytest.mark.parametrize(
     ("prompt", "meant"),
     [
-        (r"{question}\nThink.", True), (r"{question}\n\nThink", True), (r"{question}: \nnow", True), (r"{question}\n", True),
-        ("{question}\nThink.", False), (r"{question} with $a \neq b$, $\nu$, \nabla_x, $3 \nmid x$", False), ("{question}", False),
+        (r"{question}\nThink.", True), (r"{question}\n\nThink", True), (r"{question}: \nnow", True), (r"{question}\n", True),  # noqa: E501
+        ("{question}\nThink.", False), (r"{question} with $a \neq b$, " r"$\nu$, " r"\nabla_x, " r"$3 " r"\nmid " r"x$", False), ("{question}", False),  # noqa: E501
     ],
 )  # fmt: skip
 def test_a_backslash_and_an_n_in_a_prompt_are_said(capsys, prompt, meant):
@@ -377,8 +382,18 @@ def test_help_and_config_errors_load_nothing_heavy():
 @pytest.mark.runs
 def test_identity_changes_with_what_changes_the_result_only(math_file):
     base = config.identity(compose_config())
-    same = ["trainer.checkpoint_every=7", "trainer.stop_after=3", "trainer.micro_batch_size=1", "verifier.workers=1",
-            "output_dir=elsewhere", "logger=wandb", "fresh=true", "trainer.threads=1", "name=other", "prompts.judge=x",]  # fmt: skip
+    same = [
+        "trainer.checkpoint_every=7",
+        "trainer.stop_after=3",
+        "trainer.micro_batch_size=1",
+        "verifier.workers=1",
+        "output_dir=elsewhere",
+        "logger=wandb",
+        "fresh=true",
+        "trainer.threads=1",
+        "name=other",
+        "prompts.judge=x",
+    ]
     server = [
         ("rollout=vllm_server", *o)
         for o in ([], ["rollout.device=1"], ["rollout.transfer=nccl"], ["rollout.merge_lora=true"])
@@ -433,8 +448,15 @@ def test_pairs_are_shared_by_what_does_not_change_them_only():
         "k=[1]",
         "algorithm.rejected=wrong",
     ]
-    other = ["seed=1", "rollout.temperature=0.9", "algorithm.group_size=2", "trainer.max_steps=7", "trainer.precision=bf16-mixed",
-             "positives.explainer=current", "algorithm.pairs_every=3"]  # fmt: skip
+    other = [
+        "seed=1",
+        "rollout.temperature=0.9",
+        "algorithm.group_size=2",
+        "trainer.max_steps=7",
+        "trainer.precision=bf16-mixed",
+        "positives.explainer=current",
+        "algorithm.pairs_every=3",
+    ]
     assert {config.pairs_identity(compose_config("algorithm=exp_dpo_offline", o)) for o in same} == {base}
     assert base not in {config.pairs_identity(compose_config("algorithm=exp_dpo_offline", o)) for o in other}
 

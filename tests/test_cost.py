@@ -128,7 +128,18 @@ def test_the_cache_is_what_decoding_keeps(precision, monkeypatch):
     assert of_memory.engine(Work.of(cfg, 1))["cache"] == pytest.approx(kept, rel=0.1)
 
 
-TOY = Device("toy", 1e9, {"float32": 1e6}, 1e4, 1e3, training=1.0, thin=0.5, reading=1.0, layer_s={"transformers": 2.0, "vllm": 0.0}, reserved=0.0)  # fmt: skip
+TOY = Device(
+    "toy",
+    1e9,
+    {"float32": 1e6},
+    1e4,
+    1e3,
+    training=1.0,
+    thin=0.5,
+    reading=1.0,
+    layer_s={"transformers": 2.0, "vllm": 0.0},
+    reserved=0.0,
+)
 
 
 def test_seconds_of_decoding_by_hand():
@@ -292,7 +303,15 @@ def test_a_plan_for_this_machine_measures_it(capsys):
 
 
 def test_a_shape_counts_a_tied_head_once():
-    config = Qwen2Config(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=500, tie_word_embeddings=True)  # fmt: skip
+    config = Qwen2Config(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=500,
+        tie_word_embeddings=True,
+    )
     tied, untied = shape_of(config), shape_of(Qwen2Config(**(config.to_dict() | {"tie_word_embeddings": False})))
     assert untied.parameters - tied.parameters == 500 * 64
     assert untied.in_layers == tied.in_layers == tied.parameters - 500 * 64

@@ -28,9 +28,18 @@ from expo.jobs.wiring import load_model
 from expo.model.policy import load_policy
 
 SMALL = [
-    "algorithm=exp_dpo_offline", "dataset=ladder_level5", "trainer.max_steps=2", "evaluation.every=0", "trainer.problems_per_step=2",
-    "dataset.limit=8", "dataset.eval_limit=2", "rollout.max_completion_tokens=8", "k=[1]", "logger=none", "positives.filters=[]",
-]  # fmt: skip
+    "algorithm=exp_dpo_offline",
+    "dataset=ladder_level5",
+    "trainer.max_steps=2",
+    "evaluation.every=0",
+    "trainer.problems_per_step=2",
+    "dataset.limit=8",
+    "dataset.eval_limit=2",
+    "rollout.max_completion_tokens=8",
+    "k=[1]",
+    "logger=none",
+    "positives.filters=[]",
+]
 
 
 # --- a model's folder
@@ -264,9 +273,9 @@ def test_no_key_takes_an_absurd_number():
 @pytest.mark.parametrize(
     "override",
     [
-        "positives.weight=1e30", "rollout.temperature=1e-30", "model.lora_alpha=-1", "positives.min_logp=nan", "optimizer.warmup_steps=-1",
-        "verifier.workers=100000", "verifier.timeout_s=1e7", "optimizer.learning_rate=inf", "trainer.micro_batch_size=0", "dataset.levels=[[1]]",
-        "k=[[1]]", "seed=99999999999999999999", "algorithm.group_size=9999999999", "dataset.limit=100000000", f"trainer.max_steps={LARGEST + 1}",
+        "positives.weight=1e30", "rollout.temperature=1e-30", "model.lora_alpha=-1", "positives.min_logp=nan", "optimizer.warmup_steps=-1",  # noqa: E501
+        "verifier.workers=100000", "verifier.timeout_s=1e7", "optimizer.learning_rate=inf", "trainer.micro_batch_size=0", "dataset.levels=[[1]]",  # noqa: E501
+        "k=[[1]]", "seed=99999999999999999999", "algorithm.group_size=9999999999", "dataset.limit=100000000", f"trainer.max_steps={LARGEST + 1}",  # noqa: E501
         "rollout.max_completion_tokens=99999999",
     ],
 )  # fmt: skip

@@ -478,8 +478,10 @@ def test_chat_messages_are_messages(tmp_path):
     problems, skipped = read_own(tmp_path, rows)
     assert [(p.earlier, p.question) for p in problems] == [((("system", "Be brief."),), "1 + 1?"), ((), "2 + 2?")]
     assert skipped == {
-        "the last message is not the user's": [3], "the content of a message is no text": [4], "a list that is no chat messages": [5],
-    }  # fmt: skip
+        "the last message is not the user's": [3],
+        "the content of a message is no text": [4],
+        "a list that is no chat messages": [5],
+    }
 
 
 def test_rows_of_verl_and_trl_are_read_as_they_are(tmp_path):

@@ -1,4 +1,5 @@
-"""One run on several devices: the same completions, metrics and weights as on one. Here they are processes on the CPU."""
+"""One run on several devices: the same completions, metrics and weights as on one. Here they are processes on the
+CPU."""
 
 import copy
 import errno
@@ -39,7 +40,8 @@ from expo.step.positives.bank import fingerprint
 from expo.tables.launch import own_gpus
 from expo.verifier.pool import Verifier
 
-# Level 2, where the base policy is right sometimes: every stream is busy. And AdamW's ε of 1e-6, for it divides a gradient by
+# Level 2, where the base policy is right sometimes: every stream is busy. And AdamW's ε of 1e-6, for it divides a
+# gradient by
 # its size: one that is nothing but rounding would move its weight as far as any other.
 LADDER = ["dataset=ladder", "dataset.levels=[2]", "trainer.accelerator=cpu", "evaluation.every=2", "optimizer.eps=1e-6"]
 STRATEGIES = ["ddp", "fsdp"]

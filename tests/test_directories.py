@@ -1,4 +1,5 @@
-"""Run directories that are links, hold links, lost a file, or are worked on: nothing outside of them changes, and nothing old counts."""
+"""Run directories that are links, hold links, lost a file, or are worked on: nothing outside of them changes, and
+nothing old counts."""
 
 import json
 import os

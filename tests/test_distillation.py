@@ -1,4 +1,5 @@
-"""The distilling update against its formula, row by row in float64 on unpadded rows; what a teacher sees, and who it is."""
+"""The distilling update against its formula, row by row in float64 on unpadded rows; what a teacher sees, and who it
+is."""
 
 import copy
 import math
@@ -73,7 +74,8 @@ def row_distribution(model, prompt, ids):
 
 
 def compare(made, policy, loss_of, updates=1, e=None):
-    """Check every update's gradients and the sum of losses against `loss_of(update, double)`. Args: policy, as it was before."""
+    """Check every update's gradients and the sum of losses against `loss_of(update, double)`. Args: policy, as it was
+    before."""
     double, total = copy.deepcopy(policy).double(), 0.0
     sums = made.update(e or experience(beta=0.0))
     assert len(made.gradients) == updates
@@ -245,7 +247,8 @@ def test_a_rollout_with_nothing_to_show_costs_no_pass_and_counts_in_the_weights(
 
 
 def test_a_mean_over_tokens_is_one_over_the_guided_tokens(models):  # noqa: F811
-    """As in verl, where the mask of the mean is that of the guided tokens: unguided rollouts make no gradient smaller."""
+    """As in verl, where the mask of the mean is that of the guided tokens: unguided rollouts make no gradient
+    smaller."""
     reference = copy.deepcopy(models[1]).double()
     made = module(
         copy.deepcopy(models[0]), models[1], seen=[SEEN[0], None, SEEN[2]], teacher="initial", aggregation="token_mean"
@@ -254,9 +257,12 @@ def test_a_mean_over_tokens_is_one_over_the_guided_tokens(models):  # noqa: F811
     def loss(update, double):
         guided = [0, 1, 4, 5]
         apart = [
-            jsd(row_distribution(double, PROMPTS[i // 2], ROLLOUTS[i]), row_distribution(reference, SEEN[i // 2], ROLLOUTS[i]).detach())
+            jsd(
+                row_distribution(double, PROMPTS[i // 2], ROLLOUTS[i]),
+                row_distribution(reference, SEEN[i // 2], ROLLOUTS[i]).detach(),
+            )
             for i in guided
-        ]  # fmt: skip
+        ]
         return torch.cat(apart).mean()
 
     compare(made, models[0], loss)

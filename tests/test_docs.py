@@ -1,4 +1,5 @@
-"""What the README and docs/ tell people to type works: every command composes, and the tutorial is followed literally."""
+"""What the README and docs/ tell people to type works: every command composes, and the tutorial is followed
+literally."""
 
 import importlib.util
 import json
@@ -136,7 +137,7 @@ def test_the_recipes_for_wandb_run(line, tmp_path, monkeypatch, capsys):
 def test_keys_that_pages_name_are_keys():
     known = (ROOT / "docs" / "keys.md").read_text()
     metrics = ("algorithm._target_", "logger._target_", "hydra.", "trainer.fit")
-    groups = "algorithm|dataset|diagnose|evaluation|hints|logger|model|optimizer|positives|pretrain|prompts|rollout|trainer|verifier"
+    groups = "algorithm|dataset|diagnose|evaluation|hints|logger|model|optimizer|positives|pretrain|prompts|rollout|trainer|verifier"  # noqa: E501
     for name, text in TEXTS.items():
         for key in set(re.findall(rf"`((?:{groups})\.[a-z0-9_.]+)", text)):
             assert f"`{key}`" in known or f"`{key}." in known or key.startswith(metrics), f"{name}: {key}"
@@ -196,7 +197,7 @@ def test_the_tutorial_is_followed_literally(tmp_path):
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr
     for told in (
-        "1 (line 7): the answer is a sentence", "1 (line 8): no column 'result'", "1 (line 302): not JSON", "asked twice",
+        "1 (line 7): the answer is a " "sentence", "1 (line 8): no column 'result'", "1 (line 302): not JSON", "asked twice",  # noqa: E501
         "to train on    249 problems", "held out       50 problems", "cons@4", "greedy", "self-explanation", "4 runs",
         "this one goes on from its step 2", "its card begins with: exp_grpo on custom",
     ):  # fmt: skip

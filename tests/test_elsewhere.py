@@ -1,4 +1,5 @@
-"""Every algorithm takes two steps on a pretended accelerator: nothing mixes its tensors with the CPU's. See `elsewhere`."""
+"""Every algorithm takes two steps on a pretended accelerator: nothing mixes its tensors with the CPU's. See
+`elsewhere`."""
 
 import pytest
 import torch
@@ -29,9 +30,15 @@ def two_steps(tmp_path, monkeypatch):
 
     def make(*overrides: str) -> tuple[int, Algorithm]:
         cfg = compose_config(
-            "dataset=ladder", "dataset.levels=[2]", "debug=tiny", "trainer.max_steps=2", "evaluation.every=0", f"output_dir={tmp_path}",
-            "trainer.accelerator=cpu", *overrides,
-        )  # fmt: skip
+            "dataset=ladder",
+            "dataset.levels=[2]",
+            "debug=tiny",
+            "trainer.max_steps=2",
+            "evaluation.every=0",
+            f"output_dir={tmp_path}",
+            "trainer.accelerator=cpu",
+            *overrides,
+        )
         with Elsewhere() as mode, Verifier(cfg.verifier) as verifier:
             module, evaluator, _ = wiring.build_run(cfg, verifier)
             run = Run.find(cfg)

@@ -71,8 +71,13 @@ def test_a_diagnosis_ends_in_sentences():
 
     def row(kind, problem, nll=1.0, lift=0.0, verified=1.0):
         return {
-            "kind": kind, "problem": problem, "level": None, "nll_per_token": nll, "answer_lift": lift, "verified": verified,
-        }  # fmt: skip
+            "kind": kind,
+            "problem": problem,
+            "level": None,
+            "nll_per_token": nll,
+            "answer_lift": lift,
+            "verified": verified,
+        }
 
     explained = [row("self_explanation", p, 2.0 + p / 100, p - 3.5, float(p == 3)) for p in range(8)]
     expert = [row("expert", p, 1.0) for p in range(8)]
@@ -84,7 +89,8 @@ def test_a_diagnosis_ends_in_sentences():
     assert in_words([row("self_explanation", p, 0.5, 1.0 + p / 100) for p in range(8)] + expert) == [
         "8 of 8 explanations are right: ExP-GRPO would learn from at most 100 % of the problems",
         "the explanations are likelier than the expert here: the paper's first property holds for this model",
-        "explanations make the answer likelier than own completions do: the paper's second property holds for this model",
+        "explanations make the answer likelier than own completions do: the paper's second property holds for this "
+        "model",
     ]
     assert in_words(expert) == []
 

@@ -168,7 +168,8 @@ def test_a_plugin_that_cannot_be_imported_is_said_in_one_line(tmp_path):
 
 @pytest.mark.runs
 def test_a_hyperparameter_is_two_edits_and_changes_no_identity(tmp_path):
-    """Declare it, use it: it is checked, shown, and part of the identity where it differs from what was there before."""
+    """Declare it, use it: it is checked, shown, and part of the identity where it differs from what was there
+    before."""
     folder = scratch(tmp_path)
     declared = '    tilt: float = key(0.0, low=0, high=1, absent=0.0, help="share of a tilt")\n'
     edits = {

@@ -90,8 +90,8 @@ def install(folder, plugin):
     ("plugin", "line", "code", "told"),
     [
         ("lab", ["train", "reward=half", "logger=none", "--cfg", "job"], 0, ""),
-        pytest.param("lab", ["train", "-m", "seed=0", "debug=tiny", "reward=half", "logger=none"], 0, "", marks=pytest.mark.slow),
-        ("no_lab", ["train", "--cfg", "job"], 2, "expo: no_lab: cannot be imported (No module named 'no_lab'); the package "
+        pytest.param("lab", ["train", "-m", "seed=0", "debug=tiny", "reward=half", "logger=none"], 0, "", marks=pytest.mark.slow),  # noqa: E501
+        ("no_lab", ["train", "--cfg", "job"], 2, "expo: no_lab: cannot be " "imported " "(No " "module " "named " "'no_lab'); " "the " "package "  # noqa: E501
          "lab-package names it as a plug-in; mend it, or uninstall it\n"),
     ],
 )  # fmt: skip
@@ -222,8 +222,15 @@ def test_a_run_with_an_empty_mapping_or_a_metric_of_many_digits_is_read(tmp_path
 
 
 def test_lines_that_are_no_scalars_or_never_end_are_left_out(tmp_path):
-    lines = [b'{"step": 1, "x": 1.5}', b'{"step": 2, "x": "' + b"a" * 3 * 2**20 + b'"}', b'{"step": 3, "x": [1]}', b'{"step": true}',
-             b'{"step": 1' + b"0" * 400 + b"}", b"\xff", b'{"step": 4, "x": null}']  # fmt: skip
+    lines = [
+        b'{"step": 1, "x": 1.5}',
+        b'{"step": 2, "x": "' + b"a" * 3 * 2**20 + b'"}',
+        b'{"step": 3, "x": [1]}',
+        b'{"step": true}',
+        b'{"step": 1' + b"0" * 400 + b"}",
+        b"\xff",
+        b'{"step": 4, "x": null}',
+    ]
     (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines) + b"\n")
     assert read_lines(tmp_path) == [{"step": 1, "x": 1.5}, {"step": 4, "x": None}]
 

@@ -1,4 +1,5 @@
-"""A head in float32, weights in 4 bits under an adapter, an optimizer in 8 bits: what they change, and what they leave alone."""
+"""A head in float32, weights in 4 bits under an adapter, an optimizer in 8 bits: what they change, and what they leave
+alone."""
 
 import copy
 
@@ -30,7 +31,8 @@ def ladder_policy(**keys):
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory):
-    """Folder of a ladder policy with fresh weights: its rows are of 64 and more, as bitsandbytes on a CPU wants them."""
+    """Folder of a ladder policy with fresh weights: its rows are of 64 and more, as bitsandbytes on a CPU wants
+    them."""
     pytest.importorskip("bitsandbytes")
     folder = tmp_path_factory.mktemp("wide")
     ladder_model(0, hidden_size=192, layers=2, heads=3).save_pretrained(folder)

@@ -723,7 +723,8 @@ def test_what_names():
 
 
 LATEX = (
-    "not ne neq le leq ge geq leqslant geqslant lt gt to rightarrow Rightarrow implies iff approx sim equiv cong propto "
+    "not ne neq le leq ge geq leqslant geqslant lt gt to rightarrow Rightarrow implies iff approx sim equiv cong "
+    "propto "
     "subset subseteq in notin mid"
 )
 
@@ -750,8 +751,10 @@ def test_words_with_an_s_that_turn_a_value_are_refused(word):
 
 
 UNITS = (
-    "in=inches inch=inches ft=feet yd=yards mi=miles cm=centimeters mm=millimeters km=kilometers m=meters kg=kilograms g=grams lb=pounds "
-    "lbs=pound oz=ounces sec=seconds s=seconds min=minutes hr=hours hrs=hour h=hours l=liters ml=milliliters sq=square deg=degrees "
+    "in=inches inch=inches ft=feet yd=yards mi=miles cm=centimeters mm=millimeters km=kilometers m=meters "
+    "kg=kilograms g=grams lb=pounds "
+    "lbs=pound oz=ounces sec=seconds s=seconds min=minutes hr=hours hrs=hour h=hours l=liters ml=milliliters "
+    "sq=square deg=degrees "
     "cents=cent a=am p=pm a.m.=am p.m.=PM foot=feet cats=cat"
 )
 

@@ -267,7 +267,8 @@ def test_names_are_names(key, value, monkeypatch, capsys):
 
 
 def test_a_key_that_is_gone_is_read_at_its_one_value(tmp_path):
-    """algorithm.top_of had one value that anything used: runs that say so are what they were, with the same identity."""
+    """algorithm.top_of had one value that anything used: runs that say so are what they were, with the same
+    identity."""
     cfg = compose_config("algorithm=sdpo", "dataset=ladder")
     tree = OmegaConf.to_container(OmegaConf.structured(cfg))
     for value, fits in (("student", True), ("teacher", False)):

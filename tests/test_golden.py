@@ -1,4 +1,5 @@
-"""Golden parity: our losses against TRL's own functions and trainers, on the same tensors. Skipped without the `bench` extra."""
+"""Golden parity: our losses against TRL's own functions and trainers, on the same tensors. Skipped without the `bench`
+extra."""
 
 import math
 import random
@@ -101,9 +102,17 @@ def test_dpo(preference, rpo):
     half, flags = B // 2, torch.zeros(B, T, dtype=torch.bool)
     loss_types, weights = ([preference, "sft"], [1.0, rpo]) if rpo else ([preference], [1.0])
     trainer = Loose(
-        model=SimpleNamespace(training=False), ld_alpha=None, precompute_ref_logps=True, f_divergence_type="reverse_kl",
-        loss_types=loss_types, loss_weights=weights, beta=0.3, label_smoothing=0.0, use_weighting=False, _total_train_tokens=0,
-    )  # fmt: skip
+        model=SimpleNamespace(training=False),
+        ld_alpha=None,
+        precompute_ref_logps=True,
+        f_divergence_type="reverse_kl",
+        loss_types=loss_types,
+        loss_weights=weights,
+        beta=0.3,
+        label_smoothing=0.0,
+        use_weighting=False,
+        _total_train_tokens=0,
+    )
 
     def model(**kwargs):
         return SimpleNamespace(
@@ -143,9 +152,18 @@ def test_sft(tmp_path):
         for p, c in zip(PROMPTS, COMPLETIONS, strict=True)
     ]
     trainer = SFTTrainer(
-        model, SFTConfig(str(tmp_path), per_device_train_batch_size=3, use_cpu=True, report_to=[], bf16=False, completion_only_loss=True),
-        train_dataset=Dataset.from_list(rows), processing_class=tokenizer,
-    )  # fmt: skip
+        model,
+        SFTConfig(
+            str(tmp_path),
+            per_device_train_batch_size=3,
+            use_cpu=True,
+            report_to=[],
+            bf16=False,
+            completion_only_loss=True,
+        ),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+    )
     theirs = trainer.compute_loss(model, next(iter(trainer.get_train_dataloader())))
     batch = token_batch(PROMPTS, COMPLETIONS, 0, torch.device("cpu"))
     logp = score(model, batch)
@@ -196,7 +214,8 @@ def next_words(seed):
 @pytest.mark.parametrize("mix", [0.0, 0.3, 0.5, 1.0])
 @pytest.mark.parametrize(("top_k", "tail"), [(0, True), (4, True), (4, False)])
 def test_self_distillation_divergences(mix, top_k, tail):
-    """TRL's SDPO (and its SDFT, whose functions are the same), over the whole vocabulary and over the student's likeliest words."""
+    """TRL's SDPO (and its SDFT, whose functions are the same), over the whole vocabulary and over the student's
+    likeliest words."""
     from trl.experimental.sdpo import loss_utils as sdpo
 
     student, teacher = next_words(0)

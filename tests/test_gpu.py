@@ -1,4 +1,5 @@
-"""`make gpu-check`: a check that fails is told, and keeps no other from being made. CI makes the checks themselves on tiny shapes."""
+"""`make gpu-check`: a check that fails is told, and keeps no other from being made. CI makes the checks themselves on
+tiny shapes."""
 
 import json
 import subprocess
@@ -97,7 +98,7 @@ print(expo.__version__, "/", run.record("done")["versions"]["expo"], "/", "this 
     assert made.stdout.strip() == "not installed / not installed / False", made.stderr
 
 
-@pytest.mark.parametrize(("gpu", "kind", "where"), [(True, "random_tiny", "cuda"), (True, "hf", "cpu"), (False, "random_tiny", "cpu")])  # fmt: skip
+@pytest.mark.parametrize(("gpu", "kind", "where"), [(True, "random_tiny", "cuda"), (True, "hf", "cpu"), (False, "random_tiny", "cpu")])  # fmt: skip  # noqa: E501
 def test_random_weights_are_made_on_the_device(gpu, kind, where, monkeypatch):
     """A CPU takes a minute for those of 3B."""
     made = []
@@ -140,7 +141,10 @@ def test_a_mistake_is_one_line(arguments, told, monkeypatch):
 
 def test_a_part_that_takes_too_long_is_ended_with_all_that_it_started(tmp_path, monkeypatch, capsys):
     pid = tmp_path / "pid"
-    child = f"import os, subprocess, sys; p = subprocess.Popen(['sleep', '60']); open({str(pid)!r}, 'w').write(str(p.pid)); p.wait()"
+    child = (
+        f"import os, subprocess, sys; p = subprocess.Popen(['sleep', '60']); open({str(pid)!r}, "
+        "'w').write(str(p.pid)); p.wait()"
+    )
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{child}"\n')
     python.chmod(0o755)

@@ -181,7 +181,8 @@ def test_an_overlong_rollout_is_worth_less(models):
 
 
 def test_dynamic_sampling_counts_a_group_that_a_positive_has_joined(models):
-    """The middle group is all wrong: without its positive it is dropped, with it it is what the positive is there for."""
+    """The middle group is all wrong: without its positive it is dropped, with it it is what the positive is there
+    for."""
     member = SelfExplanation(SelfExplanationConf(weight=BETA, use="group_member"))
     for source, groups in ((None, 2), (member, 3)):
         grpo = module(*models, source=source, refills=1)

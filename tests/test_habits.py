@@ -39,9 +39,13 @@ def test_the_majority(answers, share):
 
 def test_all_of_them_by_level_and_subject():
     rows = [
-        sample("a", "1", True, 1, "Algebra"), sample("a", "1", True, 1, "Algebra"), sample("a", "5", False, 1, "Algebra"),
-        sample("b", "1", True, 2, "Geometry"), sample("b", "5", False, 2, "Geometry"), sample("b", "5", False, 2, "Geometry"),
-    ]  # fmt: skip
+        sample("a", "1", True, 1, "Algebra"),
+        sample("a", "1", True, 1, "Algebra"),
+        sample("a", "5", False, 1, "Algebra"),
+        sample("b", "1", True, 2, "Geometry"),
+        sample("b", "5", False, 2, "Geometry"),
+        sample("b", "5", False, 2, "Geometry"),
+    ]
     greedy = [sample("a", "5", False, 1, "Algebra"), sample("b", "1", True, 2, "Geometry")]
     found = habits(rows, greedy, [1, 2])
     assert found["mean@3"] == pytest.approx(1 / 2)

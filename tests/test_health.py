@@ -1,4 +1,5 @@
-"""A policy that collapses is named, with the step where it began; what is done then is `trainer.on_collapse`'s to say."""
+"""A policy that collapses is named, with the step where it began; what is done then is `trainer.on_collapse`'s to
+say."""
 
 import copy
 import json
@@ -113,7 +114,7 @@ def test_the_watch_goes_on_from_its_state():
         ([{"policy/grad_norm": 0.0}, {"policy/grad_norm": 0.1}], None),
         ([{"policy/grad_norm": float("nan")}, {"policy/grad_norm": None}], "no step of 2 had a gradient"),
         ([{"policy/grad_norm": 0.0, "positive/filtered_frac": 1.0}], "every positive was rejected"),
-        ([{"policy/grad_norm": 0.3, "positive/filtered_frac": 1.0, "positive/used_frac": 0.0}] * 3, "no step of 3 had a positive"),
+        ([{"policy/grad_norm": 0.3, "positive/filtered_frac": 1.0, "positive/used_frac": 0.0}] * 3, "no step of 3 had a positive"),  # noqa: E501
         ([{"policy/grad_norm": 0.3, "positive/filtered_frac": 0.9, "positive/used_frac": 0.1}], None),
         ([{"policy/grad_norm": 0.3, "positive/filtered_frac": 0.0, "positive/used_frac": 0.0}], None),  # GRPO
         ([{"policy/grad_norm": 0.3, "hint/used_frac": 0.0}] * 2, "no step of 2 had a group that was given a hint"),
@@ -149,10 +150,22 @@ def test_a_summary_of_others_may_hold_anything():
 def train(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     """Run GRPO at a learning rate that no policy survives."""
     line = [
-        "algorithm=grpo", "dataset=ladder", "optimizer.learning_rate=0.02", "trainer.max_steps=40", "algorithm.group_size=4",
-        "trainer.problems_per_step=8", "dataset.levels=[1]", "dataset.eval_levels=[1]", "dataset.eval_limit=4", "evaluation.every=5", "k=[1]",
-        "rollout.max_completion_tokens=24", "logger=none", f"output_dir={folder}", *overrides,
-    ]  # fmt: skip
+        "algorithm=grpo",
+        "dataset=ladder",
+        "optimizer.learning_rate=0.02",
+        "trainer.max_steps=40",
+        "algorithm.group_size=4",
+        "trainer.problems_per_step=8",
+        "dataset.levels=[1]",
+        "dataset.eval_levels=[1]",
+        "dataset.eval_limit=4",
+        "evaluation.every=5",
+        "k=[1]",
+        "rollout.max_completion_tokens=24",
+        "logger=none",
+        f"output_dir={folder}",
+        *overrides,
+    ]
     return subprocess.run([sys.executable, "-m", "expo", "train", *line], capture_output=True, text=True, check=False)
 
 
@@ -366,7 +379,8 @@ def test_a_zero_explains_itself():
 
     causes, text = told(wrong, *[cut] * 30, mute)
     assert causes.startswith(
-        "nothing is right: 31 of 32 have no boxed answer, 30 of 32 were cut off at 96 tokens, 1 of 32 have a wrong answer: "
+        "nothing is right: 31 of 32 have no boxed answer, 30 of 32 were cut off at 96 tokens, 1 of 32 have a wrong "
+        "answer: "
         "raise rollout.max_completion_tokens, or show an example: prompts.examples"
     )
     assert text.startswith("one of them, where 12 is right: So [2J it goes on goes on")

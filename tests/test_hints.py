@@ -127,9 +127,12 @@ def test_the_share_shown_and_the_hint_draw_from_different_noise(tools):
 
 
 WORDS = {
-    "hint": "{question} answer {answer}", "solve_with_hint": "{question} : {hint}", "go_on": "{question} : {beginning} :",
-    "hint_from_solution": "{question} > {solution}", "abstract": "{question} ; {explanation}",
-}  # fmt: skip
+    "hint": "{question} answer {answer}",
+    "solve_with_hint": "{question} : {hint}",
+    "go_on": "{question} : {beginning} :",
+    "hint_from_solution": "{question} > {solution}",
+    "abstract": "{question} ; {explanation}",
+}
 
 
 def with_words(tools):
@@ -176,7 +179,8 @@ def test_a_hint_can_be_made_of_the_experts_solution_and_one_without_room_is_not_
 
 
 def pipeline_of(tools, conf, right):
-    """A pipeline whose policy writes "max" whatever it is asked, right or not, and finds it likelier behind a longer prompt."""
+    """A pipeline whose policy writes "max" whatever it is asked, right or not, and finds it likelier behind a longer
+    prompt."""
     verifier = SimpleNamespace(verify=lambda texts, answers: [right] * len(texts))
     engine = SimpleNamespace(
         generate=lambda asked, sampling: [Completion(r.prompt, [6], [0.0], False, r.problem) for r in asked]
@@ -184,9 +188,14 @@ def pipeline_of(tools, conf, right):
     scorer = SimpleNamespace(mean_logp=lambda prompts, ids: torch.tensor([float(len(p)) for p in prompts]))
     source, reward = NoPositives(NoPositivesConf()), Correct(RewardConf())
     return Pipeline(
-        Engines(engine, engine, engine, engine), source, SelfHint(conf), reward, scorer, replace(tools, verifier=verifier),
+        Engines(engine, engine, engine, engine),
+        source,
+        SelfHint(conf),
+        reward,
+        scorer,
+        replace(tools, verifier=verifier),
         When.AFTERWARDS,
-    )  # fmt: skip
+    )
 
 
 def test_reliance_is_what_a_hint_in_words_adds_to_the_likelihood_of_right_rollouts(tools):

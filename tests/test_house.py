@@ -15,7 +15,7 @@ from expo.config.reference import known, nodes_of, rows_of
 
 ROOT = Path(__file__).parents[1]
 HOUSE = ("expo", "benchmarks")
-LINES = 24104
+LINES = 25864
 PAGES = [
     page for folder in (".", "docs", "experiments/*") for page in sorted(ROOT.glob(f"{folder}/*.md"))
     if page.name not in ("CHANGELOG.md", "keys.md")
@@ -107,14 +107,16 @@ def test_every_key_is_used_by_a_conf_a_plan_a_test_or_a_page():
 def test_the_package_has_no_more_lines_than_it_may():
     lines = sum(len(path.read_text().splitlines()) for path in (ROOT / "expo").rglob("*.py"))
     assert lines <= LINES, (
-        f"expo/ has {lines} lines, {lines - LINES} more than it may. Delete or merge something; or raise LINES in {Path(__file__).name}, "
+        f"expo/ has {lines} lines, {lines - LINES} more than it may. Delete or merge something; or raise LINES in "
+        f"{Path(__file__).name}, "
         "in a commit that says who needs the lines, and what was looked at to save them"
     )
 
 
 # From the ground up: a room may import what stands to its left.
 ROOMS = (
-    "config ground verifier data model rollout step algorithms cost evaluation runs loggers tables report training jobs commands "
+    "config ground verifier data model rollout step algorithms cost evaluation runs loggers tables report training "
+    "jobs commands "
     "notebook cli __main__"
 )
 

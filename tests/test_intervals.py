@@ -26,7 +26,8 @@ def test_a_crossed_table_by_hand():
 
 
 def test_what_each_problem_varies_by_under_each_seed_is_no_difference_of_seeds():
-    """Values without any effect of a seed: half of the time, their estimated variance is below nothing, and taken as nothing."""
+    """Values without any effect of a seed: half of the time, their estimated variance is below nothing, and taken as
+    nothing."""
     rng = np.random.default_rng(0)
     found = [intervals.spread(rng.normal(size=(6, 40))).of_seeds for _ in range(400)]
     assert 0.4 < np.mean([f == 0 for f in found]) < 0.75

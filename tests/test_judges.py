@@ -235,9 +235,11 @@ FILES = {
     "choices.jsonl": lambda i: {"question": f"Which? (A) {i} (B) {i + 1}", "answer": "AB"[i % 2]},
     "objects.jsonl": lambda i: {"question": f"Town {i}?", "answer": json.dumps({"city": f"Paris {i}"})},
     "code.jsonl": lambda i: {
-        "question": f"Write times(x) for {i}.", "answer": f"def times(x): return {i} * x", "tests": f"assert times(2) == {2 * i}",
+        "question": f"Write times(x) for {i}.",
+        "answer": f"def times(x): return {i} * x",
+        "tests": f"assert times(2) == {2 * i}",
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.runs

@@ -1,4 +1,5 @@
-"""What follows from the declaration of every key: bounds, identity, help. And the identities of what was finished before."""
+"""What follows from the declaration of every key: bounds, identity, help. And the identities of what was finished
+before."""
 
 import dataclasses
 import json
@@ -21,7 +22,8 @@ FILES = {"dataset.path", "dataset.eval_path"}
 
 
 def whole_configs():
-    """A config for every option of every group, and each key of it that can be changed: (config, path of the key, field)."""
+    """A config for every option of every group, and each key of it that can be changed: (config, path of the key,
+    field)."""
     base = compose_config()
     for (group, _), node in OPTIONS.items():
         required = [f.name for f in dataclasses.fields(node) if f.default == "???" and f.name != "_target_"]

@@ -160,9 +160,16 @@ main()
 @pytest.mark.parametrize("name", ["wandb", *READERS])
 def test_a_sigkill_costs_no_logger_a_step(tmp_path, name):
     line = [
-        "train", *SMALL, f"logger={name}", *(["logger.wandb.mode=offline"] if name == "wandb" else []), "trainer.max_steps=5",
-        "evaluation.every=2", "trainer.checkpoint_every=1", "rollout.max_completion_tokens=16", f"output_dir={tmp_path}",
-    ]  # fmt: skip
+        "train",
+        *SMALL,
+        f"logger={name}",
+        *(["logger.wandb.mode=offline"] if name == "wandb" else []),
+        "trainer.max_steps=5",
+        "evaluation.every=2",
+        "trainer.checkpoint_every=1",
+        "rollout.max_completion_tokens=16",
+        f"output_dir={tmp_path}",
+    ]
     for script, code in ((KILLED, -9), ("from expo.cli import main; main()", 0)):
         done = subprocess.run([sys.executable, "-c", script, *line], cwd=tmp_path, capture_output=True, check=False)
         assert done.returncode == code, done.stderr

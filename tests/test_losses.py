@@ -99,7 +99,8 @@ def test_sft_loss_by_hand():
 
 
 def grpo_reference(logp, old, ref, rewards, lengths, low, high, kl_coef):
-    """J of the paper, written out row by row in float64: the other side of a comparison, so it shares nothing with ours."""
+    """J of the paper, written out row by row in float64: the other side of a comparison, so it shares nothing with
+    ours."""
     total = 0.0
     problems, group = rewards.shape
     for p in range(problems):

@@ -1,4 +1,5 @@
-"""Many architectures at a tiny width: what expo takes is exact against plain transformers, and what it refuses says so."""
+"""Many architectures at a tiny width: what expo takes is exact against plain transformers, and what it refuses says
+so."""
 
 import os
 from pathlib import Path
@@ -70,9 +71,13 @@ KINDS = {
     "Cohere": WIDE,
     "GptOss": HEADS | EXPERTS | {"sliding_window": 8},
     "Lfm2": WIDE | {"full_attn_idxs": [1]},
-    "Qwen3Next": HEADS | EXPERTS | LINEAR | {"shared_expert_intermediate_size": 16, "layer_types": ["linear_attention", "full_attention"]},
-    "Mamba": {k: PLAIN[k] for k in ("vocab_size", "hidden_size", "num_hidden_layers", "pad_token_id", "eos_token_id")} | {"state_size": 4},
-}  # fmt: skip
+    "Qwen3Next": HEADS
+    | EXPERTS
+    | LINEAR
+    | {"shared_expert_intermediate_size": 16, "layer_types": ["linear_attention", "full_attention"]},
+    "Mamba": {k: PLAIN[k] for k in ("vocab_size", "hidden_size", "num_hidden_layers", "pad_token_id", "eos_token_id")}
+    | {"state_size": 4},
+}
 EAGER = ("Bloom", "GptOss", "Mamba")  # which have no sdpa
 PROMPTS = [[5, 6, 7], [8, 9], [10, 11, 12, 13], [5, 6, 7], list(range(20, 32))]
 COMPLETIONS = [[20, 21, 22, 23], [30], [40, 41, 42], [50, 51, 52, 53, 54, 20, 21, 22, 33], list(range(40, 60))]
@@ -219,7 +224,7 @@ LONG = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "
     ("kind", "more", "limit"),
     [
         ("Qwen2", {}, 256),
-        ("Llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}, "max_position_embeddings": 64}, 64),
+        ("Llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}, "max_position_embeddings": 64}, 64),  # noqa: E501
         ("Phi3", {"rope_parameters": LONG, "original_max_position_embeddings": 40}, 40),
         ("GPT2", {}, 256),
         ("Mamba", {}, None),

@@ -72,7 +72,7 @@ def test_completions_in_the_terminal(finished, tmp_path, capsys):
     assert "eval-step000002.parquet" in printed("of=eval", "step=2")
     assert "train-step000002.parquet" in printed()  # the last one
     for wrong, told in (
-        ("n=two", "not a number"), ("of=test", "use of=train or of=eval"), ("verdit=correct", "no completion has verdit"), ("step=9", "those of steps"),
+        ("n=two", "not a number"), ("of=test", "use of=train or of=eval"), ("verdit=correct", "no completion has verdit"), ("step=9", "those of steps"),  # noqa: E501
     ):  # fmt: skip
         with pytest.raises(UserError, match=told):
             samples.main([str(finished.dir), wrong])

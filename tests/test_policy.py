@@ -49,7 +49,8 @@ def test_only_completion_tokens_are_scored():
 
 
 def test_long_rows_do_not_pad_short_ones(model, monkeypatch):
-    """By hand: 4 rows of 10 tokens and 4 of 40 are 320 tokens together, 200 apart; the rows of a prompt stay together."""
+    """By hand: 4 rows of 10 tokens and 4 of 40 are 320 tokens together, 200 apart; the rows of a prompt stay
+    together."""
     prompts = [[5, 6, 7 + i // 2] for i in range(8)]
     rows = token_batch(prompts, [[20 + i] * (7 if i < 4 else 37) for i in range(8)], 0, torch.device("cpu"))
 
@@ -306,7 +307,7 @@ def test_a_reference_from_which_rounds_begin_is_whole(ladder):
         assert (reference.model.layers[0].mlp.up_proj.weight.dtype == torch.float32) == whole
 
 
-@pytest.mark.parametrize(("options", "held"), [("", torch.bfloat16), ("trainer.devices=2 trainer.strategy=fsdp", torch.float32), ("trainer.precision=32-true", torch.float32)])  # fmt: skip
+@pytest.mark.parametrize(("options", "held"), [("", torch.bfloat16), ("trainer.devices=2 trainer.strategy=fsdp", torch.float32), ("trainer.precision=32-true", torch.float32)])  # fmt: skip  # noqa: E501
 def test_the_base_under_an_adapter_is_held_as_it_is_multiplied(options, held, monkeypatch):
     def loaded():
         torch.manual_seed(0)

@@ -75,9 +75,17 @@ def test_a_run_passes_over_problems_that_gave_no_gradient(tmp_path):
     lines = {}
     for name, more in (("grpo", []), ("retry", ["algorithm.retry=0.1"])):
         cfg = compose_config(
-            "algorithm=grpo", *more, "dataset=ladder", "dataset.levels=[2,5]", "dataset.limit=4", "dataset.eval_limit=2",
-            "trainer.max_steps=8", "trainer.problems_per_step=4", "algorithm.group_size=4", f"output_dir={tmp_path}",
-        )  # fmt: skip
+            "algorithm=grpo",
+            *more,
+            "dataset=ladder",
+            "dataset.levels=[2,5]",
+            "dataset.limit=4",
+            "dataset.eval_limit=2",
+            "trainer.max_steps=8",
+            "trainer.problems_per_step=4",
+            "algorithm.group_size=4",
+            f"output_dir={tmp_path}",
+        )
         assert train(cfg) == 0
         text = (config.run_dir(cfg) / "metrics.jsonl").read_text().splitlines()
         lines[name] = [line for line in map(json.loads, text) if "reward/mean" in line]

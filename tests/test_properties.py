@@ -124,9 +124,17 @@ def test_no_prompt_that_shows_the_answer_reaches_a_loss(tmp_path, monkeypatch, a
 # --- identities
 
 OVERRIDES = [
-    "algorithm.group_size=4", "trainer.max_steps=7", "seed=3", "optimizer.learning_rate=1e-4", "dataset.levels=[2,3]", "k=[1,2]",
-    "positives.weight=0.5", "rollout.max_completion_tokens=33", "evaluation.temperature=0.5", "trainer.on_collapse=rollback",
-]  # fmt: skip
+    "algorithm.group_size=4",
+    "trainer.max_steps=7",
+    "seed=3",
+    "optimizer.learning_rate=1e-4",
+    "dataset.levels=[2,3]",
+    "k=[1,2]",
+    "positives.weight=0.5",
+    "rollout.max_completion_tokens=33",
+    "evaluation.temperature=0.5",
+    "trainer.on_collapse=rollback",
+]
 RUNTIME = [
     "trainer.micro_batch_size=4",
     "verifier.workers=1",
@@ -303,10 +311,22 @@ def test_the_last_box_is_found_whatever_stands_around_it(content, around):
 
 def small(folder: Path, *overrides: str):
     return compose_config(
-        "algorithm=exp_grpo", "dataset=ladder", "dataset.levels=[2]", "dataset.limit=20", "trainer.max_steps=5", "evaluation.every=2", "k=[1]",
-        "trainer.problems_per_step=2", "algorithm.group_size=2", "trainer.micro_batch_size=4", "dataset.eval_limit=2", "logger=none",
-        "rollout.max_completion_tokens=64", f"output_dir={folder}", *overrides,
-    )  # fmt: skip
+        "algorithm=exp_grpo",
+        "dataset=ladder",
+        "dataset.levels=[2]",
+        "dataset.limit=20",
+        "trainer.max_steps=5",
+        "evaluation.every=2",
+        "k=[1]",
+        "trainer.problems_per_step=2",
+        "algorithm.group_size=2",
+        "trainer.micro_batch_size=4",
+        "dataset.eval_limit=2",
+        "logger=none",
+        "rollout.max_completion_tokens=64",
+        f"output_dir={folder}",
+        *overrides,
+    )
 
 
 def outcome(folder: Path):

@@ -1,4 +1,5 @@
-"""Problems of reasoning-gym (`dataset=reasoning_gym`), partial scores, worked examples in prompts, and rows of a function."""
+"""Problems of reasoning-gym (`dataset=reasoning_gym`), partial scores, worked examples in prompts, and rows of a
+function."""
 
 import importlib.util
 import sys

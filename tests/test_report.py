@@ -229,7 +229,8 @@ def test_data_and_differences_by_hand():
     ]
     assert data_sentences({"a": file | {"dataset.eval_path": "b.jsonl", "dataset.part": "train"}, "b": hub}) == [
         "a: Data: mine (a/mine.jsonl, evaluated on b.jsonl, part train). Model: m.",
-        "b: Data: math (x/math (algebra) on the hub, split train, evaluated on its split test, levels [4,5]). Model: m.",
+        "b: Data: math (x/math (algebra) on the hub, split train, evaluated on its split test, levels [4,5]). Model: "
+        "m.",
     ]
     assert differing({"a": file, "b": dict(file)}) is None
     heads, rows = differing({"a": {"x": None, "y": [1], "z": 0.5}, "b": {"x": False, "y": [1]}})
@@ -342,8 +343,20 @@ def test_the_slider_shows_the_first_step_and_texts_as_text(tmp_path):
 @pytest.mark.usefixtures("warm")
 def test_a_run_with_hostile_texts_everywhere_runs_nothing_in_a_browser(tmp_path):
     """Questions, answers, completions, positives, settings and the summary of a run that someone sent."""
-    code = main_of_cli(["train", "algorithm=exp_grpo", "dataset=ladder", "dataset.eval_limit=2", "trainer.max_steps=1", "evaluation.every=1", "k=[1]",
-        "trainer.problems_per_step=2", "logger=none", f"output_dir={tmp_path / 'outputs'}"])  # fmt: skip
+    code = main_of_cli(
+        [
+            "train",
+            "algorithm=exp_grpo",
+            "dataset=ladder",
+            "dataset.eval_limit=2",
+            "trainer.max_steps=1",
+            "evaluation.every=1",
+            "k=[1]",
+            "trainer.problems_per_step=2",
+            "logger=none",
+            f"output_dir={tmp_path / 'outputs'}",
+        ]
+    )
     assert code == 0
     (run,) = tmp_path.glob("outputs/ladder/*-s0-*")
     taken = "</script></pre><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\"><!--"
@@ -380,8 +393,17 @@ def main_of_cli(arguments):
 @pytest.mark.runs
 @pytest.mark.usefixtures("warm")
 def test_a_run_that_cannot_be_read_is_left_out_and_named(tmp_path, caplog):
-    small = ["algorithm=grpo", "dataset=ladder", "dataset.eval_limit=2", "trainer.max_steps=1", "evaluation.every=1", "k=[1]",
-        "trainer.problems_per_step=2", "logger=none", f"output_dir={tmp_path / 'outputs'}"]  # fmt: skip
+    small = [
+        "algorithm=grpo",
+        "dataset=ladder",
+        "dataset.eval_limit=2",
+        "trainer.max_steps=1",
+        "evaluation.every=1",
+        "k=[1]",
+        "trainer.problems_per_step=2",
+        "logger=none",
+        f"output_dir={tmp_path / 'outputs'}",
+    ]
     assert main_of_cli(["train", *small]) == 0
     (good,) = tmp_path.glob("outputs/ladder/*-s0-*")
     damage = {

@@ -153,7 +153,8 @@ def test_in_float64_every_word_of_a_large_vocabulary_is_drawn_as_often_as_it_sho
 
 
 def test_noise_on_a_gpu_is_in_float64_and_on_a_cpu_what_it_was(monkeypatch):
-    """In float32 noise itself is a grid of 6e-8, between whose points a rare word is drawn never, and on one too often."""
+    """In float32 noise itself is a grid of 6e-8, between whose points a rare word is drawn never, and on one too
+    often."""
     keys, seen = [Key(1, 0, 2, row) for row in range(3)], []
     assert uniforms(keys, 8).dtype == np.float32
     double = uniforms(keys, 4000, np.float64)
@@ -172,7 +173,9 @@ def test_noise_on_a_gpu_is_in_float64_and_on_a_cpu_what_it_was(monkeypatch):
     for device in ("cpu", "cuda"):
         engine = TransformersEngine.__new__(TransformersEngine)
         head = SimpleNamespace(get_decoder=lambda: None)
-        engine.model = SimpleNamespace(device=torch.device(device), get_base_model=lambda head=head: head, get_output_embeddings=lambda: None)  # fmt: skip
+        engine.model = SimpleNamespace(
+            device=torch.device(device), get_base_model=lambda head=head: head, get_output_embeddings=lambda: None
+        )
         engine.eos_ids = SimpleNamespace(to=lambda device: None)
         with pytest.raises(Stop):
             engine._decode([], PLAIN)
@@ -203,7 +206,8 @@ def test_quick_decoding_is_that_of_transformers(kv_heads, window, monkeypatch):
 
 @pytest.mark.parametrize("window", [None, 6])
 def test_under_autocast_the_cache_is_in_16_bit_and_changes_no_token(window, monkeypatch):
-    """Rotary embeddings give float32 keys, after which a layer would hold its values in float32, too: twice what `expo plan` says."""
+    """Rotary embeddings give float32 keys, after which a layer would hold its values in float32, too: twice what `expo
+    plan` says."""
     torch.manual_seed(0)
     sliding = {"use_sliding_window": True, "sliding_window": window, "max_window_layers": 1} if window else {}
     model = Qwen2ForCausalLM(

@@ -11,13 +11,25 @@ import pytest
 from faults import PLAN
 
 CANARIES = {
-    "OPENAI_API_KEY": "canary-openai-7f3a1c", "HF_TOKEN": "hf_canary7f3a2c", "WANDB_API_KEY": "ca4a" * 10, "MLFLOW_TRACKING_PASSWORD": "canary-mlflow-7f3a4c",
-    "MLFLOW_TRACKING_USERNAME": "canary-user-7f3a5c", "AWS_SECRET_ACCESS_KEY": "canary-aws-7f3a6c", "MY_OWN_SECRET": "canary-own-7f3a7c",
-}  # fmt: skip
+    "OPENAI_API_KEY": "canary-openai-7f3a1c",
+    "HF_TOKEN": "hf_canary7f3a2c",
+    "WANDB_API_KEY": "ca4a" * 10,
+    "MLFLOW_TRACKING_PASSWORD": "canary-mlflow-7f3a4c",
+    "MLFLOW_TRACKING_USERNAME": "canary-user-7f3a5c",
+    "AWS_SECRET_ACCESS_KEY": "canary-aws-7f3a6c",
+    "MY_OWN_SECRET": "canary-own-7f3a7c",
+}
 SMALL = [
-    "dataset=ladder", "dataset.levels=[1]", "dataset.limit=20", "dataset.eval_limit=2", "trainer.max_steps=1", "trainer.problems_per_step=2",
-    "evaluation.every=0", "k=[1]", "rollout.max_completion_tokens=64",
-]  # fmt: skip
+    "dataset=ladder",
+    "dataset.levels=[1]",
+    "dataset.limit=20",
+    "dataset.eval_limit=2",
+    "trainer.max_steps=1",
+    "trainer.problems_per_step=2",
+    "evaluation.every=0",
+    "k=[1]",
+    "rollout.max_completion_tokens=64",
+]
 
 KEYS = []  # that the judge was asked with
 

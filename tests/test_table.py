@@ -316,8 +316,16 @@ def test_a_table_that_shows_another_tables_runs_has_its_numbers():
     for path in sorted(plans.EXPERIMENTS.glob("*/results/*/table.json")):
         plan = plans.load_plan(path.parent.parent.parent.name, path.parent.name)
         if plan.extends:
-            own, base = (json.loads(p.read_text())["arms"] for p in (path, plans.results_folder(plan.extends, path.parent.name) / "table.json"))  # fmt: skip
-            shared = [(arm, c) for arm in own.keys() & base.keys() for c in own[arm].get("columns", {}) if c in base[arm].get("columns", {})]  # fmt: skip
+            own, base = (
+                json.loads(p.read_text())["arms"]
+                for p in (path, plans.results_folder(plan.extends, path.parent.name) / "table.json")
+            )
+            shared = [
+                (arm, c)
+                for arm in own.keys() & base.keys()
+                for c in own[arm].get("columns", {})
+                if c in base[arm].get("columns", {})
+            ]
             assert shared, path
             for arm, column in shared:
                 assert own[arm]["columns"][column] == base[arm]["columns"][column], (path, arm, column)
@@ -349,8 +357,13 @@ def test_seconds_of_runs_that_share_say_what_they_leave_out(tmp_path):
 
 
 def test_arms_that_learned_nothing_or_are_of_other_code_are_marked():
-    arm = {"label": "a", "runs": 3, "columns": {"pass@1": {"mean": 0.0, "lo": 0.0, "hi": 0.1, "seeds": [0.0] * 3, "problems": 9}}, "scalars": {},
-           "cost": {"generated tokens": None, "trained tokens": None, "seconds": 1.0}}  # fmt: skip
+    arm = {
+        "label": "a",
+        "runs": 3,
+        "columns": {"pass@1": {"mean": 0.0, "lo": 0.0, "hi": 0.1, "seeds": [0.0] * 3, "problems": 9}},
+        "scalars": {},
+        "cost": {"generated tokens": None, "trained tokens": None, "seconds": 1.0},
+    }
     plan = plans.Plan("t", {}, {}, ["pass@1"])
     marked = {"a": arm | {"marks": {"learned nothing": 2, "other code": 1}}, "b": arm | {"runs": 2}, "c": arm}
     _, rows = rows_of(plan, {"arms": marked})
@@ -431,7 +444,8 @@ def sweep_command(tmp_path, output, *arguments):
 
 @pytest.mark.slow
 def test_a_sweep_killed_three_times_ends_with_the_same_table(small, tmp_path):
-    """SIGKILL to every process of the sweep, once in the first step and twice after checkpoints; no finished run is made again."""
+    """SIGKILL to every process of the sweep, once in the first step and twice after checkpoints; no finished run is
+    made again."""
     (small / "plan.yaml").write_text(
         PLAN.replace("debug=tiny,", "debug=tiny, trainer.max_steps=12, trainer.checkpoint_every=2, evaluation.every=4,")
     )

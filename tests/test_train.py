@@ -23,9 +23,14 @@ from expo.loggers.offline import read_offline
 from expo.training.checkpoints import newest_checkpoint
 
 SMALL = [
-    "trainer.problems_per_step=4", "algorithm.group_size=4", "trainer.micro_batch_size=8", "dataset.limit=50", "dataset.eval_limit=4",
-    "trainer.checkpoint_every=1000", "evaluation.every=4",
-]  # fmt: skip
+    "trainer.problems_per_step=4",
+    "algorithm.group_size=4",
+    "trainer.micro_batch_size=8",
+    "dataset.limit=50",
+    "dataset.eval_limit=4",
+    "trainer.checkpoint_every=1000",
+    "evaluation.every=4",
+]
 
 
 def run(tmp_path: Path, *overrides: str) -> tuple[int, Path]:
@@ -220,9 +225,16 @@ def test_every_prompt_too_long_is_the_users_mistake(tmp_path):
 @pytest.mark.runs
 def test_gated_and_selected_explanations_by_the_current_policy(tmp_path):
     _, directory = run(
-        tmp_path, "dataset=ladder", "dataset.levels=[2]", "trainer.max_steps=3", "positives.explainer=current",
-        "positives.gate=all_wrong", "positives.samples=3", "positives.selection=most_likely", "positives.schedule=all_wrong_fraction",
-    )  # fmt: skip
+        tmp_path,
+        "dataset=ladder",
+        "dataset.levels=[2]",
+        "trainer.max_steps=3",
+        "positives.explainer=current",
+        "positives.gate=all_wrong",
+        "positives.samples=3",
+        "positives.selection=most_likely",
+        "positives.schedule=all_wrong_fraction",
+    )
     for line in scalars(directory):
         if "reward/mean" in line:
             assert line["positive/used_frac"] <= line["reward/all_wrong_frac"]
@@ -431,7 +443,8 @@ def test_a_run_that_learns_from_no_positive_says_so_once(tmp_path, caplog):
 
 @pytest.mark.runs
 def test_a_run_without_any_update_has_checkpoints_too(tmp_path):
-    """Lightning's own callback skips a step in which the optimizer did nothing: all of GRPO's where every rollout is wrong."""
+    """Lightning's own callback skips a step in which the optimizer did nothing: all of GRPO's where every rollout is
+    wrong."""
     command = [
         "train",
         *SMALL,

@@ -1,4 +1,5 @@
-"""Where an assistant's turn ends, templates of base models, thoughts, messages, dropout, and weights that stand still."""
+"""Where an assistant's turn ends, templates of base models, thoughts, messages, dropout, and weights that stand
+still."""
 
 import pytest
 import torch
@@ -17,7 +18,8 @@ from expo.rollout.engine import eos_ids
 # Of Qwen2.5 base: its eos is another token than the one that ends a turn.
 CHATML = (
     "{% for m in messages %}<|system|>{{ m['role'] }}\n{{ m['content'] }}<|assistant|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|system|>assistant\n{% if enable_thinking is not defined or enable_thinking %}{% if opens %}<think>\n{% endif %}{% endif %}{% endif %}"
+    "{% if add_generation_prompt %}<|system|>assistant\n{% if enable_thinking is not defined or enable_thinking %}{% "
+    "if opens %}<think>\n{% endif %}{% endif %}{% endif %}"
 )
 
 
@@ -114,7 +116,8 @@ def test_no_system_message_is_none_where_the_template_writes_its_own(tiny, end):
 
 # What turns begin and end with; the first is the tokenizer's BOS, as SmolLM2's <|im_start|> is.
 CHAT = "{% if messages[0]['role'] != 'system' %}OPENsystem\nYou are kind.END\n{% endif %}" + (
-    "{% for m in messages %}OPEN{{ m['role'] }}\n{{ m['content'] }}END\n{% endfor %}{% if add_generation_prompt %}OPENassistant\n{% endif %}"
+    "{% for m in messages %}OPEN{{ m['role'] }}\n{{ m['content'] }}END\n{% endfor %}{% if add_generation_prompt "
+    "%}OPENassistant\n{% endif %}"
 )
 MODEL = "OPENsystem\nYou are a model.END\n"  # gpt-oss writes this first, whatever it is given
 

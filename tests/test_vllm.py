@@ -1,4 +1,5 @@
-"""vLLM's engine gives what the transformers engine gives, has the policy's weights after every sync, and says so when not."""
+"""vLLM's engine gives what the transformers engine gives, has the policy's weights after every sync, and says so when
+not."""
 
 import gc
 import importlib.util
@@ -181,7 +182,8 @@ class TestTraps:
         engine.close()
 
     def test_weights_go_through_the_transfer_api_of_vllm(self, monkeypatch):
-        """NCCL needs two GPUs: a stand-in for it, on both sides of the same handshake, hands the tensors over in memory."""
+        """NCCL needs two GPUs: a stand-in for it, on both sides of the same handshake, hands the tensors over in
+        memory."""
         from vllm.distributed.weight_transfer import base, factory
 
         @dataclass
@@ -300,9 +302,19 @@ class TestRuns:
     def test_a_run_resumes_with_the_weights_of_its_checkpoint(self, base, tmp_path, algorithm, lora):
         from test_train import run, scalars
 
-        arguments = ["model=hf", f"model.path={base}", "rollout=vllm", "rollout.eager=true", "rollout.max_completion_tokens=24",
-                     "trainer.max_steps=4", "evaluation.every=0", "algorithm.kl_coef=0.01", f"model.lora_rank={lora}", f"algorithm={algorithm}",
-                     *(["positives.filters=[]"] if algorithm == "exp_grpo" else [])]  # fmt: skip
+        arguments = [
+            "model=hf",
+            f"model.path={base}",
+            "rollout=vllm",
+            "rollout.eager=true",
+            "rollout.max_completion_tokens=24",
+            "trainer.max_steps=4",
+            "evaluation.every=0",
+            "algorithm.kl_coef=0.01",
+            f"model.lora_rank={lora}",
+            f"algorithm={algorithm}",
+            *(["positives.filters=[]"] if algorithm == "exp_grpo" else []),
+        ]
         code, whole = run(tmp_path / "whole", *arguments)
         assert code == 0
         assert run(tmp_path / "cut", *arguments, "trainer.stop_after=2")[0] == 0
@@ -316,9 +328,23 @@ class TestRuns:
     def test_an_engine_killed_in_mid_run_ends_it_with_a_checkpoint(self, base, tmp_path):
         import subprocess
 
-        command = [sys.executable, "-m", "expo", "train", "debug=tiny", "trainer.max_steps=2000", "evaluation.every=0", "model=hf",
-                   f"model.path={base}", "rollout=vllm_server", "rollout.eager=true", "rollout.max_completion_tokens=24",
-                   "positives=none", "algorithm=grpo", f"output_dir={tmp_path / 'out'}"]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "expo",
+            "train",
+            "debug=tiny",
+            "trainer.max_steps=2000",
+            "evaluation.every=0",
+            "model=hf",
+            f"model.path={base}",
+            "rollout=vllm_server",
+            "rollout.eager=true",
+            "rollout.max_completion_tokens=24",
+            "positives=none",
+            "algorithm=grpo",
+            f"output_dir={tmp_path / 'out'}",
+        ]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         while not list(tmp_path.glob("out/*/*/checkpoints/*.ckpt")):
             assert process.poll() is None, process.stdout.read()
@@ -386,7 +412,8 @@ def test_heads_that_vllm_does_not_know_are_one_line():
 
 @pytest.mark.parametrize("lora", [0, 8])
 def test_the_cache_comes_back_after_the_weights(lora, monkeypatch):
-    """Old weights, new ones and a cache at once are more than a shared GPU has; an adapter alone cannot bring weights back."""
+    """Old weights, new ones and a cache at once are more than a shared GPU has; an adapter alone cannot bring weights
+    back."""
     told = []
 
     class Sleeper:
@@ -475,7 +502,7 @@ def test_the_first_probe_is_a_text(monkeypatch):
     assert engine.probe == tokenizer(vllm_engine.PROBE)["input_ids"]
 
 
-@pytest.mark.parametrize(("precision", "dtype", "gets"), [("bf16-mixed", None, "bfloat16"), ("32-true", None, "float32"), ("bf16-mixed", "float32", "float32")])  # fmt: skip
+@pytest.mark.parametrize(("precision", "dtype", "gets"), [("bf16-mixed", None, "bfloat16"), ("32-true", None, "float32"), ("bf16-mixed", "float32", "float32")])  # fmt: skip  # noqa: E501
 def test_an_engine_is_in_the_trainers_format_unless_it_is_told_another(precision, dtype, gets, monkeypatch):
     model, _ = policy(tied=True)
     compute_in(model, precision)
@@ -487,7 +514,8 @@ def test_an_engine_is_in_the_trainers_format_unless_it_is_told_another(precision
 
 @pytest.mark.parametrize("threads", ["3", None])
 def test_an_engine_in_this_process_leaves_it_as_it_was(threads, monkeypatch, capsys):
-    """vLLM sets one thread unless OMP_NUM_THREADS is set, keeps all garbage from being collected, and seeds every generator with 0."""
+    """vLLM sets one thread unless OMP_NUM_THREADS is set, keeps all garbage from being collected, and seeds every
+    generator with 0."""
     model, _ = policy(tied=True)
 
     class LLM(StandIn):
@@ -591,10 +619,20 @@ def test_each_of_two_devices_has_an_engine_of_its_own(rollout, strategy, tmp_pat
     model.save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
     options = [
-        "algorithm=exp_grpo", "dataset=ladder", "dataset.levels=[1]", "dataset.eval_limit=2", "debug=tiny", "trainer.max_steps=2",
-        f"rollout={rollout}", "rollout.eager=true", f"model.path={tmp_path / 'base'}", "evaluation.every=0", "trainer.accelerator=cpu",
-        "positives.filters=[]", "reward._target_=benchmarks.bench.ours.RandomReward",
-    ]  # fmt: skip
+        "algorithm=exp_grpo",
+        "dataset=ladder",
+        "dataset.levels=[1]",
+        "dataset.eval_limit=2",
+        "debug=tiny",
+        "trainer.max_steps=2",
+        f"rollout={rollout}",
+        "rollout.eager=true",
+        f"model.path={tmp_path / 'base'}",
+        "evaluation.every=0",
+        "trainer.accelerator=cpu",
+        "positives.filters=[]",
+        "reward._target_=benchmarks.bench.ours.RandomReward",
+    ]
     for devices in (1, 2):
         several = [f"trainer.devices={devices}", f"trainer.strategy={strategy}"] if devices > 1 else []
         line = [sys.executable, "-m", "expo", "train", *options, *several, f"output_dir={tmp_path / str(devices)}"]

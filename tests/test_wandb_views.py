@@ -1,4 +1,5 @@
-"""`expo wandb workspace`, `report` and `sweep`: what they write, beside what is recorded, and what they send to a stand-in server."""
+"""`expo wandb workspace`, `report` and `sweep`: what they write, beside what is recorded, and what they send to a
+stand-in server."""
 
 import importlib.util
 import json
@@ -34,7 +35,8 @@ PAGE = Page(
 
 
 def check_recorded(name: str, found: object) -> None:
-    """Compare with tests/recorded/NAME. To record anew, remove the file and run the test: it writes it, and fails once."""
+    """Compare with tests/recorded/NAME. To record anew, remove the file and run the test: it writes it, and fails
+    once."""
     path = Path(__file__).parent / "recorded" / name
     text = json.dumps(found, indent=1) + "\n"
     if not path.is_file():

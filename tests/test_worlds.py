@@ -1,4 +1,5 @@
-"""Worlds of the ladder: what their corpora have, what the oracle sees in them, and that no base policy gets into another's."""
+"""Worlds of the ladder: what their corpora have, what the oracle sees in them, and that no base policy gets into
+another's."""
 
 import json
 import random
@@ -47,7 +48,8 @@ def stated(text):
 
 @pytest.mark.parametrize(("knob", "arithmetic_holds"), [("slips", True), ("fudged", False)])
 def test_the_share_of_wrong_parts_is_that_of_the_world(knob, arithmetic_holds):
-    """A part slips, and is then believed rightly in one of ten cases: (1 - 0.9 · 0.2)^5 of the explanations stay sound."""
+    """A part slips, and is then believed rightly in one of ten cases: (1 - 0.9 · 0.2)^5 of the explanations stay
+    sound."""
     sound, arithmetic = soundness(WorldConf(**{knob: 0.2}))
     assert sound == pytest.approx((1 - 0.9 * 0.2) ** 5, abs=0.07)
     assert (arithmetic == 1.0) is arithmetic_holds
@@ -109,7 +111,7 @@ def test_the_corpus_of_the_clear_world_is_the_one_that_the_shipped_policy_has_re
     ]
 
 
-CORPUS = r"""[["(1) 3 + 3 # 2", "( 6 )", "(1) 3 + 3 = 6 max 2 = 6 ; \\boxed{( 6 )}", true], ["(1) 2 - 5 ? 2 (2) 1 + 2 ? 5 (3) 6 - 4 ? 4", "( 5 , 8 , 6 )", "(1) 2 - 5 = 3 add 2 = 5 ; (2) 1 + 2 = 3 add 5 = 8 ; (3) 6 - 4 = 2 add 4 = 6 ; \\boxed{( 5 , 8 , 6 )}", false], ["(1) 5 + 6 _ 3 (2) 1 + 6 | 3 (3) 5 + 1 _ 4 (4) 5 + 3 _ 3 (5) 1 - 3 | 5", "( 33 , 73 , 10 , 8 , 7 )", "(1) 5 + 6 = 11 mul 3 = 33 ; (2) 1 + 6 = 7 cat 3 = 73 ; (3) 5 + 1 = 6 add 4 = 10 ; (4) 5 + 3 = 8 max 3 = 8 ; (5) 1 - 3 = 2 add 5 = 7 ; \\boxed{( 33 , 73 , 10 , 8 , 7 )}", true]]"""
+CORPUS = r"""[["(1) 3 + 3 # 2", "( 6 )", "(1) 3 + 3 = 6 max 2 = 6 ; \\boxed{( 6 )}", true], ["(1) 2 - 5 ? 2 (2) 1 + 2 ? 5 (3) 6 - 4 ? 4", "( 5 , 8 , 6 )", "(1) 2 - 5 = 3 add 2 = 5 ; (2) 1 + 2 = 3 add 5 = 8 ; (3) 6 - 4 = 2 add 4 = 6 ; \\boxed{( 5 , 8 , 6 )}", false], ["(1) 5 + 6 _ 3 (2) 1 + 6 | 3 (3) 5 + 1 _ 4 (4) 5 + 3 _ 3 (5) 1 - 3 | 5", "( 33 , 73 , 10 , 8 , 7 )", "(1) 5 + 6 = 11 mul 3 = 33 ; (2) 1 + 6 = 7 cat 3 = 73 ; (3) 5 + 1 = 6 add 4 = 10 ; (4) 5 + 3 = 8 max 3 = 8 ; (5) 1 - 3 = 2 add 5 = 7 ; \\boxed{( 33 , 73 , 10 , 8 , 7 )}", true]]"""  # noqa: E501
 
 
 def test_problems_of_another_shape_have_other_names():

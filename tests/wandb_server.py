@@ -1,6 +1,8 @@
-"""A stand-in for W&B's server: as much of its GraphQL and file stream as wandb-core asks for when it starts, logs and resumes a run.
+"""A stand-in for W&B's server: as much of its GraphQL and file stream as wandb-core asks for when it starts, logs and
+resumes a run.
 
-It keeps what it is sent, and knows nothing else: no users, no sweeps, no checks. Artifacts are taken as known already, so
+It keeps what it is sent, and knows nothing else: no users, no sweeps, no checks. Artifacts are taken as known already,
+so
 that no file of theirs is sent.
 """
 
@@ -44,7 +46,8 @@ class ServerRun:
 
 
 class WandbServer:
-    """The server, in threads of its own on a free port. `stop` and `start` make it gone for a while: it forgets nothing."""
+    """The server, in threads of its own on a free port. `stop` and `start` make it gone for a while: it forgets
+    nothing."""
 
     def __init__(self) -> None:
         self.runs: dict[str, ServerRun] = {}

@@ -1,9 +1,13 @@
-"""A Python that has already imported what takes expo seconds: for tests of what a process does, and not of how it starts.
+"""A Python that has already imported what takes expo seconds: for tests of what a process does, and not of how it
+starts.
 
 `python tests/warm.py FOLDER` imports, and then forks itself for each process that is asked for. `FOLDER/python` is what
-tests take for their `sys.executable`: it hands over its arguments, descriptors, folder and environment, passes signals on,
-and ends as the process ends; where it is killed, the process is, too. `FOLDER/expo` is the command. What is not `-m expo`
-or has another environment than the tests have, such as the modules and folders that libraries are told of, gets a Python of its own.
+tests take for their `sys.executable`: it hands over its arguments, descriptors, folder and environment, passes signals
+on,
+and ends as the process ends; where it is killed, the process is, too. `FOLDER/expo` is the command. What is not `-m
+expo`
+or has another environment than the tests have, such as the modules and folders that libraries are told of, gets a
+Python of its own.
 """
 
 import atexit
@@ -48,17 +52,38 @@ if code < 0:
         signal.signal(-code, signal.SIG_DFL)
     os.kill(os.getpid(), -code)
 os._exit(code)
-"""
+"""  # noqa: E501
 
 
 # What a process may be told that no module asks for while it is imported.
 FREE = {
-    "EXPO_SWEEP", "EXPO_PARENT", "EXPO_MEETING", "RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "PYTEST_CURRENT_TEST", "PYTHONSAFEPATH",
-    "HYDRA_FULL_ERROR", "COLUMNS", "LINES", "PATH", "PWD", "OLDPWD", "SHLVL", "_",
+    "EXPO_SWEEP",
+    "EXPO_PARENT",
+    "EXPO_MEETING",
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "NODE_RANK",
+    "PYTEST_CURRENT_TEST",
+    "PYTHONSAFEPATH",
+    "HYDRA_FULL_ERROR",
+    "COLUMNS",
+    "LINES",
+    "PATH",
+    "PWD",
+    "OLDPWD",
+    "SHLVL",
+    "_",
     # Of joblib, for its workers.
-    "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMBA_NUM_THREADS", "NUMEXPR_NUM_THREADS",
-    "ENABLE_IPC", "KMP_INIT_AT_FORK",
-}  # fmt: skip
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMBA_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "ENABLE_IPC",
+    "KMP_INIT_AT_FORK",
+}
 
 
 def write_starter(folder: Path) -> None:
@@ -113,7 +138,7 @@ def serve(folder: Path) -> None:
 
 
 def become(
-    module: str, arguments: list[str], safe: bool, folder: str, environment: dict[str, str], places: list[int], descriptors: list[int]
+    module: str, arguments: list[str], safe: bool, folder: str, environment: dict[str, str], places: list[int], descriptors: list[int]  # noqa: E501
 ) -> None:  # fmt: skip
     """Be the process that was asked for, until its end."""
     os.setsid()

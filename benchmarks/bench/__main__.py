@@ -61,7 +61,8 @@ def main(arguments: list[str]) -> int:
 
 
 def slower_than(file: Path, results: Mapping[str, Mapping[str, Mapping[str, list[float]]]]) -> int:
-    """Compare the ratios, never the seconds, with those of an earlier `output`. Returns 1 where one has fallen by more than TOLERANCE."""
+    """Compare the ratios, never the seconds, with those of an earlier `output`. Returns 1 where one has fallen by more
+    than TOLERANCE."""
     try:
         earlier = json.loads(file.read_text())["cases"]
         before = {name: ratio(earlier[name])[1] for name in results}
@@ -146,7 +147,8 @@ def show_limit(case: Case, found: Mapping[str, float]) -> None:
 
 
 def further(case: Case, sides: Mapping[str, Mapping[str, list[float]]], machine: Machine) -> dict[str, float]:
-    """Return the least seconds of learning from the positives of a step of the ladder, and their share of a step without them."""
+    """Return the least seconds of learning from the positives of a step of the ladder, and their share of a step
+    without them."""
     ours, theirs = sides.values()
     shape = json.loads((LADDER / "config.json").read_text())
     prompt_tokens, tokens = (statistics.mean(ours[k]) for k in ("positive_prompt_tokens", "positive_tokens"))
@@ -159,7 +161,8 @@ def further(case: Case, sides: Mapping[str, Mapping[str, list[float]]], machine:
 def show_further(case: Case, found: Mapping[str, float]) -> None:
     """Print what `further` found."""
     print(
-        f"{case.name}: positives of {found['tokens']:.0f} tokens, behind {found['prompt_tokens']:.0f} that the update does not read "
+        f"{case.name}: positives of {found['tokens']:.0f} tokens, behind {found['prompt_tokens']:.0f} that the "
+        "update does not read "
         f"without them, take at least {found['positives']:.3f} s at {found['gflops']:.0f} GFLOP/s: "
         f"{found['positives_share']:.0%} of a step of the second"
     )

@@ -14,7 +14,8 @@ QUESTIONS = (
     "A shop sells pens at 3 dollars and books at 12 dollars. How much do 4 pens and 2 books cost?",
     "Let $x$ be a positive real number with $x^2 + 4x = 45$. Find $x$.",
     "How many positive integers less than 60 are divisible by neither 2 nor 3?",
-    "A train travels 180 kilometres in 2 hours and then 90 kilometres in 1.5 hours. What is its mean speed, in kilometres per hour?",
+    "A train travels 180 kilometres in 2 hours and then 90 kilometres in 1.5 hours. What is its mean speed, in "
+    "kilometres per hour?",
     "Evaluate $\\log_2 32 + \\sqrt{49}$.",
     "The sides of a right triangle are 9, 40 and 41. What is the radius of its inscribed circle?",
     "Two fair dice are rolled. What is the probability that the sum is 8?",

@@ -40,7 +40,8 @@ def costs(figures: Mapping[int, Mapping[str, list[float]]]) -> dict[str, dict[in
 
 
 def exponent(by_factor: Mapping[int, float]) -> float:
-    """Return the p of cost ~ factor^p, by least squares through the logarithms; NaN where a cost is too small to be seen."""
+    """Return the p of cost ~ factor^p, by least squares through the logarithms; NaN where a cost is too small to be
+    seen."""
     if min(by_factor.values()) <= 0:
         return math.nan
     logs = [(math.log(factor), math.log(cost)) for factor, cost in by_factor.items()]

@@ -12,7 +12,8 @@ class Work:
     """The least that a step needs, whoever computes it.
 
     Each prompt is read once, to generate and to train. Matrix products alone are counted, without attention's. The head
-    works where a token is drawn or scored. Each step of decoding reads all weights once; products of many rows read none.
+    works where a token is drawn or scored. Each step of decoding reads all weights once; products of many rows read
+    none.
     """
 
     prefill: float  # FLOPs of reading the prompts
@@ -35,7 +36,8 @@ class Work:
         )
 
     def rollout_seconds(self, machine: Machine) -> float:
-        """Return the least seconds of the rollouts: decoding is bound by products or by reading, whichever takes longer."""
+        """Return the least seconds of the rollouts: decoding is bound by products or by reading, whichever takes
+        longer."""
         return self.prefill / machine.flops + max(self.decode / machine.flops, self.read / machine.bytes)
 
     def update_seconds(self, machine: Machine) -> float:

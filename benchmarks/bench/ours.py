@@ -1,4 +1,5 @@
-"""expo's side of `make bench`: the trainer of `expo train`, a step at a time. `python -m benchmarks.bench.ours CASE FOLDER`."""
+"""expo's side of `make bench`: the trainer of `expo train`, a step at a time. `python -m benchmarks.bench.ours CASE
+FOLDER`."""
 
 import sys
 from collections.abc import Sequence
@@ -57,10 +58,17 @@ class StepByStep(Callback):
 
 def main(case: Case, folder: Path) -> None:
     """Train until stdin ends."""
-    cfg = compose_config([
-        *case.overrides, "trainer.checkpoint_every=100000", "trainer.accelerator=cpu", "evaluation.every=0",
-        f"trainer.threads={case.threads}", f"output_dir={folder / 'outputs'}", *(_rows(case, folder) if case.shape else LADDER),
-    ])  # fmt: skip
+    cfg = compose_config(
+        [
+            *case.overrides,
+            "trainer.checkpoint_every=100000",
+            "trainer.accelerator=cpu",
+            "evaluation.every=0",
+            f"trainer.threads={case.threads}",
+            f"output_dir={folder / 'outputs'}",
+            *(_rows(case, folder) if case.shape else LADDER),
+        ]
+    )
     if case.shape:
         cfg.reward = RewardConf(_target_="benchmarks.bench.ours.RandomReward")
     set_up_process(cfg)

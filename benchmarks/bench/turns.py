@@ -17,7 +17,8 @@ class Turns:
         self.parts = parts
 
     def __call__(self) -> None:
-        """Tell the seconds of the step that has ended, and wait for the next turn. Ends the process where there is none."""
+        """Tell the seconds of the step that has ended, and wait for the next turn. Ends the process where there is
+        none."""
         told = {"peak_mb": peak_mb()}
         if self.started is not None:
             told |= {"seconds": time.perf_counter() - self.started, **self.parts()}

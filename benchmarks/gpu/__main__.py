@@ -1,4 +1,5 @@
-"""`python -m benchmarks.gpu [parts=B,D,A,C,E] [cpu=true] [seconds=480] [output=outputs/gpu-check]`: every part in a process of its own, see
+"""`python -m benchmarks.gpu [parts=B,D,A,C,E] [cpu=true] [seconds=480] [output=outputs/gpu-check]`: every part in a
+process of its own, see
 `benchmarks.gpu`."""
 
 import json
@@ -17,7 +18,8 @@ from expo.config import UserError
 from expo.config.arguments import take_options
 
 PARTS = {"B": "the update", "D": "whole steps", "A": "the transformers engine", "C": "vLLM", "E": "two devices"}
-# Of the seconds that are left, what a part has: the more the further it comes before others. What it does not need, the next ones have.
+# Of the seconds that are left, what a part has: the more the further it comes before others. What it does not need, the
+# next ones have.
 SHARES = {"B": 3, "D": 4, "A": 4, "C": 3, "E": 1}
 LINES = "results.jsonl"
 
@@ -40,7 +42,8 @@ def main(arguments: list[str]) -> int:
 
     if not cpu and not torch.cuda.is_available():
         raise UserError(
-            "cpu=false: torch sees no GPU; look at `expo doctor`, or try the checks themselves with cpu=true (make gpu-check CPU=1)"
+            "cpu=false: torch sees no GPU; look at `expo doctor`, or try the checks themselves with cpu=true (make "
+            "gpu-check CPU=1)"
         )
     folder.mkdir(parents=True, exist_ok=True)
     hidden = {"CUDA_VISIBLE_DEVICES": ""} if cpu else {}
@@ -67,7 +70,8 @@ def main(arguments: list[str]) -> int:
 
 
 def show(lines: Path, part: str, how: str, log: Path) -> int:
-    """Print what a part has found, also in a check that it has not ended. Args: how it ended, "" for well. Returns 1 where something has failed."""
+    """Print what a part has found, also in a check that it has not ended. Args: how it ended, "" for well. Returns 1
+    where something has failed."""
     found = [told for told in _read(lines) if told["part"] == part]
     ended = {told["check"] for told in found if told["state"] != "measured"}
     for told in found:

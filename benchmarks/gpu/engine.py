@@ -13,9 +13,15 @@ from expo.jobs.wiring import load_model
 from expo.model.scoring import TokenBatch, score, token_batch
 
 LADDER = (
-    "dataset=ladder", "dataset.levels=[2]", "trainer.max_steps=2", "evaluation.every=0", "dataset.eval_limit=2", "trainer.problems_per_step=4",
-    "rollout.max_completion_tokens=96", "k=[1]",
-)  # fmt: skip
+    "dataset=ladder",
+    "dataset.levels=[2]",
+    "trainer.max_steps=2",
+    "evaluation.every=0",
+    "dataset.eval_limit=2",
+    "trainer.problems_per_step=4",
+    "rollout.max_completion_tokens=96",
+    "k=[1]",
+)
 
 
 def some_rows(device: torch.device, rows: int = 4, prompt: int = 24, completion: int = 40) -> TokenBatch:
@@ -125,9 +131,15 @@ def out_of_memory(place: Place) -> Mapping[str, Any]:
     if not place.gpu:
         raise NotRun("needs a GPU")
     cfg = place.config(
-        "algorithm=exp_grpo", f"model.path={place.shapes[0]}", "trainer.max_steps=1", "positives.filters=[]",
-        "rollout.max_completion_tokens=256", "trainer.micro_batch_size=64", "trainer.problems_per_step=8", "positives.bank=false",
-    )  # fmt: skip
+        "algorithm=exp_grpo",
+        f"model.path={place.shapes[0]}",
+        "trainer.max_steps=1",
+        "positives.filters=[]",
+        "rollout.max_completion_tokens=256",
+        "trainer.micro_batch_size=64",
+        "trainer.problems_per_step=8",
+        "positives.bank=false",
+    )
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction(16e9 / total)
     try:

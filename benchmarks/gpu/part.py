@@ -1,4 +1,5 @@
-"""One part of the checks: `python -m benchmarks.gpu.part A results.jsonl cuda|cpu`. What it has found is in the file after each measurement."""
+"""One part of the checks: `python -m benchmarks.gpu.part A results.jsonl cuda|cpu`. What it has found is in the file
+after each measurement."""
 
 import gc
 import sys
@@ -52,7 +53,8 @@ def main(part: str, file: Path, device: str) -> None:
 
 
 def outcome(error: Exception) -> dict[str, Any]:
-    """Return what to write of a check that was not made, or failed. A package that is not there is no failure, unless it is our own."""
+    """Return what to write of a check that was not made, or failed. A package that is not there is no failure, unless
+    it is our own."""
     if isinstance(error, NotRun):
         return {"state": "not run", "why": str(error)}
     package = str(getattr(error, "name", None)).partition(".")[0]

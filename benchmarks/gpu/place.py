@@ -37,7 +37,8 @@ def write_line(file: Path, found: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class Place:
-    """The device, and a folder for what the checks write. On a CPU all shapes are tiny: the checks themselves are checked."""
+    """The device, and a folder for what the checks write. On a CPU all shapes are tiny: the checks themselves are
+    checked."""
 
     device: str  # cuda or cpu
     folder: Path
@@ -59,13 +60,25 @@ class Place:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_rows(self.folder / "rows.jsonl", list(QUESTIONS))
         write_rows(self.folder / "held_out.jsonl", ["How many days are there in a week?"])
-        cfg = compose_config([
-            "dataset=custom", f"dataset.path={self.folder / 'rows.jsonl'}", f"dataset.eval_path={self.folder / 'held_out.jsonl'}",
-            "dataset.columns.question=question", "dataset.columns.answer=answer", "k=[1]", "model=random_shape",
-            f"output_dir={self.folder / 'outputs'}", f"trainer.accelerator={'gpu' if self.gpu else 'cpu'}",
-            "rollout.max_prompt_tokens=512", "evaluation.every=0", "trainer.checkpoint_every=1000", "trainer.on_nonfinite=stop",
-            "reward._target_=benchmarks.bench.ours.RandomReward", *overrides,
-        ])  # fmt: skip
+        cfg = compose_config(
+            [
+                "dataset=custom",
+                f"dataset.path={self.folder / 'rows.jsonl'}",
+                f"dataset.eval_path={self.folder / 'held_out.jsonl'}",
+                "dataset.columns.question=question",
+                "dataset.columns.answer=answer",
+                "k=[1]",
+                "model=random_shape",
+                f"output_dir={self.folder / 'outputs'}",
+                f"trainer.accelerator={'gpu' if self.gpu else 'cpu'}",
+                "rollout.max_prompt_tokens=512",
+                "evaluation.every=0",
+                "trainer.checkpoint_every=1000",
+                "trainer.on_nonfinite=stop",
+                "reward._target_=benchmarks.bench.ours.RandomReward",
+                *overrides,
+            ]
+        )
         check(cfg)
         return cfg
 
@@ -93,7 +106,8 @@ def metrics_of(directory: Path) -> list[dict[str, Any]]:
 
 
 def gap(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]]) -> float:
-    """Return the largest relative difference of two runs' numbers, but for those that measure time; infinite where one lacks a number."""
+    """Return the largest relative difference of two runs' numbers, but for those that measure time; infinite where one
+    lacks a number."""
     worst = 0.0
     for mine, other in zip(ours, theirs, strict=True):
         for name in sorted(mine.keys() | other.keys()):

@@ -16,8 +16,13 @@ def run(place: Place, name: str, *overrides: str) -> list[dict[str, Any]]:
     """Make a run with `expo train`. Returns its metrics."""
     folder = place.folder / name
     line = [
-        *LADDER, "algorithm=exp_grpo", "algorithm.kl_coef=0.05", f"output_dir={folder}", f"trainer.accelerator={'gpu' if place.gpu else 'cpu'}", *overrides,
-    ]  # fmt: skip
+        *LADDER,
+        "algorithm=exp_grpo",
+        "algorithm.kl_coef=0.05",
+        f"output_dir={folder}",
+        f"trainer.accelerator={'gpu' if place.gpu else 'cpu'}",
+        *overrides,
+    ]
     told = subprocess.run(
         [sys.executable, "-m", "expo", "train", *line], capture_output=True, text=True, check=False, env=os.environ
     )

@@ -55,10 +55,16 @@ def of_shape(name: str, engine: str) -> Check:
         )
         tiny = ("rollout.max_completion_tokens=16", "trainer.problems_per_step=2", "algorithm.group_size=2")
         cfg = place.config(
-            "algorithm=exp_grpo", f"rollout={engine}", f"model.path={name}", f"trainer.max_steps={STEPS}", "positives.filters=[]",
-            "positives.bank=false", *(large if place.gpu else tiny), *(("rollout.dtype=bfloat16",) if engine != "hf" else ()),
+            "algorithm=exp_grpo",
+            f"rollout={engine}",
+            f"model.path={name}",
+            f"trainer.max_steps={STEPS}",
+            "positives.filters=[]",
+            "positives.bank=false",
+            *(large if place.gpu else tiny),
+            *(("rollout.dtype=bfloat16",) if engine != "hf" else ()),
             *(("model.gradient_checkpointing=true",) if name == "3B" else ()),
-        )  # fmt: skip
+        )
         note = Note(place.tell)
         place.peak_gb()
         with Verifier(cfg.verifier) as verifier:
@@ -79,8 +85,10 @@ def of_shape(name: str, engine: str) -> Check:
         work = Work(cfg, shape, 1)
         generating = took["rollout"] + took["explain"]
         line = (
-            f"{device_name()} {name} {engine}: step {took['whole']:.2f} s ({took['rollout']:.2f}/{took['explain']:.2f}/{took['update']:.2f}/{took['sync']:.2f}), "
-            f"{took['generated'] / max(generating, 1e-9):.0f} generated tok/s, {took['trained'] / max(took['update'], 1e-9):.0f} trained tok/s, "
+            f"{device_name()} {name} {engine}: step {took['whole']:.2f} s "
+            f"({took['rollout']:.2f}/{took['explain']:.2f}/{took['update']:.2f}/{took['sync']:.2f}), "
+            f"{took['generated'] / max(generating, 1e-9):.0f} generated tok/s, "
+            f"{took['trained'] / max(took['update'], 1e-9):.0f} trained tok/s, "
             f"{use:.0%} of the measured FLOP/s, {peak:.1f} GB, {git_commit('benchmarks')}"
         )
         return {"line": line, "measured": took, "estimated": seconds(work, machine), "peak GB": peak}

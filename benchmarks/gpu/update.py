@@ -44,9 +44,11 @@ def of_shape(name: str) -> Check:
             products = 6 * (read * shape.in_layers + scored * shape.head)
             backward, step = (median(column) for column in zip(*spent, strict=True))
             found[f"{micro} rows"] = {
-                "forward and backward, s": backward, "optimizer, s": step, "share of the measured FLOPs": products / backward / rate,
+                "forward and backward, s": backward,
+                "optimizer, s": step,
+                "share of the measured FLOPs": products / backward / rate,
                 "peak GB": place.peak_gb(),
-            }  # fmt: skip
+            }
             place.tell({"shape": name, "rows": micro, **found[f"{micro} rows"]})
         return {"shape": name, "FLOP/s of a product": rate, **found}
 

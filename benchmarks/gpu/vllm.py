@@ -1,4 +1,5 @@
-"""Part C: vLLM's engine on the device: its numbers by format, sleep and wake, LoRA, a process of its own, and its end."""
+"""Part C: vLLM's engine on the device: its numbers by format, sleep and wake, LoRA, a process of its own, and its
+end."""
 
 from collections.abc import Mapping
 from contextlib import closing
@@ -67,7 +68,8 @@ def sampler_gap(model: Any, made: list[Completion]) -> float:
 
 
 def of_format(dtype: str, eager: bool) -> Check:
-    """Return the check that the engine's log-probabilities in a format are the policy's, before and after a change of weights."""
+    """Return the check that the engine's log-probabilities in a format are the policy's, before and after a change of
+    weights."""
 
     def formats(place: Place) -> Mapping[str, Any]:
         cfg = setting(place, f"rollout.dtype={dtype}", f"rollout.eager={str(eager or not place.gpu).lower()}")
@@ -87,7 +89,8 @@ def of_format(dtype: str, eager: bool) -> Check:
 
 
 def cycles(place: Place) -> Mapping[str, Any]:
-    """Let the engine sleep, wake and take weights five times: its text has to be the policy's, and no memory may be lost."""
+    """Let the engine sleep, wake and take weights five times: its text has to be the policy's, and no memory may be
+    lost."""
     cfg = setting(place, "rollout.dtype=float32")
     model, tokenizer, _ = load_model(cfg)
     plain = TransformersEngine(cfg.rollout, model, tokenizer)

@@ -1,6 +1,7 @@
 """Follow docs/tutorial.md literally, as a new user would, and put what its commands print under them.
 
-python experiments/new_user/follow.py FOLDER            run everything in an empty folder, write the transcript into the page
+python experiments/new_user/follow.py FOLDER            run everything in an empty folder, write the transcript into the
+page
 python experiments/new_user/follow.py FOLDER --small    the same with 2 training steps, and leave the page alone (CI)
 """
 
@@ -44,7 +45,10 @@ def main(folder: Path, small: bool) -> None:
     print(f"all commands of {PAGE.name} ran in {time.monotonic() - started:.0f} s")
     if not small:
         minutes = (time.monotonic() - started) / 60
-        made = f"What the commands print was printed on {time.strftime('%Y-%m-%d')} by `python experiments/new_user/follow.py`, in {minutes:.0f} minutes on {machine()}."
+        made = (
+            f"What the commands print was printed on {time.strftime('%Y-%m-%d')} by `python "
+            f"experiments/new_user/follow.py`, in {minutes:.0f} minutes on {machine()}."
+        )
         text = re.sub(r"\n{3,}", "\n\n", "".join(parts))
         PAGE.write_text(re.sub(r"What the commands print was printed on.*", made, text))
 
@@ -58,8 +62,14 @@ def said(code: str, folder: Path) -> str:
     }
     print(f"$ {code.strip()}", flush=True)
     done = subprocess.run(
-        ["bash", "-e", "-c", code], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
-    )  # fmt: skip
+        ["bash", "-e", "-c", code],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
     print(done.stdout, flush=True)
     if done.returncode:
         sys.exit(f"exit code {done.returncode}")

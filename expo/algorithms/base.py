@@ -47,7 +47,8 @@ class Components:
 
 
 class Algorithm(Updates):
-    """Collects an experience and updates the policy on it, once per step; `collect` and `update` are the algorithm's own.
+    """Collects an experience and updates the policy on it, once per step; `collect` and `update` are the algorithm's
+    own.
 
     One Lightning epoch is one step of the algorithm, and its only batch is the step's number: everything random in a
     step follows from it. Callbacks read `last_experience` and `last_metrics`.
@@ -91,7 +92,8 @@ class Algorithm(Updates):
             sums = self.update(experience)
             if any(self.ranks.whole([self.pending])):  # whatever rows this device had
                 raise UserError(
-                    f"algorithm._target_={self.conf._target_}: its update has a gradient and takes no step; let it call take_step(sums)"
+                    f"algorithm._target_={self.conf._target_}: its update has a gradient and takes no step; let it "
+                    "call take_step(sums)"
                 )
         with experience.timer("sync"):
             engine.wake()
@@ -102,7 +104,8 @@ class Algorithm(Updates):
         self.last_experience, self.last_metrics = experience, step_metrics(experience, sums, weight)
 
     def before(self, step: int) -> None:
-        """Change what changes between steps: here, the snapshot that explains becomes the current policy every so often."""
+        """Change what changes between steps: here, the snapshot that explains becomes the current policy every so
+        often."""
         if self.snapshot is not None and self.pipeline.source.refreshes_snapshot(step):
             take_weights(self.snapshot, self.whole_policy())
             self.pipeline.engines.sync()
@@ -112,7 +115,8 @@ class Algorithm(Updates):
         return self.pipeline.run(step, self.sampler.batch(step), self.conf.group_size)
 
     def update(self, experience: Experience) -> StepSums:
-        """Take all optimizer steps on one experience. Returns what the metrics are made of, each `loss/<term>` among it."""
+        """Take all optimizer steps on one experience. Returns what the metrics are made of, each `loss/<term>` among
+        it."""
         raise TypeError(f"{type(self).__name__} has no update")
 
     def positive_stream(self, positives: Sequence[tuple[Group, Candidate]], beta: float, sums: StepSums) -> None:
@@ -138,15 +142,18 @@ class Algorithm(Updates):
             return score(model, batch, temperature, self.trainer_conf.packing, self.trainer_conf.share_prompts)
 
     def dropping(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Return the context in which a model is scored: with its dropout where there is a gradient and `trainer.dropout` asks for it."""
+        """Return the context in which a model is scored: with its dropout where there is a gradient and
+        `trainer.dropout` asks for it."""
         return with_dropout(model) if self.trainer_conf.dropout and torch.is_grad_enabled() else nullcontext()
 
     @torch.no_grad()
     def reference_score(self, batch: TokenBatch, temperature: float = 1.0) -> Tensor:
-        """Return the same under the frozen initial policy. Raises UserError for an algorithm that has not asked for one."""
+        """Return the same under the frozen initial policy. Raises UserError for an algorithm that has not asked for
+        one."""
         if not self.conf.uses_reference:
             raise UserError(
-                f"algorithm._target_={self.conf._target_}: scores under a reference that it has not asked for; let its dataclass have "
+                f"algorithm._target_={self.conf._target_}: scores under a reference that it has not asked for; let "
+                "its dataclass have "
                 "the property uses_reference return True"
             )
         context = as_initial(self.policy) if self.reference is None else nullcontext(self.reference)

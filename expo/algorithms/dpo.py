@@ -21,7 +21,8 @@ from expo.verifier.answers import Verdict
 
 
 class DPO(Algorithm):
-    """Pairs are made in rounds of `pairs_every` steps by the policy at the round's start; offline, one round is the run.
+    """Pairs are made in rounds of `pairs_every` steps by the policy at the round's start; offline, one round is the
+    run.
 
     One step: the pairs of its problems, one optimizer step on them. A problem without a positive, or without a rollout
     that may be rejected, gives no pair.

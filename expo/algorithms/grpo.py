@@ -2,7 +2,8 @@
 
     loss = Σ w · -min(ρ Â, clip(ρ) Â)  +  kl_coef · Σ w · KL(π_θ || π_ref)  +  β · Σ w⁺ · -log π_θ(c̃ | q)
 
-over the tokens of rollouts (weights w) and of positives (w⁺), see `expo.algorithms.terms` and `losses`. Dr. GRPO, DAPO, GSPO, CISPO,
+over the tokens of rollouts (weights w) and of positives (w⁺), see `expo.algorithms.terms` and `losses`. Dr. GRPO, DAPO,
+GSPO, CISPO,
 SAPO, RLOO and LUFFY are choices of advantage, ratio, surrogate, weights and of what positives are used as.
 """
 
@@ -71,7 +72,8 @@ class GRPO(Algorithm):
     def with_gradient(
         self, groups: Sequence[Group], rows: Rows, positives: Sequence[tuple[Group, Candidate]]
     ) -> set[int]:
-        """Return the indices of the groups that have a gradient of rewards or positives. Args: rows, those of all of the groups."""
+        """Return the indices of the groups that have a gradient of rewards or positives. Args: rows, those of all of
+        the groups."""
         owners = [group for group in groups for _ in group.completions] + [group for group, _ in self.members(groups)]
         learned = {id(group) for group, a in zip(owners, rows.advantages.tolist(), strict=True) if a}
         learned |= {id(group) for group, _ in positives}
@@ -88,7 +90,8 @@ class GRPO(Algorithm):
             self.retries.load_state_dict(checkpoint["retries"])
 
     def members(self, groups: Sequence[Group]) -> list[tuple[Group, Candidate]]:
-        """Return the positive that has joined each group, where one has: the first of its problem. Empty where positives join none."""
+        """Return the positive that has joined each group, where one has: the first of its problem. Empty where
+        positives join none."""
         if not self.pipeline.source.joins_groups:
             return []
         return [(group, group.positives[0]) for group in groups if group.positives]
@@ -106,7 +109,8 @@ class GRPO(Algorithm):
         return self.informative(e)[: self.trainer_conf.problems_per_step] if self.conf.refills else e.groups
 
     def rows(self, e: Experience, groups: Sequence[Group]) -> Rows:
-        """Return the rollouts of the groups that are trained on, and the positives that have joined them, with advantages."""
+        """Return the rollouts of the groups that are trained on, and the positives that have joined them, with
+        advantages."""
         own, joined = [(group, c) for group in groups for c in group.completions], self.members(groups)
         on_policy, off_policy = self.advantages(groups)
         prompts = [c.prompt for _, c in own] + [group.prompt for group, _ in joined]
@@ -126,7 +130,8 @@ class GRPO(Algorithm):
         )
 
     def advantages(self, groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
-        """Return the advantages of the P groups' rollouts `[P * G]`, and of the positives that have joined, each with a reward of 1."""
+        """Return the advantages of the P groups' rollouts `[P * G]`, and of the positives that have joined, each with a
+        reward of 1."""
         conf, source, max_tokens = self.conf, self.pipeline.source, self.pipeline.tools.sampling.max_tokens
         joined = {id(group) for group, _ in self.members(groups)}
         has_member = torch.tensor([[float(id(group) in joined)] for group in groups]).reshape(-1, 1)  # [P, 1]
@@ -148,7 +153,8 @@ class GRPO(Algorithm):
         return losses.token_weights(mask, self.conf.aggregation, self.pipeline.tools.sampling.max_tokens)
 
     def policy_stream(self, rows: Rows, active: Tensor, first: bool, sums: StepSums) -> None:
-        """Go backward through the terms. Args: active, indices of rows; first, whether no update has moved the policy since it acted."""
+        """Go backward through the terms. Args: active, indices of rows; first, whether no update has moved the policy
+        since it acted."""
         weights = [self.weights(term.mask(rows)) for term in self.terms]
         for term in self.terms:
             term.begin(rows, sums)
@@ -168,7 +174,8 @@ class GRPO(Algorithm):
     def scored(
         self, rows: Rows, index: Tensor, part: TokenBatch, first: bool, sums: StepSums, logp: Tensor | None = None
     ) -> Scored:
-        """Score a micro-batch. Args: index `[b]`, its rows; logp, the policy's `[b, T]` where it is known. The first pass fills `old_logp`."""
+        """Score a micro-batch. Args: index `[b]`, its rows; logp, the policy's `[b, T]` where it is known. The first
+        pass fills `old_logp`."""
         conf, temperature = self.conf, self.pipeline.tools.sampling.temperature
         entropy = None
         if logp is None and any(term.needs_entropy for term in self.terms):

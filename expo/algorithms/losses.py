@@ -152,7 +152,8 @@ def _ppo_clip(rho: Tensor, advantages: Tensor, logp: Tensor, conf: GRPOConf) -> 
 
 
 def _dual_clip(rho: Tensor, advantages: Tensor, logp: Tensor, conf: GRPOConf) -> tuple[Tensor, Tensor]:
-    """Return the same, of at most -dual_clip · Â where Â < 0: a token that has become much likelier pulls no harder (1912.09729, eq. 5)."""
+    """Return the same, of at most -dual_clip · Â where Â < 0: a token that has become much likelier pulls no harder
+    (1912.09729, eq. 5)."""
     loss, stopped = _ppo_clip(rho, advantages, logp, conf)
     most = -conf.dual_clip * advantages
     capped = (advantages < 0) & (loss > most)
@@ -160,7 +161,8 @@ def _dual_clip(rho: Tensor, advantages: Tensor, logp: Tensor, conf: GRPOConf) ->
 
 
 def _cispo(rho: Tensor, advantages: Tensor, logp: Tensor, conf: GRPOConf) -> tuple[Tensor, Tensor]:
-    """Return -sg(min(ρ, 1 + clip_high)) Â log π_θ: a clipped ratio is a smaller weight, and stops no gradient (CISPO, 2506.13585, eq. 4)."""
+    """Return -sg(min(ρ, 1 + clip_high)) Â log π_θ: a clipped ratio is a smaller weight, and stops no gradient (CISPO,
+    2506.13585, eq. 4)."""
     limit = 1 + conf.clip_high
     return -rho.detach().clamp(max=limit) * advantages * logp, (rho > limit).float()
 
@@ -172,9 +174,11 @@ def _sapo(rho: Tensor, advantages: Tensor, logp: Tensor, conf: GRPOConf) -> tupl
 
 
 def _dppo(rho: Tensor, advantages: Tensor, logp: Tensor, conf: GRPOConf) -> tuple[Tensor, Tensor]:
-    """Return -ρ Â, and nothing of a token whose probability has moved by over clip_high or clip_low in the direction of Â.
+    """Return -ρ Â, and nothing of a token whose probability has moved by over clip_high or clip_low in the direction of
+    Â.
 
-    The mask of DPPO as prime-rl has it: by the difference of probabilities, which bounds the binary divergence of a token.
+    The mask of DPPO as prime-rl has it: by the difference of probabilities, which bounds the binary divergence of a
+    token.
     """
     probability = logp.detach().exp()
     change = probability - probability / rho.detach()
@@ -182,7 +186,8 @@ def _dppo(rho: Tensor, advantages: Tensor, logp: Tensor, conf: GRPOConf) -> tupl
     return torch.where(stopped, 0.0, -rho * advantages), stopped.float()
 
 
-# (ρ [B, T], advantages [B, 1] or [B, T], log π_θ [B, T], conf) -> loss per token [B, T], and 1 where the ratio stops the gradient
+# (ρ [B, T], advantages [B, 1] or [B, T], log π_θ [B, T], conf) -> loss per token [B, T], and 1 where the ratio stops
+# the gradient
 SURROGATES: dict[str, Callable[[Tensor, Tensor, Tensor, GRPOConf], tuple[Tensor, Tensor]]] = functions_of(
     GRPOConf,
     "surrogate",
@@ -193,9 +198,11 @@ SURROGATES: dict[str, Callable[[Tensor, Tensor, Tensor, GRPOConf], tuple[Tensor,
 def policy_loss(
     logp: Tensor, old_logp: Tensor, mask: Tensor, advantages: Tensor, conf: GRPOConf
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the loss of each token by `conf.surrogate`, ρ = π_θ / π_old by `conf.ratio`, and 1 where it stops the gradient.
+    """Return the loss of each token by `conf.surrogate`, ρ = π_θ / π_old by `conf.ratio`, and 1 where it stops the
+    gradient.
 
-    Args: logp, old_logp, mask `[B, T]`; advantages `[B]`, or `[B, T]` where tokens have their own. Returns three `[B, T]`.
+    Args: logp, old_logp, mask `[B, T]`; advantages `[B]`, or `[B, T]` where tokens have their own. Returns three `[B,
+    T]`.
     """
     rho = importance_ratio(logp, old_logp, mask, conf.ratio)
     loss, stopped = SURROGATES[conf.surrogate](rho, advantages.view(len(rho), -1), logp, conf)
@@ -203,9 +210,11 @@ def policy_loss(
 
 
 def off_policy_loss(logp: Tensor, advantages: Tensor, shaping: float) -> Tensor:
-    """Return -f Â per token of a group member that the policy did not sample, and whose sampler's probability is not known.
+    """Return -f Â per token of a group member that the policy did not sample, and whose sampler's probability is not
+    known.
 
-    With `shaping` γ > 0, f = π_θ / (π_θ + γ) (LUFFY, arXiv 2504.14945, eq. 6), which cares most for unlikely tokens; with
+    With `shaping` γ > 0, f = π_θ / (π_θ + γ) (LUFFY, arXiv 2504.14945, eq. 6), which cares most for unlikely tokens;
+    with
     0, a ratio of 1 with the gradient of log π_θ. Never clipped.
     Args: logp `[B, T]`; advantages `[B]`. Returns `[B, T]`.
     """
@@ -234,7 +243,8 @@ CORRECTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = functions_of(
 
 
 def sampler_weights(old_logp: Tensor, sampler_logp: Tensor, mask: Tensor, correction: str | None, cap: float) -> Tensor:
-    """Return min(π_old / π_sampler, cap): truncated importance sampling between trainer and sampler (arXiv 2508.02260 and others).
+    """Return min(π_old / π_sampler, cap): truncated importance sampling between trainer and sampler (arXiv 2508.02260
+    and others).
 
     The sampler computes the same distribution with other kernels or precision; the weight takes out the bias.
     Args: old_logp, sampler_logp, mask `[B, T]`; correction, a key of `CORRECTIONS`. Returns `[B, T]`, no gradient.
@@ -262,9 +272,11 @@ KL_ESTIMATORS: dict[str, Callable[[Tensor], Tensor]] = functions_of(
 
 
 def kl(logp: Tensor, ref_logp: Tensor, estimator: str) -> Tensor:
-    """Return the per-token estimate of KL(π_θ || π_ref) on samples of π_θ (Schulman, "Approximating KL divergence", 2020).
+    """Return the per-token estimate of KL(π_θ || π_ref) on samples of π_θ (Schulman, "Approximating KL divergence",
+    2020).
 
-    With δ = log π_θ - log π_ref: k1 = δ, k2 = δ²/2, k3 = e^-δ - 1 + δ. As a loss, k1's gradient has mean zero: it is for
+    With δ = log π_θ - log π_ref: k1 = δ, k2 = δ²/2, k3 = e^-δ - 1 + δ. As a loss, k1's gradient has mean zero: it is
+    for
     monitoring; k2's gradient is the true one; k3 is GRPO's choice.
     Args: logp, ref_logp `[B, T]`; estimator, a key of `KL_ESTIMATORS`. Returns `[B, T]`.
     """
@@ -294,7 +306,8 @@ APART: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = functions_of(
 
 
 def preference_margin(chosen: Tensor, rejected: Tensor, lengths: Tensor, beta: float, preference: str) -> Tensor:
-    """Return β times the difference of the log-ratios that the loss of a preference sees. Args: see `preference_loss`. Returns `[B]`."""
+    """Return β times the difference of the log-ratios that the loss of a preference sees. Args: see `preference_loss`.
+    Returns `[B]`."""
     return beta * APART[preference](chosen, rejected, lengths)
 
 

@@ -1,4 +1,5 @@
-"""DPO's pairs on disk: made once, read again by a resumed run and by runs that differ only in how they learn from them."""
+"""DPO's pairs on disk: made once, read again by a resumed run and by runs that differ only in how they learn from
+them."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -24,7 +25,8 @@ COST = b"cost"
 
 @dataclass(frozen=True)
 class PairStore:
-    """One parquet file per round, one row per problem. Those of the initial policy are in `initial`, shared between runs.
+    """One parquet file per round, one row per problem. Those of the initial policy are in `initial`, shared between
+    runs.
 
     Beside each file stands its SHA-256, without which, or with another, it is not read.
     """
@@ -75,7 +77,14 @@ class PairStore:
                 "candidates": [asdict(c) for c in group.candidates],
                 "positives": [asdict(c) for c in group.positives],
                 "rollouts": [
-                    {"ids": c.ids, "logp": c.logp, "truncated": c.truncated, "text": text, "verdict": verdict.value, "reward": reward}
+                    {
+                        "ids": c.ids,
+                        "logp": c.logp,
+                        "truncated": c.truncated,
+                        "text": text,
+                        "verdict": verdict.value,
+                        "reward": reward,
+                    }
                     for c, text, verdict, reward in zip(
                         group.completions, group.texts, group.verdicts, group.rewards, strict=True
                     )
@@ -83,7 +92,7 @@ class PairStore:
                 "paired": pair is not None,
             }
             for group, pair in zip(e.groups, pairs, strict=True)
-        ]  # fmt: skip
+        ]
         # What they cost goes with them: whoever reads them has had them made.
         cost = json.dumps({"generated_tokens": e.generated_tokens, "seconds": e.timer.seconds})
         write_signed(pa.Table.from_pylist(rows).replace_schema_metadata({COST: cost}), self.path(step))

@@ -1,8 +1,10 @@
-"""The terms of a loss over rollouts. Each is a class with a name, a coefficient, the tokens that it weighs, and a loss per token.
+"""The terms of a loss over rollouts. Each is a class with a name, a coefficient, the tokens that it weighs, and a loss
+per token.
 
     loss = Σ_terms coefficient · Σ w · term(o_t)
 
-The weights w are those of the whole batch (`expo.algorithms.losses.token_weights`), so that micro-batches and devices add up.
+The weights w are those of the whole batch (`expo.algorithms.losses.token_weights`), so that micro-batches and devices
+add up.
 """
 
 from collections.abc import Callable
@@ -114,7 +116,8 @@ class KL(Term):
 
 
 class Entropy(Term):
-    """Minus the entropy of the next-token distribution, from its logits: minimizing it is an entropy bonus with the true gradient."""
+    """Minus the entropy of the next-token distribution, from its logits: minimizing it is an entropy bonus with the
+    true gradient."""
 
     name = "entropy"
     needs_entropy = True

@@ -1,4 +1,5 @@
-"""The checked update: micro-batches dealt out among devices, a clipped gradient, and weights that are numbers, the same everywhere."""
+"""The checked update: micro-batches dealt out among devices, a clipped gradient, and weights that are numbers, the same
+everywhere."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -46,7 +47,8 @@ class Updates(LightningModule):
 
     @property
     def trained(self) -> Sequence[nn.Module]:
-        """Return the modules that are trained: stepped, clipped, checked, and the same on all devices. A critic would be another one."""
+        """Return the modules that are trained: stepped, clipped, checked, and the same on all devices. A critic would
+        be another one."""
         return [self.policy]
 
     @property
@@ -59,15 +61,18 @@ class Updates(LightningModule):
     ) -> Iterator[tuple[Tensor, TokenBatch]]:
         """Yield this device's micro-batches of some rows, each with the indices of its rows.
 
-        Weights of tokens have to be those of the whole batch: gradients are added up over the devices when a step is taken, and
-        so is all that is added to `sums` meanwhile. Args: rows `[N]`; size, rows at a time, `trainer.micro_batch_size` by default.
+        Weights of tokens have to be those of the whole batch: gradients are added up over the devices when a step is
+        taken, and
+        so is all that is added to `sums` meanwhile. Args: rows `[N]`; size, rows at a time, `trainer.micro_batch_size`
+        by default.
         """
         before = dict(sums)
         self.dealt = True
         whole = list(micro_batches(batch, rows, size or self.trainer_conf.micro_batch_size))
         yield from self.ranks.own(whole)
         if self.whole and self.ranks.rank >= len(whole) % self.ranks.count > 0:
-            # Others go through one more, and cannot without this device's share of the weights: a row that counts for nothing.
+            # Others go through one more, and cannot without this device's share of the weights: a row that counts for
+            # nothing.
             own = dict(sums)
             self.live = False
             yield whole[0][0][:1], batch.rows(whole[0][0][:1])
@@ -77,7 +82,8 @@ class Updates(LightningModule):
         self.ranks.add_up(sums, before)
 
     def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Go backward, with the gradient that counts: none for a row that only fills up a device's share, see `parts`."""
+        """Go backward, with the gradient that counts: none for a row that only fills up a device's share, see
+        `parts`."""
         self.pending = True
         super().manual_backward(loss if self.live else 0 * loss, *args, **kwargs)
 
@@ -123,7 +129,8 @@ class Updates(LightningModule):
         conf = self.optimizer_conf
         if self.whole is not None and len(self.trained) > 1:
             raise UserError(
-                f"trainer.strategy=fsdp: shares out the policy alone, and {type(self).__name__} trains {len(self.trained)} modules; "
+                f"trainer.strategy=fsdp: shares out the policy alone, and {type(self).__name__} trains "
+                f"{len(self.trained)} modules; "
                 "set trainer.strategy=ddp"
             )
         optimizer = build(conf, self.trained_weights, of=torch.optim.Optimizer)

@@ -20,7 +20,7 @@ from expo.tables.render import wide_console
 USAGE = """\
 usage: expo compare A B [reach=0.5] [show=3]
   A, B: a run directory or its identity; a pattern, whose runs differ in nothing but the seed; TABLE:ARM; TABLE or its results folder
-  reach: the pass@4 for which it says how many tokens each took; show: problems gained and lost, with their completions"""
+  reach: the pass@4 for which it says how many tokens each took; show: problems gained and lost, with their completions"""  # noqa: E501
 
 
 def main(arguments: list[str]) -> int:
@@ -43,7 +43,8 @@ def main(arguments: list[str]) -> int:
         pairs = [(next(iter(first.values())), next(iter(second.values())))]
     if not pairs:
         raise UserError(
-            f"{sides[0]} has the arms {', '.join(first)}, {sides[1]} {', '.join(second)}: none in common; name one by TABLE:ARM"
+            f"{sides[0]} has the arms {', '.join(first)}, {sides[1]} {', '.join(second)}: none in common; name one "
+            "by TABLE:ARM"
         )
     for a, b in pairs:
         if a.name == b.name:
@@ -100,7 +101,8 @@ def print_comparison(comparison: Comparison, reach: float, show: int) -> None:
     for title, problems in (("gained", comparison.gained()), ("lost", comparison.lost())):
         named = f": {', '.join(problems[:10])}{', …' if len(problems) > 10 else ''}" if problems else ""
         console.print(
-            f"{title}: {len(problems)} problems that only the {'second' if title == 'gained' else 'first'} solves{named}",
+            f"{title}: {len(problems)} problems that only the {'second' if title == 'gained' else 'first'} "
+            f"solves{named}",
             markup=False,
         )
         for problem in problems[:show]:

@@ -115,8 +115,10 @@ def page(plan: Plan, summary: dict[str, Any], runs: Sequence[PlannedRun]) -> rep
     )
     note = (
         f"{plan.title}, {summary['seeds']} seed(s) each. The base policy solves none of these problems: "
-        f"{summary['expected_lucky_rollouts']:.2f} right rollouts are to be expected from it in a whole run, so GRPO has "
-        "nothing to learn from. ExP-GRPO adds the policy's own explanation of the known answer. The ladder is a small model "
+        f"{summary['expected_lucky_rollouts']:.2f} right rollouts are to be expected from it in a whole run, so GRPO "
+        "has "
+        "nothing to learn from. ExP-GRPO adds the policy's own explanation of the known answer. The ladder is a "
+        "small model "
         "of the situation, not evidence about large models."
     )
     labels = [arm.label for arm in plan.arms.values()]

@@ -1,4 +1,5 @@
-"""`expo diagnose`: the two properties of a good positive (paper Table 1, Figure 2), measured for each kind of sample."""
+"""`expo diagnose`: the two properties of a good positive (paper Table 1, Figure 2), measured for each kind of
+sample."""
 
 from pathlib import Path
 

@@ -35,7 +35,8 @@ def show(cfg: Config, metrics: dict[str, float], problems: int) -> None:
     """Print every metric that has an interval, by level and subject, in percent."""
     console = wide_console()
     console.print(
-        f"{cfg.model.path} on {cfg.dataset.name}: {problems} problems (dataset.part={cfg.dataset.part}), in % [95 % interval]",
+        f"{cfg.model.path} on {cfg.dataset.name}: {problems} problems (dataset.part={cfg.dataset.part}), in % [95 % "
+        "interval]",
         markup=False,
     )
     measured = [name.partition("/")[::2] for name in metrics if f"{name}_lo" in metrics]

@@ -15,7 +15,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 def main(arguments: list[str]) -> int:
-    """Write the folder. Returns the exit code. Raises UserError for a run that is not finished, and a folder that is there."""
+    """Write the folder. Returns the exit code. Raises UserError for a run that is not finished, and a folder that is
+    there."""
     if not arguments or {"-h", "--help"} & set(arguments):
         print(USAGE)
         return 0
@@ -44,7 +45,8 @@ def main(arguments: list[str]) -> int:
 
 
 def _save(final: Path, folder: Path, dtype: str) -> str:
-    """Save a run's final model as a whole one. Returns the GGUF file that its first weights are from; "" where there is none."""
+    """Save a run's final model as a whole one. Returns the GGUF file that its first weights are from; "" where there is
+    none."""
     from transformers.utils import logging
 
     from expo.model.policy import load_policy

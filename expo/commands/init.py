@@ -41,7 +41,8 @@ WITHIN = {"reward_model": "reward_model.ground_truth"}  # verl's rows
 
 
 def main(arguments: list[str]) -> int:
-    """Make the folder. Returns the exit code. Raises UserError where the file cannot be used, or the folder is there."""
+    """Make the folder. Returns the exit code. Raises UserError where the file cannot be used, or the folder is
+    there."""
     if not arguments or {"-h", "--help"} & set(arguments):
         print(USAGE)
         return 0
@@ -114,7 +115,8 @@ def look(overrides: Sequence[str]) -> None:
     print(f"columns: {told}")
     kinds = {kind for source in reader.account().sources for kind in source.kinds}
     print(
-        f"answers are compared as {', '.join(sorted(kinds))}; try: expo verify {shlex.quote(train[0].answer)} ANSWER (docs/answers.md)"
+        f"answers are compared as {', '.join(sorted(kinds))}; try: expo verify {shlex.quote(train[0].answer)} ANSWER "
+        "(docs/answers.md)"
     )
     print(f"to train on {len(train)}, held out {len(held_out)}")
 
@@ -134,7 +136,7 @@ scales:
   gpu1: # one GPU
     overrides: [{data}, model=hf, model.path=Qwen/Qwen2.5-0.5B-Instruct, trainer.precision=bf16-mixed, rollout=vllm, rollout.dtype=bfloat16]
     seeds: [0, 1, 2]
-"""
+"""  # noqa: E501
 
 README = """\
 # {name}

@@ -17,19 +17,23 @@ Setting = tuple[str, object]  # a key and its value
 
 
 def plan(cfg: Config) -> int:
-    """Print memory by part, seconds by part, hours and disk for each number of devices, and settings that fit. Returns the exit code."""
+    """Print memory by part, seconds by part, hours and disk for each number of devices, and settings that fit. Returns
+    the exit code."""
     device = this_machine(cfg.trainer.threads) if cfg.plan.device == "here" else DEVICES[cfg.plan.device]
     works = [Work.of(cfg, n) for n in cfg.plan.devices]
     shape = works[0].shape
     print(
-        f"{cfg.name}, {cfg.model.path}, {shape.parameters / 1e9:.2f} G parameters, rollout._target_={cfg.rollout._target_}, "
-        f"trainer.strategy={cfg.trainer.strategy}, trainer.precision={cfg.trainer.precision}: an estimate for {device.name}, not measured"
+        f"{cfg.name}, {cfg.model.path}, {shape.parameters / 1e9:.2f} G parameters, "
+        f"rollout._target_={cfg.rollout._target_}, "
+        f"trainer.strategy={cfg.trainer.strategy}, trainer.precision={cfg.trainer.precision}: an estimate for "
+        f"{device.name}, not measured"
     )
     wide_console().print(as_table(works, device))
     whole = tokens(works[0])
     checkpoint, most = disk(works[0])
     print(
-        f"{whole / 1e6:.1f} M tokens generated{'' if cfg.plan.completion_tokens else ' at most'}; disk: {checkpoint / 1e9:.1f} GB each checkpoint, {most / 1e9:.1f} GB at a time"
+        f"{whole / 1e6:.1f} M tokens generated{'' if cfg.plan.completion_tokens else ' at most'}; disk: "
+        f"{checkpoint / 1e9:.1f} GB each checkpoint, {most / 1e9:.1f} GB at a time"
     )
     for work in works:
         print(advice(work, device))
@@ -58,7 +62,8 @@ def as_table(works: Sequence[Work], device: Device) -> Table:
 
 
 def advice(work: Work, device: Device) -> str:
-    """Say whether a run fits its devices; if not, name the smallest change with which it fits, or the reason why none helps."""
+    """Say whether a run fits its devices; if not, name the smallest change with which it fits, or the reason why none
+    helps."""
     on, needed = f"{work.devices} {device.name}", memory(work, device)
     try:
         check_anywhere(work.cfg)
@@ -100,11 +105,15 @@ def changes(work: Work) -> Iterator[list[Setting]]:
         settings: list[Setting] = [
             (key, str(value).lower() if isinstance(value, bool) else value)
             for key, (place, value) in (
-                ("trainer.micro_batch_size", size), ("rollout.batch_size", many), ("model.gradient_checkpointing", keep),
-                ("trainer.strategy", strategy), ("model.lora_rank", rank), ("model.load_in_4bit", bit),
+                ("trainer.micro_batch_size", size),
+                ("rollout.batch_size", many),
+                ("model.gradient_checkpointing", keep),
+                ("trainer.strategy", strategy),
+                ("model.lora_rank", rank),
+                ("model.load_in_4bit", bit),
             )
             if place
-        ]  # fmt: skip
+        ]
         if settings:
             found.append((bit[0], rank[0], strategy[0], keep[0], many[0] + size[0], settings))
     yield from (settings for *_, settings in sorted(found, key=lambda each: each[:-1]))

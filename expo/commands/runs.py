@@ -24,7 +24,7 @@ expo runs [FILTER...] [sort=KEY] [output_dir=outputs] [--json]   every run direc
 expo runs show RUN                                               one run: state, result, data, and what its files are
 expo runs diff RUN RUN                                           in which settings and results two runs differ
 expo runs rm   RUN... | FILTER... [output_dir=outputs] [yes=true] remove run directories; without yes=true it only says which, and their size
-expo runs gc   [FILTER...] [output_dir=outputs] [yes=true]       remove the checkpoints of finished runs; their final models stay"""
+expo runs gc   [FILTER...] [output_dir=outputs] [yes=true]       remove the checkpoints of finished runs; their final models stay"""  # noqa: E501
 
 
 def main(arguments: list[str]) -> int:
@@ -104,7 +104,8 @@ def show(arguments: Sequence[str]) -> int:
             "differs": row["differs"],
             "data": row["data"],
             "model": row["model"],
-            "made by": f"expo at {summary.get('git') or summary.get('versions', {}).get('expo')}, on {summary.get('device')}",
+            "made by": f"expo at {summary.get('git') or summary.get('versions', {}).get('expo')}, on "
+            f"{summary.get('device')}",
             "time": f"{_time(row['seconds'])}, {_time(row['age'])} ago",
             "size": _size(row["size"]),
         }

@@ -10,7 +10,7 @@ from expo.runs.reading import completions_file, completions_in
 
 USAGE = """\
 usage: expo samples RUN [step=N] [problem=ID] [verdict=incorrect] [tokens>=90 ...] [n=5] [of=train|eval]
-Any column of completions/*.parquet is a filter. Without step=, the last step that was kept; of=train: rollouts, of=eval: an evaluation."""
+Any column of completions/*.parquet is a filter. Without step=, the last step that was kept; of=train: rollouts, of=eval: an evaluation."""  # noqa: E501
 KINDS = ("train", "eval")
 
 

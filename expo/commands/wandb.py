@@ -22,7 +22,7 @@ usage: expo wandb workspace [TABLE | RUN_DIRECTORY...] [OPTIONS]   a saved view:
        expo wandb sync      [FOLDER]                               send offline runs that are not sent yet, oldest first
 OPTIONS: scale=cpu project=… entity=… output=FILE mode=offline. With mode=offline, the specification goes to a file; with
 mode=online, to W&B.
-"""
+"""  # noqa: E501
 
 
 def main(arguments: list[str]) -> int:
@@ -76,7 +76,8 @@ def _parse(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def _shown(options: dict[str, str], subjects: Sequence[str]) -> Any:
-    """Return which runs of which project are shown. Raises UserError for what is neither a table nor a run directory."""
+    """Return which runs of which project are shown. Raises UserError for what is neither a table nor a run
+    directory."""
     from expo.report.wandb_views import Shown
 
     project, entity = options["project"] or "expo", options["entity"]
@@ -90,7 +91,8 @@ def _shown(options: dict[str, str], subjects: Sequence[str]) -> Any:
     for folder in folders:
         if not (folder / "config.yaml").is_file():
             raise UserError(
-                f"{folder}: no run directory and no table; give one that has a config.yaml, or one of {', '.join(known_tables())}"
+                f"{folder}: no run directory and no table; give one that has a config.yaml, or one of "
+                f"{', '.join(known_tables())}"
             )
     ids = [_wandb_id(folder) for folder in folders]
     used = RunFolder(folders[0], {}).config.get("logger.wandb.project")
@@ -131,8 +133,8 @@ def sweep(arguments: Sequence[str]) -> int:
     made = sweep_file(request, rest, options["project"], options["entity"])
     path = _output(options["output"] or f"outputs/wandb/{made['name']}-sweep.yaml")
     path.write_text(
-        f"# {' '.join(['expo wandb sweep', *arguments])}\n# Then: wandb sweep {path}, and the `wandb agent …` that it says.\n"
-        + yaml.safe_dump(made, sort_keys=False, allow_unicode=True, width=120)
+        f"# {' '.join(['expo wandb sweep', *arguments])}\n# Then: wandb sweep {path}, and the `wandb agent …` that "
+        "it says.\n" + yaml.safe_dump(made, sort_keys=False, allow_unicode=True, width=120)
     )
     print(f"wandb sweep: {path}; next: wandb sweep {path}")
     return 0

@@ -50,7 +50,8 @@ class AlgorithmConf:
         return False
 
     def bound_to_length(self, step: int) -> str | None:
-        """Return why the first `step` steps of a longer run differ from those of a shorter one; None where they are the same."""
+        """Return why the first `step` steps of a longer run differ from those of a shorter one; None where they are the
+        same."""
         ours = self._target_.startswith("expo.")
         return None if ours else f"expo does not know whether {self._target_} looks at trainer.max_steps"
 
@@ -58,7 +59,8 @@ class AlgorithmConf:
         """Yield the rules of the algorithm against the rest of the config."""
         yield (
             self.takes_positives or not cfg.positives.gives_positives,
-            f"positives={cfg.positives._target_}: {cfg.name} trains on none of them, and they cost tokens; set positives=none "
+            f"positives={cfg.positives._target_}: {cfg.name} trains on none of them, and they cost tokens; set "
+            "positives=none "
             "(an algorithm of your own that does says takes_positives: ClassVar[bool] = True)",
         )
 
@@ -72,11 +74,13 @@ class PositivesOnlyConf(AlgorithmConf):
     def rules(self, cfg: "Config") -> Rules:
         yield (
             cfg.positives.gives_positives,
-            f"positives=none: {cfg.name} learns from positives only; set positives=expert or positives=self_explanation",
+            f"positives=none: {cfg.name} learns from positives only; set positives=expert or "
+            "positives=self_explanation",
         )
         yield (
             not cfg.positives.joins_groups,
-            f"positives.use=group_member: {cfg.name} has no groups to put positives in; remove it, or choose a GRPO algorithm",
+            f"positives.use=group_member: {cfg.name} has no groups to put positives in; remove it, or choose a GRPO "
+            "algorithm",
         )
         yield (
             not cfg.hints.gives_hints,
@@ -93,7 +97,8 @@ class SFTConf(PositivesOnlyConf):
     restart_every: int = key(
         0,
         low=0,
-        help="steps per round of STaR: a round's data come from the policy at its start, its training starts from the base "
+        help="steps per round of STaR: a round's data come from the policy at its start, its training starts from "
+        "the base "
         "model; 0: no rounds",
     )
 
@@ -195,7 +200,8 @@ class GRPOConf(AlgorithmConf):
     updates_per_rollout: int = key(
         1,
         above=0,
-        help="passes over each batch of rollouts, one optimizer step each; the first pass gives the old log-probabilities",
+        help="passes over each batch of rollouts, one optimizer step each; the first pass gives the old "
+        "log-probabilities",
     )
     advantage: str = key(
         "group_norm",
@@ -236,7 +242,8 @@ class GRPOConf(AlgorithmConf):
     aggregation: str = key(
         "sequence_mean",
         choices=("sequence_mean", "token_mean", "constant"),
-        help="weights of the tokens: mean of sequence means (GRPO), mean of tokens (DAPO), sum over a constant (Dr. GRPO)",
+        help="weights of the tokens: mean of sequence means (GRPO), mean of tokens (DAPO), sum over a constant (Dr. "
+        "GRPO)",
     )
     kl_coef: float = key(
         0.0,
@@ -249,7 +256,8 @@ class GRPOConf(AlgorithmConf):
         0,
         low=0,
         high=100,
-        help="further batches that a step may sample while too few groups have both right and wrong rollouts; only such "
+        help="further batches that a step may sample while too few groups have both right and wrong rollouts; only "
+        "such "
         "groups are trained on (DAPO's dynamic sampling); 0: off",
     )
     retry: float = key(
@@ -257,7 +265,8 @@ class GRPOConf(AlgorithmConf):
         above=0,
         high=1,
         absent=1.0,
-        help="probability that a problem is dealt again when its last group gave no gradient, squared after two such groups, "
+        help="probability that a problem is dealt again when its last group gave no gradient, squared after two such "
+        "groups, "
         "and so on; others take its place (GRESO); 1: off",
     )
     overlong_share: float = key(
@@ -271,12 +280,14 @@ class GRPOConf(AlgorithmConf):
         above=0,
         high=1e4,
         absent=1.0,
-        help="by how much it falls at most; DAPO's is half of what lies between its rewards for right and wrong: 0.5 for 1 and 0",
+        help="by how much it falls at most; DAPO's is half of what lies between its rewards for right and wrong: 0.5 "
+        "for 1 and 0",
     )
     sampler_correction: str | None = key(
         None,
         choices=("none", "token", "sequence"),
-        help="truncated importance sampling between the sampler's probabilities and the trainer's; null: token where vLLM or the trainer "
+        help="truncated importance sampling between the sampler's probabilities and the trainer's; null: token where "
+        "vLLM or the trainer "
         "computes in 16 bit, none where one engine does both, or both are in float32",
     )
     sampler_cap: float = key(2.0, low=1, help="largest weight of that correction")
@@ -313,7 +324,8 @@ class GRPOConf(AlgorithmConf):
         )
         yield (
             not self.kl_coef or self.kl_estimator != "k1",
-            f"algorithm.kl_estimator=k1: its gradient is zero in the mean, so that algorithm.kl_coef={self.kl_coef:g} would add noise alone; "
+            "algorithm.kl_estimator=k1: its gradient is zero in the mean, so that "
+            f"algorithm.kl_coef={self.kl_coef:g} would add noise alone; "
             "set algorithm.kl_estimator=k2 or k3",
         )
         yield (
@@ -323,7 +335,8 @@ class GRPOConf(AlgorithmConf):
         )
         yield (
             cfg.needs != "positives" or cfg.positives.joins_groups or getattr(cfg.positives, "weight", 1) > 0,
-            f"positives.weight=0: {cfg.name} would not learn from its positives; set positives.weight above 0, or use algorithm=grpo",
+            f"positives.weight=0: {cfg.name} would not learn from its positives; set positives.weight above 0, or "
+            "use algorithm=grpo",
         )
         yield (
             cfg.needs != "hints" or cfg.hints.gives_hints,
@@ -345,7 +358,8 @@ class GRPOConf(AlgorithmConf):
             yield from unused(self, "algorithm.", ignored, why, "algorithm.surrogate=ppo_clip")
         yield (
             self.surrogate != "dppo" or self.ratio == "token",
-            "algorithm.ratio=sequence: algorithm.surrogate=dppo looks at the probability of each token; set algorithm.ratio=token",
+            "algorithm.ratio=sequence: algorithm.surrogate=dppo looks at the probability of each token; set "
+            "algorithm.ratio=token",
         )
         if self.sampler_correction == "none":
             yield from unused(
@@ -361,11 +375,13 @@ class GRPOConf(AlgorithmConf):
             )
         yield (
             self.retry == 1 or not self.refills,
-            f"algorithm.retry={self.retry:g}, algorithm.refills={self.refills}: both replace problems that teach nothing; "
+            f"algorithm.retry={self.retry:g}, algorithm.refills={self.refills}: both replace problems that teach "
+            "nothing; "
             "set algorithm.refills=0 or algorithm.retry=1",
         )
         yield (
             self.retry == 1 or not cfg.positives.explains_all or cfg.positives.joins_groups,
-            f"algorithm.retry={self.retry:g}, positives.gate=always: every problem has a positive to learn from, so that "
+            f"algorithm.retry={self.retry:g}, positives.gate=always: every problem has a positive to learn from, so "
+            "that "
             "none would be passed over; set positives.gate=all_wrong or algorithm.retry=1",
         )

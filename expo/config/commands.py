@@ -24,7 +24,7 @@ A correct solution of it:
 {solution}
 
 You have read and understood this solution. Now derive the same answer in your own words, step by step, and put your final \
-answer within \\boxed{}."""
+answer within \\boxed{}."""  # noqa: E501
 
 
 GO_ON = """\
@@ -41,7 +41,7 @@ A correct solution of it:
 {solution}
 
 Write one short hint for a student who cannot solve this: the idea that the solution turns on. Do not state the answer or any \
-intermediate result."""
+intermediate result."""  # noqa: E501
 ABSTRACT = """\
 {question}
 
@@ -49,7 +49,7 @@ An explanation of its answer:
 {explanation}
 
 Write one short, abstract hint for a student who cannot solve this: the idea or the fact that the explanation turns on. Do not \
-state the answer or any intermediate result."""
+state the answer or any intermediate result."""  # noqa: E501
 
 
 @option("prompts", "prompts", formerly="expo.prompts.Prompts", alone=False)
@@ -62,19 +62,22 @@ class PromptsConf:
     explain: str = key(MISSING, help="shows {answer} and asks for an explanation of it")
     system: str | None = key(
         None,
-        help='system message; null: none but the one that the chat template may write (prompts.template_system), "": an empty one. A row\'s own counts first',
+        help='system message; null: none but the one that the chat template may write (prompts.template_system), "": '
+        "an empty one. A row's own counts first",
     )
     template_system: bool = key(
         True,
         absent=True,
-        help="keep the system message that some chat templates (Qwen2.5, SmolLM2) write where they are given none; false: no system message at all",
+        help="keep the system message that some chat templates (Qwen2.5, SmolLM2) write where they are given none; "
+        "false: no system message at all",
     )
     examples: int = key(
         0,
         low=0,
         high=64,
         absent=0,
-        help="worked examples before each question that the policy is to solve or explain, as earlier turns; the same ones of the "
+        help="worked examples before each question that the policy is to solve or explain, as earlier turns; the "
+        "same ones of the "
         "training part in every run on it, never the question itself",
     )
     template_options: dict[str, Any] = key(
@@ -83,7 +86,8 @@ class PromptsConf:
     date: str = key(
         "2024-07-26",
         absent="2024-07-26",
-        help="the day, as YYYY-MM-DD, that a chat template is told which prints today's date: a prompt has to be the same tomorrow",
+        help="the day, as YYYY-MM-DD, that a chat template is told which prints today's date: a prompt has to be the "
+        "same tomorrow",
     )
     final: str = key(
         "\\boxed{{answer}}", help="how a completion states its final answer; its likelihood is the answer lift"
@@ -96,7 +100,8 @@ class PromptsConf:
     with_solution: str | None = key(
         WITH_SOLUTION,
         absent=(None, WITH_SOLUTION),  # only the ladder may leave it out: see the rules of SelfDistillationConf
-        help="shows {solution} to a teacher that scores; null: the ladder's, whose teacher sees the answer instead (prompts.explain)",
+        help="shows {solution} to a teacher that scores; null: the ladder's, whose teacher sees the answer instead "
+        "(prompts.explain)",
     )
     # Only the ladder may leave these out: see the rules of PrefixConf.
     go_on: str | None = key(
@@ -128,11 +133,13 @@ class PromptsConf:
         )
         yield (
             not self.examples or not cfg.dataset.is_ladder,
-            f"prompts.examples={self.examples}: the ladder's policy has read no prompt with examples; set prompts.examples=0",
+            f"prompts.examples={self.examples}: the ladder's policy has read no prompt with examples; set "
+            "prompts.examples=0",
         )
         yield (
             self.template_system or self.system is None,
-            f"prompts.template_system=false: without effect beside prompts.system={self.system!r}, in whose place no template writes "
+            f"prompts.template_system=false: without effect beside prompts.system={self.system!r}, in whose place no "
+            "template writes "
             "its own; leave it out, or set prompts.system=null",
         )
         yield (
@@ -148,7 +155,8 @@ class PromptsConf:
         for f in fields(self):
             yield (
                 LINE_END.search(str(getattr(self, f.name))) is None,
-                f"prompts.{f.name}: has a backslash and an n where a line may be meant to end, and the model reads them as they are; "
+                f"prompts.{f.name}: has a backslash and an n where a line may be meant to end, and the model reads "
+                "them as they are; "
                 r"a shell makes the end of a line of $'\n'",
             )
 
@@ -295,7 +303,8 @@ class PretrainConf:
     def rules(self, cfg: "Config") -> Rules:
         yield (
             self.start is None or (self.hidden_size, self.layers, self.heads) == (96, 4, 4),
-            f"pretrain.start={self.start}: has its own width, depth and heads; leave pretrain.hidden_size, layers and heads out",
+            f"pretrain.start={self.start}: has its own width, depth and heads; leave pretrain.hidden_size, layers "
+            "and heads out",
         )
         yield (
             self.hidden_size % (2 * self.heads) == 0,

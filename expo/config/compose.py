@@ -63,7 +63,8 @@ def plugins() -> tuple[Path, ...]:
                 told = f"the package {installed[name]} names it as a plug-in; mend it, or uninstall it"
                 raise UserError(f"{name}: cannot be imported ({error}); {told}") from error
             raise UserError(
-                f"{PLUGINS_VARIABLE}={name}: cannot be imported ({error}); install it, or start expo in the folder it is in"
+                f"{PLUGINS_VARIABLE}={name}: cannot be imported ({error}); install it, or start expo in the folder "
+                "it is in"
             ) from error
         if module.__file__ is not None and (folder := Path(module.__file__).parent / "conf").is_dir():
             folders.append(folder)
@@ -108,7 +109,8 @@ def register() -> None:
 
 
 def schema_of(node: type) -> DictConfig:
-    """Return a config dataclass as Hydra takes it, whose keys of type dict may be given any names: Hydra refuses new ones elsewhere."""
+    """Return a config dataclass as Hydra takes it, whose keys of type dict may be given any names: Hydra refuses new
+    ones elsewhere."""
     schema: DictConfig = OmegaConf.structured(node)
     parts = [schema]
     for part in parts:
@@ -160,7 +162,8 @@ def _files() -> tuple[tuple[str, int], ...]:
 
 @lru_cache(maxsize=512)
 def _composed(chosen: tuple[str, ...], files: object, options: object) -> bytes:
-    """Return the pickled config of some options: to compose them takes a hundred times as long as to set a key after it."""
+    """Return the pickled config of some options: to compose them takes a hundred times as long as to set a key after
+    it."""
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return pickle.dumps(compose("config", list(chosen)))
 
@@ -186,7 +189,8 @@ def for_command(config: Config, command: str, overrides: Sequence[str]) -> Confi
 
 
 def typed(cfg: DictConfig) -> Config:
-    """Return a composed config as dataclasses, resolved. Raises UserError for a key without a value, or an unknown one."""
+    """Return a composed config as dataclasses, resolved. Raises UserError for a key without a value, or an unknown
+    one."""
     missing = OmegaConf.missing_keys(cfg)
     if missing:
         raise UserError(f"{min(missing)}=???: not set; give it on the command line")
@@ -206,7 +210,8 @@ def typed(cfg: DictConfig) -> Config:
 
 
 def check(config: Config) -> None:
-    """Raise UserError for the first value or combination that cannot be run, here or anywhere; say what is hardly meant.
+    """Raise UserError for the first value or combination that cannot be run, here or anywhere; say what is hardly
+    meant.
 
     Looks at the machine, loads nothing.
     """

@@ -48,11 +48,13 @@ class DatasetConf:
     name: str = key(MISSING, help="name of the data set in run directories and tables")
     path: str | None = key(
         None,
-        help="local .jsonl (packed by gzip or not) or .parquet to train on (`expo evaluate`: to evaluate on); null: the hub",
+        help="local .jsonl (packed by gzip or not) or .parquet to train on (`expo evaluate`: to evaluate on); null: "
+        "the hub",
     )
     eval_path: str | None = key(
         None,
-        help="local file for evaluation; null with `path` set: eval_limit problems of `path` (at most half) are held out "
+        help="local file for evaluation; null with `path` set: eval_limit problems of `path` (at most half) are held "
+        "out "
         "of training",
     )
     hub_id: str | None = key(None, help="id of the data set on the Hugging Face hub")
@@ -79,13 +81,15 @@ class DatasetConf:
         "held_out",
         choices=("held_out", "train", "all"),
         identity=False,  # it is part of the directory's name, see `part_mark`
-        help="what `expo evaluate` and `expo diagnose` take of the data: what training leaves out, what it trains on, or all; "
+        help="what `expo evaluate` and `expo diagnose` take of the data: what training leaves out, what it trains "
+        "on, or all; "
         "with `path` alone, held_out is the part that a run with the same keys holds out",
     )
     on_bad_row: str = key(
         "skip",
         choices=("skip", "stop"),
-        help="a row that cannot be used (without question or answer, or one on which no completion can be right): skip it, counted "
+        help="a row that cannot be used (without question or answer, or one on which no completion can be right): "
+        "skip it, counted "
         "and named, or stop",
     )
 
@@ -103,13 +107,15 @@ class DatasetConf:
 
     @property
     def drawn_by_name(self) -> list[str]:
-        """Return the keys of local files of which a part is taken: which rows, follows from the file's name and their lines."""
+        """Return the keys of local files of which a part is taken: which rows, follows from the file's name and their
+        lines."""
         own = self.path is not None and (self.shares_file or self.limit is not None)
         other = self.eval_path is not None and (self.limit is not None or self.eval_limit is not None)
         return [name for name, drawn in (("path", own), ("eval_path", other)) if drawn]
 
     def unread(self, command: str) -> dict[str, str]:
-        """Return which of limit, eval_limit and part a command does not look at, each with what to do instead; see docs/runs.md."""
+        """Return which of limit, eval_limit and part a command does not look at, each with what to do instead; see
+        docs/runs.md."""
         if command not in MEASURING:
             return {"part": "it is for expo evaluate and expo diagnose; dataset.limit takes fewer problems"}
         if self.part == "held_out" and self.shares_file:
@@ -130,7 +136,8 @@ class DatasetConf:
 
     @property
     def part_mark(self) -> str:
-        """Return what tells evaluations of different parts apart; "" for what 0.2 took: all of the evaluation's problems."""
+        """Return what tells evaluations of different parts apart; "" for what 0.2 took: all of the evaluation's
+        problems."""
         whole = "all" if self.shares_file else "held_out"
         return "" if self.part in (whole, "all") else f"-{self.part}"
 
@@ -237,7 +244,8 @@ class FunctionConf(TableConf):
     _target_: str = "expo.data.readers.Rows"
     is_generated: ClassVar[bool] = True
     function: str = key(
-        help="package.module.name of a function rows(split) that yields dictionaries, for dataset.split and dataset.eval_split; "
+        help="package.module.name of a function rows(split) that yields dictionaries, for dataset.split and "
+        "dataset.eval_split; "
         "dataset.columns names what is in them"
     )
 
@@ -259,7 +267,8 @@ class GeneratedConf(DatasetConf):
         for name in ("path", "eval_path", "hub_id"):
             yield (
                 getattr(self, name) is None,
-                f"dataset.{name}={getattr(self, name)}: {self.name} makes its problems and reads none; set dataset=custom and "
+                f"dataset.{name}={getattr(self, name)}: {self.name} makes its problems and reads none; set "
+                "dataset=custom and "
                 "dataset.columns, or the data set whose format it has, such as dataset=math",
             )
 
@@ -309,7 +318,8 @@ def _compiles(pattern: str) -> Rule:
 
 
 def columns_of(path: Path, wanted: set[str]) -> list[str]:
-    """Return the columns of a file, of its rows only until all that are wanted were seen; where none is, of all rows. [] where it cannot be read: its reader says why."""
+    """Return the columns of a file, of its rows only until all that are wanted were seen; where none is, of all rows.
+    [] where it cannot be read: its reader says why."""
     if path.suffix == ".parquet":
         import pyarrow.parquet
 

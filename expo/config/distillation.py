@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 @option("algorithm", "self_distillation", alone=False)
 @dataclass
 class SelfDistillationConf(GRPOConf):
-    """GRPO's rollouts, scored by a teacher: the same network, that sees more. Its opinion of each token is learned from."""
+    """GRPO's rollouts, scored by a teacher: the same network, that sees more. Its opinion of each token is learned
+    from."""
 
     gone: ClassVar[Mapping[str, Any]] = {
         "top_of": "student"
@@ -24,7 +25,8 @@ class SelfDistillationConf(GRPOConf):
     privilege: str = key(
         "answer",
         choices=("answer", "solution", "sibling", "other_solution"),
-        help="what the teacher sees: the answer (prompts.explain); or, by prompts.with_solution, the expert's solution, a right "
+        help="what the teacher sees: the answer (prompts.explain); or, by prompts.with_solution, the expert's "
+        "solution, a right "
         "rollout of the same problem but not the scored one, or the expert's solution of another problem, a control",
     )
     teacher: str = key(
@@ -38,8 +40,10 @@ class SelfDistillationConf(GRPOConf):
     signal: str = key(
         "divergence",
         choices=("divergence", "sampled", "contrast"),
-        help="what is learned from the teacher: the divergence of the two next-token distributions; log p_T - log p_S of each "
-        "sampled token, as its advantage; or log p_T seeing the right answer less that seeing a wrong one, as a part of it",
+        help="what is learned from the teacher: the divergence of the two next-token distributions; log p_T - log "
+        "p_S of each "
+        "sampled token, as its advantage; or log p_T seeing the right answer less that seeing a wrong one, as a part "
+        "of it",
     )
     distill_weight: float = key(1.0, above=0, high=1e4, help="weight of the teacher's signal beside GRPO's advantage")
     mix: float = key(
@@ -86,7 +90,8 @@ class SelfDistillationConf(GRPOConf):
         yield from super().rules(cfg)
         yield (
             not self.entropy_coef,
-            f"algorithm.entropy_coef={self.entropy_coef:g}: {cfg.name}'s pass beside its teacher measures no entropy; set algorithm.entropy_coef=0",
+            f"algorithm.entropy_coef={self.entropy_coef:g}: {cfg.name}'s pass beside its teacher measures no "
+            "entropy; set algorithm.entropy_coef=0",
         )
         yield (
             not self.learns_from_rewards or self.group_size >= 2,
@@ -95,7 +100,8 @@ class SelfDistillationConf(GRPOConf):
         )
         yield (
             self.privilege != "sibling" or self.group_size >= 2,
-            f"algorithm.privilege=sibling: a group of {self.group_size} has no siblings; set algorithm.group_size=2 or more",
+            f"algorithm.privilege=sibling: a group of {self.group_size} has no siblings; set algorithm.group_size=2 "
+            "or more",
         )
         yield (
             self.signal != "contrast" or self.privilege == "answer",
@@ -104,7 +110,8 @@ class SelfDistillationConf(GRPOConf):
         )
         yield (
             self.signal == "divergence" or self.ratio == "token",
-            f"algorithm.ratio=sequence: with algorithm.signal={self.signal} each token has an advantage of its own, which one ratio for a "
+            f"algorithm.ratio=sequence: with algorithm.signal={self.signal} each token has an advantage of its own, "
+            "which one ratio for a "
             "whole sequence would average away; set algorithm.ratio=token",
         )
         yield (
@@ -114,29 +121,35 @@ class SelfDistillationConf(GRPOConf):
         )
         yield (
             not cfg.hints.gives_hints,
-            f"hints: {cfg.name}'s teacher reads a completion from its beginning, and one made with a hint may go on from elsewhere; "
+            f"hints: {cfg.name}'s teacher reads a completion from its beginning, and one made with a hint may go on "
+            "from elsewhere; "
             "set hints=none, or choose algorithm=nurl",
         )
         yield (
             self.learns_from_rewards or not cfg.positives.joins_groups,
-            "algorithm.advantage=none: a positive in the group would have no advantage; set positives.use=auxiliary, or another advantage",
+            "algorithm.advantage=none: a positive in the group would have no advantage; set positives.use=auxiliary, "
+            "or another advantage",
         )
         yield (
             self.learns_from_rewards or not self.refills,
-            f"algorithm.refills={self.refills}: rewards that are not learned from would choose the problems; set algorithm.refills=0",
+            f"algorithm.refills={self.refills}: rewards that are not learned from would choose the problems; set "
+            "algorithm.refills=0",
         )
         yield (
             self.privilege != "other_solution" or cfg.trainer.problems_per_step >= 2,
-            f"trainer.problems_per_step={cfg.trainer.problems_per_step}: the other problem is one of the same step; set 2 or more",
+            f"trainer.problems_per_step={cfg.trainer.problems_per_step}: the other problem is one of the same step; "
+            "set 2 or more",
         )
         yield (
             self.teacher != "average" or cfg.model.dtype == "float32",
-            f"model.dtype={cfg.model.dtype}: an average that moves by {self.average_rate:g} of a small step stands still in 16 bits; "
+            f"model.dtype={cfg.model.dtype}: an average that moves by {self.average_rate:g} of a small step stands "
+            "still in 16 bits; "
             "set model.dtype=float32 (and trainer.precision=bf16-mixed for speed), or algorithm.teacher=current",
         )
         yield (
             self.retry == 1,
-            f"algorithm.retry={self.retry:g}: every problem has a gradient from the teacher, so that none would be passed over; "
+            f"algorithm.retry={self.retry:g}: every problem has a gradient from the teacher, so that none would be "
+            "passed over; "
             "set algorithm.retry=1",
         )
         if self.signal != "divergence":
@@ -166,6 +179,7 @@ class SelfDistillationConf(GRPOConf):
             )
         yield (
             not cfg.dataset.is_ladder or cfg.prompts.with_solution is None,
-            "prompts.with_solution: the ladder's policy can read no such prompt; set prompts.with_solution=null, and its teacher "
+            "prompts.with_solution: the ladder's policy can read no such prompt; set prompts.with_solution=null, and "
+            "its teacher "
             "sees the answer of the solution",
         )

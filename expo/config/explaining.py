@@ -18,7 +18,8 @@ class When(Enum):
 def when_explained(positives: PositivesConf, algorithm: AlgorithmConf) -> When:
     """Decide when explanations are asked for; the later, the less of a decoding batch they share with the rollouts.
 
-    One call needs one set of weights: that of the policy that makes the rollouts. From the start, it also has to be known
+    One call needs one set of weights: that of the policy that makes the rollouts. From the start, it also has to be
+    known
     that every problem gets an explanation, and what is shown for it.
     """
     makes_rollouts = "snapshot" if algorithm.uses_snapshot else "current"
@@ -34,7 +35,8 @@ def frozen_copies(cfg: Config) -> tuple[bool, bool]:
     algorithm, writers = cfg.algorithm, {cfg.hints.writer}
     if not cfg.positives.from_bank(algorithm):  # where the policy itself writes them, before its first step
         writers.add(cfg.positives.writer)
-    # A LoRA policy without its adapter is the initial one. An engine of its own has a copy, and so has who begins again.
+    # A LoRA policy without its adapter is the initial one. An engine of its own has a copy, and so has who begins
+    # again.
     within = cfg.model.lora_rank > 0 and cfg.rollout.in_place
     initial = algorithm.uses_snapshot or ("reference" in writers and not within)
     return initial or (

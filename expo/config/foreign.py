@@ -1,6 +1,8 @@
-"""Read small files that others may have left: plain files of a bounded size, as plain data of the shape that a run leaves.
+"""Read small files that others may have left: plain files of a bounded size, as plain data of the shape that a run
+leaves.
 
-Opening a fifo would wait for ever, YAML's aliases can make gigabytes of a few bytes, and a value of another kind would end in a stack trace
+Opening a fifo would wait for ever, YAML's aliases can make gigabytes of a few bytes, and a value of another kind would
+end in a stack trace
 wherever it is used. Imports nothing heavy.
 """
 
@@ -27,7 +29,8 @@ Check = Callable[[Any], bool]
 
 
 def content(path: Path) -> bytes:
-    """Read a file that others may have made. Raises ValueError for a large one and for anything but a plain file, OSError where it is missing."""
+    """Read a file that others may have made. Raises ValueError for a large one and for anything but a plain file,
+    OSError where it is missing."""
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode):
@@ -52,7 +55,8 @@ def _whole(digits: str) -> int:
 
 
 def yaml_text(path: Path) -> str:
-    """Return a YAML file as text that is safe to load. Raises UNREADABLE where it is not: it has aliases, or nests deeply."""
+    """Return a YAML file as text that is safe to load. Raises UNREADABLE where it is not: it has aliases, or nests
+    deeply."""
     text, depth = content(path).decode(), 0
     for event in yaml.parse(text, Loader=yaml.CSafeLoader):
         if isinstance(event, yaml.AliasEvent):
@@ -91,7 +95,8 @@ def is_metric(name: str, value: Any) -> bool:
 
 
 def is_metrics(value: Any) -> bool:
-    """Return whether a value is the metrics of an evaluation: what has a lower end of an interval has the upper one, too."""
+    """Return whether a value is the metrics of an evaluation: what has a lower end of an interval has the upper one,
+    too."""
     ends = ("", "_lo", "_hi")
     return (isinstance(value, dict) and all(is_metric(*item) for item in value.items())) and all(
         value.get(name.removesuffix("_lo") + end) is not None for name in value if name.endswith("_lo") for end in ends
@@ -99,22 +104,44 @@ def is_metrics(value: Any) -> bool:
 
 
 def is_setting(value: Any) -> bool:
-    """Return whether a value is one that a key may have: YAML has dates, bytes and sets, too. An empty mapping is one of no keys."""
+    """Return whether a value is one that a key may have: YAML has dates, bytes and sets, too. An empty mapping is one
+    of no keys."""
     if isinstance(value, list):
         return all(map(is_setting, value))
     return value is None or value == {} or isinstance(value, bool | str | float) or is_whole(value)
 
 
 SUMMARY: dict[str, Check] = {
-    "status": is_text, "identity": is_text, "id": is_text, "arm": is_text, "name": is_text, "seed": is_whole, "git": or_none(is_text),
-    "versions": named(is_text), "device": is_text, "wall_s": is_number, "metrics": is_metrics,
-    "data": named(is_text), "collapses": lambda value: isinstance(value, list), "model_commit": is_text, "step": is_whole,
-    "peak_memory_mb": named(or_none(is_number)), "final": is_text, "reason": is_text, "part": is_text, "problems": is_whole,
-}  # fmt: skip
+    "status": is_text,
+    "identity": is_text,
+    "id": is_text,
+    "arm": is_text,
+    "name": is_text,
+    "seed": is_whole,
+    "git": or_none(is_text),
+    "versions": named(is_text),
+    "device": is_text,
+    "wall_s": is_number,
+    "metrics": is_metrics,
+    "data": named(is_text),
+    "collapses": lambda value: isinstance(value, list),
+    "model_commit": is_text,
+    "step": is_whole,
+    "peak_memory_mb": named(or_none(is_number)),
+    "final": is_text,
+    "reason": is_text,
+    "part": is_text,
+    "problems": is_whole,
+}
 CONFIG: dict[str, Check] = {
-    "dataset.name": is_text, "dataset.path": or_none(is_text), "dataset.eval_path": or_none(is_text), "model.path": is_text,
-    "differs": or_none(is_text), "trainer.max_steps": is_whole, "logger.wandb.project": or_none(is_text),
-}  # fmt: skip
+    "dataset.name": is_text,
+    "dataset.path": or_none(is_text),
+    "dataset.eval_path": or_none(is_text),
+    "model.path": is_text,
+    "differs": or_none(is_text),
+    "trainer.max_steps": is_whole,
+    "logger.wandb.project": or_none(is_text),
+}
 
 
 def summary_of(directory: Path) -> dict[str, Any]:
@@ -146,7 +173,8 @@ def summary_with(directory: Path, *names: str) -> dict[str, Any]:
 
 
 def config_of(directory: Path) -> dict[str, Any]:
-    """Return every key of a run's config, flat, as text: nothing in it is resolved. Raises UNREADABLE where it is none."""
+    """Return every key of a run's config, flat, as text: nothing in it is resolved. Raises UNREADABLE where it is
+    none."""
     return flat_config(yaml.load(yaml_text(directory / "config.yaml"), Loader=yaml.CSafeLoader))
 
 

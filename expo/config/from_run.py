@@ -36,13 +36,15 @@ from expo.config.training import VerifierConf
 # What else the YAML files of a group set. A group whose files set single keys of others cannot be taken with run=.
 TAKEN_WITH = {"algorithm": ("positives", "hints", "name", "needs"), "dataset": ("prompts",)}
 ONLY_KEYS = ("trainer", "debug")
-# Of these groups, another option keeps the keys that the run's own has too: another engine, the same lengths and sampling.
+# Of these groups, another option keeps the keys that the run's own has too: another engine, the same lengths and
+# sampling.
 KEPT: dict[str, type] = {"rollout": RolloutConf, "optimizer": OptimizerConf, "verifier": VerifierConf}
 OF_OPTION = ("_target_", "requires", "extra", "kind")
 
 
 def restore(directory: Path) -> Config:
-    """Return the config of a run directory. Raises UserError where there is none, or none that this version can read."""
+    """Return the config of a run directory. Raises UserError where there is none, or none that this version can
+    read."""
     register()  # with the users' own options
     path = directory / "config.yaml"
     if not path.is_file():
@@ -58,14 +60,16 @@ def restore(directory: Path) -> Config:
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
         if missing := _not_loaded(tree, directory):
             raise UserError(
-                f"{path}: was made with a package of its own, {missing}, which is not loaded; set EXPO_PLUGINS={missing}, and start "
+                f"{path}: was made with a package of its own, {missing}, which is not loaded; set "
+                f"EXPO_PLUGINS={missing}, and start "
                 "expo in the folder that it is in, or install it"
             ) from error
         raise UserError(f"{path}: cannot be read by this version of expo ({error})") from error
 
 
 def _not_loaded(tree: Mapping[str, Any], directory: Path) -> str:
-    """Return the packages of a run's own that have declared nothing here, as EXPO_PLUGINS takes them; "" where all have."""
+    """Return the packages of a run's own that have declared nothing here, as EXPO_PLUGINS takes them; "" where all
+    have."""
     targets = [str(value) for key, value in flat(tree).items() if key.endswith("_target_")]
     files = read_summary(directory).get("own_code", {})
     own = {*own_packages(targets), *(file.partition("/")[0].removesuffix(".py") for file in files)}
@@ -82,7 +86,8 @@ class _Loader(CParser, get_yaml_loader()):  # type: ignore[misc]
 
 
 def config_tree(path: Path) -> dict[str, Any]:
-    """Return a config.yaml as plain data. It may be others': nothing in it is resolved. Raises UserError for one that cannot be read."""
+    """Return a config.yaml as plain data. It may be others': nothing in it is resolved. Raises UserError for one that
+    cannot be read."""
     try:
         tree = yaml.load(yaml_text(path), Loader=_Loader)
         flat_config(tree)
@@ -127,7 +132,8 @@ def _node(kind: Any, tree: Mapping[str, Any]) -> Any:
 
 
 def run_directory(text: str) -> Path:
-    """Return the run directory that a person names: its path, a pattern that fits it alone, its identity, or `latest`, the training
+    """Return the run directory that a person names: its path, a pattern that fits it alone, its identity, or `latest`,
+    the training
     run that was worked on last; the last two looked for in outputs/.
 
     Raises UserError where a pattern or an identity fits none, or several.
@@ -194,7 +200,8 @@ def config_from_run(command: str, arguments: Sequence[str]) -> Config:
 
 
 def _changed_since(own: Config, directory: Path) -> bool:
-    """Return whether a run's data file or model folder is another one than when the run was made, as far as can be told."""
+    """Return whether a run's data file or model folder is another one than when the run was made, as far as can be
+    told."""
     made_of = read_summary(directory).get("identity")
     try:
         return made_of is not None and made_of != identity(own)
@@ -211,7 +218,8 @@ def _measured(own: Config, directory: Path) -> Config:
         )
     if summary.get("final", content := model_content(final)) != content:
         raise UserError(
-            f"{final}: is not the model that the run has left; restore it, or score it by its path, as model=hf model.path={final}"
+            f"{final}: is not the model that the run has left; restore it, or score it by its path, as model=hf "
+            f"model.path={final}"
         )
     own_model = own.model
     model = ModelConf(

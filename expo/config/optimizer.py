@@ -35,7 +35,8 @@ class OptimizerConf:
 @option("optimizer", "adamw_8bit")
 @dataclass
 class AdamW8bitConf(OptimizerConf):
-    """AdamW whose momentum and variance are kept in 8 bits, by bitsandbytes: two bytes for each trained weight instead of eight."""
+    """AdamW whose momentum and variance are kept in 8 bits, by bitsandbytes: two bytes for each trained weight instead
+    of eight."""
 
     _target_: str = key("expo.model.optimizers.adamw_8bit", help="")
 
@@ -43,12 +44,14 @@ class AdamW8bitConf(OptimizerConf):
         yield from super().rules(cfg)
         yield (
             cfg.trainer.strategy == "ddp",
-            "optimizer=adamw_8bit: fsdp shares the optimizer's state out already; use optimizer=adamw, or trainer.strategy=ddp",
+            "optimizer=adamw_8bit: fsdp shares the optimizer's state out already; use optimizer=adamw, or "
+            "trainer.strategy=ddp",
         )
 
     def needs_here(self, cfg: "Config") -> Rules:
         yield (
             importlib.util.find_spec("bitsandbytes") is not None,
-            "optimizer=adamw_8bit: the package bitsandbytes is not installed; install it with pip install bitsandbytes, "
+            "optimizer=adamw_8bit: the package bitsandbytes is not installed; install it with pip install "
+            "bitsandbytes, "
             "or use optimizer=adamw",
         )

@@ -16,7 +16,8 @@ LIFT = "lift2"  # what expo diagnose measures as answer lift: since 2026-11-28 a
 
 
 def run_mark(cfg: Config, command: str = "train") -> str:
-    """Return what is unlike for the outcomes of a command that differ: the identity, and of evaluations what was taken of the data."""
+    """Return what is unlike for the outcomes of a command that differ: the identity, and of evaluations what was taken
+    of the data."""
     run, part = identity(cfg), cfg.dataset.part_mark
     if command == "evaluate":
         return f"{run}{part}"
@@ -26,7 +27,8 @@ def run_mark(cfg: Config, command: str = "train") -> str:
 
 
 def _judge(cfg: Config) -> str:
-    """Return a suffix that names a judge by model and prompt, so that verdicts of two judges get two files; "" without a judge."""
+    """Return a suffix that names a judge by model and prompt, so that verdicts of two judges get two files; "" without
+    a judge."""
     judge = cfg.diagnose.judge
     if not judge.base_url:
         return ""
@@ -34,7 +36,8 @@ def _judge(cfg: Config) -> str:
 
 
 def name_of(cfg: Config, command: str, overrides: Sequence[str]) -> str:
-    """Return what a command's outcome is called: as it is asked for, or a run is; of another model that is only measured, the model's name.
+    """Return what a command's outcome is called: as it is asked for, or a run is; of another model that is only
+    measured, the model's name.
 
     Args: overrides, of the command line.
     """
@@ -52,7 +55,8 @@ def run_dir(cfg: Config, command: str = "train", mark: str = "") -> Path:
     """Return the folder where `expo <command>` puts what it makes of a config.
 
     A folder whose name ends in the identity is that folder, whatever stands before it: older versions and people give
-    other names. A new one is called `<data>/<name>-<what differs>-s<seed>-<identity>`. Args: mark, its `run_mark` where that is known.
+    other names. A new one is called `<data>/<name>-<what differs>-s<seed>-<identity>`. Args: mark, its `run_mark` where
+    that is known.
     """
     root, mark = Path(cfg.output_dir), mark or run_mark(cfg, command)
     places = [root / command] if command != "train" else [d for d in _folders(root) if d.name not in NO_RUNS]

@@ -30,12 +30,14 @@ class PositivesConf:
 
     @property
     def bound_to_length(self) -> str | None:
-        """Return why the first steps of a longer run differ from those of a shorter one; None where they are the same."""
+        """Return why the first steps of a longer run differ from those of a shorter one; None where they are the
+        same."""
         ours = self._target_.startswith("expo.")
         return None if ours else f"expo does not know whether {self._target_} looks at the share of the run done"
 
     def from_bank(self, algorithm: AlgorithmConf) -> bool:
-        """Return whether all that is written can be written before the run, and kept for other runs (`expo.step.positives.bank`)."""
+        """Return whether all that is written can be written before the run, and kept for other runs
+        (`expo.step.positives.bank`)."""
         return False
 
     @property
@@ -70,7 +72,8 @@ class NoPositivesConf(PositivesConf):
 
 @dataclass
 class SourceConf(PositivesConf):
-    """Positives as an SFT term beside another loss, as members of GRPO's groups, as SFT's targets or as DPO's chosen."""
+    """Positives as an SFT term beside another loss, as members of GRPO's groups, as SFT's targets or as DPO's
+    chosen."""
 
     weight: float = key(0.04, low=0, high=1e4, pairs=False, help="weight β of the SFT term at the start")
     schedule: str = key(
@@ -99,7 +102,8 @@ class SourceConf(PositivesConf):
         low=0,
         identity=False,
         counted_as=1,
-        help="steps between measuring the positives' likelihood, leak gap and answer lift (forward passes only); 0: never",
+        help="steps between measuring the positives' likelihood, leak gap and answer lift (forward passes only); 0: "
+        "never",
     )
     member_baseline: str = key(
         "all",
@@ -135,11 +139,13 @@ class SourceConf(PositivesConf):
         )
         yield (
             rollouts or self.schedule != "all_wrong_fraction",
-            f"positives.schedule={self.schedule}: {judged}; set positives.schedule=constant or algorithm.group_size=1 or more",
+            f"positives.schedule={self.schedule}: {judged}; set positives.schedule=constant or "
+            "algorithm.group_size=1 or more",
         )
         yield (
             not self.joins_groups or cfg.reward._target_ == "expo.step.rewards.Correct",
-            f"reward={cfg.reward._target_}: a positive that joins a group has reward 1, the right answer's under reward=correct; "
+            f"reward={cfg.reward._target_}: a positive that joins a group has reward 1, the right answer's under "
+            "reward=correct; "
             "set positives.use=auxiliary",
         )
         yield (
@@ -199,8 +205,10 @@ class SelfExplanationConf(SourceConf):
     bank: bool = key(
         True,
         identity=False,
-        help="explainer=reference: write explanations for many steps ahead, in whole batches, and keep them for other runs; "
-        "false: as they are asked for, by a copy of the initial policy that stays in memory (with LoRA and rollout=hf, by the policy without its adapter)",
+        help="explainer=reference: write explanations for many steps ahead, in whole batches, and keep them for "
+        "other runs; "
+        "false: as they are asked for, by a copy of the initial policy that stays in memory (with LoRA and "
+        "rollout=hf, by the policy without its adapter)",
     )
     cache_steps: int = key(0, low=0, help="steps for which a problem's explanation is used again; 0: never")
     cache_max_drop: float = key(
@@ -210,7 +218,8 @@ class SelfExplanationConf(SourceConf):
     )
     leak_phrases: list[str] = key(
         [],
-        help="an explanation that contains one of these (any case) gives away that the answer was shown, and is dropped",
+        help="an explanation that contains one of these (any case) gives away that the answer was shown, and is "
+        "dropped",
     )
 
     @property
@@ -239,7 +248,8 @@ class SelfExplanationConf(SourceConf):
         )
         yield (
             rollouts or self.selection not in ("two_properties", "threshold"),
-            f"positives.selection={self.selection}: compares with the policy's own rollouts, and {cfg.name} makes none; "
+            f"positives.selection={self.selection}: compares with the policy's own rollouts, and {cfg.name} makes "
+            "none; "
             "set algorithm.group_size=1 or more",
         )
         yield (

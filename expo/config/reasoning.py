@@ -32,7 +32,8 @@ class ReasoningGymConf(GeneratedConf):
     )
     level_by: str = key(
         "",
-        help="setting of the task that a level is the value of: a name such as num_disks, or terms for both min_terms and "
+        help="setting of the task that a level is the value of: a name such as num_disks, or terms for both "
+        "min_terms and "
         "max_terms; empty: the level of the task's own curriculum, from 0",
     )
 
@@ -52,7 +53,10 @@ class ReasoningGymConf(GeneratedConf):
 
     @property
     def no_solutions(self) -> str:
-        return f"and of the tasks of reasoning-gym {', '.join(sorted(WITH_SOLUTIONS))} alone has them; set dataset.task to it"
+        return (
+            f"and of the tasks of reasoning-gym {', '.join(sorted(WITH_SOLUTIONS))} alone has them; set "
+            "dataset.task to it"
+        )
 
     @property
     def any_level(self) -> bool:
@@ -61,7 +65,8 @@ class ReasoningGymConf(GeneratedConf):
     def rules(self, cfg: "Config") -> Rules:
         yield (
             (self.task is None) == bool(self.tasks),
-            f"dataset.task={self.task}: give one task, such as dataset.task=chain_sum, or else several with their shares, such as "
+            f"dataset.task={self.task}: give one task, such as dataset.task=chain_sum, or else several with their "
+            "shares, such as "
             "dataset.tasks={chain_sum: 2, leg_counting: 1}",
         )
         for task, share in self.tasks.items():
@@ -72,7 +77,8 @@ class ReasoningGymConf(GeneratedConf):
         for task, settings in self.task_config.items() if self.task is None else ():
             yield (
                 task in self.tasks and isinstance(settings, dict),
-                f"dataset.task_config.{task}={settings}: with several tasks, give the settings of each by its name, such as "
+                f"dataset.task_config.{task}={settings}: with several tasks, give the settings of each by its name, "
+                "such as "
                 "dataset.task_config={chain_sum: {max_terms: 3}}",
             )
         for name, split in (("split", self.split), ("eval_split", self.eval_split)):
@@ -85,7 +91,8 @@ class ReasoningGymConf(GeneratedConf):
         )
         yield (
             isinstance(cfg.verifier, PythonVerifierConf),
-            f"dataset={self.name}: its tasks score answers themselves; set verifier=reasoning_gym, or a function of your own",
+            f"dataset={self.name}: its tasks score answers themselves; set verifier=reasoning_gym, or a function of "
+            "your own",
         )
         yield from super().rules(cfg)
 

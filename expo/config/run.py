@@ -58,12 +58,14 @@ class Config:
     differs: str | None = key(
         None,
         identity=False,
-        help="what a new run directory's name says between `name` and the seed; null: the keys that the command line gives",
+        help="what a new run directory's name says between `name` and the seed; null: the keys that the command line "
+        "gives",
     )
     run: str | None = key(
         None,
         identity=False,
-        help="run directory whose settings are taken, before all other keys; `expo evaluate` and `diagnose` take its finished "
+        help="run directory whose settings are taken, before all other keys; `expo evaluate` and `diagnose` take its "
+        "finished "
         "model and its held-out problems, `expo train` goes on with it",
     )
     fresh: bool = key(

@@ -43,7 +43,8 @@ class TrainerConf:
         choices=("warn", "stop", "rollback"),
         pairs=False,
         absent=("warn", "stop"),
-        help="a policy that goes bad beyond its own history (docs/reliability.md): say so, stop there, or go on from checkpoints/best.ckpt",
+        help="a policy that goes bad beyond its own history (docs/reliability.md): say so, stop there, or go on from "
+        "checkpoints/best.ckpt",
     )
     accelerator: str = key("auto", choices=("auto", "cpu", "gpu"), identity=False, help="devices of this kind")
     devices: int = key(
@@ -51,7 +52,8 @@ class TrainerConf:
         above=0,
         high=1024,
         identity=False,
-        help="GPUs of this machine, or processes on the CPU, that share the work of each step; changes the numbers by rounding only",
+        help="GPUs of this machine, or processes on the CPU, that share the work of each step; changes the numbers "
+        "by rounding only",
     )
     num_nodes: int = key(
         1,
@@ -64,7 +66,8 @@ class TrainerConf:
         "ddp",
         choices=("ddp", "fsdp"),
         identity=False,
-        help="what each of several devices holds: ddp, all weights; fsdp, a share of weights, gradients and optimizer state",
+        help="what each of several devices holds: ddp, all weights; fsdp, a share of weights, gradients and "
+        "optimizer state",
     )
     precision: str = key(
         "32-true",
@@ -82,25 +85,29 @@ class TrainerConf:
     share_prompts: bool = key(
         True,
         identity=False,
-        help="read a group's prompt once for all of its completions, where model and attention (sdpa, eager) can; changes the numbers by rounding only",
+        help="read a group's prompt once for all of its completions, where model and attention (sdpa, eager) can; "
+        "changes the numbers by rounding only",
     )
 
     dropout: bool = key(
         False,
         absent=False,
         pairs=False,
-        help="keep the model's own dropout in the passes that have a gradient, as SFT may want it: ratios and KL then have its noise, "
+        help="keep the model's own dropout in the passes that have a gradient, as SFT may want it: ratios and KL "
+        "then have its noise, "
         "and numbers change with micro_batch_size; everything else is scored without",
     )
 
     def rules(self, cfg: "Config") -> Rules:
         yield (
             not (self.dropout and cfg.model.gradient_checkpointing),
-            "trainer.dropout=true: model.gradient_checkpointing=true computes activations again, with other noise; set one of them to false",
+            "trainer.dropout=true: model.gradient_checkpointing=true computes activations again, with other noise; "
+            "set one of them to false",
         )
         yield (
             self.on_collapse != "rollback" or cfg.algorithm.acts_every_step,
-            f"trainer.on_collapse={self.on_collapse}: {cfg.name} has no reward of each step to know the best checkpoint by; "
+            f"trainer.on_collapse={self.on_collapse}: {cfg.name} has no reward of each step to know the best "
+            "checkpoint by; "
             "set trainer.on_collapse=stop",
         )
         several = self.devices * self.num_nodes > 1
@@ -135,7 +142,8 @@ class EvaluationConf:
     every: int = key(
         50,
         low=0,
-        help="steps between evaluations; one is always made before the first step and after the last; 0: only those two",
+        help="steps between evaluations; one is always made before the first step and after the last; 0: only those "
+        "two",
     )
     first: bool = key(True, identity=False, help="false: no evaluation before the first step; no curve begins there")
     samples: int | None = key(None, above=0, high=2**20, help="samples per problem; null: the largest k")
@@ -161,9 +169,25 @@ class EvaluationConf:
 ALONE = ("boxed", "last_number", "whole")  # values of `verifier.extract`, and those that take an argument
 WITH_ARGUMENT = ("after", "tag", "regex")
 ANSWER_KINDS = (
-    "auto", "number", "quantity", "percentage", "money", "date", "time", "option", "words", "exact", "json", "list", "expression",
-    "equation", "inequality", "interval", "matrix", "notation",
-)  # fmt: skip
+    "auto",
+    "number",
+    "quantity",
+    "percentage",
+    "money",
+    "date",
+    "time",
+    "option",
+    "words",
+    "exact",
+    "json",
+    "list",
+    "expression",
+    "equation",
+    "inequality",
+    "interval",
+    "matrix",
+    "notation",
+)
 
 
 @option("verifier", "math")
@@ -181,15 +205,18 @@ class VerifierConf:
         3.0,
         above=0,
         high=3600,
-        help="CPU seconds of a worker process for one answer; five times as much wall-clock time (30 s at least), for what hangs",
+        help="CPU seconds of a worker process for one answer; five times as much wall-clock time (30 s at least), "
+        "for what hangs",
     )
     memory_mb: int = key(1024, above=0, high=2**20, help="memory of one worker process, MiB")
     max_answer_chars: int = key(400, above=0, high=10**5, help="a longer final answer is unparseable at once")
     extract: str = key(
         "boxed",
         absent="boxed",
-        help="where the final answer of a completion stands: boxed | last_number | whole | after:TEXT (the rest of the line) | "
-        "tag:NAME | regex:PATTERN (the last match, of that the first group); prompts.solve has to ask for it, prompts.final to state it so",
+        help="where the final answer of a completion stands: boxed | last_number | whole | after:TEXT (the rest of "
+        "the line) | "
+        "tag:NAME | regex:PATTERN (the last match, of that the first group); prompts.solve has to ask for it, "
+        "prompts.final to state it so",
     )
     kind: str = key(
         "auto",
@@ -208,7 +235,8 @@ class VerifierConf:
         both = f"dataset.answer_kind={cfg.dataset.answer_kind}, verifier.kind={self.kind}"
         yield (
             "auto" in (self.kind, cfg.dataset.answer_kind) or self.kind == cfg.dataset.answer_kind,
-            f"{both}: two kinds for one answer; leave one of them out (verifier=exact, choice and json set verifier.kind)",
+            f"{both}: two kinds for one answer; leave one of them out (verifier=exact, choice and json set "
+            "verifier.kind)",
         )
         if name == "regex":
             try:
@@ -260,5 +288,6 @@ class PartialConf(RewardConf):
     def rules(self, cfg: "Config") -> Rules:
         yield (
             isinstance(cfg.verifier, PythonVerifierConf),
-            "reward=partial: only a function gives parts of an answer; set verifier=reasoning_gym or verifier=python, or reward=correct",
+            "reward=partial: only a function gives parts of an answer; set verifier=reasoning_gym or "
+            "verifier=python, or reward=correct",
         )

@@ -52,11 +52,15 @@ def _unread(override: str) -> str:
         return f"{override}: not of the form key=value; quote a value with spaces or commas twice: 'key=\"a value\"'"
     bare = value.strip("\"'").replace('"', '\\"')
     as_text = f'{key}="{bare}"'
-    return f"{override}: the value cannot be read as it stands; quote the value, once for the shell and once within: {shlex.quote(as_text)}"
+    return (
+        f"{override}: the value cannot be read as it stands; quote the value, once for the shell and once within: "
+        f"{shlex.quote(as_text)}"
+    )
 
 
 def _nearest_key(told: str) -> str | None:
-    """Return the nearest key of the config dataclass that has no such key; of another one, the key of that very name."""
+    """Return the nearest key of the config dataclass that has no such key; of another one, the key of that very
+    name."""
     if (found := re.search(r"Key '(\w+)' not in '(\w+)'", told)) is None:
         return None
     nodes = {node.__name__: node for node in [*OPTIONS.values(), *parts_of(Config)]}

@@ -14,7 +14,8 @@ MOST_PARTS = 8
 
 @dataclass
 class WorldConf:
-    """A world of the ladder; see expo/data/ladder.py. Everything but the expert shapes the corpus that `expo pretrain` trains on."""
+    """A world of the ladder; see expo/data/ladder.py. Everything but the expert shapes the corpus that `expo pretrain`
+    trains on."""
 
     familiarity: list[float] = key(
         [0.85, 0.72, 0.5, 0.3, 0.1],
@@ -37,7 +38,8 @@ class WorldConf:
         low=0,
         high=1,
         absent=0.0,
-        help="share of the parts of the corpus's explanations whose step follows a belief and not the shown answer; the final "
+        help="share of the parts of the corpus's explanations whose step follows a belief and not the shown answer; "
+        "the final "
         "statement is the shown answer all the same",
     )
     fudged: float = key(
@@ -45,7 +47,8 @@ class WorldConf:
         low=0,
         high=1,
         absent=0.0,
-        help="share of those parts that write the shown result behind a meaning that follows a belief: a step that does not hold",
+        help="share of those parts that write the shown result behind a meaning that follows a belief: a step that "
+        "does not hold",
     )
     answer_first: float = key(
         0.0, low=0, high=1, absent=0.0, help="share of its explanations that state the answer before the steps, too"
@@ -79,7 +82,8 @@ class WorldConf:
         )
         yield (
             self.familiarity[-1] + self.misconception <= 1,
-            f"dataset.world.misconception={self.misconception}: with familiarity {self.familiarity[-1]} of level 5 over 1; "
+            f"dataset.world.misconception={self.misconception}: with familiarity {self.familiarity[-1]} of level 5 "
+            "over 1; "
             f"set it to {1 - self.familiarity[-1]:g} or less",
         )
 

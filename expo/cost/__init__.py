@@ -1,1 +1,2 @@
-"""What a run costs on devices that are not at hand: memory, seconds, tokens and disk, estimated from first principles."""
+"""What a run costs on devices that are not at hand: memory, seconds, tokens and disk, estimated from first
+principles."""

@@ -11,7 +11,8 @@ from expo.cost.run import EVALUATED, Work
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one run: bytes on each device and on the disk, hours, generated tokens (at most: every completion at its longest)."""
+    """Of one run: bytes on each device and on the disk, hours, generated tokens (at most: every completion at its
+    longest)."""
 
     device: str
     devices: int

@@ -21,7 +21,8 @@ class Machine:
     @classmethod
     @torch.no_grad()
     def measured(cls, threads: int) -> "Machine":
-        """Measure this CPU with a number of threads: the best of several tries, since nothing but other work makes one slower."""
+        """Measure this CPU with a number of threads: the best of several tries, since nothing but other work makes one
+        slower."""
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         square, wide, vector = torch.rand(SQUARE, SQUARE), torch.rand(READ // 4096, 4096), torch.rand(4096)
@@ -33,7 +34,8 @@ class Machine:
 
 @dataclass(frozen=True)
 class Device:
-    """A device as a plan needs it. What is no data sheet's is a guess on a GPU, and was measured on a CPU (docs/scaling.md)."""
+    """A device as a plan needs it. What is no data sheet's is a guess on a GPU, and was measured on a CPU
+    (docs/scaling.md)."""
 
     name: str
     memory: float  # bytes
@@ -60,7 +62,8 @@ DEVICES = {
     "h200": Device("h200", 141e9, {"bfloat16": 989e12, "float32": 67e12}, 4.8e12, 400e9, layer_s=GPU_LAYER_S),
 }
 CPU_LAYER_S = {"transformers": 6e-4, "vllm": 6e-4}
-# Measured with Qwen2.5-0.5B's shape in float32 on two cores of an AMD EPYC (AVX-512), 2026-11-28: products of two to eight rows read a matrix
+# Measured with Qwen2.5-0.5B's shape in float32 on two cores of an AMD EPYC (AVX-512), 2026-11-28: products of two to
+# eight rows read a matrix
 # at 0.37 to 0.56 of the bandwidth at which one row does, and their FLOPs come on top at the full rate.
 ON_CPU = {"training": 0.6, "thin": 1.0, "reading": 0.5}
 
@@ -71,9 +74,15 @@ def this_machine(threads: int) -> Device:
         return _this_gpu()
     measured = Machine.measured(threads or torch.get_num_threads())
     return Device(
-        "this CPU", float(psutil.virtual_memory().total), {"float32": measured.flops}, measured.bytes, measured.bytes / 4,
-        **ON_CPU, layer_s=CPU_LAYER_S, reserved=0.8e9,
-    )  # fmt: skip
+        "this CPU",
+        float(psutil.virtual_memory().total),
+        {"float32": measured.flops},
+        measured.bytes,
+        measured.bytes / 4,
+        **ON_CPU,
+        layer_s=CPU_LAYER_S,
+        reserved=0.8e9,
+    )
 
 
 @torch.no_grad()

@@ -27,7 +27,8 @@ class Work:
 
     @classmethod
     def of(cls, cfg: Config, devices: int | None = None) -> "Work":
-        """Return the run of a config, on as many devices as it says or as are given. Raises OSError where the config of its model cannot be read."""
+        """Return the run of a config, on as many devices as it says or as are given. Raises OSError where the config of
+        its model cannot be read."""
         if devices is not None:
             cfg = replace(cfg, trainer=replace(cfg.trainer, devices=devices, num_nodes=1))
         return cls(cfg, shape(cfg.model.path), cfg.trainer.devices * cfg.trainer.num_nodes)
@@ -101,7 +102,8 @@ class Work:
 
     @property
     def held(self) -> float:
-        """Return the bytes of all weights as they are held, but for an adapter. In 4 bits, 64 of them share a scale, which is rounded too."""
+        """Return the bytes of all weights as they are held, but for an adapter. In 4 bits, 64 of them share a scale,
+        which is rounded too."""
         s = self.shape
         if not self.cfg.model.load_in_4bit:
             return self.stored * s.parameters - (2.0 * self.matrices if self.base_in_16_bit else 0.0)
@@ -147,7 +149,8 @@ class Work:
 
     @property
     def read_bytes(self) -> int:
-        """Return the bytes per weight that a step of decoding moves. Autocast keeps its casts of weights that are trained, and of no others."""
+        """Return the bytes per weight that a step of decoding moves. Autocast keeps its casts of weights that are
+        trained, and of no others."""
         cast_anew = self.in_place and self.mixed and self.cfg.model.lora_rank > 0 and not self.base_in_16_bit
         return self.stored + 2 + 2 if cast_anew else self.engine_bytes
 
@@ -158,14 +161,16 @@ class Work:
 
     @property
     def casts(self) -> float:
-        """Return the bytes of the casts that autocast keeps. A weight in 4 bits is made plain for its own product alone."""
+        """Return the bytes of the casts that autocast keeps. A weight in 4 bits is made plain for its own product
+        alone."""
         s = self.shape
         plain = self.matrices if self.base_in_16_bit else s.in_layers if self.cfg.model.load_in_4bit else 0
         return 2.0 * (s.parameters - plain) if self.mixed else 0.0
 
     @property
     def sleeps(self) -> bool:
-        """Return whether the engine leaves the device in the update: it has nothing of its own, or is vLLM in the trainer's process on a GPU."""
+        """Return whether the engine leaves the device in the update: it has nothing of its own, or is vLLM in the
+        trainer's process on a GPU."""
         return self.in_place or (
             not getattr(self.cfg.rollout, "separate", False) and self.cfg.trainer.accelerator != "cpu"
         )
@@ -192,7 +197,8 @@ class Work:
 
     @property
     def copies(self) -> float:
-        """Return the bytes of the whole copies of the weights that stay in memory beside the policy. Under autocast, frozen ones hold their
+        """Return the bytes of the whole copies of the weights that stay in memory beside the policy. Under autocast,
+        frozen ones hold their
         matrices in 16 bit, but for a reference from which rounds begin anew."""
         initial, earlier = frozen_copies(self.cfg)
         casts = self.mixed and not self.cfg.model.load_in_4bit and not self.base_in_16_bit

@@ -1,4 +1,5 @@
-"""Estimate the seconds of a step and of a run, by part. Rows are at their longest, unless `plan` gives means; all groups train."""
+"""Estimate the seconds of a step and of a run, by part. Rows are at their longest, unless `plan` gives means; all
+groups train."""
 
 import math
 
@@ -42,7 +43,8 @@ def tokens(work: Work) -> float:
 def decoding(work: Work, device: Device, rows: int, prompts: int) -> float:
     """Return the seconds of generating so many rows behind so many prompts, on the busiest device.
 
-    Each token of a batch takes the launches, and reads of all weights and of the cache, and the products of its rows: one after the other."""
+    Each token of a batch takes the launches, and reads of all weights and of the cache, and the products of its rows:
+    one after the other."""
     if not rows:
         return 0.0
     s, engine = work.shape, "transformers" if work.in_place else "vllm"
@@ -63,7 +65,8 @@ def decoding(work: Work, device: Device, rows: int, prompts: int) -> float:
 
 
 def update(work: Work, device: Device) -> float:
-    """Return the seconds of all updates of a step: passes forward and backward, the optimizer, and what devices send each other."""
+    """Return the seconds of all updates of a step: passes forward and backward, the optimizer, and what devices send
+    each other."""
     cfg, s = work.cfg, work.shape
     group = max(1, cfg.algorithm.group_size)
     together = min(cfg.trainer.micro_batch_size, group) if work.shares else 1  # rows behind one prompt
@@ -81,7 +84,8 @@ def update(work: Work, device: Device) -> float:
     micro_batches = math.ceil(rows * work.share / cfg.trainer.micro_batch_size)
     sent = (1 - 1 / work.devices) * work.stored
     layer = 0.5 if work.mixed else 1.0  # of what a stored weight takes, where it is gathered: in 16 bit
-    # An all-reduce sends a number twice. Sharded layers are gathered forward and backward, twice where prompts are shared; gradients are spread.
+    # An all-reduce sends a number twice. Sharded layers are gathered forward and backward, twice where prompts are
+    # shared; gradients are spread.
     gathered = (4 if work.shares else 2) + (1 if cfg.algorithm.uses_reference and cfg.model.lora_rank else 0)
     whole = s.parameters - s.in_layers + layer * s.in_layers
     exchanged = 2 * work.trained if work.sharded == 1 else micro_batches * (gathered * whole + work.trained)

@@ -18,7 +18,8 @@ NAMED = 5  # lines that are named for one reason; the others are only counted
 
 @dataclass
 class Source:
-    """One file or hub split. `skipped`: reason → line numbers. `duplicates`: lines whose question stands in an earlier line."""
+    """One file or hub split. `skipped`: reason → line numbers. `duplicates`: lines whose question stands in an earlier
+    line."""
 
     name: str
     rows: int = 0

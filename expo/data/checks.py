@@ -9,12 +9,17 @@ from expo.verifier.answers import Verdict, kind_for
 from expo.verifier.pool import Verifier
 
 NUMBER = r"(-?\d[\d,]*(?:\.\d+)?)"
-SENTENCE = f"the answer is a sentence; set dataset.answer_pattern to find the answer in it, such as '{NUMBER}', or '.+' to take it whole, or dataset.answer_kind=exact for code"
+SENTENCE = (
+    f"the answer is a sentence; set dataset.answer_pattern to find the answer in it, such as '{NUMBER}', or '.+' to "
+    "take "
+    "it whole, or dataset.answer_kind=exact for code"
+)
 # A time-out is no verdict: what a slow machine cannot judge stays in the data.
 REFUSED = (Verdict.INCORRECT, Verdict.UNPARSEABLE)
 
 
-# What JSON makes of LaTeX whose backslashes are not doubled: "\frac" is a form feed and "rac", "\boxed" a backspace and "oxed".
+# What JSON makes of LaTeX whose backslashes are not doubled: "\frac" is a form feed and "rac", "\boxed" a backspace and
+# "oxed".
 EATEN = {"\b": "b", "\f": "f", "\t": "t", "\r": "r", "\n": "n", "\v": "v", "\a": "a"}
 _EATEN = re.compile(
     r"[\b\f\v\a](?=[a-zA-Z])|\t(?=ext\w*\{|imes\b|heta\b|frac\W|riangle|herefore|ilde\W|an[({\\])"
@@ -50,8 +55,10 @@ def check_text(p: Problem) -> None:
 def unusable(problems: Sequence[Problem], verifier: Verifier, sentences: bool = False) -> list[BadRow | None]:
     """Return, for each problem, why no completion of it can be judged right; None where one can.
 
-    An answer must be equal to itself and to the answer of its own solution; a judge of one's own is asked of the solution alone.
-    An answer that is a sentence around a number must be equal to that number, too: a policy writes `29`, not "she has 29 apples".
+    An answer must be equal to itself and to the answer of its own solution; a judge of one's own is asked of the
+    solution alone.
+    An answer that is a sentence around a number must be equal to that number, too: a policy writes `29`, not "she has
+    29 apples".
     Args: sentences, whether a sentence is an answer all the same.
     """
     # All are asked before the first is waited for: comparing strings settles most, and the workers share the rest.
@@ -102,7 +109,8 @@ _WITH_WORDS = ("date", "time", "number", "quantity", "percentage", "money", "jso
 def number_in_sentence(p: Problem) -> str | None:
     r"""Return the last number of an answer that is plain words around numbers; None for any other answer.
 
-    A sentence has at least two words, or a mark that announces the answer (`answer: 72`, `#### 72`). An answer with LaTeX
+    A sentence has at least two words, or a mark that announces the answer (`answer: 72`, `#### 72`). An answer with
+    LaTeX
     is none: "6 \text{ PM}", a matrix.
     """
     plain = re.sub(r"\\[$%]", "", p.answer)

@@ -37,7 +37,8 @@ SYMBOLS = {
     "?": (3, "add", None),
     "!": (4, "dif", None),
     "$": (4, "mul", None),
-    # Level 5 is hard because the obvious technique is the wrong one. In a prototype of this world without misconceptions, the
+    # Level 5 is hard because the obvious technique is the wrong one. In a prototype of this world without
+    # misconceptions, the
     # base policy had no reason to tell the symbols apart, and no algorithm could teach it to.
     "|": (5, "max", "mul"),
     "_": (5, "cat", "add"),
@@ -96,7 +97,8 @@ def believed(part: Part, rng: random.Random, world: WorldConf = CLEAR) -> str:
 
 
 def sample_parts(level: int, rng: random.Random, world: WorldConf = CLEAR) -> list[Part]:
-    """Return random parts in which the five skills give five different results, so that the answer tells the meaning."""
+    """Return random parts in which the five skills give five different results, so that the answer tells the
+    meaning."""
     symbols, known = [symbol for symbol, (of_level, *_) in SYMBOLS.items() if of_level == level], list(KNOWN)
     parts: list[Part] = []
     while len(parts) < world.parts[level - 1]:
@@ -163,7 +165,8 @@ def explanation_text(parts: list[Part], meanings: list[str], rng: random.Random,
 
 
 def expert_text(parts: list[Part], style: str, world: WorldConf = CLEAR) -> str:
-    """Return the expert's solution: true meanings; `own` style, `terse` (results only) or `foreign` (an order never seen)."""
+    """Return the expert's solution: true meanings; `own` style, `terse` (results only) or `foreign` (an order never
+    seen)."""
     results = [p.result(p.meaning) for p in parts]
     if (
         style == "own" or random.Random(question_text(parts)).random() < world.expert_own
@@ -185,7 +188,8 @@ def parse_question(question: str) -> list[Part]:
 def generate(
     level: int, split: str, count: int, expert_style: str = "terse", world: WorldConf = CLEAR
 ) -> Iterator[Problem]:
-    """Return the first `count` problems of a split. Train and test share no question: a hash of the text decides the split."""
+    """Return the first `count` problems of a split. Train and test share no question: a hash of the text decides the
+    split."""
     seen: set[str] = set()
     # Problems of another shape have other names: those of two runs are paired by name.
     name = "ladder" if world.parts == CLEAR.parts else f"ladder-{'-'.join(map(str, world.parts))}"
@@ -211,7 +215,8 @@ def generate(
 
 @dataclass(frozen=True, slots=True)
 class StepCheck:
-    """What the oracle finds in a chain of thought. `arithmetic` and `meanings` are the shares of the problem's parts."""
+    """What the oracle finds in a chain of thought. `arithmetic` and `meanings` are the shares of the problem's
+    parts."""
 
     arithmetic: float  # parts whose two equations hold
     meanings: float  # parts in which the symbol was read with its true meaning

@@ -52,7 +52,8 @@ class Reader:
         """Return the problems to train on. A question that is also held out is not among them, wherever it stands."""
         if self.conf.path is None and self.conf.split == self.conf.eval_split:
             raise UserError(
-                f"dataset.split={self.conf.split}: {self.conf.name} is evaluated on this very split; train on other data, "
+                f"dataset.split={self.conf.split}: {self.conf.name} is evaluated on this very split; train on other "
+                "data, "
                 "such as dataset=math"
             )
         evaluated = self.evaluation()
@@ -105,7 +106,8 @@ class Reader:
         return self.whole()
 
     def examples(self, count: int) -> list[Problem]:
-        """Return worked examples for prompts: the same ones of the training part, and one more, in place of the one that is asked."""
+        """Return worked examples for prompts: the same ones of the training part, and one more, in place of the one
+        that is asked."""
         if not count:
             return []
         found = _spread([p for p in self._once(self._shown(count)) if not p.earlier], count + 1)
@@ -126,14 +128,16 @@ class Reader:
         return self._nonempty(_spread(problems, self.conf.limit), self._held_out, levels)
 
     def _once(self, problems: list[Problem]) -> list[Problem]:
-        """Return the first of all problems that ask the same: an interval over problems believes that each is another."""
+        """Return the first of all problems that ask the same: an interval over problems believes that each is
+        another."""
         return list({p.asked: p for p in reversed(problems)}.values())[::-1]
 
     def _nonempty(self, problems: list[Problem], source: str, levels: list[Any]) -> list[Problem]:
         if not problems:
             wanted = f" of dataset.levels={levels}" if levels else ""
             raise UserError(
-                f"{source}: no usable problem{wanted} is left ({self._told()}); check the rows, the columns and the levels"
+                f"{source}: no usable problem{wanted} is left ({self._told()}); check the rows, the columns and the "
+                "levels"
             )
         return problems
 
@@ -166,7 +170,8 @@ class Reader:
         known = {str(p.level) for p in self._cache[source]}
         if self.conf.any_level and (missing := [level for level in levels if str(level) not in known]):
             raise UserError(
-                f"dataset.levels={shown(levels)}: no row of {source} is of level {missing[0]}; its levels are {', '.join(sorted(known))}"
+                f"dataset.levels={shown(levels)}: no row of {source} is of level {missing[0]}; its levels are "
+                f"{', '.join(sorted(known))}"
             )
         return [p for p in self._cache[source] if not levels or str(p.level) in map(str, levels)]
 
@@ -267,7 +272,8 @@ UNPACKED, TIMES = 2**30, 200  # bytes that a parquet file may unpack to, or that
 
 
 def _parquet_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a file. Raises UserError for one that unpacks to far more than its size: a few KB can hold a terabyte."""
+    """Return the rows of a file. Raises UserError for one that unpacks to far more than its size: a few KB can hold a
+    terabyte."""
     rows: list[dict[str, Any]] = []
     size, most = 0, max(UNPACKED, TIMES * path.stat().st_size)
     for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=256):
@@ -276,7 +282,8 @@ def _parquet_rows(path: Path) -> list[dict[str, Any]]:
         size += sum(len(value) for row in new for value in row.values() if isinstance(value, str))
         if size > most:
             raise UserError(
-                f"dataset.path={path}: has {path.stat().st_size} bytes and unpacks to over {most}; give fewer rows, or JSON lines"
+                f"dataset.path={path}: has {path.stat().st_size} bytes and unpacks to over {most}; give fewer rows, "
+                "or JSON lines"
             )
     return rows
 
@@ -303,7 +310,8 @@ class MATH(Reader):
 
 
 class GSM8K(Reader):
-    """Cobbe et al. (2021): the answer stands after `####`; calculator marks `<<…>>` are not text a policy should learn."""
+    """Cobbe et al. (2021): the answer stands after `####`; calculator marks `<<…>>` are not text a policy should
+    learn."""
 
     def problem(self, row: dict[str, Any], id: str) -> Problem:
         steps, mark, answer = row["answer"].rpartition("####")
@@ -373,7 +381,8 @@ class Rows(Columns):
             function = function_at(self.conf.function)
         except (ImportError, AttributeError, ValueError) as error:
             raise UserError(
-                f"{told}: cannot be imported ({error}); give package.module.name of a function, and name its package in EXPO_PLUGINS "
+                f"{told}: cannot be imported ({error}); give package.module.name of a function, and name its package "
+                "in EXPO_PLUGINS "
                 "where it stands in the working folder"
             ) from error
         try:
@@ -392,7 +401,8 @@ _NEEDED = object()
 
 
 def _at(row: Mapping[str, Any], column: str, default: Any = _NEEDED) -> Any:
-    """Return what a row has in a column, which may be a path into it: `reward_model.ground_truth`. Raises KeyError without a default."""
+    """Return what a row has in a column, which may be a path into it: `reward_model.ground_truth`. Raises KeyError
+    without a default."""
     if column in row:
         return row[column]
     found: Any = row
@@ -413,7 +423,8 @@ def text(value: Any, name: str) -> str:
 
 
 def answer_text(value: Any) -> str:
-    """Return an answer as text. Raises BadRow for what is neither text nor a number, and for a number that has lost digits."""
+    """Return an answer as text. Raises BadRow for what is neither text nor a number, and for a number that has lost
+    digits."""
     if not isinstance(value, str | int | float) or isinstance(value, bool):
         raise BadRow("the answer is neither text nor a number", repr(value)[:80])
     if isinstance(value, float) and not math.isfinite(value):
@@ -434,7 +445,8 @@ def level_of(value: Any) -> int | str | None:
 
 
 def turns(value: Sequence[Any]) -> list[tuple[str, str]]:
-    """Return (role, content) of chat messages. Raises BadRow for a list of anything else, and for content that is no text."""
+    """Return (role, content) of chat messages. Raises BadRow for a list of anything else, and for content that is no
+    text."""
     found = []
     for message in value:
         if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
@@ -484,5 +496,6 @@ class Ladder(Reader):
 
 
 def _spread(problems: list[Problem], count: int | None) -> list[Problem]:
-    """Return `count` problems in an order that depends on their ids only, so that a subset is no stretch of a sorted file."""
+    """Return `count` problems in an order that depends on their ids only, so that a subset is no stretch of a sorted
+    file."""
     return sorted(problems, key=lambda p: zlib.crc32(p.id.encode()))[:count]

@@ -85,7 +85,8 @@ class Stream:
     share: float
 
     def rows(self, split: str, count: int) -> Iterator[dict[str, Any] | BadRow]:
-        """Yield `count` rows of a split, each of another question; fewer where CHUNK in a row bring no new one of it."""
+        """Yield `count` rows of a split, each of another question; fewer where CHUNK in a row bring no new one of
+        it."""
         seed = zlib.crc32(f"{self.task} {self.level}".encode()) // 2  # below 2**31, as numpy wants it
         seen: set[str] = set()
         made = idle = 0
@@ -112,7 +113,8 @@ class Stream:
             return reasoning_gym.create_dataset(self.task, seed=seed, size=CHUNK, **self.settings)
         except Exception as error:  # of whatever validates
             raise UserError(
-                f"dataset.task={self.task}: does not take the settings {shown(str(self.settings), 200)} ({type(error).__name__}: "
+                f"dataset.task={self.task}: does not take the settings {shown(str(self.settings), 200)} "
+                f"({type(error).__name__}: "
                 f"{first_line(error)}); correct dataset.task_config, or take another level"
             ) from error
 
@@ -123,7 +125,8 @@ def part_of(asked: str) -> str:
 
 
 def streams_of(conf: ReasoningGymConf, levels: Sequence[Any]) -> list[Stream]:
-    """Return the streams that a config asks for: each task at each level. Raises UserError for what reasoning-gym does not have."""
+    """Return the streams that a config asks for: each task at each level. Raises UserError for what reasoning-gym does
+    not have."""
     found = []
     for task, share in conf.shares.items():
         if task not in DATASETS or task == "composite":
@@ -137,7 +140,8 @@ def streams_of(conf: ReasoningGymConf, levels: Sequence[Any]) -> list[Stream]:
             if name not in known:
                 near = difflib.get_close_matches(name, known, 1) or known
                 raise UserError(
-                    f"dataset.task_config.{name}: no setting of the task {task}; {'did you mean' if len(near) == 1 else 'it has'} "
+                    f"dataset.task_config.{name}: no setting of the task {task}; "
+                    f"{'did you mean' if len(near) == 1 else 'it has'} "
                     f"{', '.join(near)}"
                 )
         for level in levels or [None]:
@@ -174,7 +178,8 @@ def _at_level(task: str, level: Any, conf: ReasoningGymConf) -> dict[str, Any]:
 
 
 def _named(task: str, name: str) -> list[str]:
-    """Return the settings that `dataset.level_by` names. Raises UserError where the task has none of that name that counts."""
+    """Return the settings that `dataset.level_by` names. Raises UserError where the task has none of that name that
+    counts."""
     numbers = _numbers(task)
     found = [n for n in numbers if n in (name, f"min_{name}", f"max_{name}")]
     if not found:
@@ -194,7 +199,8 @@ def _numbers(task: str) -> list[str]:
 
 
 def _answer(row: dict[str, Any]) -> str:
-    """Return a row's right answer; where it has none since many are right, the one that its metadata gives as an example."""
+    """Return a row's right answer; where it has none since many are right, the one that its metadata gives as an
+    example."""
     examples = [value for name, value in row["metadata"].items() if name.endswith("_answer")]
     answer = next((value for value in [row["answer"], *examples] if value is not None), None)
     if answer is None:

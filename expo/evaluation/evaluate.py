@@ -22,7 +22,8 @@ PART_ROWS = 2**14  # completions that are made, judged and kept at a time
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One row per completion, and the scalars made of them (`pass@4`, `pass@4/level5`, each also with `_lo` and `_hi`)."""
+    """One row per completion, and the scalars made of them (`pass@4`, `pass@4/level5`, each also with `_lo` and
+    `_hi`)."""
 
     rows: list[dict[str, Any]]
     metrics: dict[str, float]
@@ -55,7 +56,8 @@ class Evaluator:
     def evaluate_into(self, engine: Engine, path: Path, fresh: bool = False) -> Tally:
         """Do the same part by part, so that memory stays flat, and leave all rows at `path`.
 
-        What is made is kept beside it as it goes, and not made again unless `fresh`: the same command goes on after a kill.
+        What is made is kept beside it as it goes, and not made again unless `fresh`: the same command goes on after a
+        kill.
         """
         tally, size, parts = Tally(self.samples), max(PART_ROWS // self.samples, 1), []
         for start in range(0, len(self.problems), size):
@@ -97,10 +99,21 @@ class Evaluator:
             rewards = [*rewards_of(self.reward, rollouts)]
         return [
             {
-                "problem": p.id, "level": p.level, "subject": p.subject, "question": p.question, "answer": p.answer,
-                "sample": i % n, "completion": text, "final": self.verifier.extraction.of(text), "verdict": verdict.value, "tokens": len(c.ids),
-                "truncated": c.truncated, "logp": sum(c.logp),
+                "problem": p.id,
+                "level": p.level,
+                "subject": p.subject,
+                "question": p.question,
+                "answer": p.answer,
+                "sample": i % n,
+                "completion": text,
+                "final": self.verifier.extraction.of(text),
+                "verdict": verdict.value,
+                "tokens": len(c.ids),
+                "truncated": c.truncated,
+                "logp": sum(c.logp),
                 **({} if self.reward is None else {"reward": reward}),
             }
-            for i, (p, text, verdict, c, reward) in enumerate(zip(owners, texts, verdicts, completions, rewards, strict=True))
-        ]  # fmt: skip
+            for i, (p, text, verdict, c, reward) in enumerate(
+                zip(owners, texts, verdicts, completions, rewards, strict=True)
+            )
+        ]

@@ -1,4 +1,5 @@
-"""What evaluations report beside pass@k: mean@n, cons@n (majority), greedy accuracy; by level and by subject. Pure functions of rows."""
+"""What evaluations report beside pass@k: mean@n, cons@n (majority), greedy accuracy; by level and by subject. Pure
+functions of rows."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -73,7 +74,8 @@ def habits_of(by_problem: Mapping[str, Outcome], greedy: Sequence[Row], k: Seque
 def majority(samples: Sequence[Row]) -> float:
     """Return whether the answer that most samples give is right: 1 or 0, and of tied answers the share that is right.
 
-    Right answers are one answer, however they are written, and so are wrong ones of one value. A sample without an answer, or
+    Right answers are one answer, however they are written, and so are wrong ones of one value. A sample without an
+    answer, or
     with an empty one, has no vote; where none has one, it is 0. (Wang et al. 2022, arXiv 2203.11171.)
     """
     right, wrong = 0, Counter[str]()
@@ -101,7 +103,8 @@ def _right(row: Row) -> bool:
 
 
 def _groups(by_problem: Mapping[str, Outcome]) -> Iterable[tuple[str, list[str]]]:
-    """Yield the suffix of each part's metrics, and its problems: all, each level, each subject where there are several."""
+    """Yield the suffix of each part's metrics, and its problems: all, each level, each subject where there are
+    several."""
     yield "", list(by_problem)
     levels: set[Any] = {own.level for own in by_problem.values() if own.level is not None}
     for level in sorted(levels):

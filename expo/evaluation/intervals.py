@@ -1,8 +1,11 @@
 """95 % intervals of means over problems and training seeds: pure functions of arrays.
 
-Problems and seeds are crossed: every seed has the same problems. Both are samples of what a claim is about, and each has a
-variance of its own; a third is that of a problem under a seed. All three are estimated as in an analysis of variance with two crossed
-random effects (Searle, Casella, McCulloch 1992, chapter 4). What a mean owes to the seeds and what to the problems each has
+Problems and seeds are crossed: every seed has the same problems. Both are samples of what a claim is about, and each
+has a
+variance of its own; a third is that of a problem under a seed. All three are estimated as in an analysis of variance
+with two crossed
+random effects (Searle, Casella, McCulloch 1992, chapter 4). What a mean owes to the seeds and what to the problems each
+has
 an interval with its own few degrees of freedom; the two are combined by their squares (Howe 1974).
 
 `experiments/bench_intervals` measures how often such intervals hold the truth.
@@ -21,7 +24,8 @@ FEW = 10  # problems unlike the rest, below which their spread says little
 
 @dataclass(frozen=True)
 class Spread:
-    """A mean of S seeds and P problems, and how far it may be from the truth: because of the seeds, and of the problems."""
+    """A mean of S seeds and P problems, and how far it may be from the truth: because of the seeds, and of the
+    problems."""
 
     mean: float
     problems: int
@@ -38,7 +42,8 @@ class Spread:
 def spread(values: np.ndarray, paired: bool = False) -> Spread:
     """Estimate the mean of a table `[S, P]`, a row per seed and a column per problem. NaN: no value.
 
-    How a problem varies under each seed is in what seeds and what problems differ by, and is taken off one of them: off the seeds'; with
+    How a problem varies under each seed is in what seeds and what problems differ by, and is taken off one of them: off
+    the seeds'; with
     `paired`, of differences of two arms, in which problems have hardly a part of their own, off the problems'.
     With one seed, only the problems vary; with one problem as well, nothing is known, and it reaches infinitely far.
     """
@@ -64,14 +69,16 @@ def spread(values: np.ndarray, paired: bool = False) -> Spread:
 
 
 def _variance(apart: np.ndarray) -> float:
-    """Return the variance of a sum of independent values `[N]`, given how far they are from their mean; 0 for a single one."""
+    """Return the variance of a sum of independent values `[N]`, given how far they are from their mean; 0 for a single
+    one."""
     return float(len(apart) / max(len(apart) - 1, 1) * np.square(apart).sum()) if len(apart) > 1 else 0.0
 
 
 def _freedom(apart: np.ndarray) -> float:
     """Return the degrees of freedom of a variance estimated from values `[N]` of mean 0, whatever their distribution.
 
-    2 V² / Var(V) with the fourth moment (Kenney, Keeping 1951): N - 1 for normal values, few where few values are all that varies.
+    2 V² / Var(V) with the fourth moment (Kenney, Keeping 1951): N - 1 for normal values, few where few values are all
+    that varies.
     """
     count, squares = len(apart), float(np.square(apart).mean())
     excess = max(float(np.square(np.square(apart)).mean()) / squares**2 - 3, 0.0) if squares**2 else 0.0
@@ -85,10 +92,13 @@ def of_mean(values: np.ndarray, least: float = -np.inf) -> tuple[float, float]:
 
 
 def of_share(values: np.ndarray) -> tuple[float, float]:
-    """Return the interval of the mean of values between 0 and 1, such as pass@k by problem, `[P]` or `[S, P]`; NaN: no value.
+    """Return the interval of the mean of values between 0 and 1, such as pass@k by problem, `[P]` or `[S, P]`; NaN: no
+    value.
 
-    The exact interval of a proportion (Clopper, Pearson 1934), of as many independent trials as would reach as far (Korn,
-    Graubard 1998). Problems of which each is always right or always wrong vary most: their variance is known from the mean
+    The exact interval of a proportion (Clopper, Pearson 1934), of as many independent trials as would reach as far
+    (Korn,
+    Graubard 1998). Problems of which each is always right or always wrong vary most: their variance is known from the
+    mean
     alone, and where it tells more than an estimate from few problems, it is taken. Where no value differs from another,
     there are as many trials as problems.
     """
@@ -106,8 +116,10 @@ def of_share(values: np.ndarray) -> tuple[float, float]:
 def of_difference(values: np.ndarray) -> tuple[float, float]:
     """Return the interval of the mean of paired differences between -1 and 1, `[P]` or `[S, P]`; NaN: no value.
 
-    Where fewer than ten problems differ by another number than the most frequent, two are added, one to each side, as in a table of pairs with
-    half a pair more in each cell (Agresti, Min 2005): the same difference on every problem is not that difference for sure.
+    Where fewer than ten problems differ by another number than the most frequent, two are added, one to each side, as
+    in a table of pairs with
+    half a pair more in each cell (Agresti, Min 2005): the same difference on every problem is not that difference for
+    sure.
     """
     values = np.atleast_2d(values)
     mean = float(np.nanmean(values))

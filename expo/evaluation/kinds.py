@@ -62,7 +62,8 @@ def by_problem(rows: Rows, kind: str, level: int | str | None, column: str) -> d
 def cell(
     rows: Rows, kind: str, level: int | str | None, column: str, less: str | None = None
 ) -> tuple[float, float, float] | None:
-    """Return mean and 95 % interval over problems, of a kind or of its difference to the kind `less` on the problems that both have.
+    """Return mean and 95 % interval over problems, of a kind or of its difference to the kind `less` on the problems
+    that both have.
 
     None where nothing was measured.
     """
@@ -82,14 +83,16 @@ def levels_of(rows: Rows) -> list[Any]:
 
 
 def in_words(rows: Rows) -> list[str]:
-    """Return what the explanations come to, a sentence each: how many are right, and whether they have the two properties."""
+    """Return what the explanations come to, a sentence each: how many are right, and whether they have the two
+    properties."""
     verified = [row for row in rows if row["kind"] == "self_explanation"]
     if not verified:
         return []
     right, taught = sum(row["verified"] for row in verified), by_problem(rows, "self_explanation", None, "verified")
     share = sum(value > 0 for value in taught.values()) / len({row["problem"] for row in rows})
     told = [
-        f"{right:.0f} of {len(verified)} explanations {'is' if right == 1 else 'are'} right: ExP-GRPO would learn from at most "
+        f"{right:.0f} of {len(verified)} explanations {'is' if right == 1 else 'are'} right: ExP-GRPO would learn "
+        "from at most "
         f"{100 * share:.0f} % of the problems"
     ]
     for which, column, less, sign, holds, fails in PROPERTIES:
@@ -111,9 +114,23 @@ def in_words(rows: Rows) -> list[str]:
 
 # Which, the column, the kind that it is compared with, the sign of what is good, and what is said.
 PROPERTIES = (
-    ("first", "nll_per_token", "expert", -1, "the explanations are likelier than the expert here", "the expert is likelier than the explanations here"),
-    ("second", "answer_lift", None, 1, "explanations make the answer likelier than own completions do", "own completions make the answer likelier than explanations do"),
-)  # fmt: skip
+    (
+        "first",
+        "nll_per_token",
+        "expert",
+        -1,
+        "the explanations are likelier than the expert here",
+        "the expert is likelier than the explanations here",
+    ),
+    (
+        "second",
+        "answer_lift",
+        None,
+        1,
+        "explanations make the answer likelier than own completions do",
+        "own completions make the answer likelier than explanations do",
+    ),
+)
 
 
 def summarize(rows: Rows) -> dict[str, float]:

@@ -100,9 +100,11 @@ def measure(rows: Rows, problems: list[Problem], scorer: Scorer) -> None:
 
 
 def check_steps(rows: Rows, problems: list[Problem], conf: DiagnoseConf, tools: Tools, earlier: Rows) -> int:
-    """Add the share of right steps: exact on the ladder (in the policy's own style), by the judge elsewhere, None without one.
+    """Add the share of right steps: exact on the ladder (in the policy's own style), by the judge elsewhere, None
+    without one.
 
-    Args: earlier, rows of the same run that were judged as far as the judge could be reached. Returns how many it did not answer.
+    Args: earlier, rows of the same run that were judged as far as the judge could be reached. Returns how many it did
+    not answer.
     """
     shares: list[float | None] = [None] * len(rows)
     failed = 0

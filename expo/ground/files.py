@@ -54,7 +54,8 @@ def remove(path: Path) -> None:
 def clear(directory: Path) -> None:
     """Remove all that a run directory holds but its lock: set aside first, so that a kill leaves no half of a run.
 
-    The directory itself may be a link, as of a run on another disk. Raises UserError where it is one to anything but a run,
+    The directory itself may be a link, as of a run on another disk. Raises UserError where it is one to anything but a
+    run,
     or where something stays.
     """
     if directory.is_symlink() and not (directory / "config.yaml").is_file() and any(directory.iterdir()):
@@ -89,14 +90,16 @@ def sweep(directory: Path) -> None:
 
 
 def check_links(directory: Path) -> None:
-    """Raise UserError where something in a run directory leads out of it: what a run writes there would be written elsewhere."""
+    """Raise UserError where something in a run directory leads out of it: what a run writes there would be written
+    elsewhere."""
     inside = os.path.realpath(directory)
     for folder, folders, files in os.walk(directory):
         for path in (os.path.join(folder, name) for name in (*folders, *files)):
             real = os.path.realpath(path)
             if os.path.islink(path) and os.path.commonpath([real, inside]) != inside:
                 raise UserError(
-                    f"{path}: a link to {real}; a run writes through no link inside its directory: move what is there here, "
+                    f"{path}: a link to {real}; a run writes through no link inside its directory: move what is "
+                    "there here, "
                     "or link the whole directory"
                 )
         if folder == str(directory) and "wandb" in folders:  # W&B has links to its own log, and writes new files alone
@@ -107,7 +110,8 @@ def check_links(directory: Path) -> None:
 def locked(path: Path, waiting: str | None = None) -> Iterator[IO[str] | None]:
     """Keep other processes from what a lock file stands for; a process that has the file open keeps it, too.
 
-    Args: waiting, what to say where another process has it, and to wait then; None: give None at once. Raises UserError for
+    Args: waiting, what to say where another process has it, and to wait then; None: give None at once. Raises UserError
+    for
     a lock file that is none.
     """
     while True:
@@ -170,7 +174,8 @@ def is_held(path: Path) -> bool:
 
 
 class Temporary(tempfile.TemporaryDirectory[str]):
-    """A temporary folder, with a lock for as long as it is in use; those that killed processes have left go before it is made."""
+    """A temporary folder, with a lock for as long as it is in use; those that killed processes have left go before it
+    is made."""
 
     def __init__(self, prefix: str, parent: str | None = None):
         for left in Path(parent or tempfile.gettempdir()).glob(f"{prefix}*"):

@@ -1,4 +1,5 @@
-"""Progress of what takes minutes: a bar on a terminal, a line each minute without one. Nothing where no command asks for it."""
+"""Progress of what takes minutes: a bar on a terminal, a line each minute without one. Nothing where no command asks
+for it."""
 
 import os
 import sys

@@ -1,6 +1,7 @@
 """The processes of one run, one for each device. Each of them holds the whole of a step; only work is dealt out.
 
-What has no single right answer (a sampled token, a verdict that may time out, a measured number) is made by one process and
+What has no single right answer (a sampled token, a verdict that may time out, a measured number) is made by one process
+and
 shared, so that all of them take the same branches and end with the same weights.
 """
 
@@ -18,7 +19,8 @@ OF_CONNECTION = ("Connection closed", "Connection reset", "remote process exited
 T = TypeVar("T")
 LOST = 75  # exit code of a process that has ended because another one was gone
 
-# The file through which the processes that expo starts on one machine find each other; torchrun and Slurm name an address.
+# The file through which the processes that expo starts on one machine find each other; torchrun and Slurm name an
+# address.
 MEETING = "EXPO_MEETING"
 
 
@@ -39,7 +41,8 @@ class Ranks:
         return list(items[self.rank :: self.count])
 
     def whole(self, own: Sequence[T]) -> list[T]:
-        """Return what all processes have made of their shares, in the order in which the items were before they were dealt."""
+        """Return what all processes have made of their shares, in the order in which the items were before they were
+        dealt."""
         if self.count == 1:
             return list(own)
         shares = self._gather(list(own))
@@ -110,7 +113,8 @@ def is_rank() -> bool:
 
 
 def is_watched() -> bool:
-    """Return whether the processes of this run are watched over by expo, which has the run's lock and tells why one has ended."""
+    """Return whether the processes of this run are watched over by expo, which has the run's lock and tells why one has
+    ended."""
     return MEETING in os.environ
 
 

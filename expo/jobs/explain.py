@@ -32,7 +32,8 @@ def explain(cfg: Config) -> int:
     if not cfg.positives.from_bank(cfg.algorithm):
         raise UserError(
             f"positives: {cfg.name} has nothing that can be written ahead; it takes positives.explainer=reference, "
-            "positives.bank=true, and an algorithm whose steps explain just their own problems (no refills, no retry, no DPO)"
+            "positives.bank=true, and an algorithm whose steps explain just their own problems (no refills, no "
+            "retry, no DPO)"
         )
     ask_hub([cfg])
     # Here, since torch and its friends take seconds to import.

@@ -47,7 +47,8 @@ from expo.verifier.pool import Verifier
 
 # What ends a run with one line, and what to do about it.
 REMEDIES: dict[type[Exception], str] = {
-    torch.OutOfMemoryError: "lower trainer.micro_batch_size or rollout.batch_size, or set model.gradient_checkpointing=true",
+    torch.OutOfMemoryError: "lower trainer.micro_batch_size or rollout.batch_size, or set "
+    "model.gradient_checkpointing=true",
     NonFiniteGradient: "lower optimizer.learning_rate, or set trainer.on_nonfinite=skip where it is a gradient",
     Apart: "the same command goes on from the last of them; please report it, with your GPUs and versions",
     Collapsed: "lower optimizer.learning_rate, or set trainer.on_collapse=warn to go on all the same",
@@ -56,7 +57,8 @@ REMEDIES: dict[type[Exception], str] = {
 
 
 def make_run(cfg: Config) -> int:
-    """Make the run of a config, or wait for the process that makes it; on several devices, this one's part. Returns the exit code."""
+    """Make the run of a config, or wait for the process that makes it; on several devices, this one's part. Returns the
+    exit code."""
     set_up_process(cfg)
     gpu = cfg.trainer.accelerator != "cpu" and torch.cuda.is_available()
     check_devices(cfg, gpu)
@@ -101,7 +103,8 @@ def check_devices(cfg: Config, gpu: bool) -> None:
     wanted, there = cfg.trainer.devices * cfg.trainer.num_nodes, int(os.environ["WORLD_SIZE"]) if is_rank() else 1
     if wanted != there:
         raise UserError(
-            f"trainer.devices={cfg.trainer.devices}, trainer.num_nodes={cfg.trainer.num_nodes}: {there} processes were started; "
+            f"trainer.devices={cfg.trainer.devices}, trainer.num_nodes={cfg.trainer.num_nodes}: {there} processes "
+            "were started; "
             "start as many as there are devices on all nodes, or unset RANK and WORLD_SIZE"
         )
     if gpu and cfg.trainer.devices > (there := torch.cuda.device_count()):
@@ -119,7 +122,8 @@ class Begin:
 
 
 def prepare(cfg: Config, run: Run, module: Algorithm, evaluator: Evaluator, account: Account) -> Begin | None:
-    """Make the run directory, or go on with what is there; None where the run is finished. The first process does it for all.
+    """Make the run directory, or go on with what is there; None where the run is finished. The first process does it
+    for all.
 
     Raises UserError where the run cannot go on, or has no room.
     """
@@ -193,7 +197,8 @@ def make_trainer(cfg: Config, run: Run, evaluator: Evaluator, stop: Stop, checkp
 
 
 def explain_failure(error: Exception, run: Run, trainer: Trainer, stop: Stop) -> int | None:
-    """Note an error in the summary and in the loggers. Returns the exit code where one line on stderr says it all, else None."""
+    """Note an error in the summary and in the loggers. Returns the exit code where one line on stderr says it all, else
+    None."""
     if lost_another(error):
         run.write_summary("stopped", step=trainer.current_epoch)
         return tell_lost(error)
@@ -220,7 +225,8 @@ def explain_failure(error: Exception, run: Run, trainer: Trainer, stop: Stop) ->
 def save_final(
     policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, cfg: Config, summary: dict[str, Any]
 ) -> None:
-    """Save a policy as a Hugging Face folder: beside its place first, so that a full disk leaves no half of it there."""
+    """Save a policy as a Hugging Face folder: beside its place first, so that a full disk leaves no half of it
+    there."""
     partial = folder.with_name(".final.partial")
     remove(partial)
     with disk_errors(partial):

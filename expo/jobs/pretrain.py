@@ -55,7 +55,8 @@ CHECKPOINT_EVERY = 100
 
 
 def corpus_item(level: int, rng: random.Random, world: WorldConf = CLEAR) -> tuple[Problem, str, bool]:
-    """Return one sequence: a problem whose answer is that of the sampled reading, its completion, and whether it explains."""
+    """Return one sequence: a problem whose answer is that of the sampled reading, its completion, and whether it
+    explains."""
     parts = ladder.sample_parts(level, rng, world)
     meanings = [ladder.believed(p, rng, world) for p in parts]
     explain = rng.random() < EXPLAIN_SHARE
@@ -209,7 +210,8 @@ def pretrain(cfg: Config) -> None:
 
 
 def is_made(cfg: Config) -> bool:
-    """Return whether the model is there already. Raises UserError where another one is, which only `fresh` writes over."""
+    """Return whether the model is there already. Raises UserError where another one is, which only `fresh` writes
+    over."""
     output = Path(cfg.pretrain.output)
     if (output / "adapter_config.json").is_file():
         raise UserError(f"pretrain.output={output}: holds an adapter; set another folder")
@@ -231,7 +233,8 @@ def first_weights(cfg: Config, world: WorldConf) -> tuple[PreTrainedTokenizerBas
     model, tokenizer = load_policy(ModelConf(path=conf.start))
     if unknown := [word for word in ladder.words(world) if word not in tokenizer.get_vocab()]:
         raise UserError(
-            f"pretrain.start={conf.start}: does not know {unknown[0]}, a word of this world; start from nothing: pretrain.start=null"
+            f"pretrain.start={conf.start}: does not know {unknown[0]}, a word of this world; start from nothing: "
+            "pretrain.start=null"
         )
     return tokenizer, model
 
@@ -292,7 +295,8 @@ def card(cfg: Config, parameters: int, minutes: float, resumed: str) -> str:
 
 
 def command(cfg: Config) -> list[str]:
-    """Return a command line that makes the same model where the prompts are the usual ones; recipe.json has all settings."""
+    """Return a command line that makes the same model where the prompts are the usual ones; recipe.json has all
+    settings."""
     world = cfg.dataset.world.corpus if isinstance(cfg.dataset, LadderConf) else {}
     settings = {f"dataset.world.{name}": value for name, value in world.items()}
     settings |= {f"pretrain.{f.name}": getattr(cfg.pretrain, f.name) for f in dataclasses.fields(PretrainConf)}
@@ -310,4 +314,4 @@ A Llama of {parameters} parameters trained by expo from {start} on synthetic ari
 - commit: {commit}
 - time: {minutes:.1f} minutes{resumed}, torch threads {threads}
 - date: {date}
-"""
+"""  # noqa: E501

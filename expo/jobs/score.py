@@ -54,7 +54,8 @@ def evaluate(cfg: Config, run: Run) -> None:
 
 
 def warn_of_other_settings(cfg: Config) -> None:
-    """Say so where a run's checkpoint would be scored otherwise than its run: on other problems of its file, or sampled otherwise."""
+    """Say so where a run's checkpoint would be scored otherwise than its run: on other problems of its file, or sampled
+    otherwise."""
     run = Path(cfg.model.path).parent.parent
     if not (run / "config.yaml").is_file():
         return
@@ -75,7 +76,8 @@ def warn_of_other_settings(cfg: Config) -> None:
 
 
 def warn_of_trained_on(cfg: Config, problems: Sequence[Problem]) -> None:
-    """Say so where a run's checkpoint is scored on some problems that the run has held out and on others, which it may have trained on.
+    """Say so where a run's checkpoint is scored on some problems that the run has held out and on others, which it may
+    have trained on.
 
     Which rows of a file are held out follows from its name and their lines: a file that was renamed has others.
     """
@@ -85,10 +87,14 @@ def warn_of_trained_on(cfg: Config, problems: Sequence[Problem]) -> None:
         return
     held_out = {row["question"] for row in read_rows(first, ["question"])}
     others = sum(problem.question not in held_out for problem in problems)
-    # Other data has no question in common with the run's; the very file that the run had may by chance have none held out in common.
+    # Other data has no question in common with the run's; the very file that the run had may by chance have none held
+    # out in common.
     theirs = read_summary(run).get("data", {}).get("path") == data_content(cfg)["path"]
     if others and (theirs or others < len(problems)):
-        told = "%d of the %d problems are none that the run has held out, and may have been trained on; give the file the name it had"
+        told = (
+            "%d of the %d problems are none that the run has held out, and may have been trained on; give the "
+            "file the name it had"
+        )
         log.warning(f"%s: {told}", run, others, len(problems))
 
 

@@ -74,7 +74,8 @@ def set_up_process(cfg: Config) -> None:
 
 
 def keep_memory() -> None:
-    """Let the C library keep what a step has freed for the next one, up to 1 GiB: to give it back and get it anew is a tenth of a step on a CPU."""
+    """Let the C library keep what a step has freed for the next one, up to 1 GiB: to give it back and get it anew is a
+    tenth of a step on a CPU."""
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):  # glibc's
         for parameter, value in ((TRIM_THRESHOLD, 2**30), (TOP_PAD, 2**26), (MMAP_THRESHOLD, 2**26)):
@@ -82,9 +83,11 @@ def keep_memory() -> None:
 
 
 def grow_segments(cfg: Config) -> None:
-    """Let torch take a GPU's memory in segments that grow, unless the user has said how: rows of many lengths leave fewer holes.
+    """Let torch take a GPU's memory in segments that grow, unless the user has said how: rows of many lengths leave
+    fewer holes.
 
-    It is read when the first tensor gets there. vLLM, where it sleeps in this process, allocates from pools that know no such segments.
+    It is read when the first tensor gets there. vLLM, where it sleeps in this process, allocates from pools that know
+    no such segments.
     """
     apart = cfg.rollout.in_place or getattr(cfg.rollout, "separate", False)
     if apart and not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
@@ -130,7 +133,8 @@ def build_run(cfg: Config, verifier: Verifier, commit: str | None = None) -> tup
     prompts.examples = examples
     if not any(p.requires_grad for p in policy.parameters()):
         raise UserError(
-            f"model.path={cfg.model.path}: an adapter on weights in 4 bits, which is measured as it is, and not trained further; "
+            f"model.path={cfg.model.path}: an adapter on weights in 4 bits, which is measured as it is, and not "
+            "trained further; "
             "give a whole model and model.lora_rank, or set model.load_in_4bit=false"
         )
     check_rounding(policy, cfg.model.dtype, cfg.optimizer.learning_rate)
@@ -211,7 +215,8 @@ def read_data(cfg: Config, verifier: Verifier) -> tuple[list[Problem], list[Prob
 def load_model(
     cfg: Config, to_device: bool = True, commit: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Prompts]:
-    """Load the model to where it will work (an engine is made for the device that it finds the model on), and its prompts.
+    """Load the model to where it will work (an engine is made for the device that it finds the model on), and its
+    prompts.
 
     Raises UserError for what cannot be loaded, and for a model that cannot be scored rightly.
     """
@@ -236,7 +241,8 @@ def load_model(
 
 
 def check_extraction(cfg: Config) -> None:
-    """Raise UserError where the prompts ask for an answer in another place than the one where the verifier looks for it."""
+    """Raise UserError where the prompts ask for an answer in another place than the one where the verifier looks for
+    it."""
     how = cfg.verifier.extract
     places = extraction(how)
     if places.of(cfg.prompts.final.replace("{answer}", "7")) != "7":
@@ -251,8 +257,10 @@ def check_extraction(cfg: Config) -> None:
     ]
     if others and how != "whole":
         raise UserError(
-            f"verifier.extract={how}: prompts.solve or prompts.explain asks for {others[0]}, where the verifier does not look; "
-            "set prompts.solve and prompts.explain so that they ask for it (prompts=final_line asks for a line Answer: …)"
+            f"verifier.extract={how}: prompts.solve or prompts.explain asks for {others[0]}, where the verifier does "
+            "not look; "
+            "set prompts.solve and prompts.explain so that they ask for it (prompts=final_line asks for a line "
+            "Answer: …)"
         )
 
 
@@ -322,13 +330,15 @@ def make_engines(
 
 
 def bank_of(cfg: Config, policy: PreTrainedModel) -> Bank:
-    """Return the bank of a run's explanations; all runs with the same initial policy, prompts, data, sampling and seed have the same."""
+    """Return the bank of a run's explanations; all runs with the same initial policy, prompts, data, sampling and seed
+    have the same."""
     mark = bank_identity(cfg)
     return Bank(Path(cfg.output_dir, "banks", f"{cfg.dataset.name}-{mark}"), f"{mark}-{fingerprint(policy)}")
 
 
 def begun(cfg: Config, policy: PreTrainedModel, bank: Bank, ranks: Ranks = ALONE) -> AbstractContextManager[None]:
-    """Return a context in which the policy has its initial weights. Raises UserError where the model is another one by now.
+    """Return a context in which the policy has its initial weights. Raises UserError where the model is another one by
+    now.
 
     The first device alone loads them: the memory of a machine has no room for as many as it has devices.
     """
@@ -362,7 +372,8 @@ def rollout_sampling(cfg: Config) -> Sampling:
 
 
 def prompt_limit(cfg: Config, model: PreTrainedModel, asked: int) -> int:
-    """Return the tokens of the longest prompt that is taken: what is asked for, as far as the model has room for a completion after it.
+    """Return the tokens of the longest prompt that is taken: what is asked for, as far as the model has room for a
+    completion after it.
 
     Raises UserError where it has room for none.
     """
@@ -371,7 +382,8 @@ def prompt_limit(cfg: Config, model: PreTrainedModel, asked: int) -> int:
         return asked
     if completion >= limit:
         raise UserError(
-            f"rollout.max_completion_tokens={completion}: {cfg.model.path} has room for {limit} tokens of prompt and completion together; lower it"
+            f"rollout.max_completion_tokens={completion}: {cfg.model.path} has room for {limit} tokens of prompt and "
+            "completion together; lower it"
         )
     return min(asked, limit - completion)
 

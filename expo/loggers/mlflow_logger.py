@@ -1,4 +1,5 @@
-"""`logger=mlflow`: Lightning's MLFlowLogger, with a run that is found again, and a server that may be gone for a while."""
+"""`logger=mlflow`: Lightning's MLFlowLogger, with a run that is found again, and a server that may be gone for a
+while."""
 
 import fcntl
 import logging
@@ -62,12 +63,14 @@ class Mlflow(Tracker, MLFlowLogger):
                     self.log_hyperparams(session.config)
         except MlflowException as error:
             raise UserError(
-                f"logger.mlflow.tracking_uri={options.tracking_uri}: MLflow cannot start ({first_line(error)}); start the server, "
+                f"logger.mlflow.tracking_uri={options.tracking_uri}: MLflow cannot start ({first_line(error)}); "
+                "start the server, "
                 "or leave the key out"
             ) from error
 
     def _go_on(self, session: Session) -> bool:
-        """Resume the MLflow run of an earlier session; return whether there is one. With `fresh`, delete it (MLflow can restore it)."""
+        """Resume the MLflow run of an earlier session; return whether there is one. With `fresh`, delete it (MLflow can
+        restore it)."""
         client = self._mlflow_client
         experiment = client.get_experiment_by_name(self._experiment_name)
         if experiment is None:
@@ -82,7 +85,8 @@ class Mlflow(Tracker, MLFlowLogger):
         return self._run_id is not None
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Send scalars; `@` is `_at_`, and what else MLflow does not take in a name is `_`. While the server is gone they are kept, and sent when it is back."""
+        """Send scalars; `@` is `_at_`, and what else MLflow does not take in a name is `_`. While the server is gone
+        they are kept, and sent when it is back."""
         self.kept.append(({_named(name): value for name, value in metrics.items()}, step or 0))
         self._send_kept()
 
@@ -121,7 +125,8 @@ class Mlflow(Tracker, MLFlowLogger):
             self.experiment.set_terminated(self.run_id, MLFLOW_STATUS[record["status"]])
         except MlflowException as error:
             log.warning(
-                "MLflow does not take how the run ended (%s), and lacks %d steps: metrics.jsonl and summary.json have all",
+                "MLflow does not take how the run ended (%s), and lacks %d steps: metrics.jsonl and summary.json "
+                "have all",
                 first_line(error),
                 len(self.kept),
             )
@@ -131,7 +136,8 @@ class Mlflow(Tracker, MLFlowLogger):
 
 
 def _restore(uri: str | None) -> None:
-    """Give the environment variable back its value: MLflow sets it, and a later run of this process would take it for the user's."""
+    """Give the environment variable back its value: MLflow sets it, and a later run of this process would take it for
+    the user's."""
     os.environ.pop(VARIABLE, None)
     if uri is not None:
         os.environ[VARIABLE] = uri

@@ -31,7 +31,8 @@ class OfflineRun:
 def offline_files(folder: str | Path) -> list[Path]:
     """Return the offline files in a folder and all below it, the oldest session first.
 
-    That is the one whose steps come first: the local time in its folder's name, which goes back with the clock and the time
+    That is the one whose steps come first: the local time in its folder's name, which goes back with the clock and the
+    time
     zone, only orders those that begin alike.
     """
     found = [
@@ -51,7 +52,8 @@ def _first_step(path: Path) -> int:
 def read_offline(path: str | Path) -> OfflineRun:
     """Return the run in a .wandb file, or in a folder that has the files of all its sessions: the run's own, say.
 
-    A record that is still being written is left out. Raises ValueError for another kind of file, a folder without any, and
+    A record that is still being written is left out. Raises ValueError for another kind of file, a folder without any,
+    and
     one with the files of several runs.
     """
     files = offline_files(path) if Path(path).is_dir() else [Path(path)]
@@ -106,7 +108,8 @@ def _items(items: Any) -> dict[str, Any]:
 
 
 def end_whole(path: Path) -> bool:
-    """Cut off the record that a kill has left half written: W&B would not take the file for sent. Returns whether there is any record."""
+    """Cut off the record that a kill has left half written: W&B would not take the file for sent. Returns whether there
+    is any record."""
     end = max((end for end, _ in _records(path)), default=0)
     if 0 < end < path.stat().st_size:
         os.truncate(path, end)

@@ -14,9 +14,11 @@ RETRIES = {f"WANDB_X_{part}_RETRY_MAX": "4" for part in ("GRAPHQL", "FILE_STREAM
 
 
 def sync(folder: Path) -> int:
-    """Send the offline runs under a folder that are not sent yet. Returns 0, or 1 after the first that W&B does not take.
+    """Send the offline runs under a folder that are not sent yet. Returns 0, or 1 after the first that W&B does not
+    take.
 
-    The files of one run are in order, too: a session begins after the one before it. Raises UserError for a folder that is
+    The files of one run are in order, too: a session begins after the one before it. Raises UserError for a folder that
+    is
     not there, and where W&B does not begin, as without a key.
     """
     if not folder.is_dir():
@@ -27,8 +29,16 @@ def sync(folder: Path) -> int:
     for number, file in enumerate(todo, 1):
         reason = _send(file)
         if reason is not None:
-            print(f"expo: {file.parent}: not sent ({reason}); {_count(number - 1)} sent, {len(todo) - number + 1} left; "
-                  "the same command goes on", file=sys.stderr)  # fmt: skip
+            print(
+                f"expo: {file.parent}: not sent "
+                f"({reason}); "
+                f"{_count(number - 1)} "
+                "sent, "
+                f"{len(todo) - number + 1} "
+                "left; "
+                "the same command goes on",
+                file=sys.stderr,
+            )
             return 1
         print(f"{file.parent}: sent as {file.stem.removeprefix('run-')} ({number} of {len(todo)})", flush=True)
     already = sum(_sent(file) for file in files if file not in under_way) - len(todo)
@@ -44,7 +54,8 @@ def _count(sessions: int) -> str:
 
 
 def _has_records(file: Path) -> bool:
-    """Return whether there is anything to send, after cutting off what a kill has left half written. A file of another kind is named."""
+    """Return whether there is anything to send, after cutting off what a kill has left half written. A file of another
+    kind is named."""
     try:
         return end_whole(file)
     except ValueError as error:
@@ -63,7 +74,8 @@ def _under_way(file: Path) -> bool:
 
 
 def _send(file: Path) -> str | None:
-    """Send a file. Returns what W&B said where it did not take it, else None. Raises UserError where W&B did not begin."""
+    """Send a file. Returns what W&B said where it did not take it, else None. Raises UserError where W&B did not
+    begin."""
     command = [sys.executable, "-m", "wandb", "sync", str(file)]
     done = subprocess.run(
         command,

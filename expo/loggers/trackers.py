@@ -1,4 +1,5 @@
-"""The loggers that `logger=` chooses: Lightning's own, each told where a run's files go and what becomes of a resumed run."""
+"""The loggers that `logger=` chooses: Lightning's own, each told where a run's files go and what becomes of a resumed
+run."""
 
 import json
 import threading
@@ -25,7 +26,8 @@ from expo.runs.directory import git_commit
 
 
 class Wandb(Tracker, WandbLogger):
-    """W&B, under the run's own id. Its step is the number of steps done: Lightning leaves it to count calls, from 0 again in every session.
+    """W&B, under the run's own id. Its step is the number of steps done: Lightning leaves it to count calls, from 0
+    again in every session.
 
     Offline it writes in blocks of 32 KiB: a SIGKILL takes the steps of the last one along.
     """
@@ -39,10 +41,15 @@ class Wandb(Tracker, WandbLogger):
         mode = options.pop("mode")
         cfg, before = session.cfg, "" if session.command == "train" else f"{session.command}-"
         super().__init__(
-            name=f"{before}{cfg.name}-s{cfg.seed}", id=session.id, save_dir=session.directory, offline=mode == "offline",
-            resume="allow", config=session.config | {"git": git_commit()},
-            **({"mode": mode} if mode == "disabled" else {}), **options,
-        )  # fmt: skip
+            name=f"{before}{cfg.name}-s{cfg.seed}",
+            id=session.id,
+            save_dir=session.directory,
+            offline=mode == "offline",
+            resume="allow",
+            config=session.config | {"git": git_commit()},
+            **({"mode": mode} if mode == "disabled" else {}),
+            **options,
+        )
         try:
             begun_at = (
                 self.experiment.starting_step
@@ -50,14 +57,18 @@ class Wandb(Tracker, WandbLogger):
         except WandbError as error:
             raise UserError(f"logger.wandb.mode={mode}: {_no_wandb(error)}") from error
         except ConnectionError as error:
-            told = f"W&B's own process has ended ({first_line(error)}); the same command goes on, and logger=none without it"
+            told = (
+                f"W&B's own process has ended ({first_line(error)}); the same command goes on, and logger=none "
+                "without it"
+            )
             raise UserError(f"logger.wandb.mode={mode}: {told}") from error
         # `wandb sync` would send them twice, and shift what follows.
         # A run that was killed before its first checkpoint begins again, and its steps are in the files all the same.
         self.sent_steps = max(_last_step(session.directory), begun_at - 1 if session.resume_step else -1)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Send scalars, but those of a step that an earlier session has sent: after a SIGKILL, some are made again, with the same numbers."""
+        """Send scalars, but those of a step that an earlier session has sent: after a SIGKILL, some are made again,
+        with the same numbers."""
         if step is not None and step <= self.sent_steps:
             return
         own = {} if step is None else {"trainer/global_step": step}  # the x axis that Lightning tells W&B of
@@ -77,7 +88,8 @@ class Wandb(Tracker, WandbLogger):
 
 
 def _last_step(directory: Path) -> int:
-    """Return the last step in the offline files of a run; -1 for none, and for a file that is damaged from its beginning on."""
+    """Return the last step in the offline files of a run; -1 for none, and for a file that is damaged from its
+    beginning on."""
     last = -1
     for file in offline_files(directory):
         with suppress(ValueError):
@@ -86,7 +98,8 @@ def _last_step(directory: Path) -> int:
 
 
 class TensorBoard(Tracker, TensorBoardLogger):
-    """Event files in `tensorboard/` of the run's directory. TensorBoard itself hides steps that are about to be made again."""
+    """Event files in `tensorboard/` of the run's directory. TensorBoard itself hides steps that are about to be made
+    again."""
 
     def __init__(self, conf: TensorBoardLoggerConf, session: Session):
         super().__init__(
@@ -107,7 +120,8 @@ class TensorBoard(Tracker, TensorBoardLogger):
 
 
 def _leave_to_flush(hook: Callable[[threading.ExceptHookArgs], Any]) -> None:
-    """Print no stack trace of the thread that writes TensorBoard's files: `flush` raises its error, such as of a full disk, again."""
+    """Print no stack trace of the thread that writes TensorBoard's files: `flush` raises its error, such as of a full
+    disk, again."""
 
     def told(ended: threading.ExceptHookArgs) -> None:
         if not type(ended.thread).__module__.startswith("tensorboard."):
@@ -117,7 +131,8 @@ def _leave_to_flush(hook: Callable[[threading.ExceptHookArgs], Any]) -> None:
 
 
 class Csv(Tracker, CSVLogger):
-    """`csv/metrics.csv` in the run's directory. Lightning begins it anew in every session, so that no step is one sent before."""
+    """`csv/metrics.csv` in the run's directory. Lightning begins it anew in every session, so that no step is one sent
+    before."""
 
     skips_sent = True
 
@@ -130,7 +145,8 @@ class Csv(Tracker, CSVLogger):
 def log_finished_table(
     conf: WandbConf, name: str, scale: str, rows: tuple[list[str], list[list[str]]], folder: Path, directory: Path
 ) -> None:
-    """Log a run of the table's own, in the group of its runs: the table as a W&B Table, its pictures, and all its files as an artifact.
+    """Log a run of the table's own, in the group of its runs: the table as a W&B Table, its pictures, and all its files
+    as an artifact.
 
     Args: rows, headings and cells; folder, the table's files; directory, where W&B's own files go.
     """

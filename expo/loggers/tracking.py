@@ -21,7 +21,8 @@ TABLE_ROWS = 200  # rows of a completions table that are shown; parquet has them
 
 @dataclass(frozen=True)
 class Session:
-    """What a logger is told of the run: its config and directory, the steps done before this session, and the command that makes it."""
+    """What a logger is told of the run: its config and directory, the steps done before this session, and the command
+    that makes it."""
 
     cfg: Config
     directory: Path
@@ -40,7 +41,8 @@ class Session:
 
 
 class Tracker(Logger):
-    """What expo asks of a logger beside what Lightning does. Inherited before one of Lightning's loggers, which does the rest."""
+    """What expo asks of a logger beside what Lightning does. Inherited before one of Lightning's loggers, which does
+    the rest."""
 
     keeps_undefined = False  # whether it takes a step's scalars that are None
     skips_sent = (
@@ -122,7 +124,8 @@ def log_summary(loggers: Sequence[Logger], record: Mapping[str, Any]) -> None:
 
 
 def log_measured(loggers: Sequence[Tracker], record: Mapping[str, Any], name: str, rows: list[dict[str, Any]]) -> None:
-    """Log a run that has no steps: its metrics, a table of its completions, and its summary, which is to be written then."""
+    """Log a run that has no steps: its metrics, a table of its completions, and its summary, which is to be written
+    then."""
     for logger in loggers:
         logger.log_metrics(
             record["metrics"]

@@ -1,4 +1,5 @@
-"""Is a loaded model one that expo scores and decodes rightly? Asked of the model itself, where it stands, before a run begins."""
+"""Is a loaded model one that expo scores and decodes rightly? Asked of the model itself, where it stands, before a run
+begins."""
 
 import torch
 from torch import nn
@@ -16,7 +17,8 @@ BY_LENGTH = ("dynamic", "longrope")
 
 
 def check_scoring(model: PreTrainedModel, path: str) -> None:
-    """Refuse an architecture that scales or caps logits after the head: scoring them by the head alone would be silently wrong."""
+    """Refuse an architecture that scales or caps logits after the head: scoring them by the head alone would be
+    silently wrong."""
     ids = torch.arange(1, 9, device=model.device).unsqueeze(0) % model.config.get_text_config().vocab_size
     causal = causal_lm(model)
     decoder, head = causal.get_decoder(), causal.get_output_embeddings()
@@ -36,7 +38,8 @@ def check_scoring(model: PreTrainedModel, path: str) -> None:
         model.train(training)
     if not all(same):
         raise UserError(
-            f"model.path={path}: {type(model).__name__} changes its logits after the output head, which expo does not support; choose a Qwen2, Llama or similar model"
+            f"model.path={path}: {type(model).__name__} changes its logits after the output head, which expo does "
+            "not support; choose a Qwen2, Llama or similar model"
         )
 
 
@@ -52,7 +55,8 @@ def check_bits(model: nn.Module, path: str) -> None:
         off = error_in_4bit(torch.Size((min(shape[0], 64), *shape[1:])), device)
         if not off < 0.15:  # of normal numbers: 0.09
             raise UserError(
-                f"model.load_in_4bit=true: bitsandbytes rounds weights of {' x '.join(map(str, shape))} (model.path={path}) wrongly here: "
+                f"model.load_in_4bit=true: bitsandbytes rounds weights of {' x '.join(map(str, shape))} "
+                f"(model.path={path}) wrongly here: "
                 f"they are {off:.0%} off; set model.load_in_4bit=false, or use a GPU"
             )
 
@@ -61,7 +65,8 @@ def check_bits(model: nn.Module, path: str) -> None:
 def reads_rightly(model: nn.Module, *, packed: bool = False, shared: bool = False) -> bool:
     """Return whether rows that are read packed, or behind shared prompts, get the scores that they get one by one.
 
-    An architecture that takes no positions, or no mask of its own, may ignore them without a word. So the scores have to
+    An architecture that takes no positions, or no mask of its own, may ignore them without a word. So the scores have
+    to
     be close, and have to stay what they are when the other rows hold other tokens.
     """
     training, device = model.training, next(model.parameters()).device
@@ -86,15 +91,18 @@ def reads_rightly(model: nn.Module, *, packed: bool = False, shared: bool = Fals
 
 @torch.no_grad()
 def check_rounding(model: nn.Module, dtype: str, learning_rate: float) -> None:
-    """Refuse weights in 16 bits where steps of the learning rate, which Adam's are about, are rounded away in nearly all of them."""
+    """Refuse weights in 16 bits where steps of the learning rate, which Adam's are about, are rounded away in nearly
+    all of them."""
     moved, asked = 0, 0
     for weight in (p for p in model.parameters() if p.requires_grad and p.dtype in (torch.bfloat16, torch.float16)):
         some = weight.flatten()[:: max(1, weight.numel() // SAMPLES)]
         moved, asked = moved + int(((some + learning_rate) != some).sum()), asked + some.numel()
     if asked and moved < FEWEST_MOVED * asked:
         raise UserError(
-            f"model.dtype={dtype}: at optimizer.learning_rate={learning_rate:g} a step moves {moved / asked:.0%} of the weights, and is rounded "
-            "away in all others; set model.dtype=float32 with trainer.precision=bf16-mixed, model.lora_rank, or a higher learning rate"
+            f"model.dtype={dtype}: at optimizer.learning_rate={learning_rate:g} a step moves {moved / asked:.0%} of "
+            "the weights, and is rounded "
+            "away in all others; set model.dtype=float32 with trainer.precision=bf16-mixed, model.lora_rank, or a "
+            "higher learning rate"
         )
 
 
@@ -106,14 +114,16 @@ def check_packing(model: nn.Module, path: str) -> None:
     """Raise UserError for a model whose rows do not stay apart when they are packed."""
     if not reads_rightly(model, packed=True):
         raise UserError(
-            f"trainer.packing=true: {type(causal_lm(model)).__name__} (model.path={path}) scores packed rows otherwise than rows one by one; set trainer.packing=false"
+            f"trainer.packing=true: {type(causal_lm(model)).__name__} (model.path={path}) scores packed rows "
+            "otherwise than rows one by one; set trainer.packing=false"
         )
 
 
 def row_limit(model: PreTrainedModel) -> int | None:
     """Return how many tokens of prompt and completion together a model has room for; None: as many as one likes.
 
-    By `dynamic` and `longrope` RoPE all tokens are placed otherwise once the longest row beside them passes a length. So that
+    By `dynamic` and `longrope` RoPE all tokens are placed otherwise once the longest row beside them passes a length.
+    So that
     no row's score depends on its neighbours, none may pass it.
     """
     conf = model.config.get_text_config()
@@ -127,6 +137,7 @@ def row_limit(model: PreTrainedModel) -> int | None:
 
 
 def rounding(model: nn.Module) -> float:
-    """Return by how many nats a score may differ for no other reason than its number format: in bf16 a logit of 20 has steps of 1/8."""
+    """Return by how many nats a score may differ for no other reason than its number format: in bf16 a logit of 20 has
+    steps of 1/8."""
     dtype = getattr(causal_lm(model), "compute_dtype", None) or next(model.parameters()).dtype
     return 1e-4 if dtype == torch.float32 else 0.5

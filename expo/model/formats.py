@@ -8,7 +8,8 @@ from torch.nn.functional import linear
 
 
 class Float32Head(nn.Linear):
-    """An output head that computes logits in float32, whatever the format of its weights and of the layers before it."""
+    """An output head that computes logits in float32, whatever the format of its weights and of the layers before
+    it."""
 
     def forward(self, input: Tensor) -> Tensor:
         with torch.autocast(input.device.type, enabled=False):
@@ -28,7 +29,8 @@ def with_float32_head(model: Any) -> Any:
 
 
 def four_bits(dtype: torch.dtype) -> Any:
-    """Return what transformers is told to hold linear layers in 4 bits: NF4 with doubly rounded scales (QLoRA, arXiv 2305.14314).
+    """Return what transformers is told to hold linear layers in 4 bits: NF4 with doubly rounded scales (QLoRA, arXiv
+    2305.14314).
 
     Args: dtype, in which they are multiplied.
     """
@@ -39,7 +41,8 @@ def four_bits(dtype: torch.dtype) -> Any:
 
 
 def steady(model: Any) -> Any:
-    """Keep bitsandbytes from packing weights otherwise in evaluation on a CPU: it rounds their scales, and so gives another model."""
+    """Keep bitsandbytes from packing weights otherwise in evaluation on a CPU: it rounds their scales, and so gives
+    another model."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
@@ -63,7 +66,8 @@ def as_numbers(weight: Tensor) -> Tensor:
 
 
 def error_in_4bit(shape: torch.Size, device: torch.device) -> float:
-    """Return how far normal numbers of a shape are from themselves after they were held in 4 bits: the root of the mean square, of 1."""
+    """Return how far normal numbers of a shape are from themselves after they were held in 4 bits: the root of the mean
+    square, of 1."""
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
     numbers = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)

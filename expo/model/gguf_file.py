@@ -24,7 +24,8 @@ def where(source: str) -> dict[str, str]:
 def load(path: str, options: dict[str, Any]) -> tuple[Any, list[str]]:
     """Return the model of a file with plain weights, and the names of those that the file lacks.
 
-    Its config says as `expo_gguf` from which file it is, and how that was rounded. Args: path, as it is to be found again.
+    Its config says as `expo_gguf` from which file it is, and how that was rounded. Args: path, as it is to be found
+    again.
     """
     from transformers import GgufConfig
 
@@ -42,7 +43,8 @@ def load(path: str, options: dict[str, Any]) -> tuple[Any, list[str]]:
 
 
 def split_as_trained(tokenizer: Any, source: str) -> None:
-    """Let a file's tokenizer split text as the file says, where transformers passes over that: else `\n\n1` has other tokens."""
+    """Let a file's tokenizer split text as the file says, where transformers passes over that: else `\n\n1` has other
+    tokens."""
     if _field(source, "tokenizer.ggml.pre") in ("smollm", "starcoder"):
         digits, gpt2 = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, gpt2])
@@ -67,7 +69,8 @@ def _field(source: str, name: str) -> Any:
 
 @contextmanager
 def read_once(source: str) -> Iterator[None]:
-    """Let transformers read a GGUF file once within the context. It does so anew for config, tokenizer and weights, and looks up the
+    """Let transformers read a GGUF file once within the context. It does so anew for config, tokenizer and weights, and
+    looks up the
     names of a whole model for each of its modules: two thirds of the time that loading takes."""
     if not is_gguf(source):
         yield

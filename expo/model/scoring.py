@@ -73,9 +73,11 @@ def score(
     """Return the log-probability of each completion token: `[B, L - 1]` float32, zero off the mask.
 
     The logits are divided by `temperature`, the one that the rollouts were sampled with, so that ratios compare the
-    distributions that acted. Where there are more than LOGITS, they exist for some positions at a time and are recomputed
+    distributions that acted. Where there are more than LOGITS, they exist for some positions at a time and are
+    recomputed
     in the backward pass.
-    With `packed`, the decoder reads all rows end to end as one, told apart by their position ids: no padding is computed.
+    With `packed`, the decoder reads all rows end to end as one, told apart by their position ids: no padding is
+    computed.
     With `shared`, it reads a prompt that several rows have once, where the model can; only rounding differs.
     """
     return _scored(model, batch, temperature, packed, shared, with_entropy=False)
@@ -101,7 +103,8 @@ def _scored(
 def score_tokens(
     causal: Any, batch: TokenBatch, temperature: float, packed: bool, shared: bool, with_entropy: bool
 ) -> Tensor:
-    """Return what `score` does `[B, L - 1]`, or `score_with_entropy` `[2, B, L - 1]`, in the number format of the moment."""
+    """Return what `score` does `[B, L - 1]`, or `score_with_entropy` `[2, B, L - 1]`, in the number format of the
+    moment."""
     rows = hidden_before(causal, batch, packed, shared)
     wanted, head = batch.mask.bool(), causal.get_output_embeddings()
     chunk, logits = (_entropy_chunk, LOGITS // 2) if with_entropy else (_score_chunk, LOGITS)
@@ -146,7 +149,8 @@ def by_chunks(
 ) -> Tensor:
     """Return `function(head, *rows, *others)`, of some rows at a time where they have more than so many logits.
 
-    The logits of a part are then computed again in the backward pass. Args: rows, tensors of one length; what `function` returns
+    The logits of a part are then computed again in the backward pass. Args: rows, tensors of one length; what
+    `function` returns
     has its last dimension over them.
     """
     size, count = max(1, logits // head.weight.shape[0]), len(rows[0])
@@ -176,7 +180,8 @@ def score_beside(
 ) -> Beside:
     """Score completions under the policy and under a teacher that sees another prompt, and how far apart the two are.
 
-    As in `score`, no `[B, T, V]` tensor exists. Args: teacher, a context that gives the model; seen, the same completions in
+    As in `score`, no `[B, T, V]` tensor exists. Args: teacher, a context that gives the model; seen, the same
+    completions in
     the same rows behind the teacher's prompts; divergence, of log-probabilities `[N, V]`, both at `temperature`.
     """
     with teacher as other, torch.no_grad(), computing(other):
@@ -201,7 +206,8 @@ def beside_tokens(
     packed: bool,
     shared: bool,
 ) -> list[Tensor]:
-    """Return what `score_beside` does, given the teacher's hidden states `[tokens, H]`, in the number format of the moment."""
+    """Return what `score_beside` does, given the teacher's hidden states `[tokens, H]`, in the number format of the
+    moment."""
     rows, wanted = hidden_before(causal, batch, packed, shared), batch.mask.bool()
     inputs = (rows, teacher_hidden, batch.targets[wanted])
     found = by_chunks(
@@ -227,7 +233,8 @@ def _beside_chunk(
 
 
 def can_share(causal: Any) -> bool:
-    """Return whether a model can read a prompt once for several completions: it takes a mask of its own, and keeps keys in training."""
+    """Return whether a model can read a prompt once for several completions: it takes a mask of its own, and keeps keys
+    in training."""
     config = causal.config.get_text_config()
     kinds = getattr(config, "layer_types", None) or ()
     whole = all(kind == "full_attention" for kind in kinds) and (kinds or not getattr(config, "sliding_window", None))
@@ -236,7 +243,8 @@ def can_share(causal: Any) -> bool:
 
 
 def _behind_shared_prompts(decoder: Any, batch: TokenBatch) -> Tensor:
-    """Return the hidden state before each completion token, row by row: `[tokens, H]`. The gradient of a prompt is that of all its rows."""
+    """Return the hidden state before each completion token, row by row: `[tokens, H]`. The gradient of a prompt is that
+    of all its rows."""
     device, before = batch.input_ids.device, batch.prompt_lengths
     numbers, owner = batch.prompts.unique(return_inverse=True)  # [P], [B]
     first = torch.stack([(owner == p).nonzero()[0, 0] for p in range(len(numbers))])
@@ -264,7 +272,8 @@ def _behind_shared_prompts(decoder: Any, batch: TokenBatch) -> Tensor:
 
 
 def micro_batches(batch: TokenBatch, rows: Tensor, size: int) -> Iterator[tuple[Tensor, TokenBatch]]:
-    """Return the given rows, at most `size` at a time: rows of one prompt together, and prompts with rows of like length, so that
+    """Return the given rows, at most `size` at a time: rows of one prompt together, and prompts with rows of like
+    length, so that
     little padding is computed. Fewer rows go together where that saves an eighth of the tokens that are computed."""
     if not len(rows):
         return
@@ -280,7 +289,8 @@ def micro_batches(batch: TokenBatch, rows: Tensor, size: int) -> Iterator[tuple[
 
 
 def _by_width(lengths: Sequence[int], prompts: Sequence[int]) -> list[int]:
-    """Return how many rows after rows to take together, given their lengths, which grow by prompt. No prompt's rows are parted."""
+    """Return how many rows after rows to take together, given their lengths, which grow by prompt. No prompt's rows are
+    parted."""
     widest = list(accumulate(lengths, max))
     whole = len(lengths) * widest[-1]
     costs = {

@@ -34,12 +34,24 @@ NAMES = {
     "1B": "meta-llama/Llama-3.2-1B-Instruct",
     "8B": "meta-llama/Llama-3.1-8B-Instruct",
 }
-SHAPES["tiny"] = ("qwen2", {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 768, "tie_word_embeddings": True})  # fmt: skip
+SHAPES["tiny"] = (
+    "qwen2",
+    {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "vocab_size": 768,
+        "tie_word_embeddings": True,
+    },
+)
 LEARNED = 8192  # tokens of the tokenizer: the others of a large vocabulary stand for no text
 
 
 def config_of(path: str) -> Any:
-    """Return the config of a known model by hub id or by name, `0.5B`; cut to four layers, `0.5B:4`. None where it is not known."""
+    """Return the config of a known model by hub id or by name, `0.5B`; cut to four layers, `0.5B:4`. None where it is
+    not known."""
     name, _, layers = path.partition(":")
     kind, options = SHAPES.get(NAMES.get(name, name), ("", {}))
     if not kind:
@@ -51,11 +63,13 @@ def config_of(path: str) -> Any:
 
 
 def random_shape(conf: RandomShapeConf) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Make a model of a known shape with random weights, the same for every seed. Raises UserError for a shape that is not known."""
+    """Make a model of a known shape with random weights, the same for every seed. Raises UserError for a shape that is
+    not known."""
     config = config_of(conf.path)
     if config is None:
         raise UserError(
-            f"model.path={conf.path}: no shape that is known; use one of {', '.join((*NAMES, 'tiny'))}, with :4 behind it for four layers"
+            f"model.path={conf.path}: no shape that is known; use one of {', '.join((*NAMES, 'tiny'))}, with :4 "
+            "behind it for four layers"
         )
     tokenizer = bpe_tokenizer([BPE_TEXT], min(config.vocab_size, LEARNED) - 6)
     config.pad_token_id, config.eos_token_id, config.bos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id, None

@@ -15,14 +15,16 @@ def own_share(weight: Tensor) -> Tensor:
 
 
 def like(whole: Tensor, weight: Tensor) -> Tensor:
-    """Return of a tensor that all devices have as a whole what this one holds of it, where `weight` is sharded; else the tensor."""
+    """Return of a tensor that all devices have as a whole what this one holds of it, where `weight` is sharded; else
+    the tensor."""
     if not isinstance(weight, DTensor) or isinstance(whole, DTensor) or whole.shape != weight.shape:
         return whole
     return distribute_tensor(whole.to(weight.device), weight.device_mesh, weight.placements, src_data_rank=None)
 
 
 def from_first(whole: Tensor | None, weight: Tensor) -> Tensor:
-    """Return on all devices a tensor that the first one has; it is of the shape and format of `weight`. Call it on all devices."""
+    """Return on all devices a tensor that the first one has; it is of the shape and format of `weight`. Call it on all
+    devices."""
     if whole is not None and not (dist.is_initialized() and dist.get_world_size() > 1):
         return whole
     there = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
@@ -40,7 +42,8 @@ def gathered(weight: Tensor) -> Tensor:
 def whole_state(state: Mapping[Any, Any], keep: bool) -> dict[Any, Any]:
     """Return a state dict, as nested as it may be, with whole tensors. Call it on all devices.
 
-    What was sharded comes to the CPU; a weight under two names stays one. Args: keep, False on a device that only takes part.
+    What was sharded comes to the CPU; a weight under two names stays one. Args: keep, False on a device that only takes
+    part.
     """
     found: dict[Any, Any] = {}
     names: dict[int, Any] = {}

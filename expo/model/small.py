@@ -34,7 +34,8 @@ SPECIAL_TOKENS: dict[str, Any] = {
 
 
 def ladder_tokenizer(world: WorldConf = CLEAR) -> PreTrainedTokenizerFast:
-    """Return a word-level tokenizer: numbers and labels are single tokens. Without that the explain skill does not form in reasonable time."""
+    """Return a word-level tokenizer: numbers and labels are single tokens. Without that the explain skill does not form
+    in reasonable time."""
     special = ["<|pad|>", "<|end|>", "<|unk|>", "<|system|>", "<|user|>", "<|assistant|>"]
     vocab = {word: i for i, word in enumerate([*special, *ladder.words(world)])}
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<|unk|>"))
@@ -113,4 +114,4 @@ be written as $7k$, and $7k < 100$ gives $k \le 14$. Thus there are $\boxed{14}$
 Solve the problem step by step. End with the final answer in the form. Explain why the answer is correct, with a derivation.
 The probability that a fair coin lands heads three times is $\left(\frac{1}{2}\right)^3 = \boxed{\frac{1}{8}}$. Find the
 remainder when the number is divided by the integer. Note that the function is equal to the polynomial, so we have the following.
-"""
+"""  # noqa: E501

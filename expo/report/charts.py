@@ -67,7 +67,8 @@ class Frame:
 
 def _svg(title: str, parts: Sequence[str]) -> Markup:
     return Markup(
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}"><title>{escape(title)}</title>{"".join(parts)}</svg>'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'aria-label="{escape(title)}"><title>{escape(title)}</title>{"".join(parts)}</svg>'
     )
 
 
@@ -79,7 +80,8 @@ def fill(look: Look) -> str:
 def hatches(arms: Iterable[Look]) -> Markup:
     """Return the patterns that `fill` names, once for the whole page."""
     patterns = [
-        f'<pattern id="hatch{colour[1:]}" width="5" height="5" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
+        f'<pattern id="hatch{colour[1:]}" width="5" height="5" patternUnits="userSpaceOnUse" '
+        'patternTransform="rotate(45)">'
         f'<rect width="5" height="5" fill="{colour}"/><rect width="1.6" height="5" fill="#fff"/></pattern>'
         for colour in sorted({look.colour for look in arms if look.dash})
     ]
@@ -89,7 +91,8 @@ def hatches(arms: Iterable[Look]) -> Markup:
 def swatch(look: Look) -> Markup:
     """Return how an arm looks in bars and in curves, as small as a letter."""
     return Markup(
-        f'<svg class="swatch" viewBox="0 0 38 12" aria-hidden="true"><rect width="12" height="12" rx="2" fill="{fill(look)}"/>'
+        '<svg class="swatch" viewBox="0 0 38 12" aria-hidden="true"><rect width="12" height="12" rx="2" '
+        f'fill="{fill(look)}"/>'
         f'<line x1="16" x2="38" y1="6" y2="6" {_stroke(look)}/></svg>'
     )
 
@@ -173,8 +176,10 @@ def bars(
             top, bottom = sorted((frame.down(mean), frame.down(0)))
             middle = (left + right) / 2
             parts.append(
-                f'<rect x="{left:.1f}" width="{right - left:.1f}" y="{top:.1f}" height="{bottom - top:.1f}" fill="{fill(looks[arm])}">'
+                f'<rect x="{left:.1f}" width="{right - left:.1f}" y="{top:.1f}" height="{bottom - top:.1f}" '
+                f'fill="{fill(looks[arm])}">'
                 f"<title>{escape(arm)}: {mean:.1f} [{low:.1f}, {high:.1f}]</title></rect>"
-                f'<line class="whisker" x1="{middle:.1f}" x2="{middle:.1f}" y1="{frame.down(low):.1f}" y2="{frame.down(high):.1f}"/>'
+                f'<line class="whisker" x1="{middle:.1f}" x2="{middle:.1f}" y1="{frame.down(low):.1f}" '
+                f'y2="{frame.down(high):.1f}"/>'
             )
     return _svg(title, parts)

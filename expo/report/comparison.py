@@ -45,7 +45,8 @@ Share = tuple[float, float]  # of a problem's samples that are right: in the fir
 
 @dataclass(frozen=True)
 class Arm:
-    """One side of a comparison: the finished runs of an arm, one for each seed, and the seeds of those that are not finished."""
+    """One side of a comparison: the finished runs of an arm, one for each seed, and the seeds of those that are not
+    finished."""
 
     name: str
     runs: Mapping[int, RunData]
@@ -85,7 +86,8 @@ class Comparison:
         if len(self.first.runs) == len(self.second.runs) == 1:
             return [(next(iter(self.first.runs.values())), next(iter(self.second.runs.values())))]
         raise UserError(
-            f"{self.first.name} has the seeds {sorted(self.first.runs)}, {self.second.name} {sorted(self.second.runs)}: "
+            f"{self.first.name} has the seeds {sorted(self.first.runs)}, {self.second.name} "
+            f"{sorted(self.second.runs)}: "
             "none in common to pair; give one run of each"
         )
 
@@ -118,7 +120,8 @@ class Comparison:
 
     @property
     def metric(self) -> str:
-        """Return the pass@k that is followed over the steps: the highest that both arms' evaluations have logged, of at most 4."""
+        """Return the pass@k that is followed over the steps: the highest that both arms' evaluations have logged, of at
+        most 4."""
         logged = [
             {name for line in arm.runs[s].lines for name in line} for arm in (self.first, self.second) for s in arm.runs
         ]
@@ -130,7 +133,8 @@ class Comparison:
         found = []
         later = {key: _before(declared.absent) for key, declared in later_keys().items()}
         for key in OF_EVALUATION:
-            # A key that came later is not in the settings where it changes nothing. Of others that a run lacks, nothing is known.
+            # A key that came later is not in the settings where it changes nothing. Of others that a run lacks, nothing
+            # is known.
             settings = [[later | dict(pair[side].settings) for pair in self.pairs] for side in range(2)]
             sides = [{shown(own[key]) for own in of_side if key in own} for of_side in settings]
             if all(sides) and len(sides[0] | sides[1]) > 1:
@@ -141,16 +145,19 @@ class Comparison:
         return f"{told}{'; '.join(found)}." if found else ""
 
     def differences(self) -> Table:
-        """Return pass@k of both arms and the paired difference, second less first, by level. Raises UserError where no problem is in both."""
+        """Return pass@k of both arms and the paired difference, second less first, by level. Raises UserError where no
+        problem is in both."""
         shared = set.intersection(*({row["problem"] for row in run.completions} for pair in self.pairs for run in pair))
         if not shared:
             raise UserError(
-                f"{self.first.name}, {self.second.name}: evaluated on no problem in common; compare runs of the same data"
+                f"{self.first.name}, {self.second.name}: evaluated on no problem in common; compare runs of the same "
+                "data"
             )
         asked = [{row["problem"]: row["question"] for row in run.completions} for pair in self.pairs for run in pair]
         if unlike := [p for p in shared if len({questions[p] for questions in asked}) > 1]:
             raise UserError(
-                f"{self.first.name}, {self.second.name}: {min(unlike)} asks something else in each; compare runs of the same data"
+                f"{self.first.name}, {self.second.name}: {min(unlike)} asks something else in each; compare runs of "
+                "the same data"
             )
         rows_of_shared = [row for row in self.pairs[0][0].completions if row["problem"] in shared]
         levels = sorted({row["level"] for row in rows_of_shared if row["level"] is not None})
@@ -204,9 +211,11 @@ class Comparison:
         return best[0], best[1]
 
     def costs(self, metric: str, reach: float) -> Table:
-        """Return what each arm took until an evaluation found at least `reach`: means over all paired runs, the same of both arms.
+        """Return what each arm took until an evaluation found at least `reach`: means over all paired runs, the same of
+        both arms.
 
-        Of a run that never did, all of it is counted, and the mean is told as a lower bound: those that did are the lucky ones.
+        Of a run that never did, all of it is counted, and the mean is told as a lower bound: those that did are the
+        lucky ones.
         """
         rows = []
         for arm, own in zip((self.first, self.second), zip(*self.pairs, strict=True), strict=True):
@@ -245,7 +254,8 @@ class Comparison:
 
 
 def _until(run: RunData, metric: str, reach: float) -> tuple[bool, float, float, float]:
-    """Return whether an evaluation found at least `reach`; the step of the first that did, and the tokens generated and trained until
+    """Return whether an evaluation found at least `reach`; the step of the first that did, and the tokens generated and
+    trained until
     then; or else the last step, and all tokens."""
     generated = trained = step = 0.0
     for line in run.lines:
@@ -267,7 +277,8 @@ def _listed(seeds: Sequence[int]) -> str:
 
 
 def compared(runs: Sequence[RunData]) -> Compared | None:
-    """Return what a page about two arms shows of their comparison; None of other pages, and where they cannot be compared."""
+    """Return what a page about two arms shows of their comparison; None of other pages, and where they cannot be
+    compared."""
     names = list(dict.fromkeys(run.arm for run in runs))
     if len(names) != 2:
         return None
@@ -284,6 +295,9 @@ def compared(runs: Sequence[RunData]) -> Compared | None:
             told = [(name, str(row["verdict"]), str(row["completion"])) for name, row in zip(names, rows, strict=True)]
             beside.append((f"{title}: {problem}", str(rows[0]["question"]), str(rows[0]["answer"]), told))
     paired = f"{comparison.paired[0].upper()}{comparison.paired[1:]}."
-    counts = f"{len(comparison.gained())} problems gained, {len(comparison.lost())} lost: {comparison.solved} by the second arm alone, by the first alone."
+    counts = (
+        f"{len(comparison.gained())} problems gained, {len(comparison.lost())} lost: {comparison.solved} by the second "
+        "arm alone, by the first alone."
+    )
     counts = " ".join(filter(None, (paired, comparison.otherwise, counts)))
     return Compared(differences, counts, beside)

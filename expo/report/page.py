@@ -33,7 +33,15 @@ CURVES = {
     "policy/entropy": "nats per token",
     "completion/length_mean": "tokens",
 }
-COUNTS = ("positive/used_frac", "positive/filtered_frac", "pair/used_frac", "reward/unparseable_frac", "completion/truncated_frac", "reward/all_wrong_frac", "reward/all_right_frac")  # fmt: skip
+COUNTS = (
+    "positive/used_frac",
+    "positive/filtered_frac",
+    "pair/used_frac",
+    "reward/unparseable_frac",
+    "completion/truncated_frac",
+    "reward/all_wrong_frac",
+    "reward/all_right_frac",
+)
 STAGES = ("time/rollout_s", "time/explain_s", "time/verify_s", "time/update_s", "time/sync_s")
 TOKENS = ("throughput/tokens_generated", "throughput/tokens_trained")
 BINS = (0.05, 0.5, 1.0, 2.0, 4.0)  # nats below which a token is of the next brighter colour
@@ -56,13 +64,15 @@ class RunData:
 
     @property
     def finished(self) -> bool:
-        """Return whether the run went to its end; one that stopped may hold no more than the evaluation before training."""
+        """Return whether the run went to its end; one that stopped may hold no more than the evaluation before
+        training."""
         return bool(self.summary.get("status", "done") == "done")
 
 
 @dataclass(frozen=True)
 class Compared:
-    """Two arms on the same problems: differences by level, a sentence, and completions of some problems side by side."""
+    """Two arms on the same problems: differences by level, a sentence, and completions of some problems side by
+    side."""
 
     differences: Table
     told: str
@@ -158,7 +168,8 @@ def _curves(arms: Mapping[str, Sequence[RunData]], name: str) -> dict[str, list[
 
 
 def _levels(arms: Mapping[str, Sequence[RunData]], looks: Mapping[str, Look]) -> list[tuple[str, Any]]:
-    """Return pass@1 and pass@4 (less where a run has fewer samples), by level, of an arm's finished runs where it has any."""
+    """Return pass@1 and pass@4 (less where a run has fewer samples), by level, of an arm's finished runs where it has
+    any."""
     of_arms = {arm: [run for run in own if run.finished] or own for arm, own in arms.items()}
     with_rows = {arm: [run.completions for run in own if run.completions] for arm, own in of_arms.items()}
     with_rows = {arm: rows for arm, rows in with_rows.items() if rows}

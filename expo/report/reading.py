@@ -167,11 +167,13 @@ def _directories(request: Request, record: Mapping[str, Any]) -> dict[str, Path]
 
 
 def _read_run(directory: Path) -> tuple[RunData, dict[str, Any]]:
-    """Read a run directory into a RunData without an arm name, and its settings. Raises UserError where it cannot be read."""
+    """Read a run directory into a RunData without an arm name, and its settings. Raises UserError where it cannot be
+    read."""
     if not (directory / "config.yaml").is_file():
         known = ", ".join(known_tables())
         raise UserError(
-            f"{directory}: no run directory and no table; give one that has a config.yaml and a summary.json, or one of {known}"
+            f"{directory}: no run directory and no table; give one that has a config.yaml and a summary.json, or one "
+            f"of {known}"
         )
     summary = summary_with(directory, "name", "seed", "status", "metrics", "git", "device")
     evaluated = any((directory / "completions").glob("eval*.parquet"))
@@ -205,7 +207,8 @@ def read_runs(directories: list[Path]) -> tuple[Page, list[RunData]]:
     notes += [f"{run.arm}, seed {run.seed}: {collapse}." for run in runs for collapse in collapses_of(run.summary)]
     notes += [f"{run.arm}, seed {run.seed}: {mark}." for run in runs for mark in marks_of(run.summary, run.lines)]
     notes += [
-        f"{run.arm}, seed {run.seed}: {run.summary['status']}. The bars leave it out where other runs of its arm are done."
+        f"{run.arm}, seed {run.seed}: {run.summary['status']}. The bars leave it out where other runs of its arm are "
+        "done."
         for run in runs
         if not run.finished
     ]
@@ -220,7 +223,10 @@ def read_runs(directories: list[Path]) -> tuple[Page, list[RunData]]:
         shown.append([run.arm, str(run.seed), run.summary["status"], *cells, directory.name])
     data = [str(own.get("dataset.name")) for own in settings]
     commits = ", ".join(sorted({str(run.summary["git"]) for run in runs}))
-    made = f"pass@k of the last evaluation in percent, with 95 % intervals over problems. Commit {commits}, {', '.join(sorted({str(run.summary['device']) for run in runs}))}."
+    made = (
+        f"pass@k of the last evaluation in percent, with 95 % intervals over problems. Commit {commits}, "
+        f"{', '.join(sorted({str(run.summary['device']) for run in runs}))}."
+    )
     title = f"{', '.join(dict.fromkeys(run.arm for run in runs))} on {', '.join(dict.fromkeys(data))}"
     arms = dict(reversed(list(zip(names, settings, strict=True))))  # of each arm's first run
     arms = {name: arms[name] for name in dict.fromkeys(names)}

@@ -23,9 +23,11 @@ Files = dict[int, Path]  # by step
 
 @dataclass(frozen=True)
 class Solving:
-    """What the page's slider goes through: `data`, plain data for the script; `told`, what is shown and what is left out.
+    """What the page's slider goes through: `data`, plain data for the script; `told`, what is shown and what is left
+    out.
 
-    data: `texts`, every text once; and `problems`, of which each has label, question, answer and `arms`: by arm, its points
+    data: `texts`, every text once; and `problems`, of which each has label, question, answer and `arms`: by arm, its
+    points
     (step, right, completions, places of the shown ones in `texts`, their verdicts, the place of the positive or null).
     """
 
@@ -50,12 +52,22 @@ def read_solving(directories: Mapping[str, Path]) -> Solving | None:
     told = [f"{len(part.chosen)} of {len(part.known)} problems {name}" for name, part in parts.items() if part.chosen]
     order = "first those that were never right and then were, the hardest first"
     sentences = [
-        f"Shown: {' and '.join(told)} ({order}); one run of each arm; {SHOWN} completions at a step at most, a right one and a "
+        f"Shown: {' and '.join(told)} ({order}); one run of each arm; {SHOWN} completions "
+        "at "
+        "a "
+        "step "
+        "at "
+        "most, "
+        "a "
+        "right "
+        "one and a "
         "wrong one where there are both.",
         f"At most {STEPS} steps, evenly spread." if any(part.thinned for part in parts.values()) else "",
-        f"Of a text of over {CLIPPED} characters, the middle is left out." if any("\n[…]\n" in t for t in texts) else "",
+        f"Of a text of over {CLIPPED} characters, the middle is left out."
+        if any("\n[…]\n" in t for t in texts)
+        else "",
         "All completions are in the run directories.",
-    ]  # fmt: skip
+    ]
     return Solving({"texts": list(texts), "problems": problems}, " ".join(filter(None, sentences)))
 
 
@@ -65,7 +77,8 @@ class _Part:
     def __init__(self, kind: str, directories: Mapping[str, Path], count: int):
         files = {arm: _files(directory, kind) for arm, directory in directories.items()}
         everywhere = sorted({step for own in files.values() for step in own})
-        # Evaluations take the same problems each time, so that some of them are enough. Training seldom meets one again.
+        # Evaluations take the same problems each time, so that some of them are enough. Training seldom meets one
+        # again.
         kept = set(_spread(everywhere, STEPS)) if kind == "eval-step" else set(everywhere)
         self.thinned = len(kept) < len(everywhere)
         self.files = {arm: {step: own[step] for step in sorted(kept & own.keys())} for arm, own in files.items()}

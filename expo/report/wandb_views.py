@@ -1,4 +1,5 @@
-"""A saved view of a W&B workspace, and a W&B report, through W&B's own `wandb-workspaces`: the panels worth making, grouped by arm."""
+"""A saved view of a W&B workspace, and a W&B report, through W&B's own `wandb-workspaces`: the panels worth making,
+grouped by arm."""
 
 import importlib.util
 import json
@@ -15,7 +16,8 @@ LIBRARY = "wandb-workspaces"
 
 @dataclass(frozen=True)
 class Section:
-    """Panels that answer one question: a line plot of each metric over the steps. Grouped by the arm, or by a key of the config."""
+    """Panels that answer one question: a line plot of each metric over the steps. Grouped by the arm, or by a key of
+    the config."""
 
     title: str
     metrics: Sequence[str]  # `time/*`: all that begin so, in one panel
@@ -118,7 +120,8 @@ def _table(page: Page) -> str:
 
 
 def specification(view: Any) -> dict[str, Any]:
-    """Return a workspace or report as plain data, as W&B keeps it. The same each time: the library's random ids are counted instead."""
+    """Return a workspace or report as plain data, as W&B keeps it. The same each time: the library's random ids are
+    counted instead."""
     spec = view._to_model().model_dump(mode="json", by_alias=True, exclude_none=True)
     text = json.dumps(spec)
     for number, name in enumerate(dict.fromkeys(_ids(spec)), 1):

@@ -17,7 +17,8 @@ TOKENS = 8
 
 @torch.no_grad()
 def check_decoding(engine: Engine, model: PreTrainedModel, path: str) -> None:
-    """Raise UserError for a model that the transformers engine cannot decode, or decodes otherwise than it is scored."""
+    """Raise UserError for a model that the transformers engine cannot decode, or decodes otherwise than it is
+    scored."""
     kind = type(causal_lm(model)).__name__
     requests = [Request(prompt, Key(0, SOLVE, 0, i)) for i, prompt in enumerate(PROMPTS)]
     try:
@@ -26,7 +27,8 @@ def check_decoding(engine: Engine, model: PreTrainedModel, path: str) -> None:
         raise  # which says nothing of the model
     except UNABLE as error:
         raise UserError(
-            f"model.path={path}: {kind} cannot be decoded with rollout=hf ({type(error).__name__}: {first_line(error)}); use rollout=vllm"
+            f"model.path={path}: {kind} cannot be decoded with rollout=hf ({type(error).__name__}: "
+            f"{first_line(error)}); use rollout=vllm"
         ) from error
     training = model.training
     model.eval()

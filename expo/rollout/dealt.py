@@ -8,7 +8,8 @@ from expo.rollout.engine import Completion, Engine, Follow, Request, Sampling
 
 
 class DealtEngine:
-    """Engine whose process generates its share of the requests and gets the rest from the others. Equal prompts stay together."""
+    """Engine whose process generates its share of the requests and gets the rest from the others. Equal prompts stay
+    together."""
 
     def __init__(self, engine: Engine, ranks: Ranks):
         self.engine, self.ranks = engine, ranks

@@ -1,4 +1,5 @@
-"""What makes decoding with transformers quick: keys and values that are written in place, and attention that repeats none of them."""
+"""What makes decoding with transformers quick: keys and values that are written in place, and attention that repeats
+none of them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,8 @@ ROOM = 256  # tokens, at most, that a layer has room for before it makes more: r
 
 
 class RoomyLayer(DynamicLayer):
-    """A layer of the cache with room for `room` tokens to come. They are written in place: no step copies all that was before.
+    """A layer of the cache with room for `room` tokens to come. They are written in place: no step copies all that was
+    before.
 
     The room is made at the first update after the prompts, and again when it is full.
     """
@@ -58,7 +60,8 @@ class RoomyLayer(DynamicLayer):
 
 
 class OneFormatCache(DynamicCache):
-    """A cache that holds keys in the format of their values. Under autocast, rotary embeddings give float32 keys to 16-bit values: a layer
+    """A cache that holds keys in the format of their values. Under autocast, rotary embeddings give float32 keys to
+    16-bit values: a layer
     would hold both in float32, and attention casts them again for each token."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -76,7 +79,8 @@ def roomy_cache(config: PreTrainedConfig, room: int) -> DynamicCache:
 def attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """Compute attention as transformers' `sdpa` does; with one query per row, group query heads by key head instead of repeating keys.
+    """Compute attention as transformers' `sdpa` does; with one query per row, group query heads by key head instead of
+    repeating keys.
 
     Args: query `[B, H, Q, D]`; key, value `[B, K, L, D]`; attention_mask `[B, 1, Q, L]`. Returns `[B, Q, H, D]`.
     """
@@ -93,8 +97,10 @@ def attention(
 def head_logits(head: nn.Module, hidden: Tensor) -> Tensor:
     """Return the logits of B rows, `[B, V]`, from their last hidden states `[B, H]`.
 
-    On a CPU without AVX-512 the weights stand first in the product. With few rows and a large vocabulary, MKL takes two to four
-    times as long for it the other way round on AMD's; on Intel's, the other way round is the quicker one (experiments/bench).
+    On a CPU without AVX-512 the weights stand first in the product. With few rows and a large vocabulary, MKL takes two
+    to four
+    times as long for it the other way round on AMD's; on Intel's, the other way round is the quicker one
+    (experiments/bench).
     """
     if WEIGHTS_FIRST and type(head) is nn.Linear and head.bias is None and hidden.device.type == "cpu":
         return (head.weight @ hidden.t()).t().contiguous()

@@ -1,4 +1,5 @@
-"""Counter-based randomness: every draw is a function of (seed, stream, step, row), so that resuming needs no RNG state."""
+"""Counter-based randomness: every draw is a function of (seed, stream, step, row), so that resuming needs no RNG
+state."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

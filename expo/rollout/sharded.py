@@ -1,6 +1,7 @@
 """A model of whose weights each device holds a share (FSDP2): `trainer.strategy=fsdp`.
 
-A layer's weights are gathered while it computes, forward and backward. Its gradients are added up over the devices; each keeps its share of the
+A layer's weights are gathered while it computes, forward and backward. Its gradients are added up over the devices;
+each keeps its share of the
 sum, and of the optimizer's state. https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html
 """
 
@@ -26,7 +27,8 @@ from expo.rollout.engine import Completion, Engine, Follow, Request, Sampling
 def shard(model: PreTrainedModel) -> None:
     """Leave this device its share of every weight, with the first device's values.
 
-    The model can then be scored and trained, and nothing else. All devices have to score, and to go backward, equally often.
+    The model can then be scored and trained, and nothing else. All devices have to score, and to go backward, equally
+    often.
     Raises UserError for a model that cannot be sharded.
     """
     causal = causal_lm(model)
@@ -42,7 +44,8 @@ def shard(model: PreTrainedModel) -> None:
     layers = [m for m in causal.modules() if type(m).__name__ in (causal._no_split_modules or ())]
     if not layers:
         raise UserError(
-            f"trainer.strategy=fsdp: {type(causal).__name__} does not say which of its modules are layers; use trainer.strategy=ddp"
+            f"trainer.strategy=fsdp: {type(causal).__name__} does not say which of its modules are layers; use "
+            "trainer.strategy=ddp"
         )
     half = getattr(causal, "compute_dtype", None)
     for module in (*layers, causal):
@@ -60,9 +63,11 @@ def shard(model: PreTrainedModel) -> None:
 
 
 def in_16_bit(layer: nn.Module, dtype: torch.dtype) -> MixedPrecisionPolicy:
-    """Return how a layer's weights are gathered where autocast would cast them after that: in its format, half of what float32 takes.
+    """Return how a layer's weights are gathered where autocast would cast them after that: in its format, half of what
+    float32 takes.
 
-    Gradients are summed in float32. What goes from layer to layer stays what autocast makes it; embedding and head, which are no layers',
+    Gradients are summed in float32. What goes from layer to layer stays what autocast makes it; embedding and head,
+    which are no layers',
     stay float32. A CPU's LayerNorm takes no weights of another format than its input's.
     """
     mixes = next(layer.parameters()).is_cuda or not any(isinstance(m, nn.LayerNorm) for m in layer.modules())

@@ -25,7 +25,8 @@ from expo.rollout.noise import uniforms
 class TransformersEngine:
     """Engine on a transformers model that is already in memory; there is nothing to sync.
 
-    A prompt that several requests share is read once. Finished rows leave the batch. Each row draws from noise of its own.
+    A prompt that several requests share is read once. Finished rows leave the batch. Each row draws from noise of its
+    own.
     """
 
     def __init__(self, conf: RolloutConf, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
@@ -146,7 +147,8 @@ def _at(at: Callable[[float], None], before: int, count: int, share: float) -> N
 def sample(logits: Tensor, noise: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     """Draw one token per row by inverting the cumulative distribution at the row's own uniform number.
 
-    The sum is made in the format of the noise. Over 151,936 words in float32 it loses words of under 6e-8 behind its middle, and falls in
+    The sum is made in the format of the noise. Over 151,936 words in float32 it loses words of under 6e-8 behind its
+    middle, and falls in
     places where a GPU adds up by blocks; in float64 neither is larger than 1e-15.
     Args: logits `[B, V]`; noise `[B]` in [0, 1). Returns (token `[B]`, its log-probability `[B]`) under the tempered
     and truncated distribution, which is the one that acted.

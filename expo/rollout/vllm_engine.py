@@ -1,7 +1,9 @@
 """Rollouts with vLLM: in this process beside the trainer, or in one of its own (`rollout.separate`).
 
-Weights, or a LoRA adapter alone, go to the running engine after every step, and are verified: the sums of every parameter
-that can be read, and the log-probabilities of a probe, must be the policy's. A CPU build packs most matrices away: of those,
+Weights, or a LoRA adapter alone, go to the running engine after every step, and are verified: the sums of every
+parameter
+that can be read, and the log-probabilities of a probe, must be the policy's. A CPU build packs most matrices away: of
+those,
 only the probe tells. Where every parameter was compared, the probe tells of number formats and kernels, and warns.
 """
 
@@ -70,7 +72,8 @@ class VLLMEngine:
         self.adapter: Any = None  # vLLM's name for it, once it is there
         self.sender: Any = None
         self.closed, self.gone, self.asleep = threading.Event(), threading.Event(), False
-        # In the trainer's process it joins the trainer's group of processes, in which each engine is a group of its own.
+        # In the trainer's process it joins the trainer's group of processes, in which each engine is a group of its
+        # own.
         self.in_group = not conf.separate and dist.is_initialized() and dist.get_world_size() > 1
         # vLLM lets one engine per process sleep; it is the policy's, which is made first.
         self.sleeps = self.device.type == "cuda" and not conf.separate and not VLLMEngine.sleeper
@@ -110,7 +113,8 @@ class VLLMEngine:
 
     @property
     def own_gpus(self) -> Sequence[int]:
-        """Return which GPUs, of those that this process sees, an engine in a process of its own gets; () where it has no such choice."""
+        """Return which GPUs, of those that this process sees, an engine in a process of its own gets; () where it has
+        no such choice."""
         beside = self.device.index if self.conf.separate and self.device.type == "cuda" else None
         first = beside if self.conf.device is None else self.conf.device
         return () if first is None else range(first, first + self.conf.tensor_parallel)
@@ -156,16 +160,26 @@ class VLLMEngine:
             options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": 8192 + conf.max_prompt_tokens}
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or longest
         llm = LLM(
-            model=self._source(), skip_tokenizer_init=True, dtype=str(self.dtype).removeprefix("torch."), seed=0,
-            max_model_len=min(longest, limit), max_num_seqs=conf.batch_size, enforce_eager=conf.eager, tensor_parallel_size=conf.tensor_parallel,
-            enable_prefix_caching=True, logprobs_mode="processed_logprobs", disable_log_stats=True,
-            worker_extension_cls="expo.rollout.vllm_worker.WeightSync", **options,
-        )  # fmt: skip
+            model=self._source(),
+            skip_tokenizer_init=True,
+            dtype=str(self.dtype).removeprefix("torch."),
+            seed=0,
+            max_model_len=min(longest, limit),
+            max_num_seqs=conf.batch_size,
+            enforce_eager=conf.eager,
+            tensor_parallel_size=conf.tensor_parallel,
+            enable_prefix_caching=True,
+            logprobs_mode="processed_logprobs",
+            disable_log_stats=True,
+            worker_extension_cls="expo.rollout.vllm_worker.WeightSync",
+            **options,
+        )
         print(f"rollout=vllm: the model is run by {llm.collective_rpc('expo_runner')[0]}", flush=True)
         return llm
 
     def _source(self) -> str:
-        """Return where the model's config and weights are; which weights does not matter, unless an adapter alone is sent: they are replaced."""
+        """Return where the model's config and weights are; which weights does not matter, unless an adapter alone is
+        sent: they are replaced."""
         base = causal_lm(self.model)
         if base.name_or_path and not hasattr(base.config, "expo_gguf"):  # vLLM reads no such file
             return str(base.name_or_path)
@@ -197,7 +211,8 @@ class VLLMEngine:
             yield name, value
 
     def sync(self) -> None:
-        """Send the policy's weights; every `probe_every` times verify them. Raises EngineError where they did not arrive."""
+        """Send the policy's weights; every `probe_every` times verify them. Raises EngineError where they did not
+        arrive."""
         with in_own_format(self.model):  # the trainer's precision is not the comparison's
             self._send()
             if self.asleep:  # the cache was not there beside the old weights and the new ones
@@ -207,7 +222,8 @@ class VLLMEngine:
                 emptied = self.llm.reset_prefix_cache()
             if not emptied:
                 raise EngineError(
-                    "vLLM keeps its prefix cache, some of whose blocks are held: prompts would be read with the old weights"
+                    "vLLM keeps its prefix cache, some of whose blocks are held: prompts would be read with the old "
+                    "weights"
                 )
             if self.conf.probe_every and self.syncs % self.conf.probe_every == 0:
                 self.verify()
@@ -257,18 +273,24 @@ class VLLMEngine:
                 else "none of the parameters themselves"
             ]
             raise EngineError(
-                f"vLLM's weights are not the policy's after a sync: {', '.join(named[:4])}{' …' if len(named) > 4 else ''} differ; "
-                f"mean difference of log-probabilities on the probe {gap:.2g} nats, allowed {tolerance:g}; nothing was trained on them"
+                "vLLM's weights are not the policy's after a sync: "
+                f"{', '.join(named[:4])}{' …' if len(named) > 4 else ''} differ; "
+                f"mean difference of log-probabilities on the probe {gap:.2g} nats, allowed {tolerance:g}; nothing "
+                "was trained on them"
             )
         if gap > max(tolerance, 2 * self.usual):  # every sum is the policy's: the weights are
-            told = "vLLM has the policy's weights, and computes otherwise: mean difference of log-probabilities on the probe %.2g nats (%g is usual)"
+            told = (
+                "vLLM has the policy's weights, and computes otherwise: mean difference of log-probabilities on "
+                "the probe %.2g nats (%g is usual)"
+            )
             log.warning(
                 f"{told}; look at policy/sampler_kl and algorithm.sampler_correction", gap, self.usual or tolerance
             )
         self.usual = self.usual or gap
 
     def _parted_evenly(self, name: str) -> bool:
-        """Return whether a parameter is shared out among the GPUs, or whole on each: with fewer heads of keys than GPUs, some of those are doubled."""
+        """Return whether a parameter is shared out among the GPUs, or whole on each: with fewer heads of keys than
+        GPUs, some of those are doubled."""
         return ".qkv_proj." not in name or key_heads(self.model) % self.conf.tensor_parallel == 0
 
     @torch.no_grad()
@@ -350,7 +372,8 @@ class VLLMEngine:
             return self.llm.collective_rpc(method, kwargs=arguments)
 
     def sleep(self) -> None:
-        """Give cache and weights back, on a GPU that it shares with the trainer: `sync` brings them. Where it sends an adapter alone, the
+        """Give cache and weights back, on a GPU that it shares with the trainer: `sync` brings them. Where it sends an
+        adapter alone, the
         weights wait on the CPU."""
         if self.sleeps:
             self.llm.sleep(level=1 if self.lora_rank else 2)
@@ -394,7 +417,8 @@ def _save(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def _same(ours: tuple[float, float], theirs: tuple[float, float]) -> bool:
-    """Return whether two sums agree up to the order of the additions; a parameter's scale is the root of its sum of squares."""
+    """Return whether two sums agree up to the order of the additions; a parameter's scale is the root of its sum of
+    squares."""
     scale = math.sqrt(max(ours[1], theirs[1])) + 1e-12
     return abs(ours[0] - theirs[0]) <= 1e-6 * scale + 1e-9 and abs(ours[1] - theirs[1]) <= 1e-9 * scale**2 + 1e-12
 
@@ -406,6 +430,7 @@ def _held(ours: tuple[float, float], theirs: Sequence[tuple[float, float]]) -> b
 
 
 def group_of(name: str) -> str:
-    """Return what a user knows the parameter by: `model.layers.3.self_attn.qkv_proj.weight` is of layers.3.self_attn."""
+    """Return what a user knows the parameter by: `model.layers.3.self_attn.qkv_proj.weight` is of
+    layers.3.self_attn."""
     parts = name.removeprefix("model.").removesuffix(".weight").removesuffix(".bias").split(".")
     return ".".join(parts[:3] if parts[0] == "layers" else parts[:1])

@@ -1,4 +1,5 @@
-"""Where a vLLM engine stands, and what it needs there: its GPU, its environment, room for files and for its cache, a model that it can run."""
+"""Where a vLLM engine stands, and what it needs there: its GPU, its environment, room for files and for its cache, a
+model that it can run."""
 
 import gc
 import logging
@@ -24,7 +25,8 @@ CPU_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256)  # sizes that vLLM's 
 
 
 def place_for(size: int) -> str | None:
-    """Return where files of so many bytes go: into memory, where there is room for those of all devices of the run; else None, the disk."""
+    """Return where files of so many bytes go: into memory, where there is room for those of all devices of the run;
+    else None, the disk."""
     memory, count = Path("/dev/shm"), int(os.environ.get("WORLD_SIZE", "1"))
     if not memory.is_dir():
         return None
@@ -37,7 +39,8 @@ def place_for(size: int) -> str | None:
 
 @contextmanager
 def visible(devices: Sequence[int]) -> Iterator[None]:
-    """Show processes that start meanwhile these GPUs alone, all for none; they count those that this process sees. Raises UserError for none of those."""
+    """Show processes that start meanwhile these GPUs alone, all for none; they count those that this process sees.
+    Raises UserError for none of those."""
     before = os.environ.get("CUDA_VISIBLE_DEVICES")
     if devices:
         if max(devices) >= (count := torch.cuda.device_count()):
@@ -78,7 +81,8 @@ def alone() -> Iterator[None]:
 
 @contextmanager
 def trainers_group() -> Iterator[None]:
-    """Keep vLLM from destroying the trainer's process group within the context: it would take that group for its own."""
+    """Keep vLLM from destroying the trainer's process group within the context: it would take that group for its
+    own."""
     end = dist.destroy_process_group
     dist.destroy_process_group = lambda group=None: end(group) if group is not None else None
     try:
@@ -89,7 +93,8 @@ def trainers_group() -> Iterator[None]:
 
 @contextmanager
 def unmoved() -> Iterator[None]:
-    """Give back what vLLM takes from a process in which it starts: torch's threads, which it sets to 1, the garbage that it keeps from being
+    """Give back what vLLM takes from a process in which it starts: torch's threads, which it sets to 1, the garbage
+    that it keeps from being
     collected, and the state of every generator, which it seeds."""
     threads, told, cuda = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS"), torch.cuda.is_initialized()
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
@@ -128,7 +133,8 @@ def head_size(model: PreTrainedModel) -> int:
 
 
 def memory_share(weights: int, cached: int, total: int) -> float:
-    """Return the share of a GPU's memory for vLLM: its weights, the cache of a full batch, and a tenth for its activations; at most 0.9.
+    """Return the share of a GPU's memory for vLLM: its weights, the cache of a full batch, and a tenth for its
+    activations; at most 0.9.
 
     Args: bytes. The rest is the trainer's.
     """
@@ -136,7 +142,8 @@ def memory_share(weights: int, cached: int, total: int) -> float:
 
 
 def adapter_rank(model: PreTrainedModel) -> int:
-    """Return the rank that vLLM has to make room for, to hold the model's LoRA adapter beside its weights; 0 where it cannot, or there is none."""
+    """Return the rank that vLLM has to make room for, to hold the model's LoRA adapter beside its weights; 0 where it
+    cannot, or there is none."""
     adapter = model.peft_config["default"] if isinstance(model, PeftModel) else None
     return next((rank for rank in LORA_RANKS if adapter and rank >= adapter.r), 0)
 
@@ -145,6 +152,7 @@ def check_heads(model: PreTrainedModel, device: torch.device) -> None:
     """Check that vLLM can run the model here. Raises UserError where it cannot."""
     if device.type == "cpu" and head_size(model) not in CPU_HEADS:
         raise UserError(
-            f"rollout=vllm: attention heads of size {head_size(model)}, and vLLM on a CPU knows {', '.join(map(str, CPU_HEADS))} only; "
+            f"rollout=vllm: attention heads of size {head_size(model)}, and vLLM on a CPU knows "
+            f"{', '.join(map(str, CPU_HEADS))} only; "
             "use rollout=hf, or another model (for the ladder: expo pretrain pretrain.heads=3)"
         )

@@ -18,7 +18,8 @@ T = TypeVar("T")
 def in_time(action: Callable[[], T], gone: threading.Event) -> T:
     """Return what an action does that would wait for ever for another process: NCCL does for one that has ended.
 
-    Args: gone, set when it has. Raises TimeoutError, and whatever the action raises; an action that hangs stays behind in a thread.
+    Args: gone, set when it has. Raises TimeoutError, and whatever the action raises; an action that hangs stays behind
+    in a thread.
     """
     done: list[T] = []
     failed: list[BaseException] = []

@@ -1,4 +1,5 @@
-"""What expo adds to vLLM's worker (`worker_extension_cls`): it runs where vLLM's model is, in this process or another."""
+"""What expo adds to vLLM's worker (`worker_extension_cls`): it runs where vLLM's model is, in this process or
+another."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -29,13 +30,15 @@ class WeightSync:
             self.expo_load((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
 
     def expo_runner(self) -> str:
-        """Return which of vLLM's model runners this is: by default a GPU's is of its second kind, a CPU's of the first."""
+        """Return which of vLLM's model runners this is: by default a GPU's is of its second kind, a CPU's of the
+        first."""
         worker: Any = self
         runner = type(worker.model_runner)
         return f"{runner.__module__}.{runner.__name__}"
 
     def expo_sums(self) -> Sums:
-        """Return the sums of every parameter that is there to be read, and of a LoRA adapter; the CPU backend packs most matrices away."""
+        """Return the sums of every parameter that is there to be read, and of a LoRA adapter; the CPU backend packs
+        most matrices away."""
         worker: Any = self
         model = worker.model_runner.get_model()
         return sums(
@@ -44,7 +47,8 @@ class WeightSync:
 
 
 def sums(named: Iterable[tuple[str, Tensor]]) -> Sums:
-    """Return the fingerprints that joining and padding with zeros leave alone. Args: named parameters, by Hugging Face's or vLLM's names."""
+    """Return the fingerprints that joining and padding with zeros leave alone. Args: named parameters, by Hugging
+    Face's or vLLM's names."""
     found: Sums = {}
     for name, tensor in named:
         for pattern, joined in JOINED:
@@ -57,7 +61,8 @@ def sums(named: Iterable[tuple[str, Tensor]]) -> Sums:
 
 
 def _adapter(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Return the one adapter that there is room for, as the layers compute with it: joined like their matrices, padded with zeros."""
+    """Return the one adapter that there is room for, as the layers compute with it: joined like their matrices, padded
+    with zeros."""
     for name, layer in model.named_modules():
         for part, stacked in (("A", "lora_a_stacked"), ("B", "lora_b_stacked")):
             for tensor in getattr(layer, stacked, ()):
@@ -65,7 +70,8 @@ def _adapter(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _repack_tied_head(model: nn.Module) -> None:
-    """Pack lm_head again: the CPU backend multiplies by a packed copy, which a reload of tied embeddings leaves as it was."""
+    """Pack lm_head again: the CPU backend multiplies by a packed copy, which a reload of tied embeddings leaves as it
+    was."""
     head: Any = getattr(model, "lm_head", None)
     if head is None or head.weight.device.type != "cpu" or not getattr(model.config, "tie_word_embeddings", False):
         return

@@ -13,7 +13,8 @@ NAMED = ("algorithm.", "positives.", "hints.", "needs")
 
 
 def settings_of(directory: str | Path) -> dict[str, Any]:
-    """Return every key of a run that changes its result, but for the seed. Reads config.yaml as text: nothing in it is resolved.
+    """Return every key of a run that changes its result, but for the seed. Reads config.yaml as text: nothing in it is
+    resolved.
 
     Raises UserError for one that cannot be read.
     """
@@ -28,7 +29,8 @@ def settings_in(tree: Any) -> dict[str, Any]:
 def arm_names(summaries: Sequence[Mapping[str, Any]], settings: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the name of each run's arm: its own name, and every setting in which the runs differ.
 
-    Two runs have the same name only if they differ in nothing but the seed: not in the content of a data file or a model
+    Two runs have the same name only if they differ in nothing but the seed: not in the content of a data file or a
+    model
     either, which `arm` of the summary tells (runs of before 0.3 have none: of them the settings alone are compared).
     Args: summaries and settings (`settings_of`) of the runs, in the same order.
     """

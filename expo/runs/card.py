@@ -1,4 +1,5 @@
-"""The model card of a finished run: what the model is, how it was made, and what was measured, in the form of the Hugging Face hub."""
+"""The model card of a finished run: what the model is, how it was made, and what was measured, in the form of the
+Hugging Face hub."""
 
 from typing import Any
 
@@ -11,7 +12,8 @@ from expo.config.model import PACKAGED, is_gguf, looks_local
 def model_card(cfg: Config, summary: dict[str, Any], adapter: bool, gguf: str = "") -> str:
     """Return README.md of a model folder.
 
-    Args: summary, the run's summary.json; adapter, whether the folder has an adapter alone; gguf, the file that the model's
+    Args: summary, the run's summary.json; adapter, whether the folder has an adapter alone; gguf, the file that the
+    model's
     first weights are from.
     """
     base, data = cfg.model.path, cfg.dataset
@@ -34,7 +36,10 @@ def model_card(cfg: Config, summary: dict[str, Any], adapter: bool, gguf: str = 
     made = summary.get("git") or summary["versions"]["expo"]
     rounded = ""
     if adapter and cfg.model.load_in_4bit:
-        rounded = "The base was held in 4 bits (NF4, bitsandbytes) while the adapter was trained, and for the numbers below.\n"
+        rounded = (
+            "The base was held in 4 bits (NF4, bitsandbytes) while the adapter was trained, and for the numbers "
+            "below.\n"
+        )
     if gguf:
         rounded += f"Its first weights are those of the GGUF file {gguf}, rounded as they are there, and plain since.\n"
     return f"""---
@@ -55,4 +60,4 @@ temperature {cfg.evaluation.temperature:g}, top_p {cfg.evaluation.top_p:g}, at m
 {chr(10).join(rows)}
 
 The numbers are those of this data, this prompt and this verifier; other evaluations differ in all three.
-"""
+"""  # noqa: E501

@@ -45,7 +45,8 @@ class Run:
 
     @cached_property
     def identity(self) -> str:
-        """Return the identity as it was when the run was found: a data file that changes meanwhile changes nothing of the run."""
+        """Return the identity as it was when the run was found: a data file that changes meanwhile changes nothing of
+        the run."""
         return identity(self.cfg)
 
     @cached_property
@@ -70,7 +71,8 @@ class Run:
 
     @classmethod
     def find(cls, cfg: Config, command: str = "train") -> "Run":
-        """Return what `expo <command>` makes of this config, with what an earlier session of it left; makes nothing yet."""
+        """Return what `expo <command>` makes of this config, with what an earlier session of it left; makes nothing
+        yet."""
         run = cls(cfg, run_dir(cfg, command), command)
         _ = run.identity, run.arm, run.mark, run.id, run.data
         run.code = own_code(cfg)
@@ -117,7 +119,8 @@ class Run:
                         remove(directory)
 
     def begin(self) -> None:
-        """Make the directory and write config.yaml. With `fresh`, what is there goes: old checkpoints would be resumed from."""
+        """Make the directory and write config.yaml. With `fresh`, what is there goes: old checkpoints would be resumed
+        from."""
         if self.cfg.fresh and self.dir.is_dir():
             clear(self.dir)
         self.enter()
@@ -192,7 +195,8 @@ def _metrics_of(summary: Mapping[str, Any]) -> dict[str, float]:
 def git_commit(*folders: str) -> str | None:
     """Return the commit of the checkout that expo runs from; None for an installed wheel.
 
-    It ends in `-dirty` where expo's code, its configs, or further `folders` of the checkout differ. Rendered tables are in
+    It ends in `-dirty` where expo's code, its configs, or further `folders` of the checkout differ. Rendered tables are
+    in
     the checkout, too, and make no run another one.
     """
     if shutil.which("git") is None:

@@ -49,7 +49,8 @@ EVALUATED = (Sign("pass@1", True, 0.1, 0.5, "it no longer solves what it solved"
 
 @dataclass(frozen=True)
 class Still:
-    """One way in which a run is dead from its first step: a scalar that is at its worst in all of the first DEAD_AFTER steps."""
+    """One way in which a run is dead from its first step: a scalar that is at its worst in all of the first DEAD_AFTER
+    steps."""
 
     metric: str
     worst: float
@@ -65,24 +66,58 @@ class Still:
 DEAD_AFTER = 5
 STILL = (
     Still(
-        "completion/truncated_frac", 1.0, "no completion ends", "raise rollout.max_completion_tokens, or show an example: "
-        "prompts.examples; if they ramble on after the answer, the model's end token is not its chat template's (model.chat_template)",
+        "completion/truncated_frac",
+        1.0,
+        "no completion ends",
+        "raise rollout.max_completion_tokens, "
+        "or "
+        "show "
+        "an "
+        "example: "
+        "prompts.examples; if they ramble on after the answer, the model's "
+        "end "
+        "token "
+        "is "
+        "not "
+        "its "
+        "chat "
+        "template's "
+        "(model.chat_template)",
     ),
     Still(
-        "reward/unparseable_frac", 1.0, "no completion has an answer where verifier.extract looks",
+        "reward/unparseable_frac",
+        1.0,
+        "no completion has an answer where verifier.extract looks",
         "make prompts.solve ask for it, or show an example: prompts.examples; expo samples shows what was written",
     ),
     Still(
-        "reward/all_wrong_frac", 1.0, "no rollout is right, so that rewards teach nothing", "begin with easier problems "
-        "(dataset.levels), more rollouts (algorithm.group_size), or positives=self_explanation; expo verify says how answers are compared",
+        "reward/all_wrong_frac",
+        1.0,
+        "no rollout is right, so that rewards teach nothing",
+        "begin with easier problems "
+        "(dataset.levels), more rollouts "
+        "(algorithm.group_size), "
+        "or "
+        "positives=self_explanation; "
+        "expo "
+        "verify "
+        "says "
+        "how "
+        "answers are compared",
     ),
-    Still("reward/all_right_frac", 1.0, "every rollout is right, so that rewards teach nothing", "take harder problems (dataset.levels)"),
-)  # fmt: skip
+    Still(
+        "reward/all_right_frac",
+        1.0,
+        "every rollout is right, so that rewards teach nothing",
+        "take harder problems (dataset.levels)",
+    ),
+)
 
 
 @dataclass(frozen=True)
 class Collapse:
-    """A scalar's mean over the last steps, `now`, against its best earlier mean, `best`. Steps are numbers of steps done."""
+    """A scalar's mean over the last steps, `now`, against its best earlier mean, `best`. Steps are numbers of steps
+    done."""
 
     metric: str
     meaning: str
@@ -93,9 +128,13 @@ class Collapse:
 
     def __str__(self) -> str:
         if self.metric in {still.metric for still in STILL} and self.best == self.now:
-            return f"the run is dead from its first step: {self.metric} is {self.now:g} in all of {self.noticed} steps: {self.meaning}"
+            return (
+                f"the run is dead from its first step: {self.metric} is {self.now:g} in all of {self.noticed} "
+                f"steps: {self.meaning}"
+            )
         return (
-            f"the policy collapses: {self.metric} went from {self.best:.3g} to {self.now:.3g} from step {self.began} on "
+            f"the policy collapses: {self.metric} went from {self.best:.3g} to {self.now:.3g} from step {self.began} "
+            "on "
             f"(noticed at step {self.noticed}): {self.meaning}"
         )
 
@@ -118,7 +157,8 @@ def _numbers(collapse: Mapping[str, Any]) -> bool:
 def why_none_is_right(
     rows: Sequence[Mapping[str, Any]], written: Sequence[Mapping[str, Any]], cfg: Config
 ) -> list[str]:
-    """Return the causes with their remedy, and one completion of the commonest cause; [] where one is right, or there are none.
+    """Return the causes with their remedy, and one completion of the commonest cause; [] where one is right, or there
+    are none.
 
     Args: rows, with verdict and truncated; written, some of them, with completion and answer as well.
     """
@@ -154,7 +194,8 @@ def shares_told(metrics: Mapping[str, Any]) -> str:
 
 
 def nothing_learned(lines: Sequence[Mapping[str, Any]]) -> str | None:
-    """Return why a run has learned nothing at all, or nothing from its positives or hints; None where it has. Args: lines of metrics.jsonl."""
+    """Return why a run has learned nothing at all, or nothing from its positives or hints; None where it has. Args:
+    lines of metrics.jsonl."""
     steps = [line for line in lines if "policy/grad_norm" in line]
     if not steps:
         return None
@@ -185,7 +226,8 @@ def _moves(norm: float | None) -> bool:
 
 @dataclass
 class Watch:
-    """One sign over a run. `best` is the best mean so far of up to `window` steps, all of them before the last `window` ones."""
+    """One sign over a run. `best` is the best mean so far of up to `window` steps, all of them before the last `window`
+    ones."""
 
     sign: Sign
     recent: list[float] = field(default_factory=list)  # of the last 2 windows of steps that have the scalar
@@ -218,7 +260,8 @@ class Watch:
         return before - now if self.sign.falls else now - before
 
     def began(self, points: Sequence[Point], now: float) -> int:
-        """Return the step after the last one whose value is nearer to the best mean than to `now`. Args: all points so far."""
+        """Return the step after the last one whose value is nearer to the best mean than to `now`. Args: all points so
+        far."""
         assert self.best is not None
         middle = (self.best + now) / 2
         good = [step for step, value in points if self.change(middle, value) < 0]
@@ -235,7 +278,8 @@ class Health:
     dead: dict[str, int] = field(default_factory=dict)  # steps from the first one on in which a scalar is at its worst
 
     def see(self, metrics: Mapping[str, float | None]) -> list[tuple[Watch, float]]:
-        """Take the scalars of a step, or of an evaluation. Returns what collapses from now on, and its mean now; undefined scalars
+        """Take the scalars of a step, or of an evaluation. Returns what collapses from now on, and its mean now;
+        undefined scalars
         say nothing."""
         found = []
         for name, watch in self.watches.items():
@@ -246,7 +290,8 @@ class Health:
         return found
 
     def see_dead(self, metrics: Mapping[str, float | None], step: int) -> list[Still]:
-        """Take the scalars of a step. Returns in what the run has been dead from its first step on, once, after DEAD_AFTER steps.
+        """Take the scalars of a step. Returns in what the run has been dead from its first step on, once, after
+        DEAD_AFTER steps.
 
         Args: step, steps done. A run that learns from positives is not dead where rewards are all equal.
         """

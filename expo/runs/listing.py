@@ -1,4 +1,5 @@
-"""All run directories of an output folder, as rows of plain data that can be filtered and sorted. Imports nothing heavy."""
+"""All run directories of an output folder, as rows of plain data that can be filtered and sorted. Imports nothing
+heavy."""
 
 import operator
 import os
@@ -74,7 +75,8 @@ class RunFolder:
 
     @property
     def row(self) -> Row:
-        """Return what a table, a filter or `--json` may want: the columns, all metrics, and all settings by their keys."""
+        """Return what a table, a filter or `--json` may want: the columns, all metrics, and all settings by their
+        keys."""
         summary, metrics = self.summary, self.summary.get("metrics", {})
         largest = max((int(m[1]) for name in metrics if (m := re.fullmatch(r"pass@([0-9]{1,9})", name))), default=None)
         lines = read_lines(self.dir) if self.command == "train" else []
@@ -111,7 +113,8 @@ class RunFolder:
 
 
 def size_of(directory: Path) -> int:
-    """Return the bytes of a run directory's files; what is behind a link in it is none of it, nor what vanishes meanwhile."""
+    """Return the bytes of a run directory's files; what is behind a link in it is none of it, nor what vanishes
+    meanwhile."""
     total = 0
     for folder, _, names in os.walk(directory):
         for name in names:
@@ -121,7 +124,8 @@ def size_of(directory: Path) -> int:
 
 
 def find_runs(output_dir: Path) -> list[RunFolder]:
-    """Return every run directory in an output folder: of train, evaluate and diagnose. Raises UserError where there is no folder."""
+    """Return every run directory in an output folder: of train, evaluate and diagnose. Raises UserError where there is
+    no folder."""
     if not output_dir.is_dir():
         raise UserError(f"output_dir={output_dir}: no such folder; give the one that runs were made in")
     found = sorted(output_dir.glob("*/*/summary.json"))
@@ -155,7 +159,8 @@ def kept(
 ) -> list[Row]:
     """Return the rows that pass every filter: `key=value` with * and ? in the value, `!=`, or `key>=number`.
 
-    Args: what, what a row is of; keys, what a key may be. Raises UserError for a filter that is none, or a key that no row has.
+    Args: what, what a row is of; keys, what a key may be. Raises UserError for a filter that is none, or a key that no
+    row has.
     """
     for text in filters:
         found = FILTER.fullmatch(text)
@@ -189,7 +194,8 @@ def _equals(have: Any, value: str) -> bool:
 
 
 def in_order(rows: Sequence[Row], by: str) -> list[Row]:
-    """Return the rows sorted by a key, descending where it begins with `-`; rows without it last. Raises UserError as `kept`."""
+    """Return the rows sorted by a key, descending where it begins with `-`; rows without it last. Raises UserError as
+    `kept`."""
     key = by.removeprefix("-")
     if rows and not any(key in row for row in rows):
         raise UserError(f"sort={by}: no run has {key}; use a column, a metric such as pass@4, or a key of the config")

@@ -39,7 +39,8 @@ def run_apart(command_line: list[str], **options: Any) -> int:
 
 
 def run_environment(jobs: int) -> dict[str, str]:
-    """Return the environment of one of `jobs` runs at a time: its share of the cores, unless the user has set the threads."""
+    """Return the environment of one of `jobs` runs at a time: its share of the cores, unless the user has set the
+    threads."""
     return {"OMP_NUM_THREADS": share_of_cores(jobs)} | os.environ | {"EXPO_SWEEP": "1"}
 
 

@@ -28,7 +28,8 @@ SCALARS = {int, float, type(None)}
 
 
 def read_lines(directory: str | Path) -> list[dict[str, Any]]:
-    """Return metrics.jsonl, without lines that are no whole record of scalars: one that is being written, or damaged ones."""
+    """Return metrics.jsonl, without lines that are no whole record of scalars: one that is being written, or damaged
+    ones."""
     path = Path(directory, "metrics.jsonl")
     if not path.is_file():
         return []
@@ -56,13 +57,15 @@ def read_points(directory: str | Path, name: str) -> list[tuple[int, float]]:
 
 
 def last_evaluation(directory: str | Path, step: int | None = None) -> dict[str, Any]:
-    """Return the scalars of the last evaluation, or of the one at a step, as metrics.jsonl has them; {} where it has none."""
+    """Return the scalars of the last evaluation, or of the one at a step, as metrics.jsonl has them; {} where it has
+    none."""
     lines = [line for line in read_lines(directory) if "loss/total" not in line and step in (None, line["step"])]
     return {name: value for name, value in lines[-1].items() if name != "step"} if lines else {}
 
 
 def by_step(runs: Sequence[Sequence[tuple[float, float]]]) -> tuple[list[float], list[list[float]]]:
-    """Return the steps, and at each the values of the runs that have one there. Args: (step, value) points of each run."""
+    """Return the steps, and at each the values of the runs that have one there. Args: (step, value) points of each
+    run."""
     values: dict[float, list[float]] = defaultdict(list)
     for run in runs:
         for step, value in run:
@@ -73,7 +76,8 @@ def by_step(runs: Sequence[Sequence[tuple[float, float]]]) -> tuple[list[float],
 def read_rows(
     path: str | Path, columns: Sequence[str] | None = None, filters: Sequence[tuple[str, str, Any]] | None = None
 ) -> list[dict[str, Any]]:
-    """Return the rows of a parquet file, or some columns of them. Args: filters, of which each row passes all, as (column, sign, value).
+    """Return the rows of a parquet file, or some columns of them. Args: filters, of which each row passes all, as
+    (column, sign, value).
 
     Raises UserError for a file that cannot be read.
     """
@@ -122,7 +126,8 @@ def final_rows(directory: str | Path) -> list[dict[str, Any]]:
 
 
 def completions_in(file: Path, **which: Any) -> list[dict[str, Any]]:
-    """Return the rows of a file of completions. Args: which, as of `read_rows`. Raises UserError for one that lacks a column."""
+    """Return the rows of a file of completions. Args: which, as of `read_rows`. Raises UserError for one that lacks a
+    column."""
     rows = read_rows(file, **which)
     if missing := COMPLETIONS - (rows[0].keys() if rows else COMPLETIONS):
         raise UserError(
@@ -132,7 +137,8 @@ def completions_in(file: Path, **which: Any) -> list[dict[str, Any]]:
 
 
 def completions_file(directory: Path, kind: str, step: int | None = None) -> Path:
-    """Return a file of a run's completions. Args: kind, train or eval; step, steps done; None: the last. Raises UserError for none."""
+    """Return a file of a run's completions. Args: kind, train or eval; step, steps done; None: the last. Raises
+    UserError for none."""
     there = sorted((directory / "completions").glob(f"{kind}*.parquet"), key=step_in)
     files = [file for file in there if step in (None, step_in(file))]
     if not files:
@@ -151,7 +157,8 @@ SAMPLES = 6  # problems of a training step that are kept beside a table
 
 
 def samples_of(directory: str | Path) -> list[dict[str, Any]]:
-    """Return the hardest problems of the run's last logged training step: their positive, first rollout, and how many rollouts are right."""
+    """Return the hardest problems of the run's last logged training step: their positive, first rollout, and how many
+    rollouts are right."""
     files = sorted(Path(directory, "completions").glob("train-*.parquet"), key=step_in)
     problems: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in completions_in(files[-1]) if files else []:

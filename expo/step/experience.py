@@ -141,7 +141,8 @@ class Experience:
     banked_tokens: int = 0  # of them, written before the run
     timer: Timer = field(default_factory=Timer)
     hint_reliance: float | None = None  # see `Pipeline.reliance`; None where it was not measured
-    # Seconds that other runs spent on what this one learns from, less what it spent for others: tokens are counted so, too.
+    # Seconds that other runs spent on what this one learns from, less what it spent for others: tokens are counted so,
+    # too.
     shared_s: float = 0.0
     writer: str = ""  # who wrote the rollouts, where that is not the policy as it is now: `pairs`, `snapshot`
 

@@ -1,6 +1,7 @@
 """Hints for all-wrong groups: their rollouts are made again under a prompt that holds a hint, and trained on under it.
 
-At test time there is no hint. `SelfHint` is NuRL (arXiv 2509.25666) or SAGE (2602.03143), `ExpertPrefix` is POPE (2601.18779).
+At test time there is no hint. `SelfHint` is NuRL (arXiv 2509.25666) or SAGE (2602.03143), `ExpertPrefix` is POPE
+(2601.18779).
 """
 
 import logging
@@ -48,7 +49,8 @@ class NoHints:
 
 
 class ExpertPrefix(NoHints):
-    """The beginning of the expert's solution, which the policy goes on from. It is part of the prompt: never trained on."""
+    """The beginning of the expert's solution, which the policy goes on from. It is part of the prompt: never trained
+    on."""
 
     gives_hints = True
 

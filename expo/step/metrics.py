@@ -91,7 +91,8 @@ def _positive_metrics(e: Experience) -> dict[str, float | None]:
     metrics = {
         "positive/used_frac": len(explained) / len(e.groups),
         "positive/reused_frac": _share(e.reused, len(positives)),
-        # Under the policy before its update; of what the policy wrote itself also under the prompt that shows the answer.
+        # Under the policy before its update; of what the policy wrote itself also under the prompt that shows the
+        # answer.
         "positive/logp_given_q": _mean([c.logp_given_q for c in positives if c.logp_given_q is not None]),
         "positive/logp_given_qa": _mean([given_qa for _, given_qa in both]),
         # What seeing the answer adds to the likelihood: how far explanations lean on it (leak), per token.

@@ -25,7 +25,8 @@ Groups = Mapping[int, Group]  # by problem of the step
 
 @dataclass(frozen=True)
 class Engines:
-    """Who generates what. `policy` has the policy's weights; each other is that very object where the policy does it."""
+    """Who generates what. `policy` has the policy's weights; each other is that very object where the policy does
+    it."""
 
     policy: Engine
     rollouts: Engine
@@ -51,7 +52,8 @@ class Engines:
 
 @dataclass
 class Pipeline:
-    """Makes the experience of a step. `scorer` measures under the policy; `when` says when explanations are asked for."""
+    """Makes the experience of a step. `scorer` measures under the policy; `when` says when explanations are asked
+    for."""
 
     engines: Engines
     source: PositiveSource
@@ -93,19 +95,23 @@ class Pipeline:
                 for i in range(len(problems))
             ],
             step,
-            gives_hints=self.hints.gives_hints, reused=sum(map(len, reused.values())), timer=timer, hint_reliance=reliance,
+            gives_hints=self.hints.gives_hints,
+            reused=sum(map(len, reused.values())),
+            timer=timer,
+            hint_reliance=reliance,
             generated_tokens=tokens + hint_tokens + written,
             banked_tokens=written if self.engines.banked else 0,
             writer="" if self.engines.rollouts is self.engines.policy else "snapshot",
             shared_s=self.engines.banked.shared_s(explanations) if self.engines.banked else 0.0,
-        )  # fmt: skip
+        )
 
     def roll_out(
         self, batch: Batch, group_size: int, uncached: Sequence[int], timer: Timer
     ) -> tuple[dict[int, Group], list[Completion], int]:
         """Generate and judge the rollouts, and explain in the same call as far as `when` allows it.
 
-        Args: uncached, the problems whose explanation is not in the cache. Returns the groups, the explanations that were
+        Args: uncached, the problems whose explanation is not in the cache. Returns the groups, the explanations that
+        were
         made on the way, and how many tokens the rollouts have.
         """
         first = batch.offset * group_size
@@ -176,9 +182,11 @@ class Pipeline:
         return dict(groups) | hinted, tokens
 
     def reliance(self, batch: Batch, groups: Groups) -> float | None:
-        """Return how much likelier right rollouts with a hint are with it than without, in nats per token: measured every so often.
+        """Return how much likelier right rollouts with a hint are with it than without, in nats per token: measured
+        every so often.
 
-        Near 0, the policy could have written them without (what HiLL, arXiv 2604.00698, wants of a hint; the definition is ours).
+        Near 0, the policy could have written them without (what HiLL, arXiv 2604.00698, wants of a hint; the definition
+        is ours).
         """
         every = self.hints.measure_every
         if self.tools.prompts.solve_with_hint is None or not every or batch.step % every:
@@ -197,7 +205,8 @@ class Pipeline:
         return float((with_hint - without).mean())
 
     def without_hints(self, groups: Groups) -> dict[int, Group]:
-        """Return the groups as they are trained on: with `hints.gradient=question`, every rollout behind its question alone."""
+        """Return the groups as they are trained on: with `hints.gradient=question`, every rollout behind its question
+        alone."""
         if not self.hints.under_question:
             return dict(groups)
         return {
@@ -235,7 +244,8 @@ class Pipeline:
         """Return the positives with likelihood and answer lift, every `measure_every` steps."""
         every = self.source.measure_every
         if not every or step % every:
-            # What the selection has measured is logged at the same steps as without one: means over steps can be compared.
+            # What the selection has measured is logged at the same steps as without one: means over steps can be
+            # compared.
             return {i: [c.unmeasured() for c in found] for i, found in positives.items()}
         both = with_logp_given_answer(self.scorer, with_logp(self.scorer, groups, positives))
         return with_lift(self.scorer, groups, both)

@@ -11,7 +11,8 @@ from expo.verifier.answers import Verdict
 
 log = logging.getLogger(__name__)
 
-# (experience, index of a group, a rollout's place in it) -> its problem with what is shown of it: the solution, or without one the
+# (experience, index of a group, a rollout's place in it) -> its problem with what is shown of it: the solution, or
+# without one the
 # answer. None: nothing.
 Shown = Callable[[Experience, int, int, Tools], Problem | None]
 
@@ -56,7 +57,8 @@ def wrong_answer(e: Experience, group: int, rollout: int, tools: Tools) -> Probl
 
 
 def privileged_prompts(e: Experience, shown: Shown, tools: Tools) -> list[list[tuple[int, ...] | None]]:
-    """Return the teacher's prompt for each rollout of each group `[P][G]`; None where there is nothing to show, or no room for it."""
+    """Return the teacher's prompt for each rollout of each group `[P][G]`; None where there is nothing to show, or no
+    room for it."""
     problems = [[shown(e, i, row, tools) for row in range(len(g.completions))] for i, g in enumerate(e.groups)]
     distinct = list(dict.fromkeys(p for row in problems for p in row if p is not None))
     made = tools.prompts.privileged_ids(tools.tokenizer, distinct)

@@ -40,9 +40,11 @@ class ProblemSampler:
 
 
 class Retries:
-    """Deals a sampler's problems in their order, but passes over most of those that have taught nothing lately (GRESO, 2506.02177).
+    """Deals a sampler's problems in their order, but passes over most of those that have taught nothing lately (GRESO,
+    2506.02177).
 
-    A problem whose last n groups gave no gradient is dealt with probability retry^n. Who deals has to `learn` after each step.
+    A problem whose last n groups gave no gradient is dealt with probability retry^n. Who deals has to `learn` after
+    each step.
     Where a whole epoch has been passed over in one step, the next problems are dealt as they come.
     """
 
@@ -99,12 +101,14 @@ def within_length(
     kept = [p for p, length in zip(problems, lengths, strict=True) if length <= max_tokens]
     if not kept:
         raise UserError(
-            f"rollout.max_prompt_tokens={max_tokens}: every prompt is longer; raise it as far as the model has room, and look at prompts"
+            f"rollout.max_prompt_tokens={max_tokens}: every prompt is longer; raise it as far as the model has room, "
+            "and look at prompts"
         )
     if len(kept) < len(problems):
         dropped = len(problems) - len(kept)
         log.warning(
-            "skipped %d problems: prompt longer than %d tokens (rollout.max_prompt_tokens, and the room that the model has)",
+            "skipped %d problems: prompt longer than %d tokens (rollout.max_prompt_tokens, and the room that the "
+            "model has)",
             dropped,
             max_tokens,
         )

@@ -25,7 +25,8 @@ class Rollout:
 
 
 class Reward(Protocol):
-    """One number per rollout, from which advantages are made. pass@k, gates and `reward/all_wrong_frac` go by verdicts."""
+    """One number per rollout, from which advantages are made. pass@k, gates and `reward/all_wrong_frac` go by
+    verdicts."""
 
     def __call__(self, rollouts: Sequence[Rollout]) -> Sequence[float]:
         """Return the reward of each of N rollouts."""
@@ -43,7 +44,8 @@ class Correct:
 
 
 class Partial:
-    """1 for a right answer, for another one the score that its judge gives it, and with `reward.truncated=zero` 0 for one that was cut off."""
+    """1 for a right answer, for another one the score that its judge gives it, and with `reward.truncated=zero` 0 for
+    one that was cut off."""
 
     def __init__(self, conf: PartialConf, verifier: Verifier):
         self.correct, self.conf, self.verifier = Correct(conf), conf, verifier
@@ -51,7 +53,8 @@ class Partial:
     def __call__(self, rollouts: Sequence[Rollout]) -> Sequence[float]:
         rewards = list(self.correct(rollouts))
         spared = self.conf.truncated == "count"
-        # Of verdicts, only this one may hide a score. The answers are few by then: to judge them again is cheaper than to carry scores along.
+        # Of verdicts, only this one may hide a score. The answers are few by then: to judge them again is cheaper than
+        # to carry scores along.
         wrong = [i for i, r in enumerate(rollouts) if r.verdict is Verdict.INCORRECT and (spared or not r.truncated)]
         scores = self.verifier.scores([rollouts[i].text for i in wrong], [rollouts[i].problem for i in wrong])
         for i, score in zip(wrong, scores, strict=True):
@@ -71,7 +74,8 @@ def rewards_of(reward: Reward, rollouts: Sequence[Rollout]) -> list[float]:
     bad = next((i for i, value in enumerate(values) if not math.isfinite(value)), None)
     if bad is not None:
         raise UserError(
-            f"reward={type(reward).__name__}: {values[bad]} for a rollout of problem {rollouts[bad].problem.id}; return finite numbers"
+            f"reward={type(reward).__name__}: {values[bad]} for a rollout of problem {rollouts[bad].problem.id}; "
+            "return finite numbers"
         )
     return values
 

@@ -1,4 +1,5 @@
-"""From run directories to the numbers of a table: means over seeds, intervals over problems and seeds, paired differences."""
+"""From run directories to the numbers of a table: means over seeds, intervals over problems and seeds, paired
+differences."""
 
 import json
 from collections import Counter, defaultdict
@@ -22,7 +23,13 @@ from expo.tables.plan import MEASURED, Arm, Command, Plan, PlannedRun, columns_o
 # What a table needs of the samples of `expo diagnose`.
 SAMPLED = ["kind", "id", "level", "question", "true_answer", *MEASURED]
 # Scalars that a run measures every `measure_every` steps, or at every step where something asks for them.
-NOT_EVERY_STEP = ("positive/logp_given_q", "positive/logp_given_qa", "positive/leak_gap", "positive/answer_lift", "hint/reliance")  # fmt: skip
+NOT_EVERY_STEP = (
+    "positive/logp_given_q",
+    "positive/logp_given_qa",
+    "positive/leak_gap",
+    "positive/answer_lift",
+    "hint/reliance",
+)
 
 SHARED = "time/shared_s"
 
@@ -32,8 +39,10 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def pass_values(rows: Rows, metric: str) -> Values:
-    """Return pass@k of each problem from completions. Args: metric, `pass@K` or `pass@K/levelN`; or, of the ladder, `sound@K`,
-    for which a right answer counts only with right steps before it. Raises UserError where problems have unlike numbers of samples.
+    """Return pass@k of each problem from completions. Args: metric, `pass@K` or `pass@K/levelN`; or, of the ladder,
+    `sound@K`,
+    for which a right answer counts only with right steps before it. Raises UserError where problems have unlike numbers
+    of samples.
     """
     name, _, level = metric.partition("/level")
     kind, _, k = name.partition("@")
@@ -54,7 +63,8 @@ def pass_values(rows: Rows, metric: str) -> Values:
 
 
 def measured_values(rows: Rows, metric: str, kind: str | None) -> Values:
-    """Return the mean of each problem that has samples of the kind, from `expo diagnose`. Args: metric, `nll` or `nll/levelN`."""
+    """Return the mean of each problem that has samples of the kind, from `expo diagnose`. Args: metric, `nll` or
+    `nll/levelN`."""
     name, _, level = metric.partition("/level")
     found = defaultdict(list)
     for row in rows:
@@ -75,7 +85,8 @@ def values_of(arm: Arm, directory: Path, metrics: Sequence[str]) -> dict[str, Va
 def stack(runs: Mapping[str, Values], partly: bool = False) -> np.ndarray:
     """Return one row per named run, one column per problem: `[S, P]`.
 
-    With `partly`, NaN where a run has no value for a problem that another has; without, raises UserError where the runs were
+    With `partly`, NaN where a run has no value for a problem that another has; without, raises UserError where the runs
+    were
     evaluated on different problems.
     """
     first = next(iter(runs.values()))
@@ -91,7 +102,8 @@ def stack(runs: Mapping[str, Values], partly: bool = False) -> np.ndarray:
 def statistic(values: np.ndarray, metric: str, difference: bool = False) -> dict[str, Any]:
     """Return the mean, 95 % interval over problems and seeds, the mean of each seed, and P.
 
-    Args: values `[S, P]`, NaN where there is none; metric, `pass@K` or what `expo diagnose` measures, of one arm or, with
+    Args: values `[S, P]`, NaN where there is none; metric, `pass@K` or what `expo diagnose` measures, of one arm or,
+    with
     `difference`, of two on the same problems and seeds.
     """
     values = values[~np.isnan(values).all(axis=1)]  # a seed without any value is none
@@ -157,7 +169,8 @@ def aggregate(plan: Plan, runs: Sequence[PlannedRun]) -> dict[str, Any]:
 
 
 def cost_of(directories: Collection[Path]) -> dict[str, Any]:
-    """Return the means over finished runs: tokens (None where nothing was trained) and seconds, both with the run's part of what it
+    """Return the means over finished runs: tokens (None where nothing was trained) and seconds, both with the run's
+    part of what it
     shares with others, whoever has made it."""
     shared = [sum(line.get(SHARED) or 0 for line in read_lines(d)) for d in directories]
     return {
@@ -185,7 +198,8 @@ def _sum(directories: Iterable[Path], name: str) -> float | None:
 
 
 def common_steps(directories: Iterable[Path], name: str) -> set[int] | None:
-    """Return the steps at which all runs that have it at all have a scalar of NOT_EVERY_STEP; None for another one: wherever it is.
+    """Return the steps at which all runs that have it at all have a scalar of NOT_EVERY_STEP; None for another one:
+    wherever it is.
 
     It changes over a run: a mean over every step is not to be held against one over every tenth.
     """
@@ -204,8 +218,11 @@ def _mean_over_runs(directories: Iterable[Path], name: str, steps: Collection[in
 def keep_runs(runs: Sequence[PlannedRun], made_by: Mapping[str, Sequence[str]], folder: Path) -> None:
     """Keep all of the given runs but their checkpoints, small enough to stand beside a table.
 
-    Args: made_by, the plan's `prepare`. runs.json, which is written last, has configs and summaries, what made their models, and hashes of their data files; metrics.parquet every line of metrics.jsonl, completions.parquet those of the last
-    evaluation, samples.parquet a few problems of the last logged step, measured.parquet what `expo diagnose` has measured.
+    Args: made_by, the plan's `prepare`. runs.json, which is written last, has configs and summaries, what made their
+    models, and hashes of their data files; metrics.parquet every line of metrics.jsonl, completions.parquet those of
+    the last
+    evaluation, samples.parquet a few problems of the last logged step, measured.parquet what `expo diagnose` has
+    measured.
     """
     records, lines, completions, samples, measured = [], [], [], [], []
     for run in runs:

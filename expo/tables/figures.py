@@ -22,7 +22,8 @@ from expo.tables.plan import Plan, PlannedRun, is_rate
 class Curves:
     """One panel per entry of `panels`: `{metric, title, arms}`, of which only metric must be given.
 
-    Each arm's mean over its runs against the step; the band spans the runs. With `unfinished`, of runs under way as well.
+    Each arm's mean over its runs against the step; the band spans the runs. With `unfinished`, of runs under way as
+    well.
     `across` panels stand side by side.
     """
 
@@ -61,7 +62,8 @@ class Curves:
 
 @dataclass
 class Bars:
-    """One panel per entry of `panels`, a list of columns: a group of bars per column, a bar per arm, with 95 % intervals.
+    """One panel per entry of `panels`, a list of columns: a group of bars per column, a bar per arm, with 95 %
+    intervals.
 
     With `paper`, a further panel of that title shows the paper's numbers of the same arms.
     """
@@ -118,10 +120,13 @@ FRAMES = {1: ("tab:green", "-"), -1: ("tab:red", "--")}
 
 @dataclass
 class Heat:
-    """One panel per entry of `panels`: the mean of `column` by the arms named `<panel>_<row>_<column of the map>`, from light to dark.
+    """One panel per entry of `panels`: the mean of `column` by the arms named `<panel>_<row>_<column of the map>`, from
+    light to dark.
 
-    Args: panels, rows, columns: parts of arms' names, each with what it is called; rows may be left out of the names. frames:
-    whether a cell is framed whose difference to the arm it is held against is settled: green where it is better, red and
+    Args: panels, rows, columns: parts of arms' names, each with what it is called; rows may be left out of the names.
+    frames:
+    whether a cell is framed whose difference to the arm it is held against is settled: green where it is better, red
+    and
     dashed where it is worse.
     """
 
@@ -166,7 +171,8 @@ class Heat:
         return cell["mean"] if cell else np.nan
 
     def _settled(self, record: Mapping[str, Any], arm: str) -> int:
-        """Return 1 or -1 where an arm is better or worse than the one it is held against, in 95 %; 0 where that is open."""
+        """Return 1 or -1 where an arm is better or worse than the one it is held against, in 95 %; 0 where that is
+        open."""
         cell = record["arms"].get(arm, {}).get("difference", {}).get(self.column)
         return 0 if cell is None else int(cell["lo"] > 0) - int(cell["hi"] < 0)
 

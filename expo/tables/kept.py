@@ -49,7 +49,8 @@ def unpack(
 ) -> list[KeptRun]:
     """Write the kept runs of a table as run directories under `into`; return the table's runs, which are there now.
 
-    Args: whole, the runs of the table beside which they are kept; made_by, the plan's `prepare`. Raises UserError where a run is not kept, or was made with other settings than the plan has by now.
+    Args: whole, the runs of the table beside which they are kept; made_by, the plan's `prepare`. Raises UserError where
+    a run is not kept, or was made with other settings than the plan has by now.
     """
     if not (folder / "runs.json").is_file():
         raise UserError(f"kept=true: no runs are kept in {folder}; leave kept out, and they are made")
@@ -63,7 +64,8 @@ def unpack(
             raise UserError(f"kept=true: {run.arm} seed {run.seed} is not kept in {folder}; leave kept out")
         if run.command == "diagnose" and key not in rows["measured"]:
             raise UserError(
-                f"kept=true: what expo diagnose measured for {run.arm} is not kept in {folder}; leave kept out, and it is from now on"
+                f"kept=true: what expo diagnose measured for {run.arm} is not kept in {folder}; leave kept out, and "
+                "it is from now on"
             )
         target = into / f"{key[0]}-s{key[1]}"
         if not target.is_dir():
@@ -94,7 +96,8 @@ def _check_made(
 
 
 def _restored(directory: Path, record: Mapping[str, Any], configs: dict[str, Config]) -> Config:
-    """Return the config of a kept run. Args: configs, those that were read already: an arm's runs differ in their seed alone."""
+    """Return the config of a kept run. Args: configs, those that were read already: an arm's runs differ in their seed
+    alone."""
     text, seed = record["config"], f"\nseed: {record['seed']}\n"
     of_arm = text.replace(seed, "\n", 1)
     if of_arm == text:  # it names no seed, or another one
@@ -105,7 +108,8 @@ def _restored(directory: Path, record: Mapping[str, Any], configs: dict[str, Con
 
 
 def _check(run: PlannedRun, made: Config, folder: Path) -> None:
-    """Raise UserError where a kept run is not the planned one. Models are compared by path, so their files need not exist."""
+    """Raise UserError where a kept run is not the planned one. Models are compared by path, so their files need not
+    exist."""
     before, now = (replace(cfg, model=replace(cfg.model, path="ladder")) for cfg in (made, run.cfg))
     for key in _ASIDE[run.command]:
         _same(run, key, _value(made, key), _value(run.cfg, key), folder)

@@ -1,7 +1,8 @@
 """Many runs through Hydra's own launchers: each in a process of its own, local (joblib), on Slurm or on Ray.
 
 `python -m expo.tables.launch JOBS.json [hydra/launcher=… hydra.launcher.n_jobs=…]`, where JOBS.json lists
-`{"name", "command", "overrides", "devices"}` of each run. Hydra's sweepers make products of choices; the arms of a table are no product.
+`{"name", "command", "overrides", "devices"}` of each run. Hydra's sweepers make products of choices; the arms of a
+table are no product.
 """
 
 import fcntl
@@ -69,9 +70,11 @@ def own_gpus(
     folder: Path | None = None,
     wait: Callable[[], object] = lambda: time.sleep(POLL_S),
 ) -> Iterator[dict[str, str]]:
-    """Return the environment that gives a run `count` GPUs that no other run of this machine has; {} where there are too few at all.
+    """Return the environment that gives a run `count` GPUs that no other run of this machine has; {} where there are
+    too few at all.
 
-    Waits until so many are free at the same time. Args: visible, tells the GPUs that may be used, by seconds of imports, which a run on
+    Waits until so many are free at the same time. Args: visible, tells the GPUs that may be used, by seconds of
+    imports, which a run on
     the CPU does without; folder, where the machine's lock files are; wait, between two looks.
     """
     gpus = visible() if count else []

@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-# Okabe and Ito's colours, a brown and a grey: also the colour-blind can tell any two apart. None is lost on white or black.
+# Okabe and Ito's colours, a brown and a grey: also the colour-blind can tell any two apart. None is lost on white or
+# black.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#636363")
 DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1.5, 1.5))  # the ninth arm has the first colour again, dashed
 

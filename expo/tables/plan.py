@@ -63,7 +63,8 @@ class Plan:
     title: str
     arms: dict[str, Arm]
     scales: dict[str, Scale]
-    # The table's columns: metrics of the final evaluation as summary.json names them; of `expo diagnose`, what it measures.
+    # The table's columns: metrics of the final evaluation as summary.json names them; of `expo diagnose`, what it
+    # measures.
     columns: list[str]
     # What the columns are called. []: as they are.
     headings: list[str] = field(default_factory=list)
@@ -77,7 +78,8 @@ class Plan:
     prepare: dict[str, list[str]] = field(default_factory=dict)
     # Pictures by file name: objects of expo.tables.figures.
     figures: dict[str, Any] = field(default_factory=dict)
-    # What the paper says (paper.yaml) by arm and by the paper's own column, null where it is not known here; an arm that the
+    # What the paper says (paper.yaml) by arm and by the paper's own column, null where it is not known here; an arm
+    # that the
     # paper does not have is not in it.
     paper: dict[str, Any] = field(default_factory=dict)
 
@@ -97,7 +99,8 @@ class PlannedRun:
 
     @property
     def dir(self) -> Path:
-        """Return the run's directory: looked for each time, since others may make the run meanwhile, under another name."""
+        """Return the run's directory: looked for each time, since others may make the run meanwhile, under another
+        name."""
         return run_dir(self.cfg, self.command, self.mark)
 
     @cached_property
@@ -118,7 +121,8 @@ def known_tables() -> list[str]:
 
 
 def plan_file(name: str) -> Path:
-    """Return the plan that a person names: a table of experiments/, or the path of an own plan.yaml or of its folder."""
+    """Return the plan that a person names: a table of experiments/, or the path of an own plan.yaml or of its
+    folder."""
     own = Path(name)
     if own.suffix in (".yaml", ".yml"):
         return own
@@ -128,13 +132,15 @@ def plan_file(name: str) -> Path:
 
 
 def table_name(name: str) -> str:
-    """Return what a table is called in folders and W&B: its folder's name, and the plan's own where that is not plan.yaml."""
+    """Return what a table is called in folders and W&B: its folder's name, and the plan's own where that is not
+    plan.yaml."""
     file = plan_file(name).resolve()
     return "-".join([file.parent.name, *_own_name(file)])
 
 
 def results_folder(name: str, scale: str, output_dir: str = "outputs") -> Path:
-    """Return where the results of a table's own plan are kept: beside the plan, but never inside an installed package."""
+    """Return where the results of a table's own plan are kept: beside the plan, but never inside an installed
+    package."""
     file = plan_file(name)
     if file.is_relative_to(SHIPPED):
         return Path(output_dir, "tables", table_name(name), scale)
@@ -154,7 +160,8 @@ def load_plan(name: str, scale_name: str | None = None) -> Plan:
     path = plan_file(name)
     if not path.is_file():
         raise UserError(
-            f"table={name}: no such table; use one of {', '.join(known_tables())}, or the path of a plan.yaml of your own"
+            f"table={name}: no such table; use one of {', '.join(known_tables())}, or the path of a plan.yaml of "
+            "your own"
         )
     try:
         plan: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Plan), _read(path)))
@@ -251,7 +258,8 @@ def columns_of(plan: Plan, arm: Arm) -> list[str]:
 
 
 def _check_column(column: str, arm: Arm, cfg: Config) -> None:
-    """Check that a run of the arm can give the column: `pass@K`, `sound@K`, either with `/levelN`, or what `expo diagnose` measures. Raises UserError."""
+    """Check that a run of the arm can give the column: `pass@K`, `sound@K`, either with `/levelN`, or what `expo
+    diagnose` measures. Raises UserError."""
     if arm.command is Command.diagnose:
         if column.partition("/level")[0] not in MEASURED:
             raise UserError(f"columns={column}: expo diagnose does not measure it; use one of {', '.join(MEASURED)}")

@@ -63,7 +63,8 @@ def _whole_cost(known: Sequence["Cost"], device: str, jobs: int) -> str:
 def by_finished_runs(
     runs: Sequence[PlannedRun], todo: Sequence[PlannedRun], jobs: int, results: Path | None
 ) -> str | None:
-    """Return time and tokens of the missing runs as their arms took them here, or else in an earlier table's results."""
+    """Return time and tokens of the missing runs as their arms took them here, or else in an earlier table's
+    results."""
     known: dict[str, Any] = {}
     sources = []
     if results is not None and (results / "table.json").is_file():

@@ -13,8 +13,10 @@ FEW = 3  # a cell made of fewer runs says so
 APART = 0.3  # between seeds' rates: as far as seeds lie that take off or do not, and a cell names them
 # Of experiments/bench_intervals, over worlds with three seeds or more and rates from 10 to 90 %: least and most.
 HELD = (
-    "In simulation 92 to 99 % of such intervals of rates, of three seeds or more, hold the truth where seeds vary around a mean, and 24 to 100 % where a seed takes "
-    "off or does not, least where all seeds happen to agree: a cell whose seeds lie more than 30 points apart names them, and warns of those beside it. "
+    "In simulation 92 to 99 % of such intervals of rates, of three seeds or more, hold the truth where seeds vary "
+    "around a mean, and 24 to 100 % where a seed takes "
+    "off or does not, least where all seeds happen to agree: a cell whose seeds lie more than 30 points apart names "
+    "them, and warns of those beside it. "
 )
 
 
@@ -24,15 +26,23 @@ def wide_console() -> Console:
 
 
 def rows_of(plan: Plan, record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Return the headings, and the cells of each arm: means with 95 % intervals, pass@k in percent; the paper's numbers, where there
+    """Return the headings, and the cells of each arm: means with 95 % intervals, pass@k in percent; the paper's
+    numbers, where there
     are any, in columns of their own that say so."""
     papers = list(dict.fromkeys(column for numbers in plan.paper.values() for column in numbers or ()))
     differs = any("difference" in arm for arm in record["arms"].values())
     last = (plan.headings or plan.columns)[-1]
     heads = [
-        "arm", *(plan.headings or plan.columns), *(f"paper: {c}" for c in papers), *([f"difference in {last}"] if differs else []),
-        *plan.scalars, "generated tokens", "trained tokens", "seconds", "runs",
-    ]  # fmt: skip
+        "arm",
+        *(plan.headings or plan.columns),
+        *(f"paper: {c}" for c in papers),
+        *([f"difference in {last}"] if differs else []),
+        *plan.scalars,
+        "generated tokens",
+        "trained tokens",
+        "seconds",
+        "runs",
+    ]
     rows = []
     for key, arm in record["arms"].items():
         marks = ["few"] if arm["runs"] < FEW else []
@@ -68,16 +78,18 @@ def made_by(record: Mapping[str, Any]) -> str:
     )
     commits = sorted({commit for arm in record["arms"].values() for commit in arm.get("commits", [])})
     return (
-        "Means with 95 % intervals over problems and seeds (of a single run over problems alone; docs/tables.md), pass@k in percent; "
+        "Means with 95 % intervals over problems and seeds (of a single run over problems alone; docs/tables.md), "
+        "pass@k in percent; "
         "differences on the same problems and seeds; tokens and seconds per run, "
         f"seconds {seconds}. {HELD}"
-        f"Made by `{record['command']}`, commit {', '.join(commits)}, runs on {record['device']}, rendered on {record['rendered_on']}, {record['date']}"
-        + (f"; {record['rendered']}." if record.get("rendered") else ".")
+        f"Made by `{record['command']}`, commit {', '.join(commits)}, runs on {record['device']}, rendered on "
+        f"{record['rendered_on']}, {record['date']}" + (f"; {record['rendered']}." if record.get("rendered") else ".")
     )
 
 
 def unlike_problems(record: Mapping[str, Any]) -> str:
-    """Return a sentence about rates of arms that were evaluated on unlike numbers of problems; "" where all have the same."""
+    """Return a sentence about rates of arms that were evaluated on unlike numbers of problems; "" where all have the
+    same."""
     counts: dict[str, dict[str, int]] = {}
     for arm in record["arms"].values():
         for column, cell in arm.get("columns", {}).items():
@@ -87,7 +99,10 @@ def unlike_problems(record: Mapping[str, Any]) -> str:
     if not unlike:
         return ""
     column, own = next(iter(unlike.items()))
-    return f"Not all arms are evaluated on as many problems. {column}: {', '.join(f'{label} {n}' for label, n in own.items())}."
+    return (
+        f"Not all arms are evaluated on as many problems. {column}: "
+        f"{', '.join(f'{label} {n}' for label, n in own.items())}."
+    )
 
 
 def markdown(plan: Plan, record: Mapping[str, Any]) -> str:
@@ -113,12 +128,14 @@ def _cell(column: str, cell: Mapping[str, Any] | None) -> str:
 
 
 def far_apart(seeds: Sequence[float]) -> bool:
-    """Return whether the rates of an arm's seeds, or their differences, lie as far apart as those of seeds that take off or do not."""
+    """Return whether the rates of an arm's seeds, or their differences, lie as far apart as those of seeds that take
+    off or do not."""
     return max(seeds) - min(seeds) > APART
 
 
 def percent(cell: Mapping[str, Any], sign: str = "") -> str:
-    """Return a rate or a difference of rates with its interval, in percent; of seeds that lie far apart also what each has found, which
+    """Return a rate or a difference of rates with its interval, in percent; of seeds that lie far apart also what each
+    has found, which
     tells more than an interval does. Args: sign, `+` to show one."""
     mean, low, high = (100 * cell[name] for name in ("mean", "lo", "hi"))
     seeds = ", ".join(f"{round(100 * seed):{sign}d}" for seed in cell["seeds"])

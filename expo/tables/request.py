@@ -43,7 +43,8 @@ class Request:
                 raise UserError(f"{name_of}={options[name_of]}: neither true nor false; use {name_of}=true")
         if any(o.lstrip("+").startswith("fresh=") for o in overrides):
             raise UserError(
-                "fresh: a table never makes a finished run again; remove the run's directory, or use expo train fresh=true"
+                "fresh: a table never makes a finished run again; remove the run's directory, or use expo train "
+                "fresh=true"
             )
         hydra = [o for o in overrides if o.startswith(("hydra.", "hydra/"))]
         return cls(

@@ -45,7 +45,8 @@ def _check_made(folder: str, command: Sequence[str]) -> None:
         print(f"{folder}: does not say which settings made it; used as it is", file=sys.stderr)
     elif not as_told:
         raise UserError(
-            f"{folder}: was made with other settings than this table's, or changed since; move it away, and the table makes its own: "
+            f"{folder}: was made with other settings than this table's, or changed since; move it away, and the "
+            "table makes its own: "
             f"expo {shlex.join(command)}"
         )
 
@@ -84,7 +85,8 @@ def name_of(run: PlannedRun) -> str:
 def make(todo: Sequence[PlannedRun], sweep: Path, hydra: list[str], meanwhile: Callable[[], object] = int) -> int:
     """Launch the missing runs in a process of its own and follow them. Returns its exit code.
 
-    Args: sweep, a folder for this sweep's own jobs and logs: two sweeps of one table may be under way; meanwhile, what is done
+    Args: sweep, a folder for this sweep's own jobs and logs: two sweeps of one table may be under way; meanwhile, what
+    is done
     every few seconds.
     """
     if not todo:
@@ -108,7 +110,8 @@ def make(todo: Sequence[PlannedRun], sweep: Path, hydra: list[str], meanwhile: C
 
 
 def until_over(process: subprocess.Popen[bytes], meanwhile: Callable[[], object] = int) -> int:
-    """Wait for a child in its own session and forward signals to it, so that it stops with a checkpoint. Returns its exit code."""
+    """Wait for a child in its own session and forward signals to it, so that it stops with a checkpoint. Returns its
+    exit code."""
     earlier = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     received: list[int] = []
 
@@ -150,7 +153,8 @@ def steps_of(run: PlannedRun) -> int:
 
 
 class View:
-    """A bar for the sweep and one for each run under way: step, reward, pass@4, time left; lines where nobody watches a terminal."""
+    """A bar for the sweep and one for each run under way: step, reward, pass@4, time left; lines where nobody watches a
+    terminal."""
 
     def __init__(self, runs: Sequence[PlannedRun]):
         self.runs, self.console = runs, Console(stderr=True)

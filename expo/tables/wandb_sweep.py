@@ -1,4 +1,5 @@
-"""A W&B sweep of a table's runs: a file for `wandb sweep`, whose agents make one run at a time with `expo wandb run`."""
+"""A W&B sweep of a table's runs: a file for `wandb sweep`, whose agents make one run at a time with `expo wandb
+run`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +15,8 @@ ONLINE = ("logger=wandb", "logger.wandb.mode=online")  # an agent's runs are W&B
 def sweep_file(request: Request, arguments: Sequence[str], project: str, entity: str) -> dict[str, Any]:
     """Return the sweep as W&B reads it.
 
-    Its grid is arm × seed where the plan's runs are all of them; where an arm has no seeds, it is one parameter `run`, so
+    Its grid is arm × seed where the plan's runs are all of them; where an arm has no seeds, it is one parameter `run`,
+    so
     that there is no run that the plan does not have. Args: arguments, those that the plan was asked for with.
     """
     runs = request.runs()
@@ -32,12 +34,24 @@ def sweep_file(request: Request, arguments: Sequence[str], project: str, entity:
         "method": "grid",
         **({"metric": {"name": column, "goal": "maximize"}} if column.startswith("pass@") else {}),
         "parameters": {name: {"values": values} for name, values in grid.items()},
-        "command": ["${env}", "${interpreter}", "-P", "-m", "${program}", "wandb", "run", *arguments, *logger, "${args_no_hyphens}"],
-    }  # fmt: skip
+        "command": [
+            "${env}",
+            "${interpreter}",
+            "-P",
+            "-m",
+            "${program}",
+            "wandb",
+            "run",
+            *arguments,
+            *logger,
+            "${args_no_hyphens}",
+        ],
+    }
 
 
 def find_run(runs: Sequence[PlannedRun], arm: str, seed: str, run: str) -> PlannedRun:
-    """Return the run that an agent names, by `run`, or by `arm` and `seed`. Raises UserError for one that the plan does not have."""
+    """Return the run that an agent names, by `run`, or by `arm` and `seed`. Raises UserError for one that the plan does
+    not have."""
     wanted = run or f"{arm}-s{seed}"
     found = {name_of(r): r for r in runs}
     if wanted not in found:

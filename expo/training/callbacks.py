@@ -33,7 +33,8 @@ log = logging.getLogger(__name__)
 
 
 class LogSteps(Callback):
-    """Hands each step's scalars to every logger, under the number of steps done; warns of what goes wrong, once of each."""
+    """Hands each step's scalars to every logger, under the number of steps done; warns of what goes wrong, once of
+    each."""
 
     warned, warned_of_filters = False, False
 
@@ -45,7 +46,8 @@ class LogSteps(Callback):
         if gain < 0 and not self.warned:
             self.warned = True
             log.warning(
-                "step %d: the chosen completions are less likely than under the reference (pair/chosen_gain %.3g nats): the loss "
+                "step %d: the chosen completions are less likely than under the reference (pair/chosen_gain %.3g "
+                "nats): the loss "
                 "can fall on without the policy learning them; see pair/chosen_logp, and try positives.weight=1 (RPO)",
                 trainer.current_epoch + 1,
                 gain,
@@ -121,7 +123,8 @@ def is_evaluated(cfg: Config, step: int) -> bool:
 def experience_rows(e: Experience, pipeline: Pipeline) -> list[dict[str, Any]]:
     """Return one row per rollout of a step, with the positive of its problem and why candidates were rejected.
 
-    A problem without rollouts has one row all the same. The first row of a problem also has its positive token by token,
+    A problem without rollouts has one row all the same. The first row of a problem also has its positive token by
+    token,
     with log π(c_t|q, c_<t) under the policy as it is now, after the step.
     """
     logps = iter(pipeline.scorer.token_logp([g.prompt for g, _ in e.positives], [c.ids for _, c in e.positives]))
@@ -158,7 +161,8 @@ def rollout_rows(group: Group) -> list[dict[str, Any]]:
 
 
 class KeepCheckpoint(Checkpoint):
-    """Saves every `every` steps and keeps the newest. Lightning's own skips a step without an update, as GRPO's all-wrong ones are."""
+    """Saves every `every` steps and keeps the newest. Lightning's own skips a step without an update, as GRPO's
+    all-wrong ones are."""
 
     def __init__(self, folder: Path, every: int, lineage: str):
         self.folder, self.every, self.lineage = folder, every, lineage
@@ -176,9 +180,11 @@ class Interrupted(Exception):
 
 
 class Stop(Callback):
-    """Ends training after the current step on SIGTERM or SIGINT, or when `stop_after` steps are done; within an evaluation, at once.
+    """Ends training after the current step on SIGTERM or SIGINT, or when `stop_after` steps are done; within an
+    evaluation, at once.
 
-    A second signal ends the process the ordinary way; on several devices it changes nothing, since a cluster tells each process, and
+    A second signal ends the process the ordinary way; on several devices it changes nothing, since a cluster tells each
+    process, and
     who watches over them tells them again.
     """
 

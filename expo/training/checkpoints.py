@@ -1,4 +1,5 @@
-"""Checkpoints of a run directory: `checkpoints/step<N>.ckpt`. They hold tensors and plain data, and nothing in them is executed."""
+"""Checkpoints of a run directory: `checkpoints/step<N>.ckpt`. They hold tensors and plain data, and nothing in them is
+executed."""
 
 import errno
 import logging
@@ -42,9 +43,11 @@ class WholeFiles(TorchCheckpointIO):
 
 
 def newest_checkpoint(directory: Path, lineage: str | None = None) -> Path | None:
-    """Return the last checkpoint that can be gone on from; pass over, with a warning, what is damaged or of another run.
+    """Return the last checkpoint that can be gone on from; pass over, with a warning, what is damaged or of another
+    run.
 
-    Args: lineage, of the run that asks, see `expo.config.lineage`; None: whatever run it is of. Raises UserError for a file
+    Args: lineage, of the run that asks, see `expo.config.lineage`; None: whatever run it is of. Raises UserError for a
+    file
     that would execute code when it is loaded.
     """
     found = [path for path in directory.glob("checkpoints/*") if re.fullmatch(r"step\d+\.ckpt", path.name)]

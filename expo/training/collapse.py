@@ -26,8 +26,10 @@ class Collapsed(Exception):
 class WatchHealth(Callback):
     """Names a collapse in the terminal, the summary and the loggers; then goes on, stops, or rolls back.
 
-    With stop and rollback, checkpoints/best.ckpt is the checkpoint of the highest mean reward over the last steps, looked
-    at every `evaluation.every` steps; before there is one, the initial policy. A rollback takes the policy and the optimizer
+    With stop and rollback, checkpoints/best.ckpt is the checkpoint of the highest mean reward over the last steps,
+    looked
+    at every `evaluation.every` steps; before there is one, the initial policy. A rollback takes the policy and the
+    optimizer
     from it; the steps go on counting, so that other problems and other noise follow. It is done once for each best
     checkpoint: a collapse after it, without a better one in between, stops the run.
     """
@@ -80,7 +82,8 @@ class WatchHealth(Callback):
         self.see_evaluation(trainer)
 
     def keeps(self, module: Algorithm) -> bool:
-        """Return whether a best checkpoint is kept: only where each step has rollouts of the current policy, by whose reward it is chosen."""
+        """Return whether a best checkpoint is kept: only where each step has rollouts of the current policy, by whose
+        reward it is chosen."""
         return self.action != "warn" and module.conf.acts_every_step
 
     def found(self, metrics: Mapping[str, float | None], step: int) -> list[Collapse]:
@@ -93,7 +96,8 @@ class WatchHealth(Callback):
         return found
 
     def see_evaluation(self, trainer: Trainer) -> None:
-        """Take an evaluation that was made since the last look: of a policy whose rollouts are not its own, nothing else tells."""
+        """Take an evaluation that was made since the last look: of a policy whose rollouts are not its own, nothing
+        else tells."""
         if self.run.metrics is not self.seen:
             self.seen = self.run.metrics
             if found := self.found(self.seen, trainer.current_epoch):
@@ -118,7 +122,8 @@ class WatchHealth(Callback):
         """Do what `trainer.on_collapse` says. Raises Collapsed where the run is to end."""
         if self.action == "stop":
             raise Collapsed(
-                f"stopped at step {collapse.noticed}: {collapse.metric} collapses from step {collapse.began} on{self.kept}"
+                f"stopped at step {collapse.noticed}: {collapse.metric} collapses from step {collapse.began} "
+                f"on{self.kept}"
             )
         if self.action == "rollback":
             self.roll_back(trainer, module, collapse)
@@ -129,10 +134,12 @@ class WatchHealth(Callback):
         trainer.save_checkpoint(self.path)
 
     def roll_back(self, trainer: Trainer, module: Algorithm, collapse: Collapse) -> None:
-        """Take policy, optimizer and history from the best checkpoint. Raises Collapsed where that was done before, or cannot be."""
+        """Take policy, optimizer and history from the best checkpoint. Raises Collapsed where that was done before, or
+        cannot be."""
         if self.rolled_back_to == self.best_step:
             raise Collapsed(
-                f"stopped at step {collapse.noticed}: {collapse.metric} collapses once more after the return to step {self.best_step}, the best so far"
+                f"stopped at step {collapse.noticed}: {collapse.metric} collapses once more after the return to step "
+                f"{self.best_step}, the best so far"
             )
         wrong = flaw(self.path, self.lineage) if self.path.is_file() else "is not there"
         if wrong:
@@ -141,7 +148,8 @@ class WatchHealth(Callback):
         own = saved["callbacks"][self.state_key]
         if own["best_step"] != self.best_step:
             raise Collapsed(
-                f"stopped at step {collapse.noticed}: {self.path} is of step {own['best_step']}, the best one is {self.best_step}"
+                f"stopped at step {collapse.noticed}: {self.path} is of step {own['best_step']}, the best one is "
+                f"{self.best_step}"
             )
         module.load_state_dict(saved["state_dict"], strict=False)
         trainer.strategy.load_optimizer_state_dict(saved)

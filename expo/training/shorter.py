@@ -1,4 +1,5 @@
-"""A run that differs from another one in nothing but `trainer.max_steps` goes on from it, where the result is that of one run."""
+"""A run that differs from another one in nothing but `trainer.max_steps` goes on from it, where the result is that of
+one run."""
 
 import json
 import shutil
@@ -21,7 +22,8 @@ TAKEN = ".taken_over"  # there until the loggers have been told of the steps tak
 
 
 def check_problems(run: Run, evaluator: Evaluator) -> None:
-    """Raise UserError where an earlier session of a run was evaluated on other problems: another version has read the data otherwise."""
+    """Raise UserError where an earlier session of a run was evaluated on other problems: another version has read the
+    data otherwise."""
     if (
         not run.cfg.fresh
         and newest_checkpoint(run.dir, lineage(run.cfg)) is not None
@@ -40,9 +42,11 @@ def _same_problems(directory: Path, evaluator: Evaluator) -> bool:
 
 
 def inherit(run: Run, evaluator: Evaluator) -> int:
-    """Begin a run from the checkpoint of one with fewer steps, the longest there is. Returns the step, 0 where there is none.
+    """Begin a run from the checkpoint of one with fewer steps, the longest there is. Returns the step, 0 where there is
+    none.
 
-    Says which run it is, or why it cannot be used. What is taken over is what one long run would have left: no evaluation
+    Says which run it is, or why it cannot be used. What is taken over is what one long run would have left: no
+    evaluation
     that only the shorter run's end asked for.
     """
     if run.cfg.fresh or newest_checkpoint(run.dir, lineage(run.cfg)) is not None:
@@ -69,7 +73,8 @@ def inherit(run: Run, evaluator: Evaluator) -> int:
 
 
 def replay(run: Run, loggers: Sequence[Logger]) -> None:
-    """Send the scalars of earlier sessions to the loggers that may lack some; those taken over from a shorter run to all, once."""
+    """Send the scalars of earlier sessions to the loggers that may lack some; those taken over from a shorter run to
+    all, once."""
     taken = run.dir / TAKEN
     for tracker in trackers(loggers):
         if tracker.skips_sent or (taken.is_file() and not isinstance(tracker, JsonlLogger)):
@@ -81,7 +86,8 @@ def replay(run: Run, loggers: Sequence[Logger]) -> None:
 
 
 def _shorter(run: Run) -> Iterator[tuple[int, Run]]:
-    """Yield the runs that differ from one in a smaller `trainer.max_steps` alone, each with the step of its checkpoint."""
+    """Yield the runs that differ from one in a smaller `trainer.max_steps` alone, each with the step of its
+    checkpoint."""
     cfg = run.cfg
     for path in Path(cfg.output_dir).glob("*/*/config.yaml"):
         summary = read_summary(path.parent)

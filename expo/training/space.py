@@ -17,7 +17,8 @@ from expo.config import Config, UserError
 
 
 def check_space(cfg: Config, directory: Path, module: Algorithm) -> None:
-    """Raise UserError where the disk of a run's directory cannot hold its checkpoints: each is written beside the one before it."""
+    """Raise UserError where the disk of a run's directory cannot hold its checkpoints: each is written beside the one
+    before it."""
     weights = sum(size_of(t) for name, t in module.state_dict().items() if not name.startswith("reference."))
     checkpoint = weights + 2 * size_of([p for p in module.policy.parameters() if p.requires_grad])  # Adam's two moments
     final = size_of(list(module.policy.parameters()))
@@ -26,13 +27,15 @@ def check_space(cfg: Config, directory: Path, module: Algorithm) -> None:
     needed, free = max(2 * checkpoint, checkpoint + final) + best - there, shutil.disk_usage(directory).free
     if free < needed:
         raise UserError(
-            f"output_dir={cfg.output_dir}: {gib(free)} free, and the checkpoints of this run ({gib(checkpoint)} each) need {gib(needed)}; "
+            f"output_dir={cfg.output_dir}: {gib(free)} free, and the checkpoints of this run ({gib(checkpoint)} "
+            f"each) need {gib(needed)}; "
             "free some space, or give another output_dir"
         )
 
 
 def check_room(path: Path, content: Any) -> None:
-    """Raise OSError, as a full disk does, where a file of this content would not fit: before anything of it is written."""
+    """Raise OSError, as a full disk does, where a file of this content would not fit: before anything of it is
+    written."""
     size, free = size_of(content), shutil.disk_usage(path.parent).free
     if free < size:
         raise OSError(errno.ENOSPC, f"no room for {gib(size)}, {gib(free)} free", str(path))

@@ -16,7 +16,8 @@ from expo.model.shares import like, whole_state
 
 
 class WholeReplicas(DDPStrategy):
-    """Data parallel with a whole model on each device, whose gradients the algorithm adds up itself, once per optimizer step.
+    """Data parallel with a whole model on each device, whose gradients the algorithm adds up itself, once per optimizer
+    step.
 
     DistributedDataParallel would do so in every backward pass, of which a step has many, and would average.
     """
@@ -29,7 +30,8 @@ class WholeReplicas(DDPStrategy):
 
 
 class ShardedWeights(WholeReplicas):
-    """Data parallel with a share of the weights on each device: they are sharded when the run is wired, see `expo.rollout.sharded`.
+    """Data parallel with a share of the weights on each device: they are sharded when the run is wired, see
+    `expo.rollout.sharded`.
 
     Checkpoints hold whole tensors, as those of one device do: any number of devices goes on from them.
     """

@@ -49,7 +49,8 @@ def fast_verdict(answer: str, gold: str, kind: str = AUTO) -> Verdict | None:
 
 
 def _is_no_value(answer: str) -> bool:
-    """Return whether an answer to a question for a number is none: several numbers, a sum that was not carried out, a date, words."""
+    """Return whether an answer to a question for a number is none: several numbers, a sum that was not carried out, a
+    date, words."""
     kind = kind_of(answer)
     worded = kind in ("date", "time") or (kind == "words" and not re.search(r"\d", answer))
     return worded or numbers_in_a_row(answer) is not None or is_arithmetic(answer)
@@ -71,7 +72,8 @@ def _by_form(answer: str, gold: str, how: Kind) -> Verdict | None:
 
 @lru_cache(maxsize=4096)
 def judge(answer: str, gold: str, kind: str = AUTO) -> Verdict:
-    """Return the verdict of math-verify. Runs in a worker. Cached, because a group often gives the same wrong answer many times."""
+    """Return the verdict of math-verify. Runs in a worker. Cached, because a group often gives the same wrong answer
+    many times."""
     from math_verify import parse
     from sympy import Rational
 
@@ -108,7 +110,8 @@ def _parsed(text: str) -> list[Any]:
 
 
 def _apart(text: str) -> str:
-    r"""Return the text with an index at each capital letter: to math-verify R is r, and `\Delta` is `\delta`. Sets and units stay."""
+    r"""Return the text with an index at each capital letter: to math-verify R is r, and `\Delta` is `\delta`. Sets and
+    units stay."""
     if re.search(r"\\(?:text|mathbb|mathrm|begin)|[A-Z]{2}|\\c[ua]p", text):
         return text
     capital = r"\\(Delta|Gamma|Theta|Lambda|Sigma|Phi|Psi|Omega)(?![a-zA-Z])|(?<![\\a-zA-Z])([A-DF-Z])(?![a-zA-Z_(])"
@@ -122,7 +125,8 @@ def _indexed(found: "re.Match[str]") -> str:
 def _same(golds: list[Any], answers: list[Any], gold: str, answer: str) -> bool:
     """Return whether math-verify takes the answer for the gold answer, and no number in it is only nearly the same.
 
-    It rounds to six places and drops what is smaller than 1e-15: 2^-99 is 2^-98 to it. In this direction only: taken as the gold
+    It rounds to six places and drops what is smaller than 1e-15: 2^-99 is 2^-98 to it. In this direction only: taken as
+    the gold
     answer, what a model writes can equal any number.
     """
     from math_verify import verify
@@ -151,7 +155,8 @@ def _same_value(wanted: Any, stated: Any, gold: str, answer: str) -> bool:
 
 
 def _no_leaf_differs(wanted: Any, stated: Any) -> bool:
-    """Return whether no two numbers that stand in the same place of both differ; where the places differ, nothing is said."""
+    """Return whether no two numbers that stand in the same place of both differ; where the places differ, nothing is
+    said."""
     from sympy import Expr, FiniteSet, Float, Interval, MatrixBase, Tuple
 
     if wanted == stated:
@@ -177,7 +182,8 @@ COUNTS = ("n", "m", "k", "N")  # names of what is counted, and so positive
 
 
 def _same_for_counts(wanted: Any, stated: Any) -> bool:
-    r"""Return whether two expressions of counts alone are equal for positive ones, as `\sqrt{1/n}` and `1/\sqrt n` are."""
+    r"""Return whether two expressions of counts alone are equal for positive ones, as `\sqrt{1/n}` and `1/\sqrt n`
+    are."""
     from sympy import Expr, Symbol, simplify
 
     if not (isinstance(wanted, Expr) and isinstance(stated, Expr)) or wanted.free_symbols != stated.free_symbols:

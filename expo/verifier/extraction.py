@@ -18,7 +18,8 @@ class Extraction:
     state: str  # with {answer}
 
     def of(self, text: str) -> str | None:
-        """Return the final answer of a text; None where it states none. Of more than LONGEST_TEXT characters the end is read."""
+        """Return the final answer of a text; None where it states none. Of more than LONGEST_TEXT characters the end is
+        read."""
         found = self.find(text[-LONGEST_TEXT:])
         return None if found is None else found.strip()
 
@@ -28,7 +29,8 @@ class Extraction:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""Return the content of the last `\boxed{}` (or `\fbox{}`) that closes, nested braces included; None where there is none.
+    r"""Return the content of the last `\boxed{}` (or `\fbox{}`) that closes, nested braces included; None where there
+    is none.
 
     One pass with a stack. `\boxed5` is `\boxed{5}`.
     """
@@ -88,7 +90,8 @@ WITH_ARGUMENT: dict[str, Callable[[str], Extraction]] = {
 
 
 def extraction(how: str) -> Extraction:
-    """Return what a value of `verifier.extract` names. Raises ValueError for one that names nothing, re.error for a wrong pattern."""
+    """Return what a value of `verifier.extract` names. Raises ValueError for one that names nothing, re.error for a
+    wrong pattern."""
     name, colon, argument = how.partition(":")
     argument = re.sub(r"^(['\"])(.*)\1$", r"\2", argument)
     if not colon and name in ALONE:

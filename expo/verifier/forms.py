@@ -1,6 +1,7 @@
 r"""What an answer states, beside its value: relations, units, bases, brackets. math-verify looks at values alone.
 
-It takes "13=12", "\neq 12", "12_8" and "12\text{ is not the answer}" for 12, and a set for a tuple: holes that reinforcement learning
+It takes "13=12", "\neq 12", "12_8" and "12\text{ is not the answer}" for 12, and a set for a tuple: holes that
+reinforcement learning
 finds. `refuses` says where two answers state different things. All texts here are `spelled`.
 """
 
@@ -10,7 +11,7 @@ from expo.verifier.kinds import NOTATION
 from expo.verifier.numbers import FUNCTIONS, TURNS, UNITS
 from expo.verifier.spelling import INVISIBLE, TEXT, bare
 
-_RELATION = r"\\(?:not|neq?|leq?|geq?|leqslant|geqslant|lt|gt|to|rightarrow|Rightarrow|implies|iff|approx|sim|simeq|doteq|equiv|cong|lesssim|gtrsim|ll|gg|nless|ngtr|nleq|ngeq|gtreqless|neg|propto|subset|subseteq|in|notin|mid)(?![a-zA-Z])|[<>]|(?<![\w)])!=|:="
+_RELATION = r"\\(?:not|neq?|leq?|geq?|leqslant|geqslant|lt|gt|to|rightarrow|Rightarrow|implies|iff|approx|sim|simeq|doteq|equiv|cong|lesssim|gtrsim|ll|gg|nless|ngtr|nleq|ngeq|gtreqless|neg|propto|subset|subseteq|in|notin|mid)(?![a-zA-Z])|[<>]|(?<![\w)])!=|:="  # noqa: E501
 _DOTS = r"\\(?:[lc]?dots|dots[cbmio])(?![a-zA-Z])|\.\.\."
 _BASE = r"(?<=\d)_\{?(?:\\text\{)?\s*(\d+|[a-z]{3,})"
 _LESS, _MORE = (
@@ -19,7 +20,8 @@ _LESS, _MORE = (
 
 
 def readable(answer: str) -> str:
-    """Return the answer as math-verify is to read it: without invisible parts and percent signs (MATH's own graders drop them)."""
+    """Return the answer as math-verify is to read it: without invisible parts and percent signs (MATH's own graders
+    drop them)."""
     answer = re.sub(r"(?<![\\a-zA-Z])sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", re.sub(INVISIBLE, "", answer))
     answer = re.sub(r"(?<![\\a-zA-Z])(sin|cos|tan|cot|sec|csc|ln|log|exp|pi)(?![a-zA-Z])", r"\\\1 ", answer)
     answer = re.sub(r"(?<=\d)\s+i(?![a-zA-Z])", "i", answer)  # else a word beside the number
@@ -34,10 +36,12 @@ def refuses(answer: str, gold: str) -> bool:
 
 
 def sides(answer: str, gold: str) -> list[str]:
-    r"""Return the sides of an equation, such as `x + y = 2 + 3 = 5`. The last is the answer; a number before it must equal it, and a
+    r"""Return the sides of an equation, such as `x + y = 2 + 3 = 5`. The last is the answer; a number before it must
+    equal it, and a
     name (`x`, `\angle A`, `P(X = 2)`) says whose value it is.
 
-    An answer to a gold answer that is an equation itself, or a list, is one side; so is the set in `x \in S`, and the interval
+    An answer to a gold answer that is an equation itself, or a list, is one side; so is the set in `x \in S`, and the
+    interval
     of an inequality.
     """
     member = re.fullmatch(r"\s*[a-zA-Z]\s*\\in(?![a-zA-Z])(.*)", answer, re.DOTALL)
@@ -66,7 +70,8 @@ def _interval(text: str) -> str | None:
 
 
 def names(side: str) -> bool:
-    r"""Return whether a side of an equation says whose value the next one is: `x`, `x + y`, `n^2`, `\angle A`, `f(2)`. `2x`, `x + 1` and
+    r"""Return whether a side of an equation says whose value the next one is: `x`, `x + y`, `n^2`, `\angle A`, `f(2)`.
+    `2x`, `x + 1` and
     `-x` name nothing: they leave an equation to be solved."""
     plain = re.sub(r"\([^()]*\)|[_^](?:\{[^{}]*\}|\w)", "", side)
     unsolved = re.search(r"\d|/|\\frac|^\s*-", plain)
@@ -106,7 +111,8 @@ def _bracket(text: str) -> str | None:
 
 
 def _words(answer: str, gold: str) -> bool:
-    """Other units, or words that turn a value into another statement. A unit that only one of them has is no difference."""
+    """Other units, or words that turn a value into another statement. A unit that only one of them has is no
+    difference."""
     ours, theirs = _units(answer), _units(gold)
     if "," in gold:  # a list may be told with them
         ours = [word for word in ours if word not in ("and", "or")]

@@ -1,4 +1,5 @@
-"""Who says whether an answer is right: `verifier=`. A judge of one's own is a function (`verifier=python`), or a class like these.
+"""Who says whether an answer is right: `verifier=`. A judge of one's own is a function (`verifier=python`), or a class
+like these.
 
 Imports no torch: workers import it.
 """
@@ -86,10 +87,12 @@ def matches(answer: str, pattern: str) -> bool:
 
 
 class ByFunction:
-    """Asks a function `judge(answer, problem) -> bool | None` of one's own: `verifier=python verifier.function=package.module.name`.
+    """Asks a function `judge(answer, problem) -> bool | None` of one's own: `verifier=python
+    verifier.function=package.module.name`.
 
     True is right, False is wrong, None is no answer; of a number, 1 or more is right, and less may be a part of it
-    (`reward=partial`). A function with the attribute `accepts_itself = True` is asked about each row's own answer first.
+    (`reward=partial`). A function with the attribute `accepts_itself = True` is asked about each row's own answer
+    first.
     """
 
     accepts_itself = False
@@ -102,7 +105,8 @@ class ByFunction:
             self.accepts_itself = getattr(function, "accepts_itself", False)
         except (ImportError, AttributeError, ValueError, TypeError) as error:
             raise UserError(
-                f"verifier.function={conf.function}: cannot be called with an answer and a problem ({error}); give package.module.name of such a function, "
+                f"verifier.function={conf.function}: cannot be called with an answer and a problem ({error}); give "
+                "package.module.name of such a function, "
                 "and name its package in EXPO_PLUGINS where it stands in the working folder"
             ) from error
 

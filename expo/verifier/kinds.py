@@ -1,7 +1,9 @@
 r"""What kind of thing an answer is: the gold answer's kind decides how it is compared.
 
-Each kind has a form: a function that returns what a text states, or None where it states nothing of this kind. Two answers of
-a kind are equal where their forms are. Only what is left to algebra (`expression` and the like) goes to math-verify, in a worker.
+Each kind has a form: a function that returns what a text states, or None where it states nothing of this kind. Two
+answers of
+a kind are equal where their forms are. Only what is left to algebra (`expression` and the like) goes to math-verify, in
+a worker.
 """
 
 import json
@@ -57,7 +59,8 @@ _FORMULA = re.compile(r"\d*(?:[\[(]*[A-Z][a-z]?(?:_?\{?\d+\}?)?[\])]*(?:_?\{?\d+
 
 
 def option(text: str) -> str | None:
-    r"""Return the letter of an option: `A`, `(A)`, `A)`, `\textbf{(A)}\ 5`, `B: the second`; None for anything else, and where what
+    r"""Return the letter of an option: `A`, `(A)`, `A)`, `\textbf{(A)}\ 5`, `B: the second`; None for anything else,
+    and where what
     follows names another option, or takes it back."""
     plain = re.sub(r"^(?:option|choice)\s+|[\[\]\"]", "", bare(text), flags=re.IGNORECASE)
     found = re.fullmatch(r"\(?([A-Za-z])(?:\)|[.:](?=\s|$)|(?=$))\s*(.*)", plain, re.DOTALL)
@@ -69,7 +72,8 @@ def option(text: str) -> str | None:
 
 
 def date(text: str) -> tuple[Any, ...] | None:
-    """Return (year or None, month, day) of a date in words or as 2024-01-05; of 05/06/2024, whose order is not known, the parts."""
+    """Return (year or None, month, day) of a date in words or as 2024-01-05; of 05/06/2024, whose order is not known,
+    the parts."""
     plain = bare(text).lower()
     if parts := re.fullmatch(r"(\d{1,2})([/.-])(\d{1,2})\2(\d{4})", plain):
         first, second, year = int(parts[1]), int(parts[3]), int(parts[4])
@@ -97,7 +101,8 @@ def _same_date(ours: tuple[Any, ...], theirs: tuple[Any, ...]) -> bool:
 
 
 def time(text: str) -> tuple[int, int, int, str] | None:
-    """Return (hours, minutes, seconds, "a", "p" or "") of a time of day or a duration as 2:40; None for anything else."""
+    """Return (hours, minutes, seconds, "a", "p" or "") of a time of day or a duration as 2:40; None for anything
+    else."""
     found = re.fullmatch(_TIME, bare(text).lower())
     if found is None or int(found["h"]) > 99:
         return None
@@ -123,7 +128,8 @@ def _of_day(time: tuple[int, int, int, str]) -> tuple[int, int, int]:
 
 
 def words(text: str) -> tuple[str, ...] | None:
-    """Return the words of an answer in one spelling. Capitals make no difference in a word of three letters, nor at its beginning."""
+    """Return the words of an answer in one spelling. Capitals make no difference in a word of three letters, nor at its
+    beginning."""
     plain = re.sub(r"^\((.*)\)$", r"\1", bare(text))
     plain = re.sub(r"^(?:the|an?)\s+(?=\w)", "", plain, flags=re.IGNORECASE)
     found = re.findall(r"[^\s,;.!\"'()]+", plain.replace("'", ""))
@@ -137,7 +143,8 @@ def _word(word: str) -> str:
 
 
 def exact(text: str) -> str | None:
-    """Return the text with one space for any white space, none around hyphens, colons and slashes between digits, and the formula of
+    """Return the text with one space for any white space, none around hyphens, colons and slashes between digits, and
+    the formula of
     a substance without marks of its indices."""
     plain = re.sub(TEXT, r"\1", spelled(text).strip().strip("$"))
     plain = re.sub(r"(?<=\d)\s*(?:([-:/])|\{:\}|\\colon\b|\bto\b)\s*(?=\d)", lambda sign: sign[1] or ":", plain)
@@ -166,7 +173,8 @@ def notation(text: str) -> str | None:
 
 
 def compact(text: str) -> str:
-    """Return the text without spaces, but between two words or numbers, where one means something: "1 1/2" is not "11/2"."""
+    """Return the text without spaces, but between two words or numbers, where one means something: "1 1/2" is not
+    "11/2"."""
     return re.sub(r"(?<!\w) +| +(?!\w)", "", text)
 
 
@@ -183,7 +191,8 @@ class Members:
         return f"{opening}{told}{closing}".strip()
 
     def agrees(self, gold: "Members") -> bool:
-        """Return whether it has the gold answer's members: in this order where one is a tuple, in any order else. A set is no tuple."""
+        """Return whether it has the gold answer's members: in this order where one is a tuple, in any order else. A set
+        is no tuple."""
         brackets = {self.bracket, gold.bracket}
         apart = brackets == {"(", "{"} or ("or" in brackets and len(brackets) > 1)
         if len(self.members) != len(gold.members) or apart:
@@ -200,7 +209,8 @@ class Members:
 
 
 def members(text: str) -> Members | None:
-    r"""Return the plain members of `1,2`, `(1,2)`, `\{1,2\}`, `3 \text{ and } 5`; None where there is only one, or one is no number and
+    r"""Return the plain members of `1,2`, `(1,2)`, `\{1,2\}`, `3 \text{ and } 5`; None where there is only one, or one
+    is no number and
     no word."""
     plain = bare(text)
     bracketed = re.fullmatch(r"(\(|\\\{|\{)(.*?)(\)|\\\}|\})", plain, re.DOTALL)

@@ -1,4 +1,5 @@
-r"""Numbers and quantities as they are written: `1,000`, `6.02\times10^{23}`, `3 1/2`, `0.\overline{3}`, `€29`, `60 km/h`. Exact."""
+r"""Numbers and quantities as they are written: `1,000`, `6.02\times10^{23}`, `3 1/2`, `0.\overline{3}`, `€29`, `60
+km/h`. Exact."""
 
 import re
 from dataclasses import dataclass
@@ -33,14 +34,67 @@ NUMBERS = [re.compile(_SIGN + form + _END) for form in _FORMS]
 
 # Units that are written in several ways.
 UNITS = {
-    "in": "inch", "inches": "inch", "ft": "foot", "feet": "foot", "yd": "yard", "mi": "mile", "cm": "centimeter", "mm": "millimeter",
-    "km": "kilometer", "m": "meter", "kg": "kilogram", "g": "gram", "gm": "gram", "lb": "pound", "lbs": "pound", "oz": "ounce", "sec": "second",
-    "s": "second", "min": "minute", "hr": "hour", "hrs": "hour", "h": "hour", "l": "liter", "ml": "milliliter", "sq": "square",
-    "deg": "degree", "degree": "degree", "cents": "cent", "a": "am", "p": "pm", "metre": "meter", "metres": "meter", "litre": "liter", "percent": "%",
-    "kilometre": "kilometer", "centimetre": "centimeter", "n": "newton", "j": "joule", "w": "watt", "v": "volt", "k": "kelvin", "mph": "mile/hour", "kph": "kilometer/hour", "kmph": "kilometer/hour", "yrs": "year", "gal": "gallon",
-    "dollar": "$", "dollars": "$", "usd": "$", "euro": "€", "euros": "€", "eur": "€", "gbp": "£", "jpy": "¥", "yen": "¥", "cny": "¥",
-    "inr": "₹", "rupee": "₹", "rupees": "₹", "rs": "₹",
-}  # fmt: skip
+    "in": "inch",
+    "inches": "inch",
+    "ft": "foot",
+    "feet": "foot",
+    "yd": "yard",
+    "mi": "mile",
+    "cm": "centimeter",
+    "mm": "millimeter",
+    "km": "kilometer",
+    "m": "meter",
+    "kg": "kilogram",
+    "g": "gram",
+    "gm": "gram",
+    "lb": "pound",
+    "lbs": "pound",
+    "oz": "ounce",
+    "sec": "second",
+    "s": "second",
+    "min": "minute",
+    "hr": "hour",
+    "hrs": "hour",
+    "h": "hour",
+    "l": "liter",
+    "ml": "milliliter",
+    "sq": "square",
+    "deg": "degree",
+    "degree": "degree",
+    "cents": "cent",
+    "a": "am",
+    "p": "pm",
+    "metre": "meter",
+    "metres": "meter",
+    "litre": "liter",
+    "percent": "%",
+    "kilometre": "kilometer",
+    "centimetre": "centimeter",
+    "n": "newton",
+    "j": "joule",
+    "w": "watt",
+    "v": "volt",
+    "k": "kelvin",
+    "mph": "mile/hour",
+    "kph": "kilometer/hour",
+    "kmph": "kilometer/hour",
+    "yrs": "year",
+    "gal": "gallon",
+    "dollar": "$",
+    "dollars": "$",
+    "usd": "$",
+    "euro": "€",
+    "euros": "€",
+    "eur": "€",
+    "gbp": "£",
+    "jpy": "¥",
+    "yen": "¥",
+    "cny": "¥",
+    "inr": "₹",
+    "rupee": "₹",
+    "rupees": "₹",
+    "rs": "₹",
+}
 CURRENCIES = "$€£¥₹₩₽"
 # Words that make of a value with words another statement than the value.
 _TURNS = (
@@ -64,7 +118,8 @@ _LETTERS = frozenset("mgslhLNJWVAKCFT")
 
 @dataclass(frozen=True)
 class Number:
-    """A value, and how a decimal is written: `digits`, its significant ones, and `step`, one in the last place; None of what is exact."""
+    """A value, and how a decimal is written: `digits`, its significant ones, and `step`, one in the last place; None of
+    what is exact."""
 
     value: Fraction
     digits: int | None = None
@@ -88,7 +143,8 @@ class Number:
         return noisy and abs(self.value - other.value) <= Fraction(1, 10**15) * abs(other.value)
 
     def stands_for(self, value: Fraction) -> bool:
-        """Return whether it is a decimal with digits enough to stand for a value that it is rounded from, or cut off from."""
+        """Return whether it is a decimal with digits enough to stand for a value that it is rounded from, or cut off
+        from."""
         apart = abs(self.value - value)
         cut_off = apart < self.step and abs(self.value) <= abs(value)
         return (self.digits or 0) >= FEWEST_DIGITS and (cut_off or apart <= self.step / 2)
@@ -114,7 +170,8 @@ class Quantity:
         return f"{self.number} {self.unit}".rstrip()
 
     def agrees(self, gold: "Quantity") -> bool:
-        """Return whether it is the gold answer's quantity. A unit that only one of them has is no difference, and a percent sign may
+        """Return whether it is the gold answer's quantity. A unit that only one of them has is no difference, and a
+        percent sign may
         be left out; `50%` for 0.5 is the same value."""
         if self.unit and gold.unit and self.unit != gold.unit:
             return False
@@ -176,7 +233,8 @@ def _plain(text: str) -> Fraction:
 
 @lru_cache(maxsize=2**14)
 def quantity(text: str) -> Quantity | None:
-    """Return the number with a unit that a text is; None where it is none. Words that turn a value (`not 12`) are no unit."""
+    """Return the number with a unit that a text is; None where it is none. Words that turn a value (`not 12`) are no
+    unit."""
     plain = bare(text)
     if (plain_number := number(plain)) is not None:
         return Quantity(plain_number)
@@ -260,13 +318,15 @@ def unit_word(word: str) -> str:
 
 
 def numbers_in_a_row(text: str) -> list[Number] | None:
-    """Return the numbers of a row of them, parted by spaces, commas, semicolons, "and" or "or"; None where it is no such row."""
+    """Return the numbers of a row of them, parted by spaces, commas, semicolons, "and" or "or"; None where it is no
+    such row."""
     found = [number(part) for part in re.split(r"\s*[,;]\s*|\s+(?:and|or)\s+|\s+", bare(text)) if part]
     return [n for n in found if n is not None] if len(found) > 1 and None not in found else None
 
 
 def is_arithmetic(text: str) -> bool:
-    """Return whether a text is a sum, difference, product or quotient of plain numbers that was not carried out, such as `3+4`."""
+    """Return whether a text is a sum, difference, product or quotient of plain numbers that was not carried out, such
+    as `3+4`."""
     plain = re.sub(r"\\(?:times|cdot|div)(?![a-zA-Z])|×", "*", re.sub(r"[{}]", " ", bare(re.sub(TEXT, " ", text))))
     plain = re.sub(r"\s[^\W\d_]{2,}(?:\s[^\W\d_]+)*$", "", plain)  # with a unit
     return number(text) is None and re.fullmatch(r"[-+*/x().\d\s,]*\d[\s)]*[-+*/x][-+*/x().\d\s,]*", plain) is not None

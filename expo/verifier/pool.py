@@ -1,6 +1,7 @@
 """Is a completion's final answer right? What takes long is judged in worker processes that can be killed.
 
-An answer costs at most `verifier.timeout_s` of a worker's CPU time and `verifier.memory_mb` of memory, whatever it holds, and holds
+An answer costs at most `verifier.timeout_s` of a worker's CPU time and `verifier.memory_mb` of memory, whatever it
+holds, and holds
 up nothing but itself. Works from any thread.
 """
 
@@ -35,12 +36,14 @@ class Judging(Future[Verdict]):
 
 @dataclass(eq=False)
 class Verifier:
-    """Scores completions against gold answers in worker processes. Close it, or use it as a context; Python's end closes it, too.
+    """Scores completions against gold answers in worker processes. Close it, or use it as a context; Python's end
+    closes it, too.
 
     One thread per worker hands it one answer at a time and kills it when time is up. (pebble's pool kills a hung
     task too, but by its source it breaks for good when a worker dies idle.)
 
-    `conf.memory_mb` is the address space of a worker beyond what it starts with. `ranks` are the processes of the run, which
+    `conf.memory_mb` is the address space of a worker beyond what it starts with. `ranks` are the processes of the run,
+    which
     judge a share each.
     """
 
@@ -145,7 +148,8 @@ class Verifier:
             worker.kill()
 
     def _tell(self, function: str, raised: str) -> None:
-        """Say what a judge of one's own raised, once: the answer counts as unparseable. math-verify raises on much that is no answer."""
+        """Say what a judge of one's own raised, once: the answer counts as unparseable. math-verify raises on much that
+        is no answer."""
         if raised and raised not in self._raised and len(self._raised) < TOLD and isinstance(self.judge, ByFunction):
             self._raised.add(raised)
             log.warning("verifier.function=%s: raised %s; such an answer counts as unparseable", function, raised)

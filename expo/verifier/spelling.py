@@ -1,4 +1,5 @@
-r"""One spelling of what can be written in several: Unicode, HTML, Markdown, LaTeX's spaces. Both sides of a comparison go through it.
+r"""One spelling of what can be written in several: Unicode, HTML, Markdown, LaTeX's spaces. Both sides of a comparison
+go through it.
 
 Imports no torch: workers import it.
 """
@@ -10,11 +11,40 @@ from functools import lru_cache
 
 # Signs with a LaTeX command; NFKC would leave them, or take them for something else (² is no 2).
 _COMMANDS = {
-    "∞": r"\infty ", "π": r"\pi ", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": r"\div ", "≤": r"\le ", "≥": r"\ge ",
-    "⩽": r"\le ", "⩾": r"\ge ", "≠": r"\ne ", "≈": r"\approx ", "±": r"\pm ", "→": r"\to ", "∈": r"\in ", "∪": r"\cup ", "∩": r"\cap ",
-    "∅": r"\emptyset ", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}",
-    "°": r"^\circ ", "…": r"\ldots ", "\u2044": "/", "⟨": r"\langle ", "⟩": r"\rangle ", "∠": r"\angle ", "٫": ".", "٬": ",", "′": "'", "’": "'",
-}  # fmt: skip
+    "∞": r"\infty ",
+    "π": r"\pi ",
+    "×": r"\times ",
+    "·": r"\cdot ",
+    "⋅": r"\cdot ",
+    "÷": r"\div ",
+    "≤": r"\le ",
+    "≥": r"\ge ",
+    "⩽": r"\le ",
+    "⩾": r"\ge ",
+    "≠": r"\ne ",
+    "≈": r"\approx ",
+    "±": r"\pm ",
+    "→": r"\to ",
+    "∈": r"\in ",
+    "∪": r"\cup ",
+    "∩": r"\cap ",
+    "∅": r"\emptyset ",
+    "ℝ": r"\mathbb{R}",
+    "ℤ": r"\mathbb{Z}",
+    "ℕ": r"\mathbb{N}",
+    "ℚ": r"\mathbb{Q}",
+    "ℂ": r"\mathbb{C}",
+    "°": r"^\circ ",
+    "…": r"\ldots ",
+    "\u2044": "/",
+    "⟨": r"\langle ",
+    "⟩": r"\rangle ",
+    "∠": r"\angle ",
+    "٫": ".",
+    "٬": ",",
+    "′": "'",
+    "’": "'",
+}
 _COMMANDS |= dict.fromkeys("‐‑‒–—―−﹣－", "-")
 _SIGNS = str.maketrans(_COMMANDS)
 _RAISED = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ"
@@ -22,7 +52,7 @@ _LOWERED = "₀₁₂₃₄₅₆₇₈₉₊₋"
 _TAGS = r"</?(?:b|i|u|p|em|strong|span|code|br)(?:\s[^<>]*)?/?>"
 _ENTITY = r"&(?:#\d+|#x[0-9a-fA-F]+|[a-zA-Z]+);"
 
-TEXT = r"\\(?:text|textbf|textit|textrm|texttt|mbox|mathrm|mathbf|mathit|boldsymbol|underline|emph|ce|operatorname)\s*\{([^{}]*)\}"
+TEXT = r"\\(?:text|textbf|textit|textrm|texttt|mbox|mathrm|mathbf|mathit|boldsymbol|underline|emph|ce|operatorname)\s*\{([^{}]*)\}"  # noqa: E501
 INVISIBLE = r"\\[hv]?phantom\s*\{[^{}]*\}"
 SPACES = r"\\(?:[!,;:> ]|quad\b|qquad\b)|~|\\\\\s*$"
 _SIZES = r"\\(?:left|right|[bB]igg?[lr]?)(?![a-zA-Z])\s*\.?"
@@ -70,7 +100,8 @@ def _ascii(text: str) -> str:
 
 
 def _character(c: str) -> str:
-    """Return a fraction in LaTeX, a digit of any script as ours, nothing for a character without width, and any other as it is."""
+    """Return a fraction in LaTeX, a digit of any script as ours, nothing for a character without width, and any other
+    as it is."""
     if c.isascii():
         return c
     if unicodedata.category(c) == "Cf":
@@ -83,7 +114,8 @@ def _character(c: str) -> str:
 
 @lru_cache(maxsize=2**14)
 def bare(text: str) -> str:
-    r"""Return the text without what never changes its value: math delimiters, spacing, sizes, invisible parts, `\text{}` around words,
+    r"""Return the text without what never changes its value: math delimiters, spacing, sizes, invisible parts,
+    `\text{}` around words,
     "the answer is", a final period. A dollar sign that stays is money."""
     text = spelled(text)
     if "\\" in text or "~" in text or "{" in text:

@@ -44,7 +44,8 @@ class Worker:
         self._spawn()
 
     def _spawn(self, again: bool = True) -> None:
-        """Start the process. Args: again, whether one that does not begin is replaced. Raises OSError where none begins."""
+        """Start the process. Args: again, whether one that does not begin is replaced. Raises OSError where none
+        begins."""
         _start_forkserver()
         self.pipe, theirs = self.context.Pipe()
         self.process = self.context.Process(target=work, args=(theirs, self.memory_mb, self.module), daemon=True)
@@ -62,7 +63,8 @@ class Worker:
             self._spawn(again=False)
 
     def _wait(self, timeout_s: float) -> bool:
-        """Return whether an answer came in time. Raises TimeoutError where it did not, though the worker has hardly worked."""
+        """Return whether an answer came in time. Raises TimeoutError where it did not, though the worker has hardly
+        worked."""
         began, latest = _cpu_s(self.process.pid), time.monotonic() + max(BACKSTOP * timeout_s, LEAST_BACKSTOP_S)
         left = timeout_s
         while not self.pipe.poll(max(left, SHORTEST_WAIT_S)):
@@ -83,10 +85,12 @@ class Worker:
         self.pipe.close()
 
     def judge(self, function: str, arguments: tuple[Any, ...], timeout_s: float) -> tuple[Verdict, float, str, float]:
-        """Return the verdict of a function, the worker's peak memory in MiB, what the function raised ("": nothing), and its score.
+        """Return the verdict of a function, the worker's peak memory in MiB, what the function raised ("": nothing),
+        and its score.
 
         `timeout_s` is the worker's own CPU time, so that a busy machine changes no verdict; of wall-clock time it has
-        BACKSTOP times as much, and LEAST_BACKSTOP_S at least, for what hangs without working. What may not be the answer's doing is judged once more: a
+        BACKSTOP times as much, and LEAST_BACKSTOP_S at least, for what hangs without working. What may not be the
+        answer's doing is judged once more: a
         worker that did not get to work, and one that died.
         """
         for last in (False, True):
@@ -148,7 +152,8 @@ def _start_forkserver() -> None:
 
 
 def _let_go_of_the_forkserver() -> None:
-    """Close what a worker holds open of the pipe by whose end its parent, the forkserver, knows that the trainer is gone.
+    """Close what a worker holds open of the pipe by whose end its parent, the forkserver, knows that the trainer is
+    gone.
 
     Else a worker that hangs keeps the forkserver, and so itself, alive for ever after a trainer that was killed.
     """

@@ -1,6 +1,8 @@
-"""The bank: explanations of the initial policy, written in whole batches ahead of a run, kept on disk, and shared between runs.
+"""The bank: explanations of the initial policy, written in whole batches ahead of a run, kept on disk, and shared
+between runs.
 
-An explanation of the initial policy depends on nothing that training changes. Each has the key of the step that will ask
+An explanation of the initial policy depends on nothing that training changes. Each has the key of the step that will
+ask
 for it, so that a run learns from the same text with and without a bank; no copy of the initial policy stays in memory.
 """
 
@@ -35,9 +37,11 @@ Rows = dict[int, tuple[tuple[int, ...], list[int], bool]]  # by row of the key: 
 
 @dataclass
 class Bank:
-    """A folder of parts, each with the explanations of consecutive steps. A part without its SHA-256 beside it was not finished.
+    """A folder of parts, each with the explanations of consecutive steps. A part without its SHA-256 beside it was not
+    finished.
 
-    `identity` is that of `expo.config.bank_identity` (model, prompts, data, sampling, seed) and the `fingerprint` of the weights,
+    `identity` is that of `expo.config.bank_identity` (model, prompts, data, sampling, seed) and the `fingerprint` of
+    the weights,
     which tells what a hub id does not. It stands in each part, too.
     """
 
@@ -99,7 +103,8 @@ class Bank:
     def save(
         self, steps: Sequence[int], requests: Sequence[Request], made: Sequence[Completion], seconds: float
     ) -> None:
-        """Write a part whole or not at all. Args: steps, consecutive; requests and made, those of these steps, in order; seconds,
+        """Write a part whole or not at all. Args: steps, consecutive; requests and made, those of these steps, in
+        order; seconds,
         that it took to make them."""
         columns = {
             "step": [r.key.step for r in requests], "row": [r.key.row for r in requests],
@@ -114,11 +119,14 @@ class Bank:
 
 
 class BankedEngine:
-    """An engine that reads: what it is asked for stands in a bank. What the bank lacks, the policy's own engine writes first.
+    """An engine that reads: what it is asked for stands in a bank. What the bank lacks, the policy's own engine writes
+    first.
 
     It writes whole blocks of steps, about PART explanations at once, with the weights that the policy began with.
-    Args: steps, those of the run; requests_of, the requests of a step for all of its problems, whatever its rollouts are;
-    engine, the policy's; begun, a context in which the policy has its initial weights again; ranks, the processes of the run.
+    Args: steps, those of the run; requests_of, the requests of a step for all of its problems, whatever its rollouts
+    are;
+    engine, the policy's; begun, a context in which the policy has its initial weights again; ranks, the processes of
+    the run.
     """
 
     def __init__(
@@ -144,7 +152,8 @@ class BankedEngine:
         return [self.bank.find(r) for r in requests]
 
     def shared_s(self, read: Sequence[Completion]) -> float:
-        """Return the seconds that other runs spent on the explanations read last, less those that this run spent for others since the last call."""
+        """Return the seconds that other runs spent on the explanations read last, less those that this run spent for
+        others since the last call."""
         spent, self.written_s = self.written_s, 0.0
         return self.bank.price * sum(len(c.ids) for c in read) - spent
 
@@ -189,7 +198,8 @@ class BankedEngine:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Return a hash of numbers from every weight of the initial policy; those of a LoRA adapter, which begins as nothing, do not count."""
+    """Return a hash of numbers from every weight of the initial policy; those of a LoRA adapter, which begins as
+    nothing, do not count."""
     digest = hashlib.sha256()
     for name, weight in model.named_parameters():
         if "lora_" not in name:

@@ -1,4 +1,5 @@
-"""Explanations that are used again: made once, kept for some steps, dropped when the policy has moved away from them."""
+"""Explanations that are used again: made once, kept for some steps, dropped when the policy has moved away from
+them."""
 
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any

@@ -66,9 +66,11 @@ class Scorer:
         return self.logp(prompts, completions) / torch.tensor([len(c) for c in completions]).clamp(min=1)
 
     def answer_logp(self, prompts: Sequence[Ids], completions: Sequence[Ids], answers: Sequence[str]) -> Tensor:
-        """Return log π(a*|q, c): how likely the final statement of `answer` is after a completion's reasoning: `[N]`, in nats.
+        """Return log π(a*|q, c): how likely the final statement of `answer` is after a completion's reasoning: `[N]`,
+        in nats.
 
-        It is written as the completion writes its own: with the white space, or whatever else, that its tokens join to it.
+        It is written as the completion writes its own: with the white space, or whatever else, that its tokens join to
+        it.
         """
         reasoned = [self.reasoning(c) for c in completions]
         contexts = [[*q, *ids] for q, (ids, _) in zip(prompts, reasoned, strict=True)]
@@ -81,7 +83,8 @@ class Scorer:
     def reasoning(self, completion: Ids) -> tuple[list[int], str]:
         """Return the completion's tokens before its last final statement, and the text between them and the statement.
 
-        Where it has none, the reasoning is all of it; of one that was cut off, all up to its last whole sentence or step.
+        Where it has none, the reasoning is all of it; of one that was cut off, all up to its last whole sentence or
+        step.
         """
         ids = list(completion)
         ended = bool(ids) and ids[-1] in self.ends
@@ -130,7 +133,8 @@ def with_logp_given_answer(scorer: Scorer, found: Candidates) -> Candidates:
 
 
 def with_lift(scorer: Scorer, groups: Mapping[int, Group], found: Candidates) -> Candidates:
-    """Return the candidates with the answer lift over the median of the first rollouts of each problem, where there are rollouts."""
+    """Return the candidates with the answer lift over the median of the first rollouts of each problem, where there are
+    rollouts."""
     if not found or not any(group.completions for group in groups.values()):
         return found
     own = [(c.prompt, c.ids, groups[i].problem.answer) for i in sorted(found) for c in groups[i].completions[:OWN]]

@@ -1,4 +1,5 @@
-"""Which of a problem's usable candidates are learned from. Candidates come with what the selection asked to be measured."""
+"""Which of a problem's usable candidates are learned from. Candidates come with what the selection asked to be
+measured."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

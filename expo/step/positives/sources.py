@@ -52,7 +52,8 @@ class PositiveSource:
         return False
 
     def weight_at(self, done: float, all_wrong: float) -> float:
-        """Return β. Args: done, the share of the run in [0, 1]; all_wrong, the share of all-wrong groups in the step."""
+        """Return β. Args: done, the share of the run in [0, 1]; all_wrong, the share of all-wrong groups in the
+        step."""
         return 0.0
 
     def wants(self, all_wrong: bool) -> bool:
@@ -66,7 +67,8 @@ class PositiveSource:
     def candidates(
         self, batch: Batch, groups: Groups, wanted: Sequence[int], explanations: Sequence[Completion], tools: Tools
     ) -> Candidates:
-        """Return the candidates of the wanted problems, filtered: every one that was considered, and why it is not used."""
+        """Return the candidates of the wanted problems, filtered: every one that was considered, and why it is not
+        used."""
         return {}
 
     def choose(self, usable: Sequence[Candidate], problem: Problem) -> list[Candidate]:
@@ -173,7 +175,8 @@ class SelfExplanation(WeightedSource):
 
 
 class STaR(SelfExplanation):
-    """The policy's own right sample where it has one; an explanation ("rationalisation") where it has none (STaR, 2203.14465)."""
+    """The policy's own right sample where it has one; an explanation ("rationalisation") where it has none (STaR,
+    2203.14465)."""
 
     conf: StarConf
 
