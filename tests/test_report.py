@@ -15,13 +15,15 @@ from conftest import compose_config
 from test_train import run
 
 from expo import cli
+from expo.commands import compare
 from expo.commands import report as command
-from expo.config import UserError
+from expo.config import UserError, run_dir
+from expo.jobs.fit import make_run
 from expo.report import charts
 from expo.report.page import Page, RunData, write
 from expo.report.settings import data_sentences, differing
 from expo.report.solving import CLIPPED, HELD_OUT, SHOWN, STEPS, read_solving
-from expo.runs.reading import samples_of
+from expo.runs.reading import read_rows, samples_of
 from expo.tables.figures import Bars
 from expo.tables.looks import COLOURS, looks
 from expo.tables.plan import EXPERIMENTS, load_plan
@@ -112,6 +114,24 @@ def test_each_filter_that_rejected_something_is_counted(tmp_path):
     html = plain((tmp_path / "page.html").read_text())
     assert "<th>positive/filtered_frac</th><th>positive/filtered_wrong_frac</th>" in html
     assert "filtered_leak_frac" not in html
+
+
+@pytest.mark.runs
+def test_a_run_whose_levels_are_words_is_reported_and_compared(tmp_path, capsys):
+    rows = [{"question": f"{i} + {i}?", "answer": str(2 * i), "level": ["easy", "hard"][i % 2]} for i in range(24)]
+    path = tmp_path / "words.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    cfg = compose_config(
+        "dataset=custom", f"dataset.path={path}", "dataset.columns.level=level", "model=random_tiny", "algorithm=grpo",
+        "trainer.max_steps=1", "trainer.problems_per_step=2", "rollout.max_completion_tokens=8", "k=[1]",
+        "evaluation.every=0", f"output_dir={tmp_path}",
+    )  # fmt: skip
+    assert make_run(cfg) == 0
+    directory = str(run_dir(cfg))
+    assert command.main([directory, f"output={tmp_path / 'page.html'}"]) == 0
+    assert "easy" in (tmp_path / "page.html").read_text()
+    assert {row["level"] for row in read_rows(f"{directory}/completions/eval-step000001.parquet")} == {"easy", "hard"}
+    assert compare.main([directory, directory]) == 0
 
 
 def test_runs_on_other_levels_stand_side_by_side(tmp_path):

@@ -105,8 +105,8 @@ def _is_kind(name: str, kind: pyarrow.DataType) -> bool:
     types = pyarrow.types
     if name in ("question", "answer", "completion", "verdict", "subject", "positive"):
         return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_null(kind))
-    if name == "level":
-        return bool(types.is_integer(kind) or types.is_null(kind))
+    if name == "level":  # a number or a word
+        return bool(types.is_integer(kind) or types.is_string(kind) or types.is_null(kind))
     return name != "problem" or not types.is_nested(kind)
 
 
@@ -171,4 +171,5 @@ def samples_of(directory: str | Path) -> list[dict[str, Any]]:
         }
         for rows in problems.values()
     ]
-    return sorted(found, key=lambda row: (row["right"], -(row["level"] or 0)))[:SAMPLES]
+    # Of levels that are words, none is known to be the hardest.
+    return sorted(found, key=lambda r: (r["right"], -r["level"] if isinstance(r["level"], int) else 0))[:SAMPLES]
