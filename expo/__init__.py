@@ -13,9 +13,12 @@ __all__ = ["LoadedRun", "evaluate", "list_runs", "load_run", "train"]
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        from expo.ground.files import CHECKOUT, version_of
+        from importlib.metadata import PackageNotFoundError, version
 
-        return version_of("expo") or CHECKOUT
+        try:
+            return version("expo")
+        except PackageNotFoundError:  # it runs from a folder
+            return "not installed"
     if name in __all__:
         import expo.notebook  # here: the command line starts without pandas
 

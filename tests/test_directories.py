@@ -87,7 +87,7 @@ def test_a_final_model_is_saved_beside_a_link_and_not_through_it(tmp_path, monke
     monkeypatch.setattr(fit, "save_policy", save)
     tokenizer = SimpleNamespace(save_pretrained=lambda folder: None)
     fit.save_final(
-        None,
+        SimpleNamespace(config=None),
         tokenizer,
         checkpoints / "final",
         compose_config(),

@@ -127,7 +127,7 @@ def test_evaluate_and_diagnose_tell_wandb_what_they_found(tmp_path, monkeypatch)
         assert (found.summary["status"], found.summary["identity"]) == ("done", summary["identity"])
         assert found.history[0][metric] == pytest.approx(summary["metrics"][metric])
         assert not (directory.parent / "metrics.jsonl").exists()  # which is of steps
-        monkeypatch.setattr(sys.modules[f"expo.commands.{heavy}"], "load_model", no_model)
+        monkeypatch.setattr(sys.modules[f"expo.jobs.{heavy}"], "load_model", no_model)
         with pytest.raises(UserError, match="no model"):
             make(replace(cfg, fresh=True))
         wandb.finish()

@@ -178,7 +178,7 @@ def test_noise_on_a_gpu_is_in_float64_and_on_a_cpu_what_it_was(monkeypatch):
         )
         engine.eos_ids = SimpleNamespace(to=lambda device: None)
         with pytest.raises(Stop):
-            engine._decode([], PLAIN)
+            engine._decode([], PLAIN, print)
     assert seen == [np.float32, np.float64]
 
 

@@ -109,7 +109,7 @@ def test_a_server_that_is_gone_for_a_while_costs_nothing(server, tmp_path):
 
 @pytest.mark.runs
 def test_a_missing_key_is_one_line_before_any_work(server, tmp_path):
-    code, said = expo(server, tmp_path, "evaluate", *SMALL, *ONLINE, WANDB_API_KEY="")
+    code, said = expo(server, tmp_path, "train", *SMALL, *ONLINE, WANDB_API_KEY="")
     assert code == 2, said
     (line,) = (line for line in said.splitlines() if line.startswith("expo: "))
     assert line.startswith("expo: logger.wandb.mode=online: W&B cannot start (")

@@ -114,7 +114,7 @@ def nodes_of(group: str) -> dict[str, type]:
 
 def summary_of(node: type) -> str:
     """Return the first line of a dataclass's docstring."""
-    return (node.__doc__ or "").strip().split("\n")[0]
+    return " ".join((node.__doc__ or "").strip().split("\n\n")[0].split())
 
 
 def rows_of(node: type, prefix: str) -> list[Row]:
