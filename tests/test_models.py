@@ -330,9 +330,7 @@ def test_a_template_that_prints_todays_date_prints_the_configs(asked, monkeypatc
     tokenizer = ladder_tokenizer()
     tokenizer.chat_template = TEMPLATES[asked]
     rendered, seen = tokenizer.apply_chat_template, []
-    monkeypatch.setattr(
-        tokenizer, "apply_chat_template", lambda *a, **k: seen.append(rendered(*a, **k)) or seen[-1]
-    )
+    monkeypatch.setattr(tokenizer, "apply_chat_template", lambda *a, **k: seen.append(rendered(*a, **k)) or seen[-1])
     prompts = Prompts(compose_config("dataset=ladder", "prompts.date=2025-02-03").prompts)
     prompts.solve_ids(tokenizer, [Problem("p", "q", "a")])
     assert "2025-02-03" in seen[0] or "03 Feb 2025" in seen[0]
