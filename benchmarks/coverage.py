@@ -1,10 +1,8 @@
 """How often intervals hold the truth: simulated runs whose true rate is known (experiments/bench_intervals).
 
 The rate of a problem under a training seed is σ(μ + a_s + b_p): seeds and problems are normal on the scale of logits,
-and so are fewer
-apart near rates of 0 and 1; or a seed takes off or does not, and a_s has two values. Each problem is sampled a few
-times. The truth is
-the mean of pass@k over all problems and seeds that there could be.
+and so are fewer apart near rates of 0 and 1; or a seed takes off or does not, and a_s has two values. Each problem is
+sampled a few times. The truth is the mean of pass@k over all problems and seeds that there could be.
 """
 
 import json

@@ -78,8 +78,7 @@ class RunFailed(Exception):
 def main() -> None:
     """Run the command that the process was started with, and exit with its code."""
     # Every Python that this one starts would look for modules in the working folder first, and run a file there, such
-    # as
-    # numbers.py, for the module of that name.
+    # as numbers.py, for the module of that name.
     os.environ["PYTHONSAFEPATH"] = "1"
     if locale.getencoding().lower() not in ("utf-8", "utf8") and not sys.flags.utf8_mode:  # files are UTF-8 everywhere
         os.environ["PYTHONUTF8"] = "1"

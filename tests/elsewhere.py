@@ -2,8 +2,7 @@
 on a GPU.
 
 A mode sees every call of a torch function. It tells tensors on the accelerator by a mark, says of them that their
-device is ELSEWHERE, marks
-what comes of them, and raises where the two kinds meet.
+device is ELSEWHERE, marks what comes of them, and raises where the two kinds meet.
 """
 
 from contextlib import ExitStack

@@ -3,16 +3,13 @@
     python tests/faults.py trials=500 seed=0 [jobs=2] [minutes=M] [only=COMMAND]
 
 M minutes at most: the trials that did not begin until then are left out. A third of all trials have what a place may be
-beside the
-fault, drawn as well: `outputs` or the runs in it are links to elsewhere, or a hostile run lies beside
+beside the fault, drawn as well: `outputs` or the runs in it are links to elsewhere, or a hostile run lies beside
 (`tests/hostile.py`).
 
 After a fault the same command must lead to what an unbroken one leaves: the same scalars, weights, verdicts, W&B
-history, explanations,
-and what is removed is removed. Nothing that was finished is made again; no process and no temporary file stays; each
-process that ends early says why in a few lines,
-without a stack trace. A full or read-only disk needs the right to mount; without it, the size of files is limited
-instead.
+history, explanations, and what is removed is removed. Nothing that was finished is made again; no process and no
+temporary file stays; each process that ends early says why in a few lines, without a stack trace. A full or read-only
+disk needs the right to mount; without it, the size of files is limited instead.
 
 Each process is forked from this one, which has everything imported: a trial takes seconds instead of half a minute.
 """

@@ -41,8 +41,7 @@ from expo.tables.launch import own_gpus
 from expo.verifier.pool import Verifier
 
 # Level 2, where the base policy is right sometimes: every stream is busy. And AdamW's ε of 1e-6, for it divides a
-# gradient by
-# its size: one that is nothing but rounding would move its weight as far as any other.
+# gradient by its size: one that is nothing but rounding would move its weight as far as any other.
 LADDER = ["dataset=ladder", "dataset.levels=[2]", "trainer.accelerator=cpu", "evaluation.every=2", "optimizer.eps=1e-6"]
 STRATEGIES = ["ddp", "fsdp"]
 BUSY = ["algorithm.kl_coef=0.05", "algorithm.updates_per_rollout=2"]

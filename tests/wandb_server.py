@@ -2,8 +2,7 @@
 resumes a run.
 
 It keeps what it is sent, and knows nothing else: no users, no sweeps, no checks. Artifacts are taken as known already,
-so
-that no file of theirs is sent.
+so that no file of theirs is sent.
 """
 
 import gzip

@@ -3,10 +3,8 @@ starts.
 
 `python tests/warm.py FOLDER` imports, and then forks itself for each process that is asked for. `FOLDER/python` is what
 tests take for their `sys.executable`: it hands over its arguments, descriptors, folder and environment, passes signals
-on,
-and ends as the process ends; where it is killed, the process is, too. `FOLDER/expo` is the command. What is not `-m
-expo`
-or has another environment than the tests have, such as the modules and folders that libraries are told of, gets a
+on, and ends as the process ends; where it is killed, the process is, too. `FOLDER/expo` is the command. What is not `-m
+expo` or has another environment than the tests have, such as the modules and folders that libraries are told of, gets a
 Python of its own.
 """
 

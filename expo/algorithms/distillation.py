@@ -3,10 +3,9 @@
     loss = GRPO's  +  λ · Σ w_T · D(p_S(·|q, y_<t), p_T(·|q, x, y_<t))
 
 with privilege x, GRPO's terms as in `expo.algorithms.grpo`, and w_T the weights of the tokens that the teacher guides.
-No gradient goes through p_T, and no explanation is
-sampled. Instead of D, the teacher's opinion of the sampled token can be (a part of) its advantage. OPSD (arXiv
-2601.18734),
-SDPO (2601.20802), SDPG (2606.04036), RLCSD (2606.11709) and OP²SD (2608.09228) are choices among the keys.
+No gradient goes through p_T, and no explanation is sampled. Instead of D, the teacher's opinion of the sampled token
+can be (a part of) its advantage. OPSD (arXiv 2601.18734), SDPO (2601.20802), SDPG (2606.04036), RLCSD (2606.11709) and
+OP²SD (2608.09228) are choices among the keys.
 """
 
 from collections.abc import Callable, Sequence
@@ -80,8 +79,7 @@ class SelfDistillation(GRPO):
     """One step: rollouts, the teacher's opinion of their tokens, then `updates_per_rollout` optimizer steps.
 
     A rollout for which there is nothing to show is not distilled. The mean over tokens (`token_mean`) is then one over
-    the others'
-    tokens; in `sequence_mean` and `constant` such a rollout counts as one with a divergence of 0.
+    the others' tokens; in `sequence_mean` and `constant` such a rollout counts as one with a divergence of 0.
     """
 
     conf: SelfDistillationConf

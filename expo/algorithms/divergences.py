@@ -31,8 +31,7 @@ def generalized_jsd(student: Tensor, teacher: Tensor, mix: float) -> Tensor:
     """Return β KL(p_T || m) + (1 - β) KL(p_S || m) with m = (1 - β) p_S + β p_T, β = `mix` (arXiv 2306.13649, eq. 1).
 
     β = 0 stands for KL(p_T || p_S), the forward KL, β = 1 for KL(p_S || p_T), the reverse one: divided by β or 1 - β,
-    they
-    are the limits. Args: student, teacher `[N, V]`, log-probabilities that each sum to 1 over V. Returns `[N]`, in
+    they are the limits. Args: student, teacher `[N, V]`, log-probabilities that each sum to 1 over V. Returns `[N]`, in
     nats.
     """
     if mix == 0:

@@ -3,8 +3,7 @@
     loss = Σ w · -min(ρ Â, clip(ρ) Â)  +  kl_coef · Σ w · KL(π_θ || π_ref)  +  β · Σ w⁺ · -log π_θ(c̃ | q)
 
 over the tokens of rollouts (weights w) and of positives (w⁺), see `expo.algorithms.terms` and `losses`. Dr. GRPO, DAPO,
-GSPO, CISPO,
-SAPO, RLOO and LUFFY are choices of advantage, ratio, surrogate, weights and of what positives are used as.
+GSPO, CISPO, SAPO, RLOO and LUFFY are choices of advantage, ratio, surrogate, weights and of what positives are used as.
 """
 
 from collections.abc import Sequence

@@ -214,9 +214,8 @@ def off_policy_loss(logp: Tensor, advantages: Tensor, shaping: float) -> Tensor:
     known.
 
     With `shaping` γ > 0, f = π_θ / (π_θ + γ) (LUFFY, arXiv 2504.14945, eq. 6), which cares most for unlikely tokens;
-    with
-    0, a ratio of 1 with the gradient of log π_θ. Never clipped.
-    Args: logp `[B, T]`; advantages `[B]`. Returns `[B, T]`.
+    with 0, a ratio of 1 with the gradient of log π_θ. Never clipped. Args: logp `[B, T]`; advantages `[B]`. Returns
+    `[B, T]`.
     """
     probability = logp.exp()
     ratio = probability / (probability + shaping) if shaping else (logp - logp.detach()).exp()
@@ -276,9 +275,8 @@ def kl(logp: Tensor, ref_logp: Tensor, estimator: str) -> Tensor:
     2020).
 
     With δ = log π_θ - log π_ref: k1 = δ, k2 = δ²/2, k3 = e^-δ - 1 + δ. As a loss, k1's gradient has mean zero: it is
-    for
-    monitoring; k2's gradient is the true one; k3 is GRPO's choice.
-    Args: logp, ref_logp `[B, T]`; estimator, a key of `KL_ESTIMATORS`. Returns `[B, T]`.
+    for monitoring; k2's gradient is the true one; k3 is GRPO's choice. Args: logp, ref_logp `[B, T]`; estimator, a key
+    of `KL_ESTIMATORS`. Returns `[B, T]`.
     """
     return KL_ESTIMATORS[estimator](logp - ref_logp)
 

@@ -50,7 +50,7 @@ class Scored:
     trust: Tensor  # [b, T], weight that corrects the sampler, see `losses.sampler_weights`
     reference_logp: Callable[[], Tensor]  # computes log π_ref `[b, T]`, at a pass of the reference
     entropy: Tensor | None = None  # [b, T], of the next-token distribution; where a term `needs_entropy`
-    opinion: Any = None  # a teacher's, see `expo.algorithms.distillation`
+    opinion: Any = None  # what a teacher says of these rows, see `distillation.Opinion`
 
     @property
     def moved(self) -> Tensor:

@@ -62,9 +62,8 @@ class Updates(LightningModule):
         """Yield this device's micro-batches of some rows, each with the indices of its rows.
 
         Weights of tokens have to be those of the whole batch: gradients are added up over the devices when a step is
-        taken, and
-        so is all that is added to `sums` meanwhile. Args: rows `[N]`; size, rows at a time, `trainer.micro_batch_size`
-        by default.
+        taken, and so is all that is added to `sums` meanwhile. Args: rows `[N]`; size, rows at a time,
+        `trainer.micro_batch_size` by default.
         """
         before = dict(sums)
         self.dealt = True

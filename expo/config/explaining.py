@@ -19,8 +19,7 @@ def when_explained(positives: PositivesConf, algorithm: AlgorithmConf) -> When:
     """Decide when explanations are asked for; the later, the less of a decoding batch they share with the rollouts.
 
     One call needs one set of weights: that of the policy that makes the rollouts. From the start, it also has to be
-    known
-    that every problem gets an explanation, and what is shown for it.
+    known that every problem gets an explanation, and what is shown for it.
     """
     makes_rollouts = "snapshot" if algorithm.uses_snapshot else "current"
     if positives.writer != makes_rollouts or positives.asks_after == "hints":

@@ -133,8 +133,7 @@ def _node(kind: Any, tree: Mapping[str, Any]) -> Any:
 
 def run_directory(text: str) -> Path:
     """Return the run directory that a person names: its path, a pattern that fits it alone, its identity, or `latest`,
-    the training
-    run that was worked on last; the last two looked for in outputs/.
+    the training run that was worked on last; the last two looked for in outputs/.
 
     Raises UserError where a pattern or an identity fits none, or several.
     """

@@ -142,8 +142,7 @@ def _with_contents(tree: dict[str, Any], cfg: Config) -> dict[str, Any]:
 
 def _tree(node: Any, pairs: bool) -> dict[str, Any]:
     """Return the keys that count, as plain data, and the one value of those that are `gone`. With `pairs`, only those
-    that change DPO's
-    first pairs."""
+    that change DPO's first pairs."""
     tree = {}
     for f in dataclasses.fields(node):
         declared, value = declaration(f), getattr(node, f.name)
@@ -172,8 +171,7 @@ def _add_files(digest: "hashlib._Hash", place: Path) -> None:
     """Add names, sizes, the first MiB of each file, and pieces of all the rest, 4 MiB of it in all.
 
     The start alone would not do: an adapter that is merged changes neither the sizes nor the embedding, which often
-    comes
-    first. The shipped ladder policy is known by its start, as in older versions: it does not change.
+    comes first. The shipped ladder policy is known by its start, as in older versions: it does not change.
     """
     kinds = (".json", ".safetensors", ".bin", ".jinja")
     files = place.iterdir() if place.is_dir() else [place]

@@ -97,18 +97,16 @@ def key(
 ) -> Any:
     """Declare one key of a config dataclass.
 
-    Args: default, a value, a list, or a config dataclass for a nested group; without one, the key must be given. help,
-    one
-    sentence for people. low, high, above: bounds (above is exclusive) of a number, or of each number of a list.
-    choices:
-    allowed strings, or allowed items of a list. identity=False: it changes nothing of a run's result. pairs=False: it
-    changes the result, but not the pairs that the initial policy makes for DPO. absent: for a key added later, the
-    value
-    at which everything is as it was before the key existed; at this value the run's identity is what it was, too. A
-    tuple: such values.
-    finite=False: inf is a value, too, which stands for no limit. counted_as: a constant that is hashed instead of the
-    value,
-    for a key that used to count, so that the identities of finished runs stay.
+    Args:
+    - default: a value, a list, or a config dataclass for a nested group; without one, the key must be given.
+    - help: one sentence for people.
+    - low, high, above: bounds (above is exclusive) of a number, or of each number of a list.
+    - choices: allowed strings, or allowed items of a list.
+    - identity=False: it changes nothing of a run's result.
+    - pairs=False: it changes the result, but not the pairs that the initial policy makes for DPO.
+    - absent: the value, or a tuple of values, at which all is as before the key existed: it is then not hashed.
+    - finite=False: inf is a value, too, which stands for no limit.
+    - counted_as: a constant that is hashed instead of the value, for a key that used to be hashed.
     """
     declared = Declaration(help, low, high, above, tuple(choices), identity, pairs, absent, finite, counted_as)
     metadata = {"key": declared}
@@ -140,8 +138,7 @@ def option(group: str, name: str, formerly: str = "", alone: bool = True) -> Cal
 
     Without a YAML file of its name it can be picked as `<group>=<name>` all the same, at its defaults; with alone=False
     it cannot. Args: formerly, the older name of its `_target_`, under which it goes into the identity, so that runs
-    that
-    were finished before it moved stay finished.
+    that were finished before it moved stay finished.
     """
 
     def register(node: Node) -> Node:

@@ -21,8 +21,7 @@ def what_differs(overrides: Sequence[str], runtime: Collection[str], earlier: st
     """Return what a command line changes of a run, short enough for a folder's name: `max_steps_4+learning_rate_1e-05`.
 
     Neither `=` nor `,` is in it: Hydra would not take the folder as a value. Args: runtime, keys that change nothing of
-    the
-    result; earlier, what another run's name says, which the command line changes further.
+    the result; earlier, what another run's name says, which the command line changes further.
     """
     given = dict(
         o.lstrip("+").replace("/", ".", o.partition("=")[0].count("/")).partition("=")[::2]

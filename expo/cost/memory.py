@@ -8,9 +8,8 @@ from expo.cost.run import Work
 from expo.model.scoring import LOGITS
 
 # What a layer keeps for its backward pass, per token: bytes per hidden unit (the residual stream and its norms stay in
-# float32), and tensors
-# of the keys' and of the MLP's width. Counted with torch's saved-tensor hooks on Qwen2 with SDPA, float32 and
-# bf16-mixed, 2026-11-28.
+# float32), and tensors of the keys' and of the MLP's width. Counted with torch's saved-tensor hooks on Qwen2 with SDPA,
+# float32 and bf16-mixed, 2026-11-28.
 KEPT_BYTES, KEPT_KEYS, KEPT_INNER = 32, 2, 4
 
 

@@ -198,8 +198,7 @@ class Work:
     @property
     def copies(self) -> float:
         """Return the bytes of the whole copies of the weights that stay in memory beside the policy. Under autocast,
-        frozen ones hold their
-        matrices in 16 bit, but for a reference from which rounds begin anew."""
+        frozen ones hold their matrices in 16 bit, but for a reference from which rounds begin anew."""
         initial, earlier = frozen_copies(self.cfg)
         casts = self.mixed and not self.cfg.model.load_in_4bit and not self.base_in_16_bit
         half = self.held - (2.0 * self.matrices if casts else 0.0)

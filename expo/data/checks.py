@@ -56,10 +56,8 @@ def unusable(problems: Sequence[Problem], verifier: Verifier, sentences: bool = 
     """Return, for each problem, why no completion of it can be judged right; None where one can.
 
     An answer must be equal to itself and to the answer of its own solution; a judge of one's own is asked of the
-    solution alone.
-    An answer that is a sentence around a number must be equal to that number, too: a policy writes `29`, not "she has
-    29 apples".
-    Args: sentences, whether a sentence is an answer all the same.
+    solution alone. An answer that is a sentence around a number must be equal to that number, too: a policy writes
+    `29`, not "she has 29 apples". Args: sentences, whether a sentence is an answer all the same.
     """
     # All are asked before the first is waited for: comparing strings settles most, and the workers share the rest.
     stated = verifier.extraction.stated
@@ -110,8 +108,7 @@ def number_in_sentence(p: Problem) -> str | None:
     r"""Return the last number of an answer that is plain words around numbers; None for any other answer.
 
     A sentence has at least two words, or a mark that announces the answer (`answer: 72`, `#### 72`). An answer with
-    LaTeX
-    is none: "6 \text{ PM}", a matrix.
+    LaTeX is none: "6 \text{ PM}", a matrix.
     """
     plain = re.sub(r"\\[$%]", "", p.answer)
     if "\\" in plain or p.kind not in ("auto", "words") or kind_for(p.answer, p.kind).name in _WITH_WORDS:

@@ -38,8 +38,7 @@ SYMBOLS = {
     "!": (4, "dif", None),
     "$": (4, "mul", None),
     # Level 5 is hard because the obvious technique is the wrong one. In a prototype of this world without
-    # misconceptions, the
-    # base policy had no reason to tell the symbols apart, and no algorithm could teach it to.
+    # misconceptions, the base policy had no reason to tell the symbols apart, and no algorithm could teach it to.
     "|": (5, "max", "mul"),
     "_": (5, "cat", "add"),
 }

@@ -75,8 +75,7 @@ def majority(samples: Sequence[Row]) -> float:
     """Return whether the answer that most samples give is right: 1 or 0, and of tied answers the share that is right.
 
     Right answers are one answer, however they are written, and so are wrong ones of one value. A sample without an
-    answer, or
-    with an empty one, has no vote; where none has one, it is 0. (Wang et al. 2022, arXiv 2203.11171.)
+    answer, or with an empty one, has no vote; where none has one, it is 0. (Wang et al. 2022, arXiv 2203.11171.)
     """
     right, wrong = 0, Counter[str]()
     for row in samples:

@@ -1,12 +1,10 @@
 """95 % intervals of means over problems and training seeds: pure functions of arrays.
 
 Problems and seeds are crossed: every seed has the same problems. Both are samples of what a claim is about, and each
-has a
-variance of its own; a third is that of a problem under a seed. All three are estimated as in an analysis of variance
-with two crossed
-random effects (Searle, Casella, McCulloch 1992, chapter 4). What a mean owes to the seeds and what to the problems each
-has
-an interval with its own few degrees of freedom; the two are combined by their squares (Howe 1974).
+has a variance of its own; a third is that of a problem under a seed. All three are estimated as in an analysis of
+variance with two crossed random effects (Searle, Casella, McCulloch 1992, chapter 4). What a mean owes to the seeds and
+what to the problems each has an interval with its own few degrees of freedom; the two are combined by their squares
+(Howe 1974).
 
 `experiments/bench_intervals` measures how often such intervals hold the truth.
 """
@@ -43,9 +41,9 @@ def spread(values: np.ndarray, paired: bool = False) -> Spread:
     """Estimate the mean of a table `[S, P]`, a row per seed and a column per problem. NaN: no value.
 
     How a problem varies under each seed is in what seeds and what problems differ by, and is taken off one of them: off
-    the seeds'; with
-    `paired`, of differences of two arms, in which problems have hardly a part of their own, off the problems'.
-    With one seed, only the problems vary; with one problem as well, nothing is known, and it reaches infinitely far.
+    the seeds'; with `paired`, of differences of two arms, in which problems have hardly a part of their own, off the
+    problems'. With one seed, only the problems vary; with one problem as well, nothing is known, and it reaches
+    infinitely far.
     """
     there = ~np.isnan(values)
     values, there = values[there.any(axis=1)][:, there.any(axis=0)], there[there.any(axis=1)][:, there.any(axis=0)]
@@ -96,11 +94,9 @@ def of_share(values: np.ndarray) -> tuple[float, float]:
     value.
 
     The exact interval of a proportion (Clopper, Pearson 1934), of as many independent trials as would reach as far
-    (Korn,
-    Graubard 1998). Problems of which each is always right or always wrong vary most: their variance is known from the
-    mean
-    alone, and where it tells more than an estimate from few problems, it is taken. Where no value differs from another,
-    there are as many trials as problems.
+    (Korn, Graubard 1998). Problems of which each is always right or always wrong vary most: their variance is known
+    from the mean alone, and where it tells more than an estimate from few problems, it is taken. Where no value differs
+    from another, there are as many trials as problems.
     """
     s = spread(np.atleast_2d(values))
     most = s.mean * (1 - s.mean) * NORMAL**2

@@ -55,8 +55,7 @@ def clear(directory: Path) -> None:
     """Remove all that a run directory holds but its lock: set aside first, so that a kill leaves no half of a run.
 
     The directory itself may be a link, as of a run on another disk. Raises UserError where it is one to anything but a
-    run,
-    or where something stays.
+    run, or where something stays.
     """
     if directory.is_symlink() and not (directory / "config.yaml").is_file() and any(directory.iterdir()):
         raise UserError(f"{directory}: a link to what is no run directory; nothing there is removed: remove the link")
@@ -111,8 +110,7 @@ def locked(path: Path, waiting: str | None = None) -> Iterator[IO[str] | None]:
     """Keep other processes from what a lock file stands for; a process that has the file open keeps it, too.
 
     Args: waiting, what to say where another process has it, and to wait then; None: give None at once. Raises UserError
-    for
-    a lock file that is none.
+    for a lock file that is none.
     """
     while True:
         if waiting is not None:

@@ -10,12 +10,10 @@ class Problem:
     """A question with a checkable answer.
 
     `question` is what the user says last, `earlier` the (role, content) of the messages before it, a system message
-    among them.
-    `solution` is the expert's worked solution as the policy would be trained on it; it is None where a data set
-    has none. `level` is None for data sets without difficulty levels. `kind` is how answers are compared with this one,
-    a key
-    of `expo.verifier.kinds.KINDS`; "auto": as the answer itself says. `columns` are the row's own, for a reward or a
-    judge of one's own.
+    among them. `solution` is the expert's worked solution as the policy would be trained on it; it is None where a data
+    set has none. `level` is None for data sets without difficulty levels. `kind` is how answers are compared with this
+    one, a key of `expo.verifier.kinds.KINDS`; "auto": as the answer itself says. `columns` are the row's own, for a
+    reward or a judge of one's own.
     """
 
     id: str

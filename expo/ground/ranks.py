@@ -1,8 +1,7 @@
 """The processes of one run, one for each device. Each of them holds the whole of a step; only work is dealt out.
 
 What has no single right answer (a sampled token, a verdict that may time out, a measured number) is made by one process
-and
-shared, so that all of them take the same branches and end with the same weights.
+and shared, so that all of them take the same branches and end with the same weights.
 """
 
 import os

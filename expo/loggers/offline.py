@@ -32,8 +32,7 @@ def offline_files(folder: str | Path) -> list[Path]:
     """Return the offline files in a folder and all below it, the oldest session first.
 
     That is the one whose steps come first: the local time in its folder's name, which goes back with the clock and the
-    time
-    zone, only orders those that begin alike.
+    time zone, only orders those that begin alike.
     """
     found = [
         path for path in Path(folder).rglob("*.wandb") if path.parent.name.startswith("offline-run-") and path.is_file()
@@ -53,8 +52,7 @@ def read_offline(path: str | Path) -> OfflineRun:
     """Return the run in a .wandb file, or in a folder that has the files of all its sessions: the run's own, say.
 
     A record that is still being written is left out. Raises ValueError for another kind of file, a folder without any,
-    and
-    one with the files of several runs.
+    and one with the files of several runs.
     """
     files = offline_files(path) if Path(path).is_dir() else [Path(path)]
     if not files:

@@ -18,8 +18,7 @@ def sync(folder: Path) -> int:
     take.
 
     The files of one run are in order, too: a session begins after the one before it. Raises UserError for a folder that
-    is
-    not there, and where W&B does not begin, as without a key.
+    is not there, and where W&B does not begin, as without a key.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give the one that the runs are under, as expo wandb sync outputs")

@@ -66,8 +66,7 @@ def reads_rightly(model: nn.Module, *, packed: bool = False, shared: bool = Fals
     """Return whether rows that are read packed, or behind shared prompts, get the scores that they get one by one.
 
     An architecture that takes no positions, or no mask of its own, may ignore them without a word. So the scores have
-    to
-    be close, and have to stay what they are when the other rows hold other tokens.
+    to be close, and have to stay what they are when the other rows hold other tokens.
     """
     training, device = model.training, next(model.parameters()).device
     model.eval()
@@ -123,8 +122,7 @@ def row_limit(model: PreTrainedModel) -> int | None:
     """Return how many tokens of prompt and completion together a model has room for; None: as many as one likes.
 
     By `dynamic` and `longrope` RoPE all tokens are placed otherwise once the longest row beside them passes a length.
-    So that
-    no row's score depends on its neighbours, none may pass it.
+    So that no row's score depends on its neighbours, none may pass it.
     """
     conf = model.config.get_text_config()
     rope = getattr(conf, "rope_parameters", None) or {}

@@ -70,8 +70,7 @@ def _field(source: str, name: str) -> Any:
 @contextmanager
 def read_once(source: str) -> Iterator[None]:
     """Let transformers read a GGUF file once within the context. It does so anew for config, tokenizer and weights, and
-    looks up the
-    names of a whole model for each of its modules: two thirds of the time that loading takes."""
+    looks up the names of a whole model for each of its modules: two thirds of the time that loading takes."""
     if not is_gguf(source):
         yield
         return

@@ -114,8 +114,7 @@ def without_dropout(model: nn.Module) -> None:
     """Switch every dropout of a model off, in modules and in the numbers that attention layers hold.
 
     The mode of training alone stays: gradient checkpointing needs it. With dropout, a policy that was not yet updated
-    has another
-    ratio than 1, and a KL to itself.
+    has another ratio than 1, and a KL to itself.
     """
     for module in model.modules():
         names = ["p"] if isinstance(module, nn.Dropout) else [n for n in vars(module) if "dropout" in n or "pdrop" in n]
@@ -194,8 +193,7 @@ def _whole_model(path: str, revision: str | None, options: dict[str, Any]) -> tu
     """Return a model with its saved adapter merged, where it has one, and the names of the weights that its files lack.
 
     A new adapter, or training without one, then begins from the very model that was saved. On weights in 4 bits, which
-    would
-    be rounded again, the adapter stays what it is: beside them, and not trained.
+    would be rounded again, the adapter stays what it is: beside them, and not trained.
     """
     source = located(path)
     if is_gguf(source):
@@ -304,8 +302,7 @@ def as_multiplied(model: PreTrainedModel) -> PreTrainedModel:
     they are, to the bit.
 
     Autocast keeps no casts of them, and makes them anew for each token. A head that is tied to the embedding, and
-    norms, are read in
-    their own format. Do not train from such weights, nor save them as a model's own.
+    norms, are read in their own format. Do not train from such weights, nor save them as a model's own.
     """
     causal = causal_lm(model)
     if dtype := getattr(causal, "compute_dtype", None):

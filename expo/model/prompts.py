@@ -148,8 +148,7 @@ class Prompts:
 
     def solution_ids(self, tokenizer: "PreTrainedTokenizerBase", solution: str) -> list[int]:
         """Return the token ids of an expert's solution as a whole turn of the assistant's: after the thoughts, where
-        the chat template
-        opens some, and with the token that ends a turn."""
+        the chat template opens some, and with the token that ends a turn."""
         opened = self._rendered(tokenizer, PLACE).rstrip().endswith(THOUGHTS[0])
         before = tokenizer(f"\n{THOUGHTS[1]}\n\n", add_special_tokens=False)["input_ids"] if opened else []
         return [*before, *text_ids(tokenizer, solution), turn_end(tokenizer)]
@@ -215,8 +214,7 @@ class Prompts:
         """Return the system turn that the chat template writes where it is given none; "" where it writes none.
 
         A system message of ours shows where such a turn begins and ends. What is left has to open the first user's turn
-        as a later one
-        is opened, but for special tokens. Raises UserError where that is not so.
+        as a later one is opened, but for special tokens. Raises UserError where that is not so.
         """
         user, system = ({"role": role, "content": PLACE} for role in ("user", "system"))
         try:
@@ -249,8 +247,7 @@ class Prompts:
 
     def _options(self) -> dict[str, Any]:
         """Return what a template is given beside the messages: what stands in the place of today, by the names that
-        templates ask for
-        it, and the options that the config names."""
+        templates ask for it, and the options that the config names."""
         day = date.fromisoformat(self.conf.date)
         today = {"strftime_now": day.strftime, "date_string": day.strftime("%d %b %Y")}
         return {"add_generation_prompt": True, **today, **self.conf.template_options}
@@ -274,8 +271,7 @@ class Prompts:
 
 def turn_end(tokenizer: "PreTrainedTokenizerBase") -> int:
     """Return the id of the token that ends an assistant's turn in the chat template; where it ends one with no token of
-    its own, the
-    end-of-sequence token. Rollouts stop there, and what the policy is trained on ends there."""
+    its own, the end-of-sequence token. Rollouts stop there, and what the policy is trained on ends there."""
     chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": PLACE}]
     try:
         with _time_limit(TEMPLATE_S):

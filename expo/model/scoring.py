@@ -74,11 +74,9 @@ def score(
 
     The logits are divided by `temperature`, the one that the rollouts were sampled with, so that ratios compare the
     distributions that acted. Where there are more than LOGITS, they exist for some positions at a time and are
-    recomputed
-    in the backward pass.
-    With `packed`, the decoder reads all rows end to end as one, told apart by their position ids: no padding is
-    computed.
-    With `shared`, it reads a prompt that several rows have once, where the model can; only rounding differs.
+    recomputed in the backward pass. With `packed`, the decoder reads all rows end to end as one, told apart by their
+    position ids: no padding is computed. With `shared`, it reads a prompt that several rows have once, where the model
+    can; only rounding differs.
     """
     return _scored(model, batch, temperature, packed, shared, with_entropy=False)
 
@@ -150,8 +148,7 @@ def by_chunks(
     """Return `function(head, *rows, *others)`, of some rows at a time where they have more than so many logits.
 
     The logits of a part are then computed again in the backward pass. Args: rows, tensors of one length; what
-    `function` returns
-    has its last dimension over them.
+    `function` returns has its last dimension over them.
     """
     size, count = max(1, logits // head.weight.shape[0]), len(rows[0])
     if count <= size:
@@ -181,8 +178,8 @@ def score_beside(
     """Score completions under the policy and under a teacher that sees another prompt, and how far apart the two are.
 
     As in `score`, no `[B, T, V]` tensor exists. Args: teacher, a context that gives the model; seen, the same
-    completions in
-    the same rows behind the teacher's prompts; divergence, of log-probabilities `[N, V]`, both at `temperature`.
+    completions in the same rows behind the teacher's prompts; divergence, of log-probabilities `[N, V]`, both at
+    `temperature`.
     """
     with teacher as other, torch.no_grad(), computing(other):
         theirs = causal_lm(other)
@@ -273,8 +270,8 @@ def _behind_shared_prompts(decoder: Any, batch: TokenBatch) -> Tensor:
 
 def micro_batches(batch: TokenBatch, rows: Tensor, size: int) -> Iterator[tuple[Tensor, TokenBatch]]:
     """Return the given rows, at most `size` at a time: rows of one prompt together, and prompts with rows of like
-    length, so that
-    little padding is computed. Fewer rows go together where that saves an eighth of the tokens that are computed."""
+    length, so that little padding is computed. Fewer rows go together where that saves an eighth of the tokens that are
+    computed."""
     if not len(rows):
         return
     lengths = batch.lengths

@@ -255,8 +255,7 @@ class Comparison:
 
 def _until(run: RunData, metric: str, reach: float) -> tuple[bool, float, float, float]:
     """Return whether an evaluation found at least `reach`; the step of the first that did, and the tokens generated and
-    trained until
-    then; or else the last step, and all tokens."""
+    trained until then; or else the last step, and all tokens."""
     generated = trained = step = 0.0
     for line in run.lines:
         step = line["step"]

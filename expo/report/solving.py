@@ -27,8 +27,8 @@ class Solving:
     out.
 
     data: `texts`, every text once; and `problems`, of which each has label, question, answer and `arms`: by arm, its
-    points
-    (step, right, completions, places of the shown ones in `texts`, their verdicts, the place of the positive or null).
+    points (step, right, completions, places of the shown ones in `texts`, their verdicts, the place of the positive or
+    null).
     """
 
     data: Mapping[str, Any]

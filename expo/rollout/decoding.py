@@ -61,8 +61,7 @@ class RoomyLayer(DynamicLayer):
 
 class OneFormatCache(DynamicCache):
     """A cache that holds keys in the format of their values. Under autocast, rotary embeddings give float32 keys to
-    16-bit values: a layer
-    would hold both in float32, and attention casts them again for each token."""
+    16-bit values: a layer would hold both in float32, and attention casts them again for each token."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Add the states of new tokens to a layer. Returns all of its keys and values so far."""
@@ -98,8 +97,7 @@ def head_logits(head: nn.Module, hidden: Tensor) -> Tensor:
     """Return the logits of B rows, `[B, V]`, from their last hidden states `[B, H]`.
 
     On a CPU without AVX-512 the weights stand first in the product. With few rows and a large vocabulary, MKL takes two
-    to four
-    times as long for it the other way round on AMD's; on Intel's, the other way round is the quicker one
+    to four times as long for it the other way round on AMD's; on Intel's, the other way round is the quicker one
     (experiments/bench).
     """
     if WEIGHTS_FIRST and type(head) is nn.Linear and head.bias is None and hidden.device.type == "cpu":

@@ -28,8 +28,7 @@ def shard(model: PreTrainedModel) -> None:
     """Leave this device its share of every weight, with the first device's values.
 
     The model can then be scored and trained, and nothing else. All devices have to score, and to go backward, equally
-    often.
-    Raises UserError for a model that cannot be sharded.
+    often. Raises UserError for a model that cannot be sharded.
     """
     causal = causal_lm(model)
     formats = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()})
@@ -67,8 +66,7 @@ def in_16_bit(layer: nn.Module, dtype: torch.dtype) -> MixedPrecisionPolicy:
     float32 takes.
 
     Gradients are summed in float32. What goes from layer to layer stays what autocast makes it; embedding and head,
-    which are no layers',
-    stay float32. A CPU's LayerNorm takes no weights of another format than its input's.
+    which are no layers', stay float32. A CPU's LayerNorm takes no weights of another format than its input's.
     """
     mixes = next(layer.parameters()).is_cuda or not any(isinstance(m, nn.LayerNorm) for m in layer.modules())
     return MixedPrecisionPolicy(dtype if mixes else None, torch.float32, cast_forward_inputs=False)

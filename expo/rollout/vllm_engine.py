@@ -1,10 +1,9 @@
 """Rollouts with vLLM: in this process beside the trainer, or in one of its own (`rollout.separate`).
 
 Weights, or a LoRA adapter alone, go to the running engine after every step, and are verified: the sums of every
-parameter
-that can be read, and the log-probabilities of a probe, must be the policy's. A CPU build packs most matrices away: of
-those,
-only the probe tells. Where every parameter was compared, the probe tells of number formats and kernels, and warns.
+parameter that can be read, and the log-probabilities of a probe, must be the policy's. A CPU build packs most matrices
+away: of those, only the probe tells. Where every parameter was compared, the probe tells of number formats and kernels,
+and warns.
 """
 
 import logging
@@ -373,8 +372,7 @@ class VLLMEngine:
 
     def sleep(self) -> None:
         """Give cache and weights back, on a GPU that it shares with the trainer: `sync` brings them. Where it sends an
-        adapter alone, the
-        weights wait on the CPU."""
+        adapter alone, the weights wait on the CPU."""
         if self.sleeps:
             self.llm.sleep(level=1 if self.lora_rank else 2)
             self.asleep = True

@@ -30,9 +30,8 @@ def arm_names(summaries: Sequence[Mapping[str, Any]], settings: Sequence[Mapping
     """Return the name of each run's arm: its own name, and every setting in which the runs differ.
 
     Two runs have the same name only if they differ in nothing but the seed: not in the content of a data file or a
-    model
-    either, which `arm` of the summary tells (runs of before 0.3 have none: of them the settings alone are compared).
-    Args: summaries and settings (`settings_of`) of the runs, in the same order.
+    model either, which `arm` of the summary tells (runs of before 0.3 have none: of them the settings alone are
+    compared). Args: summaries and settings (`settings_of`) of the runs, in the same order.
     """
     names = [str(summary["name"]) for summary in summaries]
     everywhere = {key for own in settings for key in own}

@@ -13,8 +13,7 @@ def model_card(cfg: Config, summary: dict[str, Any], adapter: bool, gguf: str = 
     """Return README.md of a model folder.
 
     Args: summary, the run's summary.json; adapter, whether the folder has an adapter alone; gguf, the file that the
-    model's
-    first weights are from.
+    model's first weights are from.
     """
     base, data = cfg.model.path, cfg.dataset
     front: dict[str, Any] = {

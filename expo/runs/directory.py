@@ -196,8 +196,7 @@ def git_commit(*folders: str) -> str | None:
     """Return the commit of the checkout that expo runs from; None for an installed wheel.
 
     It ends in `-dirty` where expo's code, its configs, or further `folders` of the checkout differ. Rendered tables are
-    in
-    the checkout, too, and make no run another one.
+    in the checkout, too, and make no run another one.
     """
     if shutil.which("git") is None:
         return None

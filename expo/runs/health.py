@@ -279,8 +279,7 @@ class Health:
 
     def see(self, metrics: Mapping[str, float | None]) -> list[tuple[Watch, float]]:
         """Take the scalars of a step, or of an evaluation. Returns what collapses from now on, and its mean now;
-        undefined scalars
-        say nothing."""
+        undefined scalars say nothing."""
         found = []
         for name, watch in self.watches.items():
             value = metrics.get(name)

@@ -91,7 +91,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Group:
-    """One problem of a step: G judged rollouts, and what may be learned from beside them.
+    """One problem of a step: its G judged rollouts, the candidate positives, and those that are trained on.
 
     After a hint, `before_hint` is the group as it was without; the first `kept` rollouts are the same in both.
     """
@@ -167,7 +167,10 @@ class Experience:
         return torch.tensor([group.all_wrong for group in self.groups])
 
     def select(self, chosen: Sequence[int]) -> "Experience":
-        """Return the groups of the given indices, in that order, as a step of their own that has cost nothing."""
+        """Return the groups of the given indices, in that order, as a new Experience.
+
+        Timer, token counts and β begin at 0, so that no cost is counted twice.
+        """
         groups = [self.groups[i] for i in chosen]
         return Experience(groups, self.step, gives_hints=self.gives_hints, writer=self.writer)
 

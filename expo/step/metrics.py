@@ -1,4 +1,4 @@
-"""The scalars of a training step, under the names that every algorithm shares (README: how to read the curves)."""
+"""The scalars of a training step, under the names that every algorithm shares (docs/curves.md)."""
 
 from collections import Counter
 from collections.abc import Sequence

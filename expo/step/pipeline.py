@@ -111,8 +111,7 @@ class Pipeline:
         """Generate and judge the rollouts, and explain in the same call as far as `when` allows it.
 
         Args: uncached, the problems whose explanation is not in the cache. Returns the groups, the explanations that
-        were
-        made on the way, and how many tokens the rollouts have.
+        were made on the way, and how many tokens the rollouts have.
         """
         first = batch.offset * group_size
         solve = [

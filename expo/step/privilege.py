@@ -12,8 +12,7 @@ from expo.verifier.answers import Verdict
 log = logging.getLogger(__name__)
 
 # (experience, index of a group, a rollout's place in it) -> its problem with what is shown of it: the solution, or
-# without one the
-# answer. None: nothing.
+# without one the answer. None: nothing.
 Shown = Callable[[Experience, int, int, Tools], Problem | None]
 
 

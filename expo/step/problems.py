@@ -44,8 +44,7 @@ class Retries:
     2506.02177).
 
     A problem whose last n groups gave no gradient is dealt with probability retry^n. Who deals has to `learn` after
-    each step.
-    Where a whole epoch has been passed over in one step, the next problems are dealt as they come.
+    each step. Where a whole epoch has been passed over in one step, the next problems are dealt as they come.
     """
 
     def __init__(self, sampler: ProblemSampler, retry: float):

@@ -40,9 +40,8 @@ Rows = Sequence[Mapping[str, Any]]
 
 def pass_values(rows: Rows, metric: str) -> Values:
     """Return pass@k of each problem from completions. Args: metric, `pass@K` or `pass@K/levelN`; or, of the ladder,
-    `sound@K`,
-    for which a right answer counts only with right steps before it. Raises UserError where problems have unlike numbers
-    of samples.
+    `sound@K`, for which a right answer counts only with right steps before it. Raises UserError where problems have
+    unlike numbers of samples.
     """
     name, _, level = metric.partition("/level")
     kind, _, k = name.partition("@")
@@ -86,8 +85,7 @@ def stack(runs: Mapping[str, Values], partly: bool = False) -> np.ndarray:
     """Return one row per named run, one column per problem: `[S, P]`.
 
     With `partly`, NaN where a run has no value for a problem that another has; without, raises UserError where the runs
-    were
-    evaluated on different problems.
+    were evaluated on different problems.
     """
     first = next(iter(runs.values()))
     problems = list(dict.fromkeys(p for values in runs.values() for p in values))
@@ -103,8 +101,7 @@ def statistic(values: np.ndarray, metric: str, difference: bool = False) -> dict
     """Return the mean, 95 % interval over problems and seeds, the mean of each seed, and P.
 
     Args: values `[S, P]`, NaN where there is none; metric, `pass@K` or what `expo diagnose` measures, of one arm or,
-    with
-    `difference`, of two on the same problems and seeds.
+    with `difference`, of two on the same problems and seeds.
     """
     values = values[~np.isnan(values).all(axis=1)]  # a seed without any value is none
     name = metric.partition("/level")[0]
@@ -170,8 +167,7 @@ def aggregate(plan: Plan, runs: Sequence[PlannedRun]) -> dict[str, Any]:
 
 def cost_of(directories: Collection[Path]) -> dict[str, Any]:
     """Return the means over finished runs: tokens (None where nothing was trained) and seconds, both with the run's
-    part of what it
-    shares with others, whoever has made it."""
+    part of what it shares with others, whoever has made it."""
     shared = [sum(line.get(SHARED) or 0 for line in read_lines(d)) for d in directories]
     return {
         "generated tokens": _sum(directories, "throughput/tokens_generated"),
@@ -220,9 +216,8 @@ def keep_runs(runs: Sequence[PlannedRun], made_by: Mapping[str, Sequence[str]], 
 
     Args: made_by, the plan's `prepare`. runs.json, which is written last, has configs and summaries, what made their
     models, and hashes of their data files; metrics.parquet every line of metrics.jsonl, completions.parquet those of
-    the last
-    evaluation, samples.parquet a few problems of the last logged step, measured.parquet what `expo diagnose` has
-    measured.
+    the last evaluation, samples.parquet a few problems of the last logged step, measured.parquet what `expo diagnose`
+    has measured.
     """
     records, lines, completions, samples, measured = [], [], [], [], []
     for run in runs:

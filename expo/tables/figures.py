@@ -23,8 +23,7 @@ class Curves:
     """One panel per entry of `panels`: `{metric, title, arms}`, of which only metric must be given.
 
     Each arm's mean over its runs against the step; the band spans the runs. With `unfinished`, of runs under way as
-    well.
-    `across` panels stand side by side.
+    well. `across` panels stand side by side.
     """
 
     panels: list[dict[str, Any]] = field(default_factory=list)
@@ -124,10 +123,8 @@ class Heat:
     light to dark.
 
     Args: panels, rows, columns: parts of arms' names, each with what it is called; rows may be left out of the names.
-    frames:
-    whether a cell is framed whose difference to the arm it is held against is settled: green where it is better, red
-    and
-    dashed where it is worse.
+    frames: whether a cell is framed whose difference to the arm it is held against is settled: green where it is
+    better, red and dashed where it is worse.
     """
 
     column: str

@@ -79,8 +79,7 @@ class Plan:
     # Pictures by file name: objects of expo.tables.figures.
     figures: dict[str, Any] = field(default_factory=dict)
     # What the paper says (paper.yaml) by arm and by the paper's own column, null where it is not known here; an arm
-    # that the
-    # paper does not have is not in it.
+    # that the paper does not have is not in it.
     paper: dict[str, Any] = field(default_factory=dict)
 
 

@@ -27,8 +27,7 @@ def wide_console() -> Console:
 
 def rows_of(plan: Plan, record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Return the headings, and the cells of each arm: means with 95 % intervals, pass@k in percent; the paper's
-    numbers, where there
-    are any, in columns of their own that say so."""
+    numbers, where there are any, in columns of their own that say so."""
     papers = list(dict.fromkeys(column for numbers in plan.paper.values() for column in numbers or ()))
     differs = any("difference" in arm for arm in record["arms"].values())
     last = (plan.headings or plan.columns)[-1]
@@ -135,8 +134,7 @@ def far_apart(seeds: Sequence[float]) -> bool:
 
 def percent(cell: Mapping[str, Any], sign: str = "") -> str:
     """Return a rate or a difference of rates with its interval, in percent; of seeds that lie far apart also what each
-    has found, which
-    tells more than an interval does. Args: sign, `+` to show one."""
+    has found, which tells more than an interval does. Args: sign, `+` to show one."""
     mean, low, high = (100 * cell[name] for name in ("mean", "lo", "hi"))
     seeds = ", ".join(f"{round(100 * seed):{sign}d}" for seed in cell["seeds"])
     return f"{mean:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]" + (

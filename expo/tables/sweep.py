@@ -86,8 +86,7 @@ def make(todo: Sequence[PlannedRun], sweep: Path, hydra: list[str], meanwhile: C
     """Launch the missing runs in a process of its own and follow them. Returns its exit code.
 
     Args: sweep, a folder for this sweep's own jobs and logs: two sweeps of one table may be under way; meanwhile, what
-    is done
-    every few seconds.
+    is done every few seconds.
     """
     if not todo:
         return 0

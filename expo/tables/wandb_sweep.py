@@ -16,8 +16,7 @@ def sweep_file(request: Request, arguments: Sequence[str], project: str, entity:
     """Return the sweep as W&B reads it.
 
     Its grid is arm × seed where the plan's runs are all of them; where an arm has no seeds, it is one parameter `run`,
-    so
-    that there is no run that the plan does not have. Args: arguments, those that the plan was asked for with.
+    so that there is no run that the plan does not have. Args: arguments, those that the plan was asked for with.
     """
     runs = request.runs()
     arms, seeds = (list(dict.fromkeys(values)) for values in ([r.arm for r in runs], [r.seed for r in runs]))

@@ -124,8 +124,7 @@ def experience_rows(e: Experience, pipeline: Pipeline) -> list[dict[str, Any]]:
     """Return one row per rollout of a step, with the positive of its problem and why candidates were rejected.
 
     A problem without rollouts has one row all the same. The first row of a problem also has its positive token by
-    token,
-    with log π(c_t|q, c_<t) under the policy as it is now, after the step.
+    token, with log π(c_t|q, c_<t) under the policy as it is now, after the step.
     """
     logps = iter(pipeline.scorer.token_logp([g.prompt for g, _ in e.positives], [c.ids for _, c in e.positives]))
     decode = pipeline.tools.tokenizer.batch_decode
@@ -184,8 +183,7 @@ class Stop(Callback):
     evaluation, at once.
 
     A second signal ends the process the ordinary way; on several devices it changes nothing, since a cluster tells each
-    process, and
-    who watches over them tells them again.
+    process, and who watches over them tells them again.
     """
 
     def __init__(self, stop_after: int | None):

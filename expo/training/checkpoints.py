@@ -47,8 +47,7 @@ def newest_checkpoint(directory: Path, lineage: str | None = None) -> Path | Non
     run.
 
     Args: lineage, of the run that asks, see `expo.config.lineage`; None: whatever run it is of. Raises UserError for a
-    file
-    that would execute code when it is loaded.
+    file that would execute code when it is loaded.
     """
     found = [path for path in directory.glob("checkpoints/*") if re.fullmatch(r"step\d+\.ckpt", path.name)]
     for path in sorted(found, key=step_of, reverse=True):

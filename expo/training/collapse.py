@@ -27,11 +27,9 @@ class WatchHealth(Callback):
     """Names a collapse in the terminal, the summary and the loggers; then goes on, stops, or rolls back.
 
     With stop and rollback, checkpoints/best.ckpt is the checkpoint of the highest mean reward over the last steps,
-    looked
-    at every `evaluation.every` steps; before there is one, the initial policy. A rollback takes the policy and the
-    optimizer
-    from it; the steps go on counting, so that other problems and other noise follow. It is done once for each best
-    checkpoint: a collapse after it, without a better one in between, stops the run.
+    looked at every `evaluation.every` steps; before there is one, the initial policy. A rollback takes the policy and
+    the optimizer from it; the steps go on counting, so that other problems and other noise follow. It is done once for
+    each best checkpoint: a collapse after it, without a better one in between, stops the run.
     """
 
     def __init__(self, run: Run, action: str, every: int, lineage: str):

@@ -24,9 +24,8 @@ def run_on_devices(command: Sequence[str], devices: int, folder: Path, locks: Se
     """Run a command once for each device, and return its exit code once all have ended.
 
     The first process has this one's terminal; what the others print goes to `folder/device1.log` and so on. When one
-    ends
-    badly, the others wait for it in vain: they are ended, and its last line is told. SIGINT and SIGTERM are handed to
-    all.
+    ends badly, the others wait for it in vain: they are ended, and its last line is told. SIGINT and SIGTERM are handed
+    to all.
 
     Args: folder, an empty one; locks, file descriptors that the processes keep open as long as they live.
     """

@@ -46,8 +46,7 @@ def inherit(run: Run, evaluator: Evaluator) -> int:
     none.
 
     Says which run it is, or why it cannot be used. What is taken over is what one long run would have left: no
-    evaluation
-    that only the shorter run's end asked for.
+    evaluation that only the shorter run's end asked for.
     """
     if run.cfg.fresh or newest_checkpoint(run.dir, lineage(run.cfg)) is not None:
         return 0

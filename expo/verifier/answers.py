@@ -126,8 +126,7 @@ def _same(golds: list[Any], answers: list[Any], gold: str, answer: str) -> bool:
     """Return whether math-verify takes the answer for the gold answer, and no number in it is only nearly the same.
 
     It rounds to six places and drops what is smaller than 1e-15: 2^-99 is 2^-98 to it. In this direction only: taken as
-    the gold
-    answer, what a model writes can equal any number.
+    the gold answer, what a model writes can equal any number.
     """
     from math_verify import verify
 

@@ -1,8 +1,7 @@
 r"""What an answer states, beside its value: relations, units, bases, brackets. math-verify looks at values alone.
 
 It takes "13=12", "\neq 12", "12_8" and "12\text{ is not the answer}" for 12, and a set for a tuple: holes that
-reinforcement learning
-finds. `refuses` says where two answers state different things. All texts here are `spelled`.
+reinforcement learning finds. `refuses` says where two answers state different things. All texts here are `spelled`.
 """
 
 import re
@@ -37,12 +36,10 @@ def refuses(answer: str, gold: str) -> bool:
 
 def sides(answer: str, gold: str) -> list[str]:
     r"""Return the sides of an equation, such as `x + y = 2 + 3 = 5`. The last is the answer; a number before it must
-    equal it, and a
-    name (`x`, `\angle A`, `P(X = 2)`) says whose value it is.
+    equal it, and a name (`x`, `\angle A`, `P(X = 2)`) says whose value it is.
 
     An answer to a gold answer that is an equation itself, or a list, is one side; so is the set in `x \in S`, and the
-    interval
-    of an inequality.
+    interval of an inequality.
     """
     member = re.fullmatch(r"\s*[a-zA-Z]\s*\\in(?![a-zA-Z])(.*)", answer, re.DOTALL)
     if member and "in" not in gold:

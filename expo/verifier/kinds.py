@@ -1,9 +1,8 @@
 r"""What kind of thing an answer is: the gold answer's kind decides how it is compared.
 
 Each kind has a form: a function that returns what a text states, or None where it states nothing of this kind. Two
-answers of
-a kind are equal where their forms are. Only what is left to algebra (`expression` and the like) goes to math-verify, in
-a worker.
+answers of a kind are equal where their forms are. Only what is left to algebra (`expression` and the like) goes to
+math-verify, in a worker.
 """
 
 import json
@@ -60,8 +59,7 @@ _FORMULA = re.compile(r"\d*(?:[\[(]*[A-Z][a-z]?(?:_?\{?\d+\}?)?[\])]*(?:_?\{?\d+
 
 def option(text: str) -> str | None:
     r"""Return the letter of an option: `A`, `(A)`, `A)`, `\textbf{(A)}\ 5`, `B: the second`; None for anything else,
-    and where what
-    follows names another option, or takes it back."""
+    and where what follows names another option, or takes it back."""
     plain = re.sub(r"^(?:option|choice)\s+|[\[\]\"]", "", bare(text), flags=re.IGNORECASE)
     found = re.fullmatch(r"\(?([A-Za-z])(?:\)|[.:](?=\s|$)|(?=$))\s*(.*)", plain, re.DOTALL)
     if found and (
@@ -144,8 +142,7 @@ def _word(word: str) -> str:
 
 def exact(text: str) -> str | None:
     """Return the text with one space for any white space, none around hyphens, colons and slashes between digits, and
-    the formula of
-    a substance without marks of its indices."""
+    the formula of a substance without marks of its indices."""
     plain = re.sub(TEXT, r"\1", spelled(text).strip().strip("$"))
     plain = re.sub(r"(?<=\d)\s*(?:([-:/])|\{:\}|\\colon\b|\bto\b)\s*(?=\d)", lambda sign: sign[1] or ":", plain)
     plain = " ".join(re.sub(r"\\([_#&%{}])", r"\1", plain).split())
@@ -210,8 +207,7 @@ class Members:
 
 def members(text: str) -> Members | None:
     r"""Return the plain members of `1,2`, `(1,2)`, `\{1,2\}`, `3 \text{ and } 5`; None where there is only one, or one
-    is no number and
-    no word."""
+    is no number and no word."""
     plain = bare(text)
     bracketed = re.fullmatch(r"(\(|\\\{|\{)(.*?)(\)|\\\}|\})", plain, re.DOTALL)
     bracket, inner = (bracketed[1].lstrip("\\"), bracketed[2]) if bracketed else ("", plain)

@@ -171,8 +171,7 @@ class Quantity:
 
     def agrees(self, gold: "Quantity") -> bool:
         """Return whether it is the gold answer's quantity. A unit that only one of them has is no difference, and a
-        percent sign may
-        be left out; `50%` for 0.5 is the same value."""
+        percent sign may be left out; `50%` for 0.5 is the same value."""
         if self.unit and gold.unit and self.unit != gold.unit:
             return False
         # Between 0 and 1 a percentage is a value; elsewhere MATH's graders drop its sign.

@@ -1,8 +1,7 @@
 """Is a completion's final answer right? What takes long is judged in worker processes that can be killed.
 
 An answer costs at most `verifier.timeout_s` of a worker's CPU time and `verifier.memory_mb` of memory, whatever it
-holds, and holds
-up nothing but itself. Works from any thread.
+holds, and holds up nothing but itself. Works from any thread.
 """
 
 import atexit
@@ -43,8 +42,7 @@ class Verifier:
     task too, but by its source it breaks for good when a worker dies idle.)
 
     `conf.memory_mb` is the address space of a worker beyond what it starts with. `ranks` are the processes of the run,
-    which
-    judge a share each.
+    which judge a share each.
     """
 
     conf: VerifierConf = field(default_factory=VerifierConf)

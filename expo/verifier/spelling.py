@@ -115,8 +115,7 @@ def _character(c: str) -> str:
 @lru_cache(maxsize=2**14)
 def bare(text: str) -> str:
     r"""Return the text without what never changes its value: math delimiters, spacing, sizes, invisible parts,
-    `\text{}` around words,
-    "the answer is", a final period. A dollar sign that stays is money."""
+    `\text{}` around words, "the answer is", a final period. A dollar sign that stays is money."""
     text = spelled(text)
     if "\\" in text or "~" in text or "{" in text:
         text = re.sub(

@@ -2,8 +2,8 @@
 between runs.
 
 An explanation of the initial policy depends on nothing that training changes. Each has the key of the step that will
-ask
-for it, so that a run learns from the same text with and without a bank; no copy of the initial policy stays in memory.
+ask for it, so that a run learns from the same text with and without a bank; no copy of the initial policy stays in
+memory.
 """
 
 import hashlib
@@ -41,8 +41,7 @@ class Bank:
     finished.
 
     `identity` is that of `expo.config.bank_identity` (model, prompts, data, sampling, seed) and the `fingerprint` of
-    the weights,
-    which tells what a hub id does not. It stands in each part, too.
+    the weights, which tells what a hub id does not. It stands in each part, too.
     """
 
     folder: Path
@@ -104,8 +103,7 @@ class Bank:
         self, steps: Sequence[int], requests: Sequence[Request], made: Sequence[Completion], seconds: float
     ) -> None:
         """Write a part whole or not at all. Args: steps, consecutive; requests and made, those of these steps, in
-        order; seconds,
-        that it took to make them."""
+        order; seconds, that it took to make them."""
         columns = {
             "step": [r.key.step for r in requests], "row": [r.key.row for r in requests],
             "prompt": [list(r.prompt) for r in requests], "ids": [c.ids for c in made],
@@ -119,12 +117,10 @@ class Bank:
 
 
 class BankedEngine:
-    """An engine that reads: what it is asked for stands in a bank. What the bank lacks, the policy's own engine writes
-    first.
+    """Serve explanations from a bank on disk; what the bank lacks, the policy's own engine writes first.
 
-    It writes whole blocks of steps, about PART explanations at once, with the weights that the policy began with.
-    Args: steps, those of the run; requests_of, the requests of a step for all of its problems, whatever its rollouts
-    are;
+    It writes whole blocks of steps, about PART explanations at once, with the weights that the policy began with. Args:
+    steps, those of the run; requests_of, the requests of a step for all of its problems, whatever its rollouts are;
     engine, the policy's; begun, a context in which the policy has its initial weights again; ranks, the processes of
     the run.
     """

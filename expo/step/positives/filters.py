@@ -46,8 +46,7 @@ def rejection(written: Written, filters: Sequence[str]) -> str | None:
 
 def early_answer(text: str, question: str, answer: str, final_marker: str = "") -> bool:
     """Return whether the first of several sentences states the answer, which the question does not contain, or the text
-    begins
-    with its final statement. Such an "explanation" starts from what it should arrive at.
+    begins with its final statement. Such an "explanation" starts from what it should arrive at.
     """
     flat = " ".join(text.split())
     if final_marker and flat.lstrip("$*# ").startswith(final_marker):

@@ -1,4 +1,4 @@
-"""How the weight of the SFT term changes over a run, and when positives are made at all: pure functions."""
+"""How β, the weight of positives, is annealed over a run, and which groups get a positive (gates): pure functions."""
 
 import math
 from collections.abc import Callable
