@@ -35,7 +35,8 @@ def test_more_samples_than_drawn_is_refused():
 
 
 @pytest.mark.runs
-def test_diagnose_measures_every_kind_on_the_ladder(tmp_path, capsys):
+def test_diagnose_measures_every_kind_on_the_ladder(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")  # a sentence stays whole
     from conftest import compose_config
 
     from expo.commands.diagnose import diagnose
@@ -62,7 +63,7 @@ def test_diagnose_measures_every_kind_on_the_ladder(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "self-explanation" in said
     assert "ExP-GRPO would learn from at most" in said
-    assert "the paper's first property" in said
+    assert "the explanations are likelier than the expert here: the paper's first property holds for this model" in said
     assert "the paper's second property" in said
 
 

@@ -235,7 +235,7 @@ def test_lines_that_are_no_scalars_or_never_end_are_left_out(tmp_path):
     assert read_lines(tmp_path) == [{"step": 1, "x": 1.5}, {"step": 4, "x": None}]
 
 
-@pytest.mark.parametrize("row", [{"problem": ["a"]}, {"verdict": 5}, {"level": "x"}, {"completion": [1]}])
+@pytest.mark.parametrize("row", [{"problem": ["a"]}, {"verdict": 5}, {"level": [1]}, {"completion": [1]}])
 def test_completions_of_other_kinds_are_not_read(tmp_path, row):
     pa.parquet.write_table(pa.Table.from_pylist([row]), tmp_path / "x.parquet")
     with pytest.raises(UserError, match=r"cannot be read \(its column \w+ is of"):

@@ -54,4 +54,4 @@ def show(cfg: Config, rows: Rows, problems: int) -> None:
             table.add_row(name, str(len(by_problem(rows, kind, level, "nll"))), *shown)
         console.print(table)
     for sentence in in_words(rows):
-        console.print(sentence, markup=False)
+        console.print(sentence, markup=False, soft_wrap=True)
