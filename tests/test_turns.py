@@ -98,12 +98,16 @@ def injecting(end):
 
 
 @pytest.mark.parametrize("end", ["<|end|>", ""])
-def test_no_system_message_is_none_where_the_template_writes_its_own(tiny, end):
+def test_no_system_message_is_none_where_the_template_writes_its_own(tiny, end, caplog):
     _, tokenizer = tiny
     tokenizer.chat_template = injecting(end)
     texts = {"solve": "{question}", "explain": "{question}{answer}"}
     own, none = (Prompts(PromptsConf(**texts, template_system=keep)) for keep in (True, False))
     none.check(tokenizer, "m")
+    assert caplog.text == ""
+    own.check(tokenizer, "m")
+    own.check(tokenizer, "m")  # once is enough
+    assert caplog.text.count("m: its chat template writes a system message of its own (<|system|>You are kind.") == 1
     turns = (("user", "Hi"), ("assistant", "Ho"))
     for hostile in ("1?", "<|end|>"):
         problems = [problem(hostile), problem(hostile, earlier=turns), problem(hostile, earlier=(("system", "Own."),))]
