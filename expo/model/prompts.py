@@ -6,7 +6,7 @@ import re
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import date
 from types import FrameType
@@ -143,18 +143,18 @@ class Prompts:
                 f"model.path={path}: its chat template shows a message {times} times; choose a model with another "
                 "template"
             )
-        own = ""
-        if self.conf.system is None:
-            with nullcontext() if not self.conf.template_system else suppress(UserError), _time_limit(TEMPLATE_S):
-                own = self.template_system(tokenizer)
-        if own and self.conf.template_system and own not in TOLD:
+        if not self.conf.template_system:
+            self.template_system(tokenizer)
+        elif self.conf.system is None:
+            with suppress(UserError), _time_limit(TEMPLATE_S):
+                self._tell_of(self.template_system(tokenizer), path)
+
+    def _tell_of(self, own: str, path: str) -> None:
+        """Say once that the chat template of the model at `path` writes a system message of its own."""
+        if own and own not in TOLD:
             TOLD.add(own)
-            log.warning(
-                "%s: its chat template writes a system message of its own (%s); prompts.template_system=false leaves it "
-                "out",
-                path,
-                " ".join(own.split()),
-            )
+            told = f"{path}: its chat template writes a system message of its own ({' '.join(own.split())})"
+            log.warning("%s; prompts.template_system=false leaves it out", told)
 
     def solution_ids(self, tokenizer: "PreTrainedTokenizerBase", solution: str) -> list[int]:
         """Return the token ids of an expert's solution as a whole turn of the assistant's: after the thoughts, where
