@@ -146,7 +146,7 @@ class Prompts:
         if not self.conf.template_system:
             self.template_system(tokenizer)
         elif self.conf.system is None:
-            with suppress(UserError), _time_limit(TEMPLATE_S):
+            with suppress(UserError, TimeoutError), _time_limit(TEMPLATE_S):
                 self._tell_of(self.template_system(tokenizer), path)
 
     def _tell_of(self, own: str, path: str) -> None:
