@@ -19,7 +19,7 @@ from expo.config import UserError
 from expo.data import readers
 from expo.runs.listing import find_runs
 from expo.runs.reading import final_rows, read_lines, read_rows, read_summary, samples_of
-from expo.step.signed import check_signed, write_signed
+from expo.step.signed import read_signed, write_signed
 
 ROOT = Path(__file__).parents[1]
 PLAN = """\
@@ -279,4 +279,4 @@ def test_a_digest_that_is_not_utf_8_is_one_that_differs(tmp_path):
     write_signed(pa.table({"a": [1]}), tmp_path / "x.parquet")
     (tmp_path / "x.sha256").write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match="its SHA-256 differs"):
-        check_signed(tmp_path / "x.parquet", "bank")
+        read_signed(tmp_path / "x.parquet", "bank", len)

@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet
 
 from expo.config import UserError
-from expo.config.errors import first_line
 from expo.ground.problem import Problem
 from expo.rollout.engine import Completion
 from expo.step.experience import Candidate, Experience, Group, Timer
-from expo.step.signed import AGAIN, check_signed, is_signed, write_signed
+from expo.step.signed import AGAIN, is_signed, read_signed, write_signed
 from expo.verifier.answers import Verdict
 
 # What columns were called in files of version 0.1.
@@ -46,26 +44,18 @@ class PairStore:
         path = self.path(step)
         if self.fresh or not is_signed(path):
             return None
-        check_signed(path, "pairs")
-        try:
-            return self._read(path, step, problems)
-        except MemoryError:  # of Arrow, too: not the file's fault
-            raise
-        except (OSError, pa.ArrowException, LookupError, ValueError, TypeError) as error:
-            raise UserError(
-                f"pairs={path}: cannot be read ({type(error).__name__}: {first_line(error)}); {AGAIN}"
-            ) from error
 
-    def _read(self, path: Path, step: int, problems: list[Problem]) -> Experience:
-        table = pa.parquet.read_table(path)
-        rows, cost = table.to_pylist(), json.loads(table.schema.metadata[COST])
-        if [row["problem"] for row in rows] != [p.id for p in problems]:
-            raise UserError(f"pairs={path}: of other problems than this run's; {AGAIN}")
-        groups = [_group(row, problem) for row, problem in zip(rows, problems, strict=True)]
-        shared_s = 0.0 if step else sum(cost["seconds"].values())  # later rounds are the run's own
-        return Experience(
-            groups, step, generated_tokens=cost["generated_tokens"], timer=Timer(cost["seconds"]), shared_s=shared_s
-        )
+        def parse(table: pa.Table) -> Experience:
+            rows, cost = table.to_pylist(), json.loads(table.schema.metadata[COST])
+            if [row["problem"] for row in rows] != [p.id for p in problems]:
+                raise UserError(f"pairs={path}: of other problems than this run's; {AGAIN}")
+            groups = [_group(row, problem) for row, problem in zip(rows, problems, strict=True)]
+            shared_s = 0.0 if step else sum(cost["seconds"].values())  # later rounds are the run's own
+            return Experience(
+                groups, step, generated_tokens=cost["generated_tokens"], timer=Timer(cost["seconds"]), shared_s=shared_s
+            )
+
+        return read_signed(path, "pairs", parse)
 
     def save(self, step: int, e: Experience, pairs: list[tuple[Candidate, Completion] | None]) -> None:
         """Write a round; `pairs` are per group."""

@@ -4,15 +4,16 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from expo.ground.ranks import Ranks
-from expo.rollout.engine import Completion, Engine, Follow, Request, Sampling
+from expo.rollout.engine import Completion, Engine, EngineAround, Follow, Request, Sampling
 
 
-class DealtEngine:
+class DealtEngine(EngineAround):
     """Engine whose process generates its share of the requests and gets the rest from the others. Equal prompts stay
     together."""
 
     def __init__(self, engine: Engine, ranks: Ranks):
-        self.engine, self.ranks = engine, ranks
+        super().__init__(engine)
+        self.ranks = ranks
 
     def generate(
         self, requests: Sequence[Request], sampling: Sampling, follow: Follow | None = None
@@ -25,19 +26,3 @@ class DealtEngine:
         completions = [completion for group in shared for completion in group]
         more = follow(dict(enumerate(completions))) if follow else []
         return completions + (self.generate(more, sampling) if more else [])
-
-    def sync(self) -> None:
-        """See `Engine.sync`."""
-        self.engine.sync()
-
-    def sleep(self) -> None:
-        """See `Engine.sleep`."""
-        self.engine.sleep()
-
-    def wake(self) -> None:
-        """See `Engine.wake`."""
-        self.engine.wake()
-
-    def close(self) -> None:
-        """See `Engine.close`."""
-        self.engine.close()

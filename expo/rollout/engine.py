@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -47,8 +46,11 @@ class Completion:
 Follow = Callable[[Mapping[int, Completion]], Sequence[Request]]
 
 
-class Engine(Protocol):
-    """Generates with the policy's current weights."""
+class Engine:
+    """Generates with the policy's current weights.
+
+    Only `generate` must be written: an engine on the policy's own weights has none to bring and none to free.
+    """
 
     def generate(
         self, requests: Sequence[Request], sampling: Sampling, follow: Follow | None = None
@@ -58,6 +60,7 @@ class Engine(Protocol):
         What `follow` asks for when rows of `requests` end is generated in the same call, where the engine can, beside
         the rows that have not ended. Its completions come after those of `requests`, in the order asked for.
         """
+        raise NotImplementedError
 
     def sync(self) -> None:
         """Bring the engine's weights up to the policy's."""
@@ -70,6 +73,30 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free what the engine holds."""
+
+
+class EngineAround(Engine):
+    """Engine that passes everything on to the `engine` within."""
+
+    def __init__(self, engine: Engine):
+        self.engine = engine
+
+    def generate(
+        self, requests: Sequence[Request], sampling: Sampling, follow: Follow | None = None
+    ) -> list[Completion]:
+        return self.engine.generate(requests, sampling, follow)
+
+    def sync(self) -> None:
+        self.engine.sync()
+
+    def sleep(self) -> None:
+        self.engine.sleep()
+
+    def wake(self) -> None:
+        self.engine.wake()
+
+    def close(self) -> None:
+        self.engine.close()
 
 
 def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

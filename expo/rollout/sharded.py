@@ -1,12 +1,11 @@
 """A model of whose weights each device holds a share (FSDP2): `trainer.strategy=fsdp`.
 
 A layer's weights are gathered while it computes, forward and backward. Its gradients are added up over the devices;
-each keeps its share of the
-sum, and of the optimizer's state. https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html
+each keeps its share of the sum, and of the optimizer's state.
+https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html
 """
 
 import copy
-from collections.abc import Sequence
 from types import MethodType
 from typing import Any
 
@@ -21,7 +20,7 @@ from expo.config import UserError
 from expo.model.policy import causal_lm
 from expo.model.scoring import beside_tokens, hidden_before, score_tokens
 from expo.model.shares import gathered, like
-from expo.rollout.engine import Completion, Engine, Follow, Request, Sampling
+from expo.rollout.engine import Engine, EngineAround
 
 
 def shard(model: PreTrainedModel) -> None:
@@ -114,20 +113,15 @@ class WholeCopy:
             whole.untyped_storage().resize_(0)
 
 
-class CopyEngine:
+class CopyEngine(EngineAround):
     """Engine on the whole copy of a sharded policy, which has no weights while the engine sleeps."""
 
     def __init__(self, engine: Engine, copy: WholeCopy):
-        self.engine, self.copy = engine, copy
-
-    def generate(
-        self, requests: Sequence[Request], sampling: Sampling, follow: Follow | None = None
-    ) -> list[Completion]:
-        """See `Engine.generate`."""
-        return self.engine.generate(requests, sampling, follow)
+        super().__init__(engine)
+        self.copy = copy
 
     def sync(self) -> None:
-        """See `Engine.sync`."""
+        """See `Engine.sync`; it brings the copy's weights back."""
         self.copy.gather()
         self.engine.sync()
 
@@ -135,11 +129,3 @@ class CopyEngine:
         """See `Engine.sleep`."""
         self.engine.sleep()
         self.copy.free()
-
-    def wake(self) -> None:
-        """See `Engine.wake`. `sync` brings the weights back."""
-        self.engine.wake()
-
-    def close(self) -> None:
-        """See `Engine.close`."""
-        self.engine.close()

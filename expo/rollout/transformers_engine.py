@@ -18,12 +18,12 @@ from expo.config import RolloutConf
 from expo.ground.progress import counting
 from expo.model.policy import as_initial, causal_lm, computing
 from expo.rollout.decoding import decoding, head_logits, roomy_cache
-from expo.rollout.engine import Completion, Follow, Request, Sampling, eos_ids
+from expo.rollout.engine import Completion, Engine, Follow, Request, Sampling, eos_ids
 from expo.rollout.noise import uniforms
 
 
-class TransformersEngine:
-    """Engine on a transformers model that is already in memory; there is nothing to sync.
+class TransformersEngine(Engine):
+    """Engine on a transformers model that is already in memory: the policy's own weights.
 
     A prompt that several requests share is read once. Finished rows leave the batch. Each row draws from noise of its
     own.
@@ -32,18 +32,6 @@ class TransformersEngine:
     def __init__(self, conf: RolloutConf, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
         self.model, self.pad_id, self.batch_size = model, tokenizer.pad_token_id, conf.batch_size
         self.eos_ids = torch.tensor(eos_ids(model, tokenizer))
-
-    def sync(self) -> None:
-        """Do nothing: the weights are the policy's own."""
-
-    def sleep(self) -> None:
-        """Do nothing: the weights are the policy's own."""
-
-    def wake(self) -> None:
-        """Do nothing: it never sleeps."""
-
-    def close(self) -> None:
-        """Free nothing: it holds nothing beyond the model."""
 
     @torch.no_grad()
     def generate(

@@ -27,7 +27,7 @@ from expo.ground.files import Temporary
 from expo.ground.progress import counting
 from expo.model.policy import causal_lm, in_own_format
 from expo.model.scoring import score, token_batch
-from expo.rollout.engine import Completion, Follow, Request, Sampling, eos_ids
+from expo.rollout.engine import Completion, Engine, Follow, Request, Sampling, eos_ids
 from expo.rollout.vllm_place import (
     adapter_rank,
     alone,
@@ -50,7 +50,7 @@ BLOCK = 16  # tokens of a block of vLLM's cache
 GIB = 2**30
 
 
-class VLLMEngine:
+class VLLMEngine(Engine):
     """Engine whose weights are a copy of the policy's, brought up to date by `sync`."""
 
     sleeper: ClassVar[bool] = False  # whether an engine of this process can sleep

@@ -1,15 +1,19 @@
 """Parquet files that several runs share: written whole or not at all, with their SHA-256 beside them, under a lock."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet
 
 from expo.config import UserError
+from expo.config.errors import first_line
 from expo.ground.files import beside, locked, remove
+
+T = TypeVar("T")
 
 AGAIN = "delete it, and it is made again"
 
@@ -19,10 +23,20 @@ def is_signed(path: Path) -> bool:
     return path.is_file() and _digest_file(path).is_file()
 
 
-def check_signed(path: Path, what: str) -> None:
-    """Raise UserError where a file is not what was written. Args: what, its name in the message."""
+def read_signed(path: Path, what: str, parse: Callable[[pa.Table], T]) -> T:
+    """Return what `parse` makes of a file's table. Args: what, the file's name in a message.
+
+    Raises UserError where the file is not what was written, or cannot be read.
+    """
     if _digest_file(path).read_text(errors="replace") != hashlib.sha256(path.read_bytes()).hexdigest():
         raise UserError(f"{what}={path}: not what was written there (its SHA-256 differs); {AGAIN}")
+    try:
+        return parse(pa.parquet.read_table(path))
+    except MemoryError:  # of Arrow, too: not the file's fault
+        raise
+    except (OSError, pa.ArrowException, LookupError, ValueError, TypeError) as error:
+        told = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"{what}={path}: cannot be read ({told}); {AGAIN}") from error
 
 
 def write_signed(table: pa.Table, path: Path) -> None:

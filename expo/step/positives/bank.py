@@ -17,15 +17,13 @@ from itertools import groupby
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet
 from torch import nn
 
 from expo.config import UserError
-from expo.config.errors import first_line
 from expo.ground.ranks import ALONE, Ranks
 from expo.model.formats import as_numbers
 from expo.rollout.engine import Completion, Engine, Follow, Request, Sampling
-from expo.step.signed import AGAIN, alone_with, check_signed, is_signed, write_signed
+from expo.step.signed import AGAIN, alone_with, is_signed, read_signed, write_signed
 
 PART = 1024  # explanations of one file, about: what a kill while writing costs
 SAMPLES = 256  # of each weight
@@ -74,30 +72,19 @@ class Bank:
         return Completion(request.prompt, row[1], [], row[2], request.problem)
 
     def _read(self, path: Path) -> dict[int, Rows]:
-        check_signed(path, "bank")
-        try:
-            table = pa.parquet.read_table(path)
+        def parse(table: pa.Table) -> dict[int, Rows]:
             told = json.loads(table.schema.metadata[IDENTITY])
-            identity, seconds = told["identity"], told.get("seconds", 0.0)
-            rows = [
-                (row["step"], row["row"], (tuple(row["prompt"]), row["ids"], row["truncated"]))
-                for row in table.to_pylist()
-            ]
-        except MemoryError:  # of Arrow, too: not the file's fault
-            raise
-        except (OSError, pa.ArrowException, LookupError, ValueError, TypeError) as error:
-            raise UserError(
-                f"bank={path}: cannot be read ({type(error).__name__}: {first_line(error)}); {AGAIN}"
-            ) from error
-        if identity != self.identity:
-            raise UserError(
-                f"bank={path}: of the bank {identity}, whose model, prompts, data, sampling or seed are others; {AGAIN}"
-            )
-        found: dict[int, Rows] = {}
-        for step, row, made in rows:
-            found.setdefault(step, {})[row] = made
-        self.price = seconds / max(sum(len(ids) for _, _, (_, ids, _) in rows), 1)
-        return found
+            if told["identity"] != self.identity:
+                whose = f"of the bank {told['identity']}, whose model, prompts, data, sampling or seed are others"
+                raise UserError(f"bank={path}: {whose}; {AGAIN}")
+            steps: dict[int, Rows] = {}
+            for row in table.to_pylist():
+                steps.setdefault(row["step"], {})[row["row"]] = (tuple(row["prompt"]), row["ids"], row["truncated"])
+            tokens = sum(len(ids) for rows in steps.values() for _, ids, _ in rows.values())
+            self.price = told.get("seconds", 0.0) / max(tokens, 1)
+            return steps
+
+        return read_signed(path, "bank", parse)
 
     def save(
         self, steps: Sequence[int], requests: Sequence[Request], made: Sequence[Completion], seconds: float
@@ -116,7 +103,7 @@ class Bank:
         write_signed(table.replace_schema_metadata({IDENTITY: told}), path)
 
 
-class BankedEngine:
+class BankedEngine(Engine):
     """Serve explanations from a bank on disk; what the bank lacks, the policy's own engine writes first.
 
     It writes whole blocks of steps, about PART explanations at once, with the weights that the policy began with. Args:
@@ -179,18 +166,6 @@ class BankedEngine:
         self.written_s += seconds
         self.ranks.by_first(lambda: self.bank.save(steps, requests, made, seconds))
         return sum(len(c.ids) for c in made)
-
-    def sync(self) -> None:
-        """Do nothing: the initial policy does not change."""
-
-    def sleep(self) -> None:
-        """Do nothing: it is on no device."""
-
-    def wake(self) -> None:
-        """Do nothing: it never sleeps."""
-
-    def close(self) -> None:
-        """Free nothing: it holds token ids alone."""
 
 
 def fingerprint(model: nn.Module) -> str:
