@@ -10,7 +10,6 @@ from conftest import make_prompts
 
 from expo.config import UserError
 from expo.data import ladder
-from expo.evaluation.habits import habits
 from expo.evaluation.pass_at_k import pass_at_k
 from expo.evaluation.tally import Tally
 from expo.verifier.answers import Verdict
@@ -289,6 +288,8 @@ def test_the_ladder_tells_right_answers_by_wrong_steps():
 
 def test_levels_have_no_second_pass_at_k():
     rows = [row(p, "correct", level=i, subject=s) for i, (p, s) in enumerate((("a", "Algebra"), ("b", "Geometry")), 1)]
-    found = habits(rows, [], [1])
+    tally = Tally(1)
+    tally.add(rows)
+    found = tally.sampling_metrics([], [1])
     assert "pass@1/Algebra" in found
     assert not any(name.startswith("pass@1/level") for name in found)

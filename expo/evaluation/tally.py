@@ -1,6 +1,7 @@
-"""What the scalars of an evaluation are made of: a few numbers of each problem and completion, counted part by part."""
+"""The scalars of an evaluation: pass@k, mean@n, cons@n (majority) and greedy accuracy, by level and by subject."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,52 +9,60 @@ import numpy as np
 
 from expo.data import ladder
 from expo.evaluation import intervals
-from expo.evaluation.habits import Outcome, outcomes
 from expo.evaluation.pass_at_k import pass_at_k
+from expo.verifier.answers import Verdict, fast_verdict
+from expo.verifier.extraction import last_boxed
+from expo.verifier.spelling import bare
+
+Row = Mapping[str, Any]  # a completion with its verdict, as in completions.parquet
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Counts of a problem's samples."""
+
+    level: int | str | None
+    subject: str | None
+    right: int
+    majority: float  # see `majority`
 
 
 @dataclass
 class Tally:
-    """Counts of the rows seen so far, in the order of the problems."""
+    """Counts of the rows seen so far: by problem, and over all completions."""
 
-    samples: int
-    correct: list[int] = field(default_factory=list)  # by problem
-    levels: list[Any] = field(default_factory=list)  # by problem; None where it has none
+    samples: int  # n, of each problem
+    outcomes: dict[str, Outcome] = field(default_factory=dict)  # by problem, in the order of the problems
     tokens: list[int] = field(default_factory=list)  # by completion, as all below
     truncated: list[bool] = field(default_factory=list)
     unparseable: int = 0
     rewards: list[float] = field(default_factory=list)  # of a reward of one's own
     sound: list[bool] = field(default_factory=list)  # of the right ones on the ladder, which can tell
     ladder: bool = False
-    outcomes: dict[str, Outcome] = field(default_factory=dict)
 
-    def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Count the rows of some problems: `samples` of each, side by side."""
-        right = np.array([row["verdict"] == "correct" for row in rows]).reshape(-1, self.samples)
-        self.correct += right.sum(axis=1).tolist()
-        self.levels += [row["level"] for row in rows[:: self.samples]]
+    def add(self, rows: Sequence[Row]) -> None:
+        """Count all the rows of some problems."""
+        by_problem: dict[str, list[Row]] = defaultdict(list)
+        for row in rows:
+            by_problem[row["problem"]].append(row)
+        self.outcomes |= {
+            p: Outcome(own[0]["level"], own[0]["subject"], sum(map(_right, own)), majority(own))
+            for p, own in by_problem.items()
+        }
         self.tokens += [row["tokens"] for row in rows]
         self.truncated += [row["truncated"] for row in rows]
         self.rewards += [row["reward"] for row in rows if "reward" in row]
         self.unparseable += sum(row["verdict"] == "unparseable" for row in rows)
         self.ladder = self.ladder or rows[0]["subject"] == "ladder"
         if self.ladder:
-            self.sound += [
-                ladder.check_steps(r["question"], r["completion"]).sound for r in rows if r["verdict"] == "correct"
-            ]
-        self.outcomes |= outcomes(rows)
+            self.sound += [ladder.check_steps(r["question"], r["completion"]).sound for r in rows if _right(r)]
 
     def metrics(self, k: Sequence[int]) -> dict[str, float]:
-        """Return the scalars (`pass@4`, `pass@4/level5`, each also with `_lo` and `_hi`)."""
-        correct, known = np.array(self.correct), sorted(set(self.levels) - {None})
-        groups = {"": np.ones(len(correct), dtype=bool)}
-        groups |= {f"/level{g}": np.array([level == g for level in self.levels]) for g in known}
+        """Return the scalars of every evaluation (`pass@4`, `pass@4/level5`, each also with `_lo` and `_hi`)."""
         metrics: dict[str, float] = {}
-        for group, members in groups.items():
-            for count in k:
-                values = pass_at_k(self.samples, correct[members].tolist(), count)
-                metrics[f"pass@{count}{group}"] = float(values.mean())
-                metrics[f"pass@{count}{group}_lo"], metrics[f"pass@{count}{group}_hi"] = intervals.of_share(values)
+        for suffix, problems in self._groups():
+            if not suffix or suffix.startswith("/level"):
+                metrics |= self._pass_at(k, suffix, problems)
         metrics["eval/length_mean"] = float(np.mean(self.tokens))
         metrics["eval/truncated_frac"] = float(np.mean(self.truncated))
         metrics["eval/unparseable_frac"] = self.unparseable / len(self.tokens)
@@ -63,3 +72,74 @@ class Tally:
             # A right answer by wrong steps counts as correct, as it does on MATH; the ladder can tell, and says so.
             metrics["eval/correct_with_sound_steps_frac"] = float(np.mean(self.sound))
         return metrics
+
+    def sampling_metrics(self, greedy: Sequence[Row], k: Sequence[int]) -> dict[str, float]:
+        """Return what `expo evaluate` says beside: `mean@n`, `cons@n`, `greedy`, of all, by level and by subject, each
+        also with `_lo` and `_hi`; and pass@k by subject.
+
+        Args: greedy, one completion of each problem, or none.
+        """
+        right = {row["problem"]: float(_right(row)) for row in greedy}
+        metrics: dict[str, float] = {}
+        for suffix, problems in self._groups():
+            own = [self.outcomes[p] for p in problems]
+            metrics |= _named(f"mean@{self.samples}{suffix}", [o.right / self.samples for o in own])
+            metrics |= _named(f"cons@{self.samples}{suffix}", [o.majority for o in own])
+            if greedy:
+                metrics |= _named(f"greedy{suffix}", [right[p] for p in problems])
+            if suffix and not suffix.startswith("/level"):
+                metrics |= self._pass_at(k, suffix, problems)
+        return metrics
+
+    def _pass_at(self, k: Sequence[int], suffix: str, problems: Sequence[str]) -> dict[str, float]:
+        right = [self.outcomes[p].right for p in problems]
+        named = [_named(f"pass@{count}{suffix}", pass_at_k(self.samples, right, count)) for count in k]
+        return {name: value for metrics in named for name, value in metrics.items()}
+
+    def _groups(self) -> Iterator[tuple[str, list[str]]]:
+        """Yield the suffix of each group's metrics, and its problems: all, each level, each subject where there are
+        several."""
+        yield "", list(self.outcomes)
+        levels: set[Any] = {o.level for o in self.outcomes.values()} - {None}
+        for level in sorted(levels):
+            yield f"/level{level}", [p for p, o in self.outcomes.items() if o.level == level]
+        subjects = sorted({o.subject for o in self.outcomes.values() if o.subject})
+        for subject in subjects if len(subjects) > 1 else ():
+            yield f"/{subject}", [p for p, o in self.outcomes.items() if o.subject == subject]
+
+
+def _named(name: str, values: Sequence[float] | np.ndarray) -> dict[str, float]:
+    """Return the mean of shares and the ends of its interval."""
+    shares = np.asarray(values, dtype=float)
+    low, high = intervals.of_share(shares)
+    return {name: float(shares.mean()), f"{name}_lo": low, f"{name}_hi": high}
+
+
+def majority(samples: Sequence[Row]) -> float:
+    """Return whether the answer that most samples give is right: 1 or 0, and of tied answers the share that is right.
+
+    Right answers are one answer, however they are written, and so are wrong ones of one value. A sample without an
+    answer, or with an empty one, has no vote; where none has one, it is 0. (Wang et al. 2022, arXiv 2203.11171.)
+    """
+    right, wrong = 0, Counter[str]()
+    for row in samples:
+        # What was kept before a verifier could look elsewhere stands in a box.
+        answer = row["final"] if "final" in row else last_boxed(row["completion"])
+        if answer is None or not bare(answer):
+            continue
+        if _right(row):
+            right += 1
+        else:
+            wrong[next((other for other in wrong if same_answer(answer, other)), answer)] += 1
+    most = max([right, *wrong.values()])
+    tied = [right, *wrong.values()].count(most)
+    return float(right == most) / tied if most else 0.0
+
+
+def same_answer(one: str, other: str) -> bool:
+    """Return whether two answers, neither of which is right, are one, as far as no algebra is needed to see it."""
+    return fast_verdict(one, other) is Verdict.CORRECT
+
+
+def _right(row: Row) -> bool:
+    return bool(row["verdict"] == "correct")

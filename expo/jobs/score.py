@@ -10,7 +10,6 @@ from expo.config import Config, build, data_content
 from expo.config.key import shown
 from expo.data.readers import Reader
 from expo.evaluation.evaluate import Evaluation
-from expo.evaluation.habits import habits_of
 from expo.ground.problem import Problem
 from expo.jobs.wiring import load_model, make_engine, make_evaluator, set_up_process, solve_limit
 from expo.loggers.tracking import TABLE_ROWS, Session, chosen_loggers, log_measured
@@ -47,7 +46,7 @@ def evaluate(cfg: Config, run: Run) -> None:
     run.write_config()
     if greedy:
         Evaluation(greedy, {}).save(run.dir / "completions" / "greedy.parquet")
-    run.metrics = tally.metrics(cfg.k) | habits_of(tally.outcomes, greedy, cfg.k)
+    run.metrics = tally.metrics(cfg.k) | tally.sampling_metrics(greedy, cfg.k)
     record = run.record("done", problems=len(problems), part=cfg.dataset.part)
     log_measured(loggers, record, "completions/eval", first_rows(path, TABLE_ROWS) if loggers else [])
     run.write(record)

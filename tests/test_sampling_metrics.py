@@ -4,15 +4,21 @@ import pytest
 from conftest import compose_config
 
 from expo.config import UserError, build, check
-from expo.evaluation.habits import habits, majority
+from expo.evaluation.tally import Tally, majority
 from expo.verifier.answers import judge
 
 
 def sample(problem, answer, right=False, level=None, subject=None):
     return {
         "problem": problem, "level": level, "subject": subject, "verdict": "correct" if right else "incorrect",
-        "completion": rf"so \boxed{{{answer}}}" if answer is not None else "no answer",
+        "tokens": 5, "truncated": False, "completion": rf"so \boxed{{{answer}}}" if answer is not None else "no answer",
     }  # fmt: skip
+
+
+def tally_of(rows, samples):
+    tally = Tally(samples)
+    tally.add(rows)
+    return tally
 
 
 @pytest.mark.parametrize(
@@ -47,7 +53,7 @@ def test_all_of_them_by_level_and_subject():
         sample("b", "5", False, 2, "Geometry"),
     ]
     greedy = [sample("a", "5", False, 1, "Algebra"), sample("b", "1", True, 2, "Geometry")]
-    found = habits(rows, greedy, [1, 2])
+    found = tally_of(rows, 3).sampling_metrics(greedy, [1, 2])
     assert found["mean@3"] == pytest.approx(1 / 2)
     assert found["cons@3"] == pytest.approx(1 / 2)
     assert (found["cons@3/level1"], found["cons@3/level2"]) == (1.0, 0.0)
@@ -56,12 +62,12 @@ def test_all_of_them_by_level_and_subject():
     assert found["pass@2/Geometry"] == pytest.approx(1 - 1 / 3)  # 1 - C(2, 2) / C(3, 2)
     assert found["mean@3_lo"] <= found["mean@3"] <= found["mean@3_hi"]
     assert "pass@1" not in found  # the evaluation itself has it
-    assert "greedy" not in habits(rows, [], [1])
+    assert "greedy" not in tally_of(rows, 3).sampling_metrics([], [1])
 
 
 def test_one_subject_is_not_told_apart():
-    rows = [sample("a", "1", True, subject="ladder")]
-    assert not any("/" in name for name in habits(rows, [], [1]))
+    rows = [sample("a", "1", True, subject="Algebra")]
+    assert not any("/" in name for name in tally_of(rows, 1).sampling_metrics([], [1]))
 
 
 @pytest.mark.parametrize("name", ["math500", "aime24", "aime25"])
