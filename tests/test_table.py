@@ -633,6 +633,60 @@ def test_a_plan_makes_a_model_by_a_command(small):
         table.main(["small", "dry_run=true"])
 
 
+GRID = """
+title: Grid
+columns: [pass@1]
+axes:
+  world:
+    easy: {base: []}
+    hard: {base: ["dataset.world.slips={slips}", "model.path=made/{world}"], slips: 0.4}
+  rate: {low: {p: 1e-4}, high: {p: 2e-4}}
+prepare: {"made/{world}_{rate}": [pretrain, "pretrain.output=made/{world}_{rate}"]}
+arms:
+  "grpo_{world}_{rate}": {label: "{world}, {p}", overrides: [algorithm=grpo, "{base}", "optimizer.learning_rate={p}"]}
+  "sft_{world}": {label: "SFT, {world}", overrides: ["{base}"], against: "grpo_{world}_low"}
+  alone: {label: alone, overrides: []}
+scales: {cpu: {overrides: [], seeds: [0], arms: {"sft_{world}": [seed=3]}}}
+"""
+
+
+def test_a_plan_may_be_a_grid(small):
+    (small / "plan.yaml").write_text(GRID)
+    plan = plans.load_plan("small")
+    named = ["grpo_easy_low", "sft_easy", "grpo_easy_high", "grpo_hard_low", "sft_hard", "grpo_hard_high", "alone"]
+    assert list(plan.arms) == named
+    slips = ["dataset.world.slips=0.4", "model.path=made/hard"]
+    assert plan.arms["grpo_hard_high"].overrides == ["algorithm=grpo", *slips, "optimizer.learning_rate=0.0002"]
+    assert plan.arms["sft_easy"].overrides == []
+    assert (plan.arms["sft_hard"].overrides, plan.arms["sft_hard"].against) == (slips, "grpo_hard_low")
+    assert plan.arms["grpo_easy_low"].label == "easy, 0.0001"
+    assert plan.prepare["made/hard_low"] == ["pretrain", "pretrain.output=made/hard_low"]
+    assert plan.scales["cpu"].arms == {"sft_easy": ["seed=3"], "sft_hard": ["seed=3"]}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "told"),
+    [
+        (
+            '"{base}", "optimizer',
+            '"{bse}", "optimizer',
+            r"plan.yaml: \{bse\} in \{bse\}: no axis has this word; use one of",
+        ),
+        ("{world}, {p}", "{world}, {base}", r"\{base\} in \{world\}, \{base\}: no axis has this word"),
+        (
+            '"sft_{world}": {label: "SFT, {world}"',
+            '"sft_{world}": {label: "SFT, {p}"',
+            r"sft_easy: stands for two; put",
+        ),
+        ("made/{world}", "{base}", r"\{base\} in .*: no axis has this word"),
+    ],
+)
+def test_a_grid_that_is_none_is_refused(small, one, other, told):
+    (small / "plan.yaml").write_text(GRID.replace(one, other))
+    with pytest.raises(UserError, match=told):
+        plans.load_plan("small")
+
+
 def test_no_two_plans_make_different_models_in_one_folder():
     recipes: dict[str, set[str]] = {}
     for path in plans.EXPERIMENTS.glob("*/plan.yaml"):

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,7 @@ class Scale:
 @dataclass
 class Plan:
     title: str
+    # By name; a plan may write them as a grid over `axes` (see `_written_out`).
     arms: dict[str, Arm]
     scales: dict[str, Scale]
     # The table's columns: metrics of the final evaluation as summary.json names them; of `expo diagnose`, what it
@@ -201,6 +203,8 @@ def load_plan(name: str, scale_name: str | None = None) -> Plan:
 def _read(path: Path) -> Any:
     """Return plan.yaml and paper.yaml of a folder, over those of the plan that they extend."""
     own: Any = OmegaConf.load(path)
+    if axes := own.pop("axes", None):
+        own = OmegaConf.create(_written_out(path, OmegaConf.to_container(own), OmegaConf.to_container(axes)))
     base = plan_file(str(own.get("extends")))
     if own.get("extends") and not base.is_file():
         raise UserError(f"{path}: extends={own.extends}: no such table; give the name of a folder with a plan.yaml")
@@ -210,6 +214,50 @@ def _read(path: Path) -> Any:
         extended.pop("paper", None)
         own["paper"] = OmegaConf.load(paper)
     return OmegaConf.merge(extended, own)
+
+
+def _written_out(path: Path, plan: Any, axes: Any) -> Any:
+    """Return a plan whose `arms`, `prepare` and `scales.*.arms` stand once for each point of the grid of `axes`.
+
+    `axes` is {axis: {value: {word: text or overrides}}}. `{axis}` is the value's name, `{word}` its text; an override
+    that is a `{word}` alone becomes the overrides of that word. What names no axis follows the grid. Raises UserError
+    where no axis has a word, or one name would stand for two arms.
+    """
+
+    def filled(of: Any, words: dict[str, Any]) -> Any:
+        if isinstance(of, dict):
+            return {filled(key, words): filled(value, words) for key, value in of.items()}
+        if isinstance(of, list):
+            return [one for each in of for one in spliced(each, words)]
+        if not isinstance(of, str):
+            return of
+        for word in re.findall(r"\{(\w+)\}", of):
+            if isinstance(words.get(word, []), list):
+                raise UserError(f"{path}: {{{word}}} in {of}: no axis has this word; use one of {', '.join(words)}")
+        return re.sub(r"\{(\w+)\}", lambda found: str(words[found[1]]), of)
+
+    def spliced(one: Any, words: dict[str, Any]) -> list[Any]:
+        word = str(one)[1:-1]
+        if str(one) == f"{{{word}}}" and isinstance(words.get(word), list):
+            return list(filled(words[word], {name: text for name, text in words.items() if name != word}))
+        return [filled(one, words)]
+
+    def over(entries: dict[str, Any]) -> dict[str, Any]:
+        written: dict[str, Any] = {}
+        for point in product(*(values.items() for values in axes.values())):
+            words = {axis: name for axis, (name, _) in zip(axes, point, strict=True)}
+            words |= {word: text for _, more in point for word, text in (more or {}).items()}
+            for key, value in entries.items():
+                name = filled(key, words)
+                if "{" in key and written.setdefault(name, own := filled(value, words)) != own:
+                    raise UserError(f"{path}: {name}: stands for two; put the axis that they differ in into {key}")
+        return written | {key: value for key, value in entries.items() if "{" not in key}
+
+    of_scales = [scale for scale in plan.get("scales", {}).values() if "arms" in scale]
+    for part, key in [(plan, "arms"), (plan, "prepare"), *((scale, "arms") for scale in of_scales)]:
+        if key in part:
+            part[key] = over(part[key])
+    return plan
 
 
 def plan_runs(
