@@ -17,35 +17,29 @@ from expo.model.policy import load_policy
 ROOT = Path(__file__).parents[1]
 
 
+SMALL = ["debug=tiny", "trainer.max_steps=1", "dataset.eval_limit=4", "evaluation.samples=8"]
+
+
 @pytest.mark.slow
-def test_demo_writes_its_summary_curves_and_report(tmp_path, capsys):
-    code = demo.main(
-        [f"output={tmp_path}", "debug=tiny", "trainer.max_steps=1", "dataset.eval_limit=4", "evaluation.samples=8"]
-    )
-    assert code == 0
-    summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["arms"].keys() == {"grpo", "grpo_sft_gt_cot", "exp_grpo"}
-    for metrics in summary["arms"].values():
-        assert metrics["pass@4/level5"].keys() >= {"mean", "lo", "hi"}
+def test_demo_writes_its_table_curves_and_report(tmp_path, capsys):
+    assert demo.main([f"output={tmp_path}", *SMALL]) == 0
+    arms = json.loads((tmp_path / "table.json").read_text())["arms"]
+    assert arms.keys() == {"grpo", "grpo_sft_gt_cot", "exp_grpo"}
+    for arm in arms.values():
+        assert arm["columns"]["pass@4/level5"].keys() >= {"mean", "lo", "hi"}
     assert (tmp_path / "curves.png").stat().st_size > 10_000
     page = (tmp_path / "report.html").read_text()
     assert "ExP-GRPO" in page
+    assert "Completions over training" in page or "solving" in page
     assert 'src="http' not in page
     assert "ExP-GRPO" in capsys.readouterr().out
     # A second call makes nothing again.
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/*/metrics.jsonl")}
-    assert (
-        demo.main(
-            [f"output={tmp_path}", "debug=tiny", "trainer.max_steps=1", "dataset.eval_limit=4", "evaluation.samples=8"]
-        )
-        == 0
-    )
+    assert len(before) == 3
+    assert demo.main([f"output={tmp_path}", *SMALL]) == 0
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/*/metrics.jsonl")}
-    more = ["debug=tiny", "trainer.max_steps=1", "dataset.eval_limit=4", "evaluation.samples=8", "fresh=true"]
-    assert demo.main([f"output={tmp_path}", *more]) == 0  # a run made again is done, too
-    after = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/*/metrics.jsonl")}
-    assert before.keys() == after.keys()
-    assert not before.items() & after.items()
+    with pytest.raises(UserError, match="fresh: a table never makes a finished run again"):
+        demo.main([f"output={tmp_path}", *SMALL, "fresh=true"])
 
 
 def test_what_pretrain_of_0_1_began_goes_on(tmp_path):

@@ -22,13 +22,11 @@ from expo.tables.plan import Plan, PlannedRun, is_rate
 class Curves:
     """One panel per entry of `panels`: `{metric, title, arms}`, of which only metric must be given.
 
-    Each arm's mean over its runs against the step; the band spans the runs. With `unfinished`, of runs under way as
-    well. `across` panels stand side by side.
+    Each arm's mean over its runs against the step; the band spans the runs. `across` panels stand side by side.
     """
 
     panels: list[dict[str, Any]] = field(default_factory=list)
     across: int = 4
-    unfinished: bool = False
 
     def draw(self, plan: Plan, record: Mapping[str, Any], runs: Sequence[PlannedRun]) -> Figure:
         panels = self.panels or [{"metric": plan.columns[-1]}]
@@ -40,7 +38,7 @@ class Curves:
             axis.set_visible(False)
         for axis, panel in zip(axes.flat, panels, strict=False):
             for arm in panel.get("arms") or plan.arms:
-                own = [run for run in runs if run.arm == arm and (self.unfinished or run.done)]
+                own = [run for run in runs if run.arm == arm and run.done]
                 points = [read_points(run.dir, panel["metric"]) for run in own]
                 self._curve(axis, [p for p in points if p], plan.arms[arm].label, looks(plan.arms)[arm])
             axis.set(xlabel="step", ylabel=panel["metric"], title=panel.get("title", ""))

@@ -82,11 +82,10 @@ def name_of(run: PlannedRun) -> str:
     return f"{run.arm}-s{run.seed}"
 
 
-def make(todo: Sequence[PlannedRun], sweep: Path, hydra: list[str], meanwhile: Callable[[], object] = int) -> int:
+def make(todo: Sequence[PlannedRun], sweep: Path, hydra: list[str]) -> int:
     """Launch the missing runs in a process of its own and follow them. Returns its exit code.
 
-    Args: sweep, a folder for this sweep's own jobs and logs: two sweeps of one table may be under way; meanwhile, what
-    is done every few seconds.
+    Args: sweep, a folder for this sweep's own jobs and logs: two sweeps of one table may be under way.
     """
     if not todo:
         return 0
@@ -96,14 +95,8 @@ def make(todo: Sequence[PlannedRun], sweep: Path, hydra: list[str], meanwhile: C
     path.write_text(json.dumps(jobs, indent=1))
     command = [sys.executable, "-m", "expo.tables.launch", str(path), *hydra]
     with View(todo) as view, (sweep / "launch.log").open("w") as log:
-
-        def follow() -> None:
-            view.update()
-            meanwhile()
-
-        code = until_over(
-            subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True), follow
-        )
+        child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        code = until_over(child, view.update)
         view.update()
     return code
 
