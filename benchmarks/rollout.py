@@ -17,9 +17,9 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from expo.config import ModelConf, VLLMConf
+from expo.ladder.policy import ladder_model, ladder_tokenizer
 from expo.model.policy import load_policy
 from expo.model.shapes import config_of
-from expo.model.small import ladder_model, ladder_tokenizer
 from expo.rollout.engine import Completion, Engine, Request, Sampling
 from expo.rollout.noise import Key
 from expo.rollout.transformers_engine import TransformersEngine

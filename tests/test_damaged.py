@@ -213,7 +213,7 @@ def test_a_chat_template_that_shows_no_message_once_is_refused(folder, monkeypat
     [
         ("algorithm", "expo.data.readers.Ladder", "Algorithm"),
         ("algorithm", "expo.algorithms.losses.kl", "Algorithm"),
-        ("algorithm", "expo.data.ladder.LEVELS", "Algorithm"),
+        ("algorithm", "expo.ladder.problems.LEVELS", "Algorithm"),
         ("rollout", "expo.step.rewards.Correct", "Engine"),
         ("reward", "expo.config.run.Config", "Reward"),
         ("dataset", "expo.step.rewards.Correct", "Reader"),

@@ -7,8 +7,8 @@ from conftest import compose_config
 
 from expo.config import UserError, build, check, identity, run_dir, run_id
 from expo.config.world import CLEAR
-from expo.data import ladder
 from expo.data.checks import NUMBER
+from expo.ladder import problems as ladder
 from expo.verifier.answers import Verdict
 from expo.verifier.pool import Verifier
 

@@ -9,9 +9,9 @@ import wandb
 from conftest import make_prompts
 
 from expo.config import UserError
-from expo.data import ladder
 from expo.evaluation.pass_at_k import pass_at_k
 from expo.evaluation.tally import Tally
+from expo.ladder import problems as ladder
 from expo.verifier.answers import Verdict
 
 

@@ -14,10 +14,10 @@ from expo.cost.machine import DEVICES
 from expo.cost.memory import memory
 from expo.cost.run import Work
 from expo.jobs.wiring import load_model
+from expo.ladder.policy import ladder_model, ladder_tokenizer
 from expo.model.formats import as_numbers
 from expo.model.policy import as_initial, causal_lm, load_policy
 from expo.model.scoring import score, token_batch
-from expo.model.small import ladder_model, ladder_tokenizer
 from expo.step.positives.bank import fingerprint
 from expo.training.checkpoints import newest_checkpoint
 

@@ -115,9 +115,8 @@ def test_the_package_has_no_more_lines_than_it_may():
 
 # From the ground up: a room may import what stands to its left.
 ROOMS = (
-    "config ground verifier data model rollout step algorithms cost evaluation runs loggers tables report training "
-    "jobs commands "
-    "notebook cli __main__"
+    "config ground ladder verifier data model rollout step algorithms cost evaluation runs loggers tables report "
+    "training jobs commands notebook cli __main__"
 )
 
 # The process of one device is a program of its own, and ends as a command does.

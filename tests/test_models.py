@@ -24,12 +24,12 @@ from expo.jobs.wiring import (
     set_up_process,
     solve_limit,
 )
+from expo.ladder.policy import ladder_tokenizer
 from expo.model import policy
 from expo.model.checks import check_packing, check_scoring, reads_rightly, row_limit
 from expo.model.policy import load_policy, save_policy
 from expo.model.prompts import Prompts
 from expo.model.scoring import can_share, score, token_batch
-from expo.model.small import ladder_tokenizer
 from expo.rollout.engine import Request, Sampling
 from expo.rollout.noise import SOLVE, Key
 from expo.runs.directory import Run

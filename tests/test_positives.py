@@ -9,6 +9,7 @@ from conftest import make_prompts
 from expo.config import ExpertConf, GRPOConf, NoPositivesConf, ParaphraseConf, SelfExplanationConf, SFTConf, StarConf
 from expo.config.explaining import When, when_explained
 from expo.ground.problem import Problem
+from expo.ladder.problems import oracle
 from expo.model.prompts import Prompts
 from expo.model.small import random_tiny
 from expo.rollout.engine import Completion, Sampling
@@ -96,7 +97,7 @@ def candidate(ids, logp=None, lift=None, text=""):
 
 
 TWO = [Problem("a", "1", "1"), Problem("b", "q", "2")]
-LADDER = Problem("a", "(1) 1 + 1 | 3", "( 3 )", subject="ladder")
+LADDER = Problem("a", "(1) 1 + 1 | 3", "( 3 )", subject="ladder", oracle=oracle)
 
 
 def chosen(selection, candidates, **limits):

@@ -10,11 +10,14 @@ from conftest import compose_config
 from expo.config import DatasetConf, PromptsConf, UserError, build, check, identity
 from expo.config.reasoning import ReasoningGymConf
 from expo.data.readers import Reader
-from expo.ground.problem import Problem
+from expo.ground.problem import Problem, Steps
 from expo.jobs.wiring import make_reward
 from expo.model import small
 from expo.model.prompts import Prompts
+from expo.step.experience import Candidate
+from expo.step.positives.selection import Limits, select
 from expo.step.rewards import Rollout
+from expo.tables.aggregate import pass_values
 from expo.verifier.answers import Verdict
 from expo.verifier.pool import Verifier
 
@@ -397,6 +400,29 @@ def test_rows_of_a_function_are_read_as_those_of_a_file(tmp_path, monkeypatch):
             cfg.dataset.function, cfg.dataset.eval_split = function, split
             with pytest.raises(UserError, match=rf"dataset.function={function}: {told}"):
                 reader(cfg, verifier).evaluation()
+
+
+def test_a_function_may_bring_an_oracle_of_steps(tmp_path, monkeypatch):
+    (tmp_path / "own_steps.py").write_text(
+        OWN_ROWS + "rows.oracle = lambda question, completion: [step in completion for step in question.split()]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    cfg = compose_config("dataset=function", "dataset.function=own_steps.rows", "positives.selection=oracle_sound")
+    check(cfg)
+    with Verifier(cfg.verifier) as verifier:
+        problem = next(p for p in reader(cfg, verifier).train() if p.answer == "3")
+    checked = [problem.oracle(problem.question, text) for text in ("train 3? 3", "train, so 3")]
+    assert checked == [Steps(1.0, True), Steps(0.5, False)]
+    candidates = [Candidate([1], text="train, so 3"), Candidate([2], text="train 3? 3")]
+    assert select(candidates, problem, "oracle_sound", Limits()) == candidates[1:]
+    row = {"problem": "a", "level": None, "subject": None, "verdict": "correct", "question": "q", "answer": "1"}
+    found = [row | {"sound": True}, row | {"sound": False, "problem": "b"}]
+    assert {name[0]: value for name, value in pass_values(found, "sound@1").items()} == {"a": 1.0, "b": 0.0}
+    with pytest.raises(UserError, match="sound@1: no steps were checked"):
+        pass_values([row], "sound@1")
+    cfg.dataset.function = "own_rows.rows"
+    with pytest.raises(UserError, match=r"positives.selection=oracle_sound: .* cannot check steps"):
+        check(cfg)
 
 
 def test_settings_of_a_task_count_and_are_written_back_as_they_were():

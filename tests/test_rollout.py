@@ -10,10 +10,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from benchmarks import rollout as bench_rollout
 from expo.config import RolloutConf
-from expo.data import ladder as world
+from expo.ladder import problems as world
+from expo.ladder.policy import ladder_model
 from expo.model.policy import compute_in
 from expo.model.scoring import score, token_batch
-from expo.model.small import ladder_model
 from expo.rollout import decoding as decoding_module
 from expo.rollout import transformers_engine
 from expo.rollout.decoding import attention, decoding

@@ -8,11 +8,12 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from expo.config import ModelConf, PromptsConf, UserError, check, identity
 from expo.ground.problem import Problem
+from expo.ladder.policy import ladder_model, ladder_tokenizer
 from expo.model.checks import check_rounding
 from expo.model.policy import _flaw, load_policy, with_dropout, without_dropout
 from expo.model.prompts import Prompts, text_ids, turn_end
 from expo.model.scoring import score, token_batch
-from expo.model.small import ladder_model, ladder_tokenizer, random_tiny
+from expo.model.small import random_tiny
 from expo.rollout.engine import eos_ids
 
 # Of Qwen2.5 base: its eos is another token than the one that ends a turn.

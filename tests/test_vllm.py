@@ -21,10 +21,10 @@ import torch
 from conftest import compose_config
 
 from expo.config import EngineError, UserError, VLLMConf, build
-from expo.data.ladder import generate
+from expo.ladder.policy import ladder_model, ladder_tokenizer
+from expo.ladder.problems import generate
 from expo.model.policy import compute_in
 from expo.model.scoring import score, token_batch
-from expo.model.small import ladder_model, ladder_tokenizer
 from expo.rollout import vllm_engine, vllm_transfer
 from expo.rollout.engine import Request, Sampling
 from expo.rollout.noise import Key

@@ -10,9 +10,9 @@ from conftest import compose_config
 
 from expo.config import UserError, WorldConf, check, identity, made_as, pretrain_identity
 from expo.config.reference import options_of
-from expo.data import ladder
 from expo.jobs.pretrain import command, corpus_item, first_weights, pretrain, unfinished_folder
 from expo.jobs.wiring import load_model
+from expo.ladder import problems as ladder
 
 WORLDS = options_of("dataset/world")
 

@@ -1,6 +1,7 @@
 """Keys of `dataset=`: problems to train on and to evaluate on."""
 
 import difflib
+import importlib
 import json
 import os
 import re
@@ -99,6 +100,11 @@ class DatasetConf:
         choices=ANSWER_KINDS,
         help="how an answer is compared with the right one; auto: each right answer says its own kind",
     )
+
+    @property
+    def has_oracle(self) -> bool:
+        """Return whether it checks the steps of a completion exactly (`Problem.oracle`)."""
+        return self.is_ladder
 
     @property
     def shares_file(self) -> bool:
@@ -245,9 +251,17 @@ class FunctionConf(TableConf):
     is_generated: ClassVar[bool] = True
     function: str = key(
         help="package.module.name of a function rows(split) that yields dictionaries, for dataset.split and "
-        "dataset.eval_split; "
-        "dataset.columns names what is in them"
+        "dataset.eval_split; dataset.columns names what is in them. Its attribute `oracle`, if it has one, is a "
+        "function of question and completion that returns whether each step is right"
     )
+
+    @property
+    def has_oracle(self) -> bool:
+        module, _, name = self.function.rpartition(".")
+        try:
+            return hasattr(getattr(importlib.import_module(module), name), "oracle")
+        except (ImportError, AttributeError, ValueError):  # the reader says so
+            return False
 
 
 @dataclass

@@ -258,9 +258,9 @@ class SelfExplanationConf(SourceConf):
             "set algorithm.group_size=1 or more",
         )
         yield (
-            self.selection != "oracle_sound" or cfg.dataset.is_ladder,
-            "positives.selection=oracle_sound: only the ladder can check steps; use dataset=ladder, "
-            f"or another selection than for {cfg.dataset.name}",
+            self.selection != "oracle_sound" or cfg.dataset.has_oracle,
+            f"positives.selection=oracle_sound: {cfg.dataset.name} cannot check steps; use dataset=ladder, a function "
+            "with an oracle, or another selection",
         )
 
 

@@ -14,7 +14,7 @@ MOST_PARTS = 8
 
 @dataclass
 class WorldConf:
-    """A world of the ladder; see expo/data/ladder.py. Everything but the expert shapes the corpus that `expo pretrain`
+    """A world of the ladder (expo/ladder/problems.py). Everything but the expert shapes the corpus that `expo pretrain`
     trains on."""
 
     familiarity: list[float] = key(

@@ -5,8 +5,9 @@ import logging
 import math
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ from expo.config import DatasetConf, FunctionConf, LadderConf, TableConf, UserEr
 from expo.config.errors import first_line
 from expo.config.files import read_lines
 from expo.config.key import shown
-from expo.data import ladder
 from expo.data.account import NAMED, Account, Source
 from expo.data.checks import BadRow, check_text, unusable
-from expo.ground.problem import Problem
+from expo.ground.problem import Problem, Steps
+from expo.ladder import problems as ladder
 from expo.verifier.extraction import last_boxed
 from expo.verifier.judges import ByFunction, function_at
 from expo.verifier.pool import Verifier
@@ -326,6 +327,7 @@ class Columns(Reader):
     """Any data set with a question and an answer column."""
 
     conf: TableConf
+    oracle: Callable[[str, str], Steps] | None = None
 
     def problem(self, row: dict[str, Any], id: str) -> Problem:
         c = self.conf.columns
@@ -337,6 +339,7 @@ class Columns(Reader):
         return Problem(
             id, question, self._answer(answer_text(given)), solution, level_of(_at(row, c.level, None)),
             subject=None if (subject := _at(row, c.subject, None)) is None else str(subject), earlier=earlier,
+            oracle=self.oracle,
         )  # fmt: skip
 
     def _solution(self, row: Mapping[str, Any]) -> str | None:
@@ -385,6 +388,8 @@ class Rows(Columns):
                 "in EXPO_PLUGINS "
                 "where it stands in the working folder"
             ) from error
+        if checks := getattr(function, "oracle", None):
+            self.oracle = partial(_steps, checks)
         try:
             for row in function(split):
                 yield row if isinstance(row, dict) else BadRow("no dictionary", repr(row)[:80])
@@ -393,6 +398,12 @@ class Rows(Columns):
 
     def _source(self, path: str | None) -> str:
         return super()._source(path) if path else f"dataset.function={self.conf.function}"
+
+
+def _steps(checks: Callable[[str, str], Sequence[bool]], question: str, completion: str) -> Steps:
+    """Return the check of a function of one's own: whether each step that the question takes is there and right."""
+    right = checks(question, completion)
+    return Steps(sum(right) / max(len(right), 1), all(right))
 
 
 NOTHING = ("", "none", "null", "nan", "n/a")  # what tables write where there is nothing
@@ -471,7 +482,7 @@ USUAL = 2000  # problems of a level to train on
 
 
 class Ladder(Reader):
-    """Generated problems (`expo.data.ladder`); `limit` and `eval_limit` are per level."""
+    """Generated problems (`expo.ladder.problems`); `limit` and `eval_limit` are per level."""
 
     conf: LadderConf
 

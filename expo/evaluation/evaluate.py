@@ -15,6 +15,7 @@ from expo.model.prompts import Prompts
 from expo.rollout.engine import Engine, Request, Sampling
 from expo.rollout.noise import EVALUATE, Key
 from expo.step.rewards import Reward, Rollout, rewards_of
+from expo.verifier.answers import Verdict
 from expo.verifier.pool import Verifier
 
 PART_ROWS = 2**14  # completions that are made, judged and kept at a time
@@ -112,6 +113,7 @@ class Evaluator:
                 "truncated": c.truncated,
                 "logp": sum(c.logp),
                 **({} if self.reward is None else {"reward": reward}),
+                **({"sound": verdict is Verdict.CORRECT and p.oracle(p.question, text).sound} if p.oracle else {}),
             }
             for i, (p, text, verdict, c, reward) in enumerate(
                 zip(owners, texts, verdicts, completions, rewards, strict=True)

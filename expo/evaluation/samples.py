@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from expo.config import DiagnoseConf
-from expo.data import ladder
 from expo.evaluation.judge import judge_steps
 from expo.evaluation.kinds import KINDS, Rows
 from expo.ground.problem import Problem
@@ -100,20 +99,16 @@ def measure(rows: Rows, problems: list[Problem], scorer: Scorer) -> None:
 
 
 def check_steps(rows: Rows, problems: list[Problem], conf: DiagnoseConf, tools: Tools, earlier: Rows) -> int:
-    """Add the share of right steps: exact on the ladder (in the policy's own style), by the judge elsewhere, None
-    without one.
+    """Add the share of right steps: exact where the data set has an oracle (in the policy's own style), by the judge
+    elsewhere, None without one.
 
     Args: earlier, rows of the same run that were judged as far as the judge could be reached. Returns how many it did
     not answer.
     """
     shares: list[float | None] = [None] * len(rows)
     failed = 0
-    if problems[0].subject == "ladder":
-        checks = [ladder.check_steps(row["question"], row["completion"]) for row in rows]
-        shares = [
-            None if row["kind"] == "expert" else (check.arithmetic + check.meanings) / 2
-            for row, check in zip(rows, checks, strict=True)
-        ]
+    if oracle := problems[0].oracle:
+        shares = [None if row["kind"] == "expert" else oracle(row["question"], row["completion"]).share for row in rows]
     elif conf.judge.base_url:
         known = {(row["kind"], row["id"], row["completion"]): row["right_steps"] for row in earlier}
         shares = [known.get((row["kind"], row["id"], row["completion"])) for row in rows]

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from expo.data import ladder
 from expo.evaluation import intervals
 from expo.evaluation.pass_at_k import pass_at_k
+from expo.ladder import problems as ladder
 from expo.verifier.answers import Verdict, fast_verdict
 from expo.verifier.extraction import last_boxed
 from expo.verifier.spelling import bare
@@ -37,8 +37,7 @@ class Tally:
     truncated: list[bool] = field(default_factory=list)
     unparseable: int = 0
     rewards: list[float] = field(default_factory=list)  # of a reward of one's own
-    sound: list[bool] = field(default_factory=list)  # of the right ones on the ladder, which can tell
-    ladder: bool = False
+    sound: list[bool] = field(default_factory=list)  # of the right ones, where the data set has an oracle
 
     def add(self, rows: Sequence[Row]) -> None:
         """Count all the rows of some problems."""
@@ -53,9 +52,7 @@ class Tally:
         self.truncated += [row["truncated"] for row in rows]
         self.rewards += [row["reward"] for row in rows if "reward" in row]
         self.unparseable += sum(row["verdict"] == "unparseable" for row in rows)
-        self.ladder = self.ladder or rows[0]["subject"] == "ladder"
-        if self.ladder:
-            self.sound += [ladder.check_steps(r["question"], r["completion"]).sound for r in rows if _right(r)]
+        self.sound += [sound for row in rows if _right(row) and (sound := is_sound(row)) is not None]
 
     def metrics(self, k: Sequence[int]) -> dict[str, float]:
         """Return the scalars of every evaluation (`pass@4`, `pass@4/level5`, each also with `_lo` and `_hi`)."""
@@ -68,8 +65,8 @@ class Tally:
         metrics["eval/unparseable_frac"] = self.unparseable / len(self.tokens)
         if self.rewards:
             metrics["eval/reward_mean"] = float(np.mean(self.rewards))
-        if self.ladder and self.sound:  # of no right answer at all, it is not defined
-            # A right answer by wrong steps counts as correct, as it does on MATH; the ladder can tell, and says so.
+        if self.sound:  # of no right answer at all, it is not defined
+            # A right answer by wrong steps counts as correct, as it does on MATH; an oracle can tell, and says so.
             metrics["eval/correct_with_sound_steps_frac"] = float(np.mean(self.sound))
         return metrics
 
@@ -139,6 +136,13 @@ def majority(samples: Sequence[Row]) -> float:
 def same_answer(one: str, other: str) -> bool:
     """Return whether two answers, neither of which is right, are one, as far as no algebra is needed to see it."""
     return fast_verdict(one, other) is Verdict.CORRECT
+
+
+def is_sound(row: Row) -> bool | None:
+    """Return whether a completion is right by right steps; None where its data set has no oracle."""
+    if "sound" not in row and row["subject"] == "ladder":  # of before an evaluation kept it
+        return _right(row) and ladder.oracle(row["question"], row["completion"]).sound
+    return row.get("sound")
 
 
 def _right(row: Row) -> bool:

@@ -38,7 +38,6 @@ def explain(cfg: Config) -> int:
     ask_hub([cfg])
     # Here, since torch and its friends take seconds to import.
 
-    from expo.data import ladder
     from expo.jobs.wiring import build_run, set_up_process
     from expo.step.experience import Batch, Timer
     from expo.step.positives.bank import BankedEngine
@@ -64,7 +63,7 @@ def explain(cfg: Config) -> int:
                 own, _, _ = pipeline.roll_out(batch, 1, [], Timer())
                 measured = with_lift(pipeline.scorer, own, measured)
             for problem, c in [(batch.problems[i], c) for i, some in measured.items() for c in some]:
-                sound = ladder.check_steps(problem.question, c.text).sound if cfg.dataset.is_ladder else None
+                sound = problem.oracle(problem.question, c.text).sound if problem.oracle else None
                 found.append(Explanation(problem.level, c.rejected, len(c.ids), c.logp_given_q, c.answer_lift, sound))
         pipeline.engines.close()
     levels = sorted({e.level for e in found if e.level is not None})

@@ -35,13 +35,13 @@ from expo.config import (
 )
 from expo.config.key import shown
 from expo.config.world import CLEAR
-from expo.data import ladder
 from expo.ground.files import remove
 from expo.ground.problem import Problem
 from expo.jobs.wiring import set_up_process
+from expo.ladder import problems as ladder
+from expo.ladder.policy import ladder_model, ladder_tokenizer
 from expo.model.policy import load_policy
 from expo.model.prompts import Prompts
-from expo.model.small import ladder_model, ladder_tokenizer
 from expo.runs.directory import AGAIN, FINISHED, git_commit
 from expo.training.callbacks import SAY_EVERY_S
 from expo.training.checkpoints import WholeFiles, newest_checkpoint
@@ -308,7 +308,7 @@ def command(cfg: Config) -> list[str]:
 CARD = """\
 # The ladder's base policy
 
-A Llama of {parameters} parameters trained by expo from {start} on synthetic arithmetic (expo/data/ladder.py). It knows nothing else.
+A Llama of {parameters} parameters trained by expo from {start} on synthetic arithmetic (expo/ladder/problems.py). It knows nothing else.
 
 - command: `{command}`
 - commit: {commit}

@@ -28,12 +28,12 @@ from expo.config import (
 from expo.config.explaining import frozen_copies, when_explained
 from expo.config.key import shown
 from expo.config.world import CLEAR
-from expo.data import ladder
 from expo.data.account import Account
 from expo.data.readers import Reader
 from expo.evaluation.evaluate import Evaluator
 from expo.ground.problem import Problem
 from expo.ground.ranks import ALONE, Ranks
+from expo.ladder import problems as ladder
 from expo.model.checks import check_bits, check_packing, check_rounding, check_scoring, reads_rightly, row_limit
 from expo.model.policy import as_it_began, as_multiplied, causal_lm, compute_in, frozen_copy
 from expo.model.prompts import Prompts

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import torch
 
 from expo.config.positives import FILTERS
-from expo.data import ladder
 from expo.step.experience import Experience
 from expo.step.sums import StepSums
 from expo.verifier.answers import Verdict
@@ -103,9 +102,9 @@ def _positive_metrics(e: Experience) -> dict[str, float | None]:
         "positive/filtered_frac": _share(sum(rejected.values()), len(candidates)),
         **{f"positive/filtered_{reason}_frac": _share(rejected[reason], len(candidates)) for reason in reasons},
     }
-    if written and written[0][0].subject == "ladder":
-        # The oracle that real data lacks: are the steps of the explanations right, not only their answers?
-        checks = [ladder.check_steps(problem.question, c.text) for problem, c in written]
+    # Are the steps of the explanations right, not only their answers?
+    checks = [problem.oracle(problem.question, c.text) for problem, c in written if problem.oracle]
+    if checks:
         metrics["positive/sound_frac"] = _share(sum(c.sound for c in checks), len(checks))
     return metrics
 

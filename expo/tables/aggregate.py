@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from expo.config import DPOConf, UserError, data_content
-from expo.data import ladder
 from expo.evaluation import intervals
 from expo.evaluation.kinds import interval_of
 from expo.evaluation.pass_at_k import pass_at_k
+from expo.evaluation.tally import is_sound
 from expo.runs.health import marks_of
 from expo.runs.reading import final_rows, read_lines, read_rows, read_summary, samples_of
 from expo.tables.plan import MEASURED, Arm, Command, Plan, PlannedRun, columns_of, is_rate
@@ -39,18 +39,21 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def pass_values(rows: Rows, metric: str) -> Values:
-    """Return pass@k of each problem from completions. Args: metric, `pass@K` or `pass@K/levelN`; or, of the ladder,
-    `sound@K`, for which a right answer counts only with right steps before it. Raises UserError where problems have
-    unlike numbers of samples.
+    """Return pass@k of each problem from completions. Args: metric, `pass@K` or `pass@K/levelN`; or, where the data
+    set has an oracle, `sound@K`, for which a right answer counts only with right steps before it. Raises UserError
+    where problems have unlike numbers of samples, or no steps were checked.
     """
     name, _, level = metric.partition("/level")
     kind, _, k = name.partition("@")
     right = defaultdict(list)
     for row in rows:
         if not level or str(row["level"]) == level:
-            correct = row["verdict"] == "correct"
-            if correct and kind == "sound":
-                correct = ladder.check_steps(row["question"], row["completion"]).sound
+            correct = row["verdict"] == "correct" if kind == "pass" else is_sound(row)
+            if correct is None:
+                raise UserError(
+                    f"{metric}: no steps were checked in an evaluation; its data set has no oracle, or had "
+                    "none then: remove the run, and it is made again"
+                )
             right[row["problem"], row.get("question"), row.get("answer")].append(correct)
     if not right:  # a run on other levels
         return {}

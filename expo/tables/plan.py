@@ -313,11 +313,9 @@ def _check_column(column: str, arm: Arm, cfg: Config) -> None:
         return
     found = re.fullmatch(r"(?:pass|sound)@(\d+)(?:/level([^/]+))?", column)
     if found is None:
-        raise UserError(f"columns={column}: not a column; use pass@K or pass@K/levelN, or sound@K on the ladder")
-    if column.startswith("sound@") and not cfg.dataset.is_ladder:
-        raise UserError(
-            f"columns={column}: only the ladder can check steps; use pass@{found[1]} for {cfg.dataset.name}"
-        )
+        raise UserError(f"columns={column}: not a column; use pass@K pass@K/levelN, or sound@K of an oracle")
+    if column.startswith("sound@") and not cfg.dataset.has_oracle:
+        raise UserError(f"columns={column}: {cfg.dataset.name} cannot check steps; use pass@{found[1]}")
     samples = cfg.evaluation.samples or max(cfg.k)
     if int(found[1]) > samples:
         raise UserError(

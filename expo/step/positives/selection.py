@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from expo.config import SelfExplanationConf, functions_of
-from expo.data import ladder
 from expo.ground.problem import Problem
 from expo.step.experience import Candidate
 
@@ -56,7 +55,8 @@ def _threshold(found: list[Candidate], problem: Problem, limits: Limits) -> list
 
 
 def _oracle_sound(found: list[Candidate], problem: Problem, limits: Limits) -> list[Candidate]:
-    return [c for c in found if ladder.check_steps(problem.question, c.text).sound][:1]
+    assert problem.oracle is not None  # see the rules of SelfExplanationConf
+    return [c for c in found if problem.oracle(problem.question, c.text).sound][:1]
 
 
 SELECTIONS: dict[str, Select] = functions_of(
@@ -67,7 +67,7 @@ SELECTIONS: dict[str, Select] = functions_of(
         "most_likely": _most_likely,  # largest mean log π(c|q) per token
         "two_properties": _two_properties,  # best weighted rank by log π(c|q) and by answer lift
         "threshold": _threshold,  # all that reach both limits
-        "oracle_sound": _oracle_sound,  # the ladder's exact step check: for studies only
+        "oracle_sound": _oracle_sound,  # the data set's exact check of steps: for studies only
     },
 )
 NEEDS_LOGP = {"most_likely", "two_properties", "threshold"}

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from expo.config.world import CLEAR, WorldConf
-from expo.ground.problem import Problem
+from expo.ground.problem import Problem, Steps
 
 LEVELS = (1, 2, 3, 4, 5)
 SKILLS: dict[str, Callable[[int, int], int]] = {
@@ -209,6 +209,7 @@ def generate(
             solution=expert_text(parts, expert_style, world),
             level=level,
             subject="ladder",
+            oracle=oracle,
         )
 
 
@@ -222,8 +223,14 @@ class StepCheck:
     sound: bool  # every equation holds, every meaning is true, and the answer follows
 
 
+def oracle(question: str, completion: str) -> Steps:
+    """Check the steps of a completion: two of each part."""
+    check = check_steps(question, completion)
+    return Steps((check.arithmetic + check.meanings) / 2, check.sound)
+
+
 def check_steps(question: str, completion: str) -> StepCheck:
-    """Check exactly the steps of a completion in the policy's own style (an oracle that real data lacks).
+    """Check exactly the steps of a completion in the policy's own style (an oracle that most data lacks).
 
     The answer may also stand before the steps.
     """
