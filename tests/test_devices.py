@@ -442,7 +442,7 @@ def test_rows_that_every_device_would_train_on_are_refused(tmp_path):
     with Verifier() as verifier:
         module, _, _ = build_run(cfg, verifier)
     module.ranks = Ranks(0, 2)
-    with pytest.raises(TypeError, match="went through no `parts`"):
+    with pytest.raises(TypeError, match="went through no `micro_batches`"):
         module.take_step({})
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from expo.config import VerifierConf
-from expo.verifier import forms
+from expo.verifier import answer_forms as forms
 from expo.verifier.answers import Verdict, fast_verdict, judge
 from expo.verifier.extraction import LONGEST_TEXT, last_boxed
 from expo.verifier.kinds import KINDS, kind_of

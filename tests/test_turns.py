@@ -10,7 +10,7 @@ from expo.config import ModelConf, PromptsConf, UserError, check, identity
 from expo.ground.problem import Problem
 from expo.ladder.policy import ladder_model, ladder_tokenizer
 from expo.model.checks import check_rounding
-from expo.model.policy import _flaw, load_policy, with_dropout, without_dropout
+from expo.model.policy import _problem_of, load_policy, with_dropout, without_dropout
 from expo.model.prompts import Prompts, text_ids, turn_end
 from expo.model.scoring import score, token_batch
 from expo.model.small import random_tiny
@@ -220,16 +220,16 @@ def test_a_tokenizer_without_an_end_is_told_why(tmp_path):
 
 def test_only_tokens_that_a_prompt_can_hold_need_a_row_of_the_embedding(tiny):
     model, tokenizer = tiny
-    assert _flaw(model, tokenizer) is None
+    assert _problem_of(model, tokenizer) is None
     rows = model.get_input_embeddings().num_embeddings
     tokenizer.add_special_tokens(
         {"additional_special_tokens": [f"<image {i}>" for i in range(rows + 1 - len(tokenizer))]}
     )
     assert len(tokenizer) == rows + 1
-    assert _flaw(model, tokenizer) is None  # an image's, as in Gemma 3's text models
+    assert _problem_of(model, tokenizer) is None  # an image's, as in Gemma 3's text models
     last = tokenizer.convert_ids_to_tokens(rows)
     tokenizer.chat_template = f"{{{{ messages[0]['content'] }}}}{last}"
-    assert "take the tokenizer that belongs to it" in _flaw(model, tokenizer)
+    assert "take the tokenizer that belongs to it" in _problem_of(model, tokenizer)
 
 
 def test_dropout_is_off_and_training_mode_stays():

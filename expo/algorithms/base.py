@@ -124,7 +124,7 @@ class Algorithm(Updates):
         batch = self.tokens([group.prompt for group, _ in positives], [c.ids for _, c in positives])
         aggregation, max_tokens = self.pipeline.source.aggregation, self.pipeline.tools.sampling.max_tokens
         weights = losses.token_weights(batch.mask, aggregation, max_tokens)
-        for rows, part in self.parts(batch, torch.arange(len(batch.mask)), sums):
+        for rows, part in self.micro_batches(batch, torch.arange(len(batch.mask)), sums):
             logp = self.score(self.policy, part)
             loss = (weights[rows, : part.mask.shape[1]] * losses.sft_loss(logp)).sum()
             self.manual_backward(beta * loss)

@@ -106,12 +106,13 @@ class SelfDistillation(GRPO):
             of_group = {id(group): own for group, own in zip(e.groups, prompts, strict=True)}
             by_row.append([prompt for group in groups for prompt in of_group[id(group)]])
         own, joined = [c for group in groups for c in group.completions], self.members(groups)
-        there = [all(prompts[r] is not None for prompts in by_row) for r in range(len(own))] + [False for _ in joined]
+        has_teacher = [all(prompts[r] is not None for prompts in by_row) for r in range(len(own))]
+        has_teacher += [False] * len(joined)
         # A row that the teacher does not guide passes through it under its own prompt, and counts for nothing.
         members = [group.prompt for group, _ in joined]
         sees = [[*(p or c.prompt for p, c in zip(prompts, own, strict=True)), *members] for prompts in by_row]
         ids = [*(c.ids for c in own), *(c.ids for _, c in joined)]
-        guided = torch.tensor(there, dtype=torch.bool, device=self.device)
+        guided = torch.tensor(has_teacher, dtype=torch.bool, device=self.device)
         return replace(rows, guided=guided, seen=[self.tokens(prompts, ids) for prompts in sees])
 
     def update(self, experience: Experience) -> StepSums:

@@ -87,7 +87,7 @@ class DPO(Algorithm):
         """Go backward through the preference loss. Row i of `batch` is chosen, row `count` + i is rejected."""
         conf, size = self.conf, max(self.trainer_conf.micro_batch_size // 2, 1)
         chosen = TokenBatch(batch.input_ids[:count], batch.mask[:count], batch.prompts[:count])
-        for first, _ in self.parts(chosen, torch.arange(count), sums, size):
+        for first, _ in self.micro_batches(chosen, torch.arange(count), sums, size):
             part = batch.rows(torch.cat([first, first + count]))
             logp = self.score(self.policy, part).sum(dim=1)
             log_ratio = logp - self.reference_score(part).sum(dim=1)

@@ -157,7 +157,7 @@ class GRPO(Algorithm):
         weights = [self.weights(term.mask(rows)) for term in self.terms]
         for term in self.terms:
             term.begin(rows, sums)
-        for index, part in self.parts(rows.batch, active, sums):
+        for index, part in self.micro_batches(rows.batch, active, sums):
             scored = self.scored(rows, index, part, first, sums)
             values = [
                 (w[index, : part.mask.shape[1]] * term(scored, sums)).sum()

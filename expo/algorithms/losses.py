@@ -65,10 +65,10 @@ def group_advantages(
     """
     members = torch.ones_like(rewards) if members is None else members
     advantages = ADVANTAGES[advantage](rewards, members, members if baseline is None else baseline)
-    there = members.bool()
-    lowest = rewards.masked_fill(~there, torch.inf).amin(dim=1, keepdim=True)
-    highest = rewards.masked_fill(~there, -torch.inf).amax(dim=1, keepdim=True)
-    return torch.where(there & (highest > lowest), advantages, 0.0)
+    has_member = members.bool()
+    lowest = rewards.masked_fill(~has_member, torch.inf).amin(dim=1, keepdim=True)
+    highest = rewards.masked_fill(~has_member, -torch.inf).amax(dim=1, keepdim=True)
+    return torch.where(has_member & (highest > lowest), advantages, 0.0)
 
 
 def overlong_penalty(lengths: Tensor, max_tokens: int, share: float) -> Tensor:

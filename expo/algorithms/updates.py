@@ -56,7 +56,7 @@ class Updates(LightningModule):
         """Return the weights of `trained` that have gradients."""
         return [p for module in self.trained for p in module.parameters() if p.requires_grad]
 
-    def parts(
+    def micro_batches(
         self, batch: TokenBatch, rows: Tensor, sums: StepSums, size: int | None = None
     ) -> Iterator[tuple[Tensor, TokenBatch]]:
         """Yield this device's micro-batches of some rows, each with the indices of its rows.
@@ -82,7 +82,7 @@ class Updates(LightningModule):
 
     def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Go backward, with the gradient that counts: none for a row that only fills up a device's share, see
-        `parts`."""
+        `micro_batches`."""
         self.pending = True
         super().manual_backward(loss if self.live else 0 * loss, *args, **kwargs)
 
@@ -93,7 +93,7 @@ class Updates(LightningModule):
         """
         if not self.dealt and self.ranks.count > 1:
             raise TypeError(
-                f"{type(self).__name__}: rows went through no `parts`, so that every device has trained on all of them"
+                f"{type(self).__name__}: rows went through no `micro_batches`: every device has trained on all of them"
             )
         self.dealt = self.pending = False
         sharded = [] if self.whole is None else list(map(id, self.policy.parameters()))  # added up already

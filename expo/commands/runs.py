@@ -147,8 +147,8 @@ def diff(arguments: Sequence[str]) -> int:
     if len(runs) != 2:
         raise UserError(f"runs diff: {len(runs)} runs; give two run directories")
     for run in runs:
-        if run.flaw:
-            raise UserError(f"{run.dir}: cannot be read ({run.flaw}); make the run again")
+        if run.unreadable:
+            raise UserError(f"{run.dir}: cannot be read ({run.unreadable}); make the run again")
     one, two = runs
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("", str(one.dir), str(two.dir)):

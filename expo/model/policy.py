@@ -72,8 +72,8 @@ def load_policy(conf: ModelConf) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    if flaw := _flaw(model, tokenizer):
-        raise UserError(f"model.path={path}: {flaw}")
+    if problem := _problem_of(model, tokenizer):
+        raise UserError(f"model.path={path}: {problem}")
     model.hub_commit = hub_commit(source, conf.revision)
     return prepared(model, conf), tokenizer
 
@@ -265,7 +265,7 @@ def save_policy(policy: PreTrainedModel, folder: Path) -> None:
 
 
 @torch.no_grad()
-def _flaw(model: Any, tokenizer: PreTrainedTokenizerBase) -> str | None:
+def _problem_of(model: Any, tokenizer: PreTrainedTokenizerBase) -> str | None:
     """Return what is wrong with a loaded model, None where nothing is."""
     bad = next((name for name, p in model.named_parameters() if not torch.isfinite(as_numbers(p)).all()), None)
     if bad:

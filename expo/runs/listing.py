@@ -41,7 +41,7 @@ class RunFolder:
             return {}
 
     @property
-    def flaw(self) -> str:
+    def unreadable(self) -> str:
         """Return why a file of it cannot be read; "" where all can."""
         for name, read in (("summary.json", summary_of), ("config.yaml", config_of)):
             try:
@@ -63,8 +63,8 @@ class RunFolder:
     @property
     def status(self) -> str:
         """Return done, stopped, failed, running where a process works on it, or why it cannot be read."""
-        if flaw := self.flaw:
-            return f"cannot be read: {flaw}"
+        if why := self.unreadable:
+            return f"cannot be read: {why}"
         status = str(self.summary.get("status", "unknown"))
         return "running" if status != "done" and self.in_use else status
 

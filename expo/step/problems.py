@@ -40,7 +40,7 @@ class ProblemSampler:
 
 
 class Retries:
-    """Deals a sampler's problems in their order, but passes over most of those that have taught nothing lately (GRESO,
+    """Deals a sampler's problems in their order, but passes over most that gave no gradient lately (GRESO,
     2506.02177).
 
     A problem whose last n groups gave no gradient is dealt with probability retry^n. Who deals has to `learn` after
@@ -67,10 +67,10 @@ class Retries:
                     self.passed += 1
         return dealt
 
-    def learn(self, problems: Sequence[Problem], taught: Collection[int]) -> None:
-        """Note which problems of a step gave a gradient. Args: taught, their indices."""
+    def learn(self, problems: Sequence[Problem], with_gradient: Collection[int]) -> None:
+        """Note which problems of a step gave a gradient. Args: with_gradient, their indices."""
         for i, problem in enumerate(problems):
-            self.idle[problem.id] = 0 if i in taught else self.idle.get(problem.id, 0) + 1
+            self.idle[problem.id] = 0 if i in with_gradient else self.idle.get(problem.id, 0) + 1
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs."""

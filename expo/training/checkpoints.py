@@ -51,14 +51,14 @@ def newest_checkpoint(directory: Path, lineage: str | None = None) -> Path | Non
     """
     found = [path for path in directory.glob("checkpoints/*") if re.fullmatch(r"step\d+\.ckpt", path.name)]
     for path in sorted(found, key=step_of, reverse=True):
-        wrong = flaw(path, lineage)
+        wrong = checkpoint_problem(path, lineage)
         if wrong is None:
             return path
         log.warning("%s %s; going on from an earlier checkpoint, if there is one", path, wrong)
     return None
 
 
-def flaw(path: Path, lineage: str | None) -> str | None:
+def checkpoint_problem(path: Path, lineage: str | None) -> str | None:
     """Return what is wrong with a checkpoint; None where nothing is. Args and errors: as `newest_checkpoint`."""
     try:
         with zipfile.ZipFile(path) as parts:  # torch's format

@@ -14,7 +14,7 @@ from expo.loggers.tracking import log_summary, trackers
 from expo.runs.directory import Run
 from expo.runs.health import Collapse, Health
 from expo.runs.reading import read_points
-from expo.training.checkpoints import BEST, flaw
+from expo.training.checkpoints import BEST, checkpoint_problem
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +139,7 @@ class WatchHealth(Callback):
                 f"stopped at step {collapse.noticed}: {collapse.metric} collapses once more after the return to step "
                 f"{self.best_step}, the best so far"
             )
-        wrong = flaw(self.path, self.lineage) if self.path.is_file() else "is not there"
+        wrong = checkpoint_problem(self.path, self.lineage) if self.path.is_file() else "is not there"
         if wrong:
             raise Collapsed(f"stopped at step {collapse.noticed}: there is no way back, {self.path} {wrong}")
         saved = torch.load(self.path, map_location="cpu", weights_only=True)

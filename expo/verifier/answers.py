@@ -9,7 +9,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from expo.verifier import forms
+from expo.verifier import answer_forms
 from expo.verifier.kinds import KINDS, Kind, compact, kind_of
 from expo.verifier.numbers import is_arithmetic, number, numbers_in_a_row, quantity
 from expo.verifier.spelling import bare, spelled
@@ -43,7 +43,7 @@ def fast_verdict(answer: str, gold: str, kind: str = AUTO) -> Verdict | None:
     if verdict is not None or not how.algebra:
         return verdict or Verdict.INCORRECT
     plain, wanted = spelled(answer), spelled(gold)
-    if forms.refuses(plain, wanted) or (how.numeric and _is_no_value(answer)):
+    if answer_forms.refuses(plain, wanted) or (how.numeric and _is_no_value(answer)):
         return Verdict.INCORRECT
     return None
 
@@ -63,9 +63,9 @@ def _by_form(answer: str, gold: str, how: Kind) -> Verdict | None:
         return None
     stated = form(answer)
     if stated is None and how.numeric and "=" in answer:
-        *before, last = forms.sides(spelled(answer), spelled(gold))
+        *before, last = answer_forms.sides(spelled(answer), spelled(gold))
         # x = 5, 2 + 3 = 5: a name says whose value it is, and what is no plain number is math-verify's to say.
-        if all(forms.names(side) or quantity(side) == quantity(last) for side in before):
+        if all(answer_forms.names(side) or quantity(side) == quantity(last) for side in before):
             stated = form(last)
     return None if stated is None else Verdict.CORRECT if how.same(stated, wanted) else Verdict.INCORRECT
 
@@ -83,17 +83,18 @@ def judge(answer: str, gold: str, kind: str = AUTO) -> Verdict:
     golds = (
         [Rational(wanted.number.value.numerator, wanted.number.value.denominator)]
         if wanted
-        else parse(rf"\boxed{{{_apart(forms.readable(gold))}}}", parsing_timeout=None)
+        else parse(rf"\boxed{{{_apart(answer_forms.readable(gold))}}}", parsing_timeout=None)
     )
-    *before, last = forms.sides(forms.readable(answer), gold)
-    if not all(forms.names(side) or _is_finite_number(_parsed(side)) for side in before):
+    *before, last = answer_forms.sides(answer_forms.readable(answer), gold)
+    if not all(answer_forms.names(side) or _is_finite_number(_parsed(side)) for side in before):
         return Verdict.INCORRECT  # 2x = 5 leaves x to be found
     answers = _parsed(last)
     if not answers or not golds:
         return Verdict.INCORRECT if answers else Verdict.UNPARSEABLE
     if _is_finite_number(golds) and _has_infinity(answers):
         return Verdict.INCORRECT  # sympy's word on 12 == oo**oo depends on the hash seed
-    texts = [(text, found) for text in before if not forms.names(text) and _is_finite_number(found := _parsed(text))]
+    values = ((text, _parsed(text)) for text in before if not answer_forms.names(text))
+    texts = [(text, found) for text, found in values if _is_finite_number(found)]
     right = all(_same(golds, found, gold, text) for text, found in [(last, answers), *texts])
     return Verdict.CORRECT if right else Verdict.INCORRECT
 
