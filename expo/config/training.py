@@ -26,6 +26,11 @@ class TrainerConf:
         help="rows per forward and backward pass; changes memory and speed, and the numbers by rounding only",
     )
     checkpoint_every: int = key(50, above=0, identity=False, help="steps between checkpoints")
+    save_final: bool = key(
+        True,
+        identity=False,
+        help="false: of a finished run only the numbers stay, and neither model nor checkpoint: for sweeps",
+    )
     stop_after: int | None = key(
         None,
         above=0,

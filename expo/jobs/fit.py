@@ -242,12 +242,14 @@ def finish(cfg: Config, run: Run, trainer: Trainer, module: Algorithm, evaluator
     """Write the last checkpoint, the model of a run that is done, and the summary. Returns the exit code."""
     step, checkpoints = trainer.current_epoch, run.dir / "checkpoints"
     done = step >= cfg.trainer.max_steps
-    save_checkpoint(trainer, checkpoints, step, keep_earlier=not done)
+    kept = cfg.trainer.save_final or not done
+    if kept:
+        save_checkpoint(trainer, checkpoints, step, keep_earlier=not done)
     code = 128 + stop.signal if stop.signal and not done else 0
     policy = module.whole_policy()
     if not run.writes:
         return code
-    if done:
+    if done and kept:
         save_final(policy, module.pipeline.tools.tokenizer, checkpoints / "final", cfg, run.record("done"))
     peak = {
         "process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10),
@@ -255,7 +257,7 @@ def finish(cfg: Config, run: Run, trainer: Trainer, module: Algorithm, evaluator
         **({"gpu": torch.cuda.max_memory_allocated() / 2**20} if torch.cuda.is_available() else {}),
     }
     status, k = "done" if done else "stopped", max(cfg.k)
-    final = {"final": model_content(checkpoints / "final")} if done else {}
+    final = {"final": model_content(checkpoints / "final")} if done and kept else {}
     if done and (told := nothing_learned(read_lines(run.dir))):
         final["learned_nothing"] = told
     said = f"{run.dir}: {', '.join(filter(None, (f'{status} at step {step}', passed(run.metrics, k))))}"
@@ -264,6 +266,8 @@ def finish(cfg: Config, run: Run, trainer: Trainer, module: Algorithm, evaluator
     for logger in trainer.loggers:
         logger.finalize("success")
     run.write(record)
+    if not kept:
+        remove(checkpoints)
     print(said)
     if "learned_nothing" in final:
         print(f"expo: this run says nothing of {cfg.name}: {final['learned_nothing']}", file=sys.stderr)

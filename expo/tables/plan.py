@@ -15,6 +15,7 @@ from yaml import YAMLError
 from expo.config import Config, UserError, check_anywhere, compose_config, run_dir, run_mark
 from expo.config.compose import for_command
 from expo.config.errors import first_line
+from expo.config.naming import plain
 
 # What `expo diagnose` measures of each sample, and how many decimals a table shows.
 MEASURED = {"nll_per_token": 2, "nll": 1, "answer_lift": 1, "verified": 2, "right_steps": 2, "tokens": 1}
@@ -93,8 +94,8 @@ class PlannedRun:
 
     @property
     def line(self) -> list[str]:
-        """Return the arguments of the command that makes the run; its directory is called by arm and seed alone."""
-        return [*self.overrides, "differs=''"]
+        """Return the arguments of the command that makes the run; its directory is called by name, arm and seed."""
+        return [*self.overrides, f"differs='{self.cfg.differs}'"]
 
     @property
     def dir(self) -> Path:
@@ -239,11 +240,16 @@ def plan_runs(
             _check_column(column, arm, cfg)
         arms.append((key, arm.command, own, cfg))
     return [
-        PlannedRun(key, seed, [*own, f"seed={seed}"], replace(cfg, seed=seed, differs=""), command.name)
+        PlannedRun(key, seed, [*own, f"seed={seed}"], replace(cfg, seed=seed, differs=_told(key, cfg)), command.name)
         for seed in (first, *others)  # all arms of a seed before the next
         for key, command, own, cfg in arms
         if command is not Command.evaluate or seed == first
     ]
+
+
+def _told(arm: str, cfg: Config) -> str:
+    """Return an arm's name as a run's directory has it; "" where that is the run's own name already."""
+    return "" if plain(arm) == cfg.name else plain(arm)
 
 
 def is_rate(column: str) -> bool:

@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from expo.algorithms.base import Algorithm
-from expo.config import Config, EngineError
+from expo.config import Config, EngineError, label
 from expo.evaluation.evaluate import Evaluator
 from expo.evaluation.files import save_rows
 from expo.ground.ranks import is_rank, is_watched
@@ -229,7 +229,7 @@ class ShowProgress(Callback):
 
     def __init__(self, run: Run, max_steps: int, bar: bool):
         self.run, self.max_steps, self.bar = run, max_steps, bar
-        self.said, self.name = 0.0, f"{run.cfg.name}-s{run.cfg.seed}"
+        self.said, self.name = 0.0, label(run.cfg)
 
     def on_train_start(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
         # What a narrow terminal cuts off stands last.
