@@ -13,11 +13,14 @@ from expo import cli
 from expo.commands import export
 from expo.commands import wandb as wandb_command
 from expo.commands.runs import main as runs
-from expo.config import UserError, label
+from expo.config import UserError, check_anywhere, label
 from expo.config.from_run import config_from_run, restore
 from expo.config.naming import what_differs
+from expo.data.readers import set_apart
+from expo.ground.problem import Problem
 from expo.loggers.offline import read_offline
 from expo.loggers.sync import sync
+from expo.model import optimizers
 from expo.runs import processes
 from expo.tables.plan import load_plan, plan_runs
 
@@ -98,3 +101,60 @@ def test_a_finished_run_is_sent_to_wandb_afterwards_and_once(online, tmp_path, c
     assert sent.steps == [0, 1, 2]
     with pytest.raises(UserError, match="mode=never"):
         wandb_command.main(["upload", str(directory), "mode=never"])
+
+
+@pytest.mark.runs
+def test_a_run_ends_where_it_gets_no_better_on_problems_of_its_own(tmp_path, capsys):
+    line = ["trainer.max_steps=6", "evaluation.every=1", "evaluation.patience=2", "dataset.validation=4"]
+    code, directory = run(tmp_path, *line, "trainer.stop_after=1")
+    assert code == 0
+    code, directory = run(tmp_path, *line)  # what it has waited for goes on
+    summary = json.loads((directory / "summary.json").read_text())
+    assert (code, summary["status"], summary["step"]) == (0, "done", 2)  # nothing is right on this level so early
+    assert summary["metrics"]["validation/best_step"] == 0
+    assert {"validation/pass@4", "validation/pass@4_lo"} <= summary["metrics"].keys()
+    assert (directory / "checkpoints" / "best" / "config.json").is_file()
+    account = json.loads((directory / "data.json").read_text())["parts"]
+    assert (account["train"]["problems"], account["validation"]["problems"]) == (46, 4)
+    run(tmp_path, *line)
+    assert "is finished already" in capsys.readouterr().out
+    _, longer = run(tmp_path, *line, "trainer.max_steps=8")  # one long run would have ended there, too
+    assert json.loads((longer / "summary.json").read_text())["step"] == 2
+
+
+def test_patience_needs_problems_of_its_own():
+    with pytest.raises(UserError, match=r"evaluation.patience=2: .*set dataset.validation"):
+        check_anywhere(compose_config("evaluation.patience=2"))
+
+
+def test_what_is_set_apart_asks_nothing_that_is_trained_on():
+    def made(id, question):
+        return Problem(id=id, question=question, answer="1")
+
+    problems = [made(str(i), f"{i % 10}?") for i in range(20)]  # each is asked twice
+    left, apart = set_apart(problems, 3)
+    assert (len(left), len(apart)) == (14, 3)
+    assert not {p.asked for p in left} & {p.asked for p in apart}
+    assert set_apart(problems, 0) == (problems, [])
+    with pytest.raises(UserError, match="dataset.validation=10: no problem is left"):
+        set_apart(problems, 10)
+
+
+@pytest.mark.runs
+@pytest.mark.parametrize(
+    ("schedule", "shares"), [("linear", [1, 0.75, 0.5, 0.25]), ("cosine", [1, 0.85355, 0.5, 0.14645])]
+)
+def test_the_learning_rate_falls_over_the_run_and_over_its_sessions(tmp_path, monkeypatch, schedule, shares):
+    rates, adamw = [], optimizers.adamw
+
+    def noted(conf, weights):
+        optimizer = adamw(conf, weights)
+        optimizer.register_step_pre_hook(lambda o, *given: rates.append(o.param_groups[0]["lr"]))
+        return optimizer
+
+    monkeypatch.setattr(optimizers, "adamw", noted)
+    line = ["algorithm=sft", "trainer.max_steps=4", f"optimizer.schedule={schedule}", "optimizer.learning_rate=0.001"]
+    run(tmp_path, *line, "trainer.stop_after=2")
+    run(tmp_path, *line)
+    assert rates == pytest.approx([0.001 * share for share in shares], rel=1e-4)
+    assert compose_config(*line).optimizer.bound_to_length  # a longer run is another one from its first step on
