@@ -212,7 +212,7 @@ def _run_hydra(command: str, arguments: list[str]) -> int:
     from hydra.types import RunMode
     from omegaconf import DictConfig
 
-    from expo.config.arguments import check_launcher
+    from expo.config.arguments import check_launcher, from_files
     from expo.config.compose import check, check_anywhere, conf_dir, for_command, named, register, typed
     from expo.config.from_run import run_of
     from expo.config.identity import runtime_keys
@@ -220,6 +220,7 @@ def _run_hydra(command: str, arguments: list[str]) -> int:
     from expo.runs.processes import stop_runs
 
     register()
+    arguments = from_files(arguments)
     _check_options(command, arguments)
     if run_of(arguments) is not None:
         return _run_from(command, arguments)
