@@ -193,6 +193,7 @@ def test_ticks_and_places_by_hand():
     assert frame.at(10, 1) == f"{charts.WIDTH - charts.RIGHT:.1f},{charts.TOP:.1f}"
     look = looks(["a"])
     assert charts.lines("x", "y", {"a": [[]]}, look, share=True) is None
+    assert "<circle" in charts.lines("x", "y", {"a": [[(1, 0.5)]]}, look, share=False)  # a point alone is seen
     svg = charts.lines("x", "height (m)", {"a": [[(0, 0.0), (10, 1.0)], [(0, 1.0), (10, 1.0)]]}, look, share=False)
     assert f'points="{frame.at(0, 0.5)} {frame.at(10, 1.0)}"' in svg  # the mean of the two runs
     svg_of_shares = charts.lines("x", "y", {"a": [[(0, 0.0), (10, 1.0)]]}, look, share=True)

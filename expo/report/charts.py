@@ -140,6 +140,9 @@ def lines(
         if len(runs) > 1:
             parts.append(f'<polygon points="{" ".join(band)}" fill="{looks[arm].colour}" opacity=".18"/>')
         parts.append(f'<polyline points="{line}" fill="none" {_stroke(looks[arm])}/>')
+        if len(steps) == 1:  # a line of one point is not seen
+            x, y_of = line.split(",")
+            parts.append(f'<circle cx="{x}" cy="{y_of}" r="{STROKE}" fill="{looks[arm].colour}"/>')
     return _svg(f"{title} against the step", parts)
 
 
