@@ -478,3 +478,8 @@ def test_a_page_says_what_its_intervals_cover_and_shows_a_reward_that_is_no_shar
 def test_a_completion_that_was_cut_off_says_so_beside_its_verdict():
     assert verdict_of({"verdict": "unparseable", "truncated": True}) == "unparseable (cut off)"
     assert verdict_of({"verdict": "unparseable"}) == "unparseable"  # of before they told
+
+
+def test_a_page_says_at_which_temperatures_its_numbers_were_sampled():
+    (told,) = data_sentences({"a": {"dataset.name": "x", "rollout.temperature": 1.0, "evaluation.temperature": 0.7}})
+    assert "Rollouts are sampled at temperature 1.0, evaluations at 0.7." in told

@@ -104,6 +104,8 @@ def show(arguments: Sequence[str]) -> int:
             "differs": row["differs"],
             "data": row["data"],
             "model": row["model"],
+            "temperature": f"rollouts (reward) {row.get('rollout.temperature')}, evaluations (pass@k) "
+            f"{row.get('evaluation.temperature')}",
             "made by": f"expo at {summary.get('git') or summary.get('versions', {}).get('expo')}, on "
             f"{summary.get('device')}",
             "time": f"{_time(row['seconds'])}, {_time(row['age'])} ago",

@@ -59,4 +59,6 @@ def _data(own: Settings) -> str:
     symbols = ", ".join(f"{symbol} is {name}" for symbol, (level, name, _) in SYMBOLS.items() if level in levels)
     meaning = " (4 cat 1 = 41, 4 dif 1 = 3, 4 mul 1 = 4)" if "cat" in symbols or "dif" in symbols else ""
     ladder = f" In its questions and steps {symbols}{meaning}." if own.get("dataset._target_") == LADDER else ""
-    return f"Data: {own.get('dataset.name')} ({told}).{ladder}"
+    heat = [own.get(f"{part}.temperature") for part in ("rollout", "evaluation")]
+    sampled = f" Rollouts are sampled at temperature {heat[0]}, evaluations at {heat[1]}." if None not in heat else ""
+    return f"Data: {own.get('dataset.name')} ({told}).{ladder}{sampled}"
