@@ -539,7 +539,8 @@ def test_prompts_and_any_keys_come_from_files_to_the_letter(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"), [(None, "cannot be read"), ("a: [", "cannot be read"), ("", "has no keys"), ("- 1", "has no keys")]
+    ("text", "told"),
+    [(None, "cannot be read"), ("a: [", "cannot be read"), ("", "has no keys"), ("- 1", "has no keys")],
 )
 def test_a_file_of_keys_that_is_none_is_one_line(tmp_path, text, told):
     if text is not None:

@@ -15,8 +15,7 @@ from expo.commands.plan import plan as plan_command
 from expo.config import UserError, build, check
 from expo.cost import machine
 from expo.cost import memory as of_memory
-from expo.cost.estimate import estimate
-from expo.cost.estimate import SURE
+from expo.cost.estimate import SURE, estimate
 from expo.cost.machine import DEVICES, Device
 from expo.cost.memory import disk, generating, memory, updating
 from expo.cost.run import Work
@@ -331,4 +330,6 @@ def test_a_plan_tells_steps_problems_epochs_and_money(capsys):
     assert "100 steps of 16 problems, 1,600 in all (2 epochs); 2 evaluations of 1,200 completions" in out
     assert "the run, money (plan.price=2.5)" in out
     assert "how sure: no GPU has been measured" in out
-    assert "epochs not known" in Work.of(compose_config(*THREE_B[:-1], "dataset=custom", "dataset.path=x.jsonl"), 1).length
+    assert (
+        "epochs not known" in Work.of(compose_config(*THREE_B[:-1], "dataset=custom", "dataset.path=x.jsonl"), 1).length
+    )

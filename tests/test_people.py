@@ -25,8 +25,6 @@ from expo.runs import processes
 from expo.tables.plan import load_plan, plan_runs
 
 
-
-
 def test_what_all_siblings_share_stands_last_and_gives_way_first():
     shared = ["trainer.max_steps=4", "dataset.limit=10"]
     told = what_differs(["optimizer.learning_rate=1e-3", *shared, "k=[1]"], set(), shared=shared)
@@ -136,7 +134,7 @@ def test_what_is_set_apart_asks_nothing_that_is_trained_on():
     assert (len(left), len(apart)) == (14, 3)
     assert not {p.asked for p in left} & {p.asked for p in apart}
     assert set_apart(problems, 0) == (problems, [])
-    with pytest.raises(UserError, match="dataset.validation=10: no problem is left"):
+    with pytest.raises(UserError, match=r"dataset\.validation=10: no problem is left"):
         set_apart(problems, 10)
 
 

@@ -459,7 +459,9 @@ def test_a_run_that_cannot_be_read_is_left_out_and_named(tmp_path, caplog):
 def test_a_page_says_what_its_intervals_cover_and_shows_a_reward_that_is_no_share_as_it_is(tmp_path):
     def made(arm, seed, reward):
         rows = [{"problem": "p", "level": None, "sample": 0, "verdict": "correct"}]
-        return RunData(arm, seed, {}, [{"step": 1, "reward/mean": reward}, {"step": 2, "reward/mean": reward}], rows, [])
+        return RunData(
+            arm, seed, {}, [{"step": 1, "reward/mean": reward}, {"step": 2, "reward/mean": reward}], rows, []
+        )
 
     def page(*runs):
         write(Page("t", "", ["arm"], [["a"]]), runs, tmp_path / "page.html")

@@ -11,7 +11,6 @@ import yaml
 
 from expo.config import UserError, make_folder, take_options
 from expo.config.key import check_values
-
 from expo.runs.listing import RunFolder, run_folder
 from expo.runs.reading import read_lines, read_summary
 from expo.tables.plan import known_tables, plan_file, table_name
@@ -126,8 +125,8 @@ def upload(arguments: Sequence[str]) -> int:
     """Send runs that are over, whatever logger they had: config, scalars of all steps, and summary, under the run's
     id. What W&B has already is not sent again."""
     from expo.config import WandbConf, WandbLoggerConf, restore
-    from expo.loggers.tracking import Session, log_summary
     from expo.loggers.trackers import Wandb
+    from expo.loggers.tracking import Session, log_summary
     from expo.runs.directory import Run
     from expo.training.shorter import replay
 

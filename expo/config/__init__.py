@@ -130,6 +130,7 @@ __all__ = [
     "functions_of",
     "identity",
     "key",
+    "label",
     "lineage",
     "made_as",
     "make_folder",

@@ -23,8 +23,8 @@ def what_differs(
     """Return what a command line changes of a run, short enough for a folder's name: `max_steps_4+learning_rate_1e-05`.
 
     Neither `=` nor `,` is in it: Hydra would not take the folder as a value. Args: runtime, keys that change nothing of
-    the result; earlier, what another run's name says, which the command line changes further; shared, the overrides that
-    all runs of a sweep have: they stand last, and give way first.
+    the result; earlier, what another run's name says, which the command line changes further; shared, the overrides
+    that all runs of a sweep have: they stand last, and give way first.
     """
     given = dict(
         o.lstrip("+").replace("/", ".", o.partition("=")[0].count("/")).partition("=")[::2]
@@ -36,7 +36,8 @@ def what_differs(
         for key, value in given.items()
         if key not in SAID and not with_groups(key) & {*runtime, "dataset.columns"}
     }
-    parts, common = [], []
+    parts: list[str] = []
+    common: list[str] = []
     for key, value in kept.items():
         if not any(other.startswith(f"{key}.") for other in kept):  # model=hf, which model.path tells better
             last = value.rstrip("/").rpartition("/")[2] if key.endswith("path") else value

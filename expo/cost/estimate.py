@@ -8,7 +8,6 @@ from expo.cost.machine import DEVICES
 from expo.cost.memory import disk, generating, memory
 from expo.cost.run import EVALUATED, Work
 
-
 # Of a device's memory: with more, a run may not fit. Peaks that were measured were up to 1 / 0.84 of their estimates.
 SURE = 0.84
 

@@ -81,7 +81,9 @@ class Work:
         there = cfg.dataset.limit or TRAINED.get(cfg.dataset.name)
         if there and cfg.dataset.limit and cfg.dataset.known_levels:  # which the ladder makes of each level
             there *= len(cfg.dataset.levels or cfg.dataset.known_levels) if cfg.dataset.is_ladder else 1
-        epochs = f"{dealt / (there - cfg.dataset.validation):.3g} epochs" if there else "epochs not known: no dataset.limit"
+        epochs = (
+            f"{dealt / (there - cfg.dataset.validation):.3g} epochs" if there else "epochs not known: no dataset.limit"
+        )
         told = f"{cfg.trainer.max_steps} steps of {cfg.trainer.problems_per_step} problems, {dealt:,} in all ({epochs})"
         return f"{told}; {self.evaluations} evaluations of {self.sampled:,} completions"
 

@@ -123,7 +123,9 @@ def lines(
     else:
         width = 1
     values = [value for _, value in every]
-    frame = Frame((min(s for s, _ in every), max(s for s, _ in every)), (0, 100) if share else (min(values), max(values)))
+    frame = Frame(
+        (min(s for s, _ in every), max(s for s, _ in every)), (0, 100) if share else (min(values), max(values))
+    )
     parts = [*frame.grid(), *(frame.below(tick, f"{tick:g}") for tick in nice_ticks(frame.x0, frame.x1))]
     parts += frame.named("step" if width == 1 else f"step (means of {width} steps)", y)
     for arm, runs in shown.items():

@@ -103,7 +103,7 @@ class RunFolder:
             "age": round(time.time() - (self.dir / "summary.json").stat().st_mtime),
         }
         # Of two of one name, the column's value counts, then the metric's.
-        return columns | metrics | self.config | metrics | columns
+        return {**columns, **metrics, **self.config, **metrics, **columns}
 
     @property
     def model(self) -> str:
