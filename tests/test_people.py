@@ -46,13 +46,21 @@ def test_runs_of_a_sweep_are_called_by_what_tells_them_apart(tmp_path, monkeypat
     assert told == ["differs='learning_rate_0.001+k_1_2'", "differs='learning_rate_0.0001+k_1_2'"]
 
 
-def test_a_run_of_a_table_has_its_arms_name():
-    plan = load_plan("table5_beta", "cpu")
-    made = plan_runs("table5_beta", plan, "cpu", [0], [])
-    assert len({label(run.cfg) for run in made}) == len(plan.arms)
+def test_a_run_of_a_table_has_its_arms_name_and_arms_that_share_one_have_one_directory():
+    plan = load_plan("table3_levels", "cpu")
+    made = plan_runs("table3_levels", plan, "cpu", [0], [])
+    by_mark = {}
     for planned in made:
-        assert planned.cfg.name == planned.arm or planned.arm in planned.dir.name, planned.dir
+        by_mark.setdefault((planned.command, planned.mark), []).append(planned)
         assert planned.line[-1] == f"differs='{planned.cfg.differs}'"
+    assert max(map(len, by_mark.values())) > 1
+    for sharing in by_mark.values():
+        first = sharing[0]
+        assert {planned.dir for planned in sharing} == {first.dir}
+        assert first.cfg.name == first.arm or first.arm in first.dir.name, first.dir
+    plan = load_plan("table5_beta", "cpu")
+    labels = [label(planned.cfg) for planned in plan_runs("table5_beta", plan, "cpu", [0], [])]
+    assert len(set(labels)) == len(labels)
 
 
 @pytest.mark.runs

@@ -228,7 +228,7 @@ def plan_runs(
                 f"{o}: the arms of {name} differ in it ({of_arms[key]} and others); leave it out, or use expo train"
             )
     first, *others = scale.seeds if seeds is None else seeds
-    arms = []
+    arms, called = [], dict[tuple[Command, str], str]()  # arms may share runs, which have the first one's name then
     for key, arm in plan.arms.items():
         own = [*scale.overrides, *arm.overrides, *scale.arms.get(key, []), *overrides]
         cfg = compose_config(own)
@@ -238,18 +238,15 @@ def plan_runs(
         check_anywhere(replace(cfg, model=replace(cfg.model, path="ladder")) if made else cfg)
         for column in columns_of(plan, arm):
             _check_column(column, arm, cfg)
-        arms.append((key, arm.command, own, cfg))
+        name_of_run = "" if plain(key) == cfg.name else plain(key)
+        named = called.setdefault((arm.command, run_mark(cfg, arm.command.name)), name_of_run)
+        arms.append((key, arm.command, own, replace(cfg, differs=named)))
     return [
-        PlannedRun(key, seed, [*own, f"seed={seed}"], replace(cfg, seed=seed, differs=_told(key, cfg)), command.name)
+        PlannedRun(key, seed, [*own, f"seed={seed}"], replace(cfg, seed=seed), command.name)
         for seed in (first, *others)  # all arms of a seed before the next
         for key, command, own, cfg in arms
         if command is not Command.evaluate or seed == first
     ]
-
-
-def _told(arm: str, cfg: Config) -> str:
-    """Return an arm's name as a run's directory has it; "" where that is the run's own name already."""
-    return "" if plain(arm) == cfg.name else plain(arm)
 
 
 def is_rate(column: str) -> bool:
