@@ -67,7 +67,7 @@ keys: setup ## docs/keys.md, from the declarations in expo/config
 
 lock: setup ## resolve the newest allowed version of every package again, into constraints.txt
 	$(BIN)/uv pip compile pyproject.toml --upgrade --quiet --universal --python-version 3.11 --no-header --no-annotate \
-		--no-emit-index-url --extra dev --extra bench --extra slurm --extra ray --extra gpu --extra smol --output-file constraints.txt
+		--no-emit-index-url --extra dev --extra bench --extra slurm --extra ray --extra gpu --extra smol --extra optuna --output-file constraints.txt
 
 # --strict: a package that could not be looked up fails it, too. It needs pypi.org; `test` does not run it.
 audit: setup ## known vulnerabilities of the versions in constraints.txt (asks pypi.org)

@@ -31,7 +31,7 @@ expo: teach a language model problems that it cannot solve at all, by letting it
   expo export    RUN [output=FOLDER]                        its model as a plain Hugging Face folder, LoRA merged
   expo runs      [FILTER...] | show | diff | rm | gc        every run: its state, result, and in what it differs from another
   expo samples   RUN [step=N] [verdict=incorrect] [n=5]     completions of a run as they were written
-  expo wandb     workspace | report | sweep | sync          W&B: a saved view, a report, a sweep file of a table; send offline runs
+  expo wandb     workspace | report | sweep | upload | sync W&B: a saved view, a report, a sweep file of a table; send runs
   expo doctor                                               what is installed, what would work, and how to mend the rest
   expo explain   algorithm=exp_grpo                         write a run's explanations ahead, for all runs that share them
   expo plan      model=... plan.device=h100                 what a run would take: memory, seconds, disk, on 1 to 64 devices
@@ -212,12 +212,15 @@ def _run_hydra(command: str, arguments: list[str]) -> int:
     from hydra.types import RunMode
     from omegaconf import DictConfig
 
-    from expo.config.arguments import check_launcher
+    from expo.config.arguments import check_launcher, from_files
     from expo.config.compose import check, check_anywhere, conf_dir, for_command, named, register, typed
     from expo.config.from_run import run_of
+    from expo.config.identity import runtime_keys
+    from expo.config.naming import what_differs
     from expo.runs.processes import stop_runs
 
     register()
+    arguments = from_files(arguments)
     _check_options(command, arguments)
     if run_of(arguments) is not None:
         return _run_from(command, arguments)
@@ -229,6 +232,8 @@ def _run_hydra(command: str, arguments: list[str]) -> int:
             own = [s.path for s in hydra_conf.runtime.config_sources if s.provider == "command-line"]
             folder = [f"--config-dir={path}" for path in own]
             given = hydra_conf.overrides.task
+            if not any(o.startswith("differs=") for o in given):
+                given = [*given, f"differs='{what_differs(given, runtime_keys(), shared=arguments)}'"]
             _run_process(command, [*folder, *given], hydra_conf.launcher.get("n_jobs", 1))
             return _score(for_command(named(typed(composed), given), command, given), command)
         try:

@@ -184,7 +184,8 @@ def test_what_was_taken_is_no_mean_over_the_lucky_runs_alone():
 def test_a_page_compares_two_arms_and_no_other_number():
     two = [*A.runs.values(), *B.runs.values()]
     found = compared(two)
-    assert [title for title, *_ in found.beside] == ["gained: c", "lost: b"]
+    titles = [title for title, *_ in found.beside]
+    assert titles == ["gained: c", "lost: b", "solved by both: a", "solved by neither: d"]
     assert "1 problems gained, 1 lost" in found.told
     assert compared(list(A.runs.values())) is None
     assert compared([*two, run("third", 0, a=1)]) is None

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import compose_config
 from hydra.errors import ConfigCompositionException
 
@@ -518,3 +519,49 @@ def test_a_mapping_takes_names_of_its_own_on_the_command_line():
     assert cfg.prompts.template_options == {"enable_thinking": False, "depth": 2}
     with pytest.raises(ConfigCompositionException, match=r"prompts.template_optoins"):
         compose_config("prompts.template_optoins={a: 1}")
+
+
+def test_prompts_and_any_keys_come_from_files_to_the_letter(tmp_path):
+    wanted = {
+        "solve": 'What\'s {question}, "they" ask?\n\\boxed{$x} or ${y} \\${z} \\',
+        "explain": "{question} {answer}, a\\\\'",
+        "examples": 2,
+        "template_options": {"enable_thinking": False},
+        "system": None,
+    }
+    (tmp_path / "my.yaml").write_text(yaml.safe_dump(wanted))
+    (tmp_path / "solve.txt").write_text("{question}: it's $\\frac{1}{2}$, or not\n\nend\n")
+    prompts = compose_config("dataset=custom", "dataset.path=x.jsonl", f"prompts=@{tmp_path / 'my.yaml'}").prompts
+    assert {name: getattr(prompts, name) for name in wanted} == wanted
+    prompts = compose_config(f"prompts.solve=@{tmp_path / 'solve.txt'}").prompts
+    assert prompts.solve == "{question}: it's $\\frac{1}{2}$, or not\n\nend"
+    assert compose_config("prompts.solve='@{question}'").prompts.solve == "@{question}"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [(None, "cannot be read"), ("a: [", "cannot be read"), ("", "has no keys"), ("- 1", "has no keys")],
+)
+def test_a_file_of_keys_that_is_none_is_one_line(tmp_path, text, told):
+    if text is not None:
+        (tmp_path / "my.yaml").write_text(text)
+    with pytest.raises(config.UserError, match=rf"^prompts=@.*my.yaml: .*{told}"):
+        compose_config(f"prompts=@{tmp_path / 'my.yaml'}")
+
+
+@pytest.mark.parametrize(
+    ("argument", "remedy"),
+    [
+        ("k=[1,4", "a [ is not closed"),
+        ("k=1,4", "k=1,4: several values; add -m to run each of them, or write a list"),
+        ("k=choice(1,2)", "k=choice(1,2): several values; add -m"),
+    ],
+)
+def test_what_hydras_grammar_does_not_take_is_told_with_what_to_write(argument, remedy, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["expo", "train", "--cfg", "job", argument])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    said = capsys.readouterr()
+    assert ended.value.code == 2
+    assert remedy in said.err
+    assert len(said.err.splitlines()) == 1

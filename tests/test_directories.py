@@ -18,12 +18,12 @@ from expo.config.from_run import config_from_run
 from expo.data.account import Account
 from expo.evaluation.files import save_rows
 from expo.ground.files import Temporary, beside
-from expo.jobs import fit
 from expo.loggers.tracking import JsonlLogger
 from expo.report import page
 from expo.runs.directory import Run
 from expo.runs.listing import find_runs
 from expo.runs.reading import read_summary
+from expo.training import checkpoints
 from expo.training.checkpoints import newest_checkpoint
 
 SHORT = ["trainer.max_steps=2", "evaluation.every=0"]
@@ -75,25 +75,25 @@ def test_a_delete_that_fails_is_told(tmp_path, monkeypatch):
 def test_a_final_model_is_saved_beside_a_link_and_not_through_it(tmp_path, monkeypatch):
     outside = tmp_path / "outside"
     outside.mkdir()
-    checkpoints = tmp_path / "run" / "checkpoints"
-    checkpoints.mkdir(parents=True)
+    folder = tmp_path / "run" / "checkpoints"
+    folder.mkdir(parents=True)
     for name in (".final.partial", "final"):
-        (checkpoints / name).symlink_to(outside)
+        (folder / name).symlink_to(outside)
 
-    def save(policy, folder):
-        folder.mkdir(exist_ok=True)
-        (folder / "model.safetensors").write_text("ours")
+    def save(policy, place):
+        place.mkdir(exist_ok=True)
+        (place / "model.safetensors").write_text("ours")
 
-    monkeypatch.setattr(fit, "save_policy", save)
-    tokenizer = SimpleNamespace(save_pretrained=lambda folder: None)
-    fit.save_final(
+    monkeypatch.setattr(checkpoints, "save_policy", save)
+    tokenizer = SimpleNamespace(save_pretrained=lambda place: None)
+    checkpoints.save_model(
         SimpleNamespace(config=None),
         tokenizer,
-        checkpoints / "final",
+        folder / "final",
         compose_config(),
         {"metrics": {}, "git": "abc", "device": "cpu", "identity": "abc"},
     )
-    assert (checkpoints / "final" / "model.safetensors").read_text() == "ours"
+    assert (folder / "final" / "model.safetensors").read_text() == "ours"
     assert os.listdir(outside) == []
 
 

@@ -90,6 +90,10 @@ def test_all_runs_and_an_evaluation(finished, capsys):
     root = finished.dir.parents[1]
     frame = expo.list_runs(root, "status=done", "command=train")
     assert list(frame["name"]) == ["exp_grpo"]
+    names = list(frame.columns)  # what one looks for first, first
+    assert names[:3] == ["run", "command", "name"]
+    assert names.index("status") < names.index("pass@4") < names.index("algorithm.group_size")
+    assert frame["k"][0] == 4  # the column, not the setting of that name
     evaluated = expo.evaluate("k=[1,2]", "evaluation.greedy=true", run=finished.dir)
     assert evaluated.dir.parent.name == "evaluate"
     assert {"pass@2", "mean@2", "cons@2", "greedy"} <= evaluated.summary["metrics"].keys()

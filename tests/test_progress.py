@@ -2,8 +2,11 @@
 
 from dataclasses import replace
 
+import torch
+
 from expo.config import RolloutConf
 from expo.ground import progress
+from expo.model.scoring import token_batch, token_logp
 from expo.rollout.engine import Request, Sampling
 from expo.rollout.noise import EVALUATE, Key
 from expo.rollout.transformers_engine import TransformersEngine
@@ -37,3 +40,15 @@ def test_time_left_is_what_the_rest_takes_at_this_pace(monkeypatch, capsys):
         "problems 1 to 8 of 8: 8 of 32 completions, at most 3 min left\n"
         "problems 1 to 8 of 8: 24 of 32 completions, at most 1 min left\n"
     )
+
+
+def test_scoring_says_how_far_it_is_where_a_command_asks_for_it(ladder, monkeypatch, capsys):
+    model, tokenizer, _ = ladder
+    clock = iter(range(0, 10**6, 61))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    batch = token_batch([[5, 6]] * 4, [[7, 8, 9]] * 4, tokenizer.pad_token_id, torch.device("cpu"))
+    quiet = token_logp(model, batch, 2)
+    assert capsys.readouterr().out == ""
+    with progress.telling("likelihood"):
+        assert torch.equal(token_logp(model, batch, 2), quiet)
+    assert "likelihood: 2 of 4 completions, at most " in capsys.readouterr().out

@@ -22,7 +22,7 @@ from expo.jobs.fit import make_run
 from expo.report import charts
 from expo.report.page import Page, RunData, write
 from expo.report.settings import data_sentences, differing
-from expo.report.solving import CLIPPED, HELD_OUT, SHOWN, STEPS, read_solving
+from expo.report.solving import CLIPPED, HELD_OUT, SHOWN, STEPS, read_solving, verdict_of
 from expo.runs.reading import read_rows, samples_of
 from expo.tables.figures import Bars
 from expo.tables.looks import COLOURS, looks
@@ -49,7 +49,10 @@ def test_a_run_is_shown_with_curves_samples_counts_and_cost(directory, capsys):
     assert not re.search(r"""(src|href)=["']?(?!data:)""", html)  # nothing from outside
     for heading in (
         "How problems got solved",
-        "By level",
+        "Last evaluation",
+        "over problems alone",
+        "completion/truncated_frac (percent)",
+        "_ is cat",
         "Curves",
         "What was learned from",
         "Filters and counts",
@@ -190,12 +193,16 @@ def test_ticks_and_places_by_hand():
     assert frame.at(10, 1) == f"{charts.WIDTH - charts.RIGHT:.1f},{charts.TOP:.1f}"
     look = looks(["a"])
     assert charts.lines("x", "y", {"a": [[]]}, look, share=True) is None
-    svg = charts.lines("x", "height (m)", {"a": [[(0, 0.0), (10, 1.0)], [(0, 1.0), (10, 1.0)]]}, look, share=True)
+    assert "<circle" in charts.lines("x", "y", {"a": [[(1, 0.5)]]}, look, share=False)  # a point alone is seen
+    svg = charts.lines("x", "height (m)", {"a": [[(0, 0.0), (10, 1.0)], [(0, 1.0), (10, 1.0)]]}, look, share=False)
     assert f'points="{frame.at(0, 0.5)} {frame.at(10, 1.0)}"' in svg  # the mean of the two runs
+    svg_of_shares = charts.lines("x", "y", {"a": [[(0, 0.0), (10, 1.0)]]}, look, share=True)
+    assert f'points="{frame.at(0, 0)} {frame.at(10, 0.01)}"' in svg_of_shares  # of 100
     assert "<polygon" in svg
     assert ">step<" in svg
     assert ">height (m)<" in svg
     svg = charts.bars("x", "level", "pass@4 (percent)", {"L1": {"a": (1.0, 0.5, 2.0)}}, look)
+    assert ">100<" in svg  # also where no bar is so high
     assert ">level<" in svg
     assert ">pass@4 (percent)<" in svg
 
@@ -348,13 +355,13 @@ def test_no_text_leads_out_of_the_sliders_data(tmp_path):
 
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")
-def test_the_slider_shows_the_first_step_and_texts_as_text(tmp_path):
+def test_the_slider_opens_at_the_last_step_and_shows_texts_as_text(tmp_path):
     page = hostile_page(tmp_path)
     line = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
     dom = subprocess.run([*line, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120).stdout
     assert "<title>t</title>" in dom
-    assert "0 of 1 right at step 0" in dom
-    assert '<output id="at" for="step problem">0 of 5</output>' in dom
+    assert "1 of 1 right at step 5" in dom
+    assert '<output id="at" for="step problem">5 of 5</output>' in dom
     assert f'<pre class="">{HOSTILE.replace("<", "&lt;").replace(">", "&gt;")}</pre>' in dom
 
 
@@ -447,3 +454,34 @@ def test_a_run_that_cannot_be_read_is_left_out_and_named(tmp_path, caplog):
     assert "eval-step000000.parquet: cannot be read" in caplog.text
     with pytest.raises(UserError, match="bad0"):
         command.main([str(tmp_path / "bad0")])
+
+
+def test_a_page_says_what_its_intervals_cover_and_shows_a_reward_that_is_no_share_as_it_is(tmp_path):
+    def made(arm, seed, reward):
+        rows = [{"problem": "p", "level": None, "sample": 0, "verdict": "correct"}]
+        return RunData(
+            arm, seed, {}, [{"step": 1, "reward/mean": reward}, {"step": 2, "reward/mean": reward}], rows, []
+        )
+
+    def page(*runs):
+        write(Page("t", "", ["arm"], [["a"]]), runs, tmp_path / "page.html")
+        return (tmp_path / "page.html").read_text()
+
+    one = page(made("a", 0, 0.5))
+    assert "95 % intervals over problems alone: one run cannot tell" in one
+    assert ">reward/mean (percent)<" in one
+    assert "By level" not in one  # there are none
+    several = page(made("a", 0, -3.0), made("a", 1, 0.5), made("b", 0, 0.5))
+    assert "over problems and seeds; of b over problems alone: one run" in several
+    assert ">reward/mean<" in several
+    assert "95 % intervals over problems and seeds." in page(made("a", 0, 0.5), made("a", 1, 0.5))
+
+
+def test_a_completion_that_was_cut_off_says_so_beside_its_verdict():
+    assert verdict_of({"verdict": "unparseable", "truncated": True}) == "unparseable (cut off)"
+    assert verdict_of({"verdict": "unparseable"}) == "unparseable"  # of before they told
+
+
+def test_a_page_says_at_which_temperatures_its_numbers_were_sampled():
+    (told,) = data_sentences({"a": {"dataset.name": "x", "rollout.temperature": 1.0, "evaluation.temperature": 0.7}})
+    assert "Rollouts are sampled at temperature 1.0, evaluations at 0.7." in told

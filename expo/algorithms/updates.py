@@ -1,7 +1,8 @@
 """The checked update: micro-batches dealt out among devices, a clipped gradient, and weights that are numbers, the same
 everywhere."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,12 +11,23 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from expo.config import OptimizerConf, TrainerConf, UserError, build
+from expo.config import OptimizerConf, TrainerConf, UserError, build, functions_of
 from expo.ground.ranks import Ranks
 from expo.model.scoring import TokenBatch, micro_batches
 from expo.model.shares import gathered, sums_of
 from expo.rollout.sharded import WholeCopy
 from expo.step.sums import StepSums
+
+# What is left of the learning rate after a share of the run.
+DECAY: Mapping[str, Callable[[float], float]] = functions_of(
+    OptimizerConf,
+    "schedule",
+    {
+        "constant": lambda done: 1.0,
+        "linear": lambda done: 1 - done,
+        "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
+    },
+)
 
 
 class NonFiniteGradient(Exception):
@@ -104,6 +116,9 @@ class Updates(LightningModule):
         norm = gathered(nn.utils.clip_grad_norm_(self.trained_weights, self.optimizer_conf.max_grad_norm))
         sums.per_update("policy/grad_norm", norm)
         if norm.isfinite():
+            share = DECAY[self.optimizer_conf.schedule](self.current_epoch / self.trainer_conf.max_steps)
+            for group, rate in zip(optimizer.param_groups, schedule.get_last_lr(), strict=True):
+                group["lr"] = rate * share
             optimizer.step()
             schedule.step()
             self.check_weights()

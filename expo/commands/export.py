@@ -5,7 +5,7 @@ from pathlib import Path
 
 from expo.config import ModelConf, UserError, make_folder, restore, take_options
 from expo.config.foreign import summary_with
-from expo.config.from_run import run_directory
+from expo.config.from_run import finished_model, run_directory
 from expo.ground.files import remove
 from expo.runs.card import model_card
 from expo.training.space import disk_errors
@@ -25,10 +25,8 @@ def main(arguments: list[str]) -> int:
     if len(subjects) != 1 or "=" in subjects[0]:
         raise UserError(f"export {' '.join(subjects)}: not one run; {USAGE}")
     run = run_directory(subjects[0])
-    final, output = run / "checkpoints" / "final", Path(options["output"] or run / "export")
     cfg = restore(run)
-    if not final.is_dir():
-        raise UserError(f"{run}: has no finished model (checkpoints/final); finish it with expo train run={run}")
+    final, output = finished_model(run), Path(options["output"] or run / "export")
     if os.path.lexists(output):
         raise UserError(f"output={output}: is there already; give a folder that is not")
     if options["dtype"] not in ("", *DTYPES):

@@ -7,6 +7,7 @@ from itertools import product
 from rich.table import Table
 
 from expo.config import Config, UserError, check_anywhere
+from expo.cost.estimate import SURE
 from expo.cost.machine import DEVICES, Device, this_machine
 from expo.cost.memory import disk, memory
 from expo.cost.run import Work
@@ -14,6 +15,13 @@ from expo.cost.seconds import run_seconds, seconds, tokens
 from expo.tables.render import wide_console
 
 Setting = tuple[str, object]  # a key and its value
+# By whether the device is this machine, see docs/scaling.md.
+HOW_SURE = {
+    False: "how sure: no GPU has been measured yet; memory is counted, seconds (and hours, and money) rest on makers' "
+    "data sheets and guesses of how much of them is reached, and may be off by a factor",
+    True: "how sure: of three runs on a CPU, parts of a step took 0.8 to 2.0 times their estimates, and memory 1.1 to "
+    "1.2 times",
+}
 
 
 def plan(cfg: Config) -> int:
@@ -35,8 +43,10 @@ def plan(cfg: Config) -> int:
         f"{whole / 1e6:.1f} M tokens generated{'' if cfg.plan.completion_tokens else ' at most'}; disk: "
         f"{checkpoint / 1e9:.1f} GB each checkpoint, {most / 1e9:.1f} GB at a time"
     )
+    print(works[0].length)
     for work in works:
         print(advice(work, device))
+    print(HOW_SURE[cfg.plan.device == "here"])
     return 0
 
 
@@ -57,7 +67,10 @@ def as_table(works: Sequence[Work], device: Device) -> Table:
     table.add_row("a step, s", *(f"{sum(found.values()):.2f}" for found in times), end_section=True, style="bold")
     hours = [run_seconds(work, device) / 3600 for work in works]
     table.add_row("the run, h", *(f"{h:.1f}" for h in hours))
-    table.add_row("the run, device hours", *(f"{h * work.devices:.0f}" for h, work in zip(hours, works, strict=True)))
+    whole = [h * work.devices for h, work in zip(hours, works, strict=True)]
+    table.add_row("the run, device hours", *(f"{h:.0f}" for h in whole))
+    if price := works[0].cfg.plan.price:
+        table.add_row(f"the run, money (plan.price={price:g})", *(f"{h * price:,.2f}" for h in whole))
     return table
 
 
@@ -69,13 +82,17 @@ def advice(work: Work, device: Device) -> str:
         check_anywhere(work.cfg)
     except UserError as error:
         return f"{on}: {error}"
-    if needed["peak"] <= device.memory:
+    sure = SURE * device.memory
+    if needed["peak"] <= sure:
         return f"{on}: fits"
     largest = max((part for part in needed if part not in ("peak", "reserved")), key=needed.__getitem__)
-    told = f"{on}: {needed['peak'] / 1e9:.0f} GB do not fit {device.memory / 1e9:.0f}; the most are its {largest}"
+    found = f"{needed['peak'] / 1e9:.0f} GB"
+    over = f"{found} do not fit {device.memory / 1e9:.0f}"
+    tight = f"tight: {found} are {needed['peak'] / device.memory:.0%} of its memory, and an estimate may be low"
+    told = f"{on}: {tight if needed['peak'] <= device.memory else over}; the most are its {largest}"
     for settings in changes(work):
         other = changed(work, settings)
-        if memory(other, device)["peak"] <= device.memory and _allowed(other.cfg):
+        if memory(other, device)["peak"] <= sure and _allowed(other.cfg):
             devices = [f"trainer.devices={work.devices}"] if work.devices > 1 else []
             return f"{told}; it fits with {' '.join([*devices, *(f'{key}={value}' for key, value in settings)])}"
     return f"{told}; no setting of one key or a few fits it"

@@ -24,7 +24,7 @@ expo runs [FILTER...] [sort=KEY] [output_dir=outputs] [--json]   every run direc
 expo runs show RUN                                               one run: state, result, data, and what its files are
 expo runs diff RUN RUN                                           in which settings and results two runs differ
 expo runs rm   RUN... | FILTER... [output_dir=outputs] [yes=true] remove run directories; without yes=true it only says which, and their size
-expo runs gc   [FILTER...] [output_dir=outputs] [yes=true]       remove the checkpoints of finished runs; their final models stay"""  # noqa: E501
+expo runs gc   [FILTER...] [output_dir=outputs] [yes=true]       remove the checkpoints of finished runs; their models stay, but for finals=true"""  # noqa: E501
 
 
 def main(arguments: list[str]) -> int:
@@ -104,6 +104,8 @@ def show(arguments: Sequence[str]) -> int:
             "differs": row["differs"],
             "data": row["data"],
             "model": row["model"],
+            "temperature": f"rollouts (reward) {row.get('rollout.temperature')}, evaluations (pass@k) "
+            f"{row.get('evaluation.temperature')}",
             "made by": f"expo at {summary.get('git') or summary.get('versions', {}).get('expo')}, on "
             f"{summary.get('device')}",
             "time": f"{_time(row['seconds'])}, {_time(row['age'])} ago",
@@ -215,17 +217,20 @@ def remove_runs(arguments: Sequence[str]) -> int:
 
 
 def collect(arguments: Sequence[str]) -> int:
-    """Remove the checkpoints of finished runs. A longer run can no longer go on from them."""
-    options, filters = take_options(arguments, yes="false", output_dir="outputs")
+    """Remove the checkpoints of finished runs, and with `finals` their models. A longer run can no longer go on from
+    them."""
+    options, filters = take_options(arguments, yes="false", finals="false", output_dir="outputs")
+    patterns = ("step*.ckpt", *(("final", "best", "best.ckpt") if _is_yes(options, "finals") else ()))
     runs = {str(run.dir): run for run in find_runs(Path(options["output_dir"]))}
     total = 0
     for row in kept([run.row for run in runs.values()], ["status=done", *filters]):
         directory = runs[row["run"]].dir
         folder = directory / "checkpoints"
-        files = [] if folder.is_symlink() else sorted(folder.glob("step*.ckpt"))  # nothing is removed behind a link
+        # Nothing is removed behind a link.
+        files = [] if folder.is_symlink() else sorted(file for pattern in patterns for file in folder.glob(pattern))
         if not files:
             continue
-        size = sum(file.lstat().st_size for file in files)
+        size = sum(size_of(file) if file.is_dir() else file.lstat().st_size for file in files)
         with unused(directory) as free:
             if not free or read_summary(directory).get("status") != "done":  # begun again meanwhile
                 print(f"{directory}: a process works on it; its checkpoints stay")
@@ -234,7 +239,8 @@ def collect(arguments: Sequence[str]) -> int:
                 remove(file)
         total += size
         done = "removed" if _is_yes(options) else "would remove"
-        print(f"{done} {len(files)} checkpoints ({_size(size)}) of {directory}")
+        what = "checkpoints and models" if len(patterns) > 1 else "checkpoints"
+        print(f"{done} {len(files)} {what} ({_size(size)}) of {directory}")
     print(f"{_size(total)} in all")
     _ask(options)
     return 0
@@ -250,10 +256,10 @@ def _given(arguments: Sequence[str], action: str) -> Sequence[str]:
     return arguments
 
 
-def _is_yes(options: dict[str, str]) -> bool:
-    if options["yes"] not in ("true", "false"):
-        raise UserError(f"yes={options['yes']}: neither true nor false; use yes=true")
-    return options["yes"] == "true"
+def _is_yes(options: dict[str, str], name: str = "yes") -> bool:
+    if options[name] not in ("true", "false"):
+        raise UserError(f"{name}={options[name]}: neither true nor false; use {name}=true")
+    return options[name] == "true"
 
 
 def _ask(options: dict[str, str]) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 import yaml
 
 from expo.config import UserError, make_folder, take_options
-from expo.runs.listing import RunFolder
-from expo.runs.reading import read_summary
+from expo.config.key import check_values
+from expo.runs.listing import RunFolder, run_folder
+from expo.runs.reading import read_lines, read_summary
 from expo.tables.plan import known_tables, plan_file, table_name
 
 USAGE = """\
@@ -19,6 +20,7 @@ usage: expo wandb workspace [TABLE | RUN_DIRECTORY...] [OPTIONS]   a saved view:
        expo wandb report    TABLE | RUN_DIRECTORY... [OPTIONS]     a W&B report: the table, and the same panels
        expo wandb sweep     TABLE [scale=cpu] [seeds=N] [HYDRA OVERRIDES...]   a file for `wandb sweep`, whose agents make the table's runs
        expo wandb run       TABLE arm=ARM seed=N | run=ARM-sN      one run of a table, as such an agent makes it
+       expo wandb upload    RUN_DIRECTORY... [project=expo] [entity=…] [group=…] [mode=offline]   send runs that were made without W&B
        expo wandb sync      [FOLDER]                               send offline runs that are not sent yet, oldest first
 OPTIONS: scale=cpu project=… entity=… output=FILE mode=offline. With mode=offline, the specification goes to a file; with
 mode=online, to W&B.
@@ -119,6 +121,42 @@ def _deliver(kind: str, view: Any, options: dict[str, str], title: str) -> int:
     return 0
 
 
+def upload(arguments: Sequence[str]) -> int:
+    """Send runs that are over, whatever logger they had: config, scalars of all steps, and summary, under the run's
+    id. What W&B has already is not sent again."""
+    from expo.config import WandbConf, WandbLoggerConf, restore
+    from expo.loggers.trackers import Wandb
+    from expo.loggers.tracking import Session, log_summary
+    from expo.runs.directory import Run
+    from expo.training.shorter import replay
+
+    class Over(Session):
+        @property
+        def id(self) -> str:  # as it was: what is behind a path may be gone by now
+            return _wandb_id(self.directory)
+
+    options, subjects = take_options(arguments, project="expo", entity="", group="", mode="online")
+    if not subjects:
+        raise UserError("wandb upload: no run given; give run directories, as expo runs lists them")
+    for folder in map(run_folder, subjects):
+        if folder.in_use:
+            raise UserError(f"{folder.dir}: a process works on it; wait for it, or stop it first")
+        cfg = restore(folder.dir)
+        told = {key: value for key, value in options.items() if value}
+        cfg.logger = WandbLoggerConf(wandb=WandbConf(**told))  # type: ignore[arg-type]
+        check_values(cfg.logger)
+        last = max((line["step"] for line in read_lines(folder.dir)), default=0)
+        logger = Wandb(cfg.logger, Over(cfg, folder.dir.resolve(), last, folder.command))
+        if folder.command == "train":
+            replay(Run(cfg, folder.dir, writes=False), [logger])
+        else:
+            logger.log_metrics(folder.summary.get("metrics", {}))
+        log_summary([logger], folder.summary)
+        logger.close()
+        print(f"{folder.dir}: {_wandb_id(folder.dir)} in {options['project']} ({options['mode']})")
+    return 0
+
+
 def _output(name: str) -> Path:
     make_folder(Path(name).parent, "output")
     return Path(name)
@@ -178,4 +216,5 @@ SUBCOMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "sweep": sweep,
     "run": run,
     "sync": sync,
+    "upload": upload,
 }

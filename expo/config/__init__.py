@@ -36,7 +36,7 @@ from expo.config.identity import (
 from expo.config.key import Rules, functions_of, key, option
 from expo.config.model import LADDER, ModelConf, RandomShapeConf, RandomTinyConf
 from expo.config.optimizer import AdamW8bitConf, OptimizerConf
-from expo.config.places import make_folder, run_dir, run_id, run_mark
+from expo.config.places import label, make_folder, run_dir, run_id, run_mark
 from expo.config.positives import (
     ExpertConf,
     NoPositivesConf,
@@ -130,6 +130,7 @@ __all__ = [
     "functions_of",
     "identity",
     "key",
+    "label",
     "lineage",
     "made_as",
     "make_folder",

@@ -2,10 +2,16 @@
 
 import difflib
 import importlib.util
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import yaml
 
 from expo.config.errors import UserError
+from expo.config.foreign import UNREADABLE, content, why, yaml_text
+from expo.config.key import flat, shown
 
 
 def take_options(arguments: Sequence[str], **options: str) -> tuple[dict[str, str], list[str]]:
@@ -26,6 +32,37 @@ def take_options(arguments: Sequence[str], **options: str) -> tuple[dict[str, st
         if options[key] and not (options[key].isdigit() and int(options[key]) >= 1):
             raise UserError(f"{key}={options[key]}: not a number of {key}; use {key}=1 or more")
     return options, rest
+
+
+def from_files(arguments: Sequence[str]) -> list[str]:
+    """Return a command line with what stands in the files of `key=@FILE`: a file's text, and the keys of a YAML file.
+
+    Raises UserError for a file that cannot be read.
+    """
+    return [one for argument in arguments for one in _from_file(argument)]
+
+
+def _from_file(argument: str) -> Iterator[str]:
+    found = re.fullmatch(r"([\w.]+)=@(.+)", argument)
+    if found is None:
+        yield argument
+        return
+    key, path = found[1], Path(found[2])
+    try:
+        keys = path.suffix in (".yaml", ".yml")
+        tree = yaml.safe_load(yaml_text(path)) if keys else content(path).decode().removesuffix("\n")
+    except UNREADABLE as error:
+        raise UserError(f"{argument}: the file cannot be read ({why(error)}); give another, or the value") from error
+    if not isinstance(tree, str) and not (isinstance(tree, dict) and tree):
+        raise UserError(f"{argument}: has no keys; write lines such as solve: … in it, or give a file of text")
+    for name, value in flat(tree, key).items():
+        yield f"{name}={_quoted(value) if isinstance(value, str) else shown(value)}"
+
+
+def _quoted(text: str) -> str:
+    """Return a text as Hydra reads a value that is it, to the letter."""
+    text = re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + "\\${", text)  # no interpolation
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text) + "'"
 
 
 def check_launcher(arguments: Sequence[str]) -> None:

@@ -323,6 +323,7 @@ class PlanConf:
         help="kind of device; here: this machine's GPU, or else its CPU, measured first",
     )
     devices: list[int] = key([1, 2, 4, 8, 16, 32, 64], above=0, help="numbers of devices to plan for")
+    price: float | None = key(None, above=0, help="price of a device for an hour, in any currency; null: not known")
     prompt_tokens: int | None = key(
         None, above=0, help="mean tokens of a prompt, for seconds; null: rollout.max_prompt_tokens"
     )

@@ -23,6 +23,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
+from expo.config.arguments import from_files
 from expo.config.errors import UserError
 from expo.config.identity import runtime_keys
 from expo.config.key import ALONE, OPTIONS, check_here, check_values, doubts, nodes
@@ -130,6 +131,7 @@ def without_file() -> list[tuple[str, str]]:
 def compose_config(overrides: Sequence[str]) -> Config:
     """Compose the config of a run from Hydra overrides. Raises UserError, or what Hydra raises."""
     register()
+    overrides = from_files(overrides)
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     if any(o.is_hydra_override() for o in parsed):  # which may bring folders of their own
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):

@@ -78,6 +78,13 @@ class DatasetConf:
         above=0,
         help="problems to evaluate on during training; null: all; on the ladder per level, and for `expo evaluate` too",
     )
+    validation: int = key(
+        0,
+        low=0,
+        absent=0,
+        help="problems, of those to train on, that are set apart: by their pass@k of the largest k checkpoints/best is "
+        "chosen, and evaluation.patience goes; 0: none",
+    )
     part: str = key(
         "held_out",
         choices=("held_out", "train", "all"),

@@ -208,13 +208,21 @@ def _changed_since(own: Config, directory: Path) -> bool:
         return False
 
 
+def finished_model(directory: Path) -> Path:
+    """Return the folder of a run's finished model. Raises UserError where there is none."""
+    final, status = directory / "checkpoints" / "final", read_summary(directory).get("status", "done")
+    if final.is_dir() and status == "done":
+        return final
+    told = "has no finished model (checkpoints/final); finish it with"
+    if status == "done" and (directory / "summary.json").is_file():
+        told = "its model was not kept (trainer.save_final=false), or is removed (expo runs gc finals=true); make it "
+        told += "again with trainer.save_final=true fresh=true and"
+    raise UserError(f"run={directory}: {told} expo train run={directory}")
+
+
 def _measured(own: Config, directory: Path) -> Config:
     """Return the config with the run's finished model, and with `dataset.limit` as `expo evaluate` means it."""
-    final, summary = directory / "checkpoints" / "final", read_summary(directory)
-    if not final.is_dir() or summary.get("status", "done") != "done":
-        raise UserError(
-            f"run={directory}: has no finished model (checkpoints/final); finish it with expo train run={directory}"
-        )
+    final, summary = finished_model(directory), read_summary(directory)
     if summary.get("final", content := model_content(final)) != content:
         raise UserError(
             f"{final}: is not the model that the run has left; restore it, or score it by its path, as model=hf "

@@ -17,11 +17,14 @@ def plain(text: str) -> str:
     return re.sub(r"[^\w.-]+", "_", text, flags=re.ASCII).strip("_.")
 
 
-def what_differs(overrides: Sequence[str], runtime: Collection[str], earlier: str = "") -> str:
+def what_differs(
+    overrides: Sequence[str], runtime: Collection[str], earlier: str = "", shared: Collection[str] = ()
+) -> str:
     """Return what a command line changes of a run, short enough for a folder's name: `max_steps_4+learning_rate_1e-05`.
 
     Neither `=` nor `,` is in it: Hydra would not take the folder as a value. Args: runtime, keys that change nothing of
-    the result; earlier, what another run's name says, which the command line changes further.
+    the result; earlier, what another run's name says, which the command line changes further; shared, the overrides
+    that all runs of a sweep have: they stand last, and give way first.
     """
     given = dict(
         o.lstrip("+").replace("/", ".", o.partition("=")[0].count("/")).partition("=")[::2]
@@ -33,17 +36,20 @@ def what_differs(overrides: Sequence[str], runtime: Collection[str], earlier: st
         for key, value in given.items()
         if key not in SAID and not with_groups(key) & {*runtime, "dataset.columns"}
     }
-    parts = []
+    parts: list[str] = []
+    common: list[str] = []
     for key, value in kept.items():
         if not any(other.startswith(f"{key}.") for other in kept):  # model=hf, which model.path tells better
             last = value.rstrip("/").rpartition("/")[2] if key.endswith("path") else value
-            parts.append(f"{key.rpartition('.')[2]}_{plain(last)[:LONGEST_VALUE]}")
+            part = f"{key.rpartition('.')[2]}_{plain(last)[:LONGEST_VALUE]}"
+            (common if f"{key}={value}" in shared else parts).append(part)
     changed = tuple(f"{key.rpartition('.')[2]}_" for key in kept)
     before = [part for part in earlier.split("+") if part and not re.fullmatch(r"\d+_more", part)]
     parts = [part for part in before if not part.startswith(changed)] + parts
     told: list[str] = []
-    for part in reversed(parts):  # what is given last tells most
+    for part in [*reversed(parts), *reversed(common)]:  # what is given last tells most
         if sum(len(p) + 1 for p in told) + len(part) <= LONGEST:
-            told.insert(0, part)
-    left = len(parts) - len(told)
+            told.append(part)
+    left = len(parts) + len(common) - len(told)
+    told = [part for part in (*parts, *common) if part in told]
     return "+".join(told) + (f"+{left}_more" if left else "")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 @option("optimizer", "adamw")
 @dataclass
 class OptimizerConf:
-    """AdamW with linear warm-up, then a constant learning rate."""
+    """AdamW with linear warm-up, then a learning rate that stays or falls."""
 
     _target_: str = key("expo.model.optimizers.adamw", absent="expo.model.optimizers.adamw", help="")
     learning_rate: float = key(1e-6, above=0, high=10, help="learning rate after the warm-up")
@@ -23,7 +23,19 @@ class OptimizerConf:
         1e-8, above=0, high=1, absent=1e-8, help="AdamW's ε: a weight whose gradients are much smaller hardly moves"
     )
     warmup_steps: int = key(0, low=0, help="optimizer steps of linear warm-up")
+    schedule: str = key(
+        "constant",
+        choices=("constant", "linear", "cosine"),
+        absent="constant",
+        help="the learning rate after the warm-up: it stays, or falls towards 0 at trainer.max_steps",
+    )
     max_grad_norm: float = key(1.0, above=0, finite=False, help="gradients are clipped to this norm; inf: never")
+
+    @property
+    def bound_to_length(self) -> str | None:
+        """Return why the first steps of a longer run differ from those of a shorter one; None where they are the
+        same."""
+        return None if self.schedule == "constant" else "the learning rate falls towards the last step"
 
     def rules(self, cfg: "Config") -> Rules:
         yield (

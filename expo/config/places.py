@@ -45,6 +45,11 @@ def name_of(cfg: Config, command: str, overrides: Sequence[str]) -> str:
     return cfg.name if command not in MEASURING or asked else re.sub(r"-s\d+$", "", _policy(cfg)) or cfg.name
 
 
+def label(cfg: Config) -> str:
+    """Return what a run is called where runs stand side by side: name, what differs, and seed."""
+    return "-".join(filter(None, (cfg.name, cfg.differs, f"s{cfg.seed}")))
+
+
 def run_id(cfg: Config, command: str = "train") -> str:
     """Return the id of a run, as W&B knows it: the same wherever its directory is moved."""
     before = f"{cfg.name}-s{cfg.seed}" if command == "train" else f"{command}-{cfg.dataset.name}"
@@ -63,10 +68,10 @@ def run_dir(cfg: Config, command: str = "train", mark: str = "") -> Path:
     found = [path for place in places for path in sorted(place.glob(f"*-{mark}")) if (path / "config.yaml").is_file()]
     if found:  # of several, the one that is done, or else has come furthest
         return max(found, key=_progress)
-    differs = f"-{cfg.differs}" if cfg.differs else ""
     if command != "train":
+        differs = f"-{cfg.differs}" if cfg.differs else ""
         return root / command / f"{_policy(cfg)}-on-{_data(cfg, command)}{differs}-{mark}"
-    return root / _data(cfg, command) / f"{cfg.name}{differs}-s{cfg.seed}-{mark}"
+    return root / _data(cfg, command) / f"{label(cfg)}-{mark}"
 
 
 def _progress(directory: Path) -> tuple[bool, int]:

@@ -26,6 +26,11 @@ class TrainerConf:
         help="rows per forward and backward pass; changes memory and speed, and the numbers by rounding only",
     )
     checkpoint_every: int = key(50, above=0, identity=False, help="steps between checkpoints")
+    save_final: bool = key(
+        True,
+        identity=False,
+        help="false: of a finished run only the numbers stay, and neither model nor checkpoint: for sweeps",
+    )
     stop_after: int | None = key(
         None,
         above=0,
@@ -146,6 +151,13 @@ class EvaluationConf:
         "two",
     )
     first: bool = key(True, identity=False, help="false: no evaluation before the first step; no curve begins there")
+    patience: int | None = key(
+        None,
+        above=0,
+        absent=None,
+        help="end the run after so many evaluations in a row that are no better on the dataset.validation problems; "
+        "null: never",
+    )
     samples: int | None = key(None, above=0, high=2**20, help="samples per problem; null: the largest k")
     temperature: float = key(
         0.7, low=1e-3, high=100, help="sampling temperature; `evaluation.greedy` is for the most likely tokens"
@@ -159,6 +171,11 @@ class EvaluationConf:
 
     def rules(self, cfg: "Config") -> Rules:
         largest = max(cfg.k, default=1)
+        yield (
+            self.patience is None or (cfg.dataset.validation > 0 and self.every > 0),
+            f"evaluation.patience={self.patience}: goes by problems of its own, every so often; set "
+            "dataset.validation and evaluation.every, or leave it out",
+        )
         yield (
             self.samples is None or self.samples >= largest,
             f"evaluation.samples={self.samples}: pass@{largest} needs at least as many samples; "

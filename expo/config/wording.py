@@ -35,6 +35,11 @@ def explain(error: Exception) -> str:
     lines = [line.strip() for text in texts for line in text.splitlines() if line.strip()]
     told = list(dict.fromkeys(line.rstrip(".:;") for line in lines if not line.startswith(NOISE)))
     groups = any("Could not find" in line or ("Could not override" in line and "." not in line) for line in told)
+    sweeps = "requires --multirun" in " ".join(told)
+    if sweeps or any(line.startswith("Ambiguous value") for line in told):
+        asked = re.search(r"'([^']*)'", told[0])
+        line = asked[1] if asked else told[0]
+        return f"{line}: several values; add -m to run each of them, or write a list as key=[1,2]"
     remedy = "--help lists the groups and their options" if groups else "--cfg job shows every key"
     whole = "; ".join(told)
     if close := _nearest_option(whole) or _nearest_key(whole):
@@ -50,6 +55,8 @@ def _unread(override: str) -> str:
     key, sign, value = override.partition("=")
     if not sign or not key:
         return f"{override}: not of the form key=value; quote a value with spaces or commas twice: 'key=\"a value\"'"
+    if open_ones := [one for one, other in ("[]", "{}", "()") if value.count(one) != value.count(other)]:
+        return f"{override}: a {open_ones[0]} is not closed, or closed without it; close it, and quote it for the shell"
     bare = value.strip("\"'").replace('"', '\\"')
     as_text = f'{key}="{bare}"'
     return (

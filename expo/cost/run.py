@@ -15,6 +15,7 @@ EVALUATED = {
     "aime24": 30,
     "aime25": 30,
 }  # test splits
+TRAINED = {"math": 7500, "math_level5": 2304, "gsm8k": 7473}  # train splits
 
 
 @dataclass(frozen=True)
@@ -70,13 +71,27 @@ class Work:
         """Return the completions of one evaluation."""
         cfg = self.cfg
         problems = cfg.dataset.eval_limit or EVALUATED.get(cfg.dataset.name, 1000)
-        return problems * (cfg.evaluation.samples or max(cfg.k))
+        return (problems + cfg.dataset.validation) * (cfg.evaluation.samples or max(cfg.k))
+
+    @property
+    def length(self) -> str:
+        """Return the steps of the run, its problems, and how many epochs these are, where that is known."""
+        cfg = self.cfg
+        dealt = cfg.trainer.max_steps * cfg.trainer.problems_per_step
+        there = cfg.dataset.limit or TRAINED.get(cfg.dataset.name)
+        if there and cfg.dataset.limit and cfg.dataset.known_levels:  # which the ladder makes of each level
+            there *= len(cfg.dataset.levels or cfg.dataset.known_levels) if cfg.dataset.is_ladder else 1
+        epochs = (
+            f"{dealt / (there - cfg.dataset.validation):.3g} epochs" if there else "epochs not known: no dataset.limit"
+        )
+        told = f"{cfg.trainer.max_steps} steps of {cfg.trainer.problems_per_step} problems, {dealt:,} in all ({epochs})"
+        return f"{told}; {self.evaluations} evaluations of {self.sampled:,} completions"
 
     @property
     def evaluations(self) -> int:
         """Return the evaluations of the run."""
         every = self.cfg.evaluation.every
-        return 2 + ((self.cfg.trainer.max_steps - 1) // every if every else 0)
+        return 1 + self.cfg.evaluation.first + ((self.cfg.trainer.max_steps - 1) // every if every else 0)
 
     @property
     def share(self) -> float:

@@ -113,7 +113,7 @@ class Account:
         return table
 
 
-NAMES = {"train": "to train on", "held_out": "held out", "all": "all"}
+NAMES = {"train": "to train on", "validation": "to choose by", "held_out": "held out", "all": "all"}
 
 
 def spread(values: Sequence[float]) -> list[float]:

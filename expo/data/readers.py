@@ -506,6 +506,17 @@ class Ladder(Reader):
                 log.warning("%s: level %d has no more than %d problems, not %d", self.conf.name, level, made, count)
 
 
+def set_apart(problems: list[Problem], count: int) -> tuple[list[Problem], list[Problem]]:
+    """Return the problems to train on, and `count` of them to choose by, which ask nothing that is trained on. Raises
+    UserError where none is left to train on."""
+    apart = _spread(list({p.asked: p for p in problems}.values()), count)
+    asked = {p.asked for p in apart}
+    left = [p for p in problems if p.asked not in asked]
+    if not left:
+        raise UserError(f"dataset.validation={count}: no problem is left to train on; set it below {len(apart)}")
+    return left, apart
+
+
 def _spread(problems: list[Problem], count: int | None) -> list[Problem]:
     """Return `count` problems in an order that depends on their ids only, so that a subset is no stretch of a sorted
     file."""

@@ -47,12 +47,18 @@ class Evaluator:
     k: Sequence[int]
     seed: int
     reward: Reward | None = None  # of one's own: measured beside the verdicts
+    validation: Sequence[Problem] = ()  # by which a checkpoint is chosen
 
     def evaluate(self, engine: Engine) -> Evaluation:
         """Sample, verify, count."""
         rows, tally = self._rows(engine, self.sampling, self.samples), Tally(self.samples)
         tally.add(rows)
         return Evaluation(rows, tally.metrics(self.k))
+
+    def validate(self, engine: Engine) -> dict[str, float]:
+        """Return the same scalars of the problems to choose by, as `validation/…`; {} where there are none."""
+        found = replace(self, problems=self.validation).evaluate(engine).metrics if self.validation else {}
+        return {f"validation/{name}": value for name, value in found.items()}
 
     def evaluate_into(self, engine: Engine, path: Path, fresh: bool = False) -> Tally:
         """Do the same part by part, so that memory stays flat, and leave all rows at `path`.

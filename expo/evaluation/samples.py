@@ -86,8 +86,10 @@ def measure(rows: Rows, problems: list[Problem], scorer: Scorer) -> None:
     solve, completions = [prompts[row["problem"]] for row in rows], [row["ids"] for row in rows]
     answers = [problems[row["problem"]].answer for row in rows]
     own = defaultdict(list)
-    logps = scorer.logp(solve, completions).tolist()
-    answer_logps = scorer.answer_logp(solve, completions, answers).tolist()
+    with telling("likelihood of the samples"):
+        logps = scorer.logp(solve, completions).tolist()
+    with telling("likelihood of the answers"):
+        answer_logps = scorer.answer_logp(solve, completions, answers).tolist()
     for row, logp, answer_logp in zip(rows, logps, answer_logps, strict=True):
         row |= {"nll": -logp, "nll_per_token": -logp / len(row["ids"]), "answer_logp": answer_logp}
         if row["kind"] == "own":

@@ -7,11 +7,9 @@ import sys
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning import Trainer
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from expo.algorithms.base import Algorithm
 from expo.algorithms.updates import NonFiniteGradient
@@ -23,8 +21,7 @@ from expo.ground.files import remove
 from expo.ground.ranks import LOST, Apart, is_rank, is_watched, joined, lost_another
 from expo.jobs.wiring import build_run, set_up_process
 from expo.loggers.tracking import Session, log_summary, make_loggers
-from expo.model.policy import causal_lm, save_policy
-from expo.runs.card import model_card
+from expo.model.policy import causal_lm
 from expo.runs.directory import Run
 from expo.runs.health import nothing_learned
 from expo.runs.reading import last_evaluation, read_lines
@@ -38,10 +35,10 @@ from expo.training.callbacks import (
     is_evaluated,
     passed,
 )
-from expo.training.checkpoints import WholeFiles, newest_checkpoint, save_checkpoint, step_of
+from expo.training.checkpoints import WholeFiles, newest_checkpoint, save_checkpoint, save_model, step_of
 from expo.training.collapse import Collapsed, WatchHealth
 from expo.training.shorter import check_problems, inherit, replay
-from expo.training.space import check_space, disk_errors
+from expo.training.space import check_space
 from expo.training.strategy import strategy_options
 from expo.verifier.pool import Verifier
 
@@ -222,40 +219,26 @@ def explain_failure(error: Exception, run: Run, trainer: Trainer, stop: Stop) ->
     return 1
 
 
-def save_final(
-    policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, cfg: Config, summary: dict[str, Any]
-) -> None:
-    """Save a policy as a Hugging Face folder: beside its place first, so that a full disk leaves no half of it
-    there."""
-    partial = folder.with_name(".final.partial")
-    remove(partial)
-    with disk_errors(partial):
-        save_policy(policy, partial)
-    tokenizer.save_pretrained(partial)
-    gguf = getattr(causal_lm(policy).config, "expo_gguf", "")
-    (partial / "README.md").write_text(model_card(cfg, summary, (partial / "adapter_config.json").is_file(), gguf))
-    remove(folder)
-    partial.rename(folder)
-
-
 def finish(cfg: Config, run: Run, trainer: Trainer, module: Algorithm, evaluator: Evaluator, stop: Stop) -> int:
     """Write the last checkpoint, the model of a run that is done, and the summary. Returns the exit code."""
     step, checkpoints = trainer.current_epoch, run.dir / "checkpoints"
-    done = step >= cfg.trainer.max_steps
-    save_checkpoint(trainer, checkpoints, step, keep_earlier=not done)
+    done = step >= cfg.trainer.max_steps or stop.enough
+    kept = cfg.trainer.save_final or not done
+    if kept:
+        save_checkpoint(trainer, checkpoints, step, keep_earlier=not done)
     code = 128 + stop.signal if stop.signal and not done else 0
     policy = module.whole_policy()
     if not run.writes:
         return code
-    if done:
-        save_final(policy, module.pipeline.tools.tokenizer, checkpoints / "final", cfg, run.record("done"))
+    if done and kept:
+        save_model(policy, module.pipeline.tools.tokenizer, checkpoints / "final", cfg, run.record("done"))
     peak = {
         "process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10),
         "verifier_worker": evaluator.verifier.peak_mb,  # of the largest one; 0 where no answer needed a worker
         **({"gpu": torch.cuda.max_memory_allocated() / 2**20} if torch.cuda.is_available() else {}),
     }
     status, k = "done" if done else "stopped", max(cfg.k)
-    final = {"final": model_content(checkpoints / "final")} if done else {}
+    final = {"final": model_content(checkpoints / "final")} if done and kept else {}
     if done and (told := nothing_learned(read_lines(run.dir))):
         final["learned_nothing"] = told
     said = f"{run.dir}: {', '.join(filter(None, (f'{status} at step {step}', passed(run.metrics, k))))}"
@@ -264,6 +247,8 @@ def finish(cfg: Config, run: Run, trainer: Trainer, module: Algorithm, evaluator
     for logger in trainer.loggers:
         logger.finalize("success")
     run.write(record)
+    if not kept:
+        remove(checkpoints)
     print(said)
     if "learned_nothing" in final:
         print(f"expo: this run says nothing of {cfg.name}: {final['learned_nothing']}", file=sys.stderr)

@@ -29,7 +29,7 @@ from expo.config.explaining import frozen_copies, when_explained
 from expo.config.key import shown
 from expo.config.world import CLEAR
 from expo.data.account import Account
-from expo.data.readers import Reader
+from expo.data.readers import Reader, set_apart
 from expo.evaluation.evaluate import Evaluator
 from expo.ground.problem import Problem
 from expo.ground.ranks import ALONE, Ranks
@@ -126,7 +126,7 @@ def build_run(cfg: Config, verifier: Verifier, commit: str | None = None) -> tup
     torch.manual_seed(cfg.seed)
     divide_evenly(cfg)
     ranks = verifier.ranks
-    problems, held_out, examples, read = ranks.by_first(
+    problems, validation, held_out, examples, read = ranks.by_first(
         lambda: read_data(cfg, verifier)
     )  # before the model: quicker to fail
     policy, tokenizer, prompts = load_model(cfg, commit=commit)
@@ -148,6 +148,9 @@ def build_run(cfg: Config, verifier: Verifier, commit: str | None = None) -> tup
     problems, trained = within_length(problems, makers, tokenizer, limit)
     held_out, evaluated = within_length(held_out, [prompts.solve_ids], tokenizer, limit)
     account = read | {"train": trained, "held_out": evaluated}
+    if validation:
+        validation, chosen_by = within_length(validation, [prompts.solve_ids], tokenizer, limit)
+        account |= {"validation": chosen_by}
 
     reference, snapshot = frozen_models(cfg, policy)
     average = frozen_copy(policy) if cfg.algorithm.uses_average else None
@@ -187,7 +190,7 @@ def build_run(cfg: Config, verifier: Verifier, commit: str | None = None) -> tup
     )
     return (
         build(cfg.algorithm, components, of=Algorithm),
-        make_evaluator(cfg, held_out, verifier, prompts, tokenizer),
+        replace(make_evaluator(cfg, held_out, verifier, prompts, tokenizer), validation=validation),
         account,
     )
 
@@ -201,15 +204,18 @@ def hold_base(cfg: Config, policy: PreTrainedModel) -> None:
         as_multiplied(policy)
 
 
-def read_data(cfg: Config, verifier: Verifier) -> tuple[list[Problem], list[Problem], list[Problem], Account]:
-    """Return the problems to train on, those held out, worked examples for prompts, and the account of all.
+def read_data(
+    cfg: Config, verifier: Verifier
+) -> tuple[list[Problem], list[Problem], list[Problem], list[Problem], Account]:
+    """Return the problems to train on, those to choose by, those held out, worked examples, and the account of all.
 
     Raises UserError for what cannot be read.
     """
     reader: Reader = build(cfg.dataset, verifier, of=Reader)
     problems, held_out = reader.train(), reader.evaluation()
     account = reader.account()
-    return problems, held_out, reader.examples(cfg.prompts.examples), account
+    problems, validation = set_apart(problems, cfg.dataset.validation)
+    return problems, validation, held_out, reader.examples(cfg.prompts.examples), account
 
 
 def load_model(

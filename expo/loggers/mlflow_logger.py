@@ -13,7 +13,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import MLFlowLogger
 
-from expo.config import MlflowLoggerConf, UserError, make_folder
+from expo.config import MlflowLoggerConf, UserError, label, make_folder
 from expo.config.errors import first_line
 from expo.loggers.tracking import Session, Tracker
 from expo.runs.directory import git_commit
@@ -53,7 +53,7 @@ class Mlflow(Tracker, MLFlowLogger):
                     lock = stack.enter_context((root / "mlflow.lock").open("w"))
                     fcntl.flock(lock, fcntl.LOCK_EX)
                 super().__init__(
-                    options.experiment, f"{session.cfg.name}-s{session.cfg.seed}", uri,
+                    options.experiment, label(session.cfg), uri,
                     {name: str(value) for name, value in tags.items() if value is not None},
                     artifact_location=None if given else f"file://{root}/mlflow-artifacts",
                 )  # fmt: skip

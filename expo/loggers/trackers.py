@@ -17,6 +17,7 @@ from expo.config import (
     UserError,
     WandbConf,
     WandbLoggerConf,
+    label,
 )
 from expo.config.errors import first_line
 from expo.ground.files import remove
@@ -41,7 +42,7 @@ class Wandb(Tracker, WandbLogger):
         mode = options.pop("mode")
         cfg, before = session.cfg, "" if session.command == "train" else f"{session.command}-"
         super().__init__(
-            name=f"{before}{cfg.name}-s{cfg.seed}",
+            name=f"{before}{label(cfg)}",
             id=session.id,
             save_dir=session.directory,
             offline=mode == "offline",

@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy, pad
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 
+from expo.ground.progress import counting
 from expo.model.policy import causal_lm, computing, is_sharded
 
 # So many logits, 0.5 GiB in float32, there are at a time. Of no more in all, they are kept for the backward pass.
@@ -304,7 +305,9 @@ def _by_width(lengths: Sequence[int], prompts: Sequence[int]) -> list[int]:
 @torch.no_grad()
 def token_logp(model: nn.Module, batch: TokenBatch, micro_batch_size: int) -> Tensor:
     """Return log π of each token of each row's completion, 0 elsewhere: `[B, T]`."""
-    logp = torch.zeros_like(batch.mask)
-    for rows, part in micro_batches(batch, torch.arange(len(logp)), micro_batch_size):
-        logp[rows, : part.mask.shape[1]] = score(model, part)
+    logp, done = torch.zeros_like(batch.mask), 0
+    with counting(len(logp)) as at:
+        for rows, part in micro_batches(batch, torch.arange(len(logp)), micro_batch_size):
+            logp[rows, : part.mask.shape[1]] = score(model, part)
+            at(done := done + len(rows))
     return logp

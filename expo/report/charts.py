@@ -109,7 +109,7 @@ def lines(
 
     Of long runs, each point is the mean of some steps, and the axis says of how many.
 
-    Args: y, the axis's name; share, whether the values are shares: then the axis goes from 0 to 1.
+    Args: y, the axis's name; share, whether the values are percent of a whole: then the axis goes from 0 to 100.
     """
     shown = {arm: [run for run in runs if run] for arm, runs in arms.items()}
     shown = {arm: runs for arm, runs in shown.items() if runs}
@@ -123,7 +123,9 @@ def lines(
     else:
         width = 1
     values = [value for _, value in every]
-    frame = Frame((min(s for s, _ in every), max(s for s, _ in every)), (0, 1) if share else (min(values), max(values)))
+    frame = Frame(
+        (min(s for s, _ in every), max(s for s, _ in every)), (0, 100) if share else (min(values), max(values))
+    )
     parts = [*frame.grid(), *(frame.below(tick, f"{tick:g}") for tick in nice_ticks(frame.x0, frame.x1))]
     parts += frame.named("step" if width == 1 else f"step (means of {width} steps)", y)
     for arm, runs in shown.items():
@@ -140,6 +142,9 @@ def lines(
         if len(runs) > 1:
             parts.append(f'<polygon points="{" ".join(band)}" fill="{looks[arm].colour}" opacity=".18"/>')
         parts.append(f'<polyline points="{line}" fill="none" {_stroke(looks[arm])}/>')
+        if len(steps) == 1:  # a line of one point is not seen
+            x, y_of = line.split(",")
+            parts.append(f'<circle cx="{x}" cy="{y_of}" r="{STROKE}" fill="{looks[arm].colour}"/>')
     return _svg(f"{title} against the step", parts)
 
 
@@ -160,13 +165,11 @@ def bars(
 ) -> Markup | None:
     """Return a group of bars per entry, a bar per arm, with intervals. None where there is none.
 
-    Args: x and y, the axes' names; groups, (mean, low, high) by arm.
+    Args: x and y, the axes' names; groups, (mean, low, high) by arm, in percent.
     """
     if not any(groups.values()):
         return None
-    highest = max(high for cells in groups.values() for _, _, high in cells.values())
-    lowest = min(low for cells in groups.values() for _, low, _ in cells.values())
-    frame = Frame((-0.5, len(groups) - 0.5), (min(0, lowest), highest or 1))
+    frame = Frame((-0.5, len(groups) - 0.5), (0, 100))
     parts = [*frame.grid(), *frame.named(x, y)]
     for i, (name, cells) in enumerate(groups.items()):
         parts.append(frame.below(i, name))

@@ -12,10 +12,12 @@ from expo.config import UserError
 from expo.config.identity import later_keys
 from expo.config.key import shown
 from expo.report.page import Compared, RunData, Table
+from expo.report.solving import verdict_of
 from expo.runs.health import marks_of
 from expo.tables.aggregate import pass_values, stack, statistic
 from expo.tables.render import percent
 
+ALIKE = 2  # problems that both arms solve, and that neither does, whose completions a page shows
 SHOWN = 5  # problems gained, and as many lost, whose completions a page shows
 # What changes the completions of an evaluation, or what is said of them, beside the policy.
 OF_EVALUATION = (
@@ -288,10 +290,15 @@ def compared(runs: Sequence[RunData]) -> Compared | None:
     except UserError:
         return None
     beside = []
-    for title, problems in (("gained", comparison.gained()), ("lost", comparison.lost())):
+    shares = comparison.shares()
+    alike = {
+        "solved by both": [problem for problem, (a, b) in shares.items() if a > 0 < b][:ALIKE],
+        "solved by neither": [problem for problem, (a, b) in shares.items() if a == 0 == b][:ALIKE],
+    }
+    for title, problems in {"gained": comparison.gained(), "lost": comparison.lost(), **alike}.items():
         for problem in problems[:SHOWN]:
             rows = comparison.beside(problem)
-            told = [(name, str(row["verdict"]), str(row["completion"])) for name, row in zip(names, rows, strict=True)]
+            told = [(name, verdict_of(row), str(row["completion"])) for name, row in zip(names, rows, strict=True)]
             beside.append((f"{title}: {problem}", str(rows[0]["question"]), str(rows[0]["answer"]), told))
     paired = f"{comparison.paired[0].upper()}{comparison.paired[1:]}."
     counts = (

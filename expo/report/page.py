@@ -14,16 +14,19 @@ from markupsafe import Markup
 
 from expo.ground.files import beside
 from expo.report import charts
-from expo.report.solving import Solving
+from expo.report.solving import Solving, verdict_of
 from expo.tables.aggregate import pass_values, stack, statistic
 from expo.tables.looks import Look, looks
 
-# Scalars of metrics.jsonl: the unit on the axis; SHARE, whose axis goes from 0 to 1; "" where there is none.
-SHARE = "share"
+# Scalars of metrics.jsonl: the unit on the axis; SHARE of shares, which are shown as the tables show them; "" where
+# there is none.
+SHARE = "percent"
 CURVES = {
     "pass@4": SHARE,
     "reward/mean": SHARE,
     "reward/all_wrong_frac": SHARE,
+    "reward/unparseable_frac": SHARE,
+    "completion/truncated_frac": SHARE,
     "positive/used_frac": SHARE,
     "positive/logp_given_q": "nats per token",
     "positive/answer_lift": "nats",
@@ -108,11 +111,9 @@ def write(page: Page, runs: Sequence[RunData], path: Path) -> None:
     names = {**_hardest(trained), **CURVES}
     if not any(line.get("loss/preference") for own in trained.values() for run in own for line in run.lines):
         del names["loss/preference"]  # no DPO here
-    found = (
-        (name, charts.lines(name, f"{name} ({unit})" if unit else name, _curves(trained, name), shown, unit is SHARE))
-        for name, unit in names.items()
-    )
+    found = ((name, _chart(name, unit, _curves(trained, name), shown)) for name, unit in names.items())
     curves = [(name, chart) for name, chart in found if chart]
+    levels = _levels(arms, shown)
     samples = [(arm, [_sample(s) for s in own[0].samples]) for arm, own in arms.items() if own[0].samples]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=False)
     environment.filters["breakable"] = lambda key: re.findall(r"[^/_.]+[/_.]?|[/_.]", key)  # where long names may break
@@ -122,13 +123,15 @@ def write(page: Page, runs: Sequence[RunData], path: Path) -> None:
         looks=shown,
         swatch=charts.swatch,
         hatches=charts.hatches(shown.values()),
-        levels=_levels(arms, shown),
+        levels=levels,
+        by_level=any(" by level" in chart for _, chart in levels),
+        intervals=_intervals(arms),
         curves=curves,
         images=[] if curves else [(p.stem, base64.b64encode(p.read_bytes()).decode()) for p in page.images],
         samples=samples,
         solving=page.solving and _in_script(page.solving.data),
         bins=[f"≥ -{BINS[0]:g}", *(f"≥ -{b:g}" for b in BINS[1:]), f"< -{BINS[-1]:g}"],
-        counts=_table(trained, dict.fromkeys(_counted(trained), (_mean, ".3g"))) if trained else None,
+        counts=_table(trained, dict.fromkeys(_counted(trained), (_percent, ".1f"))) if trained else None,
         cost=_cost(trained) if trained else None,
     )
     with beside(path) as partial:
@@ -160,6 +163,26 @@ def _hardest(arms: Mapping[str, Sequence[RunData]]) -> dict[str, str]:
     )
 
 
+def _chart(name: str, unit: str, arms: Mapping[str, Sequence[charts.Run]], shown: Mapping[str, Look]) -> Markup | None:
+    """Return the curves of a scalar: of shares in percent; a reward of one's own may be none."""
+    share = unit is SHARE and all(0 <= value <= 1 for runs in arms.values() for run in runs for _, value in run)
+    if share:
+        arms = {arm: [[(step, 100 * value) for step, value in run] for run in runs] for arm, runs in arms.items()}
+    named = f"{name} ({unit})" if unit and (share or unit is not SHARE) else name
+    return charts.lines(name, named, arms, shown, share)
+
+
+def _intervals(arms: Mapping[str, Sequence[RunData]]) -> str:
+    """Return what the intervals of the last evaluation cover."""
+    alone = [arm for arm, own in arms.items() if len(own) == 1]
+    if not alone:
+        return "over problems and seeds"
+    told = "one run cannot tell how other seeds would have ended"
+    if len(alone) == len(arms):
+        return f"over problems alone: {told}"
+    return f"over problems and seeds; of {', '.join(alone)} over problems alone: {told}"
+
+
 def _curves(arms: Mapping[str, Sequence[RunData]], name: str) -> dict[str, list[list[tuple[float, float]]]]:
     return {
         arm: [[(line["step"], line[name]) for line in run.lines if line.get(name) is not None] for run in own]
@@ -188,7 +211,8 @@ def _levels(arms: Mapping[str, Sequence[RunData]], looks: Mapping[str, Look]) ->
                 if all(values):
                     s = statistic(stack({str(i): v for i, v in enumerate(values)}, partly=True), f"pass@{k}")
                     cells[name][arm] = (100 * s["mean"], 100 * s["lo"], 100 * s["hi"])
-        chart = charts.bars(f"pass@{k} by level", "level", f"pass@{k} (percent)", cells, looks)
+        by = ("level", f"pass@{k} by level") if len(groups) > 1 else ("", f"pass@{k}")
+        chart = charts.bars(by[1], by[0], f"pass@{k} (percent)", cells, looks)
         if chart:
             charted.append((f"pass@{k}", chart))
     return charted
@@ -199,16 +223,22 @@ def _sample(row: Mapping[str, Any]) -> dict[str, Any]:
     spaced = not "".join(texts).startswith(
         row["positive"] or ""
     )  # a word-level tokenizer's pieces have no spaces of their own
+    verdict = verdict_of(row) if row.get("verdict") else None
     tokens = [
         (text + " " if spaced else text, sum(-logp > limit for limit in BINS), logp)
         for text, logp in zip(texts, logps, strict=True)
     ]
-    return dict(row) | {"tokens": tokens}
+    return dict(row) | {"tokens": tokens, "verdict": verdict}
 
 
 def _mean(run: RunData, name: str) -> float | None:
     values = [line[name] for line in run.lines if line.get(name) is not None]
     return float(np.mean(values)) if values else None
+
+
+def _percent(run: RunData, name: str) -> float | None:
+    value = _mean(run, name)
+    return None if value is None else 100 * value
 
 
 def _sum(run: RunData, name: str) -> float | None:

@@ -3,8 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+from expo.config import LadderConf
 from expo.config.key import shown
+from expo.ladder.problems import LEVELS, SYMBOLS
 
+LADDER = LadderConf._target_
 Settings = Mapping[str, Any]  # flat, as `expo.runs.arms.settings_of` gives them
 
 
@@ -52,4 +55,10 @@ def _data(own: Settings) -> str:
     told += "".join(f", {setting}" for setting in world)
     if own.get("dataset.part"):
         told += f", part {own['dataset.part']}"
-    return f"Data: {own.get('dataset.name')} ({told})."
+    levels = own.get("dataset.levels") or LEVELS
+    symbols = ", ".join(f"{symbol} is {name}" for symbol, (level, name, _) in SYMBOLS.items() if level in levels)
+    meaning = " (4 cat 1 = 41, 4 dif 1 = 3, 4 mul 1 = 4)" if "cat" in symbols or "dif" in symbols else ""
+    ladder = f" In its questions and steps {symbols}{meaning}." if own.get("dataset._target_") == LADDER else ""
+    heat = [own.get(f"{part}.temperature") for part in ("rollout", "evaluation")]
+    sampled = f" Rollouts are sampled at temperature {heat[0]}, evaluations at {heat[1]}." if None not in heat else ""
+    return f"Data: {own.get('dataset.name')} ({told}).{ladder}{sampled}"

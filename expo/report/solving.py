@@ -144,7 +144,7 @@ class _Part:
                 positive = own[0].get("positive")
                 shown = _some(own)
                 places = [texts.setdefault(_clip(row["completion"]), len(texts)) for row in shown]
-                verdicts = [row["verdict"] + (" with a hint" if row.get("hinted") else "") for row in shown]
+                verdicts = [verdict_of(row) + (" with a hint" if row.get("hinted") else "") for row in shown]
                 taught = None if positive is None else texts.setdefault(_clip(positive), len(texts))
                 arms.setdefault(arm, []).append([step, right, total, places, verdicts, taught])
         done, by = self.done(problem)
@@ -181,6 +181,11 @@ def _some(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     wrong = [i for i, row in enumerate(rows) if row["verdict"] != "correct"][:1]
     chosen = list(dict.fromkeys([*right, *wrong, *range(len(rows))]))[:SHOWN]
     return [rows[i] for i in sorted(chosen)]
+
+
+def verdict_of(row: Mapping[str, Any]) -> str:
+    """Return a completion's verdict, and whether it was cut off: then it may have had no room for an answer."""
+    return f"{row['verdict']}{' (cut off)' if row.get('truncated') else ''}"
 
 
 def _clip(text: str) -> str:

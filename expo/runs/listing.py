@@ -75,17 +75,15 @@ class RunFolder:
 
     @property
     def row(self) -> Row:
-        """Return what a table, a filter or `--json` may want: the columns, all metrics, and all settings by their
-        keys."""
+        """Return what a table, a filter or `--json` may want, in this order: the columns, all metrics, and all settings
+        by their keys."""
         summary, metrics = self.summary, self.summary.get("metrics", {})
         largest = max((int(m[1]) for name in metrics if (m := re.fullmatch(r"pass@([0-9]{1,9})", name))), default=None)
         lines = read_lines(self.dir) if self.command == "train" else []
         path, eval_path = self.config.get("dataset.path"), self.config.get("dataset.eval_path")
         of_other = self.command in MEASURING and self.config.get("dataset.part") != "train"
         file = (eval_path or path) if of_other else (path or eval_path)
-        return {
-            **self.config,
-            **metrics,
+        columns = {
             "run": str(self.dir),
             "command": self.command,
             "name": summary.get("name"),
@@ -104,6 +102,8 @@ class RunFolder:
             "size": size_of(self.dir),
             "age": round(time.time() - (self.dir / "summary.json").stat().st_mtime),
         }
+        # Of two of one name, the column's value counts, then the metric's.
+        return {**columns, **metrics, **self.config, **metrics, **columns}
 
     @property
     def model(self) -> str:

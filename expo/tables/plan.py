@@ -16,6 +16,7 @@ from yaml import YAMLError
 from expo.config import Config, UserError, check_anywhere, compose_config, run_dir, run_mark
 from expo.config.compose import for_command
 from expo.config.errors import first_line
+from expo.config.naming import plain
 
 # What `expo diagnose` measures of each sample, and how many decimals a table shows.
 MEASURED = {"nll_per_token": 2, "nll": 1, "answer_lift": 1, "verified": 2, "right_steps": 2, "tokens": 1}
@@ -95,8 +96,8 @@ class PlannedRun:
 
     @property
     def line(self) -> list[str]:
-        """Return the arguments of the command that makes the run; its directory is called by arm and seed alone."""
-        return [*self.overrides, "differs=''"]
+        """Return the arguments of the command that makes the run; its directory is called by name, arm and seed."""
+        return [*self.overrides, f"differs='{self.cfg.differs}'"]
 
     @property
     def dir(self) -> Path:
@@ -275,7 +276,7 @@ def plan_runs(
                 f"{o}: the arms of {name} differ in it ({of_arms[key]} and others); leave it out, or use expo train"
             )
     first, *others = scale.seeds if seeds is None else seeds
-    arms = []
+    arms, called = [], dict[tuple[Command, str], str]()  # arms may share runs, which have the first one's name then
     for key, arm in plan.arms.items():
         own = [*scale.overrides, *arm.overrides, *scale.arms.get(key, []), *overrides]
         cfg = compose_config(own)
@@ -285,9 +286,11 @@ def plan_runs(
         check_anywhere(replace(cfg, model=replace(cfg.model, path="ladder")) if made else cfg)
         for column in columns_of(plan, arm):
             _check_column(column, arm, cfg)
-        arms.append((key, arm.command, own, cfg))
+        name_of_run = "" if plain(key) == cfg.name else plain(key)
+        named = called.setdefault((arm.command, run_mark(cfg, arm.command.name)), name_of_run)
+        arms.append((key, arm.command, own, replace(cfg, differs=named)))
     return [
-        PlannedRun(key, seed, [*own, f"seed={seed}"], replace(cfg, seed=seed, differs=""), command.name)
+        PlannedRun(key, seed, [*own, f"seed={seed}"], replace(cfg, seed=seed), command.name)
         for seed in (first, *others)  # all arms of a seed before the next
         for key, command, own, cfg in arms
         if command is not Command.evaluate or seed == first

@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from expo.algorithms.base import Algorithm
-from expo.config import Config, EngineError
+from expo.config import Config, EngineError, label
 from expo.evaluation.evaluate import Evaluator
 from expo.evaluation.files import save_rows
 from expo.ground.ranks import is_rank, is_watched
@@ -26,7 +26,7 @@ from expo.runs.directory import Run
 from expo.runs.health import why_none_is_right
 from expo.step.experience import Experience, Group
 from expo.step.pipeline import Pipeline
-from expo.training.checkpoints import LINEAGE, save_checkpoint
+from expo.training.checkpoints import LINEAGE, save_checkpoint, save_model
 
 SAY_EVERY_S = 10  # between lines of progress where nobody watches a terminal
 log = logging.getLogger(__name__)
@@ -72,12 +72,24 @@ class LogSteps(Callback):
 
 
 class Evaluate(Callback):
-    """Evaluates before the first step, every `every` steps, and after the last; keeps all completions of each."""
+    """Evaluates before the first step, every `every` steps, and after the last; keeps all completions of each.
+
+    The policy that is best on the problems to choose by is kept in checkpoints/best, see `dataset.validation`.
+    """
 
     def __init__(self, evaluator: Evaluator, run: Run, stop: "Stop"):
         self.evaluator, self.run, self.stop, self.told = evaluator, run, stop, False
+        self.best, self.best_step, self.idle = -1.0, -1, 0  # idle: evaluations since the best one
+
+    def state_dict(self) -> dict[str, Any]:
+        own = {"best": self.best, "best_step": self.best_step, "idle": self.idle}
+        return own if self.evaluator.validation else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        vars(self).update(state_dict)
 
     def on_train_start(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
+        self.end_early(trainer)  # of a session that was killed before it could end
         step, first = trainer.current_epoch, self.run.cfg.evaluation.first
         # Metrics are lost with summary.json and metrics.jsonl, or their evaluation was stopped.
         if first if step == 0 else not self.run.metrics and (first or is_evaluated(self.run.cfg, step)):
@@ -103,15 +115,37 @@ class Evaluate(Callback):
             log_table(trainer.loggers, "completions/train", rows, step)
         with self.stop.at_once():
             evaluation = self.evaluator.evaluate(module.pipeline.engines.policy)
+            metrics = evaluation.metrics | self.evaluator.validate(module.pipeline.engines.policy)
+        if self.evaluator.validation:
+            score = metrics[f"validation/pass@{max(self.run.cfg.k)}"]
+            metrics["validation/best_step"] = self.choose(module, score, step)
+            self.end_early(trainer)
         for line in () if self.told else why_none_is_right(evaluation.rows, evaluation.rows, self.run.cfg):
             log.warning("the evaluation of step %d: %s", step, line)
         self.told = True
-        self.run.metrics = evaluation.metrics
+        self.run.metrics = metrics
         self.run.write_summary("stopped")  # what a SIGKILL from here on leaves behind: a stopped run with these metrics
         if self.run.writes:
             evaluation.save(completions / f"eval-step{step:06d}.parquet")
-        log_step(trainer.loggers, evaluation.metrics, step)
+        log_step(trainer.loggers, metrics, step)
         log_table(trainer.loggers, "completions/eval", evaluation.rows, step)
+
+    def choose(self, module: Algorithm, score: float, step: int) -> int:
+        """Keep the policy where it is the best so far on the problems to choose by. Returns the best one's step."""
+        self.idle += 1
+        if score > self.best:
+            self.best, self.best_step, self.idle = score, step, 0
+            cfg, tokenizer = self.run.cfg, module.pipeline.tools.tokenizer
+            policy = module.whole_policy() if cfg.trainer.save_final else None
+            if policy is not None and self.run.writes:
+                record = self.run.record("stopped", step=step)
+                save_model(policy, tokenizer, self.run.dir / "checkpoints" / "best", cfg, record)
+        return self.best_step
+
+    def end_early(self, trainer: Trainer) -> None:
+        """End the run where `evaluation.patience` is at its end."""
+        if self.idle >= (self.run.cfg.evaluation.patience or math.inf):
+            self.stop.enough = trainer.should_stop = True
 
 
 def is_evaluated(cfg: Config, step: int) -> bool:
@@ -188,6 +222,7 @@ class Stop(Callback):
 
     def __init__(self, stop_after: int | None):
         self.stop_after, self.signal, self.evaluates = stop_after, 0, False
+        self.enough = False  # the run is over before its last step, see `evaluation.patience`
 
     def on_train_start(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
         # Here and not earlier: Lightning installs a SIGTERM handler of its own, which exits with 0 and no checkpoint.
@@ -229,7 +264,7 @@ class ShowProgress(Callback):
 
     def __init__(self, run: Run, max_steps: int, bar: bool):
         self.run, self.max_steps, self.bar = run, max_steps, bar
-        self.said, self.name = 0.0, f"{run.cfg.name}-s{run.cfg.seed}"
+        self.said, self.name = 0.0, label(run.cfg)
 
     def on_train_start(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
         # What a narrow terminal cuts off stands last.
@@ -242,7 +277,8 @@ class ShowProgress(Callback):
         step, k = trainer.current_epoch + 1, max(self.run.cfg.k)
         reward, loss = pl_module.last_metrics["reward/mean"], pl_module.last_metrics["loss/total"]
         shown = f"loss {loss:.3f}" if reward is None else f"reward {reward:.3f}"
-        state = f"{shown} {passed(self.run.metrics, k)}".strip()
+        epochs = step * pl_module.sampler.per_step / len(pl_module.sampler.problems)
+        state = " ".join(filter(None, (shown, passed(self.run.metrics, k), f"epoch {epochs:.3g}")))
         self.progress.update(self.task, completed=step, state=state)
         if not self.bar and (time.monotonic() - self.said >= SAY_EVERY_S or step == self.max_steps):
             self.said = time.monotonic()

@@ -13,11 +13,14 @@ from typing import Any
 import torch
 from lightning import Trainer
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from expo.config import UserError
+from expo.config import Config, UserError
 from expo.config.errors import first_line
-from expo.ground.files import beside
-from expo.training.space import check_room
+from expo.ground.files import beside, remove
+from expo.model.policy import causal_lm, save_policy
+from expo.runs.card import model_card
+from expo.training.space import check_room, disk_errors
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +83,22 @@ def checkpoint_problem(path: Path, lineage: str | None) -> str | None:
     if not isinstance(state, dict) or "state_dict" not in state:
         return "is no checkpoint of expo"
     return None if lineage is None or state.get(LINEAGE, lineage) == lineage else "is of another run"
+
+
+def save_model(
+    policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, cfg: Config, summary: dict[str, Any]
+) -> None:
+    """Save a policy as a Hugging Face folder: beside its place first, so that a full disk leaves no half of it
+    there."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    remove(partial)
+    with disk_errors(partial):
+        save_policy(policy, partial)
+    tokenizer.save_pretrained(partial)
+    gguf = getattr(causal_lm(policy).config, "expo_gguf", "")
+    (partial / "README.md").write_text(model_card(cfg, summary, (partial / "adapter_config.json").is_file(), gguf))
+    remove(folder)
+    partial.rename(folder)
 
 
 def save_checkpoint(trainer: Trainer, folder: Path, step: int, keep_earlier: bool = False) -> None:

@@ -10,6 +10,7 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
 
 from expo.algorithms.base import Algorithm
+from expo.config import label
 from expo.loggers.tracking import log_summary, trackers
 from expo.runs.directory import Run
 from expo.runs.health import Collapse, Health
@@ -114,7 +115,7 @@ class WatchHealth(Callback):
         for collapse in found:
             log.warning("%s", collapse)
             for logger in trackers(trainer.loggers):
-                logger.alert(f"{self.run.cfg.name}-s{self.run.cfg.seed}: {collapse.metric}", str(collapse))
+                logger.alert(f"{label(self.run.cfg)}: {collapse.metric}", str(collapse))
 
     def act(self, trainer: Trainer, module: Algorithm, collapse: Collapse) -> None:
         """Do what `trainer.on_collapse` says. Raises Collapsed where the run is to end."""

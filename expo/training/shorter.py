@@ -51,7 +51,8 @@ def inherit(run: Run, evaluator: Evaluator) -> int:
     if run.cfg.fresh or newest_checkpoint(run.dir, lineage(run.cfg)) is not None:
         return 0
     for step, other in sorted(_shorter(run), key=lambda found: -found[0]):
-        reason = run.cfg.algorithm.bound_to_length(step) or run.cfg.positives.bound_to_length
+        cfg = run.cfg
+        reason = cfg.algorithm.bound_to_length(step) or cfg.positives.bound_to_length or cfg.optimizer.bound_to_length
         told = f"{other.dir} is this run but for trainer.max_steps={other.cfg.trainer.max_steps}"
         with unused(other.dir) as free:
             if not free:

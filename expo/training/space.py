@@ -22,7 +22,7 @@ def check_space(cfg: Config, directory: Path, module: Algorithm) -> None:
     weights = sum(size_of(t) for name, t in module.state_dict().items() if not name.startswith("reference."))
     checkpoint = weights + 2 * size_of([p for p in module.policy.parameters() if p.requires_grad])  # Adam's two moments
     final = size_of(list(module.policy.parameters()))
-    best = checkpoint if cfg.trainer.on_collapse != "warn" else 0
+    best = (checkpoint if cfg.trainer.on_collapse != "warn" else 0) + (final if cfg.dataset.validation else 0)
     there = sum(f.stat().st_size for f in directory.glob("checkpoints/**/*") if f.is_file())
     needed, free = max(2 * checkpoint, checkpoint + final) + best - there, shutil.disk_usage(directory).free
     if free < needed:
