@@ -122,7 +122,6 @@ def write(page: Page, runs: Sequence[RunData], path: Path) -> None:
         page=page,
         looks=shown,
         swatch=charts.swatch,
-        hatches=charts.hatches(shown.values()),
         levels=levels,
         by_level=any(" by level" in chart for _, chart in levels),
         intervals=_intervals(arms),

@@ -40,21 +40,11 @@ class Curves:
             for arm in panel.get("arms") or plan.arms:
                 own = [run for run in runs if run.arm == arm and run.done]
                 points = [read_points(run.dir, panel["metric"]) for run in own]
-                self._curve(axis, [p for p in points if p], plan.arms[arm].label, looks(plan.arms)[arm])
+                curve(axis, [p for p in points if p], plan.arms[arm].label, looks(plan.arms)[arm])
             axis.set(xlabel="step", ylabel=panel["metric"], title=panel.get("title", ""))
             if is_rate(panel["metric"]):
                 axis.set_ylim(-0.02, 1.02)
         return _finish(figure, plan)
-
-    @staticmethod
-    def _curve(axis: Axes, runs: Sequence[Sequence[tuple[int, float]]], label: str, look: Look) -> None:
-        if not runs:
-            return
-        steps, values = by_step(runs)
-        style = (0, look.dash) if look.dash else "solid"
-        axis.plot(steps, [np.mean(v) for v in values], color=look.colour, linestyle=style, label=label, linewidth=1.8)
-        low, high = [min(v) for v in values], [max(v) for v in values]
-        axis.fill_between(steps, low, high, color=look.colour, alpha=0.15, linewidth=0)
 
 
 @dataclass
@@ -77,13 +67,17 @@ class Bars:
         for axis, columns in zip(axes[0], panels, strict=False):
             scale = 100 if is_rate(columns[0]) else 1
             cells = {arm: [record["arms"][arm]["columns"][c] for c in columns] for arm in arms}
-            for arm, place in self._places(arms):
+            for arm, place in places(arms):
                 for i, cell in enumerate(cells[arm]):
                     if cell is not None:
-                        mean, low, high = (scale * cell[name] for name in ("mean", "lo", "hi"))
-                        self._bar(axis, plan, arm, i + place, len(arms), mean, i == 0)
-                        axis.errorbar(
-                            i + place, mean, [[mean - low], [high - mean]], color="black", capsize=2, linewidth=1
+                        of = [scale * cell[name] for name in ("mean", "lo", "hi")]
+                        bar(
+                            axis,
+                            i + place,
+                            len(arms),
+                            of,
+                            looks(plan.arms)[arm],
+                            plan.arms[arm].label if i == 0 else "",
                         )
             axis.set_xticks(range(len(columns)), [headings[c] for c in columns])
             axis.set(ylabel="percent" if scale == 100 else "", title="measured here" if self.paper else "")
@@ -92,24 +86,13 @@ class Bars:
         if self.paper:
             numbers = {arm: plan.paper[arm] for arm in arms if plan.paper.get(arm)}
             columns = list(dict.fromkeys(c for row in numbers.values() for c in row))
-            for arm, place in self._places(list(numbers)):
+            for arm, place in places(list(numbers)):
                 for i, column in enumerate(columns):
                     if (number := numbers[arm].get(column)) is not None:
-                        self._bar(axes[0][-1], plan, arm, i + place, len(numbers), number, False)
+                        bar(axes[0][-1], i + place, len(numbers), [number], looks(plan.arms)[arm])
             axes[0][-1].set_xticks(range(len(columns)), columns)
             axes[0][-1].set(ylabel="percent", title=self.paper, ylim=(0, 105))
         return _finish(figure, plan)
-
-    @staticmethod
-    def _places(arms: list[str]) -> list[tuple[str, float]]:
-        return [(arm, (j - (len(arms) - 1) / 2) * 0.8 / len(arms)) for j, arm in enumerate(arms)]
-
-    @staticmethod
-    def _bar(axis: Axes, plan: Plan, arm: str, place: float, arms: int, height: float, named: bool) -> None:
-        label = plan.arms[arm].label if named else None
-        look = looks(plan.arms)[arm]
-        hatched: dict[str, Any] = {"hatch": "///", "edgecolor": "white", "linewidth": 0} if look.dash else {}
-        axis.bar(place, height, width=0.8 / arms, color=look.colour, label=label, **hatched)
 
 
 FRAMES = {1: ("tab:green", "-"), -1: ("tab:red", "--")}
@@ -172,11 +155,44 @@ class Heat:
         return 0 if cell is None else int(cell["lo"] > 0) - int(cell["hi"] < 0)
 
 
+def curve(axis: Axes, runs: Sequence[Sequence[tuple[float, float]]], label: str, look: Look) -> None:
+    """Draw the mean over some runs against the step; a band spans the runs."""
+    if not runs:
+        return
+    steps, values = by_step(runs)
+    style: dict[str, Any] = {"linestyle": (0, look.dash) if look.dash else "solid", "linewidth": 1.8}
+    style |= {"marker": "o"} if len(steps) == 1 else {}  # a line of one point is not seen
+    axis.plot(steps, [np.mean(v) for v in values], color=look.colour, label=label, **style)
+    if len(runs) > 1:
+        low, high = [min(v) for v in values], [max(v) for v in values]
+        axis.fill_between(steps, low, high, color=look.colour, alpha=0.15, linewidth=0)
+
+
+def places(arms: Sequence[str]) -> list[tuple[str, float]]:
+    """Return where the bar of each arm stands in its group, which is 0.8 wide."""
+    return [(arm, (j - (len(arms) - 1) / 2) * 0.8 / len(arms)) for j, arm in enumerate(arms)]
+
+
+def bar(axis: Axes, place: float, arms: int, of: Sequence[float], look: Look, label: str = "") -> None:
+    """Draw one of `arms` bars of a group. Args: of, the mean; or the mean, and the ends of its interval."""
+    hatched: dict[str, Any] = {"hatch": "///", "edgecolor": "white", "linewidth": 0} if look.dash else {}
+    mean, *ends = of
+    axis.bar(place, mean, width=0.8 / arms, color=look.colour, label=label or None, **hatched)
+    if ends:
+        reach = [[mean - ends[0]], [ends[1] - mean]]
+        axis.errorbar(place, mean, reach, color="black", capsize=2, linewidth=1)
+
+
+def plain(axis: Axes) -> None:
+    """Leave an axis without a box, with pale lines to read heights by."""
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(axis="y", alpha=0.25)
+
+
 def _finish(figure: Figure, plan: Plan) -> Figure:
     labels: dict[str, Any] = {}
     for axis in figure.axes:
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(axis="y", alpha=0.25)
+        plain(axis)
         labels |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
     figure.suptitle(plan.title, fontsize=10)
     figure.legend(labels.values(), labels.keys(), frameon=False, fontsize=7, loc="outside right center")
