@@ -1,4 +1,4 @@
-"""Part C: vLLM's engine on the device: its numbers by format, sleep and wake, LoRA, a process of its own, and its
+"""P7: vLLM's engine on the device: its numbers by format, sleep and wake, LoRA, a process of its own, and its
 end."""
 
 from collections.abc import Mapping
@@ -139,11 +139,13 @@ def of_its_own(place: Place) -> Mapping[str, Any]:
     raise AssertionError("a killed engine generated")
 
 
-CHECKS: dict[str, Check] = {
-    "float32, eager": of_format("float32", True),
-    "float32, compiled": of_format("float32", False),
-    "bfloat16, compiled": of_format("bfloat16", False),
-    "sleep, wake and weights": cycles,
-    "a LoRA adapter": adapter,
-    "a process of its own, killed": of_its_own,
-}
+def checks(place: Place) -> dict[str, Check]:
+    """Return the checks of this part."""
+    return {
+        "float32, eager": of_format("float32", True),
+        "float32, compiled": of_format("float32", False),
+        "bfloat16, compiled": of_format("bfloat16", False),
+        "sleep, wake and weights": cycles,
+        "a LoRA adapter": adapter,
+        "a process of its own, killed": of_its_own,
+    }

@@ -190,6 +190,11 @@ class Work:
         return len(writers & {"reference", "snapshot"} | ({"snapshot"} if cfg.algorithm.uses_snapshot else set()))
 
     @property
+    def checkpoints(self) -> bool:
+        """Return whether activations are computed again in the backward pass."""
+        return bool(self.cfg.model.gradient_checkpointing)
+
+    @property
     def shares(self) -> bool:
         """Return whether the update reads a prompt once for its group, as far as the config tells."""
         t, m = self.cfg.trainer, self.cfg.model

@@ -68,17 +68,7 @@ def update(work: Work, device: Device) -> float:
     """Return the seconds of all updates of a step: passes forward and backward, the optimizer, and what devices send
     each other."""
     cfg, s = work.cfg, work.shape
-    group = max(1, cfg.algorithm.group_size)
-    together = min(cfg.trainer.micro_batch_size, group) if work.shares else 1  # rows behind one prompt
-    passes = (2 if cfg.model.lora_rank else 3) + cfg.model.gradient_checkpointing
-    forward = cfg.algorithm.forward_passes
-    scored = work.rollouts * work.completion + work.positives * work.completion
-    read = scored + work.rollouts * work.prompt / together + work.positives * work.prompt
-    attention = (
-        2 * s.layers * s.heads_width * (work.prompt + work.completion / 2)
-    )  # multiplications per token, with all keys before it
-    products = 2 * read * (s.in_layers + attention) + 2 * scored * s.head
-    computing = work.share * (passes + forward) * products / (device.rate(work.computed) * device.training)
+    computing = work.share * update_products(work) / (device.rate(work.computed) * device.training)
     stepping = ADAM_BYTES * work.trained / work.sharded / (device.bandwidth * device.reading)
     rows = work.rollouts + work.positives
     micro_batches = math.ceil(rows * work.share / cfg.trainer.micro_batch_size)
@@ -91,6 +81,20 @@ def update(work: Work, device: Device) -> float:
     exchanged = 2 * work.trained if work.sharded == 1 else micro_batches * (gathered * whole + work.trained)
     updates = getattr(cfg.algorithm, "updates_per_rollout", 1)
     return float(updates * (computing + stepping + sent * exchanged / link(work, device)))
+
+
+def update_products(work: Work) -> float:
+    """Return the FLOPs of the passes of one update."""
+    cfg, s = work.cfg, work.shape
+    group = max(1, cfg.algorithm.group_size)
+    together = min(cfg.trainer.micro_batch_size, group) if work.shares else 1  # rows behind one prompt
+    passes = (2 if cfg.model.lora_rank else 3) + work.checkpoints + cfg.algorithm.forward_passes
+    scored = work.rollouts * work.completion + work.positives * work.completion
+    read = scored + work.rollouts * work.prompt / together + work.positives * work.prompt
+    attention = (
+        2 * s.layers * s.heads_width * (work.prompt + work.completion / 2)
+    )  # multiplications per token, with all keys before it
+    return float(passes * (2 * read * (s.in_layers + attention) + 2 * scored * s.head))
 
 
 def link(work: Work, device: Device) -> float:
