@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -59,11 +60,8 @@ def of_rows(rows: int, cache_of: Callable[[Any, int], DynamicCache] = roomy_cach
         asked, tokens = requests(place, rows), LENGTHS[place.device][1]
         sampling = Sampling(1.0, 1.0, 0, tokens)
         place.peak_gb()
-        before, transformers_engine.roomy_cache = transformers_engine.roomy_cache, cache_of
-        try:
+        with patch.object(transformers_engine, "roomy_cache", cache_of):
             spent = least(place, lambda: engine.generate(asked, sampling), 1)
-        finally:
-            transformers_engine.roomy_cache = before
         work = Work(cfg, shape_of(causal_lm(engine.model).config), 1)
         planned = seconds.decoding(work, machine, rows, -(-rows // 8))
         return {

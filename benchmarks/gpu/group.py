@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 
 from benchmarks.gpu.place import Check, NotRun, Place, gap, least, metrics_of
 from benchmarks.gpu.right import LADDER, some_rows
@@ -21,7 +22,7 @@ from expo.rollout.sharded import shared_out
 def group_of_one(place: Place) -> Iterator[None]:
     """Be a group of processes: by NCCL on a GPU."""
     kind = "cpu:gloo,cuda:nccl" if place.gpu else "gloo"
-    dist.init_process_group(kind, store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group(kind, store=HashStore(), rank=0, world_size=1)
     try:
         yield
     finally:

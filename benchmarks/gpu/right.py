@@ -1,7 +1,7 @@
 """P1: is it right? Numbers of the device against a CPU's, every way to read a row, the sampler, algorithms, options."""
 
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -88,7 +88,10 @@ def ways_to_read(place: Place) -> Mapping[str, Any]:
         return scores.detach(), torch.cat([p.grad.flatten().float() for p in model.parameters() if p.grad is not None])
 
     plain, gradient = read(False)
-    ways = {"shared": nullcontext(), "varlen": varlen(varlen_kernel(place.gpu))}
+    ways: dict[str, AbstractContextManager[None]] = {
+        "shared": nullcontext(),
+        "varlen": varlen(varlen_kernel(place.gpu)),
+    }
     for name, way in ways.items():
         with way:
             scores, other = read(True)

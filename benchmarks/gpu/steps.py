@@ -47,7 +47,7 @@ class Note(Callback):
 def setting(place: Place, algorithm: str, shape: str, engine: str, steps: int = STEPS, *overrides: str) -> Config:
     """Return the config of a run of a few steps of 64 rollouts of 192 tokens."""
     large = (
-        "rollout.max_completion_tokens=192", "rollout.max_prompt_tokens=128", "trainer.problems_per_step=8",
+        "rollout.max_completion_tokens=192", "rollout.max_prompt_tokens=256", "trainer.problems_per_step=8",
         "algorithm.group_size=8", "trainer.precision=bf16-mixed", "trainer.micro_batch_size=16",
     )  # fmt: skip
     tiny = ("rollout.max_completion_tokens=16", "trainer.problems_per_step=2", "algorithm.group_size=2")

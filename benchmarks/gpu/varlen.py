@@ -4,7 +4,7 @@ its completion, end to end. No part of expo until a GPU has measured that it pay
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -35,9 +35,9 @@ def row_by_row(
     for q, q_end, k, k_end in zip(
         starts[:-1].tolist(), starts[1:].tolist(), key_starts[:-1].tolist(), key_starts[1:].tolist(), strict=True
     ):
-        parts = (t.transpose(0, 1) for t in (query[q:q_end], key[k:k_end], value[k:k_end]))
+        own, its, theirs = (t.transpose(0, 1) for t in (query[q:q_end], key[k:k_end], value[k:k_end]))
         seen = torch.ones(q_end - q, k_end - k, dtype=torch.bool, device=query.device).tril(k_end - k - q_end + q)
-        rows.append(scaled_dot_product_attention(*parts, attn_mask=seen, scale=scale, enable_gqa=True).transpose(0, 1))
+        rows.append(scaled_dot_product_attention(own, its, theirs, seen, scale=scale, enable_gqa=True).transpose(0, 1))
     return torch.cat(rows)
 
 
@@ -67,8 +67,7 @@ def varlen_kernel(gpu: bool) -> Kernel:
             how["enable_gqa"] = True
         else:
             key, value = (t.repeat_interleave(query.shape[1] // t.shape[1], dim=1) for t in (key, value))
-        found: Tensor = varlen_attn(query, key, value, starts, key_starts, most, keys, **how)
-        return found
+        return cast(Tensor, varlen_attn(query, key, value, starts, key_starts, most, keys, **how))
 
     return kernel
 

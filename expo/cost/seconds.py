@@ -16,7 +16,7 @@ def seconds(work: Work, device: Device) -> dict[str, float]:
     cfg = work.cfg
     written = decoding(work, device, work.written, work.written)
     if cfg.positives.from_bank(cfg.algorithm):  # written ahead, whole batches at a time
-        rows = max(work.written, cfg.rollout.batch_size * work.devices)
+        rows = max(work.written, cfg.rollout.at_once * work.devices)
         written = decoding(work, device, rows, rows) * work.written / rows
     parts = {
         "rollouts": decoding(work, device, work.rollouts, work.groups),
@@ -49,7 +49,7 @@ def decoding(work: Work, device: Device, rows: int, prompts: int) -> float:
         return 0.0
     s, engine = work.shape, "transformers" if work.in_place else "vllm"
     own, own_prompts = math.ceil(rows / work.devices), math.ceil(prompts / work.devices)
-    batches = math.ceil(own / work.cfg.rollout.batch_size)
+    batches = math.ceil(own / work.cfg.rollout.at_once)
     at_once = own / batches
     rate, reading = device.rate(work.engine_format), device.bandwidth * device.reading
     read_once = 2 * own_prompts * work.prompt * s.in_layers / (rate * device.training)
