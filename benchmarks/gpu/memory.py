@@ -94,7 +94,15 @@ def of_shape(shape: str, *overrides: str) -> Check:
 
     def memory(place: Place) -> Mapping[str, Any]:
         cfg = setting(
-            place, "grpo", shape, "hf", 2, "trainer.precision=bf16-mixed", "evaluation.first=false", *overrides
+            place,
+            "grpo",
+            shape,
+            "hf",
+            2,
+            "trainer.precision=bf16-mixed",
+            "evaluation.first=false",
+            "dataset.eval_limit=1",
+            *overrides,
         )
         watching = Most(place.gpu)
         work = Work(cfg, train(cfg, watching), 1)
