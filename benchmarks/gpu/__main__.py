@@ -22,6 +22,7 @@ PARTS = {
 }  # fmt: skip
 # Of the seconds that are left, what a part has beside those that come after it. What it does not need, they have.
 SHARES = {"P0": 20, "P1": 60, "P2": 130, "P3": 100, "P4": 100, "P5": 30, "P6": 20, "P7": 20}
+GRACE = 30  # seconds beyond them, until it is ended: to import torch, and to end what it has begun
 LINES = "results.jsonl"
 
 
@@ -52,7 +53,8 @@ def main(arguments: list[str]) -> int:
     coming = start(parts[0], lines, cpu)
     for number, part in enumerate(parts):
         process = coming
-        limit = max(0.0, until - time.monotonic()) * SHARES[part] / sum(SHARES[p] for p in parts[number:])
+        left = max(0.0, until - time.monotonic())
+        limit = left * SHARES[part] / sum(SHARES[p] for p in parts[number:])
         print(f"{part}: {PARTS[part]} (at most {limit:.0f} s)", flush=True)
         assert process.stdin is not None
         with suppress(BrokenPipeError):
@@ -61,9 +63,9 @@ def main(arguments: list[str]) -> int:
         if number + 1 < len(parts):  # it imports torch and its friends meanwhile, and waits for its turn
             coming = start(parts[number + 1], lines, cpu)
         try:
-            how = "" if (ended := process.wait(limit)) == 0 else f"ended with code {ended}"
+            how = "" if (ended := process.wait(min(limit + GRACE, left))) == 0 else f"ended with code {ended}"
         except subprocess.TimeoutExpired:
-            how = f"was stopped after {limit:.0f} s"
+            how = f"was stopped after {min(limit + GRACE, left):.0f} s"
         with suppress(ProcessLookupError):  # whatever the part has started: the next one needs the device
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
