@@ -22,7 +22,8 @@ PARTS = {
 }  # fmt: skip
 # Of the seconds that are left, what a part has beside those that come after it. What it does not need, they have.
 SHARES = {"P0": 20, "P1": 60, "P2": 130, "P3": 100, "P4": 100, "P5": 30, "P6": 20, "P7": 20}
-GRACE = 30  # seconds beyond them, until it is ended: to import torch, and to end what it has begun
+# Seconds beyond them, until it is ended: to import torch, which a busy CPU takes long for, and to end what it has begun.
+GRACE = {"cuda": 30, "cpu": 120}
 LINES = "results.jsonl"
 
 
@@ -63,9 +64,13 @@ def main(arguments: list[str]) -> int:
         if number + 1 < len(parts):  # it imports torch and its friends meanwhile, and waits for its turn
             coming = start(parts[number + 1], lines, cpu)
         try:
-            how = "" if (ended := process.wait(min(limit + GRACE, left))) == 0 else f"ended with code {ended}"
+            how = (
+                ""
+                if (ended := process.wait(min(limit + GRACE["cpu" if cpu else "cuda"], left))) == 0
+                else f"ended with code {ended}"
+            )
         except subprocess.TimeoutExpired:
-            how = f"was stopped after {min(limit + GRACE, left):.0f} s"
+            how = f"was stopped after {min(limit + GRACE['cpu' if cpu else 'cuda'], left):.0f} s"
         with suppress(ProcessLookupError):  # whatever the part has started: the next one needs the device
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
