@@ -22,7 +22,7 @@ PARTS = {
 }  # fmt: skip
 # Of the seconds that are left, what a part has beside those that come after it. What it does not need, they have.
 SHARES = {"P0": 20, "P1": 60, "P2": 130, "P3": 100, "P4": 100, "P5": 30, "P6": 20, "P7": 20}
-# Seconds beyond them, until it is ended: to import torch, which a busy CPU takes long for, and to end what it has begun.
+# Seconds beyond them, until it is ended: to import torch, and to end what it has begun.
 GRACE = {"cuda": 30, "cpu": 120}
 LINES = "results.jsonl"
 
