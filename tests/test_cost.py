@@ -17,10 +17,11 @@ from expo.cost import machine
 from expo.cost import memory as of_memory
 from expo.cost.estimate import SURE, estimate
 from expo.cost.machine import DEVICES, Device
-from expo.cost.memory import disk, generating, memory, updating
+from expo.cost.memory import disk, generating, memory, settled, updating
 from expo.cost.run import Work
 from expo.cost.seconds import decoding, run_seconds, seconds, tokens, update
 from expo.cost.shape import shape_of
+from expo.jobs import wiring
 from expo.model.policy import compute_in
 from expo.model.scoring import LOGITS, score, token_batch
 from expo.rollout import transformers_engine
@@ -39,7 +40,12 @@ def test_memory_by_part_by_hand():
     found, parameters = memory(work(), DEVICES["h200"]), 3_085_938_688
     assert found["weights"] == 4 * parameters
     assert found["optimizer"] == 8 * parameters
-    assert found["gradients"] == 4 * parameters + 2 * 4 * 2048 * 151936
+    head = 4 * 2048 * 151936  # its gradient, or the embedding's
+    assert found["gradients"] == 4 * parameters + head  # on top of the sum of earlier micro-batches
+    assert updating(work("trainer.micro_batch_size=100000"))["gradients"] == 4 * parameters
+    bare = ["trainer.precision=32-true", "trainer.micro_batch_size=1", "rollout.max_completion_tokens=1"]
+    few = updating(work(*bare, "rollout.max_prompt_tokens=1"))  # nothing to be gone when both are there
+    assert few["gradients"] == pytest.approx(4 * parameters + 2 * head - few["activations"] - few["logits"])
     assert found["casts to 16 bit"] == 2 * parameters
     assert found["peak"] == pytest.approx(sum(size for part, size in found.items() if part != "peak"))
     shared = memory(work("trainer.devices=8", "trainer.strategy=fsdp", devices=8), DEVICES["h200"])
@@ -49,6 +55,36 @@ def test_memory_by_part_by_hand():
     lora = updating(work("model.lora_rank=16"))
     assert lora["gradients"] < 0.02 * found["gradients"]
     assert disk(work())[0] == 12 * parameters  # weights and two moments
+
+
+def test_null_is_what_fits_the_device():
+    def found(device, *overrides):
+        cfg = settled(work(*overrides), device).cfg
+        return cfg.model.gradient_checkpointing, cfg.rollout.batch_size, cfg.trainer.share_prompts
+
+    open_ = ["model.gradient_checkpointing=null", "rollout.max_completion_tokens=256", "rollout.max_prompt_tokens=128"]
+    h200 = DEVICES["h200"]
+    assert found(h200, *open_) == (False, 1024, True)
+    assert found(h200, *open_, "trainer.micro_batch_size=512") == (True, 1024, True)
+    # A dense mask for longer rows, and activations that do not fit.
+    assert found(h200, *open_, "trainer.micro_batch_size=512", "trainer.dropout=true")[0] is False
+    assert found(h200, *open_, "rollout.max_completion_tokens=1024")[2] is False
+    assert found(h200, *open_, "rollout.max_completion_tokens=4096") == (True, 512, False)  # 80 GB of keys and values
+    given = ["rollout.batch_size=7", "model.gradient_checkpointing=true", "trainer.share_prompts=true"]
+    assert found(h200, "rollout.max_completion_tokens=1024", *given) == (True, 7, True)
+    on_cpu = replace(TOY, memory=1.0)
+    assert found(on_cpu, *open_, "rollout.max_completion_tokens=1024") == (False, 256, True)
+
+
+def test_a_run_on_a_gpu_takes_what_fits_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(total_memory=80 * 10**9))
+    cfg = compose_config(*THREE_B, "model.gradient_checkpointing=null", "trainer.micro_batch_size=512")
+    there = wiring.for_gpu(cfg, gpu=True)
+    assert there.model.gradient_checkpointing
+    assert 0 < there.rollout.batch_size <= 1024
+    assert wiring.for_gpu(cfg, gpu=False) is cfg
+    unknown = replace(cfg, model=replace(cfg.model, path="/no/such/model"))
+    assert wiring.for_gpu(unknown, gpu=True) is unknown
 
 
 def test_logits_are_those_of_the_completions_that_go_together():

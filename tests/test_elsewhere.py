@@ -7,13 +7,15 @@ from conftest import compose_config
 from elsewhere import ELSEWHERE, Elsewhere, Mixed
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
-from benchmarks.gpu.engine import ALGORITHMS
 from expo.algorithms import losses
 from expo.algorithms.base import Algorithm
+from expo.config import conf_dir
 from expo.jobs import fit, wiring
 from expo.runs.directory import Run
 from expo.training.callbacks import Stop
 from expo.verifier.pool import Verifier
+
+ALGORITHMS = sorted(file.stem for file in (conf_dir() / "algorithm").glob("*.yaml"))
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import pytest
 from conftest import compose_config
 
 from expo import config
+from expo.config.identity import changing
 from expo.config.key import OPTIONS, declaration
 from expo.config.reference import help_of_group, markdown
 from expo.tables import plan as plans
@@ -88,6 +89,19 @@ def test_every_key_counts_in_the_identity_exactly_where_it_is_declared_to():
             declaration(type(parent).__dataclass_fields__[name]).identity for parent, name in parents(cfg, path)
         )
         assert (config.identity(other) != config.identity(cfg)) is counts, path
+
+
+def test_a_null_of_later_is_the_value_that_was_there_before():
+    of = {
+        value: compose_config("dataset=ladder", *([f"model.gradient_checkpointing={value}"] if value else []))
+        for value in (None, "null", "false", "true")
+    }
+    assert of[None].model.gradient_checkpointing is None
+    known = {value: config.identity(cfg) for value, cfg in of.items()}
+    assert known[None] == known["null"] == known["false"] != known["true"]
+    named = "model.gradient_checkpointing"
+    assert changing({named: None}) == changing({named: False}) == {named: False}
+    assert changing({named: True}) == {named: True}
 
 
 def parents(cfg, path):

@@ -1,5 +1,7 @@
 import copy
 from dataclasses import replace
+from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -166,6 +168,20 @@ def test_a_mask_that_weighs_tokens_or_leaves_some_out_cuts_no_row(model, shared)
         order = [0, 1] if part.input_ids[0, 3] == 20 else [1, 0]
         logp = score(model, part, shared=shared)
         torch.testing.assert_close(logp, (whole * mask.bool())[order], atol=1e-5, rtol=1e-4)
+
+
+def test_a_gpu_reads_long_rows_one_by_one_until_it_is_told_otherwise():
+    on_gpu = SimpleNamespace(device=torch.device("cuda"))
+    for overrides, shared in (
+        ((), False),
+        (("trainer.share_prompts=true",), True),
+        (("rollout.max_prompt_tokens=128", "rollout.max_completion_tokens=384"), True),
+        (("rollout.max_prompt_tokens=128", "rollout.max_completion_tokens=385"), False),
+    ):
+        cfg = compose_config("model=random_tiny", "dataset=math", *overrides)
+        with patch("expo.jobs.wiring.reads_rightly", return_value=True):
+            read_prompts_rightly(cfg, on_gpu)
+        assert cfg.trainer.share_prompts is shared, overrides
 
 
 def test_a_model_that_ignores_positions_reads_each_row_alone(monkeypatch, caplog):

@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from expo.config import VerifierConf
+from expo.ground.ranks import Ranks
 from expo.verifier import pool, worker
 from expo.verifier.answers import Verdict, fast_verdict
 from expo.verifier.extraction import last_boxed
@@ -130,6 +131,19 @@ def test_verdicts():
     completions, golds = zip(*cases, strict=True)
     with Verifier(VerifierConf(workers=1, timeout_s=60)) as patient:  # a busy machine is no reason for another verdict
         assert patient.verify(completions, golds) == list(cases.values())
+
+
+def test_every_device_has_its_share_of_the_cores(monkeypatch):
+    started = []
+    monkeypatch.setattr("threading.Thread.start", lambda thread: started.append(thread))
+    cases = [(16, 1, None, 16), (16, 3, None, 5), (2, 8, None, 1), (96, 1, None, 32), (16, 1, 3, 3)]
+    for cores, ranks, conf, expected in cases:
+        started.clear()
+        monkeypatch.setattr("os.sched_getaffinity", lambda pid, cores=cores: set(range(cores)), raising=False)
+        own = Verifier(VerifierConf(workers=conf), Ranks(0, ranks))
+        own._start()
+        assert len(started) == expected, (cores, ranks)
+        own._threads = []  # none was started
 
 
 @pytest.mark.slow

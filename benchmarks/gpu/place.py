@@ -4,6 +4,7 @@ import importlib.util
 import json
 import math
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,9 +43,8 @@ class Place:
 
     device: str  # cuda or cpu
     folder: Path
-    tell: Callable[[Mapping[str, Any]], None] = lambda found: (
-        None
-    )  # write a measurement down, before the next one is made
+    # Writes a measurement down, before the next one is made; `predicted` in it is what was to be expected.
+    tell: Callable[[Mapping[str, Any]], None] = lambda found: None
 
     @property
     def gpu(self) -> bool:
@@ -53,7 +53,7 @@ class Place:
     @property
     def shapes(self) -> Sequence[str]:
         """Return the shapes of models, the smallest first."""
-        return ("0.5B", "1.5B", "3B") if self.gpu else ("tiny",)
+        return ("0.5B", "1.5B", "3B") if self.gpu else ("tiny", "tiny", "tiny")
 
     def config(self, *overrides: str) -> Config:
         """Return the config of a run of a random model, on problems of our own."""
@@ -94,6 +94,21 @@ class Place:
         peak = torch.cuda.max_memory_allocated() / 1e9
         torch.cuda.reset_peak_memory_stats()
         return peak
+
+
+def least(place: Place, action: Callable[[], object], tries: int = 10, warm: bool = True) -> float:
+    """Return the seconds of an action on the device: the best of several tries. Args: warm, whether it is done once
+    before."""
+    if warm:
+        action()
+    found = []
+    for _ in range(tries):
+        place.wait()
+        started = time.perf_counter()
+        action()
+        place.wait()
+        found.append(time.perf_counter() - started)
+    return min(found)
 
 
 Check = Callable[[Place], Mapping[str, Any]]

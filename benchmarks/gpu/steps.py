@@ -1,4 +1,4 @@
-"""Part D: five whole steps of ExP-GRPO for each shape, in one line each."""
+"""P4: whole steps of GRPO and ExP-GRPO by part, beside what `expo plan` says; P5 watches their memory."""
 
 import importlib.util
 from collections.abc import Callable, Mapping
@@ -10,18 +10,19 @@ from lightning.pytorch.callbacks import Callback
 
 from benchmarks.gpu.place import Check, Place
 from expo.algorithms.base import Algorithm
+from expo.config import Config
 from expo.cost.machine import this_machine
 from expo.cost.run import Work
 from expo.cost.seconds import seconds
-from expo.cost.shape import shape_of
+from expo.cost.shape import Shape, shape_of
 from expo.jobs.fit import make_trainer
 from expo.jobs.wiring import build_run
 from expo.model.policy import causal_lm
-from expo.runs.directory import Run, device_name, git_commit
+from expo.runs.directory import Run
 from expo.training.callbacks import Stop
 from expo.verifier.pool import Verifier
 
-STEPS = 5
+STEPS = 3
 
 
 class Note(Callback):
@@ -43,62 +44,60 @@ class Note(Callback):
         self.tell({"step": len(self.steps), **self.steps[-1]})
 
 
-def of_shape(name: str, engine: str) -> Check:
-    """Return the check that makes whole steps of a shape."""
+def setting(place: Place, algorithm: str, shape: str, engine: str, steps: int = STEPS, *overrides: str) -> Config:
+    """Return the config of a run of a few steps of 64 rollouts of 192 tokens."""
+    large = (
+        "rollout.max_completion_tokens=192", "rollout.max_prompt_tokens=256", "trainer.problems_per_step=8",
+        "algorithm.group_size=8", "trainer.precision=bf16-mixed", "trainer.micro_batch_size=16",
+    )  # fmt: skip
+    tiny = ("rollout.max_completion_tokens=16", "trainer.problems_per_step=2", "algorithm.group_size=2")
+    return place.config(
+        f"algorithm={algorithm}", f"rollout={engine}", f"model.path={shape}", f"trainer.max_steps={steps}",
+        *(large if place.gpu else tiny), *overrides,
+    )  # fmt: skip
+
+
+def train(cfg: Config, *watching: Callback) -> Shape:
+    """Make the run of a config without its first evaluation, and return the shape of its model."""
+    with Verifier(cfg.verifier) as verifier:
+        module, evaluator, _ = build_run(cfg, verifier)
+        run = Run.find(cfg)
+        run.begin()
+        trainer: Any = make_trainer(cfg, run, evaluator, Stop(None), None)
+        trainer.callbacks[:0] = watching
+        trainer.fit(module)
+        module.pipeline.engines.close()
+    return shape_of(causal_lm(module.policy).config)
+
+
+def of_run(algorithm: str, name: str, engine: str) -> Check:
+    """Return the check that makes whole steps of an algorithm with a shape."""
 
     def steps(place: Place) -> Mapping[str, Any]:
-        large = (
-            "rollout.max_completion_tokens=512",
-            "trainer.problems_per_step=8",
-            "trainer.precision=bf16-mixed",
-            "trainer.micro_batch_size=8",
-        )
-        tiny = ("rollout.max_completion_tokens=16", "trainer.problems_per_step=2", "algorithm.group_size=2")
-        cfg = place.config(
-            "algorithm=exp_grpo",
-            f"rollout={engine}",
-            f"model.path={name}",
-            f"trainer.max_steps={STEPS}",
-            "positives.filters=[]",
-            "positives.bank=false",
-            *(large if place.gpu else tiny),
-            *(("rollout.dtype=bfloat16",) if engine != "hf" else ()),
-            *(("model.gradient_checkpointing=true",) if name == "3B" else ()),
-        )
+        written = ("positives.filters=[]", "positives.bank=false") if algorithm == "exp_grpo" else ()
+        cfg = setting(place, algorithm, name, engine, STEPS, *written)
         note = Note(place.tell)
         place.peak_gb()
-        with Verifier(cfg.verifier) as verifier:
-            module, evaluator, _ = build_run(cfg, verifier)
-            run = Run.find(cfg)
-            run.begin()
-            trainer: Any = make_trainer(cfg, run, evaluator, Stop(None), None)
-            trainer.callbacks.append(note)
-            trainer.fit(module)
-            module.pipeline.engines.close()
-        shape = shape_of(causal_lm(module.policy).config)
-        machine = this_machine(cfg.trainer.threads)
-        took = {part: median(step[part] for step in note.steps[1:]) for part in note.steps[0]}
-        products = 6 * took["trained"] * (shape.in_layers + shape.head)
-        rate = machine.rate("bfloat16" if place.gpu else "float32")
-        use = products / took["update"] / rate if took["update"] else 0.0
-        peak = place.peak_gb()
-        work = Work(cfg, shape, 1)
-        generating = took["rollout"] + took["explain"]
-        line = (
-            f"{device_name()} {name} {engine}: step {took['whole']:.2f} s "
-            f"({took['rollout']:.2f}/{took['explain']:.2f}/{took['update']:.2f}/{took['sync']:.2f}), "
-            f"{took['generated'] / max(generating, 1e-9):.0f} generated tok/s, "
-            f"{took['trained'] / max(took['update'], 1e-9):.0f} trained tok/s, "
-            f"{use:.0%} of the measured FLOP/s, {peak:.1f} GB, {git_commit('benchmarks')}"
-        )
-        return {"line": line, "measured": took, "estimated": seconds(work, machine), "peak GB": peak}
+        shape = train(cfg, note)
+        machine, took = this_machine(cfg.trainer.threads), {
+            part: median(step[part] for step in note.steps[1:]) for part in note.steps[0]
+        }  # fmt: skip
+        return {
+            "predicted": seconds(Work(cfg, shape, 1), machine),
+            **took,
+            "generated tok/s": took["generated"] / max(took["rollout"] + took["explain"], 1e-9),
+            "trained tok/s": took["trained"] / max(took["update"], 1e-9),
+            "peak GB": place.peak_gb(),
+        }
 
     return steps
 
 
 def checks(place: Place) -> dict[str, Check]:
-    """Return a check for each shape and engine, the largest first."""
+    """Return a check for each algorithm and engine."""
     engines = ["hf", *(["vllm"] if importlib.util.find_spec("vllm") else [])]
+    shape = place.shapes[1]
     return {
-        f"steps of {name}, {engine}": of_shape(name, engine) for name in reversed(place.shapes) for engine in engines
-    }
+        f"{algorithm}, {shape}, {engine}": of_run(algorithm, shape, engine)
+        for engine in engines for algorithm in ("exp_grpo", "grpo")
+    }  # fmt: skip

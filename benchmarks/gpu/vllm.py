@@ -1,14 +1,16 @@
-"""Part C: vLLM's engine on the device: its numbers by format, sleep and wake, LoRA, a process of its own, and its
+"""P7: vLLM's engine on the device: its numbers by format, sleep and wake, LoRA, a process of its own, and its
 end."""
 
+import os
 from collections.abc import Mapping
 from contextlib import closing
 from typing import Any
+from unittest.mock import patch
 
 import psutil
 import torch
 
-from benchmarks.gpu.place import Check, Place, needs
+from benchmarks.gpu.place import Check, NotRun, Place, needs
 from expo.config import Config, EngineError, VLLMConf
 from expo.jobs.wiring import load_model
 from expo.model.scoring import score, token_batch
@@ -139,11 +141,35 @@ def of_its_own(place: Place) -> Mapping[str, Any]:
     raise AssertionError("a killed engine generated")
 
 
-CHECKS: dict[str, Check] = {
-    "float32, eager": of_format("float32", True),
-    "float32, compiled": of_format("float32", False),
-    "bfloat16, compiled": of_format("bfloat16", False),
-    "sleep, wake and weights": cycles,
-    "a LoRA adapter": adapter,
-    "a process of its own, killed": of_its_own,
-}
+def of_runner(second: bool) -> Check:
+    """Return the check that one of vLLM's two model runners has the policy's numbers, in a process of its own."""
+
+    def runner(place: Place) -> Mapping[str, Any]:
+        cfg = setting(place, "rollout=vllm_server", "rollout.dtype=float32")
+        if not place.gpu:
+            raise NotRun("a CPU has the first one alone")
+        model, tokenizer, _ = load_model(cfg)
+        chosen = {"VLLM_USE_V2_MODEL_RUNNER": str(int(second))}
+        with patch.dict(os.environ, chosen), started(cfg, model, tokenizer) as engine:
+            move(model, 0.02)
+            engine.sync()
+            found = sampler_gap(model, engine.generate(requests(), PLAIN))
+            name = engine.llm.collective_rpc("expo_runner")[0]
+        assert found < 2e-3, found
+        return {"runner": name, "sampler": found}
+
+    return runner
+
+
+def checks(place: Place) -> dict[str, Check]:
+    """Return the checks of this part."""
+    return {
+        "float32, eager": of_format("float32", True),
+        "float32, compiled": of_format("float32", False),
+        "bfloat16, compiled": of_format("bfloat16", False),
+        "sleep, wake and weights": cycles,
+        "a LoRA adapter": adapter,
+        "the second model runner": of_runner(True),
+        "the first model runner": of_runner(False),
+        "a process of its own, killed": of_its_own,
+    }

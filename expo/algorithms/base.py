@@ -139,7 +139,7 @@ class Algorithm(Updates):
     def score(self, model: nn.Module, batch: TokenBatch, temperature: float = 1.0) -> Tensor:
         """Return log-probabilities `[B, T]`; see `expo.model.scoring.score`."""
         with self.dropping(model):
-            return score(model, batch, temperature, self.trainer_conf.packing, self.trainer_conf.share_prompts)
+            return score(model, batch, temperature, self.trainer_conf.packing, self.trainer_conf.shared)
 
     def dropping(self, model: nn.Module) -> AbstractContextManager[None]:
         """Return the context in which a model is scored: with its dropout where there is a gradient and

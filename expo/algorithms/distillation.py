@@ -131,7 +131,7 @@ class SelfDistillation(GRPO):
         temperature, conf = self.pipeline.tools.sampling.temperature, self.trainer_conf
         seen, *wrong = (batch.rows(index) for batch in rows.seen)
         beside = score_beside(
-            self.policy, part, self.teacher(), seen, self.divergence, temperature, conf.packing, conf.share_prompts
+            self.policy, part, self.teacher(), seen, self.divergence, temperature, conf.packing, conf.shared
         )
         scored = super().scored(rows, index, part, first, sums, beside.logp)
         guided = scored.own * rows.guided[index].unsqueeze(1)

@@ -201,4 +201,4 @@ class GRPO(Algorithm):
         """Return the policy's log-probabilities and the entropy of its next token: `[b, T]` each."""
         conf = self.trainer_conf
         with self.dropping(self.policy):
-            return score_with_entropy(self.policy, part, temperature, conf.packing, conf.share_prompts)
+            return score_with_entropy(self.policy, part, temperature, conf.packing, conf.shared)

@@ -9,7 +9,7 @@ from rich.table import Table
 from expo.config import Config, UserError, check_anywhere
 from expo.cost.estimate import SURE
 from expo.cost.machine import DEVICES, Device, this_machine
-from expo.cost.memory import disk, memory
+from expo.cost.memory import disk, memory, settled
 from expo.cost.run import Work
 from expo.cost.seconds import run_seconds, seconds, tokens
 from expo.tables.render import wide_console
@@ -28,7 +28,7 @@ def plan(cfg: Config) -> int:
     """Print memory by part, seconds by part, hours and disk for each number of devices, and settings that fit. Returns
     the exit code."""
     device = this_machine(cfg.trainer.threads) if cfg.plan.device == "here" else DEVICES[cfg.plan.device]
-    works = [Work.of(cfg, n) for n in cfg.plan.devices]
+    works = [settled(Work.of(cfg, n), device) for n in cfg.plan.devices]
     shape = works[0].shape
     print(
         f"{cfg.name}, {cfg.model.path}, {shape.parameters / 1e9:.2f} G parameters, "
@@ -45,6 +45,9 @@ def plan(cfg: Config) -> int:
     )
     print(works[0].length)
     for work in works:
+        m, rows = work.cfg.model, work.cfg.rollout.at_once
+        keep = str(m.gradient_checkpointing).lower()
+        print(f"{work.devices} {device.name}: rollout.batch_size={rows} model.gradient_checkpointing={keep}")
         print(advice(work, device))
     print(HOW_SURE[cfg.plan.device == "here"])
     return 0
@@ -109,7 +112,7 @@ def _allowed(cfg: Config) -> bool:
 def changes(work: Work) -> Iterator[list[Setting]]:
     """Yield settings that take less memory: those first that change least, and leave what is learned as it is."""
     cfg = work.cfg
-    micro, rows = cfg.trainer.micro_batch_size, cfg.rollout.batch_size
+    micro, rows = cfg.trainer.micro_batch_size, cfg.rollout.at_once
     smaller = [micro // by for by in (1, 2, 4, 8, 16) if micro // by]
     fewer = [rows // by for by in (1, 2, 4, 8) if rows // by]
     kept = [cfg.model.gradient_checkpointing, True]

@@ -146,10 +146,9 @@ def _tree(node: Any, pairs: bool) -> dict[str, Any]:
     tree = {}
     for f in dataclasses.fields(node):
         declared, value = declaration(f), getattr(node, f.name)
-        if declared.counted_as is not None:
-            value = declared.counted_as
-        elif not declared.identity or (pairs and not declared.pairs):
+        if declared.counted_as is None and (not declared.identity or (pairs and not declared.pairs)):
             continue
+        value = declared.counted(value)
         plain = _tree(value, pairs) if dataclasses.is_dataclass(value) else value
         if f.name == "_target_":
             plain = FORMER.get(value, value)
@@ -202,14 +201,14 @@ def changing(settings: Mapping[str, Any]) -> dict[str, Any]:
     runtime, later = runtime_keys(), later_keys()
     gone = {f"{group}.{name}" for (group, _), node in OPTIONS.items() for name in getattr(node, "gone", {})}
     return {
-        key: value
+        key: later[key].counted(value) if key in later else value
         for key, value in settings.items()
         if key not in gone and not runtime & with_groups(key) and not (key in later and later[key].is_absent(value))
     }
 
 
 def later_keys() -> dict[str, Declaration]:
-    """Return the keys that came later, of any option: at a value of theirs, all is as it was before."""
+    """Return the keys that came later, or have a value that did, of any option: at it, all is as it was before."""
     found: dict[str, Declaration] = {}
     nodes_by_group = [("", Config), *((f"{group}.", node) for (group, _), node in OPTIONS.items())]
     for prefix, node in nodes_by_group:
@@ -221,7 +220,7 @@ def _add_later(node: Any, prefix: str, found: dict[str, Declaration]) -> None:
     for f in dataclasses.fields(node):
         if isinstance(f.type, type) and dataclasses.is_dataclass(f.type):
             _add_later(f.type, f"{prefix}{f.name}.", found)
-        elif (declared := declaration(f)).absent is not ALWAYS_IN:
+        elif (declared := declaration(f)).absent is not ALWAYS_IN or callable(declared.counted_as):
             found[prefix + f.name] = declared
 
 

@@ -72,6 +72,16 @@ class Declaration:
         """Return whether everything is at this value as it was before the key existed."""
         return value in self.absent if isinstance(self.absent, tuple) else bool(value == self.absent)
 
+    def counted(self, value: Any) -> Any:
+        """Return what is hashed of a value, where that is not the value itself: see `counted_as`."""
+        return (
+            value
+            if self.counted_as is None
+            else self.counted_as(value)
+            if callable(self.counted_as)
+            else self.counted_as
+        )
+
     @property
     def allowed(self) -> str:
         """Return the bounds or choices as a person reads them; "" where every value of the type will do."""
@@ -106,7 +116,8 @@ def key(
     - pairs=False: it changes the result, but not the pairs that the initial policy makes for DPO.
     - absent: the value, or a tuple of values, at which all is as before the key existed: it is then not hashed.
     - finite=False: inf is a value, too, which stands for no limit.
-    - counted_as: a constant that is hashed instead of the value, for a key that used to be hashed.
+    - counted_as: a constant that is hashed instead of the value, or a function of the value, for a key that used to be
+      hashed.
     """
     declared = Declaration(help, low, high, above, tuple(choices), identity, pairs, absent, finite, counted_as)
     metadata = {"key": declared}

@@ -77,7 +77,12 @@ class ModelConf:
     attention: str = key("sdpa", help="attention implementation of transformers, such as flash_attention_2")
     lora_rank: int = key(0, low=0, high=1024, help="rank of the LoRA adapter; 0 trains all weights")
     lora_alpha: int = key(32, above=0, high=2**16, help="LoRA's alpha: the adapter's output is scaled by alpha / rank")
-    gradient_checkpointing: bool = key(False, help="compute activations again in the backward pass, to save memory")
+    gradient_checkpointing: bool | None = key(
+        None,
+        counted_as=bool,
+        help="compute activations again in the backward pass, to save memory; "
+        "null: on a GPU that by `expo plan` has no room for them",
+    )
     load_in_4bit: bool = key(
         False, absent=False, help="hold the weights under a LoRA adapter in 4 bits (QLoRA's NF4, by bitsandbytes)"
     )

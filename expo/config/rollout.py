@@ -9,6 +9,8 @@ from expo.config.key import Rules, key, option
 if TYPE_CHECKING:
     from expo.config.run import Config
 
+ROWS = 256  # decoded at once where nobody says how many, and no GPU's memory does
+
 
 @option("rollout", "engine", alone=False)
 @dataclass
@@ -23,9 +25,20 @@ class RolloutConf:
         512, above=0, high=2**20, help="a problem whose prompt is longer is skipped, and counted"
     )
     max_completion_tokens: int = key(1024, above=0, high=2**20, help="a completion is cut off here")
-    batch_size: int = key(256, above=0, high=2**20, identity=False, help="rows decoded at once")
+    batch_size: int | None = key(
+        None,
+        above=0,
+        high=2**20,
+        identity=False,
+        help="rows decoded at once; null: up to 1024, as many as fit the GPU by `expo plan`; 256 on a CPU",
+    )
     requires: str = key("", identity=False, help="package that the engine needs beyond expo's own")
     extra: str = key("", identity=False, help="extra of `make setup` that brings it")
+
+    @property
+    def at_once(self) -> int:
+        """Return the rows that are decoded at once."""
+        return self.batch_size or ROWS
 
     @property
     def in_place(self) -> bool:

@@ -11,6 +11,11 @@ if TYPE_CHECKING:
     from expo.config.run import Config
 
 
+# Tokens of a row, up to which a GPU reads a group's prompt once: until one has measured it. A dense mask costs it flash
+# attention.
+SHARED_ON_GPU = 512
+
+
 @option("trainer", "trainer", alone=False)
 @dataclass
 class TrainerConf:
@@ -87,13 +92,13 @@ class TrainerConf:
         identity=False,
         help="score rows end to end in one row instead of padding them; pays with model.attention=flash_attention_2",
     )
-    share_prompts: bool = key(
-        True,
+    share_prompts: bool | None = key(
+        None,
         identity=False,
         help="read a group's prompt once for all of its completions, where model and attention (sdpa, eager) can; "
-        "changes the numbers by rounding only",
+        "changes the numbers by rounding only; null: not on a GPU where rows may have over 512 tokens, whose attention "
+        "would take a dense mask",
     )
-
     dropout: bool = key(
         False,
         absent=False,
@@ -102,6 +107,16 @@ class TrainerConf:
         "then have its noise, "
         "and numbers change with micro_batch_size; everything else is scored without",
     )
+
+    @property
+    def shared(self) -> bool:
+        """Return whether they are read once, once a run has settled what null is."""
+        return self.share_prompts is not False
+
+    def shares_prompts(self, cfg: "Config", gpu: bool) -> bool:
+        """Return whether groups' prompts are to be read once. Args: gpu, whether a GPU trains."""
+        longest = cfg.rollout.max_prompt_tokens + cfg.rollout.max_completion_tokens
+        return longest <= SHARED_ON_GPU or not gpu if self.share_prompts is None else self.share_prompts
 
     def rules(self, cfg: "Config") -> Rules:
         yield (
@@ -217,7 +232,13 @@ class VerifierConf:
         absent="expo.verifier.judges.ByKind",
         help="the judge: a class, built from these keys",
     )
-    workers: int = key(2, above=0, high=1024, identity=False, help="worker processes")
+    workers: int | None = key(
+        None,
+        above=0,
+        high=1024,
+        identity=False,
+        help="worker processes of each device; null: its share of the cores, at most 32",
+    )
     timeout_s: float = key(
         3.0,
         above=0,

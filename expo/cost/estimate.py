@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from expo.config import Config
 from expo.cost import seconds
 from expo.cost.machine import DEVICES
-from expo.cost.memory import disk, generating, memory
+from expo.cost.memory import disk, generating, memory, settled
 from expo.cost.run import EVALUATED, Work
 
 # Of a device's memory: with more, a run may not fit. Peaks that were measured were up to 1 / 0.84 of their estimates.
@@ -42,7 +42,8 @@ class Cost:
 
 def estimate(cfg: Config, command: str, device: str) -> Cost:
     """Estimate what a command takes. Raises OSError where the model's config cannot be read."""
-    work, known = Work.of(cfg, None if command == "train" else 1), DEVICES[device]
+    known = DEVICES[device]
+    work = settled(Work.of(cfg, None if command == "train" else 1), known)
     if command == "train":
         hours, tokens = seconds.run_seconds(work, known) / 3600, seconds.tokens(work)
         return Cost(device, work.devices, memory(work, known)["peak"], hours, tokens, disk(work)[1])

@@ -50,6 +50,11 @@ class Device:
     )  # what launching one layer of one decoding step takes, by engine
     reserved: float = 4e9  # bytes: the context, workspaces, fragmentation
 
+    @property
+    def gpu(self) -> bool:
+        """Return whether it is a GPU: of a CPU, float32 alone is measured."""
+        return "bfloat16" in self.flops
+
     def rate(self, format_: str) -> float:
         """Return FLOPs per second in a number format; in that of the first where it is not known."""
         return self.flops.get(format_, next(iter(self.flops.values())))

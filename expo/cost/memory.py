@@ -1,6 +1,7 @@
 """Estimate the memory of one device of a run, by part, and its room on the disk."""
 
 import math
+from dataclasses import replace
 
 from expo.config.explaining import frozen_copies
 from expo.cost.machine import Device
@@ -11,6 +12,8 @@ from expo.model.scoring import LOGITS
 # float32), and tensors of the keys' and of the MLP's width. Counted with torch's saved-tensor hooks on Qwen2 with SDPA,
 # float32 and bf16-mixed, 2026-11-28.
 KEPT_BYTES, KEPT_KEYS, KEPT_INNER = 32, 2, 4
+
+ROWS = (1024, 512, 256, 128, 64, 32)  # that may be decoded at once; the first is vLLM's own default on a large GPU
 
 
 def memory(work: Work, device: Device) -> dict[str, float]:
@@ -23,6 +26,26 @@ def memory(work: Work, device: Device) -> dict[str, float]:
     most = max(moments, key=lambda parts: sum(parts.values()))
     parts = {name: size for name, size in (constant | most).items() if size}
     return parts | {"peak": sum(parts.values())}
+
+
+def settled(work: Work, device: Device) -> Work:
+    """Return the run with what null leaves to the device: on a GPU, activations are computed again where they do not
+    fit, and as many rows are decoded at once as do."""
+
+    def having(again: bool | None, rows: int | None) -> Work:
+        model = replace(cfg.model, gradient_checkpointing=again)
+        return replace(work, cfg=replace(cfg, model=model, rollout=replace(cfg.rollout, batch_size=rows)))
+
+    shares = work.cfg.trainer.shares_prompts(work.cfg, device.gpu)
+    cfg = replace(work.cfg, trainer=replace(work.cfg.trainer, share_prompts=shares))
+    again, rows = cfg.model.gradient_checkpointing, cfg.rollout.batch_size
+    if again is None:
+        kept = memory(having(False, rows), device)["peak"]
+        again = device.gpu and not cfg.trainer.dropout and kept > device.memory
+    if rows is None and device.gpu:
+        peaks = {n: memory(having(again, n), device)["peak"] for n in ROWS}
+        rows = next(n for n in ROWS if peaks[n] <= max(device.memory, peaks[ROWS[-1]]))
+    return having(again, rows or cfg.rollout.at_once)
 
 
 def held(work: Work, device: Device) -> dict[str, float]:
@@ -56,7 +79,7 @@ def engine(work: Work, asleep: bool = False) -> dict[str, float]:
     """Return the bytes of the engines' own weights and caches. Args: asleep, whether the one that can sleep does."""
     s, cfg = work.shape, work.cfg
     longest = cfg.rollout.max_prompt_tokens + cfg.rollout.max_completion_tokens
-    rows = work.rows if work.in_place else cfg.rollout.batch_size
+    rows = work.rows if work.in_place else cfg.rollout.at_once
     cache = float(rows * longest * s.layers * 2 * s.kv_width * work.engine_bytes)
     awake = work.engines_beside + (0 if asleep else 1)
     if work.in_place:  # the trainer's own weights
@@ -71,7 +94,7 @@ def updating(work: Work) -> dict[str, float]:
     micro, group, kept_all = (
         cfg.trainer.micro_batch_size,
         max(1, cfg.algorithm.group_size),
-        not cfg.model.gradient_checkpointing,
+        not work.checkpoints,
     )
     prompts = math.ceil(micro / group) if work.shares else micro
     positions = prompts * cfg.rollout.max_prompt_tokens + micro * cfg.rollout.max_completion_tokens
@@ -81,13 +104,21 @@ def updating(work: Work) -> dict[str, float]:
     layer = 2 if work.mixed else work.stored  # bytes of a weight of a gathered layer
     gathered = (s.parameters - s.in_layers) * work.stored + 2 * s.in_layers / s.layers * layer if sharded else 0.0
     gradients = each * work.trained / work.sharded
-    if s.tied and not cfg.model.lora_rank:  # embedding and head give a whole gradient each, on top of the sum
-        gradients += 2 * each * s.head
+    activations, logits = (
+        float(positions * kept),
+        3.0 * 4 * min(LOGITS, micro * cfg.rollout.max_completion_tokens * s.head // s.hidden),
+    )
     if (
         sharded and work.shares
     ):  # layers that are read twice keep whole gradients until they were gone back through twice
         gradients += min(each, layer) * (work.trained if cfg.model.lora_rank else s.in_layers)
     casts = work.casts if not sharded else 2.0 * s.head if work.mixed else 0.0  # layers are gathered in 16 bit
+    if s.tied and not cfg.model.lora_rank:
+        # The head's gradient comes first, the embedding's when casts, activations and logits are gone; either on top of
+        # the sum of earlier micro-batches.
+        several = work.rollouts + work.positives > micro
+        last = (1 + several) * each * s.head - casts - activations - logits
+        gradients += max(several * each * s.head, last)
     there = engine(work, asleep=work.sleeps) if not work.elsewhere else {}
     if work.in_place:
         there = {}
@@ -97,8 +128,8 @@ def updating(work: Work) -> dict[str, float]:
         "KV cache": there.get("cache", 0.0),
         "gathered layers": gathered,
         "casts to 16 bit": casts,
-        "activations": float(positions * kept),
-        "logits": 3.0 * 4 * min(LOGITS, micro * cfg.rollout.max_completion_tokens * s.head // s.hidden),
+        "activations": activations,
+        "logits": logits,
     }
 
 

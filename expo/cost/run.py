@@ -205,10 +205,16 @@ class Work:
         return len(writers & {"reference", "snapshot"} | ({"snapshot"} if cfg.algorithm.uses_snapshot else set()))
 
     @property
+    def checkpoints(self) -> bool:
+        """Return whether activations are computed again in the backward pass."""
+        return bool(self.cfg.model.gradient_checkpointing)
+
+    @property
     def shares(self) -> bool:
         """Return whether the update reads a prompt once for its group, as far as the config tells."""
         t, m = self.cfg.trainer, self.cfg.model
-        return t.share_prompts and not t.packing and not m.gradient_checkpointing and m.attention in ("sdpa", "eager")
+        shared = t.shares_prompts(self.cfg, gpu=False)  # `settled` has set it for a GPU
+        return shared and not t.packing and not self.checkpoints and m.attention in ("sdpa", "eager")
 
     @property
     def copies(self) -> float:
@@ -227,4 +233,4 @@ class Work:
     def rows(self) -> int:
         """Return the rows that a device decodes at once."""
         own = max(math.ceil(n * self.share) for n in (self.rollouts, self.written, 1))
-        return min(self.cfg.rollout.batch_size, max(own, math.ceil(self.sampled / self.devices)))
+        return min(self.cfg.rollout.at_once, max(own, math.ceil(self.sampled / self.devices)))

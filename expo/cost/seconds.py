@@ -16,7 +16,7 @@ def seconds(work: Work, device: Device) -> dict[str, float]:
     cfg = work.cfg
     written = decoding(work, device, work.written, work.written)
     if cfg.positives.from_bank(cfg.algorithm):  # written ahead, whole batches at a time
-        rows = max(work.written, cfg.rollout.batch_size * work.devices)
+        rows = max(work.written, cfg.rollout.at_once * work.devices)
         written = decoding(work, device, rows, rows) * work.written / rows
     parts = {
         "rollouts": decoding(work, device, work.rollouts, work.groups),
@@ -49,7 +49,7 @@ def decoding(work: Work, device: Device, rows: int, prompts: int) -> float:
         return 0.0
     s, engine = work.shape, "transformers" if work.in_place else "vllm"
     own, own_prompts = math.ceil(rows / work.devices), math.ceil(prompts / work.devices)
-    batches = math.ceil(own / work.cfg.rollout.batch_size)
+    batches = math.ceil(own / work.cfg.rollout.at_once)
     at_once = own / batches
     rate, reading = device.rate(work.engine_format), device.bandwidth * device.reading
     read_once = 2 * own_prompts * work.prompt * s.in_layers / (rate * device.training)
@@ -68,17 +68,7 @@ def update(work: Work, device: Device) -> float:
     """Return the seconds of all updates of a step: passes forward and backward, the optimizer, and what devices send
     each other."""
     cfg, s = work.cfg, work.shape
-    group = max(1, cfg.algorithm.group_size)
-    together = min(cfg.trainer.micro_batch_size, group) if work.shares else 1  # rows behind one prompt
-    passes = (2 if cfg.model.lora_rank else 3) + cfg.model.gradient_checkpointing
-    forward = cfg.algorithm.forward_passes
-    scored = work.rollouts * work.completion + work.positives * work.completion
-    read = scored + work.rollouts * work.prompt / together + work.positives * work.prompt
-    attention = (
-        2 * s.layers * s.heads_width * (work.prompt + work.completion / 2)
-    )  # multiplications per token, with all keys before it
-    products = 2 * read * (s.in_layers + attention) + 2 * scored * s.head
-    computing = work.share * (passes + forward) * products / (device.rate(work.computed) * device.training)
+    computing = work.share * update_products(work) / (device.rate(work.computed) * device.training)
     stepping = ADAM_BYTES * work.trained / work.sharded / (device.bandwidth * device.reading)
     rows = work.rollouts + work.positives
     micro_batches = math.ceil(rows * work.share / cfg.trainer.micro_batch_size)
@@ -91,6 +81,20 @@ def update(work: Work, device: Device) -> float:
     exchanged = 2 * work.trained if work.sharded == 1 else micro_batches * (gathered * whole + work.trained)
     updates = getattr(cfg.algorithm, "updates_per_rollout", 1)
     return float(updates * (computing + stepping + sent * exchanged / link(work, device)))
+
+
+def update_products(work: Work) -> float:
+    """Return the FLOPs of the passes of one update."""
+    cfg, s = work.cfg, work.shape
+    group = max(1, cfg.algorithm.group_size)
+    together = min(cfg.trainer.micro_batch_size, group) if work.shares else 1  # rows behind one prompt
+    passes = (2 if cfg.model.lora_rank else 3) + work.checkpoints + cfg.algorithm.forward_passes
+    scored = work.rollouts * work.completion + work.positives * work.completion
+    read = scored + work.rollouts * work.prompt / together + work.positives * work.prompt
+    attention = (
+        2 * s.layers * s.heads_width * (work.prompt + work.completion / 2)
+    )  # multiplications per token, with all keys before it
+    return float(passes * (2 * read * (s.in_layers + attention) + 2 * scored * s.head))
 
 
 def link(work: Work, device: Device) -> float:

@@ -106,6 +106,13 @@ class Apart(Exception):
     """Processes of one run have different weights. Checkpoints are those of earlier steps."""
 
 
+def share_of_cores(processes: int) -> str:
+    """Return how many threads each of so many processes gets; with 0 or less, there are as many as cores."""
+    # A Slurm job has only some of its node's cores. macOS cannot say which.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return str(max(1, cores // (processes if processes > 0 else cores)))
+
+
 def is_rank() -> bool:
     """Return whether this process is one of several of a run: expo or torchrun has started them."""
     return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1

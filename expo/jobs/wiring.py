@@ -28,6 +28,9 @@ from expo.config import (
 from expo.config.explaining import frozen_copies, when_explained
 from expo.config.key import shown
 from expo.config.world import CLEAR
+from expo.cost.machine import DEVICES
+from expo.cost.memory import settled
+from expo.cost.run import Work
 from expo.data.account import Account
 from expo.data.readers import Reader, set_apart
 from expo.evaluation.evaluate import Evaluator
@@ -110,6 +113,7 @@ def read_prompts_rightly(cfg: Config, policy: PreTrainedModel, ranks: Ranks = AL
     """
     if cfg.trainer.packing:
         check_packing(policy, cfg.model.path)
+    cfg.trainer.share_prompts = cfg.trainer.shares_prompts(cfg, policy.device.type == "cuda")
     if cfg.trainer.share_prompts and not ranks.by_first(lambda: reads_rightly(policy, shared=True)):
         cfg.trainer.share_prompts = False
         log.warning(
@@ -137,6 +141,8 @@ def build_run(cfg: Config, verifier: Verifier, commit: str | None = None) -> tup
             "trained further; "
             "give a whole model and model.lora_rank, or set model.load_in_4bit=false"
         )
+    if causal_lm(policy).is_gradient_checkpointing and cfg.model.gradient_checkpointing is None:
+        print("activations are computed again in the backward pass; model.gradient_checkpointing=false keeps them")
     check_rounding(policy, cfg.model.dtype, cfg.optimizer.learning_rate)
     read_prompts_rightly(cfg, policy, ranks)
     limit = solve_limit(cfg, policy)
@@ -229,7 +235,7 @@ def load_model(
     gpu = torch.cuda.is_available() and cfg.trainer.accelerator != "cpu"
     # Random weights are made where they will be: a CPU takes a minute for 3B, and its numbers are others.
     with torch.device("cuda") if gpu and cfg.model.from_nothing else nullcontext():
-        loaded = build(replace(cfg.model, revision=cfg.model.revision or commit))
+        loaded = build(replace(for_gpu(cfg, gpu).model, revision=cfg.model.revision or commit))
     if not isinstance(loaded, tuple):
         raise UserError(f"model._target_={cfg.model._target_}: loads no model and tokenizer; give a function that does")
     model, tokenizer = loaded
@@ -244,6 +250,17 @@ def load_model(
         check_bits(model, cfg.model.path)
         check_scoring(model, cfg.model.path)
     return model, tokenizer, prompts
+
+
+def for_gpu(cfg: Config, gpu: bool) -> Config:
+    """Return the config with what null leaves to a GPU, as far as a model's shape tells; see `settled`."""
+    if not gpu or (cfg.rollout.batch_size and cfg.model.gradient_checkpointing is not None):
+        return cfg
+    there = float(torch.cuda.get_device_properties(0).total_memory)
+    try:
+        return settled(Work.of(cfg), replace(DEVICES["h100"], memory=there)).cfg
+    except UserError:  # a model of one's own, of which nothing is known before it is there
+        return cfg
 
 
 def check_extraction(cfg: Config) -> None:
@@ -365,7 +382,7 @@ def begun(cfg: Config, policy: PreTrainedModel, bank: Bank, ranks: Ranks = ALONE
 
 def make_engine(cfg: Config, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Engine:
     """Make an engine on a model in memory, as `rollout` says. Raises UserError for a model that it cannot decode."""
-    engine: Engine = build(cfg.rollout, model, tokenizer, of=Engine)
+    engine: Engine = build(for_gpu(cfg, model.device.type == "cuda").rollout, model, tokenizer, of=Engine)
     if cfg.rollout.in_place:
         check_decoding(engine, model, cfg.model.path)
     return engine

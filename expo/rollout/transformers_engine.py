@@ -30,7 +30,7 @@ class TransformersEngine(Engine):
     """
 
     def __init__(self, conf: RolloutConf, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
-        self.model, self.pad_id, self.batch_size = model, tokenizer.pad_token_id, conf.batch_size
+        self.model, self.pad_id, self.batch_size = model, tokenizer.pad_token_id, conf.at_once
         self.eos_ids = torch.tensor(eos_ids(model, tokenizer))
 
     @torch.no_grad()

@@ -123,7 +123,7 @@ class VLLMEngine(Engine):
         conf = self.conf
         longest = conf.longest_prompt + conf.max_completion_tokens
         # vLLM keeps blocks of tokens, of which each row's last is not full.
-        positions = conf.batch_size * (conf.max_prompt_tokens + conf.max_completion_tokens + BLOCK)
+        positions = conf.at_once * (conf.max_prompt_tokens + conf.max_completion_tokens + BLOCK)
         cached = kv_bytes(self.model, self.dtype) * max(positions, longest + BLOCK)
         os.environ |= {
             "VLLM_ENABLE_V1_MULTIPROCESSING": str(int(conf.separate)),
@@ -164,7 +164,7 @@ class VLLMEngine(Engine):
             dtype=str(self.dtype).removeprefix("torch."),
             seed=0,
             max_model_len=min(longest, limit),
-            max_num_seqs=conf.batch_size,
+            max_num_seqs=conf.at_once,
             enforce_eager=conf.eager,
             tensor_parallel_size=conf.tensor_parallel,
             enable_prefix_caching=True,

@@ -14,6 +14,8 @@ from typing import Any
 
 import psutil
 
+from expo.ground.ranks import share_of_cores
+
 
 @contextmanager
 def importing() -> Iterator[None]:
@@ -42,13 +44,6 @@ def run_environment(jobs: int) -> dict[str, str]:
     """Return the environment of one of `jobs` runs at a time: its share of the cores, unless the user has set the
     threads."""
     return {"OMP_NUM_THREADS": share_of_cores(jobs)} | os.environ | {"EXPO_SWEEP": "1"}
-
-
-def share_of_cores(processes: int) -> str:
-    """Return how many threads each of so many processes gets; with 0 or less, there are as many as cores."""
-    # A Slurm job has only some of its node's cores. macOS cannot say which.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return str(max(1, cores // (processes if processes > 0 else cores)))
 
 
 def stop_runs(number: int, frame: FrameType | None) -> None:

@@ -12,8 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from expo.ground.ranks import LOST, MEETING
-from expo.runs.processes import share_of_cores
+from expo.ground.ranks import LOST, MEETING, share_of_cores
 
 POLL_S = 0.2
 GRACE_S = 10.0  # for a process to say why it ends, once another one has ended badly

@@ -17,13 +17,14 @@ from typing import Any
 
 from expo.config import VerifierConf, build
 from expo.ground.problem import Problem
-from expo.ground.ranks import ALONE, Ranks
+from expo.ground.ranks import ALONE, Ranks, share_of_cores
 from expo.verifier.answers import Verdict
 from expo.verifier.extraction import Extraction, extraction
 from expo.verifier.judges import ByFunction, Judge, Task
 from expo.verifier.worker import CONFINES, Worker
 
 log = logging.getLogger(__name__)
+MOST = 32  # workers, where nobody says how many: each takes some 100 MB
 TOLD = 5  # messages of what a judge raised: a scorer may put the answer into each
 
 
@@ -121,7 +122,8 @@ class Verifier:
                         sys.platform,
                     )
                 OPEN.add(self)
-                self._threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(self.conf.workers)]
+                count = self.conf.workers or min(MOST, int(share_of_cores(self.ranks.count)))
+                self._threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(count)]
                 for thread in self._threads:
                     thread.start()
 
