@@ -27,7 +27,9 @@ def told(rows: Iterable[Row], heads: Sequence[str], key: Callable[[Row], tuple[s
     for row in rows:
         sound = all(right_steps(row["question"], row["completion"]))
         found[key(row)][row[problem]].append((row["right"], row["right"] and sound, row["right"] and not sound))
-    print("| " + " | ".join([*heads, "samples", "end right", "and right in each step", "leak", "leaks of these"]) + " |")
+    print(
+        "| " + " | ".join([*heads, "samples", "end right", "and right in each step", "leak", "leaks of these"]) + " |"
+    )
     print("|" + "---|" * (len(heads) + 5))
     for name, problems in sorted(found.items()):
         means = np.array([np.mean(samples, axis=0) for samples in problems.values()])
@@ -45,7 +47,10 @@ def main() -> None:
     """Print what the kept results of both tables say of steps, and five explanations chosen at random."""
     explained = []
     for row in read_rows(PROPERTIES / "results" / "cpu" / "measured.parquet"):
-        if row["arm"].endswith("_own") and row["kind"] in ("own", "self_explanation"):  # a run's first arm has all kinds
+        if row["arm"].endswith("_own") and row["kind"] in (
+            "own",
+            "self_explanation",
+        ):  # a run's first arm has all kinds
             explained.append(row | {"base": row["arm"].removesuffix("_own"), "right": row["verified"] == 1})
     told(explained, ("base and task", "kind", "terms"), lambda r: (r["base"], r["kind"], str(r["level"])), "id")
     trained = HERE / "results" / "cpu" / "completions.parquet"
