@@ -4,6 +4,7 @@ A completion leaks where it ends in the right answer, and a running sum before i
 """
 
 import random
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 from experiments.real_lm.sums import right_steps
 from expo.evaluation import intervals
 from expo.runs.reading import read_rows
+from expo.verifier.extraction import last_boxed
 
 Row = dict[str, Any]
 HERE = Path(__file__).parent
@@ -43,6 +45,24 @@ def told(rows: Iterable[Row], heads: Sequence[str], key: Callable[[Row], tuple[s
     print()
 
 
+def banked(folder: Path) -> list[Row]:
+    """Return the explanations that the base policy has written for the steps of runs under `folder`, as far as they are
+    there."""
+    from transformers import AutoTokenizer
+
+    files = sorted(folder.glob("banks/*/steps-*.parquet"))
+    tokenizer = AutoTokenizer.from_pretrained(folder / "bases" / "sums") if files else None
+    found = []
+    for file in files:
+        for row in read_rows(file):
+            asked = re.search(r"\n(\S+: \w+\?) It is (\S+)\. Show", tokenizer.decode(row["prompt"]))
+            text = tokenizer.decode(row["ids"], skip_special_tokens=True)
+            right = last_boxed(text) == asked[2] and not row["truncated"]
+            task = asked[1].split()[1].rstrip("?")
+            found.append({"question": asked[1], "completion": text, "right": right, "task": task, "id": asked[1]})
+    return found
+
+
 def main() -> None:
     """Print what the kept results of both tables say of steps, and five explanations chosen at random."""
     explained = []
@@ -56,6 +76,8 @@ def main() -> None:
     trained = HERE / "results" / "cpu" / "completions.parquet"
     rows = [row | {"right": row["verdict"] == "correct"} for row in read_rows(trained)] if trained.is_file() else []
     told(rows, ("arm", "terms"), lambda r: (f"{r['arm']}", str(r["level"])), "problem")
+    written = banked(Path("outputs"))
+    told(written, ("written for training", "terms"), lambda r: (r["task"], str(r["question"].count("+") + 1)), "id")
     cold = [row for row in explained if row["base"] == "cold_sums" and row["kind"] == "self_explanation"]
     for row in random.Random(0).sample([row for row in cold if row["level"] > 3], 5):
         steps = " ; ".join(row["completion"].split("\n"))
