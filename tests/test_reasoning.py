@@ -425,6 +425,30 @@ def test_a_function_may_bring_an_oracle_of_steps(tmp_path, monkeypatch):
         check(cfg)
 
 
+def test_sums_of_the_real_model_are_right_in_every_step_and_splits_share_none():
+    from experiments.real_lm import sums
+
+    asked = {}
+    for split in sums.SPLITS:
+        made = list(sums.cold(split)) if split == "cold" else [*sums.sums(split), *sums.totals(split)]
+        asked[split] = {row["question"].partition(":")[0] for row in made}
+        for row in made:
+            terms = [int(term) for term in row["question"].partition(":")[0].split("+")]
+            *steps, box = row["solution"].splitlines()
+            assert len(terms) == row["level"] == len(steps) + 1
+            assert all(eval(left) == int(whole) for left, _, whole in (step.partition("=") for step in steps))
+            wholes = [sum(terms[: i + 1]) for i in range(1, len(terms))]
+            assert row["answer"] in (str(wholes[-1]), ",".join(map(str, wholes)))
+            assert box == rf"\boxed{{{row['answer']}}}"
+            assert sums.right_steps(row["question"], row["solution"]) == [True] * len(steps)
+    assert sum(map(len, asked.values())) == len(set().union(*asked.values()))
+    shown = [row["question"] for row in sums.cold("cold") if " It is " in row["question"]]
+    assert 3 * len(shown) == sum(sums.COLD.values())
+    bent = "48+27=75\n75+93=160\n\\boxed{168}"
+    assert sums.right_steps("48+27+93: sum?", bent) == [True, False]
+    assert sums.right_steps("48+27+93: sum?", "75+93=168\n\\boxed{168}") == [False, False]  # at its place
+
+
 def test_settings_of_a_task_count_and_are_written_back_as_they_were():
     one, other = (ReasoningGymConf(name="r", task="sums", task_config={"low": n}) for n in (1, 2))
     assert isinstance(one, DatasetConf)

@@ -224,7 +224,7 @@ def test_every_plan_of_the_repository_composes_at_every_scale(name, tmp_path, mo
     monkeypatch.chdir(tmp_path)  # where nothing that `prepare` makes is there yet
     scales = plans.load_plan(name).scales
     on_the_ladder_alone = ("demo", "self_distillation", "when_it_works", "long_run", "equal_compute")  # in its worlds
-    assert {"cpu", "gpu1", "paper"} <= set(scales) or name in on_the_ladder_alone
+    assert {"cpu", "gpu1", "paper"} <= set(scales) or name in (*on_the_ladder_alone, "real_lm", "real_lm_properties")
     for scale in scales:
         plan = plans.load_plan(name, scale)
         runs = plans.plan_runs(name, plan, scale, None, [])
@@ -687,12 +687,24 @@ def test_a_grid_that_is_none_is_refused(small, one, other, told):
         plans.load_plan("small")
 
 
+@pytest.mark.runs
+@pytest.mark.usefixtures("warm")
+def test_a_plan_takes_the_model_that_a_run_ends_with(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = ["train", "algorithm=sft", "dataset=ladder", "debug=tiny", "trainer.max_steps=1"]
+    assert prepare({"bases/tuned": command}) == 0
+    (run,) = tmp_path.glob("outputs/ladder/*/checkpoints/final")
+    assert config.model_content(tmp_path / "bases" / "tuned") != config.model_content(config.LADDER)
+    assert (run / "model.safetensors").is_file()
+
+
 def test_no_two_plans_make_different_models_in_one_folder():
     recipes: dict[str, set[str]] = {}
     for path in plans.EXPERIMENTS.glob("*/plan.yaml"):
         for folder, (name, *overrides) in plans.load_plan(path.parent.name).prepare.items():
-            assert (name, f"pretrain.output={folder}" in overrides) == ("pretrain", True)
-            recipes.setdefault(folder, set()).add(config.pretrain_identity(compose_config(*overrides)))
+            assert name == "train" or (name, f"pretrain.output={folder}" in overrides) == ("pretrain", True)
+            recipe = config.identity if name == "train" else config.pretrain_identity
+            recipes.setdefault(folder, set()).add(recipe(compose_config(*overrides)))
     assert {folder: made for folder, made in recipes.items() if len(made) > 1} == {}
 
 

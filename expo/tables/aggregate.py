@@ -233,7 +233,8 @@ def keep_runs(runs: Sequence[PlannedRun], made_by: Mapping[str, Sequence[str]], 
             completions += [{"arm": arm, "seed": seed} | row for row in final_rows(directory)]
         samples += [{"arm": arm, "seed": seed} | row for row in samples_of(directory)]
         if (directory / "samples.parquet").is_file():
-            measured += [{"arm": arm, "seed": seed} | row for row in read_rows(directory / "samples.parquet", SAMPLED)]
+            wanted = [*SAMPLED, "completion"]
+            measured += [{"arm": arm, "seed": seed} | row for row in read_rows(directory / "samples.parquet", wanted)]
     (folder / "runs.json").unlink(missing_ok=True)  # whoever reads in between finds none, and no mixture
     for name, rows in (("metrics", lines), ("completions", completions), ("samples", samples), ("measured", measured)):
         (folder / f"{name}.parquet").unlink(missing_ok=True)

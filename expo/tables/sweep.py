@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from expo.config import UserError, compose_config, made_as, make_folder
+from expo.config import UserError, compose_config, made_as, make_folder, run_dir
 from expo.runs.reading import read_curve, read_summary
 from expo.tables.plan import Plan, PlannedRun
 
@@ -68,6 +68,9 @@ def prepare(missing: Mapping[str, Sequence[str]]) -> int:
                 line = [sys.executable, "-m", "expo", *command]
                 # It keeps the lock: where we are killed, it works on, and who comes next waits for it.
                 code = until_over(subprocess.Popen(line, start_new_session=True, pass_fds=[lock.fileno()]))
+                if not code and command[0] == "train":  # whose model is within the run
+                    made = [str(run_dir(compose_config(command[1:]))), f"output={folder}"]
+                    code = subprocess.run([sys.executable, "-m", "expo", "export", *made], check=False).returncode
                 if code:
                     return code
     return 0

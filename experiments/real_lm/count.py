@@ -1,0 +1,89 @@
+"""Count right steps of kept samples exactly: `python -m experiments.real_lm.count`.
+
+A completion leaks where it ends in the right answer, and a running sum before it is wrong or left out.
+"""
+
+import random
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.real_lm.sums import right_steps
+from expo.evaluation import intervals
+from expo.runs.reading import read_rows
+from expo.verifier.extraction import last_boxed
+
+Row = dict[str, Any]
+HERE = Path(__file__).parent
+PROPERTIES = HERE.parent / "real_lm_properties"
+
+
+def told(rows: Iterable[Row], heads: Sequence[str], key: Callable[[Row], tuple[str, ...]], problem: str) -> None:
+    """Print a Markdown row for each key: samples, and the shares, with 95 % intervals over problems, of those that end
+    right, are right in each step, and end right by a wrong step; and the last's share of those that end right."""
+    found = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        sound = all(right_steps(row["question"], row["completion"]))
+        found[key(row)][row[problem]].append((row["right"], row["right"] and sound, row["right"] and not sound))
+    print(
+        "| " + " | ".join([*heads, "samples", "end right", "and right in each step", "leak", "leaks of these"]) + " |"
+    )
+    print("|" + "---|" * (len(heads) + 5))
+    for name, problems in sorted(found.items()):
+        means = np.array([np.mean(samples, axis=0) for samples in problems.values()])
+        cells = []
+        for column in means.T:
+            low, high = intervals.of_share(column)
+            cells.append(f"{column.mean():.2f} [{low:.2f}, {high:.2f}]")
+        right, _, leaks = np.sum([np.sum(samples, axis=0) for samples in problems.values()], axis=0)
+        whole = sum(map(len, problems.values()))
+        print("| " + " | ".join([*name, str(whole), *cells, f"{leaks:.0f} of {right:.0f}"]) + " |")
+    print()
+
+
+def banked(folder: Path) -> list[Row]:
+    """Return the explanations that the base policy has written for the steps of runs under `folder`, as far as they are
+    there."""
+    from transformers import AutoTokenizer
+
+    files = sorted(folder.glob("banks/*/steps-*.parquet"))
+    tokenizer = AutoTokenizer.from_pretrained(folder / "bases" / "sums") if files else None
+    found = []
+    for file in files:
+        for row in read_rows(file):
+            asked = re.search(r"\n(\S+: \w+\?) It is (\S+)\. Show", tokenizer.decode(row["prompt"]))
+            text = tokenizer.decode(row["ids"], skip_special_tokens=True)
+            right = last_boxed(text) == asked[2] and not row["truncated"]
+            task = asked[1].split()[1].rstrip("?")
+            found.append({"question": asked[1], "completion": text, "right": right, "task": task, "id": asked[1]})
+    return found
+
+
+def main() -> None:
+    """Print what the kept results of both tables say of steps, and five explanations chosen at random."""
+    explained = []
+    for row in read_rows(PROPERTIES / "results" / "cpu" / "measured.parquet"):
+        if row["arm"].endswith("_own") and row["kind"] in (
+            "own",
+            "self_explanation",
+        ):  # a run's first arm has all kinds
+            explained.append(row | {"base": row["arm"].removesuffix("_own"), "right": row["verified"] == 1})
+    told(explained, ("base and task", "kind", "terms"), lambda r: (r["base"], r["kind"], str(r["level"])), "id")
+    trained = HERE / "results" / "cpu" / "completions.parquet"
+    rows = [row | {"right": row["verdict"] == "correct"} for row in read_rows(trained)] if trained.is_file() else []
+    told(rows, ("arm", "terms"), lambda r: (f"{r['arm']}", str(r["level"])), "problem")
+    written = banked(Path("outputs"))
+    told(written, ("written for training", "terms"), lambda r: (r["task"], str(r["question"].count("+") + 1)), "id")
+    cold = [row for row in explained if row["base"] == "cold_sums" and row["kind"] == "self_explanation"]
+    for row in random.Random(0).sample([row for row in cold if row["level"] > 3], 5):
+        steps = " ; ".join(row["completion"].split("\n"))
+        marks = "".join("+" if right else "-" for right in right_steps(row["question"], row["completion"]))
+        print(f"- {row['question']} (shown: {row['true_answer']}): `{steps}` (steps {marks})")
+
+
+if __name__ == "__main__":
+    main()
