@@ -1,6 +1,7 @@
 """The `expo` command: hands over to `expo.commands`, and turns errors into exit codes."""
 
 import difflib
+import hashlib
 import importlib
 import io
 import locale
@@ -234,6 +235,9 @@ def _run_hydra(command: str, arguments: list[str]) -> int:
             given = hydra_conf.overrides.task
             if not any(o.startswith("differs=") for o in given):
                 given = [*given, f"differs='{what_differs(given, runtime_keys(), shared=arguments)}'"]
+            if not any(".group=" in o for o in given):  # the same command's runs are one sweep
+                mark = hashlib.sha256(" ".join(sorted(arguments)).encode()).hexdigest()[:8]
+                given = [*given, *typed(composed).logger.of_table(f"sweep-{mark}", "", [])[:1]]
             _run_process(command, [*folder, *given], hydra_conf.launcher.get("n_jobs", 1))
             return _score(for_command(named(typed(composed), given), command, given), command)
         try:

@@ -44,6 +44,9 @@ def test_runs_of_a_sweep_are_called_by_what_tells_them_apart(tmp_path, monkeypat
         cli.main()
     told = [next(a for a in line if a.startswith("differs=")) for line in lines]
     assert told == ["differs='learning_rate_0.001+k_1_2'", "differs='learning_rate_0.0001+k_1_2'"]
+    groups = {a for line in lines for a in line if ".group=" in a}
+    assert len(groups) == 1
+    assert next(iter(groups)).startswith("logger.wandb.group=sweep-")
 
 
 def test_a_run_of_a_table_has_its_arms_name_and_arms_that_share_one_have_one_directory():
