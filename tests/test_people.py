@@ -38,7 +38,14 @@ def test_what_all_siblings_share_stands_last_and_gives_way_first():
 def test_runs_of_a_sweep_are_called_by_what_tells_them_apart(tmp_path, monkeypatch):
     lines = []
     monkeypatch.setattr(processes, "run_apart", lambda line, **options: lines.append(line) or 0)
-    line = ["-m", "hydra/launcher=basic", f"output_dir={tmp_path}", "optimizer.learning_rate=1e-3,1e-4", "k=[1,2]"]
+    line = [
+        "-m",
+        "hydra/launcher=basic",
+        "logger=wandb",
+        f"output_dir={tmp_path}",
+        "optimizer.learning_rate=1e-3,1e-4",
+        "k=[1,2]",
+    ]
     monkeypatch.setattr(sys, "argv", ["expo", "train", *line])
     with pytest.raises(SystemExit):
         cli.main()
