@@ -129,7 +129,7 @@ def data_content(cfg: Config) -> dict[str, str]:
 
 
 def _content_of(path: Path) -> str:
-    """Return a file's hash. A run asks for it some thirty times: a large file is read again only where it has changed."""
+    """Return a file's hash. A run asks some thirty times: a large file is read again only where it has changed."""
     found = path.stat()
     read = _hashed if found.st_size >= LARGE else _hashed.__wrapped__
     return read(path.absolute(), found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)

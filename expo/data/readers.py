@@ -293,8 +293,8 @@ def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
             size += sum(len(value) for row in rows for value in row.values() if isinstance(value, str))
             if size > most:
                 raise UserError(
-                    f"dataset.path={path}: has {path.stat().st_size} bytes and unpacks to over {most}; give fewer rows, "
-                    "or JSON lines"
+                    f"dataset.path={path}: has {path.stat().st_size} bytes and unpacks to over {most}; give fewer "
+                    "rows, or JSON lines"
                 )
             yield from rows
     except MemoryError:  # of Arrow, too: not the file's fault
