@@ -9,6 +9,7 @@ from typing import IO
 from expo.config.errors import UserError, first_line
 
 KINDS = (".jsonl", ".jsonl.gz", ".parquet")
+NOT_OURS = "this user may not read it; get the right to, or give another file"
 PACKED = b"\x1f\x8b"  # what gzip begins a file with
 UNREADABLE = (OSError, EOFError, zlib.error)  # of a file that is cut off or damaged
 
