@@ -5,6 +5,7 @@ import hashlib
 import importlib
 import io
 import locale
+import logging
 import os
 import re
 import select
@@ -157,6 +158,7 @@ def reporting(run: Callable[[], int]) -> int:
 
     # Without this, Hydra prints an exception its own way and exits with 1; with it, we see the exception.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # a home folder that is not ours to write is no news
     try:
         code = run()
         sys.stdout.flush()

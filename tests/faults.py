@@ -632,30 +632,11 @@ def difference(found: Any, expected: Any) -> str:
 
 def preload() -> None:
     """Import what every process needs, and start no thread."""
-    for name in (
-        "torch",
-        "safetensors.torch",
-        "lightning",
-        "expo.cli",
-        "expo.model.small",
-        *(
-            f"expo.commands.{c}"
-            for c in (
-                "train",
-                "fit",
-                "evaluate",
-                "score",
-                "diagnose",
-                "measure",
-                "pretrain",
-                "table",
-                "explain",
-                "report",
-                "export",
-                "runs",
-            )
-        ),
-    ):
+    ours = sorted(
+        p for room in ("commands", "jobs") for p in (Path(__file__).parents[1] / "expo" / room).glob("[a-z]*.py")
+    )
+    names = [f"expo.{path.parent.name}.{path.stem}" for path in ours]
+    for name in ("torch", "safetensors.torch", "lightning", "expo.cli", "expo.model.small", *names):
         importlib.import_module(name)
     sys.modules["torch"].set_num_threads(1)
 

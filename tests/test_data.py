@@ -1,14 +1,21 @@
 import gzip
+import hashlib
 import json
+import os
+import tracemalloc
 from concurrent.futures import Future
+from importlib import import_module
+from types import SimpleNamespace
 
 import pytest
 from conftest import compose_config
 
-from expo.config import UserError, build, check, identity, run_dir, run_id
+from expo.cli import reporting
+from expo.config import UserError, build, check, data_content, identity, run_dir, run_id
 from expo.config.world import CLEAR
-from expo.data.checks import NUMBER
+from expo.data.checks import NUMBER, unusable
 from expo.ladder import problems as ladder
+from expo.step.problems import within_length
 from expo.verifier.answers import Verdict
 from expo.verifier.pool import Verifier
 
@@ -600,3 +607,81 @@ def test_the_account_tells_the_kinds_of_answers(tmp_path):
     data.whole()
     assert data.sources[0].kinds == {"number": 2, "date": 1, "words": 1, "exact": 1}
     assert data.account().record()["sources"][0]["kinds"]["number"] == 2
+
+
+def wide_rows(path, count=400, blanks=10_000):
+    """Rows whose bytes are mostly no part of what is kept of them."""
+    path.write_text("".join(f'{{"question": "{i}?",{" " * blanks}"answer": "1"}}\n' for i in range(count)))
+    return path
+
+
+def test_a_large_file_is_read_row_by_row(tmp_path):
+    """Neither its identity nor its rows take the whole of it into memory at once, packed or not."""
+    path = wide_rows(tmp_path / "x.jsonl")
+    packed = tmp_path / "x.jsonl.gz"
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    cfg = compose_config("dataset=custom", f"dataset.path={path}")
+    reader("dataset=custom", f"dataset.path={packed}").whole()  # what is imported is no part of it
+    for take in (
+        lambda: data_content(cfg),
+        build(cfg.dataset).whole,
+        reader("dataset=custom", f"dataset.path={packed}").whole,
+    ):
+        tracemalloc.start()
+        take()
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert most < path.stat().st_size / 2
+
+
+def test_rows_are_judged_and_prompts_made_some_at_a_time(tmp_path, monkeypatch):
+    """What a judge and a tokenizer make of all rows of a large file at once is many times its size."""
+    monkeypatch.setattr("expo.data.readers.AT_ONCE", 3)
+    monkeypatch.setattr("expo.step.problems.AT_ONCE", 3)
+    asked, judged = [], []
+
+    def some(problems, *rest):
+        judged.append(len(problems))
+        return unusable(problems, *rest)
+
+    def ids(tokenizer, problems):
+        asked.append(len(problems))
+        return [[0] * len(p.question) for p in problems]
+
+    monkeypatch.setattr("expo.data.readers.unusable", some)
+    problems = reader("dataset=custom", f"dataset.path={wide_rows(tmp_path / 'x.jsonl', 11, 1)}").whole()
+    kept, part = within_length(problems, [ids, ids], None, 2)
+    assert sorted(p.question for p in kept) == [f"{i}?" for i in range(10)]
+    assert (part.too_long, part.prompt_tokens) == (1, [2, 2, 3])
+    assert judged == [3, 3, 3, 2]
+    assert asked == [3, 3, 3, 3, 3, 3, 2, 2]
+
+
+def test_rows_that_the_memory_cannot_hold_are_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("expo.data.readers.AT_ONCE", 4)
+    data = reader("dataset=custom", f"dataset.path={wide_rows(tmp_path / 'x.jsonl', 9, 1)}")
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=2**34, available=2**20))
+    assert reporting(data.whole) == 1
+    assert capsys.readouterr().err == (
+        "expo: out of memory (x.jsonl: 4 rows are read, and the machine has 1 MiB left); give it more (ulimit -v), "
+        "or take fewer rows\n"
+    )
+
+
+def test_a_large_file_is_known_by_what_is_in_it_and_read_once(tmp_path, monkeypatch):
+    """A run asks for its data's identity some thirty times."""
+    path, reads, digest = wide_rows(tmp_path / "x.jsonl", 9, 1), [], hashlib.file_digest
+
+    def counted(*given):
+        reads.append(given)
+        return digest(*given)
+
+    monkeypatch.setattr(import_module("expo.config.identity"), "LARGE", 1)
+    monkeypatch.setattr("hashlib.file_digest", counted)
+    cfg = compose_config("dataset=custom", f"dataset.path={path}")
+    before = [data_content(cfg) for _ in range(3)]
+    assert len(reads) == 1
+    path.write_text(path.read_text().replace("8?", "7!"))
+    os.utime(path, ns=(1, 1))  # even back in time
+    assert data_content(cfg) != before[0]
+    assert before[0] == before[2]

@@ -15,7 +15,7 @@ from expo.config.reference import known, nodes_of, rows_of
 
 ROOT = Path(__file__).parents[1]
 HOUSE = ("expo", "benchmarks")
-LINES = 26029
+LINES = 26099
 PAGES = [
     page for folder in (".", "docs", "experiments/*") for page in sorted(ROOT.glob(f"{folder}/*.md"))
     if page.name not in ("CHANGELOG.md", "keys.md")

@@ -1,11 +1,15 @@
 """expo init: a study of one's own from a data file."""
 
 import json
+import os
 
 import pytest
+from conftest import compose_config
 from omegaconf import OmegaConf
 
 from expo.cli import main
+from expo.commands.init import mapping
+from expo.config import UserError, check
 from expo.tables.request import Request
 
 
@@ -77,3 +81,14 @@ def test_mistakes_are_told_in_one_line_and_nothing_is_made(here, monkeypatch, ca
     assert said.err.count("\n") == 1
     assert not (here / "study").exists()
     assert (here / "there" / "plan.yaml").read_text() == "mine"
+
+
+def test_a_file_that_this_user_may_not_read_is_no_empty_one(tmp_path, monkeypatch):
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"question": "1+1?", "answer": "2"}\n')
+    allowed = os.access
+    monkeypatch.setattr("os.access", lambda at, mode: str(at) != str(path) and allowed(at, mode))
+    with pytest.raises(UserError, match=r"data=.*mine\.jsonl: this user may not read it"):
+        mapping(path, {})
+    with pytest.raises(UserError, match=r"dataset\.path=.*mine\.jsonl: this user may not read it"):
+        check(compose_config("dataset=custom", f"dataset.path={path}"))

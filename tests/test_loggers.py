@@ -121,6 +121,30 @@ def test_a_killed_process_of_wandbs_is_one_line(tmp_path, monkeypatch):
         chosen_loggers(session)
 
 
+AT_HOME = """\
+import sys
+from pathlib import Path
+from conftest import compose_config
+from expo.loggers.tracking import Session, chosen_loggers
+[logger] = chosen_loggers(Session(compose_config("logger=wandb", "logger.wandb.mode=offline"), Path(sys.argv[1])))
+logger.log_rows("completions/train", ["question"], [["1?"]], 1)
+logger.close()
+"""
+
+
+def test_wandb_needs_no_home_folder_to_write_in(tmp_path):
+    """A table went through its folder there, and without one its process logged to the terminal."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "XDG_"))}
+    path = f"{os.environ.get('PYTHONPATH', ROOT)}:{ROOT}/tests"
+    done = subprocess.run(
+        [sys.executable, "-c", AT_HOME, str(tmp_path)], capture_output=True, text=True, check=False,
+        env=own | {"HOME": "/proc/no-home", "PYTHONPATH": path, "WANDB_SILENT": "true"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert " INFO " not in done.stderr
+    assert " ERROR " not in done.stderr
+
+
 def test_a_disk_that_is_full_for_tensorboard_ends_in_one_error_and_no_trace_of_its_thread(tmp_path, monkeypatch):
     told = []
     monkeypatch.setattr(threading, "excepthook", told.append)

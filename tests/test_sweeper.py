@@ -2,8 +2,11 @@
 
 import json
 import signal
+import subprocess
 import sys
+from contextlib import suppress
 
+import psutil
 import pytest
 from conftest import compose_config
 from hydra.core.plugins import Plugins
@@ -44,3 +47,27 @@ def test_a_run_of_a_sweep_returns_pass_at_the_largest_k(seen, tmp_path, monkeypa
         cli.main()
     assert ended.value.code == 0
     assert seen == scores
+
+
+WORKER = """\
+import multiprocessing, sys
+from expo.runs.processes import run_apart
+
+run = [sys.executable, "-c", "import time; print('begun', flush=True); time.sleep(600)"]
+multiprocessing.get_context("fork").Process(target=run_apart, args=(run,)).start()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells of a parent's end on Linux alone")
+def test_a_launcher_s_worker_ends_with_a_command_that_is_killed_and_its_run_goes_on():
+    with subprocess.Popen([sys.executable, "-c", WORKER], stdout=subprocess.PIPE, text=True) as command:
+        assert command.stdout.readline() == "begun\n"
+        worker, run = psutil.Process(command.pid).children(recursive=True)
+        command.kill()
+        try:
+            worker.wait(timeout=60)
+            assert run.status() != psutil.STATUS_ZOMBIE
+        finally:
+            for process in (run, worker):
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()

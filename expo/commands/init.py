@@ -1,6 +1,7 @@
 """`expo init`: a study of one's own: a plan, a checked mapping of the data file's columns, and a README."""
 
 import difflib
+import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ from rich.console import Console
 
 from expo.config import UserError, build, check, compose_config, make_folder, take_options
 from expo.config.dataset import columns_of
-from expo.config.files import KINDS
+from expo.config.files import KINDS, NOT_OURS
 from expo.verifier.pool import Verifier
 
 USAGE = (
@@ -85,6 +86,8 @@ def mapping(path: Path, given: Mapping[str, str]) -> dict[str, str]:
     """
     if not path.is_file() or not path.name.endswith(KINDS):
         raise UserError(f"data={path}: no .jsonl or .parquet file; give the path of one")
+    if not os.access(path, os.R_OK):
+        raise UserError(f"data={path}: {NOT_OURS}")
     found = columns_of(path, set())
     if not found:
         raise UserError(f"data={path}: no row with columns was found; each line must be a JSON object")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from omegaconf import MISSING
 
-from expo.config.files import KINDS, UNREADABLE, open_rows
+from expo.config.files import KINDS, NOT_OURS, UNREADABLE, open_rows
 from expo.config.key import Rule, Rules, key, option
 from expo.config.training import ANSWER_KINDS
 from expo.config.world import WorldConf
@@ -327,6 +327,7 @@ class LadderConf(GeneratedConf):
 def _file(name: str, path: str | None) -> Rules:
     if path is not None:
         yield os.path.isfile(path), f"{name}={path}: no such file; give the path of a .jsonl or .parquet file"
+        yield not os.path.isfile(path) or os.access(path, os.R_OK), f"{name}={path}: {NOT_OURS}"
         yield path.endswith(KINDS), f"{name}={path}: not a {', '.join(KINDS)} file; convert it first"
 
 

@@ -2,12 +2,14 @@
 
 import gzip
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 from expo.config.errors import UserError, first_line
 
 KINDS = (".jsonl", ".jsonl.gz", ".parquet")
+NOT_OURS = "this user may not read it; get the right to, or give another file"
 PACKED = b"\x1f\x8b"  # what gzip begins a file with
 UNREADABLE = (OSError, EOFError, zlib.error)  # of a file that is cut off or damaged
 
@@ -19,10 +21,12 @@ def open_rows(path: Path) -> IO[bytes]:
     return gzip.open(path) if packed else path.open("rb")  # type: ignore[return-value]
 
 
-def read_lines(path: Path) -> list[bytes]:
-    """Return the lines of a file, unpacked. Raises UserError for one that cannot be unpacked."""
+def read_lines(path: Path) -> Iterator[bytes]:
+    """Read the lines of a file one by one, unpacked: a file may be larger than the memory that its rows need. Raises
+    UserError for one that cannot be unpacked."""
     try:
         with open_rows(path) as file:
-            return file.read().splitlines()
+            for line in file:
+                yield from line.splitlines()
     except UNREADABLE as error:
         raise UserError(f"{path}: cannot be read ({first_line(error)}); make the file again") from error

@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from expo.config.run import Config
 
 RECIPE = "recipe.json"  # what says which settings of `expo pretrain` made a model
 START, PIECE, PIECES = 2**20, 2**12, 2**10  # bytes, bytes, pieces of a model's file that tell it from another
+LARGE = 2**24  # bytes of a file that takes longer to read than two changes of it can lie apart unseen
 
 
 def identity(cfg: Config) -> str:
@@ -123,7 +125,20 @@ def _digest(tree: Mapping[str, Any]) -> str:
 def data_content(cfg: Config) -> dict[str, str]:
     """Return a hash of each data file of a config, by key."""
     files = {"path": cfg.dataset.path, "eval_path": cfg.dataset.eval_path}
-    return {name: hashlib.sha256(Path(file).read_bytes()).hexdigest() for name, file in files.items() if file}
+    return {name: _content_of(Path(file)) for name, file in files.items() if file}
+
+
+def _content_of(path: Path) -> str:
+    """Return a file's hash. A run asks some thirty times: a large file is read again only where it has changed."""
+    found = path.stat()
+    read = _hashed if found.st_size >= LARGE else _hashed.__wrapped__
+    return read(path.absolute(), found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+@lru_cache
+def _hashed(path: Path, *stamp: int) -> str:
+    with path.open("rb") as file:  # it is not held in memory
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _with_contents(tree: dict[str, Any], cfg: Config) -> dict[str, Any]:
@@ -136,7 +151,7 @@ def _with_contents(tree: dict[str, Any], cfg: Config) -> dict[str, Any]:
     tree["model"]["content"] = model_content(place) if place.exists() else None
     template = cfg.model.chat_template
     if template and Path(template).is_file():
-        tree["model"]["chat_template"] = hashlib.sha256(Path(template).read_bytes()).hexdigest()
+        tree["model"]["chat_template"] = _content_of(Path(template))
     return tree
 
 

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow
 import pyarrow.parquet
 
@@ -184,6 +185,8 @@ class Reader:
             if row is None:  # a blank line
                 continue
             source.rows += 1
+            if source.rows % AT_ONCE == 0:
+                check_memory(f"{source.name}: {source.rows} rows are read")
             try:
                 if isinstance(row, BadRow):
                     raise row
@@ -193,7 +196,11 @@ class Reader:
             except (BadRow, KeyError, TypeError, ValueError, AttributeError) as error:
                 reason = f"no column {error}" if isinstance(error, KeyError) else str(error)
                 self._skip(source, line, error if isinstance(error, BadRow) else BadRow(reason))
-        judged = unusable([p for _, p in made], self.verifier, self.takes_sentences)
+        judged = [
+            why
+            for start in range(0, len(made), AT_ONCE)
+            for why in unusable([p for _, p in made[start : start + AT_ONCE]], self.verifier, self.takes_sentences)
+        ]
         used = []
         for (line, problem), why in zip(made, judged, strict=True):
             if why is None:
@@ -240,16 +247,8 @@ class Reader:
         if path is None:
             return self._hub_rows(split)
         if path.endswith(".parquet"):
-            try:
-                return _parquet_rows(Path(path))
-            except MemoryError:  # of Arrow, too: not the file's fault
-                raise
-            except pyarrow.ArrowException as error:
-                reason = first_line(error)
-                raise UserError(
-                    f"dataset.path={path}: cannot be read as parquet ({reason}); make the file again"
-                ) from error
-        return [_json_row(line) if line.strip() else None for line in read_lines(Path(path))]
+            return _parquet_rows(Path(path))
+        return (_json_row(line) if line.strip() else None for line in read_lines(Path(path)))
 
     def _hub_rows(self, split: str) -> Iterable[dict[str, Any]]:
         import datasets  # slow to import, and only the hub needs it
@@ -269,24 +268,41 @@ class Reader:
         return whole
 
 
+AT_ONCE = 4096  # rows that are judged before the next are
+FREE, LEAST = 1 / 64, 2**29  # share of the memory that rows leave to all else, and the most that they have to leave
+
+
+def check_memory(told: str) -> None:
+    """Raise MemoryError where the machine has little left: the kernel would end this process, or another, without a
+    word."""
+    memory = psutil.virtual_memory()
+    if memory.available < min(FREE * memory.total, LEAST):
+        raise MemoryError(f"{told}, and the machine has {memory.available // 2**20} MiB left")
+
+
 UNPACKED, TIMES = 2**30, 200  # bytes that a parquet file may unpack to, or that many times its own
 
 
-def _parquet_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a file. Raises UserError for one that unpacks to far more than its size: a few KB can hold a
-    terabyte."""
-    rows: list[dict[str, Any]] = []
+def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Read the rows of a file one by one. Raises UserError for one that is no parquet, or that unpacks to far more than
+    its size: a few KB can hold a terabyte."""
     size, most = 0, max(UNPACKED, TIMES * path.stat().st_size)
-    for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=256):
-        new = batch.to_pylist()
-        rows += new
-        size += sum(len(value) for row in new for value in row.values() if isinstance(value, str))
-        if size > most:
-            raise UserError(
-                f"dataset.path={path}: has {path.stat().st_size} bytes and unpacks to over {most}; give fewer rows, "
-                "or JSON lines"
-            )
-    return rows
+    try:
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=256):
+            rows = batch.to_pylist()
+            size += sum(len(value) for row in rows for value in row.values() if isinstance(value, str))
+            if size > most:
+                raise UserError(
+                    f"dataset.path={path}: has {path.stat().st_size} bytes and unpacks to over {most}; give fewer "
+                    "rows, or JSON lines"
+                )
+            yield from rows
+    except MemoryError:  # of Arrow, too: not the file's fault
+        raise
+    except pyarrow.ArrowException as error:
+        raise UserError(
+            f"dataset.path={path}: cannot be read as parquet ({first_line(error)}); make the file again"
+        ) from error
 
 
 def _json_row(line: bytes) -> dict[str, Any] | BadRow:

@@ -2,6 +2,7 @@
 run."""
 
 import json
+import os
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -25,6 +26,8 @@ from expo.loggers.offline import offline_files, read_offline
 from expo.loggers.tracking import Session, Tracker
 from expo.runs.directory import git_commit
 
+W_AND_B_PLACES = ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR")
+
 
 class Wandb(Tracker, WandbLogger):
     """W&B, under the run's own id. Its step is the number of steps done: Lightning leaves it to count calls, from 0
@@ -38,6 +41,7 @@ class Wandb(Tracker, WandbLogger):
     def __init__(self, conf: WandbLoggerConf, session: Session):
         from wandb.errors import Error as WandbError  # here, since its import takes half a second
 
+        keep_out_of_home(session.directory / "wandb" / "home")
         options = asdict(conf.wandb)
         mode = options.pop("mode")
         cfg, before = session.cfg, "" if session.command == "train" else f"{session.command}-"
@@ -86,6 +90,13 @@ class Wandb(Tracker, WandbLogger):
 
     def close(self) -> None:
         self.experiment.finish()
+
+
+def keep_out_of_home(folder: Path) -> None:
+    """Let W&B keep in a folder what it keeps in the user's home, where that may not be written: its process would log
+    to the terminal, and end the run at the first table."""
+    if not os.access(Path.home(), os.W_OK):
+        os.environ |= {name: os.environ.get(name, str(folder)) for name in W_AND_B_PLACES}
 
 
 def _last_step(directory: Path) -> int:

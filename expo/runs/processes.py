@@ -1,5 +1,6 @@
 """How processes of runs are started and stopped."""
 
+import ctypes
 import gc
 import multiprocessing
 import os
@@ -37,7 +38,16 @@ def run_apart(command_line: list[str], **options: Any) -> int:
     """Run a process that a Ctrl-C in the terminal does not reach: who launched it hands it a signal and waits."""
     if multiprocessing.current_process().name != "MainProcess":  # in a launcher's worker, which has only to wait
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        end_with(os.getppid(), signal.SIGKILL)  # else it would wait for ever for more; the run goes on to its end
     return subprocess.run(command_line, check=False, start_new_session=True, **options).returncode
+
+
+def end_with(parent: int, number: int) -> None:
+    """Let the kernel end this process, by a signal, when the one that has started it ends (Linux)."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:  # it has ended already
+            os.kill(os.getpid(), number)
 
 
 def run_environment(jobs: int) -> dict[str, str]:

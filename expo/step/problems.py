@@ -14,6 +14,7 @@ from expo.ground.problem import Problem
 from expo.rollout.noise import PROBLEMS, REFILL, RETRY, Key
 
 log = logging.getLogger(__name__)
+AT_ONCE = 4096  # prompts that are made before the next are
 
 
 class ProblemSampler:
@@ -96,7 +97,11 @@ def within_length(
 
     Logs how many do not fit. Raises UserError where none does.
     """
-    lengths = [max(each) for each in zip(*(map(len, make(tokenizer, problems)) for make in prompts), strict=True)]
+    lengths = [
+        max(map(len, each))
+        for start in range(0, len(problems), AT_ONCE)  # the ids of a large file's prompts are many times its size
+        for each in zip(*(make(tokenizer, problems[start : start + AT_ONCE]) for make in prompts), strict=True)
+    ]
     kept = [p for p, length in zip(problems, lengths, strict=True) if length <= max_tokens]
     if not kept:
         raise UserError(

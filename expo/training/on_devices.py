@@ -1,6 +1,5 @@
 """Start the processes of a run on several devices of this machine, and end all of them when one ends badly."""
 
-import ctypes
 import os
 import re
 import signal
@@ -13,6 +12,7 @@ from types import FrameType
 from typing import Any
 
 from expo.ground.ranks import LOST, MEETING, share_of_cores
+from expo.runs.processes import end_with
 
 POLL_S = 0.2
 GRACE_S = 10.0  # for a process to say why it ends, once another one has ended badly
@@ -117,9 +117,5 @@ def _last_line(log: Path) -> str:
 
 def end_with_parent() -> None:
     """Let the kernel end this process, by SIGTERM, when the one that watches over it ends (Linux)."""
-    parent = os.environ.get(OF_PARENT)
-    if parent is None or not sys.platform.startswith("linux"):
-        return
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-    if os.getppid() != int(parent):  # it has ended already
-        os.kill(os.getpid(), signal.SIGTERM)
+    if (parent := os.environ.get(OF_PARENT)) is not None:
+        end_with(int(parent), signal.SIGTERM)

@@ -68,7 +68,10 @@ class Bank:
         row = self.steps.get(step, {}).get(request.key.row)
         if row is None or row[0] != request.prompt:
             told = "has no explanation" if row is None else "has an explanation of another prompt"
-            raise UserError(f"bank={self.folder}: {told} for step {step + 1}; delete the folder, and it is made again")
+            raise UserError(
+                f"bank={self.folder}: {told} for step {step + 1}; delete the folder, and it is made again, or where "
+                "several nodes train, give an output_dir that all of them see"
+            )
         return Completion(request.prompt, row[1], [], row[2], request.problem)
 
     def _read(self, path: Path) -> dict[int, Rows]:
