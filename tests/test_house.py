@@ -89,7 +89,7 @@ def used():
     for path in ROOT.glob("conf/**/*.yaml"):
         group = "" if "@package _global_" in path.read_text() else ".".join(path.relative_to(ROOT / "conf").parts[:-1])
         words |= flat(yaml.safe_load(path.read_text()) or {}, group).keys()
-    tests = [path for path in ROOT.glob("tests/*.py") if path.name != Path(__file__).name]
+    tests = [path for path in ROOT.glob("tests/**/*.py") if path.name != Path(__file__).name]
     for path in (*ROOT.glob("experiments/*/plan.yaml"), *tests, *PAGES):
         words |= {word.strip(".") for word in re.findall(r"[\w.]+", path.read_text())}
     return {last_two(word) for word in words}

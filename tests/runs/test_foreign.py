@@ -21,7 +21,7 @@ from expo.runs.listing import find_runs
 from expo.runs.reading import final_rows, read_lines, read_rows, read_summary, samples_of
 from expo.step.signed import read_signed, write_signed
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PLAN = """\
 title: one arm
 columns: [pass@1]

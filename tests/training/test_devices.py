@@ -274,7 +274,7 @@ def test_a_critic_is_one_override_and_the_same_on_two_devices(tmp_path, monkeypa
     """Its gradients are summed over devices, clipped and checked with the policy's."""
     (tmp_path / "critical.py").write_text(CRITIC)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])]))
     options = [*LADDER, "algorithm=grpo", "algorithm._target_=critical.WithCritic", "trainer.max_steps=3"]
     code, one = run(tmp_path / "one", *options)
     assert code == 0

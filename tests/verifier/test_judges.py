@@ -230,7 +230,7 @@ def test_the_command_tells_kind_forms_and_verdict(capsys):
     assert VerifierConf().kind == "auto"
 
 
-GUIDE = Path(__file__).parents[1] / "docs" / "answers.md"
+GUIDE = Path(__file__).parents[2] / "docs" / "answers.md"
 FILES = {
     "choices.jsonl": lambda i: {"question": f"Which? (A) {i} (B) {i + 1}", "answer": "AB"[i % 2]},
     "objects.jsonl": lambda i: {"question": f"Town {i}?", "answer": json.dumps({"city": f"Paris {i}"})},

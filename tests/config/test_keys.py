@@ -15,8 +15,8 @@ from expo.config.key import OPTIONS, declaration
 from expo.config.reference import help_of_group, markdown
 from expo.tables import plan as plans
 
-ROOT = Path(__file__).parents[1]
-GOLDEN = json.loads((Path(__file__).parent / "golden_identities.json").read_text())
+ROOT = Path(__file__).parents[2]
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden_identities.json").read_text())
 # What a key without a default is given here; and local files, which have to be there.
 GIVEN = {"name": "x", "path": "x", "solve": "{question}", "explain": "{question}{answer}", "function": "a.b.c"}
 FILES = {"dataset.path", "dataset.eval_path"}

@@ -412,7 +412,7 @@ def test_identity_changes_with_what_changes_the_result_only(math_file):
 def test_cfg_job_shows_the_config(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "expo", "train", "--cfg", "job"], capture_output=True, text=True, check=True,
-        cwd=Path(__file__).parents[1], env=os.environ,
+        cwd=Path(__file__).parents[2], env=os.environ,
     )  # fmt: skip
     assert "expo.algorithms.grpo.GRPO" in done.stdout
 

@@ -27,7 +27,7 @@ from expo.loggers.tracking import Session, chosen_loggers
 from expo.runs.reading import read_summary
 from expo.training.checkpoints import newest_checkpoint
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 Points = dict[str, list[tuple[int, float]]]  # (step, value) of each scalar
 
 

@@ -12,7 +12,7 @@ import pytest
 from test_train import SMALL
 from wandb_server import WandbServer
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ONLINE = ["logger=wandb", "logger.wandb.mode=online", "logger.wandb.group=g", "logger.wandb.tags=[t]"]
 
 

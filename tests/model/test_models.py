@@ -157,7 +157,7 @@ def row_of(kind: str, folder: Path) -> list[str]:
 
 
 def documented() -> dict[str, list[str]]:
-    text = Path(__file__).parents[1].joinpath("docs", "models.md").read_text()
+    text = Path(__file__).parents[2].joinpath("docs", "models.md").read_text()
     cells = [[c.strip() for c in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
     return {row[0]: row for row in cells[2:] if len(row) == 5}
 

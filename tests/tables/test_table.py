@@ -39,7 +39,7 @@ from expo.tables.sweep import View, prepare, until_over
 from expo.training.checkpoints import step_of
 
 # Identities of every planned run in version 0.1: what was finished then is not made again.
-GOLDEN = json.loads(Path(__file__).with_name("golden_identities.json").read_text())["tables"]
+GOLDEN = json.loads(Path(__file__).parents[1].joinpath("golden_identities.json").read_text())["tables"]
 PLAN = """
 title: Small
 columns: [pass@1, pass@4/level5]

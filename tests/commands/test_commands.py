@@ -14,7 +14,7 @@ from expo.jobs import pretrain as base_policy
 from expo.jobs.pretrain import pretrain
 from expo.model.policy import load_policy
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 SMALL = ["debug=tiny", "trainer.max_steps=1", "dataset.eval_limit=4", "evaluation.samples=8"]

@@ -28,7 +28,7 @@ from expo.tables.request import Request
 from expo.tables.sweep import name_of
 from expo.tables.wandb_sweep import find_run, sweep_file
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGE = Page(
     "A table", "Made by a test.", ["arm", "pass@4"], [["GRPO | plain", "0.0"], ["ExP-GRPO", "12.5"]], ["A note."]
 )
@@ -37,7 +37,7 @@ PAGE = Page(
 def check_recorded(name: str, found: object) -> None:
     """Compare with tests/recorded/NAME. To record anew, remove the file and run the test: it writes it, and fails
     once."""
-    path = Path(__file__).parent / "recorded" / name
+    path = Path(__file__).parents[1] / "recorded" / name
     text = json.dumps(found, indent=1) + "\n"
     if not path.is_file():
         path.parent.mkdir(exist_ok=True)

@@ -34,7 +34,7 @@ SMALL = [
 
 # Every scalar of two steps of every algorithm, as one machine makes it. GOLDEN=make pytest -n 0
 # tests/test_algorithms.py -k every_algorithm makes it anew, in a commit that says why a scalar changes.
-GOLDEN = Path(__file__).with_name("golden_scalars.json")
+GOLDEN = Path(__file__).parents[1].joinpath("golden_scalars.json")
 
 
 def machine() -> list[str]:
