@@ -8,13 +8,11 @@ import shlex
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-from conftest import compose_config
-from test_extending import blocks, run
-from test_from_run import save
-from test_runs import leave
+from by_hand import leave, save
+from conftest import ROOT, compose_config
+from pages import blocks, run
 
 import expo
 from expo import cli
@@ -22,7 +20,6 @@ from expo.commands import compare, wandb
 from expo.config import check
 from expo.config.from_run import config_from_run
 
-ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXTS = {page.name: page.read_text() for page in PAGES}
 # Whose commands need what the page makes first; they are run by tests of their own.

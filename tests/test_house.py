@@ -8,12 +8,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import yaml
-from test_extending import blocks
+from conftest import ROOT
+from pages import blocks
 
 from expo.config.key import flat
 from expo.config.reference import known, nodes_of, rows_of
 
-ROOT = Path(__file__).parents[1]
 HOUSE = ("expo", "benchmarks")
 LINES = 26025
 PAGES = [

@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 import torch
 import transformers
-from conftest import compose_config
+from conftest import TESTS, compose_config
 
 from expo import config
 from expo.commands.train import train
@@ -34,7 +34,7 @@ SMALL = [
 
 # Every scalar of two steps of every algorithm, as one machine makes it. GOLDEN=make pytest -n 0
 # tests/test_algorithms.py -k every_algorithm makes it anew, in a commit that says why a scalar changes.
-GOLDEN = Path(__file__).parents[1].joinpath("golden_scalars.json")
+GOLDEN = TESTS.joinpath("golden_scalars.json")
 
 
 def machine() -> list[str]:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import make_prompts
-from test_grpo import PROMPTS, ROLLOUTS, TEMPERATURE, experience, models, row_logp  # noqa: F401  (a fixture)
+from rollouts import PROMPTS, ROLLOUTS, TEMPERATURE, experience, row_logp
 
 from expo.algorithms.base import Components, StepSums
 from expo.algorithms.distillation import SelfDistillation, evenness
@@ -99,7 +99,7 @@ def jsd(s, t, beta=0.5):
 
 @pytest.mark.parametrize("micro_batch_size", [1, 4, 64])
 @pytest.mark.parametrize("trainer", [{}, {"packing": True, "share_prompts": False}])
-def test_two_updates_of_opsd_are_those_of_the_formula(models, micro_batch_size, trainer):  # noqa: F811
+def test_two_updates_of_opsd_are_those_of_the_formula(models, micro_batch_size, trainer):
     """The initial policy teaches; in the second update, each token weighs min(π / π_old, 2)."""
     policy, reference = copy.deepcopy(models[0]), models[1]
     double_reference = copy.deepcopy(reference).double()
@@ -126,7 +126,7 @@ def test_two_updates_of_opsd_are_those_of_the_formula(models, micro_batch_size, 
     assert sums["loss/distill"] == pytest.approx(sums["loss/total"])
 
 
-def test_a_teacher_that_is_the_policy_itself_takes_no_gradient_and_moves_with_it(models):  # noqa: F811
+def test_a_teacher_that_is_the_policy_itself_takes_no_gradient_and_moves_with_it(models):
     policy = copy.deepcopy(models[0])
     made = module(policy, teacher="current", mix=1.0, updates_per_rollout=2, ratio_cap=1.0, aggregation="token_mean")
 
@@ -147,7 +147,7 @@ def test_a_teacher_that_is_the_policy_itself_takes_no_gradient_and_moves_with_it
     assert policy.training is models[0].training
 
 
-def test_the_average_follows_the_policy_at_its_rate(models):  # noqa: F811
+def test_the_average_follows_the_policy_at_its_rate(models):
     policy = copy.deepcopy(models[0])
     made = module(policy, teacher="average", average_rate=0.25, updates_per_rollout=2)
     expected = [p.detach().clone() for p in policy.parameters()]
@@ -165,7 +165,7 @@ def test_the_average_follows_the_policy_at_its_rate(models):  # noqa: F811
     assert "average.model.embed_tokens.weight" in made.state_dict()  # so that a resumed run has it
 
 
-def test_the_teachers_opinion_of_the_sampled_token_is_its_advantage(models):  # noqa: F811
+def test_the_teachers_opinion_of_the_sampled_token_is_its_advantage(models):
     policy = copy.deepcopy(models[0])
     made = module(policy, models[1], teacher="initial", signal="sampled", distill_weight=0.5, cap=1.0)
     teacher = copy.deepcopy(models[1]).double()
@@ -182,7 +182,7 @@ def test_the_teachers_opinion_of_the_sampled_token_is_its_advantage(models):  # 
     compare(made, models[0], loss)
 
 
-def test_a_contrast_adds_to_the_advantage_what_the_right_answer_says_and_a_wrong_one_does_not(models):  # noqa: F811
+def test_a_contrast_adds_to_the_advantage_what_the_right_answer_says_and_a_wrong_one_does_not(models):
     """The last group has no wrong answer to show: its rows have the advantage alone."""
     e, texts = experience(beta=0.0), [[r"\boxed{wrong}"] * 2] * 2 + [["nothing stated"] * 2]
     e.groups = [
@@ -205,7 +205,7 @@ def test_a_contrast_adds_to_the_advantage_what_the_right_answer_says_and_a_wrong
     assert sums["distill/gap" + COUNT] == sum(map(len, ROLLOUTS[:4]))
 
 
-def test_sdpg_is_grpo_with_the_term(models):  # noqa: F811
+def test_sdpg_is_grpo_with_the_term(models):
     policy = copy.deepcopy(models[0])
     made = module(
         policy,
@@ -234,7 +234,7 @@ def test_sdpg_is_grpo_with_the_term(models):  # noqa: F811
     compare(made, models[0], loss)
 
 
-def test_a_rollout_with_nothing_to_show_costs_no_pass_and_counts_in_the_weights(models, caplog):  # noqa: F811
+def test_a_rollout_with_nothing_to_show_costs_no_pass_and_counts_in_the_weights(models, caplog):
     made = module(copy.deepcopy(models[0]), models[1], seen=[SEEN[0], None, SEEN[2]], teacher="initial")
     e = experience()
     assert made.rows(e, e.groups).guided.tolist() == [True, True, False, False, True, True]
@@ -246,7 +246,7 @@ def test_a_rollout_with_nothing_to_show_costs_no_pass_and_counts_in_the_weights(
     assert part["loss/total"] < all_of_it["loss/total"]
 
 
-def test_a_mean_over_tokens_is_one_over_the_guided_tokens(models):  # noqa: F811
+def test_a_mean_over_tokens_is_one_over_the_guided_tokens(models):
     """As in verl, where the mask of the mean is that of the guided tokens: unguided rollouts make no gradient
     smaller."""
     reference = copy.deepcopy(models[1]).double()
@@ -268,7 +268,7 @@ def test_a_mean_over_tokens_is_one_over_the_guided_tokens(models):  # noqa: F811
     compare(made, models[0], loss)
 
 
-def test_a_step_without_anything_to_show_trains_nothing_and_says_so(models):  # noqa: F811
+def test_a_step_without_anything_to_show_trains_nothing_and_says_so(models):
     made = module(copy.deepcopy(models[0]), models[1], seen=[None] * 3, teacher="initial")
     sums = made.update(experience(beta=0.0))
     assert made.gradients == []
@@ -277,7 +277,7 @@ def test_a_step_without_anything_to_show_trains_nothing_and_says_so(models):  # 
     assert (metrics["distill/guided_frac"], metrics["loss/distill"], metrics["distill/divergence"]) == (0.0, 0.0, None)
 
 
-def test_a_cap_changes_the_loss_and_not_what_is_measured(models):  # noqa: F811
+def test_a_cap_changes_the_loss_and_not_what_is_measured(models):
     free, bound = (
         module(copy.deepcopy(models[0]), models[1], teacher="initial", cap=cap).update(experience(beta=0.0))
         for cap in (math.inf, 1e-3)
@@ -287,14 +287,14 @@ def test_a_cap_changes_the_loss_and_not_what_is_measured(models):  # noqa: F811
         assert bound.metrics()[name] == pytest.approx(free.metrics()[name])
 
 
-def test_rows_of_no_group_are_no_rows(models):  # noqa: F811
+def test_rows_of_no_group_are_no_rows(models):
     """With refills, a step may have no group with right and wrong rollouts."""
     made = module(copy.deepcopy(models[0]), models[1], teacher="initial", advantage="mean", refills=1)
     made.update(experience([[0.0, 0.0]] * 3, beta=0.0))
     assert made.gradients == []
 
 
-def test_the_average_does_not_move_with_an_update_that_is_skipped(models):  # noqa: F811
+def test_the_average_does_not_move_with_an_update_that_is_skipped(models):
     made = module(copy.deepcopy(models[0]), teacher="average")
     moved = []
     made.average_in = lambda: moved.append(True)

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from test_grpo import PROMPTS, REWARDS, ROLLOUTS, TEMPERATURE, experience, models, module  # noqa: F401  (a fixture)
+from rollouts import PROMPTS, REWARDS, ROLLOUTS, TEMPERATURE, experience, module
 from torch import nn
 
 from expo.algorithms.terms import Entropy
@@ -23,7 +23,7 @@ def test_the_entropys_gradient_is_that_of_a_softmax_by_hand():
     assert logits.grad[0].tolist() == pytest.approx([-x * (math.log(x) + by_hand) for x in p], abs=1e-6)
 
 
-def test_scores_are_the_same_with_entropy_and_by_chunks(models, monkeypatch):  # noqa: F811
+def test_scores_are_the_same_with_entropy_and_by_chunks(models, monkeypatch):
     rows = token_batch(PROMPTS, ROLLOUTS[:3], 0, "cpu")
     plain = score(models[0], rows, 0.8)
     logp, entropy = score_with_entropy(models[0], rows, 0.8)
@@ -35,7 +35,7 @@ def test_scores_are_the_same_with_entropy_and_by_chunks(models, monkeypatch):  #
         torch.testing.assert_close(whole, chunked)
 
 
-def test_an_entropy_bonus_is_in_the_loss_and_logged_under_its_name(models):  # noqa: F811
+def test_an_entropy_bonus_is_in_the_loss_and_logged_under_its_name(models):
     with_bonus, without = (
         module(*map(copy.deepcopy, models), kl_coef=0.0, entropy_coef=c, advantage="mean") for c in (0.5, 0.0)
     )
@@ -51,7 +51,7 @@ def test_an_entropy_bonus_is_in_the_loss_and_logged_under_its_name(models):  # n
     assert after[0] > after[1]
 
 
-def test_rows_of_equal_rewards_cost_no_pass_until_a_term_wants_them(models):  # noqa: F811
+def test_rows_of_equal_rewards_cost_no_pass_until_a_term_wants_them(models):
     grpo = module(*models, kl_coef=0.0)
     rows = grpo.rows(experience(), experience().groups)
     assert grpo.terms[0].active(rows).tolist() == [a != b for a, b in REWARDS for _ in range(2)]

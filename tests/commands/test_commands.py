@@ -2,7 +2,6 @@
 
 import json
 import signal
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,9 +12,6 @@ from expo.config import ModelConf, UserError, made_as
 from expo.jobs import pretrain as base_policy
 from expo.jobs.pretrain import pretrain
 from expo.model.policy import load_policy
-
-ROOT = Path(__file__).parents[2]
-
 
 SMALL = ["debug=tiny", "trainer.max_steps=1", "dataset.eval_limit=4", "evaluation.samples=8"]
 

@@ -5,9 +5,7 @@ import sys
 
 import pytest
 from conftest import compose_config
-from test_train import run, scalars
-from test_wandb_online import server  # noqa: F401  (a fixture)
-from test_wandb_sync import online  # noqa: F401  (a fixture)
+from running import run, scalars
 
 from expo import cli
 from expo.commands import export
@@ -89,7 +87,7 @@ def test_gc_takes_final_models_where_it_is_asked_to(tmp_path, capsys):
 
 
 @pytest.mark.runs
-def test_a_finished_run_is_sent_to_wandb_afterwards_and_once(online, tmp_path, capsys):  # noqa: F811
+def test_a_finished_run_is_sent_to_wandb_afterwards_and_once(online, tmp_path, capsys):
     _, directory = run(tmp_path / "outputs", "trainer.max_steps=2")
     assert wandb_command.main(["upload", str(directory), "mode=offline", "group=g"]) == 0
     made = read_offline(directory)

@@ -3,11 +3,10 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
-from conftest import compose_config
+from conftest import ROOT, compose_config
 from hydra.errors import ConfigCompositionException
 
 import expo
@@ -412,7 +411,7 @@ def test_identity_changes_with_what_changes_the_result_only(math_file):
 def test_cfg_job_shows_the_config(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "expo", "train", "--cfg", "job"], capture_output=True, text=True, check=True,
-        cwd=Path(__file__).parents[2], env=os.environ,
+        cwd=ROOT, env=os.environ,
     )  # fmt: skip
     assert "expo.algorithms.grpo.GRPO" in done.stdout
 

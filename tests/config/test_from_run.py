@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from by_hand import save
 from conftest import compose_config
 from omegaconf import OmegaConf
 
@@ -21,14 +22,6 @@ EVERY_OPTION = [
     for option in options_of(group)
     if (group, option) != ("verifier", "python")  # which needs a function
 ] + [["verifier=python", "verifier.function=a.b"]]
-
-
-def save(cfg, folder):
-    """Leave what a finished run leaves of its config and its model."""
-    (folder / "checkpoints" / "final").mkdir(parents=True)
-    (folder / "checkpoints" / "final" / "config.json").write_text("{}")
-    OmegaConf.save(OmegaConf.structured(cfg), folder / "config.yaml")
-    return folder
 
 
 @pytest.mark.parametrize(

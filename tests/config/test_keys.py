@@ -4,10 +4,9 @@ before."""
 import dataclasses
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-from conftest import compose_config
+from conftest import ROOT, TESTS, compose_config
 
 from expo import config
 from expo.config.identity import changing
@@ -15,8 +14,7 @@ from expo.config.key import OPTIONS, declaration
 from expo.config.reference import help_of_group, markdown
 from expo.tables import plan as plans
 
-ROOT = Path(__file__).parents[2]
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden_identities.json").read_text())
+GOLDEN = json.loads((TESTS / "golden_identities.json").read_text())
 # What a key without a default is given here; and local files, which have to be there.
 GIVEN = {"name": "x", "path": "x", "solve": "{question}", "explain": "{question}{answer}", "function": "a.b.c"}
 FILES = {"dataset.path", "dataset.eval_path"}

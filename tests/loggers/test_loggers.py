@@ -13,9 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import compose_config
-from test_extending import blocks
-from test_train import SMALL, run, scalars
+from conftest import ROOT, compose_config
+from pages import blocks
+from running import SMALL, run, scalars
 
 from expo import config
 from expo.commands import evaluate
@@ -27,7 +27,6 @@ from expo.loggers.tracking import Session, chosen_loggers
 from expo.runs.reading import read_summary
 from expo.training.checkpoints import newest_checkpoint
 
-ROOT = Path(__file__).parents[2]
 Points = dict[str, list[tuple[int, float]]]  # (step, value) of each scalar
 
 

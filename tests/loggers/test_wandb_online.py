@@ -1,41 +1,15 @@
 """W&B online, against a stand-in server (tests/wandb_server.py): no run of ours needs W&B's own."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from test_train import SMALL
-from wandb_server import WandbServer
+from running import SMALL
+from wandb_server import expo, start
 
-ROOT = Path(__file__).parents[2]
 ONLINE = ["logger=wandb", "logger.wandb.mode=online", "logger.wandb.group=g", "logger.wandb.tags=[t]"]
-
-
-@pytest.fixture
-def server():
-    made = WandbServer()
-    yield made
-    if made.http is not None:
-        made.stop()
-
-
-def start(server: WandbServer, cwd: Path, *arguments: str, **environment: str) -> subprocess.Popen:
-    env = os.environ | {"PYTHONPATH": str(ROOT), "HOME": str(cwd)} | server.environment | environment
-    command = [sys.executable, "-m", "expo", *arguments]
-    return subprocess.Popen(
-        command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
-def expo(server: WandbServer, cwd: Path, *arguments: str, **environment: str) -> tuple[int, str]:
-    process = start(server, cwd, *arguments, **environment)
-    said, _ = process.communicate(timeout=300)
-    return process.returncode, said
 
 
 def lines(directory: Path) -> list[dict[str, float]]:

@@ -9,8 +9,7 @@ import time
 
 import pytest
 from conftest import compose_config
-from test_train import run, scalars
-from test_wandb_online import server  # noqa: F401  (a fixture)
+from running import run, scalars
 
 from expo import cli
 from expo.config import UserError
@@ -39,15 +38,6 @@ def session(folder, run_id: str, first: int, end: int) -> None:
         [sys.executable, "-c", LOG, str(folder), run_id, str(first), str(end)], check=True, capture_output=True
     )
     time.sleep(1)  # W&B names a session by the second
-
-
-@pytest.fixture
-def online(server, monkeypatch, tmp_path):  # noqa: F811
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)
-    return server
 
 
 @pytest.mark.runs

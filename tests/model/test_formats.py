@@ -6,7 +6,7 @@ import copy
 import pytest
 import torch
 from conftest import compose_config
-from test_train import run, scalars, weights
+from running import run, scalars, weights
 
 from expo.config import AdamW8bitConf, ModelConf, OptimizerConf, UserError, build, check_anywhere
 from expo.config.from_run import config_from_run

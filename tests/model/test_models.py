@@ -8,10 +8,10 @@ import datasets
 import pytest
 import torch
 import transformers
-from conftest import compose_config
+from conftest import ROOT, compose_config
 from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
+from running import run
 from safetensors.torch import load_file, save_file
-from test_train import run
 
 from expo.config import ModelConf, UserError, build, check, identity
 from expo.ground.problem import Problem
@@ -157,7 +157,7 @@ def row_of(kind: str, folder: Path) -> list[str]:
 
 
 def documented() -> dict[str, list[str]]:
-    text = Path(__file__).parents[2].joinpath("docs", "models.md").read_text()
+    text = ROOT.joinpath("docs", "models.md").read_text()
     cells = [[c.strip() for c in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
     return {row[0]: row for row in cells[2:] if len(row) == 5}
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 from conftest import compose_config
-from test_train import run
+from running import run
 
 from expo import cli
 from expo.commands import compare

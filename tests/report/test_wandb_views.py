@@ -12,9 +12,9 @@ from queue import Queue
 
 import pytest
 import yaml
-from test_train import SMALL
-from test_wandb_online import expo, server  # noqa: F401
-from test_wandb_sync import online  # noqa: F401
+from conftest import ROOT, TESTS
+from running import SMALL
+from wandb_server import expo
 
 from expo import cli
 from expo.commands import wandb as command
@@ -28,7 +28,6 @@ from expo.tables.request import Request
 from expo.tables.sweep import name_of
 from expo.tables.wandb_sweep import find_run, sweep_file
 
-ROOT = Path(__file__).parents[2]
 PAGE = Page(
     "A table", "Made by a test.", ["arm", "pass@4"], [["GRPO | plain", "0.0"], ["ExP-GRPO", "12.5"]], ["A note."]
 )
@@ -37,7 +36,7 @@ PAGE = Page(
 def check_recorded(name: str, found: object) -> None:
     """Compare with tests/recorded/NAME. To record anew, remove the file and run the test: it writes it, and fails
     once."""
-    path = Path(__file__).parents[1] / "recorded" / name
+    path = TESTS / "recorded" / name
     text = json.dumps(found, indent=1) + "\n"
     if not path.is_file():
         path.parent.mkdir(exist_ok=True)
@@ -131,7 +130,7 @@ def test_without_the_library_it_says_what_to_install(monkeypatch):
             command.main([view, "demo"])
 
 
-def test_online_they_go_to_the_server(online, capsys, monkeypatch):  # noqa: F811
+def test_online_they_go_to_the_server(online, capsys, monkeypatch):
     assert command.main(["workspace", "demo", "mode=online"]) == 0
     assert re.search(r"wandb workspace: \S+/me/expo\?nw=", capsys.readouterr().out)
     (view,) = online.views
@@ -151,7 +150,7 @@ def test_online_they_go_to_the_server(online, capsys, monkeypatch):  # noqa: F81
     assert online.unknown == []
 
 
-def test_online_without_a_key_is_one_line(server, tmp_path):  # noqa: F811
+def test_online_without_a_key_is_one_line(server, tmp_path):
     code, said = expo(server, tmp_path, "wandb", "workspace", "demo", "mode=online", WANDB_API_KEY="")
     assert code == 2
     (line,) = (line for line in said.splitlines() if line.startswith("expo: "))

@@ -300,7 +300,7 @@ class TestRuns:
 
     @pytest.mark.parametrize(("algorithm", "lora"), [("exp_grpo", 0), ("exp_grpo", 4), ("sdpo", 0), ("opsd_answer", 4)])
     def test_a_run_resumes_with_the_weights_of_its_checkpoint(self, base, tmp_path, algorithm, lora):
-        from test_train import run, scalars
+        from running import run, scalars
 
         arguments = [
             "model=hf",

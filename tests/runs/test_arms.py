@@ -155,7 +155,7 @@ def test_evaluations_of_different_parts_are_different_arms(tmp_path):
 
 @pytest.mark.runs
 def test_the_report_does_not_pool_different_experiments(tmp_path):
-    from test_train import run
+    from running import run
 
     made = [run(tmp_path, *more)[1] for more in (["trainer.max_steps=1"], ["trainer.max_steps=2", "seed=1"])]
     _, runs = reading.read_runs([*made, made[0]])

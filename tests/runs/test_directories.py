@@ -8,9 +8,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from by_hand import expo, leave, listed
 from conftest import compose_config
-from test_runs import expo, leave, listed
-from test_train import run, scalars
+from running import run, scalars
 
 from expo.commands import export
 from expo.config import UserError, run_dir

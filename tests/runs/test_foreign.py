@@ -7,12 +7,12 @@ import os
 import subprocess
 import sys
 from itertools import pairwise
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from test_runs import leave
+from by_hand import leave
+from conftest import ROOT
 
 from expo.cli import main, reporting
 from expo.config import UserError
@@ -21,7 +21,6 @@ from expo.runs.listing import find_runs
 from expo.runs.reading import final_rows, read_lines, read_rows, read_summary, samples_of
 from expo.step.signed import read_signed, write_signed
 
-ROOT = Path(__file__).parents[2]
 PLAN = """\
 title: one arm
 columns: [pass@1]

@@ -7,31 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from by_hand import expo, leave, listed
 from conftest import compose_config
-from omegaconf import OmegaConf
 
-from expo.cli import main
-from expo.config import arm_identity, identity, run_dir, run_id
+from expo.config import identity
 from expo.config.from_run import run_directory
 from expo.config.own_code import changed_code, own_code
 from expo.runs.directory import Run
-
-
-def leave(root, *overrides, status="done", score=0.5, steps=2, wall_s=75.0):
-    cfg = compose_config(f"output_dir={root}", *overrides)
-    folder = run_dir(cfg)
-    (folder / "checkpoints" / "final").mkdir(parents=True)
-    (folder / "checkpoints" / "step000001.ckpt").write_bytes(b"x" * 2**20)
-    OmegaConf.save(OmegaConf.structured(cfg), folder / "config.yaml")
-    metrics = {"pass@1": score / 2, "pass@4": score, "pass@4_lo": score - 0.1, "pass@4_hi": score + 0.1}
-    summary = {
-        "status": status, "identity": identity(cfg), "id": run_id(cfg), "arm": arm_identity(cfg), "name": cfg.name,
-        "seed": cfg.seed, "git": "abc", "versions": {}, "device": "a machine", "wall_s": wall_s, "metrics": metrics,
-    }  # fmt: skip
-    (folder / "summary.json").write_text(json.dumps(summary))
-    lines = [{"step": i + 1, "loss/total": 0.1} for i in range(steps)]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return folder
 
 
 def test_own_code_is_known_by_its_sources(tmp_path, monkeypatch):
@@ -87,19 +69,6 @@ def runs(tmp_path):
         "expo": leave(root, "algorithm=exp_grpo", "trainer.max_steps=2", score=0.9),
         "long": leave(root, "algorithm=exp_grpo", "trainer.max_steps=8", status="stopped", score=0.3),
     }
-
-
-def expo(monkeypatch, capsys, *arguments):
-    monkeypatch.setattr("sys.argv", ["expo", "runs", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    return ended.value.code, capsys.readouterr()
-
-
-def listed(monkeypatch, capsys, root, *arguments):
-    code, said = expo(monkeypatch, capsys, f"output_dir={root}", "--json", *arguments)
-    assert code == 0
-    return [row["run"] for row in json.loads(said.out)]
 
 
 def test_all_runs_with_their_state(runs, tmp_path, monkeypatch, capsys):

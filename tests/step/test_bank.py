@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 import torch
 from conftest import compose_config
-from test_train import SMALL, run, scalars, weights
+from running import SMALL, run, scalars, weights
 
 from expo import config
 from expo.cli import COMMANDS

@@ -17,7 +17,7 @@ import psutil
 import pyarrow.parquet
 import pytest
 import wandb
-from conftest import compose_config
+from conftest import TESTS, compose_config
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from matplotlib.colors import to_rgba
@@ -39,7 +39,7 @@ from expo.tables.sweep import View, prepare, until_over
 from expo.training.checkpoints import step_of
 
 # Identities of every planned run in version 0.1: what was finished then is not made again.
-GOLDEN = json.loads(Path(__file__).parents[1].joinpath("golden_identities.json").read_text())["tables"]
+GOLDEN = json.loads(TESTS.joinpath("golden_identities.json").read_text())["tables"]
 PLAN = """
 title: Small
 columns: [pass@1, pass@4/level5]

@@ -18,8 +18,8 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
-from conftest import compose_config
-from test_train import SMALL, expo, run, scalars, weights
+from conftest import ROOT, compose_config
+from running import SMALL, expo, run, scalars, weights
 from torch.distributed.tensor import DTensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -274,7 +274,7 @@ def test_a_critic_is_one_override_and_the_same_on_two_devices(tmp_path, monkeypa
     """Its gradients are summed over devices, clipped and checked with the policy's."""
     (tmp_path / "critical.py").write_text(CRITIC)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))
     options = [*LADDER, "algorithm=grpo", "algorithm._target_=critical.WithCritic", "trainer.max_steps=3"]
     code, one = run(tmp_path / "one", *options)
     assert code == 0

@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from conftest import compose_config
-from test_train import SMALL, run, scalars, weights
+from running import SMALL, run, scalars, weights
 
 from expo.commands import runs
 from expo.commands.train import train

@@ -1,7 +1,6 @@
 """Whole runs, small: what a user does, through the same functions."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import pytest
 import torch
 import wandb
 from conftest import compose_config
+from running import SMALL, expo, run, scalars, weights
 
 from expo import config
 from expo.commands.train import train
@@ -21,35 +21,6 @@ from expo.config import UserError, check
 from expo.evaluation.evaluate import Evaluator
 from expo.loggers.offline import read_offline
 from expo.training.checkpoints import newest_checkpoint
-
-SMALL = [
-    "trainer.problems_per_step=4",
-    "algorithm.group_size=4",
-    "trainer.micro_batch_size=8",
-    "dataset.limit=50",
-    "dataset.eval_limit=4",
-    "trainer.checkpoint_every=1000",
-    "evaluation.every=4",
-]
-
-
-def run(tmp_path: Path, *overrides: str) -> tuple[int, Path]:
-    cfg = compose_config(f"output_dir={tmp_path}", *SMALL, *overrides)
-    check(cfg)
-    return train(cfg), config.run_dir(cfg)
-
-
-def scalars(directory: Path) -> list[dict[str, float]]:
-    """metrics.jsonl without what a clock makes."""
-    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if not k.startswith(("time/", "throughput/"))} for line in lines]
-
-
-def weights(directory: Path) -> dict[str, torch.Tensor]:
-    checkpoint = torch.load(newest_checkpoint(directory), weights_only=True)
-    optimizer = checkpoint["optimizer_states"][0]["state"]
-    moments = {f"{i}.{k}": v for i, state in optimizer.items() for k, v in state.items()}
-    return checkpoint["state_dict"] | moments
 
 
 @pytest.mark.runs
@@ -239,14 +210,6 @@ def test_gated_and_selected_explanations_by_the_current_policy(tmp_path):
         if "reward/mean" in line:
             assert line["positive/used_frac"] <= line["reward/all_wrong_frac"]
             assert line["weight/positive"] == pytest.approx(0.04 * line["reward/all_wrong_frac"])
-
-
-def expo(*arguments: str, cwd: Path) -> subprocess.Popen:
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, "-m", "expo", *arguments]
-    return subprocess.Popen(
-        command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
 
 
 @pytest.mark.runs

@@ -9,7 +9,7 @@ import zipfile
 import pytest
 import torch
 from conftest import compose_config, make_prompts
-from test_train import run, scalars
+from running import run, scalars
 from transformers import PreTrainedModel
 
 from expo.config import JudgeConf, UserError, lineage

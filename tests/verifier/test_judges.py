@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import compose_config
+from conftest import ROOT, compose_config
 from omegaconf import OmegaConf
 
 from expo.commands import verify as verify_command
@@ -230,7 +230,7 @@ def test_the_command_tells_kind_forms_and_verdict(capsys):
     assert VerifierConf().kind == "auto"
 
 
-GUIDE = Path(__file__).parents[2] / "docs" / "answers.md"
+GUIDE = ROOT / "docs" / "answers.md"
 FILES = {
     "choices.jsonl": lambda i: {"question": f"Which? (A) {i} (B) {i + 1}", "answer": "AB"[i % 2]},
     "objects.jsonl": lambda i: {"question": f"Town {i}?", "answer": json.dumps({"city": f"Paris {i}"})},
