@@ -16,7 +16,6 @@ def blocks(text: str) -> list[tuple[str, str, str]]:
     return re.findall(r'```(\w+)(?: title="(.+?)")?\n(.*?)```', text, re.DOTALL)
 
 
-
 # The commands, one after the other in one process, whose imports take longer than the runs.
 DRIVER = """
 import json, os, sys

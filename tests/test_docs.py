@@ -126,7 +126,7 @@ def test_the_recipes_for_wandb_run(line, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "outputs").mkdir()
     arguments = [a for a in shlex.split(line)[2:] if a != "mode=online"]
-    if arguments[0] == "upload":  # tests/test_people.py sends one
+    if arguments[0] == "upload":  # tests/commands/test_people.py sends one
         assert "upload" in wandb.SUBCOMMANDS
         return
     assert cli.PROGRAMS["wandb"] == (wandb.__name__, "main")

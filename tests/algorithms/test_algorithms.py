@@ -33,7 +33,7 @@ SMALL = [
 
 
 # Every scalar of two steps of every algorithm, as one machine makes it. GOLDEN=make pytest -n 0
-# tests/test_algorithms.py -k every_algorithm makes it anew, in a commit that says why a scalar changes.
+# tests/algorithms/test_algorithms.py -k every_algorithm makes it anew, in a commit that says why a scalar changes.
 GOLDEN = TESTS.joinpath("golden_scalars.json")
 
 
