@@ -14,7 +14,9 @@ import pytest
 
 from expo import config
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
+TESTS = Path(__file__).parent
+ROOT = TESTS.parent
+SHARED = ROOT.parent / "shared" / "data"
 
 
 def compose_config(*overrides: str) -> config.Config:
@@ -49,7 +51,7 @@ def warm_python(tmp_path_factory) -> Iterator[str]:
 
     folder = tmp_path_factory.mktemp("warm")
     write_starter(folder)
-    line = [sys.executable, Path(__file__).with_name("warm.py"), folder]
+    line = [sys.executable, TESTS / "warm.py", folder]
     # A pipe each: the processes' own streams, which may be pipes or files, take over objects that can do what a pipe
     # can.
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
@@ -73,6 +75,41 @@ def ladder():
 
     model, tokenizer = load_policy(config.ModelConf(path="ladder"))
     return model, tokenizer, make_prompts("{question}", "{question} answer {answer}")
+
+
+@pytest.fixture(scope="module")
+def models():
+    """(policy, reference) for `rollouts.module`."""
+    import torch
+
+    from expo.model.small import random_tiny
+
+    policy, reference = random_tiny(0)[0], random_tiny(1)[0]
+    with torch.no_grad():  # larger weights: ratios that reach the clip after one step
+        for p in policy.parameters():
+            p *= 1.5
+    return policy.requires_grad_(True), reference.requires_grad_(False)
+
+
+@pytest.fixture
+def server():
+    """A stand-in for W&B's server, under way."""
+    from wandb_server import WandbServer
+
+    made = WandbServer()
+    yield made
+    if made.http is not None:
+        made.stop()
+
+
+@pytest.fixture
+def online(server, monkeypatch, tmp_path):
+    """The same, for this very process, which works in tmp_path."""
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    return server
 
 
 @pytest.fixture

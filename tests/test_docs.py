@@ -8,13 +8,11 @@ import shlex
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-from conftest import compose_config
-from test_extending import blocks, run
-from test_from_run import save
-from test_runs import leave
+from by_hand import leave, save
+from conftest import ROOT, compose_config
+from pages import blocks, run
 
 import expo
 from expo import cli
@@ -22,7 +20,6 @@ from expo.commands import compare, wandb
 from expo.config import check
 from expo.config.from_run import config_from_run
 
-ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXTS = {page.name: page.read_text() for page in PAGES}
 # Whose commands need what the page makes first; they are run by tests of their own.
@@ -129,7 +126,7 @@ def test_the_recipes_for_wandb_run(line, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "outputs").mkdir()
     arguments = [a for a in shlex.split(line)[2:] if a != "mode=online"]
-    if arguments[0] == "upload":  # tests/test_people.py sends one
+    if arguments[0] == "upload":  # tests/commands/test_people.py sends one
         assert "upload" in wandb.SUBCOMMANDS
         return
     assert cli.PROGRAMS["wandb"] == (wandb.__name__, "main")

@@ -3,15 +3,15 @@
 import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from conftest import ROOT, TESTS
+from pages import blocks, run
 
-ROOT = Path(__file__).parents[1]
 GUIDE = (ROOT / "docs" / "extending.md").read_text()
 SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", GUIDE, re.MULTILINE | re.DOTALL))
 
@@ -22,11 +22,6 @@ def scratch(tmp_path: Path) -> Path:
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "experiments").mkdir()
     return tmp_path
-
-
-def blocks(text: str) -> list[tuple[str, str, str]]:
-    """The code blocks of a page: language, title, code."""
-    return re.findall(r'```(\w+)(?: title="(.+?)")?\n(.*?)```', text, re.DOTALL)
 
 
 def follow(folder: Path, *headings: str) -> tuple[list[str], list[str]]:
@@ -47,40 +42,6 @@ def follow(folder: Path, *headings: str) -> tuple[list[str], list[str]]:
                 path.write_text(text)
             files.append(name)
     return files, commands
-
-
-# The commands, one after the other in one process, whose imports take longer than the runs.
-DRIVER = """
-import json, os, sys
-from unittest import mock
-from expo import cli
-for change, arguments in json.load(sys.stdin):
-    os.environ |= change
-    with mock.patch.object(sys, "argv", ["expo", *arguments]):
-        try:
-            cli.main()
-        except SystemExit as end:
-            if end.code:
-                sys.exit(f"expo {arguments}: {end.code}")
-"""
-
-
-def run(folder: Path, commands: list[str], expo_from: Path = ROOT) -> str:
-    """Run the commands in the folder, one after the other; return what they print."""
-    change, calls = {}, []
-    for command in commands:
-        first, *arguments = shlex.split(command)
-        if first == "export":
-            change |= dict(a.split("=") for a in arguments)
-            continue
-        assert first == "expo"
-        calls.append([change, arguments])
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER], input=json.dumps(calls), cwd=folder, capture_output=True, text=True,
-        env=os.environ | {"PYTHONPATH": str(expo_from)}, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 def metrics(folder: Path, run: str) -> list[dict]:
@@ -194,7 +155,7 @@ def test_a_hyperparameter_is_two_edits_and_changes_no_identity(tmp_path):
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     identities, shown, refused = done.stdout.splitlines()
-    golden = json.loads((ROOT / "tests" / "golden_identities.json").read_text())["options"]["algorithm=exp_grpo"][0]
+    golden = json.loads((TESTS / "golden_identities.json").read_text())["options"]["algorithm=exp_grpo"][0]
     plain, same, other = identities.split()
     assert plain == same == golden
     assert other != golden

@@ -8,12 +8,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import yaml
-from test_extending import blocks
+from conftest import ROOT, TESTS
+from pages import blocks
 
 from expo.config.key import flat
 from expo.config.reference import known, nodes_of, rows_of
 
-ROOT = Path(__file__).parents[1]
 HOUSE = ("expo", "benchmarks")
 LINES = 26099
 PAGES = [
@@ -89,7 +89,7 @@ def used():
     for path in ROOT.glob("conf/**/*.yaml"):
         group = "" if "@package _global_" in path.read_text() else ".".join(path.relative_to(ROOT / "conf").parts[:-1])
         words |= flat(yaml.safe_load(path.read_text()) or {}, group).keys()
-    tests = [path for path in ROOT.glob("tests/*.py") if path.name != Path(__file__).name]
+    tests = [path for path in ROOT.glob("tests/**/*.py") if path.name != Path(__file__).name]
     for path in (*ROOT.glob("experiments/*/plan.yaml"), *tests, *PAGES):
         words |= {word.strip(".") for word in re.findall(r"[\w.]+", path.read_text())}
     return {last_two(word) for word in words}
@@ -139,3 +139,30 @@ def test_no_import_runs_up():
     assert {here for here, _, _ in found} <= floors.keys() | {"__init__"}
     up = {(file, there) for here, file, there in found if here != "__init__" and floors[there] > floors[here]}
     assert up == UP
+
+
+def test_tests_stand_in_the_rooms_of_what_they_test():
+    rooms = {path.parent.name for path in ROOT.glob("expo/*/*.py")}
+    assert {path.parent.name for path in TESTS.glob("*/test_*.py")} == rooms | {"benchmarks"}
+    names = [path.name for path in TESTS.rglob("test_*.py")]
+    assert len(names) == len(set(names))  # pytest imports them by name
+
+
+def test_no_test_file_takes_from_another():
+    """What two of them need is a module of tests/, or a fixture of its conftest.py."""
+    found = {
+        (path.name, line) for path in TESTS.rglob("*.py") for line in path.read_text().splitlines()
+        if re.match(r"\s*(from|import) test_", line)
+    }  # fmt: skip
+    assert found == set()
+
+
+def test_tests_that_pages_name_are_there():
+    pages = [*PAGES, *ROOT.glob("experiments/*.md")]
+    named = {
+        name.removeprefix("tests/")
+        for page in pages
+        for name in re.findall(r"(?:tests/(?:\w+/)*|(?:\w+/)*test_)\w+\.py", page.read_text())
+    }
+    assert len(named) > 30
+    assert {name for name in named if not (TESTS / name).is_file()} == set()

@@ -7,7 +7,7 @@ import pandas
 import pytest
 import torch
 import yaml
-from test_train import SMALL
+from running import SMALL
 
 import expo
 from expo.commands import export, samples

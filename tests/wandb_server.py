@@ -7,12 +7,18 @@ so that no file of theirs is sent.
 
 import gzip
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
 from collections import defaultdict
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+
+from conftest import ROOT
 
 KEY = "a" * 40  # of the length that wandb takes for a key
 STREAMS = ("wandb-history.jsonl", "wandb-events.jsonl", "output.log")
@@ -226,3 +232,17 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *words: object) -> None:
         """Say nothing."""
+
+
+def start(server: WandbServer, cwd: Path, *arguments: str, **environment: str) -> subprocess.Popen:
+    env = os.environ | {"PYTHONPATH": str(ROOT), "HOME": str(cwd)} | server.environment | environment
+    command = [sys.executable, "-m", "expo", *arguments]
+    return subprocess.Popen(
+        command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def expo(server: WandbServer, cwd: Path, *arguments: str, **environment: str) -> tuple[int, str]:
+    process = start(server, cwd, *arguments, **environment)
+    said, _ = process.communicate(timeout=300)
+    return process.returncode, said

@@ -96,7 +96,7 @@ def of_strategy(strategy: str) -> Check:
 
 
 def checks(place: Place) -> dict[str, Check]:
-    """Return the checks of this part. On two processes of a CPU, tests/test_devices.py makes the last ones."""
+    """Return the checks of this part. On two processes of a CPU, tests/training/test_devices.py makes the last ones."""
     return {
         "a group of one": collectives,
         f"{place.shapes[1]} sharded over one": sharded,

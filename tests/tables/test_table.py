@@ -1,0 +1,819 @@
+"""expo table on a small plan: what is made, what is not made again, and what a failed run leaves."""
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import psutil
+import pyarrow.parquet
+import pytest
+import wandb
+from conftest import TESTS, compose_config
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from matplotlib.colors import to_rgba
+
+from expo import cli, config
+from expo.commands import report as command
+from expo.commands import table
+from expo.config import UserError
+from expo.cost.estimate import estimate
+from expo.cost.shape import shape
+from expo.loggers.offline import read_offline
+from expo.runs.reading import by_step, final_rows
+from expo.tables import plan as plans
+from expo.tables.aggregate import _mean_over_runs, common_steps, cost_of, measured_values, pass_values, stack, statistic
+from expo.tables.figures import Curves, Heat
+from expo.tables.kept import unpack
+from expo.tables.render import made_by, markdown, percent, rows_of, unlike_problems
+from expo.tables.sweep import View, prepare, until_over
+from expo.training.checkpoints import step_of
+
+# Identities of every planned run in version 0.1: what was finished then is not made again.
+GOLDEN = json.loads(TESTS.joinpath("golden_identities.json").read_text())["tables"]
+PLAN = """
+title: Small
+columns: [pass@1, pass@4/level5]
+scalars: {lift: positive/answer_lift}
+arms:
+  grpo: {label: GRPO, overrides: [algorithm=grpo]}
+  exp: {label: ExP, overrides: [algorithm=exp_grpo], against: grpo}
+scales:
+  cpu:
+    overrides: [debug=tiny, trainer.threads=1]
+    seeds: [0, 1]
+    jobs: 2
+"""
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """A plan of two arms and two seeds, in a folder of its own."""
+    folder = tmp_path / "experiments" / "small"
+    folder.mkdir(parents=True)
+    (folder / "plan.yaml").write_text(PLAN)
+    (folder / "paper.yaml").write_text("exp: {MATH: 12.5}\ngrpo: {MATH: null}\n")
+    monkeypatch.setattr(plans, "EXPERIMENTS", tmp_path / "experiments")
+    return folder
+
+
+@pytest.mark.runs
+@pytest.mark.usefixtures("warm")
+def test_a_table_is_made_once_and_rendered_beside_the_paper(small, tmp_path, capsys, monkeypatch):
+    arguments = ["small", f"output_dir={tmp_path / 'out'}"]
+    assert table.main([*arguments, "dry_run=true"]) == 0
+    assert "4 runs, 4 to do, 2 at a time, time unknown" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+    assert table.main(arguments) == 0
+    printed = [line_printed(capsys)]
+    record = json.loads((small / "results" / "cpu" / "table.json").read_text())
+    assert {key: arm["runs"] for key, arm in record["arms"].items()} == {"grpo": 2, "exp": 2}
+    assert record["arms"]["exp"]["columns"]["pass@4/level5"]["seeds"] == [0.0, 0.0]
+    assert record["arms"]["exp"]["difference"]["pass@1"]["mean"] == 0.0
+    assert record["arms"]["exp"]["cost"]["generated tokens"] > record["arms"]["grpo"]["cost"]["generated tokens"] > 0
+    text = (small / "results" / "cpu" / "table.md").read_text()
+    assert "| arm | pass@1 | pass@4/level5 | paper: MATH |" in text
+    assert "2 (few)" in text
+    assert "| 12.5 |" in text
+    assert "not known" in text
+    results = small / "results" / "cpu"
+    assert (results / "curves.svg").is_file()
+    assert command.main(["small", f"output={tmp_path / 'report.html'}"]) == 0
+    html = (tmp_path / "report.html").read_text()
+    assert "<h1>Small</h1>" in html
+    assert html.count("stroke: #0072b2") >= 3  # the first arm in every chart
+    assert "paper: MATH" in html
+    assert "How problems got solved" in html  # the runs are where the table was told to make them
+    kept = json.loads((results / "runs.json").read_text())
+    assert [(run["arm"], run["seed"]) for run in kept] == [("grpo", 0), ("exp", 0), ("grpo", 1), ("exp", 1)]
+    assert {run["summary"]["status"] for run in kept} == {"done"}
+    assert "group_size: 4" in kept[0]["config"]
+    assert pyarrow.parquet.read_table(results / "metrics.parquet").num_rows == 4 * (
+        2 + 3
+    )  # two steps, three evaluations
+    assert pyarrow.parquet.read_table(results / "completions.parquet").num_rows == 4 * 4 * 4
+    written = [p.stat().st_mtime_ns for p in sorted((tmp_path / "out").glob("ladder_level5/*/summary.json"))]
+    assert len(written) == 4
+    capsys.readouterr()
+    tokens = sum(2 * arm["cost"]["generated tokens"] for arm in record["arms"].values()) / 1e6
+    assert table.main([*arguments, "dry_run=true"]) == 0
+    assert capsys.readouterr().out.endswith("4 runs, 0 to do, 2 at a time\n")
+    assert table.main([*arguments[:1], f"output_dir={tmp_path / 'other'}", "dry_run=true"]) == 0
+    assert f"min and {tokens:.1f} M tokens generated in training, by experiments/small/results/cpu" in (
+        capsys.readouterr().out
+    )
+    assert table.main([*arguments, "seeds=3", "dry_run=true"]) == 0
+    assert f"{tokens / 2:.1f} M tokens generated in training, by the 4 that are done\n" in capsys.readouterr().out
+    assert table.main([*arguments, "trainer.max_steps=1", "dry_run=true"]) == 0  # nothing of these settings is known
+    assert "time unknown" in capsys.readouterr().out
+    assert table.main(arguments) == 0
+    assert [p.stat().st_mtime_ns for p in sorted((tmp_path / "out").glob("ladder_level5/*/summary.json"))] == written
+    capsys.readouterr()
+    for more in (["seeds=1"], ["seeds=2", f"results={tmp_path / 'kept here'}"]):
+        assert table.main([*arguments, *more]) == 0
+        printed.append(line_printed(capsys))
+    assert printed[0] == ["small", arguments[1]]
+    for line, runs in zip(printed, (4, 2, 4), strict=True):
+        page = tmp_path / "page.html"
+        assert command.main([*line, f"output={page}"]) == 0
+        assert f"({page.stat().st_size / 1024:.0f} KiB, {runs} runs)" in capsys.readouterr().out
+        assert "How problems got solved" in page.read_text()
+    folder = str(tmp_path / "kept here")  # which knows by which command it was made
+    assert command.main([folder]) == 0
+    assert "How problems got solved" in (tmp_path / "kept here" / "report.html").read_text()
+    shutil.rmtree(tmp_path / "out")
+    capsys.readouterr()
+    assert command.main([*printed[0], f"output={page}"]) == 0
+    assert "no finished run of small there" in capsys.readouterr().err
+    assert "How problems got solved" not in page.read_text()
+    shutil.copytree(results, tmp_path / "as made")
+    assert table.main([*arguments, "kept=true"]) == 0  # without any run
+    for name in ("curves.svg", "runs.json", "completions.parquet", "metrics.parquet"):
+        assert (results / name).read_bytes() == (tmp_path / "as made" / name).read_bytes()
+    again = json.loads((results / "table.json").read_text())
+    assert again["arms"] == json.loads((tmp_path / "as made" / "table.json").read_text())["arms"]
+    assert "rendered again by" in (results / "table.md").read_text()
+    with pytest.raises(
+        UserError, match=r"grpo seed 0 was made with algorithm.clip_low=0.2 .* and the plan has 0.1 by now"
+    ):
+        table.main([*arguments, "kept=true", "algorithm.clip_low=0.1"])
+    with pytest.raises(
+        UserError, match=r"made with model.path=ladder .* and the plan has Qwen/Qwen2.5-0.5B-Instruct by now"
+    ):
+        table.main([*arguments, "kept=true", "model=hf", "model.path=Qwen/Qwen2.5-0.5B-Instruct"])
+    kept = json.loads((results / "runs.json").read_text())
+    for changed, told in (
+        ({"prepare": ["pretrain", "pretrain.max_steps=900"]}, "made with prepare="),
+        ({"data": {"path": "5ea1"}}, "made with data="),
+        ({"summary": kept[0]["summary"] | {"id": "evaluate-ladder-123"}}, "made with command=evaluate"),
+    ):
+        (results / "runs.json").write_text(json.dumps([kept[0] | changed, *kept[1:]]))
+        with pytest.raises(UserError, match=told):
+            table.main([*arguments, "kept=true"])
+
+
+def line_printed(capsys) -> list[str]:
+    """Return the arguments of the report that a table's last line names."""
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "expo report" in line)
+    assert line.startswith("a page about it: expo report ")
+    return shlex.split(line)[6:]
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_is_named_and_the_others_go_on(small, tmp_path, capsys):
+    (small / "plan.yaml").write_text(PLAN.replace("[algorithm=grpo]", "[algorithm=grpo, trainer.accelerator=gpu]"))
+    assert table.main(["small", f"output_dir={tmp_path / 'out'}", "seeds=1"]) == 1
+    said = capsys.readouterr()
+    assert "grpo seed 0: not started" in said.err
+    assert not (small / "results").exists()  # fewer seeds than the plan's: not the plan's own table
+    record = json.loads(next(tmp_path.glob("out/sweeps/small-cpu/*/results/table.json")).read_text())
+    assert [record["arms"][key]["runs"] for key in ("grpo", "exp")] == [0, 1]
+    assert record["device"].endswith("1 threads")  # the runs', and not of who renders
+    line = next(line for line in said.out.splitlines() if "expo report" in line)
+    assert command.main([*shlex.split(line)[6:], f"output={tmp_path / 'page.html'}"]) == 0
+    assert "0 (few)" in (tmp_path / "page.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (PLAN.replace("title", "tittle"), "tittle"),
+        (PLAN.replace("against: grpo", "against: gpro"), "against=gpro"),
+        (PLAN.replace("algorithm=exp_grpo", "algorithm.group_size=1"), "algorithm.group_size=1"),
+        (PLAN.replace("pass@1, ", "pass@8, "), "pass@8"),
+        (PLAN.replace("pass@1, ", "pass@1/level3, "), "level3"),
+        (PLAN.replace("pass@1, ", "accuracy, "), "accuracy"),
+        (PLAN.replace("    jobs: 2", "    only: [gpro]"), "only=gpro"),
+    ],
+)
+def test_mistakes_in_a_plan_are_one_line(small, text, said):
+    (small / "plan.yaml").write_text(text)
+    with pytest.raises(UserError, match=said):
+        table.main(["small", "dry_run=true"])
+
+
+def test_mistakes_on_the_command_line_are_one_line(small):
+    for arguments, said in (
+        (["nope"], "small"),
+        (["small", "scale=big"], "cpu"),
+        (["small", "seeds=x"], "seeds=x"),
+        (["small", "dry_run=1"], "dry_run=1"),
+        (["small", "dryrun=true"], "did you mean dry_run"),
+        (["small", "sclae=cpu"], "did you mean scale"),
+        (["small", "seed=5"], "seeds="),
+        (["small", "fresh=true"], "never makes a finished run again"),
+        (["small", "++fresh=true"], "never makes a finished run again"),
+        (["small", "algorithm=grpo"], "the arms of small differ in it"),  # it would be one run under two names
+    ):
+        with pytest.raises(UserError, match=said):
+            table.main(arguments)
+
+
+@pytest.mark.runs
+@pytest.mark.parametrize("name", sorted(p.parent.name for p in plans.EXPERIMENTS.glob("*/plan.yaml")))
+def test_every_plan_of_the_repository_composes_at_every_scale(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where nothing that `prepare` makes is there yet
+    scales = plans.load_plan(name).scales
+    on_the_ladder_alone = ("demo", "self_distillation", "when_it_works", "long_run", "equal_compute")  # in its worlds
+    assert {"cpu", "gpu1", "paper"} <= set(scales) or name in (*on_the_ladder_alone, "real_lm", "real_lm_properties")
+    for scale in scales:
+        plan = plans.load_plan(name, scale)
+        runs = plans.plan_runs(name, plan, scale, None, [])
+        keys = {f"{name}/{scale}/{run.arm}/{run.seed}": run for run in runs}
+        assert all(GOLDEN[key] == config.identity(run.cfg) for key, run in keys.items())
+        trained = [run for run in runs if run.command == "train"]
+        assert len({run.dir for run in trained}) == len(trained)
+        assert {run.arm for run in runs} == set(plan.arms)
+        if scale in ("gpu1", "paper"):
+            device = plan.scales[scale].device
+            assert all(estimate(run.cfg, run.command, device).fits for run in runs)
+        assert set(plan.paper) <= set(plans.load_plan(name).arms)
+    for figure in filter(None, plan.figures.values()):
+        instantiate(figure)
+
+
+@pytest.mark.runs
+@pytest.mark.parametrize("path", sorted(plans.EXPERIMENTS.glob("*/results/*/table.json")), ids=lambda p: p.parts[-4])
+def test_every_committed_table_is_what_its_plan_renders(path):
+    record = json.loads(path.read_text())
+    assert path.with_name("table.md").read_text() == markdown(plans.load_plan(record["name"], path.parent.name), record)
+
+
+def test_a_figure_of_another_table_shows_its_own_numbers_of_the_paper_and_its_scales_own_arms():
+    figure = plans.load_plan("fig1_hard_levels")
+    assert figure.paper["exp_grpo"] == {"L4": 76, "L5": 23}  # and not the other levels of Table 3
+    assert figure.arms["grpo"].overrides == plans.load_plan("table3_levels").arms["grpo"].overrides
+    assert "oracle_sound" not in plans.load_plan("ablation_selection", "gpu1").arms
+    assert "oracle_sound" in plans.load_plan("ablation_selection", "cpu").arms
+
+
+def test_values_by_hand(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    rows = [
+        {
+            "problem": problem,
+            "question": "q",
+            "answer": "1",
+            "level": level,
+            "verdict": "correct" if right else "incorrect",
+            "completion": "",
+        }
+        for problem, level, verdicts in (("a", 1, (1, 0)), ("b", 5, (0, 0)))
+        for right in verdicts
+    ]
+    (tmp_path / "completions").mkdir()
+    pa.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "completions" / "eval-step000001.parquet")
+    assert pass_values(final_rows(tmp_path), "pass@1") == {("a", "q", "1"): 0.5, ("b", "q", "1"): 0.0}
+    assert pass_values(rows, "pass@2/level5") == {("b", "q", "1"): 0.0}
+    with pytest.raises(UserError, match="some problems have 1 samples, some 2"):
+        pass_values(rows[1:], "pass@1")
+    others = pass_values([row | {"question": "another"} for row in rows], "pass@1")  # the same ids in other data
+    with pytest.raises(UserError, match="other problems"):
+        stack({"one": pass_values(rows, "pass@1"), "two": others})
+    pa.parquet.write_table(pa.Table.from_pylist(rows[:2]), tmp_path / "completions" / "eval-step1000000.parquet")
+    assert len(final_rows(tmp_path)) == 2  # the last by number, not by letters
+    np.testing.assert_allclose(
+        stack({"one": {"a": 1.0, "b": 0.5}, "two": {"b": 0.0, "a": 1.0}}), [[1.0, 0.5], [1.0, 0.0]]
+    )
+    with pytest.raises(UserError, match="two: evaluated on other problems than one"):
+        stack({"one": {"a": 1.0, "b": 0.5}, "two": {"b": 0.0}})
+    uneven = stack({"one": {"a": 1.0, "b": 0.5}, "two": {"b": 0.0}}, partly=True)
+    np.testing.assert_allclose(uneven, [[1.0, 0.5], [np.nan, 0.0]])
+    assert (
+        statistic(uneven, "pass@1")["mean"],
+        statistic(uneven, "pass@1")["seeds"],
+        statistic(uneven, "pass@1")["problems"],
+    ) == (
+        0.5,
+        [0.75, 0.0],
+        2,
+    )
+    assert by_step([[(1, 0.0), (3, 4.0)], [(1, 1.0), (2, 7.0)]]) == ([1, 2, 3], [[0.0, 1.0], [7.0], [4.0]])
+    samples = [
+        {"kind": kind, "id": "a", "question": "q", "true_answer": "1", "level": 5, "nll": nll}
+        for kind, nll in (("own", 1.0), ("own", 3.0), ("expert", 9.0))
+    ]
+    assert measured_values(samples, "nll/level5", "own") == {("a", "q", "1"): 2.0}
+    assert measured_values(samples, "nll/level1", "own") == {}
+    assert statistic(np.array([[1.0, 0.0], [1.0, 1.0]]), "pass@1")["seeds"] == [0.5, 1.0]
+    assert statistic(np.array([[np.nan, np.nan], [1.0, 1.0]]), "pass@1")["seeds"] == [
+        1.0
+    ]  # a seed without values is none
+
+
+def test_a_table_that_shows_another_tables_runs_has_its_numbers():
+    for path in sorted(plans.EXPERIMENTS.glob("*/results/*/table.json")):
+        plan = plans.load_plan(path.parent.parent.parent.name, path.parent.name)
+        if plan.extends:
+            own, base = (
+                json.loads(p.read_text())["arms"]
+                for p in (path, plans.results_folder(plan.extends, path.parent.name) / "table.json")
+            )
+            shared = [
+                (arm, c)
+                for arm in own.keys() & base.keys()
+                for c in own[arm].get("columns", {})
+                if c in base[arm].get("columns", {})
+            ]
+            assert shared, path
+            for arm, column in shared:
+                assert own[arm]["columns"][column] == base[arm]["columns"][column], (path, arm, column)
+
+
+def test_a_cell_whose_seeds_lie_far_apart_names_them():
+    for seeds, told in (([0.0, 0.02, 1.0], " (seeds 0, 2, 100)"), ([0.4, 0.69, 0.5], ""), ([0.5], "")):
+        assert percent({"mean": 0.34, "lo": 0.0, "hi": 1.0, "seeds": seeds}) == f"34.0 [0.0, 100.0]{told}"
+    apart = {"mean": -0.657, "lo": -1.0, "hi": 0.695, "seeds": [-0.98, -0.96, 0.02]}
+    assert percent(apart, "+") == "-65.7 [-100.0, +69.5] (seeds -98, -96, +2)"
+    taken = plans.load_plan("when_it_works")
+    record = json.loads((plans.results_folder("when_it_works", "cpu") / "table.json").read_text())
+    heads, rows = rows_of(taken, record)
+    (row,) = (row for row in rows if row[0] == "35 %, slips 0.0: GRPO SFT-GT-CoT")
+    assert dict(zip(heads, row, strict=True))["pass@4"] == "34.0 [0.0, 100.0] (seeds 100, 2, 0)"
+
+
+def test_seconds_of_runs_that_share_say_what_they_leave_out(tmp_path):
+    plan = plans.load_plan("when_it_works")
+    record = json.loads((plans.results_folder("when_it_works", "cpu") / "table.json").read_text())
+    assert "without the pairs and explanations that another run has made" in made_by(record)  # runs of before
+    assert {key for key, arm in record["arms"].items() if arm.get("seconds_alone")} == {
+        key for key in plan.arms if key.startswith("exp_")
+    }
+    (tmp_path / "summary.json").write_text(json.dumps({"wall_s": 10.0}))
+    lines = [{"step": s, "throughput/tokens_generated": 5, "time/shared_s": t} for s, t in ((1, -2.0), (2, 4.5))]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert cost_of([tmp_path])["seconds"] == 12.5
+
+
+def test_arms_that_learned_nothing_or_are_of_other_code_are_marked():
+    arm = {
+        "label": "a",
+        "runs": 3,
+        "columns": {"pass@1": {"mean": 0.0, "lo": 0.0, "hi": 0.1, "seeds": [0.0] * 3, "problems": 9}},
+        "scalars": {},
+        "cost": {"generated tokens": None, "trained tokens": None, "seconds": 1.0},
+    }
+    plan = plans.Plan("t", {}, {}, ["pass@1"])
+    marked = {"a": arm | {"marks": {"learned nothing": 2, "other code": 1}}, "b": arm | {"runs": 2}, "c": arm}
+    _, rows = rows_of(plan, {"arms": marked})
+    assert [row[-1] for row in rows] == ["3 (2 learned nothing, 1 other code)", "2 (few)", "3"]
+
+
+def test_scalars_that_are_not_measured_at_every_step_are_means_of_common_steps(tmp_path):
+    for name, steps in (("every", range(1, 21)), ("tenth", (1, 11))):
+        (tmp_path / name).mkdir()
+        lines = [json.dumps({"step": s, "positive/answer_lift": 20.0 - s, "loss/total": 0.0}) for s in steps]
+        (tmp_path / name / "metrics.jsonl").write_text("\n".join(lines))
+    both = [tmp_path / "every", tmp_path / "tenth"]
+    assert common_steps(both, "positive/answer_lift") == {1, 11}
+    assert common_steps([tmp_path / "every"], "positive/answer_lift") == set(range(1, 21))
+    assert common_steps(both, "loss/total") is None
+    assert _mean_over_runs([tmp_path / "every"], "positive/answer_lift", {1, 11}) == 14.0
+
+
+def test_arms_of_one_label_and_unlike_numbers_of_problems_are_told(tmp_path):
+    arm = "{label: GRPO, overrides: [algorithm=grpo]}"
+    path = tmp_path / "plan.yaml"
+    path.write_text(
+        f"title: t\ncolumns: [pass@1]\narms: {{a: {arm}, b: {arm}}}\nscales: {{cpu: {{overrides: [], seeds: [0]}}}}\n"
+    )
+    with pytest.raises(UserError, match="two have the label 'GRPO'"):
+        plans.load_plan(str(path))
+    arms = {k: {"label": k, "columns": {"pass@1": {"problems": n}}} for k, n in (("few", 40), ("many", 100))}
+    assert unlike_problems({"arms": arms}).endswith("pass@1: few 40, many 100.")
+    assert unlike_problems({"arms": {"few": arms["few"]}}) == ""
+
+
+@pytest.mark.parametrize(
+    "path", sorted(plans.EXPERIMENTS.glob("*/results/*/runs.json")), ids=lambda p: "-".join(p.parts[-4:-1:2])
+)
+def test_every_committed_table_renders_from_what_is_kept_beside_it(path, tmp_path):
+    name, scale = path.parts[-4], path.parts[-2]
+    plan = plans.load_plan(name, scale)
+    runs = plans.plan_runs(name, plan, scale, None, [])
+    assert len(unpack(path.parent, runs, runs, plan.prepare, tmp_path)) == len(runs)
+
+
+def test_a_kept_run_of_another_seed_or_of_another_arms_settings_is_refused(tmp_path):
+    """An arm's runs share one config, read once: each is compared all the same."""
+    plan, kept = plans.load_plan("long_run", "cpu"), plans.results_folder("long_run", "cpu")
+    runs = plans.plan_runs("long_run", plan, "cpu", None, [])
+    records = json.loads((kept / "runs.json").read_text())
+    assert len({run["seed"] for run in records}) > 1
+    for before, after, told in (
+        (f"\nseed: {records[-1]['seed']}\n", "\nseed: 77\n", "made with seed=77"),
+        ("\n  group_size: ", "\n  group_size: 1", "made with algorithm.group_size=1"),
+    ):
+        assert before in records[-1]["config"]
+        folder = tmp_path / told
+        folder.mkdir()
+        last = records[-1] | {"config": records[-1]["config"].replace(before, after, 1)}
+        (folder / "runs.json").write_text(json.dumps([*records[:-1], last]))
+        with pytest.raises(UserError, match=told):
+            unpack(folder, runs, runs, plan.prepare, folder / "runs")
+
+
+def test_another_diagnosis_is_not_rendered_from_what_is_kept():
+    with pytest.raises(UserError, match=r"made with diagnose.samples=4 .* and the plan has 8 by now"):
+        table.main(["table1_properties", "kept=true", "diagnose.samples=8"])
+
+
+def test_the_command_is_known():
+    assert "table" in cli.PROGRAMS
+
+
+def sweep_command(tmp_path, output, *arguments):
+    script = (
+        "import sys, pathlib; from expo.tables import plan; from expo.commands import table\n"
+        f"plan.EXPERIMENTS = pathlib.Path({str(tmp_path / 'experiments')!r})\n"
+        "sys.exit(table.main(sys.argv[1:]))"
+    )
+    return [sys.executable, "-c", script, "small", f"output_dir={tmp_path / output}", *arguments]
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_three_times_ends_with_the_same_table(small, tmp_path):
+    """SIGKILL to every process of the sweep, once in the first step and twice after checkpoints; no finished run is
+    made again."""
+    (small / "plan.yaml").write_text(
+        PLAN.replace("debug=tiny,", "debug=tiny, trainer.max_steps=12, trainer.checkpoint_every=2, evaluation.every=4,")
+    )
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    for steps in (0, 5, 14):  # of both runs of 12, by their newest checkpoints
+        process = subprocess.Popen(sweep_command(tmp_path, "killed", "seeds=1", "jobs=1"), **quiet)
+        while (
+            len(list(tmp_path.glob("killed/ladder_level5/*/metrics.jsonl"))) < 1
+            or sum(step_of(p) for p in tmp_path.glob("killed/ladder_level5/*/checkpoints/step*.ckpt")) < steps
+        ):
+            assert process.poll() is None
+            time.sleep(0.05)
+        tree = [*psutil.Process(process.pid).children(recursive=True), process]
+        for member in tree:
+            with suppress(psutil.NoSuchProcess):  # a child may end by itself in between
+                member.kill()
+        process.wait()
+    finished = {
+        path: path.stat().st_mtime_ns
+        for path in tmp_path.glob("killed/ladder_level5/*/summary.json")
+        if json.loads(path.read_text())["status"] == "done"
+    }
+    assert len(finished) == 1
+    for output in ("killed", "whole"):
+        subprocess.run(
+            sweep_command(tmp_path, output, "seeds=1", f"results={tmp_path / output / 'r'}"), check=True, **quiet
+        )
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    killed, whole = (json.loads((tmp_path / o / "r" / "table.json").read_text())["arms"] for o in ("killed", "whole"))
+    for arm in whole:
+        assert whole[arm]["columns"] == killed[arm]["columns"]
+        assert whole[arm]["cost"]["trained tokens"] == killed[arm]["cost"]["trained tokens"]
+    lines = [
+        pyarrow.parquet.read_table(tmp_path / o / "r" / "metrics.parquet").to_pylist() for o in ("killed", "whole")
+    ]
+    assert [untimed(line) for line in lines[0]] == [untimed(line) for line in lines[1]]
+
+
+def untimed(row):
+    return {k: v for k, v in json.loads(row["line"]).items() if not k.startswith(("time/", "throughput/tokens_per_s"))}
+
+
+def test_what_ends_us_is_handed_on_while_a_process_works_and_no_longer(tmp_path):
+    before = signal.getsignal(signal.SIGINT)
+    child = "import signal; signal.signal(signal.SIGTERM, lambda *_: exit(7)); print(flush=True); signal.pause()"
+    process = subprocess.Popen([sys.executable, "-c", child], stdout=subprocess.PIPE)
+
+    def interrupt():
+        process.stdout.readline()
+        signal.raise_signal(signal.SIGINT)
+
+    assert until_over(process, interrupt) == 7
+    process = subprocess.Popen([sys.executable, "-c", child.replace("exit(7)", "exit(143)")], stdout=subprocess.PIPE)
+    assert until_over(process, interrupt) == 130  # a Ctrl-C, which the child got as SIGTERM
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_the_view_shows_what_runs_have_written_and_says_once_when_they_end(small, tmp_path, capsys):
+    first, second = plans.plan_runs("small", plans.load_plan("small"), "cpu", [0], [f"output_dir={tmp_path}"])
+    first.dir.mkdir(parents=True)
+    lines = [{"step": 0, "pass@4": 0.25}, {"step": 1, "reward/mean": 0.5}]
+    (first.dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[1:]))
+    with View([first, second]) as view:
+        view.update()
+        (task,) = view.tasks.values()
+        assert (view.bar.tasks[task].completed, view.bar.tasks[task].fields["state"]) == (1, "reward 0.500")
+        (first.dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        view.update()
+        assert view.bar.tasks[task].fields["state"] == "reward 0.500  pass@4 0.250"
+        (first.dir / "summary.json").write_text(json.dumps({"status": "done", "wall_s": 3, "metrics": {"pass@4": 0.5}}))
+        view.update()
+        view.update()
+        assert not view.tasks
+        assert view.bar.tasks[view.whole].completed == first.cfg.trainer.max_steps
+    assert capsys.readouterr().err.count("grpo-s0 done after 3 s pass@4 0.500 (1 of 2)") == 1
+
+
+@pytest.mark.slow
+def test_two_sweeps_at_once_make_every_run_once(small, tmp_path):
+    commands = [sweep_command(tmp_path, "out", "seeds=1", f"results={tmp_path / name}") for name in "ab"]
+    sweeps = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for command in commands]
+    assert [sweep.wait(timeout=300) for sweep in sweeps] == [0, 0]
+    said = [path.read_text() for path in (tmp_path / "out" / "sweeps" / "small-cpu").glob("*/logs/*.log")]
+    assert sum("done at step" in text for text in said) == 2  # one run of each arm
+    assert (tmp_path / "a" / "completions.parquet").read_bytes() == (
+        tmp_path / "b" / "completions.parquet"
+    ).read_bytes()
+
+
+def test_a_map_frames_what_is_settled():
+    arms = {
+        arm: {"columns": {"pass@4": {"mean": 0.5}}, "difference": {"pass@4": {"lo": low, "hi": high}}}
+        for arm, low, high in (("a_x", 0.1, 0.2), ("a_y", -0.1, 0.2), ("b_x", -0.2, -0.1))
+    }
+    heat = Heat("pass@4", {"a": "A", "b": "B"}, {"x": "X", "y": "Y"}, frames=True)
+    figure = heat.draw(SimpleNamespace(title="t"), {"arms": arms}, [])
+    framed = [[patch.get_edgecolor() for patch in axis.patches] for axis in figure.axes]
+    assert framed == [[to_rgba("tab:green")], [to_rgba("tab:red")]]
+    plain = Heat("pass@4", {"a": "A"}, {"x": "X"}).draw(SimpleNamespace(title="t"), {"arms": arms}, [])
+    assert not plain.axes[0].patches
+
+
+@pytest.mark.slow
+def test_arms_may_evaluate_and_diagnose_and_share_a_run(small, tmp_path, capsys):
+    (small / "plan.yaml").write_text(
+        """
+title: Base
+columns: [pass@2]
+arms:
+  base: {label: base, command: evaluate, overrides: []}
+  base_4: {label: "base, pass@4", command: evaluate, k: 4, overrides: []}
+scales: {cpu: {overrides: [debug=tiny], seeds: [0, 1]}}
+"""
+    )
+    properties = small.parent / "properties"
+    properties.mkdir()
+    (properties / "plan.yaml").write_text(
+        """
+title: Properties
+columns: [nll, answer_lift/level5]
+headings: [NLL, lift]
+figures: {bars: {_target_: expo.tables.figures.Bars}}
+arms:
+  own: {label: own, command: diagnose, kind: own, overrides: []}
+  expert: {label: expert, command: diagnose, kind: expert, overrides: [], against: own}
+scales: {cpu: {overrides: [debug=tiny, diagnose.problems=2, diagnose.samples=2], seeds: [0, 1]}}
+"""
+    )
+    output = f"output_dir={tmp_path / 'out'}"
+    assert table.main(["small", output]) == 0
+    record = json.loads((small / "results" / "cpu" / "table.json").read_text())
+    assert [arm["runs"] for arm in record["arms"].values()] == [1, 1]
+    assert len(list(tmp_path.glob("out/evaluate/*/summary.json"))) == 1
+    assert table.main(["small", output, "dry_run=true"]) == 0
+    assert "the same run as of base" in capsys.readouterr().out
+    assert table.main(["properties", output]) == 0
+    record = json.loads((properties / "results" / "cpu" / "table.json").read_text())
+    assert len(list(tmp_path.glob("out/diagnose/*/summary.json"))) == 2
+    assert record["arms"]["own"]["columns"]["answer_lift/level5"]["mean"] == pytest.approx(0, abs=1e-4)
+    expert, own = (record["arms"][arm]["columns"]["nll"]["mean"] for arm in ("expert", "own"))
+    assert record["arms"]["expert"]["difference"]["nll"]["mean"] == pytest.approx(expert - own)
+    assert "| NLL | lift |" in (properties / "results" / "cpu" / "table.md").read_text()
+    assert (properties / "results" / "cpu" / "bars.svg").is_file()
+
+
+MAKE = ["pretrain", "pretrain.max_steps=1", "pretrain.output=made"]
+
+
+@pytest.fixture
+def with_base(small, tmp_path, monkeypatch):
+    """The same plan from a model that it makes itself; the ladder's own lies in its place."""
+    monkeypatch.chdir(tmp_path)
+    text = PLAN.replace("debug=tiny,", "debug=tiny, model=hf, model.path=./made,")
+    (small / "plan.yaml").write_text(text + f"prepare: {{made: [{', '.join(MAKE)}]}}\n")
+    shutil.copytree(config.LADDER, "made")
+    return Path("made")
+
+
+@pytest.mark.runs
+def test_a_table_begins_from_no_model_of_other_settings(with_base, monkeypatch, capsys):
+    assert table.main(["small", "dry_run=true"]) == 0
+    assert "made: does not say which settings made it; used as it is" in capsys.readouterr().err
+    config.write_recipe(with_base, compose_config(*MAKE[1:]))
+    assert table.main(["small", "dry_run=true"]) == 0
+    assert "used as it is" not in capsys.readouterr().err
+    weights = with_base / "model.safetensors"
+    weights.write_bytes(weights.read_bytes() + b" ")  # another's, under the same recipe
+    with pytest.raises(UserError, match="or changed since"):
+        table.main(["small", "dry_run=true"])
+    config.write_recipe(with_base, compose_config())
+    refused = pytest.raises(UserError, match=r"made: was made with other settings than this table's, .*; move it away")
+    for more in (["dry_run=true"], []):
+        with refused:
+            table.main(["small", *more])
+    with refused:
+        prepare({"made": MAKE})  # where another sweep has made it meanwhile
+    monkeypatch.setattr(table, "missing", lambda runs: [])
+    with refused:
+        table.main(["small"])  # runs that are done have begun from it, too
+
+
+def test_a_plan_makes_a_model_by_a_command(small):
+    (small / "plan.yaml").write_text(PLAN + "prepare: {made: []}\n")
+    with pytest.raises(UserError, match=r"prepare.made=\[\]: no command"):
+        table.main(["small", "dry_run=true"])
+
+
+GRID = """
+title: Grid
+columns: [pass@1]
+axes:
+  world:
+    easy: {base: []}
+    hard: {base: ["dataset.world.slips={slips}", "model.path=made/{world}"], slips: 0.4}
+  rate: {low: {p: 1e-4}, high: {p: 2e-4}}
+prepare: {"made/{world}_{rate}": [pretrain, "pretrain.output=made/{world}_{rate}"]}
+arms:
+  "grpo_{world}_{rate}": {label: "{world}, {p}", overrides: [algorithm=grpo, "{base}", "optimizer.learning_rate={p}"]}
+  "sft_{world}": {label: "SFT, {world}", overrides: ["{base}"], against: "grpo_{world}_low"}
+  alone: {label: alone, overrides: []}
+scales: {cpu: {overrides: [], seeds: [0], arms: {"sft_{world}": [seed=3]}}}
+"""
+
+
+def test_a_plan_may_be_a_grid(small):
+    (small / "plan.yaml").write_text(GRID)
+    plan = plans.load_plan("small")
+    named = ["grpo_easy_low", "sft_easy", "grpo_easy_high", "grpo_hard_low", "sft_hard", "grpo_hard_high", "alone"]
+    assert list(plan.arms) == named
+    slips = ["dataset.world.slips=0.4", "model.path=made/hard"]
+    assert plan.arms["grpo_hard_high"].overrides == ["algorithm=grpo", *slips, "optimizer.learning_rate=0.0002"]
+    assert plan.arms["sft_easy"].overrides == []
+    assert (plan.arms["sft_hard"].overrides, plan.arms["sft_hard"].against) == (slips, "grpo_hard_low")
+    assert plan.arms["grpo_easy_low"].label == "easy, 0.0001"
+    assert plan.prepare["made/hard_low"] == ["pretrain", "pretrain.output=made/hard_low"]
+    assert plan.scales["cpu"].arms == {"sft_easy": ["seed=3"], "sft_hard": ["seed=3"]}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "told"),
+    [
+        (
+            '"{base}", "optimizer',
+            '"{bse}", "optimizer',
+            r"plan.yaml: \{bse\} in \{bse\}: no axis has this word; use one of",
+        ),
+        ("{world}, {p}", "{world}, {base}", r"\{base\} in \{world\}, \{base\}: no axis has this word"),
+        (
+            '"sft_{world}": {label: "SFT, {world}"',
+            '"sft_{world}": {label: "SFT, {p}"',
+            r"sft_easy: stands for two; put",
+        ),
+        ("made/{world}", "{base}", r"\{base\} in .*: no axis has this word"),
+    ],
+)
+def test_a_grid_that_is_none_is_refused(small, one, other, told):
+    (small / "plan.yaml").write_text(GRID.replace(one, other))
+    with pytest.raises(UserError, match=told):
+        plans.load_plan("small")
+
+
+@pytest.mark.runs
+@pytest.mark.usefixtures("warm")
+def test_a_plan_takes_the_model_that_a_run_ends_with(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = ["train", "algorithm=sft", "dataset=ladder", "debug=tiny", "trainer.max_steps=1"]
+    assert prepare({"bases/tuned": command}) == 0
+    (run,) = tmp_path.glob("outputs/ladder/*/checkpoints/final")
+    assert config.model_content(tmp_path / "bases" / "tuned") != config.model_content(config.LADDER)
+    assert (run / "model.safetensors").is_file()
+
+
+def test_no_two_plans_make_different_models_in_one_folder():
+    recipes: dict[str, set[str]] = {}
+    for path in plans.EXPERIMENTS.glob("*/plan.yaml"):
+        for folder, (name, *overrides) in plans.load_plan(path.parent.name).prepare.items():
+            assert name == "train" or (name, f"pretrain.output={folder}" in overrides) == ("pretrain", True)
+            recipe = config.identity if name == "train" else config.pretrain_identity
+            recipes.setdefault(folder, set()).add(recipe(compose_config(*overrides)))
+    assert {folder: made for folder, made in recipes.items() if len(made) > 1} == {}
+
+
+@pytest.mark.slow
+def test_a_table_with_wandb_has_a_run_of_its_own_and_models_are_made_first(small, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    text = PLAN.replace("seeds: [0, 1]", "seeds: [0]").replace(
+        "debug=tiny,", "debug=tiny, model=hf, model.path=./made,"
+    )
+    (small / "plan.yaml").write_text(text + "prepare: {made: [pretrain, pretrain.max_steps=1, pretrain.output=made]}\n")
+    assert table.main(["small", "logger=wandb"]) == 0
+    record = json.loads(next(tmp_path.glob("outputs/sweeps/small-cpu/*/table.json")).read_text())
+    assert [arm["runs"] for arm in record["arms"].values()] == [
+        1,
+        1,
+    ]  # found under the identity that the made model gives
+    runs = [read_offline(path) for path in tmp_path.glob("outputs/ladder_level5/*/wandb/offline-run-*/*.wandb")]
+    assert {(run.group, run.job_type) for run in runs} == {("small", "grpo"), ("small", "exp")}
+    wandb.finish()
+    wandb.teardown()  # what is written asynchronously is there now
+    (own,) = (read_offline(path) for path in tmp_path.glob("outputs/sweeps/*/*/wandb/offline-run-*/*.wandb"))
+    assert (own.id, own.group, own.job_type, own.tags) == (
+        own.id,
+        "small",
+        "table",
+        [own.id.removeprefix("table-small-")],
+    )
+    assert own.id.startswith("table-small-cpu-")  # a variant, and not the plan's own table
+    assert own.id.removeprefix("table-") in own.artifacts
+    keys = {key.split(".")[0] for row in own.history for key in row}
+    assert {"table", "curves"} <= keys
+
+
+@pytest.mark.slow
+def test_runs_go_through_submitit_too(small, tmp_path):
+    """Its local executor stands in for Slurm: the same launcher, the same pickled jobs."""
+    assert table.main(["small", f"output_dir={tmp_path / 'out'}", "seeds=1", "hydra/launcher=submitit_local"]) == 0
+    assert len(list(tmp_path.glob("out/ladder_level5/*/summary.json"))) == 2
+    assert list(tmp_path.glob("out/sweeps/.submitit/*/*_result.pkl"))
+
+
+def test_the_slurm_launcher_is_submitits_with_a_gpu_per_run():
+    config.register()
+    with initialize_config_dir(str(config.conf_dir()), version_base="1.3"):
+        cfg = compose("config", ["hydra/launcher=slurm", "hydra.launcher.partition=gpu"], return_hydra_config=True)
+    launcher = cfg.hydra.launcher
+    assert launcher._target_ == "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"
+    assert (launcher.gpus_per_node, launcher.partition) == (1, "gpu")
+
+
+def test_curves_stand_in_rows_of_a_width_that_the_plan_sets():
+    plan = SimpleNamespace(title="t", columns=["pass@4"], arms={})
+    figure = Curves([{"metric": name} for name in ("pass@1", "pass@4", "reward/mean")], across=2).draw(plan, {}, [])
+    assert [axis.get_ylabel() for axis in figure.axes if axis.get_visible()] == ["pass@1", "pass@4", "reward/mean"]
+    rows = [axis.get_subplotspec().rowspan.start for axis in figure.axes if axis.get_visible()]
+    assert rows == [0, 0, 1]
+
+
+def test_a_figure_extends_the_plan_of_a_table(small):
+    figure = small.parent / "figure"
+    figure.mkdir()
+    (figure / "plan.yaml").write_text("extends: small\ntitle: Other\nonly: [exp]\ncolumns: [pass@1]\n")
+    plan = plans.load_plan("figure")
+    assert (plan.title, list(plan.arms), plan.paper["exp"]) == ("Other", ["exp"], {"MATH": 12.5})
+    mine = plans.plan_runs("figure", plan, "cpu", None, [])
+    theirs = plans.plan_runs("small", plans.load_plan("small"), "cpu", None, [])
+    assert {run.dir for run in mine} == {run.dir for run in theirs if run.arm == "exp"}
+
+
+def test_costs_by_hand():
+    assert shape("Qwen/Qwen2.5-3B-Instruct").parameters == 3_085_938_688  # the hub's own count
+    assert shape("Qwen/Qwen2.5-0.5B-Instruct").parameters == 494_032_768
+    assert shape("meta-llama/Llama-3.2-1B-Instruct").parameters == 1_235_814_400
+    overrides = ["model=qwen2.5-3b-instruct", "dataset=math", "algorithm=grpo", "trainer.precision=bf16-mixed"]
+    cfg = compose_config(*overrides)
+    cost = estimate(cfg, "train", "h200")
+    steps = cfg.trainer.max_steps * cfg.trainer.problems_per_step * cfg.algorithm.group_size
+    evaluated = (2 + (cfg.trainer.max_steps - 1) // cfg.evaluation.every) * 500 * 4
+    assert cost.tokens == cfg.rollout.max_completion_tokens * (steps + evaluated)
+    assert cost.memory > 18 * 3.08e9  # weights, gradients, two moments in float32, and casts
+    cfg.trainer.micro_batch_size = 64
+    assert "which has less" in str(estimate(cfg, "train", "a100"))
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_the_runs_of_a_table_with_checkpoints(small, tmp_path):
+    """The signal reaches the whole process group, as from a terminal; the same command goes on afterwards."""
+    (small / "plan.yaml").write_text(
+        PLAN.replace("debug=tiny,", "debug=tiny, trainer.max_steps=5000, evaluation.every=0,")
+    )
+    command = sweep_command(tmp_path, "out")
+    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while len(list(tmp_path.glob("out/ladder_level5/*/checkpoints/*.ckpt"))) < 2:
+        assert process.poll() is None
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    summaries = [json.loads(path.read_text()) for path in tmp_path.glob("out/ladder_level5/*/summary.json")]
+    assert [s["status"] for s in summaries] == ["stopped", "stopped"]
+    assert all(s.get("step") for s in summaries)  # written at a clean end only
+
+
+@pytest.mark.runs
+def test_the_runs_of_a_table_are_a_group_in_wandb(small):
+    runs = plans.plan_runs("small", plans.load_plan("small"), "cpu", [0], ["logger=wandb"])
+    cfg = compose_config(*runs[1].overrides)
+    assert (cfg.logger.wandb.group, cfg.logger.wandb.job_type) == ("small", "exp")
+    assert cfg.logger.wandb.tags == ["cpu", "ladder_level5", "ladder"]
+    assert (
+        runs[1].dir == plans.plan_runs("small", plans.load_plan("small"), "cpu", [0], [])[1].dir
+    )  # not in its identity
