@@ -34,7 +34,10 @@ demo: setup ## GRPO, GRPO SFT-GT-CoT and ExP-GRPO on ladder level 5 (SEEDS=3 for
 	$(BIN)/expo demo seeds=$(SEEDS)
 
 test: setup ## the test suite, but for what takes longest
-	$(PYTEST) -m "not slow and not vllm"
+	$(PYTEST) -m "not long and not slow and not vllm"
+
+test-long: setup ## whole runs beside each other: resuming, several devices, a pretended GPU, the pages' recipes (CI runs it, too)
+	$(PYTEST) -m "long and not slow and not vllm"
 
 test-fast: setup ## what needs no whole run
 	$(PYTEST) -m "not slow and not runs and not vllm"
@@ -44,6 +47,7 @@ test-slow: setup ## the longest: kills, sweeps, clusters
 
 coverage: ## both, and the lines of expo/ that they reach: at least 90 %
 	$(MAKE) test COVER=--cov
+	$(MAKE) test-long COVER="--cov --cov-append"
 	$(MAKE) test-slow COVER="--cov --cov-append --cov-report=term:skip-covered --cov-fail-under=90"
 
 soak: setup ## 500 faults by schedule, then runs of 20,000 steps and 100,000 problems: about two hours and a half
@@ -97,4 +101,4 @@ bench-rollout: ## tokens per second of the transformers engine and vLLM's (exper
 bench-intervals: setup ## how often the tables' 95 % intervals hold the truth, simulated (experiments/bench_intervals)
 	$(BIN)/python -m benchmarks.coverage
 
-.PHONY: help setup demo test test-fast test-slow coverage soak test-vllm lint docs keys lock audit bench bench-check gpu-check gpu-check-here bench-rollout bench-intervals
+.PHONY: help setup demo test test-long test-fast test-slow coverage soak test-vllm lint docs keys lock audit bench bench-check gpu-check gpu-check-here bench-rollout bench-intervals

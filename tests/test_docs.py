@@ -157,6 +157,7 @@ def test_paths_in_the_readme_exist():
     assert all((ROOT / path).exists() for path in [*linked, *named])
 
 
+@pytest.mark.long
 @pytest.mark.runs
 def test_the_readmes_own_data_run(tmp_path):
     rows = [{"task": f"What is {i} + {i}?", "result": 2 * i} for i in range(30)]
@@ -174,6 +175,7 @@ def test_the_readmes_own_data_run(tmp_path):
     assert "15 problems (dataset.part=held_out)" in " ".join(said.split())  # what the run had held out, and no more
 
 
+@pytest.mark.long
 @pytest.mark.runs
 def test_the_recipes_for_local_files_run_without_a_network(tmp_path, monkeypatch, math_file, gsm8k_file):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")

@@ -64,6 +64,7 @@ OPTIONS = (
 )
 
 
+@pytest.mark.long
 @pytest.mark.runs
 @pytest.mark.parametrize("overrides", [*(f"algorithm={name}" for name in ALGORITHMS), *OPTIONS])
 def test_no_step_mixes_tensors_of_two_devices(overrides, two_steps):

@@ -27,6 +27,7 @@ def sides(ours, theirs):
     return {"expo": {"seconds": ours, "peak_mb": [1.0] * len(ours)}, "TRL": {"seconds": theirs, "peak_mb": [2.0] * 3}}
 
 
+@pytest.mark.long
 @pytest.mark.runs
 @pytest.mark.parametrize("against", ["trl", "tiny"])
 def test_two_trainers_take_steps_in_turns(against, monkeypatch, capsys):
@@ -44,6 +45,7 @@ def test_two_trainers_take_steps_in_turns(against, monkeypatch, capsys):
     assert 0 < ours["tokens"][0] <= 2 * 4 * 4
 
 
+@pytest.mark.long
 @pytest.mark.runs
 def test_a_case_grows_in_one_thing_at_a_time(monkeypatch, capsys):
     monkeypatch.setattr(growth, "BASE", TINY)

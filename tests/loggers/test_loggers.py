@@ -87,6 +87,7 @@ def read_wandb(directory: Path) -> Points:
 READERS = {"tensorboard": read_tensorboard, "csv": read_csv, "mlflow": read_mlflow}
 
 
+@pytest.mark.long
 @pytest.mark.runs
 @pytest.mark.parametrize("name", ["tensorboard", "csv", pytest.param("mlflow", marks=pytest.mark.slow)])
 def test_a_logger_has_every_scalar_once_after_a_kill(tmp_path, name):
@@ -243,6 +244,7 @@ def test_an_evaluation_is_logged_and_a_mistake_costs_nothing_that_is_there(tmp_p
     assert READERS[name](directory)["pass@4"] == wanted  # once, not twice
 
 
+@pytest.mark.long
 @pytest.mark.runs
 def test_mlflow_knows_the_config_the_status_and_a_run_made_again(tmp_path):
     arguments = ["logger=mlflow", "logger.mlflow.group=g", "trainer.max_steps=2"]

@@ -205,6 +205,7 @@ def test_stop_ends_a_run_that_has_collapsed_while_it_only_warned(tmp_path):
     assert train(tmp_path).returncode == 0
 
 
+@pytest.mark.long
 @pytest.mark.runs
 @pytest.mark.usefixtures("warm")
 def test_a_rollback_takes_the_best_policy_and_resumes_to_the_bit(tmp_path):

@@ -192,6 +192,7 @@ def test_only_who_generates_has_an_engine(overrides, engines, tmp_path, monkeypa
     assert len(made) == engines
 
 
+@pytest.mark.long
 @pytest.mark.runs
 def test_a_lora_policy_explains_as_its_initial_self_without_a_copy(tmp_path, monkeypatch):
     found = []

@@ -336,6 +336,7 @@ def outcome(folder: Path):
     return json.dumps(lines), state
 
 
+@pytest.mark.long
 @pytest.mark.runs
 @pytest.mark.parametrize("overrides", [[], ["algorithm=sdpo"], ["algorithm=exp_grpo_distill", "model.lora_rank=2"]])
 def test_stopping_anywhere_and_saving_at_any_pace_changes_nothing(tmp_path, overrides):

@@ -178,6 +178,7 @@ def ended(process: subprocess.Popen, devices: list[psutil.Process]) -> tuple[int
     return process.returncode, out
 
 
+@pytest.mark.long
 @pytest.mark.runs
 @pytest.mark.parametrize(
     ("rank", "strategy"), [(0, "ddp"), (1, "ddp"), pytest.param(1, "fsdp", marks=pytest.mark.slow)]
@@ -269,6 +270,7 @@ class WithCritic(GRPO):
 """
 
 
+@pytest.mark.long
 @pytest.mark.runs
 def test_a_critic_is_one_override_and_the_same_on_two_devices(tmp_path, monkeypatch):
     """Its gradients are summed over devices, clipped and checked with the policy's."""

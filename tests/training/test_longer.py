@@ -27,6 +27,7 @@ def files(directory):
     return sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
 
 
+@pytest.mark.long
 @pytest.mark.runs
 @pytest.mark.parametrize(
     ("overrides", "first"),

@@ -23,6 +23,7 @@ from expo.loggers.offline import read_offline
 from expo.training.checkpoints import newest_checkpoint
 
 
+@pytest.mark.long
 @pytest.mark.runs
 @pytest.mark.parametrize(
     "overrides",
@@ -56,6 +57,7 @@ def test_stopping_and_resuming_gives_the_same_run_bit_for_bit(tmp_path, override
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.long
 @pytest.mark.runs
 def test_resuming_after_a_sigkill_gives_the_same_run(tmp_path):
     overrides = [*SMALL, "trainer.max_steps=8", "trainer.checkpoint_every=2", "evaluation.every=5"]

@@ -242,6 +242,7 @@ FILES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.runs
 @pytest.mark.usefixtures("warm")
 def test_the_recipes_of_the_page_on_answers(tmp_path):
