@@ -152,9 +152,8 @@ class Algorithm(Updates):
         one."""
         if not self.conf.uses_reference:
             raise UserError(
-                f"algorithm._target_={self.conf._target_}: scores under a reference that it has not asked for; let "
-                "its dataclass have "
-                "the property uses_reference return True"
+                f"algorithm._target_={self.conf._target_}: scores under a reference that it has not asked for; let its "
+                "dataclass have the property uses_reference return True"
             )
         context = as_initial(self.policy) if self.reference is None else nullcontext(self.reference)
         with context as reference:

@@ -144,8 +144,7 @@ class Updates(LightningModule):
         if self.whole is not None and len(self.trained) > 1:
             raise UserError(
                 f"trainer.strategy=fsdp: shares out the policy alone, and {type(self).__name__} trains "
-                f"{len(self.trained)} modules; "
-                "set trainer.strategy=ddp"
+                f"{len(self.trained)} modules; set trainer.strategy=ddp"
             )
         optimizer = build(conf, self.trained_weights, of=torch.optim.Optimizer)
         warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: min(1.0, (t + 1) / (conf.warmup_steps + 1)))

@@ -32,9 +32,8 @@ def plan(cfg: Config) -> int:
     shape = works[0].shape
     print(
         f"{cfg.name}, {cfg.model.path}, {shape.parameters / 1e9:.2f} G parameters, "
-        f"rollout._target_={cfg.rollout._target_}, "
-        f"trainer.strategy={cfg.trainer.strategy}, trainer.precision={cfg.trainer.precision}: an estimate for "
-        f"{device.name}, not measured"
+        f"rollout._target_={cfg.rollout._target_}, trainer.strategy={cfg.trainer.strategy}, "
+        f"trainer.precision={cfg.trainer.precision}: an estimate for {device.name}, not measured"
     )
     wide_console().print(as_table(works, device))
     whole = tokens(works[0])

@@ -60,8 +60,7 @@ class AlgorithmConf:
         yield (
             self.takes_positives or not cfg.positives.gives_positives,
             f"positives={cfg.positives._target_}: {cfg.name} trains on none of them, and they cost tokens; set "
-            "positives=none "
-            "(an algorithm of your own that does says takes_positives: ClassVar[bool] = True)",
+            "positives=none (an algorithm of your own that does says takes_positives: ClassVar[bool] = True)",
         )
 
 
@@ -98,8 +97,7 @@ class SFTConf(PositivesOnlyConf):
         0,
         low=0,
         help="steps per round of STaR: a round's data come from the policy at its start, its training starts from "
-        "the base "
-        "model; 0: no rounds",
+        "the base model; 0: no rounds",
     )
 
     @property
@@ -257,8 +255,7 @@ class GRPOConf(AlgorithmConf):
         low=0,
         high=100,
         help="further batches that a step may sample while too few groups have both right and wrong rollouts; only "
-        "such "
-        "groups are trained on (DAPO's dynamic sampling); 0: off",
+        "such groups are trained on (DAPO's dynamic sampling); 0: off",
     )
     retry: float = key(
         1.0,
@@ -266,8 +263,7 @@ class GRPOConf(AlgorithmConf):
         high=1,
         absent=1.0,
         help="probability that a problem is dealt again when its last group gave no gradient, squared after two such "
-        "groups, "
-        "and so on; others take its place (GRESO); 1: off",
+        "groups, and so on; others take its place (GRESO); 1: off",
     )
     overlong_share: float = key(
         0.0,
@@ -287,8 +283,7 @@ class GRPOConf(AlgorithmConf):
         None,
         choices=("none", "token", "sequence"),
         help="truncated importance sampling between the sampler's probabilities and the trainer's; null: token where "
-        "vLLM or the trainer "
-        "computes in 16 bit, none where one engine does both, or both are in float32",
+        "vLLM or the trainer computes in 16 bit, none where one engine does both, or both are in float32",
     )
     sampler_cap: float = key(2.0, low=1, help="largest weight of that correction")
 
@@ -324,9 +319,8 @@ class GRPOConf(AlgorithmConf):
         )
         yield (
             not self.kl_coef or self.kl_estimator != "k1",
-            "algorithm.kl_estimator=k1: its gradient is zero in the mean, so that "
-            f"algorithm.kl_coef={self.kl_coef:g} would add noise alone; "
-            "set algorithm.kl_estimator=k2 or k3",
+            f"algorithm.kl_estimator=k1: its gradient is zero in the mean, so that algorithm.kl_coef={self.kl_coef:g} "
+            "would add noise alone; set algorithm.kl_estimator=k2 or k3",
         )
         yield (
             cfg.needs != "positives" or cfg.positives.gives_positives,
@@ -376,12 +370,10 @@ class GRPOConf(AlgorithmConf):
         yield (
             self.retry == 1 or not self.refills,
             f"algorithm.retry={self.retry:g}, algorithm.refills={self.refills}: both replace problems that teach "
-            "nothing; "
-            "set algorithm.refills=0 or algorithm.retry=1",
+            "nothing; set algorithm.refills=0 or algorithm.retry=1",
         )
         yield (
             self.retry == 1 or not cfg.positives.explains_all or cfg.positives.joins_groups,
             f"algorithm.retry={self.retry:g}, positives.gate=always: every problem has a positive to learn from, so "
-            "that "
-            "none would be passed over; set positives.gate=all_wrong or algorithm.retry=1",
+            "that none would be passed over; set positives.gate=all_wrong or algorithm.retry=1",
         )

@@ -55,8 +55,7 @@ class DatasetConf:
     eval_path: str | None = key(
         None,
         help="local file for evaluation; null with `path` set: eval_limit problems of `path` (at most half) are held "
-        "out "
-        "of training",
+        "out of training",
     )
     hub_id: str | None = key(None, help="id of the data set on the Hugging Face hub")
     revision: str | None = key(
@@ -90,15 +89,13 @@ class DatasetConf:
         choices=("held_out", "train", "all"),
         identity=False,  # it is part of the directory's name, see `part_mark`
         help="what `expo evaluate` and `expo diagnose` take of the data: what training leaves out, what it trains "
-        "on, or all; "
-        "with `path` alone, held_out is the part that a run with the same keys holds out",
+        "on, or all; with `path` alone, held_out is the part that a run with the same keys holds out",
     )
     on_bad_row: str = key(
         "skip",
         choices=("skip", "stop"),
         help="a row that cannot be used (without question or answer, or one on which no completion can be right): "
-        "skip it, counted "
-        "and named, or stop",
+        "skip it, counted and named, or stop",
     )
 
     answer_kind: str = key(
@@ -289,8 +286,7 @@ class GeneratedConf(DatasetConf):
             yield (
                 getattr(self, name) is None,
                 f"dataset.{name}={getattr(self, name)}: {self.name} makes its problems and reads none; set "
-                "dataset=custom and "
-                "dataset.columns, or the data set whose format it has, such as dataset=math",
+                "dataset=custom and dataset.columns, or the data set whose format it has, such as dataset=math",
             )
 
 

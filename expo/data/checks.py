@@ -11,8 +11,7 @@ from expo.verifier.pool import Verifier
 NUMBER = r"(-?\d[\d,]*(?:\.\d+)?)"
 SENTENCE = (
     f"the answer is a sentence; set dataset.answer_pattern to find the answer in it, such as '{NUMBER}', or '.+' to "
-    "take "
-    "it whole, or dataset.answer_kind=exact for code"
+    "take it whole, or dataset.answer_kind=exact for code"
 )
 # A time-out is no verdict: what a slow machine cannot judge stays in the data.
 REFUSED = (Verdict.INCORRECT, Verdict.UNPARSEABLE)

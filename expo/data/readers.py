@@ -54,8 +54,7 @@ class Reader:
         if self.conf.path is None and self.conf.split == self.conf.eval_split:
             raise UserError(
                 f"dataset.split={self.conf.split}: {self.conf.name} is evaluated on this very split; train on other "
-                "data, "
-                "such as dataset=math"
+                "data, such as dataset=math"
             )
         evaluated = self.evaluation()
         held_out = {p.asked for p in evaluated}
@@ -385,8 +384,7 @@ class Rows(Columns):
         except (ImportError, AttributeError, ValueError) as error:
             raise UserError(
                 f"{told}: cannot be imported ({error}); give package.module.name of a function, and name its package "
-                "in EXPO_PLUGINS "
-                "where it stands in the working folder"
+                "in EXPO_PLUGINS where it stands in the working folder"
             ) from error
         if checks := getattr(function, "oracle", None):
             self.oracle = partial(_steps, checks)

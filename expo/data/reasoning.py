@@ -114,8 +114,7 @@ class Stream:
         except Exception as error:  # of whatever validates
             raise UserError(
                 f"dataset.task={self.task}: does not take the settings {shown(str(self.settings), 200)} "
-                f"({type(error).__name__}: "
-                f"{first_line(error)}); correct dataset.task_config, or take another level"
+                f"({type(error).__name__}: {first_line(error)}); correct dataset.task_config, or take another level"
             ) from error
 
 
@@ -141,8 +140,7 @@ def streams_of(conf: ReasoningGymConf, levels: Sequence[Any]) -> list[Stream]:
                 near = difflib.get_close_matches(name, known, 1) or known
                 raise UserError(
                     f"dataset.task_config.{name}: no setting of the task {task}; "
-                    f"{'did you mean' if len(near) == 1 else 'it has'} "
-                    f"{', '.join(near)}"
+                    f"{'did you mean' if len(near) == 1 else 'it has'} {', '.join(near)}"
                 )
         for level in levels or [None]:
             settings = {} if level is None else _at_level(task, level, conf)

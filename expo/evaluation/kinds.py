@@ -91,9 +91,8 @@ def in_words(rows: Rows) -> list[str]:
     right, taught = sum(row["verified"] for row in verified), by_problem(rows, "self_explanation", None, "verified")
     share = sum(value > 0 for value in taught.values()) / len({row["problem"] for row in rows})
     told = [
-        f"{right:.0f} of {len(verified)} explanations {'is' if right == 1 else 'are'} right: ExP-GRPO would learn "
-        "from at most "
-        f"{100 * share:.0f} % of the problems"
+        f"{right:.0f} of {len(verified)} explanations {'is' if right == 1 else 'are'} right: ExP-GRPO would learn from "
+        f"at most {100 * share:.0f} % of the problems"
     ]
     for which, column, less, sign, holds, fails in PROPERTIES:
         if (found := cell(rows, "self_explanation", None, column, less)) is None:

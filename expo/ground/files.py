@@ -97,9 +97,8 @@ def check_links(directory: Path) -> None:
             real = os.path.realpath(path)
             if os.path.islink(path) and os.path.commonpath([real, inside]) != inside:
                 raise UserError(
-                    f"{path}: a link to {real}; a run writes through no link inside its directory: move what is "
-                    "there here, "
-                    "or link the whole directory"
+                    f"{path}: a link to {real}; a run writes through no link inside its directory: move what is there "
+                    "here, or link the whole directory"
                 )
         if folder == str(directory) and "wandb" in folders:  # W&B has links to its own log, and writes new files alone
             folders.remove("wandb")

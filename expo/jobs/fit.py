@@ -100,9 +100,8 @@ def check_devices(cfg: Config, gpu: bool) -> None:
     wanted, there = cfg.trainer.devices * cfg.trainer.num_nodes, int(os.environ["WORLD_SIZE"]) if is_rank() else 1
     if wanted != there:
         raise UserError(
-            f"trainer.devices={cfg.trainer.devices}, trainer.num_nodes={cfg.trainer.num_nodes}: {there} processes "
-            "were started; "
-            "start as many as there are devices on all nodes, or unset RANK and WORLD_SIZE"
+            f"trainer.devices={cfg.trainer.devices}, trainer.num_nodes={cfg.trainer.num_nodes}: {there} processes were "
+            "started; start as many as there are devices on all nodes, or unset RANK and WORLD_SIZE"
         )
     if gpu and cfg.trainer.devices > (there := torch.cuda.device_count()):
         raise UserError(

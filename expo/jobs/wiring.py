@@ -134,8 +134,7 @@ def build_run(cfg: Config, verifier: Verifier, commit: str | None = None) -> tup
     if not any(p.requires_grad for p in policy.parameters()):
         raise UserError(
             f"model.path={cfg.model.path}: an adapter on weights in 4 bits, which is measured as it is, and not "
-            "trained further; "
-            "give a whole model and model.lora_rank, or set model.load_in_4bit=false"
+            "trained further; give a whole model and model.lora_rank, or set model.load_in_4bit=false"
         )
     check_rounding(policy, cfg.model.dtype, cfg.optimizer.learning_rate)
     read_prompts_rightly(cfg, policy, ranks)
@@ -264,9 +263,8 @@ def check_extraction(cfg: Config) -> None:
     if others and how != "whole":
         raise UserError(
             f"verifier.extract={how}: prompts.solve or prompts.explain asks for {others[0]}, where the verifier does "
-            "not look; "
-            "set prompts.solve and prompts.explain so that they ask for it (prompts=final_line asks for a line "
-            "Answer: …)"
+            "not look; set prompts.solve and prompts.explain so that they ask for it (prompts=final_line asks for a "
+            "line Answer: …)"
         )
 
 

@@ -29,12 +29,7 @@ def sync(folder: Path) -> int:
         reason = _send(file)
         if reason is not None:
             print(
-                f"expo: {file.parent}: not sent "
-                f"({reason}); "
-                f"{_count(number - 1)} "
-                "sent, "
-                f"{len(todo) - number + 1} "
-                "left; "
+                f"expo: {file.parent}: not sent ({reason}); {_count(number - 1)} sent, {len(todo) - number + 1} left; "
                 "the same command goes on",
                 file=sys.stderr,
             )

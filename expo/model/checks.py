@@ -56,8 +56,7 @@ def check_bits(model: nn.Module, path: str) -> None:
         if not off < 0.15:  # of normal numbers: 0.09
             raise UserError(
                 f"model.load_in_4bit=true: bitsandbytes rounds weights of {' x '.join(map(str, shape))} "
-                f"(model.path={path}) wrongly here: "
-                f"they are {off:.0%} off; set model.load_in_4bit=false, or use a GPU"
+                f"(model.path={path}) wrongly here: they are {off:.0%} off; set model.load_in_4bit=false, or use a GPU"
             )
 
 
@@ -99,9 +98,8 @@ def check_rounding(model: nn.Module, dtype: str, learning_rate: float) -> None:
     if asked and moved < FEWEST_MOVED * asked:
         raise UserError(
             f"model.dtype={dtype}: at optimizer.learning_rate={learning_rate:g} a step moves {moved / asked:.0%} of "
-            "the weights, and is rounded "
-            "away in all others; set model.dtype=float32 with trainer.precision=bf16-mixed, model.lora_rank, or a "
-            "higher learning rate"
+            "the weights, and is rounded away in all others; set model.dtype=float32 with "
+            "trainer.precision=bf16-mixed, model.lora_rank, or a higher learning rate"
         )
 
 

@@ -61,9 +61,8 @@ def load_policy(conf: ModelConf) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
         tokenizer.chat_template = template_of(conf.chat_template)
     if tokenizer.chat_template is None:
         raise UserError(
-            f"model.path={path}: its tokenizer has no chat template; set model.chat_template=plain (User: … "
-            "Assistant: …, for a base "
-            "model) or to a file with one, or choose an instruct model"
+            f"model.path={path}: its tokenizer has no chat template; set model.chat_template=plain (User: … Assistant: "
+            "…, for a base model) or to a file with one, or choose an instruct model"
         )
     if tokenizer.eos_token_id is None:
         raise UserError(
@@ -105,8 +104,7 @@ PLAIN = (
     "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'system' %}{{ message['content'] }}\n\n{% "
     "elif message['role'] == 'user' %}"
     "User: {{ message['content'] }}\n\n{% else %}Assistant: {{ message['content'] }}{{ eos_token }}\n\n{% endif %}{% "
-    "endfor %}"
-    "{% if add_generation_prompt %}Assistant:{% endif %}"
+    "endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
 )
 
 
@@ -170,9 +168,8 @@ def prepared(model: Any, conf: ModelConf) -> PreTrainedModel:
             raise UserError(f"model.float32_head=true: {conf.path}: {error}; set model.float32_head=false") from error
     if conf.lora_rank and causal_lm(model) is not model:
         raise UserError(
-            f"model.path={conf.path}: an adapter, which cannot be merged into weights of 4 bits, and so takes no "
-            "other beside it; "
-            "set model.load_in_4bit=false, or give a whole model, as expo export makes of a run"
+            f"model.path={conf.path}: an adapter, which cannot be merged into weights of 4 bits, and so takes no other "
+            "beside it; set model.load_in_4bit=false, or give a whole model, as expo export makes of a run"
         )
     if conf.lora_rank:
         from peft import LoraConfig, get_peft_model

@@ -209,8 +209,7 @@ class Prompts:
             if own not in whole:
                 raise UserError(
                     "prompts.template_system=false: the chat template writes another system message before these "
-                    "messages; "
-                    "leave it true, or set prompts.system"
+                    "messages; leave it true, or set prompts.system"
                 )
             whole = whole.replace(own, "", 1)
         return whole
@@ -250,8 +249,7 @@ class Prompts:
         if words[0] != words[1]:
             raise UserError(
                 "prompts.template_system=false: what the chat template writes before a first message cannot be told "
-                "apart from how "
-                "it opens a turn; leave it true, or set prompts.system"
+                "apart from how it opens a turn; leave it true, or set prompts.system"
             )
         return own
 

@@ -89,8 +89,7 @@ class Comparison:
             return [(next(iter(self.first.runs.values())), next(iter(self.second.runs.values())))]
         raise UserError(
             f"{self.first.name} has the seeds {sorted(self.first.runs)}, {self.second.name} "
-            f"{sorted(self.second.runs)}: "
-            "none in common to pair; give one run of each"
+            f"{sorted(self.second.runs)}: none in common to pair; give one run of each"
         )
 
     @property

@@ -52,16 +52,8 @@ def read_solving(directories: Mapping[str, Path]) -> Solving | None:
     told = [f"{len(part.chosen)} of {len(part.known)} problems {name}" for name, part in parts.items() if part.chosen]
     order = "first those that were never right and then were, the hardest first"
     sentences = [
-        f"Shown: {' and '.join(told)} ({order}); one run of each arm; {SHOWN} completions "
-        "at "
-        "a "
-        "step "
-        "at "
-        "most, "
-        "a "
-        "right "
-        "one and a "
-        "wrong one where there are both.",
+        f"Shown: {' and '.join(told)} ({order}); one run of each arm; {SHOWN} completions at a step at most, a right "
+        "one and a wrong one where there are both.",
         f"At most {STEPS} steps, evenly spread." if any(part.thinned for part in parts.values()) else "",
         f"Of a text of over {CLIPPED} characters, the middle is left out."
         if any("\n[…]\n" in t for t in texts)

@@ -273,9 +273,8 @@ class VLLMEngine(Engine):
             ]
             raise EngineError(
                 "vLLM's weights are not the policy's after a sync: "
-                f"{', '.join(named[:4])}{' …' if len(named) > 4 else ''} differ; "
-                f"mean difference of log-probabilities on the probe {gap:.2g} nats, allowed {tolerance:g}; nothing "
-                "was trained on them"
+                f"{', '.join(named[:4])}{' …' if len(named) > 4 else ''} differ; mean difference of log-probabilities "
+                f"on the probe {gap:.2g} nats, allowed {tolerance:g}; nothing was trained on them"
             )
         if gap > max(tolerance, 2 * self.usual):  # every sum is the policy's: the weights are
             told = (

@@ -69,20 +69,8 @@ STILL = (
         "completion/truncated_frac",
         1.0,
         "no completion ends",
-        "raise rollout.max_completion_tokens, "
-        "or "
-        "show "
-        "an "
-        "example: "
-        "prompts.examples; if they ramble on after the answer, the model's "
-        "end "
-        "token "
-        "is "
-        "not "
-        "its "
-        "chat "
-        "template's "
-        "(model.chat_template)",
+        "raise rollout.max_completion_tokens, or show an example: prompts.examples; if they ramble on after the "
+        "answer, the model's end token is not its chat template's (model.chat_template)",
     ),
     Still(
         "reward/unparseable_frac",
@@ -94,16 +82,8 @@ STILL = (
         "reward/all_wrong_frac",
         1.0,
         "no rollout is right, so that rewards teach nothing",
-        "begin with easier problems "
-        "(dataset.levels), more rollouts "
-        "(algorithm.group_size), "
-        "or "
-        "positives=self_explanation; "
-        "expo "
-        "verify "
-        "says "
-        "how "
-        "answers are compared",
+        "begin with easier problems (dataset.levels), more rollouts (algorithm.group_size), or "
+        "positives=self_explanation; expo verify says how answers are compared",
     ),
     Still(
         "reward/all_right_frac",
@@ -134,8 +114,7 @@ class Collapse:
             )
         return (
             f"the policy collapses: {self.metric} went from {self.best:.3g} to {self.now:.3g} from step {self.began} "
-            "on "
-            f"(noticed at step {self.noticed}): {self.meaning}"
+            f"on (noticed at step {self.noticed}): {self.meaning}"
         )
 
 

@@ -14,9 +14,8 @@ APART = 0.3  # between seeds' rates: as far as seeds lie that take off or do not
 # Of experiments/bench_intervals, over worlds with three seeds or more and rates from 10 to 90 %: least and most.
 HELD = (
     "In simulation 92 to 99 % of such intervals of rates, of three seeds or more, hold the truth where seeds vary "
-    "around a mean, and 24 to 100 % where a seed takes "
-    "off or does not, least where all seeds happen to agree: a cell whose seeds lie more than 30 points apart names "
-    "them, and warns of those beside it. "
+    "around a mean, and 24 to 100 % where a seed takes off or does not, least where all seeds happen to agree: a cell "
+    "whose seeds lie more than 30 points apart names them, and warns of those beside it. "
 )
 
 
@@ -78,10 +77,9 @@ def made_by(record: Mapping[str, Any]) -> str:
     commits = sorted({commit for arm in record["arms"].values() for commit in arm.get("commits", [])})
     return (
         "Means with 95 % intervals over problems and seeds (of a single run over problems alone; docs/tables.md), "
-        "pass@k in percent; "
-        "differences on the same problems and seeds; tokens and seconds per run, "
-        f"seconds {seconds}. {HELD}"
-        f"Made by `{record['command']}`, commit {', '.join(commits)}, runs on {record['device']}, rendered on "
+        "pass@k in percent; differences on the same problems and seeds; tokens and seconds per run, seconds "
+        f"{seconds}. {HELD}Made by `{record['command']}`, commit {', '.join(commits)}, runs on {record['device']}, "
+        "rendered on "
         f"{record['rendered_on']}, {record['date']}" + (f"; {record['rendered']}." if record.get("rendered") else ".")
     )
 

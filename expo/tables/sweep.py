@@ -45,9 +45,8 @@ def _check_made(folder: str, command: Sequence[str]) -> None:
         print(f"{folder}: does not say which settings made it; used as it is", file=sys.stderr)
     elif not as_told:
         raise UserError(
-            f"{folder}: was made with other settings than this table's, or changed since; move it away, and the "
-            "table makes its own: "
-            f"expo {shlex.join(command)}"
+            f"{folder}: was made with other settings than this table's, or changed since; move it away, and the table "
+            f"makes its own: expo {shlex.join(command)}"
         )
 
 

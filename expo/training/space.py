@@ -27,9 +27,8 @@ def check_space(cfg: Config, directory: Path, module: Algorithm) -> None:
     needed, free = max(2 * checkpoint, checkpoint + final) + best - there, shutil.disk_usage(directory).free
     if free < needed:
         raise UserError(
-            f"output_dir={cfg.output_dir}: {gib(free)} free, and the checkpoints of this run ({gib(checkpoint)} "
-            f"each) need {gib(needed)}; "
-            "free some space, or give another output_dir"
+            f"output_dir={cfg.output_dir}: {gib(free)} free, and the checkpoints of this run ({gib(checkpoint)} each) "
+            f"need {gib(needed)}; free some space, or give another output_dir"
         )
 
 
