@@ -72,8 +72,8 @@ def group_advantages(
 
 
 def overlong_penalty(lengths: Tensor, max_tokens: int, share: float) -> Tensor:
-    """Return what DAPO adds to the reward of a long completion (arXiv 2503.14476, eq. 13): from 0 down to -1
-    over the last `share` of the allowance.
+    """Return what DAPO adds to the reward of a long completion (arXiv 2503.14476, eq. 13): from 0 down to -1 over the
+    last `share` of the allowance.
 
     Args: lengths `[...]` in tokens; share in [0, 1]. Returns the same shape; all 0 with `share=0`.
     """
@@ -114,8 +114,8 @@ AGGREGATIONS: dict[str, Callable[[Tensor, int], Tensor]] = functions_of(
 def token_weights(mask: Tensor, aggregation: str, max_tokens: int) -> Tensor:
     """Return the weights w with loss = Σ w·l for per-token losses l.
 
-    Args: mask `[B, T]` of the whole batch; aggregation, a key of `AGGREGATIONS`; max_tokens, the constant normaliser
-    in tokens. Returns `[B, T]`, zero off the mask.
+    Args: mask `[B, T]` of the whole batch; aggregation, a key of `AGGREGATIONS`; max_tokens, the constant normaliser in
+    tokens. Returns `[B, T]`, zero off the mask.
     """
     return AGGREGATIONS[aggregation](mask.float(), max_tokens)
 
@@ -201,8 +201,8 @@ def policy_loss(
     """Return the loss of each token by `conf.surrogate`, ρ = π_θ / π_old by `conf.ratio`, and 1 where it stops the
     gradient.
 
-    Args: logp, old_logp, mask `[B, T]`; advantages `[B]`, or `[B, T]` where tokens have their own. Returns three `[B,
-    T]`.
+    Args: logp, old_logp, mask `[B, T]`; advantages `[B]`, or `[B, T]` where tokens have their own. Returns three
+    `[B, T]`.
     """
     rho = importance_ratio(logp, old_logp, mask, conf.ratio)
     loss, stopped = SURROGATES[conf.surrogate](rho, advantages.view(len(rho), -1), logp, conf)
@@ -245,8 +245,8 @@ def sampler_weights(old_logp: Tensor, sampler_logp: Tensor, mask: Tensor, correc
     """Return min(π_old / π_sampler, cap): truncated importance sampling between trainer and sampler (arXiv 2508.02260
     and others).
 
-    The sampler computes the same distribution with other kernels or precision; the weight takes out the bias.
-    Args: old_logp, sampler_logp, mask `[B, T]`; correction, a key of `CORRECTIONS`. Returns `[B, T]`, no gradient.
+    The sampler computes the same distribution with other kernels or precision; the weight takes out the bias. Args:
+    old_logp, sampler_logp, mask `[B, T]`; correction, a key of `CORRECTIONS`. Returns `[B, T]`, no gradient.
     """
     log_ratio = CORRECTIONS[correction or "none"]((old_logp - sampler_logp).detach(), mask)
     return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp().clamp(max=cap)

@@ -37,8 +37,8 @@ class NonFiniteGradient(Exception):
 class Updates(LightningModule):
     """Optimizer steps on a policy, of which each device holds all weights, or a share.
 
-    `parts` deals rows out, `manual_backward` adds a loss's gradient up, `take_step` moves the weights.
-    Args: whole, the copy of a sharded policy; None where each device has all weights.
+    `parts` deals rows out, `manual_backward` adds a loss's gradient up, `take_step` moves the weights. Args: whole, the
+    copy of a sharded policy; None where each device has all weights.
     """
 
     def __init__(

@@ -2,8 +2,7 @@
 leaves.
 
 Opening a fifo would wait for ever, YAML's aliases can make gigabytes of a few bytes, and a value of another kind would
-end in a stack trace
-wherever it is used. Imports nothing heavy.
+end in a stack trace wherever it is used. Imports nothing heavy.
 """
 
 import json

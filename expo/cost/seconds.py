@@ -44,7 +44,8 @@ def decoding(work: Work, device: Device, rows: int, prompts: int) -> float:
     """Return the seconds of generating so many rows behind so many prompts, on the busiest device.
 
     Each token of a batch takes the launches, and reads of all weights and of the cache, and the products of its rows:
-    one after the other."""
+    one after the other.
+    """
     if not rows:
         return 0.0
     s, engine = work.shape, "transformers" if work.in_place else "vllm"

@@ -113,9 +113,8 @@ def of_difference(values: np.ndarray) -> tuple[float, float]:
     """Return the interval of the mean of paired differences between -1 and 1, `[P]` or `[S, P]`; NaN: no value.
 
     Where fewer than ten problems differ by another number than the most frequent, two are added, one to each side, as
-    in a table of pairs with
-    half a pair more in each cell (Agresti, Min 2005): the same difference on every problem is not that difference for
-    sure.
+    in a table of pairs with half a pair more in each cell (Agresti, Min 2005): the same difference on every problem is
+    not that difference for sure.
     """
     values = np.atleast_2d(values)
     mean = float(np.nanmean(values))

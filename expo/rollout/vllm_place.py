@@ -94,8 +94,7 @@ def trainers_group() -> Iterator[None]:
 @contextmanager
 def unmoved() -> Iterator[None]:
     """Give back what vLLM takes from a process in which it starts: torch's threads, which it sets to 1, the garbage
-    that it keeps from being
-    collected, and the state of every generator, which it seeds."""
+    that it keeps from being collected, and the state of every generator, which it seeds."""
     threads, told, cuda = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS"), torch.cuda.is_initialized()
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     on_gpus = torch.cuda.get_rng_state_all() if cuda else []

@@ -40,8 +40,7 @@ class ProblemSampler:
 
 
 class Retries:
-    """Deals a sampler's problems in their order, but passes over most that gave no gradient lately (GRESO,
-    2506.02177).
+    """Deals a sampler's problems in their order, but passes over most that gave no gradient lately (GRESO, 2506.02177).
 
     A problem whose last n groups gave no gradient is dealt with probability retry^n. Who deals has to `learn` after
     each step. Where a whole epoch has been passed over in one step, the next problems are dealt as they come.

@@ -12,8 +12,8 @@ TOTAL, SUM, COUNT = " total", " sum", " count"  # ends of names; what has none i
 class StepSums(defaultdict[str, float]):
     """Sums over the micro-batches, updates and devices of one step, under the names of the metrics that they become.
 
-    A metric of your own is logged under the name that you give it.
-    Args: updates, the optimizer steps that the step takes.
+    A metric of your own is logged under the name that you give it. Args: updates, the optimizer steps that the step
+    takes.
     """
 
     def __init__(self, updates: int = 1):

@@ -39,9 +39,9 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def pass_values(rows: Rows, metric: str) -> Values:
-    """Return pass@k of each problem from completions. Args: metric, `pass@K` or `pass@K/levelN`; or, where the data
-    set has an oracle, `sound@K`, for which a right answer counts only with right steps before it. Raises UserError
-    where problems have unlike numbers of samples, or no steps were checked.
+    """Return pass@k of each problem from completions. Args: metric, `pass@K` or `pass@K/levelN`; or, where the data set
+    has an oracle, `sound@K`, for which a right answer counts only with right steps before it. Raises UserError where
+    problems have unlike numbers of samples, or no steps were checked.
     """
     name, _, level = metric.partition("/level")
     kind, _, k = name.partition("@")

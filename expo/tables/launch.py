@@ -74,8 +74,7 @@ def own_gpus(
     too few at all.
 
     Waits until so many are free at the same time. Args: visible, tells the GPUs that may be used, by seconds of
-    imports, which a run on
-    the CPU does without; folder, where the machine's lock files are; wait, between two looks.
+    imports, which a run on the CPU does without; folder, where the machine's lock files are; wait, between two looks.
     """
     gpus = visible() if count else []
     if len(gpus) < count or not count:

@@ -308,8 +308,8 @@ def columns_of(plan: Plan, arm: Arm) -> list[str]:
 
 
 def _check_column(column: str, arm: Arm, cfg: Config) -> None:
-    """Check that a run of the arm can give the column: `pass@K`, `sound@K`, either with `/levelN`, or what `expo
-    diagnose` measures. Raises UserError."""
+    """Check that a run of the arm can give the column: `pass@K`, `sound@K`, either with `/levelN`, or what
+    `expo diagnose` measures. Raises UserError."""
     if arm.command is Command.diagnose:
         if column.partition("/level")[0] not in MEASURED:
             raise UserError(f"columns={column}: expo diagnose does not measure it; use one of {', '.join(MEASURED)}")

@@ -68,8 +68,7 @@ def _interval(text: str) -> str | None:
 
 def names(side: str) -> bool:
     r"""Return whether a side of an equation says whose value the next one is: `x`, `x + y`, `n^2`, `\angle A`, `f(2)`.
-    `2x`, `x + 1` and
-    `-x` name nothing: they leave an equation to be solved."""
+    `2x`, `x + 1` and `-x` name nothing: they leave an equation to be solved."""
     plain = re.sub(r"\([^()]*\)|[_^](?:\{[^{}]*\}|\w)", "", side)
     unsolved = re.search(r"\d|/|\\frac|^\s*-", plain)
     operators = r"\\(?:frac|sqrt|cdot|times|div|left|right|pm)(?![a-zA-Z])"

@@ -87,8 +87,8 @@ def matches(answer: str, pattern: str) -> bool:
 
 
 class ByFunction:
-    """Asks a function `judge(answer, problem) -> bool | None` of one's own: `verifier=python
-    verifier.function=package.module.name`.
+    """Asks a function `judge(answer, problem) -> bool | None` of one's own:
+    `verifier=python verifier.function=package.module.name`.
 
     True is right, False is wrong, None is no answer; of a number, 1 or more is right, and less may be a part of it
     (`reward=partial`). A function with the attribute `accepts_itself = True` is asked about each row's own answer

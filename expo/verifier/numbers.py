@@ -1,5 +1,5 @@
-r"""Numbers and quantities as they are written: `1,000`, `6.02\times10^{23}`, `3 1/2`, `0.\overline{3}`, `€29`, `60
-km/h`. Exact."""
+r"""Numbers and quantities as they are written: `1,000`, `6.02\times10^{23}`, `3 1/2`, `0.\overline{3}`, `€29`,
+`60 km/h`. Exact."""
 
 import re
 from dataclasses import dataclass
@@ -131,8 +131,8 @@ class Number:
     def agrees(self, other: "Number") -> bool:
         """Return whether both are one number.
 
-        A decimal of FEWEST_DIGITS is the fraction without an end that it is rounded from, and decimals that differ
-        by a float's noise are one. Else only equal values are equal.
+        A decimal of FEWEST_DIGITS is the fraction without an end that it is rounded from, and decimals that differ by a
+        float's noise are one. Else only equal values are equal.
         """
         if self.value == other.value:
             return True

@@ -38,8 +38,8 @@ class Verifier:
     """Scores completions against gold answers in worker processes. Close it, or use it as a context; Python's end
     closes it, too.
 
-    One thread per worker hands it one answer at a time and kills it when time is up. (pebble's pool kills a hung
-    task too, but by its source it breaks for good when a worker dies idle.)
+    One thread per worker hands it one answer at a time and kills it when time is up. (pebble's pool kills a hung task
+    too, but by its source it breaks for good when a worker dies idle.)
 
     `conf.memory_mb` is the address space of a worker beyond what it starts with. `ranks` are the processes of the run,
     which judge a share each.

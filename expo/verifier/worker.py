@@ -90,8 +90,7 @@ class Worker:
 
         `timeout_s` is the worker's own CPU time, so that a busy machine changes no verdict; of wall-clock time it has
         BACKSTOP times as much, and LEAST_BACKSTOP_S at least, for what hangs without working. What may not be the
-        answer's doing is judged once more: a
-        worker that did not get to work, and one that died.
+        answer's doing is judged once more: a worker that did not get to work, and one that died.
         """
         for last in (False, True):
             if not self.process.is_alive():
