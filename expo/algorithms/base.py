@@ -28,7 +28,7 @@ __all__ = ["Algorithm", "Components", "StepSums"]  # what an algorithm of one's 
 
 @dataclass
 class Components:
-    """What an algorithm works with.
+    """Parts that an algorithm works with: models, tokenizer, pipeline and config.
 
     `reference` is the frozen initial policy; None where nothing needs it, or where it is the policy without its LoRA
     adapter. `snapshot` is an earlier policy, refreshed by the algorithm.
@@ -104,8 +104,7 @@ class Algorithm(Updates):
         self.last_experience, self.last_metrics = experience, step_metrics(experience, sums, weight)
 
     def before(self, step: int) -> None:
-        """Change what changes between steps: here, the snapshot that explains becomes the current policy every so
-        often."""
+        """Prepare step `step`: here, refresh the snapshot that explains from the current policy every so often."""
         if self.snapshot is not None and self.pipeline.source.refreshes_snapshot(step):
             take_weights(self.snapshot, self.whole_policy())
             self.pipeline.engines.sync()
@@ -115,8 +114,8 @@ class Algorithm(Updates):
         return self.pipeline.run(step, self.sampler.batch(step), self.conf.group_size)
 
     def update(self, experience: Experience) -> StepSums:
-        """Take all optimizer steps on one experience. Returns what the metrics are made of, each `loss/<term>` among
-        it."""
+        """Take all optimizer steps on one experience. Returns the sums that the step's metrics are made of, with
+        `loss/<term>` for each term."""
         raise TypeError(f"{type(self).__name__} has no update")
 
     def positive_stream(self, positives: Sequence[tuple[Group, Candidate]], beta: float, sums: StepSums) -> None:
@@ -148,8 +147,8 @@ class Algorithm(Updates):
 
     @torch.no_grad()
     def reference_score(self, batch: TokenBatch, temperature: float = 1.0) -> Tensor:
-        """Return the same under the frozen initial policy. Raises UserError for an algorithm that has not asked for
-        one."""
+        """Return log-probabilities `[B, T]` under the frozen initial policy. Raises UserError for an algorithm whose
+        config does not ask for a reference."""
         if not self.conf.uses_reference:
             raise UserError(
                 f"algorithm._target_={self.conf._target_}: scores under a reference that it has not asked for; let its "

@@ -30,7 +30,7 @@ from expo.step.sums import COUNT, SUM, TOTAL
 
 @dataclass(frozen=True)
 class Opinion:
-    """What a teacher thinks of a micro-batch's tokens: `[b, T]` each."""
+    """What a teacher says of a micro-batch's tokens, `[b, T]` each."""
 
     divergence: Tensor  # of student and teacher
     guided: Tensor  # 1 on the tokens that the teacher judges
@@ -68,8 +68,8 @@ class GuidedSurrogate(Surrogate):
 
 
 def evenness(sums: StepSums) -> float | None:
-    """Return (Σ d)² / (n Σ d²) of the divergences d. 1: all tokens diverge alike; near 0: a few outweigh all others,
-    which collapses runs."""
+    """Return how evenly tokens diverge, (Σ d)² / (n Σ d²) of their divergences d. 1: all alike; near 0: a few tokens
+    outweigh all others, which collapses runs."""
     total, count = sums["distill/divergence" + SUM], sums["distill/divergence" + COUNT]
     squares = count * sums["_divergence_squares" + TOTAL]
     return total**2 / squares if squares else None
@@ -151,7 +151,8 @@ class SelfDistillation(GRPO):
         return replace(scored, token_advantages=shaped)
 
     def _aligned(self, scores: Tensor, seen: TokenBatch, part: TokenBatch) -> Tensor:
-        """Return scores of tokens behind other prompts at the places where the tokens are in `part`."""
+        """Return scores of tokens behind the teacher's prompts `seen`, moved to the positions that the same tokens have
+        in `part`."""
         return torch.zeros_like(part.mask).masked_scatter(part.mask.bool(), scores[seen.mask.bool()])
 
     def teacher(self) -> AbstractContextManager[nn.Module]:
@@ -166,7 +167,7 @@ class SelfDistillation(GRPO):
 
     @torch.no_grad()
     def average_in(self) -> None:
-        """Move the average towards the policy: θ_T ← (1 - rate) θ_T + rate θ."""
+        """Move the average weights θ_T towards the policy's θ: θ_T ← (1 - rate) θ_T + rate θ."""
         assert self.average is not None
         for own, new in zip(self.average.parameters(), self.whole_policy().parameters(), strict=True):
             if own.is_floating_point():  # weights in 4 bits never change

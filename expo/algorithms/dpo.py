@@ -51,7 +51,7 @@ class DPO(Algorithm):
         return experience
 
     def pairs_of(self, start: int, problems: list[Problem]) -> Experience:
-        """Return the round that begins at step `start`: read, or made and kept."""
+        """Return the pairs of the round that begins at step `start`: read from disk, or made and saved."""
         with alone_with(self.pairs.path(start)) if self.ranks.first else nullcontext():
             whole = self.ranks.by_first(lambda: self.pairs.load(start, problems))
             if whole is None:

@@ -71,7 +71,7 @@ class GRPO(Algorithm):
     def with_gradient(
         self, groups: Sequence[Group], rows: Rows, positives: Sequence[tuple[Group, Candidate]]
     ) -> set[int]:
-        """Return the indices of the groups that have a gradient of rewards or positives. Args: rows, those of all of
+        """Return the indices of the groups that have a gradient of rewards or positives. Args: rows, the rows of all of
         the groups."""
         owners = [group for group in groups for _ in group.completions] + [group for group, _ in self.members(groups)]
         learned = {id(group) for group, a in zip(owners, rows.advantages.tolist(), strict=True) if a}
@@ -89,8 +89,8 @@ class GRPO(Algorithm):
             self.retries.load_state_dict(checkpoint["retries"])
 
     def members(self, groups: Sequence[Group]) -> list[tuple[Group, Candidate]]:
-        """Return the positive that has joined each group, where one has: the first of its problem. Empty where
-        positives join none."""
+        """Return the positive that has joined each group: the first of its problem. Empty where positives join no
+        groups."""
         if not self.pipeline.source.joins_groups:
             return []
         return [(group, group.positives[0]) for group in groups if group.positives]
@@ -104,7 +104,7 @@ class GRPO(Algorithm):
         ]
 
     def chosen(self, e: Experience) -> list[Group]:
-        """Return the groups that are trained on."""
+        """Return the groups that are trained on: all, or, where a step refills, the first informative ones."""
         return self.informative(e)[: self.trainer_conf.problems_per_step] if self.conf.refills else e.groups
 
     def rows(self, e: Experience, groups: Sequence[Group]) -> Rows:
@@ -152,8 +152,8 @@ class GRPO(Algorithm):
         return losses.token_weights(mask, self.conf.aggregation, self.pipeline.tools.sampling.max_tokens)
 
     def policy_stream(self, rows: Rows, active: Tensor, first: bool, sums: StepSums) -> None:
-        """Go backward through the terms. Args: active, indices of rows; first, whether no update has moved the policy
-        since it acted."""
+        """Go backward through the terms of the loss, micro-batch by micro-batch. Args: active, indices of the rows with
+        a gradient; first, whether no update has moved the policy since the rollouts."""
         weights = [self.weights(term.mask(rows)) for term in self.terms]
         for term in self.terms:
             term.begin(rows, sums)
@@ -173,8 +173,8 @@ class GRPO(Algorithm):
     def scored(
         self, rows: Rows, index: Tensor, part: TokenBatch, first: bool, sums: StepSums, logp: Tensor | None = None
     ) -> Scored:
-        """Score a micro-batch. Args: index `[b]`, its rows; logp, the policy's `[b, T]` where it is known. The first
-        pass fills `old_logp`."""
+        """Score a micro-batch of b rows for the terms. Args: index `[b]`, its rows; logp `[b, T]`, the policy's, where
+        a subclass has scored them already. The first pass fills `rows.old_logp`."""
         conf, temperature = self.conf, self.pipeline.tools.sampling.temperature
         entropy = None
         if logp is None and any(term.needs_entropy for term in self.terms):

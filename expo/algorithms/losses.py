@@ -92,7 +92,7 @@ def _token_mean(mask: Tensor, max_tokens: int) -> Tensor:
 
 
 def _or_one(total: Tensor) -> Tensor:
-    """Return a divisor: a sum, which a fractional mask may leave below 1, or 1 where there is nothing to divide."""
+    """Return a divisor: the total, which a fractional mask may leave below 1, or 1 where the total is 0."""
     return torch.where(total > 0, total, 1.0)
 
 
@@ -152,7 +152,7 @@ def _ppo_clip(rho: Tensor, advantages: Tensor, logp: Tensor, conf: GRPOConf) -> 
 
 
 def _dual_clip(rho: Tensor, advantages: Tensor, logp: Tensor, conf: GRPOConf) -> tuple[Tensor, Tensor]:
-    """Return the same, of at most -dual_clip · Â where Â < 0: a token that has become much likelier pulls no harder
+    """Return `_ppo_clip`, of at most -dual_clip · Â where Â < 0: a token that has become much likelier pulls no harder
     (1912.09729, eq. 5)."""
     loss, stopped = _ppo_clip(rho, advantages, logp, conf)
     most = -conf.dual_clip * advantages
@@ -174,8 +174,8 @@ def _sapo(rho: Tensor, advantages: Tensor, logp: Tensor, conf: GRPOConf) -> tupl
 
 
 def _dppo(rho: Tensor, advantages: Tensor, logp: Tensor, conf: GRPOConf) -> tuple[Tensor, Tensor]:
-    """Return -ρ Â, and nothing of a token whose probability has moved by over clip_high or clip_low in the direction of
-    Â.
+    """Return -ρ Â, and 0 for a token whose probability has already moved by over clip_high or clip_low in the direction
+    of Â.
 
     The mask of DPPO as prime-rl has it: by the difference of probabilities, which bounds the binary divergence of a
     token.
@@ -198,8 +198,8 @@ SURROGATES: dict[str, Callable[[Tensor, Tensor, Tensor, GRPOConf], tuple[Tensor,
 def policy_loss(
     logp: Tensor, old_logp: Tensor, mask: Tensor, advantages: Tensor, conf: GRPOConf
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the loss of each token by `conf.surrogate`, ρ = π_θ / π_old by `conf.ratio`, and 1 where it stops the
-    gradient.
+    """Return three tensors `[B, T]`: the loss of each token by `conf.surrogate`, the importance ratio ρ = π_θ / π_old
+    by `conf.ratio`, and 1 where the surrogate stops the token's gradient.
 
     Args: logp, old_logp, mask `[B, T]`; advantages `[B]`, or `[B, T]` where tokens have their own. Returns three
     `[B, T]`.
@@ -210,8 +210,8 @@ def policy_loss(
 
 
 def off_policy_loss(logp: Tensor, advantages: Tensor, shaping: float) -> Tensor:
-    """Return -f Â per token of a group member that the policy did not sample, and whose sampler's probability is not
-    known.
+    """Return -f Â per token of a group member that the policy did not sample, and whose sampling probability is
+    unknown.
 
     With `shaping` γ > 0, f = π_θ / (π_θ + γ) (LUFFY, arXiv 2504.14945, eq. 6), which cares most for unlikely tokens;
     with 0, a ratio of 1 with the gradient of log π_θ. Never clipped. Args: logp `[B, T]`; advantages `[B]`. Returns

@@ -22,7 +22,7 @@ from expo.step.sums import StepSums
 
 @dataclass(frozen=True)
 class Rows:
-    """All rows of a step: B rollouts, and after them the positives that have joined their groups."""
+    """Rows that a step trains on: B rollouts, and after them the positives that have joined their groups."""
 
     batch: TokenBatch
     advantages: Tensor  # [B]
@@ -74,7 +74,7 @@ class Term:
         return rows.batch.mask
 
     def begin(self, rows: Rows, sums: StepSums) -> None:
-        """Declare metrics that are logged in a step without any active row, too."""
+        """Declare metrics that are also logged in a step without any active row."""
 
     def __call__(self, scored: Scored, sums: StepSums) -> Tensor:
         """Return the loss of each token: `[b, T]`."""

@@ -22,8 +22,7 @@ FEW = 10  # problems unlike the rest, below which their spread says little
 
 @dataclass(frozen=True)
 class Spread:
-    """A mean of S seeds and P problems, and how far it may be from the truth: because of the seeds, and of the
-    problems."""
+    """Mean of S seeds and P problems, and its distance from the truth because of seeds and of problems."""
 
     mean: float
     problems: int
@@ -33,7 +32,7 @@ class Spread:
 
     @property
     def reach(self) -> float:
-        """Return how far the interval reaches to each side."""
+        """Return the half-width of the interval."""
         return max(float(np.hypot(self.of_seeds, self.of_problems)), self.least)
 
 

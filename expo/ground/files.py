@@ -26,7 +26,8 @@ ORDER = {
 
 @contextmanager
 def beside(path: Path) -> Iterator[Path]:
-    """Give a free place beside a file's, and move what is written there to the file's: a reader never sees half of it.
+    """Give a temporary path beside a file, and move the file written there into its place: a reader never sees half of
+    it.
 
     A link that stands in the file's place is replaced, and what it points to stays as it is. Raises UserError where
     something else is in its place, such as a folder or /dev/null.
@@ -83,7 +84,7 @@ def discard(directory: Path) -> None:
 
 
 def sweep(directory: Path) -> None:
-    """Remove what killed writers have left in a run directory, which the caller has for itself."""
+    """Remove the partial files of killed writers from a run directory, which the caller has locked."""
     for left in (directory / ASIDE, *directory.glob(".*.tmp"), *directory.glob("*/.*.tmp")):
         remove(left)
 
@@ -106,7 +107,7 @@ def check_links(directory: Path) -> None:
 
 @contextmanager
 def locked(path: Path, waiting: str | None = None) -> Iterator[IO[str] | None]:
-    """Keep other processes from what a lock file stands for; a process that has the file open keeps it, too.
+    """Lock a file within the context; a process that inherits the open file keeps the lock, too.
 
     Args: waiting, what to say where another process has it, and to wait then; None: give None at once. Raises UserError
     for a lock file that is none.

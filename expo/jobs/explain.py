@@ -17,7 +17,7 @@ HEADINGS = (
 
 @dataclass(frozen=True)
 class Explanation:
-    """What is known of one explanation; None where it was not measured."""
+    """Measured properties of one explanation; None where one was not measured."""
 
     level: int | str | None
     rejected: str | None
@@ -28,7 +28,7 @@ class Explanation:
 
 
 def explain(cfg: Config) -> int:
-    """Fill the bank of a run, train nothing, and print what its explanations are like. Returns the exit code."""
+    """Fill the bank of a run, train nothing, and print the properties of its explanations. Returns the exit code."""
     if not cfg.positives.from_bank(cfg.algorithm):
         raise UserError(
             f"positives: {cfg.name} has nothing that can be written ahead; it takes positives.explainer=reference, "

@@ -1,4 +1,4 @@
-"""See one run through, with Lightning's trainer."""
+"""Train one run to its end, with Lightning's trainer."""
 
 import gc
 import os
@@ -54,8 +54,8 @@ REMEDIES: dict[type[Exception], str] = {
 
 
 def make_run(cfg: Config) -> int:
-    """Make the run of a config, or wait for the process that makes it; on several devices, this one's part. Returns the
-    exit code."""
+    """Train the run of a config, or wait for the process that trains it; on several devices, this device's part.
+    Returns the exit code."""
     set_up_process(cfg)
     gpu = cfg.trainer.accelerator != "cpu" and torch.cuda.is_available()
     check_devices(cfg, gpu)
@@ -71,7 +71,8 @@ def make_run(cfg: Config) -> int:
 
 
 def tell_lost(error: Exception) -> int:
-    """Say that another device of the run is gone, unless who watches over them says why. Returns the exit code."""
+    """Report that another device of the run is gone, unless the process that watches over them reports why. Returns the
+    exit code."""
     if not is_watched() or os.environ["RANK"] != "0":  # the others have a log of their own
         told = f"another device of this run has ended ({' '.join(str(error).split())})"
         print(f"expo: {told}; the same command goes on from the last checkpoint", file=sys.stderr)
@@ -94,7 +95,7 @@ def _make_run(cfg: Config, gpu: bool) -> int:
 
 
 def check_devices(cfg: Config, gpu: bool) -> None:
-    """Raise UserError for devices that are not there. Args: gpu, whether there are any GPUs."""
+    """Raise UserError for devices that this machine lacks. Args: gpu, whether it has GPUs."""
     if cfg.trainer.accelerator == "gpu" and not gpu:
         raise UserError("trainer.accelerator=gpu: torch sees no GPU; use trainer.accelerator=auto or cpu")
     wanted, there = cfg.trainer.devices * cfg.trainer.num_nodes, int(os.environ["WORLD_SIZE"]) if is_rank() else 1
@@ -111,15 +112,15 @@ def check_devices(cfg: Config, gpu: bool) -> None:
 
 @dataclass(frozen=True)
 class Begin:
-    """Where a run begins: the run as its earlier sessions have left it, and its newest checkpoint."""
+    """Starting point of a session: the run as its earlier sessions have left it, and its newest checkpoint."""
 
     run: Run
     checkpoint: Path | None
 
 
 def prepare(cfg: Config, run: Run, module: Algorithm, evaluator: Evaluator, account: Account) -> Begin | None:
-    """Make the run directory, or go on with what is there; None where the run is finished. The first process does it
-    for all.
+    """Make the run directory, or resume the run in it; None where the run is finished. The first process does it for
+    all.
 
     Raises UserError where the run cannot go on, or has no room.
     """

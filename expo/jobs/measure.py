@@ -25,7 +25,8 @@ import matplotlib.pyplot as plt
 
 
 def measure_samples(cfg: Config, run: Run) -> None:
-    """Sample, measure, and keep samples, picture and summary. Raises UserError for what cannot be loaded."""
+    """Sample, measure, and write samples, picture and summary. Raises UserError for a model or data set that cannot be
+    loaded."""
     set_up_process(cfg)
     ask_hub([], scored=[cfg])
     conf = cfg.diagnose

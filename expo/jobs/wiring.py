@@ -58,7 +58,7 @@ TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h
 
 
 def set_up_process(cfg: Config) -> None:
-    """Leave only expo's own lines on the terminal, and take the threads that the config gives."""
+    """Silence all but expo's own lines on the terminal, and set the config's number of threads."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.raiseExceptions = False  # a log of W&B's own that cannot be written is no stack trace on the terminal
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -104,7 +104,7 @@ def divide_evenly(cfg: Config) -> None:
 
 
 def read_prompts_rightly(cfg: Config, policy: PreTrainedModel, ranks: Ranks = ALONE) -> None:
-    """Turn `trainer.share_prompts` off, and say so, for a model that scores otherwise behind shared prompts.
+    """Turn `trainer.share_prompts` off, with a message, for a model that scores otherwise behind shared prompts.
 
     Raises UserError where `trainer.packing` is asked for, and the model scores otherwise when it is packed.
     """
@@ -119,7 +119,7 @@ def read_prompts_rightly(cfg: Config, policy: PreTrainedModel, ranks: Ranks = AL
 
 
 def build_run(cfg: Config, verifier: Verifier, commit: str | None = None) -> tuple[Algorithm, Evaluator, Account]:
-    """Wire data, models and engines of a training run. Raises UserError for what cannot be loaded.
+    """Wire data, models and engines of a training run. Raises UserError for a model or data set that cannot be loaded.
 
     Args: commit, of the model on the hub, that the run began with.
     """
@@ -195,7 +195,7 @@ def build_run(cfg: Config, verifier: Verifier, commit: str | None = None) -> tup
 
 
 def hold_base(cfg: Config, policy: PreTrainedModel) -> None:
-    """Hold what a policy does not train as it is multiplied, see `as_multiplied`: the base under a LoRA adapter.
+    """Hold a policy's frozen weights as they are multiplied, see `as_multiplied`: the base under a LoRA adapter.
 
     Shares are of one format, though, and a model into which an earlier adapter was merged is saved as a whole.
     """
@@ -220,8 +220,8 @@ def read_data(
 def load_model(
     cfg: Config, to_device: bool = True, commit: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Prompts]:
-    """Load the model to where it will work (an engine is made for the device that it finds the model on), and its
-    prompts.
+    """Load the model and move it to its device (an engine is made for the device that it finds the model on), and load
+    its prompts.
 
     Raises UserError for what cannot be loaded, and for a model that cannot be scored rightly.
     """
@@ -334,8 +334,8 @@ def make_engines(
 
 
 def bank_of(cfg: Config, policy: PreTrainedModel) -> Bank:
-    """Return the bank of a run's explanations; all runs with the same initial policy, prompts, data, sampling and seed
-    have the same."""
+    """Return the bank of a run's explanations, which all runs share that have the same initial policy, prompts, data,
+    sampling and seed."""
     mark = bank_identity(cfg)
     return Bank(Path(cfg.output_dir, "banks", f"{cfg.dataset.name}-{mark}"), f"{mark}-{fingerprint(policy)}")
 
@@ -376,8 +376,8 @@ def rollout_sampling(cfg: Config) -> Sampling:
 
 
 def prompt_limit(cfg: Config, model: PreTrainedModel, asked: int) -> int:
-    """Return the tokens of the longest prompt that is taken: what is asked for, as far as the model has room for a
-    completion after it.
+    """Return the tokens of the longest prompt that is taken: `asked`, as far as the model has room for a completion
+    after it.
 
     Raises UserError where it has room for none.
     """
@@ -393,7 +393,7 @@ def prompt_limit(cfg: Config, model: PreTrainedModel, asked: int) -> int:
 
 
 def solve_limit(cfg: Config, model: PreTrainedModel) -> int:
-    """Return the tokens of the longest prompt of a problem that is taken; see `prompt_limit`."""
+    """Return the tokens of the longest solve prompt that is taken; see `prompt_limit`."""
     return prompt_limit(cfg, model, cfg.rollout.max_prompt_tokens)
 
 
@@ -405,7 +405,7 @@ def longest_prompt(cfg: Config, model: PreTrainedModel) -> int:
 def make_evaluator(
     cfg: Config, problems: list[Problem], verifier: Verifier, prompts: Prompts, tokenizer: PreTrainedTokenizerBase
 ) -> Evaluator:
-    """Return the evaluation that `evaluation` and `k` describe."""
+    """Make the evaluator that `evaluation` and `k` describe."""
     e = cfg.evaluation
     sampling = Sampling(e.temperature, e.top_p, e.top_k, cfg.rollout.max_completion_tokens)
     return Evaluator(
@@ -427,6 +427,6 @@ def own_reward(cfg: Config, verifier: Verifier) -> Reward | None:
 
 
 def make_reward(cfg: Config, verifier: Verifier) -> Reward:
-    """Return what `reward` describes."""
+    """Make the reward that `reward` describes."""
     parts = (verifier,) if isinstance(cfg.reward, PartialConf) else ()
     return check_reward(build(cfg.reward, *parts, of=Reward))

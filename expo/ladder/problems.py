@@ -90,7 +90,7 @@ def meaning_weights(symbol: str, world: WorldConf = CLEAR) -> dict[str, float]:
 
 
 def believed(part: Part, rng: random.Random, world: WorldConf = CLEAR) -> str:
-    """Return one reading of a part's symbol, as the corpus reads it."""
+    """Return one reading of a part's symbol, sampled as the corpus reads it."""
     weights = meaning_weights(part.symbol, world)
     return rng.choices(list(weights), list(weights.values()))[0]
 
@@ -150,7 +150,7 @@ def chain_text(
 
 
 def explanation_text(parts: list[Part], meanings: list[str], rng: random.Random, world: WorldConf = CLEAR) -> str:
-    """Return what the corpus has for an explanation of the answer that follows from the given readings."""
+    """Return the corpus's explanation of the answer that follows from the given readings."""
     shown = [p.result(m) for p, m in zip(parts, meanings, strict=True)]
     read, written = list(meanings), list(shown)
     for i, part in enumerate(parts) if world.slips or world.fudged else ():
@@ -215,8 +215,8 @@ def generate(
 
 @dataclass(frozen=True, slots=True)
 class StepCheck:
-    """What the oracle finds in a chain of thought. `arithmetic` and `meanings` are the shares of the problem's
-    parts."""
+    """Findings of the oracle in a chain of thought. `arithmetic` and `meanings` are the shares of the problem's parts
+    that are right."""
 
     arithmetic: float  # parts whose two equations hold
     meanings: float  # parts in which the symbol was read with its true meaning

@@ -90,7 +90,7 @@ class Mlflow(Tracker, MLFlowLogger):
         self._send_kept()
 
     def _send_kept(self) -> None:
-        """Send what is kept. A step that an earlier session has sent is not sent again."""
+        """Send the scalars that wait. A step that an earlier session has sent is not sent again."""
         from mlflow.exceptions import MlflowException
 
         while self.kept:

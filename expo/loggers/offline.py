@@ -15,7 +15,7 @@ FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 @dataclass
 class OfflineRun:
-    """What the run would show once it is synced."""
+    """Content of an offline run: what W&B would show once it is synced."""
 
     id: str = ""
     name: str = ""
@@ -64,7 +64,7 @@ def read_offline(path: str | Path) -> OfflineRun:
 
 
 def _read(path: Path, run: OfflineRun) -> None:
-    """Add what a file has to a run."""
+    """Add the records of a file to a run."""
     for record in _parsed(path):
         kind = record.WhichOneof("record_type")
         if kind == "run":
@@ -115,7 +115,7 @@ def end_whole(path: Path) -> bool:
 
 
 def _records(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield where each whole record ends, and what it holds."""
+    """Yield the end of each complete record, and its content."""
     data = path.read_bytes()
     if not b":W&B".startswith(data[:4]):  # a kill may leave an empty file
         raise ValueError(f"{path}: not a .wandb file: it does not begin with :W&B")

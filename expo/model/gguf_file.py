@@ -60,7 +60,7 @@ def rounding(source: str) -> str:
 
 
 def _field(source: str, name: str) -> Any:
-    """Return what a file says under a name; None where it says nothing."""
+    """Read a field of a file by name; None where the file has none."""
     import gguf
 
     found = gguf.GGUFReader(str(Path(source).absolute())).get_field(name)

@@ -122,7 +122,8 @@ def without_dropout(model: nn.Module) -> None:
 
 @contextmanager
 def with_dropout(model: nn.Module) -> Iterator[None]:
-    """Switch on, for a while, what `without_dropout` has switched off. Raises UserError where that was nothing."""
+    """Switch on, within the context, the dropout that `without_dropout` has switched off. Raises UserError where there
+    is none."""
     rates = [(vars(module), vars(module)[DROPOUT_RATES]) for module in model.modules() if DROPOUT_RATES in vars(module)]
     if not rates:
         raise UserError(
@@ -138,7 +139,7 @@ def with_dropout(model: nn.Module) -> Iterator[None]:
 
 
 def not_loaded(path: str, error: Exception) -> UserError:
-    """Return what to tell of a model that transformers does not load."""
+    """Return the error for a model that transformers does not load."""
     if "trust_remote_code" in str(error):  # its advice would be to run the code
         return UserError(
             f"model.path={path}: only code in its own files can load it (auto_map), and expo runs none; choose a "
@@ -156,8 +157,7 @@ def not_loaded(path: str, error: Exception) -> UserError:
 
 
 def prepared(model: Any, conf: ModelConf) -> PreTrainedModel:
-    """Return a model for training as the config says: with a LoRA adapter, with gradient checkpointing, with a head in
-    float32.
+    """Prepare a model for training: a LoRA adapter, gradient checkpointing and a head in float32, as the config says.
 
     Raises UserError where it cannot be made so.
     """
@@ -187,7 +187,8 @@ def prepared(model: Any, conf: ModelConf) -> PreTrainedModel:
 
 
 def _whole_model(path: str, revision: str | None, options: dict[str, Any]) -> tuple[Any, list[str]]:
-    """Return a model with its saved adapter merged, where it has one, and the names of the weights that its files lack.
+    """Load a model, its saved adapter merged where it has one. Returns the model, and the names of the weights that its
+    files lack.
 
     A new adapter, or training without one, then begins from the very model that was saved. On weights in 4 bits, which
     would be rounded again, the adapter stays what it is: beside them, and not trained.
@@ -221,8 +222,8 @@ def _whole_model(path: str, revision: str | None, options: dict[str, Any]) -> tu
 
 @torch.no_grad()
 def _merged(adapted: Any) -> Any:
-    """Return the model of an adapter with the adapter in its weights. Raises ValueError where that makes another model
-    of it.
+    """Merge an adapter into its model's weights, and return the model. Raises ValueError where that would make another
+    model.
 
     It does where the adapter is on one of two layers that share a weight, as an embedding and a head that are tied.
     """
@@ -247,7 +248,7 @@ def hub_commit(source: str, revision: str | None) -> str | None:
 
 
 def save_policy(policy: PreTrainedModel, folder: Path) -> None:
-    """Save a policy as a Hugging Face folder; with LoRA its adapter alone. Do nothing more with it after that.
+    """Save a policy as a Hugging Face folder; with LoRA its adapter alone. The policy cannot be used after that.
 
     An adapter on a model into which another one was merged would be loaded onto the wrong base: there, the whole model
     is saved.
@@ -295,8 +296,8 @@ def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def as_multiplied(model: PreTrainedModel) -> PreTrainedModel:
-    """Hold a model's matrices that are not trained in the format in which they are multiplied: its numbers stay what
-    they are, to the bit.
+    """Hold a model's frozen matrices in the format in which they are multiplied: their numbers stay the same to the
+    bit.
 
     Autocast keeps no casts of them, and makes them anew for each token. A head that is tied to the embedding, and
     norms, are read in their own format. Do not train from such weights, nor save them as a model's own.
@@ -322,8 +323,8 @@ def take_weights(model: nn.Module, other: nn.Module) -> None:
 
 @contextmanager
 def as_it_began(policy: nn.Module, begun: nn.Module | None) -> Iterator[None]:
-    """Give a policy the weights of `begun`, the same model loaded anew, within the context; its own come back to the
-    bit.
+    """Give a policy the initial weights within the context; its own come back to the bit. Args: begun, the same model
+    loaded anew.
 
     Of several devices the first one has it, and the others None.
     """
@@ -343,8 +344,8 @@ def as_it_began(policy: nn.Module, begun: nn.Module | None) -> Iterator[None]:
 
 @contextmanager
 def computing(model: nn.Module) -> Iterator[None]:
-    """Compute in the number format that the model was told by `compute_in`, the same wherever it rolls out, scores or
-    is evaluated.
+    """Compute within the context in the number format that `compute_in` has set for the model: one for rollouts, scores
+    and evaluations.
 
     Autocast keeps its casts of the weights no longer than the context: an update in between is seen.
     """
@@ -356,15 +357,15 @@ def computing(model: nn.Module) -> Iterator[None]:
 
 
 def compute_in(model: nn.Module, precision: str) -> None:
-    """Let a model, and copies that are made of it, compute as `trainer.precision` says: the weights stay what they
-    are."""
+    """Set the number format in which a model and its later copies compute, by `trainer.precision`. The weights keep
+    theirs."""
     causal_lm(model).compute_dtype = torch.bfloat16 if precision == "bf16-mixed" else None
 
 
 @contextmanager
 def in_own_format(model: nn.Module) -> Iterator[None]:
-    """Compute in the format of the weights themselves within the context; a frozen model whose weights have two has
-    none of its own."""
+    """Compute in the format of the weights themselves within the context; not for a frozen model with weights in two
+    formats."""
     causal = causal_lm(model)
     dtype = getattr(causal, "compute_dtype", None)
     if len({p.dtype for p in causal.parameters()}) == 1:
@@ -376,8 +377,8 @@ def in_own_format(model: nn.Module) -> Iterator[None]:
 
 
 def is_sharded(causal: Any) -> bool:
-    """Return whether this device holds only a share of a model's weights: `expo.rollout.sharded` has given it a
-    `score_tokens`."""
+    """Return whether this device holds only a share of a model's weights: then `expo.rollout.sharded` has given the
+    model a `score_tokens`."""
     return hasattr(causal, "score_tokens")
 
 

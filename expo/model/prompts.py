@@ -98,7 +98,7 @@ class Prompts:
         return self._ids(tokenizer, texts, problems)
 
     def go_on_ids(self, tokenizer: "PreTrainedTokenizerBase", problem: Problem, beginning: str) -> list[int]:
-        """Return token ids of q with the beginning of a solution, and the request to go on."""
+        """Return token ids of q with the beginning of a solution, and the request to continue it."""
         assert self.conf.go_on is not None
         return self._ids(
             tokenizer, [_fill(self.conf.go_on, question=problem.question, beginning=beginning)], [problem]
@@ -114,7 +114,7 @@ class Prompts:
         return self._ids(tokenizer, texts, problems)
 
     def judge_text(self, problem: Problem, completion: str) -> str:
-        """Return what a judge of steps is asked."""
+        """Return the prompt of a judge of steps."""
         assert self.conf.judge is not None
         return _fill(self.conf.judge, question=problem.question, answer=problem.answer, completion=completion)
 
@@ -125,7 +125,7 @@ class Prompts:
 
     @property
     def final_marker(self) -> str:
-        """Return what stands before the answer in a completion's final statement."""
+        """Return the text before the answer in a completion's final statement."""
         return self.conf.final.partition("{answer}")[0]
 
     def check(self, tokenizer: "PreTrainedTokenizerBase", path: str) -> None:
@@ -150,7 +150,7 @@ class Prompts:
                 self._tell_of(self.template_system(tokenizer), path)
 
     def _tell_of(self, own: str, path: str) -> None:
-        """Say once that the chat template of the model at `path` writes a system message of its own."""
+        """Warn once that the chat template of the model at `path` writes a system message of its own."""
         if own and own not in TOLD:
             TOLD.add(own)
             told = f"{path}: its chat template writes a system message of its own ({' '.join(own.split())})"
@@ -164,8 +164,7 @@ class Prompts:
         return [*before, *text_ids(tokenizer, solution), turn_end(tokenizer)]
 
     def _after_examples(self, template: str, problems: Sequence[Problem]) -> Sequence[Problem]:
-        """Return the problems with worked examples before what was said of each: `prompts.examples` that do not ask the
-        same."""
+        """Return worked examples and then each problem: those of `prompts.examples` that do not ask the same."""
         if not self.conf.examples:
             return problems
         shown = []
@@ -187,7 +186,8 @@ class Prompts:
     def _ids(
         self, tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], problems: Sequence[Problem]
     ) -> list[list[int]]:
-        """Return token ids of what the user says last, after the earlier messages of each problem."""
+        """Return token ids of the prompts whose last user message is `texts`, after the earlier messages of each
+        problem."""
         if not texts:
             return []
         rendered = [self._rendered(tokenizer, text, p.earlier) for text, p in zip(texts, problems, strict=True)]
@@ -254,8 +254,8 @@ class Prompts:
         return own
 
     def _options(self) -> dict[str, Any]:
-        """Return what a template is given beside the messages: what stands in the place of today, by the names that
-        templates ask for it, and the options that the config names."""
+        """Return the variables of the chat template beside the messages: the date, under the names by which templates
+        ask for it, and the options that the config names."""
         day = date.fromisoformat(self.conf.date)
         today = {"strftime_now": day.strftime, "date_string": day.strftime("%d %b %Y")}
         return {"add_generation_prompt": True, **today, **self.conf.template_options}
@@ -298,15 +298,15 @@ def turn_end(tokenizer: "PreTrainedTokenizerBase") -> int:
 
 
 def text_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-    """Return the token ids of what is data: a special token that stands in it is text."""
+    """Return the token ids of data: a special token inside the text is encoded as text."""
     ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     return ids
 
 
 @contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in what runs longer. Python can break into the main thread only: in another one, nothing is
-    limited."""
+    """Raise TimeoutError in the context's code once it has run too long. Python can interrupt only the main thread: in
+    another one, nothing is limited."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -85,7 +85,8 @@ def score(
 def score_with_entropy(
     model: nn.Module, batch: TokenBatch, temperature: float = 1.0, packed: bool = False, shared: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Return what `score` does, and the entropy of each next-token distribution, in nats: `[B, L - 1]` each."""
+    """Return log-probabilities as `score` does, and the entropy of each next-token distribution, in nats: `[B, L - 1]`
+    each."""
     logp, entropy = _scored(model, batch, temperature, packed, shared, with_entropy=True)
     return logp, entropy
 
@@ -102,8 +103,7 @@ def _scored(
 def score_tokens(
     causal: Any, batch: TokenBatch, temperature: float, packed: bool, shared: bool, with_entropy: bool
 ) -> Tensor:
-    """Return what `score` does `[B, L - 1]`, or `score_with_entropy` `[2, B, L - 1]`, in the number format of the
-    moment."""
+    """Compute `score` `[B, L - 1]`, or `score_with_entropy` `[2, B, L - 1]`, in the current number format."""
     rows = hidden_before(causal, batch, packed, shared)
     wanted, head = batch.mask.bool(), causal.get_output_embeddings()
     chunk, logits = (_entropy_chunk, LOGITS // 2) if with_entropy else (_score_chunk, LOGITS)
@@ -146,7 +146,7 @@ def hidden_before(causal: Any, batch: TokenBatch, packed: bool, shared: bool) ->
 def by_chunks(
     function: Callable[..., Tensor], head: Any, rows: tuple[Tensor, ...], logits: int, *others: Any
 ) -> Tensor:
-    """Return `function(head, *rows, *others)`, of some rows at a time where they have more than so many logits.
+    """Apply `function(head, *rows, *others)` to chunks of rows with at most so many logits, and join the results.
 
     The logits of a part are then computed again in the backward pass. Args: rows, tensors of one length; what
     `function` returns has its last dimension over them.
@@ -159,7 +159,7 @@ def by_chunks(
 
 
 class Beside(NamedTuple):
-    """What a student and its teacher think of the same tokens: three tensors `[B, T]`, 0 off the mask."""
+    """Scores of the same tokens by student and teacher: three tensors `[B, T]`, 0 off the mask."""
 
     logp: Tensor  # log p_S of each token
     teacher_logp: Tensor  # log p_T of it, without gradient
@@ -176,7 +176,7 @@ def score_beside(
     packed: bool = False,
     shared: bool = False,
 ) -> Beside:
-    """Score completions under the policy and under a teacher that sees another prompt, and how far apart the two are.
+    """Score completions under the policy and under a teacher that sees another prompt, with their divergence.
 
     As in `score`, no `[B, T, V]` tensor exists. Args: teacher, a context that gives the model; seen, the same
     completions in the same rows behind the teacher's prompts; divergence, of log-probabilities `[N, V]`, both at
@@ -204,8 +204,7 @@ def beside_tokens(
     packed: bool,
     shared: bool,
 ) -> list[Tensor]:
-    """Return what `score_beside` does, given the teacher's hidden states `[tokens, H]`, in the number format of the
-    moment."""
+    """Compute `score_beside` from the teacher's hidden states `[tokens, H]`, in the current number format."""
     rows, wanted = hidden_before(causal, batch, packed, shared), batch.mask.bool()
     inputs = (rows, teacher_hidden, batch.targets[wanted])
     found = by_chunks(
@@ -231,7 +230,7 @@ def _beside_chunk(
 
 
 def can_share(causal: Any) -> bool:
-    """Return whether a model can read a prompt once for several completions: it takes a mask of its own, and keeps keys
+    """Return whether a model can read a prompt once for several completions: it takes an attention mask, and keeps keys
     in training."""
     config = causal.config.get_text_config()
     kinds = getattr(config, "layer_types", None) or ()
@@ -270,9 +269,9 @@ def _behind_shared_prompts(decoder: Any, batch: TokenBatch) -> Tensor:
 
 
 def micro_batches(batch: TokenBatch, rows: Tensor, size: int) -> Iterator[tuple[Tensor, TokenBatch]]:
-    """Return the given rows, at most `size` at a time: rows of one prompt together, and prompts with rows of like
-    length, so that little padding is computed. Fewer rows go together where that saves an eighth of the tokens that are
-    computed."""
+    """Yield the given rows, at most `size` at a time: rows of one prompt together, and prompts with rows of like
+    length, so that little padding is computed. A micro-batch has fewer rows where that saves an eighth of its tokens.
+    """
     if not len(rows):
         return
     lengths = batch.lengths
@@ -287,8 +286,8 @@ def micro_batches(batch: TokenBatch, rows: Tensor, size: int) -> Iterator[tuple[
 
 
 def _by_width(lengths: Sequence[int], prompts: Sequence[int]) -> list[int]:
-    """Return how many rows after rows to take together, given their lengths, which grow by prompt. No prompt's rows are
-    parted."""
+    """Return the size of each micro-batch, given the rows' lengths, which grow by prompt. The rows of one prompt stay
+    together."""
     widest = list(accumulate(lengths, max))
     whole = len(lengths) * widest[-1]
     costs = {

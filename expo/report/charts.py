@@ -30,7 +30,7 @@ def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
 
 
 class Frame:
-    """Axes of a chart: from data to places on it."""
+    """Axes of a chart: maps data to positions in the picture."""
 
     def __init__(self, x: tuple[float, float], y: tuple[float, float]):
         self.x0, self.x1 = x
@@ -57,7 +57,7 @@ class Frame:
         return f'<text x="{self.across(x):.1f}" y="{HEIGHT - BOTTOM + 14}" text-anchor="middle">{escape(text)}</text>'
 
     def named(self, x: str, y: str) -> list[str]:
-        """Return the names of the axes."""
+        """Draw the names of the axes."""
         middle = (TOP + HEIGHT - BOTTOM) / 2
         return [
             f'<text x="{(LEFT + WIDTH - RIGHT) / 2:.1f}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x)}</text>',
@@ -73,12 +73,12 @@ def _svg(title: str, parts: Sequence[str]) -> Markup:
 
 
 def fill(look: Look) -> str:
-    """Return what fills an arm's bars: its colour, hatched where its lines are dashed. `hatches` has the patterns."""
+    """Return the fill of an arm's bars: its colour, hatched where its lines are dashed. `hatches` has the patterns."""
     return f"url(#hatch{look.colour[1:]})" if look.dash else look.colour
 
 
 def hatches(arms: Iterable[Look]) -> Markup:
-    """Return the patterns that `fill` names, once for the whole page."""
+    """Draw the patterns that `fill` names, once for the whole page."""
     patterns = [
         f'<pattern id="hatch{colour[1:]}" width="5" height="5" patternUnits="userSpaceOnUse" '
         'patternTransform="rotate(45)">'
@@ -89,7 +89,7 @@ def hatches(arms: Iterable[Look]) -> Markup:
 
 
 def swatch(look: Look) -> Markup:
-    """Return how an arm looks in bars and in curves, as small as a letter."""
+    """Draw an arm's style in bars and in curves, as small as a letter."""
     return Markup(
         '<svg class="swatch" viewBox="0 0 38 12" aria-hidden="true"><rect width="12" height="12" rx="2" '
         f'fill="{fill(look)}"/>'
@@ -105,7 +105,7 @@ def _stroke(look: Look) -> str:
 def lines(
     title: str, y: str, arms: Mapping[str, Sequence[Run]], looks: Mapping[str, Look], share: bool
 ) -> Markup | None:
-    """Return each arm's mean over its runs against the step; the band spans the runs. None where no run has a point.
+    """Draw each arm's mean over its runs against the step; the band spans the runs. None where no run has a point.
 
     Of long runs, each point is the mean of some steps, and the axis says of how many.
 
@@ -163,7 +163,7 @@ def bars(
     groups: Mapping[str, Mapping[str, tuple[float, float, float]]],
     looks: Mapping[str, Look],
 ) -> Markup | None:
-    """Return a group of bars per entry, a bar per arm, with intervals. None where there is none.
+    """Draw a group of bars per entry, a bar per arm, with intervals. None where there is none.
 
     Args: x and y, the axes' names; groups, (mean, low, high) by arm, in percent.
     """

@@ -1,4 +1,5 @@
-"""Two arms on the same problems: differences by level, problems gained and lost, what each took to reach a rate."""
+"""Comparison of two arms on the same problems: differences by level, problems gained and lost, cost of reaching a
+rate."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -67,7 +68,7 @@ class Arm:
 
     @property
     def marks(self) -> list[str]:
-        """Return what has to be said of its runs: that some learned nothing, or are of other code than now."""
+        """Return warnings about its runs: that some learned nothing, or are of other code than now."""
         counts = Counter(mark for run in self.runs.values() for mark in marks_of(run.summary, run.lines))
         return [f"{self.name}: {count} of {len(self.runs)} runs {mark}" for mark, count in counts.items()]
 
@@ -94,7 +95,7 @@ class Comparison:
 
     @property
     def paired(self) -> str:
-        """Return in a phrase which runs are paired, and which are left out."""
+        """Say which runs are paired, and which are left out."""
         shared = sorted(self.first.runs.keys() & self.second.runs.keys())
         if not shared:
             seeds = [next(iter(arm.runs)) for arm in (self.first, self.second)]
@@ -114,7 +115,7 @@ class Comparison:
 
     @property
     def solved(self) -> str:
-        """Return in a phrase what counts as solved: in as many samples of either arm, since more samples solve more."""
+        """Say how many right samples count as solved: as many of either arm, since more samples solve more."""
         most = max(int(row["sample"]) for pair in self.pairs for run in pair for row in run.completions) + 1
         cut = f", the first ones where a run has more: one has {most}" if most > self.samples else ""
         return f"solved in any of {self.samples} samples{cut}"
@@ -130,7 +131,7 @@ class Comparison:
 
     @property
     def otherwise(self) -> str:
-        """Return a sentence about evaluations that were not sampled alike; "" where they were."""
+        """Say where evaluations were not sampled alike; "" where they were."""
         found = []
         later = {key: _before(declared.absent) for key, declared in later_keys().items()}
         for key in OF_EVALUATION:
@@ -212,8 +213,8 @@ class Comparison:
         return best[0], best[1]
 
     def costs(self, metric: str, reach: float) -> Table:
-        """Return what each arm took until an evaluation found at least `reach`: means over all paired runs, the same of
-        both arms.
+        """Return what each arm spent until an evaluation found at least `reach`: means over all paired runs, which are
+        the same for both arms.
 
         Of a run that never did, all of it is counted, and the mean is told as a lower bound: those that did are the
         lucky ones.
@@ -268,7 +269,7 @@ def _until(run: RunData, metric: str, reach: float) -> tuple[bool, float, float,
 
 
 def _before(absent: Any) -> Any:
-    """Return the value at which all is as it was before a key; the first of several."""
+    """Return the value of a key at which a run is as it was before the key existed; the first of several."""
     return absent[0] if isinstance(absent, tuple) else absent
 
 
@@ -277,8 +278,7 @@ def _listed(seeds: Sequence[int]) -> str:
 
 
 def compared(runs: Sequence[RunData]) -> Compared | None:
-    """Return what a page about two arms shows of their comparison; None of other pages, and where they cannot be
-    compared."""
+    """Return the comparison of a page about two arms; None for other pages, and where the arms cannot be compared."""
     names = list(dict.fromkeys(run.arm for run in runs))
     if len(names) != 2:
         return None

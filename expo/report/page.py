@@ -85,7 +85,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class Page:
-    """What stands above the runs: title, how it was made, a table, and pictures where there are no curves to draw."""
+    """Head of a page: title, how it was made, a table, and pictures where there are no curves to draw."""
 
     title: str
     made: str
@@ -139,12 +139,12 @@ def write(page: Page, runs: Sequence[RunData], path: Path) -> None:
 
 
 def _in_script(data: Any) -> Markup:
-    """Return data as JSON that nothing in it can lead out of its script element."""
+    """Return data as JSON that cannot end its script element."""
     return Markup(json.dumps(data, ensure_ascii=False).replace("<", "\\u003c"))
 
 
 def _counted(arms: Mapping[str, Sequence[RunData]]) -> tuple[str, ...]:
-    """Return COUNTS, with each filter that has rejected anything."""
+    """Return COUNTS, with each filter that has rejected any candidate."""
     lines = [line for own in arms.values() for run in own for line in run.lines]
     names = {name for name in set().union(*lines) if re.fullmatch(r"positive/filtered_\w+_frac", name)}
     filters = {name for name in names if any(line.get(name) for line in lines)}
@@ -173,7 +173,7 @@ def _chart(name: str, unit: str, arms: Mapping[str, Sequence[charts.Run]], shown
 
 
 def _intervals(arms: Mapping[str, Sequence[RunData]]) -> str:
-    """Return what the intervals of the last evaluation cover."""
+    """Say what the intervals of the last evaluation cover."""
     alone = [arm for arm, own in arms.items() if len(own) == 1]
     if not alone:
         return "over problems and seeds"

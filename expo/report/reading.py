@@ -1,4 +1,4 @@
-"""What a report is about: run directories, or a table's kept results, read into a page."""
+"""Read the subject of a report, run directories or a table's saved results, into a page."""
 
 import json
 import logging
@@ -66,7 +66,7 @@ def plan_of(folder: Path, record: Mapping[str, Any]) -> str:
 
 
 def _made_with(record: Mapping[str, Any]) -> list[str]:
-    """Return the options of the command that made a table, but for those that only say how."""
+    """Return the options of the command that made a table, without those that only say how."""
     command = str(record.get("command", ""))
     try:
         words = shlex.split(command)[3:]
@@ -137,7 +137,7 @@ def _settings(plan: Plan, kept: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _planned(request: Request, labels: Mapping[str, str]) -> Table | None:
-    """Return what the plan says about each arm: of runs whose configs are not kept here."""
+    """Return each arm's settings by the plan, for runs whose configs are not here."""
     arms = {arm: request.plan.arms[arm] for arm in labels if arm in request.plan.arms}
     own = {arm: [*conf.overrides, *request.scale.arms.get(arm, [])] for arm, conf in arms.items()}
     rows = [[labels[arm], f"expo {conf.command.name}", " ".join(own[arm])] for arm, conf in arms.items()]

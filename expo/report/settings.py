@@ -1,4 +1,4 @@
-"""What runs were made of: their data and model in sentences, and the settings in which arms differ."""
+"""Settings of runs: their data and model in sentences, and the settings in which arms differ."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ Settings = Mapping[str, Any]  # flat, as `expo.runs.arms.settings_of` gives them
 
 
 def data_sentences(arms: Mapping[str, Settings]) -> list[str]:
-    """Return which data and which model the arms have; one sentence, or more where they are not the same for all."""
+    """Say which data and which model the arms have; one sentence, or more where they differ."""
     told: dict[str, list[str]] = {}
     for arm, own in arms.items():
         told.setdefault(f"{_data(own)} Model: {own.get('model.path')}.", []).append(arm)

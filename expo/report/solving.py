@@ -1,4 +1,4 @@
-"""How problems got solved: their completions at the steps of training, small enough to stand in a page."""
+"""Completions at the steps of training, which show how problems got solved, small enough to stand in a page."""
 
 import logging
 from collections import defaultdict
@@ -94,14 +94,14 @@ class _Part:
         return found
 
     def _place(self, problem: Problem) -> tuple[int, int, float, Problem]:
-        """Return what problems are sorted by."""
+        """Return a problem's sort key."""
         done = DONE.index(self.done(problem)[0])
         shares = [[r / n for r, n in c[problem].values()] for c in self.counts.values() if problem in c]
         gained = max(own[-1] - own[0] for own in shares)
         return done, -level if isinstance(level := self.levels[problem], int) else 0, -gained, problem
 
     def done(self, problem: Problem) -> tuple[str, str]:
-        """Return what training did to a problem, and the arm that did it."""
+        """Return what training changed about a problem, and the arm that did it."""
         told = []
         for arm, counts in self.counts.items():
             shares = [right / total for _, (right, total) in sorted(counts.get(problem, {}).items())]
@@ -147,7 +147,7 @@ class _Part:
 
 
 def _readable(read: Callable[..., list[dict[str, Any]]], path: Path, **which: Any) -> list[dict[str, Any]]:
-    """Return the rows of a file; none, with a warning, of a damaged one."""
+    """Read the rows of a file; none, with a warning, of a damaged one."""
     try:
         return read(path, **which)
     except UserError as error:
@@ -168,7 +168,7 @@ def _spread(steps: Sequence[int], count: int) -> list[int]:
 
 
 def _some(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Pick a few completions in order, among them a right and a wrong one where both exist."""
+    """Choose a few completions in order, among them a right and a wrong one where both exist."""
     right = [i for i, row in enumerate(rows) if row["verdict"] == "correct"][:1]
     wrong = [i for i, row in enumerate(rows) if row["verdict"] != "correct"][:1]
     chosen = list(dict.fromkeys([*right, *wrong, *range(len(rows))]))[:SHOWN]

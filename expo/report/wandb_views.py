@@ -46,7 +46,7 @@ SECTIONS = (
 
 @dataclass(frozen=True)
 class Shown:
-    """Which runs of a W&B project are shown."""
+    """Selection of the runs of a W&B project that a view shows."""
 
     title: str
     project: str

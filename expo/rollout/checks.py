@@ -17,8 +17,8 @@ TOKENS = 8
 
 @torch.no_grad()
 def check_decoding(engine: Engine, model: PreTrainedModel, path: str) -> None:
-    """Raise UserError for a model that the transformers engine cannot decode, or decodes otherwise than it is
-    scored."""
+    """Raise UserError for a model that the transformers engine cannot decode, or decodes with other probabilities than
+    the trainer's scores."""
     kind = type(causal_lm(model)).__name__
     requests = [Request(prompt, Key(0, SOLVE, 0, i)) for i, prompt in enumerate(PROMPTS)]
     try:

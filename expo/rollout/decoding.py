@@ -1,5 +1,4 @@
-"""What makes decoding with transformers quick: keys and values that are written in place, and attention that repeats
-none of them."""
+"""Quick decoding with transformers: keys and values are written in place, and attention repeats none of them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ ROOM = 256  # tokens, at most, that a layer has room for before it makes more: r
 
 
 class RoomyLayer(DynamicLayer):
-    """A layer of the cache with room for `room` tokens to come. They are written in place: no step copies all that was
+    """Layer of the cache with room for `room` more tokens, which are written in place: no step copies the tokens
     before.
 
     The room is made at the first update after the prompts, and again when it is full.
@@ -69,7 +68,7 @@ class OneFormatCache(DynamicCache):
 
 
 def roomy_cache(config: PreTrainedConfig, room: int) -> DynamicCache:
-    """Return an empty cache; layers with a sliding window are transformers' own."""
+    """Return an empty cache of RoomyLayers; layers with a sliding window are transformers' own."""
     cache = OneFormatCache(config=config)
     cache.layers = [RoomyLayer(min(room, ROOM)) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache

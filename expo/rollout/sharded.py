@@ -24,7 +24,7 @@ from expo.rollout.engine import Engine, EngineAround
 
 
 def shard(model: PreTrainedModel) -> None:
-    """Leave this device its share of every weight, with the first device's values.
+    """Leave this device its share of every weight of a model, at the first device's values.
 
     The model can then be scored and trained, and nothing else. All devices have to score, and to go backward, equally
     often. Raises UserError for a model that cannot be sharded.
@@ -61,8 +61,8 @@ def shard(model: PreTrainedModel) -> None:
 
 
 def in_16_bit(layer: nn.Module, dtype: torch.dtype) -> MixedPrecisionPolicy:
-    """Return how a layer's weights are gathered where autocast would cast them after that: in its format, half of what
-    float32 takes.
+    """Return the policy that gathers a layer's weights in 16 bits where autocast would cast them after that: half of
+    what float32 takes.
 
     Gradients are summed in float32. What goes from layer to layer stays what autocast makes it; embedding and head,
     which are no layers', stay float32. A CPU's LayerNorm takes no weights of another format than its input's.
@@ -79,7 +79,7 @@ def _take_shares(model: nn.Module, state: dict[str, Any], prefix: str, *_: Any) 
 
 
 def shared_out(policy: PreTrainedModel) -> "WholeCopy":
-    """Shard a policy, and return a whole copy of it. At no time does a device hold both as a whole."""
+    """Shard a policy, and return a whole copy of it. At no time does a device hold both policies with all weights."""
     # A copy with no weights as yet: each weight that copying meets is replaced by an empty one.
     empty: dict[int, Any] = {}
     for weight in policy.parameters():
@@ -94,27 +94,27 @@ def shared_out(policy: PreTrainedModel) -> "WholeCopy":
 
 
 class WholeCopy:
-    """A whole copy of a sharded model, for what generates and measures. While it is free it has no weights."""
+    """Copy with all weights of a sharded model, for engines and scorers. While it is free it holds no weights."""
 
     def __init__(self, sharded: nn.Module, model: PreTrainedModel):
         self.sharded, self.model = sharded, model
 
     @torch.no_grad()
     def gather(self) -> None:
-        """Bring the copy up to the sharded model. Call it on all devices."""
+        """Give the copy the sharded model's current weights. Call it on all devices."""
         shares = dict(self.sharded.named_parameters())
         for name, whole in self.model.named_parameters():
             whole.untyped_storage().resize_(whole.numel() * whole.element_size())
             whole.copy_(gathered(shares[name]))
 
     def free(self) -> None:
-        """Give the copy's memory back until it is gathered again."""
+        """Free the copy's memory until it is gathered again."""
         for whole in self.model.parameters():
             whole.untyped_storage().resize_(0)
 
 
 class CopyEngine(EngineAround):
-    """Engine on the whole copy of a sharded policy, which has no weights while the engine sleeps."""
+    """Engine on the whole copy of a sharded policy; the copy holds no weights while the engine sleeps."""
 
     def __init__(self, engine: Engine, copy: WholeCopy):
         super().__init__(engine)

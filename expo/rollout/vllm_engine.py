@@ -96,7 +96,8 @@ class VLLMEngine(Engine):
         self.sync()
 
     def _watch(self, client: Any) -> None:
-        """Hand whoever waits for the engine an error, once its process was killed: vLLM 0.32 would wait for ever."""
+        """Raise an error in every call that waits for the engine once its process was killed: vLLM 0.32 would wait for
+        ever."""
         wait([process.sentinel for process in client.resources.engine_manager.processes])
         if not self.closed.is_set():
             self.gone.set()
@@ -112,8 +113,8 @@ class VLLMEngine(Engine):
 
     @property
     def own_gpus(self) -> Sequence[int]:
-        """Return which GPUs, of those that this process sees, an engine in a process of its own gets; () where it has
-        no such choice."""
+        """Return the GPUs, of those that this process sees, of an engine in a process of its own; () where it cannot
+        choose."""
         beside = self.device.index if self.conf.separate and self.device.type == "cuda" else None
         first = beside if self.conf.device is None else self.conf.device
         return () if first is None else range(first, first + self.conf.tensor_parallel)
@@ -177,8 +178,8 @@ class VLLMEngine(Engine):
         return llm
 
     def _source(self) -> str:
-        """Return where the model's config and weights are; which weights does not matter, unless an adapter alone is
-        sent: they are replaced."""
+        """Return the folder or hub id from which vLLM loads the model's config and weights. The weights are replaced,
+        unless an adapter alone is sent."""
         base = causal_lm(self.model)
         if base.name_or_path and not hasattr(base.config, "expo_gguf"):  # vLLM reads no such file
             return str(base.name_or_path)
@@ -189,7 +190,7 @@ class VLLMEngine(Engine):
 
     @torch.no_grad()
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Return what the engine is to hold, under Hugging Face's names, without the tied head.
+        """Yield the weights that the engine is to hold, under Hugging Face's names, without the tied head.
 
         A LoRA adapter is merged into the parameters, or beside them as `q_proj.lora_A` and `q_proj.lora_B`, scaled.
         """
@@ -346,7 +347,7 @@ class VLLMEngine(Engine):
         return [done[row] for row in range(len(asked))]
 
     def _enqueue(self, requests: Sequence[Request], sampling: Sampling) -> list[str]:
-        """Hand vLLM the requests; what it will call them."""
+        """Hand vLLM the requests. Returns vLLM's ids of them."""
         from vllm import SamplingParams
 
         if not requests:
@@ -365,13 +366,13 @@ class VLLMEngine(Engine):
         return [name.partition("-")[0] for name in names]  # within, vLLM adds a random end to the name
 
     def _call(self, method: str, arguments: dict[str, Any]) -> Any:
-        """Return what a method of `WeightSync` gives on each of the engine's GPUs."""
+        """Return what a method of `WeightSync` returns on each of the engine's GPUs."""
         with in_vllm("stopped working"):
             return self.llm.collective_rpc(method, kwargs=arguments)
 
     def sleep(self) -> None:
-        """Give cache and weights back, on a GPU that it shares with the trainer: `sync` brings them. Where it sends an
-        adapter alone, the weights wait on the CPU."""
+        """Free cache and weights on a GPU that the engine shares with the trainer: `sync` brings the weights back.
+        Where it sends an adapter alone, the base weights wait on the CPU."""
         if self.sleeps:
             self.llm.sleep(level=1 if self.lora_rank else 2)
             self.asleep = True
@@ -414,20 +415,21 @@ def _save(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def _same(ours: tuple[float, float], theirs: tuple[float, float]) -> bool:
-    """Return whether two sums agree up to the order of the additions; a parameter's scale is the root of its sum of
-    squares."""
+    """Return whether two sums agree up to the order of the additions; the scale of a parameter is the root of its sum
+    of squares."""
     scale = math.sqrt(max(ours[1], theirs[1])) + 1e-12
     return abs(ours[0] - theirs[0]) <= 1e-6 * scale + 1e-9 and abs(ours[1] - theirs[1]) <= 1e-9 * scale**2 + 1e-12
 
 
 def _held(ours: tuple[float, float], theirs: Sequence[tuple[float, float]]) -> bool:
-    """Return whether the engine's GPUs hold a parameter: whole on each, or a share on each."""
+    """Return whether the engine's GPUs hold a parameter of the policy: whole on each, or a share on each. Args:
+    sums."""
     first, second = zip(*theirs, strict=True)
     return all(_same(ours, each) for each in theirs) or _same(ours, (sum(first), sum(second)))
 
 
 def group_of(name: str) -> str:
-    """Return what a user knows the parameter by: `model.layers.3.self_attn.qkv_proj.weight` is of
-    layers.3.self_attn."""
+    """Return the part of the model that a parameter is in: layers.3.self_attn for
+    `model.layers.3.self_attn.qkv_proj.weight`."""
     parts = name.removeprefix("model.").removesuffix(".weight").removesuffix(".bias").split(".")
     return ".".join(parts[:3] if parts[0] == "layers" else parts[:1])

@@ -25,7 +25,7 @@ CPU_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256)  # sizes that vLLM's 
 
 
 def place_for(size: int) -> str | None:
-    """Return where files of so many bytes go: into memory, where there is room for those of all devices of the run;
+    """Return the folder for files of `size` bytes: one in memory that has room for the files of all devices of the run;
     else None, the disk."""
     memory, count = Path("/dev/shm"), int(os.environ.get("WORLD_SIZE", "1"))
     if not memory.is_dir():
@@ -39,8 +39,8 @@ def place_for(size: int) -> str | None:
 
 @contextmanager
 def visible(devices: Sequence[int]) -> Iterator[None]:
-    """Show processes that start meanwhile these GPUs alone, all for none; they count those that this process sees.
-    Raises UserError for none of those."""
+    """Show these GPUs alone to processes that start within the context; without any, none. The GPUs are counted as this
+    process sees them. Raises UserError for a GPU that is not there."""
     before = os.environ.get("CUDA_VISIBLE_DEVICES")
     if devices:
         if max(devices) >= (count := torch.cuda.device_count()):
@@ -60,7 +60,7 @@ def visible(devices: Sequence[int]) -> Iterator[None]:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Let processes that start meanwhile not know of the other devices of the run: an engine has no part in them."""
+    """Hide the other devices of the run from processes that start within the context: an engine has no part in them."""
     of_group = (
         "RANK",
         "LOCAL_RANK",
@@ -93,8 +93,8 @@ def trainers_group() -> Iterator[None]:
 
 @contextmanager
 def unmoved() -> Iterator[None]:
-    """Give back what vLLM takes from a process in which it starts: torch's threads, which it sets to 1, the garbage
-    that it keeps from being collected, and the state of every generator, which it seeds."""
+    """Restore, after the context, what vLLM changes in the process in which it starts: torch's threads, which it sets
+    to 1, garbage collection, which it freezes, and the state of every generator, which it seeds."""
     threads, told, cuda = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS"), torch.cuda.is_initialized()
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     on_gpus = torch.cuda.get_rng_state_all() if cuda else []

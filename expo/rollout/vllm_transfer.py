@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def in_time(action: Callable[[], T], gone: threading.Event) -> T:
-    """Return what an action does that would wait for ever for another process: NCCL does for one that has ended.
+    """Return the result of an action that would wait for ever for a process that has ended, as NCCL does.
 
     Args: gone, set when it has. Raises TimeoutError, and whatever the action raises; an action that hangs stays behind
     in a thread.
@@ -43,7 +43,7 @@ def in_time(action: Callable[[], T], gone: threading.Event) -> T:
 
 
 def open_transfer(llm: Any, info: Any, weights: Weights) -> Any:
-    """Return what sends `weights()` to `llm` at each `send_weights()`; the two meet here.
+    """Connect to `llm` and return the sender, whose `send_weights()` sends `weights()`.
 
     Args: info, a `TrainerInitInfo` of vLLM's, whose backend `llm` was started with.
     """
@@ -84,7 +84,7 @@ class Client:
 
 
 def nccl_info() -> Any:
-    """Return where the two meet: this process as rank 0, the engine as rank 1, at a free port of this machine."""
+    """Return the address of the transfer: this process is rank 0, the engine rank 1, at a free port of this machine."""
     from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
     from vllm.utils.network_utils import get_open_port
 

@@ -30,15 +30,14 @@ class WeightSync:
             self.expo_load((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
 
     def expo_runner(self) -> str:
-        """Return which of vLLM's model runners this is: by default a GPU's is of its second kind, a CPU's of the
-        first."""
+        """Name vLLM's model runner: by default a GPU has the second kind, a CPU the first."""
         worker: Any = self
         runner = type(worker.model_runner)
         return f"{runner.__module__}.{runner.__name__}"
 
     def expo_sums(self) -> Sums:
-        """Return the sums of every parameter that is there to be read, and of a LoRA adapter; the CPU backend packs
-        most matrices away."""
+        """Return the sums of every parameter that can be read, and of a LoRA adapter; the CPU backend packs most
+        matrices away."""
         worker: Any = self
         model = worker.model_runner.get_model()
         return sums(

@@ -13,8 +13,8 @@ NAMED = ("algorithm.", "positives.", "hints.", "needs")
 
 
 def settings_of(directory: str | Path) -> dict[str, Any]:
-    """Return every key of a run that changes its result, but for the seed. Reads config.yaml as text: nothing in it is
-    resolved.
+    """Return the settings of a run that change its result, without the seed. Reads config.yaml as text: nothing in it
+    is resolved.
 
     Raises UserError for one that cannot be read.
     """
@@ -22,7 +22,7 @@ def settings_of(directory: str | Path) -> dict[str, Any]:
 
 
 def settings_in(tree: Any) -> dict[str, Any]:
-    """Return the same of a config as plain data."""
+    """Return the settings of a config, given as plain data, that change its result, without the seed."""
     return {key: value for key, value in changing(flat(tree)).items() if key != "seed"}
 
 
@@ -53,7 +53,7 @@ def arm_names(summaries: Sequence[Mapping[str, Any]], settings: Sequence[Mapping
 
 
 def _tells(key: str, names: Sequence[str], settings: Sequence[Mapping[str, Any]]) -> bool:
-    """Return whether a key tells arms apart beyond their names."""
+    """Return whether a key tells arms apart that have the same names."""
     values = [repr(own.get(key)) for own in settings]
     if not key.startswith(NAMED):
         return len(set(values)) > 1

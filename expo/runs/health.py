@@ -59,7 +59,7 @@ class Still:
 
     @property
     def meaning(self) -> str:
-        """Return both."""
+        """Return the sign's meaning and its remedy."""
         return f"{self.cause}: {self.remedy}"
 
 
@@ -119,7 +119,7 @@ class Collapse:
 
 
 def collapses_of(summary: Mapping[str, Any]) -> list[Collapse]:
-    """Return the collapses that a summary tells of, without what is none."""
+    """Return the collapses in a summary, without malformed ones."""
     found = summary.get("collapses")
     names = Collapse.__dataclass_fields__.keys()
     return [
@@ -166,15 +166,15 @@ SHOWN = 240  # characters of a completion
 
 
 def shares_told(metrics: Mapping[str, Any]) -> str:
-    """Return how many completions of an evaluation were cut off and had no answer; "" where it does not say."""
+    """Say how many completions of an evaluation were cut off or had no answer; "" where it does not record that."""
     names = {"eval/truncated_frac": "cut off", "eval/unparseable_frac": "without an answer"}
     told = [f"{100 * metrics[name]:.1f} % {what}" for name, what in names.items() if name in metrics]
     return ", ".join(told)
 
 
 def nothing_learned(lines: Sequence[Mapping[str, Any]]) -> str | None:
-    """Return why a run has learned nothing at all, or nothing from its positives or hints; None where it has. Args:
-    lines of metrics.jsonl."""
+    """Say why a run has learned nothing at all, or nothing from its positives or hints; None where it has. Args: lines
+    of metrics.jsonl."""
     steps = [line for line in lines if "policy/grad_norm" in line]
     if not steps:
         return None
@@ -190,7 +190,7 @@ def nothing_learned(lines: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def marks_of(summary: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return what has to be said beside a finished run's numbers. Args: its summary and metrics.jsonl."""
+    """Return warnings about a finished run's numbers. Args: its summary and metrics.jsonl."""
     code = summary.get("own_code")
     found = {
         "learned nothing": bool(nothing_learned(lines)),
@@ -249,7 +249,7 @@ class Watch:
 
 @dataclass
 class Health:
-    """All signs of a run. What it needs to go on is `state`, plain data."""
+    """All signs of a run. `state` is plain data that resumes it."""
 
     watches: dict[str, Watch] = field(
         default_factory=lambda: {sign.metric: Watch(sign) for sign in (*SIGNS, *EVALUATED)}
@@ -257,8 +257,8 @@ class Health:
     dead: dict[str, int] = field(default_factory=dict)  # steps from the first one on in which a scalar is at its worst
 
     def see(self, metrics: Mapping[str, float | None]) -> list[tuple[Watch, float]]:
-        """Take the scalars of a step, or of an evaluation. Returns what collapses from now on, and its mean now;
-        undefined scalars say nothing."""
+        """Watch the scalars of a step, or of an evaluation. Returns the signs that collapse from now on, each with its
+        mean now; undefined scalars are skipped."""
         found = []
         for name, watch in self.watches.items():
             value = metrics.get(name)
@@ -268,8 +268,8 @@ class Health:
         return found
 
     def see_dead(self, metrics: Mapping[str, float | None], step: int) -> list[Still]:
-        """Take the scalars of a step. Returns in what the run has been dead from its first step on, once, after
-        DEAD_AFTER steps.
+        """Watch a step for signs of a dead run. Returns, once, after DEAD_AFTER steps, those that have been at their
+        worst since the first step.
 
         Args: step, steps done. A run that learns from positives is not dead where rewards are all equal.
         """
@@ -293,7 +293,7 @@ class Health:
 
     @property
     def collapsing(self) -> bool:
-        """Return whether a collapse that was told still lasts."""
+        """Return whether a reported collapse still lasts."""
         return any(watch.on for watch in self.watches.values())
 
     def state(self) -> dict[str, Any]:
@@ -303,6 +303,6 @@ class Health:
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> Self:
-        """Return what `state` was taken of."""
+        """Return the Health that `state` describes."""
         signs = (*SIGNS, *EVALUATED)
         return cls({sign.metric: Watch(sign, **state.get(sign.metric, {})) for sign in signs}, state.get("dead", {}))

@@ -1,4 +1,5 @@
-"""Is the Hugging Face hub there? Asked once, in seconds, before anything starts: its libraries try for a minute."""
+"""Ask once, in seconds, whether the Hugging Face hub answers, before anything starts: its libraries try for a
+minute."""
 
 import os
 import threading

@@ -75,8 +75,8 @@ class RunFolder:
 
     @property
     def row(self) -> Row:
-        """Return what a table, a filter or `--json` may want, in this order: the columns, all metrics, and all settings
-        by their keys."""
+        """Return the run's row for tables, filters and `--json`, in this order: columns, all metrics, all settings by
+        key."""
         summary, metrics = self.summary, self.summary.get("metrics", {})
         largest = max((int(m[1]) for name in metrics if (m := re.fullmatch(r"pass@([0-9]{1,9})", name))), default=None)
         lines = read_lines(self.dir) if self.command == "train" else []
@@ -113,7 +113,7 @@ class RunFolder:
 
 
 def size_of(directory: Path) -> int:
-    """Return the bytes of a run directory's files; what is behind a link in it is none of it, nor what vanishes
+    """Return the bytes of a run directory's files, without those behind a link in it, and those that vanish
     meanwhile."""
     total = 0
     for folder, _, names in os.walk(directory):
@@ -183,7 +183,8 @@ def _passes(have: Any, sign: str, value: str) -> bool:
 
 
 def _equals(have: Any, value: str) -> bool:
-    """Return whether a value is the one written down: as a number where both are; `*` and `?` stand for any text."""
+    """Return whether a value matches the text of a filter: as a number where both are; `*` and `?` stand for any
+    text."""
     try:
         if isinstance(have, int | float) and not isinstance(have, bool):
             return float(have) == float(value)

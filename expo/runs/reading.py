@@ -64,8 +64,7 @@ def last_evaluation(directory: str | Path, step: int | None = None) -> dict[str,
 
 
 def by_step(runs: Sequence[Sequence[tuple[float, float]]]) -> tuple[list[float], list[list[float]]]:
-    """Return the steps, and at each the values of the runs that have one there. Args: (step, value) points of each
-    run."""
+    """Return the steps, and at each the values of the runs that have one. Args: (step, value) points of each run."""
     values: dict[float, list[float]] = defaultdict(list)
     for run in runs:
         for step, value in run:
@@ -101,7 +100,7 @@ def read_rows(
 
 
 def _is_kind(name: str, kind: pyarrow.DataType) -> bool:
-    """Return whether a column's values are of the kind that a run writes."""
+    """Return whether a column's values have the type that a run writes."""
     types = pyarrow.types
     if name in ("question", "answer", "completion", "verdict", "subject", "positive"):
         return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_null(kind))

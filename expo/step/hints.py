@@ -30,11 +30,11 @@ class NoHints:
         self.writer = conf.writer  # which policy writes; None where nothing is written
 
     def wanted(self, groups: Mapping[int, Group]) -> list[int]:
-        """Return the problems whose rollouts are made again."""
+        """Return the indices of the problems whose rollouts are made again with a hint."""
         return []
 
     def requests(self, batch: Batch, wanted: Sequence[int], tools: Tools) -> list[Request]:
-        """Return what to generate before there are hints."""
+        """Return the requests of the first stage: for the hints, or for texts that hints are made of."""
         return []
 
     def further(self, batch: Batch, written: Sequence[Completion], tools: Tools) -> list[Request] | None:
@@ -44,7 +44,7 @@ class NoHints:
     def hinted(
         self, batch: Batch, wanted: Sequence[int], written: Sequence[Completion], tools: Tools
     ) -> dict[int, list[int]]:
-        """Return prompts with a hint, by problem; a problem without a usable hint is left out."""
+        """Return prompts with a hint, by problem index; a problem without a usable hint is left out."""
         return {}
 
 
@@ -75,7 +75,7 @@ class ExpertPrefix(NoHints):
         return {i: [*batch.prompts[i], *ids] for i, ids in beginnings.items()}
 
     def beginning(self, ids: list[int], batch: Batch, problem: int, tools: Tools) -> list[int]:
-        """Return a random share of a completion; never its final statement."""
+        """Return a random share of a completion's tokens; never its final statement."""
         text = str(tools.tokenizer.decode(ids))
         position = text.find(tools.prompts.final_marker)  # the first: some state the answer before they derive it
         whole = len(text_ids(tools.tokenizer, text[:position])) if position >= 0 else len(ids)
@@ -119,7 +119,7 @@ class SelfHint(ExpertPrefix):
     def _asked(
         self, stream: int, prompts: Sequence[Sequence[int]], batch: Batch, problems: Sequence[int], tools: Tools
     ) -> list[Request]:
-        """Return requests for those prompts that an engine has room for."""
+        """Return requests for the prompts that fit the engine, which ask for hints."""
         found = [
             Request(tuple(prompt), Key(tools.seed, stream, batch.step, batch.offset + i), i)
             for i, prompt in zip(problems, prompts, strict=True)

@@ -54,7 +54,7 @@ def step_metrics(experience: Experience, sums: StepSums, beta: float | None) -> 
 
 
 def _rollout_metrics(e: Experience) -> dict[str, float | None]:
-    """Return the scalars of a step's rollouts, as they are without a hint."""
+    """Return the scalars of a step's rollouts, those without a hint."""
     groups = [group.unaided for group in e.groups]
     completions, verdicts = [c for g in groups for c in g.completions], [v for g in groups for v in g.verdicts]
     lengths = [len(c.ids) for c in completions]

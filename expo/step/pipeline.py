@@ -25,8 +25,8 @@ Groups = Mapping[int, Group]  # by problem of the step
 
 @dataclass(frozen=True)
 class Engines:
-    """Who generates what. `policy` has the policy's weights; each other is that very object where the policy does
-    it."""
+    """Engines by what they generate. `policy` has the policy's weights; another is the same object where the policy
+    does its work."""
 
     policy: Engine
     rollouts: Engine
@@ -40,7 +40,7 @@ class Engines:
         return list({id(e): e for e in (self.policy, self.rollouts, self.explanations, self.hints)}.values())
 
     def sync(self) -> None:
-        """Bring all engines up to their models: at the start, and when a snapshot is taken."""
+        """Bring all engines up to their models' weights: at the start, and when a snapshot is taken."""
         for engine in self.each:
             engine.sync()
 
@@ -52,8 +52,8 @@ class Engines:
 
 @dataclass
 class Pipeline:
-    """Makes the experience of a step. `scorer` measures under the policy; `when` says when explanations are asked
-    for."""
+    """Makes the experience of a step. `scorer` measures completions under the policy; `when` is the moment at which
+    explanations are asked for. Which groups are explained, `source.wants` decides by the gate."""
 
     engines: Engines
     source: PositiveSource
@@ -68,7 +68,7 @@ class Pipeline:
         self.cache = ExplanationCache(self.source.cache_steps, self.source.cache_max_drop)
 
     def run(self, step: int, problems: list[Problem], group_size: int, offset: int = 0) -> Experience:
-        """Return the experience of one step. Args: offset, the problems that the step has sampled before."""
+        """Return the experience of one step. Args: offset, how many problems the step has sampled before these."""
         timer = Timer()
         batch = Batch.of(problems, self.tools, step, offset)
         with timer("explain"):
@@ -153,7 +153,7 @@ class Pipeline:
         return groups
 
     def hint(self, batch: Batch, groups: Groups) -> tuple[dict[int, Group], int]:
-        """Make rollouts again with hints, where the hints want it; the first `keep` of each group stay.
+        """Make the rollouts of some groups again with hints; the first `keep` rollouts of each group stay.
 
         Returns the groups after it, and how many tokens were generated.
         """
@@ -181,8 +181,8 @@ class Pipeline:
         return dict(groups) | hinted, tokens
 
     def reliance(self, batch: Batch, groups: Groups) -> float | None:
-        """Return how much likelier right rollouts with a hint are with it than without, in nats per token: measured
-        every so often.
+        """Return how much likelier right hinted rollouts are under their prompt with the hint than without, in nats per
+        token: measured every `hints.measure_every` steps.
 
         Near 0, the policy could have written them without (what HiLL, arXiv 2604.00698, wants of a hint; the definition
         is ours).
@@ -230,7 +230,7 @@ class Pipeline:
         return _generate(self.engines.explanations, self.source.requests(batch, groups, wanted, self.tools), self.tools)
 
     def choose(self, groups: Groups, candidates: Candidates) -> Candidates:
-        """Return the positives among the candidates, measured as far as the selection asks for it."""
+        """Return the positives that the selection picks among the candidates, with the properties that it asks for."""
         usable = {i: kept for i, found in candidates.items() if (kept := [c for c in found if c.rejected is None])}
         if self.source.selection in NEEDS_LOGP:
             usable = with_logp(self.scorer, groups, usable)
@@ -240,7 +240,7 @@ class Pipeline:
         return {i: positives for i, positives in chosen.items() if positives}
 
     def measure(self, step: int, groups: Groups, positives: Candidates) -> Candidates:
-        """Return the positives with likelihood and answer lift, every `measure_every` steps."""
+        """Return the positives, every `measure_every` steps with likelihood and answer lift."""
         every = self.source.measure_every
         if not every or step % every:
             # What the selection has measured is logged at the same steps as without one: means over steps can be

@@ -26,14 +26,15 @@ def _solution(e: Experience, group: int, rollout: int, tools: Tools) -> Problem 
 
 
 def _sibling(e: Experience, group: int, rollout: int, tools: Tools) -> Problem | None:
-    """Return it with the first right rollout of its group but the rollout itself."""
+    """Return the rollout's problem with the first other right rollout of its group as the solution; None without
+    one."""
     own = e.groups[group]
     right = (j for j, v in enumerate(own.verdicts) if j != rollout and v is Verdict.CORRECT)
     return next((replace(own.problem, solution=own.texts[j]) for j in right), None)
 
 
 def _other_solution(e: Experience, group: int, rollout: int, tools: Tools) -> Problem | None:
-    """Return it with the solution and the answer of the step's next problem that asks something else."""
+    """Return the rollout's problem with solution and answer of the step's next problem that asks something else."""
     own, problems = e.groups[group].problem, e.problems
     others = [*problems[group + 1 :], *problems[:group]]
     found = (o for o in others if o.asked != own.asked and o.solution)

@@ -40,7 +40,7 @@ class ProblemSampler:
 
 
 class Retries:
-    """Deals a sampler's problems in their order, but passes over most that gave no gradient lately (GRESO, 2506.02177).
+    """Deals a sampler's problems in their order, but skips most that gave no gradient lately (GRESO, 2506.02177).
 
     A problem whose last n groups gave no gradient is dealt with probability retry^n. Who deals has to `learn` after
     each step. Where a whole epoch has been passed over in one step, the next problems are dealt as they come.
@@ -72,7 +72,7 @@ class Retries:
             self.idle[problem.id] = 0 if i in with_gradient else self.idle.get(problem.id, 0) + 1
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs."""
+        """Return the state that a resumed run needs."""
         return {"place": self.place, "idle": dict(self.idle)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -24,7 +24,7 @@ def is_signed(path: Path) -> bool:
 
 
 def read_signed(path: Path, what: str, parse: Callable[[pa.Table], T]) -> T:
-    """Return what `parse` makes of a file's table. Args: what, the file's name in a message.
+    """Read a file's table, parsed by `parse`. Args: what, the file's name in a message.
 
     Raises UserError where the file is not what was written, or cannot be read.
     """
@@ -48,7 +48,7 @@ def write_signed(table: pa.Table, path: Path) -> None:
 
 @contextmanager
 def alone_with(path: Path) -> Iterator[None]:
-    """Lock a file name while it is looked up and written; remove the unfinished files of killed processes."""
+    """Lock a file name within the context; remove the unfinished files of killed processes."""
     with locked(path.with_suffix(".lock"), ""):
         for left in path.parent.glob(f"*{path.stem}*.tmp"):
             remove(left)

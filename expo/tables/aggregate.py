@@ -180,13 +180,14 @@ def cost_of(directories: Collection[Path]) -> dict[str, Any]:
 
 
 def _shares(run: PlannedRun) -> bool:
-    """Return whether a run reads what another one may have made."""
+    """Return whether a run reads texts that another run may have written."""
     banked = run.cfg.positives.from_bank(run.cfg.algorithm)
     return run.command == "train" and (banked or isinstance(run.cfg.algorithm, DPOConf))
 
 
 def _tells(directory: Path) -> bool:
-    """Return whether a run says how many seconds others spent on what it read; those of before 2026-11-29 do not."""
+    """Return whether a run records how many seconds other runs spent on texts that it read; runs before 2026-11-29 do
+    not."""
     return any(SHARED in line for line in read_lines(directory))
 
 
@@ -197,8 +198,8 @@ def _sum(directories: Iterable[Path], name: str) -> float | None:
 
 
 def common_steps(directories: Iterable[Path], name: str) -> set[int] | None:
-    """Return the steps at which all runs that have it at all have a scalar of NOT_EVERY_STEP; None for another one:
-    wherever it is.
+    """Return the steps at which all runs that ever have a scalar of NOT_EVERY_STEP have it; None for another scalar:
+    every step counts.
 
     It changes over a run: a mean over every step is not to be held against one over every tenth.
     """
@@ -215,7 +216,7 @@ def _mean_over_runs(directories: Iterable[Path], name: str, steps: Collection[in
 
 
 def keep_runs(runs: Sequence[PlannedRun], made_by: Mapping[str, Sequence[str]], folder: Path) -> None:
-    """Keep all of the given runs but their checkpoints, small enough to stand beside a table.
+    """Save all of the given runs but their checkpoints, small enough to stand beside a table.
 
     Args: made_by, the plan's `prepare`. runs.json, which is written last, has configs and summaries, what made their
     models, and hashes of their data files; metrics.parquet every line of metrics.jsonl, completions.parquet those of

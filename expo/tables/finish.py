@@ -81,7 +81,7 @@ def draw(name: str, plan: Plan, record: dict[str, Any], runs: Sequence[PlannedRu
 
 
 def show(plan: Plan, record: dict[str, Any]) -> None:
-    """Print the arms' own numbers; table.md has the paper's beside them, differences and cost."""
+    """Print the arms' own numbers; table.md also has the paper's numbers, differences and cost."""
     heads, rows = rows_of(plan, record)
     width = 1 + len(plan.columns)
     shown = Table(title=plan.title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))

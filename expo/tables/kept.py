@@ -1,4 +1,4 @@
-"""Render a table again from what is kept beside it, without any run: `expo table NAME kept=true`."""
+"""Render a table again from the runs that are saved beside it, without making any: `expo table NAME kept=true`."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ from expo.tables.sweep import distinct
 
 @dataclass(frozen=True)
 class KeptRun(PlannedRun):
-    """A run of a table as it was kept."""
+    """A run of a table as saved beside it."""
 
     folder: Path = Path()
 
@@ -36,7 +36,7 @@ class KeptRun(PlannedRun):
 
 
 def kept_folder(name: str, plan: Plan, scale: str) -> Path:
-    """Return where the runs of a table are kept: beside it, or beside the one that it extends."""
+    """Return the folder of a table's saved runs: beside the table, or beside the one that it extends."""
     return results_folder(plan.extends or name, scale)
 
 
@@ -47,7 +47,7 @@ def unpack(
     made_by: Mapping[str, Sequence[str]],
     into: Path,
 ) -> list[KeptRun]:
-    """Write the kept runs of a table as run directories under `into`; return the table's runs, which are there now.
+    """Write the saved runs of a table as run directories under `into`; return the table's runs, now with directories.
 
     Args: whole, the runs of the table beside which they are kept; made_by, the plan's `prepare`. Raises UserError where
     a run is not kept, or was made with other settings than the plan has by now.
@@ -96,8 +96,7 @@ def _check_made(
 
 
 def _restored(directory: Path, record: Mapping[str, Any], configs: dict[str, Config]) -> Config:
-    """Return the config of a kept run. Args: configs, those that were read already: an arm's runs differ in their seed
-    alone."""
+    """Return the config of a saved run. Args: configs, cache of configs: an arm's runs differ in their seed alone."""
     text, seed = record["config"], f"\nseed: {record['seed']}\n"
     of_arm = text.replace(seed, "\n", 1)
     if of_arm == text:  # it names no seed, or another one
@@ -108,7 +107,7 @@ def _restored(directory: Path, record: Mapping[str, Any], configs: dict[str, Con
 
 
 def _check(run: PlannedRun, made: Config, folder: Path) -> None:
-    """Raise UserError where a kept run is not the planned one. Models are compared by path, so their files need not
+    """Raise UserError where a saved run is not the planned one. Models are compared by path, so their files need not
     exist."""
     before, now = (replace(cfg, model=replace(cfg.model, path="ladder")) for cfg in (made, run.cfg))
     for key in _ASIDE[run.command]:

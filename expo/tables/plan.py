@@ -1,4 +1,4 @@
-"""What a table is made of: `experiments/<name>/plan.yaml`, and the runs that follow from it."""
+"""Plans of tables: `experiments/<name>/plan.yaml`, and the runs that follow from one."""
 
 import re
 from collections.abc import Sequence
@@ -101,13 +101,13 @@ class PlannedRun:
 
     @property
     def dir(self) -> Path:
-        """Return the run's directory: looked for each time, since others may make the run meanwhile, under another
+        """Find the run's directory: anew each time, since another process may make the run meanwhile under another
         name."""
         return run_dir(self.cfg, self.command, self.mark)
 
     @cached_property
     def mark(self) -> str:
-        """Return what the directory's name ends in. A followed table asks for it every few seconds."""
+        """Return the end of the directory's name. Cached: a followed table asks for it every few seconds."""
         return run_mark(self.cfg, self.command)
 
     @property
@@ -134,7 +134,7 @@ def plan_file(name: str) -> Path:
 
 
 def table_name(name: str) -> str:
-    """Return what a table is called in folders and W&B: its folder's name, and the plan's own where that is not
+    """Return the name of a table in folders and W&B: its folder's name, and the plan's own where that is not
     plan.yaml."""
     file = plan_file(name).resolve()
     return "-".join([file.parent.name, *_own_name(file)])
@@ -150,7 +150,7 @@ def results_folder(name: str, scale: str, output_dir: str = "outputs") -> Path:
 
 
 def _own_name(file: Path) -> list[str]:
-    """Return what tells several plans of one folder apart."""
+    """Return the parts of a plan's name that tell several plans of one folder apart."""
     return [] if file.stem == "plan" else [file.stem]
 
 
@@ -202,7 +202,7 @@ def load_plan(name: str, scale_name: str | None = None) -> Plan:
 
 
 def _read(path: Path) -> Any:
-    """Return plan.yaml and paper.yaml of a folder, over those of the plan that they extend."""
+    """Read plan.yaml and paper.yaml of a folder, merged over those of the plan that they extend."""
     own: Any = OmegaConf.load(path)
     if axes := own.pop("axes", None):
         own = OmegaConf.create(_written_out(path, OmegaConf.to_container(own), OmegaConf.to_container(axes)))
@@ -218,7 +218,7 @@ def _read(path: Path) -> Any:
 
 
 def _written_out(path: Path, plan: Any, axes: Any) -> Any:
-    """Return a plan whose `arms`, `prepare` and `scales.*.arms` stand once for each point of the grid of `axes`.
+    """Expand a plan's `axes`: its `arms`, `prepare` and `scales.*.arms` stand once for each point of their grid.
 
     `axes` is {axis: {value: {word: text or overrides}}}. `{axis}` is the value's name, `{word}` its text; an override
     that is a `{word}` alone becomes the overrides of that word. What names no axis follows the grid. Raises UserError
@@ -303,7 +303,7 @@ def is_rate(column: str) -> bool:
 
 
 def columns_of(plan: Plan, arm: Arm) -> list[str]:
-    """Return the metrics behind the arm's cells."""
+    """Return the metrics of an arm's cells."""
     return [re.sub(r"@\d+", f"@{arm.k}", column) if arm.k else column for column in plan.columns]
 
 

@@ -1,4 +1,4 @@
-"""What a table would do and cost: `dry_run=true`."""
+"""Preview of a table: what it would do and cost, `dry_run=true`."""
 
 import json
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def preview(request: Request, runs: Sequence[PlannedRun]) -> None:
-    """Print what would be done, and what it would cost by finished runs and by an estimate."""
+    """Print the runs to make, and their cost by finished runs and by an estimate."""
     plan, device, todo = request.plan, request.scale.device, missing(runs)
     for command in to_prepare(plan, runs, todo).values():
         print(f"first, not counted below: expo {' '.join(command)}")
@@ -34,7 +34,8 @@ def preview(request: Request, runs: Sequence[PlannedRun]) -> None:
 
 
 def show_arms(plan: Plan, runs: Sequence[PlannedRun], todo: set[Path], costs: "dict[Path, Cost] | None") -> None:
-    """Print each arm with how many of its runs are done, its command, and its estimate. Args: todo, directories."""
+    """Print each arm with the number of its finished runs, its command, and its estimate. Args: todo, directories of
+    runs to make."""
     shown: dict[Path, str] = {}
     for key, arm in plan.arms.items():
         own = [run for run in runs if run.arm == key]
@@ -63,7 +64,7 @@ def _whole_cost(known: Sequence["Cost"], device: str, jobs: int) -> str:
 def by_finished_runs(
     runs: Sequence[PlannedRun], todo: Sequence[PlannedRun], jobs: int, results: Path | None
 ) -> str | None:
-    """Return time and tokens of the missing runs as their arms took them here, or else in an earlier table's
+    """Return time and tokens of the missing runs, as runs of their arms took them here, or in an earlier table's
     results."""
     known: dict[str, Any] = {}
     sources = []

@@ -67,7 +67,7 @@ def rows_of(plan: Plan, record: Mapping[str, Any]) -> tuple[list[str], list[list
 
 
 def made_by(record: Mapping[str, Any]) -> str:
-    """Return what the numbers are, and the command, commits, machine and date that made them."""
+    """Return the caption: what the numbers are, and the command, commits, machine and date that made them."""
     alone = any(arm.get("seconds_alone") for arm in record["arms"].values())
     seconds = (
         "without the pairs and explanations that another run has made for it"
@@ -111,7 +111,7 @@ def markdown(plan: Plan, record: Mapping[str, Any]) -> str:
 
 
 def _fewer(cell: Mapping[str, Any] | None, runs: int) -> str:
-    """Say that some runs have nothing to give to a cell."""
+    """Say that some runs have no value for a cell."""
     return f" ({len(cell['seeds'])} of {runs} runs)" if cell and len(cell["seeds"]) < runs else ""
 
 
@@ -131,8 +131,8 @@ def far_apart(seeds: Sequence[float]) -> bool:
 
 
 def percent(cell: Mapping[str, Any], sign: str = "") -> str:
-    """Return a rate or a difference of rates with its interval, in percent; of seeds that lie far apart also what each
-    has found, which tells more than an interval does. Args: sign, `+` to show one."""
+    """Return a rate or a difference of rates with its interval, in percent. Where seeds lie far apart, list each seed's
+    rate, which tells more than an interval. Args: sign, `+` to show one."""
     mean, low, high = (100 * cell[name] for name in ("mean", "lo", "hi"))
     seeds = ", ".join(f"{round(100 * seed):{sign}d}" for seed in cell["seeds"])
     return f"{mean:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]" + (

@@ -25,7 +25,7 @@ OVER = ("done", "failed")
 
 
 def to_prepare(plan: Plan, runs: Sequence[PlannedRun], todo: Sequence[PlannedRun]) -> dict[str, list[str]]:
-    """Return the models that expo makes for the runs to do, and that are not there yet: commands by folder.
+    """Return the models that are not on disk and that expo makes for the missing runs: commands by folder.
 
     Raises UserError where one that any of the runs begins from is not what the plan's command makes.
     """
@@ -73,7 +73,7 @@ def prepare(missing: Mapping[str, Sequence[str]]) -> int:
 
 
 def distinct(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
-    """Return the runs without those that are another one's very run: arms may share runs."""
+    """Return the runs without duplicates: arms may share runs."""
     return list({run.dir: run for run in reversed(runs)}.values())[::-1]
 
 
@@ -125,7 +125,7 @@ def until_over(process: subprocess.Popen[bytes], meanwhile: Callable[[], object]
 
 
 def why(run: PlannedRun, sweep: Path) -> str:
-    """Return in one line what became of a run that is not done."""
+    """Say in one line what became of a run that is not done."""
     summary, log = read_summary(run.dir), sweep / "logs" / f"{name_of(run)}.log"
     said = log.read_text().split("\n") if log.is_file() else []
     last = next((line for line in reversed(said) if line.strip()), f"see {sweep / 'launch.log'}")
@@ -139,7 +139,7 @@ def gpus_of(run: PlannedRun) -> int:
 
 
 def steps_of(run: PlannedRun) -> int:
-    """Return what the whole bar counts; an evaluation is one."""
+    """Return the total of the run's bar: its steps, and one for each evaluation."""
     return run.cfg.trainer.max_steps if run.command == "train" else 1
 
 
@@ -167,7 +167,7 @@ class View:
         self.bar.stop()
 
     def update(self) -> None:
-        """Read what the runs have written."""
+        """Read the files of the runs and redraw the bars."""
         steps_done = 0
         for run in self.runs:
             over = self._over(run)

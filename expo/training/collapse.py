@@ -1,4 +1,4 @@
-"""What is done about a policy that collapses: `trainer.on_collapse`, and the best checkpoint."""
+"""Reactions to a policy that collapses: `trainer.on_collapse`, and the best checkpoint."""
 
 import logging
 from collections.abc import Mapping
@@ -81,12 +81,12 @@ class WatchHealth(Callback):
         self.see_evaluation(trainer)
 
     def keeps(self, module: Algorithm) -> bool:
-        """Return whether a best checkpoint is kept: only where each step has rollouts of the current policy, by whose
-        reward it is chosen."""
+        """Return whether a best checkpoint is kept: only where each step has rollouts of the current policy, whose
+        reward chooses it."""
         return self.action != "warn" and module.conf.acts_every_step
 
     def found(self, metrics: Mapping[str, float | None], step: int) -> list[Collapse]:
-        """Return what collapses from a step on, by its scalars or those of an evaluation."""
+        """Return the collapses that a step's or an evaluation's scalars show from this step on."""
         found = []
         for watch, now in self.health.see(metrics):
             metric, best = watch.sign.metric, watch.best or 0.0
@@ -95,8 +95,8 @@ class WatchHealth(Callback):
         return found
 
     def see_evaluation(self, trainer: Trainer) -> None:
-        """Take an evaluation that was made since the last look: of a policy whose rollouts are not its own, nothing
-        else tells."""
+        """Watch an evaluation that is new since the last call: where rollouts are not the policy's own, nothing else
+        shows a collapse."""
         if self.run.metrics is not self.seen:
             self.seen = self.run.metrics
             if found := self.found(self.seen, trainer.current_epoch):
@@ -104,11 +104,11 @@ class WatchHealth(Callback):
 
     @property
     def kept(self) -> str:
-        """Return what to say of the best checkpoint."""
+        """Return the message's words on the best checkpoint."""
         return f"; {self.path} is of step {self.best_step}" if self.best_step >= 0 else ""
 
     def tell(self, trainer: Trainer, found: list[Collapse]) -> None:
-        """Name collapses in the terminal, the summary and the loggers."""
+        """Report collapses in the terminal, the summary and the loggers."""
         self.run.collapses = [*self.run.collapses, *map(asdict, found)]
         self.run.write_summary("stopped")  # what a SIGKILL from here on leaves behind
         log_summary(trainer.loggers, self.run.summary())
@@ -128,7 +128,7 @@ class WatchHealth(Callback):
             self.roll_back(trainer, module, collapse)
 
     def keep(self, trainer: Trainer, step: int, reward: float) -> None:
-        """Save the best checkpoint."""
+        """Write the best checkpoint."""
         self.best_step, self.best_reward = step, reward
         trainer.save_checkpoint(self.path)
 

@@ -1,4 +1,4 @@
-"""A run that differs from another one in nothing but `trainer.max_steps` goes on from it, where the result is that of
+"""Resume from a shorter run: one that differs in nothing but a smaller `trainer.max_steps`, where the result is that of
 one run."""
 
 import json
@@ -22,8 +22,8 @@ TAKEN = ".taken_over"  # there until the loggers have been told of the steps tak
 
 
 def check_problems(run: Run, evaluator: Evaluator) -> None:
-    """Raise UserError where an earlier session of a run was evaluated on other problems: another version has read the
-    data otherwise."""
+    """Raise UserError where an earlier session of a run was evaluated on other problems, as after a version that reads
+    the data otherwise."""
     if (
         not run.cfg.fresh
         and newest_checkpoint(run.dir, lineage(run.cfg)) is not None
@@ -111,7 +111,8 @@ def _shorter(run: Run) -> Iterator[tuple[int, Run]]:
 
 
 def _take(other: Run, checkpoint: Path, run: Run) -> None:
-    """Copy what the first steps have left; the checkpoint last, so that a kill in between takes nothing for whole."""
+    """Copy the files of the first steps from another run; the checkpoint last, so that a kill leaves no half that looks
+    complete."""
     every, step = run.cfg.evaluation.every, step_of(checkpoint)
 
     def evaluated(at: int) -> bool:

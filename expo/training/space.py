@@ -1,4 +1,4 @@
-"""Whether the disk has room for what a run writes."""
+"""Room on the disk for what a run writes."""
 
 import errno
 import os
@@ -33,8 +33,7 @@ def check_space(cfg: Config, directory: Path, module: Algorithm) -> None:
 
 
 def check_room(path: Path, content: Any) -> None:
-    """Raise OSError, as a full disk does, where a file of this content would not fit: before anything of it is
-    written."""
+    """Raise OSError, as a full disk does, where a file of this content would not fit, before it is written."""
     size, free = size_of(content), shutil.disk_usage(path.parent).free
     if free < size:
         raise OSError(errno.ENOSPC, f"no room for {gib(size)}, {gib(free)} free", str(path))
@@ -52,7 +51,7 @@ def size_of(content: Any) -> int:
 
 
 def gib(size: float) -> str:
-    """Return a number of bytes as a person reads it."""
+    """Format a number of bytes for people."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**29 else f"{size / 2**20:.0f} MiB"
 
 

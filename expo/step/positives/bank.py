@@ -58,7 +58,7 @@ class Bank:
         return [step for step in steps if not any(step in covered for covered in there)]
 
     def find(self, request: Request) -> Completion:
-        """Return the explanation that was written for a request.
+        """Return the banked explanation for a request.
 
         Raises UserError where there is none, where it was written for another prompt, or where its part was changed.
         """
@@ -141,7 +141,7 @@ class BankedEngine(Engine):
         return self.bank.price * sum(len(c.ids) for c in read) - spent
 
     def write_block(self, step: int, sampling: Sampling) -> None:
-        """Write what the bank lacks of the block of steps that this one is in."""
+        """Write the missing explanations of the block of steps that `step` is in."""
         size = max(1, PART // max(1, len(self.requests_of(step))))
         first = step - step % size
         block = range(first, max(step + 1, min(first + size, self.steps)))

@@ -1,5 +1,4 @@
-"""Explanations that are used again: made once, kept for some steps, dropped when the policy has moved away from
-them."""
+"""Cache of explanations: each is used again for some steps, and dropped when the policy has moved away from it."""
 
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -10,7 +9,7 @@ from expo.step.positives.properties import Scorer
 
 @dataclass
 class ExplanationCache:
-    """Explanations by problem, each with the step that made it: the version of the policy. `steps=0` keeps nothing.
+    """Explanations by problem, each with the step that made it, and so the policy's version. `steps=0` caches nothing.
 
     `max_drop` is in nats per token.
     """
@@ -21,7 +20,8 @@ class ExplanationCache:
     entries: dict[str, list[tuple[int, float, Candidate]]] = field(default_factory=dict)
 
     def find(self, batch: Batch, scorer: Scorer) -> Candidates:
-        """Return what is still good for the batch's problems; drop what is too old, or too unlikely by now."""
+        """Return the cached explanations of the batch's problems; drop those that are too old, or too unlikely by
+        now."""
         self.entries = {key: found for key, found in self.entries.items() if batch.step - found[0][0] <= self.steps}
         kept = [(i, entry) for i, p in enumerate(batch.problems) for entry in self.entries.get(p.id, ())]
         if not kept:
@@ -39,7 +39,7 @@ class ExplanationCache:
         return good
 
     def keep(self, positives: Candidates, batch: Batch, scorer: Scorer) -> None:
-        """Remember the explanations made at this step, without what was measured of them."""
+        """Cache the explanations made at this step, without their measured properties."""
         if not self.steps or not positives:
             return
         rows = [(batch.prompts[i], c.ids) for i, found in positives.items() for c in found]

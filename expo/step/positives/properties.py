@@ -52,7 +52,7 @@ class Scorer:
         return self.ranks.whole([row[there].tolist() for row, there in zip(logp, mask.bool(), strict=True)])
 
     def _score(self, prompts: Sequence[Ids], completions: Sequence[Ids]) -> tuple[Tensor, Tensor]:
-        """Return log-probabilities `[N, L]` and where there are any."""
+        """Return log-probabilities `[N, L]`, and the mask of the tokens that have one."""
         device = next(self.model.parameters()).device
         batch = token_batch(prompts, completions, self.tokenizer.pad_token_id, device)
         training = self.model.training
@@ -124,7 +124,8 @@ def with_logp(scorer: Scorer, groups: Mapping[int, Group], found: Candidates) ->
 
 
 def with_logp_given_answer(scorer: Scorer, found: Candidates) -> Candidates:
-    """Return the candidates with the same under the prompt that shows the answer, for those that were written."""
+    """Return the candidates with mean log π(c|q, a*), under the prompt that shows the answer; only those that were
+    written have one."""
     written = [(c.prompt, c.ids) for some in found.values() for c in some if c.prompt is not None]
     means = iter(scorer.mean_logp([prompt for prompt, _ in written], [ids for _, ids in written]).tolist())
     return {

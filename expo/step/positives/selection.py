@@ -1,5 +1,5 @@
-"""Which of a problem's usable candidates are learned from. Candidates come with what the selection asked to be
-measured."""
+"""Selection: which of a problem's usable candidates are learned from. Candidates come with the properties that the
+selection asks for."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

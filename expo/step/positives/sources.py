@@ -30,7 +30,7 @@ Groups = Mapping[int, Group]  # judged groups by problem, as far as they are the
 
 
 class PositiveSource:
-    """What every source shares: how positives enter the loss, and the gate that decides which problems get one."""
+    """A source of positives: how positives enter the loss, and the gate that decides which groups get one."""
 
     conf: PositivesConf
     selection = "first"
@@ -52,27 +52,28 @@ class PositiveSource:
         return False
 
     def weight_at(self, done: float, all_wrong: float) -> float:
-        """Return β. Args: done, the share of the run in [0, 1]; all_wrong, the share of all-wrong groups in the
-        step."""
+        """Return β, annealed by the schedule. Args: done, the share of the run in [0, 1]; all_wrong, the share of
+        all-wrong groups in the step."""
         return 0.0
 
     def wants(self, all_wrong: bool) -> bool:
-        """Return whether a problem gets a positive, given whether its group is all wrong."""
+        """Decide by the gate whether a group gets a positive, and so is explained. Args: all_wrong, whether its
+        rollouts are."""
         return False
 
     def requests(self, batch: Batch, groups: Groups, wanted: Sequence[int], tools: Tools) -> list[Request]:
-        """Return what to generate for the wanted problems."""
+        """Return the requests for the texts of the wanted problems."""
         return []
 
     def candidates(
         self, batch: Batch, groups: Groups, wanted: Sequence[int], explanations: Sequence[Completion], tools: Tools
     ) -> Candidates:
-        """Return the candidates of the wanted problems, filtered: every one that was considered, and why it is not
-        used."""
+        """Return the candidates of the wanted problems, filtered: all that were considered, each with the filter that
+        rejects it."""
         return {}
 
     def choose(self, usable: Sequence[Candidate], problem: Problem) -> list[Candidate]:
-        """Return the candidates of a problem to learn from, of those that no filter rejects: at least one is given."""
+        """Return the candidates of a problem to learn from. Args: usable, at least one, rejected by no filter."""
         return select(usable, problem, self.selection, Limits())
 
 
@@ -133,7 +134,8 @@ class SelfExplanation(WeightedSource):
         return step % self.conf.snapshot_every == 0
 
     def explained(self, batch: Batch, groups: Groups, wanted: Sequence[int], tools: Tools) -> dict[int, Problem]:
-        """Return the wanted problems with the answer that is shown, where there is one."""
+        """Return, by index, the wanted problems for which there is an answer to show, each with that answer in place of
+        its own."""
         shown = ((i, SHOWN[self.conf.shown_answer](batch, groups, i, tools)) for i in wanted)
         return {i: replace(batch.problems[i], answer=answer) for i, answer in shown if answer is not None}
 
@@ -151,7 +153,7 @@ class SelfExplanation(WeightedSource):
         ]
 
     def explainable(self, batch: Batch, groups: Groups, wanted: Sequence[int], tools: Tools) -> dict[int, Problem]:
-        """Return those of `explained` that can be asked for."""
+        """Return the problems of `explained` whose prompt fits: here all of them."""
         return self.explained(batch, groups, wanted, tools)
 
     def candidates(
