@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
 
 
 def arms_of(spec: str) -> dict[str, Arm]:
-    """Return the arms that a person names, by name. Raises UserError for what names none."""
+    """Return the arms that a user names, by name. Raises UserError for an unknown name."""
     from expo.report.reading import read_runs, read_table, table_request  # a second of imports
 
     subject, _, wanted = spec.partition(":")

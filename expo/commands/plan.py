@@ -50,7 +50,7 @@ def plan(cfg: Config) -> int:
 
 
 def as_table(works: Sequence[Work], device: Device) -> Table:
-    """Return a column for each number of devices."""
+    """Format the estimates as a table with a column for each number of devices."""
     table = Table(title=f"each of so many devices ({device.memory / 1e9:.0f} GB)")
     table.add_column("")
     for work in works:
@@ -75,7 +75,7 @@ def as_table(works: Sequence[Work], device: Device) -> Table:
 
 def advice(work: Work, device: Device) -> str:
     """Say whether a run fits its devices; if not, name the smallest change with which it fits, or the reason why none
-    helps."""
+    does."""
     on, needed = f"{work.devices} {device.name}", memory(work, device)
     try:
         check_anywhere(work.cfg)
@@ -106,7 +106,7 @@ def _allowed(cfg: Config) -> bool:
 
 
 def changes(work: Work) -> Iterator[list[Setting]]:
-    """Yield settings that take less memory: those first that change least, and leave what is learned as it is."""
+    """Yield settings that take less memory, first those that change least and leave the result as it is."""
     cfg = work.cfg
     micro, rows = cfg.trainer.micro_batch_size, cfg.rollout.batch_size
     smaller = [micro // by for by in (1, 2, 4, 8, 16) if micro // by]

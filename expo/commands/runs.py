@@ -28,7 +28,7 @@ expo runs gc   [FILTER...] [output_dir=outputs] [yes=true]       remove the chec
 
 
 def main(arguments: list[str]) -> int:
-    """Do what the arguments say. Returns the exit code."""
+    """Run the subcommand. Returns the exit code."""
     if {"-h", "--help"} & set(arguments):
         print(USAGE)
         return 0
@@ -77,7 +77,7 @@ def _state(row: dict[str, Any]) -> str:
 
 
 def _time(seconds: float | None) -> str:
-    """Return a length of time in its two largest units."""
+    """Format seconds in their two largest units."""
     if seconds is None:
         return ""
     whole = round(seconds)

@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _about(row: dict[str, Any]) -> str:
-    """Return one line: problem, right answer, and what became of the completion."""
+    """Format a row in one line: problem, right answer, and the completion's verdict."""
     reward, tokens = row.get("reward"), row.get("tokens")
     told = (
         f"problem {row['problem']}",

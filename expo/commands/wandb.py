@@ -78,7 +78,7 @@ def _parse(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def _shown(options: dict[str, str], subjects: Sequence[str]) -> Any:
-    """Return which runs of which project are shown. Raises UserError for what is neither a table nor a run
+    """Return the selection of a project's runs. Raises UserError for a subject that is neither a table nor a run
     directory."""
     from expo.report.wandb_views import Shown
 
@@ -109,7 +109,7 @@ def _wandb_id(folder: Path) -> str:
 
 
 def _deliver(kind: str, view: Any, options: dict[str, str], title: str) -> int:
-    """Save a view in W&B, or write what it is made of to a file, and say where it is."""
+    """Save a view in W&B, or write its specification to a file, and print where it is."""
     from expo.report.wandb_views import save, specification
 
     if options["mode"] == "online":
@@ -179,7 +179,7 @@ def sweep(arguments: Sequence[str]) -> int:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Become `expo train`, or what makes the run, with the overrides of one run of a table."""
+    """Replace this process by `expo train`, or another command, with the overrides of one run of a table."""
     from expo.tables.sweep import prepare, to_prepare
     from expo.tables.wandb_sweep import find_run
 

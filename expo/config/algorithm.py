@@ -21,7 +21,7 @@ class AlgorithmConf:
 
     @property
     def acts_every_step(self) -> bool:
-        """Return whether each step makes rollouts by the policy as it is then, whose reward is then the policy's."""
+        """Return whether each step samples rollouts from the current policy, so that their reward is the policy's."""
         return self.group_size > 0 and not self.uses_snapshot
 
     @property
@@ -31,12 +31,13 @@ class AlgorithmConf:
 
     @property
     def forward_passes(self) -> int:
-        """Return the passes over the rows of an update that no gradient goes through."""
+        """Return the number of passes over an update's rows that no gradient goes through."""
         return int(self.uses_reference)
 
     @property
     def explains_by_step(self) -> bool:
-        """Return whether each step asks for the explanations of just its own problems: known before it begins."""
+        """Return whether each step asks for the explanations of its own problems alone, which are known before it
+        begins."""
         return self._target_.startswith("expo.")
 
     @property
@@ -288,7 +289,7 @@ class GRPOConf(AlgorithmConf):
     sampler_cap: float = key(2.0, low=1, help="largest weight of that correction")
 
     def settle(self, cfg: "Config") -> None:
-        """Choose what is left to be chosen by other keys. Its value goes into the identity as if it had been given."""
+        """Set the keys whose value other keys decide. The value enters the identity as if the user had given it."""
         if self.sampler_correction is None:
             apart = cfg.rollout.rounds_otherwise(cfg) and getattr(cfg.hints, "gradient", "hint") == "hint"
             self.sampler_correction = "token" if apart else "none"

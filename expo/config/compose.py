@@ -1,4 +1,4 @@
-"""From the command line's overrides to a typed, checked config."""
+"""Compose a typed, checked config from the command line's overrides."""
 
 import dataclasses
 import importlib
@@ -110,8 +110,8 @@ def register() -> None:
 
 
 def schema_of(node: type) -> DictConfig:
-    """Return a config dataclass as Hydra takes it, whose keys of type dict may be given any names: Hydra refuses new
-    ones elsewhere."""
+    """Return a config dataclass as Hydra takes it. Keys of type dict accept new names, which Hydra refuses
+    elsewhere."""
     schema: DictConfig = OmegaConf.structured(node)
     parts = [schema]
     for part in parts:
@@ -123,7 +123,7 @@ def schema_of(node: type) -> DictConfig:
 
 
 def without_file() -> list[tuple[str, str]]:
-    """Return the options that can be picked and have no YAML file."""
+    """Return the options that can be picked but have no YAML file."""
     folders = config_folders()
     return sorted(o for o in ALONE if not any((folder / o[0] / f"{o[1]}.yaml").is_file() for folder in folders))
 
@@ -164,21 +164,21 @@ def _files() -> tuple[tuple[str, int], ...]:
 
 @lru_cache(maxsize=512)
 def _composed(chosen: tuple[str, ...], files: object, options: object) -> bytes:
-    """Return the pickled config of some options: to compose them takes a hundred times as long as to set a key after
-    it."""
+    """Return the pickled config of some options, cached: composing takes a hundred times as long as setting a key
+    afterwards."""
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return pickle.dumps(compose("config", list(chosen)))
 
 
 def named(config: Config, overrides: Sequence[str], earlier: str = "") -> Config:
-    """Return the config with `differs` set by the command line, unless it is set."""
+    """Return the config with `differs` set to what the command line changes, unless it is set."""
     if config.differs is None:
         config.differs = what_differs(overrides, runtime_keys(), earlier)
     return config
 
 
 def for_command(config: Config, command: str, overrides: Sequence[str]) -> Config:
-    """Adapt the config to a command: where a model is only measured, the run is named after the model.
+    """Adapt the config to a command: a run that only measures a model is named after the model.
 
     Raises UserError for a key on the command line that the command does not look at.
     """
@@ -212,8 +212,7 @@ def typed(cfg: DictConfig) -> Config:
 
 
 def check(config: Config) -> None:
-    """Raise UserError for the first value or combination that cannot be run, here or anywhere; say what is hardly
-    meant.
+    """Raise UserError for the first value or combination that cannot be run here or anywhere; warn of doubtful ones.
 
     Looks at the machine, loads nothing.
     """
@@ -241,7 +240,7 @@ def _check_target(named: str, target: str) -> None:
 
 
 def build(conf: Any, *parts: Any, of: type | None = None) -> Any:
-    """Make the object that a config dataclass describes: its `_target_`, given the dataclass whole and then `parts`.
+    """Make the object that a config dataclass describes: call its `_target_` with the whole dataclass and then `parts`.
 
     Args: of, the class or protocol that it has to be of. Raises UserError where the module has no such class, or it is
     of another kind.
@@ -257,7 +256,7 @@ def build(conf: Any, *parts: Any, of: type | None = None) -> Any:
 
 
 def _takes(made: Callable[..., Any], count: int) -> bool:
-    """Return whether something can be called with so many arguments."""
+    """Return whether a callable accepts so many positional arguments."""
     try:
         inspect.signature(made).bind(*range(count))
     except (TypeError, ValueError):
@@ -266,7 +265,8 @@ def _takes(made: Callable[..., Any], count: int) -> bool:
 
 
 def _is_of(made: Any, kind: type | None) -> bool:
-    """Return whether a class is of a kind; of a protocol, by what it has. What a function makes is not known."""
+    """Return whether a class is a subclass of `kind`, or has a protocol's members. A function's result is taken on
+    trust."""
     if kind is None or not isinstance(made, type):
         return True
     if not getattr(kind, "_is_protocol", False):

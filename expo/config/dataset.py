@@ -107,7 +107,7 @@ class DatasetConf:
 
     @property
     def has_oracle(self) -> bool:
-        """Return whether it checks the steps of a completion exactly (`Problem.oracle`)."""
+        """Return whether the data set checks the steps of a completion exactly (`Problem.oracle`)."""
         return self.is_ladder
 
     @property
@@ -117,14 +117,13 @@ class DatasetConf:
 
     @property
     def drawn_by_name(self) -> list[str]:
-        """Return the keys of local files of which a part is taken: which rows, follows from the file's name and their
-        lines."""
+        """Return the keys of local files of which a part is taken. The file's name and its lines decide which rows."""
         own = self.path is not None and (self.shares_file or self.limit is not None)
         other = self.eval_path is not None and (self.limit is not None or self.eval_limit is not None)
         return [name for name, drawn in (("path", own), ("eval_path", other)) if drawn]
 
     def unread(self, command: str) -> dict[str, str]:
-        """Return which of limit, eval_limit and part a command does not look at, each with what to do instead; see
+        """Return the keys among limit, eval_limit and part that a command ignores, each with a remedy; see
         docs/runs.md."""
         if command not in MEASURING:
             return {"part": "it is for expo evaluate and expo diagnose; dataset.limit takes fewer problems"}
@@ -136,7 +135,7 @@ class DatasetConf:
         return {"eval_limit": "it is for evaluations during training; dataset.limit takes fewer problems"}
 
     def evaluated_file(self, command: str) -> str | None:
-        """Return the local file that a command is about."""
+        """Return the local file that a command evaluates on."""
         files = (
             (self.eval_path, self.path)
             if command in MEASURING and self.part != "train"
@@ -146,8 +145,8 @@ class DatasetConf:
 
     @property
     def part_mark(self) -> str:
-        """Return what tells evaluations of different parts apart; "" for what 0.2 took: all of the evaluation's
-        problems."""
+        """Return a suffix that tells evaluations of different parts apart; "" for all of the evaluation's problems, as
+        in 0.2."""
         whole = "all" if self.shares_file else "held_out"
         return "" if self.part in (whole, "all") else f"-{self.part}"
 
@@ -158,7 +157,7 @@ class DatasetConf:
 
     @property
     def no_solutions(self) -> str:
-        """Return why problems come without one, and the remedy."""
+        """Say why problems have no worked solution, with the remedy."""
         return "and dataset.columns.solution is empty; set it to the column that has them"
 
     @property
@@ -335,8 +334,8 @@ def _compiles(pattern: str) -> Rule:
 
 
 def columns_of(path: Path, wanted: set[str]) -> list[str]:
-    """Return the columns of a file, of its rows only until all that are wanted were seen; where none is, of all rows.
-    [] where it cannot be read: its reader says why."""
+    """Return the columns of a file. Reads rows only until all wanted columns were seen; all rows where one is missing.
+    [] where the file cannot be read: its reader says why."""
     if path.suffix == ".parquet":
         import pyarrow.parquet
 

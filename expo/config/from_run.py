@@ -43,7 +43,7 @@ OF_OPTION = ("_target_", "requires", "extra", "kind")
 
 
 def restore(directory: Path) -> Config:
-    """Return the config of a run directory. Raises UserError where there is none, or none that this version can
+    """Return the config of a run directory. Raises UserError where it is missing, or of a version that this one cannot
     read."""
     register()  # with the users' own options
     path = directory / "config.yaml"
@@ -67,8 +67,7 @@ def restore(directory: Path) -> Config:
 
 
 def _not_loaded(tree: Mapping[str, Any], directory: Path) -> str:
-    """Return the packages of a run's own that have declared nothing here, as EXPO_PLUGINS takes them; "" where all
-    have."""
+    """Return the run's own packages that are not imported, as EXPO_PLUGINS takes them; "" where all are."""
     targets = [str(value) for key, value in flat(tree).items() if key.endswith("_target_")]
     files = read_summary(directory).get("own_code", {})
     own = {*own_packages(targets), *(file.partition("/")[0].removesuffix(".py") for file in files)}
@@ -118,7 +117,7 @@ def _restored(kind: type, tree: Mapping[str, Any]) -> Any:
 
 
 def _node(kind: Any, tree: Mapping[str, Any]) -> Any:
-    """Return the dataclass that a part of a config was: of its `_target_`, and with its keys."""
+    """Return the dataclass of a part of a config: by its `_target_`, with its keys."""
     fitting: list[Any] = [
         node
         for node in [kind, *OPTIONS.values()]
@@ -131,8 +130,8 @@ def _node(kind: Any, tree: Mapping[str, Any]) -> Any:
 
 
 def run_directory(text: str) -> Path:
-    """Return the run directory that a person names: its path, a pattern that fits it alone, its identity, or `latest`,
-    the training run that was worked on last; the last two looked for in outputs/.
+    """Find a run directory by path, pattern, identity, or `latest`: the training run that was worked on last. The last
+    two are looked for in outputs/.
 
     Raises UserError where a pattern or an identity fits none, or several.
     """
@@ -155,7 +154,7 @@ def run_directory(text: str) -> Path:
 
 
 def run_of(arguments: Sequence[str]) -> str | None:
-    """Return what `run=` names on a command line; None where it is not there."""
+    """Return the value of `run=` on a command line; None without it."""
     return next((a.removeprefix("run=") for a in reversed(arguments) if a.startswith("run=")), None)
 
 
@@ -198,8 +197,7 @@ def config_from_run(command: str, arguments: Sequence[str]) -> Config:
 
 
 def _changed_since(own: Config, directory: Path) -> bool:
-    """Return whether a run's data file or model folder is another one than when the run was made, as far as can be
-    told."""
+    """Return whether a run's data file or model folder has changed since the run was made, as far as can be told."""
     made_of = read_summary(directory).get("identity")
     try:
         return made_of is not None and made_of != identity(own)
@@ -220,7 +218,7 @@ def finished_model(directory: Path) -> Path:
 
 
 def _measured(own: Config, directory: Path) -> Config:
-    """Return the config with the run's finished model, and with `dataset.limit` as `expo evaluate` means it."""
+    """Return the config with the run's finished model, and with `dataset.limit` in the meaning of `expo evaluate`."""
     final, summary = finished_model(directory), read_summary(directory)
     if summary.get("final", content := model_content(final)) != content:
         raise UserError(

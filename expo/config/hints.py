@@ -21,7 +21,7 @@ class HintsConf:
 
     @property
     def needs_solutions(self) -> bool:
-        """Return whether it takes the data set's solutions."""
+        """Return whether hints take the data set's solutions."""
         return False
 
     @property
@@ -99,8 +99,8 @@ class PrefixConf(HintsConf):
             )
 
     def templates(self) -> list[tuple[bool, str, str]]:
-        """Return the templates that it may use: whether it does, the key in prompts, and what the template must have a
-        place for."""
+        """Return the templates that hints may use: whether this config does, the key in prompts, and the placeholder
+        that the template must have."""
         return [(self.instructed, "go_on", "{beginning}")]
 
 

@@ -1,4 +1,4 @@
-"""A run is known by what changes its result."""
+"""Hash a run's identity: everything that changes its result."""
 
 import dataclasses
 import hashlib
@@ -18,7 +18,7 @@ START, PIECE, PIECES = 2**20, 2**12, 2**10  # bytes, bytes, pieces of a model's 
 
 
 def identity(cfg: Config) -> str:
-    """Return the hash of everything in a config that changes a run's result, local data files by content."""
+    """Hash everything in a config that changes a run's result, local data files by content: the run's identity."""
     return _hash(cfg, pairs=False)
 
 
@@ -92,7 +92,7 @@ def write_recipe(folder: Path, cfg: Config) -> None:
 
 
 def made_as(folder: Path, cfg: Config) -> bool | None:
-    """Return whether a folder holds the very model that `expo pretrain` makes of a config; None where it does not say
+    """Return whether a folder holds the model that `expo pretrain` makes of a config; None where it has no record of
     what made it."""
     try:
         recipe = json.loads((folder / RECIPE).read_bytes())
@@ -108,7 +108,7 @@ def _hash(cfg: Config, pairs: bool) -> str:
 
 
 def _measured_anew(cfg: Config) -> bool:
-    """Return whether a run selects by the answer lift as it has been since 2026-11-28: another measure than before.
+    """Return whether a run selects by the answer lift, which is measured in another way since 2026-11-28.
 
     Ranks of a problem's explanations by lift are what they were on the ladder, where white space is no part of a token.
     """
@@ -127,8 +127,8 @@ def data_content(cfg: Config) -> dict[str, str]:
 
 
 def _with_contents(tree: dict[str, Any], cfg: Config) -> dict[str, Any]:
-    """Return the tree with data files and a local model known by what is in them; a file of which a part is taken also
-    by its name."""
+    """Return the tree with hashes of data files and of a local model's files; a file of which a part is taken is also
+    known by its name."""
     if drawn := cfg.dataset.drawn_by_name:
         tree["dataset"]["drawn"] = {name: Path(tree["dataset"][name]).name for name in drawn}
     tree["dataset"] |= data_content(cfg)
@@ -141,8 +141,8 @@ def _with_contents(tree: dict[str, Any], cfg: Config) -> dict[str, Any]:
 
 
 def _tree(node: Any, pairs: bool) -> dict[str, Any]:
-    """Return the keys that count, as plain data, and the one value of those that are `gone`. With `pairs`, only those
-    that change DPO's first pairs."""
+    """Return the keys that are hashed, as plain data, and the one value of those that are `gone`. With `pairs`, only
+    those that change DPO's first pairs."""
     tree = {}
     for f in dataclasses.fields(node):
         declared, value = declaration(f), getattr(node, f.name)
@@ -168,7 +168,7 @@ def model_content(place: Path) -> str:
 
 
 def _add_files(digest: "hashlib._Hash", place: Path) -> None:
-    """Add names, sizes, the first MiB of each file, and pieces of all the rest, 4 MiB of it in all.
+    """Hash names, sizes, the first MiB of each file, and pieces of the rest, 4 MiB of it in all.
 
     The start alone would not do: an adapter that is merged changes neither the sizes nor the embedding, which often
     comes first. The shipped ladder policy is known by its start, as in older versions: it does not change.
@@ -186,8 +186,8 @@ def _add_files(digest: "hashlib._Hash", place: Path) -> None:
 
 
 def _base_of(folder: Path) -> Path | None:
-    """Return the local folder or file of the model that an adapter is for; None for a whole model, a hub id and the
-    shipped ladder."""
+    """Return the local folder or file of an adapter's base model; None for a full model, a hub id and the shipped
+    ladder."""
     try:
         named = json.loads((folder / "adapter_config.json").read_bytes())["base_model_name_or_path"]
         base = Path(located(named))
@@ -197,8 +197,8 @@ def _base_of(folder: Path) -> Path | None:
 
 
 def changing(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keys, of flat ones, that change a run's result: without runtime keys, and without those that came
-    later and change nothing."""
+    """Return the flat settings that change a run's result: without runtime keys, and without later keys at a value of
+    `absent`."""
     runtime, later = runtime_keys(), later_keys()
     gone = {f"{group}.{name}" for (group, _), node in OPTIONS.items() for name in getattr(node, "gone", {})}
     return {
@@ -209,7 +209,7 @@ def changing(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def later_keys() -> dict[str, Declaration]:
-    """Return the keys that came later, of any option: at a value of theirs, all is as it was before."""
+    """Return the keys of any option that came later: at a value of `absent`, a run is as it was before the key."""
     found: dict[str, Declaration] = {}
     nodes_by_group = [("", Config), *((f"{group}.", node) for (group, _), node in OPTIONS.items())]
     for prefix, node in nodes_by_group:

@@ -26,7 +26,7 @@ Rules = Iterator[Rule]
 
 @dataclass(frozen=True)
 class Declaration:
-    """What is known of a key beside its name, type and default."""
+    """Declaration of a key: all but its name, type and default."""
 
     help: str = ""
     low: float | None = None
@@ -40,7 +40,7 @@ class Declaration:
     counted_as: Any = None
 
     def wrong(self, name: str, value: Any) -> str | None:
-        """Return what is wrong with a value of the key `name`, in one line; None where nothing is."""
+        """Say in one line what is wrong with a value of the key `name`; None where nothing is."""
         if isinstance(value, list | tuple):
             if any(isinstance(item, list | tuple | dict) for item in value):
                 return f"{name}={value}: a list in a list; give plain values, such as {name}=[1,2]"
@@ -69,12 +69,12 @@ class Declaration:
         return None
 
     def is_absent(self, value: Any) -> bool:
-        """Return whether everything is at this value as it was before the key existed."""
+        """Return whether the key changes nothing at this value: all is as before the key existed."""
         return value in self.absent if isinstance(self.absent, tuple) else bool(value == self.absent)
 
     @property
     def allowed(self) -> str:
-        """Return the bounds or choices as a person reads them; "" where every value of the type will do."""
+        """Format the bounds or choices for people; "" where every value of the type is allowed."""
         if self.choices:
             return " | ".join(self.choices)
         bounds = ((self.above, "> "), (self.low, "≥ "), (self.high, "≤ "))
@@ -118,7 +118,7 @@ def key(
 
 
 def declaration(f: "dataclasses.Field[Any]") -> Declaration:
-    """Return a field's declaration; of a field without one (`_target_`), the plain one."""
+    """Return a field's declaration; a plain one for a field without (`_target_`)."""
     found = f.metadata.get("key", Declaration())
     assert isinstance(found, Declaration)
     return found
@@ -177,7 +177,7 @@ def with_groups(key: str) -> set[str]:
 
 
 def shown(value: Any, longest: int = 2**31) -> str:
-    """Return a setting's value as it is written on a command line, at most `longest` characters of it."""
+    """Format a setting's value as on a command line, cut to at most `longest` characters."""
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     text = f"[{','.join(map(str, value))}]" if isinstance(value, list) else " ".join(str(value).split())
@@ -227,7 +227,7 @@ def check_here(config: Any) -> None:
 
 
 def doubts(config: Any) -> list[str]:
-    """Return what is allowed and hardly meant."""
+    """Return warnings about values that are allowed but hardly meant."""
     return list(_broken(config, "doubts"))
 
 

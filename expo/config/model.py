@@ -35,8 +35,7 @@ PACKAGED = {
 
 
 def located(path: str) -> str:
-    """Return the folder, GGUF file or hub id that a model's path stands for: `ladder`, the name of a packaged model, or
-    that itself."""
+    """Resolve a model's path to a folder, GGUF file or hub id; `ladder` and names of packaged models stand for one."""
     if path == "ladder":
         return str(LADDER)
     if path not in PACKAGED:

@@ -1,4 +1,4 @@
-"""What a run directory's name says of a run."""
+"""Name a run directory after what differs."""
 
 import re
 from collections.abc import Collection, Sequence
@@ -13,7 +13,7 @@ LONGEST_VALUE, LONGEST = 24, 64  # characters
 
 
 def plain(text: str) -> str:
-    """Return a text as it can stand in a file's name."""
+    """Replace the characters of a text that cannot stand in a file's name."""
     return re.sub(r"[^\w.-]+", "_", text, flags=re.ASCII).strip("_.")
 
 

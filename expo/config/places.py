@@ -1,4 +1,4 @@
-"""Where a run's directory is, and what the run is called."""
+"""Place and name of a run: its directory, its label, its id."""
 
 import hashlib
 import json
@@ -16,8 +16,8 @@ LIFT = "lift2"  # what expo diagnose measures as answer lift: since 2026-11-28 a
 
 
 def run_mark(cfg: Config, command: str = "train") -> str:
-    """Return what is unlike for the outcomes of a command that differ: the identity, and of evaluations what was taken
-    of the data."""
+    """Return a mark that differs where the outcomes of a command do: the identity, and for evaluations the part of the
+    data."""
     run, part = identity(cfg), cfg.dataset.part_mark
     if command == "evaluate":
         return f"{run}{part}"
@@ -36,8 +36,8 @@ def _judge(cfg: Config) -> str:
 
 
 def name_of(cfg: Config, command: str, overrides: Sequence[str]) -> str:
-    """Return what a command's outcome is called: as it is asked for, or a run is; of another model that is only
-    measured, the model's name.
+    """Return the name of a command's outcome: as asked for, or as the run; for another model that is only measured, the
+    model's name.
 
     Args: overrides, of the command line.
     """
@@ -46,7 +46,7 @@ def name_of(cfg: Config, command: str, overrides: Sequence[str]) -> str:
 
 
 def label(cfg: Config) -> str:
-    """Return what a run is called where runs stand side by side: name, what differs, and seed."""
+    """Return the label of a run among others: name, what differs, and seed."""
     return "-".join(filter(None, (cfg.name, cfg.differs, f"s{cfg.seed}")))
 
 
@@ -57,7 +57,7 @@ def run_id(cfg: Config, command: str = "train") -> str:
 
 
 def run_dir(cfg: Config, command: str = "train", mark: str = "") -> Path:
-    """Return the folder where `expo <command>` puts what it makes of a config.
+    """Return the folder of the outcome of `expo <command>` for a config.
 
     A folder whose name ends in the identity is that folder, whatever stands before it: older versions and people give
     other names. A new one is called `<data>/<name>-<what differs>-s<seed>-<identity>`. Args: mark, its `run_mark` where

@@ -36,7 +36,7 @@ class PositivesConf:
         return None if ours else f"expo does not know whether {self._target_} looks at the share of the run done"
 
     def from_bank(self, algorithm: AlgorithmConf) -> bool:
-        """Return whether all that is written can be written before the run, and kept for other runs
+        """Return whether all explanations can be written before the run, and shared with other runs
         (`expo.step.positives.bank`)."""
         return False
 
@@ -47,12 +47,12 @@ class PositivesConf:
 
     @property
     def explains_all(self) -> bool:
-        """Return whether every problem gets a positive, whatever its rollouts are."""
+        """Return whether every problem gets a positive, whatever the verdicts on its rollouts."""
         return False
 
     @property
     def written_per_problem(self) -> int:
-        """Return how many are written for a problem, where any are."""
+        """Return how many explanations are written for a problem, where any are."""
         return 0
 
     @property

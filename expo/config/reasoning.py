@@ -42,7 +42,7 @@ class ReasoningGymConf(GeneratedConf):
         return {self.task: 1.0} if self.task is not None else self.tasks
 
     def settings(self, task: str) -> dict[str, Any]:
-        """Return what the config sets of a task."""
+        """Return the settings of a task that the config sets."""
         found: dict[str, Any] = self.task_config if self.task is not None else self.task_config.get(task, {})
         return found
 

@@ -17,14 +17,14 @@ Row = tuple[str, str, str, str, str]  # key, type, default, what is allowed, mea
 
 
 def options_of(group: str) -> list[str]:
-    """Return what can follow `group=`: the YAML files of the config folders."""
+    """Return the values of `group=`: the YAML files of the config folders."""
     files = [file for folder in config_folders() for file in (folder / group).glob("*.yaml")]
     registered = [name for of_group, name in without_file() if of_group == group]
     return sorted({*(file.stem for file in files), *registered})
 
 
 def help_of_command(command: str) -> str:
-    """Return the groups and their options, as a user picks them."""
+    """Return the groups of a command and their options, as a user picks them."""
     lines = "\n".join(f"  {group:<10} {', '.join(options_of(group))}" for group in sorted(config_groups()))
     return (
         f"expo {command} [GROUP=OPTION...] [KEY=VALUE...]    -m sweeps over comma-separated values\n\n"
@@ -42,8 +42,8 @@ def known() -> list[str]:
 
 
 def help_of_group(asked: str) -> str:
-    """Return every key of a group with its choices, default and meaning; or of one key. Raises UserError for what is
-    neither."""
+    """Return every key of a group with its choices, default and meaning; or one key. Raises UserError for any other
+    name."""
     plugins()
     group, _, name = asked.partition(".")
     nodes = nodes_of(group)
@@ -70,7 +70,7 @@ def help_of_group(asked: str) -> str:
 
 
 def _explained(rows: list[Row]) -> list[str]:
-    """Return the lines about some keys: name, default, type and bounds, then the meaning."""
+    """Return the help lines of some keys: name, default, type and bounds, then the meaning."""
     parts = []
     for key, type_name, default, allowed, meaning in rows:
         parts.append(f"  {key}={default}   ({type_name}{'; ' + allowed if allowed else ''})")
@@ -79,7 +79,7 @@ def _explained(rows: list[Row]) -> list[str]:
 
 
 def _presets(group: str) -> dict[str, str]:
-    """Return what can follow `group=`, with the first comment of its YAML file, or of its dataclass."""
+    """Return the values of `group=`, each with the first comment of its YAML file, or of its dataclass."""
     found = {}
     for option in options_of(group):
         files = [path for folder in config_folders() if (path := folder / group / f"{option}.yaml").is_file()]

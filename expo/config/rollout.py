@@ -29,12 +29,11 @@ class RolloutConf:
 
     @property
     def in_place(self) -> bool:
-        """Return whether the policy in memory generates itself, with the weights and the adapter that it has at the
-        time."""
+        """Return whether the policy in memory generates itself, with its current weights and adapter."""
         return self._target_ == "expo.rollout.transformers_engine.TransformersEngine"
 
     def rounds_otherwise(self, cfg: "Config") -> bool:
-        """Return whether rollouts have other probabilities than the trainer gives them, by more than float32 rounds."""
+        """Return whether the sampler's probabilities differ from the trainer's by more than float32 rounds."""
         return False
 
     @property

@@ -28,7 +28,7 @@ CHOOSE = {
 
 
 def explain(error: Exception) -> str:
-    """Return one line for an error of Hydra or OmegaConf."""
+    """Explain an error of Hydra or OmegaConf in one line."""
     if isinstance(error, OverrideParseException):
         return _unread(error.override)
     texts = [str(error)] + ([str(error.__cause__)] if error.__cause__ else [])
@@ -51,7 +51,7 @@ def explain(error: Exception) -> str:
 
 
 def _unread(override: str) -> str:
-    """Return what to write instead of an override whose grammar Hydra cannot read."""
+    """Return the remedy for an override whose grammar Hydra cannot read."""
     key, sign, value = override.partition("=")
     if not sign or not key:
         return f"{override}: not of the form key=value; quote a value with spaces or commas twice: 'key=\"a value\"'"
@@ -66,8 +66,8 @@ def _unread(override: str) -> str:
 
 
 def _nearest_key(told: str) -> str | None:
-    """Return the nearest key of the config dataclass that has no such key; of another one, the key of that very
-    name."""
+    """Return the nearest key of the config dataclass named in an error about an unknown key; the very same name in
+    another dataclass comes first."""
     if (found := re.search(r"Key '(\w+)' not in '(\w+)'", told)) is None:
         return None
     nodes = {node.__name__: node for node in [*OPTIONS.values(), *parts_of(Config)]}
@@ -85,7 +85,7 @@ def _means(asked: str, key: str) -> bool:
 
 
 def _nearest_option(told: str) -> str | None:
-    """Return the nearest option of the group that has no such option, as it is given."""
+    """Return the nearest option of the group named in an error about an unknown option."""
     if (found := re.search(r"Could not find '([\w/]+)/([^'/]+)'", told)) is None:
         return None
     return next((f"{found[1]}={near}" for near in difflib.get_close_matches(found[2], options_of(found[1]), 1)), None)

@@ -62,7 +62,8 @@ class WorldConf:
 
     @property
     def corpus(self) -> dict[str, Any]:
-        """Return what shapes the corpus, and so the base policy, where it is not as in the world `clear`."""
+        """Return the settings that shape the corpus, and so the base policy, where they are not those of the world
+        `clear`."""
         return {
             f.name: value
             for f in dataclasses.fields(self)

@@ -1,4 +1,4 @@
-"""What a run costs on a device, in one line of a plan."""
+"""Estimate of a run's cost on a device, for one line of a plan."""
 
 from dataclasses import dataclass
 

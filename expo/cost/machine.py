@@ -1,4 +1,4 @@
-"""What a device does in a second, and how much of that a run reaches."""
+"""Speed of a device, and the part of it that a run reaches."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ READ = 2**26  # numbers that are read to find the bandwidth: 256 MiB, more than 
 
 @dataclass(frozen=True)
 class Machine:
-    """What a device does in a second."""
+    """Measured speed of a device."""
 
     flops: float  # of a product of float32 matrices
     bytes: float  # read from memory, by a product of a float32 matrix with a vector

@@ -26,7 +26,7 @@ def memory(work: Work, device: Device) -> dict[str, float]:
 
 
 def held(work: Work, device: Device) -> dict[str, float]:
-    """Return what is there all the time."""
+    """Return the bytes that stay allocated all the time, by part."""
     adapter = 4 * work.trained if work.cfg.model.lora_rank else 0  # in float32
     return {
         "weights": (work.held + adapter) / work.sharded,
@@ -37,7 +37,7 @@ def held(work: Work, device: Device) -> dict[str, float]:
 
 
 def generating(work: Work) -> dict[str, float]:
-    """Return what is there while completions are generated."""
+    """Return the bytes allocated while completions are generated, by part."""
     s = work.shape
     own = engine(work) if not work.elsewhere else {}
     rows = work.rows if work.in_place else 0
@@ -65,7 +65,7 @@ def engine(work: Work, asleep: bool = False) -> dict[str, float]:
 
 
 def updating(work: Work) -> dict[str, float]:
-    """Return what is there in the update."""
+    """Return the bytes allocated in the update, by part."""
     s, cfg = work.shape, work.cfg
     number = 2 if work.computed == "bfloat16" else 4
     micro, group, kept_all = (

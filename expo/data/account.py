@@ -1,4 +1,4 @@
-"""What became of every row of the data: how many were read, used, skipped and why, held out."""
+"""Account of every data row: how many were read, used, skipped and why, held out."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -62,7 +62,7 @@ class Source:
 
 @dataclass
 class Part:
-    """What a command takes of the problems: `train`, `held_out` or `all`. `prompt_tokens`: least, median and most."""
+    """Problems that a command takes: `train`, `held_out` or `all`. `prompt_tokens`: least, median and most."""
 
     problems: int
     too_long: int
@@ -85,7 +85,7 @@ class Account:
         return asdict(self)
 
     def table(self) -> Table:
-        """Return the account as a person reads it."""
+        """Format the account for people."""
         table = Table("", "data", "", show_header=False, box=None, pad_edge=False)
         for s in self.sources:
             table.add_row("data", s.name, style="bold")

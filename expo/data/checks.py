@@ -1,4 +1,4 @@
-"""Can the verifier ever call a completion right on this problem? Asked of every row that is read."""
+"""Checks of every data row: can the verifier ever call a completion right on its problem?"""
 
 import re
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ _EATEN = re.compile(
 
 
 class BadRow(Exception):
-    """Why a row cannot be used: `reason` is counted, and `detail` told of the single row."""
+    """A row that cannot be used: `reason` is counted, `detail` is about this row alone."""
 
     def __init__(self, reason: str, detail: str = ""):
         super().__init__(f"{reason}: {detail}" if detail else reason)

@@ -106,8 +106,8 @@ class Reader:
         return self.whole()
 
     def examples(self, count: int) -> list[Problem]:
-        """Return worked examples for prompts: the same ones of the training part, and one more, in place of the one
-        that is asked."""
+        """Return worked examples for prompts: the same ones of the training part, and one more, which replaces the one
+        that a problem asks itself."""
         if not count:
             return []
         found = _spread([p for p in self._once(self._shown(count)) if not p.earlier], count + 1)
@@ -118,7 +118,7 @@ class Reader:
         return found
 
     def _shown(self, count: int) -> list[Problem]:
-        """Return the problems that examples are taken of, whatever `limit` is."""
+        """Return the problems among which examples are chosen, whatever `limit` is."""
         return self.train()
 
     def whole(self) -> list[Problem]:
@@ -128,8 +128,7 @@ class Reader:
         return self._nonempty(_spread(problems, self.conf.limit), self._held_out, levels)
 
     def _once(self, problems: list[Problem]) -> list[Problem]:
-        """Return the first of all problems that ask the same: an interval over problems believes that each is
-        another."""
+        """Drop problems that ask the same as an earlier one: an interval over problems takes each for another."""
         return list({p.asked: p for p in reversed(problems)}.values())[::-1]
 
     def _nonempty(self, problems: list[Problem], source: str, levels: list[Any]) -> list[Problem]:
@@ -149,11 +148,11 @@ class Reader:
 
     @property
     def takes_sentences(self) -> bool:
-        """Return whether an answer that is a sentence is meant as it is."""
+        """Return whether a sentence is a valid answer."""
         return False
 
     def account(self) -> Account:
-        """Return what became of the rows that were read so far."""
+        """Return the account of the rows read so far."""
         return Account(self.sources, asked_in_held_out=self.asked_in_held_out)
 
     @property
@@ -220,7 +219,7 @@ class Reader:
         return self.conf.answer_kind if self.verifier.conf.kind == "auto" else self.verifier.conf.kind
 
     def _ending(self, problem: Problem) -> Problem:
-        """Return a problem whose solution ends in the answer, as the verifier reads it."""
+        """Return a problem whose solution ends in its answer, where the verifier reads it."""
         if problem.solution is None or self.verifier.extraction.of(problem.solution) is not None:
             return problem
         return replace(problem, solution=f"{problem.solution}\n{self.verifier.extraction.stated(problem.answer)}")
@@ -410,7 +409,7 @@ _NEEDED = object()
 
 
 def _at(row: Mapping[str, Any], column: str, default: Any = _NEEDED) -> Any:
-    """Return what a row has in a column, which may be a path into it: `reward_model.ground_truth`. Raises KeyError
+    """Return a row's value in a column, which may be a path into it: `reward_model.ground_truth`. Raises KeyError
     without a default."""
     if column in row:
         return row[column]
@@ -505,7 +504,7 @@ class Ladder(Reader):
 
 
 def set_apart(problems: list[Problem], count: int) -> tuple[list[Problem], list[Problem]]:
-    """Return the problems to train on, and `count` of them to choose by, which ask nothing that is trained on. Raises
+    """Split problems into those to train on and `count` validation problems, no question of which is trained on. Raises
     UserError where none is left to train on."""
     apart = _spread(list({p.asked: p for p in problems}.values()), count)
     asked = {p.asked for p in apart}

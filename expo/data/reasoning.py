@@ -151,7 +151,7 @@ def streams_of(conf: ReasoningGymConf, levels: Sequence[Any]) -> list[Stream]:
 
 
 def _settings_of(task: str) -> list[str]:
-    """Return the names of a task's settings, without those that say which problems are made of it."""
+    """Return the names of a task's settings, without those that choose which of its problems are made."""
     return [f.name for f in fields(DATASETS[task][1]) if f.name not in ("seed", "size")]
 
 
@@ -207,6 +207,6 @@ def _answer(row: dict[str, Any]) -> str:
 
 
 def _worked(metadata: dict[str, Any]) -> str | None:
-    """Return the worked solution of a row, without the mark of its answer; None where it has none."""
+    """Return the worked solution in a row's metadata, without the mark of its answer; None where it has none."""
     worked = metadata.get("answer_cot")
     return None if worked is None else re.sub(r"\s*####[^\n]*\s*$", "", worked)

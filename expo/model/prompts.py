@@ -164,7 +164,8 @@ class Prompts:
         return [*before, *text_ids(tokenizer, solution), turn_end(tokenizer)]
 
     def _after_examples(self, template: str, problems: Sequence[Problem]) -> Sequence[Problem]:
-        """Return worked examples and then each problem: those of `prompts.examples` that do not ask the same."""
+        """Return each problem with worked examples before its question: those of `prompts.examples` that do not ask the
+        same."""
         if not self.conf.examples:
             return problems
         shown = []

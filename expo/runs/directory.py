@@ -82,7 +82,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Return whether the run is done; if so, print its result."""
+        """Return whether the run is done, with metrics in its summary."""
         summary = self.summary()
         return not self.cfg.fresh and summary.get("status") == "done" and bool(_metrics_of(summary))
 

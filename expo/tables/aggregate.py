@@ -180,7 +180,7 @@ def cost_of(directories: Collection[Path]) -> dict[str, Any]:
 
 
 def _shares(run: PlannedRun) -> bool:
-    """Return whether a run reads texts that another run may have written."""
+    """Return whether a run reads explanations or pairs that another run may have written."""
     banked = run.cfg.positives.from_bank(run.cfg.algorithm)
     return run.command == "train" and (banked or isinstance(run.cfg.algorithm, DPOConf))
 

@@ -139,7 +139,7 @@ def gpus_of(run: PlannedRun) -> int:
 
 
 def steps_of(run: PlannedRun) -> int:
-    """Return the total of the run's bar: its steps, and one for each evaluation."""
+    """Return the total of the run's bar: its steps; 1 for an evaluation."""
     return run.cfg.trainer.max_steps if run.command == "train" else 1
 
 

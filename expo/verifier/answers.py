@@ -1,4 +1,5 @@
-"""Whether a final answer equals the gold answer: by its kind, and where that is algebra, by math-verify in a worker.
+"""Verdict on a final answer: compared with the gold answer by its kind, and where that is algebra, by math-verify in a
+worker.
 
 Imports no torch: workers import it.
 """
@@ -49,15 +50,15 @@ def fast_verdict(answer: str, gold: str, kind: str = AUTO) -> Verdict | None:
 
 
 def _is_no_value(answer: str) -> bool:
-    """Return whether an answer to a question for a number is none: several numbers, a sum that was not carried out, a
-    date, words."""
+    """Return whether an answer gives no single number to a question for one: several numbers, a sum that was not
+    carried out, a date, words."""
     kind = kind_of(answer)
     worded = kind in ("date", "time") or (kind == "words" and not re.search(r"\d", answer))
     return worded or numbers_in_a_row(answer) is not None or is_arithmetic(answer)
 
 
 def _by_form(answer: str, gold: str, how: Kind) -> Verdict | None:
-    """Return the verdict that follows from what both state; None where one of them has no such form."""
+    """Return the verdict by the forms of answer and gold answer; None where one of them has no such form."""
     form = how.form
     if form is None or (wanted := form(gold)) is None:
         return None
@@ -72,8 +73,8 @@ def _by_form(answer: str, gold: str, how: Kind) -> Verdict | None:
 
 @lru_cache(maxsize=4096)
 def judge(answer: str, gold: str, kind: str = AUTO) -> Verdict:
-    """Return the verdict of math-verify. Runs in a worker. Cached, because a group often gives the same wrong answer
-    many times."""
+    """Compute the verdict of math-verify, in a worker. Verdicts are cached there: a group often gives the same wrong
+    answer many times."""
     from math_verify import parse
     from sympy import Rational
 
@@ -100,7 +101,7 @@ def judge(answer: str, gold: str, kind: str = AUTO) -> Verdict:
 
 
 def _parsed(text: str) -> list[Any]:
-    r"""Return what math-verify reads in a text. A plain number is our own: `1e-05` is no `e - 5`."""
+    r"""Parse a text with math-verify. A plain number is parsed by `number`: `1e-05` is no `e - 5`."""
     from math_verify import parse
     from sympy import Rational
 
@@ -155,8 +156,8 @@ def _same_value(wanted: Any, stated: Any, gold: str, answer: str) -> bool:
 
 
 def _no_leaf_differs(wanted: Any, stated: Any) -> bool:
-    """Return whether no two numbers that stand in the same place of both differ; where the places differ, nothing is
-    said."""
+    """Return whether no two numbers in the same place of both expressions differ; True where the places cannot be
+    matched."""
     from sympy import Expr, FiniteSet, Float, Interval, MatrixBase, Tuple
 
     if wanted == stated:

@@ -1,4 +1,4 @@
-"""Where the final answer of a completion stands: `verifier.extract`. Imports no torch."""
+"""Extract the final answer of a completion: `verifier.extract`. Imports no torch."""
 
 import re
 from collections.abc import Callable
@@ -12,7 +12,7 @@ _NUMBER = (
 
 @dataclass(frozen=True)
 class Extraction:
-    """How an answer is found in a text, and how a text states one so that it is found."""
+    """How a final answer is extracted from a text, and how a text states one so that it can be extracted."""
 
     find: Callable[[str], str | None]
     state: str  # with {answer}
@@ -90,8 +90,8 @@ WITH_ARGUMENT: dict[str, Callable[[str], Extraction]] = {
 
 
 def extraction(how: str) -> Extraction:
-    """Return what a value of `verifier.extract` names. Raises ValueError for one that names nothing, re.error for a
-    wrong pattern."""
+    """Return the Extraction that a value of `verifier.extract` names. Raises ValueError for an unknown value, re.error
+    for a wrong pattern."""
     name, colon, argument = how.partition(":")
     argument = re.sub(r"^(['\"])(.*)\1$", r"\2", argument)
     if not colon and name in ALONE:

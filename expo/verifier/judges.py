@@ -1,5 +1,5 @@
-"""Who says whether an answer is right: `verifier=`. A judge of one's own is a function (`verifier=python`), or a class
-like these.
+"""Judges, which decide whether an answer is right: `verifier=`. A judge of your own is a function (`verifier=python`),
+or a class like these.
 
 Imports no torch: workers import it.
 """
@@ -29,10 +29,10 @@ class Judge(Protocol):
         """Return the verdict where it is known at once; None where a worker has to look."""
 
     def task(self, answer: str, problem: Problem) -> Task:
-        """Return what a worker is to call."""
+        """Return the function that a worker calls, with its arguments."""
 
     def refuses(self, problem: Problem) -> str | None:
-        """Return why no answer can be right on a problem, as far as its row says it; else None."""
+        """Return why no answer can be right on a problem, as far as its row tells; None where one can."""
 
 
 class ByKind:
@@ -128,12 +128,13 @@ def function_at(path: str) -> Callable[..., Any]:
 
 
 def score_of(found: Any) -> float:
-    """Return how right an answer is by what a judge's function returned: from 0, for what is no number, to 1."""
+    """Return the score in [0, 1] of the value that a judge's function returned; 0 for no number."""
     return min(max(0.0, float(found)), 1.0) if isinstance(found, bool | int | float) else 0.0
 
 
 def verdict_of(found: Any) -> Verdict:
-    """Return as a verdict what a judge's function returned. Raises TypeError for what is none."""
+    """Return the verdict of the value that a judge's function returned. Raises TypeError for a value of another
+    type."""
     if isinstance(found, Verdict):
         return found
     if found is None:

@@ -1,4 +1,4 @@
-r"""What kind of thing an answer is: the gold answer's kind decides how it is compared.
+r"""Kinds of answers: the gold answer's kind decides how an answer is compared with it.
 
 Each kind has a form: a function that returns what a text states, or None where it states nothing of this kind. Two
 answers of a kind are equal where their forms are. Only what is left to algebra (`expression` and the like) goes to
@@ -301,7 +301,7 @@ def kind_of(gold: str) -> str:
 
 
 def doubt(gold: str) -> str | None:
-    """Return in what a right answer may be meant otherwise than it is read, and the remedy; None where in nothing."""
+    """Say how a right answer may be read otherwise than it is meant, with the remedy; None where it may not."""
     found = date(gold)
     if found is not None and found[0] == "in this order":
         return "a date whose order is not known: it is right in this order alone; write it as 2024-06-05"

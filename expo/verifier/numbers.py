@@ -118,8 +118,8 @@ _LETTERS = frozenset("mgslhLNJWVAKCFT")
 
 @dataclass(frozen=True)
 class Number:
-    """A value, and how a decimal is written: `digits`, its significant ones, and `step`, one in the last place; None of
-    what is exact."""
+    """Exact value of a number, and how its decimal is written: `digits`, its significant ones, and `step`, one in the
+    last place; both None for an exact number."""
 
     value: Fraction
     digits: int | None = None
@@ -256,7 +256,7 @@ def quantity(text: str) -> Quantity | None:
 
 
 def _unit(rest: str) -> str:
-    """Return what follows a number as a unit in one spelling; "" where it is none."""
+    """Return the unit after a number in one spelling; "" where the text is none."""
     apart, rest = rest[:1] in (" ", "^"), rest.replace("\\%", "%").strip()
     rest = re.sub(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)", " degree ", rest).strip()
     rest = re.sub(r"\\(?:cdot|times)(?![a-zA-Z])", "*", rest)
@@ -285,7 +285,7 @@ def _unit(rest: str) -> str:
 
 
 def _in_order(unit: str) -> str:
-    """Return a unit with what is divided by behind one slash, so that `m s^-2`, `m/s/s` and `m/s^2` are one."""
+    """Return a unit with all divisors behind one slash, so that `m s^-2`, `m/s/s` and `m/s^2` are one."""
     powers: dict[str, int] = {}
     for sign, name, power in re.findall(r"([*/]?)([^*/^]+)(?:\^(-?\d+))?", unit):
         powers[name] = powers.get(name, 0) + int(power or 1) * (-1 if sign == "/" else 1)

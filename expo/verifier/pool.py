@@ -1,4 +1,5 @@
-"""Is a completion's final answer right? What takes long is judged in worker processes that can be killed.
+"""Pool of verifiers: is a completion's final answer right? Slow answers are judged in worker processes that can be
+killed.
 
 An answer costs at most `verifier.timeout_s` of a worker's CPU time and `verifier.memory_mb` of memory, whatever it
 holds, and holds up nothing but itself. Works from any thread.
@@ -60,7 +61,8 @@ class Verifier:
         self.extraction = extraction(self.conf.extract)
 
     def submit(self, completion: str, problem: Problem | str) -> Judging:
-        """Judge one completion. The future ends in a Verdict, or in VerifierError where no worker can be started.
+        """Judge one completion: at once where its kind settles the verdict, else in a worker, which caches. The future
+        ends in a Verdict, or in VerifierError where no worker can be started.
 
         Args: problem, or its gold answer alone.
         """
@@ -146,8 +148,8 @@ class Verifier:
             worker.kill()
 
     def _tell(self, function: str, raised: str) -> None:
-        """Say what a judge of one's own raised, once: the answer counts as unparseable. math-verify raises on much that
-        is no answer."""
+        """Warn once of an exception that a user's judge raised: the answer counts as unparseable. math-verify raises on
+        much that is no answer."""
         if raised and raised not in self._raised and len(self._raised) < TOLD and isinstance(self.judge, ByFunction):
             self._raised.add(raised)
             log.warning("verifier.function=%s: raised %s; such an answer counts as unparseable", function, raised)
@@ -165,4 +167,4 @@ def _close_all() -> None:
 
 
 class VerifierError(Exception):
-    """The verifier itself is broken: no verdict can be had."""
+    """The verifier itself is broken and gives no verdict."""

@@ -1,5 +1,4 @@
-r"""One spelling of what can be written in several: Unicode, HTML, Markdown, LaTeX's spaces. Both sides of a comparison
-go through it.
+r"""Normalise spelling: Unicode, HTML, Markdown, LaTeX's spaces. Both sides of a comparison go through it.
 
 Imports no torch: workers import it.
 """
@@ -100,8 +99,8 @@ def _ascii(text: str) -> str:
 
 
 def _character(c: str) -> str:
-    """Return a fraction in LaTeX, a digit of any script as ours, nothing for a character without width, and any other
-    as it is."""
+    """Return a fraction as LaTeX, a digit of any script as an ASCII one, nothing for a character without width, any
+    other unchanged."""
     if c.isascii():
         return c
     if unicodedata.category(c) == "Cf":

@@ -151,8 +151,7 @@ def _start_forkserver() -> None:
 
 
 def _let_go_of_the_forkserver() -> None:
-    """Close what a worker holds open of the pipe by whose end its parent, the forkserver, knows that the trainer is
-    gone.
+    """Close the worker's copy of the pipe through which the forkserver, its parent, sees that the trainer is gone.
 
     Else a worker that hangs keeps the forkserver, and so itself, alive for ever after a trainer that was killed.
     """
@@ -172,7 +171,7 @@ def _peak_mb(pid: int | None) -> float:
 
 
 def work(pipe: Connection, memory_mb: int, module: str = "expo.verifier.answers") -> None:
-    """Judge until the parent is gone: a worker's life. Args: module, of the judge's function."""
+    """Judge answers until the parent is gone: the main loop of a worker. Args: module, of the judge's function."""
     import math_verify  # noqa: F401  (counted in the memory it starts with)
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns at each call that its own limits are off
