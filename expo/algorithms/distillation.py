@@ -103,15 +103,15 @@ class SelfDistillation(GRPO):
         by_row = []
         for some in shown:
             prompts = privileged_prompts(e, some, self.pipeline.tools)
-            of_group = {id(group): own for group, own in zip(e.groups, prompts, strict=True)}
+            of_group = {id(group): rollouts for group, rollouts in zip(e.groups, prompts, strict=True)}
             by_row.append([prompt for group in groups for prompt in of_group[id(group)]])
-        own, joined = [c for group in groups for c in group.completions], self.members(groups)
-        has_teacher = [all(prompts[r] is not None for prompts in by_row) for r in range(len(own))]
+        rollouts, joined = [c for group in groups for c in group.completions], self.members(groups)
+        has_teacher = [all(prompts[r] is not None for prompts in by_row) for r in range(len(rollouts))]
         has_teacher += [False] * len(joined)
         # A row that the teacher does not guide passes through it under its own prompt, and counts for nothing.
         members = [group.prompt for group, _ in joined]
-        sees = [[*(p or c.prompt for p, c in zip(prompts, own, strict=True)), *members] for prompts in by_row]
-        ids = [*(c.ids for c in own), *(c.ids for _, c in joined)]
+        sees = [[*(p or c.prompt for p, c in zip(prompts, rollouts, strict=True)), *members] for prompts in by_row]
+        ids = [*(c.ids for c in rollouts), *(c.ids for _, c in joined)]
         guided = torch.tensor(has_teacher, dtype=torch.bool, device=self.device)
         return replace(rows, guided=guided, seen=[self.tokens(prompts, ids) for prompts in sees])
 
@@ -169,9 +169,9 @@ class SelfDistillation(GRPO):
     def average_in(self) -> None:
         """Move the average weights θ_T towards the policy's θ: θ_T ← (1 - rate) θ_T + rate θ."""
         assert self.average is not None
-        for own, new in zip(self.average.parameters(), self.whole_policy().parameters(), strict=True):
-            if own.is_floating_point():  # weights in 4 bits never change
-                own.lerp_(new.to(own.dtype), self.conf.average_rate)
+        for averaged, new in zip(self.average.parameters(), self.whole_policy().parameters(), strict=True):
+            if averaged.is_floating_point():  # weights in 4 bits never change
+                averaged.lerp_(new.to(averaged.dtype), self.conf.average_rate)
         if self.whole is not None:
             self.whole.free()  # it is in an update, in which the copy has no memory
 

@@ -110,18 +110,18 @@ class GRPO(Algorithm):
     def rows(self, e: Experience, groups: Sequence[Group]) -> Rows:
         """Return the rollouts of the groups that are trained on, and the positives that have joined them, with
         advantages."""
-        own, joined = [(group, c) for group in groups for c in group.completions], self.members(groups)
+        rollouts, joined = [(group, c) for group in groups for c in group.completions], self.members(groups)
         on_policy, off_policy = self.advantages(groups)
-        prompts = [c.prompt for _, c in own] + [group.prompt for group, _ in joined]
-        batch = self.tokens(prompts, [*(c.ids for _, c in own), *(c.ids for _, c in joined)])
-        sampler = [logp for _, c in own for logp in c.logp] + [0.0 for _, c in joined for _ in c.ids]
+        prompts = [c.prompt for _, c in rollouts] + [group.prompt for group, _ in joined]
+        batch = self.tokens(prompts, [*(c.ids for _, c in rollouts), *(c.ids for _, c in joined)])
+        sampler = [logp for _, c in rollouts for logp in c.logp] + [0.0 for _, c in joined for _ in c.ids]
         zeros = torch.zeros_like(batch.mask)
         under_question = self.pipeline.hints.under_question
         swapped = [under_question and hinted for group in groups for hinted in group.hinted]
         return Rows(
             batch,
             torch.cat([on_policy, off_policy]).to(self.device),
-            torch.tensor([False] * len(own) + [True] * len(joined), device=self.device).unsqueeze(1),
+            torch.tensor([False] * len(rollouts) + [True] * len(joined), device=self.device).unsqueeze(1),
             zeros.masked_scatter(batch.mask.bool(), torch.tensor(sampler, device=self.device)),
             zeros.clone(),
             torch.tensor([not s for s in swapped] + [True] * len(joined), device=self.device).unsqueeze(1),
@@ -138,12 +138,12 @@ class GRPO(Algorithm):
         lengths = torch.tensor([[len(c.ids) for c in group.completions] for group in groups]).reshape(shape)
         penalty = conf.overlong_penalty * losses.overlong_penalty(lengths, max_tokens, conf.overlong_share)
         rewards = torch.tensor([group.rewards for group in groups]).reshape(shape) + penalty
-        own, none = torch.ones_like(rewards), torch.zeros_like(has_member)
+        is_rollout, none = torch.ones_like(rewards), torch.zeros_like(has_member)
         advantages = losses.group_advantages(
             torch.cat([rewards, torch.ones_like(has_member)], dim=1),
             conf.advantage,
-            members=torch.cat([own, has_member], dim=1),
-            baseline=torch.cat([own, has_member if source.member_baseline == "all" else none], dim=1),
+            members=torch.cat([is_rollout, has_member], dim=1),
+            baseline=torch.cat([is_rollout, has_member if source.member_baseline == "all" else none], dim=1),
         )
         return advantages[:, :-1].flatten(), advantages[:, -1:][has_member.bool()]
 
@@ -186,14 +186,14 @@ class GRPO(Algorithm):
         if first:
             rows.old_logp[cut] = logp.detach()
         old_logp, sampler_logp, off_policy = rows.old_logp[cut], rows.sampler_logp[cut], rows.off_policy[index]
-        own = mask * ~off_policy
-        as_sampled = own * rows.as_sampled[index]
+        on_policy = mask * ~off_policy
+        as_sampled = on_policy * rows.as_sampled[index]
         sampler_kl = (as_sampled * losses.kl(sampler_logp, old_logp, "k3")).sum()
         sums.mean("policy/sampler_kl", sampler_kl, as_sampled.sum())
         trust = losses.sampler_weights(old_logp, sampler_logp, mask, conf.sampler_correction, conf.sampler_cap)
         advantages = rows.advantages[index]
         return Scored(
-            logp, old_logp, mask, own, off_policy, advantages, advantages, trust,
+            logp, old_logp, mask, on_policy, off_policy, advantages, advantages, trust,
             partial(self.reference_score, part, temperature), entropy,
         )  # fmt: skip
 

@@ -79,17 +79,17 @@ class Updates(LightningModule):
         """
         before = dict(sums)
         self.dealt = True
-        whole = list(micro_batches(batch, rows, size or self.trainer_conf.micro_batch_size))
-        yield from self.ranks.own(whole)
-        if self.whole and self.ranks.rank >= len(whole) % self.ranks.count > 0:
+        batches = list(micro_batches(batch, rows, size or self.trainer_conf.micro_batch_size))
+        yield from self.ranks.own(batches)
+        if self.whole and self.ranks.rank >= len(batches) % self.ranks.count > 0:
             # Others go through one more, and cannot without this device's share of the weights: a row that counts for
             # nothing.
-            own = dict(sums)
+            sums_before = dict(sums)
             self.live = False
-            yield whole[0][0][:1], batch.rows(whole[0][0][:1])
+            yield batches[0][0][:1], batch.rows(batches[0][0][:1])
             self.live = True
             sums.clear()
-            sums.update(own)
+            sums.update(sums_before)
         self.ranks.add_up(sums, before)
 
     def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:

@@ -66,7 +66,7 @@ def arms_of(spec: str) -> dict[str, Arm]:
             by_arm.setdefault(labels.get(run.arm, run.arm), []).append(run)
         if wanted and wanted not in by_arm:
             raise UserError(f"{spec}: {subject} has no runs of that arm here; use one of {', '.join(by_arm)}")
-        chosen = [wanted] if wanted else [key for key, own in by_arm.items() if any(r.completions for r in own)]
+        chosen = [wanted] if wanted else [key for key, sides in by_arm.items() if any(r.completions for r in sides)]
         if not chosen:
             raise UserError(
                 f"{spec}: no completions are kept beside it; name the table whose runs it shows, or run directories"

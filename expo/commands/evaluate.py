@@ -48,8 +48,10 @@ def show(cfg: Config, metrics: dict[str, float], problems: int) -> None:
         names = [f"{column}/{part}" if part else column for column in columns]
         table.add_row(part or "all", *(_percent(metrics, name) for name in names))
     console.print(table)
-    if told := shares_told(metrics):
-        console.print(f"of the completions: {told}; {metrics['eval/length_mean']:.0f} tokens on average", markup=False)
+    if shares := shares_told(metrics):
+        console.print(
+            f"of the completions: {shares}; {metrics['eval/length_mean']:.0f} tokens on average", markup=False
+        )
 
 
 def _percent(metrics: dict[str, float], name: str) -> str:

@@ -45,17 +45,19 @@ def render_kept(request: Request, runs: Sequence[PlannedRun], command: str) -> i
     from expo.tables.finish import finish, read_record  # seconds of imports
     from expo.tables.kept import kept_folder, unpack
 
-    whole = replace(request, name=request.plan.extends or request.name).runs()
+    all_runs = replace(request, name=request.plan.extends or request.name).runs()
     folder = request.folder(runs[0].cfg.output_dir)
     with tempfile.TemporaryDirectory() as scratch:
-        kept = unpack(
+        kept_runs = unpack(
             kept_folder(request.name, request.plan, request.scale_name),
             runs,
-            whole,
+            all_runs,
             request.plan.prepare,
             Path(scratch),
         )
-        finish(request.name, request.plan, kept, folder, command, read_record(request.kept(runs[0].cfg.output_dir)))
+        finish(
+            request.name, request.plan, kept_runs, folder, command, read_record(request.kept(runs[0].cfg.output_dir))
+        )
     return 0
 
 
@@ -101,8 +103,8 @@ def run_table(request: Request, runs: Sequence[PlannedRun], command: str) -> int
     print(f"a page about it: {page}")
     for run in distinct([run for run in runs if run.done]):
         if files := changed_code(read_summary(run.dir).get("own_code", {})):
-            told = f"was made before a change of {', '.join(files)}; expo runs rm {run.dir}, and it is made again"
-            print(f"expo: {run.arm} seed {run.seed}: {told}", file=sys.stderr)
+            message = f"was made before a change of {', '.join(files)}; expo runs rm {run.dir}, and it is made again"
+            print(f"expo: {run.arm} seed {run.seed}: {message}", file=sys.stderr)
     for run in failed:
         print(f"expo: {run.arm} seed {run.seed}: {why(run, sweep)}", file=sys.stderr)
     return 1 if failed else 0

@@ -142,8 +142,8 @@ def upload(arguments: Sequence[str]) -> int:
         if folder.in_use:
             raise UserError(f"{folder.dir}: a process works on it; wait for it, or stop it first")
         cfg = restore(folder.dir)
-        told = {key: value for key, value in options.items() if value}
-        cfg.logger = WandbLoggerConf(wandb=WandbConf(**told))  # type: ignore[arg-type]
+        given = {key: value for key, value in options.items() if value}
+        cfg.logger = WandbLoggerConf(wandb=WandbConf(**given))  # type: ignore[arg-type]
         check_values(cfg.logger)
         last = max((line["step"] for line in read_lines(folder.dir)), default=0)
         logger = Wandb(cfg.logger, Over(cfg, folder.dir.resolve(), last, folder.command))
@@ -168,11 +168,11 @@ def sweep(arguments: Sequence[str]) -> int:
 
     options, rest = take_options(arguments, project="expo", entity="", output="")
     request = _request(rest)
-    made = sweep_file(request, rest, options["project"], options["entity"])
-    path = _output(options["output"] or f"outputs/wandb/{made['name']}-sweep.yaml")
+    content = sweep_file(request, rest, options["project"], options["entity"])
+    path = _output(options["output"] or f"outputs/wandb/{content['name']}-sweep.yaml")
     path.write_text(
         f"# {' '.join(['expo wandb sweep', *arguments])}\n# Then: wandb sweep {path}, and the `wandb agent …` that "
-        "it says.\n" + yaml.safe_dump(made, sort_keys=False, allow_unicode=True, width=120)
+        "it says.\n" + yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
     )
     print(f"wandb sweep: {path}; next: wandb sweep {path}")
     return 0
@@ -187,10 +187,10 @@ def run(arguments: Sequence[str]) -> int:
     mine = [a for a in arguments if a.partition("=")[0] in named]
     named |= dict(a.split("=", 1) for a in mine)
     request = _request([a for a in arguments if a not in mine])
-    found = find_run(request.runs(), **named)
-    if code := prepare(to_prepare(request.plan, [found], [found])):
+    planned = find_run(request.runs(), **named)
+    if code := prepare(to_prepare(request.plan, [planned], [planned])):
         return code
-    return os.execv(sys.executable, [sys.executable, "-m", "expo", found.command, *found.line])
+    return os.execv(sys.executable, [sys.executable, "-m", "expo", planned.command, *planned.line])
 
 
 def _request(arguments: Sequence[str]) -> Any:

@@ -43,11 +43,11 @@ def from_files(arguments: Sequence[str]) -> list[str]:
 
 
 def _from_file(argument: str) -> Iterator[str]:
-    found = re.fullmatch(r"([\w.]+)=@(.+)", argument)
-    if found is None:
+    match = re.fullmatch(r"([\w.]+)=@(.+)", argument)
+    if match is None:
         yield argument
         return
-    key, path = found[1], Path(found[2])
+    key, path = match[1], Path(match[2])
     try:
         keys = path.suffix in (".yaml", ".yml")
         tree = yaml.safe_load(yaml_text(path)) if keys else content(path).decode().removesuffix("\n")

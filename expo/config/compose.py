@@ -61,8 +61,8 @@ def plugins() -> tuple[Path, ...]:
             module = importlib.import_module(name)
         except ImportError as error:
             if name in installed:
-                told = f"the package {installed[name]} names it as a plug-in; mend it, or uninstall it"
-                raise UserError(f"{name}: cannot be imported ({error}); {told}") from error
+                remedy = f"the package {installed[name]} names it as a plug-in; mend it, or uninstall it"
+                raise UserError(f"{name}: cannot be imported ({error}); {remedy}") from error
             raise UserError(
                 f"{PLUGINS_VARIABLE}={name}: cannot be imported ({error}); install it, or start expo in the folder "
                 "it is in"
@@ -103,8 +103,8 @@ def register() -> None:
     for group, name in without_file():
         schema = f"/schema/{group}/{name}"
         if group == "algorithm":  # whose name is the run's
-            whole = {"defaults": [f"{schema}@algorithm", "_self_"], "name": name}
-            store.store(group=group, name=name, node=whole, package="_global_")
+            schema_defaults = {"defaults": [f"{schema}@algorithm", "_self_"], "name": name}
+            store.store(group=group, name=name, node=schema_defaults, package="_global_")
         else:
             store.store(group=group, name=name, node={"defaults": [f"{schema}@_here_"]})
 
@@ -184,8 +184,8 @@ def for_command(config: Config, command: str, overrides: Sequence[str]) -> Confi
     """
     unread = config.dataset.unread(command)
     for key, value in (o.lstrip("+").partition("=")[::2] for o in overrides):
-        if (told := unread.get(key.removeprefix("dataset."))) and key.startswith("dataset.") and value != "null":
-            raise UserError(f"{key}={value}: expo {command} does not look at it here; {told}")
+        if (reason := unread.get(key.removeprefix("dataset."))) and key.startswith("dataset.") and value != "null":
+            raise UserError(f"{key}={value}: expo {command} does not look at it here; {reason}")
     config.name = name_of(config, command, overrides)
     return config
 
@@ -218,8 +218,8 @@ def check(config: Config) -> None:
     """
     check_anywhere(config)
     check_here(config)
-    for told in doubts(config):
-        print(f"expo: {told}", file=sys.stderr)
+    for doubt in doubts(config):
+        print(f"expo: {doubt}", file=sys.stderr)
 
 
 def check_anywhere(config: Config) -> None:
@@ -232,10 +232,10 @@ def check_anywhere(config: Config) -> None:
 
 def _check_target(named: str, target: str) -> None:
     try:
-        found = importlib.util.find_spec(target.rpartition(".")[0])
+        spec = importlib.util.find_spec(target.rpartition(".")[0])
     except (ImportError, ValueError):
-        found = None
-    if found is None:
+        spec = None
+    if spec is None:
         raise UserError(f"{named}: there is no such module; give the full name of a class that can be imported")
 
 
@@ -247,29 +247,29 @@ def build(conf: Any, *parts: Any, of: type | None = None) -> Any:
     """
     module, _, name = conf._target_.rpartition(".")
     try:
-        made = getattr(importlib.import_module(module), name)
+        target = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise UserError(f"_target_={conf._target_}: cannot be imported ({error}); correct the name") from error
-    if not callable(made) or not _takes(made, len(parts) + 1) or not _is_of(made, of):
+    if not callable(target) or not _takes(target, len(parts) + 1) or not _is_of(target, of):
         raise UserError(f"_target_={conf._target_}: is no {of.__name__ if of else 'class'}; give the name of one")
-    return made(conf, *parts)
+    return target(conf, *parts)
 
 
-def _takes(made: Callable[..., Any], count: int) -> bool:
+def _takes(target: Callable[..., Any], count: int) -> bool:
     """Return whether a callable accepts so many positional arguments."""
     try:
-        inspect.signature(made).bind(*range(count))
+        inspect.signature(target).bind(*range(count))
     except (TypeError, ValueError):
         return False
     return True
 
 
-def _is_of(made: Any, kind: type | None) -> bool:
+def _is_of(target: Any, kind: type | None) -> bool:
     """Return whether a class is a subclass of `kind`, or has a protocol's members. A function's result is taken on
     trust."""
-    if kind is None or not isinstance(made, type):
+    if kind is None or not isinstance(target, type):
         return True
     if not getattr(kind, "_is_protocol", False):
-        return issubclass(made, kind)
-    own = [n for n, value in vars(kind).items() if callable(value) and (n == "__call__" or not n.startswith("_"))]
-    return all(any(name in vars(base) for base in made.__mro__) for name in own)
+        return issubclass(target, kind)
+    members = [n for n, value in vars(kind).items() if callable(value) and (n == "__call__" or not n.startswith("_"))]
+    return all(any(name in vars(base) for base in target.__mro__) for name in members)

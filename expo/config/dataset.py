@@ -118,9 +118,9 @@ class DatasetConf:
     @property
     def drawn_by_name(self) -> list[str]:
         """Return the keys of local files of which a part is taken. The file's name and its lines decide which rows."""
-        own = self.path is not None and (self.shares_file or self.limit is not None)
+        path_drawn = self.path is not None and (self.shares_file or self.limit is not None)
         other = self.eval_path is not None and (self.limit is not None or self.eval_limit is not None)
-        return [name for name, drawn in (("path", own), ("eval_path", other)) if drawn]
+        return [name for name, drawn in (("path", path_drawn), ("eval_path", other)) if drawn]
 
     def unread(self, command: str) -> dict[str, str]:
         """Return the keys among limit, eval_limit and part that a command ignores, each with a remedy; see
@@ -147,8 +147,8 @@ class DatasetConf:
     def part_mark(self) -> str:
         """Return a suffix that tells evaluations of different parts apart; "" for all of the evaluation's problems, as
         in 0.2."""
-        whole = "all" if self.shares_file else "held_out"
-        return "" if self.part in (whole, "all") else f"-{self.part}"
+        default = "all" if self.shares_file else "held_out"
+        return "" if self.part in (default, "all") else f"-{self.part}"
 
     @property
     def has_solutions(self) -> bool:
@@ -187,8 +187,8 @@ class DatasetConf:
             if self.known_levels
             else f"remove {name}: the data set {self.name} has no levels (or none named: dataset.columns.level)"
         )
-        told = f"{name}={levels}: not all are levels of {self.name}; {remedy}"
-        return [(set(levels) <= set(self.known_levels), told)]
+        message = f"{name}={levels}: not all are levels of {self.name}; {remedy}"
+        return [(set(levels) <= set(self.known_levels), message)]
 
 
 @option("dataset", "math")
@@ -234,13 +234,13 @@ class TableConf(DatasetConf):
         yield _compiles(self.answer_pattern)
         wanted = {f.name: getattr(self.columns, f.name) for f in fields(self.columns)}
         for path in filter(None, (self.path, self.eval_path)):
-            found = columns_of(Path(path), {*wanted.values()} - {""})
+            columns = columns_of(Path(path), {*wanted.values()} - {""})
             for column, name in wanted.items():
-                name = name if name in found else name.partition(".")[0]  # a path into the column
-                near = next(iter(difflib.get_close_matches(name, found, 1)), next(iter(found), ""))
+                name = name if name in columns else name.partition(".")[0]  # a path into the column
+                near = next(iter(difflib.get_close_matches(name, columns, 1)), next(iter(columns), ""))
                 yield (
-                    not name or not found or name in found,
-                    f"dataset.columns.{column}={name}: no row of {path} has it, only {', '.join(found)}; "
+                    not name or not columns or name in columns,
+                    f"dataset.columns.{column}={name}: no row of {path} has it, only {', '.join(columns)}; "
                     f"set it to one of them, perhaps dataset.columns.{column}={near}",
                 )
 
@@ -343,14 +343,14 @@ def columns_of(path: Path, wanted: set[str]) -> list[str]:
             return list(pyarrow.parquet.read_schema(path).names)
         except (OSError, pyarrow.ArrowException):
             return []
-    found: dict[str, None] = {}
+    columns: dict[str, None] = {}
     with suppress(*UNREADABLE), open_rows(path) as lines:
         for line in lines:
             try:
                 row = json.loads(line)
             except ValueError:
                 continue
-            found |= dict.fromkeys(row) if isinstance(row, dict) else {}
-            if wanted and wanted <= found.keys():
+            columns |= dict.fromkeys(row) if isinstance(row, dict) else {}
+            if wanted and wanted <= columns.keys():
                 break
-    return list(found)
+    return list(columns)

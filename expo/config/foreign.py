@@ -31,20 +31,20 @@ def content(path: Path) -> bytes:
     """Read a file that others may have written. Raises ValueError for a large file and anything but a plain file,
     OSError where it is missing."""
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-        found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode):
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
             raise ValueError("it is no plain file")
-        if found.st_size > LARGEST:
-            raise ValueError(f"it has {found.st_size / 2**20:.0f} MiB, and {LARGEST / 2**20:.0f} are read")
+        if status.st_size > LARGEST:
+            raise ValueError(f"it has {status.st_size / 2**20:.0f} MiB, and {LARGEST / 2**20:.0f} are read")
         return file.read()
 
 
 def from_json(text: bytes) -> dict[str, Any]:
     """Parse a JSON object. Raises ValueError for other text, and for a whole number of many digits."""
-    found = json.loads(text, parse_int=_whole)
-    if not isinstance(found, dict):
+    parsed = json.loads(text, parse_int=_whole)
+    if not isinstance(parsed, dict):
         raise ValueError("it is no JSON object")
-    return found
+    return parsed
 
 
 def _whole(digits: str) -> int:
@@ -144,9 +144,9 @@ CONFIG: dict[str, Check] = {
 
 def summary_of(directory: Path) -> dict[str, Any]:
     """Return a run's summary. Raises UNREADABLE where there is none, or one of another shape."""
-    found = from_json(content(directory / "summary.json"))
-    _check(found, SUMMARY)
-    return found
+    summary = from_json(content(directory / "summary.json"))
+    _check(summary, SUMMARY)
+    return summary
 
 
 def read_summary(directory: str | Path) -> dict[str, Any]:
@@ -160,14 +160,14 @@ def read_summary(directory: str | Path) -> dict[str, Any]:
 def summary_with(directory: Path, *names: str) -> dict[str, Any]:
     """Return a run's summary. Raises UserError where there is none, or one that lacks a name."""
     try:
-        found = summary_of(directory)
-        if lacking := set(names) - found.keys():
+        summary = summary_of(directory)
+        if lacking := set(names) - summary.keys():
             raise ValueError(f"it has no {min(lacking)}")
     except UNREADABLE as error:
         raise UserError(
             f"{directory / 'summary.json'}: cannot be read ({why(error)}); expo train run={directory} writes it again"
         ) from error
-    return found
+    return summary
 
 
 def config_of(directory: Path) -> dict[str, Any]:
@@ -180,9 +180,9 @@ def flat_config(tree: Any) -> dict[str, Any]:
     """Flatten a config's keys. Raises ValueError where it is no config."""
     if not isinstance(tree, dict) or not all(map(is_text, _names(tree))):
         raise ValueError("it is no config")
-    found = flat(tree)
-    _check(found, dict.fromkeys(found, is_setting) | CONFIG)
-    return found
+    keys = flat(tree)
+    _check(keys, dict.fromkeys(keys, is_setting) | CONFIG)
+    return keys
 
 
 def _names(tree: dict[Any, Any]) -> Iterator[Any]:
@@ -192,10 +192,10 @@ def _names(tree: dict[Any, Any]) -> Iterator[Any]:
             yield from _names(value)
 
 
-def _check(found: Mapping[str, Any], checks: Mapping[str, Check]) -> None:
+def _check(mapping: Mapping[str, Any], checks: Mapping[str, Check]) -> None:
     for name, passes in checks.items():
-        if name in found and not passes(found[name]):
-            raise ValueError(f"{name} is not what a run leaves: {shown(repr(found[name]), 40)}")
+        if name in mapping and not passes(mapping[name]):
+            raise ValueError(f"{name} is not what a run leaves: {shown(repr(mapping[name]), 40)}")
 
 
 def why(error: Exception) -> str:

@@ -41,13 +41,13 @@ def pairs_identity(cfg: Config) -> str:
 def bank_identity(cfg: Config) -> str:
     """Return the hash of everything that changes the explanations which the initial policy writes for a run's steps."""
     tree = _with_contents(_tree(cfg, pairs=True), cfg)
-    kept = {name: tree[name] for name in ("dataset", "model", "prompts", "rollout", "seed")}
-    kept["trainer"] = {name: tree["trainer"][name] for name in ("problems_per_step", "precision")}
-    kept["hints"] = (
+    hashed = {name: tree[name] for name in ("dataset", "model", "prompts", "rollout", "seed")}
+    hashed["trainer"] = {name: tree["trainer"][name] for name in ("problems_per_step", "precision")}
+    hashed["hints"] = (
         cfg.hints.writer is not None and not cfg.hints.needs_solutions
     )  # then a problem whose prompt for a hint is too long is left out
-    kept["positives"] = {name: tree["positives"][name] for name in ("_target_", "samples", "shown_answer")}
-    return _digest(kept)
+    hashed["positives"] = {name: tree["positives"][name] for name in ("_target_", "samples", "shown_answer")}
+    return _digest(hashed)
 
 
 def pretrain_settings(cfg: Config) -> list[Any]:
@@ -96,10 +96,10 @@ def made_as(folder: Path, cfg: Config) -> bool | None:
     what made it."""
     try:
         recipe = json.loads((folder / RECIPE).read_bytes())
-        made = recipe["identity"], recipe["content"]
+        recorded = recipe["identity"], recipe["content"]
     except (OSError, ValueError, LookupError, TypeError):  # of an earlier expo or another maker, or damaged
         return None
-    return made == (pretrain_identity(cfg), model_content(folder))
+    return recorded == (pretrain_identity(cfg), model_content(folder))
 
 
 def _hash(cfg: Config, pairs: bool) -> str:
@@ -210,19 +210,19 @@ def changing(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def later_keys() -> dict[str, Declaration]:
     """Return the keys of any option that came later: at a value of `absent`, a run is as it was before the key."""
-    found: dict[str, Declaration] = {}
+    declarations: dict[str, Declaration] = {}
     nodes_by_group = [("", Config), *((f"{group}.", node) for (group, _), node in OPTIONS.items())]
     for prefix, node in nodes_by_group:
-        _add_later(node, prefix, found)
-    return found
+        _add_later(node, prefix, declarations)
+    return declarations
 
 
-def _add_later(node: Any, prefix: str, found: dict[str, Declaration]) -> None:
+def _add_later(node: Any, prefix: str, declarations: dict[str, Declaration]) -> None:
     for f in dataclasses.fields(node):
         if isinstance(f.type, type) and dataclasses.is_dataclass(f.type):
-            _add_later(f.type, f"{prefix}{f.name}.", found)
+            _add_later(f.type, f"{prefix}{f.name}.", declarations)
         elif (declared := declaration(f)).absent is not ALWAYS_IN:
-            found[prefix + f.name] = declared
+            declarations[prefix + f.name] = declared
 
 
 def runtime_keys() -> set[str]:
@@ -233,11 +233,11 @@ def runtime_keys() -> set[str]:
 
 def runtime_keys_of(node: type, prefix: str, runtime: bool = False) -> set[str]:
     """Return the runtime keys of one dataclass. Args: runtime, whether every key of it is one."""
-    found: set[str] = set()
+    keys: set[str] = set()
     for f in dataclasses.fields(node):
         here = runtime or not declaration(f).identity
         if isinstance(f.type, type) and dataclasses.is_dataclass(f.type):
-            found |= runtime_keys_of(f.type, f"{prefix}{f.name}.", here)
+            keys |= runtime_keys_of(f.type, f"{prefix}{f.name}.", here)
         if here:
-            found.add(prefix + f.name)
-    return found
+            keys.add(prefix + f.name)
+    return keys

@@ -44,7 +44,7 @@ class Declaration:
         if isinstance(value, list | tuple):
             if any(isinstance(item, list | tuple | dict) for item in value):
                 return f"{name}={value}: a list in a list; give plain values, such as {name}=[1,2]"
-            return next((told for item in value if (told := self.wrong(name, item))), None)
+            return next((problem for item in value if (problem := self.wrong(name, item))), None)
         if value is None or isinstance(value, bool):
             return None
         if self.choices:
@@ -56,8 +56,8 @@ class Declaration:
         if math.isnan(value) or (math.isinf(value) and self.finite):
             return f"{name}={value}: not a finite number; set {name} to one"
         if self.above is not None and value <= self.above:
-            told = "greater than 0; set it to a value above 0" if not self.above else f"greater than {self.above:g}"
-            return f"{name}={value}: must be {told}"
+            problem = "greater than 0; set it to a value above 0" if not self.above else f"greater than {self.above:g}"
+            return f"{name}={value}: must be {problem}"
         if self.low is not None and self.high is not None and not self.low <= value <= self.high:
             return f"{name}={value}: not between {self.low:g} and {self.high:g}; set {name} to a value in that range"
         if self.low is not None and value < self.low:
@@ -119,9 +119,9 @@ def key(
 
 def declaration(f: "dataclasses.Field[Any]") -> Declaration:
     """Return a field's declaration; a plain one for a field without (`_target_`)."""
-    found = f.metadata.get("key", Declaration())
-    assert isinstance(found, Declaration)
-    return found
+    declared = f.metadata.get("key", Declaration())
+    assert isinstance(declared, Declaration)
+    return declared
 
 
 # (group, option) -> the dataclass with its keys.
@@ -206,18 +206,18 @@ def unused(node: Any, prefix: str, names: Sequence[str], why: str, remedy: str) 
     for f in dataclasses.fields(node):
         if f.name in names:
             value = getattr(node, f.name)
-            told = f"{prefix}{f.name}={shown(value)}: has no effect, {why}"
-            yield value == f.default, f"{told}; set {prefix}{f.name}={shown(f.default)}, its default, or {remedy}"
+            message = f"{prefix}{f.name}={shown(value)}: has no effect, {why}"
+            yield value == f.default, f"{message}; set {prefix}{f.name}={shown(f.default)}, its default, or {remedy}"
 
 
 def check_values(config: Any) -> None:
     """Raise UserError for the first value out of its bounds or choices, then for the first broken rule of a
     dataclass."""
-    found = list(nodes(config))
-    for prefix, node in found:
+    nested = list(nodes(config))
+    for prefix, node in nested:
         for f in dataclasses.fields(node):
-            if told := declaration(f).wrong(prefix + f.name, getattr(node, f.name)):
-                raise UserError(told)
+            if problem := declaration(f).wrong(prefix + f.name, getattr(node, f.name)):
+                raise UserError(problem)
     _keep(config, "rules")
 
 
@@ -232,11 +232,11 @@ def doubts(config: Any) -> list[str]:
 
 
 def _keep(config: Any, kind: str) -> None:
-    for told in _broken(config, kind):
-        raise UserError(told)
+    for message in _broken(config, kind):
+        raise UserError(message)
 
 
 def _broken(config: Any, kind: str) -> Iterator[str]:
     for _, node in nodes(config):
         rules: Callable[[Any], Rules] | None = getattr(node, kind, None)
-        yield from (told for kept, told in (rules(config) if rules else ()) if not kept)
+        yield from (message for holds, message in (rules(config) if rules else ()) if not holds)

@@ -49,8 +49,8 @@ def _sources(package: str) -> dict[str, str]:
     if spec and not folders and spec.origin and spec.origin.endswith(".py"):
         files = [Path(spec.origin)]
     roots = [*(folder.parent for folder in folders), *(file.parent for file in files)]
-    found = {}
+    hashes = {}
     for file in files:
         root = next(root for root in roots if file.is_relative_to(root))
-        found[file.relative_to(root).as_posix()] = hashlib.sha256(file.read_bytes()).hexdigest()[:10]
-    return found
+        hashes[file.relative_to(root).as_posix()] = hashlib.sha256(file.read_bytes()).hexdigest()[:10]
+    return hashes

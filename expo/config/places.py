@@ -65,9 +65,9 @@ def run_dir(cfg: Config, command: str = "train", mark: str = "") -> Path:
     """
     root, mark = Path(cfg.output_dir), mark or run_mark(cfg, command)
     places = [root / command] if command != "train" else [d for d in _folders(root) if d.name not in NO_RUNS]
-    found = [path for place in places for path in sorted(place.glob(f"*-{mark}")) if (path / "config.yaml").is_file()]
-    if found:  # of several, the one that is done, or else has come furthest
-        return max(found, key=_progress)
+    folders = [path for place in places for path in sorted(place.glob(f"*-{mark}")) if (path / "config.yaml").is_file()]
+    if folders:  # of several, the one that is done, or else has come furthest
+        return max(folders, key=_progress)
     if command != "train":
         differs = f"-{cfg.differs}" if cfg.differs else ""
         return root / command / f"{_policy(cfg)}-on-{_data(cfg, command)}{differs}-{mark}"

@@ -43,8 +43,8 @@ class ReasoningGymConf(GeneratedConf):
 
     def settings(self, task: str) -> dict[str, Any]:
         """Return the settings of a task that the config sets."""
-        found: dict[str, Any] = self.task_config if self.task is not None else self.task_config.get(task, {})
-        return found
+        settings: dict[str, Any] = self.task_config if self.task is not None else self.task_config.get(task, {})
+        return settings
 
     @property
     def has_solutions(self) -> bool:

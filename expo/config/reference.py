@@ -47,9 +47,9 @@ def help_of_group(asked: str) -> str:
     plugins()
     group, _, name = asked.partition(".")
     nodes = nodes_of(group)
-    own = [row for row in rows_of(Config, "") if row[0] == asked]
-    if own:
-        return "\n".join(_explained(own))
+    ungrouped = [row for row in rows_of(Config, "") if row[0] == asked]
+    if ungrouped:
+        return "\n".join(_explained(ungrouped))
     presets = _presets(group)
     if not nodes and not presets:
         near = next(iter(difflib.get_close_matches(group, known(), 1)), None)
@@ -57,10 +57,10 @@ def help_of_group(asked: str) -> str:
         raise UserError(f"--help {asked}: no such group; {meant}")
     sections = sections_of(nodes, f"{group}.")
     if name:
-        found = [row for _, rows in sections for row in rows if row[0] == asked]
-        if not found:
+        matching = [row for _, rows in sections for row in rows if row[0] == asked]
+        if not matching:
             raise UserError(f"--help {asked}: no such key; --help {group} lists those that there are")
-        return "\n".join(_explained(found))
+        return "\n".join(_explained(matching))
     parts = [f"{group}={option:<20} {meaning}".rstrip() for option, meaning in presets.items()]
     for names, rows in sections:
         title = "every option" if len(names) > 1 and len(names) == len(nodes) else ", ".join(names)
@@ -80,14 +80,14 @@ def _explained(rows: list[Row]) -> list[str]:
 
 def _presets(group: str) -> dict[str, str]:
     """Return the values of `group=`, each with the first comment of its YAML file, or of its dataclass."""
-    found = {}
+    presets = {}
     for option in options_of(group):
         files = [path for folder in config_folders() if (path := folder / group / f"{option}.yaml").is_file()]
         lines = files[-1].read_text().splitlines() if files else []
         comments = [line.removeprefix("#").strip() for line in lines if line.startswith("#") and "@package" not in line]
         node = OPTIONS.get((group, option))
-        found[option] = comments[0] if comments else summary_of(node) if node else ""
-    return found
+        presets[option] = comments[0] if comments else summary_of(node) if node else ""
+    return presets
 
 
 def sections_of(nodes: dict[str, type], prefix: str) -> list[tuple[list[str], list[Row]]]:
@@ -104,9 +104,9 @@ def sections_of(nodes: dict[str, type], prefix: str) -> list[tuple[list[str], li
 
 def nodes_of(group: str) -> dict[str, type]:
     """Return the config dataclasses of a group, by the name that people know them by."""
-    found = {name: node for (of_group, name), node in OPTIONS.items() if of_group == group}
-    if found:
-        return found
+    by_name = {name: node for (of_group, name), node in OPTIONS.items() if of_group == group}
+    if by_name:
+        return by_name
     types = {f.name: f.type for f in dataclasses.fields(Config)}
     node = types.get(group)
     return {group: node} if isinstance(node, type) and dataclasses.is_dataclass(node) else {}
@@ -165,17 +165,17 @@ def markdown() -> str:
         if options := options_of(f.name):
             lines += [f"Options of `{f.name}=`: {', '.join(f'`{option}`' for option in options)}.", ""]
         for names, rows in sections_of(nodes, f"{f.name}."):
-            told = [summary_of(nodes[names[0]]), ""] if len(names) == 1 else []
-            lines += [f"### {f.name}: {', '.join(names)}", "", *told, *_table(rows, nodes[names[0]], f.name)]
-    own = [row for row in rows_of(Config, "") if "." not in row[0] and not nodes_of(row[0])]
-    return "\n".join([*lines, "## Keys in no group", "", *_table(own, Config, "")])
+            summary = [summary_of(nodes[names[0]]), ""] if len(names) == 1 else []
+            lines += [f"### {f.name}: {', '.join(names)}", "", *summary, *_table(rows, nodes[names[0]], f.name)]
+    ungrouped = [row for row in rows_of(Config, "") if "." not in row[0] and not nodes_of(row[0])]
+    return "\n".join([*lines, "## Keys in no group", "", *_table(ungrouped, Config, "")])
 
 
 def _table(rows: list[Row], node: type, group: str) -> list[str]:
     runtime = runtime_keys_of(node, f"{group}." if group else "")
     lines = ["| key | default | allowed | meaning |", "|---|---|---|---|"]
     for key, type_name, default, allowed, meaning in rows:
-        told = f"*runtime*; {meaning}" if key in runtime else meaning
-        cells = (f"`{key}`", f"`{default}`" if default else "(empty)", allowed or type_name, told)
+        text = f"*runtime*; {meaning}" if key in runtime else meaning
+        cells = (f"`{key}`", f"`{default}`" if default else "(empty)", allowed or type_name, text)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return [*lines, ""]

@@ -39,15 +39,15 @@ def held(work: Work, device: Device) -> dict[str, float]:
 def generating(work: Work) -> dict[str, float]:
     """Return the bytes allocated while completions are generated, by part."""
     s = work.shape
-    own = engine(work) if not work.elsewhere else {}
+    engines = engine(work) if not work.elsewhere else {}
     rows = work.rows if work.in_place else 0
     casts = work.casts if work.in_place else 0.0
-    whole = work.stored * s.parameters if work.sharded > 1 else 0.0
+    full_copy = work.stored * s.parameters if work.sharded > 1 else 0.0
     return {
-        "a whole copy to generate with": float(whole),
-        "the engines' weights": own.get("weights", 0.0),
+        "a whole copy to generate with": float(full_copy),
+        "the engines' weights": engines.get("weights", 0.0),
         "casts to 16 bit": casts,
-        "KV cache": own.get("cache", 0.0),
+        "KV cache": engines.get("cache", 0.0),
         "logits": 4.0 * 4 * rows * s.head / s.hidden,
     }
 
@@ -76,7 +76,7 @@ def updating(work: Work) -> dict[str, float]:
     prompts = math.ceil(micro / group) if work.shares else micro
     positions = prompts * cfg.rollout.max_prompt_tokens + micro * cfg.rollout.max_completion_tokens
     per_layer = KEPT_BYTES * s.hidden + number * (KEPT_KEYS * s.kv_width + KEPT_INNER * s.inner)
-    kept = s.layers * per_layer if kept_all else per_layer + 4 * s.layers * s.hidden
+    activations = s.layers * per_layer if kept_all else per_layer + 4 * s.layers * s.hidden
     each, sharded = 4 if cfg.model.lora_rank else work.stored, work.sharded > 1
     layer = 2 if work.mixed else work.stored  # bytes of a weight of a gathered layer
     gathered = (s.parameters - s.in_layers) * work.stored + 2 * s.in_layers / s.layers * layer if sharded else 0.0
@@ -88,16 +88,16 @@ def updating(work: Work) -> dict[str, float]:
     ):  # layers that are read twice keep whole gradients until they were gone back through twice
         gradients += min(each, layer) * (work.trained if cfg.model.lora_rank else s.in_layers)
     casts = work.casts if not sharded else 2.0 * s.head if work.mixed else 0.0  # layers are gathered in 16 bit
-    there = engine(work, asleep=work.sleeps) if not work.elsewhere else {}
+    engines = engine(work, asleep=work.sleeps) if not work.elsewhere else {}
     if work.in_place:
-        there = {}
+        engines = {}
     return {
         "gradients": gradients,
-        "the engines' weights": there.get("weights", 0.0),
-        "KV cache": there.get("cache", 0.0),
+        "the engines' weights": engines.get("weights", 0.0),
+        "KV cache": engines.get("cache", 0.0),
         "gathered layers": gathered,
         "casts to 16 bit": casts,
-        "activations": float(positions * kept),
+        "activations": float(positions * activations),
         "logits": 3.0 * 4 * min(LOGITS, micro * cfg.rollout.max_completion_tokens * s.head // s.hidden),
     }
 
@@ -106,8 +106,8 @@ def disk(work: Work) -> tuple[float, float]:
     """Return the bytes of a checkpoint, and the most that a run has on the disk at a time."""
     s = work.shape
     adapter = 4 * work.trained if work.cfg.model.lora_rank else 0
-    kept = frozen_copies(work.cfg)[1] + work.cfg.algorithm.uses_average
-    checkpoint = work.held * (1 + kept) + adapter + work.moments * work.trained
+    copies = frozen_copies(work.cfg)[1] + work.cfg.algorithm.uses_average
+    checkpoint = work.held * (1 + copies) + adapter + work.moments * work.trained
     final = adapter or work.stored * s.parameters
     best = checkpoint if work.cfg.trainer.on_collapse != "warn" else 0
     return checkpoint, max(2 * checkpoint, checkpoint + final) + best

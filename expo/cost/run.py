@@ -78,14 +78,14 @@ class Work:
         """Say how many steps the run has, how many problems, and how many epochs they are, where that is known."""
         cfg = self.cfg
         dealt = cfg.trainer.max_steps * cfg.trainer.problems_per_step
-        there = cfg.dataset.limit or TRAINED.get(cfg.dataset.name)
-        if there and cfg.dataset.limit and cfg.dataset.known_levels:  # which the ladder makes of each level
-            there *= len(cfg.dataset.levels or cfg.dataset.known_levels) if cfg.dataset.is_ladder else 1
+        known = cfg.dataset.limit or TRAINED.get(cfg.dataset.name)
+        if known and cfg.dataset.limit and cfg.dataset.known_levels:  # which the ladder makes of each level
+            known *= len(cfg.dataset.levels or cfg.dataset.known_levels) if cfg.dataset.is_ladder else 1
         epochs = (
-            f"{dealt / (there - cfg.dataset.validation):.3g} epochs" if there else "epochs not known: no dataset.limit"
+            f"{dealt / (known - cfg.dataset.validation):.3g} epochs" if known else "epochs not known: no dataset.limit"
         )
-        told = f"{cfg.trainer.max_steps} steps of {cfg.trainer.problems_per_step} problems, {dealt:,} in all ({epochs})"
-        return f"{told}; {self.evaluations} evaluations of {self.sampled:,} completions"
+        text = f"{cfg.trainer.max_steps} steps of {cfg.trainer.problems_per_step} problems, {dealt:,} in all ({epochs})"
+        return f"{text}; {self.evaluations} evaluations of {self.sampled:,} completions"
 
     @property
     def evaluations(self) -> int:
@@ -226,5 +226,5 @@ class Work:
     @property
     def rows(self) -> int:
         """Return the rows that a device decodes at once."""
-        own = max(math.ceil(n * self.share) for n in (self.rollouts, self.written, 1))
-        return min(self.cfg.rollout.batch_size, max(own, math.ceil(self.sampled / self.devices)))
+        wanted = max(math.ceil(n * self.share) for n in (self.rollouts, self.written, 1))
+        return min(self.cfg.rollout.batch_size, max(wanted, math.ceil(self.sampled / self.devices)))

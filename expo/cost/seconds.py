@@ -24,7 +24,7 @@ def seconds(work: Work, device: Device) -> dict[str, float]:
         "update": update(work, device),
         "sync": sync(work, device),
     }
-    return {name: found for name, found in parts.items() if found}
+    return {name: spent for name, spent in parts.items() if spent}
 
 
 def run_seconds(work: Work, device: Device) -> float:
@@ -49,9 +49,9 @@ def decoding(work: Work, device: Device, rows: int, prompts: int) -> float:
     if not rows:
         return 0.0
     s, engine = work.shape, "transformers" if work.in_place else "vllm"
-    own, own_prompts = math.ceil(rows / work.devices), math.ceil(prompts / work.devices)
-    batches = math.ceil(own / work.cfg.rollout.batch_size)
-    at_once = own / batches
+    own_rows, own_prompts = math.ceil(rows / work.devices), math.ceil(prompts / work.devices)
+    batches = math.ceil(own_rows / work.cfg.rollout.batch_size)
+    at_once = own_rows / batches
     rate, reading = device.rate(work.engine_format), device.bandwidth * device.reading
     read_once = 2 * own_prompts * work.prompt * s.in_layers / (rate * device.training)
     cached = (work.prompt + work.completion / 2) * s.layers * 2 * s.kv_width * work.engine_bytes
@@ -88,8 +88,8 @@ def update(work: Work, device: Device) -> float:
     # An all-reduce sends a number twice. Sharded layers are gathered forward and backward, twice where prompts are
     # shared; gradients are spread.
     gathered = (4 if work.shares else 2) + (1 if cfg.algorithm.uses_reference and cfg.model.lora_rank else 0)
-    whole = s.parameters - s.in_layers + layer * s.in_layers
-    exchanged = 2 * work.trained if work.sharded == 1 else micro_batches * (gathered * whole + work.trained)
+    unsharded = s.parameters - s.in_layers + layer * s.in_layers
+    exchanged = 2 * work.trained if work.sharded == 1 else micro_batches * (gathered * unsharded + work.trained)
     updates = getattr(cfg.algorithm, "updates_per_rollout", 1)
     return float(updates * (computing + stepping + sent * exchanged / link(work, device)))
 

@@ -82,8 +82,8 @@ def _reason(
     number: str | None,
     bare: "Future[Verdict] | None",
 ) -> BadRow | None:
-    if told := verifier.judge.refuses(p):
-        return BadRow(told, repr(p.answer[:80]))
+    if reason := verifier.judge.refuses(p):
+        return BadRow(reason, repr(p.answer[:80]))
     most = verifier.conf.max_answer_chars
     if itself is not None and len(p.answer) > most:
         return BadRow(

@@ -62,21 +62,23 @@ class Reader:
         from_hub = (
             self.conf.path is None and self.conf.eval_path is None and not self.conf.is_generated
         )  # whose splits are others': what they share is named, and stays
-        kept = [p for p in problems if from_hub or p.asked not in held_out]
+        train = [p for p in problems if from_hub or p.asked not in held_out]
         if from_hub and (both := sum(p.asked in held_out for p in problems)):
             log.warning("%s: %d questions to train on are also evaluated on", self.conf.name, both)
-        own = {p.id for p in evaluated} if self.conf.shares_file else set()
-        self.asked_in_held_out = 0 if from_hub else sum(p.asked in held_out and p.id not in own for p in problems)
-        if problems and not kept:
+        ids = {p.id for p in evaluated} if self.conf.shares_file else set()
+        self.asked_in_held_out = 0 if from_hub else sum(p.asked in held_out and p.id not in ids for p in problems)
+        if problems and not train:
             raise UserError(
                 f"{self._source(self.conf.path)}: all its questions are held out; give other rows as dataset.eval_path"
             )
-        if self.conf.eval_path is not None and len(kept) < len(problems):
+        if self.conf.eval_path is not None and len(train) < len(problems):
             log.warning(
-                "%s: %d questions of dataset.eval_path are not trained on", self.conf.name, len(problems) - len(kept)
+                "%s: %d questions of dataset.eval_path are not trained on", self.conf.name, len(problems) - len(train)
             )
         return self._nonempty(
-            _spread(kept, self.conf.limit) if self.conf.limit else kept, self._source(self.conf.path), self.conf.levels
+            _spread(train, self.conf.limit) if self.conf.limit else train,
+            self._source(self.conf.path),
+            self.conf.levels,
         )
 
     def evaluation(self) -> list[Problem]:
@@ -110,12 +112,12 @@ class Reader:
         that a problem asks itself."""
         if not count:
             return []
-        found = _spread([p for p in self._once(self._shown(count)) if not p.earlier], count + 1)
-        if len(found) <= count:
+        chosen = _spread([p for p in self._once(self._shown(count)) if not p.earlier], count + 1)
+        if len(chosen) <= count:
             raise UserError(
-                f"prompts.examples={count}: the training part has {len(found)} problems to show; set it lower"
+                f"prompts.examples={count}: the training part has {len(chosen)} problems to show; set it lower"
             )
-        return found
+        return chosen
 
     def _shown(self, count: int) -> list[Problem]:
         """Return the problems among which examples are chosen, whatever `limit` is."""
@@ -177,7 +179,7 @@ class Reader:
     def _usable(self, path: str | None, split: str) -> list[Problem]:
         source = Source(Path(path).name if path else f"{self.conf.name}/{split}")
         self.sources.append(source)
-        made: list[tuple[int, Problem]] = []
+        usable: list[tuple[int, Problem]] = []
         for line, row in enumerate(self._rows(path, split), 1):  # as an editor numbers lines
             if row is None:  # a blank line
                 continue
@@ -187,13 +189,13 @@ class Reader:
                     raise row
                 problem = self.problem(row, f"{source.name}:{line}")
                 check_text(problem)
-                made.append((line, self._ending(replace(problem, kind=self.answer_kind, columns=row))))
+                usable.append((line, self._ending(replace(problem, kind=self.answer_kind, columns=row))))
             except (BadRow, KeyError, TypeError, ValueError, AttributeError) as error:
                 reason = f"no column {error}" if isinstance(error, KeyError) else str(error)
                 self._skip(source, line, error if isinstance(error, BadRow) else BadRow(reason))
-        judged = unusable([p for _, p in made], self.verifier, self.takes_sentences)
+        judged = unusable([p for _, p in usable], self.verifier, self.takes_sentences)
         used = []
-        for (line, problem), why in zip(made, judged, strict=True):
+        for (line, problem), why in zip(usable, judged, strict=True):
             if why is None:
                 used.append((line, problem))
             else:
@@ -263,8 +265,8 @@ class Reader:
                 f"dataset.hub_id={self.conf.hub_id}: cannot be read ({first_line(error)}); "
                 "check the id and your network, or set dataset.path to a local file"
             ) from error
-        whole: Iterable[dict[str, Any]] = datasets.concatenate_datasets(parts)
-        return whole
+        rows: Iterable[dict[str, Any]] = datasets.concatenate_datasets(parts)
+        return rows
 
 
 UNPACKED, TIMES = 2**30, 200  # bytes that a parquet file may unpack to, or that many times its own
@@ -342,12 +344,12 @@ class Columns(Reader):
 
     def _solution(self, row: Mapping[str, Any]) -> str | None:
         """Return a row's worked solution; None where it has none. Of chat messages, what the assistant says."""
-        found = _at(row, self.conf.columns.solution, None)
-        if isinstance(found, list | tuple):
-            found = "\n".join(content for role, content in turns(found) if role == "assistant")
-        if found is None or (isinstance(found, float) and math.isnan(found)):
+        solution = _at(row, self.conf.columns.solution, None)
+        if isinstance(solution, list | tuple):
+            solution = "\n".join(content for role, content in turns(solution) if role == "assistant")
+        if solution is None or (isinstance(solution, float) and math.isnan(solution)):
             return None
-        return None if text(found, "solution").strip().lower() in NOTHING else str(found)
+        return None if text(solution, "solution").strip().lower() in NOTHING else str(solution)
 
     @property
     def takes_sentences(self) -> bool:
@@ -358,10 +360,10 @@ class Columns(Reader):
             # The answer of a solution, where one column holds both.
             both = self.conf.columns.answer == self.conf.columns.solution
             return (self.verifier.extraction.of(text) if both else last_boxed(text)) or text
-        found = list(re.finditer(self.conf.answer_pattern, text))
-        if not found:
+        matches = list(re.finditer(self.conf.answer_pattern, text))
+        if not matches:
             raise BadRow("the answer does not match dataset.answer_pattern", repr(text[:80]))
-        last, group = found[-1], 1 if found[-1].re.groups else 0
+        last, group = matches[-1], 1 if matches[-1].re.groups else 0
         answer = last[group] or ""
         start, end = last.span(group)
         if (re.search(r"[\d.,/-]$", text[:start]) and answer[:1].isdigit()) or (
@@ -377,13 +379,13 @@ class Rows(Columns):
     conf: FunctionConf
 
     def _rows(self, path: str | None, split: str) -> Iterator[dict[str, Any] | BadRow | None]:
-        told = f"dataset.function={self.conf.function}"
+        setting = f"dataset.function={self.conf.function}"
         try:
             function = function_at(self.conf.function)
         except (ImportError, AttributeError, ValueError) as error:
             raise UserError(
-                f"{told}: cannot be imported ({error}); give package.module.name of a function, and name its package "
-                "in EXPO_PLUGINS where it stands in the working folder"
+                f"{setting}: cannot be imported ({error}); give package.module.name of a function, and name its "
+                "package in EXPO_PLUGINS where it stands in the working folder"
             ) from error
         if checks := getattr(function, "oracle", None):
             self.oracle = partial(_steps, checks)
@@ -391,7 +393,7 @@ class Rows(Columns):
             for row in function(split):
                 yield row if isinstance(row, dict) else BadRow("no dictionary", repr(row)[:80])
         except Exception as error:  # of code that is not ours
-            raise UserError(f"{told}: raises {type(error).__name__} ({first_line(error)}); correct it") from error
+            raise UserError(f"{setting}: raises {type(error).__name__} ({first_line(error)}); correct it") from error
 
     def _source(self, path: str | None) -> str:
         return super()._source(path) if path else f"dataset.function={self.conf.function}"
@@ -413,14 +415,14 @@ def _at(row: Mapping[str, Any], column: str, default: Any = _NEEDED) -> Any:
     without a default."""
     if column in row:
         return row[column]
-    found: Any = row
+    value: Any = row
     for name in column.split("."):
-        if not isinstance(found, Mapping) or name not in found:
+        if not isinstance(value, Mapping) or name not in value:
             if default is _NEEDED:
                 raise KeyError(column)
             return default
-        found = found[name]
-    return found
+        value = value[name]
+    return value
 
 
 def text(value: Any, name: str) -> str:
@@ -455,7 +457,7 @@ def level_of(value: Any) -> int | str | None:
 def turns(value: Sequence[Any]) -> list[tuple[str, str]]:
     """Return (role, content) of chat messages. Raises BadRow for a list of anything else, and for content that is no
     text."""
-    found = []
+    pairs = []
     for message in value:
         if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
             raise BadRow("a list that is no chat messages", repr(value)[:80])
@@ -463,16 +465,16 @@ def turns(value: Sequence[Any]) -> list[tuple[str, str]]:
         if isinstance(content, list | tuple):  # in parts
             parts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
             content = "".join(text(part, "content of a message") for part in parts)
-        found.append((text(message["role"], "role of a message"), text(content, "content of a message")))
-    return found
+        pairs.append((text(message["role"], "role of a message"), text(content, "content of a message")))
+    return pairs
 
 
 def messages(value: Sequence[Any]) -> tuple[tuple[tuple[str, str], ...], str]:
     """Return the messages before the user's last one, and that. Raises BadRow where the last is another's."""
-    found = turns(value)
-    if not found or found[-1][0] != "user":
+    chat = turns(value)
+    if not chat or chat[-1][0] != "user":
         raise BadRow("the last message is not the user's", repr(value)[-80:])
-    return tuple(found[:-1]), found[-1][1]
+    return tuple(chat[:-1]), chat[-1][1]
 
 
 USUAL = 2000  # problems of a level to train on
@@ -495,12 +497,12 @@ class Ladder(Reader):
 
     def _generate(self, split: str, levels: list[int], count: int) -> Iterator[Problem]:
         for level in levels or self.conf.known_levels:
-            made = 0
+            n = 0
             for problem in ladder.generate(level, split, count, self.conf.expert_style, self.conf.world):
-                made += 1
+                n += 1
                 yield problem
-            if made < count and count != USUAL:  # someone has asked for as many
-                log.warning("%s: level %d has no more than %d problems, not %d", self.conf.name, level, made, count)
+            if n < count and count != USUAL:  # someone has asked for as many
+                log.warning("%s: level %d has no more than %d problems, not %d", self.conf.name, level, n, count)
 
 
 def set_apart(problems: list[Problem], count: int) -> tuple[list[Problem], list[Problem]]:

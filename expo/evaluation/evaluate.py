@@ -58,8 +58,8 @@ class Evaluator:
     def validate(self, engine: Engine) -> dict[str, float]:
         """Return the scalars of an evaluation on the validation problems, as `validation/…`; {} where there are
         none."""
-        found = replace(self, problems=self.validation).evaluate(engine).metrics if self.validation else {}
-        return {f"validation/{name}": value for name, value in found.items()}
+        metrics = replace(self, problems=self.validation).evaluate(engine).metrics if self.validation else {}
+        return {f"validation/{name}": value for name, value in metrics.items()}
 
     def evaluate_into(self, engine: Engine, path: Path, fresh: bool = False) -> Tally:
         """Evaluate part by part, so that memory stays flat, and write all rows to `path`.

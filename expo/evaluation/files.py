@@ -28,14 +28,14 @@ def kept_rows(path: Path, problems: Sequence[Problem], samples: int) -> list[dic
         return None
     try:
         rows: list[dict[str, Any]] = pa.parquet.read_table(path, page_checksum_verification=True).to_pylist()
-        whole = [(r["problem"], r["sample"]) for r in rows] == [(p.id, n) for p in problems for n in range(samples)]
+        complete = [(r["problem"], r["sample"]) for r in rows] == [(p.id, n) for p in problems for n in range(samples)]
     except MemoryError:  # of Arrow, too: not the file's fault
         raise
     except (OSError, ValueError, KeyError, pa.ArrowException):
-        whole = False
-    if not whole:
+        complete = False
+    if not complete:
         log.warning("%s: damaged; it is made again", path)
-    return rows if whole else None
+    return rows if complete else None
 
 
 def join(parts: Sequence[Path], path: Path) -> None:

@@ -44,9 +44,9 @@ def spread(values: np.ndarray, paired: bool = False) -> Spread:
     problems'. With one seed, only the problems vary; with one problem as well, nothing is known, and it reaches
     infinitely far.
     """
-    there = ~np.isnan(values)
-    values, there = values[there.any(axis=1)][:, there.any(axis=0)], there[there.any(axis=1)][:, there.any(axis=0)]
-    (seeds, problems), count = values.shape, int(there.sum())
+    known = ~np.isnan(values)
+    values, known = values[known.any(axis=1)][:, known.any(axis=0)], known[known.any(axis=1)][:, known.any(axis=0)]
+    (seeds, problems), count = values.shape, int(known.sum())
     mean = float(np.nanmean(values))
     if seeds == problems == 1:
         return Spread(mean, 1, 0.0, np.inf)

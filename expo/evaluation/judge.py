@@ -77,8 +77,8 @@ def _ask(conf: JudgeConf, text: str) -> str:
 
 def parse_share(reply: str) -> float | None:
     """Return N / (N + M) of the last "right: N, wrong: M"."""
-    found = re.findall(r"right:\s*(\d+)\D+wrong:\s*(\d+)", reply, re.IGNORECASE)
-    if not found:
+    counts = re.findall(r"right:\s*(\d+)\D+wrong:\s*(\d+)", reply, re.IGNORECASE)
+    if not counts:
         return None
-    right, wrong = map(int, found[-1])
+    right, wrong = map(int, counts[-1])
     return right / (right + wrong) if right + wrong else None

@@ -45,8 +45,8 @@ class Tally:
         for row in rows:
             by_problem[row["problem"]].append(row)
         self.outcomes |= {
-            p: Outcome(own[0]["level"], own[0]["subject"], sum(map(_right, own)), majority(own))
-            for p, own in by_problem.items()
+            p: Outcome(outcomes[0]["level"], outcomes[0]["subject"], sum(map(_right, outcomes)), majority(outcomes))
+            for p, outcomes in by_problem.items()
         }
         self.tokens += [row["tokens"] for row in rows]
         self.truncated += [row["truncated"] for row in rows]
@@ -79,9 +79,9 @@ class Tally:
         right = {row["problem"]: float(_right(row)) for row in greedy}
         metrics: dict[str, float] = {}
         for suffix, problems in self._groups():
-            own = [self.outcomes[p] for p in problems]
-            metrics |= _named(f"mean@{self.samples}{suffix}", [o.right / self.samples for o in own])
-            metrics |= _named(f"cons@{self.samples}{suffix}", [o.majority for o in own])
+            outcomes = [self.outcomes[p] for p in problems]
+            metrics |= _named(f"mean@{self.samples}{suffix}", [o.right / self.samples for o in outcomes])
+            metrics |= _named(f"cons@{self.samples}{suffix}", [o.majority for o in outcomes])
             if greedy:
                 metrics |= _named(f"greedy{suffix}", [right[p] for p in problems])
             if suffix and not suffix.startswith("/level"):

@@ -64,8 +64,8 @@ def clear(directory: Path) -> None:
     try:
         remove(aside)
         aside.mkdir()
-        found = [path for path in directory.iterdir() if path.name not in (ASIDE, LOCK)]
-        for path in sorted(found, key=lambda p: ORDER.get(p.name, len(ORDER))):
+        contents = [path for path in directory.iterdir() if path.name not in (ASIDE, LOCK)]
+        for path in sorted(contents, key=lambda p: ORDER.get(p.name, len(ORDER))):
             path.rename(aside / path.name)
         remove(aside)
     except OSError as error:

@@ -82,8 +82,8 @@ def save_figure(rows: Rows, path: Path) -> None:
     }
     figure, axes = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
     for axis, column in zip(axes, ("nll_per_token", right), strict=True):
-        found = {kind: cell(rows, kind, None, column) for kind in KINDS}
-        shown = {kind: value for kind, value in found.items() if value is not None}
+        cells = {kind: cell(rows, kind, None, column) for kind in KINDS}
+        shown = {kind: value for kind, value in cells.items() if value is not None}
         for i, (kind, (mean, low, high)) in enumerate(shown.items()):
             axis.bar(i, mean, color=looks(KINDS)[kind].colour, width=0.65)
             axis.errorbar(i, mean, [[mean - low], [high - mean]], color="black", capsize=3, linewidth=1)

@@ -161,10 +161,10 @@ class SayAndStop(Callback):
             print(f"pretrain step {trainer.global_step}/{trainer.max_steps} loss {loss:.3f}", flush=True)
         if self.signal:
             trainer.save_checkpoint(self.folder / f"step{trainer.global_step:06d}.ckpt")
-            told = (
+            line = (
                 f"{signal.Signals(self.signal).name}: stopped at step {trainer.global_step}; the same command goes on"
             )
-            print(f"{told} from the checkpoint in {self.folder}", file=sys.stderr)
+            print(f"{line} from the checkpoint in {self.folder}", file=sys.stderr)
             sys.exit(128 + self.signal)
 
 

@@ -68,11 +68,11 @@ def warn_of_other_settings(cfg: Config) -> None:
     same_file = Path(str(theirs.get("dataset.path"))).name == Path(str(cfg.dataset.path)).name
     chosen = [key for key in differ if key.startswith("dataset.") and key not in OWN_CHOICE]
     if cfg.dataset.shares_file and cfg.dataset.part == "held_out" and same_file and chosen:
-        told = ", ".join(differ[key] for key in chosen)
-        log.warning("%s: what is scored may have been trained on; the run held out another part: %s", run, told)
-    told = ", ".join(text for key, text in differ.items() if key.startswith(MEASURE))
-    if told and cfg.run is None:  # with run=, it is said already
-        log.warning("%s: scored otherwise than in its run; run=%s takes the run's settings: %s", run, run, told)
+        differences = ", ".join(differ[key] for key in chosen)
+        log.warning("%s: what is scored may have been trained on; the run held out another part: %s", run, differences)
+    differences = ", ".join(text for key, text in differ.items() if key.startswith(MEASURE))
+    if differences and cfg.run is None:  # with run=, it is said already
+        log.warning("%s: scored otherwise than in its run; run=%s takes the run's settings: %s", run, run, differences)
 
 
 def warn_of_trained_on(cfg: Config, problems: Sequence[Problem]) -> None:
@@ -91,11 +91,11 @@ def warn_of_trained_on(cfg: Config, problems: Sequence[Problem]) -> None:
     # out in common.
     theirs = read_summary(run).get("data", {}).get("path") == data_content(cfg)["path"]
     if others and (theirs or others < len(problems)):
-        told = (
+        message = (
             "%d of the %d problems are none that the run has held out, and may have been trained on; give the "
             "file the name it had"
         )
-        log.warning(f"%s: {told}", run, others, len(problems))
+        log.warning(f"%s: {message}", run, others, len(problems))
 
 
 OWN_CHOICE = ("dataset.path", "dataset.name", "dataset.limit")

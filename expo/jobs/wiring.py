@@ -153,12 +153,12 @@ def build_run(cfg: Config, verifier: Verifier, commit: str | None = None) -> tup
 
     reference, snapshot = frozen_models(cfg, policy)
     average = frozen_copy(policy) if cfg.algorithm.uses_average else None
-    whole = shared_out(policy) if cfg.trainer.strategy == "fsdp" else None
-    generating = whole.model if whole else policy
+    whole_copy = shared_out(policy) if cfg.trainer.strategy == "fsdp" else None
+    generating = whole_copy.model if whole_copy else policy
     sampler = ProblemSampler(problems, cfg.trainer.problems_per_step, cfg.seed)
     source: PositiveSource = build(cfg.positives, of=PositiveSource)
     tools = Tools(prompts, tokenizer, verifier, rollout_sampling(cfg), cfg.seed, longest_prompt(cfg, policy), ranks)
-    engines = make_engines(cfg, generating, reference, snapshot, tokenizer, ranks, whole)
+    engines = make_engines(cfg, generating, reference, snapshot, tokenizer, ranks, whole_copy)
     if cfg.positives.from_bank(cfg.algorithm):
         bank = bank_of(cfg, generating)
         banked = BankedEngine(
@@ -185,7 +185,7 @@ def build_run(cfg: Config, verifier: Verifier, commit: str | None = None) -> tup
         shared, run_dir(cfg) / "pairs", cfg.fresh
     )  # `make_run` says where the run's own are, once that is sure
     components = Components(
-        policy, reference, snapshot, pipeline, sampler, cfg.optimizer, cfg.trainer, pairs, whole, average
+        policy, reference, snapshot, pipeline, sampler, cfg.optimizer, cfg.trainer, pairs, whole_copy, average
     )
     return (
         build(cfg.algorithm, components, of=Algorithm),
@@ -313,8 +313,8 @@ def make_engines(
     def dealt(engine: Engine) -> Engine:
         return engine if ranks.count == 1 else DealtEngine(engine, ranks)
 
-    own = make_engine(cfg, policy, tokenizer)
-    engine = dealt(CopyEngine(own, whole) if whole else own)
+    policy_engine = make_engine(cfg, policy, tokenizer)
+    engine = dealt(CopyEngine(policy_engine, whole) if whole else policy_engine)
     writer = None if cfg.positives.from_bank(cfg.algorithm) else cfg.positives.writer  # a bank takes this place
     by_writer: dict[str | None, Engine] = {"current": engine, None: engine}
     if "reference" in (writer, cfg.hints.writer):  # a copy that a KL term alone needs generates nothing

@@ -34,10 +34,10 @@ def offline_files(folder: str | Path) -> list[Path]:
     That is the one whose steps come first: the local time in its folder's name, which goes back with the clock and the
     time zone, only orders those that begin alike.
     """
-    found = [
+    files = [
         path for path in Path(folder).rglob("*.wandb") if path.parent.name.startswith("offline-run-") and path.is_file()
     ]
-    return sorted(found, key=lambda path: (_first_step(path), path.parent.name, path))
+    return sorted(files, key=lambda path: (_first_step(path), path.parent.name, path))
 
 
 def _first_step(path: Path) -> int:
@@ -98,11 +98,11 @@ def _parsed(path: Path) -> Iterator[Any]:
 
 
 def _items(items: Any) -> dict[str, Any]:
-    found = {}
+    by_key = {}
     for item in items:
         with suppress(ValueError):  # a damaged value
-            found[item.key or ".".join(item.nested_key)] = json.loads(item.value_json)
-    return found
+            by_key[item.key or ".".join(item.nested_key)] = json.loads(item.value_json)
+    return by_key
 
 
 def end_whole(path: Path) -> bool:

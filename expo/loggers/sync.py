@@ -36,10 +36,10 @@ def sync(folder: Path) -> int:
             return 1
         print(f"{file.parent}: sent as {file.stem.removeprefix('run-')} ({number} of {len(todo)})", flush=True)
     already = sum(_sent(file) for file in files if file not in under_way) - len(todo)
-    told = [f"{_count(len(todo))} sent", f"{already} sent before"] + (
+    counts = [f"{_count(len(todo))} sent", f"{already} sent before"] + (
         [f"{len(under_way)} under way"] if under_way else []
     )
-    print(f"wandb sync: {', '.join(told)}")
+    print(f"wandb sync: {', '.join(counts)}")
     return 0
 
 

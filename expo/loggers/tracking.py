@@ -72,11 +72,11 @@ class JsonlLogger(Tracker):
 
     def __init__(self, path: Path, resume_step: int):
         self.path = path
-        kept = [line for line in read_lines(path.parent) if line["step"] <= resume_step] if resume_step else []
-        if lost := resume_step - len({line["step"] for line in kept} - {0}):
+        earlier = [line for line in read_lines(path.parent) if line["step"] <= resume_step] if resume_step else []
+        if lost := resume_step - len({line["step"] for line in earlier} - {0}):
             log.warning("%s: lacks the scalars of %d of the first %d steps", path, lost, resume_step)
         with beside(path) as partial:  # a SIGKILL in between loses nothing
-            partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            partial.write_text("".join(json.dumps(line) + "\n" for line in earlier))
 
     @property
     def name(self) -> str:

@@ -241,9 +241,9 @@ def hub_commit(source: str, revision: str | None) -> str | None:
     """Return the commit of a model of the hub that was loaded; None for a local one."""
     for name in ("adapter_config.json", "config.json"):
         with suppress(HFValidationError):
-            found = try_to_load_from_cache(source, name, revision=revision) if not Path(source).is_dir() else None
-            if isinstance(found, str):
-                return Path(found).parent.name
+            cached = try_to_load_from_cache(source, name, revision=revision) if not Path(source).is_dir() else None
+            if isinstance(cached, str):
+                return Path(cached).parent.name
     return None
 
 
@@ -305,8 +305,8 @@ def as_multiplied(model: PreTrainedModel) -> PreTrainedModel:
     causal = causal_lm(model)
     if dtype := getattr(causal, "compute_dtype", None):
         for module in causal.modules():
-            own = type(module) is nn.Linear and module.weight is not causal.get_input_embeddings().weight
-            if own and not module.weight.requires_grad:
+            holds_matrix = type(module) is nn.Linear and module.weight is not causal.get_input_embeddings().weight
+            if holds_matrix and not module.weight.requires_grad:
                 module.to(dtype)
     return model
 
@@ -314,23 +314,23 @@ def as_multiplied(model: PreTrainedModel) -> PreTrainedModel:
 @torch.no_grad()
 def take_weights(model: nn.Module, other: nn.Module) -> None:
     """Give a model the weights of another of its kind. Weights in 4 bits never change, and are the same in both."""
-    for own, new in zip(model.parameters(), other.parameters(), strict=True):
-        if own.is_floating_point():
-            own.copy_(like(new, own))
-    for kept, made in zip(model.buffers(), other.buffers(), strict=True):
-        kept.copy_(made)
+    for weight, new in zip(model.parameters(), other.parameters(), strict=True):
+        if weight.is_floating_point():
+            weight.copy_(like(new, weight))
+    for buffer, new_buffer in zip(model.buffers(), other.buffers(), strict=True):
+        buffer.copy_(new_buffer)
 
 
 @contextmanager
-def as_it_began(policy: nn.Module, begun: nn.Module | None) -> Iterator[None]:
-    """Give a policy the initial weights within the context; its own come back to the bit. Args: begun, the same model
-    loaded anew.
+def as_it_began(policy: nn.Module, initial_model: nn.Module | None) -> Iterator[None]:
+    """Give a policy the initial weights within the context; its own come back to the bit. Args: initial_model, the same
+    model loaded anew.
 
     Of several devices the first one has it, and the others None.
     """
     weights = {name: p for name, p in policy.named_parameters() if p.requires_grad}
-    own = {name: own_share(p.detach()).to("cpu", copy=True) for name, p in weights.items()}
-    initial = dict(begun.named_parameters()) if begun else {}
+    trained = {name: own_share(p.detach()).to("cpu", copy=True) for name, p in weights.items()}
+    initial = dict(initial_model.named_parameters()) if initial_model else {}
     try:
         with torch.no_grad():
             for name, weight in weights.items():
@@ -339,7 +339,7 @@ def as_it_began(policy: nn.Module, begun: nn.Module | None) -> Iterator[None]:
     finally:
         with torch.no_grad():
             for name, weight in weights.items():
-                own_share(weight).copy_(own[name])
+                own_share(weight).copy_(trained[name])
 
 
 @contextmanager

@@ -149,12 +149,12 @@ class Prompts:
             with suppress(UserError, TimeoutError), _time_limit(TEMPLATE_S):
                 self._tell_of(self.template_system(tokenizer), path)
 
-    def _tell_of(self, own: str, path: str) -> None:
+    def _tell_of(self, system: str, path: str) -> None:
         """Warn once that the chat template of the model at `path` writes a system message of its own."""
-        if own and own not in TOLD:
-            TOLD.add(own)
-            told = f"{path}: its chat template writes a system message of its own ({' '.join(own.split())})"
-            log.warning("%s; prompts.template_system=false leaves it out", told)
+        if system and system not in TOLD:
+            TOLD.add(system)
+            message = f"{path}: its chat template writes a system message of its own ({' '.join(system.split())})"
+            log.warning("%s; prompts.template_system=false leaves it out", message)
 
     def solution_ids(self, tokenizer: "PreTrainedTokenizerBase", solution: str) -> list[int]:
         """Return the token ids of an expert's solution as a whole turn of the assistant's: after the thoughts, where
@@ -204,21 +204,21 @@ class Prompts:
         self, tokenizer: "PreTrainedTokenizerBase", text: str, earlier: Sequence[tuple[str, str]] = ()
     ) -> str:
         chat = self._chat(text, earlier)
-        whole = self._render(tokenizer, chat)
+        rendered = self._render(tokenizer, chat)
         if not self.conf.template_system and not any(turn["role"] == "system" for turn in chat):
-            own = self.template_system(tokenizer)
-            if own not in whole:
+            system = self.template_system(tokenizer)
+            if system not in rendered:
                 raise UserError(
                     "prompts.template_system=false: the chat template writes another system message before these "
                     "messages; leave it true, or set prompts.system"
                 )
-            whole = whole.replace(own, "", 1)
-        return whole
+            rendered = rendered.replace(system, "", 1)
+        return rendered
 
     def _render(self, tokenizer: "PreTrainedTokenizerBase", chat: Sequence[dict[str, str]], **more: Any) -> str:
         rendered: Any = tokenizer.apply_chat_template(list(chat), tokenize=False, **self._options() | more)
-        whole: str = rendered
-        return whole
+        text: str = rendered
+        return text
 
     def template_system(self, tokenizer: "PreTrainedTokenizerBase") -> str:
         """Return the system turn that the chat template writes where it is given none; "" where it writes none.
@@ -236,7 +236,7 @@ class Prompts:
                 f"{first_line(error)}), which shows where its own system message ends; leave it true, or set "
                 "prompts.system"
             ) from error
-        own = ""
+        turn = ""
         with suppress(Exception):  # a template may take no system message, and none alone
             start, between, _ = self._render(tokenizer, [system, user]).split(PLACE)
             opening = between.removeprefix(
@@ -244,15 +244,17 @@ class Prompts:
             )
             head = start.partition("system".join(opening.rsplit("user", 1)))[0]
             if before.startswith(start) and before.endswith(between):
-                own = before.removeprefix(head).removesuffix(opening)
+                turn = before.removeprefix(head).removesuffix(opening)
         special = sorted({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}, key=len, reverse=True)
-        words = [re.sub("|".join(map(re.escape, special)) + r"|\s", "", t) for t in (before.replace(own, "", 1), later)]
+        words = [
+            re.sub("|".join(map(re.escape, special)) + r"|\s", "", t) for t in (before.replace(turn, "", 1), later)
+        ]
         if words[0] != words[1]:
             raise UserError(
                 "prompts.template_system=false: what the chat template writes before a first message cannot be told "
                 "apart from how it opens a turn; leave it true, or set prompts.system"
             )
-        return own
+        return turn
 
     def _options(self) -> dict[str, Any]:
         """Return the variables of the chat template beside the messages: the date, under the names by which templates
@@ -262,8 +264,8 @@ class Prompts:
         return {"add_generation_prompt": True, **today, **self.conf.template_options}
 
     def _chat(self, text: str, earlier: Sequence[tuple[str, str]] = ()) -> list[dict[str, str]]:
-        own = any(role == "system" for role, _ in earlier)  # a row's own system message counts
-        system = [("system", self.conf.system)] if self.conf.system is not None and not own else []
+        has_system = any(role == "system" for role, _ in earlier)  # a row's own system message counts
+        system = [("system", self.conf.system)] if self.conf.system is not None and not has_system else []
         return [{"role": role, "content": content} for role, content in [*system, *earlier, ("user", text)]]
 
     def _as_text(self, tokenizer: "PreTrainedTokenizerBase", given: Sequence[str], problem: Problem) -> list[int]:
@@ -288,10 +290,10 @@ def turn_end(tokenizer: "PreTrainedTokenizerBase") -> int:
         after = str(rendered).rpartition(PLACE)[2].strip()
         first = tokenizer(after, add_special_tokens=False)["input_ids"][:1] if PLACE in rendered else []
     except Exception as error:  # a template is a program: it may raise anything
-        told = f"the chat template renders no turn of the assistant's ({type(error).__name__}: {first_line(error)})"
-        if told not in TOLD:
-            TOLD.add(told)
-            log.warning("%s: completions end at the end-of-sequence token alone; see model.chat_template", told)
+        problem = f"the chat template renders no turn of the assistant's ({type(error).__name__}: {first_line(error)})"
+        if problem not in TOLD:
+            TOLD.add(problem)
+            log.warning("%s: completions end at the end-of-sequence token alone; see model.chat_template", problem)
         first = []
     ends = [i for i in first if i in {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}]
     end: int = [*ends, tokenizer.eos_token_id][0]

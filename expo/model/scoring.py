@@ -107,8 +107,8 @@ def score_tokens(
     rows = hidden_before(causal, batch, packed, shared)
     wanted, head = batch.mask.bool(), causal.get_output_embeddings()
     chunk, logits = (_entropy_chunk, LOGITS // 2) if with_entropy else (_score_chunk, LOGITS)
-    found = by_chunks(chunk, head, (rows, batch.targets[wanted]), logits, temperature)
-    spread = [torch.zeros_like(batch.mask).masked_scatter(wanted, row) for row in (found if with_entropy else [found])]
+    logp = by_chunks(chunk, head, (rows, batch.targets[wanted]), logits, temperature)
+    spread = [torch.zeros_like(batch.mask).masked_scatter(wanted, row) for row in (logp if with_entropy else [logp])]
     return torch.stack(spread) if with_entropy else spread[0]
 
 
@@ -135,12 +135,15 @@ def hidden_before(causal: Any, batch: TokenBatch, packed: bool, shared: bool) ->
         return _behind_shared_prompts(decoder, batch)
     if packed:
         positions = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device).expand_as(batch.input_ids)
-        there = positions < batch.lengths.unsqueeze(1)  # [B, L]
-        joined = {"input_ids": batch.input_ids[there].unsqueeze(0), "position_ids": positions[there].unsqueeze(0)}
+        real = positions < batch.lengths.unsqueeze(1)  # [B, L]
+        joined = {
+            "input_ids": batch.input_ids[real].unsqueeze(0),
+            "position_ids": positions[real].unsqueeze(0),
+        }
         hidden: Tensor = decoder(**joined, use_cache=False).last_hidden_state[0]  # [tokens, H]
-        return hidden[pad(wanted, (0, 1))[there]]
-    whole: Tensor = decoder(input_ids=batch.input_ids, use_cache=False).last_hidden_state
-    return whole[:, :-1][wanted]
+        return hidden[pad(wanted, (0, 1))[real]]
+    states: Tensor = decoder(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+    return states[:, :-1][wanted]
 
 
 def by_chunks(
@@ -207,10 +210,10 @@ def beside_tokens(
     """Compute `score_beside` from the teacher's hidden states `[tokens, H]`, in the current number format."""
     rows, wanted = hidden_before(causal, batch, packed, shared), batch.mask.bool()
     inputs = (rows, teacher_hidden, batch.targets[wanted])
-    found = by_chunks(
+    scores = by_chunks(
         _beside_chunk, causal.get_output_embeddings(), inputs, LOGITS // 4, teacher_head, divergence, temperature
     )  # [3, tokens]
-    return [torch.zeros_like(batch.mask).masked_scatter(wanted, row) for row in found]
+    return [torch.zeros_like(batch.mask).masked_scatter(wanted, row) for row in scores]
 
 
 def _beside_chunk(
@@ -234,9 +237,9 @@ def can_share(causal: Any) -> bool:
     in training."""
     config = causal.config.get_text_config()
     kinds = getattr(config, "layer_types", None) or ()
-    whole = all(kind == "full_attention" for kind in kinds) and (kinds or not getattr(config, "sliding_window", None))
+    full = all(kind == "full_attention" for kind in kinds) and (kinds or not getattr(config, "sliding_window", None))
     checkpointing = causal.is_gradient_checkpointing and causal.training
-    return bool(whole) and config._attn_implementation in ("sdpa", "eager") and not checkpointing
+    return bool(full) and config._attn_implementation in ("sdpa", "eager") and not checkpointing
 
 
 def _behind_shared_prompts(decoder: Any, batch: TokenBatch) -> Tensor:
@@ -253,8 +256,8 @@ def _behind_shared_prompts(decoder: Any, batch: TokenBatch) -> Tensor:
     place = before.unsqueeze(1) + torch.arange(longest - 1, device=device)  # [B, C - 1]
     ids = batch.input_ids.gather(1, place.clamp(max=batch.input_ids.shape[1] - 1))
     of_prompt = torch.arange(width, device=device) < before.view(-1, 1, 1, 1)  # [B, 1, 1, W]
-    own = torch.ones(longest - 1, longest - 1, dtype=torch.bool, device=device).tril()
-    mask = torch.cat([of_prompt.expand(-1, 1, longest - 1, -1), own.expand(len(owner), 1, -1, -1)], dim=-1)
+    causal = torch.ones(longest - 1, longest - 1, dtype=torch.bool, device=device).tril()
+    mask = torch.cat([of_prompt.expand(-1, 1, longest - 1, -1), causal.expand(len(owner), 1, -1, -1)], dim=-1)
     # mask [B, 1, C - 1, W + C - 1]
     if decoder.config._attn_implementation == "eager":  # adds its mask to the scores
         lowest = torch.finfo(of_prompts.dtype).min
@@ -289,14 +292,14 @@ def _by_width(lengths: Sequence[int], prompts: Sequence[int]) -> list[int]:
     """Return the size of each micro-batch, given the rows' lengths, which grow by prompt. The rows of one prompt stay
     together."""
     widest = list(accumulate(lengths, max))
-    whole = len(lengths) * widest[-1]
+    padded = len(lengths) * widest[-1]
     costs = {
         n: n * widest[n - 1] + (len(lengths) - n) * widest[-1]
         for n in range(1, len(lengths))
         if prompts[n] != prompts[n - 1]
     }
     cut = min(costs, key=costs.__getitem__, default=0)
-    if not cut or whole - costs[cut] < max(whole / 8, FEW):
+    if not cut or padded - costs[cut] < max(padded / 8, FEW):
         return [len(lengths)]
     return [*_by_width(lengths[:cut], prompts[:cut]), *_by_width(lengths[cut:], prompts[cut:])]
 

@@ -15,24 +15,24 @@ def own_share(weight: Tensor) -> Tensor:
     return weight.to_local() if isinstance(weight, DTensor) else weight
 
 
-def like(whole: Tensor, weight: Tensor) -> Tensor:
+def like(full: Tensor, weight: Tensor) -> Tensor:
     """Return this device's share of a tensor that all devices have in full, where `weight` is sharded; else the
     tensor."""
-    if not isinstance(weight, DTensor) or isinstance(whole, DTensor) or whole.shape != weight.shape:
-        return whole
-    return distribute_tensor(whole.to(weight.device), weight.device_mesh, weight.placements, src_data_rank=None)
+    if not isinstance(weight, DTensor) or isinstance(full, DTensor) or full.shape != weight.shape:
+        return full
+    return distribute_tensor(full.to(weight.device), weight.device_mesh, weight.placements, src_data_rank=None)
 
 
-def from_first(whole: Tensor | None, weight: Tensor) -> Tensor:
+def from_first(full: Tensor | None, weight: Tensor) -> Tensor:
     """Send the first device's tensor to all devices; it has the shape and format of `weight`. Call it on all
     devices."""
-    if whole is not None and not (dist.is_initialized() and dist.get_world_size() > 1):
-        return whole
-    there = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
-    if whole is not None:
-        there.copy_(whole)
-    dist.broadcast(there, src=0)
-    return there
+    if full is not None and not (dist.is_initialized() and dist.get_world_size() > 1):
+        return full
+    received = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
+    if full is not None:
+        received.copy_(full)
+    dist.broadcast(received, src=0)
+    return received
 
 
 def gathered(weight: Tensor) -> Tensor:
@@ -46,20 +46,20 @@ def whole_state(state: Mapping[Any, Any], keep: bool) -> dict[Any, Any]:
     What was sharded comes to the CPU; a weight under two names stays one. Args: keep, False on a device that only takes
     part.
     """
-    found: dict[Any, Any] = {}
+    full_state: dict[Any, Any] = {}
     names: dict[int, Any] = {}
     for name, value in state.items():
         if isinstance(value, Mapping):
-            found[name] = whole_state(value, keep)
+            full_state[name] = whole_state(value, keep)
         elif not isinstance(value, DTensor):
-            found[name] = value.detach() if isinstance(value, Tensor) else value
+            full_state[name] = value.detach() if isinstance(value, Tensor) else value
         elif id(value) in names:
-            found[name] = found[names[id(value)]]
+            full_state[name] = full_state[names[id(value)]]
         else:
             names[id(value)] = name
-            whole = gathered(value.detach())
-            found[name] = whole.cpu() if keep else None
-    return found
+            full = gathered(value.detach())
+            full_state[name] = full.cpu() if keep else None
+    return full_state
 
 
 def sums_of(weights: Iterable[Tensor]) -> Tensor:

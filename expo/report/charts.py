@@ -129,8 +129,8 @@ def lines(
     parts = [*frame.grid(), *(frame.below(tick, f"{tick:g}") for tick in nice_ticks(frame.x0, frame.x1))]
     parts += frame.named("step" if width == 1 else f"step (means of {width} steps)", y)
     for arm, runs in shown.items():
-        steps, found = by_step(runs)
-        arrays = [np.array(v) for v in found]
+        steps, values_by_step = by_step(runs)
+        arrays = [np.array(v) for v in values_by_step]
         low, high, mean = (
             [float(v.min()) for v in arrays],
             [float(v.max()) for v in arrays],
@@ -150,10 +150,10 @@ def lines(
 
 def _means(run: Run, width: int) -> Run:
     """Return the mean of each `width` steps, at the last of them."""
-    found: dict[float, list[float]] = {}
+    by_window: dict[float, list[float]] = {}
     for step, value in run:
-        found.setdefault(math.ceil(step / width) * width, []).append(value)
-    return [(step, sum(values) / len(values)) for step, values in found.items()]
+        by_window.setdefault(math.ceil(step / width) * width, []).append(value)
+    return [(step, sum(values) / len(values)) for step, values in by_window.items()]
 
 
 def bars(

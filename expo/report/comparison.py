@@ -100,13 +100,13 @@ class Comparison:
         if not shared:
             seeds = [next(iter(arm.runs)) for arm in (self.first, self.second)]
             return f"one run of each (few), of unlike seeds, {seeds[0]} and {seeds[1]}: paired by problem alone"
-        told = f"{len(shared)} pairs of runs{' (few)' if len(shared) < FEW else ''}, seeds {_listed(shared)}"
+        sentence = f"{len(shared)} pairs of runs{' (few)' if len(shared) < FEW else ''}, seeds {_listed(shared)}"
         for arm in (self.first, self.second):
             if alone := sorted(arm.runs.keys() - set(shared)):
-                told += f"; without seeds {_listed(alone)} of {arm.name}, which the other has not"
+                sentence += f"; without seeds {_listed(alone)} of {arm.name}, which the other has not"
             if arm.unfinished:
-                told += f"; without seeds {_listed(arm.unfinished)} of {arm.name}, which are not finished"
-        return told
+                sentence += f"; without seeds {_listed(arm.unfinished)} of {arm.name}, which are not finished"
+        return sentence
 
     @cached_property
     def samples(self) -> int:
@@ -132,19 +132,22 @@ class Comparison:
     @property
     def otherwise(self) -> str:
         """Say where evaluations were not sampled alike; "" where they were."""
-        found = []
+        differences = []
         later = {key: _before(declared.absent) for key, declared in later_keys().items()}
         for key in OF_EVALUATION:
             # A key that came later is not in the settings where it changes nothing. Of others that a run lacks, nothing
             # is known.
             settings = [[later | dict(pair[side].settings) for pair in self.pairs] for side in range(2)]
-            sides = [{shown(own[key]) for own in of_side if key in own} for of_side in settings]
+            sides = [
+                {shown(settings_of_run[key]) for settings_of_run in of_side if key in settings_of_run}
+                for of_side in settings
+            ]
             if all(sides) and len(sides[0] | sides[1]) > 1:
-                found.append(
+                differences.append(
                     f"{key} is {', '.join(sorted(sides[0]))} in the first, {', '.join(sorted(sides[1]))} in the second"
                 )
-        told = "Evaluated otherwise, so that the difference is not the policies' alone: "
-        return f"{told}{'; '.join(found)}." if found else ""
+        sentence = "Evaluated otherwise, so that the difference is not the policies' alone: "
+        return f"{sentence}{'; '.join(differences)}." if differences else ""
 
     def differences(self) -> Table:
         """Return pass@k of both arms and the paired difference, second less first, by level. Raises UserError where no
@@ -176,7 +179,7 @@ class Comparison:
         shared = set.intersection(*(set(v) for pair in values for v in pair))
         problems = [p for p in values[0][0] if p in shared]
         tables = [
-            stack({str(i): {p: own[p] for p in problems} for i, own in enumerate(side)})
+            stack({str(i): {p: by_problem[p] for p in problems} for i, by_problem in enumerate(side)})
             for side in zip(*values, strict=True)
         ]
         sides = [percent(statistic(table, metric)) for table in tables]
@@ -197,8 +200,8 @@ class Comparison:
 
     def gained(self) -> list[str]:
         """Return the problems that only the second arm solves in any sample, those that it solves most often first."""
-        found = {p: b for p, (a, b) in self.shares().items() if a == 0 < b}
-        return sorted(found, key=lambda p: -found[p])
+        gains = {p: b for p, (a, b) in self.shares().items() if a == 0 < b}
+        return sorted(gains, key=lambda p: -gains[p])
 
     def lost(self) -> list[str]:
         """Return the problems that only the first arm solves in any sample."""
@@ -220,15 +223,15 @@ class Comparison:
         lucky ones.
         """
         rows = []
-        for arm, own in zip((self.first, self.second), zip(*self.pairs, strict=True), strict=True):
-            found = [_until(run, metric, reach) for run in own]
-            reached = sum(did for did, *_ in found)
-            bound = "> " if reached < len(own) else ""
-            step, *tokens = np.mean([taken for _, *taken in found], axis=0)
+        for arm, runs in zip((self.first, self.second), zip(*self.pairs, strict=True), strict=True):
+            costs = [_until(run, metric, reach) for run in runs]
+            reached = sum(did for did, *_ in costs)
+            bound = "> " if reached < len(runs) else ""
+            step, *tokens = np.mean([taken for _, *taken in costs], axis=0)
             cells = [f"{bound}{step:.0f}", *(f"{bound}{t / 1e6:.3f} M" for t in tokens)]
-            if not any(run.lines for run in own):  # evaluations
+            if not any(run.lines for run in runs):  # evaluations
                 cells = ["–"] * 3
-            rows.append([arm.name, f"{reached} of {len(own)}", *cells])
+            rows.append([arm.name, f"{reached} of {len(runs)}", *cells])
         return [
             "",
             f"runs that reach {metric} of {100 * reach:g} %",
@@ -241,15 +244,15 @@ class Comparison:
         """Return the mean of a metric over the paired runs at each step that either arm was evaluated at."""
         points: list[dict[int, list[float]]] = []
         for runs in zip(*self.pairs, strict=True):
-            own: dict[int, list[float]] = defaultdict(list)
+            means: dict[int, list[float]] = defaultdict(list)
             for run in runs:
                 for line in run.lines:
                     if line.get(metric) is not None:
-                        own[line["step"]].append(line[metric])
-            points.append(own)
-        steps = sorted({step for own in points for step in own})
+                        means[line["step"]].append(line[metric])
+            points.append(means)
+        steps = sorted({step for means in points for step in means})
         rows = [
-            [str(step), *(f"{100 * np.mean(own[step]):.1f}" if step in own else "–" for own in points)]
+            [str(step), *(f"{100 * np.mean(means[step]):.1f}" if step in means else "–" for means in points)]
             for step in steps
         ]
         return ["step", self.first.name, self.second.name], rows
@@ -297,8 +300,10 @@ def compared(runs: Sequence[RunData]) -> Compared | None:
     for title, problems in {"gained": comparison.gained(), "lost": comparison.lost(), **alike}.items():
         for problem in problems[:SHOWN]:
             rows = comparison.beside(problem)
-            told = [(name, verdict_of(row), str(row["completion"])) for name, row in zip(names, rows, strict=True)]
-            beside.append((f"{title}: {problem}", str(rows[0]["question"]), str(rows[0]["answer"]), told))
+            completions = [
+                (name, verdict_of(row), str(row["completion"])) for name, row in zip(names, rows, strict=True)
+            ]
+            beside.append((f"{title}: {problem}", str(rows[0]["question"]), str(rows[0]["answer"]), completions))
     paired = f"{comparison.paired[0].upper()}{comparison.paired[1:]}."
     counts = (
         f"{len(comparison.gained())} problems gained, {len(comparison.lost())} lost: {comparison.solved} by the second "

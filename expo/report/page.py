@@ -107,14 +107,20 @@ def write(page: Page, runs: Sequence[RunData], path: Path) -> None:
         arms.setdefault(run.arm, []).append(run)
     shown = looks([*page.arms, *arms])
     shown = {arm: shown[arm] for arm in arms}
-    trained = {arm: own for arm, own in arms.items() if any(run.lines for run in own)}
+    trained = {arm: runs_of_arm for arm, runs_of_arm in arms.items() if any(run.lines for run in runs_of_arm)}
     names = {**_hardest(trained), **CURVES}
-    if not any(line.get("loss/preference") for own in trained.values() for run in own for line in run.lines):
+    if not any(
+        line.get("loss/preference") for runs_of_arm in trained.values() for run in runs_of_arm for line in run.lines
+    ):
         del names["loss/preference"]  # no DPO here
-    found = ((name, _chart(name, unit, _curves(trained, name), shown)) for name, unit in names.items())
-    curves = [(name, chart) for name, chart in found if chart]
+    charted = ((name, _chart(name, unit, _curves(trained, name), shown)) for name, unit in names.items())
+    curves = [(name, chart) for name, chart in charted if chart]
     levels = _levels(arms, shown)
-    samples = [(arm, [_sample(s) for s in own[0].samples]) for arm, own in arms.items() if own[0].samples]
+    samples = [
+        (arm, [_sample(s) for s in runs_of_arm[0].samples])
+        for arm, runs_of_arm in arms.items()
+        if runs_of_arm[0].samples
+    ]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=False)
     environment.filters["breakable"] = lambda key: re.findall(r"[^/_.]+[/_.]?|[/_.]", key)  # where long names may break
     template = environment.from_string(Path(__file__).with_name("page.html").read_text())
@@ -145,7 +151,7 @@ def _in_script(data: Any) -> Markup:
 
 def _counted(arms: Mapping[str, Sequence[RunData]]) -> tuple[str, ...]:
     """Return COUNTS, with each filter that has rejected any candidate."""
-    lines = [line for own in arms.values() for run in own for line in run.lines]
+    lines = [line for runs in arms.values() for run in runs for line in run.lines]
     names = {name for name in set().union(*lines) if re.fullmatch(r"positive/filtered_\w+_frac", name)}
     filters = {name for name in names if any(line.get(name) for line in lines)}
     after = COUNTS.index("positive/filtered_frac") + 1
@@ -154,7 +160,7 @@ def _counted(arms: Mapping[str, Sequence[RunData]]) -> tuple[str, ...]:
 
 def _hardest(arms: Mapping[str, Sequence[RunData]]) -> dict[str, str]:
     """Return pass@4 of the highest level, where there are several."""
-    names = set().union(*(line for own in arms.values() for line in own[0].lines))
+    names = set().union(*(line for runs in arms.values() for line in runs[0].lines))
     levels = {name for name in names if re.fullmatch(r"pass@4/level(?!.*_(?:lo|hi)$).+", name)}
     return (
         {max(levels, key=lambda name: [int(n) for n in re.findall(r"level(\d+)", name)]): SHARE}
@@ -174,40 +180,40 @@ def _chart(name: str, unit: str, arms: Mapping[str, Sequence[charts.Run]], shown
 
 def _intervals(arms: Mapping[str, Sequence[RunData]]) -> str:
     """Say what the intervals of the last evaluation cover."""
-    alone = [arm for arm, own in arms.items() if len(own) == 1]
+    alone = [arm for arm, runs in arms.items() if len(runs) == 1]
     if not alone:
         return "over problems and seeds"
-    told = "one run cannot tell how other seeds would have ended"
+    seeds = "one run cannot tell how other seeds would have ended"
     if len(alone) == len(arms):
-        return f"over problems alone: {told}"
-    return f"over problems and seeds; of {', '.join(alone)} over problems alone: {told}"
+        return f"over problems alone: {seeds}"
+    return f"over problems and seeds; of {', '.join(alone)} over problems alone: {seeds}"
 
 
 def _curves(arms: Mapping[str, Sequence[RunData]], name: str) -> dict[str, list[list[tuple[float, float]]]]:
     return {
-        arm: [[(line["step"], line[name]) for line in run.lines if line.get(name) is not None] for run in own]
-        for arm, own in arms.items()
+        arm: [[(line["step"], line[name]) for line in run.lines if line.get(name) is not None] for run in runs]
+        for arm, runs in arms.items()
     }
 
 
 def _levels(arms: Mapping[str, Sequence[RunData]], looks: Mapping[str, Look]) -> list[tuple[str, Any]]:
     """Return pass@1 and pass@4 (less where a run has fewer samples), by level, of an arm's finished runs where it has
     any."""
-    of_arms = {arm: [run for run in own if run.finished] or own for arm, own in arms.items()}
-    with_rows = {arm: [run.completions for run in own if run.completions] for arm, own in of_arms.items()}
+    of_arms = {arm: [run for run in runs if run.finished] or runs for arm, runs in arms.items()}
+    with_rows = {arm: [run.completions for run in runs if run.completions] for arm, runs in of_arms.items()}
     with_rows = {arm: rows for arm, rows in with_rows.items() if rows}
     if not with_rows:
         return []
-    samples = min(max(row["sample"] for row in rows) + 1 for own in with_rows.values() for rows in own)
-    levels = sorted({row["level"] for own in with_rows.values() for row in own[0] if row["level"] is not None})
+    samples = min(max(row["sample"] for row in rows) + 1 for runs in with_rows.values() for rows in runs)
+    levels = sorted({row["level"] for runs in with_rows.values() for row in runs[0] if row["level"] is not None})
     groups = [("all", ""), *((f"L{level}", f"/level{level}") for level in levels if len(levels) > 1)]
     charted = []
     for k in sorted({1, min(4, samples)}):
         cells: dict[str, dict[str, tuple[float, float, float]]] = {}
         for name, suffix in groups:
             cells[name] = {}
-            for arm, own in with_rows.items():
-                values = [pass_values(rows, f"pass@{k}{suffix}") for rows in own]
+            for arm, runs in with_rows.items():
+                values = [pass_values(rows, f"pass@{k}{suffix}") for rows in runs]
                 if all(values):
                     s = statistic(stack({str(i): v for i, v in enumerate(values)}, partly=True), f"pass@{k}")
                     cells[name][arm] = (100 * s["mean"], 100 * s["lo"], 100 * s["hi"])
@@ -252,19 +258,19 @@ Column = tuple[Callable[[RunData, str], float | None], str]
 def _table(arms: Mapping[str, Sequence[RunData]], columns: Mapping[str, Column]) -> Table:
     """Return the headings and rows: the mean over an arm's runs of each column that any of them has."""
     rows: list[list[str]] = []
-    there = [
+    shown = [
         name
         for name, (of, _) in columns.items()
-        if any(of(run, name) is not None for own in arms.values() for run in own)
+        if any(of(run, name) is not None for runs in arms.values() for run in runs)
     ]
-    for arm, own in arms.items():
+    for arm, runs in arms.items():
         cells = []
-        for name in there:
+        for name in shown:
             of, form = columns[name]
-            values = [v for run in own if (v := of(run, name)) is not None]
+            values = [v for run in runs if (v := of(run, name)) is not None]
             cells.append(format(np.mean(values), form) if values else "–")
         rows.append([arm, *cells])
-    return ["arm", *there], rows
+    return ["arm", *shown], rows
 
 
 def _cost(arms: Mapping[str, Sequence[RunData]]) -> Table:

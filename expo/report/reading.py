@@ -38,8 +38,8 @@ def table_request(subject: str, options: Sequence[str]) -> Request | None:
     """
     record = Path(subject, "table.json")
     if record.is_file():
-        made = _table_record(record)
-        request = Request.parse([plan_of(Path(subject), made), *_made_with(made), *options])
+        table_record = _table_record(record)
+        request = Request.parse([plan_of(Path(subject), table_record), *_made_with(table_record), *options])
         return replace(request, results=Path(subject))
     if not plan_file(subject).is_file() or Path(subject, "summary.json").is_file():
         return None
@@ -96,23 +96,25 @@ def read_table(request: Request, options: Sequence[str] = ()) -> tuple[Page, lis
         part: read_rows(path) if (path := folder / f"{part}.parquet").is_file() else []
         for part in ("metrics", "completions", "samples")
     }
-    labels = {arm: made["label"] for arm, made in record["arms"].items()}
+    labels = {arm: arm_record["label"] for arm, arm_record in record["arms"].items()}
     runs = []
     path = folder / "runs.json"  # not there beside a figure that shows another table's runs
     kept_runs = json.loads(path.read_text()) if path.is_file() else []
-    for kept in kept_runs:
-        own = {
-            part: [row for row in rows if (row["arm"], row["seed"]) == (kept["arm"], kept["seed"])]
+    for kept_run in kept_runs:
+        completions = {
+            part: [row for row in rows if (row["arm"], row["seed"]) == (kept_run["arm"], kept_run["seed"])]
             for part, rows in tables.items()
         }
-        lines = [json.loads(row["line"]) for row in own["metrics"]]
-        label = labels[kept["arm"]]
-        rows_of_run = (lines, own["completions"], own["samples"])
-        runs.append(RunData(label, kept["seed"], kept["summary"], *rows_of_run, _settings(plan, kept)))
+        lines = [json.loads(row["line"]) for row in completions["metrics"]]
+        label = labels[kept_run["arm"]]
+        rows_of_run = (lines, completions["completions"], completions["samples"])
+        runs.append(RunData(label, kept_run["seed"], kept_run["summary"], *rows_of_run, _settings(plan, kept_run)))
     notes = []
     if not path.is_file() and plan.extends:
         notes = [f"Its runs are those of {plan.extends}: expo report {plan.extends} shows their curves and samples."]
-    settings = {labels[kept["arm"]]: _settings(plan, kept) for kept in reversed(kept_runs)}  # of each arm's first run
+    settings = {
+        labels[kept_run["arm"]]: _settings(plan, kept_run) for kept_run in reversed(kept_runs)
+    }  # of each arm's first run
     settings = {label: settings[label] for label in labels.values() if label in settings}
     directories = _directories(request, record)
     page = Page(
@@ -130,40 +132,40 @@ def read_table(request: Request, options: Sequence[str] = ()) -> tuple[Page, lis
     return page, runs
 
 
-def _settings(plan: Plan, kept: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(plan: Plan, kept_run: Mapping[str, Any]) -> dict[str, Any]:
     """Return the flat settings of a run that is kept beside a table, and which command made it."""
-    config = OmegaConf.to_container(OmegaConf.create(kept["config"]), resolve=False)
-    return {"command": f"expo {plan.arms[kept['arm']].command.name}", **settings_in(config)}
+    config = OmegaConf.to_container(OmegaConf.create(kept_run["config"]), resolve=False)
+    return {"command": f"expo {plan.arms[kept_run['arm']].command.name}", **settings_in(config)}
 
 
 def _planned(request: Request, labels: Mapping[str, str]) -> Table | None:
     """Return each arm's settings by the plan, for runs whose configs are not here."""
     arms = {arm: request.plan.arms[arm] for arm in labels if arm in request.plan.arms}
-    own = {arm: [*conf.overrides, *request.scale.arms.get(arm, [])] for arm, conf in arms.items()}
-    rows = [[labels[arm], f"expo {conf.command.name}", " ".join(own[arm])] for arm, conf in arms.items()]
+    overrides = {arm: [*conf.overrides, *request.scale.arms.get(arm, [])] for arm, conf in arms.items()}
+    rows = [[labels[arm], f"expo {conf.command.name}", " ".join(overrides[arm])] for arm, conf in arms.items()]
     return (["arm", "command", "overrides"], rows) if rows else None
 
 
 def _directories(request: Request, record: Mapping[str, Any]) -> dict[str, Path]:
     """Return the directory of the first finished run of each arm; {} where the runs are not here."""
-    found: dict[str, Path] = {}
+    directories: dict[str, Path] = {}
     planned: list[PlannedRun] = []
-    told = _made_with(record)
+    options = _made_with(record)
     given = {o.partition("=")[0] for o in request.overrides}
-    more = [o for o in told if o.startswith("output_dir=") and "output_dir" not in given]
+    more = [o for o in options if o.startswith("output_dir=") and "output_dir" not in given]
     with suppress(
         UserError, HydraException, OmegaConfBaseException
     ):  # a page about kept results needs nothing that its runs would need to be made
         planned = replace(request, overrides=[*request.overrides, *more]).runs()
     for run in planned:
         if run.command == "train" and run.arm in record["arms"] and read_summary(run.dir).get("status") == "done":
-            found.setdefault(run.arm, run.dir)
-    if not found and "output_dir" in given and any(run.command == "train" for run in planned):
+            directories.setdefault(run.arm, run.dir)
+    if not directories and "output_dir" in given and any(run.command == "train" for run in planned):
         where = [o for o in request.overrides if o.startswith("output_dir=")][-1]
         print(
             f"expo: {where}: no finished run of {request.name} there; the page goes without its steps", file=sys.stderr
         )
-    return found
+    return directories
 
 
 def _read_run(directory: Path) -> tuple[RunData, dict[str, Any]]:
@@ -190,20 +192,20 @@ def read_runs(directories: list[Path]) -> tuple[Page, list[RunData]]:
     # outputs/NAME/* holds banks, too; a run may have the name of such a folder
     some = [path for path in directories if path.name not in NO_RUNS or (path / "config.yaml").is_file()]
     directories = some or directories
-    found: list[tuple[Path, RunData, dict[str, Any]]] = []
+    read: list[tuple[Path, RunData, dict[str, Any]]] = []
     notes = []
     for directory in directories:
         try:
-            found.append((directory, *_read_run(directory)))
+            read.append((directory, *_read_run(directory)))
         except UserError as error:  # the others are shown
             notes.append(f"Left out: {error}.")
-    if not found:
+    if not read:
         raise UserError(notes[0].removeprefix("Left out: ").removesuffix("."))
     for note in notes:
         log.warning("%s", note)
-    directories, settings = [directory for directory, _, _ in found], [own for _, _, own in found]
-    names = arm_names([run.summary for _, run, _ in found], settings)
-    runs = [replace(run, arm=name) for (_, run, _), name in zip(found, names, strict=True)]
+    directories, settings = [directory for directory, _, _ in read], [flat for _, _, flat in read]
+    names = arm_names([run.summary for _, run, _ in read], settings)
+    runs = [replace(run, arm=name) for (_, run, _), name in zip(read, names, strict=True)]
     notes += [f"{run.arm}, seed {run.seed}: {collapse}." for run in runs for collapse in collapses_of(run.summary)]
     notes += [f"{run.arm}, seed {run.seed}: {mark}." for run in runs for mark in marks_of(run.summary, run.lines)]
     notes += [
@@ -221,9 +223,9 @@ def read_runs(directories: list[Path]) -> tuple[Page, list[RunData]]:
             for n in metrics
         )
         shown.append([run.arm, str(run.seed), run.summary["status"], *cells, directory.name])
-    data = [str(own.get("dataset.name")) for own in settings]
+    data = [str(flat.get("dataset.name")) for flat in settings]
     commits = ", ".join(sorted({str(run.summary["git"]) for run in runs}))
-    made = (
+    caption = (
         f"pass@k of the last evaluation in percent, with 95 % intervals over problems. Commit {commits}, "
         f"{', '.join(sorted({str(run.summary['device']) for run in runs}))}."
     )
@@ -233,7 +235,7 @@ def read_runs(directories: list[Path]) -> tuple[Page, list[RunData]]:
     firsts = dict(reversed(list(zip(names, directories, strict=True))))
     page = Page(
         title,
-        made,
+        caption,
         ["arm", "seed", "status", *metrics, "run"],
         shown,
         notes,

@@ -133,11 +133,11 @@ def specification(view: Any) -> dict[str, Any]:
 def _ids(node: Any) -> list[str]:
     """Return the ids in a specification, in its order."""
     if isinstance(node, list):
-        return [found for child in node for found in _ids(child)]
+        return [id_ for child in node for id_ in _ids(child)]
     if not isinstance(node, Mapping):
         return []
-    own = [node[key] for key in ("id", "__id__") if isinstance(node.get(key), str) and node[key]]
-    return own + [found for child in node.values() for found in _ids(child)]
+    ids = [node[key] for key in ("id", "__id__") if isinstance(node.get(key), str) and node[key]]
+    return ids + [id_ for child in node.values() for id_ in _ids(child)]
 
 
 def save(view: Any) -> str:

@@ -85,11 +85,13 @@ def attention(
     batch, heads, queries, size = query.shape
     alone = queries == 1 and key.shape[1] < heads and kwargs.get("position_bias") is None and not kwargs.get("dropout")
     if not alone or (attention_mask is not None and attention_mask.shape[1] != 1):
-        whole: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-        return whole
+        attended_by_sdpa: tuple[Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, **kwargs
+        )
+        return attended_by_sdpa
     by_key = query.reshape(batch, key.shape[1], -1, size)  # [B, K, H / K, D]
-    found = scaled_dot_product_attention(by_key, key, value, attn_mask=attention_mask, scale=kwargs.get("scaling"))
-    return found.reshape(batch, 1, heads, size), None
+    attended = scaled_dot_product_attention(by_key, key, value, attn_mask=attention_mask, scale=kwargs.get("scaling"))
+    return attended.reshape(batch, 1, heads, size), None
 
 
 def head_logits(head: nn.Module, hidden: Tensor) -> Tensor:

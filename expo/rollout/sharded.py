@@ -73,9 +73,9 @@ def in_16_bit(layer: nn.Module, dtype: torch.dtype) -> MixedPrecisionPolicy:
 
 def _take_shares(model: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
     """Turn whole tensors that are about to be loaded into this device's shares."""
-    for name, own in model.state_dict().items():
+    for name, weight in model.state_dict().items():
         if prefix + name in state:
-            state[prefix + name] = like(state[prefix + name], own)
+            state[prefix + name] = like(state[prefix + name], weight)
 
 
 def shared_out(policy: PreTrainedModel) -> "WholeCopy":
@@ -88,9 +88,9 @@ def shared_out(policy: PreTrainedModel) -> "WholeCopy":
         empty[id(weight)] = none
     model = copy.deepcopy(policy, empty)
     shard(policy)
-    whole = WholeCopy(policy, model)
-    whole.gather()
-    return whole
+    whole_copy = WholeCopy(policy, model)
+    whole_copy.gather()
+    return whole_copy
 
 
 class WholeCopy:
@@ -103,14 +103,14 @@ class WholeCopy:
     def gather(self) -> None:
         """Give the copy the sharded model's current weights. Call it on all devices."""
         shares = dict(self.sharded.named_parameters())
-        for name, whole in self.model.named_parameters():
-            whole.untyped_storage().resize_(whole.numel() * whole.element_size())
-            whole.copy_(gathered(shares[name]))
+        for name, weight in self.model.named_parameters():
+            weight.untyped_storage().resize_(weight.numel() * weight.element_size())
+            weight.copy_(gathered(shares[name]))
 
     def free(self) -> None:
         """Free the copy's memory until it is gathered again."""
-        for whole in self.model.parameters():
-            whole.untyped_storage().resize_(0)
+        for weight in self.model.parameters():
+            weight.untyped_storage().resize_(0)
 
 
 class CopyEngine(EngineAround):

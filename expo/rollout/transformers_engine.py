@@ -150,8 +150,8 @@ def sample(logits: Tensor, noise: Tensor, sampling: Sampling) -> tuple[Tensor, T
     logp = logits.log_softmax(dim=-1)
     cumulative = logp.to(noise.dtype).exp().cumsum_(dim=-1)
     # Scaled by the last entry, because rounding leaves it near, not at, 1; right=True skips tokens of probability zero.
-    whole = cumulative[:, -1:].contiguous()
-    token = torch.searchsorted(cumulative, noise.unsqueeze(1) * whole, right=True)
-    last = torch.searchsorted(cumulative, whole)  # the last token that can be drawn: the first to reach the whole
+    total = cumulative[:, -1:].contiguous()
+    token = torch.searchsorted(cumulative, noise.unsqueeze(1) * total, right=True)
+    last = torch.searchsorted(cumulative, total)  # the last token that can be drawn: the first to reach the whole
     token = torch.minimum(token, last)
     return token.squeeze(1), logp.gather(1, token).squeeze(1)

@@ -147,8 +147,8 @@ class VLLMEngine(Engine):
         if self.lora_rank:
             options |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": self.lora_rank}
         if self.device.type == "cuda":
-            own = self.device if conf.device is None else torch.device("cuda", conf.device)
-            total = torch.cuda.get_device_properties(own).total_memory
+            device = self.device if conf.device is None else torch.device("cuda", conf.device)
+            total = torch.cuda.get_device_properties(device).total_memory
             shares = conf.tensor_parallel
             options["gpu_memory_utilization"] = conf.memory_share or memory_share(
                 weights // shares, cached // shares, total
@@ -261,8 +261,8 @@ class VLLMEngine(Engine):
 
     def verify(self) -> None:
         """Check that the engine is the policy. Raises EngineError, which names the parameters, where it is not."""
-        ours, found = sums(self.weights()), self._call("expo_sums", {})
-        theirs = {name: [share[name] for share in found] for name in found[0] if self._parted_evenly(name)}
+        ours, engine_sums = sums(self.weights()), self._call("expo_sums", {})
+        theirs = {name: [share[name] for share in engine_sums] for name in engine_sums[0] if self._parted_evenly(name)}
         wrong = sorted(n for n in ours.keys() & theirs.keys() if not _held(ours[n], theirs[n]))
         hidden = sorted({group_of(n) for n in ours.keys() - theirs.keys()})
         gap, tolerance = self.probe_gap(), self.conf.probe_tolerance or (1e-3 if self.dtype == torch.float32 else 0.05)
@@ -278,12 +278,12 @@ class VLLMEngine(Engine):
                 f"on the probe {gap:.2g} nats, allowed {tolerance:g}; nothing was trained on them"
             )
         if gap > max(tolerance, 2 * self.usual):  # every sum is the policy's: the weights are
-            told = (
+            message = (
                 "vLLM has the policy's weights, and computes otherwise: mean difference of log-probabilities on "
                 "the probe %.2g nats (%g is usual)"
             )
             log.warning(
-                f"{told}; look at policy/sampler_kl and algorithm.sampler_correction", gap, self.usual or tolerance
+                f"{message}; look at policy/sampler_kl and algorithm.sampler_correction", gap, self.usual or tolerance
             )
         self.usual = self.usual or gap
 

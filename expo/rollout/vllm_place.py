@@ -32,8 +32,8 @@ def place_for(size: int) -> str | None:
         return None
     if (free := shutil.disk_usage(memory).free) > 1.2 * count * size:
         return str(memory)
-    told = "vLLM's weights go through %s, which takes longer: /dev/shm has %.1f GB free, and %.1f GB are needed"
-    log.warning(told, tempfile.gettempdir(), free / 1e9, 1.2 * count * size / 1e9)
+    message = "vLLM's weights go through %s, which takes longer: /dev/shm has %.1f GB free, and %.1f GB are needed"
+    log.warning(message, tempfile.gettempdir(), free / 1e9, 1.2 * count * size / 1e9)
     return None
 
 
@@ -44,9 +44,9 @@ def visible(devices: Sequence[int]) -> Iterator[None]:
     before = os.environ.get("CUDA_VISIBLE_DEVICES")
     if devices:
         if max(devices) >= (count := torch.cuda.device_count()):
-            further = f" rollout.tensor_parallel={len(devices)}" if len(devices) > 1 else ""
+            setting = f" rollout.tensor_parallel={len(devices)}" if len(devices) > 1 else ""
             raise UserError(
-                f"rollout.device={devices[0]}{further}: there are {count} GPUs here; give numbers of theirs, from 0"
+                f"rollout.device={devices[0]}{setting}: there are {count} GPUs here; give numbers of theirs, from 0"
             )
         seen = before.split(",") if before else [str(n) for n in range(count)]
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(seen[n] for n in devices)
@@ -95,7 +95,7 @@ def trainers_group() -> Iterator[None]:
 def unmoved() -> Iterator[None]:
     """Restore, after the context, what vLLM changes in the process in which it starts: torch's threads, which it sets
     to 1, garbage collection, which it freezes, and the state of every generator, which it seeds."""
-    threads, told, cuda = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS"), torch.cuda.is_initialized()
+    threads, omp_threads, cuda = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS"), torch.cuda.is_initialized()
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     on_gpus = torch.cuda.get_rng_state_all() if cuda else []
     os.environ["OMP_NUM_THREADS"] = str(threads)  # where it is set, vLLM leaves the threads alone
@@ -103,7 +103,7 @@ def unmoved() -> Iterator[None]:
         yield
     finally:
         os.environ.pop("OMP_NUM_THREADS")
-        os.environ |= {"OMP_NUM_THREADS": told} if told is not None else {}
+        os.environ |= {"OMP_NUM_THREADS": omp_threads} if omp_threads is not None else {}
         torch.set_num_threads(threads)
         gc.unfreeze()
         random.setstate(states[0])

@@ -48,15 +48,15 @@ class WeightSync:
 def sums(named: Iterable[tuple[str, Tensor]]) -> Sums:
     """Return the fingerprints that joining and padding with zeros leave alone. Args: named parameters, by Hugging
     Face's or vLLM's names."""
-    found: Sums = {}
+    by_name: Sums = {}
     for name, tensor in named:
         for pattern, joined in JOINED:
             name = re.sub(pattern, joined, name)
         values = tensor.detach()  # summed in float64, without a copy of it in float64
-        first, second = found.get(name, (0.0, 0.0))
+        first, second = by_name.get(name, (0.0, 0.0))
         squares = torch.linalg.vector_norm(values, dtype=torch.float64).item() ** 2
-        found[name] = (first + values.sum(dtype=torch.float64).item(), second + squares)
-    return found
+        by_name[name] = (first + values.sum(dtype=torch.float64).item(), second + squares)
+    return by_name
 
 
 def _adapter(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

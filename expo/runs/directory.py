@@ -92,9 +92,9 @@ class Run:
         summary, version = self.summary(), version_of("expo") or CHECKOUT
         made_by = summary.get("versions", {}).get("expo", version)
         files = changed_code(summary.get("own_code", {}))
-        told = [f"it was made before a change of {', '.join(files)}"] if files else []
-        told += [f"it was made by expo {made_by}, and this is {version}"] if made_by != version else []
-        return "; ".join([f"{self.dir} {FINISHED}", *told, AGAIN])
+        changes = [f"it was made before a change of {', '.join(files)}"] if files else []
+        changes += [f"it was made by expo {made_by}, and this is {version}"] if made_by != version else []
+        return "; ".join([f"{self.dir} {FINISHED}", *changes, AGAIN])
 
     @contextmanager
     def alone(self) -> Iterator[list[IO[str]]]:
@@ -102,13 +102,13 @@ class Run:
 
         Gives the locked files: a process that has them open keeps the locks, too.
         """
-        locks, told = Path(self.cfg.output_dir, ".locks"), f"{self.dir}: waiting for the process that works on it"
+        locks, message = Path(self.cfg.output_dir, ".locks"), f"{self.dir}: waiting for the process that works on it"
         make_folder(locks, "output_dir")
         # By what finds the directory, and no name: two names may be of one run that has none yet.
-        with locked(locks / f"{self.command}-{self.mark}", told) as of_mark:
+        with locked(locks / f"{self.command}-{self.mark}", message) as of_mark:
             directory = run_dir(self.cfg, self.command, self.mark)
             make_folder(directory, "output_dir")
-            with locked(directory / LOCK, told) as of_directory:
+            with locked(directory / LOCK, message) as of_directory:
                 assert of_mark is not None
                 assert of_directory is not None
                 try:
@@ -137,16 +137,16 @@ class Run:
     def keep_account(self, account: Account) -> None:
         """Write data.json, and print the account of the rows that were read; generated data has none."""
         unread = {
-            f"dataset.{key}={shown(value)}": told
-            for key, told in self.cfg.dataset.unread(self.command).items()
+            f"dataset.{key}={shown(value)}": remedy
+            for key, remedy in self.cfg.dataset.unread(self.command).items()
             if (value := getattr(self.cfg.dataset, key)) is not None and key != "part"
         }
         with beside(self.dir / "data.json") as partial:
             partial.write_text(json.dumps(account.record() | {"ignored": unread}, indent=1))
         if account.sources:
             Console().print(account.table())
-            for key, told in unread.items():
-                print(f"{key} is not looked at: {told}")
+            for key, remedy in unread.items():
+                print(f"{key} is not looked at: {remedy}")
 
     def summary(self) -> dict[str, Any]:
         """Return the summary as it stands, {} where there is none."""
@@ -186,8 +186,8 @@ class Run:
 
 
 def _metrics_of(summary: Mapping[str, Any]) -> dict[str, float]:
-    found = summary.get("metrics")
-    return found if isinstance(found, dict) else {}
+    metrics = summary.get("metrics")
+    return metrics if isinstance(metrics, dict) else {}
 
 
 def git_commit(*folders: str) -> str | None:

@@ -120,11 +120,11 @@ class Collapse:
 
 def collapses_of(summary: Mapping[str, Any]) -> list[Collapse]:
     """Return the collapses in a summary, without malformed ones."""
-    found = summary.get("collapses")
+    entries = summary.get("collapses")
     names = Collapse.__dataclass_fields__.keys()
     return [
         Collapse(**c)
-        for c in (found if isinstance(found, list) else [])
+        for c in (entries if isinstance(entries, list) else [])
         if isinstance(c, dict) and c.keys() == names and _numbers(c)
     ]
 
@@ -168,8 +168,8 @@ SHOWN = 240  # characters of a completion
 def shares_told(metrics: Mapping[str, Any]) -> str:
     """Say how many completions of an evaluation were cut off or had no answer; "" where it does not record that."""
     names = {"eval/truncated_frac": "cut off", "eval/unparseable_frac": "without an answer"}
-    told = [f"{100 * metrics[name]:.1f} % {what}" for name, what in names.items() if name in metrics]
-    return ", ".join(told)
+    shares = [f"{100 * metrics[name]:.1f} % {what}" for name, what in names.items() if name in metrics]
+    return ", ".join(shares)
 
 
 def nothing_learned(lines: Sequence[Mapping[str, Any]]) -> str | None:
@@ -192,11 +192,11 @@ def nothing_learned(lines: Sequence[Mapping[str, Any]]) -> str | None:
 def marks_of(summary: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return warnings about a finished run's numbers. Args: its summary and metrics.jsonl."""
     code = summary.get("own_code")
-    found = {
+    marks = {
         "learned nothing": bool(nothing_learned(lines)),
         "other code": bool(changed_code(code if isinstance(code, dict) else {})),
     }
-    return [mark for mark, holds in found.items() if holds and summary.get("status", "done") == "done"]
+    return [mark for mark, holds in marks.items() if holds and summary.get("status", "done") == "done"]
 
 
 def _moves(norm: float | None) -> bool:
@@ -259,13 +259,13 @@ class Health:
     def see(self, metrics: Mapping[str, float | None]) -> list[tuple[Watch, float]]:
         """Watch the scalars of a step, or of an evaluation. Returns the signs that collapse from now on, each with its
         mean now; undefined scalars are skipped."""
-        found = []
+        collapsing = []
         for name, watch in self.watches.items():
             value = metrics.get(name)
             low, high = metrics.get(f"{name}_lo") or 0.0, metrics.get(f"{name}_hi") or 0.0
             if value is not None and math.isfinite(value) and (now := watch.see(value, high - low)) is not None:
-                found.append((watch, now))
-        return found
+                collapsing.append((watch, now))
+        return collapsing
 
     def see_dead(self, metrics: Mapping[str, float | None], step: int) -> list[Still]:
         """Watch a step for signs of a dead run. Returns, once, after DEAD_AFTER steps, those that have been at their
@@ -273,17 +273,17 @@ class Health:
 
         Args: step, steps done. A run that learns from positives is not dead where rewards are all equal.
         """
-        taught = bool(metrics.get("positive/used_frac"))
+        has_positives = bool(metrics.get("positive/used_frac"))
         for still in STILL:
             value = metrics.get(still.metric)
             equal = still.metric.startswith("reward/all_")
-            if value == still.worst and not (equal and taught) and self.dead.get(still.metric, 0) == step - 1:
+            if value == still.worst and not (equal and has_positives) and self.dead.get(still.metric, 0) == step - 1:
                 self.dead[still.metric] = step
         if step != DEAD_AFTER:
             return []
-        found = [still for still in STILL if self.dead.get(still.metric) == step]
+        dead = [still for still in STILL if self.dead.get(still.metric) == step]
         # Where none can be read, all are wrong for that reason.
-        return found[:1] if found and found[0].metric != "reward/all_wrong_frac" else found
+        return dead[:1] if dead and dead[0].metric != "reward/all_wrong_frac" else dead
 
     @property
     def reward(self) -> float | None:

@@ -78,9 +78,9 @@ class ExpertPrefix(NoHints):
         """Return a random share of a completion's tokens; never its final statement."""
         text = str(tools.tokenizer.decode(ids))
         position = text.find(tools.prompts.final_marker)  # the first: some state the answer before they derive it
-        whole = len(text_ids(tools.tokenizer, text[:position])) if position >= 0 else len(ids)
+        length = len(text_ids(tools.tokenizer, text[:position])) if position >= 0 else len(ids)
         noise = Key(tools.seed, SHARE, batch.step, batch.offset + problem).generator()
-        return ids[: round(whole * noise.uniform(self.conf.share_low, self.conf.share_high))]
+        return ids[: round(length * noise.uniform(self.conf.share_low, self.conf.share_high))]
 
 
 class SelfHint(ExpertPrefix):
@@ -120,28 +120,28 @@ class SelfHint(ExpertPrefix):
         self, stream: int, prompts: Sequence[Sequence[int]], batch: Batch, problems: Sequence[int], tools: Tools
     ) -> list[Request]:
         """Return requests for the prompts that fit the engine, which ask for hints."""
-        found = [
+        requests = [
             Request(tuple(prompt), Key(tools.seed, stream, batch.step, batch.offset + i), i)
             for i, prompt in zip(problems, prompts, strict=True)
             if len(prompt) <= tools.longest_prompt
         ]
-        if left := len(prompts) - len(found):
+        if left := len(prompts) - len(requests):
             log.warning("step %d: %d hints not asked for: over %d tokens", batch.step, left, tools.longest_prompt)
-        return found
+        return requests
 
     def hinted(
         self, batch: Batch, wanted: Sequence[int], written: Sequence[Completion], tools: Tools
     ) -> dict[int, list[int]]:
-        found = {}
+        prompts = {}
         for completion in written:
             i = completion.problem
             problem = batch.problems[i]
             if tools.prompts.solve_with_hint is None:
                 if beginning := self.beginning(completion.ids, batch, i, tools):
-                    found[i] = [*batch.prompts[i], *beginning]
+                    prompts[i] = [*batch.prompts[i], *beginning]
             elif not completion.truncated and not gives_away(text := tools.texts([completion.ids])[0], problem):
-                found[i] = tools.prompts.solve_with_hint_ids(tools.tokenizer, problem, text.strip())
-        return found
+                prompts[i] = tools.prompts.solve_with_hint_ids(tools.tokenizer, problem, text.strip())
+        return prompts
 
 
 def gives_away(hint: str, problem: Problem) -> bool:

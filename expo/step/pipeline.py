@@ -86,7 +86,7 @@ class Pipeline:
             candidates = self.source.candidates(batch, groups, asked, explanations, self.tools)
             chosen = self.choose(groups, candidates)
             self.cache.keep(chosen, batch, self.scorer)
-            reused = {i: found for i, found in cached.items() if i in wanted}
+            reused = {i: some for i, some in cached.items() if i in wanted}
             positives = self.measure(step, groups, dict(sorted((chosen | reused).items())))
         written = sum(len(c.ids) for c in explanations)
         return Experience(
@@ -122,8 +122,8 @@ class Pipeline:
         early = self.source.requests(batch, {}, uncached, self.tools) if self.when is When.WITH_ROLLOUTS else []
         judge = GroupsAsTheyEnd(self, batch, group_size, uncached) if self.when is When.AS_GROUPS_END else None
         with timer("rollout"):
-            made = self.engines.rollouts.generate([*solve, *early], self.tools.sampling, judge)
-        rollouts, explanations = made[: len(solve)], made[len(solve) :]
+            completions = self.engines.rollouts.generate([*solve, *early], self.tools.sampling, judge)
+        rollouts, explanations = completions[: len(solve)], completions[len(solve) :]
         tokens = sum(len(c.ids) for c in rollouts)
         if judge is not None:
             timer.add({"rollout": -judge.seconds, "verify": judge.seconds})
@@ -134,7 +134,7 @@ class Pipeline:
 
     def verify(self, batch: Batch, rollouts: Mapping[int, list[Completion]]) -> dict[int, Group]:
         """Judge the rollouts of some problems, all at once."""
-        rows = [(i, completion) for i, own in rollouts.items() for completion in own]
+        rows = [(i, completion) for i, completions in rollouts.items() for completion in completions]
         problems = [batch.problems[i] for i, _ in rows]
         texts = self.tools.texts([c.ids for _, c in rows])
         verdicts = self.tools.verifier.verify(texts, problems)
@@ -146,10 +146,10 @@ class Pipeline:
         rewards = ranks.whole(rewards_of(self.reward, ranks.own(judged_rows)))
         judged = zip(texts, verdicts, rewards, strict=True)
         groups = {}
-        for i, own in rollouts.items():
-            told = [next(judged) for _ in own]
-            lists = [t for t, _, _ in told], [v for _, v, _ in told], [r for _, _, r in told]
-            groups[i] = Group(batch.problems[i], batch.prompts[i], own, *lists)
+        for i, completions in rollouts.items():
+            rated = [next(judged) for _ in completions]
+            lists = ([t for t, _, _ in rated], [v for _, v, _ in rated], [r for _, _, r in rated])
+            groups[i] = Group(batch.problems[i], batch.prompts[i], completions, *lists)
         return groups
 
     def hint(self, batch: Batch, groups: Groups) -> tuple[dict[int, Group], int]:
@@ -162,9 +162,9 @@ class Pipeline:
             return dict(groups), 0
         written = _generate(self.engines.hints, self.hints.requests(batch, wanted, self.tools), self.tools)
         tokens = sum(len(c.ids) for c in written)
-        further = self.hints.further(batch, written, self.tools)
-        if further is not None:
-            written = _generate(self.engines.hints, further, self.tools)
+        second_stage = self.hints.further(batch, written, self.tools)
+        if second_stage is not None:
+            written = _generate(self.engines.hints, second_stage, self.tools)
             tokens += sum(len(c.ids) for c in written)
         prompts = self._with_room(batch, self.hints.hinted(batch, wanted, written, self.tools))
         keep = self.hints.keep
@@ -231,12 +231,12 @@ class Pipeline:
 
     def choose(self, groups: Groups, candidates: Candidates) -> Candidates:
         """Return the positives that the selection picks among the candidates, with the properties that it asks for."""
-        usable = {i: kept for i, found in candidates.items() if (kept := [c for c in found if c.rejected is None])}
+        usable = {i: good for i, some in candidates.items() if (good := [c for c in some if c.rejected is None])}
         if self.source.selection in NEEDS_LOGP:
             usable = with_logp(self.scorer, groups, usable)
         if self.source.selection in NEEDS_LIFT:
             usable = with_lift(self.scorer, groups, usable)
-        chosen = {i: self.source.choose(found, groups[i].problem) for i, found in usable.items()}
+        chosen = {i: self.source.choose(some, groups[i].problem) for i, some in usable.items()}
         return {i: positives for i, positives in chosen.items() if positives}
 
     def measure(self, step: int, groups: Groups, positives: Candidates) -> Candidates:
@@ -245,7 +245,7 @@ class Pipeline:
         if not every or step % every:
             # What the selection has measured is logged at the same steps as without one: means over steps can be
             # compared.
-            return {i: [c.unmeasured() for c in found] for i, found in positives.items()}
+            return {i: [c.unmeasured() for c in of_problem] for i, of_problem in positives.items()}
         both = with_logp_given_answer(self.scorer, with_logp(self.scorer, groups, positives))
         return with_lift(self.scorer, groups, both)
 
@@ -272,9 +272,13 @@ class GroupsAsTheyEnd:
         self.ended |= ended
         size, source = self.group_size, self.pipeline.source
         rows = {i: range(i * size, (i + 1) * size) for i in sorted({row // size for row in ended})}
-        whole = {i: [self.ended[r] for r in own] for i, own in rows.items() if all(r in self.ended for r in own)}
+        complete = {
+            i: [self.ended[r] for r in of_group]
+            for i, of_group in rows.items()
+            if all(r in self.ended for r in of_group)
+        }
         with self.timer("verify"):
-            judged = self.pipeline.verify(self.batch, whole)
+            judged = self.pipeline.verify(self.batch, complete)
         self.groups |= judged
         wanted = [i for i, group in judged.items() if source.wants(group.all_wrong) and i in self.uncached]
         return [r for i in wanted for r in source.requests(self.batch, self.groups, [i], self.pipeline.tools)]

@@ -96,18 +96,18 @@ def within_length(
     Logs how many do not fit. Raises UserError where none does.
     """
     lengths = [max(each) for each in zip(*(map(len, make(tokenizer, problems)) for make in prompts), strict=True)]
-    kept = [p for p, length in zip(problems, lengths, strict=True) if length <= max_tokens]
-    if not kept:
+    fitting = [p for p, length in zip(problems, lengths, strict=True) if length <= max_tokens]
+    if not fitting:
         raise UserError(
             f"rollout.max_prompt_tokens={max_tokens}: every prompt is longer; raise it as far as the model has room, "
             "and look at prompts"
         )
-    if len(kept) < len(problems):
-        dropped = len(problems) - len(kept)
+    if len(fitting) < len(problems):
+        dropped = len(problems) - len(fitting)
         log.warning(
             "skipped %d problems: prompt longer than %d tokens (rollout.max_prompt_tokens, and the room that the "
             "model has)",
             dropped,
             max_tokens,
         )
-    return kept, Part(len(kept), len(problems) - len(kept), spread(lengths))
+    return fitting, Part(len(fitting), len(problems) - len(fitting), spread(lengths))

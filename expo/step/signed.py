@@ -35,8 +35,8 @@ def read_signed(path: Path, what: str, parse: Callable[[pa.Table], T]) -> T:
     except MemoryError:  # of Arrow, too: not the file's fault
         raise
     except (OSError, pa.ArrowException, LookupError, ValueError, TypeError) as error:
-        told = f"{type(error).__name__}: {first_line(error)}"
-        raise UserError(f"{what}={path}: cannot be read ({told}); {AGAIN}") from error
+        message = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"{what}={path}: cannot be read ({message}); {AGAIN}") from error
 
 
 def write_signed(table: pa.Table, path: Path) -> None:

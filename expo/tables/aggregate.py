@@ -68,11 +68,11 @@ def measured_values(rows: Rows, metric: str, kind: str | None) -> Values:
     """Return the mean of each problem that has samples of the kind, from `expo diagnose`. Args: metric, `nll` or
     `nll/levelN`."""
     name, _, level = metric.partition("/level")
-    found = defaultdict(list)
+    by_problem = defaultdict(list)
     for row in rows:
         if row["kind"] == kind and (not level or str(row["level"]) == level) and row[name] is not None:
-            found[row["id"], row["question"], row["true_answer"]].append(row[name])
-    return {problem: float(np.mean(values)) for problem, values in found.items()}
+            by_problem[row["id"], row["question"], row["true_answer"]].append(row[name])
+    return {problem: float(np.mean(values)) for problem, values in by_problem.items()}
 
 
 def values_of(arm: Arm, directory: Path, metrics: Sequence[str]) -> dict[str, Values]:
@@ -133,27 +133,27 @@ def aggregate(plan: Plan, runs: Sequence[PlannedRun]) -> dict[str, Any]:
     steps = {name: common_steps([run.dir for run in done], name) for name in plan.scalars.values()}
     arms: dict[str, Any] = {}
     for key, arm in plan.arms.items():
-        own = {run.seed: run.dir for run in done if run.arm == key}
-        arms[key] = {"label": arm.label, "runs": len(own), "planned": sum(run.arm == key for run in runs)}
-        if not own:
+        directories = {run.seed: run.dir for run in done if run.arm == key}
+        arms[key] = {"label": arm.label, "runs": len(directories), "planned": sum(run.arm == key for run in runs)}
+        if not directories:
             continue
         measured = arm.command is Command.diagnose  # not every problem has samples of every kind
         metrics = dict(zip(plan.columns, columns_of(plan, arm), strict=True))
         arms[key]["columns"] = {
-            c: _statistic_or_none(stack({f"{key} seed {s}": values[key, s][m] for s in own}, measured), m)
+            c: _statistic_or_none(stack({f"{key} seed {s}": values[key, s][m] for s in directories}, measured), m)
             for c, m in metrics.items()
         }
         arms[key]["scalars"] = {
-            heading: _mean_over_runs(own.values(), name, steps[name]) for heading, name in plan.scalars.items()
+            heading: _mean_over_runs(directories.values(), name, steps[name]) for heading, name in plan.scalars.items()
         }
-        arms[key]["cost"] = cost_of(own.values())
+        arms[key]["cost"] = cost_of(directories.values())
         if any(_shares(run) and not _tells(run.dir) for run in done if run.arm == key):
             arms[key]["seconds_alone"] = True
-        marks = Counter(mark for d in own.values() for mark in marks_of(read_summary(d), read_lines(d)))
+        marks = Counter(mark for d in directories.values() for mark in marks_of(read_summary(d), read_lines(d)))
         arms[key] |= {"marks": dict(marks)} if marks else {}
-        arms[key]["commits"] = sorted({str(read_summary(d)["git"]) for d in own.values()})
+        arms[key]["commits"] = sorted({str(read_summary(d)["git"]) for d in directories.values()})
         if arm.against is not None:
-            shared = sorted(own.keys() & {run.seed for run in done if run.arm == arm.against})
+            shared = sorted(directories.keys() & {run.seed for run in done if run.arm == arm.against})
             if shared:
                 arms[key]["against"] = arm.against
                 arms[key]["difference"] = {}
@@ -227,8 +227,8 @@ def keep_runs(runs: Sequence[PlannedRun], made_by: Mapping[str, Sequence[str]], 
     for run in runs:
         arm, seed, directory = run.arm, run.seed, run.dir
         config = (directory / "config.yaml").read_text()
-        made = {"prepare": made_by.get(run.cfg.model.path.removeprefix("./")), "data": data_content(run.cfg)}
-        records.append({"arm": arm, "seed": seed, "config": config, "summary": read_summary(directory), **made})
+        origin = {"prepare": made_by.get(run.cfg.model.path.removeprefix("./")), "data": data_content(run.cfg)}
+        records.append({"arm": arm, "seed": seed, "config": config, "summary": read_summary(directory), **origin})
         lines += [{"arm": arm, "seed": seed, "line": json.dumps(line)} for line in read_lines(directory)]
         if (directory / "completions").is_dir():
             completions += [{"arm": arm, "seed": seed} | row for row in final_rows(directory)]

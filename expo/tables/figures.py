@@ -38,8 +38,8 @@ class Curves:
             axis.set_visible(False)
         for axis, panel in zip(axes.flat, panels, strict=False):
             for arm in panel.get("arms") or plan.arms:
-                own = [run for run in runs if run.arm == arm and run.done]
-                points = [read_points(run.dir, panel["metric"]) for run in own]
+                runs_of_arm = [run for run in runs if run.arm == arm and run.done]
+                points = [read_points(run.dir, panel["metric"]) for run in runs_of_arm]
                 self._curve(axis, [p for p in points if p], plan.arms[arm].label, looks(plan.arms)[arm])
             axis.set(xlabel="step", ylabel=panel["metric"], title=panel.get("title", ""))
             if is_rate(panel["metric"]):

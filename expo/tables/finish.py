@@ -36,11 +36,11 @@ def finish(
     runs: Sequence[PlannedRun],
     folder: Path,
     command: str,
-    made: Mapping[str, Any] | None = None,
+    earlier: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write table.json, table.md, the figures and the kept runs into `folder`, print the table, return the record.
 
-    Args: made, the record of the same table that was made earlier, where it is only rendered again.
+    Args: earlier, the record of the same table that was made earlier, where it is only rendered again.
     """
     folder.mkdir(parents=True, exist_ok=True)
     today = time.strftime("%Y-%m-%d")
@@ -48,16 +48,16 @@ def finish(
         "name": table_name(name),
         "plan": name,
         "title": plan.title,
-        "command": made["command"] if made else command,
+        "command": earlier["command"] if earlier else command,
         "device": ", ".join(sorted({str(read_summary(run.dir)["device"]) for run in runs if run.done})),
         "rendered_on": device_name(),
-        "date": made["date"] if made else today,
-        "rendered": f"rendered again by `{command}`, {today}" if made else "",
+        "date": earlier["date"] if earlier else today,
+        "rendered": f"rendered again by `{command}`, {today}" if earlier else "",
         "arms": aggregate(plan, runs),
     }
     (folder / "table.json").write_text(json.dumps(record, indent=1) + "\n")
     (folder / "table.md").write_text(markdown(plan, record))
-    if plan.extends is None and made is None:  # else they are kept beside the table whose runs they are
+    if plan.extends is None and earlier is None:  # else they are kept beside the table whose runs they are
         keep_runs([run for run in distinct(runs) if run.done], plan.prepare, folder)
     draw(name, plan, record, runs, folder)
     show(plan, record)

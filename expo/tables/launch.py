@@ -83,9 +83,9 @@ def own_gpus(
     while True:
         with ExitStack() as held:
             places = folder or Path(tempfile.gettempdir())
-            own = list(islice((gpu for gpu in gpus if _is_ours(gpu, places, held)), count))
-            if len(own) == count:
-                yield {"CUDA_VISIBLE_DEVICES": ",".join(own)}
+            locked = list(islice((gpu for gpu in gpus if _is_ours(gpu, places, held)), count))
+            if len(locked) == count:
+                yield {"CUDA_VISIBLE_DEVICES": ",".join(locked)}
                 return
         wait()
 

@@ -92,13 +92,13 @@ def unlike_problems(record: Mapping[str, Any]) -> str:
         for column, cell in arm.get("columns", {}).items():
             if cell is not None and is_rate(column):
                 counts.setdefault(column, {})[arm["label"]] = cell["problems"]
-    unlike = {column: own for column, own in counts.items() if len(set(own.values())) > 1}
+    unlike = {column: by_arm for column, by_arm in counts.items() if len(set(by_arm.values())) > 1}
     if not unlike:
         return ""
-    column, own = next(iter(unlike.items()))
+    column, by_arm = next(iter(unlike.items()))
     return (
         f"Not all arms are evaluated on as many problems. {column}: "
-        f"{', '.join(f'{label} {n}' for label, n in own.items())}."
+        f"{', '.join(f'{label} {n}' for label, n in by_arm.items())}."
     )
 
 

@@ -30,11 +30,11 @@ def to_prepare(plan: Plan, runs: Sequence[PlannedRun], todo: Sequence[PlannedRun
     Raises UserError where one that any of the runs begins from is not what the plan's command makes.
     """
     used, wanted = ({run.cfg.model.path.removeprefix("./") for run in some} for some in (runs, todo))
-    there = {folder for folder in plan.prepare if _there(folder)}
+    on_disk = {folder for folder in plan.prepare if _there(folder)}
     for folder, command in plan.prepare.items():
-        if folder in there & used:
+        if folder in on_disk & used:
             _check_made(folder, command)
-    return {folder: command for folder, command in plan.prepare.items() if folder in wanted - there}
+    return {folder: command for folder, command in plan.prepare.items() if folder in wanted - on_disk}
 
 
 def _check_made(folder: str, command: Sequence[str]) -> None:

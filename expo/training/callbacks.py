@@ -81,8 +81,8 @@ class Evaluate(Callback):
         self.best, self.best_step, self.idle = -1.0, -1, 0  # idle: evaluations since the best one
 
     def state_dict(self) -> dict[str, Any]:
-        own = {"best": self.best, "best_step": self.best_step, "idle": self.idle}
-        return own if self.evaluator.validation else {}
+        state = {"best": self.best, "best_step": self.best_step, "idle": self.idle}
+        return state if self.evaluator.validation else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         vars(self).update(state_dict)

@@ -52,12 +52,12 @@ def newest_checkpoint(directory: Path, lineage: str | None = None) -> Path | Non
     Args: lineage, of the run that asks, see `expo.config.lineage`; None: whatever run it is of. Raises UserError for a
     file that would execute code when it is loaded.
     """
-    found = [path for path in directory.glob("checkpoints/*") if re.fullmatch(r"step\d+\.ckpt", path.name)]
-    for path in sorted(found, key=step_of, reverse=True):
-        wrong = checkpoint_problem(path, lineage)
-        if wrong is None:
+    checkpoints = [path for path in directory.glob("checkpoints/*") if re.fullmatch(r"step\d+\.ckpt", path.name)]
+    for path in sorted(checkpoints, key=step_of, reverse=True):
+        problem = checkpoint_problem(path, lineage)
+        if problem is None:
             return path
-        log.warning("%s %s; going on from an earlier checkpoint, if there is one", path, wrong)
+        log.warning("%s %s; going on from an earlier checkpoint, if there is one", path, problem)
     return None
 
 

@@ -50,10 +50,10 @@ def inherit(run: Run, evaluator: Evaluator) -> int:
     """
     if run.cfg.fresh or newest_checkpoint(run.dir, lineage(run.cfg)) is not None:
         return 0
-    for step, other in sorted(_shorter(run), key=lambda found: -found[0]):
+    for step, other in sorted(_shorter(run), key=lambda step_and_run: -step_and_run[0]):
         cfg = run.cfg
         reason = cfg.algorithm.bound_to_length(step) or cfg.positives.bound_to_length or cfg.optimizer.bound_to_length
-        told = f"{other.dir} is this run but for trainer.max_steps={other.cfg.trainer.max_steps}"
+        message = f"{other.dir} is this run but for trainer.max_steps={other.cfg.trainer.max_steps}"
         with unused(other.dir) as free:
             if not free:
                 reason = "a process works on that one"
@@ -62,12 +62,12 @@ def inherit(run: Run, evaluator: Evaluator) -> int:
             elif not _same_problems(other.dir, evaluator):
                 reason = "that one has other held-out problems"
             if reason:
-                print(f"{told}; this one begins anew: {reason}")
+                print(f"{message}; this one begins anew: {reason}")
                 return 0
             checkpoint = newest_checkpoint(other.dir, lineage(run.cfg))
             if checkpoint is not None and step_of(checkpoint) == step:
                 _take(other, checkpoint, run)
-                print(f"{told}; this one goes on from its step {step}")
+                print(f"{message}; this one goes on from its step {step}")
                 return step
     return 0
 

@@ -23,8 +23,8 @@ def check_space(cfg: Config, directory: Path, module: Algorithm) -> None:
     checkpoint = weights + 2 * size_of([p for p in module.policy.parameters() if p.requires_grad])  # Adam's two moments
     final = size_of(list(module.policy.parameters()))
     best = (checkpoint if cfg.trainer.on_collapse != "warn" else 0) + (final if cfg.dataset.validation else 0)
-    there = sum(f.stat().st_size for f in directory.glob("checkpoints/**/*") if f.is_file())
-    needed, free = max(2 * checkpoint, checkpoint + final) + best - there, shutil.disk_usage(directory).free
+    on_disk = sum(f.stat().st_size for f in directory.glob("checkpoints/**/*") if f.is_file())
+    needed, free = max(2 * checkpoint, checkpoint + final) + best - on_disk, shutil.disk_usage(directory).free
     if free < needed:
         raise UserError(
             f"output_dir={cfg.output_dir}: {gib(free)} free, and the checkpoints of this run ({gib(checkpoint)} each) "
@@ -61,6 +61,6 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except SafetensorError as error:
-        if found := re.search(r"os error (\d+)", str(error)):
-            raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
+        if match := re.search(r"os error (\d+)", str(error)):
+            raise OSError(int(match[1]), os.strerror(int(match[1])), str(path)) from error
         raise

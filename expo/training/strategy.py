@@ -53,9 +53,10 @@ class ShardedWeights(WholeReplicas):
             weights = [p for group in optimizer.param_groups for p in group["params"]]
             state = {
                 i: {
-                    name: like(value, weights[i]) if isinstance(value, Tensor) else value for name, value in own.items()
+                    name: like(value, weights[i]) if isinstance(value, Tensor) else value
+                    for name, value in state_of_weight.items()
                 }
-                for i, own in saved["state"].items()
+                for i, state_of_weight in saved["state"].items()
             }
             optimizer.load_state_dict({**saved, "state": state})
 

@@ -46,9 +46,9 @@ def sides(answer: str, gold: str) -> list[str]:
         return [member[1]]
     if re.search(r"[\[(].*,.*[\])]", gold) and (interval := _interval(bare(answer))):
         return [interval]
-    whole = re.search("[=,]", gold) or "," in answer or re.search(_RELATION, answer)
+    one_side = re.search("[=,]", gold) or "," in answer or re.search(_RELATION, answer)
     # Not within brackets: P(X = 2).
-    return [answer] if whole else re.split(r"=(?![^(]*\))", answer)
+    return [answer] if one_side else re.split(r"=(?![^(]*\))", answer)
 
 
 def _interval(text: str) -> str | None:

@@ -95,8 +95,8 @@ def judge(answer: str, gold: str, kind: str = AUTO) -> Verdict:
     if _is_finite_number(golds) and _has_infinity(answers):
         return Verdict.INCORRECT  # sympy's word on 12 == oo**oo depends on the hash seed
     values = ((text, _parsed(text)) for text in before if not answer_forms.names(text))
-    texts = [(text, found) for text, found in values if _is_finite_number(found)]
-    right = all(_same(golds, found, gold, text) for text, found in [(last, answers), *texts])
+    texts = [(text, parsed) for text, parsed in values if _is_finite_number(parsed)]
+    right = all(_same(golds, parsed, gold, text) for text, parsed in [(last, answers), *texts])
     return Verdict.CORRECT if right else Verdict.INCORRECT
 
 
@@ -105,8 +105,8 @@ def _parsed(text: str) -> list[Any]:
     from math_verify import parse
     from sympy import Rational
 
-    if (found := number(text)) is not None:
-        return [Rational(found.value.numerator, found.value.denominator)]
+    if (plain_number := number(text)) is not None:
+        return [Rational(plain_number.value.numerator, plain_number.value.denominator)]
     parsed: list[Any] = parse(rf"\boxed{{{_apart(text)}}}", parsing_timeout=None)
     return parsed
 
@@ -120,8 +120,8 @@ def _apart(text: str) -> str:
     return re.sub(capital, _indexed, text)
 
 
-def _indexed(found: "re.Match[str]") -> str:
-    return rf"\{found[1].lower()}_{{77}}" if found[1] else f"{found[2].lower()}_{{77}}"
+def _indexed(match: "re.Match[str]") -> str:
+    return rf"\{match[1].lower()}_{{77}}" if match[1] else f"{match[2].lower()}_{{77}}"
 
 
 def _same(golds: list[Any], answers: list[Any], gold: str, answer: str) -> bool:

@@ -123,22 +123,22 @@ class ByFunction:
 def function_at(path: str) -> Callable[..., Any]:
     """Import a function. Args: path, `package.module.name`."""
     module, _, name = path.rpartition(".")
-    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    return found
+    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return function
 
 
-def score_of(found: Any) -> float:
+def score_of(returned: Any) -> float:
     """Return the score in [0, 1] of the value that a judge's function returned; 0 for no number."""
-    return min(max(0.0, float(found)), 1.0) if isinstance(found, bool | int | float) else 0.0
+    return min(max(0.0, float(returned)), 1.0) if isinstance(returned, bool | int | float) else 0.0
 
 
-def verdict_of(found: Any) -> Verdict:
+def verdict_of(returned: Any) -> Verdict:
     """Return the verdict of the value that a judge's function returned. Raises TypeError for a value of another
     type."""
-    if isinstance(found, Verdict):
-        return found
-    if found is None:
+    if isinstance(returned, Verdict):
+        return returned
+    if returned is None:
         return Verdict.UNPARSEABLE
-    if isinstance(found, bool | int | float):
-        return Verdict.CORRECT if found >= 1 else Verdict.INCORRECT
-    raise TypeError(f"a judge returns True, False, None or a number, not {found!r}")
+    if isinstance(returned, bool | int | float):
+        return Verdict.CORRECT if returned >= 1 else Verdict.INCORRECT
+    raise TypeError(f"a judge returns True, False, None or a number, not {returned!r}")

@@ -188,8 +188,8 @@ def number(text: str) -> Number | None:
     text = bare(text)
     while (inner := re.fullmatch(r"\{([^{}]*)\}|\(([^(),]*)\)|([-+])\{([^{}]*)\}", text)) is not None:
         text = (inner[1] or inner[2] or (inner[3] or "") + (inner[4] or "")).strip()
-    found = _leading(text)
-    return found[0] if found is not None and found[1] == len(text) else None
+    leading = _leading(text)
+    return leading[0] if leading is not None and leading[1] == len(text) else None
 
 
 def _leading(text: str) -> tuple[Number, int] | None:
@@ -198,8 +198,8 @@ def _leading(text: str) -> tuple[Number, int] | None:
     if not matches:
         return None
     match = max(matches, key=lambda match: match.end())
-    found = _valued({name: part for name, part in match.groupdict().items() if part is not None})
-    return None if found is None else (found, match.end())
+    value = _valued({name: part for name, part in match.groupdict().items() if part is not None})
+    return None if value is None else (value, match.end())
 
 
 def _valued(parts: dict[str, str]) -> Number | None:
@@ -245,14 +245,14 @@ def quantity(text: str) -> Quantity | None:
     leading = _leading(plain)
     if leading is None:
         return None
-    found, end = leading
+    value, end = leading
     rest = plain[end:]
     if (scale := re.match(r"\s*([a-zA-Z]+)\b", rest)) and (times := SCALES.get(scale[1].lower())):
-        found, rest = Number(found.value * times, found.digits, found.step * times), rest[scale.end() :]
+        value, rest = Number(value.value * times, value.digits, value.step * times), rest[scale.end() :]
         if not rest.strip():
-            return Quantity(found)
+            return Quantity(value)
     unit = _unit(rest)
-    return Quantity(found, unit) if unit else None
+    return Quantity(value, unit) if unit else None
 
 
 def _unit(rest: str) -> str:
@@ -319,8 +319,8 @@ def unit_word(word: str) -> str:
 def numbers_in_a_row(text: str) -> list[Number] | None:
     """Return the numbers of a row of them, parted by spaces, commas, semicolons, "and" or "or"; None where it is no
     such row."""
-    found = [number(part) for part in re.split(r"\s*[,;]\s*|\s+(?:and|or)\s+|\s+", bare(text)) if part]
-    return [n for n in found if n is not None] if len(found) > 1 and None not in found else None
+    numbers = [number(part) for part in re.split(r"\s*[,;]\s*|\s+(?:and|or)\s+|\s+", bare(text)) if part]
+    return [n for n in numbers if n is not None] if len(numbers) > 1 and None not in numbers else None
 
 
 def is_arithmetic(text: str) -> bool:

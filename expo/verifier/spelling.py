@@ -84,8 +84,8 @@ def spelled(text: str) -> str:
     return text
 
 
-def _fraction(found: "re.Match[str]") -> str:
-    top, bottom = (part.strip("{}") for part in found.groups())
+def _fraction(match: "re.Match[str]") -> str:
+    top, bottom = (part.strip("{}") for part in match.groups())
     return rf"\frac{{{top}}}{{{bottom}}}"
 
 

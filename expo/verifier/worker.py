@@ -155,10 +155,10 @@ def _let_go_of_the_forkserver() -> None:
 
     Else a worker that hangs keeps the forkserver, and so itself, alive for ever after a trainer that was killed.
     """
-    own: Any = vars(forkserver)["_forkserver"]
-    if own._forkserver_alive_fd is not None:
-        os.close(own._forkserver_alive_fd)
-        own._forkserver_alive_fd = None
+    server: Any = vars(forkserver)["_forkserver"]
+    if server._forkserver_alive_fd is not None:
+        os.close(server._forkserver_alive_fd)
+        server._forkserver_alive_fd = None
 
 
 def _peak_mb(pid: int | None) -> float:
@@ -192,8 +192,8 @@ def work(pipe: Connection, memory_mb: int, module: str = "expo.verifier.answers"
             function, arguments = pipe.recv()
             raised, score = "", 0.0
             try:
-                found = function_at(function)(*arguments)
-                verdict, score = verdict_of(found), score_of(found)
+                returned = function_at(function)(*arguments)
+                verdict, score = verdict_of(returned), score_of(returned)
             except (Exception, RecursionError, MemoryError) as error:
                 # Whatever a parser raises on what a model wrote, the answer is one that cannot be read.
                 verdict, raised = Verdict.UNPARSEABLE, f"{type(error).__name__}: {error}"[:200]

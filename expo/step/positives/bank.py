@@ -49,13 +49,13 @@ class Bank:
 
     def parts(self) -> dict[Path, range]:
         """Return the finished parts and their steps."""
-        found = {path: NAME.fullmatch(path.name) for path in sorted(self.folder.glob("steps-*.parquet"))}
-        return {p: range(int(m[1]), int(m[2]) + 1) for p, m in found.items() if m and is_signed(p)}
+        matches = {path: NAME.fullmatch(path.name) for path in sorted(self.folder.glob("steps-*.parquet"))}
+        return {p: range(int(m[1]), int(m[2]) + 1) for p, m in matches.items() if m and is_signed(p)}
 
     def missing(self, steps: Iterable[int]) -> list[int]:
         """Return which of the steps no part has."""
-        there = self.parts().values()
-        return [step for step in steps if not any(step in covered for covered in there)]
+        written = self.parts().values()
+        return [step for step in steps if not any(step in covered for covered in written)]
 
     def find(self, request: Request) -> Completion:
         """Return the banked explanation for a request.
@@ -67,40 +67,40 @@ class Bank:
             self.steps = next((self._read(path) for path, covered in self.parts().items() if step in covered), {})
         row = self.steps.get(step, {}).get(request.key.row)
         if row is None or row[0] != request.prompt:
-            told = "has no explanation" if row is None else "has an explanation of another prompt"
-            raise UserError(f"bank={self.folder}: {told} for step {step + 1}; delete the folder, and it is made again")
+            wrong = "has no explanation" if row is None else "has an explanation of another prompt"
+            raise UserError(f"bank={self.folder}: {wrong} for step {step + 1}; delete the folder, and it is made again")
         return Completion(request.prompt, row[1], [], row[2], request.problem)
 
     def _read(self, path: Path) -> dict[int, Rows]:
         def parse(table: pa.Table) -> dict[int, Rows]:
-            told = json.loads(table.schema.metadata[IDENTITY])
-            if told["identity"] != self.identity:
-                whose = f"of the bank {told['identity']}, whose model, prompts, data, sampling or seed are others"
+            metadata = json.loads(table.schema.metadata[IDENTITY])
+            if metadata["identity"] != self.identity:
+                whose = f"of the bank {metadata['identity']}, whose model, prompts, data, sampling or seed are others"
                 raise UserError(f"bank={path}: {whose}; {AGAIN}")
             steps: dict[int, Rows] = {}
             for row in table.to_pylist():
                 steps.setdefault(row["step"], {})[row["row"]] = (tuple(row["prompt"]), row["ids"], row["truncated"])
             tokens = sum(len(ids) for rows in steps.values() for _, ids, _ in rows.values())
-            self.price = told.get("seconds", 0.0) / max(tokens, 1)
+            self.price = metadata.get("seconds", 0.0) / max(tokens, 1)
             return steps
 
         return read_signed(path, "bank", parse)
 
     def save(
-        self, steps: Sequence[int], requests: Sequence[Request], made: Sequence[Completion], seconds: float
+        self, steps: Sequence[int], requests: Sequence[Request], explanations: Sequence[Completion], seconds: float
     ) -> None:
-        """Write a part whole or not at all. Args: steps, consecutive; requests and made, those of these steps, in
-        order; seconds, that it took to make them."""
+        """Write a part whole or not at all. Args: steps, consecutive; requests and explanations, those of these steps,
+        in order; seconds, that it took to make them."""
         columns = {
             "step": [r.key.step for r in requests], "row": [r.key.row for r in requests],
-            "prompt": [list(r.prompt) for r in requests], "ids": [c.ids for c in made],
-            "truncated": [c.truncated for c in made],
+            "prompt": [list(r.prompt) for r in requests], "ids": [c.ids for c in explanations],
+            "truncated": [c.truncated for c in explanations],
         }  # fmt: skip
         types = {"prompt": pa.list_(pa.int64()), "ids": pa.list_(pa.int64())}
         table = pa.table({name: pa.array(values, types.get(name)) for name, values in columns.items()})
-        told = json.dumps({"identity": self.identity, "seconds": seconds})
+        metadata = json.dumps({"identity": self.identity, "seconds": seconds})
         path = self.folder / f"steps-{steps[0]:06d}-{steps[-1]:06d}.parquet"
-        write_signed(table.replace_schema_metadata({IDENTITY: told}), path)
+        write_signed(table.replace_schema_metadata({IDENTITY: metadata}), path)
 
 
 class BankedEngine(Engine):
@@ -108,7 +108,7 @@ class BankedEngine(Engine):
 
     It writes whole blocks of steps, about PART explanations at once, with the weights that the policy began with. Args:
     steps, those of the run; requests_of, the requests of a step for all of its problems, whatever its rollouts are;
-    engine, the policy's; begun, a context in which the policy has its initial weights again; ranks, the processes of
+    engine, the policy's; initial, a context in which the policy has its initial weights again; ranks, the processes of
     the run.
     """
 
@@ -118,10 +118,10 @@ class BankedEngine(Engine):
         steps: int,
         requests_of: Callable[[int], Sequence[Request]],
         engine: Engine,
-        begun: Callable[[], AbstractContextManager[None]],
+        initial: Callable[[], AbstractContextManager[None]],
         ranks: Ranks = ALONE,
     ):
-        self.bank, self.steps, self.requests_of, self.engine, self.begun = bank, steps, requests_of, engine, begun
+        self.bank, self.steps, self.requests_of, self.engine, self.begun = (bank, steps, requests_of, engine, initial)
         self.ranks = ranks
         self.written_s = 0.0  # since `shared_s` was asked
 
@@ -155,17 +155,17 @@ class BankedEngine(Engine):
                 self.engine.sync()
                 tokens = sum(self._write(steps, sampling) for steps in _consecutive(missing))
             self.engine.sync()
-        told = f"explanations of steps {first + 1} to {block[-1] + 1}: {tokens} tokens"
-        print(f"{told}, {time.perf_counter() - started:.0f} s, in {self.bank.folder}", flush=True)
+        message = f"explanations of steps {first + 1} to {block[-1] + 1}: {tokens} tokens"
+        print(f"{message}, {time.perf_counter() - started:.0f} s, in {self.bank.folder}", flush=True)
 
     def _write(self, steps: Sequence[int], sampling: Sampling) -> int:
         requests = [r for step in steps for r in self.requests_of(step)]
         started = time.perf_counter()
-        made = self.engine.generate(requests, sampling) if requests else []
+        explanations = self.engine.generate(requests, sampling) if requests else []
         seconds = time.perf_counter() - started
         self.written_s += seconds
-        self.ranks.by_first(lambda: self.bank.save(steps, requests, made, seconds))
-        return sum(len(c.ids) for c in made)
+        self.ranks.by_first(lambda: self.bank.save(steps, requests, explanations, seconds))
+        return sum(len(c.ids) for c in explanations)
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -111,13 +111,13 @@ class ExpertSolution(WeightedSource):
         solutions = [(i, text) for i in wanted if (text := batch.problems[i].solution) is not None]
         verdicts = tools.verifier.verify([text for _, text in solutions], [batch.problems[i] for i, _ in solutions])
         filters = [f for f in self.conf.filters if f != "early_answer"]  # an expert may begin with the answer
-        found: Candidates = {}
+        candidates: Candidates = {}
         for (i, text), verdict in zip(solutions, verdicts, strict=True):
             ids = tools.prompts.solution_ids(tools.tokenizer, text)
             truncated, p = len(ids) > tools.sampling.max_tokens, batch.problems[i]
             written = Written(text, p.question, p.answer, truncated, verdict)
-            found[i] = [Candidate(ids, text, rejection(written, filters))]
-        return found
+            candidates[i] = [Candidate(ids, text, rejection(written, filters))]
+        return candidates
 
 
 class SelfExplanation(WeightedSource):
@@ -163,13 +163,13 @@ class SelfExplanation(WeightedSource):
         owners = [explained[c.problem] for c in explanations]
         texts = tools.texts([c.ids for c in explanations])
         verdicts = tools.verifier.verify(texts, owners)
-        found: Candidates = {}
+        candidates: Candidates = {}
         for p, c, text, verdict in zip(owners, explanations, texts, verdicts, strict=True):
             marker = tools.prompts.final_marker
             written = Written(text, p.question, p.answer, c.truncated, verdict, self.conf.leak_phrases, marker)
             candidate = Candidate(c.ids, text, rejection(written, self.conf.filters), c.prompt)
-            found.setdefault(c.problem, []).append(candidate)
-        return found
+            candidates.setdefault(c.problem, []).append(candidate)
+        return candidates
 
     def choose(self, usable: Sequence[Candidate], problem: Problem) -> list[Candidate]:
         limits = Limits(self.conf.rank_weight, self.conf.min_logp, self.conf.min_lift)
@@ -189,15 +189,15 @@ class STaR(SelfExplanation):
     def candidates(
         self, batch: Batch, groups: Groups, wanted: Sequence[int], explanations: Sequence[Completion], tools: Tools
     ) -> Candidates:
-        found = super().candidates(batch, groups, wanted, explanations, tools)
+        candidates = super().candidates(batch, groups, wanted, explanations, tools)
         for i in wanted:
             row = next((g for g, right in enumerate(groups[i].correct if i in groups else ()) if right), None)
             if row is not None:
                 completion = groups[i].completions[row]
                 cut_off = completion.truncated and "truncated" in self.conf.filters
-                own = Candidate(completion.ids, groups[i].texts[row], "truncated" if cut_off else None)
-                found[i] = [own, *found.get(i, [])]
-        return dict(sorted(found.items()))
+                own_sample = Candidate(completion.ids, groups[i].texts[row], "truncated" if cut_off else None)
+                candidates[i] = [own_sample, *candidates.get(i, [])]
+        return dict(sorted(candidates.items()))
 
 
 class ExpertParaphrase(SelfExplanation):
@@ -230,15 +230,15 @@ class ExpertParaphrase(SelfExplanation):
         ratio = self.conf.length_ratio
 
         def matched(i: int, candidate: Candidate) -> bool:
-            own = [len(rollout.ids) for rollout in groups[i].completions] if i in groups else []
-            return not sum(own) or 1 / ratio <= len(candidate.ids) * len(own) / sum(own) <= ratio
+            lengths = [len(rollout.ids) for rollout in groups[i].completions] if i in groups else []
+            return not sum(lengths) or 1 / ratio <= len(candidate.ids) * len(lengths) / sum(lengths) <= ratio
 
         written = super().candidates(batch, groups, wanted, explanations, tools)
-        found = {
+        candidates = {
             i: [c if c.rejected or matched(i, c) else replace(c, rejected="length") for c in some]
             for i, some in written.items()
         }
-        return dict(sorted((found | {i: [Candidate([], "", "long_prompt")] for i in too_long}).items()))
+        return dict(sorted((candidates | {i: [Candidate([], "", "long_prompt")] for i in too_long}).items()))
 
 
 def explanations_of(source: PositiveSource, batch: Batch, tools: Tools) -> list[Request]:
@@ -258,9 +258,9 @@ def _wrong_answer(batch: Batch, groups: Groups, problem: int, tools: Tools) -> s
 
 def _shuffled_answer(batch: Batch, groups: Groups, problem: int, tools: Tools) -> str | None:
     """Return the answer of the step's next problem that has another one."""
-    own, count = batch.problems[problem].answer, len(batch.problems)
+    own_answer, count = batch.problems[problem].answer, len(batch.problems)
     others = (batch.problems[(problem + shift) % count].answer for shift in range(1, count))
-    return next((answer for answer in others if answer != own), None)
+    return next((answer for answer in others if answer != own_answer), None)
 
 
 Shown = Callable[[Batch, Groups, int, Tools], str | None]
