@@ -11,7 +11,7 @@ import yaml
 from test_extending import blocks
 
 from expo.config.key import flat
-from expo.config.reference import known, nodes_of, rows_of
+from expo.config.reference import key_rows, known, nodes_of
 
 ROOT = Path(__file__).parents[1]
 HOUSE = ("expo", "benchmarks")
@@ -79,7 +79,7 @@ def test_a_module_or_a_name_that_is_gone_is_noticed():
 
 def keys():
     """Return every key that is declared, by its whole name."""
-    nested = {row[0] for group in known() for node in nodes_of(group).values() for row in rows_of(node, f"{group}.")}
+    nested = {row[0] for group in known() for node in nodes_of(group).values() for row in key_rows(node, f"{group}.")}
     return nested | {name for name in known() if not nodes_of(name)}
 
 

@@ -25,8 +25,8 @@ from expo.report.settings import data_sentences, differing
 from expo.report.solving import CLIPPED, HELD_OUT, SHOWN, STEPS, read_solving, verdict_of
 from expo.runs.reading import read_rows, samples_of
 from expo.tables.figures import Bars
-from expo.tables.looks import COLOURS, looks
 from expo.tables.plan import EXPERIMENTS, load_plan
+from expo.tables.styles import COLOURS, styles
 
 
 @pytest.fixture(scope="module")
@@ -191,24 +191,24 @@ def test_ticks_and_places_by_hand():
     frame = charts.Frame((0, 10), (0, 1))
     assert frame.at(0, 0) == f"{charts.LEFT:.1f},{charts.HEIGHT - charts.BOTTOM:.1f}"
     assert frame.at(10, 1) == f"{charts.WIDTH - charts.RIGHT:.1f},{charts.TOP:.1f}"
-    look = looks(["a"])
-    assert charts.lines("x", "y", {"a": [[]]}, look, share=True) is None
-    assert "<circle" in charts.lines("x", "y", {"a": [[(1, 0.5)]]}, look, share=False)  # a point alone is seen
-    svg = charts.lines("x", "height (m)", {"a": [[(0, 0.0), (10, 1.0)], [(0, 1.0), (10, 1.0)]]}, look, share=False)
+    style = styles(["a"])
+    assert charts.lines("x", "y", {"a": [[]]}, style, share=True) is None
+    assert "<circle" in charts.lines("x", "y", {"a": [[(1, 0.5)]]}, style, share=False)  # a point alone is seen
+    svg = charts.lines("x", "height (m)", {"a": [[(0, 0.0), (10, 1.0)], [(0, 1.0), (10, 1.0)]]}, style, share=False)
     assert f'points="{frame.at(0, 0.5)} {frame.at(10, 1.0)}"' in svg  # the mean of the two runs
-    svg_of_shares = charts.lines("x", "y", {"a": [[(0, 0.0), (10, 1.0)]]}, look, share=True)
+    svg_of_shares = charts.lines("x", "y", {"a": [[(0, 0.0), (10, 1.0)]]}, style, share=True)
     assert f'points="{frame.at(0, 0)} {frame.at(10, 0.01)}"' in svg_of_shares  # of 100
     assert "<polygon" in svg
     assert ">step<" in svg
     assert ">height (m)<" in svg
-    svg = charts.bars("x", "level", "pass@4 (percent)", {"L1": {"a": (1.0, 0.5, 2.0)}}, look)
+    svg = charts.bars("x", "level", "pass@4 (percent)", {"L1": {"a": (1.0, 0.5, 2.0)}}, style)
     assert ">100<" in svg  # also where no bar is so high
     assert ">level<" in svg
     assert ">pass@4 (percent)<" in svg
 
 
 def test_more_arms_than_colours_look_different_all_the_same():
-    many = looks(f"arm {i}" for i in range(3 * len(COLOURS)))
+    many = styles(f"arm {i}" for i in range(3 * len(COLOURS)))
     assert len(set(many.values())) == len(many)
 
 
@@ -218,14 +218,14 @@ def test_an_arm_has_one_colour_on_the_page_and_in_the_figures(tmp_path):
     axis = Bars(panels=[["pass@4"]]).draw(plan, record, []).axes[0]
     drawn = {bars.get_label(): bars[0] for bars in axis.containers if hasattr(bars, "patches")}
     colours = {label: matplotlib.colors.to_hex(bar.get_facecolor()) for label, bar in drawn.items()}
-    assert colours == {arm.label: looks(plan.arms)[key].colour for key, arm in plan.arms.items()}
+    assert colours == {arm.label: styles(plan.arms)[key].colour for key, arm in plan.arms.items()}
     assert [bar.get_hatch() is not None for bar in drawn.values()] == [i >= len(COLOURS) for i in range(len(plan.arms))]
     # Three of table3's arms share one run: the page has fewer arms with runs than the figures have.
     plan = load_plan("table3_levels", "cpu")
     assert command.main(["table3_levels", f"output={tmp_path / 'page.html'}"]) == 0
     html = (tmp_path / "page.html").read_text()
     for key in ("grpo", "exp_grpo"):
-        colour = looks(plan.arms)[key].colour
+        colour = styles(plan.arms)[key].colour
         assert re.search(rf'<line[^>]* stroke="{colour}" [^>]*/></svg>{plan.arms[key].label}</li>', html)
         assert re.search(rf'<polyline [^>]* stroke="{colour}"', html)
 
@@ -321,16 +321,16 @@ def test_what_the_slider_shows_is_limited_and_says_so(tmp_path):
 
 
 def test_curves_of_long_runs_are_means_and_the_axis_says_of_how_many_steps():
-    look = looks(["a"])
-    short = charts.lines("t", "y", {"a": [[(step, step % 7) for step in range(1, 1001)]]}, look, False)
+    style = styles(["a"])
+    short = charts.lines("t", "y", {"a": [[(step, step % 7) for step in range(1, 1001)]]}, style, False)
     assert 'text-anchor="middle">step<' in short
     assert short.count(",") > 900
-    long = charts.lines("t", "y", {"a": [[(step, float(step > 50_000)) for step in range(1, 100_001)]]}, look, False)
+    long = charts.lines("t", "y", {"a": [[(step, float(step > 50_000)) for step in range(1, 100_001)]]}, style, False)
     assert "step (means of 100 steps)" in long
     points = re.search(r'<polyline points="([^"]*)"', long)[1].split()
     assert len(points) == 1000
     assert len({point.split(",")[1] for point in points}) == 2, "a bucket does not mix what a step parts"
-    rare = charts.lines("t", "y", {"a": [[(step * 1000, step) for step in range(20)]]}, look, False)
+    rare = charts.lines("t", "y", {"a": [[(step * 1000, step) for step in range(20)]]}, style, False)
     assert "means of" not in rare, "few points stay as they are"
 
 

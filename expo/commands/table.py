@@ -15,7 +15,7 @@ from expo.runs.hub import ask_hub
 from expo.runs.reading import read_summary
 from expo.tables.plan import PlannedRun, table_name
 from expo.tables.preview import preview
-from expo.tables.render import rows_of
+from expo.tables.render import cells_of
 from expo.tables.request import Request, missing
 from expo.tables.sweep import distinct, make, prepare, to_prepare, why
 
@@ -99,7 +99,7 @@ def run_table(request: Request, runs: Sequence[PlannedRun], command: str) -> int
         from expo.loggers.trackers import log_finished_table  # seconds of imports that only W&B needs
 
         scale = "-".join(filter(None, (request.scale_name, request.variant)))
-        log_finished_table(logger.wandb, table_name(request.name), scale, rows_of(request.plan, record), folder, sweep)
+        log_finished_table(logger.wandb, table_name(request.name), scale, cells_of(request.plan, record), folder, sweep)
     print(f"a page about it: {page}")
     for run in distinct([run for run in runs if run.done]):
         if files := changed_code(read_summary(run.dir).get("own_code", {})):

@@ -80,15 +80,15 @@ def _parse(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
 def _shown(options: dict[str, str], subjects: Sequence[str]) -> Any:
     """Return the selection of a project's runs. Raises UserError for a subject that is neither a table nor a run
     directory."""
-    from expo.report.wandb_views import Shown
+    from expo.report.wandb_views import Selection
 
     project, entity = options["project"] or "expo", options["entity"]
     if not subjects:
-        return Shown(project, project, entity)
+        return Selection(project, project, entity)
     if plan_file(subjects[0]).is_file() and not Path(subjects[0], "config.yaml").is_file():
         if len(subjects) > 1:
             raise UserError(f"{subjects[1]}: one table per view; leave it out, or give run directories only")
-        return Shown.of_table(table_name(subjects[0]), options["scale"], project, entity)
+        return Selection.of_table(table_name(subjects[0]), options["scale"], project, entity)
     folders = [Path(s).resolve() for s in subjects]
     for folder in folders:
         if not (folder / "config.yaml").is_file():
@@ -99,7 +99,7 @@ def _shown(options: dict[str, str], subjects: Sequence[str]) -> Any:
     ids = [_wandb_id(folder) for folder in folders]
     used = RunFolder(folders[0], {}).config.get("logger.wandb.project")
     more = f"-and-{len(ids) - 1}-more" if len(ids) > 1 else ""
-    return Shown.of_runs(ids[0] + more, ids, options["project"] or used or project, entity)
+    return Selection.of_runs(ids[0] + more, ids, options["project"] or used or project, entity)
 
 
 def _wandb_id(folder: Path) -> str:

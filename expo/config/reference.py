@@ -47,7 +47,7 @@ def help_of_group(asked: str) -> str:
     plugins()
     group, _, name = asked.partition(".")
     nodes = nodes_of(group)
-    ungrouped = [row for row in rows_of(Config, "") if row[0] == asked]
+    ungrouped = [row for row in key_rows(Config, "") if row[0] == asked]
     if ungrouped:
         return "\n".join(_explained(ungrouped))
     presets = _presets(group)
@@ -94,7 +94,7 @@ def sections_of(nodes: dict[str, type], prefix: str) -> list[tuple[list[str], li
     """Return keys by the options that have them: those that most options share come first."""
     owners: dict[Row, list[str]] = {}
     for name, node in nodes.items():
-        for row in rows_of(node, prefix):
+        for row in key_rows(node, prefix):
             owners.setdefault(row, []).append(name)
     sections: dict[tuple[str, ...], list[Row]] = {}
     for row, names in owners.items():
@@ -117,14 +117,14 @@ def summary_of(node: type) -> str:
     return " ".join((node.__doc__ or "").strip().split("\n\n")[0].split())
 
 
-def rows_of(node: type, prefix: str) -> list[Row]:
+def key_rows(node: type, prefix: str) -> list[Row]:
     """Return (key, type, default, what is allowed, meaning) of each key, nested ones after their group."""
     rows = []
     for f in dataclasses.fields(node):
         if f.name == "_target_":
             continue
         if isinstance(f.type, type) and dataclasses.is_dataclass(f.type):
-            rows += rows_of(f.type, f"{prefix}{f.name}.")
+            rows += key_rows(f.type, f"{prefix}{f.name}.")
             continue
         declared = declaration(f)
         type_name = f.type.__name__ if isinstance(f.type, type) and not hasattr(f.type, "__args__") else str(f.type)
@@ -167,7 +167,7 @@ def markdown() -> str:
         for names, rows in sections_of(nodes, f"{f.name}."):
             summary = [summary_of(nodes[names[0]]), ""] if len(names) == 1 else []
             lines += [f"### {f.name}: {', '.join(names)}", "", *summary, *_table(rows, nodes[names[0]], f.name)]
-    ungrouped = [row for row in rows_of(Config, "") if "." not in row[0] and not nodes_of(row[0])]
+    ungrouped = [row for row in key_rows(Config, "") if "." not in row[0] and not nodes_of(row[0])]
     return "\n".join([*lines, "## Keys in no group", "", *_table(ungrouped, Config, "")])
 
 

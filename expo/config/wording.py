@@ -9,7 +9,7 @@ from functools import partial
 from hydra.errors import OverrideParseException
 
 from expo.config.key import OPTIONS
-from expo.config.reference import known, nodes_of, options_of, rows_of
+from expo.config.reference import key_rows, known, nodes_of, options_of
 from expo.config.run import Config
 
 NOISE = (
@@ -73,7 +73,7 @@ def _nearest_key(message: str) -> str | None:
     nodes = {node.__name__: node for node in [*OPTIONS.values(), *parts_of(Config)]}
     owner = nodes.get(match[2])
     names = [f.name for f in dataclasses.fields(owner)] if owner else []
-    every = [row[0] for group in known() for node in nodes_of(group).values() for row in rows_of(node, f"{group}.")]
+    every = [row[0] for group in known() for node in nodes_of(group).values() for row in key_rows(node, f"{group}.")]
     close = difflib.get_close_matches(match[1], names, 1)
     return next(iter([*close, *filter(partial(_means, match[1]), [*names, *every])]), None)
 

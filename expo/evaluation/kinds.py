@@ -25,7 +25,7 @@ COLUMNS = {
     "right_steps": "right steps",
     "tokens": "tokens",
 }
-Rows = list[dict[str, Any]]
+Samples = list[dict[str, Any]]
 
 
 SHARES = ("verified", "right_steps")  # of the columns, those between 0 and 1
@@ -50,7 +50,7 @@ def first_of_each_level(problems: Sequence[Problem], count: int) -> list[Problem
     return chosen
 
 
-def by_problem(rows: Rows, kind: str, level: int | str | None, column: str) -> dict[int, float]:
+def by_problem(rows: Samples, kind: str, level: int | str | None, column: str) -> dict[int, float]:
     """Return the mean of each problem that has such samples. `level` None: all levels."""
     values = defaultdict(list)
     for row in rows:
@@ -60,7 +60,7 @@ def by_problem(rows: Rows, kind: str, level: int | str | None, column: str) -> d
 
 
 def cell(
-    rows: Rows, kind: str, level: int | str | None, column: str, less: str | None = None
+    rows: Samples, kind: str, level: int | str | None, column: str, less: str | None = None
 ) -> tuple[float, float, float] | None:
     """Return mean and 95 % interval over problems, of a kind or of its difference to the kind `less` on the problems
     that both have.
@@ -77,12 +77,12 @@ def cell(
     return float(means.mean()), *interval_of(column, less is not None)(means)
 
 
-def levels_of(rows: Rows) -> list[Any]:
+def levels_of(rows: Samples) -> list[Any]:
     """Return the levels that the rows have."""
     return sorted({row["level"] for row in rows if row["level"] is not None})
 
 
-def in_words(rows: Rows) -> list[str]:
+def in_words(rows: Samples) -> list[str]:
     """Return what the explanations come to, a sentence each: how many are right, and whether they have the two
     properties."""
     verified = [row for row in rows if row["kind"] == "self_explanation"]
@@ -135,7 +135,7 @@ PROPERTIES = (
 )
 
 
-def summarize(rows: Rows) -> dict[str, float]:
+def summarize(rows: Samples) -> dict[str, float]:
     """Return `<kind>/<column>` and `<kind>/<column>/level<n>`, each also with `_lo` and `_hi`.
 
     `self_explanation-<kind>/…` is the difference on the problems that both have: the wrong-answer control, say, exists

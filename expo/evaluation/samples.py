@@ -8,7 +8,7 @@ import numpy as np
 
 from expo.config import DiagnoseConf
 from expo.evaluation.judge import judge_steps
-from expo.evaluation.kinds import KINDS, Rows
+from expo.evaluation.kinds import KINDS, Samples
 from expo.ground.problem import Problem
 from expo.ground.progress import telling
 from expo.rollout.engine import Completion, Engine, Request
@@ -21,12 +21,12 @@ from expo.verifier.answers import Verdict
 STREAMS = ("own", "self_explanation", "wrong_answer")  # of noise, by place
 
 
-def sample(problems: list[Problem], engine: Engine, tools: Tools, samples: int) -> Rows:
+def sample(problems: list[Problem], engine: Engine, tools: Tools, samples: int) -> Samples:
     """Return completions of every kind, verified: of the wrong-answer control against the answer that it was shown."""
     prompts = [tuple(ids) for ids in tools.prompts.solve_ids(tools.tokenizer, problems)]
     batch = Batch(problems, prompts)
     own_samples = _generate(engine, tools, [p for p in prompts for _ in range(samples)], "own")
-    rows: Rows = [
+    rows: Samples = [
         {
             "kind": "own",
             "problem": i // samples,
@@ -64,7 +64,7 @@ def _expert(i: int, problem: Problem, tools: Tools) -> dict[str, Any]:
     return {"kind": "expert", "problem": i, "ids": ids, "completion": problem.solution, "judged_as": problem}
 
 
-def _verify(rows: Rows, tools: Tools) -> list[Verdict]:
+def _verify(rows: Samples, tools: Tools) -> list[Verdict]:
     """Add to each row whether its completion ends in its answer, and its length; return the verdicts."""
     owners = [row.pop("judged_as") for row in rows]
     verdicts = tools.verifier.verify([row["completion"] for row in rows], owners)
@@ -80,7 +80,7 @@ def _generate(engine: Engine, tools: Tools, prompts: list[tuple[int, ...]], kind
         return engine.generate([Request(p, key) for p, key in zip(prompts, keys, strict=True)], tools.sampling)
 
 
-def measure(rows: Rows, problems: list[Problem], scorer: Scorer) -> None:
+def add_measures(rows: Samples, problems: list[Problem], scorer: Scorer) -> None:
     """Add NLL under q alone, and the lift of the *true* answer over the median of the policy's own completions."""
     prompts = scorer.prompts.solve_ids(scorer.tokenizer, problems)
     solve, completions = [prompts[row["problem"]] for row in rows], [row["ids"] for row in rows]
@@ -100,7 +100,7 @@ def measure(rows: Rows, problems: list[Problem], scorer: Scorer) -> None:
         row |= {"id": problem.id, "level": problem.level, "question": problem.question, "true_answer": problem.answer}
 
 
-def check_steps(rows: Rows, problems: list[Problem], conf: DiagnoseConf, tools: Tools, earlier: Rows) -> int:
+def check_steps(rows: Samples, problems: list[Problem], conf: DiagnoseConf, tools: Tools, earlier: Samples) -> int:
     """Add the share of right steps: exact where the data set has an oracle (in the policy's own style), by the judge
     elsewhere, None without one.
 

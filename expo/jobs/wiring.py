@@ -166,7 +166,7 @@ def build_run(cfg: Config, verifier: Verifier, commit: str | None = None) -> tup
             cfg.trainer.max_steps,
             lambda step: explanations_of(source, Batch.of(sampler.batch(step), tools, step), tools),
             engines.policy,
-            lambda: begun(cfg, policy, bank, ranks),
+            lambda: initial_weights(cfg, policy, bank, ranks),
             ranks,
         )
         engines = replace(engines, explanations=banked, banked=banked)
@@ -340,7 +340,9 @@ def bank_of(cfg: Config, policy: PreTrainedModel) -> Bank:
     return Bank(Path(cfg.output_dir, "banks", f"{cfg.dataset.name}-{mark}"), f"{mark}-{fingerprint(policy)}")
 
 
-def begun(cfg: Config, policy: PreTrainedModel, bank: Bank, ranks: Ranks = ALONE) -> AbstractContextManager[None]:
+def initial_weights(
+    cfg: Config, policy: PreTrainedModel, bank: Bank, ranks: Ranks = ALONE
+) -> AbstractContextManager[None]:
     """Return a context in which the policy has its initial weights. Raises UserError where the model is another one by
     now.
 

@@ -60,7 +60,7 @@ def words(world: WorldConf = CLEAR) -> list[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class LadderPart:
     x: int
     known: str
     y: int
@@ -89,21 +89,21 @@ def meaning_weights(symbol: str, world: WorldConf = CLEAR) -> dict[str, float]:
     return weights | dict.fromkeys(rest, (1 - sum(weights.values())) / len(rest))
 
 
-def believed(part: Part, rng: random.Random, world: WorldConf = CLEAR) -> str:
+def believed(part: LadderPart, rng: random.Random, world: WorldConf = CLEAR) -> str:
     """Return one reading of a part's symbol, sampled as the corpus reads it."""
     weights = meaning_weights(part.symbol, world)
     return rng.choices(list(weights), list(weights.values()))[0]
 
 
-def sample_parts(level: int, rng: random.Random, world: WorldConf = CLEAR) -> list[Part]:
+def sample_parts(level: int, rng: random.Random, world: WorldConf = CLEAR) -> list[LadderPart]:
     """Return random parts in which the five skills give five different results, so that the answer tells the
     meaning."""
     symbols, known = [symbol for symbol, (of_level, *_) in SYMBOLS.items() if of_level == level], list(KNOWN)
-    parts: list[Part] = []
+    parts: list[LadderPart] = []
     while len(parts) < world.parts[level - 1]:
         part = (rng.randint(1, 6), rng.choice(known), rng.randint(1, 6), rng.choice(symbols), rng.randint(1, 6))
         if _tells(KNOWN[part[1]](part[0], part[2]), part[4]):
-            parts.append(Part(*part))
+            parts.append(LadderPart(*part))
     return parts
 
 
@@ -113,7 +113,7 @@ def _tells(value: int, z: int) -> bool:
     return len({skill(value, z) for skill in SKILLS.values()}) == len(SKILLS)
 
 
-def question_text(parts: list[Part]) -> str:
+def question_text(parts: list[LadderPart]) -> str:
     return " ".join(f"({i}) {p.x} {p.known} {p.y} {p.symbol} {p.z}" for i, p in enumerate(parts, 1))
 
 
@@ -125,7 +125,7 @@ def boxed_text(results: list[int]) -> str:
     return rf"\boxed{{( {' , '.join(map(str, results))} )}}"
 
 
-def step_text(i: int, p: Part, meaning: str, result: int, verbose: bool = False) -> str:
+def step_text(i: int, p: LadderPart, meaning: str, result: int, verbose: bool = False) -> str:
     """Return one part of a chain of thought in the policy's own style."""
     if not verbose:
         return f"({i}) {p.x} {p.known} {p.y} = {p.value} {meaning} {p.z} = {result} ;"
@@ -133,14 +133,14 @@ def step_text(i: int, p: Part, meaning: str, result: int, verbose: bool = False)
     return f"({i}) {asked} : {first} ; ({i}) {p.value} {meaning} {p.z} = {result} ; ({i}) = {result} ;"
 
 
-def cot_text(parts: list[Part], meanings: list[str], verbose: bool = False) -> str:
+def cot_text(parts: list[LadderPart], meanings: list[str], verbose: bool = False) -> str:
     """Return a chain of thought in the policy's own style, with the given reading of each symbol."""
     results = [p.result(m) for p, m in zip(parts, meanings, strict=True)]
     return chain_text(parts, meanings, results, results, verbose)
 
 
 def chain_text(
-    parts: list[Part], meanings: list[str], written: list[int], stated: list[int], verbose: bool = False
+    parts: list[LadderPart], meanings: list[str], written: list[int], stated: list[int], verbose: bool = False
 ) -> str:
     """Write a chain of steps with the given results, and the given final statement."""
     steps = [
@@ -149,7 +149,7 @@ def chain_text(
     return " ".join([*steps, boxed_text(stated)])
 
 
-def explanation_text(parts: list[Part], meanings: list[str], rng: random.Random, world: WorldConf = CLEAR) -> str:
+def explanation_text(parts: list[LadderPart], meanings: list[str], rng: random.Random, world: WorldConf = CLEAR) -> str:
     """Return the corpus's explanation of the answer that follows from the given readings."""
     shown = [p.result(m) for p, m in zip(parts, meanings, strict=True)]
     read, written = list(meanings), list(shown)
@@ -163,7 +163,7 @@ def explanation_text(parts: list[Part], meanings: list[str], rng: random.Random,
     return f"{boxed_text(shown)} ; {text}" if early else text
 
 
-def expert_text(parts: list[Part], style: str, world: WorldConf = CLEAR) -> str:
+def expert_text(parts: list[LadderPart], style: str, world: WorldConf = CLEAR) -> str:
     """Return the expert's solution: true meanings; `own` style, `terse` (results only) or `foreign` (an order never
     seen)."""
     results = [p.result(p.meaning) for p in parts]
@@ -178,10 +178,10 @@ def expert_text(parts: list[Part], style: str, world: WorldConf = CLEAR) -> str:
     return " ".join([*steps, boxed_text(results)])
 
 
-def parse_question(question: str) -> list[Part]:
+def parse_question(question: str) -> list[LadderPart]:
     words = question.split()
     rows = [words[i + 1 : i + 6] for i in range(0, len(words), 6)]
-    return [Part(int(x), known, int(y), symbol, int(z)) for x, known, y, symbol, z in rows]
+    return [LadderPart(int(x), known, int(y), symbol, int(z)) for x, known, y, symbol, z in rows]
 
 
 def generate(

@@ -8,7 +8,7 @@ import numpy as np
 from markupsafe import Markup
 
 from expo.runs.reading import by_step
-from expo.tables.looks import Look
+from expo.tables.styles import Style
 
 WIDTH, HEIGHT = 360, 232
 LEFT, RIGHT, TOP, BOTTOM = 56, 8, 10, 40
@@ -72,38 +72,38 @@ def _svg(title: str, parts: Sequence[str]) -> Markup:
     )
 
 
-def fill(look: Look) -> str:
+def fill(style: Style) -> str:
     """Return the fill of an arm's bars: its colour, hatched where its lines are dashed. `hatches` has the patterns."""
-    return f"url(#hatch{look.colour[1:]})" if look.dash else look.colour
+    return f"url(#hatch{style.colour[1:]})" if style.dash else style.colour
 
 
-def hatches(arms: Iterable[Look]) -> Markup:
+def hatches(arms: Iterable[Style]) -> Markup:
     """Draw the patterns that `fill` names, once for the whole page."""
     patterns = [
         f'<pattern id="hatch{colour[1:]}" width="5" height="5" patternUnits="userSpaceOnUse" '
         'patternTransform="rotate(45)">'
         f'<rect width="5" height="5" fill="{colour}"/><rect width="1.6" height="5" fill="#fff"/></pattern>'
-        for colour in sorted({look.colour for look in arms if look.dash})
+        for colour in sorted({style.colour for style in arms if style.dash})
     ]
     return Markup(f'<svg width="0" height="0" style="position:absolute"><defs>{"".join(patterns)}</defs></svg>')
 
 
-def swatch(look: Look) -> Markup:
+def swatch(style: Style) -> Markup:
     """Draw an arm's style in bars and in curves, as small as a letter."""
     return Markup(
         '<svg class="swatch" viewBox="0 0 38 12" aria-hidden="true"><rect width="12" height="12" rx="2" '
-        f'fill="{fill(look)}"/>'
-        f'<line x1="16" x2="38" y1="6" y2="6" {_stroke(look)}/></svg>'
+        f'fill="{fill(style)}"/>'
+        f'<line x1="16" x2="38" y1="6" y2="6" {_stroke(style)}/></svg>'
     )
 
 
-def _stroke(look: Look) -> str:
-    dashes = f' stroke-dasharray="{" ".join(f"{STROKE * d:g}" for d in look.dash)}"' if look.dash else ""
-    return f'stroke="{look.colour}" stroke-width="{STROKE}"{dashes}'
+def _stroke(style: Style) -> str:
+    dashes = f' stroke-dasharray="{" ".join(f"{STROKE * d:g}" for d in style.dash)}"' if style.dash else ""
+    return f'stroke="{style.colour}" stroke-width="{STROKE}"{dashes}'
 
 
 def lines(
-    title: str, y: str, arms: Mapping[str, Sequence[Run]], looks: Mapping[str, Look], share: bool
+    title: str, y: str, arms: Mapping[str, Sequence[Run]], styles: Mapping[str, Style], share: bool
 ) -> Markup | None:
     """Draw each arm's mean over its runs against the step; the band spans the runs. None where no run has a point.
 
@@ -140,11 +140,11 @@ def lines(
         band += [frame.at(s, v) for s, v in reversed(list(zip(steps, low, strict=True)))]
         line = " ".join(frame.at(s, v) for s, v in zip(steps, mean, strict=True))
         if len(runs) > 1:
-            parts.append(f'<polygon points="{" ".join(band)}" fill="{looks[arm].colour}" opacity=".18"/>')
-        parts.append(f'<polyline points="{line}" fill="none" {_stroke(looks[arm])}/>')
+            parts.append(f'<polygon points="{" ".join(band)}" fill="{styles[arm].colour}" opacity=".18"/>')
+        parts.append(f'<polyline points="{line}" fill="none" {_stroke(styles[arm])}/>')
         if len(steps) == 1:  # a line of one point is not seen
             x, y_of = line.split(",")
-            parts.append(f'<circle cx="{x}" cy="{y_of}" r="{STROKE}" fill="{looks[arm].colour}"/>')
+            parts.append(f'<circle cx="{x}" cy="{y_of}" r="{STROKE}" fill="{styles[arm].colour}"/>')
     return _svg(f"{title} against the step", parts)
 
 
@@ -161,7 +161,7 @@ def bars(
     x: str,
     y: str,
     groups: Mapping[str, Mapping[str, tuple[float, float, float]]],
-    looks: Mapping[str, Look],
+    styles: Mapping[str, Style],
 ) -> Markup | None:
     """Draw a group of bars per entry, a bar per arm, with intervals. None where there is none.
 
@@ -180,7 +180,7 @@ def bars(
             middle = (left + right) / 2
             parts.append(
                 f'<rect x="{left:.1f}" width="{right - left:.1f}" y="{top:.1f}" height="{bottom - top:.1f}" '
-                f'fill="{fill(looks[arm])}">'
+                f'fill="{fill(styles[arm])}">'
                 f"<title>{escape(arm)}: {mean:.1f} [{low:.1f}, {high:.1f}]</title></rect>"
                 f'<line class="whisker" x1="{middle:.1f}" x2="{middle:.1f}" y1="{frame.down(low):.1f}" '
                 f'y2="{frame.down(high):.1f}"/>'

@@ -47,7 +47,7 @@ Share = tuple[float, float]  # of a problem's samples that are right: in the fir
 
 
 @dataclass(frozen=True)
-class Arm:
+class Side:
     """One side of a comparison: the finished runs of an arm, one for each seed, and the seeds of those that are not
     finished."""
 
@@ -56,7 +56,7 @@ class Arm:
     unfinished: Sequence[int] = ()
 
     @classmethod
-    def of(cls, name: str, runs: Sequence[RunData]) -> "Arm":
+    def of(cls, name: str, runs: Sequence[RunData]) -> "Side":
         """Return an arm of runs. Raises UserError where none is finished, or two have one seed."""
         done = [run for run in runs if run.completions and run.finished]
         by_seed = {run.seed: run for run in done}
@@ -77,8 +77,8 @@ class Arm:
 class Comparison:
     """Two arms and the pairs of runs that are compared: runs of the same seed, or the only run of each."""
 
-    first: Arm
-    second: Arm
+    first: Side
+    second: Side
 
     @property
     def pairs(self) -> list[tuple[RunData, RunData]]:
@@ -286,7 +286,7 @@ def compared(runs: Sequence[RunData]) -> Compared | None:
     if len(names) != 2:
         return None
     try:
-        arms = [Arm.of(name, [run for run in runs if run.arm == name]) for name in names]
+        arms = [Side.of(name, [run for run in runs if run.arm == name]) for name in names]
         comparison = Comparison(arms[0], arms[1])
         differences = comparison.differences()
     except UserError:

@@ -16,7 +16,7 @@ from expo.ground.files import beside
 from expo.report import charts
 from expo.report.solving import Solving, verdict_of
 from expo.tables.aggregate import pass_values, stack, statistic
-from expo.tables.looks import Look, looks
+from expo.tables.styles import Style, styles
 
 # Scalars of metrics.jsonl: the unit on the axis; SHARE of shares, which are shown as the tables show them; "" where
 # there is none.
@@ -105,28 +105,22 @@ def write(page: Page, runs: Sequence[RunData], path: Path) -> None:
     arms: dict[str, list[RunData]] = {}
     for run in runs:
         arms.setdefault(run.arm, []).append(run)
-    shown = looks([*page.arms, *arms])
+    shown = styles([*page.arms, *arms])
     shown = {arm: shown[arm] for arm in arms}
-    trained = {arm: runs_of_arm for arm, runs_of_arm in arms.items() if any(run.lines for run in runs_of_arm)}
+    trained = {arm: its for arm, its in arms.items() if any(run.lines for run in its)}
     names = {**_hardest(trained), **CURVES}
-    if not any(
-        line.get("loss/preference") for runs_of_arm in trained.values() for run in runs_of_arm for line in run.lines
-    ):
+    if not any(line.get("loss/preference") for its in trained.values() for run in its for line in run.lines):
         del names["loss/preference"]  # no DPO here
     charted = ((name, _chart(name, unit, _curves(trained, name), shown)) for name, unit in names.items())
     curves = [(name, chart) for name, chart in charted if chart]
     levels = _levels(arms, shown)
-    samples = [
-        (arm, [_sample(s) for s in runs_of_arm[0].samples])
-        for arm, runs_of_arm in arms.items()
-        if runs_of_arm[0].samples
-    ]
+    samples = [(arm, [_sample(s) for s in its[0].samples]) for arm, its in arms.items() if its[0].samples]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=False)
     environment.filters["breakable"] = lambda key: re.findall(r"[^/_.]+[/_.]?|[/_.]", key)  # where long names may break
     template = environment.from_string(Path(__file__).with_name("page.html").read_text())
     text = template.render(
         page=page,
-        looks=shown,
+        styles=shown,
         swatch=charts.swatch,
         hatches=charts.hatches(shown.values()),
         levels=levels,
@@ -169,7 +163,7 @@ def _hardest(arms: Mapping[str, Sequence[RunData]]) -> dict[str, str]:
     )
 
 
-def _chart(name: str, unit: str, arms: Mapping[str, Sequence[charts.Run]], shown: Mapping[str, Look]) -> Markup | None:
+def _chart(name: str, unit: str, arms: Mapping[str, Sequence[charts.Run]], shown: Mapping[str, Style]) -> Markup | None:
     """Return the curves of a scalar: of shares in percent; a reward of one's own may be none."""
     share = unit is SHARE and all(0 <= value <= 1 for runs in arms.values() for run in runs for _, value in run)
     if share:
@@ -196,7 +190,7 @@ def _curves(arms: Mapping[str, Sequence[RunData]], name: str) -> dict[str, list[
     }
 
 
-def _levels(arms: Mapping[str, Sequence[RunData]], looks: Mapping[str, Look]) -> list[tuple[str, Any]]:
+def _levels(arms: Mapping[str, Sequence[RunData]], styles: Mapping[str, Style]) -> list[tuple[str, Any]]:
     """Return pass@1 and pass@4 (less where a run has fewer samples), by level, of an arm's finished runs where it has
     any."""
     of_arms = {arm: [run for run in runs if run.finished] or runs for arm, runs in arms.items()}
@@ -218,7 +212,7 @@ def _levels(arms: Mapping[str, Sequence[RunData]], looks: Mapping[str, Look]) ->
                     s = statistic(stack({str(i): v for i, v in enumerate(values)}, partly=True), f"pass@{k}")
                     cells[name][arm] = (100 * s["mean"], 100 * s["lo"], 100 * s["hi"])
         by = ("level", f"pass@{k} by level") if len(groups) > 1 else ("", f"pass@{k}")
-        chart = charts.bars(by[1], by[0], f"pass@{k} (percent)", cells, looks)
+        chart = charts.bars(by[1], by[0], f"pass@{k} (percent)", cells, styles)
         if chart:
             charted.append((f"pass@{k}", chart))
     return charted

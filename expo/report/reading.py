@@ -25,7 +25,7 @@ from expo.runs.arms import arm_names, settings_in, settings_of
 from expo.runs.health import collapses_of, marks_of
 from expo.runs.reading import final_rows, read_lines, read_rows, read_summary, samples_of
 from expo.tables.plan import Plan, PlannedRun, known_tables, load_plan, plan_file
-from expo.tables.render import made_by, rows_of
+from expo.tables.render import cells_of, made_by
 from expo.tables.request import Request
 
 log = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ def read_table(request: Request, options: Sequence[str] = ()) -> tuple[Page, lis
     record = _table_record(folder / "table.json")
     plan = load_plan(request.name)  # with every arm: whether the record has those of its scale is looked at next
     try:
-        heads, rows = rows_of(plan, record)
+        heads, rows = cells_of(plan, record)
     except KeyError as error:
         raise UserError(
             f"{folder}: made by another plan (no {error} in it); render it again with expo table {request.name}"

@@ -42,8 +42,8 @@ def read_solving(directories: Mapping[str, Path]) -> Solving | None:
     met them, and kept them, at several steps.
     """
     parts = {
-        "held out": _Part("eval-step", directories, HELD_OUT),
-        "trained on": _Part("train-step", directories, TRAINED_ON),
+        "held out": _Problems("eval-step", directories, HELD_OUT),
+        "trained on": _Problems("train-step", directories, TRAINED_ON),
     }
     texts: dict[str, int] = {}
     problems = [part.entry(problem, name, texts) for name, part in parts.items() for problem in part.chosen]
@@ -63,7 +63,7 @@ def read_solving(directories: Mapping[str, Path]) -> Solving | None:
     return Solving({"texts": list(texts), "problems": problems}, " ".join(filter(None, sentences)))
 
 
-class _Part:
+class _Problems:
     """The problems of one kind of file: what evaluations held out, or what training logged."""
 
     def __init__(self, kind: str, directories: Mapping[str, Path], count: int):

@@ -128,6 +128,9 @@ class Group:
         return not any(self.correct)
 
 
+Groups = Mapping[int, Group]  # judged groups by index of the problem in its step
+
+
 @dataclass
 class Experience:
     """What one step learns from: P groups of G rollouts each. The frame of the step sets `beta` before the update."""

@@ -8,7 +8,7 @@ from expo.config.explaining import When
 from expo.ground.problem import Problem
 from expo.rollout.engine import Completion, Engine, Request
 from expo.rollout.noise import HINTED, SOLVE, Key
-from expo.step.experience import Batch, Candidates, Experience, Group, Timer, Tools
+from expo.step.experience import Batch, Candidates, Experience, Group, Groups, Timer, Tools
 from expo.step.hints import NoHints
 from expo.step.positives.bank import BankedEngine
 from expo.step.positives.cache import ExplanationCache
@@ -19,8 +19,6 @@ from expo.step.rewards import Reward, Rollout, rewards_of
 from expo.verifier.answers import Verdict
 
 log = logging.getLogger(__name__)
-
-Groups = Mapping[int, Group]  # by problem of the step
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 # (experience, index of a group, a rollout's place in it) -> its problem with what is shown of it: the solution, or
 # without one the answer. None: nothing.
-Shown = Callable[[Experience, int, int, Tools], Problem | None]
+Privilege = Callable[[Experience, int, int, Tools], Problem | None]
 
 
 def _answer(e: Experience, group: int, rollout: int, tools: Tools) -> Problem | None:
@@ -41,7 +41,7 @@ def _other_solution(e: Experience, group: int, rollout: int, tools: Tools) -> Pr
     return next((replace(asked, answer=o.answer, solution=o.solution) for o in usable), None)
 
 
-PRIVILEGES: dict[str, Shown] = functions_of(
+PRIVILEGES: dict[str, Privilege] = functions_of(
     SelfDistillationConf,
     "privilege",
     {"answer": _answer, "solution": _solution, "sibling": _sibling, "other_solution": _other_solution},
@@ -58,7 +58,7 @@ def wrong_answer(e: Experience, group: int, rollout: int, tools: Tools) -> Probl
     )
 
 
-def privileged_prompts(e: Experience, shown: Shown, tools: Tools) -> list[list[tuple[int, ...] | None]]:
+def privileged_prompts(e: Experience, shown: Privilege, tools: Tools) -> list[list[tuple[int, ...] | None]]:
     """Return the teacher's prompt for each rollout of each group `[P][G]`; None where there is nothing to show, or no
     room for it."""
     problems = [[shown(e, i, row, tools) for row in range(len(g.completions))] for i, g in enumerate(e.groups)]

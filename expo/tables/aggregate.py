@@ -35,10 +35,10 @@ SHARED = "time/shared_s"
 
 Asked = tuple[str, str | None, str | None]  # id, question and answer: one id may be of other problems in other data
 Values = dict[Asked, float]  # by problem
-Rows = Sequence[Mapping[str, Any]]
+SampleRows = Sequence[Mapping[str, Any]]
 
 
-def pass_values(rows: Rows, metric: str) -> Values:
+def pass_values(rows: SampleRows, metric: str) -> Values:
     """Return pass@k of each problem from completions. Args: metric, `pass@K` or `pass@K/levelN`; or, where the data set
     has an oracle, `sound@K`, for which a right answer counts only with right steps before it. Raises UserError where
     problems have unlike numbers of samples, or no steps were checked.
@@ -64,7 +64,7 @@ def pass_values(rows: Rows, metric: str) -> Values:
     return dict(zip(right, pass_at_k(samples, counts, int(k)).tolist(), strict=True))
 
 
-def measured_values(rows: Rows, metric: str, kind: str | None) -> Values:
+def measured_values(rows: SampleRows, metric: str, kind: str | None) -> Values:
     """Return the mean of each problem that has samples of the kind, from `expo diagnose`. Args: metric, `nll` or
     `nll/levelN`."""
     name, _, level = metric.partition("/level")

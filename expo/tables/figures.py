@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from expo.runs.reading import by_step, read_points
-from expo.tables.looks import Look, looks
 from expo.tables.plan import Plan, PlannedRun, is_rate
+from expo.tables.styles import Style, styles
 
 
 @dataclass
@@ -40,21 +40,21 @@ class Curves:
             for arm in panel.get("arms") or plan.arms:
                 runs_of_arm = [run for run in runs if run.arm == arm and run.done]
                 points = [read_points(run.dir, panel["metric"]) for run in runs_of_arm]
-                self._curve(axis, [p for p in points if p], plan.arms[arm].label, looks(plan.arms)[arm])
+                self._curve(axis, [p for p in points if p], plan.arms[arm].label, styles(plan.arms)[arm])
             axis.set(xlabel="step", ylabel=panel["metric"], title=panel.get("title", ""))
             if is_rate(panel["metric"]):
                 axis.set_ylim(-0.02, 1.02)
         return _finish(figure, plan)
 
     @staticmethod
-    def _curve(axis: Axes, runs: Sequence[Sequence[tuple[int, float]]], label: str, look: Look) -> None:
+    def _curve(axis: Axes, runs: Sequence[Sequence[tuple[int, float]]], label: str, style: Style) -> None:
         if not runs:
             return
         steps, values = by_step(runs)
-        style = (0, look.dash) if look.dash else "solid"
-        axis.plot(steps, [np.mean(v) for v in values], color=look.colour, linestyle=style, label=label, linewidth=1.8)
+        dashes = (0, style.dash) if style.dash else "solid"
+        axis.plot(steps, [np.mean(v) for v in values], color=style.colour, linestyle=dashes, label=label, linewidth=1.8)
         low, high = [min(v) for v in values], [max(v) for v in values]
-        axis.fill_between(steps, low, high, color=look.colour, alpha=0.15, linewidth=0)
+        axis.fill_between(steps, low, high, color=style.colour, alpha=0.15, linewidth=0)
 
 
 @dataclass
@@ -107,9 +107,9 @@ class Bars:
     @staticmethod
     def _bar(axis: Axes, plan: Plan, arm: str, place: float, arms: int, height: float, named: bool) -> None:
         label = plan.arms[arm].label if named else None
-        look = looks(plan.arms)[arm]
-        hatched: dict[str, Any] = {"hatch": "///", "edgecolor": "white", "linewidth": 0} if look.dash else {}
-        axis.bar(place, height, width=0.8 / arms, color=look.colour, label=label, **hatched)
+        style = styles(plan.arms)[arm]
+        hatched: dict[str, Any] = {"hatch": "///", "edgecolor": "white", "linewidth": 0} if style.dash else {}
+        axis.bar(place, height, width=0.8 / arms, color=style.colour, label=label, **hatched)
 
 
 FRAMES = {1: ("tab:green", "-"), -1: ("tab:red", "--")}

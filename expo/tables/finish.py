@@ -17,7 +17,7 @@ from expo.runs.reading import read_summary
 from expo.tables.aggregate import aggregate, keep_runs
 from expo.tables.figures import Curves
 from expo.tables.plan import Plan, PlannedRun, table_name
-from expo.tables.render import markdown, rows_of, wide_console
+from expo.tables.render import cells_of, markdown, wide_console
 from expo.tables.sweep import distinct
 
 
@@ -60,7 +60,7 @@ def finish(
     if plan.extends is None and earlier is None:  # else they are kept beside the table whose runs they are
         keep_runs([run for run in distinct(runs) if run.done], plan.prepare, folder)
     draw(name, plan, record, runs, folder)
-    show(plan, record)
+    print_means(plan, record)
     print(f"table and figures: {folder}")
     return record
 
@@ -80,9 +80,9 @@ def draw(name: str, plan: Plan, record: dict[str, Any], runs: Sequence[PlannedRu
         plt.close(figure)
 
 
-def show(plan: Plan, record: dict[str, Any]) -> None:
+def print_means(plan: Plan, record: dict[str, Any]) -> None:
     """Print the arms' own numbers; table.md also has the paper's numbers, differences and cost."""
-    heads, rows = rows_of(plan, record)
+    heads, rows = cells_of(plan, record)
     width = 1 + len(plan.columns)
     shown = Table(title=plan.title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in (*heads[:width], heads[-1]):

@@ -24,7 +24,7 @@ def wide_console() -> Console:
     return Console() if sys.stdout.isatty() or "COLUMNS" in os.environ else Console(width=160)
 
 
-def rows_of(plan: Plan, record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+def cells_of(plan: Plan, record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Return the headings, and the cells of each arm: means with 95 % intervals, pass@k in percent; the paper's
     numbers, where there are any, in columns of their own that say so."""
     papers = list(dict.fromkeys(column for numbers in plan.paper.values() for column in numbers or ()))
@@ -104,7 +104,7 @@ def unlike_problems(record: Mapping[str, Any]) -> str:
 
 def markdown(plan: Plan, record: Mapping[str, Any]) -> str:
     """Return the table as Markdown, with how it was made."""
-    heads, rows = rows_of(plan, record)
+    heads, rows = cells_of(plan, record)
     lines = [f"## {plan.title}", "", "| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     lines += ["| " + " | ".join(cells) + " |" for cells in rows]
     return "\n".join([*lines, "", " ".join(filter(None, (made_by(record), unlike_problems(record))))]) + "\n"

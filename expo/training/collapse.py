@@ -58,14 +58,16 @@ class WatchHealth(Callback):
             self.keep(trainer, 0, float("-inf"))
         if self.action == "stop" and self.health.collapsing:  # noticed by a session that only warned
             collapse = next(c for c in reversed(self.run.collapses) if self.health.watches[c["metric"]].on)
-            raise Collapsed(f"stopped: {collapse['metric']} collapses from step {collapse['began']} on{self.kept}")
+            raise Collapsed(
+                f"stopped: {collapse['metric']} collapses from step {collapse['began']} on{self.about_best}"
+            )
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
         step = trainer.current_epoch + 1
         self.see_evaluation(trainer)
         if still := self.health.see_dead(pl_module.last_metrics, step):
             self.tell(trainer, [Collapse(s.metric, s.meaning, s.worst, s.worst, 1, step) for s in still])
-        if collapses := self.found(pl_module.last_metrics, step):
+        if collapses := self.collapses_in(pl_module.last_metrics, step):
             self.tell(trainer, collapses)
             self.act(trainer, pl_module, collapses[0])
             return
@@ -85,7 +87,7 @@ class WatchHealth(Callback):
         reward chooses it."""
         return self.action != "warn" and module.conf.acts_every_step
 
-    def found(self, metrics: Mapping[str, float | None], step: int) -> list[Collapse]:
+    def collapses_in(self, metrics: Mapping[str, float | None], step: int) -> list[Collapse]:
         """Return the collapses that a step's or an evaluation's scalars show from this step on."""
         collapses = []
         for watch, now in self.health.see(metrics):
@@ -99,11 +101,11 @@ class WatchHealth(Callback):
         shows a collapse."""
         if self.run.metrics is not self.seen:
             self.seen = self.run.metrics
-            if collapses := self.found(self.seen, trainer.current_epoch):
+            if collapses := self.collapses_in(self.seen, trainer.current_epoch):
                 self.tell(trainer, collapses)
 
     @property
-    def kept(self) -> str:
+    def about_best(self) -> str:
         """Return the message's words on the best checkpoint."""
         return f"; {self.path} is of step {self.best_step}" if self.best_step >= 0 else ""
 
@@ -122,7 +124,7 @@ class WatchHealth(Callback):
         if self.action == "stop":
             raise Collapsed(
                 f"stopped at step {collapse.noticed}: {collapse.metric} collapses from step {collapse.began} "
-                f"on{self.kept}"
+                f"on{self.about_best}"
             )
         if self.action == "rollback":
             self.roll_back(trainer, module, collapse)

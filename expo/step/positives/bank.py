@@ -30,7 +30,7 @@ SAMPLES = 256  # of each weight
 IDENTITY = b"bank"
 NAME = re.compile(r"steps-(\d+)-(\d+)\.parquet")
 
-Rows = dict[int, tuple[tuple[int, ...], list[int], bool]]  # by row of the key: prompt, completion, truncated
+Entries = dict[int, tuple[tuple[int, ...], list[int], bool]]  # by row of the key: prompt, completion, truncated
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Bank:
 
     folder: Path
     identity: str
-    steps: dict[int, Rows] = field(default_factory=dict)  # those of the part that was read last
+    steps: dict[int, Entries] = field(default_factory=dict)  # those of the part that was read last
     price: float = 0.0  # seconds that each of its tokens took to write; 0 of parts of before this was kept
 
     def parts(self) -> dict[Path, range]:
@@ -71,13 +71,13 @@ class Bank:
             raise UserError(f"bank={self.folder}: {wrong} for step {step + 1}; delete the folder, and it is made again")
         return Completion(request.prompt, row[1], [], row[2], request.problem)
 
-    def _read(self, path: Path) -> dict[int, Rows]:
-        def parse(table: pa.Table) -> dict[int, Rows]:
+    def _read(self, path: Path) -> dict[int, Entries]:
+        def parse(table: pa.Table) -> dict[int, Entries]:
             metadata = json.loads(table.schema.metadata[IDENTITY])
             if metadata["identity"] != self.identity:
                 whose = f"of the bank {metadata['identity']}, whose model, prompts, data, sampling or seed are others"
                 raise UserError(f"bank={path}: {whose}; {AGAIN}")
-            steps: dict[int, Rows] = {}
+            steps: dict[int, Entries] = {}
             for row in table.to_pylist():
                 steps.setdefault(row["step"], {})[row["row"]] = (tuple(row["prompt"]), row["ids"], row["truncated"])
             tokens = sum(len(ids) for rows in steps.values() for _, ids, _ in rows.values())
@@ -121,8 +121,8 @@ class BankedEngine(Engine):
         initial: Callable[[], AbstractContextManager[None]],
         ranks: Ranks = ALONE,
     ):
-        self.bank, self.steps, self.requests_of, self.engine, self.begun = (bank, steps, requests_of, engine, initial)
-        self.ranks = ranks
+        self.bank, self.steps, self.requests_of, self.engine = bank, steps, requests_of, engine
+        self.initial_weights, self.ranks = initial, ranks
         self.written_s = 0.0  # since `shared_s` was asked
 
     def generate(
@@ -151,7 +151,7 @@ class BankedEngine(Engine):
                 return
             started = time.perf_counter()
             # Before the first step the policy is what it began as.
-            with self.begun() if step else nullcontext():
+            with self.initial_weights() if step else nullcontext():
                 self.engine.sync()
                 tokens = sum(self._write(steps, sampling) for steps in _consecutive(missing))
             self.engine.sync()

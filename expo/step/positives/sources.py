@@ -4,7 +4,7 @@ A positive is always trained on under the solve prompt q alone. What the sampler
 π(·|q, a*) and never reaches a ratio or a weight.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from expo.config import (
@@ -20,13 +20,11 @@ from expo.config import (
 from expo.ground.problem import Problem
 from expo.rollout.engine import Completion, Request
 from expo.rollout.noise import EXPLAIN, Key
-from expo.step.experience import Batch, Candidate, Candidates, Group, Tools
+from expo.step.experience import Batch, Candidate, Candidates, Groups, Tools
 from expo.step.positives.filters import Written, rejection
 from expo.step.positives.schedules import GATES, SCHEDULES
 from expo.step.positives.selection import Limits, select
 from expo.verifier.answers import Verdict
-
-Groups = Mapping[int, Group]  # judged groups by problem, as far as they are there
 
 
 class PositiveSource:
@@ -263,7 +261,7 @@ def _shuffled_answer(batch: Batch, groups: Groups, problem: int, tools: Tools) -
     return next((answer for answer in others if answer != own_answer), None)
 
 
-Shown = Callable[[Batch, Groups, int, Tools], str | None]
-SHOWN: dict[str, Shown] = functions_of(
+ShownAnswer = Callable[[Batch, Groups, int, Tools], str | None]
+SHOWN: dict[str, ShownAnswer] = functions_of(
     SelfExplanationConf, "shown_answer", {"true": _true_answer, "wrong": _wrong_answer, "shuffled": _shuffled_answer}
 )
