@@ -111,7 +111,7 @@ def _at_home(argument: str) -> str:
 
 
 def _completion() -> str:
-    """Return what makes bash complete commands and, by Hydra, groups, options and keys."""
+    """Return the bash script that completes commands and, by Hydra, groups, options and keys."""
     return f"""\
 _expo() {{
     local words=($COMP_LINE) choices="{" ".join([*COMMANDS, *PROGRAMS])}"
@@ -259,7 +259,7 @@ def _run_hydra(command: str, arguments: list[str]) -> int:
 
 
 def _score(cfg: Any, command: str) -> float | None:
-    """Return what a sweeper of Hydra's goes by: pass@k of the last evaluation, of the largest k; None where a command
+    """Return the objective of Hydra's sweepers: pass@k of the last evaluation, of the largest k; None where a command
     has none."""
     from expo.runs.directory import Run
 

@@ -110,7 +110,7 @@ class Algorithm(Updates):
             self.pipeline.engines.sync()
 
     def collect(self, step: int) -> Experience:
-        """Return what the step learns from."""
+        """Sample and judge the experience of a step: rollouts, positives."""
         return self.pipeline.run(step, self.sampler.batch(step), self.conf.group_size)
 
     def update(self, experience: Experience) -> StepSums:

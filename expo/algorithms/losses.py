@@ -72,7 +72,7 @@ def group_advantages(
 
 
 def overlong_penalty(lengths: Tensor, max_tokens: int, share: float) -> Tensor:
-    """Return what DAPO adds to the reward of a long completion (arXiv 2503.14476, eq. 13): from 0 down to -1 over the
+    """Return DAPO's penalty on the reward of a long completion (arXiv 2503.14476, eq. 13): from 0 down to -1 over the
     last `share` of the allowance.
 
     Args: lengths `[...]` in tokens; share in [0, 1]. Returns the same shape; all 0 with `share=0`.

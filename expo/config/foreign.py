@@ -143,7 +143,7 @@ CONFIG: dict[str, Check] = {
 
 
 def summary_of(directory: Path) -> dict[str, Any]:
-    """Return a run's summary. Raises UNREADABLE where there is none, or one of another shape."""
+    """Return a run's summary. Raises UNREADABLE where it is missing or malformed."""
     summary = from_json(content(directory / "summary.json"))
     _check(summary, SUMMARY)
     return summary
@@ -158,7 +158,7 @@ def read_summary(directory: str | Path) -> dict[str, Any]:
 
 
 def summary_with(directory: Path, *names: str) -> dict[str, Any]:
-    """Return a run's summary. Raises UserError where there is none, or one that lacks a name."""
+    """Return a run's summary. Raises UserError where it is missing, or lacks a name."""
     try:
         summary = summary_of(directory)
         if lacking := set(names) - summary.keys():

@@ -20,7 +20,7 @@ def plain(text: str) -> str:
 def what_differs(
     overrides: Sequence[str], runtime: Collection[str], earlier: str = "", shared: Collection[str] = ()
 ) -> str:
-    """Return what a command line changes of a run, short enough for a folder's name: `max_steps_4+learning_rate_1e-05`.
+    """Name the changes of a command line, short enough for a folder's name: `max_steps_4+learning_rate_1e-05`.
 
     Neither `=` nor `,` is in it: Hydra would not take the folder as a value. Args: runtime, keys that change nothing of
     the result; earlier, what another run's name says, which the command line changes further; shared, the overrides

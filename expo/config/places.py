@@ -93,7 +93,7 @@ def _data(cfg: Config, command: str) -> str:
 
 
 def _policy(cfg: Config) -> str:
-    """Return what a model is called in a folder's name: a run's final model by the run, another one by its path."""
+    """Name a model in a folder's name: a run's final model by the run, another one by its path."""
     path = Path(cfg.model.path)
     of_run = path.parent.name == "checkpoints"
     return path.parents[1].name.rpartition("-")[0] if of_run else plain(path.name)

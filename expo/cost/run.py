@@ -206,7 +206,7 @@ class Work:
 
     @property
     def shares(self) -> bool:
-        """Return whether the update reads a prompt once for its group, as far as the config tells."""
+        """Return whether the update reads a prompt once for its group, as far as the config decides it."""
         t, m = self.cfg.trainer, self.cfg.model
         return t.share_prompts and not t.packing and not m.gradient_checkpointing and m.attention in ("sdpa", "eager")
 

@@ -100,7 +100,7 @@ class Reader:
         return self._nonempty(_spread(problems, count), self._held_out, levels)
 
     def part(self) -> list[Problem]:
-        """Return what `expo evaluate` and `expo diagnose` take, at most `limit` problems: see `dataset.part`."""
+        """Return the problems of `expo evaluate` and `expo diagnose`, at most `limit` of them: see `dataset.part`."""
         if self.conf.part == "train":
             return self.train()
         if self.conf.part == "held_out" and self.conf.shares_file:
@@ -400,7 +400,7 @@ class Rows(Columns):
 
 
 def _steps(checks: Callable[[str, str], Sequence[bool]], question: str, completion: str) -> Steps:
-    """Return the check of a function of one's own: whether each step that the question takes is there and right."""
+    """Return the check by a user's function: whether each step that the question takes is present and right."""
     right = checks(question, completion)
     return Steps(sum(right) / max(len(right), 1), all(right))
 
@@ -447,7 +447,7 @@ def answer_text(value: Any) -> str:
 
 
 def level_of(value: Any) -> int | str | None:
-    """Return a level: of 5, 5.0, "5" and "Level 5" the number, of anything else its words; None where there is none."""
+    """Return a level: the number of 5, 5.0, "5" and "Level 5", the words of any other value; None without one."""
     if value is None or (isinstance(value, float) and math.isnan(value)) or str(value).strip().lower() in NOTHING:
         return None
     number = re.fullmatch(r"(?:\D*\s)?(\d+)(?:\.0)?|[^\d.]*(\d+)", str(value).strip())

@@ -83,8 +83,7 @@ def levels_of(rows: Samples) -> list[Any]:
 
 
 def in_words(rows: Samples) -> list[str]:
-    """Return what the explanations come to, a sentence each: how many are right, and whether they have the two
-    properties."""
+    """Sum the explanations up, a sentence each: how many are right, and whether they have the two properties."""
     verified = [row for row in rows if row["kind"] == "self_explanation"]
     if not verified:
         return []

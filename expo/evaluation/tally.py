@@ -71,8 +71,8 @@ class Tally:
         return metrics
 
     def sampling_metrics(self, greedy: Sequence[Row], k: Sequence[int]) -> dict[str, float]:
-        """Return what `expo evaluate` says beside: `mean@n`, `cons@n`, `greedy`, of all, by level and by subject, each
-        also with `_lo` and `_hi`; and pass@k by subject.
+        """Return the further metrics of `expo evaluate`: `mean@n`, `cons@n`, `greedy`, overall, by level and by
+        subject, each also with `_lo` and `_hi`; and pass@k by subject.
 
         Args: greedy, one completion of each problem, or none.
         """
@@ -134,7 +134,7 @@ def majority(samples: Sequence[Row]) -> float:
 
 
 def same_answer(one: str, other: str) -> bool:
-    """Return whether two answers, neither of which is right, are one, as far as no algebra is needed to see it."""
+    """Return whether two wrong answers are the same, as far as that can be seen without algebra."""
     return fast_verdict(one, other) is Verdict.CORRECT
 
 

@@ -131,7 +131,7 @@ def locked(path: Path, waiting: str | None = None) -> Iterator[IO[str] | None]:
 
 @contextmanager
 def unused(directory: Path) -> Iterator[bool]:
-    """Keep other processes from working on a run that is there; False where one does."""
+    """Lock an existing run against other processes; yields False where one works on it."""
     if not os.access(directory, os.W_OK):  # ours is not to keep anyone from it
         yield not is_held(directory / LOCK)
         return
@@ -172,8 +172,7 @@ def is_held(path: Path) -> bool:
 
 
 class Temporary(tempfile.TemporaryDirectory[str]):
-    """A temporary folder, with a lock for as long as it is in use; those that killed processes have left go before it
-    is made."""
+    """Temporary folder, locked while it is in use. Making one first removes those that killed processes have left."""
 
     def __init__(self, prefix: str, parent: str | None = None):
         for left in Path(parent or tempfile.gettempdir()).glob(f"{prefix}*"):

@@ -343,8 +343,8 @@ def bank_of(cfg: Config, policy: PreTrainedModel) -> Bank:
 def initial_weights(
     cfg: Config, policy: PreTrainedModel, bank: Bank, ranks: Ranks = ALONE
 ) -> AbstractContextManager[None]:
-    """Return a context in which the policy has its initial weights. Raises UserError where the model is another one by
-    now.
+    """Return a context in which the policy has its initial weights. Raises UserError where the model's files have
+    changed since.
 
     The first device alone loads them: the memory of a machine has no room for as many as it has devices.
     """
@@ -372,7 +372,7 @@ def make_engine(cfg: Config, model: PreTrainedModel, tokenizer: PreTrainedTokeni
 
 
 def rollout_sampling(cfg: Config) -> Sampling:
-    """Return how rollouts and explanations are sampled."""
+    """Return the sampling settings of rollouts and explanations."""
     r = cfg.rollout
     return Sampling(r.temperature, r.top_p, r.top_k, r.max_completion_tokens)
 

@@ -41,7 +41,7 @@ def offline_files(folder: str | Path) -> list[Path]:
 
 
 def _first_step(path: Path) -> int:
-    """Return the first step that a file has scalars of; 0 where there is none."""
+    """Return the first step in a file that has scalars; 0 without one."""
     try:
         return next((record.history.step.num for record in _parsed(path) if record.HasField("history")), 0)
     except ValueError:  # another kind of file
@@ -106,8 +106,8 @@ def _items(items: Any) -> dict[str, Any]:
 
 
 def end_whole(path: Path) -> bool:
-    """Cut off the record that a kill has left half written: W&B would not take the file for sent. Returns whether there
-    is any record."""
+    """Cut off the record that a kill has left half written, which W&B would refuse. Returns whether a record is
+    left."""
     end = max((end for end, _ in _records(path)), default=0)
     if 0 < end < path.stat().st_size:
         os.truncate(path, end)

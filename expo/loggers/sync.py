@@ -48,8 +48,8 @@ def _count(sessions: int) -> str:
 
 
 def _has_records(file: Path) -> bool:
-    """Return whether there is anything to send, after cutting off what a kill has left half written. A file of another
-    kind is named."""
+    """Return whether a file has records to send, after cutting off what a kill has left half written. Warns of a file
+    of another kind."""
     try:
         return end_whole(file)
     except ValueError as error:

@@ -164,7 +164,7 @@ def _hardest(arms: Mapping[str, Sequence[RunData]]) -> dict[str, str]:
 
 
 def _chart(name: str, unit: str, arms: Mapping[str, Sequence[charts.Run]], shown: Mapping[str, Style]) -> Markup | None:
-    """Return the curves of a scalar: of shares in percent; a reward of one's own may be none."""
+    """Draw the curves of a scalar, shares in percent; a user's own reward may be no share."""
     share = unit is SHARE and all(0 <= value <= 1 for runs in arms.values() for run in runs for _, value in run)
     if share:
         arms = {arm: [[(step, 100 * value) for step, value in run] for run in runs] for arm, runs in arms.items()}

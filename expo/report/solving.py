@@ -23,7 +23,7 @@ Files = dict[int, Path]  # by step
 
 @dataclass(frozen=True)
 class Solving:
-    """What the page's slider goes through: `data`, plain data for the script; `told`, what is shown and what is left
+    """Content of the page's slider: `data`, plain data for the script; `told`, a sentence on what is shown and left
     out.
 
     data: `texts`, every text once; and `problems`, of which each has label, question, answer and `arms`: by arm, its

@@ -141,8 +141,8 @@ def memory_share(weights: int, cached: int, total: int) -> float:
 
 
 def adapter_rank(model: PreTrainedModel) -> int:
-    """Return the rank that vLLM has to make room for, to hold the model's LoRA adapter beside its weights; 0 where it
-    cannot, or there is none."""
+    """Return the rank of adapters for which vLLM makes room, so that it holds the model's LoRA adapter beside its
+    weights; 0 where it cannot, or the model has none."""
     adapter = model.peft_config["default"] if isinstance(model, PeftModel) else None
     return next((rank for rank in LORA_RANKS if adapter and rank >= adapter.r), 0)
 

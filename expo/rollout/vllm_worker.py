@@ -60,7 +60,7 @@ def sums(named: Iterable[tuple[str, Tensor]]) -> Sums:
 
 
 def _adapter(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Return the one adapter that there is room for, as the layers compute with it: joined like their matrices, padded
+    """Yield the weights of the only adapter in vLLM, as the layers compute with it: joined like their matrices, padded
     with zeros."""
     for name, layer in model.named_modules():
         for part, stacked in (("A", "lora_a_stacked"), ("B", "lora_b_stacked")):

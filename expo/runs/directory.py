@@ -149,7 +149,7 @@ class Run:
                 print(f"{key} is not looked at: {remedy}")
 
     def summary(self) -> dict[str, Any]:
-        """Return the summary as it stands, {} where there is none."""
+        """Return the current summary, {} without one."""
         return read_summary(self.dir)
 
     def record(self, status: str, **more: Any) -> dict[str, Any]:

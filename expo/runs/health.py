@@ -19,7 +19,7 @@ Point = tuple[int, float]  # step, value
 
 @dataclass(frozen=True)
 class Sign:
-    """One way in which a policy goes bad: a scalar that falls or rises far beyond what it has been.
+    """Sign of a policy that collapses: a scalar that falls or rises far beyond its earlier values.
 
     The change against the best earlier mean must reach `least`, in the scalar's own unit, and the share `share` of that
     mean. Falling entropy is no sign: it is what learning looks like.
@@ -49,7 +49,7 @@ EVALUATED = (Sign("pass@1", True, 0.1, 0.5, "it no longer solves what it solved"
 
 @dataclass(frozen=True)
 class Still:
-    """One way in which a run is dead from its first step: a scalar that is at its worst in all of the first DEAD_AFTER
+    """Sign of a run that is dead from its first step: a scalar that is at its worst in all of the first DEAD_AFTER
     steps."""
 
     metric: str
@@ -235,7 +235,7 @@ class Watch:
         return now if self.on else None
 
     def change(self, before: float, now: float) -> float:
-        """Return by how much a value is worse than another; negative: better."""
+        """Return by how much `now` is worse than `before`; negative: better."""
         return before - now if self.sign.falls else now - before
 
     def began(self, points: Sequence[Point], now: float) -> int:
@@ -297,7 +297,7 @@ class Health:
         return any(watch.on for watch in self.watches.values())
 
     def state(self) -> dict[str, Any]:
-        """Return what is known, as plain data for a checkpoint."""
+        """Return the state of all watches, as plain data for a checkpoint."""
         watches = {name: {k: v for k, v in asdict(w).items() if k != "sign"} for name, w in self.watches.items()}
         return watches | {"dead": self.dead}
 

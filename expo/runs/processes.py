@@ -46,7 +46,7 @@ def run_environment(jobs: int) -> dict[str, str]:
 
 
 def share_of_cores(processes: int) -> str:
-    """Return how many threads each of so many processes gets; with 0 or less, there are as many as cores."""
+    """Return the threads of each of so many processes; all cores for 0 or fewer."""
     # A Slurm job has only some of its node's cores. macOS cannot say which.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return str(max(1, cores // (processes if processes > 0 else cores)))

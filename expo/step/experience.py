@@ -178,7 +178,7 @@ class Experience:
         return Experience(groups, self.step, gives_hints=self.gives_hints, writer=self.writer)
 
     def __add__(self, other: "Experience") -> "Experience":
-        """Return both as one step; the other's groups come after these."""
+        """Join two experiences into one step; the groups of `other` come last."""
         timer = Timer(self.timer.seconds)
         timer.add(other.timer.seconds)
         return replace(

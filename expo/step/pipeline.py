@@ -106,7 +106,7 @@ class Pipeline:
     def roll_out(
         self, batch: Batch, group_size: int, uncached: Sequence[int], timer: Timer
     ) -> tuple[dict[int, Group], list[Completion], int]:
-        """Generate and judge the rollouts, and explain in the same call as far as `when` allows it.
+        """Generate and judge the rollouts; generate explanations in the same call where `when` allows that.
 
         Args: uncached, the problems whose explanation is not in the cache. Returns the groups, the explanations that
         were made on the way, and how many tokens the rollouts have.
@@ -202,7 +202,7 @@ class Pipeline:
         return float((with_hint - without).mean())
 
     def without_hints(self, groups: Groups) -> dict[int, Group]:
-        """Return the groups as they are trained on: with `hints.gradient=question`, every rollout behind its question
+        """Return the groups that are trained on: with `hints.gradient=question`, every rollout under its question
         alone."""
         if not self.hints.under_question:
             return dict(groups)

@@ -59,7 +59,7 @@ def wrong_answer(e: Experience, group: int, rollout: int, tools: Tools) -> Probl
 
 
 def privileged_prompts(e: Experience, shown: Privilege, tools: Tools) -> list[list[tuple[int, ...] | None]]:
-    """Return the teacher's prompt for each rollout of each group `[P][G]`; None where there is nothing to show, or no
+    """Return the teacher's prompt for each rollout of each group `[P][G]`; None without privilege to show, or without
     room for it."""
     problems = [[shown(e, i, row, tools) for row in range(len(g.completions))] for i, g in enumerate(e.groups)]
     distinct = list(dict.fromkeys(p for row in problems for p in row if p is not None))

@@ -33,7 +33,7 @@ class ProblemSampler:
         return [self.problems[orders[p // count][p % count]] for p in positions]
 
     def refill(self, step: int, number: int) -> list[Problem]:
-        """Return as many further problems for `step`, drawn at random; `number` counts from 1."""
+        """Return another batch of problems for `step`, drawn at random; `number` counts the batches from 1."""
         rng = Key(self.seed, REFILL, step, number).generator()
         chosen = rng.choice(len(self.problems), self.per_step, replace=len(self.problems) < self.per_step)
         return [self.problems[i] for i in chosen]
@@ -76,7 +76,7 @@ class Retries:
         return {"place": self.place, "idle": dict(self.idle)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up what `state_dict` returned. A run that goes back to an earlier policy goes on with other problems."""
+        """Take the state of `state_dict`. A run that goes back to an earlier policy goes on with other problems."""
         self.place, self.idle = max(self.place, state["place"]), dict(state["idle"])
 
 

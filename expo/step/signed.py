@@ -19,7 +19,7 @@ AGAIN = "delete it, and it is made again"
 
 
 def is_signed(path: Path) -> bool:
-    """Return whether a file was finished: it and its digest are there."""
+    """Return whether a file is complete: it has its digest beside it."""
     return path.is_file() and _digest_file(path).is_file()
 
 

@@ -141,8 +141,7 @@ def table_name(name: str) -> str:
 
 
 def results_folder(name: str, scale: str, output_dir: str = "outputs") -> Path:
-    """Return where the results of a table's own plan are kept: beside the plan, but never inside an installed
-    package."""
+    """Return the folder for results of a table's own plan: beside the plan, but never inside an installed package."""
     file = plan_file(name)
     if file.is_relative_to(SHIPPED):
         return Path(output_dir, "tables", table_name(name), scale)

@@ -103,11 +103,11 @@ class Request:
         return f"{table_name(self.name)}-{self.scale_name}"
 
     def kept(self, output_dir: str) -> Path:
-        """Return where the results of the plan's own table are kept."""
+        """Return the folder of the results of the plan's own table."""
         return results_folder(self.name, self.scale_name, output_dir)
 
     def folder(self, output_dir: str) -> Path:
-        """Return where this table's results go."""
+        """Return the folder of this table's results."""
         changed = Path(output_dir, "sweeps", self.title, self.variant)
         return self.results or (changed if self.variant else self.kept(output_dir))
 

@@ -21,11 +21,13 @@ log = logging.getLogger(__name__)
 
 
 class Collapsed(Exception):
-    """The policy has collapsed, and `trainer.on_collapse` says to stop, or there is nothing to roll back to."""
+    """The policy has collapsed, and the run stops: `trainer.on_collapse` says so, or no checkpoint is left to roll back
+    to."""
 
 
 class WatchHealth(Callback):
-    """Names a collapse in the terminal, the summary and the loggers; then goes on, stops, or rolls back.
+    """Callback that reports a collapse in the terminal, the summary and the loggers; then goes on, stops, or rolls
+    back.
 
     With stop and rollback, checkpoints/best.ckpt is the checkpoint of the highest mean reward over the last steps,
     looked at every `evaluation.every` steps; before there is one, the initial policy. A rollback takes the policy and

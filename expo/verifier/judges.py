@@ -87,7 +87,7 @@ def matches(answer: str, pattern: str) -> bool:
 
 
 class ByFunction:
-    """Asks a function `judge(answer, problem) -> bool | None` of one's own:
+    """Judge that asks a user's function `judge(answer, problem) -> bool | None`:
     `verifier=python verifier.function=package.module.name`.
 
     True is right, False is wrong, None is no answer; of a number, 1 or more is right, and less may be a part of it

@@ -188,8 +188,8 @@ class Members:
         return f"{opening}{text}{closing}".strip()
 
     def agrees(self, gold: "Members") -> bool:
-        """Return whether it has the gold answer's members: in this order where one is a tuple, in any order else. A set
-        is no tuple."""
+        """Return whether these are the gold answer's members: in this order where one is a tuple, in any order else. A
+        set is no tuple."""
         brackets = {self.bracket, gold.bracket}
         apart = brackets == {"(", "{"} or ("or" in brackets and len(brackets) > 1)
         if len(self.members) != len(gold.members) or apart:

@@ -143,7 +143,7 @@ class Number:
         return noisy and abs(self.value - other.value) <= Fraction(1, 10**15) * abs(other.value)
 
     def stands_for(self, value: Fraction) -> bool:
-        """Return whether it is a decimal with digits enough to stand for a value that it is rounded from, or cut off
+        """Return whether the decimal has digits enough to stand for a value that it is rounded from, or cut off
         from."""
         apart = abs(self.value - value)
         cut_off = apart < self.step and abs(self.value) <= abs(value)
@@ -170,7 +170,7 @@ class Quantity:
         return f"{self.number} {self.unit}".rstrip()
 
     def agrees(self, gold: "Quantity") -> bool:
-        """Return whether it is the gold answer's quantity. A unit that only one of them has is no difference, and a
+        """Return whether the quantity is the gold answer's. A unit that only one of them has is no difference, and a
         percent sign may be left out; `50%` for 0.5 is the same value."""
         if self.unit and gold.unit and self.unit != gold.unit:
             return False

@@ -60,7 +60,7 @@ _LEADING = r"^\s*(?:so|thus|hence|therefore)?,?\s*(?:(?:the|my|our)\s+)?(?:final
 
 @lru_cache(maxsize=2**14)
 def spelled(text: str) -> str:
-    """Return the text in ASCII and LaTeX as far as it has such a spelling, without HTML and Markdown around it."""
+    """Return the text in ASCII and LaTeX, where it has such a spelling, without HTML and Markdown around it."""
     if "<" in text:
         text = re.sub(r"<sup>(.*?)</sup>", r"^{\1}", re.sub(r"<sub>(.*?)</sub>", r"_{\1}", text))
         text = re.sub(_TAGS, "", text)

@@ -53,7 +53,7 @@ class Bank:
         return {p: range(int(m[1]), int(m[2]) + 1) for p, m in matches.items() if m and is_signed(p)}
 
     def missing(self, steps: Iterable[int]) -> list[int]:
-        """Return which of the steps no part has."""
+        """Return the steps that no part covers."""
         written = self.parts().values()
         return [step for step in steps if not any(step in covered for covered in written)]
 
@@ -128,7 +128,7 @@ class BankedEngine(Engine):
     def generate(
         self, requests: Sequence[Request], sampling: Sampling, follow: Follow | None = None
     ) -> list[Completion]:
-        """See `Engine.generate`; nothing follows, since all is there at once."""
+        """See `Engine.generate`; nothing follows, since all explanations are written already."""
         for step in sorted({r.key.step for r in requests}):
             if step not in self.bank.steps:
                 self.write_block(step, sampling)
