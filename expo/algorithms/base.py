@@ -98,9 +98,8 @@ class Algorithm(Updates):
         with experience.timer("sync"):
             engine.wake()
             engine.sync()
-        weight = (
-            None if self.pipeline.source.joins_groups else experience.beta
-        )  # a group member has an advantage instead
+        # A group member has an advantage instead.
+        weight = None if self.pipeline.source.joins_groups else experience.beta
         self.last_experience, self.last_metrics = experience, step_metrics(experience, sums, weight)
 
     def before(self, step: int) -> None:

@@ -31,9 +31,8 @@ class Rows:
     old_logp: Tensor  # [B, T], log π_old, filled by the first pass
     as_sampled: Tensor  # [B, 1], True where the prompt is the one behind which the row was sampled
     guided: Tensor  # [B], True where a teacher has something to see
-    seen: list[TokenBatch] = field(
-        default_factory=list
-    )  # the same completions behind the prompts that the teacher sees
+    # The same completions behind the prompts that the teacher sees.
+    seen: list[TokenBatch] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

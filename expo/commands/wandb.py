@@ -122,8 +122,8 @@ def _deliver(kind: str, view: Any, options: dict[str, str], title: str) -> int:
 
 
 def upload(arguments: Sequence[str]) -> int:
-    """Send runs that have ended, whatever their logger: config, scalars of all steps, and summary, under the run's id. What
-    W&B has already is not sent again."""
+    """Send runs that have ended, whatever their logger: config, scalars of all steps, and summary, under the run's id.
+    What W&B has already is not sent again."""
     from expo.config import WandbConf, WandbLoggerConf, restore
     from expo.loggers.trackers import Wandb
     from expo.loggers.tracking import Session, log_summary

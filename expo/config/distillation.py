@@ -17,9 +17,8 @@ class SelfDistillationConf(GRPOConf):
     """GRPO's rollouts, scored by a teacher: the same network, that sees more. Its opinion of each token is learned
     from."""
 
-    gone: ClassVar[Mapping[str, Any]] = {
-        "top_of": "student"
-    }  # whose likeliest words `top_k` takes: nothing used the teacher's
+    # Whose likeliest words `top_k` takes: nothing used the teacher's.
+    gone: ClassVar[Mapping[str, Any]] = {"top_of": "student"}
     _target_: str = "expo.algorithms.distillation.SelfDistillation"
     group_size: int = key(8, low=1, high=2**16, help="rollouts per problem; a group advantage needs at least 2")
     privilege: str = key(

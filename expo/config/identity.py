@@ -43,9 +43,8 @@ def bank_identity(cfg: Config) -> str:
     tree = _with_contents(_tree(cfg, pairs=True), cfg)
     hashed = {name: tree[name] for name in ("dataset", "model", "prompts", "rollout", "seed")}
     hashed["trainer"] = {name: tree["trainer"][name] for name in ("problems_per_step", "precision")}
-    hashed["hints"] = (
-        cfg.hints.writer is not None and not cfg.hints.needs_solutions
-    )  # then a problem whose prompt for a hint is too long is left out
+    # Then a problem whose prompt for a hint is too long is left out.
+    hashed["hints"] = cfg.hints.writer is not None and not cfg.hints.needs_solutions
     hashed["positives"] = {name: tree["positives"][name] for name in ("_target_", "samples", "shown_answer")}
     return _digest(hashed)
 

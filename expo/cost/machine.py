@@ -45,9 +45,8 @@ class Device:
     training: float = 0.4  # share of the FLOPs that forward and backward passes reach
     thin: float = 0.4  # the same of products of few rows, as in decoding
     reading: float = 0.6  # share of the bandwidth that decoding reaches
-    layer_s: Mapping[str, float] = field(
-        default_factory=dict
-    )  # what launching one layer of one decoding step takes, by engine
+    # What launching one layer of one decoding step takes, by engine.
+    layer_s: Mapping[str, float] = field(default_factory=dict)
     reserved: float = 4e9  # bytes: the context, workspaces, fragmentation
 
     def rate(self, format_: str) -> float:

@@ -83,9 +83,8 @@ def updating(work: Work) -> dict[str, float]:
     gradients = each * work.trained / work.sharded
     if s.tied and not cfg.model.lora_rank:  # embedding and head give a whole gradient each, on top of the sum
         gradients += 2 * each * s.head
-    if (
-        sharded and work.shares
-    ):  # layers that are read twice keep whole gradients until they were gone back through twice
+    # Layers that are read twice keep whole gradients until they were gone back through twice.
+    if sharded and work.shares:
         gradients += min(each, layer) * (work.trained if cfg.model.lora_rank else s.in_layers)
     casts = work.casts if not sharded else 2.0 * s.head if work.mixed else 0.0  # layers are gathered in 16 bit
     engines = engine(work, asleep=work.sleeps) if not work.elsewhere else {}

@@ -75,9 +75,8 @@ def update(work: Work, device: Device) -> float:
     forward = cfg.algorithm.forward_passes
     scored = work.rollouts * work.completion + work.positives * work.completion
     read = scored + work.rollouts * work.prompt / together + work.positives * work.prompt
-    attention = (
-        2 * s.layers * s.heads_width * (work.prompt + work.completion / 2)
-    )  # multiplications per token, with all keys before it
+    # Multiplications per token, with all keys before it.
+    attention = 2 * s.layers * s.heads_width * (work.prompt + work.completion / 2)
     products = 2 * read * (s.in_layers + attention) + 2 * scored * s.head
     computing = work.share * (passes + forward) * products / (device.rate(work.computed) * device.training)
     stepping = ADAM_BYTES * work.trained / work.sharded / (device.bandwidth * device.reading)

@@ -28,9 +28,8 @@ class Source:
     examples: dict[str, str] = field(default_factory=dict)  # by reason: what is wrong with the first such row
     duplicates: list[int] = field(default_factory=list)
     contradictions: list[int] = field(default_factory=list)
-    doubts: dict[str, list[int]] = field(
-        default_factory=dict
-    )  # in what answers may be meant otherwise than read: lines
+    # In what answers may be meant otherwise than read: lines.
+    doubts: dict[str, list[int]] = field(default_factory=dict)
     solutions: int = 0
     answer_characters: list[float] = field(default_factory=list)
     kinds: dict[str, int] = field(default_factory=dict)  # of answers, the commonest first

@@ -59,9 +59,8 @@ class Reader:
         evaluated = self.evaluation()
         held_out = {p.asked for p in evaluated}
         problems = self._read(self.conf.path, self.conf.split, self.conf.levels)
-        from_hub = (
-            self.conf.path is None and self.conf.eval_path is None and not self.conf.is_generated
-        )  # whose splits are others': what they share is named, and stays
+        # Whose splits are others': what they share is named, and stays.
+        from_hub = self.conf.path is None and self.conf.eval_path is None and not self.conf.is_generated
         train = [p for p in problems if from_hub or p.asked not in held_out]
         if from_hub and (both := sum(p.asked in held_out for p in problems)):
             log.warning("%s: %d questions to train on are also evaluated on", self.conf.name, both)

@@ -51,9 +51,8 @@ def judge_steps(
                 ) from error
             log.warning("the judge gave no answer (%s); the completion counts as not judged", error)
             refused = isinstance(error, HTTPError) and 400 <= error.code < 500 and error.code not in (408, 429)
-            failed += (
-                isinstance(error, OSError | HTTPException) and not refused
-            )  # too long, say: it would be refused again
+            # Too long, say: it would be refused again.
+            failed += isinstance(error, OSError | HTTPException) and not refused
             shares.append(None)
     return shares, failed
 

@@ -17,11 +17,8 @@ LOCK = ".lock"  # of a run directory, in it: however its path is spelled, it is 
 NO_FILE = (errno.ELOOP, errno.EISDIR, errno.ENXIO)  # what opening a link, a folder or a fifo ends in
 ASIDE = ".expo-removed"
 CHECKOUT = "not installed"  # the version of what runs from a folder
-ORDER = {
-    "summary.json": 0,
-    "config.yaml": 1,
-    "checkpoints": 2,
-}  # no longer done, then no run, then nothing to go on from
+# No longer done, then no run, then nothing to go on from.
+ORDER = {"summary.json": 0, "config.yaml": 1, "checkpoints": 2}
 
 
 @contextmanager

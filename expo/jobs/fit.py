@@ -156,9 +156,8 @@ def fit(cfg: Config, run: Run, module: Algorithm, evaluator: Evaluator, checkpoi
     run.write_summary("stopped")  # until it is done: what a SIGKILL leaves behind is a stopped run
     try:
         trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
-        if (
-            not run.metrics and trainer.current_epoch >= cfg.trainer.max_steps
-        ):  # lost, and there was no step left to make
+        # Lost, and there was no step left to make.
+        if not run.metrics and trainer.current_epoch >= cfg.trainer.max_steps:
             evaluate = next(c for c in trainer.callbacks if isinstance(c, Evaluate))  # type: ignore[attr-defined]
             evaluate.evaluate(trainer, module, trainer.current_epoch)
     except Exception as error:  # whatever it is, the summary has to name it; what has no remedy is raised again

@@ -126,9 +126,8 @@ def build_run(cfg: Config, verifier: Verifier, commit: str | None = None) -> tup
     torch.manual_seed(cfg.seed)
     divide_evenly(cfg)
     ranks = verifier.ranks
-    problems, validation, held_out, examples, read = ranks.by_first(
-        lambda: read_data(cfg, verifier)
-    )  # before the model: quicker to fail
+    # Before the model: quicker to fail.
+    problems, validation, held_out, examples, read = ranks.by_first(lambda: read_data(cfg, verifier))
     policy, tokenizer, prompts = load_model(cfg, commit=commit)
     prompts.examples = examples
     if not any(p.requires_grad for p in policy.parameters()):
@@ -181,9 +180,8 @@ def build_run(cfg: Config, verifier: Verifier, commit: str | None = None) -> tup
         when=when_explained(cfg.positives, cfg.algorithm),
     )
     shared = Path(cfg.output_dir, cfg.dataset.name, "pairs", pairs_identity(cfg))
-    pairs = PairStore(
-        shared, run_dir(cfg) / "pairs", cfg.fresh
-    )  # `make_run` says where the run's own are, once that is sure
+    # `make_run` says where the run's own are, once that is sure.
+    pairs = PairStore(shared, run_dir(cfg) / "pairs", cfg.fresh)
     components = Components(
         policy, reference, snapshot, pipeline, sampler, cfg.optimizer, cfg.trainer, pairs, whole_copy, average
     )
@@ -287,10 +285,8 @@ def frozen_models(cfg: Config, policy: PreTrainedModel) -> tuple[PreTrainedModel
     """Return the frozen reference and the snapshot, each None where nothing needs a copy of its own."""
     initial, earlier = frozen_copies(cfg)
     reference, snapshot = (frozen_copy(policy) if wanted else None for wanted in (initial, earlier))
-    for frozen in (
-        None if cfg.algorithm.uses_snapshot else reference,
-        snapshot,
-    ):  # where rounds begin from the reference, it is whole
+    # Where rounds begin from the reference, it is whole.
+    for frozen in (None if cfg.algorithm.uses_snapshot else reference, snapshot):
         if frozen is not None:
             as_multiplied(frozen)
     return reference, snapshot

@@ -167,9 +167,8 @@ def expert_text(parts: list[LadderPart], style: str, world: WorldConf = CLEAR) -
     """Return the expert's solution: true meanings; `own` style, `terse` (results only) or `foreign` (an order never
     seen)."""
     results = [p.result(p.meaning) for p in parts]
-    if (
-        style == "own" or random.Random(question_text(parts)).random() < world.expert_own
-    ):  # the same whenever it is asked for
+    # The same whenever it is asked for.
+    if style == "own" or random.Random(question_text(parts)).random() < world.expert_own:
         return cot_text(parts, [p.meaning for p in parts], world.verbose)
     if style == "terse":
         steps = [f"({i}) > {r} ;" for i, r in enumerate(results, 1)]

@@ -52,9 +52,8 @@ class Wandb(Tracker, WandbLogger):
             **options,
         )
         try:
-            begun_at = (
-                self.experiment.starting_step
-            )  # starts the run now, so that a missing key is found before any work
+            # Starts the run now, so that a missing key is found before any work.
+            begun_at = self.experiment.starting_step
         except WandbError as error:
             raise UserError(f"logger.wandb.mode={mode}: {_no_wandb(error)}") from error
         except ConnectionError as error:

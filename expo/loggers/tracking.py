@@ -125,9 +125,8 @@ def log_summary(loggers: Sequence[Logger], record: Mapping[str, Any]) -> None:
 def log_measured(loggers: Sequence[Tracker], record: Mapping[str, Any], name: str, rows: list[dict[str, Any]]) -> None:
     """Log a run without steps: its metrics, a table of its completions, and the summary that is about to be written."""
     for logger in loggers:
-        logger.log_metrics(
-            record["metrics"]
-        )  # at the logger's own next step: a run that was measured before is there already
+        # At the logger's own next step: a run that was measured before is there already.
+        logger.log_metrics(record["metrics"])
     log_table(loggers, name, rows, None)
     log_summary(loggers, record)
     for logger in loggers:

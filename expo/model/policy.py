@@ -25,9 +25,8 @@ from expo.model.prompts import turn_end
 from expo.model.shares import from_first, like, own_share
 
 log = logging.getLogger(__name__)
-NO_CODE: dict[str, Any] = {
-    "trust_remote_code": False
-}  # else transformers asks whether to run a model's own code, of whoever is there
+# Else transformers asks whether to run a model's own code, of whoever is there.
+NO_CODE: dict[str, Any] = {"trust_remote_code": False}
 DROPOUT_RATES = "dropout_rates"  # of a module: those that `without_dropout` has switched off
 ROUNDED = "trained_in_4bit.txt"  # beside an adapter whose base was held in 4 bits
 

@@ -220,9 +220,8 @@ def _levels(arms: Mapping[str, Sequence[RunData]], styles: Mapping[str, Style]) 
 
 def _sample(row: Mapping[str, Any]) -> dict[str, Any]:
     texts, logps = row.get("positive_tokens") or [], row.get("positive_token_logp") or []
-    spaced = not "".join(texts).startswith(
-        row["positive"] or ""
-    )  # a word-level tokenizer's pieces have no spaces of their own
+    # A word-level tokenizer's pieces have no spaces of their own.
+    spaced = not "".join(texts).startswith(row["positive"] or "")
     verdict = verdict_of(row) if row.get("verdict") else None
     tokens = [
         (text + " " if spaced else text, sum(-logp > limit for limit in BINS), logp)

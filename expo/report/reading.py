@@ -113,9 +113,8 @@ def read_table(request: Request, options: Sequence[str] = ()) -> tuple[Page, lis
     notes = []
     if not path.is_file() and plan.extends:
         notes = [f"Its runs are those of {plan.extends}: expo report {plan.extends} shows their curves and samples."]
-    settings = {
-        labels[kept_run["arm"]]: _settings(plan, kept_run) for kept_run in reversed(kept_runs)
-    }  # of each arm's first run
+    # Of each arm's first run.
+    settings = {labels[kept_run["arm"]]: _settings(plan, kept_run) for kept_run in reversed(kept_runs)}
     settings = {label: settings[label] for label in labels.values() if label in settings}
     directories = _directories(request, record)
     page = Page(
@@ -154,9 +153,8 @@ def _directories(request: Request, record: Mapping[str, Any]) -> dict[str, Path]
     options = _made_with(record)
     given = {o.partition("=")[0] for o in request.overrides}
     more = [o for o in options if o.startswith("output_dir=") and "output_dir" not in given]
-    with suppress(
-        UserError, HydraException, OmegaConfBaseException
-    ):  # a page about kept results needs nothing that its runs would need to be made
+    # A page about kept results needs nothing that its runs would need to be made.
+    with suppress(UserError, HydraException, OmegaConfBaseException):
         planned = replace(request, overrides=[*request.overrides, *more]).runs()
     for run in planned:
         if run.command == "train" and run.arm in record["arms"] and read_summary(run.dir).get("status") == "done":

@@ -50,9 +50,8 @@ def open_transfer(llm: Any, info: Any, weights: Weights) -> Any:
     from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
     from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
-    described = [
-        ParamMeta(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in weights()
-    ]  # once: the same at every send
+    # Once: the same at every send.
+    described = [ParamMeta(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in weights()]
 
     class Source(WeightSource):  # type: ignore[misc]  # without vLLM installed it is of no known type
         def metadata(self) -> list[ParamMeta]:

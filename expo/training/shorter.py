@@ -97,9 +97,8 @@ def _shorter(run: Run) -> Iterator[tuple[int, Run]]:
             other = restore(path.parent)
             if other.trainer.max_steps >= cfg.trainer.max_steps or lineage(other) != lineage(cfg):
                 continue
-            if identity(other) != summary.get(
-                "identity"
-            ):  # it was made of other data, or of another model, at the same path
+            # It was made of other data, or of another model, at the same path.
+            if identity(other) != summary.get("identity"):
                 continue
             checkpoint = newest_checkpoint(path.parent, lineage(cfg))
         except (UserError, OSError):  # of another version, not ours, or its data are gone

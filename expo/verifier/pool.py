@@ -137,9 +137,8 @@ class Verifier:
                 self.peak_mb = max(self.peak_mb, peak_mb)
                 self._tell(function, raised)
                 result.set_result(verdict)
-            except (
-                Exception
-            ) as error:  # whatever it is (no memory or file handles, mostly), who waits must hear of it, not hang
+            # Whatever it is (no memory or file handles, mostly), who waits must hear of it, not hang.
+            except Exception as error:
                 if worker is not None:
                     worker.kill()
                 worker = None
