@@ -95,7 +95,7 @@ def config_tree(path: Path) -> dict[str, Any]:
 
 
 def _restored(kind: type, tree: Mapping[str, Any]) -> Any:
-    node: Any = _node(kind, tree)
+    node: Any = _dataclass_of(kind, tree)
     tree = {name: value for name, value in tree.items() if (name, value) not in getattr(node, "gone", {}).items()}
     known = {f.name: f for f in dataclasses.fields(node)}
     if unknown := tree.keys() - known.keys():
@@ -116,7 +116,7 @@ def _restored(kind: type, tree: Mapping[str, Any]) -> Any:
     return node(**values)
 
 
-def _node(kind: Any, tree: Mapping[str, Any]) -> Any:
+def _dataclass_of(kind: Any, tree: Mapping[str, Any]) -> Any:
     """Return the dataclass of a part of a config: by its `_target_`, with its keys."""
     fitting: list[Any] = [
         node
@@ -192,7 +192,7 @@ def config_from_run(command: str, arguments: Sequence[str]) -> Config:
     overrides = [a for a in arguments if not a.startswith("run=")]
     config = named(_overridden(run_config, overrides), overrides, earlier if command == "train" else "")
     config = for_command(config, command, overrides)
-    _say(directory, run_config, config, command)
+    _print_changes(directory, run_config, config, command)
     return config
 
 
@@ -256,7 +256,7 @@ def _overridden(run_config: Config, overrides: Sequence[str]) -> Config:
     return typed(tree)
 
 
-def _say(directory: Path, run_config: Config, config: Config, command: str) -> None:
+def _print_changes(directory: Path, run_config: Config, config: Config, command: str) -> None:
     before, after = (flat(OmegaConf.to_container(OmegaConf.structured(c))) for c in (run_config, config))
     runtime = runtime_keys()
     changed = {

@@ -22,11 +22,11 @@ def run_mark(cfg: Config, command: str = "train") -> str:
     if command == "evaluate":
         return f"{run}{part}"
     if command == "diagnose":
-        return f"{run}-{cfg.diagnose.problems}x{cfg.diagnose.samples}-{LIFT}{part}{_judge(cfg)}"
+        return f"{run}-{cfg.diagnose.problems}x{cfg.diagnose.samples}-{LIFT}{part}{_judge_suffix(cfg)}"
     return run
 
 
-def _judge(cfg: Config) -> str:
+def _judge_suffix(cfg: Config) -> str:
     """Return a suffix that names a judge by model and prompt, so that verdicts of two judges get two files; "" without
     a judge."""
     judge = cfg.diagnose.judge
@@ -42,7 +42,7 @@ def name_of(cfg: Config, command: str, overrides: Sequence[str]) -> str:
     Args: overrides, of the command line.
     """
     asked = any(o.startswith("name=") for o in overrides) or cfg.run is not None
-    return cfg.name if command not in MEASURING or asked else re.sub(r"-s\d+$", "", _policy(cfg)) or cfg.name
+    return cfg.name if command not in MEASURING or asked else re.sub(r"-s\d+$", "", _model_name(cfg)) or cfg.name
 
 
 def label(cfg: Config) -> str:
@@ -70,8 +70,8 @@ def run_dir(cfg: Config, command: str = "train", mark: str = "") -> Path:
         return max(folders, key=_progress)
     if command != "train":
         differs = f"-{cfg.differs}" if cfg.differs else ""
-        return root / command / f"{_policy(cfg)}-on-{_data(cfg, command)}{differs}-{mark}"
-    return root / _data(cfg, command) / f"{label(cfg)}-{mark}"
+        return root / command / f"{_model_name(cfg)}-on-{_data_name(cfg, command)}{differs}-{mark}"
+    return root / _data_name(cfg, command) / f"{label(cfg)}-{mark}"
 
 
 def _progress(directory: Path) -> tuple[bool, int]:
@@ -85,14 +85,14 @@ def _folders(root: Path) -> list[Path]:
     return [path for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
 
 
-def _data(cfg: Config, command: str) -> str:
+def _data_name(cfg: Config, command: str) -> str:
     """Return the data set's name and, of a local file, the file's."""
     file = cfg.dataset.evaluated_file(command)
     stem = plain(Path(file).stem) if file else ""
     return "-".join(dict.fromkeys(filter(None, (cfg.dataset.name, stem))))
 
 
-def _policy(cfg: Config) -> str:
+def _model_name(cfg: Config) -> str:
     """Name a model in a folder's name: a run's final model by the run, another one by its path."""
     path = Path(cfg.model.path)
     of_run = path.parent.name == "checkpoints"

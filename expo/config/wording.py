@@ -30,7 +30,7 @@ CHOOSE = {
 def explain(error: Exception) -> str:
     """Explain an error of Hydra or OmegaConf in one line."""
     if isinstance(error, OverrideParseException):
-        return _unread(error.override)
+        return _remedy(error.override)
     texts = [str(error)] + ([str(error.__cause__)] if error.__cause__ else [])
     lines = [line.strip() for text in texts for line in text.splitlines() if line.strip()]
     messages = list(dict.fromkeys(line.rstrip(".:;") for line in lines if not line.startswith(NOISE)))
@@ -50,7 +50,7 @@ def explain(error: Exception) -> str:
     return f"{message}; remedy: {remedy}"
 
 
-def _unread(override: str) -> str:
+def _remedy(override: str) -> str:
     """Return the remedy for an override whose grammar Hydra cannot read."""
     key, sign, value = override.partition("=")
     if not sign or not key:
@@ -75,10 +75,10 @@ def _nearest_key(message: str) -> str | None:
     names = [f.name for f in dataclasses.fields(owner)] if owner else []
     every = [row[0] for group in known() for node in nodes_of(group).values() for row in key_rows(node, f"{group}.")]
     close = difflib.get_close_matches(match[1], names, 1)
-    return next(iter([*close, *filter(partial(_means, match[1]), [*names, *every])]), None)
+    return next(iter([*close, *filter(partial(_names_key, match[1]), [*names, *every])]), None)
 
 
-def _means(asked: str, key: str) -> bool:
+def _names_key(asked: str, key: str) -> bool:
     """Return whether a key has this very name, or these initials: lr is learning_rate."""
     name = key.rpartition(".")[2]
     return asked in (name, "".join(word[:1] for word in name.split("_")))

@@ -188,7 +188,7 @@ class Reader:
                     raise row
                 problem = self.problem(row, f"{source.name}:{line}")
                 check_text(problem)
-                usable.append((line, self._ending(replace(problem, kind=self.answer_kind, columns=row))))
+                usable.append((line, self._ends_in_answer(replace(problem, kind=self.answer_kind, columns=row))))
             except (BadRow, KeyError, TypeError, ValueError, AttributeError) as error:
                 reason = f"no column {error}" if isinstance(error, KeyError) else str(error)
                 self._skip(source, line, error if isinstance(error, BadRow) else BadRow(reason))
@@ -219,7 +219,7 @@ class Reader:
             return ""
         return self.conf.answer_kind if self.verifier.conf.kind == "auto" else self.verifier.conf.kind
 
-    def _ending(self, problem: Problem) -> Problem:
+    def _ends_in_answer(self, problem: Problem) -> Problem:
         """Return a problem whose solution ends in its answer, where the verifier reads it."""
         if problem.solution is None or self.verifier.extraction.of(problem.solution) is not None:
             return problem
@@ -330,20 +330,20 @@ class Columns(Reader):
 
     def problem(self, row: dict[str, Any], id: str) -> Problem:
         c = self.conf.columns
-        asked, given = _at(row, c.question), _at(row, c.answer)
+        asked, given = _value_at(row, c.question), _value_at(row, c.answer)
         if asked is None or given is None:
             raise BadRow("no question or no answer")
         earlier, question = messages(asked) if isinstance(asked, list | tuple) else ((), text(asked, "question"))
         solution = self._solution(row)
         return Problem(
-            id, question, self._answer(answer_text(given)), solution, level_of(_at(row, c.level, None)),
-            subject=None if (subject := _at(row, c.subject, None)) is None else str(subject), earlier=earlier,
+            id, question, self._answer(answer_text(given)), solution, level_of(_value_at(row, c.level, None)),
+            subject=None if (subject := _value_at(row, c.subject, None)) is None else str(subject), earlier=earlier,
             oracle=self.oracle,
         )  # fmt: skip
 
     def _solution(self, row: Mapping[str, Any]) -> str | None:
         """Return a row's worked solution; None where it has none. Of chat messages, what the assistant says."""
-        solution = _at(row, self.conf.columns.solution, None)
+        solution = _value_at(row, self.conf.columns.solution, None)
         if isinstance(solution, list | tuple):
             solution = "\n".join(content for role, content in turns(solution) if role == "assistant")
         if solution is None or (isinstance(solution, float) and math.isnan(solution)):
@@ -409,7 +409,7 @@ MOST_DIGITS = 2**53  # from here on, a float is no longer the integer that it wa
 _NEEDED = object()
 
 
-def _at(row: Mapping[str, Any], column: str, default: Any = _NEEDED) -> Any:
+def _value_at(row: Mapping[str, Any], column: str, default: Any = _NEEDED) -> Any:
     """Return a row's value in a column, which may be a path into it: `reward_model.ground_truth`. Raises KeyError
     without a default."""
     if column in row:

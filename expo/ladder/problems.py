@@ -102,13 +102,13 @@ def sample_parts(level: int, rng: random.Random, world: WorldConf = CLEAR) -> li
     parts: list[LadderPart] = []
     while len(parts) < world.parts[level - 1]:
         part = (rng.randint(1, 6), rng.choice(known), rng.randint(1, 6), rng.choice(symbols), rng.randint(1, 6))
-        if _tells(KNOWN[part[1]](part[0], part[2]), part[4]):
+        if _skills_differ(KNOWN[part[1]](part[0], part[2]), part[4]):
             parts.append(LadderPart(*part))
     return parts
 
 
 @cache
-def _tells(value: int, z: int) -> bool:
+def _skills_differ(value: int, z: int) -> bool:
     """Return whether the five skills give five different results."""
     return len({skill(value, z) for skill in SKILLS.values()}) == len(SKILLS)
 

@@ -36,13 +36,13 @@ class Prompts:
     def solve_ids(self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]) -> list[list[int]]:
         """Return token ids of `q` for each problem, ending where the completion begins."""
         texts = [_fill(self.conf.solve, question=p.question) for p in problems]
-        return self._ids(tokenizer, texts, self._after_examples(self.conf.solve, problems))
+        return self._ids(tokenizer, texts, self._with_examples(self.conf.solve, problems))
 
     def explain_ids(self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]) -> list[list[int]]:
         """Return token ids of `(q, a*)` for each problem: the prompt under which the policy explains the known
         answer."""
         texts = [_fill(self.conf.explain, question=p.question, answer=p.answer) for p in problems]
-        return self._ids(tokenizer, texts, self._after_examples(self.conf.explain, problems))
+        return self._ids(tokenizer, texts, self._with_examples(self.conf.explain, problems))
 
     def privileged_ids(self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]) -> list[list[int]]:
         """Return the prompts of a teacher that is shown each problem's solution; where it has none, or there is no
@@ -147,9 +147,9 @@ class Prompts:
             self.template_system(tokenizer)
         elif self.conf.system is None:
             with suppress(UserError, TimeoutError), _time_limit(TEMPLATE_S):
-                self._tell_of(self.template_system(tokenizer), path)
+                self._warn_of_system(self.template_system(tokenizer), path)
 
-    def _tell_of(self, system: str, path: str) -> None:
+    def _warn_of_system(self, system: str, path: str) -> None:
         """Warn once that the chat template of the model at `path` writes a system message of its own."""
         if system and system not in TOLD:
             TOLD.add(system)
@@ -163,7 +163,7 @@ class Prompts:
         before = tokenizer(f"\n{THOUGHTS[1]}\n\n", add_special_tokens=False)["input_ids"] if opened else []
         return [*before, *text_ids(tokenizer, solution), turn_end(tokenizer)]
 
-    def _after_examples(self, template: str, problems: Sequence[Problem]) -> Sequence[Problem]:
+    def _with_examples(self, template: str, problems: Sequence[Problem]) -> Sequence[Problem]:
         """Return each problem with worked examples before its question: those of `prompts.examples` that do not ask the
         same."""
         if not self.conf.examples:

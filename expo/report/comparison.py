@@ -133,7 +133,7 @@ class Comparison:
     def otherwise(self) -> str:
         """Say where evaluations were not sampled alike; "" where they were."""
         differences = []
-        later = {key: _before(declared.absent) for key, declared in later_keys().items()}
+        later = {key: _value_before(declared.absent) for key, declared in later_keys().items()}
         for key in OF_EVALUATION:
             # A key that came later is not in the settings where it changes nothing. Of others that a run lacks, nothing
             # is known.
@@ -224,7 +224,7 @@ class Comparison:
         """
         rows = []
         for arm, runs in zip((self.first, self.second), zip(*self.pairs, strict=True), strict=True):
-            costs = [_until(run, metric, reach) for run in runs]
+            costs = [_first_reaching(run, metric, reach) for run in runs]
             reached = sum(did for did, *_ in costs)
             bound = "> " if reached < len(runs) else ""
             step, *tokens = np.mean([taken for _, *taken in costs], axis=0)
@@ -258,7 +258,7 @@ class Comparison:
         return ["step", self.first.name, self.second.name], rows
 
 
-def _until(run: RunData, metric: str, reach: float) -> tuple[bool, float, float, float]:
+def _first_reaching(run: RunData, metric: str, reach: float) -> tuple[bool, float, float, float]:
     """Return whether an evaluation found at least `reach`; the step of the first that did, and the tokens generated and
     trained until then; or else the last step, and all tokens."""
     generated = trained = step = 0.0
@@ -271,7 +271,7 @@ def _until(run: RunData, metric: str, reach: float) -> tuple[bool, float, float,
     return False, step, generated, trained
 
 
-def _before(absent: Any) -> Any:
+def _value_before(absent: Any) -> Any:
     """Return the value of a key at which a run is as it was before the key existed; the first of several."""
     return absent[0] if isinstance(absent, tuple) else absent
 

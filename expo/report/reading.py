@@ -40,7 +40,7 @@ def table_request(subject: str, options: Sequence[str]) -> Request | None:
     record = Path(subject, "table.json")
     if record.is_file():
         table_record = _table_record(record)
-        request = Request.parse([plan_of(Path(subject), table_record), *_made_with(table_record), *options])
+        request = Request.parse([plan_of(Path(subject), table_record), *_options_of(table_record), *options])
         return replace(request, results=Path(subject))
     if not plan_file(subject).is_file() or Path(subject, "summary.json").is_file():
         return None
@@ -66,7 +66,7 @@ def plan_of(folder: Path, record: Mapping[str, Any]) -> str:
     return str(beside) if beside.is_file() else str(record.get("plan") or record["name"])
 
 
-def _made_with(record: Mapping[str, Any]) -> list[str]:
+def _options_of(record: Mapping[str, Any]) -> list[str]:
     """Return the options of the command that made a table, without those that only say how."""
     command = str(record.get("command", ""))
     try:
@@ -126,7 +126,7 @@ def read_table(request: Request, options: Sequence[str] = ()) -> tuple[Page, lis
         sorted(folder.glob("*.png")),
         list(labels.values()),
         data_sentences(settings),
-        differing(settings) if settings else _planned(request, labels),
+        differing(settings) if settings else _settings_by_plan(request, labels),
         read_solving({labels[arm]: directory for arm, directory in directories.items()}),
     )
     return page, runs
@@ -138,7 +138,7 @@ def _settings(plan: Plan, kept_run: Mapping[str, Any]) -> dict[str, Any]:
     return {"command": f"expo {plan.arms[kept_run['arm']].command.name}", **settings_in(config)}
 
 
-def _planned(request: Request, labels: Mapping[str, str]) -> Table | None:
+def _settings_by_plan(request: Request, labels: Mapping[str, str]) -> Table | None:
     """Return each arm's settings by the plan, for runs whose configs are not here."""
     arms = {arm: request.plan.arms[arm] for arm in labels if arm in request.plan.arms}
     overrides = {arm: [*conf.overrides, *request.scale.arms.get(arm, [])] for arm, conf in arms.items()}
@@ -150,7 +150,7 @@ def _directories(request: Request, record: Mapping[str, Any]) -> dict[str, Path]
     """Return the directory of the first finished run of each arm; {} where the runs are not here."""
     directories: dict[str, Path] = {}
     planned: list[PlannedRun] = []
-    options = _made_with(record)
+    options = _options_of(record)
     given = {o.partition("=")[0] for o in request.overrides}
     more = [o for o in options if o.startswith("output_dir=") and "output_dir" not in given]
     # A page about kept results needs nothing that its runs would need to be made.

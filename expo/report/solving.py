@@ -80,7 +80,7 @@ class _Problems:
         self.counts = {arm: self._counts(by_step) for arm, by_step in self.files.items()}
         self.known = {problem for counts in self.counts.values() for problem in counts}
         again = {problem for counts in self.counts.values() for problem, steps in counts.items() if len(steps) > 1}
-        self.chosen = sorted(again, key=self._place)[:count]
+        self.chosen = sorted(again, key=self._sort_key)[:count]
         self.rows = {arm: self._rows(files) for arm, files in self.files.items()}
 
     def _counts(self, files: Files) -> dict[Problem, dict[int, tuple[int, int]]]:
@@ -95,7 +95,7 @@ class _Problems:
                     self.levels[problem] = row["level"]
         return counts
 
-    def _place(self, problem: Problem) -> tuple[int, int, float, Problem]:
+    def _sort_key(self, problem: Problem) -> tuple[int, int, float, Problem]:
         """Return a problem's sort key."""
         done = DONE.index(self.done(problem)[0])
         shares = [[r / n for r, n in c[problem].values()] for c in self.counts.values() if problem in c]

@@ -262,7 +262,7 @@ class VLLMEngine(Engine):
     def verify(self) -> None:
         """Check that the engine is the policy. Raises EngineError, which names the parameters, where it is not."""
         ours, engine_sums = sums(self.weights()), self._call("expo_sums", {})
-        theirs = {name: [share[name] for share in engine_sums] for name in engine_sums[0] if self._parted_evenly(name)}
+        theirs = {name: [share[name] for share in engine_sums] for name in engine_sums[0] if self._sharded_evenly(name)}
         wrong = sorted(n for n in ours.keys() & theirs.keys() if not _held(ours[n], theirs[n]))
         hidden = sorted({group_of(n) for n in ours.keys() - theirs.keys()})
         gap, tolerance = self.probe_gap(), self.conf.probe_tolerance or (1e-3 if self.dtype == torch.float32 else 0.05)
@@ -287,7 +287,7 @@ class VLLMEngine(Engine):
             )
         self.usual = self.usual or gap
 
-    def _parted_evenly(self, name: str) -> bool:
+    def _sharded_evenly(self, name: str) -> bool:
         """Return whether a parameter is shared out among the GPUs, or whole on each: with fewer heads of keys than
         GPUs, some of those are doubled."""
         return ".qkv_proj." not in name or key_heads(self.model) % self.conf.tensor_parallel == 0
@@ -414,7 +414,7 @@ def _save(tensors: dict[str, Tensor], path: Path) -> None:
     save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
 
 
-def _same(ours: tuple[float, float], theirs: tuple[float, float]) -> bool:
+def _equal_sums(ours: tuple[float, float], theirs: tuple[float, float]) -> bool:
     """Return whether two sums agree up to the order of the additions; the scale of a parameter is the root of its sum
     of squares."""
     scale = math.sqrt(max(ours[1], theirs[1])) + 1e-12
@@ -425,7 +425,7 @@ def _held(ours: tuple[float, float], theirs: Sequence[tuple[float, float]]) -> b
     """Return whether the engine's GPUs hold a parameter of the policy: whole on each, or a share on each. Args:
     sums."""
     first, second = zip(*theirs, strict=True)
-    return all(_same(ours, each) for each in theirs) or _same(ours, (sum(first), sum(second)))
+    return all(_equal_sums(ours, each) for each in theirs) or _equal_sums(ours, (sum(first), sum(second)))
 
 
 def group_of(name: str) -> str:

@@ -35,7 +35,7 @@ def arm_names(summaries: Sequence[Mapping[str, Any]], settings: Sequence[Mapping
     """
     names = [str(summary["name"]) for summary in summaries]
     everywhere = {key for of_run in settings for key in of_run}
-    telling = [key for key in sorted(everywhere) if _tells(key, names, settings)]
+    telling = [key for key in sorted(everywhere) if _tells_arms_apart(key, names, settings)]
     short = {key: key.rpartition(".")[2] for key in telling}
     labels = []
     for name, of_run in zip(names, settings, strict=True):
@@ -52,7 +52,7 @@ def arm_names(summaries: Sequence[Mapping[str, Any]], settings: Sequence[Mapping
     return labels
 
 
-def _tells(key: str, names: Sequence[str], settings: Sequence[Mapping[str, Any]]) -> bool:
+def _tells_arms_apart(key: str, names: Sequence[str], settings: Sequence[Mapping[str, Any]]) -> bool:
     """Return whether a key tells arms apart that have the same names."""
     values = [repr(of_run.get(key)) for of_run in settings]
     if not key.startswith(NAMED):

@@ -98,14 +98,14 @@ class SelfHint(ExpertPrefix):
         if self.conf.sees == "solution" and shown.conf.hint_from_solution is not None:
             ask = shown.hint_from_solution_ids
             wanted = [i for i in wanted if batch.problems[i].solution]  # some rows may have none
-        return self._asked(HINT, ask(tools.tokenizer, [batch.problems[i] for i in wanted]), batch, wanted, tools)
+        return self._requests(HINT, ask(tools.tokenizer, [batch.problems[i] for i in wanted]), batch, wanted, tools)
 
     def further(self, batch: Batch, written: Sequence[Completion], tools: Tools) -> list[Request] | None:
         if not self._in_two(tools):
             return None
         texts = tools.texts([c.ids for c in written])
         problems = [batch.problems[c.problem] for c in written]
-        return self._asked(
+        return self._requests(
             ABSTRACT,
             tools.prompts.abstract_ids(tools.tokenizer, problems, texts),
             batch,
@@ -116,7 +116,7 @@ class SelfHint(ExpertPrefix):
     def _in_two(self, tools: Tools) -> bool:
         return self.conf.stages == 2 and tools.prompts.conf.abstract is not None
 
-    def _asked(
+    def _requests(
         self, stream: int, prompts: Sequence[Sequence[int]], batch: Batch, problems: Sequence[int], tools: Tools
     ) -> list[Request]:
         """Return requests for the prompts that fit the engine, which ask for hints."""

@@ -147,7 +147,7 @@ def aggregate(plan: Plan, runs: Sequence[PlannedRun]) -> dict[str, Any]:
             heading: _mean_over_runs(directories.values(), name, steps[name]) for heading, name in plan.scalars.items()
         }
         arms[key]["cost"] = cost_of(directories.values())
-        if any(_shares(run) and not _tells(run.dir) for run in done if run.arm == key):
+        if any(_reads_shared(run) and not _records_shared_seconds(run.dir) for run in done if run.arm == key):
             arms[key]["seconds_alone"] = True
         marks = Counter(mark for d in directories.values() for mark in marks_of(read_summary(d), read_lines(d)))
         arms[key] |= {"marks": dict(marks)} if marks else {}
@@ -179,13 +179,13 @@ def cost_of(directories: Collection[Path]) -> dict[str, Any]:
     }
 
 
-def _shares(run: PlannedRun) -> bool:
+def _reads_shared(run: PlannedRun) -> bool:
     """Return whether a run reads explanations or pairs that another run may have written."""
     banked = run.cfg.positives.from_bank(run.cfg.algorithm)
     return run.command == "train" and (banked or isinstance(run.cfg.algorithm, DPOConf))
 
 
-def _tells(directory: Path) -> bool:
+def _records_shared_seconds(directory: Path) -> bool:
     """Return whether a run records how many seconds other runs spent on texts that it read; runs before 2026-11-29 do
     not."""
     return any(SHARED in line for line in read_lines(directory))

@@ -83,14 +83,14 @@ def own_gpus(
     while True:
         with ExitStack() as held:
             places = folder or Path(tempfile.gettempdir())
-            locked = list(islice((gpu for gpu in gpus if _is_ours(gpu, places, held)), count))
+            locked = list(islice((gpu for gpu in gpus if _lock_gpu(gpu, places, held)), count))
             if len(locked) == count:
                 yield {"CUDA_VISIBLE_DEVICES": ",".join(locked)}
                 return
         wait()
 
 
-def _is_ours(gpu: str, folder: Path, held: ExitStack) -> bool:
+def _lock_gpu(gpu: str, folder: Path, held: ExitStack) -> bool:
     """Lock a GPU for as long as `held` is open. Returns whether this process has the lock."""
     lock = held.enter_context((folder / f"expo-{os.getuid()}-gpu-{gpu.replace('/', '-')}.lock").open("w"))
     try:

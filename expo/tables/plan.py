@@ -137,7 +137,7 @@ def table_name(name: str) -> str:
     """Return the name of a table in folders and W&B: its folder's name, and the plan's own where that is not
     plan.yaml."""
     file = plan_file(name).resolve()
-    return "-".join([file.parent.name, *_own_name(file)])
+    return "-".join([file.parent.name, *_plan_suffix(file)])
 
 
 def results_folder(name: str, scale: str, output_dir: str = "outputs") -> Path:
@@ -145,10 +145,10 @@ def results_folder(name: str, scale: str, output_dir: str = "outputs") -> Path:
     file = plan_file(name)
     if file.is_relative_to(SHIPPED):
         return Path(output_dir, "tables", table_name(name), scale)
-    return Path(file.parent, "results", *_own_name(file), scale)
+    return Path(file.parent, "results", *_plan_suffix(file), scale)
 
 
-def _own_name(file: Path) -> list[str]:
+def _plan_suffix(file: Path) -> list[str]:
     """Return the parts of a plan's name that tell several plans of one folder apart."""
     return [] if file.stem == "plan" else [file.stem]
 

@@ -49,7 +49,7 @@ def cells_of(plan: Plan, record: Mapping[str, Any]) -> tuple[list[str], list[lis
         if not arm["runs"]:
             rows.append([arm["label"], *["–"] * (len(heads) - 2), runs])
             continue
-        cells = [_cell(c, arm["columns"][c]) + _fewer(arm["columns"][c], arm["runs"]) for c in plan.columns]
+        cells = [_cell(c, arm["columns"][c]) + _some_runs(arm["columns"][c], arm["runs"]) for c in plan.columns]
         cells += [_paper(plan, key, c) for c in papers]
         if differs:
             label = record["arms"][arm["against"]]["label"] if "difference" in arm else ""
@@ -110,7 +110,7 @@ def markdown(plan: Plan, record: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", " ".join(filter(None, (made_by(record), unlike_problems(record))))]) + "\n"
 
 
-def _fewer(cell: Mapping[str, Any] | None, runs: int) -> str:
+def _some_runs(cell: Mapping[str, Any] | None, runs: int) -> str:
     """Say that some runs have no value for a cell."""
     return f" ({len(cell['seeds'])} of {runs} runs)" if cell and len(cell["seeds"]) < runs else ""
 

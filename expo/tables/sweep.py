@@ -30,7 +30,7 @@ def to_prepare(plan: Plan, runs: Sequence[PlannedRun], todo: Sequence[PlannedRun
     Raises UserError where one that any of the runs begins from is not what the plan's command makes.
     """
     used, wanted = ({run.cfg.model.path.removeprefix("./") for run in some} for some in (runs, todo))
-    on_disk = {folder for folder in plan.prepare if _there(folder)}
+    on_disk = {folder for folder in plan.prepare if _on_disk(folder)}
     for folder, command in plan.prepare.items():
         if folder in on_disk & used:
             _check_made(folder, command)
@@ -50,7 +50,7 @@ def _check_made(folder: str, command: Sequence[str]) -> None:
         )
 
 
-def _there(folder: str) -> bool:
+def _on_disk(folder: str) -> bool:
     return Path(folder, "config.json").is_file()
 
 
@@ -60,7 +60,7 @@ def prepare(missing: Mapping[str, Sequence[str]]) -> int:
         Path(folder).parent.mkdir(parents=True, exist_ok=True)
         with Path(f"{folder}.lock").open("w") as lock:  # of two sweeps, one makes it
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if _there(folder):
+            if _on_disk(folder):
                 _check_made(folder, command)
             else:
                 print(f"making {folder}: expo {' '.join(command)}", file=sys.stderr)
@@ -170,7 +170,7 @@ class View:
         """Read the files of the runs and redraw the bars."""
         steps_done = 0
         for run in self.runs:
-            over = self._over(run)
+            over = self._has_ended(run)
             steps, evaluations = ([], []) if over else read_curve(run.dir)
             step = max([0, *(step for step, _ in (*steps, *evaluations))])
             steps_done += steps_of(run) if over else step
@@ -187,7 +187,7 @@ class View:
             self.tasks[key] = self.bar.add_task(key, total=run.cfg.trainer.max_steps, state="")
         self.bar.update(self.tasks[key], completed=step, state=state)
 
-    def _over(self, run: PlannedRun) -> bool:
+    def _has_ended(self, run: PlannedRun) -> bool:
         """Return whether the run has ended in this sweep; say so once."""
         path = run.dir / "summary.json"
         if run.dir not in self.ended and path.is_file() and path.stat().st_mtime >= self.started:

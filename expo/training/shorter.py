@@ -66,7 +66,7 @@ def inherit(run: Run, evaluator: Evaluator) -> int:
                 return 0
             checkpoint = newest_checkpoint(other.dir, lineage(run.cfg))
             if checkpoint is not None and step_of(checkpoint) == step:
-                _take(other, checkpoint, run)
+                _copy_first_steps(other, checkpoint, run)
                 print(f"{message}; this one goes on from its step {step}")
                 return step
     return 0
@@ -109,7 +109,7 @@ def _shorter(run: Run) -> Iterator[tuple[int, Run]]:
             yield step_of(checkpoint), Run(other, path.parent)
 
 
-def _take(other: Run, checkpoint: Path, run: Run) -> None:
+def _copy_first_steps(other: Run, checkpoint: Path, run: Run) -> None:
     """Copy the files of the first steps from another run; the checkpoint last, so that a kill leaves no half that looks
     complete."""
     every, step = run.cfg.evaluation.every, step_of(checkpoint)

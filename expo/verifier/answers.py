@@ -40,7 +40,7 @@ def fast_verdict(answer: str, gold: str, kind: str = AUTO) -> Verdict | None:
     how = kind_for(gold, kind)
     if how.name not in ("exact", "json") and compact(ours) == compact(bare(gold)):
         return Verdict.CORRECT
-    verdict = _by_form(answer, gold, how)
+    verdict = _verdict_by_form(answer, gold, how)
     if verdict is not None or not how.algebra:
         return verdict or Verdict.INCORRECT
     plain, wanted = spelled(answer), spelled(gold)
@@ -57,7 +57,7 @@ def _is_no_value(answer: str) -> bool:
     return worded or numbers_in_a_row(answer) is not None or is_arithmetic(answer)
 
 
-def _by_form(answer: str, gold: str, how: Kind) -> Verdict | None:
+def _verdict_by_form(answer: str, gold: str, how: Kind) -> Verdict | None:
     """Return the verdict by the forms of answer and gold answer; None where one of them has no such form."""
     form = how.form
     if form is None or (wanted := form(gold)) is None:
@@ -84,7 +84,7 @@ def judge(answer: str, gold: str, kind: str = AUTO) -> Verdict:
     golds = (
         [Rational(wanted.number.value.numerator, wanted.number.value.denominator)]
         if wanted
-        else parse(rf"\boxed{{{_apart(answer_forms.readable(gold))}}}", parsing_timeout=None)
+        else parse(rf"\boxed{{{_indexed_capitals(answer_forms.readable(gold))}}}", parsing_timeout=None)
     )
     *before, last = answer_forms.sides(answer_forms.readable(answer), gold)
     if not all(answer_forms.names(side) or _is_finite_number(_parsed(side)) for side in before):
@@ -107,11 +107,11 @@ def _parsed(text: str) -> list[Any]:
 
     if (plain_number := number(text)) is not None:
         return [Rational(plain_number.value.numerator, plain_number.value.denominator)]
-    parsed: list[Any] = parse(rf"\boxed{{{_apart(text)}}}", parsing_timeout=None)
+    parsed: list[Any] = parse(rf"\boxed{{{_indexed_capitals(text)}}}", parsing_timeout=None)
     return parsed
 
 
-def _apart(text: str) -> str:
+def _indexed_capitals(text: str) -> str:
     r"""Return the text with an index at each capital letter: to math-verify R is r, and `\Delta` is `\delta`. Sets and
     units stay."""
     if re.search(r"\\(?:text|mathbb|mathrm|begin)|[A-Z]{2}|\\c[ua]p", text):
