@@ -140,7 +140,8 @@ RATIOS: dict[str, Callable[[Tensor, Tensor], Tensor]] = functions_of(
 
 
 def importance_ratio(logp: Tensor, old_logp: Tensor, mask: Tensor, ratio: str) -> Tensor:
-    """Return ρ = π_θ / π_old. Args: logp, old_logp, mask `[B, T]`; ratio, a key of `RATIOS`. Returns `[B, T]`."""
+    """Return the importance ratio ρ = π_θ / π_old, which `SURROGATES` clip. Args: logp, old_logp, mask `[B, T]`; ratio,
+    a key of `RATIOS`. Returns `[B, T]`."""
     return RATIOS[ratio](logp - old_logp, mask).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
 
 

@@ -61,8 +61,9 @@ class Verifier:
         self.extraction = extraction(self.conf.extract)
 
     def submit(self, completion: str, problem: Problem | str) -> Judging:
-        """Judge one completion: at once where its kind settles the verdict, else in a worker, which caches. The future
-        ends in a Verdict, or in VerifierError where no worker can be started.
+        """Judge one completion: at once where the judge settles the verdict, else in a worker, where verdicts of
+        math-verify are cached (`answers.judge`). The future ends in a Verdict, or in VerifierError where no worker can
+        be started.
 
         Args: problem, or its gold answer alone.
         """
