@@ -28,7 +28,7 @@ __all__ = ["Algorithm", "Components", "StepSums"]  # what an algorithm of one's 
 
 @dataclass
 class Components:
-    """Parts that an algorithm works with: models, tokenizer, pipeline and config.
+    """Parts of an algorithm: models, pipeline, sampler of problems, pairs, and the keys of optimizer and trainer.
 
     `reference` is the frozen initial policy; None where nothing needs it, or where it is the policy without its LoRA
     adapter. `snapshot` is an earlier policy, refreshed by the algorithm.
