@@ -91,9 +91,9 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal or a log that takes fewer characters is no reason to end
             stream.reconfigure(errors="backslashreplace")
-    told = {"--version": f"expo {expo.__version__}\n", "completion": _completion(), **dict.fromkeys(HELP_FLAGS, HELP)}
-    if command in told:
-        sys.exit(reporting(lambda: print(told[command], end="") or 0))
+    texts = {"--version": f"expo {expo.__version__}\n", "completion": _completion(), **dict.fromkeys(HELP_FLAGS, HELP)}
+    if command in texts:
+        sys.exit(reporting(lambda: print(texts[command], end="") or 0))
     if command in PROGRAMS:
         sys.exit(reporting(lambda: _load(*PROGRAMS[command])(arguments)))
     if command not in COMMANDS:
@@ -109,11 +109,11 @@ def main() -> None:
 def _at_home(argument: str) -> str:
     """Return an argument with the user's home folder for the `~/` that its value begins with, which the shell leaves
     there."""
-    return re.sub(r"^([^=]+=)~(?=/)", lambda found: found[1] + os.path.expanduser("~"), argument)
+    return re.sub(r"^([^=]+=)~(?=/)", lambda match: match[1] + os.path.expanduser("~"), argument)
 
 
 def _completion() -> str:
-    """Return what makes bash complete commands and, by Hydra, groups, options and keys."""
+    """Return the bash script that completes commands and, by Hydra, groups, options and keys."""
     return f"""\
 _expo() {{
     local words=($COMP_LINE) choices="{" ".join([*COMMANDS, *PROGRAMS])}"
@@ -139,8 +139,8 @@ def _help(command: str, arguments: list[str]) -> int:
 
 
 def _load(module: str, function: str) -> Callable[..., Any]:
-    found: Callable[..., Any] = getattr(importlib.import_module(module), function)
-    return found
+    command: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    return command
 
 
 def _complain(line: str, code: int = 2) -> int:
@@ -182,8 +182,8 @@ def reporting(run: Callable[[], int]) -> int:
     except PermissionError as error:
         if error.filename is None:
             raise
-        told = "this user may not do that there; get the right to, or give another place (output_dir=…, output=…)"
-        return _complain(f"{error.filename}: {error.strerror}: {told}")
+        remedy = "this user may not do that there; get the right to, or give another place (output_dir=…, output=…)"
+        return _complain(f"{error.filename}: {error.strerror}: {remedy}")
     except MemoryError as error:
         return _complain(f"out of memory ({first_line(error)}); give it more (ulimit -v), or take fewer rows", 1)
     except OSError as error:
@@ -232,8 +232,8 @@ def _run_hydra(command: str, arguments: list[str]) -> int:
     def task(composed: DictConfig) -> float | None:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             hydra_conf = HydraConfig.get()
-            own = [s.path for s in hydra_conf.runtime.config_sources if s.provider == "command-line"]
-            folder = [f"--config-dir={path}" for path in own]
+            folders = [s.path for s in hydra_conf.runtime.config_sources if s.provider == "command-line"]
+            folder = [f"--config-dir={path}" for path in folders]
             given = hydra_conf.overrides.task
             if not any(o.startswith("differs=") for o in given):
                 given = [*given, f"differs='{what_differs(given, runtime_keys(), shared=arguments)}'"]
@@ -265,7 +265,7 @@ def _run_hydra(command: str, arguments: list[str]) -> int:
 
 
 def _score(cfg: Any, command: str) -> float | None:
-    """Return what a sweeper of Hydra's goes by: pass@k of the last evaluation, of the largest k; None where a command
+    """Return the objective of Hydra's sweepers: pass@k of the last evaluation, of the largest k; None where a command
     has none."""
     from expo.runs.directory import Run
 

@@ -28,7 +28,7 @@ __all__ = ["Algorithm", "Components", "StepSums"]  # what an algorithm of one's 
 
 @dataclass
 class Components:
-    """What an algorithm works with.
+    """Parts of an algorithm: models, pipeline, sampler of problems, pairs, and the keys of optimizer and trainer.
 
     `reference` is the frozen initial policy; None where nothing needs it, or where it is the policy without its LoRA
     adapter. `snapshot` is an earlier policy, refreshed by the algorithm.
@@ -98,25 +98,23 @@ class Algorithm(Updates):
         with experience.timer("sync"):
             engine.wake()
             engine.sync()
-        weight = (
-            None if self.pipeline.source.joins_groups else experience.beta
-        )  # a group member has an advantage instead
+        # A group member has an advantage instead.
+        weight = None if self.pipeline.source.joins_groups else experience.beta
         self.last_experience, self.last_metrics = experience, step_metrics(experience, sums, weight)
 
     def before(self, step: int) -> None:
-        """Change what changes between steps: here, the snapshot that explains becomes the current policy every so
-        often."""
+        """Prepare step `step`: here, refresh the snapshot that explains from the current policy every so often."""
         if self.snapshot is not None and self.pipeline.source.refreshes_snapshot(step):
             take_weights(self.snapshot, self.whole_policy())
             self.pipeline.engines.sync()
 
     def collect(self, step: int) -> Experience:
-        """Return what the step learns from."""
+        """Sample and judge the experience of a step: rollouts, positives."""
         return self.pipeline.run(step, self.sampler.batch(step), self.conf.group_size)
 
     def update(self, experience: Experience) -> StepSums:
-        """Take all optimizer steps on one experience. Returns what the metrics are made of, each `loss/<term>` among
-        it."""
+        """Take all optimizer steps on one experience. Returns the sums that the step's metrics are made of, with
+        `loss/<term>` for each term."""
         raise TypeError(f"{type(self).__name__} has no update")
 
     def positive_stream(self, positives: Sequence[tuple[Group, Candidate]], beta: float, sums: StepSums) -> None:
@@ -148,13 +146,12 @@ class Algorithm(Updates):
 
     @torch.no_grad()
     def reference_score(self, batch: TokenBatch, temperature: float = 1.0) -> Tensor:
-        """Return the same under the frozen initial policy. Raises UserError for an algorithm that has not asked for
-        one."""
+        """Return log-probabilities `[B, T]` under the frozen initial policy. Raises UserError for an algorithm whose
+        config does not ask for a reference."""
         if not self.conf.uses_reference:
             raise UserError(
-                f"algorithm._target_={self.conf._target_}: scores under a reference that it has not asked for; let "
-                "its dataclass have "
-                "the property uses_reference return True"
+                f"algorithm._target_={self.conf._target_}: scores under a reference that it has not asked for; let its "
+                "dataclass have the property uses_reference return True"
             )
         context = as_initial(self.policy) if self.reference is None else nullcontext(self.reference)
         with context as reference:

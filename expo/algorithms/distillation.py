@@ -30,7 +30,7 @@ from expo.step.sums import COUNT, SUM, TOTAL
 
 @dataclass(frozen=True)
 class Opinion:
-    """What a teacher thinks of a micro-batch's tokens: `[b, T]` each."""
+    """What a teacher says of a micro-batch's tokens, `[b, T]` each."""
 
     divergence: Tensor  # of student and teacher
     guided: Tensor  # 1 on the tokens that the teacher judges
@@ -68,8 +68,8 @@ class GuidedSurrogate(Surrogate):
 
 
 def evenness(sums: StepSums) -> float | None:
-    """Return (Σ d)² / (n Σ d²) of the divergences d. 1: all tokens diverge alike; near 0: a few outweigh all others,
-    which collapses runs."""
+    """Return how evenly tokens diverge, (Σ d)² / (n Σ d²) of their divergences d. 1: all alike; near 0: a few tokens
+    outweigh all others, which collapses runs."""
     total, count = sums["distill/divergence" + SUM], sums["distill/divergence" + COUNT]
     squares = count * sums["_divergence_squares" + TOTAL]
     return total**2 / squares if squares else None
@@ -103,15 +103,15 @@ class SelfDistillation(GRPO):
         by_row = []
         for some in shown:
             prompts = privileged_prompts(e, some, self.pipeline.tools)
-            of_group = {id(group): own for group, own in zip(e.groups, prompts, strict=True)}
+            of_group = {id(group): rollouts for group, rollouts in zip(e.groups, prompts, strict=True)}
             by_row.append([prompt for group in groups for prompt in of_group[id(group)]])
-        own, joined = [c for group in groups for c in group.completions], self.members(groups)
-        has_teacher = [all(prompts[r] is not None for prompts in by_row) for r in range(len(own))]
+        rollouts, joined = [c for group in groups for c in group.completions], self.members(groups)
+        has_teacher = [all(prompts[r] is not None for prompts in by_row) for r in range(len(rollouts))]
         has_teacher += [False] * len(joined)
         # A row that the teacher does not guide passes through it under its own prompt, and counts for nothing.
         members = [group.prompt for group, _ in joined]
-        sees = [[*(p or c.prompt for p, c in zip(prompts, own, strict=True)), *members] for prompts in by_row]
-        ids = [*(c.ids for c in own), *(c.ids for _, c in joined)]
+        sees = [[*(p or c.prompt for p, c in zip(prompts, rollouts, strict=True)), *members] for prompts in by_row]
+        ids = [*(c.ids for c in rollouts), *(c.ids for _, c in joined)]
         guided = torch.tensor(has_teacher, dtype=torch.bool, device=self.device)
         return replace(rows, guided=guided, seen=[self.tokens(prompts, ids) for prompts in sees])
 
@@ -151,7 +151,8 @@ class SelfDistillation(GRPO):
         return replace(scored, token_advantages=shaped)
 
     def _aligned(self, scores: Tensor, seen: TokenBatch, part: TokenBatch) -> Tensor:
-        """Return scores of tokens behind other prompts at the places where the tokens are in `part`."""
+        """Return scores of tokens behind the teacher's prompts `seen`, moved to the positions that the same tokens have
+        in `part`."""
         return torch.zeros_like(part.mask).masked_scatter(part.mask.bool(), scores[seen.mask.bool()])
 
     def teacher(self) -> AbstractContextManager[nn.Module]:
@@ -166,11 +167,11 @@ class SelfDistillation(GRPO):
 
     @torch.no_grad()
     def average_in(self) -> None:
-        """Move the average towards the policy: θ_T ← (1 - rate) θ_T + rate θ."""
+        """Move the average weights θ_T towards the policy's θ: θ_T ← (1 - rate) θ_T + rate θ."""
         assert self.average is not None
-        for own, new in zip(self.average.parameters(), self.whole_policy().parameters(), strict=True):
-            if own.is_floating_point():  # weights in 4 bits never change
-                own.lerp_(new.to(own.dtype), self.conf.average_rate)
+        for averaged, new in zip(self.average.parameters(), self.whole_policy().parameters(), strict=True):
+            if averaged.is_floating_point():  # weights in 4 bits never change
+                averaged.lerp_(new.to(averaged.dtype), self.conf.average_rate)
         if self.whole is not None:
             self.whole.free()  # it is in an update, in which the copy has no memory
 

@@ -14,7 +14,7 @@ FULL = -1e-7
 
 @dataclass(frozen=True)
 class Divergence:
-    """A divergence with its settings; see `generalized_jsd` and `on_support`."""
+    """Divergence of student and teacher with its settings; see `generalized_jsd` and `on_support`."""
 
     mix: float
     top_k: int = 0
@@ -68,8 +68,8 @@ def _renormalized(logp: Tensor) -> Tensor:
 
 
 def capped(values: Tensor, cap: float) -> Tensor:
-    """Return values whose size is at most `cap`; the gradient of a larger one is made smaller by as much, and not cut
-    off.
+    """Return values whose size is at most `cap`. A larger value keeps its sign, and its gradient is scaled down by as
+    much.
 
     A few tokens, of which teacher and student think quite differently, would otherwise outweigh all others.
     """

@@ -41,24 +41,24 @@ class DPO(Algorithm):
             steps = range(start, min(start + self.every, self.trainer_conf.max_steps))
             problems = list({p.id: p for s in steps for p in self.sampler.batch(s)}.values())
             self.round = start, self.pairs_of(start, problems)
-        whole = self.round[1]
-        place = {p.id: i for i, p in enumerate(whole.problems)}
-        experience = whole.select([place[p.id] for p in self.sampler.batch(step)])
+        round_ = self.round[1]
+        place = {p.id: i for i, p in enumerate(round_.problems)}
+        experience = round_.select([place[p.id] for p in self.sampler.batch(step)])
         experience.writer = "pairs"  # whatever the policy is by now, they are of the round's start
         if step == start:
-            experience.timer, experience.generated_tokens = whole.timer, whole.generated_tokens
-            experience.shared_s = whole.shared_s
+            experience.timer, experience.generated_tokens = round_.timer, round_.generated_tokens
+            experience.shared_s = round_.shared_s
         return experience
 
     def pairs_of(self, start: int, problems: list[Problem]) -> Experience:
-        """Return the round that begins at step `start`: read, or made and kept."""
+        """Return the pairs of the round that begins at step `start`: read from disk, or made and saved."""
         with alone_with(self.pairs.path(start)) if self.ranks.first else nullcontext():
-            whole = self.ranks.by_first(lambda: self.pairs.load(start, problems))
-            if whole is None:
-                made = whole = self.pipeline.run(start, problems, self.conf.group_size)
-                pairs = [self.pair(group) for group in made.groups]
-                self.ranks.by_first(lambda: self.pairs.save(start, made, pairs))
-        return whole
+            experience = self.ranks.by_first(lambda: self.pairs.load(start, problems))
+            if experience is None:
+                generated = experience = self.pipeline.run(start, problems, self.conf.group_size)
+                pairs = [self.pair(group) for group in generated.groups]
+                self.ranks.by_first(lambda: self.pairs.save(start, generated, pairs))
+        return experience
 
     def pair(self, group: Group) -> tuple[Candidate, Completion] | None:
         """Return the problem's chosen and rejected completion."""

@@ -71,7 +71,7 @@ class GRPO(Algorithm):
     def with_gradient(
         self, groups: Sequence[Group], rows: Rows, positives: Sequence[tuple[Group, Candidate]]
     ) -> set[int]:
-        """Return the indices of the groups that have a gradient of rewards or positives. Args: rows, those of all of
+        """Return the indices of the groups that have a gradient of rewards or positives. Args: rows, the rows of all of
         the groups."""
         owners = [group for group in groups for _ in group.completions] + [group for group, _ in self.members(groups)]
         learned = {id(group) for group, a in zip(owners, rows.advantages.tolist(), strict=True) if a}
@@ -89,8 +89,8 @@ class GRPO(Algorithm):
             self.retries.load_state_dict(checkpoint["retries"])
 
     def members(self, groups: Sequence[Group]) -> list[tuple[Group, Candidate]]:
-        """Return the positive that has joined each group, where one has: the first of its problem. Empty where
-        positives join none."""
+        """Return the positive that has joined each group: the first of its problem. Empty where positives join no
+        groups."""
         if not self.pipeline.source.joins_groups:
             return []
         return [(group, group.positives[0]) for group in groups if group.positives]
@@ -104,24 +104,24 @@ class GRPO(Algorithm):
         ]
 
     def chosen(self, e: Experience) -> list[Group]:
-        """Return the groups that are trained on."""
+        """Return the groups that are trained on: all, or, where a step refills, the first informative ones."""
         return self.informative(e)[: self.trainer_conf.problems_per_step] if self.conf.refills else e.groups
 
     def rows(self, e: Experience, groups: Sequence[Group]) -> Rows:
         """Return the rollouts of the groups that are trained on, and the positives that have joined them, with
         advantages."""
-        own, joined = [(group, c) for group in groups for c in group.completions], self.members(groups)
+        rollouts, joined = [(group, c) for group in groups for c in group.completions], self.members(groups)
         on_policy, off_policy = self.advantages(groups)
-        prompts = [c.prompt for _, c in own] + [group.prompt for group, _ in joined]
-        batch = self.tokens(prompts, [*(c.ids for _, c in own), *(c.ids for _, c in joined)])
-        sampler = [logp for _, c in own for logp in c.logp] + [0.0 for _, c in joined for _ in c.ids]
+        prompts = [c.prompt for _, c in rollouts] + [group.prompt for group, _ in joined]
+        batch = self.tokens(prompts, [*(c.ids for _, c in rollouts), *(c.ids for _, c in joined)])
+        sampler = [logp for _, c in rollouts for logp in c.logp] + [0.0 for _, c in joined for _ in c.ids]
         zeros = torch.zeros_like(batch.mask)
         under_question = self.pipeline.hints.under_question
         swapped = [under_question and hinted for group in groups for hinted in group.hinted]
         return Rows(
             batch,
             torch.cat([on_policy, off_policy]).to(self.device),
-            torch.tensor([False] * len(own) + [True] * len(joined), device=self.device).unsqueeze(1),
+            torch.tensor([False] * len(rollouts) + [True] * len(joined), device=self.device).unsqueeze(1),
             zeros.masked_scatter(batch.mask.bool(), torch.tensor(sampler, device=self.device)),
             zeros.clone(),
             torch.tensor([not s for s in swapped] + [True] * len(joined), device=self.device).unsqueeze(1),
@@ -138,12 +138,12 @@ class GRPO(Algorithm):
         lengths = torch.tensor([[len(c.ids) for c in group.completions] for group in groups]).reshape(shape)
         penalty = conf.overlong_penalty * losses.overlong_penalty(lengths, max_tokens, conf.overlong_share)
         rewards = torch.tensor([group.rewards for group in groups]).reshape(shape) + penalty
-        own, none = torch.ones_like(rewards), torch.zeros_like(has_member)
+        is_rollout, none = torch.ones_like(rewards), torch.zeros_like(has_member)
         advantages = losses.group_advantages(
             torch.cat([rewards, torch.ones_like(has_member)], dim=1),
             conf.advantage,
-            members=torch.cat([own, has_member], dim=1),
-            baseline=torch.cat([own, has_member if source.member_baseline == "all" else none], dim=1),
+            members=torch.cat([is_rollout, has_member], dim=1),
+            baseline=torch.cat([is_rollout, has_member if source.member_baseline == "all" else none], dim=1),
         )
         return advantages[:, :-1].flatten(), advantages[:, -1:][has_member.bool()]
 
@@ -152,8 +152,8 @@ class GRPO(Algorithm):
         return losses.token_weights(mask, self.conf.aggregation, self.pipeline.tools.sampling.max_tokens)
 
     def policy_stream(self, rows: Rows, active: Tensor, first: bool, sums: StepSums) -> None:
-        """Go backward through the terms. Args: active, indices of rows; first, whether no update has moved the policy
-        since it acted."""
+        """Go backward through the terms of the loss, micro-batch by micro-batch. Args: active, indices of the rows with
+        a gradient; first, whether no update has moved the policy since the rollouts."""
         weights = [self.weights(term.mask(rows)) for term in self.terms]
         for term in self.terms:
             term.begin(rows, sums)
@@ -173,8 +173,8 @@ class GRPO(Algorithm):
     def scored(
         self, rows: Rows, index: Tensor, part: TokenBatch, first: bool, sums: StepSums, logp: Tensor | None = None
     ) -> Scored:
-        """Score a micro-batch. Args: index `[b]`, its rows; logp, the policy's `[b, T]` where it is known. The first
-        pass fills `old_logp`."""
+        """Score a micro-batch of b rows for the terms. Args: index `[b]`, its rows; logp `[b, T]`, the policy's, where
+        a subclass has scored them already. The first pass fills `rows.old_logp`."""
         conf, temperature = self.conf, self.pipeline.tools.sampling.temperature
         entropy = None
         if logp is None and any(term.needs_entropy for term in self.terms):
@@ -186,14 +186,14 @@ class GRPO(Algorithm):
         if first:
             rows.old_logp[cut] = logp.detach()
         old_logp, sampler_logp, off_policy = rows.old_logp[cut], rows.sampler_logp[cut], rows.off_policy[index]
-        own = mask * ~off_policy
-        as_sampled = own * rows.as_sampled[index]
+        on_policy = mask * ~off_policy
+        as_sampled = on_policy * rows.as_sampled[index]
         sampler_kl = (as_sampled * losses.kl(sampler_logp, old_logp, "k3")).sum()
         sums.mean("policy/sampler_kl", sampler_kl, as_sampled.sum())
         trust = losses.sampler_weights(old_logp, sampler_logp, mask, conf.sampler_correction, conf.sampler_cap)
         advantages = rows.advantages[index]
         return Scored(
-            logp, old_logp, mask, own, off_policy, advantages, advantages, trust,
+            logp, old_logp, mask, on_policy, off_policy, advantages, advantages, trust,
             partial(self.reference_score, part, temperature), entropy,
         )  # fmt: skip
 

@@ -72,8 +72,8 @@ def group_advantages(
 
 
 def overlong_penalty(lengths: Tensor, max_tokens: int, share: float) -> Tensor:
-    """Return what DAPO adds to the reward of a long completion (arXiv 2503.14476, eq. 13): from 0 down to -1
-    over the last `share` of the allowance.
+    """Return DAPO's penalty on the reward of a long completion (arXiv 2503.14476, eq. 13): from 0 down to -1 over the
+    last `share` of the allowance.
 
     Args: lengths `[...]` in tokens; share in [0, 1]. Returns the same shape; all 0 with `share=0`.
     """
@@ -92,7 +92,7 @@ def _token_mean(mask: Tensor, max_tokens: int) -> Tensor:
 
 
 def _or_one(total: Tensor) -> Tensor:
-    """Return a divisor: a sum, which a fractional mask may leave below 1, or 1 where there is nothing to divide."""
+    """Return a divisor: the total, which a fractional mask may leave below 1, or 1 where the total is 0."""
     return torch.where(total > 0, total, 1.0)
 
 
@@ -114,8 +114,8 @@ AGGREGATIONS: dict[str, Callable[[Tensor, int], Tensor]] = functions_of(
 def token_weights(mask: Tensor, aggregation: str, max_tokens: int) -> Tensor:
     """Return the weights w with loss = Σ w·l for per-token losses l.
 
-    Args: mask `[B, T]` of the whole batch; aggregation, a key of `AGGREGATIONS`; max_tokens, the constant normaliser
-    in tokens. Returns `[B, T]`, zero off the mask.
+    Args: mask `[B, T]` of the whole batch; aggregation, a key of `AGGREGATIONS`; max_tokens, the constant normaliser in
+    tokens. Returns `[B, T]`, zero off the mask.
     """
     return AGGREGATIONS[aggregation](mask.float(), max_tokens)
 
@@ -140,7 +140,8 @@ RATIOS: dict[str, Callable[[Tensor, Tensor], Tensor]] = functions_of(
 
 
 def importance_ratio(logp: Tensor, old_logp: Tensor, mask: Tensor, ratio: str) -> Tensor:
-    """Return ρ = π_θ / π_old. Args: logp, old_logp, mask `[B, T]`; ratio, a key of `RATIOS`. Returns `[B, T]`."""
+    """Return the importance ratio ρ = π_θ / π_old, which `SURROGATES` clip. Args: logp, old_logp, mask `[B, T]`; ratio,
+    a key of `RATIOS`. Returns `[B, T]`."""
     return RATIOS[ratio](logp - old_logp, mask).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
 
 
@@ -152,7 +153,7 @@ def _ppo_clip(rho: Tensor, advantages: Tensor, logp: Tensor, conf: GRPOConf) -> 
 
 
 def _dual_clip(rho: Tensor, advantages: Tensor, logp: Tensor, conf: GRPOConf) -> tuple[Tensor, Tensor]:
-    """Return the same, of at most -dual_clip · Â where Â < 0: a token that has become much likelier pulls no harder
+    """Return `_ppo_clip`, of at most -dual_clip · Â where Â < 0: a token that has become much likelier pulls no harder
     (1912.09729, eq. 5)."""
     loss, stopped = _ppo_clip(rho, advantages, logp, conf)
     most = -conf.dual_clip * advantages
@@ -174,8 +175,8 @@ def _sapo(rho: Tensor, advantages: Tensor, logp: Tensor, conf: GRPOConf) -> tupl
 
 
 def _dppo(rho: Tensor, advantages: Tensor, logp: Tensor, conf: GRPOConf) -> tuple[Tensor, Tensor]:
-    """Return -ρ Â, and nothing of a token whose probability has moved by over clip_high or clip_low in the direction of
-    Â.
+    """Return -ρ Â, and 0 for a token whose probability has already moved by over clip_high or clip_low in the direction
+    of Â.
 
     The mask of DPPO as prime-rl has it: by the difference of probabilities, which bounds the binary divergence of a
     token.
@@ -198,11 +199,11 @@ SURROGATES: dict[str, Callable[[Tensor, Tensor, Tensor, GRPOConf], tuple[Tensor,
 def policy_loss(
     logp: Tensor, old_logp: Tensor, mask: Tensor, advantages: Tensor, conf: GRPOConf
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the loss of each token by `conf.surrogate`, ρ = π_θ / π_old by `conf.ratio`, and 1 where it stops the
-    gradient.
+    """Return three tensors `[B, T]`: the loss of each token by `conf.surrogate`, the importance ratio ρ = π_θ / π_old
+    by `conf.ratio`, and 1 where the surrogate stops the token's gradient.
 
-    Args: logp, old_logp, mask `[B, T]`; advantages `[B]`, or `[B, T]` where tokens have their own. Returns three `[B,
-    T]`.
+    Args: logp, old_logp, mask `[B, T]`; advantages `[B]`, or `[B, T]` where tokens have their own. Returns three
+    `[B, T]`.
     """
     rho = importance_ratio(logp, old_logp, mask, conf.ratio)
     loss, stopped = SURROGATES[conf.surrogate](rho, advantages.view(len(rho), -1), logp, conf)
@@ -210,8 +211,8 @@ def policy_loss(
 
 
 def off_policy_loss(logp: Tensor, advantages: Tensor, shaping: float) -> Tensor:
-    """Return -f Â per token of a group member that the policy did not sample, and whose sampler's probability is not
-    known.
+    """Return -f Â per token of a group member that the policy did not sample, and whose sampling probability is
+    unknown.
 
     With `shaping` γ > 0, f = π_θ / (π_θ + γ) (LUFFY, arXiv 2504.14945, eq. 6), which cares most for unlikely tokens;
     with 0, a ratio of 1 with the gradient of log π_θ. Never clipped. Args: logp `[B, T]`; advantages `[B]`. Returns
@@ -245,8 +246,8 @@ def sampler_weights(old_logp: Tensor, sampler_logp: Tensor, mask: Tensor, correc
     """Return min(π_old / π_sampler, cap): truncated importance sampling between trainer and sampler (arXiv 2508.02260
     and others).
 
-    The sampler computes the same distribution with other kernels or precision; the weight takes out the bias.
-    Args: old_logp, sampler_logp, mask `[B, T]`; correction, a key of `CORRECTIONS`. Returns `[B, T]`, no gradient.
+    The sampler computes the same distribution with other kernels or precision; the weight takes out the bias. Args:
+    old_logp, sampler_logp, mask `[B, T]`; correction, a key of `CORRECTIONS`. Returns `[B, T]`, no gradient.
     """
     log_ratio = CORRECTIONS[correction or "none"]((old_logp - sampler_logp).detach(), mask)
     return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp().clamp(max=cap)

@@ -37,7 +37,7 @@ class PairStore:
         return (self.own if step else self.initial) / f"pairs-step{step:06d}.parquet"
 
     def load(self, step: int, problems: list[Problem]) -> Experience | None:
-        """Return the round that begins at `step`, or None where it has not been made.
+        """Return the round that begins at `step` as an experience, or None where it is not on disk.
 
         Raises UserError where it was changed, or cannot be read.
         """

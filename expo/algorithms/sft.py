@@ -12,7 +12,7 @@ from expo.step.experience import Experience
 
 
 class SFT(Algorithm):
-    """One step: positives of the step's problems, one optimizer step on them.
+    """SFT: the positives of the step's problems, and one optimizer step on them.
 
     With `restart_every`, training goes in rounds: at the start of each the snapshot, which makes the data of the round,
     becomes the policy of the last round's end, and the policy begins again from the base weights with a new optimizer.

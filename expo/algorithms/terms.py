@@ -22,7 +22,7 @@ from expo.step.sums import StepSums
 
 @dataclass(frozen=True)
 class Rows:
-    """All rows of a step: B rollouts, and after them the positives that have joined their groups."""
+    """Rows that a step trains on: B rollouts, and after them the positives that have joined their groups."""
 
     batch: TokenBatch
     advantages: Tensor  # [B]
@@ -31,9 +31,8 @@ class Rows:
     old_logp: Tensor  # [B, T], log π_old, filled by the first pass
     as_sampled: Tensor  # [B, 1], True where the prompt is the one behind which the row was sampled
     guided: Tensor  # [B], True where a teacher has something to see
-    seen: list[TokenBatch] = field(
-        default_factory=list
-    )  # the same completions behind the prompts that the teacher sees
+    # The same completions behind the prompts that the teacher sees.
+    seen: list[TokenBatch] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ class Term:
         return rows.batch.mask
 
     def begin(self, rows: Rows, sums: StepSums) -> None:
-        """Declare metrics that are logged in a step without any active row, too."""
+        """Declare metrics that are also logged in a step without any active row."""
 
     def __call__(self, scored: Scored, sums: StepSums) -> Tensor:
         """Return the loss of each token: `[b, T]`."""

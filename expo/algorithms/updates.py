@@ -1,5 +1,5 @@
-"""The checked update: micro-batches dealt out among devices, a clipped gradient, and weights that are numbers, the same
-everywhere."""
+"""The checked update: micro-batches dealt out among devices, a clipped gradient, and weights that are finite and the
+same on every device."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,10 +35,10 @@ class NonFiniteGradient(Exception):
 
 
 class Updates(LightningModule):
-    """Optimizer steps on a policy, of which each device holds all weights, or a share.
+    """Optimizer steps on a policy, of whose weights each device holds all, or a share.
 
-    `parts` deals rows out, `manual_backward` adds a loss's gradient up, `take_step` moves the weights.
-    Args: whole, the copy of a sharded policy; None where each device has all weights.
+    `micro_batches` deals rows out, `manual_backward` adds a loss's gradient up, `take_step` moves the weights. Args:
+    whole, the copy of a sharded policy; None where each device has all weights.
     """
 
     def __init__(
@@ -59,8 +59,8 @@ class Updates(LightningModule):
 
     @property
     def trained(self) -> Sequence[nn.Module]:
-        """Return the modules that are trained: stepped, clipped, checked, and the same on all devices. A critic would
-        be another one."""
+        """Return the modules that are trained: stepped, clipped, checked, and kept the same on all devices. A critic
+        would be a second one."""
         return [self.policy]
 
     @property
@@ -79,27 +79,28 @@ class Updates(LightningModule):
         """
         before = dict(sums)
         self.dealt = True
-        whole = list(micro_batches(batch, rows, size or self.trainer_conf.micro_batch_size))
-        yield from self.ranks.own(whole)
-        if self.whole and self.ranks.rank >= len(whole) % self.ranks.count > 0:
+        batches = list(micro_batches(batch, rows, size or self.trainer_conf.micro_batch_size))
+        yield from self.ranks.own(batches)
+        if self.whole and self.ranks.rank >= len(batches) % self.ranks.count > 0:
             # Others go through one more, and cannot without this device's share of the weights: a row that counts for
             # nothing.
-            own = dict(sums)
+            sums_before = dict(sums)
             self.live = False
-            yield whole[0][0][:1], batch.rows(whole[0][0][:1])
+            yield batches[0][0][:1], batch.rows(batches[0][0][:1])
             self.live = True
             sums.clear()
-            sums.update(own)
+            sums.update(sums_before)
         self.ranks.add_up(sums, before)
 
     def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Go backward, with the gradient that counts: none for a row that only fills up a device's share, see
+        """Go backward through a loss; through 0 · loss for a row that only fills up a device's share, see
         `micro_batches`."""
         self.pending = True
         super().manual_backward(loss if self.live else 0 * loss, *args, **kwargs)
 
     def take_step(self, sums: StepSums) -> None:
-        """Clip, check, step. Call it only with a gradient: momentum and weight decay alone must not move the policy.
+        """Sum the gradients over devices, clip, check, and step. Call it only with a gradient: momentum and weight
+        decay alone must not move the policy.
 
         Raises Apart where the devices of the run no longer have the same weights.
         """
@@ -130,7 +131,7 @@ class Updates(LightningModule):
 
     @torch.no_grad()
     def check_weights(self) -> None:
-        """Raise NonFiniteGradient where an update has left a weight that is no number: before anything of it is saved.
+        """Raise NonFiniteGradient where an update has left a weight that is not finite, before such a weight is saved.
 
         Raises Apart where the devices of the run no longer have the same weights; shares of weights cannot go apart.
         """
@@ -144,8 +145,7 @@ class Updates(LightningModule):
         if self.whole is not None and len(self.trained) > 1:
             raise UserError(
                 f"trainer.strategy=fsdp: shares out the policy alone, and {type(self).__name__} trains "
-                f"{len(self.trained)} modules; "
-                "set trainer.strategy=ddp"
+                f"{len(self.trained)} modules; set trainer.strategy=ddp"
             )
         optimizer = build(conf, self.trained_weights, of=torch.optim.Optimizer)
         warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: min(1.0, (t + 1) / (conf.warmup_steps + 1)))

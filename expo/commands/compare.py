@@ -13,7 +13,7 @@ from rich.text import Text
 
 from expo.config import UserError, take_options
 from expo.config.from_run import run_directory
-from expo.report.comparison import Arm, Comparison
+from expo.report.comparison import Comparison, Side
 from expo.report.page import RunData, Table
 from expo.tables.render import wide_console
 
@@ -53,8 +53,8 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def arms_of(spec: str) -> dict[str, Arm]:
-    """Return the arms that a person names, by name. Raises UserError for what names none."""
+def arms_of(spec: str) -> dict[str, Side]:
+    """Return the arms that a user names, by name. Raises UserError for an unknown name."""
     from expo.report.reading import read_runs, read_table, table_request  # a second of imports
 
     subject, _, wanted = spec.partition(":")
@@ -66,18 +66,18 @@ def arms_of(spec: str) -> dict[str, Arm]:
             by_arm.setdefault(labels.get(run.arm, run.arm), []).append(run)
         if wanted and wanted not in by_arm:
             raise UserError(f"{spec}: {subject} has no runs of that arm here; use one of {', '.join(by_arm)}")
-        chosen = [wanted] if wanted else [key for key, own in by_arm.items() if any(r.completions for r in own)]
+        chosen = [wanted] if wanted else [key for key, sides in by_arm.items() if any(r.completions for r in sides)]
         if not chosen:
             raise UserError(
                 f"{spec}: no completions are kept beside it; name the table whose runs it shows, or run directories"
             )
-        return {key: Arm.of(key, by_arm[key]) for key in chosen}
+        return {key: Side.of(key, by_arm[key]) for key in chosen}
     folders = sorted(glob.glob(spec)) if any(c in spec for c in "*?[") else [str(run_directory(spec))]
     _, runs = read_runs([Path(f) for f in folders if Path(f, "config.yaml").is_file()] or [Path(spec)])
     names = sorted({run.arm for run in runs})
     if len(names) > 1:
         raise UserError(f"{spec}: runs of {len(names)} arms ({'; '.join(names[:3])}); name those of one")
-    return {names[0]: Arm.of(names[0], runs)}
+    return {names[0]: Side.of(names[0], runs)}
 
 
 def print_comparison(comparison: Comparison, reach: float, show: int) -> None:

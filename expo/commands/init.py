@@ -70,17 +70,17 @@ def main(arguments: list[str]) -> int:
 
 
 def quoted(text: str) -> str:
-    """Return a value that Hydra reads as it is."""
+    """Quote a value so that Hydra reads it unchanged."""
     return text if re.fullmatch(r"[\w./-]+", text) else '"' + text.replace('"', '\\"') + '"'
 
 
 def in_yaml(items: Sequence[str]) -> str:
-    """Return a list's items as they stand in YAML's `[…]`."""
+    """Format a list's items for YAML's `[…]`."""
     return str(yaml.safe_dump(list(items), default_flow_style=True, width=10**6, allow_unicode=True)).strip()[1:-1]
 
 
 def mapping(path: Path, given: Mapping[str, str]) -> dict[str, str]:
-    """Return the file's column for each part of a problem: what is given, or else what its name says.
+    """Map each part of a problem to a column of the file: a given one, or else one with a telling name.
 
     Raises UserError where the file or a column is not there.
     """
@@ -88,34 +88,34 @@ def mapping(path: Path, given: Mapping[str, str]) -> dict[str, str]:
         raise UserError(f"data={path}: no .jsonl or .parquet file; give the path of one")
     if not os.access(path, os.R_OK):
         raise UserError(f"data={path}: {NOT_OURS}")
-    found = columns_of(path, set())
-    if not found:
+    columns = columns_of(path, set())
+    if not columns:
         raise UserError(f"data={path}: no row with columns was found; each line must be a JSON object")
     chosen = {}
     for part, names in NAMES.items():
-        column = given[part] or next((c for name in names for c in found if c.lower() == name), "")
-        if given[part] and given[part].partition(".")[0] not in found and given[part] not in found:
-            near = next(iter(difflib.get_close_matches(given[part], found, 1)), found[0])
-            raise UserError(f"{part}={given[part]}: {path} has only {', '.join(found)}; did you mean {part}={near}?")
+        column = given[part] or next((c for name in names for c in columns if c.lower() == name), "")
+        if given[part] and given[part].partition(".")[0] not in columns and given[part] not in columns:
+            near = next(iter(difflib.get_close_matches(given[part], columns, 1)), columns[0])
+            raise UserError(f"{part}={given[part]}: {path} has only {', '.join(columns)}; did you mean {part}={near}?")
         if not column and part == "answer":  # TRL's rows: the solution ends in it
-            column = next((c for c in found if c.lower() == "solution"), "")
+            column = next((c for c in columns if c.lower() == "solution"), "")
         if not column and part in NEEDED:
-            raise UserError(f"{part}: which column of {path} is it? It has {', '.join(found)}; give {part}=COLUMN")
+            raise UserError(f"{part}: which column of {path} is it? It has {', '.join(columns)}; give {part}=COLUMN")
         if column:
             chosen[part] = WITHIN.get(column, column)
     return chosen
 
 
 def look(overrides: Sequence[str]) -> None:
-    """Read the file as a run would, and print what becomes of its rows. Raises UserError where nothing is left."""
+    """Read the file as a run would, and print its account. Raises UserError where no row is left."""
     cfg = compose_config([*overrides, "model=random_tiny"])
     check(cfg)
     with Verifier(cfg.verifier) as verifier:
         reader = build(cfg.dataset, verifier)
         train, held_out = reader.train(), reader.evaluation()
     Console().print(reader.account().table())
-    told = ", ".join(o.removeprefix("dataset.columns.") for o in overrides if o.startswith("dataset.columns."))
-    print(f"columns: {told}")
+    mapped = ", ".join(o.removeprefix("dataset.columns.") for o in overrides if o.startswith("dataset.columns."))
+    print(f"columns: {mapped}")
     kinds = {kind for source in reader.account().sources for kind in source.kinds}
     print(
         f"answers are compared as {', '.join(sorted(kinds))}; try: expo verify {shlex.quote(train[0].answer)} ANSWER "

@@ -32,15 +32,14 @@ def plan(cfg: Config) -> int:
     shape = works[0].shape
     print(
         f"{cfg.name}, {cfg.model.path}, {shape.parameters / 1e9:.2f} G parameters, "
-        f"rollout._target_={cfg.rollout._target_}, "
-        f"trainer.strategy={cfg.trainer.strategy}, trainer.precision={cfg.trainer.precision}: an estimate for "
-        f"{device.name}, not measured"
+        f"rollout._target_={cfg.rollout._target_}, trainer.strategy={cfg.trainer.strategy}, "
+        f"trainer.precision={cfg.trainer.precision}: an estimate for {device.name}, not measured"
     )
     wide_console().print(as_table(works, device))
-    whole = tokens(works[0])
+    generated = tokens(works[0])
     checkpoint, most = disk(works[0])
     print(
-        f"{whole / 1e6:.1f} M tokens generated{'' if cfg.plan.completion_tokens else ' at most'}; disk: "
+        f"{generated / 1e6:.1f} M tokens generated{'' if cfg.plan.completion_tokens else ' at most'}; disk: "
         f"{checkpoint / 1e9:.1f} GB each checkpoint, {most / 1e9:.1f} GB at a time"
     )
     print(works[0].length)
@@ -54,32 +53,32 @@ def plan(cfg: Config) -> int:
 
 
 def as_table(works: Sequence[Work], device: Device) -> Table:
-    """Return a column for each number of devices."""
+    """Format the estimates as a table with a column for each number of devices."""
     table = Table(title=f"each of so many devices ({device.memory / 1e9:.0f} GB)")
     table.add_column("")
     for work in works:
         table.add_column(str(work.devices), justify="right")
     sizes, times = [memory(work, device) for work in works], [seconds(work, device) for work in works]
-    for part in dict.fromkeys(part for found in sizes for part in found if part != "peak"):
-        table.add_row(f"{part}, GB", *(f"{found.get(part, 0.0) / 1e9:.1f}" for found in sizes))
+    for part in dict.fromkeys(part for size in sizes for part in size if part != "peak"):
+        table.add_row(f"{part}, GB", *(f"{size.get(part, 0.0) / 1e9:.1f}" for size in sizes))
     table.add_row(
-        "most at a time, GB", *(f"{found['peak'] / 1e9:.1f}" for found in sizes), end_section=True, style="bold"
+        "most at a time, GB", *(f"{size['peak'] / 1e9:.1f}" for size in sizes), end_section=True, style="bold"
     )
-    for part in dict.fromkeys(part for found in times for part in found):
-        table.add_row(f"{part}, s", *(f"{found.get(part, 0.0):.2f}" for found in times))
-    table.add_row("a step, s", *(f"{sum(found.values()):.2f}" for found in times), end_section=True, style="bold")
+    for part in dict.fromkeys(part for size in times for part in size):
+        table.add_row(f"{part}, s", *(f"{size.get(part, 0.0):.2f}" for size in times))
+    table.add_row("a step, s", *(f"{sum(size.values()):.2f}" for size in times), end_section=True, style="bold")
     hours = [run_seconds(work, device) / 3600 for work in works]
     table.add_row("the run, h", *(f"{h:.1f}" for h in hours))
-    whole = [h * work.devices for h, work in zip(hours, works, strict=True)]
-    table.add_row("the run, device hours", *(f"{h:.0f}" for h in whole))
+    device_hours = [h * work.devices for h, work in zip(hours, works, strict=True)]
+    table.add_row("the run, device hours", *(f"{h:.0f}" for h in device_hours))
     if price := works[0].cfg.plan.price:
-        table.add_row(f"the run, money (plan.price={price:g})", *(f"{h * price:,.2f}" for h in whole))
+        table.add_row(f"the run, money (plan.price={price:g})", *(f"{h * price:,.2f}" for h in device_hours))
     return table
 
 
 def advice(work: Work, device: Device) -> str:
     """Say whether a run fits its devices; if not, name the smallest change with which it fits, or the reason why none
-    helps."""
+    does."""
     on, needed = f"{work.devices} {device.name}", memory(work, device)
     try:
         check_anywhere(work.cfg)
@@ -89,16 +88,16 @@ def advice(work: Work, device: Device) -> str:
     if needed["peak"] <= sure:
         return f"{on}: fits"
     largest = max((part for part in needed if part not in ("peak", "reserved")), key=needed.__getitem__)
-    found = f"{needed['peak'] / 1e9:.0f} GB"
-    over = f"{found} do not fit {device.memory / 1e9:.0f}"
-    tight = f"tight: {found} are {needed['peak'] / device.memory:.0%} of its memory, and an estimate may be low"
-    told = f"{on}: {tight if needed['peak'] <= device.memory else over}; the most are its {largest}"
+    needed_gb = f"{needed['peak'] / 1e9:.0f} GB"
+    over = f"{needed_gb} do not fit {device.memory / 1e9:.0f}"
+    tight = f"tight: {needed_gb} are {needed['peak'] / device.memory:.0%} of its memory, and an estimate may be low"
+    message = f"{on}: {tight if needed['peak'] <= device.memory else over}; the most are its {largest}"
     for settings in changes(work):
         other = changed(work, settings)
         if memory(other, device)["peak"] <= sure and _allowed(other.cfg):
             devices = [f"trainer.devices={work.devices}"] if work.devices > 1 else []
-            return f"{told}; it fits with {' '.join([*devices, *(f'{key}={value}' for key, value in settings)])}"
-    return f"{told}; no setting of one key or a few fits it"
+            return f"{message}; it fits with {' '.join([*devices, *(f'{key}={value}' for key, value in settings)])}"
+    return f"{message}; no setting of one key or a few fits it"
 
 
 def _allowed(cfg: Config) -> bool:
@@ -110,17 +109,19 @@ def _allowed(cfg: Config) -> bool:
 
 
 def changes(work: Work) -> Iterator[list[Setting]]:
-    """Yield settings that take less memory: those first that change least, and leave what is learned as it is."""
+    """Yield settings that take less memory, first those that change least and leave the result as it is."""
     cfg = work.cfg
     micro, rows = cfg.trainer.micro_batch_size, cfg.rollout.at_once
     smaller = [micro // by for by in (1, 2, 4, 8, 16) if micro // by]
     fewer = [rows // by for by in (1, 2, 4, 8) if rows // by]
-    kept = [cfg.model.gradient_checkpointing, True]
+    checkpointing = [cfg.model.gradient_checkpointing, True]
     strategies = [cfg.trainer.strategy, *(["fsdp"] if work.devices > 1 else [])]
     ranks = [cfg.model.lora_rank, 32]
     bits = [cfg.model.load_in_4bit, *([True] if cfg.rollout.in_place else [])]
-    found = []
-    for places in product(*(enumerate(options) for options in (bits, ranks, strategies, kept, fewer, smaller))):
+    changed_settings = []
+    for places in product(
+        *(enumerate(options) for options in (bits, ranks, strategies, checkpointing, fewer, smaller))
+    ):
         (bit, rank, strategy, keep, many, size) = places
         settings: list[Setting] = [
             (key, str(value).lower() if isinstance(value, bool) else value)
@@ -135,8 +136,8 @@ def changes(work: Work) -> Iterator[list[Setting]]:
             if place
         ]
         if settings:
-            found.append((bit[0], rank[0], strategy[0], keep[0], many[0] + size[0], settings))
-    yield from (settings for *_, settings in sorted(found, key=lambda each: each[:-1]))
+            changed_settings.append((bit[0], rank[0], strategy[0], keep[0], many[0] + size[0], settings))
+    yield from (settings for *_, settings in sorted(changed_settings, key=lambda each: each[:-1]))
 
 
 def changed(work: Work, settings: Sequence[Setting]) -> Work:

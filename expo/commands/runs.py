@@ -28,7 +28,7 @@ expo runs gc   [FILTER...] [output_dir=outputs] [yes=true]       remove the chec
 
 
 def main(arguments: list[str]) -> int:
-    """Do what the arguments say. Returns the exit code."""
+    """Run the subcommand. Returns the exit code."""
     if {"-h", "--help"} & set(arguments):
         print(USAGE)
         return 0
@@ -77,14 +77,14 @@ def _state(row: dict[str, Any]) -> str:
 
 
 def _time(seconds: float | None) -> str:
-    """Return a length of time in its two largest units."""
+    """Format seconds in their two largest units."""
     if seconds is None:
         return ""
-    whole = round(seconds)
+    rest = round(seconds)
     for size, unit, smaller, small in ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
-        if whole >= size:
-            return f"{whole // size}{unit} {whole % size // smaller}{small}"
-    return f"{whole}s"
+        if rest >= size:
+            return f"{rest // size}{unit} {rest % size // smaller}{small}"
+    return f"{rest}s"
 
 
 def show(arguments: Sequence[str]) -> int:
@@ -94,7 +94,7 @@ def show(arguments: Sequence[str]) -> int:
         table = Table(box=None, pad_edge=False, show_header=False)
         steps = f", step {row['step']} of {row['max_steps']}" if row["max_steps"] else ""
         reason = f" ({summary['reason']})" if "reason" in summary else ""
-        told = {
+        facts = {
             "run": str(run.dir),
             "command": run.command,
             "status": f"{_state(row)}{steps}{reason}",
@@ -111,7 +111,7 @@ def show(arguments: Sequence[str]) -> int:
             "time": f"{_time(row['seconds'])}, {_time(row['age'])} ago",
             "size": _size(row["size"]),
         }
-        for name, value in (*told.items(), *_results(run).items(), *_data(run).items()):
+        for name, value in (*facts.items(), *_results(run).items(), *_data(run).items()):
             table.add_row(name, value)
         for collapse in collapses_of(summary):
             table.add_row("collapse", str(collapse))
@@ -123,8 +123,8 @@ def show(arguments: Sequence[str]) -> int:
 
 def _results(run: RunFolder) -> dict[str, str]:
     metrics = run.summary.get("metrics", {})
-    told = {"completions": shares} if (shares := shares_told(metrics)) else {}
-    return told | {
+    results = {"completions": shares} if (shares := shares_told(metrics)) else {}
+    return results | {
         name: f"{100 * value:.1f} % [{100 * metrics[name + '_lo']:.1f}, {100 * metrics[name + '_hi']:.1f}]"
         for name, value in metrics.items()
         if name + "_lo" in metrics
@@ -137,8 +137,8 @@ def _data(run: RunFolder) -> dict[str, str]:
         return {}
     try:
         account = from_json(content(path))
-        told = {f"rows of {s['name']}": f"{s['rows']}, used {s['used']}" for s in account["sources"]}
-        return told | {f"problems: {name}": str(part["problems"]) for name, part in account["parts"].items()}
+        facts = {f"rows of {s['name']}": f"{s['rows']}, used {s['used']}" for s in account["sources"]}
+        return facts | {f"problems: {name}": str(part["problems"]) for name, part in account["parts"].items()}
     except (*UNREADABLE, LookupError, TypeError, AttributeError) as error:
         return {"rows": f"cannot be read: {path.name}: {why(error)}"}
 
@@ -187,8 +187,8 @@ def _metrics(run: RunFolder) -> dict[str, Any]:
     return {k: v for k, v in run.summary.get("metrics", {}).items() if not k.endswith(("_lo", "_hi"))}
 
 
-def _value(found: dict[str, Any], key: str) -> str:
-    value = found.get(key, "–")
+def _value(settings: dict[str, Any], key: str) -> str:
+    value = settings.get(key, "–")
     return f"{value:.4g}" if isinstance(value, float) else shown(value)
 
 
@@ -200,8 +200,8 @@ def remove_runs(arguments: Sequence[str]) -> int:
     fitting = [row["run"] for row in kept(rows, filters)] if filters else []
     names = [text for text in given if text not in filters]
     # One that has set something aside is of a removal that was killed, and no run any more.
-    found = [Path(n) if Path(n, ASIDE).is_dir() else run_folder(n).dir for n in (*names, *fitting)]
-    directories = list({path.resolve(): path for path in found}.values())
+    folders = [Path(n) if Path(n, ASIDE).is_dir() else run_folder(n).dir for n in (*names, *fitting)]
+    directories = list({path.resolve(): path for path in folders}.values())
     sizes = {directory: size_of(directory) for directory in directories}
     with ExitStack() as locks:  # of all of them, before anything goes
         for directory in directories:

@@ -30,22 +30,22 @@ def main(arguments: list[str]) -> int:
     kind = options["of"] or KINDS[0 if trained else 1]
     file = completions_file(directory, kind, int(options["step"]) if options["step"] else None)
     rows = completions_in(file)
-    found = kept(rows, filters, "completion", ", ".join(rows[0]) if rows else "")
+    passing = kept(rows, filters, "completion", ", ".join(rows[0]) if rows else "")
     console = Console(highlight=False, soft_wrap=True)
-    for row in found[: int(options["n"])]:
+    for row in passing[: int(options["n"])]:
         console.print(_about(row), markup=False, style="bold")
         for name in ("completion", "positive"):
             if row.get(name):
                 text = "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in row[name])
                 console.print(f"  {name}: {text}".replace("\n", "\n    "), markup=False)
-    print(f"{min(len(found), int(options['n']))} of {len(found)} that fit, of {len(rows)} in {file}")
+    print(f"{min(len(passing), int(options['n']))} of {len(passing)} that fit, of {len(rows)} in {file}")
     return 0
 
 
 def _about(row: dict[str, Any]) -> str:
-    """Return one line: problem, right answer, and what became of the completion."""
+    """Format a row in one line: problem, right answer, and the completion's verdict."""
     reward, tokens = row.get("reward"), row.get("tokens")
-    told = (
+    verdict = (
         f"problem {row['problem']}",
         "" if row["level"] is None else f"level {row['level']}",
         f"right answer {row['answer']}",
@@ -55,4 +55,4 @@ def _about(row: dict[str, Any]) -> str:
         "cut off" if row.get("truncated") else "",
         "hinted" if row.get("hinted") else "",
     )
-    return " ".join(", ".join(filter(None, told)).split())
+    return " ".join(", ".join(filter(None, verdict)).split())

@@ -15,15 +15,14 @@ from expo.runs.hub import ask_hub
 from expo.runs.reading import read_summary
 from expo.tables.plan import PlannedRun, table_name
 from expo.tables.preview import preview
-from expo.tables.render import rows_of
+from expo.tables.render import cells_of
 from expo.tables.request import Request, missing
 from expo.tables.sweep import distinct, make, prepare, to_prepare, why
 
 USAGE = (
     "usage: expo table NAME|PLAN.YAML [scale=cpu] [seeds=N] [jobs=N] [dry_run=true] [kept=true] [output_dir=outputs] "
     "[results=FOLDER] [hydra/launcher=…] [HYDRA OVERRIDES...]; runs that are finished are not made again; kept=true "
-    "renders "
-    "those that are kept beside the table"
+    "renders those that are kept beside the table"
 )
 
 
@@ -46,17 +45,19 @@ def render_kept(request: Request, runs: Sequence[PlannedRun], command: str) -> i
     from expo.tables.finish import finish, read_record  # seconds of imports
     from expo.tables.kept import kept_folder, unpack
 
-    whole = replace(request, name=request.plan.extends or request.name).runs()
+    all_runs = replace(request, name=request.plan.extends or request.name).runs()
     folder = request.folder(runs[0].cfg.output_dir)
     with tempfile.TemporaryDirectory() as scratch:
-        kept = unpack(
+        kept_runs = unpack(
             kept_folder(request.name, request.plan, request.scale_name),
             runs,
-            whole,
+            all_runs,
             request.plan.prepare,
             Path(scratch),
         )
-        finish(request.name, request.plan, kept, folder, command, read_record(request.kept(runs[0].cfg.output_dir)))
+        finish(
+            request.name, request.plan, kept_runs, folder, command, read_record(request.kept(runs[0].cfg.output_dir))
+        )
     return 0
 
 
@@ -98,12 +99,12 @@ def run_table(request: Request, runs: Sequence[PlannedRun], command: str) -> int
         from expo.loggers.trackers import log_finished_table  # seconds of imports that only W&B needs
 
         scale = "-".join(filter(None, (request.scale_name, request.variant)))
-        log_finished_table(logger.wandb, table_name(request.name), scale, rows_of(request.plan, record), folder, sweep)
+        log_finished_table(logger.wandb, table_name(request.name), scale, cells_of(request.plan, record), folder, sweep)
     print(f"a page about it: {page}")
     for run in distinct([run for run in runs if run.done]):
         if files := changed_code(read_summary(run.dir).get("own_code", {})):
-            told = f"was made before a change of {', '.join(files)}; expo runs rm {run.dir}, and it is made again"
-            print(f"expo: {run.arm} seed {run.seed}: {told}", file=sys.stderr)
+            message = f"was made before a change of {', '.join(files)}; expo runs rm {run.dir}, and it is made again"
+            print(f"expo: {run.arm} seed {run.seed}: {message}", file=sys.stderr)
     for run in failed:
         print(f"expo: {run.arm} seed {run.seed}: {why(run, sweep)}", file=sys.stderr)
     return 1 if failed else 0

@@ -34,8 +34,8 @@ def train(cfg: Config) -> int:
 def train_on_devices(cfg: Config, run: Run) -> int:
     """Make one run in as many processes as it has devices, and watch over them. Returns the exit code."""
     with run.alone() as locks, (temporary := Temporary("expo-devices-")) as name:
-        if (found := Run.find(cfg)).finished:  # by the process that we have waited for
-            print(found.finished_line)
+        if (finished_run := Run.find(cfg)).finished:  # by the process that we have waited for
+            print(finished_run.finished_line)
             return 0
         folder = Path(name)
         (folder / "config").write_bytes(pickle.dumps(cfg))

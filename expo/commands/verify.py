@@ -43,5 +43,5 @@ def main(arguments: list[str]) -> int:
 
 
 def _stated(form: Any, text: str) -> str:
-    found = None if form is None else form(text)
-    return "" if found is None else str(found)
+    stated = None if form is None else form(text)
+    return "" if stated is None else str(stated)

@@ -78,17 +78,17 @@ def _parse(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def _shown(options: dict[str, str], subjects: Sequence[str]) -> Any:
-    """Return which runs of which project are shown. Raises UserError for what is neither a table nor a run
+    """Return the selection of a project's runs. Raises UserError for a subject that is neither a table nor a run
     directory."""
-    from expo.report.wandb_views import Shown
+    from expo.report.wandb_views import Selection
 
     project, entity = options["project"] or "expo", options["entity"]
     if not subjects:
-        return Shown(project, project, entity)
+        return Selection(project, project, entity)
     if plan_file(subjects[0]).is_file() and not Path(subjects[0], "config.yaml").is_file():
         if len(subjects) > 1:
             raise UserError(f"{subjects[1]}: one table per view; leave it out, or give run directories only")
-        return Shown.of_table(table_name(subjects[0]), options["scale"], project, entity)
+        return Selection.of_table(table_name(subjects[0]), options["scale"], project, entity)
     folders = [Path(s).resolve() for s in subjects]
     for folder in folders:
         if not (folder / "config.yaml").is_file():
@@ -99,7 +99,7 @@ def _shown(options: dict[str, str], subjects: Sequence[str]) -> Any:
     ids = [_wandb_id(folder) for folder in folders]
     used = RunFolder(folders[0], {}).config.get("logger.wandb.project")
     more = f"-and-{len(ids) - 1}-more" if len(ids) > 1 else ""
-    return Shown.of_runs(ids[0] + more, ids, options["project"] or used or project, entity)
+    return Selection.of_runs(ids[0] + more, ids, options["project"] or used or project, entity)
 
 
 def _wandb_id(folder: Path) -> str:
@@ -109,7 +109,7 @@ def _wandb_id(folder: Path) -> str:
 
 
 def _deliver(kind: str, view: Any, options: dict[str, str], title: str) -> int:
-    """Save a view in W&B, or write what it is made of to a file, and say where it is."""
+    """Save a view in W&B, or write its specification to a file, and print where it is."""
     from expo.report.wandb_views import save, specification
 
     if options["mode"] == "online":
@@ -122,8 +122,8 @@ def _deliver(kind: str, view: Any, options: dict[str, str], title: str) -> int:
 
 
 def upload(arguments: Sequence[str]) -> int:
-    """Send runs that are over, whatever logger they had: config, scalars of all steps, and summary, under the run's
-    id. What W&B has already is not sent again."""
+    """Send runs that have ended, whatever their logger: config, scalars of all steps, and summary, under the run's id.
+    What W&B has already is not sent again."""
     from expo.config import WandbConf, WandbLoggerConf, restore
     from expo.loggers.trackers import Wandb
     from expo.loggers.tracking import Session, log_summary
@@ -142,8 +142,8 @@ def upload(arguments: Sequence[str]) -> int:
         if folder.in_use:
             raise UserError(f"{folder.dir}: a process works on it; wait for it, or stop it first")
         cfg = restore(folder.dir)
-        told = {key: value for key, value in options.items() if value}
-        cfg.logger = WandbLoggerConf(wandb=WandbConf(**told))  # type: ignore[arg-type]
+        given = {key: value for key, value in options.items() if value}
+        cfg.logger = WandbLoggerConf(wandb=WandbConf(**given))  # type: ignore[arg-type]
         check_values(cfg.logger)
         last = max((line["step"] for line in read_lines(folder.dir)), default=0)
         logger = Wandb(cfg.logger, Over(cfg, folder.dir.resolve(), last, folder.command))
@@ -168,18 +168,18 @@ def sweep(arguments: Sequence[str]) -> int:
 
     options, rest = take_options(arguments, project="expo", entity="", output="")
     request = _request(rest)
-    made = sweep_file(request, rest, options["project"], options["entity"])
-    path = _output(options["output"] or f"outputs/wandb/{made['name']}-sweep.yaml")
+    content = sweep_file(request, rest, options["project"], options["entity"])
+    path = _output(options["output"] or f"outputs/wandb/{content['name']}-sweep.yaml")
     path.write_text(
         f"# {' '.join(['expo wandb sweep', *arguments])}\n# Then: wandb sweep {path}, and the `wandb agent …` that "
-        "it says.\n" + yaml.safe_dump(made, sort_keys=False, allow_unicode=True, width=120)
+        "it says.\n" + yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
     )
     print(f"wandb sweep: {path}; next: wandb sweep {path}")
     return 0
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Become `expo train`, or what makes the run, with the overrides of one run of a table."""
+    """Replace this process by `expo train`, or another command, with the overrides of one run of a table."""
     from expo.tables.sweep import prepare, to_prepare
     from expo.tables.wandb_sweep import find_run
 
@@ -187,10 +187,10 @@ def run(arguments: Sequence[str]) -> int:
     mine = [a for a in arguments if a.partition("=")[0] in named]
     named |= dict(a.split("=", 1) for a in mine)
     request = _request([a for a in arguments if a not in mine])
-    found = find_run(request.runs(), **named)
-    if code := prepare(to_prepare(request.plan, [found], [found])):
+    planned = find_run(request.runs(), **named)
+    if code := prepare(to_prepare(request.plan, [planned], [planned])):
         return code
-    return os.execv(sys.executable, [sys.executable, "-m", "expo", found.command, *found.line])
+    return os.execv(sys.executable, [sys.executable, "-m", "expo", planned.command, *planned.line])
 
 
 def _request(arguments: Sequence[str]) -> Any:

@@ -1,4 +1,4 @@
-"""Every key of expo: declared once, checked before anything is loaded. Imports nothing heavy."""
+"""Config: every key of expo, declared once, checked before anything is loaded. Imports nothing heavy."""
 
 from expo.config.algorithm import AlgorithmConf, DPOConf, GRPOConf, PositivesOnlyConf, SFTConf
 from expo.config.arguments import take_options

@@ -21,7 +21,7 @@ class AlgorithmConf:
 
     @property
     def acts_every_step(self) -> bool:
-        """Return whether each step makes rollouts by the policy as it is then, whose reward is then the policy's."""
+        """Return whether each step samples rollouts from the current policy, so that their reward is the policy's."""
         return self.group_size > 0 and not self.uses_snapshot
 
     @property
@@ -31,12 +31,13 @@ class AlgorithmConf:
 
     @property
     def forward_passes(self) -> int:
-        """Return the passes over the rows of an update that no gradient goes through."""
+        """Return the number of passes over an update's rows that no gradient goes through."""
         return int(self.uses_reference)
 
     @property
     def explains_by_step(self) -> bool:
-        """Return whether each step asks for the explanations of just its own problems: known before it begins."""
+        """Return whether each step asks for the explanations of its own problems alone, which are known before it
+        begins."""
         return self._target_.startswith("expo.")
 
     @property
@@ -60,8 +61,7 @@ class AlgorithmConf:
         yield (
             self.takes_positives or not cfg.positives.gives_positives,
             f"positives={cfg.positives._target_}: {cfg.name} trains on none of them, and they cost tokens; set "
-            "positives=none "
-            "(an algorithm of your own that does says takes_positives: ClassVar[bool] = True)",
+            "positives=none (an algorithm of your own that does says takes_positives: ClassVar[bool] = True)",
         )
 
 
@@ -98,8 +98,7 @@ class SFTConf(PositivesOnlyConf):
         0,
         low=0,
         help="steps per round of STaR: a round's data come from the policy at its start, its training starts from "
-        "the base "
-        "model; 0: no rounds",
+        "the base model; 0: no rounds",
     )
 
     @property
@@ -257,8 +256,7 @@ class GRPOConf(AlgorithmConf):
         low=0,
         high=100,
         help="further batches that a step may sample while too few groups have both right and wrong rollouts; only "
-        "such "
-        "groups are trained on (DAPO's dynamic sampling); 0: off",
+        "such groups are trained on (DAPO's dynamic sampling); 0: off",
     )
     retry: float = key(
         1.0,
@@ -266,8 +264,7 @@ class GRPOConf(AlgorithmConf):
         high=1,
         absent=1.0,
         help="probability that a problem is dealt again when its last group gave no gradient, squared after two such "
-        "groups, "
-        "and so on; others take its place (GRESO); 1: off",
+        "groups, and so on; others take its place (GRESO); 1: off",
     )
     overlong_share: float = key(
         0.0,
@@ -287,13 +284,12 @@ class GRPOConf(AlgorithmConf):
         None,
         choices=("none", "token", "sequence"),
         help="truncated importance sampling between the sampler's probabilities and the trainer's; null: token where "
-        "vLLM or the trainer "
-        "computes in 16 bit, none where one engine does both, or both are in float32",
+        "vLLM or the trainer computes in 16 bit, none where one engine does both, or both are in float32",
     )
     sampler_cap: float = key(2.0, low=1, help="largest weight of that correction")
 
     def settle(self, cfg: "Config") -> None:
-        """Choose what is left to be chosen by other keys. Its value goes into the identity as if it had been given."""
+        """Set the keys whose value other keys decide. The value enters the identity as if the user had given it."""
         if self.sampler_correction is None:
             apart = cfg.rollout.rounds_otherwise(cfg) and getattr(cfg.hints, "gradient", "hint") == "hint"
             self.sampler_correction = "token" if apart else "none"
@@ -324,9 +320,8 @@ class GRPOConf(AlgorithmConf):
         )
         yield (
             not self.kl_coef or self.kl_estimator != "k1",
-            "algorithm.kl_estimator=k1: its gradient is zero in the mean, so that "
-            f"algorithm.kl_coef={self.kl_coef:g} would add noise alone; "
-            "set algorithm.kl_estimator=k2 or k3",
+            f"algorithm.kl_estimator=k1: its gradient is zero in the mean, so that algorithm.kl_coef={self.kl_coef:g} "
+            "would add noise alone; set algorithm.kl_estimator=k2 or k3",
         )
         yield (
             cfg.needs != "positives" or cfg.positives.gives_positives,
@@ -376,12 +371,10 @@ class GRPOConf(AlgorithmConf):
         yield (
             self.retry == 1 or not self.refills,
             f"algorithm.retry={self.retry:g}, algorithm.refills={self.refills}: both replace problems that teach "
-            "nothing; "
-            "set algorithm.refills=0 or algorithm.retry=1",
+            "nothing; set algorithm.refills=0 or algorithm.retry=1",
         )
         yield (
             self.retry == 1 or not cfg.positives.explains_all or cfg.positives.joins_groups,
             f"algorithm.retry={self.retry:g}, positives.gate=always: every problem has a positive to learn from, so "
-            "that "
-            "none would be passed over; set positives.gate=all_wrong or algorithm.retry=1",
+            "that none would be passed over; set positives.gate=all_wrong or algorithm.retry=1",
         )

@@ -1,4 +1,4 @@
-"""What is read of a command line before Hydra reads it."""
+"""Arguments of a command line that are read before Hydra reads the rest."""
 
 import difflib
 import importlib.util
@@ -35,7 +35,7 @@ def take_options(arguments: Sequence[str], **options: str) -> tuple[dict[str, st
 
 
 def from_files(arguments: Sequence[str]) -> list[str]:
-    """Return a command line with what stands in the files of `key=@FILE`: a file's text, and the keys of a YAML file.
+    """Expand `key=@FILE` in a command line: a text file stands for its text, a YAML file for its keys.
 
     Raises UserError for a file that cannot be read.
     """
@@ -43,11 +43,11 @@ def from_files(arguments: Sequence[str]) -> list[str]:
 
 
 def _from_file(argument: str) -> Iterator[str]:
-    found = re.fullmatch(r"([\w.]+)=@(.+)", argument)
-    if found is None:
+    match = re.fullmatch(r"([\w.]+)=@(.+)", argument)
+    if match is None:
         yield argument
         return
-    key, path = found[1], Path(found[2])
+    key, path = match[1], Path(match[2])
     try:
         keys = path.suffix in (".yaml", ".yml")
         tree = yaml.safe_load(yaml_text(path)) if keys else content(path).decode().removesuffix("\n")
@@ -60,7 +60,7 @@ def _from_file(argument: str) -> Iterator[str]:
 
 
 def _quoted(text: str) -> str:
-    """Return a text as Hydra reads a value that is it, to the letter."""
+    """Quote a text so that Hydra reads exactly that text as the value."""
     text = re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + "\\${", text)  # no interpolation
     return "'" + re.sub(r"(\\*)('|\Z)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text) + "'"
 

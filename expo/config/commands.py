@@ -77,8 +77,7 @@ class PromptsConf:
         high=64,
         absent=0,
         help="worked examples before each question that the policy is to solve or explain, as earlier turns; the "
-        "same ones of the "
-        "training part in every run on it, never the question itself",
+        "same ones of the training part in every run on it, never the question itself",
     )
     template_options: dict[str, Any] = key(
         dict, absent={}, help="options of the chat template, such as {enable_thinking: false}"
@@ -139,8 +138,7 @@ class PromptsConf:
         yield (
             self.template_system or self.system is None,
             f"prompts.template_system=false: without effect beside prompts.system={self.system!r}, in whose place no "
-            "template writes "
-            "its own; leave it out, or set prompts.system=null",
+            "template writes its own; leave it out, or set prompts.system=null",
         )
         yield (
             _is_day(self.date),

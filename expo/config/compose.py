@@ -1,4 +1,4 @@
-"""From the command line's overrides to a typed, checked config."""
+"""Compose a typed, checked config from the command line's overrides."""
 
 import dataclasses
 import importlib
@@ -61,8 +61,8 @@ def plugins() -> tuple[Path, ...]:
             module = importlib.import_module(name)
         except ImportError as error:
             if name in installed:
-                told = f"the package {installed[name]} names it as a plug-in; mend it, or uninstall it"
-                raise UserError(f"{name}: cannot be imported ({error}); {told}") from error
+                remedy = f"the package {installed[name]} names it as a plug-in; mend it, or uninstall it"
+                raise UserError(f"{name}: cannot be imported ({error}); {remedy}") from error
             raise UserError(
                 f"{PLUGINS_VARIABLE}={name}: cannot be imported ({error}); install it, or start expo in the folder "
                 "it is in"
@@ -103,15 +103,15 @@ def register() -> None:
     for group, name in without_file():
         schema = f"/schema/{group}/{name}"
         if group == "algorithm":  # whose name is the run's
-            whole = {"defaults": [f"{schema}@algorithm", "_self_"], "name": name}
-            store.store(group=group, name=name, node=whole, package="_global_")
+            schema_defaults = {"defaults": [f"{schema}@algorithm", "_self_"], "name": name}
+            store.store(group=group, name=name, node=schema_defaults, package="_global_")
         else:
             store.store(group=group, name=name, node={"defaults": [f"{schema}@_here_"]})
 
 
 def schema_of(node: type) -> DictConfig:
-    """Return a config dataclass as Hydra takes it, whose keys of type dict may be given any names: Hydra refuses new
-    ones elsewhere."""
+    """Return a config dataclass as Hydra takes it. Keys of type dict accept new names, which Hydra refuses
+    elsewhere."""
     schema: DictConfig = OmegaConf.structured(node)
     parts = [schema]
     for part in parts:
@@ -123,7 +123,7 @@ def schema_of(node: type) -> DictConfig:
 
 
 def without_file() -> list[tuple[str, str]]:
-    """Return the options that can be picked and have no YAML file."""
+    """Return the options that can be picked but have no YAML file."""
     folders = config_folders()
     return sorted(o for o in ALONE if not any((folder / o[0] / f"{o[1]}.yaml").is_file() for folder in folders))
 
@@ -164,28 +164,28 @@ def _files() -> tuple[tuple[str, int], ...]:
 
 @lru_cache(maxsize=512)
 def _composed(chosen: tuple[str, ...], files: object, options: object) -> bytes:
-    """Return the pickled config of some options: to compose them takes a hundred times as long as to set a key after
-    it."""
+    """Return the pickled config of some options, cached: composing takes a hundred times as long as setting a key
+    afterwards."""
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return pickle.dumps(compose("config", list(chosen)))
 
 
 def named(config: Config, overrides: Sequence[str], earlier: str = "") -> Config:
-    """Return the config with `differs` set by the command line, unless it is set."""
+    """Return the config with `differs` set to what the command line changes, unless it is set."""
     if config.differs is None:
         config.differs = what_differs(overrides, runtime_keys(), earlier)
     return config
 
 
 def for_command(config: Config, command: str, overrides: Sequence[str]) -> Config:
-    """Adapt the config to a command: where a model is only measured, the run is named after the model.
+    """Adapt the config to a command: a run that only measures a model is named after the model.
 
     Raises UserError for a key on the command line that the command does not look at.
     """
     unread = config.dataset.unread(command)
     for key, value in (o.lstrip("+").partition("=")[::2] for o in overrides):
-        if (told := unread.get(key.removeprefix("dataset."))) and key.startswith("dataset.") and value != "null":
-            raise UserError(f"{key}={value}: expo {command} does not look at it here; {told}")
+        if (reason := unread.get(key.removeprefix("dataset."))) and key.startswith("dataset.") and value != "null":
+            raise UserError(f"{key}={value}: expo {command} does not look at it here; {reason}")
     config.name = name_of(config, command, overrides)
     return config
 
@@ -212,15 +212,14 @@ def typed(cfg: DictConfig) -> Config:
 
 
 def check(config: Config) -> None:
-    """Raise UserError for the first value or combination that cannot be run, here or anywhere; say what is hardly
-    meant.
+    """Raise UserError for the first value or combination that cannot be run here or anywhere; warn of doubtful ones.
 
     Looks at the machine, loads nothing.
     """
     check_anywhere(config)
     check_here(config)
-    for told in doubts(config):
-        print(f"expo: {told}", file=sys.stderr)
+    for doubt in doubts(config):
+        print(f"expo: {doubt}", file=sys.stderr)
 
 
 def check_anywhere(config: Config) -> None:
@@ -233,43 +232,44 @@ def check_anywhere(config: Config) -> None:
 
 def _check_target(named: str, target: str) -> None:
     try:
-        found = importlib.util.find_spec(target.rpartition(".")[0])
+        spec = importlib.util.find_spec(target.rpartition(".")[0])
     except (ImportError, ValueError):
-        found = None
-    if found is None:
+        spec = None
+    if spec is None:
         raise UserError(f"{named}: there is no such module; give the full name of a class that can be imported")
 
 
 def build(conf: Any, *parts: Any, of: type | None = None) -> Any:
-    """Make the object that a config dataclass describes: its `_target_`, given the dataclass whole and then `parts`.
+    """Make the object that a config dataclass describes: call its `_target_` with the whole dataclass and then `parts`.
 
     Args: of, the class or protocol that it has to be of. Raises UserError where the module has no such class, or it is
     of another kind.
     """
     module, _, name = conf._target_.rpartition(".")
     try:
-        made = getattr(importlib.import_module(module), name)
+        target = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise UserError(f"_target_={conf._target_}: cannot be imported ({error}); correct the name") from error
-    if not callable(made) or not _takes(made, len(parts) + 1) or not _is_of(made, of):
+    if not callable(target) or not _takes(target, len(parts) + 1) or not _is_of(target, of):
         raise UserError(f"_target_={conf._target_}: is no {of.__name__ if of else 'class'}; give the name of one")
-    return made(conf, *parts)
+    return target(conf, *parts)
 
 
-def _takes(made: Callable[..., Any], count: int) -> bool:
-    """Return whether something can be called with so many arguments."""
+def _takes(target: Callable[..., Any], count: int) -> bool:
+    """Return whether a callable accepts so many positional arguments."""
     try:
-        inspect.signature(made).bind(*range(count))
+        inspect.signature(target).bind(*range(count))
     except (TypeError, ValueError):
         return False
     return True
 
 
-def _is_of(made: Any, kind: type | None) -> bool:
-    """Return whether a class is of a kind; of a protocol, by what it has. What a function makes is not known."""
-    if kind is None or not isinstance(made, type):
+def _is_of(target: Any, kind: type | None) -> bool:
+    """Return whether a class is a subclass of `kind`, or has a protocol's members. A function's result is taken on
+    trust."""
+    if kind is None or not isinstance(target, type):
         return True
     if not getattr(kind, "_is_protocol", False):
-        return issubclass(made, kind)
-    own = [n for n, value in vars(kind).items() if callable(value) and (n == "__call__" or not n.startswith("_"))]
-    return all(any(name in vars(base) for base in made.__mro__) for name in own)
+        return issubclass(target, kind)
+    members = [n for n, value in vars(kind).items() if callable(value) and (n == "__call__" or not n.startswith("_"))]
+    return all(any(name in vars(base) for base in target.__mro__) for name in members)

@@ -55,8 +55,7 @@ class DatasetConf:
     eval_path: str | None = key(
         None,
         help="local file for evaluation; null with `path` set: eval_limit problems of `path` (at most half) are held "
-        "out "
-        "of training",
+        "out of training",
     )
     hub_id: str | None = key(None, help="id of the data set on the Hugging Face hub")
     revision: str | None = key(
@@ -90,15 +89,13 @@ class DatasetConf:
         choices=("held_out", "train", "all"),
         identity=False,  # it is part of the directory's name, see `part_mark`
         help="what `expo evaluate` and `expo diagnose` take of the data: what training leaves out, what it trains "
-        "on, or all; "
-        "with `path` alone, held_out is the part that a run with the same keys holds out",
+        "on, or all; with `path` alone, held_out is the part that a run with the same keys holds out",
     )
     on_bad_row: str = key(
         "skip",
         choices=("skip", "stop"),
         help="a row that cannot be used (without question or answer, or one on which no completion can be right): "
-        "skip it, counted "
-        "and named, or stop",
+        "skip it, counted and named, or stop",
     )
 
     answer_kind: str = key(
@@ -110,7 +107,7 @@ class DatasetConf:
 
     @property
     def has_oracle(self) -> bool:
-        """Return whether it checks the steps of a completion exactly (`Problem.oracle`)."""
+        """Return whether the data set checks the steps of a completion exactly (`Problem.oracle`)."""
         return self.is_ladder
 
     @property
@@ -120,14 +117,13 @@ class DatasetConf:
 
     @property
     def drawn_by_name(self) -> list[str]:
-        """Return the keys of local files of which a part is taken: which rows, follows from the file's name and their
-        lines."""
-        own = self.path is not None and (self.shares_file or self.limit is not None)
+        """Return the keys of local files of which a part is taken. The file's name and its lines decide which rows."""
+        path_drawn = self.path is not None and (self.shares_file or self.limit is not None)
         other = self.eval_path is not None and (self.limit is not None or self.eval_limit is not None)
-        return [name for name, drawn in (("path", own), ("eval_path", other)) if drawn]
+        return [name for name, drawn in (("path", path_drawn), ("eval_path", other)) if drawn]
 
     def unread(self, command: str) -> dict[str, str]:
-        """Return which of limit, eval_limit and part a command does not look at, each with what to do instead; see
+        """Return the keys among limit, eval_limit and part that a command ignores, each with a remedy; see
         docs/runs.md."""
         if command not in MEASURING:
             return {"part": "it is for expo evaluate and expo diagnose; dataset.limit takes fewer problems"}
@@ -139,7 +135,7 @@ class DatasetConf:
         return {"eval_limit": "it is for evaluations during training; dataset.limit takes fewer problems"}
 
     def evaluated_file(self, command: str) -> str | None:
-        """Return the local file that a command is about."""
+        """Return the local file that a command evaluates on."""
         files = (
             (self.eval_path, self.path)
             if command in MEASURING and self.part != "train"
@@ -149,10 +145,10 @@ class DatasetConf:
 
     @property
     def part_mark(self) -> str:
-        """Return what tells evaluations of different parts apart; "" for what 0.2 took: all of the evaluation's
-        problems."""
-        whole = "all" if self.shares_file else "held_out"
-        return "" if self.part in (whole, "all") else f"-{self.part}"
+        """Return a suffix that tells evaluations of different parts apart; "" for all of the evaluation's problems, as
+        in 0.2."""
+        default = "all" if self.shares_file else "held_out"
+        return "" if self.part in (default, "all") else f"-{self.part}"
 
     @property
     def has_solutions(self) -> bool:
@@ -161,7 +157,7 @@ class DatasetConf:
 
     @property
     def no_solutions(self) -> str:
-        """Return why problems come without one, and the remedy."""
+        """Say why problems have no worked solution, with the remedy."""
         return "and dataset.columns.solution is empty; set it to the column that has them"
 
     @property
@@ -191,8 +187,8 @@ class DatasetConf:
             if self.known_levels
             else f"remove {name}: the data set {self.name} has no levels (or none named: dataset.columns.level)"
         )
-        told = f"{name}={levels}: not all are levels of {self.name}; {remedy}"
-        return [(set(levels) <= set(self.known_levels), told)]
+        message = f"{name}={levels}: not all are levels of {self.name}; {remedy}"
+        return [(set(levels) <= set(self.known_levels), message)]
 
 
 @option("dataset", "math")
@@ -238,13 +234,13 @@ class TableConf(DatasetConf):
         yield _compiles(self.answer_pattern)
         wanted = {f.name: getattr(self.columns, f.name) for f in fields(self.columns)}
         for path in filter(None, (self.path, self.eval_path)):
-            found = columns_of(Path(path), {*wanted.values()} - {""})
+            columns = columns_of(Path(path), {*wanted.values()} - {""})
             for column, name in wanted.items():
-                name = name if name in found else name.partition(".")[0]  # a path into the column
-                near = next(iter(difflib.get_close_matches(name, found, 1)), next(iter(found), ""))
+                name = name if name in columns else name.partition(".")[0]  # a path into the column
+                near = next(iter(difflib.get_close_matches(name, columns, 1)), next(iter(columns), ""))
                 yield (
-                    not name or not found or name in found,
-                    f"dataset.columns.{column}={name}: no row of {path} has it, only {', '.join(found)}; "
+                    not name or not columns or name in columns,
+                    f"dataset.columns.{column}={name}: no row of {path} has it, only {', '.join(columns)}; "
                     f"set it to one of them, perhaps dataset.columns.{column}={near}",
                 )
 
@@ -289,8 +285,7 @@ class GeneratedConf(DatasetConf):
             yield (
                 getattr(self, name) is None,
                 f"dataset.{name}={getattr(self, name)}: {self.name} makes its problems and reads none; set "
-                "dataset=custom and "
-                "dataset.columns, or the data set whose format it has, such as dataset=math",
+                "dataset=custom and dataset.columns, or the data set whose format it has, such as dataset=math",
             )
 
 
@@ -340,8 +335,8 @@ def _compiles(pattern: str) -> Rule:
 
 
 def columns_of(path: Path, wanted: set[str]) -> list[str]:
-    """Return the columns of a file, of its rows only until all that are wanted were seen; where none is, of all rows.
-    [] where it cannot be read: its reader says why."""
+    """Return the columns of a file. Reads rows only until all wanted columns were seen; all rows where one is missing.
+    [] where the file cannot be read: its reader says why."""
     if path.suffix == ".parquet":
         import pyarrow.parquet
 
@@ -349,14 +344,14 @@ def columns_of(path: Path, wanted: set[str]) -> list[str]:
             return list(pyarrow.parquet.read_schema(path).names)
         except (OSError, pyarrow.ArrowException):
             return []
-    found: dict[str, None] = {}
+    columns: dict[str, None] = {}
     with suppress(*UNREADABLE), open_rows(path) as lines:
         for line in lines:
             try:
                 row = json.loads(line)
             except ValueError:
                 continue
-            found |= dict.fromkeys(row) if isinstance(row, dict) else {}
-            if wanted and wanted <= found.keys():
+            columns |= dict.fromkeys(row) if isinstance(row, dict) else {}
+            if wanted and wanted <= columns.keys():
                 break
-    return list(found)
+    return list(columns)

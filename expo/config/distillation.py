@@ -17,9 +17,8 @@ class SelfDistillationConf(GRPOConf):
     """GRPO's rollouts, scored by a teacher: the same network, that sees more. Its opinion of each token is learned
     from."""
 
-    gone: ClassVar[Mapping[str, Any]] = {
-        "top_of": "student"
-    }  # whose likeliest words `top_k` takes: nothing used the teacher's
+    # Whose likeliest words `top_k` takes: nothing used the teacher's.
+    gone: ClassVar[Mapping[str, Any]] = {"top_of": "student"}
     _target_: str = "expo.algorithms.distillation.SelfDistillation"
     group_size: int = key(8, low=1, high=2**16, help="rollouts per problem; a group advantage needs at least 2")
     privilege: str = key(
@@ -41,9 +40,8 @@ class SelfDistillationConf(GRPOConf):
         "divergence",
         choices=("divergence", "sampled", "contrast"),
         help="what is learned from the teacher: the divergence of the two next-token distributions; log p_T - log "
-        "p_S of each "
-        "sampled token, as its advantage; or log p_T seeing the right answer less that seeing a wrong one, as a part "
-        "of it",
+        "p_S of each sampled token, as its advantage; or log p_T seeing the right answer less that seeing a wrong "
+        "one, as a part of it",
     )
     distill_weight: float = key(1.0, above=0, high=1e4, help="weight of the teacher's signal beside GRPO's advantage")
     mix: float = key(
@@ -111,8 +109,7 @@ class SelfDistillationConf(GRPOConf):
         yield (
             self.signal == "divergence" or self.ratio == "token",
             f"algorithm.ratio=sequence: with algorithm.signal={self.signal} each token has an advantage of its own, "
-            "which one ratio for a "
-            "whole sequence would average away; set algorithm.ratio=token",
+            "which one ratio for a whole sequence would average away; set algorithm.ratio=token",
         )
         yield (
             "solution" not in self.privilege or cfg.dataset.has_solutions,
@@ -122,8 +119,7 @@ class SelfDistillationConf(GRPOConf):
         yield (
             not cfg.hints.gives_hints,
             f"hints: {cfg.name}'s teacher reads a completion from its beginning, and one made with a hint may go on "
-            "from elsewhere; "
-            "set hints=none, or choose algorithm=nurl",
+            "from elsewhere; set hints=none, or choose algorithm=nurl",
         )
         yield (
             self.learns_from_rewards or not cfg.positives.joins_groups,
@@ -149,8 +145,7 @@ class SelfDistillationConf(GRPOConf):
         yield (
             self.retry == 1,
             f"algorithm.retry={self.retry:g}: every problem has a gradient from the teacher, so that none would be "
-            "passed over; "
-            "set algorithm.retry=1",
+            "passed over; set algorithm.retry=1",
         )
         if self.signal != "divergence":
             names, why = (
@@ -180,6 +175,5 @@ class SelfDistillationConf(GRPOConf):
         yield (
             not cfg.dataset.is_ladder or cfg.prompts.with_solution is None,
             "prompts.with_solution: the ladder's policy can read no such prompt; set prompts.with_solution=null, and "
-            "its teacher "
-            "sees the answer of the solution",
+            "its teacher sees the answer of the solution",
         )

@@ -1,4 +1,4 @@
-"""What ends a command with one line instead of a stack trace."""
+"""Errors that end a command with one line instead of a stack trace."""
 
 import errno
 
@@ -18,5 +18,5 @@ class EngineError(Exception):
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of what an error says; its kind, where it says nothing."""
+    """Return the first line of an error's message; its class where it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0]

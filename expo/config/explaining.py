@@ -1,4 +1,4 @@
-"""When a step asks for explanations, and which weights it needs beside the policy's."""
+"""Decide when a step asks for explanations, and which weights it needs beside the policy's."""
 
 from enum import Enum
 
@@ -16,7 +16,7 @@ class When(Enum):
 
 
 def when_explained(positives: PositivesConf, algorithm: AlgorithmConf) -> When:
-    """Decide when explanations are asked for; the later, the less of a decoding batch they share with the rollouts.
+    """Decide when a step asks for explanations. Asked for later, they share less of a decoding batch with the rollouts.
 
     One call needs one set of weights: that of the policy that makes the rollouts. From the start, it also has to be
     known that every problem gets an explanation, and what is shown for it.
@@ -30,7 +30,7 @@ def when_explained(positives: PositivesConf, algorithm: AlgorithmConf) -> When:
 
 
 def frozen_copies(cfg: Config) -> tuple[bool, bool]:
-    """Return whether a copy of the initial policy stays in memory, and whether one of an earlier policy does."""
+    """Return whether copies of the initial policy and of an earlier policy stay in memory."""
     algorithm, writers = cfg.algorithm, {cfg.hints.writer}
     if not cfg.positives.from_bank(algorithm):  # where the policy itself writes them, before its first step
         writers.add(cfg.positives.writer)

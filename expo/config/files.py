@@ -1,4 +1,4 @@
-"""Files of rows, as people have them: packed by gzip or not, whatever they are called, with blank lines or without."""
+"""Files of rows as users have them: gzipped or not, under any name, with blank lines or without."""
 
 import gzip
 import zlib

@@ -1,9 +1,8 @@
-"""Read small files that others may have left: plain files of a bounded size, as plain data of the shape that a run
-leaves.
+"""Read small files that others may have written: plain files of a bounded size, parsed to plain data of the shape that
+a run writes.
 
 Opening a fifo would wait for ever, YAML's aliases can make gigabytes of a few bytes, and a value of another kind would
-end in a stack trace
-wherever it is used. Imports nothing heavy.
+end in a stack trace wherever it is used. Imports nothing heavy.
 """
 
 import json
@@ -29,23 +28,23 @@ Check = Callable[[Any], bool]
 
 
 def content(path: Path) -> bytes:
-    """Read a file that others may have made. Raises ValueError for a large one and for anything but a plain file,
+    """Read a file that others may have written. Raises ValueError for a large file and anything but a plain file,
     OSError where it is missing."""
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-        found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode):
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
             raise ValueError("it is no plain file")
-        if found.st_size > LARGEST:
-            raise ValueError(f"it has {found.st_size / 2**20:.0f} MiB, and {LARGEST / 2**20:.0f} are read")
+        if status.st_size > LARGEST:
+            raise ValueError(f"it has {status.st_size / 2**20:.0f} MiB, and {LARGEST / 2**20:.0f} are read")
         return file.read()
 
 
 def from_json(text: bytes) -> dict[str, Any]:
-    """Return a JSON object. Raises ValueError for what is none, and for a whole number of many digits."""
-    found = json.loads(text, parse_int=_whole)
-    if not isinstance(found, dict):
+    """Parse a JSON object. Raises ValueError for other text, and for a whole number of many digits."""
+    parsed = json.loads(text, parse_int=_whole)
+    if not isinstance(parsed, dict):
         raise ValueError("it is no JSON object")
-    return found
+    return parsed
 
 
 def _whole(digits: str) -> int:
@@ -84,19 +83,18 @@ def or_none(check: Check) -> Check:
 
 
 def named(check: Check) -> Check:
-    """Return the check of a JSON object whose values all pass one."""
+    """Return a check of JSON objects, all of whose values must pass `check`."""
     return lambda value: isinstance(value, dict) and all(map(check, value.values()))
 
 
 def is_metric(name: str, value: Any) -> bool:
-    """Return whether a value is a number, or none; an interval about which nothing is known reaches infinitely far."""
+    """Return whether a value is a number or None; the interval of an unknown value may reach infinitely far."""
     endless = name.endswith(("_lo", "_hi")) and value in (math.inf, -math.inf)
     return value is None or is_number(value) or endless
 
 
 def is_metrics(value: Any) -> bool:
-    """Return whether a value is the metrics of an evaluation: what has a lower end of an interval has the upper one,
-    too."""
+    """Return whether a value is the metrics of an evaluation: a lower end of an interval comes with an upper one."""
     ends = ("", "_lo", "_hi")
     return (isinstance(value, dict) and all(is_metric(*item) for item in value.items())) and all(
         value.get(name.removesuffix("_lo") + end) is not None for name in value if name.endswith("_lo") for end in ends
@@ -104,8 +102,8 @@ def is_metrics(value: Any) -> bool:
 
 
 def is_setting(value: Any) -> bool:
-    """Return whether a value is one that a key may have: YAML has dates, bytes and sets, too. An empty mapping is one
-    of no keys."""
+    """Return whether a value is one that a key may have: not YAML's dates, bytes and sets. An empty mapping is a group
+    without keys."""
     if isinstance(value, list):
         return all(map(is_setting, value))
     return value is None or value == {} or isinstance(value, bool | str | float) or is_whole(value)
@@ -145,14 +143,14 @@ CONFIG: dict[str, Check] = {
 
 
 def summary_of(directory: Path) -> dict[str, Any]:
-    """Return a run's summary. Raises UNREADABLE where there is none, or one of another shape."""
-    found = from_json(content(directory / "summary.json"))
-    _check(found, SUMMARY)
-    return found
+    """Return a run's summary. Raises UNREADABLE where it is missing or malformed."""
+    summary = from_json(content(directory / "summary.json"))
+    _check(summary, SUMMARY)
+    return summary
 
 
 def read_summary(directory: str | Path) -> dict[str, Any]:
-    """Return a run's summary, {} where there is none, or a damaged one: the run is not known to be done then."""
+    """Return a run's summary; {} where it is missing or damaged, and so does not say that the run is done."""
     try:
         return summary_of(Path(directory))
     except UNREADABLE:
@@ -160,31 +158,31 @@ def read_summary(directory: str | Path) -> dict[str, Any]:
 
 
 def summary_with(directory: Path, *names: str) -> dict[str, Any]:
-    """Return a run's summary. Raises UserError where there is none, or one that lacks a name."""
+    """Return a run's summary. Raises UserError where it is missing, or lacks a name."""
     try:
-        found = summary_of(directory)
-        if lacking := set(names) - found.keys():
+        summary = summary_of(directory)
+        if lacking := set(names) - summary.keys():
             raise ValueError(f"it has no {min(lacking)}")
     except UNREADABLE as error:
         raise UserError(
             f"{directory / 'summary.json'}: cannot be read ({why(error)}); expo train run={directory} writes it again"
         ) from error
-    return found
+    return summary
 
 
 def config_of(directory: Path) -> dict[str, Any]:
     """Return every key of a run's config, flat, as text: nothing in it is resolved. Raises UNREADABLE where it is
-    none."""
+    missing or malformed."""
     return flat_config(yaml.load(yaml_text(directory / "config.yaml"), Loader=yaml.CSafeLoader))
 
 
 def flat_config(tree: Any) -> dict[str, Any]:
-    """Return the keys of a config, flat. Raises ValueError where it is none."""
+    """Flatten a config's keys. Raises ValueError where it is no config."""
     if not isinstance(tree, dict) or not all(map(is_text, _names(tree))):
         raise ValueError("it is no config")
-    found = flat(tree)
-    _check(found, dict.fromkeys(found, is_setting) | CONFIG)
-    return found
+    keys = flat(tree)
+    _check(keys, dict.fromkeys(keys, is_setting) | CONFIG)
+    return keys
 
 
 def _names(tree: dict[Any, Any]) -> Iterator[Any]:
@@ -194,12 +192,12 @@ def _names(tree: dict[Any, Any]) -> Iterator[Any]:
             yield from _names(value)
 
 
-def _check(found: Mapping[str, Any], checks: Mapping[str, Check]) -> None:
+def _check(mapping: Mapping[str, Any], checks: Mapping[str, Check]) -> None:
     for name, passes in checks.items():
-        if name in found and not passes(found[name]):
-            raise ValueError(f"{name} is not what a run leaves: {shown(repr(found[name]), 40)}")
+        if name in mapping and not passes(mapping[name]):
+            raise ValueError(f"{name} is not what a run leaves: {shown(repr(mapping[name]), 40)}")
 
 
 def why(error: Exception) -> str:
-    """Return what is wrong with a file, in one line."""
+    """Say in one line what is wrong with a file."""
     return error.strerror or first_line(error) if isinstance(error, OSError) else first_line(error)

@@ -43,7 +43,7 @@ OF_OPTION = ("_target_", "requires", "extra", "kind")
 
 
 def restore(directory: Path) -> Config:
-    """Return the config of a run directory. Raises UserError where there is none, or none that this version can
+    """Return the config of a run directory. Raises UserError where it is missing, or of a version that this one cannot
     read."""
     register()  # with the users' own options
     path = directory / "config.yaml"
@@ -61,19 +61,17 @@ def restore(directory: Path) -> Config:
         if missing := _not_loaded(tree, directory):
             raise UserError(
                 f"{path}: was made with a package of its own, {missing}, which is not loaded; set "
-                f"EXPO_PLUGINS={missing}, and start "
-                "expo in the folder that it is in, or install it"
+                f"EXPO_PLUGINS={missing}, and start expo in the folder that it is in, or install it"
             ) from error
         raise UserError(f"{path}: cannot be read by this version of expo ({error})") from error
 
 
 def _not_loaded(tree: Mapping[str, Any], directory: Path) -> str:
-    """Return the packages of a run's own that have declared nothing here, as EXPO_PLUGINS takes them; "" where all
-    have."""
+    """Return the run's own packages that are not imported, as EXPO_PLUGINS takes them; "" where all are."""
     targets = [str(value) for key, value in flat(tree).items() if key.endswith("_target_")]
     files = read_summary(directory).get("own_code", {})
-    own = {*own_packages(targets), *(file.partition("/")[0].removesuffix(".py") for file in files)}
-    return ",".join(sorted(own - {node.__module__.partition(".")[0] for node in OPTIONS.values()}))
+    packages = {*own_packages(targets), *(file.partition("/")[0].removesuffix(".py") for file in files)}
+    return ",".join(sorted(packages - {node.__module__.partition(".")[0] for node in OPTIONS.values()}))
 
 
 class _Loader(CParser, get_yaml_loader()):  # type: ignore[misc]
@@ -97,7 +95,7 @@ def config_tree(path: Path) -> dict[str, Any]:
 
 
 def _restored(kind: type, tree: Mapping[str, Any]) -> Any:
-    node: Any = _node(kind, tree)
+    node: Any = _dataclass_of(kind, tree)
     tree = {name: value for name, value in tree.items() if (name, value) not in getattr(node, "gone", {}).items()}
     known = {f.name: f for f in dataclasses.fields(node)}
     if unknown := tree.keys() - known.keys():
@@ -118,8 +116,8 @@ def _restored(kind: type, tree: Mapping[str, Any]) -> Any:
     return node(**values)
 
 
-def _node(kind: Any, tree: Mapping[str, Any]) -> Any:
-    """Return the dataclass that a part of a config was: of its `_target_`, and with its keys."""
+def _dataclass_of(kind: Any, tree: Mapping[str, Any]) -> Any:
+    """Return the dataclass of a part of a config: by its `_target_`, with its keys."""
     fitting: list[Any] = [
         node
         for node in [kind, *OPTIONS.values()]
@@ -132,8 +130,8 @@ def _node(kind: Any, tree: Mapping[str, Any]) -> Any:
 
 
 def run_directory(text: str) -> Path:
-    """Return the run directory that a person names: its path, a pattern that fits it alone, its identity, or `latest`,
-    the training run that was worked on last; the last two looked for in outputs/.
+    """Find a run directory by path, pattern, identity, or `latest`: the training run that was worked on last. The last
+    two are looked for in outputs/.
 
     Raises UserError where a pattern or an identity fits none, or several.
     """
@@ -148,15 +146,15 @@ def run_directory(text: str) -> Path:
     if Path(text).exists() or not (set("*?[") & set(text) or re.fullmatch(r"[0-9a-f]{10}", text)):
         return Path(text).resolve() if ".." in Path(text).parts else Path(text)  # the folders above it are its own
     pattern = text if set("*?[") & set(text) else f"outputs/*/*-{text}*"
-    found = [path for path in sorted(glob.glob(pattern)) if Path(path, "config.yaml").is_file()]
-    if len(found) != 1:
-        some = f": {', '.join(found[:3])}{', …' if len(found) > 3 else ''}" if found else ""
-        raise UserError(f"{text}: {len(found)} run directories are called so{some}; name one, as expo runs lists them")
-    return Path(found[0])
+    paths = [path for path in sorted(glob.glob(pattern)) if Path(path, "config.yaml").is_file()]
+    if len(paths) != 1:
+        some = f": {', '.join(paths[:3])}{', …' if len(paths) > 3 else ''}" if paths else ""
+        raise UserError(f"{text}: {len(paths)} run directories are called so{some}; name one, as expo runs lists them")
+    return Path(paths[0])
 
 
 def run_of(arguments: Sequence[str]) -> str | None:
-    """Return what `run=` names on a command line; None where it is not there."""
+    """Return the value of `run=` on a command line; None without it."""
     return next((a.removeprefix("run=") for a in reversed(arguments) if a.startswith("run=")), None)
 
 
@@ -179,31 +177,30 @@ def config_from_run(command: str, arguments: Sequence[str]) -> Config:
     unfinished run goes on. Prints what differs from the run's settings.
     """
     directory = run_directory(run_of(arguments) or "")
-    own = restore(directory)
-    own.fresh, own.trainer.stop_after = False, None
-    earlier, own.differs = own.differs or "", None
+    run_config = restore(directory)
+    run_config.fresh, run_config.trainer.stop_after = False, None
+    earlier, run_config.differs = run_config.differs or "", None
     place = directory if len(directory.parts) > 2 else directory.resolve()  # folders above it may be links
-    if place.parent.name.startswith(own.dataset.name):  # where expo has put it, seen from here
-        own.output_dir = str(place.parents[1])
-    if _changed_since(own, directory):
+    if place.parent.name.startswith(run_config.dataset.name):  # where expo has put it, seen from here
+        run_config.output_dir = str(place.parents[1])
+    if _changed_since(run_config, directory):
         print(
             f"run={directory}: what is behind dataset.path or model.path has changed since: this is no longer that run"
         )
     if command != "train":
-        own = _measured(own, directory)
+        run_config = _measured(run_config, directory)
     overrides = [a for a in arguments if not a.startswith("run=")]
-    config = named(_overridden(own, overrides), overrides, earlier if command == "train" else "")
+    config = named(_overridden(run_config, overrides), overrides, earlier if command == "train" else "")
     config = for_command(config, command, overrides)
-    _say(directory, own, config, command)
+    _print_changes(directory, run_config, config, command)
     return config
 
 
-def _changed_since(own: Config, directory: Path) -> bool:
-    """Return whether a run's data file or model folder is another one than when the run was made, as far as can be
-    told."""
+def _changed_since(run_config: Config, directory: Path) -> bool:
+    """Return whether a run's data file or model folder has changed since the run was made, as far as can be told."""
     made_of = read_summary(directory).get("identity")
     try:
-        return made_of is not None and made_of != identity(own)
+        return made_of is not None and made_of != identity(run_config)
     except OSError:  # nothing is at the path: another check says so
         return False
 
@@ -213,32 +210,32 @@ def finished_model(directory: Path) -> Path:
     final, status = directory / "checkpoints" / "final", read_summary(directory).get("status", "done")
     if final.is_dir() and status == "done":
         return final
-    told = "has no finished model (checkpoints/final); finish it with"
+    lack = "has no finished model (checkpoints/final); finish it with"
     if status == "done" and (directory / "summary.json").is_file():
-        told = "its model was not kept (trainer.save_final=false), or is removed (expo runs gc finals=true); make it "
-        told += "again with trainer.save_final=true fresh=true and"
-    raise UserError(f"run={directory}: {told} expo train run={directory}")
+        lack = "its model was not kept (trainer.save_final=false), or is removed (expo runs gc finals=true); make it "
+        lack += "again with trainer.save_final=true fresh=true and"
+    raise UserError(f"run={directory}: {lack} expo train run={directory}")
 
 
-def _measured(own: Config, directory: Path) -> Config:
-    """Return the config with the run's finished model, and with `dataset.limit` as `expo evaluate` means it."""
+def _measured(run_config: Config, directory: Path) -> Config:
+    """Return the config with the run's finished model, and with `dataset.limit` in the meaning of `expo evaluate`."""
     final, summary = finished_model(directory), read_summary(directory)
     if summary.get("final", content := model_content(final)) != content:
         raise UserError(
             f"{final}: is not the model that the run has left; restore it, or score it by its path, as model=hf "
             f"model.path={final}"
         )
-    own_model = own.model
+    own_model = run_config.model
     model = ModelConf(
         path=str(final), dtype=own_model.dtype, attention=own_model.attention,
         load_in_4bit=own_model.load_in_4bit, float32_head=own_model.float32_head,
     )  # fmt: skip
-    dataset = dataclasses.replace(own.dataset, limit=None, part="held_out")
-    return dataclasses.replace(own, run=str(directory), model=model, dataset=dataset)
+    dataset = dataclasses.replace(run_config.dataset, limit=None, part="held_out")
+    return dataclasses.replace(run_config, run=str(directory), model=model, dataset=dataset)
 
 
-def _overridden(own: Config, overrides: Sequence[str]) -> Config:
-    tree = OmegaConf.structured(own)
+def _overridden(run_config: Config, overrides: Sequence[str]) -> Config:
+    tree = OmegaConf.structured(run_config)
     OmegaConf.set_struct(tree, True)
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     groups = [o for o in parsed if "." not in o.key_or_group and options_of(o.key_or_group)]
@@ -254,13 +251,13 @@ def _overridden(own: Config, overrides: Sequence[str]) -> Config:
             tree[taken] = chosen[taken]
         for f in dataclasses.fields(KEPT[name]) if name in KEPT else ():
             if f.name not in OF_OPTION:
-                tree[name][f.name] = getattr(getattr(own, name), f.name)
+                tree[name][f.name] = getattr(getattr(run_config, name), f.name)
     ConfigLoaderImpl._apply_overrides_to_config([o for o in parsed if o not in groups], tree)
     return typed(tree)
 
 
-def _say(directory: Path, own: Config, config: Config, command: str) -> None:
-    before, after = (flat(OmegaConf.to_container(OmegaConf.structured(c))) for c in (own, config))
+def _print_changes(directory: Path, run_config: Config, config: Config, command: str) -> None:
+    before, after = (flat(OmegaConf.to_container(OmegaConf.structured(c))) for c in (run_config, config))
     runtime = runtime_keys()
     changed = {
         name: f"{name}={shown(after.get(name), 40)} (the run: {shown(before.get(name), 40)})"

@@ -21,7 +21,7 @@ class HintsConf:
 
     @property
     def needs_solutions(self) -> bool:
-        """Return whether it takes the data set's solutions."""
+        """Return whether hints take the data set's solutions."""
         return False
 
     @property
@@ -59,8 +59,7 @@ class PrefixConf(HintsConf):
         False,
         absent=False,
         help="show an expert's beginning in the prompt, with prompts.go_on asking to go on from it; false, and on "
-        "the ladder: the "
-        "completion begins with it",
+        "the ladder: the completion begins with it",
     )
 
     @property
@@ -70,9 +69,8 @@ class PrefixConf(HintsConf):
     def rules(self, cfg: "Config") -> Rules:
         yield (
             self.keep < cfg.algorithm.group_size,
-            f"hints.keep={self.keep}: not fewer than algorithm.group_size={cfg.algorithm.group_size}, so that "
-            "nothing would be "
-            f"made again; set hints.keep={max(cfg.algorithm.group_size - 1, 0)} or less",
+            f"hints.keep={self.keep}: not fewer than algorithm.group_size={cfg.algorithm.group_size}, so that nothing "
+            f"would be made again; set hints.keep={max(cfg.algorithm.group_size - 1, 0)} or less",
         )
         yield (
             self.share_low <= self.share_high,
@@ -101,8 +99,8 @@ class PrefixConf(HintsConf):
             )
 
     def templates(self) -> list[tuple[bool, str, str]]:
-        """Return the templates that it may use: whether it does, the key in prompts, and what the template must have a
-        place for."""
+        """Return the templates that hints may use: whether this config does, the key in prompts, and the placeholder
+        that the template must have."""
         return [(self.instructed, "go_on", "{beginning}")]
 
 
@@ -119,8 +117,7 @@ class SelfHintConf(PrefixConf):
         choices=("answer", "solution"),
         absent="answer",
         help="what it sees while it writes: the answer (prompts.hint, NuRL), or the expert's solution "
-        "(prompts.hint_from_solution, SAGE); "
-        "on the ladder the answer",
+        "(prompts.hint_from_solution, SAGE); on the ladder the answer",
     )
     stages: int = key(
         1,
@@ -128,8 +125,7 @@ class SelfHintConf(PrefixConf):
         high=2,
         absent=1,
         help="2: it explains the answer first (prompts.explain), and then makes a hint of its explanation "
-        "(prompts.abstract, NuRL); "
-        "on the ladder 1",
+        "(prompts.abstract, NuRL); on the ladder 1",
     )
 
     gradient: str = key(
@@ -137,8 +133,7 @@ class SelfHintConf(PrefixConf):
         choices=("hint", "question"),
         absent="hint",
         help="the prompt under which a rollout made with a hint in words is trained on: the one with the hint, or "
-        "the question alone, "
-        "as if the policy had thought of it itself",
+        "the question alone, as if the policy had thought of it itself",
     )
     measure_every: int = key(
         10,
@@ -170,14 +165,12 @@ class SelfHintConf(PrefixConf):
         yield (
             self.gradient == "hint" or cfg.prompts.solve_with_hint is not None,
             "hints.gradient=question: without prompts.solve_with_hint a hint is the beginning of the completion, and "
-            "what follows it "
-            "is no answer to the question alone; set hints.gradient=hint",
+            "what follows it is no answer to the question alone; set hints.gradient=hint",
         )
         yield (
             self.gradient == "hint" or getattr(cfg.algorithm, "sampler_correction", "none") == "none",
             "hints.gradient=question: rollouts with a hint were sampled under another prompt, and a correction "
-            "between sampler "
-            "and trainer would take that for an error; set algorithm.sampler_correction=none",
+            "between sampler and trainer would take that for an error; set algorithm.sampler_correction=none",
         )
         yield (
             self.stages == 1 or self.sees == "answer",

@@ -1,4 +1,4 @@
-"""A run is known by what changes its result."""
+"""Hash a run's identity: everything that changes its result."""
 
 import dataclasses
 import hashlib
@@ -20,7 +20,7 @@ LARGE = 2**24  # bytes of a file that takes longer to read than two changes of i
 
 
 def identity(cfg: Config) -> str:
-    """Return the hash of everything in a config that changes a run's result, local data files by content."""
+    """Hash everything in a config that changes a run's result, local data files by content: the run's identity."""
     return _hash(cfg, pairs=False)
 
 
@@ -43,13 +43,12 @@ def pairs_identity(cfg: Config) -> str:
 def bank_identity(cfg: Config) -> str:
     """Return the hash of everything that changes the explanations which the initial policy writes for a run's steps."""
     tree = _with_contents(_tree(cfg, pairs=True), cfg)
-    kept = {name: tree[name] for name in ("dataset", "model", "prompts", "rollout", "seed")}
-    kept["trainer"] = {name: tree["trainer"][name] for name in ("problems_per_step", "precision")}
-    kept["hints"] = (
-        cfg.hints.writer is not None and not cfg.hints.needs_solutions
-    )  # then a problem whose prompt for a hint is too long is left out
-    kept["positives"] = {name: tree["positives"][name] for name in ("_target_", "samples", "shown_answer")}
-    return _digest(kept)
+    hashed = {name: tree[name] for name in ("dataset", "model", "prompts", "rollout", "seed")}
+    hashed["trainer"] = {name: tree["trainer"][name] for name in ("problems_per_step", "precision")}
+    # Then a problem whose prompt for a hint is too long is left out.
+    hashed["hints"] = cfg.hints.writer is not None and not cfg.hints.needs_solutions
+    hashed["positives"] = {name: tree["positives"][name] for name in ("_target_", "samples", "shown_answer")}
+    return _digest(hashed)
 
 
 def pretrain_settings(cfg: Config) -> list[Any]:
@@ -94,14 +93,14 @@ def write_recipe(folder: Path, cfg: Config) -> None:
 
 
 def made_as(folder: Path, cfg: Config) -> bool | None:
-    """Return whether a folder holds the very model that `expo pretrain` makes of a config; None where it does not say
+    """Return whether a folder holds the model that `expo pretrain` makes of a config; None where it has no record of
     what made it."""
     try:
         recipe = json.loads((folder / RECIPE).read_bytes())
-        made = recipe["identity"], recipe["content"]
+        recorded = recipe["identity"], recipe["content"]
     except (OSError, ValueError, LookupError, TypeError):  # of an earlier expo or another maker, or damaged
         return None
-    return made == (pretrain_identity(cfg), model_content(folder))
+    return recorded == (pretrain_identity(cfg), model_content(folder))
 
 
 def _hash(cfg: Config, pairs: bool) -> str:
@@ -110,7 +109,7 @@ def _hash(cfg: Config, pairs: bool) -> str:
 
 
 def _measured_anew(cfg: Config) -> bool:
-    """Return whether a run selects by the answer lift as it has been since 2026-11-28: another measure than before.
+    """Return whether a run selects by the answer lift, which is measured in another way since 2026-11-28.
 
     Ranks of a problem's explanations by lift are what they were on the ladder, where white space is no part of a token.
     """
@@ -142,8 +141,8 @@ def _hashed(path: Path, *stamp: int) -> str:
 
 
 def _with_contents(tree: dict[str, Any], cfg: Config) -> dict[str, Any]:
-    """Return the tree with data files and a local model known by what is in them; a file of which a part is taken also
-    by its name."""
+    """Return the tree with hashes of data files and of a local model's files; a file of which a part is taken is also
+    known by its name."""
     if drawn := cfg.dataset.drawn_by_name:
         tree["dataset"]["drawn"] = {name: Path(tree["dataset"][name]).name for name in drawn}
     tree["dataset"] |= data_content(cfg)
@@ -156,8 +155,8 @@ def _with_contents(tree: dict[str, Any], cfg: Config) -> dict[str, Any]:
 
 
 def _tree(node: Any, pairs: bool) -> dict[str, Any]:
-    """Return the keys that count, as plain data, and the one value of those that are `gone`. With `pairs`, only those
-    that change DPO's first pairs."""
+    """Return the keys that are hashed, as plain data, and the one value of those that are `gone`. With `pairs`, only
+    those that change DPO's first pairs."""
     tree = {}
     for f in dataclasses.fields(node):
         declared, value = declaration(f), getattr(node, f.name)
@@ -182,7 +181,7 @@ def model_content(place: Path) -> str:
 
 
 def _add_files(digest: "hashlib._Hash", place: Path) -> None:
-    """Add names, sizes, the first MiB of each file, and pieces of all the rest, 4 MiB of it in all.
+    """Hash names, sizes, the first MiB of each file, and pieces of the rest, 4 MiB of it in all.
 
     The start alone would not do: an adapter that is merged changes neither the sizes nor the embedding, which often
     comes first. The shipped ladder policy is known by its start, as in older versions: it does not change.
@@ -200,8 +199,8 @@ def _add_files(digest: "hashlib._Hash", place: Path) -> None:
 
 
 def _base_of(folder: Path) -> Path | None:
-    """Return the local folder or file of the model that an adapter is for; None for a whole model, a hub id and the
-    shipped ladder."""
+    """Return the local folder or file of an adapter's base model; None for a full model, a hub id and the shipped
+    ladder."""
     try:
         named = json.loads((folder / "adapter_config.json").read_bytes())["base_model_name_or_path"]
         base = Path(located(named))
@@ -211,8 +210,8 @@ def _base_of(folder: Path) -> Path | None:
 
 
 def changing(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keys, of flat ones, that change a run's result: without runtime keys, and without those that came
-    later and change nothing."""
+    """Return the flat settings that change a run's result: without runtime keys, and without later keys at a value of
+    `absent`."""
     runtime, later = runtime_keys(), later_keys()
     gone = {f"{group}.{name}" for (group, _), node in OPTIONS.items() for name in getattr(node, "gone", {})}
     return {
@@ -223,20 +222,20 @@ def changing(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def later_keys() -> dict[str, Declaration]:
-    """Return the keys that came later, or have a value that did, of any option: at it, all is as it was before."""
-    found: dict[str, Declaration] = {}
+    """Return the keys of any option that came later, or have a value that did: at it, a run is as it was before."""
+    declarations: dict[str, Declaration] = {}
     nodes_by_group = [("", Config), *((f"{group}.", node) for (group, _), node in OPTIONS.items())]
     for prefix, node in nodes_by_group:
-        _add_later(node, prefix, found)
-    return found
+        _add_later(node, prefix, declarations)
+    return declarations
 
 
-def _add_later(node: Any, prefix: str, found: dict[str, Declaration]) -> None:
+def _add_later(node: Any, prefix: str, declarations: dict[str, Declaration]) -> None:
     for f in dataclasses.fields(node):
         if isinstance(f.type, type) and dataclasses.is_dataclass(f.type):
-            _add_later(f.type, f"{prefix}{f.name}.", found)
+            _add_later(f.type, f"{prefix}{f.name}.", declarations)
         elif (declared := declaration(f)).absent is not ALWAYS_IN or callable(declared.counted_as):
-            found[prefix + f.name] = declared
+            declarations[prefix + f.name] = declared
 
 
 def runtime_keys() -> set[str]:
@@ -247,11 +246,11 @@ def runtime_keys() -> set[str]:
 
 def runtime_keys_of(node: type, prefix: str, runtime: bool = False) -> set[str]:
     """Return the runtime keys of one dataclass. Args: runtime, whether every key of it is one."""
-    found: set[str] = set()
+    keys: set[str] = set()
     for f in dataclasses.fields(node):
         here = runtime or not declaration(f).identity
         if isinstance(f.type, type) and dataclasses.is_dataclass(f.type):
-            found |= runtime_keys_of(f.type, f"{prefix}{f.name}.", here)
+            keys |= runtime_keys_of(f.type, f"{prefix}{f.name}.", here)
         if here:
-            found.add(prefix + f.name)
-    return found
+            keys.add(prefix + f.name)
+    return keys

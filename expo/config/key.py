@@ -26,7 +26,7 @@ Rules = Iterator[Rule]
 
 @dataclass(frozen=True)
 class Declaration:
-    """What is known of a key beside its name, type and default."""
+    """Declaration of a key: all but its name, type and default."""
 
     help: str = ""
     low: float | None = None
@@ -40,11 +40,11 @@ class Declaration:
     counted_as: Any = None
 
     def wrong(self, name: str, value: Any) -> str | None:
-        """Return what is wrong with a value of the key `name`, in one line; None where nothing is."""
+        """Say in one line what is wrong with a value of the key `name`; None where nothing is."""
         if isinstance(value, list | tuple):
             if any(isinstance(item, list | tuple | dict) for item in value):
                 return f"{name}={value}: a list in a list; give plain values, such as {name}=[1,2]"
-            return next((told for item in value if (told := self.wrong(name, item))), None)
+            return next((problem for item in value if (problem := self.wrong(name, item))), None)
         if value is None or isinstance(value, bool):
             return None
         if self.choices:
@@ -56,8 +56,8 @@ class Declaration:
         if math.isnan(value) or (math.isinf(value) and self.finite):
             return f"{name}={value}: not a finite number; set {name} to one"
         if self.above is not None and value <= self.above:
-            told = "greater than 0; set it to a value above 0" if not self.above else f"greater than {self.above:g}"
-            return f"{name}={value}: must be {told}"
+            problem = "greater than 0; set it to a value above 0" if not self.above else f"greater than {self.above:g}"
+            return f"{name}={value}: must be {problem}"
         if self.low is not None and self.high is not None and not self.low <= value <= self.high:
             return f"{name}={value}: not between {self.low:g} and {self.high:g}; set {name} to a value in that range"
         if self.low is not None and value < self.low:
@@ -69,7 +69,7 @@ class Declaration:
         return None
 
     def is_absent(self, value: Any) -> bool:
-        """Return whether everything is at this value as it was before the key existed."""
+        """Return whether the key changes nothing at this value: all is as before the key existed."""
         return value in self.absent if isinstance(self.absent, tuple) else bool(value == self.absent)
 
     def counted(self, value: Any) -> Any:
@@ -84,7 +84,7 @@ class Declaration:
 
     @property
     def allowed(self) -> str:
-        """Return the bounds or choices as a person reads them; "" where every value of the type will do."""
+        """Format the bounds or choices for people; "" where every value of the type is allowed."""
         if self.choices:
             return " | ".join(self.choices)
         bounds = ((self.above, "> "), (self.low, "≥ "), (self.high, "≤ "))
@@ -129,10 +129,10 @@ def key(
 
 
 def declaration(f: "dataclasses.Field[Any]") -> Declaration:
-    """Return a field's declaration; of a field without one (`_target_`), the plain one."""
-    found = f.metadata.get("key", Declaration())
-    assert isinstance(found, Declaration)
-    return found
+    """Return a field's declaration; a plain one for a field without (`_target_`)."""
+    declared = f.metadata.get("key", Declaration())
+    assert isinstance(declared, Declaration)
+    return declared
 
 
 # (group, option) -> the dataclass with its keys.
@@ -188,7 +188,7 @@ def with_groups(key: str) -> set[str]:
 
 
 def shown(value: Any, longest: int = 2**31) -> str:
-    """Return a setting's value as it is written on a command line, at most `longest` characters of it."""
+    """Format a setting's value as on a command line, cut to at most `longest` characters."""
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     text = f"[{','.join(map(str, value))}]" if isinstance(value, list) else " ".join(str(value).split())
@@ -217,18 +217,18 @@ def unused(node: Any, prefix: str, names: Sequence[str], why: str, remedy: str) 
     for f in dataclasses.fields(node):
         if f.name in names:
             value = getattr(node, f.name)
-            told = f"{prefix}{f.name}={shown(value)}: has no effect, {why}"
-            yield value == f.default, f"{told}; set {prefix}{f.name}={shown(f.default)}, its default, or {remedy}"
+            message = f"{prefix}{f.name}={shown(value)}: has no effect, {why}"
+            yield value == f.default, f"{message}; set {prefix}{f.name}={shown(f.default)}, its default, or {remedy}"
 
 
 def check_values(config: Any) -> None:
     """Raise UserError for the first value out of its bounds or choices, then for the first broken rule of a
     dataclass."""
-    found = list(nodes(config))
-    for prefix, node in found:
+    nested = list(nodes(config))
+    for prefix, node in nested:
         for f in dataclasses.fields(node):
-            if told := declaration(f).wrong(prefix + f.name, getattr(node, f.name)):
-                raise UserError(told)
+            if problem := declaration(f).wrong(prefix + f.name, getattr(node, f.name)):
+                raise UserError(problem)
     _keep(config, "rules")
 
 
@@ -238,16 +238,16 @@ def check_here(config: Any) -> None:
 
 
 def doubts(config: Any) -> list[str]:
-    """Return what is allowed and hardly meant."""
+    """Return warnings about values that are allowed but hardly meant."""
     return list(_broken(config, "doubts"))
 
 
 def _keep(config: Any, kind: str) -> None:
-    for told in _broken(config, kind):
-        raise UserError(told)
+    for message in _broken(config, kind):
+        raise UserError(message)
 
 
 def _broken(config: Any, kind: str) -> Iterator[str]:
     for _, node in nodes(config):
         rules: Callable[[Any], Rules] | None = getattr(node, kind, None)
-        yield from (told for kept, told in (rules(config) if rules else ()) if not kept)
+        yield from (message for holds, message in (rules(config) if rules else ()) if not holds)

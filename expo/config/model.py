@@ -35,15 +35,14 @@ PACKAGED = {
 
 
 def located(path: str) -> str:
-    """Return the folder, GGUF file or hub id that a model's path stands for: `ladder`, the name of a packaged model, or
-    that itself."""
+    """Resolve a model's path to a folder, GGUF file or hub id; `ladder` and names of packaged models stand for one."""
     if path == "ladder":
         return str(LADDER)
     if path not in PACKAGED:
         return path
     packaged = PACKAGED[path]
-    found = importlib.util.find_spec(packaged.package)
-    folders = map(Path, (found.submodule_search_locations or ()) if found else ())
+    spec = importlib.util.find_spec(packaged.package)
+    folders = map(Path, (spec.submodule_search_locations or ()) if spec else ())
     return next((str(file) for folder in folders for file in sorted(folder.glob("*.gguf"))), packaged.hub_id)
 
 
@@ -119,21 +118,22 @@ class ModelConf:
             yield from self._in_4bit(cfg)
 
     def _in_4bit(self, cfg: "Config") -> Rules:
-        told = "model.load_in_4bit=true"
+        setting = "model.load_in_4bit=true"
         yield (
             self.lora_rank > 0 or Path(self.path, "adapter_config.json").is_file(),
-            f"{told}: weights in 4 bits cannot be trained, only an adapter on them; set model.lora_rank=16",
+            f"{setting}: weights in 4 bits cannot be trained, only an adapter on them; set model.lora_rank=16",
         )
         yield (
             self.dtype != "auto",
-            f"{told}: they are multiplied in the format of model.dtype, and auto names none; set model.dtype=bfloat16",
+            f"{setting}: they are multiplied in the format of model.dtype, and auto names none; set "
+            "model.dtype=bfloat16",
         )
         yield (
             not is_gguf(located(self.path)),
-            f"{told}: a GGUF file is rounded already, in its own way; set model.load_in_4bit=false",
+            f"{setting}: a GGUF file is rounded already, in its own way; set model.load_in_4bit=false",
         )
-        yield cfg.rollout.in_place, f"{told}: vLLM would generate with other weights than these; set rollout=hf"
-        yield cfg.trainer.strategy == "ddp", f"{told}: fsdp cannot share such weights out; set trainer.strategy=ddp"
+        yield cfg.rollout.in_place, f"{setting}: vLLM would generate with other weights than these; set rollout=hf"
+        yield cfg.trainer.strategy == "ddp", f"{setting}: fsdp cannot share such weights out; set trainer.strategy=ddp"
 
     def needs_here(self, cfg: "Config") -> Rules:
         yield (

@@ -1,4 +1,4 @@
-"""What a run directory's name says of a run."""
+"""Name a run directory after what differs."""
 
 import re
 from collections.abc import Collection, Sequence
@@ -13,14 +13,14 @@ LONGEST_VALUE, LONGEST = 24, 64  # characters
 
 
 def plain(text: str) -> str:
-    """Return a text as it can stand in a file's name."""
+    """Replace the characters of a text that cannot stand in a file's name."""
     return re.sub(r"[^\w.-]+", "_", text, flags=re.ASCII).strip("_.")
 
 
 def what_differs(
     overrides: Sequence[str], runtime: Collection[str], earlier: str = "", shared: Collection[str] = ()
 ) -> str:
-    """Return what a command line changes of a run, short enough for a folder's name: `max_steps_4+learning_rate_1e-05`.
+    """Name the changes of a command line, short enough for a folder's name: `max_steps_4+learning_rate_1e-05`.
 
     Neither `=` nor `,` is in it: Hydra would not take the folder as a value. Args: runtime, keys that change nothing of
     the result; earlier, what another run's name says, which the command line changes further; shared, the overrides
@@ -31,25 +31,25 @@ def what_differs(
         for o in overrides
         if "=" in o and not o.startswith("hydra")
     )
-    kept = {
+    changes = {
         key: value
         for key, value in given.items()
         if key not in SAID and not with_groups(key) & {*runtime, "dataset.columns"}
     }
     parts: list[str] = []
     common: list[str] = []
-    for key, value in kept.items():
-        if not any(other.startswith(f"{key}.") for other in kept):  # model=hf, which model.path tells better
+    for key, value in changes.items():
+        if not any(other.startswith(f"{key}.") for other in changes):  # model=hf, which model.path tells better
             last = value.rstrip("/").rpartition("/")[2] if key.endswith("path") else value
             part = f"{key.rpartition('.')[2]}_{plain(last)[:LONGEST_VALUE]}"
             (common if f"{key}={value}" in shared else parts).append(part)
-    changed = tuple(f"{key.rpartition('.')[2]}_" for key in kept)
+    changed = tuple(f"{key.rpartition('.')[2]}_" for key in changes)
     before = [part for part in earlier.split("+") if part and not re.fullmatch(r"\d+_more", part)]
     parts = [part for part in before if not part.startswith(changed)] + parts
-    told: list[str] = []
+    parts_of_name: list[str] = []
     for part in [*reversed(parts), *reversed(common)]:  # what is given last tells most
-        if sum(len(p) + 1 for p in told) + len(part) <= LONGEST:
-            told.append(part)
-    left = len(parts) + len(common) - len(told)
-    told = [part for part in (*parts, *common) if part in told]
-    return "+".join(told) + (f"+{left}_more" if left else "")
+        if sum(len(p) + 1 for p in parts_of_name) + len(part) <= LONGEST:
+            parts_of_name.append(part)
+    left = len(parts) + len(common) - len(parts_of_name)
+    parts_of_name = [part for part in (*parts, *common) if part in parts_of_name]
+    return "+".join(parts_of_name) + (f"+{left}_more" if left else "")

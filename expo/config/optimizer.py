@@ -64,6 +64,5 @@ class AdamW8bitConf(OptimizerConf):
         yield (
             importlib.util.find_spec("bitsandbytes") is not None,
             "optimizer=adamw_8bit: the package bitsandbytes is not installed; install it with pip install "
-            "bitsandbytes, "
-            "or use optimizer=adamw",
+            "bitsandbytes, or use optimizer=adamw",
         )

@@ -1,4 +1,5 @@
-"""The code of a user's own that a run is made of: what `_target_` names outside of expo, and what declares its keys."""
+"""Hash the user's own code of a run: the packages that `_target_` names outside of expo, and those that declare its
+keys."""
 
 import hashlib
 import sys
@@ -28,7 +29,7 @@ def own_code(cfg: Config) -> dict[str, str]:
 
 
 def changed_code(before: Mapping[str, str]) -> list[str]:
-    """Return the source files that are no longer what they were; none of a package that is not here."""
+    """Return the source files that have changed since; none of a package that is not installed."""
     now = {f: m for package in {_package(file) for file in before} for f, m in _sources(package).items()}
     here = {_package(file) for file in now}
     files = sorted(file for file in before.keys() | now.keys() if _package(file) in here)
@@ -48,8 +49,8 @@ def _sources(package: str) -> dict[str, str]:
     if spec and not folders and spec.origin and spec.origin.endswith(".py"):
         files = [Path(spec.origin)]
     roots = [*(folder.parent for folder in folders), *(file.parent for file in files)]
-    found = {}
+    hashes = {}
     for file in files:
         root = next(root for root in roots if file.is_relative_to(root))
-        found[file.relative_to(root).as_posix()] = hashlib.sha256(file.read_bytes()).hexdigest()[:10]
-    return found
+        hashes[file.relative_to(root).as_posix()] = hashlib.sha256(file.read_bytes()).hexdigest()[:10]
+    return hashes

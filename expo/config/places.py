@@ -1,4 +1,4 @@
-"""Where a run's directory is, and what the run is called."""
+"""Place and name of a run: its directory, its label, its id."""
 
 import hashlib
 import json
@@ -16,17 +16,17 @@ LIFT = "lift2"  # what expo diagnose measures as answer lift: since 2026-11-28 a
 
 
 def run_mark(cfg: Config, command: str = "train") -> str:
-    """Return what is unlike for the outcomes of a command that differ: the identity, and of evaluations what was taken
-    of the data."""
+    """Return a mark that differs where the outcomes of a command do: the identity, and for evaluations the part of the
+    data."""
     run, part = identity(cfg), cfg.dataset.part_mark
     if command == "evaluate":
         return f"{run}{part}"
     if command == "diagnose":
-        return f"{run}-{cfg.diagnose.problems}x{cfg.diagnose.samples}-{LIFT}{part}{_judge(cfg)}"
+        return f"{run}-{cfg.diagnose.problems}x{cfg.diagnose.samples}-{LIFT}{part}{_judge_suffix(cfg)}"
     return run
 
 
-def _judge(cfg: Config) -> str:
+def _judge_suffix(cfg: Config) -> str:
     """Return a suffix that names a judge by model and prompt, so that verdicts of two judges get two files; "" without
     a judge."""
     judge = cfg.diagnose.judge
@@ -36,17 +36,17 @@ def _judge(cfg: Config) -> str:
 
 
 def name_of(cfg: Config, command: str, overrides: Sequence[str]) -> str:
-    """Return what a command's outcome is called: as it is asked for, or a run is; of another model that is only
-    measured, the model's name.
+    """Return the name of a command's outcome: as asked for, or as the run; for another model that is only measured, the
+    model's name.
 
     Args: overrides, of the command line.
     """
     asked = any(o.startswith("name=") for o in overrides) or cfg.run is not None
-    return cfg.name if command not in MEASURING or asked else re.sub(r"-s\d+$", "", _policy(cfg)) or cfg.name
+    return cfg.name if command not in MEASURING or asked else re.sub(r"-s\d+$", "", _model_name(cfg)) or cfg.name
 
 
 def label(cfg: Config) -> str:
-    """Return what a run is called where runs stand side by side: name, what differs, and seed."""
+    """Return the label of a run among others: name, what differs, and seed."""
     return "-".join(filter(None, (cfg.name, cfg.differs, f"s{cfg.seed}")))
 
 
@@ -57,7 +57,7 @@ def run_id(cfg: Config, command: str = "train") -> str:
 
 
 def run_dir(cfg: Config, command: str = "train", mark: str = "") -> Path:
-    """Return the folder where `expo <command>` puts what it makes of a config.
+    """Return the folder of the outcome of `expo <command>` for a config.
 
     A folder whose name ends in the identity is that folder, whatever stands before it: older versions and people give
     other names. A new one is called `<data>/<name>-<what differs>-s<seed>-<identity>`. Args: mark, its `run_mark` where
@@ -65,13 +65,13 @@ def run_dir(cfg: Config, command: str = "train", mark: str = "") -> Path:
     """
     root, mark = Path(cfg.output_dir), mark or run_mark(cfg, command)
     places = [root / command] if command != "train" else [d for d in _folders(root) if d.name not in NO_RUNS]
-    found = [path for place in places for path in sorted(place.glob(f"*-{mark}")) if (path / "config.yaml").is_file()]
-    if found:  # of several, the one that is done, or else has come furthest
-        return max(found, key=_progress)
+    folders = [path for place in places for path in sorted(place.glob(f"*-{mark}")) if (path / "config.yaml").is_file()]
+    if folders:  # of several, the one that is done, or else has come furthest
+        return max(folders, key=_progress)
     if command != "train":
         differs = f"-{cfg.differs}" if cfg.differs else ""
-        return root / command / f"{_policy(cfg)}-on-{_data(cfg, command)}{differs}-{mark}"
-    return root / _data(cfg, command) / f"{label(cfg)}-{mark}"
+        return root / command / f"{_model_name(cfg)}-on-{_data_name(cfg, command)}{differs}-{mark}"
+    return root / _data_name(cfg, command) / f"{label(cfg)}-{mark}"
 
 
 def _progress(directory: Path) -> tuple[bool, int]:
@@ -85,15 +85,15 @@ def _folders(root: Path) -> list[Path]:
     return [path for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
 
 
-def _data(cfg: Config, command: str) -> str:
+def _data_name(cfg: Config, command: str) -> str:
     """Return the data set's name and, of a local file, the file's."""
     file = cfg.dataset.evaluated_file(command)
     stem = plain(Path(file).stem) if file else ""
     return "-".join(dict.fromkeys(filter(None, (cfg.dataset.name, stem))))
 
 
-def _policy(cfg: Config) -> str:
-    """Return what a model is called in a folder's name: a run's final model by the run, another one by its path."""
+def _model_name(cfg: Config) -> str:
+    """Name a model in a folder's name: a run's final model by the run, another one by its path."""
     path = Path(cfg.model.path)
     of_run = path.parent.name == "checkpoints"
     return path.parents[1].name.rpartition("-")[0] if of_run else plain(path.name)

@@ -36,7 +36,7 @@ class PositivesConf:
         return None if ours else f"expo does not know whether {self._target_} looks at the share of the run done"
 
     def from_bank(self, algorithm: AlgorithmConf) -> bool:
-        """Return whether all that is written can be written before the run, and kept for other runs
+        """Return whether all explanations can be written before the run, and shared with other runs
         (`expo.step.positives.bank`)."""
         return False
 
@@ -47,12 +47,12 @@ class PositivesConf:
 
     @property
     def explains_all(self) -> bool:
-        """Return whether every problem gets a positive, whatever its rollouts are."""
+        """Return whether every problem gets a positive, whatever the verdicts on its rollouts."""
         return False
 
     @property
     def written_per_problem(self) -> int:
-        """Return how many are written for a problem, where any are."""
+        """Return how many explanations are written for a problem, where any are."""
         return 0
 
     @property
@@ -145,8 +145,7 @@ class SourceConf(PositivesConf):
         yield (
             not self.joins_groups or cfg.reward._target_ == "expo.step.rewards.Correct",
             f"reward={cfg.reward._target_}: a positive that joins a group has reward 1, the right answer's under "
-            "reward=correct; "
-            "set positives.use=auxiliary",
+            "reward=correct; set positives.use=auxiliary",
         )
         yield (
             not self.joins_groups or self.schedule == "constant",
@@ -206,9 +205,8 @@ class SelfExplanationConf(SourceConf):
         True,
         identity=False,
         help="explainer=reference: write explanations for many steps ahead, in whole batches, and keep them for "
-        "other runs; "
-        "false: as they are asked for, by a copy of the initial policy that stays in memory (with LoRA and "
-        "rollout=hf, by the policy without its adapter)",
+        "other runs; false: as they are asked for, by a copy of the initial policy that stays in memory (with LoRA "
+        "and rollout=hf, by the policy without its adapter)",
     )
     cache_steps: int = key(0, low=0, help="steps for which a problem's explanation is used again; 0: never")
     cache_max_drop: float = key(
@@ -249,8 +247,7 @@ class SelfExplanationConf(SourceConf):
         yield (
             rollouts or self.selection not in ("two_properties", "threshold"),
             f"positives.selection={self.selection}: compares with the policy's own rollouts, and {cfg.name} makes "
-            "none; "
-            "set algorithm.group_size=1 or more",
+            "none; set algorithm.group_size=1 or more",
         )
         yield (
             rollouts or self.shown_answer != "wrong",

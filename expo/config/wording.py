@@ -9,7 +9,7 @@ from functools import partial
 from hydra.errors import OverrideParseException
 
 from expo.config.key import OPTIONS
-from expo.config.reference import known, nodes_of, options_of, rows_of
+from expo.config.reference import key_rows, known, nodes_of, options_of
 from expo.config.run import Config
 
 NOISE = (
@@ -28,30 +28,30 @@ CHOOSE = {
 
 
 def explain(error: Exception) -> str:
-    """Return one line for an error of Hydra or OmegaConf."""
+    """Explain an error of Hydra or OmegaConf in one line."""
     if isinstance(error, OverrideParseException):
-        return _unread(error.override)
+        return _remedy(error.override)
     texts = [str(error)] + ([str(error.__cause__)] if error.__cause__ else [])
     lines = [line.strip() for text in texts for line in text.splitlines() if line.strip()]
-    told = list(dict.fromkeys(line.rstrip(".:;") for line in lines if not line.startswith(NOISE)))
-    groups = any("Could not find" in line or ("Could not override" in line and "." not in line) for line in told)
-    sweeps = "requires --multirun" in " ".join(told)
-    if sweeps or any(line.startswith("Ambiguous value") for line in told):
-        asked = re.search(r"'([^']*)'", told[0])
-        line = asked[1] if asked else told[0]
+    messages = list(dict.fromkeys(line.rstrip(".:;") for line in lines if not line.startswith(NOISE)))
+    groups = any("Could not find" in line or ("Could not override" in line and "." not in line) for line in messages)
+    sweeps = "requires --multirun" in " ".join(messages)
+    if sweeps or any(line.startswith("Ambiguous value") for line in messages):
+        asked = re.search(r"'([^']*)'", messages[0])
+        line = asked[1] if asked else messages[0]
         return f"{line}: several values; add -m to run each of them, or write a list as key=[1,2]"
     remedy = "--help lists the groups and their options" if groups else "--cfg job shows every key"
-    whole = "; ".join(told)
-    if close := _nearest_option(whole) or _nearest_key(whole):
+    message = "; ".join(messages)
+    if close := _nearest_option(message) or _nearest_key(message):
         remedy = f"did you mean {close}? {remedy}"
     for node, group in CHOOSE.items():
-        if node in whole:
+        if node in message:
             remedy = f"choose {group}, or leave the key out"
-    return f"{whole}; remedy: {remedy}"
+    return f"{message}; remedy: {remedy}"
 
 
-def _unread(override: str) -> str:
-    """Return what to write instead of an override whose grammar Hydra cannot read."""
+def _remedy(override: str) -> str:
+    """Return the remedy for an override whose grammar Hydra cannot read."""
     key, sign, value = override.partition("=")
     if not sign or not key:
         return f"{override}: not of the form key=value; quote a value with spaces or commas twice: 'key=\"a value\"'"
@@ -65,36 +65,36 @@ def _unread(override: str) -> str:
     )
 
 
-def _nearest_key(told: str) -> str | None:
-    """Return the nearest key of the config dataclass that has no such key; of another one, the key of that very
-    name."""
-    if (found := re.search(r"Key '(\w+)' not in '(\w+)'", told)) is None:
+def _nearest_key(message: str) -> str | None:
+    """Return the nearest key of the config dataclass named in an error about an unknown key; the very same name in
+    another dataclass comes first."""
+    if (match := re.search(r"Key '(\w+)' not in '(\w+)'", message)) is None:
         return None
     nodes = {node.__name__: node for node in [*OPTIONS.values(), *parts_of(Config)]}
-    owner = nodes.get(found[2])
+    owner = nodes.get(match[2])
     names = [f.name for f in dataclasses.fields(owner)] if owner else []
-    every = [row[0] for group in known() for node in nodes_of(group).values() for row in rows_of(node, f"{group}.")]
-    close = difflib.get_close_matches(found[1], names, 1)
-    return next(iter([*close, *filter(partial(_means, found[1]), [*names, *every])]), None)
+    every = [row[0] for group in known() for node in nodes_of(group).values() for row in key_rows(node, f"{group}.")]
+    close = difflib.get_close_matches(match[1], names, 1)
+    return next(iter([*close, *filter(partial(_names_key, match[1]), [*names, *every])]), None)
 
 
-def _means(asked: str, key: str) -> bool:
+def _names_key(asked: str, key: str) -> bool:
     """Return whether a key has this very name, or these initials: lr is learning_rate."""
     name = key.rpartition(".")[2]
     return asked in (name, "".join(word[:1] for word in name.split("_")))
 
 
-def _nearest_option(told: str) -> str | None:
-    """Return the nearest option of the group that has no such option, as it is given."""
-    if (found := re.search(r"Could not find '([\w/]+)/([^'/]+)'", told)) is None:
+def _nearest_option(message: str) -> str | None:
+    """Return the nearest option of the group named in an error about an unknown option."""
+    if (match := re.search(r"Could not find '([\w/]+)/([^'/]+)'", message)) is None:
         return None
-    return next((f"{found[1]}={near}" for near in difflib.get_close_matches(found[2], options_of(found[1]), 1)), None)
+    return next((f"{match[1]}={near}" for near in difflib.get_close_matches(match[2], options_of(match[1]), 1)), None)
 
 
 def parts_of(node: type) -> list[type]:
     """Return a config dataclass and those of its nested groups."""
-    found = [node]
+    classes = [node]
     for f in dataclasses.fields(node):
         if isinstance(f.type, type) and dataclasses.is_dataclass(f.type):
-            found += parts_of(f.type)
-    return found
+            classes += parts_of(f.type)
+    return classes

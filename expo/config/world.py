@@ -39,8 +39,7 @@ class WorldConf:
         high=1,
         absent=0.0,
         help="share of the parts of the corpus's explanations whose step follows a belief and not the shown answer; "
-        "the final "
-        "statement is the shown answer all the same",
+        "the final statement is the shown answer all the same",
     )
     fudged: float = key(
         0.0,
@@ -63,7 +62,8 @@ class WorldConf:
 
     @property
     def corpus(self) -> dict[str, Any]:
-        """Return what shapes the corpus, and so the base policy, where it is not as in the world `clear`."""
+        """Return the settings that shape the corpus, and so the base policy, where they are not those of the world
+        `clear`."""
         return {
             f.name: value
             for f in dataclasses.fields(self)
@@ -83,8 +83,7 @@ class WorldConf:
         yield (
             self.familiarity[-1] + self.misconception <= 1,
             f"dataset.world.misconception={self.misconception}: with familiarity {self.familiarity[-1]} of level 5 "
-            "over 1; "
-            f"set it to {1 - self.familiarity[-1]:g} or less",
+            f"over 1; set it to {1 - self.familiarity[-1]:g} or less",
         )
 
 

@@ -1,4 +1,4 @@
-"""What a run costs on a device, in one line of a plan."""
+"""Estimate of a run's cost on a device, for one line of a plan."""
 
 from dataclasses import dataclass
 
@@ -30,12 +30,12 @@ class Cost:
         return self.memory <= DEVICES[self.device].memory
 
     def __str__(self) -> str:
-        there = DEVICES[self.device].memory
-        other = "" if self.memory <= SURE * there else "which is tight" if self.fits else "which has less"
+        memory = DEVICES[self.device].memory
+        other = "" if self.memory <= SURE * memory else "which is tight" if self.fits else "which has less"
         fits = f", {other}: `expo plan` with the same overrides names settings that fit" if other else ""
         which = f"one {self.device}" if self.devices == 1 else f"each of {self.devices} {self.device}"
         return (
-            f"estimated: {self.memory / 1e9:.0f} of {there / 1e9:.0f} GB of {which}{fits}; "
+            f"estimated: {self.memory / 1e9:.0f} of {memory / 1e9:.0f} GB of {which}{fits}; "
             f"{self.hours:.1f} h; {self.tokens / 1e6:.0f} M tokens generated at most; {self.disk / 1e9:.0f} GB of disk"
         )
 

@@ -1,4 +1,4 @@
-"""What a device does in a second, and how much of that a run reaches."""
+"""Speed of a device, and the part of it that a run reaches."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ READ = 2**26  # numbers that are read to find the bandwidth: 256 MiB, more than 
 
 @dataclass(frozen=True)
 class Machine:
-    """What a device does in a second."""
+    """Speed of a device: the work that it does in a second."""
 
     flops: float  # of a product of float32 matrices
     bytes: float  # read from memory, by a product of a float32 matrix with a vector
@@ -45,9 +45,8 @@ class Device:
     training: float = 0.4  # share of the FLOPs that forward and backward passes reach
     thin: float = 0.4  # the same of products of few rows, as in decoding
     reading: float = 0.6  # share of the bandwidth that decoding reaches
-    layer_s: Mapping[str, float] = field(
-        default_factory=dict
-    )  # what launching one layer of one decoding step takes, by engine
+    # What launching one layer of one decoding step takes, by engine.
+    layer_s: Mapping[str, float] = field(default_factory=dict)
     reserved: float = 4e9  # bytes: the context, workspaces, fragmentation
 
     @property

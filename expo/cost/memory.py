@@ -49,7 +49,7 @@ def settled(work: Work, device: Device) -> Work:
 
 
 def held(work: Work, device: Device) -> dict[str, float]:
-    """Return what is there all the time."""
+    """Return the bytes that stay allocated all the time, by part."""
     adapter = 4 * work.trained if work.cfg.model.lora_rank else 0  # in float32
     return {
         "weights": (work.held + adapter) / work.sharded,
@@ -60,17 +60,17 @@ def held(work: Work, device: Device) -> dict[str, float]:
 
 
 def generating(work: Work) -> dict[str, float]:
-    """Return what is there while completions are generated."""
+    """Return the bytes allocated while completions are generated, by part."""
     s = work.shape
-    own = engine(work) if not work.elsewhere else {}
+    engines = engine(work) if not work.elsewhere else {}
     rows = work.rows if work.in_place else 0
     casts = work.casts if work.in_place else 0.0
-    whole = work.stored * s.parameters if work.sharded > 1 else 0.0
+    full_copy = work.stored * s.parameters if work.sharded > 1 else 0.0
     return {
-        "a whole copy to generate with": float(whole),
-        "the engines' weights": own.get("weights", 0.0),
+        "a whole copy to generate with": float(full_copy),
+        "the engines' weights": engines.get("weights", 0.0),
         "casts to 16 bit": casts,
-        "KV cache": own.get("cache", 0.0),
+        "KV cache": engines.get("cache", 0.0),
         "logits": 4.0 * 4 * rows * s.head / s.hidden,
     }
 
@@ -88,7 +88,7 @@ def engine(work: Work, asleep: bool = False) -> dict[str, float]:
 
 
 def updating(work: Work) -> dict[str, float]:
-    """Return what is there in the update."""
+    """Return the bytes allocated in the update, by part."""
     s, cfg = work.shape, work.cfg
     number = 2 if work.computed == "bfloat16" else 4
     micro, group, kept_all = (
@@ -99,18 +99,15 @@ def updating(work: Work) -> dict[str, float]:
     prompts = math.ceil(micro / group) if work.shares else micro
     positions = prompts * cfg.rollout.max_prompt_tokens + micro * cfg.rollout.max_completion_tokens
     per_layer = KEPT_BYTES * s.hidden + number * (KEPT_KEYS * s.kv_width + KEPT_INNER * s.inner)
-    kept = s.layers * per_layer if kept_all else per_layer + 4 * s.layers * s.hidden
+    per_position = s.layers * per_layer if kept_all else per_layer + 4 * s.layers * s.hidden
     each, sharded = 4 if cfg.model.lora_rank else work.stored, work.sharded > 1
     layer = 2 if work.mixed else work.stored  # bytes of a weight of a gathered layer
     gathered = (s.parameters - s.in_layers) * work.stored + 2 * s.in_layers / s.layers * layer if sharded else 0.0
     gradients = each * work.trained / work.sharded
-    activations, logits = (
-        float(positions * kept),
-        3.0 * 4 * min(LOGITS, micro * cfg.rollout.max_completion_tokens * s.head // s.hidden),
-    )
-    if (
-        sharded and work.shares
-    ):  # layers that are read twice keep whole gradients until they were gone back through twice
+    activations = float(positions * per_position)
+    logits = 3.0 * 4 * min(LOGITS, micro * cfg.rollout.max_completion_tokens * s.head // s.hidden)
+    # Layers that are read twice keep whole gradients until they were gone back through twice.
+    if sharded and work.shares:
         gradients += min(each, layer) * (work.trained if cfg.model.lora_rank else s.in_layers)
     casts = work.casts if not sharded else 2.0 * s.head if work.mixed else 0.0  # layers are gathered in 16 bit
     if s.tied and not cfg.model.lora_rank:
@@ -119,13 +116,13 @@ def updating(work: Work) -> dict[str, float]:
         several = work.rollouts + work.positives > micro
         last = (1 + several) * each * s.head - casts - activations - logits
         gradients += max(several * each * s.head, last)
-    there = engine(work, asleep=work.sleeps) if not work.elsewhere else {}
+    engines = engine(work, asleep=work.sleeps) if not work.elsewhere else {}
     if work.in_place:
-        there = {}
+        engines = {}
     return {
         "gradients": gradients,
-        "the engines' weights": there.get("weights", 0.0),
-        "KV cache": there.get("cache", 0.0),
+        "the engines' weights": engines.get("weights", 0.0),
+        "KV cache": engines.get("cache", 0.0),
         "gathered layers": gathered,
         "casts to 16 bit": casts,
         "activations": activations,
@@ -137,8 +134,8 @@ def disk(work: Work) -> tuple[float, float]:
     """Return the bytes of a checkpoint, and the most that a run has on the disk at a time."""
     s = work.shape
     adapter = 4 * work.trained if work.cfg.model.lora_rank else 0
-    kept = frozen_copies(work.cfg)[1] + work.cfg.algorithm.uses_average
-    checkpoint = work.held * (1 + kept) + adapter + work.moments * work.trained
+    copies = frozen_copies(work.cfg)[1] + work.cfg.algorithm.uses_average
+    checkpoint = work.held * (1 + copies) + adapter + work.moments * work.trained
     final = adapter or work.stored * s.parameters
     best = checkpoint if work.cfg.trainer.on_collapse != "warn" else 0
     return checkpoint, max(2 * checkpoint, checkpoint + final) + best

@@ -1,4 +1,4 @@
-"""What a run does, in numbers: rows, tokens, formats. All that is not in the config is said by `plan`."""
+"""Numbers of a run: rows, tokens, formats. `plan` gives what the config does not say."""
 
 import math
 from dataclasses import dataclass, replace
@@ -56,7 +56,7 @@ class Work:
 
     @property
     def written(self) -> int:
-        """Return the positives that are written in a step, if each problem gets them."""
+        """Return the positives that are written in a step, if each problem gets one."""
         return self.cfg.trainer.problems_per_step * self.cfg.positives.written_per_problem
 
     @property
@@ -75,17 +75,17 @@ class Work:
 
     @property
     def length(self) -> str:
-        """Return the steps of the run, its problems, and how many epochs these are, where that is known."""
+        """Say how many steps the run has, how many problems, and how many epochs they are, where that is known."""
         cfg = self.cfg
         dealt = cfg.trainer.max_steps * cfg.trainer.problems_per_step
-        there = cfg.dataset.limit or TRAINED.get(cfg.dataset.name)
-        if there and cfg.dataset.limit and cfg.dataset.known_levels:  # which the ladder makes of each level
-            there *= len(cfg.dataset.levels or cfg.dataset.known_levels) if cfg.dataset.is_ladder else 1
+        known = cfg.dataset.limit or TRAINED.get(cfg.dataset.name)
+        if known and cfg.dataset.limit and cfg.dataset.known_levels:  # which the ladder makes of each level
+            known *= len(cfg.dataset.levels or cfg.dataset.known_levels) if cfg.dataset.is_ladder else 1
         epochs = (
-            f"{dealt / (there - cfg.dataset.validation):.3g} epochs" if there else "epochs not known: no dataset.limit"
+            f"{dealt / (known - cfg.dataset.validation):.3g} epochs" if known else "epochs not known: no dataset.limit"
         )
-        told = f"{cfg.trainer.max_steps} steps of {cfg.trainer.problems_per_step} problems, {dealt:,} in all ({epochs})"
-        return f"{told}; {self.evaluations} evaluations of {self.sampled:,} completions"
+        text = f"{cfg.trainer.max_steps} steps of {cfg.trainer.problems_per_step} problems, {dealt:,} in all ({epochs})"
+        return f"{text}; {self.evaluations} evaluations of {self.sampled:,} completions"
 
     @property
     def evaluations(self) -> int:
@@ -107,7 +107,7 @@ class Work:
 
     @property
     def sharded(self) -> int:
-        """Return over how many devices the weights are shared out."""
+        """Return the number of devices over which the weights are sharded."""
         return self.devices if self.cfg.trainer.strategy == "fsdp" else 1
 
     @property
@@ -117,8 +117,8 @@ class Work:
 
     @property
     def held(self) -> float:
-        """Return the bytes of all weights as they are held, but for an adapter. In 4 bits, 64 of them share a scale,
-        which is rounded too."""
+        """Return the bytes of all weights in memory, without an adapter. In 4 bits, 64 of them share a scale, which is
+        rounded too."""
         s = self.shape
         if not self.cfg.model.load_in_4bit:
             return self.stored * s.parameters - (2.0 * self.matrices if self.base_in_16_bit else 0.0)
@@ -176,7 +176,7 @@ class Work:
 
     @property
     def casts(self) -> float:
-        """Return the bytes of the casts that autocast keeps. A weight in 4 bits is made plain for its own product
+        """Return the bytes of the casts that autocast keeps. A weight in 4 bits is unpacked for its own product
         alone."""
         s = self.shape
         plain = self.matrices if self.base_in_16_bit else s.in_layers if self.cfg.model.load_in_4bit else 0
@@ -211,7 +211,7 @@ class Work:
 
     @property
     def shares(self) -> bool:
-        """Return whether the update reads a prompt once for its group, as far as the config tells."""
+        """Return whether the update reads a prompt once for its group, as far as the config decides it."""
         t, m = self.cfg.trainer, self.cfg.model
         shared = t.shares_prompts(self.cfg, gpu=False)  # `settled` has set it for a GPU
         return shared and not t.packing and not self.checkpoints and m.attention in ("sdpa", "eager")

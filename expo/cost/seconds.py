@@ -24,7 +24,7 @@ def seconds(work: Work, device: Device) -> dict[str, float]:
         "update": update(work, device),
         "sync": sync(work, device),
     }
-    return {name: found for name, found in parts.items() if found}
+    return {name: spent for name, spent in parts.items() if spent}
 
 
 def run_seconds(work: Work, device: Device) -> float:
@@ -44,7 +44,8 @@ def decoding(work: Work, device: Device, rows: int, prompts: int) -> float:
     """Return the seconds of generating so many rows behind so many prompts, on the busiest device.
 
     Each token of a batch takes the launches, and reads of all weights and of the cache, and the products of its rows:
-    one after the other."""
+    one after the other.
+    """
     if not rows:
         return 0.0
     s, engine = work.shape, "transformers" if work.in_place else "vllm"
@@ -77,8 +78,8 @@ def update(work: Work, device: Device) -> float:
     # An all-reduce sends a number twice. Sharded layers are gathered forward and backward, twice where prompts are
     # shared; gradients are spread.
     gathered = (4 if work.shares else 2) + (1 if cfg.algorithm.uses_reference and cfg.model.lora_rank else 0)
-    whole = s.parameters - s.in_layers + layer * s.in_layers
-    exchanged = 2 * work.trained if work.sharded == 1 else micro_batches * (gathered * whole + work.trained)
+    unsharded = s.parameters - s.in_layers + layer * s.in_layers
+    exchanged = 2 * work.trained if work.sharded == 1 else micro_batches * (gathered * unsharded + work.trained)
     updates = getattr(cfg.algorithm, "updates_per_rollout", 1)
     return float(updates * (computing + stepping + sent * exchanged / link(work, device)))
 

@@ -16,7 +16,7 @@ from expo.model.shapes import config_of
 
 @dataclass(frozen=True)
 class Shape:
-    """What memory and time follow from."""
+    """Shape of a model, from which memory and time follow."""
 
     parameters: int
     in_layers: int  # parameters that every token goes through: all but the embedding and the head

@@ -1,4 +1,4 @@
-"""What became of every row of the data: how many were read, used, skipped and why, held out."""
+"""Account of every data row: how many were read, used, skipped and why, held out."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -28,9 +28,8 @@ class Source:
     examples: dict[str, str] = field(default_factory=dict)  # by reason: what is wrong with the first such row
     duplicates: list[int] = field(default_factory=list)
     contradictions: list[int] = field(default_factory=list)
-    doubts: dict[str, list[int]] = field(
-        default_factory=dict
-    )  # in what answers may be meant otherwise than read: lines
+    # In what answers may be meant otherwise than read: lines.
+    doubts: dict[str, list[int]] = field(default_factory=dict)
     solutions: int = 0
     answer_characters: list[float] = field(default_factory=list)
     kinds: dict[str, int] = field(default_factory=dict)  # of answers, the commonest first
@@ -45,8 +44,8 @@ class Source:
         self.solutions = sum(p.solution is not None for _, p in problems)
         self.answer_characters = spread([len(p.answer) for _, p in problems])
         for line, p in problems:
-            if p.kind == "auto" and (told := doubt(p.answer)):
-                self.doubts.setdefault(told, []).append(line)
+            if p.kind == "auto" and (doubtful := doubt(p.answer)):
+                self.doubts.setdefault(doubtful, []).append(line)
         self.kinds = dict(Counter(kind_for(p.answer, p.kind).name for _, p in problems if p.kind).most_common())
         first: dict[str, Problem] = {}
         for line, p in problems:
@@ -62,7 +61,7 @@ class Source:
 
 @dataclass
 class Part:
-    """What a command takes of the problems: `train`, `held_out` or `all`. `prompt_tokens`: least, median and most."""
+    """Problems that a command takes: `train`, `held_out` or `all`. `prompt_tokens`: least, median and most."""
 
     problems: int
     too_long: int
@@ -85,7 +84,7 @@ class Account:
         return asdict(self)
 
     def table(self) -> Table:
-        """Return the account as a person reads it."""
+        """Format the account for people."""
         table = Table("", "data", "", show_header=False, box=None, pad_edge=False)
         for s in self.sources:
             table.add_row("data", s.name, style="bold")
@@ -95,11 +94,11 @@ class Account:
             for why, lines in s.skipped.items():
                 example = f" ({s.examples[why]})" if s.examples[why] else ""
                 table.add_row("", f"{_lines(lines)}: {why}{example}")
-            for told, lines in s.doubts.items():
-                table.add_row("", f"{_lines(lines)}: {told}")
-            for told, lines in (("asked twice", s.duplicates), ("asked twice, other answer", s.contradictions)):
+            for reason, lines in s.doubts.items():
+                table.add_row("", f"{_lines(lines)}: {reason}")
+            for reason, lines in (("asked twice", s.duplicates), ("asked twice, other answer", s.contradictions)):
                 if lines:
-                    table.add_row(told, f"{_lines(lines)}; kept to train on, evaluated once")
+                    table.add_row(reason, f"{_lines(lines)}; kept to train on, evaluated once")
             table.add_row("with solution", str(s.solutions))
             table.add_row("answers", f"{_spread(s.answer_characters)} characters")
             kinds = ", ".join(f"{count} {kind}" for kind, count in s.kinds.items())
@@ -108,8 +107,8 @@ class Account:
             more = f"; {part.too_long} left out: prompt too long" if part.too_long else ""
             if name == "train" and self.asked_in_held_out:
                 more += f"; {self.asked_in_held_out} left out: the question is held out"
-            told = f"{part.problems} problems, prompts of {_spread(part.prompt_tokens)} tokens{more}"
-            table.add_row(NAMES.get(name, name), told)
+            reason = f"{part.problems} problems, prompts of {_spread(part.prompt_tokens)} tokens{more}"
+            table.add_row(NAMES.get(name, name), reason)
         return table
 
 
@@ -121,10 +120,10 @@ def spread(values: Sequence[float]) -> list[float]:
     return [min(values), median(values), max(values)] if values else []
 
 
-def _spread(found: Sequence[float]) -> str:
-    if not found:
+def _spread(values: Sequence[float]) -> str:
+    if not values:
         return "no"
-    return f"{found[0]:g} to {found[2]:g} (median {found[1]:g})" if found[0] < found[2] else f"{found[0]:g}"
+    return f"{values[0]:g} to {values[2]:g} (median {values[1]:g})" if values[0] < values[2] else f"{values[0]:g}"
 
 
 def _lines(lines: Sequence[int]) -> str:

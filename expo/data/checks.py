@@ -1,4 +1,4 @@
-"""Can the verifier ever call a completion right on this problem? Asked of every row that is read."""
+"""Checks of every data row: can the verifier ever call a completion right on its problem?"""
 
 import re
 from collections.abc import Sequence
@@ -11,8 +11,7 @@ from expo.verifier.pool import Verifier
 NUMBER = r"(-?\d[\d,]*(?:\.\d+)?)"
 SENTENCE = (
     f"the answer is a sentence; set dataset.answer_pattern to find the answer in it, such as '{NUMBER}', or '.+' to "
-    "take "
-    "it whole, or dataset.answer_kind=exact for code"
+    "take it whole, or dataset.answer_kind=exact for code"
 )
 # A time-out is no verdict: what a slow machine cannot judge stays in the data.
 REFUSED = (Verdict.INCORRECT, Verdict.UNPARSEABLE)
@@ -28,7 +27,7 @@ _EATEN = re.compile(
 
 
 class BadRow(Exception):
-    """Why a row cannot be used: `reason` is counted, and `detail` told of the single row."""
+    """A row that cannot be used: `reason` is counted, `detail` is about this row alone."""
 
     def __init__(self, reason: str, detail: str = ""):
         super().__init__(f"{reason}: {detail}" if detail else reason)
@@ -83,8 +82,8 @@ def _reason(
     number: str | None,
     bare: "Future[Verdict] | None",
 ) -> BadRow | None:
-    if told := verifier.judge.refuses(p):
-        return BadRow(told, repr(p.answer[:80]))
+    if reason := verifier.judge.refuses(p):
+        return BadRow(reason, repr(p.answer[:80]))
     most = verifier.conf.max_answer_chars
     if itself is not None and len(p.answer) > most:
         return BadRow(

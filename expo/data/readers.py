@@ -55,30 +55,30 @@ class Reader:
         if self.conf.path is None and self.conf.split == self.conf.eval_split:
             raise UserError(
                 f"dataset.split={self.conf.split}: {self.conf.name} is evaluated on this very split; train on other "
-                "data, "
-                "such as dataset=math"
+                "data, such as dataset=math"
             )
         evaluated = self.evaluation()
         held_out = {p.asked for p in evaluated}
         problems = self._read(self.conf.path, self.conf.split, self.conf.levels)
-        from_hub = (
-            self.conf.path is None and self.conf.eval_path is None and not self.conf.is_generated
-        )  # whose splits are others': what they share is named, and stays
-        kept = [p for p in problems if from_hub or p.asked not in held_out]
+        # Whose splits are others': what they share is named, and stays.
+        from_hub = self.conf.path is None and self.conf.eval_path is None and not self.conf.is_generated
+        train = [p for p in problems if from_hub or p.asked not in held_out]
         if from_hub and (both := sum(p.asked in held_out for p in problems)):
             log.warning("%s: %d questions to train on are also evaluated on", self.conf.name, both)
-        own = {p.id for p in evaluated} if self.conf.shares_file else set()
-        self.asked_in_held_out = 0 if from_hub else sum(p.asked in held_out and p.id not in own for p in problems)
-        if problems and not kept:
+        ids = {p.id for p in evaluated} if self.conf.shares_file else set()
+        self.asked_in_held_out = 0 if from_hub else sum(p.asked in held_out and p.id not in ids for p in problems)
+        if problems and not train:
             raise UserError(
                 f"{self._source(self.conf.path)}: all its questions are held out; give other rows as dataset.eval_path"
             )
-        if self.conf.eval_path is not None and len(kept) < len(problems):
+        if self.conf.eval_path is not None and len(train) < len(problems):
             log.warning(
-                "%s: %d questions of dataset.eval_path are not trained on", self.conf.name, len(problems) - len(kept)
+                "%s: %d questions of dataset.eval_path are not trained on", self.conf.name, len(problems) - len(train)
             )
         return self._nonempty(
-            _spread(kept, self.conf.limit) if self.conf.limit else kept, self._source(self.conf.path), self.conf.levels
+            _spread(train, self.conf.limit) if self.conf.limit else train,
+            self._source(self.conf.path),
+            self.conf.levels,
         )
 
     def evaluation(self) -> list[Problem]:
@@ -100,7 +100,7 @@ class Reader:
         return self._nonempty(_spread(problems, count), self._held_out, levels)
 
     def part(self) -> list[Problem]:
-        """Return what `expo evaluate` and `expo diagnose` take, at most `limit` problems: see `dataset.part`."""
+        """Return the problems of `expo evaluate` and `expo diagnose`, at most `limit` of them: see `dataset.part`."""
         if self.conf.part == "train":
             return self.train()
         if self.conf.part == "held_out" and self.conf.shares_file:
@@ -108,19 +108,19 @@ class Reader:
         return self.whole()
 
     def examples(self, count: int) -> list[Problem]:
-        """Return worked examples for prompts: the same ones of the training part, and one more, in place of the one
-        that is asked."""
+        """Return worked examples for prompts: the same ones of the training part, and one more, which replaces the one
+        that a problem asks itself."""
         if not count:
             return []
-        found = _spread([p for p in self._once(self._shown(count)) if not p.earlier], count + 1)
-        if len(found) <= count:
+        chosen = _spread([p for p in self._once(self._shown(count)) if not p.earlier], count + 1)
+        if len(chosen) <= count:
             raise UserError(
-                f"prompts.examples={count}: the training part has {len(found)} problems to show; set it lower"
+                f"prompts.examples={count}: the training part has {len(chosen)} problems to show; set it lower"
             )
-        return found
+        return chosen
 
     def _shown(self, count: int) -> list[Problem]:
-        """Return the problems that examples are taken of, whatever `limit` is."""
+        """Return the problems among which examples are chosen, whatever `limit` is."""
         return self.train()
 
     def whole(self) -> list[Problem]:
@@ -130,8 +130,7 @@ class Reader:
         return self._nonempty(_spread(problems, self.conf.limit), self._held_out, levels)
 
     def _once(self, problems: list[Problem]) -> list[Problem]:
-        """Return the first of all problems that ask the same: an interval over problems believes that each is
-        another."""
+        """Drop problems that ask the same as an earlier one: an interval over problems takes each for another."""
         return list({p.asked: p for p in reversed(problems)}.values())[::-1]
 
     def _nonempty(self, problems: list[Problem], source: str, levels: list[Any]) -> list[Problem]:
@@ -151,11 +150,11 @@ class Reader:
 
     @property
     def takes_sentences(self) -> bool:
-        """Return whether an answer that is a sentence is meant as it is."""
+        """Return whether a sentence is a valid answer."""
         return False
 
     def account(self) -> Account:
-        """Return what became of the rows that were read so far."""
+        """Return the account of the rows read so far."""
         return Account(self.sources, asked_in_held_out=self.asked_in_held_out)
 
     @property
@@ -180,7 +179,7 @@ class Reader:
     def _usable(self, path: str | None, split: str) -> list[Problem]:
         source = Source(Path(path).name if path else f"{self.conf.name}/{split}")
         self.sources.append(source)
-        made: list[tuple[int, Problem]] = []
+        usable: list[tuple[int, Problem]] = []
         for line, row in enumerate(self._rows(path, split), 1):  # as an editor numbers lines
             if row is None:  # a blank line
                 continue
@@ -192,17 +191,17 @@ class Reader:
                     raise row
                 problem = self.problem(row, f"{source.name}:{line}")
                 check_text(problem)
-                made.append((line, self._ending(replace(problem, kind=self.answer_kind, columns=row))))
+                usable.append((line, self._ends_in_answer(replace(problem, kind=self.answer_kind, columns=row))))
             except (BadRow, KeyError, TypeError, ValueError, AttributeError) as error:
                 reason = f"no column {error}" if isinstance(error, KeyError) else str(error)
                 self._skip(source, line, error if isinstance(error, BadRow) else BadRow(reason))
         judged = [
             why
-            for start in range(0, len(made), AT_ONCE)
-            for why in unusable([p for _, p in made[start : start + AT_ONCE]], self.verifier, self.takes_sentences)
+            for start in range(0, len(usable), AT_ONCE)
+            for why in unusable([p for _, p in usable[start : start + AT_ONCE]], self.verifier, self.takes_sentences)
         ]
         used = []
-        for (line, problem), why in zip(made, judged, strict=True):
+        for (line, problem), why in zip(usable, judged, strict=True):
             if why is None:
                 used.append((line, problem))
             else:
@@ -227,8 +226,8 @@ class Reader:
             return ""
         return self.conf.answer_kind if self.verifier.conf.kind == "auto" else self.verifier.conf.kind
 
-    def _ending(self, problem: Problem) -> Problem:
-        """Return a problem whose solution ends in the answer, as the verifier reads it."""
+    def _ends_in_answer(self, problem: Problem) -> Problem:
+        """Return a problem whose solution ends in its answer, where the verifier reads it."""
         if problem.solution is None or self.verifier.extraction.of(problem.solution) is not None:
             return problem
         return replace(problem, solution=f"{problem.solution}\n{self.verifier.extraction.stated(problem.answer)}")
@@ -264,8 +263,8 @@ class Reader:
                 f"dataset.hub_id={self.conf.hub_id}: cannot be read ({first_line(error)}); "
                 "check the id and your network, or set dataset.path to a local file"
             ) from error
-        whole: Iterable[dict[str, Any]] = datasets.concatenate_datasets(parts)
-        return whole
+        rows: Iterable[dict[str, Any]] = datasets.concatenate_datasets(parts)
+        return rows
 
 
 AT_ONCE = 4096  # rows that are judged before the next are
@@ -347,25 +346,25 @@ class Columns(Reader):
 
     def problem(self, row: dict[str, Any], id: str) -> Problem:
         c = self.conf.columns
-        asked, given = _at(row, c.question), _at(row, c.answer)
+        asked, given = _value_at(row, c.question), _value_at(row, c.answer)
         if asked is None or given is None:
             raise BadRow("no question or no answer")
         earlier, question = messages(asked) if isinstance(asked, list | tuple) else ((), text(asked, "question"))
         solution = self._solution(row)
         return Problem(
-            id, question, self._answer(answer_text(given)), solution, level_of(_at(row, c.level, None)),
-            subject=None if (subject := _at(row, c.subject, None)) is None else str(subject), earlier=earlier,
+            id, question, self._answer(answer_text(given)), solution, level_of(_value_at(row, c.level, None)),
+            subject=None if (subject := _value_at(row, c.subject, None)) is None else str(subject), earlier=earlier,
             oracle=self.oracle,
         )  # fmt: skip
 
     def _solution(self, row: Mapping[str, Any]) -> str | None:
         """Return a row's worked solution; None where it has none. Of chat messages, what the assistant says."""
-        found = _at(row, self.conf.columns.solution, None)
-        if isinstance(found, list | tuple):
-            found = "\n".join(content for role, content in turns(found) if role == "assistant")
-        if found is None or (isinstance(found, float) and math.isnan(found)):
+        solution = _value_at(row, self.conf.columns.solution, None)
+        if isinstance(solution, list | tuple):
+            solution = "\n".join(content for role, content in turns(solution) if role == "assistant")
+        if solution is None or (isinstance(solution, float) and math.isnan(solution)):
             return None
-        return None if text(found, "solution").strip().lower() in NOTHING else str(found)
+        return None if text(solution, "solution").strip().lower() in NOTHING else str(solution)
 
     @property
     def takes_sentences(self) -> bool:
@@ -376,10 +375,10 @@ class Columns(Reader):
             # The answer of a solution, where one column holds both.
             both = self.conf.columns.answer == self.conf.columns.solution
             return (self.verifier.extraction.of(text) if both else last_boxed(text)) or text
-        found = list(re.finditer(self.conf.answer_pattern, text))
-        if not found:
+        matches = list(re.finditer(self.conf.answer_pattern, text))
+        if not matches:
             raise BadRow("the answer does not match dataset.answer_pattern", repr(text[:80]))
-        last, group = found[-1], 1 if found[-1].re.groups else 0
+        last, group = matches[-1], 1 if matches[-1].re.groups else 0
         answer = last[group] or ""
         start, end = last.span(group)
         if (re.search(r"[\d.,/-]$", text[:start]) and answer[:1].isdigit()) or (
@@ -395,14 +394,13 @@ class Rows(Columns):
     conf: FunctionConf
 
     def _rows(self, path: str | None, split: str) -> Iterator[dict[str, Any] | BadRow | None]:
-        told = f"dataset.function={self.conf.function}"
+        setting = f"dataset.function={self.conf.function}"
         try:
             function = function_at(self.conf.function)
         except (ImportError, AttributeError, ValueError) as error:
             raise UserError(
-                f"{told}: cannot be imported ({error}); give package.module.name of a function, and name its package "
-                "in EXPO_PLUGINS "
-                "where it stands in the working folder"
+                f"{setting}: cannot be imported ({error}); give package.module.name of a function, and name its "
+                "package in EXPO_PLUGINS where it stands in the working folder"
             ) from error
         if checks := getattr(function, "oracle", None):
             self.oracle = partial(_steps, checks)
@@ -410,14 +408,14 @@ class Rows(Columns):
             for row in function(split):
                 yield row if isinstance(row, dict) else BadRow("no dictionary", repr(row)[:80])
         except Exception as error:  # of code that is not ours
-            raise UserError(f"{told}: raises {type(error).__name__} ({first_line(error)}); correct it") from error
+            raise UserError(f"{setting}: raises {type(error).__name__} ({first_line(error)}); correct it") from error
 
     def _source(self, path: str | None) -> str:
         return super()._source(path) if path else f"dataset.function={self.conf.function}"
 
 
 def _steps(checks: Callable[[str, str], Sequence[bool]], question: str, completion: str) -> Steps:
-    """Return the check of a function of one's own: whether each step that the question takes is there and right."""
+    """Return the check by a user's function: whether each step that the question takes is present and right."""
     right = checks(question, completion)
     return Steps(sum(right) / max(len(right), 1), all(right))
 
@@ -427,19 +425,19 @@ MOST_DIGITS = 2**53  # from here on, a float is no longer the integer that it wa
 _NEEDED = object()
 
 
-def _at(row: Mapping[str, Any], column: str, default: Any = _NEEDED) -> Any:
-    """Return what a row has in a column, which may be a path into it: `reward_model.ground_truth`. Raises KeyError
+def _value_at(row: Mapping[str, Any], column: str, default: Any = _NEEDED) -> Any:
+    """Return a row's value in a column, which may be a path into it: `reward_model.ground_truth`. Raises KeyError
     without a default."""
     if column in row:
         return row[column]
-    found: Any = row
+    value: Any = row
     for name in column.split("."):
-        if not isinstance(found, Mapping) or name not in found:
+        if not isinstance(value, Mapping) or name not in value:
             if default is _NEEDED:
                 raise KeyError(column)
             return default
-        found = found[name]
-    return found
+        value = value[name]
+    return value
 
 
 def text(value: Any, name: str) -> str:
@@ -464,7 +462,7 @@ def answer_text(value: Any) -> str:
 
 
 def level_of(value: Any) -> int | str | None:
-    """Return a level: of 5, 5.0, "5" and "Level 5" the number, of anything else its words; None where there is none."""
+    """Return a level: the number of 5, 5.0, "5" and "Level 5", the words of any other value; None without one."""
     if value is None or (isinstance(value, float) and math.isnan(value)) or str(value).strip().lower() in NOTHING:
         return None
     number = re.fullmatch(r"(?:\D*\s)?(\d+)(?:\.0)?|[^\d.]*(\d+)", str(value).strip())
@@ -474,7 +472,7 @@ def level_of(value: Any) -> int | str | None:
 def turns(value: Sequence[Any]) -> list[tuple[str, str]]:
     """Return (role, content) of chat messages. Raises BadRow for a list of anything else, and for content that is no
     text."""
-    found = []
+    pairs = []
     for message in value:
         if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
             raise BadRow("a list that is no chat messages", repr(value)[:80])
@@ -482,16 +480,16 @@ def turns(value: Sequence[Any]) -> list[tuple[str, str]]:
         if isinstance(content, list | tuple):  # in parts
             parts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
             content = "".join(text(part, "content of a message") for part in parts)
-        found.append((text(message["role"], "role of a message"), text(content, "content of a message")))
-    return found
+        pairs.append((text(message["role"], "role of a message"), text(content, "content of a message")))
+    return pairs
 
 
 def messages(value: Sequence[Any]) -> tuple[tuple[tuple[str, str], ...], str]:
     """Return the messages before the user's last one, and that. Raises BadRow where the last is another's."""
-    found = turns(value)
-    if not found or found[-1][0] != "user":
+    chat = turns(value)
+    if not chat or chat[-1][0] != "user":
         raise BadRow("the last message is not the user's", repr(value)[-80:])
-    return tuple(found[:-1]), found[-1][1]
+    return tuple(chat[:-1]), chat[-1][1]
 
 
 USUAL = 2000  # problems of a level to train on
@@ -514,16 +512,16 @@ class Ladder(Reader):
 
     def _generate(self, split: str, levels: list[int], count: int) -> Iterator[Problem]:
         for level in levels or self.conf.known_levels:
-            made = 0
+            n = 0
             for problem in ladder.generate(level, split, count, self.conf.expert_style, self.conf.world):
-                made += 1
+                n += 1
                 yield problem
-            if made < count and count != USUAL:  # someone has asked for as many
-                log.warning("%s: level %d has no more than %d problems, not %d", self.conf.name, level, made, count)
+            if n < count and count != USUAL:  # someone has asked for as many
+                log.warning("%s: level %d has no more than %d problems, not %d", self.conf.name, level, n, count)
 
 
 def set_apart(problems: list[Problem], count: int) -> tuple[list[Problem], list[Problem]]:
-    """Return the problems to train on, and `count` of them to choose by, which ask nothing that is trained on. Raises
+    """Split problems into those to train on and `count` validation problems, no question of which is trained on. Raises
     UserError where none is left to train on."""
     apart = _spread(list({p.asked: p for p in problems}.values()), count)
     asked = {p.asked for p in apart}

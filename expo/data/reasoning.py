@@ -67,10 +67,10 @@ class ReasoningGym(Reader):
 
     def _rows(self, path: str | None, split: str) -> Iterable[dict[str, Any] | BadRow | None]:
         streams, count = self._wanted
-        whole, before, given = sum(s.share for s in streams), 0.0, 0
+        total, before, given = sum(s.share for s in streams), 0.0, 0
         for stream in streams:
             before += stream.share
-            wanted = round(count * before / whole) - given
+            wanted = round(count * before / total) - given
             given += wanted
             yield from stream.rows(split, wanted)
 
@@ -89,11 +89,11 @@ class Stream:
         it."""
         seed = zlib.crc32(f"{self.task} {self.level}".encode()) // 2  # below 2**31, as numpy wants it
         seen: set[str] = set()
-        made = idle = 0
+        yielded = idle = 0
         for start in itertools.count(0, CHUNK):
             data = self.data(seed + start)
             for i in range(CHUNK):
-                if made == count or idle == CHUNK:
+                if yielded == count or idle == CHUNK:
                     return
                 idle += 1
                 try:
@@ -104,7 +104,7 @@ class Stream:
                     continue
                 if asked not in seen and part_of(asked) == split:
                     seen.add(asked)
-                    made, idle = made + 1, 0
+                    yielded, idle = yielded + 1, 0
                     yield {**entry, "level": self.level, "task_config": self.settings}
 
     def data(self, seed: int) -> Any:
@@ -114,8 +114,7 @@ class Stream:
         except Exception as error:  # of whatever validates
             raise UserError(
                 f"dataset.task={self.task}: does not take the settings {shown(str(self.settings), 200)} "
-                f"({type(error).__name__}: "
-                f"{first_line(error)}); correct dataset.task_config, or take another level"
+                f"({type(error).__name__}: {first_line(error)}); correct dataset.task_config, or take another level"
             ) from error
 
 
@@ -127,7 +126,7 @@ def part_of(asked: str) -> str:
 def streams_of(conf: ReasoningGymConf, levels: Sequence[Any]) -> list[Stream]:
     """Return the streams that a config asks for: each task at each level. Raises UserError for what reasoning-gym does
     not have."""
-    found = []
+    streams = []
     for task, share in conf.shares.items():
         if task not in DATASETS or task == "composite":
             near = difflib.get_close_matches(task, DATASETS, 1)
@@ -141,61 +140,60 @@ def streams_of(conf: ReasoningGymConf, levels: Sequence[Any]) -> list[Stream]:
                 near = difflib.get_close_matches(name, known, 1) or known
                 raise UserError(
                     f"dataset.task_config.{name}: no setting of the task {task}; "
-                    f"{'did you mean' if len(near) == 1 else 'it has'} "
-                    f"{', '.join(near)}"
+                    f"{'did you mean' if len(near) == 1 else 'it has'} {', '.join(near)}"
                 )
         for level in levels or [None]:
             settings = {} if level is None else _at_level(task, level, conf)
-            found.append(Stream(task, level, settings | conf.settings(task), share / len(levels or [None])))
-    for stream in found:
+            streams.append(Stream(task, level, settings | conf.settings(task), share / len(levels or [None])))
+    for stream in streams:
         stream.data(0)
-    return found
+    return streams
 
 
 def _settings_of(task: str) -> list[str]:
-    """Return the names of a task's settings, without those that say which problems are made of it."""
+    """Return the names of a task's settings, without those that choose which of its problems are made."""
     return [f.name for f in fields(DATASETS[task][1]) if f.name not in ("seed", "size")]
 
 
 def _at_level(task: str, level: Any, conf: ReasoningGymConf) -> dict[str, Any]:
     """Return the settings of a task at a level."""
-    told = f"dataset.levels={shown([level])}"
+    setting = f"dataset.levels={shown([level])}"
     if not isinstance(level, int) or isinstance(level, bool):
-        raise UserError(f"{told}: a level of reasoning-gym is a whole number; give such ones")
+        raise UserError(f"{setting}: a level of reasoning-gym is a whole number; give such ones")
     if conf.level_by:
         return dict.fromkeys(_named(task, conf.level_by), level)
     if task not in CURRICULA:
         names = ", ".join(_numbers(task))
         remedy = f"set dataset.level_by to a setting that counts: {names}" if names else "leave dataset.levels out"
-        raise UserError(f"{told}: the task {task} has no curriculum, which would say what a level is; {remedy}")
+        raise UserError(f"{setting}: the task {task} has no curriculum, which would say what a level is; {remedy}")
     curriculum = CURRICULA[task]()
     last = max(len(attribute.levels) for attribute in curriculum.attributes.values()) - 1
     if not 0 <= level <= last:
-        raise UserError(f"{told}: the curriculum of the task {task} has the levels 0 to {last}; choose from them")
+        raise UserError(f"{setting}: the curriculum of the task {task} has the levels 0 to {last}; choose from them")
     curriculum.set_global_level(level)
-    made = curriculum.generate_configuration(context=DefaultCurriculumContext(RangeAttributeMode.UPPER_BOUND))
-    return {name: getattr(made, name) for name in _settings_of(task)}
+    settings = curriculum.generate_configuration(context=DefaultCurriculumContext(RangeAttributeMode.UPPER_BOUND))
+    return {name: getattr(settings, name) for name in _settings_of(task)}
 
 
 def _named(task: str, name: str) -> list[str]:
     """Return the settings that `dataset.level_by` names. Raises UserError where the task has none of that name that
     counts."""
     numbers = _numbers(task)
-    found = [n for n in numbers if n in (name, f"min_{name}", f"max_{name}")]
-    if not found:
+    matching = [n for n in numbers if n in (name, f"min_{name}", f"max_{name}")]
+    if not matching:
         has = (
             f"those that count are {', '.join(numbers)}"
             if numbers
             else "it has none that counts: leave dataset.levels out"
         )
         raise UserError(f"dataset.level_by={name}: no setting of the task {task} that counts; {has}")
-    return found
+    return matching
 
 
 def _numbers(task: str) -> list[str]:
     """Return the settings of a task whose value is a whole number."""
-    made = DATASETS[task][1]()
-    return [name for name in _settings_of(task) if type(getattr(made, name)) is int]
+    config = DATASETS[task][1]()
+    return [name for name in _settings_of(task) if type(getattr(config, name)) is int]
 
 
 def _answer(row: dict[str, Any]) -> str:
@@ -209,6 +207,6 @@ def _answer(row: dict[str, Any]) -> str:
 
 
 def _worked(metadata: dict[str, Any]) -> str | None:
-    """Return the worked solution of a row, without the mark of its answer; None where it has none."""
+    """Return the worked solution in a row's metadata, without the mark of its answer; None where it has none."""
     worked = metadata.get("answer_cot")
     return None if worked is None else re.sub(r"\s*####[^\n]*\s*$", "", worked)

@@ -36,7 +36,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Everything an evaluation needs but the engine."""
+    """Evaluation of any engine's policy: problems, sampling, verifier and k."""
 
     problems: Sequence[Problem]
     verifier: Verifier
@@ -50,18 +50,19 @@ class Evaluator:
     validation: Sequence[Problem] = ()  # by which a checkpoint is chosen
 
     def evaluate(self, engine: Engine) -> Evaluation:
-        """Sample, verify, count."""
+        """Sample, verify and count."""
         rows, tally = self._rows(engine, self.sampling, self.samples), Tally(self.samples)
         tally.add(rows)
         return Evaluation(rows, tally.metrics(self.k))
 
     def validate(self, engine: Engine) -> dict[str, float]:
-        """Return the same scalars of the problems to choose by, as `validation/…`; {} where there are none."""
-        found = replace(self, problems=self.validation).evaluate(engine).metrics if self.validation else {}
-        return {f"validation/{name}": value for name, value in found.items()}
+        """Return the scalars of an evaluation on the validation problems, as `validation/…`; {} where there are
+        none."""
+        metrics = replace(self, problems=self.validation).evaluate(engine).metrics if self.validation else {}
+        return {f"validation/{name}": value for name, value in metrics.items()}
 
     def evaluate_into(self, engine: Engine, path: Path, fresh: bool = False) -> Tally:
-        """Do the same part by part, so that memory stays flat, and leave all rows at `path`.
+        """Evaluate part by part, so that memory stays flat, and write all rows to `path`.
 
         What is made is kept beside it as it goes, and not made again unless `fresh`: the same command goes on after a
         kill.
@@ -87,7 +88,7 @@ class Evaluator:
     def _rows(
         self, engine: Engine, sampling: Sampling, n: int, start: int = 0, problems: Sequence[Problem] | None = None
     ) -> list[dict[str, Any]]:
-        """Return n rows of each problem. Args: start, the place among all problems of the first of `problems`."""
+        """Return n rows of each problem. Args: start, the position of the first of `problems` among all problems."""
         problems = self.problems if problems is None else problems
         prompts = [tuple(ids) for ids in self.prompts.solve_ids(self.tokenizer, problems)]
         requests = [

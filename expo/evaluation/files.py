@@ -1,4 +1,5 @@
-"""Completions on disk: parquet, whole or not there, each page with a checksum that is looked at when it is read."""
+"""Completions on disk: parquet, written in full or not at all, each page with a checksum that is verified when it is
+read."""
 
 import logging
 from collections.abc import Sequence
@@ -15,29 +16,30 @@ log = logging.getLogger(__name__)
 
 
 def save_rows(rows: list[dict[str, Any]], path: Path) -> None:
-    """Write rows: beside their place first, so that a kill or a full disk leaves what was there."""
+    """Write rows as parquet: first under another name, so that a kill or a full disk leaves the earlier file."""
     with beside(path) as partial:
         pa.parquet.write_table(pa.Table.from_pylist(rows), partial, write_page_checksum=True)
 
 
 def kept_rows(path: Path, problems: Sequence[Problem], samples: int) -> list[dict[str, Any]] | None:
-    """Return the rows of a part that an earlier session has made; None where there are none, or they cannot be read."""
+    """Return the rows of a part that an earlier session has written; None where there are none, or they cannot be
+    read."""
     if not path.is_file():
         return None
     try:
         rows: list[dict[str, Any]] = pa.parquet.read_table(path, page_checksum_verification=True).to_pylist()
-        whole = [(r["problem"], r["sample"]) for r in rows] == [(p.id, n) for p in problems for n in range(samples)]
+        complete = [(r["problem"], r["sample"]) for r in rows] == [(p.id, n) for p in problems for n in range(samples)]
     except MemoryError:  # of Arrow, too: not the file's fault
         raise
     except (OSError, ValueError, KeyError, pa.ArrowException):
-        whole = False
-    if not whole:
+        complete = False
+    if not complete:
         log.warning("%s: damaged; it is made again", path)
-    return rows if whole else None
+    return rows if complete else None
 
 
 def join(parts: Sequence[Path], path: Path) -> None:
-    """Make one file of the parts, one of them in memory at a time, and remove them."""
+    """Join parts into one file, with one of them in memory at a time, and remove them."""
     schema = pa.unify_schemas([pa.parquet.read_schema(part) for part in parts], promote_options="permissive")
     with beside(path) as partial, pa.parquet.ParquetWriter(partial, schema, write_page_checksum=True) as writer:
         for part in parts:

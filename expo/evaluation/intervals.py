@@ -22,8 +22,7 @@ FEW = 10  # problems unlike the rest, below which their spread says little
 
 @dataclass(frozen=True)
 class Spread:
-    """A mean of S seeds and P problems, and how far it may be from the truth: because of the seeds, and of the
-    problems."""
+    """Mean of S seeds and P problems, and its distance from the truth because of seeds and of problems."""
 
     mean: float
     problems: int
@@ -33,7 +32,7 @@ class Spread:
 
     @property
     def reach(self) -> float:
-        """Return how far the interval reaches to each side."""
+        """Return the half-width of the interval."""
         return max(float(np.hypot(self.of_seeds, self.of_problems)), self.least)
 
 
@@ -45,9 +44,9 @@ def spread(values: np.ndarray, paired: bool = False) -> Spread:
     problems'. With one seed, only the problems vary; with one problem as well, nothing is known, and it reaches
     infinitely far.
     """
-    there = ~np.isnan(values)
-    values, there = values[there.any(axis=1)][:, there.any(axis=0)], there[there.any(axis=1)][:, there.any(axis=0)]
-    (seeds, problems), count = values.shape, int(there.sum())
+    known = ~np.isnan(values)
+    values, known = values[known.any(axis=1)][:, known.any(axis=0)], known[known.any(axis=1)][:, known.any(axis=0)]
+    (seeds, problems), count = values.shape, int(known.sum())
     mean = float(np.nanmean(values))
     if seeds == problems == 1:
         return Spread(mean, 1, 0.0, np.inf)
@@ -113,9 +112,8 @@ def of_difference(values: np.ndarray) -> tuple[float, float]:
     """Return the interval of the mean of paired differences between -1 and 1, `[P]` or `[S, P]`; NaN: no value.
 
     Where fewer than ten problems differ by another number than the most frequent, two are added, one to each side, as
-    in a table of pairs with
-    half a pair more in each cell (Agresti, Min 2005): the same difference on every problem is not that difference for
-    sure.
+    in a table of pairs with half a pair more in each cell (Agresti, Min 2005): the same difference on every problem is
+    not that difference for sure.
     """
     values = np.atleast_2d(values)
     mean = float(np.nanmean(values))

@@ -51,9 +51,8 @@ def judge_steps(
                 ) from error
             log.warning("the judge gave no answer (%s); the completion counts as not judged", error)
             refused = isinstance(error, HTTPError) and 400 <= error.code < 500 and error.code not in (408, 429)
-            failed += (
-                isinstance(error, OSError | HTTPException) and not refused
-            )  # too long, say: it would be refused again
+            # Too long, say: it would be refused again.
+            failed += isinstance(error, OSError | HTTPException) and not refused
             shares.append(None)
     return shares, failed
 
@@ -77,8 +76,8 @@ def _ask(conf: JudgeConf, text: str) -> str:
 
 def parse_share(reply: str) -> float | None:
     """Return N / (N + M) of the last "right: N, wrong: M"."""
-    found = re.findall(r"right:\s*(\d+)\D+wrong:\s*(\d+)", reply, re.IGNORECASE)
-    if not found:
+    counts = re.findall(r"right:\s*(\d+)\D+wrong:\s*(\d+)", reply, re.IGNORECASE)
+    if not counts:
         return None
-    right, wrong = map(int, found[-1])
+    right, wrong = map(int, counts[-1])
     return right / (right + wrong) if right + wrong else None

@@ -25,7 +25,7 @@ COLUMNS = {
     "right_steps": "right steps",
     "tokens": "tokens",
 }
-Rows = list[dict[str, Any]]
+Samples = list[dict[str, Any]]
 
 
 SHARES = ("verified", "right_steps")  # of the columns, those between 0 and 1
@@ -42,15 +42,15 @@ def interval_of(column: str, difference: bool) -> Callable[[np.ndarray], tuple[f
 def first_of_each_level(problems: Sequence[Problem], count: int) -> list[Problem]:
     """Return at most `count` problems of each level, in order."""
     taken: dict[int | str | None, int] = defaultdict(int)
-    kept = []
+    chosen = []
     for problem in problems:
         if taken[problem.level] < count:
             taken[problem.level] += 1
-            kept.append(problem)
-    return kept
+            chosen.append(problem)
+    return chosen
 
 
-def by_problem(rows: Rows, kind: str, level: int | str | None, column: str) -> dict[int, float]:
+def by_problem(rows: Samples, kind: str, level: int | str | None, column: str) -> dict[int, float]:
     """Return the mean of each problem that has such samples. `level` None: all levels."""
     values = defaultdict(list)
     for row in rows:
@@ -60,7 +60,7 @@ def by_problem(rows: Rows, kind: str, level: int | str | None, column: str) -> d
 
 
 def cell(
-    rows: Rows, kind: str, level: int | str | None, column: str, less: str | None = None
+    rows: Samples, kind: str, level: int | str | None, column: str, less: str | None = None
 ) -> tuple[float, float, float] | None:
     """Return mean and 95 % interval over problems, of a kind or of its difference to the kind `less` on the problems
     that both have.
@@ -77,39 +77,40 @@ def cell(
     return float(means.mean()), *interval_of(column, less is not None)(means)
 
 
-def levels_of(rows: Rows) -> list[Any]:
+def levels_of(rows: Samples) -> list[Any]:
     """Return the levels that the rows have."""
     return sorted({row["level"] for row in rows if row["level"] is not None})
 
 
-def in_words(rows: Rows) -> list[str]:
-    """Return what the explanations come to, a sentence each: how many are right, and whether they have the two
-    properties."""
+def in_words(rows: Samples) -> list[str]:
+    """Sum the explanations up, a sentence each: how many are right, and whether they have the two properties."""
     verified = [row for row in rows if row["kind"] == "self_explanation"]
     if not verified:
         return []
-    right, taught = sum(row["verified"] for row in verified), by_problem(rows, "self_explanation", None, "verified")
-    share = sum(value > 0 for value in taught.values()) / len({row["problem"] for row in rows})
-    told = [
-        f"{right:.0f} of {len(verified)} explanations {'is' if right == 1 else 'are'} right: ExP-GRPO would learn "
-        "from at most "
-        f"{100 * share:.0f} % of the problems"
+    right, problems_with_right = (
+        sum(row["verified"] for row in verified),
+        by_problem(rows, "self_explanation", None, "verified"),
+    )
+    share = sum(value > 0 for value in problems_with_right.values()) / len({row["problem"] for row in rows})
+    sentences = [
+        f"{right:.0f} of {len(verified)} explanations {'is' if right == 1 else 'are'} right: ExP-GRPO would learn from "
+        f"at most {100 * share:.0f} % of the problems"
     ]
     for which, column, less, sign, holds, fails in PROPERTIES:
-        if (found := cell(rows, "self_explanation", None, column, less)) is None:
+        if (mean := cell(rows, "self_explanation", None, column, less)) is None:
             continue
-        low, high = sorted(sign * end for end in found[1:])
+        low, high = sorted(sign * end for end in mean[1:])
         verdict = (
             f"{holds}: the paper's {which} property holds"
             if low > 0
             else f"{fails}: the paper's {which} property does not hold"
         )
-        told.append(
+        sentences.append(
             f"{verdict} for this model"
             if low > 0 or high < 0
             else f"too few problems to tell the paper's {which} property"
         )
-    return told
+    return sentences
 
 
 # Which, the column, the kind that it is compared with, the sign of what is good, and what is said.
@@ -133,7 +134,7 @@ PROPERTIES = (
 )
 
 
-def summarize(rows: Rows) -> dict[str, float]:
+def summarize(rows: Samples) -> dict[str, float]:
     """Return `<kind>/<column>` and `<kind>/<column>/level<n>`, each also with `_lo` and `_hi`.
 
     `self_explanation-<kind>/…` is the difference on the problems that both have: the wrong-answer control, say, exists
@@ -144,8 +145,8 @@ def summarize(rows: Rows) -> dict[str, float]:
     for label, kind, less in [*((kind, kind, None) for kind in KINDS), *others]:
         for column in COLUMNS:
             for level in (None, *levels_of(rows)):
-                found = cell(rows, kind, level, column, less)
-                if found is not None:
+                summary = cell(rows, kind, level, column, less)
+                if summary is not None:
                     name = f"{label}/{column}" + (f"/level{level}" if level is not None else "")
-                    metrics |= dict(zip((name, f"{name}_lo", f"{name}_hi"), found, strict=True))
+                    metrics |= dict(zip((name, f"{name}_lo", f"{name}_hi"), summary, strict=True))
     return metrics

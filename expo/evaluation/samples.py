@@ -8,7 +8,7 @@ import numpy as np
 
 from expo.config import DiagnoseConf
 from expo.evaluation.judge import judge_steps
-from expo.evaluation.kinds import KINDS, Rows
+from expo.evaluation.kinds import KINDS, Samples
 from expo.ground.problem import Problem
 from expo.ground.progress import telling
 from expo.rollout.engine import Completion, Engine, Request
@@ -21,12 +21,12 @@ from expo.verifier.answers import Verdict
 STREAMS = ("own", "self_explanation", "wrong_answer")  # of noise, by place
 
 
-def sample(problems: list[Problem], engine: Engine, tools: Tools, samples: int) -> Rows:
+def sample(problems: list[Problem], engine: Engine, tools: Tools, samples: int) -> Samples:
     """Return completions of every kind, verified: of the wrong-answer control against the answer that it was shown."""
     prompts = [tuple(ids) for ids in tools.prompts.solve_ids(tools.tokenizer, problems)]
     batch = Batch(problems, prompts)
-    own = _generate(engine, tools, [p for p in prompts for _ in range(samples)], "own")
-    rows: Rows = [
+    own_samples = _generate(engine, tools, [p for p in prompts for _ in range(samples)], "own")
+    rows: Samples = [
         {
             "kind": "own",
             "problem": i // samples,
@@ -34,13 +34,13 @@ def sample(problems: list[Problem], engine: Engine, tools: Tools, samples: int) 
             "completion": text,
             "judged_as": problems[i // samples],
         }
-        for i, (c, text) in enumerate(zip(own, tools.texts([c.ids for c in own]), strict=True))
+        for i, (c, text) in enumerate(zip(own_samples, tools.texts([c.ids for c in own_samples]), strict=True))
     ]
     verdicts = _verify(rows, tools)
     others = [row for i, p in enumerate(problems) if p.solution is not None for row in [_expert(i, p, tools)]]
     of_problem = [slice(i * samples, (i + 1) * samples) for i in range(len(problems))]
     groups = {
-        i: Group(problems[i], prompts[i], own[s], [row["completion"] for row in rows[s]], verdicts[s], [])
+        i: Group(problems[i], prompts[i], own_samples[s], [row["completion"] for row in rows[s]], verdicts[s], [])
         for i, s in enumerate(of_problem)
     }
     for kind, shown in (("self_explanation", "true"), ("wrong_answer", "wrong")):
@@ -64,7 +64,7 @@ def _expert(i: int, problem: Problem, tools: Tools) -> dict[str, Any]:
     return {"kind": "expert", "problem": i, "ids": ids, "completion": problem.solution, "judged_as": problem}
 
 
-def _verify(rows: Rows, tools: Tools) -> list[Verdict]:
+def _verify(rows: Samples, tools: Tools) -> list[Verdict]:
     """Add to each row whether its completion ends in its answer, and its length; return the verdicts."""
     owners = [row.pop("judged_as") for row in rows]
     verdicts = tools.verifier.verify([row["completion"] for row in rows], owners)
@@ -80,12 +80,12 @@ def _generate(engine: Engine, tools: Tools, prompts: list[tuple[int, ...]], kind
         return engine.generate([Request(p, key) for p, key in zip(prompts, keys, strict=True)], tools.sampling)
 
 
-def measure(rows: Rows, problems: list[Problem], scorer: Scorer) -> None:
+def add_measures(rows: Samples, problems: list[Problem], scorer: Scorer) -> None:
     """Add NLL under q alone, and the lift of the *true* answer over the median of the policy's own completions."""
     prompts = scorer.prompts.solve_ids(scorer.tokenizer, problems)
     solve, completions = [prompts[row["problem"]] for row in rows], [row["ids"] for row in rows]
     answers = [problems[row["problem"]].answer for row in rows]
-    own = defaultdict(list)
+    own_rows = defaultdict(list)
     with telling("likelihood of the samples"):
         logps = scorer.logp(solve, completions).tolist()
     with telling("likelihood of the answers"):
@@ -93,14 +93,14 @@ def measure(rows: Rows, problems: list[Problem], scorer: Scorer) -> None:
     for row, logp, answer_logp in zip(rows, logps, answer_logps, strict=True):
         row |= {"nll": -logp, "nll_per_token": -logp / len(row["ids"]), "answer_logp": answer_logp}
         if row["kind"] == "own":
-            own[row["problem"]].append(answer_logp)
+            own_rows[row["problem"]].append(answer_logp)
     for row in rows:
         problem = problems[row["problem"]]
-        row["answer_lift"] = row["answer_logp"] - float(np.median(own[row["problem"]]))
+        row["answer_lift"] = row["answer_logp"] - float(np.median(own_rows[row["problem"]]))
         row |= {"id": problem.id, "level": problem.level, "question": problem.question, "true_answer": problem.answer}
 
 
-def check_steps(rows: Rows, problems: list[Problem], conf: DiagnoseConf, tools: Tools, earlier: Rows) -> int:
+def check_steps(rows: Samples, problems: list[Problem], conf: DiagnoseConf, tools: Tools, earlier: Samples) -> int:
     """Add the share of right steps: exact where the data set has an oracle (in the policy's own style), by the judge
     elsewhere, None without one.
 
@@ -116,8 +116,8 @@ def check_steps(rows: Rows, problems: list[Problem], conf: DiagnoseConf, tools: 
         shares = [known.get((row["kind"], row["id"], row["completion"])) for row in rows]
         asked = [i for i, share in enumerate(shares) if share is None]
         owners, texts = [problems[rows[i]["problem"]] for i in asked], [rows[i]["completion"] for i in asked]
-        found, failed = judge_steps(conf.judge, tools.prompts, owners, texts)
-        for i, share in zip(asked, found, strict=True):
+        judged, failed = judge_steps(conf.judge, tools.prompts, owners, texts)
+        for i, share in zip(asked, judged, strict=True):
             shares[i] = share
     for row, share in zip(rows, shares, strict=True):
         row["right_steps"] = share

@@ -45,8 +45,8 @@ class Tally:
         for row in rows:
             by_problem[row["problem"]].append(row)
         self.outcomes |= {
-            p: Outcome(own[0]["level"], own[0]["subject"], sum(map(_right, own)), majority(own))
-            for p, own in by_problem.items()
+            p: Outcome(outcomes[0]["level"], outcomes[0]["subject"], sum(map(_right, outcomes)), majority(outcomes))
+            for p, outcomes in by_problem.items()
         }
         self.tokens += [row["tokens"] for row in rows]
         self.truncated += [row["truncated"] for row in rows]
@@ -71,17 +71,17 @@ class Tally:
         return metrics
 
     def sampling_metrics(self, greedy: Sequence[Row], k: Sequence[int]) -> dict[str, float]:
-        """Return what `expo evaluate` says beside: `mean@n`, `cons@n`, `greedy`, of all, by level and by subject, each
-        also with `_lo` and `_hi`; and pass@k by subject.
+        """Return the further metrics of `expo evaluate`: `mean@n`, `cons@n`, `greedy`, overall, by level and by
+        subject, each also with `_lo` and `_hi`; and pass@k by subject.
 
         Args: greedy, one completion of each problem, or none.
         """
         right = {row["problem"]: float(_right(row)) for row in greedy}
         metrics: dict[str, float] = {}
         for suffix, problems in self._groups():
-            own = [self.outcomes[p] for p in problems]
-            metrics |= _named(f"mean@{self.samples}{suffix}", [o.right / self.samples for o in own])
-            metrics |= _named(f"cons@{self.samples}{suffix}", [o.majority for o in own])
+            outcomes = [self.outcomes[p] for p in problems]
+            metrics |= _named(f"mean@{self.samples}{suffix}", [o.right / self.samples for o in outcomes])
+            metrics |= _named(f"cons@{self.samples}{suffix}", [o.majority for o in outcomes])
             if greedy:
                 metrics |= _named(f"greedy{suffix}", [right[p] for p in problems])
             if suffix and not suffix.startswith("/level"):
@@ -134,7 +134,7 @@ def majority(samples: Sequence[Row]) -> float:
 
 
 def same_answer(one: str, other: str) -> bool:
-    """Return whether two answers, neither of which is right, are one, as far as no algebra is needed to see it."""
+    """Return whether two wrong answers are the same, as far as that can be seen without algebra."""
     return fast_verdict(one, other) is Verdict.CORRECT
 
 

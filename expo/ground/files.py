@@ -17,16 +17,14 @@ LOCK = ".lock"  # of a run directory, in it: however its path is spelled, it is 
 NO_FILE = (errno.ELOOP, errno.EISDIR, errno.ENXIO)  # what opening a link, a folder or a fifo ends in
 ASIDE = ".expo-removed"
 CHECKOUT = "not installed"  # the version of what runs from a folder
-ORDER = {
-    "summary.json": 0,
-    "config.yaml": 1,
-    "checkpoints": 2,
-}  # no longer done, then no run, then nothing to go on from
+# No longer done, then no run, then nothing to go on from.
+ORDER = {"summary.json": 0, "config.yaml": 1, "checkpoints": 2}
 
 
 @contextmanager
 def beside(path: Path) -> Iterator[Path]:
-    """Give a free place beside a file's, and move what is written there to the file's: a reader never sees half of it.
+    """Give a temporary path beside a file, and move the file written there into its place: a reader never sees half of
+    it.
 
     A link that stands in the file's place is replaced, and what it points to stays as it is. Raises UserError where
     something else is in its place, such as a folder or /dev/null.
@@ -63,8 +61,8 @@ def clear(directory: Path) -> None:
     try:
         remove(aside)
         aside.mkdir()
-        found = [path for path in directory.iterdir() if path.name not in (ASIDE, LOCK)]
-        for path in sorted(found, key=lambda p: ORDER.get(p.name, len(ORDER))):
+        contents = [path for path in directory.iterdir() if path.name not in (ASIDE, LOCK)]
+        for path in sorted(contents, key=lambda p: ORDER.get(p.name, len(ORDER))):
             path.rename(aside / path.name)
         remove(aside)
     except OSError as error:
@@ -83,7 +81,7 @@ def discard(directory: Path) -> None:
 
 
 def sweep(directory: Path) -> None:
-    """Remove what killed writers have left in a run directory, which the caller has for itself."""
+    """Remove the partial files of killed writers from a run directory, which the caller has locked."""
     for left in (directory / ASIDE, *directory.glob(".*.tmp"), *directory.glob("*/.*.tmp")):
         remove(left)
 
@@ -97,9 +95,8 @@ def check_links(directory: Path) -> None:
             real = os.path.realpath(path)
             if os.path.islink(path) and os.path.commonpath([real, inside]) != inside:
                 raise UserError(
-                    f"{path}: a link to {real}; a run writes through no link inside its directory: move what is "
-                    "there here, "
-                    "or link the whole directory"
+                    f"{path}: a link to {real}; a run writes through no link inside its directory: move what is there "
+                    "here, or link the whole directory"
                 )
         if folder == str(directory) and "wandb" in folders:  # W&B has links to its own log, and writes new files alone
             folders.remove("wandb")
@@ -107,7 +104,7 @@ def check_links(directory: Path) -> None:
 
 @contextmanager
 def locked(path: Path, waiting: str | None = None) -> Iterator[IO[str] | None]:
-    """Keep other processes from what a lock file stands for; a process that has the file open keeps it, too.
+    """Lock a file within the context; a process that inherits the open file keeps the lock, too.
 
     Args: waiting, what to say where another process has it, and to wait then; None: give None at once. Raises UserError
     for a lock file that is none.
@@ -131,7 +128,7 @@ def locked(path: Path, waiting: str | None = None) -> Iterator[IO[str] | None]:
 
 @contextmanager
 def unused(directory: Path) -> Iterator[bool]:
-    """Keep other processes from working on a run that is there; False where one does."""
+    """Lock an existing run against other processes; yields False where one works on it."""
     if not os.access(directory, os.W_OK):  # ours is not to keep anyone from it
         yield not is_held(directory / LOCK)
         return
@@ -172,8 +169,7 @@ def is_held(path: Path) -> bool:
 
 
 class Temporary(tempfile.TemporaryDirectory[str]):
-    """A temporary folder, with a lock for as long as it is in use; those that killed processes have left go before it
-    is made."""
+    """Temporary folder, locked while it is in use. Making one first removes those that killed processes have left."""
 
     def __init__(self, prefix: str, parent: str | None = None):
         for left in Path(parent or tempfile.gettempdir()).glob(f"{prefix}*"):

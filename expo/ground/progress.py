@@ -17,7 +17,7 @@ _told: ContextVar[str | None] = ContextVar("told", default=None)
 
 @contextmanager
 def telling(what: str) -> Iterator[None]:
-    """Have what is counted within shown, under this name."""
+    """Show the progress counted within the context, under this name."""
     before = _told.set(what)
     try:
         yield

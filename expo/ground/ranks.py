@@ -25,7 +25,7 @@ MEETING = "EXPO_MEETING"
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among `count`. With one, nothing is dealt and nothing is sent."""
+    """This process among the `count` of a run. With one, nothing is dealt and nothing is sent."""
 
     rank: int = 0
     count: int = 1
@@ -39,27 +39,26 @@ class Ranks:
         """Return this process's share: every `count`-th item."""
         return list(items[self.rank :: self.count])
 
-    def whole(self, own: Sequence[T]) -> list[T]:
-        """Return what all processes have made of their shares, in the order in which the items were before they were
-        dealt."""
+    def whole(self, results: Sequence[T]) -> list[T]:
+        """Gather the shares of all processes: return their results in the order of the items before they were dealt."""
         if self.count == 1:
-            return list(own)
-        shares = self._gather(list(own))
+            return list(results)
+        shares = self._gather(list(results))
         return [shares[i % self.count][i // self.count] for i in range(sum(map(len, shares)))]
 
     def by_first(self, make: Callable[[], T]) -> T:
-        """Return what the first process makes; the others make nothing, and wait for it."""
+        """Return the result of `make` in the first process, on all processes; the others only wait for it."""
         if self.count == 1:
             return make()
         import torch.distributed as dist
 
-        made: list[Any] = [make() if self.first else None]
-        dist.broadcast_object_list(made, src=0)
-        found: T = made[0]
-        return found
+        results: list[Any] = [make() if self.first else None]
+        dist.broadcast_object_list(results, src=0)
+        result: T = results[0]
+        return result
 
     def add_up(self, sums: MutableMapping[str, float], before: Mapping[str, float]) -> None:
-        """Let `sums` hold what all processes have added to them since they were `before`."""
+        """Sum over all processes what each has added to `sums` since they were `before`."""
         if self.count == 1:
             return
         added = self._gather({name: value - before.get(name, 0.0) for name, value in sums.items()})
@@ -67,7 +66,7 @@ class Ranks:
             sums[name] = before.get(name, 0.0) + sum(share.get(name, 0.0) for share in added)
 
     def add_gradients(self, parameters: Iterable[Any]) -> None:
-        """Let every parameter's gradient be the sum of those of all processes; None where no process has one."""
+        """Sum every parameter's gradient over all processes (devices); it stays None where no process has one."""
         if self.count == 1:
             return
         import torch
@@ -76,10 +75,10 @@ class Ranks:
         trained = [p for p in parameters if p.requires_grad]
         if not trained:
             return
-        there = torch.tensor([p.grad is not None for p in trained], dtype=torch.int32, device=trained[0].device)
-        dist.all_reduce(there, op=dist.ReduceOp.MAX)
+        has_gradient = torch.tensor([p.grad is not None for p in trained], dtype=torch.int32, device=trained[0].device)
+        dist.all_reduce(has_gradient, op=dist.ReduceOp.MAX)
         waiting = []
-        for p, anywhere in zip(trained, there.tolist(), strict=True):
+        for p, anywhere in zip(trained, has_gradient.tolist(), strict=True):
             if anywhere:
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
                 waiting.append(dist.all_reduce(p.grad, async_op=True))
@@ -94,9 +93,9 @@ class Ranks:
     def _gather(self, value: T) -> list[T]:
         import torch.distributed as dist
 
-        found: list[Any] = [None] * self.count
-        dist.all_gather_object(found, value)
-        return found
+        values: list[Any] = [None] * self.count
+        dist.all_gather_object(values, value)
+        return values
 
 
 ALONE = Ranks()

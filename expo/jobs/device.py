@@ -11,7 +11,7 @@ from expo.training.on_devices import end_with_parent
 
 
 def main(path: str) -> int:
-    """Make this device's part of the run. Args: path, of the pickled config."""
+    """Run this device's part of a run. Args: path, of the pickled config."""
     end_with_parent()
     plugins()  # the config may be of their classes
     from expo.jobs.fit import make_run

@@ -17,7 +17,7 @@ HEADINGS = (
 
 @dataclass(frozen=True)
 class Explanation:
-    """What is known of one explanation; None where it was not measured."""
+    """Measured properties of one explanation; None where one was not measured."""
 
     level: int | str | None
     rejected: str | None
@@ -28,7 +28,7 @@ class Explanation:
 
 
 def explain(cfg: Config) -> int:
-    """Fill the bank of a run, train nothing, and print what its explanations are like. Returns the exit code."""
+    """Fill the bank of a run, train nothing, and print the properties of its explanations. Returns the exit code."""
     if not cfg.positives.from_bank(cfg.algorithm):
         raise UserError(
             f"positives: {cfg.name} has nothing that can be written ahead; it takes positives.explainer=reference, "
@@ -48,7 +48,7 @@ def explain(cfg: Config) -> int:
     set_up_process(cfg)
     with Verifier(cfg.verifier) as verifier:
         module, _, _ = build_run(cfg, verifier)
-        pipeline, tools, found = module.pipeline, module.pipeline.tools, list[Explanation]()
+        pipeline, tools, explanations = module.pipeline, module.pipeline.tools, list[Explanation]()
         engine = pipeline.engines.explanations
         assert isinstance(engine, BankedEngine)
         for step in range(cfg.trainer.max_steps):
@@ -56,38 +56,40 @@ def explain(cfg: Config) -> int:
             everyone = range(len(batch.problems))
             written = engine.generate(explanations_of(pipeline.source, batch, tools), tools.sampling)
             candidates = pipeline.source.candidates(batch, {}, everyone, written, tools)
-            asked = {i: kept for i, some in candidates.items() if (kept := [c for c in some if c.ids])}
-            own = pipeline.verify(batch, {i: [] for i in everyone})
-            measured = with_logp(pipeline.scorer, own, asked)
+            asked = {i: answered for i, some in candidates.items() if (answered := [c for c in some if c.ids])}
+            groups = pipeline.verify(batch, {i: [] for i in everyone})
+            measured = with_logp(pipeline.scorer, groups, asked)
             if pipeline.source.measure_every and step % pipeline.source.measure_every == 0:
-                own, _, _ = pipeline.roll_out(batch, 1, [], Timer())
-                measured = with_lift(pipeline.scorer, own, measured)
+                groups, _, _ = pipeline.roll_out(batch, 1, [], Timer())
+                measured = with_lift(pipeline.scorer, groups, measured)
             for problem, c in [(batch.problems[i], c) for i, some in measured.items() for c in some]:
                 sound = problem.oracle(problem.question, c.text).sound if problem.oracle else None
-                found.append(Explanation(problem.level, c.rejected, len(c.ids), c.logp_given_q, c.answer_lift, sound))
+                explanations.append(
+                    Explanation(problem.level, c.rejected, len(c.ids), c.logp_given_q, c.answer_lift, sound)
+                )
         pipeline.engines.close()
-    levels = sorted({e.level for e in found if e.level is not None})
-    print(f"{len(found)} explanations for {cfg.trainer.max_steps} steps, in {engine.bank.folder}")
+    levels = sorted({e.level for e in explanations if e.level is not None})
+    print(f"{len(explanations)} explanations for {cfg.trainer.max_steps} steps, in {engine.bank.folder}")
     table = Table()
     for heading in HEADINGS:
         table.add_column(heading)
     for level in [*(levels if len(levels) > 1 else []), None]:
-        table.add_row(str(level or "all"), *_cells([e for e in found if level in (None, e.level)]))
+        table.add_row(str(level or "all"), *_cells([e for e in explanations if level in (None, e.level)]))
     wide_console().print(table)
     return 0
 
 
-def _cells(found: Sequence[Explanation]) -> list[str]:
-    reasons = Counter(e.rejected for e in found if e.rejected)
-    sound = _mean([100.0 * e.sound for e in found if e.sound is not None])
+def _cells(explanations: Sequence[Explanation]) -> list[str]:
+    reasons = Counter(e.rejected for e in explanations if e.rejected)
+    sound = _mean([100.0 * e.sound for e in explanations if e.sound is not None])
     return [
-        str(len(found)),
-        f"{100 * (len(found) - reasons.total()) / len(found):.1f} %" if found else "–",
-        _shown(_mean([e.tokens for e in found]), 1),
-        _shown(_mean([e.logp for e in found if e.logp is not None]), 3),
-        _shown(_mean([e.lift for e in found if e.lift is not None]), 1),
+        str(len(explanations)),
+        f"{100 * (len(explanations) - reasons.total()) / len(explanations):.1f} %" if explanations else "–",
+        _shown(_mean([e.tokens for e in explanations]), 1),
+        _shown(_mean([e.logp for e in explanations if e.logp is not None]), 3),
+        _shown(_mean([e.lift for e in explanations if e.lift is not None]), 1),
         "–" if sound is None else f"{sound:.1f} %",
-        ", ".join(f"{reason} {100 * n / len(found):.1f} %" for reason, n in reasons.most_common()) or "–",
+        ", ".join(f"{reason} {100 * n / len(explanations):.1f} %" for reason, n in reasons.most_common()) or "–",
     ]
 
 

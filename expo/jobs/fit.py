@@ -1,4 +1,4 @@
-"""See one run through, with Lightning's trainer."""
+"""Train one run to its end, with Lightning's trainer."""
 
 import gc
 import os
@@ -54,8 +54,8 @@ REMEDIES: dict[type[Exception], str] = {
 
 
 def make_run(cfg: Config) -> int:
-    """Make the run of a config, or wait for the process that makes it; on several devices, this one's part. Returns the
-    exit code."""
+    """Train the run of a config, or wait for the process that trains it; on several devices, this device's part.
+    Returns the exit code."""
     set_up_process(cfg)
     gpu = cfg.trainer.accelerator != "cpu" and torch.cuda.is_available()
     check_devices(cfg, gpu)
@@ -71,18 +71,19 @@ def make_run(cfg: Config) -> int:
 
 
 def tell_lost(error: Exception) -> int:
-    """Say that another device of the run is gone, unless who watches over them says why. Returns the exit code."""
+    """Report that another device of the run is gone, unless the process that watches over them reports why. Returns the
+    exit code."""
     if not is_watched() or os.environ["RANK"] != "0":  # the others have a log of their own
-        told = f"another device of this run has ended ({' '.join(str(error).split())})"
-        print(f"expo: {told}; the same command goes on from the last checkpoint", file=sys.stderr)
+        message = f"another device of this run has ended ({' '.join(str(error).split())})"
+        print(f"expo: {message}; the same command goes on from the last checkpoint", file=sys.stderr)
     return LOST
 
 
 def _make_run(cfg: Config, gpu: bool) -> int:
     with joined(gpu) as ranks, Verifier(cfg.verifier, ranks) as verifier:
         # What the hub has may change; a run that goes on keeps what it began with.
-        begun = {} if cfg.fresh else Run.find(cfg).summary()
-        module, evaluator, account = build_run(cfg, verifier, begun.get("model_commit"))
+        earlier = {} if cfg.fresh else Run.find(cfg).summary()
+        module, evaluator, account = build_run(cfg, verifier, earlier.get("model_commit"))
         run = Run.find(cfg)
         with run.alone() if ranks.first and not is_watched() else nullcontext():
             begin = ranks.by_first(lambda: prepare(cfg, run, module, evaluator, account))
@@ -94,33 +95,33 @@ def _make_run(cfg: Config, gpu: bool) -> int:
 
 
 def check_devices(cfg: Config, gpu: bool) -> None:
-    """Raise UserError for devices that are not there. Args: gpu, whether there are any GPUs."""
+    """Raise UserError for devices that this machine lacks. Args: gpu, whether it has GPUs."""
     if cfg.trainer.accelerator == "gpu" and not gpu:
         raise UserError("trainer.accelerator=gpu: torch sees no GPU; use trainer.accelerator=auto or cpu")
-    wanted, there = cfg.trainer.devices * cfg.trainer.num_nodes, int(os.environ["WORLD_SIZE"]) if is_rank() else 1
-    if wanted != there:
+    wanted, available = cfg.trainer.devices * cfg.trainer.num_nodes, int(os.environ["WORLD_SIZE"]) if is_rank() else 1
+    if wanted != available:
         raise UserError(
-            f"trainer.devices={cfg.trainer.devices}, trainer.num_nodes={cfg.trainer.num_nodes}: {there} processes "
-            "were started; "
-            "start as many as there are devices on all nodes, or unset RANK and WORLD_SIZE"
+            f"trainer.devices={cfg.trainer.devices}, trainer.num_nodes={cfg.trainer.num_nodes}: {available} processes "
+            "were started; start as many as there are devices on all nodes, or unset RANK and WORLD_SIZE"
         )
-    if gpu and cfg.trainer.devices > (there := torch.cuda.device_count()):
+    if gpu and cfg.trainer.devices > (available := torch.cuda.device_count()):
         raise UserError(
-            f"trainer.devices={cfg.trainer.devices}: torch sees {there} GPUs; set trainer.devices={there} or less"
+            f"trainer.devices={cfg.trainer.devices}: torch sees {available} GPUs; set trainer.devices={available} or "
+            "less"
         )
 
 
 @dataclass(frozen=True)
 class Begin:
-    """Where a run begins: the run as its earlier sessions have left it, and its newest checkpoint."""
+    """Starting point of a session: the run as its earlier sessions have left it, and its newest checkpoint."""
 
     run: Run
     checkpoint: Path | None
 
 
 def prepare(cfg: Config, run: Run, module: Algorithm, evaluator: Evaluator, account: Account) -> Begin | None:
-    """Make the run directory, or go on with what is there; None where the run is finished. The first process does it
-    for all.
+    """Make the run directory, or resume the run in it; None where the run is finished. The first process does it for
+    all.
 
     Raises UserError where the run cannot go on, or has no room.
     """
@@ -142,8 +143,8 @@ def prepare(cfg: Config, run: Run, module: Algorithm, evaluator: Evaluator, acco
     wanted = f"pass@{max(cfg.k)}"
     if wanted not in run.metrics and checkpoint is not None:  # summary.json is lost, or damaged
         step = step_of(checkpoint)  # after one that is evaluated, its own evaluation alone will do
-        found = last_evaluation(run.dir, step if is_evaluated(cfg, step) else None)
-        run.metrics = found if wanted in found else {}
+        last_metrics = last_evaluation(run.dir, step if is_evaluated(cfg, step) else None)
+        run.metrics = last_metrics if wanted in last_metrics else {}
     return Begin(run, checkpoint)
 
 
@@ -155,9 +156,8 @@ def fit(cfg: Config, run: Run, module: Algorithm, evaluator: Evaluator, checkpoi
     run.write_summary("stopped")  # until it is done: what a SIGKILL leaves behind is a stopped run
     try:
         trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
-        if (
-            not run.metrics and trainer.current_epoch >= cfg.trainer.max_steps
-        ):  # lost, and there was no step left to make
+        # Lost, and there was no step left to make.
+        if not run.metrics and trainer.current_epoch >= cfg.trainer.max_steps:
             evaluate = next(c for c in trainer.callbacks if isinstance(c, Evaluate))  # type: ignore[attr-defined]
             evaluate.evaluate(trainer, module, trainer.current_epoch)
     except Exception as error:  # whatever it is, the summary has to name it; what has no remedy is raised again
@@ -223,14 +223,14 @@ def finish(cfg: Config, run: Run, trainer: Trainer, module: Algorithm, evaluator
     """Write the last checkpoint, the model of a run that is done, and the summary. Returns the exit code."""
     step, checkpoints = trainer.current_epoch, run.dir / "checkpoints"
     done = step >= cfg.trainer.max_steps or stop.enough
-    kept = cfg.trainer.save_final or not done
-    if kept:
+    keeps_model = cfg.trainer.save_final or not done
+    if keeps_model:
         save_checkpoint(trainer, checkpoints, step, keep_earlier=not done)
     code = 128 + stop.signal if stop.signal and not done else 0
     policy = module.whole_policy()
     if not run.writes:
         return code
-    if done and kept:
+    if done and keeps_model:
         save_model(policy, module.pipeline.tools.tokenizer, checkpoints / "final", cfg, run.record("done"))
     peak = {
         "process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10),
@@ -238,16 +238,16 @@ def finish(cfg: Config, run: Run, trainer: Trainer, module: Algorithm, evaluator
         **({"gpu": torch.cuda.max_memory_allocated() / 2**20} if torch.cuda.is_available() else {}),
     }
     status, k = "done" if done else "stopped", max(cfg.k)
-    final = {"final": model_content(checkpoints / "final")} if done and kept else {}
-    if done and (told := nothing_learned(read_lines(run.dir))):
-        final["learned_nothing"] = told
+    final = {"final": model_content(checkpoints / "final")} if done and keeps_model else {}
+    if done and (reason := nothing_learned(read_lines(run.dir))):
+        final["learned_nothing"] = reason
     said = f"{run.dir}: {', '.join(filter(None, (f'{status} at step {step}', passed(run.metrics, k))))}"
     record = run.record(status, step=step, peak_memory_mb=peak, **final)
     log_summary(trainer.loggers, record)
     for logger in trainer.loggers:
         logger.finalize("success")
     run.write(record)
-    if not kept:
+    if not keeps_model:
         remove(checkpoints)
     print(said)
     if "learned_nothing" in final:

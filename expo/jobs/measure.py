@@ -7,8 +7,8 @@ import matplotlib
 from expo.config import Config, UserError, build
 from expo.data.readers import Reader
 from expo.evaluation.files import save_rows
-from expo.evaluation.kinds import COLUMNS, KINDS, Rows, cell, first_of_each_level, summarize
-from expo.evaluation.samples import check_steps, measure, sample
+from expo.evaluation.kinds import COLUMNS, KINDS, Samples, cell, first_of_each_level, summarize
+from expo.evaluation.samples import add_measures, check_steps, sample
 from expo.jobs.wiring import load_model, longest_prompt, make_engine, rollout_sampling, set_up_process, solve_limit
 from expo.loggers.tracking import Session, chosen_loggers, log_measured
 from expo.runs.directory import Run
@@ -17,7 +17,7 @@ from expo.runs.reading import read_rows
 from expo.step.experience import Tools
 from expo.step.positives.properties import Scorer
 from expo.step.problems import within_length
-from expo.tables.looks import looks
+from expo.tables.styles import styles
 from expo.verifier.pool import Verifier
 
 matplotlib.use("Agg")
@@ -25,7 +25,8 @@ import matplotlib.pyplot as plt
 
 
 def measure_samples(cfg: Config, run: Run) -> None:
-    """Sample, measure, and keep samples, picture and summary. Raises UserError for what cannot be loaded."""
+    """Sample, measure, and write samples, picture and summary. Raises UserError for a model or data set that cannot be
+    loaded."""
     set_up_process(cfg)
     ask_hub([], scored=[cfg])
     conf = cfg.diagnose
@@ -44,7 +45,7 @@ def measure_samples(cfg: Config, run: Run) -> None:
         engine = make_engine(cfg, model, tokenizer)
         rows = sample(problems, engine, tools, conf.samples)
         engine.close()
-    measure(rows, problems, Scorer(model, tokenizer, prompts, cfg.trainer.micro_batch_size))
+    add_measures(rows, problems, Scorer(model, tokenizer, prompts, cfg.trainer.micro_batch_size))
     run.write_config()
     path = run.dir / "samples.parquet"
     earlier = read_rows(path) if path.is_file() and not cfg.fresh else []
@@ -70,7 +71,7 @@ def measure_samples(cfg: Config, run: Run) -> None:
     run.write(record)
 
 
-def save_figure(rows: Rows, path: Path) -> None:
+def save_figure(rows: Samples, path: Path) -> None:
     """Draw, left, the likelihood of each kind under the policy; right, its share of right steps where known, else its
     answer lift."""
     right = "right_steps" if any(row["right_steps"] is not None for row in rows) else "answer_lift"
@@ -81,10 +82,10 @@ def save_figure(rows: Rows, path: Path) -> None:
     }
     figure, axes = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
     for axis, column in zip(axes, ("nll_per_token", right), strict=True):
-        found = {kind: cell(rows, kind, None, column) for kind in KINDS}
-        shown = {kind: value for kind, value in found.items() if value is not None}
+        cells = {kind: cell(rows, kind, None, column) for kind in KINDS}
+        shown = {kind: value for kind, value in cells.items() if value is not None}
         for i, (kind, (mean, low, high)) in enumerate(shown.items()):
-            axis.bar(i, mean, color=looks(KINDS)[kind].colour, width=0.65)
+            axis.bar(i, mean, color=styles(KINDS)[kind].colour, width=0.65)
             axis.errorbar(i, mean, [[mean - low], [high - mean]], color="black", capsize=3, linewidth=1)
         axis.set_xticks(range(len(shown)), [KINDS[kind].replace("-answer ", "-answer\n") for kind in shown], fontsize=8)
         axis.set_title(titles[column], fontsize=10)

@@ -139,7 +139,7 @@ class Pretrain(LightningModule):
 
 
 class SayAndStop(Callback):
-    """Plain lines where nobody watches a terminal, and an exit code that is not 0 when a signal ends it."""
+    """Prints plain progress lines where nobody watches a terminal; an exit code that is not 0 when a signal ends it."""
 
     def __init__(self, watched: bool, folder: Path):
         self.folder = folder
@@ -161,10 +161,10 @@ class SayAndStop(Callback):
             print(f"pretrain step {trainer.global_step}/{trainer.max_steps} loss {loss:.3f}", flush=True)
         if self.signal:
             trainer.save_checkpoint(self.folder / f"step{trainer.global_step:06d}.ckpt")
-            told = (
+            line = (
                 f"{signal.Signals(self.signal).name}: stopped at step {trainer.global_step}; the same command goes on"
             )
-            print(f"{told} from the checkpoint in {self.folder}", file=sys.stderr)
+            print(f"{line} from the checkpoint in {self.folder}", file=sys.stderr)
             sys.exit(128 + self.signal)
 
 
@@ -210,8 +210,8 @@ def pretrain(cfg: Config) -> None:
 
 
 def is_made(cfg: Config) -> bool:
-    """Return whether the model is there already. Raises UserError where another one is, which only `fresh` writes
-    over."""
+    """Return whether the model is on disk already. Raises UserError where another model is, which only `fresh`
+    overwrites."""
     output = Path(cfg.pretrain.output)
     if (output / "adapter_config.json").is_file():
         raise UserError(f"pretrain.output={output}: holds an adapter; set another folder")
@@ -271,7 +271,8 @@ def make_trainer(max_steps: int, checkpoints: Path) -> Trainer:
 
 
 def hand_over(partial: Path, output: Path) -> None:
-    """Move the finished model to its place, config.json last: by it a model is known. Then the checkpoints go."""
+    """Move the finished model to its place, config.json last, by which a model is recognised. Then remove the
+    checkpoints."""
     output.mkdir(parents=True, exist_ok=True)
     (output / "config.json").unlink(missing_ok=True)  # of another model, which its parts would be taken for
     files = [file for file in partial.iterdir() if file.is_file()]
@@ -281,7 +282,7 @@ def hand_over(partial: Path, output: Path) -> None:
 
 
 def card(cfg: Config, parameters: int, minutes: float, resumed: str) -> str:
-    """Return the model's card: what made it."""
+    """Return the model card: which settings made the model."""
     return CARD.format(
         command=shlex.join(command(cfg)),
         start=cfg.pretrain.start or "nothing",

@@ -24,7 +24,8 @@ log = logging.getLogger(__name__)
 
 
 def evaluate(cfg: Config, run: Run) -> None:
-    """Evaluate, and keep the result in the run's directory. Raises UserError for what cannot be loaded."""
+    """Evaluate, and write the result into the run's directory. Raises UserError for a model or data set that cannot be
+    loaded."""
     set_up_process(cfg)
     ask_hub([], scored=[cfg])
     run.enter()  # what an earlier run left in it stays until there is something new
@@ -53,7 +54,7 @@ def evaluate(cfg: Config, run: Run) -> None:
 
 
 def warn_of_other_settings(cfg: Config) -> None:
-    """Say so where a run's checkpoint would be scored otherwise than its run: on other problems of its file, or sampled
+    """Warn where a run's checkpoint would be scored otherwise than its run: on other problems of its file, or sampled
     otherwise."""
     run = Path(cfg.model.path).parent.parent
     if not (run / "config.yaml").is_file():
@@ -67,15 +68,15 @@ def warn_of_other_settings(cfg: Config) -> None:
     same_file = Path(str(theirs.get("dataset.path"))).name == Path(str(cfg.dataset.path)).name
     chosen = [key for key in differ if key.startswith("dataset.") and key not in OWN_CHOICE]
     if cfg.dataset.shares_file and cfg.dataset.part == "held_out" and same_file and chosen:
-        told = ", ".join(differ[key] for key in chosen)
-        log.warning("%s: what is scored may have been trained on; the run held out another part: %s", run, told)
-    told = ", ".join(text for key, text in differ.items() if key.startswith(MEASURE))
-    if told and cfg.run is None:  # with run=, it is said already
-        log.warning("%s: scored otherwise than in its run; run=%s takes the run's settings: %s", run, run, told)
+        differences = ", ".join(differ[key] for key in chosen)
+        log.warning("%s: what is scored may have been trained on; the run held out another part: %s", run, differences)
+    differences = ", ".join(text for key, text in differ.items() if key.startswith(MEASURE))
+    if differences and cfg.run is None:  # with run=, it is said already
+        log.warning("%s: scored otherwise than in its run; run=%s takes the run's settings: %s", run, run, differences)
 
 
 def warn_of_trained_on(cfg: Config, problems: Sequence[Problem]) -> None:
-    """Say so where a run's checkpoint is scored on some problems that the run has held out and on others, which it may
+    """Warn where a run's checkpoint is scored on some problems that the run has held out and on others, which it may
     have trained on.
 
     Which rows of a file are held out follows from its name and their lines: a file that was renamed has others.
@@ -90,11 +91,11 @@ def warn_of_trained_on(cfg: Config, problems: Sequence[Problem]) -> None:
     # out in common.
     theirs = read_summary(run).get("data", {}).get("path") == data_content(cfg)["path"]
     if others and (theirs or others < len(problems)):
-        told = (
+        message = (
             "%d of the %d problems are none that the run has held out, and may have been trained on; give the "
             "file the name it had"
         )
-        log.warning(f"%s: {told}", run, others, len(problems))
+        log.warning(f"%s: {message}", run, others, len(problems))
 
 
 OWN_CHOICE = ("dataset.path", "dataset.name", "dataset.limit")

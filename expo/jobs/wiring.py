@@ -61,7 +61,7 @@ TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h
 
 
 def set_up_process(cfg: Config) -> None:
-    """Leave only expo's own lines on the terminal, and take the threads that the config gives."""
+    """Silence all but expo's own lines on the terminal, and set the config's number of threads."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.raiseExceptions = False  # a log of W&B's own that cannot be written is no stack trace on the terminal
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -107,7 +107,7 @@ def divide_evenly(cfg: Config) -> None:
 
 
 def read_prompts_rightly(cfg: Config, policy: PreTrainedModel, ranks: Ranks = ALONE) -> None:
-    """Turn `trainer.share_prompts` off, and say so, for a model that scores otherwise behind shared prompts.
+    """Turn `trainer.share_prompts` off, with a message, for a model that scores otherwise behind shared prompts.
 
     Raises UserError where `trainer.packing` is asked for, and the model scores otherwise when it is packed.
     """
@@ -123,23 +123,21 @@ def read_prompts_rightly(cfg: Config, policy: PreTrainedModel, ranks: Ranks = AL
 
 
 def build_run(cfg: Config, verifier: Verifier, commit: str | None = None) -> tuple[Algorithm, Evaluator, Account]:
-    """Wire data, models and engines of a training run. Raises UserError for what cannot be loaded.
+    """Wire data, models and engines of a training run. Raises UserError for a model or data set that cannot be loaded.
 
     Args: commit, of the model on the hub, that the run began with.
     """
     torch.manual_seed(cfg.seed)
     divide_evenly(cfg)
     ranks = verifier.ranks
-    problems, validation, held_out, examples, read = ranks.by_first(
-        lambda: read_data(cfg, verifier)
-    )  # before the model: quicker to fail
+    # Before the model: quicker to fail.
+    problems, validation, held_out, examples, read = ranks.by_first(lambda: read_data(cfg, verifier))
     policy, tokenizer, prompts = load_model(cfg, commit=commit)
     prompts.examples = examples
     if not any(p.requires_grad for p in policy.parameters()):
         raise UserError(
             f"model.path={cfg.model.path}: an adapter on weights in 4 bits, which is measured as it is, and not "
-            "trained further; "
-            "give a whole model and model.lora_rank, or set model.load_in_4bit=false"
+            "trained further; give a whole model and model.lora_rank, or set model.load_in_4bit=false"
         )
     if causal_lm(policy).is_gradient_checkpointing and cfg.model.gradient_checkpointing is None:
         print("activations are computed again in the backward pass; model.gradient_checkpointing=false keeps them")
@@ -160,12 +158,12 @@ def build_run(cfg: Config, verifier: Verifier, commit: str | None = None) -> tup
 
     reference, snapshot = frozen_models(cfg, policy)
     average = frozen_copy(policy) if cfg.algorithm.uses_average else None
-    whole = shared_out(policy) if cfg.trainer.strategy == "fsdp" else None
-    generating = whole.model if whole else policy
+    whole_copy = shared_out(policy) if cfg.trainer.strategy == "fsdp" else None
+    generating = whole_copy.model if whole_copy else policy
     sampler = ProblemSampler(problems, cfg.trainer.problems_per_step, cfg.seed)
     source: PositiveSource = build(cfg.positives, of=PositiveSource)
     tools = Tools(prompts, tokenizer, verifier, rollout_sampling(cfg), cfg.seed, longest_prompt(cfg, policy), ranks)
-    engines = make_engines(cfg, generating, reference, snapshot, tokenizer, ranks, whole)
+    engines = make_engines(cfg, generating, reference, snapshot, tokenizer, ranks, whole_copy)
     if cfg.positives.from_bank(cfg.algorithm):
         bank = bank_of(cfg, generating)
         banked = BankedEngine(
@@ -173,7 +171,7 @@ def build_run(cfg: Config, verifier: Verifier, commit: str | None = None) -> tup
             cfg.trainer.max_steps,
             lambda step: explanations_of(source, Batch.of(sampler.batch(step), tools, step), tools),
             engines.policy,
-            lambda: begun(cfg, policy, bank, ranks),
+            lambda: initial_weights(cfg, policy, bank, ranks),
             ranks,
         )
         engines = replace(engines, explanations=banked, banked=banked)
@@ -188,11 +186,10 @@ def build_run(cfg: Config, verifier: Verifier, commit: str | None = None) -> tup
         when=when_explained(cfg.positives, cfg.algorithm),
     )
     shared = Path(cfg.output_dir, cfg.dataset.name, "pairs", pairs_identity(cfg))
-    pairs = PairStore(
-        shared, run_dir(cfg) / "pairs", cfg.fresh
-    )  # `make_run` says where the run's own are, once that is sure
+    # `make_run` says where the run's own are, once that is sure.
+    pairs = PairStore(shared, run_dir(cfg) / "pairs", cfg.fresh)
     components = Components(
-        policy, reference, snapshot, pipeline, sampler, cfg.optimizer, cfg.trainer, pairs, whole, average
+        policy, reference, snapshot, pipeline, sampler, cfg.optimizer, cfg.trainer, pairs, whole_copy, average
     )
     return (
         build(cfg.algorithm, components, of=Algorithm),
@@ -202,7 +199,7 @@ def build_run(cfg: Config, verifier: Verifier, commit: str | None = None) -> tup
 
 
 def hold_base(cfg: Config, policy: PreTrainedModel) -> None:
-    """Hold what a policy does not train as it is multiplied, see `as_multiplied`: the base under a LoRA adapter.
+    """Hold a policy's frozen weights as they are multiplied, see `as_multiplied`: the base under a LoRA adapter.
 
     Shares are of one format, though, and a model into which an earlier adapter was merged is saved as a whole.
     """
@@ -227,8 +224,8 @@ def read_data(
 def load_model(
     cfg: Config, to_device: bool = True, commit: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Prompts]:
-    """Load the model to where it will work (an engine is made for the device that it finds the model on), and its
-    prompts.
+    """Load the model and move it to its device (an engine is made for the device that it finds the model on), and load
+    its prompts.
 
     Raises UserError for what cannot be loaded, and for a model that cannot be scored rightly.
     """
@@ -281,9 +278,8 @@ def check_extraction(cfg: Config) -> None:
     if others and how != "whole":
         raise UserError(
             f"verifier.extract={how}: prompts.solve or prompts.explain asks for {others[0]}, where the verifier does "
-            "not look; "
-            "set prompts.solve and prompts.explain so that they ask for it (prompts=final_line asks for a line "
-            "Answer: …)"
+            "not look; set prompts.solve and prompts.explain so that they ask for it (prompts=final_line asks for a "
+            "line Answer: …)"
         )
 
 
@@ -306,10 +302,8 @@ def frozen_models(cfg: Config, policy: PreTrainedModel) -> tuple[PreTrainedModel
     """Return the frozen reference and the snapshot, each None where nothing needs a copy of its own."""
     initial, earlier = frozen_copies(cfg)
     reference, snapshot = (frozen_copy(policy) if wanted else None for wanted in (initial, earlier))
-    for frozen in (
-        None if cfg.algorithm.uses_snapshot else reference,
-        snapshot,
-    ):  # where rounds begin from the reference, it is whole
+    # Where rounds begin from the reference, it is whole.
+    for frozen in (None if cfg.algorithm.uses_snapshot else reference, snapshot):
         if frozen is not None:
             as_multiplied(frozen)
     return reference, snapshot
@@ -332,8 +326,8 @@ def make_engines(
     def dealt(engine: Engine) -> Engine:
         return engine if ranks.count == 1 else DealtEngine(engine, ranks)
 
-    own = make_engine(cfg, policy, tokenizer)
-    engine = dealt(CopyEngine(own, whole) if whole else own)
+    policy_engine = make_engine(cfg, policy, tokenizer)
+    engine = dealt(CopyEngine(policy_engine, whole) if whole else policy_engine)
     writer = None if cfg.positives.from_bank(cfg.algorithm) else cfg.positives.writer  # a bank takes this place
     by_writer: dict[str | None, Engine] = {"current": engine, None: engine}
     if "reference" in (writer, cfg.hints.writer):  # a copy that a KL term alone needs generates nothing
@@ -353,15 +347,17 @@ def make_engines(
 
 
 def bank_of(cfg: Config, policy: PreTrainedModel) -> Bank:
-    """Return the bank of a run's explanations; all runs with the same initial policy, prompts, data, sampling and seed
-    have the same."""
+    """Return the bank of a run's explanations, which all runs share that have the same initial policy, prompts, data,
+    sampling and seed."""
     mark = bank_identity(cfg)
     return Bank(Path(cfg.output_dir, "banks", f"{cfg.dataset.name}-{mark}"), f"{mark}-{fingerprint(policy)}")
 
 
-def begun(cfg: Config, policy: PreTrainedModel, bank: Bank, ranks: Ranks = ALONE) -> AbstractContextManager[None]:
-    """Return a context in which the policy has its initial weights. Raises UserError where the model is another one by
-    now.
+def initial_weights(
+    cfg: Config, policy: PreTrainedModel, bank: Bank, ranks: Ranks = ALONE
+) -> AbstractContextManager[None]:
+    """Return a context in which the policy has its initial weights. Raises UserError where the model's files have
+    changed since.
 
     The first device alone loads them: the memory of a machine has no room for as many as it has devices.
     """
@@ -389,14 +385,14 @@ def make_engine(cfg: Config, model: PreTrainedModel, tokenizer: PreTrainedTokeni
 
 
 def rollout_sampling(cfg: Config) -> Sampling:
-    """Return how rollouts and explanations are sampled."""
+    """Return the sampling settings of rollouts and explanations."""
     r = cfg.rollout
     return Sampling(r.temperature, r.top_p, r.top_k, r.max_completion_tokens)
 
 
 def prompt_limit(cfg: Config, model: PreTrainedModel, asked: int) -> int:
-    """Return the tokens of the longest prompt that is taken: what is asked for, as far as the model has room for a
-    completion after it.
+    """Return the tokens of the longest prompt that is taken: `asked`, as far as the model has room for a completion
+    after it.
 
     Raises UserError where it has room for none.
     """
@@ -412,7 +408,7 @@ def prompt_limit(cfg: Config, model: PreTrainedModel, asked: int) -> int:
 
 
 def solve_limit(cfg: Config, model: PreTrainedModel) -> int:
-    """Return the tokens of the longest prompt of a problem that is taken; see `prompt_limit`."""
+    """Return the tokens of the longest solve prompt that is taken; see `prompt_limit`."""
     return prompt_limit(cfg, model, cfg.rollout.max_prompt_tokens)
 
 
@@ -424,7 +420,7 @@ def longest_prompt(cfg: Config, model: PreTrainedModel) -> int:
 def make_evaluator(
     cfg: Config, problems: list[Problem], verifier: Verifier, prompts: Prompts, tokenizer: PreTrainedTokenizerBase
 ) -> Evaluator:
-    """Return the evaluation that `evaluation` and `k` describe."""
+    """Make the evaluator that `evaluation` and `k` describe."""
     e = cfg.evaluation
     sampling = Sampling(e.temperature, e.top_p, e.top_k, cfg.rollout.max_completion_tokens)
     return Evaluator(
@@ -446,6 +442,6 @@ def own_reward(cfg: Config, verifier: Verifier) -> Reward | None:
 
 
 def make_reward(cfg: Config, verifier: Verifier) -> Reward:
-    """Return what `reward` describes."""
+    """Make the reward that `reward` describes."""
     parts = (verifier,) if isinstance(cfg.reward, PartialConf) else ()
     return check_reward(build(cfg.reward, *parts, of=Reward))

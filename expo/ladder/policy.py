@@ -10,9 +10,8 @@ from expo.config.world import CLEAR, WorldConf
 from expo.ladder.problems import words
 
 CHAT_TEMPLATE = (
-    "{% for message in messages %}<|{{ message['role'] }}|> {{ message['content'] }} "
-    "{% if message['role'] == 'assistant' %}<|end|>{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    "{% for message in messages %}<|{{ message['role'] }}|> {{ message['content'] }} {% if message['role'] == "
+    "'assistant' %}<|end|>{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 SPECIAL_TOKENS: dict[str, Any] = {
     "pad_token": "<|pad|>",

@@ -60,7 +60,7 @@ def words(world: WorldConf = CLEAR) -> list[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class LadderPart:
     x: int
     known: str
     y: int
@@ -89,31 +89,31 @@ def meaning_weights(symbol: str, world: WorldConf = CLEAR) -> dict[str, float]:
     return weights | dict.fromkeys(rest, (1 - sum(weights.values())) / len(rest))
 
 
-def believed(part: Part, rng: random.Random, world: WorldConf = CLEAR) -> str:
-    """Return one reading of a part's symbol, as the corpus reads it."""
+def believed(part: LadderPart, rng: random.Random, world: WorldConf = CLEAR) -> str:
+    """Return one reading of a part's symbol, sampled as the corpus reads it."""
     weights = meaning_weights(part.symbol, world)
     return rng.choices(list(weights), list(weights.values()))[0]
 
 
-def sample_parts(level: int, rng: random.Random, world: WorldConf = CLEAR) -> list[Part]:
+def sample_parts(level: int, rng: random.Random, world: WorldConf = CLEAR) -> list[LadderPart]:
     """Return random parts in which the five skills give five different results, so that the answer tells the
     meaning."""
     symbols, known = [symbol for symbol, (of_level, *_) in SYMBOLS.items() if of_level == level], list(KNOWN)
-    parts: list[Part] = []
+    parts: list[LadderPart] = []
     while len(parts) < world.parts[level - 1]:
         part = (rng.randint(1, 6), rng.choice(known), rng.randint(1, 6), rng.choice(symbols), rng.randint(1, 6))
-        if _tells(KNOWN[part[1]](part[0], part[2]), part[4]):
-            parts.append(Part(*part))
+        if _skills_differ(KNOWN[part[1]](part[0], part[2]), part[4]):
+            parts.append(LadderPart(*part))
     return parts
 
 
 @cache
-def _tells(value: int, z: int) -> bool:
+def _skills_differ(value: int, z: int) -> bool:
     """Return whether the five skills give five different results."""
     return len({skill(value, z) for skill in SKILLS.values()}) == len(SKILLS)
 
 
-def question_text(parts: list[Part]) -> str:
+def question_text(parts: list[LadderPart]) -> str:
     return " ".join(f"({i}) {p.x} {p.known} {p.y} {p.symbol} {p.z}" for i, p in enumerate(parts, 1))
 
 
@@ -125,7 +125,7 @@ def boxed_text(results: list[int]) -> str:
     return rf"\boxed{{( {' , '.join(map(str, results))} )}}"
 
 
-def step_text(i: int, p: Part, meaning: str, result: int, verbose: bool = False) -> str:
+def step_text(i: int, p: LadderPart, meaning: str, result: int, verbose: bool = False) -> str:
     """Return one part of a chain of thought in the policy's own style."""
     if not verbose:
         return f"({i}) {p.x} {p.known} {p.y} = {p.value} {meaning} {p.z} = {result} ;"
@@ -133,14 +133,14 @@ def step_text(i: int, p: Part, meaning: str, result: int, verbose: bool = False)
     return f"({i}) {asked} : {first} ; ({i}) {p.value} {meaning} {p.z} = {result} ; ({i}) = {result} ;"
 
 
-def cot_text(parts: list[Part], meanings: list[str], verbose: bool = False) -> str:
+def cot_text(parts: list[LadderPart], meanings: list[str], verbose: bool = False) -> str:
     """Return a chain of thought in the policy's own style, with the given reading of each symbol."""
     results = [p.result(m) for p, m in zip(parts, meanings, strict=True)]
     return chain_text(parts, meanings, results, results, verbose)
 
 
 def chain_text(
-    parts: list[Part], meanings: list[str], written: list[int], stated: list[int], verbose: bool = False
+    parts: list[LadderPart], meanings: list[str], written: list[int], stated: list[int], verbose: bool = False
 ) -> str:
     """Write a chain of steps with the given results, and the given final statement."""
     steps = [
@@ -149,8 +149,8 @@ def chain_text(
     return " ".join([*steps, boxed_text(stated)])
 
 
-def explanation_text(parts: list[Part], meanings: list[str], rng: random.Random, world: WorldConf = CLEAR) -> str:
-    """Return what the corpus has for an explanation of the answer that follows from the given readings."""
+def explanation_text(parts: list[LadderPart], meanings: list[str], rng: random.Random, world: WorldConf = CLEAR) -> str:
+    """Return the corpus's explanation of the answer that follows from the given readings."""
     shown = [p.result(m) for p, m in zip(parts, meanings, strict=True)]
     read, written = list(meanings), list(shown)
     for i, part in enumerate(parts) if world.slips or world.fudged else ():
@@ -163,13 +163,12 @@ def explanation_text(parts: list[Part], meanings: list[str], rng: random.Random,
     return f"{boxed_text(shown)} ; {text}" if early else text
 
 
-def expert_text(parts: list[Part], style: str, world: WorldConf = CLEAR) -> str:
+def expert_text(parts: list[LadderPart], style: str, world: WorldConf = CLEAR) -> str:
     """Return the expert's solution: true meanings; `own` style, `terse` (results only) or `foreign` (an order never
     seen)."""
     results = [p.result(p.meaning) for p in parts]
-    if (
-        style == "own" or random.Random(question_text(parts)).random() < world.expert_own
-    ):  # the same whenever it is asked for
+    # The same whenever it is asked for.
+    if style == "own" or random.Random(question_text(parts)).random() < world.expert_own:
         return cot_text(parts, [p.meaning for p in parts], world.verbose)
     if style == "terse":
         steps = [f"({i}) > {r} ;" for i, r in enumerate(results, 1)]
@@ -178,10 +177,10 @@ def expert_text(parts: list[Part], style: str, world: WorldConf = CLEAR) -> str:
     return " ".join([*steps, boxed_text(results)])
 
 
-def parse_question(question: str) -> list[Part]:
+def parse_question(question: str) -> list[LadderPart]:
     words = question.split()
     rows = [words[i + 1 : i + 6] for i in range(0, len(words), 6)]
-    return [Part(int(x), known, int(y), symbol, int(z)) for x, known, y, symbol, z in rows]
+    return [LadderPart(int(x), known, int(y), symbol, int(z)) for x, known, y, symbol, z in rows]
 
 
 def generate(
@@ -215,8 +214,8 @@ def generate(
 
 @dataclass(frozen=True, slots=True)
 class StepCheck:
-    """What the oracle finds in a chain of thought. `arithmetic` and `meanings` are the shares of the problem's
-    parts."""
+    """Findings of the oracle in a chain of thought. `arithmetic` and `meanings` are the shares of the problem's parts
+    that are right."""
 
     arithmetic: float  # parts whose two equations hold
     meanings: float  # parts in which the symbol was read with its true meaning

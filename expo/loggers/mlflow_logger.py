@@ -63,9 +63,8 @@ class Mlflow(Tracker, MLFlowLogger):
                     self.log_hyperparams(session.config)
         except MlflowException as error:
             raise UserError(
-                f"logger.mlflow.tracking_uri={options.tracking_uri}: MLflow cannot start ({first_line(error)}); "
-                "start the server, "
-                "or leave the key out"
+                f"logger.mlflow.tracking_uri={options.tracking_uri}: MLflow cannot start ({first_line(error)}); start "
+                "the server, or leave the key out"
             ) from error
 
     def _go_on(self, session: Session) -> bool:
@@ -91,7 +90,7 @@ class Mlflow(Tracker, MLFlowLogger):
         self._send_kept()
 
     def _send_kept(self) -> None:
-        """Send what is kept. A step that an earlier session has sent is not sent again."""
+        """Send the scalars that wait. A step that an earlier session has sent is not sent again."""
         from mlflow.exceptions import MlflowException
 
         while self.kept:

@@ -15,7 +15,7 @@ FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 @dataclass
 class OfflineRun:
-    """What the run would show once it is synced."""
+    """Content of an offline run: what W&B would show once it is synced."""
 
     id: str = ""
     name: str = ""
@@ -34,14 +34,14 @@ def offline_files(folder: str | Path) -> list[Path]:
     That is the one whose steps come first: the local time in its folder's name, which goes back with the clock and the
     time zone, only orders those that begin alike.
     """
-    found = [
+    files = [
         path for path in Path(folder).rglob("*.wandb") if path.parent.name.startswith("offline-run-") and path.is_file()
     ]
-    return sorted(found, key=lambda path: (_first_step(path), path.parent.name, path))
+    return sorted(files, key=lambda path: (_first_step(path), path.parent.name, path))
 
 
 def _first_step(path: Path) -> int:
-    """Return the first step that a file has scalars of; 0 where there is none."""
+    """Return the first step in a file that has scalars; 0 without one."""
     try:
         return next((record.history.step.num for record in _parsed(path) if record.HasField("history")), 0)
     except ValueError:  # another kind of file
@@ -64,7 +64,7 @@ def read_offline(path: str | Path) -> OfflineRun:
 
 
 def _read(path: Path, run: OfflineRun) -> None:
-    """Add what a file has to a run."""
+    """Add the records of a file to a run."""
     for record in _parsed(path):
         kind = record.WhichOneof("record_type")
         if kind == "run":
@@ -98,16 +98,16 @@ def _parsed(path: Path) -> Iterator[Any]:
 
 
 def _items(items: Any) -> dict[str, Any]:
-    found = {}
+    by_key = {}
     for item in items:
         with suppress(ValueError):  # a damaged value
-            found[item.key or ".".join(item.nested_key)] = json.loads(item.value_json)
-    return found
+            by_key[item.key or ".".join(item.nested_key)] = json.loads(item.value_json)
+    return by_key
 
 
 def end_whole(path: Path) -> bool:
-    """Cut off the record that a kill has left half written: W&B would not take the file for sent. Returns whether there
-    is any record."""
+    """Cut off the record that a kill has left half written, which W&B would refuse. Returns whether a record is
+    left."""
     end = max((end for end, _ in _records(path)), default=0)
     if 0 < end < path.stat().st_size:
         os.truncate(path, end)
@@ -115,7 +115,7 @@ def end_whole(path: Path) -> bool:
 
 
 def _records(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield where each whole record ends, and what it holds."""
+    """Yield the end of each complete record, and its content."""
     data = path.read_bytes()
     if not b":W&B".startswith(data[:4]):  # a kill may leave an empty file
         raise ValueError(f"{path}: not a .wandb file: it does not begin with :W&B")

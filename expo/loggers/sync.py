@@ -29,22 +29,17 @@ def sync(folder: Path) -> int:
         reason = _send(file)
         if reason is not None:
             print(
-                f"expo: {file.parent}: not sent "
-                f"({reason}); "
-                f"{_count(number - 1)} "
-                "sent, "
-                f"{len(todo) - number + 1} "
-                "left; "
+                f"expo: {file.parent}: not sent ({reason}); {_count(number - 1)} sent, {len(todo) - number + 1} left; "
                 "the same command goes on",
                 file=sys.stderr,
             )
             return 1
         print(f"{file.parent}: sent as {file.stem.removeprefix('run-')} ({number} of {len(todo)})", flush=True)
     already = sum(_sent(file) for file in files if file not in under_way) - len(todo)
-    told = [f"{_count(len(todo))} sent", f"{already} sent before"] + (
+    counts = [f"{_count(len(todo))} sent", f"{already} sent before"] + (
         [f"{len(under_way)} under way"] if under_way else []
     )
-    print(f"wandb sync: {', '.join(told)}")
+    print(f"wandb sync: {', '.join(counts)}")
     return 0
 
 
@@ -53,8 +48,8 @@ def _count(sessions: int) -> str:
 
 
 def _has_records(file: Path) -> bool:
-    """Return whether there is anything to send, after cutting off what a kill has left half written. A file of another
-    kind is named."""
+    """Return whether a file has records to send, after cutting off what a kill has left half written. Warns of a file
+    of another kind."""
     try:
         return end_whole(file)
     except ValueError as error:

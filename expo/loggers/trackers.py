@@ -56,17 +56,16 @@ class Wandb(Tracker, WandbLogger):
             **options,
         )
         try:
-            begun_at = (
-                self.experiment.starting_step
-            )  # starts the run now, so that a missing key is found before any work
+            # Starts the run now, so that a missing key is found before any work.
+            begun_at = self.experiment.starting_step
         except WandbError as error:
             raise UserError(f"logger.wandb.mode={mode}: {_no_wandb(error)}") from error
         except ConnectionError as error:
-            told = (
+            message = (
                 f"W&B's own process has ended ({first_line(error)}); the same command goes on, and logger=none "
                 "without it"
             )
-            raise UserError(f"logger.wandb.mode={mode}: {told}") from error
+            raise UserError(f"logger.wandb.mode={mode}: {message}") from error
         # `wandb sync` would send them twice, and shift what follows.
         # A run that was killed before its first checkpoint begins again, and its steps are in the files all the same.
         self.sent_steps = max(_last_step(session.directory), begun_at - 1 if session.resume_step else -1)
@@ -76,8 +75,8 @@ class Wandb(Tracker, WandbLogger):
         with the same numbers."""
         if step is not None and step <= self.sent_steps:
             return
-        own = {} if step is None else {"trainer/global_step": step}  # the x axis that Lightning tells W&B of
-        self.experiment.log(dict(metrics) | own, step=step)
+        axis = {} if step is None else {"trainer/global_step": step}  # the x axis that Lightning tells W&B of
+        self.experiment.log(dict(metrics) | axis, step=step)
 
     def log_rows(self, name: str, columns: list[str], rows: list[list[Any]], step: int | None) -> None:
         self.log_table(name, columns, rows, step=step)

@@ -21,8 +21,8 @@ TABLE_ROWS = 200  # rows of a completions table that are shown; parquet has them
 
 @dataclass(frozen=True)
 class Session:
-    """What a logger is told of the run: its config and directory, the steps done before this session, and the command
-    that makes it."""
+    """The run as its loggers see it: config, directory, the steps done before this session, and the command that makes
+    it."""
 
     cfg: Config
     directory: Path
@@ -41,8 +41,7 @@ class Session:
 
 
 class Tracker(Logger):
-    """What expo asks of a logger beside what Lightning does. Inherited before one of Lightning's loggers, which does
-    the rest."""
+    """Logger with what expo asks for beside Lightning's interface. Inherit it before one of Lightning's loggers."""
 
     keeps_undefined = False  # whether it takes a step's scalars that are None
     skips_sent = (
@@ -73,11 +72,11 @@ class JsonlLogger(Tracker):
 
     def __init__(self, path: Path, resume_step: int):
         self.path = path
-        kept = [line for line in read_lines(path.parent) if line["step"] <= resume_step] if resume_step else []
-        if lost := resume_step - len({line["step"] for line in kept} - {0}):
+        earlier = [line for line in read_lines(path.parent) if line["step"] <= resume_step] if resume_step else []
+        if lost := resume_step - len({line["step"] for line in earlier} - {0}):
             log.warning("%s: lacks the scalars of %d of the first %d steps", path, lost, resume_step)
         with beside(path) as partial:  # a SIGKILL in between loses nothing
-            partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            partial.write_text("".join(json.dumps(line) + "\n" for line in earlier))
 
     @property
     def name(self) -> str:
@@ -88,7 +87,7 @@ class JsonlLogger(Tracker):
         return ""
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Log nothing: config.yaml has them."""
+        """Skip hyperparameters: config.yaml has them."""
 
     def log_metrics(self, metrics: Mapping[str, float | None], step: int | None = None) -> None:
         with self.path.open("a") as file:
@@ -106,30 +105,28 @@ def chosen_loggers(session: Session) -> list[Tracker]:
 
 
 def trackers(loggers: Sequence[Logger]) -> list[Tracker]:
-    """Return a trainer's loggers as what they are."""
+    """Return the trainer's loggers that are Trackers."""
     return [logger for logger in loggers if isinstance(logger, Tracker)]
 
 
 def log_step(loggers: Sequence[Logger], metrics: Mapping[str, float | None], step: int) -> None:
-    """Send a step's scalars, with the undefined ones to those who keep them."""
+    """Send a step's scalars; the undefined ones go only to loggers that keep them."""
     defined = {name: value for name, value in metrics.items() if value is not None}
     for logger in trackers(loggers):
         logger.log_metrics(metrics if logger.keeps_undefined else defined, step)  # type: ignore[arg-type]
 
 
 def log_summary(loggers: Sequence[Logger], record: Mapping[str, Any]) -> None:
-    """Send what summary.json says, or is to say, beside the metrics (status, wall-clock seconds, versions, device)."""
+    """Send summary.json's content beside the metrics (status, wall-clock seconds, versions, device)."""
     for logger in trackers(loggers):
         logger.log_record({name: value for name, value in record.items() if name != "metrics"})
 
 
 def log_measured(loggers: Sequence[Tracker], record: Mapping[str, Any], name: str, rows: list[dict[str, Any]]) -> None:
-    """Log a run that has no steps: its metrics, a table of its completions, and its summary, which is to be written
-    then."""
+    """Log a run without steps: its metrics, a table of its completions, and the summary that is about to be written."""
     for logger in loggers:
-        logger.log_metrics(
-            record["metrics"]
-        )  # at the logger's own next step: a run that was measured before is there already
+        # At the logger's own next step: a run that was measured before is there already.
+        logger.log_metrics(record["metrics"])
     log_table(loggers, name, rows, None)
     log_summary(loggers, record)
     for logger in loggers:

@@ -1,5 +1,5 @@
-"""Is a loaded model one that expo scores and decodes rightly? Asked of the model itself, where it stands, before a run
-begins."""
+"""Checks of a loaded model before a run begins: does expo score and decode it rightly? The model itself is tried, on
+its device."""
 
 import torch
 from torch import nn
@@ -45,7 +45,7 @@ def check_scoring(model: PreTrainedModel, path: str) -> None:
 
 @torch.no_grad()
 def check_bits(model: nn.Module, path: str) -> None:
-    """Refuse weights in 4 bits where bitsandbytes does not give them back as they were, but for the rounding.
+    """Refuse weights in 4 bits that bitsandbytes does not give back as they were, up to rounding.
 
     On a CPU its 0.50 mixes the scales up in rows whose length is no multiple of 64, without a word.
     """
@@ -56,8 +56,7 @@ def check_bits(model: nn.Module, path: str) -> None:
         if not off < 0.15:  # of normal numbers: 0.09
             raise UserError(
                 f"model.load_in_4bit=true: bitsandbytes rounds weights of {' x '.join(map(str, shape))} "
-                f"(model.path={path}) wrongly here: "
-                f"they are {off:.0%} off; set model.load_in_4bit=false, or use a GPU"
+                f"(model.path={path}) wrongly here: they are {off:.0%} off; set model.load_in_4bit=false, or use a GPU"
             )
 
 
@@ -90,8 +89,8 @@ def reads_rightly(model: nn.Module, *, packed: bool = False, shared: bool = Fals
 
 @torch.no_grad()
 def check_rounding(model: nn.Module, dtype: str, learning_rate: float) -> None:
-    """Refuse weights in 16 bits where steps of the learning rate, which Adam's are about, are rounded away in nearly
-    all of them."""
+    """Refuse weights in 16 bits where nearly all of Adam's steps, which are about the learning rate, would be rounded
+    away."""
     moved, asked = 0, 0
     for weight in (p for p in model.parameters() if p.requires_grad and p.dtype in (torch.bfloat16, torch.float16)):
         some = weight.flatten()[:: max(1, weight.numel() // SAMPLES)]
@@ -99,9 +98,8 @@ def check_rounding(model: nn.Module, dtype: str, learning_rate: float) -> None:
     if asked and moved < FEWEST_MOVED * asked:
         raise UserError(
             f"model.dtype={dtype}: at optimizer.learning_rate={learning_rate:g} a step moves {moved / asked:.0%} of "
-            "the weights, and is rounded "
-            "away in all others; set model.dtype=float32 with trainer.precision=bf16-mixed, model.lora_rank, or a "
-            "higher learning rate"
+            "the weights, and is rounded away in all others; set model.dtype=float32 with "
+            "trainer.precision=bf16-mixed, model.lora_rank, or a higher learning rate"
         )
 
 
@@ -110,7 +108,7 @@ FEWEST_MOVED = 0.2  # share of them
 
 
 def check_packing(model: nn.Module, path: str) -> None:
-    """Raise UserError for a model whose rows do not stay apart when they are packed."""
+    """Raise UserError for a model in which packed rows influence each other."""
     if not reads_rightly(model, packed=True):
         raise UserError(
             f"trainer.packing=true: {type(causal_lm(model)).__name__} (model.path={path}) scores packed rows "
@@ -119,7 +117,7 @@ def check_packing(model: nn.Module, path: str) -> None:
 
 
 def row_limit(model: PreTrainedModel) -> int | None:
-    """Return how many tokens of prompt and completion together a model has room for; None: as many as one likes.
+    """Return the most tokens of prompt and completion that a model has room for; None for no limit.
 
     By `dynamic` and `longrope` RoPE all tokens are placed otherwise once the longest row beside them passes a length.
     So that no row's score depends on its neighbours, none may pass it.
@@ -135,7 +133,7 @@ def row_limit(model: PreTrainedModel) -> int | None:
 
 
 def rounding(model: nn.Module) -> float:
-    """Return by how many nats a score may differ for no other reason than its number format: in bf16 a logit of 20 has
-    steps of 1/8."""
+    """Return by how many nats a score may differ through the number format alone: in bf16 a logit of 20 has steps of
+    1/8."""
     dtype = getattr(causal_lm(model), "compute_dtype", None) or next(model.parameters()).dtype
     return 1e-4 if dtype == torch.float32 else 0.5

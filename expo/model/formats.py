@@ -17,7 +17,7 @@ class Float32Head(nn.Linear):
 
 
 def with_float32_head(model: Any) -> Any:
-    """Let a model's head compute in float32. Raises TypeError for a head that is no plain linear layer.
+    """Make a model's head compute in float32. Raises TypeError for a head that is no plain linear layer.
 
     The head becomes of another class, where it stands: its weights, ties and names stay what they are, in copies too.
     """
@@ -29,7 +29,7 @@ def with_float32_head(model: Any) -> Any:
 
 
 def four_bits(dtype: torch.dtype) -> Any:
-    """Return what transformers is told to hold linear layers in 4 bits: NF4 with doubly rounded scales (QLoRA, arXiv
+    """Return transformers' settings of linear layers in 4 bits: NF4 with doubly rounded scales (QLoRA, arXiv
     2305.14314).
 
     Args: dtype, in which they are multiplied.
@@ -41,8 +41,8 @@ def four_bits(dtype: torch.dtype) -> Any:
 
 
 def steady(model: Any) -> Any:
-    """Keep bitsandbytes from packing weights otherwise in evaluation on a CPU: it rounds their scales, and so gives
-    another model."""
+    """Keep bitsandbytes from packing weights again in evaluation on a CPU: it rounds their scales, which changes the
+    model."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
@@ -55,7 +55,7 @@ def in_4bit(model: Any) -> bool:
 
 
 def as_numbers(weight: Tensor) -> Tensor:
-    """Return a weight itself, or the numbers that one in 4 bits stands for."""
+    """Return a weight, or, for a weight in 4 bits, the numbers that it stands for."""
     state = getattr(weight, "quant_state", None)
     if state is None:
         return weight.detach()
@@ -66,8 +66,7 @@ def as_numbers(weight: Tensor) -> Tensor:
 
 
 def error_in_4bit(shape: torch.Size, device: torch.device) -> float:
-    """Return how far normal numbers of a shape are from themselves after they were held in 4 bits: the root of the mean
-    square, of 1."""
+    """Measure the error of 4 bits on normal numbers of a shape: the root of the mean square, relative to 1."""
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
     numbers = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)

@@ -60,11 +60,11 @@ def rounding(source: str) -> str:
 
 
 def _field(source: str, name: str) -> Any:
-    """Return what a file says under a name; None where it says nothing."""
+    """Read a field of a file by name; None where the file has none."""
     import gguf
 
-    found = gguf.GGUFReader(str(Path(source).absolute())).get_field(name)
-    return None if found is None else found.contents()
+    field = gguf.GGUFReader(str(Path(source).absolute())).get_field(name)
+    return None if field is None else field.contents()
 
 
 @contextmanager
@@ -77,11 +77,11 @@ def read_once(source: str) -> Iterator[None]:
     import gguf
 
     reading: Any = modeling_gguf_pytorch_utils
-    own, bar = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}, reading.tqdm
-    vars(gguf).update({name: cache(made) for name, made in own.items()})
+    originals, bar = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}, reading.tqdm
+    vars(gguf).update({name: cache(function) for name, function in originals.items()})
     reading.tqdm = logging.tqdm  # shown where transformers' others are
     try:
         yield
     finally:
-        vars(gguf).update(own)
+        vars(gguf).update(originals)
         reading.tqdm = bar

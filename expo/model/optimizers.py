@@ -22,7 +22,7 @@ def adamw_8bit(conf: OptimizerConf, weights: Iterable[Tensor]) -> torch.optim.Op
     Of a weight with fewer than 4,096 entries it keeps them in float32.
     """
     library: Any = importlib.import_module("bitsandbytes.optim")
-    made: torch.optim.Optimizer = library.AdamW8bit(
+    optimizer: torch.optim.Optimizer = library.AdamW8bit(
         weights, conf.learning_rate, tuple(conf.betas), conf.eps, conf.weight_decay
     )
-    return made
+    return optimizer

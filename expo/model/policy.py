@@ -25,9 +25,8 @@ from expo.model.prompts import turn_end
 from expo.model.shares import from_first, like, own_share
 
 log = logging.getLogger(__name__)
-NO_CODE: dict[str, Any] = {
-    "trust_remote_code": False
-}  # else transformers asks whether to run a model's own code, of whoever is there
+# Else transformers asks whether to run a model's own code, of whoever is there.
+NO_CODE: dict[str, Any] = {"trust_remote_code": False}
 DROPOUT_RATES = "dropout_rates"  # of a module: those that `without_dropout` has switched off
 ROUNDED = "trained_in_4bit.txt"  # beside an adapter whose base was held in 4 bits
 
@@ -61,9 +60,8 @@ def load_policy(conf: ModelConf) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
         tokenizer.chat_template = template_of(conf.chat_template)
     if tokenizer.chat_template is None:
         raise UserError(
-            f"model.path={path}: its tokenizer has no chat template; set model.chat_template=plain (User: … "
-            "Assistant: …, for a base "
-            "model) or to a file with one, or choose an instruct model"
+            f"model.path={path}: its tokenizer has no chat template; set model.chat_template=plain (User: … Assistant: "
+            "…, for a base model) or to a file with one, or choose an instruct model"
         )
     if tokenizer.eos_token_id is None:
         raise UserError(
@@ -105,8 +103,7 @@ PLAIN = (
     "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'system' %}{{ message['content'] }}\n\n{% "
     "elif message['role'] == 'user' %}"
     "User: {{ message['content'] }}\n\n{% else %}Assistant: {{ message['content'] }}{{ eos_token }}\n\n{% endif %}{% "
-    "endfor %}"
-    "{% if add_generation_prompt %}Assistant:{% endif %}"
+    "endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
 )
 
 
@@ -124,7 +121,8 @@ def without_dropout(model: nn.Module) -> None:
 
 @contextmanager
 def with_dropout(model: nn.Module) -> Iterator[None]:
-    """Switch on, for a while, what `without_dropout` has switched off. Raises UserError where that was nothing."""
+    """Switch on, within the context, the dropout that `without_dropout` has switched off. Raises UserError where there
+    is none."""
     rates = [(vars(module), vars(module)[DROPOUT_RATES]) for module in model.modules() if DROPOUT_RATES in vars(module)]
     if not rates:
         raise UserError(
@@ -140,7 +138,7 @@ def with_dropout(model: nn.Module) -> Iterator[None]:
 
 
 def not_loaded(path: str, error: Exception) -> UserError:
-    """Return what to tell of a model that transformers does not load."""
+    """Return the error for a model that transformers does not load."""
     if "trust_remote_code" in str(error):  # its advice would be to run the code
         return UserError(
             f"model.path={path}: only code in its own files can load it (auto_map), and expo runs none; choose a "
@@ -158,8 +156,7 @@ def not_loaded(path: str, error: Exception) -> UserError:
 
 
 def prepared(model: Any, conf: ModelConf) -> PreTrainedModel:
-    """Return a model for training as the config says: with a LoRA adapter, with gradient checkpointing, with a head in
-    float32.
+    """Prepare a model for training: a LoRA adapter, gradient checkpointing and a head in float32, as the config says.
 
     Raises UserError where it cannot be made so.
     """
@@ -170,9 +167,8 @@ def prepared(model: Any, conf: ModelConf) -> PreTrainedModel:
             raise UserError(f"model.float32_head=true: {conf.path}: {error}; set model.float32_head=false") from error
     if conf.lora_rank and causal_lm(model) is not model:
         raise UserError(
-            f"model.path={conf.path}: an adapter, which cannot be merged into weights of 4 bits, and so takes no "
-            "other beside it; "
-            "set model.load_in_4bit=false, or give a whole model, as expo export makes of a run"
+            f"model.path={conf.path}: an adapter, which cannot be merged into weights of 4 bits, and so takes no other "
+            "beside it; set model.load_in_4bit=false, or give a whole model, as expo export makes of a run"
         )
     if conf.lora_rank:
         from peft import LoraConfig, get_peft_model
@@ -190,7 +186,8 @@ def prepared(model: Any, conf: ModelConf) -> PreTrainedModel:
 
 
 def _whole_model(path: str, revision: str | None, options: dict[str, Any]) -> tuple[Any, list[str]]:
-    """Return a model with its saved adapter merged, where it has one, and the names of the weights that its files lack.
+    """Load a model, its saved adapter merged where it has one. Returns the model, and the names of the weights that its
+    files lack.
 
     A new adapter, or training without one, then begins from the very model that was saved. On weights in 4 bits, which
     would be rounded again, the adapter stays what it is: beside them, and not trained.
@@ -224,8 +221,8 @@ def _whole_model(path: str, revision: str | None, options: dict[str, Any]) -> tu
 
 @torch.no_grad()
 def _merged(adapted: Any) -> Any:
-    """Return the model of an adapter with the adapter in its weights. Raises ValueError where that makes another model
-    of it.
+    """Merge an adapter into its model's weights, and return the model. Raises ValueError where that would make another
+    model.
 
     It does where the adapter is on one of two layers that share a weight, as an embedding and a head that are tied.
     """
@@ -243,14 +240,14 @@ def hub_commit(source: str, revision: str | None) -> str | None:
     """Return the commit of a model of the hub that was loaded; None for a local one."""
     for name in ("adapter_config.json", "config.json"):
         with suppress(HFValidationError):
-            found = try_to_load_from_cache(source, name, revision=revision) if not Path(source).is_dir() else None
-            if isinstance(found, str):
-                return Path(found).parent.name
+            cached = try_to_load_from_cache(source, name, revision=revision) if not Path(source).is_dir() else None
+            if isinstance(cached, str):
+                return Path(cached).parent.name
     return None
 
 
 def save_policy(policy: PreTrainedModel, folder: Path) -> None:
-    """Save a policy as a Hugging Face folder; with LoRA its adapter alone. Do nothing more with it after that.
+    """Save a policy as a Hugging Face folder; with LoRA its adapter alone. The policy cannot be used after that.
 
     An adapter on a model into which another one was merged would be loaded onto the wrong base: there, the whole model
     is saved.
@@ -298,8 +295,8 @@ def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def as_multiplied(model: PreTrainedModel) -> PreTrainedModel:
-    """Hold a model's matrices that are not trained in the format in which they are multiplied: its numbers stay what
-    they are, to the bit.
+    """Hold a model's frozen matrices in the format in which they are multiplied: their numbers stay the same to the
+    bit.
 
     Autocast keeps no casts of them, and makes them anew for each token. A head that is tied to the embedding, and
     norms, are read in their own format. Do not train from such weights, nor save them as a model's own.
@@ -307,8 +304,8 @@ def as_multiplied(model: PreTrainedModel) -> PreTrainedModel:
     causal = causal_lm(model)
     if dtype := getattr(causal, "compute_dtype", None):
         for module in causal.modules():
-            own = type(module) is nn.Linear and module.weight is not causal.get_input_embeddings().weight
-            if own and not module.weight.requires_grad:
+            holds_matrix = type(module) is nn.Linear and module.weight is not causal.get_input_embeddings().weight
+            if holds_matrix and not module.weight.requires_grad:
                 module.to(dtype)
     return model
 
@@ -316,23 +313,23 @@ def as_multiplied(model: PreTrainedModel) -> PreTrainedModel:
 @torch.no_grad()
 def take_weights(model: nn.Module, other: nn.Module) -> None:
     """Give a model the weights of another of its kind. Weights in 4 bits never change, and are the same in both."""
-    for own, new in zip(model.parameters(), other.parameters(), strict=True):
-        if own.is_floating_point():
-            own.copy_(like(new, own))
-    for kept, made in zip(model.buffers(), other.buffers(), strict=True):
-        kept.copy_(made)
+    for weight, new in zip(model.parameters(), other.parameters(), strict=True):
+        if weight.is_floating_point():
+            weight.copy_(like(new, weight))
+    for buffer, new_buffer in zip(model.buffers(), other.buffers(), strict=True):
+        buffer.copy_(new_buffer)
 
 
 @contextmanager
-def as_it_began(policy: nn.Module, begun: nn.Module | None) -> Iterator[None]:
-    """Give a policy the weights of `begun`, the same model loaded anew, within the context; its own come back to the
-    bit.
+def as_it_began(policy: nn.Module, initial_model: nn.Module | None) -> Iterator[None]:
+    """Give a policy the initial weights within the context; its own come back to the bit. Args: initial_model, the same
+    model loaded anew.
 
     Of several devices the first one has it, and the others None.
     """
     weights = {name: p for name, p in policy.named_parameters() if p.requires_grad}
-    own = {name: own_share(p.detach()).to("cpu", copy=True) for name, p in weights.items()}
-    initial = dict(begun.named_parameters()) if begun else {}
+    trained = {name: own_share(p.detach()).to("cpu", copy=True) for name, p in weights.items()}
+    initial = dict(initial_model.named_parameters()) if initial_model else {}
     try:
         with torch.no_grad():
             for name, weight in weights.items():
@@ -341,13 +338,13 @@ def as_it_began(policy: nn.Module, begun: nn.Module | None) -> Iterator[None]:
     finally:
         with torch.no_grad():
             for name, weight in weights.items():
-                own_share(weight).copy_(own[name])
+                own_share(weight).copy_(trained[name])
 
 
 @contextmanager
 def computing(model: nn.Module) -> Iterator[None]:
-    """Compute in the number format that the model was told by `compute_in`, the same wherever it rolls out, scores or
-    is evaluated.
+    """Compute within the context in the number format that `compute_in` has set for the model: one for rollouts, scores
+    and evaluations.
 
     Autocast keeps its casts of the weights no longer than the context: an update in between is seen.
     """
@@ -359,15 +356,15 @@ def computing(model: nn.Module) -> Iterator[None]:
 
 
 def compute_in(model: nn.Module, precision: str) -> None:
-    """Let a model, and copies that are made of it, compute as `trainer.precision` says: the weights stay what they
-    are."""
+    """Set the number format in which a model and its later copies compute, by `trainer.precision`. The weights keep
+    theirs."""
     causal_lm(model).compute_dtype = torch.bfloat16 if precision == "bf16-mixed" else None
 
 
 @contextmanager
 def in_own_format(model: nn.Module) -> Iterator[None]:
-    """Compute in the format of the weights themselves within the context; a frozen model whose weights have two has
-    none of its own."""
+    """Compute in the format of the weights themselves within the context; not for a frozen model with weights in two
+    formats."""
     causal = causal_lm(model)
     dtype = getattr(causal, "compute_dtype", None)
     if len({p.dtype for p in causal.parameters()}) == 1:
@@ -379,8 +376,8 @@ def in_own_format(model: nn.Module) -> Iterator[None]:
 
 
 def is_sharded(causal: Any) -> bool:
-    """Return whether this device holds only a share of a model's weights: `expo.rollout.sharded` has given it a
-    `score_tokens`."""
+    """Return whether this device holds only a share of a model's weights: then `expo.rollout.sharded` has given the
+    model a `score_tokens`."""
     return hasattr(causal, "score_tokens")
 
 

@@ -36,13 +36,13 @@ class Prompts:
     def solve_ids(self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]) -> list[list[int]]:
         """Return token ids of `q` for each problem, ending where the completion begins."""
         texts = [_fill(self.conf.solve, question=p.question) for p in problems]
-        return self._ids(tokenizer, texts, self._after_examples(self.conf.solve, problems))
+        return self._ids(tokenizer, texts, self._with_examples(self.conf.solve, problems))
 
     def explain_ids(self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]) -> list[list[int]]:
         """Return token ids of `(q, a*)` for each problem: the prompt under which the policy explains the known
         answer."""
         texts = [_fill(self.conf.explain, question=p.question, answer=p.answer) for p in problems]
-        return self._ids(tokenizer, texts, self._after_examples(self.conf.explain, problems))
+        return self._ids(tokenizer, texts, self._with_examples(self.conf.explain, problems))
 
     def privileged_ids(self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]) -> list[list[int]]:
         """Return the prompts of a teacher that is shown each problem's solution; where it has none, or there is no
@@ -98,7 +98,7 @@ class Prompts:
         return self._ids(tokenizer, texts, problems)
 
     def go_on_ids(self, tokenizer: "PreTrainedTokenizerBase", problem: Problem, beginning: str) -> list[int]:
-        """Return token ids of q with the beginning of a solution, and the request to go on."""
+        """Return token ids of q with the beginning of a solution, and the request to continue it."""
         assert self.conf.go_on is not None
         return self._ids(
             tokenizer, [_fill(self.conf.go_on, question=problem.question, beginning=beginning)], [problem]
@@ -114,7 +114,7 @@ class Prompts:
         return self._ids(tokenizer, texts, problems)
 
     def judge_text(self, problem: Problem, completion: str) -> str:
-        """Return what a judge of steps is asked."""
+        """Return the prompt of a judge of steps."""
         assert self.conf.judge is not None
         return _fill(self.conf.judge, question=problem.question, answer=problem.answer, completion=completion)
 
@@ -125,7 +125,7 @@ class Prompts:
 
     @property
     def final_marker(self) -> str:
-        """Return what stands before the answer in a completion's final statement."""
+        """Return the text before the answer in a completion's final statement."""
         return self.conf.final.partition("{answer}")[0]
 
     def check(self, tokenizer: "PreTrainedTokenizerBase", path: str) -> None:
@@ -147,14 +147,14 @@ class Prompts:
             self.template_system(tokenizer)
         elif self.conf.system is None:
             with suppress(UserError, TimeoutError), _time_limit(TEMPLATE_S):
-                self._tell_of(self.template_system(tokenizer), path)
+                self._warn_of_system(self.template_system(tokenizer), path)
 
-    def _tell_of(self, own: str, path: str) -> None:
-        """Say once that the chat template of the model at `path` writes a system message of its own."""
-        if own and own not in TOLD:
-            TOLD.add(own)
-            told = f"{path}: its chat template writes a system message of its own ({' '.join(own.split())})"
-            log.warning("%s; prompts.template_system=false leaves it out", told)
+    def _warn_of_system(self, system: str, path: str) -> None:
+        """Warn once that the chat template of the model at `path` writes a system message of its own."""
+        if system and system not in TOLD:
+            TOLD.add(system)
+            message = f"{path}: its chat template writes a system message of its own ({' '.join(system.split())})"
+            log.warning("%s; prompts.template_system=false leaves it out", message)
 
     def solution_ids(self, tokenizer: "PreTrainedTokenizerBase", solution: str) -> list[int]:
         """Return the token ids of an expert's solution as a whole turn of the assistant's: after the thoughts, where
@@ -163,8 +163,8 @@ class Prompts:
         before = tokenizer(f"\n{THOUGHTS[1]}\n\n", add_special_tokens=False)["input_ids"] if opened else []
         return [*before, *text_ids(tokenizer, solution), turn_end(tokenizer)]
 
-    def _after_examples(self, template: str, problems: Sequence[Problem]) -> Sequence[Problem]:
-        """Return the problems with worked examples before what was said of each: `prompts.examples` that do not ask the
+    def _with_examples(self, template: str, problems: Sequence[Problem]) -> Sequence[Problem]:
+        """Return each problem with worked examples before its question: those of `prompts.examples` that do not ask the
         same."""
         if not self.conf.examples:
             return problems
@@ -187,7 +187,8 @@ class Prompts:
     def _ids(
         self, tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], problems: Sequence[Problem]
     ) -> list[list[int]]:
-        """Return token ids of what the user says last, after the earlier messages of each problem."""
+        """Return token ids of the prompts whose last user message is `texts`, after the earlier messages of each
+        problem."""
         if not texts:
             return []
         rendered = [self._rendered(tokenizer, text, p.earlier) for text, p in zip(texts, problems, strict=True)]
@@ -203,22 +204,21 @@ class Prompts:
         self, tokenizer: "PreTrainedTokenizerBase", text: str, earlier: Sequence[tuple[str, str]] = ()
     ) -> str:
         chat = self._chat(text, earlier)
-        whole = self._render(tokenizer, chat)
+        rendered = self._render(tokenizer, chat)
         if not self.conf.template_system and not any(turn["role"] == "system" for turn in chat):
-            own = self.template_system(tokenizer)
-            if own not in whole:
+            system = self.template_system(tokenizer)
+            if system not in rendered:
                 raise UserError(
                     "prompts.template_system=false: the chat template writes another system message before these "
-                    "messages; "
-                    "leave it true, or set prompts.system"
+                    "messages; leave it true, or set prompts.system"
                 )
-            whole = whole.replace(own, "", 1)
-        return whole
+            rendered = rendered.replace(system, "", 1)
+        return rendered
 
     def _render(self, tokenizer: "PreTrainedTokenizerBase", chat: Sequence[dict[str, str]], **more: Any) -> str:
         rendered: Any = tokenizer.apply_chat_template(list(chat), tokenize=False, **self._options() | more)
-        whole: str = rendered
-        return whole
+        text: str = rendered
+        return text
 
     def template_system(self, tokenizer: "PreTrainedTokenizerBase") -> str:
         """Return the system turn that the chat template writes where it is given none; "" where it writes none.
@@ -236,7 +236,7 @@ class Prompts:
                 f"{first_line(error)}), which shows where its own system message ends; leave it true, or set "
                 "prompts.system"
             ) from error
-        own = ""
+        turn = ""
         with suppress(Exception):  # a template may take no system message, and none alone
             start, between, _ = self._render(tokenizer, [system, user]).split(PLACE)
             opening = between.removeprefix(
@@ -244,27 +244,28 @@ class Prompts:
             )
             head = start.partition("system".join(opening.rsplit("user", 1)))[0]
             if before.startswith(start) and before.endswith(between):
-                own = before.removeprefix(head).removesuffix(opening)
+                turn = before.removeprefix(head).removesuffix(opening)
         special = sorted({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}, key=len, reverse=True)
-        words = [re.sub("|".join(map(re.escape, special)) + r"|\s", "", t) for t in (before.replace(own, "", 1), later)]
+        words = [
+            re.sub("|".join(map(re.escape, special)) + r"|\s", "", t) for t in (before.replace(turn, "", 1), later)
+        ]
         if words[0] != words[1]:
             raise UserError(
                 "prompts.template_system=false: what the chat template writes before a first message cannot be told "
-                "apart from how "
-                "it opens a turn; leave it true, or set prompts.system"
+                "apart from how it opens a turn; leave it true, or set prompts.system"
             )
-        return own
+        return turn
 
     def _options(self) -> dict[str, Any]:
-        """Return what a template is given beside the messages: what stands in the place of today, by the names that
-        templates ask for it, and the options that the config names."""
+        """Return the variables of the chat template beside the messages: the date, under the names by which templates
+        ask for it, and the options that the config names."""
         day = date.fromisoformat(self.conf.date)
         today = {"strftime_now": day.strftime, "date_string": day.strftime("%d %b %Y")}
         return {"add_generation_prompt": True, **today, **self.conf.template_options}
 
     def _chat(self, text: str, earlier: Sequence[tuple[str, str]] = ()) -> list[dict[str, str]]:
-        own = any(role == "system" for role, _ in earlier)  # a row's own system message counts
-        system = [("system", self.conf.system)] if self.conf.system is not None and not own else []
+        has_system = any(role == "system" for role, _ in earlier)  # a row's own system message counts
+        system = [("system", self.conf.system)] if self.conf.system is not None and not has_system else []
         return [{"role": role, "content": content} for role, content in [*system, *earlier, ("user", text)]]
 
     def _as_text(self, tokenizer: "PreTrainedTokenizerBase", given: Sequence[str], problem: Problem) -> list[int]:
@@ -289,10 +290,10 @@ def turn_end(tokenizer: "PreTrainedTokenizerBase") -> int:
         after = str(rendered).rpartition(PLACE)[2].strip()
         first = tokenizer(after, add_special_tokens=False)["input_ids"][:1] if PLACE in rendered else []
     except Exception as error:  # a template is a program: it may raise anything
-        told = f"the chat template renders no turn of the assistant's ({type(error).__name__}: {first_line(error)})"
-        if told not in TOLD:
-            TOLD.add(told)
-            log.warning("%s: completions end at the end-of-sequence token alone; see model.chat_template", told)
+        problem = f"the chat template renders no turn of the assistant's ({type(error).__name__}: {first_line(error)})"
+        if problem not in TOLD:
+            TOLD.add(problem)
+            log.warning("%s: completions end at the end-of-sequence token alone; see model.chat_template", problem)
         first = []
     ends = [i for i in first if i in {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}]
     end: int = [*ends, tokenizer.eos_token_id][0]
@@ -300,15 +301,15 @@ def turn_end(tokenizer: "PreTrainedTokenizerBase") -> int:
 
 
 def text_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-    """Return the token ids of what is data: a special token that stands in it is text."""
+    """Return the token ids of data: a special token inside the text is encoded as text."""
     ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     return ids
 
 
 @contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in what runs longer. Python can break into the main thread only: in another one, nothing is
-    limited."""
+    """Raise TimeoutError in the context's code once it has run too long. Python can interrupt only the main thread: in
+    another one, nothing is limited."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

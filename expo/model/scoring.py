@@ -85,7 +85,8 @@ def score(
 def score_with_entropy(
     model: nn.Module, batch: TokenBatch, temperature: float = 1.0, packed: bool = False, shared: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Return what `score` does, and the entropy of each next-token distribution, in nats: `[B, L - 1]` each."""
+    """Return log-probabilities as `score` does, and the entropy of each next-token distribution, in nats: `[B, L - 1]`
+    each."""
     logp, entropy = _scored(model, batch, temperature, packed, shared, with_entropy=True)
     return logp, entropy
 
@@ -102,13 +103,12 @@ def _scored(
 def score_tokens(
     causal: Any, batch: TokenBatch, temperature: float, packed: bool, shared: bool, with_entropy: bool
 ) -> Tensor:
-    """Return what `score` does `[B, L - 1]`, or `score_with_entropy` `[2, B, L - 1]`, in the number format of the
-    moment."""
+    """Compute `score` `[B, L - 1]`, or `score_with_entropy` `[2, B, L - 1]`, in the current number format."""
     rows = hidden_before(causal, batch, packed, shared)
     wanted, head = batch.mask.bool(), causal.get_output_embeddings()
     chunk, logits = (_entropy_chunk, LOGITS // 2) if with_entropy else (_score_chunk, LOGITS)
-    found = by_chunks(chunk, head, (rows, batch.targets[wanted]), logits, temperature)
-    spread = [torch.zeros_like(batch.mask).masked_scatter(wanted, row) for row in (found if with_entropy else [found])]
+    logp = by_chunks(chunk, head, (rows, batch.targets[wanted]), logits, temperature)
+    spread = [torch.zeros_like(batch.mask).masked_scatter(wanted, row) for row in (logp if with_entropy else [logp])]
     return torch.stack(spread) if with_entropy else spread[0]
 
 
@@ -135,18 +135,21 @@ def hidden_before(causal: Any, batch: TokenBatch, packed: bool, shared: bool) ->
         return _behind_shared_prompts(decoder, batch)
     if packed:
         positions = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device).expand_as(batch.input_ids)
-        there = positions < batch.lengths.unsqueeze(1)  # [B, L]
-        joined = {"input_ids": batch.input_ids[there].unsqueeze(0), "position_ids": positions[there].unsqueeze(0)}
+        real = positions < batch.lengths.unsqueeze(1)  # [B, L]
+        joined = {
+            "input_ids": batch.input_ids[real].unsqueeze(0),
+            "position_ids": positions[real].unsqueeze(0),
+        }
         hidden: Tensor = decoder(**joined, use_cache=False).last_hidden_state[0]  # [tokens, H]
-        return hidden[pad(wanted, (0, 1))[there]]
-    whole: Tensor = decoder(input_ids=batch.input_ids, use_cache=False).last_hidden_state
-    return whole[:, :-1][wanted]
+        return hidden[pad(wanted, (0, 1))[real]]
+    states: Tensor = decoder(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+    return states[:, :-1][wanted]
 
 
 def by_chunks(
     function: Callable[..., Tensor], head: Any, rows: tuple[Tensor, ...], logits: int, *others: Any
 ) -> Tensor:
-    """Return `function(head, *rows, *others)`, of some rows at a time where they have more than so many logits.
+    """Apply `function(head, *rows, *others)` to chunks of rows with at most so many logits, and join the results.
 
     The logits of a part are then computed again in the backward pass. Args: rows, tensors of one length; what
     `function` returns has its last dimension over them.
@@ -159,7 +162,7 @@ def by_chunks(
 
 
 class Beside(NamedTuple):
-    """What a student and its teacher think of the same tokens: three tensors `[B, T]`, 0 off the mask."""
+    """Scores of the same tokens by student and teacher: three tensors `[B, T]`, 0 off the mask."""
 
     logp: Tensor  # log p_S of each token
     teacher_logp: Tensor  # log p_T of it, without gradient
@@ -176,7 +179,7 @@ def score_beside(
     packed: bool = False,
     shared: bool = False,
 ) -> Beside:
-    """Score completions under the policy and under a teacher that sees another prompt, and how far apart the two are.
+    """Score completions under the policy and under a teacher that sees another prompt, with their divergence.
 
     As in `score`, no `[B, T, V]` tensor exists. Args: teacher, a context that gives the model; seen, the same
     completions in the same rows behind the teacher's prompts; divergence, of log-probabilities `[N, V]`, both at
@@ -204,14 +207,13 @@ def beside_tokens(
     packed: bool,
     shared: bool,
 ) -> list[Tensor]:
-    """Return what `score_beside` does, given the teacher's hidden states `[tokens, H]`, in the number format of the
-    moment."""
+    """Compute `score_beside` from the teacher's hidden states `[tokens, H]`, in the current number format."""
     rows, wanted = hidden_before(causal, batch, packed, shared), batch.mask.bool()
     inputs = (rows, teacher_hidden, batch.targets[wanted])
-    found = by_chunks(
+    scores = by_chunks(
         _beside_chunk, causal.get_output_embeddings(), inputs, LOGITS // 4, teacher_head, divergence, temperature
     )  # [3, tokens]
-    return [torch.zeros_like(batch.mask).masked_scatter(wanted, row) for row in found]
+    return [torch.zeros_like(batch.mask).masked_scatter(wanted, row) for row in scores]
 
 
 def _beside_chunk(
@@ -231,13 +233,13 @@ def _beside_chunk(
 
 
 def can_share(causal: Any) -> bool:
-    """Return whether a model can read a prompt once for several completions: it takes a mask of its own, and keeps keys
+    """Return whether a model can read a prompt once for several completions: it takes an attention mask, and keeps keys
     in training."""
     config = causal.config.get_text_config()
     kinds = getattr(config, "layer_types", None) or ()
-    whole = all(kind == "full_attention" for kind in kinds) and (kinds or not getattr(config, "sliding_window", None))
+    full = all(kind == "full_attention" for kind in kinds) and (kinds or not getattr(config, "sliding_window", None))
     checkpointing = causal.is_gradient_checkpointing and causal.training
-    return bool(whole) and config._attn_implementation in ("sdpa", "eager") and not checkpointing
+    return bool(full) and config._attn_implementation in ("sdpa", "eager") and not checkpointing
 
 
 def _behind_shared_prompts(decoder: Any, batch: TokenBatch) -> Tensor:
@@ -254,8 +256,8 @@ def _behind_shared_prompts(decoder: Any, batch: TokenBatch) -> Tensor:
     place = before.unsqueeze(1) + torch.arange(longest - 1, device=device)  # [B, C - 1]
     ids = batch.input_ids.gather(1, place.clamp(max=batch.input_ids.shape[1] - 1))
     of_prompt = torch.arange(width, device=device) < before.view(-1, 1, 1, 1)  # [B, 1, 1, W]
-    own = torch.ones(longest - 1, longest - 1, dtype=torch.bool, device=device).tril()
-    mask = torch.cat([of_prompt.expand(-1, 1, longest - 1, -1), own.expand(len(owner), 1, -1, -1)], dim=-1)
+    causal = torch.ones(longest - 1, longest - 1, dtype=torch.bool, device=device).tril()
+    mask = torch.cat([of_prompt.expand(-1, 1, longest - 1, -1), causal.expand(len(owner), 1, -1, -1)], dim=-1)
     # mask [B, 1, C - 1, W + C - 1]
     if decoder.config._attn_implementation == "eager":  # adds its mask to the scores
         lowest = torch.finfo(of_prompts.dtype).min
@@ -270,9 +272,9 @@ def _behind_shared_prompts(decoder: Any, batch: TokenBatch) -> Tensor:
 
 
 def micro_batches(batch: TokenBatch, rows: Tensor, size: int) -> Iterator[tuple[Tensor, TokenBatch]]:
-    """Return the given rows, at most `size` at a time: rows of one prompt together, and prompts with rows of like
-    length, so that little padding is computed. Fewer rows go together where that saves an eighth of the tokens that are
-    computed."""
+    """Yield the given rows, at most `size` at a time: rows of one prompt together, and prompts with rows of like
+    length, so that little padding is computed. A micro-batch has fewer rows where that saves an eighth of its tokens.
+    """
     if not len(rows):
         return
     lengths = batch.lengths
@@ -287,17 +289,17 @@ def micro_batches(batch: TokenBatch, rows: Tensor, size: int) -> Iterator[tuple[
 
 
 def _by_width(lengths: Sequence[int], prompts: Sequence[int]) -> list[int]:
-    """Return how many rows after rows to take together, given their lengths, which grow by prompt. No prompt's rows are
-    parted."""
+    """Return the size of each micro-batch, given the rows' lengths, which grow by prompt. The rows of one prompt stay
+    together."""
     widest = list(accumulate(lengths, max))
-    whole = len(lengths) * widest[-1]
+    padded = len(lengths) * widest[-1]
     costs = {
         n: n * widest[n - 1] + (len(lengths) - n) * widest[-1]
         for n in range(1, len(lengths))
         if prompts[n] != prompts[n - 1]
     }
     cut = min(costs, key=costs.__getitem__, default=0)
-    if not cut or whole - costs[cut] < max(whole / 8, FEW):
+    if not cut or padded - costs[cut] < max(padded / 8, FEW):
         return [len(lengths)]
     return [*_by_width(lengths[:cut], prompts[:cut]), *_by_width(lengths[cut:], prompts[cut:])]
 

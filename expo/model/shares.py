@@ -1,4 +1,5 @@
-"""Tensors of which each device holds a share (`trainer.strategy=fsdp`), beside those that it holds as a whole."""
+"""Sharded tensors, of which each device holds a share (`trainer.strategy=fsdp`), beside tensors that each device holds
+in full."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -14,55 +15,55 @@ def own_share(weight: Tensor) -> Tensor:
     return weight.to_local() if isinstance(weight, DTensor) else weight
 
 
-def like(whole: Tensor, weight: Tensor) -> Tensor:
-    """Return of a tensor that all devices have as a whole what this one holds of it, where `weight` is sharded; else
-    the tensor."""
-    if not isinstance(weight, DTensor) or isinstance(whole, DTensor) or whole.shape != weight.shape:
-        return whole
-    return distribute_tensor(whole.to(weight.device), weight.device_mesh, weight.placements, src_data_rank=None)
+def like(full: Tensor, weight: Tensor) -> Tensor:
+    """Return this device's share of a tensor that all devices have in full, where `weight` is sharded; else the
+    tensor."""
+    if not isinstance(weight, DTensor) or isinstance(full, DTensor) or full.shape != weight.shape:
+        return full
+    return distribute_tensor(full.to(weight.device), weight.device_mesh, weight.placements, src_data_rank=None)
 
 
-def from_first(whole: Tensor | None, weight: Tensor) -> Tensor:
-    """Return on all devices a tensor that the first one has; it is of the shape and format of `weight`. Call it on all
+def from_first(full: Tensor | None, weight: Tensor) -> Tensor:
+    """Send the first device's tensor to all devices; it has the shape and format of `weight`. Call it on all
     devices."""
-    if whole is not None and not (dist.is_initialized() and dist.get_world_size() > 1):
-        return whole
-    there = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
-    if whole is not None:
-        there.copy_(whole)
-    dist.broadcast(there, src=0)
-    return there
+    if full is not None and not (dist.is_initialized() and dist.get_world_size() > 1):
+        return full
+    received = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
+    if full is not None:
+        received.copy_(full)
+    dist.broadcast(received, src=0)
+    return received
 
 
 def gathered(weight: Tensor) -> Tensor:
-    """Return a weight as a whole. Call it on all devices."""
+    """Return a weight in full. Call it on all devices."""
     return weight.full_tensor() if isinstance(weight, DTensor) else weight
 
 
 def whole_state(state: Mapping[Any, Any], keep: bool) -> dict[Any, Any]:
-    """Return a state dict, as nested as it may be, with whole tensors. Call it on all devices.
+    """Return a (nested) state dict with full tensors. Call it on all devices.
 
     What was sharded comes to the CPU; a weight under two names stays one. Args: keep, False on a device that only takes
     part.
     """
-    found: dict[Any, Any] = {}
+    full_state: dict[Any, Any] = {}
     names: dict[int, Any] = {}
     for name, value in state.items():
         if isinstance(value, Mapping):
-            found[name] = whole_state(value, keep)
+            full_state[name] = whole_state(value, keep)
         elif not isinstance(value, DTensor):
-            found[name] = value.detach() if isinstance(value, Tensor) else value
+            full_state[name] = value.detach() if isinstance(value, Tensor) else value
         elif id(value) in names:
-            found[name] = found[names[id(value)]]
+            full_state[name] = full_state[names[id(value)]]
         else:
             names[id(value)] = name
-            whole = gathered(value.detach())
-            found[name] = whole.cpu() if keep else None
-    return found
+            full = gathered(value.detach())
+            full_state[name] = full.cpu() if keep else None
+    return full_state
 
 
 def sums_of(weights: Iterable[Tensor]) -> Tensor:
-    """Return the sum of each weight over all of it, in float32: `[weights]`. Call it on all devices.
+    """Return the sum of the entries of each weight over all devices, in float32: `[weights]`. Call it on all devices.
 
     It is NaN or inf where a weight is, and takes a third of the time of looking at each.
     """

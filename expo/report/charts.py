@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from expo.tables.figures import bar, curve, places, plain
-from expo.tables.looks import Look
+from expo.tables.styles import Style
 
 SIZE = (3.6, 2.3)  # inches, of 72 units of the SVG
 MOST_POINTS = 1000  # of a curve
@@ -22,16 +22,16 @@ STYLE: Any = {"svg.fonttype": "none", "font.size": 7, "axes.linewidth": 0.5}  # 
 Run = Sequence[tuple[float, float]]  # (step, value)
 
 
-def swatch(look: Look) -> Markup:
+def swatch(style: Style) -> Markup:
     """Return how an arm looks in bars and in curves, as small as a letter."""
-    dashes = f' stroke-dasharray="{" ".join(f"{2 * d:g}" for d in look.dash)}"' if look.dash else ""
-    line = f'<line x1="16" x2="38" y1="6" y2="6" stroke="{look.colour}" stroke-width="2"{dashes}/>'
-    box = f'<rect width="12" height="12" rx="2" fill="{look.colour}"/>'
+    dashes = f' stroke-dasharray="{" ".join(f"{2 * d:g}" for d in style.dash)}"' if style.dash else ""
+    line = f'<line x1="16" x2="38" y1="6" y2="6" stroke="{style.colour}" stroke-width="2"{dashes}/>'
+    box = f'<rect width="12" height="12" rx="2" fill="{style.colour}"/>'
     return Markup(f'<svg class="swatch" viewBox="0 0 38 12" aria-hidden="true">{box}{line}</svg>')
 
 
 def lines(
-    title: str, y: str, arms: Mapping[str, Sequence[Run]], looks: Mapping[str, Look], share: bool
+    title: str, y: str, arms: Mapping[str, Sequence[Run]], styles: Mapping[str, Style], share: bool
 ) -> Markup | None:
     """Return each arm's mean over its runs against the step; the band spans the runs. None where no run has a point.
 
@@ -48,7 +48,7 @@ def lines(
         width = 1
     figure, axis = _panel("step" if width == 1 else f"step (means of {width} steps)", y)
     for arm, runs in shown.items():
-        curve(axis, [_means(run, width) for run in runs], arm, looks[arm])
+        curve(axis, [_means(run, width) for run in runs], arm, styles[arm])
     if share:
         axis.set_ylim(0, 100)
     return _inline(figure, f"{title} against the step")
@@ -59,7 +59,7 @@ def bars(
     x: str,
     y: str,
     groups: Mapping[str, Mapping[str, tuple[float, float, float]]],
-    looks: Mapping[str, Look],
+    styles: Mapping[str, Style],
 ) -> Markup | None:
     """Return a group of bars per entry, a bar per arm, with intervals. None where there is none.
 
@@ -70,7 +70,7 @@ def bars(
     figure, axis = _panel(x, y)
     for i, cells in enumerate(groups.values()):
         for arm, place in places(list(cells)):
-            bar(axis, i + place, len(cells), cells[arm], looks[arm])
+            bar(axis, i + place, len(cells), cells[arm], styles[arm])
     axis.set_xticks(range(len(groups)), list(groups))
     axis.set_ylim(0, 100)
     return _inline(figure, title)

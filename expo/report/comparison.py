@@ -1,4 +1,5 @@
-"""Two arms on the same problems: differences by level, problems gained and lost, what each took to reach a rate."""
+"""Comparison of two arms on the same problems: differences by level, problems gained and lost, cost of reaching a
+rate."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -46,7 +47,7 @@ Share = tuple[float, float]  # of a problem's samples that are right: in the fir
 
 
 @dataclass(frozen=True)
-class Arm:
+class Side:
     """One side of a comparison: the finished runs of an arm, one for each seed, and the seeds of those that are not
     finished."""
 
@@ -55,7 +56,7 @@ class Arm:
     unfinished: Sequence[int] = ()
 
     @classmethod
-    def of(cls, name: str, runs: Sequence[RunData]) -> "Arm":
+    def of(cls, name: str, runs: Sequence[RunData]) -> "Side":
         """Return an arm of runs. Raises UserError where none is finished, or two have one seed."""
         done = [run for run in runs if run.completions and run.finished]
         by_seed = {run.seed: run for run in done}
@@ -67,7 +68,7 @@ class Arm:
 
     @property
     def marks(self) -> list[str]:
-        """Return what has to be said of its runs: that some learned nothing, or are of other code than now."""
+        """Return warnings about its runs: that some learned nothing, or are of other code than now."""
         counts = Counter(mark for run in self.runs.values() for mark in marks_of(run.summary, run.lines))
         return [f"{self.name}: {count} of {len(self.runs)} runs {mark}" for mark, count in counts.items()]
 
@@ -76,8 +77,8 @@ class Arm:
 class Comparison:
     """Two arms and the pairs of runs that are compared: runs of the same seed, or the only run of each."""
 
-    first: Arm
-    second: Arm
+    first: Side
+    second: Side
 
     @property
     def pairs(self) -> list[tuple[RunData, RunData]]:
@@ -89,24 +90,23 @@ class Comparison:
             return [(next(iter(self.first.runs.values())), next(iter(self.second.runs.values())))]
         raise UserError(
             f"{self.first.name} has the seeds {sorted(self.first.runs)}, {self.second.name} "
-            f"{sorted(self.second.runs)}: "
-            "none in common to pair; give one run of each"
+            f"{sorted(self.second.runs)}: none in common to pair; give one run of each"
         )
 
     @property
     def paired(self) -> str:
-        """Return in a phrase which runs are paired, and which are left out."""
+        """Say which runs are paired, and which are left out."""
         shared = sorted(self.first.runs.keys() & self.second.runs.keys())
         if not shared:
             seeds = [next(iter(arm.runs)) for arm in (self.first, self.second)]
             return f"one run of each (few), of unlike seeds, {seeds[0]} and {seeds[1]}: paired by problem alone"
-        told = f"{len(shared)} pairs of runs{' (few)' if len(shared) < FEW else ''}, seeds {_listed(shared)}"
+        sentence = f"{len(shared)} pairs of runs{' (few)' if len(shared) < FEW else ''}, seeds {_listed(shared)}"
         for arm in (self.first, self.second):
             if alone := sorted(arm.runs.keys() - set(shared)):
-                told += f"; without seeds {_listed(alone)} of {arm.name}, which the other has not"
+                sentence += f"; without seeds {_listed(alone)} of {arm.name}, which the other has not"
             if arm.unfinished:
-                told += f"; without seeds {_listed(arm.unfinished)} of {arm.name}, which are not finished"
-        return told
+                sentence += f"; without seeds {_listed(arm.unfinished)} of {arm.name}, which are not finished"
+        return sentence
 
     @cached_property
     def samples(self) -> int:
@@ -115,7 +115,7 @@ class Comparison:
 
     @property
     def solved(self) -> str:
-        """Return in a phrase what counts as solved: in as many samples of either arm, since more samples solve more."""
+        """Say how many right samples count as solved: as many of either arm, since more samples solve more."""
         most = max(int(row["sample"]) for pair in self.pairs for run in pair for row in run.completions) + 1
         cut = f", the first ones where a run has more: one has {most}" if most > self.samples else ""
         return f"solved in any of {self.samples} samples{cut}"
@@ -131,20 +131,23 @@ class Comparison:
 
     @property
     def otherwise(self) -> str:
-        """Return a sentence about evaluations that were not sampled alike; "" where they were."""
-        found = []
-        later = {key: _before(declared.absent) for key, declared in later_keys().items()}
+        """Say where evaluations were not sampled alike; "" where they were."""
+        differences = []
+        later = {key: _value_before(declared.absent) for key, declared in later_keys().items()}
         for key in OF_EVALUATION:
             # A key that came later is not in the settings where it changes nothing. Of others that a run lacks, nothing
             # is known.
             settings = [[later | dict(pair[side].settings) for pair in self.pairs] for side in range(2)]
-            sides = [{shown(own[key]) for own in of_side if key in own} for of_side in settings]
+            sides = [
+                {shown(settings_of_run[key]) for settings_of_run in of_side if key in settings_of_run}
+                for of_side in settings
+            ]
             if all(sides) and len(sides[0] | sides[1]) > 1:
-                found.append(
+                differences.append(
                     f"{key} is {', '.join(sorted(sides[0]))} in the first, {', '.join(sorted(sides[1]))} in the second"
                 )
-        told = "Evaluated otherwise, so that the difference is not the policies' alone: "
-        return f"{told}{'; '.join(found)}." if found else ""
+        sentence = "Evaluated otherwise, so that the difference is not the policies' alone: "
+        return f"{sentence}{'; '.join(differences)}." if differences else ""
 
     def differences(self) -> Table:
         """Return pass@k of both arms and the paired difference, second less first, by level. Raises UserError where no
@@ -176,7 +179,7 @@ class Comparison:
         shared = set.intersection(*(set(v) for pair in values for v in pair))
         problems = [p for p in values[0][0] if p in shared]
         tables = [
-            stack({str(i): {p: own[p] for p in problems} for i, own in enumerate(side)})
+            stack({str(i): {p: by_problem[p] for p in problems} for i, by_problem in enumerate(side)})
             for side in zip(*values, strict=True)
         ]
         sides = [percent(statistic(table, metric)) for table in tables]
@@ -197,8 +200,8 @@ class Comparison:
 
     def gained(self) -> list[str]:
         """Return the problems that only the second arm solves in any sample, those that it solves most often first."""
-        found = {p: b for p, (a, b) in self.shares().items() if a == 0 < b}
-        return sorted(found, key=lambda p: -found[p])
+        gains = {p: b for p, (a, b) in self.shares().items() if a == 0 < b}
+        return sorted(gains, key=lambda p: -gains[p])
 
     def lost(self) -> list[str]:
         """Return the problems that only the first arm solves in any sample."""
@@ -213,22 +216,22 @@ class Comparison:
         return best[0], best[1]
 
     def costs(self, metric: str, reach: float) -> Table:
-        """Return what each arm took until an evaluation found at least `reach`: means over all paired runs, the same of
-        both arms.
+        """Return what each arm spent until an evaluation found at least `reach`: means over all paired runs, which are
+        the same for both arms.
 
         Of a run that never did, all of it is counted, and the mean is told as a lower bound: those that did are the
         lucky ones.
         """
         rows = []
-        for arm, own in zip((self.first, self.second), zip(*self.pairs, strict=True), strict=True):
-            found = [_until(run, metric, reach) for run in own]
-            reached = sum(did for did, *_ in found)
-            bound = "> " if reached < len(own) else ""
-            step, *tokens = np.mean([taken for _, *taken in found], axis=0)
+        for arm, runs in zip((self.first, self.second), zip(*self.pairs, strict=True), strict=True):
+            costs = [_first_reaching(run, metric, reach) for run in runs]
+            reached = sum(did for did, *_ in costs)
+            bound = "> " if reached < len(runs) else ""
+            step, *tokens = np.mean([taken for _, *taken in costs], axis=0)
             cells = [f"{bound}{step:.0f}", *(f"{bound}{t / 1e6:.3f} M" for t in tokens)]
-            if not any(run.lines for run in own):  # evaluations
+            if not any(run.lines for run in runs):  # evaluations
                 cells = ["–"] * 3
-            rows.append([arm.name, f"{reached} of {len(own)}", *cells])
+            rows.append([arm.name, f"{reached} of {len(runs)}", *cells])
         return [
             "",
             f"runs that reach {metric} of {100 * reach:g} %",
@@ -241,21 +244,21 @@ class Comparison:
         """Return the mean of a metric over the paired runs at each step that either arm was evaluated at."""
         points: list[dict[int, list[float]]] = []
         for runs in zip(*self.pairs, strict=True):
-            own: dict[int, list[float]] = defaultdict(list)
+            means: dict[int, list[float]] = defaultdict(list)
             for run in runs:
                 for line in run.lines:
                     if line.get(metric) is not None:
-                        own[line["step"]].append(line[metric])
-            points.append(own)
-        steps = sorted({step for own in points for step in own})
+                        means[line["step"]].append(line[metric])
+            points.append(means)
+        steps = sorted({step for means in points for step in means})
         rows = [
-            [str(step), *(f"{100 * np.mean(own[step]):.1f}" if step in own else "–" for own in points)]
+            [str(step), *(f"{100 * np.mean(means[step]):.1f}" if step in means else "–" for means in points)]
             for step in steps
         ]
         return ["step", self.first.name, self.second.name], rows
 
 
-def _until(run: RunData, metric: str, reach: float) -> tuple[bool, float, float, float]:
+def _first_reaching(run: RunData, metric: str, reach: float) -> tuple[bool, float, float, float]:
     """Return whether an evaluation found at least `reach`; the step of the first that did, and the tokens generated and
     trained until then; or else the last step, and all tokens."""
     generated = trained = step = 0.0
@@ -268,8 +271,8 @@ def _until(run: RunData, metric: str, reach: float) -> tuple[bool, float, float,
     return False, step, generated, trained
 
 
-def _before(absent: Any) -> Any:
-    """Return the value at which all is as it was before a key; the first of several."""
+def _value_before(absent: Any) -> Any:
+    """Return the value of a key at which a run is as it was before the key existed; the first of several."""
     return absent[0] if isinstance(absent, tuple) else absent
 
 
@@ -278,13 +281,12 @@ def _listed(seeds: Sequence[int]) -> str:
 
 
 def compared(runs: Sequence[RunData]) -> Compared | None:
-    """Return what a page about two arms shows of their comparison; None of other pages, and where they cannot be
-    compared."""
+    """Return the comparison of a page about two arms; None for other pages, and where the arms cannot be compared."""
     names = list(dict.fromkeys(run.arm for run in runs))
     if len(names) != 2:
         return None
     try:
-        arms = [Arm.of(name, [run for run in runs if run.arm == name]) for name in names]
+        arms = [Side.of(name, [run for run in runs if run.arm == name]) for name in names]
         comparison = Comparison(arms[0], arms[1])
         differences = comparison.differences()
     except UserError:
@@ -298,8 +300,10 @@ def compared(runs: Sequence[RunData]) -> Compared | None:
     for title, problems in {"gained": comparison.gained(), "lost": comparison.lost(), **alike}.items():
         for problem in problems[:SHOWN]:
             rows = comparison.beside(problem)
-            told = [(name, verdict_of(row), str(row["completion"])) for name, row in zip(names, rows, strict=True)]
-            beside.append((f"{title}: {problem}", str(rows[0]["question"]), str(rows[0]["answer"]), told))
+            completions = [
+                (name, verdict_of(row), str(row["completion"])) for name, row in zip(names, rows, strict=True)
+            ]
+            beside.append((f"{title}: {problem}", str(rows[0]["question"]), str(rows[0]["answer"]), completions))
     paired = f"{comparison.paired[0].upper()}{comparison.paired[1:]}."
     counts = (
         f"{len(comparison.gained())} problems gained, {len(comparison.lost())} lost: {comparison.solved} by the second "

@@ -16,7 +16,7 @@ from expo.ground.files import beside
 from expo.report import charts
 from expo.report.solving import Solving, verdict_of
 from expo.tables.aggregate import pass_values, stack, statistic
-from expo.tables.looks import Look, looks
+from expo.tables.styles import Style, styles
 
 # Scalars of metrics.jsonl: the unit on the axis; SHARE of shares, which are shown as the tables show them; "" where
 # there is none.
@@ -85,7 +85,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class Page:
-    """What stands above the runs: title, how it was made, a table, and pictures where there are no curves to draw."""
+    """Head of a page: title, how it was made, a table, and pictures where there are no curves to draw."""
 
     title: str
     made: str
@@ -105,22 +105,22 @@ def write(page: Page, runs: Sequence[RunData], path: Path) -> None:
     arms: dict[str, list[RunData]] = {}
     for run in runs:
         arms.setdefault(run.arm, []).append(run)
-    shown = looks([*page.arms, *arms])
+    shown = styles([*page.arms, *arms])
     shown = {arm: shown[arm] for arm in arms}
-    trained = {arm: own for arm, own in arms.items() if any(run.lines for run in own)}
+    trained = {arm: its for arm, its in arms.items() if any(run.lines for run in its)}
     names = {**_hardest(trained), **CURVES}
-    if not any(line.get("loss/preference") for own in trained.values() for run in own for line in run.lines):
+    if not any(line.get("loss/preference") for its in trained.values() for run in its for line in run.lines):
         del names["loss/preference"]  # no DPO here
-    found = ((name, _chart(name, unit, _curves(trained, name), shown)) for name, unit in names.items())
-    curves = [(name, chart) for name, chart in found if chart]
+    charted = ((name, _chart(name, unit, _curves(trained, name), shown)) for name, unit in names.items())
+    curves = [(name, chart) for name, chart in charted if chart]
     levels = _levels(arms, shown)
-    samples = [(arm, [_sample(s) for s in own[0].samples]) for arm, own in arms.items() if own[0].samples]
+    samples = [(arm, [_sample(s) for s in its[0].samples]) for arm, its in arms.items() if its[0].samples]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=False)
     environment.filters["breakable"] = lambda key: re.findall(r"[^/_.]+[/_.]?|[/_.]", key)  # where long names may break
     template = environment.from_string(Path(__file__).with_name("page.html").read_text())
     text = template.render(
         page=page,
-        looks=shown,
+        styles=shown,
         swatch=charts.swatch,
         levels=levels,
         by_level=any(" by level" in chart for _, chart in levels),
@@ -138,13 +138,13 @@ def write(page: Page, runs: Sequence[RunData], path: Path) -> None:
 
 
 def _in_script(data: Any) -> Markup:
-    """Return data as JSON that nothing in it can lead out of its script element."""
+    """Return data as JSON that cannot end its script element."""
     return Markup(json.dumps(data, ensure_ascii=False).replace("<", "\\u003c"))
 
 
 def _counted(arms: Mapping[str, Sequence[RunData]]) -> tuple[str, ...]:
-    """Return COUNTS, with each filter that has rejected anything."""
-    lines = [line for own in arms.values() for run in own for line in run.lines]
+    """Return COUNTS, with each filter that has rejected any candidate."""
+    lines = [line for runs in arms.values() for run in runs for line in run.lines]
     names = {name for name in set().union(*lines) if re.fullmatch(r"positive/filtered_\w+_frac", name)}
     filters = {name for name in names if any(line.get(name) for line in lines)}
     after = COUNTS.index("positive/filtered_frac") + 1
@@ -153,7 +153,7 @@ def _counted(arms: Mapping[str, Sequence[RunData]]) -> tuple[str, ...]:
 
 def _hardest(arms: Mapping[str, Sequence[RunData]]) -> dict[str, str]:
     """Return pass@4 of the highest level, where there are several."""
-    names = set().union(*(line for own in arms.values() for line in own[0].lines))
+    names = set().union(*(line for runs in arms.values() for line in runs[0].lines))
     levels = {name for name in names if re.fullmatch(r"pass@4/level(?!.*_(?:lo|hi)$).+", name)}
     return (
         {max(levels, key=lambda name: [int(n) for n in re.findall(r"level(\d+)", name)]): SHARE}
@@ -162,8 +162,8 @@ def _hardest(arms: Mapping[str, Sequence[RunData]]) -> dict[str, str]:
     )
 
 
-def _chart(name: str, unit: str, arms: Mapping[str, Sequence[charts.Run]], shown: Mapping[str, Look]) -> Markup | None:
-    """Return the curves of a scalar: of shares in percent; a reward of one's own may be none."""
+def _chart(name: str, unit: str, arms: Mapping[str, Sequence[charts.Run]], shown: Mapping[str, Style]) -> Markup | None:
+    """Draw the curves of a scalar, shares in percent; a user's own reward may be no share."""
     share = unit is SHARE and all(0 <= value <= 1 for runs in arms.values() for run in runs for _, value in run)
     if share:
         arms = {arm: [[(step, 100 * value) for step, value in run] for run in runs] for arm, runs in arms.items()}
@@ -172,46 +172,46 @@ def _chart(name: str, unit: str, arms: Mapping[str, Sequence[charts.Run]], shown
 
 
 def _intervals(arms: Mapping[str, Sequence[RunData]]) -> str:
-    """Return what the intervals of the last evaluation cover."""
-    alone = [arm for arm, own in arms.items() if len(own) == 1]
+    """Say what the intervals of the last evaluation cover."""
+    alone = [arm for arm, runs in arms.items() if len(runs) == 1]
     if not alone:
         return "over problems and seeds"
-    told = "one run cannot tell how other seeds would have ended"
+    seeds = "one run cannot tell how other seeds would have ended"
     if len(alone) == len(arms):
-        return f"over problems alone: {told}"
-    return f"over problems and seeds; of {', '.join(alone)} over problems alone: {told}"
+        return f"over problems alone: {seeds}"
+    return f"over problems and seeds; of {', '.join(alone)} over problems alone: {seeds}"
 
 
 def _curves(arms: Mapping[str, Sequence[RunData]], name: str) -> dict[str, list[list[tuple[float, float]]]]:
     return {
-        arm: [[(line["step"], line[name]) for line in run.lines if line.get(name) is not None] for run in own]
-        for arm, own in arms.items()
+        arm: [[(line["step"], line[name]) for line in run.lines if line.get(name) is not None] for run in runs]
+        for arm, runs in arms.items()
     }
 
 
-def _levels(arms: Mapping[str, Sequence[RunData]], looks: Mapping[str, Look]) -> list[tuple[str, Any]]:
+def _levels(arms: Mapping[str, Sequence[RunData]], styles: Mapping[str, Style]) -> list[tuple[str, Any]]:
     """Return pass@1 and pass@4 (less where a run has fewer samples), by level, of an arm's finished runs where it has
     any."""
-    of_arms = {arm: [run for run in own if run.finished] or own for arm, own in arms.items()}
-    with_rows = {arm: [run.completions for run in own if run.completions] for arm, own in of_arms.items()}
+    of_arms = {arm: [run for run in runs if run.finished] or runs for arm, runs in arms.items()}
+    with_rows = {arm: [run.completions for run in runs if run.completions] for arm, runs in of_arms.items()}
     with_rows = {arm: rows for arm, rows in with_rows.items() if rows}
     if not with_rows:
         return []
-    samples = min(max(row["sample"] for row in rows) + 1 for own in with_rows.values() for rows in own)
-    levels = sorted({row["level"] for own in with_rows.values() for row in own[0] if row["level"] is not None})
+    samples = min(max(row["sample"] for row in rows) + 1 for runs in with_rows.values() for rows in runs)
+    levels = sorted({row["level"] for runs in with_rows.values() for row in runs[0] if row["level"] is not None})
     groups = [("all", ""), *((f"L{level}", f"/level{level}") for level in levels if len(levels) > 1)]
     charted = []
     for k in sorted({1, min(4, samples)}):
         cells: dict[str, dict[str, tuple[float, float, float]]] = {}
         for name, suffix in groups:
             cells[name] = {}
-            for arm, own in with_rows.items():
-                values = [pass_values(rows, f"pass@{k}{suffix}") for rows in own]
+            for arm, runs in with_rows.items():
+                values = [pass_values(rows, f"pass@{k}{suffix}") for rows in runs]
                 if all(values):
                     s = statistic(stack({str(i): v for i, v in enumerate(values)}, partly=True), f"pass@{k}")
                     cells[name][arm] = (100 * s["mean"], 100 * s["lo"], 100 * s["hi"])
         by = ("level", f"pass@{k} by level") if len(groups) > 1 else ("", f"pass@{k}")
-        chart = charts.bars(by[1], by[0], f"pass@{k} (percent)", cells, looks)
+        chart = charts.bars(by[1], by[0], f"pass@{k} (percent)", cells, styles)
         if chart:
             charted.append((f"pass@{k}", chart))
     return charted
@@ -219,9 +219,8 @@ def _levels(arms: Mapping[str, Sequence[RunData]], looks: Mapping[str, Look]) ->
 
 def _sample(row: Mapping[str, Any]) -> dict[str, Any]:
     texts, logps = row.get("positive_tokens") or [], row.get("positive_token_logp") or []
-    spaced = not "".join(texts).startswith(
-        row["positive"] or ""
-    )  # a word-level tokenizer's pieces have no spaces of their own
+    # A word-level tokenizer's pieces have no spaces of their own.
+    spaced = not "".join(texts).startswith(row["positive"] or "")
     verdict = verdict_of(row) if row.get("verdict") else None
     tokens = [
         (text + " " if spaced else text, sum(-logp > limit for limit in BINS), logp)
@@ -251,19 +250,19 @@ Column = tuple[Callable[[RunData, str], float | None], str]
 def _table(arms: Mapping[str, Sequence[RunData]], columns: Mapping[str, Column]) -> Table:
     """Return the headings and rows: the mean over an arm's runs of each column that any of them has."""
     rows: list[list[str]] = []
-    there = [
+    shown = [
         name
         for name, (of, _) in columns.items()
-        if any(of(run, name) is not None for own in arms.values() for run in own)
+        if any(of(run, name) is not None for runs in arms.values() for run in runs)
     ]
-    for arm, own in arms.items():
+    for arm, runs in arms.items():
         cells = []
-        for name in there:
+        for name in shown:
             of, form = columns[name]
-            values = [v for run in own if (v := of(run, name)) is not None]
+            values = [v for run in runs if (v := of(run, name)) is not None]
             cells.append(format(np.mean(values), form) if values else "–")
         rows.append([arm, *cells])
-    return ["arm", *there], rows
+    return ["arm", *shown], rows
 
 
 def _cost(arms: Mapping[str, Sequence[RunData]]) -> Table:

@@ -1,4 +1,4 @@
-"""What a report is about: run directories, or a table's kept results, read into a page."""
+"""Read the subject of a report, run directories or a table's saved results, into a page."""
 
 import json
 import logging
@@ -25,21 +25,22 @@ from expo.runs.arms import arm_names, settings_in, settings_of
 from expo.runs.health import collapses_of, marks_of
 from expo.runs.reading import final_rows, read_lines, read_rows, read_summary, samples_of
 from expo.tables.plan import Plan, PlannedRun, known_tables, load_plan, plan_file
-from expo.tables.render import made_by, rows_of
+from expo.tables.render import cells_of, made_by
 from expo.tables.request import Request
 
 log = logging.getLogger(__name__)
 
 
 def table_request(subject: str, options: Sequence[str]) -> Request | None:
-    """Return what `expo table` would make of a table's name and options; None where the subject is no table.
+    """Return the request that `expo table` would make of a table's name and options; None where the subject is no
+    table.
 
     A folder with results is the table that they are of, made by the command that is kept with them.
     """
     record = Path(subject, "table.json")
     if record.is_file():
-        made = _table_record(record)
-        request = Request.parse([plan_of(Path(subject), made), *_made_with(made), *options])
+        table_record = _table_record(record)
+        request = Request.parse([plan_of(Path(subject), table_record), *_options_of(table_record), *options])
         return replace(request, results=Path(subject))
     if not plan_file(subject).is_file() or Path(subject, "summary.json").is_file():
         return None
@@ -65,8 +66,8 @@ def plan_of(folder: Path, record: Mapping[str, Any]) -> str:
     return str(beside) if beside.is_file() else str(record.get("plan") or record["name"])
 
 
-def _made_with(record: Mapping[str, Any]) -> list[str]:
-    """Return the options of the command that made a table, but for those that only say how."""
+def _options_of(record: Mapping[str, Any]) -> list[str]:
+    """Return the options of the command that made a table, without those that only say how."""
     command = str(record.get("command", ""))
     try:
         words = shlex.split(command)[3:]
@@ -87,7 +88,7 @@ def read_table(request: Request, options: Sequence[str] = ()) -> tuple[Page, lis
     record = _table_record(folder / "table.json")
     plan = load_plan(request.name)  # with every arm: whether the record has those of its scale is looked at next
     try:
-        heads, rows = rows_of(plan, record)
+        heads, rows = cells_of(plan, record)
     except KeyError as error:
         raise UserError(
             f"{folder}: made by another plan (no {error} in it); render it again with expo table {request.name}"
@@ -96,23 +97,24 @@ def read_table(request: Request, options: Sequence[str] = ()) -> tuple[Page, lis
         part: read_rows(path) if (path := folder / f"{part}.parquet").is_file() else []
         for part in ("metrics", "completions", "samples")
     }
-    labels = {arm: made["label"] for arm, made in record["arms"].items()}
+    labels = {arm: arm_record["label"] for arm, arm_record in record["arms"].items()}
     runs = []
     path = folder / "runs.json"  # not there beside a figure that shows another table's runs
     kept_runs = json.loads(path.read_text()) if path.is_file() else []
-    for kept in kept_runs:
-        own = {
-            part: [row for row in rows if (row["arm"], row["seed"]) == (kept["arm"], kept["seed"])]
+    for kept_run in kept_runs:
+        completions = {
+            part: [row for row in rows if (row["arm"], row["seed"]) == (kept_run["arm"], kept_run["seed"])]
             for part, rows in tables.items()
         }
-        lines = [json.loads(row["line"]) for row in own["metrics"]]
-        label = labels[kept["arm"]]
-        rows_of_run = (lines, own["completions"], own["samples"])
-        runs.append(RunData(label, kept["seed"], kept["summary"], *rows_of_run, _settings(plan, kept)))
+        lines = [json.loads(row["line"]) for row in completions["metrics"]]
+        label = labels[kept_run["arm"]]
+        rows_of_run = (lines, completions["completions"], completions["samples"])
+        runs.append(RunData(label, kept_run["seed"], kept_run["summary"], *rows_of_run, _settings(plan, kept_run)))
     notes = []
     if not path.is_file() and plan.extends:
         notes = [f"Its runs are those of {plan.extends}: expo report {plan.extends} shows their curves and samples."]
-    settings = {labels[kept["arm"]]: _settings(plan, kept) for kept in reversed(kept_runs)}  # of each arm's first run
+    # Of each arm's first run.
+    settings = {labels[kept_run["arm"]]: _settings(plan, kept_run) for kept_run in reversed(kept_runs)}
     settings = {label: settings[label] for label in labels.values() if label in settings}
     directories = _directories(request, record)
     page = Page(
@@ -124,46 +126,45 @@ def read_table(request: Request, options: Sequence[str] = ()) -> tuple[Page, lis
         sorted(folder.glob("*.png")),
         list(labels.values()),
         data_sentences(settings),
-        differing(settings) if settings else _planned(request, labels),
+        differing(settings) if settings else _settings_by_plan(request, labels),
         read_solving({labels[arm]: directory for arm, directory in directories.items()}),
     )
     return page, runs
 
 
-def _settings(plan: Plan, kept: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(plan: Plan, kept_run: Mapping[str, Any]) -> dict[str, Any]:
     """Return the flat settings of a run that is kept beside a table, and which command made it."""
-    config = OmegaConf.to_container(OmegaConf.create(kept["config"]), resolve=False)
-    return {"command": f"expo {plan.arms[kept['arm']].command.name}", **settings_in(config)}
+    config = OmegaConf.to_container(OmegaConf.create(kept_run["config"]), resolve=False)
+    return {"command": f"expo {plan.arms[kept_run['arm']].command.name}", **settings_in(config)}
 
 
-def _planned(request: Request, labels: Mapping[str, str]) -> Table | None:
-    """Return what the plan says about each arm: of runs whose configs are not kept here."""
+def _settings_by_plan(request: Request, labels: Mapping[str, str]) -> Table | None:
+    """Return each arm's settings by the plan, for runs whose configs are not here."""
     arms = {arm: request.plan.arms[arm] for arm in labels if arm in request.plan.arms}
-    own = {arm: [*conf.overrides, *request.scale.arms.get(arm, [])] for arm, conf in arms.items()}
-    rows = [[labels[arm], f"expo {conf.command.name}", " ".join(own[arm])] for arm, conf in arms.items()]
+    overrides = {arm: [*conf.overrides, *request.scale.arms.get(arm, [])] for arm, conf in arms.items()}
+    rows = [[labels[arm], f"expo {conf.command.name}", " ".join(overrides[arm])] for arm, conf in arms.items()]
     return (["arm", "command", "overrides"], rows) if rows else None
 
 
 def _directories(request: Request, record: Mapping[str, Any]) -> dict[str, Path]:
     """Return the directory of the first finished run of each arm; {} where the runs are not here."""
-    found: dict[str, Path] = {}
+    directories: dict[str, Path] = {}
     planned: list[PlannedRun] = []
-    told = _made_with(record)
+    options = _options_of(record)
     given = {o.partition("=")[0] for o in request.overrides}
-    more = [o for o in told if o.startswith("output_dir=") and "output_dir" not in given]
-    with suppress(
-        UserError, HydraException, OmegaConfBaseException
-    ):  # a page about kept results needs nothing that its runs would need to be made
+    more = [o for o in options if o.startswith("output_dir=") and "output_dir" not in given]
+    # A page about kept results needs nothing that its runs would need to be made.
+    with suppress(UserError, HydraException, OmegaConfBaseException):
         planned = replace(request, overrides=[*request.overrides, *more]).runs()
     for run in planned:
         if run.command == "train" and run.arm in record["arms"] and read_summary(run.dir).get("status") == "done":
-            found.setdefault(run.arm, run.dir)
-    if not found and "output_dir" in given and any(run.command == "train" for run in planned):
+            directories.setdefault(run.arm, run.dir)
+    if not directories and "output_dir" in given and any(run.command == "train" for run in planned):
         where = [o for o in request.overrides if o.startswith("output_dir=")][-1]
         print(
             f"expo: {where}: no finished run of {request.name} there; the page goes without its steps", file=sys.stderr
         )
-    return found
+    return directories
 
 
 def _read_run(directory: Path) -> tuple[RunData, dict[str, Any]]:
@@ -190,20 +191,20 @@ def read_runs(directories: list[Path]) -> tuple[Page, list[RunData]]:
     # outputs/NAME/* holds banks, too; a run may have the name of such a folder
     some = [path for path in directories if path.name not in NO_RUNS or (path / "config.yaml").is_file()]
     directories = some or directories
-    found: list[tuple[Path, RunData, dict[str, Any]]] = []
+    read: list[tuple[Path, RunData, dict[str, Any]]] = []
     notes = []
     for directory in directories:
         try:
-            found.append((directory, *_read_run(directory)))
+            read.append((directory, *_read_run(directory)))
         except UserError as error:  # the others are shown
             notes.append(f"Left out: {error}.")
-    if not found:
+    if not read:
         raise UserError(notes[0].removeprefix("Left out: ").removesuffix("."))
     for note in notes:
         log.warning("%s", note)
-    directories, settings = [directory for directory, _, _ in found], [own for _, _, own in found]
-    names = arm_names([run.summary for _, run, _ in found], settings)
-    runs = [replace(run, arm=name) for (_, run, _), name in zip(found, names, strict=True)]
+    directories, settings = [directory for directory, _, _ in read], [flat for _, _, flat in read]
+    names = arm_names([run.summary for _, run, _ in read], settings)
+    runs = [replace(run, arm=name) for (_, run, _), name in zip(read, names, strict=True)]
     notes += [f"{run.arm}, seed {run.seed}: {collapse}." for run in runs for collapse in collapses_of(run.summary)]
     notes += [f"{run.arm}, seed {run.seed}: {mark}." for run in runs for mark in marks_of(run.summary, run.lines)]
     notes += [
@@ -221,9 +222,9 @@ def read_runs(directories: list[Path]) -> tuple[Page, list[RunData]]:
             for n in metrics
         )
         shown.append([run.arm, str(run.seed), run.summary["status"], *cells, directory.name])
-    data = [str(own.get("dataset.name")) for own in settings]
+    data = [str(flat.get("dataset.name")) for flat in settings]
     commits = ", ".join(sorted({str(run.summary["git"]) for run in runs}))
-    made = (
+    caption = (
         f"pass@k of the last evaluation in percent, with 95 % intervals over problems. Commit {commits}, "
         f"{', '.join(sorted({str(run.summary['device']) for run in runs}))}."
     )
@@ -233,7 +234,7 @@ def read_runs(directories: list[Path]) -> tuple[Page, list[RunData]]:
     firsts = dict(reversed(list(zip(names, directories, strict=True))))
     page = Page(
         title,
-        made,
+        caption,
         ["arm", "seed", "status", *metrics, "run"],
         shown,
         notes,

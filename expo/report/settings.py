@@ -1,4 +1,4 @@
-"""What runs were made of: their data and model in sentences, and the settings in which arms differ."""
+"""Settings of runs: their data and model in sentences, and the settings in which arms differ."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,11 +12,11 @@ Settings = Mapping[str, Any]  # flat, as `expo.runs.arms.settings_of` gives them
 
 
 def data_sentences(arms: Mapping[str, Settings]) -> list[str]:
-    """Return which data and which model the arms have; one sentence, or more where they are not the same for all."""
-    told: dict[str, list[str]] = {}
-    for arm, own in arms.items():
-        told.setdefault(f"{_data(own)} Model: {own.get('model.path')}.", []).append(arm)
-    return [sentence if len(told) == 1 else f"{', '.join(own)}: {sentence}" for sentence, own in told.items()]
+    """Say which data and which model the arms have; one sentence, or more where they differ."""
+    by_text: dict[str, list[str]] = {}
+    for arm, settings in arms.items():
+        by_text.setdefault(f"{_data(settings)} Model: {settings.get('model.path')}.", []).append(arm)
+    return [sentence if len(by_text) == 1 else f"{', '.join(names)}: {sentence}" for sentence, names in by_text.items()]
 
 
 def differing(arms: Mapping[str, Settings]) -> tuple[list[str], list[list[str]]] | None:
@@ -24,41 +24,43 @@ def differing(arms: Mapping[str, Settings]) -> tuple[list[str], list[list[str]]]
 
     A key that an arm does not have is "–" there: its options have no such setting.
     """
-    keys = sorted({key for own in arms.values() for key in own})
+    keys = sorted({key for settings in arms.values() for key in settings})
     rows = [
-        [key, *(shown(own[key]) if key in own else "–" for own in arms.values())]
+        [key, *(shown(settings[key]) if key in settings else "–" for settings in arms.values())]
         for key in keys
-        if len({repr(own.get(key, "–")) for own in arms.values()}) > 1
+        if len({repr(settings.get(key, "–")) for settings in arms.values()}) > 1
     ]
     return (["setting", *arms], rows) if rows else None
 
 
-def _data(own: Settings) -> str:
-    path, other, hub = (own.get(f"dataset.{key}") for key in ("path", "eval_path", "hub_id"))
-    limit = own.get("dataset.eval_limit")
+def _data(settings: Settings) -> str:
+    path, other, hub = (settings.get(f"dataset.{key}") for key in ("path", "eval_path", "hub_id"))
+    limit = settings.get("dataset.eval_limit")
     held_out = f"{'a part' if limit is None else f'up to {limit} problems'} of it held out for evaluation"
     if path:
-        told = f"{path}, evaluated on {other}" if other else f"{path}, {held_out}"
+        sentence = f"{path}, evaluated on {other}" if other else f"{path}, {held_out}"
     elif hub:
-        configs = f" ({', '.join(own['dataset.hub_configs'])})" if own.get("dataset.hub_configs") else ""
-        on = other or f"its split {own.get('dataset.eval_split')}"
-        told = f"{hub}{configs} on the hub, split {own.get('dataset.split')}, evaluated on {on}"
+        configs = f" ({', '.join(settings['dataset.hub_configs'])})" if settings.get("dataset.hub_configs") else ""
+        on = other or f"its split {settings.get('dataset.eval_split')}"
+        sentence = f"{hub}{configs} on the hub, split {settings.get('dataset.split')}, evaluated on {on}"
     elif other:
-        told = f"evaluated on {other}"
+        sentence = f"evaluated on {other}"
     else:
-        told = "generated"
-    if own.get("dataset.levels"):
-        told += f", levels {shown(own['dataset.levels'])}"
+        sentence = "generated"
+    if settings.get("dataset.levels"):
+        sentence += f", levels {shown(settings['dataset.levels'])}"
     world = [
-        f"{key.removeprefix('dataset.')}={shown(own[key])}" for key in sorted(own) if key.startswith("dataset.world.")
+        f"{key.removeprefix('dataset.')}={shown(settings[key])}"
+        for key in sorted(settings)
+        if key.startswith("dataset.world.")
     ]
-    told += "".join(f", {setting}" for setting in world)
-    if own.get("dataset.part"):
-        told += f", part {own['dataset.part']}"
-    levels = own.get("dataset.levels") or LEVELS
+    sentence += "".join(f", {setting}" for setting in world)
+    if settings.get("dataset.part"):
+        sentence += f", part {settings['dataset.part']}"
+    levels = settings.get("dataset.levels") or LEVELS
     symbols = ", ".join(f"{symbol} is {name}" for symbol, (level, name, _) in SYMBOLS.items() if level in levels)
     meaning = " (4 cat 1 = 41, 4 dif 1 = 3, 4 mul 1 = 4)" if "cat" in symbols or "dif" in symbols else ""
-    ladder = f" In its questions and steps {symbols}{meaning}." if own.get("dataset._target_") == LADDER else ""
-    heat = [own.get(f"{part}.temperature") for part in ("rollout", "evaluation")]
+    ladder = f" In its questions and steps {symbols}{meaning}." if settings.get("dataset._target_") == LADDER else ""
+    heat = [settings.get(f"{part}.temperature") for part in ("rollout", "evaluation")]
     sampled = f" Rollouts are sampled at temperature {heat[0]}, evaluations at {heat[1]}." if None not in heat else ""
-    return f"Data: {own.get('dataset.name')} ({told}).{ladder}{sampled}"
+    return f"Data: {settings.get('dataset.name')} ({sentence}).{ladder}{sampled}"

@@ -1,4 +1,4 @@
-"""How problems got solved: their completions at the steps of training, small enough to stand in a page."""
+"""Completions at the steps of training, which show how problems got solved, small enough to stand in a page."""
 
 import logging
 from collections import defaultdict
@@ -23,7 +23,7 @@ Files = dict[int, Path]  # by step
 
 @dataclass(frozen=True)
 class Solving:
-    """What the page's slider goes through: `data`, plain data for the script; `told`, what is shown and what is left
+    """Content of the page's slider: `data`, plain data for the script; `told`, a sentence on what is shown and left
     out.
 
     data: `texts`, every text once; and `problems`, of which each has label, question, answer and `arms`: by arm, its
@@ -42,26 +42,18 @@ def read_solving(directories: Mapping[str, Path]) -> Solving | None:
     met them, and kept them, at several steps.
     """
     parts = {
-        "held out": _Part("eval-step", directories, HELD_OUT),
-        "trained on": _Part("train-step", directories, TRAINED_ON),
+        "held out": _Problems("eval-step", directories, HELD_OUT),
+        "trained on": _Problems("train-step", directories, TRAINED_ON),
     }
     texts: dict[str, int] = {}
     problems = [part.entry(problem, name, texts) for name, part in parts.items() for problem in part.chosen]
     if not problems:
         return None
-    told = [f"{len(part.chosen)} of {len(part.known)} problems {name}" for name, part in parts.items() if part.chosen]
+    shown = [f"{len(part.chosen)} of {len(part.known)} problems {name}" for name, part in parts.items() if part.chosen]
     order = "first those that were never right and then were, the hardest first"
     sentences = [
-        f"Shown: {' and '.join(told)} ({order}); one run of each arm; {SHOWN} completions "
-        "at "
-        "a "
-        "step "
-        "at "
-        "most, "
-        "a "
-        "right "
-        "one and a "
-        "wrong one where there are both.",
+        f"Shown: {' and '.join(shown)} ({order}); one run of each arm; {SHOWN} completions at a step at most, a right "
+        "one and a wrong one where there are both.",
         f"At most {STEPS} steps, evenly spread." if any(part.thinned for part in parts.values()) else "",
         f"Of a text of over {CLIPPED} characters, the middle is left out."
         if any("\n[…]\n" in t for t in texts)
@@ -71,65 +63,67 @@ def read_solving(directories: Mapping[str, Path]) -> Solving | None:
     return Solving({"texts": list(texts), "problems": problems}, " ".join(filter(None, sentences)))
 
 
-class _Part:
+class _Problems:
     """The problems of one kind of file: what evaluations held out, or what training logged."""
 
     def __init__(self, kind: str, directories: Mapping[str, Path], count: int):
         files = {arm: _files(directory, kind) for arm, directory in directories.items()}
-        everywhere = sorted({step for own in files.values() for step in own})
+        everywhere = sorted({step for by_step in files.values() for step in by_step})
         # Evaluations take the same problems each time, so that some of them are enough. Training seldom meets one
         # again.
-        kept = set(_spread(everywhere, STEPS)) if kind == "eval-step" else set(everywhere)
-        self.thinned = len(kept) < len(everywhere)
-        self.files = {arm: {step: own[step] for step in sorted(kept & own.keys())} for arm, own in files.items()}
+        steps_kept = set(_spread(everywhere, STEPS)) if kind == "eval-step" else set(everywhere)
+        self.thinned = len(steps_kept) < len(everywhere)
+        self.files = {
+            arm: {step: by_step[step] for step in sorted(steps_kept & by_step.keys())} for arm, by_step in files.items()
+        }
         self.levels: dict[Problem, Any] = {}
-        self.counts = {arm: self._counts(own) for arm, own in self.files.items()}
+        self.counts = {arm: self._counts(by_step) for arm, by_step in self.files.items()}
         self.known = {problem for counts in self.counts.values() for problem in counts}
         again = {problem for counts in self.counts.values() for problem, steps in counts.items() if len(steps) > 1}
-        self.chosen = sorted(again, key=self._place)[:count]
+        self.chosen = sorted(again, key=self._sort_key)[:count]
         self.rows = {arm: self._rows(files) for arm, files in self.files.items()}
 
     def _counts(self, files: Files) -> dict[Problem, dict[int, tuple[int, int]]]:
         """Return (right, completions) by problem and step."""
-        found: dict[Problem, dict[int, tuple[int, int]]] = defaultdict(dict)
+        counts: dict[Problem, dict[int, tuple[int, int]]] = defaultdict(dict)
         for step, path in files.items():
             for row in _readable(read_rows, path, columns=["problem", "question", "level", "verdict"]):
                 if row["verdict"] is not None:  # a problem that nothing was sampled for
                     problem = row["problem"], row["question"]
-                    right, total = found[problem].get(step, (0, 0))
-                    found[problem][step] = right + (row["verdict"] == "correct"), total + 1
+                    right, total = counts[problem].get(step, (0, 0))
+                    counts[problem][step] = right + (row["verdict"] == "correct"), total + 1
                     self.levels[problem] = row["level"]
-        return found
+        return counts
 
-    def _place(self, problem: Problem) -> tuple[int, int, float, Problem]:
-        """Return what problems are sorted by."""
+    def _sort_key(self, problem: Problem) -> tuple[int, int, float, Problem]:
+        """Return a problem's sort key."""
         done = DONE.index(self.done(problem)[0])
         shares = [[r / n for r, n in c[problem].values()] for c in self.counts.values() if problem in c]
-        gained = max(own[-1] - own[0] for own in shares)
+        gained = max(curve[-1] - curve[0] for curve in shares)
         return done, -level if isinstance(level := self.levels[problem], int) else 0, -gained, problem
 
     def done(self, problem: Problem) -> tuple[str, str]:
-        """Return what training did to a problem, and the arm that did it."""
-        told = []
+        """Return what training changed about a problem, and the arm that did it."""
+        changes = []
         for arm, counts in self.counts.items():
             shares = [right / total for _, (right, total) in sorted(counts.get(problem, {}).items())]
             if len(shares) > 1:
                 solved = shares[0] == 0 < shares[-1]
                 same = "never right" if not any(shares) else "always right" if min(shares) == 1 else "changed"
-                told.append(("solved" if solved else same, arm))
-        return min(told, key=lambda one: DONE.index(one[0]))
+                changes.append(("solved" if solved else same, arm))
+        return min(changes, key=lambda one: DONE.index(one[0]))
 
     def _rows(self, files: Files) -> dict[Problem, dict[int, list[dict[str, Any]]]]:
         """Return the completions of the chosen problems, by problem and step."""
-        found: dict[Problem, dict[int, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+        rows: dict[Problem, dict[int, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
         if not self.chosen:
-            return found
+            return rows
         ids = [("problem", "in", [identifier for identifier, _ in self.chosen])]
         for step, path in files.items():
             for row in _readable(completions_in, path, filters=ids):
                 if (row["problem"], row["question"]) in self.chosen:
-                    found[row["problem"], row["question"]][step].append(row)
-        return found
+                    rows[row["problem"], row["question"]][step].append(row)
+        return rows
 
     def entry(self, problem: Problem, part: str, texts: dict[str, int]) -> dict[str, Any]:
         """Return a problem as the script wants it. Args: texts, which grows."""
@@ -139,23 +133,23 @@ class _Part:
             counts = self.counts[arm].get(problem, {})
             for step in _spread(sorted(counts), STEPS):
                 right, total = counts[step]
-                own = [row for row in rows[problem][step] if row["verdict"] is not None]
-                answer = own[0]["answer"]
-                positive = own[0].get("positive")
-                shown = _some(own)
+                judged = [row for row in rows[problem][step] if row["verdict"] is not None]
+                answer = judged[0]["answer"]
+                positive = judged[0].get("positive")
+                shown = _some(judged)
                 places = [texts.setdefault(_clip(row["completion"]), len(texts)) for row in shown]
                 verdicts = [verdict_of(row) + (" with a hint" if row.get("hinted") else "") for row in shown]
-                taught = None if positive is None else texts.setdefault(_clip(positive), len(texts))
-                arms.setdefault(arm, []).append([step, right, total, places, verdicts, taught])
+                positive_place = None if positive is None else texts.setdefault(_clip(positive), len(texts))
+                arms.setdefault(arm, []).append([step, right, total, places, verdicts, positive_place])
         done, by = self.done(problem)
         level = self.levels[problem]
         by = f" ({by})" if done in ("solved", "changed") and len(self.files) > 1 else ""
-        told = f"{f'level {level}, ' if level is not None else ''}{part}, {done}{by}"
-        return {"label": told, "question": problem[1], "answer": answer, "arms": arms}
+        label = f"{f'level {level}, ' if level is not None else ''}{part}, {done}{by}"
+        return {"label": label, "question": problem[1], "answer": answer, "arms": arms}
 
 
 def _readable(read: Callable[..., list[dict[str, Any]]], path: Path, **which: Any) -> list[dict[str, Any]]:
-    """Return the rows of a file; none, with a warning, of a damaged one."""
+    """Read the rows of a file; none, with a warning, of a damaged one."""
     try:
         return read(path, **which)
     except UserError as error:
@@ -176,7 +170,7 @@ def _spread(steps: Sequence[int], count: int) -> list[int]:
 
 
 def _some(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Pick a few completions in order, among them a right and a wrong one where both exist."""
+    """Choose a few completions in order, among them a right and a wrong one where both exist."""
     right = [i for i, row in enumerate(rows) if row["verdict"] == "correct"][:1]
     wrong = [i for i, row in enumerate(rows) if row["verdict"] != "correct"][:1]
     chosen = list(dict.fromkeys([*right, *wrong, *range(len(rows))]))[:SHOWN]

@@ -45,8 +45,8 @@ SECTIONS = (
 
 
 @dataclass(frozen=True)
-class Shown:
-    """Which runs of a W&B project are shown."""
+class Selection:
+    """Selection of the runs of a W&B project that a view shows."""
 
     title: str
     project: str
@@ -55,13 +55,13 @@ class Shown:
     arm: str = "config.name"  # what W&B calls the arm
 
     @classmethod
-    def of_table(cls, name: str, scale: str, project: str, entity: str) -> "Shown":
+    def of_table(cls, name: str, scale: str, project: str, entity: str) -> "Selection":
         """Return the runs that `expo table` makes of a table at a scale."""
         filters = f"Metric('Group') = '{name}' and Metric('JobType') != 'table' and Tags() in ['{scale}']"
         return cls(f"{name}-{scale}", project, entity, filters, "JobType")
 
     @classmethod
-    def of_runs(cls, title: str, ids: Sequence[str], project: str, entity: str) -> "Shown":
+    def of_runs(cls, title: str, ids: Sequence[str], project: str, entity: str) -> "Selection":
         """Return runs by their ids."""
         return cls(title, project, entity, f"Metric('ID') in [{', '.join(repr(i) for i in ids)}]")
 
@@ -72,7 +72,7 @@ def check_library() -> None:
         raise UserError(f"expo wandb: the package {LIBRARY} is not installed; install it with pip install {LIBRARY}")
 
 
-def make_workspace(shown: Shown) -> Any:
+def make_workspace(shown: Selection) -> Any:
     """Return a workspace of wandb-workspaces, which its `save` saves as a view."""
     import wandb_workspaces.workspaces as ws
 
@@ -86,7 +86,7 @@ def make_workspace(shown: Shown) -> Any:
     )
 
 
-def make_report(shown: Shown, page: Page) -> Any:
+def make_report(shown: Selection, page: Page) -> Any:
     """Return a report of wandb-workspaces: the page's table, how it was made, and the panels."""
     import wandb_workspaces.reports.v2 as wr
 
@@ -133,11 +133,11 @@ def specification(view: Any) -> dict[str, Any]:
 def _ids(node: Any) -> list[str]:
     """Return the ids in a specification, in its order."""
     if isinstance(node, list):
-        return [found for child in node for found in _ids(child)]
+        return [id_ for child in node for id_ in _ids(child)]
     if not isinstance(node, Mapping):
         return []
-    own = [node[key] for key in ("id", "__id__") if isinstance(node.get(key), str) and node[key]]
-    return own + [found for child in node.values() for found in _ids(child)]
+    ids = [node[key] for key in ("id", "__id__") if isinstance(node.get(key), str) and node[key]]
+    return ids + [id_ for child in node.values() for id_ in _ids(child)]
 
 
 def save(view: Any) -> str:

@@ -17,12 +17,12 @@ TOKENS = 8
 
 @torch.no_grad()
 def check_decoding(engine: Engine, model: PreTrainedModel, path: str) -> None:
-    """Raise UserError for a model that the transformers engine cannot decode, or decodes otherwise than it is
-    scored."""
+    """Raise UserError for a model that the transformers engine cannot decode, or decodes with other probabilities than
+    the trainer's scores."""
     kind = type(causal_lm(model)).__name__
     requests = [Request(prompt, Key(0, SOLVE, 0, i)) for i, prompt in enumerate(PROMPTS)]
     try:
-        made = engine.generate(requests, Sampling(1.0, 1.0, 0, TOKENS))
+        completions = engine.generate(requests, Sampling(1.0, 1.0, 0, TOKENS))
     except torch.OutOfMemoryError:
         raise  # which says nothing of the model
     except UNABLE as error:
@@ -32,10 +32,10 @@ def check_decoding(engine: Engine, model: PreTrainedModel, path: str) -> None:
         ) from error
     training = model.training
     model.eval()
-    rows = token_batch([c.prompt for c in made], [c.ids for c in made], 0, model.device)
+    rows = token_batch([c.prompt for c in completions], [c.ids for c in completions], 0, model.device)
     scored = score(model, rows)[rows.mask.bool()]
     model.train(training)
-    sampled = torch.tensor([logp for c in made for logp in c.logp], device=scored.device)
+    sampled = torch.tensor([logp for c in completions for logp in c.logp], device=scored.device)
     if not torch.allclose(sampled, scored, rtol=0, atol=max(1e-3, rounding(model))):
         raise UserError(
             f"model.path={path}: {kind} gives tokens another probability when rollout=hf decodes them, by up to "

@@ -8,8 +8,8 @@ from expo.rollout.engine import Completion, Engine, EngineAround, Follow, Reques
 
 
 class DealtEngine(EngineAround):
-    """Engine whose process generates its share of the requests and gets the rest from the others. Equal prompts stay
-    together."""
+    """Engine whose process generates its share of the requests and receives the rest from the other processes. Equal
+    prompts stay together."""
 
     def __init__(self, engine: Engine, ranks: Ranks):
         super().__init__(engine)
@@ -20,9 +20,11 @@ class DealtEngine(EngineAround):
     ) -> list[Completion]:
         """See `Engine.generate`. What `follow` asks for waits until all `requests` have ended, on all devices."""
         groups = [list(group) for _, group in groupby(range(len(requests)), lambda i: requests[i].prompt)]
-        own = self.ranks.own(groups)
-        made = iter(self.engine.generate([requests[i] for group in own for i in group], sampling) if own else [])
-        shared = self.ranks.whole([[next(made) for _ in group] for group in own])
+        own_groups = self.ranks.own(groups)
+        own_completions = iter(
+            self.engine.generate([requests[i] for group in own_groups for i in group], sampling) if own_groups else []
+        )
+        shared = self.ranks.whole([[next(own_completions) for _ in group] for group in own_groups])
         completions = [completion for group in shared for completion in group]
         more = follow(dict(enumerate(completions))) if follow else []
         return completions + (self.generate(more, sampling) if more else [])

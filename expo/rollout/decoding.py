@@ -1,5 +1,4 @@
-"""What makes decoding with transformers quick: keys and values that are written in place, and attention that repeats
-none of them."""
+"""Quick decoding with transformers: keys and values are written in place, and attention repeats none of them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ ROOM = 256  # tokens, at most, that a layer has room for before it makes more: r
 
 
 class RoomyLayer(DynamicLayer):
-    """A layer of the cache with room for `room` tokens to come. They are written in place: no step copies all that was
+    """Layer of the cache with room for `room` more tokens, which are written in place: no step copies the tokens
     before.
 
     The room is made at the first update after the prompts, and again when it is full.
@@ -69,7 +68,7 @@ class OneFormatCache(DynamicCache):
 
 
 def roomy_cache(config: PreTrainedConfig, room: int) -> DynamicCache:
-    """Return an empty cache; layers with a sliding window are transformers' own."""
+    """Return an empty cache of RoomyLayers; layers with a sliding window are transformers' own."""
     cache = OneFormatCache(config=config)
     cache.layers = [RoomyLayer(min(room, ROOM)) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
@@ -86,11 +85,13 @@ def attention(
     batch, heads, queries, size = query.shape
     alone = queries == 1 and key.shape[1] < heads and kwargs.get("position_bias") is None and not kwargs.get("dropout")
     if not alone or (attention_mask is not None and attention_mask.shape[1] != 1):
-        whole: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-        return whole
+        attended_by_sdpa: tuple[Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, **kwargs
+        )
+        return attended_by_sdpa
     by_key = query.reshape(batch, key.shape[1], -1, size)  # [B, K, H / K, D]
-    found = scaled_dot_product_attention(by_key, key, value, attn_mask=attention_mask, scale=kwargs.get("scaling"))
-    return found.reshape(batch, 1, heads, size), None
+    attended = scaled_dot_product_attention(by_key, key, value, attn_mask=attention_mask, scale=kwargs.get("scaling"))
+    return attended.reshape(batch, 1, heads, size), None
 
 
 def head_logits(head: nn.Module, hidden: Tensor) -> Tensor:

@@ -21,7 +21,8 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One completion wanted: the prompt's token ids, the key of the row's sampling noise, and whose it is."""
+    """One completion that is asked for: the prompt's token ids, the key of the row's sampling noise, and the index of
+    its problem."""
 
     prompt: tuple[int, ...]
     key: Key
@@ -76,7 +77,7 @@ class Engine:
 
 
 class EngineAround(Engine):
-    """Engine that passes everything on to the `engine` within."""
+    """Engine that passes every call on to the `engine` within."""
 
     def __init__(self, engine: Engine):
         self.engine = engine

@@ -1,4 +1,4 @@
-"""Counter-based randomness: every draw is a function of (seed, stream, step, row), so that resuming needs no RNG
+"""Sampling noise, counter-based: every draw is a function of (seed, stream, step, row), so that resuming needs no RNG
 state."""
 
 from collections.abc import Sequence
@@ -25,5 +25,6 @@ class Key:
 
 
 def uniforms(keys: Sequence[Key], count: int, dtype: type[np.float32 | np.float64] = np.float32) -> np.ndarray:
-    """Return `count` numbers in [0, 1) for each key: `[B, count]`. Number j of a key never depends on the others."""
+    """Return the noise of the rows with these keys: `count` numbers in [0, 1) each, `[B, count]`. Number j of a key
+    never depends on the others."""
     return np.stack([key.generator().random(count, dtype=dtype) for key in keys])

@@ -24,7 +24,7 @@ from expo.rollout.engine import Engine, EngineAround
 
 
 def shard(model: PreTrainedModel) -> None:
-    """Leave this device its share of every weight, with the first device's values.
+    """Leave this device its share of every weight of a model, at the first device's values.
 
     The model can then be scored and trained, and nothing else. All devices have to score, and to go backward, equally
     often. Raises UserError for a model that cannot be sharded.
@@ -61,8 +61,8 @@ def shard(model: PreTrainedModel) -> None:
 
 
 def in_16_bit(layer: nn.Module, dtype: torch.dtype) -> MixedPrecisionPolicy:
-    """Return how a layer's weights are gathered where autocast would cast them after that: in its format, half of what
-    float32 takes.
+    """Return the policy that gathers a layer's weights in 16 bits where autocast would cast them after that: half of
+    what float32 takes.
 
     Gradients are summed in float32. What goes from layer to layer stays what autocast makes it; embedding and head,
     which are no layers', stay float32. A CPU's LayerNorm takes no weights of another format than its input's.
@@ -73,13 +73,13 @@ def in_16_bit(layer: nn.Module, dtype: torch.dtype) -> MixedPrecisionPolicy:
 
 def _take_shares(model: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
     """Turn whole tensors that are about to be loaded into this device's shares."""
-    for name, own in model.state_dict().items():
+    for name, weight in model.state_dict().items():
         if prefix + name in state:
-            state[prefix + name] = like(state[prefix + name], own)
+            state[prefix + name] = like(state[prefix + name], weight)
 
 
 def shared_out(policy: PreTrainedModel) -> "WholeCopy":
-    """Shard a policy, and return a whole copy of it. At no time does a device hold both as a whole."""
+    """Shard a policy, and return a whole copy of it. At no time does a device hold both policies with all weights."""
     # A copy with no weights as yet: each weight that copying meets is replaced by an empty one.
     empty: dict[int, Any] = {}
     for weight in policy.parameters():
@@ -88,33 +88,33 @@ def shared_out(policy: PreTrainedModel) -> "WholeCopy":
         empty[id(weight)] = none
     model = copy.deepcopy(policy, empty)
     shard(policy)
-    whole = WholeCopy(policy, model)
-    whole.gather()
-    return whole
+    whole_copy = WholeCopy(policy, model)
+    whole_copy.gather()
+    return whole_copy
 
 
 class WholeCopy:
-    """A whole copy of a sharded model, for what generates and measures. While it is free it has no weights."""
+    """Copy with all weights of a sharded model, for engines and scorers. While it is free it holds no weights."""
 
     def __init__(self, sharded: nn.Module, model: PreTrainedModel):
         self.sharded, self.model = sharded, model
 
     @torch.no_grad()
     def gather(self) -> None:
-        """Bring the copy up to the sharded model. Call it on all devices."""
+        """Give the copy the sharded model's current weights. Call it on all devices."""
         shares = dict(self.sharded.named_parameters())
-        for name, whole in self.model.named_parameters():
-            whole.untyped_storage().resize_(whole.numel() * whole.element_size())
-            whole.copy_(gathered(shares[name]))
+        for name, weight in self.model.named_parameters():
+            weight.untyped_storage().resize_(weight.numel() * weight.element_size())
+            weight.copy_(gathered(shares[name]))
 
     def free(self) -> None:
-        """Give the copy's memory back until it is gathered again."""
-        for whole in self.model.parameters():
-            whole.untyped_storage().resize_(0)
+        """Free the copy's memory until it is gathered again."""
+        for weight in self.model.parameters():
+            weight.untyped_storage().resize_(0)
 
 
 class CopyEngine(EngineAround):
-    """Engine on the whole copy of a sharded policy, which has no weights while the engine sleeps."""
+    """Engine on the whole copy of a sharded policy; the copy holds no weights while the engine sleeps."""
 
     def __init__(self, engine: Engine, copy: WholeCopy):
         super().__init__(engine)

@@ -54,7 +54,7 @@ class TransformersEngine(Engine):
         return completions + (self.generate(more, sampling) if more else [])
 
     def _decode(self, requests: list[Request], sampling: Sampling, at: Callable[[float], None]) -> list[Completion]:
-        """Return the completions. Args: at, takes the share of them that is done."""
+        """Return the completions. Args: at, a function that is told the share of the completions that are done."""
         device = self.model.device
         decoder, head = causal_lm(self.model).get_decoder(), self.model.get_output_embeddings()
         ends = self.eos_ids.to(device)
@@ -133,7 +133,7 @@ def _at(at: Callable[[float], None], before: int, count: int, share: float) -> N
 
 
 def sample(logits: Tensor, noise: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """Draw one token per row by inverting the cumulative distribution at the row's own uniform number.
+    """Draw one token per row by inverting its cumulative distribution at the row's own noise, a uniform number.
 
     The sum is made in the format of the noise. Over 151,936 words in float32 it loses words of under 6e-8 behind its
     middle, and falls in places where a GPU adds up by blocks; in float64 neither is larger than 1e-15. Args: logits
@@ -150,8 +150,8 @@ def sample(logits: Tensor, noise: Tensor, sampling: Sampling) -> tuple[Tensor, T
     logp = logits.log_softmax(dim=-1)
     cumulative = logp.to(noise.dtype).exp().cumsum_(dim=-1)
     # Scaled by the last entry, because rounding leaves it near, not at, 1; right=True skips tokens of probability zero.
-    whole = cumulative[:, -1:].contiguous()
-    token = torch.searchsorted(cumulative, noise.unsqueeze(1) * whole, right=True)
-    last = torch.searchsorted(cumulative, whole)  # the last token that can be drawn: the first to reach the whole
+    total = cumulative[:, -1:].contiguous()
+    token = torch.searchsorted(cumulative, noise.unsqueeze(1) * total, right=True)
+    last = torch.searchsorted(cumulative, total)  # the last token that can be drawn: the first to reach the whole
     token = torch.minimum(token, last)
     return token.squeeze(1), logp.gather(1, token).squeeze(1)

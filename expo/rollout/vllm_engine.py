@@ -96,7 +96,8 @@ class VLLMEngine(Engine):
         self.sync()
 
     def _watch(self, client: Any) -> None:
-        """Hand whoever waits for the engine an error, once its process was killed: vLLM 0.32 would wait for ever."""
+        """Raise an error in every call that waits for the engine once its process was killed: vLLM 0.32 would wait for
+        ever."""
         wait([process.sentinel for process in client.resources.engine_manager.processes])
         if not self.closed.is_set():
             self.gone.set()
@@ -112,8 +113,8 @@ class VLLMEngine(Engine):
 
     @property
     def own_gpus(self) -> Sequence[int]:
-        """Return which GPUs, of those that this process sees, an engine in a process of its own gets; () where it has
-        no such choice."""
+        """Return the GPUs, of those that this process sees, of an engine in a process of its own; () where it cannot
+        choose."""
         beside = self.device.index if self.conf.separate and self.device.type == "cuda" else None
         first = beside if self.conf.device is None else self.conf.device
         return () if first is None else range(first, first + self.conf.tensor_parallel)
@@ -146,8 +147,8 @@ class VLLMEngine(Engine):
         if self.lora_rank:
             options |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": self.lora_rank}
         if self.device.type == "cuda":
-            own = self.device if conf.device is None else torch.device("cuda", conf.device)
-            total = torch.cuda.get_device_properties(own).total_memory
+            device = self.device if conf.device is None else torch.device("cuda", conf.device)
+            total = torch.cuda.get_device_properties(device).total_memory
             shares = conf.tensor_parallel
             options["gpu_memory_utilization"] = conf.memory_share or memory_share(
                 weights // shares, cached // shares, total
@@ -177,8 +178,8 @@ class VLLMEngine(Engine):
         return llm
 
     def _source(self) -> str:
-        """Return where the model's config and weights are; which weights does not matter, unless an adapter alone is
-        sent: they are replaced."""
+        """Return the folder or hub id from which vLLM loads the model's config and weights. The weights are replaced,
+        unless an adapter alone is sent."""
         base = causal_lm(self.model)
         if base.name_or_path and not hasattr(base.config, "expo_gguf"):  # vLLM reads no such file
             return str(base.name_or_path)
@@ -189,7 +190,7 @@ class VLLMEngine(Engine):
 
     @torch.no_grad()
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Return what the engine is to hold, under Hugging Face's names, without the tied head.
+        """Yield the weights that the engine is to hold, under Hugging Face's names, without the tied head.
 
         A LoRA adapter is merged into the parameters, or beside them as `q_proj.lora_A` and `q_proj.lora_B`, scaled.
         """
@@ -260,8 +261,8 @@ class VLLMEngine(Engine):
 
     def verify(self) -> None:
         """Check that the engine is the policy. Raises EngineError, which names the parameters, where it is not."""
-        ours, found = sums(self.weights()), self._call("expo_sums", {})
-        theirs = {name: [share[name] for share in found] for name in found[0] if self._parted_evenly(name)}
+        ours, engine_sums = sums(self.weights()), self._call("expo_sums", {})
+        theirs = {name: [share[name] for share in engine_sums] for name in engine_sums[0] if self._sharded_evenly(name)}
         wrong = sorted(n for n in ours.keys() & theirs.keys() if not _held(ours[n], theirs[n]))
         hidden = sorted({group_of(n) for n in ours.keys() - theirs.keys()})
         gap, tolerance = self.probe_gap(), self.conf.probe_tolerance or (1e-3 if self.dtype == torch.float32 else 0.05)
@@ -273,21 +274,20 @@ class VLLMEngine(Engine):
             ]
             raise EngineError(
                 "vLLM's weights are not the policy's after a sync: "
-                f"{', '.join(named[:4])}{' …' if len(named) > 4 else ''} differ; "
-                f"mean difference of log-probabilities on the probe {gap:.2g} nats, allowed {tolerance:g}; nothing "
-                "was trained on them"
+                f"{', '.join(named[:4])}{' …' if len(named) > 4 else ''} differ; mean difference of log-probabilities "
+                f"on the probe {gap:.2g} nats, allowed {tolerance:g}; nothing was trained on them"
             )
         if gap > max(tolerance, 2 * self.usual):  # every sum is the policy's: the weights are
-            told = (
+            message = (
                 "vLLM has the policy's weights, and computes otherwise: mean difference of log-probabilities on "
                 "the probe %.2g nats (%g is usual)"
             )
             log.warning(
-                f"{told}; look at policy/sampler_kl and algorithm.sampler_correction", gap, self.usual or tolerance
+                f"{message}; look at policy/sampler_kl and algorithm.sampler_correction", gap, self.usual or tolerance
             )
         self.usual = self.usual or gap
 
-    def _parted_evenly(self, name: str) -> bool:
+    def _sharded_evenly(self, name: str) -> bool:
         """Return whether a parameter is shared out among the GPUs, or whole on each: with fewer heads of keys than
         GPUs, some of those are doubled."""
         return ".qkv_proj." not in name or key_heads(self.model) % self.conf.tensor_parallel == 0
@@ -347,7 +347,7 @@ class VLLMEngine(Engine):
         return [done[row] for row in range(len(asked))]
 
     def _enqueue(self, requests: Sequence[Request], sampling: Sampling) -> list[str]:
-        """Hand vLLM the requests; what it will call them."""
+        """Hand vLLM the requests. Returns vLLM's ids of them."""
         from vllm import SamplingParams
 
         if not requests:
@@ -366,13 +366,13 @@ class VLLMEngine(Engine):
         return [name.partition("-")[0] for name in names]  # within, vLLM adds a random end to the name
 
     def _call(self, method: str, arguments: dict[str, Any]) -> Any:
-        """Return what a method of `WeightSync` gives on each of the engine's GPUs."""
+        """Return what a method of `WeightSync` returns on each of the engine's GPUs."""
         with in_vllm("stopped working"):
             return self.llm.collective_rpc(method, kwargs=arguments)
 
     def sleep(self) -> None:
-        """Give cache and weights back, on a GPU that it shares with the trainer: `sync` brings them. Where it sends an
-        adapter alone, the weights wait on the CPU."""
+        """Free cache and weights on a GPU that the engine shares with the trainer: `sync` brings the weights back.
+        Where it sends an adapter alone, the base weights wait on the CPU."""
         if self.sleeps:
             self.llm.sleep(level=1 if self.lora_rank else 2)
             self.asleep = True
@@ -414,21 +414,22 @@ def _save(tensors: dict[str, Tensor], path: Path) -> None:
     save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
 
 
-def _same(ours: tuple[float, float], theirs: tuple[float, float]) -> bool:
-    """Return whether two sums agree up to the order of the additions; a parameter's scale is the root of its sum of
-    squares."""
+def _equal_sums(ours: tuple[float, float], theirs: tuple[float, float]) -> bool:
+    """Return whether two sums agree up to the order of the additions; the scale of a parameter is the root of its sum
+    of squares."""
     scale = math.sqrt(max(ours[1], theirs[1])) + 1e-12
     return abs(ours[0] - theirs[0]) <= 1e-6 * scale + 1e-9 and abs(ours[1] - theirs[1]) <= 1e-9 * scale**2 + 1e-12
 
 
 def _held(ours: tuple[float, float], theirs: Sequence[tuple[float, float]]) -> bool:
-    """Return whether the engine's GPUs hold a parameter: whole on each, or a share on each."""
+    """Return whether the engine's GPUs hold a parameter of the policy: whole on each, or a share on each. Args:
+    sums."""
     first, second = zip(*theirs, strict=True)
-    return all(_same(ours, each) for each in theirs) or _same(ours, (sum(first), sum(second)))
+    return all(_equal_sums(ours, each) for each in theirs) or _equal_sums(ours, (sum(first), sum(second)))
 
 
 def group_of(name: str) -> str:
-    """Return what a user knows the parameter by: `model.layers.3.self_attn.qkv_proj.weight` is of
-    layers.3.self_attn."""
+    """Return the part of the model that a parameter is in: layers.3.self_attn for
+    `model.layers.3.self_attn.qkv_proj.weight`."""
     parts = name.removeprefix("model.").removesuffix(".weight").removesuffix(".bias").split(".")
     return ".".join(parts[:3] if parts[0] == "layers" else parts[:1])

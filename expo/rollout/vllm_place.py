@@ -25,28 +25,28 @@ CPU_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256)  # sizes that vLLM's 
 
 
 def place_for(size: int) -> str | None:
-    """Return where files of so many bytes go: into memory, where there is room for those of all devices of the run;
+    """Return the folder for files of `size` bytes: one in memory that has room for the files of all devices of the run;
     else None, the disk."""
     memory, count = Path("/dev/shm"), int(os.environ.get("WORLD_SIZE", "1"))
     if not memory.is_dir():
         return None
     if (free := shutil.disk_usage(memory).free) > 1.2 * count * size:
         return str(memory)
-    told = "vLLM's weights go through %s, which takes longer: /dev/shm has %.1f GB free, and %.1f GB are needed"
-    log.warning(told, tempfile.gettempdir(), free / 1e9, 1.2 * count * size / 1e9)
+    message = "vLLM's weights go through %s, which takes longer: /dev/shm has %.1f GB free, and %.1f GB are needed"
+    log.warning(message, tempfile.gettempdir(), free / 1e9, 1.2 * count * size / 1e9)
     return None
 
 
 @contextmanager
 def visible(devices: Sequence[int]) -> Iterator[None]:
-    """Show processes that start meanwhile these GPUs alone, all for none; they count those that this process sees.
-    Raises UserError for none of those."""
+    """Show these GPUs alone to processes that start within the context; without any, none. The GPUs are counted as this
+    process sees them. Raises UserError for a GPU that is not there."""
     before = os.environ.get("CUDA_VISIBLE_DEVICES")
     if devices:
         if max(devices) >= (count := torch.cuda.device_count()):
-            further = f" rollout.tensor_parallel={len(devices)}" if len(devices) > 1 else ""
+            setting = f" rollout.tensor_parallel={len(devices)}" if len(devices) > 1 else ""
             raise UserError(
-                f"rollout.device={devices[0]}{further}: there are {count} GPUs here; give numbers of theirs, from 0"
+                f"rollout.device={devices[0]}{setting}: there are {count} GPUs here; give numbers of theirs, from 0"
             )
         seen = before.split(",") if before else [str(n) for n in range(count)]
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(seen[n] for n in devices)
@@ -60,7 +60,7 @@ def visible(devices: Sequence[int]) -> Iterator[None]:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Let processes that start meanwhile not know of the other devices of the run: an engine has no part in them."""
+    """Hide the other devices of the run from processes that start within the context: an engine has no part in them."""
     of_group = (
         "RANK",
         "LOCAL_RANK",
@@ -93,10 +93,9 @@ def trainers_group() -> Iterator[None]:
 
 @contextmanager
 def unmoved() -> Iterator[None]:
-    """Give back what vLLM takes from a process in which it starts: torch's threads, which it sets to 1, the garbage
-    that it keeps from being
-    collected, and the state of every generator, which it seeds."""
-    threads, told, cuda = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS"), torch.cuda.is_initialized()
+    """Restore, after the context, what vLLM changes in the process in which it starts: torch's threads, which it sets
+    to 1, garbage collection, which it freezes, and the state of every generator, which it seeds."""
+    threads, omp_threads, cuda = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS"), torch.cuda.is_initialized()
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     on_gpus = torch.cuda.get_rng_state_all() if cuda else []
     os.environ["OMP_NUM_THREADS"] = str(threads)  # where it is set, vLLM leaves the threads alone
@@ -104,7 +103,7 @@ def unmoved() -> Iterator[None]:
         yield
     finally:
         os.environ.pop("OMP_NUM_THREADS")
-        os.environ |= {"OMP_NUM_THREADS": told} if told is not None else {}
+        os.environ |= {"OMP_NUM_THREADS": omp_threads} if omp_threads is not None else {}
         torch.set_num_threads(threads)
         gc.unfreeze()
         random.setstate(states[0])
@@ -142,8 +141,8 @@ def memory_share(weights: int, cached: int, total: int) -> float:
 
 
 def adapter_rank(model: PreTrainedModel) -> int:
-    """Return the rank that vLLM has to make room for, to hold the model's LoRA adapter beside its weights; 0 where it
-    cannot, or there is none."""
+    """Return the rank of adapters for which vLLM makes room, so that it holds the model's LoRA adapter beside its
+    weights; 0 where it cannot, or the model has none."""
     adapter = model.peft_config["default"] if isinstance(model, PeftModel) else None
     return next((rank for rank in LORA_RANKS if adapter and rank >= adapter.r), 0)
 

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def in_time(action: Callable[[], T], gone: threading.Event) -> T:
-    """Return what an action does that would wait for ever for another process: NCCL does for one that has ended.
+    """Return the result of an action that would wait for ever for a process that has ended, as NCCL does.
 
     Args: gone, set when it has. Raises TimeoutError, and whatever the action raises; an action that hangs stays behind
     in a thread.
@@ -43,16 +43,15 @@ def in_time(action: Callable[[], T], gone: threading.Event) -> T:
 
 
 def open_transfer(llm: Any, info: Any, weights: Weights) -> Any:
-    """Return what sends `weights()` to `llm` at each `send_weights()`; the two meet here.
+    """Connect to `llm` and return the sender, whose `send_weights()` sends `weights()`.
 
     Args: info, a `TrainerInitInfo` of vLLM's, whose backend `llm` was started with.
     """
     from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
     from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
-    described = [
-        ParamMeta(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in weights()
-    ]  # once: the same at every send
+    # Once: the same at every send.
+    described = [ParamMeta(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in weights()]
 
     class Source(WeightSource):  # type: ignore[misc]  # without vLLM installed it is of no known type
         def metadata(self) -> list[ParamMeta]:
@@ -84,7 +83,7 @@ class Client:
 
 
 def nccl_info() -> Any:
-    """Return where the two meet: this process as rank 0, the engine as rank 1, at a free port of this machine."""
+    """Return the address of the transfer: this process is rank 0, the engine rank 1, at a free port of this machine."""
     from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
     from vllm.utils.network_utils import get_open_port
 

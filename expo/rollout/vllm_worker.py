@@ -30,15 +30,14 @@ class WeightSync:
             self.expo_load((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
 
     def expo_runner(self) -> str:
-        """Return which of vLLM's model runners this is: by default a GPU's is of its second kind, a CPU's of the
-        first."""
+        """Name vLLM's model runner: by default a GPU has the second kind, a CPU the first."""
         worker: Any = self
         runner = type(worker.model_runner)
         return f"{runner.__module__}.{runner.__name__}"
 
     def expo_sums(self) -> Sums:
-        """Return the sums of every parameter that is there to be read, and of a LoRA adapter; the CPU backend packs
-        most matrices away."""
+        """Return the sums of every parameter that can be read, and of a LoRA adapter; the CPU backend packs most
+        matrices away."""
         worker: Any = self
         model = worker.model_runner.get_model()
         return sums(
@@ -49,19 +48,19 @@ class WeightSync:
 def sums(named: Iterable[tuple[str, Tensor]]) -> Sums:
     """Return the fingerprints that joining and padding with zeros leave alone. Args: named parameters, by Hugging
     Face's or vLLM's names."""
-    found: Sums = {}
+    by_name: Sums = {}
     for name, tensor in named:
         for pattern, joined in JOINED:
             name = re.sub(pattern, joined, name)
         values = tensor.detach()  # summed in float64, without a copy of it in float64
-        first, second = found.get(name, (0.0, 0.0))
+        first, second = by_name.get(name, (0.0, 0.0))
         squares = torch.linalg.vector_norm(values, dtype=torch.float64).item() ** 2
-        found[name] = (first + values.sum(dtype=torch.float64).item(), second + squares)
-    return found
+        by_name[name] = (first + values.sum(dtype=torch.float64).item(), second + squares)
+    return by_name
 
 
 def _adapter(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Return the one adapter that there is room for, as the layers compute with it: joined like their matrices, padded
+    """Yield the weights of the only adapter in vLLM, as the layers compute with it: joined like their matrices, padded
     with zeros."""
     for name, layer in model.named_modules():
         for part, stacked in (("A", "lora_a_stacked"), ("B", "lora_b_stacked")):

@@ -13,8 +13,8 @@ NAMED = ("algorithm.", "positives.", "hints.", "needs")
 
 
 def settings_of(directory: str | Path) -> dict[str, Any]:
-    """Return every key of a run that changes its result, but for the seed. Reads config.yaml as text: nothing in it is
-    resolved.
+    """Return the settings of a run that change its result, without the seed. Reads config.yaml as text: nothing in it
+    is resolved.
 
     Raises UserError for one that cannot be read.
     """
@@ -22,7 +22,7 @@ def settings_of(directory: str | Path) -> dict[str, Any]:
 
 
 def settings_in(tree: Any) -> dict[str, Any]:
-    """Return the same of a config as plain data."""
+    """Return the settings of a config, given as plain data, that change its result, without the seed."""
     return {key: value for key, value in changing(flat(tree)).items() if key != "seed"}
 
 
@@ -34,15 +34,15 @@ def arm_names(summaries: Sequence[Mapping[str, Any]], settings: Sequence[Mapping
     compared). Args: summaries and settings (`settings_of`) of the runs, in the same order.
     """
     names = [str(summary["name"]) for summary in summaries]
-    everywhere = {key for own in settings for key in own}
-    told = [key for key in sorted(everywhere) if _tells(key, names, settings)]
-    short = {key: key.rpartition(".")[2] for key in told}
+    everywhere = {key for of_run in settings for key in of_run}
+    telling = [key for key in sorted(everywhere) if _tells_arms_apart(key, names, settings)]
+    short = {key: key.rpartition(".")[2] for key in telling}
     labels = []
-    for name, own in zip(names, settings, strict=True):
+    for name, of_run in zip(names, settings, strict=True):
         parts = [
-            f"{short[k] if list(short.values()).count(short[k]) == 1 else k}={_shown(k, own[k])}"
-            for k in told
-            if k in own
+            f"{short[k] if list(short.values()).count(short[k]) == 1 else k}={_shown(k, of_run[k])}"
+            for k in telling
+            if k in of_run
         ]
         labels.append(", ".join([name, *parts]))
     marks = [str(summary.get("arm", "unknown")) for summary in summaries]
@@ -52,9 +52,9 @@ def arm_names(summaries: Sequence[Mapping[str, Any]], settings: Sequence[Mapping
     return labels
 
 
-def _tells(key: str, names: Sequence[str], settings: Sequence[Mapping[str, Any]]) -> bool:
-    """Return whether a key tells arms apart beyond their names."""
-    values = [repr(own.get(key)) for own in settings]
+def _tells_arms_apart(key: str, names: Sequence[str], settings: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether a key tells arms apart that have the same names."""
+    values = [repr(of_run.get(key)) for of_run in settings]
     if not key.startswith(NAMED):
         return len(set(values)) > 1
     return any(len({v for v, n in zip(values, names, strict=True) if n == name}) > 1 for name in set(names))

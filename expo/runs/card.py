@@ -32,7 +32,7 @@ def model_card(cfg: Config, summary: dict[str, Any], adapter: bool, gguf: str = 
         if f"{name}_lo" in metrics
     ]
     source = data.path or data.eval_path or data.hub_id or "generated"
-    made = summary.get("git") or summary["versions"]["expo"]
+    version = summary.get("git") or summary["versions"]["expo"]
     rounded = ""
     if adapter and cfg.model.load_in_4bit:
         rounded = (
@@ -47,7 +47,7 @@ def model_card(cfg: Config, summary: dict[str, Any], adapter: bool, gguf: str = 
 # {cfg.name} on {data.name}
 
 `{base}`, trained by {cfg.name} for {cfg.trainer.max_steps} steps with seed {cfg.seed}, on {data.name} ({source}).
-{rounded}Made with expo ({made}) on {summary["device"]}; identity of the run: {summary["identity"]}.
+{rounded}Made with expo ({version}) on {summary["device"]}; identity of the run: {summary["identity"]}.
 
 ## Measured
 

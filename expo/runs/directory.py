@@ -45,23 +45,22 @@ class Run:
 
     @cached_property
     def identity(self) -> str:
-        """Return the identity as it was when the run was found: a data file that changes meanwhile changes nothing of
-        the run."""
+        """Return the identity as of when the run was found: a data file that changes meanwhile does not change it."""
         return identity(self.cfg)
 
     @cached_property
     def arm(self) -> str:
-        """Return the identity without the seed, as it was then."""
+        """Return the identity without the seed, as of when the run was found."""
         return arm_identity(self.cfg)
 
     @cached_property
     def mark(self) -> str:
-        """Return what the directory's name ends in, as it was then."""
+        """Return the end of the directory's name, as of when the run was found."""
         return run_mark(self.cfg, self.command)
 
     @cached_property
     def id(self) -> str:
-        """Return what the run is called everywhere, see `run_id`."""
+        """Return the run's id in every logger, see `run_id`."""
         return run_id(self.cfg, self.command)
 
     @cached_property
@@ -71,8 +70,8 @@ class Run:
 
     @classmethod
     def find(cls, cfg: Config, command: str = "train") -> "Run":
-        """Return what `expo <command>` makes of this config, with what an earlier session of it left; makes nothing
-        yet."""
+        """Return the run that `expo <command>` makes of this config, with the metrics of its earlier sessions; makes
+        nothing yet."""
         run = cls(cfg, run_dir(cfg, command), command)
         _ = run.identity, run.arm, run.mark, run.id, run.data
         run.code = own_code(cfg)
@@ -83,19 +82,19 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Return whether the run is done, and says what it has come to."""
+        """Return whether the run is done, with metrics in its summary."""
         summary = self.summary()
         return not self.cfg.fresh and summary.get("status") == "done" and bool(_metrics_of(summary))
 
     @property
     def finished_line(self) -> str:
-        """Return what to say where a run is not made again: also what has changed since it was made."""
+        """Return the message about a run that is not made again, and about what has changed since it was made."""
         summary, version = self.summary(), version_of("expo") or CHECKOUT
         made_by = summary.get("versions", {}).get("expo", version)
         files = changed_code(summary.get("own_code", {}))
-        told = [f"it was made before a change of {', '.join(files)}"] if files else []
-        told += [f"it was made by expo {made_by}, and this is {version}"] if made_by != version else []
-        return "; ".join([f"{self.dir} {FINISHED}", *told, AGAIN])
+        changes = [f"it was made before a change of {', '.join(files)}"] if files else []
+        changes += [f"it was made by expo {made_by}, and this is {version}"] if made_by != version else []
+        return "; ".join([f"{self.dir} {FINISHED}", *changes, AGAIN])
 
     @contextmanager
     def alone(self) -> Iterator[list[IO[str]]]:
@@ -103,13 +102,13 @@ class Run:
 
         Gives the locked files: a process that has them open keeps the locks, too.
         """
-        locks, told = Path(self.cfg.output_dir, ".locks"), f"{self.dir}: waiting for the process that works on it"
+        locks, message = Path(self.cfg.output_dir, ".locks"), f"{self.dir}: waiting for the process that works on it"
         make_folder(locks, "output_dir")
         # By what finds the directory, and no name: two names may be of one run that has none yet.
-        with locked(locks / f"{self.command}-{self.mark}", told) as of_mark:
+        with locked(locks / f"{self.command}-{self.mark}", message) as of_mark:
             directory = run_dir(self.cfg, self.command, self.mark)
             make_folder(directory, "output_dir")
-            with locked(directory / LOCK, told) as of_directory:
+            with locked(directory / LOCK, message) as of_directory:
                 assert of_mark is not None
                 assert of_directory is not None
                 try:
@@ -119,15 +118,14 @@ class Run:
                         remove(directory)
 
     def begin(self) -> None:
-        """Make the directory and write config.yaml. With `fresh`, what is there goes: old checkpoints would be resumed
-        from."""
+        """Make the directory and write config.yaml. With `fresh`, empty it: old checkpoints would be resumed from."""
         if self.cfg.fresh and self.dir.is_dir():
             clear(self.dir)
         self.enter()
         self.write_config()
 
     def enter(self) -> None:
-        """Make the directory, or go on in it. Raises UserError where a link in it leads elsewhere."""
+        """Make the directory, or enter an existing one. Raises UserError where a link in it leads elsewhere."""
         make_folder(self.dir, "output_dir")
         check_links(self.dir)
         sweep(self.dir)
@@ -137,25 +135,25 @@ class Run:
             OmegaConf.save(OmegaConf.structured(self.cfg), partial)
 
     def keep_account(self, account: Account) -> None:
-        """Write data.json, and print what became of the rows that were read; generated data has none."""
+        """Write data.json, and print the account of the rows that were read; generated data has none."""
         unread = {
-            f"dataset.{key}={shown(value)}": told
-            for key, told in self.cfg.dataset.unread(self.command).items()
+            f"dataset.{key}={shown(value)}": remedy
+            for key, remedy in self.cfg.dataset.unread(self.command).items()
             if (value := getattr(self.cfg.dataset, key)) is not None and key != "part"
         }
         with beside(self.dir / "data.json") as partial:
             partial.write_text(json.dumps(account.record() | {"ignored": unread}, indent=1))
         if account.sources:
             Console().print(account.table())
-            for key, told in unread.items():
-                print(f"{key} is not looked at: {told}")
+            for key, remedy in unread.items():
+                print(f"{key} is not looked at: {remedy}")
 
     def summary(self) -> dict[str, Any]:
-        """Return the summary as it stands, {} where there is none."""
+        """Return the current summary, {} without one."""
         return read_summary(self.dir)
 
     def record(self, status: str, **more: Any) -> dict[str, Any]:
-        """Return what summary.json is to say. `status` is done, stopped or failed."""
+        """Return the content of summary.json. `status` is done, stopped or failed."""
         return {
             "status": status,
             "identity": self.identity,
@@ -188,8 +186,8 @@ class Run:
 
 
 def _metrics_of(summary: Mapping[str, Any]) -> dict[str, float]:
-    found = summary.get("metrics")
-    return found if isinstance(found, dict) else {}
+    metrics = summary.get("metrics")
+    return metrics if isinstance(metrics, dict) else {}
 
 
 def git_commit(*folders: str) -> str | None:

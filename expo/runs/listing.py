@@ -75,8 +75,8 @@ class RunFolder:
 
     @property
     def row(self) -> Row:
-        """Return what a table, a filter or `--json` may want, in this order: the columns, all metrics, and all settings
-        by their keys."""
+        """Return the run's row for tables, filters and `--json`, in this order: columns, all metrics, all settings by
+        key."""
         summary, metrics = self.summary, self.summary.get("metrics", {})
         largest = max((int(m[1]) for name in metrics if (m := re.fullmatch(r"pass@([0-9]{1,9})", name))), default=None)
         lines = read_lines(self.dir) if self.command == "train" else []
@@ -113,7 +113,7 @@ class RunFolder:
 
 
 def size_of(directory: Path) -> int:
-    """Return the bytes of a run directory's files; what is behind a link in it is none of it, nor what vanishes
+    """Return the bytes of a run directory's files, without those behind a link in it, and those that vanish
     meanwhile."""
     total = 0
     for folder, _, names in os.walk(directory):
@@ -128,9 +128,9 @@ def find_runs(output_dir: Path) -> list[RunFolder]:
     no folder."""
     if not output_dir.is_dir():
         raise UserError(f"output_dir={output_dir}: no such folder; give the one that runs were made in")
-    found = sorted(output_dir.glob("*/*/summary.json"))
+    files = sorted(output_dir.glob("*/*/summary.json"))
     return [
-        RunFolder(path.parent, read_summary(path.parent)) for path in found if (path.parent / "config.yaml").is_file()
+        RunFolder(path.parent, read_summary(path.parent)) for path in files if (path.parent / "config.yaml").is_file()
     ]
 
 
@@ -163,10 +163,10 @@ def kept(
     row has.
     """
     for text in filters:
-        found = FILTER.fullmatch(text)
-        if found is None:
+        match = FILTER.fullmatch(text)
+        if match is None:
             raise UserError(f"{text}: no filter; use for example status=done, name=exp_*, trainer.max_steps>=100")
-        key, sign, value = found.groups()
+        key, sign, value = match.groups()
         if rows and not any(key in row for row in rows):
             raise UserError(f"{text}: no {what} has {key}; use {keys}")
         rows = [row for row in rows if key in row and _passes(row[key], sign, value)]
@@ -183,7 +183,8 @@ def _passes(have: Any, sign: str, value: str) -> bool:
 
 
 def _equals(have: Any, value: str) -> bool:
-    """Return whether a value is the one written down: as a number where both are; `*` and `?` stand for any text."""
+    """Return whether a value matches the text of a filter: as a number where both are; `*` and `?` stand for any
+    text."""
     try:
         if isinstance(have, int | float) and not isinstance(have, bool):
             return float(have) == float(value)
@@ -199,7 +200,7 @@ def in_order(rows: Sequence[Row], by: str) -> list[Row]:
     key = by.removeprefix("-")
     if rows and not any(key in row for row in rows):
         raise UserError(f"sort={by}: no run has {key}; use a column, a metric such as pass@4, or a key of the config")
-    there = [row for row in rows if row.get(key) is not None]
-    numbers = all(isinstance(row[key], int | float) for row in there)
-    ordered = sorted(there, key=lambda row: row[key] if numbers else shown(row[key]), reverse=by.startswith("-"))
+    having = [row for row in rows if row.get(key) is not None]
+    numbers = all(isinstance(row[key], int | float) for row in having)
+    ordered = sorted(having, key=lambda row: row[key] if numbers else shown(row[key]), reverse=by.startswith("-"))
     return ordered + [row for row in rows if row.get(key) is None]

@@ -1,4 +1,4 @@
-"""How processes of runs are started and stopped."""
+"""Start and stop the processes of runs."""
 
 import ctypes
 import gc
@@ -20,7 +20,8 @@ from expo.ground.ranks import share_of_cores
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Collect no garbage within the context: imports leave none, and looking for it takes a sixth of their time.
+    """Switch garbage collection off within the context: imports leave no garbage, and looking for it takes a sixth of
+    their time.
 
     What they made is never looked through again, unless another run of this process came before.
     """
@@ -35,7 +36,7 @@ def importing() -> Iterator[None]:
 
 
 def run_apart(command_line: list[str], **options: Any) -> int:
-    """Run a process that a Ctrl-C in the terminal does not reach: who launched it hands it a signal and waits."""
+    """Run a process that a Ctrl-C in the terminal does not reach: this one forwards the signal and waits."""
     if multiprocessing.current_process().name != "MainProcess":  # in a launcher's worker, which has only to wait
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         end_with(os.getppid(), signal.SIGKILL)  # else it would wait for ever for more; the run goes on to its end

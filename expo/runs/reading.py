@@ -64,8 +64,7 @@ def last_evaluation(directory: str | Path, step: int | None = None) -> dict[str,
 
 
 def by_step(runs: Sequence[Sequence[tuple[float, float]]]) -> tuple[list[float], list[list[float]]]:
-    """Return the steps, and at each the values of the runs that have one there. Args: (step, value) points of each
-    run."""
+    """Return the steps, and at each the values of the runs that have one. Args: (step, value) points of each run."""
     values: dict[float, list[float]] = defaultdict(list)
     for run in runs:
         for step, value in run:
@@ -101,7 +100,7 @@ def read_rows(
 
 
 def _is_kind(name: str, kind: pyarrow.DataType) -> bool:
-    """Return whether a column's values are of the kind that a run writes."""
+    """Return whether a column's values have the type that a run writes."""
     types = pyarrow.types
     if name in ("question", "answer", "completion", "verdict", "subject", "positive"):
         return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_null(kind))
@@ -139,18 +138,18 @@ def completions_in(file: Path, **which: Any) -> list[dict[str, Any]]:
 def completions_file(directory: Path, kind: str, step: int | None = None) -> Path:
     """Return a file of a run's completions. Args: kind, train or eval; step, steps done; None: the last. Raises
     UserError for none."""
-    there = sorted((directory / "completions").glob(f"{kind}*.parquet"), key=step_in)
-    files = [file for file in there if step in (None, step_in(file))]
+    candidates = sorted((directory / "completions").glob(f"{kind}*.parquet"), key=step_in)
+    files = [file for file in candidates if step in (None, step_in(file))]
     if not files:
-        steps = [step_in(file) for file in there if step_in(file) >= 0]
+        steps = [step_in(file) for file in candidates if step_in(file) >= 0]
         raise UserError(f"{directory}: no {kind} completions of step {step}; there are those of steps {steps}")
     return files[-1]
 
 
 def step_in(file: Path) -> int:
     """Return the step in the name of a file, such as eval-step000040.parquet; -1 where there is none."""
-    found = re.search(r"-step(\d+)$", file.stem)
-    return int(found[1]) if found else -1
+    match = re.search(r"-step(\d+)$", file.stem)
+    return int(match[1]) if match else -1
 
 
 SAMPLES = 6  # problems of a training step that are kept beside a table
@@ -163,7 +162,7 @@ def samples_of(directory: str | Path) -> list[dict[str, Any]]:
     problems: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in completions_in(files[-1]) if files else []:
         problems[row["problem"]].append(row)
-    found = [
+    samples = [
         rows[0]
         | {
             "right": sum(r["verdict"] == "correct" for r in rows),
@@ -172,4 +171,4 @@ def samples_of(directory: str | Path) -> list[dict[str, Any]]:
         for rows in problems.values()
     ]
     # Of levels that are words, none is known to be the hardest.
-    return sorted(found, key=lambda r: (r["right"], -r["level"] if isinstance(r["level"], int) else 0))[:SAMPLES]
+    return sorted(samples, key=lambda r: (r["right"], -r["level"] if isinstance(r["level"], int) else 0))[:SAMPLES]

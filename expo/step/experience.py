@@ -37,7 +37,7 @@ class Timer:
 
 @dataclass(frozen=True)
 class Tools:
-    """What it takes to write and check completions."""
+    """Tokenizer, prompts, verifier and sampling: what it takes to write and check completions."""
 
     prompts: Prompts
     tokenizer: PreTrainedTokenizerBase
@@ -54,7 +54,7 @@ class Tools:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A possible positive of one problem; `rejected` says why it is not used, if it is not."""
+    """Possible positive of one problem; `rejected` names the filter that rejects it, if one does."""
 
     ids: list[int]
     text: str
@@ -66,7 +66,7 @@ class Candidate:
     answer_lift: float | None = None  # log π(a*|q, c) - log π(a*|q, own completion)
 
     def unmeasured(self) -> "Candidate":
-        """Return it without what was measured."""
+        """Return the candidate without its measured properties."""
         return replace(self, logp_given_q=None, logp_given_qa=None, answer_lift=None)
 
 
@@ -91,7 +91,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Group:
-    """One problem of a step: its G judged rollouts, the candidate positives, and those that are trained on.
+    """One problem of a step: its G judged rollouts, its candidate positives, and the positives that are trained on.
 
     After a hint, `before_hint` is the group as it was without; the first `kept` rollouts are the same in both.
     """
@@ -126,6 +126,9 @@ class Group:
     def all_wrong(self) -> bool:
         """Return whether no rollout is right without a hint; true of an empty group, too."""
         return not any(self.correct)
+
+
+Groups = Mapping[int, Group]  # judged groups by index of the problem in its step
 
 
 @dataclass
@@ -175,7 +178,7 @@ class Experience:
         return Experience(groups, self.step, gives_hints=self.gives_hints, writer=self.writer)
 
     def __add__(self, other: "Experience") -> "Experience":
-        """Return both as one step; the other's groups come after these."""
+        """Join two experiences into one step; the groups of `other` come last."""
         timer = Timer(self.timer.seconds)
         timer.add(other.timer.seconds)
         return replace(

@@ -30,11 +30,11 @@ class NoHints:
         self.writer = conf.writer  # which policy writes; None where nothing is written
 
     def wanted(self, groups: Mapping[int, Group]) -> list[int]:
-        """Return the problems whose rollouts are made again."""
+        """Return the indices of the problems whose rollouts are made again with a hint."""
         return []
 
     def requests(self, batch: Batch, wanted: Sequence[int], tools: Tools) -> list[Request]:
-        """Return what to generate before there are hints."""
+        """Return the requests of the first stage: for the hints, or for texts that hints are made of."""
         return []
 
     def further(self, batch: Batch, written: Sequence[Completion], tools: Tools) -> list[Request] | None:
@@ -44,7 +44,7 @@ class NoHints:
     def hinted(
         self, batch: Batch, wanted: Sequence[int], written: Sequence[Completion], tools: Tools
     ) -> dict[int, list[int]]:
-        """Return prompts with a hint, by problem; a problem without a usable hint is left out."""
+        """Return prompts with a hint, by problem index; a problem without a usable hint is left out."""
         return {}
 
 
@@ -75,12 +75,12 @@ class ExpertPrefix(NoHints):
         return {i: [*batch.prompts[i], *ids] for i, ids in beginnings.items()}
 
     def beginning(self, ids: list[int], batch: Batch, problem: int, tools: Tools) -> list[int]:
-        """Return a random share of a completion; never its final statement."""
+        """Return a random share of a completion's tokens; never its final statement."""
         text = str(tools.tokenizer.decode(ids))
         position = text.find(tools.prompts.final_marker)  # the first: some state the answer before they derive it
-        whole = len(text_ids(tools.tokenizer, text[:position])) if position >= 0 else len(ids)
+        length = len(text_ids(tools.tokenizer, text[:position])) if position >= 0 else len(ids)
         noise = Key(tools.seed, SHARE, batch.step, batch.offset + problem).generator()
-        return ids[: round(whole * noise.uniform(self.conf.share_low, self.conf.share_high))]
+        return ids[: round(length * noise.uniform(self.conf.share_low, self.conf.share_high))]
 
 
 class SelfHint(ExpertPrefix):
@@ -98,14 +98,14 @@ class SelfHint(ExpertPrefix):
         if self.conf.sees == "solution" and shown.conf.hint_from_solution is not None:
             ask = shown.hint_from_solution_ids
             wanted = [i for i in wanted if batch.problems[i].solution]  # some rows may have none
-        return self._asked(HINT, ask(tools.tokenizer, [batch.problems[i] for i in wanted]), batch, wanted, tools)
+        return self._requests(HINT, ask(tools.tokenizer, [batch.problems[i] for i in wanted]), batch, wanted, tools)
 
     def further(self, batch: Batch, written: Sequence[Completion], tools: Tools) -> list[Request] | None:
         if not self._in_two(tools):
             return None
         texts = tools.texts([c.ids for c in written])
         problems = [batch.problems[c.problem] for c in written]
-        return self._asked(
+        return self._requests(
             ABSTRACT,
             tools.prompts.abstract_ids(tools.tokenizer, problems, texts),
             batch,
@@ -116,32 +116,32 @@ class SelfHint(ExpertPrefix):
     def _in_two(self, tools: Tools) -> bool:
         return self.conf.stages == 2 and tools.prompts.conf.abstract is not None
 
-    def _asked(
+    def _requests(
         self, stream: int, prompts: Sequence[Sequence[int]], batch: Batch, problems: Sequence[int], tools: Tools
     ) -> list[Request]:
-        """Return requests for those prompts that an engine has room for."""
-        found = [
+        """Return requests for the prompts that fit the engine, which ask for hints."""
+        requests = [
             Request(tuple(prompt), Key(tools.seed, stream, batch.step, batch.offset + i), i)
             for i, prompt in zip(problems, prompts, strict=True)
             if len(prompt) <= tools.longest_prompt
         ]
-        if left := len(prompts) - len(found):
+        if left := len(prompts) - len(requests):
             log.warning("step %d: %d hints not asked for: over %d tokens", batch.step, left, tools.longest_prompt)
-        return found
+        return requests
 
     def hinted(
         self, batch: Batch, wanted: Sequence[int], written: Sequence[Completion], tools: Tools
     ) -> dict[int, list[int]]:
-        found = {}
+        prompts = {}
         for completion in written:
             i = completion.problem
             problem = batch.problems[i]
             if tools.prompts.solve_with_hint is None:
                 if beginning := self.beginning(completion.ids, batch, i, tools):
-                    found[i] = [*batch.prompts[i], *beginning]
+                    prompts[i] = [*batch.prompts[i], *beginning]
             elif not completion.truncated and not gives_away(text := tools.texts([completion.ids])[0], problem):
-                found[i] = tools.prompts.solve_with_hint_ids(tools.tokenizer, problem, text.strip())
-        return found
+                prompts[i] = tools.prompts.solve_with_hint_ids(tools.tokenizer, problem, text.strip())
+        return prompts
 
 
 def gives_away(hint: str, problem: Problem) -> bool:

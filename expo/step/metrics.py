@@ -54,7 +54,7 @@ def step_metrics(experience: Experience, sums: StepSums, beta: float | None) -> 
 
 
 def _rollout_metrics(e: Experience) -> dict[str, float | None]:
-    """Return the scalars of a step's rollouts, as they are without a hint."""
+    """Return the scalars of a step's rollouts, those without a hint."""
     groups = [group.unaided for group in e.groups]
     completions, verdicts = [c for g in groups for c in g.completions], [v for g in groups for v in g.verdicts]
     lengths = [len(c.ids) for c in completions]
@@ -84,7 +84,7 @@ def _positive_metrics(e: Experience) -> dict[str, float | None]:
     lifts = [c.answer_lift for c in positives if c.answer_lift is not None]
     # Of the same problems: some have longer answers than others, and some have no positive.
     explained = [group for group in e.groups if group.positives]
-    own = _mean([len(c.ids) for group in explained for c in group.completions])
+    own_length = _mean([len(c.ids) for group in explained for c in group.completions])
     length = _mean([len(c.ids) for c in positives])
     reasons = dict.fromkeys([*FILTERS, *rejected])
     metrics = {
@@ -98,7 +98,7 @@ def _positive_metrics(e: Experience) -> dict[str, float | None]:
         "positive/leak_gap": _mean([given_qa - given_q for given_q, given_qa in both]),
         "positive/answer_lift": _mean(lifts),
         # Against the policy's own rollouts: drift of style shows here first.
-        "positive/length_ratio": None if own is None or length is None else length / own,
+        "positive/length_ratio": None if own_length is None or length is None else length / own_length,
         "positive/filtered_frac": _share(sum(rejected.values()), len(candidates)),
         **{f"positive/filtered_{reason}_frac": _share(rejected[reason], len(candidates)) for reason in reasons},
     }
@@ -109,12 +109,12 @@ def _positive_metrics(e: Experience) -> dict[str, float | None]:
     return metrics
 
 
-def _share(part: float, whole: float) -> float:
-    return part / whole if whole else 0.0
+def _share(part: float, total: float) -> float:
+    return part / total if total else 0.0
 
 
-def _ratio(part: float, whole: float) -> float | None:
-    return part / whole if whole else None
+def _ratio(part: float, total: float) -> float | None:
+    return part / total if total else None
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -8,7 +8,7 @@ from expo.config.explaining import When
 from expo.ground.problem import Problem
 from expo.rollout.engine import Completion, Engine, Request
 from expo.rollout.noise import HINTED, SOLVE, Key
-from expo.step.experience import Batch, Candidates, Experience, Group, Timer, Tools
+from expo.step.experience import Batch, Candidates, Experience, Group, Groups, Timer, Tools
 from expo.step.hints import NoHints
 from expo.step.positives.bank import BankedEngine
 from expo.step.positives.cache import ExplanationCache
@@ -20,13 +20,11 @@ from expo.verifier.answers import Verdict
 
 log = logging.getLogger(__name__)
 
-Groups = Mapping[int, Group]  # by problem of the step
-
 
 @dataclass(frozen=True)
 class Engines:
-    """Who generates what. `policy` has the policy's weights; each other is that very object where the policy does
-    it."""
+    """Engines by what they generate. `policy` has the policy's weights; another is the same object where the policy
+    does its work."""
 
     policy: Engine
     rollouts: Engine
@@ -40,7 +38,7 @@ class Engines:
         return list({id(e): e for e in (self.policy, self.rollouts, self.explanations, self.hints)}.values())
 
     def sync(self) -> None:
-        """Bring all engines up to their models: at the start, and when a snapshot is taken."""
+        """Bring all engines up to their models' weights: at the start, and when a snapshot is taken."""
         for engine in self.each:
             engine.sync()
 
@@ -52,8 +50,8 @@ class Engines:
 
 @dataclass
 class Pipeline:
-    """Makes the experience of a step. `scorer` measures under the policy; `when` says when explanations are asked
-    for."""
+    """Makes the experience of a step. `scorer` measures completions under the policy; `when` is the moment at which
+    explanations are asked for. Which groups are explained, `source.wants` decides by the gate."""
 
     engines: Engines
     source: PositiveSource
@@ -68,7 +66,7 @@ class Pipeline:
         self.cache = ExplanationCache(self.source.cache_steps, self.source.cache_max_drop)
 
     def run(self, step: int, problems: list[Problem], group_size: int, offset: int = 0) -> Experience:
-        """Return the experience of one step. Args: offset, the problems that the step has sampled before."""
+        """Return the experience of one step. Args: offset, how many problems the step has sampled before these."""
         timer = Timer()
         batch = Batch.of(problems, self.tools, step, offset)
         with timer("explain"):
@@ -86,7 +84,7 @@ class Pipeline:
             candidates = self.source.candidates(batch, groups, asked, explanations, self.tools)
             chosen = self.choose(groups, candidates)
             self.cache.keep(chosen, batch, self.scorer)
-            reused = {i: found for i, found in cached.items() if i in wanted}
+            reused = {i: some for i, some in cached.items() if i in wanted}
             positives = self.measure(step, groups, dict(sorted((chosen | reused).items())))
         written = sum(len(c.ids) for c in explanations)
         return Experience(
@@ -108,7 +106,7 @@ class Pipeline:
     def roll_out(
         self, batch: Batch, group_size: int, uncached: Sequence[int], timer: Timer
     ) -> tuple[dict[int, Group], list[Completion], int]:
-        """Generate and judge the rollouts, and explain in the same call as far as `when` allows it.
+        """Generate and judge the rollouts; generate explanations in the same call where `when` allows that.
 
         Args: uncached, the problems whose explanation is not in the cache. Returns the groups, the explanations that
         were made on the way, and how many tokens the rollouts have.
@@ -122,8 +120,8 @@ class Pipeline:
         early = self.source.requests(batch, {}, uncached, self.tools) if self.when is When.WITH_ROLLOUTS else []
         judge = GroupsAsTheyEnd(self, batch, group_size, uncached) if self.when is When.AS_GROUPS_END else None
         with timer("rollout"):
-            made = self.engines.rollouts.generate([*solve, *early], self.tools.sampling, judge)
-        rollouts, explanations = made[: len(solve)], made[len(solve) :]
+            completions = self.engines.rollouts.generate([*solve, *early], self.tools.sampling, judge)
+        rollouts, explanations = completions[: len(solve)], completions[len(solve) :]
         tokens = sum(len(c.ids) for c in rollouts)
         if judge is not None:
             timer.add({"rollout": -judge.seconds, "verify": judge.seconds})
@@ -134,7 +132,7 @@ class Pipeline:
 
     def verify(self, batch: Batch, rollouts: Mapping[int, list[Completion]]) -> dict[int, Group]:
         """Judge the rollouts of some problems, all at once."""
-        rows = [(i, completion) for i, own in rollouts.items() for completion in own]
+        rows = [(i, completion) for i, completions in rollouts.items() for completion in completions]
         problems = [batch.problems[i] for i, _ in rows]
         texts = self.tools.texts([c.ids for _, c in rows])
         verdicts = self.tools.verifier.verify(texts, problems)
@@ -146,14 +144,14 @@ class Pipeline:
         rewards = ranks.whole(rewards_of(self.reward, ranks.own(judged_rows)))
         judged = zip(texts, verdicts, rewards, strict=True)
         groups = {}
-        for i, own in rollouts.items():
-            told = [next(judged) for _ in own]
-            lists = [t for t, _, _ in told], [v for _, v, _ in told], [r for _, _, r in told]
-            groups[i] = Group(batch.problems[i], batch.prompts[i], own, *lists)
+        for i, completions in rollouts.items():
+            rated = [next(judged) for _ in completions]
+            lists = ([t for t, _, _ in rated], [v for _, v, _ in rated], [r for _, _, r in rated])
+            groups[i] = Group(batch.problems[i], batch.prompts[i], completions, *lists)
         return groups
 
     def hint(self, batch: Batch, groups: Groups) -> tuple[dict[int, Group], int]:
-        """Make rollouts again with hints, where the hints want it; the first `keep` of each group stay.
+        """Make the rollouts of some groups again with hints; the first `keep` rollouts of each group stay.
 
         Returns the groups after it, and how many tokens were generated.
         """
@@ -162,9 +160,9 @@ class Pipeline:
             return dict(groups), 0
         written = _generate(self.engines.hints, self.hints.requests(batch, wanted, self.tools), self.tools)
         tokens = sum(len(c.ids) for c in written)
-        further = self.hints.further(batch, written, self.tools)
-        if further is not None:
-            written = _generate(self.engines.hints, further, self.tools)
+        second_stage = self.hints.further(batch, written, self.tools)
+        if second_stage is not None:
+            written = _generate(self.engines.hints, second_stage, self.tools)
             tokens += sum(len(c.ids) for c in written)
         prompts = self._with_room(batch, self.hints.hinted(batch, wanted, written, self.tools))
         keep = self.hints.keep
@@ -181,8 +179,8 @@ class Pipeline:
         return dict(groups) | hinted, tokens
 
     def reliance(self, batch: Batch, groups: Groups) -> float | None:
-        """Return how much likelier right rollouts with a hint are with it than without, in nats per token: measured
-        every so often.
+        """Return how much likelier right hinted rollouts are under their prompt with the hint than without, in nats per
+        token: measured every `hints.measure_every` steps.
 
         Near 0, the policy could have written them without (what HiLL, arXiv 2604.00698, wants of a hint; the definition
         is ours).
@@ -204,7 +202,7 @@ class Pipeline:
         return float((with_hint - without).mean())
 
     def without_hints(self, groups: Groups) -> dict[int, Group]:
-        """Return the groups as they are trained on: with `hints.gradient=question`, every rollout behind its question
+        """Return the groups that are trained on: with `hints.gradient=question`, every rollout under its question
         alone."""
         if not self.hints.under_question:
             return dict(groups)
@@ -230,22 +228,22 @@ class Pipeline:
         return _generate(self.engines.explanations, self.source.requests(batch, groups, wanted, self.tools), self.tools)
 
     def choose(self, groups: Groups, candidates: Candidates) -> Candidates:
-        """Return the positives among the candidates, measured as far as the selection asks for it."""
-        usable = {i: kept for i, found in candidates.items() if (kept := [c for c in found if c.rejected is None])}
+        """Return the positives that the selection picks among the candidates, with the properties that it asks for."""
+        usable = {i: good for i, some in candidates.items() if (good := [c for c in some if c.rejected is None])}
         if self.source.selection in NEEDS_LOGP:
             usable = with_logp(self.scorer, groups, usable)
         if self.source.selection in NEEDS_LIFT:
             usable = with_lift(self.scorer, groups, usable)
-        chosen = {i: self.source.choose(found, groups[i].problem) for i, found in usable.items()}
+        chosen = {i: self.source.choose(some, groups[i].problem) for i, some in usable.items()}
         return {i: positives for i, positives in chosen.items() if positives}
 
     def measure(self, step: int, groups: Groups, positives: Candidates) -> Candidates:
-        """Return the positives with likelihood and answer lift, every `measure_every` steps."""
+        """Return the positives, every `measure_every` steps with likelihood and answer lift."""
         every = self.source.measure_every
         if not every or step % every:
             # What the selection has measured is logged at the same steps as without one: means over steps can be
             # compared.
-            return {i: [c.unmeasured() for c in found] for i, found in positives.items()}
+            return {i: [c.unmeasured() for c in of_problem] for i, of_problem in positives.items()}
         both = with_logp_given_answer(self.scorer, with_logp(self.scorer, groups, positives))
         return with_lift(self.scorer, groups, both)
 
@@ -272,9 +270,13 @@ class GroupsAsTheyEnd:
         self.ended |= ended
         size, source = self.group_size, self.pipeline.source
         rows = {i: range(i * size, (i + 1) * size) for i in sorted({row // size for row in ended})}
-        whole = {i: [self.ended[r] for r in own] for i, own in rows.items() if all(r in self.ended for r in own)}
+        complete = {
+            i: [self.ended[r] for r in of_group]
+            for i, of_group in rows.items()
+            if all(r in self.ended for r in of_group)
+        }
         with self.timer("verify"):
-            judged = self.pipeline.verify(self.batch, whole)
+            judged = self.pipeline.verify(self.batch, complete)
         self.groups |= judged
         wanted = [i for i, group in judged.items() if source.wants(group.all_wrong) and i in self.uncached]
         return [r for i in wanted for r in source.requests(self.batch, self.groups, [i], self.pipeline.tools)]

@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 # (experience, index of a group, a rollout's place in it) -> its problem with what is shown of it: the solution, or
 # without one the answer. None: nothing.
-Shown = Callable[[Experience, int, int, Tools], Problem | None]
+Privilege = Callable[[Experience, int, int, Tools], Problem | None]
 
 
 def _answer(e: Experience, group: int, rollout: int, tools: Tools) -> Problem | None:
@@ -26,21 +26,22 @@ def _solution(e: Experience, group: int, rollout: int, tools: Tools) -> Problem 
 
 
 def _sibling(e: Experience, group: int, rollout: int, tools: Tools) -> Problem | None:
-    """Return it with the first right rollout of its group but the rollout itself."""
-    own = e.groups[group]
-    right = (j for j, v in enumerate(own.verdicts) if j != rollout and v is Verdict.CORRECT)
-    return next((replace(own.problem, solution=own.texts[j]) for j in right), None)
+    """Return the rollout's problem with the first other right rollout of its group as the solution; None without
+    one."""
+    siblings = e.groups[group]
+    right = (j for j, v in enumerate(siblings.verdicts) if j != rollout and v is Verdict.CORRECT)
+    return next((replace(siblings.problem, solution=siblings.texts[j]) for j in right), None)
 
 
 def _other_solution(e: Experience, group: int, rollout: int, tools: Tools) -> Problem | None:
-    """Return it with the solution and the answer of the step's next problem that asks something else."""
-    own, problems = e.groups[group].problem, e.problems
+    """Return the rollout's problem with solution and answer of the step's next problem that asks something else."""
+    asked, problems = e.groups[group].problem, e.problems
     others = [*problems[group + 1 :], *problems[:group]]
-    found = (o for o in others if o.asked != own.asked and o.solution)
-    return next((replace(own, answer=o.answer, solution=o.solution) for o in found), None)
+    usable = (o for o in others if o.asked != asked.asked and o.solution)
+    return next((replace(asked, answer=o.answer, solution=o.solution) for o in usable), None)
 
 
-PRIVILEGES: dict[str, Shown] = functions_of(
+PRIVILEGES: dict[str, Privilege] = functions_of(
     SelfDistillationConf,
     "privilege",
     {"answer": _answer, "solution": _solution, "sibling": _sibling, "other_solution": _other_solution},
@@ -49,19 +50,21 @@ PRIVILEGES: dict[str, Shown] = functions_of(
 
 def wrong_answer(e: Experience, group: int, rollout: int, tools: Tools) -> Problem | None:
     """Return a rollout's problem with the final answer of the first wrong rollout of its group."""
-    own = e.groups[group]
-    judged = zip(own.texts, own.verdicts, strict=True)
+    of_rollout = e.groups[group]
+    judged = zip(of_rollout.texts, of_rollout.verdicts, strict=True)
     wrong = (tools.verifier.extraction.of(text) for text, verdict in judged if verdict is Verdict.INCORRECT)
-    return next((replace(own.problem, answer=answer, solution=None) for answer in wrong if answer is not None), None)
+    return next(
+        (replace(of_rollout.problem, answer=answer, solution=None) for answer in wrong if answer is not None), None
+    )
 
 
-def privileged_prompts(e: Experience, shown: Shown, tools: Tools) -> list[list[tuple[int, ...] | None]]:
-    """Return the teacher's prompt for each rollout of each group `[P][G]`; None where there is nothing to show, or no
+def privileged_prompts(e: Experience, shown: Privilege, tools: Tools) -> list[list[tuple[int, ...] | None]]:
+    """Return the teacher's prompt for each rollout of each group `[P][G]`; None without privilege to show, or without
     room for it."""
     problems = [[shown(e, i, row, tools) for row in range(len(g.completions))] for i, g in enumerate(e.groups)]
     distinct = list(dict.fromkeys(p for row in problems for p in row if p is not None))
-    made = tools.prompts.privileged_ids(tools.tokenizer, distinct)
-    ids = {p: tuple(i) for p, i in zip(distinct, made, strict=True) if len(i) <= tools.longest_prompt}
+    prompts = tools.prompts.privileged_ids(tools.tokenizer, distinct)
+    ids = {p: tuple(i) for p, i in zip(distinct, prompts, strict=True) if len(i) <= tools.longest_prompt}
     if left := len(distinct) - len(ids):
         log.warning("step %d: %d prompts of the teacher not used: over %d tokens", e.step, left, tools.longest_prompt)
     return [[None if p is None else ids.get(p) for p in row] for row in problems]

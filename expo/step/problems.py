@@ -34,15 +34,14 @@ class ProblemSampler:
         return [self.problems[orders[p // count][p % count]] for p in positions]
 
     def refill(self, step: int, number: int) -> list[Problem]:
-        """Return as many further problems for `step`, drawn at random; `number` counts from 1."""
+        """Return another batch of problems for `step`, drawn at random; `number` counts the batches from 1."""
         rng = Key(self.seed, REFILL, step, number).generator()
         chosen = rng.choice(len(self.problems), self.per_step, replace=len(self.problems) < self.per_step)
         return [self.problems[i] for i in chosen]
 
 
 class Retries:
-    """Deals a sampler's problems in their order, but passes over most that gave no gradient lately (GRESO,
-    2506.02177).
+    """Deals a sampler's problems in their order, but skips most that gave no gradient lately (GRESO, 2506.02177).
 
     A problem whose last n groups gave no gradient is dealt with probability retry^n. Who deals has to `learn` after
     each step. Where a whole epoch has been passed over in one step, the next problems are dealt as they come.
@@ -74,11 +73,11 @@ class Retries:
             self.idle[problem.id] = 0 if i in with_gradient else self.idle.get(problem.id, 0) + 1
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs."""
+        """Return the state that a resumed run needs."""
         return {"place": self.place, "idle": dict(self.idle)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up what `state_dict` returned. A run that goes back to an earlier policy goes on with other problems."""
+        """Take the state of `state_dict`. A run that goes back to an earlier policy goes on with other problems."""
         self.place, self.idle = max(self.place, state["place"]), dict(state["idle"])
 
 
@@ -102,18 +101,18 @@ def within_length(
         for start in range(0, len(problems), AT_ONCE)  # the ids of a large file's prompts are many times its size
         for each in zip(*(make(tokenizer, problems[start : start + AT_ONCE]) for make in prompts), strict=True)
     ]
-    kept = [p for p, length in zip(problems, lengths, strict=True) if length <= max_tokens]
-    if not kept:
+    fitting = [p for p, length in zip(problems, lengths, strict=True) if length <= max_tokens]
+    if not fitting:
         raise UserError(
             f"rollout.max_prompt_tokens={max_tokens}: every prompt is longer; raise it as far as the model has room, "
             "and look at prompts"
         )
-    if len(kept) < len(problems):
-        dropped = len(problems) - len(kept)
+    if len(fitting) < len(problems):
+        dropped = len(problems) - len(fitting)
         log.warning(
             "skipped %d problems: prompt longer than %d tokens (rollout.max_prompt_tokens, and the room that the "
             "model has)",
             dropped,
             max_tokens,
         )
-    return kept, Part(len(kept), len(problems) - len(kept), spread(lengths))
+    return fitting, Part(len(fitting), len(problems) - len(fitting), spread(lengths))

@@ -1,4 +1,5 @@
-"""What a judged rollout is worth: `reward=`. A reward of one's own is a class with this constructor and this call."""
+"""Rewards: what a judged rollout is worth, `reward=`. A reward of your own is a class with this constructor and this
+call."""
 
 import inspect
 import math
@@ -14,7 +15,7 @@ from expo.verifier.pool import Verifier
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """A judged completion as a reward sees it; `problem.columns` are the columns of its row."""
+    """Judged completion as a reward sees it; `problem.columns` are the columns of its data row."""
 
     problem: Problem
     text: str

@@ -19,12 +19,12 @@ AGAIN = "delete it, and it is made again"
 
 
 def is_signed(path: Path) -> bool:
-    """Return whether a file was finished: it and its digest are there."""
+    """Return whether a file is complete: it has its digest beside it."""
     return path.is_file() and _digest_file(path).is_file()
 
 
 def read_signed(path: Path, what: str, parse: Callable[[pa.Table], T]) -> T:
-    """Return what `parse` makes of a file's table. Args: what, the file's name in a message.
+    """Read a file's table, parsed by `parse`. Args: what, the file's name in a message.
 
     Raises UserError where the file is not what was written, or cannot be read.
     """
@@ -35,8 +35,8 @@ def read_signed(path: Path, what: str, parse: Callable[[pa.Table], T]) -> T:
     except MemoryError:  # of Arrow, too: not the file's fault
         raise
     except (OSError, pa.ArrowException, LookupError, ValueError, TypeError) as error:
-        told = f"{type(error).__name__}: {first_line(error)}"
-        raise UserError(f"{what}={path}: cannot be read ({told}); {AGAIN}") from error
+        message = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"{what}={path}: cannot be read ({message}); {AGAIN}") from error
 
 
 def write_signed(table: pa.Table, path: Path) -> None:
@@ -48,7 +48,7 @@ def write_signed(table: pa.Table, path: Path) -> None:
 
 @contextmanager
 def alone_with(path: Path) -> Iterator[None]:
-    """Lock a file name while it is looked up and written; remove the unfinished files of killed processes."""
+    """Lock a file name within the context; remove the unfinished files of killed processes."""
     with locked(path.with_suffix(".lock"), ""):
         for left in path.parent.glob(f"*{path.stem}*.tmp"):
             remove(left)

@@ -12,8 +12,8 @@ TOTAL, SUM, COUNT = " total", " sum", " count"  # ends of names; what has none i
 class StepSums(defaultdict[str, float]):
     """Sums over the micro-batches, updates and devices of one step, under the names of the metrics that they become.
 
-    A metric of your own is logged under the name that you give it.
-    Args: updates, the optimizer steps that the step takes.
+    A metric of your own is logged under the name that you give it. Args: updates, the optimizer steps that the step
+    takes.
     """
 
     def __init__(self, updates: int = 1):
@@ -39,20 +39,20 @@ class StepSums(defaultdict[str, float]):
 
         Raises ValueError where one name was given to two kinds of metrics.
         """
-        found: dict[str, float | None] = {}
+        metrics: dict[str, float | None] = {}
         for key, value in self.items():
             name = key.removesuffix(SUM).removesuffix(TOTAL)
             if key.endswith(COUNT):
                 continue
-            if name in found:
+            if name in metrics:
                 raise ValueError(f"{name}: added up in two ways; give each metric a name of its own")
             if key.endswith(SUM):
                 count = self.get(name + COUNT, 0.0)
-                found[name] = value / count if count else None
+                metrics[name] = value / count if count else None
             else:
-                found[name] = value if key.endswith(TOTAL) else value / self.updates
-        found |= {name: of(self) for name, of in self.derived.items()}
-        return {name: value for name, value in found.items() if not name.startswith("_")}
+                metrics[name] = value if key.endswith(TOTAL) else value / self.updates
+        metrics |= {name: of(self) for name, of in self.derived.items()}
+        return {name: value for name, value in metrics.items() if not name.startswith("_")}
 
 
 def _number(value: Number) -> float:

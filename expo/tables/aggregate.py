@@ -35,13 +35,13 @@ SHARED = "time/shared_s"
 
 Asked = tuple[str, str | None, str | None]  # id, question and answer: one id may be of other problems in other data
 Values = dict[Asked, float]  # by problem
-Rows = Sequence[Mapping[str, Any]]
+SampleRows = Sequence[Mapping[str, Any]]
 
 
-def pass_values(rows: Rows, metric: str) -> Values:
-    """Return pass@k of each problem from completions. Args: metric, `pass@K` or `pass@K/levelN`; or, where the data
-    set has an oracle, `sound@K`, for which a right answer counts only with right steps before it. Raises UserError
-    where problems have unlike numbers of samples, or no steps were checked.
+def pass_values(rows: SampleRows, metric: str) -> Values:
+    """Return pass@k of each problem from completions. Args: metric, `pass@K` or `pass@K/levelN`; or, where the data set
+    has an oracle, `sound@K`, for which a right answer counts only with right steps before it. Raises UserError where
+    problems have unlike numbers of samples, or no steps were checked.
     """
     name, _, level = metric.partition("/level")
     kind, _, k = name.partition("@")
@@ -64,15 +64,15 @@ def pass_values(rows: Rows, metric: str) -> Values:
     return dict(zip(right, pass_at_k(samples, counts, int(k)).tolist(), strict=True))
 
 
-def measured_values(rows: Rows, metric: str, kind: str | None) -> Values:
+def measured_values(rows: SampleRows, metric: str, kind: str | None) -> Values:
     """Return the mean of each problem that has samples of the kind, from `expo diagnose`. Args: metric, `nll` or
     `nll/levelN`."""
     name, _, level = metric.partition("/level")
-    found = defaultdict(list)
+    by_problem = defaultdict(list)
     for row in rows:
         if row["kind"] == kind and (not level or str(row["level"]) == level) and row[name] is not None:
-            found[row["id"], row["question"], row["true_answer"]].append(row[name])
-    return {problem: float(np.mean(values)) for problem, values in found.items()}
+            by_problem[row["id"], row["question"], row["true_answer"]].append(row[name])
+    return {problem: float(np.mean(values)) for problem, values in by_problem.items()}
 
 
 def values_of(arm: Arm, directory: Path, metrics: Sequence[str]) -> dict[str, Values]:
@@ -133,27 +133,27 @@ def aggregate(plan: Plan, runs: Sequence[PlannedRun]) -> dict[str, Any]:
     steps = {name: common_steps([run.dir for run in done], name) for name in plan.scalars.values()}
     arms: dict[str, Any] = {}
     for key, arm in plan.arms.items():
-        own = {run.seed: run.dir for run in done if run.arm == key}
-        arms[key] = {"label": arm.label, "runs": len(own), "planned": sum(run.arm == key for run in runs)}
-        if not own:
+        directories = {run.seed: run.dir for run in done if run.arm == key}
+        arms[key] = {"label": arm.label, "runs": len(directories), "planned": sum(run.arm == key for run in runs)}
+        if not directories:
             continue
         measured = arm.command is Command.diagnose  # not every problem has samples of every kind
         metrics = dict(zip(plan.columns, columns_of(plan, arm), strict=True))
         arms[key]["columns"] = {
-            c: _statistic_or_none(stack({f"{key} seed {s}": values[key, s][m] for s in own}, measured), m)
+            c: _statistic_or_none(stack({f"{key} seed {s}": values[key, s][m] for s in directories}, measured), m)
             for c, m in metrics.items()
         }
         arms[key]["scalars"] = {
-            heading: _mean_over_runs(own.values(), name, steps[name]) for heading, name in plan.scalars.items()
+            heading: _mean_over_runs(directories.values(), name, steps[name]) for heading, name in plan.scalars.items()
         }
-        arms[key]["cost"] = cost_of(own.values())
-        if any(_shares(run) and not _tells(run.dir) for run in done if run.arm == key):
+        arms[key]["cost"] = cost_of(directories.values())
+        if any(_reads_shared(run) and not _records_shared_seconds(run.dir) for run in done if run.arm == key):
             arms[key]["seconds_alone"] = True
-        marks = Counter(mark for d in own.values() for mark in marks_of(read_summary(d), read_lines(d)))
+        marks = Counter(mark for d in directories.values() for mark in marks_of(read_summary(d), read_lines(d)))
         arms[key] |= {"marks": dict(marks)} if marks else {}
-        arms[key]["commits"] = sorted({str(read_summary(d)["git"]) for d in own.values()})
+        arms[key]["commits"] = sorted({str(read_summary(d)["git"]) for d in directories.values()})
         if arm.against is not None:
-            shared = sorted(own.keys() & {run.seed for run in done if run.arm == arm.against})
+            shared = sorted(directories.keys() & {run.seed for run in done if run.arm == arm.against})
             if shared:
                 arms[key]["against"] = arm.against
                 arms[key]["difference"] = {}
@@ -179,14 +179,15 @@ def cost_of(directories: Collection[Path]) -> dict[str, Any]:
     }
 
 
-def _shares(run: PlannedRun) -> bool:
-    """Return whether a run reads what another one may have made."""
+def _reads_shared(run: PlannedRun) -> bool:
+    """Return whether a run reads explanations or pairs that another run may have written."""
     banked = run.cfg.positives.from_bank(run.cfg.algorithm)
     return run.command == "train" and (banked or isinstance(run.cfg.algorithm, DPOConf))
 
 
-def _tells(directory: Path) -> bool:
-    """Return whether a run says how many seconds others spent on what it read; those of before 2026-11-29 do not."""
+def _records_shared_seconds(directory: Path) -> bool:
+    """Return whether a run records how many seconds other runs spent on texts that it read; runs before 2026-11-29 do
+    not."""
     return any(SHARED in line for line in read_lines(directory))
 
 
@@ -197,8 +198,8 @@ def _sum(directories: Iterable[Path], name: str) -> float | None:
 
 
 def common_steps(directories: Iterable[Path], name: str) -> set[int] | None:
-    """Return the steps at which all runs that have it at all have a scalar of NOT_EVERY_STEP; None for another one:
-    wherever it is.
+    """Return the steps at which all runs that ever have a scalar of NOT_EVERY_STEP have it; None for another scalar:
+    every step counts.
 
     It changes over a run: a mean over every step is not to be held against one over every tenth.
     """
@@ -215,7 +216,7 @@ def _mean_over_runs(directories: Iterable[Path], name: str, steps: Collection[in
 
 
 def keep_runs(runs: Sequence[PlannedRun], made_by: Mapping[str, Sequence[str]], folder: Path) -> None:
-    """Keep all of the given runs but their checkpoints, small enough to stand beside a table.
+    """Save all of the given runs but their checkpoints, small enough to stand beside a table.
 
     Args: made_by, the plan's `prepare`. runs.json, which is written last, has configs and summaries, what made their
     models, and hashes of their data files; metrics.parquet every line of metrics.jsonl, completions.parquet those of
@@ -226,8 +227,8 @@ def keep_runs(runs: Sequence[PlannedRun], made_by: Mapping[str, Sequence[str]], 
     for run in runs:
         arm, seed, directory = run.arm, run.seed, run.dir
         config = (directory / "config.yaml").read_text()
-        made = {"prepare": made_by.get(run.cfg.model.path.removeprefix("./")), "data": data_content(run.cfg)}
-        records.append({"arm": arm, "seed": seed, "config": config, "summary": read_summary(directory), **made})
+        origin = {"prepare": made_by.get(run.cfg.model.path.removeprefix("./")), "data": data_content(run.cfg)}
+        records.append({"arm": arm, "seed": seed, "config": config, "summary": read_summary(directory), **origin})
         lines += [{"arm": arm, "seed": seed, "line": json.dumps(line)} for line in read_lines(directory)]
         if (directory / "completions").is_dir():
             completions += [{"arm": arm, "seed": seed} | row for row in final_rows(directory)]

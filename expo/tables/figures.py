@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from expo.runs.reading import by_step, read_points
-from expo.tables.looks import Look, looks
 from expo.tables.plan import Plan, PlannedRun, is_rate
+from expo.tables.styles import Style, styles
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Curves:
             for arm in panel.get("arms") or plan.arms:
                 own = [run for run in runs if run.arm == arm and run.done]
                 points = [read_points(run.dir, panel["metric"]) for run in own]
-                curve(axis, [p for p in points if p], plan.arms[arm].label, looks(plan.arms)[arm])
+                curve(axis, [p for p in points if p], plan.arms[arm].label, styles(plan.arms)[arm])
             axis.set(xlabel="step", ylabel=panel["metric"], title=panel.get("title", ""))
             if is_rate(panel["metric"]):
                 axis.set_ylim(-0.02, 1.02)
@@ -76,7 +76,7 @@ class Bars:
                             i + place,
                             len(arms),
                             of,
-                            looks(plan.arms)[arm],
+                            styles(plan.arms)[arm],
                             plan.arms[arm].label if i == 0 else "",
                         )
             axis.set_xticks(range(len(columns)), [headings[c] for c in columns])
@@ -89,7 +89,7 @@ class Bars:
             for arm, place in places(list(numbers)):
                 for i, column in enumerate(columns):
                     if (number := numbers[arm].get(column)) is not None:
-                        bar(axes[0][-1], i + place, len(numbers), [number], looks(plan.arms)[arm])
+                        bar(axes[0][-1], i + place, len(numbers), [number], styles(plan.arms)[arm])
             axes[0][-1].set_xticks(range(len(columns)), columns)
             axes[0][-1].set(ylabel="percent", title=self.paper, ylim=(0, 105))
         return _finish(figure, plan)
@@ -155,17 +155,17 @@ class Heat:
         return 0 if cell is None else int(cell["lo"] > 0) - int(cell["hi"] < 0)
 
 
-def curve(axis: Axes, runs: Sequence[Sequence[tuple[float, float]]], label: str, look: Look) -> None:
+def curve(axis: Axes, runs: Sequence[Sequence[tuple[float, float]]], label: str, style: Style) -> None:
     """Draw the mean over some runs against the step; a band spans the runs."""
     if not runs:
         return
     steps, values = by_step(runs)
-    style: dict[str, Any] = {"linestyle": (0, look.dash) if look.dash else "solid", "linewidth": 1.8}
-    style |= {"marker": "o"} if len(steps) == 1 else {}  # a line of one point is not seen
-    axis.plot(steps, [np.mean(v) for v in values], color=look.colour, label=label, **style)
+    drawn: dict[str, Any] = {"linestyle": (0, style.dash) if style.dash else "solid", "linewidth": 1.8}
+    drawn |= {"marker": "o"} if len(steps) == 1 else {}  # a line of one point is not seen
+    axis.plot(steps, [np.mean(v) for v in values], color=style.colour, label=label, **drawn)
     if len(runs) > 1:
         low, high = [min(v) for v in values], [max(v) for v in values]
-        axis.fill_between(steps, low, high, color=look.colour, alpha=0.15, linewidth=0)
+        axis.fill_between(steps, low, high, color=style.colour, alpha=0.15, linewidth=0)
 
 
 def places(arms: Sequence[str]) -> list[tuple[str, float]]:
@@ -173,11 +173,11 @@ def places(arms: Sequence[str]) -> list[tuple[str, float]]:
     return [(arm, (j - (len(arms) - 1) / 2) * 0.8 / len(arms)) for j, arm in enumerate(arms)]
 
 
-def bar(axis: Axes, place: float, arms: int, of: Sequence[float], look: Look, label: str = "") -> None:
+def bar(axis: Axes, place: float, arms: int, of: Sequence[float], style: Style, label: str = "") -> None:
     """Draw one of `arms` bars of a group. Args: of, the mean; or the mean, and the ends of its interval."""
-    hatched: dict[str, Any] = {"hatch": "///", "edgecolor": "white", "linewidth": 0} if look.dash else {}
+    hatched: dict[str, Any] = {"hatch": "///", "edgecolor": "white", "linewidth": 0} if style.dash else {}
     mean, *ends = of
-    axis.bar(place, mean, width=0.8 / arms, color=look.colour, label=label or None, **hatched)
+    axis.bar(place, mean, width=0.8 / arms, color=style.colour, label=label or None, **hatched)
     if ends:
         reach = [[mean - ends[0]], [ends[1] - mean]]
         axis.errorbar(place, mean, reach, color="black", capsize=2, linewidth=1)

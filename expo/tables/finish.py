@@ -17,7 +17,7 @@ from expo.runs.reading import read_summary
 from expo.tables.aggregate import aggregate, keep_runs
 from expo.tables.figures import Curves
 from expo.tables.plan import Plan, PlannedRun, table_name
-from expo.tables.render import markdown, rows_of, wide_console
+from expo.tables.render import cells_of, markdown, wide_console
 from expo.tables.sweep import distinct
 
 
@@ -36,11 +36,11 @@ def finish(
     runs: Sequence[PlannedRun],
     folder: Path,
     command: str,
-    made: Mapping[str, Any] | None = None,
+    earlier: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write table.json, table.md, the figures and the kept runs into `folder`, print the table, return the record.
 
-    Args: made, the record of the same table that was made earlier, where it is only rendered again.
+    Args: earlier, the record of the same table that was made earlier, where it is only rendered again.
     """
     folder.mkdir(parents=True, exist_ok=True)
     today = time.strftime("%Y-%m-%d")
@@ -48,19 +48,19 @@ def finish(
         "name": table_name(name),
         "plan": name,
         "title": plan.title,
-        "command": made["command"] if made else command,
+        "command": earlier["command"] if earlier else command,
         "device": ", ".join(sorted({str(read_summary(run.dir)["device"]) for run in runs if run.done})),
         "rendered_on": device_name(),
-        "date": made["date"] if made else today,
-        "rendered": f"rendered again by `{command}`, {today}" if made else "",
+        "date": earlier["date"] if earlier else today,
+        "rendered": f"rendered again by `{command}`, {today}" if earlier else "",
         "arms": aggregate(plan, runs),
     }
     (folder / "table.json").write_text(json.dumps(record, indent=1) + "\n")
     (folder / "table.md").write_text(markdown(plan, record))
-    if plan.extends is None and made is None:  # else they are kept beside the table whose runs they are
+    if plan.extends is None and earlier is None:  # else they are kept beside the table whose runs they are
         keep_runs([run for run in distinct(runs) if run.done], plan.prepare, folder)
     draw(name, plan, record, runs, folder)
-    show(plan, record)
+    print_means(plan, record)
     print(f"table and figures: {folder}")
     return record
 
@@ -80,9 +80,9 @@ def draw(name: str, plan: Plan, record: dict[str, Any], runs: Sequence[PlannedRu
         plt.close(figure)
 
 
-def show(plan: Plan, record: dict[str, Any]) -> None:
-    """Print the arms' own numbers; table.md has the paper's beside them, differences and cost."""
-    heads, rows = rows_of(plan, record)
+def print_means(plan: Plan, record: dict[str, Any]) -> None:
+    """Print the arms' own numbers; table.md also has the paper's numbers, differences and cost."""
+    heads, rows = cells_of(plan, record)
     width = 1 + len(plan.columns)
     shown = Table(title=plan.title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in (*heads[:width], heads[-1]):

@@ -1,4 +1,4 @@
-"""Render a table again from what is kept beside it, without any run: `expo table NAME kept=true`."""
+"""Render a table again from the runs that are saved beside it, without making any: `expo table NAME kept=true`."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ from expo.tables.sweep import distinct
 
 @dataclass(frozen=True)
 class KeptRun(PlannedRun):
-    """A run of a table as it was kept."""
+    """A run of a table as saved beside it."""
 
     folder: Path = Path()
 
@@ -36,30 +36,30 @@ class KeptRun(PlannedRun):
 
 
 def kept_folder(name: str, plan: Plan, scale: str) -> Path:
-    """Return where the runs of a table are kept: beside it, or beside the one that it extends."""
+    """Return the folder of a table's saved runs: beside the table, or beside the one that it extends."""
     return results_folder(plan.extends or name, scale)
 
 
 def unpack(
     folder: Path,
     runs: Sequence[PlannedRun],
-    whole: Sequence[PlannedRun],
+    all_runs: Sequence[PlannedRun],
     made_by: Mapping[str, Sequence[str]],
     into: Path,
 ) -> list[KeptRun]:
-    """Write the kept runs of a table as run directories under `into`; return the table's runs, which are there now.
+    """Write the saved runs of a table as run directories under `into`; return the table's runs, now with directories.
 
-    Args: whole, the runs of the table beside which they are kept; made_by, the plan's `prepare`. Raises UserError where
-    a run is not kept, or was made with other settings than the plan has by now.
+    Args: all_runs, the runs of the table beside which they are kept; made_by, the plan's `prepare`. Raises UserError
+    where a run is not kept, or was made with other settings than the plan has by now.
     """
     if not (folder / "runs.json").is_file():
         raise UserError(f"kept=true: no runs are kept in {folder}; leave kept out, and they are made")
     records = {(r["arm"], r["seed"]): r for r in json.loads((folder / "runs.json").read_text())}
     rows = {name: _by_run(folder / f"{name}.parquet") for name in ("metrics", "completions", "samples", "measured")}
-    own = {run.dir: (run.arm, run.seed) for run in distinct(whole)}  # arms may share a run, which is kept once
-    found, untold, configs = [], set[str](), dict[str, Config]()
+    names = {run.dir: (run.arm, run.seed) for run in distinct(all_runs)}  # arms may share a run, which is kept once
+    kept_runs, untold, configs = [], set[str](), dict[str, Config]()
     for run in runs:
-        key = (run.arm, run.seed) if (run.arm, run.seed) in records else own.get(run.dir, (run.arm, run.seed))
+        key = (run.arm, run.seed) if (run.arm, run.seed) in records else names.get(run.dir, (run.arm, run.seed))
         if key not in records:
             raise UserError(f"kept=true: {run.arm} seed {run.seed} is not kept in {folder}; leave kept out")
         if run.command == "diagnose" and key not in rows["measured"]:
@@ -72,10 +72,10 @@ def unpack(
             _write(target, records[key], {name: of_runs.get(key, []) for name, of_runs in rows.items()})
         untold |= _check_made(run, records[key], made_by, folder)
         _check(run, _restored(target, records[key], configs), folder)
-        found.append(KeptRun(run.arm, run.seed, run.overrides, run.cfg, run.command, folder=target))
-    for told in sorted(untold):
-        print(f"{folder}: its runs do not say their {told}; taken as the plan's", file=sys.stderr)
-    return found
+        kept_runs.append(KeptRun(run.arm, run.seed, run.overrides, run.cfg, run.command, folder=target))
+    for unknown in sorted(untold):
+        print(f"{folder}: its runs do not say their {unknown}; taken as the plan's", file=sys.stderr)
+    return kept_runs
 
 
 def _check_made(
@@ -96,8 +96,7 @@ def _check_made(
 
 
 def _restored(directory: Path, record: Mapping[str, Any], configs: dict[str, Config]) -> Config:
-    """Return the config of a kept run. Args: configs, those that were read already: an arm's runs differ in their seed
-    alone."""
+    """Return the config of a saved run. Args: configs, cache of configs: an arm's runs differ in their seed alone."""
     text, seed = record["config"], f"\nseed: {record['seed']}\n"
     of_arm = text.replace(seed, "\n", 1)
     if of_arm == text:  # it names no seed, or another one
@@ -107,12 +106,12 @@ def _restored(directory: Path, record: Mapping[str, Any], configs: dict[str, Con
     return replace(configs[of_arm], seed=record["seed"])
 
 
-def _check(run: PlannedRun, made: Config, folder: Path) -> None:
-    """Raise UserError where a kept run is not the planned one. Models are compared by path, so their files need not
+def _check(run: PlannedRun, kept_config: Config, folder: Path) -> None:
+    """Raise UserError where a saved run is not the planned one. Models are compared by path, so their files need not
     exist."""
-    before, now = (replace(cfg, model=replace(cfg.model, path="ladder")) for cfg in (made, run.cfg))
+    before, now = (replace(cfg, model=replace(cfg.model, path="ladder")) for cfg in (kept_config, run.cfg))
     for key in _ASIDE[run.command]:
-        _same(run, key, _value(made, key), _value(run.cfg, key), folder)
+        _same(run, key, _value(kept_config, key), _value(run.cfg, key), folder)
     if identity(before) == identity(now):
         return
     old, new = settings_in(dataclasses.asdict(before)), settings_in(dataclasses.asdict(now))
@@ -151,10 +150,10 @@ def _same(run: PlannedRun, key: str, before: Any, now: Any, folder: Path) -> Non
 
 
 def _by_run(path: Path) -> dict[tuple[str, int], list[dict[str, Any]]]:
-    found: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    rows_by_run: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for row in read_rows(path) if path.is_file() else []:
-        found.setdefault((row.pop("arm"), row.pop("seed")), []).append(row)
-    return found
+        rows_by_run.setdefault((row.pop("arm"), row.pop("seed")), []).append(row)
+    return rows_by_run
 
 
 def _write(directory: Path, record: Mapping[str, Any], rows: Mapping[str, list[dict[str, Any]]]) -> None:

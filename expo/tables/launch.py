@@ -70,12 +70,11 @@ def own_gpus(
     folder: Path | None = None,
     wait: Callable[[], object] = lambda: time.sleep(POLL_S),
 ) -> Iterator[dict[str, str]]:
-    """Return the environment that gives a run `count` GPUs that no other run of this machine has; {} where there are
-    too few at all.
+    """Lock `count` GPUs for a run within the context, and give its environment; {} where the machine has too few at
+    all.
 
     Waits until so many are free at the same time. Args: visible, tells the GPUs that may be used, by seconds of
-    imports, which a run on
-    the CPU does without; folder, where the machine's lock files are; wait, between two looks.
+    imports, which a run on the CPU does without; folder, where the machine's lock files are; wait, between two looks.
     """
     gpus = visible() if count else []
     if len(gpus) < count or not count:
@@ -84,15 +83,15 @@ def own_gpus(
     while True:
         with ExitStack() as held:
             places = folder or Path(tempfile.gettempdir())
-            own = list(islice((gpu for gpu in gpus if _is_ours(gpu, places, held)), count))
-            if len(own) == count:
-                yield {"CUDA_VISIBLE_DEVICES": ",".join(own)}
+            locked = list(islice((gpu for gpu in gpus if _lock_gpu(gpu, places, held)), count))
+            if len(locked) == count:
+                yield {"CUDA_VISIBLE_DEVICES": ",".join(locked)}
                 return
         wait()
 
 
-def _is_ours(gpu: str, folder: Path, held: ExitStack) -> bool:
-    """Lock a GPU for as long as `held` is open. Returns whether it is ours."""
+def _lock_gpu(gpu: str, folder: Path, held: ExitStack) -> bool:
+    """Lock a GPU for as long as `held` is open. Returns whether this process has the lock."""
     lock = held.enter_context((folder / f"expo-{os.getuid()}-gpu-{gpu.replace('/', '-')}.lock").open("w"))
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

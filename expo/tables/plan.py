@@ -1,4 +1,4 @@
-"""What a table is made of: `experiments/<name>/plan.yaml`, and the runs that follow from it."""
+"""Plans of tables: `experiments/<name>/plan.yaml`, and the runs that follow from one."""
 
 import re
 from collections.abc import Sequence
@@ -101,13 +101,13 @@ class PlannedRun:
 
     @property
     def dir(self) -> Path:
-        """Return the run's directory: looked for each time, since others may make the run meanwhile, under another
+        """Find the run's directory: anew each time, since another process may make the run meanwhile under another
         name."""
         return run_dir(self.cfg, self.command, self.mark)
 
     @cached_property
     def mark(self) -> str:
-        """Return what the directory's name ends in. A followed table asks for it every few seconds."""
+        """Return the end of the directory's name. Cached: a followed table asks for it every few seconds."""
         return run_mark(self.cfg, self.command)
 
     @property
@@ -125,32 +125,31 @@ def known_tables() -> list[str]:
 def plan_file(name: str) -> Path:
     """Return the plan that a person names: a table of experiments/, or the path of an own plan.yaml or of its
     folder."""
-    own = Path(name)
-    if own.suffix in (".yaml", ".yml"):
-        return own
-    if name not in known_tables() and (own / "plan.yaml").is_file():
-        return own / "plan.yaml"
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        return path
+    if name not in known_tables() and (path / "plan.yaml").is_file():
+        return path / "plan.yaml"
     return EXPERIMENTS / name / "plan.yaml"
 
 
 def table_name(name: str) -> str:
-    """Return what a table is called in folders and W&B: its folder's name, and the plan's own where that is not
+    """Return the name of a table in folders and W&B: its folder's name, and the plan's own where that is not
     plan.yaml."""
     file = plan_file(name).resolve()
-    return "-".join([file.parent.name, *_own_name(file)])
+    return "-".join([file.parent.name, *_plan_suffix(file)])
 
 
 def results_folder(name: str, scale: str, output_dir: str = "outputs") -> Path:
-    """Return where the results of a table's own plan are kept: beside the plan, but never inside an installed
-    package."""
+    """Return the folder for results of a table's own plan: beside the plan, but never inside an installed package."""
     file = plan_file(name)
     if file.is_relative_to(SHIPPED):
         return Path(output_dir, "tables", table_name(name), scale)
-    return Path(file.parent, "results", *_own_name(file), scale)
+    return Path(file.parent, "results", *_plan_suffix(file), scale)
 
 
-def _own_name(file: Path) -> list[str]:
-    """Return what tells several plans of one folder apart."""
+def _plan_suffix(file: Path) -> list[str]:
+    """Return the parts of a plan's name that tell several plans of one folder apart."""
     return [] if file.stem == "plan" else [file.stem]
 
 
@@ -202,23 +201,23 @@ def load_plan(name: str, scale_name: str | None = None) -> Plan:
 
 
 def _read(path: Path) -> Any:
-    """Return plan.yaml and paper.yaml of a folder, over those of the plan that they extend."""
-    own: Any = OmegaConf.load(path)
-    if axes := own.pop("axes", None):
-        own = OmegaConf.create(_written_out(path, OmegaConf.to_container(own), OmegaConf.to_container(axes)))
-    base = plan_file(str(own.get("extends")))
-    if own.get("extends") and not base.is_file():
-        raise UserError(f"{path}: extends={own.extends}: no such table; give the name of a folder with a plan.yaml")
-    extended = _read(base) if own.get("extends") else {}
+    """Read plan.yaml and paper.yaml of a folder, merged over those of the plan that they extend."""
+    plan: Any = OmegaConf.load(path)
+    if axes := plan.pop("axes", None):
+        plan = OmegaConf.create(_written_out(path, OmegaConf.to_container(plan), OmegaConf.to_container(axes)))
+    base = plan_file(str(plan.get("extends")))
+    if plan.get("extends") and not base.is_file():
+        raise UserError(f"{path}: extends={plan.extends}: no such table; give the name of a folder with a plan.yaml")
+    extended = _read(base) if plan.get("extends") else {}
     paper = path.with_name("paper.yaml")
     if paper.is_file():  # instead of the other table's: a picture of it shows less
         extended.pop("paper", None)
-        own["paper"] = OmegaConf.load(paper)
-    return OmegaConf.merge(extended, own)
+        plan["paper"] = OmegaConf.load(paper)
+    return OmegaConf.merge(extended, plan)
 
 
 def _written_out(path: Path, plan: Any, axes: Any) -> Any:
-    """Return a plan whose `arms`, `prepare` and `scales.*.arms` stand once for each point of the grid of `axes`.
+    """Expand a plan's `axes`: its `arms`, `prepare` and `scales.*.arms` stand once for each point of their grid.
 
     `axes` is {axis: {value: {word: text or overrides}}}. `{axis}` is the value's name, `{word}` its text; an override
     that is a `{word}` alone becomes the overrides of that word. What names no axis follows the grid. Raises UserError
@@ -235,7 +234,7 @@ def _written_out(path: Path, plan: Any, axes: Any) -> Any:
         for word in re.findall(r"\{(\w+)\}", of):
             if isinstance(words.get(word, []), list):
                 raise UserError(f"{path}: {{{word}}} in {of}: no axis has this word; use one of {', '.join(words)}")
-        return re.sub(r"\{(\w+)\}", lambda found: str(words[found[1]]), of)
+        return re.sub(r"\{(\w+)\}", lambda match: str(words[match[1]]), of)
 
     def spliced(one: Any, words: dict[str, Any]) -> list[Any]:
         word = str(one)[1:-1]
@@ -250,7 +249,7 @@ def _written_out(path: Path, plan: Any, axes: Any) -> Any:
             words |= {word: text for _, more in point for word, text in (more or {}).items()}
             for key, value in entries.items():
                 name = filled(key, words)
-                if "{" in key and written.setdefault(name, own := filled(value, words)) != own:
+                if "{" in key and written.setdefault(name, value_filled := filled(value, words)) != value_filled:
                     raise UserError(f"{path}: {name}: stands for two; put the axis that they differ in into {key}")
         return written | {key: value for key, value in entries.items() if "{" not in key}
 
@@ -278,21 +277,21 @@ def plan_runs(
     first, *others = scale.seeds if seeds is None else seeds
     arms, called = [], dict[tuple[Command, str], str]()  # arms may share runs, which have the first one's name then
     for key, arm in plan.arms.items():
-        own = [*scale.overrides, *arm.overrides, *scale.arms.get(key, []), *overrides]
-        cfg = compose_config(own)
-        own += cfg.logger.of_table(table_name(name), key, [scale_name, cfg.dataset.name, cfg.model.path])
-        made = cfg.model.path.removeprefix("./") in plan.prepare
-        for_command(replace(cfg), arm.command.name, own)  # each run is asked for by its own command line
-        check_anywhere(replace(cfg, model=replace(cfg.model, path="ladder")) if made else cfg)
+        run_overrides = [*scale.overrides, *arm.overrides, *scale.arms.get(key, []), *overrides]
+        cfg = compose_config(run_overrides)
+        run_overrides += cfg.logger.of_table(table_name(name), key, [scale_name, cfg.dataset.name, cfg.model.path])
+        prepared = cfg.model.path.removeprefix("./") in plan.prepare
+        for_command(replace(cfg), arm.command.name, run_overrides)  # each run is asked for by its own command line
+        check_anywhere(replace(cfg, model=replace(cfg.model, path="ladder")) if prepared else cfg)
         for column in columns_of(plan, arm):
             _check_column(column, arm, cfg)
         name_of_run = "" if plain(key) == cfg.name else plain(key)
         named = called.setdefault((arm.command, run_mark(cfg, arm.command.name)), name_of_run)
-        arms.append((key, arm.command, own, replace(cfg, differs=named)))
+        arms.append((key, arm.command, run_overrides, replace(cfg, differs=named)))
     return [
-        PlannedRun(key, seed, [*own, f"seed={seed}"], replace(cfg, seed=seed), command.name)
+        PlannedRun(key, seed, [*run_overrides, f"seed={seed}"], replace(cfg, seed=seed), command.name)
         for seed in (first, *others)  # all arms of a seed before the next
-        for key, command, own, cfg in arms
+        for key, command, run_overrides, cfg in arms
         if command is not Command.evaluate or seed == first
     ]
 
@@ -303,29 +302,29 @@ def is_rate(column: str) -> bool:
 
 
 def columns_of(plan: Plan, arm: Arm) -> list[str]:
-    """Return the metrics behind the arm's cells."""
+    """Return the metrics of an arm's cells."""
     return [re.sub(r"@\d+", f"@{arm.k}", column) if arm.k else column for column in plan.columns]
 
 
 def _check_column(column: str, arm: Arm, cfg: Config) -> None:
-    """Check that a run of the arm can give the column: `pass@K`, `sound@K`, either with `/levelN`, or what `expo
-    diagnose` measures. Raises UserError."""
+    """Check that a run of the arm can give the column: `pass@K`, `sound@K`, either with `/levelN`, or what
+    `expo diagnose` measures. Raises UserError."""
     if arm.command is Command.diagnose:
         if column.partition("/level")[0] not in MEASURED:
             raise UserError(f"columns={column}: expo diagnose does not measure it; use one of {', '.join(MEASURED)}")
         return
-    found = re.fullmatch(r"(?:pass|sound)@(\d+)(?:/level([^/]+))?", column)
-    if found is None:
+    match = re.fullmatch(r"(?:pass|sound)@(\d+)(?:/level([^/]+))?", column)
+    if match is None:
         raise UserError(f"columns={column}: not a column; use pass@K pass@K/levelN, or sound@K of an oracle")
     if column.startswith("sound@") and not cfg.dataset.has_oracle:
-        raise UserError(f"columns={column}: {cfg.dataset.name} cannot check steps; use pass@{found[1]}")
+        raise UserError(f"columns={column}: {cfg.dataset.name} cannot check steps; use pass@{match[1]}")
     samples = cfg.evaluation.samples or max(cfg.k)
-    if int(found[1]) > samples:
+    if int(match[1]) > samples:
         raise UserError(
-            f"columns={column}: only {samples} samples per problem; set evaluation.samples={found[1]} or more"
+            f"columns={column}: only {samples} samples per problem; set evaluation.samples={match[1]} or more"
         )
     levels = cfg.dataset.eval_levels or cfg.dataset.levels or cfg.dataset.known_levels
-    if found[2] and levels and found[2] not in map(str, levels):
+    if match[2] and levels and match[2] not in map(str, levels):
         raise UserError(
             f"columns={column}: {cfg.dataset.name} is evaluated on levels {levels}; set dataset.eval_levels"
         )

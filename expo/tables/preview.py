@@ -1,4 +1,4 @@
-"""What a table would do and cost: `dry_run=true`."""
+"""Preview of a table: what it would do and cost, `dry_run=true`."""
 
 import json
 from collections.abc import Sequence
@@ -16,39 +16,40 @@ if TYPE_CHECKING:
 
 
 def preview(request: Request, runs: Sequence[PlannedRun]) -> None:
-    """Print what would be done, and what it would cost by finished runs and by an estimate."""
+    """Print the runs to make, and their cost by finished runs and by an estimate."""
     plan, device, todo = request.plan, request.scale.device, missing(runs)
     for command in to_prepare(plan, runs, todo).values():
         print(f"first, not counted below: expo {' '.join(command)}")
     costs = estimates(runs, device) if device else {}
     show_arms(plan, runs, {run.dir for run in todo}, costs if device else None)
-    told = [f"{len(distinct(runs))} runs, {len(todo)} to do, {request.at_a_time} at a time"]
+    sentences = [f"{len(distinct(runs))} runs, {len(todo)} to do, {request.at_a_time} at a time"]
     known = request.kept(runs[0].cfg.output_dir) if request.as_planned else None
     if todo and (measured := by_finished_runs(runs, todo, request.at_a_time, known)):
-        told.append(measured)
+        sentences.append(measured)
     elif todo and device is None:
-        told.append("time unknown: none is done")
-    print(", ".join(told))
+        sentences.append("time unknown: none is done")
+    print(", ".join(sentences))
     if device and costs:
         print(_whole_cost([costs[run.dir] for run in todo if run.dir in costs], device, request.at_a_time))
 
 
 def show_arms(plan: Plan, runs: Sequence[PlannedRun], todo: set[Path], costs: "dict[Path, Cost] | None") -> None:
-    """Print each arm with how many of its runs are done, its command, and its estimate. Args: todo, directories."""
+    """Print each arm with the number of its finished runs, its command, and its estimate. Args: todo, directories of
+    runs to make."""
     shown: dict[Path, str] = {}
     for key, arm in plan.arms.items():
-        own = [run for run in runs if run.arm == key]
-        left = [run for run in own if run.dir in todo]
-        print(f"{arm.label}: {len(own) - len(left)} of {len(own)} runs done")
-        if own[0].dir in shown:
-            print(f"    the same run as of {shown[own[0].dir]}")
+        runs_of_arm = [run for run in runs if run.arm == key]
+        left = [run for run in runs_of_arm if run.dir in todo]
+        print(f"{arm.label}: {len(runs_of_arm) - len(left)} of {len(runs_of_arm)} runs done")
+        if runs_of_arm[0].dir in shown:
+            print(f"    the same run as of {shown[runs_of_arm[0].dir]}")
             continue
-        shown[own[0].dir] = arm.label
-        print(f"    expo {own[0].command} {' '.join((left or own)[0].overrides)}")
-        if costs is not None and own[0].dir not in costs:
-            print(f"    {own[0].cfg.model.path}: its config cannot be read here, no estimate")
+        shown[runs_of_arm[0].dir] = arm.label
+        print(f"    expo {runs_of_arm[0].command} {' '.join((left or runs_of_arm)[0].overrides)}")
+        if costs is not None and runs_of_arm[0].dir not in costs:
+            print(f"    {runs_of_arm[0].cfg.model.path}: its config cannot be read here, no estimate")
         elif costs is not None:
-            print(f"    {costs[own[0].dir]}")
+            print(f"    {costs[runs_of_arm[0].dir]}")
 
 
 def _whole_cost(known: Sequence["Cost"], device: str, jobs: int) -> str:
@@ -63,13 +64,13 @@ def _whole_cost(known: Sequence["Cost"], device: str, jobs: int) -> str:
 def by_finished_runs(
     runs: Sequence[PlannedRun], todo: Sequence[PlannedRun], jobs: int, results: Path | None
 ) -> str | None:
-    """Return time and tokens of the missing runs as their arms took them here, or else in an earlier table's
+    """Return time and tokens of the missing runs, as runs of their arms took them here, or in an earlier table's
     results."""
     known: dict[str, Any] = {}
     sources = []
     if results is not None and (results / "table.json").is_file():
         record = json.loads((results / "table.json").read_text())
-        known = {arm: made["cost"] for arm, made in record["arms"].items() if made["runs"]}
+        known = {arm: arm_record["cost"] for arm, arm_record in record["arms"].items() if arm_record["runs"]}
         sources = [f"{'/'.join(results.parts[-4:])} of {record['date']} ({record['device']})"]
     done = distinct([run for run in runs if run.done])
     here = {arm: cost_of([run.dir for run in done if run.arm == arm]) for arm in {run.arm for run in done}}
@@ -90,8 +91,8 @@ def estimates(runs: Sequence[PlannedRun], device: str) -> "dict[Path, Cost]":
     """Return the estimated cost by run directory; a run whose model's config cannot be read has none."""
     from expo.cost.estimate import estimate  # seconds of imports that only a plan for another device needs
 
-    found = {}
+    costs = {}
     for run in runs:
         with suppress(OSError):
-            found[run.dir] = estimate(run.cfg, run.command, device)
-    return found
+            costs[run.dir] = estimate(run.cfg, run.command, device)
+    return costs

@@ -14,9 +14,8 @@ APART = 0.3  # between seeds' rates: as far as seeds lie that take off or do not
 # Of experiments/bench_intervals, over worlds with three seeds or more and rates from 10 to 90 %: least and most.
 HELD = (
     "In simulation 92 to 99 % of such intervals of rates, of three seeds or more, hold the truth where seeds vary "
-    "around a mean, and 24 to 100 % where a seed takes "
-    "off or does not, least where all seeds happen to agree: a cell whose seeds lie more than 30 points apart names "
-    "them, and warns of those beside it. "
+    "around a mean, and 24 to 100 % where a seed takes off or does not, least where all seeds happen to agree: a cell "
+    "whose seeds lie more than 30 points apart names them, and warns of those beside it. "
 )
 
 
@@ -25,7 +24,7 @@ def wide_console() -> Console:
     return Console() if sys.stdout.isatty() or "COLUMNS" in os.environ else Console(width=160)
 
 
-def rows_of(plan: Plan, record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+def cells_of(plan: Plan, record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Return the headings, and the cells of each arm: means with 95 % intervals, pass@k in percent; the paper's
     numbers, where there are any, in columns of their own that say so."""
     papers = list(dict.fromkeys(column for numbers in plan.paper.values() for column in numbers or ()))
@@ -50,7 +49,7 @@ def rows_of(plan: Plan, record: Mapping[str, Any]) -> tuple[list[str], list[list
         if not arm["runs"]:
             rows.append([arm["label"], *["–"] * (len(heads) - 2), runs])
             continue
-        cells = [_cell(c, arm["columns"][c]) + _fewer(arm["columns"][c], arm["runs"]) for c in plan.columns]
+        cells = [_cell(c, arm["columns"][c]) + _some_runs(arm["columns"][c], arm["runs"]) for c in plan.columns]
         cells += [_paper(plan, key, c) for c in papers]
         if differs:
             label = record["arms"][arm["against"]]["label"] if "difference" in arm else ""
@@ -68,7 +67,7 @@ def rows_of(plan: Plan, record: Mapping[str, Any]) -> tuple[list[str], list[list
 
 
 def made_by(record: Mapping[str, Any]) -> str:
-    """Return what the numbers are, and the command, commits, machine and date that made them."""
+    """Return the caption: what the numbers are, and the command, commits, machine and date that made them."""
     alone = any(arm.get("seconds_alone") for arm in record["arms"].values())
     seconds = (
         "without the pairs and explanations that another run has made for it"
@@ -78,10 +77,9 @@ def made_by(record: Mapping[str, Any]) -> str:
     commits = sorted({commit for arm in record["arms"].values() for commit in arm.get("commits", [])})
     return (
         "Means with 95 % intervals over problems and seeds (of a single run over problems alone; docs/tables.md), "
-        "pass@k in percent; "
-        "differences on the same problems and seeds; tokens and seconds per run, "
-        f"seconds {seconds}. {HELD}"
-        f"Made by `{record['command']}`, commit {', '.join(commits)}, runs on {record['device']}, rendered on "
+        "pass@k in percent; differences on the same problems and seeds; tokens and seconds per run, seconds "
+        f"{seconds}. {HELD}Made by `{record['command']}`, commit {', '.join(commits)}, runs on {record['device']}, "
+        "rendered on "
         f"{record['rendered_on']}, {record['date']}" + (f"; {record['rendered']}." if record.get("rendered") else ".")
     )
 
@@ -94,26 +92,26 @@ def unlike_problems(record: Mapping[str, Any]) -> str:
         for column, cell in arm.get("columns", {}).items():
             if cell is not None and is_rate(column):
                 counts.setdefault(column, {})[arm["label"]] = cell["problems"]
-    unlike = {column: own for column, own in counts.items() if len(set(own.values())) > 1}
+    unlike = {column: by_arm for column, by_arm in counts.items() if len(set(by_arm.values())) > 1}
     if not unlike:
         return ""
-    column, own = next(iter(unlike.items()))
+    column, by_arm = next(iter(unlike.items()))
     return (
         f"Not all arms are evaluated on as many problems. {column}: "
-        f"{', '.join(f'{label} {n}' for label, n in own.items())}."
+        f"{', '.join(f'{label} {n}' for label, n in by_arm.items())}."
     )
 
 
 def markdown(plan: Plan, record: Mapping[str, Any]) -> str:
     """Return the table as Markdown, with how it was made."""
-    heads, rows = rows_of(plan, record)
+    heads, rows = cells_of(plan, record)
     lines = [f"## {plan.title}", "", "| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     lines += ["| " + " | ".join(cells) + " |" for cells in rows]
     return "\n".join([*lines, "", " ".join(filter(None, (made_by(record), unlike_problems(record))))]) + "\n"
 
 
-def _fewer(cell: Mapping[str, Any] | None, runs: int) -> str:
-    """Say that some runs have nothing to give to a cell."""
+def _some_runs(cell: Mapping[str, Any] | None, runs: int) -> str:
+    """Say that some runs have no value for a cell."""
     return f" ({len(cell['seeds'])} of {runs} runs)" if cell and len(cell["seeds"]) < runs else ""
 
 
@@ -133,8 +131,8 @@ def far_apart(seeds: Sequence[float]) -> bool:
 
 
 def percent(cell: Mapping[str, Any], sign: str = "") -> str:
-    """Return a rate or a difference of rates with its interval, in percent; of seeds that lie far apart also what each
-    has found, which tells more than an interval does. Args: sign, `+` to show one."""
+    """Return a rate or a difference of rates with its interval, in percent. Where seeds lie far apart, list each seed's
+    rate, which tells more than an interval. Args: sign, `+` to show one."""
     mean, low, high = (100 * cell[name] for name in ("mean", "lo", "hi"))
     seeds = ", ".join(f"{round(100 * seed):{sign}d}" for seed in cell["seeds"])
     return f"{mean:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]" + (

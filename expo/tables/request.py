@@ -1,4 +1,4 @@
-"""What `expo table NAME …` asks for: which runs, where their results go, and how they are launched."""
+"""The request of `expo table NAME …`: which runs, where their results go, and how they are launched."""
 
 import hashlib
 import json
@@ -75,7 +75,7 @@ class Request:
 
     @property
     def at_a_time(self) -> int:
-        """Return how many runs there are at a time."""
+        """Return how many runs are made at the same time."""
         return self.jobs or self.scale.jobs
 
     @property
@@ -99,15 +99,15 @@ class Request:
 
     @property
     def title(self) -> str:
-        """Return what the table is called in folders: its name and scale."""
+        """Return the name of the table in folders: its name and scale."""
         return f"{table_name(self.name)}-{self.scale_name}"
 
     def kept(self, output_dir: str) -> Path:
-        """Return where the results of the plan's own table are kept."""
+        """Return the folder of the results of the plan's own table."""
         return results_folder(self.name, self.scale_name, output_dir)
 
     def folder(self, output_dir: str) -> Path:
-        """Return where this table's results go."""
+        """Return the folder of this table's results."""
         changed = Path(output_dir, "sweeps", self.title, self.variant)
         return self.results or (changed if self.variant else self.kept(output_dir))
 
@@ -120,7 +120,7 @@ class Request:
         return shlex.join(["expo", "report", self.name, *options, *self.overrides])
 
     def new_sweep(self, output_dir: str) -> Path:
-        """Return a folder for this sweep's own jobs and logs: two sweeps of one table may be under way."""
+        """Return a new folder for this sweep's jobs and logs: two sweeps of one table may run at the same time."""
         started = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
         return Path(output_dir, "sweeps", self.title, started)
 

@@ -25,16 +25,16 @@ OVER = ("done", "failed")
 
 
 def to_prepare(plan: Plan, runs: Sequence[PlannedRun], todo: Sequence[PlannedRun]) -> dict[str, list[str]]:
-    """Return the models that expo makes for the runs to do, and that are not there yet: commands by folder.
+    """Return the models that are not on disk and that expo makes for the missing runs: commands by folder.
 
     Raises UserError where one that any of the runs begins from is not what the plan's command makes.
     """
     used, wanted = ({run.cfg.model.path.removeprefix("./") for run in some} for some in (runs, todo))
-    there = {folder for folder in plan.prepare if _there(folder)}
+    on_disk = {folder for folder in plan.prepare if _on_disk(folder)}
     for folder, command in plan.prepare.items():
-        if folder in there & used:
+        if folder in on_disk & used:
             _check_made(folder, command)
-    return {folder: command for folder, command in plan.prepare.items() if folder in wanted - there}
+    return {folder: command for folder, command in plan.prepare.items() if folder in wanted - on_disk}
 
 
 def _check_made(folder: str, command: Sequence[str]) -> None:
@@ -45,13 +45,12 @@ def _check_made(folder: str, command: Sequence[str]) -> None:
         print(f"{folder}: does not say which settings made it; used as it is", file=sys.stderr)
     elif not as_told:
         raise UserError(
-            f"{folder}: was made with other settings than this table's, or changed since; move it away, and the "
-            "table makes its own: "
-            f"expo {shlex.join(command)}"
+            f"{folder}: was made with other settings than this table's, or changed since; move it away, and the table "
+            f"makes its own: expo {shlex.join(command)}"
         )
 
 
-def _there(folder: str) -> bool:
+def _on_disk(folder: str) -> bool:
     return Path(folder, "config.json").is_file()
 
 
@@ -61,7 +60,7 @@ def prepare(missing: Mapping[str, Sequence[str]]) -> int:
         Path(folder).parent.mkdir(parents=True, exist_ok=True)
         with Path(f"{folder}.lock").open("w") as lock:  # of two sweeps, one makes it
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if _there(folder):
+            if _on_disk(folder):
                 _check_made(folder, command)
             else:
                 print(f"making {folder}: expo {' '.join(command)}", file=sys.stderr)
@@ -77,7 +76,7 @@ def prepare(missing: Mapping[str, Sequence[str]]) -> int:
 
 
 def distinct(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
-    """Return the runs without those that are another one's very run: arms may share runs."""
+    """Return the runs without duplicates: arms may share runs."""
     return list({run.dir: run for run in reversed(runs)}.values())[::-1]
 
 
@@ -129,7 +128,7 @@ def until_over(process: subprocess.Popen[bytes], meanwhile: Callable[[], object]
 
 
 def why(run: PlannedRun, sweep: Path) -> str:
-    """Return in one line what became of a run that is not done."""
+    """Say in one line what became of a run that is not done."""
     summary, log = read_summary(run.dir), sweep / "logs" / f"{name_of(run)}.log"
     said = log.read_text().split("\n") if log.is_file() else []
     last = next((line for line in reversed(said) if line.strip()), f"see {sweep / 'launch.log'}")
@@ -143,7 +142,7 @@ def gpus_of(run: PlannedRun) -> int:
 
 
 def steps_of(run: PlannedRun) -> int:
-    """Return what the whole bar counts; an evaluation is one."""
+    """Return the total of the run's bar: its steps; 1 for an evaluation."""
     return run.cfg.trainer.max_steps if run.command == "train" else 1
 
 
@@ -171,10 +170,10 @@ class View:
         self.bar.stop()
 
     def update(self) -> None:
-        """Read what the runs have written."""
+        """Read the files of the runs and redraw the bars."""
         steps_done = 0
         for run in self.runs:
-            over = self._over(run)
+            over = self._has_ended(run)
             steps, evaluations = ([], []) if over else read_curve(run.dir)
             step = max([0, *(step for step, _ in (*steps, *evaluations))])
             steps_done += steps_of(run) if over else step
@@ -191,7 +190,7 @@ class View:
             self.tasks[key] = self.bar.add_task(key, total=run.cfg.trainer.max_steps, state="")
         self.bar.update(self.tasks[key], completed=step, state=state)
 
-    def _over(self, run: PlannedRun) -> bool:
+    def _has_ended(self, run: PlannedRun) -> bool:
         """Return whether the run has ended in this sweep; say so once."""
         path = run.dir / "summary.json"
         if run.dir not in self.ended and path.is_file() and path.stat().st_mtime >= self.started:

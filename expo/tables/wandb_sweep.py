@@ -20,8 +20,8 @@ def sweep_file(request: Request, arguments: Sequence[str], project: str, entity:
     """
     runs = request.runs()
     arms, seeds = (list(dict.fromkeys(values)) for values in ([r.arm for r in runs], [r.seed for r in runs]))
-    whole = len(arms) * len(seeds) == len(runs)
-    grid = {"arm": arms, "seed": seeds} if whole else {"run": [name_of(run) for run in runs]}
+    is_grid = len(arms) * len(seeds) == len(runs)
+    grid = {"arm": arms, "seed": seeds} if is_grid else {"run": [name_of(run) for run in runs]}
     logger = [] if any(a.startswith("logger=") for a in arguments) else ONLINE
     column = request.plan.columns[-1]  # that of the table's differences
     return {
@@ -52,8 +52,8 @@ def find_run(runs: Sequence[PlannedRun], arm: str, seed: str, run: str) -> Plann
     """Return the run that an agent names, by `run`, or by `arm` and `seed`. Raises UserError for one that the plan does
     not have."""
     wanted = run or f"{arm}-s{seed}"
-    found = {name_of(r): r for r in runs}
-    if wanted not in found:
-        told = f"run={run}" if run else f"arm={arm}, seed={seed}"
-        raise UserError(f"{told}: no such run in the plan; use one of {', '.join(found)}")
-    return found[wanted]
+    by_name = {name_of(r): r for r in runs}
+    if wanted not in by_name:
+        named = f"run={run}" if run else f"arm={arm}, seed={seed}"
+        raise UserError(f"{named}: no such run in the plan; use one of {', '.join(by_name)}")
+    return by_name[wanted]

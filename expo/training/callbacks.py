@@ -1,4 +1,4 @@
-"""What happens around a step: logging, evaluation, progress, stopping."""
+"""Callbacks around a step: logging, evaluation, checkpoints, progress, stopping."""
 
 import logging
 import math
@@ -33,8 +33,7 @@ log = logging.getLogger(__name__)
 
 
 class LogSteps(Callback):
-    """Hands each step's scalars to every logger, under the number of steps done; warns of what goes wrong, once of
-    each."""
+    """Logs each step's scalars to every logger, under the number of steps done; gives each warning once."""
 
     warned, warned_of_filters = False, False
 
@@ -82,8 +81,8 @@ class Evaluate(Callback):
         self.best, self.best_step, self.idle = -1.0, -1, 0  # idle: evaluations since the best one
 
     def state_dict(self) -> dict[str, Any]:
-        own = {"best": self.best, "best_step": self.best_step, "idle": self.idle}
-        return own if self.evaluator.validation else {}
+        state = {"best": self.best, "best_step": self.best_step, "idle": self.idle}
+        return state if self.evaluator.validation else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         vars(self).update(state_dict)
@@ -131,7 +130,7 @@ class Evaluate(Callback):
         log_table(trainer.loggers, "completions/eval", evaluation.rows, step)
 
     def choose(self, module: Algorithm, score: float, step: int) -> int:
-        """Keep the policy where it is the best so far on the problems to choose by. Returns the best one's step."""
+        """Save the policy where it is the best so far on the validation problems. Returns the best policy's step."""
         self.idle += 1
         if score > self.best:
             self.best, self.best_step, self.idle = score, step, 0
@@ -143,7 +142,7 @@ class Evaluate(Callback):
         return self.best_step
 
     def end_early(self, trainer: Trainer) -> None:
-        """End the run where `evaluation.patience` is at its end."""
+        """End the run where `evaluation.patience` has run out."""
         if self.idle >= (self.run.cfg.evaluation.patience or math.inf):
             self.stop.enough = trainer.should_stop = True
 
@@ -194,8 +193,8 @@ def rollout_rows(group: Group) -> list[dict[str, Any]]:
 
 
 class KeepCheckpoint(Checkpoint):
-    """Saves every `every` steps and keeps the newest. Lightning's own skips a step without an update, as GRPO's
-    all-wrong ones are."""
+    """Writes a checkpoint every `every` steps and keeps the newest. Lightning's own callback skips a step without an
+    update, as GRPO's all-wrong ones are."""
 
     def __init__(self, folder: Path, every: int, lineage: str):
         self.folder, self.every, self.lineage = folder, every, lineage
@@ -209,7 +208,7 @@ class KeepCheckpoint(Checkpoint):
 
 
 class Interrupted(Exception):
-    """A signal came during an evaluation, which is left out and made when the run goes on."""
+    """A signal came during an evaluation, which is skipped now and made when the run goes on."""
 
 
 class Stop(Callback):
@@ -239,7 +238,7 @@ class Stop(Callback):
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Let a signal end what is within as it comes. Of several devices, none leaves the others waiting."""
+        """Let a signal end the context's code at once. Of several devices, none leaves the others waiting."""
         self.evaluates = not is_rank()
         try:
             if self.evaluates and self.signal:  # it came in the step that was just made
@@ -255,7 +254,7 @@ class Stop(Callback):
 
 
 def passed(metrics: Mapping[str, float], k: int) -> str:
-    """Return what to say of the last evaluation; "" before there is one."""
+    """Return the progress line's word on the last evaluation; "" before there is one."""
     return f"pass@{k} {metrics[f'pass@{k}']:.3f}" if metrics else ""
 
 

@@ -32,7 +32,7 @@ class WholeFiles(TorchCheckpointIO):
     """Writes a checkpoint to a temporary file and renames it: a kill or a full disk leaves the previous one whole."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write the file. Raises OSError where the disk is full."""
+        """Write a checkpoint's file. Raises OSError where the disk is full."""
         target = Path(path)
         with beside(target) as partial:
             check_room(target, checkpoint)
@@ -46,18 +46,18 @@ class WholeFiles(TorchCheckpointIO):
 
 
 def newest_checkpoint(directory: Path, lineage: str | None = None) -> Path | None:
-    """Return the last checkpoint that can be gone on from; pass over, with a warning, what is damaged or of another
+    """Return the last checkpoint that a run can resume from; skip, with a warning, those that are damaged or of another
     run.
 
     Args: lineage, of the run that asks, see `expo.config.lineage`; None: whatever run it is of. Raises UserError for a
     file that would execute code when it is loaded.
     """
-    found = [path for path in directory.glob("checkpoints/*") if re.fullmatch(r"step\d+\.ckpt", path.name)]
-    for path in sorted(found, key=step_of, reverse=True):
-        wrong = checkpoint_problem(path, lineage)
-        if wrong is None:
+    checkpoints = [path for path in directory.glob("checkpoints/*") if re.fullmatch(r"step\d+\.ckpt", path.name)]
+    for path in sorted(checkpoints, key=step_of, reverse=True):
+        problem = checkpoint_problem(path, lineage)
+        if problem is None:
             return path
-        log.warning("%s %s; going on from an earlier checkpoint, if there is one", path, wrong)
+        log.warning("%s %s; going on from an earlier checkpoint, if there is one", path, problem)
     return None
 
 
@@ -88,8 +88,8 @@ def checkpoint_problem(path: Path, lineage: str | None) -> str | None:
 def save_model(
     policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, cfg: Config, summary: dict[str, Any]
 ) -> None:
-    """Save a policy as a Hugging Face folder: beside its place first, so that a full disk leaves no half of it
-    there."""
+    """Save a policy as a Hugging Face folder: first under another name, so that a full disk leaves no half of it in its
+    place."""
     partial = folder.with_name(f".{folder.name}.partial")
     remove(partial)
     with disk_errors(partial):
@@ -102,7 +102,7 @@ def save_model(
 
 
 def save_checkpoint(trainer: Trainer, folder: Path, step: int, keep_earlier: bool = False) -> None:
-    """Save the run as it is after `step` steps, and remove the checkpoints before."""
+    """Write the run's checkpoint after `step` steps, and remove the earlier checkpoints."""
     earlier = [] if keep_earlier else list(folder.glob("step*.ckpt"))
     path = folder / f"step{step - 1:06d}.ckpt"
     trainer.save_checkpoint(path)

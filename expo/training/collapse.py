@@ -1,4 +1,4 @@
-"""What is done about a policy that collapses: `trainer.on_collapse`, and the best checkpoint."""
+"""Reactions to a policy that collapses: `trainer.on_collapse`, and the best checkpoint."""
 
 import logging
 from collections.abc import Mapping
@@ -21,11 +21,13 @@ log = logging.getLogger(__name__)
 
 
 class Collapsed(Exception):
-    """The policy has collapsed, and `trainer.on_collapse` says to stop, or there is nothing to roll back to."""
+    """The policy has collapsed, and the run stops: `trainer.on_collapse` says so, or no checkpoint is left to roll back
+    to."""
 
 
 class WatchHealth(Callback):
-    """Names a collapse in the terminal, the summary and the loggers; then goes on, stops, or rolls back.
+    """Callback that reports a collapse in the terminal, the summary and the loggers; then goes on, stops, or rolls
+    back.
 
     With stop and rollback, checkpoints/best.ckpt is the checkpoint of the highest mean reward over the last steps,
     looked at every `evaluation.every` steps; before there is one, the initial policy. A rollback takes the policy and
@@ -57,17 +59,19 @@ class WatchHealth(Callback):
         if trainer.current_epoch == 0 and self.keeps(pl_module):
             self.keep(trainer, 0, float("-inf"))
         if self.action == "stop" and self.health.collapsing:  # noticed by a session that only warned
-            told = next(c for c in reversed(self.run.collapses) if self.health.watches[c["metric"]].on)
-            raise Collapsed(f"stopped: {told['metric']} collapses from step {told['began']} on{self.kept}")
+            collapse = next(c for c in reversed(self.run.collapses) if self.health.watches[c["metric"]].on)
+            raise Collapsed(
+                f"stopped: {collapse['metric']} collapses from step {collapse['began']} on{self.about_best}"
+            )
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
         step = trainer.current_epoch + 1
         self.see_evaluation(trainer)
         if still := self.health.see_dead(pl_module.last_metrics, step):
             self.tell(trainer, [Collapse(s.metric, s.meaning, s.worst, s.worst, 1, step) for s in still])
-        if found := self.found(pl_module.last_metrics, step):
-            self.tell(trainer, found)
-            self.act(trainer, pl_module, found[0])
+        if collapses := self.collapses_in(pl_module.last_metrics, step):
+            self.tell(trainer, collapses)
+            self.act(trainer, pl_module, collapses[0])
             return
         if step == 1 and (first := pl_module.last_metrics["reward/mean"]) is not None:
             self.best_reward = first  # of the initial policy, which has made the rollouts of this step
@@ -81,38 +85,38 @@ class WatchHealth(Callback):
         self.see_evaluation(trainer)
 
     def keeps(self, module: Algorithm) -> bool:
-        """Return whether a best checkpoint is kept: only where each step has rollouts of the current policy, by whose
-        reward it is chosen."""
+        """Return whether a best checkpoint is kept: only where each step has rollouts of the current policy, whose
+        reward chooses it."""
         return self.action != "warn" and module.conf.acts_every_step
 
-    def found(self, metrics: Mapping[str, float | None], step: int) -> list[Collapse]:
-        """Return what collapses from a step on, by its scalars or those of an evaluation."""
-        found = []
+    def collapses_in(self, metrics: Mapping[str, float | None], step: int) -> list[Collapse]:
+        """Return the collapses that a step's or an evaluation's scalars show from this step on."""
+        collapses = []
         for watch, now in self.health.see(metrics):
             metric, best = watch.sign.metric, watch.best or 0.0
             points = [p for p in read_points(self.run.dir, metric) if p[0] > self.since]
-            found.append(Collapse(metric, watch.sign.meaning, best, now, watch.began(points, now), step))
-        return found
+            collapses.append(Collapse(metric, watch.sign.meaning, best, now, watch.began(points, now), step))
+        return collapses
 
     def see_evaluation(self, trainer: Trainer) -> None:
-        """Take an evaluation that was made since the last look: of a policy whose rollouts are not its own, nothing
-        else tells."""
+        """Watch an evaluation that is new since the last call: where rollouts are not the policy's own, nothing else
+        shows a collapse."""
         if self.run.metrics is not self.seen:
             self.seen = self.run.metrics
-            if found := self.found(self.seen, trainer.current_epoch):
-                self.tell(trainer, found)
+            if collapses := self.collapses_in(self.seen, trainer.current_epoch):
+                self.tell(trainer, collapses)
 
     @property
-    def kept(self) -> str:
-        """Return what to say of the best checkpoint."""
+    def about_best(self) -> str:
+        """Return the message's words on the best checkpoint."""
         return f"; {self.path} is of step {self.best_step}" if self.best_step >= 0 else ""
 
-    def tell(self, trainer: Trainer, found: list[Collapse]) -> None:
-        """Name collapses in the terminal, the summary and the loggers."""
-        self.run.collapses = [*self.run.collapses, *map(asdict, found)]
+    def tell(self, trainer: Trainer, collapses: list[Collapse]) -> None:
+        """Report collapses in the terminal, the summary and the loggers."""
+        self.run.collapses = [*self.run.collapses, *map(asdict, collapses)]
         self.run.write_summary("stopped")  # what a SIGKILL from here on leaves behind
         log_summary(trainer.loggers, self.run.summary())
-        for collapse in found:
+        for collapse in collapses:
             log.warning("%s", collapse)
             for logger in trackers(trainer.loggers):
                 logger.alert(f"{label(self.run.cfg)}: {collapse.metric}", str(collapse))
@@ -122,13 +126,13 @@ class WatchHealth(Callback):
         if self.action == "stop":
             raise Collapsed(
                 f"stopped at step {collapse.noticed}: {collapse.metric} collapses from step {collapse.began} "
-                f"on{self.kept}"
+                f"on{self.about_best}"
             )
         if self.action == "rollback":
             self.roll_back(trainer, module, collapse)
 
     def keep(self, trainer: Trainer, step: int, reward: float) -> None:
-        """Save the best checkpoint."""
+        """Write the best checkpoint."""
         self.best_step, self.best_reward = step, reward
         trainer.save_checkpoint(self.path)
 
@@ -144,11 +148,11 @@ class WatchHealth(Callback):
         if wrong:
             raise Collapsed(f"stopped at step {collapse.noticed}: there is no way back, {self.path} {wrong}")
         saved = torch.load(self.path, map_location="cpu", weights_only=True)
-        own = saved["callbacks"][self.state_key]
-        if own["best_step"] != self.best_step:
+        saved_state = saved["callbacks"][self.state_key]
+        if saved_state["best_step"] != self.best_step:
             raise Collapsed(
-                f"stopped at step {collapse.noticed}: {self.path} is of step {own['best_step']}, the best one is "
-                f"{self.best_step}"
+                f"stopped at step {collapse.noticed}: {self.path} is of step {saved_state['best_step']}, the best one "
+                f"is {self.best_step}"
             )
         module.load_state_dict(saved["state_dict"], strict=False)
         trainer.strategy.load_optimizer_state_dict(saved)
@@ -156,7 +160,7 @@ class WatchHealth(Callback):
             schedule.scheduler.load_state_dict(state)
         module.on_load_checkpoint(saved)
         module.pipeline.engines.sync()
-        self.health = Health.of(own["health"])
+        self.health = Health.of(saved_state["health"])
         for watch in self.health.watches.values():
             watch.recent = []  # a mean of steps before and after the return would be of no policy
         self.rolled_back_to, self.since = self.best_step, collapse.noticed

@@ -49,7 +49,7 @@ def run_on_devices(command: Sequence[str], devices: int, folder: Path, locks: Se
 def _start(
     command: Sequence[str], rank: int, count: int, folder: Path, locks: Sequence[int]
 ) -> subprocess.Popen[bytes]:
-    own = {
+    environment_of_rank = {
         "RANK": rank,
         "LOCAL_RANK": rank,
         "WORLD_SIZE": count,
@@ -58,7 +58,9 @@ def _start(
         OF_PARENT: os.getpid(),
     }
     environment = (
-        {"OMP_NUM_THREADS": share_of_cores(count)} | os.environ | {name: str(value) for name, value in own.items()}
+        {"OMP_NUM_THREADS": share_of_cores(count)}
+        | os.environ
+        | {name: str(value) for name, value in environment_of_rank.items()}
     )
     options: dict[str, Any] = {"env": environment, "start_new_session": True, "pass_fds": locks}
     if rank == 0:
@@ -80,11 +82,11 @@ def _wait(started: Sequence[subprocess.Popen[bytes]], folder: Path) -> int:
     ended = {
         rank: process.returncode for rank, process in enumerate(started) if process.returncode not in (LOST, *good)
     }
-    told = {rank: code for rank, code in ended.items() if rank == 0 and code > 0}  # on the terminal
+    failed_first = {rank: code for rank, code in ended.items() if rank == 0 and code > 0}  # on the terminal
     # Where each says that another one is gone, the second one's log has torch's words for it.
     bad = next((rank for rank, code in enumerate(codes) if code is not None and rank in ended), min(ended, default=1))
-    if told:
-        return told[0]
+    if failed_first:
+        return failed_first[0]
     code = started[bad].returncode
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else _last_line(_log(folder, bad))
     told_by = how.removeprefix("expo: ").rstrip(".")
@@ -96,7 +98,7 @@ def _wait(started: Sequence[subprocess.Popen[bytes]], folder: Path) -> int:
 
 
 def _end(started: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Wait a while for processes to end by themselves, and kill those that have not."""
+    """Wait a while for processes to end by themselves, then kill the others."""
     until = time.monotonic() + GRACE_S
     while any(process.poll() is None for process in started) and time.monotonic() < until:
         time.sleep(POLL_S)
@@ -111,8 +113,8 @@ def _log(folder: Path, rank: int) -> Path:
 
 def _last_line(log: Path) -> str:
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()] if log.is_file() else []
-    own = [line for line in lines if line.startswith("expo: ")]
-    return re.sub(r"^\[rank\d+\]: ", "", (own or lines or ["it has said nothing"])[-1])
+    of_expo = [line for line in lines if line.startswith("expo: ")]
+    return re.sub(r"^\[rank\d+\]: ", "", (of_expo or lines or ["it has said nothing"])[-1])
 
 
 def end_with_parent() -> None:

@@ -1,4 +1,4 @@
-"""A run that differs from another one in nothing but `trainer.max_steps` goes on from it, where the result is that of
+"""Resume from a shorter run: one that differs in nothing but a smaller `trainer.max_steps`, where the result is that of
 one run."""
 
 import json
@@ -22,8 +22,8 @@ TAKEN = ".taken_over"  # there until the loggers have been told of the steps tak
 
 
 def check_problems(run: Run, evaluator: Evaluator) -> None:
-    """Raise UserError where an earlier session of a run was evaluated on other problems: another version has read the
-    data otherwise."""
+    """Raise UserError where an earlier session of a run was evaluated on other problems, as after a version that reads
+    the data otherwise."""
     if (
         not run.cfg.fresh
         and newest_checkpoint(run.dir, lineage(run.cfg)) is not None
@@ -50,10 +50,10 @@ def inherit(run: Run, evaluator: Evaluator) -> int:
     """
     if run.cfg.fresh or newest_checkpoint(run.dir, lineage(run.cfg)) is not None:
         return 0
-    for step, other in sorted(_shorter(run), key=lambda found: -found[0]):
+    for step, other in sorted(_shorter(run), key=lambda step_and_run: -step_and_run[0]):
         cfg = run.cfg
         reason = cfg.algorithm.bound_to_length(step) or cfg.positives.bound_to_length or cfg.optimizer.bound_to_length
-        told = f"{other.dir} is this run but for trainer.max_steps={other.cfg.trainer.max_steps}"
+        message = f"{other.dir} is this run but for trainer.max_steps={other.cfg.trainer.max_steps}"
         with unused(other.dir) as free:
             if not free:
                 reason = "a process works on that one"
@@ -62,12 +62,12 @@ def inherit(run: Run, evaluator: Evaluator) -> int:
             elif not _same_problems(other.dir, evaluator):
                 reason = "that one has other held-out problems"
             if reason:
-                print(f"{told}; this one begins anew: {reason}")
+                print(f"{message}; this one begins anew: {reason}")
                 return 0
             checkpoint = newest_checkpoint(other.dir, lineage(run.cfg))
             if checkpoint is not None and step_of(checkpoint) == step:
-                _take(other, checkpoint, run)
-                print(f"{told}; this one goes on from its step {step}")
+                _copy_first_steps(other, checkpoint, run)
+                print(f"{message}; this one goes on from its step {step}")
                 return step
     return 0
 
@@ -97,9 +97,8 @@ def _shorter(run: Run) -> Iterator[tuple[int, Run]]:
             other = restore(path.parent)
             if other.trainer.max_steps >= cfg.trainer.max_steps or lineage(other) != lineage(cfg):
                 continue
-            if identity(other) != summary.get(
-                "identity"
-            ):  # it was made of other data, or of another model, at the same path
+            # It was made of other data, or of another model, at the same path.
+            if identity(other) != summary.get("identity"):
                 continue
             checkpoint = newest_checkpoint(path.parent, lineage(cfg))
         except (UserError, OSError):  # of another version, not ours, or its data are gone
@@ -110,8 +109,9 @@ def _shorter(run: Run) -> Iterator[tuple[int, Run]]:
             yield step_of(checkpoint), Run(other, path.parent)
 
 
-def _take(other: Run, checkpoint: Path, run: Run) -> None:
-    """Copy what the first steps have left; the checkpoint last, so that a kill in between takes nothing for whole."""
+def _copy_first_steps(other: Run, checkpoint: Path, run: Run) -> None:
+    """Copy the files of the first steps from another run; the checkpoint last, so that a kill leaves no half that looks
+    complete."""
     every, step = run.cfg.evaluation.every, step_of(checkpoint)
 
     def evaluated(at: int) -> bool:

@@ -1,4 +1,4 @@
-"""Whether the disk has room for what a run writes."""
+"""Room on the disk for what a run writes."""
 
 import errno
 import os
@@ -23,19 +23,17 @@ def check_space(cfg: Config, directory: Path, module: Algorithm) -> None:
     checkpoint = weights + 2 * size_of([p for p in module.policy.parameters() if p.requires_grad])  # Adam's two moments
     final = size_of(list(module.policy.parameters()))
     best = (checkpoint if cfg.trainer.on_collapse != "warn" else 0) + (final if cfg.dataset.validation else 0)
-    there = sum(f.stat().st_size for f in directory.glob("checkpoints/**/*") if f.is_file())
-    needed, free = max(2 * checkpoint, checkpoint + final) + best - there, shutil.disk_usage(directory).free
+    on_disk = sum(f.stat().st_size for f in directory.glob("checkpoints/**/*") if f.is_file())
+    needed, free = max(2 * checkpoint, checkpoint + final) + best - on_disk, shutil.disk_usage(directory).free
     if free < needed:
         raise UserError(
-            f"output_dir={cfg.output_dir}: {gib(free)} free, and the checkpoints of this run ({gib(checkpoint)} "
-            f"each) need {gib(needed)}; "
-            "free some space, or give another output_dir"
+            f"output_dir={cfg.output_dir}: {gib(free)} free, and the checkpoints of this run ({gib(checkpoint)} each) "
+            f"need {gib(needed)}; free some space, or give another output_dir"
         )
 
 
 def check_room(path: Path, content: Any) -> None:
-    """Raise OSError, as a full disk does, where a file of this content would not fit: before anything of it is
-    written."""
+    """Raise OSError, as a full disk does, where a file of this content would not fit, before it is written."""
     size, free = size_of(content), shutil.disk_usage(path.parent).free
     if free < size:
         raise OSError(errno.ENOSPC, f"no room for {gib(size)}, {gib(free)} free", str(path))
@@ -53,7 +51,7 @@ def size_of(content: Any) -> int:
 
 
 def gib(size: float) -> str:
-    """Return a number of bytes as a person reads it."""
+    """Format a number of bytes for people."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**29 else f"{size / 2**20:.0f} MiB"
 
 
@@ -63,6 +61,6 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except SafetensorError as error:
-        if found := re.search(r"os error (\d+)", str(error)):
-            raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
+        if match := re.search(r"os error (\d+)", str(error)):
+            raise OSError(int(match[1]), os.strerror(int(match[1])), str(path)) from error
         raise

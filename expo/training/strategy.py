@@ -1,4 +1,4 @@
-"""How Lightning runs one run on several devices."""
+"""Lightning strategies of a run on several devices."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,8 +16,7 @@ from expo.model.shares import like, whole_state
 
 
 class WholeReplicas(DDPStrategy):
-    """Data parallel with a whole model on each device, whose gradients the algorithm adds up itself, once per optimizer
-    step.
+    """Data parallel with all weights on each device; the algorithm sums the gradients itself, once per optimizer step.
 
     DistributedDataParallel would do so in every backward pass, of which a step has many, and would average.
     """
@@ -30,8 +29,8 @@ class WholeReplicas(DDPStrategy):
 
 
 class ShardedWeights(WholeReplicas):
-    """Data parallel with a share of the weights on each device: they are sharded when the run is wired, see
-    `expo.rollout.sharded`.
+    """Data parallel with a share of the weights on each device; `expo.rollout.sharded` shards them when the run is
+    wired.
 
     Checkpoints hold whole tensors, as those of one device do: any number of devices goes on from them.
     """
@@ -40,12 +39,12 @@ class ShardedWeights(WholeReplicas):
         """Do nothing: the shares are those of one model."""
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Return whole tensors on the first device, which writes them."""
+        """Return full tensors on the first device, which writes them."""
         assert self.lightning_module is not None
         return whole_state(self.lightning_module.state_dict(keep_vars=True), self.is_global_zero)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """Return whole tensors on the first device, which writes them."""
+        """Return full tensors on the first device, which writes them."""
         return whole_state(super().optimizer_state(optimizer), self.is_global_zero)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
@@ -54,14 +53,15 @@ class ShardedWeights(WholeReplicas):
             weights = [p for group in optimizer.param_groups for p in group["params"]]
             state = {
                 i: {
-                    name: like(value, weights[i]) if isinstance(value, Tensor) else value for name, value in own.items()
+                    name: like(value, weights[i]) if isinstance(value, Tensor) else value
+                    for name, value in state_of_weight.items()
                 }
-                for i, own in saved["state"].items()
+                for i, state_of_weight in saved["state"].items()
             }
             optimizer.load_state_dict({**saved, "state": state})
 
     def teardown(self) -> None:
-        """Leave the shares where they are, since the last checkpoint is still to be gathered from them."""
+        """Leave the shares where they are: the last checkpoint still has to be gathered from them."""
         self.precision_plugin.teardown()
         self.checkpoint_io.teardown()
 
@@ -70,7 +70,7 @@ STRATEGIES: dict[str, type[WholeReplicas]] = {"ddp": WholeReplicas, "fsdp": Shar
 
 
 def strategy_options(conf: TrainerConf, files: CheckpointIO) -> dict[str, Any]:
-    """Return what Lightning's trainer is told of devices, and of who writes checkpoints."""
+    """Return the arguments of Lightning's trainer about devices, and about who writes checkpoints."""
     if conf.devices * conf.num_nodes == 1:
         return {"devices": 1, "plugins": [files]}
     # The processes are there already: expo has started them, or torchrun has. Slurm, in which either may run, has not.

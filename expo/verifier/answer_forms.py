@@ -1,4 +1,4 @@
-r"""What an answer states, beside its value: relations, units, bases, brackets. math-verify looks at values alone.
+r"""Form of an answer beside its value: relations, units, bases, brackets. math-verify compares values alone.
 
 It takes "13=12", "\neq 12", "12_8" and "12\text{ is not the answer}" for 12, and a set for a tuple: holes that
 reinforcement learning finds. `refuses` says where two answers state different things. All texts here are `spelled`.
@@ -28,7 +28,7 @@ def readable(answer: str) -> str:
 
 
 def refuses(answer: str, gold: str) -> bool:
-    """Return whether an answer states something else than the gold answer, whatever their values are."""
+    """Return whether an answer states something other than the gold answer in form, whatever their values are."""
     if answer.lstrip().startswith("~") or (NOTATION.search(answer) and not NOTATION.search(gold)):
         return True
     return any(differ(answer, gold) for differ in (_relations, _dots, _bases, _brackets, _words, _crossed_out))
@@ -46,9 +46,9 @@ def sides(answer: str, gold: str) -> list[str]:
         return [member[1]]
     if re.search(r"[\[(].*,.*[\])]", gold) and (interval := _interval(bare(answer))):
         return [interval]
-    whole = re.search("[=,]", gold) or "," in answer or re.search(_RELATION, answer)
+    one_side = re.search("[=,]", gold) or "," in answer or re.search(_RELATION, answer)
     # Not within brackets: P(X = 2).
-    return [answer] if whole else re.split(r"=(?![^(]*\))", answer)
+    return [answer] if one_side else re.split(r"=(?![^(]*\))", answer)
 
 
 def _interval(text: str) -> str | None:
@@ -68,8 +68,7 @@ def _interval(text: str) -> str | None:
 
 def names(side: str) -> bool:
     r"""Return whether a side of an equation says whose value the next one is: `x`, `x + y`, `n^2`, `\angle A`, `f(2)`.
-    `2x`, `x + 1` and
-    `-x` name nothing: they leave an equation to be solved."""
+    `2x`, `x + 1` and `-x` name nothing: they leave an equation to be solved."""
     plain = re.sub(r"\([^()]*\)|[_^](?:\{[^{}]*\}|\w)", "", side)
     unsolved = re.search(r"\d|/|\\frac|^\s*-", plain)
     operators = r"\\(?:frac|sqrt|cdot|times|div|left|right|pm)(?![a-zA-Z])"
@@ -77,25 +76,25 @@ def names(side: str) -> bool:
 
 
 def _relations(answer: str, gold: str) -> bool:
-    """An inequality, a negation or an arrow is no value; it may be an interval or a set."""
+    """Refuse an inequality, a negation or an arrow, which is no value; it may be an interval or a set."""
     interval = re.search(r"[\[(].*,.*[\])]|\\cup|\\\{", gold)
     stated = answer if len(sides(answer, gold)) > 1 else sides(answer, gold)[0]
     return bool(re.search(_RELATION, stated)) and not re.search(_RELATION, gold) and not interval
 
 
 def _dots(answer: str, gold: str) -> bool:
-    """What goes on is not what ends."""
+    """Refuse an answer that goes on for a gold answer that ends, and the other way round."""
     return bool(re.search(_DOTS, answer)) and not re.search(_DOTS, gold)
 
 
 def _bases(answer: str, gold: str) -> bool:
-    """A base that the gold answer does not have, or another one. Without a base, the question's own is meant."""
+    """Refuse a base that the gold answer does not have, or another one. Without a base, the question's own is meant."""
     ours, theirs = re.findall(_BASE, answer), re.findall(_BASE, gold)
     return bool(ours) and ours != theirs
 
 
 def _brackets(answer: str, gold: str) -> bool:
-    """A set is no tuple."""
+    """Refuse a set for a tuple, and the other way round."""
     kinds = [_bracket(text) for text in (answer, gold)]
     return None not in kinds and kinds[0] != kinds[1]
 
@@ -108,7 +107,7 @@ def _bracket(text: str) -> str | None:
 
 
 def _words(answer: str, gold: str) -> bool:
-    """Other units, or words that turn a value into another statement. A unit that only one of them has is no
+    """Refuse other units, or words that turn a value into another statement. A unit that only one of them has is no
     difference."""
     ours, theirs = _units(answer), _units(gold)
     if "," in gold:  # a list may be told with them
@@ -133,5 +132,5 @@ def _has_digit(text: str) -> bool:
 
 
 def _crossed_out(answer: str, gold: str) -> bool:
-    r"""`\cancel{12}` is not 12."""
+    r"""Refuse `\cancel{12}` for 12."""
     return bool(re.search(r"\\[bx]?cancel|\\st\b|\\sout", answer)) and "cancel" not in gold

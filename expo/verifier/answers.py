@@ -1,4 +1,5 @@
-"""Whether a final answer equals the gold answer: by its kind, and where that is algebra, by math-verify in a worker.
+"""Verdict on a final answer: compared with the gold answer by its kind, and where that is algebra, by math-verify in a
+worker.
 
 Imports no torch: workers import it.
 """
@@ -39,7 +40,7 @@ def fast_verdict(answer: str, gold: str, kind: str = AUTO) -> Verdict | None:
     how = kind_for(gold, kind)
     if how.name not in ("exact", "json") and compact(ours) == compact(bare(gold)):
         return Verdict.CORRECT
-    verdict = _by_form(answer, gold, how)
+    verdict = _verdict_by_form(answer, gold, how)
     if verdict is not None or not how.algebra:
         return verdict or Verdict.INCORRECT
     plain, wanted = spelled(answer), spelled(gold)
@@ -49,15 +50,15 @@ def fast_verdict(answer: str, gold: str, kind: str = AUTO) -> Verdict | None:
 
 
 def _is_no_value(answer: str) -> bool:
-    """Return whether an answer to a question for a number is none: several numbers, a sum that was not carried out, a
-    date, words."""
+    """Return whether an answer gives no single number to a question for one: several numbers, a sum that was not
+    carried out, a date, words."""
     kind = kind_of(answer)
     worded = kind in ("date", "time") or (kind == "words" and not re.search(r"\d", answer))
     return worded or numbers_in_a_row(answer) is not None or is_arithmetic(answer)
 
 
-def _by_form(answer: str, gold: str, how: Kind) -> Verdict | None:
-    """Return the verdict that follows from what both state; None where one of them has no such form."""
+def _verdict_by_form(answer: str, gold: str, how: Kind) -> Verdict | None:
+    """Return the verdict by the forms of answer and gold answer; None where one of them has no such form."""
     form = how.form
     if form is None or (wanted := form(gold)) is None:
         return None
@@ -72,8 +73,8 @@ def _by_form(answer: str, gold: str, how: Kind) -> Verdict | None:
 
 @lru_cache(maxsize=4096)
 def judge(answer: str, gold: str, kind: str = AUTO) -> Verdict:
-    """Return the verdict of math-verify. Runs in a worker. Cached, because a group often gives the same wrong answer
-    many times."""
+    """Compute the verdict of math-verify, in a worker. Verdicts are cached there: a group often gives the same wrong
+    answer many times."""
     from math_verify import parse
     from sympy import Rational
 
@@ -83,7 +84,7 @@ def judge(answer: str, gold: str, kind: str = AUTO) -> Verdict:
     golds = (
         [Rational(wanted.number.value.numerator, wanted.number.value.denominator)]
         if wanted
-        else parse(rf"\boxed{{{_apart(answer_forms.readable(gold))}}}", parsing_timeout=None)
+        else parse(rf"\boxed{{{_indexed_capitals(answer_forms.readable(gold))}}}", parsing_timeout=None)
     )
     *before, last = answer_forms.sides(answer_forms.readable(answer), gold)
     if not all(answer_forms.names(side) or _is_finite_number(_parsed(side)) for side in before):
@@ -94,23 +95,23 @@ def judge(answer: str, gold: str, kind: str = AUTO) -> Verdict:
     if _is_finite_number(golds) and _has_infinity(answers):
         return Verdict.INCORRECT  # sympy's word on 12 == oo**oo depends on the hash seed
     values = ((text, _parsed(text)) for text in before if not answer_forms.names(text))
-    texts = [(text, found) for text, found in values if _is_finite_number(found)]
-    right = all(_same(golds, found, gold, text) for text, found in [(last, answers), *texts])
+    texts = [(text, parsed) for text, parsed in values if _is_finite_number(parsed)]
+    right = all(_same(golds, parsed, gold, text) for text, parsed in [(last, answers), *texts])
     return Verdict.CORRECT if right else Verdict.INCORRECT
 
 
 def _parsed(text: str) -> list[Any]:
-    r"""Return what math-verify reads in a text. A plain number is our own: `1e-05` is no `e - 5`."""
+    r"""Parse a text with math-verify. A plain number is parsed by `number`: `1e-05` is no `e - 5`."""
     from math_verify import parse
     from sympy import Rational
 
-    if (found := number(text)) is not None:
-        return [Rational(found.value.numerator, found.value.denominator)]
-    parsed: list[Any] = parse(rf"\boxed{{{_apart(text)}}}", parsing_timeout=None)
+    if (plain_number := number(text)) is not None:
+        return [Rational(plain_number.value.numerator, plain_number.value.denominator)]
+    parsed: list[Any] = parse(rf"\boxed{{{_indexed_capitals(text)}}}", parsing_timeout=None)
     return parsed
 
 
-def _apart(text: str) -> str:
+def _indexed_capitals(text: str) -> str:
     r"""Return the text with an index at each capital letter: to math-verify R is r, and `\Delta` is `\delta`. Sets and
     units stay."""
     if re.search(r"\\(?:text|mathbb|mathrm|begin)|[A-Z]{2}|\\c[ua]p", text):
@@ -119,8 +120,8 @@ def _apart(text: str) -> str:
     return re.sub(capital, _indexed, text)
 
 
-def _indexed(found: "re.Match[str]") -> str:
-    return rf"\{found[1].lower()}_{{77}}" if found[1] else f"{found[2].lower()}_{{77}}"
+def _indexed(match: "re.Match[str]") -> str:
+    return rf"\{match[1].lower()}_{{77}}" if match[1] else f"{match[2].lower()}_{{77}}"
 
 
 def _same(golds: list[Any], answers: list[Any], gold: str, answer: str) -> bool:
@@ -155,8 +156,8 @@ def _same_value(wanted: Any, stated: Any, gold: str, answer: str) -> bool:
 
 
 def _no_leaf_differs(wanted: Any, stated: Any) -> bool:
-    """Return whether no two numbers that stand in the same place of both differ; where the places differ, nothing is
-    said."""
+    """Return whether no two numbers in the same place of both expressions differ; True where the places cannot be
+    matched."""
     from sympy import Expr, FiniteSet, Float, Interval, MatrixBase, Tuple
 
     if wanted == stated:

@@ -1,4 +1,4 @@
-"""Where the final answer of a completion stands: `verifier.extract`. Imports no torch."""
+"""Extract the final answer of a completion: `verifier.extract`. Imports no torch."""
 
 import re
 from collections.abc import Callable
@@ -12,7 +12,7 @@ _NUMBER = (
 
 @dataclass(frozen=True)
 class Extraction:
-    """How an answer is found in a text, and how a text states one so that it is found."""
+    """How a final answer is extracted from a text, and how a text states one so that it can be extracted."""
 
     find: Callable[[str], str | None]
     state: str  # with {answer}
@@ -20,8 +20,8 @@ class Extraction:
     def of(self, text: str) -> str | None:
         """Return the final answer of a text; None where it states none. Of more than LONGEST_TEXT characters the end is
         read."""
-        found = self.find(text[-LONGEST_TEXT:])
-        return None if found is None else found.strip()
+        answer = self.find(text[-LONGEST_TEXT:])
+        return None if answer is None else answer.strip()
 
     def stated(self, answer: str) -> str:
         """Return the text that states an answer."""
@@ -35,18 +35,18 @@ def last_boxed(text: str) -> str | None:
     One pass with a stack. `\boxed5` is `\boxed{5}`.
     """
     text = text[-LONGEST_TEXT:]
-    found: tuple[int, int] | None = None
+    span: tuple[int, int] | None = None
     stack: list[tuple[int, bool]] = []  # (start of the content, whether it is a box)
     for token in re.finditer(r"\\(?:boxed|fbox)\s*(?:\{|(-?\d(?:[\d.,/]*\d)?))|\\.|[{}]", text, re.DOTALL):
         if token[1] is not None:
-            found = token.span(1)
+            span = token.span(1)
         elif token[0] == "}" and stack:
             start, box = stack.pop()
-            if box and (found is None or start > found[0]):
-                found = (start, token.start())
+            if box and (span is None or start > span[0]):
+                span = (start, token.start())
         elif token[0].endswith("{") and token[0] != r"\{":
             stack.append((token.end(), token[0] != "{"))
-    return text[slice(*found)].strip() if found else None
+    return text[slice(*span)].strip() if span else None
 
 
 def _last(pattern: str) -> Callable[[str], str | None]:
@@ -62,9 +62,9 @@ def _last(pattern: str) -> Callable[[str], str | None]:
 
 def _after(mark: str) -> Extraction:
     def find(text: str) -> str | None:
-        _, found, rest = text.rpartition(mark)
+        _, mark_found, rest = text.rpartition(mark)
         line = rest.lstrip("* \t").lstrip("\n").partition("\n")[0].strip()
-        return line.removeprefix("**").removesuffix("**") if found else None
+        return line.removeprefix("**").removesuffix("**") if mark_found else None
 
     return Extraction(find, f"{mark} {{answer}}")
 
@@ -90,8 +90,8 @@ WITH_ARGUMENT: dict[str, Callable[[str], Extraction]] = {
 
 
 def extraction(how: str) -> Extraction:
-    """Return what a value of `verifier.extract` names. Raises ValueError for one that names nothing, re.error for a
-    wrong pattern."""
+    """Return the Extraction that a value of `verifier.extract` names. Raises ValueError for an unknown value, re.error
+    for a wrong pattern."""
     name, colon, argument = how.partition(":")
     argument = re.sub(r"^(['\"])(.*)\1$", r"\2", argument)
     if not colon and name in ALONE:

@@ -1,5 +1,5 @@
-"""Who says whether an answer is right: `verifier=`. A judge of one's own is a function (`verifier=python`), or a class
-like these.
+"""Judges, which decide whether an answer is right: `verifier=`. A judge of your own is a function (`verifier=python`),
+or a class like these.
 
 Imports no torch: workers import it.
 """
@@ -29,10 +29,10 @@ class Judge(Protocol):
         """Return the verdict where it is known at once; None where a worker has to look."""
 
     def task(self, answer: str, problem: Problem) -> Task:
-        """Return what a worker is to call."""
+        """Return the function that a worker calls, with its arguments."""
 
     def refuses(self, problem: Problem) -> str | None:
-        """Return why no answer can be right on a problem, as far as its row says it; else None."""
+        """Return why no answer can be right on a problem, as far as its row tells; None where one can."""
 
 
 class ByKind:
@@ -87,8 +87,8 @@ def matches(answer: str, pattern: str) -> bool:
 
 
 class ByFunction:
-    """Asks a function `judge(answer, problem) -> bool | None` of one's own: `verifier=python
-    verifier.function=package.module.name`.
+    """Judge that asks a user's function `judge(answer, problem) -> bool | None`:
+    `verifier=python verifier.function=package.module.name`.
 
     True is right, False is wrong, None is no answer; of a number, 1 or more is right, and less may be a part of it
     (`reward=partial`). A function with the attribute `accepts_itself = True` is asked about each row's own answer
@@ -123,21 +123,22 @@ class ByFunction:
 def function_at(path: str) -> Callable[..., Any]:
     """Import a function. Args: path, `package.module.name`."""
     module, _, name = path.rpartition(".")
-    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    return found
+    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return function
 
 
-def score_of(found: Any) -> float:
-    """Return how right an answer is by what a judge's function returned: from 0, for what is no number, to 1."""
-    return min(max(0.0, float(found)), 1.0) if isinstance(found, bool | int | float) else 0.0
+def score_of(returned: Any) -> float:
+    """Return the score in [0, 1] of the value that a judge's function returned; 0 for no number."""
+    return min(max(0.0, float(returned)), 1.0) if isinstance(returned, bool | int | float) else 0.0
 
 
-def verdict_of(found: Any) -> Verdict:
-    """Return as a verdict what a judge's function returned. Raises TypeError for what is none."""
-    if isinstance(found, Verdict):
-        return found
-    if found is None:
+def verdict_of(returned: Any) -> Verdict:
+    """Return the verdict of the value that a judge's function returned. Raises TypeError for a value of another
+    type."""
+    if isinstance(returned, Verdict):
+        return returned
+    if returned is None:
         return Verdict.UNPARSEABLE
-    if isinstance(found, bool | int | float):
-        return Verdict.CORRECT if found >= 1 else Verdict.INCORRECT
-    raise TypeError(f"a judge returns True, False, None or a number, not {found!r}")
+    if isinstance(returned, bool | int | float):
+        return Verdict.CORRECT if returned >= 1 else Verdict.INCORRECT
+    raise TypeError(f"a judge returns True, False, None or a number, not {returned!r}")

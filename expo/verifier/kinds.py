@@ -1,4 +1,4 @@
-r"""What kind of thing an answer is: the gold answer's kind decides how it is compared.
+r"""Kinds of answers: the gold answer's kind decides how an answer is compared with it.
 
 Each kind has a form: a function that returns what a text states, or None where it states nothing of this kind. Two
 answers of a kind are equal where their forms are. Only what is left to algebra (`expression` and the like) goes to
@@ -61,12 +61,12 @@ def option(text: str) -> str | None:
     r"""Return the letter of an option: `A`, `(A)`, `A)`, `\textbf{(A)}\ 5`, `B: the second`; None for anything else,
     and where what follows names another option, or takes it back."""
     plain = re.sub(r"^(?:option|choice)\s+|[\[\]\"]", "", bare(text), flags=re.IGNORECASE)
-    found = re.fullmatch(r"\(?([A-Za-z])(?:\)|[.:](?=\s|$)|(?=$))\s*(.*)", plain, re.DOTALL)
-    if found and (
-        re.search(r"\b[A-J]\b", found[2]) or set(re.findall("[a-z]+", found[2].lower())) & (TURNS | {"is", "actually"})
+    match = re.fullmatch(r"\(?([A-Za-z])(?:\)|[.:](?=\s|$)|(?=$))\s*(.*)", plain, re.DOTALL)
+    if match and (
+        re.search(r"\b[A-J]\b", match[2]) or set(re.findall("[a-z]+", match[2].lower())) & (TURNS | {"is", "actually"})
     ):
         return None
-    return None if found is None else found[1].upper() if found[1].upper() in "ABCDEFGHIJ" else found[1]
+    return None if match is None else match[1].upper() if match[1].upper() in "ABCDEFGHIJ" else match[1]
 
 
 def date(text: str) -> tuple[Any, ...] | None:
@@ -79,8 +79,8 @@ def date(text: str) -> tuple[Any, ...] | None:
             return (year, min(first, second), max(first, second))
         return ("in this order", first, second, year)
     for pattern in _DATES:
-        if found := re.fullmatch(pattern, plain):
-            named = found.groupdict()
+        if match := re.fullmatch(pattern, plain):
+            named = match.groupdict()
             month = int(named["number"]) if "number" in named else _month(named["month"])
             day = int(named["day"])
             if 1 <= month <= 12 and 1 <= day <= monthrange(int(named["year"] or 2024), month)[1]:
@@ -101,16 +101,16 @@ def _same_date(ours: tuple[Any, ...], theirs: tuple[Any, ...]) -> bool:
 def time(text: str) -> tuple[int, int, int, str] | None:
     """Return (hours, minutes, seconds, "a", "p" or "") of a time of day or a duration as 2:40; None for anything
     else."""
-    found = re.fullmatch(_TIME, bare(text).lower())
-    if found is None or int(found["h"]) > 99:
+    match = re.fullmatch(_TIME, bare(text).lower())
+    if match is None or int(match["h"]) > 99:
         return None
-    return (int(found["h"]), int(found["m"] or 0), int(found["s"] or 0), (found["half"] or "")[:1])
+    return (int(match["h"]), int(match["m"] or 0), int(match["s"] or 0), (match["half"] or "")[:1])
 
 
 def is_time(text: str) -> bool:
     """Return whether a text says itself that it is a time: by minutes of two digits, or by a half of the day."""
-    found = re.fullmatch(_TIME, bare(text).lower())
-    return found is not None and (found["m"] is not None or found["half"] is not None)
+    match = re.fullmatch(_TIME, bare(text).lower())
+    return match is not None and (match["m"] is not None or match["half"] is not None)
 
 
 def _same_time(ours: tuple[int, int, int, str], theirs: tuple[int, int, int, str]) -> bool:
@@ -130,9 +130,9 @@ def words(text: str) -> tuple[str, ...] | None:
     beginning."""
     plain = re.sub(r"^\((.*)\)$", r"\1", bare(text))
     plain = re.sub(r"^(?:the|an?)\s+(?=\w)", "", plain, flags=re.IGNORECASE)
-    found = re.findall(r"[^\s,;.!\"'()]+", plain.replace("'", ""))
+    words_in_text = re.findall(r"[^\s,;.!\"'()]+", plain.replace("'", ""))
     measured = re.search(r"\d", plain) is not None  # 3 feet 2 inches
-    return tuple(unit_word(word) if measured else _word(word) for word in found) or None
+    return tuple(unit_word(word) if measured else _word(word) for word in words_in_text) or None
 
 
 def _word(word: str) -> str:
@@ -153,8 +153,8 @@ def exact(text: str) -> str | None:
 def data(text: str) -> str | None:
     """Return JSON in one spelling; None for what is none."""
     try:
-        found = json.loads(spelled(text).removesuffix("."), parse_float=_float)
-        return json.dumps(found, sort_keys=True)
+        parsed = json.loads(spelled(text).removesuffix("."), parse_float=_float)
+        return json.dumps(parsed, sort_keys=True)
     except (ValueError, RecursionError, OverflowError):
         return None
 
@@ -184,12 +184,12 @@ class Members:
 
     def __str__(self) -> str:
         opening, closing = {"(": ("(", ")"), "{": ("{", "}")}.get(self.bracket, ("", ""))
-        told = "; ".join(" ".join(m) if isinstance(m, tuple) else str(m) for m in self.members)
-        return f"{opening}{told}{closing}".strip()
+        text = "; ".join(" ".join(m) if isinstance(m, tuple) else str(m) for m in self.members)
+        return f"{opening}{text}{closing}".strip()
 
     def agrees(self, gold: "Members") -> bool:
-        """Return whether it has the gold answer's members: in this order where one is a tuple, in any order else. A set
-        is no tuple."""
+        """Return whether these are the gold answer's members: in this order where one is a tuple, in any order else. A
+        set is no tuple."""
         brackets = {self.bracket, gold.bracket}
         apart = brackets == {"(", "{"} or ("or" in brackets and len(brackets) > 1)
         if len(self.members) != len(gold.members) or apart:
@@ -198,10 +198,10 @@ class Members:
             return all(map(_same_member, self.members, gold.members))
         left = list(gold.members)
         for member in self.members:
-            found = next((i for i, other in enumerate(left) if _same_member(member, other)), None)
-            if found is None:
+            place = next((i for i, other in enumerate(left) if _same_member(member, other)), None)
+            if place is None:
                 return False
-            left.pop(found)
+            left.pop(place)
         return True
 
 
@@ -227,11 +227,11 @@ def members(text: str) -> Members | None:
             return None
         parts = [m[2] for m in (sorted(named, key=lambda m: m[1]) if len(names) > 1 else named)]
         bracket = "(" if len(names) > 1 else "{"
-    found = [_member(part) for part in parts]
-    if None in found:
+    members_found = [_member(part) for part in parts]
+    if None in members_found:
         return None
-    either = not bracket and re.search(r"\bor\b", inner) and any(isinstance(m, tuple) for m in found)
-    return Members("or" if either else bracket, tuple(found))
+    either = not bracket and re.search(r"\bor\b", inner) and any(isinstance(m, tuple) for m in members_found)
+    return Members("or" if either else bracket, tuple(members_found))
 
 
 def _member(text: str) -> Any:
@@ -301,9 +301,9 @@ def kind_of(gold: str) -> str:
 
 
 def doubt(gold: str) -> str | None:
-    """Return in what a right answer may be meant otherwise than it is read, and the remedy; None where in nothing."""
-    found = date(gold)
-    if found is not None and found[0] == "in this order":
+    """Say how a right answer may be read otherwise than it is meant, with the remedy; None where it may not."""
+    date_read = date(gold)
+    if date_read is not None and date_read[0] == "in this order":
         return "a date whose order is not known: it is right in this order alone; write it as 2024-06-05"
     if re.fullmatch(r"[1-9]\d{0,2}(?:,\d{3})+", bare(gold)) and "!" not in gold and "{" not in gold:
         return "one number in groups of digits; write a list with spaces: 100, 200"
@@ -311,7 +311,7 @@ def doubt(gold: str) -> str | None:
 
 
 def _quantity_kind(name: str, holds: Callable[[str], bool]) -> tuple[str, Callable[[str], bool]]:
-    return name, lambda plain: (found := quantity(plain)) is not None and holds(found.unit)
+    return name, lambda plain: (stated := quantity(plain)) is not None and holds(stated.unit)
 
 
 def _is_data(plain: str) -> bool:
@@ -329,11 +329,11 @@ def _is_opaque(plain: str) -> bool:
 def _is_words(plain: str) -> bool:
     if "\\" in plain or re.search(r"[=<>^_+*/{}]", plain) or _CALL.search(plain):
         return False
-    found = re.findall(r"[^\W\d_]+", plain)
-    if found == [plain]:
+    words_in_text = re.findall(r"[^\W\d_]+", plain)
+    if words_in_text == [plain]:
         return len(plain) > 1 and plain.lower() not in ("pi", "oo", "inf", "infinity")
-    named = [word for word in found if word.lower() not in FUNCTIONS]
-    return bool(named) and any(len(word) > 1 for word in named) and len(named) == len(found)
+    named = [word for word in words_in_text if word.lower() not in FUNCTIONS]
+    return bool(named) and any(len(word) > 1 for word in named) and len(named) == len(words_in_text)
 
 
 # In this order: what comes first is what the gold answer is.

@@ -1,5 +1,5 @@
-r"""Numbers and quantities as they are written: `1,000`, `6.02\times10^{23}`, `3 1/2`, `0.\overline{3}`, `€29`, `60
-km/h`. Exact."""
+r"""Numbers and quantities as they are written: `1,000`, `6.02\times10^{23}`, `3 1/2`, `0.\overline{3}`, `€29`,
+`60 km/h`. Exact."""
 
 import re
 from dataclasses import dataclass
@@ -118,8 +118,8 @@ _LETTERS = frozenset("mgslhLNJWVAKCFT")
 
 @dataclass(frozen=True)
 class Number:
-    """A value, and how a decimal is written: `digits`, its significant ones, and `step`, one in the last place; None of
-    what is exact."""
+    """Exact value of a number, and how its decimal is written: `digits`, its significant ones, and `step`, one in the
+    last place; both None for an exact number."""
 
     value: Fraction
     digits: int | None = None
@@ -131,8 +131,8 @@ class Number:
     def agrees(self, other: "Number") -> bool:
         """Return whether both are one number.
 
-        A decimal of FEWEST_DIGITS is the fraction without an end that it is rounded from, and decimals that differ
-        by a float's noise are one. Else only equal values are equal.
+        A decimal of FEWEST_DIGITS is the fraction without an end that it is rounded from, and decimals that differ by a
+        float's noise are one. Else only equal values are equal.
         """
         if self.value == other.value:
             return True
@@ -143,7 +143,7 @@ class Number:
         return noisy and abs(self.value - other.value) <= Fraction(1, 10**15) * abs(other.value)
 
     def stands_for(self, value: Fraction) -> bool:
-        """Return whether it is a decimal with digits enough to stand for a value that it is rounded from, or cut off
+        """Return whether the decimal has digits enough to stand for a value that it is rounded from, or cut off
         from."""
         apart = abs(self.value - value)
         cut_off = apart < self.step and abs(self.value) <= abs(value)
@@ -170,7 +170,7 @@ class Quantity:
         return f"{self.number} {self.unit}".rstrip()
 
     def agrees(self, gold: "Quantity") -> bool:
-        """Return whether it is the gold answer's quantity. A unit that only one of them has is no difference, and a
+        """Return whether the quantity is the gold answer's. A unit that only one of them has is no difference, and a
         percent sign may be left out; `50%` for 0.5 is the same value."""
         if self.unit and gold.unit and self.unit != gold.unit:
             return False
@@ -188,8 +188,8 @@ def number(text: str) -> Number | None:
     text = bare(text)
     while (inner := re.fullmatch(r"\{([^{}]*)\}|\(([^(),]*)\)|([-+])\{([^{}]*)\}", text)) is not None:
         text = (inner[1] or inner[2] or (inner[3] or "") + (inner[4] or "")).strip()
-    found = _leading(text)
-    return found[0] if found is not None and found[1] == len(text) else None
+    leading = _leading(text)
+    return leading[0] if leading is not None and leading[1] == len(text) else None
 
 
 def _leading(text: str) -> tuple[Number, int] | None:
@@ -198,8 +198,8 @@ def _leading(text: str) -> tuple[Number, int] | None:
     if not matches:
         return None
     match = max(matches, key=lambda match: match.end())
-    found = _valued({name: part for name, part in match.groupdict().items() if part is not None})
-    return None if found is None else (found, match.end())
+    value = _valued({name: part for name, part in match.groupdict().items() if part is not None})
+    return None if value is None else (value, match.end())
 
 
 def _valued(parts: dict[str, str]) -> Number | None:
@@ -245,18 +245,18 @@ def quantity(text: str) -> Quantity | None:
     leading = _leading(plain)
     if leading is None:
         return None
-    found, end = leading
+    value, end = leading
     rest = plain[end:]
     if (scale := re.match(r"\s*([a-zA-Z]+)\b", rest)) and (times := SCALES.get(scale[1].lower())):
-        found, rest = Number(found.value * times, found.digits, found.step * times), rest[scale.end() :]
+        value, rest = Number(value.value * times, value.digits, value.step * times), rest[scale.end() :]
         if not rest.strip():
-            return Quantity(found)
+            return Quantity(value)
     unit = _unit(rest)
-    return Quantity(found, unit) if unit else None
+    return Quantity(value, unit) if unit else None
 
 
 def _unit(rest: str) -> str:
-    """Return what follows a number as a unit in one spelling; "" where it is none."""
+    """Return the unit after a number in one spelling; "" where the text is none."""
     apart, rest = rest[:1] in (" ", "^"), rest.replace("\\%", "%").strip()
     rest = re.sub(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)", " degree ", rest).strip()
     rest = re.sub(r"\\(?:cdot|times)(?![a-zA-Z])", "*", rest)
@@ -285,7 +285,7 @@ def _unit(rest: str) -> str:
 
 
 def _in_order(unit: str) -> str:
-    """Return a unit with what is divided by behind one slash, so that `m s^-2`, `m/s/s` and `m/s^2` are one."""
+    """Return a unit with all divisors behind one slash, so that `m s^-2`, `m/s/s` and `m/s^2` are one."""
     powers: dict[str, int] = {}
     for sign, name, power in re.findall(r"([*/]?)([^*/^]+)(?:\^(-?\d+))?", unit):
         powers[name] = powers.get(name, 0) + int(power or 1) * (-1 if sign == "/" else 1)
@@ -319,8 +319,8 @@ def unit_word(word: str) -> str:
 def numbers_in_a_row(text: str) -> list[Number] | None:
     """Return the numbers of a row of them, parted by spaces, commas, semicolons, "and" or "or"; None where it is no
     such row."""
-    found = [number(part) for part in re.split(r"\s*[,;]\s*|\s+(?:and|or)\s+|\s+", bare(text)) if part]
-    return [n for n in found if n is not None] if len(found) > 1 and None not in found else None
+    numbers = [number(part) for part in re.split(r"\s*[,;]\s*|\s+(?:and|or)\s+|\s+", bare(text)) if part]
+    return [n for n in numbers if n is not None] if len(numbers) > 1 and None not in numbers else None
 
 
 def is_arithmetic(text: str) -> bool:

@@ -1,4 +1,5 @@
-"""Is a completion's final answer right? What takes long is judged in worker processes that can be killed.
+"""Pool of verifiers: is a completion's final answer right? Slow answers are judged in worker processes that can be
+killed.
 
 An answer costs at most `verifier.timeout_s` of a worker's CPU time and `verifier.memory_mb` of memory, whatever it
 holds, and holds up nothing but itself. Works from any thread.
@@ -39,8 +40,8 @@ class Verifier:
     """Scores completions against gold answers in worker processes. Close it, or use it as a context; Python's end
     closes it, too.
 
-    One thread per worker hands it one answer at a time and kills it when time is up. (pebble's pool kills a hung
-    task too, but by its source it breaks for good when a worker dies idle.)
+    One thread per worker hands it one answer at a time and kills it when time is up. (pebble's pool kills a hung task
+    too, but by its source it breaks for good when a worker dies idle.)
 
     `conf.memory_mb` is the address space of a worker beyond what it starts with. `ranks` are the processes of the run,
     which judge a share each.
@@ -61,7 +62,9 @@ class Verifier:
         self.extraction = extraction(self.conf.extract)
 
     def submit(self, completion: str, problem: Problem | str) -> Judging:
-        """Judge one completion. The future ends in a Verdict, or in VerifierError where no worker can be started.
+        """Judge one completion: at once where the judge settles the verdict, else in a worker, where verdicts of
+        math-verify are cached (`answers.judge`). The future ends in a Verdict, or in VerifierError where no worker can
+        be started.
 
         Args: problem, or its gold answer alone.
         """
@@ -137,9 +140,8 @@ class Verifier:
                 self.peak_mb = max(self.peak_mb, peak_mb)
                 self._tell(function, raised)
                 result.set_result(verdict)
-            except (
-                Exception
-            ) as error:  # whatever it is (no memory or file handles, mostly), who waits must hear of it, not hang
+            # Whatever it is (no memory or file handles, mostly), who waits must hear of it, not hang.
+            except Exception as error:
                 if worker is not None:
                     worker.kill()
                 worker = None
@@ -148,8 +150,8 @@ class Verifier:
             worker.kill()
 
     def _tell(self, function: str, raised: str) -> None:
-        """Say what a judge of one's own raised, once: the answer counts as unparseable. math-verify raises on much that
-        is no answer."""
+        """Warn once of an exception that a user's judge raised: the answer counts as unparseable. math-verify raises on
+        much that is no answer."""
         if raised and raised not in self._raised and len(self._raised) < TOLD and isinstance(self.judge, ByFunction):
             self._raised.add(raised)
             log.warning("verifier.function=%s: raised %s; such an answer counts as unparseable", function, raised)
@@ -167,4 +169,4 @@ def _close_all() -> None:
 
 
 class VerifierError(Exception):
-    """The verifier itself is broken: no verdict can be had."""
+    """The verifier itself is broken and gives no verdict."""

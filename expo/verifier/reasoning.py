@@ -23,8 +23,8 @@ def score(answer: str, problem: Problem) -> float:
     task, settings = entry["metadata"]["source_dataset"], entry.pop("task_config", {})
     known = f"{task} {settings}"
     if known not in SCORERS:
-        made = reasoning_gym.create_dataset(task, **settings).score_answer if settings else None
-        SCORERS[known] = made or reasoning_gym.get_score_answer_fn(task)
+        scorer = reasoning_gym.create_dataset(task, **settings).score_answer if settings else None
+        SCORERS[known] = scorer or reasoning_gym.get_score_answer_fn(task)
     return SCORERS[known](answer, entry)
 
 

@@ -1,5 +1,4 @@
-r"""One spelling of what can be written in several: Unicode, HTML, Markdown, LaTeX's spaces. Both sides of a comparison
-go through it.
+r"""Normalise spelling: Unicode, HTML, Markdown, LaTeX's spaces. Both sides of a comparison go through it.
 
 Imports no torch: workers import it.
 """
@@ -61,7 +60,7 @@ _LEADING = r"^\s*(?:so|thus|hence|therefore)?,?\s*(?:(?:the|my|our)\s+)?(?:final
 
 @lru_cache(maxsize=2**14)
 def spelled(text: str) -> str:
-    """Return the text in ASCII and LaTeX as far as it has such a spelling, without HTML and Markdown around it."""
+    """Return the text in ASCII and LaTeX, where it has such a spelling, without HTML and Markdown around it."""
     if "<" in text:
         text = re.sub(r"<sup>(.*?)</sup>", r"^{\1}", re.sub(r"<sub>(.*?)</sub>", r"_{\1}", text))
         text = re.sub(_TAGS, "", text)
@@ -85,8 +84,8 @@ def spelled(text: str) -> str:
     return text
 
 
-def _fraction(found: "re.Match[str]") -> str:
-    top, bottom = (part.strip("{}") for part in found.groups())
+def _fraction(match: "re.Match[str]") -> str:
+    top, bottom = (part.strip("{}") for part in match.groups())
     return rf"\frac{{{top}}}{{{bottom}}}"
 
 
@@ -100,8 +99,8 @@ def _ascii(text: str) -> str:
 
 
 def _character(c: str) -> str:
-    """Return a fraction in LaTeX, a digit of any script as ours, nothing for a character without width, and any other
-    as it is."""
+    """Return a fraction as LaTeX, a digit of any script as an ASCII one, nothing for a character without width, any
+    other unchanged."""
     if c.isascii():
         return c
     if unicodedata.category(c) == "Cf":

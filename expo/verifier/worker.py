@@ -90,8 +90,7 @@ class Worker:
 
         `timeout_s` is the worker's own CPU time, so that a busy machine changes no verdict; of wall-clock time it has
         BACKSTOP times as much, and LEAST_BACKSTOP_S at least, for what hangs without working. What may not be the
-        answer's doing is judged once more: a
-        worker that did not get to work, and one that died.
+        answer's doing is judged once more: a worker that did not get to work, and one that died.
         """
         for last in (False, True):
             if not self.process.is_alive():
@@ -152,15 +151,14 @@ def _start_forkserver() -> None:
 
 
 def _let_go_of_the_forkserver() -> None:
-    """Close what a worker holds open of the pipe by whose end its parent, the forkserver, knows that the trainer is
-    gone.
+    """Close the worker's copy of the pipe through which the forkserver, its parent, sees that the trainer is gone.
 
     Else a worker that hangs keeps the forkserver, and so itself, alive for ever after a trainer that was killed.
     """
-    own: Any = vars(forkserver)["_forkserver"]
-    if own._forkserver_alive_fd is not None:
-        os.close(own._forkserver_alive_fd)
-        own._forkserver_alive_fd = None
+    server: Any = vars(forkserver)["_forkserver"]
+    if server._forkserver_alive_fd is not None:
+        os.close(server._forkserver_alive_fd)
+        server._forkserver_alive_fd = None
 
 
 def _peak_mb(pid: int | None) -> float:
@@ -173,7 +171,7 @@ def _peak_mb(pid: int | None) -> float:
 
 
 def work(pipe: Connection, memory_mb: int, module: str = "expo.verifier.answers") -> None:
-    """Judge until the parent is gone: a worker's life. Args: module, of the judge's function."""
+    """Judge answers until the parent is gone: the main loop of a worker. Args: module, of the judge's function."""
     import math_verify  # noqa: F401  (counted in the memory it starts with)
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns at each call that its own limits are off
@@ -194,8 +192,8 @@ def work(pipe: Connection, memory_mb: int, module: str = "expo.verifier.answers"
             function, arguments = pipe.recv()
             raised, score = "", 0.0
             try:
-                found = function_at(function)(*arguments)
-                verdict, score = verdict_of(found), score_of(found)
+                returned = function_at(function)(*arguments)
+                verdict, score = verdict_of(returned), score_of(returned)
             except (Exception, RecursionError, MemoryError) as error:
                 # Whatever a parser raises on what a model wrote, the answer is one that cannot be read.
                 verdict, raised = Verdict.UNPARSEABLE, f"{type(error).__name__}: {error}"[:200]

@@ -8,7 +8,7 @@ import pytest
 
 from expo.commands import compare, report
 from expo.config import UserError
-from expo.report.comparison import Arm, Comparison, compared
+from expo.report.comparison import Comparison, Side, compared
 from expo.report.page import RunData
 
 
@@ -33,14 +33,14 @@ def run(arm, seed, lines=(), **right):
     return RunData(arm, seed, {}, lines, rows(**right), ())
 
 
-A = Arm.of("old", [run("old", 0, a=2, b=1, c=0, d=0), run("old", 1, a=2, b=0, c=0, d=0)])
-B = Arm.of("new", [run("new", 1, a=2, b=0, c=2, d=0), run("new", 0, a=2, b=0, c=1, d=0)])
+A = Side.of("old", [run("old", 0, a=2, b=1, c=0, d=0), run("old", 1, a=2, b=0, c=0, d=0)])
+B = Side.of("new", [run("new", 1, a=2, b=0, c=2, d=0), run("new", 0, a=2, b=0, c=1, d=0)])
 
 
 def test_runs_that_learned_nothing_are_said():
     dead, alive = ([{"step": 1, "policy/grad_norm": norm}] for norm in (0.0, 0.5))
-    assert Arm.of("a", [run("a", 0, dead, p=1), run("a", 1, alive, p=1)]).marks == ["a: 1 of 2 runs learned nothing"]
-    assert Arm.of("a", [run("a", 1, alive, p=1)]).marks == []
+    assert Side.of("a", [run("a", 0, dead, p=1), run("a", 1, alive, p=1)]).marks == ["a: 1 of 2 runs learned nothing"]
+    assert Side.of("a", [run("a", 1, alive, p=1)]).marks == []
 
 
 def test_differences_are_those_of_the_same_problems_and_seeds():
@@ -55,10 +55,10 @@ def test_differences_are_those_of_the_same_problems_and_seeds():
 
 
 def test_a_problem_that_only_one_has_is_left_out_and_none_in_common_is_told():
-    more = Arm.of("new", [run("new", 0, a=2, e=2)])
+    more = Side.of("new", [run("new", 0, a=2, e=2)])
     assert Comparison(A, more).differences()[1][0][-1] == "1"
     with pytest.raises(UserError, match="no problem in common"):
-        Comparison(A, Arm.of("new", [run("new", 0, e=1)])).differences()
+        Comparison(A, Side.of("new", [run("new", 0, e=1)])).differences()
 
 
 def test_levels_are_those_of_the_shared_problems_and_other_questions_are_no_pairs():
@@ -67,17 +67,17 @@ def test_levels_are_those_of_the_shared_problems_and_other_questions_are_no_pair
 
     one = RunData("a", 0, {}, (), [*at(1, "x", "p"), *at(5, "x", "q")], ())
     other = RunData("b", 0, {}, (), [*at(5, "x", "q"), *at(6, "x", "r")], ())
-    table = Comparison(Arm.of("a", [one]), Arm.of("b", [other])).differences()[1]
+    table = Comparison(Side.of("a", [one]), Side.of("b", [other])).differences()[1]
     assert [row[0] for row in table] == ["all", "all"]
     assert table[0][-1] == "1"
     unlike = RunData("b", 0, {}, (), at(5, "y", "q"), ())
     with pytest.raises(UserError, match="q asks something else in each"):
-        Comparison(Arm.of("a", [one]), Arm.of("b", [unlike])).differences()
+        Comparison(Side.of("a", [one]), Side.of("b", [unlike])).differences()
 
 
 def test_evaluations_that_were_sampled_otherwise_are_told(capsys):
     def at(arm, temperature, **more):
-        return Arm.of(arm, [replace(run(arm, 0, a=1), settings={"evaluation.temperature": temperature, **more})])
+        return Side.of(arm, [replace(run(arm, 0, a=1), settings={"evaluation.temperature": temperature, **more})])
 
     hot, cold = at("a", 1.0), at("b", 0.7, **{"model.float32_head": True})
     told = Comparison(hot, cold).otherwise
@@ -95,13 +95,13 @@ def test_evaluations_that_were_sampled_otherwise_are_told(capsys):
 
 def test_a_run_that_is_not_finished_is_left_out_and_named():
     stopped = replace(run("new", 1, a=0), summary={"status": "stopped"})
-    arm = Arm.of("new", [run("new", 0, a=2), stopped])
+    arm = Side.of("new", [run("new", 0, a=2), stopped])
     assert Comparison(A, arm).paired == (
         "1 pairs of runs (few), seeds 0; without seeds 1 of old, which the other has not; "
         "without seeds 1 of new, which are not finished"
     )
     with pytest.raises(UserError, match="no finished run"):
-        Arm.of("new", [stopped])
+        Side.of("new", [stopped])
 
 
 def test_more_samples_of_one_arm_gain_no_problems():
@@ -118,7 +118,7 @@ def test_more_samples_of_one_arm_gain_no_problems():
             }
             for i in range(right[-1] + 1)
         ]
-        return Arm.of(arm, [RunData(arm, 0, {}, (), rows, ())])
+        return Side.of(arm, [RunData(arm, 0, {}, (), rows, ())])
 
     few, many = sampled("few", [1]), sampled("many", [5])
     assert Comparison(few, many).gained() == []
@@ -129,7 +129,7 @@ def test_more_samples_of_one_arm_gain_no_problems():
 
 def test_the_metric_over_the_steps_is_one_that_was_logged():
     lines = [{"step": 1, "pass@1": 0.5, "pass@8": 1.0}]
-    one, other = (Arm.of(n, [run(n, 0, lines, a=1)]) for n in "ab")
+    one, other = (Side.of(n, [run(n, 0, lines, a=1)]) for n in "ab")
     assert Comparison(one, other).metric == "pass@1"
 
 
@@ -142,15 +142,15 @@ def test_gained_and_lost_are_counted_over_all_samples_and_seeds():
 
 
 def test_runs_without_a_common_seed_are_paired_only_where_there_is_one_of_each():
-    one, other = Arm.of("a", [run("a", 3, a=1)]), Arm.of("b", [run("b", 4, a=2)])
+    one, other = Side.of("a", [run("a", 3, a=1)]), Side.of("b", [run("b", 4, a=2)])
     assert len(Comparison(one, other).pairs) == 1
     assert Comparison(one, other).paired.endswith("of unlike seeds, 3 and 4: paired by problem alone")
     with pytest.raises(UserError, match="none in common to pair"):
         _ = Comparison(A, other).pairs
     with pytest.raises(UserError, match="two of its runs have one seed"):
-        Arm.of("a", [run("a", 3, a=1), run("a", 3, a=1)])
+        Side.of("a", [run("a", 3, a=1), run("a", 3, a=1)])
     with pytest.raises(UserError, match="no finished run with completions"):
-        Arm.of("a", [RunData("a", 0, {}, (), (), ())])
+        Side.of("a", [RunData("a", 0, {}, (), (), ())])
 
 
 def test_tokens_until_a_rate_is_reached():
@@ -160,8 +160,8 @@ def test_tokens_until_a_rate_is_reached():
             for s, p in enumerate(passed, 1)
         ]
 
-    old = Arm.of("old", [run("old", 0, lines(0.1, 0.2, 0.6), a=1), run("old", 1, lines(0.1, 0.1, 0.1), a=1)])
-    new = Arm.of("new", [run("new", 0, lines(0.7), a=1), run("new", 1, lines(0.1, 0.5), a=1)])
+    old = Side.of("old", [run("old", 0, lines(0.1, 0.2, 0.6), a=1), run("old", 1, lines(0.1, 0.1, 0.1), a=1)])
+    new = Side.of("new", [run("new", 0, lines(0.7), a=1), run("new", 1, lines(0.1, 0.5), a=1)])
     _, table = Comparison(old, new).costs("pass@2", 0.5)
     assert table == [["old", "1 of 2", "> 3", "> 3.000 M", "> 1.500 M"], ["new", "2 of 2", "2", "1.500 M", "0.750 M"]]
     assert Comparison(old, new).curve("pass@2")[1][0] == ["1", "10.0", "40.0"]
@@ -174,8 +174,8 @@ def test_what_was_taken_is_no_mean_over_the_lucky_runs_alone():
         return [{"step": s, "throughput/tokens_generated": 1e6, "pass@2": p} for s, p in enumerate(passed, 1)]
 
     never = lines(*[0.0] * 10)
-    lucky = Arm.of("lucky", [run("lucky", 0, lines(0.0, 0.9), a=1), *(run("lucky", s, never, a=1) for s in (1, 2))])
-    steady = Arm.of("steady", [run("steady", s, lines(0.0, 0.0, 0.9), a=1) for s in range(4)])
+    lucky = Side.of("lucky", [run("lucky", 0, lines(0.0, 0.9), a=1), *(run("lucky", s, never, a=1) for s in (1, 2))])
+    steady = Side.of("steady", [run("steady", s, lines(0.0, 0.0, 0.9), a=1) for s in range(4)])
     _, table = Comparison(lucky, steady).costs("pass@2", 0.5)
     assert [row[1:4] for row in table] == [["1 of 3", "> 7", "> 7.333 M"], ["3 of 3", "3", "3.000 M"]]  # of the pairs
     assert Comparison(A, B).costs("pass@2", 0.5)[1][0] == ["old", "0 of 2", "–", "–", "–"]  # evaluations took no steps

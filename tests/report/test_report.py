@@ -25,8 +25,8 @@ from expo.report.settings import data_sentences, differing
 from expo.report.solving import CLIPPED, HELD_OUT, SHOWN, STEPS, read_solving, verdict_of
 from expo.runs.reading import read_rows, samples_of
 from expo.tables.figures import Bars
-from expo.tables.looks import COLOURS, looks
 from expo.tables.plan import EXPERIMENTS, load_plan
+from expo.tables.styles import COLOURS, styles
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +195,7 @@ def path_of(svg, colour):
 
 
 def test_charts_show_what_they_are_given():
-    look = looks(["a"])
+    look = styles(["a"])
     colour = look["a"].colour
     assert charts.lines("x", "y", {"a": [[]]}, look, share=True) is None
     alone = charts.lines("x", "y", {"a": [[(1, 0.5)]]}, look, share=False)
@@ -215,7 +215,7 @@ def test_charts_show_what_they_are_given():
 
 
 def test_more_arms_than_colours_look_different_all_the_same():
-    many = looks(f"arm {i}" for i in range(3 * len(COLOURS)))
+    many = styles(f"arm {i}" for i in range(3 * len(COLOURS)))
     assert len(set(many.values())) == len(many)
 
 
@@ -225,14 +225,14 @@ def test_an_arm_has_one_colour_on_the_page_and_in_the_figures(tmp_path):
     axis = Bars(panels=[["pass@4"]]).draw(plan, record, []).axes[0]
     drawn = {bars.get_label(): bars[0] for bars in axis.containers if hasattr(bars, "patches")}
     colours = {label: matplotlib.colors.to_hex(bar.get_facecolor()) for label, bar in drawn.items()}
-    assert colours == {arm.label: looks(plan.arms)[key].colour for key, arm in plan.arms.items()}
+    assert colours == {arm.label: styles(plan.arms)[key].colour for key, arm in plan.arms.items()}
     assert [bar.get_hatch() is not None for bar in drawn.values()] == [i >= len(COLOURS) for i in range(len(plan.arms))]
     # Three of table3's arms share one run: the page has fewer arms with runs than the figures have.
     plan = load_plan("table3_levels", "cpu")
     assert command.main(["table3_levels", f"output={tmp_path / 'page.html'}"]) == 0
     html = (tmp_path / "page.html").read_text()
     for key in ("grpo", "exp_grpo"):
-        colour = looks(plan.arms)[key].colour
+        colour = styles(plan.arms)[key].colour
         assert re.search(rf'<line[^>]* stroke="{colour}" [^>]*/></svg>{plan.arms[key].label}</li>', html)
         assert f"fill: none; stroke: {colour}" in html
 
@@ -328,7 +328,7 @@ def test_what_the_slider_shows_is_limited_and_says_so(tmp_path):
 
 
 def test_curves_of_long_runs_are_means_and_the_axis_says_of_how_many_steps():
-    look = looks(["a"])
+    look = styles(["a"])
     short = charts.lines("t", "y", {"a": [[(step, step % 7) for step in range(1, 1001)]]}, look, False)
     assert "step" in texts_of(short)
     long = charts.lines("t", "y", {"a": [[(step, float(step > 50_000)) for step in range(1, 100_001)]]}, look, False)

@@ -22,7 +22,7 @@ from expo.config import UserError
 from expo.loggers.offline import read_offline
 from expo.report import wandb_views
 from expo.report.page import Page
-from expo.report.wandb_views import SECTIONS, Shown, make_report, make_workspace, specification
+from expo.report.wandb_views import SECTIONS, Selection, make_report, make_workspace, specification
 from expo.tables.plan import known_tables, load_plan
 from expo.tables.request import Request
 from expo.tables.sweep import name_of
@@ -75,7 +75,7 @@ def test_a_workspace_without_a_network_is_the_recorded_one(tmp_path, monkeypatch
 
 def test_a_report_without_a_network_is_the_recorded_one(monkeypatch):
     monkeypatch.setattr(wandb_views, "SECTIONS", (SECTIONS[0], SECTIONS[4], SECTIONS[-1]))
-    shown = Shown.of_runs("a-s0", ["a-s0", "a-s1"], "expo", "")
+    shown = Selection.of_runs("a-s0", ["a-s0", "a-s1"], "expo", "")
     check_recorded("wandb_report.json", specification(make_report(shown, PAGE)))
 
 
@@ -135,7 +135,7 @@ def test_online_they_go_to_the_server(online, capsys, monkeypatch):
     assert re.search(r"wandb workspace: \S+/me/expo\?nw=", capsys.readouterr().out)
     (view,) = online.views
     assert (view["entityName"], view["projectName"], view["displayName"]) == ("me", "expo", "demo-cpu")
-    offline = specification(make_workspace(Shown.of_table("demo", "cpu", "expo", "me")))["spec"]
+    offline = specification(make_workspace(Selection.of_table("demo", "cpu", "expo", "me")))["spec"]
     assert len(json.dumps(json.loads(view["spec"]))) == pytest.approx(len(json.dumps(offline)), abs=300)
     assert [s["name"] for s in json.loads(view["spec"])["section"]["panelBankConfig"]["sections"]] == [
         s.title for s in SECTIONS

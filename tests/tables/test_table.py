@@ -34,7 +34,7 @@ from expo.tables import plan as plans
 from expo.tables.aggregate import _mean_over_runs, common_steps, cost_of, measured_values, pass_values, stack, statistic
 from expo.tables.figures import Curves, Heat
 from expo.tables.kept import unpack
-from expo.tables.render import made_by, markdown, percent, rows_of, unlike_problems
+from expo.tables.render import cells_of, made_by, markdown, percent, unlike_problems
 from expo.tables.sweep import View, prepare, until_over
 from expo.training.checkpoints import step_of
 
@@ -338,7 +338,7 @@ def test_a_cell_whose_seeds_lie_far_apart_names_them():
     assert percent(apart, "+") == "-65.7 [-100.0, +69.5] (seeds -98, -96, +2)"
     taken = plans.load_plan("when_it_works")
     record = json.loads((plans.results_folder("when_it_works", "cpu") / "table.json").read_text())
-    heads, rows = rows_of(taken, record)
+    heads, rows = cells_of(taken, record)
     (row,) = (row for row in rows if row[0] == "35 %, slips 0.0: GRPO SFT-GT-CoT")
     assert dict(zip(heads, row, strict=True))["pass@4"] == "34.0 [0.0, 100.0] (seeds 100, 2, 0)"
 
@@ -366,7 +366,7 @@ def test_arms_that_learned_nothing_or_are_of_other_code_are_marked():
     }
     plan = plans.Plan("t", {}, {}, ["pass@1"])
     marked = {"a": arm | {"marks": {"learned nothing": 2, "other code": 1}}, "b": arm | {"runs": 2}, "c": arm}
-    _, rows = rows_of(plan, {"arms": marked})
+    _, rows = cells_of(plan, {"arms": marked})
     assert [row[-1] for row in rows] == ["3 (2 learned nothing, 1 other code)", "2 (few)", "3"]
 
 

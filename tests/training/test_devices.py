@@ -548,7 +548,7 @@ def test_the_first_device_alone_loads_the_initial_policy_again(ladder, monkeypat
 
     for rank in (1, 0):
         named = iter(policy.named_parameters())
-        with wiring.begun(cfg, policy, bank, Second(rank, 2)):
+        with wiring.initial_weights(cfg, policy, bank, Second(rank, 2)):
             assert torch.equal(policy.lm_head.weight, model.lm_head.weight)
         assert torch.equal(policy.lm_head.weight, changed)
         assert len(loaded) == (rank == 0)

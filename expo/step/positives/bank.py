@@ -30,7 +30,7 @@ SAMPLES = 256  # of each weight
 IDENTITY = b"bank"
 NAME = re.compile(r"steps-(\d+)-(\d+)\.parquet")
 
-Rows = dict[int, tuple[tuple[int, ...], list[int], bool]]  # by row of the key: prompt, completion, truncated
+Entries = dict[int, tuple[tuple[int, ...], list[int], bool]]  # by row of the key: prompt, completion, truncated
 
 
 @dataclass
@@ -44,21 +44,21 @@ class Bank:
 
     folder: Path
     identity: str
-    steps: dict[int, Rows] = field(default_factory=dict)  # those of the part that was read last
+    steps: dict[int, Entries] = field(default_factory=dict)  # those of the part that was read last
     price: float = 0.0  # seconds that each of its tokens took to write; 0 of parts of before this was kept
 
     def parts(self) -> dict[Path, range]:
         """Return the finished parts and their steps."""
-        found = {path: NAME.fullmatch(path.name) for path in sorted(self.folder.glob("steps-*.parquet"))}
-        return {p: range(int(m[1]), int(m[2]) + 1) for p, m in found.items() if m and is_signed(p)}
+        matches = {path: NAME.fullmatch(path.name) for path in sorted(self.folder.glob("steps-*.parquet"))}
+        return {p: range(int(m[1]), int(m[2]) + 1) for p, m in matches.items() if m and is_signed(p)}
 
     def missing(self, steps: Iterable[int]) -> list[int]:
-        """Return which of the steps no part has."""
-        there = self.parts().values()
-        return [step for step in steps if not any(step in covered for covered in there)]
+        """Return the steps that no part covers."""
+        written = self.parts().values()
+        return [step for step in steps if not any(step in covered for covered in written)]
 
     def find(self, request: Request) -> Completion:
-        """Return the explanation that was written for a request.
+        """Return the banked explanation for a request.
 
         Raises UserError where there is none, where it was written for another prompt, or where its part was changed.
         """
@@ -74,36 +74,36 @@ class Bank:
             )
         return Completion(request.prompt, row[1], [], row[2], request.problem)
 
-    def _read(self, path: Path) -> dict[int, Rows]:
-        def parse(table: pa.Table) -> dict[int, Rows]:
-            told = json.loads(table.schema.metadata[IDENTITY])
-            if told["identity"] != self.identity:
-                whose = f"of the bank {told['identity']}, whose model, prompts, data, sampling or seed are others"
+    def _read(self, path: Path) -> dict[int, Entries]:
+        def parse(table: pa.Table) -> dict[int, Entries]:
+            metadata = json.loads(table.schema.metadata[IDENTITY])
+            if metadata["identity"] != self.identity:
+                whose = f"of the bank {metadata['identity']}, whose model, prompts, data, sampling or seed are others"
                 raise UserError(f"bank={path}: {whose}; {AGAIN}")
-            steps: dict[int, Rows] = {}
+            steps: dict[int, Entries] = {}
             for row in table.to_pylist():
                 steps.setdefault(row["step"], {})[row["row"]] = (tuple(row["prompt"]), row["ids"], row["truncated"])
             tokens = sum(len(ids) for rows in steps.values() for _, ids, _ in rows.values())
-            self.price = told.get("seconds", 0.0) / max(tokens, 1)
+            self.price = metadata.get("seconds", 0.0) / max(tokens, 1)
             return steps
 
         return read_signed(path, "bank", parse)
 
     def save(
-        self, steps: Sequence[int], requests: Sequence[Request], made: Sequence[Completion], seconds: float
+        self, steps: Sequence[int], requests: Sequence[Request], explanations: Sequence[Completion], seconds: float
     ) -> None:
-        """Write a part whole or not at all. Args: steps, consecutive; requests and made, those of these steps, in
-        order; seconds, that it took to make them."""
+        """Write a part whole or not at all. Args: steps, consecutive; requests and explanations, those of these steps,
+        in order; seconds, that it took to make them."""
         columns = {
             "step": [r.key.step for r in requests], "row": [r.key.row for r in requests],
-            "prompt": [list(r.prompt) for r in requests], "ids": [c.ids for c in made],
-            "truncated": [c.truncated for c in made],
+            "prompt": [list(r.prompt) for r in requests], "ids": [c.ids for c in explanations],
+            "truncated": [c.truncated for c in explanations],
         }  # fmt: skip
         types = {"prompt": pa.list_(pa.int64()), "ids": pa.list_(pa.int64())}
         table = pa.table({name: pa.array(values, types.get(name)) for name, values in columns.items()})
-        told = json.dumps({"identity": self.identity, "seconds": seconds})
+        metadata = json.dumps({"identity": self.identity, "seconds": seconds})
         path = self.folder / f"steps-{steps[0]:06d}-{steps[-1]:06d}.parquet"
-        write_signed(table.replace_schema_metadata({IDENTITY: told}), path)
+        write_signed(table.replace_schema_metadata({IDENTITY: metadata}), path)
 
 
 class BankedEngine(Engine):
@@ -111,7 +111,7 @@ class BankedEngine(Engine):
 
     It writes whole blocks of steps, about PART explanations at once, with the weights that the policy began with. Args:
     steps, those of the run; requests_of, the requests of a step for all of its problems, whatever its rollouts are;
-    engine, the policy's; begun, a context in which the policy has its initial weights again; ranks, the processes of
+    engine, the policy's; initial, a context in which the policy has its initial weights again; ranks, the processes of
     the run.
     """
 
@@ -121,17 +121,17 @@ class BankedEngine(Engine):
         steps: int,
         requests_of: Callable[[int], Sequence[Request]],
         engine: Engine,
-        begun: Callable[[], AbstractContextManager[None]],
+        initial: Callable[[], AbstractContextManager[None]],
         ranks: Ranks = ALONE,
     ):
-        self.bank, self.steps, self.requests_of, self.engine, self.begun = bank, steps, requests_of, engine, begun
-        self.ranks = ranks
+        self.bank, self.steps, self.requests_of, self.engine = bank, steps, requests_of, engine
+        self.initial_weights, self.ranks = initial, ranks
         self.written_s = 0.0  # since `shared_s` was asked
 
     def generate(
         self, requests: Sequence[Request], sampling: Sampling, follow: Follow | None = None
     ) -> list[Completion]:
-        """See `Engine.generate`; nothing follows, since all is there at once."""
+        """See `Engine.generate`; nothing follows, since all explanations are written already."""
         for step in sorted({r.key.step for r in requests}):
             if step not in self.bank.steps:
                 self.write_block(step, sampling)
@@ -144,7 +144,7 @@ class BankedEngine(Engine):
         return self.bank.price * sum(len(c.ids) for c in read) - spent
 
     def write_block(self, step: int, sampling: Sampling) -> None:
-        """Write what the bank lacks of the block of steps that this one is in."""
+        """Write the missing explanations of the block of steps that `step` is in."""
         size = max(1, PART // max(1, len(self.requests_of(step))))
         first = step - step % size
         block = range(first, max(step + 1, min(first + size, self.steps)))
@@ -154,21 +154,21 @@ class BankedEngine(Engine):
                 return
             started = time.perf_counter()
             # Before the first step the policy is what it began as.
-            with self.begun() if step else nullcontext():
+            with self.initial_weights() if step else nullcontext():
                 self.engine.sync()
                 tokens = sum(self._write(steps, sampling) for steps in _consecutive(missing))
             self.engine.sync()
-        told = f"explanations of steps {first + 1} to {block[-1] + 1}: {tokens} tokens"
-        print(f"{told}, {time.perf_counter() - started:.0f} s, in {self.bank.folder}", flush=True)
+        message = f"explanations of steps {first + 1} to {block[-1] + 1}: {tokens} tokens"
+        print(f"{message}, {time.perf_counter() - started:.0f} s, in {self.bank.folder}", flush=True)
 
     def _write(self, steps: Sequence[int], sampling: Sampling) -> int:
         requests = [r for step in steps for r in self.requests_of(step)]
         started = time.perf_counter()
-        made = self.engine.generate(requests, sampling) if requests else []
+        explanations = self.engine.generate(requests, sampling) if requests else []
         seconds = time.perf_counter() - started
         self.written_s += seconds
-        self.ranks.by_first(lambda: self.bank.save(steps, requests, made, seconds))
-        return sum(len(c.ids) for c in made)
+        self.ranks.by_first(lambda: self.bank.save(steps, requests, explanations, seconds))
+        return sum(len(c.ids) for c in explanations)
 
 
 def fingerprint(model: nn.Module) -> str:

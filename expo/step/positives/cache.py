@@ -1,5 +1,4 @@
-"""Explanations that are used again: made once, kept for some steps, dropped when the policy has moved away from
-them."""
+"""Cache of explanations: each is used again for some steps, and dropped when the policy has moved away from it."""
 
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -10,7 +9,7 @@ from expo.step.positives.properties import Scorer
 
 @dataclass
 class ExplanationCache:
-    """Explanations by problem, each with the step that made it: the version of the policy. `steps=0` keeps nothing.
+    """Explanations by problem, each with the step that made it, and so the policy's version. `steps=0` caches nothing.
 
     `max_drop` is in nats per token.
     """
@@ -21,46 +20,49 @@ class ExplanationCache:
     entries: dict[str, list[tuple[int, float, Candidate]]] = field(default_factory=dict)
 
     def find(self, batch: Batch, scorer: Scorer) -> Candidates:
-        """Return what is still good for the batch's problems; drop what is too old, or too unlikely by now."""
-        self.entries = {key: found for key, found in self.entries.items() if batch.step - found[0][0] <= self.steps}
-        kept = [(i, entry) for i, p in enumerate(batch.problems) for entry in self.entries.get(p.id, ())]
-        if not kept:
+        """Return the cached explanations of the batch's problems; drop those that are too old, or too unlikely by
+        now."""
+        self.entries = {
+            key: entries for key, entries in self.entries.items() if batch.step - entries[0][0] <= self.steps
+        }
+        recent = [(i, entry) for i, p in enumerate(batch.problems) for entry in self.entries.get(p.id, ())]
+        if not recent:
             return {}
-        now = scorer.mean_logp([batch.prompts[i] for i, _ in kept], [c.ids for _, (_, _, c) in kept]).tolist()
+        now = scorer.mean_logp([batch.prompts[i] for i, _ in recent], [c.ids for _, (_, _, c) in recent]).tolist()
         good: Candidates = {}
-        for (i, entry), logp in zip(kept, now, strict=True):
+        for (i, entry), logp in zip(recent, now, strict=True):
             _, then, candidate = entry
             if then - logp <= self.max_drop:
                 good.setdefault(i, []).append(candidate)
             else:
                 left = [e for e in self.entries.get(batch.problems[i].id, []) if e is not entry]
                 self.entries[batch.problems[i].id] = left
-        self.entries = {key: found for key, found in self.entries.items() if found}
+        self.entries = {key: entries for key, entries in self.entries.items() if entries}
         return good
 
     def keep(self, positives: Candidates, batch: Batch, scorer: Scorer) -> None:
-        """Remember the explanations made at this step, without what was measured of them."""
+        """Cache the explanations made at this step, without their measured properties."""
         if not self.steps or not positives:
             return
-        rows = [(batch.prompts[i], c.ids) for i, found in positives.items() for c in found]
+        rows = [(batch.prompts[i], c.ids) for i, explanations in positives.items() for c in explanations]
         logps = iter(scorer.mean_logp([q for q, _ in rows], [ids for _, ids in rows]).tolist())
-        made: dict[str, list[tuple[int, float, Candidate]]] = {}
-        for i, found in positives.items():  # a step may meet a problem twice
-            own = made.setdefault(batch.problems[i].id, [])
-            own += [(batch.step, next(logps), c.unmeasured()) for c in found]
-        self.entries |= made
+        entries: dict[str, list[tuple[int, float, Candidate]]] = {}
+        for i, explanations in positives.items():  # a step may meet a problem twice
+            of_problem = entries.setdefault(batch.problems[i].id, [])
+            of_problem += [(batch.step, next(logps), c.unmeasured()) for c in explanations]
+        self.entries |= entries
 
     def state_dict(self) -> dict[str, Any]:
         """Return the entries as plain data, for a checkpoint."""
         return {
-            key: [(step, logp, asdict(candidate)) for step, logp, candidate in found]
-            for key, found in self.entries.items()
+            key: [(step, logp, asdict(candidate)) for step, logp, candidate in entries]
+            for key, entries in self.entries.items()
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take the entries of a checkpoint."""
         names = {f.name for f in fields(Candidate)}  # of a checkpoint of 0.3, which also had a problem's index
         self.entries = {
-            key: [(step, logp, Candidate(**{k: v for k, v in c.items() if k in names})) for step, logp, c in found]
-            for key, found in state.items()
+            key: [(step, logp, Candidate(**{k: v for k, v in c.items() if k in names})) for step, logp, c in entries]
+            for key, entries in state.items()
         }

@@ -1,4 +1,4 @@
-"""Why a candidate positive is not trained on. Each reason is counted."""
+"""Filters: why a candidate positive (an explanation, say) is not trained on. Each reason is counted."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from expo.verifier.answers import Verdict
 
 @dataclass(frozen=True)
 class Written:
-    """A candidate as a filter sees it."""
+    """Candidate positive as a filter sees it."""
 
     text: str
     question: str
@@ -40,7 +40,8 @@ FILTERS: dict[str, Callable[[Written], bool]] = functions_of(
 
 
 def rejection(written: Written, filters: Sequence[str]) -> str | None:
-    """Return the name of the first of `filters` that holds, or None for a candidate that may be used."""
+    """Filter a candidate: return the name of the first of `filters` that holds, or None for a candidate that may be
+    used."""
     return next((name for name in filters if FILTERS[name](written)), None)
 
 

@@ -43,16 +43,16 @@ class Scorer:
 
     def logp(self, prompts: Sequence[Ids], completions: Sequence[Ids]) -> Tensor:
         """Return log π(c|q), summed over tokens: `[N]`, in nats."""
-        own = self._score(self.ranks.own(prompts), self.ranks.own(completions))[0].sum(dim=1)
-        return torch.tensor(self.ranks.whole(own.tolist()))
+        own_logp = self._score(self.ranks.own(prompts), self.ranks.own(completions))[0].sum(dim=1)
+        return torch.tensor(self.ranks.whole(own_logp.tolist()))
 
     def token_logp(self, prompts: Sequence[Ids], completions: Sequence[Ids]) -> list[list[float]]:
         """Return log π(c_t|q, c_<t) of every token of each of the N completions, in nats."""
         logp, mask = self._score(self.ranks.own(prompts), self.ranks.own(completions))
-        return self.ranks.whole([row[there].tolist() for row, there in zip(logp, mask.bool(), strict=True)])
+        return self.ranks.whole([row[on_tokens].tolist() for row, on_tokens in zip(logp, mask.bool(), strict=True)])
 
     def _score(self, prompts: Sequence[Ids], completions: Sequence[Ids]) -> tuple[Tensor, Tensor]:
-        """Return log-probabilities `[N, L]` and where there are any."""
+        """Return log-probabilities `[N, L]`, and the mask of the tokens that have one."""
         device = next(self.model.parameters()).device
         batch = token_batch(prompts, completions, self.tokenizer.pad_token_id, device)
         training = self.model.training
@@ -93,8 +93,8 @@ class Scorer:
         text = self.text(ids)
         position = text.rfind(self.prompts.final_marker)
         if position >= 0:
-            kept = self._within(ids, position)
-            return kept, text[len(self.text(kept)) : position]
+            reasoning_ids = self._within(ids, position)
+            return reasoning_ids, text[len(self.text(reasoning_ids)) : position]
         if not ended and (ends := [m.end() for m in SENTENCE_END.finditer(text)]):
             ids = self._within(ids, ends[-1])
         return ids, "" if self.text(ids)[-1:].isspace() else " "
@@ -116,30 +116,34 @@ class Scorer:
         return str(self.tokenizer.decode(ids))
 
 
-def with_logp(scorer: Scorer, groups: Mapping[int, Group], found: Candidates) -> Candidates:
+def with_logp(scorer: Scorer, groups: Mapping[int, Group], candidates: Candidates) -> Candidates:
     """Return the candidates with mean log π(c|q)."""
-    rows = [(groups[i].prompt, c.ids) for i, some in found.items() for c in some]
+    rows = [(groups[i].prompt, c.ids) for i, some in candidates.items() for c in some]
     means = iter(scorer.mean_logp([q for q, _ in rows], [ids for _, ids in rows]).tolist())
-    return {i: [replace(c, logp_given_q=next(means)) for c in some] for i, some in found.items()}
+    return {i: [replace(c, logp_given_q=next(means)) for c in some] for i, some in candidates.items()}
 
 
-def with_logp_given_answer(scorer: Scorer, found: Candidates) -> Candidates:
-    """Return the candidates with the same under the prompt that shows the answer, for those that were written."""
-    written = [(c.prompt, c.ids) for some in found.values() for c in some if c.prompt is not None]
+def with_logp_given_answer(scorer: Scorer, candidates: Candidates) -> Candidates:
+    """Return the candidates with mean log π(c|q, a*), under the prompt that shows the answer; only those that were
+    written have one."""
+    written = [(c.prompt, c.ids) for some in candidates.values() for c in some if c.prompt is not None]
     means = iter(scorer.mean_logp([prompt for prompt, _ in written], [ids for _, ids in written]).tolist())
     return {
-        i: [c if c.prompt is None else replace(c, logp_given_qa=next(means)) for c in some] for i, some in found.items()
+        i: [c if c.prompt is None else replace(c, logp_given_qa=next(means)) for c in some]
+        for i, some in candidates.items()
     }
 
 
-def with_lift(scorer: Scorer, groups: Mapping[int, Group], found: Candidates) -> Candidates:
+def with_lift(scorer: Scorer, groups: Mapping[int, Group], candidates: Candidates) -> Candidates:
     """Return the candidates with the answer lift over the median of the first rollouts of each problem, where there are
     rollouts."""
-    if not found or not any(group.completions for group in groups.values()):
-        return found
-    own = [(c.prompt, c.ids, groups[i].problem.answer) for i in sorted(found) for c in groups[i].completions[:OWN]]
-    theirs = [(groups[i].prompt, c.ids, groups[i].problem.answer) for i, some in found.items() for c in some]
-    prompts, completions, answers = zip(*own, *theirs, strict=True)
+    if not candidates or not any(group.completions for group in groups.values()):
+        return candidates
+    rollouts = [
+        (c.prompt, c.ids, groups[i].problem.answer) for i in sorted(candidates) for c in groups[i].completions[:OWN]
+    ]
+    theirs = [(groups[i].prompt, c.ids, groups[i].problem.answer) for i, some in candidates.items() for c in some]
+    prompts, completions, answers = zip(*rollouts, *theirs, strict=True)
     logps = iter(scorer.answer_logp(prompts, completions, answers).tolist())
-    base = {i: median([next(logps) for _ in groups[i].completions[:OWN]]) for i in sorted(found)}
-    return {i: [replace(c, answer_lift=next(logps) - base[i]) for c in some] for i, some in found.items()}
+    base = {i: median([next(logps) for _ in groups[i].completions[:OWN]]) for i in sorted(candidates)}
+    return {i: [replace(c, answer_lift=next(logps) - base[i]) for c in some] for i, some in candidates.items()}

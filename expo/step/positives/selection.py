@@ -1,5 +1,5 @@
-"""Which of a problem's usable candidates are learned from. Candidates come with what the selection asked to be
-measured."""
+"""Selection: which of a problem's usable candidates are learned from. Candidates come with the properties that the
+selection asks for."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,31 +32,31 @@ def _lift(candidate: Candidate) -> float:
     return candidate.answer_lift
 
 
-def _first(found: list[Candidate], problem: Problem, limits: Limits) -> list[Candidate]:
-    return found[:1]
+def _first(usable: list[Candidate], problem: Problem, limits: Limits) -> list[Candidate]:
+    return usable[:1]
 
 
-def _most_likely(found: list[Candidate], problem: Problem, limits: Limits) -> list[Candidate]:
-    return [max(found, key=_logp)]
+def _most_likely(usable: list[Candidate], problem: Problem, limits: Limits) -> list[Candidate]:
+    return [max(usable, key=_logp)]
 
 
-def _two_properties(found: list[Candidate], problem: Problem, limits: Limits) -> list[Candidate]:
-    by_logp, by_lift = sorted(map(_logp, found)), sorted(map(_lift, found))
+def _two_properties(usable: list[Candidate], problem: Problem, limits: Limits) -> list[Candidate]:
+    by_logp, by_lift = sorted(map(_logp, usable)), sorted(map(_lift, usable))
 
     def rank(candidate: Candidate) -> float:
         logp, lift = by_logp.index(_logp(candidate)), by_lift.index(_lift(candidate))
         return limits.rank_weight * logp + (1 - limits.rank_weight) * lift
 
-    return [max(found, key=rank)]
+    return [max(usable, key=rank)]
 
 
-def _threshold(found: list[Candidate], problem: Problem, limits: Limits) -> list[Candidate]:
-    return [c for c in found if _logp(c) >= limits.min_logp and _lift(c) >= limits.min_lift]
+def _threshold(usable: list[Candidate], problem: Problem, limits: Limits) -> list[Candidate]:
+    return [c for c in usable if _logp(c) >= limits.min_logp and _lift(c) >= limits.min_lift]
 
 
-def _oracle_sound(found: list[Candidate], problem: Problem, limits: Limits) -> list[Candidate]:
+def _oracle_sound(usable: list[Candidate], problem: Problem, limits: Limits) -> list[Candidate]:
     assert problem.oracle is not None  # see the rules of SelfExplanationConf
-    return [c for c in found if problem.oracle(problem.question, c.text).sound][:1]
+    return [c for c in usable if problem.oracle(problem.question, c.text).sound][:1]
 
 
 SELECTIONS: dict[str, Select] = functions_of(

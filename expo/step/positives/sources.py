@@ -4,7 +4,7 @@ A positive is always trained on under the solve prompt q alone. What the sampler
 π(·|q, a*) and never reaches a ratio or a weight.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from expo.config import (
@@ -20,17 +20,15 @@ from expo.config import (
 from expo.ground.problem import Problem
 from expo.rollout.engine import Completion, Request
 from expo.rollout.noise import EXPLAIN, Key
-from expo.step.experience import Batch, Candidate, Candidates, Group, Tools
+from expo.step.experience import Batch, Candidate, Candidates, Groups, Tools
 from expo.step.positives.filters import Written, rejection
 from expo.step.positives.schedules import GATES, SCHEDULES
 from expo.step.positives.selection import Limits, select
 from expo.verifier.answers import Verdict
 
-Groups = Mapping[int, Group]  # judged groups by problem, as far as they are there
-
 
 class PositiveSource:
-    """What every source shares: how positives enter the loss, and the gate that decides which problems get one."""
+    """A source of positives: how positives enter the loss, and the gate that decides which groups get one."""
 
     conf: PositivesConf
     selection = "first"
@@ -52,27 +50,28 @@ class PositiveSource:
         return False
 
     def weight_at(self, done: float, all_wrong: float) -> float:
-        """Return β. Args: done, the share of the run in [0, 1]; all_wrong, the share of all-wrong groups in the
-        step."""
+        """Return β, annealed by the schedule. Args: done, the share of the run in [0, 1]; all_wrong, the share of
+        all-wrong groups in the step."""
         return 0.0
 
     def wants(self, all_wrong: bool) -> bool:
-        """Return whether a problem gets a positive, given whether its group is all wrong."""
+        """Decide by the gate whether a group gets a positive, and so is explained. Args: all_wrong, whether its
+        rollouts are."""
         return False
 
     def requests(self, batch: Batch, groups: Groups, wanted: Sequence[int], tools: Tools) -> list[Request]:
-        """Return what to generate for the wanted problems."""
+        """Return the requests for the texts of the wanted problems."""
         return []
 
     def candidates(
         self, batch: Batch, groups: Groups, wanted: Sequence[int], explanations: Sequence[Completion], tools: Tools
     ) -> Candidates:
-        """Return the candidates of the wanted problems, filtered: every one that was considered, and why it is not
-        used."""
+        """Return the candidates of the wanted problems, filtered: all that were considered, each with the filter that
+        rejects it."""
         return {}
 
     def choose(self, usable: Sequence[Candidate], problem: Problem) -> list[Candidate]:
-        """Return the candidates of a problem to learn from, of those that no filter rejects: at least one is given."""
+        """Return the candidates of a problem to learn from. Args: usable, at least one, rejected by no filter."""
         return select(usable, problem, self.selection, Limits())
 
 
@@ -110,13 +109,13 @@ class ExpertSolution(WeightedSource):
         solutions = [(i, text) for i in wanted if (text := batch.problems[i].solution) is not None]
         verdicts = tools.verifier.verify([text for _, text in solutions], [batch.problems[i] for i, _ in solutions])
         filters = [f for f in self.conf.filters if f != "early_answer"]  # an expert may begin with the answer
-        found: Candidates = {}
+        candidates: Candidates = {}
         for (i, text), verdict in zip(solutions, verdicts, strict=True):
             ids = tools.prompts.solution_ids(tools.tokenizer, text)
             truncated, p = len(ids) > tools.sampling.max_tokens, batch.problems[i]
             written = Written(text, p.question, p.answer, truncated, verdict)
-            found[i] = [Candidate(ids, text, rejection(written, filters))]
-        return found
+            candidates[i] = [Candidate(ids, text, rejection(written, filters))]
+        return candidates
 
 
 class SelfExplanation(WeightedSource):
@@ -133,7 +132,8 @@ class SelfExplanation(WeightedSource):
         return step % self.conf.snapshot_every == 0
 
     def explained(self, batch: Batch, groups: Groups, wanted: Sequence[int], tools: Tools) -> dict[int, Problem]:
-        """Return the wanted problems with the answer that is shown, where there is one."""
+        """Return, by index, the wanted problems for which there is an answer to show, each with that answer in place of
+        its own."""
         shown = ((i, SHOWN[self.conf.shown_answer](batch, groups, i, tools)) for i in wanted)
         return {i: replace(batch.problems[i], answer=answer) for i, answer in shown if answer is not None}
 
@@ -151,7 +151,7 @@ class SelfExplanation(WeightedSource):
         ]
 
     def explainable(self, batch: Batch, groups: Groups, wanted: Sequence[int], tools: Tools) -> dict[int, Problem]:
-        """Return those of `explained` that can be asked for."""
+        """Return the problems of `explained` whose prompt fits: here all of them."""
         return self.explained(batch, groups, wanted, tools)
 
     def candidates(
@@ -161,13 +161,13 @@ class SelfExplanation(WeightedSource):
         owners = [explained[c.problem] for c in explanations]
         texts = tools.texts([c.ids for c in explanations])
         verdicts = tools.verifier.verify(texts, owners)
-        found: Candidates = {}
+        candidates: Candidates = {}
         for p, c, text, verdict in zip(owners, explanations, texts, verdicts, strict=True):
             marker = tools.prompts.final_marker
             written = Written(text, p.question, p.answer, c.truncated, verdict, self.conf.leak_phrases, marker)
             candidate = Candidate(c.ids, text, rejection(written, self.conf.filters), c.prompt)
-            found.setdefault(c.problem, []).append(candidate)
-        return found
+            candidates.setdefault(c.problem, []).append(candidate)
+        return candidates
 
     def choose(self, usable: Sequence[Candidate], problem: Problem) -> list[Candidate]:
         limits = Limits(self.conf.rank_weight, self.conf.min_logp, self.conf.min_lift)
@@ -187,15 +187,15 @@ class STaR(SelfExplanation):
     def candidates(
         self, batch: Batch, groups: Groups, wanted: Sequence[int], explanations: Sequence[Completion], tools: Tools
     ) -> Candidates:
-        found = super().candidates(batch, groups, wanted, explanations, tools)
+        candidates = super().candidates(batch, groups, wanted, explanations, tools)
         for i in wanted:
             row = next((g for g, right in enumerate(groups[i].correct if i in groups else ()) if right), None)
             if row is not None:
                 completion = groups[i].completions[row]
                 cut_off = completion.truncated and "truncated" in self.conf.filters
-                own = Candidate(completion.ids, groups[i].texts[row], "truncated" if cut_off else None)
-                found[i] = [own, *found.get(i, [])]
-        return dict(sorted(found.items()))
+                own_sample = Candidate(completion.ids, groups[i].texts[row], "truncated" if cut_off else None)
+                candidates[i] = [own_sample, *candidates.get(i, [])]
+        return dict(sorted(candidates.items()))
 
 
 class ExpertParaphrase(SelfExplanation):
@@ -228,15 +228,15 @@ class ExpertParaphrase(SelfExplanation):
         ratio = self.conf.length_ratio
 
         def matched(i: int, candidate: Candidate) -> bool:
-            own = [len(rollout.ids) for rollout in groups[i].completions] if i in groups else []
-            return not sum(own) or 1 / ratio <= len(candidate.ids) * len(own) / sum(own) <= ratio
+            lengths = [len(rollout.ids) for rollout in groups[i].completions] if i in groups else []
+            return not sum(lengths) or 1 / ratio <= len(candidate.ids) * len(lengths) / sum(lengths) <= ratio
 
         written = super().candidates(batch, groups, wanted, explanations, tools)
-        found = {
+        candidates = {
             i: [c if c.rejected or matched(i, c) else replace(c, rejected="length") for c in some]
             for i, some in written.items()
         }
-        return dict(sorted((found | {i: [Candidate([], "", "long_prompt")] for i in too_long}).items()))
+        return dict(sorted((candidates | {i: [Candidate([], "", "long_prompt")] for i in too_long}).items()))
 
 
 def explanations_of(source: PositiveSource, batch: Batch, tools: Tools) -> list[Request]:
@@ -256,12 +256,12 @@ def _wrong_answer(batch: Batch, groups: Groups, problem: int, tools: Tools) -> s
 
 def _shuffled_answer(batch: Batch, groups: Groups, problem: int, tools: Tools) -> str | None:
     """Return the answer of the step's next problem that has another one."""
-    own, count = batch.problems[problem].answer, len(batch.problems)
+    own_answer, count = batch.problems[problem].answer, len(batch.problems)
     others = (batch.problems[(problem + shift) % count].answer for shift in range(1, count))
-    return next((answer for answer in others if answer != own), None)
+    return next((answer for answer in others if answer != own_answer), None)
 
 
-Shown = Callable[[Batch, Groups, int, Tools], str | None]
-SHOWN: dict[str, Shown] = functions_of(
+ShownAnswer = Callable[[Batch, Groups, int, Tools], str | None]
+SHOWN: dict[str, ShownAnswer] = functions_of(
     SelfExplanationConf, "shown_answer", {"true": _true_answer, "wrong": _wrong_answer, "shuffled": _shuffled_answer}
 )

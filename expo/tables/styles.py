@@ -1,4 +1,4 @@
-"""How an arm looks, wherever it is drawn: in the figures of a table and on the page of a report."""
+"""Style of an arm, wherever it is drawn: in the figures of a table and on the page of a report."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1.5, 1.5))  # the ninth ar
 
 
 @dataclass(frozen=True)
-class Look:
-    """The colour of an arm's lines and bars; the dashes of its lines (on and off, in line widths). () is a solid line.
+class Style:
+    """Colour of an arm's lines and bars, and dashes of its lines (on and off, in line widths). () is a solid line.
 
     The bars of an arm with a dashed line are hatched.
     """
@@ -20,9 +20,9 @@ class Look:
     dash: tuple[float, ...] = ()
 
 
-def looks(arms: Iterable[str]) -> dict[str, Look]:
-    """Return how each arm looks, by its place among all arms of the table, drawn or not."""
+def styles(arms: Iterable[str]) -> dict[str, Style]:
+    """Return the style of each arm, by its place among all arms of the table, drawn or not."""
     return {
-        arm: Look(COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)])
+        arm: Style(COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)])
         for i, arm in enumerate(dict.fromkeys(arms))
     }
