@@ -239,6 +239,8 @@ def test_the_command_tells_kind_forms_and_verdict(capsys):
     with pytest.raises(UserError, match="kind=color: no kind of answer"):
         verify_command.main(["a", "b", "kind=color"])
     assert VerifierConf().kind == "auto"
+    with pytest.raises(UserError, match=r"verifier\.extract=whole: expo verify compares bare answers"):
+        verify_command.main(["A", "B", "verifier.extract=whole"])  # was taken for one more answer
 
 
 GUIDE = Path(__file__).parents[1] / "docs" / "answers.md"

@@ -25,6 +25,8 @@ CHOOSE = {
     "'NoPositivesConf'": "positives=self_explanation or positives=expert",
     "'LoggerConf'": "logger=wandb or logger=mlflow",
 }
+# What reads a file or a hub's id, given in place of an option of its group.
+PATHS = {"dataset": "dataset=custom dataset.path=", "model": "model=hf model.path="}
 
 
 def explain(error: Exception) -> str:
@@ -88,6 +90,9 @@ def _nearest_option(told: str) -> str | None:
     """Return the nearest option of the group that has no such option, as it is given."""
     if (found := re.search(r"Could not find '([\w/]+)/([^'/]+)'", told)) is None:
         return None
+    group, _, name = f"{found[1]}/{found[2]}".partition("/")
+    if group in PATHS and (not options_of(found[1]) or re.search(r"\.(jsonl|parquet|gguf)(\.gz)?$", name)):
+        return f"{PATHS[group]}{name}"
     return next((f"{found[1]}={near}" for near in difflib.get_close_matches(found[2], options_of(found[1]), 1)), None)
 
 
