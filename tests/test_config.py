@@ -145,6 +145,7 @@ def run_cli(monkeypatch, capsys, *arguments):
         (["algorithm.clip_hgh=1"], ["clip_hgh", "did you mean clip_high?"]),
         (["optimizer.lr=1e-5"], ["optimizer.lr", "did you mean learning_rate?"]),
         (["learning_rate=1e-5"], ["learning_rate", "did you mean optimizer.learning_rate?"]),
+        (["lr=1e-5"], ["lr", "optimizer.learning_rate"]),
         (["dataset=mine.jsonl"], ["did you mean dataset=custom dataset.path=mine.jsonl?"]),
         (["model=Qwen/Qwen2.5-0.5B"], ["did you mean model=hf model.path=Qwen/Qwen2.5-0.5B?"]),
         (["algorithm=grop"], ["algorithm/grop", "did you mean algorithm=grpo?"]),

@@ -4,12 +4,11 @@ import dataclasses
 import difflib
 import re
 import shlex
-from functools import partial
 
 from hydra.errors import OverrideParseException
 
 from expo.config.key import OPTIONS
-from expo.config.reference import known, nodes_of, options_of, rows_of
+from expo.config.reference import means, named, options_of
 from expo.config.run import Config
 
 NOISE = (
@@ -75,15 +74,8 @@ def _nearest_key(told: str) -> str | None:
     nodes = {node.__name__: node for node in [*OPTIONS.values(), *parts_of(Config)]}
     owner = nodes.get(found[2])
     names = [f.name for f in dataclasses.fields(owner)] if owner else []
-    every = [row[0] for group in known() for node in nodes_of(group).values() for row in rows_of(node, f"{group}.")]
-    close = difflib.get_close_matches(found[1], names, 1)
-    return next(iter([*close, *filter(partial(_means, found[1]), [*names, *every])]), None)
-
-
-def _means(asked: str, key: str) -> bool:
-    """Return whether a key has this very name, or these initials: lr is learning_rate."""
-    name = key.rpartition(".")[2]
-    return asked in (name, "".join(word[:1] for word in name.split("_")))
+    close = difflib.get_close_matches(found[1], names, 1) or [name for name in names if means(found[1], name)][:1]
+    return " or ".join(close or named(found[1])) or None
 
 
 def _nearest_option(told: str) -> str | None:
