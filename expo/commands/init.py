@@ -57,9 +57,11 @@ def main(arguments: list[str]) -> int:
         raise UserError("data: not given; give your file as data=mine.jsonl (.jsonl or .parquet)")
     pattern = options.pop("answer_pattern")
     overrides = ["dataset=custom", f"dataset.path={quoted(data)}", f"dataset.name={folder.resolve().name}"]
-    overrides += [f"dataset.columns.{part}={quoted(column)}" for part, column in mapping(Path(data), options).items()]
+    columns = mapping(Path(data), options)
+    overrides += [f"dataset.columns.{part}={quoted(column)}" for part, column in columns.items()]
     overrides += [f"dataset.answer_pattern={quoted(pattern)}"] if pattern else []
-    look(overrides)
+    taken = {column.partition(".")[0] for column in columns.values()} | set(columns.values())
+    look(overrides, [column for column in columns_of(Path(data), set()) if column not in taken])
     make_folder(folder, "init")
     (folder / "plan.yaml").write_text(PLAN.format(name=folder.resolve().name, data=in_yaml(overrides)))
     (folder / "README.md").write_text(
@@ -106,8 +108,11 @@ def mapping(path: Path, given: Mapping[str, str]) -> dict[str, str]:
     return chosen
 
 
-def look(overrides: Sequence[str]) -> None:
-    """Read the file as a run would, and print its account. Raises UserError where no row is left."""
+def look(overrides: Sequence[str], others: Sequence[str]) -> None:
+    """Read the file as a run would, and print what becomes of its rows. Raises UserError where nothing is left.
+
+    Args: others, columns that are no part of a problem.
+    """
     cfg = compose_config([*overrides, "model=random_tiny"])
     check(cfg)
     with Verifier(cfg.verifier) as verifier:
@@ -115,7 +120,7 @@ def look(overrides: Sequence[str]) -> None:
         train, held_out = reader.train(), reader.evaluation()
     Console().print(reader.account().table())
     mapped = ", ".join(o.removeprefix("dataset.columns.") for o in overrides if o.startswith("dataset.columns."))
-    print(f"columns: {mapped}")
+    print(f"columns: {mapped}" + (f"; the prompt does not show {', '.join(others)}" if others else ""))
     kinds = {kind for source in reader.account().sources for kind in source.kinds}
     print(
         f"answers are compared as {', '.join(sorted(kinds))}; try: expo verify {shlex.quote(train[0].answer)} ANSWER "

@@ -1,5 +1,6 @@
 """`expo report`: a page about runs, or about a table of experiments/."""
 
+import glob
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +31,7 @@ def main(arguments: list[str]) -> int:
         parts = filter(None, (request.title, request.variant))
         default = request.results or Path("outputs", "reports", "-".join(parts))
     else:
+        subjects = [one for s in subjects for one in sorted(glob.glob(s)) or [s]]
         page, runs = read_runs([Path(s) for s in subjects])
         if options:
             raise UserError(f"{options[0]}: only a table takes it; of run directories, give output=… alone")

@@ -1,5 +1,6 @@
 """`expo verify`: what the verifier says of an answer, and why."""
 
+import re
 from typing import Any
 
 from rich.console import Console
@@ -24,6 +25,11 @@ def main(arguments: list[str]) -> int:
     options, _ = take_options(given, kind="auto")
     gold, *answers = [a for a in arguments if a not in given]
     kind = options["kind"]
+    if settings := [a for a in arguments if re.match(r"(verifier|dataset|prompts)[.=]", a)]:
+        raise UserError(
+            f"{settings[0]}: expo verify compares bare answers, by kind=…, and takes no settings; try a judge or a "
+            "place of your own with expo train … model=random_tiny trainer.max_steps=1"
+        )
     if kind not in ANSWER_KINDS:
         raise UserError(f"kind={kind}: no kind of answer; use one of {', '.join(ANSWER_KINDS)}")
     how = kind_for(gold, kind)

@@ -23,6 +23,19 @@ def options_of(group: str) -> list[str]:
     return sorted({*(file.stem for file in files), *registered})
 
 
+def means(asked: str, key: str) -> bool:
+    """Return whether a key has this very name, or these initials: lr is learning_rate."""
+    name = key.rpartition(".")[2]
+    return asked in (name, "".join(word[:1] for word in name.split("_")))
+
+
+def named(asked: str) -> list[str]:
+    """Return the first key of this very name, or else all keys that have these initials."""
+    keys = {row[0]: 0 for group in known() for node in nodes_of(group).values() for row in key_rows(node, f"{group}.")}
+    found = [key for key in keys if means(asked, key)]
+    return [key for key in found if key.rpartition(".")[2] == asked][:1] or found
+
+
 def help_of_command(command: str) -> str:
     """Return the groups of a command and their options, as a user picks them."""
     lines = "\n".join(f"  {group:<10} {', '.join(options_of(group))}" for group in sorted(config_groups()))
@@ -52,7 +65,7 @@ def help_of_group(asked: str) -> str:
         return "\n".join(_explained(ungrouped))
     presets = _presets(group)
     if not nodes and not presets:
-        near = next(iter(difflib.get_close_matches(group, known(), 1)), None)
+        near = " or ".join(difflib.get_close_matches(group, known(), 1) or named(asked))
         meant = f"did you mean {near}?" if near else f"use one of {', '.join(known())}"
         raise UserError(f"--help {asked}: no such group; {meant}")
     sections = sections_of(nodes, f"{group}.")

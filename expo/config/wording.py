@@ -4,12 +4,11 @@ import dataclasses
 import difflib
 import re
 import shlex
-from functools import partial
 
 from hydra.errors import OverrideParseException
 
 from expo.config.key import OPTIONS
-from expo.config.reference import key_rows, known, nodes_of, options_of
+from expo.config.reference import means, named, options_of
 from expo.config.run import Config
 
 NOISE = (
@@ -25,6 +24,8 @@ CHOOSE = {
     "'NoPositivesConf'": "positives=self_explanation or positives=expert",
     "'LoggerConf'": "logger=wandb or logger=mlflow",
 }
+# What reads a file or a hub's id, given in place of an option of its group.
+PATHS = {"dataset": "dataset=custom dataset.path=", "model": "model=hf model.path="}
 
 
 def explain(error: Exception) -> str:
@@ -73,21 +74,17 @@ def _nearest_key(message: str) -> str | None:
     nodes = {node.__name__: node for node in [*OPTIONS.values(), *parts_of(Config)]}
     owner = nodes.get(match[2])
     names = [f.name for f in dataclasses.fields(owner)] if owner else []
-    every = [row[0] for group in known() for node in nodes_of(group).values() for row in key_rows(node, f"{group}.")]
-    close = difflib.get_close_matches(match[1], names, 1)
-    return next(iter([*close, *filter(partial(_names_key, match[1]), [*names, *every])]), None)
-
-
-def _names_key(asked: str, key: str) -> bool:
-    """Return whether a key has this very name, or these initials: lr is learning_rate."""
-    name = key.rpartition(".")[2]
-    return asked in (name, "".join(word[:1] for word in name.split("_")))
+    close = difflib.get_close_matches(match[1], names, 1) or [name for name in names if means(match[1], name)][:1]
+    return " or ".join(close or named(match[1])) or None
 
 
 def _nearest_option(message: str) -> str | None:
     """Return the nearest option of the group named in an error about an unknown option."""
     if (match := re.search(r"Could not find '([\w/]+)/([^'/]+)'", message)) is None:
         return None
+    group, _, name = f"{match[1]}/{match[2]}".partition("/")
+    if group in PATHS and (not options_of(match[1]) or re.search(r"\.(jsonl|parquet|gguf)(\.gz)?$", name)):
+        return f"{PATHS[group]}{name}"
     return next((f"{match[1]}={near}" for near in difflib.get_close_matches(match[2], options_of(match[1]), 1)), None)
 
 

@@ -451,7 +451,7 @@ def answer_text(value: Any) -> str:
     """Return an answer as text. Raises BadRow for what is neither text nor a number, and for a number that has lost
     digits."""
     if not isinstance(value, str | int | float) or isinstance(value, bool):
-        raise BadRow("the answer is neither text nor a number", repr(value)[:80])
+        raise BadRow("the answer is neither text nor a number; write it as text, as json.dumps does", repr(value)[:80])
     if isinstance(value, float) and not math.isfinite(value):
         raise BadRow("the answer is not a finite number", repr(value))
     if isinstance(value, float) and abs(value) >= MOST_DIGITS:

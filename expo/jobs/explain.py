@@ -46,7 +46,7 @@ def explain(cfg: Config) -> int:
     from expo.verifier.pool import Verifier
 
     set_up_process(cfg)
-    with Verifier(cfg.verifier) as verifier:
+    with Verifier(cfg.verifier, final=cfg.prompts.final) as verifier:
         module, _, _ = build_run(cfg, verifier)
         pipeline, tools, explanations = module.pipeline, module.pipeline.tools, list[Explanation]()
         engine = pipeline.engines.explanations

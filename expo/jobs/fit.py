@@ -80,7 +80,7 @@ def tell_lost(error: Exception) -> int:
 
 
 def _make_run(cfg: Config, gpu: bool) -> int:
-    with joined(gpu) as ranks, Verifier(cfg.verifier, ranks) as verifier:
+    with joined(gpu) as ranks, Verifier(cfg.verifier, ranks, cfg.prompts.final) as verifier:
         # What the hub has may change; a run that goes on keeps what it began with.
         earlier = {} if cfg.fresh else Run.find(cfg).summary()
         module, evaluator, account = build_run(cfg, verifier, earlier.get("model_commit"))

@@ -35,7 +35,7 @@ def measure_samples(cfg: Config, run: Run) -> None:
     model, tokenizer, prompts = load_model(cfg)
     model.eval()
     makers = [prompts.solve_ids, prompts.explain_ids]
-    with Verifier(cfg.verifier) as verifier:
+    with Verifier(cfg.verifier, final=cfg.prompts.final) as verifier:
         reader: Reader = build(cfg.dataset, verifier, of=Reader)
         prompts.examples = reader.examples(cfg.prompts.examples)
         problems = first_of_each_level(reader.part(), conf.problems)

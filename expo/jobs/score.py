@@ -32,7 +32,7 @@ def evaluate(cfg: Config, run: Run) -> None:
     loggers = chosen_loggers(Session(cfg, run.dir, command="evaluate"))
     warn_of_other_settings(cfg)
     model, tokenizer, prompts = load_model(cfg)
-    with Verifier(cfg.verifier) as verifier:
+    with Verifier(cfg.verifier, final=cfg.prompts.final) as verifier:
         reader: Reader = build(cfg.dataset, verifier, of=Reader)
         prompts.examples = reader.examples(cfg.prompts.examples)
         problems, taken = within_length(reader.part(), [prompts.solve_ids], tokenizer, solve_limit(cfg, model))

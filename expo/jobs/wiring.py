@@ -262,10 +262,10 @@ def for_gpu(cfg: Config, gpu: bool) -> Config:
 
 def check_extraction(cfg: Config) -> None:
     """Raise UserError where the prompts ask for an answer in another place than the one where the verifier looks for
-    it."""
+    it. What a pattern finds is asked of every row's own answer, as it is read."""
     how = cfg.verifier.extract
-    places = extraction(how)
-    if places.of(cfg.prompts.final.replace("{answer}", "7")) != "7":
+    places = extraction(how, cfg.prompts.final)
+    if not how.startswith("regex:") and places.of(cfg.prompts.final.replace("{answer}", "7")) != "7":
         raise UserError(
             f"verifier.extract={how}: finds no answer in {cfg.prompts.final}, which is how prompts.final states one; "
             f"set prompts.final='{places.state}', or prompts=final_line verifier.extract=after:Answer:"

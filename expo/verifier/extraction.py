@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 LONGEST_TEXT = 200_000
 _NUMBER = (
@@ -85,17 +85,21 @@ ALONE = {
 WITH_ARGUMENT: dict[str, Callable[[str], Extraction]] = {
     "after": _after,
     "tag": _tag,
-    "regex": lambda pattern: Extraction(_last(pattern), "{answer}"),
+    "regex": lambda pattern: Extraction(_last(pattern), ""),
 }
 
 
-def extraction(how: str) -> Extraction:
+def extraction(how: str, final: str = "{answer}") -> Extraction:
     """Return the Extraction that a value of `verifier.extract` names. Raises ValueError for an unknown value, re.error
-    for a wrong pattern."""
+    for a wrong pattern.
+
+    Args: final, how a text states an answer where `how` does not say it: a pattern (`prompts.final`).
+    """
     name, colon, argument = how.partition(":")
     argument = re.sub(r"^(['\"])(.*)\1$", r"\2", argument)
     if not colon and name in ALONE:
         return ALONE[name]
     if argument and name in WITH_ARGUMENT:
-        return WITH_ARGUMENT[name](argument)
+        found = WITH_ARGUMENT[name](argument)
+        return found if found.state else replace(found, state=final)
     raise ValueError(f"is none of {', '.join([*ALONE, *(f'{name}:…' for name in WITH_ARGUMENT)])}")

@@ -55,6 +55,11 @@ NOTATION = re.compile(
     r"\\begin\{cases\}|\\(?:pmod|bmod|mod|equiv|prime|angle|triangle)(?![a-zA-Z])|[a-zA-Z)]'|\\frac\{d|\bd[a-z]\s*/\s*d[a-z]\b"
 )
 _FORMULA = re.compile(r"\d*(?:[\[(]*[A-Z][a-z]?(?:_?\{?\d+\}?)?[\])]*(?:_?\{?\d+\}?)?)+(?:\^?\{?\d*[-+]\}?)?")
+# A letter of an option, but where it is a part of a text, behind a word or a number: "Vitamin C", "10 C".
+_NAMES_ANOTHER = re.compile(
+    r"[A-J]\)|\([A-J]\b|(?:^|[^\w\s]\s*|\b(?:be|is|it|its|s|say|think|choose|pick|option|choice|answer|then|also|actually)\s+)"
+    r"[A-J]\b|^is\b(?! (?:the )?(?:right|correct|answer))"
+)
 
 
 def option(text: str) -> str | None:
@@ -62,9 +67,7 @@ def option(text: str) -> str | None:
     and where what follows names another option, or takes it back."""
     plain = re.sub(r"^(?:option|choice)\s+|[\[\]\"]", "", bare(text), flags=re.IGNORECASE)
     match = re.fullmatch(r"\(?([A-Za-z])(?:\)|[.:](?=\s|$)|(?=$))\s*(.*)", plain, re.DOTALL)
-    if match and (
-        re.search(r"\b[A-J]\b", match[2]) or set(re.findall("[a-z]+", match[2].lower())) & (TURNS | {"is", "actually"})
-    ):
+    if match and (_NAMES_ANOTHER.search(match[2]) or set(re.findall("[a-z]+", match[2].lower())) & TURNS):
         return None
     return None if match is None else match[1].upper() if match[1].upper() in "ABCDEFGHIJ" else match[1]
 
@@ -338,7 +341,7 @@ def _is_words(plain: str) -> bool:
 
 # In this order: what comes first is what the gold answer is.
 _TESTS: list[tuple[str, Callable[[str], bool]]] = [
-    ("option", lambda plain: re.fullmatch(r"[A-Z]|\([A-Za-z]\)|\([A-J]\) \S.*", plain) is not None),
+    ("option", lambda plain: re.fullmatch(r"[A-Z]|\(?[A-Za-z]\)|\(?[A-J]\) \S.*", plain) is not None),
     ("date", lambda plain: date(plain) is not None),
     ("time", is_time),
     ("exact", lambda plain: re.fullmatch("0[01]{3,}", plain) is not None),  # bits

@@ -44,11 +44,12 @@ class Verifier:
     too, but by its source it breaks for good when a worker dies idle.)
 
     `conf.memory_mb` is the address space of a worker beyond what it starts with. `ranks` are the processes of the run,
-    which judge a share each.
+    which judge a share each. `final` is `prompts.final`: how a text states an answer that a pattern looks for.
     """
 
     conf: VerifierConf = field(default_factory=VerifierConf)
     ranks: Ranks = ALONE
+    final: str = "{answer}"
     peak_mb: float = field(default=0.0, init=False)  # of the largest worker so far
     judge: Judge = field(init=False)
     extraction: Extraction = field(init=False)
@@ -59,7 +60,7 @@ class Verifier:
 
     def __post_init__(self) -> None:
         self.judge = build(self.conf, of=Judge)
-        self.extraction = extraction(self.conf.extract)
+        self.extraction = extraction(self.conf.extract, self.final)
 
     def submit(self, completion: str, problem: Problem | str) -> Judging:
         """Judge one completion: at once where the judge settles the verdict, else in a worker, where verdicts of

@@ -23,7 +23,9 @@ def expo(monkeypatch, capsys, *arguments):
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    rows = [{"problem": f"{i} + {i}?", "result": str(2 * i), "cot": f"It is {2 * i}."} for i in range(12)]
+    rows = [
+        {"problem": f"{i} + {i}?", "result": str(2 * i), "cot": f"It is {2 * i}.", "choices": [i]} for i in range(12)
+    ]
     rows[4]["result"] = "she has 8 apples"
     (tmp_path / "my rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return tmp_path
@@ -32,7 +34,7 @@ def here(tmp_path, monkeypatch):
 def test_a_study_from_a_file_whose_columns_are_guessed(here, monkeypatch, capsys):
     code, said = expo(monkeypatch, capsys, "init", "study", "data=my rows.jsonl")
     assert code == 0
-    assert "columns: question=problem, answer=result, solution=cot" in said.out
+    assert "columns: question=problem, answer=result, solution=cot; the prompt does not show choices\n" in said.out
     assert "1 (line 5): the answer is a sentence" in " ".join(said.out.split())
     assert Request("study", "cpu").title == "study-cpu"
     runs = Request("study/plan.yaml", "cpu").runs()

@@ -139,6 +139,8 @@ def test_help_of_a_group_shows_choices_default_and_meaning():
     assert "algorithm.ratio=token   (str; token | sequence)" in said
     assert said.count("algorithm.kl_coef=") == 1
     assert "optimizer.betas=[0.9,0.999]" in help_of_group("optimizer")
+    with pytest.raises(config.UserError, match=r"--help lr: no such group; did you mean .*optimizer\.learning_rate "):
+        help_of_group("lr")
     with pytest.raises(config.UserError, match=r"--help nope: no such group; use one of algorithm"):
         help_of_group("nope")
 

@@ -355,9 +355,9 @@ def test_one_good_row_is_not_called_none(tmp_path):
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        ([1], "the answer is neither text nor a number"),
-        ({"a": 1}, "the answer is neither text nor a number"),
-        (True, "the answer is neither text nor a number"),
+        ([1], "the answer is neither text nor a number; write it as text, as json.dumps does"),
+        ({"a": 1}, "the answer is neither text nor a number; write it as text, as json.dumps does"),
+        (True, "the answer is neither text nor a number; write it as text, as json.dumps does"),
         (float("nan"), "the answer is not a finite number"),
         ("\ud800", "the answer holds half a character"),
         (" ", "empty question or answer"),

@@ -151,6 +151,8 @@ def test_evaluations_of_different_parts_are_different_arms(tmp_path):
     assert [run.arm for run in runs] == ["base, part=held_out", "base, part=train"]
     assert page.differs == (["setting", *(run.arm for run in runs)], [["dataset.part", "held_out", "train"]])
     assert report.main([*map(str, directories), f"output={tmp_path / 'page.html'}"]) == 0
+    assert report.main([str(tmp_path / "[ht]*"), f"output={tmp_path / 'pattern.html'}"]) == 0
+    assert (tmp_path / "pattern.html").read_text() == (tmp_path / "page.html").read_text()
 
 
 @pytest.mark.runs

@@ -202,6 +202,9 @@ RIGHT = {
         ("A", "A)", "(A) 5", "\\textbf{(A)}\\ 5", "a", "A.", "A: the first", "\\text{(A)}"),
         ("(C)", "C", "c)"),
         ("\\text{D}", "(D)"),
+        ("B", "B) Vitamin C", "(B) 10 C", "B) Paris is the capital", "B. Paris, because I know", "(B) is correct"),
+        ("A) Rome", "A", "(A)", "A) Rome", "a"),
+        ("b)", "B", "b", "(b)"),
     ],
     "Markdown and HTML around it": [
         ("5", "**5**", "`5`", "<b>5</b>", "<strong>5</strong>"),
@@ -491,6 +494,8 @@ WRONG = {
     ],
     "found by attack, 2026-11-29": [
         ("A", "(A) or (B)", "(A), (B)", "(A)(B)", "A. B. C. D.", "A) is wrong; B is right", "A: no"),
+        ("A", "A) is B", "A) I think B", "A: it is B", "A) Rome. B", "A) is what many say", "A, B"),
+        ("A) Rome", "B", "Rome", "B) Rome"),
         ("(C)", "C: not C"),
         ("x", "X"),
         ("a+b", "A+B"),

@@ -51,6 +51,17 @@ def test_an_answer_is_found_where_it_is_stated(how):
     assert places.of(f"{places.stated('12')}") == "12"
 
 
+@pytest.mark.parametrize("pattern", ["[A-D]", r"#### *([A-D])\b", r"[Aa]nswer(?: is)?:? *\(?([A-D])\b"])
+def test_a_pattern_finds_the_answers_of_rows_as_the_prompts_state_them(tmp_path, pattern):
+    final = "#### {answer}" if "#" in pattern else "The answer is {answer}"
+    overrides = ["verifier=choice", f"verifier.extract='regex:{pattern}'", f"prompts.final='{final}'"]
+    overrides += ["prompts.solve='{question}'", "prompts.explain='{question} {answer}'"]
+    check_extraction(compose_config("dataset=gsm8k", "model=random_tiny", *overrides))
+    rows = [{"question": str(i), "answer": answer, "solution": "since."} for i, answer in enumerate("BDE")]
+    found = rows_of(tmp_path, rows, *overrides, "dataset.columns.solution=solution").whole()
+    assert {p.solution for p in found} == {f"since.\n{final.format(answer=answer)}" for answer in "BD"}
+
+
 @pytest.mark.parametrize("how", ["nowhere", "after", "after:", "boxed:x", "regex:("])
 def test_a_place_that_is_none_is_told_before_anything_is_loaded(how):
     cfg = compose_config()
@@ -190,7 +201,7 @@ def rows_of(tmp_path, rows, *overrides):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     cfg = compose_config("dataset=custom", f"dataset.path={path}", "model=random_tiny", *overrides)
     check(cfg)
-    return build(cfg.dataset, Verifier(cfg.verifier))
+    return build(cfg.dataset, Verifier(cfg.verifier, final=cfg.prompts.final))
 
 
 def test_a_multiple_choice_file_is_read_by_its_own_judge(tmp_path):
@@ -228,6 +239,8 @@ def test_the_command_tells_kind_forms_and_verdict(capsys):
     with pytest.raises(UserError, match="kind=color: no kind of answer"):
         verify_command.main(["a", "b", "kind=color"])
     assert VerifierConf().kind == "auto"
+    with pytest.raises(UserError, match=r"verifier\.extract=whole: expo verify compares bare answers"):
+        verify_command.main(["A", "B", "verifier.extract=whole"])  # was taken for one more answer
 
 
 GUIDE = ROOT / "docs" / "answers.md"
