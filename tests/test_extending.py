@@ -54,7 +54,7 @@ def test_an_algorithm_and_a_table_are_one_file_each(tmp_path):
     folder = scratch(tmp_path)
     files, commands = follow(folder, "An algorithm from existing parts", "A table")
     assert len(files) == 2
-    assert "mine-s0" in run(folder, commands, folder)
+    assert "mine-debug_tiny-s0" in run(folder, commands, folder)
     record = json.loads(next(folder.glob("outputs/sweeps/my_table-cpu/*/table.json")).read_text())
     assert [arm["runs"] for arm in record["arms"].values()] == [1, 1]
 

@@ -258,9 +258,9 @@ def test_a_small_file_that_unpacks_to_gigabytes_is_refused(tmp_path, monkeypatch
     rows = pa.table({"problem": pa.array(["x" * 1000] * 4000).dictionary_encode(), "level": ["Level 1"] * 4000})
     pa.parquet.write_table(rows, tmp_path / "bomb.parquet", compression="zstd")
     with pytest.raises(UserError, match=r"dataset\.path=.*and unpacks to over 1048576; give fewer rows"):
-        readers._parquet_rows(tmp_path / "bomb.parquet")
+        list(readers._parquet_rows(tmp_path / "bomb.parquet"))
     monkeypatch.setattr(readers, "UNPACKED", 2**30)
-    assert len(readers._parquet_rows(tmp_path / "bomb.parquet")) == 4000
+    assert len(list(readers._parquet_rows(tmp_path / "bomb.parquet"))) == 4000
 
 
 def test_a_lack_of_memory_is_not_taken_for_damage(tmp_path, monkeypatch):
