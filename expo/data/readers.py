@@ -417,7 +417,13 @@ class Rows(Columns):
 def _steps(checks: Callable[[str, str], Sequence[bool]], question: str, completion: str) -> Steps:
     """Return the check by a user's function: whether each step that the question takes is present and right."""
     right = checks(question, completion)
-    return Steps(sum(right) / max(len(right), 1), all(right))
+    if not isinstance(right, Sequence) or not right or not all(isinstance(step, bool) for step in right):
+        name = getattr(checks, "__name__", checks)
+        raise UserError(
+            f"dataset.function: its oracle {name} returned {right!r:.80} for {question!r:.80}; let it return "
+            "a list with true or false for each step"
+        )
+    return Steps(sum(right) / len(right), all(right))
 
 
 NOTHING = ("", "none", "null", "nan", "n/a")  # what tables write where there is nothing

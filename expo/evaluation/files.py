@@ -43,6 +43,10 @@ def join(parts: Sequence[Path], path: Path) -> None:
     schema = pa.unify_schemas([pa.parquet.read_schema(part) for part in parts], promote_options="permissive")
     with beside(path) as partial, pa.parquet.ParquetWriter(partial, schema, write_page_checksum=True) as writer:
         for part in parts:
-            writer.write_table(pa.parquet.read_table(part, page_checksum_verification=True).cast(schema))
+            rows = pa.parquet.read_table(part, page_checksum_verification=True)
+            # A part of an earlier expo may lack a column.
+            writer.write_table(
+                pa.concat_tables([schema.empty_table(), rows], promote_options="permissive").cast(schema)
+            )
     for part in parts:
         part.unlink()

@@ -140,7 +140,7 @@ def same_answer(one: str, other: str) -> bool:
 
 def is_sound(row: Row) -> bool | None:
     """Return whether a completion is right by right steps; None where its data set has no oracle."""
-    if "sound" not in row and row["subject"] == "ladder":  # of before an evaluation kept it
+    if row.get("sound") is None and row["subject"] == "ladder":  # of before an evaluation kept it
         return _right(row) and ladder.oracle(row["question"], row["completion"]).sound
     return row.get("sound")
 

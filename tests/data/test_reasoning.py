@@ -9,7 +9,7 @@ from conftest import compose_config
 
 from expo.config import DatasetConf, PromptsConf, UserError, build, check, identity
 from expo.config.reasoning import ReasoningGymConf
-from expo.data.readers import Reader
+from expo.data.readers import Reader, _steps
 from expo.ground.problem import Problem, Steps
 from expo.jobs.wiring import make_reward
 from expo.model import small
@@ -413,6 +413,9 @@ def test_a_function_may_bring_an_oracle_of_steps(tmp_path, monkeypatch):
         problem = next(p for p in reader(cfg, verifier).train() if p.answer == "3")
     checked = [problem.oracle(problem.question, text) for text in ("train 3? 3", "train, so 3")]
     assert checked == [Steps(1.0, True), Steps(0.5, False)]
+    for nothing in ([], True, [0.5]):  # no step that is wrong is no step that is right
+        with pytest.raises(UserError, match="let it return a list with true or false for each step"):
+            _steps(lambda question, completion, nothing=nothing: nothing, "q", "c")
     candidates = [Candidate([1], text="train, so 3"), Candidate([2], text="train 3? 3")]
     assert select(candidates, problem, "oracle_sound", Limits()) == candidates[1:]
     row = {"problem": "a", "level": None, "subject": None, "verdict": "correct", "question": "q", "answer": "1"}

@@ -9,9 +9,11 @@ import wandb
 from conftest import make_prompts
 
 from expo.config import UserError
+from expo.evaluation.files import join, save_rows
 from expo.evaluation.pass_at_k import pass_at_k
-from expo.evaluation.tally import Tally
+from expo.evaluation.tally import Tally, is_sound
 from expo.ladder import problems as ladder
+from expo.runs.reading import read_rows
 from expo.verifier.answers import Verdict
 
 
@@ -284,6 +286,17 @@ def test_the_ladder_tells_right_answers_by_wrong_steps():
     tally.add([sample("correct", steps)])
     tally.add([sample("correct", "guessed"), sample("incorrect", "guessed")])
     assert tally.metrics([1])["eval/correct_with_sound_steps_frac"] == 0.5
+    kept = sample("correct", steps)
+    assert is_sound(kept) is is_sound(kept | {"sound": None}) is True  # of before it was kept, beside rows that have it
+    assert is_sound(kept | {"sound": False}) is False
+
+
+def test_parts_of_an_earlier_expo_join_those_of_today(tmp_path):
+    parts = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
+    save_rows([{"problem": "a", "tokens": 1}], parts[0])
+    save_rows([{"problem": "b", "tokens": 2, "sound": True}], parts[1])
+    join(parts, tmp_path / "whole.parquet")
+    assert [row["sound"] for row in read_rows(tmp_path / "whole.parquet")] == [None, True]
 
 
 def test_levels_have_no_second_pass_at_k():
