@@ -216,7 +216,7 @@ def _run_hydra(command: str, arguments: list[str]) -> int:
     from omegaconf import DictConfig
 
     from expo.config.arguments import check_launcher, from_files
-    from expo.config.compose import check, check_anywhere, conf_dir, for_command, named, register, typed
+    from expo.config.compose import compose_config, conf_dir, for_command, named, register, typed
     from expo.config.from_run import run_of
     from expo.config.identity import runtime_keys
     from expo.config.naming import what_differs
@@ -227,6 +227,8 @@ def _run_hydra(command: str, arguments: list[str]) -> int:
     _check_options(command, arguments)
     if run_of(arguments) is not None:
         return _run_from(command, arguments)
+    if not any(a.startswith("-") or "hydra" in a for a in arguments):  # then Hydra has nothing to do but to compose
+        return _run_command(command, for_command(compose_config(arguments), command, arguments))
     outcome: list[int | Exception] = []
 
     def task(composed: DictConfig) -> float | None:
@@ -245,8 +247,7 @@ def _run_hydra(command: str, arguments: list[str]) -> int:
         try:
             given = HydraConfig.get().overrides.task
             cfg = for_command(named(typed(composed), given), command, given)
-            (check_anywhere if command == "plan" else check)(cfg)
-            outcome.append(_load(*COMMANDS[command])(cfg) or 0)
+            outcome.append(_run_command(command, cfg))
         except Exception as error:  # carried past Hydra, which would print a line of its own
             outcome.append(error)
         return None
@@ -308,10 +309,18 @@ def _run_from(command: str, arguments: list[str]) -> int:
     if flags not in ([], ["--cfg", "job"]):
         raise UserError(f"{flags[0]}: not taken with run=; use -m, or --cfg job to see the config")
     cfg = config_from_run(command, overrides)
+    if not flags:
+        return _run_command(command, cfg)
     check(cfg)
-    if flags:
-        print(OmegaConf.to_yaml(OmegaConf.structured(cfg)), end="")
-        return 0
+    print(OmegaConf.to_yaml(OmegaConf.structured(cfg)), end="")
+    return 0
+
+
+def _run_command(command: str, cfg: Any) -> int:
+    """Check a config and run a command on it. Returns the exit code."""
+    from expo.config.compose import check, check_anywhere
+
+    (check_anywhere if command == "plan" else check)(cfg)
     code: int = _load(*COMMANDS[command])(cfg) or 0
     return code
 
