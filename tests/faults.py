@@ -577,7 +577,7 @@ class Harness:
             done = trial.command in ONCE and code == 2 and result(trial.command, folder) == expected
             if code == 0 or trial.wrong or done:
                 break
-            if not self.follow(trial, folder):
+            if not self.follow(trial, folder, log):
                 trial.wrong.append(f"exit code {code}, and nothing to follow: {trial.said[-1]}")
                 return
         if trial.wrong:
@@ -594,10 +594,13 @@ class Harness:
         if code != (2 if trial.command in ONCE else 0) or (trial.command != "fresh" and snapshot(folder) != before):
             trial.wrong.append("what was finished was made again")
 
-    def follow(self, trial: Trial, folder: Path) -> bool:
-        """Do what a line of expo's says: remove the file or folder that it names; make the run again that a command
-        works on."""
+    def follow(self, trial: Trial, folder: Path, log: Path) -> bool:
+        """Do what a line of expo's says: give the command that it gives; remove the file or folder that it names; make
+        the run again that a command works on."""
         line = trial.said[-1]
+        if given := re.search(r"expo (train run=\S+) writes it again", line):
+            trial.processes += 1
+            return finish(launch(given[1].split(), folder, log)) == 0
         paths = [folder / name.rstrip(".,;:") for name in re.findall(r"(?:outputs|elsewhere)/[\w./+=-]+", line)]
         for path in (
             path for path in paths if path.exists() and path not in (folder / "outputs", folder / "elsewhere")

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -50,3 +51,9 @@ def expo(*arguments: str, cwd: Path) -> subprocess.Popen:
     return subprocess.Popen(
         command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
+
+
+def grid(made: dict) -> list[dict]:
+    """The settings of the runs of a W&B sweep's file, in W&B's order."""
+    values = {name: parameter["values"] for name, parameter in made["parameters"].items()}
+    return [dict(zip(values, chosen, strict=True)) for chosen in product(*values.values())]

@@ -49,6 +49,8 @@ def metrics(folder: Path, run: str) -> list[dict]:
     return [line for line in map(json.loads, path.read_text().splitlines()) if "loss/total" in line]
 
 
+@pytest.mark.long
+@pytest.mark.long
 @pytest.mark.runs
 def test_an_algorithm_and_a_table_are_one_file_each(tmp_path):
     folder = scratch(tmp_path)
@@ -59,6 +61,8 @@ def test_an_algorithm_and_a_table_are_one_file_each(tmp_path):
     assert [arm["runs"] for arm in record["arms"].values()] == [1, 1]
 
 
+@pytest.mark.long
+@pytest.mark.long
 @pytest.mark.runs
 def test_an_update_and_a_source_are_two_files_each_and_a_data_set_is_one(tmp_path):
     folder = scratch(tmp_path)
@@ -71,6 +75,8 @@ def test_an_update_and_a_source_are_two_files_each_and_a_data_set_is_one(tmp_pat
     assert sum(line["positive/used_frac"] for line in metrics(folder, "ladder/grpo")) > 0
 
 
+@pytest.mark.long
+@pytest.mark.long
 @pytest.mark.runs
 def test_a_package_outside_the_repository_brings_algorithm_source_and_reward(tmp_path):
     _, commands = follow(tmp_path, "From a package of your own")

@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from expo.config import UserError
@@ -113,9 +113,8 @@ def read_table(request: Request, options: Sequence[str] = ()) -> tuple[Page, lis
     notes = []
     if not path.is_file() and plan.extends:
         notes = [f"Its runs are those of {plan.extends}: expo report {plan.extends} shows their curves and samples."]
-    # Of each arm's first run.
-    settings = {labels[kept_run["arm"]]: _settings(plan, kept_run) for kept_run in reversed(kept_runs)}
-    settings = {label: settings[label] for label in labels.values() if label in settings}
+    of_first = {run.arm: run.settings for run in reversed(runs)}
+    settings = {label: of_first[label] for label in labels.values() if label in of_first}
     directories = _directories(request, record)
     page = Page(
         plan.title,
@@ -134,7 +133,7 @@ def read_table(request: Request, options: Sequence[str] = ()) -> tuple[Page, lis
 
 def _settings(plan: Plan, kept_run: Mapping[str, Any]) -> dict[str, Any]:
     """Return the flat settings of a run that is kept beside a table, and which command made it."""
-    config = OmegaConf.to_container(OmegaConf.create(kept_run["config"]), resolve=False)
+    config = yaml.load(kept_run["config"], Loader=yaml.CSafeLoader)
     return {"command": f"expo {plan.arms[kept_run['arm']].command.name}", **settings_in(config)}
 
 

@@ -22,6 +22,7 @@ from expo.step.positives.bank import fingerprint
 from expo.training.checkpoints import newest_checkpoint
 
 QLORA = ["model.load_in_4bit=true", "model.lora_rank=4"]
+SHORT = ["rollout.max_completion_tokens=16", "positives.filters=[]"]  # fresh weights end nothing themselves
 ROWS = token_batch([[5, 6, 7], [8, 9]], [[20, 21, 22], [30, 31]], 0, torch.device("cpu"))
 
 
@@ -108,7 +109,14 @@ def test_a_bank_knows_weights_in_4_bits_by_their_scales_too(wide):
 @pytest.mark.runs
 @pytest.mark.parametrize("bits", [QLORA, ["optimizer=adamw_8bit"], [*QLORA, "optimizer=adamw_8bit"]])
 def test_fewer_bits_stop_and_go_on_bit_for_bit(tmp_path, wide, bits):
-    overrides = ["algorithm=sft", f"model.path={wide}", "trainer.max_steps=4", "optimizer.learning_rate=0.01", *bits]
+    overrides = [
+        "algorithm=sft",
+        f"model.path={wide}",
+        "trainer.max_steps=4",
+        "optimizer.learning_rate=0.01",
+        *SHORT,
+        *bits,
+    ]
     _, whole = run(tmp_path / "whole", *overrides)
     run(tmp_path / "parts", *overrides, "trainer.stop_after=2")
     code, parts = run(tmp_path / "parts", *overrides)
@@ -139,9 +147,7 @@ def flat(found):
     ],
 )
 def test_every_stream_of_a_step_works_on_weights_in_4_bits(tmp_path, wide, overrides):
-    _, directory = run(
-        tmp_path, *QLORA, f"model.path={wide}", "positives.filters=[]", "trainer.max_steps=2", *overrides
-    )
+    _, directory = run(tmp_path, *QLORA, f"model.path={wide}", "trainer.max_steps=2", *SHORT, *overrides)
     assert all(line["policy/grad_norm"] > 0 for line in scalars(directory) if "reward/mean" in line)
 
 

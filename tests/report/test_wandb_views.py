@@ -6,14 +6,13 @@ import json
 import os
 import re
 import sys
-from itertools import product
 from pathlib import Path
 from queue import Queue
 
 import pytest
 import yaml
 from conftest import ROOT, TESTS
-from running import SMALL
+from running import SMALL, grid
 from wandb_server import expo
 
 from expo import cli
@@ -23,10 +22,7 @@ from expo.loggers.offline import read_offline
 from expo.report import wandb_views
 from expo.report.page import Page
 from expo.report.wandb_views import SECTIONS, Selection, make_report, make_workspace, specification
-from expo.tables.plan import known_tables, load_plan
 from expo.tables.request import Request
-from expo.tables.sweep import name_of
-from expo.tables.wandb_sweep import find_run, sweep_file
 
 PAGE = Page(
     "A table", "Made by a test.", ["arm", "pass@4"], [["GRPO | plain", "0.0"], ["ExP-GRPO", "12.5"]], ["A note."]
@@ -159,23 +155,6 @@ def test_online_without_a_key_is_one_line(server, tmp_path):
 
 
 # Sweeps. Who expands a grid is W&B's server; everything that an agent does is here.
-
-
-def grid(made: dict) -> list[dict]:
-    """The settings of a grid's runs, in W&B's order."""
-    values = {name: parameter["values"] for name, parameter in made["parameters"].items()}
-    return [dict(zip(values, chosen, strict=True)) for chosen in product(*values.values())]
-
-
-@pytest.mark.runs
-@pytest.mark.parametrize("table", known_tables())
-def test_a_sweep_has_the_runs_of_the_plan_and_no_others(table):
-    scale = next(iter(load_plan(table).scales))
-    request = Request.parse([table, f"scale={scale}"])
-    runs = request.runs()
-    made = sweep_file(request, [table, f"scale={scale}"], "expo", "")
-    found = [find_run(runs, str(s.get("arm", "")), str(s.get("seed", "")), s.get("run", "")) for s in grid(made)]
-    assert sorted(map(name_of, found)) == sorted(map(name_of, runs))
 
 
 def agent_makes(path: Path, setting: dict[str, object], run_id: str) -> list[str]:

@@ -22,6 +22,7 @@ from conftest import TESTS, compose_config
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from matplotlib.colors import to_rgba
+from running import grid
 
 from expo import cli, config
 from expo.commands import report as command
@@ -36,7 +37,9 @@ from expo.tables.aggregate import _mean_over_runs, common_steps, cost_of, measur
 from expo.tables.figures import Curves, Heat
 from expo.tables.kept import unpack
 from expo.tables.render import cells_of, made_by, markdown, percent, unlike_problems
-from expo.tables.sweep import View, prepare, until_over
+from expo.tables.request import Request
+from expo.tables.sweep import View, name_of, prepare, until_over
+from expo.tables.wandb_sweep import find_run, sweep_file
 from expo.training.checkpoints import step_of
 
 # Identities of every planned run in version 0.1: what was finished then is not made again.
@@ -241,8 +244,16 @@ def test_every_plan_of_the_repository_composes_at_every_scale(name, tmp_path, mo
             device = plan.scales[scale].device
             assert all(estimate(run.cfg, run.command, device).fits for run in runs)
         assert set(plan.paper) <= set(plans.load_plan(name).arms)
+        if scale == next(iter(scales)):
+            assert sorted(map(name_of, swept([name, f"scale={scale}"], runs))) == sorted(map(name_of, runs))
     for figure in filter(None, plan.figures.values()):
         instantiate(figure)
+
+
+def swept(arguments: list[str], runs: list[plans.PlannedRun]) -> list[plans.PlannedRun]:
+    """Return the runs that a W&B sweep of a table makes: one for each point of its grid."""
+    points = grid(sweep_file(Request.parse(arguments), arguments, "expo", ""))
+    return [find_run(runs, str(p.get("arm", "")), str(p.get("seed", "")), p.get("run", "")) for p in points]
 
 
 @pytest.mark.runs

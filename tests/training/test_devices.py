@@ -70,7 +70,7 @@ def assert_same(ours: Path, theirs: Path) -> None:
 
 
 @pytest.mark.runs
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.long)])
 @pytest.mark.usefixtures("warm")
 def test_two_devices_make_the_run_of_one(strategy, tmp_path, capfd):
     overrides = [*LADDER, *BUSY, "trainer.max_steps=3"]
@@ -290,6 +290,7 @@ def test_a_critic_is_one_override_and_the_same_on_two_devices(tmp_path, monkeypa
     assert all("critic/value" in line for line in scalars(two) if "loss/value" in line)
 
 
+@pytest.mark.long
 @pytest.mark.runs
 @pytest.mark.usefixtures("warm")
 def test_an_error_on_one_device_ends_the_run_with_its_line(tmp_path):
@@ -311,6 +312,7 @@ def test_an_error_on_one_device_ends_the_run_with_its_line(tmp_path):
     assert "Traceback" in log.read_text()  # the whole of it
 
 
+@pytest.mark.long
 @pytest.mark.runs
 @pytest.mark.usefixtures("warm")
 def test_a_mistake_is_told_once(tmp_path):

@@ -215,6 +215,7 @@ def test_gated_and_selected_explanations_by_the_current_policy(tmp_path):
 
 
 @pytest.mark.runs
+@pytest.mark.usefixtures("warm")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_leaves_a_checkpoint_and_its_exit_code(tmp_path, number):
     process = expo("train", *SMALL, "trainer.max_steps=100000", cwd=tmp_path)
