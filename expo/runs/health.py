@@ -191,9 +191,10 @@ def nothing_learned(lines: Sequence[Mapping[str, Any]]) -> str | None:
 
 def marks_of(summary: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return warnings about a finished run's numbers. Args: its summary and metrics.jsonl."""
-    code = summary.get("own_code")
+    code, steps = summary.get("own_code"), summary.get("step", 0)
     marks = {
         "learned nothing": bool(nothing_learned(lines)),
+        "lacks scalars": len({line["step"] for line in lines if "loss/total" in line}) < steps,
         "other code": bool(changed_code(code if isinstance(code, dict) else {})),
     }
     return [mark for mark, holds in marks.items() if holds and summary.get("status", "done") == "done"]

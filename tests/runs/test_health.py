@@ -129,6 +129,17 @@ def test_a_run_that_learned_nothing_says_why(steps, said):
     assert marks_of({"status": "stopped", "own_code": 5}, steps) == []
 
 
+def test_a_finished_run_without_the_scalars_of_a_step_says_so():
+    lines = [
+        {"step": 0, "pass@4": 0.5},
+        *({"step": step, "loss/total": 0.1} for step in (1, 3)),
+        {"step": 3, "pass@4": 1},
+    ]
+    assert marks_of({"status": "done", "step": 3}, lines) == ["lacks scalars"]
+    assert marks_of({"status": "done", "step": 3}, [*lines, {"step": 2, "loss/total": 0.1}]) == []
+    assert marks_of({"status": "stopped", "step": 3}, lines) == []
+
+
 @pytest.mark.runs
 @pytest.mark.usefixtures("warm")
 def test_a_run_whose_positives_are_all_rejected_says_so_at_its_end(tmp_path):

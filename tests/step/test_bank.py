@@ -5,6 +5,7 @@ import hashlib
 import json
 import threading
 from contextlib import contextmanager, suppress
+from functools import partial
 
 import pyarrow as pa
 import pytest
@@ -29,6 +30,7 @@ from expo.tables.aggregate import cost_of
 from expo.verifier.pool import Verifier
 
 SAMPLING = Sampling(1.0, 1.0, 0, 8)
+long = partial(pytest.param, marks=pytest.mark.long)
 LEVEL_2 = ["dataset=ladder", "dataset.levels=[2]", "trainer.max_steps=6"]
 
 
@@ -88,12 +90,14 @@ def reading(tmp_path, monkeypatch):
     "overrides",
     [
         [],
-        ["positives.gate=all_wrong", "dataset.levels=[4]", "positives.samples=2", "positives.selection=most_likely"],
+        long(
+            ["positives.gate=all_wrong", "dataset.levels=[4]", "positives.samples=2", "positives.selection=most_likely"]
+        ),
         ["positives.use=group_member", "algorithm.kl_coef=0.05"],
         ["algorithm=star", "dataset.levels=[4]", "algorithm.restart_every=0", "positives.explainer=reference"],
-        ["algorithm=exp_sft"],
-        ["positives=expert_paraphrase", "prompts.paraphrase='{question} answer {answer} {solution}'"],
-        ["positives=shuffled_answer"],
+        long(["algorithm=exp_sft"]),
+        long(["positives=expert_paraphrase", "prompts.paraphrase='{question} answer {answer} {solution}'"]),
+        long(["positives=shuffled_answer"]),
         ["model.lora_rank=4"],
     ],
     ids=lambda o: o[0] if o else "exp_grpo",

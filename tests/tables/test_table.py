@@ -71,6 +71,7 @@ def small(tmp_path, monkeypatch):
     return folder
 
 
+@pytest.mark.long
 @pytest.mark.runs
 @pytest.mark.usefixtures("warm")
 def test_a_table_is_made_once_and_rendered_beside_the_paper(small, tmp_path, capsys, monkeypatch):
