@@ -17,8 +17,9 @@ from expo.config import UserError
 from expo.config.errors import first_line
 from expo.config.key import shown
 from expo.config.reasoning import ReasoningGymConf
+from expo.data.cells import text
 from expo.data.checks import BadRow
-from expo.data.readers import USUAL, Reader, text
+from expo.data.reader import USUAL, Reader
 from expo.ground.problem import Problem
 from expo.verifier.pool import Verifier
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import matplotlib
 
 from expo.config import Config, UserError, build
-from expo.data.readers import Reader
+from expo.data.reader import Reader
 from expo.evaluation.files import save_rows
 from expo.evaluation.kinds import COLUMNS, KINDS, Samples, cell, first_of_each_level, summarize
 from expo.evaluation.samples import add_measures, check_steps, sample

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from expo.config import Config, build, data_content
 from expo.config.key import shown
-from expo.data.readers import Reader
+from expo.data.reader import Reader
 from expo.evaluation.evaluate import Evaluation
 from expo.ground.problem import Problem
 from expo.jobs.wiring import load_model, make_engine, make_evaluator, set_up_process, solve_limit

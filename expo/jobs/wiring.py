@@ -32,7 +32,7 @@ from expo.cost.machine import DEVICES
 from expo.cost.memory import settled
 from expo.cost.run import Work
 from expo.data.account import Account
-from expo.data.readers import Reader, set_apart
+from expo.data.reader import Reader, set_apart
 from expo.evaluation.evaluate import Evaluator
 from expo.ground.problem import Problem
 from expo.ground.ranks import ALONE, Ranks

@@ -14,7 +14,7 @@ from expo.commands.runs import main as runs
 from expo.config import UserError, check_anywhere, label
 from expo.config.from_run import config_from_run, restore
 from expo.config.naming import what_differs
-from expo.data.readers import set_apart
+from expo.data.reader import set_apart
 from expo.ground.problem import Problem
 from expo.loggers.offline import read_offline
 from expo.loggers.sync import sync

@@ -636,7 +636,7 @@ def test_a_large_file_is_read_row_by_row(tmp_path):
 
 def test_rows_are_judged_and_prompts_made_some_at_a_time(tmp_path, monkeypatch):
     """What a judge and a tokenizer make of all rows of a large file at once is many times its size."""
-    monkeypatch.setattr("expo.data.readers.AT_ONCE", 3)
+    monkeypatch.setattr("expo.data.reader.AT_ONCE", 3)
     monkeypatch.setattr("expo.step.problems.AT_ONCE", 3)
     asked, judged = [], []
 
@@ -648,7 +648,7 @@ def test_rows_are_judged_and_prompts_made_some_at_a_time(tmp_path, monkeypatch):
         asked.append(len(problems))
         return [[0] * len(p.question) for p in problems]
 
-    monkeypatch.setattr("expo.data.readers.unusable", some)
+    monkeypatch.setattr("expo.data.reader.unusable", some)
     problems = reader("dataset=custom", f"dataset.path={wide_rows(tmp_path / 'x.jsonl', 11, 1)}").whole()
     kept, part = within_length(problems, [ids, ids], None, 2)
     assert sorted(p.question for p in kept) == [f"{i}?" for i in range(10)]
@@ -658,7 +658,7 @@ def test_rows_are_judged_and_prompts_made_some_at_a_time(tmp_path, monkeypatch):
 
 
 def test_rows_that_the_memory_cannot_hold_are_one_line(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("expo.data.readers.AT_ONCE", 4)
+    monkeypatch.setattr("expo.data.reader.AT_ONCE", 4)
     data = reader("dataset=custom", f"dataset.path={wide_rows(tmp_path / 'x.jsonl', 9, 1)}")
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=2**34, available=2**20))
     assert reporting(data.whole) == 1
