@@ -9,7 +9,7 @@ from pathlib import Path
 
 from expo.config import WandbLoggerConf
 from expo.config.arguments import check_launcher
-from expo.config.key import check_here
+from expo.config.key import keep, rules_of
 from expo.config.own_code import changed_code
 from expo.runs.hub import ask_hub
 from expo.runs.reading import read_summary
@@ -65,7 +65,7 @@ def run_table(request: Request, runs: Sequence[PlannedRun], command: str) -> int
     """Make the models and the runs that are missing, and render the table. Returns the exit code."""
     check_launcher(request.hydra)
     for run in missing(runs):
-        check_here(run.cfg)
+        keep(rules_of(run.cfg, "needs_here"))
     trained, scored = (
         [run.cfg for run in missing(runs) if (run.command == "train") == of_training] for of_training in (True, False)
     )

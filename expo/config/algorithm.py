@@ -57,12 +57,8 @@ class AlgorithmConf:
         return None if ours else f"expo does not know whether {self._target_} looks at trainer.max_steps"
 
     def rules(self, cfg: "Config") -> Rules:
-        """Yield the rules of the algorithm against the rest of the config."""
-        yield (
-            self.takes_positives or not cfg.positives.gives_positives,
-            f"positives={cfg.positives._target_}: {cfg.name} trains on none of them, and they cost tokens; set "
-            "positives=none (an algorithm of your own that does says takes_positives: ClassVar[bool] = True)",
-        )
+        """Yield what the algorithm's own keys, and those of other groups beside them, must be."""
+        yield from ()
 
 
 @dataclass
@@ -70,22 +66,6 @@ class PositivesOnlyConf(AlgorithmConf):
     """What algorithms share that learn from positives alone."""
 
     takes_positives: ClassVar[bool] = True
-
-    def rules(self, cfg: "Config") -> Rules:
-        yield (
-            cfg.positives.gives_positives,
-            f"positives=none: {cfg.name} learns from positives only; set positives=expert or "
-            "positives=self_explanation",
-        )
-        yield (
-            not cfg.positives.joins_groups,
-            f"positives.use=group_member: {cfg.name} has no groups to put positives in; remove it, or choose a GRPO "
-            "algorithm",
-        )
-        yield (
-            not cfg.hints.gives_hints,
-            f"hints: {cfg.name} has no groups to make again with hints; set hints=none, or choose a GRPO algorithm",
-        )
 
 
 @option("algorithm", "sft")
@@ -108,23 +88,6 @@ class SFTConf(PositivesOnlyConf):
     @property
     def uses_snapshot(self) -> bool:
         return self.restart_every > 0
-
-    def rules(self, cfg: "Config") -> Rules:
-        yield from super().rules(cfg)
-        yield (
-            getattr(cfg.positives, "weight", 1) > 0,
-            f"positives.weight=0: {cfg.name} has no other loss; set positives.weight=1",
-        )
-        cache_steps = getattr(cfg.positives, "cache_steps", 0)
-        yield (
-            not self.restart_every or cache_steps == 0,
-            f"positives.cache_steps={cache_steps}: a round of STaR makes its data anew; set positives.cache_steps=0",
-        )
-        yield (
-            not self.restart_every or cfg.positives.writer in (None, "snapshot"),
-            f"algorithm.restart_every={self.restart_every}: in rounds, the round's first policy explains; "
-            "set positives.explainer=snapshot",
-        )
 
 
 @option("algorithm", "dpo", alone=False)
@@ -172,12 +135,6 @@ class DPOConf(PositivesOnlyConf):
         return True
 
     def rules(self, cfg: "Config") -> Rules:
-        yield from super().rules(cfg)
-        yield (
-            getattr(cfg.positives, "selection", "") != "threshold",
-            "positives.selection=threshold: a pair has one chosen completion; "
-            "set positives.selection=two_properties or first",
-        )
         yield (
             self.preference != "ipo" or self.label_smoothing == 0,
             f"algorithm.label_smoothing={self.label_smoothing}: IPO has none; "
@@ -323,21 +280,6 @@ class GRPOConf(AlgorithmConf):
             f"algorithm.kl_estimator=k1: its gradient is zero in the mean, so that algorithm.kl_coef={self.kl_coef:g} "
             "would add noise alone; set algorithm.kl_estimator=k2 or k3",
         )
-        yield (
-            cfg.needs != "positives" or cfg.positives.gives_positives,
-            f"positives=none: {cfg.name} without positives is plain GRPO under another name; "
-            "use algorithm=grpo, or leave positives out",
-        )
-        yield (
-            cfg.needs != "positives" or cfg.positives.joins_groups or getattr(cfg.positives, "weight", 1) > 0,
-            f"positives.weight=0: {cfg.name} would not learn from its positives; set positives.weight above 0, or "
-            "use algorithm=grpo",
-        )
-        yield (
-            cfg.needs != "hints" or cfg.hints.gives_hints,
-            f"hints=none: {cfg.name} without hints is plain GRPO under another name; "
-            "use algorithm=grpo, or leave hints out",
-        )
         for name, keys in KEYS_OF_SURROGATES.items():
             if self.surrogate != name:
                 yield from unused(
@@ -372,9 +314,4 @@ class GRPOConf(AlgorithmConf):
             self.retry == 1 or not self.refills,
             f"algorithm.retry={self.retry:g}, algorithm.refills={self.refills}: both replace problems that teach "
             "nothing; set algorithm.refills=0 or algorithm.retry=1",
-        )
-        yield (
-            self.retry == 1 or not cfg.positives.explains_all or cfg.positives.joins_groups,
-            f"algorithm.retry={self.retry:g}, positives.gate=always: every problem has a positive to learn from, so "
-            "that none would be passed over; set positives.gate=all_wrong or algorithm.retry=1",
         )

@@ -131,11 +131,6 @@ class PromptsConf:
             "prompts.explain: needs both {question} and {answer}; put them where question and answer go",
         )
         yield (
-            not self.examples or not cfg.dataset.is_ladder,
-            f"prompts.examples={self.examples}: the ladder's policy has read no prompt with examples; set "
-            "prompts.examples=0",
-        )
-        yield (
             self.template_system or self.system is None,
             f"prompts.template_system=false: without effect beside prompts.system={self.system!r}, in whose place no "
             "template writes its own; leave it out, or set prompts.system=null",
@@ -343,13 +338,6 @@ class JudgeConf:
     base_url: str | None = key(None, help="address of the endpoint; null: no judge")
     model: str = key("", help="name of the judging model")
     key_variable: str = key("OPENAI_API_KEY", help="environment variable that holds the key")
-
-    def rules(self, cfg: "Config") -> Rules:
-        yield (
-            self.base_url is None or (self.model != "" and cfg.prompts.judge is not None),
-            f"diagnose.judge.base_url={self.base_url}: a judge needs a model and a prompt; "
-            "set diagnose.judge.model and prompts.judge",
-        )
 
 
 @dataclass

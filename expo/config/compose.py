@@ -26,9 +26,10 @@ from omegaconf import DictConfig, OmegaConf
 from expo.config.arguments import from_files
 from expo.config.errors import UserError
 from expo.config.identity import runtime_keys
-from expo.config.key import ALONE, OPTIONS, check_here, check_values, doubts, nodes
+from expo.config.key import ALONE, OPTIONS, check_values, keep, nodes, rules_of
 from expo.config.naming import what_differs
 from expo.config.places import name_of
+from expo.config.rules import between_groups
 from expo.config.run import Config
 
 # Names of modules with options of a user's own, comma-separated; installed packages name theirs as entry points.
@@ -217,9 +218,10 @@ def check(config: Config) -> None:
     Looks at the machine, loads nothing.
     """
     check_anywhere(config)
-    check_here(config)
-    for doubt in doubts(config):
-        print(f"expo: {doubt}", file=sys.stderr)
+    keep(rules_of(config, "needs_here"))
+    for holds, doubt in rules_of(config, "doubts"):
+        if not holds:
+            print(f"expo: {doubt}", file=sys.stderr)
 
 
 def check_anywhere(config: Config) -> None:
@@ -228,6 +230,8 @@ def check_anywhere(config: Config) -> None:
         if target := getattr(node, "_target_", None):
             _check_target(f"{prefix}_target_={target}", target)
     check_values(config)
+    keep(between_groups(config))  # first: a key without effect may be one beside an option that is out of place
+    keep(rules_of(config, "rules"))
 
 
 def _check_target(named: str, target: str) -> None:

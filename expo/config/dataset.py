@@ -170,10 +170,6 @@ class DatasetConf:
             any((self.path, self.eval_path, self.hub_id)) or self.is_generated,
             "dataset.path=null: this data set has no hub id either; set dataset.path or dataset.hub_id",
         )
-        yield (
-            self.has_solutions or not (cfg.positives.needs_solutions or cfg.hints.needs_solutions),
-            f"positives, hints: {cfg.name} uses expert solutions, {self.no_solutions}",
-        )
         yield from self._levels("dataset.levels", self.levels)
         yield from self._levels("dataset.eval_levels", self.eval_levels or [])
         yield from _file("dataset.path", self.path)

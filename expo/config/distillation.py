@@ -81,10 +81,6 @@ class SelfDistillationConf(GRPOConf):
         return (self.kl_coef > 0) + (2 if self.signal == "contrast" else 1)
 
     def rules(self, cfg: "Config") -> Rules:
-        yield (
-            not cfg.trainer.dropout,
-            f"trainer.dropout=true: the teacher of {cfg.name} is the student without it; set trainer.dropout=false",
-        )
         yield from super().rules(cfg)
         yield (
             not self.entropy_coef,
@@ -112,35 +108,9 @@ class SelfDistillationConf(GRPOConf):
             "which one ratio for a whole sequence would average away; set algorithm.ratio=token",
         )
         yield (
-            "solution" not in self.privilege or cfg.dataset.has_solutions,
-            f"algorithm.privilege={self.privilege}: {cfg.dataset.name} has no solutions; set dataset.columns.solution, "
-            "or algorithm.privilege=answer or sibling",
-        )
-        yield (
-            not cfg.hints.gives_hints,
-            f"hints: {cfg.name}'s teacher reads a completion from its beginning, and one made with a hint may go on "
-            "from elsewhere; set hints=none, or choose algorithm=nurl",
-        )
-        yield (
-            self.learns_from_rewards or not cfg.positives.joins_groups,
-            "algorithm.advantage=none: a positive in the group would have no advantage; set positives.use=auxiliary, "
-            "or another advantage",
-        )
-        yield (
             self.learns_from_rewards or not self.refills,
             f"algorithm.refills={self.refills}: rewards that are not learned from would choose the problems; set "
             "algorithm.refills=0",
-        )
-        yield (
-            self.privilege != "other_solution" or cfg.trainer.problems_per_step >= 2,
-            f"trainer.problems_per_step={cfg.trainer.problems_per_step}: the other problem is one of the same step; "
-            "set 2 or more",
-        )
-        yield (
-            self.teacher != "average" or cfg.model.dtype == "float32",
-            f"model.dtype={cfg.model.dtype}: an average that moves by {self.average_rate:g} of a small step stands "
-            "still in 16 bits; "
-            "set model.dtype=float32 (and trainer.precision=bf16-mixed for speed), or algorithm.teacher=current",
         )
         yield (
             self.retry == 1,
@@ -165,15 +135,3 @@ class SelfDistillationConf(GRPOConf):
                 f"since algorithm.teacher={self.teacher}",
                 "algorithm.teacher=average",
             )
-        shows_solution = self.privilege != "answer" and not cfg.dataset.is_ladder
-        for place in ("{solution}", "{question}"):
-            yield (
-                not shows_solution or place in (cfg.prompts.with_solution or ""),
-                f"prompts.with_solution={cfg.prompts.with_solution}: has no {place}, and a teacher with "
-                f"privilege={self.privilege} sees one; put {place} where it goes",
-            )
-        yield (
-            not cfg.dataset.is_ladder or cfg.prompts.with_solution is None,
-            "prompts.with_solution: the ladder's policy can read no such prompt; set prompts.with_solution=null, and "
-            "its teacher sees the answer of the solution",
-        )

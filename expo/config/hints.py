@@ -68,11 +68,6 @@ class PrefixConf(HintsConf):
 
     def rules(self, cfg: "Config") -> Rules:
         yield (
-            self.keep < cfg.algorithm.group_size,
-            f"hints.keep={self.keep}: not fewer than algorithm.group_size={cfg.algorithm.group_size}, so that nothing "
-            f"would be made again; set hints.keep={max(cfg.algorithm.group_size - 1, 0)} or less",
-        )
-        yield (
             self.share_low <= self.share_high,
             f"hints.share_low={self.share_low}: above hints.share_high={self.share_high}; set it to that or less",
         )
@@ -81,22 +76,6 @@ class PrefixConf(HintsConf):
             "hints.explainer=snapshot: nothing refreshes a snapshot for hints; set hints.explainer=reference or "
             "current",
         )
-        yield (
-            "{hint}" in (cfg.prompts.solve_with_hint or "{hint}"),
-            "prompts.solve_with_hint: has no {hint}; put {hint} where the hint goes",
-        )
-        for used, name, place in self.templates():
-            template = getattr(cfg.prompts, name)
-            for needed in (place, "{question}"):
-                yield (
-                    not used or cfg.dataset.is_ladder or needed in (template or ""),
-                    f"prompts.{name}={template}: has no {needed}, which {cfg.name} shows by it; put {needed} where "
-                    "it goes",
-                )
-            yield (
-                not cfg.dataset.is_ladder or template is None,
-                f"prompts.{name}: the ladder's policy can read no such prompt; set prompts.{name}=null",
-            )
 
     def templates(self) -> list[tuple[bool, str, str]]:
         """Return the templates that hints may use: whether this config does, the key in prompts, and the placeholder
@@ -161,16 +140,6 @@ class SelfHintConf(PrefixConf):
             not self.instructed,
             "hints.instructed=true: a self-made hint has prompts of its own; set hints.instructed=false, or "
             "hints=expert_prefix",
-        )
-        yield (
-            self.gradient == "hint" or cfg.prompts.solve_with_hint is not None,
-            "hints.gradient=question: without prompts.solve_with_hint a hint is the beginning of the completion, and "
-            "what follows it is no answer to the question alone; set hints.gradient=hint",
-        )
-        yield (
-            self.gradient == "hint" or getattr(cfg.algorithm, "sampler_correction", "none") == "none",
-            "hints.gradient=question: rollouts with a hint were sampled under another prompt, and a correction "
-            "between sampler and trainer would take that for an error; set algorithm.sampler_correction=none",
         )
         yield (
             self.stages == 1 or self.sees == "answer",

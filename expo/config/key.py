@@ -222,32 +222,22 @@ def unused(node: Any, prefix: str, names: Sequence[str], why: str, remedy: str) 
 
 
 def check_values(config: Any) -> None:
-    """Raise UserError for the first value out of its bounds or choices, then for the first broken rule of a
-    dataclass."""
-    nested = list(nodes(config))
-    for prefix, node in nested:
+    """Raise UserError for the first value out of its bounds or choices."""
+    for prefix, node in nodes(config):
         for f in dataclasses.fields(node):
             if problem := declaration(f).wrong(prefix + f.name, getattr(node, f.name)):
                 raise UserError(problem)
-    _keep(config, "rules")
 
 
-def check_here(config: Any) -> None:
-    """Raise UserError for the first thing that this machine lacks for a run."""
-    _keep(config, "needs_here")
-
-
-def doubts(config: Any) -> list[str]:
-    """Return warnings about values that are allowed but hardly meant."""
-    return list(_broken(config, "doubts"))
-
-
-def _keep(config: Any, kind: str) -> None:
-    for message in _broken(config, kind):
-        raise UserError(message)
-
-
-def _broken(config: Any, kind: str) -> Iterator[str]:
+def rules_of(config: Any, kind: str) -> Rules:
+    """Yield the rules of one kind that the dataclasses in a config have: `rules`, `needs_here` or `doubts`."""
     for _, node in nodes(config):
         rules: Callable[[Any], Rules] | None = getattr(node, kind, None)
-        yield from (message for holds, message in (rules(config) if rules else ()) if not holds)
+        yield from rules(config) if rules else ()
+
+
+def keep(rules: Rules) -> None:
+    """Raise UserError for the first rule that is broken."""
+    for holds, message in rules:
+        if not holds:
+            raise UserError(message)

@@ -132,8 +132,6 @@ class ModelConf:
             not is_gguf(located(self.path)),
             f"{setting}: a GGUF file is rounded already, in its own way; set model.load_in_4bit=false",
         )
-        yield cfg.rollout.in_place, f"{setting}: vLLM would generate with other weights than these; set rollout=hf"
-        yield cfg.trainer.strategy == "ddp", f"{setting}: fsdp cannot share such weights out; set trainer.strategy=ddp"
 
     def needs_here(self, cfg: "Config") -> Rules:
         yield (

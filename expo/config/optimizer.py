@@ -52,14 +52,6 @@ class AdamW8bitConf(OptimizerConf):
 
     _target_: str = key("expo.model.optimizers.adamw_8bit", help="")
 
-    def rules(self, cfg: "Config") -> Rules:
-        yield from super().rules(cfg)
-        yield (
-            cfg.trainer.strategy == "ddp",
-            "optimizer=adamw_8bit: fsdp shares the optimizer's state out already; use optimizer=adamw, or "
-            "trainer.strategy=ddp",
-        )
-
     def needs_here(self, cfg: "Config") -> Rules:
         yield (
             importlib.util.find_spec("bitsandbytes") is not None,

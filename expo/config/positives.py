@@ -131,22 +131,6 @@ class SourceConf(PositivesConf):
         return self.use == "group_member"
 
     def rules(self, cfg: "Config") -> Rules:
-        rollouts = cfg.algorithm.group_size > 0
-        judged = f"{cfg.name} makes no rollouts to judge by"
-        yield (
-            rollouts or self.gate == "always",
-            f"positives.gate={self.gate}: {judged}; set positives.gate=always or algorithm.group_size=1 or more",
-        )
-        yield (
-            rollouts or self.schedule != "all_wrong_fraction",
-            f"positives.schedule={self.schedule}: {judged}; set positives.schedule=constant or "
-            "algorithm.group_size=1 or more",
-        )
-        yield (
-            not self.joins_groups or cfg.reward._target_ == "expo.step.rewards.Correct",
-            f"reward={cfg.reward._target_}: a positive that joins a group has reward 1, the right answer's under "
-            "reward=correct; set positives.use=auxiliary",
-        )
         yield (
             not self.joins_groups or self.schedule == "constant",
             f"positives.schedule={self.schedule}: a group member has an advantage and no weight; "
@@ -238,26 +222,10 @@ class SelfExplanationConf(SourceConf):
 
     def rules(self, cfg: "Config") -> Rules:
         yield from super().rules(cfg)
-        rollouts = cfg.algorithm.group_size > 0
         yield (
             not self.joins_groups or self.selection != "threshold",
             "positives.selection=threshold: one positive joins a group, and the others would be left out; "
             "set positives.selection=two_properties or first, or positives.use=auxiliary",
-        )
-        yield (
-            rollouts or self.selection not in ("two_properties", "threshold"),
-            f"positives.selection={self.selection}: compares with the policy's own rollouts, and {cfg.name} makes "
-            "none; set algorithm.group_size=1 or more",
-        )
-        yield (
-            rollouts or self.shown_answer != "wrong",
-            f"positives.shown_answer=wrong: the wrong answers are those of rollouts, and {cfg.name} makes none; "
-            "set algorithm.group_size=1 or more",
-        )
-        yield (
-            self.selection != "oracle_sound" or cfg.dataset.has_oracle,
-            f"positives.selection=oracle_sound: {cfg.dataset.name} cannot check steps; use dataset=ladder, a function "
-            "with an oracle, or another selection",
         )
 
 
@@ -271,13 +239,6 @@ class StarConf(SelfExplanationConf):
     @property
     def asks_after(self) -> str:
         return "hints" if self.shown_answer == "wrong" else "group"  # only where no rollout of its own is right
-
-    def rules(self, cfg: "Config") -> Rules:
-        yield (
-            cfg.algorithm.group_size >= 1,
-            "algorithm.group_size=0: STaR learns from its own samples first; set algorithm.group_size=1 or more",
-        )
-        yield from super().rules(cfg)
 
 
 @option("positives", "expert_paraphrase", formerly="expo.positives.sources.ExpertParaphrase")
@@ -296,16 +257,3 @@ class ParaphraseConf(SelfExplanationConf):
     @property
     def asks_after(self) -> str:
         return "hints" if self.shown_answer == "wrong" else "group"  # the rollouts give the length
-
-    def rules(self, cfg: "Config") -> Rules:
-        yield (
-            cfg.algorithm.group_size > 0,
-            f"algorithm.group_size=0: a paraphrase is matched in length to rollouts, and {cfg.name} makes none; "
-            "set algorithm.group_size=1 or more",
-        )
-        yield from super().rules(cfg)
-        yield (
-            "{solution}" in (cfg.prompts.paraphrase or ""),
-            f"prompts.paraphrase={cfg.prompts.paraphrase}: a paraphrase needs a prompt that asks for it; "
-            "set prompts.paraphrase with {solution} in it",
-        )

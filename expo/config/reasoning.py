@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from expo.config.dataset import GeneratedConf
 from expo.config.key import Rules, key, option
-from expo.config.training import PythonVerifierConf
 
 if TYPE_CHECKING:
     from expo.config.run import Config
@@ -85,11 +84,6 @@ class ReasoningGymConf(GeneratedConf):
         yield (
             not self.level_by or bool(self.levels or self.eval_levels),
             f"dataset.level_by={self.level_by}: has no effect without levels; set dataset.levels to some",
-        )
-        yield (
-            isinstance(cfg.verifier, PythonVerifierConf),
-            f"dataset={self.name}: its tasks score answers themselves; set verifier=reasoning_gym, or a function of "
-            "your own",
         )
         yield from super().rules(cfg)
 

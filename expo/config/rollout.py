@@ -156,8 +156,3 @@ class VLLMConf(RolloutConf):
             f"rollout.tensor_parallel={self.tensor_parallel}: is for a process of its own, which gets the weights "
             "through a file; use rollout=vllm_server rollout.transfer=file",
         )
-        yield (
-            self.transfer == "file" or bool(self.device and (self.merge_lora or not cfg.model.lora_rank)),
-            "rollout.transfer=nccl: takes whole weights from the trainer's GPU, 0, to another; set rollout.device=1 "
-            "(with LoRA rollout.merge_lora=true too), or rollout.transfer=file",
-        )

@@ -118,31 +118,11 @@ class TrainerConf:
         return longest <= SHARED_ON_GPU or not gpu if self.share_prompts is None else self.share_prompts
 
     def rules(self, cfg: "Config") -> Rules:
-        yield (
-            not (self.dropout and cfg.model.gradient_checkpointing),
-            "trainer.dropout=true: model.gradient_checkpointing=true computes activations again, with other noise; "
-            "set one of them to false",
-        )
-        yield (
-            self.on_collapse != "rollback" or cfg.algorithm.acts_every_step,
-            f"trainer.on_collapse={self.on_collapse}: {cfg.name} has no reward of each step to know the best "
-            "checkpoint by; set trainer.on_collapse=stop",
-        )
         several = self.devices * self.num_nodes > 1
-        yield (
-            not several or cfg.rollout.beside_others,
-            f"trainer.devices={self.devices}: each device has an engine of its own, on the same GPU; "
-            "set rollout.device=null rollout.transfer=file rollout.tensor_parallel=1, or rollout=hf",
-        )
         yield (
             several or self.strategy == "ddp",
             f"trainer.strategy={self.strategy}: shares the weights out among devices, and there is one; "
             "set trainer.devices, or trainer.strategy=ddp",
-        )
-        yield (
-            self.strategy == "ddp" or not cfg.model.lora_rank or cfg.model.dtype == "float32",
-            f"trainer.strategy={self.strategy}: takes weights of one number format, and a LoRA adapter is float32; "
-            "set model.dtype=float32, or trainer.strategy=ddp",
         )
 
     def needs_here(self, cfg: "Config") -> Rules:
@@ -181,19 +161,6 @@ class EvaluationConf:
     greedy: bool = key(
         False, absent=False, help="`expo evaluate`: one more completion of each problem, of the most likely tokens"
     )
-
-    def rules(self, cfg: "Config") -> Rules:
-        largest = max(cfg.k, default=1)
-        yield (
-            self.patience is None or (cfg.dataset.validation > 0 and self.every > 0),
-            f"evaluation.patience={self.patience}: goes by problems of its own, every so often; set "
-            "dataset.validation and evaluation.every, or leave it out",
-        )
-        yield (
-            self.samples is None or self.samples >= largest,
-            f"evaluation.samples={self.samples}: pass@{largest} needs at least as many samples; "
-            f"set evaluation.samples={largest} or smaller k",
-        )
 
 
 ALONE = ("boxed", "last_number", "whole")  # values of `verifier.extract`, and those that take an argument
@@ -267,12 +234,6 @@ class VerifierConf:
             f"verifier.extract={self.extract}: names no place of an answer; set one of {', '.join(ALONE)}, "
             f"{', '.join(f'{name}:…' for name in WITH_ARGUMENT)}",
         )
-        both = f"dataset.answer_kind={cfg.dataset.answer_kind}, verifier.kind={self.kind}"
-        yield (
-            "auto" in (self.kind, cfg.dataset.answer_kind) or self.kind == cfg.dataset.answer_kind,
-            f"{both}: two kinds for one answer; leave one of them out (verifier=exact, choice and json set "
-            "verifier.kind)",
-        )
         if name == "regex":
             try:
                 re.compile(argument)
@@ -319,10 +280,3 @@ class PartialConf(RewardConf):
     """1 for a right answer, and for any other the part of it that the judge's function returns."""
 
     _target_: str = "expo.step.rewards.Partial"
-
-    def rules(self, cfg: "Config") -> Rules:
-        yield (
-            isinstance(cfg.verifier, PythonVerifierConf),
-            "reward=partial: only a function gives parts of an answer; set verifier=reasoning_gym or "
-            "verifier=python, or reward=correct",
-        )
