@@ -20,6 +20,7 @@ from expo.rollout.sharded import WholeCopy
 from expo.step.experience import Candidate, Experience, Group
 from expo.step.metrics import step_metrics
 from expo.step.pipeline import Pipeline
+from expo.step.positives.schedules import weight_at
 from expo.step.problems import ProblemSampler
 from expo.step.sums import StepSums
 
@@ -63,6 +64,7 @@ class Algorithm(Updates):
         self.conf = conf
         self.reference, self.snapshot = components.reference, components.snapshot
         self.pipeline, self.sampler, self.pairs = components.pipeline, components.sampler, components.pairs
+        self.learning = self.pipeline.source.conf.learning
         self.last_experience: Experience | None = None
         self.last_metrics: dict[str, float | None] = {}
 
@@ -85,7 +87,7 @@ class Algorithm(Updates):
         self.before(batch)
         experience = self.collect(batch)
         all_wrong = experience.all_wrong.float().mean().item()
-        experience.beta = self.pipeline.source.weight_at(batch / self.trainer_conf.max_steps, all_wrong)
+        experience.beta = weight_at(self.learning, batch / self.trainer_conf.max_steps, all_wrong)
         engine = self.pipeline.engines.policy
         with experience.timer("update"):
             engine.sleep()
@@ -99,7 +101,7 @@ class Algorithm(Updates):
             engine.wake()
             engine.sync()
         # A group member has an advantage instead.
-        weight = None if self.pipeline.source.joins_groups else experience.beta
+        weight = None if self.learning.joins_groups else experience.beta
         self.last_experience, self.last_metrics = experience, step_metrics(experience, sums, weight)
 
     def before(self, step: int) -> None:
@@ -120,8 +122,7 @@ class Algorithm(Updates):
     def positive_stream(self, positives: Sequence[tuple[Group, Candidate]], beta: float, sums: StepSums) -> None:
         """Go backward through β times the negative log-likelihood of the positives under q alone."""
         batch = self.tokens([group.prompt for group, _ in positives], [c.ids for _, c in positives])
-        aggregation, max_tokens = self.pipeline.source.aggregation, self.pipeline.tools.sampling.max_tokens
-        weights = losses.token_weights(batch.mask, aggregation, max_tokens)
+        weights = losses.token_weights(batch.mask, self.learning.aggregation, self.pipeline.tools.sampling.max_tokens)
         for rows, part in self.micro_batches(batch, torch.arange(len(batch.mask)), sums):
             logp = self.score(self.policy, part)
             loss = (weights[rows, : part.mask.shape[1]] * losses.sft_loss(logp)).sum()

@@ -95,7 +95,7 @@ class SelfDistillation(GRPO):
         surrogate, *others = super().make_terms()
         if self.conf.signal == "divergence":
             return [surrogate, Distill(self.conf), *others]
-        return [GuidedSurrogate(self.conf, self.pipeline.source.member_shaping), *others]
+        return [GuidedSurrogate(self.conf, self.learning.member_shaping), *others]
 
     def rows(self, e: Experience, groups: Sequence[Group]) -> Rows:
         rows = super().rows(e, groups)

@@ -35,7 +35,7 @@ class GRPO(Algorithm):
     def make_terms(self) -> list[Term]:
         """Return the terms of the loss over rollouts."""
         conf = self.conf
-        terms: list[Term] = [Surrogate(conf, self.pipeline.source.member_shaping)]
+        terms: list[Term] = [Surrogate(conf, self.learning.member_shaping)]
         terms += [KL(conf)] if conf.kl_coef else []
         terms += [Entropy(conf.entropy_coef)] if conf.entropy_coef else []
         return terms
@@ -54,7 +54,7 @@ class GRPO(Algorithm):
     def update(self, experience: Experience) -> StepSums:
         groups = self.chosen(experience)
         rows = self.rows(experience, groups)
-        auxiliary = experience.beta > 0 and not self.pipeline.source.joins_groups
+        auxiliary = experience.beta > 0 and not self.learning.joins_groups
         positives = experience.positives if auxiliary else []
         active = torch.stack([term.active(rows) for term in self.terms]).any(dim=0).nonzero().squeeze(1)
         sums = StepSums(self.conf.updates_per_rollout)
@@ -91,7 +91,7 @@ class GRPO(Algorithm):
     def members(self, groups: Sequence[Group]) -> list[tuple[Group, Candidate]]:
         """Return the positive that has joined each group: the first of its problem. Empty where positives join no
         groups."""
-        if not self.pipeline.source.joins_groups:
+        if not self.learning.joins_groups:
             return []
         return [(group, group.positives[0]) for group in groups if group.positives]
 
@@ -131,7 +131,7 @@ class GRPO(Algorithm):
     def advantages(self, groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
         """Return the advantages of the P groups' rollouts `[P * G]`, and of the positives that have joined, each with a
         reward of 1."""
-        conf, source, max_tokens = self.conf, self.pipeline.source, self.pipeline.tools.sampling.max_tokens
+        conf, max_tokens = self.conf, self.pipeline.tools.sampling.max_tokens
         joined = {id(group) for group, _ in self.members(groups)}
         has_member = torch.tensor([[float(id(group) in joined)] for group in groups]).reshape(-1, 1)  # [P, 1]
         shape = len(groups), conf.group_size
@@ -143,7 +143,7 @@ class GRPO(Algorithm):
             torch.cat([rewards, torch.ones_like(has_member)], dim=1),
             conf.advantage,
             members=torch.cat([is_rollout, has_member], dim=1),
-            baseline=torch.cat([is_rollout, has_member if source.member_baseline == "all" else none], dim=1),
+            baseline=torch.cat([is_rollout, has_member if self.learning.member_baseline == "all" else none], dim=1),
         )
         return advantages[:, :-1].flatten(), advantages[:, -1:][has_member.bool()]
 

@@ -39,6 +39,7 @@ from expo.config.optimizer import AdamW8bitConf, OptimizerConf
 from expo.config.places import label, make_folder, run_dir, run_id, run_mark
 from expo.config.positives import (
     ExpertConf,
+    LearningConf,
     NoPositivesConf,
     ParaphraseConf,
     PositivesConf,
@@ -81,6 +82,7 @@ __all__ = [
     "HintsConf",
     "JudgeConf",
     "LadderConf",
+    "LearningConf",
     "LoggerConf",
     "MathConf",
     "MlflowConf",

@@ -16,6 +16,48 @@ FILTERS = ("truncated", "unparseable", "wrong", "leak", "early_answer")
 
 
 @dataclass
+class LearningConf:
+    """How positives are learned from: by an SFT term with a weight, or as members of their problems' groups."""
+
+    weight: float = key(0.04, low=0, high=1e4, pairs=False, help="weight β of the SFT term at the start")
+    schedule: str = key(
+        "constant",
+        choices=("constant", "linear", "cosine", "all_wrong_fraction"),
+        pairs=False,
+        help="how the weight changes over the run, or with the share of all-wrong groups",
+    )
+    aggregation: str = key(
+        "token_mean",
+        choices=("sequence_mean", "token_mean", "constant"),
+        pairs=False,
+        help="weights of the SFT term's tokens",
+    )
+    use: str = key(
+        "auxiliary",
+        choices=("auxiliary", "group_member"),
+        help="GRPO: an SFT term of its own, or one more member of the group, with reward 1",
+    )
+    member_shaping: float = key(
+        0.0, low=0, help="γ of a group member's shaped ratio p / (p + γ) (LUFFY); 0: the ratio is 1"
+    )
+    member_baseline: str = key(
+        "all",
+        choices=("own", "all"),
+        help="whose mean reward is a group's baseline: the policy's own rollouts', or all members'",
+    )
+
+    @property
+    def joins_groups(self) -> bool:
+        """Return whether a positive is a member of its problem's group."""
+        return self.use == "group_member"
+
+    def rules(self, cfg: "Config") -> Rules:
+        if self.joins_groups:
+            why = "since a group member has an advantage and no loss of its own"
+            yield from unused(self, "positives.", ["weight", "aggregation", "schedule"], why, "positives.use=auxiliary")
+
+
+@dataclass
 class PositivesConf:
     """Where positive samples come from."""
 
@@ -56,9 +98,9 @@ class PositivesConf:
         return 0
 
     @property
-    def joins_groups(self) -> bool:
-        """Return whether a positive is a member of its problem's group."""
-        return False
+    def learning(self) -> LearningConf:
+        """Return how its positives are learned from."""
+        return LearningConf(weight=0.0)
 
 
 @option("positives", "none", formerly="expo.positives.sources.NoPositives")
@@ -71,32 +113,10 @@ class NoPositivesConf(PositivesConf):
 
 
 @dataclass
-class SourceConf(PositivesConf):
-    """Positives as an SFT term beside another loss, as members of GRPO's groups, as SFT's targets or as DPO's
-    chosen."""
+class SourceConf(LearningConf, PositivesConf):
+    """A source of positives: which problems get one, and which candidates are dropped."""
 
-    weight: float = key(0.04, low=0, high=1e4, pairs=False, help="weight β of the SFT term at the start")
-    schedule: str = key(
-        "constant",
-        choices=("constant", "linear", "cosine", "all_wrong_fraction"),
-        pairs=False,
-        help="how the weight changes over the run, or with the share of all-wrong groups",
-    )
-    aggregation: str = key(
-        "token_mean",
-        choices=("sequence_mean", "token_mean", "constant"),
-        pairs=False,
-        help="weights of the SFT term's tokens",
-    )
     gate: str = key("always", choices=("always", "all_wrong"), help="which problems get a positive")
-    use: str = key(
-        "auxiliary",
-        choices=("auxiliary", "group_member"),
-        help="GRPO: an SFT term of its own, or one more member of the group, with reward 1",
-    )
-    member_shaping: float = key(
-        0.0, low=0, help="γ of a group member's shaped ratio p / (p + γ) (LUFFY); 0: the ratio is 1"
-    )
     measure_every: int = key(
         10,
         low=0,
@@ -104,11 +124,6 @@ class SourceConf(PositivesConf):
         counted_as=1,
         help="steps between measuring the positives' likelihood, leak gap and answer lift (forward passes only); 0: "
         "never",
-    )
-    member_baseline: str = key(
-        "all",
-        choices=("own", "all"),
-        help="whose mean reward is a group's baseline: the policy's own rollouts', or all members'",
     )
     filters: list[str] = key(
         [*FILTERS],
@@ -127,18 +142,8 @@ class SourceConf(PositivesConf):
         return self.gate == "always"
 
     @property
-    def joins_groups(self) -> bool:
-        return self.use == "group_member"
-
-    def rules(self, cfg: "Config") -> Rules:
-        yield (
-            not self.joins_groups or self.schedule == "constant",
-            f"positives.schedule={self.schedule}: a group member has an advantage and no weight; "
-            "set positives.schedule=constant or positives.use=auxiliary",
-        )
-        if self.joins_groups:
-            why = "since a group member has an advantage and no loss of its own"
-            yield from unused(self, "positives.", ["weight", "aggregation"], why, "positives.use=auxiliary")
+    def learning(self) -> LearningConf:
+        return self
 
 
 @option("positives", "expert", formerly="expo.positives.sources.ExpertSolution")

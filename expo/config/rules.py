@@ -24,7 +24,7 @@ def between_groups(cfg: Config) -> Rules:
 
 def of_algorithm(algorithm: AlgorithmConf, cfg: Config) -> Rules:
     """Yield what an algorithm asks of positives, hints and the rest."""
-    positives, weight = cfg.positives, getattr(cfg.positives, "weight", 1)
+    positives, learning = cfg.positives, cfg.positives.learning
     yield (
         algorithm.takes_positives or not positives.gives_positives,
         f"positives={positives._target_}: {cfg.name} trains on none of them, and they cost tokens; set "
@@ -37,7 +37,7 @@ def of_algorithm(algorithm: AlgorithmConf, cfg: Config) -> Rules:
             "positives=self_explanation",
         )
         yield (
-            not positives.joins_groups,
+            not learning.joins_groups,
             f"positives.use=group_member: {cfg.name} has no groups to put positives in; remove it, or choose a GRPO "
             "algorithm",
         )
@@ -46,7 +46,7 @@ def of_algorithm(algorithm: AlgorithmConf, cfg: Config) -> Rules:
             f"hints: {cfg.name} has no groups to make again with hints; set hints=none, or choose a GRPO algorithm",
         )
     if isinstance(algorithm, SFTConf):
-        yield weight > 0, f"positives.weight=0: {cfg.name} has no other loss; set positives.weight=1"
+        yield learning.weight > 0, f"positives.weight=0: {cfg.name} has no other loss; set positives.weight=1"
         cache_steps = getattr(positives, "cache_steps", 0)
         yield (
             not algorithm.restart_every or cache_steps == 0,
@@ -70,7 +70,7 @@ def of_algorithm(algorithm: AlgorithmConf, cfg: Config) -> Rules:
             "use algorithm=grpo, or leave positives out",
         )
         yield (
-            cfg.needs != "positives" or positives.joins_groups or weight > 0,
+            cfg.needs != "positives" or learning.joins_groups or learning.weight > 0,
             f"positives.weight=0: {cfg.name} would not learn from its positives; set positives.weight above 0, or "
             "use algorithm=grpo",
         )
@@ -80,7 +80,7 @@ def of_algorithm(algorithm: AlgorithmConf, cfg: Config) -> Rules:
             "use algorithm=grpo, or leave hints out",
         )
         yield (
-            algorithm.retry == 1 or not positives.explains_all or positives.joins_groups,
+            algorithm.retry == 1 or not positives.explains_all or learning.joins_groups,
             f"algorithm.retry={algorithm.retry:g}, positives.gate=always: every problem has a positive to learn from, "
             "so that none would be passed over; set positives.gate=all_wrong or algorithm.retry=1",
         )
@@ -105,7 +105,7 @@ def of_teacher(algorithm: SelfDistillationConf, cfg: Config) -> Rules:
         "from elsewhere; set hints=none, or choose algorithm=nurl",
     )
     yield (
-        algorithm.learns_from_rewards or not cfg.positives.joins_groups,
+        algorithm.learns_from_rewards or not cfg.positives.learning.joins_groups,
         "algorithm.advantage=none: a positive in the group would have no advantage; set positives.use=auxiliary, "
         "or another advantage",
     )

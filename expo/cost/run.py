@@ -62,8 +62,8 @@ class Work:
     @property
     def positives(self) -> int:
         """Return the positives that a step trains on in a pass of their own, if each problem has one."""
-        positives = self.cfg.positives
-        apart = getattr(positives, "weight", 0) and not positives.joins_groups
+        learning = self.cfg.positives.learning
+        apart = learning.weight and not learning.joins_groups
         return self.cfg.trainer.problems_per_step if apart else 0
 
     @property

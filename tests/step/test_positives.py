@@ -6,7 +6,16 @@ import pytest
 import torch
 from conftest import make_prompts
 
-from expo.config import ExpertConf, GRPOConf, NoPositivesConf, ParaphraseConf, SelfExplanationConf, SFTConf, StarConf
+from expo.config import (
+    ExpertConf,
+    GRPOConf,
+    LearningConf,
+    NoPositivesConf,
+    ParaphraseConf,
+    SelfExplanationConf,
+    SFTConf,
+    StarConf,
+)
 from expo.config.explaining import When, when_explained
 from expo.ground.problem import Problem
 from expo.ladder.problems import oracle
@@ -17,6 +26,7 @@ from expo.step.experience import Batch, Candidate, Group, Tools
 from expo.step.positives.cache import ExplanationCache
 from expo.step.positives.filters import FILTERS, Written, early_answer, rejection
 from expo.step.positives.properties import Scorer, with_lift
+from expo.step.positives.schedules import weight_at
 from expo.step.positives.selection import Limits, select
 from expo.step.positives.sources import ExpertParaphrase, ExpertSolution, NoPositives, SelfExplanation, STaR
 from expo.verifier.answers import Verdict
@@ -52,17 +62,13 @@ def source(**changes):
 
 def test_schedules_by_hand():
     def weights(schedule):
-        return [
-            SelfExplanation(SelfExplanationConf(weight=0.2, schedule=schedule)).weight_at(done, all_wrong=0.25)
-            for done in (0.0, 0.5, 1.0)
-        ]
+        return [weight_at(LearningConf(weight=0.2, schedule=schedule), done, 0.25) for done in (0.0, 0.5, 1.0)]
 
     assert weights("constant") == pytest.approx([0.2, 0.2, 0.2])
     assert weights("linear") == pytest.approx([0.2, 0.1, 0.0])
     assert weights("cosine") == pytest.approx([0.2, 0.1, 0.0])
-    assert SelfExplanation(SelfExplanationConf(weight=0.2, schedule="cosine")).weight_at(0.25, 1.0) == pytest.approx(
-        0.2 * 0.8535534
-    )
+    cosine = LearningConf(weight=0.2, schedule="cosine")
+    assert weight_at(cosine, 0.25, 1.0) == pytest.approx(0.2 * 0.8535534)
     assert weights("all_wrong_fraction") == pytest.approx([0.05] * 3)
 
 

@@ -3,11 +3,11 @@
 import math
 from collections.abc import Callable
 
-from expo.config import SourceConf, functions_of
+from expo.config import LearningConf, SourceConf, functions_of
 
 # (share of the run done in [0, 1], share of all-wrong groups in this step) -> factor on positives.weight
 SCHEDULES: dict[str, Callable[[float, float], float]] = functions_of(
-    SourceConf,
+    LearningConf,
     "schedule",
     {
         "constant": lambda done, all_wrong: 1.0,
@@ -16,6 +16,13 @@ SCHEDULES: dict[str, Callable[[float, float], float]] = functions_of(
         "all_wrong_fraction": lambda done, all_wrong: all_wrong,
     },
 )
+
+
+def weight_at(learning: LearningConf, done: float, all_wrong: float) -> float:
+    """Return β, annealed by the schedule. Args: done, the share of the run in [0, 1]; all_wrong, the share of all-wrong
+    groups in the step."""
+    return learning.weight * SCHEDULES[learning.schedule](done, all_wrong)
+
 
 # whether all rollouts of a problem were wrong -> whether it gets a positive
 GATES: dict[str, Callable[[bool], bool]] = functions_of(

@@ -22,37 +22,26 @@ from expo.rollout.engine import Completion, Request
 from expo.rollout.noise import EXPLAIN, Key
 from expo.step.experience import Batch, Candidate, Candidates, Groups, Tools
 from expo.step.positives.filters import Written, rejection
-from expo.step.positives.schedules import GATES, SCHEDULES
+from expo.step.positives.schedules import GATES
 from expo.step.positives.selection import Limits, select
 from expo.verifier.answers import Verdict
 
 
 class PositiveSource:
-    """A source of positives: how positives enter the loss, and the gate that decides which groups get one."""
+    """A source of positives, and the gate that decides which groups get one. How they are learned from is the
+    algorithm's matter (`expo.config.positives.LearningConf`)."""
 
     conf: PositivesConf
     selection = "first"
     cache_steps, cache_max_drop = 0, 0.0
     measure_every = 0
-    aggregation = "token_mean"
-    member_shaping, member_baseline = 0.0, "all"
 
     def __init__(self, conf: PositivesConf):
         self.conf = conf
 
-    @property
-    def joins_groups(self) -> bool:
-        """Return whether a positive is a member of its problem's group, and no auxiliary term."""
-        return self.conf.joins_groups
-
     def refreshes_snapshot(self, step: int) -> bool:
         """Return whether the explaining snapshot becomes the current policy before this step."""
         return False
-
-    def weight_at(self, done: float, all_wrong: float) -> float:
-        """Return β, annealed by the schedule. Args: done, the share of the run in [0, 1]; all_wrong, the share of
-        all-wrong groups in the step."""
-        return 0.0
 
     def wants(self, all_wrong: bool) -> bool:
         """Decide by the gate whether a group gets a positive, and so is explained. Args: all_wrong, whether its
@@ -82,17 +71,13 @@ class NoPositives(PositiveSource):
 
 
 class WeightedSource(PositiveSource):
-    """A source whose positives have a weight, a gate and filters."""
+    """A source with a gate and filters."""
 
     conf: SourceConf
 
     def __init__(self, conf: SourceConf):
         super().__init__(conf)
-        self.measure_every, self.aggregation = conf.measure_every, conf.aggregation
-        self.member_shaping, self.member_baseline = conf.member_shaping, conf.member_baseline
-
-    def weight_at(self, done: float, all_wrong: float) -> float:
-        return self.conf.weight * SCHEDULES[self.conf.schedule](done, all_wrong)
+        self.measure_every = conf.measure_every
 
     def wants(self, all_wrong: bool) -> bool:
         return GATES[self.conf.gate](all_wrong)
