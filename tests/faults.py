@@ -283,7 +283,7 @@ def result(command: str, folder: Path) -> Any:
             # In a process of its own: each that is forked from one that has W&B would remove the others' temporary
             # files.
             read = [sys.executable, "-c", HISTORY, str(path.parent)]
-            history = json.loads(subprocess.run(read, capture_output=True, check=True).stdout)
+            history = json.loads(subprocess.run(read, capture_output=True, check=False).stdout or "[]")
             found[f"{path.parent.name} wandb"] = [without_clocks(line) for line in history]
     for path in own_files(outputs, "summary.json"):
         summary = json.loads(path.read_text())
