@@ -1,6 +1,7 @@
 """GRPO (arXiv 2402.03300) with positives: with self-explanations as an auxiliary SFT stream, ExP-GRPO (2507.02834).
 
-    loss = Σ w · -min(ρ Â, clip(ρ) Â)  +  kl_coef · Σ w · KL(π_θ || π_ref)  +  β · Σ w⁺ · -log π_θ(c̃ | q)
+    loss = Σ w · -min(ρ Â, clip(ρ) Â)  +  kl_coef · Σ w · KL(π_θ || π_ref)  -  entropy_coef · Σ w · H(π_θ)
+           +  β · Σ w⁺ · -log π_θ(c̃ | q)
 
 over the tokens of rollouts (weights w) and of positives (w⁺), see `expo.algorithms.terms` and `losses`. Dr. GRPO, DAPO,
 GSPO, CISPO, SAPO, RLOO and LUFFY are choices of advantage, ratio, surrogate, weights and of what positives are used as.
@@ -96,7 +97,7 @@ class GRPO(Algorithm):
         return [(group, group.positives[0]) for group in groups if group.positives]
 
     def informative(self, e: Experience) -> list[Group]:
-        """Return the groups with both right and wrong members; a positive that has joined is right."""
+        """Return the groups whose members have unequal rewards; a positive that has joined has a reward of 1."""
         return [
             group
             for group in e.groups
@@ -181,7 +182,7 @@ class GRPO(Algorithm):
             logp, entropy = self.score_with_entropy(part, temperature)
         elif logp is None:
             logp = self.score(self.policy, part, temperature)
-        # A fractional mask is a weight, which `weights` has; here it says which tokens there are.
+        # 1 for each token, whatever share of it a term's mask counts: that share is in `weights`.
         cut, mask = (index, slice(part.mask.shape[1])), (part.mask > 0).float()
         if first:
             rows.old_logp[cut] = logp.detach()

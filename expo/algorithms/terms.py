@@ -29,9 +29,9 @@ class Rows:
     off_policy: Tensor  # [B, 1], True for a positive, which the policy did not sample
     sampler_logp: Tensor  # [B, T], 0 where off-policy
     old_logp: Tensor  # [B, T], log π_old, filled by the first pass
-    as_sampled: Tensor  # [B, 1], True where the prompt is the one behind which the row was sampled
-    guided: Tensor  # [B], True where a teacher has something to see
-    # The same completions behind the prompts that the teacher sees.
+    as_sampled: Tensor  # [B, 1], False where a hint was taken out of the prompt after sampling
+    guided: Tensor  # [B], True where the teacher knows more of the row's problem than the policy
+    # The same completions behind each of the teacher's prompts.
     seen: list[TokenBatch] = field(default_factory=list)
 
 
@@ -115,8 +115,8 @@ class KL(Term):
 
 
 class Entropy(Term):
-    """Minus the entropy of the next-token distribution, from its logits: minimizing it is an entropy bonus with the
-    true gradient."""
+    """Minus the entropy H = -Σ p log p of the next-token distribution: an entropy bonus, with its true gradient by
+    autograd (`expo.model.scoring`, by chunks of logits)."""
 
     name = "entropy"
     needs_entropy = True

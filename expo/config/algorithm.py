@@ -56,10 +56,6 @@ class AlgorithmConf:
         ours = self._target_.startswith("expo.")
         return None if ours else f"expo does not know whether {self._target_} looks at trainer.max_steps"
 
-    def rules(self, cfg: "Config") -> Rules:
-        """Yield what the algorithm's own keys, and those of other groups beside them, must be."""
-        yield from ()
-
 
 @dataclass
 class PositivesOnlyConf(AlgorithmConf):

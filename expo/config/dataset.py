@@ -187,28 +187,28 @@ class DatasetConf:
         return [(set(levels) <= set(self.known_levels), message)]
 
 
-@option("dataset", "math")
+@option("dataset", "math", formerly="expo.data.readers.MATH")
 @dataclass
 class MathConf(DatasetConf):
     """MATH (Hendrycks et al. 2021)."""
 
-    _target_: str = "expo.data.readers.MATH"
+    _target_: str = "expo.data.formats.MATH"
 
 
-@option("dataset", "gsm8k")
+@option("dataset", "gsm8k", formerly="expo.data.readers.GSM8K")
 @dataclass
 class Gsm8kConf(DatasetConf):
     """GSM8K (Cobbe et al. 2021)."""
 
-    _target_: str = "expo.data.readers.GSM8K"
+    _target_: str = "expo.data.formats.GSM8K"
 
 
-@option("dataset", "columns", alone=False)
+@option("dataset", "columns", formerly="expo.data.readers.Columns", alone=False)
 @dataclass
 class TableConf(DatasetConf):
     """Any data set with a question and an answer column."""
 
-    _target_: str = "expo.data.readers.Columns"
+    _target_: str = "expo.data.formats.Columns"
     columns: ColumnsConf = key(ColumnsConf, help="names of the columns")
     answer_pattern: str = key(
         "",
@@ -241,12 +241,12 @@ class TableConf(DatasetConf):
                 )
 
 
-@option("dataset", "function", alone=False)
+@option("dataset", "function", formerly="expo.data.readers.Rows", alone=False)
 @dataclass
 class FunctionConf(TableConf):
     """Rows that a function of one's own yields."""
 
-    _target_: str = "expo.data.readers.Rows"
+    _target_: str = "expo.data.formats.Rows"
     is_generated: ClassVar[bool] = True
     function: str = key(
         help="package.module.name of a function rows(split) that yields dictionaries, for dataset.split and "
@@ -285,12 +285,12 @@ class GeneratedConf(DatasetConf):
             )
 
 
-@option("dataset", "ladder")
+@option("dataset", "ladder", formerly="expo.data.readers.Ladder")
 @dataclass
 class LadderConf(GeneratedConf):
     """The ladder: generated problems."""
 
-    _target_: str = "expo.data.readers.Ladder"
+    _target_: str = "expo.data.formats.Ladder"
     is_ladder: ClassVar[bool] = True
     expert_style: str = key(
         "terse",

@@ -84,7 +84,8 @@ class PositivesConf:
 
     @property
     def asks_after(self) -> str:
-        """Return the stage after which a positive can be asked for: none, the judged group, or the hints."""
+        """Return the stage after which a positive can be asked for: `nothing`, `group` (its rollouts are judged) or
+        `hints`."""
         return "nothing"
 
     @property
@@ -219,7 +220,8 @@ class SelfExplanationConf(SourceConf):
 
     @property
     def asks_after(self) -> str:
-        return "hints" if self.shown_answer == "wrong" else "nothing"  # it is that of a rollout which hints leave
+        # The wrong answer is that of a rollout which is left after hints.
+        return "hints" if self.shown_answer == "wrong" else "nothing"
 
     @property
     def written_per_problem(self) -> int:

@@ -1,5 +1,7 @@
-"""Rules between groups: what cannot be run together, and the remedy. What a group says of its own keys stands in its
-dataclass, as do all rules of an option that a package of one's own brings."""
+"""Rules between config groups: what cannot be run together, and the remedy.
+
+What a group says of its own keys stands in its dataclass, as do all rules of an option of a user's own package.
+"""
 
 from expo.config.algorithm import AlgorithmConf, DPOConf, GRPOConf, PositivesOnlyConf, SFTConf
 from expo.config.distillation import SelfDistillationConf
@@ -14,7 +16,7 @@ from expo.config.training import PartialConf, PythonVerifierConf, RewardConf
 
 
 def between_groups(cfg: Config) -> Rules:
-    """Yield every rule that looks at more than one group, in the order in which a user's mistake is told."""
+    """Yield every rule that looks at more than one config group, in the order in which a user's mistake is told."""
     yield from of_algorithm(cfg.algorithm, cfg)
     yield from of_positives(cfg.positives, cfg)
     yield from of_hints(cfg.hints, cfg)
@@ -89,7 +91,7 @@ def of_algorithm(algorithm: AlgorithmConf, cfg: Config) -> Rules:
 
 
 def of_teacher(algorithm: SelfDistillationConf, cfg: Config) -> Rules:
-    """Yield what a teacher needs to see, and to be."""
+    """Yield what a teacher asks of data, prompts and precision, and what cannot stand beside one."""
     yield (
         not cfg.trainer.dropout,
         f"trainer.dropout=true: the teacher of {cfg.name} is the student without it; set trainer.dropout=false",

@@ -54,7 +54,7 @@ class Reader:
         evaluated = self.evaluation()
         held_out = {p.asked for p in evaluated}
         problems = self._read(self.conf.path, self.conf.split, self.conf.levels)
-        # Whose splits are others': what they share is named, and stays.
+        # Published splits stay as they are: of a question in both, it is warned.
         from_hub = self.conf.path is None and self.conf.eval_path is None and not self.conf.is_generated
         train = [p for p in problems if from_hub or p.asked not in held_out]
         if from_hub and (both := sum(p.asked in held_out for p in problems)):
@@ -124,7 +124,7 @@ class Reader:
         return self._nonempty(_spread(problems, self.conf.limit), self._held_out, levels)
 
     def _once(self, problems: list[Problem]) -> list[Problem]:
-        """Drop problems that ask the same as an earlier one: an interval over problems takes each for another."""
+        """Drop problems that ask the same as an earlier one: intervals take problems for independent."""
         return list({p.asked: p for p in reversed(problems)}.values())[::-1]
 
     def _nonempty(self, problems: list[Problem], source: str, levels: list[Any]) -> list[Problem]:
@@ -200,7 +200,7 @@ class Reader:
                 used.append((line, problem))
             else:
                 self._skip(source, line, why)
-        if any(isinstance(p.level, str) for _, p in used):  # hard, 4.5: then all are words
+        if any(isinstance(p.level, str) for _, p in used):  # if one level is a word (hard, 4.5), all are
             used = [(line, replace(p, level=None if p.level is None else str(p.level))) for line, p in used]
         source.use(used)
         if source.skipped:

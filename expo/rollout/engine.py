@@ -50,7 +50,7 @@ Follow = Callable[[Mapping[int, Completion]], Sequence[Request]]
 class Engine:
     """Generates with the policy's current weights.
 
-    Only `generate` must be written: an engine on the policy's own weights has none to bring and none to free.
+    Only `generate` must be written: an engine that shares the policy's weights has nothing to sync or to free.
     """
 
     def generate(

@@ -98,13 +98,14 @@ class Run:
 
     @contextmanager
     def alone(self) -> Iterator[list[IO[str]]]:
-        """Wait until no other process works on this very run, and keep others waiting: find it again after that.
+        """Wait until no other process works on this very run, and keep others waiting. The caller has to find the
+        directory again: another process may have made it meanwhile.
 
         Gives the locked files: a process that has them open keeps the locks, too.
         """
         locks, message = Path(self.cfg.output_dir, ".locks"), f"{self.dir}: waiting for the process that works on it"
         make_folder(locks, "output_dir")
-        # By what finds the directory, and no name: two names may be of one run that has none yet.
+        # By the run's mark, not its name: two names may mean one run, whose directory is not made yet.
         with locked(locks / f"{self.command}-{self.mark}", message) as of_mark:
             directory = run_dir(self.cfg, self.command, self.mark)
             make_folder(directory, "output_dir")

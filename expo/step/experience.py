@@ -133,7 +133,8 @@ Groups = Mapping[int, Group]  # judged groups by index of the problem in its ste
 
 @dataclass
 class Experience:
-    """What one step learns from: P groups of G rollouts each. The frame of the step sets `beta` before the update."""
+    """What one step learns from: P groups of G rollouts each. `Algorithm.training_step` sets `beta` before the
+    update."""
 
     groups: list[Group]
     step: int = 0
@@ -141,12 +142,10 @@ class Experience:
     gives_hints: bool = False
     reused: int = 0  # positives from the cache
     generated_tokens: int = 0  # of rollouts, hints and explanations
-    banked_tokens: int = 0  # of them, written before the run
+    banked_tokens: int = 0  # of them, explanations from the bank, whichever run wrote them
     timer: Timer = field(default_factory=Timer)
     hint_reliance: float | None = None  # see `Pipeline.reliance`; None where it was not measured
-    # Seconds that other runs spent on what this one learns from, less what it spent for others: tokens are counted so,
-    # too.
-    shared_s: float = 0.0
+    shared_s: float = 0.0  # correction of the run's seconds for explanations from the bank: `BankedEngine.shared_s`
     writer: str = ""  # who wrote the rollouts, where that is not the policy as it is now: `pairs`, `snapshot`
 
     @property

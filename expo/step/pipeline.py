@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Engines:
-    """Engines by what they generate. `policy` has the policy's weights; another is the same object where the policy
-    does its work."""
+    """Engines by what they generate. `policy` has the current weights; each other is the same object where no snapshot,
+    reference or bank generates in its place."""
 
     policy: Engine
     rollouts: Engine
@@ -51,7 +51,7 @@ class Engines:
 @dataclass
 class Pipeline:
     """Makes the experience of a step. `scorer` measures completions under the policy; `when` is the moment at which
-    explanations are asked for. Which groups are explained, `source.wants` decides by the gate."""
+    explanations are asked for. `source.gets_positive` decides which groups are explained."""
 
     engines: Engines
     source: PositiveSource
@@ -78,7 +78,7 @@ class Pipeline:
             reliance = self.reliance(batch, groups)
             groups = self.without_hints(groups)
         with timer("explain"):
-            wanted = [i for i, group in groups.items() if self.source.wants(group.all_wrong)]
+            wanted = [i for i, group in groups.items() if self.source.gets_positive(group.all_wrong)]
             asked = [i for i in wanted if i in uncached]
             explanations = self.explain(batch, groups, asked, early)
             candidates = self.source.candidates(batch, groups, asked, explanations, self.tools)
@@ -241,8 +241,8 @@ class Pipeline:
         """Return the positives, every `measure_every` steps with likelihood and answer lift."""
         every = self.source.measure_every
         if not every or step % every:
-            # What the selection has measured is logged at the same steps as without one: means over steps can be
-            # compared.
+            # Drop what the selection has measured at other steps: runs with and without such a selection log at the
+            # same steps, so that means over steps can be compared.
             return {i: [c.unmeasured() for c in of_problem] for i, of_problem in positives.items()}
         both = with_logp_given_answer(self.scorer, with_logp(self.scorer, groups, positives))
         return with_lift(self.scorer, groups, both)
@@ -278,7 +278,7 @@ class GroupsAsTheyEnd:
         with self.timer("verify"):
             judged = self.pipeline.verify(self.batch, complete)
         self.groups |= judged
-        wanted = [i for i, group in judged.items() if source.wants(group.all_wrong) and i in self.uncached]
+        wanted = [i for i, group in judged.items() if source.gets_positive(group.all_wrong) and i in self.uncached]
         return [r for i in wanted for r in source.requests(self.batch, self.groups, [i], self.pipeline.tools)]
 
 

@@ -201,7 +201,7 @@ def common_steps(directories: Iterable[Path], name: str) -> set[int] | None:
     """Return the steps at which all runs that ever have a scalar of NOT_EVERY_STEP have it; None for another scalar:
     every step counts.
 
-    It changes over a run: a mean over every step is not to be held against one over every tenth.
+    Such a scalar changes over a run: a mean over every step is not to be held against one over every tenth.
     """
     if name not in NOT_EVERY_STEP:
         return None

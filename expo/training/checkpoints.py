@@ -47,7 +47,7 @@ class WholeFiles(TorchCheckpointIO):
 
 def newest_checkpoint(directory: Path, lineage: str | None = None) -> Path | None:
     """Return the last checkpoint that a run can resume from; skip, with a warning, those that are damaged or of another
-    run.
+    run. A longer run may have taken over that of a shorter one (`expo.training.shorter`).
 
     Args: lineage, of the run that asks, see `expo.config.lineage`; None: whatever run it is of. Raises UserError for a
     file that would execute code when it is loaded.

@@ -58,7 +58,7 @@ class WatchHealth(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
         if trainer.current_epoch == 0 and self.keeps(pl_module):
             self.keep(trainer, 0, float("-inf"))
-        if self.action == "stop" and self.health.collapsing:  # noticed by a session that only warned
+        if self.action == "stop" and self.health.collapsing:  # noticed in an earlier session, with on_collapse=warn
             collapse = next(c for c in reversed(self.run.collapses) if self.health.watches[c["metric"]].on)
             raise Collapsed(
                 f"stopped: {collapse['metric']} collapses from step {collapse['began']} on{self.about_best}"
@@ -132,7 +132,7 @@ class WatchHealth(Callback):
             self.roll_back(trainer, module, collapse)
 
     def keep(self, trainer: Trainer, step: int, reward: float) -> None:
-        """Write the best checkpoint."""
+        """Write the best checkpoint, to which a rollback returns; no run resumes from it."""
         self.best_step, self.best_reward = step, reward
         trainer.save_checkpoint(self.path)
 
@@ -162,6 +162,6 @@ class WatchHealth(Callback):
         module.pipeline.engines.sync()
         self.health = Health.of(saved_state["health"])
         for watch in self.health.watches.values():
-            watch.recent = []  # a mean of steps before and after the return would be of no policy
+            watch.recent = []  # it must not mix steps before and after the rollback
         self.rolled_back_to, self.since = self.best_step, collapse.noticed
         log.warning("step %d: back to the policy of step %d", collapse.noticed, self.best_step)

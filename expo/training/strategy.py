@@ -16,7 +16,8 @@ from expo.model.shares import like, whole_state
 
 
 class WholeReplicas(DDPStrategy):
-    """Data parallel with all weights on each device; the algorithm sums the gradients itself, once per optimizer step.
+    """Data parallel with all weights on each device. `Updates.take_step` sums the gradients over devices
+    (`Ranks.add_gradients`), once per optimizer step.
 
     DistributedDataParallel would do so in every backward pass, of which a step has many, and would average.
     """

@@ -9,8 +9,8 @@ from conftest import compose_config
 
 from expo.config import DatasetConf, PromptsConf, UserError, build, check, identity
 from expo.config.reasoning import ReasoningGymConf
+from expo.data.formats import _steps
 from expo.data.reader import Reader
-from expo.data.readers import _steps
 from expo.ground.problem import Problem, Steps
 from expo.jobs.wiring import make_reward
 from expo.model import small

@@ -211,13 +211,13 @@ def test_a_chat_template_that_shows_no_message_once_is_refused(folder, monkeypat
 @pytest.mark.parametrize(
     ("group", "target", "kind"),
     [
-        ("algorithm", "expo.data.readers.Ladder", "Algorithm"),
+        ("algorithm", "expo.data.formats.Ladder", "Algorithm"),
         ("algorithm", "expo.algorithms.losses.kl", "Algorithm"),
         ("algorithm", "expo.ladder.problems.LEVELS", "Algorithm"),
         ("rollout", "expo.step.rewards.Correct", "Engine"),
         ("reward", "expo.config.run.Config", "Reward"),
         ("dataset", "expo.step.rewards.Correct", "Reader"),
-        ("model", "expo.data.readers.Ladder", "loads no model"),
+        ("model", "expo.data.formats.Ladder", "loads no model"),
     ],
 )
 def test_a_target_of_another_kind_is_one_line(tmp_path, group, target, kind):

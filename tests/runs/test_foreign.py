@@ -16,7 +16,7 @@ from conftest import ROOT
 
 from expo.cli import main, reporting
 from expo.config import UserError
-from expo.data import readers
+from expo.data import rows as data_rows
 from expo.runs.listing import find_runs
 from expo.runs.reading import final_rows, read_lines, read_rows, read_summary, samples_of
 from expo.step.signed import read_signed, write_signed
@@ -254,13 +254,13 @@ def test_completions_that_lack_a_column_are_refused(tmp_path):
 
 
 def test_a_small_file_that_unpacks_to_gigabytes_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "UNPACKED", 2**20)
+    monkeypatch.setattr(data_rows, "UNPACKED", 2**20)
     rows = pa.table({"problem": pa.array(["x" * 1000] * 4000).dictionary_encode(), "level": ["Level 1"] * 4000})
     pa.parquet.write_table(rows, tmp_path / "bomb.parquet", compression="zstd")
     with pytest.raises(UserError, match=r"dataset\.path=.*and unpacks to over 1048576; give fewer rows"):
-        list(readers._parquet_rows(tmp_path / "bomb.parquet"))
-    monkeypatch.setattr(readers, "UNPACKED", 2**30)
-    assert len(list(readers._parquet_rows(tmp_path / "bomb.parquet"))) == 4000
+        list(data_rows._parquet_rows(tmp_path / "bomb.parquet"))
+    monkeypatch.setattr(data_rows, "UNPACKED", 2**30)
+    assert len(list(data_rows._parquet_rows(tmp_path / "bomb.parquet"))) == 4000
 
 
 def test_a_lack_of_memory_is_not_taken_for_damage(tmp_path, monkeypatch):

@@ -74,9 +74,9 @@ def test_schedules_by_hand():
 
 def test_gates():
     all_wrong = [True, False, True]
-    assert [source(gate="always").wants(wrong) for wrong in all_wrong] == [True] * 3
-    assert [source(gate="all_wrong").wants(wrong) for wrong in all_wrong] == all_wrong
-    assert [NoPositives(NoPositivesConf()).wants(wrong) for wrong in all_wrong] == [False] * 3
+    assert [source(gate="always").gets_positive(wrong) for wrong in all_wrong] == [True] * 3
+    assert [source(gate="all_wrong").gets_positive(wrong) for wrong in all_wrong] == all_wrong
+    assert [NoPositives(NoPositivesConf()).gets_positive(wrong) for wrong in all_wrong] == [False] * 3
 
 
 def test_when_explanations_are_asked_for():

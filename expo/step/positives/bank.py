@@ -45,7 +45,7 @@ class Bank:
     folder: Path
     identity: str
     steps: dict[int, Entries] = field(default_factory=dict)  # those of the part that was read last
-    price: float = 0.0  # seconds that each of its tokens took to write; 0 of parts of before this was kept
+    price: float = 0.0  # seconds of writing for each token of that part; 0 where an earlier expo wrote it
 
     def parts(self) -> dict[Path, range]:
         """Return the finished parts and their steps."""
@@ -138,8 +138,8 @@ class BankedEngine(Engine):
         return [self.bank.find(r) for r in requests]
 
     def shared_s(self, read: Sequence[Completion]) -> float:
-        """Return the seconds that other runs spent on the explanations read last, less those that this run spent for
-        others since the last call."""
+        """Return the seconds that writing the given explanations took, less all seconds that this run has written since
+        the last call: added to the run's own time, it pays for what it used, whoever wrote that."""
         spent, self.written_s = self.written_s, 0.0
         return self.bank.price * sum(len(c.ids) for c in read) - spent
 

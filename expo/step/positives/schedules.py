@@ -1,9 +1,9 @@
-"""How β, the weight of positives, is annealed over a run, and which groups get a positive (gates): pure functions."""
+"""How β, the weight of positives, is annealed over a run: pure functions."""
 
 import math
 from collections.abc import Callable
 
-from expo.config import LearningConf, SourceConf, functions_of
+from expo.config import LearningConf, functions_of
 
 # (share of the run done in [0, 1], share of all-wrong groups in this step) -> factor on positives.weight
 SCHEDULES: dict[str, Callable[[float, float], float]] = functions_of(
@@ -22,14 +22,3 @@ def weight_at(learning: LearningConf, done: float, all_wrong: float) -> float:
     """Return β, annealed by the schedule. Args: done, the share of the run in [0, 1]; all_wrong, the share of all-wrong
     groups in the step."""
     return learning.weight * SCHEDULES[learning.schedule](done, all_wrong)
-
-
-# whether all rollouts of a problem were wrong -> whether it gets a positive
-GATES: dict[str, Callable[[bool], bool]] = functions_of(
-    SourceConf,
-    "gate",
-    {
-        "always": lambda all_wrong: True,
-        "all_wrong": lambda all_wrong: all_wrong,
-    },
-)

@@ -1,7 +1,7 @@
 """Where positives come from: nothing, the expert's solution, or the policy's explanation of the known answer.
 
-A positive is always trained on under the solve prompt q alone. What the sampler thought of an explanation belongs to
-π(·|q, a*) and never reaches a ratio or a weight.
+A positive is always trained on under the solve prompt q alone. The sampler's log-probabilities of an explanation are of
+π(·|q, a*): no ratio and no weight uses them.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ from expo.rollout.engine import Completion, Request
 from expo.rollout.noise import EXPLAIN, Key
 from expo.step.experience import Batch, Candidate, Candidates, Groups, Tools
 from expo.step.positives.filters import Written, rejection
-from expo.step.positives.schedules import GATES
+from expo.step.positives.gates import GATES
 from expo.step.positives.selection import Limits, select
 from expo.verifier.answers import Verdict
 
@@ -43,8 +43,8 @@ class PositiveSource:
         """Return whether the explaining snapshot becomes the current policy before this step."""
         return False
 
-    def wants(self, all_wrong: bool) -> bool:
-        """Decide by the gate whether a group gets a positive, and so is explained. Args: all_wrong, whether its
+    def gets_positive(self, all_wrong: bool) -> bool:
+        """Decide by the gate whether a group gets a positive, and so is explained. Args: all_wrong, whether all its
         rollouts are."""
         return False
 
@@ -79,7 +79,7 @@ class WeightedSource(PositiveSource):
         super().__init__(conf)
         self.measure_every = conf.measure_every
 
-    def wants(self, all_wrong: bool) -> bool:
+    def gets_positive(self, all_wrong: bool) -> bool:
         return GATES[self.conf.gate](all_wrong)
 
 
@@ -166,7 +166,7 @@ class STaR(SelfExplanation):
     conf: StarConf
 
     def explained(self, batch: Batch, groups: Groups, wanted: Sequence[int], tools: Tools) -> dict[int, Problem]:
-        # A group that is not there yet may come to be all wrong.
+        # A group that is not judged yet may turn out all wrong.
         return super().explained(batch, groups, [i for i in wanted if i not in groups or groups[i].all_wrong], tools)
 
     def candidates(

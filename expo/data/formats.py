@@ -1,4 +1,4 @@
-"""Readers of each kind of data: which columns of a row are question, answer, level and solution, or how problems are
+"""Readers of each format of data: which columns of a row are question, answer, level and solution, or how problems are
 generated."""
 
 import logging
