@@ -2,19 +2,7 @@
 
 from expo.config.algorithm import AlgorithmConf, DPOConf, GRPOConf, PositivesOnlyConf, SFTConf
 from expo.config.arguments import take_options
-from expo.config.commands import (
-    CsvLoggerConf,
-    DiagnoseConf,
-    JudgeConf,
-    LoggerConf,
-    MlflowConf,
-    MlflowLoggerConf,
-    PretrainConf,
-    PromptsConf,
-    TensorBoardLoggerConf,
-    WandbConf,
-    WandbLoggerConf,
-)
+from expo.config.commands import DiagnoseConf, JudgeConf, PretrainConf
 from expo.config.compose import build, check, check_anywhere, compose_config, conf_dir, config_folders, register, typed
 from expo.config.dataset import ColumnsConf, DatasetConf, FunctionConf, Gsm8kConf, LadderConf, MathConf, TableConf
 from expo.config.distillation import SelfDistillationConf
@@ -34,6 +22,15 @@ from expo.config.identity import (
     write_recipe,
 )
 from expo.config.key import Rules, functions_of, key, option
+from expo.config.loggers import (
+    CsvLoggerConf,
+    LoggerConf,
+    MlflowConf,
+    MlflowLoggerConf,
+    TensorBoardLoggerConf,
+    WandbConf,
+    WandbLoggerConf,
+)
 from expo.config.model import LADDER, ModelConf, RandomShapeConf, RandomTinyConf
 from expo.config.optimizer import AdamW8bitConf, OptimizerConf
 from expo.config.places import label, make_folder, run_dir, run_id, run_mark
@@ -47,6 +44,7 @@ from expo.config.positives import (
     SourceConf,
     StarConf,
 )
+from expo.config.prompts import PromptsConf
 from expo.config.reasoning import ReasoningGymConf
 from expo.config.rollout import RolloutConf, VLLMConf
 from expo.config.run import Config

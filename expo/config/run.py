@@ -7,14 +7,16 @@ from pathlib import Path
 from omegaconf import MISSING
 
 from expo.config.algorithm import AlgorithmConf
-from expo.config.commands import DiagnoseConf, LoggerConf, PlanConf, PretrainConf, PromptsConf
+from expo.config.commands import DiagnoseConf, PlanConf, PretrainConf
 from expo.config.dataset import DatasetConf
 from expo.config.hints import HintsConf
 from expo.config.key import Rules, key
+from expo.config.loggers import LoggerConf
 from expo.config.model import ModelConf
 from expo.config.naming import NO_RUNS
 from expo.config.optimizer import OptimizerConf
 from expo.config.positives import PositivesConf
+from expo.config.prompts import PromptsConf
 from expo.config.rollout import RolloutConf
 from expo.config.training import EvaluationConf, RewardConf, TrainerConf, VerifierConf
 

@@ -39,7 +39,9 @@ class Wandb(Tracker, WandbLogger):
     skips_sent = True
 
     def __init__(self, conf: WandbLoggerConf, session: Session):
-        from wandb.errors import Error as WandbError  # here, since its import takes half a second
+        import wandb  # here, since its import takes half a second
+        from wandb.errors import Error as WandbError
+        from wandb.sdk.mailbox import MailboxClosedError
 
         keep_out_of_home(session.directory / "wandb" / "home")
         options = asdict(conf.wandb)
@@ -60,7 +62,9 @@ class Wandb(Tracker, WandbLogger):
             begun_at = self.experiment.starting_step
         except WandbError as error:
             raise UserError(f"logger.wandb.mode={mode}: {_no_wandb(error)}") from error
-        except ConnectionError as error:
+        except (ConnectionError, MailboxClosedError) as error:
+            with suppress(ConnectionError, MailboxClosedError):  # else W&B tries it at exit, and prints a stack trace
+                wandb.teardown()
             message = (
                 f"W&B's own process has ended ({first_line(error)}); the same command goes on, and logger=none "
                 "without it"

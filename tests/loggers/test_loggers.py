@@ -16,6 +16,7 @@ import pytest
 from conftest import ROOT, compose_config
 from pages import blocks
 from running import SMALL, run, scalars
+from wandb.sdk.mailbox import MailboxClosedError
 
 from expo import config
 from expo.commands import evaluate
@@ -109,16 +110,24 @@ def test_a_logger_has_every_scalar_once_after_a_kill(tmp_path, name):
         assert values == pytest.approx([value for _, value in points], rel=1e-5), scalar
 
 
-def test_a_killed_process_of_wandbs_is_one_line(tmp_path, monkeypatch):
+@pytest.mark.parametrize("ends_in", [ConnectionResetError("Connection lost"), MailboxClosedError()])
+def test_a_killed_process_of_wandbs_is_one_line(ends_in, tmp_path, monkeypatch):
     def lost(self):
-        raise ConnectionResetError("Connection lost")
+        raise ends_in
 
+    def teardown():
+        ended.append("before its hook at exit, which would print a stack trace")
+        raise ends_in
+
+    ended = []
     monkeypatch.setattr(loggers.Wandb, "experiment", property(lost))
+    monkeypatch.setattr("wandb.teardown", teardown)
     session = Session(compose_config("logger=wandb", "logger.wandb.mode=offline"), tmp_path)
     with pytest.raises(
-        UserError, match=r"mode=offline: W&B's own process has ended \(Connection lost\); the same command"
+        UserError, match=r"mode=offline: W&B's own process has ended \((Connection lost|Mail\w+)\); the same command"
     ):
         chosen_loggers(session)
+    assert ended
 
 
 AT_HOME = """\

@@ -1,0 +1,165 @@
+"""Keys of `prompts=`: templates, the system message, examples."""
+
+import re
+from dataclasses import dataclass, fields
+from datetime import date
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import MISSING
+
+from expo.config.key import Rules, key, option
+
+if TYPE_CHECKING:
+    from expo.config.run import Config
+
+
+WITH_SOLUTION = """\
+{question}
+
+A correct solution of it:
+{solution}
+
+You have read and understood this solution. Now derive the same answer in your own words, step by step, and put your final \
+answer within \\boxed{}."""  # noqa: E501
+
+
+GO_ON = """\
+{question}
+
+Here is the beginning of a correct solution:
+{beginning}
+
+Go on from where it ends, without writing it again, reason step by step, and put your final answer within \\boxed{}."""
+HINT_FROM_SOLUTION = """\
+{question}
+
+A correct solution of it:
+{solution}
+
+Write one short hint for a student who cannot solve this: the idea that the solution turns on. Do not state the answer or any \
+intermediate result."""  # noqa: E501
+ABSTRACT = """\
+{question}
+
+An explanation of its answer:
+{explanation}
+
+Write one short, abstract hint for a student who cannot solve this: the idea or the fact that the explanation turns on. Do not \
+state the answer or any intermediate result."""  # noqa: E501
+
+
+@option("prompts", "prompts", formerly="expo.prompts.Prompts", alone=False)
+@dataclass
+class PromptsConf:
+    """Templates over {question} and others. Placeholders are replaced literally: LaTeX braces need no escaping."""
+
+    _target_: str = "expo.model.prompts.Prompts"
+    solve: str = key(MISSING, help="asks for a solution of {question}")
+    explain: str = key(MISSING, help="shows {answer} and asks for an explanation of it")
+    system: str | None = key(
+        None,
+        help='system message; null: none but the one that the chat template may write (prompts.template_system), "": '
+        "an empty one. A row's own counts first",
+    )
+    template_system: bool = key(
+        True,
+        absent=True,
+        help="keep the system message that some chat templates (Qwen2.5, SmolLM2) write where they are given none; "
+        "false: no system message at all",
+    )
+    examples: int = key(
+        0,
+        low=0,
+        high=64,
+        absent=0,
+        help="worked examples before each question that the policy is to solve or explain, as earlier turns; the "
+        "same ones of the training part in every run on it, never the question itself",
+    )
+    template_options: dict[str, Any] = key(
+        dict, absent={}, help="options of the chat template, such as {enable_thinking: false}"
+    )
+    date: str = key(
+        "2024-07-26",
+        absent="2024-07-26",
+        help="the day, as YYYY-MM-DD, that a chat template is told which prints today's date: a prompt has to be the "
+        "same tomorrow",
+    )
+    final: str = key(
+        "\\boxed{{answer}}", help="how a completion states its final answer; its likelihood is the answer lift"
+    )
+    hint: str | None = key(
+        None,
+        help="asks for a hint to {answer}; null: a hint is the beginning of an explanation, and begins the completion",
+    )
+    solve_with_hint: str | None = key(None, help="asks for a solution and shows {hint}")
+    with_solution: str | None = key(
+        WITH_SOLUTION,
+        absent=(None, WITH_SOLUTION),  # only the ladder may leave it out: see the rules of SelfDistillationConf
+        help="shows {solution} to a teacher that scores; null: the ladder's, whose teacher sees the answer instead "
+        "(prompts.explain)",
+    )
+    # Only the ladder may leave these out: see the rules of PrefixConf.
+    go_on: str | None = key(
+        GO_ON,
+        absent=(None, GO_ON),
+        help="shows the {beginning} of a solution and asks to go on from it (hints.instructed)",
+    )
+    hint_from_solution: str | None = key(
+        HINT_FROM_SOLUTION,
+        absent=(None, HINT_FROM_SOLUTION),
+        help="shows {solution} and asks for a hint (hints.sees=solution); null: the ladder's",
+    )
+    abstract: str | None = key(
+        ABSTRACT,
+        absent=(None, ABSTRACT),
+        help="shows an {explanation} and asks for a hint (hints.stages=2); null: the ladder's",
+    )
+    paraphrase: str | None = key(None, help="asks for {solution} in the policy's own words")
+    judge: str | None = key(None, identity=False, help="asks a judge whether each step of {completion} is right")
+
+    def rules(self, cfg: "Config") -> Rules:
+        yield (
+            "{question}" in self.solve,
+            "prompts.solve: has no {question}; put {question} where the question goes",
+        )
+        yield (
+            "{question}" in self.explain and "{answer}" in self.explain,
+            "prompts.explain: needs both {question} and {answer}; put them where question and answer go",
+        )
+        yield (
+            self.template_system or self.system is None,
+            f"prompts.template_system=false: without effect beside prompts.system={self.system!r}, in whose place no "
+            "template writes its own; leave it out, or set prompts.system=null",
+        )
+        yield (
+            _is_day(self.date),
+            f"prompts.date={self.date}: is no day; write it as YYYY-MM-DD, such as prompts.date=2024-07-26",
+        )
+        yield (
+            "{answer}" in self.final,
+            f"prompts.final={self.final}: has no {{answer}}; put {{answer}} where the answer goes",
+        )
+
+    def doubts(self, cfg: "Config") -> Rules:
+        for f in fields(self):
+            yield (
+                LINE_END.search(str(getattr(self, f.name))) is None,
+                f"prompts.{f.name}: has a backslash and an n where a line may be meant to end, and the model reads "
+                "them as they are; "
+                r"a shell makes the end of a line of $'\n'",
+            )
+
+
+# As it is typed, and no LaTeX command.
+LINE_END = re.compile(
+    r"\\n(?!(?:abla|atural|e|earrow|eg|eq|ewline|exists|geq|i|leq|less|mid|onumber|ot|otin|parallel|prec|sim|"
+    r"subseteq|succ|supseteq|u|warrow)(?![a-z]))"
+)
+
+
+def _is_day(text: str) -> bool:
+    try:
+        date.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
