@@ -73,6 +73,11 @@ class Config:
         False, identity=False, help="run again from nothing even where this very run is finished or has a checkpoint"
     )
 
+    def is_evaluated(self, step: int) -> bool:
+        """Return whether a training run has an evaluation after so many steps."""
+        every = self.evaluation.every
+        return step == self.trainer.max_steps or bool(every and step % every == 0)
+
     def rules(self, cfg: "Config") -> Rules:
         for where, value in (
             ("name", self.name),

@@ -32,7 +32,6 @@ from expo.training.callbacks import (
     LogSteps,
     ShowProgress,
     Stop,
-    is_evaluated,
     passed,
 )
 from expo.training.checkpoints import WholeFiles, newest_checkpoint, save_checkpoint, save_model, step_of
@@ -143,7 +142,7 @@ def prepare(cfg: Config, run: Run, module: Algorithm, evaluator: Evaluator, acco
     wanted = f"pass@{max(cfg.k)}"
     if wanted not in run.metrics and checkpoint is not None:  # summary.json is lost, or damaged
         step = step_of(checkpoint)  # after one that is evaluated, its own evaluation alone will do
-        last_metrics = last_evaluation(run.dir, step if is_evaluated(cfg, step) else None)
+        last_metrics = last_evaluation(run.dir, step if cfg.is_evaluated(step) else None)
         run.metrics = last_metrics if wanted in last_metrics else {}
     return Begin(run, checkpoint)
 

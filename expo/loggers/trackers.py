@@ -25,6 +25,7 @@ from expo.ground.files import remove
 from expo.loggers.offline import offline_files, read_offline
 from expo.loggers.tracking import Session, Tracker
 from expo.runs.directory import git_commit
+from expo.runs.reading import last_evaluation
 
 W_AND_B_PLACES = ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR")
 
@@ -44,6 +45,8 @@ class Wandb(Tracker, WandbLogger):
         from wandb.sdk.mailbox import MailboxClosedError
 
         keep_out_of_home(session.directory / "wandb" / "home")
+        self.row: dict[str, Any] = {}  # scalars of the step that is being logged
+        self.cfg, self.directory = session.cfg, session.directory
         options = asdict(conf.wandb)
         mode = options.pop("mode")
         cfg, before = session.cfg, "" if session.command == "train" else f"{session.command}-"
@@ -77,10 +80,19 @@ class Wandb(Tracker, WandbLogger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Send scalars, but those of a step that an earlier session has sent: after a SIGKILL, some are made again,
         with the same numbers."""
-        if step is not None and step <= self.sent_steps:
-            return
-        axis = {} if step is None else {"trainer/global_step": step}  # the x axis that Lightning tells W&B of
-        self.experiment.log(dict(metrics) | axis, step=step)
+        if step is None:
+            self.experiment.log(dict(metrics))
+        elif step > self.sent_steps:
+            if step != self.row.get("trainer/global_step"):
+                self._send()
+            self.row |= {**metrics, "trainer/global_step": step}  # the x axis that Lightning tells W&B of
+
+    def _send(self) -> None:
+        """Send the step that is complete: of a step that W&B has had before, it makes another, and shifts all later
+        ones."""
+        if self.row:
+            self.experiment.log(self.row, step=self.row["trainer/global_step"])
+            self.row = {}
 
     def log_rows(self, name: str, columns: list[str], rows: list[list[Any]], step: int | None) -> None:
         self.log_table(name, columns, rows, step=step)
@@ -92,6 +104,9 @@ class Wandb(Tracker, WandbLogger):
         self.experiment.alert(title, text)
 
     def close(self) -> None:
+        step = self.row.get("trainer/global_step", 0)
+        if not self.cfg.is_evaluated(step) or last_evaluation(self.directory, step):
+            self._send()  # else its evaluation was stopped, and the session that goes on sends all of the step
         self.experiment.finish()
 
 

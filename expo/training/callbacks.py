@@ -91,12 +91,12 @@ class Evaluate(Callback):
         self.end_early(trainer)  # of a session that was killed before it could end
         step, first = trainer.current_epoch, self.run.cfg.evaluation.first
         # Metrics are lost with summary.json and metrics.jsonl, or their evaluation was stopped.
-        if first if step == 0 else not self.run.metrics and (first or is_evaluated(self.run.cfg, step)):
+        if first if step == 0 else not self.run.metrics and (first or self.run.cfg.is_evaluated(step)):
             self.evaluate(trainer, pl_module, step)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
         step = trainer.current_epoch + 1
-        if is_evaluated(self.run.cfg, step):
+        if self.run.cfg.is_evaluated(step):
             try:
                 self.evaluate(trainer, pl_module, step)
             except (Interrupted, EngineError):  # of vLLM, which raises what is its own
@@ -145,12 +145,6 @@ class Evaluate(Callback):
         """End the run where `evaluation.patience` has run out."""
         if self.idle >= (self.run.cfg.evaluation.patience or math.inf):
             self.stop.enough = trainer.should_stop = True
-
-
-def is_evaluated(cfg: Config, step: int) -> bool:
-    """Return whether a run has an evaluation after so many steps."""
-    every = cfg.evaluation.every
-    return step == cfg.trainer.max_steps or bool(every and step % every == 0)
 
 
 def experience_rows(e: Experience, pipeline: Pipeline) -> list[dict[str, Any]]:

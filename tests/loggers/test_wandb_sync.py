@@ -16,7 +16,7 @@ from expo.config import UserError
 from expo.loggers import trackers as loggers
 from expo.loggers.offline import offline_files, read_offline
 from expo.loggers.sync import sync
-from expo.loggers.tracking import Session, chosen_loggers
+from expo.loggers.tracking import Session, chosen_loggers, log_step, make_loggers
 from expo.runs import reading
 from expo.runs.arms import settings_of
 from expo.runs.directory import Run
@@ -142,6 +142,34 @@ def test_steps_that_were_lost_with_a_kill_are_sent_by_the_next_session(tmp_path,
     history = read_offline(found.dir).history
     assert [row["_step"] for row in history] == list(range(10))
     assert [row["pass@4"] for row in history] == pytest.approx([0.1 * step for step in range(10)])
+
+
+@pytest.mark.runs
+def test_a_step_whose_evaluation_was_stopped_is_sent_whole_by_the_next_session(tmp_path):
+    """W&B takes a step once: without its evaluation it would have lacked that for ever."""
+    every = ["trainer.max_steps=6", "evaluation.every=3"]
+    cfg = compose_config("logger=wandb", "logger.wandb.mode=offline", f"output_dir={tmp_path}", *every)
+    found = Run(cfg, tmp_path / "ladder" / "a")
+    found.dir.mkdir(parents=True)
+    for resumed, steps in ((0, (1, 2, 3)), (3, (4, 5, 6))):
+        loggers_ = make_loggers(Session(cfg, found.dir, resume_step=resumed))
+        if resumed:
+            replay(found, loggers_)
+            log_step(loggers_, {"pass@4": 0.3}, 3)
+        for step in steps:
+            log_step(loggers_, {"loss/total": 0.1 * step}, step)
+            if step == 6:
+                log_step(loggers_, {"pass@4": 0.6}, step)
+        for logger in loggers_:
+            logger.close()
+        teardown()
+        time.sleep(1)  # W&B names a session by the second
+    rows = [
+        {k: v for k, v in row.items() if k in ("_step", "loss/total", "pass@4")}
+        for row in read_offline(found.dir).history
+    ]
+    losses = [{"_step": step, "loss/total": pytest.approx(0.1 * step)} for step in range(1, 7)]
+    assert rows == [row | {3: {"pass@4": 0.3}, 6: {"pass@4": 0.6}}.get(row["_step"], {}) for row in losses]
 
 
 @pytest.mark.slow
