@@ -127,6 +127,7 @@ def test_the_largest_shape_comes_first(tmp_path):
         assert "3B" in next(iter(part.checks_of(name, Place("cuda", tmp_path))))
 
 
+@pytest.mark.long
 def test_the_checks_need_no_package_that_a_bare_gpu_machine_lacks(tmp_path):
     """vLLM, wandb, datasets and the like are not on a machine that is lent, and expo is a folder there."""
     code = """

@@ -141,6 +141,7 @@ logger.close()
 """
 
 
+@pytest.mark.long
 def test_wandb_needs_no_home_folder_to_write_in(tmp_path):
     """A table went through its folder there, and without one its process logged to the terminal."""
     own = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "XDG_"))}

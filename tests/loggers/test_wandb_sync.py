@@ -40,6 +40,7 @@ def session(folder, run_id: str, first: int, end: int) -> None:
     time.sleep(1)  # W&B names a session by the second
 
 
+@pytest.mark.long
 @pytest.mark.runs
 def test_sync_sends_each_session_once_in_order(online, tmp_path, capsys):
     runs = tmp_path / "outputs" / "ladder"

@@ -209,6 +209,7 @@ def test_a_committed_tables_arms_are_compared(capsys, tmp_path):
             compare.main(bad)
 
 
+@pytest.mark.long
 @pytest.mark.runs
 def test_two_runs_are_compared_and_their_page_shows_it(tmp_path, capsys):
     from conftest import compose_config

@@ -237,6 +237,7 @@ def test_an_arm_has_one_colour_on_the_page_and_in_the_figures(tmp_path):
         assert f"fill: none; stroke: {colour}" in html
 
 
+@pytest.mark.long
 def test_a_table_names_its_data_and_what_its_arms_differ_in(tmp_path):
     assert command.main(["table3_levels", f"output={tmp_path / 'page.html'}"]) == 0
     assert "world.expert_own=0.3, world.familiarity=[0.85,0.72,0.5,0.38,0.12]" in (tmp_path / "page.html").read_text()
@@ -369,6 +370,7 @@ def test_the_slider_opens_at_the_last_step_and_shows_texts_as_text(tmp_path):
     assert f'<pre class="">{HOSTILE.replace("<", "&lt;").replace(">", "&gt;")}</pre>' in dom
 
 
+@pytest.mark.long
 @pytest.mark.runs
 @pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")
 @pytest.mark.usefixtures("warm")
@@ -421,6 +423,7 @@ def main_of_cli(arguments):
     return subprocess.run([sys.executable, "-m", "expo", *arguments], check=False).returncode
 
 
+@pytest.mark.long
 @pytest.mark.runs
 @pytest.mark.usefixtures("warm")
 def test_a_run_that_cannot_be_read_is_left_out_and_named(tmp_path, caplog):

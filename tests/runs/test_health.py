@@ -185,6 +185,7 @@ def directory(folder: Path) -> Path:
     return found
 
 
+@pytest.mark.long
 @pytest.mark.runs
 @pytest.mark.usefixtures("warm")
 def test_stop_ends_the_run_with_one_line_and_the_best_checkpoint(tmp_path):
@@ -204,6 +205,7 @@ def test_stop_ends_the_run_with_one_line_and_the_best_checkpoint(tmp_path):
     assert directory(tmp_path) == run
 
 
+@pytest.mark.long
 @pytest.mark.runs
 @pytest.mark.usefixtures("warm")
 def test_stop_ends_a_run_that_has_collapsed_while_it_only_warned(tmp_path):

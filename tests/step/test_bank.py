@@ -117,6 +117,7 @@ def test_a_run_with_a_bank_is_the_run_without_bit_for_bit(overrides, tmp_path, m
     assert not list((tmp_path / "false").glob("banks"))
 
 
+@pytest.mark.long
 @pytest.mark.runs
 def test_runs_that_learn_otherwise_share_it_and_longer_ones_add_to_it(tmp_path, capsys):
     _, writer = run(tmp_path, *LEVEL_2)

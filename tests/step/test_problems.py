@@ -70,6 +70,7 @@ def test_what_is_kept_gives_the_same_deals():
     assert [one.deal() for _ in range(5)] == [other.deal() for _ in range(5)]
 
 
+@pytest.mark.long
 @pytest.mark.runs
 def test_a_run_passes_over_problems_that_gave_no_gradient(tmp_path):
     lines = {}

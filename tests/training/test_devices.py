@@ -69,8 +69,9 @@ def assert_same(ours: Path, theirs: Path) -> None:
         assert (mine[name] - other[name]).abs().mean() < 1e-6
 
 
+@pytest.mark.long
 @pytest.mark.runs
-@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.long)])
+@pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.usefixtures("warm")
 def test_two_devices_make_the_run_of_one(strategy, tmp_path, capfd):
     overrides = [*LADDER, *BUSY, "trainer.max_steps=3"]

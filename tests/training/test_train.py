@@ -311,6 +311,7 @@ def test_a_sweep_makes_a_directory_per_run_and_goes_on_after_a_failure(tmp_path)
     assert not (tmp_path / "multirun.yaml").exists()
 
 
+@pytest.mark.long
 @pytest.mark.runs
 def test_wandb_offline_leaves_a_run_named_by_its_identity(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
@@ -407,6 +408,7 @@ def test_a_run_that_learns_from_no_positive_says_so_once(tmp_path, caplog):
     assert sum("one of them, where" in r.message for r in caplog.records) == 2
 
 
+@pytest.mark.long
 @pytest.mark.runs
 def test_a_run_without_any_update_has_checkpoints_too(tmp_path):
     """Lightning's own callback skips a step in which the optimizer did nothing: all of GRPO's where every rollout is

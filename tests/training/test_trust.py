@@ -215,6 +215,7 @@ def test_lost_scalars_are_said(tmp_path, caplog):
     assert "lacks the scalars of 1 of the first 1 steps" in caplog.text
 
 
+@pytest.mark.long
 @pytest.mark.runs
 def test_a_full_disk_is_one_line_and_costs_nothing(tmp_path, monkeypatch, capsys):
     small = ["trainer.max_steps=3", "evaluation.every=0", "trainer.checkpoint_every=1"]

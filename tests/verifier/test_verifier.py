@@ -291,6 +291,7 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.long
 def test_a_worker_that_hangs_does_not_outlive_a_killed_trainer(tmp_path):
     """The forkserver learns of the trainer's end by a pipe, of which each worker used to hold an end."""
     trainer = subprocess.Popen(
