@@ -109,8 +109,8 @@ class GRPO(Algorithm):
         return self.informative(e)[: self.trainer_conf.problems_per_step] if self.conf.refills else e.groups
 
     def rows(self, e: Experience, groups: Sequence[Group]) -> Rows:
-        """Return the rollouts of the groups that are trained on, and the positives that have joined them, with
-        advantages."""
+        """Return the rollouts of `groups`, and after them the positives that have joined, with advantages. Args: e, the
+        whole experience, for subclasses."""
         rollouts, joined = [(group, c) for group in groups for c in group.completions], self.members(groups)
         on_policy, off_policy = self.advantages(groups)
         prompts = [c.prompt for _, c in rollouts] + [group.prompt for group, _ in joined]

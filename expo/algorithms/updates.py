@@ -73,9 +73,9 @@ class Updates(LightningModule):
     ) -> Iterator[tuple[Tensor, TokenBatch]]:
         """Yield this device's micro-batches of some rows, each with the indices of its rows.
 
-        Weights of tokens have to be those of the whole batch: gradients are added up over the devices when a step is
-        taken, and so is all that is added to `sums` meanwhile. Args: rows `[N]`; size, rows at a time,
-        `trainer.micro_batch_size` by default.
+        Weights of tokens have to be those of the whole batch: `take_step` sums the gradients over devices. What is
+        added to `sums` within the loop is summed over devices when the loop ends; do not break out of it. Args: rows
+        `[N]`; size, rows at a time, `trainer.micro_batch_size` by default.
         """
         before = dict(sums)
         self.dealt = True

@@ -73,7 +73,7 @@ class Declaration:
         return value in self.absent if isinstance(self.absent, tuple) else bool(value == self.absent)
 
     def counted(self, value: Any) -> Any:
-        """Return what is hashed of a value, where that is not the value itself: see `counted_as`."""
+        """Return what goes into the identity for a value: the value, or what `counted_as` puts in its place."""
         return (
             value
             if self.counted_as is None
@@ -116,8 +116,7 @@ def key(
     - pairs=False: it changes the result, but not the pairs that the initial policy makes for DPO.
     - absent: the value, or a tuple of values, at which all is as before the key existed: it is then not hashed.
     - finite=False: inf is a value, too, which stands for no limit.
-    - counted_as: a constant that is hashed instead of the value, or a function of the value, for a key that used to be
-      hashed.
+    - counted_as: a constant that is hashed instead of the value, or a function of the value.
     """
     declared = Declaration(help, low, high, above, tuple(choices), identity, pairs, absent, finite, counted_as)
     metadata = {"key": declared}
@@ -210,9 +209,9 @@ def functions_of(node: type, name: str, functions: Mapping[str, Function]) -> di
 
 
 def unused(node: Any, prefix: str, names: Sequence[str], why: str, remedy: str) -> Rules:
-    """Yield rules that refuse values of keys which change nothing, unless they are the defaults.
+    """Yield a rule for each key in `names`, which changes nothing here: it refuses any value but the default.
 
-    Args: why, what makes them idle; remedy, the setting under which they count.
+    Args: why, what makes them idle; remedy, the setting under which they count. Not for keys that are lists.
     """
     for f in dataclasses.fields(node):
         if f.name in names:

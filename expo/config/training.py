@@ -118,6 +118,10 @@ class TrainerConf:
         return longest <= SHARED_ON_GPU or not gpu if self.share_prompts is None else self.share_prompts
 
     def rules(self, cfg: "Config") -> Rules:
+        yield (
+            not (self.packing and self.share_prompts),
+            "trainer.share_prompts=true: has no effect with trainer.packing=true; leave one of them out",
+        )
         several = self.devices * self.num_nodes > 1
         yield (
             several or self.strategy == "ddp",

@@ -55,7 +55,8 @@ class Tally:
         self.sound += [sound for row in rows if _right(row) and (sound := is_sound(row)) is not None]
 
     def metrics(self, k: Sequence[int]) -> dict[str, float]:
-        """Return the scalars of every evaluation (`pass@4`, `pass@4/level5`, each also with `_lo` and `_hi`)."""
+        """Return the scalars of every evaluation: `pass@4`, `pass@4/level5`, each also with `_lo` and `_hi`; and means
+        over completions, `eval/*`."""
         metrics: dict[str, float] = {}
         for suffix, problems in self._groups():
             if not suffix or suffix.startswith("/level"):

@@ -85,8 +85,8 @@ def score(
 def score_with_entropy(
     model: nn.Module, batch: TokenBatch, temperature: float = 1.0, packed: bool = False, shared: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Return log-probabilities as `score` does, and the entropy of each next-token distribution, in nats: `[B, L - 1]`
-    each."""
+    """Return log-probabilities as `score` does, and the entropy of each next-token distribution at `temperature`, in
+    nats, zero off the mask: `[B, L - 1]` each."""
     logp, entropy = _scored(model, batch, temperature, packed, shared, with_entropy=True)
     return logp, entropy
 
@@ -272,8 +272,9 @@ def _behind_shared_prompts(decoder: Any, batch: TokenBatch) -> Tensor:
 
 
 def micro_batches(batch: TokenBatch, rows: Tensor, size: int) -> Iterator[tuple[Tensor, TokenBatch]]:
-    """Yield the given rows, at most `size` at a time: rows of one prompt together, and prompts with rows of like
-    length, so that little padding is computed. A micro-batch has fewer rows where that saves an eighth of its tokens.
+    """Yield the given rows, at most `size` at a time: rows of one prompt next to each other, and prompts with rows of
+    like length, so that little padding is computed. A micro-batch has fewer rows where that saves an eighth of its
+    tokens, and at least FEW.
     """
     if not len(rows):
         return
@@ -306,7 +307,7 @@ def _by_width(lengths: Sequence[int], prompts: Sequence[int]) -> list[int]:
 
 @torch.no_grad()
 def token_logp(model: nn.Module, batch: TokenBatch, micro_batch_size: int) -> Tensor:
-    """Return log π of each token of each row's completion, 0 elsewhere: `[B, T]`."""
+    """Return `score` of a whole batch at temperature 1, by micro-batches and without a gradient: `[B, L - 1]`."""
     logp, done = torch.zeros_like(batch.mask), 0
     with counting(len(logp)) as at:
         for rows, part in micro_batches(batch, torch.arange(len(logp)), micro_batch_size):

@@ -1,4 +1,5 @@
-"""Hints for all-wrong groups: their rollouts are made again under a prompt that holds a hint, and trained on under it.
+"""Hints for all-wrong groups: their rollouts are made again under a prompt that holds a hint, and trained on under it,
+or under the question alone (`hints.gradient`).
 
 At test time there is no hint. `SelfHint` is NuRL (arXiv 2509.25666) or SAGE (2602.03143), `ExpertPrefix` is POPE
 (2601.18779).
@@ -37,7 +38,7 @@ class NoHints:
         """Return the requests of the first stage: for the hints, or for texts that hints are made of."""
         return []
 
-    def further(self, batch: Batch, written: Sequence[Completion], tools: Tools) -> list[Request] | None:
+    def second_requests(self, batch: Batch, written: Sequence[Completion], tools: Tools) -> list[Request] | None:
         """Return the requests of the second stage; None where the first stage's texts are the hints already."""
         return None
 
@@ -100,7 +101,7 @@ class SelfHint(ExpertPrefix):
             wanted = [i for i in wanted if batch.problems[i].solution]  # some rows may have none
         return self._requests(HINT, ask(tools.tokenizer, [batch.problems[i] for i in wanted]), batch, wanted, tools)
 
-    def further(self, batch: Batch, written: Sequence[Completion], tools: Tools) -> list[Request] | None:
+    def second_requests(self, batch: Batch, written: Sequence[Completion], tools: Tools) -> list[Request] | None:
         if not self._in_two(tools):
             return None
         texts = tools.texts([c.ids for c in written])

@@ -160,7 +160,7 @@ class Pipeline:
             return dict(groups), 0
         written = _generate(self.engines.hints, self.hints.requests(batch, wanted, self.tools), self.tools)
         tokens = sum(len(c.ids) for c in written)
-        second_stage = self.hints.further(batch, written, self.tools)
+        second_stage = self.hints.second_requests(batch, written, self.tools)
         if second_stage is not None:
             written = _generate(self.engines.hints, second_stage, self.tools)
             tokens += sum(len(c.ids) for c in written)

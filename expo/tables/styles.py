@@ -21,7 +21,8 @@ class Style:
 
 
 def styles(arms: Iterable[str]) -> dict[str, Style]:
-    """Return the style of each arm, by its place among all arms of the table, drawn or not."""
+    """Return the style of each arm. Args: arms, all of the table, also those that are not drawn: an arm has its colour
+    in every figure."""
     return {
         arm: Style(COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)])
         for i, arm in enumerate(dict.fromkeys(arms))

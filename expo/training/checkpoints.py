@@ -62,7 +62,8 @@ def newest_checkpoint(directory: Path, lineage: str | None = None) -> Path | Non
 
 
 def checkpoint_problem(path: Path, lineage: str | None) -> str | None:
-    """Return what is wrong with a checkpoint; None where nothing is. Args and errors: as `newest_checkpoint`."""
+    """Return why a run cannot resume from a checkpoint, such as `is damaged`; None where it can. One that names no
+    lineage is taken for any. Raises UserError where it would execute code, or holds a cache of expo 0.1."""
     try:
         with zipfile.ZipFile(path) as parts:  # torch's format
             if parts.testzip() is not None:

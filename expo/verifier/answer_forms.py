@@ -19,8 +19,8 @@ _LESS, _MORE = (
 
 
 def readable(answer: str) -> str:
-    """Return the answer as math-verify is to read it: without invisible parts and percent signs (MATH's own graders
-    drop them)."""
+    """Return the answer as math-verify is to read it: functions as commands, `^` for `**`, without invisible parts and
+    percent signs (MATH's own graders drop them)."""
     answer = re.sub(r"(?<![\\a-zA-Z])sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", re.sub(INVISIBLE, "", answer))
     answer = re.sub(r"(?<![\\a-zA-Z])(sin|cos|tan|cot|sec|csc|ln|log|exp|pi)(?![a-zA-Z])", r"\\\1 ", answer)
     answer = re.sub(r"(?<=\d)\s+i(?![a-zA-Z])", "i", answer)  # else a word beside the number
@@ -35,8 +35,8 @@ def refuses(answer: str, gold: str) -> bool:
 
 
 def sides(answer: str, gold: str) -> list[str]:
-    r"""Return the sides of an equation, such as `x + y = 2 + 3 = 5`. The last is the answer; a number before it must
-    equal it, and a name (`x`, `\angle A`, `P(X = 2)`) says whose value it is.
+    r"""Return the sides of an equation, such as `x + y = 2 + 3 = 5`. The last is the answer; the caller checks that a
+    number before it equals it, and a name (`x`, `\angle A`, `P(X = 2)`) says whose value it is.
 
     An answer to a gold answer that is an equation itself, or a list, is one side; so is the set in `x \in S`, and the
     interval of an inequality.
@@ -84,7 +84,7 @@ def _relations(answer: str, gold: str) -> bool:
 
 def _dots(answer: str, gold: str) -> bool:
     """Refuse an answer that goes on for a gold answer that ends, and the other way round."""
-    return bool(re.search(_DOTS, answer)) and not re.search(_DOTS, gold)
+    return bool(re.search(_DOTS, answer)) != bool(re.search(_DOTS, gold))
 
 
 def _bases(answer: str, gold: str) -> bool:

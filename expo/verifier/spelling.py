@@ -53,6 +53,7 @@ _ENTITY = r"&(?:#\d+|#x[0-9a-fA-F]+|[a-zA-Z]+);"
 
 TEXT = r"\\(?:text|textbf|textit|textrm|texttt|mbox|mathrm|mathbf|mathit|boldsymbol|underline|emph|ce|operatorname)\s*\{([^{}]*)\}"  # noqa: E501
 INVISIBLE = r"\\[hv]?phantom\s*\{[^{}]*\}"
+TURNED = "\u202d\u202e"  # what follows is shown in another order than it is written: 12 as 21
 SPACES = r"\\(?:[!,;:> ]|quad\b|qquad\b)|~|\\\\\s*$"
 _SIZES = r"\\(?:left|right|[bB]igg?[lr]?)(?![a-zA-Z])\s*\.?"
 _LEADING = r"^\s*(?:so|thus|hence|therefore)?,?\s*(?:(?:the|my|our)\s+)?(?:final\s+)?answer\s*(?:is|:|=)\s*:?"
@@ -103,7 +104,7 @@ def _character(c: str) -> str:
     other unchanged."""
     if c.isascii():
         return c
-    if unicodedata.category(c) == "Cf":
+    if unicodedata.category(c) == "Cf" and c not in TURNED:
         return ""
     if (digit := unicodedata.decimal(c, None)) is not None:
         return str(digit)

@@ -167,6 +167,7 @@ def run_cli(monkeypatch, capsys, *arguments):
         (["algorithm=rlcsd", "algorithm.top_k=5"], ["algorithm.top_k=5", "algorithm.top_k=0"]),
         (["algorithm=opsd", "algorithm.tail=false"], ["algorithm.tail=false", "algorithm.top_k"]),
         (["algorithm=sdpo", "algorithm.overlong_share=0.2"], ["algorithm.overlong_share=0.2", "no rewards"]),
+        (["trainer.packing=true", "trainer.share_prompts=true"], ["trainer.share_prompts=true: has no effect"]),
     ],
 )
 def test_a_users_mistake_is_one_line_and_exit_code_2(monkeypatch, capsys, tmp_path, overrides, said):

@@ -157,13 +157,15 @@ def test_a_hint_in_two_stages_is_made_of_the_explanation(tools):
     asked = hint.requests(e, [0, 1], tools)
     assert tools.tokenizer.decode(list(asked[0].prompt)).count("answer") == 1
     written = [Completion(r.prompt, tools.tokenizer("max ;")["input_ids"], [], False, r.problem) for r in asked]
-    further = hint.further(e, written, tools)
+    further = hint.second_requests(e, written, tools)
     assert [r.problem for r in further] == [0, 1]
     assert "; max ;" in tools.tokenizer.decode(list(further[0].prompt))
     assert "answer" not in tools.tokenizer.decode(list(further[0].prompt))
     assert asked[0].key != further[0].key
-    assert SelfHint(SelfHintConf()).further(e, written, tools) is None
-    assert hint.further(e, written, replace(tools, longest_prompt=5)) == []  # and not the explanations themselves
+    assert SelfHint(SelfHintConf()).second_requests(e, written, tools) is None
+    assert (
+        hint.second_requests(e, written, replace(tools, longest_prompt=5)) == []
+    )  # and not the explanations themselves
 
 
 def test_a_hint_can_be_made_of_the_experts_solution_and_one_without_room_is_not_asked_for(tools, caplog):

@@ -381,10 +381,13 @@ WRONG = {
         (r"2\text{ dollars}", r"2\text{ cents}"),
     ],
     "a set is no tuple": [("(1,2)", r"\{1,2\}", r"\left\{1,2\right\}"), (r"\{1,2\}", "(1,2)")],
+    "what is shown in another order": [("12", "\u202e12", "\u202e12\u202c", "1\u202e2")],
     "what goes on is not what ends": [
         ("(1,2)", r"(1,2,\ldots)", r"(1,2,\dots)", "(1,2,...)"),
         (r"\{1,2\}", r"\{1,2,\ldots\}"),
         ("1,2", r"1,2,\cdots"),
+        (r"1,2,\ldots", "1,2", "(1,2)"),
+        (r"0.333\ldots", "0.333"),
     ],
     "too many, too few, in another order": [
         ("(1,2)", "(2,1)", "(1,2,3)", "1"),

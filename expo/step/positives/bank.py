@@ -138,8 +138,8 @@ class BankedEngine(Engine):
         return [self.bank.find(r) for r in requests]
 
     def shared_s(self, read: Sequence[Completion]) -> float:
-        """Return the seconds that writing the given explanations took, less all seconds that this run has written since
-        the last call: added to the run's own time, it pays for what it used, whoever wrote that."""
+        """Return what the given explanations cost in seconds, less what this run spent on writing since the last call;
+        it may be negative. An estimate: tokens times seconds for a token of the part that was read last."""
         spent, self.written_s = self.written_s, 0.0
         return self.bank.price * sum(len(c.ids) for c in read) - spent
 
