@@ -96,6 +96,7 @@ def test_gc_takes_final_models_where_it_is_asked_to(tmp_path, capsys):
         runs(["gc", f"output_dir={tmp_path}", "finals=1"])
 
 
+@pytest.mark.long
 @pytest.mark.runs
 def test_a_finished_run_is_sent_to_wandb_afterwards_and_once(online, tmp_path, capsys):
     _, directory = run(tmp_path / "outputs", "trainer.max_steps=2")

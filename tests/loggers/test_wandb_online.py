@@ -81,8 +81,8 @@ def test_a_server_that_is_gone_for_a_while_costs_nothing(server, tmp_path):
     assert [line["step"] for line in lines(metrics.parent) if "reward/mean" in line] == list(range(1, 21))
 
 
+@pytest.mark.long
 @pytest.mark.runs
-@pytest.mark.usefixtures("warm")
 def test_a_missing_key_is_one_line_before_any_work(server, tmp_path):
     code, said = expo(server, tmp_path, "train", *SMALL, *ONLINE, WANDB_API_KEY="")
     assert code == 2, said

@@ -205,6 +205,7 @@ def test_a_killed_run_that_was_offline_is_sent_with_each_step_once(online, tmp_p
     assert os.path.isdir(directory)
 
 
+@pytest.mark.long
 @pytest.mark.runs
 def test_a_folder_without_offline_files_or_with_those_of_two_runs_says_so(tmp_path):
     with pytest.raises(ValueError, match=r"no wandb/offline-run-"):
@@ -229,6 +230,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_sends_no_step_twice(t
     assert [[row["_step"] for row in read_offline(file).history] for file in files] == [[0, 1], [2, 3]]
 
 
+@pytest.mark.long
 @pytest.mark.runs
 def test_sessions_are_in_the_order_of_their_steps_whatever_the_clock_said(tmp_path):
     session(tmp_path, "z", 0, 2)

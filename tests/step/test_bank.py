@@ -93,8 +93,8 @@ def reading(tmp_path, monkeypatch):
         long(
             ["positives.gate=all_wrong", "dataset.levels=[4]", "positives.samples=2", "positives.selection=most_likely"]
         ),
-        ["positives.use=group_member", "algorithm.kl_coef=0.05"],
-        ["algorithm=star", "dataset.levels=[4]", "algorithm.restart_every=0", "positives.explainer=reference"],
+        long(["positives.use=group_member", "algorithm.kl_coef=0.05"]),
+        long(["algorithm=star", "dataset.levels=[4]", "algorithm.restart_every=0", "positives.explainer=reference"]),
         long(["algorithm=exp_sft"]),
         long(["positives=expert_paraphrase", "prompts.paraphrase='{question} answer {answer} {solution}'"]),
         long(["positives=shuffled_answer"]),

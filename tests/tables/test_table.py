@@ -224,8 +224,14 @@ def test_mistakes_on_the_command_line_are_one_line(small):
             table.main(arguments)
 
 
+PLANS = sorted(path.parent.name for path in plans.EXPERIMENTS.glob("*/plan.yaml"))
+MOST_ARMS = ("rivals", "self_distillation")
+
+
 @pytest.mark.runs
-@pytest.mark.parametrize("name", sorted(p.parent.name for p in plans.EXPERIMENTS.glob("*/plan.yaml")))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long) if name in MOST_ARMS else name for name in PLANS]
+)
 def test_every_plan_of_the_repository_composes_at_every_scale(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where nothing that `prepare` makes is there yet
     scales = plans.load_plan(name).scales

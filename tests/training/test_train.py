@@ -218,7 +218,7 @@ def test_gated_and_selected_explanations_by_the_current_policy(tmp_path):
 @pytest.mark.usefixtures("warm")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_leaves_a_checkpoint_and_its_exit_code(tmp_path, number):
-    process = expo("train", *SMALL, "trainer.max_steps=100000", cwd=tmp_path)
+    process = expo("train", *SMALL, "algorithm=grpo", "trainer.max_steps=100000", cwd=tmp_path)
     while not list(tmp_path.glob("outputs/*/*/completions/*.parquet")):  # the first evaluation: training has begun
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.05)
@@ -377,6 +377,7 @@ def test_two_processes_do_not_make_the_same_run_twice(tmp_path):
     assert steps == [1, 2, 3]
 
 
+@pytest.mark.long
 @pytest.mark.runs
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, caplog):
     arguments = [
