@@ -4,8 +4,8 @@ run."""
 import json
 import os
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -40,15 +40,13 @@ class Wandb(Tracker, WandbLogger):
     skips_sent = True
 
     def __init__(self, conf: WandbLoggerConf, session: Session):
-        import wandb  # here, since its import takes half a second
-        from wandb.errors import Error as WandbError
-        from wandb.sdk.mailbox import MailboxClosedError
+        from wandb.errors import Error as WandbError  # here, since its import takes half a second
 
         keep_out_of_home(session.directory / "wandb" / "home")
         self.row: dict[str, Any] = {}  # scalars of the step that is being logged
         self.cfg, self.directory = session.cfg, session.directory
         options = asdict(conf.wandb)
-        mode = options.pop("mode")
+        self.lost, mode = False, options.pop("mode")  # lost: W&B's own process has ended
         cfg, before = session.cfg, "" if session.command == "train" else f"{session.command}-"
         super().__init__(
             name=f"{before}{label(cfg)}",
@@ -62,17 +60,10 @@ class Wandb(Tracker, WandbLogger):
         )
         try:
             # Starts the run now, so that a missing key is found before any work.
-            begun_at = self.experiment.starting_step
+            with self.telling():
+                begun_at = self.experiment.starting_step
         except WandbError as error:
             raise UserError(f"logger.wandb.mode={mode}: {_no_wandb(error)}") from error
-        except (ConnectionError, MailboxClosedError) as error:
-            with suppress(ConnectionError, MailboxClosedError):  # else W&B tries it at exit, and prints a stack trace
-                wandb.teardown()
-            message = (
-                f"W&B's own process has ended ({first_line(error)}); the same command goes on, and logger=none "
-                "without it"
-            )
-            raise UserError(f"logger.wandb.mode={mode}: {message}") from error
         # `wandb sync` would send them twice, and shift what follows.
         # A run that was killed before its first checkpoint begins again, and its steps are in the files all the same.
         self.sent_steps = max(_last_step(session.directory), begun_at - 1 if session.resume_step else -1)
@@ -81,7 +72,8 @@ class Wandb(Tracker, WandbLogger):
         """Send scalars, but those of a step that an earlier session has sent: after a SIGKILL, some are made again,
         with the same numbers."""
         if step is None:
-            self.experiment.log(dict(metrics))
+            with self.telling():
+                self.experiment.log(dict(metrics))
         elif step > self.sent_steps:
             if step != self.row.get("trainer/global_step"):
                 self._send()
@@ -90,24 +82,58 @@ class Wandb(Tracker, WandbLogger):
     def _send(self) -> None:
         """Send the step that is complete: of a step that W&B has had before, it makes another, and shifts all later
         ones."""
-        if self.row:
-            self.experiment.log(self.row, step=self.row["trainer/global_step"])
-            self.row = {}
+        row, self.row = self.row, {}
+        if row and not self.lost:
+            with self.telling():
+                self.experiment.log(row, step=row["trainer/global_step"])
 
     def log_rows(self, name: str, columns: list[str], rows: list[list[Any]], step: int | None) -> None:
         self.log_table(name, columns, rows, step=step)
 
     def log_record(self, record: Mapping[str, Any]) -> None:
-        self.experiment.summary.update(dict(record))
+        if not self.lost:
+            with self.telling():
+                self.experiment.summary.update(dict(record))
 
     def alert(self, title: str, text: str) -> None:
-        self.experiment.alert(title, text)
+        with self.telling():
+            self.experiment.alert(title, text)
 
     def close(self) -> None:
         step = self.row.get("trainer/global_step", 0)
         if not self.cfg.is_evaluated(step) or last_evaluation(self.directory, step):
             self._send()  # else its evaluation was stopped, and the session that goes on sends all of the step
-        self.experiment.finish()
+        if not self.lost:
+            with self.telling():
+                self.experiment.finish()
+
+    @contextmanager
+    def telling(self) -> Iterator[None]:
+        """Tell W&B something. Raises UserError where its own process has ended; what then ends the run tells nothing
+        more."""
+        try:
+            with telling_wandb():
+                yield
+        except UserError:
+            self.lost = True
+            raise
+
+
+@contextmanager
+def telling_wandb() -> Iterator[None]:
+    """Raise UserError where W&B's own process has ended."""
+    import wandb
+    from wandb.sdk.mailbox import MailboxClosedError
+
+    try:
+        yield
+    except (ConnectionError, MailboxClosedError) as error:
+        with suppress(ConnectionError, MailboxClosedError):  # else W&B tries it at exit, and prints a stack trace
+            wandb.teardown()
+        raise UserError(
+            f"logger=wandb: W&B's own process has ended ({first_line(error)}); the same command goes on, and "
+            "logger=none without it"
+        ) from error
 
 
 def keep_out_of_home(folder: Path) -> None:
@@ -193,7 +219,7 @@ def log_finished_table(
         raise UserError(
             f"logger.wandb.mode={conf.mode}: {_no_wandb(error)}; the table itself is in {folder}"
         ) from error
-    with session as run:
+    with telling_wandb(), session as run:
         run.log({"table": wandb.Table(columns=[*rows[0]], data=rows[1])})
         run.log({path.stem: wandb.Image(str(path)) for path in folder.glob("*.png")})
         artifact = wandb.Artifact(f"{name}-{scale}", type="table")

@@ -5,6 +5,7 @@ import errno
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -124,10 +125,43 @@ def test_a_killed_process_of_wandbs_is_one_line(ends_in, tmp_path, monkeypatch):
     monkeypatch.setattr("wandb.teardown", teardown)
     session = Session(compose_config("logger=wandb", "logger.wandb.mode=offline"), tmp_path)
     with pytest.raises(
-        UserError, match=r"mode=offline: W&B's own process has ended \((Connection lost|Mail\w+)\); the same command"
+        UserError, match=r"logger=wandb: W&B's own process has ended \((Connection lost|Mail\w+)\); the same command"
     ):
         chosen_loggers(session)
     assert ended
+
+
+KILLED_IN_THE_MIDDLE = """\
+import sys, time
+from pathlib import Path
+import psutil
+from conftest import compose_config
+from expo.config import UserError
+from expo.loggers.tracking import Session, chosen_loggers
+[logger] = chosen_loggers(Session(compose_config("logger=wandb", "logger.wandb.mode=offline"), Path(sys.argv[1])))
+for process in psutil.Process().children(recursive=True):
+    process.kill()
+told = []
+for step in range(1, 50):
+    try:
+        logger.log_metrics({"x": 1.0}, step)
+    except UserError as error:
+        told.append(str(error))
+        break
+    time.sleep(0.1)
+logger.log_record({"status": "failed"})
+logger.close()
+print(told)
+"""
+
+
+def test_wandb_killed_in_the_middle_is_told_once_and_at_its_end_prints_no_trace(tmp_path):
+    own = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT}/tests", "WANDB_SILENT": "true"}
+    line = [sys.executable, "-c", KILLED_IN_THE_MIDDLE, str(tmp_path)]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, env=own)
+    assert done.returncode == 0, done.stderr
+    assert re.match(r"\['logger=wandb: W&B's own process has ended|\[\"logger=wandb: W&B's own process", done.stdout)
+    assert "Traceback" not in done.stderr
 
 
 AT_HOME = """\
