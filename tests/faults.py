@@ -285,6 +285,9 @@ def result(command: str, folder: Path) -> Any:
             read = [sys.executable, "-c", HISTORY, str(path.parent)]
             history = json.loads(subprocess.run(read, capture_output=True, check=False).stdout or "[]")
             found[f"{path.parent.name} wandb"] = [without_clocks(line) for line in history]
+            sent = {line["_step"] for line in history}
+            lacks = {line["step"] for line in read_lines(path.parent)} - sent
+            found |= {f"{path.parent.name} lacks wandb": sorted(lacks)} if lacks else {}
     for path in own_files(outputs, "summary.json"):
         summary = json.loads(path.read_text())
         found[f"{path.parent.name} summary"] = (summary["status"], summary["metrics"], summary.get("collapses"))
@@ -437,6 +440,7 @@ class Harness:
             code = finish(launch(arguments_of(command, folder), folder, log))
             assert code == 0, f"{command}: {log.with_suffix('.err').read_text()}"
             self.whole[command] = result(command, folder), time.monotonic() - start
+            assert not [name for name in self.whole[command][0] if name.endswith("lacks wandb")], self.whole[command]
         return self.whole[command]
 
     def prepare(self, command: str, folder: Path) -> None:

@@ -99,10 +99,14 @@ class Wandb(Tracker, WandbLogger):
         with self.telling():
             self.experiment.alert(title, text)
 
-    def close(self) -> None:
+    def finalize(self, status: str) -> None:
         step = self.row.get("trainer/global_step", 0)
         if not self.cfg.is_evaluated(step) or last_evaluation(self.directory, step):
             self._send()  # else its evaluation was stopped, and the session that goes on sends all of the step
+        super().finalize(status)
+
+    def close(self) -> None:
+        super().close()
         if not self.lost:
             with self.telling():
                 self.experiment.finish()
