@@ -397,7 +397,7 @@ def test_the_documented_logger_of_ones_own(tmp_path):
     page = blocks((ROOT / "docs" / "wandb.md").read_text())
     ((_, name, code),) = [block for block in page if block[0] == "python"]
     (tmp_path / name).write_text(code)
-    (line,) = [line for kind, _, code in page if kind == "bash" for line in code.splitlines() if "mine" in line]
+    (line,) = [line for kind, _, code in page if kind == "bash" for line in code.splitlines() if "EXPO_PLUGINS" in line]
     environment, command = line.split(" ", 1)
     plugin, value = environment.split("=")
     words = [sys.executable, "-m", *command.split(), *SMALL, "trainer.max_steps=1"]
