@@ -36,7 +36,7 @@ demo: setup ## GRPO, GRPO SFT-GT-CoT and ExP-GRPO on ladder level 5 (SEEDS=3 for
 test: setup ## the test suite, but for what takes longest
 	$(PYTEST) -m "not long and not slow and not vllm"
 
-test-long: setup ## whole runs beside each other: resuming, several devices, a pretended GPU, the pages' recipes (CI runs it, too)
+test-long: setup ## what takes five seconds and more: resuming, several devices, tables, the pages' recipes (CI runs it, too)
 	$(PYTEST) -m "long and not slow and not vllm"
 
 test-fast: setup ## what needs no whole run
