@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from expo.config import ModelConf
+from expo.model.policy import load_policy
 from expo.model.small import BPE_TEXT, bpe_tokenizer
 
 QUESTIONS = (
@@ -30,6 +32,7 @@ class Case:
     name: str
     told: str
     shape: dict[str, Any]
+    model: str = ""  # a model whose own weights are used, instead of random ones of this shape
     tokens: int = 64  # of each completion, at most
     micro: int = 16
     threads: int = 2
@@ -66,6 +69,10 @@ LARGE = Case(
     "c", "Qwen2.5-0.5B cut to 4 layers: 196M, vocabulary 151,936", shape_of(896, 4864, 4, 14, 2, 151936),
     problems=2, group=4, micro=8,
 )  # fmt: skip
+SMOL = Case(
+    "d", "SmolLM2-135M, 30 layers, vocabulary 49,152", shape_of(576, 1536, 30, 9, 3, 49152), model="smollm2-135m",
+    tokens=96,
+)  # fmt: skip
 # The ladder's own settings: 16 problems of all levels, 8 rollouts each, so that rewards are mixed.
 LADDER_GRPO = Case("ladder-grpo", "the ladder's policy, GRPO", {}, threads=1, overrides=("algorithm=grpo",))
 LADDER_EXP = replace(
@@ -86,6 +93,8 @@ CASES = {
         replace(MIDDLE, name="b-kl", told=f"{MIDDLE.told}, with KL", kl=0.04),
         LARGE,
         replace(LARGE, name="c-lora", told=f"{LARGE.told}, LoRA of rank 16", lora_rank=16),
+        SMOL,
+        replace(SMOL, name="d-lora", told=f"{SMOL.told}, LoRA of rank 16", lora_rank=16),
         LADDER_GRPO,
         LADDER_EXP,
         LADDER_GATED,
@@ -94,7 +103,12 @@ CASES = {
 
 
 def make_model(case: Case, folder: Path, texts: list[str]) -> None:
-    """Save a model of the case's shape with random weights, and a tokenizer whose byte pairs are those of the texts."""
+    """Save the case's own model; where it names none, one of its shape with random weights, and a tokenizer whose byte
+    pairs are those of the texts."""
+    if case.model:
+        for part in load_policy(ModelConf(path=case.model)):
+            part.save_pretrained(folder)
+        return
     tokenizer = bpe_tokenizer(texts or [BPE_TEXT], min(case.shape["vocab_size"], 8192) - 6)
     torch.manual_seed(0)
     ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}

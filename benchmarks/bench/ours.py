@@ -15,7 +15,8 @@ from benchmarks.bench.turns import Turns
 from expo.algorithms.base import Algorithm
 from expo.config import RewardConf, compose_config
 from expo.jobs.fit import make_trainer
-from expo.jobs.wiring import build_run, set_up_process
+from expo.jobs.process import set_up_process
+from expo.jobs.wiring import build_run
 from expo.runs.directory import Run
 from expo.step.rewards import Rollout
 from expo.training.callbacks import Stop

@@ -25,7 +25,7 @@ from expo.cost.machine import DEVICES
 from expo.cost.memory import generating, held, updating
 from expo.cost.run import Work
 from expo.jobs.fit import make_run
-from expo.jobs.wiring import MMAP_THRESHOLD, TRIM_THRESHOLD, set_up_process
+from expo.jobs.process import MMAP_THRESHOLD, TRIM_THRESHOLD, set_up_process
 
 
 class Most(Callback):

@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.gpu.place import Check, NotRun, Place, write_line
 from expo.config import compose_config
-from expo.jobs.wiring import set_up_process
+from expo.jobs.process import set_up_process
 from expo.runs.directory import device_name, git_commit
 
 MODULES = {

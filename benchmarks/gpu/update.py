@@ -80,7 +80,7 @@ def of_way(
             place.peak_gb()
             spent = least(place, backward, TRIES)
             stepped = least(place, step, 1)
-        products = seconds.update_products(work)
+        products = seconds.update_flops(work)
         parts = held(work, first.machine) | updating(work)
         return {
             "predicted": {

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from expo.model.policy import as_initial, take_weights, with_dropout
 from expo.model.scoring import TokenBatch, score, token_batch
 from expo.rollout.noise import DROPOUT, Key
 from expo.rollout.sharded import WholeCopy
+from expo.step.ahead import InTurn, KeepingEngine, OneAhead
 from expo.step.experience import Candidate, Experience, Group
 from expo.step.metrics import step_metrics
 from expo.step.pipeline import Pipeline
@@ -68,6 +70,12 @@ class Algorithm(Updates):
         self.last_experience: Experience | None = None
         self.last_metrics: dict[str, float | None] = {}
 
+    @cached_property
+    def turns(self) -> InTurn:
+        """Return what says when a step's experience is collected: with `rollout.ahead=1`, one step ahead."""
+        turns = OneAhead if isinstance(self.pipeline.engines.policy, KeepingEngine) else InTurn
+        return turns(self.pipeline, self.collect, self.trainer_conf.max_steps)
+
     def whole_policy(self) -> PreTrainedModel:
         """Return the policy with all weights: under fsdp, its gathered copy. Call on all devices."""
         if self.whole is None:
@@ -85,21 +93,18 @@ class Algorithm(Updates):
         """Take step number `batch`."""
         torch.manual_seed(int(Key(self.pipeline.tools.seed, DROPOUT, batch).generator().integers(2**62)))
         self.before(batch)
-        experience = self.collect(batch)
+        experience = self.turns.experience(batch)
         all_wrong = experience.all_wrong.float().mean().item()
         experience.beta = weight_at(self.learning, batch / self.trainer_conf.max_steps, all_wrong)
-        engine = self.pipeline.engines.policy
+        self.turns.before_update(experience)
         with experience.timer("update"):
-            engine.sleep()
             sums = self.update(experience)
             if any(self.ranks.whole([self.pending])):  # whatever rows this device had
                 raise UserError(
                     f"algorithm._target_={self.conf._target_}: its update has a gradient and takes no step; let it "
                     "call take_step(sums)"
                 )
-        with experience.timer("sync"):
-            engine.wake()
-            engine.sync()
+        self.turns.after_update(experience)
         # A group member has an advantage instead.
         weight = None if self.learning.joins_groups else experience.beta
         self.last_experience, self.last_metrics = experience, step_metrics(experience, sums, weight)
@@ -162,6 +167,8 @@ class Algorithm(Updates):
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("reference.")}
         checkpoint["explanations"] = self.pipeline.cache.state_dict()
+        checkpoint["ahead"] = self.turns.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.pipeline.cache.load_state_dict(checkpoint["explanations"])
+        self.turns.load_state_dict(checkpoint.get("ahead", {}))

@@ -23,10 +23,10 @@ COST = b"cost"
 
 @dataclass(frozen=True)
 class PairStore:
-    """One parquet file per round, one row per problem. Those of the initial policy are in `initial`, shared between
-    runs.
+    """Rounds of rollouts with DPO's pairs: one parquet file per round, one row per problem, paired or not.
 
-    Beside each file stands its SHA-256, without which, or with another, it is not read.
+    Those of the initial policy are in `initial`, shared between runs. Beside each file stands its SHA-256: without
+    one the round is made again, with a wrong one it is refused.
     """
 
     initial: Path

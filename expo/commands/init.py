@@ -82,7 +82,7 @@ def in_yaml(items: Sequence[str]) -> str:
 
 
 def mapping(path: Path, given: Mapping[str, str]) -> dict[str, str]:
-    """Map each part of a problem to a column of the file: a given one, or else one with a telling name.
+    """Map the parts of a problem that the file has to its columns: a given one, or else one with a telling name.
 
     Raises UserError where the file or a column is not there.
     """

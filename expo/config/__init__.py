@@ -36,9 +36,9 @@ from expo.config.optimizer import AdamW8bitConf, OptimizerConf
 from expo.config.places import label, make_folder, run_dir, run_id, run_mark
 from expo.config.positives import (
     ExpertConf,
-    LearningConf,
     NoPositivesConf,
     ParaphraseConf,
+    PositiveLossConf,
     PositivesConf,
     SelfExplanationConf,
     SourceConf,

@@ -237,7 +237,8 @@ class GRPOConf(AlgorithmConf):
         None,
         choices=("none", "token", "sequence"),
         help="truncated importance sampling between the sampler's probabilities and the trainer's; null: token where "
-        "vLLM or the trainer computes in 16 bit, none where one engine does both, or both are in float32",
+        "vLLM or the trainer computes in 16 bit, or rollout.ahead=1; none where one engine does both, or both are in "
+        "float32",
     )
     sampler_cap: float = key(2.0, low=1, help="largest weight of that correction")
 

@@ -16,7 +16,7 @@ FILTERS = ("truncated", "unparseable", "wrong", "leak", "early_answer")
 
 
 @dataclass
-class LearningConf:
+class PositiveLossConf:
     """How positives are learned from: by an SFT term with a weight, or as members of their problems' groups."""
 
     weight: float = key(0.04, low=0, high=1e4, pairs=False, help="weight β of the SFT term at the start")
@@ -99,9 +99,9 @@ class PositivesConf:
         return 0
 
     @property
-    def learning(self) -> LearningConf:
+    def learning(self) -> PositiveLossConf:
         """Return how its positives are learned from."""
-        return LearningConf(weight=0.0)
+        return PositiveLossConf(weight=0.0)
 
 
 @option("positives", "none", formerly="expo.positives.sources.NoPositives")
@@ -114,7 +114,7 @@ class NoPositivesConf(PositivesConf):
 
 
 @dataclass
-class SourceConf(LearningConf, PositivesConf):
+class SourceConf(PositiveLossConf, PositivesConf):
     """A source of positives: which problems get one, and which candidates are dropped."""
 
     gate: str = key("always", choices=("always", "all_wrong"), help="which problems get a positive")
@@ -143,7 +143,7 @@ class SourceConf(LearningConf, PositivesConf):
         return self.gate == "always"
 
     @property
-    def learning(self) -> LearningConf:
+    def learning(self) -> PositiveLossConf:
         return self
 
 

@@ -46,13 +46,19 @@ class RolloutConf:
         return self._target_ == "expo.rollout.transformers_engine.TransformersEngine"
 
     def rounds_otherwise(self, cfg: "Config") -> bool:
-        """Return whether the sampler's probabilities differ from the trainer's by more than float32 rounds."""
+        """Return whether the sampler's probabilities differ from the trainer's by more than float32 rounds, or are of
+        other weights."""
         return False
 
     @property
     def beside_others(self) -> bool:
         """Return whether each of several devices of a run can have an engine of its own."""
         return self.in_place
+
+    @property
+    def bound_to_length(self) -> str | None:
+        """Return why a longer run cannot go on from the end of a shorter one; None where it can."""
+        return None
 
     @property
     def longest_prompt(self) -> int:
@@ -104,6 +110,14 @@ class VLLMConf(RolloutConf):
         identity=False,
         help="over how many GPUs that process shares the model out, from its first one on",
     )
+    ahead: int = key(
+        0,
+        low=0,
+        high=1,
+        absent=0,
+        help="1: generate the next step's rollouts and explanations while this one is trained on, with weights that "
+        "are one update old: for an engine on GPUs of its own (rollout.device)",
+    )
     transfer: str = key(
         "file",
         choices=("file", "nccl"),
@@ -137,7 +151,11 @@ class VLLMConf(RolloutConf):
 
     def rounds_otherwise(self, cfg: "Config") -> bool:
         in_float32 = self.dtype in (None, "float32") and cfg.model.dtype == "float32"
-        return not in_float32 or cfg.trainer.precision != "32-true"
+        return bool(self.ahead) or not in_float32 or cfg.trainer.precision != "32-true"
+
+    @property
+    def bound_to_length(self) -> str | None:
+        return "rollout.ahead=1: its last step began no rollouts for the next" if self.ahead else None
 
     @property
     def beside_others(self) -> bool:
@@ -150,6 +168,10 @@ class VLLMConf(RolloutConf):
             self.device is None or (self.separate and self.device >= 0),
             f"rollout.device={self.device}: the number of a GPU, from 0, for a process of its own; use "
             "rollout=vllm_server",
+        )
+        yield (
+            not self.ahead or self.separate,
+            "rollout.ahead=1: is for an engine beside the trainer; use rollout=vllm_server",
         )
         yield (
             self.tensor_parallel == 1 or (self.separate and self.transfer == "file"),

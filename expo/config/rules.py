@@ -16,7 +16,8 @@ from expo.config.training import PartialConf, PythonVerifierConf, RewardConf
 
 
 def between_groups(cfg: Config) -> Rules:
-    """Yield every rule that looks at more than one config group, in the order in which a user's mistake is told."""
+    """Yield (whether it is kept, what to say where it is not) for each rule on more than one config group, in the order
+    in which a user's mistake is told."""
     yield from of_algorithm(cfg.algorithm, cfg)
     yield from of_positives(cfg.positives, cfg)
     yield from of_hints(cfg.hints, cfg)
@@ -309,8 +310,52 @@ def of_devices(cfg: Config) -> Rules:
         "set rollout.device=null rollout.transfer=file rollout.tensor_parallel=1, or rollout=hf",
     )
     if isinstance(rollout, VLLMConf):
+        if rollout.ahead:
+            yield from of_a_step_ahead(cfg)
         yield (
             rollout.transfer == "file" or bool(rollout.device and (rollout.merge_lora or not model.lora_rank)),
             "rollout.transfer=nccl: takes whole weights from the trainer's GPU, 0, to another; set rollout.device=1 "
             "(with LoRA rollout.merge_lora=true too), or rollout.transfer=file",
         )
+
+
+def of_a_step_ahead(cfg: Config) -> Rules:
+    """Yield what `rollout.ahead=1` asks: an update that corrects for older rollouts, and that no part of collecting
+    them looks at the policy, which is being trained meanwhile."""
+    algorithm, positives, ahead = cfg.algorithm, cfg.positives, "rollout.ahead=1"
+    yield (
+        isinstance(algorithm, GRPOConf) and not isinstance(algorithm, SelfDistillationConf),
+        f"{ahead}: {cfg.name} cannot correct for rollouts of older weights; use a GRPO algorithm, or rollout.ahead=0",
+    )
+    correction, retry = (getattr(algorithm, name, None) for name in ("sampler_correction", "retry"))
+    yield (
+        correction != "none",
+        f"{ahead}: rollouts are one update old; set algorithm.sampler_correction=token, or rollout.ahead=0",
+    )
+    yield retry == 1, f"{ahead}: algorithm.retry={retry:g} deals by what the last update learned; set algorithm.retry=1"
+    yield (
+        "snapshot" not in (positives.writer, cfg.hints.writer),
+        f"{ahead}: a snapshot is taken of a policy that is being trained; set positives.explainer=reference or current",
+    )
+    for name, off in {"measure_every": 0, "cache_steps": 0, "selection": ("first", "oracle_sound")}.items():
+        value = getattr(positives, name, None)
+        rest = off if isinstance(off, tuple) else (off,)
+        yield (
+            value in (None, *rest),
+            f"{ahead}: positives.{name}={value} scores under a policy that is being trained; set "
+            f"positives.{name}={rest[0]}",
+        )
+    yield (
+        not getattr(cfg.hints, "measure_every", 0),
+        f"{ahead}: hints.measure_every scores under a policy that is being trained; set hints.measure_every=0",
+    )
+    yield (
+        cfg.trainer.devices * cfg.trainer.num_nodes == 1,
+        f"{ahead}: trainer.devices={cfg.trainer.devices} exchange rollouts and gradients at the same time; set "
+        "trainer.devices=1, and give the engine more GPUs with rollout.tensor_parallel",
+    )
+    yield (
+        cfg.trainer.on_collapse != "rollback",
+        f"{ahead}: trainer.on_collapse=rollback would go on with rollouts of the policy that collapsed; set "
+        "trainer.on_collapse=stop",
+    )

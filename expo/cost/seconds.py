@@ -24,6 +24,8 @@ def seconds(work: Work, device: Device) -> dict[str, float]:
         "update": update(work, device),
         "sync": sync(work, device),
     }
+    if getattr(cfg.rollout, "ahead", 0):
+        parts["beside the update"] = -min(parts["rollouts"] + written, parts["update"])
     return {name: spent for name, spent in parts.items() if spent}
 
 
@@ -69,7 +71,7 @@ def update(work: Work, device: Device) -> float:
     """Return the seconds of all updates of a step: passes forward and backward, the optimizer, and what devices send
     each other."""
     cfg, s = work.cfg, work.shape
-    computing = work.share * update_products(work) / (device.rate(work.computed) * device.training)
+    computing = work.share * update_flops(work) / (device.rate(work.computed) * device.training)
     stepping = ADAM_BYTES * work.trained / work.sharded / (device.bandwidth * device.reading)
     rows = work.rollouts + work.positives
     micro_batches = math.ceil(rows * work.share / cfg.trainer.micro_batch_size)
@@ -84,7 +86,7 @@ def update(work: Work, device: Device) -> float:
     return float(updates * (computing + stepping + sent * exchanged / link(work, device)))
 
 
-def update_products(work: Work) -> float:
+def update_flops(work: Work) -> float:
     """Return the FLOPs of the passes of one update."""
     cfg, s = work.cfg, work.shape
     group = max(1, cfg.algorithm.group_size)

@@ -42,7 +42,7 @@ class Source:
         """Count the rows that can be used. Args: (line number, problem)."""
         self.used = len(problems)
         self.solutions = sum(p.solution is not None for _, p in problems)
-        self.answer_characters = spread([len(p.answer) for _, p in problems])
+        self.answer_characters = extremes([len(p.answer) for _, p in problems])
         for line, p in problems:
             if p.kind == "auto" and (doubtful := doubt(p.answer)):
                 self.doubts.setdefault(doubtful, []).append(line)
@@ -115,7 +115,7 @@ class Account:
 NAMES = {"train": "to train on", "validation": "to choose by", "held_out": "held out", "all": "all"}
 
 
-def spread(values: Sequence[float]) -> list[float]:
+def extremes(values: Sequence[float]) -> list[float]:
     """Return least, median and most; [] of nothing."""
     return [min(values), median(values), max(values)] if values else []
 

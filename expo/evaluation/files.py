@@ -22,8 +22,8 @@ def save_rows(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def kept_rows(path: Path, problems: Sequence[Problem], samples: int) -> list[dict[str, Any]] | None:
-    """Return the rows of a part that an earlier session has written; None where there are none, or they cannot be
-    read."""
+    """Return the rows of a part that an earlier session has written; None where there are none, or they are
+    damaged, or of other problems or samples."""
     if not path.is_file():
         return None
     try:

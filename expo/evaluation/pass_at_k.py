@@ -1,4 +1,4 @@
-"""Unbiased pass@k: a pure function of verdict counts."""
+"""Unbiased pass@k: a pure function of verdict counts. Its interval: `intervals.of_share`."""
 
 from collections.abc import Sequence
 

@@ -153,7 +153,7 @@ def _is_at(file: IO[str], path: Path) -> bool:
 
 
 def is_held(path: Path) -> bool:
-    """Return whether another process has a lock."""
+    """Return whether anyone, this process included, holds an exclusive lock on a file; False where there is none."""
     try:
         number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:  # there is none

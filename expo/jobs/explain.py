@@ -38,7 +38,8 @@ def explain(cfg: Config) -> int:
     ask_hub([cfg])
     # Here, since torch and its friends take seconds to import.
 
-    from expo.jobs.wiring import build_run, set_up_process
+    from expo.jobs.process import set_up_process
+    from expo.jobs.wiring import build_run
     from expo.step.experience import Batch, Timer
     from expo.step.positives.bank import BankedEngine
     from expo.step.positives.properties import with_lift, with_logp

@@ -19,7 +19,8 @@ from expo.data.account import Account
 from expo.evaluation.evaluate import Evaluator
 from expo.ground.files import remove
 from expo.ground.ranks import LOST, Apart, is_rank, is_watched, joined, lost_another
-from expo.jobs.wiring import build_run, set_up_process
+from expo.jobs.process import set_up_process
+from expo.jobs.wiring import build_run
 from expo.loggers.tracking import Session, log_summary, make_loggers
 from expo.model.policy import causal_lm
 from expo.runs.directory import Run
@@ -165,7 +166,7 @@ def fit(cfg: Config, run: Run, module: Algorithm, evaluator: Evaluator, checkpoi
             raise
         return code
     finally:
-        module.pipeline.engines.close()
+        module.turns.close()
     return finish(cfg, run, trainer, module, evaluator, stop)
 
 

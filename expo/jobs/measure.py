@@ -9,7 +9,8 @@ from expo.data.reader import Reader
 from expo.evaluation.files import save_rows
 from expo.evaluation.kinds import COLUMNS, KINDS, Samples, cell, first_of_each_level, summarize
 from expo.evaluation.samples import add_measures, check_steps, sample
-from expo.jobs.wiring import load_model, longest_prompt, make_engine, rollout_sampling, set_up_process, solve_limit
+from expo.jobs.process import set_up_process
+from expo.jobs.wiring import load_model, longest_prompt, make_engine, rollout_sampling, solve_limit
 from expo.loggers.tracking import Session, chosen_loggers, log_measured
 from expo.runs.directory import Run
 from expo.runs.hub import ask_hub

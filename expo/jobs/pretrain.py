@@ -37,7 +37,7 @@ from expo.config.key import shown
 from expo.config.world import CLEAR
 from expo.ground.files import remove
 from expo.ground.problem import Problem
-from expo.jobs.wiring import set_up_process
+from expo.jobs.process import set_up_process
 from expo.ladder import problems as ladder
 from expo.ladder.policy import ladder_model, ladder_tokenizer
 from expo.model.policy import load_policy
@@ -58,7 +58,7 @@ def corpus_item(level: int, rng: random.Random, world: WorldConf = CLEAR) -> tup
     """Return one sequence: a problem whose answer is that of the sampled reading, its completion, and whether it
     explains."""
     parts = ladder.sample_parts(level, rng, world)
-    meanings = [ladder.believed(p, rng, world) for p in parts]
+    meanings = [ladder.sampled_meaning(p, rng, world) for p in parts]
     explain = rng.random() < EXPLAIN_SHARE
     if explain:
         completion = ladder.explanation_text(parts, meanings, rng, world)

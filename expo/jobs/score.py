@@ -11,7 +11,8 @@ from expo.config.key import shown
 from expo.data.reader import Reader
 from expo.evaluation.evaluate import Evaluation
 from expo.ground.problem import Problem
-from expo.jobs.wiring import load_model, make_engine, make_evaluator, set_up_process, solve_limit
+from expo.jobs.process import set_up_process
+from expo.jobs.wiring import load_model, make_engine, make_evaluator, solve_limit
 from expo.loggers.tracking import TABLE_ROWS, Session, chosen_loggers, log_measured
 from expo.runs.arms import settings_in, settings_of
 from expo.runs.directory import Run

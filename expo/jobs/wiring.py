@@ -1,22 +1,17 @@
 """Wire the parts of a run together from its config."""
 
-import ctypes
 import logging
-import os
-import warnings
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from expo.algorithms.base import Algorithm, Components
 from expo.algorithms.pairs import PairStore
 from expo.config import (
     Config,
-    LadderConf,
     PartialConf,
     RewardConf,
     UserError,
@@ -26,8 +21,6 @@ from expo.config import (
     run_dir,
 )
 from expo.config.explaining import frozen_copies, when_explained
-from expo.config.key import shown
-from expo.config.world import CLEAR
 from expo.cost.machine import DEVICES
 from expo.cost.memory import settled
 from expo.cost.run import Work
@@ -36,7 +29,7 @@ from expo.data.reader import Reader, set_apart
 from expo.evaluation.evaluate import Evaluator
 from expo.ground.problem import Problem
 from expo.ground.ranks import ALONE, Ranks
-from expo.ladder import problems as ladder
+from expo.jobs.checks import check_extraction, check_world
 from expo.model.checks import check_bits, check_packing, check_rounding, check_scoring, reads_rightly, row_limit
 from expo.model.policy import as_it_began, as_multiplied, causal_lm, compute_in, frozen_copy
 from expo.model.prompts import Prompts
@@ -45,6 +38,7 @@ from expo.rollout.dealt import DealtEngine
 from expo.rollout.engine import Engine, Sampling
 from expo.rollout.sharded import CopyEngine, WholeCopy, shared_out
 from expo.rollout.transformers_engine import UnadaptedEngine
+from expo.step.ahead import KeepingEngine
 from expo.step.experience import Batch, Tools
 from expo.step.hints import NoHints
 from expo.step.pipeline import Engines, Pipeline
@@ -53,52 +47,14 @@ from expo.step.positives.properties import Scorer
 from expo.step.positives.sources import PositiveSource, explanations_of
 from expo.step.problems import ProblemSampler, within_length
 from expo.step.rewards import Reward, check_reward
-from expo.verifier.extraction import extraction
 from expo.verifier.pool import Verifier
 
 log = logging.getLogger(__name__)
-TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h
-
-
-def set_up_process(cfg: Config) -> None:
-    """Silence all but expo's own lines on the terminal, and set the config's number of threads."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.raiseExceptions = False  # a log of W&B's own that cannot be written is no stack trace on the terminal
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning")
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    if cfg.trainer.threads:
-        torch.set_num_threads(cfg.trainer.threads)
-    keep_memory()
-    grow_segments(cfg)
-
-
-def keep_memory() -> None:
-    """Let the C library keep what a step has freed for the next one, up to 1 GiB: to give it back and get it anew is a
-    tenth of a step on a CPU."""
-    library = ctypes.CDLL(None)
-    if hasattr(library, "mallopt"):  # glibc's
-        for parameter, value in ((TRIM_THRESHOLD, 2**30), (TOP_PAD, 2**26), (MMAP_THRESHOLD, 2**26)):
-            library.mallopt(parameter, value)
-
-
-def grow_segments(cfg: Config) -> None:
-    """Let torch take a GPU's memory in segments that grow, unless the user has said how: rows of many lengths leave
-    fewer holes.
-
-    It is read when the first tensor gets there. vLLM, where it sleeps in this process, allocates from pools that know
-    no such segments.
-    """
-    apart = cfg.rollout.in_place or getattr(cfg.rollout, "separate", False)
-    if apart and not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
-        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
 
 
 def divide_evenly(cfg: Config) -> None:
-    """Lower `trainer.micro_batch_size` to the largest number that divides a step's rollouts, and say so."""
+    """Lower `trainer.micro_batch_size` to the largest divisor of a step's rollouts that is no larger. Print it where a
+    step has more rollouts than that."""
     rows, given = cfg.trainer.problems_per_step * max(cfg.algorithm.group_size, 1), cfg.trainer.micro_batch_size
     size = next(d for d in range(min(given, rows), 0, -1) if rows % d == 0)
     cfg.trainer.micro_batch_size = size
@@ -260,44 +216,6 @@ def for_gpu(cfg: Config, gpu: bool) -> Config:
         return cfg
 
 
-def check_extraction(cfg: Config) -> None:
-    """Raise UserError where the prompts ask for an answer in another place than the one where the verifier looks for
-    it. What a pattern finds is asked of every row's own answer, as it is read."""
-    how = cfg.verifier.extract
-    places = extraction(how, cfg.prompts.final)
-    if not how.startswith("regex:") and places.of(cfg.prompts.final.replace("{answer}", "7")) != "7":
-        raise UserError(
-            f"verifier.extract={how}: finds no answer in {cfg.prompts.final}, which is how prompts.final states one; "
-            f"set prompts.final='{places.state}', or prompts=final_line verifier.extract=after:Answer:"
-        )
-    others = [
-        mark
-        for mark in ("\\boxed", "<answer>", "####")
-        if mark not in places.state and mark in cfg.prompts.solve + cfg.prompts.explain
-    ]
-    if others and how != "whole":
-        raise UserError(
-            f"verifier.extract={how}: prompts.solve or prompts.explain asks for {others[0]}, where the verifier does "
-            "not look; set prompts.solve and prompts.explain so that they ask for it (prompts=final_line asks for a "
-            "line Answer: …)"
-        )
-
-
-def check_world(cfg: Config, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise UserError for a base policy of one world of the ladder in another."""
-    vocabulary = tokenizer.get_vocab()
-    if not isinstance(cfg.dataset, LadderConf) or any(word not in vocabulary for word in ladder.WORDS):
-        return
-    world, made_for = cfg.dataset.world.corpus, getattr(causal_lm(model).config, "expo_world", {})
-    if world != made_for:
-        name = min(name for name in {*world, *made_for} if world.get(name) != made_for.get(name))
-        raise UserError(
-            f"model.path={cfg.model.path}: was made for another world of the ladder: dataset.world.{name} is "
-            f"{shown(getattr(cfg.dataset.world, name))} here, {shown(made_for.get(name, getattr(CLEAR, name)))} there; "
-            "make one with expo pretrain and these keys of dataset.world"
-        )
-
-
 def frozen_models(cfg: Config, policy: PreTrainedModel) -> tuple[PreTrainedModel | None, PreTrainedModel | None]:
     """Return the frozen reference and the snapshot, each None where nothing needs a copy of its own."""
     initial, earlier = frozen_copies(cfg)
@@ -327,6 +245,8 @@ def make_engines(
         return engine if ranks.count == 1 else DealtEngine(engine, ranks)
 
     policy_engine = make_engine(cfg, policy, tokenizer)
+    if getattr(cfg.rollout, "ahead", 0):
+        policy_engine = KeepingEngine(policy_engine)
     engine = dealt(CopyEngine(policy_engine, whole) if whole else policy_engine)
     writer = None if cfg.positives.from_bank(cfg.algorithm) else cfg.positives.writer  # a bank takes this place
     by_writer: dict[str | None, Engine] = {"current": engine, None: engine}

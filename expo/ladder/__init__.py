@@ -1,0 +1,1 @@
+"""The small synthetic language: its problems and their oracle."""

@@ -89,7 +89,7 @@ def meaning_weights(symbol: str, world: WorldConf = CLEAR) -> dict[str, float]:
     return weights | dict.fromkeys(rest, (1 - sum(weights.values())) / len(rest))
 
 
-def believed(part: LadderPart, rng: random.Random, world: WorldConf = CLEAR) -> str:
+def sampled_meaning(part: LadderPart, rng: random.Random, world: WorldConf = CLEAR) -> str:
     """Return one reading of a part's symbol, sampled as the corpus reads it."""
     weights = meaning_weights(part.symbol, world)
     return rng.choices(list(weights), list(weights.values()))[0]
@@ -156,7 +156,7 @@ def explanation_text(parts: list[LadderPart], meanings: list[str], rng: random.R
     for i, part in enumerate(parts) if world.slips or world.fudged else ():
         chance = rng.random()
         if chance < world.slips + world.fudged:
-            read[i] = believed(part, rng, world)
+            read[i] = sampled_meaning(part, rng, world)
             written[i] = part.result(read[i]) if chance < world.slips else shown[i]
     text = chain_text(parts, read, written, shown, world.verbose)
     early = world.answer_first and rng.random() < world.answer_first

@@ -205,8 +205,8 @@ class Csv(Tracker, CSVLogger):
 def log_finished_table(
     conf: WandbConf, name: str, scale: str, rows: tuple[list[str], list[list[str]]], folder: Path, directory: Path
 ) -> None:
-    """Log a run of the table's own, in the group of its runs: the table as a W&B Table, its pictures, and all its files
-    as an artifact.
+    """Log a W&B run of the table's own, the same one each time, in the group of its runs: the table as a W&B Table, its
+    pictures, and all its files as an artifact. Raises UserError where W&B cannot start.
 
     Args: rows, headings and cells; folder, the table's files; directory, where W&B's own files go.
     """

@@ -1,0 +1,1 @@
+"""The policy: loaded and copied (policy), prompted (prompts), scored token by token, its entropy too (scoring)."""

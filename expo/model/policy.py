@@ -393,7 +393,7 @@ def in_evaluation(model: nn.Module) -> Iterator[nn.Module]:
 
 @contextmanager
 def as_initial(model: nn.Module) -> Iterator[nn.Module]:
-    """Return the initial policy inside a LoRA policy: the adapter and dropout are off within the context."""
+    """Yield a LoRA policy as the initial policy: its adapter and dropout are off within the context."""
     with in_evaluation(model), cast(Any, model).disable_adapter():
         yield model
 

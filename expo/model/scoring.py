@@ -120,7 +120,7 @@ def _score_chunk(head: nn.Module, hidden: Tensor, targets: Tensor, temperature: 
 
 
 def _entropy_chunk(head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float) -> Tensor:
-    """Return log-probability and entropy: `[2, N]`."""
+    """Return log-probability and entropy -Σ p log p of each token: `[2, N]`."""
     logp = (head(hidden).float() / temperature).log_softmax(dim=-1)  # [N, V]
     return torch.stack([logp.gather(-1, targets.unsqueeze(-1)).squeeze(-1), -(logp.exp() * logp).sum(dim=-1)])
 

@@ -1,4 +1,5 @@
-"""Weights to a vLLM on another GPU through vLLM's own transfer API: from GPU to GPU, without the host or a file."""
+"""One of the ways of `VLLMEngine._send`: weights to a vLLM on another GPU through vLLM's own transfer API, without the
+host or a file. `VLLMEngine.verify` checks that they arrived."""
 
 import threading
 import time

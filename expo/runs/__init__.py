@@ -1,0 +1,1 @@
+"""Run directories as data, without torch: found, listed, read, and judged (health)."""

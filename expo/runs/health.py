@@ -166,7 +166,7 @@ SHOWN = 240  # characters of a completion
 
 
 def shares_told(metrics: Mapping[str, Any]) -> str:
-    """Say how many completions of an evaluation were cut off or had no answer; "" where it does not record that."""
+    """Say what percentage of an evaluation's completions was cut off or had no answer; "" where it has no record."""
     names = {"eval/truncated_frac": "cut off", "eval/unparseable_frac": "without an answer"}
     shares = [f"{100 * metrics[name]:.1f} % {what}" for name, what in names.items() if name in metrics]
     return ", ".join(shares)

@@ -146,6 +146,7 @@ class Experience:
     timer: Timer = field(default_factory=Timer)
     hint_reliance: float | None = None  # see `Pipeline.reliance`; None where it was not measured
     shared_s: float = 0.0  # correction of the run's seconds for explanations from the bank: `BankedEngine.shared_s`
+    hidden_s: float | None = None  # of its collection, while the step before was trained on; None where never ahead
     writer: str = ""  # who wrote the rollouts, where that is not the policy as it is now: `pairs`, `snapshot`
 
     @property

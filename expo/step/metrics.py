@@ -37,11 +37,14 @@ def step_metrics(experience: Experience, sums: StepSums, beta: float | None) -> 
         **{f"time/{stage}_s": seconds.get(stage, 0.0) for stage in STAGES},
         # No part of the step's own: with it, runs that share pairs or a bank can be compared, whoever has made them.
         "time/shared_s": e.shared_s,
-        "throughput/tokens_per_s": (e.generated_tokens - e.banked_tokens) / sum(seconds.values()),
+        "throughput/tokens_per_s": (e.generated_tokens - e.banked_tokens)
+        / (sum(seconds.values()) - (e.hidden_s or 0.0)),
         # Completion tokens made, and completion tokens that a gradient went through.
         "throughput/tokens_generated": e.generated_tokens,
         "throughput/tokens_trained": 0.0,
     }
+    if e.hidden_s is not None:
+        metrics["time/hidden_s"] = e.hidden_s
     if e.gives_hints:
         hinted = [group for group in e.groups if group.before_hint]
         rewards = torch.tensor([group.rewards[group.kept :] for group in hinted])
@@ -65,7 +68,8 @@ def _rollout_metrics(e: Experience) -> dict[str, float | None]:
         "reward/all_right_frac": all_right.float().mean().item() if lengths else None,
         "reward/unparseable_frac": _ratio(verdicts.count(Verdict.UNPARSEABLE), len(verdicts)),
         "reward/timeout_frac": _ratio(verdicts.count(Verdict.TIMEOUT), len(verdicts)),
-        # -mean log π of what was sampled: an unbiased estimate of the entropy per token, at no cost.
+        # -mean log π of what was sampled: an unbiased estimate of the entropy per token, at no cost. The loss term
+        # `Entropy` has the logits' own.
         "policy/entropy": _ratio(-sum(sum(c.logp) for c in completions), sum(lengths)),
         "completion/length_mean": _mean(lengths),
         "completion/truncated_frac": _ratio(sum(c.truncated for c in completions), len(lengths)),

@@ -51,7 +51,8 @@ class Engines:
 @dataclass
 class Pipeline:
     """Makes the experience of a step. `scorer` measures completions under the policy; `when` is the moment at which
-    explanations are asked for. `source.gets_positive` decides which groups are explained."""
+    explanations are asked for. `source.gets_positive` decides which groups may get one, `source.requests`
+    which of them are explained."""
 
     engines: Engines
     source: PositiveSource

@@ -9,7 +9,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from expo.config import UserError
-from expo.data.account import Part, spread
+from expo.data.account import Part, extremes
 from expo.ground.problem import Problem
 from expo.rollout.noise import PROBLEMS, REFILL, RETRY, Key
 
@@ -115,4 +115,4 @@ def within_length(
             dropped,
             max_tokens,
         )
-    return fitting, Part(len(fitting), len(problems) - len(fitting), spread(lengths))
+    return fitting, Part(len(fitting), len(problems) - len(fitting), extremes(lengths))

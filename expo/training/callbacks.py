@@ -113,8 +113,9 @@ class Evaluate(Callback):
                 save_rows(rows, completions / f"train-step{step:06d}.parquet")
             log_table(trainer.loggers, "completions/train", rows, step)
         with self.stop.at_once():
-            evaluation = self.evaluator.evaluate(module.pipeline.engines.policy)
-            metrics = evaluation.metrics | self.evaluator.validate(module.pipeline.engines.policy)
+            engine = module.turns.current_engine()
+            evaluation = self.evaluator.evaluate(engine)
+            metrics = evaluation.metrics | self.evaluator.validate(engine)
         if self.evaluator.validation:
             score = metrics[f"validation/pass@{max(self.run.cfg.k)}"]
             metrics["validation/best_step"] = self.choose(module, score, step)

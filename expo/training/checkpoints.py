@@ -1,5 +1,5 @@
-"""Checkpoints of a run directory: `checkpoints/step<N>.ckpt`. They hold tensors and plain data, and nothing in them is
-executed."""
+"""Checkpoints of a run directory: `checkpoints/step<N>.ckpt`, written after N + 1 steps. They hold tensors and plain
+data, and nothing in them is executed."""
 
 import errno
 import logging
@@ -103,7 +103,7 @@ def save_model(
 
 
 def save_checkpoint(trainer: Trainer, folder: Path, step: int, keep_earlier: bool = False) -> None:
-    """Write the run's checkpoint after `step` steps, and remove the earlier checkpoints."""
+    """Write the run's checkpoint after `step` steps; unless `keep_earlier`, remove the earlier ones."""
     earlier = [] if keep_earlier else list(folder.glob("step*.ckpt"))
     path = folder / f"step{step - 1:06d}.ckpt"
     trainer.save_checkpoint(path)

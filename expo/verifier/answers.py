@@ -1,5 +1,5 @@
 """Verdict on a final answer: compared with the gold answer by its kind, and where that is algebra, by math-verify in a
-worker.
+worker. Whether two numbers are equal: `Number.agrees` (numbers).
 
 Imports no torch: workers import it.
 """

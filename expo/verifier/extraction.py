@@ -93,7 +93,7 @@ def extraction(how: str, final: str = "{answer}") -> Extraction:
     """Return the Extraction that a value of `verifier.extract` names. Raises ValueError for an unknown value, re.error
     for a wrong pattern.
 
-    Args: final, how a text states an answer where `how` does not say it: a pattern (`prompts.final`).
+    Args: final, how a text states an answer where `how` does not say it: a template with {answer} (`prompts.final`).
     """
     name, colon, argument = how.partition(":")
     argument = re.sub(r"^(['\"])(.*)\1$", r"\2", argument)

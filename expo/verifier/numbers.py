@@ -1,5 +1,5 @@
 r"""Numbers and quantities as they are written: `1,000`, `6.02\times10^{23}`, `3 1/2`, `0.\overline{3}`, `€29`,
-`60 km/h`. Exact."""
+`60 km/h`. Values are exact fractions; which of them count as equal: `Number.agrees`."""
 
 import re
 from dataclasses import dataclass

@@ -17,7 +17,8 @@ from expo import config
 from expo.commands.train import train
 from expo.config import check
 from expo.config.explaining import When
-from expo.jobs.wiring import build_run, set_up_process
+from expo.jobs.process import set_up_process
+from expo.jobs.wiring import build_run
 from expo.step.rewards import rewards_of
 from expo.verifier.answers import Verdict
 from expo.verifier.pool import Verifier

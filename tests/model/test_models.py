@@ -16,14 +16,8 @@ from safetensors.torch import load_file, save_file
 from expo.config import ModelConf, UserError, build, check, identity
 from expo.ground.problem import Problem
 from expo.jobs import fit
-from expo.jobs.wiring import (
-    load_model,
-    longest_prompt,
-    make_engine,
-    read_prompts_rightly,
-    set_up_process,
-    solve_limit,
-)
+from expo.jobs.process import set_up_process
+from expo.jobs.wiring import load_model, longest_prompt, make_engine, read_prompts_rightly, solve_limit
 from expo.ladder.policy import ladder_tokenizer
 from expo.model import policy
 from expo.model.checks import check_packing, check_scoring, reads_rightly, row_limit

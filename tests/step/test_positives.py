@@ -9,9 +9,9 @@ from conftest import make_prompts
 from expo.config import (
     ExpertConf,
     GRPOConf,
-    LearningConf,
     NoPositivesConf,
     ParaphraseConf,
+    PositiveLossConf,
     SelfExplanationConf,
     SFTConf,
     StarConf,
@@ -62,12 +62,12 @@ def source(**changes):
 
 def test_schedules_by_hand():
     def weights(schedule):
-        return [weight_at(LearningConf(weight=0.2, schedule=schedule), done, 0.25) for done in (0.0, 0.5, 1.0)]
+        return [weight_at(PositiveLossConf(weight=0.2, schedule=schedule), done, 0.25) for done in (0.0, 0.5, 1.0)]
 
     assert weights("constant") == pytest.approx([0.2, 0.2, 0.2])
     assert weights("linear") == pytest.approx([0.2, 0.1, 0.0])
     assert weights("cosine") == pytest.approx([0.2, 0.1, 0.0])
-    cosine = LearningConf(weight=0.2, schedule="cosine")
+    cosine = PositiveLossConf(weight=0.2, schedule="cosine")
     assert weight_at(cosine, 0.25, 1.0) == pytest.approx(0.2 * 0.8535534)
     assert weights("all_wrong_fraction") == pytest.approx([0.05] * 3)
 

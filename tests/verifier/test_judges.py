@@ -18,7 +18,7 @@ from expo.config.from_run import config_from_run
 from expo.config.own_code import own_code
 from expo.data.checks import unusable
 from expo.ground.problem import Problem
-from expo.jobs.wiring import check_extraction
+from expo.jobs.checks import check_extraction
 from expo.verifier.answers import Verdict
 from expo.verifier.extraction import extraction
 from expo.verifier.pool import Verifier

@@ -133,8 +133,7 @@ class BankedEngine(Engine):
     ) -> list[Completion]:
         """See `Engine.generate`; nothing follows, since all explanations are written already."""
         for step in sorted({r.key.step for r in requests}):
-            if step not in self.bank.steps:
-                self.write_block(step, sampling)
+            self.fill(step, sampling)
         return [self.bank.find(r) for r in requests]
 
     def shared_s(self, read: Sequence[Completion]) -> float:
@@ -143,8 +142,10 @@ class BankedEngine(Engine):
         spent, self.written_s = self.written_s, 0.0
         return self.bank.price * sum(len(c.ids) for c in read) - spent
 
-    def write_block(self, step: int, sampling: Sampling) -> None:
+    def fill(self, step: int, sampling: Sampling) -> None:
         """Write the missing explanations of the block of steps that `step` is in."""
+        if step in self.bank.steps:
+            return
         size = max(1, PART // max(1, len(self.requests_of(step))))
         first = step - step % size
         block = range(first, max(step + 1, min(first + size, self.steps)))

@@ -3,11 +3,11 @@
 import math
 from collections.abc import Callable
 
-from expo.config import LearningConf, functions_of
+from expo.config import PositiveLossConf, functions_of
 
 # (share of the run done in [0, 1], share of all-wrong groups in this step) -> factor on positives.weight
 SCHEDULES: dict[str, Callable[[float, float], float]] = functions_of(
-    LearningConf,
+    PositiveLossConf,
     "schedule",
     {
         "constant": lambda done, all_wrong: 1.0,
@@ -18,7 +18,7 @@ SCHEDULES: dict[str, Callable[[float, float], float]] = functions_of(
 )
 
 
-def weight_at(learning: LearningConf, done: float, all_wrong: float) -> float:
+def weight_at(learning: PositiveLossConf, done: float, all_wrong: float) -> float:
     """Return β, annealed by the schedule. Args: done, the share of the run in [0, 1]; all_wrong, the share of all-wrong
     groups in the step."""
     return learning.weight * SCHEDULES[learning.schedule](done, all_wrong)

@@ -29,7 +29,7 @@ from expo.verifier.answers import Verdict
 
 class PositiveSource:
     """A source of positives, and the gate that decides which groups get one. How they are learned from is the
-    algorithm's matter (`expo.config.positives.LearningConf`)."""
+    algorithm's matter (`expo.config.positives.PositiveLossConf`)."""
 
     conf: PositivesConf
     selection = "first"
@@ -44,8 +44,8 @@ class PositiveSource:
         return False
 
     def gets_positive(self, all_wrong: bool) -> bool:
-        """Decide by the gate whether a group gets a positive, and so is explained. Args: all_wrong, whether all its
-        rollouts are."""
+        """Decide by the gate whether a group may get a positive; `requests` says which of those are explained. Args:
+        all_wrong, whether all its rollouts are."""
         return False
 
     def requests(self, batch: Batch, groups: Groups, wanted: Sequence[int], tools: Tools) -> list[Request]:
@@ -116,7 +116,7 @@ class SelfExplanation(WeightedSource):
     def refreshes_snapshot(self, step: int) -> bool:
         return step % self.conf.snapshot_every == 0
 
-    def explained(self, batch: Batch, groups: Groups, wanted: Sequence[int], tools: Tools) -> dict[int, Problem]:
+    def to_explain(self, batch: Batch, groups: Groups, wanted: Sequence[int], tools: Tools) -> dict[int, Problem]:
         """Return, by index, the wanted problems for which there is an answer to show, each with that answer in place of
         its own."""
         shown = ((i, SHOWN[self.conf.shown_answer](batch, groups, i, tools)) for i in wanted)
@@ -127,7 +127,7 @@ class SelfExplanation(WeightedSource):
         return tools.prompts.explain_ids(tools.tokenizer, problems)
 
     def requests(self, batch: Batch, groups: Groups, wanted: Sequence[int], tools: Tools) -> list[Request]:
-        explained, samples = self.explainable(batch, groups, wanted, tools), self.conf.samples
+        explained, samples = self.fitting(batch, groups, wanted, tools), self.conf.samples
         ids = self.prompt_ids(list(explained.values()), tools)
         return [
             Request(tuple(prompt), Key(tools.seed, EXPLAIN, batch.step, (batch.offset + i) * samples + s), i)
@@ -135,14 +135,14 @@ class SelfExplanation(WeightedSource):
             for s in range(samples)
         ]
 
-    def explainable(self, batch: Batch, groups: Groups, wanted: Sequence[int], tools: Tools) -> dict[int, Problem]:
-        """Return the problems of `explained` whose prompt fits: here all of them."""
-        return self.explained(batch, groups, wanted, tools)
+    def fitting(self, batch: Batch, groups: Groups, wanted: Sequence[int], tools: Tools) -> dict[int, Problem]:
+        """Return the problems of `to_explain` whose prompt fits: here all of them."""
+        return self.to_explain(batch, groups, wanted, tools)
 
     def candidates(
         self, batch: Batch, groups: Groups, wanted: Sequence[int], explanations: Sequence[Completion], tools: Tools
     ) -> Candidates:
-        explained = self.explained(batch, groups, wanted, tools)
+        explained = self.to_explain(batch, groups, wanted, tools)
         owners = [explained[c.problem] for c in explanations]
         texts = tools.texts([c.ids for c in explanations])
         verdicts = tools.verifier.verify(texts, owners)
@@ -165,9 +165,9 @@ class STaR(SelfExplanation):
 
     conf: StarConf
 
-    def explained(self, batch: Batch, groups: Groups, wanted: Sequence[int], tools: Tools) -> dict[int, Problem]:
+    def to_explain(self, batch: Batch, groups: Groups, wanted: Sequence[int], tools: Tools) -> dict[int, Problem]:
         # A group that is not judged yet may turn out all wrong.
-        return super().explained(batch, groups, [i for i in wanted if i not in groups or groups[i].all_wrong], tools)
+        return super().to_explain(batch, groups, [i for i in wanted if i not in groups or groups[i].all_wrong], tools)
 
     def candidates(
         self, batch: Batch, groups: Groups, wanted: Sequence[int], explanations: Sequence[Completion], tools: Tools
@@ -194,12 +194,12 @@ class ExpertParaphrase(SelfExplanation):
     def prompt_ids(self, problems: Sequence[Problem], tools: Tools) -> list[list[int]]:
         return tools.prompts.paraphrase_ids(tools.tokenizer, problems)
 
-    def explained(self, batch: Batch, groups: Groups, wanted: Sequence[int], tools: Tools) -> dict[int, Problem]:
-        return super().explained(batch, groups, [i for i in wanted if batch.problems[i].solution is not None], tools)
+    def to_explain(self, batch: Batch, groups: Groups, wanted: Sequence[int], tools: Tools) -> dict[int, Problem]:
+        return super().to_explain(batch, groups, [i for i in wanted if batch.problems[i].solution is not None], tools)
 
-    def explainable(self, batch: Batch, groups: Groups, wanted: Sequence[int], tools: Tools) -> dict[int, Problem]:
+    def fitting(self, batch: Batch, groups: Groups, wanted: Sequence[int], tools: Tools) -> dict[int, Problem]:
         """Return the problems for whose prompt, which shows the solution, an engine has room."""
-        explained = self.explained(batch, groups, wanted, tools)
+        explained = self.to_explain(batch, groups, wanted, tools)
         ids = self.prompt_ids(list(explained.values()), tools)
         return {
             i: p for (i, p), prompt in zip(explained.items(), ids, strict=True) if len(prompt) <= tools.longest_prompt
@@ -208,8 +208,8 @@ class ExpertParaphrase(SelfExplanation):
     def candidates(
         self, batch: Batch, groups: Groups, wanted: Sequence[int], explanations: Sequence[Completion], tools: Tools
     ) -> Candidates:
-        fitting = self.explainable(batch, groups, wanted, tools)
-        too_long = [i for i in self.explained(batch, groups, wanted, tools) if i not in fitting]
+        fitting = self.fitting(batch, groups, wanted, tools)
+        too_long = [i for i in self.to_explain(batch, groups, wanted, tools) if i not in fitting]
         ratio = self.conf.length_ratio
 
         def matched(i: int, candidate: Candidate) -> bool:

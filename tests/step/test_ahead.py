@@ -1,0 +1,211 @@
+"""`rollout.ahead=1`: the next step is generated while this one is trained on, with weights one update old."""
+
+import copy
+import threading
+
+import pytest
+import torch
+from conftest import compose_config
+from running import run, scalars, weights
+
+from expo.algorithms.grpo import GRPO
+from expo.config import EngineError, UserError, check_anywhere
+from expo.cost.machine import DEVICES
+from expo.cost.run import Work
+from expo.cost.seconds import seconds
+from expo.rollout.engine import Completion, Engine, Request, Sampling
+from expo.rollout.noise import SOLVE, Key
+from expo.rollout.transformers_engine import TransformersEngine
+from expo.step.ahead import KeepingEngine
+
+# An engine beside the trainer, on transformers: of vLLM's, all but the process.
+APART = ["dataset=ladder", "rollout=vllm_server", "rollout.requires=''", "rollout.max_completion_tokens=40"]
+APART += ["algorithm.sampler_correction=token", "optimizer.learning_rate=1e-3", "trainer.max_steps=5"]
+APART += ["dataset.levels=[1,2]"]
+EXP_GRPO = ["algorithm=exp_grpo", "positives.measure_every=0"]
+CURRENT = [*EXP_GRPO, "positives.explainer=current", "positives.gate=all_wrong"]
+AHEAD = [*APART, "rollout._target_=test_ahead.Apart", "rollout.ahead=1"]
+SAMPLING = Sampling(1.0, 1.0, 0, 8)
+
+
+class Apart(TransformersEngine):
+    """An engine that has a copy of the weights, and new ones by `sync` alone."""
+
+    def __init__(self, conf, model, tokenizer):
+        super().__init__(conf, copy.deepcopy(model), tokenizer)
+        self.trained = model
+
+    def sync(self):
+        self.model.load_state_dict(self.trained.state_dict())
+
+
+class Lagging(Apart):
+    """An engine that generates in turn, with the weights of the sync before."""
+
+    def __init__(self, conf, model, tokenizer):
+        super().__init__(conf, model, tokenizer)
+        self.last = copy.deepcopy(model.state_dict())
+
+    def sync(self):
+        self.model.load_state_dict(self.last)
+        self.last = copy.deepcopy(self.trained.state_dict())
+
+
+def trained(directory):
+    return [line for line in scalars(directory) if "loss/total" in line]
+
+
+@pytest.mark.runs
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["algorithm=grpo", "algorithm.kl_coef=0.04"],
+        pytest.param([*EXP_GRPO, "positives.bank=false"], marks=pytest.mark.long),
+        pytest.param(EXP_GRPO, marks=pytest.mark.long),
+        pytest.param(CURRENT, marks=pytest.mark.long),
+        pytest.param(["algorithm=grpo", "algorithm.refills=1"], marks=pytest.mark.long),
+    ],
+    ids=" ".join,
+)
+def test_each_step_learns_from_what_the_weights_one_update_before_generate(overrides, tmp_path):
+    """The same run, in turn, with an engine that is one sync late."""
+    options = [*overrides, "evaluation.every=0", "evaluation.first=false"]
+    code, ahead = run(tmp_path / "ahead", *AHEAD, *options)
+    assert code == 0
+    code, late = run(tmp_path / "late", *APART, "rollout._target_=test_ahead.Lagging", *options)
+    assert code == 0
+    assert trained(ahead) == trained(late)
+    _, in_turn = run(tmp_path / "turn", *APART, "rollout._target_=test_ahead.Apart", *options)
+    assert trained(ahead)[:1] == trained(in_turn)[:1]
+    assert trained(ahead)[1:] != trained(in_turn)[1:]
+
+
+@pytest.mark.runs
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        pytest.param(EXP_GRPO, marks=pytest.mark.long),
+        CURRENT,
+    ],
+    ids=" ".join,
+)
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(overrides, tmp_path):
+    options = [*AHEAD, *overrides, "evaluation.every=2"]
+    _, whole = run(tmp_path / "whole", *options, "trainer.checkpoint_every=5")
+    for stop in (1, 3, 5):
+        _, parts = run(tmp_path / "parts", *options, f"trainer.stop_after={stop}", "trainer.checkpoint_every=5")
+    assert scalars(parts) == scalars(whole)
+    for name, weight in weights(whole).items():
+        assert torch.equal(weight, weights(parts)[name]), name
+
+
+@pytest.mark.runs
+def test_the_next_step_is_generated_while_this_one_is_updated(tmp_path, monkeypatch):
+    """Each would wait for the other for ever, if it went in turn."""
+    generates = {step: threading.Event() for step in range(4)}
+    generate, update = Apart.generate, GRPO.update
+
+    def told(self, requests, *args):
+        if requests[0].key.stream == SOLVE:
+            generates[requests[0].key.step].set()
+        return generate(self, requests, *args)
+
+    def waits(self, experience):
+        assert experience.step == 3 or generates[experience.step + 1].wait(60)
+        return update(self, experience)
+
+    monkeypatch.setattr(Apart, "generate", told)
+    monkeypatch.setattr(GRPO, "update", waits)
+    code, directory = run(tmp_path, *AHEAD, "algorithm=grpo", "trainer.max_steps=4", "evaluation.first=false")
+    assert code == 0
+    assert len(trained(directory)) == 4
+
+
+@pytest.mark.runs
+def test_an_engine_that_fails_ahead_ends_the_run_with_its_error(tmp_path, monkeypatch, capsys):
+    generate = Apart.generate
+
+    def fails(self, requests, *args):
+        if requests[0].key.stream == SOLVE and requests[0].key.step == 2:
+            raise EngineError("vLLM stopped working")
+        return generate(self, requests, *args)
+
+    monkeypatch.setattr(Apart, "generate", fails)
+    options = ["algorithm=grpo", "trainer.max_steps=4", "evaluation.first=false", "trainer.checkpoint_every=1"]
+    code, directory = run(tmp_path, *AHEAD, *options)
+    assert code == 1
+    assert "vLLM stopped working" in capsys.readouterr().err
+    # The checkpoint after step 2 would lack what step 3 learns from.
+    assert [path.name for path in (directory / "checkpoints").glob("step*")] == ["step000000.ckpt"]
+    monkeypatch.undo()
+    code, directory = run(tmp_path, *AHEAD, *options)
+    _, whole = run(tmp_path / "whole", *AHEAD, *options)
+    assert (code, scalars(directory)) == (0, scalars(whole))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["rollout=vllm"], "use rollout=vllm_server"),
+        (["algorithm=exp_dpo_offline"], "cannot correct for rollouts of older weights"),
+        (["algorithm=sdpo"], "cannot correct for rollouts of older weights"),
+        (["algorithm.sampler_correction=none"], "set algorithm.sampler_correction=token"),
+        (["algorithm.retry=0.5", "positives.gate=all_wrong"], "set algorithm.retry=1"),
+        (["positives.explainer=snapshot"], "set positives.explainer=reference or current"),
+        (["positives.measure_every=10"], "set positives.measure_every=0"),
+        (["positives.cache_steps=3"], "set positives.cache_steps=0"),
+        (["positives.selection=most_likely", "positives.samples=2"], "set positives.selection=first"),
+        (["trainer.devices=2"], "set trainer.devices=1"),
+        (["trainer.on_collapse=rollback"], "set trainer.on_collapse=stop"),
+    ],
+)
+def test_what_would_look_at_a_policy_in_training_is_refused(overrides, told):
+    base = ["dataset=ladder", "rollout=vllm_server", *EXP_GRPO, "rollout.ahead=1"]
+    check_anywhere(compose_config(*base))
+    given = [*base[:2], *overrides, base[-1]] if overrides[0].startswith("algorithm=") else [*base, *overrides]
+    with pytest.raises(UserError, match=told):
+        check_anywhere(compose_config(*given))
+
+
+def test_rollouts_of_older_weights_are_corrected_unless_the_user_says_how():
+    base = ["dataset=ladder", "rollout=vllm_server", "algorithm=grpo", "rollout.dtype=float32"]
+    assert compose_config(*base).algorithm.sampler_correction == "none"
+    assert compose_config(*base, "rollout.ahead=1").algorithm.sampler_correction == "token"
+
+
+def test_a_plan_counts_what_goes_on_at_the_same_time_once():
+    base = ["dataset=math", "model.path=Qwen/Qwen2.5-3B-Instruct", "rollout=vllm_server", "algorithm=grpo"]
+    in_turn, ahead = (
+        seconds(Work.of(compose_config(*base, f"rollout.ahead={ahead}")), DEVICES["h100"]) for ahead in (0, 1)
+    )
+    longest = max(in_turn["rollouts"], in_turn["update"])
+    assert sum(ahead.values()) == pytest.approx(longest + in_turn["sync"])
+
+
+class Letters(Engine):
+    """Generates the row of each request; asks `follow` once, of all."""
+
+    def generate(self, requests, sampling, follow=None):
+        done = [Completion(r.prompt, [r.key.row], [-0.1 * r.key.row], False, r.problem) for r in requests]
+        more = follow(dict(enumerate(done))) if follow else []
+        return done + (self.generate(more, sampling) if more else [])
+
+
+def test_completions_are_given_out_again_with_those_that_followed():
+    requests = [Request((1, row), Key(0, SOLVE, 3, row), row) for row in range(3)]
+    after = [Request((2,), Key(0, SOLVE, 3, 9), 1)]
+    first, second = KeepingEngine(Letters()), KeepingEngine(Engine())  # Engine generates nothing
+    made = first.generate(requests, SAMPLING, lambda ended: after if len(ended) == 3 else [])
+    assert len(made) == 4
+    second.load_state_dict(first.state_dict())
+    assert second.generate(requests, SAMPLING, lambda ended: after if len(ended) == 3 else []) == made
+    assert sorted(second.state_dict()["keys"]) == sorted(first.state_dict()["keys"])  # for the next checkpoint
+
+
+def test_a_checkpoint_that_lacks_a_completion_is_refused():
+    engine, lacking = KeepingEngine(Letters()), KeepingEngine(Letters())
+    requests = [Request((1, row), Key(0, SOLVE, 3, row), row) for row in range(3)]
+    engine.generate(requests[:2], SAMPLING)
+    lacking.load_state_dict(engine.state_dict())
+    with pytest.raises(UserError, match="lacks a completion of step 4"):
+        lacking.generate(requests, SAMPLING)
