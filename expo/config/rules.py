@@ -324,8 +324,11 @@ def of_a_step_ahead(cfg: Config) -> Rules:
     them looks at the policy, which is being trained meanwhile."""
     algorithm, positives, ahead = cfg.algorithm, cfg.positives, "rollout.ahead=1"
     yield (
-        isinstance(algorithm, GRPOConf) and not isinstance(algorithm, SelfDistillationConf),
-        f"{ahead}: {cfg.name} cannot correct for rollouts of older weights; use a GRPO algorithm, or rollout.ahead=0",
+        isinstance(algorithm, GRPOConf)
+        and not isinstance(algorithm, SelfDistillationConf)
+        and algorithm._target_.startswith("expo."),
+        f"{ahead}: expo does not know that {cfg.name} corrects for rollouts of older weights; use a GRPO algorithm of "
+        "expo's, or rollout.ahead=0",
     )
     correction, retry = (getattr(algorithm, name, None) for name in ("sampler_correction", "retry"))
     yield (

@@ -245,9 +245,9 @@ def make_engines(
         return engine if ranks.count == 1 else DealtEngine(engine, ranks)
 
     policy_engine = make_engine(cfg, policy, tokenizer)
-    if getattr(cfg.rollout, "ahead", 0):
-        policy_engine = KeepingEngine(policy_engine)
     engine = dealt(CopyEngine(policy_engine, whole) if whole else policy_engine)
+    if getattr(cfg.rollout, "ahead", 0):
+        engine = KeepingEngine(engine)
     writer = None if cfg.positives.from_bank(cfg.algorithm) else cfg.positives.writer  # a bank takes this place
     by_writer: dict[str | None, Engine] = {"current": engine, None: engine}
     if "reference" in (writer, cfg.hints.writer):  # a copy that a KL term alone needs generates nothing

@@ -21,6 +21,11 @@ from expo.rollout.noise import Key
 from expo.step.experience import Experience
 from expo.step.pipeline import Pipeline
 
+LACKING = (
+    "rollout.ahead=1: step {step} asks for other completions than the checkpoint has, which were generated ahead; "
+    "the same command tries again (a verdict may have timed out), and fresh=true begins the run anew"
+)
+
 
 class InTurn:
     """Collects a step's experience before its update, with the weights that it updates. Args: collect, the algorithm's
@@ -73,12 +78,23 @@ class OneAhead(InTurn):
         self.next: Future[Experience] | None = None
 
     def experience(self, step: int) -> Experience:
-        """Return the experience of a step: the one that is under way. The first of a session is collected now."""
+        """Return the experience of a step: the one that is under way; the first of a session is collected now.
+
+        Raises UserError where a run goes on, and not with the completions of its checkpoint, all of them: they are of
+        weights that are gone.
+        """
+        if self.next is None:
+            resumed = bool(self.engine.loaded)
+            experience = self.collect(step)
+            if self.engine.loaded or (step and not resumed):
+                raise UserError(LACKING.format(step=step + 1))
+            experience.hidden_s = 0.0
+            return experience
         started = time.perf_counter()
         future, self.next = self.next, None
-        experience = future.result() if future else self.collect(step)
-        assert experience.step == step
-        experience.hidden_s = sum(experience.timer.seconds.values()) - (time.perf_counter() - started)
+        experience = future.result()
+        waited = time.perf_counter() - started
+        experience.hidden_s = max(0.0, sum(experience.timer.seconds.values()) - waited)
         return experience
 
     def before_update(self, experience: Experience) -> None:
@@ -90,6 +106,7 @@ class OneAhead(InTurn):
             if self.engines.banked:  # it generates with the initial weights, put in the policy's place
                 with experience.timer("explain"):
                     self.engines.banked.fill(following, self.pipeline.tools.sampling)
+                    self.engines.banked.bank.load(following)  # whatever becomes of the file, the thread writes none
             self.engine.kept = {}
             self.next = self.thread.submit(self.collect, following)
 
@@ -152,10 +169,7 @@ class KeepingEngine(EngineAround):
 
     def _take(self, request: Request) -> Completion:
         if request.key not in self.loaded:
-            raise UserError(
-                f"rollout.ahead=1: the checkpoint lacks a completion of step {request.key.step + 1}, which was "
-                "generated ahead of it; give fresh=true, and the run begins anew"
-            )
+            raise UserError(LACKING.format(step=request.key.step + 1))
         ids, logp, truncated = self.loaded.pop(request.key)
         return Completion(request.prompt, ids, logp, truncated, request.problem)
 

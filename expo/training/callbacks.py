@@ -107,13 +107,13 @@ class Evaluate(Callback):
 
     def evaluate(self, trainer: Trainer, module: Algorithm, step: int) -> None:
         completions = self.run.dir / "completions"
+        engine = module.turns.current_engine()  # first of all: no two threads may use the tokenizer
         if module.last_experience is not None:
             rows = experience_rows(module.last_experience, module.pipeline)
             if self.run.writes:
                 save_rows(rows, completions / f"train-step{step:06d}.parquet")
             log_table(trainer.loggers, "completions/train", rows, step)
         with self.stop.at_once():
-            engine = module.turns.current_engine()
             evaluation = self.evaluator.evaluate(engine)
             metrics = evaluation.metrics | self.evaluator.validate(engine)
         if self.evaluator.validation:

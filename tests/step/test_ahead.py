@@ -1,7 +1,9 @@
 """`rollout.ahead=1`: the next step is generated while this one is trained on, with weights one update old."""
 
 import copy
+import shutil
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -16,7 +18,11 @@ from expo.cost.seconds import seconds
 from expo.rollout.engine import Completion, Engine, Request, Sampling
 from expo.rollout.noise import SOLVE, Key
 from expo.rollout.transformers_engine import TransformersEngine
-from expo.step.ahead import KeepingEngine
+from expo.step.ahead import KeepingEngine, OneAhead
+from expo.step.positives import bank
+from expo.step.positives.bank import BankedEngine
+from expo.training import callbacks
+from expo.training.checkpoints import newest_checkpoint
 
 # An engine beside the trainer, on transformers: of vLLM's, all but the process.
 APART = ["dataset=ladder", "rollout=vllm_server", "rollout.requires=''", "rollout.max_completion_tokens=40"]
@@ -51,6 +57,10 @@ class Lagging(Apart):
         self.last = copy.deepcopy(self.trained.state_dict())
 
 
+class Own(GRPO):
+    """An algorithm of one's own, whose update may correct for nothing."""
+
+
 def trained(directory):
     return [line for line in scalars(directory) if "loss/total" in line]
 
@@ -64,6 +74,8 @@ def trained(directory):
         pytest.param(EXP_GRPO, marks=pytest.mark.long),
         pytest.param(CURRENT, marks=pytest.mark.long),
         pytest.param(["algorithm=grpo", "algorithm.refills=1"], marks=pytest.mark.long),
+        pytest.param(["algorithm=pope"], marks=pytest.mark.long),
+        pytest.param(["algorithm=nurl", "hints.measure_every=0"], marks=pytest.mark.long),
     ],
     ids=" ".join,
 )
@@ -143,12 +155,82 @@ def test_an_engine_that_fails_ahead_ends_the_run_with_its_error(tmp_path, monkey
     assert (code, scalars(directory)) == (0, scalars(whole))
 
 
+@pytest.mark.runs
+def test_a_run_does_not_go_on_with_other_rollouts_than_its_checkpoint_has(tmp_path, capsys):
+    """Those of its weights as they are now would be of another run, and look as good."""
+    options = [*AHEAD, "algorithm=grpo", "evaluation.first=false"]
+    _, directory = run(tmp_path, *options, "trainer.stop_after=2")
+    path = newest_checkpoint(directory)
+    state = torch.load(path, weights_only=True)
+    assert state["ahead"]["keys"]
+    torch.save(state | {"ahead": {}}, path)
+    with pytest.raises(UserError, match="step 3 asks for other completions"):
+        run(tmp_path, *options)
+
+
+@pytest.mark.runs
+def test_an_evaluation_waits_before_it_touches_anything(tmp_path, monkeypatch):
+    """A tokenizer that two threads use raises "Already borrowed"."""
+    seen, waited, rows = [], threading.Event(), callbacks.experience_rows
+    generate, current_engine, evaluate = Apart.generate, OneAhead.current_engine, callbacks.Evaluate.evaluate
+
+    def generates_once_waited_for(self, *args):
+        if threading.current_thread() is not threading.main_thread():
+            waited.wait(5)
+        return generate(self, *args)
+
+    def waits(self):
+        waited.set()
+        return current_engine(self)
+
+    def noted(self, trainer, module, step):
+        monkeypatch.setattr(
+            callbacks,
+            "experience_rows",
+            lambda *a: seen.append(not module.turns.next or module.turns.next.done()) or rows(*a),
+        )
+        evaluate(self, trainer, module, step)
+        waited.clear()
+
+    monkeypatch.setattr(Apart, "generate", generates_once_waited_for)
+    monkeypatch.setattr(OneAhead, "current_engine", waits)
+    monkeypatch.setattr(callbacks.Evaluate, "evaluate", noted)
+    assert run(tmp_path, *AHEAD, "algorithm=grpo", "evaluation.every=1", "trainer.max_steps=3")[0] == 0
+    assert seen == [True, True, True]
+
+
+@pytest.mark.runs
+def test_a_bank_that_goes_meanwhile_is_not_written_under_a_policy_in_training(tmp_path, monkeypatch):
+    """To write it, the policy gets its first weights back for a while."""
+    writes, fill = [], BankedEngine._write
+
+    def noted(self, *args):
+        writes.append(threading.current_thread() is threading.main_thread())
+        return fill(self, *args)
+
+    submit = ThreadPoolExecutor.submit
+
+    def after_the_loss(self, *args):
+        if self._thread_name_prefix == "expo-ahead":
+            shutil.rmtree(tmp_path / "banks")
+        return submit(self, *args)
+
+    monkeypatch.setattr(bank, "PART", 1)  # each step is a part of its own
+    monkeypatch.setattr(BankedEngine, "_write", noted)
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", after_the_loss)
+    options = ["evaluation.first=false", "trainer.max_steps=2"]
+    assert run(tmp_path, *AHEAD, *EXP_GRPO, *options)[0] == 0
+    assert writes
+    assert all(writes)
+
+
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
         (["rollout=vllm"], "use rollout=vllm_server"),
-        (["algorithm=exp_dpo_offline"], "cannot correct for rollouts of older weights"),
-        (["algorithm=sdpo"], "cannot correct for rollouts of older weights"),
+        (["algorithm=exp_dpo_offline"], "corrects for rollouts of older weights"),
+        (["algorithm=grpo", "algorithm._target_=test_ahead.Own"], "corrects for rollouts of older weights"),
+        (["algorithm=sdpo"], "corrects for rollouts of older weights"),
         (["algorithm.sampler_correction=none"], "set algorithm.sampler_correction=token"),
         (["algorithm.retry=0.5", "positives.gate=all_wrong"], "set algorithm.retry=1"),
         (["positives.explainer=snapshot"], "set positives.explainer=reference or current"),
@@ -207,5 +289,5 @@ def test_a_checkpoint_that_lacks_a_completion_is_refused():
     requests = [Request((1, row), Key(0, SOLVE, 3, row), row) for row in range(3)]
     engine.generate(requests[:2], SAMPLING)
     lacking.load_state_dict(engine.state_dict())
-    with pytest.raises(UserError, match="lacks a completion of step 4"):
+    with pytest.raises(UserError, match="step 4 asks for other completions"):
         lacking.generate(requests, SAMPLING)

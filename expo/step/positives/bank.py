@@ -63,8 +63,7 @@ class Bank:
         Raises UserError where there is none, where it was written for another prompt, or where its part was changed.
         """
         step = request.key.step
-        if step not in self.steps:
-            self.steps = next((self._read(path) for path, covered in self.parts().items() if step in covered), {})
+        self.load(step)
         row = self.steps.get(step, {}).get(request.key.row)
         if row is None or row[0] != request.prompt:
             told = "has no explanation" if row is None else "has an explanation of another prompt"
@@ -73,6 +72,11 @@ class Bank:
                 "several nodes train, give an output_dir that all of them see"
             )
         return Completion(request.prompt, row[1], [], row[2], request.problem)
+
+    def load(self, step: int) -> None:
+        """Read the part that covers a step, unless it is the one in memory."""
+        if step not in self.steps:
+            self.steps = next((self._read(path) for path, covered in self.parts().items() if step in covered), {})
 
     def _read(self, path: Path) -> dict[int, Entries]:
         def parse(table: pa.Table) -> dict[int, Entries]:
