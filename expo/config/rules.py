@@ -340,13 +340,12 @@ def of_a_step_ahead(cfg: Config) -> Rules:
         "snapshot" not in (positives.writer, cfg.hints.writer),
         f"{ahead}: a snapshot is taken of a policy that is being trained; set positives.explainer=reference or current",
     )
-    for name, off in {"measure_every": 0, "cache_steps": 0, "selection": ("first", "oracle_sound")}.items():
-        value = getattr(positives, name, None)
-        rest = off if isinstance(off, tuple) else (off,)
+    for name, blind in {"measure_every": [0], "cache_steps": [0], "selection": ["first", "oracle_sound"]}.items():
+        value = getattr(positives, name, blind[0])
         yield (
-            value in (None, *rest),
+            value in blind,
             f"{ahead}: positives.{name}={value} scores under a policy that is being trained; set "
-            f"positives.{name}={rest[0]}",
+            f"positives.{name}={blind[0]}",
         )
     yield (
         not getattr(cfg.hints, "measure_every", 0),
