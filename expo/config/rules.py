@@ -3,6 +3,8 @@
 What a group says of its own keys stands in its dataclass, as do all rules of an option of a user's own package.
 """
 
+from typing import Any
+
 from expo.config.algorithm import AlgorithmConf, DPOConf, GRPOConf, PositivesOnlyConf, SFTConf
 from expo.config.distillation import SelfDistillationConf
 from expo.config.hints import HintsConf, PrefixConf, SelfHintConf
@@ -340,7 +342,8 @@ def of_a_step_ahead(cfg: Config) -> Rules:
         "snapshot" not in (positives.writer, cfg.hints.writer),
         f"{ahead}: a snapshot is taken of a policy that is being trained; set positives.explainer=reference or current",
     )
-    for name, blind in {"measure_every": [0], "cache_steps": [0], "selection": ["first", "oracle_sound"]}.items():
+    unscored: dict[str, list[Any]] = {"measure_every": [0], "cache_steps": [0], "selection": ["first", "oracle_sound"]}
+    for name, blind in unscored.items():
         value = getattr(positives, name, blind[0])
         yield (
             value in blind,
