@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
-from rich.console import Console
 
 from expo.config import UserError, build, check, compose_config, make_folder, take_options
 from expo.config.dataset import columns_of
@@ -60,8 +59,7 @@ def main(arguments: list[str]) -> int:
     columns = mapping(Path(data), options)
     overrides += [f"dataset.columns.{part}={quoted(column)}" for part, column in columns.items()]
     overrides += [f"dataset.answer_pattern={quoted(pattern)}"] if pattern else []
-    taken = {column.partition(".")[0] for column in columns.values()} | set(columns.values())
-    look(overrides, [column for column in columns_of(Path(data), set()) if column not in taken])
+    look(overrides)
     make_folder(folder, "init")
     (folder / "plan.yaml").write_text(PLAN.format(name=folder.resolve().name, data=in_yaml(overrides)))
     (folder / "README.md").write_text(
@@ -108,19 +106,16 @@ def mapping(path: Path, given: Mapping[str, str]) -> dict[str, str]:
     return chosen
 
 
-def look(overrides: Sequence[str], others: Sequence[str]) -> None:
-    """Read the file as a run would, and print what becomes of its rows. Raises UserError where nothing is left.
-
-    Args: others, columns that are no part of a problem.
-    """
+def look(overrides: Sequence[str]) -> None:
+    """Read the file as a run would, and print what becomes of its rows. Raises UserError where nothing is left."""
     cfg = compose_config([*overrides, "model=random_tiny"])
     check(cfg)
     with Verifier(cfg.verifier) as verifier:
         reader = build(cfg.dataset, verifier)
         train, held_out = reader.train(), reader.evaluation()
-    Console().print(reader.account().table())
+    reader.account().show()
     mapped = ", ".join(o.removeprefix("dataset.columns.") for o in overrides if o.startswith("dataset.columns."))
-    print(f"columns: {mapped}" + (f"; the prompt does not show {', '.join(others)}" if others else ""))
+    print(f"columns: {mapped}")
     kinds = {kind for source in reader.account().sources for kind in source.kinds}
     print(
         f"answers are compared as {', '.join(sorted(kinds))}; try: expo verify {shlex.quote(train[0].answer)} ANSWER "

@@ -9,6 +9,7 @@ from rich.table import Table
 from expo.config import ANSWER_KINDS, UserError, VerifierConf, take_options
 from expo.ground.problem import Problem
 from expo.verifier.answers import fast_verdict, kind_for
+from expo.verifier.kinds import doubt
 from expo.verifier.pool import Verifier
 from expo.verifier.spelling import bare
 
@@ -35,6 +36,8 @@ def main(arguments: list[str]) -> int:
     how = kind_for(gold, kind)
     stated = _stated(how.form, gold)
     print(f"{bare(gold)}: {how.name}" + (f", {stated}" if stated else "") + (" (given)" if kind != "auto" else ""))
+    if kind == "auto" and (doubtful := doubt(gold)):
+        print(doubtful)
     table = Table("answer", "states", "verdict", "by", box=None, pad_edge=False)
     with Verifier(VerifierConf()) as verifier:
         problem = Problem("", "", gold, kind=kind)

@@ -1,11 +1,12 @@
 """Account of every data row: how many were read, used, skipped and why, held out."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from statistics import median
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
 from expo.data.checks import BadRow
@@ -33,14 +34,18 @@ class Source:
     solutions: int = 0
     answer_characters: list[float] = field(default_factory=list)
     kinds: dict[str, int] = field(default_factory=dict)  # of answers, the commonest first
+    unshown: list[str] = field(default_factory=list)  # columns that are no part of a problem
 
     def skip(self, line: int, why: BadRow) -> None:
         self.skipped.setdefault(why.reason, []).append(line)
         self.examples.setdefault(why.reason, why.detail)
 
-    def use(self, problems: Sequence[tuple[int, Problem]]) -> None:
-        """Count the rows that can be used. Args: (line number, problem)."""
+    def use(self, problems: Sequence[tuple[int, Problem]], taken: Container[str] | None = None) -> None:
+        """Count the rows that can be used. Args: (line number, problem); taken, the columns that problems are made of,
+        where that is known."""
         self.used = len(problems)
+        columns = dict.fromkeys(column for _, p in problems for column in p.columns)
+        self.unshown = [] if taken is None else [column for column in columns if column not in taken]
         self.solutions = sum(p.solution is not None for _, p in problems)
         self.answer_characters = extremes([len(p.answer) for _, p in problems])
         for line, p in problems:
@@ -54,9 +59,13 @@ class Source:
                 (self.duplicates if earlier.answer == p.answer else self.contradictions).append(line)
 
     @property
-    def reasons(self) -> str:
-        """Return why rows were skipped, with the first lines; "" where none was."""
-        return "; ".join(f"{_lines(lines)}: {why}" for why, lines in self.skipped.items())
+    def told(self) -> str:
+        """Say how many rows can be used, and why the others give no problem, with the first lines."""
+        again = "asks what an earlier row asks; write into the question what tells them apart"
+        lost = {**self.skipped, again: sorted(self.duplicates + self.contradictions)}
+        reasons = [f"{_lines(lines)}: {why}" for why, lines in lost.items() if lines]
+        unshown = [f"the prompt does not show {', '.join(self.unshown)}"] if self.unshown else []
+        return "; ".join([f"{self.name}: {self.rows} rows, {self.used} usable", *reasons, *unshown])
 
 
 @dataclass
@@ -83,6 +92,11 @@ class Account:
     def record(self) -> dict[str, Any]:
         return asdict(self)
 
+    def show(self) -> None:
+        """Print the account of the rows that were read; generated data has none."""
+        if self.sources:
+            Console().print(self.table())
+
     def table(self) -> Table:
         """Format the account for people."""
         table = Table("", "data", "", show_header=False, box=None, pad_edge=False)
@@ -103,6 +117,8 @@ class Account:
             table.add_row("answers", f"{_spread(s.answer_characters)} characters")
             kinds = ", ".join(f"{count} {kind}" for kind, count in s.kinds.items())
             table.add_row("", kinds or "compared by a judge of your own")
+            if s.unshown:
+                table.add_row("not shown", f"{', '.join(s.unshown)}; write into the question what the model has to see")
         for name, part in self.parts.items():
             more = f"; {part.too_long} left out: prompt too long" if part.too_long else ""
             if name == "train" and self.asked_in_held_out:

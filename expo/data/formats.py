@@ -5,6 +5,7 @@ import logging
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 class MATH(Reader):
     """Hendrycks et al. (2021): problem, level ("Level 5"), type, solution with the answer in its last box."""
 
+    columns_taken = frozenset({"problem", "level", "type", "solution"})
+
     def problem(self, row: dict[str, Any], id: str) -> Problem:
         answer = last_boxed(row["solution"])
         if answer is None:
@@ -35,6 +38,8 @@ class MATH(Reader):
 class GSM8K(Reader):
     """Cobbe et al. (2021): the answer stands after `####`; calculator marks `<<…>>` are not text a policy should
     learn."""
+
+    columns_taken = frozenset({"question", "answer"})
 
     def problem(self, row: dict[str, Any], id: str) -> Problem:
         steps, mark, answer = row["answer"].rpartition("####")
@@ -72,6 +77,11 @@ class Columns(Reader):
         if solution is None or (isinstance(solution, float) and math.isnan(solution)):
             return None
         return None if text(solution, "solution").strip().lower() in NOTHING else str(solution)
+
+    @property
+    def columns_taken(self) -> frozenset[str]:
+        named = [getattr(self.conf.columns, part.name) for part in fields(self.conf.columns)]
+        return frozenset(named) | {name.partition(".")[0] for name in named}
 
     @property
     def takes_sentences(self) -> bool:

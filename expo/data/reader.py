@@ -84,8 +84,8 @@ class Reader:
             )
             if len(problems) < 2:
                 raise UserError(
-                    f"{self._held_out}: only 1 problem can be used ({self._told()}), and none is left to hold out; "
-                    "give more rows, or other rows as dataset.eval_path"
+                    f"{self._held_out}: only 1 problem{_of(levels)} can be used, and none is left to hold out "
+                    f"({self._told()}); mend these rows or give more, or other ones as dataset.eval_path"
                 )
             count = min(self.conf.eval_limit or 100, len(problems) // 2)  # of a small file, half is left to train on
         else:
@@ -129,18 +129,18 @@ class Reader:
 
     def _nonempty(self, problems: list[Problem], source: str, levels: list[Any]) -> list[Problem]:
         if not problems:
-            wanted = f" of dataset.levels={levels}" if levels else ""
             raise UserError(
-                f"{source}: no usable problem{wanted} is left ({self._told()}); check the rows, the columns and the "
-                "levels"
+                f"{source}: no usable problem{_of(levels)} is left ({self._told()}); check rows, columns and levels"
             )
         return problems
 
     def _told(self) -> str:
-        return ", ".join(
-            f"{s.name}: {s.rows} rows, {s.used} usable" + (f", skipped: {s.reasons}" if s.skipped else "")
-            for s in self.sources
-        )
+        return ", ".join(source.told for source in self.sources)
+
+    @property
+    def columns_taken(self) -> frozenset[str] | None:
+        """Return the columns that problems are made of; None where no other one may matter."""
+        return None
 
     @property
     def takes_sentences(self) -> bool:
@@ -202,7 +202,7 @@ class Reader:
                 self._skip(source, line, why)
         if any(isinstance(p.level, str) for _, p in used):  # if one level is a word (hard, 4.5), all are
             used = [(line, replace(p, level=None if p.level is None else str(p.level))) for line, p in used]
-        source.use(used)
+        source.use(used, self.columns_taken)
         if source.skipped:
             log.warning(
                 "%s: skipped %d rows that cannot be used, kept %d",
@@ -257,6 +257,10 @@ class Reader:
             ) from error
         rows: Iterable[dict[str, Any]] = datasets.concatenate_datasets(parts)
         return rows
+
+
+def _of(levels: list[Any]) -> str:
+    return f" of dataset.levels={levels}" if levels else ""
 
 
 def set_apart(problems: list[Problem], count: int) -> tuple[list[Problem], list[Problem]]:

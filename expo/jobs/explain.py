@@ -48,7 +48,8 @@ def explain(cfg: Config) -> int:
 
     set_up_process(cfg)
     with Verifier(cfg.verifier, final=cfg.prompts.final) as verifier:
-        module, _, _ = build_run(cfg, verifier)
+        module, _, account = build_run(cfg, verifier)
+        account.show()
         pipeline, tools, explanations = module.pipeline, module.pipeline.tools, list[Explanation]()
         engine = pipeline.engines.explanations
         assert isinstance(engine, BankedEngine)

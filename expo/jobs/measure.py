@@ -10,8 +10,7 @@ from expo.evaluation.files import save_rows
 from expo.evaluation.kinds import COLUMNS, KINDS, Samples, cell, first_of_each_level, summarize
 from expo.evaluation.samples import add_measures, check_steps, sample
 from expo.jobs.process import set_up_process
-from expo.jobs.wiring import load_model, longest_prompt, make_engine, rollout_sampling, solve_limit
-from expo.loggers.tracking import Session, chosen_loggers, log_measured
+from expo.jobs.wiring import load_model, longest_prompt, make_engine, measuring_loggers, rollout_sampling, solve_limit
 from expo.runs.directory import Run
 from expo.runs.hub import ask_hub
 from expo.runs.reading import read_rows
@@ -32,7 +31,7 @@ def measure_samples(cfg: Config, run: Run) -> None:
     ask_hub([], scored=[cfg])
     conf = cfg.diagnose
     run.enter()
-    loggers = chosen_loggers(Session(cfg, run.dir, command="diagnose"))
+    loggers = measuring_loggers(cfg, run.dir, "diagnose")
     model, tokenizer, prompts = load_model(cfg)
     model.eval()
     makers = [prompts.solve_ids, prompts.explain_ids]
@@ -68,7 +67,12 @@ def measure_samples(cfg: Config, run: Run) -> None:
         "done", problems=len(problems), samples=conf.samples, judge=conf.judge.model if conf.judge.base_url else None,
         unjudged=sum(row["right_steps"] is None for row in rows) if conf.judge.base_url else None,
     )  # fmt: skip
-    log_measured(loggers, record, "samples", [{k: row[k] for k in ("kind", "completion", *COLUMNS)} for row in rows])
+    if loggers:
+        from expo.loggers.tracking import log_measured
+
+        log_measured(
+            loggers, record, "samples", [{k: row[k] for k in ("kind", "completion", *COLUMNS)} for row in rows]
+        )
     run.write(record)
 
 

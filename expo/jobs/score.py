@@ -12,8 +12,7 @@ from expo.data.reader import Reader
 from expo.evaluation.evaluate import Evaluation
 from expo.ground.problem import Problem
 from expo.jobs.process import set_up_process
-from expo.jobs.wiring import load_model, make_engine, make_evaluator, solve_limit
-from expo.loggers.tracking import TABLE_ROWS, Session, chosen_loggers, log_measured
+from expo.jobs.wiring import load_model, make_engine, make_evaluator, measuring_loggers, solve_limit
 from expo.runs.arms import settings_in, settings_of
 from expo.runs.directory import Run
 from expo.runs.hub import ask_hub
@@ -30,7 +29,7 @@ def evaluate(cfg: Config, run: Run) -> None:
     set_up_process(cfg)
     ask_hub([], scored=[cfg])
     run.enter()  # what an earlier run left in it stays until there is something new
-    loggers = chosen_loggers(Session(cfg, run.dir, command="evaluate"))
+    loggers = measuring_loggers(cfg, run.dir, "evaluate")
     warn_of_other_settings(cfg)
     model, tokenizer, prompts = load_model(cfg)
     with Verifier(cfg.verifier, final=cfg.prompts.final) as verifier:
@@ -50,7 +49,10 @@ def evaluate(cfg: Config, run: Run) -> None:
         Evaluation(greedy, {}).save(run.dir / "completions" / "greedy.parquet")
     run.metrics = tally.metrics(cfg.k) | tally.sampling_metrics(greedy, cfg.k)
     record = run.record("done", problems=len(problems), part=cfg.dataset.part)
-    log_measured(loggers, record, "completions/eval", first_rows(path, TABLE_ROWS) if loggers else [])
+    if loggers:
+        from expo.loggers.tracking import TABLE_ROWS, log_measured
+
+        log_measured(loggers, record, "completions/eval", first_rows(path, TABLE_ROWS))
     run.write(record)
 
 

@@ -4,11 +4,11 @@ import logging
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from expo.algorithms.base import Algorithm, Components
 from expo.algorithms.pairs import PairStore
 from expo.config import (
     Config,
@@ -49,6 +49,10 @@ from expo.step.problems import ProblemSampler, within_length
 from expo.step.rewards import Reward, check_reward
 from expo.verifier.pool import Verifier
 
+if TYPE_CHECKING:
+    from expo.algorithms.base import Algorithm
+    from expo.loggers.tracking import Tracker
+
 log = logging.getLogger(__name__)
 
 
@@ -78,11 +82,13 @@ def read_prompts_rightly(cfg: Config, policy: PreTrainedModel, ranks: Ranks = AL
         )
 
 
-def build_run(cfg: Config, verifier: Verifier, commit: str | None = None) -> tuple[Algorithm, Evaluator, Account]:
+def build_run(cfg: Config, verifier: Verifier, commit: str | None = None) -> tuple["Algorithm", Evaluator, Account]:
     """Wire data, models and engines of a training run. Raises UserError for a model or data set that cannot be loaded.
 
     Args: commit, of the model on the hub, that the run began with.
     """
+    from expo.algorithms.base import Algorithm, Components  # Lightning's: 2 s of imports
+
     torch.manual_seed(cfg.seed)
     divide_evenly(cfg)
     ranks = verifier.ranks
@@ -354,6 +360,16 @@ def make_evaluator(
         e.seed,
         own_reward(cfg, verifier),
     )
+
+
+def measuring_loggers(cfg: Config, directory: Path, command: str) -> list["Tracker"]:
+    """Return the logger that `logger=` names, of a command that only measures; none for logger=none, without importing
+    Lightning."""
+    if not cfg.logger._target_:
+        return []
+    from expo.loggers.tracking import Session, chosen_loggers
+
+    return chosen_loggers(Session(cfg, directory, command=command))
 
 
 def own_reward(cfg: Config, verifier: Verifier) -> Reward | None:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import IO, Any
 
 from omegaconf import OmegaConf
-from rich.console import Console
 
 from expo.config import Config, arm_identity, data_content, identity, make_folder, run_dir, run_id, run_mark
 from expo.config.key import shown
@@ -144,8 +143,8 @@ class Run:
         }
         with beside(self.dir / "data.json") as partial:
             partial.write_text(json.dumps(account.record() | {"ignored": unread}, indent=1))
+        account.show()
         if account.sources:
-            Console().print(account.table())
             for key, remedy in unread.items():
                 print(f"{key} is not looked at: {remedy}")
 

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from expo.verifier import answer_forms
-from expo.verifier.kinds import KINDS, Kind, compact, kind_of
+from expo.verifier.kinds import KINDS, OPTIONS, Kind, compact, kind_of, option, option_text
 from expo.verifier.numbers import is_arithmetic, number, numbers_in_a_row, quantity
 from expo.verifier.spelling import bare, spelled
 
@@ -31,13 +31,22 @@ def kind_for(gold: str, kind: str = AUTO) -> Kind:
     return KINDS[kind_of(gold) if kind == AUTO else kind]
 
 
+def _compared(answer: str, gold: str, kind: str) -> tuple[str, Kind]:
+    """Return what an answer is compared with, and how. Where it states no letter, that is the text of the right option:
+    `5` is right for `A. 5`."""
+    how = kind_for(gold, kind)
+    if how.form is option and option(answer) not in OPTIONS and (text := option_text(gold)):
+        return text, kind_for(text)
+    return gold, how
+
+
 def fast_verdict(answer: str, gold: str, kind: str = AUTO) -> Verdict | None:
     """Return the verdict where the kind of the gold answer settles it; None where math-verify has to look."""
     if answer == gold and answer:
         return Verdict.CORRECT
     if not (ours := bare(answer)):
         return Verdict.UNPARSEABLE
-    how = kind_for(gold, kind)
+    gold, how = _compared(answer, gold, kind)
     if how.name not in ("exact", "json") and compact(ours) == compact(bare(gold)):
         return Verdict.CORRECT
     verdict = _verdict_by_form(answer, gold, how)
@@ -78,7 +87,8 @@ def judge(answer: str, gold: str, kind: str = AUTO) -> Verdict:
     from math_verify import parse
     from sympy import Rational
 
-    answer, gold, how = spelled(answer), spelled(gold), kind_for(gold, kind)
+    gold, how = _compared(answer, gold, kind)
+    answer, gold = spelled(answer), spelled(gold)
     wanted = quantity(gold) if how.numeric else None
     # Without its own alarm-based limits: the kill is the limit, and nothing escapes it.
     golds = (

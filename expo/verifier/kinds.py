@@ -55,6 +55,9 @@ NOTATION = re.compile(
     r"\\begin\{cases\}|\\(?:pmod|bmod|mod|equiv|prime|angle|triangle)(?![a-zA-Z])|[a-zA-Z)]'|\\frac\{d|\bd[a-z]\s*/\s*d[a-z]\b"
 )
 _FORMULA = re.compile(r"\d*(?:[\[(]*[A-Z][a-z]?(?:_?\{?\d+\}?)?[\])]*(?:_?\{?\d+\}?)?)+(?:\^?\{?\d*[-+]\}?)?")
+OPTIONS = frozenset("ABCDEFGHIJ")
+# What is an option and nothing else. `A. Rome` may be a name, and `b` a symbol: see `doubt`.
+_OPTION = r"[A-Z]|\(?[A-Za-z]\)|\(?[A-J]\) \S.*|\(?[a-j]\) [\w$].*|[A-Ja-j]\. (?:[\d$\\(+-]|[a-z]\b).*"
 # A letter of an option, but where it is a part of a text, behind a word or a number: "Vitamin C", "10 C".
 _NAMES_ANOTHER = re.compile(
     r"[A-J]\)|\([A-J]\b|(?:^|[^\w\s]\s*|\b(?:be|is|it|its|s|say|think|choose|pick|option|choice|answer|then|also|actually)\s+)"
@@ -69,7 +72,13 @@ def option(text: str) -> str | None:
     match = re.fullmatch(r"\(?([A-Za-z])(?:\)|[.:](?=\s|$)|(?=$))\s*(.*)", plain, re.DOTALL)
     if match and (_NAMES_ANOTHER.search(match[2]) or set(re.findall("[a-z]+", match[2].lower())) & TURNS):
         return None
-    return None if match is None else match[1].upper() if match[1].upper() in "ABCDEFGHIJ" else match[1]
+    return None if match is None else match[1].upper() if match[1].upper() in OPTIONS else match[1]
+
+
+def option_text(text: str) -> str:
+    """Return what an option says behind its letter; "" where it is a letter alone."""
+    match = re.fullmatch(r"\(?[A-Za-z](?:\)|[.:](?=\s))\s*(\S.*)", bare(text))
+    return match[1] if match else ""
 
 
 def date(text: str) -> tuple[Any, ...] | None:
@@ -310,6 +319,8 @@ def doubt(gold: str) -> str | None:
         return "a date whose order is not known: it is right in this order alone; write it as 2024-06-05"
     if re.fullmatch(r"[1-9]\d{0,2}(?:,\d{3})+", bare(gold)) and "!" not in gold and "{" not in gold:
         return "one number in groups of digits; write a list with spaces: 100, 200"
+    if kind_of(gold) != "option" and option(gold) in OPTIONS:
+        return "read as a name or a formula, and as no option; for options take verifier=choice"
     return None
 
 
@@ -341,7 +352,7 @@ def _is_words(plain: str) -> bool:
 
 # In this order: what comes first is what the gold answer is.
 _TESTS: list[tuple[str, Callable[[str], bool]]] = [
-    ("option", lambda plain: re.fullmatch(r"[A-Z]|\(?[A-Za-z]\)|\(?[A-J]\) \S.*", plain) is not None),
+    ("option", lambda plain: re.fullmatch(_OPTION, plain) is not None),
     ("date", lambda plain: date(plain) is not None),
     ("time", is_time),
     ("exact", lambda plain: re.fullmatch("0[01]{3,}", plain) is not None),  # bits

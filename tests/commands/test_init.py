@@ -34,7 +34,8 @@ def here(tmp_path, monkeypatch):
 def test_a_study_from_a_file_whose_columns_are_guessed(here, monkeypatch, capsys):
     code, said = expo(monkeypatch, capsys, "init", "study", "data=my rows.jsonl")
     assert code == 0
-    assert "columns: question=problem, answer=result, solution=cot; the prompt does not show choices\n" in said.out
+    assert "columns: question=problem, answer=result, solution=cot\n" in said.out
+    assert "not shown choices; write into the question" in " ".join(said.out.split())
     assert "1 (line 5): the answer is a sentence" in " ".join(said.out.split())
     assert Request("study", "cpu").title == "study-cpu"
     runs = Request("study/plan.yaml", "cpu").runs()

@@ -383,6 +383,15 @@ def test_help_and_config_errors_load_nothing_heavy():
     assert done.stdout.strip() == "2 []"
 
 
+def test_what_only_measures_loads_no_trainer():
+    script = (
+        "import sys, expo.jobs.score, expo.jobs.measure\n"
+        "print(sorted({'lightning', 'torchmetrics', 'datasets', 'pandas', 'wandb', 'vllm'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 @pytest.mark.runs
 def test_identity_changes_with_what_changes_the_result_only(math_file):
     base = config.identity(compose_config())

@@ -346,10 +346,33 @@ def test_the_account_of_the_data(tmp_path):
 
 def test_one_good_row_is_not_called_none(tmp_path):
     path = own_file(tmp_path, [{"question": "1 + 1?", "answer": "2"}, {"question": "?"}])
-    with pytest.raises(
-        UserError, match=r"only 1 problem can be used .*2 rows, 1 usable.*no column 'answer'.*eval_path"
-    ):
+    with pytest.raises(UserError, match=r"only 1 problem can be used.*2 rows, 1 usable.*no column 'answer'.*eval_path"):
         reader("dataset=custom", f"dataset.path={path}").train()
+
+
+def test_one_problem_alone_says_why_the_other_rows_are_none(tmp_path):
+    rows = [{"question": "Which one?", "answer": "ABCD"[i % 4], "choices": [i]} for i in range(12)]
+    path = own_file(tmp_path, rows)
+    told = r"only 1 problem can be used.*11 \(lines 2, 3, .*asks what an earlier row asks; write .*show choices\); mend"
+    with pytest.raises(UserError, match=told):
+        reader("dataset=custom", f"dataset.path={path}").train()
+    rows = [row | {"question": f"{i}?", "level": i} for i, row in enumerate(rows)]
+    levels = ("dataset.columns.level=level", "dataset.levels=[3]")
+    with pytest.raises(UserError, match=r"only 1 problem of dataset\.levels=\[3\] can be used.*12 rows, 12 usable"):
+        reader("dataset=custom", f"dataset.path={own_file(tmp_path, rows)}", *levels).train()
+
+
+def test_columns_that_no_prompt_shows_are_named(tmp_path, math_file, capsys):
+    rows = [row | {"choices": "A) 1 B) 2", "of": {"level": 1}, "why": "none"} for row in twenty()]
+    columns = ("dataset.columns.level=of.level", "dataset.columns.solution=why")
+    data = reader("dataset=custom", f"dataset.path={own_file(tmp_path, rows)}", *columns)
+    data.train()
+    data.account().show()
+    assert "choices; write into the question" in " ".join(capsys.readouterr().out.split())
+    assert data.account().record()["sources"][0]["unshown"] == ["choices"]
+    data = reader("dataset=math", f"dataset.path={math_file}")
+    data.train()
+    assert data.sources[0].unshown == []
 
 
 @pytest.mark.parametrize(
@@ -589,13 +612,13 @@ def test_a_question_that_is_asked_twice_is_evaluated_once(tmp_path):
 
 
 def test_the_account_tells_what_may_be_meant_otherwise(tmp_path):
-    answers = ["05/06/2024", "28/07/1914", "100,200", "1000", r"1{,}000", "07/08/2024"]
+    answers = ["05/06/2024", "28/07/1914", "100,200", "1000", r"1{,}000", "07/08/2024", "A. Rome", "b", "A. 5", "x"]
     data = reader(
         "dataset=custom",
         f"dataset.path={own_file(tmp_path, [{'question': f'{i}?', 'answer': a} for i, a in enumerate(answers)])}",
     )
     data.whole()
-    assert [lines for _, lines in sorted(data.sources[0].doubts.items())] == [[1, 6], [3]]
+    assert [lines for _, lines in sorted(data.sources[0].doubts.items())] == [[1, 6], [3], [7, 8]]
 
 
 def test_the_account_tells_the_kinds_of_answers(tmp_path):

@@ -203,8 +203,13 @@ RIGHT = {
         ("(C)", "C", "c)"),
         ("\\text{D}", "(D)"),
         ("B", "B) Vitamin C", "(B) 10 C", "B) Paris is the capital", "B. Paris, because I know", "(B) is correct"),
-        ("A) Rome", "A", "(A)", "A) Rome", "a"),
+        ("A) Rome", "A", "(A)", "A) Rome", "a", "Rome"),
         ("b)", "B", "b", "(b)"),
+        ("A. 5", "A", "5", "A. 5", "(A)", "5.0", "A) 5"),
+        ("b) Rome", "b", "B", "Rome", "(b) Rome"),
+        ("(A) \\frac{1}{2}", "A", "1/2", "0.5"),
+        ("C. $x^2+1$", "C", "x^2+1", "1+x^2"),
+        ("D) x", "x", "d"),
     ],
     "Markdown and HTML around it": [
         ("5", "**5**", "`5`", "<b>5</b>", "<strong>5</strong>"),
@@ -470,6 +475,8 @@ WRONG = {
     "another option": [
         ("A", "B) 5", "B", "(B)", "A and B", "AB", "Apple"),
         ("(C)", "(D)"),
+        ("A. 5", "B", "B. 5", "6", "A or B", "55"),
+        ("B) Rome", "A", "Paris", "A) Rome", "A: no"),
     ],
     "another currency, or words that turn it": [
         ("€29", "$29", "£29"),
@@ -498,7 +505,7 @@ WRONG = {
     "found by attack, 2026-11-29": [
         ("A", "(A) or (B)", "(A), (B)", "(A)(B)", "A. B. C. D.", "A) is wrong; B is right", "A: no"),
         ("A", "A) is B", "A) I think B", "A: it is B", "A) Rome. B", "A) is what many say", "A, B"),
-        ("A) Rome", "B", "Rome", "B) Rome"),
+        ("A) Rome", "B", "Paris", "B) Rome"),
         ("(C)", "C: not C"),
         ("x", "X"),
         ("a+b", "A+B"),
