@@ -34,6 +34,8 @@ from expo.model.policy import load_tokenizer
 
 Judge = Callable[[str, str], bool]  # of a question and the answer in a completion's last box
 ROWS = 25  # at a time
+SCORED = 20  # of expo's completions
+END = "<|im_end|>"
 CHAT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 BOXED = "\n\nReason step by step, and put your final answer within \\boxed{}."
 
@@ -55,17 +57,40 @@ def in_box(completion: str) -> str:
     return (re.findall(r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}", completion) or [""])[-1]
 
 
-@torch.no_grad()
-def generated(source: str, prompts: Sequence[str], temperature: float, tokens: int) -> list[tuple[str, int]]:
-    """Return a completion of each prompt, and its tokens with the one that ends it."""
+def loaded(source: str) -> tuple[Any, Any]:
+    """Return the model, by transformers alone, and its tokenizer."""
     file = {"gguf_file": Path(source).name} if is_gguf(source) else {}
     model: Any = AutoModelForCausalLM.from_pretrained(
         Path(source).parent if file else source, dtype=torch.float32, **file
     )
-    tokenizer: Any = load_tokenizer(source)  # expo's: transformers splits the digits of SmolLM2's file otherwise
+    return model.eval(), load_tokenizer(source)  # expo's: transformers splits the digits of SmolLM2's file otherwise
+
+
+@torch.no_grad()
+def worst_logp(
+    model: Any, tokenizer: Any, prompts: Sequence[str], rows: Sequence[dict[str, Any]], temperature: float
+) -> tuple[float, int]:
+    """Return the largest difference between a completion's log-probability as expo tells it and as the model has it,
+    over those whose text gives its tokens again, and how many these are."""
+    apart = []
+    for prompt, row in zip(prompts, rows, strict=False):
+        asked = tokenizer(prompt)["input_ids"]
+        said = tokenizer(row["completion"], add_special_tokens=False)["input_ids"]
+        said += [] if row["truncated"] else [tokenizer.convert_tokens_to_ids(END)]
+        if len(said) == row["tokens"]:
+            logits = model(torch.tensor([asked + said])).logits[0, len(asked) - 1 : -1]
+            ours = (logits / temperature).log_softmax(-1)[range(len(said)), said].sum().item()
+            apart.append(abs(ours - row["logp"]))
+    return max(apart), len(apart)
+
+
+@torch.no_grad()
+def generated(
+    model: Any, tokenizer: Any, prompts: Sequence[str], temperature: float, tokens: int
+) -> list[tuple[str, int]]:
+    """Return a completion of each prompt, and its tokens with the one that ends it."""
     tokenizer.padding_side, made = "left", []
-    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    model.eval()
+    end = tokenizer.convert_tokens_to_ids(END)
     for start in range(0, len(prompts), ROWS):
         batch = tokenizer(list(prompts[start : start + ROWS]), return_tensors="pt", padding=True)
         ids = model.generate(
@@ -100,7 +125,10 @@ def main(arguments: list[str]) -> int:
     prompts = [CHAT.format(row["question"] + more) for row in rows]
     torch.manual_seed(0)
     limit, temperature = conf["rollout"]["max_completion_tokens"], conf["evaluation"]["temperature"]
-    made = generated(located(conf["model"]["path"]), prompts, temperature, limit)
+    model, tokenizer = loaded(located(conf["model"]["path"]))
+    worst, count = worst_logp(model, tokenizer, prompts[:SCORED], rows, temperature)
+    print(f"log-probabilities of {count} of expo's completions: at most {worst:.1e} nats from the model's")
+    made = generated(model, tokenizer, prompts, temperature, limit)
     right = [float(judge(row["question"], in_box(text))) for row, (text, _) in zip(rows, made, strict=True)]
     pairs = {
         "pass@1": ([float(row["verdict"] == "correct") for row in rows], right),
