@@ -54,7 +54,8 @@ def sums(question: str, answer: str) -> bool:
 
 def in_box(completion: str) -> str:
     """Return what stands in a completion's last box; "" without one."""
-    return (re.findall(r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}", completion) or [""])[-1]
+    found: list[str] = re.findall(r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}", completion)
+    return found[-1] if found else ""
 
 
 def loaded(source: str) -> tuple[Any, Any]:
@@ -130,7 +131,7 @@ def main(arguments: list[str]) -> int:
     print(f"log-probabilities of {count} of expo's completions: at most {worst:.1e} nats from the model's")
     made = generated(model, tokenizer, prompts, temperature, limit)
     right = [float(judge(row["question"], in_box(text))) for row, (text, _) in zip(rows, made, strict=True)]
-    pairs = {
+    pairs: dict[str, tuple[list[float], list[float]]] = {
         "pass@1": ([float(row["verdict"] == "correct") for row in rows], right),
         "tokens": ([row["tokens"] for row in rows], [length for _, length in made]),
         "boxed": ([float(bool(in_box(row["completion"]))) for row in rows], [float(bool(in_box(t))) for t, _ in made]),
