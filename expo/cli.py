@@ -327,8 +327,8 @@ def _run_command(command: str, cfg: Any) -> int:
 
 def _run_process(command: str, arguments: list[str], jobs: int) -> None:
     """Make one run of a sweep in a new process, which frees its memory at the end."""
-    from expo.runs.processes import run_apart, run_environment
+    from expo.jobs.warm import run_expo
+    from expo.runs.processes import run_environment, visible_gpus
 
-    code = run_apart([sys.executable, "-m", "expo", command, *arguments], env=run_environment(jobs))
-    if code:
+    if code := run_expo([command, *arguments], run_environment(jobs), warm=not visible_gpus()):
         raise RunFailed(code)

@@ -37,10 +37,15 @@ def importing() -> Iterator[None]:
 
 def run_apart(command_line: list[str], **options: Any) -> int:
     """Run a process that a Ctrl-C in the terminal does not reach: this one forwards the signal and waits."""
-    if multiprocessing.current_process().name != "MainProcess":  # in a launcher's worker, which has only to wait
+    obey_launcher()
+    return subprocess.run(command_line, check=False, start_new_session=True, **options).returncode
+
+
+def obey_launcher() -> None:
+    """Let a launcher's worker, which has only to wait for its run, end with the launcher, and not by a Ctrl-C."""
+    if multiprocessing.current_process().name != "MainProcess":
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         end_with(os.getppid(), signal.SIGKILL)  # else it would wait for ever for more; the run goes on to its end
-    return subprocess.run(command_line, check=False, start_new_session=True, **options).returncode
 
 
 def end_with(parent: int, number: int) -> None:
@@ -57,10 +62,18 @@ def run_environment(jobs: int) -> dict[str, str]:
     return {"OMP_NUM_THREADS": share_of_cores(jobs)} | os.environ | {"EXPO_SWEEP": "1"}
 
 
+def visible_gpus() -> list[str]:
+    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",") if named else [str(i) for i in range(torch.cuda.device_count())]
+
+
 def stop_runs(number: int, frame: FrameType | None) -> None:
     """Start no further run of a sweep, hand the signal to those under way, and wait for their checkpoints."""
     children = psutil.Process().children(recursive=True)
-    runs = [child for child in children if "expo" in child.cmdline()]
+    runs = [child for child in children if "expo" in child.cmdline() or _is_fork(child)]
     launchers = [child for child in children if any("loky" in word for word in child.cmdline())]
     for launcher in launchers:
         launcher.suspend()  # killed now, joblib would kill the runs of all of them
@@ -71,6 +84,11 @@ def stop_runs(number: int, frame: FrameType | None) -> None:
     for launcher in launchers:
         launcher.kill()
     os._exit(128 + number)
+
+
+def _is_fork(process: psutil.Process) -> bool:
+    """Return whether a process is a run of `expo.jobs.warm`: it has the command line of what it was forked from."""
+    return "expo.jobs.warm" in process.cmdline() and os.getsid(process.pid) == process.pid
 
 
 def _alive(process: psutil.Process) -> bool:

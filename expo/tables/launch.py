@@ -9,7 +9,6 @@ import fcntl
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -28,7 +27,8 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
 from expo.config import conf_dir, register
-from expo.runs.processes import run_apart, run_environment, stop_runs
+from expo.jobs.warm import run_expo
+from expo.runs.processes import run_environment, stop_runs, visible_gpus
 
 POLL_S = 2.0  # between two looks for free GPUs
 
@@ -41,10 +41,10 @@ def launch(jobs: list[dict[str, Any]], logs: Path, hydra_overrides: list[str]) -
     def task(composed: DictConfig) -> int:
         hydra = HydraConfig.get()
         job = jobs[int(hydra.job.num)]
-        command = [sys.executable, "-m", "expo", job["command"], *job["overrides"]]
-        with (logs / f"{job['name']}.log").open("w") as log, own_gpus(visible_gpus, job["devices"]) as gpus:
+        arguments, log = [job["command"], *job["overrides"]], logs / f"{job['name']}.log"
+        with own_gpus(visible_gpus, job["devices"]) as gpus:
             environment = run_environment(hydra.launcher.get("n_jobs", 1)) | gpus
-            return run_apart(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+            return run_expo(arguments, environment, log, warm=not gpus)
 
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         hydra = GlobalHydra.instance().hydra
@@ -53,14 +53,6 @@ def launch(jobs: list[dict[str, Any]], logs: Path, hydra_overrides: list[str]) -
         context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(cfg))
         launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=cfg)
         launcher.launch([job["overrides"] for job in jobs], initial_job_idx=0)
-
-
-def visible_gpus() -> list[str]:
-    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    import torch
-
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return named.split(",") if named else [str(i) for i in range(torch.cuda.device_count())]
 
 
 @contextmanager

@@ -1,0 +1,64 @@
+"""Runs of a sweep that are forks of a warm process."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from expo.jobs import warm
+from expo.runs.processes import run_environment
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="runs are forks on Linux alone")
+
+
+def servers() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children(recursive=True) if "expo.jobs.warm" in child.cmdline()]
+
+
+def test_runs_are_forks_of_one_process_until_the_code_is_edited_or_it_is_killed(tmp_path, monkeypatch):
+    log, environment = tmp_path / "log", run_environment(1)
+    assert warm.run_expo(["--version"], environment, log, warm=True) == 0
+    assert log.read_text().startswith("expo ")
+    (server,) = servers()
+    assert warm.run_expo(["tarin"], environment, log, warm=True) == 2
+    assert "did you mean train?" in log.read_text()
+    assert servers() == [server]
+    monkeypatch.setattr(warm, "_edited", lambda: 1)  # a file of the package was written
+    assert warm.run_expo(["--version"], environment, warm=True) == 0
+    server.wait()
+    (server,) = servers()
+    server.kill()
+    assert warm.run_expo(["--version"], environment, log, warm=True) == 0  # from nothing
+    assert log.read_text().startswith("expo ")
+    assert not servers()
+
+
+SWEEP = """\
+import signal, sys
+from expo.jobs.warm import run_expo
+from expo.runs.processes import run_environment, stop_runs
+
+signal.signal(signal.SIGTERM, stop_runs)
+run_expo(sys.argv[1:], run_environment(1), warm=True)
+"""
+
+
+@pytest.mark.runs
+@pytest.mark.long
+def test_a_stopped_sweep_stops_the_fork_with_a_checkpoint(tmp_path):
+    train = ["train", "debug=tiny", "trainer.max_steps=5000", "evaluation.every=0", f"output_dir={tmp_path}"]
+    with subprocess.Popen([sys.executable, "-c", SWEEP, *train], stdout=subprocess.DEVNULL) as sweep:
+        while not list(tmp_path.glob("*/*/checkpoints/*.ckpt")):
+            assert sweep.poll() is None
+            time.sleep(0.1)
+        children = psutil.Process(sweep.pid).children(recursive=True)
+        sweep.send_signal(signal.SIGTERM)
+        assert sweep.wait() == 128 + signal.SIGTERM
+    (summary,) = tmp_path.glob("*/*/summary.json")
+    assert json.loads(summary.read_text())["status"] == "stopped"
+    psutil.wait_procs(children, timeout=60)
+    assert not any(child.is_running() for child in children)
