@@ -327,8 +327,7 @@ def _run_command(command: str, cfg: Any) -> int:
 
 def _run_process(command: str, arguments: list[str], jobs: int) -> None:
     """Make one run of a sweep in a new process, which frees its memory at the end."""
-    from expo.jobs.warm import run_expo
-    from expo.runs.processes import run_environment, visible_gpus
+    from expo.runs.processes import run_environment, run_expo, visible_gpus
 
     if code := run_expo([command, *arguments], run_environment(jobs), warm=not visible_gpus()):
         raise RunFailed(code)

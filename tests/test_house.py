@@ -119,8 +119,8 @@ ROOMS = (
     "training jobs commands notebook cli __main__"
 )
 
-# The process of one device is a program of its own, and ends as a command does.
-UP = {("expo/jobs/device.py", "cli")}
+# The process of one device, and of a run that is a fork, are programs of their own, and end as a command does.
+UP = {("expo/jobs/device.py", "cli"), ("expo/jobs/warm.py", "cli")}
 
 
 def own_imports():

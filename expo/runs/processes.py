@@ -9,12 +9,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import lru_cache
+from multiprocessing.connection import Connection
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import psutil
 
+import expo
 from expo.ground.ranks import share_of_cores
 
 
@@ -39,6 +43,38 @@ def run_apart(command_line: list[str], **options: Any) -> int:
     """Run a process that a Ctrl-C in the terminal does not reach: this one forwards the signal and waits."""
     obey_launcher()
     return subprocess.run(command_line, check=False, start_new_session=True, **options).returncode
+
+
+def run_expo(arguments: list[str], environment: dict[str, str], log: Path | None = None, warm: bool = False) -> int:
+    """Run `expo` in a process of its own, which a Ctrl-C in the terminal does not reach. Returns its exit code.
+
+    Args: log, a file for what it prints, None for this process's own output; warm, fork a warm process for it.
+    """
+    if warm and sys.platform == "linux":
+        obey_launcher()
+        try:
+            asked = _server(_edited(), tuple(environment.items()))
+            asked.send((arguments, log))
+            return int(asked.recv())
+        except (EOFError, OSError):  # it was killed; where its run goes on, the one started here waits for it
+            _server.cache_clear()
+    with nullcontext() if log is None else log.open("w") as file:
+        return run_apart([sys.executable, "-m", "expo", *arguments], env=environment, stdout=file, stderr=file)
+
+
+def _edited() -> int:
+    """Return when a file of the package was last changed: what is imported is good until then."""
+    return max(path.stat().st_mtime_ns for path in Path(expo.__file__).parent.rglob("*.py"))
+
+
+@lru_cache(maxsize=1)
+def _server(edited: int, environment: tuple[tuple[str, str], ...]) -> Connection:
+    """Start the warm process of this one; the one before ends when its connection is closed."""
+    ours, theirs = multiprocessing.Pipe()
+    with theirs:
+        command = [sys.executable, "-m", "expo.jobs.warm", str(theirs.fileno())]
+        subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=dict(environment))
+    return ours
 
 
 def obey_launcher() -> None:
@@ -73,8 +109,8 @@ def visible_gpus() -> list[str]:
 def stop_runs(number: int, frame: FrameType | None) -> None:
     """Start no further run of a sweep, hand the signal to those under way, and wait for their checkpoints."""
     children = psutil.Process().children(recursive=True)
-    runs = [child for child in children if "expo" in child.cmdline() or _is_fork(child)]
-    launchers = [child for child in children if any("loky" in word for word in child.cmdline())]
+    runs = [child for child in children if _is_run(child)]
+    launchers = [child for child in children if any("loky" in word for word in _command_line(child))]
     for launcher in launchers:
         launcher.suspend()  # killed now, joblib would kill the runs of all of them
     for run in runs:
@@ -86,9 +122,18 @@ def stop_runs(number: int, frame: FrameType | None) -> None:
     os._exit(128 + number)
 
 
-def _is_fork(process: psutil.Process) -> bool:
-    """Return whether a process is a run of `expo.jobs.warm`: it has the command line of what it was forked from."""
-    return "expo.jobs.warm" in process.cmdline() and os.getsid(process.pid) == process.pid
+def _is_run(process: psutil.Process) -> bool:
+    """Return whether a process is a run: a fork of `expo.jobs.warm`, which has its command line, leads a session."""
+    line = _command_line(process)
+    return "expo" in line or ("expo.jobs.warm" in line and os.getsid(process.pid) == process.pid)
+
+
+def _command_line(process: psutil.Process) -> list[str]:
+    """Return a process's command line; [] where it has ended meanwhile."""
+    try:
+        return list(process.cmdline())
+    except psutil.Error:
+        return []
 
 
 def _alive(process: psutil.Process) -> bool:

@@ -27,8 +27,7 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
 from expo.config import conf_dir, register
-from expo.jobs.warm import run_expo
-from expo.runs.processes import run_environment, stop_runs, visible_gpus
+from expo.runs.processes import run_environment, run_expo, stop_runs, visible_gpus
 
 POLL_S = 2.0  # between two looks for free GPUs
 

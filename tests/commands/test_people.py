@@ -16,10 +16,10 @@ from expo.config.from_run import config_from_run, restore
 from expo.config.naming import what_differs
 from expo.data.reader import set_apart
 from expo.ground.problem import Problem
-from expo.jobs import warm
 from expo.loggers.offline import read_offline
 from expo.loggers.sync import sync
 from expo.model import optimizers
+from expo.runs import processes
 from expo.tables.plan import load_plan, plan_runs
 
 
@@ -35,7 +35,7 @@ def test_what_all_siblings_share_stands_last_and_gives_way_first():
 
 def test_runs_of_a_sweep_are_called_by_what_tells_them_apart(tmp_path, monkeypatch):
     lines = []
-    monkeypatch.setattr(warm, "run_expo", lambda line, environment, warm: lines.append(line) or 0)
+    monkeypatch.setattr(processes, "run_expo", lambda line, environment, warm: lines.append(line) or 0)
     line = [
         "-m",
         "hydra/launcher=basic",

@@ -9,8 +9,8 @@ import time
 import psutil
 import pytest
 
-from expo.jobs import warm
-from expo.runs.processes import run_environment
+from expo.runs import processes
+from expo.runs.processes import run_environment, run_expo
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="runs are forks on Linux alone")
 
@@ -21,26 +21,26 @@ def servers() -> list[psutil.Process]:
 
 def test_runs_are_forks_of_one_process_until_the_code_is_edited_or_it_is_killed(tmp_path, monkeypatch):
     log, environment = tmp_path / "log", run_environment(1)
-    assert warm.run_expo(["--version"], environment, log, warm=True) == 0
+    assert run_expo(["--version"], environment, log, warm=True) == 0
     assert log.read_text().startswith("expo ")
     (server,) = servers()
-    assert warm.run_expo(["tarin"], environment, log, warm=True) == 2
+    assert run_expo(["tarin"], environment, log, warm=True) == 2
     assert "did you mean train?" in log.read_text()
     assert servers() == [server]
-    monkeypatch.setattr(warm, "_edited", lambda: 1)  # a file of the package was written
-    assert warm.run_expo(["--version"], environment, warm=True) == 0
+    monkeypatch.setattr(processes, "_edited", lambda: 1)  # a file of the package was written
+    assert run_expo(["--version"], environment, warm=True) == 0
     server.wait()
     (server,) = servers()
     server.kill()
-    assert warm.run_expo(["--version"], environment, log, warm=True) == 0  # from nothing
+    server.wait()
+    assert run_expo(["--version"], environment, log, warm=True) == 0  # from nothing
     assert log.read_text().startswith("expo ")
     assert not servers()
 
 
 SWEEP = """\
 import signal, sys
-from expo.jobs.warm import run_expo
-from expo.runs.processes import run_environment, stop_runs
+from expo.runs.processes import run_environment, run_expo, stop_runs
 
 signal.signal(signal.SIGTERM, stop_runs)
 run_expo(sys.argv[1:], run_environment(1), warm=True)

@@ -13,7 +13,7 @@ from hydra.core.plugins import Plugins
 
 from expo import cli
 from expo.config import run_dir
-from expo.jobs import warm
+from expo.runs import processes
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_a_run_of_a_sweep_returns_pass_at_the_largest_k(seen, tmp_path, monkeypa
         (folder := run_dir(compose_config(*line, f"seed={seed}"))).mkdir(parents=True)
         metrics = {"pass@1": 0.1, "pass@2": 0.25 * (seed + 1)}
         (folder / "summary.json").write_text(json.dumps({"status": "done", "metrics": metrics}))
-    monkeypatch.setattr(warm, "run_expo", lambda arguments, environment, warm: 0)
+    monkeypatch.setattr(processes, "run_expo", lambda arguments, environment, warm: 0)
     monkeypatch.setattr(sys, "argv", ["expo", command, "-m", "hydra/launcher=basic", *line, "seed=0,1"])
     with pytest.raises(SystemExit) as ended:
         cli.main()
