@@ -129,7 +129,7 @@ def test_dpo(preference, rpo):
     theirs = DPOTrainer._compute_loss(trainer, model, inputs, return_outputs=False)
     chosen, rejected = ((ours_logp * MASK).sum(dim=1) - ref_totals).chunk(2)
     lengths = LENGTHS.float().view(2, half)
-    ours = losses.preference_loss(chosen, rejected, lengths, 0.3, 0.0, preference).mean()
+    ours = losses.preference_loss(chosen, rejected, lengths, 0.3, 0.0, preference)[0].mean()
     nll = (losses.token_weights(MASK[:half], "token_mean", LIMIT) * losses.sft_loss(ours_logp[:half])).sum()
     ours = ours + rpo * nll
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)

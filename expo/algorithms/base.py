@@ -1,7 +1,7 @@
 """What every algorithm shares: the frame of a step, and the stream of positives."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -140,15 +140,14 @@ class Algorithm(Updates):
         """Return rows on the module's device, from token ids."""
         return token_batch(prompts, completions, self.pipeline.tools.tokenizer.pad_token_id, self.device)
 
-    def score(self, model: nn.Module, batch: TokenBatch, temperature: float = 1.0) -> Tensor:
-        """Return log-probabilities `[B, T]`; see `expo.model.scoring.score`."""
-        with self.dropping(model):
-            return score(model, batch, temperature, self.trainer_conf.packing, self.trainer_conf.shared)
-
-    def dropping(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Return the context in which a model is scored: with its dropout where there is a gradient and
-        `trainer.dropout` asks for it."""
-        return with_dropout(model) if self.trainer_conf.dropout and torch.is_grad_enabled() else nullcontext()
+    def score(
+        self, model: nn.Module, batch: TokenBatch, temperature: float = 1.0, with_entropy: bool = False
+    ) -> Tensor:
+        """Return `expo.model.scoring.score`; with dropout where there is a gradient and `trainer.dropout` asks for
+        it."""
+        conf = self.trainer_conf
+        with with_dropout(model) if conf.dropout and torch.is_grad_enabled() else nullcontext():
+            return score(model, batch, temperature, conf.packing, conf.shared, with_entropy)
 
     @torch.no_grad()
     def reference_score(self, batch: TokenBatch, temperature: float = 1.0) -> Tensor:

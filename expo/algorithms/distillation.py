@@ -10,8 +10,7 @@ OP²SD (2608.09228) are choices among the keys.
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
-from typing import cast
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -19,21 +18,13 @@ from torch import Tensor, nn
 from expo.algorithms.base import Components, StepSums
 from expo.algorithms.divergences import Divergence, capped
 from expo.algorithms.grpo import GRPO
-from expo.algorithms.terms import Rows, Scored, Surrogate, Term
+from expo.algorithms.terms import Rows, Scored, Term
 from expo.config import SelfDistillationConf, functions_of
 from expo.model.policy import as_initial, in_evaluation
 from expo.model.scoring import TokenBatch, score_beside
 from expo.step.experience import Experience, Group
 from expo.step.privilege import PRIVILEGES, privileged_prompts, wrong_answer
 from expo.step.sums import COUNT, SUM, TOTAL
-
-
-@dataclass(frozen=True)
-class Opinion:
-    """What a teacher says of a micro-batch's tokens, `[b, T]` each."""
-
-    divergence: Tensor  # of student and teacher
-    guided: Tensor  # 1 on the tokens that the teacher judges
 
 
 class Distill(Term):
@@ -54,17 +45,9 @@ class Distill(Term):
         sums.per_update("loss/distill", 0.0)
 
     def __call__(self, scored: Scored, sums: StepSums) -> Tensor:
-        s, conf, opinion = scored, self.conf, cast(Opinion, scored.opinion)
-        ratio = s.moved.clamp(max=conf.ratio_cap)
-        loss = conf.distill_weight * opinion.guided * ratio * capped(opinion.divergence, conf.cap)
-        return s.own * s.trust * loss
-
-
-class GuidedSurrogate(Surrogate):
-    """The surrogate whose advantages a teacher shapes, token by token."""
-
-    def active(self, rows: Rows) -> Tensor:
-        return super().active(rows) | rows.guided
+        s, conf = scored, self.conf
+        assert s.divergence is not None
+        return s.trust * (conf.distill_weight * s.moved.clamp(max=conf.ratio_cap) * capped(s.divergence, conf.cap))
 
 
 def evenness(sums: StepSums) -> float | None:
@@ -93,9 +76,7 @@ class SelfDistillation(GRPO):
 
     def make_terms(self) -> list[Term]:
         surrogate, *others = super().make_terms()
-        if self.conf.signal == "divergence":
-            return [surrogate, Distill(self.conf), *others]
-        return [GuidedSurrogate(self.conf, self.learning.member_shaping), *others]
+        return [surrogate, *([Distill(self.conf)] if self.conf.signal == "divergence" else []), *others]
 
     def rows(self, e: Experience, groups: Sequence[Group]) -> Rows:
         rows = super().rows(e, groups)
@@ -117,7 +98,7 @@ class SelfDistillation(GRPO):
 
     def update(self, experience: Experience) -> StepSums:
         sums = super().update(experience)
-        tokens = sum(len(c.ids) for group in experience.groups for c in group.completions)
+        tokens = sum(len(c.ids) for group in self.chosen(experience) for c in group.completions)
         # Declared in a step in which no row is guided, too: a mean over steps is of all steps.
         sums.mean("distill/guided_frac", 0, tokens * sums.updates)
         sums.mean("distill/gap", 0, 0)
@@ -141,19 +122,15 @@ class SelfDistillation(GRPO):
         sums.mean("distill/divergence", divergence.sum(), guided.sum())
         sums.total("_divergence_squares", divergence.square().sum())
         if self.conf.signal == "divergence":
-            return replace(scored, opinion=Opinion(beside.divergence, guided))
+            return replace(scored, divergence=beside.divergence * guided)
         signal = gap
         if wrong:
             with torch.no_grad(), self.teacher() as teacher:
-                against = self._aligned(self.score(teacher, wrong[0], temperature), wrong[0], part)
+                against = self.score(teacher, wrong[0], temperature)[wrong[0].mask.bool()]
+            against = torch.zeros_like(part.mask).masked_scatter(part.mask.bool(), against)
             signal = (beside.teacher_logp - against) * guided
         shaped = scored.advantages.unsqueeze(1) + self.conf.distill_weight * capped(signal, self.conf.cap)
         return replace(scored, token_advantages=shaped)
-
-    def _aligned(self, scores: Tensor, seen: TokenBatch, part: TokenBatch) -> Tensor:
-        """Return scores of tokens behind the teacher's prompts `seen`, moved to the positions that the same tokens have
-        in `part`."""
-        return torch.zeros_like(part.mask).masked_scatter(part.mask.bool(), scores[seen.mask.bool()])
 
     def teacher(self) -> AbstractContextManager[nn.Module]:
         """Return a context that gives the model which scores as the teacher."""

@@ -93,7 +93,7 @@ class DPO(Algorithm):
             log_ratio = logp - self.reference_score(part).sum(dim=1)
             chosen_ratio, rejected_ratio = log_ratio.chunk(2)
             lengths = torch.stack(part.mask.sum(dim=1).chunk(2))
-            per_pair = losses.preference_loss(
+            per_pair, margin = losses.preference_loss(
                 chosen_ratio, rejected_ratio, lengths, conf.beta, conf.label_smoothing, conf.preference
             )
             loss = per_pair.sum() / count
@@ -101,7 +101,6 @@ class DPO(Algorithm):
             sums.per_update("loss/preference", loss)
             sums.per_update("loss/total", loss)
             sums.total("throughput/tokens_trained", part.mask.sum())
-            margin = losses.preference_margin(chosen_ratio, rejected_ratio, lengths, conf.beta, conf.preference)
             chosen_logp, rejected_logp = logp.chunk(2)
             sums.mean("pair/margin", margin.sum(), len(first))
             sums.mean("pair/accuracy", (margin > 0).float().sum(), len(first))

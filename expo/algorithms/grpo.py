@@ -18,7 +18,7 @@ from expo.algorithms import losses
 from expo.algorithms.base import Algorithm, Components, StepSums
 from expo.algorithms.terms import KL, Entropy, Rows, Scored, Surrogate, Term
 from expo.config import GRPOConf
-from expo.model.scoring import TokenBatch, score_with_entropy
+from expo.model.scoring import TokenBatch
 from expo.step.experience import Candidate, Experience, Group
 from expo.step.problems import Retries
 
@@ -179,7 +179,7 @@ class GRPO(Algorithm):
         conf, temperature = self.conf, self.pipeline.tools.sampling.temperature
         entropy = None
         if logp is None and any(term.needs_entropy for term in self.terms):
-            logp, entropy = self.score_with_entropy(part, temperature)
+            logp, entropy = self.score(self.policy, part, temperature, with_entropy=True)
         elif logp is None:
             logp = self.score(self.policy, part, temperature)
         # 1 for each token, whatever share of it a term's mask counts: that share is in `weights`.
@@ -197,9 +197,3 @@ class GRPO(Algorithm):
             logp, old_logp, mask, on_policy, off_policy, advantages, advantages, trust,
             partial(self.reference_score, part, temperature), entropy,
         )  # fmt: skip
-
-    def score_with_entropy(self, part: TokenBatch, temperature: float) -> tuple[Tensor, Tensor]:
-        """Return the policy's log-probabilities and the entropy of its next token: `[b, T]` each."""
-        conf = self.trainer_conf
-        with self.dropping(self.policy):
-            return score_with_entropy(self.policy, part, temperature, conf.packing, conf.shared)

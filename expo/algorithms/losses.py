@@ -37,10 +37,6 @@ def _leave_one_out(rewards: Tensor, members: Tensor, baseline: Tensor) -> Tensor
     return rewards - others / (baseline.sum(dim=1, keepdim=True) - baseline)
 
 
-def _none(rewards: Tensor, members: Tensor, baseline: Tensor) -> Tensor:
-    return torch.zeros_like(rewards)
-
-
 # (rewards, members, baseline), each [P, G] -> advantages [P, G]
 ADVANTAGES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = functions_of(
     GRPOConf,
@@ -49,7 +45,7 @@ ADVANTAGES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = functions_of
         "group_norm": _group_norm,  # (R - mean) / std (GRPO, arXiv 2402.03300)
         "mean": _mean,  # R - mean (Dr. GRPO, 2503.20783)
         "leave_one_out": _leave_one_out,  # R - mean of the others (RLOO, 2402.14740)
-        "none": _none,  # rewards are not learned from
+        "none": lambda rewards, members, baseline: torch.zeros_like(rewards),  # rewards are not learned from
     },
 )
 
@@ -120,10 +116,6 @@ def token_weights(mask: Tensor, aggregation: str, max_tokens: int) -> Tensor:
     return AGGREGATIONS[aggregation](mask.float(), max_tokens)
 
 
-def _token(log_ratio: Tensor, mask: Tensor) -> Tensor:
-    return log_ratio
-
-
 def _sequence(log_ratio: Tensor, mask: Tensor) -> Tensor:
     mean = (log_ratio * mask).sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True).clamp(min=1)
     return mean.expand_as(log_ratio)
@@ -133,7 +125,7 @@ RATIOS: dict[str, Callable[[Tensor, Tensor], Tensor]] = functions_of(
     GRPOConf,
     "ratio",
     {
-        "token": _token,  # π_θ / π_old of each token (GRPO)
+        "token": lambda log_ratio, mask: log_ratio,  # π_θ / π_old of each token (GRPO)
         "sequence": _sequence,  # its geometric mean over the sequence (GSPO, arXiv 2507.18071, eq. 7)
     },
 )
@@ -223,21 +215,13 @@ def off_policy_loss(logp: Tensor, advantages: Tensor, shaping: float) -> Tensor:
     return -ratio * advantages.unsqueeze(1)
 
 
-def _no_correction(log_ratio: Tensor, mask: Tensor) -> Tensor:
-    return torch.zeros_like(log_ratio)
-
-
-def _whole_sequence(log_ratio: Tensor, mask: Tensor) -> Tensor:
-    return (log_ratio * mask).sum(dim=1, keepdim=True).expand_as(log_ratio)
-
-
 CORRECTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = functions_of(
     GRPOConf,
     "sampler_correction",
     {
-        "none": _no_correction,
-        "token": _token,
-        "sequence": _whole_sequence,
+        "none": lambda log_ratio, mask: torch.zeros_like(log_ratio),
+        "token": lambda log_ratio, mask: log_ratio,
+        "sequence": lambda log_ratio, mask: (log_ratio * mask).sum(dim=1, keepdim=True).expand_as(log_ratio),
     },
 )
 
@@ -253,21 +237,13 @@ def sampler_weights(old_logp: Tensor, sampler_logp: Tensor, mask: Tensor, correc
     return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp().clamp(max=cap)
 
 
-def _k1(log_ratio: Tensor) -> Tensor:
-    return log_ratio
-
-
-def _k2(log_ratio: Tensor) -> Tensor:
-    return 0.5 * log_ratio.square()
-
-
 def _k3(log_ratio: Tensor) -> Tensor:
     inverse = (-log_ratio).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     return torch.expm1(inverse) - inverse
 
 
 KL_ESTIMATORS: dict[str, Callable[[Tensor], Tensor]] = functions_of(
-    GRPOConf, "kl_estimator", {"k1": _k1, "k2": _k2, "k3": _k3}
+    GRPOConf, "kl_estimator", {"k1": lambda delta: delta, "k2": lambda delta: 0.5 * delta.square(), "k3": _k3}
 )
 
 
@@ -285,29 +261,6 @@ def kl(logp: Tensor, ref_logp: Tensor, estimator: str) -> Tensor:
 def sft_loss(logp: Tensor) -> Tensor:
     """Return the negative log-likelihood per token. Args: logp `[B, T]`. Returns `[B, T]`."""
     return -logp
-
-
-def _summed(chosen: Tensor, rejected: Tensor, lengths: Tensor) -> Tensor:
-    return chosen - rejected
-
-
-def _by_token(chosen: Tensor, rejected: Tensor, lengths: Tensor) -> Tensor:
-    lengths = lengths.clamp(min=1)
-    chosen_mean: Tensor = chosen / lengths[0]
-    rejected_mean: Tensor = rejected / lengths[1]
-    return chosen_mean - rejected_mean
-
-
-# (chosen, rejected, lengths) -> how much more the policy has moved towards the chosen completion, as the loss sees it
-APART: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = functions_of(
-    DPOConf, "preference", {"sigmoid": _summed, "ipo": _by_token}
-)
-
-
-def preference_margin(chosen: Tensor, rejected: Tensor, lengths: Tensor, beta: float, preference: str) -> Tensor:
-    """Return β times the difference of the log-ratios that the loss of a preference sees. Args: see `preference_loss`.
-    Returns `[B]`."""
-    return beta * APART[preference](chosen, rejected, lengths)
 
 
 def _sigmoid(margin: Tensor, beta: float, label_smoothing: float) -> Tensor:
@@ -331,12 +284,13 @@ PREFERENCES: dict[str, Callable[[Tensor, float, float], Tensor]] = functions_of(
 
 def preference_loss(
     chosen: Tensor, rejected: Tensor, lengths: Tensor, beta: float, label_smoothing: float, preference: str
-) -> Tensor:
-    """Return the loss of each pair.
+) -> tuple[Tensor, Tensor]:
+    """Return the loss of each pair, and its margin: β times how much more the policy has moved towards the chosen one.
 
     Args: chosen, rejected `[B]`, log π_θ(c|q) - log π_ref(c|q) summed over the tokens of each completion; lengths
-    `[2, B]`, their tokens; preference, a key of `PREFERENCES`. Returns `[B]`.
+    `[2, B]`, their tokens; preference, a key of `PREFERENCES`. Returns two `[B]`.
     """
-    return PREFERENCES[preference](
-        preference_margin(chosen, rejected, lengths, beta, preference), beta, label_smoothing
-    )
+    if preference == "ipo":
+        chosen, rejected = torch.stack([chosen, rejected]) / lengths.clamp(min=1)
+    margin = beta * (chosen - rejected)
+    return PREFERENCES[preference](margin, beta, label_smoothing), margin

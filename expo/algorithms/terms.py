@@ -9,7 +9,6 @@ add up.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,7 +48,7 @@ class Scored:
     trust: Tensor  # [b, T], weight that corrects the sampler, see `losses.sampler_weights`
     reference_logp: Callable[[], Tensor]  # computes log π_ref `[b, T]`, at a pass of the reference
     entropy: Tensor | None = None  # [b, T], of the next-token distribution; where a term `needs_entropy`
-    opinion: Any = None  # what a teacher says of these rows, see `distillation.Opinion`
+    divergence: Tensor | None = None  # [b, T], of policy and teacher, 0 where the teacher does not guide
 
     @property
     def moved(self) -> Tensor:
@@ -89,7 +88,7 @@ class Surrogate(Term):
         self.conf, self.member_shaping = conf, member_shaping
 
     def active(self, rows: Rows) -> Tensor:
-        return rows.advantages.bool()  # a group of equal rewards has no policy gradient
+        return rows.advantages.bool() | rows.guided  # a group of equal rewards has no policy gradient
 
     def __call__(self, scored: Scored, sums: StepSums) -> Tensor:
         s = scored

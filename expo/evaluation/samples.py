@@ -47,8 +47,10 @@ def sample(problems: list[Problem], engine: Engine, tools: Tools, samples: int) 
         answers = [(i, SHOWN[shown](batch, groups, i, tools)) for i in range(len(problems))]
         explained = [(i, replace(problems[i], answer=answer)) for i, answer in answers if answer is not None]
         ids = tools.prompts.explain_ids(tools.tokenizer, [p for _, p in explained])
-        written = _generate(engine, tools, [tuple(prompt) for prompt in ids for _ in range(samples)], kind)
-        owners = [pair for pair in explained for _ in range(samples)]
+        # A wrong answer may be a long one: the length of the problem's prompts was checked with the true answer.
+        asked = tools.fitting(dict(zip(explained, ids, strict=True)), 0, f"prompts of {kind} not used")
+        written = _generate(engine, tools, [prompt for prompt in asked.values() for _ in range(samples)], kind)
+        owners = [pair for pair in asked for _ in range(samples)]
         texts = tools.texts([c.ids for c in written])
         others += [
             {"kind": kind, "problem": i, "ids": c.ids, "completion": text, "judged_as": p}

@@ -43,7 +43,6 @@ def explain(cfg: Config) -> int:
     from expo.step.experience import Batch, Timer
     from expo.step.positives.bank import BankedEngine
     from expo.step.positives.properties import with_lift, with_logp
-    from expo.step.positives.sources import explanations_of
     from expo.verifier.pool import Verifier
 
     set_up_process(cfg)
@@ -56,7 +55,7 @@ def explain(cfg: Config) -> int:
         for step in range(cfg.trainer.max_steps):
             batch = Batch.of(module.sampler.batch(step), tools, step)
             everyone = range(len(batch.problems))
-            written = engine.generate(explanations_of(pipeline.source, batch, tools), tools.sampling)
+            written = engine.generate(pipeline.source.requests(batch, {}, everyone, tools), tools.sampling)
             candidates = pipeline.source.candidates(batch, {}, everyone, written, tools)
             asked = {i: answered for i, some in candidates.items() if (answered := [c for c in some if c.ids])}
             groups = pipeline.verify(batch, {i: [] for i in everyone})

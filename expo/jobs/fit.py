@@ -5,7 +5,7 @@ import os
 import resource
 import sys
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -84,14 +84,13 @@ def _make_run(cfg: Config, gpu: bool) -> int:
         # What the hub has may change; a run that goes on keeps what it began with.
         earlier = {} if cfg.fresh else Run.find(cfg).summary()
         module, evaluator, account = build_run(cfg, verifier, earlier.get("model_commit"))
-        run = Run.find(cfg)
-        with run.alone() if ranks.first and not is_watched() else nullcontext():
-            begin = ranks.by_first(lambda: prepare(cfg, run, module, evaluator, account))
+        with Run.find(cfg).alone() if ranks.first and not is_watched() else nullcontext():
+            begin = ranks.by_first(lambda: prepare(cfg, module, evaluator, account))
             if begin is None:
                 return 0
-            run = replace(begin.run, writes=ranks.first)
+            run, checkpoint = replace(begin[0], writes=ranks.first), begin[1]
             module.pairs = replace(module.pairs, own=run.dir / "pairs")
-            return fit(cfg, run, module, evaluator, begin.checkpoint)
+            return fit(cfg, run, module, evaluator, checkpoint)
 
 
 def check_devices(cfg: Config, gpu: bool) -> None:
@@ -111,17 +110,9 @@ def check_devices(cfg: Config, gpu: bool) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Begin:
-    """Starting point of a session: the run as its earlier sessions have left it, and its newest checkpoint."""
-
-    run: Run
-    checkpoint: Path | None
-
-
-def prepare(cfg: Config, run: Run, module: Algorithm, evaluator: Evaluator, account: Account) -> Begin | None:
-    """Make the run directory, or resume the run in it; None where the run is finished. The first process does it for
-    all.
+def prepare(cfg: Config, module: Algorithm, evaluator: Evaluator, account: Account) -> tuple[Run, Path | None] | None:
+    """Make the run directory, or resume the run in it. Returns the run as its earlier sessions have left it, and its
+    newest checkpoint; None where it is finished. The first process does it for all.
 
     Raises UserError where the run cannot go on, or has no room.
     """
@@ -145,7 +136,7 @@ def prepare(cfg: Config, run: Run, module: Algorithm, evaluator: Evaluator, acco
         step = step_of(checkpoint)  # after one that is evaluated, its own evaluation alone will do
         last_metrics = last_evaluation(run.dir, step if cfg.is_evaluated(step) else None)
         run.metrics = last_metrics if wanted in last_metrics else {}
-    return Begin(run, checkpoint)
+    return run, checkpoint
 
 
 def fit(cfg: Config, run: Run, module: Algorithm, evaluator: Evaluator, checkpoint: Path | None) -> int:

@@ -44,7 +44,7 @@ from expo.step.hints import NoHints
 from expo.step.pipeline import Engines, Pipeline
 from expo.step.positives.bank import Bank, BankedEngine, fingerprint
 from expo.step.positives.properties import Scorer
-from expo.step.positives.sources import PositiveSource, explanations_of
+from expo.step.positives.sources import PositiveSource
 from expo.step.problems import ProblemSampler, within_length
 from expo.step.rewards import Reward, check_reward
 from expo.verifier.pool import Verifier
@@ -105,7 +105,7 @@ def build_run(cfg: Config, verifier: Verifier, commit: str | None = None) -> tup
         print("activations are computed again in the backward pass; model.gradient_checkpointing=false keeps them")
     check_rounding(policy, cfg.model.dtype, cfg.optimizer.learning_rate)
     read_prompts_rightly(cfg, policy, ranks)
-    limit = solve_limit(cfg, policy)
+    limit = prompt_limit(cfg, policy, cfg.rollout.max_prompt_tokens)
     makers = [
         prompts.solve_ids,
         prompts.explain_ids,
@@ -124,14 +124,17 @@ def build_run(cfg: Config, verifier: Verifier, commit: str | None = None) -> tup
     generating = whole_copy.model if whole_copy else policy
     sampler = ProblemSampler(problems, cfg.trainer.problems_per_step, cfg.seed)
     source: PositiveSource = build(cfg.positives, of=PositiveSource)
-    tools = Tools(prompts, tokenizer, verifier, rollout_sampling(cfg), cfg.seed, longest_prompt(cfg, policy), ranks)
+    room = prompt_limit(cfg, policy, cfg.rollout.longest_prompt)
+    tools = Tools(prompts, tokenizer, verifier, rollout_sampling(cfg), cfg.seed, room, ranks)
     engines = make_engines(cfg, generating, reference, snapshot, tokenizer, ranks, whole_copy)
     if cfg.positives.from_bank(cfg.algorithm):
         bank = bank_of(cfg, generating)
         banked = BankedEngine(
             bank,
             cfg.trainer.max_steps,
-            lambda step: explanations_of(source, Batch.of(sampler.batch(step), tools, step), tools),
+            lambda step: source.requests(
+                Batch.of(sampler.batch(step), tools, step), {}, range(sampler.per_step), tools
+            ),
             engines.policy,
             lambda: initial_weights(cfg, policy, bank, ranks),
             ranks,
@@ -331,16 +334,6 @@ def prompt_limit(cfg: Config, model: PreTrainedModel, asked: int) -> int:
             "completion together; lower it"
         )
     return min(asked, limit - completion)
-
-
-def solve_limit(cfg: Config, model: PreTrainedModel) -> int:
-    """Return the tokens of the longest solve prompt that is taken; see `prompt_limit`."""
-    return prompt_limit(cfg, model, cfg.rollout.max_prompt_tokens)
-
-
-def longest_prompt(cfg: Config, model: PreTrainedModel) -> int:
-    """Return the tokens of the longest prompt that may show a solution or a hint; see `prompt_limit`."""
-    return prompt_limit(cfg, model, cfg.rollout.longest_prompt)
 
 
 def make_evaluator(

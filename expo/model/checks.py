@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from expo.config import UserError
 from expo.model.formats import error_in_4bit
-from expo.model.policy import causal_lm, computing
+from expo.model.policy import causal_lm, computing, in_evaluation
 from expo.model.scoring import score, token_batch
 
 # What a model raises that cannot do what it is asked for.
@@ -22,20 +22,15 @@ def check_scoring(model: PreTrainedModel, path: str) -> None:
     ids = torch.arange(1, 9, device=model.device).unsqueeze(0) % model.config.get_text_config().vocab_size
     causal = causal_lm(model)
     decoder, head = causal.get_decoder(), causal.get_output_embeddings()
-    training, factor, same = model.training, [1.0], []
-    model.eval()
+    factor, same = [1.0], []
     hook = head.register_forward_pre_hook(lambda _, given: (factor[0] * given[0],))
-    try:
-        with torch.no_grad(), computing(model):
-            for _ in range(2):
-                ours = head(decoder(input_ids=ids, use_cache=False).last_hidden_state).float()
-                theirs = model(input_ids=ids).logits.float()
-                same.append(torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2))
-                # Then with large logits: a cap leaves small ones, as a model without training has, nearly as they are.
-                factor[0] = 100 / max(ours.abs().max().item(), 1e-3)
-    finally:
-        hook.remove()
-        model.train(training)
+    with hook, torch.no_grad(), computing(model), in_evaluation(model):
+        for _ in range(2):
+            ours = head(decoder(input_ids=ids, use_cache=False).last_hidden_state).float()
+            theirs = model(input_ids=ids).logits.float()
+            same.append(torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2))
+            # Then with large logits: a cap leaves small ones, as a model without training has, nearly as they are.
+            factor[0] = 100 / max(ours.abs().max().item(), 1e-3)
     if not all(same):
         raise UserError(
             f"model.path={path}: {type(model).__name__} changes its logits after the output head, which expo does "
@@ -67,19 +62,16 @@ def reads_rightly(model: nn.Module, *, packed: bool = False, shared: bool = Fals
     An architecture that takes no positions, or no mask of its own, may ignore them without a word. So the scores have
     to be close, and have to stay what they are when the other rows hold other tokens.
     """
-    training, device = model.training, next(model.parameters()).device
-    model.eval()
+    device, pairs = next(model.parameters()).device, []
     try:
-        pairs = []
-        for other in ([1, 2, 3, 4], [4, 5, 1, 6]):
-            rows = token_batch([other, [5, 6], other, [5, 6]], [other, [2, 4, 1], other[:2], [1]], 0, device)
-            pairs.append((score(model, rows), score(model, rows, packed=packed, shared=shared)))
+        with in_evaluation(model):
+            for other in ([1, 2, 3, 4], [4, 5, 1, 6]):
+                rows = token_batch([other, [5, 6], other, [5, 6]], [other, [2, 4, 1], other[:2], [1]], 0, device)
+                pairs.append((score(model, rows), score(model, rows, packed=packed, shared=shared)))
     except torch.OutOfMemoryError:
         raise  # which says nothing of the model
     except UNABLE:
         return False
-    finally:
-        model.train(training)
     (plain, read), (plain_beside, read_beside) = pairs
     close = torch.allclose(plain, read, rtol=0, atol=rounding(model))
     # A mixture of experts rounds otherwise beside other tokens, however it is read.

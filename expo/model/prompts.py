@@ -59,58 +59,48 @@ class Prompts:
         ]
         return self._ids(tokenizer, texts, problems)
 
-    @property
-    def solve_with_hint(self) -> str | None:
-        """Return the template that shows a hint; None where a hint begins the completion."""
-        return self.conf.solve_with_hint
-
     def hint_ids(self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]) -> list[list[int]]:
         """Return token ids of the prompt that shows the answer and asks for a hint; without one, for an explanation."""
-        template = self.conf.hint or self.conf.explain
-        return self._ids(tokenizer, [_fill(template, question=p.question, answer=p.answer) for p in problems], problems)
+        return self._ask(tokenizer, self.conf.hint or self.conf.explain, problems, "answer")
 
     def solve_with_hint_ids(self, tokenizer: "PreTrainedTokenizerBase", problem: Problem, hint: str) -> list[int]:
         """Return token ids of q with a hint."""
-        assert self.conf.solve_with_hint is not None
-        return self._ids(
-            tokenizer, [_fill(self.conf.solve_with_hint, question=problem.question, hint=hint)], [problem]
-        )[0]
+        return self._ask(tokenizer, self.conf.solve_with_hint, [problem], hint=[hint])[0]
 
     def hint_from_solution_ids(
         self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]
     ) -> list[list[int]]:
         """Return token ids of the prompt that shows the expert's solution and asks for a hint."""
-        assert self.conf.hint_from_solution is not None
-        template = self.conf.hint_from_solution
-        texts = [_fill(template, question=p.question, answer=p.answer, solution=p.solution or "") for p in problems]
-        return self._ids(tokenizer, texts, problems)
+        return self._ask(tokenizer, self.conf.hint_from_solution, problems, "answer", "solution")
 
     def abstract_ids(
         self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem], explanations: Sequence[str]
     ) -> list[list[int]]:
         """Return token ids of the prompt that shows an explanation and asks for a hint."""
-        assert self.conf.abstract is not None
-        template = self.conf.abstract
-        texts = [
-            _fill(template, question=p.question, answer=p.answer, explanation=e)
-            for p, e in zip(problems, explanations, strict=True)
-        ]
-        return self._ids(tokenizer, texts, problems)
+        return self._ask(tokenizer, self.conf.abstract, problems, "answer", explanation=explanations)
 
     def go_on_ids(self, tokenizer: "PreTrainedTokenizerBase", problem: Problem, beginning: str) -> list[int]:
         """Return token ids of q with the beginning of a solution, and the request to continue it."""
-        assert self.conf.go_on is not None
-        return self._ids(
-            tokenizer, [_fill(self.conf.go_on, question=problem.question, beginning=beginning)], [problem]
-        )[0]
+        return self._ask(tokenizer, self.conf.go_on, [problem], beginning=[beginning])[0]
 
     def paraphrase_ids(self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]) -> list[list[int]]:
         """Return token ids of the prompt that shows the expert's solution and asks for it in the policy's own words."""
-        assert self.conf.paraphrase is not None
-        texts = [
-            _fill(self.conf.paraphrase, question=p.question, answer=p.answer, solution=p.solution or "")
-            for p in problems
-        ]
+        return self._ask(tokenizer, self.conf.paraphrase, problems, "answer", "solution")
+
+    def _ask(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        template: str | None,
+        problems: Sequence[Problem],
+        *shown: str,
+        **given: Sequence[str],
+    ) -> list[list[int]]:
+        """Return token ids of a template over questions. Args: shown, what it shows of each problem; given, more texts,
+        one for each."""
+        assert template is not None
+        of_problem = {name: [getattr(p, name) or "" for p in problems] for name in ("question", *shown)} | given
+        rows = zip(*of_problem.values(), strict=True)
+        texts = [_fill(template, **dict(zip(of_problem, row, strict=True))) for row in rows]
         return self._ids(tokenizer, texts, problems)
 
     def judge_text(self, problem: Problem, completion: str) -> str:

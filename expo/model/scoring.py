@@ -69,9 +69,15 @@ def token_batch(
 
 
 def score(
-    model: nn.Module, batch: TokenBatch, temperature: float = 1.0, packed: bool = False, shared: bool = False
+    model: nn.Module,
+    batch: TokenBatch,
+    temperature: float = 1.0,
+    packed: bool = False,
+    shared: bool = False,
+    with_entropy: bool = False,
 ) -> Tensor:
-    """Return the log-probability of each completion token: `[B, L - 1]` float32, zero off the mask.
+    """Return the log-probability of each completion token: `[B, L - 1]` float32, zero off the mask. With `with_entropy`
+    also the entropy of each next-token distribution at `temperature`, in nats: `[2, B, L - 1]`.
 
     The logits are divided by `temperature`, the one that the rollouts were sampled with, so that ratios compare the
     distributions that acted. Where there are more than LOGITS, they exist for some positions at a time and are
@@ -79,21 +85,6 @@ def score(
     position ids: no padding is computed. With `shared`, it reads a prompt that several rows have once, where the model
     can; only rounding differs.
     """
-    return _scored(model, batch, temperature, packed, shared, with_entropy=False)
-
-
-def score_with_entropy(
-    model: nn.Module, batch: TokenBatch, temperature: float = 1.0, packed: bool = False, shared: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Return log-probabilities as `score` does, and the entropy of each next-token distribution at `temperature`, in
-    nats, zero off the mask: `[B, L - 1]` each."""
-    logp, entropy = _scored(model, batch, temperature, packed, shared, with_entropy=True)
-    return logp, entropy
-
-
-def _scored(
-    model: nn.Module, batch: TokenBatch, temperature: float, packed: bool, shared: bool, with_entropy: bool
-) -> Tensor:
     causal = causal_lm(model)
     scorer = causal.score_tokens if is_sharded(causal) else partial(score_tokens, causal)
     with computing(model):
@@ -103,7 +94,7 @@ def _scored(
 def score_tokens(
     causal: Any, batch: TokenBatch, temperature: float, packed: bool, shared: bool, with_entropy: bool
 ) -> Tensor:
-    """Compute `score` `[B, L - 1]`, or `score_with_entropy` `[2, B, L - 1]`, in the current number format."""
+    """Compute `score`, in the current number format."""
     rows = hidden_before(causal, batch, packed, shared)
     wanted, head = batch.mask.bool(), causal.get_output_embeddings()
     chunk, logits = (_entropy_chunk, LOGITS // 2) if with_entropy else (_score_chunk, LOGITS)

@@ -22,6 +22,7 @@ _ROWS: tuple[tuple[Any, ...], ...] = (
     ("meta-llama/Llama-3.2-1B-Instruct", "llama", 2048, 8192, 16, 32, 8, 128256, True),
     ("meta-llama/Llama-3.2-3B-Instruct", "llama", 3072, 8192, 28, 24, 8, 128256, True),
     ("meta-llama/Llama-3.1-8B-Instruct", "llama", 4096, 14336, 32, 32, 8, 128256, False),
+    ("tiny", "qwen2", 64, 128, 2, 2, 1, 768, True),
 )
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     name: (kind, dict(zip(_FIELDS, values, strict=True))) for name, kind, *values in _ROWS
@@ -34,18 +35,6 @@ NAMES = {
     "1B": "meta-llama/Llama-3.2-1B-Instruct",
     "8B": "meta-llama/Llama-3.1-8B-Instruct",
 }
-SHAPES["tiny"] = (
-    "qwen2",
-    {
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "vocab_size": 768,
-        "tie_word_embeddings": True,
-    },
-)
 LEARNED = 8192  # tokens of the tokenizer: the others of a large vocabulary stand for no text
 
 

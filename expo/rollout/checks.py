@@ -6,7 +6,7 @@ from transformers import PreTrainedModel
 from expo.config import UserError
 from expo.config.errors import first_line
 from expo.model.checks import UNABLE, rounding
-from expo.model.policy import causal_lm
+from expo.model.policy import causal_lm, in_evaluation
 from expo.model.scoring import score, token_batch
 from expo.rollout.engine import Engine, Request, Sampling
 from expo.rollout.noise import SOLVE, Key
@@ -30,11 +30,9 @@ def check_decoding(engine: Engine, model: PreTrainedModel, path: str) -> None:
             f"model.path={path}: {kind} cannot be decoded with rollout=hf ({type(error).__name__}: "
             f"{first_line(error)}); use rollout=vllm"
         ) from error
-    training = model.training
-    model.eval()
     rows = token_batch([c.prompt for c in completions], [c.ids for c in completions], 0, model.device)
-    scored = score(model, rows)[rows.mask.bool()]
-    model.train(training)
+    with in_evaluation(model):
+        scored = score(model, rows)[rows.mask.bool()]
     sampled = torch.tensor([logp for c in completions for logp in c.logp], device=scored.device)
     if not torch.allclose(sampled, scored, rtol=0, atol=max(1e-3, rounding(model))):
         raise UserError(

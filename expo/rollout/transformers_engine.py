@@ -1,7 +1,6 @@
 """Rollouts with transformers, in-process, on the trainer's own weights."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from transformers import (
 
 from expo.config import RolloutConf
 from expo.ground.progress import counting
-from expo.model.policy import as_initial, causal_lm, computing
+from expo.model.policy import as_initial, causal_lm, computing, in_evaluation
 from expo.rollout.decoding import decoding, head_logits, roomy_cache
 from expo.rollout.engine import Completion, Engine, Follow, Request, Sampling, eos_ids
 from expo.rollout.noise import uniforms
@@ -40,21 +39,20 @@ class TransformersEngine(Engine):
         """See `Engine.generate`. What `follow` asks for waits until all `requests` have ended."""
         # Rows of like length side by side: less padding, and equal prompts stay together.
         order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt), requests[i].prompt))
-        training = self.model.training
-        self.model.eval()
         done: dict[int, Completion] = {}
-        with decoding(), computing(self.model), counting(len(order)) as at:
+        with decoding(), computing(self.model), in_evaluation(self.model), counting(len(order)) as at:
             for start in range(0, len(order), self.batch_size):
                 chosen = order[start : start + self.batch_size]
-                decoded = self._decode([requests[i] for i in chosen], sampling, partial(_at, at, start, len(chosen)))
+                decoded = self._decode([requests[i] for i in chosen], sampling, at, start)
                 done |= zip(chosen, decoded, strict=True)
-        self.model.train(training)
         completions = [done[i] for i in range(len(requests))]
         more = follow(dict(enumerate(completions))) if follow else []
         return completions + (self.generate(more, sampling) if more else [])
 
-    def _decode(self, requests: list[Request], sampling: Sampling, at: Callable[[float], None]) -> list[Completion]:
-        """Return the completions. Args: at, a function that is told the share of the completions that are done."""
+    def _decode(
+        self, requests: list[Request], sampling: Sampling, at: Callable[[float], None], before: int = 0
+    ) -> list[Completion]:
+        """Return the completions. Args: at, a function that is told how many are done, `before` ones among them."""
         device = self.model.device
         decoder, head = causal_lm(self.model).get_decoder(), self.model.get_output_embeddings()
         ends = self.eos_ids.to(device)
@@ -68,7 +66,7 @@ class TransformersEngine(Engine):
         lengths = torch.full((len(requests),), sampling.max_tokens, device=device)
         ended = torch.zeros(len(requests), dtype=torch.bool, device=device)
         for t in range(sampling.max_tokens):
-            at(t / sampling.max_tokens)
+            at(before + len(requests) * t / sampling.max_tokens)
             token, logp = sample(logits, noise[rows, t], sampling)
             tokens[rows, t], logps[rows, t] = token, logp
             finished = torch.isin(token, ends)
@@ -126,10 +124,6 @@ class UnadaptedEngine(TransformersEngine):
         """See `Engine.generate`."""
         with as_initial(self.model):
             return super().generate(requests, sampling, follow)
-
-
-def _at(at: Callable[[float], None], before: int, count: int, share: float) -> None:
-    at(before + count * share)
 
 
 def sample(logits: Tensor, noise: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from expo.config import EngineError, VLLMConf
 from expo.ground.files import Temporary
 from expo.ground.progress import counting
-from expo.model.policy import causal_lm, in_own_format
+from expo.model.policy import causal_lm, in_evaluation, in_own_format
 from expo.model.scoring import score, token_batch
 from expo.rollout.engine import Completion, Engine, Follow, Request, Sampling, eos_ids
 from expo.rollout.vllm_place import (
@@ -304,11 +304,9 @@ class VLLMEngine(Engine):
         theirs = torch.tensor(
             [entry[token].logprob for token, entry in zip(ids[1:], out.prompt_logprobs[1:], strict=True)]
         )
-        training = self.model.training
-        self.model.eval()
         batch = token_batch([ids[:1]], [ids[1:]], self.pad_id, self.device)
-        ours = score(self.model, batch)[batch.mask.bool()].float().cpu()
-        self.model.train(training)
+        with in_evaluation(self.model):
+            ours = score(self.model, batch)[batch.mask.bool()].float().cpu()
         return (ours - theirs).abs().mean().item()
 
     def generate(

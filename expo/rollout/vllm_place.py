@@ -61,18 +61,8 @@ def visible(devices: Sequence[int]) -> Iterator[None]:
 @contextmanager
 def alone() -> Iterator[None]:
     """Hide the other devices of the run from processes that start within the context: an engine has no part in them."""
-    of_group = (
-        "RANK",
-        "LOCAL_RANK",
-        "WORLD_SIZE",
-        "NODE_RANK",
-        "GROUP_",
-        "ROLE_",
-        "LOCAL_WORLD_SIZE",
-        "MASTER_",
-        "TORCHELASTIC_",
-    )
-    before = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith(of_group)}
+    of_group = "RANK LOCAL_RANK WORLD_SIZE NODE_RANK GROUP_ ROLE_ LOCAL_WORLD_SIZE MASTER_ TORCHELASTIC_"
+    before = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith((*of_group.split(),))}
     try:
         yield
     finally:

@@ -1,9 +1,11 @@
 """What one step has to learn from: plain data, made once by the stages of `expo.step.pipeline`."""
 
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +17,9 @@ from expo.model.prompts import Prompts
 from expo.rollout.engine import Completion, Sampling
 from expo.verifier.answers import Verdict
 from expo.verifier.pool import Verifier
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class Timer:
@@ -50,6 +55,13 @@ class Tools:
     def texts(self, ids: Sequence[Sequence[int]]) -> list[str]:
         """Decode completions for the verifier and for people; they are never encoded again."""
         return self.tokenizer.batch_decode([list(i) for i in ids], skip_special_tokens=True) if len(ids) else []
+
+    def fitting(self, prompts: Mapping[T, Sequence[int]], step: int, left_out: str) -> dict[T, tuple[int, ...]]:
+        """Return the prompts that an engine has room for; say how many others there are, as `left_out`."""
+        fitting = {key: tuple(ids) for key, ids in prompts.items() if len(ids) <= self.longest_prompt}
+        if left := len(prompts) - len(fitting):
+            log.warning("step %d: %d %s: over %d tokens", step, left, left_out, self.longest_prompt)
+        return fitting
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,6 @@ At test time there is no hint. `SelfHint` is NuRL (arXiv 2509.25666) or SAGE (26
 (2601.18779).
 """
 
-import logging
 from collections.abc import Mapping, Sequence
 
 from expo.config import HintsConf, PrefixConf, SelfHintConf
@@ -15,8 +14,6 @@ from expo.rollout.engine import Completion, Request
 from expo.rollout.noise import ABSTRACT, HINT, SHARE, Key
 from expo.step.experience import Batch, Group, Tools
 from expo.step.positives.filters import states
-
-log = logging.getLogger(__name__)
 
 
 class NoHints:
@@ -28,7 +25,7 @@ class NoHints:
     measure_every = 0
 
     def __init__(self, conf: HintsConf):
-        self.writer = conf.writer  # which policy writes; None where nothing is written
+        self.conf = conf
 
     def wanted(self, groups: Mapping[int, Group]) -> list[int]:
         """Return the indices of the problems whose rollouts are made again with a hint."""
@@ -54,10 +51,11 @@ class ExpertPrefix(NoHints):
     on."""
 
     gives_hints = True
+    conf: PrefixConf
 
     def __init__(self, conf: PrefixConf):
         super().__init__(conf)
-        self.conf, self.keep = conf, conf.keep
+        self.keep = conf.keep
 
     def wanted(self, groups: Mapping[int, Group]) -> list[int]:
         return [i for i, group in groups.items() if group.all_wrong]
@@ -106,13 +104,8 @@ class SelfHint(ExpertPrefix):
             return None
         texts = tools.texts([c.ids for c in written])
         problems = [batch.problems[c.problem] for c in written]
-        return self._requests(
-            ABSTRACT,
-            tools.prompts.abstract_ids(tools.tokenizer, problems, texts),
-            batch,
-            [c.problem for c in written],
-            tools,
-        )
+        prompts = tools.prompts.abstract_ids(tools.tokenizer, problems, texts)
+        return self._requests(ABSTRACT, prompts, batch, [c.problem for c in written], tools)
 
     def _in_two(self, tools: Tools) -> bool:
         return self.conf.stages == 2 and tools.prompts.conf.abstract is not None
@@ -121,14 +114,8 @@ class SelfHint(ExpertPrefix):
         self, stream: int, prompts: Sequence[Sequence[int]], batch: Batch, problems: Sequence[int], tools: Tools
     ) -> list[Request]:
         """Return requests for the prompts that fit the engine, which ask for hints."""
-        requests = [
-            Request(tuple(prompt), Key(tools.seed, stream, batch.step, batch.offset + i), i)
-            for i, prompt in zip(problems, prompts, strict=True)
-            if len(prompt) <= tools.longest_prompt
-        ]
-        if left := len(prompts) - len(requests):
-            log.warning("step %d: %d hints not asked for: over %d tokens", batch.step, left, tools.longest_prompt)
-        return requests
+        fitting = tools.fitting(dict(zip(problems, prompts, strict=True)), batch.step, "hints not asked for")
+        return [Request(p, Key(tools.seed, stream, batch.step, batch.offset + i), i) for i, p in fitting.items()]
 
     def hinted(
         self, batch: Batch, wanted: Sequence[int], written: Sequence[Completion], tools: Tools
@@ -137,7 +124,7 @@ class SelfHint(ExpertPrefix):
         for completion in written:
             i = completion.problem
             problem = batch.problems[i]
-            if tools.prompts.solve_with_hint is None:
+            if tools.prompts.conf.solve_with_hint is None:
                 if beginning := self.beginning(completion.ids, batch, i, tools):
                     prompts[i] = [*batch.prompts[i], *beginning]
             elif not completion.truncated and not gives_away(text := tools.texts([completion.ids])[0], problem):

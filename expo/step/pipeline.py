@@ -1,6 +1,5 @@
 """One step's data, stage by stage: rollouts → verify → hint → explain → choose."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -17,8 +16,6 @@ from expo.step.positives.selection import NEEDS_LIFT, NEEDS_LOGP
 from expo.step.positives.sources import PositiveSource
 from expo.step.rewards import Reward, Rollout, rewards_of
 from expo.verifier.answers import Verdict
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -125,7 +122,8 @@ class Pipeline:
         rollouts, explanations = completions[: len(solve)], completions[len(solve) :]
         tokens = sum(len(c.ids) for c in rollouts)
         if judge is not None:
-            timer.add({"rollout": -judge.seconds, "verify": judge.seconds})
+            judging = judge.timer.seconds.get("verify", 0.0)
+            timer.add({"rollout": -judging, "verify": judging})
             return dict(sorted(judge.groups.items())), sorted(explanations, key=lambda c: c.problem), tokens
         with timer("verify"):
             rows = {i: rollouts[i * group_size : (i + 1) * group_size] for i in range(len(batch.problems))}
@@ -165,10 +163,11 @@ class Pipeline:
         if second_stage is not None:
             written = _generate(self.engines.hints, second_stage, self.tools)
             tokens += sum(len(c.ids) for c in written)
-        prompts = self._with_room(batch, self.hints.hinted(batch, wanted, written, self.tools))
+        hinted = self.hints.hinted(batch, wanted, written, self.tools)
+        prompts = self.tools.fitting(hinted, batch.step, "prompts with a hint not used")
         keep = self.hints.keep
         again = [
-            Request(tuple(prompt), Key(self.tools.seed, HINTED, batch.step, (batch.offset + i) * size + g), i)
+            Request(prompt, Key(self.tools.seed, HINTED, batch.step, (batch.offset + i) * size + g), i)
             for i, prompt in prompts.items()
             for size in [len(groups[i].completions)]
             for g in range(keep, size)
@@ -176,8 +175,8 @@ class Pipeline:
         redone = _generate(self.engines.rollouts, again, self.tools)
         rows = {i: groups[i].completions[:keep] + [c for c in redone if c.problem == i] for i in prompts}
         tokens += sum(len(c.ids) for c in redone)
-        hinted = {i: replace(group, before_hint=groups[i], kept=keep) for i, group in self.verify(batch, rows).items()}
-        return dict(groups) | hinted, tokens
+        made = {i: replace(group, before_hint=groups[i], kept=keep) for i, group in self.verify(batch, rows).items()}
+        return dict(groups) | made, tokens
 
     def reliance(self, batch: Batch, groups: Groups) -> float | None:
         """Return how much likelier right hinted rollouts are under their prompt with the hint than without, in nats per
@@ -187,7 +186,7 @@ class Pipeline:
         is ours).
         """
         every = self.hints.measure_every
-        if self.tools.prompts.solve_with_hint is None or not every or batch.step % every:
+        if self.tools.prompts.conf.solve_with_hint is None or not every or batch.step % every:
             return None  # a hint that begins the completion is part of what would have to be likely
         right = [
             (group.prompt, c)
@@ -211,14 +210,6 @@ class Pipeline:
             i: replace(group, completions=[replace(c, prompt=group.prompt) for c in group.completions])
             for i, group in groups.items()
         }
-
-    def _with_room(self, batch: Batch, prompts: Mapping[int, list[int]]) -> dict[int, list[int]]:
-        longest = self.tools.longest_prompt
-        fitting = {i: ids for i, ids in prompts.items() if len(ids) <= longest}
-        if len(fitting) < len(prompts):
-            left = len(prompts) - len(fitting)
-            log.warning("step %d: %d prompts with a hint not used: over %d tokens", batch.step, left, longest)
-        return fitting
 
     def explain(
         self, batch: Batch, groups: Groups, wanted: Sequence[int], early: Sequence[Completion]
@@ -253,7 +244,7 @@ class GroupsAsTheyEnd:
     """Judges each group when its last rollout ends, and asks at once for its explanations.
 
     An explanation then decodes beside the rollouts that go on longest. Afterwards `groups` holds every group, and
-    `seconds` how long the judging took.
+    `timer` how long the judging took.
     """
 
     def __init__(self, pipeline: Pipeline, batch: Batch, group_size: int, uncached: Sequence[int]):
@@ -261,10 +252,6 @@ class GroupsAsTheyEnd:
         self.ended: dict[int, Completion] = {}  # by row
         self.groups: dict[int, Group] = {}
         self.timer = Timer()
-
-    @property
-    def seconds(self) -> float:
-        return self.timer.seconds.get("verify", 0.0)
 
     def __call__(self, ended: Mapping[int, Completion]) -> list[Request]:
         """Take the rows that have just ended; return the requests for explanations that follow from them."""

@@ -1,6 +1,5 @@
 """What a teacher sees beside the question of a rollout: `algorithm.privilege`."""
 
-import logging
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -8,8 +7,6 @@ from expo.config import SelfDistillationConf, functions_of
 from expo.ground.problem import Problem
 from expo.step.experience import Experience, Tools
 from expo.verifier.answers import Verdict
-
-log = logging.getLogger(__name__)
 
 # (experience, index of a group, a rollout's place in it) -> its problem with what is shown of it: the solution, or
 # without one the answer. None: nothing.
@@ -64,7 +61,5 @@ def privileged_prompts(e: Experience, shown: Privilege, tools: Tools) -> list[li
     problems = [[shown(e, i, row, tools) for row in range(len(g.completions))] for i, g in enumerate(e.groups)]
     distinct = list(dict.fromkeys(p for row in problems for p in row if p is not None))
     prompts = tools.prompts.privileged_ids(tools.tokenizer, distinct)
-    ids = {p: tuple(i) for p, i in zip(distinct, prompts, strict=True) if len(i) <= tools.longest_prompt}
-    if left := len(distinct) - len(ids):
-        log.warning("step %d: %d prompts of the teacher not used: over %d tokens", e.step, left, tools.longest_prompt)
+    ids = tools.fitting(dict(zip(distinct, prompts, strict=True)), e.step, "prompts of the teacher not used")
     return [[None if p is None else ids.get(p) for p in row] for row in problems]

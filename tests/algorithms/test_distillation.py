@@ -16,7 +16,6 @@ from expo.algorithms.distillation import SelfDistillation, evenness
 from expo.algorithms.updates import Updates
 from expo.config import NoPositivesConf, OptimizerConf, SelfDistillationConf, TrainerConf
 from expo.ground.problem import Problem
-from expo.ground.ranks import ALONE
 from expo.model.policy import frozen_copy
 from expo.rollout.engine import Completion, Sampling
 from expo.step.experience import Experience, Group, Timer, Tools
@@ -39,10 +38,8 @@ def module(policy, reference=None, seen=SEEN, micro_batch_size=64, trainer=None,
     def privileged_ids(tokenizer, problems):
         return [list((WRONG if p.answer == "wrong" else seen)[int(p.id)] or range(999)) for p in problems]
 
-    tools = SimpleNamespace(
-        sampling=Sampling(TEMPERATURE, 1.0, 0, 8), tokenizer=SimpleNamespace(pad_token_id=0), seed=0, ranks=ALONE,
-        prompts=SimpleNamespace(privileged_ids=privileged_ids), longest_prompt=100, verifier=BOXES,
-    )  # fmt: skip
+    prompts, tokenizer = SimpleNamespace(privileged_ids=privileged_ids), SimpleNamespace(pad_token_id=0)
+    tools = Tools(prompts, tokenizer, BOXES, Sampling(TEMPERATURE, 1.0, 0, 8), 0, 100)
     hints = SimpleNamespace(under_question=False)
     pipeline = SimpleNamespace(source=NoPositives(NoPositivesConf()), hints=hints, tools=tools)
     conf = SelfDistillationConf(**{"group_size": 2, "advantage": "none"} | changes)
@@ -292,6 +289,12 @@ def test_rows_of_no_group_are_no_rows(models):
     made = module(copy.deepcopy(models[0]), models[1], teacher="initial", advantage="mean", refills=1)
     made.update(experience([[0.0, 0.0]] * 3, beta=0.0))
     assert made.gradients == []
+
+
+def test_the_guided_share_is_of_the_tokens_that_are_trained_on(models):
+    made = module(copy.deepcopy(models[0]), models[1], teacher="initial", advantage="mean", refills=1)
+    sums = made.update(experience([[1.0, 0.0], [0.0, 0.0], [0.0, 0.0]], beta=0.0))
+    assert sums.metrics()["distill/guided_frac"] == 1.0
 
 
 def test_the_average_does_not_move_with_an_update_that_is_skipped(models):

@@ -206,7 +206,7 @@ def test_preference_losses_by_hand():
     sigmoid = 1 / (1 + math.exp(-0.3))  # of beta (2 + 1)
 
     def loss(smoothing, preference):
-        return losses.preference_loss(chosen, rejected, lengths, 0.1, smoothing, preference).item()
+        return losses.preference_loss(chosen, rejected, lengths, 0.1, smoothing, preference)[0].item()
 
     assert loss(0.0, "sigmoid") == pytest.approx(-math.log(sigmoid), abs=1e-6)
     assert loss(0.2, "sigmoid") == pytest.approx(-0.8 * math.log(sigmoid) - 0.2 * math.log(1 - sigmoid), abs=1e-6)

@@ -9,7 +9,7 @@ from rollouts import PROMPTS, REWARDS, ROLLOUTS, TEMPERATURE, experience, module
 from torch import nn
 
 from expo.algorithms.terms import Entropy
-from expo.model.scoring import _entropy_chunk, score, score_with_entropy, token_batch
+from expo.model.scoring import _entropy_chunk, score, token_batch
 
 
 def test_the_entropys_gradient_is_that_of_a_softmax_by_hand():
@@ -26,12 +26,12 @@ def test_the_entropys_gradient_is_that_of_a_softmax_by_hand():
 def test_scores_are_the_same_with_entropy_and_by_chunks(models, monkeypatch):
     rows = token_batch(PROMPTS, ROLLOUTS[:3], 0, "cpu")
     plain = score(models[0], rows, 0.8)
-    logp, entropy = score_with_entropy(models[0], rows, 0.8)
+    logp, entropy = score(models[0], rows, 0.8, with_entropy=True)
     torch.testing.assert_close(logp, plain)
     assert (entropy[rows.mask.bool()] > 0).all()
     assert (entropy[~rows.mask.bool()] == 0).all()
     monkeypatch.setattr("expo.model.scoring.LOGITS", 2000)  # a few positions at a time
-    for whole, chunked in zip((logp, entropy), score_with_entropy(models[0], rows, 0.8), strict=True):
+    for whole, chunked in zip((logp, entropy), score(models[0], rows, 0.8, with_entropy=True), strict=True):
         torch.testing.assert_close(whole, chunked)
 
 
@@ -41,13 +41,13 @@ def test_an_entropy_bonus_is_in_the_loss_and_logged_under_its_name(models):
     )
     ours, plain = (m.update(experience(beta=0.0)) for m in (with_bonus, without))
     batch = token_batch([PROMPTS[i // 2] for i in range(6)], ROLLOUTS, 0, "cpu")
-    _, entropy = score_with_entropy(models[0], batch, TEMPERATURE)
+    _, entropy = score(models[0], batch, TEMPERATURE, with_entropy=True)
     mean = sum((entropy[i].sum() / len(ids)).item() for i, ids in enumerate(ROLLOUTS)) / len(ROLLOUTS)
     assert ours["loss/entropy"] == pytest.approx(-mean, rel=1e-5)
     assert ours["loss/total"] == pytest.approx(plain["loss/total"] - 0.5 * mean, abs=1e-5)
     assert "loss/entropy" not in plain
     # A step along the negative gradient makes the policy less certain than one without the bonus.
-    after = [score_with_entropy(m.policy, batch, TEMPERATURE)[1].sum() for m in (with_bonus, without)]
+    after = [score(m.policy, batch, TEMPERATURE, with_entropy=True)[1].sum() for m in (with_bonus, without)]
     assert after[0] > after[1]
 
 

@@ -16,7 +16,7 @@ from expo.jobs.wiring import make_reward
 from expo.model import small
 from expo.model.prompts import Prompts
 from expo.step.experience import Candidate
-from expo.step.positives.selection import Limits, select
+from expo.step.positives.selection import SELECTIONS
 from expo.step.rewards import Rollout
 from expo.tables.aggregate import pass_values
 from expo.verifier.answers import Verdict
@@ -418,7 +418,7 @@ def test_a_function_may_bring_an_oracle_of_steps(tmp_path, monkeypatch):
         with pytest.raises(UserError, match="let it return a list with true or false for each step"):
             _steps(lambda question, completion, nothing=nothing: nothing, "q", "c")
     candidates = [Candidate([1], text="train, so 3"), Candidate([2], text="train 3? 3")]
-    assert select(candidates, problem, "oracle_sound", Limits()) == candidates[1:]
+    assert SELECTIONS["oracle_sound"](candidates, problem, None) == candidates[1:]
     row = {"problem": "a", "level": None, "subject": None, "verdict": "correct", "question": "q", "answer": "1"}
     found = [row | {"sound": True}, row | {"sound": False, "problem": "b"}]
     assert {name[0]: value for name, value in pass_values(found, "sound@1").items()} == {"a": 1.0, "b": 0.0}

@@ -192,6 +192,46 @@ def test_a_judge_that_fails_midway_is_asked_for_the_rest_alone():
     assert [row["right_steps"] for row in again] == [0.5, 1.0, 1.0]
 
 
+def test_an_explanation_of_a_wrong_answer_that_has_no_room_is_not_asked_for(caplog):
+    from types import SimpleNamespace
+
+    from expo.evaluation.samples import sample
+    from expo.ground.problem import Problem
+    from expo.rollout.engine import Completion
+    from expo.step.experience import Tools
+    from expo.verifier.answers import Verdict
+
+    class Characters:
+        def batch_decode(self, ids, skip_special_tokens):
+            return ["".join(map(chr, i)) for i in ids]
+
+    said = {"1+1": "9" * 40, "1+2": "7"}
+    prompts = SimpleNamespace(
+        solve_ids=lambda tokenizer, problems: [[*map(ord, p.question)] for p in problems],
+        explain_ids=lambda tokenizer, problems: [[*map(ord, p.question + p.answer)] for p in problems],
+    )
+    verifier = SimpleNamespace(
+        extraction=SimpleNamespace(of=lambda text: text),
+        verify=lambda texts, problems: [
+            Verdict.CORRECT if t == p.answer else Verdict.INCORRECT for t, p in zip(texts, problems, strict=True)
+        ],
+    )
+    asked = []
+
+    def generate(requests, sampling):
+        asked.append(["".join(map(chr, r.prompt)) for r in requests])
+        return [
+            Completion(r.prompt, [*map(ord, said.get(q, "5"))], [], False, 0)
+            for r, q in zip(requests, asked[-1], strict=True)
+        ]
+
+    tools = Tools(prompts, Characters(), verifier, None, 0, 20)
+    rows = sample([Problem("a", "1+1", "2"), Problem("b", "1+2", "3")], SimpleNamespace(generate=generate), tools, 1)
+    assert asked == [["1+1", "1+2"], ["1+12", "1+23"], ["1+27"]]
+    assert [(row["kind"], row["problem"]) for row in rows][-1] == ("wrong_answer", 1)
+    assert "1 prompts of wrong_answer not used: over 20 tokens" in caplog.text
+
+
 def test_the_judge_counts_steps_and_an_endpoint_that_is_not_there_is_one_line():
     from expo.config import JudgeConf, UserError
     from expo.evaluation.judge import judge_steps, parse_share

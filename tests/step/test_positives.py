@@ -27,7 +27,7 @@ from expo.step.positives.cache import ExplanationCache
 from expo.step.positives.filters import FILTERS, Written, early_answer, rejection
 from expo.step.positives.properties import Scorer, with_lift
 from expo.step.positives.schedules import weight_at
-from expo.step.positives.selection import Limits, select
+from expo.step.positives.selection import SELECTIONS
 from expo.step.positives.sources import ExpertParaphrase, ExpertSolution, NoPositives, SelfExplanation, STaR
 from expo.verifier.answers import Verdict
 from expo.verifier.extraction import extraction
@@ -107,7 +107,7 @@ LADDER = Problem("a", "(1) 1 + 1 | 3", "( 3 )", subject="ladder", oracle=oracle)
 
 
 def chosen(selection, candidates, **limits):
-    return [c.ids for c in select(candidates, LADDER, selection, Limits(**limits))]
+    return [c.ids for c in SELECTIONS[selection](candidates, LADDER, SelfExplanationConf(**limits))]
 
 
 def test_selections_by_hand():
@@ -202,6 +202,14 @@ def test_which_answer_is_shown():
     assert shown(source(shown_answer="shuffled"), equal) == []  # never the true answer
     none_wrong = step_of(["is 2"] * 4, [CORRECT] * 4)
     assert shown(source(shown_answer="wrong"), none_wrong) == []
+
+
+def test_a_wrong_answer_that_has_no_room_in_the_prompt_is_not_shown():
+    shows_wrong, texts = source(shown_answer="wrong"), ["is 2", f"\\boxed{{{'9' * 40}}}", "\\boxed{7}", "is 3"]
+    step, room = step_of(texts, [CORRECT, WRONG, WRONG, CORRECT]), replace(TOOLS, longest_prompt=20)
+    assert [r.problem for r in shows_wrong.requests(*step, [0, 1], room)] == [1]
+    found = shows_wrong.candidates(*step, [0, 1], [completion("so 7", 1)], room)
+    assert told(found) == [(0, "", "long_prompt"), (1, "so 7", None)]
 
 
 def test_explanations_are_verified_against_the_answer_that_was_shown():

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from expo.ground.ranks import ALONE, Ranks
-from expo.model.policy import causal_lm
+from expo.model.policy import causal_lm, in_evaluation
 from expo.model.prompts import Prompts
 from expo.model.scoring import token_batch, token_logp
 from expo.rollout.engine import eos_ids
@@ -55,10 +55,8 @@ class Scorer:
         """Return log-probabilities `[N, L]`, and the mask of the tokens that have one."""
         device = next(self.model.parameters()).device
         batch = token_batch(prompts, completions, self.tokenizer.pad_token_id, device)
-        training = self.model.training
-        self.model.eval()
-        logp = token_logp(self.model, batch, self.micro_batch_size)
-        self.model.train(training)
+        with in_evaluation(self.model):
+            logp = token_logp(self.model, batch, self.micro_batch_size)
         return logp.cpu(), batch.mask.cpu()
 
     def mean_logp(self, prompts: Sequence[Ids], completions: Sequence[Ids]) -> Tensor:

@@ -23,7 +23,7 @@ from expo.rollout.noise import EXPLAIN, Key
 from expo.step.experience import Batch, Candidate, Candidates, Groups, Tools
 from expo.step.positives.filters import Written, rejection
 from expo.step.positives.gates import GATES
-from expo.step.positives.selection import Limits, select
+from expo.step.positives.selection import SELECTIONS
 from expo.verifier.answers import Verdict
 
 
@@ -61,7 +61,7 @@ class PositiveSource:
 
     def choose(self, usable: Sequence[Candidate], problem: Problem) -> list[Candidate]:
         """Return the candidates of a problem to learn from. Args: usable, at least one, rejected by no filter."""
-        return select(usable, problem, self.selection, Limits())
+        return [usable[0]]
 
 
 class NoPositives(PositiveSource):
@@ -127,17 +127,14 @@ class SelfExplanation(WeightedSource):
         return tools.prompts.explain_ids(tools.tokenizer, problems)
 
     def requests(self, batch: Batch, groups: Groups, wanted: Sequence[int], tools: Tools) -> list[Request]:
-        explained, samples = self.fitting(batch, groups, wanted, tools), self.conf.samples
+        explained, samples = self.to_explain(batch, groups, wanted, tools), self.conf.samples
         ids = self.prompt_ids(list(explained.values()), tools)
         return [
             Request(tuple(prompt), Key(tools.seed, EXPLAIN, batch.step, (batch.offset + i) * samples + s), i)
             for i, prompt in zip(explained, ids, strict=True)
+            if len(prompt) <= tools.longest_prompt
             for s in range(samples)
         ]
-
-    def fitting(self, batch: Batch, groups: Groups, wanted: Sequence[int], tools: Tools) -> dict[int, Problem]:
-        """Return the problems of `to_explain` whose prompt fits: here all of them."""
-        return self.to_explain(batch, groups, wanted, tools)
 
     def candidates(
         self, batch: Batch, groups: Groups, wanted: Sequence[int], explanations: Sequence[Completion], tools: Tools
@@ -146,17 +143,17 @@ class SelfExplanation(WeightedSource):
         owners = [explained[c.problem] for c in explanations]
         texts = tools.texts([c.ids for c in explanations])
         verdicts = tools.verifier.verify(texts, owners)
-        candidates: Candidates = {}
+        unasked = explained.keys() - {c.problem for c in explanations}
+        candidates: Candidates = {i: [Candidate([], "", "long_prompt")] for i in unasked}
         for p, c, text, verdict in zip(owners, explanations, texts, verdicts, strict=True):
             marker = tools.prompts.final_marker
             written = Written(text, p.question, p.answer, c.truncated, verdict, self.conf.leak_phrases, marker)
             candidate = Candidate(c.ids, text, rejection(written, self.conf.filters), c.prompt)
             candidates.setdefault(c.problem, []).append(candidate)
-        return candidates
+        return dict(sorted(candidates.items()))
 
     def choose(self, usable: Sequence[Candidate], problem: Problem) -> list[Candidate]:
-        limits = Limits(self.conf.rank_weight, self.conf.min_logp, self.conf.min_lift)
-        return select(usable, problem, self.selection, limits)
+        return SELECTIONS[self.selection](usable, problem, self.conf)
 
 
 class STaR(SelfExplanation):
@@ -197,36 +194,19 @@ class ExpertParaphrase(SelfExplanation):
     def to_explain(self, batch: Batch, groups: Groups, wanted: Sequence[int], tools: Tools) -> dict[int, Problem]:
         return super().to_explain(batch, groups, [i for i in wanted if batch.problems[i].solution is not None], tools)
 
-    def fitting(self, batch: Batch, groups: Groups, wanted: Sequence[int], tools: Tools) -> dict[int, Problem]:
-        """Return the problems for whose prompt, which shows the solution, an engine has room."""
-        explained = self.to_explain(batch, groups, wanted, tools)
-        ids = self.prompt_ids(list(explained.values()), tools)
-        return {
-            i: p for (i, p), prompt in zip(explained.items(), ids, strict=True) if len(prompt) <= tools.longest_prompt
-        }
-
     def candidates(
         self, batch: Batch, groups: Groups, wanted: Sequence[int], explanations: Sequence[Completion], tools: Tools
     ) -> Candidates:
-        fitting = self.fitting(batch, groups, wanted, tools)
-        too_long = [i for i in self.to_explain(batch, groups, wanted, tools) if i not in fitting]
         ratio = self.conf.length_ratio
 
         def matched(i: int, candidate: Candidate) -> bool:
             lengths = [len(rollout.ids) for rollout in groups[i].completions] if i in groups else []
             return not sum(lengths) or 1 / ratio <= len(candidate.ids) * len(lengths) / sum(lengths) <= ratio
 
-        written = super().candidates(batch, groups, wanted, explanations, tools)
-        candidates = {
+        return {
             i: [c if c.rejected or matched(i, c) else replace(c, rejected="length") for c in some]
-            for i, some in written.items()
+            for i, some in super().candidates(batch, groups, wanted, explanations, tools).items()
         }
-        return dict(sorted((candidates | {i: [Candidate([], "", "long_prompt")] for i in too_long}).items()))
-
-
-def explanations_of(source: PositiveSource, batch: Batch, tools: Tools) -> list[Request]:
-    """Return the requests for explanations of all problems of a step, before it has any rollouts."""
-    return source.requests(batch, {}, range(len(batch.problems)), tools)
 
 
 def _true_answer(batch: Batch, groups: Groups, problem: int, tools: Tools) -> str | None:
