@@ -144,7 +144,7 @@ class GRPO(Algorithm):
             torch.cat([rewards, torch.ones_like(has_member)], dim=1),
             conf.advantage,
             members=torch.cat([is_rollout, has_member], dim=1),
-            baseline=torch.cat([is_rollout, has_member if self.learning.member_baseline == "all" else none], dim=1),
+            in_baseline=torch.cat([is_rollout, has_member if self.learning.member_baseline == "all" else none], dim=1),
         )
         return advantages[:, :-1].flatten(), advantages[:, -1:][has_member.bool()]
 

@@ -22,22 +22,23 @@ MAX_LOG_RATIO = 20.0
 EPS = 1e-6
 
 
-def _mean(rewards: Tensor, members: Tensor, baseline: Tensor) -> Tensor:
-    return rewards - (rewards * baseline).sum(dim=1, keepdim=True) / baseline.sum(dim=1, keepdim=True)
+def _mean(rewards: Tensor, members: Tensor, in_baseline: Tensor) -> Tensor:
+    return rewards - (rewards * in_baseline).sum(dim=1, keepdim=True) / in_baseline.sum(dim=1, keepdim=True)
 
 
-def _group_norm(rewards: Tensor, members: Tensor, baseline: Tensor) -> Tensor:
+def _group_norm(rewards: Tensor, members: Tensor, in_baseline: Tensor) -> Tensor:
     squares = (_mean(rewards, members, members) * members).square().sum(dim=1, keepdim=True)
     std = (squares / (members.sum(dim=1, keepdim=True) - 1)).sqrt()
-    return _mean(rewards, members, baseline) / (std + EPS)
+    return _mean(rewards, members, in_baseline) / (std + EPS)
 
 
-def _leave_one_out(rewards: Tensor, members: Tensor, baseline: Tensor) -> Tensor:
-    others = (rewards * baseline).sum(dim=1, keepdim=True) - rewards * baseline
-    return rewards - others / (baseline.sum(dim=1, keepdim=True) - baseline)
+def _leave_one_out(rewards: Tensor, members: Tensor, in_baseline: Tensor) -> Tensor:
+    others = (rewards * in_baseline).sum(dim=1, keepdim=True) - rewards * in_baseline
+    return rewards - others / (in_baseline.sum(dim=1, keepdim=True) - in_baseline)
 
 
-# (rewards, members, baseline), each [P, G] -> advantages [P, G]
+# (rewards, members, in_baseline), each [P, G] -> advantages [P, G]. A group of equal rewards then gets 0, and is not
+# trained on.
 ADVANTAGES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = functions_of(
     GRPOConf,
     "advantage",
@@ -45,22 +46,22 @@ ADVANTAGES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = functions_of
         "group_norm": _group_norm,  # (R - mean) / std (GRPO, arXiv 2402.03300)
         "mean": _mean,  # R - mean (Dr. GRPO, 2503.20783)
         "leave_one_out": _leave_one_out,  # R - mean of the others (RLOO, 2402.14740)
-        "none": lambda rewards, members, baseline: torch.zeros_like(rewards),  # rewards are not learned from
+        "none": lambda rewards, members, in_baseline: torch.zeros_like(rewards),  # rewards are not learned from
     },
 )
 
 
 def group_advantages(
-    rewards: Tensor, advantage: str = "group_norm", members: Tensor | None = None, baseline: Tensor | None = None
+    rewards: Tensor, advantage: str = "group_norm", members: Tensor | None = None, in_baseline: Tensor | None = None
 ) -> Tensor:
     """Return the advantages within each group, by a formula of `ADVANTAGES`.
 
     Args: rewards `[P, G]`; members `[P, G]`, 1 where a slot of the group is filled (None: everywhere), at least 2 per
-    group; baseline `[P, G]`, 1 on the members over which the mean is taken (None: all). The standard deviation is the
+    group; in_baseline `[P, G]`, 1 on the members that the mean is taken over (None: all). The standard deviation is the
     unbiased one over all members. Returns `[P, G]`; 0 off the members and in a group of equal rewards.
     """
     members = torch.ones_like(rewards) if members is None else members
-    advantages = ADVANTAGES[advantage](rewards, members, members if baseline is None else baseline)
+    advantages = ADVANTAGES[advantage](rewards, members, members if in_baseline is None else in_baseline)
     has_member = members.bool()
     lowest = rewards.masked_fill(~has_member, torch.inf).amin(dim=1, keepdim=True)
     highest = rewards.masked_fill(~has_member, -torch.inf).amax(dim=1, keepdim=True)

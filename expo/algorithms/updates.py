@@ -1,8 +1,7 @@
 """The checked update: micro-batches dealt out among devices, a clipped gradient, and weights that are finite and the
 same on every device."""
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,23 +10,13 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from expo.config import OptimizerConf, TrainerConf, UserError, build, functions_of
+from expo.config import OptimizerConf, TrainerConf, UserError, build
 from expo.ground.ranks import Ranks
 from expo.model.scoring import TokenBatch, micro_batches
 from expo.model.shares import gathered, sums_of
 from expo.rollout.sharded import WholeCopy
+from expo.step.positives.schedules import DECAY
 from expo.step.sums import StepSums
-
-# What is left of the learning rate after a share of the run.
-DECAY: Mapping[str, Callable[[float], float]] = functions_of(
-    OptimizerConf,
-    "schedule",
-    {
-        "constant": lambda done: 1.0,
-        "linear": lambda done: 1 - done,
-        "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
-    },
-)
 
 
 class NonFiniteGradient(Exception):

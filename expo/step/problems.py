@@ -77,7 +77,8 @@ class Retries:
         return {"place": self.place, "idle": dict(self.idle)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take the state of `state_dict`. A run that goes back to an earlier policy goes on with other problems."""
+        """Restore the position in the problems, and each one's count of groups without a gradient. The position never
+        moves back: after a rollback to an earlier policy, the next problems follow."""
         self.place, self.idle = max(self.place, state["place"]), dict(state["idle"])
 
 

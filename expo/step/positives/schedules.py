@@ -1,18 +1,32 @@
-"""How β, the weight of positives, is annealed over a run: pure functions."""
+"""How β, the weight of positives, and the learning rate fall over a run: pure functions."""
 
 import math
 from collections.abc import Callable
 
-from expo.config import PositiveLossConf, functions_of
+from expo.config import OptimizerConf, PositiveLossConf, functions_of
+
+# share of the run done in [0, 1] -> what is left of the learning rate
+DECAY: dict[str, Callable[[float], float]] = functions_of(
+    OptimizerConf,
+    "schedule",
+    {
+        "constant": lambda done: 1.0,
+        "linear": lambda done: 1.0 - done,
+        "cosine": lambda done: 0.5 * (1.0 + math.cos(math.pi * done)),
+    },
+)
+
+
+def _of_run(left: Callable[[float], float]) -> Callable[[float, float], float]:
+    return lambda done, all_wrong: left(done)
+
 
 # (share of the run done in [0, 1], share of all-wrong groups in this step) -> factor on positives.weight
 SCHEDULES: dict[str, Callable[[float, float], float]] = functions_of(
     PositiveLossConf,
     "schedule",
     {
-        "constant": lambda done, all_wrong: 1.0,
-        "linear": lambda done, all_wrong: 1.0 - done,
-        "cosine": lambda done, all_wrong: 0.5 * (1.0 + math.cos(math.pi * done)),
+        **{name: _of_run(left) for name, left in DECAY.items()},
         "all_wrong_fraction": lambda done, all_wrong: all_wrong,
     },
 )
