@@ -331,6 +331,35 @@ class TestRuns:
         assert len(kls) == 4
         assert all(abs(kl) < 1e-6 for kl in kls)  # who samples is who is trained, after the resume too
 
+    def test_a_step_ahead_in_a_process_of_its_own_resumes_with_the_same_numbers(self, base, tmp_path):
+        from running import run, scalars
+
+        arguments = [
+            "model=hf",
+            f"model.path={base}",
+            "rollout=vllm_server",
+            "rollout.ahead=1",
+            "rollout.eager=true",
+            "rollout.max_completion_tokens=24",
+            "trainer.max_steps=4",
+            "evaluation.every=0",
+            "algorithm=exp_grpo",
+            "algorithm.sampler_correction=token",
+            "algorithm.kl_coef=0.01",
+            "positives.filters=[]",
+            "positives.explainer=current",
+            "positives.measure_every=0",
+            "optimizer.learning_rate=1e-3",
+        ]
+        code, whole = run(tmp_path / "whole", *arguments)
+        assert code == 0
+        assert run(tmp_path / "cut", *arguments, "trainer.stop_after=2")[0] == 0
+        code, cut = run(tmp_path / "cut", *arguments)
+        assert code == 0
+        assert scalars(cut) == scalars(whole)
+        kls = [line["policy/sampler_kl"] for line in scalars(cut) if line.get("policy/sampler_kl") is not None]
+        assert [abs(kl) < 1e-6 for kl in kls] == [True, False, False, False]  # then rollouts are one update old
+
     def test_an_engine_killed_in_mid_run_ends_it_with_a_checkpoint(self, base, tmp_path):
         import subprocess
 
