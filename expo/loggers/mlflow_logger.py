@@ -1,7 +1,6 @@
 """`logger=mlflow`: Lightning's MLFlowLogger, with a run that is found again, and a server that may be gone for a
 while."""
 
-import fcntl
 import logging
 import os
 import re
@@ -15,6 +14,7 @@ from lightning.pytorch.loggers import MLFlowLogger
 
 from expo.config import MlflowLoggerConf, UserError, label, make_folder
 from expo.config.errors import first_line
+from expo.ground.files import locked
 from expo.loggers.tracking import Session, Tracker
 from expo.runs.directory import git_commit
 
@@ -50,8 +50,7 @@ class Mlflow(Tracker, MLFlowLogger):
             with ExitStack() as stack:
                 stack.callback(_restore, os.environ.get(VARIABLE))
                 if not given:  # of two runs that begin at once, one makes the database
-                    lock = stack.enter_context((root / "mlflow.lock").open("w"))
-                    fcntl.flock(lock, fcntl.LOCK_EX)
+                    stack.enter_context(locked(root / "mlflow.lock", ""))
                 super().__init__(
                     options.experiment, label(session.cfg), uri,
                     {name: str(value) for name, value in tags.items() if value is not None},

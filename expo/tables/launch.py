@@ -5,7 +5,6 @@
 table are no product.
 """
 
-import fcntl
 import json
 import os
 import signal
@@ -28,6 +27,7 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
 from expo.config import conf_dir, register
+from expo.ground.files import locked
 from expo.runs.processes import run_apart, run_environment, stop_runs
 
 POLL_S = 2.0  # between two looks for free GPUs
@@ -83,21 +83,12 @@ def own_gpus(
     while True:
         with ExitStack() as held:
             places = folder or Path(tempfile.gettempdir())
-            locked = list(islice((gpu for gpu in gpus if _lock_gpu(gpu, places, held)), count))
-            if len(locked) == count:
-                yield {"CUDA_VISIBLE_DEVICES": ",".join(locked)}
+            locks = {gpu: places / f"expo-{os.getuid()}-gpu-{gpu.replace('/', '-')}.lock" for gpu in gpus}
+            free = (gpu for gpu in gpus if held.enter_context(locked(locks[gpu])) is not None)
+            if len(own := list(islice(free, count))) == count:
+                yield {"CUDA_VISIBLE_DEVICES": ",".join(own)}
                 return
         wait()
-
-
-def _lock_gpu(gpu: str, folder: Path, held: ExitStack) -> bool:
-    """Lock a GPU for as long as `held` is open. Returns whether this process has the lock."""
-    lock = held.enter_context((folder / f"expo-{os.getuid()}-gpu-{gpu.replace('/', '-')}.lock").open("w"))
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def main(arguments: list[str]) -> None:
