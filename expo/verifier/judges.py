@@ -21,7 +21,7 @@ Task = tuple[str, tuple[Any, ...]]
 
 
 class Judge(Protocol):
-    """Compares the final answer of a completion with a problem's."""
+    """Compares the final answer of a completion with a problem's. Who inherits it settles and refuses nothing."""
 
     accepts_itself: bool  # whether the gold answer must be right about itself: each row is asked that when it is read
 
@@ -86,7 +86,7 @@ def matches(answer: str, pattern: str) -> bool:
     return re.fullmatch(pattern, answer, re.DOTALL) is not None
 
 
-class ByFunction:
+class ByFunction(Judge):
     """Judge that asks a user's function `judge(answer, problem) -> bool | None`:
     `verifier=python verifier.function=package.module.name`.
 
@@ -109,12 +109,6 @@ class ByFunction:
                 "package.module.name of such a function, "
                 "and name its package in EXPO_PLUGINS where it stands in the working folder"
             ) from error
-
-    def settle(self, answer: str, problem: Problem) -> Verdict | None:
-        return None
-
-    def refuses(self, problem: Problem) -> str | None:
-        return None
 
     def task(self, answer: str, problem: Problem) -> Task:
         return self.conf.function, (answer, problem)

@@ -6,6 +6,7 @@ math-verify, in a worker.
 """
 
 import json
+import operator
 import re
 from calendar import monthrange
 from collections.abc import Callable
@@ -16,20 +17,8 @@ from typing import Any
 from expo.verifier.numbers import FUNCTIONS, TURNS, Quantity, numbers_in_a_row, quantity, unit_word
 from expo.verifier.spelling import TEXT, bare, spelled
 
-MONTHS = [
-    "january",
-    "february",
-    "march",
-    "april",
-    "may",
-    "june",
-    "july",
-    "august",
-    "september",
-    "october",
-    "november",
-    "december",
-]
+_MONTHS = "january february march april may june july august september october november december"
+MONTHS = _MONTHS.split()
 _MONTH = "|".join(rf"{month[:3]}(?:{month[3:]})?" if month != "may" else month for month in MONTHS).replace(
     "sep(?:", "sept?(?:"
 )
@@ -105,9 +94,8 @@ def _month(name: str) -> int:
 
 
 def _same_date(ours: tuple[Any, ...], theirs: tuple[Any, ...]) -> bool:
-    return ours[1:] == theirs[1:] and (
-        ours[0] == theirs[0] or (len(ours) == 3 == len(theirs) and None in (ours[0], theirs[0]))
-    )
+    one_has_no_year = len(ours) == 3 == len(theirs) and None in (ours[0], theirs[0])
+    return ours[1:] == theirs[1:] and (ours[0] == theirs[0] or one_has_no_year)
 
 
 def time(text: str) -> tuple[int, int, int, str] | None:
@@ -254,21 +242,13 @@ def _same_member(ours: Any, theirs: Any) -> bool:
     return ours.agrees(theirs) if isinstance(ours, Quantity) and isinstance(theirs, Quantity) else bool(ours == theirs)
 
 
-def _equal(ours: Any, theirs: Any) -> bool:
-    return bool(ours == theirs)
-
-
-def _agree(ours: Any, theirs: Any) -> bool:
-    return bool(ours.agrees(theirs))
-
-
 @dataclass(frozen=True)
 class Kind:
     """One kind of answer. `form` is None where only math-verify can say what an answer states."""
 
     name: str
     form: Callable[[str], Any] | None = None
-    same: Callable[[Any, Any], bool] = _equal
+    same: Callable[[Any, Any], bool] = operator.eq
     # Whether what has another form may state the same all the same: `2^3` for 8. math-verify says.
     algebra: bool = False
 
@@ -281,23 +261,19 @@ class Kind:
 KINDS = {
     kind.name: kind
     for kind in (
-        Kind("number", quantity, _agree, algebra=True),
-        Kind("quantity", quantity, _agree, algebra=True),
-        Kind("percentage", quantity, _agree, algebra=True),
-        Kind("money", quantity, _agree, algebra=True),
+        *(
+            Kind(name, quantity, Quantity.agrees, algebra=True)
+            for name in ("number", "quantity", "percentage", "money")
+        ),
         Kind("date", date, _same_date),
         Kind("time", time, _same_time),
         Kind("option", option),
         Kind("words", words),
         Kind("exact", exact),
         Kind("json", data),
-        Kind("list", members, _agree, algebra=True),
+        Kind("list", members, Members.agrees, algebra=True),
         Kind("notation", notation),
-        Kind("expression", algebra=True),
-        Kind("equation", algebra=True),
-        Kind("inequality", algebra=True),
-        Kind("interval", algebra=True),
-        Kind("matrix", algebra=True),
+        *(Kind(name, algebra=True) for name in ("expression", "equation", "inequality", "interval", "matrix")),
     )
 }
 
@@ -306,10 +282,7 @@ KINDS = {
 def kind_of(gold: str) -> str:
     """Return the kind of a gold answer, a key of KINDS."""
     plain = bare(gold)
-    for name, holds in _TESTS:
-        if holds(plain):
-            return name
-    return "expression"
+    return next((name for name, holds in _TESTS if holds(plain)), "expression")
 
 
 def doubt(gold: str) -> str | None:

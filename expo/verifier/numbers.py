@@ -32,69 +32,15 @@ _FORMS = [
 _END = r"(?![\d.,_!/*+(\[{]|\s*[-+*/=<>]|\s*\^(?!\s*\{?\s*\\circ)|\s+\d)"
 NUMBERS = [re.compile(_SIGN + form + _END) for form in _FORMS]
 
-# Units that are written in several ways.
-UNITS = {
-    "in": "inch",
-    "inches": "inch",
-    "ft": "foot",
-    "feet": "foot",
-    "yd": "yard",
-    "mi": "mile",
-    "cm": "centimeter",
-    "mm": "millimeter",
-    "km": "kilometer",
-    "m": "meter",
-    "kg": "kilogram",
-    "g": "gram",
-    "gm": "gram",
-    "lb": "pound",
-    "lbs": "pound",
-    "oz": "ounce",
-    "sec": "second",
-    "s": "second",
-    "min": "minute",
-    "hr": "hour",
-    "hrs": "hour",
-    "h": "hour",
-    "l": "liter",
-    "ml": "milliliter",
-    "sq": "square",
-    "deg": "degree",
-    "degree": "degree",
-    "cents": "cent",
-    "a": "am",
-    "p": "pm",
-    "metre": "meter",
-    "metres": "meter",
-    "litre": "liter",
-    "percent": "%",
-    "kilometre": "kilometer",
-    "centimetre": "centimeter",
-    "n": "newton",
-    "j": "joule",
-    "w": "watt",
-    "v": "volt",
-    "k": "kelvin",
-    "mph": "mile/hour",
-    "kph": "kilometer/hour",
-    "kmph": "kilometer/hour",
-    "yrs": "year",
-    "gal": "gallon",
-    "dollar": "$",
-    "dollars": "$",
-    "usd": "$",
-    "euro": "€",
-    "euros": "€",
-    "eur": "€",
-    "gbp": "£",
-    "jpy": "¥",
-    "yen": "¥",
-    "cny": "¥",
-    "inr": "₹",
-    "rupee": "₹",
-    "rupees": "₹",
-    "rs": "₹",
-}
+# Units that are written in several ways, each before its spellings.
+_SPELLINGS = """
+inch in inches; foot ft feet; yard yd; mile mi; meter m metre metres; square sq;
+centimeter cm centimetre; millimeter mm; kilometer km kilometre; liter l litre; milliliter ml; gallon gal;
+kilogram kg; gram g gm; pound lb lbs; ounce oz; degree deg degree; kelvin k; newton n; joule j; watt w; volt v;
+second sec s; minute min; hour hr hrs h; year yrs; am a; pm p; mile/hour mph; kilometer/hour kph kmph;
+% percent; cent cents; $ dollar dollars usd; € euro euros eur; £ gbp; ¥ jpy yen cny; ₹ inr rupee rupees rs
+"""
+UNITS = {word: unit for unit, *words in map(str.split, _SPELLINGS.split(";")) for word in words}
 CURRENCIES = "$€£¥₹₩₽"
 # Words that make of a value with words another statement than the value.
 _TURNS = (
@@ -289,11 +235,8 @@ def _in_order(unit: str) -> str:
     powers: dict[str, int] = {}
     for sign, name, power in re.findall(r"([*/]?)([^*/^]+)(?:\^(-?\d+))?", unit):
         powers[name] = powers.get(name, 0) + int(power or 1) * (-1 if sign == "/" else 1)
-    shown = {n: name + (f"^{abs(p)}" if abs(p) != 1 else "") for n, (name, p) in enumerate(sorted(powers.items()))}
-    above, below = (
-        [shown[n] for n, (_, p) in enumerate(sorted(powers.items())) if (p > 0) is over and p] for over in (True, False)
-    )
-    return "*".join(above) + "".join(f"/{name}" for name in below)
+    shown = [(name + (f"^{abs(p)}" if abs(p) != 1 else ""), p) for name, p in sorted(powers.items())]
+    return "*".join(name for name, p in shown if p > 0) + "".join(f"/{name}" for name, p in shown if p < 0)
 
 
 def _of_heat(named: "re.Match[str]") -> str:

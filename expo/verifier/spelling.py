@@ -9,41 +9,13 @@ import unicodedata
 from functools import lru_cache
 
 # Signs with a LaTeX command; NFKC would leave them, or take them for something else (² is no 2).
-_COMMANDS = {
-    "∞": r"\infty ",
-    "π": r"\pi ",
-    "×": r"\times ",
-    "·": r"\cdot ",
-    "⋅": r"\cdot ",
-    "÷": r"\div ",
-    "≤": r"\le ",
-    "≥": r"\ge ",
-    "⩽": r"\le ",
-    "⩾": r"\ge ",
-    "≠": r"\ne ",
-    "≈": r"\approx ",
-    "±": r"\pm ",
-    "→": r"\to ",
-    "∈": r"\in ",
-    "∪": r"\cup ",
-    "∩": r"\cap ",
-    "∅": r"\emptyset ",
-    "ℝ": r"\mathbb{R}",
-    "ℤ": r"\mathbb{Z}",
-    "ℕ": r"\mathbb{N}",
-    "ℚ": r"\mathbb{Q}",
-    "ℂ": r"\mathbb{C}",
-    "°": r"^\circ ",
-    "…": r"\ldots ",
-    "\u2044": "/",
-    "⟨": r"\langle ",
-    "⟩": r"\rangle ",
-    "∠": r"\angle ",
-    "٫": ".",
-    "٬": ",",
-    "′": "'",
-    "’": "'",
-}
+_NAMED = (
+    "∞ infty, π pi, × times, · cdot, ⋅ cdot, ÷ div, ± pm, ≤ le, ≥ ge, ⩽ le, ⩾ ge, ≠ ne, ≈ approx, → to, "
+    "∈ in, ∪ cup, ∩ cap, ∅ emptyset, … ldots, ⟨ langle, ⟩ rangle, ∠ angle"
+)
+_COMMANDS = {sign: rf"\{name} " for sign, name in map(str.split, _NAMED.split(","))}
+_COMMANDS |= {sign: rf"\mathbb{{{letter}}}" for sign, letter in zip("ℝℤℕℚℂ", "RZNQC", strict=True)}
+_COMMANDS |= {"°": r"^\circ ", "\u2044": "/", "٫": ".", "٬": ",", "′": "'", "’": "'"}
 _COMMANDS |= dict.fromkeys("‐‑‒–—―−﹣－", "-")
 _SIGNS = str.maketrans(_COMMANDS)
 _RAISED = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ"
