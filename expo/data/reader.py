@@ -259,6 +259,24 @@ class Reader:
         return rows
 
 
+class Generated(Reader):
+    """Reader of problems that are made: of which a command takes `limit` and `eval_limit`."""
+
+    def made(self, split: str, levels: list[Any], count: int) -> list[Problem]:
+        """Return problems of a split and its levels, `count` of them as `limit` counts."""
+        raise NotImplementedError
+
+    def train(self) -> list[Problem]:
+        return self.made(self.conf.split, self.conf.levels, self.conf.limit or USUAL)
+
+    def evaluation(self) -> list[Problem]:
+        levels = self.conf.levels if self.conf.eval_levels is None else self.conf.eval_levels
+        return self.made(self.conf.eval_split, levels, self.conf.eval_limit or 100)
+
+    def whole(self) -> list[Problem]:
+        return self.evaluation()
+
+
 def _of(levels: list[Any]) -> str:
     return f" of dataset.levels={levels}" if levels else ""
 

@@ -19,17 +19,16 @@ from expo.config.key import shown
 from expo.config.reasoning import ReasoningGymConf
 from expo.data.cells import text
 from expo.data.checks import BadRow
-from expo.data.reader import USUAL, Reader
+from expo.data.reader import Generated
 from expo.ground.problem import Problem
 from expo.verifier.pool import Verifier
 
-CHUNK = (
-    1000  # problems of one seed; a task's seeds are so far apart, since problem i of seed s is problem 0 of seed s + i
-)
+# Problems of one seed; a task's seeds are so far apart, since problem i of seed s is problem 0 of seed s + i.
+CHUNK = 1000
 PARTS = ("test", "table", "train", "train")  # by a hash of the question
 
 
-class ReasoningGym(Reader):
+class ReasoningGym(Generated):
     """The problems of one task or several. `limit` and `eval_limit` are of all tasks and levels together."""
 
     conf: ReasoningGymConf
@@ -39,18 +38,8 @@ class ReasoningGym(Reader):
         for split in (conf.levels, conf.eval_levels or []):  # so that what is wrong is told before a model is loaded
             streams_of(conf, split)
 
-    def train(self) -> list[Problem]:
-        return self._made(self.conf.split, self.conf.levels, self.conf.limit or USUAL)
-
-    def evaluation(self) -> list[Problem]:
-        levels = self.conf.levels if self.conf.eval_levels is None else self.conf.eval_levels
-        return self._made(self.conf.eval_split, levels, self.conf.eval_limit or 100)
-
     def _shown(self, count: int) -> list[Problem]:
-        return self._made(self.conf.split, self.conf.levels, 8 * (count + 1))  # some rows may be unusable
-
-    def whole(self) -> list[Problem]:
-        return self.evaluation()
+        return self.made(self.conf.split, self.conf.levels, 8 * (count + 1))  # some rows may be unusable
 
     def problem(self, row: dict[str, Any], id: str) -> Problem:
         metadata, level = row["metadata"], row["level"]
@@ -59,9 +48,9 @@ class ReasoningGym(Reader):
             f"{task}/{id}", text(row["question"], "question"), _answer(row), _worked(metadata), level, subject=task
         )
 
-    def _made(self, split: str, levels: Sequence[Any], count: int) -> list[Problem]:
+    def made(self, split: str, levels: list[Any], count: int) -> list[Problem]:
         self._wanted = streams_of(self.conf, levels), count
-        return self._nonempty(self._usable(None, split), self._source(None), list(levels))
+        return self._nonempty(self._usable(None, split), self._source(None), levels)
 
     def _source(self, path: str | None) -> str:
         return f"dataset.task={shown(self.conf.task or list(self.conf.tasks))}"
@@ -131,9 +120,8 @@ def streams_of(conf: ReasoningGymConf, levels: Sequence[Any]) -> list[Stream]:
     for task, share in conf.shares.items():
         if task not in DATASETS or task == "composite":
             near = difflib.get_close_matches(task, DATASETS, 1)
-            meant = (
-                f"did you mean {near[0]}?" if near else f"its tasks: {', '.join(sorted({*DATASETS} - {'composite'}))}"
-            )
+            tasks = ", ".join(sorted({*DATASETS} - {"composite"}))
+            meant = f"did you mean {near[0]}?" if near else f"its tasks: {tasks}"
             raise UserError(f"dataset.task={task}: no task of reasoning-gym; {meant}")
         known = _settings_of(task)
         for name in conf.settings(task):
@@ -182,11 +170,8 @@ def _named(task: str, name: str) -> list[str]:
     numbers = _numbers(task)
     matching = [n for n in numbers if n in (name, f"min_{name}", f"max_{name}")]
     if not matching:
-        has = (
-            f"those that count are {', '.join(numbers)}"
-            if numbers
-            else "it has none that counts: leave dataset.levels out"
-        )
+        none = "it has none that counts: leave dataset.levels out"
+        has = f"those that count are {', '.join(numbers)}" if numbers else none
         raise UserError(f"dataset.level_by={name}: no setting of the task {task} that counts; {has}")
     return matching
 
