@@ -7,15 +7,9 @@ from expo.config import AdamW8bitConf, Config
 from expo.config.explaining import frozen_copies
 from expo.cost.shape import Shape, shape
 
-EVALUATED = {
-    "math": 5000,
-    "math_level5": 1324,
-    "math500": 500,
-    "gsm8k": 1319,
-    "aime24": 30,
-    "aime25": 30,
-}  # test splits
-TRAINED = {"math": 7500, "math_level5": 2304, "gsm8k": 7473}  # train splits
+# Problems of test splits, and of train splits.
+EVALUATED = {"math": 5000, "math_level5": 1324, "math500": 500, "gsm8k": 1319, "aime24": 30, "aime25": 30}
+TRAINED = {"math": 7500, "math_level5": 2304, "gsm8k": 7473}
 
 
 @dataclass(frozen=True)

@@ -94,9 +94,8 @@ def update_flops(work: Work) -> float:
     passes = (2 if cfg.model.lora_rank else 3) + work.checkpoints + cfg.algorithm.forward_passes
     scored = work.rollouts * work.completion + work.positives * work.completion
     read = scored + work.rollouts * work.prompt / together + work.positives * work.prompt
-    attention = (
-        2 * s.layers * s.heads_width * (work.prompt + work.completion / 2)
-    )  # multiplications per token, with all keys before it
+    # Multiplications per token, with all keys before it.
+    attention = 2 * s.layers * s.heads_width * (work.prompt + work.completion / 2)
     return float(passes * (2 * read * (s.in_layers + attention) + 2 * scored * s.head))
 
 
