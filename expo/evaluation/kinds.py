@@ -87,11 +87,9 @@ def in_words(rows: Samples) -> list[str]:
     verified = [row for row in rows if row["kind"] == "self_explanation"]
     if not verified:
         return []
-    right, problems_with_right = (
-        sum(row["verified"] for row in verified),
-        by_problem(rows, "self_explanation", None, "verified"),
-    )
-    share = sum(value > 0 for value in problems_with_right.values()) / len({row["problem"] for row in rows})
+    right = sum(row["verified"] for row in verified)
+    shares = by_problem(rows, "self_explanation", None, "verified").values()
+    share = sum(value > 0 for value in shares) / len({row["problem"] for row in rows})
     sentences = [
         f"{right:.0f} of {len(verified)} explanations {'is' if right == 1 else 'are'} right: ExP-GRPO would learn from "
         f"at most {100 * share:.0f} % of the problems"
@@ -100,16 +98,12 @@ def in_words(rows: Samples) -> list[str]:
         if (mean := cell(rows, "self_explanation", None, column, less)) is None:
             continue
         low, high = sorted(sign * end for end in mean[1:])
-        verdict = (
-            f"{holds}: the paper's {which} property holds"
-            if low > 0
-            else f"{fails}: the paper's {which} property does not hold"
-        )
-        sentences.append(
-            f"{verdict} for this model"
-            if low > 0 or high < 0
-            else f"too few problems to tell the paper's {which} property"
-        )
+        if low > 0:
+            sentences.append(f"{holds}: the paper's {which} property holds for this model")
+        elif high < 0:
+            sentences.append(f"{fails}: the paper's {which} property does not hold for this model")
+        else:
+            sentences.append(f"too few problems to tell the paper's {which} property")
     return sentences
 
 

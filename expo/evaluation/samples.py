@@ -1,6 +1,7 @@
 """Samples of every kind, and the two properties of a good positive (paper Table 1, Figure 2) measured on them."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,16 +27,7 @@ def sample(problems: list[Problem], engine: Engine, tools: Tools, samples: int) 
     prompts = [tuple(ids) for ids in tools.prompts.solve_ids(tools.tokenizer, problems)]
     batch = Batch(problems, prompts)
     own_samples = _generate(engine, tools, [p for p in prompts for _ in range(samples)], "own")
-    rows: Samples = [
-        {
-            "kind": "own",
-            "problem": i // samples,
-            "ids": c.ids,
-            "completion": text,
-            "judged_as": problems[i // samples],
-        }
-        for i, (c, text) in enumerate(zip(own_samples, tools.texts([c.ids for c in own_samples]), strict=True))
-    ]
+    rows = _rows("own", [(i, p) for i, p in enumerate(problems) for _ in range(samples)], own_samples, tools)
     verdicts = _verify(rows, tools)
     others = [row for i, p in enumerate(problems) if p.solution is not None for row in [_expert(i, p, tools)]]
     of_problem = [slice(i * samples, (i + 1) * samples) for i in range(len(problems))]
@@ -48,14 +40,17 @@ def sample(problems: list[Problem], engine: Engine, tools: Tools, samples: int) 
         explained = [(i, replace(problems[i], answer=answer)) for i, answer in answers if answer is not None]
         ids = tools.prompts.explain_ids(tools.tokenizer, [p for _, p in explained])
         written = _generate(engine, tools, [tuple(prompt) for prompt in ids for _ in range(samples)], kind)
-        owners = [pair for pair in explained for _ in range(samples)]
-        texts = tools.texts([c.ids for c in written])
-        others += [
-            {"kind": kind, "problem": i, "ids": c.ids, "completion": text, "judged_as": p}
-            for (i, p), c, text in zip(owners, written, texts, strict=True)
-        ]
+        others += _rows(kind, [pair for pair in explained for _ in range(samples)], written, tools)
     _verify(others, tools)
     return rows + others
+
+
+def _rows(kind: str, owners: Sequence[tuple[int, Problem]], written: Sequence[Completion], tools: Tools) -> Samples:
+    texts = tools.texts([c.ids for c in written])
+    return [
+        {"kind": kind, "problem": i, "ids": c.ids, "completion": text, "judged_as": p}
+        for (i, p), c, text in zip(owners, written, texts, strict=True)
+    ]
 
 
 def _expert(i: int, problem: Problem, tools: Tools) -> dict[str, Any]:
