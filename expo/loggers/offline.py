@@ -58,19 +58,12 @@ def read_offline(path: str | Path) -> OfflineRun:
     if not files:
         raise ValueError(f"{path}: no wandb/offline-run-*/*.wandb in it")
     run = OfflineRun()
-    for file in files:
-        _read(file, run)
-    return run
-
-
-def _read(path: Path, run: OfflineRun) -> None:
-    """Add the records of a file to a run."""
-    for record in _parsed(path):
+    for file, record in ((each, record) for each in files for record in _parsed(each)):
         kind = record.WhichOneof("record_type")
         if kind == "run":
             r = record.run
             if run.id not in ("", r.run_id):
-                raise ValueError(f"{path}: a file of {r.run_id}, beside one of {run.id}; read one run at a time")
+                raise ValueError(f"{file}: a file of {r.run_id}, beside one of {run.id}; read one run at a time")
             run.id, run.name, run.group, run.job_type = r.run_id, r.display_name, r.run_group, r.job_type
             run.tags, run.config = list(r.tags), _items(r.config.update)
         elif kind == "config":
@@ -83,6 +76,7 @@ def _read(path: Path, run: OfflineRun) -> None:
             run.artifacts.append(record.artifact.name)
         elif kind == "request" and record.request.WhichOneof("request_type") == "log_artifact":
             run.artifacts.append(record.request.log_artifact.artifact.name)
+    return run
 
 
 def _parsed(path: Path) -> Iterator[Any]:
