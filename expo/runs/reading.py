@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,9 @@ from expo.config.errors import UserError, first_line
 from expo.config.foreign import from_json
 from expo.config.foreign import read_summary as read_summary
 
-Curve = tuple[list[tuple[int, float]], list[tuple[int, float]]]
-
-
 LONGEST_LINE = 2**20  # bytes; the scalars of a step have some thousand
-COMPLETIONS = {
-    "problem",
-    "question",
-    "answer",
-    "completion",
-    "verdict",
-    "level",
-}  # columns that every step's and evaluation's have
+# Columns that the completions of every step and evaluation have.
+COMPLETIONS = {"problem", "question", "answer", "completion", "verdict", "level"}
 SCALARS = {int, float, type(None)}
 
 
@@ -46,14 +37,14 @@ def _record(text: bytes) -> dict[str, Any]:
         return {}
 
 
-def read_curve(directory: str | Path, metric: str = "pass@4") -> Curve:
-    """Return (step, mean reward) of training and (step, metric) of evaluations."""
-    return read_points(directory, "reward/mean"), read_points(directory, metric)
-
-
 def read_points(directory: str | Path, name: str) -> list[tuple[int, float]]:
     """Return (step, value) of one scalar, where it is defined."""
-    return [(line["step"], line[name]) for line in read_lines(directory) if line.get(name) is not None]
+    return points_in(read_lines(directory), name)
+
+
+def points_in(lines: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, float]]:
+    """Return (step, value) of one scalar in lines of metrics.jsonl, where it is defined."""
+    return [(line["step"], line[name]) for line in lines if line.get(name) is not None]
 
 
 def last_evaluation(directory: str | Path, step: int | None = None) -> dict[str, Any]:
@@ -111,9 +102,8 @@ def _is_kind(name: str, kind: pyarrow.DataType) -> bool:
 
 def first_rows(path: str | Path, count: int) -> list[dict[str, Any]]:
     """Return the first rows of a parquet file; the others are not read into memory."""
-    batch = next(pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=count), None)
-    rows: list[dict[str, Any]] = batch.to_pylist() if batch is not None else []
-    return rows
+    batches = pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=count)
+    return next((batch.to_pylist() for batch in batches), [])
 
 
 def final_rows(directory: str | Path) -> list[dict[str, Any]]:

@@ -55,7 +55,7 @@ def unpack(
     if not (folder / "runs.json").is_file():
         raise UserError(f"kept=true: no runs are kept in {folder}; leave kept out, and they are made")
     records = {(r["arm"], r["seed"]): r for r in json.loads((folder / "runs.json").read_text())}
-    rows = {name: _by_run(folder / f"{name}.parquet") for name in ("metrics", "completions", "samples", "measured")}
+    rows = {name: by_run(folder / f"{name}.parquet") for name in ("metrics", "completions", "samples", "measured")}
     names = {run.dir: (run.arm, run.seed) for run in distinct(all_runs)}  # arms may share a run, which is kept once
     kept_runs, untold, configs = [], set[str](), dict[str, Config]()
     for run in runs:
@@ -149,7 +149,8 @@ def _same(run: PlannedRun, key: str, before: Any, now: Any, folder: Path) -> Non
         )
 
 
-def _by_run(path: Path) -> dict[tuple[str, int], list[dict[str, Any]]]:
+def by_run(path: Path) -> dict[tuple[str, int], list[dict[str, Any]]]:
+    """Return the rows of a kept file by the arm and the seed of their run; {} where there is no file."""
     rows_by_run: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for row in read_rows(path) if path.is_file() else []:
         rows_by_run.setdefault((row.pop("arm"), row.pop("seed")), []).append(row)

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from expo.config import UserError, compose_config, made_as, make_folder, run_dir
-from expo.runs.reading import read_curve, read_summary
+from expo.runs.reading import read_points, read_summary
 from expo.tables.plan import Plan, PlannedRun
 
 POLL_S = 3
@@ -174,21 +174,16 @@ class View:
         steps_done = 0
         for run in self.runs:
             over = self._has_ended(run)
-            steps, evaluations = ([], []) if over else read_curve(run.dir)
+            steps, evaluations = ([] if over else read_points(run.dir, name) for name in ("reward/mean", "pass@4"))
             step = max([0, *(step for step, _ in (*steps, *evaluations))])
             steps_done += steps_of(run) if over else step
             if not over and step:
                 reward = [f"reward {steps[-1][1]:.3f}"] if steps else []
                 passed = [f"pass@4 {evaluations[-1][1]:.3f}"] if evaluations else []
-                self._show(run, step, "  ".join(reward + passed))
-        state = f"{len(self.ended)} ended"
-        self.bar.update(self.whole, completed=steps_done, state=state)
-
-    def _show(self, run: PlannedRun, step: int, state: str) -> None:
-        key = name_of(run)
-        if key not in self.tasks:
-            self.tasks[key] = self.bar.add_task(key, total=run.cfg.trainer.max_steps, state="")
-        self.bar.update(self.tasks[key], completed=step, state=state)
+                if (key := name_of(run)) not in self.tasks:
+                    self.tasks[key] = self.bar.add_task(key, total=run.cfg.trainer.max_steps)
+                self.bar.update(self.tasks[key], completed=step, state="  ".join(reward + passed))
+        self.bar.update(self.whole, completed=steps_done, state=f"{len(self.ended)} ended")
 
     def _has_ended(self, run: PlannedRun) -> bool:
         """Return whether the run has ended in this sweep; say so once."""

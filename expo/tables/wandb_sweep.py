@@ -9,6 +9,7 @@ from expo.tables.plan import PlannedRun
 from expo.tables.request import Request
 from expo.tables.sweep import name_of
 
+AGENT = "${env} ${interpreter} -P -m ${program} wandb run"
 ONLINE = ("logger=wandb", "logger.wandb.mode=online")  # an agent's runs are W&B's
 
 
@@ -33,18 +34,7 @@ def sweep_file(request: Request, arguments: Sequence[str], project: str, entity:
         "method": "grid",
         **({"metric": {"name": column, "goal": "maximize"}} if column.startswith("pass@") else {}),
         "parameters": {name: {"values": values} for name, values in grid.items()},
-        "command": [
-            "${env}",
-            "${interpreter}",
-            "-P",
-            "-m",
-            "${program}",
-            "wandb",
-            "run",
-            *arguments,
-            *logger,
-            "${args_no_hyphens}",
-        ],
+        "command": [*AGENT.split(), *arguments, *logger, "${args_no_hyphens}"],
     }
 
 
