@@ -15,6 +15,7 @@ from expo.config.key import shown
 from expo.report.page import Compared, RunData, Table
 from expo.report.solving import verdict_of
 from expo.runs.health import marks_of
+from expo.runs.reading import by_step, points_in
 from expo.tables.aggregate import pass_values, stack, statistic
 from expo.tables.render import percent
 
@@ -133,15 +134,12 @@ class Comparison:
     def otherwise(self) -> str:
         """Say where evaluations were not sampled alike; "" where they were."""
         differences = []
-        later = {key: _value_before(declared.absent) for key, declared in later_keys().items()}
+        later = {key: d.absent[0] if isinstance(d.absent, tuple) else d.absent for key, d in later_keys().items()}
         for key in OF_EVALUATION:
-            # A key that came later is not in the settings where it changes nothing. Of others that a run lacks, nothing
-            # is known.
-            settings = [[later | dict(pair[side].settings) for pair in self.pairs] for side in range(2)]
-            sides = [
-                {shown(settings_of_run[key]) for settings_of_run in of_side if key in settings_of_run}
-                for of_side in settings
-            ]
+            # A key that came later is not in the settings where it changes nothing: then it has the (first) value at
+            # which a run is as it was before the key. Of others that a run lacks, nothing is known.
+            settings = [[later | dict(run.settings) for run in runs] for runs in zip(*self.pairs, strict=True)]
+            sides = [{shown(of_run[key]) for of_run in of_side if key in of_run} for of_side in settings]
             if all(sides) and len(sides[0] | sides[1]) > 1:
                 differences.append(
                     f"{key} is {', '.join(sorted(sides[0]))} in the first, {', '.join(sorted(sides[1]))} in the second"
@@ -232,28 +230,18 @@ class Comparison:
             if not any(run.lines for run in runs):  # evaluations
                 cells = ["–"] * 3
             rows.append([arm.name, f"{reached} of {len(runs)}", *cells])
-        return [
-            "",
-            f"runs that reach {metric} of {100 * reach:g} %",
-            "step",
-            "tokens generated",
-            "tokens trained",
-        ], rows
+        reached_what = f"runs that reach {metric} of {100 * reach:g} %"
+        return ["", reached_what, "step", "tokens generated", "tokens trained"], rows
 
     def curve(self, metric: str) -> Table:
         """Return the mean of a metric over the paired runs at each step that either arm was evaluated at."""
-        points: list[dict[int, list[float]]] = []
-        for runs in zip(*self.pairs, strict=True):
-            means: dict[int, list[float]] = defaultdict(list)
-            for run in runs:
-                for line in run.lines:
-                    if line.get(metric) is not None:
-                        means[line["step"]].append(line[metric])
-            points.append(means)
-        steps = sorted({step for means in points for step in means})
+        sides = [
+            dict(zip(*by_step([points_in(run.lines, metric) for run in runs]), strict=True))
+            for runs in zip(*self.pairs, strict=True)
+        ]
         rows = [
-            [str(step), *(f"{100 * np.mean(means[step]):.1f}" if step in means else "–" for means in points)]
-            for step in steps
+            [str(step), *(f"{100 * np.mean(values[step]):.1f}" if step in values else "–" for values in sides)]
+            for step in sorted(set().union(*sides))
         ]
         return ["step", self.first.name, self.second.name], rows
 
@@ -269,11 +257,6 @@ def _first_reaching(run: RunData, metric: str, reach: float) -> tuple[bool, floa
         if line.get(metric) is not None and line[metric] >= reach:
             return True, step, generated, trained
     return False, step, generated, trained
-
-
-def _value_before(absent: Any) -> Any:
-    """Return the value of a key at which a run is as it was before the key existed; the first of several."""
-    return absent[0] if isinstance(absent, tuple) else absent
 
 
 def _listed(seeds: Sequence[int]) -> str:

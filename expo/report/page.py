@@ -15,6 +15,7 @@ from markupsafe import Markup
 from expo.ground.files import beside
 from expo.report import charts
 from expo.report.solving import Solving, verdict_of
+from expo.runs.reading import points_in
 from expo.tables.aggregate import pass_values, stack, statistic
 from expo.tables.styles import Style, styles
 
@@ -111,8 +112,7 @@ def write(page: Page, runs: Sequence[RunData], path: Path) -> None:
     names = {**_hardest(trained), **CURVES}
     if not any(line.get("loss/preference") for its in trained.values() for run in its for line in run.lines):
         del names["loss/preference"]  # no DPO here
-    charted = ((name, _chart(name, unit, _curves(trained, name), shown)) for name, unit in names.items())
-    curves = [(name, chart) for name, chart in charted if chart]
+    curves = [(name, chart) for name, unit in names.items() if (chart := _chart(name, unit, trained, shown))]
     levels = _levels(arms, shown)
     samples = [(arm, [_sample(s) for s in its[0].samples]) for arm, its in arms.items() if its[0].samples]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=False)
@@ -155,20 +155,18 @@ def _hardest(arms: Mapping[str, Sequence[RunData]]) -> dict[str, str]:
     """Return pass@4 of the highest level, where there are several."""
     names = set().union(*(line for runs in arms.values() for line in runs[0].lines))
     levels = {name for name in names if re.fullmatch(r"pass@4/level(?!.*_(?:lo|hi)$).+", name)}
-    return (
-        {max(levels, key=lambda name: [int(n) for n in re.findall(r"level(\d+)", name)]): SHARE}
-        if len(levels) > 1
-        else {}
-    )
+    hardest = max(levels, key=lambda name: [int(n) for n in re.findall(r"level(\d+)", name)], default="")
+    return {hardest: SHARE} if len(levels) > 1 else {}
 
 
-def _chart(name: str, unit: str, arms: Mapping[str, Sequence[charts.Run]], shown: Mapping[str, Style]) -> Markup | None:
+def _chart(name: str, unit: str, arms: Mapping[str, Sequence[RunData]], shown: Mapping[str, Style]) -> Markup | None:
     """Draw the curves of a scalar, shares in percent; a user's own reward may be no share."""
-    share = unit is SHARE and all(0 <= value <= 1 for runs in arms.values() for run in runs for _, value in run)
+    curves = {arm: [points_in(run.lines, name) for run in runs] for arm, runs in arms.items()}
+    share = unit is SHARE and all(0 <= value <= 1 for runs in curves.values() for run in runs for _, value in run)
     if share:
-        arms = {arm: [[(step, 100 * value) for step, value in run] for run in runs] for arm, runs in arms.items()}
+        curves = {arm: [[(step, 100 * value) for step, value in run] for run in runs] for arm, runs in curves.items()}
     named = f"{name} ({unit})" if unit and (share or unit is not SHARE) else name
-    return charts.lines(name, named, arms, shown, share)
+    return charts.lines(name, named, curves, shown, share)
 
 
 def _intervals(arms: Mapping[str, Sequence[RunData]]) -> str:
@@ -180,13 +178,6 @@ def _intervals(arms: Mapping[str, Sequence[RunData]]) -> str:
     if len(alone) == len(arms):
         return f"over problems alone: {seeds}"
     return f"over problems and seeds; of {', '.join(alone)} over problems alone: {seeds}"
-
-
-def _curves(arms: Mapping[str, Sequence[RunData]], name: str) -> dict[str, list[list[tuple[float, float]]]]:
-    return {
-        arm: [[(line["step"], line[name]) for line in run.lines if line.get(name) is not None] for run in runs]
-        for arm, runs in arms.items()
-    }
 
 
 def _levels(arms: Mapping[str, Sequence[RunData]], styles: Mapping[str, Style]) -> list[tuple[str, Any]]:
@@ -211,8 +202,7 @@ def _levels(arms: Mapping[str, Sequence[RunData]], styles: Mapping[str, Style]) 
                     s = statistic(stack({str(i): v for i, v in enumerate(values)}, partly=True), f"pass@{k}")
                     cells[name][arm] = (100 * s["mean"], 100 * s["lo"], 100 * s["hi"])
         by = ("level", f"pass@{k} by level") if len(groups) > 1 else ("", f"pass@{k}")
-        chart = charts.bars(by[1], by[0], f"pass@{k} (percent)", cells, styles)
-        if chart:
+        if chart := charts.bars(by[1], by[0], f"pass@{k} (percent)", cells, styles):
             charted.append((f"pass@{k}", chart))
     return charted
 
@@ -229,18 +219,13 @@ def _sample(row: Mapping[str, Any]) -> dict[str, Any]:
     return dict(row) | {"tokens": tokens, "verdict": verdict}
 
 
-def _mean(run: RunData, name: str) -> float | None:
-    values = [line[name] for line in run.lines if line.get(name) is not None]
-    return float(np.mean(values)) if values else None
-
-
 def _percent(run: RunData, name: str) -> float | None:
-    value = _mean(run, name)
-    return None if value is None else 100 * value
+    values = [value for _, value in points_in(run.lines, name)]
+    return 100 * float(np.mean(values)) if values else None
 
 
 def _sum(run: RunData, name: str) -> float | None:
-    values = [line[name] for line in run.lines if line.get(name) is not None]
+    values = [value for _, value in points_in(run.lines, name)]
     return float(sum(values)) if values else None
 
 
@@ -249,26 +234,16 @@ Column = tuple[Callable[[RunData, str], float | None], str]
 
 def _table(arms: Mapping[str, Sequence[RunData]], columns: Mapping[str, Column]) -> Table:
     """Return the headings and rows: the mean over an arm's runs of each column that any of them has."""
-    rows: list[list[str]] = []
-    shown = [
-        name
-        for name, (of, _) in columns.items()
-        if any(of(run, name) is not None for runs in arms.values() for run in runs)
-    ]
-    for arm, runs in arms.items():
-        cells = []
-        for name in shown:
-            of, form = columns[name]
-            values = [v for run in runs if (v := of(run, name)) is not None]
-            cells.append(format(np.mean(values), form) if values else "–")
-        rows.append([arm, *cells])
-    return ["arm", *shown], rows
+    cells: dict[str, list[str]] = {}
+    for name, (of, form) in columns.items():
+        values = [[v for run in runs if (v := of(run, name)) is not None] for runs in arms.values()]
+        if any(values):
+            cells[name] = [format(np.mean(of_arm), form) if of_arm else "–" for of_arm in values]
+    return ["arm", *cells], [[arm, *row] for arm, *row in zip(arms, *cells.values(), strict=True)]
 
 
 def _cost(arms: Mapping[str, Sequence[RunData]]) -> Table:
     columns: dict[str, Column] = {"seconds": (lambda run, name: run.summary.get("wall_s"), ".0f")}
     columns |= dict.fromkeys(TOKENS, (_sum, ",.0f")) | dict.fromkeys(STAGES, (_sum, ".1f"))
-    columns |= {
-        "peak memory (MiB)": (lambda run, name: (run.summary.get("peak_memory_mb") or {}).get("process"), ".0f")
-    }
+    columns["peak memory (MiB)"] = (lambda run, _: (run.summary.get("peak_memory_mb") or {}).get("process"), ".0f")
     return _table(arms, columns)
