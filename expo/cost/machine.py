@@ -21,8 +21,7 @@ class Machine:
     @classmethod
     @torch.no_grad()
     def measured(cls, threads: int) -> "Machine":
-        """Measure this CPU with a number of threads: the best of several tries, since nothing but other work makes one
-        slower."""
+        """Measure this CPU with a number of threads: the best of several tries: only other work makes one slower."""
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         square, wide, vector = torch.rand(SQUARE, SQUARE), torch.rand(READ // 4096, 4096), torch.rand(4096)

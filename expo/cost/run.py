@@ -111,8 +111,7 @@ class Work:
 
     @property
     def held(self) -> float:
-        """Return the bytes of all weights in memory, without an adapter. In 4 bits, 64 of them share a scale, which is
-        rounded too."""
+        """Return the bytes of all weights in memory, without an adapter. In 4 bits, 64 share a scale, rounded too."""
         s = self.shape
         if not self.cfg.model.load_in_4bit:
             return self.stored * s.parameters - (2.0 * self.matrices if self.base_in_16_bit else 0.0)
@@ -170,8 +169,7 @@ class Work:
 
     @property
     def casts(self) -> float:
-        """Return the bytes of the casts that autocast keeps. A weight in 4 bits is unpacked for its own product
-        alone."""
+        """Return the bytes of the casts that autocast keeps. A weight in 4 bits is unpacked for its own product."""
         s = self.shape
         plain = self.matrices if self.base_in_16_bit else s.in_layers if self.cfg.model.load_in_4bit else 0
         return 2.0 * (s.parameters - plain) if self.mixed else 0.0

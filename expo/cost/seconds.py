@@ -1,5 +1,4 @@
-"""Estimate the seconds of a step and of a run, by part. Rows are at their longest, unless `plan` gives means; all
-groups train."""
+"""Estimate seconds of a step and of a run, by part. Rows are at their longest, or as `plan` says; all groups train."""
 
 import math
 
@@ -68,8 +67,7 @@ def decoding(work: Work, device: Device, rows: int, prompts: int) -> float:
 
 
 def update(work: Work, device: Device) -> float:
-    """Return the seconds of all updates of a step: passes forward and backward, the optimizer, and what devices send
-    each other."""
+    """Return the seconds of all updates of a step: passes, the optimizer, and what devices send each other."""
     cfg, s = work.cfg, work.shape
     computing = work.share * update_flops(work) / (device.rate(work.computed) * device.training)
     stepping = ADAM_BYTES * work.trained / work.sharded / (device.bandwidth * device.reading)

@@ -1,5 +1,4 @@
-"""Readers of each format of data: which columns of a row are question, answer, level and solution, or how problems are
-generated."""
+"""Readers of each format of data: which columns are question, answer, level and solution, or how problems are made."""
 
 import logging
 import math
@@ -36,8 +35,7 @@ class MATH(Reader):
 
 
 class GSM8K(Reader):
-    """Cobbe et al. (2021): the answer stands after `####`; calculator marks `<<…>>` are not text a policy should
-    learn."""
+    """Cobbe et al. (2021): the answer stands after `####`; calculator marks `<<…>>` are no text to learn."""
 
     columns_taken = frozenset({"question", "answer"})
 

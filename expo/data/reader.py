@@ -1,5 +1,4 @@
-"""Reader: a data set's rows as Problems, for training and for evaluation. A row that cannot be used is counted and
-named."""
+"""A data set's rows as Problems, for training and for evaluation. A row that cannot be used is counted and named."""
 
 import logging
 import zlib
@@ -293,6 +292,5 @@ def set_apart(problems: list[Problem], count: int) -> tuple[list[Problem], list[
 
 
 def _spread(problems: list[Problem], count: int | None) -> list[Problem]:
-    """Return `count` problems in an order that depends on their ids only, so that a subset is no stretch of a sorted
-    file."""
+    """Return `count` problems in an order by their ids alone, so that a subset is no stretch of a sorted file."""
     return sorted(problems, key=lambda p: zlib.crc32(p.id.encode()))[:count]

@@ -75,8 +75,7 @@ class Stream:
     share: float
 
     def rows(self, split: str, count: int) -> Iterator[dict[str, Any] | BadRow]:
-        """Yield `count` rows of a split, each of another question; fewer where CHUNK in a row bring no new one of
-        it."""
+        """Yield `count` rows of a split, each of another question; fewer where CHUNK in a row bring no new one."""
         seed = zlib.crc32(f"{self.task} {self.level}".encode()) // 2  # below 2**31, as numpy wants it
         seen: set[str] = set()
         yielded = idle = 0
@@ -114,8 +113,7 @@ def part_of(asked: str) -> str:
 
 
 def streams_of(conf: ReasoningGymConf, levels: Sequence[Any]) -> list[Stream]:
-    """Return the streams that a config asks for: each task at each level. Raises UserError for what reasoning-gym does
-    not have."""
+    """Return a config's streams: each task at each level. Raises UserError for what reasoning-gym does not have."""
     streams = []
     for task, share in conf.shares.items():
         if task not in DATASETS or task == "composite":
@@ -165,8 +163,7 @@ def _at_level(task: str, level: Any, conf: ReasoningGymConf) -> dict[str, Any]:
 
 
 def _named(task: str, name: str) -> list[str]:
-    """Return the settings that `dataset.level_by` names. Raises UserError where the task has none of that name that
-    counts."""
+    """Return the settings that `dataset.level_by` names. Raises UserError where the task has none such that counts."""
     numbers = _numbers(task)
     matching = [n for n in numbers if n in (name, f"min_{name}", f"max_{name}")]
     if not matching:
@@ -183,8 +180,7 @@ def _numbers(task: str) -> list[str]:
 
 
 def _answer(row: dict[str, Any]) -> str:
-    """Return a row's right answer; where it has none since many are right, the one that its metadata gives as an
-    example."""
+    """Return a row's right answer; of many right ones, the example that its metadata gives."""
     examples = [value for name, value in row["metadata"].items() if name.endswith("_answer")]
     answer = next((value for value in [row["answer"], *examples] if value is not None), None)
     if answer is None:

@@ -23,8 +23,7 @@ PART_ROWS = 2**14  # completions that are made, judged and kept at a time
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One row per completion, and the scalars made of them (`pass@4`, `pass@4/level5`, each also with `_lo` and
-    `_hi`)."""
+    """One row per completion, and their scalars (`pass@4`, `pass@4/level5`, each also with `_lo` and `_hi`)."""
 
     rows: list[dict[str, Any]]
     metrics: dict[str, float]
@@ -56,8 +55,7 @@ class Evaluator:
         return Evaluation(rows, tally.metrics(self.k))
 
     def validate(self, engine: Engine) -> dict[str, float]:
-        """Return the scalars of an evaluation on the validation problems, as `validation/…`; {} where there are
-        none."""
+        """Return the scalars of an evaluation on the validation problems, `validation/…`; {} where there are none."""
         metrics = replace(self, problems=self.validation).evaluate(engine).metrics if self.validation else {}
         return {f"validation/{name}": value for name, value in metrics.items()}
 

@@ -1,5 +1,4 @@
-"""Completions on disk: parquet, written in full or not at all, each page with a checksum that is verified when it is
-read."""
+"""Completions on disk: parquet, written in full or not at all, with a checksum of each page, verified when read."""
 
 import logging
 from collections.abc import Sequence

@@ -55,8 +55,7 @@ class Tally:
         self.sound += [sound for row in rows if _right(row) and (sound := is_sound(row)) is not None]
 
     def metrics(self, k: Sequence[int]) -> dict[str, float]:
-        """Return the scalars of every evaluation: `pass@4`, `pass@4/level5`, each also with `_lo` and `_hi`; and means
-        over completions, `eval/*`."""
+        """Return an evaluation's scalars: `pass@4/level5`, with `_lo` and `_hi`; means over completions, `eval/*`."""
         metrics: dict[str, float] = {}
         for suffix, problems in self._groups():
             if not suffix or suffix.startswith("/level"):
@@ -95,8 +94,7 @@ class Tally:
         return {name: value for metrics in named for name, value in metrics.items()}
 
     def _groups(self) -> Iterator[tuple[str, list[str]]]:
-        """Yield the suffix of each group's metrics, and its problems: all, each level, each subject where there are
-        several."""
+        """Yield each group's suffix of metrics, and its problems: all, each level, each subject of several."""
         yield "", list(self.outcomes)
         levels: set[Any] = {o.level for o in self.outcomes.values()} - {None}
         for level in sorted(levels):

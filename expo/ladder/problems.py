@@ -96,8 +96,7 @@ def sampled_meaning(part: LadderPart, rng: random.Random, world: WorldConf = CLE
 
 
 def sample_parts(level: int, rng: random.Random, world: WorldConf = CLEAR) -> list[LadderPart]:
-    """Return random parts in which the five skills give five different results, so that the answer tells the
-    meaning."""
+    """Return random parts in which the five skills give five different results: the answer tells the meaning."""
     symbols, known = [symbol for symbol, (of_level, *_) in SYMBOLS.items() if of_level == level], list(KNOWN)
     parts: list[LadderPart] = []
     while len(parts) < world.parts[level - 1]:
@@ -164,8 +163,7 @@ def explanation_text(parts: list[LadderPart], meanings: list[str], rng: random.R
 
 
 def expert_text(parts: list[LadderPart], style: str, world: WorldConf = CLEAR) -> str:
-    """Return the expert's solution: true meanings; `own` style, `terse` (results only) or `foreign` (an order never
-    seen)."""
+    """Return the expert's solution: true meanings; in `own` style, `terse` (results) or `foreign` (new order)."""
     results = [p.result(p.meaning) for p in parts]
     # The same whenever it is asked for.
     if style == "own" or random.Random(question_text(parts)).random() < world.expert_own:
@@ -186,8 +184,7 @@ def parse_question(question: str) -> list[LadderPart]:
 def generate(
     level: int, split: str, count: int, expert_style: str = "terse", world: WorldConf = CLEAR
 ) -> Iterator[Problem]:
-    """Return the first `count` problems of a split. Train and test share no question: a hash of the text decides the
-    split."""
+    """Return the first `count` problems of a split. No question is in two: a hash of the text decides."""
     seen: set[str] = set()
     # Problems of another shape have other names: those of two runs are paired by name.
     name = "ladder" if world.parts == CLEAR.parts else f"ladder-{'-'.join(map(str, world.parts))}"
@@ -214,8 +211,7 @@ def generate(
 
 @dataclass(frozen=True, slots=True)
 class StepCheck:
-    """Findings of the oracle in a chain of thought. `arithmetic` and `meanings` are the shares of the problem's parts
-    that are right."""
+    """Findings of the oracle in a chain of thought: which shares of the problem's parts are right, and whether all."""
 
     arithmetic: float  # parts whose two equations hold
     meanings: float  # parts in which the symbol was read with its true meaning

@@ -1,5 +1,4 @@
-"""`logger=mlflow`: Lightning's MLFlowLogger, with a run that is found again, and a server that may be gone for a
-while."""
+"""`logger=mlflow`: Lightning's MLFlowLogger, with a run that is found again, and a server that may be gone a while."""
 
 import logging
 import os
@@ -67,8 +66,7 @@ class Mlflow(Tracker, MLFlowLogger):
             ) from error
 
     def _go_on(self, session: Session) -> bool:
-        """Resume the MLflow run of an earlier session; return whether there is one. With `fresh`, delete it (MLflow can
-        restore it)."""
+        """Resume the MLflow run of an earlier session; return whether there is one. With `fresh`, delete it."""
         client = self._mlflow_client
         experiment = client.get_experiment_by_name(self._experiment_name)
         if experiment is None:

@@ -100,8 +100,7 @@ def _items(items: Any) -> dict[str, Any]:
 
 
 def end_whole(path: Path) -> bool:
-    """Cut off the record that a kill has left half written, which W&B would refuse. Returns whether a record is
-    left."""
+    """Cut off the record that a kill has left half written, which W&B would refuse. Returns whether one is left."""
     end = max((end for end, _ in _records(path)), default=0)
     if 0 < end < path.stat().st_size:
         os.truncate(path, end)

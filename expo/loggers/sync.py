@@ -68,8 +68,7 @@ def _under_way(file: Path) -> bool:
 
 
 def _send(file: Path) -> str | None:
-    """Send a file. Returns what W&B said where it did not take it, else None. Raises UserError where W&B did not
-    begin."""
+    """Send a file. Returns why W&B did not take it, or None. Raises UserError where W&B did not begin."""
     command = [sys.executable, "-m", "wandb", "sync", str(file)]
     done = subprocess.run(
         command,

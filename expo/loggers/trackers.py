@@ -1,5 +1,4 @@
-"""The loggers that `logger=` chooses: Lightning's own, each told where a run's files go and what becomes of a resumed
-run."""
+"""The loggers that `logger=` chooses: Lightning's, told where a run's files go and what becomes of a resumed run."""
 
 import json
 import os
@@ -80,8 +79,7 @@ class Wandb(Tracker, WandbLogger):
             self.row |= {**metrics, "trainer/global_step": step}  # the x axis that Lightning tells W&B of
 
     def _send(self) -> None:
-        """Send the step that is complete: of a step that W&B has had before, it makes another, and shifts all later
-        ones."""
+        """Send the step that is complete: of a step that W&B has, it makes another, and shifts all later ones."""
         row, self.row = self.row, {}
         if row and not self.lost:
             with self.telling():
@@ -113,8 +111,7 @@ class Wandb(Tracker, WandbLogger):
 
     @contextmanager
     def telling(self) -> Iterator[None]:
-        """Tell W&B something. Raises UserError where its own process has ended; what then ends the run tells nothing
-        more."""
+        """Tell W&B something. Raises UserError where its own process has ended; then no more is told."""
         try:
             with telling_wandb():
                 yield
@@ -148,8 +145,7 @@ def keep_out_of_home(folder: Path) -> None:
 
 
 def _last_step(directory: Path) -> int:
-    """Return the last step in the offline files of a run; -1 for none, and for a file that is damaged from its
-    beginning on."""
+    """Return the last step in a run's offline files; -1 for none, and for a file damaged from its beginning on."""
     last = -1
     for file in offline_files(directory):
         with suppress(ValueError):
@@ -158,8 +154,7 @@ def _last_step(directory: Path) -> int:
 
 
 class TensorBoard(Tracker, TensorBoardLogger):
-    """Event files in `tensorboard/` of the run's directory. TensorBoard itself hides steps that are about to be made
-    again."""
+    """Event files in the run's `tensorboard/`. TensorBoard itself hides steps that are about to be made again."""
 
     def __init__(self, conf: TensorBoardLoggerConf, session: Session):
         super().__init__(
@@ -180,8 +175,7 @@ class TensorBoard(Tracker, TensorBoardLogger):
 
 
 def _leave_to_flush(hook: Callable[[threading.ExceptHookArgs], Any]) -> None:
-    """Print no stack trace of the thread that writes TensorBoard's files: `flush` raises its error, such as of a full
-    disk, again."""
+    """Print no stack trace of the thread that writes TensorBoard's files: `flush` raises its error again."""
 
     def told(ended: threading.ExceptHookArgs) -> None:
         if not type(ended.thread).__module__.startswith("tensorboard."):
@@ -191,8 +185,7 @@ def _leave_to_flush(hook: Callable[[threading.ExceptHookArgs], Any]) -> None:
 
 
 class Csv(Tracker, CSVLogger):
-    """`csv/metrics.csv` in the run's directory. Lightning begins it anew in every session, so that no step is one sent
-    before."""
+    """`csv/metrics.csv` in the run's directory, begun anew by Lightning in every session: no step is sent before."""
 
     skips_sent = True
 

@@ -21,8 +21,7 @@ TABLE_ROWS = 200  # rows of a completions table that are shown; parquet has them
 
 @dataclass(frozen=True)
 class Session:
-    """The run as its loggers see it: config, directory, the steps done before this session, and the command that makes
-    it."""
+    """The run as its loggers see it: config, directory, steps done before this session, command that makes it."""
 
     cfg: Config
     directory: Path

@@ -1,5 +1,4 @@
-"""Comparison of two arms on the same problems: differences by level, problems gained and lost, cost of reaching a
-rate."""
+"""Two arms on the same problems: differences by level, problems gained and lost, cost of reaching a rate."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -49,8 +48,7 @@ Share = tuple[float, float]  # of a problem's samples that are right: in the fir
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a comparison: the finished runs of an arm, one for each seed, and the seeds of those that are not
-    finished."""
+    """One side of a comparison: an arm's finished runs, one for each seed, and the seeds of unfinished ones."""
 
     name: str
     runs: Mapping[int, RunData]
@@ -123,8 +121,7 @@ class Comparison:
 
     @property
     def metric(self) -> str:
-        """Return the pass@k that is followed over the steps: the highest that both arms' evaluations have logged, of at
-        most 4."""
+        """Return the pass@k that is followed over the steps: the highest to 4 that both arms' evaluations have."""
         logged = [
             {name for line in arm.runs[s].lines for name in line} for arm in (self.first, self.second) for s in arm.runs
         ]

@@ -68,15 +68,13 @@ class RunData:
 
     @property
     def finished(self) -> bool:
-        """Return whether the run went to its end; one that stopped may hold no more than the evaluation before
-        training."""
+        """Return whether the run went to its end; a stopped one may hold only the evaluation before training."""
         return bool(self.summary.get("status", "done") == "done")
 
 
 @dataclass(frozen=True)
 class Compared:
-    """Two arms on the same problems: differences by level, a sentence, and completions of some problems side by
-    side."""
+    """Two arms on the same problems: differences by level, a sentence, and some problems' completions side by side."""
 
     differences: Table
     told: str
@@ -181,8 +179,7 @@ def _intervals(arms: Mapping[str, Sequence[RunData]]) -> str:
 
 
 def _levels(arms: Mapping[str, Sequence[RunData]], styles: Mapping[str, Style]) -> list[tuple[str, Any]]:
-    """Return pass@1 and pass@4 (less where a run has fewer samples), by level, of an arm's finished runs where it has
-    any."""
+    """Return pass@1 and pass@4 (less of few samples), by level, of an arm's finished runs where it has any."""
     of_arms = {arm: [run for run in runs if run.finished] or runs for arm, runs in arms.items()}
     with_rows = {arm: [run.completions for run in runs if run.completions] for arm, runs in of_arms.items()}
     with_rows = {arm: rows for arm, rows in with_rows.items() if rows}

@@ -16,8 +16,7 @@ LIBRARY = "wandb-workspaces"
 
 @dataclass(frozen=True)
 class Section:
-    """Panels that answer one question: a line plot of each metric over the steps. Grouped by the arm, or by a key of
-    the config."""
+    """Panels that answer one question: a line of each metric over the steps, by arm or by a key of the config."""
 
     title: str
     metrics: Sequence[str]  # `time/*`: all that begin so, in one panel

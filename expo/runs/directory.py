@@ -51,8 +51,7 @@ class Run:
 
     @classmethod
     def find(cls, cfg: Config, command: str = "train") -> "Run":
-        """Return the run that `expo <command>` makes of this config, with the metrics of its earlier sessions; makes
-        nothing yet."""
+        """Return the run that `expo <command>` makes of this config, with earlier metrics; makes nothing yet."""
         run = cls(cfg, run_dir(cfg, command), command)
         _ = run.identity, run.arm, run.mark, run.id, run.data
         run.code = own_code(cfg)

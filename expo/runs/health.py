@@ -49,8 +49,7 @@ EVALUATED = (Sign("pass@1", True, 0.1, 0.5, "it no longer solves what it solved"
 
 @dataclass(frozen=True)
 class Still:
-    """Sign of a run that is dead from its first step: a scalar that is at its worst in all of the first DEAD_AFTER
-    steps."""
+    """Sign of a run that is dead from its first step: a scalar at its worst in all of the first DEAD_AFTER steps."""
 
     metric: str
     worst: float
@@ -96,8 +95,7 @@ STILL = (
 
 @dataclass(frozen=True)
 class Collapse:
-    """A scalar's mean over the last steps, `now`, against its best earlier mean, `best`. Steps are numbers of steps
-    done."""
+    """A scalar's mean over the last steps, `now`, against its best earlier one, `best`. Steps are those done."""
 
     metric: str
     meaning: str
@@ -173,8 +171,7 @@ def shares_told(metrics: Mapping[str, Any]) -> str:
 
 
 def nothing_learned(lines: Sequence[Mapping[str, Any]]) -> str | None:
-    """Say why a run has learned nothing at all, or nothing from its positives or hints; None where it has. Args: lines
-    of metrics.jsonl."""
+    """Say why a run has learned nothing at all, or nothing from positives or hints; None where it has. Args: lines."""
     steps = [line for line in lines if "policy/grad_norm" in line]
     if not steps:
         return None
@@ -206,8 +203,7 @@ def _moves(norm: float | None) -> bool:
 
 @dataclass
 class Watch:
-    """One sign over a run. `best` is the best mean so far of up to `window` steps, all of them before the last `window`
-    ones."""
+    """One sign over a run. `best` is the best mean so far of up to `window` steps, all before the last `window`."""
 
     sign: Sign
     recent: list[float] = field(default_factory=list)  # of the last 2 windows of steps that have the scalar
@@ -240,8 +236,7 @@ class Watch:
         return before - now if self.sign.falls else now - before
 
     def began(self, points: Sequence[Point], now: float) -> int:
-        """Return the step after the last one whose value is nearer to the best mean than to `now`. Args: all points so
-        far."""
+        """Return the step after the last of all `points` whose value is nearer to the best mean than to `now`."""
         assert self.best is not None
         middle = (self.best + now) / 2
         good = [step for step, value in points if self.change(middle, value) < 0]

@@ -52,8 +52,7 @@ def end_with(parent: int, number: int) -> None:
 
 
 def run_environment(jobs: int) -> dict[str, str]:
-    """Return the environment of one of `jobs` runs at a time: its share of the cores, unless the user has set the
-    threads."""
+    """Return the environment of one of `jobs` runs at a time: its share of the cores, if the user sets no threads."""
     return {"OMP_NUM_THREADS": share_of_cores(jobs)} | os.environ | {"EXPO_SWEEP": "1"}
 
 

@@ -19,8 +19,7 @@ SCALARS = {int, float, type(None)}
 
 
 def read_lines(directory: str | Path) -> list[dict[str, Any]]:
-    """Return metrics.jsonl, without lines that are no whole record of scalars: one that is being written, or damaged
-    ones."""
+    """Return metrics.jsonl, without lines that are no whole record of scalars: damaged, or being written."""
     path = Path(directory, "metrics.jsonl")
     if not path.is_file():
         return []
@@ -48,8 +47,7 @@ def points_in(lines: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, 
 
 
 def last_evaluation(directory: str | Path, step: int | None = None) -> dict[str, Any]:
-    """Return the scalars of the last evaluation, or of the one at a step, as metrics.jsonl has them; {} where it has
-    none."""
+    """Return the scalars of the last evaluation, or of the one at a step, as in metrics.jsonl; {} where it has none."""
     lines = [line for line in read_lines(directory) if "loss/total" not in line and step in (None, line["step"])]
     return {name: value for name, value in lines[-1].items() if name != "step"} if lines else {}
 
@@ -115,8 +113,7 @@ def final_rows(directory: str | Path) -> list[dict[str, Any]]:
 
 
 def completions_in(file: Path, **which: Any) -> list[dict[str, Any]]:
-    """Return the rows of a file of completions. Args: which, as of `read_rows`. Raises UserError for one that lacks a
-    column."""
+    """Return the rows of a file of completions. Args: see `read_rows`. Raises UserError where one lacks a column."""
     rows = read_rows(file, **which)
     if missing := COMPLETIONS - (rows[0].keys() if rows else COMPLETIONS):
         raise UserError(
@@ -126,8 +123,7 @@ def completions_in(file: Path, **which: Any) -> list[dict[str, Any]]:
 
 
 def completions_file(directory: Path, kind: str, step: int | None = None) -> Path:
-    """Return a file of a run's completions. Args: kind, train or eval; step, steps done; None: the last. Raises
-    UserError for none."""
+    """Return a file of completions. Args: kind, train or eval; step; None: the last. Raises UserError for none."""
     candidates = sorted((directory / "completions").glob(f"{kind}*.parquet"), key=step_in)
     files = [file for file in candidates if step in (None, step_in(file))]
     if not files:

@@ -1,5 +1,4 @@
-"""From run directories to the numbers of a table: means over seeds, intervals over problems and seeds, paired
-differences."""
+"""From run directories to a table's numbers: means over seeds, intervals over problems and seeds, differences."""
 
 import json
 from collections import Counter, defaultdict

@@ -134,8 +134,7 @@ class Heat:
         return cell["mean"] if cell else np.nan
 
     def _settled(self, record: Mapping[str, Any], arm: str) -> int:
-        """Return 1 or -1 where an arm is better or worse than the one it is held against, in 95 %; 0 where that is
-        open."""
+        """Return 1 or -1 where an arm is better or worse than the one it is held against, in 95 %; else 0."""
         cell = record["arms"].get(arm, {}).get("difference", {}).get(self.column)
         return 0 if cell is None else int(cell["lo"] > 0) - int(cell["hi"] < 0)
 

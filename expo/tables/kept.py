@@ -107,8 +107,7 @@ def _restored(directory: Path, record: Mapping[str, Any], configs: dict[str, Con
 
 
 def _check(run: PlannedRun, kept_config: Config, folder: Path) -> None:
-    """Raise UserError where a saved run is not the planned one. Models are compared by path, so their files need not
-    exist."""
+    """Raise UserError where a saved run is not the planned one. Models are compared by path, so need not exist."""
     before, now = (replace(cfg, model=replace(cfg.model, path="ladder")) for cfg in (kept_config, run.cfg))
     for key in _ASIDE[run.command]:
         _same(run, key, _value(kept_config, key), _value(run.cfg, key), folder)

@@ -34,8 +34,7 @@ def preview(request: Request, runs: Sequence[PlannedRun]) -> None:
 
 
 def show_arms(plan: Plan, runs: Sequence[PlannedRun], todo: set[Path], costs: "dict[Path, Cost] | None") -> None:
-    """Print each arm with the number of its finished runs, its command, and its estimate. Args: todo, directories of
-    runs to make."""
+    """Print each arm: how many runs are finished, its command, its estimate. Args: todo, folders of runs to make."""
     shown: dict[Path, str] = {}
     for key, arm in plan.arms.items():
         runs_of_arm = [run for run in runs if run.arm == key]
@@ -64,8 +63,7 @@ def _whole_cost(known: Sequence["Cost"], device: str, jobs: int) -> str:
 def by_finished_runs(
     runs: Sequence[PlannedRun], todo: Sequence[PlannedRun], jobs: int, results: Path | None
 ) -> str | None:
-    """Return time and tokens of the missing runs, as runs of their arms took them here, or in an earlier table's
-    results."""
+    """Return time and tokens of the missing runs, by runs of their arms here, or in an earlier table's results."""
     known: dict[str, Any] = {}
     sources = []
     if results is not None and (results / "table.json").is_file():

@@ -85,8 +85,7 @@ def made_by(record: Mapping[str, Any]) -> str:
 
 
 def unlike_problems(record: Mapping[str, Any]) -> str:
-    """Return a sentence about rates of arms that were evaluated on unlike numbers of problems; "" where all have the
-    same."""
+    """Return a sentence about arms that were evaluated on unlike numbers of problems; "" where all have the same."""
     counts: dict[str, dict[str, int]] = {}
     for arm in record["arms"].values():
         for column, cell in arm.get("columns", {}).items():
@@ -125,8 +124,7 @@ def _cell(column: str, cell: Mapping[str, Any] | None) -> str:
 
 
 def far_apart(seeds: Sequence[float]) -> bool:
-    """Return whether the rates of an arm's seeds, or their differences, lie as far apart as those of seeds that take
-    off or do not."""
+    """Return whether the seeds' rates, or differences, lie as far apart as where some take off and some do not."""
     return max(seeds) - min(seeds) > APART
 
 

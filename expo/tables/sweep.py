@@ -104,8 +104,7 @@ def make(todo: Sequence[PlannedRun], sweep: Path, hydra: list[str]) -> int:
 
 
 def until_over(process: subprocess.Popen[bytes], meanwhile: Callable[[], object] = int) -> int:
-    """Wait for a child in its own session and forward signals to it, so that it stops with a checkpoint. Returns its
-    exit code."""
+    """Wait for a child in its own session and hand signals on, so that it stops with a checkpoint. Returns its code."""
     earlier = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     received: list[int] = []
 
@@ -147,8 +146,7 @@ def steps_of(run: PlannedRun) -> int:
 
 
 class View:
-    """A bar for the sweep and one for each run under way: step, reward, pass@4, time left; lines where nobody watches a
-    terminal."""
+    """A bar for the sweep and each run under way: step, reward, pass@4, time left; lines without a terminal."""
 
     def __init__(self, runs: Sequence[PlannedRun]):
         self.runs, self.console = runs, Console(stderr=True)

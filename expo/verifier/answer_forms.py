@@ -107,8 +107,7 @@ def _bracket(text: str) -> str | None:
 
 
 def _words(answer: str, gold: str) -> bool:
-    """Refuse other units, or words that turn a value into another statement. A unit that only one of them has is no
-    difference."""
+    """Refuse other units, or words that make another statement. A unit that only one of them has is no difference."""
     ours, theirs = _units(answer), _units(gold)
     if "," in gold:  # a list may be told with them
         ours = [word for word in ours if word not in ("and", "or")]

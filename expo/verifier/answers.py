@@ -32,8 +32,7 @@ def kind_for(gold: str, kind: str = AUTO) -> Kind:
 
 
 def _compared(answer: str, gold: str, kind: str) -> tuple[str, Kind]:
-    """Return what an answer is compared with, and how. Where it states no letter, that is the text of the right option:
-    `5` is right for `A. 5`."""
+    """Return what an answer is compared with, and how: without a letter, the right option's text (`5` for `A. 5`)."""
     how = kind_for(gold, kind)
     if how.form is option and option(answer) not in OPTIONS and (text := option_text(gold)):
         return text, kind_for(text)
@@ -82,8 +81,7 @@ def _verdict_by_form(answer: str, gold: str, how: Kind) -> Verdict | None:
 
 @lru_cache(maxsize=4096)
 def judge(answer: str, gold: str, kind: str = AUTO) -> Verdict:
-    """Compute the verdict of math-verify, in a worker. Verdicts are cached there: a group often gives the same wrong
-    answer many times."""
+    """Compute the verdict of math-verify, in a worker. They are cached: groups often repeat one wrong answer."""
     from math_verify import parse
     from sympy import Rational
 
@@ -166,8 +164,7 @@ def _same_value(wanted: Any, stated: Any, gold: str, answer: str) -> bool:
 
 
 def _no_leaf_differs(wanted: Any, stated: Any) -> bool:
-    """Return whether no two numbers in the same place of both expressions differ; True where the places cannot be
-    matched."""
+    """Return whether no numbers in one place of both expressions differ; True where places cannot be matched."""
     from sympy import Expr, FiniteSet, Float, Interval, MatrixBase, Tuple
 
     if wanted == stated:

@@ -127,8 +127,7 @@ def score_of(returned: Any) -> float:
 
 
 def verdict_of(returned: Any) -> Verdict:
-    """Return the verdict of the value that a judge's function returned. Raises TypeError for a value of another
-    type."""
+    """Return the verdict of what a judge's function returned. Raises TypeError for a value of another type."""
     if isinstance(returned, Verdict):
         return returned
     if returned is None:

@@ -99,8 +99,7 @@ def _same_date(ours: tuple[Any, ...], theirs: tuple[Any, ...]) -> bool:
 
 
 def time(text: str) -> tuple[int, int, int, str] | None:
-    """Return (hours, minutes, seconds, "a", "p" or "") of a time of day or a duration as 2:40; None for anything
-    else."""
+    """Return (hours, minutes, seconds, "a", "p" or "") of a time of day or a duration as 2:40; None for others."""
     match = re.fullmatch(_TIME, bare(text).lower())
     if match is None or int(match["h"]) > 99:
         return None
@@ -170,8 +169,7 @@ def notation(text: str) -> str | None:
 
 
 def compact(text: str) -> str:
-    """Return the text without spaces, but between two words or numbers, where one means something: "1 1/2" is not
-    "11/2"."""
+    """Return the text without spaces, but where one means something: "1 1/2" is not "11/2"."""
     return re.sub(r"(?<!\w) +| +(?!\w)", "", text)
 
 
@@ -188,8 +186,7 @@ class Members:
         return f"{opening}{text}{closing}".strip()
 
     def agrees(self, gold: "Members") -> bool:
-        """Return whether these are the gold answer's members: in this order where one is a tuple, in any order else. A
-        set is no tuple."""
+        """Return whether these are the gold answer's members: in order where one is a tuple. A set is no tuple."""
         brackets = {self.bracket, gold.bracket}
         apart = brackets == {"(", "{"} or ("or" in brackets and len(brackets) > 1)
         if len(self.members) != len(gold.members) or apart:

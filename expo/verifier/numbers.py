@@ -89,8 +89,7 @@ class Number:
         return noisy and abs(self.value - other.value) <= Fraction(1, 10**15) * abs(other.value)
 
     def stands_for(self, value: Fraction) -> bool:
-        """Return whether the decimal has digits enough to stand for a value that it is rounded from, or cut off
-        from."""
+        """Return whether the decimal has digits enough to stand for a value that it is rounded or cut off from."""
         apart = abs(self.value - value)
         cut_off = apart < self.step and abs(self.value) <= abs(value)
         return (self.digits or 0) >= FEWEST_DIGITS and (cut_off or apart <= self.step / 2)
@@ -178,8 +177,7 @@ def _plain(text: str) -> Fraction:
 
 @lru_cache(maxsize=2**14)
 def quantity(text: str) -> Quantity | None:
-    """Return the number with a unit that a text is; None where it is none. Words that turn a value (`not 12`) are no
-    unit."""
+    """Return the number with a unit that a text is, or None. Words that turn a value (`not 12`) are no unit."""
     plain = bare(text)
     if (plain_number := number(plain)) is not None:
         return Quantity(plain_number)
@@ -260,15 +258,13 @@ def unit_word(word: str) -> str:
 
 
 def numbers_in_a_row(text: str) -> list[Number] | None:
-    """Return the numbers of a row of them, parted by spaces, commas, semicolons, "and" or "or"; None where it is no
-    such row."""
+    """Return the numbers of a row, parted by spaces, commas, semicolons, "and" or "or"; None where it is none."""
     numbers = [number(part) for part in re.split(r"\s*[,;]\s*|\s+(?:and|or)\s+|\s+", bare(text)) if part]
     return [n for n in numbers if n is not None] if len(numbers) > 1 and None not in numbers else None
 
 
 def is_arithmetic(text: str) -> bool:
-    """Return whether a text is a sum, difference, product or quotient of plain numbers that was not carried out, such
-    as `3+4`."""
+    """Return whether a text is arithmetic of plain numbers that was not carried out, such as `3+4`."""
     plain = re.sub(r"\\(?:times|cdot|div)(?![a-zA-Z])|×", "*", re.sub(r"[{}]", " ", bare(re.sub(TEXT, " ", text))))
     plain = re.sub(r"\s[^\W\d_]{2,}(?:\s[^\W\d_]+)*$", "", plain)  # with a unit
     return number(text) is None and re.fullmatch(r"[-+*/x().\d\s,]*\d[\s)]*[-+*/x][-+*/x().\d\s,]*", plain) is not None
