@@ -125,11 +125,7 @@ def _indexed_capitals(text: str) -> str:
     if re.search(r"\\(?:text|mathbb|mathrm|begin)|[A-Z]{2}|\\c[ua]p", text):
         return text
     capital = r"\\(Delta|Gamma|Theta|Lambda|Sigma|Phi|Psi|Omega)(?![a-zA-Z])|(?<![\\a-zA-Z])([A-DF-Z])(?![a-zA-Z_(])"
-    return re.sub(capital, _indexed, text)
-
-
-def _indexed(match: "re.Match[str]") -> str:
-    return rf"\{match[1].lower()}_{{77}}" if match[1] else f"{match[2].lower()}_{{77}}"
+    return re.sub(capital, lambda letter: letter[0].lower() + "_{77}", text)
 
 
 def _same(golds: list[Any], answers: list[Any], gold: str, answer: str) -> bool:

@@ -18,10 +18,8 @@ from expo.verifier.numbers import FUNCTIONS, TURNS, Quantity, numbers_in_a_row, 
 from expo.verifier.spelling import TEXT, bare, spelled
 
 _MONTHS = "january february march april may june july august september october november december"
-MONTHS = _MONTHS.split()
-_MONTH = "|".join(rf"{month[:3]}(?:{month[3:]})?" if month != "may" else month for month in MONTHS).replace(
-    "sep(?:", "sept?(?:"
-)
+ABBREVIATED = [month[:3] for month in _MONTHS.split()]
+_MONTH = "|".join(rf"{month[:3]}(?:{month[3:]})?" for month in _MONTHS.split()).replace("sep(?:", "sept?(?:")
 _WEEKDAY = r"(?:(?:mon|tues|wednes|thurs|fri|satur|sun)day,?\s+)?"
 _DATES = [
     rf"{_WEEKDAY}(?P<month>{_MONTH})\.?\s+(?P<day>\d{{1,2}})(?:st|nd|rd|th)?(?:,?\s+(?P<year>\d{{4}}))?",
@@ -82,15 +80,11 @@ def date(text: str) -> tuple[Any, ...] | None:
     for pattern in _DATES:
         if match := re.fullmatch(pattern, plain):
             named = match.groupdict()
-            month = int(named["number"]) if "number" in named else _month(named["month"])
+            month = int(named["number"]) if "number" in named else ABBREVIATED.index(named["month"][:3]) + 1
             day = int(named["day"])
             if 1 <= month <= 12 and 1 <= day <= monthrange(int(named["year"] or 2024), month)[1]:
                 return (int(named["year"]) if named["year"] else None, month, day)
     return None
-
-
-def _month(name: str) -> int:
-    return next(i for i, month in enumerate(MONTHS, 1) if month.startswith(name[:3]))
 
 
 def _same_date(ours: tuple[Any, ...], theirs: tuple[Any, ...]) -> bool:
@@ -152,15 +146,12 @@ def exact(text: str) -> str | None:
 def data(text: str) -> str | None:
     """Return JSON in one spelling; None for what is none."""
     try:
-        parsed = json.loads(spelled(text).removesuffix("."), parse_float=_float)
+        parsed = json.loads(
+            spelled(text).removesuffix("."), parse_float=lambda t: int(v) if (v := float(t)).is_integer() else v
+        )
         return json.dumps(parsed, sort_keys=True)
     except (ValueError, RecursionError, OverflowError):
         return None
-
-
-def _float(number: str) -> float | int:
-    value = float(number)
-    return int(value) if value.is_integer() else value
 
 
 def notation(text: str) -> str | None:

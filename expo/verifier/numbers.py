@@ -219,11 +219,11 @@ def _unit(rest: str) -> str:
         if not known and (not apart or len(words[0]) == 1):
             return ""
     rest = re.sub(r"\b([ap])\.\s?m\b\.?", r"\1m", rest.replace("per cent", "%"), flags=re.IGNORECASE)
-    rest = re.sub(r"\b(?:degrees?\s*)(celsius|fahrenheit|c|f)\b\.?", _of_heat, rest, flags=re.IGNORECASE)
-    rest = re.sub(
-        r"\s*(/|\*)\s*", r"\1", re.sub(r"\s*\bper\b\s*", "/", re.sub(r"(?<=[a-zA-Z}])\.(?=[a-zA-Z])", "*", rest))
-    )
-    rest = re.sub(r"\b(square|sq|cubic|cu)\b\.?\s*([^\W\d_]+)", _with_power, rest)
+    rest = re.sub(r"\bdegrees?\s*(?:celsius|c)\b\.?", "celsius", rest, flags=re.IGNORECASE)
+    rest = re.sub(r"\bdegrees?\s*(?:fahrenheit|f)\b\.?", "fahrenheit", rest, flags=re.IGNORECASE)
+    rest = re.sub(r"\s*\bper\b\s*", "/", re.sub(r"(?<=[a-zA-Z}])\.(?=[a-zA-Z])", "*", rest))
+    rest = re.sub(r"\s*(/|\*)\s*", r"\1", rest)
+    rest = re.sub(r"\b(square|sq|cubic|cu)\b\.?\s*([^\W\d_]+)", lambda u: f"{u[2]}^{2 if u[1][0] == 's' else 3}", rest)
     words_only = re.sub(r"[^\W\d_]+", lambda word: unit_word(word[0]), rest)
     return _in_order(re.sub(r"\s+", "*", re.sub(r"[{}]|\s+(?=\^)", "", words_only).replace(".", " ").strip()))
 
@@ -235,14 +235,6 @@ def _in_order(unit: str) -> str:
         powers[name] = powers.get(name, 0) + int(power or 1) * (-1 if sign == "/" else 1)
     shown = [(name + (f"^{abs(p)}" if abs(p) != 1 else ""), p) for name, p in sorted(powers.items())]
     return "*".join(name for name, p in shown if p > 0) + "".join(f"/{name}" for name, p in shown if p < 0)
-
-
-def _of_heat(named: "re.Match[str]") -> str:
-    return "celsius" if named[1][0].lower() == "c" else "fahrenheit"
-
-
-def _with_power(named: "re.Match[str]") -> str:
-    return f"{named[2]}^{2 if named[1].startswith('sq') else 3}"
 
 
 def unit_word(word: str) -> str:

@@ -53,13 +53,8 @@ def spelled(text: str) -> str:
         text = re.sub(r"\\(bar|dot|overline)\s*(\d)", r"\\\1{\2}", re.sub(r"\\textcolor\{\w+\}", "", text))
         text = re.sub(r"\\[dt]?binom\s*(\d)\s*(\d)", r"\\binom{\1}{\2}", text)
         text = re.sub(r"\\(mathbb|sqrt)(?:\s+([A-Za-z0-9])|(\d))", r"\\\1{\2\3}", text)
-        text = re.sub(r"\\frac\s*(\d|\{[^{}]*\})\s*(\d|\{[^{}]*\})", _fraction, text)
+        text = re.sub(r"\\frac\s*(?:(\d)|\{([^{}]*)\})\s*(?:(\d)|\{([^{}]*)\})", r"\\frac{\1\2}{\3\4}", text)
     return text
-
-
-def _fraction(match: "re.Match[str]") -> str:
-    top, bottom = (part.strip("{}") for part in match.groups())
-    return rf"\frac{{{top}}}{{{bottom}}}"
 
 
 def _ascii(text: str) -> str:
