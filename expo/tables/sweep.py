@@ -96,7 +96,8 @@ def make(todo: Sequence[PlannedRun], sweep: Path, hydra: list[str]) -> int:
     jobs = [{"name": name_of(r), "command": r.command, "overrides": r.line, "devices": gpus_of(r)} for r in todo]
     path.write_text(json.dumps(jobs, indent=1))
     command = [sys.executable, "-m", "expo.tables.launch", str(path), *hydra]
-    with View(todo) as view, (sweep / "launch.log").open("w") as log:
+    view = View(todo)
+    with view.bar, (sweep / "launch.log").open("w") as log:
         child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         code = until_over(child, view.update)
         view.update()
@@ -159,13 +160,6 @@ class View:
         self.tasks: dict[str, Any] = {}
         self.ended: set[Path] = set()
         self.started = time.time()
-
-    def __enter__(self) -> "View":
-        self.bar.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.bar.stop()
 
     def update(self) -> None:
         """Read the files of the runs and redraw the bars."""
