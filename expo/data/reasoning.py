@@ -91,7 +91,7 @@ class Stream:
                 except Exception as error:  # whatever a task raises
                     yield BadRow(f"the task {self.task} raises {type(error).__name__}", str(error)[:80])
                     continue
-                if asked not in seen and part_of(asked) == split:
+                if asked not in seen and PARTS[zlib.crc32(asked.encode()) % len(PARTS)] == split:
                     seen.add(asked)
                     yielded, idle = yielded + 1, 0
                     yield {**entry, "level": self.level, "task_config": self.settings}
@@ -105,11 +105,6 @@ class Stream:
                 f"dataset.task={self.task}: does not take the settings {shown(str(self.settings), 200)} "
                 f"({type(error).__name__}: {first_line(error)}); correct dataset.task_config, or take another level"
             ) from error
-
-
-def part_of(asked: str) -> str:
-    """Return the split that a question is in."""
-    return PARTS[zlib.crc32(asked.encode()) % len(PARTS)]
 
 
 def streams_of(conf: ReasoningGymConf, levels: Sequence[Any]) -> list[Stream]:

@@ -126,15 +126,12 @@ def majority(samples: Sequence[Row]) -> float:
         if _right(row):
             right += 1
         else:
-            wrong[next((other for other in wrong if same_answer(answer, other)), answer)] += 1
+            # As far as can be seen without algebra.
+            same = (other for other in wrong if fast_verdict(answer, other) is Verdict.CORRECT)
+            wrong[next(same, answer)] += 1
     most = max([right, *wrong.values()])
     tied = [right, *wrong.values()].count(most)
     return float(right == most) / tied if most else 0.0
-
-
-def same_answer(one: str, other: str) -> bool:
-    """Return whether two wrong answers are the same, as far as that can be seen without algebra."""
-    return fast_verdict(one, other) is Verdict.CORRECT
 
 
 def is_sound(row: Row) -> bool | None:

@@ -23,7 +23,7 @@ def sync(folder: Path) -> int:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give the one that the runs are under, as expo wandb sync outputs")
     files = offline_files(folder)
-    under_way = [file for file in files if _under_way(file)]
+    under_way = [file for file in files if RunFolder(file.parents[2], {}).in_use]
     todo = [file for file in files if not _sent(file) and file not in under_way and _has_records(file)]
     for number, file in enumerate(todo, 1):
         reason = _send(file)
@@ -60,11 +60,6 @@ def _has_records(file: Path) -> bool:
 def _sent(file: Path) -> bool:
     """Return whether W&B has left its mark that a file is sent."""
     return file.with_suffix(".wandb.synced").exists()
-
-
-def _under_way(file: Path) -> bool:
-    """Return whether a process works on the run that a file is of."""
-    return RunFolder(file.parents[2], {}).in_use
 
 
 def _send(file: Path) -> str | None:

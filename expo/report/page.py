@@ -126,18 +126,14 @@ def write(page: Page, runs: Sequence[RunData], path: Path) -> None:
         curves=curves,
         images=[] if curves else [(p.stem, base64.b64encode(p.read_bytes()).decode()) for p in page.images],
         samples=samples,
-        solving=page.solving and _in_script(page.solving.data),
+        # JSON that cannot end its script element.
+        solving=page.solving and Markup(json.dumps(page.solving.data, ensure_ascii=False).replace("<", "\\u003c")),
         bins=[f"≥ -{BINS[0]:g}", *(f"≥ -{b:g}" for b in BINS[1:]), f"< -{BINS[-1]:g}"],
         counts=_table(trained, dict.fromkeys(_counted(trained), (_percent, ".1f"))) if trained else None,
         cost=_cost(trained) if trained else None,
     )
     with beside(path) as partial:
         partial.write_text(text)
-
-
-def _in_script(data: Any) -> Markup:
-    """Return data as JSON that cannot end its script element."""
-    return Markup(json.dumps(data, ensure_ascii=False).replace("<", "\\u003c"))
 
 
 def _counted(arms: Mapping[str, Sequence[RunData]]) -> tuple[str, ...]:

@@ -118,17 +118,12 @@ class Collapse:
 
 def collapses_of(summary: Mapping[str, Any]) -> list[Collapse]:
     """Return the collapses in a summary, without malformed ones."""
-    entries = summary.get("collapses")
-    names = Collapse.__dataclass_fields__.keys()
+    names, numbers = Collapse.__dataclass_fields__.keys(), ("best", "now", "began", "noticed")
     return [
         Collapse(**c)
-        for c in (entries if isinstance(entries, list) else [])
-        if isinstance(c, dict) and c.keys() == names and _numbers(c)
+        for c in summary.get("collapses", [])
+        if isinstance(c, dict) and c.keys() == names and all(isinstance(c[name], int | float) for name in numbers)
     ]
-
-
-def _numbers(collapse: Mapping[str, Any]) -> bool:
-    return all(isinstance(collapse[name], int | float) for name in ("best", "now", "began", "noticed"))
 
 
 def why_none_is_right(
@@ -166,8 +161,7 @@ SHOWN = 240  # characters of a completion
 def shares_told(metrics: Mapping[str, Any]) -> str:
     """Say what percentage of an evaluation's completions was cut off or had no answer; "" where it has no record."""
     names = {"eval/truncated_frac": "cut off", "eval/unparseable_frac": "without an answer"}
-    shares = [f"{100 * metrics[name]:.1f} % {what}" for name, what in names.items() if name in metrics]
-    return ", ".join(shares)
+    return ", ".join(f"{100 * metrics[name]:.1f} % {what}" for name, what in names.items() if name in metrics)
 
 
 def nothing_learned(lines: Sequence[Mapping[str, Any]]) -> str | None:
@@ -177,7 +171,8 @@ def nothing_learned(lines: Sequence[Mapping[str, Any]]) -> str | None:
         return None
     rejected = any(line.get("positive/filtered_frac") for line in steps)
     filtered = "; every positive was rejected, see positive/filtered_*_frac and positives.filters" if rejected else ""
-    if not any(_moves(line["policy/grad_norm"]) for line in steps):
+    norms = [line["policy/grad_norm"] for line in steps]
+    if not any(norm is not None and math.isfinite(norm) and norm > 0 for norm in norms):
         return f"no step of {len(steps)} had a gradient that it could follow{filtered}"
     if filtered and not any(line.get("positive/used_frac") for line in steps):
         return f"no step of {len(steps)} had a positive{filtered}"
@@ -195,10 +190,6 @@ def marks_of(summary: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> 
         "other code": bool(changed_code(code if isinstance(code, dict) else {})),
     }
     return [mark for mark, holds in marks.items() if holds and summary.get("status", "done") == "done"]
-
-
-def _moves(norm: float | None) -> bool:
-    return norm is not None and math.isfinite(norm) and norm > 0
 
 
 @dataclass
