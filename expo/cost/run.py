@@ -157,8 +157,7 @@ class Work:
 
     @property
     def read_bytes(self) -> int:
-        """Return the bytes per weight that a step of decoding moves. Autocast keeps its casts of weights that are
-        trained, and of no others."""
+        """Return the bytes per weight that a step of decoding moves. Autocast keeps casts of trained weights alone."""
         cast_anew = self.in_place and self.mixed and self.cfg.model.lora_rank > 0 and not self.base_in_16_bit
         return self.stored + 2 + 2 if cast_anew else self.engine_bytes
 
@@ -176,8 +175,7 @@ class Work:
 
     @property
     def sleeps(self) -> bool:
-        """Return whether the engine leaves the device in the update: it has nothing of its own, or is vLLM in the
-        trainer's process on a GPU."""
+        """Return whether the engine leaves the device in the update: in place, or vLLM in the GPU trainer's process."""
         return self.in_place or (
             not getattr(self.cfg.rollout, "separate", False) and self.cfg.trainer.accelerator != "cpu"
         )

@@ -62,8 +62,7 @@ class Evaluator:
     def evaluate_into(self, engine: Engine, path: Path, fresh: bool = False) -> Tally:
         """Evaluate part by part, so that memory stays flat, and write all rows to `path`.
 
-        What is made is kept beside it as it goes, and not made again unless `fresh`: the same command goes on after a
-        kill.
+        What is made is kept beside it, and not made again unless `fresh`: the same command goes on after a kill.
         """
         tally, size, parts = Tally(self.samples), max(PART_ROWS // self.samples, 1), []
         for start in range(0, len(self.problems), size):

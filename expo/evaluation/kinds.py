@@ -62,8 +62,7 @@ def by_problem(rows: Samples, kind: str, level: int | str | None, column: str) -
 def cell(
     rows: Samples, kind: str, level: int | str | None, column: str, less: str | None = None
 ) -> tuple[float, float, float] | None:
-    """Return mean and 95 % interval over problems, of a kind or of its difference to the kind `less` on the problems
-    that both have.
+    """Return mean and 95 % interval over problems, of a kind or of its difference to `less` on problems of both.
 
     None where nothing was measured.
     """
@@ -131,8 +130,7 @@ PROPERTIES = (
 def summarize(rows: Samples) -> dict[str, float]:
     """Return `<kind>/<column>` and `<kind>/<column>/level<n>`, each also with `_lo` and `_hi`.
 
-    `self_explanation-<kind>/…` is the difference on the problems that both have: the wrong-answer control, say, exists
-    only where an own sample was wrong.
+    `self_explanation-<kind>/…` is the difference on the problems of both: some have no wrong-answer control, say.
     """
     others = [(f"self_explanation-{kind}", "self_explanation", kind) for kind in KINDS if kind != "self_explanation"]
     metrics: dict[str, float] = {}

@@ -96,11 +96,9 @@ def add_measures(rows: Samples, problems: list[Problem], scorer: Scorer) -> None
 
 
 def check_steps(rows: Samples, problems: list[Problem], conf: DiagnoseConf, tools: Tools, earlier: Samples) -> int:
-    """Add the share of right steps: exact where the data set has an oracle (in the policy's own style), by the judge
-    elsewhere, None without one.
+    """Add the share of right steps: exact by the data's oracle (in the policy's own style), by a judge, or None.
 
-    Args: earlier, rows of the same run that were judged as far as the judge could be reached. Returns how many it did
-    not answer.
+    Args: earlier, rows of the same run that may be judged already. Returns how many the judge did not answer.
     """
     shares: list[float | None] = [None] * len(rows)
     failed = 0

@@ -132,8 +132,7 @@ class Mlflow(Tracker, MLFlowLogger):
 
 
 def _restore(uri: str | None) -> None:
-    """Give the environment variable back its value: MLflow sets it, and a later run of this process would take it for
-    the user's."""
+    """Give the variable back its value: MLflow sets it, and a later run here would take it for the user's."""
     os.environ.pop(VARIABLE, None)
     if uri is not None:
         os.environ[VARIABLE] = uri

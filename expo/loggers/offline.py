@@ -51,8 +51,7 @@ def _first_step(path: Path) -> int:
 def read_offline(path: str | Path) -> OfflineRun:
     """Return the run in a .wandb file, or in a folder that has the files of all its sessions: the run's own, say.
 
-    A record that is still being written is left out. Raises ValueError for another kind of file, a folder without any,
-    and one with the files of several runs.
+    Leaves out a record still being written. Raises ValueError for another kind of file, none, or those of several runs.
     """
     files = offline_files(path) if Path(path).is_dir() else [Path(path)]
     if not files:

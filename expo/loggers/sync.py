@@ -14,8 +14,7 @@ RETRIES = {f"WANDB_X_{part}_RETRY_MAX": "4" for part in ("GRAPHQL", "FILE_STREAM
 
 
 def sync(folder: Path) -> int:
-    """Send the offline runs under a folder that are not sent yet. Returns 0, or 1 after the first that W&B does not
-    take.
+    """Send the offline runs under a folder that are not sent yet. Returns 1 after the first that is not taken; else 0.
 
     The files of one run are in order, too: a session begins after the one before it. Raises UserError for a folder that
     is not there, and where W&B does not begin, as without a key.
@@ -48,8 +47,7 @@ def _count(sessions: int) -> str:
 
 
 def _has_records(file: Path) -> bool:
-    """Return whether a file has records to send, after cutting off what a kill has left half written. Warns of a file
-    of another kind."""
+    """Return whether a file has records, after cutting off what a kill left half written. Warns of other files."""
     try:
         return end_whole(file)
     except ValueError as error:

@@ -30,8 +30,7 @@ W_AND_B_PLACES = ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR")
 
 
 class Wandb(Tracker, WandbLogger):
-    """W&B, under the run's own id. Its step is the number of steps done: Lightning leaves it to count calls, from 0
-    again in every session.
+    """W&B, under the run's own id. Its step is the number of steps done: by itself it counts calls of each session.
 
     Offline it writes in blocks of 32 KiB: a SIGKILL takes the steps of the last one along.
     """
@@ -68,8 +67,7 @@ class Wandb(Tracker, WandbLogger):
         self.sent_steps = max(_last_step(session.directory), begun_at - 1 if session.resume_step else -1)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Send scalars, but those of a step that an earlier session has sent: after a SIGKILL, some are made again,
-        with the same numbers."""
+        """Send scalars, but for steps that an earlier session has sent: after a SIGKILL, some are made again, alike."""
         if step is None:
             with self.telling():
                 self.experiment.log(dict(metrics))

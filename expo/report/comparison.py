@@ -211,11 +211,9 @@ class Comparison:
         return best[0], best[1]
 
     def costs(self, metric: str, reach: float) -> Table:
-        """Return what each arm spent until an evaluation found at least `reach`: means over all paired runs, which are
-        the same for both arms.
+        """Return what each arm spent until an evaluation found at least `reach`: means over all paired runs of either.
 
-        Of a run that never did, all of it is counted, and the mean is told as a lower bound: those that did are the
-        lucky ones.
+        All of a run that never did is counted, and the mean is a lower bound: those that did are the lucky ones.
         """
         rows = []
         for arm, runs in zip((self.first, self.second), zip(*self.pairs, strict=True), strict=True):

@@ -33,8 +33,7 @@ log = logging.getLogger(__name__)
 
 
 def table_request(subject: str, options: Sequence[str]) -> Request | None:
-    """Return the request that `expo table` would make of a table's name and options; None where the subject is no
-    table.
+    """Return the request that `expo table` would make of a table's name and options; None for no table.
 
     A folder with results is the table that they are of, made by the command that is kept with them.
     """

@@ -129,8 +129,7 @@ def collapses_of(summary: Mapping[str, Any]) -> list[Collapse]:
 def why_none_is_right(
     rows: Sequence[Mapping[str, Any]], written: Sequence[Mapping[str, Any]], cfg: Config
 ) -> list[str]:
-    """Return the causes with their remedy, and one completion of the commonest cause; [] where one is right, or there
-    are none.
+    """Return the causes with remedy, and a completion of the commonest; [] where one is right, or there are none.
 
     Args: rows, with verdict and truncated; written, some of them, with completion and answer as well.
     """
@@ -255,8 +254,7 @@ class Health:
         return collapsing
 
     def see_dead(self, metrics: Mapping[str, float | None], step: int) -> list[Still]:
-        """Watch a step for signs of a dead run. Returns, once, after DEAD_AFTER steps, those that have been at their
-        worst since the first step.
+        """Watch a step for signs of a dead run. Returns, once, after DEAD_AFTER steps, those always at their worst.
 
         Args: step, steps done. A run that learns from positives is not dead where rewards are all equal.
         """

@@ -66,8 +66,7 @@ def unreachable() -> str | None:
 
 
 def _needs(cfg: Config, file: str | None) -> Iterable[tuple[str, str, bool]]:
-    """Yield key, hub id and whether it is cached, of everything that a run loads from the hub. Args: file, the local
-    data file, if any."""
+    """Yield key, hub id and whether it is cached, of all that a run loads from the hub. Args: file, a local one."""
     path, data = cfg.model.path, cfg.dataset
     source = located(path)
     if not cfg.model.from_nothing and not looks_local(source) and not Path(source).exists():

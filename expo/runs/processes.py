@@ -20,8 +20,7 @@ from expo.ground.ranks import share_of_cores
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Switch garbage collection off within the context: imports leave no garbage, and looking for it takes a sixth of
-    their time.
+    """Switch garbage collection off within the context: imports leave none, and the search takes a sixth of their time.
 
     What they made is never looked through again, unless another run of this process came before.
     """

@@ -64,8 +64,7 @@ def by_step(runs: Sequence[Sequence[tuple[float, float]]]) -> tuple[list[float],
 def read_rows(
     path: str | Path, columns: Sequence[str] | None = None, filters: Sequence[tuple[str, str, Any]] | None = None
 ) -> list[dict[str, Any]]:
-    """Return the rows of a parquet file, or some columns of them. Args: filters, of which each row passes all, as
-    (column, sign, value).
+    """Return a parquet file's rows, or some columns. Args: filters that rows pass, as (column, sign, value).
 
     Raises UserError for a file that cannot be read.
     """
@@ -142,8 +141,7 @@ SAMPLES = 6  # problems of a training step that are kept beside a table
 
 
 def samples_of(directory: str | Path) -> list[dict[str, Any]]:
-    """Return the hardest problems of the run's last logged training step: their positive, first rollout, and how many
-    rollouts are right."""
+    """Return the hardest problems of the last logged training step: positive, first rollout, how many are right."""
     files = sorted(Path(directory, "completions").glob("train-*.parquet"), key=step_in)
     problems: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in completions_in(files[-1]) if files else []:

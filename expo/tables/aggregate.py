@@ -88,8 +88,7 @@ def values_of(plan: Plan, run: PlannedRun) -> dict[str, Values]:
 def stack(runs: Mapping[str, Values], partly: bool = False) -> np.ndarray:
     """Return one row per named run, one column per problem: `[S, P]`.
 
-    With `partly`, NaN where a run has no value for a problem that another has; without, raises UserError where the runs
-    were evaluated on different problems.
+    With `partly`, NaN where a run has no value for a problem; else raises UserError where runs have unlike problems.
     """
     first = next(iter(runs.values()))
     problems = list(dict.fromkeys(p for values in runs.values() for p in values))
@@ -189,8 +188,7 @@ def _sum(directories: Iterable[Path], name: str) -> float | None:
 
 
 def common_steps(directories: Iterable[Path], name: str) -> set[int] | None:
-    """Return the steps at which all runs that ever have a scalar of NOT_EVERY_STEP have it; None for another scalar:
-    every step counts.
+    """Return the steps at which all runs that ever have a scalar of NOT_EVERY_STEP have it; None for others: all count.
 
     Such a scalar changes over a run: a mean over every step is not to be held against one over every tenth.
     """

@@ -44,8 +44,7 @@ class Curves:
 
 @dataclass
 class Bars:
-    """One panel per entry of `panels`, a list of columns: a group of bars per column, a bar per arm, with 95 %
-    intervals.
+    """One panel per list of columns in `panels`: a group of bars per column, a bar per arm, with 95 % intervals.
 
     With `paper`, a further panel of that title shows the paper's numbers of the same arms.
     """
@@ -89,8 +88,7 @@ FRAMES = {1: ("tab:green", "-"), -1: ("tab:red", "--")}
 
 @dataclass
 class Heat:
-    """One panel per entry of `panels`: the mean of `column` by the arms named `<panel>_<row>_<column of the map>`, from
-    light to dark.
+    """One panel per entry of `panels`: the mean of `column` by the arms `<panel>_<row>_<column of the map>`.
 
     Args: panels, rows, columns: parts of arms' names, each with what it is called; rows may be left out of the names.
     frames: whether a cell is framed whose difference to the arm it is held against is settled: green where it is

@@ -70,8 +70,7 @@ def own_gpus(
     folder: Path | None = None,
     wait: Callable[[], object] = lambda: time.sleep(POLL_S),
 ) -> Iterator[dict[str, str]]:
-    """Lock `count` GPUs for a run within the context, and give its environment; {} where the machine has too few at
-    all.
+    """Lock `count` GPUs for a run within the context, and give its environment; {} where the machine has too few.
 
     Waits until so many are free at the same time. Args: visible, tells the GPUs that may be used, by seconds of
     imports, which a run on the CPU does without; folder, where the machine's lock files are; wait, between two looks.

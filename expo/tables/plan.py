@@ -66,8 +66,7 @@ class Plan:
     # By name; a plan may write them as a grid over `axes` (see `_written_out`).
     arms: dict[str, Arm]
     scales: dict[str, Scale]
-    # The table's columns: metrics of the final evaluation as summary.json names them; of `expo diagnose`, what it
-    # measures.
+    # The table's columns: metrics of the final evaluation, by summary.json's names; what `expo diagnose` measures.
     columns: list[str]
     # What the columns are called. []: as they are.
     headings: list[str] = field(default_factory=list)

@@ -58,8 +58,7 @@ def fast_verdict(answer: str, gold: str, kind: str = AUTO) -> Verdict | None:
 
 
 def _is_no_value(answer: str) -> bool:
-    """Return whether an answer gives no single number to a question for one: several numbers, a sum that was not
-    carried out, a date, words."""
+    """Return whether an answer to a question for a number is several, a sum not carried out, a date, or words."""
     kind = kind_of(answer)
     worded = kind in ("date", "time") or (kind == "words" and not re.search(r"\d", answer))
     return worded or numbers_in_a_row(answer) is not None or is_arithmetic(answer)
@@ -120,8 +119,7 @@ def _parsed(text: str) -> list[Any]:
 
 
 def _indexed_capitals(text: str) -> str:
-    r"""Return the text with an index at each capital letter: to math-verify R is r, and `\Delta` is `\delta`. Sets and
-    units stay."""
+    r"""Return the text with an index at each capital letter: to math-verify R is r. Sets and units stay."""
     if re.search(r"\\(?:text|mathbb|mathrm|begin)|[A-Z]{2}|\\c[ua]p", text):
         return text
     capital = r"\\(Delta|Gamma|Theta|Lambda|Sigma|Phi|Psi|Omega)(?![a-zA-Z])|(?<![\\a-zA-Z])([A-DF-Z])(?![a-zA-Z_(])"
@@ -186,8 +184,7 @@ COUNTS = ("n", "m", "k", "N")  # names of what is counted, and so positive
 
 
 def _same_for_counts(wanted: Any, stated: Any) -> bool:
-    r"""Return whether two expressions of counts alone are equal for positive ones, as `\sqrt{1/n}` and `1/\sqrt n`
-    are."""
+    r"""Return whether expressions of counts alone are equal for positive ones, as `\sqrt{1/n}` and `1/\sqrt n`."""
     from sympy import Expr, Symbol, simplify
 
     if not (isinstance(wanted, Expr) and isinstance(stated, Expr)) or wanted.free_symbols != stated.free_symbols:

@@ -28,8 +28,7 @@ class Extraction:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""Return the content of the last `\boxed{}` (or `\fbox{}`) that closes, nested braces included; None where there
-    is none.
+    r"""Return the content of the last `\boxed{}` (or `\fbox{}`) that closes, with nested braces; None for none.
 
     One pass with a stack. `\boxed5` is `\boxed{5}`.
     """

@@ -119,8 +119,7 @@ def _of_day(time: tuple[int, int, int, str]) -> tuple[int, int, int]:
 
 
 def words(text: str) -> tuple[str, ...] | None:
-    """Return the words of an answer in one spelling. Capitals make no difference in a word of three letters, nor at its
-    beginning."""
+    """Return an answer's words in one spelling. Capitals do not count in words of three letters, nor at the start."""
     plain = re.sub(r"^\((.*)\)$", r"\1", bare(text))
     plain = re.sub(r"^(?:the|an?)\s+(?=\w)", "", plain, flags=re.IGNORECASE)
     words_in_text = re.findall(r"[^\s,;.!\"'()]+", plain.replace("'", ""))

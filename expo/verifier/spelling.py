@@ -67,8 +67,7 @@ def _ascii(text: str) -> str:
 
 
 def _character(c: str) -> str:
-    """Return a fraction as LaTeX, a digit of any script as an ASCII one, nothing for a character without width, any
-    other unchanged."""
+    """Return a fraction as LaTeX, a digit of any script in ASCII, "" for one without width, any other unchanged."""
     if c.isascii():
         return c
     if unicodedata.category(c) == "Cf" and c not in TURNED:
