@@ -95,13 +95,11 @@ class Evaluator:
         texts = self.tokenizer.batch_decode([c.ids for c in completions], skip_special_tokens=True)
         owners = [problems[i // n] for i in range(len(requests))]
         verdicts = self.verifier.verify(texts, owners)
-        rewards: list[float | None] = [None] * len(texts)
-        if self.reward is not None:
-            rollouts = [
-                Rollout(p, text, verdict, len(c.ids), c.truncated, 0)
-                for p, text, verdict, c in zip(owners, texts, verdicts, completions, strict=True)
-            ]
-            rewards = [*rewards_of(self.reward, rollouts)]
+        rollouts = [
+            Rollout(p, text, verdict, len(c.ids), c.truncated, 0)
+            for p, text, verdict, c in zip(owners, texts, verdicts, completions, strict=True)
+        ]
+        rewards = rewards_of(self.reward, rollouts) if self.reward is not None else [None] * len(texts)
         return [
             {
                 "problem": p.id,

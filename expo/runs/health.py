@@ -118,10 +118,11 @@ class Collapse:
 
 def collapses_of(summary: Mapping[str, Any]) -> list[Collapse]:
     """Return the collapses in a summary, without malformed ones."""
+    entries = summary.get("collapses")
     names, numbers = Collapse.__dataclass_fields__.keys(), ("best", "now", "began", "noticed")
     return [
         Collapse(**c)
-        for c in summary.get("collapses", [])
+        for c in (entries if isinstance(entries, list) else [])
         if isinstance(c, dict) and c.keys() == names and all(isinstance(c[name], int | float) for name in numbers)
     ]
 

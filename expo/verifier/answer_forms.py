@@ -52,16 +52,16 @@ def sides(answer: str, gold: str) -> list[str]:
 
 def _interval(text: str) -> str | None:
     r"""Return the interval of `1 \le x < 2`, `x \ge 5`; None for anything else."""
+
+    def end(sign: str, brackets: str) -> str:
+        return brackets[sign not in ("<", r"\lt", ">", r"\gt")]
+
     if both := re.fullmatch(rf"([^<>\\]+?)\s*{_LESS}\s*[a-zA-Z]\s*{_LESS}\s*(.+)", text):
-        return (
-            ("(" if both[2] in ("<", r"\lt") else "[")
-            + f"{both[1]},{both[4]}"
-            + (")" if both[3] in ("<", r"\lt") else "]")
-        )
+        return f"{end(both[2], '([')}{both[1]},{both[4]}{end(both[3], ')]')}"
     if less := re.fullmatch(rf"[a-zA-Z]\s*{_LESS}\s*(.+)", text):
-        return rf"(-\infty,{less[2]}" + (")" if less[1] in ("<", r"\lt") else "]")
+        return rf"(-\infty,{less[2]}{end(less[1], ')]')}"
     if more := re.fullmatch(rf"[a-zA-Z]\s*{_MORE}\s*(.+)", text):
-        return ("(" if more[1] in (">", r"\gt") else "[") + rf"{more[2]},\infty)"
+        return rf"{end(more[1], '([')}{more[2]},\infty)"
     return None
 
 
