@@ -84,7 +84,6 @@ class Account:
     asked_in_held_out: int = 0
 
     def __or__(self, parts: dict[str, Part]) -> "Account":
-        """Return the account with further parts."""
         return replace(self, parts=self.parts | parts)
 
     def record(self) -> dict[str, Any]:
@@ -96,7 +95,6 @@ class Account:
             Console().print(self.table())
 
     def table(self) -> Table:
-        """Format the account for people."""
         table = Table("", "data", "", show_header=False, box=None, pad_edge=False)
         for s in self.sources:
             table.add_row("data", s.name, style="bold")

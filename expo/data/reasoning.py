@@ -138,7 +138,6 @@ def _settings_of(task: str) -> list[str]:
 
 
 def _at_level(task: str, level: Any, conf: ReasoningGymConf) -> dict[str, Any]:
-    """Return the settings of a task at a level."""
     setting = f"dataset.levels={shown([level])}"
     if not isinstance(level, int) or isinstance(level, bool):
         raise UserError(f"{setting}: a level of reasoning-gym is a whole number; give such ones")

@@ -29,7 +29,6 @@ class Evaluation:
     metrics: dict[str, float]
 
     def save(self, path: Path) -> None:
-        """Write every completion as parquet."""
         save_rows(self.rows, path)
 
 

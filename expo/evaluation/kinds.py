@@ -77,7 +77,6 @@ def cell(
 
 
 def levels_of(rows: Samples) -> list[Any]:
-    """Return the levels that the rows have."""
     return sorted({row["level"] for row in rows if row["level"] is not None})
 
 

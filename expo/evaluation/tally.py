@@ -40,7 +40,6 @@ class Tally:
     sound: list[bool] = field(default_factory=list)  # of the right ones, where the data set has an oracle
 
     def add(self, rows: Sequence[Row]) -> None:
-        """Count all the rows of some problems."""
         by_problem: dict[str, list[Row]] = defaultdict(list)
         for row in rows:
             by_problem[row["problem"]].append(row)

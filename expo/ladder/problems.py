@@ -55,7 +55,6 @@ WORDS = [
 
 
 def words(world: WorldConf = CLEAR) -> list[str]:
-    """Return every word of a world."""
     return WORDS + [f"({i})" for i in range(len(LEVELS) + 1, max(world.parts) + 1)]
 
 
@@ -108,7 +107,6 @@ def sample_parts(level: int, rng: random.Random, world: WorldConf = CLEAR) -> li
 
 @cache
 def _skills_differ(value: int, z: int) -> bool:
-    """Return whether the five skills give five different results."""
     return len({skill(value, z) for skill in SKILLS.values()}) == len(SKILLS)
 
 

@@ -35,7 +35,6 @@ class Session:
 
     @property
     def config(self) -> dict[str, Any]:
-        """Return the whole config as plain data."""
         return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(self.cfg), enum_to_str=True))
 
 
@@ -104,7 +103,6 @@ def chosen_loggers(session: Session) -> list[Tracker]:
 
 
 def trackers(loggers: Sequence[Logger]) -> list[Tracker]:
-    """Return the trainer's loggers that are Trackers."""
     return [logger for logger in loggers if isinstance(logger, Tracker)]
 
 

@@ -94,7 +94,6 @@ class _Problems:
         return counts
 
     def _sort_key(self, problem: Problem) -> tuple[int, int, float, Problem]:
-        """Return a problem's sort key."""
         done = DONE.index(self.done(problem)[0])
         shares = [[r / n for r, n in c[problem].values()] for c in self.counts.values() if problem in c]
         gained = max(curve[-1] - curve[0] for curve in shares)

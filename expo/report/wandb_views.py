@@ -61,7 +61,6 @@ class Selection:
 
     @classmethod
     def of_runs(cls, title: str, ids: Sequence[str], project: str, entity: str) -> "Selection":
-        """Return runs by their ids."""
         return cls(title, project, entity, f"Metric('ID') in [{', '.join(repr(i) for i in ids)}]")
 
 
@@ -113,7 +112,6 @@ def _panels(section: Section) -> list[Any]:
 
 
 def _table(page: Page) -> str:
-    """Return the page's table as Markdown."""
     rows = [page.heads, ["---"] * len(page.heads), *page.rows]
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows)
 

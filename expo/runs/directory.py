@@ -130,7 +130,6 @@ class Run:
                 print(f"{key} is not looked at: {remedy}")
 
     def summary(self) -> dict[str, Any]:
-        """Return the current summary, {} without one."""
         return read_summary(self.dir)
 
     def record(self, status: str, **more: Any) -> dict[str, Any]:

@@ -58,7 +58,6 @@ class Still:
 
     @property
     def meaning(self) -> str:
-        """Return the sign's meaning and its remedy."""
         return f"{self.cause}: {self.remedy}"
 
 
@@ -289,6 +288,5 @@ class Health:
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> Self:
-        """Return the Health that `state` describes."""
         signs = (*SIGNS, *EVALUATED)
         return cls({sign.metric: Watch(sign, **state.get(sign.metric, {})) for sign in signs}, state.get("dead", {}))

@@ -116,7 +116,6 @@ class PlannedRun:
 
 
 def known_tables() -> list[str]:
-    """Return the names of all tables."""
     return sorted(p.parent.name for p in EXPERIMENTS.glob("*/plan.yaml"))
 
 

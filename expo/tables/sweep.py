@@ -30,7 +30,7 @@ def to_prepare(plan: Plan, runs: Sequence[PlannedRun], todo: Sequence[PlannedRun
     Raises UserError where one that any of the runs begins from is not what the plan's command makes.
     """
     used, wanted = ({run.cfg.model.path.removeprefix("./") for run in some} for some in (runs, todo))
-    on_disk = {folder for folder in plan.prepare if _on_disk(folder)}
+    on_disk = {folder for folder in plan.prepare if Path(folder, "config.json").is_file()}
     for folder, command in plan.prepare.items():
         if folder in on_disk & used:
             _check_made(folder, command)
@@ -50,17 +50,13 @@ def _check_made(folder: str, command: Sequence[str]) -> None:
         )
 
 
-def _on_disk(folder: str) -> bool:
-    return Path(folder, "config.json").is_file()
-
-
 def prepare(missing: Mapping[str, Sequence[str]]) -> int:
     """Make models by their commands. Returns an exit code."""
     for folder, command in missing.items():
         Path(folder).parent.mkdir(parents=True, exist_ok=True)
         with Path(f"{folder}.lock").open("w") as lock:  # of two sweeps, one makes it
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if _on_disk(folder):
+            if Path(folder, "config.json").is_file():
                 _check_made(folder, command)
             else:
                 print(f"making {folder}: expo {' '.join(command)}", file=sys.stderr)

@@ -82,7 +82,6 @@ class Matching:
 
 
 def matches(answer: str, pattern: str) -> bool:
-    """Return whether the whole answer matches a pattern."""
     return re.fullmatch(pattern, answer, re.DOTALL) is not None
 
 

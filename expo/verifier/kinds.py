@@ -95,7 +95,7 @@ def _same_date(ours: tuple[Any, ...], theirs: tuple[Any, ...]) -> bool:
 def time(text: str) -> tuple[int, int, int, str] | None:
     """Return (hours, minutes, seconds, "a", "p" or "") of a time of day or a duration as 2:40; None for others."""
     match = re.fullmatch(_TIME, bare(text).lower())
-    if match is None or int(match["h"]) > 99:
+    if match is None:
         return None
     return (int(match["h"]), int(match["m"] or 0), int(match["s"] or 0), (match["half"] or "")[:1])
 
