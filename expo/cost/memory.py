@@ -95,7 +95,7 @@ def updating(work: Work) -> dict[str, float]:
     prompts = math.ceil(micro / group) if work.shares else micro
     positions = prompts * cfg.rollout.max_prompt_tokens + micro * cfg.rollout.max_completion_tokens
     per_layer = KEPT_BYTES * s.hidden + number * (KEPT_KEYS * s.kv_width + KEPT_INNER * s.inner)
-    per_position = per_layer + 4 * s.layers * s.hidden if work.checkpoints else s.layers * per_layer
+    per_position = per_layer + 4 * s.layers * s.hidden if cfg.model.gradient_checkpointing else s.layers * per_layer
     each, sharded = 4 if cfg.model.lora_rank else work.stored, work.sharded > 1
     layer = 2 if work.mixed else work.stored  # bytes of a weight of a gathered layer
     gathered = (s.parameters - s.in_layers) * work.stored + 2 * s.in_layers / s.layers * layer if sharded else 0.0

@@ -195,16 +195,11 @@ class Work:
         return len(writers & {"reference", "snapshot"} | ({"snapshot"} if cfg.algorithm.uses_snapshot else set()))
 
     @property
-    def checkpoints(self) -> bool:
-        """Return whether activations are computed again in the backward pass."""
-        return bool(self.cfg.model.gradient_checkpointing)
-
-    @property
     def shares(self) -> bool:
         """Return whether the update reads a prompt once for its group, as far as the config decides it."""
         t, m = self.cfg.trainer, self.cfg.model
         shared = t.shares_prompts(self.cfg, gpu=False)  # `settled` has set it for a GPU
-        return shared and not t.packing and not self.checkpoints and m.attention in ("sdpa", "eager")
+        return shared and not t.packing and not m.gradient_checkpointing and m.attention in ("sdpa", "eager")
 
     @property
     def copies(self) -> float:

@@ -88,7 +88,7 @@ def update_flops(work: Work) -> float:
     cfg, s = work.cfg, work.shape
     group = max(1, cfg.algorithm.group_size)
     together = min(cfg.trainer.micro_batch_size, group) if work.shares else 1  # rows behind one prompt
-    passes = (2 if cfg.model.lora_rank else 3) + work.checkpoints + cfg.algorithm.forward_passes
+    passes = (2 if cfg.model.lora_rank else 3) + bool(cfg.model.gradient_checkpointing) + cfg.algorithm.forward_passes
     scored = work.rollouts * work.completion + work.positives * work.completion
     read = scored + work.rollouts * work.prompt / together + work.positives * work.prompt
     # Multiplications per token, with all keys before it.

@@ -97,9 +97,8 @@ class Mlflow(Tracker, MLFlowLogger):
                     super().log_metrics(new, step)
             except MlflowException as error:
                 if not self.warned:
-                    log.warning(
-                        "MLflow does not take step %d (%s); the run goes on, and tries again", step, first_line(error)
-                    )
+                    told = "MLflow does not take step %d (%s); the run goes on, and tries again"
+                    log.warning(told, step, first_line(error))
                 self.warned = True
                 return
             self.kept.popleft()
@@ -120,12 +119,8 @@ class Mlflow(Tracker, MLFlowLogger):
                 self.experiment.set_tag(self.run_id, name, value)
             self.experiment.set_terminated(self.run_id, MLFLOW_STATUS[record["status"]])
         except MlflowException as error:
-            log.warning(
-                "MLflow does not take how the run ended (%s), and lacks %d steps: metrics.jsonl and summary.json "
-                "have all",
-                first_line(error),
-                len(self.kept),
-            )
+            lacks = f"and lacks {len(self.kept)} steps: metrics.jsonl and summary.json have all"
+            log.warning("MLflow does not take how the run ended (%s), %s", first_line(error), lacks)
 
     def finalize(self, status: str = "success") -> None:
         """Leave the run's status to log_record, which knows a stopped run from a finished one."""

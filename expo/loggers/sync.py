@@ -35,9 +35,8 @@ def sync(folder: Path) -> int:
             return 1
         print(f"{file.parent}: sent as {file.stem.removeprefix('run-')} ({number} of {len(todo)})", flush=True)
     already = sum(_sent(file) for file in files if file not in under_way) - len(todo)
-    counts = [f"{_count(len(todo))} sent", f"{already} sent before"] + (
-        [f"{len(under_way)} under way"] if under_way else []
-    )
+    counts = [f"{_count(len(todo))} sent", f"{already} sent before"]
+    counts += [f"{len(under_way)} under way"] if under_way else []
     print(f"wandb sync: {', '.join(counts)}")
     return 0
 
@@ -63,14 +62,8 @@ def _sent(file: Path) -> bool:
 def _send(file: Path) -> str | None:
     """Send a file. Returns why W&B did not take it, or None. Raises UserError where W&B did not begin."""
     command = [sys.executable, "-m", "wandb", "sync", str(file)]
-    done = subprocess.run(
-        command,
-        env=RETRIES | os.environ | {"WANDB_SILENT": "false"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    env, stdin = RETRIES | os.environ | {"WANDB_SILENT": "false"}, subprocess.DEVNULL
+    done = subprocess.run(command, env=env, stdin=stdin, capture_output=True, text=True, check=False)
     said = [line.strip() for line in (done.stdout + done.stderr).splitlines() if "error" in line.lower()]
     reason = said[-1].removeprefix("wandb: ").removeprefix("ERROR ").removeprefix("Error: ") if said else ""
     if done.returncode:

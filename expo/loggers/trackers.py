@@ -11,14 +11,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 
-from expo.config import (
-    CsvLoggerConf,
-    TensorBoardLoggerConf,
-    UserError,
-    WandbConf,
-    WandbLoggerConf,
-    label,
-)
+from expo.config import CsvLoggerConf, TensorBoardLoggerConf, UserError, WandbConf, WandbLoggerConf, label
 from expo.config.errors import first_line
 from expo.ground.files import remove
 from expo.loggers.offline import offline_files, read_offline
@@ -155,12 +148,8 @@ class TensorBoard(Tracker, TensorBoardLogger):
     """Event files in the run's `tensorboard/`. TensorBoard itself hides steps that are about to be made again."""
 
     def __init__(self, conf: TensorBoardLoggerConf, session: Session):
-        super().__init__(
-            session.directory,
-            name="",
-            version="tensorboard",
-            purge_step=session.resume_step + bool(session.resume_step),
-        )
+        purge_step = session.resume_step + bool(session.resume_step)
+        super().__init__(session.directory, name="", version="tensorboard", purge_step=purge_step)
         _leave_to_flush(threading.excepthook)
         self.config = "" if session.resume_step else f"```json\n{json.dumps(session.config, indent=1)}\n```"
 
