@@ -75,20 +75,18 @@ def _reason(verifier: Verifier, p: Problem, number: str | None, asked: Mapping[s
     def refused(of: str) -> bool:
         return of in asked and asked[of].result() in REFUSED
 
+    begins, most = repr(p.answer[:80]), verifier.conf.max_answer_chars
     if reason := verifier.judge.refuses(p):
-        return BadRow(reason, repr(p.answer[:80]))
-    most = verifier.conf.max_answer_chars
+        return BadRow(reason, begins)
     if "answer" in asked and len(p.answer) > most:
-        return BadRow(
-            f"the answer is longer than verifier.max_answer_chars={most}; set that higher", repr(p.answer[:80])
-        )
+        return BadRow(f"the answer is longer than verifier.max_answer_chars={most}; set that higher", begins)
     if refused("answer"):
-        return BadRow("the verifier cannot read the answer", repr(p.answer[:80]))
+        return BadRow("the verifier cannot read the answer", begins)
     if refused("number"):
-        return BadRow(SENTENCE, f"{number} is not judged equal to {p.answer[:80]!r}")
+        return BadRow(SENTENCE, f"{number} is not judged equal to {begins}")
     if refused("solution"):
         other = verifier.extraction.of(p.solution or "")
-        return BadRow("the solution has another answer", f"{other!r} is not {p.answer[:80]!r}")
+        return BadRow("the solution has another answer", f"{other!r} is not {begins}")
     return None
 
 

@@ -86,13 +86,11 @@ class Evaluator:
     ) -> list[dict[str, Any]]:
         """Return n rows of each problem. Args: start, the position of the first of `problems` among all problems."""
         problems = self.problems if problems is None else problems
-        prompts = [tuple(ids) for ids in self.prompts.solve_ids(self.tokenizer, problems)]
-        requests = [
-            Request(prompts[i // n], Key(self.seed, EVALUATE, 0, start * n + i)) for i in range(n * len(prompts))
-        ]
+        prompts = [tuple(ids) for ids in self.prompts.solve_ids(self.tokenizer, problems) for _ in range(n)]
+        requests = [Request(p, Key(self.seed, EVALUATE, 0, start * n + i)) for i, p in enumerate(prompts)]
         completions = engine.generate(requests, sampling)
         texts = self.tokenizer.batch_decode([c.ids for c in completions], skip_special_tokens=True)
-        owners = [problems[i // n] for i in range(len(requests))]
+        owners = [problem for problem in problems for _ in range(n)]
         verdicts = self.verifier.verify(texts, owners)
         rollouts = [
             Rollout(p, text, verdict, len(c.ids), c.truncated, 0)

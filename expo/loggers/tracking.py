@@ -42,9 +42,8 @@ class Tracker(Logger):
     """Logger with what expo asks for beside Lightning's interface. Inherit it before one of Lightning's loggers."""
 
     keeps_undefined = False  # whether it takes a step's scalars that are None
-    skips_sent = (
-        False  # whether it leaves out the scalars that an earlier session has sent: then it is given all of them again
-    )
+    # Whether it leaves out the scalars that an earlier session has sent: then it is given all of them again.
+    skips_sent = False
 
     def log_rows(self, name: str, columns: list[str], rows: list[list[Any]], step: int | None) -> None:
         """Show a completions table, where the logger shows tables: completions/*.parquet has all rows."""

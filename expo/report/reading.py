@@ -194,12 +194,8 @@ def read_runs(directories: list[Path]) -> tuple[Page, list[RunData]]:
     runs = [replace(run, arm=name) for run, name in zip(read.values(), names, strict=True)]
     notes += [f"{run.arm}, seed {run.seed}: {collapse}." for run in runs for collapse in collapses_of(run.summary)]
     notes += [f"{run.arm}, seed {run.seed}: {mark}." for run in runs for mark in marks_of(run.summary, run.lines)]
-    notes += [
-        f"{run.arm}, seed {run.seed}: {run.summary['status']}. The bars leave it out where other runs of its arm are "
-        "done."
-        for run in runs
-        if not run.finished
-    ]
+    left_out = "The bars leave it out where other runs of its arm are done."
+    notes += [f"{run.arm}, seed {run.seed}: {run.summary['status']}. {left_out}" for run in runs if not run.finished]
     metrics = [n for n in runs[0].summary["metrics"] if n.startswith("pass@") and not n.endswith(("_lo", "_hi"))]
     shown: list[list[str]] = []
     for directory, run in zip(read, runs, strict=True):
@@ -210,11 +206,9 @@ def read_runs(directories: list[Path]) -> tuple[Page, list[RunData]]:
         )
         shown.append([run.arm, str(run.seed), run.summary["status"], *cells, directory.name])
     data = [str(run.settings.get("dataset.name")) for run in runs]
-    commits = ", ".join(sorted({str(run.summary["git"]) for run in runs}))
-    caption = (
-        f"pass@k of the last evaluation in percent, with 95 % intervals over problems. Commit {commits}, "
-        f"{', '.join(sorted({str(run.summary['device']) for run in runs}))}."
-    )
+    commits, devices = (", ".join(sorted({str(run.summary[key]) for run in runs})) for key in ("git", "device"))
+    caption = "pass@k of the last evaluation in percent, with 95 % intervals over problems. "
+    caption += f"Commit {commits}, {devices}."
     title = f"{', '.join(dict.fromkeys(run.arm for run in runs))} on {', '.join(dict.fromkeys(data))}"
     firsts: dict[str, tuple[Path, RunData]] = {}  # of each arm
     for directory, run in zip(read, runs, strict=True):

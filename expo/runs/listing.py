@@ -125,10 +125,8 @@ def find_runs(output_dir: Path) -> list[RunFolder]:
     """Return every run directory in an output folder, of any command. Raises UserError where there is no folder."""
     if not output_dir.is_dir():
         raise UserError(f"output_dir={output_dir}: no such folder; give the one that runs were made in")
-    files = sorted(output_dir.glob("*/*/summary.json"))
-    return [
-        RunFolder(path.parent, read_summary(path.parent)) for path in files if (path.parent / "config.yaml").is_file()
-    ]
+    folders = [file.parent for file in sorted(output_dir.glob("*/*/summary.json"))]
+    return [RunFolder(folder, read_summary(folder)) for folder in folders if (folder / "config.yaml").is_file()]
 
 
 def run_folder(text: str) -> RunFolder:

@@ -63,10 +63,8 @@ def unpack(
         if key not in records:
             raise UserError(f"kept=true: {run.arm} seed {run.seed} is not kept in {folder}; leave kept out")
         if run.command == "diagnose" and key not in rows["measured"]:
-            raise UserError(
-                f"kept=true: what expo diagnose measured for {run.arm} is not kept in {folder}; leave kept out, and "
-                "it is from now on"
-            )
+            what = f"what expo diagnose measured for {run.arm}"
+            raise UserError(f"kept=true: {what} is not kept in {folder}; leave kept out, and it is from now on")
         target = into / f"{key[0]}-s{key[1]}"
         if not target.is_dir():
             _write(target, records[key], {name: of_runs.get(key, []) for name, of_runs in rows.items()})
@@ -88,8 +86,7 @@ def _check_made(
     if named := record["summary"].get("id"):  # what 0.1 kept has none
         first = str(named).partition("-")[0]
         _same(run, "command", first if first in ("evaluate", "diagnose") else "train", run.command, folder)
-    prepare, data = made_by.get(run.cfg.model.path.removeprefix("./")), data_content(run.cfg)
-    plans = {"prepare": prepare, "data": data}
+    plans = {"prepare": made_by.get(run.cfg.model.path.removeprefix("./")), "data": data_content(run.cfg)}
     for key in plans.keys() & record.keys():
         _same(run, key, record[key], plans[key], folder)
     return {key for key, value in plans.items() if value and key not in record}

@@ -147,10 +147,9 @@ class View:
 
     def __init__(self, runs: Sequence[PlannedRun]):
         self.runs, self.console = runs, Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn())
-        self.bar = Progress(
-            *columns, TextColumn("{task.fields[state]}"), console=self.console, disable=not sys.stderr.isatty()
-        )
+        name, state = TextColumn("{task.description}"), TextColumn("{task.fields[state]}")
+        columns = (name, BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn(), state)
+        self.bar = Progress(*columns, console=self.console, disable=not sys.stderr.isatty())
         steps = sum(steps_of(run) for run in runs)
         self.whole = self.bar.add_task(f"{len(runs)} runs", total=steps, state="")
         self.tasks: dict[str, Any] = {}

@@ -84,9 +84,7 @@ def bare(text: str) -> str:
     `\text{}` around words, "the answer is", a final period. A dollar sign that stays is money."""
     text = spelled(text)
     if "\\" in text or "~" in text or "{" in text:
-        text = re.sub(
-            r"(?<=\d)\s*(?:,\s*\\!|\{,\}|,\{\}|\\!)\s*(?=\d)", lambda sign: "," if "," in sign[0] else "", text
-        )
+        text = re.sub(r"(?<=\d)\s*(?:(,)\s*\\!|\{(,)\}|(,)\{\}|\\!)\s*(?=\d)", r"\1\2\3", text)
         text = re.sub(INVISIBLE, "", text).replace(r"\!", "")
         text = re.sub(r"^\\[(\[](.*)\\[)\]]$", r"\1", text, flags=re.DOTALL)
         text = re.sub(SPACES, " ", re.sub(_SIZES, "", text))
