@@ -97,12 +97,11 @@ def _this_gpu() -> Device:
     rates["bfloat16"] = 2 * size**3 / _least(lambda: half @ half)
     many = torch.rand(16 * READ, device="cuda")
     bandwidth = 4 * 16 * READ / _least(lambda: many.sum())
-    known = next((d for d in DEVICES.values() if d.name in torch.cuda.get_device_name().lower()), DEVICES["h100"])
+    name = torch.cuda.get_device_name()
+    known = next((d for d in DEVICES.values() if d.name in name.lower()), DEVICES["h100"])
     total = float(torch.cuda.get_device_properties(0).total_memory)
     # Of the peak that was measured, too, eager transformers are assumed to reach the `training` of the data sheet's.
-    return replace(
-        known, name=torch.cuda.get_device_name(), memory=total, flops=rates, bandwidth=bandwidth, reading=0.8
-    )
+    return replace(known, name=name, memory=total, flops=rates, bandwidth=bandwidth, reading=0.8)
 
 
 def _least(action: Callable[[], object]) -> float:

@@ -27,17 +27,14 @@ def sync(folder: Path) -> int:
     for number, file in enumerate(todo, 1):
         reason = _send(file)
         if reason is not None:
-            print(
-                f"expo: {file.parent}: not sent ({reason}); {_count(number - 1)} sent, {len(todo) - number + 1} left; "
-                "the same command goes on",
-                file=sys.stderr,
-            )
+            counts = f"{_count(number - 1)} sent, {len(todo) - number + 1} left; the same command goes on"
+            print(f"expo: {file.parent}: not sent ({reason}); {counts}", file=sys.stderr)
             return 1
         print(f"{file.parent}: sent as {file.stem.removeprefix('run-')} ({number} of {len(todo)})", flush=True)
     already = sum(_sent(file) for file in files if file not in under_way) - len(todo)
-    counts = [f"{_count(len(todo))} sent", f"{already} sent before"]
-    counts += [f"{len(under_way)} under way"] if under_way else []
-    print(f"wandb sync: {', '.join(counts)}")
+    told = [f"{_count(len(todo))} sent", f"{already} sent before"]
+    told += [f"{len(under_way)} under way"] if under_way else []
+    print(f"wandb sync: {', '.join(told)}")
     return 0
 
 

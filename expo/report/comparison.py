@@ -138,9 +138,8 @@ class Comparison:
             settings = [[later | dict(run.settings) for run in runs] for runs in zip(*self.pairs, strict=True)]
             sides = [{shown(of_run[key]) for of_run in of_side if key in of_run} for of_side in settings]
             if all(sides) and len(sides[0] | sides[1]) > 1:
-                differences.append(
-                    f"{key} is {', '.join(sorted(sides[0]))} in the first, {', '.join(sorted(sides[1]))} in the second"
-                )
+                first, second = (", ".join(sorted(side)) for side in sides)
+                differences.append(f"{key} is {first} in the first, {second} in the second")
         sentence = "Evaluated otherwise, so that the difference is not the policies' alone: "
         return f"{sentence}{'; '.join(differences)}." if differences else ""
 
@@ -278,10 +277,8 @@ def compared(runs: Sequence[RunData]) -> Compared | None:
     for title, problems in {"gained": comparison.gained(), "lost": comparison.lost(), **alike}.items():
         for problem in problems[:SHOWN]:
             rows = comparison.beside(problem)
-            completions = [
-                (name, verdict_of(row), str(row["completion"])) for name, row in zip(names, rows, strict=True)
-            ]
-            beside.append((f"{title}: {problem}", str(rows[0]["question"]), str(rows[0]["answer"]), completions))
+            texts = [(name, verdict_of(row), str(row["completion"])) for name, row in zip(names, rows, strict=True)]
+            beside.append((f"{title}: {problem}", str(rows[0]["question"]), str(rows[0]["answer"]), texts))
     paired = f"{comparison.paired[0].upper()}{comparison.paired[1:]}."
     counts = (
         f"{len(comparison.gained())} problems gained, {len(comparison.lost())} lost: {comparison.solved} by the second "

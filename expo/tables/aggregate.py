@@ -154,9 +154,8 @@ def aggregate(plan: Plan, runs: Sequence[PlannedRun]) -> dict[str, Any]:
                 arms[key]["against"] = arm.against
                 arms[key]["difference"] = {}
                 for c in plan.columns:
-                    both = stack(
-                        {f"{a} seed {s}": values[a, s][c] for a in (key, arm.against) for s in shared}, measured
-                    )
+                    pairs = {f"{a} seed {s}": values[a, s][c] for a in (key, arm.against) for s in shared}
+                    both = stack(pairs, measured)
                     apart = both[: len(shared)] - both[len(shared) :]
                     both_have = ~np.isnan(apart).all(axis=0)
                     arms[key]["difference"][c] = _statistic_or_none(apart[:, both_have], c, difference=True)
