@@ -1,2 +1,1 @@
-"""What a run costs on devices that are not at hand: memory, seconds, tokens and disk, estimated from first
-principles."""
+"""What a run costs on devices that are not at hand: memory, seconds, tokens and disk, by first principles."""

@@ -14,8 +14,7 @@ SURE = 0.84
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one run: bytes on each device and on the disk, hours, generated tokens (at most: every completion at its
-    longest)."""
+    """Of one run: bytes on each device and on the disk, hours, generated tokens (completions at their longest)."""
 
     device: str
     devices: int

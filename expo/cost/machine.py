@@ -21,8 +21,7 @@ class Machine:
     @classmethod
     @torch.no_grad()
     def measured(cls, threads: int) -> "Machine":
-        """Measure this CPU with a number of threads: the best of several tries, since nothing but other work makes one
-        slower."""
+        """Measure this CPU with a number of threads: the best of several tries: only other work makes one slower."""
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         square, wide, vector = torch.rand(SQUARE, SQUARE), torch.rand(READ // 4096, 4096), torch.rand(4096)
@@ -93,32 +92,27 @@ def this_machine(threads: int) -> Device:
 def _this_gpu() -> Device:
     size = 8 * SQUARE
     square = torch.rand(size, size, device="cuda")
-    rates = {"float32": 2 * size**3 / _least(_finished(lambda: square @ square))}
+    rates = {"float32": 2 * size**3 / _least(lambda: square @ square)}
     half = square.bfloat16()
-    rates["bfloat16"] = 2 * size**3 / _least(_finished(lambda: half @ half))
+    rates["bfloat16"] = 2 * size**3 / _least(lambda: half @ half)
     many = torch.rand(16 * READ, device="cuda")
-    bandwidth = 4 * 16 * READ / _least(_finished(lambda: many.sum()))
-    known = next((d for d in DEVICES.values() if d.name in torch.cuda.get_device_name().lower()), DEVICES["h100"])
+    bandwidth = 4 * 16 * READ / _least(lambda: many.sum())
+    name = torch.cuda.get_device_name()
+    known = next((d for d in DEVICES.values() if d.name in name.lower()), DEVICES["h100"])
     total = float(torch.cuda.get_device_properties(0).total_memory)
     # Of the peak that was measured, too, eager transformers are assumed to reach the `training` of the data sheet's.
-    return replace(
-        known, name=torch.cuda.get_device_name(), memory=total, flops=rates, bandwidth=bandwidth, reading=0.8
-    )
+    return replace(known, name=name, memory=total, flops=rates, bandwidth=bandwidth, reading=0.8)
 
 
-def _finished(action: Callable[[], object]) -> Callable[[], object]:
-    def run() -> None:
-        action()
-        torch.cuda.synchronize()
+def _least(action: Callable[[], object]) -> float:
+    """Return the least seconds of ten tries, after one that does not count."""
 
-    return run
-
-
-def _least(action: Callable[[], object], tries: int = 10) -> float:
-    action()
-    seconds = []
-    for _ in range(tries):
+    def timed() -> float:
         started = time.perf_counter()
         action()
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
+        if torch.cuda.is_initialized():  # a GPU works on when the call is over
+            torch.cuda.synchronize()
+        return time.perf_counter() - started
+
+    timed()
+    return min(timed() for _ in range(10))

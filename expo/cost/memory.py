@@ -91,15 +91,11 @@ def updating(work: Work) -> dict[str, float]:
     """Return the bytes allocated in the update, by part."""
     s, cfg = work.shape, work.cfg
     number = 2 if work.computed == "bfloat16" else 4
-    micro, group, kept_all = (
-        cfg.trainer.micro_batch_size,
-        max(1, cfg.algorithm.group_size),
-        not work.checkpoints,
-    )
+    micro, group = cfg.trainer.micro_batch_size, max(1, cfg.algorithm.group_size)
     prompts = math.ceil(micro / group) if work.shares else micro
     positions = prompts * cfg.rollout.max_prompt_tokens + micro * cfg.rollout.max_completion_tokens
     per_layer = KEPT_BYTES * s.hidden + number * (KEPT_KEYS * s.kv_width + KEPT_INNER * s.inner)
-    per_position = s.layers * per_layer if kept_all else per_layer + 4 * s.layers * s.hidden
+    per_position = per_layer + 4 * s.layers * s.hidden if cfg.model.gradient_checkpointing else s.layers * per_layer
     each, sharded = 4 if cfg.model.lora_rank else work.stored, work.sharded > 1
     layer = 2 if work.mixed else work.stored  # bytes of a weight of a gathered layer
     gathered = (s.parameters - s.in_layers) * work.stored + 2 * s.in_layers / s.layers * layer if sharded else 0.0
@@ -116,9 +112,7 @@ def updating(work: Work) -> dict[str, float]:
         several = work.rollouts + work.positives > micro
         last = (1 + several) * each * s.head - casts - activations - logits
         gradients += max(several * each * s.head, last)
-    engines = engine(work, asleep=work.sleeps) if not work.elsewhere else {}
-    if work.in_place:
-        engines = {}
+    engines = {} if work.elsewhere or work.in_place else engine(work, asleep=work.sleeps)
     return {
         "gradients": gradients,
         "the engines' weights": engines.get("weights", 0.0),

@@ -7,15 +7,9 @@ from expo.config import AdamW8bitConf, Config
 from expo.config.explaining import frozen_copies
 from expo.cost.shape import Shape, shape
 
-EVALUATED = {
-    "math": 5000,
-    "math_level5": 1324,
-    "math500": 500,
-    "gsm8k": 1319,
-    "aime24": 30,
-    "aime25": 30,
-}  # test splits
-TRAINED = {"math": 7500, "math_level5": 2304, "gsm8k": 7473}  # train splits
+# Problems of test splits, and of train splits.
+EVALUATED = {"math": 5000, "math_level5": 1324, "math500": 500, "gsm8k": 1319, "aime24": 30, "aime25": 30}
+TRAINED = {"math": 7500, "math_level5": 2304, "gsm8k": 7473}
 
 
 @dataclass(frozen=True)
@@ -117,8 +111,7 @@ class Work:
 
     @property
     def held(self) -> float:
-        """Return the bytes of all weights in memory, without an adapter. In 4 bits, 64 of them share a scale, which is
-        rounded too."""
+        """Return the bytes of all weights in memory, without an adapter. In 4 bits, 64 share a scale, rounded too."""
         s = self.shape
         if not self.cfg.model.load_in_4bit:
             return self.stored * s.parameters - (2.0 * self.matrices if self.base_in_16_bit else 0.0)
@@ -164,8 +157,7 @@ class Work:
 
     @property
     def read_bytes(self) -> int:
-        """Return the bytes per weight that a step of decoding moves. Autocast keeps its casts of weights that are
-        trained, and of no others."""
+        """Return the bytes per weight that a step of decoding moves. Autocast keeps casts of trained weights alone."""
         cast_anew = self.in_place and self.mixed and self.cfg.model.lora_rank > 0 and not self.base_in_16_bit
         return self.stored + 2 + 2 if cast_anew else self.engine_bytes
 
@@ -176,16 +168,14 @@ class Work:
 
     @property
     def casts(self) -> float:
-        """Return the bytes of the casts that autocast keeps. A weight in 4 bits is unpacked for its own product
-        alone."""
+        """Return the bytes of the casts that autocast keeps. A weight in 4 bits is unpacked for its own product."""
         s = self.shape
         plain = self.matrices if self.base_in_16_bit else s.in_layers if self.cfg.model.load_in_4bit else 0
         return 2.0 * (s.parameters - plain) if self.mixed else 0.0
 
     @property
     def sleeps(self) -> bool:
-        """Return whether the engine leaves the device in the update: it has nothing of its own, or is vLLM in the
-        trainer's process on a GPU."""
+        """Return whether the engine leaves the device in the update: in place, or vLLM in the GPU trainer's process."""
         return self.in_place or (
             not getattr(self.cfg.rollout, "separate", False) and self.cfg.trainer.accelerator != "cpu"
         )
@@ -205,16 +195,11 @@ class Work:
         return len(writers & {"reference", "snapshot"} | ({"snapshot"} if cfg.algorithm.uses_snapshot else set()))
 
     @property
-    def checkpoints(self) -> bool:
-        """Return whether activations are computed again in the backward pass."""
-        return bool(self.cfg.model.gradient_checkpointing)
-
-    @property
     def shares(self) -> bool:
         """Return whether the update reads a prompt once for its group, as far as the config decides it."""
         t, m = self.cfg.trainer, self.cfg.model
         shared = t.shares_prompts(self.cfg, gpu=False)  # `settled` has set it for a GPU
-        return shared and not t.packing and not self.checkpoints and m.attention in ("sdpa", "eager")
+        return shared and not t.packing and not m.gradient_checkpointing and m.attention in ("sdpa", "eager")
 
     @property
     def copies(self) -> float:

@@ -1,5 +1,4 @@
-"""Estimate the seconds of a step and of a run, by part. Rows are at their longest, unless `plan` gives means; all
-groups train."""
+"""Estimate seconds of a step and of a run, by part. Rows are at their longest, or as `plan` says; all groups train."""
 
 import math
 
@@ -45,8 +44,7 @@ def tokens(work: Work) -> float:
 def decoding(work: Work, device: Device, rows: int, prompts: int) -> float:
     """Return the seconds of generating so many rows behind so many prompts, on the busiest device.
 
-    Each token of a batch takes the launches, and reads of all weights and of the cache, and the products of its rows:
-    one after the other.
+    Each token of a batch takes launches, reads of all weights and of the cache, and products, one after the other.
     """
     if not rows:
         return 0.0
@@ -68,8 +66,7 @@ def decoding(work: Work, device: Device, rows: int, prompts: int) -> float:
 
 
 def update(work: Work, device: Device) -> float:
-    """Return the seconds of all updates of a step: passes forward and backward, the optimizer, and what devices send
-    each other."""
+    """Return the seconds of all updates of a step: passes, the optimizer, and what devices send each other."""
     cfg, s = work.cfg, work.shape
     computing = work.share * update_flops(work) / (device.rate(work.computed) * device.training)
     stepping = ADAM_BYTES * work.trained / work.sharded / (device.bandwidth * device.reading)
@@ -91,12 +88,11 @@ def update_flops(work: Work) -> float:
     cfg, s = work.cfg, work.shape
     group = max(1, cfg.algorithm.group_size)
     together = min(cfg.trainer.micro_batch_size, group) if work.shares else 1  # rows behind one prompt
-    passes = (2 if cfg.model.lora_rank else 3) + work.checkpoints + cfg.algorithm.forward_passes
+    passes = (2 if cfg.model.lora_rank else 3) + bool(cfg.model.gradient_checkpointing) + cfg.algorithm.forward_passes
     scored = work.rollouts * work.completion + work.positives * work.completion
     read = scored + work.rollouts * work.prompt / together + work.positives * work.prompt
-    attention = (
-        2 * s.layers * s.heads_width * (work.prompt + work.completion / 2)
-    )  # multiplications per token, with all keys before it
+    # Multiplications per token, with all keys before it.
+    attention = 2 * s.layers * s.heads_width * (work.prompt + work.completion / 2)
     return float(passes * (2 * read * (s.in_layers + attention) + 2 * scored * s.head))
 
 

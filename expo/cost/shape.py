@@ -32,8 +32,7 @@ class Shape:
 
 @cache
 def shape(path: str) -> Shape:
-    """Return the shape of a model by hub id, local folder, or the name of a shape. Raises UserError where its config
-    cannot be read."""
+    """Return the shape of a model by hub id, folder, or name of a shape. Raises UserError for an unreadable config."""
     config = small.random_tiny()[0].config if path == "random_tiny" else config_of(path)
     try:
         return shape_of(config or AutoConfig.from_pretrained(**gguf_file.where(located(path)), **NO_CODE))

@@ -19,8 +19,7 @@ NAMED = 5  # lines that are named for one reason; the others are only counted
 
 @dataclass
 class Source:
-    """One file or hub split. `skipped`: reason → line numbers. `duplicates`: lines whose question stands in an earlier
-    line."""
+    """One file or hub split. `skipped`: reason → lines. `duplicates`: lines that ask what an earlier one asks."""
 
     name: str
     rows: int = 0
@@ -41,8 +40,7 @@ class Source:
         self.examples.setdefault(why.reason, why.detail)
 
     def use(self, problems: Sequence[tuple[int, Problem]], taken: Container[str] | None = None) -> None:
-        """Count the rows that can be used. Args: (line number, problem); taken, the columns that problems are made of,
-        where that is known."""
+        """Count usable rows. Args: (line number, problem); taken, the columns that problems are made of, if known."""
         self.used = len(problems)
         columns = dict.fromkeys(column for _, p in problems for column in p.columns)
         self.unshown = [] if taken is None else [column for column in columns if column not in taken]
@@ -86,7 +84,6 @@ class Account:
     asked_in_held_out: int = 0
 
     def __or__(self, parts: dict[str, Part]) -> "Account":
-        """Return the account with further parts."""
         return replace(self, parts=self.parts | parts)
 
     def record(self) -> dict[str, Any]:
@@ -98,7 +95,6 @@ class Account:
             Console().print(self.table())
 
     def table(self) -> Table:
-        """Format the account for people."""
         table = Table("", "data", "", show_header=False, box=None, pad_edge=False)
         for s in self.sources:
             table.add_row("data", s.name, style="bold")

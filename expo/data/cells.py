@@ -13,8 +13,7 @@ _NEEDED = object()
 
 
 def value_at(row: Mapping[str, Any], column: str, default: Any = _NEEDED) -> Any:
-    """Return a row's value in a column, which may be a path into it: `reward_model.ground_truth`. Raises KeyError
-    without a default."""
+    """Return a row's value in a column or at a path, `reward_model.ground_truth`. Raises KeyError without a default."""
     if column in row:
         return row[column]
     value: Any = row
@@ -35,8 +34,7 @@ def text(value: Any, name: str) -> str:
 
 
 def answer_text(value: Any) -> str:
-    """Return an answer as text. Raises BadRow for what is neither text nor a number, and for a number that has lost
-    digits."""
+    """Return an answer as text. Raises BadRow for what is no text and no number, and a number that has lost digits."""
     if not isinstance(value, str | int | float) or isinstance(value, bool):
         raise BadRow("the answer is neither text nor a number; write it as text, as json.dumps does", repr(value)[:80])
     if isinstance(value, float) and not math.isfinite(value):
@@ -57,8 +55,7 @@ def level_of(value: Any) -> int | str | None:
 
 
 def turns(value: Sequence[Any]) -> list[tuple[str, str]]:
-    """Return (role, content) of chat messages. Raises BadRow for a list of anything else, and for content that is no
-    text."""
+    """Return (role, content) of chat messages. Raises BadRow for a list of anything else, or other content."""
     pairs = []
     for message in value:
         if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():

@@ -1,7 +1,7 @@
 """Checks of every data row: can the verifier ever call a completion right on its problem?"""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 
 from expo.ground.problem import Problem
@@ -61,41 +61,32 @@ def unusable(problems: Sequence[Problem], verifier: Verifier, sentences: bool = 
     # All are asked before the first is waited for: comparing strings settles most, and the workers share the rest.
     stated = verifier.extraction.stated
     itself = verifier.judge.accepts_itself
-    asked = [
-        (
-            verifier.submit(stated(p.answer), p) if itself else None,
-            verifier.submit(p.solution, p) if p.solution is not None else None,
-            number,
-            verifier.submit(stated(number), p) if number else None,
-        )
-        for p in problems
-        for number in [number_in_sentence(p) if itself and not sentences else None]
-    ]
-    return [_reason(p, verifier, *futures) for p, futures in zip(problems, asked, strict=True)]
+    asked = []
+    for p in problems:
+        number = number_in_sentence(p) if itself and not sentences else None
+        texts = {"answer": stated(p.answer) if itself else None, "solution": p.solution}
+        texts["number"] = stated(number) if number else None
+        futures = {of: verifier.submit(text, p) for of, text in texts.items() if text is not None}
+        asked.append((p, number, futures))
+    return [_reason(verifier, *of_problem) for of_problem in asked]
 
 
-def _reason(
-    p: Problem,
-    verifier: Verifier,
-    itself: "Future[Verdict] | None",
-    solved: "Future[Verdict] | None",
-    number: str | None,
-    bare: "Future[Verdict] | None",
-) -> BadRow | None:
+def _reason(verifier: Verifier, p: Problem, number: str | None, asked: Mapping[str, Future[Verdict]]) -> BadRow | None:
+    def refused(of: str) -> bool:
+        return of in asked and asked[of].result() in REFUSED
+
+    begins, most = repr(p.answer[:80]), verifier.conf.max_answer_chars
     if reason := verifier.judge.refuses(p):
-        return BadRow(reason, repr(p.answer[:80]))
-    most = verifier.conf.max_answer_chars
-    if itself is not None and len(p.answer) > most:
-        return BadRow(
-            f"the answer is longer than verifier.max_answer_chars={most}; set that higher", repr(p.answer[:80])
-        )
-    if itself is not None and itself.result() in REFUSED:
-        return BadRow("the verifier cannot read the answer", repr(p.answer[:80]))
-    if bare is not None and bare.result() in REFUSED:
-        return BadRow(SENTENCE, f"{number} is not judged equal to {p.answer[:80]!r}")
-    if solved is not None and solved.result() in REFUSED:
+        return BadRow(reason, begins)
+    if "answer" in asked and len(p.answer) > most:
+        return BadRow(f"the answer is longer than verifier.max_answer_chars={most}; set that higher", begins)
+    if refused("answer"):
+        return BadRow("the verifier cannot read the answer", begins)
+    if refused("number"):
+        return BadRow(SENTENCE, f"{number} is not judged equal to {begins}")
+    if refused("solution"):
         other = verifier.extraction.of(p.solution or "")
-        return BadRow("the solution has another answer", f"{other!r} is not {p.answer[:80]!r}")
+        return BadRow("the solution has another answer", f"{other!r} is not {begins}")
     return None
 
 

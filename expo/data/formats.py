@@ -1,5 +1,4 @@
-"""Readers of each format of data: which columns of a row are question, answer, level and solution, or how problems are
-generated."""
+"""Readers of each format of data: which columns are question, answer, level and solution, or how problems are made."""
 
 import logging
 import math
@@ -13,7 +12,7 @@ from expo.config import FunctionConf, LadderConf, TableConf, UserError
 from expo.config.errors import first_line
 from expo.data.cells import NOTHING, answer_text, level_of, messages, text, turns, value_at
 from expo.data.checks import BadRow
-from expo.data.reader import USUAL, Reader
+from expo.data.reader import USUAL, Generated, Reader
 from expo.ground.problem import Problem, Steps
 from expo.ladder import problems as ladder
 from expo.verifier.extraction import last_boxed
@@ -36,8 +35,7 @@ class MATH(Reader):
 
 
 class GSM8K(Reader):
-    """Cobbe et al. (2021): the answer stands after `####`; calculator marks `<<…>>` are not text a policy should
-    learn."""
+    """Cobbe et al. (2021): the answer stands after `####`; calculator marks `<<…>>` are no text to learn."""
 
     columns_taken = frozenset({"question", "answer"})
 
@@ -143,26 +141,17 @@ def _steps(checks: Callable[[str, str], Sequence[bool]], question: str, completi
     return Steps(sum(right) / len(right), all(right))
 
 
-class Ladder(Reader):
+class Ladder(Generated):
     """Generated problems (`expo.ladder.problems`); `limit` and `eval_limit` are per level."""
 
     conf: LadderConf
 
-    def train(self) -> list[Problem]:
-        return list(self._generate(self.conf.split, self.conf.levels, self.conf.limit or USUAL))
-
-    def evaluation(self) -> list[Problem]:
-        levels = self.conf.levels if self.conf.eval_levels is None else self.conf.eval_levels
-        return list(self._generate(self.conf.eval_split, levels, self.conf.eval_limit or 100))
-
-    def whole(self) -> list[Problem]:
-        return self.evaluation()
-
-    def _generate(self, split: str, levels: list[int], count: int) -> Iterator[Problem]:
+    def made(self, split: str, levels: list[int], count: int) -> list[Problem]:
+        problems: list[Problem] = []
         for level in levels or self.conf.known_levels:
-            n = 0
-            for problem in ladder.generate(level, split, count, self.conf.expert_style, self.conf.world):
-                n += 1
-                yield problem
+            of_level = list(ladder.generate(level, split, count, self.conf.expert_style, self.conf.world))
+            n = len(of_level)
             if n < count and count != USUAL:  # someone has asked for as many
                 log.warning("%s: level %d has no more than %d problems, not %d", self.conf.name, level, n, count)
+            problems += of_level
+        return problems

@@ -1,5 +1,4 @@
-"""Reader: a data set's rows as Problems, for training and for evaluation. A row that cannot be used is counted and
-named."""
+"""A data set's rows as Problems, for training and for evaluation. A row that cannot be used is counted and named."""
 
 import logging
 import zlib
@@ -27,8 +26,7 @@ AT_ONCE = 4096  # rows that are judged before the next are
 class Reader:
     """A data set, as `expo.config.DatasetConf` describes it; subclasses turn one row into a Problem.
 
-    `train()` and `evaluation()` share no problem: see `dataset.eval_path`. `sources` tells what became of the rows that
-    were read so far.
+    `train()` and `evaluation()` share no problem: see `dataset.eval_path`. `sources` tells what became of the rows.
     """
 
     conf: DatasetConf
@@ -65,23 +63,18 @@ class Reader:
             raise UserError(
                 f"{self._source(self.conf.path)}: all its questions are held out; give other rows as dataset.eval_path"
             )
-        if self.conf.eval_path is not None and len(train) < len(problems):
-            log.warning(
-                "%s: %d questions of dataset.eval_path are not trained on", self.conf.name, len(problems) - len(train)
-            )
-        return self._nonempty(
-            _spread(train, self.conf.limit) if self.conf.limit else train,
-            self._source(self.conf.path),
-            self.conf.levels,
-        )
+        lost = len(problems) - len(train)
+        if self.conf.eval_path is not None and lost:
+            log.warning("%s: %d questions of dataset.eval_path are not trained on", self.conf.name, lost)
+        chosen = _spread(train, self.conf.limit) if self.conf.limit else train
+        return self._nonempty(chosen, self._source(self.conf.path), self.conf.levels)
 
     def evaluation(self) -> list[Problem]:
         """Return the problems to evaluate on: eval_path, else the held-out part of path, else the hub's eval_split."""
         levels = self.conf.levels if self.conf.eval_levels is None else self.conf.eval_levels
         if self.conf.shares_file:
-            problems = self._nonempty(
-                self._once(self._read(self.conf.path, self.conf.split, levels)), self._held_out, levels
-            )
+            problems = self._once(self._read(self.conf.path, self.conf.split, levels))
+            self._nonempty(problems, self._held_out, levels)
             if len(problems) < 2:
                 raise UserError(
                     f"{self._held_out}: only 1 problem{_of(levels)} can be used, and none is left to hold out "
@@ -189,27 +182,21 @@ class Reader:
             except (BadRow, KeyError, TypeError, ValueError, AttributeError) as error:
                 reason = f"no column {error}" if isinstance(error, KeyError) else str(error)
                 self._skip(source, line, error if isinstance(error, BadRow) else BadRow(reason))
-        judged = [
-            why
-            for start in range(0, len(usable), AT_ONCE)
-            for why in unusable([p for _, p in usable[start : start + AT_ONCE]], self.verifier, self.takes_sentences)
-        ]
         used = []
-        for (line, problem), why in zip(usable, judged, strict=True):
-            if why is None:
-                used.append((line, problem))
-            else:
-                self._skip(source, line, why)
+        for start in range(0, len(usable), AT_ONCE):
+            part = usable[start : start + AT_ONCE]
+            reasons = unusable([p for _, p in part], self.verifier, self.takes_sentences)
+            for (line, problem), why in zip(part, reasons, strict=True):
+                if why is None:
+                    used.append((line, problem))
+                else:
+                    self._skip(source, line, why)
         if any(isinstance(p.level, str) for _, p in used):  # if one level is a word (hard, 4.5), all are
             used = [(line, replace(p, level=None if p.level is None else str(p.level))) for line, p in used]
         source.use(used, self.columns_taken)
         if source.skipped:
-            log.warning(
-                "%s: skipped %d rows that cannot be used, kept %d",
-                path or self.conf.name,
-                source.rows - source.used,
-                source.used,
-            )
+            name, skipped = path or self.conf.name, source.rows - source.used
+            log.warning("%s: skipped %d rows that cannot be used, kept %d", name, skipped, source.used)
         return [p for _, p in used]
 
     @property
@@ -259,6 +246,24 @@ class Reader:
         return rows
 
 
+class Generated(Reader):
+    """Reader of problems that are made: of which a command takes `limit` and `eval_limit`."""
+
+    def made(self, split: str, levels: list[Any], count: int) -> list[Problem]:
+        """Return problems of a split and its levels, `count` of them as `limit` counts."""
+        raise NotImplementedError
+
+    def train(self) -> list[Problem]:
+        return self.made(self.conf.split, self.conf.levels, self.conf.limit or USUAL)
+
+    def evaluation(self) -> list[Problem]:
+        levels = self.conf.levels if self.conf.eval_levels is None else self.conf.eval_levels
+        return self.made(self.conf.eval_split, levels, self.conf.eval_limit or 100)
+
+    def whole(self) -> list[Problem]:
+        return self.evaluation()
+
+
 def _of(levels: list[Any]) -> str:
     return f" of dataset.levels={levels}" if levels else ""
 
@@ -275,6 +280,5 @@ def set_apart(problems: list[Problem], count: int) -> tuple[list[Problem], list[
 
 
 def _spread(problems: list[Problem], count: int | None) -> list[Problem]:
-    """Return `count` problems in an order that depends on their ids only, so that a subset is no stretch of a sorted
-    file."""
+    """Return `count` problems in an order by their ids alone, so that a subset is no stretch of a sorted file."""
     return sorted(problems, key=lambda p: zlib.crc32(p.id.encode()))[:count]

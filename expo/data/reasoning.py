@@ -19,17 +19,16 @@ from expo.config.key import shown
 from expo.config.reasoning import ReasoningGymConf
 from expo.data.cells import text
 from expo.data.checks import BadRow
-from expo.data.reader import USUAL, Reader
+from expo.data.reader import Generated
 from expo.ground.problem import Problem
 from expo.verifier.pool import Verifier
 
-CHUNK = (
-    1000  # problems of one seed; a task's seeds are so far apart, since problem i of seed s is problem 0 of seed s + i
-)
+# Problems of one seed; a task's seeds are so far apart, since problem i of seed s is problem 0 of seed s + i.
+CHUNK = 1000
 PARTS = ("test", "table", "train", "train")  # by a hash of the question
 
 
-class ReasoningGym(Reader):
+class ReasoningGym(Generated):
     """The problems of one task or several. `limit` and `eval_limit` are of all tasks and levels together."""
 
     conf: ReasoningGymConf
@@ -39,18 +38,8 @@ class ReasoningGym(Reader):
         for split in (conf.levels, conf.eval_levels or []):  # so that what is wrong is told before a model is loaded
             streams_of(conf, split)
 
-    def train(self) -> list[Problem]:
-        return self._made(self.conf.split, self.conf.levels, self.conf.limit or USUAL)
-
-    def evaluation(self) -> list[Problem]:
-        levels = self.conf.levels if self.conf.eval_levels is None else self.conf.eval_levels
-        return self._made(self.conf.eval_split, levels, self.conf.eval_limit or 100)
-
     def _shown(self, count: int) -> list[Problem]:
-        return self._made(self.conf.split, self.conf.levels, 8 * (count + 1))  # some rows may be unusable
-
-    def whole(self) -> list[Problem]:
-        return self.evaluation()
+        return self.made(self.conf.split, self.conf.levels, 8 * (count + 1))  # some rows may be unusable
 
     def problem(self, row: dict[str, Any], id: str) -> Problem:
         metadata, level = row["metadata"], row["level"]
@@ -59,9 +48,9 @@ class ReasoningGym(Reader):
             f"{task}/{id}", text(row["question"], "question"), _answer(row), _worked(metadata), level, subject=task
         )
 
-    def _made(self, split: str, levels: Sequence[Any], count: int) -> list[Problem]:
+    def made(self, split: str, levels: list[Any], count: int) -> list[Problem]:
         self._wanted = streams_of(self.conf, levels), count
-        return self._nonempty(self._usable(None, split), self._source(None), list(levels))
+        return self._nonempty(self._usable(None, split), self._source(None), levels)
 
     def _source(self, path: str | None) -> str:
         return f"dataset.task={shown(self.conf.task or list(self.conf.tasks))}"
@@ -86,8 +75,7 @@ class Stream:
     share: float
 
     def rows(self, split: str, count: int) -> Iterator[dict[str, Any] | BadRow]:
-        """Yield `count` rows of a split, each of another question; fewer where CHUNK in a row bring no new one of
-        it."""
+        """Yield `count` rows of a split, each of another question; fewer where CHUNK in a row bring no new one."""
         seed = zlib.crc32(f"{self.task} {self.level}".encode()) // 2  # below 2**31, as numpy wants it
         seen: set[str] = set()
         yielded = idle = 0
@@ -103,7 +91,7 @@ class Stream:
                 except Exception as error:  # whatever a task raises
                     yield BadRow(f"the task {self.task} raises {type(error).__name__}", str(error)[:80])
                     continue
-                if asked not in seen and part_of(asked) == split:
+                if asked not in seen and PARTS[zlib.crc32(asked.encode()) % len(PARTS)] == split:
                     seen.add(asked)
                     yielded, idle = yielded + 1, 0
                     yield {**entry, "level": self.level, "task_config": self.settings}
@@ -119,21 +107,14 @@ class Stream:
             ) from error
 
 
-def part_of(asked: str) -> str:
-    """Return the split that a question is in."""
-    return PARTS[zlib.crc32(asked.encode()) % len(PARTS)]
-
-
 def streams_of(conf: ReasoningGymConf, levels: Sequence[Any]) -> list[Stream]:
-    """Return the streams that a config asks for: each task at each level. Raises UserError for what reasoning-gym does
-    not have."""
+    """Return a config's streams: each task at each level. Raises UserError for what reasoning-gym does not have."""
     streams = []
     for task, share in conf.shares.items():
         if task not in DATASETS or task == "composite":
             near = difflib.get_close_matches(task, DATASETS, 1)
-            meant = (
-                f"did you mean {near[0]}?" if near else f"its tasks: {', '.join(sorted({*DATASETS} - {'composite'}))}"
-            )
+            tasks = ", ".join(sorted({*DATASETS} - {"composite"}))
+            meant = f"did you mean {near[0]}?" if near else f"its tasks: {tasks}"
             raise UserError(f"dataset.task={task}: no task of reasoning-gym; {meant}")
         known = _settings_of(task)
         for name in conf.settings(task):
@@ -157,7 +138,6 @@ def _settings_of(task: str) -> list[str]:
 
 
 def _at_level(task: str, level: Any, conf: ReasoningGymConf) -> dict[str, Any]:
-    """Return the settings of a task at a level."""
     setting = f"dataset.levels={shown([level])}"
     if not isinstance(level, int) or isinstance(level, bool):
         raise UserError(f"{setting}: a level of reasoning-gym is a whole number; give such ones")
@@ -177,16 +157,12 @@ def _at_level(task: str, level: Any, conf: ReasoningGymConf) -> dict[str, Any]:
 
 
 def _named(task: str, name: str) -> list[str]:
-    """Return the settings that `dataset.level_by` names. Raises UserError where the task has none of that name that
-    counts."""
+    """Return the settings that `dataset.level_by` names. Raises UserError where the task has none such that counts."""
     numbers = _numbers(task)
     matching = [n for n in numbers if n in (name, f"min_{name}", f"max_{name}")]
     if not matching:
-        has = (
-            f"those that count are {', '.join(numbers)}"
-            if numbers
-            else "it has none that counts: leave dataset.levels out"
-        )
+        none = "it has none that counts: leave dataset.levels out"
+        has = f"those that count are {', '.join(numbers)}" if numbers else none
         raise UserError(f"dataset.level_by={name}: no setting of the task {task} that counts; {has}")
     return matching
 
@@ -198,8 +174,7 @@ def _numbers(task: str) -> list[str]:
 
 
 def _answer(row: dict[str, Any]) -> str:
-    """Return a row's right answer; where it has none since many are right, the one that its metadata gives as an
-    example."""
+    """Return a row's right answer; of many right ones, the example that its metadata gives."""
     examples = [value for name, value in row["metadata"].items() if name.endswith("_answer")]
     answer = next((value for value in [row["answer"], *examples] if value is not None), None)
     if answer is None:

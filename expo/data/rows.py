@@ -18,8 +18,7 @@ FREE, LEAST = 1 / 64, 2**29  # share of the memory that rows leave to all else, 
 
 
 def check_memory(told: str) -> None:
-    """Raise MemoryError where the machine has little left: the kernel would end this process, or another, without a
-    word."""
+    """Raise MemoryError where the machine has little left: the kernel would end a process without a word."""
     memory = psutil.virtual_memory()
     if memory.available < min(FREE * memory.total, LEAST):
         raise MemoryError(f"{told}, and the machine has {memory.available // 2**20} MiB left")

@@ -23,14 +23,12 @@ PART_ROWS = 2**14  # completions that are made, judged and kept at a time
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One row per completion, and the scalars made of them (`pass@4`, `pass@4/level5`, each also with `_lo` and
-    `_hi`)."""
+    """One row per completion, and their scalars (`pass@4`, `pass@4/level5`, each also with `_lo` and `_hi`)."""
 
     rows: list[dict[str, Any]]
     metrics: dict[str, float]
 
     def save(self, path: Path) -> None:
-        """Write every completion as parquet."""
         save_rows(self.rows, path)
 
 
@@ -56,16 +54,14 @@ class Evaluator:
         return Evaluation(rows, tally.metrics(self.k))
 
     def validate(self, engine: Engine) -> dict[str, float]:
-        """Return the scalars of an evaluation on the validation problems, as `validation/…`; {} where there are
-        none."""
+        """Return the scalars of an evaluation on the validation problems, `validation/…`; {} where there are none."""
         metrics = replace(self, problems=self.validation).evaluate(engine).metrics if self.validation else {}
         return {f"validation/{name}": value for name, value in metrics.items()}
 
     def evaluate_into(self, engine: Engine, path: Path, fresh: bool = False) -> Tally:
         """Evaluate part by part, so that memory stays flat, and write all rows to `path`.
 
-        What is made is kept beside it as it goes, and not made again unless `fresh`: the same command goes on after a
-        kill.
+        What is made is kept beside it, and not made again unless `fresh`: the same command goes on after a kill.
         """
         tally, size, parts = Tally(self.samples), max(PART_ROWS // self.samples, 1), []
         for start in range(0, len(self.problems), size):
@@ -90,21 +86,17 @@ class Evaluator:
     ) -> list[dict[str, Any]]:
         """Return n rows of each problem. Args: start, the position of the first of `problems` among all problems."""
         problems = self.problems if problems is None else problems
-        prompts = [tuple(ids) for ids in self.prompts.solve_ids(self.tokenizer, problems)]
-        requests = [
-            Request(prompts[i // n], Key(self.seed, EVALUATE, 0, start * n + i)) for i in range(n * len(prompts))
-        ]
+        prompts = [tuple(ids) for ids in self.prompts.solve_ids(self.tokenizer, problems) for _ in range(n)]
+        requests = [Request(p, Key(self.seed, EVALUATE, 0, start * n + i)) for i, p in enumerate(prompts)]
         completions = engine.generate(requests, sampling)
         texts = self.tokenizer.batch_decode([c.ids for c in completions], skip_special_tokens=True)
-        owners = [problems[i // n] for i in range(len(requests))]
+        owners = [problem for problem in problems for _ in range(n)]
         verdicts = self.verifier.verify(texts, owners)
-        rewards: list[float | None] = [None] * len(texts)
-        if self.reward is not None:
-            rollouts = [
-                Rollout(p, text, verdict, len(c.ids), c.truncated, 0)
-                for p, text, verdict, c in zip(owners, texts, verdicts, completions, strict=True)
-            ]
-            rewards = [*rewards_of(self.reward, rollouts)]
+        rollouts = [
+            Rollout(p, text, verdict, len(c.ids), c.truncated, 0)
+            for p, text, verdict, c in zip(owners, texts, verdicts, completions, strict=True)
+        ]
+        rewards = rewards_of(self.reward, rollouts) if self.reward is not None else [None] * len(texts)
         return [
             {
                 "problem": p.id,

@@ -1,5 +1,4 @@
-"""Completions on disk: parquet, written in full or not at all, each page with a checksum that is verified when it is
-read."""
+"""Completions on disk: parquet, written in full or not at all, with a checksum of each page, verified when read."""
 
 import logging
 from collections.abc import Sequence
@@ -45,8 +44,7 @@ def join(parts: Sequence[Path], path: Path) -> None:
         for part in parts:
             rows = pa.parquet.read_table(part, page_checksum_verification=True)
             # A part of an earlier expo may lack a column.
-            writer.write_table(
-                pa.concat_tables([schema.empty_table(), rows], promote_options="permissive").cast(schema)
-            )
+            whole = pa.concat_tables([schema.empty_table(), rows], promote_options="permissive")
+            writer.write_table(whole.cast(schema))
     for part in parts:
         part.unlink()

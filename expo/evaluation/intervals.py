@@ -66,8 +66,7 @@ def spread(values: np.ndarray, paired: bool = False) -> Spread:
 
 
 def _variance(apart: np.ndarray) -> float:
-    """Return the variance of a sum of independent values `[N]`, given how far they are from their mean; 0 for a single
-    one."""
+    """Return the variance of a sum of independent values, given their distances `[N]` from their mean; 0 for one."""
     return float(len(apart) / max(len(apart) - 1, 1) * np.square(apart).sum()) if len(apart) > 1 else 0.0
 
 

@@ -33,8 +33,7 @@ OPENER = build_opener(_NoRedirect)
 def judge_steps(
     conf: JudgeConf, prompts: Prompts, problems: Sequence[Problem], completions: Sequence[str]
 ) -> tuple[list[float | None], int]:
-    """Return the share of right steps in each completion, None where the judge's reply has no such numbers or did not
-    come; and how many did not come.
+    """Return each completion's share of right steps, None without such a reply; and how many replies did not come.
 
     Raises UserError where the endpoint refuses the first of them; a later failure costs that one answer only.
     """

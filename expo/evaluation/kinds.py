@@ -62,8 +62,7 @@ def by_problem(rows: Samples, kind: str, level: int | str | None, column: str) -
 def cell(
     rows: Samples, kind: str, level: int | str | None, column: str, less: str | None = None
 ) -> tuple[float, float, float] | None:
-    """Return mean and 95 % interval over problems, of a kind or of its difference to the kind `less` on the problems
-    that both have.
+    """Return mean and 95 % interval over problems, of a kind or of its difference to `less` on problems of both.
 
     None where nothing was measured.
     """
@@ -78,7 +77,6 @@ def cell(
 
 
 def levels_of(rows: Samples) -> list[Any]:
-    """Return the levels that the rows have."""
     return sorted({row["level"] for row in rows if row["level"] is not None})
 
 
@@ -87,11 +85,9 @@ def in_words(rows: Samples) -> list[str]:
     verified = [row for row in rows if row["kind"] == "self_explanation"]
     if not verified:
         return []
-    right, problems_with_right = (
-        sum(row["verified"] for row in verified),
-        by_problem(rows, "self_explanation", None, "verified"),
-    )
-    share = sum(value > 0 for value in problems_with_right.values()) / len({row["problem"] for row in rows})
+    right = sum(row["verified"] for row in verified)
+    shares = by_problem(rows, "self_explanation", None, "verified").values()
+    share = sum(value > 0 for value in shares) / len({row["problem"] for row in rows})
     sentences = [
         f"{right:.0f} of {len(verified)} explanations {'is' if right == 1 else 'are'} right: ExP-GRPO would learn from "
         f"at most {100 * share:.0f} % of the problems"
@@ -100,16 +96,12 @@ def in_words(rows: Samples) -> list[str]:
         if (mean := cell(rows, "self_explanation", None, column, less)) is None:
             continue
         low, high = sorted(sign * end for end in mean[1:])
-        verdict = (
-            f"{holds}: the paper's {which} property holds"
-            if low > 0
-            else f"{fails}: the paper's {which} property does not hold"
-        )
-        sentences.append(
-            f"{verdict} for this model"
-            if low > 0 or high < 0
-            else f"too few problems to tell the paper's {which} property"
-        )
+        if low > 0:
+            sentences.append(f"{holds}: the paper's {which} property holds for this model")
+        elif high < 0:
+            sentences.append(f"{fails}: the paper's {which} property does not hold for this model")
+        else:
+            sentences.append(f"too few problems to tell the paper's {which} property")
     return sentences
 
 
@@ -137,8 +129,7 @@ PROPERTIES = (
 def summarize(rows: Samples) -> dict[str, float]:
     """Return `<kind>/<column>` and `<kind>/<column>/level<n>`, each also with `_lo` and `_hi`.
 
-    `self_explanation-<kind>/…` is the difference on the problems that both have: the wrong-answer control, say, exists
-    only where an own sample was wrong.
+    `self_explanation-<kind>/…` is the difference on the problems of both: some have no wrong-answer control, say.
     """
     others = [(f"self_explanation-{kind}", "self_explanation", kind) for kind in KINDS if kind != "self_explanation"]
     metrics: dict[str, float] = {}

@@ -1,6 +1,7 @@
 """Samples of every kind, and the two properties of a good positive (paper Table 1, Figure 2) measured on them."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,16 +27,7 @@ def sample(problems: list[Problem], engine: Engine, tools: Tools, samples: int) 
     prompts = [tuple(ids) for ids in tools.prompts.solve_ids(tools.tokenizer, problems)]
     batch = Batch(problems, prompts)
     own_samples = _generate(engine, tools, [p for p in prompts for _ in range(samples)], "own")
-    rows: Samples = [
-        {
-            "kind": "own",
-            "problem": i // samples,
-            "ids": c.ids,
-            "completion": text,
-            "judged_as": problems[i // samples],
-        }
-        for i, (c, text) in enumerate(zip(own_samples, tools.texts([c.ids for c in own_samples]), strict=True))
-    ]
+    rows = _rows("own", [(i, p) for i, p in enumerate(problems) for _ in range(samples)], own_samples, tools)
     verdicts = _verify(rows, tools)
     others = [row for i, p in enumerate(problems) if p.solution is not None for row in [_expert(i, p, tools)]]
     of_problem = [slice(i * samples, (i + 1) * samples) for i in range(len(problems))]
@@ -50,14 +42,17 @@ def sample(problems: list[Problem], engine: Engine, tools: Tools, samples: int) 
         # A wrong answer may be a long one: the length of the problem's prompts was checked with the true answer.
         asked = tools.fitting(dict(zip(explained, ids, strict=True)), 0, f"prompts of {kind} not used")
         written = _generate(engine, tools, [prompt for prompt in asked.values() for _ in range(samples)], kind)
-        owners = [pair for pair in asked for _ in range(samples)]
-        texts = tools.texts([c.ids for c in written])
-        others += [
-            {"kind": kind, "problem": i, "ids": c.ids, "completion": text, "judged_as": p}
-            for (i, p), c, text in zip(owners, written, texts, strict=True)
-        ]
+        others += _rows(kind, [pair for pair in asked for _ in range(samples)], written, tools)
     _verify(others, tools)
     return rows + others
+
+
+def _rows(kind: str, owners: Sequence[tuple[int, Problem]], written: Sequence[Completion], tools: Tools) -> Samples:
+    texts = tools.texts([c.ids for c in written])
+    return [
+        {"kind": kind, "problem": i, "ids": c.ids, "completion": text, "judged_as": p}
+        for (i, p), c, text in zip(owners, written, texts, strict=True)
+    ]
 
 
 def _expert(i: int, problem: Problem, tools: Tools) -> dict[str, Any]:
@@ -103,11 +98,9 @@ def add_measures(rows: Samples, problems: list[Problem], scorer: Scorer) -> None
 
 
 def check_steps(rows: Samples, problems: list[Problem], conf: DiagnoseConf, tools: Tools, earlier: Samples) -> int:
-    """Add the share of right steps: exact where the data set has an oracle (in the policy's own style), by the judge
-    elsewhere, None without one.
+    """Add the share of right steps: exact by the data's oracle (in the policy's own style), by a judge, or None.
 
-    Args: earlier, rows of the same run that were judged as far as the judge could be reached. Returns how many it did
-    not answer.
+    Args: earlier, rows of the same run that may be judged already. Returns how many the judge did not answer.
     """
     shares: list[float | None] = [None] * len(rows)
     failed = 0

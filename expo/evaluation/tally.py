@@ -40,7 +40,6 @@ class Tally:
     sound: list[bool] = field(default_factory=list)  # of the right ones, where the data set has an oracle
 
     def add(self, rows: Sequence[Row]) -> None:
-        """Count all the rows of some problems."""
         by_problem: dict[str, list[Row]] = defaultdict(list)
         for row in rows:
             by_problem[row["problem"]].append(row)
@@ -55,8 +54,7 @@ class Tally:
         self.sound += [sound for row in rows if _right(row) and (sound := is_sound(row)) is not None]
 
     def metrics(self, k: Sequence[int]) -> dict[str, float]:
-        """Return the scalars of every evaluation: `pass@4`, `pass@4/level5`, each also with `_lo` and `_hi`; and means
-        over completions, `eval/*`."""
+        """Return an evaluation's scalars: `pass@4/level5`, with `_lo` and `_hi`; means over completions, `eval/*`."""
         metrics: dict[str, float] = {}
         for suffix, problems in self._groups():
             if not suffix or suffix.startswith("/level"):
@@ -95,8 +93,7 @@ class Tally:
         return {name: value for metrics in named for name, value in metrics.items()}
 
     def _groups(self) -> Iterator[tuple[str, list[str]]]:
-        """Yield the suffix of each group's metrics, and its problems: all, each level, each subject where there are
-        several."""
+        """Yield each group's suffix of metrics, and its problems: all, each level, each subject of several."""
         yield "", list(self.outcomes)
         levels: set[Any] = {o.level for o in self.outcomes.values()} - {None}
         for level in sorted(levels):
@@ -128,15 +125,12 @@ def majority(samples: Sequence[Row]) -> float:
         if _right(row):
             right += 1
         else:
-            wrong[next((other for other in wrong if same_answer(answer, other)), answer)] += 1
+            # As far as can be seen without algebra.
+            same = (other for other in wrong if fast_verdict(answer, other) is Verdict.CORRECT)
+            wrong[next(same, answer)] += 1
     most = max([right, *wrong.values()])
     tied = [right, *wrong.values()].count(most)
     return float(right == most) / tied if most else 0.0
-
-
-def same_answer(one: str, other: str) -> bool:
-    """Return whether two wrong answers are the same, as far as that can be seen without algebra."""
-    return fast_verdict(one, other) is Verdict.CORRECT
 
 
 def is_sound(row: Row) -> bool | None:

@@ -22,8 +22,7 @@ SPECIAL_TOKENS: dict[str, Any] = {
 
 
 def ladder_tokenizer(world: WorldConf = CLEAR) -> PreTrainedTokenizerFast:
-    """Return a word-level tokenizer: numbers and labels are single tokens. Without that the explain skill does not form
-    in reasonable time."""
+    """Return a word-level tokenizer: numbers and labels are single tokens, else the explain skill forms too slowly."""
     special = ["<|pad|>", "<|end|>", "<|unk|>", "<|system|>", "<|user|>", "<|assistant|>"]
     vocab = {word: i for i, word in enumerate([*special, *words(world)])}
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<|unk|>"))

@@ -55,7 +55,6 @@ WORDS = [
 
 
 def words(world: WorldConf = CLEAR) -> list[str]:
-    """Return every word of a world."""
     return WORDS + [f"({i})" for i in range(len(LEVELS) + 1, max(world.parts) + 1)]
 
 
@@ -96,8 +95,7 @@ def sampled_meaning(part: LadderPart, rng: random.Random, world: WorldConf = CLE
 
 
 def sample_parts(level: int, rng: random.Random, world: WorldConf = CLEAR) -> list[LadderPart]:
-    """Return random parts in which the five skills give five different results, so that the answer tells the
-    meaning."""
+    """Return random parts in which the five skills give five different results: the answer tells the meaning."""
     symbols, known = [symbol for symbol, (of_level, *_) in SYMBOLS.items() if of_level == level], list(KNOWN)
     parts: list[LadderPart] = []
     while len(parts) < world.parts[level - 1]:
@@ -109,7 +107,6 @@ def sample_parts(level: int, rng: random.Random, world: WorldConf = CLEAR) -> li
 
 @cache
 def _skills_differ(value: int, z: int) -> bool:
-    """Return whether the five skills give five different results."""
     return len({skill(value, z) for skill in SKILLS.values()}) == len(SKILLS)
 
 
@@ -164,8 +161,7 @@ def explanation_text(parts: list[LadderPart], meanings: list[str], rng: random.R
 
 
 def expert_text(parts: list[LadderPart], style: str, world: WorldConf = CLEAR) -> str:
-    """Return the expert's solution: true meanings; `own` style, `terse` (results only) or `foreign` (an order never
-    seen)."""
+    """Return the expert's solution: true meanings; in `own` style, `terse` (results) or `foreign` (new order)."""
     results = [p.result(p.meaning) for p in parts]
     # The same whenever it is asked for.
     if style == "own" or random.Random(question_text(parts)).random() < world.expert_own:
@@ -186,8 +182,7 @@ def parse_question(question: str) -> list[LadderPart]:
 def generate(
     level: int, split: str, count: int, expert_style: str = "terse", world: WorldConf = CLEAR
 ) -> Iterator[Problem]:
-    """Return the first `count` problems of a split. Train and test share no question: a hash of the text decides the
-    split."""
+    """Return the first `count` problems of a split. No question is in two: a hash of the text decides."""
     seen: set[str] = set()
     # Problems of another shape have other names: those of two runs are paired by name.
     name = "ladder" if world.parts == CLEAR.parts else f"ladder-{'-'.join(map(str, world.parts))}"
@@ -214,8 +209,7 @@ def generate(
 
 @dataclass(frozen=True, slots=True)
 class StepCheck:
-    """Findings of the oracle in a chain of thought. `arithmetic` and `meanings` are the shares of the problem's parts
-    that are right."""
+    """Findings of the oracle in a chain of thought: which shares of the problem's parts are right, and whether all."""
 
     arithmetic: float  # parts whose two equations hold
     meanings: float  # parts in which the symbol was read with its true meaning

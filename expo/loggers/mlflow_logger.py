@@ -1,7 +1,5 @@
-"""`logger=mlflow`: Lightning's MLFlowLogger, with a run that is found again, and a server that may be gone for a
-while."""
+"""`logger=mlflow`: Lightning's MLFlowLogger, with a run that is found again, and a server that may be gone a while."""
 
-import fcntl
 import logging
 import os
 import re
@@ -15,6 +13,7 @@ from lightning.pytorch.loggers import MLFlowLogger
 
 from expo.config import MlflowLoggerConf, UserError, label, make_folder
 from expo.config.errors import first_line
+from expo.ground.files import locked
 from expo.loggers.tracking import Session, Tracker
 from expo.runs.directory import git_commit
 
@@ -50,8 +49,7 @@ class Mlflow(Tracker, MLFlowLogger):
             with ExitStack() as stack:
                 stack.callback(_restore, os.environ.get(VARIABLE))
                 if not given:  # of two runs that begin at once, one makes the database
-                    lock = stack.enter_context((root / "mlflow.lock").open("w"))
-                    fcntl.flock(lock, fcntl.LOCK_EX)
+                    stack.enter_context(locked(root / "mlflow.lock", ""))
                 super().__init__(
                     options.experiment, label(session.cfg), uri,
                     {name: str(value) for name, value in tags.items() if value is not None},
@@ -68,8 +66,7 @@ class Mlflow(Tracker, MLFlowLogger):
             ) from error
 
     def _go_on(self, session: Session) -> bool:
-        """Resume the MLflow run of an earlier session; return whether there is one. With `fresh`, delete it (MLflow can
-        restore it)."""
+        """Resume the MLflow run of an earlier session; return whether there is one. With `fresh`, delete it."""
         client = self._mlflow_client
         experiment = client.get_experiment_by_name(self._experiment_name)
         if experiment is None:
@@ -100,9 +97,8 @@ class Mlflow(Tracker, MLFlowLogger):
                     super().log_metrics(new, step)
             except MlflowException as error:
                 if not self.warned:
-                    log.warning(
-                        "MLflow does not take step %d (%s); the run goes on, and tries again", step, first_line(error)
-                    )
+                    told = "MLflow does not take step %d (%s); the run goes on, and tries again"
+                    log.warning(told, step, first_line(error))
                 self.warned = True
                 return
             self.kept.popleft()
@@ -123,20 +119,15 @@ class Mlflow(Tracker, MLFlowLogger):
                 self.experiment.set_tag(self.run_id, name, value)
             self.experiment.set_terminated(self.run_id, MLFLOW_STATUS[record["status"]])
         except MlflowException as error:
-            log.warning(
-                "MLflow does not take how the run ended (%s), and lacks %d steps: metrics.jsonl and summary.json "
-                "have all",
-                first_line(error),
-                len(self.kept),
-            )
+            lacks = f"and lacks {len(self.kept)} steps: metrics.jsonl and summary.json have all"
+            log.warning("MLflow does not take how the run ended (%s), %s", first_line(error), lacks)
 
     def finalize(self, status: str = "success") -> None:
         """Leave the run's status to log_record, which knows a stopped run from a finished one."""
 
 
 def _restore(uri: str | None) -> None:
-    """Give the environment variable back its value: MLflow sets it, and a later run of this process would take it for
-    the user's."""
+    """Give the variable back its value: MLflow sets it, and a later run here would take it for the user's."""
     os.environ.pop(VARIABLE, None)
     if uri is not None:
         os.environ[VARIABLE] = uri

@@ -51,26 +51,18 @@ def _first_step(path: Path) -> int:
 def read_offline(path: str | Path) -> OfflineRun:
     """Return the run in a .wandb file, or in a folder that has the files of all its sessions: the run's own, say.
 
-    A record that is still being written is left out. Raises ValueError for another kind of file, a folder without any,
-    and one with the files of several runs.
+    Leaves out a record still being written. Raises ValueError for another kind of file, none, or those of several runs.
     """
     files = offline_files(path) if Path(path).is_dir() else [Path(path)]
     if not files:
         raise ValueError(f"{path}: no wandb/offline-run-*/*.wandb in it")
     run = OfflineRun()
-    for file in files:
-        _read(file, run)
-    return run
-
-
-def _read(path: Path, run: OfflineRun) -> None:
-    """Add the records of a file to a run."""
-    for record in _parsed(path):
+    for file, record in ((each, record) for each in files for record in _parsed(each)):
         kind = record.WhichOneof("record_type")
         if kind == "run":
             r = record.run
             if run.id not in ("", r.run_id):
-                raise ValueError(f"{path}: a file of {r.run_id}, beside one of {run.id}; read one run at a time")
+                raise ValueError(f"{file}: a file of {r.run_id}, beside one of {run.id}; read one run at a time")
             run.id, run.name, run.group, run.job_type = r.run_id, r.display_name, r.run_group, r.job_type
             run.tags, run.config = list(r.tags), _items(r.config.update)
         elif kind == "config":
@@ -83,6 +75,7 @@ def _read(path: Path, run: OfflineRun) -> None:
             run.artifacts.append(record.artifact.name)
         elif kind == "request" and record.request.WhichOneof("request_type") == "log_artifact":
             run.artifacts.append(record.request.log_artifact.artifact.name)
+    return run
 
 
 def _parsed(path: Path) -> Iterator[Any]:
@@ -106,8 +99,7 @@ def _items(items: Any) -> dict[str, Any]:
 
 
 def end_whole(path: Path) -> bool:
-    """Cut off the record that a kill has left half written, which W&B would refuse. Returns whether a record is
-    left."""
+    """Cut off the record that a kill has left half written, which W&B would refuse. Returns whether one is left."""
     end = max((end for end, _ in _records(path)), default=0)
     if 0 < end < path.stat().st_size:
         os.truncate(path, end)

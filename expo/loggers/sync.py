@@ -14,8 +14,7 @@ RETRIES = {f"WANDB_X_{part}_RETRY_MAX": "4" for part in ("GRAPHQL", "FILE_STREAM
 
 
 def sync(folder: Path) -> int:
-    """Send the offline runs under a folder that are not sent yet. Returns 0, or 1 after the first that W&B does not
-    take.
+    """Send the offline runs under a folder that are not sent yet. Returns 1 after the first that is not taken; else 0.
 
     The files of one run are in order, too: a session begins after the one before it. Raises UserError for a folder that
     is not there, and where W&B does not begin, as without a key.
@@ -23,23 +22,19 @@ def sync(folder: Path) -> int:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give the one that the runs are under, as expo wandb sync outputs")
     files = offline_files(folder)
-    under_way = [file for file in files if _under_way(file)]
+    under_way = [file for file in files if RunFolder(file.parents[2], {}).in_use]
     todo = [file for file in files if not _sent(file) and file not in under_way and _has_records(file)]
     for number, file in enumerate(todo, 1):
         reason = _send(file)
         if reason is not None:
-            print(
-                f"expo: {file.parent}: not sent ({reason}); {_count(number - 1)} sent, {len(todo) - number + 1} left; "
-                "the same command goes on",
-                file=sys.stderr,
-            )
+            counts = f"{_count(number - 1)} sent, {len(todo) - number + 1} left; the same command goes on"
+            print(f"expo: {file.parent}: not sent ({reason}); {counts}", file=sys.stderr)
             return 1
         print(f"{file.parent}: sent as {file.stem.removeprefix('run-')} ({number} of {len(todo)})", flush=True)
     already = sum(_sent(file) for file in files if file not in under_way) - len(todo)
-    counts = [f"{_count(len(todo))} sent", f"{already} sent before"] + (
-        [f"{len(under_way)} under way"] if under_way else []
-    )
-    print(f"wandb sync: {', '.join(counts)}")
+    told = [f"{_count(len(todo))} sent", f"{already} sent before"]
+    told += [f"{len(under_way)} under way"] if under_way else []
+    print(f"wandb sync: {', '.join(told)}")
     return 0
 
 
@@ -48,8 +43,7 @@ def _count(sessions: int) -> str:
 
 
 def _has_records(file: Path) -> bool:
-    """Return whether a file has records to send, after cutting off what a kill has left half written. Warns of a file
-    of another kind."""
+    """Return whether a file has records, after cutting off what a kill left half written. Warns of other files."""
     try:
         return end_whole(file)
     except ValueError as error:
@@ -62,23 +56,11 @@ def _sent(file: Path) -> bool:
     return file.with_suffix(".wandb.synced").exists()
 
 
-def _under_way(file: Path) -> bool:
-    """Return whether a process works on the run that a file is of."""
-    return RunFolder(file.parents[2], {}).in_use
-
-
 def _send(file: Path) -> str | None:
-    """Send a file. Returns what W&B said where it did not take it, else None. Raises UserError where W&B did not
-    begin."""
+    """Send a file. Returns why W&B did not take it, or None. Raises UserError where W&B did not begin."""
     command = [sys.executable, "-m", "wandb", "sync", str(file)]
-    done = subprocess.run(
-        command,
-        env=RETRIES | os.environ | {"WANDB_SILENT": "false"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    env, stdin = RETRIES | os.environ | {"WANDB_SILENT": "false"}, subprocess.DEVNULL
+    done = subprocess.run(command, env=env, stdin=stdin, capture_output=True, text=True, check=False)
     said = [line.strip() for line in (done.stdout + done.stderr).splitlines() if "error" in line.lower()]
     reason = said[-1].removeprefix("wandb: ").removeprefix("ERROR ").removeprefix("Error: ") if said else ""
     if done.returncode:

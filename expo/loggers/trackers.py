@@ -1,5 +1,4 @@
-"""The loggers that `logger=` chooses: Lightning's own, each told where a run's files go and what becomes of a resumed
-run."""
+"""The loggers that `logger=` chooses: Lightning's, told where a run's files go and what becomes of a resumed run."""
 
 import json
 import os
@@ -12,14 +11,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 
-from expo.config import (
-    CsvLoggerConf,
-    TensorBoardLoggerConf,
-    UserError,
-    WandbConf,
-    WandbLoggerConf,
-    label,
-)
+from expo.config import CsvLoggerConf, TensorBoardLoggerConf, UserError, WandbConf, WandbLoggerConf, label
 from expo.config.errors import first_line
 from expo.ground.files import remove
 from expo.loggers.offline import offline_files, read_offline
@@ -31,8 +23,7 @@ W_AND_B_PLACES = ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR")
 
 
 class Wandb(Tracker, WandbLogger):
-    """W&B, under the run's own id. Its step is the number of steps done: Lightning leaves it to count calls, from 0
-    again in every session.
+    """W&B, under the run's own id. Its step is the number of steps done: by itself it counts calls of each session.
 
     Offline it writes in blocks of 32 KiB: a SIGKILL takes the steps of the last one along.
     """
@@ -69,8 +60,7 @@ class Wandb(Tracker, WandbLogger):
         self.sent_steps = max(_last_step(session.directory), begun_at - 1 if session.resume_step else -1)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Send scalars, but those of a step that an earlier session has sent: after a SIGKILL, some are made again,
-        with the same numbers."""
+        """Send scalars, but for steps that an earlier session has sent: after a SIGKILL, some are made again, alike."""
         if step is None:
             with self.telling():
                 self.experiment.log(dict(metrics))
@@ -80,8 +70,7 @@ class Wandb(Tracker, WandbLogger):
             self.row |= {**metrics, "trainer/global_step": step}  # the x axis that Lightning tells W&B of
 
     def _send(self) -> None:
-        """Send the step that is complete: of a step that W&B has had before, it makes another, and shifts all later
-        ones."""
+        """Send the step that is complete: of a step that W&B has, it makes another, and shifts all later ones."""
         row, self.row = self.row, {}
         if row and not self.lost:
             with self.telling():
@@ -113,8 +102,7 @@ class Wandb(Tracker, WandbLogger):
 
     @contextmanager
     def telling(self) -> Iterator[None]:
-        """Tell W&B something. Raises UserError where its own process has ended; what then ends the run tells nothing
-        more."""
+        """Tell W&B something. Raises UserError where its own process has ended; then no more is told."""
         try:
             with telling_wandb():
                 yield
@@ -148,8 +136,7 @@ def keep_out_of_home(folder: Path) -> None:
 
 
 def _last_step(directory: Path) -> int:
-    """Return the last step in the offline files of a run; -1 for none, and for a file that is damaged from its
-    beginning on."""
+    """Return the last step in a run's offline files; -1 for none, and for a file damaged from its beginning on."""
     last = -1
     for file in offline_files(directory):
         with suppress(ValueError):
@@ -158,16 +145,11 @@ def _last_step(directory: Path) -> int:
 
 
 class TensorBoard(Tracker, TensorBoardLogger):
-    """Event files in `tensorboard/` of the run's directory. TensorBoard itself hides steps that are about to be made
-    again."""
+    """Event files in the run's `tensorboard/`. TensorBoard itself hides steps that are about to be made again."""
 
     def __init__(self, conf: TensorBoardLoggerConf, session: Session):
-        super().__init__(
-            session.directory,
-            name="",
-            version="tensorboard",
-            purge_step=session.resume_step + bool(session.resume_step),
-        )
+        purge_step = session.resume_step + bool(session.resume_step)
+        super().__init__(session.directory, name="", version="tensorboard", purge_step=purge_step)
         _leave_to_flush(threading.excepthook)
         self.config = "" if session.resume_step else f"```json\n{json.dumps(session.config, indent=1)}\n```"
 
@@ -180,8 +162,7 @@ class TensorBoard(Tracker, TensorBoardLogger):
 
 
 def _leave_to_flush(hook: Callable[[threading.ExceptHookArgs], Any]) -> None:
-    """Print no stack trace of the thread that writes TensorBoard's files: `flush` raises its error, such as of a full
-    disk, again."""
+    """Print no stack trace of the thread that writes TensorBoard's files: `flush` raises its error again."""
 
     def told(ended: threading.ExceptHookArgs) -> None:
         if not type(ended.thread).__module__.startswith("tensorboard."):
@@ -191,8 +172,7 @@ def _leave_to_flush(hook: Callable[[threading.ExceptHookArgs], Any]) -> None:
 
 
 class Csv(Tracker, CSVLogger):
-    """`csv/metrics.csv` in the run's directory. Lightning begins it anew in every session, so that no step is one sent
-    before."""
+    """`csv/metrics.csv` in the run's directory, begun anew by Lightning in every session: no step is sent before."""
 
     skips_sent = True
 

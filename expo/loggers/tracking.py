@@ -21,8 +21,7 @@ TABLE_ROWS = 200  # rows of a completions table that are shown; parquet has them
 
 @dataclass(frozen=True)
 class Session:
-    """The run as its loggers see it: config, directory, the steps done before this session, and the command that makes
-    it."""
+    """The run as its loggers see it: config, directory, steps done before this session, command that makes it."""
 
     cfg: Config
     directory: Path
@@ -36,7 +35,6 @@ class Session:
 
     @property
     def config(self) -> dict[str, Any]:
-        """Return the whole config as plain data."""
         return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(self.cfg), enum_to_str=True))
 
 
@@ -44,9 +42,8 @@ class Tracker(Logger):
     """Logger with what expo asks for beside Lightning's interface. Inherit it before one of Lightning's loggers."""
 
     keeps_undefined = False  # whether it takes a step's scalars that are None
-    skips_sent = (
-        False  # whether it leaves out the scalars that an earlier session has sent: then it is given all of them again
-    )
+    # Whether it leaves out the scalars that an earlier session has sent: then it is given all of them again.
+    skips_sent = False
 
     def log_rows(self, name: str, columns: list[str], rows: list[list[Any]], step: int | None) -> None:
         """Show a completions table, where the logger shows tables: completions/*.parquet has all rows."""
@@ -105,7 +102,6 @@ def chosen_loggers(session: Session) -> list[Tracker]:
 
 
 def trackers(loggers: Sequence[Logger]) -> list[Tracker]:
-    """Return the trainer's loggers that are Trackers."""
     return [logger for logger in loggers if isinstance(logger, Tracker)]
 
 

@@ -1,5 +1,4 @@
-"""Comparison of two arms on the same problems: differences by level, problems gained and lost, cost of reaching a
-rate."""
+"""Two arms on the same problems: differences by level, problems gained and lost, cost of reaching a rate."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from expo.config.key import shown
 from expo.report.page import Compared, RunData, Table
 from expo.report.solving import verdict_of
 from expo.runs.health import marks_of
+from expo.runs.reading import by_step, points_in
 from expo.tables.aggregate import pass_values, stack, statistic
 from expo.tables.render import percent
 
@@ -48,8 +48,7 @@ Share = tuple[float, float]  # of a problem's samples that are right: in the fir
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a comparison: the finished runs of an arm, one for each seed, and the seeds of those that are not
-    finished."""
+    """One side of a comparison: an arm's finished runs, one for each seed, and the seeds of unfinished ones."""
 
     name: str
     runs: Mapping[int, RunData]
@@ -122,8 +121,7 @@ class Comparison:
 
     @property
     def metric(self) -> str:
-        """Return the pass@k that is followed over the steps: the highest that both arms' evaluations have logged, of at
-        most 4."""
+        """Return the pass@k that is followed over the steps: the highest to 4 that both arms' evaluations have."""
         logged = [
             {name for line in arm.runs[s].lines for name in line} for arm in (self.first, self.second) for s in arm.runs
         ]
@@ -133,19 +131,15 @@ class Comparison:
     def otherwise(self) -> str:
         """Say where evaluations were not sampled alike; "" where they were."""
         differences = []
-        later = {key: _value_before(declared.absent) for key, declared in later_keys().items()}
+        later = {key: d.absent[0] if isinstance(d.absent, tuple) else d.absent for key, d in later_keys().items()}
         for key in OF_EVALUATION:
-            # A key that came later is not in the settings where it changes nothing. Of others that a run lacks, nothing
-            # is known.
-            settings = [[later | dict(pair[side].settings) for pair in self.pairs] for side in range(2)]
-            sides = [
-                {shown(settings_of_run[key]) for settings_of_run in of_side if key in settings_of_run}
-                for of_side in settings
-            ]
+            # A key that came later is not in the settings where it changes nothing: then it has the (first) value at
+            # which a run is as it was before the key. Of others that a run lacks, nothing is known.
+            settings = [[later | dict(run.settings) for run in runs] for runs in zip(*self.pairs, strict=True)]
+            sides = [{shown(of_run[key]) for of_run in of_side if key in of_run} for of_side in settings]
             if all(sides) and len(sides[0] | sides[1]) > 1:
-                differences.append(
-                    f"{key} is {', '.join(sorted(sides[0]))} in the first, {', '.join(sorted(sides[1]))} in the second"
-                )
+                first, second = (", ".join(sorted(side)) for side in sides)
+                differences.append(f"{key} is {first} in the first, {second} in the second")
         sentence = "Evaluated otherwise, so that the difference is not the policies' alone: "
         return f"{sentence}{'; '.join(differences)}." if differences else ""
 
@@ -216,11 +210,9 @@ class Comparison:
         return best[0], best[1]
 
     def costs(self, metric: str, reach: float) -> Table:
-        """Return what each arm spent until an evaluation found at least `reach`: means over all paired runs, which are
-        the same for both arms.
+        """Return what each arm spent until an evaluation found at least `reach`: means over all paired runs of either.
 
-        Of a run that never did, all of it is counted, and the mean is told as a lower bound: those that did are the
-        lucky ones.
+        All of a run that never did is counted, and the mean is a lower bound: those that did are the lucky ones.
         """
         rows = []
         for arm, runs in zip((self.first, self.second), zip(*self.pairs, strict=True), strict=True):
@@ -232,28 +224,18 @@ class Comparison:
             if not any(run.lines for run in runs):  # evaluations
                 cells = ["–"] * 3
             rows.append([arm.name, f"{reached} of {len(runs)}", *cells])
-        return [
-            "",
-            f"runs that reach {metric} of {100 * reach:g} %",
-            "step",
-            "tokens generated",
-            "tokens trained",
-        ], rows
+        reached_what = f"runs that reach {metric} of {100 * reach:g} %"
+        return ["", reached_what, "step", "tokens generated", "tokens trained"], rows
 
     def curve(self, metric: str) -> Table:
         """Return the mean of a metric over the paired runs at each step that either arm was evaluated at."""
-        points: list[dict[int, list[float]]] = []
-        for runs in zip(*self.pairs, strict=True):
-            means: dict[int, list[float]] = defaultdict(list)
-            for run in runs:
-                for line in run.lines:
-                    if line.get(metric) is not None:
-                        means[line["step"]].append(line[metric])
-            points.append(means)
-        steps = sorted({step for means in points for step in means})
+        sides = [
+            dict(zip(*by_step([points_in(run.lines, metric) for run in runs]), strict=True))
+            for runs in zip(*self.pairs, strict=True)
+        ]
         rows = [
-            [str(step), *(f"{100 * np.mean(means[step]):.1f}" if step in means else "–" for means in points)]
-            for step in steps
+            [str(step), *(f"{100 * np.mean(values[step]):.1f}" if step in values else "–" for values in sides)]
+            for step in sorted(set().union(*sides))
         ]
         return ["step", self.first.name, self.second.name], rows
 
@@ -269,11 +251,6 @@ def _first_reaching(run: RunData, metric: str, reach: float) -> tuple[bool, floa
         if line.get(metric) is not None and line[metric] >= reach:
             return True, step, generated, trained
     return False, step, generated, trained
-
-
-def _value_before(absent: Any) -> Any:
-    """Return the value of a key at which a run is as it was before the key existed; the first of several."""
-    return absent[0] if isinstance(absent, tuple) else absent
 
 
 def _listed(seeds: Sequence[int]) -> str:
@@ -300,10 +277,8 @@ def compared(runs: Sequence[RunData]) -> Compared | None:
     for title, problems in {"gained": comparison.gained(), "lost": comparison.lost(), **alike}.items():
         for problem in problems[:SHOWN]:
             rows = comparison.beside(problem)
-            completions = [
-                (name, verdict_of(row), str(row["completion"])) for name, row in zip(names, rows, strict=True)
-            ]
-            beside.append((f"{title}: {problem}", str(rows[0]["question"]), str(rows[0]["answer"]), completions))
+            texts = [(name, verdict_of(row), str(row["completion"])) for name, row in zip(names, rows, strict=True)]
+            beside.append((f"{title}: {problem}", str(rows[0]["question"]), str(rows[0]["answer"]), texts))
     paired = f"{comparison.paired[0].upper()}{comparison.paired[1:]}."
     counts = (
         f"{len(comparison.gained())} problems gained, {len(comparison.lost())} lost: {comparison.solved} by the second "

@@ -15,6 +15,7 @@ from markupsafe import Markup
 from expo.ground.files import beside
 from expo.report import charts
 from expo.report.solving import Solving, verdict_of
+from expo.runs.reading import points_in
 from expo.tables.aggregate import pass_values, stack, statistic
 from expo.tables.styles import Style, styles
 
@@ -67,15 +68,13 @@ class RunData:
 
     @property
     def finished(self) -> bool:
-        """Return whether the run went to its end; one that stopped may hold no more than the evaluation before
-        training."""
+        """Return whether the run went to its end; a stopped one may hold only the evaluation before training."""
         return bool(self.summary.get("status", "done") == "done")
 
 
 @dataclass(frozen=True)
 class Compared:
-    """Two arms on the same problems: differences by level, a sentence, and completions of some problems side by
-    side."""
+    """Two arms on the same problems: differences by level, a sentence, and some problems' completions side by side."""
 
     differences: Table
     told: str
@@ -111,8 +110,7 @@ def write(page: Page, runs: Sequence[RunData], path: Path) -> None:
     names = {**_hardest(trained), **CURVES}
     if not any(line.get("loss/preference") for its in trained.values() for run in its for line in run.lines):
         del names["loss/preference"]  # no DPO here
-    charted = ((name, _chart(name, unit, _curves(trained, name), shown)) for name, unit in names.items())
-    curves = [(name, chart) for name, chart in charted if chart]
+    curves = [(name, chart) for name, unit in names.items() if (chart := _chart(name, unit, trained, shown))]
     levels = _levels(arms, shown)
     samples = [(arm, [_sample(s) for s in its[0].samples]) for arm, its in arms.items() if its[0].samples]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=False)
@@ -128,18 +126,14 @@ def write(page: Page, runs: Sequence[RunData], path: Path) -> None:
         curves=curves,
         images=[] if curves else [(p.stem, base64.b64encode(p.read_bytes()).decode()) for p in page.images],
         samples=samples,
-        solving=page.solving and _in_script(page.solving.data),
+        # JSON that cannot end its script element.
+        solving=page.solving and Markup(json.dumps(page.solving.data, ensure_ascii=False).replace("<", "\\u003c")),
         bins=[f"≥ -{BINS[0]:g}", *(f"≥ -{b:g}" for b in BINS[1:]), f"< -{BINS[-1]:g}"],
         counts=_table(trained, dict.fromkeys(_counted(trained), (_percent, ".1f"))) if trained else None,
         cost=_cost(trained) if trained else None,
     )
     with beside(path) as partial:
         partial.write_text(text)
-
-
-def _in_script(data: Any) -> Markup:
-    """Return data as JSON that cannot end its script element."""
-    return Markup(json.dumps(data, ensure_ascii=False).replace("<", "\\u003c"))
 
 
 def _counted(arms: Mapping[str, Sequence[RunData]]) -> tuple[str, ...]:
@@ -155,20 +149,18 @@ def _hardest(arms: Mapping[str, Sequence[RunData]]) -> dict[str, str]:
     """Return pass@4 of the highest level, where there are several."""
     names = set().union(*(line for runs in arms.values() for line in runs[0].lines))
     levels = {name for name in names if re.fullmatch(r"pass@4/level(?!.*_(?:lo|hi)$).+", name)}
-    return (
-        {max(levels, key=lambda name: [int(n) for n in re.findall(r"level(\d+)", name)]): SHARE}
-        if len(levels) > 1
-        else {}
-    )
+    hardest = max(levels, key=lambda name: [int(n) for n in re.findall(r"level(\d+)", name)], default="")
+    return {hardest: SHARE} if len(levels) > 1 else {}
 
 
-def _chart(name: str, unit: str, arms: Mapping[str, Sequence[charts.Run]], shown: Mapping[str, Style]) -> Markup | None:
+def _chart(name: str, unit: str, arms: Mapping[str, Sequence[RunData]], shown: Mapping[str, Style]) -> Markup | None:
     """Draw the curves of a scalar, shares in percent; a user's own reward may be no share."""
-    share = unit is SHARE and all(0 <= value <= 1 for runs in arms.values() for run in runs for _, value in run)
+    curves = {arm: [points_in(run.lines, name) for run in runs] for arm, runs in arms.items()}
+    share = unit is SHARE and all(0 <= value <= 1 for runs in curves.values() for run in runs for _, value in run)
     if share:
-        arms = {arm: [[(step, 100 * value) for step, value in run] for run in runs] for arm, runs in arms.items()}
+        curves = {arm: [[(step, 100 * value) for step, value in run] for run in runs] for arm, runs in curves.items()}
     named = f"{name} ({unit})" if unit and (share or unit is not SHARE) else name
-    return charts.lines(name, named, arms, shown, share)
+    return charts.lines(name, named, curves, shown, share)
 
 
 def _intervals(arms: Mapping[str, Sequence[RunData]]) -> str:
@@ -182,16 +174,8 @@ def _intervals(arms: Mapping[str, Sequence[RunData]]) -> str:
     return f"over problems and seeds; of {', '.join(alone)} over problems alone: {seeds}"
 
 
-def _curves(arms: Mapping[str, Sequence[RunData]], name: str) -> dict[str, list[list[tuple[float, float]]]]:
-    return {
-        arm: [[(line["step"], line[name]) for line in run.lines if line.get(name) is not None] for run in runs]
-        for arm, runs in arms.items()
-    }
-
-
 def _levels(arms: Mapping[str, Sequence[RunData]], styles: Mapping[str, Style]) -> list[tuple[str, Any]]:
-    """Return pass@1 and pass@4 (less where a run has fewer samples), by level, of an arm's finished runs where it has
-    any."""
+    """Return pass@1 and pass@4 (less of few samples), by level, of an arm's finished runs where it has any."""
     of_arms = {arm: [run for run in runs if run.finished] or runs for arm, runs in arms.items()}
     with_rows = {arm: [run.completions for run in runs if run.completions] for arm, runs in of_arms.items()}
     with_rows = {arm: rows for arm, rows in with_rows.items() if rows}
@@ -211,8 +195,7 @@ def _levels(arms: Mapping[str, Sequence[RunData]], styles: Mapping[str, Style]) 
                     s = statistic(stack({str(i): v for i, v in enumerate(values)}, partly=True), f"pass@{k}")
                     cells[name][arm] = (100 * s["mean"], 100 * s["lo"], 100 * s["hi"])
         by = ("level", f"pass@{k} by level") if len(groups) > 1 else ("", f"pass@{k}")
-        chart = charts.bars(by[1], by[0], f"pass@{k} (percent)", cells, styles)
-        if chart:
+        if chart := charts.bars(by[1], by[0], f"pass@{k} (percent)", cells, styles):
             charted.append((f"pass@{k}", chart))
     return charted
 
@@ -229,18 +212,13 @@ def _sample(row: Mapping[str, Any]) -> dict[str, Any]:
     return dict(row) | {"tokens": tokens, "verdict": verdict}
 
 
-def _mean(run: RunData, name: str) -> float | None:
-    values = [line[name] for line in run.lines if line.get(name) is not None]
-    return float(np.mean(values)) if values else None
-
-
 def _percent(run: RunData, name: str) -> float | None:
-    value = _mean(run, name)
-    return None if value is None else 100 * value
+    values = [value for _, value in points_in(run.lines, name)]
+    return 100 * float(np.mean(values)) if values else None
 
 
 def _sum(run: RunData, name: str) -> float | None:
-    values = [line[name] for line in run.lines if line.get(name) is not None]
+    values = [value for _, value in points_in(run.lines, name)]
     return float(sum(values)) if values else None
 
 
@@ -249,26 +227,16 @@ Column = tuple[Callable[[RunData, str], float | None], str]
 
 def _table(arms: Mapping[str, Sequence[RunData]], columns: Mapping[str, Column]) -> Table:
     """Return the headings and rows: the mean over an arm's runs of each column that any of them has."""
-    rows: list[list[str]] = []
-    shown = [
-        name
-        for name, (of, _) in columns.items()
-        if any(of(run, name) is not None for runs in arms.values() for run in runs)
-    ]
-    for arm, runs in arms.items():
-        cells = []
-        for name in shown:
-            of, form = columns[name]
-            values = [v for run in runs if (v := of(run, name)) is not None]
-            cells.append(format(np.mean(values), form) if values else "–")
-        rows.append([arm, *cells])
-    return ["arm", *shown], rows
+    cells: dict[str, list[str]] = {}
+    for name, (of, form) in columns.items():
+        values = [[v for run in runs if (v := of(run, name)) is not None] for runs in arms.values()]
+        if any(values):
+            cells[name] = [format(np.mean(of_arm), form) if of_arm else "–" for of_arm in values]
+    return ["arm", *cells], [[arm, *row] for arm, *row in zip(arms, *cells.values(), strict=True)]
 
 
 def _cost(arms: Mapping[str, Sequence[RunData]]) -> Table:
     columns: dict[str, Column] = {"seconds": (lambda run, name: run.summary.get("wall_s"), ".0f")}
     columns |= dict.fromkeys(TOKENS, (_sum, ",.0f")) | dict.fromkeys(STAGES, (_sum, ".1f"))
-    columns |= {
-        "peak memory (MiB)": (lambda run, name: (run.summary.get("peak_memory_mb") or {}).get("process"), ".0f")
-    }
+    columns["peak memory (MiB)"] = (lambda run, _: (run.summary.get("peak_memory_mb") or {}).get("process"), ".0f")
     return _table(arms, columns)

@@ -23,7 +23,8 @@ from expo.report.settings import data_sentences, differing
 from expo.report.solving import read_solving
 from expo.runs.arms import arm_names, settings_in, settings_of
 from expo.runs.health import collapses_of, marks_of
-from expo.runs.reading import final_rows, read_lines, read_rows, read_summary, samples_of
+from expo.runs.reading import final_rows, read_lines, read_summary, samples_of
+from expo.tables.kept import by_run
 from expo.tables.plan import Plan, PlannedRun, known_tables, load_plan, plan_file
 from expo.tables.render import cells_of, made_by
 from expo.tables.request import Request
@@ -32,8 +33,7 @@ log = logging.getLogger(__name__)
 
 
 def table_request(subject: str, options: Sequence[str]) -> Request | None:
-    """Return the request that `expo table` would make of a table's name and options; None where the subject is no
-    table.
+    """Return the request that `expo table` would make of a table's name and options; None for no table.
 
     A folder with results is the table that they are of, made by the command that is kept with them.
     """
@@ -93,29 +93,21 @@ def read_table(request: Request, options: Sequence[str] = ()) -> tuple[Page, lis
         raise UserError(
             f"{folder}: made by another plan (no {error} in it); render it again with expo table {request.name}"
         ) from error
-    tables = {
-        part: read_rows(path) if (path := folder / f"{part}.parquet").is_file() else []
-        for part in ("metrics", "completions", "samples")
-    }
+    tables = [by_run(folder / f"{part}.parquet") for part in ("metrics", "completions", "samples")]
     labels = {arm: arm_record["label"] for arm, arm_record in record["arms"].items()}
     runs = []
     path = folder / "runs.json"  # not there beside a figure that shows another table's runs
     kept_runs = json.loads(path.read_text()) if path.is_file() else []
     for kept_run in kept_runs:
-        completions = {
-            part: [row for row in rows if (row["arm"], row["seed"]) == (kept_run["arm"], kept_run["seed"])]
-            for part, rows in tables.items()
-        }
-        lines = [json.loads(row["line"]) for row in completions["metrics"]]
-        label = labels[kept_run["arm"]]
-        rows_of_run = (lines, completions["completions"], completions["samples"])
-        runs.append(RunData(label, kept_run["seed"], kept_run["summary"], *rows_of_run, _settings(plan, kept_run)))
+        arm, seed = kept_run["arm"], kept_run["seed"]
+        metrics, completions, samples = (rows_by_run.get((arm, seed), []) for rows_by_run in tables)
+        lines, settings = [json.loads(row["line"]) for row in metrics], _settings(plan, kept_run)
+        runs.append(RunData(labels[arm], seed, kept_run["summary"], lines, completions, samples, settings))
     notes = []
     if not path.is_file() and plan.extends:
         notes = [f"Its runs are those of {plan.extends}: expo report {plan.extends} shows their curves and samples."]
     of_first = {run.arm: run.settings for run in reversed(runs)}
-    settings = {label: of_first[label] for label in labels.values() if label in of_first}
-    directories = _directories(request, record)
+    settings_of_arms = {label: of_first[label] for label in labels.values() if label in of_first}
     page = Page(
         plan.title,
         made_by(record),
@@ -124,9 +116,9 @@ def read_table(request: Request, options: Sequence[str] = ()) -> tuple[Page, lis
         notes,
         sorted(folder.glob("*.png")),
         list(labels.values()),
-        data_sentences(settings),
-        differing(settings) if settings else _settings_by_plan(request, labels),
-        read_solving({labels[arm]: directory for arm, directory in directories.items()}),
+        data_sentences(settings_of_arms),
+        differing(settings_of_arms) if settings_of_arms else _settings_by_plan(request, labels),
+        read_solving({labels[arm]: directory for arm, directory in _directories(request, record).items()}),
     )
     return page, runs
 
@@ -160,20 +152,17 @@ def _directories(request: Request, record: Mapping[str, Any]) -> dict[str, Path]
             directories.setdefault(run.arm, run.dir)
     if not directories and "output_dir" in given and any(run.command == "train" for run in planned):
         where = [o for o in request.overrides if o.startswith("output_dir=")][-1]
-        print(
-            f"expo: {where}: no finished run of {request.name} there; the page goes without its steps", file=sys.stderr
-        )
+        told = f"{where}: no finished run of {request.name} there; the page goes without its steps"
+        print(f"expo: {told}", file=sys.stderr)
     return directories
 
 
-def _read_run(directory: Path) -> tuple[RunData, dict[str, Any]]:
-    """Read a run directory into a RunData without an arm name, and its settings. Raises UserError where it cannot be
-    read."""
+def _read_run(directory: Path) -> RunData:
+    """Read a run directory into a RunData without an arm name. Raises UserError where it cannot be read."""
     if not (directory / "config.yaml").is_file():
-        known = ", ".join(known_tables())
         raise UserError(
             f"{directory}: no run directory and no table; give one that has a config.yaml and a summary.json, or one "
-            f"of {known}"
+            f"of {', '.join(known_tables())}"
         )
     summary = summary_with(directory, "name", "seed", "status", "metrics", "git", "device")
     evaluated = any((directory / "completions").glob("eval*.parquet"))
@@ -181,7 +170,7 @@ def _read_run(directory: Path) -> tuple[RunData, dict[str, Any]]:
     # Which part of its data an evaluation took is no part of its identity: the directory's name tells.
     settings = settings_of(directory) | ({"dataset.part": summary["part"]} if "part" in summary else {})
     lines, samples = read_lines(directory), samples_of(directory)
-    return RunData("", summary["seed"], summary, lines, rows, samples, settings), settings
+    return RunData("", summary["seed"], summary, lines, rows, samples, settings)
 
 
 def read_runs(directories: list[Path]) -> tuple[Page, list[RunData]]:
@@ -190,47 +179,41 @@ def read_runs(directories: list[Path]) -> tuple[Page, list[RunData]]:
     # outputs/NAME/* holds banks, too; a run may have the name of such a folder
     some = [path for path in directories if path.name not in NO_RUNS or (path / "config.yaml").is_file()]
     directories = some or directories
-    read: list[tuple[Path, RunData, dict[str, Any]]] = []
+    read: dict[Path, RunData] = {}
     notes = []
     for directory in directories:
         try:
-            read.append((directory, *_read_run(directory)))
+            read[directory] = _read_run(directory)
         except UserError as error:  # the others are shown
             notes.append(f"Left out: {error}.")
     if not read:
         raise UserError(notes[0].removeprefix("Left out: ").removesuffix("."))
     for note in notes:
         log.warning("%s", note)
-    directories, settings = [directory for directory, _, _ in read], [flat for _, _, flat in read]
-    names = arm_names([run.summary for _, run, _ in read], settings)
-    runs = [replace(run, arm=name) for (_, run, _), name in zip(read, names, strict=True)]
+    names = arm_names([run.summary for run in read.values()], [run.settings for run in read.values()])
+    runs = [replace(run, arm=name) for run, name in zip(read.values(), names, strict=True)]
     notes += [f"{run.arm}, seed {run.seed}: {collapse}." for run in runs for collapse in collapses_of(run.summary)]
     notes += [f"{run.arm}, seed {run.seed}: {mark}." for run in runs for mark in marks_of(run.summary, run.lines)]
-    notes += [
-        f"{run.arm}, seed {run.seed}: {run.summary['status']}. The bars leave it out where other runs of its arm are "
-        "done."
-        for run in runs
-        if not run.finished
-    ]
+    left_out = "The bars leave it out where other runs of its arm are done."
+    notes += [f"{run.arm}, seed {run.seed}: {run.summary['status']}. {left_out}" for run in runs if not run.finished]
     metrics = [n for n in runs[0].summary["metrics"] if n.startswith("pass@") and not n.endswith(("_lo", "_hi"))]
     shown: list[list[str]] = []
-    for directory, run in zip(directories, runs, strict=True):
+    for directory, run in zip(read, runs, strict=True):
         m = run.summary["metrics"]
         cells = (
             f"{100 * m[n]:.1f} [{100 * m[n + '_lo']:.1f}, {100 * m[n + '_hi']:.1f}]" if f"{n}_lo" in m else "–"
             for n in metrics
         )
         shown.append([run.arm, str(run.seed), run.summary["status"], *cells, directory.name])
-    data = [str(flat.get("dataset.name")) for flat in settings]
-    commits = ", ".join(sorted({str(run.summary["git"]) for run in runs}))
-    caption = (
-        f"pass@k of the last evaluation in percent, with 95 % intervals over problems. Commit {commits}, "
-        f"{', '.join(sorted({str(run.summary['device']) for run in runs}))}."
-    )
+    data = [str(run.settings.get("dataset.name")) for run in runs]
+    commits, devices = (", ".join(sorted({str(run.summary[key]) for run in runs})) for key in ("git", "device"))
+    caption = "pass@k of the last evaluation in percent, with 95 % intervals over problems. "
+    caption += f"Commit {commits}, {devices}."
     title = f"{', '.join(dict.fromkeys(run.arm for run in runs))} on {', '.join(dict.fromkeys(data))}"
-    arms = dict(reversed(list(zip(names, settings, strict=True))))  # of each arm's first run
-    arms = {name: arms[name] for name in dict.fromkeys(names)}
-    firsts = dict(reversed(list(zip(names, directories, strict=True))))
+    firsts: dict[str, tuple[Path, RunData]] = {}  # of each arm
+    for directory, run in zip(read, runs, strict=True):
+        firsts.setdefault(run.arm, (directory, run))
+    arms = {name: run.settings for name, (_, run) in firsts.items()}
     page = Page(
         title,
         caption,
@@ -239,6 +222,6 @@ def read_runs(directories: list[Path]) -> tuple[Page, list[RunData]]:
         notes,
         data=data_sentences(arms),
         differs=differing(arms),
-        solving=read_solving({name: firsts[name] for name in arms}),
+        solving=read_solving({name: directory for name, (directory, _) in firsts.items()}),
     )
     return page, runs

@@ -49,12 +49,8 @@ def _data(settings: Settings) -> str:
         sentence = "generated"
     if settings.get("dataset.levels"):
         sentence += f", levels {shown(settings['dataset.levels'])}"
-    world = [
-        f"{key.removeprefix('dataset.')}={shown(settings[key])}"
-        for key in sorted(settings)
-        if key.startswith("dataset.world.")
-    ]
-    sentence += "".join(f", {setting}" for setting in world)
+    for key in sorted(key for key in settings if key.startswith("dataset.world.")):
+        sentence += f", {key.removeprefix('dataset.')}={shown(settings[key])}"
     if settings.get("dataset.part"):
         sentence += f", part {settings['dataset.part']}"
     levels = settings.get("dataset.levels") or LEVELS

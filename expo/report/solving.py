@@ -23,8 +23,7 @@ Files = dict[int, Path]  # by step
 
 @dataclass(frozen=True)
 class Solving:
-    """Content of the page's slider: `data`, plain data for the script; `told`, a sentence on what is shown and left
-    out.
+    """Content of the page's slider: `data`, for the script; `told`, a sentence on what is shown and left out.
 
     data: `texts`, every text once; and `problems`, of which each has label, question, answer and `arms`: by arm, its
     points (step, right, completions, places of the shown ones in `texts`, their verdicts, the place of the positive or
@@ -69,8 +68,7 @@ class _Problems:
     def __init__(self, kind: str, directories: Mapping[str, Path], count: int):
         files = {arm: _files(directory, kind) for arm, directory in directories.items()}
         everywhere = sorted({step for by_step in files.values() for step in by_step})
-        # Evaluations take the same problems each time, so that some of them are enough. Training seldom meets one
-        # again.
+        # Evaluations take the same problems each time: some are enough. Training seldom meets one again.
         steps_kept = set(_spread(everywhere, STEPS)) if kind == "eval-step" else set(everywhere)
         self.thinned = len(steps_kept) < len(everywhere)
         self.files = {
@@ -96,7 +94,6 @@ class _Problems:
         return counts
 
     def _sort_key(self, problem: Problem) -> tuple[int, int, float, Problem]:
-        """Return a problem's sort key."""
         done = DONE.index(self.done(problem)[0])
         shares = [[r / n for r, n in c[problem].values()] for c in self.counts.values() if problem in c]
         gained = max(curve[-1] - curve[0] for curve in shares)

@@ -16,8 +16,7 @@ LIBRARY = "wandb-workspaces"
 
 @dataclass(frozen=True)
 class Section:
-    """Panels that answer one question: a line plot of each metric over the steps. Grouped by the arm, or by a key of
-    the config."""
+    """Panels that answer one question: a line of each metric over the steps, by arm or by a key of the config."""
 
     title: str
     metrics: Sequence[str]  # `time/*`: all that begin so, in one panel
@@ -62,7 +61,6 @@ class Selection:
 
     @classmethod
     def of_runs(cls, title: str, ids: Sequence[str], project: str, entity: str) -> "Selection":
-        """Return runs by their ids."""
         return cls(title, project, entity, f"Metric('ID') in [{', '.join(repr(i) for i in ids)}]")
 
 
@@ -114,7 +112,6 @@ def _panels(section: Section) -> list[Any]:
 
 
 def _table(page: Page) -> str:
-    """Return the page's table as Markdown."""
     rows = [page.heads, ["---"] * len(page.heads), *page.rows]
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows)
 

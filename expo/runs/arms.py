@@ -13,8 +13,7 @@ NAMED = ("algorithm.", "positives.", "hints.", "needs")
 
 
 def settings_of(directory: str | Path) -> dict[str, Any]:
-    """Return the settings of a run that change its result, without the seed. Reads config.yaml as text: nothing in it
-    is resolved.
+    """Return a run's settings that change its result, without the seed. Resolves nothing in config.yaml.
 
     Raises UserError for one that cannot be read.
     """

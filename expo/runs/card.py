@@ -1,5 +1,4 @@
-"""The model card of a finished run: what the model is, how it was made, and what was measured, in the form of the
-Hugging Face hub."""
+"""The model card of a finished run, in the hub's form: what the model is, how it was made, what was measured."""
 
 from typing import Any
 

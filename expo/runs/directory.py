@@ -42,48 +42,29 @@ class Run:
     code: dict[str, str] = field(default_factory=dict)  # of the user's own, with which the run began, see `own_code`
     writes: bool = True  # False in all processes of a run but the first
 
-    @cached_property
-    def identity(self) -> str:
-        """Return the identity as of when the run was found: a data file that changes meanwhile does not change it."""
-        return identity(self.cfg)
-
-    @cached_property
-    def arm(self) -> str:
-        """Return the identity without the seed, as of when the run was found."""
-        return arm_identity(self.cfg)
-
-    @cached_property
-    def mark(self) -> str:
-        """Return the end of the directory's name, as of when the run was found."""
-        return run_mark(self.cfg, self.command)
-
-    @cached_property
-    def id(self) -> str:
-        """Return the run's id in every logger, see `run_id`."""
-        return run_id(self.cfg, self.command)
-
-    @cached_property
-    def data(self) -> dict[str, str]:
-        """Return a hash of each local data file, as it was at the beginning."""
-        return data_content(self.cfg)
+    # All as of when the run was found: a data file that changes meanwhile changes none of them.
+    identity = cached_property(lambda run: identity(run.cfg))
+    arm = cached_property(lambda run: arm_identity(run.cfg))  # the identity without the seed
+    mark = cached_property(lambda run: run_mark(run.cfg, run.command))  # the end of the directory's name
+    id = cached_property(lambda run: run_id(run.cfg, run.command))  # in every logger
+    data = cached_property(lambda run: data_content(run.cfg))  # a hash of each local data file
 
     @classmethod
     def find(cls, cfg: Config, command: str = "train") -> "Run":
-        """Return the run that `expo <command>` makes of this config, with the metrics of its earlier sessions; makes
-        nothing yet."""
+        """Return the run that `expo <command>` makes of this config, with earlier metrics; makes nothing yet."""
         run = cls(cfg, run_dir(cfg, command), command)
         _ = run.identity, run.arm, run.mark, run.id, run.data
         run.code = own_code(cfg)
         if not cfg.fresh:
             earlier = run.summary()
-            run.earlier_s, run.metrics = earlier.get("wall_s", 0.0), _metrics_of(earlier)
+            run.earlier_s, run.metrics = earlier.get("wall_s", 0.0), earlier.get("metrics", {})
         return run
 
     @property
     def finished(self) -> bool:
         """Return whether the run is done, with metrics in its summary."""
         summary = self.summary()
-        return not self.cfg.fresh and summary.get("status") == "done" and bool(_metrics_of(summary))
+        return not self.cfg.fresh and summary.get("status") == "done" and bool(summary.get("metrics"))
 
     @property
     def finished_line(self) -> str:
@@ -149,7 +130,6 @@ class Run:
                 print(f"{key} is not looked at: {remedy}")
 
     def summary(self) -> dict[str, Any]:
-        """Return the current summary, {} without one."""
         return read_summary(self.dir)
 
     def record(self, status: str, **more: Any) -> dict[str, Any]:
@@ -183,11 +163,6 @@ class Run:
         """Write summary.json. `done` is written last: what fails after it would not be made again."""
         with beside(self.dir / "summary.json") as partial:
             partial.write_text(json.dumps(record, indent=1))
-
-
-def _metrics_of(summary: Mapping[str, Any]) -> dict[str, float]:
-    metrics = summary.get("metrics")
-    return metrics if isinstance(metrics, dict) else {}
 
 
 def git_commit(*folders: str) -> str | None:

@@ -49,8 +49,7 @@ EVALUATED = (Sign("pass@1", True, 0.1, 0.5, "it no longer solves what it solved"
 
 @dataclass(frozen=True)
 class Still:
-    """Sign of a run that is dead from its first step: a scalar that is at its worst in all of the first DEAD_AFTER
-    steps."""
+    """Sign of a run that is dead from its first step: a scalar at its worst in all of the first DEAD_AFTER steps."""
 
     metric: str
     worst: float
@@ -59,7 +58,6 @@ class Still:
 
     @property
     def meaning(self) -> str:
-        """Return the sign's meaning and its remedy."""
         return f"{self.cause}: {self.remedy}"
 
 
@@ -96,8 +94,7 @@ STILL = (
 
 @dataclass(frozen=True)
 class Collapse:
-    """A scalar's mean over the last steps, `now`, against its best earlier mean, `best`. Steps are numbers of steps
-    done."""
+    """A scalar's mean over the last steps, `now`, against its best earlier one, `best`. Steps are those done."""
 
     metric: str
     meaning: str
@@ -121,23 +118,18 @@ class Collapse:
 def collapses_of(summary: Mapping[str, Any]) -> list[Collapse]:
     """Return the collapses in a summary, without malformed ones."""
     entries = summary.get("collapses")
-    names = Collapse.__dataclass_fields__.keys()
+    names, numbers = Collapse.__dataclass_fields__.keys(), ("best", "now", "began", "noticed")
     return [
         Collapse(**c)
         for c in (entries if isinstance(entries, list) else [])
-        if isinstance(c, dict) and c.keys() == names and _numbers(c)
+        if isinstance(c, dict) and c.keys() == names and all(isinstance(c[name], int | float) for name in numbers)
     ]
-
-
-def _numbers(collapse: Mapping[str, Any]) -> bool:
-    return all(isinstance(collapse[name], int | float) for name in ("best", "now", "began", "noticed"))
 
 
 def why_none_is_right(
     rows: Sequence[Mapping[str, Any]], written: Sequence[Mapping[str, Any]], cfg: Config
 ) -> list[str]:
-    """Return the causes with their remedy, and one completion of the commonest cause; [] where one is right, or there
-    are none.
+    """Return the causes with remedy, and a completion of the commonest; [] where one is right, or there are none.
 
     Args: rows, with verdict and truncated; written, some of them, with completion and answer as well.
     """
@@ -168,19 +160,18 @@ SHOWN = 240  # characters of a completion
 def shares_told(metrics: Mapping[str, Any]) -> str:
     """Say what percentage of an evaluation's completions was cut off or had no answer; "" where it has no record."""
     names = {"eval/truncated_frac": "cut off", "eval/unparseable_frac": "without an answer"}
-    shares = [f"{100 * metrics[name]:.1f} % {what}" for name, what in names.items() if name in metrics]
-    return ", ".join(shares)
+    return ", ".join(f"{100 * metrics[name]:.1f} % {what}" for name, what in names.items() if name in metrics)
 
 
 def nothing_learned(lines: Sequence[Mapping[str, Any]]) -> str | None:
-    """Say why a run has learned nothing at all, or nothing from its positives or hints; None where it has. Args: lines
-    of metrics.jsonl."""
+    """Say why a run has learned nothing at all, or nothing from positives or hints; None where it has. Args: lines."""
     steps = [line for line in lines if "policy/grad_norm" in line]
     if not steps:
         return None
     rejected = any(line.get("positive/filtered_frac") for line in steps)
     filtered = "; every positive was rejected, see positive/filtered_*_frac and positives.filters" if rejected else ""
-    if not any(_moves(line["policy/grad_norm"]) for line in steps):
+    norms = [line["policy/grad_norm"] for line in steps]
+    if not any(norm is not None and math.isfinite(norm) and norm > 0 for norm in norms):
         return f"no step of {len(steps)} had a gradient that it could follow{filtered}"
     if filtered and not any(line.get("positive/used_frac") for line in steps):
         return f"no step of {len(steps)} had a positive{filtered}"
@@ -200,14 +191,9 @@ def marks_of(summary: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> 
     return [mark for mark, holds in marks.items() if holds and summary.get("status", "done") == "done"]
 
 
-def _moves(norm: float | None) -> bool:
-    return norm is not None and math.isfinite(norm) and norm > 0
-
-
 @dataclass
 class Watch:
-    """One sign over a run. `best` is the best mean so far of up to `window` steps, all of them before the last `window`
-    ones."""
+    """One sign over a run. `best` is the best mean so far of up to `window` steps, all before the last `window`."""
 
     sign: Sign
     recent: list[float] = field(default_factory=list)  # of the last 2 windows of steps that have the scalar
@@ -240,8 +226,7 @@ class Watch:
         return before - now if self.sign.falls else now - before
 
     def began(self, points: Sequence[Point], now: float) -> int:
-        """Return the step after the last one whose value is nearer to the best mean than to `now`. Args: all points so
-        far."""
+        """Return the step after the last of all `points` whose value is nearer to the best mean than to `now`."""
         assert self.best is not None
         middle = (self.best + now) / 2
         good = [step for step, value in points if self.change(middle, value) < 0]
@@ -269,8 +254,7 @@ class Health:
         return collapsing
 
     def see_dead(self, metrics: Mapping[str, float | None], step: int) -> list[Still]:
-        """Watch a step for signs of a dead run. Returns, once, after DEAD_AFTER steps, those that have been at their
-        worst since the first step.
+        """Watch a step for signs of a dead run. Returns, once, after DEAD_AFTER steps, those always at their worst.
 
         Args: step, steps done. A run that learns from positives is not dead where rewards are all equal.
         """
@@ -304,6 +288,5 @@ class Health:
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> Self:
-        """Return the Health that `state` describes."""
         signs = (*SIGNS, *EVALUATED)
         return cls({sign.metric: Watch(sign, **state.get(sign.metric, {})) for sign in signs}, state.get("dead", {}))

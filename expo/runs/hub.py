@@ -1,5 +1,4 @@
-"""Ask once, in seconds, whether the Hugging Face hub answers, before anything starts: its libraries try for a
-minute."""
+"""Ask once, in seconds, whether the Hugging Face hub answers, before all else: its libraries try for a minute."""
 
 import os
 import threading
@@ -47,8 +46,7 @@ def ask_hub(trained: Iterable[Config], scored: Iterable[Config] = ()) -> None:
 
 @cache
 def unreachable() -> str | None:
-    """Return why the hub does not answer within LIMIT_S seconds, the look-up of its name included; None where it
-    does."""
+    """Return why the hub does not answer in LIMIT_S seconds, with the look-up of its name; None where it does."""
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
     answer: list[str | None] = []
 
@@ -68,8 +66,7 @@ def unreachable() -> str | None:
 
 
 def _needs(cfg: Config, file: str | None) -> Iterable[tuple[str, str, bool]]:
-    """Yield key, hub id and whether it is cached, of everything that a run loads from the hub. Args: file, the local
-    data file, if any."""
+    """Yield key, hub id and whether it is cached, of all that a run loads from the hub. Args: file, a local one."""
     path, data = cfg.model.path, cfg.dataset
     source = located(path)
     if not cfg.model.from_nothing and not looks_local(source) and not Path(source).exists():

@@ -1,5 +1,4 @@
-"""All run directories of an output folder, as rows of plain data that can be filtered and sorted. Imports nothing
-heavy."""
+"""All run directories of an output folder, as plain rows that can be filtered and sorted. Imports nothing heavy."""
 
 import operator
 import os
@@ -113,8 +112,7 @@ class RunFolder:
 
 
 def size_of(directory: Path) -> int:
-    """Return the bytes of a run directory's files, without those behind a link in it, and those that vanish
-    meanwhile."""
+    """Return the bytes of a run directory's files, without those behind a link, and those that vanish meanwhile."""
     total = 0
     for folder, _, names in os.walk(directory):
         for name in names:
@@ -124,14 +122,11 @@ def size_of(directory: Path) -> int:
 
 
 def find_runs(output_dir: Path) -> list[RunFolder]:
-    """Return every run directory in an output folder: of train, evaluate and diagnose. Raises UserError where there is
-    no folder."""
+    """Return every run directory in an output folder, of any command. Raises UserError where there is no folder."""
     if not output_dir.is_dir():
         raise UserError(f"output_dir={output_dir}: no such folder; give the one that runs were made in")
-    files = sorted(output_dir.glob("*/*/summary.json"))
-    return [
-        RunFolder(path.parent, read_summary(path.parent)) for path in files if (path.parent / "config.yaml").is_file()
-    ]
+    folders = [file.parent for file in sorted(output_dir.glob("*/*/summary.json"))]
+    return [RunFolder(folder, read_summary(folder)) for folder in folders if (folder / "config.yaml").is_file()]
 
 
 def run_folder(text: str) -> RunFolder:
@@ -183,8 +178,7 @@ def _passes(have: Any, sign: str, value: str) -> bool:
 
 
 def _equals(have: Any, value: str) -> bool:
-    """Return whether a value matches the text of a filter: as a number where both are; `*` and `?` stand for any
-    text."""
+    """Return whether a value matches a filter's text: as a number where both are; `*` and `?` stand for any text."""
     try:
         if isinstance(have, int | float) and not isinstance(have, bool):
             return float(have) == float(value)
@@ -195,8 +189,7 @@ def _equals(have: Any, value: str) -> bool:
 
 
 def in_order(rows: Sequence[Row], by: str) -> list[Row]:
-    """Return the rows sorted by a key, descending where it begins with `-`; rows without it last. Raises UserError as
-    `kept`."""
+    """Return the rows sorted by a key, descending behind `-`; rows without it last. Raises UserError as `kept`."""
     key = by.removeprefix("-")
     if rows and not any(key in row for row in rows):
         raise UserError(f"sort={by}: no run has {key}; use a column, a metric such as pass@4, or a key of the config")

@@ -24,8 +24,7 @@ from expo.ground.ranks import share_of_cores
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Switch garbage collection off within the context: imports leave no garbage, and looking for it takes a sixth of
-    their time.
+    """Switch garbage collection off within the context: imports leave none, and the search takes a sixth of their time.
 
     What they made is never looked through again, unless another run of this process came before.
     """
@@ -93,8 +92,7 @@ def end_with(parent: int, number: int) -> None:
 
 
 def run_environment(jobs: int) -> dict[str, str]:
-    """Return the environment of one of `jobs` runs at a time: its share of the cores, unless the user has set the
-    threads."""
+    """Return the environment of one of `jobs` runs at a time: its share of the cores, if the user sets no threads."""
     return {"OMP_NUM_THREADS": share_of_cores(jobs)} | os.environ | {"EXPO_SWEEP": "1"}
 
 

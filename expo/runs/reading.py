@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +12,14 @@ from expo.config.errors import UserError, first_line
 from expo.config.foreign import from_json
 from expo.config.foreign import read_summary as read_summary
 
-Curve = tuple[list[tuple[int, float]], list[tuple[int, float]]]
-
-
 LONGEST_LINE = 2**20  # bytes; the scalars of a step have some thousand
-COMPLETIONS = {
-    "problem",
-    "question",
-    "answer",
-    "completion",
-    "verdict",
-    "level",
-}  # columns that every step's and evaluation's have
+# Columns that the completions of every step and evaluation have.
+COMPLETIONS = {"problem", "question", "answer", "completion", "verdict", "level"}
 SCALARS = {int, float, type(None)}
 
 
 def read_lines(directory: str | Path) -> list[dict[str, Any]]:
-    """Return metrics.jsonl, without lines that are no whole record of scalars: one that is being written, or damaged
-    ones."""
+    """Return metrics.jsonl, without lines that are no whole record of scalars: damaged, or being written."""
     path = Path(directory, "metrics.jsonl")
     if not path.is_file():
         return []
@@ -46,19 +36,18 @@ def _record(text: bytes) -> dict[str, Any]:
         return {}
 
 
-def read_curve(directory: str | Path, metric: str = "pass@4") -> Curve:
-    """Return (step, mean reward) of training and (step, metric) of evaluations."""
-    return read_points(directory, "reward/mean"), read_points(directory, metric)
-
-
 def read_points(directory: str | Path, name: str) -> list[tuple[int, float]]:
     """Return (step, value) of one scalar, where it is defined."""
-    return [(line["step"], line[name]) for line in read_lines(directory) if line.get(name) is not None]
+    return points_in(read_lines(directory), name)
+
+
+def points_in(lines: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, float]]:
+    """Return (step, value) of one scalar in lines of metrics.jsonl, where it is defined."""
+    return [(line["step"], line[name]) for line in lines if line.get(name) is not None]
 
 
 def last_evaluation(directory: str | Path, step: int | None = None) -> dict[str, Any]:
-    """Return the scalars of the last evaluation, or of the one at a step, as metrics.jsonl has them; {} where it has
-    none."""
+    """Return the scalars of the last evaluation, or of the one at a step, as in metrics.jsonl; {} where it has none."""
     lines = [line for line in read_lines(directory) if "loss/total" not in line and step in (None, line["step"])]
     return {name: value for name, value in lines[-1].items() if name != "step"} if lines else {}
 
@@ -75,8 +64,7 @@ def by_step(runs: Sequence[Sequence[tuple[float, float]]]) -> tuple[list[float],
 def read_rows(
     path: str | Path, columns: Sequence[str] | None = None, filters: Sequence[tuple[str, str, Any]] | None = None
 ) -> list[dict[str, Any]]:
-    """Return the rows of a parquet file, or some columns of them. Args: filters, of which each row passes all, as
-    (column, sign, value).
+    """Return a parquet file's rows, or some columns. Args: filters that rows pass, as (column, sign, value).
 
     Raises UserError for a file that cannot be read.
     """
@@ -111,9 +99,8 @@ def _is_kind(name: str, kind: pyarrow.DataType) -> bool:
 
 def first_rows(path: str | Path, count: int) -> list[dict[str, Any]]:
     """Return the first rows of a parquet file; the others are not read into memory."""
-    batch = next(pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=count), None)
-    rows: list[dict[str, Any]] = batch.to_pylist() if batch is not None else []
-    return rows
+    batches = pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=count)
+    return next((batch.to_pylist() for batch in batches), [])
 
 
 def final_rows(directory: str | Path) -> list[dict[str, Any]]:
@@ -125,8 +112,7 @@ def final_rows(directory: str | Path) -> list[dict[str, Any]]:
 
 
 def completions_in(file: Path, **which: Any) -> list[dict[str, Any]]:
-    """Return the rows of a file of completions. Args: which, as of `read_rows`. Raises UserError for one that lacks a
-    column."""
+    """Return the rows of a file of completions. Args: see `read_rows`. Raises UserError where one lacks a column."""
     rows = read_rows(file, **which)
     if missing := COMPLETIONS - (rows[0].keys() if rows else COMPLETIONS):
         raise UserError(
@@ -136,8 +122,7 @@ def completions_in(file: Path, **which: Any) -> list[dict[str, Any]]:
 
 
 def completions_file(directory: Path, kind: str, step: int | None = None) -> Path:
-    """Return a file of a run's completions. Args: kind, train or eval; step, steps done; None: the last. Raises
-    UserError for none."""
+    """Return a file of completions. Args: kind, train or eval; step; None: the last. Raises UserError for none."""
     candidates = sorted((directory / "completions").glob(f"{kind}*.parquet"), key=step_in)
     files = [file for file in candidates if step in (None, step_in(file))]
     if not files:
@@ -156,8 +141,7 @@ SAMPLES = 6  # problems of a training step that are kept beside a table
 
 
 def samples_of(directory: str | Path) -> list[dict[str, Any]]:
-    """Return the hardest problems of the run's last logged training step: their positive, first rollout, and how many
-    rollouts are right."""
+    """Return the hardest problems of the last logged training step: positive, first rollout, how many are right."""
     files = sorted(Path(directory, "completions").glob("train-*.parquet"), key=step_in)
     problems: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in completions_in(files[-1]) if files else []:

@@ -1,5 +1,4 @@
-"""From run directories to the numbers of a table: means over seeds, intervals over problems and seeds, paired
-differences."""
+"""From run directories to a table's numbers: means over seeds, intervals over problems and seeds, differences."""
 
 import json
 from collections import Counter, defaultdict
@@ -17,8 +16,8 @@ from expo.evaluation.kinds import interval_of
 from expo.evaluation.pass_at_k import pass_at_k
 from expo.evaluation.tally import is_sound
 from expo.runs.health import marks_of
-from expo.runs.reading import final_rows, read_lines, read_rows, read_summary, samples_of
-from expo.tables.plan import MEASURED, Arm, Command, Plan, PlannedRun, columns_of, is_rate
+from expo.runs.reading import final_rows, read_lines, read_points, read_rows, read_summary, samples_of
+from expo.tables.plan import MEASURED, Command, Plan, PlannedRun, columns_of, is_rate
 
 # What a table needs of the samples of `expo diagnose`.
 SAMPLED = ["kind", "id", "level", "question", "true_answer", *MEASURED]
@@ -75,20 +74,21 @@ def measured_values(rows: SampleRows, metric: str, kind: str | None) -> Values:
     return {problem: float(np.mean(values)) for problem, values in by_problem.items()}
 
 
-def values_of(arm: Arm, directory: Path, metrics: Sequence[str]) -> dict[str, Values]:
-    """Return every metric of one finished run, by problem."""
+def values_of(plan: Plan, run: PlannedRun) -> dict[str, Values]:
+    """Return every column of one finished run, by problem."""
+    arm = plan.arms[run.arm]
+    metrics = zip(plan.columns, columns_of(plan, arm), strict=True)
     if arm.command is Command.diagnose:
-        rows = read_rows(directory / "samples.parquet", SAMPLED)
-        return {metric: measured_values(rows, metric, arm.kind) for metric in metrics}
-    rows = final_rows(directory)
-    return {metric: pass_values(rows, metric) for metric in metrics}
+        rows = read_rows(run.dir / "samples.parquet", SAMPLED)
+        return {column: measured_values(rows, metric, arm.kind) for column, metric in metrics}
+    rows = final_rows(run.dir)
+    return {column: pass_values(rows, metric) for column, metric in metrics}
 
 
 def stack(runs: Mapping[str, Values], partly: bool = False) -> np.ndarray:
     """Return one row per named run, one column per problem: `[S, P]`.
 
-    With `partly`, NaN where a run has no value for a problem that another has; without, raises UserError where the runs
-    were evaluated on different problems.
+    With `partly`, NaN where a run has no value for a problem; else raises UserError where runs have unlike problems.
     """
     first = next(iter(runs.values()))
     problems = list(dict.fromkeys(p for values in runs.values() for p in values))
@@ -126,10 +126,7 @@ def _statistic_or_none(values: np.ndarray, metric: str, difference: bool = False
 def aggregate(plan: Plan, runs: Sequence[PlannedRun]) -> dict[str, Any]:
     """Return each arm's columns, differences, scalars and cost, over the runs that are done."""
     done = [run for run in runs if run.done]
-    values = {
-        (run.arm, run.seed): values_of(plan.arms[run.arm], run.dir, columns_of(plan, plan.arms[run.arm]))
-        for run in done
-    }
+    values = {(run.arm, run.seed): values_of(plan, run) for run in done}
     steps = {name: common_steps([run.dir for run in done], name) for name in plan.scalars.values()}
     arms: dict[str, Any] = {}
     for key, arm in plan.arms.items():
@@ -138,16 +135,15 @@ def aggregate(plan: Plan, runs: Sequence[PlannedRun]) -> dict[str, Any]:
         if not directories:
             continue
         measured = arm.command is Command.diagnose  # not every problem has samples of every kind
-        metrics = dict(zip(plan.columns, columns_of(plan, arm), strict=True))
         arms[key]["columns"] = {
-            c: _statistic_or_none(stack({f"{key} seed {s}": values[key, s][m] for s in directories}, measured), m)
-            for c, m in metrics.items()
+            c: _statistic_or_none(stack({f"{key} seed {s}": values[key, s][c] for s in directories}, measured), c)
+            for c in plan.columns
         }
         arms[key]["scalars"] = {
             heading: _mean_over_runs(directories.values(), name, steps[name]) for heading, name in plan.scalars.items()
         }
         arms[key]["cost"] = cost_of(directories.values())
-        if any(_reads_shared(run) and not _records_shared_seconds(run.dir) for run in done if run.arm == key):
+        if any(_lacks_shared_seconds(run) for run in done if run.arm == key):
             arms[key]["seconds_alone"] = True
         marks = Counter(mark for d in directories.values() for mark in marks_of(read_summary(d), read_lines(d)))
         arms[key] |= {"marks": dict(marks)} if marks else {}
@@ -157,10 +153,8 @@ def aggregate(plan: Plan, runs: Sequence[PlannedRun]) -> dict[str, Any]:
             if shared:
                 arms[key]["against"] = arm.against
                 arms[key]["difference"] = {}
-                for c, m in metrics.items():
-                    theirs = dict(zip(plan.columns, columns_of(plan, plan.arms[arm.against]), strict=True))[c]
-                    pairs = {f"{key} seed {s}": values[key, s][m] for s in shared}
-                    pairs |= {f"{arm.against} seed {s}": values[arm.against, s][theirs] for s in shared}
+                for c in plan.columns:
+                    pairs = {f"{a} seed {s}": values[a, s][c] for a in (key, arm.against) for s in shared}
                     both = stack(pairs, measured)
                     apart = both[: len(shared)] - both[len(shared) :]
                     both_have = ~np.isnan(apart).all(axis=0)
@@ -179,16 +173,11 @@ def cost_of(directories: Collection[Path]) -> dict[str, Any]:
     }
 
 
-def _reads_shared(run: PlannedRun) -> bool:
-    """Return whether a run reads explanations or pairs that another run may have written."""
-    banked = run.cfg.positives.from_bank(run.cfg.algorithm)
-    return run.command == "train" and (banked or isinstance(run.cfg.algorithm, DPOConf))
-
-
-def _records_shared_seconds(directory: Path) -> bool:
-    """Return whether a run records how many seconds other runs spent on texts that it read; runs before 2026-11-29 do
-    not."""
-    return any(SHARED in line for line in read_lines(directory))
+def _lacks_shared_seconds(run: PlannedRun) -> bool:
+    """Return whether a run reads explanations or pairs that another run may have written, and does not record the
+    seconds that those took, as runs of before 2026-11-29."""
+    reads = run.cfg.positives.from_bank(run.cfg.algorithm) or isinstance(run.cfg.algorithm, DPOConf)
+    return run.command == "train" and reads and not any(SHARED in line for line in read_lines(run.dir))
 
 
 def _sum(directories: Iterable[Path], name: str) -> float | None:
@@ -198,20 +187,18 @@ def _sum(directories: Iterable[Path], name: str) -> float | None:
 
 
 def common_steps(directories: Iterable[Path], name: str) -> set[int] | None:
-    """Return the steps at which all runs that ever have a scalar of NOT_EVERY_STEP have it; None for another scalar:
-    every step counts.
+    """Return the steps at which all runs that ever have a scalar of NOT_EVERY_STEP have it; None for others: all count.
 
     Such a scalar changes over a run: a mean over every step is not to be held against one over every tenth.
     """
     if name not in NOT_EVERY_STEP:
         return None
-    by_run = [{line["step"] for line in read_lines(d) if line.get(name) is not None} for d in directories]
+    by_run = [{step for step, _ in read_points(d, name)} for d in directories]
     return set.intersection(*filter(None, by_run)) if any(by_run) else set()
 
 
 def _mean_over_runs(directories: Iterable[Path], name: str, steps: Collection[int] | None) -> float | None:
-    lines = [line for d in directories for line in read_lines(d) if steps is None or line["step"] in steps]
-    values = [line[name] for line in lines if line.get(name) is not None]
+    values = [v for d in directories for step, v in read_points(d, name) if steps is None or step in steps]
     return float(np.mean(values)) if values else None
 
 

@@ -30,13 +30,8 @@ class Curves:
 
     def draw(self, plan: Plan, record: Mapping[str, Any], runs: Sequence[PlannedRun]) -> Figure:
         panels = self.panels or [{"metric": plan.columns[-1]}]
-        across = min(self.across, len(panels))
-        down = -(-len(panels) // across)
-        size = (1.5 + 4.5 * across, 4.2 * down)
-        figure, axes = plt.subplots(down, across, figsize=size, layout="constrained", squeeze=False)
-        for axis in axes.flat[len(panels) :]:
-            axis.set_visible(False)
-        for axis, panel in zip(axes.flat, panels, strict=False):
+        figure, axes = _grid(len(panels), self.across, (4.5, 4.2), (1.5, 0))
+        for axis, panel in zip(axes, panels, strict=True):
             for arm in panel.get("arms") or plan.arms:
                 own = [run for run in runs if run.arm == arm and run.done]
                 points = [read_points(run.dir, panel["metric"]) for run in own]
@@ -49,8 +44,7 @@ class Curves:
 
 @dataclass
 class Bars:
-    """One panel per entry of `panels`, a list of columns: a group of bars per column, a bar per arm, with 95 %
-    intervals.
+    """One panel per list of columns in `panels`: a group of bars per column, a bar per arm, with 95 % intervals.
 
     With `paper`, a further panel of that title shows the paper's numbers of the same arms.
     """
@@ -61,24 +55,18 @@ class Bars:
     def draw(self, plan: Plan, record: Mapping[str, Any], runs: Sequence[PlannedRun]) -> Figure:
         panels = self.panels or [plan.columns]
         count = len(panels) + bool(self.paper)
-        figure, axes = plt.subplots(1, count, figsize=(1.5 + 4.5 * count, 4.2), layout="constrained", squeeze=False)
+        figure, axes = _grid(count, count, (4.5, 4.2), (1.5, 0))
         headings = dict(zip(plan.columns, plan.headings or plan.columns, strict=True))
         arms = [arm for arm in plan.arms if record["arms"][arm]["runs"]]
-        for axis, columns in zip(axes[0], panels, strict=False):
+        for axis, columns in zip(axes, panels, strict=False):
             scale = 100 if is_rate(columns[0]) else 1
             cells = {arm: [record["arms"][arm]["columns"][c] for c in columns] for arm in arms}
             for arm, place in places(arms):
                 for i, cell in enumerate(cells[arm]):
                     if cell is not None:
                         of = [scale * cell[name] for name in ("mean", "lo", "hi")]
-                        bar(
-                            axis,
-                            i + place,
-                            len(arms),
-                            of,
-                            styles(plan.arms)[arm],
-                            plan.arms[arm].label if i == 0 else "",
-                        )
+                        label = plan.arms[arm].label if i == 0 else ""
+                        bar(axis, i + place, len(arms), of, styles(plan.arms)[arm], label)
             axis.set_xticks(range(len(columns)), [headings[c] for c in columns])
             axis.set(ylabel="percent" if scale == 100 else "", title="measured here" if self.paper else "")
             if scale == 100:
@@ -89,9 +77,9 @@ class Bars:
             for arm, place in places(list(numbers)):
                 for i, column in enumerate(columns):
                     if (number := numbers[arm].get(column)) is not None:
-                        bar(axes[0][-1], i + place, len(numbers), [number], styles(plan.arms)[arm])
-            axes[0][-1].set_xticks(range(len(columns)), columns)
-            axes[0][-1].set(ylabel="percent", title=self.paper, ylim=(0, 105))
+                        bar(axes[-1], i + place, len(numbers), [number], styles(plan.arms)[arm])
+            axes[-1].set_xticks(range(len(columns)), columns)
+            axes[-1].set(ylabel="percent", title=self.paper, ylim=(0, 105))
         return _finish(figure, plan)
 
 
@@ -100,8 +88,7 @@ FRAMES = {1: ("tab:green", "-"), -1: ("tab:red", "--")}
 
 @dataclass
 class Heat:
-    """One panel per entry of `panels`: the mean of `column` by the arms named `<panel>_<row>_<column of the map>`, from
-    light to dark.
+    """One panel per entry of `panels`: the mean of `column` by the arms `<panel>_<row>_<column of the map>`.
 
     Args: panels, rows, columns: parts of arms' names, each with what it is called; rows may be left out of the names.
     frames: whether a cell is framed whose difference to the arm it is held against is settled: green where it is
@@ -118,14 +105,10 @@ class Heat:
     frames: bool = False
 
     def draw(self, plan: Plan, record: Mapping[str, Any], runs: Sequence[PlannedRun]) -> Figure:
-        across = min(self.across, len(self.panels))
-        down = -(-len(self.panels) // across)
-        size = (1 + across * (0.9 + 0.75 * len(self.columns)), 0.8 + down * (0.9 + 0.5 * len(self.rows)))
-        figure, axes = plt.subplots(down, across, figsize=size, layout="constrained", squeeze=False)
+        size = (0.9 + 0.75 * len(self.columns), 0.9 + 0.5 * len(self.rows))
+        figure, axes = _grid(len(self.panels), self.across, size, (1, 0.8))
         scale = 100 if is_rate(self.column) else 1
-        for axis in axes.flat[len(self.panels) :]:
-            axis.set_visible(False)
-        for axis, (panel, title) in zip(axes.flat, self.panels.items(), strict=False):
+        for axis, (panel, title) in zip(axes, self.panels.items(), strict=True):
             names = [["_".join(filter(None, (panel, row, column))) for column in self.columns] for row in self.rows]
             shown = np.array([[self._mean(record, name) for name in row] for row in names]) * scale
             axis.imshow(shown, cmap="YlGnBu", vmin=0, vmax=scale if scale == 100 else None, aspect="auto")
@@ -149,10 +132,20 @@ class Heat:
         return cell["mean"] if cell else np.nan
 
     def _settled(self, record: Mapping[str, Any], arm: str) -> int:
-        """Return 1 or -1 where an arm is better or worse than the one it is held against, in 95 %; 0 where that is
-        open."""
+        """Return 1 or -1 where an arm is better or worse than the one it is held against, in 95 %; else 0."""
         cell = record["arms"].get(arm, {}).get("difference", {}).get(self.column)
         return 0 if cell is None else int(cell["lo"] > 0) - int(cell["hi"] < 0)
+
+
+def _grid(count: int, across: int, size: tuple[float, float], margin: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+    """Return a figure of `count` panels, at most `across` side by side. Args: size of each, and margin, in inches."""
+    across = min(across, count)
+    down = -(-count // across)
+    figsize = (margin[0] + across * size[0], margin[1] + down * size[1])
+    figure, axes = plt.subplots(down, across, figsize=figsize, layout="constrained", squeeze=False)
+    for axis in axes.flat[count:]:
+        axis.set_visible(False)
+    return figure, list(axes.flat[:count])
 
 
 def curve(axis: Axes, runs: Sequence[Sequence[tuple[float, float]]], label: str, style: Style) -> None:

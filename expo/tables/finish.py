@@ -67,9 +67,8 @@ def finish(
 
 def draw(name: str, plan: Plan, record: dict[str, Any], runs: Sequence[PlannedRun], folder: Path) -> None:
     """Draw the plan's figures, or a curve of its last column, as PNG and SVG."""
-    drawers = {key: instantiate(conf, _convert_="all") for key, conf in plan.figures.items() if conf} or {
-        "curves": Curves()
-    }
+    drawers = {key: instantiate(conf, _convert_="all") for key, conf in plan.figures.items() if conf}
+    drawers = drawers or {"curves": Curves()}
     for old in (path for end in ("png", "svg") for path in folder.glob(f"*.{end}") if path.stem not in drawers):
         old.unlink()  # of an earlier plan
     for figure_name, drawer in drawers.items():

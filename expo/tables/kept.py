@@ -55,7 +55,7 @@ def unpack(
     if not (folder / "runs.json").is_file():
         raise UserError(f"kept=true: no runs are kept in {folder}; leave kept out, and they are made")
     records = {(r["arm"], r["seed"]): r for r in json.loads((folder / "runs.json").read_text())}
-    rows = {name: _by_run(folder / f"{name}.parquet") for name in ("metrics", "completions", "samples", "measured")}
+    rows = {name: by_run(folder / f"{name}.parquet") for name in ("metrics", "completions", "samples", "measured")}
     names = {run.dir: (run.arm, run.seed) for run in distinct(all_runs)}  # arms may share a run, which is kept once
     kept_runs, untold, configs = [], set[str](), dict[str, Config]()
     for run in runs:
@@ -63,10 +63,8 @@ def unpack(
         if key not in records:
             raise UserError(f"kept=true: {run.arm} seed {run.seed} is not kept in {folder}; leave kept out")
         if run.command == "diagnose" and key not in rows["measured"]:
-            raise UserError(
-                f"kept=true: what expo diagnose measured for {run.arm} is not kept in {folder}; leave kept out, and "
-                "it is from now on"
-            )
+            what = f"what expo diagnose measured for {run.arm}"
+            raise UserError(f"kept=true: {what} is not kept in {folder}; leave kept out, and it is from now on")
         target = into / f"{key[0]}-s{key[1]}"
         if not target.is_dir():
             _write(target, records[key], {name: of_runs.get(key, []) for name, of_runs in rows.items()})
@@ -88,8 +86,7 @@ def _check_made(
     if named := record["summary"].get("id"):  # what 0.1 kept has none
         first = str(named).partition("-")[0]
         _same(run, "command", first if first in ("evaluate", "diagnose") else "train", run.command, folder)
-    prepare, data = made_by.get(run.cfg.model.path.removeprefix("./")), data_content(run.cfg)
-    plans = {"prepare": prepare, "data": data}
+    plans = {"prepare": made_by.get(run.cfg.model.path.removeprefix("./")), "data": data_content(run.cfg)}
     for key in plans.keys() & record.keys():
         _same(run, key, record[key], plans[key], folder)
     return {key for key, value in plans.items() if value and key not in record}
@@ -107,8 +104,7 @@ def _restored(directory: Path, record: Mapping[str, Any], configs: dict[str, Con
 
 
 def _check(run: PlannedRun, kept_config: Config, folder: Path) -> None:
-    """Raise UserError where a saved run is not the planned one. Models are compared by path, so their files need not
-    exist."""
+    """Raise UserError where a saved run is not the planned one. Models are compared by path, so need not exist."""
     before, now = (replace(cfg, model=replace(cfg.model, path="ladder")) for cfg in (kept_config, run.cfg))
     for key in _ASIDE[run.command]:
         _same(run, key, _value(kept_config, key), _value(run.cfg, key), folder)
@@ -149,7 +145,8 @@ def _same(run: PlannedRun, key: str, before: Any, now: Any, folder: Path) -> Non
         )
 
 
-def _by_run(path: Path) -> dict[tuple[str, int], list[dict[str, Any]]]:
+def by_run(path: Path) -> dict[tuple[str, int], list[dict[str, Any]]]:
+    """Return the rows of a kept file by the arm and the seed of their run; {} where there is no file."""
     rows_by_run: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for row in read_rows(path) if path.is_file() else []:
         rows_by_run.setdefault((row.pop("arm"), row.pop("seed")), []).append(row)

@@ -5,7 +5,6 @@
 table are no product.
 """
 
-import fcntl
 import json
 import os
 import signal
@@ -27,6 +26,7 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
 from expo.config import conf_dir, register
+from expo.ground.files import locked
 from expo.runs.processes import run_environment, run_expo, stop_runs, visible_gpus
 
 POLL_S = 2.0  # between two looks for free GPUs
@@ -61,8 +61,7 @@ def own_gpus(
     folder: Path | None = None,
     wait: Callable[[], object] = lambda: time.sleep(POLL_S),
 ) -> Iterator[dict[str, str]]:
-    """Lock `count` GPUs for a run within the context, and give its environment; {} where the machine has too few at
-    all.
+    """Lock `count` GPUs for a run within the context, and give its environment; {} where the machine has too few.
 
     Waits until so many are free at the same time. Args: visible, tells the GPUs that may be used, by seconds of
     imports, which a run on the CPU does without; folder, where the machine's lock files are; wait, between two looks.
@@ -74,21 +73,12 @@ def own_gpus(
     while True:
         with ExitStack() as held:
             places = folder or Path(tempfile.gettempdir())
-            locked = list(islice((gpu for gpu in gpus if _lock_gpu(gpu, places, held)), count))
-            if len(locked) == count:
-                yield {"CUDA_VISIBLE_DEVICES": ",".join(locked)}
+            locks = {gpu: places / f"expo-{os.getuid()}-gpu-{gpu.replace('/', '-')}.lock" for gpu in gpus}
+            free = (gpu for gpu in gpus if held.enter_context(locked(locks[gpu])) is not None)
+            if len(own := list(islice(free, count))) == count:
+                yield {"CUDA_VISIBLE_DEVICES": ",".join(own)}
                 return
         wait()
-
-
-def _lock_gpu(gpu: str, folder: Path, held: ExitStack) -> bool:
-    """Lock a GPU for as long as `held` is open. Returns whether this process has the lock."""
-    lock = held.enter_context((folder / f"expo-{os.getuid()}-gpu-{gpu.replace('/', '-')}.lock").open("w"))
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def main(arguments: list[str]) -> None:

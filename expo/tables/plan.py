@@ -66,8 +66,7 @@ class Plan:
     # By name; a plan may write them as a grid over `axes` (see `_written_out`).
     arms: dict[str, Arm]
     scales: dict[str, Scale]
-    # The table's columns: metrics of the final evaluation as summary.json names them; of `expo diagnose`, what it
-    # measures.
+    # The table's columns: metrics of the final evaluation, by summary.json's names; what `expo diagnose` measures.
     columns: list[str]
     # What the columns are called. []: as they are.
     headings: list[str] = field(default_factory=list)
@@ -101,8 +100,7 @@ class PlannedRun:
 
     @property
     def dir(self) -> Path:
-        """Find the run's directory: anew each time, since another process may make the run meanwhile under another
-        name."""
+        """Find the run's directory: anew each time, since another process may make it meanwhile by another name."""
         return run_dir(self.cfg, self.command, self.mark)
 
     @cached_property
@@ -118,13 +116,11 @@ class PlannedRun:
 
 
 def known_tables() -> list[str]:
-    """Return the names of all tables."""
     return sorted(p.parent.name for p in EXPERIMENTS.glob("*/plan.yaml"))
 
 
 def plan_file(name: str) -> Path:
-    """Return the plan that a person names: a table of experiments/, or the path of an own plan.yaml or of its
-    folder."""
+    """Return the plan that a person names: a table of experiments/, or the path of an own plan.yaml or its folder."""
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         return path
@@ -134,8 +130,7 @@ def plan_file(name: str) -> Path:
 
 
 def table_name(name: str) -> str:
-    """Return the name of a table in folders and W&B: its folder's name, and the plan's own where that is not
-    plan.yaml."""
+    """Return a table's name in folders and W&B: its folder's, and the plan's own where that is not plan.yaml."""
     file = plan_file(name).resolve()
     return "-".join([file.parent.name, *_plan_suffix(file)])
 

@@ -23,19 +23,24 @@ def preview(request: Request, runs: Sequence[PlannedRun]) -> None:
     costs = estimates(runs, device) if device else {}
     show_arms(plan, runs, {run.dir for run in todo}, costs if device else None)
     sentences = [f"{len(distinct(runs))} runs, {len(todo)} to do, {request.at_a_time} at a time"]
-    known = request.kept(runs[0].cfg.output_dir) if request.as_planned else None
-    if todo and (measured := by_finished_runs(runs, todo, request.at_a_time, known)):
+    results = request.kept(runs[0].cfg.output_dir) if request.as_planned else None
+    if todo and (measured := by_finished_runs(runs, todo, request.at_a_time, results)):
         sentences.append(measured)
     elif todo and device is None:
         sentences.append("time unknown: none is done")
     print(", ".join(sentences))
     if device and costs:
-        print(_whole_cost([costs[run.dir] for run in todo if run.dir in costs], device, request.at_a_time))
+        known = [costs[run.dir] for run in todo if run.dir in costs]
+        hours, longest = sum(cost.hours for cost in known), max((cost.hours for cost in known), default=0.0)
+        at_least = max(longest, hours / request.at_a_time)
+        print(
+            f"estimated, not measured: {sum(c.tokens for c in known) / 1e9:.2f} G tokens generated at most, "
+            f"{hours:.0f} {device} hours, at least {at_least:.0f} hours with {request.at_a_time} at a time"
+        )
 
 
 def show_arms(plan: Plan, runs: Sequence[PlannedRun], todo: set[Path], costs: "dict[Path, Cost] | None") -> None:
-    """Print each arm with the number of its finished runs, its command, and its estimate. Args: todo, directories of
-    runs to make."""
+    """Print each arm: how many runs are finished, its command, its estimate. Args: todo, folders of runs to make."""
     shown: dict[Path, str] = {}
     for key, arm in plan.arms.items():
         runs_of_arm = [run for run in runs if run.arm == key]
@@ -52,20 +57,10 @@ def show_arms(plan: Plan, runs: Sequence[PlannedRun], todo: set[Path], costs: "d
             print(f"    {costs[runs_of_arm[0].dir]}")
 
 
-def _whole_cost(known: Sequence["Cost"], device: str, jobs: int) -> str:
-    hours = sum(cost.hours for cost in known)
-    longest = max((cost.hours for cost in known), default=0.0)
-    return (
-        f"estimated, not measured: {sum(c.tokens for c in known) / 1e9:.2f} G tokens generated at most, "
-        f"{hours:.0f} {device} hours, at least {max(longest, hours / jobs):.0f} hours with {jobs} at a time"
-    )
-
-
 def by_finished_runs(
     runs: Sequence[PlannedRun], todo: Sequence[PlannedRun], jobs: int, results: Path | None
 ) -> str | None:
-    """Return time and tokens of the missing runs, as runs of their arms took them here, or in an earlier table's
-    results."""
+    """Return time and tokens of the missing runs, by runs of their arms here, or in an earlier table's results."""
     known: dict[str, Any] = {}
     sources = []
     if results is not None and (results / "table.json").is_file():

@@ -57,36 +57,29 @@ def cells_of(plan: Plan, record: Mapping[str, Any]) -> tuple[list[str], list[lis
             few = " (few)" if difference and len(difference["seeds"]) < FEW else ""
             cells.append(f"{_cell(plan.columns[-1], difference)} against {label}{few}" if difference else "")
         cells += ["–" if v is None else f"{v:.3g}" for v in arm["scalars"].values()]
-        cost = arm["cost"]
-        cells += [
-            "–" if cost[name] is None else f"{cost[name] / 1e6:.2f} M"
-            for name in ("generated tokens", "trained tokens")
-        ]
-        rows.append([arm["label"], *cells, f"{cost['seconds']:.0f}", runs])
+        *tokens, seconds = (arm["cost"][name] for name in ("generated tokens", "trained tokens", "seconds"))
+        cells += ["–" if number is None else f"{number / 1e6:.2f} M" for number in tokens]
+        rows.append([arm["label"], *cells, f"{seconds:.0f}", runs])
     return heads, rows
 
 
 def made_by(record: Mapping[str, Any]) -> str:
     """Return the caption: what the numbers are, and the command, commits, machine and date that made them."""
-    alone = any(arm.get("seconds_alone") for arm in record["arms"].values())
-    seconds = (
-        "without the pairs and explanations that another run has made for it"
-        if alone
-        else "with its part of what runs share"
-    )
+    seconds = "with its part of what runs share"
+    if any(arm.get("seconds_alone") for arm in record["arms"].values()):
+        seconds = "without the pairs and explanations that another run has made for it"
+    again = f"; {record['rendered']}" if record.get("rendered") else ""
     commits = sorted({commit for arm in record["arms"].values() for commit in arm.get("commits", [])})
     return (
         "Means with 95 % intervals over problems and seeds (of a single run over problems alone; docs/tables.md), "
         "pass@k in percent; differences on the same problems and seeds; tokens and seconds per run, seconds "
         f"{seconds}. {HELD}Made by `{record['command']}`, commit {', '.join(commits)}, runs on {record['device']}, "
-        "rendered on "
-        f"{record['rendered_on']}, {record['date']}" + (f"; {record['rendered']}." if record.get("rendered") else ".")
+        f"rendered on {record['rendered_on']}, {record['date']}{again}."
     )
 
 
 def unlike_problems(record: Mapping[str, Any]) -> str:
-    """Return a sentence about rates of arms that were evaluated on unlike numbers of problems; "" where all have the
-    same."""
+    """Return a sentence about arms that were evaluated on unlike numbers of problems; "" where all have the same."""
     counts: dict[str, dict[str, int]] = {}
     for arm in record["arms"].values():
         for column, cell in arm.get("columns", {}).items():
@@ -96,10 +89,8 @@ def unlike_problems(record: Mapping[str, Any]) -> str:
     if not unlike:
         return ""
     column, by_arm = next(iter(unlike.items()))
-    return (
-        f"Not all arms are evaluated on as many problems. {column}: "
-        f"{', '.join(f'{label} {n}' for label, n in by_arm.items())}."
-    )
+    listed = ", ".join(f"{label} {n}" for label, n in by_arm.items())
+    return f"Not all arms are evaluated on as many problems. {column}: {listed}."
 
 
 def markdown(plan: Plan, record: Mapping[str, Any]) -> str:
@@ -125,8 +116,7 @@ def _cell(column: str, cell: Mapping[str, Any] | None) -> str:
 
 
 def far_apart(seeds: Sequence[float]) -> bool:
-    """Return whether the rates of an arm's seeds, or their differences, lie as far apart as those of seeds that take
-    off or do not."""
+    """Return whether the seeds' rates, or differences, lie as far apart as where some take off and some do not."""
     return max(seeds) - min(seeds) > APART
 
 
@@ -135,9 +125,8 @@ def percent(cell: Mapping[str, Any], sign: str = "") -> str:
     rate, which tells more than an interval. Args: sign, `+` to show one."""
     mean, low, high = (100 * cell[name] for name in ("mean", "lo", "hi"))
     seeds = ", ".join(f"{round(100 * seed):{sign}d}" for seed in cell["seeds"])
-    return f"{mean:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]" + (
-        f" (seeds {seeds})" if far_apart(cell["seeds"]) else ""
-    )
+    named = f" (seeds {seeds})" if far_apart(cell["seeds"]) else ""
+    return f"{mean:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]{named}"
 
 
 def _paper(plan: Plan, arm: str, column: str) -> str:

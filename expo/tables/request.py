@@ -66,7 +66,6 @@ class Request:
 
     @property
     def scale(self) -> Scale:
-        """Return the plan's scale."""
         return self.plan.scales[self.scale_name]
 
     def runs(self) -> list[PlannedRun]:
@@ -75,7 +74,6 @@ class Request:
 
     @property
     def at_a_time(self) -> int:
-        """Return how many runs are made at the same time."""
         return self.jobs or self.scale.jobs
 
     @property
@@ -99,7 +97,6 @@ class Request:
 
     @property
     def title(self) -> str:
-        """Return the name of the table in folders: its name and scale."""
         return f"{table_name(self.name)}-{self.scale_name}"
 
     def kept(self, output_dir: str) -> Path:
@@ -107,7 +104,6 @@ class Request:
         return results_folder(self.name, self.scale_name, output_dir)
 
     def folder(self, output_dir: str) -> Path:
-        """Return the folder of this table's results."""
         changed = Path(output_dir, "sweeps", self.title, self.variant)
         return self.results or (changed if self.variant else self.kept(output_dir))
 
@@ -125,7 +121,6 @@ class Request:
         return Path(output_dir, "sweeps", self.title, started)
 
     def launcher(self, output_dir: str) -> list[str]:
-        """Return Hydra's overrides for the launcher."""
         chosen = next((o.partition("=")[2] for o in self.hydra if o.startswith("hydra/launcher=")), "local")
         limited = chosen in AT_A_TIME and (chosen == "local" or self.jobs)  # Slurm has a queue of its own
         limit = [f"hydra.launcher.{AT_A_TIME[chosen]}={self.at_a_time}"] if limited else []

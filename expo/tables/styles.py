@@ -3,8 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-# Okabe and Ito's colours, a brown and a grey: also the colour-blind can tell any two apart. None is lost on white or
-# black.
+# Okabe and Ito's colours, a brown and a grey: the colour-blind can tell them apart, and none is lost on black or white.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#636363")
 DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1.5, 1.5))  # the ninth arm has the first colour again, dashed
 
@@ -21,8 +20,7 @@ class Style:
 
 
 def styles(arms: Iterable[str]) -> dict[str, Style]:
-    """Return the style of each arm. Args: arms, all of the table, also those that are not drawn: an arm has its colour
-    in every figure."""
+    """Return the style of each arm. Args: all arms of a table: an arm has its colour in every figure."""
     return {
         arm: Style(COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)])
         for i, arm in enumerate(dict.fromkeys(arms))

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from expo.config import UserError, compose_config, made_as, make_folder, run_dir
-from expo.runs.reading import read_curve, read_summary
+from expo.runs.reading import read_points, read_summary
 from expo.tables.plan import Plan, PlannedRun
 
 POLL_S = 3
@@ -30,7 +30,7 @@ def to_prepare(plan: Plan, runs: Sequence[PlannedRun], todo: Sequence[PlannedRun
     Raises UserError where one that any of the runs begins from is not what the plan's command makes.
     """
     used, wanted = ({run.cfg.model.path.removeprefix("./") for run in some} for some in (runs, todo))
-    on_disk = {folder for folder in plan.prepare if _on_disk(folder)}
+    on_disk = {folder for folder in plan.prepare if Path(folder, "config.json").is_file()}
     for folder, command in plan.prepare.items():
         if folder in on_disk & used:
             _check_made(folder, command)
@@ -50,17 +50,13 @@ def _check_made(folder: str, command: Sequence[str]) -> None:
         )
 
 
-def _on_disk(folder: str) -> bool:
-    return Path(folder, "config.json").is_file()
-
-
 def prepare(missing: Mapping[str, Sequence[str]]) -> int:
     """Make models by their commands. Returns an exit code."""
     for folder, command in missing.items():
         Path(folder).parent.mkdir(parents=True, exist_ok=True)
         with Path(f"{folder}.lock").open("w") as lock:  # of two sweeps, one makes it
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if _on_disk(folder):
+            if Path(folder, "config.json").is_file():
                 _check_made(folder, command)
             else:
                 print(f"making {folder}: expo {' '.join(command)}", file=sys.stderr)
@@ -96,7 +92,8 @@ def make(todo: Sequence[PlannedRun], sweep: Path, hydra: list[str]) -> int:
     jobs = [{"name": name_of(r), "command": r.command, "overrides": r.line, "devices": gpus_of(r)} for r in todo]
     path.write_text(json.dumps(jobs, indent=1))
     command = [sys.executable, "-m", "expo.tables.launch", str(path), *hydra]
-    with View(todo) as view, (sweep / "launch.log").open("w") as log:
+    view = View(todo)
+    with view.bar, (sweep / "launch.log").open("w") as log:
         child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         code = until_over(child, view.update)
         view.update()
@@ -104,8 +101,7 @@ def make(todo: Sequence[PlannedRun], sweep: Path, hydra: list[str]) -> int:
 
 
 def until_over(process: subprocess.Popen[bytes], meanwhile: Callable[[], object] = int) -> int:
-    """Wait for a child in its own session and forward signals to it, so that it stops with a checkpoint. Returns its
-    exit code."""
+    """Wait for a child in its own session and hand signals on, so that it stops with a checkpoint. Returns its code."""
     earlier = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     received: list[int] = []
 
@@ -147,48 +143,34 @@ def steps_of(run: PlannedRun) -> int:
 
 
 class View:
-    """A bar for the sweep and one for each run under way: step, reward, pass@4, time left; lines where nobody watches a
-    terminal."""
+    """A bar for the sweep and each run under way: step, reward, pass@4, time left; lines without a terminal."""
 
     def __init__(self, runs: Sequence[PlannedRun]):
         self.runs, self.console = runs, Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn())
-        self.bar = Progress(
-            *columns, TextColumn("{task.fields[state]}"), console=self.console, disable=not sys.stderr.isatty()
-        )
+        name, state = TextColumn("{task.description}"), TextColumn("{task.fields[state]}")
+        columns = (name, BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn(), state)
+        self.bar = Progress(*columns, console=self.console, disable=not sys.stderr.isatty())
         steps = sum(steps_of(run) for run in runs)
         self.whole = self.bar.add_task(f"{len(runs)} runs", total=steps, state="")
         self.tasks: dict[str, Any] = {}
         self.ended: set[Path] = set()
         self.started = time.time()
 
-    def __enter__(self) -> "View":
-        self.bar.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.bar.stop()
-
     def update(self) -> None:
         """Read the files of the runs and redraw the bars."""
         steps_done = 0
         for run in self.runs:
             over = self._has_ended(run)
-            steps, evaluations = ([], []) if over else read_curve(run.dir)
+            steps, evaluations = ([] if over else read_points(run.dir, name) for name in ("reward/mean", "pass@4"))
             step = max([0, *(step for step, _ in (*steps, *evaluations))])
             steps_done += steps_of(run) if over else step
             if not over and step:
                 reward = [f"reward {steps[-1][1]:.3f}"] if steps else []
                 passed = [f"pass@4 {evaluations[-1][1]:.3f}"] if evaluations else []
-                self._show(run, step, "  ".join(reward + passed))
-        state = f"{len(self.ended)} ended"
-        self.bar.update(self.whole, completed=steps_done, state=state)
-
-    def _show(self, run: PlannedRun, step: int, state: str) -> None:
-        key = name_of(run)
-        if key not in self.tasks:
-            self.tasks[key] = self.bar.add_task(key, total=run.cfg.trainer.max_steps, state="")
-        self.bar.update(self.tasks[key], completed=step, state=state)
+                if (key := name_of(run)) not in self.tasks:
+                    self.tasks[key] = self.bar.add_task(key, total=run.cfg.trainer.max_steps)
+                self.bar.update(self.tasks[key], completed=step, state="  ".join(reward + passed))
+        self.bar.update(self.whole, completed=steps_done, state=f"{len(self.ended)} ended")
 
     def _has_ended(self, run: PlannedRun) -> bool:
         """Return whether the run has ended in this sweep; say so once."""

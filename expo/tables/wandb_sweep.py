@@ -1,5 +1,4 @@
-"""A W&B sweep of a table's runs: a file for `wandb sweep`, whose agents make one run at a time with `expo wandb
-run`."""
+"""A W&B sweep of a table's runs: a file for `wandb sweep`, whose agents make one run at a time (`expo wandb run`)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,6 +8,7 @@ from expo.tables.plan import PlannedRun
 from expo.tables.request import Request
 from expo.tables.sweep import name_of
 
+AGENT = "${env} ${interpreter} -P -m ${program} wandb run"
 ONLINE = ("logger=wandb", "logger.wandb.mode=online")  # an agent's runs are W&B's
 
 
@@ -33,24 +33,12 @@ def sweep_file(request: Request, arguments: Sequence[str], project: str, entity:
         "method": "grid",
         **({"metric": {"name": column, "goal": "maximize"}} if column.startswith("pass@") else {}),
         "parameters": {name: {"values": values} for name, values in grid.items()},
-        "command": [
-            "${env}",
-            "${interpreter}",
-            "-P",
-            "-m",
-            "${program}",
-            "wandb",
-            "run",
-            *arguments,
-            *logger,
-            "${args_no_hyphens}",
-        ],
+        "command": [*AGENT.split(), *arguments, *logger, "${args_no_hyphens}"],
     }
 
 
 def find_run(runs: Sequence[PlannedRun], arm: str, seed: str, run: str) -> PlannedRun:
-    """Return the run that an agent names, by `run`, or by `arm` and `seed`. Raises UserError for one that the plan does
-    not have."""
+    """Return the run that an agent names, by `run`, or `arm` and `seed`. Raises UserError where the plan has none."""
     wanted = run or f"{arm}-s{seed}"
     by_name = {name_of(r): r for r in runs}
     if wanted not in by_name:

@@ -38,8 +38,7 @@ def sides(answer: str, gold: str) -> list[str]:
     r"""Return the sides of an equation, such as `x + y = 2 + 3 = 5`. The last is the answer; the caller checks that a
     number before it equals it, and a name (`x`, `\angle A`, `P(X = 2)`) says whose value it is.
 
-    An answer to a gold answer that is an equation itself, or a list, is one side; so is the set in `x \in S`, and the
-    interval of an inequality.
+    Answers to an equation or a list are one side; so is the set in `x \in S`, and the interval of an inequality.
     """
     member = re.fullmatch(r"\s*[a-zA-Z]\s*\\in(?![a-zA-Z])(.*)", answer, re.DOTALL)
     if member and "in" not in gold:
@@ -53,16 +52,16 @@ def sides(answer: str, gold: str) -> list[str]:
 
 def _interval(text: str) -> str | None:
     r"""Return the interval of `1 \le x < 2`, `x \ge 5`; None for anything else."""
+
+    def end(sign: str, brackets: str) -> str:
+        return brackets[sign not in ("<", r"\lt", ">", r"\gt")]
+
     if both := re.fullmatch(rf"([^<>\\]+?)\s*{_LESS}\s*[a-zA-Z]\s*{_LESS}\s*(.+)", text):
-        return (
-            ("(" if both[2] in ("<", r"\lt") else "[")
-            + f"{both[1]},{both[4]}"
-            + (")" if both[3] in ("<", r"\lt") else "]")
-        )
+        return f"{end(both[2], '([')}{both[1]},{both[4]}{end(both[3], ')]')}"
     if less := re.fullmatch(rf"[a-zA-Z]\s*{_LESS}\s*(.+)", text):
-        return rf"(-\infty,{less[2]}" + (")" if less[1] in ("<", r"\lt") else "]")
+        return rf"(-\infty,{less[2]}{end(less[1], ')]')}"
     if more := re.fullmatch(rf"[a-zA-Z]\s*{_MORE}\s*(.+)", text):
-        return ("(" if more[1] in (">", r"\gt") else "[") + rf"{more[2]},\infty)"
+        return rf"{end(more[1], '([')}{more[2]},\infty)"
     return None
 
 
@@ -107,8 +106,7 @@ def _bracket(text: str) -> str | None:
 
 
 def _words(answer: str, gold: str) -> bool:
-    """Refuse other units, or words that turn a value into another statement. A unit that only one of them has is no
-    difference."""
+    """Refuse other units, or words that make another statement. A unit that only one of them has is no difference."""
     ours, theirs = _units(answer), _units(gold)
     if "," in gold:  # a list may be told with them
         ours = [word for word in ours if word not in ("and", "or")]

@@ -32,8 +32,7 @@ def kind_for(gold: str, kind: str = AUTO) -> Kind:
 
 
 def _compared(answer: str, gold: str, kind: str) -> tuple[str, Kind]:
-    """Return what an answer is compared with, and how. Where it states no letter, that is the text of the right option:
-    `5` is right for `A. 5`."""
+    """Return what an answer is compared with, and how: without a letter, the right option's text (`5` for `A. 5`)."""
     how = kind_for(gold, kind)
     if how.form is option and option(answer) not in OPTIONS and (text := option_text(gold)):
         return text, kind_for(text)
@@ -59,8 +58,7 @@ def fast_verdict(answer: str, gold: str, kind: str = AUTO) -> Verdict | None:
 
 
 def _is_no_value(answer: str) -> bool:
-    """Return whether an answer gives no single number to a question for one: several numbers, a sum that was not
-    carried out, a date, words."""
+    """Return whether an answer to a question for a number is several, a sum not carried out, a date, or words."""
     kind = kind_of(answer)
     worded = kind in ("date", "time") or (kind == "words" and not re.search(r"\d", answer))
     return worded or numbers_in_a_row(answer) is not None or is_arithmetic(answer)
@@ -82,8 +80,7 @@ def _verdict_by_form(answer: str, gold: str, how: Kind) -> Verdict | None:
 
 @lru_cache(maxsize=4096)
 def judge(answer: str, gold: str, kind: str = AUTO) -> Verdict:
-    """Compute the verdict of math-verify, in a worker. Verdicts are cached there: a group often gives the same wrong
-    answer many times."""
+    """Compute the verdict of math-verify, in a worker. They are cached: groups often repeat one wrong answer."""
     from math_verify import parse
     from sympy import Rational
 
@@ -122,16 +119,11 @@ def _parsed(text: str) -> list[Any]:
 
 
 def _indexed_capitals(text: str) -> str:
-    r"""Return the text with an index at each capital letter: to math-verify R is r, and `\Delta` is `\delta`. Sets and
-    units stay."""
+    r"""Return the text with an index at each capital letter: to math-verify R is r. Sets and units stay."""
     if re.search(r"\\(?:text|mathbb|mathrm|begin)|[A-Z]{2}|\\c[ua]p", text):
         return text
     capital = r"\\(Delta|Gamma|Theta|Lambda|Sigma|Phi|Psi|Omega)(?![a-zA-Z])|(?<![\\a-zA-Z])([A-DF-Z])(?![a-zA-Z_(])"
-    return re.sub(capital, _indexed, text)
-
-
-def _indexed(match: "re.Match[str]") -> str:
-    return rf"\{match[1].lower()}_{{77}}" if match[1] else f"{match[2].lower()}_{{77}}"
+    return re.sub(capital, lambda letter: letter[0].lower() + "_{77}", text)
 
 
 def _same(golds: list[Any], answers: list[Any], gold: str, answer: str) -> bool:
@@ -166,8 +158,7 @@ def _same_value(wanted: Any, stated: Any, gold: str, answer: str) -> bool:
 
 
 def _no_leaf_differs(wanted: Any, stated: Any) -> bool:
-    """Return whether no two numbers in the same place of both expressions differ; True where the places cannot be
-    matched."""
+    """Return whether no numbers in one place of both expressions differ; True where places cannot be matched."""
     from sympy import Expr, FiniteSet, Float, Interval, MatrixBase, Tuple
 
     if wanted == stated:
@@ -193,8 +184,7 @@ COUNTS = ("n", "m", "k", "N")  # names of what is counted, and so positive
 
 
 def _same_for_counts(wanted: Any, stated: Any) -> bool:
-    r"""Return whether two expressions of counts alone are equal for positive ones, as `\sqrt{1/n}` and `1/\sqrt n`
-    are."""
+    r"""Return whether expressions of counts alone are equal for positive ones, as `\sqrt{1/n}` and `1/\sqrt n`."""
     from sympy import Expr, Symbol, simplify
 
     if not (isinstance(wanted, Expr) and isinstance(stated, Expr)) or wanted.free_symbols != stated.free_symbols:

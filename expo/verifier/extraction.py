@@ -18,8 +18,7 @@ class Extraction:
     state: str  # with {answer}
 
     def of(self, text: str) -> str | None:
-        """Return the final answer of a text; None where it states none. Of more than LONGEST_TEXT characters the end is
-        read."""
+        """Return the final answer of a text; None for none. Of more than LONGEST_TEXT characters the end is read."""
         answer = self.find(text[-LONGEST_TEXT:])
         return None if answer is None else answer.strip()
 
@@ -29,8 +28,7 @@ class Extraction:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""Return the content of the last `\boxed{}` (or `\fbox{}`) that closes, nested braces included; None where there
-    is none.
+    r"""Return the content of the last `\boxed{}` (or `\fbox{}`) that closes, with nested braces; None for none.
 
     One pass with a stack. `\boxed5` is `\boxed{5}`.
     """

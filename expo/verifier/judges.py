@@ -21,7 +21,7 @@ Task = tuple[str, tuple[Any, ...]]
 
 
 class Judge(Protocol):
-    """Compares the final answer of a completion with a problem's."""
+    """Compares the final answer of a completion with a problem's. Who inherits it settles and refuses nothing."""
 
     accepts_itself: bool  # whether the gold answer must be right about itself: each row is asked that when it is read
 
@@ -82,11 +82,10 @@ class Matching:
 
 
 def matches(answer: str, pattern: str) -> bool:
-    """Return whether the whole answer matches a pattern."""
     return re.fullmatch(pattern, answer, re.DOTALL) is not None
 
 
-class ByFunction:
+class ByFunction(Judge):
     """Judge that asks a user's function `judge(answer, problem) -> bool | None`:
     `verifier=python verifier.function=package.module.name`.
 
@@ -110,12 +109,6 @@ class ByFunction:
                 "and name its package in EXPO_PLUGINS where it stands in the working folder"
             ) from error
 
-    def settle(self, answer: str, problem: Problem) -> Verdict | None:
-        return None
-
-    def refuses(self, problem: Problem) -> str | None:
-        return None
-
     def task(self, answer: str, problem: Problem) -> Task:
         return self.conf.function, (answer, problem)
 
@@ -133,8 +126,7 @@ def score_of(returned: Any) -> float:
 
 
 def verdict_of(returned: Any) -> Verdict:
-    """Return the verdict of the value that a judge's function returned. Raises TypeError for a value of another
-    type."""
+    """Return the verdict of what a judge's function returned. Raises TypeError for a value of another type."""
     if isinstance(returned, Verdict):
         return returned
     if returned is None:

@@ -6,6 +6,7 @@ math-verify, in a worker.
 """
 
 import json
+import operator
 import re
 from calendar import monthrange
 from collections.abc import Callable
@@ -16,23 +17,9 @@ from typing import Any
 from expo.verifier.numbers import FUNCTIONS, TURNS, Quantity, numbers_in_a_row, quantity, unit_word
 from expo.verifier.spelling import TEXT, bare, spelled
 
-MONTHS = [
-    "january",
-    "february",
-    "march",
-    "april",
-    "may",
-    "june",
-    "july",
-    "august",
-    "september",
-    "october",
-    "november",
-    "december",
-]
-_MONTH = "|".join(rf"{month[:3]}(?:{month[3:]})?" if month != "may" else month for month in MONTHS).replace(
-    "sep(?:", "sept?(?:"
-)
+_MONTHS = "january february march april may june july august september october november december"
+ABBREVIATED = [month[:3] for month in _MONTHS.split()]
+_MONTH = "|".join(rf"{month[:3]}(?:{month[3:]})?" for month in _MONTHS.split()).replace("sep(?:", "sept?(?:")
 _WEEKDAY = r"(?:(?:mon|tues|wednes|thurs|fri|satur|sun)day,?\s+)?"
 _DATES = [
     rf"{_WEEKDAY}(?P<month>{_MONTH})\.?\s+(?P<day>\d{{1,2}})(?:st|nd|rd|th)?(?:,?\s+(?P<year>\d{{4}}))?",
@@ -93,28 +80,22 @@ def date(text: str) -> tuple[Any, ...] | None:
     for pattern in _DATES:
         if match := re.fullmatch(pattern, plain):
             named = match.groupdict()
-            month = int(named["number"]) if "number" in named else _month(named["month"])
+            month = int(named["number"]) if "number" in named else ABBREVIATED.index(named["month"][:3]) + 1
             day = int(named["day"])
             if 1 <= month <= 12 and 1 <= day <= monthrange(int(named["year"] or 2024), month)[1]:
                 return (int(named["year"]) if named["year"] else None, month, day)
     return None
 
 
-def _month(name: str) -> int:
-    return next(i for i, month in enumerate(MONTHS, 1) if month.startswith(name[:3]))
-
-
 def _same_date(ours: tuple[Any, ...], theirs: tuple[Any, ...]) -> bool:
-    return ours[1:] == theirs[1:] and (
-        ours[0] == theirs[0] or (len(ours) == 3 == len(theirs) and None in (ours[0], theirs[0]))
-    )
+    one_has_no_year = len(ours) == 3 == len(theirs) and None in (ours[0], theirs[0])
+    return ours[1:] == theirs[1:] and (ours[0] == theirs[0] or one_has_no_year)
 
 
 def time(text: str) -> tuple[int, int, int, str] | None:
-    """Return (hours, minutes, seconds, "a", "p" or "") of a time of day or a duration as 2:40; None for anything
-    else."""
+    """Return (hours, minutes, seconds, "a", "p" or "") of a time of day or a duration as 2:40; None for others."""
     match = re.fullmatch(_TIME, bare(text).lower())
-    if match is None or int(match["h"]) > 99:
+    if match is None:
         return None
     return (int(match["h"]), int(match["m"] or 0), int(match["s"] or 0), (match["half"] or "")[:1])
 
@@ -138,8 +119,7 @@ def _of_day(time: tuple[int, int, int, str]) -> tuple[int, int, int]:
 
 
 def words(text: str) -> tuple[str, ...] | None:
-    """Return the words of an answer in one spelling. Capitals make no difference in a word of three letters, nor at its
-    beginning."""
+    """Return an answer's words in one spelling. Capitals do not count in words of three letters, nor at the start."""
     plain = re.sub(r"^\((.*)\)$", r"\1", bare(text))
     plain = re.sub(r"^(?:the|an?)\s+(?=\w)", "", plain, flags=re.IGNORECASE)
     words_in_text = re.findall(r"[^\s,;.!\"'()]+", plain.replace("'", ""))
@@ -165,15 +145,12 @@ def exact(text: str) -> str | None:
 def data(text: str) -> str | None:
     """Return JSON in one spelling; None for what is none."""
     try:
-        parsed = json.loads(spelled(text).removesuffix("."), parse_float=_float)
+        parsed = json.loads(
+            spelled(text).removesuffix("."), parse_float=lambda t: int(v) if (v := float(t)).is_integer() else v
+        )
         return json.dumps(parsed, sort_keys=True)
     except (ValueError, RecursionError, OverflowError):
         return None
-
-
-def _float(number: str) -> float | int:
-    value = float(number)
-    return int(value) if value.is_integer() else value
 
 
 def notation(text: str) -> str | None:
@@ -182,8 +159,7 @@ def notation(text: str) -> str | None:
 
 
 def compact(text: str) -> str:
-    """Return the text without spaces, but between two words or numbers, where one means something: "1 1/2" is not
-    "11/2"."""
+    """Return the text without spaces, but where one means something: "1 1/2" is not "11/2"."""
     return re.sub(r"(?<!\w) +| +(?!\w)", "", text)
 
 
@@ -200,8 +176,7 @@ class Members:
         return f"{opening}{text}{closing}".strip()
 
     def agrees(self, gold: "Members") -> bool:
-        """Return whether these are the gold answer's members: in this order where one is a tuple, in any order else. A
-        set is no tuple."""
+        """Return whether these are the gold answer's members: in order where one is a tuple. A set is no tuple."""
         brackets = {self.bracket, gold.bracket}
         apart = brackets == {"(", "{"} or ("or" in brackets and len(brackets) > 1)
         if len(self.members) != len(gold.members) or apart:
@@ -254,21 +229,13 @@ def _same_member(ours: Any, theirs: Any) -> bool:
     return ours.agrees(theirs) if isinstance(ours, Quantity) and isinstance(theirs, Quantity) else bool(ours == theirs)
 
 
-def _equal(ours: Any, theirs: Any) -> bool:
-    return bool(ours == theirs)
-
-
-def _agree(ours: Any, theirs: Any) -> bool:
-    return bool(ours.agrees(theirs))
-
-
 @dataclass(frozen=True)
 class Kind:
     """One kind of answer. `form` is None where only math-verify can say what an answer states."""
 
     name: str
     form: Callable[[str], Any] | None = None
-    same: Callable[[Any, Any], bool] = _equal
+    same: Callable[[Any, Any], bool] = operator.eq
     # Whether what has another form may state the same all the same: `2^3` for 8. math-verify says.
     algebra: bool = False
 
@@ -281,23 +248,19 @@ class Kind:
 KINDS = {
     kind.name: kind
     for kind in (
-        Kind("number", quantity, _agree, algebra=True),
-        Kind("quantity", quantity, _agree, algebra=True),
-        Kind("percentage", quantity, _agree, algebra=True),
-        Kind("money", quantity, _agree, algebra=True),
+        *(
+            Kind(name, quantity, Quantity.agrees, algebra=True)
+            for name in ("number", "quantity", "percentage", "money")
+        ),
         Kind("date", date, _same_date),
         Kind("time", time, _same_time),
         Kind("option", option),
         Kind("words", words),
         Kind("exact", exact),
         Kind("json", data),
-        Kind("list", members, _agree, algebra=True),
+        Kind("list", members, Members.agrees, algebra=True),
         Kind("notation", notation),
-        Kind("expression", algebra=True),
-        Kind("equation", algebra=True),
-        Kind("inequality", algebra=True),
-        Kind("interval", algebra=True),
-        Kind("matrix", algebra=True),
+        *(Kind(name, algebra=True) for name in ("expression", "equation", "inequality", "interval", "matrix")),
     )
 }
 
@@ -306,10 +269,7 @@ KINDS = {
 def kind_of(gold: str) -> str:
     """Return the kind of a gold answer, a key of KINDS."""
     plain = bare(gold)
-    for name, holds in _TESTS:
-        if holds(plain):
-            return name
-    return "expression"
+    return next((name for name, holds in _TESTS if holds(plain)), "expression")
 
 
 def doubt(gold: str) -> str | None:

@@ -32,69 +32,15 @@ _FORMS = [
 _END = r"(?![\d.,_!/*+(\[{]|\s*[-+*/=<>]|\s*\^(?!\s*\{?\s*\\circ)|\s+\d)"
 NUMBERS = [re.compile(_SIGN + form + _END) for form in _FORMS]
 
-# Units that are written in several ways.
-UNITS = {
-    "in": "inch",
-    "inches": "inch",
-    "ft": "foot",
-    "feet": "foot",
-    "yd": "yard",
-    "mi": "mile",
-    "cm": "centimeter",
-    "mm": "millimeter",
-    "km": "kilometer",
-    "m": "meter",
-    "kg": "kilogram",
-    "g": "gram",
-    "gm": "gram",
-    "lb": "pound",
-    "lbs": "pound",
-    "oz": "ounce",
-    "sec": "second",
-    "s": "second",
-    "min": "minute",
-    "hr": "hour",
-    "hrs": "hour",
-    "h": "hour",
-    "l": "liter",
-    "ml": "milliliter",
-    "sq": "square",
-    "deg": "degree",
-    "degree": "degree",
-    "cents": "cent",
-    "a": "am",
-    "p": "pm",
-    "metre": "meter",
-    "metres": "meter",
-    "litre": "liter",
-    "percent": "%",
-    "kilometre": "kilometer",
-    "centimetre": "centimeter",
-    "n": "newton",
-    "j": "joule",
-    "w": "watt",
-    "v": "volt",
-    "k": "kelvin",
-    "mph": "mile/hour",
-    "kph": "kilometer/hour",
-    "kmph": "kilometer/hour",
-    "yrs": "year",
-    "gal": "gallon",
-    "dollar": "$",
-    "dollars": "$",
-    "usd": "$",
-    "euro": "€",
-    "euros": "€",
-    "eur": "€",
-    "gbp": "£",
-    "jpy": "¥",
-    "yen": "¥",
-    "cny": "¥",
-    "inr": "₹",
-    "rupee": "₹",
-    "rupees": "₹",
-    "rs": "₹",
-}
+# Units that are written in several ways, each before its spellings.
+_SPELLINGS = """
+inch in inches; foot ft feet; yard yd; mile mi; meter m metre metres; square sq;
+centimeter cm centimetre; millimeter mm; kilometer km kilometre; liter l litre; milliliter ml; gallon gal;
+kilogram kg; gram g gm; pound lb lbs; ounce oz; degree deg degree; kelvin k; newton n; joule j; watt w; volt v;
+second sec s; minute min; hour hr hrs h; year yrs; am a; pm p; mile/hour mph; kilometer/hour kph kmph;
+% percent; cent cents; $ dollar dollars usd; € euro euros eur; £ gbp; ¥ jpy yen cny; ₹ inr rupee rupees rs
+"""
+UNITS = {word: unit for unit, *words in map(str.split, _SPELLINGS.split(";")) for word in words}
 CURRENCIES = "$€£¥₹₩₽"
 # Words that make of a value with words another statement than the value.
 _TURNS = (
@@ -143,8 +89,7 @@ class Number:
         return noisy and abs(self.value - other.value) <= Fraction(1, 10**15) * abs(other.value)
 
     def stands_for(self, value: Fraction) -> bool:
-        """Return whether the decimal has digits enough to stand for a value that it is rounded from, or cut off
-        from."""
+        """Return whether the decimal has digits enough to stand for a value that it is rounded or cut off from."""
         apart = abs(self.value - value)
         cut_off = apart < self.step and abs(self.value) <= abs(value)
         return (self.digits or 0) >= FEWEST_DIGITS and (cut_off or apart <= self.step / 2)
@@ -232,8 +177,7 @@ def _plain(text: str) -> Fraction:
 
 @lru_cache(maxsize=2**14)
 def quantity(text: str) -> Quantity | None:
-    """Return the number with a unit that a text is; None where it is none. Words that turn a value (`not 12`) are no
-    unit."""
+    """Return the number with a unit that a text is, or None. Words that turn a value (`not 12`) are no unit."""
     plain = bare(text)
     if (plain_number := number(plain)) is not None:
         return Quantity(plain_number)
@@ -275,11 +219,11 @@ def _unit(rest: str) -> str:
         if not known and (not apart or len(words[0]) == 1):
             return ""
     rest = re.sub(r"\b([ap])\.\s?m\b\.?", r"\1m", rest.replace("per cent", "%"), flags=re.IGNORECASE)
-    rest = re.sub(r"\b(?:degrees?\s*)(celsius|fahrenheit|c|f)\b\.?", _of_heat, rest, flags=re.IGNORECASE)
-    rest = re.sub(
-        r"\s*(/|\*)\s*", r"\1", re.sub(r"\s*\bper\b\s*", "/", re.sub(r"(?<=[a-zA-Z}])\.(?=[a-zA-Z])", "*", rest))
-    )
-    rest = re.sub(r"\b(square|sq|cubic|cu)\b\.?\s*([^\W\d_]+)", _with_power, rest)
+    rest = re.sub(r"\bdegrees?\s*(?:celsius|c)\b\.?", "celsius", rest, flags=re.IGNORECASE)
+    rest = re.sub(r"\bdegrees?\s*(?:fahrenheit|f)\b\.?", "fahrenheit", rest, flags=re.IGNORECASE)
+    rest = re.sub(r"\s*\bper\b\s*", "/", re.sub(r"(?<=[a-zA-Z}])\.(?=[a-zA-Z])", "*", rest))
+    rest = re.sub(r"\s*(/|\*)\s*", r"\1", rest)
+    rest = re.sub(r"\b(square|sq|cubic|cu)\b\.?\s*([^\W\d_]+)", lambda u: f"{u[2]}^{2 if u[1][0] == 's' else 3}", rest)
     words_only = re.sub(r"[^\W\d_]+", lambda word: unit_word(word[0]), rest)
     return _in_order(re.sub(r"\s+", "*", re.sub(r"[{}]|\s+(?=\^)", "", words_only).replace(".", " ").strip()))
 
@@ -289,19 +233,8 @@ def _in_order(unit: str) -> str:
     powers: dict[str, int] = {}
     for sign, name, power in re.findall(r"([*/]?)([^*/^]+)(?:\^(-?\d+))?", unit):
         powers[name] = powers.get(name, 0) + int(power or 1) * (-1 if sign == "/" else 1)
-    shown = {n: name + (f"^{abs(p)}" if abs(p) != 1 else "") for n, (name, p) in enumerate(sorted(powers.items()))}
-    above, below = (
-        [shown[n] for n, (_, p) in enumerate(sorted(powers.items())) if (p > 0) is over and p] for over in (True, False)
-    )
-    return "*".join(above) + "".join(f"/{name}" for name in below)
-
-
-def _of_heat(named: "re.Match[str]") -> str:
-    return "celsius" if named[1][0].lower() == "c" else "fahrenheit"
-
-
-def _with_power(named: "re.Match[str]") -> str:
-    return f"{named[2]}^{2 if named[1].startswith('sq') else 3}"
+    shown = [(name + (f"^{abs(p)}" if abs(p) != 1 else ""), p) for name, p in sorted(powers.items())]
+    return "*".join(name for name, p in shown if p > 0) + "".join(f"/{name}" for name, p in shown if p < 0)
 
 
 def unit_word(word: str) -> str:
@@ -317,15 +250,13 @@ def unit_word(word: str) -> str:
 
 
 def numbers_in_a_row(text: str) -> list[Number] | None:
-    """Return the numbers of a row of them, parted by spaces, commas, semicolons, "and" or "or"; None where it is no
-    such row."""
+    """Return the numbers of a row, parted by spaces, commas, semicolons, "and" or "or"; None where it is none."""
     numbers = [number(part) for part in re.split(r"\s*[,;]\s*|\s+(?:and|or)\s+|\s+", bare(text)) if part]
     return [n for n in numbers if n is not None] if len(numbers) > 1 and None not in numbers else None
 
 
 def is_arithmetic(text: str) -> bool:
-    """Return whether a text is a sum, difference, product or quotient of plain numbers that was not carried out, such
-    as `3+4`."""
+    """Return whether a text is arithmetic of plain numbers that was not carried out, such as `3+4`."""
     plain = re.sub(r"\\(?:times|cdot|div)(?![a-zA-Z])|×", "*", re.sub(r"[{}]", " ", bare(re.sub(TEXT, " ", text))))
     plain = re.sub(r"\s[^\W\d_]{2,}(?:\s[^\W\d_]+)*$", "", plain)  # with a unit
     return number(text) is None and re.fullmatch(r"[-+*/x().\d\s,]*\d[\s)]*[-+*/x][-+*/x().\d\s,]*", plain) is not None

@@ -17,8 +17,7 @@ SCORERS: dict[str, Callable[[str, dict[str, Any]], float]] = {}  # some tasks ta
 
 
 def score(answer: str, problem: Problem) -> float:
-    """Return the score of an answer by the task that made its row, which names it in `metadata.source_dataset`; 1 is
-    right."""
+    """Return the score of an answer by its row's task, which is in `metadata.source_dataset`; 1 is right."""
     entry: dict[str, Any] = dict(problem.columns)
     task, settings = entry["metadata"]["source_dataset"], entry.pop("task_config", {})
     known = f"{task} {settings}"

@@ -9,41 +9,13 @@ import unicodedata
 from functools import lru_cache
 
 # Signs with a LaTeX command; NFKC would leave them, or take them for something else (² is no 2).
-_COMMANDS = {
-    "∞": r"\infty ",
-    "π": r"\pi ",
-    "×": r"\times ",
-    "·": r"\cdot ",
-    "⋅": r"\cdot ",
-    "÷": r"\div ",
-    "≤": r"\le ",
-    "≥": r"\ge ",
-    "⩽": r"\le ",
-    "⩾": r"\ge ",
-    "≠": r"\ne ",
-    "≈": r"\approx ",
-    "±": r"\pm ",
-    "→": r"\to ",
-    "∈": r"\in ",
-    "∪": r"\cup ",
-    "∩": r"\cap ",
-    "∅": r"\emptyset ",
-    "ℝ": r"\mathbb{R}",
-    "ℤ": r"\mathbb{Z}",
-    "ℕ": r"\mathbb{N}",
-    "ℚ": r"\mathbb{Q}",
-    "ℂ": r"\mathbb{C}",
-    "°": r"^\circ ",
-    "…": r"\ldots ",
-    "\u2044": "/",
-    "⟨": r"\langle ",
-    "⟩": r"\rangle ",
-    "∠": r"\angle ",
-    "٫": ".",
-    "٬": ",",
-    "′": "'",
-    "’": "'",
-}
+_NAMED = (
+    "∞ infty, π pi, × times, · cdot, ⋅ cdot, ÷ div, ± pm, ≤ le, ≥ ge, ⩽ le, ⩾ ge, ≠ ne, ≈ approx, → to, "
+    "∈ in, ∪ cup, ∩ cap, ∅ emptyset, … ldots, ⟨ langle, ⟩ rangle, ∠ angle"
+)
+_COMMANDS = {sign: rf"\{name} " for sign, name in map(str.split, _NAMED.split(","))}
+_COMMANDS |= {sign: rf"\mathbb{{{letter}}}" for sign, letter in zip("ℝℤℕℚℂ", "RZNQC", strict=True)}
+_COMMANDS |= {"°": r"^\circ ", "\u2044": "/", "٫": ".", "٬": ",", "′": "'", "’": "'"}
 _COMMANDS |= dict.fromkeys("‐‑‒–—―−﹣－", "-")
 _SIGNS = str.maketrans(_COMMANDS)
 _RAISED = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ"
@@ -81,13 +53,8 @@ def spelled(text: str) -> str:
         text = re.sub(r"\\(bar|dot|overline)\s*(\d)", r"\\\1{\2}", re.sub(r"\\textcolor\{\w+\}", "", text))
         text = re.sub(r"\\[dt]?binom\s*(\d)\s*(\d)", r"\\binom{\1}{\2}", text)
         text = re.sub(r"\\(mathbb|sqrt)(?:\s+([A-Za-z0-9])|(\d))", r"\\\1{\2\3}", text)
-        text = re.sub(r"\\frac\s*(\d|\{[^{}]*\})\s*(\d|\{[^{}]*\})", _fraction, text)
+        text = re.sub(r"\\frac\s*(?:(\d)|\{([^{}]*)\})\s*(?:(\d)|\{([^{}]*)\})", r"\\frac{\1\2}{\3\4}", text)
     return text
-
-
-def _fraction(match: "re.Match[str]") -> str:
-    top, bottom = (part.strip("{}") for part in match.groups())
-    return rf"\frac{{{top}}}{{{bottom}}}"
 
 
 def _ascii(text: str) -> str:
@@ -100,8 +67,7 @@ def _ascii(text: str) -> str:
 
 
 def _character(c: str) -> str:
-    """Return a fraction as LaTeX, a digit of any script as an ASCII one, nothing for a character without width, any
-    other unchanged."""
+    """Return a fraction as LaTeX, a digit of any script in ASCII, "" for one without width, any other unchanged."""
     if c.isascii():
         return c
     if unicodedata.category(c) == "Cf" and c not in TURNED:
@@ -118,9 +84,7 @@ def bare(text: str) -> str:
     `\text{}` around words, "the answer is", a final period. A dollar sign that stays is money."""
     text = spelled(text)
     if "\\" in text or "~" in text or "{" in text:
-        text = re.sub(
-            r"(?<=\d)\s*(?:,\s*\\!|\{,\}|,\{\}|\\!)\s*(?=\d)", lambda sign: "," if "," in sign[0] else "", text
-        )
+        text = re.sub(r"(?<=\d)\s*(?:(,)\s*\\!|\{(,)\}|(,)\{\}|\\!)\s*(?=\d)", r"\1\2\3", text)
         text = re.sub(INVISIBLE, "", text).replace(r"\!", "")
         text = re.sub(r"^\\[(\[](.*)\\[)\]]$", r"\1", text, flags=re.DOTALL)
         text = re.sub(SPACES, " ", re.sub(_SIZES, "", text))

@@ -1,5 +1,4 @@
-"""Judge a few answers when this module is imported: the process that workers fork from then has built math-verify's
-tables.
+"""Judge a few answers on import: the process that workers fork from then has built math-verify's tables.
 
 Else the first answer of each worker would pay for them out of its own time, and on a slow machine be a time-out.
 """

@@ -44,8 +44,7 @@ class Worker:
         self._spawn()
 
     def _spawn(self, again: bool = True) -> None:
-        """Start the process. Args: again, whether one that does not begin is replaced. Raises OSError where none
-        begins."""
+        """Start the process. Args: again, whether one that fails is replaced. Raises OSError where none begins."""
         _start_forkserver()
         self.pipe, theirs = self.context.Pipe()
         self.process = self.context.Process(target=work, args=(theirs, self.memory_mb, self.module), daemon=True)

@@ -256,7 +256,7 @@ def test_a_run_directory_may_be_a_string(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "reward/mean": 0.5}\n')
     (tmp_path / "summary.json").write_text(json.dumps({"status": "done"}))
     (tmp_path / "config.yaml").write_text("dataset: {name: x}\n")
-    assert reading.read_curve(str(tmp_path)) == ([(1, 0.5)], [])
+    assert reading.read_points(str(tmp_path), "reward/mean") == [(1, 0.5)]
     assert reading.read_summary(str(tmp_path)) == {"status": "done"}
     assert reading.samples_of(str(tmp_path)) == []
     assert settings_of(str(tmp_path)) == {"dataset.name": "x"}

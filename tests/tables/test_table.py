@@ -531,7 +531,8 @@ def test_the_view_shows_what_runs_have_written_and_says_once_when_they_end(small
     first.dir.mkdir(parents=True)
     lines = [{"step": 0, "pass@4": 0.25}, {"step": 1, "reward/mean": 0.5}]
     (first.dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[1:]))
-    with View([first, second]) as view:
+    view = View([first, second])
+    with view.bar:
         view.update()
         (task,) = view.tasks.values()
         assert (view.bar.tasks[task].completed, view.bar.tasks[task].fields["state"]) == (1, "reward 0.500")
