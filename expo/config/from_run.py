@@ -24,7 +24,7 @@ from expo.config.dataset import MEASURING
 from expo.config.errors import UserError
 from expo.config.foreign import UNREADABLE, flat_config, read_summary, why, yaml_text
 from expo.config.identity import identity, model_content, runtime_keys
-from expo.config.key import ALWAYS_IN, FORMER, OPTIONS, declaration, flat, shown, with_groups
+from expo.config.key import ALWAYS_IN, FORMER, OPTIONS, declaration, flat, group_of, shown, with_groups
 from expo.config.model import ModelConf
 from expo.config.optimizer import OptimizerConf
 from expo.config.own_code import own_packages
@@ -103,10 +103,9 @@ def _restored(kind: type, tree: Mapping[str, Any]) -> Any:
     values: dict[str, Any] = {}
     for name, f in known.items():
         absent = declaration(f).absent
-        nested = isinstance(f.type, type) and dataclasses.is_dataclass(f.type)
+        nested = group_of(f)
         if name in tree:
-            is_node = nested and isinstance(tree[name], dict)
-            values[name] = _restored(f.type, tree[name]) if is_node else tree[name]  # type: ignore[arg-type]
+            values[name] = _restored(nested, tree[name]) if nested and isinstance(tree[name], dict) else tree[name]
         elif absent is not ALWAYS_IN and not nested:  # a key that came later: as it was before
             values[name] = absent[0] if isinstance(absent, tuple) else absent
         elif nested and f.default is MISSING and (name, "none") in OPTIONS:  # a group that came later

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from expo.config.dataset import LadderConf
-from expo.config.key import ALWAYS_IN, FORMER, OPTIONS, Declaration, declaration, with_groups
+from expo.config.key import ALWAYS_IN, FORMER, OPTIONS, Declaration, declaration, fields_of, group_of, with_groups
 from expo.config.model import LADDER, located
 from expo.config.run import Config
 
@@ -223,34 +223,28 @@ def changing(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def later_keys() -> dict[str, Declaration]:
     """Return the keys of any option that came later, or have a value that did: at it, a run is as it was before."""
-    declarations: dict[str, Declaration] = {}
-    nodes_by_group = [("", Config), *((f"{group}.", node) for (group, _), node in OPTIONS.items())]
-    for prefix, node in nodes_by_group:
-        _add_later(node, prefix, declarations)
-    return declarations
-
-
-def _add_later(node: Any, prefix: str, declarations: dict[str, Declaration]) -> None:
-    for f in dataclasses.fields(node):
-        if isinstance(f.type, type) and dataclasses.is_dataclass(f.type):
-            _add_later(f.type, f"{prefix}{f.name}.", declarations)
-        elif (declared := declaration(f)).absent is not ALWAYS_IN or callable(declared.counted_as):
-            declarations[prefix + f.name] = declared
+    return {
+        key: declared
+        for node, prefix in _all_nodes()
+        for key, f in fields_of(node, prefix)
+        if not group_of(f) and ((declared := declaration(f)).absent is not ALWAYS_IN or callable(declared.counted_as))
+    }
 
 
 def runtime_keys() -> set[str]:
     """Return every key and group of keys, of any option, that changes nothing of a run's result."""
-    nested = ((name, node) for (name, _), node in OPTIONS.items())
-    return runtime_keys_of(Config, "").union(*(runtime_keys_of(node, f"{name}.") for name, node in nested))
+    return set().union(*(runtime_keys_of(node, prefix) for node, prefix in _all_nodes()))
 
 
-def runtime_keys_of(node: type, prefix: str, runtime: bool = False) -> set[str]:
-    """Return the runtime keys of one dataclass. Args: runtime, whether every key of it is one."""
+def runtime_keys_of(node: type, prefix: str) -> set[str]:
+    """Return the runtime keys of one dataclass, and all those in its groups that are runtime as a whole."""
     keys: set[str] = set()
-    for f in dataclasses.fields(node):
-        here = runtime or not declaration(f).identity
-        if isinstance(f.type, type) and dataclasses.is_dataclass(f.type):
-            keys |= runtime_keys_of(f.type, f"{prefix}{f.name}.", here)
-        if here:
-            keys.add(prefix + f.name)
+    for key, f in fields_of(node, prefix):
+        if not declaration(f).identity or key.rpartition(".")[0] in keys:
+            keys.add(key)
     return keys
+
+
+def _all_nodes() -> list[tuple[type, str]]:
+    """Return the config and the dataclasses of all options, each with the prefix of its keys."""
+    return [(Config, ""), *((node, f"{group}.") for (group, _), node in OPTIONS.items())]

@@ -26,13 +26,24 @@ Rules = Iterator[Rule]
 
 @dataclass(frozen=True)
 class Declaration:
-    """Declaration of a key: all but its name, type and default."""
+    """Declaration of a key: all but its name, type and default.
 
-    help: str = ""
+    Args:
+    - help: one sentence for people.
+    - low, high, above: bounds (above is exclusive) of a number, or of each number of a list.
+    - choices: allowed strings, or allowed items of a list.
+    - identity=False: it changes nothing of a run's result.
+    - pairs=False: it changes the result, but not the pairs that the initial policy makes for DPO.
+    - absent: the value, or a tuple of values, at which all is as before the key existed: it is then not hashed.
+    - finite=False: inf is a value, too, which stands for no limit.
+    - counted_as: a constant that is hashed instead of the value, or a function of the value.
+    """
+
+    help: str
     low: float | None = None
     high: float | None = None
     above: float | None = None
-    choices: tuple[str, ...] = ()
+    choices: Sequence[str] = ()
     identity: bool = True
     pairs: bool = True
     absent: Any = ALWAYS_IN
@@ -74,13 +85,9 @@ class Declaration:
 
     def counted(self, value: Any) -> Any:
         """Return what goes into the identity for a value: the value, or what `counted_as` puts in its place."""
-        return (
-            value
-            if self.counted_as is None
-            else self.counted_as(value)
-            if callable(self.counted_as)
-            else self.counted_as
-        )
+        if callable(self.counted_as):
+            return self.counted_as(value)
+        return value if self.counted_as is None else self.counted_as
 
     @property
     def allowed(self) -> str:
@@ -91,35 +98,13 @@ class Declaration:
         return ", ".join(f"{sign}{bound:g}" for bound, sign in bounds if bound is not None)
 
 
-def key(
-    default: Any = MISSING,
-    *,
-    help: str,
-    low: float | None = None,
-    high: float | None = None,
-    above: float | None = None,
-    choices: Sequence[str] = (),
-    identity: bool = True,
-    pairs: bool = True,
-    absent: Any = ALWAYS_IN,
-    finite: bool = True,
-    counted_as: Any = None,
-) -> Any:
+def key(default: Any = MISSING, **declared: Any) -> Any:
     """Declare one key of a config dataclass.
 
-    Args:
-    - default: a value, a list, or a config dataclass for a nested group; without one, the key must be given.
-    - help: one sentence for people.
-    - low, high, above: bounds (above is exclusive) of a number, or of each number of a list.
-    - choices: allowed strings, or allowed items of a list.
-    - identity=False: it changes nothing of a run's result.
-    - pairs=False: it changes the result, but not the pairs that the initial policy makes for DPO.
-    - absent: the value, or a tuple of values, at which all is as before the key existed: it is then not hashed.
-    - finite=False: inf is a value, too, which stands for no limit.
-    - counted_as: a constant that is hashed instead of the value, or a function of the value.
+    Args: default, a value, a list, or a config dataclass for a nested group; without one, the key must be given; the
+    others are those of `Declaration`.
     """
-    declared = Declaration(help, low, high, above, tuple(choices), identity, pairs, absent, finite, counted_as)
-    metadata = {"key": declared}
+    metadata = {"key": Declaration(**declared)}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     if isinstance(default, type) and (dataclasses.is_dataclass(default) or default is dict):
@@ -129,7 +114,7 @@ def key(
 
 def declaration(f: "dataclasses.Field[Any]") -> Declaration:
     """Return a field's declaration; a plain one for a field without (`_target_`)."""
-    declared = f.metadata.get("key", Declaration())
+    declared = f.metadata.get("key", Declaration(""))
     assert isinstance(declared, Declaration)
     return declared
 
@@ -169,6 +154,19 @@ def nodes(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         value = getattr(config, f.name)
         if dataclasses.is_dataclass(value):
             yield from nodes(value, f"{prefix}{f.name}.")
+
+
+def group_of(f: "dataclasses.Field[Any]") -> type | None:
+    """Return the config dataclass of a nested group; None for a field that is a key."""
+    return f.type if isinstance(f.type, type) and dataclasses.is_dataclass(f.type) else None
+
+
+def fields_of(node: type, prefix: str = "") -> Iterator[tuple[str, "dataclasses.Field[Any]"]]:
+    """Yield the fields of a config dataclass by their whole keys, those of a nested group after the group."""
+    for f in dataclasses.fields(node):
+        yield prefix + f.name, f
+        if part := group_of(f):
+            yield from fields_of(part, f"{prefix}{f.name}.")
 
 
 def flat(node: Any, prefix: str = "") -> dict[str, Any]:

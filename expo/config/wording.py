@@ -7,7 +7,7 @@ import shlex
 
 from hydra.errors import OverrideParseException
 
-from expo.config.key import OPTIONS
+from expo.config.key import OPTIONS, fields_of, group_of
 from expo.config.reference import means, named, options_of
 from expo.config.run import Config
 
@@ -71,7 +71,8 @@ def _nearest_key(message: str) -> str | None:
     another dataclass comes first."""
     if (match := re.search(r"Key '(\w+)' not in '(\w+)'", message)) is None:
         return None
-    nodes = {node.__name__: node for node in [*OPTIONS.values(), *parts_of(Config)]}
+    parts = [part for _, f in fields_of(Config) if (part := group_of(f))]
+    nodes = {node.__name__: node for node in [*OPTIONS.values(), Config, *parts]}
     owner = nodes.get(match[2])
     names = [f.name for f in dataclasses.fields(owner)] if owner else []
     close = difflib.get_close_matches(match[1], names, 1) or [name for name in names if means(match[1], name)][:1]
@@ -86,12 +87,3 @@ def _nearest_option(message: str) -> str | None:
     if group in PATHS and (not options_of(match[1]) or re.search(r"\.(jsonl|parquet|gguf)(\.gz)?$", name)):
         return f"{PATHS[group]}{name}"
     return next((f"{match[1]}={near}" for near in difflib.get_close_matches(match[2], options_of(match[1]), 1)), None)
-
-
-def parts_of(node: type) -> list[type]:
-    """Return a config dataclass and those of its nested groups."""
-    classes = [node]
-    for f in dataclasses.fields(node):
-        if isinstance(f.type, type) and dataclasses.is_dataclass(f.type):
-            classes += parts_of(f.type)
-    return classes
