@@ -1,5 +1,6 @@
 """Keys of `algorithm=`: how the policy learns from a step's data."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -147,6 +148,7 @@ class GRPOConf(AlgorithmConf):
     """GRPO and its relatives; Dr. GRPO, DAPO, GSPO, RLOO and LUFFY are choices among these keys."""
 
     takes_positives: ClassVar[bool] = True
+    has_teacher: ClassVar[bool] = False  # that scores the rollouts
     _target_: str = "expo.algorithms.grpo.GRPO"
     group_size: int = key(8, low=2, high=2**16, help="rollouts per problem; a group advantage needs at least 2")
     updates_per_rollout: int = key(
@@ -257,14 +259,13 @@ class GRPOConf(AlgorithmConf):
         return self.kl_coef > 0
 
     @property
-    def has_teacher(self) -> bool:
-        """Return whether a teacher scores the rollouts."""
-        return False
-
-    @property
     def learns_from_rewards(self) -> bool:
         """Return whether rewards have a part in the loss."""
         return self.advantage != "none"
+
+    def idle(self, names: Sequence[str], why: str, remedy: str) -> Rules:
+        """Yield a rule for each key in `names`, which changes nothing here; see `expo.config.key.unused`."""
+        return unused(self, "algorithm.", names, why, remedy)
 
     def rules(self, cfg: "Config") -> Rules:
         yield (
@@ -277,36 +278,22 @@ class GRPOConf(AlgorithmConf):
             f"algorithm.kl_estimator=k1: its gradient is zero in the mean, so that algorithm.kl_coef={self.kl_coef:g} "
             "would add noise alone; set algorithm.kl_estimator=k2 or k3",
         )
+        why = f"since algorithm.surrogate={self.surrogate}"
         for name, keys in KEYS_OF_SURROGATES.items():
             if self.surrogate != name:
-                yield from unused(
-                    self,
-                    "algorithm.",
-                    keys,
-                    f"since algorithm.surrogate={self.surrogate}",
-                    f"algorithm.surrogate={name}",
-                )
+                yield from self.idle(keys, why, f"algorithm.surrogate={name}")
         ignored = {"cispo": ["clip_low"], "sapo": ["clip_low", "clip_high"]}.get(self.surrogate, [])
-        if ignored:
-            why = f"since algorithm.surrogate={self.surrogate}"
-            yield from unused(self, "algorithm.", ignored, why, "algorithm.surrogate=ppo_clip")
+        yield from self.idle(ignored, why, "algorithm.surrogate=ppo_clip")
         yield (
             self.surrogate != "dppo" or self.ratio == "token",
             "algorithm.ratio=sequence: algorithm.surrogate=dppo looks at the probability of each token; set "
             "algorithm.ratio=token",
         )
         if self.sampler_correction == "none":
-            yield from unused(
-                self, "algorithm.", ["sampler_cap"], "since nothing is corrected", "algorithm.sampler_correction=token"
-            )
+            yield from self.idle(["sampler_cap"], "since nothing is corrected", "algorithm.sampler_correction=token")
         if not self.learns_from_rewards:
-            yield from unused(
-                self,
-                "algorithm.",
-                ["overlong_share"],
-                f"since {cfg.name} learns from no rewards",
-                "another algorithm.advantage",
-            )
+            why = f"since {cfg.name} learns from no rewards"
+            yield from self.idle(["overlong_share"], why, "another algorithm.advantage")
         yield (
             self.retry == 1 or not self.refills,
             f"algorithm.retry={self.retry:g}, algorithm.refills={self.refills}: both replace problems that teach "

@@ -46,6 +46,8 @@ class DatasetConf:
     _target_: str = MISSING
     is_ladder: ClassVar[bool] = False
     is_generated: ClassVar[bool] = False
+    # Why problems have no worked solution, and the remedy.
+    no_solutions: ClassVar[str] = "and dataset.columns.solution is empty; set it to the column that has them"
     name: str = key(MISSING, help="name of the data set in run directories and tables")
     path: str | None = key(
         None,
@@ -154,11 +156,6 @@ class DatasetConf:
     def has_solutions(self) -> bool:
         """Return whether problems come with a worked solution."""
         return True
-
-    @property
-    def no_solutions(self) -> str:
-        """Say why problems have no worked solution, with the remedy."""
-        return "and dataset.columns.solution is empty; set it to the column that has them"
 
     @property
     def any_level(self) -> bool:

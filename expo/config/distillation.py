@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from expo.config.algorithm import GRPOConf
-from expo.config.key import Rules, key, option, unused
+from expo.config.key import Rules, key, option
 
 if TYPE_CHECKING:
     from expo.config.run import Config
@@ -19,6 +19,7 @@ class SelfDistillationConf(GRPOConf):
 
     # Whose likeliest words `top_k` takes: nothing used the teacher's.
     gone: ClassVar[Mapping[str, Any]] = {"top_of": "student"}
+    has_teacher: ClassVar[bool] = True
     _target_: str = "expo.algorithms.distillation.SelfDistillation"
     group_size: int = key(8, low=1, high=2**16, help="rollouts per problem; a group advantage needs at least 2")
     privilege: str = key(
@@ -63,10 +64,6 @@ class SelfDistillationConf(GRPOConf):
     ratio_cap: float = key(
         2.0, low=1, help="most that the importance ratio of a token weighs its divergence, after the first update"
     )
-
-    @property
-    def has_teacher(self) -> bool:
-        return True
 
     @property
     def uses_reference(self) -> bool:
@@ -118,20 +115,10 @@ class SelfDistillationConf(GRPOConf):
             "passed over; set algorithm.retry=1",
         )
         if self.signal != "divergence":
-            names, why = (
-                ["mix", "top_k", "tail", "ratio_cap"],
-                f"since algorithm.signal={self.signal} is no divergence",
-            )
-            yield from unused(self, "algorithm.", names, why, "algorithm.signal=divergence")
+            why = f"since algorithm.signal={self.signal} is no divergence"
+            yield from self.idle(["mix", "top_k", "tail", "ratio_cap"], why, "algorithm.signal=divergence")
         if not self.top_k:
-            yield from unused(
-                self, "algorithm.", ["tail"], "since the divergence is over all words", "algorithm.top_k=100"
-            )
+            yield from self.idle(["tail"], "since the divergence is over all words", "algorithm.top_k=100")
         if self.teacher != "average":
-            yield from unused(
-                self,
-                "algorithm.",
-                ["average_rate"],
-                f"since algorithm.teacher={self.teacher}",
-                "algorithm.teacher=average",
-            )
+            why = f"since algorithm.teacher={self.teacher}"
+            yield from self.idle(["average_rate"], why, "algorithm.teacher=average")

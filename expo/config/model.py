@@ -3,7 +3,7 @@
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from omegaconf import MISSING
 
@@ -56,6 +56,7 @@ def is_gguf(path: str) -> bool:
 class ModelConf:
     """A Hugging Face causal LM."""
 
+    from_nothing: ClassVar[bool] = False  # its weights are made here, and found nowhere
     _target_: str = "expo.model.policy.load_policy"
     path: str = key(
         MISSING,
@@ -91,11 +92,6 @@ class ModelConf:
         help="compute logits in float32 where the rest is in 16 bit, in rollouts by transformers, scoring and "
         "evaluation; vLLM does not",
     )
-
-    @property
-    def from_nothing(self) -> bool:
-        """Return whether its weights are made here, and found nowhere."""
-        return False
 
     def rules(self, cfg: "Config") -> Rules:
         saved = is_gguf(self.path) or any(
@@ -151,12 +147,9 @@ class ModelConf:
 class RandomTinyConf(ModelConf):
     """A tiny random model: real data through every stage, no download."""
 
+    from_nothing: ClassVar[bool] = True
     _target_: str = "expo.model.policy.random_policy"
     path: str = key("random_tiny", help="its name in tables")
-
-    @property
-    def from_nothing(self) -> bool:
-        return True
 
     def rules(self, cfg: "Config") -> Rules:
         yield (
@@ -171,14 +164,11 @@ class RandomTinyConf(ModelConf):
 class RandomShapeConf(ModelConf):
     """A model of a known shape with random weights, such as Qwen2.5-0.5B's: what a run takes, without a download."""
 
+    from_nothing: ClassVar[bool] = True
     _target_: str = "expo.model.shapes.random_shape"
     path: str = key(
         "0.5B", help="its shape: 0.5B, 1.5B, 3B or 7B (Qwen2.5), 1B or 8B (Llama 3), tiny; `0.5B:4` has four layers"
     )
-
-    @property
-    def from_nothing(self) -> bool:
-        return True
 
     def rules(self, cfg: "Config") -> Rules:
         yield (

@@ -94,11 +94,6 @@ class PositivesConf:
         return False
 
     @property
-    def written_per_problem(self) -> int:
-        """Return how many explanations are written for a problem, where any are."""
-        return 0
-
-    @property
     def learning(self) -> PositiveLossConf:
         """Return how its positives are learned from."""
         return PositiveLossConf(weight=0.0)
@@ -222,10 +217,6 @@ class SelfExplanationConf(SourceConf):
     def asks_after(self) -> str:
         # The wrong answer is that of a rollout which is left after hints.
         return "hints" if self.shown_answer == "wrong" else "nothing"
-
-    @property
-    def written_per_problem(self) -> int:
-        return self.samples
 
     def rules(self, cfg: "Config") -> Rules:
         yield from super().rules(cfg)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 INSTALL = "pip install reasoning-gym==0.1.25 (make setup EXTRA=smol)"
 SPLITS = ("train", "test", "table")  # no question is in two of them
-WITH_SOLUTIONS = {"gsm_symbolic"}  # tasks that work out their answers in words
+WITH_SOLUTIONS = "gsm_symbolic"  # the task that works out its answers in words
 MOST = 100_000
 
 
@@ -21,6 +21,7 @@ MOST = 100_000
 class ReasoningGymConf(GeneratedConf):
     """Problems of one task of reasoning-gym, or of several. The splits train, test and table share no question."""
 
+    no_solutions = f"and of the tasks of reasoning-gym {WITH_SOLUTIONS} alone has them; set dataset.task to it"
     _target_: str = "expo.data.reasoning.ReasoningGym"
     task: str | None = key(None, help="the task that makes the problems, such as chain_sum; null: see `tasks`")
     tasks: dict[str, Any] = key(
@@ -47,14 +48,7 @@ class ReasoningGymConf(GeneratedConf):
 
     @property
     def has_solutions(self) -> bool:
-        return set(self.shares) <= WITH_SOLUTIONS
-
-    @property
-    def no_solutions(self) -> str:
-        return (
-            f"and of the tasks of reasoning-gym {', '.join(sorted(WITH_SOLUTIONS))} alone has them; set "
-            "dataset.task to it"
-        )
+        return set(self.shares) <= {WITH_SOLUTIONS}
 
     @property
     def any_level(self) -> bool:

@@ -159,7 +159,6 @@ class VLLMConf(RolloutConf):
 
     @property
     def beside_others(self) -> bool:
-        """Return whether each of several devices of a run can have an engine of its own."""
         return self.device is None and self.transfer == "file" and self.tensor_parallel == 1
 
     def rules(self, cfg: "Config") -> Rules:
