@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.columns import Columns
 from rich.panel import Panel
+from rich.table import Column
 from rich.table import Table as Grid
 from rich.text import Text
 
@@ -119,9 +120,8 @@ def _panel(name: str, row: Mapping[str, Any]) -> Panel:
 
 def _grid(title: str, table: Table) -> Grid:
     heads, rows = table
-    grid = Grid(title=Text(title), title_justify="left", box=None, header_style="bold", padding=(0, 2, 0, 0))
-    for head in heads:
-        grid.add_column(Text(head), overflow="fold")
+    columns = (Column(Text(head), overflow="fold") for head in heads)
+    grid = Grid(*columns, title=Text(title), title_justify="left", box=None, header_style="bold", padding=(0, 2, 0, 0))
     for row in rows:
         grid.add_row(*(Text(cell) for cell in row))
     return grid

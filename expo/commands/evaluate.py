@@ -41,9 +41,7 @@ def print_metrics(cfg: Config, metrics: dict[str, float], problems: int) -> None
     )
     measured = [name.partition("/")[::2] for name in metrics if f"{name}_lo" in metrics]
     columns = list(dict.fromkeys(name for name, _ in measured))
-    table = Table()
-    for heading in ("", *columns):
-        table.add_column(heading)
+    table = Table("", *columns)
     for part in dict.fromkeys(part for _, part in measured):
         names = [f"{column}/{part}" if part else column for column in columns]
         table.add_row(part or "all", *(_percent(metrics, name) for name in names))

@@ -72,9 +72,7 @@ def explain(cfg: Config) -> int:
         pipeline.engines.close()
     levels = sorted({e.level for e in explanations if e.level is not None})
     print(f"{len(explanations)} explanations for {cfg.trainer.max_steps} steps, in {engine.bank.folder}")
-    table = Table()
-    for heading in HEADINGS:
-        table.add_column(heading)
+    table = Table(*HEADINGS)
     for level in [*(levels if len(levels) > 1 else []), None]:
         table.add_row(str(level or "all"), *_cells([e for e in explanations if level in (None, e.level)]))
     wide_console().print(table)
