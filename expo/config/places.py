@@ -64,7 +64,7 @@ def run_dir(cfg: Config, command: str = "train", mark: str = "") -> Path:
     that is known.
     """
     root, mark = Path(cfg.output_dir), mark or run_mark(cfg, command)
-    places = [root / command] if command != "train" else [d for d in _folders(root) if d.name not in NO_RUNS]
+    places = [root / command] if command != "train" else [d for d in root.glob("*/") if d.name not in NO_RUNS]
     folders = [path for place in places for path in sorted(place.glob(f"*-{mark}")) if (path / "config.yaml").is_file()]
     if folders:  # of several, the one that is done, or else has come furthest
         return max(folders, key=_progress)
@@ -79,10 +79,6 @@ def _progress(directory: Path) -> tuple[bool, int]:
     summary = directory / "summary.json"
     done = summary.is_file() and '"status": "done"' in summary.read_text(errors="replace")
     return done, len(list(directory.glob("checkpoints/*")))
-
-
-def _folders(root: Path) -> list[Path]:
-    return [path for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
 
 
 def _data_name(cfg: Config, command: str) -> str:

@@ -5,7 +5,7 @@ import os
 import resource
 import sys
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -89,9 +89,9 @@ def _make_run(cfg: Config, gpu: bool) -> int:
             begin = ranks.by_first(lambda: prepare(cfg, run, module, evaluator, account))
             if begin is None:
                 return 0
-            run = replace(begin.run, writes=ranks.first)
+            run, checkpoint = replace(begin[0], writes=ranks.first), begin[1]
             module.pairs = replace(module.pairs, own=run.dir / "pairs")
-            return fit(cfg, run, module, evaluator, begin.checkpoint)
+            return fit(cfg, run, module, evaluator, checkpoint)
 
 
 def check_devices(cfg: Config, gpu: bool) -> None:
@@ -111,18 +111,12 @@ def check_devices(cfg: Config, gpu: bool) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Begin:
-    """Starting point of a session: the run as its earlier sessions have left it, and its newest checkpoint."""
+def prepare(
+    cfg: Config, run: Run, module: Algorithm, evaluator: Evaluator, account: Account
+) -> tuple[Run, Path | None] | None:
+    """Make the run directory, or resume the run in it. The first process does it for all.
 
-    run: Run
-    checkpoint: Path | None
-
-
-def prepare(cfg: Config, run: Run, module: Algorithm, evaluator: Evaluator, account: Account) -> Begin | None:
-    """Make the run directory, or resume the run in it; None where the run is finished. The first process does it for
-    all.
-
+    Returns the run as its earlier sessions have left it, and its newest checkpoint; None where the run is finished.
     Raises UserError where the run cannot go on, or has no room.
     """
     run = Run.find(cfg)
@@ -145,7 +139,7 @@ def prepare(cfg: Config, run: Run, module: Algorithm, evaluator: Evaluator, acco
         step = step_of(checkpoint)  # after one that is evaluated, its own evaluation alone will do
         last_metrics = last_evaluation(run.dir, step if cfg.is_evaluated(step) else None)
         run.metrics = last_metrics if wanted in last_metrics else {}
-    return Begin(run, checkpoint)
+    return run, checkpoint
 
 
 def fit(cfg: Config, run: Run, module: Algorithm, evaluator: Evaluator, checkpoint: Path | None) -> int:

@@ -10,7 +10,7 @@ from expo.evaluation.files import save_rows
 from expo.evaluation.kinds import COLUMNS, KINDS, Samples, cell, first_of_each_level, summarize
 from expo.evaluation.samples import add_measures, check_steps, sample
 from expo.jobs.process import set_up_process
-from expo.jobs.wiring import load_model, longest_prompt, make_engine, measuring_loggers, rollout_sampling, solve_limit
+from expo.jobs.wiring import load_model, make_engine, measuring_loggers, prompt_limit, rollout_sampling
 from expo.runs.directory import Run
 from expo.runs.hub import ask_hub
 from expo.runs.reading import read_rows
@@ -39,9 +39,11 @@ def measure_samples(cfg: Config, run: Run) -> None:
         reader: Reader = build(cfg.dataset, verifier, of=Reader)
         prompts.examples = reader.examples(cfg.prompts.examples)
         problems = first_of_each_level(reader.part(), conf.problems)
-        problems, taken = within_length(problems, makers, tokenizer, solve_limit(cfg, model))
+        limit = prompt_limit(cfg, model, cfg.rollout.max_prompt_tokens)
+        problems, taken = within_length(problems, makers, tokenizer, limit)
         run.keep_account(reader.account() | {cfg.dataset.part: taken})
-        tools = Tools(prompts, tokenizer, verifier, rollout_sampling(cfg), cfg.seed, longest_prompt(cfg, model))
+        longest = prompt_limit(cfg, model, cfg.rollout.longest_prompt)
+        tools = Tools(prompts, tokenizer, verifier, rollout_sampling(cfg), cfg.seed, longest)
         engine = make_engine(cfg, model, tokenizer)
         rows = sample(problems, engine, tools, conf.samples)
         engine.close()

@@ -12,7 +12,7 @@ from expo.data.reader import Reader
 from expo.evaluation.evaluate import Evaluation
 from expo.ground.problem import Problem
 from expo.jobs.process import set_up_process
-from expo.jobs.wiring import load_model, make_engine, make_evaluator, measuring_loggers, solve_limit
+from expo.jobs.wiring import load_model, make_engine, make_evaluator, measuring_loggers, prompt_limit
 from expo.runs.arms import settings_in, settings_of
 from expo.runs.directory import Run
 from expo.runs.hub import ask_hub
@@ -35,7 +35,8 @@ def evaluate(cfg: Config, run: Run) -> None:
     with Verifier(cfg.verifier, final=cfg.prompts.final) as verifier:
         reader: Reader = build(cfg.dataset, verifier, of=Reader)
         prompts.examples = reader.examples(cfg.prompts.examples)
-        problems, taken = within_length(reader.part(), [prompts.solve_ids], tokenizer, solve_limit(cfg, model))
+        limit = prompt_limit(cfg, model, cfg.rollout.max_prompt_tokens)
+        problems, taken = within_length(reader.part(), [prompts.solve_ids], tokenizer, limit)
         run.keep_account(reader.account() | {cfg.dataset.part: taken})
         warn_of_trained_on(cfg, problems)
         engine = make_engine(cfg, model, tokenizer)

@@ -10,16 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from expo.algorithms.pairs import PairStore
-from expo.config import (
-    Config,
-    PartialConf,
-    RewardConf,
-    UserError,
-    bank_identity,
-    build,
-    pairs_identity,
-    run_dir,
-)
+from expo.config import Config, PartialConf, RewardConf, UserError, bank_identity, build, pairs_identity, run_dir
 from expo.config.explaining import frozen_copies, when_explained
 from expo.cost.machine import DEVICES
 from expo.cost.memory import settled
@@ -105,12 +96,11 @@ def build_run(cfg: Config, verifier: Verifier, commit: str | None = None) -> tup
         print("activations are computed again in the backward pass; model.gradient_checkpointing=false keeps them")
     check_rounding(policy, cfg.model.dtype, cfg.optimizer.learning_rate)
     read_prompts_rightly(cfg, policy, ranks)
-    limit = solve_limit(cfg, policy)
-    makers = [
-        prompts.solve_ids,
-        prompts.explain_ids,
-        *([prompts.hint_ids] if cfg.hints.writer and not cfg.hints.needs_solutions else []),
-    ]
+    limit = prompt_limit(cfg, policy, cfg.rollout.max_prompt_tokens)
+    longest = prompt_limit(cfg, policy, cfg.rollout.longest_prompt)
+    makers = [prompts.solve_ids, prompts.explain_ids]
+    if cfg.hints.writer and not cfg.hints.needs_solutions:
+        makers.append(prompts.hint_ids)
     problems, trained = within_length(problems, makers, tokenizer, limit)
     held_out, evaluated = within_length(held_out, [prompts.solve_ids], tokenizer, limit)
     account = read | {"train": trained, "held_out": evaluated}
@@ -124,10 +114,12 @@ def build_run(cfg: Config, verifier: Verifier, commit: str | None = None) -> tup
     generating = whole_copy.model if whole_copy else policy
     sampler = ProblemSampler(problems, cfg.trainer.problems_per_step, cfg.seed)
     source: PositiveSource = build(cfg.positives, of=PositiveSource)
-    tools = Tools(prompts, tokenizer, verifier, rollout_sampling(cfg), cfg.seed, longest_prompt(cfg, policy), ranks)
+    tools = Tools(prompts, tokenizer, verifier, rollout_sampling(cfg), cfg.seed, longest, ranks)
     engines = make_engines(cfg, generating, reference, snapshot, tokenizer, ranks, whole_copy)
     if cfg.positives.from_bank(cfg.algorithm):
-        bank = bank_of(cfg, generating)
+        mark = bank_identity(cfg)
+        folder = Path(cfg.output_dir, "banks", f"{cfg.dataset.name}-{mark}")
+        bank = Bank(folder, f"{mark}-{fingerprint(generating)}")
         banked = BankedEngine(
             bank,
             cfg.trainer.max_steps,
@@ -272,13 +264,6 @@ def make_engines(
     )
 
 
-def bank_of(cfg: Config, policy: PreTrainedModel) -> Bank:
-    """Return the bank of a run's explanations, which all runs share that have the same initial policy, prompts, data,
-    sampling and seed."""
-    mark = bank_identity(cfg)
-    return Bank(Path(cfg.output_dir, "banks", f"{cfg.dataset.name}-{mark}"), f"{mark}-{fingerprint(policy)}")
-
-
 def initial_weights(
     cfg: Config, policy: PreTrainedModel, bank: Bank, ranks: Ranks = ALONE
 ) -> AbstractContextManager[None]:
@@ -333,33 +318,16 @@ def prompt_limit(cfg: Config, model: PreTrainedModel, asked: int) -> int:
     return min(asked, limit - completion)
 
 
-def solve_limit(cfg: Config, model: PreTrainedModel) -> int:
-    """Return the tokens of the longest solve prompt that is taken; see `prompt_limit`."""
-    return prompt_limit(cfg, model, cfg.rollout.max_prompt_tokens)
-
-
-def longest_prompt(cfg: Config, model: PreTrainedModel) -> int:
-    """Return the tokens of the longest prompt that may show a solution or a hint; see `prompt_limit`."""
-    return prompt_limit(cfg, model, cfg.rollout.longest_prompt)
-
-
 def make_evaluator(
     cfg: Config, problems: list[Problem], verifier: Verifier, prompts: Prompts, tokenizer: PreTrainedTokenizerBase
 ) -> Evaluator:
     """Make the evaluator that `evaluation` and `k` describe."""
     e = cfg.evaluation
     sampling = Sampling(e.temperature, e.top_p, e.top_k, cfg.rollout.max_completion_tokens)
-    return Evaluator(
-        problems,
-        verifier,
-        prompts,
-        tokenizer,
-        sampling,
-        e.samples or max(cfg.k),
-        cfg.k,
-        e.seed,
-        own_reward(cfg, verifier),
-    )
+    # Only where it is more than the verdict.
+    reward = None if cfg.reward._target_ == RewardConf._target_ else make_reward(cfg, verifier)
+    samples = e.samples or max(cfg.k)
+    return Evaluator(problems, verifier, prompts, tokenizer, sampling, samples, cfg.k, e.seed, reward)
 
 
 def measuring_loggers(cfg: Config, directory: Path, command: str) -> list["Tracker"]:
@@ -370,11 +338,6 @@ def measuring_loggers(cfg: Config, directory: Path, command: str) -> list["Track
     from expo.loggers.tracking import Session, chosen_loggers
 
     return chosen_loggers(Session(cfg, directory, command=command))
-
-
-def own_reward(cfg: Config, verifier: Verifier) -> Reward | None:
-    """Return the reward where it is more than the verdict; else None."""
-    return None if cfg.reward._target_ == RewardConf._target_ else make_reward(cfg, verifier)
 
 
 def make_reward(cfg: Config, verifier: Verifier) -> Reward:

@@ -17,7 +17,7 @@ from expo.config import ModelConf, UserError, build, check, identity
 from expo.ground.problem import Problem
 from expo.jobs import fit
 from expo.jobs.process import set_up_process
-from expo.jobs.wiring import load_model, longest_prompt, make_engine, read_prompts_rightly, solve_limit
+from expo.jobs.wiring import load_model, make_engine, prompt_limit, read_prompts_rightly
 from expo.ladder.policy import ladder_tokenizer
 from expo.model import policy
 from expo.model.checks import check_packing, check_scoring, reads_rightly, row_limit
@@ -230,11 +230,12 @@ def test_rows_are_no_longer_than_a_model_has_room_for(kind, more, limit, tmp_pat
     model, _ = load_policy(cfg.model)
     assert row_limit(model) == limit
     room = limit - 30 if limit else 10**6
-    assert (solve_limit(cfg, model), longest_prompt(cfg, model)) == (min(100, room), min(130, room))
+    asked = (cfg.rollout.max_prompt_tokens, cfg.rollout.longest_prompt)
+    assert [prompt_limit(cfg, model, n) for n in asked] == [min(100, room), min(130, room)]
     if limit:
         cfg.rollout.max_completion_tokens = limit
         with pytest.raises(UserError, match=rf"rollout\.max_completion_tokens={limit}: .* room for {limit} tokens"):
-            solve_limit(cfg, model)
+            prompt_limit(cfg, model, 100)
 
 
 def test_rope_by_length_is_exact_within_the_room(tmp_path):
