@@ -1,5 +1,4 @@
-"""`expo diagnose`: the two properties of a good positive (paper Table 1, Figure 2), measured for each kind of
-sample."""
+"""`expo diagnose`: the two properties of a good positive (paper Table 1, Figure 2), of each kind of sample."""
 
 from rich.table import Column, Table
 

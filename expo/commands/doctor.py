@@ -1,5 +1,4 @@
-"""Diagnose an installation with `expo doctor`: what is installed, which devices there are, what would work, and how to
-mend the rest."""
+"""`expo doctor`: what is installed, which devices there are, what would work, and how to mend the rest."""
 
 import importlib.metadata
 import importlib.util

@@ -15,8 +15,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 def main(arguments: list[str]) -> int:
-    """Write the folder. Returns the exit code. Raises UserError for a run that is not finished, and a folder that is
-    there."""
+    """Write the folder. Returns the exit code. Raises UserError for an unfinished run, and a folder that is there."""
     if not arguments or {"-h", "--help"} & set(arguments):
         print(USAGE)
         return 0

@@ -41,8 +41,7 @@ WITHIN = {"reward_model": "reward_model.ground_truth"}  # verl's rows
 
 
 def main(arguments: list[str]) -> int:
-    """Make the folder. Returns the exit code. Raises UserError where the file cannot be used, or the folder is
-    there."""
+    """Make the folder. Returns the exit code. Raises UserError for an unusable file, and a folder that is there."""
     if not arguments or {"-h", "--help"} & set(arguments):
         print(USAGE)
         return 0

@@ -76,8 +76,7 @@ def as_table(works: Sequence[Work], device: Device) -> Table:
 
 
 def advice(work: Work, device: Device) -> str:
-    """Say whether a run fits its devices; if not, name the smallest change with which it fits, or the reason why none
-    does."""
+    """Say whether a run fits its devices; if not, name the smallest change with which it fits, or say there is none."""
     on, needed = f"{work.devices} {device.name}", memory(work, device)
     if problem := _problem(work.cfg):
         return f"{on}: {problem}"

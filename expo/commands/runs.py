@@ -203,8 +203,7 @@ def remove_runs(arguments: Sequence[str]) -> int:
 
 
 def collect(arguments: Sequence[str]) -> int:
-    """Remove the checkpoints of finished runs, and with `finals` their models. A longer run can no longer go on from
-    them."""
+    """Remove the checkpoints of finished runs, from which longer ones could go on, and with `finals` their models."""
     options, filters = take_options(arguments, yes="false", finals="false", output_dir="outputs")
     patterns = ("step*.ckpt", *(("final", "best", "best.ckpt") if _is_yes(options, "finals") else ()))
     runs = {str(run.dir): run for run in find_runs(Path(options["output_dir"]))}

@@ -16,8 +16,7 @@ from expo.training.on_devices import run_on_devices
 
 
 def train(cfg: Config) -> int:
-    """Make one run. Returns the exit code. A finished run is not made again, an unfinished one goes on from its
-    checkpoint."""
+    """Make one run, unless it is finished; go on from its checkpoint where it has one. Returns the exit code."""
     run = Run.find(cfg)
     if run.finished:
         print(run.finished_line)

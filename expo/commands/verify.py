@@ -17,8 +17,7 @@ USAGE = "usage: expo verify GOLD ANSWER... [kind=auto] (each in quotes; without 
 
 
 def main(arguments: list[str]) -> int:
-    """Print kind, what both state and the verdict. Returns the exit code. Raises UserError for a kind that does not
-    exist."""
+    """Print kind, what both state and the verdict. Returns the exit code. Raises UserError for an unknown kind."""
     if len(arguments) < 2 or {"-h", "--help"} & set(arguments):
         print(USAGE)
         return 0

@@ -78,8 +78,7 @@ def _parse(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def _shown(options: dict[str, str], subjects: Sequence[str]) -> Any:
-    """Return the selection of a project's runs. Raises UserError for a subject that is neither a table nor a run
-    directory."""
+    """Return the selection of a project's runs. Raises UserError for what is neither a table nor a run directory."""
     from expo.report.wandb_views import Selection
 
     project, entity = options["project"] or "expo", options["entity"]

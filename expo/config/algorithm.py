@@ -37,8 +37,7 @@ class AlgorithmConf:
 
     @property
     def explains_by_step(self) -> bool:
-        """Return whether each step asks for the explanations of its own problems alone, which are known before it
-        begins."""
+        """Return whether each step asks for explanations of its own problems alone, known before it begins."""
         return self._target_.startswith("expo.")
 
     @property
@@ -52,8 +51,7 @@ class AlgorithmConf:
         return False
 
     def bound_to_length(self, step: int) -> str | None:
-        """Return why the first `step` steps of a longer run differ from those of a shorter one; None where they are the
-        same."""
+        """Return why a longer run's first `step` steps differ from a shorter run's; None where they do not."""
         ours = self._target_.startswith("expo.")
         return None if ours else f"expo does not know whether {self._target_} looks at trainer.max_steps"
 

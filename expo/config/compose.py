@@ -111,8 +111,7 @@ def register() -> None:
 
 
 def schema_of(node: type) -> DictConfig:
-    """Return a config dataclass as Hydra takes it. Keys of type dict accept new names, which Hydra refuses
-    elsewhere."""
+    """Return a config dataclass as Hydra takes it. Keys of type dict, and they alone, accept new names."""
     schema: DictConfig = OmegaConf.structured(node)
     parts = [schema]
     for part in parts:
@@ -165,8 +164,7 @@ def _files() -> tuple[tuple[str, int], ...]:
 
 @lru_cache(maxsize=512)
 def _composed(chosen: tuple[str, ...], files: object, options: object) -> bytes:
-    """Return the pickled config of some options, cached: composing takes a hundred times as long as setting a key
-    afterwards."""
+    """Return the pickled config of some options, cached: composing takes a hundred times as long as setting a key."""
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return pickle.dumps(compose("config", list(chosen)))
 
@@ -192,8 +190,7 @@ def for_command(config: Config, command: str, overrides: Sequence[str]) -> Confi
 
 
 def typed(cfg: DictConfig) -> Config:
-    """Return a composed config as dataclasses, resolved. Raises UserError for a key without a value, or an unknown
-    one."""
+    """Return a composed config as dataclasses, resolved. Raises UserError for a key that is unknown or has no value."""
     missing = OmegaConf.missing_keys(cfg)
     if missing:
         raise UserError(f"{min(missing)}=???: not set; give it on the command line")
@@ -246,8 +243,7 @@ def _check_target(named: str, target: str) -> None:
 def build(conf: Any, *parts: Any, of: type | None = None) -> Any:
     """Make the object that a config dataclass describes: call its `_target_` with the whole dataclass and then `parts`.
 
-    Args: of, the class or protocol that it has to be of. Raises UserError where the module has no such class, or it is
-    of another kind.
+    Args: of, its class or protocol. Raises UserError where the module has no such class, or it is of another kind.
     """
     module, _, name = conf._target_.rpartition(".")
     try:
@@ -269,8 +265,7 @@ def _takes(target: Callable[..., Any], count: int) -> bool:
 
 
 def _is_of(target: Any, kind: type | None) -> bool:
-    """Return whether a class is a subclass of `kind`, or has a protocol's members. A function's result is taken on
-    trust."""
+    """Return whether a class is of `kind`, or has a protocol's members. A function's result is taken on trust."""
     if kind is None or not isinstance(target, type):
         return True
     if not getattr(kind, "_is_protocol", False):

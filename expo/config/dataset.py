@@ -125,8 +125,7 @@ class DatasetConf:
         return [name for name, drawn in (("path", path_drawn), ("eval_path", other)) if drawn]
 
     def unread(self, command: str) -> dict[str, str]:
-        """Return the keys among limit, eval_limit and part that a command ignores, each with a remedy; see
-        docs/runs.md."""
+        """Return which of limit, eval_limit and part a command ignores, each with a remedy; see docs/runs.md."""
         if command not in MEASURING:
             return {"part": "it is for expo evaluate and expo diagnose; dataset.limit takes fewer problems"}
         if self.part == "held_out" and self.shares_file:
@@ -147,8 +146,7 @@ class DatasetConf:
 
     @property
     def part_mark(self) -> str:
-        """Return a suffix that tells evaluations of different parts apart; "" for all of the evaluation's problems, as
-        in 0.2."""
+        """Return a suffix that tells evaluations of different parts apart; "" for all of its problems, as in 0.2."""
         default = "all" if self.shares_file else "held_out"
         return "" if self.part in (default, "all") else f"-{self.part}"
 

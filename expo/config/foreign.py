@@ -28,8 +28,7 @@ Check = Callable[[Any], bool]
 
 
 def content(path: Path) -> bytes:
-    """Read a file that others may have written. Raises ValueError for a large file and anything but a plain file,
-    OSError where it is missing."""
+    """Read a file of anyone. Raises ValueError where it is large or no plain file, OSError where it is missing."""
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
@@ -54,8 +53,7 @@ def _whole(digits: str) -> int:
 
 
 def yaml_text(path: Path) -> str:
-    """Return a YAML file as text that is safe to load. Raises UNREADABLE where it is not: it has aliases, or nests
-    deeply."""
+    """Return a YAML file as text. Raises UNREADABLE where it is not safe to load: it has aliases, or nests deeply."""
     text, depth = content(path).decode(), 0
     for event in yaml.parse(text, Loader=yaml.CSafeLoader):
         if isinstance(event, yaml.AliasEvent):
@@ -102,8 +100,7 @@ def is_metrics(value: Any) -> bool:
 
 
 def is_setting(value: Any) -> bool:
-    """Return whether a value is one that a key may have: not YAML's dates, bytes and sets. An empty mapping is a group
-    without keys."""
+    """Return whether a key may have a value: not YAML's dates, bytes and sets. {} is a group without keys."""
     if isinstance(value, list):
         return all(map(is_setting, value))
     return value is None or value == {} or isinstance(value, bool | str | float) or is_whole(value)
@@ -171,8 +168,7 @@ def summary_with(directory: Path, *names: str) -> dict[str, Any]:
 
 
 def config_of(directory: Path) -> dict[str, Any]:
-    """Return every key of a run's config, flat, as text: nothing in it is resolved. Raises UNREADABLE where it is
-    missing or malformed."""
+    """Return a run's config, flat and not resolved. Raises UNREADABLE where it is missing or malformed."""
     return flat_config(yaml.load(yaml_text(directory / "config.yaml"), Loader=yaml.CSafeLoader))
 
 

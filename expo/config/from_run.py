@@ -43,8 +43,7 @@ OF_OPTION = ("_target_", "requires", "extra", "kind")
 
 
 def restore(directory: Path) -> Config:
-    """Return the config of a run directory. Raises UserError where it is missing, or of a version that this one cannot
-    read."""
+    """Return the config of a run directory. Raises UserError where it is missing, or this version cannot read it."""
     register()  # with the users' own options
     path = directory / "config.yaml"
     if not path.is_file():
@@ -84,8 +83,7 @@ class _Loader(CParser, get_yaml_loader()):  # type: ignore[misc]
 
 
 def config_tree(path: Path) -> dict[str, Any]:
-    """Return a config.yaml as plain data. It may be others': nothing in it is resolved. Raises UserError for one that
-    cannot be read."""
+    """Return a config.yaml, perhaps others', as plain data, not resolved. Raises UserError if it cannot be read."""
     try:
         tree = yaml.load(yaml_text(path), Loader=_Loader)
         flat_config(tree)

@@ -78,8 +78,7 @@ class PrefixConf(HintsConf):
         )
 
     def templates(self) -> list[tuple[bool, str, str]]:
-        """Return the templates that hints may use: whether this config does, the key in prompts, and the placeholder
-        that the template must have."""
+        """Return (whether it is used, its key in prompts, the placeholder it must have) of each template of hints."""
         return [(self.instructed, "go_on", "{beginning}")]
 
 

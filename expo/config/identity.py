@@ -30,8 +30,7 @@ def arm_identity(cfg: Config) -> str:
 
 
 def lineage(cfg: Config) -> str:
-    """Return the hash of everything that changes a run's result but its number of steps: a longer run may go on from a
-    shorter one."""
+    """Return the hash of what changes a run's result but its number of steps: a longer run may go on from a shorter."""
     return _hash(replace(cfg, trainer=replace(cfg.trainer, max_steps=0)), pairs=False)
 
 
@@ -52,8 +51,7 @@ def bank_identity(cfg: Config) -> str:
 
 
 def pretrain_settings(cfg: Config) -> list[Any]:
-    """Return everything that changes the model which `expo pretrain` makes: seed, keys, prompts, and a world's own
-    keys."""
+    """Return all that changes the model which `expo pretrain` makes: seed, keys, prompts, and a world's own keys."""
     recipe = dataclasses.asdict(replace(cfg.pretrain, output=""))
     if recipe["start"] is None:
         recipe.pop("start")  # as in what 0.3 began
@@ -93,8 +91,7 @@ def write_recipe(folder: Path, cfg: Config) -> None:
 
 
 def made_as(folder: Path, cfg: Config) -> bool | None:
-    """Return whether a folder holds the model that `expo pretrain` makes of a config; None where it has no record of
-    what made it."""
+    """Return whether a folder holds the model that `expo pretrain` makes of a config; None where it has no recipe."""
     try:
         recipe = json.loads((folder / RECIPE).read_bytes())
         recorded = recipe["identity"], recipe["content"]
@@ -172,8 +169,7 @@ def _tree(node: Any, pairs: bool) -> dict[str, Any]:
 
 
 def model_content(place: Path) -> str:
-    """Return a hash of a model's folder or GGUF file; of an adapter's folder, also of the local model that it is
-    for."""
+    """Return a hash of a model's folder or GGUF file; of an adapter's folder, also of its local base model."""
     digest = hashlib.sha256()
     for part in filter(None, (place, _base_of(place))):
         _add_files(digest, part)
@@ -199,8 +195,7 @@ def _add_files(digest: "hashlib._Hash", place: Path) -> None:
 
 
 def _base_of(folder: Path) -> Path | None:
-    """Return the local folder or file of an adapter's base model; None for a full model, a hub id and the shipped
-    ladder."""
+    """Return the folder or file of an adapter's base model; None for a full model, a hub id and the shipped ladder."""
     try:
         named = json.loads((folder / "adapter_config.json").read_bytes())["base_model_name_or_path"]
         base = Path(located(named))
@@ -210,8 +205,7 @@ def _base_of(folder: Path) -> Path | None:
 
 
 def changing(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the flat settings that change a run's result: without runtime keys, and without later keys at a value of
-    `absent`."""
+    """Return the flat settings that change a run's result: no runtime keys, no later ones at a value of `absent`."""
     runtime, later = runtime_keys(), later_keys()
     gone = {f"{group}.{name}" for (group, _), node in OPTIONS.items() for name in getattr(node, "gone", {})}
     return {

@@ -33,8 +33,7 @@ class OptimizerConf:
 
     @property
     def bound_to_length(self) -> str | None:
-        """Return why the first steps of a longer run differ from those of a shorter one; None where they are the
-        same."""
+        """Return why a longer run's first steps differ from a shorter run's; None where they do not."""
         return None if self.schedule == "constant" else "the learning rate falls towards the last step"
 
     def rules(self, cfg: "Config") -> Rules:

@@ -41,8 +41,7 @@ def _package(file: str) -> str:
 
 
 def _sources(package: str) -> dict[str, str]:
-    """Return the hash of each Python file of a package, by its path from the folder that the package is in. Nothing is
-    imported."""
+    """Return the hash of each Python file of a package, by its path from the package's parent. Nothing is imported."""
     spec = PathFinder.find_spec(package, [*sys.path, ""])
     folders = [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec else []
     files = [file for folder in folders for file in sorted(folder.rglob("*.py"))]

@@ -16,8 +16,7 @@ LIFT = "lift2"  # what expo diagnose measures as answer lift: since 2026-11-28 a
 
 
 def run_mark(cfg: Config, command: str = "train") -> str:
-    """Return a mark that differs where the outcomes of a command do: the identity, and for evaluations the part of the
-    data."""
+    """Return a mark that differs where the outcomes of a command do: the identity, and the part that is evaluated."""
     run, part = identity(cfg), cfg.dataset.part_mark
     if command == "evaluate":
         return f"{run}{part}"
@@ -27,8 +26,7 @@ def run_mark(cfg: Config, command: str = "train") -> str:
 
 
 def _judge_suffix(cfg: Config) -> str:
-    """Return a suffix that names a judge by model and prompt, so that verdicts of two judges get two files; "" without
-    a judge."""
+    """Return a suffix for the model and prompt of a judge: two judges, two files; "" without one."""
     judge = cfg.diagnose.judge
     if not judge.base_url:
         return ""
@@ -36,8 +34,7 @@ def _judge_suffix(cfg: Config) -> str:
 
 
 def name_of(cfg: Config, command: str, overrides: Sequence[str]) -> str:
-    """Return the name of a command's outcome: as asked for, or as the run; for another model that is only measured, the
-    model's name.
+    """Return the name of an outcome: as asked for, or the run's; of another model that is only measured, the model's.
 
     Args: overrides, of the command line.
     """

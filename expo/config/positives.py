@@ -72,20 +72,17 @@ class PositivesConf:
 
     @property
     def bound_to_length(self) -> str | None:
-        """Return why the first steps of a longer run differ from those of a shorter one; None where they are the
-        same."""
+        """Return why a longer run's first steps differ from a shorter run's; None where they do not."""
         ours = self._target_.startswith("expo.")
         return None if ours else f"expo does not know whether {self._target_} looks at the share of the run done"
 
     def from_bank(self, algorithm: AlgorithmConf) -> bool:
-        """Return whether all explanations can be written before the run, and shared with other runs
-        (`expo.step.positives.bank`)."""
+        """Return whether all explanations can be written ahead, for several runs (`expo.step.positives.bank`)."""
         return False
 
     @property
     def asks_after(self) -> str:
-        """Return the stage after which a positive can be asked for: `nothing`, `group` (its rollouts are judged) or
-        `hints`."""
+        """Return after what a positive can be asked for: `nothing`, `group` (its rollouts are judged) or `hints`."""
         return "nothing"
 
     @property

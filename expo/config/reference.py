@@ -52,8 +52,7 @@ def known() -> list[str]:
 
 
 def help_of_group(asked: str) -> str:
-    """Return every key of a group with its choices, default and meaning; or one key. Raises UserError for any other
-    name."""
+    """Explain every key of a group, or one key: choices, default, meaning. Raises UserError for any other name."""
     plugins()
     group, _, name = asked.partition(".")
     nodes = nodes_of(group)

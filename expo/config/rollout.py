@@ -46,8 +46,7 @@ class RolloutConf:
         return self._target_ == "expo.rollout.transformers_engine.TransformersEngine"
 
     def rounds_otherwise(self, cfg: "Config") -> bool:
-        """Return whether the sampler's probabilities differ from the trainer's by more than float32 rounds, or are of
-        other weights."""
+        """Return whether sampler and trainer differ by more than float32 rounds, or have other weights."""
         return False
 
     @property

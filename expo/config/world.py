@@ -62,8 +62,7 @@ class WorldConf:
 
     @property
     def corpus(self) -> dict[str, Any]:
-        """Return the settings that shape the corpus, and so the base policy, where they are not those of the world
-        `clear`."""
+        """Return the settings that shape the corpus, and so the base policy, where they are not the defaults."""
         return {
             f.name: value
             for f in dataclasses.fields(self)

@@ -71,8 +71,7 @@ def make_run(cfg: Config) -> int:
 
 
 def tell_lost(error: Exception) -> int:
-    """Report that another device of the run is gone, unless the process that watches over them reports why. Returns the
-    exit code."""
+    """Report that another device of the run is gone, unless who watches over them does. Returns the exit code."""
     if not is_watched() or os.environ["RANK"] != "0":  # the others have a log of their own
         message = f"another device of this run has ended ({' '.join(str(error).split())})"
         print(f"expo: {message}; the same command goes on from the last checkpoint", file=sys.stderr)
@@ -188,8 +187,7 @@ def make_trainer(cfg: Config, run: Run, evaluator: Evaluator, stop: Stop, checkp
 
 
 def explain_failure(error: Exception, run: Run, trainer: Trainer, stop: Stop) -> int | None:
-    """Note an error in the summary and in the loggers. Returns the exit code where one line on stderr says it all, else
-    None."""
+    """Note an error in summary and loggers. Returns the exit code where one line on stderr says it all, else None."""
     if lost_another(error):
         run.write_summary("stopped", step=trainer.current_epoch)
         return tell_lost(error)

@@ -79,8 +79,7 @@ def measure_samples(cfg: Config, run: Run) -> None:
 
 
 def save_figure(rows: Samples, path: Path) -> None:
-    """Draw, left, the likelihood of each kind under the policy; right, its share of right steps where known, else its
-    answer lift."""
+    """Draw, left, the likelihood of each kind; right, its share of right steps where known, else its answer lift."""
     right = "right_steps" if any(row["right_steps"] is not None for row in rows) else "answer_lift"
     titles = {
         "nll_per_token": "negative log-likelihood per token under the policy",

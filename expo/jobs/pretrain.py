@@ -55,8 +55,7 @@ CHECKPOINT_EVERY = 100
 
 
 def corpus_item(level: int, rng: random.Random, world: WorldConf = CLEAR) -> tuple[Problem, str, bool]:
-    """Return one sequence: a problem whose answer is that of the sampled reading, its completion, and whether it
-    explains."""
+    """Return a problem with the answer of the sampled reading, its completion, and whether that explains."""
     parts = ladder.sample_parts(level, rng, world)
     meanings = [ladder.sampled_meaning(p, rng, world) for p in parts]
     explain = rng.random() < EXPLAIN_SHARE
@@ -210,8 +209,7 @@ def pretrain(cfg: Config) -> None:
 
 
 def is_made(cfg: Config) -> bool:
-    """Return whether the model is on disk already. Raises UserError where another model is, which only `fresh`
-    overwrites."""
+    """Return whether the model is on disk. Raises UserError where another is, which only `fresh` overwrites."""
     output = Path(cfg.pretrain.output)
     if (output / "adapter_config.json").is_file():
         raise UserError(f"pretrain.output={output}: holds an adapter; set another folder")
@@ -271,8 +269,7 @@ def make_trainer(max_steps: int, checkpoints: Path) -> Trainer:
 
 
 def hand_over(partial: Path, output: Path) -> None:
-    """Move the finished model to its place, config.json last, by which a model is recognised. Then remove the
-    checkpoints."""
+    """Move the finished model to its place, config.json last, which marks a model; then remove the checkpoints."""
     output.mkdir(parents=True, exist_ok=True)
     (output / "config.json").unlink(missing_ok=True)  # of another model, which its parts would be taken for
     files = [file for file in partial.iterdir() if file.is_file()]
@@ -296,8 +293,7 @@ def card(cfg: Config, parameters: int, minutes: float, resumed: str) -> str:
 
 
 def command(cfg: Config) -> list[str]:
-    """Return a command line that makes the same model where the prompts are the usual ones; recipe.json has all
-    settings."""
+    """Return a command line that makes this model with the usual prompts; recipe.json has all settings."""
     world = cfg.dataset.world.corpus if isinstance(cfg.dataset, LadderConf) else {}
     settings = {f"dataset.world.{name}": value for name, value in world.items()}
     settings |= {f"pretrain.{f.name}": getattr(cfg.pretrain, f.name) for f in dataclasses.fields(PretrainConf)}

@@ -39,11 +39,9 @@ def keep_memory() -> None:
 
 
 def grow_segments(cfg: Config) -> None:
-    """Let torch take a GPU's memory in segments that grow, unless the user has said how: rows of many lengths leave
-    fewer holes.
+    """Let torch take a GPU's memory in growing segments, unless told how: rows of many lengths leave fewer holes.
 
-    It is read when the first tensor gets there. vLLM, where it sleeps in this process, allocates from pools that know
-    no such segments.
+    It is read when the first tensor gets there. vLLM that sleeps in this process has pools without such segments.
     """
     apart = cfg.rollout.in_place or getattr(cfg.rollout, "separate", False)
     if apart and not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():

@@ -178,8 +178,7 @@ def read_data(
 def load_model(
     cfg: Config, to_device: bool = True, commit: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Prompts]:
-    """Load the model and move it to its device (an engine is made for the device that it finds the model on), and load
-    its prompts.
+    """Load the model, move it to its device, for which engines are made by where they find it, and load its prompts.
 
     Raises UserError for what cannot be loaded, and for a model that cannot be scored rightly.
     """
@@ -267,8 +266,7 @@ def make_engines(
 def initial_weights(
     cfg: Config, policy: PreTrainedModel, bank: Bank, ranks: Ranks = ALONE
 ) -> AbstractContextManager[None]:
-    """Return a context in which the policy has its initial weights. Raises UserError where the model's files have
-    changed since.
+    """Return a context in which the policy has its initial weights. Raises UserError where its files have changed.
 
     The first device alone loads them: the memory of a machine has no room for as many as it has devices.
     """
@@ -302,8 +300,7 @@ def rollout_sampling(cfg: Config) -> Sampling:
 
 
 def prompt_limit(cfg: Config, model: PreTrainedModel, asked: int) -> int:
-    """Return the tokens of the longest prompt that is taken: `asked`, as far as the model has room for a completion
-    after it.
+    """Return the tokens of the longest prompt that is taken: `asked`, or what leaves room for a completion.
 
     Raises UserError where it has room for none.
     """
@@ -331,8 +328,7 @@ def make_evaluator(
 
 
 def measuring_loggers(cfg: Config, directory: Path, command: str) -> list["Tracker"]:
-    """Return the logger that `logger=` names, of a command that only measures; none for logger=none, without importing
-    Lightning."""
+    """Return a measuring command's logger; none for logger=none, without importing Lightning."""
     if not cfg.logger._target_:
         return []
     from expo.loggers.tracking import Session, chosen_loggers
