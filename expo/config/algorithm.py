@@ -130,11 +130,11 @@ class DPOConf(PositivesOnlyConf):
         return True
 
     def rules(self, cfg: "Config") -> Rules:
-        yield (
-            self.preference != "ipo" or self.label_smoothing == 0,
-            f"algorithm.label_smoothing={self.label_smoothing}: IPO has none; "
-            "set algorithm.label_smoothing=0 or algorithm.preference=sigmoid",
-        )
+        if self.preference == "ipo" and self.label_smoothing != 0:
+            yield (
+                f"algorithm.label_smoothing={self.label_smoothing}: IPO has none; "
+                "set algorithm.label_smoothing=0 or algorithm.preference=sigmoid"
+            )
 
 
 KEYS_OF_SURROGATES = {"dual_clip": ["dual_clip"], "sapo": ["sapo_tau_positive", "sapo_tau_negative"]}
@@ -266,34 +266,34 @@ class GRPOConf(AlgorithmConf):
         return unused(self, "algorithm.", names, why, remedy)
 
     def rules(self, cfg: "Config") -> Rules:
-        yield (
-            self.learns_from_rewards or self.has_teacher,
-            f"algorithm.advantage=none: {cfg.name} would learn nothing from its rollouts; "
-            "set algorithm.advantage=group_norm, or choose an algorithm with a teacher such as algorithm=opsd",
-        )
-        yield (
-            not self.kl_coef or self.kl_estimator != "k1",
-            f"algorithm.kl_estimator=k1: its gradient is zero in the mean, so that algorithm.kl_coef={self.kl_coef:g} "
-            "would add noise alone; set algorithm.kl_estimator=k2 or k3",
-        )
+        if not self.learns_from_rewards and not self.has_teacher:
+            yield (
+                f"algorithm.advantage=none: {cfg.name} would learn nothing from its rollouts; "
+                "set algorithm.advantage=group_norm, or choose an algorithm with a teacher such as algorithm=opsd"
+            )
+        if self.kl_coef and self.kl_estimator == "k1":
+            yield (
+                f"algorithm.kl_estimator=k1: its gradient is zero in the mean, so that "
+                f"algorithm.kl_coef={self.kl_coef:g} would add noise alone; set algorithm.kl_estimator=k2 or k3"
+            )
         why = f"since algorithm.surrogate={self.surrogate}"
         for name, keys in KEYS_OF_SURROGATES.items():
             if self.surrogate != name:
                 yield from self.idle(keys, why, f"algorithm.surrogate={name}")
         ignored = {"cispo": ["clip_low"], "sapo": ["clip_low", "clip_high"]}.get(self.surrogate, [])
         yield from self.idle(ignored, why, "algorithm.surrogate=ppo_clip")
-        yield (
-            self.surrogate != "dppo" or self.ratio == "token",
-            "algorithm.ratio=sequence: algorithm.surrogate=dppo looks at the probability of each token; set "
-            "algorithm.ratio=token",
-        )
+        if self.surrogate == "dppo" and self.ratio != "token":
+            yield (
+                "algorithm.ratio=sequence: algorithm.surrogate=dppo looks at the probability of each token; set "
+                "algorithm.ratio=token"
+            )
         if self.sampler_correction == "none":
             yield from self.idle(["sampler_cap"], "since nothing is corrected", "algorithm.sampler_correction=token")
         if not self.learns_from_rewards:
             why = f"since {cfg.name} learns from no rewards"
             yield from self.idle(["overlong_share"], why, "another algorithm.advantage")
-        yield (
-            self.retry == 1 or not self.refills,
-            f"algorithm.retry={self.retry:g}, algorithm.refills={self.refills}: both replace problems that teach "
-            "nothing; set algorithm.refills=0 or algorithm.retry=1",
-        )
+        if self.retry != 1 and self.refills:
+            yield (
+                f"algorithm.retry={self.retry:g}, algorithm.refills={self.refills}: both replace problems that teach "
+                "nothing; set algorithm.refills=0 or algorithm.retry=1"
+            )

@@ -28,16 +28,16 @@ class PretrainConf:
     output: str = key("outputs/pretrain", help="folder of the finished model")
 
     def rules(self, cfg: "Config") -> Rules:
-        yield (
-            self.start is None or (self.hidden_size, self.layers, self.heads) == (96, 4, 4),
-            f"pretrain.start={self.start}: has its own width, depth and heads; leave pretrain.hidden_size, layers "
-            "and heads out",
-        )
-        yield (
-            self.hidden_size % (2 * self.heads) == 0,
-            f"pretrain.hidden_size={self.hidden_size}: not a multiple of twice pretrain.heads={self.heads}; "
-            "set for example pretrain.hidden_size=96 pretrain.heads=4",
-        )
+        if self.start is not None and (self.hidden_size, self.layers, self.heads) != (96, 4, 4):
+            yield (
+                f"pretrain.start={self.start}: has its own width, depth and heads; leave pretrain.hidden_size, layers "
+                "and heads out"
+            )
+        if self.hidden_size % (2 * self.heads) != 0:
+            yield (
+                f"pretrain.hidden_size={self.hidden_size}: not a multiple of twice pretrain.heads={self.heads}; "
+                "set for example pretrain.hidden_size=96 pretrain.heads=4"
+            )
 
 
 @dataclass
@@ -59,10 +59,8 @@ class PlanConf:
     )
 
     def rules(self, cfg: "Config") -> Rules:
-        yield (
-            len(self.devices) > 0,
-            f"plan.devices={self.devices}: names no number of devices; set for example plan.devices=[1,8]",
-        )
+        if len(self.devices) <= 0:
+            yield f"plan.devices={self.devices}: names no number of devices; set for example plan.devices=[1,8]"
 
 
 @dataclass

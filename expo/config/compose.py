@@ -216,9 +216,8 @@ def check(config: Config) -> None:
     """
     check_anywhere(config)
     keep(rules_of(config, "needs_here"))
-    for holds, doubt in rules_of(config, "doubts"):
-        if not holds:
-            print(f"expo: {doubt}", file=sys.stderr)
+    for doubt in rules_of(config, "doubts"):
+        print(f"expo: {doubt}", file=sys.stderr)
 
 
 def check_anywhere(config: Config) -> None:

@@ -4,8 +4,6 @@ import difflib
 import importlib
 import json
 import os
-import re
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from omegaconf import MISSING
 
 from expo.config.files import KINDS, NOT_OURS, UNREADABLE, open_rows
-from expo.config.key import Rule, Rules, key, option
+from expo.config.key import Rules, compiles, key, option
 from expo.config.training import ANSWER_KINDS
 from expo.config.world import WorldConf
 
@@ -161,25 +159,18 @@ class DatasetConf:
         return False
 
     def rules(self, cfg: "Config") -> Rules:
-        yield (
-            any((self.path, self.eval_path, self.hub_id)) or self.is_generated,
-            "dataset.path=null: this data set has no hub id either; set dataset.path or dataset.hub_id",
-        )
+        if not any((self.path, self.eval_path, self.hub_id)) and not self.is_generated:
+            yield "dataset.path=null: this data set has no hub id either; set dataset.path or dataset.hub_id"
         yield from self._levels("dataset.levels", self.levels)
         yield from self._levels("dataset.eval_levels", self.eval_levels or [])
         yield from _file("dataset.path", self.path)
         yield from _file("dataset.eval_path", self.eval_path)
 
-    def _levels(self, name: str, levels: list[Any]) -> Iterable[Rule]:
-        if self.any_level:
-            return []
-        remedy = (
-            f"choose from {self.known_levels}"
-            if self.known_levels
-            else f"remove {name}: the data set {self.name} has no levels (or none named: dataset.columns.level)"
-        )
-        message = f"{name}={levels}: not all are levels of {self.name}; {remedy}"
-        return [(set(levels) <= set(self.known_levels), message)]
+    def _levels(self, name: str, levels: list[Any]) -> Rules:
+        if not self.any_level and set(levels) - set(self.known_levels):
+            remedy = f"remove {name}: the data set {self.name} has no levels (or none named: dataset.columns.level)"
+            remedy = f"choose from {self.known_levels}" if self.known_levels else remedy
+            yield f"{name}={levels}: not all are levels of {self.name}; {remedy}"
 
 
 @option("dataset", "math", formerly="expo.data.readers.MATH")
@@ -222,18 +213,18 @@ class TableConf(DatasetConf):
 
     def rules(self, cfg: "Config") -> Rules:
         yield from super().rules(cfg)
-        yield _compiles(self.answer_pattern)
+        yield from compiles(f"dataset.answer_pattern={self.answer_pattern}", self.answer_pattern)
         wanted = {f.name: getattr(self.columns, f.name) for f in fields(self.columns)}
         for path in filter(None, (self.path, self.eval_path)):
             columns = columns_of(Path(path), {*wanted.values()} - {""})
             for column, name in wanted.items():
                 name = name if name in columns else name.partition(".")[0]  # a path into the column
                 near = next(iter(difflib.get_close_matches(name, columns, 1)), next(iter(columns), ""))
-                yield (
-                    not name or not columns or name in columns,
-                    f"dataset.columns.{column}={name}: no row of {path} has it, only {', '.join(columns)}; "
-                    f"set it to one of them, perhaps dataset.columns.{column}={near}",
-                )
+                if name and columns and name not in columns:
+                    yield (
+                        f"dataset.columns.{column}={name}: no row of {path} has it, only {', '.join(columns)}; "
+                        f"set it to one of them, perhaps dataset.columns.{column}={near}"
+                    )
 
 
 @option("dataset", "function", formerly="expo.data.readers.Rows", alone=False)
@@ -273,11 +264,11 @@ class GeneratedConf(DatasetConf):
     def rules(self, cfg: "Config") -> Rules:
         yield from super().rules(cfg)
         for name in ("path", "eval_path", "hub_id"):
-            yield (
-                getattr(self, name) is None,
-                f"dataset.{name}={getattr(self, name)}: {self.name} makes its problems and reads none; set "
-                "dataset=custom and dataset.columns, or the data set whose format it has, such as dataset=math",
-            )
+            if getattr(self, name) is not None:
+                yield (
+                    f"dataset.{name}={getattr(self, name)}: {self.name} makes its problems and reads none; set "
+                    "dataset=custom and dataset.columns, or the data set whose format it has, such as dataset=math"
+                )
 
 
 @option("dataset", "ladder", formerly="expo.data.readers.Ladder")
@@ -297,32 +288,27 @@ class LadderConf(GeneratedConf):
     )
 
     def rules(self, cfg: "Config") -> Rules:
-        yield (
-            self.answer_kind == "auto",
-            f"dataset.answer_kind={self.answer_kind}: the ladder knows the kind of its own answers; leave it out",
-        )
-        for name, count in (("limit", self.limit), ("eval_limit", self.eval_limit)):
+        if self.answer_kind != "auto":
             yield (
-                count is None or count <= MOST_GENERATED,
-                f"dataset.{name}={count}: the ladder makes at most {MOST_GENERATED} problems of a level (10 s each); "
-                f"set dataset.{name}={MOST_GENERATED} or less",
+                f"dataset.answer_kind={self.answer_kind}: the ladder knows the kind of its own answers; leave it out"
             )
+        for name, count in (("limit", self.limit), ("eval_limit", self.eval_limit)):
+            if count is not None and count > MOST_GENERATED:
+                yield (
+                    f"dataset.{name}={count}: the ladder makes at most {MOST_GENERATED} problems of a level (10 s "
+                    f"each); set dataset.{name}={MOST_GENERATED} or less"
+                )
         yield from super().rules(cfg)
 
 
 def _file(name: str, path: str | None) -> Rules:
     if path is not None:
-        yield os.path.isfile(path), f"{name}={path}: no such file; give the path of a .jsonl or .parquet file"
-        yield not os.path.isfile(path) or os.access(path, os.R_OK), f"{name}={path}: {NOT_OURS}"
-        yield path.endswith(KINDS), f"{name}={path}: not a {', '.join(KINDS)} file; convert it first"
-
-
-def _compiles(pattern: str) -> Rule:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        return False, f"dataset.answer_pattern={pattern}: no regular expression ({error}); correct it"
-    return True, ""
+        if not os.path.isfile(path):
+            yield f"{name}={path}: no such file; give the path of a .jsonl or .parquet file"
+        if os.path.isfile(path) and not os.access(path, os.R_OK):
+            yield f"{name}={path}: {NOT_OURS}"
+        if not path.endswith(KINDS):
+            yield f"{name}={path}: not a {', '.join(KINDS)} file; convert it first"
 
 
 def columns_of(path: Path, wanted: set[str]) -> list[str]:

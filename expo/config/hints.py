@@ -67,15 +67,15 @@ class PrefixConf(HintsConf):
         return True
 
     def rules(self, cfg: "Config") -> Rules:
-        yield (
-            self.share_low <= self.share_high,
-            f"hints.share_low={self.share_low}: above hints.share_high={self.share_high}; set it to that or less",
-        )
-        yield (
-            self.writer != "snapshot",
-            "hints.explainer=snapshot: nothing refreshes a snapshot for hints; set hints.explainer=reference or "
-            "current",
-        )
+        if self.share_low > self.share_high:
+            yield (
+                f"hints.share_low={self.share_low}: above hints.share_high={self.share_high}; set it to that or less"
+            )
+        if self.writer == "snapshot":
+            yield (
+                "hints.explainer=snapshot: nothing refreshes a snapshot for hints; set hints.explainer=reference or "
+                "current"
+            )
 
     def templates(self) -> list[tuple[bool, str, str]]:
         """Return (whether it is used, its key in prompts, the placeholder it must have) of each template of hints."""
@@ -135,13 +135,11 @@ class SelfHintConf(PrefixConf):
         ]
 
     def rules(self, cfg: "Config") -> Rules:
-        yield (
-            not self.instructed,
-            "hints.instructed=true: a self-made hint has prompts of its own; set hints.instructed=false, or "
-            "hints=expert_prefix",
-        )
-        yield (
-            self.stages == 1 or self.sees == "answer",
-            "hints.stages=2: explains the answer first; set hints.sees=answer or hints.stages=1",
-        )
+        if self.instructed:
+            yield (
+                "hints.instructed=true: a self-made hint has prompts of its own; set hints.instructed=false, or "
+                "hints=expert_prefix"
+            )
+        if self.stages != 1 and self.sees != "answer":
+            yield "hints.stages=2: explains the answer first; set hints.sees=answer or hints.stages=1"
         yield from super().rules(cfg)

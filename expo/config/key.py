@@ -8,6 +8,7 @@ group, and docs/keys.md.
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -19,9 +20,8 @@ from expo.config.errors import UserError
 LARGEST = 10**9  # of a number without a bound of its own: what is larger is a slip of the keyboard
 ALWAYS_IN = object()  # the value of `absent` for a key that is always part of the identity
 
-# Whether a rule is kept, and what to say where it is not.
-Rule = tuple[bool, str]
-Rules = Iterator[Rule]
+# A line for each rule that is broken: key, value, why, and the remedy.
+Rules = Iterator[str]
 
 
 @dataclass(frozen=True)
@@ -207,15 +207,22 @@ def functions_of(node: type, name: str, functions: Mapping[str, Function]) -> di
 
 
 def unused(node: Any, prefix: str, names: Sequence[str], why: str, remedy: str) -> Rules:
-    """Yield a rule for each key in `names`, which changes nothing here: it refuses any value but the default.
+    """Refuse any value but the default of the keys in `names`, which change nothing here.
 
     Args: why, what makes them idle; remedy, the setting under which they count. Not for keys that are lists.
     """
     for f in dataclasses.fields(node):
-        if f.name in names:
-            value = getattr(node, f.name)
+        if f.name in names and (value := getattr(node, f.name)) != f.default:
             message = f"{prefix}{f.name}={shown(value)}: has no effect, {why}"
-            yield value == f.default, f"{message}; set {prefix}{f.name}={shown(f.default)}, its default, or {remedy}"
+            yield f"{message}; set {prefix}{f.name}={shown(f.default)}, its default, or {remedy}"
+
+
+def compiles(setting: str, pattern: str) -> Rules:
+    """Refuse a pattern that is no regular expression. Args: setting, the key with its value."""
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        yield f"{setting}: no regular expression ({error}); correct it"
 
 
 def check_values(config: Any) -> None:
@@ -227,7 +234,7 @@ def check_values(config: Any) -> None:
 
 
 def rules_of(config: Any, kind: str) -> Rules:
-    """Yield the rules of one kind that the dataclasses in a config have: `rules`, `needs_here` or `doubts`."""
+    """Yield what the dataclasses in a config say against it by one of `rules`, `needs_here` and `doubts`."""
     for _, node in nodes(config):
         rules: Callable[[Any], Rules] | None = getattr(node, kind, None)
         yield from rules(config) if rules else ()
@@ -235,6 +242,5 @@ def rules_of(config: Any, kind: str) -> Rules:
 
 def keep(rules: Rules) -> None:
     """Raise UserError for the first rule that is broken."""
-    for holds, message in rules:
-        if not holds:
-            raise UserError(message)
+    for broken in rules:
+        raise UserError(broken)

@@ -27,11 +27,11 @@ class LoggerConf:
     def needs_here(self, cfg: "Config") -> Rules:
         needed = self.packages()
         for module, package in needed.items():
-            yield (
-                importlib.util.find_spec(module) is not None,
-                f"logger._target_={self._target_}: the package {package} is not installed; install it with "
-                f"pip install {' '.join(needed.values())}, or use logger=none",
-            )
+            if importlib.util.find_spec(module) is None:
+                yield (
+                    f"logger._target_={self._target_}: the package {package} is not installed; install it with "
+                    f"pip install {' '.join(needed.values())}, or use logger=none"
+                )
 
     def of_table(self, table: str, arm: str, tags: Sequence[str]) -> list[str]:
         """Return the overrides that sort a run of a table: nothing where the logger has no such keys."""
@@ -109,11 +109,11 @@ class MlflowLoggerConf(LoggerConf):
         return {"mlflow": "mlflow-skinny"} | (database if local else {})
 
     def rules(self, cfg: "Config") -> Rules:
-        yield (
-            urlsplit(self.mlflow.tracking_uri or "").password is None,
-            "logger.mlflow.tracking_uri: has a password, which would be in config.yaml; leave it out, and set "
-            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_URI",
-        )
+        if urlsplit(self.mlflow.tracking_uri or "").password is not None:
+            yield (
+                "logger.mlflow.tracking_uri: has a password, which would be in config.yaml; leave it out, and set "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_URI"
+            )
 
     def of_table(self, table: str, arm: str, tags: Sequence[str]) -> list[str]:
         return [f"logger.mlflow.group={table}", f"logger.mlflow.job_type={arm}"]

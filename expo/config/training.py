@@ -1,11 +1,10 @@
 """Keys of `trainer=`, `evaluation`, `verifier` and `reward=`."""
 
 import os
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from expo.config.key import Rules, key, option
+from expo.config.key import Rules, compiles, key, option
 
 if TYPE_CHECKING:
     from expo.config.run import Config
@@ -118,23 +117,22 @@ class TrainerConf:
         return longest <= SHARED_ON_GPU or not gpu if self.share_prompts is None else self.share_prompts
 
     def rules(self, cfg: "Config") -> Rules:
-        yield (
-            not (self.packing and self.share_prompts),
-            "trainer.share_prompts=true: has no effect with trainer.packing=true; leave one of them out",
-        )
+        if self.packing and self.share_prompts:
+            yield "trainer.share_prompts=true: has no effect with trainer.packing=true; leave one of them out"
         several = self.devices * self.num_nodes > 1
-        yield (
-            several or self.strategy == "ddp",
-            f"trainer.strategy={self.strategy}: shares the weights out among devices, and there is one; "
-            "set trainer.devices, or trainer.strategy=ddp",
-        )
+        if not several and self.strategy != "ddp":
+            yield (
+                f"trainer.strategy={self.strategy}: shares the weights out among devices, and there is one; "
+                "set trainer.devices, or trainer.strategy=ddp"
+            )
 
     def needs_here(self, cfg: "Config") -> Rules:
-        yield (
-            self.num_nodes == 1 or "WORLD_SIZE" in os.environ,
-            f"trainer.num_nodes={self.num_nodes}: start one process per device with torchrun --nnodes {self.num_nodes} "
-            f"--nproc-per-node {self.devices} -m expo train … (docs/scaling.md), or set trainer.num_nodes=1",
-        )
+        if self.num_nodes != 1 and "WORLD_SIZE" not in os.environ:
+            yield (
+                f"trainer.num_nodes={self.num_nodes}: start one process per device with torchrun --nnodes "
+                f"{self.num_nodes} --nproc-per-node {self.devices} -m expo train … (docs/scaling.md), or set "
+                "trainer.num_nodes=1"
+            )
 
 
 @dataclass
@@ -233,16 +231,13 @@ class VerifierConf:
 
     def rules(self, cfg: "Config") -> Rules:
         name, colon, argument = self.extract.partition(":")
-        yield (
-            name in ALONE if not colon else name in WITH_ARGUMENT and argument != "",
-            f"verifier.extract={self.extract}: names no place of an answer; set one of {', '.join(ALONE)}, "
-            f"{', '.join(f'{name}:…' for name in WITH_ARGUMENT)}",
-        )
+        if not (name in ALONE if not colon else name in WITH_ARGUMENT and argument != ""):
+            yield (
+                f"verifier.extract={self.extract}: names no place of an answer; set one of {', '.join(ALONE)}, "
+                f"{', '.join(f'{name}:…' for name in WITH_ARGUMENT)}"
+            )
         if name == "regex":
-            try:
-                re.compile(argument)
-            except re.error as error:
-                yield False, f"verifier.extract={self.extract}: no regular expression ({error}); correct it"
+            yield from compiles(f"verifier.extract={self.extract}", argument)
 
 
 @option("verifier", "regex")
