@@ -1,10 +1,8 @@
 """`expo compare A B`: two runs, arms or tables on the same problems."""
 
 import glob
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from rich.columns import Columns
 from rich.panel import Panel
@@ -109,13 +107,11 @@ def print_comparison(comparison: Comparison, reach: float, show: int) -> None:
         for problem in problems[:show]:
             rows = comparison.beside(problem)
             console.print(Text(f"{title} {problem}   answer {rows[0]['answer']}\n{rows[0]['question']}"))
-            console.print(
-                Columns([_panel(name, row) for name, row in zip((one, other), rows, strict=True)], equal=True)
-            )
-
-
-def _panel(name: str, row: Mapping[str, Any]) -> Panel:
-    return Panel(Text(row["completion"]), title=Text(f"{name}: {row['verdict']}"), width=76)
+            panels = [
+                Panel(Text(row["completion"]), title=Text(f"{name}: {row['verdict']}"), width=76)
+                for name, row in zip((one, other), rows, strict=True)
+            ]
+            console.print(Columns(panels, equal=True))
 
 
 def _grid(title: str, table: Table) -> Grid:

@@ -127,10 +127,8 @@ def room() -> list[Finding]:
     free, remedy = shutil.disk_usage(".").free, "free some, or set output_dir to another disk"
     findings = [_enough("disk", free > LEAST_DISK, f"{free / 1e9:.0f} GB free here", remedy)]
     if Path("/dev/shm").is_dir():
-        free, remedy = (
-            shutil.disk_usage("/dev/shm").free,
-            "in a container: --shm-size; rollout=vllm_server sends weights through it",
-        )
+        remedy = "in a container: --shm-size; rollout=vllm_server sends weights through it"
+        free = shutil.disk_usage("/dev/shm").free
         findings.append(_enough("/dev/shm", free > LEAST_SHM, f"{free / 1e9:.1f} GB free", remedy))
     return findings
 

@@ -42,10 +42,8 @@ def main(arguments: list[str]) -> int:
         problem = Problem("", "", gold, kind=kind)
         for answer in answers:
             verdict = verifier.submit(verifier.extraction.stated(answer), problem).result()
-            settled = fast_verdict(answer, gold, kind) is not None
-            table.add_row(
-                bare(answer), _stated(how.form, answer), str(verdict), "its kind" if settled else "math-verify"
-            )
+            by = "math-verify" if fast_verdict(answer, gold, kind) is None else "its kind"
+            table.add_row(bare(answer), _stated(how.form, answer), str(verdict), by)
     Console().print(table)
     return 0
 

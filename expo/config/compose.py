@@ -50,9 +50,8 @@ def plugins() -> tuple[Path, ...]:
 
     Raises UserError for a module that cannot be imported.
     """
-    installed = {
-        e.value: e.dist.name if e.dist else e.name for e in importlib.metadata.entry_points(group=ENTRY_POINTS)
-    }
+    entry_points = importlib.metadata.entry_points(group=ENTRY_POINTS)
+    installed = {e.value: e.dist.name if e.dist else e.name for e in entry_points}
     named = [name.strip() for name in os.environ.get(PLUGINS_VARIABLE, "").split(",") if name.strip()]
     if named and "" not in sys.path:
         sys.path.append("")  # the working folder, where nothing that is installed has the name

@@ -135,12 +135,9 @@ class DatasetConf:
 
     def evaluated_file(self, command: str) -> str | None:
         """Return the local file that a command evaluates on."""
-        files = (
-            (self.eval_path, self.path)
-            if command in MEASURING and self.part != "train"
-            else (self.path, self.eval_path)
-        )
-        return next(filter(None, files), None)
+        if command in MEASURING and self.part != "train":
+            return self.eval_path or self.path
+        return self.path or self.eval_path
 
     @property
     def part_mark(self) -> str:

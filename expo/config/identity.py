@@ -82,11 +82,8 @@ def pretrain_identity(cfg: Config) -> str:
 def write_recipe(folder: Path, cfg: Config) -> None:
     """Write the settings that made a model into a file beside it; models trained from it would inherit its
     config.json."""
-    recipe = {
-        "identity": pretrain_identity(cfg),
-        "content": model_content(folder),
-        "settings": pretrain_settings(cfg),
-    }
+    identity, content = pretrain_identity(cfg), model_content(folder)
+    recipe = {"identity": identity, "content": content, "settings": pretrain_settings(cfg)}
     (folder / RECIPE).write_text(json.dumps(recipe, indent=1) + "\n")
 
 

@@ -153,6 +153,7 @@ class ExpertConf(SourceConf):
 class SelfExplanationConf(SourceConf):
     """The policy's explanation of the known answer (ExPO)."""
 
+    right_after: ClassVar[str] = "nothing"  # what a right answer's explanation waits for
     _target_: str = "expo.step.positives.sources.SelfExplanation"
     explainer: str = key(
         "reference",
@@ -213,7 +214,7 @@ class SelfExplanationConf(SourceConf):
     @property
     def asks_after(self) -> str:
         # The wrong answer is that of a rollout which is left after hints.
-        return "hints" if self.shown_answer == "wrong" else "nothing"
+        return "hints" if self.shown_answer == "wrong" else self.right_after
 
     def rules(self, cfg: "Config") -> Rules:
         yield from super().rules(cfg)
@@ -229,11 +230,8 @@ class SelfExplanationConf(SourceConf):
 class StarConf(SelfExplanationConf):
     """The policy's own right sample; where it has none, its explanation of the known answer (STaR)."""
 
+    right_after: ClassVar[str] = "group"  # only where no rollout of its own is right
     _target_: str = "expo.step.positives.sources.STaR"
-
-    @property
-    def asks_after(self) -> str:
-        return "hints" if self.shown_answer == "wrong" else "group"  # only where no rollout of its own is right
 
 
 @option("positives", "expert_paraphrase", formerly="expo.positives.sources.ExpertParaphrase")
@@ -243,12 +241,9 @@ class ParaphraseConf(SelfExplanationConf):
 
     _target_: str = "expo.step.positives.sources.ExpertParaphrase"
     needs_solutions: ClassVar[bool] = True
+    right_after: ClassVar[str] = "group"  # the rollouts give the length
     length_ratio: float = key(
         1.25,
         low=1,
         help="a paraphrase is kept if it is at most this many times as long, or as short, as the policy's own rollouts",
     )
-
-    @property
-    def asks_after(self) -> str:
-        return "hints" if self.shown_answer == "wrong" else "group"  # the rollouts give the length

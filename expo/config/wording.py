@@ -11,14 +11,7 @@ from expo.config.key import OPTIONS, fields_of, group_of
 from expo.config.reference import means, named, options_of
 from expo.config.run import Config
 
-NOISE = (
-    "full_key:",
-    "object_type=",
-    "reference_type=",
-    "To append to your config",
-    "Config search path",
-    "provider=",
-)
+NOISE = ("full_key:", "object_type=", "reference_type=", "To append to your config", "Config search path", "provider=")
 # A key of an option that has none: what to choose instead.
 CHOOSE = {
     "'NoPositivesConf'": "positives=self_explanation or positives=expert",

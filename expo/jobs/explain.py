@@ -66,9 +66,8 @@ def explain(cfg: Config) -> int:
                 measured = with_lift(pipeline.scorer, groups, measured)
             for problem, c in [(batch.problems[i], c) for i, some in measured.items() for c in some]:
                 sound = problem.oracle(problem.question, c.text).sound if problem.oracle else None
-                explanations.append(
-                    Explanation(problem.level, c.rejected, len(c.ids), c.logp_given_q, c.answer_lift, sound)
-                )
+                measures = (c.rejected, len(c.ids), c.logp_given_q, c.answer_lift, sound)
+                explanations.append(Explanation(problem.level, *measures))
         pipeline.engines.close()
     levels = sorted({e.level for e in explanations if e.level is not None})
     print(f"{len(explanations)} explanations for {cfg.trainer.max_steps} steps, in {engine.bank.folder}")

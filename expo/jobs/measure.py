@@ -72,9 +72,8 @@ def measure_samples(cfg: Config, run: Run) -> None:
     if loggers:
         from expo.loggers.tracking import log_measured
 
-        log_measured(
-            loggers, record, "samples", [{k: row[k] for k in ("kind", "completion", *COLUMNS)} for row in rows]
-        )
+        shown = [{k: row[k] for k in ("kind", "completion", *COLUMNS)} for row in rows]
+        log_measured(loggers, record, "samples", shown)
     run.write(record)
 
 
