@@ -24,9 +24,6 @@ usage: expo compare A B [reach=0.5] [show=3]
 
 def main(arguments: list[str]) -> int:
     """Compare, and print. Returns the exit code."""
-    if not arguments or {"-h", "--help"} & set(arguments):
-        print(USAGE)
-        return 0
     options, sides = take_options(arguments, reach="0.5", show="3")
     if len(sides) != 2:
         raise UserError(f"compare: {len(sides)} given, and two are compared; {USAGE.splitlines()[0]}")

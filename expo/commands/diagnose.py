@@ -12,8 +12,7 @@ from expo.tables.render import wide_console
 
 def diagnose(cfg: Config) -> int:
     """Sample, measure, print the table; parquet, summary and picture go to the run directory."""
-    run = Run.find(cfg, "diagnose")
-    with run.alone():
+    with Run.find(cfg, "diagnose").alone():
         run = Run.find(cfg, "diagnose")
         if run.finished:
             print(run.finished_line)

@@ -19,6 +19,7 @@ from rich.table import Column, Table
 from expo.ground.files import version_of
 from expo.runs.hub import unreachable
 
+USAGE = "usage: expo doctor"
 OK, NOTE, PROBLEM = "ok", "note", "problem"
 COLOURS = {OK: "green", NOTE: "yellow", PROBLEM: "red"}
 LEAST_DISK, LEAST_SHM = 5e9, 1e9  # bytes
@@ -37,8 +38,8 @@ class Finding:
 def main(arguments: list[str]) -> int:
     """Print every finding. Returns 1 where there is a problem."""
     if arguments:
-        print("usage: expo doctor")
-        return 0 if {"-h", "--help"} & set(arguments) else 2
+        print(USAGE)
+        return 2
     findings = [finding for check in CHECKS for finding in check()]
     headings = (Column(heading, overflow="fold") for heading in ("", "", "found", "to mend it"))
     table = Table(*headings, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))

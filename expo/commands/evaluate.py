@@ -12,8 +12,7 @@ from expo.tables.render import wide_console
 
 def evaluate_command(cfg: Config) -> int:
     """Sample, verify, count; prints a table and keeps every completion in the run directory."""
-    run = Run.find(cfg, "evaluate")
-    with run.alone():
+    with Run.find(cfg, "evaluate").alone():
         run = Run.find(cfg, "evaluate")
         if run.finished:
             print(run.finished_line)

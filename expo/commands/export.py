@@ -16,9 +16,6 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 def main(arguments: list[str]) -> int:
     """Write the folder. Returns the exit code. Raises UserError for an unfinished run, and a folder that is there."""
-    if not arguments or {"-h", "--help"} & set(arguments):
-        print(USAGE)
-        return 0
     options, subjects = take_options(arguments, output="", dtype="")
     subjects = [subject.removeprefix("run=") for subject in subjects]
     if len(subjects) != 1 or "=" in subjects[0]:

@@ -42,9 +42,6 @@ WITHIN = {"reward_model": "reward_model.ground_truth"}  # verl's rows
 
 def main(arguments: list[str]) -> int:
     """Make the folder. Returns the exit code. Raises UserError for an unusable file, and a folder that is there."""
-    if not arguments or {"-h", "--help"} & set(arguments):
-        print(USAGE)
-        return 0
     options, rest = take_options(arguments, data="", question="", answer="", solution="", level="", answer_pattern="")
     if len(rest) != 1 or "=" in rest[0]:
         raise UserError(f"init {' '.join(rest)}: not one folder; {USAGE}")

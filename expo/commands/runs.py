@@ -29,9 +29,6 @@ expo runs gc   [FILTER...] [output_dir=outputs] [yes=true]       remove the chec
 
 def main(arguments: list[str]) -> int:
     """Run the subcommand. Returns the exit code."""
-    if {"-h", "--help"} & set(arguments):
-        print(USAGE)
-        return 0
     action = ACTIONS.get(arguments[0]) if arguments else None
     return action(arguments[1:]) if action else list_runs(arguments)
 

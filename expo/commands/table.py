@@ -28,9 +28,6 @@ USAGE = (
 
 def main(arguments: list[str]) -> int:
     """Make what is missing of a table, and render it into experiments/NAME/results/SCALE. Returns the exit code."""
-    if not arguments or {"-h", "--help"} & set(arguments):
-        print(USAGE)
-        return 0
     request = Request.parse(arguments)
     runs = request.runs()
     if request.dry_run:

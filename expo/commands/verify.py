@@ -18,7 +18,7 @@ USAGE = "usage: expo verify GOLD ANSWER... [kind=auto] (each in quotes; without 
 
 def main(arguments: list[str]) -> int:
     """Print kind, what both state and the verdict. Returns the exit code. Raises UserError for an unknown kind."""
-    if len(arguments) < 2 or {"-h", "--help"} & set(arguments):
+    if len(arguments) < 2:
         print(USAGE)
         return 0
     given = [a for a in arguments if a.startswith("kind=")]

@@ -23,15 +23,11 @@ usage: expo wandb workspace [TABLE | RUN_DIRECTORY...] [OPTIONS]   a saved view:
        expo wandb upload    RUN_DIRECTORY... [project=expo] [entity=…] [group=…] [mode=offline]   send runs that were made without W&B
        expo wandb sync      [FOLDER]                               send offline runs that are not sent yet, oldest first
 OPTIONS: scale=cpu project=… entity=… output=FILE mode=offline. With mode=offline, the specification goes to a file; with
-mode=online, to W&B.
-"""  # noqa: E501
+mode=online, to W&B."""  # noqa: E501
 
 
 def main(arguments: list[str]) -> int:
     """Run one of the subcommands. Returns the exit code."""
-    if not arguments or {"-h", "--help"} & set(arguments):
-        print(USAGE, end="")
-        return 0
     name, *rest = arguments
     if name not in SUBCOMMANDS:
         raise UserError(f"wandb {name}: no such command; use one of {', '.join(SUBCOMMANDS)}")
