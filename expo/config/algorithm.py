@@ -2,14 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from omegaconf import MISSING
 
-from expo.config.key import Rules, key, option, unused
-
-if TYPE_CHECKING:
-    from expo.config.run import Config
+from expo.config.key import Config, Rules, key, option, unused
 
 
 @dataclass
@@ -64,7 +61,6 @@ class PositivesOnlyConf(AlgorithmConf):
 
 
 @option("algorithm", "sft")
-@dataclass
 class SFTConf(PositivesOnlyConf):
     """Supervised fine-tuning on positives."""
 
@@ -86,7 +82,6 @@ class SFTConf(PositivesOnlyConf):
 
 
 @option("algorithm", "dpo", alone=False)
-@dataclass
 class DPOConf(PositivesOnlyConf):
     """DPO. `positives.weight` is the weight of its SFT term on the chosen completion (RPO); 0: none."""
 
@@ -129,7 +124,7 @@ class DPOConf(PositivesOnlyConf):
     def uses_reference(self) -> bool:
         return True
 
-    def rules(self, cfg: "Config") -> Rules:
+    def rules(self, cfg: Config) -> Rules:
         if self.preference == "ipo" and self.label_smoothing != 0:
             yield (
                 f"algorithm.label_smoothing={self.label_smoothing}: IPO has none; "
@@ -141,7 +136,6 @@ KEYS_OF_SURROGATES = {"dual_clip": ["dual_clip"], "sapo": ["sapo_tau_positive", 
 
 
 @option("algorithm", "grpo")
-@dataclass
 class GRPOConf(AlgorithmConf):
     """GRPO and its relatives; Dr. GRPO, DAPO, GSPO, RLOO and LUFFY are choices among these keys."""
 
@@ -242,7 +236,7 @@ class GRPOConf(AlgorithmConf):
     )
     sampler_cap: float = key(2.0, low=1, help="largest weight of that correction")
 
-    def settle(self, cfg: "Config") -> None:
+    def settle(self, cfg: Config) -> None:
         """Set the keys whose value other keys decide. The value enters the identity as if the user had given it."""
         if self.sampler_correction is None:
             apart = cfg.rollout.rounds_otherwise(cfg) and getattr(cfg.hints, "gradient", "hint") == "hint"
@@ -265,7 +259,7 @@ class GRPOConf(AlgorithmConf):
         """Yield a rule for each key in `names`, which changes nothing here; see `expo.config.key.unused`."""
         return unused(self, "algorithm.", names, why, remedy)
 
-    def rules(self, cfg: "Config") -> Rules:
+    def rules(self, cfg: Config) -> Rules:
         if not self.learns_from_rewards and not self.has_teacher:
             yield (
                 f"algorithm.advantage=none: {cfg.name} would learn nothing from its rollouts; "

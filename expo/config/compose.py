@@ -9,6 +9,7 @@ import os
 import pickle
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -223,19 +224,15 @@ def check_anywhere(config: Config) -> None:
     """Raise UserError for the first value or combination that cannot be run, whatever the machine."""
     for prefix, node in nodes(config):
         if target := getattr(node, "_target_", None):
-            _check_target(f"{prefix}_target_={target}", target)
+            spec = None
+            with suppress(ImportError, ValueError):
+                spec = importlib.util.find_spec(target.rpartition(".")[0])
+            if spec is None:
+                remedy = "give the full name of a class that can be imported"
+                raise UserError(f"{prefix}_target_={target}: there is no such module; {remedy}")
     check_values(config)
     keep(between_groups(config))  # first: a key without effect may be one beside an option that is out of place
     keep(rules_of(config, "rules"))
-
-
-def _check_target(named: str, target: str) -> None:
-    try:
-        spec = importlib.util.find_spec(target.rpartition(".")[0])
-    except (ImportError, ValueError):
-        spec = None
-    if spec is None:
-        raise UserError(f"{named}: there is no such module; give the full name of a class that can be imported")
 
 
 def build(conf: Any, *parts: Any, of: type | None = None) -> Any:

@@ -7,18 +7,14 @@ import os
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from omegaconf import MISSING
 
 from expo.config.files import KINDS, NOT_OURS, UNREADABLE, open_rows
-from expo.config.key import Rules, compiles, key, option
+from expo.config.key import Config, Rules, compiles, key, option
 from expo.config.training import ANSWER_KINDS
 from expo.config.world import WorldConf
-
-if TYPE_CHECKING:
-    from expo.config.run import Config
-
 
 MEASURING = ("evaluate", "diagnose")  # commands that measure a model, and train none
 MOST_GENERATED = 100_000  # problems of a level of the ladder
@@ -155,7 +151,7 @@ class DatasetConf:
         """Return whether the data's own rows say which levels there are."""
         return False
 
-    def rules(self, cfg: "Config") -> Rules:
+    def rules(self, cfg: Config) -> Rules:
         if not any((self.path, self.eval_path, self.hub_id)) and not self.is_generated:
             yield "dataset.path=null: this data set has no hub id either; set dataset.path or dataset.hub_id"
         yield from self._levels("dataset.levels", self.levels)
@@ -171,7 +167,6 @@ class DatasetConf:
 
 
 @option("dataset", "math", formerly="expo.data.readers.MATH")
-@dataclass
 class MathConf(DatasetConf):
     """MATH (Hendrycks et al. 2021)."""
 
@@ -179,7 +174,6 @@ class MathConf(DatasetConf):
 
 
 @option("dataset", "gsm8k", formerly="expo.data.readers.GSM8K")
-@dataclass
 class Gsm8kConf(DatasetConf):
     """GSM8K (Cobbe et al. 2021)."""
 
@@ -187,7 +181,6 @@ class Gsm8kConf(DatasetConf):
 
 
 @option("dataset", "columns", formerly="expo.data.readers.Columns", alone=False)
-@dataclass
 class TableConf(DatasetConf):
     """Any data set with a question and an answer column."""
 
@@ -208,7 +201,7 @@ class TableConf(DatasetConf):
     def any_level(self) -> bool:
         return self.columns.level != "" and not self.known_levels
 
-    def rules(self, cfg: "Config") -> Rules:
+    def rules(self, cfg: Config) -> Rules:
         yield from super().rules(cfg)
         yield from compiles(f"dataset.answer_pattern={self.answer_pattern}", self.answer_pattern)
         wanted = {f.name: getattr(self.columns, f.name) for f in fields(self.columns)}
@@ -225,7 +218,6 @@ class TableConf(DatasetConf):
 
 
 @option("dataset", "function", formerly="expo.data.readers.Rows", alone=False)
-@dataclass
 class FunctionConf(TableConf):
     """Rows that a function of one's own yields."""
 
@@ -258,7 +250,7 @@ class GeneratedConf(DatasetConf):
         read, other = ("limit", "eval_limit") if self.part == "train" else ("eval_limit", "limit")
         return {other: f"dataset.{read} takes fewer problems"}
 
-    def rules(self, cfg: "Config") -> Rules:
+    def rules(self, cfg: Config) -> Rules:
         yield from super().rules(cfg)
         for name in ("path", "eval_path", "hub_id"):
             if getattr(self, name) is not None:
@@ -269,7 +261,6 @@ class GeneratedConf(DatasetConf):
 
 
 @option("dataset", "ladder", formerly="expo.data.readers.Ladder")
-@dataclass
 class LadderConf(GeneratedConf):
     """The ladder: generated problems."""
 
@@ -284,7 +275,7 @@ class LadderConf(GeneratedConf):
         WorldConf, absent={}, help="what its problems are, what its base policy has read, and how its expert writes"
     )
 
-    def rules(self, cfg: "Config") -> Rules:
+    def rules(self, cfg: Config) -> Rules:
         if self.answer_kind != "auto":
             yield (
                 f"dataset.answer_kind={self.answer_kind}: the ladder knows the kind of its own answers; leave it out"

@@ -1,18 +1,13 @@
 """Keys of `algorithm=` for self-distillation: what a teacher sees, who it is, and what is learned from it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from expo.config.algorithm import GRPOConf
-from expo.config.key import Rules, key, option
-
-if TYPE_CHECKING:
-    from expo.config.run import Config
+from expo.config.key import Config, Rules, key, option
 
 
 @option("algorithm", "self_distillation", alone=False)
-@dataclass
 class SelfDistillationConf(GRPOConf):
     """GRPO's rollouts, scored by a teacher: the same network, that sees more. Its opinion of each token is learned
     from."""
@@ -77,7 +72,7 @@ class SelfDistillationConf(GRPOConf):
     def forward_passes(self) -> int:
         return (self.kl_coef > 0) + (2 if self.signal == "contrast" else 1)
 
-    def rules(self, cfg: "Config") -> Rules:
+    def rules(self, cfg: Config) -> Rules:
         yield from super().rules(cfg)
         if self.entropy_coef:
             yield (

@@ -1,15 +1,12 @@
 """Keys of `hints=`: what all-wrong groups are helped with."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from omegaconf import MISSING
 
-from expo.config.key import Rules, key, option
+from expo.config.key import Config, Rules, key, option
 from expo.config.positives import EXPLAINERS
-
-if TYPE_CHECKING:
-    from expo.config.run import Config
 
 
 @dataclass
@@ -31,7 +28,6 @@ class HintsConf:
 
 
 @option("hints", "none", formerly="expo.hints.NoHints")
-@dataclass
 class NoHintsConf(HintsConf):
     """No hints."""
 
@@ -40,7 +36,6 @@ class NoHintsConf(HintsConf):
 
 
 @option("hints", "expert_prefix", formerly="expo.hints.ExpertPrefix")
-@dataclass
 class PrefixConf(HintsConf):
     """The beginning of the expert's solution (POPE)."""
 
@@ -66,7 +61,7 @@ class PrefixConf(HintsConf):
     def needs_solutions(self) -> bool:
         return True
 
-    def rules(self, cfg: "Config") -> Rules:
+    def rules(self, cfg: Config) -> Rules:
         if self.share_low > self.share_high:
             yield (
                 f"hints.share_low={self.share_low}: above hints.share_high={self.share_high}; set it to that or less"
@@ -83,7 +78,6 @@ class PrefixConf(HintsConf):
 
 
 @option("hints", "self_made", formerly="expo.hints.SelfHint")
-@dataclass
 class SelfHintConf(PrefixConf):
     """A hint that the policy writes itself, seeing the answer (NuRL)."""
 
@@ -134,7 +128,7 @@ class SelfHintConf(PrefixConf):
             (self.stages == 2, "abstract", "{explanation}"),
         ]
 
-    def rules(self, cfg: "Config") -> Rules:
+    def rules(self, cfg: Config) -> Rules:
         if self.instructed:
             yield (
                 "hints.instructed=true: a self-made hint has prompts of its own; set hints.instructed=false, or "

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
 
 from omegaconf import MISSING
 
@@ -20,6 +20,11 @@ from expo.config.errors import UserError
 LARGEST = 10**9  # of a number without a bound of its own: what is larger is a slip of the keyboard
 ALWAYS_IN = object()  # the value of `absent` for a key that is always part of the identity
 
+# The whole config, for annotations alone: its module imports all those that declare its parts.
+if TYPE_CHECKING:
+    from expo.config.run import Config as Config
+else:
+    Config = Any
 # A line for each rule that is broken: key, value, why, and the remedy.
 Rules = Iterator[str]
 
@@ -128,8 +133,10 @@ FORMER: dict[str, str] = {}
 Node = TypeVar("Node", bound=type)
 
 
+@dataclass_transform()
 def option(group: str, name: str, formerly: str = "", alone: bool = True) -> Callable[[Node], Node]:
-    """Register a config dataclass: YAML files of `conf/<group>` take its keys by `/schema/<group>/<name>@…`.
+    """Make a class a config dataclass, and register it: YAML files of `conf/<group>` take its keys by
+    `/schema/<group>/<name>@…`.
 
     Without a YAML file of its name it can be picked as `<group>=<name>` all the same, at its defaults; with alone=False
     it cannot. Args: formerly, the older name of its `_target_`, under which it goes into the identity, so that runs
@@ -137,6 +144,8 @@ def option(group: str, name: str, formerly: str = "", alone: bool = True) -> Cal
     """
 
     def register(node: Node) -> Node:
+        if "__dataclass_fields__" not in vars(node):
+            dataclass(node)  # in place
         OPTIONS[group, name] = node
         if alone:
             ALONE.add((group, name))

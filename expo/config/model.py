@@ -3,14 +3,11 @@
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from omegaconf import MISSING
 
-from expo.config.key import Rules, key, option
-
-if TYPE_CHECKING:
-    from expo.config.run import Config
+from expo.config.key import Config, Rules, key, option
 
 # The base policy shipped with expo.
 LADDER = Path(__file__).parents[1] / "model" / "assets" / "ladder"
@@ -52,7 +49,6 @@ def is_gguf(path: str) -> bool:
 
 
 @option("model", "hf", formerly="expo.policy.load_policy")
-@dataclass
 class ModelConf:
     """A Hugging Face causal LM."""
 
@@ -93,7 +89,7 @@ class ModelConf:
         "evaluation; vLLM does not",
     )
 
-    def rules(self, cfg: "Config") -> Rules:
+    def rules(self, cfg: Config) -> Rules:
         saved = is_gguf(self.path) or any(
             Path(self.path, name).is_file() for name in ("config.json", "adapter_config.json")
         )
@@ -111,22 +107,18 @@ class ModelConf:
             yield (
                 f"model.chat_template={self.chat_template}: no such file; give plain, or a file with a chat template"
             )
-        if self.load_in_4bit:
-            yield from self._in_4bit(cfg)
-
-    def _in_4bit(self, cfg: "Config") -> Rules:
-        setting = "model.load_in_4bit=true"
-        if self.lora_rank <= 0 and not Path(self.path, "adapter_config.json").is_file():
+        bits, setting = self.load_in_4bit, "model.load_in_4bit=true"
+        if bits and self.lora_rank <= 0 and not Path(self.path, "adapter_config.json").is_file():
             yield f"{setting}: weights in 4 bits cannot be trained, only an adapter on them; set model.lora_rank=16"
-        if self.dtype == "auto":
+        if bits and self.dtype == "auto":
             yield (
                 f"{setting}: they are multiplied in the format of model.dtype, and auto names none; set "
                 "model.dtype=bfloat16"
             )
-        if is_gguf(located(self.path)):
+        if bits and is_gguf(located(self.path)):
             yield f"{setting}: a GGUF file is rounded already, in its own way; set model.load_in_4bit=false"
 
-    def needs_here(self, cfg: "Config") -> Rules:
+    def needs_here(self, cfg: Config) -> Rules:
         if self.load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:
             yield (
                 "model.load_in_4bit=true: the package bitsandbytes is not installed; "
@@ -140,7 +132,6 @@ class ModelConf:
 
 
 @option("model", "random_tiny", formerly="expo.policy.random_policy")
-@dataclass
 class RandomTinyConf(ModelConf):
     """A tiny random model: real data through every stage, no download."""
 
@@ -148,7 +139,7 @@ class RandomTinyConf(ModelConf):
     _target_: str = "expo.model.policy.random_policy"
     path: str = key("random_tiny", help="its name in tables")
 
-    def rules(self, cfg: "Config") -> Rules:
+    def rules(self, cfg: Config) -> Rules:
         if self.lora_rank != 0 or self.dtype != "float32" or self.load_in_4bit or self.float32_head:
             yield (
                 "model=random_tiny: takes none of model.lora_rank, model.dtype, model.load_in_4bit and "
@@ -157,7 +148,6 @@ class RandomTinyConf(ModelConf):
 
 
 @option("model", "random_shape")
-@dataclass
 class RandomShapeConf(ModelConf):
     """A model of a known shape with random weights, such as Qwen2.5-0.5B's: what a run takes, without a download."""
 
@@ -167,7 +157,7 @@ class RandomShapeConf(ModelConf):
         "0.5B", help="its shape: 0.5B, 1.5B, 3B or 7B (Qwen2.5), 1B or 8B (Llama 3), tiny; `0.5B:4` has four layers"
     )
 
-    def rules(self, cfg: "Config") -> Rules:
+    def rules(self, cfg: Config) -> Rules:
         if self.load_in_4bit:
             yield "model.load_in_4bit=true: a shape with random weights has none to round; use model=hf"
 

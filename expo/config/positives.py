@@ -1,15 +1,12 @@
 """Keys of `positives=`: where positive samples come from and how they enter the loss."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from omegaconf import MISSING
 
 from expo.config.algorithm import AlgorithmConf
-from expo.config.key import Rules, key, option, unused
-
-if TYPE_CHECKING:
-    from expo.config.run import Config
+from expo.config.key import Config, Rules, key, option, unused
 
 EXPLAINERS = ("current", "reference", "snapshot")
 FILTERS = ("truncated", "unparseable", "wrong", "leak", "early_answer")
@@ -51,7 +48,7 @@ class PositiveLossConf:
         """Return whether a positive is a member of its problem's group."""
         return self.use == "group_member"
 
-    def rules(self, cfg: "Config") -> Rules:
+    def rules(self, cfg: Config) -> Rules:
         if self.joins_groups:
             why = "since a group member has an advantage and no loss of its own"
             yield from unused(self, "positives.", ["weight", "aggregation", "schedule"], why, "positives.use=auxiliary")
@@ -97,7 +94,6 @@ class PositivesConf:
 
 
 @option("positives", "none", formerly="expo.positives.sources.NoPositives")
-@dataclass
 class NoPositivesConf(PositivesConf):
     """No positives."""
 
@@ -140,7 +136,6 @@ class SourceConf(PositiveLossConf, PositivesConf):
 
 
 @option("positives", "expert", formerly="expo.positives.sources.ExpertSolution")
-@dataclass
 class ExpertConf(SourceConf):
     """The data set's own worked solution."""
 
@@ -149,7 +144,6 @@ class ExpertConf(SourceConf):
 
 
 @option("positives", "self_explanation", formerly="expo.positives.sources.SelfExplanation")
-@dataclass
 class SelfExplanationConf(SourceConf):
     """The policy's explanation of the known answer (ExPO)."""
 
@@ -216,7 +210,7 @@ class SelfExplanationConf(SourceConf):
         # The wrong answer is that of a rollout which is left after hints.
         return "hints" if self.shown_answer == "wrong" else self.right_after
 
-    def rules(self, cfg: "Config") -> Rules:
+    def rules(self, cfg: Config) -> Rules:
         yield from super().rules(cfg)
         if self.joins_groups and self.selection == "threshold":
             yield (
@@ -226,7 +220,6 @@ class SelfExplanationConf(SourceConf):
 
 
 @option("positives", "star", formerly="expo.positives.sources.STaR")
-@dataclass
 class StarConf(SelfExplanationConf):
     """The policy's own right sample; where it has none, its explanation of the known answer (STaR)."""
 
@@ -235,7 +228,6 @@ class StarConf(SelfExplanationConf):
 
 
 @option("positives", "expert_paraphrase", formerly="expo.positives.sources.ExpertParaphrase")
-@dataclass
 class ParaphraseConf(SelfExplanationConf):
     """The expert's solution in the policy's own words: a control."""
 

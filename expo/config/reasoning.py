@@ -1,14 +1,10 @@
 """Keys of `dataset=reasoning_gym`: problems that the package reasoning-gym makes."""
 
 import importlib.util
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from expo.config.dataset import GeneratedConf
-from expo.config.key import Rules, key, option
-
-if TYPE_CHECKING:
-    from expo.config.run import Config
+from expo.config.key import Config, Rules, key, option
 
 INSTALL = "pip install reasoning-gym==0.1.25 (make setup EXTRA=smol)"
 SPLITS = ("train", "test", "table")  # no question is in two of them
@@ -17,7 +13,6 @@ MOST = 100_000
 
 
 @option("dataset", "reasoning_gym", alone=False)
-@dataclass
 class ReasoningGymConf(GeneratedConf):
     """Problems of one task of reasoning-gym, or of several. The splits train, test and table share no question."""
 
@@ -54,7 +49,7 @@ class ReasoningGymConf(GeneratedConf):
     def any_level(self) -> bool:
         return True
 
-    def rules(self, cfg: "Config") -> Rules:
+    def rules(self, cfg: Config) -> Rules:
         if (self.task is None) != bool(self.tasks):
             yield (
                 f"dataset.task={self.task}: give one task, such as dataset.task=chain_sum, or else several with their "
@@ -79,6 +74,6 @@ class ReasoningGymConf(GeneratedConf):
             yield f"dataset.level_by={self.level_by}: has no effect without levels; set dataset.levels to some"
         yield from super().rules(cfg)
 
-    def needs_here(self, cfg: "Config") -> Rules:
+    def needs_here(self, cfg: Config) -> Rules:
         if importlib.util.find_spec("reasoning_gym") is None:
             yield f"dataset={self.name}: the package reasoning-gym is not installed; {INSTALL}"

@@ -1,19 +1,13 @@
 """Keys of `rollout=`: the engine that generates."""
 
 import importlib.util
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from expo.config.key import Rules, key, option
-
-if TYPE_CHECKING:
-    from expo.config.run import Config
+from expo.config.key import Config, Rules, key, option
 
 ROWS = 256  # decoded at once where nobody says how many, and no GPU's memory does
 
 
 @option("rollout", "engine", alone=False)
-@dataclass
 class RolloutConf:
     """transformers, in the trainer's process, on the trainer's own weights."""
 
@@ -45,7 +39,7 @@ class RolloutConf:
         """Return whether the policy in memory generates itself, with its current weights and adapter."""
         return self._target_ == "expo.rollout.transformers_engine.TransformersEngine"
 
-    def rounds_otherwise(self, cfg: "Config") -> bool:
+    def rounds_otherwise(self, cfg: Config) -> bool:
         """Return whether sampler and trainer differ by more than float32 rounds, or have other weights."""
         return False
 
@@ -64,14 +58,14 @@ class RolloutConf:
         """Return the tokens of a prompt that also holds a solution, or a part of one, no longer than a completion."""
         return self.max_prompt_tokens + self.max_completion_tokens
 
-    def rules(self, cfg: "Config") -> Rules:
+    def rules(self, cfg: Config) -> Rules:
         if self.top_p != 1 or self.top_k != 0:
             yield (
                 f"rollout.top_p={self.top_p}, rollout.top_k={self.top_k}: the policy is scored on its full "
                 "distribution, so that truncated rollouts would be off-policy; set rollout.top_p=1.0 rollout.top_k=0"
             )
 
-    def needs_here(self, cfg: "Config") -> Rules:
+    def needs_here(self, cfg: Config) -> Rules:
         if self.requires and importlib.util.find_spec(self.requires) is None:
             yield (
                 f"rollout._target_={self._target_}: the package {self.requires} is not installed; install it with make "
@@ -81,7 +75,6 @@ class RolloutConf:
 
 
 @option("rollout", "vllm")
-@dataclass
 class VLLMConf(RolloutConf):
     """vLLM. `batch_size` is the most rows that it decodes at a time."""
 
@@ -149,7 +142,7 @@ class VLLMConf(RolloutConf):
         "be read, more is told, and ends nothing",
     )
 
-    def rounds_otherwise(self, cfg: "Config") -> bool:
+    def rounds_otherwise(self, cfg: Config) -> bool:
         in_float32 = self.dtype in (None, "float32") and cfg.model.dtype == "float32"
         return bool(self.ahead) or not in_float32 or cfg.trainer.precision != "32-true"
 
@@ -161,7 +154,7 @@ class VLLMConf(RolloutConf):
     def beside_others(self) -> bool:
         return self.device is None and self.transfer == "file" and self.tensor_parallel == 1
 
-    def rules(self, cfg: "Config") -> Rules:
+    def rules(self, cfg: Config) -> Rules:
         yield from super().rules(cfg)
         if self.device is not None and (not self.separate or self.device < 0):
             yield (

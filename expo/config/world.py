@@ -2,12 +2,9 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from expo.config.key import Rules, declaration, key
-
-if TYPE_CHECKING:
-    from expo.config.run import Config
+from expo.config.key import Config, Rules, declaration, key
 
 MOST_PARTS = 8
 
@@ -69,7 +66,7 @@ class WorldConf:
             if f.name != "expert_own" and not declaration(f).is_absent(value := getattr(self, f.name))
         }
 
-    def rules(self, cfg: "Config") -> Rules:
+    def rules(self, cfg: Config) -> Rules:
         for name in ("familiarity", "parts"):
             if len(getattr(self, name)) != 5:
                 yield (
