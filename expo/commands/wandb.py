@@ -110,7 +110,8 @@ def _deliver(kind: str, view: Any, options: dict[str, str], title: str) -> int:
     if options["mode"] == "online":
         print(f"wandb {kind}: {save(view)}")
         return 0
-    path = _output(options["output"] or f"outputs/wandb/{title}-{kind}.json")
+    path = Path(options["output"] or f"outputs/wandb/{title}-{kind}.json")
+    make_folder(path.parent, "output")
     path.write_text(json.dumps(specification(view), indent=1) + "\n")
     print(f"wandb {kind}: {path}; mode=online saves it in W&B")
     return 0
@@ -152,11 +153,6 @@ def upload(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _output(name: str) -> Path:
-    make_folder(Path(name).parent, "output")
-    return Path(name)
-
-
 def sweep(arguments: Sequence[str]) -> int:
     """Write the sweep file of a table."""
     from expo.tables.wandb_sweep import sweep_file
@@ -164,7 +160,8 @@ def sweep(arguments: Sequence[str]) -> int:
     options, rest = take_options(arguments, project="expo", entity="", output="")
     request = _request(rest)
     content = sweep_file(request, rest, options["project"], options["entity"])
-    path = _output(options["output"] or f"outputs/wandb/{content['name']}-sweep.yaml")
+    path = Path(options["output"] or f"outputs/wandb/{content['name']}-sweep.yaml")
+    make_folder(path.parent, "output")
     path.write_text(
         f"# {' '.join(['expo wandb sweep', *arguments])}\n# Then: wandb sweep {path}, and the `wandb agent …` that "
         "it says.\n" + yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)

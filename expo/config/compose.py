@@ -19,7 +19,6 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
@@ -137,17 +136,17 @@ def compose_config(overrides: Sequence[str]) -> Config:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             return named(typed(compose("config", list(overrides))), overrides)
     groups = config_groups()
-    keys = [o for o in parsed if _sets_a_key(o, groups)]
+    keys = [  # set one, and pick no option of a group
+        o
+        for o in parsed
+        if not (o.package is not None or o.is_sweep_override() or "/" in o.key_or_group or o.key_or_group in groups)
+    ]
     chosen = tuple(o.input_line or "" for o in parsed if o not in keys)
-    config: DictConfig = pickle.loads(_composed(chosen, _files(), tuple(REGISTERED.values())))
+    yamls = (file for folder in config_folders() for file in folder.rglob("*.yaml"))
+    stamps = tuple((str(file), file.stat().st_mtime_ns) for file in yamls)
+    config: DictConfig = pickle.loads(_composed(chosen, stamps, tuple(REGISTERED.values())))
     ConfigLoaderImpl._apply_overrides_to_config(keys, config)
     return named(typed(config), overrides)
-
-
-def _sets_a_key(override: Override, groups: set[str]) -> bool:
-    """Return whether an override sets a key, and picks no option of a group."""
-    name, sweeps = override.key_or_group, override.is_sweep_override()
-    return override.package is None and not sweeps and "/" not in name and name not in groups
 
 
 def config_groups() -> set[str]:
@@ -156,14 +155,8 @@ def config_groups() -> set[str]:
     return {*(folder.name for folder in folders), *(group for group, _ in ALONE)}
 
 
-def _files() -> tuple[tuple[str, int], ...]:
-    """Return every YAML file of the config folders, with the time of its last change."""
-    files = (file for folder in config_folders() for file in folder.rglob("*.yaml"))
-    return tuple((str(file), file.stat().st_mtime_ns) for file in files)
-
-
 @lru_cache(maxsize=512)
-def _composed(chosen: tuple[str, ...], files: object, options: object) -> bytes:
+def _composed(chosen: tuple[str, ...], stamps: object, options: object) -> bytes:
     """Return the pickled config of some options, cached: composing takes a hundred times as long as setting a key."""
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return pickle.dumps(compose("config", list(chosen)))

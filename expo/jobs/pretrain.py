@@ -20,19 +20,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from expo.config import (
-    Config,
-    LadderConf,
-    ModelConf,
-    PretrainConf,
-    UserError,
-    WorldConf,
-    build,
-    made_as,
-    make_folder,
-    pretrain_identity,
-    write_recipe,
-)
+from expo.config import Config, LadderConf, ModelConf, PretrainConf, UserError, WorldConf, build, make_folder
+from expo.config.identity import made_as, pretrain_identity, write_recipe
 from expo.config.key import shown
 from expo.config.world import CLEAR
 from expo.ground.files import remove

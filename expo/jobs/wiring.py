@@ -10,8 +10,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from expo.algorithms.pairs import PairStore
-from expo.config import Config, PartialConf, RewardConf, UserError, bank_identity, build, pairs_identity, run_dir
+from expo.config import Config, PartialConf, RewardConf, UserError, build, pairs_identity, run_dir
 from expo.config.explaining import frozen_copies, when_explained
+from expo.config.identity import bank_identity
 from expo.cost.machine import DEVICES
 from expo.cost.memory import settled
 from expo.cost.run import Work
