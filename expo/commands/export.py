@@ -16,8 +16,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 def main(arguments: list[str]) -> int:
     """Write the folder. Returns the exit code. Raises UserError for an unfinished run, and a folder that is there."""
-    options, subjects = take_options(arguments, output="", dtype="")
-    subjects = [subject.removeprefix("run=") for subject in subjects]
+    options, subjects = take_options([a.removeprefix("run=") for a in arguments], output="", dtype="")
     if len(subjects) != 1 or "=" in subjects[0]:
         raise UserError(f"export {' '.join(subjects)}: not one run; {USAGE}")
     run = run_directory(subjects[0])

@@ -202,11 +202,5 @@ def sync(arguments: Sequence[str]) -> int:
     return send(Path(arguments[0] if arguments else "outputs"))
 
 
-SUBCOMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    "workspace": workspace,
-    "report": report,
-    "sweep": sweep,
-    "run": run,
-    "sync": sync,
-    "upload": upload,
-}
+ACTIONS: list[Callable[[Sequence[str]], int]] = [workspace, report, sweep, run, sync, upload]
+SUBCOMMANDS = {action.__name__: action for action in ACTIONS}

@@ -26,15 +26,7 @@ from expo.model.policy import causal_lm
 from expo.runs.directory import Run
 from expo.runs.health import nothing_learned
 from expo.runs.reading import last_evaluation, read_lines
-from expo.training.callbacks import (
-    Evaluate,
-    Interrupted,
-    KeepCheckpoint,
-    LogSteps,
-    ShowProgress,
-    Stop,
-    passed,
-)
+from expo.training.callbacks import Evaluate, Interrupted, KeepCheckpoint, LogSteps, ShowProgress, Stop, passed
 from expo.training.checkpoints import WholeFiles, newest_checkpoint, save_checkpoint, save_model, step_of
 from expo.training.collapse import Collapsed, WatchHealth
 from expo.training.shorter import check_problems, inherit, replay

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -58,25 +59,20 @@ def corpus_item(level: int, rng: random.Random, world: WorldConf = CLEAR) -> tup
     return Problem("corpus", ladder.question_text(parts), answer), completion, explain
 
 
+@dataclass(eq=False)
 class Corpus(IterableDataset[tuple[Tensor, Tensor]]):
     """Batches `(input_ids, labels)`, each `[B, T]`; all sequences of a batch are of one level. Endless, seeded.
 
     Args: steps_done, asked when the batches begin: a trainer knows it only after its checkpoint is loaded.
     """
 
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        prompts: Prompts,
-        seed: int,
-        warmup: int,
-        tokens_per_batch: int,
-        steps_done: Callable[[], int] = int,
-        world: WorldConf = CLEAR,
-    ):
-        self.world = world
-        self.tokenizer, self.prompts, self.seed = tokenizer, prompts, seed
-        self.warmup, self.tokens_per_batch, self.steps_done = warmup, tokens_per_batch, steps_done
+    tokenizer: PreTrainedTokenizerBase
+    prompts: Prompts
+    seed: int
+    warmup: int
+    tokens_per_batch: int
+    steps_done: Callable[[], int]
+    world: WorldConf
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         step = self.steps_done()
@@ -269,16 +265,16 @@ def hand_over(partial: Path, output: Path) -> None:
 
 def card(cfg: Config, parameters: int, minutes: float, resumed: str) -> str:
     """Return the model card: which settings made the model."""
-    return CARD.format(
-        command=shlex.join(command(cfg)),
-        start=cfg.pretrain.start or "nothing",
-        parameters=parameters,
-        commit=git_commit() or "?",
-        minutes=minutes,
-        resumed=resumed,
-        threads=torch.get_num_threads(),
-        date=time.strftime("%Y-%m-%d"),
-    )
+    return f"""\
+# The ladder's base policy
+
+A Llama of {parameters} parameters trained by expo from {cfg.pretrain.start or "nothing"} on synthetic arithmetic (expo/ladder/problems.py). It knows nothing else.
+
+- command: `{shlex.join(command(cfg))}`
+- commit: {git_commit() or "?"}
+- time: {minutes:.1f} minutes{resumed}, torch threads {torch.get_num_threads()}
+- date: {time.strftime("%Y-%m-%d")}
+"""  # noqa: E501
 
 
 def command(cfg: Config) -> list[str]:
@@ -289,15 +285,3 @@ def command(cfg: Config) -> list[str]:
     settings.pop("pretrain.output")
     lines = [f"{name}={shown(value)}" for name, value in settings.items()]
     return ["expo", "pretrain", *(["dataset=ladder"] if world else []), *lines, f"seed={cfg.seed}"]
-
-
-CARD = """\
-# The ladder's base policy
-
-A Llama of {parameters} parameters trained by expo from {start} on synthetic arithmetic (expo/ladder/problems.py). It knows nothing else.
-
-- command: `{command}`
-- commit: {commit}
-- time: {minutes:.1f} minutes{resumed}, torch threads {threads}
-- date: {date}
-"""  # noqa: E501
