@@ -107,26 +107,16 @@ def is_setting(value: Any) -> bool:
 
 
 SUMMARY: dict[str, Check] = {
-    "status": is_text,
-    "identity": is_text,
-    "id": is_text,
-    "arm": is_text,
-    "name": is_text,
-    "seed": is_whole,
+    **dict.fromkeys(("status", "identity", "id", "arm", "name", "device"), is_text),
+    **dict.fromkeys(("model_commit", "final", "reason", "part"), is_text),
+    **dict.fromkeys(("seed", "step", "problems"), is_whole),
     "git": or_none(is_text),
     "versions": named(is_text),
-    "device": is_text,
     "wall_s": is_number,
     "metrics": is_metrics,
     "data": named(is_text),
     "collapses": lambda value: isinstance(value, list),
-    "model_commit": is_text,
-    "step": is_whole,
     "peak_memory_mb": named(or_none(is_number)),
-    "final": is_text,
-    "reason": is_text,
-    "part": is_text,
-    "problems": is_whole,
 }
 CONFIG: dict[str, Check] = {
     "dataset.name": is_text,

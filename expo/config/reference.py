@@ -10,6 +10,13 @@ from expo.config.identity import runtime_keys_of
 from expo.config.key import OPTIONS, declaration, fields_of, group_of, shown
 from expo.config.run import Config
 
+HEAD = """\
+# Keys
+
+Made from the declarations in `expo/config` by `make keys`; do not edit. Defaults are those of the declarations;
+files in `conf/` change some. `???`: a YAML file or the command line sets it. A key marked *runtime* changes
+nothing of a run's result, and is no part of its identity.
+"""
 Row = tuple[str, str, str, str, str]  # key, type, default, what is allowed, meaning
 
 
@@ -138,15 +145,7 @@ def key_rows(node: type, prefix: str) -> list[Row]:
 
 def markdown() -> str:
     """Return the reference of every key as Markdown. `???` as a default: a YAML file or the command line sets it."""
-    lines = [
-        "# Keys",
-        "",
-        "Made from the declarations in `expo/config` by `make keys`; do not edit. Defaults are those of the "
-        "declarations;",
-        "files in `conf/` change some. `???`: a YAML file or the command line sets it. A key marked *runtime* changes",
-        "nothing of a run's result, and is no part of its identity.",
-        "",
-    ]
+    lines = [HEAD]
     for f in dataclasses.fields(Config):
         nodes = nodes_of(f.name)
         if not nodes:

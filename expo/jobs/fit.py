@@ -75,9 +75,8 @@ def _make_run(cfg: Config, gpu: bool) -> int:
         # What the hub has may change; a run that goes on keeps what it began with.
         earlier = {} if cfg.fresh else Run.find(cfg).summary()
         module, evaluator, account = build_run(cfg, verifier, earlier.get("model_commit"))
-        run = Run.find(cfg)
-        with run.alone() if ranks.first and not is_watched() else nullcontext():
-            begin = ranks.by_first(lambda: prepare(cfg, run, module, evaluator, account))
+        with Run.find(cfg).alone() if ranks.first and not is_watched() else nullcontext():
+            begin = ranks.by_first(lambda: prepare(cfg, module, evaluator, account))
             if begin is None:
                 return 0
             run, checkpoint = replace(begin[0], writes=ranks.first), begin[1]
@@ -102,9 +101,7 @@ def check_devices(cfg: Config, gpu: bool) -> None:
         )
 
 
-def prepare(
-    cfg: Config, run: Run, module: Algorithm, evaluator: Evaluator, account: Account
-) -> tuple[Run, Path | None] | None:
+def prepare(cfg: Config, module: Algorithm, evaluator: Evaluator, account: Account) -> tuple[Run, Path | None] | None:
     """Make the run directory, or resume the run in it. The first process does it for all.
 
     Returns the run as its earlier sessions have left it, and its newest checkpoint; None where the run is finished.

@@ -17,9 +17,8 @@ def set_up_process(cfg: Config) -> None:
     """Silence all but expo's own lines on the terminal, and set the config's number of threads."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.raiseExceptions = False  # a log of W&B's own that cannot be written is no stack trace on the terminal
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    for name in ("lightning.pytorch", "huggingface_hub", "bitsandbytes"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
