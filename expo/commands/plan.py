@@ -26,8 +26,7 @@ HOW_SURE = {
 
 
 def plan(cfg: Config) -> int:
-    """Print memory by part, seconds by part, hours and disk for each number of devices, and settings that fit. Returns
-    the exit code."""
+    """Print memory, seconds, hours, disk and settings that fit, by numbers of devices. Returns the exit code."""
     device = this_machine(cfg.trainer.threads) if cfg.plan.device == "here" else DEVICES[cfg.plan.device]
     works = [settled(Work.of(cfg, n), device) for n in cfg.plan.devices]
     shape = works[0].shape

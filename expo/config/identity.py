@@ -80,8 +80,7 @@ def pretrain_identity(cfg: Config) -> str:
 
 
 def write_recipe(folder: Path, cfg: Config) -> None:
-    """Write the settings that made a model into a file beside it; models trained from it would inherit its
-    config.json."""
+    """Write what made a model into a file beside it: models trained from it would inherit its config.json."""
     identity, content = pretrain_identity(cfg), model_content(folder)
     recipe = {"identity": identity, "content": content, "settings": pretrain_settings(cfg)}
     (folder / RECIPE).write_text(json.dumps(recipe, indent=1) + "\n")
@@ -135,8 +134,7 @@ def _hashed(path: Path, *stamp: int) -> str:
 
 
 def _with_contents(tree: dict[str, Any], cfg: Config) -> dict[str, Any]:
-    """Return the tree with hashes of data files and of a local model's files; a file of which a part is taken is also
-    known by its name."""
+    """Return the tree with hashes of data and local model files, and the name of a file of which a part is taken."""
     if drawn := cfg.dataset.drawn_by_name:
         tree["dataset"]["drawn"] = {name: Path(tree["dataset"][name]).name for name in drawn}
     tree["dataset"] |= data_content(cfg)

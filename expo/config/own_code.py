@@ -1,5 +1,4 @@
-"""Hash the user's own code of a run: the packages that `_target_` names outside of expo, and those that declare its
-keys."""
+"""Hash the user's own code of a run: the packages outside of expo that `_target_` names or that declare its keys."""
 
 import hashlib
 import sys

@@ -34,10 +34,7 @@ def _judge_suffix(cfg: Config) -> str:
 
 
 def name_of(cfg: Config, command: str, overrides: Sequence[str]) -> str:
-    """Return the name of an outcome: as asked for, or the run's; of another model that is only measured, the model's.
-
-    Args: overrides, of the command line.
-    """
+    """Return the name of an outcome: as asked for, or the run's; of another model that is measured, the model's."""
     asked = any(o.startswith("name=") for o in overrides) or cfg.run is not None
     return cfg.name if command not in MEASURING or asked else re.sub(r"-s\d+$", "", _model_name(cfg)) or cfg.name
 

@@ -60,8 +60,7 @@ def _remedy(override: str) -> str:
 
 
 def _nearest_key(message: str) -> str | None:
-    """Return the nearest key of the config dataclass named in an error about an unknown key; the very same name in
-    another dataclass comes first."""
+    """Return the nearest key of the dataclass in an error about an unknown key, or keys of that name elsewhere."""
     if (match := re.search(r"Key '(\w+)' not in '(\w+)'", message)) is None:
         return None
     parts = [part for _, f in fields_of(Config) if (part := group_of(f))]

@@ -46,8 +46,7 @@ REMEDIES: dict[type[Exception], str] = {
 
 
 def make_run(cfg: Config) -> int:
-    """Train the run of a config, or wait for the process that trains it; on several devices, this device's part.
-    Returns the exit code."""
+    """Train a run, or wait for the process that does; on several devices, this device's part. Returns the exit code."""
     set_up_process(cfg)
     gpu = cfg.trainer.accelerator != "cpu" and torch.cuda.is_available()
     check_devices(cfg, gpu)

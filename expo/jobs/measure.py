@@ -25,8 +25,7 @@ import matplotlib.pyplot as plt
 
 
 def measure_samples(cfg: Config, run: Run) -> None:
-    """Sample, measure, and write samples, picture and summary. Raises UserError for a model or data set that cannot be
-    loaded."""
+    """Measure samples; write them, picture and summary. Raises UserError for a model or data that cannot be loaded."""
     set_up_process(cfg)
     ask_hub([], scored=[cfg])
     conf = cfg.diagnose

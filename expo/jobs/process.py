@@ -29,8 +29,7 @@ def set_up_process(cfg: Config) -> None:
 
 
 def keep_memory() -> None:
-    """Let the C library keep what a step has freed for the next one, up to 1 GiB: to give it back and get it anew is a
-    tenth of a step on a CPU."""
+    """Let the C library keep up to 1 GiB that a step has freed: to get it anew is a tenth of a step on a CPU."""
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):  # glibc's
         for parameter, value in ((TRIM_THRESHOLD, 2**30), (TOP_PAD, 2**26), (MMAP_THRESHOLD, 2**26)):
