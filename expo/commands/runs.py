@@ -191,9 +191,9 @@ def remove_runs(arguments: Sequence[str]) -> int:
             if not locks.enter_context(unused(directory)):
                 raise UserError(f"{directory}: a process works on it; stop that first")
         for directory in directories:
-            if _is_yes(options):
+            if yes := _is_yes(options):
                 discard(directory)
-            print(f"{'removed' if _is_yes(options) else 'would remove'} {directory} ({_size(sizes[directory])})")
+            print(f"{'removed' if yes else 'would remove'} {directory} ({_size(sizes[directory])})")
     print(f"{len(directories)} runs, {_size(sum(sizes.values()))} in all")
     _ask(options)
     return 0

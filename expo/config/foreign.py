@@ -119,13 +119,9 @@ SUMMARY: dict[str, Check] = {
     "peak_memory_mb": named(or_none(is_number)),
 }
 CONFIG: dict[str, Check] = {
-    "dataset.name": is_text,
-    "dataset.path": or_none(is_text),
-    "dataset.eval_path": or_none(is_text),
-    "model.path": is_text,
-    "differs": or_none(is_text),
+    **dict.fromkeys(("dataset.name", "model.path"), is_text),
+    **dict.fromkeys(("dataset.path", "dataset.eval_path", "differs", "logger.wandb.project"), or_none(is_text)),
     "trainer.max_steps": is_whole,
-    "logger.wandb.project": or_none(is_text),
 }
 
 

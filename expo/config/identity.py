@@ -97,17 +97,11 @@ def made_as(folder: Path, cfg: Config) -> bool | None:
 
 
 def _hash(cfg: Config, pairs: bool) -> str:
-    lift = {"answer_lift": 2} if _measured_anew(cfg) else {}
-    return _digest(_with_contents(_tree(cfg, pairs), cfg) | lift)
-
-
-def _measured_anew(cfg: Config) -> bool:
-    """Return whether a run selects by the answer lift, which is measured in another way since 2026-11-28.
-
-    Ranks of a problem's explanations by lift are what they were on the ladder, where white space is no part of a token.
-    """
+    # The answer lift is measured in another way since 2026-11-28. On the ladder, where white space is no part of a token,
+    # ranks of a problem's explanations by it are what they were.
     selection = getattr(cfg.positives, "selection", "")
-    return selection == "threshold" or (selection == "two_properties" and not cfg.dataset.is_ladder)
+    anew = selection == "threshold" or (selection == "two_properties" and not cfg.dataset.is_ladder)
+    return _digest(_with_contents(_tree(cfg, pairs), cfg) | ({"answer_lift": 2} if anew else {}))
 
 
 def _digest(tree: Mapping[str, Any]) -> str:
