@@ -97,7 +97,7 @@ def made_as(folder: Path, cfg: Config) -> bool | None:
 
 
 def _hash(cfg: Config, pairs: bool) -> str:
-    # The answer lift is measured in another way since 2026-11-28. On the ladder, where no white space is in a token, the
+    # The answer lift is measured in another way since 2026-11-28. On the ladder, whose tokens have no white space, the
     # ranks of a problem's explanations by it are what they were.
     selection = getattr(cfg.positives, "selection", "")
     anew = selection == "threshold" or (selection == "two_properties" and not cfg.dataset.is_ladder)
