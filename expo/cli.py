@@ -66,6 +66,7 @@ PROGRAMS = {
     "wandb": ("expo.commands.wandb", "main"),
     "doctor": ("expo.commands.doctor", "main"),
 }
+DO_WITHOUT = ("demo", "runs", "doctor")  # arguments
 HELP_FLAGS = ("--help", "-h")
 
 
@@ -95,7 +96,7 @@ def main() -> None:
     if command in texts:
         sys.exit(reporting(lambda: print(texts[command], end="") or 0))
     if command in PROGRAMS:
-        sys.exit(reporting(lambda: _load(*PROGRAMS[command])(arguments)))
+        sys.exit(reporting(lambda: _run_program(command, arguments)))
     if command not in COMMANDS:
         known = [*COMMANDS, *PROGRAMS]
         meant = difflib.get_close_matches(command, known, 1)
@@ -136,6 +137,16 @@ def _help(command: str, arguments: list[str]) -> int:
     groups = [a for a in arguments[first + 1 :] if "=" not in a and not a.startswith("-")]
     print("\n\n".join(help_of_group(group) for group in groups) if groups else help_of_command(command))
     return 0
+
+
+def _run_program(command: str, arguments: list[str]) -> int:
+    """Run a program; print its usage where that is asked for, or nothing is given to one that needs something."""
+    module, function = PROGRAMS[command]
+    if set(HELP_FLAGS) & set(arguments) or not (arguments or command in DO_WITHOUT):
+        print(importlib.import_module(module).USAGE)
+        return 0
+    code: int = _load(module, function)(arguments)
+    return code
 
 
 def _load(module: str, function: str) -> Callable[..., Any]:

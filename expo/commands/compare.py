@@ -1,13 +1,12 @@
 """`expo compare A B`: two runs, arms or tables on the same problems."""
 
 import glob
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from rich.columns import Columns
 from rich.panel import Panel
+from rich.table import Column
 from rich.table import Table as Grid
 from rich.text import Text
 
@@ -25,9 +24,6 @@ usage: expo compare A B [reach=0.5] [show=3]
 
 def main(arguments: list[str]) -> int:
     """Compare, and print. Returns the exit code."""
-    if not arguments or {"-h", "--help"} & set(arguments):
-        print(USAGE)
-        return 0
     options, sides = take_options(arguments, reach="0.5", show="3")
     if len(sides) != 2:
         raise UserError(f"compare: {len(sides)} given, and two are compared; {USAGE.splitlines()[0]}")
@@ -108,20 +104,17 @@ def print_comparison(comparison: Comparison, reach: float, show: int) -> None:
         for problem in problems[:show]:
             rows = comparison.beside(problem)
             console.print(Text(f"{title} {problem}   answer {rows[0]['answer']}\n{rows[0]['question']}"))
-            console.print(
-                Columns([_panel(name, row) for name, row in zip((one, other), rows, strict=True)], equal=True)
-            )
-
-
-def _panel(name: str, row: Mapping[str, Any]) -> Panel:
-    return Panel(Text(row["completion"]), title=Text(f"{name}: {row['verdict']}"), width=76)
+            panels = [
+                Panel(Text(row["completion"]), title=Text(f"{name}: {row['verdict']}"), width=76)
+                for name, row in zip((one, other), rows, strict=True)
+            ]
+            console.print(Columns(panels, equal=True))
 
 
 def _grid(title: str, table: Table) -> Grid:
     heads, rows = table
-    grid = Grid(title=Text(title), title_justify="left", box=None, header_style="bold", padding=(0, 2, 0, 0))
-    for head in heads:
-        grid.add_column(Text(head), overflow="fold")
+    columns = (Column(Text(head), overflow="fold") for head in heads)
+    grid = Grid(*columns, title=Text(title), title_justify="left", box=None, header_style="bold", padding=(0, 2, 0, 0))
     for row in rows:
         grid.add_row(*(Text(cell) for cell in row))
     return grid

@@ -11,9 +11,6 @@ USAGE = "usage: expo demo [seeds=N] [output=FOLDER] [HYDRA OVERRIDES...]; runs t
 
 def main(arguments: list[str]) -> int:
     """Make the table's missing runs, then the page about it. Returns the exit code."""
-    if any(a in ("-h", "--help") for a in arguments):
-        print(USAGE)
-        return 0
     options, more = take_options(arguments, seeds="1", output="outputs/demo")
     output = Path(options["output"])
     make_folder(output, "output")

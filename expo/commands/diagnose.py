@@ -1,9 +1,6 @@
-"""`expo diagnose`: the two properties of a good positive (paper Table 1, Figure 2), measured for each kind of
-sample."""
+"""`expo diagnose`: the two properties of a good positive (paper Table 1, Figure 2), of each kind of sample."""
 
-from pathlib import Path
-
-from rich.table import Table
+from rich.table import Column, Table
 
 from expo.config import Config
 from expo.evaluation.kinds import COLUMNS, KINDS, Samples, by_problem, cell, in_words, levels_of
@@ -15,8 +12,7 @@ from expo.tables.render import wide_console
 
 def diagnose(cfg: Config) -> int:
     """Sample, measure, print the table; parquet, summary and picture go to the run directory."""
-    run = Run.find(cfg, "diagnose")
-    with run.alone():
+    with Run.find(cfg, "diagnose").alone():
         run = Run.find(cfg, "diagnose")
         if run.finished:
             print(run.finished_line)
@@ -25,14 +21,9 @@ def diagnose(cfg: Config) -> int:
                 from expo.jobs.measure import measure_samples
 
             measure_samples(cfg, run)
-    print_properties(cfg, read_samples(run.dir), run.summary()["problems"])
+    print_properties(cfg, read_rows(run.dir / "samples.parquet"), run.summary()["problems"])
     print(f"samples, summary and picture: {run.dir}")
     return 0
-
-
-def read_samples(directory: Path) -> Samples:
-    """Return every sample of `expo diagnose`, with its measured properties."""
-    return read_rows(directory / "samples.parquet")
 
 
 def print_properties(cfg: Config, rows: Samples, problems: int) -> None:
@@ -44,10 +35,9 @@ def print_properties(cfg: Config, rows: Samples, problems: int) -> None:
     )
     levels = levels_of(rows)
     for level in (levels if len(levels) > 1 else []) + [None]:
-        table = Table(title="all" if level is None else f"level {level}", title_justify="left")
-        table.add_column("", no_wrap=True)
-        for heading in ("problems", *COLUMNS.values()):
-            table.add_column(heading, overflow="fold")
+        columns = (Column(heading, overflow="fold") for heading in ("problems", *COLUMNS.values()))
+        title = "all" if level is None else f"level {level}"
+        table = Table(Column("", no_wrap=True), *columns, title=title, title_justify="left")
         for kind, name in KINDS.items():
             cells = [cell(rows, kind, level, column) for column in COLUMNS]
             shown = ("–" if c is None else f"{c[0]:.3g} [{c[1]:.3g}, {c[2]:.3g}]" for c in cells)

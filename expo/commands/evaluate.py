@@ -12,8 +12,7 @@ from expo.tables.render import wide_console
 
 def evaluate_command(cfg: Config) -> int:
     """Sample, verify, count; prints a table and keeps every completion in the run directory."""
-    run = Run.find(cfg, "evaluate")
-    with run.alone():
+    with Run.find(cfg, "evaluate").alone():
         run = Run.find(cfg, "evaluate")
         if run.finished:
             print(run.finished_line)
@@ -41,9 +40,7 @@ def print_metrics(cfg: Config, metrics: dict[str, float], problems: int) -> None
     )
     measured = [name.partition("/")[::2] for name in metrics if f"{name}_lo" in metrics]
     columns = list(dict.fromkeys(name for name, _ in measured))
-    table = Table()
-    for heading in ("", *columns):
-        table.add_column(heading)
+    table = Table("", *columns)
     for part in dict.fromkeys(part for _, part in measured):
         names = [f"{column}/{part}" if part else column for column in columns]
         table.add_row(part or "all", *(_percent(metrics, name) for name in names))

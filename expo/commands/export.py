@@ -15,13 +15,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 def main(arguments: list[str]) -> int:
-    """Write the folder. Returns the exit code. Raises UserError for a run that is not finished, and a folder that is
-    there."""
-    if not arguments or {"-h", "--help"} & set(arguments):
-        print(USAGE)
-        return 0
-    options, subjects = take_options(arguments, output="", dtype="")
-    subjects = [subject.removeprefix("run=") for subject in subjects]
+    """Write the folder. Returns the exit code. Raises UserError for an unfinished run, and a folder that is there."""
+    options, subjects = take_options([a.removeprefix("run=") for a in arguments], output="", dtype="")
     if len(subjects) != 1 or "=" in subjects[0]:
         raise UserError(f"export {' '.join(subjects)}: not one run; {USAGE}")
     run = run_directory(subjects[0])

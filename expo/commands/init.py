@@ -41,11 +41,7 @@ WITHIN = {"reward_model": "reward_model.ground_truth"}  # verl's rows
 
 
 def main(arguments: list[str]) -> int:
-    """Make the folder. Returns the exit code. Raises UserError where the file cannot be used, or the folder is
-    there."""
-    if not arguments or {"-h", "--help"} & set(arguments):
-        print(USAGE)
-        return 0
+    """Make the folder. Returns the exit code. Raises UserError for an unusable file, and a folder that is there."""
     options, rest = take_options(arguments, data="", question="", answer="", solution="", level="", answer_pattern="")
     if len(rest) != 1 or "=" in rest[0]:
         raise UserError(f"init {' '.join(rest)}: not one folder; {USAGE}")
@@ -61,10 +57,10 @@ def main(arguments: list[str]) -> int:
     overrides += [f"dataset.answer_pattern={quoted(pattern)}"] if pattern else []
     look(overrides)
     make_folder(folder, "init")
-    (folder / "plan.yaml").write_text(PLAN.format(name=folder.resolve().name, data=in_yaml(overrides)))
-    (folder / "README.md").write_text(
-        README.format(name=folder.resolve().name, folder=folder, data=data, overrides=shlex.join(overrides[1:]))
-    )
+    name, overrides_line = folder.resolve().name, shlex.join(overrides[1:])
+    items = yaml.safe_dump(overrides, default_flow_style=True, width=10**6, allow_unicode=True).strip()[1:-1]
+    (folder / "plan.yaml").write_text(PLAN.format(name=name, data=items))
+    (folder / "README.md").write_text(README.format(name=name, folder=folder, data=data, overrides=overrides_line))
     print(f"made {folder / 'plan.yaml'} and {folder / 'README.md'}; next: expo table {folder}")
     return 0
 
@@ -72,11 +68,6 @@ def main(arguments: list[str]) -> int:
 def quoted(text: str) -> str:
     """Quote a value so that Hydra reads it unchanged."""
     return text if re.fullmatch(r"[\w./-]+", text) else '"' + text.replace('"', '\\"') + '"'
-
-
-def in_yaml(items: Sequence[str]) -> str:
-    """Format a list's items for YAML's `[…]`."""
-    return str(yaml.safe_dump(list(items), default_flow_style=True, width=10**6, allow_unicode=True)).strip()[1:-1]
 
 
 def mapping(path: Path, given: Mapping[str, str]) -> dict[str, str]:

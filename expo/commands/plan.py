@@ -4,9 +4,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import product
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from expo.config import Config, UserError, check_anywhere
+from expo.config.key import shown
 from expo.cost.estimate import SURE
 from expo.cost.machine import DEVICES, Device, this_machine
 from expo.cost.memory import disk, memory, settled
@@ -25,8 +26,7 @@ HOW_SURE = {
 
 
 def plan(cfg: Config) -> int:
-    """Print memory by part, seconds by part, hours and disk for each number of devices, and settings that fit. Returns
-    the exit code."""
+    """Print memory, seconds, hours, disk and settings that fit, by numbers of devices. Returns the exit code."""
     device = this_machine(cfg.trainer.threads) if cfg.plan.device == "here" else DEVICES[cfg.plan.device]
     works = [settled(Work.of(cfg, n), device) for n in cfg.plan.devices]
     shape = works[0].shape
@@ -54,10 +54,8 @@ def plan(cfg: Config) -> int:
 
 def as_table(works: Sequence[Work], device: Device) -> Table:
     """Format the estimates as a table with a column for each number of devices."""
-    table = Table(title=f"each of so many devices ({device.memory / 1e9:.0f} GB)")
-    table.add_column("")
-    for work in works:
-        table.add_column(str(work.devices), justify="right")
+    columns = (Column(str(work.devices), justify="right") for work in works)
+    table = Table("", *columns, title=f"each of so many devices ({device.memory / 1e9:.0f} GB)")
     sizes, times = [memory(work, device) for work in works], [seconds(work, device) for work in works]
     for part in dict.fromkeys(part for size in sizes for part in size if part != "peak"):
         table.add_row(f"{part}, GB", *(f"{size.get(part, 0.0) / 1e9:.1f}" for size in sizes))
@@ -77,13 +75,10 @@ def as_table(works: Sequence[Work], device: Device) -> Table:
 
 
 def advice(work: Work, device: Device) -> str:
-    """Say whether a run fits its devices; if not, name the smallest change with which it fits, or the reason why none
-    does."""
+    """Say whether a run fits its devices; if not, name the smallest change with which it fits, or say there is none."""
     on, needed = f"{work.devices} {device.name}", memory(work, device)
-    try:
-        check_anywhere(work.cfg)
-    except UserError as error:
-        return f"{on}: {error}"
+    if problem := _problem(work.cfg):
+        return f"{on}: {problem}"
     sure = SURE * device.memory
     if needed["peak"] <= sure:
         return f"{on}: fits"
@@ -94,50 +89,40 @@ def advice(work: Work, device: Device) -> str:
     message = f"{on}: {tight if needed['peak'] <= device.memory else over}; the most are its {largest}"
     for settings in changes(work):
         other = changed(work, settings)
-        if memory(other, device)["peak"] <= sure and _allowed(other.cfg):
+        if memory(other, device)["peak"] <= sure and not _problem(other.cfg):
             devices = [f"trainer.devices={work.devices}"] if work.devices > 1 else []
-            return f"{message}; it fits with {' '.join([*devices, *(f'{key}={value}' for key, value in settings)])}"
+            return (
+                f"{message}; it fits with {' '.join([*devices, *(f'{key}={shown(value)}' for key, value in settings)])}"
+            )
     return f"{message}; no setting of one key or a few fits it"
 
 
-def _allowed(cfg: Config) -> bool:
+def _problem(cfg: Config) -> str:
+    """Return why a config cannot be run, whatever the machine; "" where it can."""
     try:
         check_anywhere(cfg)
-    except UserError:
-        return False
-    return True
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def changes(work: Work) -> Iterator[list[Setting]]:
     """Yield settings that take less memory, first those that change least and leave the result as it is."""
     cfg = work.cfg
     micro, rows = cfg.trainer.micro_batch_size, cfg.rollout.at_once
-    smaller = [micro // by for by in (1, 2, 4, 8, 16) if micro // by]
-    fewer = [rows // by for by in (1, 2, 4, 8) if rows // by]
-    checkpointing = [cfg.model.gradient_checkpointing, True]
-    strategies = [cfg.trainer.strategy, *(["fsdp"] if work.devices > 1 else [])]
-    ranks = [cfg.model.lora_rank, 32]
-    bits = [cfg.model.load_in_4bit, *([True] if cfg.rollout.in_place else [])]
-    changed_settings = []
-    for places in product(
-        *(enumerate(options) for options in (bits, ranks, strategies, checkpointing, fewer, smaller))
-    ):
-        (bit, rank, strategy, keep, many, size) = places
-        settings: list[Setting] = [
-            (key, str(value).lower() if isinstance(value, bool) else value)
-            for key, (place, value) in (
-                ("trainer.micro_batch_size", size),
-                ("rollout.batch_size", many),
-                ("model.gradient_checkpointing", keep),
-                ("trainer.strategy", strategy),
-                ("model.lora_rank", rank),
-                ("model.load_in_4bit", bit),
-            )
-            if place
-        ]
-        if settings:
-            changed_settings.append((bit[0], rank[0], strategy[0], keep[0], many[0] + size[0], settings))
-    yield from (settings for *_, settings in sorted(changed_settings, key=lambda each: each[:-1]))
+    # The value as it is, then others; the last keys change least.
+    options: dict[str, list[object]] = {
+        "model.load_in_4bit": [cfg.model.load_in_4bit, *([True] if cfg.rollout.in_place else [])],
+        "model.lora_rank": [cfg.model.lora_rank, 32],
+        "trainer.strategy": [cfg.trainer.strategy, *(["fsdp"] if work.devices > 1 else [])],
+        "model.gradient_checkpointing": [cfg.model.gradient_checkpointing, True],
+        "rollout.batch_size": [rows // by for by in (1, 2, 4, 8) if rows // by],
+        "trainer.micro_batch_size": [micro // by for by in (1, 2, 4, 8, 16) if micro // by],
+    }
+    _, *places = product(*(range(len(values)) for values in options.values()))
+    for chosen in sorted(places, key=lambda place: (*place[:4], place[4] + place[5])):
+        settings = [(key, options[key][place]) for key, place in zip(options, chosen, strict=True) if place]
+        yield settings[::-1]
 
 
 def changed(work: Work, settings: Sequence[Setting]) -> Work:
@@ -145,8 +130,5 @@ def changed(work: Work, settings: Sequence[Setting]) -> Work:
     cfg = work.cfg
     for key, value in settings:
         group, _, name = key.partition(".")
-        cfg = replace(
-            cfg,
-            **{group: replace(getattr(cfg, group), **{name: value == "true" if value in ("true", "false") else value})},
-        )
+        cfg = replace(cfg, **{group: replace(getattr(cfg, group), **{name: value})})
     return replace(work, cfg=cfg)

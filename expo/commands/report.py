@@ -17,9 +17,6 @@ USAGE = (
 
 def main(arguments: list[str]) -> int:
     """Write the page and say where it is."""
-    if not arguments or {"-h", "--help"} & set(arguments):
-        print(USAGE)
-        return 0
     given, rest = take_options(arguments, output="")
     subjects, options = [s for s in rest if "=" not in s], [s for s in rest if "=" in s]
     if not subjects:

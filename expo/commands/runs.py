@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from expo.config import UserError, take_options
 from expo.config.foreign import UNREADABLE, content, from_json, why
@@ -29,9 +29,6 @@ expo runs gc   [FILTER...] [output_dir=outputs] [yes=true]       remove the chec
 
 def main(arguments: list[str]) -> int:
     """Run the subcommand. Returns the exit code."""
-    if {"-h", "--help"} & set(arguments):
-        print(USAGE)
-        return 0
     action = ACTIONS.get(arguments[0]) if arguments else None
     return action(arguments[1:]) if action else list_runs(arguments)
 
@@ -47,9 +44,7 @@ def list_runs(arguments: Sequence[str]) -> int:
     if flags:
         print(json.dumps(rows, indent=1))
         return 0
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("run", "data", "model", "steps", "status", "pass@k", "time", "age", "size"):
-        table.add_column(heading, overflow="fold")
+    table = _table("run", "data", "model", "steps", "status", "pass@k", "time", "age", "size")
     for row in rows:
         table.add_row(*_cells(row, options["output_dir"]))
     console = Console()
@@ -116,8 +111,7 @@ def show(arguments: Sequence[str]) -> int:
         for collapse in collapses_of(summary):
             table.add_row("collapse", str(collapse))
         Console().print(table, markup=False)
-        again = "train" if run.command == "train" else run.command
-        print(f"its settings again: expo {again} run={run.dir}   all of them: {run.dir / 'config.yaml'}")
+        print(f"its settings again: expo {run.command} run={run.dir}   all of them: {run.dir / 'config.yaml'}")
     return 0
 
 
@@ -152,39 +146,28 @@ def diff(arguments: Sequence[str]) -> int:
         if run.unreadable:
             raise UserError(f"{run.dir}: cannot be read ({run.unreadable}); make the run again")
     one, two = runs
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("", str(one.dir), str(two.dir)):
-        table.add_column(heading, overflow="fold")
-    parts: list[tuple[str, Callable[[RunFolder], dict[str, Any]]]] = [
-        ("result", _metrics),
-        ("setting", lambda run: run.settings),
-        ("content", lambda run: {"arm (settings and content of files)": run.summary.get("arm")}),
-        (
-            "code",
-            lambda run: {
-                "git": run.summary.get("git"),
-                **run.summary.get("versions", {}),
-                **run.summary.get("own_code", {}),
-            },
-        ),
-    ]
-    count = 0
-    for _, values in parts:
-        first, second = values(one), values(two)
+    table = _table("", str(one.dir), str(two.dir))
+    for first, second in zip(_compared(one), _compared(two), strict=True):
         for key in dict.fromkeys((*first, *second)):
             if first.get(key) != second.get(key):
                 table.add_row(key, _value(first, key), _value(second, key))
-                count += 1
-    if count:
+    if table.row_count:
         Console().print(table, markup=False)
     else:
         print("no difference in settings, results or code")
     return 0
 
 
-def _metrics(run: RunFolder) -> dict[str, Any]:
-    """Return the last evaluation's metrics, without their intervals."""
-    return {k: v for k, v in run.summary.get("metrics", {}).items() if not k.endswith(("_lo", "_hi"))}
+def _table(*headings: str) -> Table:
+    return Table(*(Column(h, overflow="fold") for h in headings), box=None, pad_edge=False, header_style="bold")
+
+
+def _compared(run: RunFolder) -> list[dict[str, Any]]:
+    """Return what two runs may differ in: results without their intervals, settings, content of files, code."""
+    summary = run.summary
+    metrics = {k: v for k, v in summary.get("metrics", {}).items() if not k.endswith(("_lo", "_hi"))}
+    code = {"git": summary.get("git"), **summary.get("versions", {}), **summary.get("own_code", {})}
+    return [metrics, run.settings, {"arm (settings and content of files)": summary.get("arm")}, code]
 
 
 def _value(settings: dict[str, Any], key: str) -> str:
@@ -208,17 +191,16 @@ def remove_runs(arguments: Sequence[str]) -> int:
             if not locks.enter_context(unused(directory)):
                 raise UserError(f"{directory}: a process works on it; stop that first")
         for directory in directories:
-            if _is_yes(options):
+            if yes := _is_yes(options):
                 discard(directory)
-            print(f"{'removed' if _is_yes(options) else 'would remove'} {directory} ({_size(sizes[directory])})")
+            print(f"{'removed' if yes else 'would remove'} {directory} ({_size(sizes[directory])})")
     print(f"{len(directories)} runs, {_size(sum(sizes.values()))} in all")
     _ask(options)
     return 0
 
 
 def collect(arguments: Sequence[str]) -> int:
-    """Remove the checkpoints of finished runs, and with `finals` their models. A longer run can no longer go on from
-    them."""
+    """Remove the checkpoints of finished runs, from which longer ones could go on, and with `finals` their models."""
     options, filters = take_options(arguments, yes="false", finals="false", output_dir="outputs")
     patterns = ("step*.ckpt", *(("final", "best", "best.ckpt") if _is_yes(options, "finals") else ()))
     runs = {str(run.dir): run for run in find_runs(Path(options["output_dir"]))}

@@ -16,9 +16,6 @@ KINDS = ("train", "eval")
 
 def main(arguments: list[str]) -> int:
     """Print the rows. Returns the exit code. Raises UserError where there are none."""
-    if not arguments or {"-h", "--help"} & set(arguments):
-        print(USAGE)
-        return 0
     options, (run, *filters) = take_options([a.removeprefix("run=") for a in arguments], step="", n="5", of="")
     for name in ("step", "n"):
         if options[name] and not options[name].isdigit():

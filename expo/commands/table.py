@@ -28,9 +28,6 @@ USAGE = (
 
 def main(arguments: list[str]) -> int:
     """Make what is missing of a table, and render it into experiments/NAME/results/SCALE. Returns the exit code."""
-    if not arguments or {"-h", "--help"} & set(arguments):
-        print(USAGE)
-        return 0
     request = Request.parse(arguments)
     runs = request.runs()
     if request.dry_run:
@@ -45,32 +42,22 @@ def render_kept(request: Request, runs: Sequence[PlannedRun], command: str) -> i
     from expo.tables.finish import finish, read_record  # seconds of imports
     from expo.tables.kept import kept_folder, unpack
 
-    all_runs = replace(request, name=request.plan.extends or request.name).runs()
-    folder = request.folder(runs[0].cfg.output_dir)
+    name, plan, output_dir = request.name, request.plan, runs[0].cfg.output_dir
+    all_runs = replace(request, name=plan.extends or name).runs()
     with tempfile.TemporaryDirectory() as scratch:
-        kept_runs = unpack(
-            kept_folder(request.name, request.plan, request.scale_name),
-            runs,
-            all_runs,
-            request.plan.prepare,
-            Path(scratch),
-        )
-        finish(
-            request.name, request.plan, kept_runs, folder, command, read_record(request.kept(runs[0].cfg.output_dir))
-        )
+        kept_runs = unpack(kept_folder(name, plan, request.scale_name), runs, all_runs, plan.prepare, Path(scratch))
+        finish(name, plan, kept_runs, request.folder(output_dir), command, read_record(request.kept(output_dir)))
     return 0
 
 
 def run_table(request: Request, runs: Sequence[PlannedRun], command: str) -> int:
     """Make the models and the runs that are missing, and render the table. Returns the exit code."""
     check_launcher(request.hydra)
-    for run in missing(runs):
+    todo = missing(runs)
+    for run in todo:
         keep(rules_of(run.cfg, "needs_here"))
-    trained, scored = (
-        [run.cfg for run in missing(runs) if (run.command == "train") == of_training] for of_training in (True, False)
-    )
-    ask_hub(trained, scored)
-    models = to_prepare(request.plan, runs, missing(runs))
+    ask_hub([r.cfg for r in todo if r.command == "train"], [r.cfg for r in todo if r.command != "train"])
+    models = to_prepare(request.plan, runs, todo)
     if code := prepare(models):
         remedy = "the same command goes on" if code > 128 else "see above"
         print(f"expo: a model that the runs begin from was not made; {remedy}", file=sys.stderr)

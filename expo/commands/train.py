@@ -16,8 +16,7 @@ from expo.training.on_devices import run_on_devices
 
 
 def train(cfg: Config) -> int:
-    """Make one run. Returns the exit code. A finished run is not made again, an unfinished one goes on from its
-    checkpoint."""
+    """Make one run, unless it is finished; go on from its checkpoint where it has one. Returns the exit code."""
     run = Run.find(cfg)
     if run.finished:
         print(run.finished_line)
@@ -40,9 +39,8 @@ def train_on_devices(cfg: Config, run: Run) -> int:
         folder = Path(name)
         (folder / "config").write_bytes(pickle.dumps(cfg))
         command = [sys.executable, "-m", "expo.jobs.device", str(folder / "config")]
-        code = run_on_devices(
-            command, cfg.trainer.devices, folder, [lock.fileno() for lock in (*locks, temporary.lock)]
-        )
+        held = [lock.fileno() for lock in (*locks, temporary.lock)]
+        code = run_on_devices(command, cfg.trainer.devices, folder, held)
         if code and run.dir.is_dir():
             for log in folder.glob("device*.log"):
                 # A full disk is what the first device has told of.

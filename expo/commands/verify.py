@@ -17,9 +17,8 @@ USAGE = "usage: expo verify GOLD ANSWER... [kind=auto] (each in quotes; without 
 
 
 def main(arguments: list[str]) -> int:
-    """Print kind, what both state and the verdict. Returns the exit code. Raises UserError for a kind that does not
-    exist."""
-    if len(arguments) < 2 or {"-h", "--help"} & set(arguments):
+    """Print kind, what both state and the verdict. Returns the exit code. Raises UserError for an unknown kind."""
+    if len(arguments) < 2:
         print(USAGE)
         return 0
     given = [a for a in arguments if a.startswith("kind=")]
@@ -43,10 +42,8 @@ def main(arguments: list[str]) -> int:
         problem = Problem("", "", gold, kind=kind)
         for answer in answers:
             verdict = verifier.submit(verifier.extraction.stated(answer), problem).result()
-            settled = fast_verdict(answer, gold, kind) is not None
-            table.add_row(
-                bare(answer), _stated(how.form, answer), str(verdict), "its kind" if settled else "math-verify"
-            )
+            by = "math-verify" if fast_verdict(answer, gold, kind) is None else "its kind"
+            table.add_row(bare(answer), _stated(how.form, answer), str(verdict), by)
     Console().print(table)
     return 0
 

@@ -23,15 +23,11 @@ usage: expo wandb workspace [TABLE | RUN_DIRECTORY...] [OPTIONS]   a saved view:
        expo wandb upload    RUN_DIRECTORY... [project=expo] [entity=…] [group=…] [mode=offline]   send runs that were made without W&B
        expo wandb sync      [FOLDER]                               send offline runs that are not sent yet, oldest first
 OPTIONS: scale=cpu project=… entity=… output=FILE mode=offline. With mode=offline, the specification goes to a file; with
-mode=online, to W&B.
-"""  # noqa: E501
+mode=online, to W&B."""  # noqa: E501
 
 
 def main(arguments: list[str]) -> int:
     """Run one of the subcommands. Returns the exit code."""
-    if not arguments or {"-h", "--help"} & set(arguments):
-        print(USAGE, end="")
-        return 0
     name, *rest = arguments
     if name not in SUBCOMMANDS:
         raise UserError(f"wandb {name}: no such command; use one of {', '.join(SUBCOMMANDS)}")
@@ -78,8 +74,7 @@ def _parse(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def _shown(options: dict[str, str], subjects: Sequence[str]) -> Any:
-    """Return the selection of a project's runs. Raises UserError for a subject that is neither a table nor a run
-    directory."""
+    """Return the selection of a project's runs. Raises UserError for what is neither a table nor a run directory."""
     from expo.report.wandb_views import Selection
 
     project, entity = options["project"] or "expo", options["entity"]
@@ -115,7 +110,8 @@ def _deliver(kind: str, view: Any, options: dict[str, str], title: str) -> int:
     if options["mode"] == "online":
         print(f"wandb {kind}: {save(view)}")
         return 0
-    path = _output(options["output"] or f"outputs/wandb/{title}-{kind}.json")
+    path = Path(options["output"] or f"outputs/wandb/{title}-{kind}.json")
+    make_folder(path.parent, "output")
     path.write_text(json.dumps(specification(view), indent=1) + "\n")
     print(f"wandb {kind}: {path}; mode=online saves it in W&B")
     return 0
@@ -157,11 +153,6 @@ def upload(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _output(name: str) -> Path:
-    make_folder(Path(name).parent, "output")
-    return Path(name)
-
-
 def sweep(arguments: Sequence[str]) -> int:
     """Write the sweep file of a table."""
     from expo.tables.wandb_sweep import sweep_file
@@ -169,7 +160,8 @@ def sweep(arguments: Sequence[str]) -> int:
     options, rest = take_options(arguments, project="expo", entity="", output="")
     request = _request(rest)
     content = sweep_file(request, rest, options["project"], options["entity"])
-    path = _output(options["output"] or f"outputs/wandb/{content['name']}-sweep.yaml")
+    path = Path(options["output"] or f"outputs/wandb/{content['name']}-sweep.yaml")
+    make_folder(path.parent, "output")
     path.write_text(
         f"# {' '.join(['expo wandb sweep', *arguments])}\n# Then: wandb sweep {path}, and the `wandb agent …` that "
         "it says.\n" + yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
@@ -210,11 +202,5 @@ def sync(arguments: Sequence[str]) -> int:
     return send(Path(arguments[0] if arguments else "outputs"))
 
 
-SUBCOMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    "workspace": workspace,
-    "report": report,
-    "sweep": sweep,
-    "run": run,
-    "sync": sync,
-    "upload": upload,
-}
+ACTIONS: list[Callable[[Sequence[str]], int]] = [workspace, report, sweep, run, sync, upload]
+SUBCOMMANDS = {action.__name__: action for action in ACTIONS}

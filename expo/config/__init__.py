@@ -9,18 +9,7 @@ from expo.config.distillation import SelfDistillationConf
 from expo.config.errors import DISK, EngineError, UserError
 from expo.config.from_run import restore
 from expo.config.hints import HintsConf, NoHintsConf, PrefixConf, SelfHintConf
-from expo.config.identity import (
-    arm_identity,
-    bank_identity,
-    data_content,
-    identity,
-    lineage,
-    made_as,
-    model_content,
-    pairs_identity,
-    pretrain_identity,
-    write_recipe,
-)
+from expo.config.identity import arm_identity, data_content, identity, lineage, model_content, pairs_identity
 from expo.config.key import Rules, functions_of, key, option
 from expo.config.loggers import (
     CsvLoggerConf,
@@ -48,13 +37,5 @@ from expo.config.prompts import PromptsConf
 from expo.config.reasoning import ReasoningGymConf
 from expo.config.rollout import RolloutConf, VLLMConf
 from expo.config.run import Config
-from expo.config.training import (
-    ANSWER_KINDS,
-    EvaluationConf,
-    PartialConf,
-    PythonVerifierConf,
-    RewardConf,
-    TrainerConf,
-    VerifierConf,
-)
+from expo.config.training import ANSWER_KINDS, PartialConf, PythonVerifierConf, RewardConf, TrainerConf, VerifierConf
 from expo.config.world import WorldConf

@@ -1,14 +1,12 @@
 """Keys of `algorithm=`: how the policy learns from a step's data."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from omegaconf import MISSING
 
-from expo.config.key import Rules, key, option, unused
-
-if TYPE_CHECKING:
-    from expo.config.run import Config
+from expo.config.key import Config, Rules, key, option, unused
 
 
 @dataclass
@@ -36,8 +34,7 @@ class AlgorithmConf:
 
     @property
     def explains_by_step(self) -> bool:
-        """Return whether each step asks for the explanations of its own problems alone, which are known before it
-        begins."""
+        """Return whether each step asks for explanations of its own problems alone, known before it begins."""
         return self._target_.startswith("expo.")
 
     @property
@@ -51,8 +48,7 @@ class AlgorithmConf:
         return False
 
     def bound_to_length(self, step: int) -> str | None:
-        """Return why the first `step` steps of a longer run differ from those of a shorter one; None where they are the
-        same."""
+        """Return why a longer run's first `step` steps differ from a shorter run's; None where they do not."""
         ours = self._target_.startswith("expo.")
         return None if ours else f"expo does not know whether {self._target_} looks at trainer.max_steps"
 
@@ -65,7 +61,6 @@ class PositivesOnlyConf(AlgorithmConf):
 
 
 @option("algorithm", "sft")
-@dataclass
 class SFTConf(PositivesOnlyConf):
     """Supervised fine-tuning on positives."""
 
@@ -87,7 +82,6 @@ class SFTConf(PositivesOnlyConf):
 
 
 @option("algorithm", "dpo", alone=False)
-@dataclass
 class DPOConf(PositivesOnlyConf):
     """DPO. `positives.weight` is the weight of its SFT term on the chosen completion (RPO); 0: none."""
 
@@ -130,23 +124,23 @@ class DPOConf(PositivesOnlyConf):
     def uses_reference(self) -> bool:
         return True
 
-    def rules(self, cfg: "Config") -> Rules:
-        yield (
-            self.preference != "ipo" or self.label_smoothing == 0,
-            f"algorithm.label_smoothing={self.label_smoothing}: IPO has none; "
-            "set algorithm.label_smoothing=0 or algorithm.preference=sigmoid",
-        )
+    def rules(self, cfg: Config) -> Rules:
+        if self.preference == "ipo" and self.label_smoothing != 0:
+            yield (
+                f"algorithm.label_smoothing={self.label_smoothing}: IPO has none; "
+                "set algorithm.label_smoothing=0 or algorithm.preference=sigmoid"
+            )
 
 
 KEYS_OF_SURROGATES = {"dual_clip": ["dual_clip"], "sapo": ["sapo_tau_positive", "sapo_tau_negative"]}
 
 
 @option("algorithm", "grpo")
-@dataclass
 class GRPOConf(AlgorithmConf):
     """GRPO and its relatives; Dr. GRPO, DAPO, GSPO, RLOO and LUFFY are choices among these keys."""
 
     takes_positives: ClassVar[bool] = True
+    has_teacher: ClassVar[bool] = False  # that scores the rollouts
     _target_: str = "expo.algorithms.grpo.GRPO"
     group_size: int = key(8, low=2, high=2**16, help="rollouts per problem; a group advantage needs at least 2")
     updates_per_rollout: int = key(
@@ -242,7 +236,7 @@ class GRPOConf(AlgorithmConf):
     )
     sampler_cap: float = key(2.0, low=1, help="largest weight of that correction")
 
-    def settle(self, cfg: "Config") -> None:
+    def settle(self, cfg: Config) -> None:
         """Set the keys whose value other keys decide. The value enters the identity as if the user had given it."""
         if self.sampler_correction is None:
             apart = cfg.rollout.rounds_otherwise(cfg) and getattr(cfg.hints, "gradient", "hint") == "hint"
@@ -257,58 +251,43 @@ class GRPOConf(AlgorithmConf):
         return self.kl_coef > 0
 
     @property
-    def has_teacher(self) -> bool:
-        """Return whether a teacher scores the rollouts."""
-        return False
-
-    @property
     def learns_from_rewards(self) -> bool:
         """Return whether rewards have a part in the loss."""
         return self.advantage != "none"
 
-    def rules(self, cfg: "Config") -> Rules:
-        yield (
-            self.learns_from_rewards or self.has_teacher,
-            f"algorithm.advantage=none: {cfg.name} would learn nothing from its rollouts; "
-            "set algorithm.advantage=group_norm, or choose an algorithm with a teacher such as algorithm=opsd",
-        )
-        yield (
-            not self.kl_coef or self.kl_estimator != "k1",
-            f"algorithm.kl_estimator=k1: its gradient is zero in the mean, so that algorithm.kl_coef={self.kl_coef:g} "
-            "would add noise alone; set algorithm.kl_estimator=k2 or k3",
-        )
+    def idle(self, names: Sequence[str], why: str, remedy: str) -> Rules:
+        """Yield a rule for each key in `names`, which changes nothing here; see `expo.config.key.unused`."""
+        return unused(self, "algorithm.", names, why, remedy)
+
+    def rules(self, cfg: Config) -> Rules:
+        if not self.learns_from_rewards and not self.has_teacher:
+            yield (
+                f"algorithm.advantage=none: {cfg.name} would learn nothing from its rollouts; "
+                "set algorithm.advantage=group_norm, or choose an algorithm with a teacher such as algorithm=opsd"
+            )
+        if self.kl_coef and self.kl_estimator == "k1":
+            yield (
+                f"algorithm.kl_estimator=k1: its gradient is zero in the mean, so that "
+                f"algorithm.kl_coef={self.kl_coef:g} would add noise alone; set algorithm.kl_estimator=k2 or k3"
+            )
+        why = f"since algorithm.surrogate={self.surrogate}"
         for name, keys in KEYS_OF_SURROGATES.items():
             if self.surrogate != name:
-                yield from unused(
-                    self,
-                    "algorithm.",
-                    keys,
-                    f"since algorithm.surrogate={self.surrogate}",
-                    f"algorithm.surrogate={name}",
-                )
+                yield from self.idle(keys, why, f"algorithm.surrogate={name}")
         ignored = {"cispo": ["clip_low"], "sapo": ["clip_low", "clip_high"]}.get(self.surrogate, [])
-        if ignored:
-            why = f"since algorithm.surrogate={self.surrogate}"
-            yield from unused(self, "algorithm.", ignored, why, "algorithm.surrogate=ppo_clip")
-        yield (
-            self.surrogate != "dppo" or self.ratio == "token",
-            "algorithm.ratio=sequence: algorithm.surrogate=dppo looks at the probability of each token; set "
-            "algorithm.ratio=token",
-        )
+        yield from self.idle(ignored, why, "algorithm.surrogate=ppo_clip")
+        if self.surrogate == "dppo" and self.ratio != "token":
+            yield (
+                "algorithm.ratio=sequence: algorithm.surrogate=dppo looks at the probability of each token; set "
+                "algorithm.ratio=token"
+            )
         if self.sampler_correction == "none":
-            yield from unused(
-                self, "algorithm.", ["sampler_cap"], "since nothing is corrected", "algorithm.sampler_correction=token"
-            )
+            yield from self.idle(["sampler_cap"], "since nothing is corrected", "algorithm.sampler_correction=token")
         if not self.learns_from_rewards:
-            yield from unused(
-                self,
-                "algorithm.",
-                ["overlong_share"],
-                f"since {cfg.name} learns from no rewards",
-                "another algorithm.advantage",
+            why = f"since {cfg.name} learns from no rewards"
+            yield from self.idle(["overlong_share"], why, "another algorithm.advantage")
+        if self.retry != 1 and self.refills:
+            yield (
+                f"algorithm.retry={self.retry:g}, algorithm.refills={self.refills}: both replace problems that teach "
+                "nothing; set algorithm.refills=0 or algorithm.retry=1"
             )
-        yield (
-            self.retry == 1 or not self.refills,
-            f"algorithm.retry={self.retry:g}, algorithm.refills={self.refills}: both replace problems that teach "
-            "nothing; set algorithm.refills=0 or algorithm.retry=1",
-        )

@@ -1,12 +1,8 @@
 """Keys of single commands: `pretrain`, `plan`, `diagnose`."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from expo.config.key import Rules, key
-
-if TYPE_CHECKING:
-    from expo.config.run import Config
+from expo.config.key import Config, Rules, key
 
 
 @dataclass
@@ -27,17 +23,17 @@ class PretrainConf:
     )
     output: str = key("outputs/pretrain", help="folder of the finished model")
 
-    def rules(self, cfg: "Config") -> Rules:
-        yield (
-            self.start is None or (self.hidden_size, self.layers, self.heads) == (96, 4, 4),
-            f"pretrain.start={self.start}: has its own width, depth and heads; leave pretrain.hidden_size, layers "
-            "and heads out",
-        )
-        yield (
-            self.hidden_size % (2 * self.heads) == 0,
-            f"pretrain.hidden_size={self.hidden_size}: not a multiple of twice pretrain.heads={self.heads}; "
-            "set for example pretrain.hidden_size=96 pretrain.heads=4",
-        )
+    def rules(self, cfg: Config) -> Rules:
+        if self.start is not None and (self.hidden_size, self.layers, self.heads) != (96, 4, 4):
+            yield (
+                f"pretrain.start={self.start}: has its own width, depth and heads; leave pretrain.hidden_size, layers "
+                "and heads out"
+            )
+        if self.hidden_size % (2 * self.heads) != 0:
+            yield (
+                f"pretrain.hidden_size={self.hidden_size}: not a multiple of twice pretrain.heads={self.heads}; "
+                "set for example pretrain.hidden_size=96 pretrain.heads=4"
+            )
 
 
 @dataclass
@@ -58,11 +54,9 @@ class PlanConf:
         None, above=0, help="mean tokens of a completion, for seconds; null: rollout.max_completion_tokens"
     )
 
-    def rules(self, cfg: "Config") -> Rules:
-        yield (
-            len(self.devices) > 0,
-            f"plan.devices={self.devices}: names no number of devices; set for example plan.devices=[1,8]",
-        )
+    def rules(self, cfg: Config) -> Rules:
+        if len(self.devices) <= 0:
+            yield f"plan.devices={self.devices}: names no number of devices; set for example plan.devices=[1,8]"
 
 
 @dataclass

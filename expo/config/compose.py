@@ -9,6 +9,7 @@ import os
 import pickle
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
@@ -50,9 +50,8 @@ def plugins() -> tuple[Path, ...]:
 
     Raises UserError for a module that cannot be imported.
     """
-    installed = {
-        e.value: e.dist.name if e.dist else e.name for e in importlib.metadata.entry_points(group=ENTRY_POINTS)
-    }
+    entry_points = importlib.metadata.entry_points(group=ENTRY_POINTS)
+    installed = {e.value: e.dist.name if e.dist else e.name for e in entry_points}
     named = [name.strip() for name in os.environ.get(PLUGINS_VARIABLE, "").split(",") if name.strip()]
     if named and "" not in sys.path:
         sys.path.append("")  # the working folder, where nothing that is installed has the name
@@ -111,8 +110,7 @@ def register() -> None:
 
 
 def schema_of(node: type) -> DictConfig:
-    """Return a config dataclass as Hydra takes it. Keys of type dict accept new names, which Hydra refuses
-    elsewhere."""
+    """Return a config dataclass as Hydra takes it. Keys of type dict, and they alone, accept new names."""
     schema: DictConfig = OmegaConf.structured(node)
     parts = [schema]
     for part in parts:
@@ -138,17 +136,17 @@ def compose_config(overrides: Sequence[str]) -> Config:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             return named(typed(compose("config", list(overrides))), overrides)
     groups = config_groups()
-    keys = [o for o in parsed if _sets_a_key(o, groups)]
+    keys = [  # set one, and pick no option of a group
+        o
+        for o in parsed
+        if not (o.package is not None or o.is_sweep_override() or "/" in o.key_or_group or o.key_or_group in groups)
+    ]
     chosen = tuple(o.input_line or "" for o in parsed if o not in keys)
-    config: DictConfig = pickle.loads(_composed(chosen, _files(), tuple(REGISTERED.values())))
+    yamls = (file for folder in config_folders() for file in folder.rglob("*.yaml"))
+    stamps = tuple((str(file), file.stat().st_mtime_ns) for file in yamls)
+    config: DictConfig = pickle.loads(_composed(chosen, stamps, tuple(REGISTERED.values())))
     ConfigLoaderImpl._apply_overrides_to_config(keys, config)
     return named(typed(config), overrides)
-
-
-def _sets_a_key(override: Override, groups: set[str]) -> bool:
-    """Return whether an override sets a key, and picks no option of a group."""
-    name, sweeps = override.key_or_group, override.is_sweep_override()
-    return override.package is None and not sweeps and "/" not in name and name not in groups
 
 
 def config_groups() -> set[str]:
@@ -157,16 +155,9 @@ def config_groups() -> set[str]:
     return {*(folder.name for folder in folders), *(group for group, _ in ALONE)}
 
 
-def _files() -> tuple[tuple[str, int], ...]:
-    """Return every YAML file of the config folders, with the time of its last change."""
-    files = (file for folder in config_folders() for file in folder.rglob("*.yaml"))
-    return tuple((str(file), file.stat().st_mtime_ns) for file in files)
-
-
 @lru_cache(maxsize=512)
-def _composed(chosen: tuple[str, ...], files: object, options: object) -> bytes:
-    """Return the pickled config of some options, cached: composing takes a hundred times as long as setting a key
-    afterwards."""
+def _composed(chosen: tuple[str, ...], stamps: object, options: object) -> bytes:
+    """Return the pickled config of some options, cached: composing takes a hundred times as long as setting a key."""
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return pickle.dumps(compose("config", list(chosen)))
 
@@ -192,8 +183,7 @@ def for_command(config: Config, command: str, overrides: Sequence[str]) -> Confi
 
 
 def typed(cfg: DictConfig) -> Config:
-    """Return a composed config as dataclasses, resolved. Raises UserError for a key without a value, or an unknown
-    one."""
+    """Return a composed config as dataclasses, resolved. Raises UserError for a key that is unknown or has no value."""
     missing = OmegaConf.missing_keys(cfg)
     if missing:
         raise UserError(f"{min(missing)}=???: not set; give it on the command line")
@@ -219,35 +209,29 @@ def check(config: Config) -> None:
     """
     check_anywhere(config)
     keep(rules_of(config, "needs_here"))
-    for holds, doubt in rules_of(config, "doubts"):
-        if not holds:
-            print(f"expo: {doubt}", file=sys.stderr)
+    for doubt in rules_of(config, "doubts"):
+        print(f"expo: {doubt}", file=sys.stderr)
 
 
 def check_anywhere(config: Config) -> None:
     """Raise UserError for the first value or combination that cannot be run, whatever the machine."""
     for prefix, node in nodes(config):
         if target := getattr(node, "_target_", None):
-            _check_target(f"{prefix}_target_={target}", target)
+            spec = None
+            with suppress(ImportError, ValueError):
+                spec = importlib.util.find_spec(target.rpartition(".")[0])
+            if spec is None:
+                remedy = "give the full name of a class that can be imported"
+                raise UserError(f"{prefix}_target_={target}: there is no such module; {remedy}")
     check_values(config)
     keep(between_groups(config))  # first: a key without effect may be one beside an option that is out of place
     keep(rules_of(config, "rules"))
 
 
-def _check_target(named: str, target: str) -> None:
-    try:
-        spec = importlib.util.find_spec(target.rpartition(".")[0])
-    except (ImportError, ValueError):
-        spec = None
-    if spec is None:
-        raise UserError(f"{named}: there is no such module; give the full name of a class that can be imported")
-
-
 def build(conf: Any, *parts: Any, of: type | None = None) -> Any:
     """Make the object that a config dataclass describes: call its `_target_` with the whole dataclass and then `parts`.
 
-    Args: of, the class or protocol that it has to be of. Raises UserError where the module has no such class, or it is
-    of another kind.
+    Args: of, its class or protocol. Raises UserError where the module has no such class, or it is of another kind.
     """
     module, _, name = conf._target_.rpartition(".")
     try:
@@ -269,8 +253,7 @@ def _takes(target: Callable[..., Any], count: int) -> bool:
 
 
 def _is_of(target: Any, kind: type | None) -> bool:
-    """Return whether a class is a subclass of `kind`, or has a protocol's members. A function's result is taken on
-    trust."""
+    """Return whether a class is of `kind`, or has a protocol's members. A function's result is taken on trust."""
     if kind is None or not isinstance(target, type):
         return True
     if not getattr(kind, "_is_protocol", False):

@@ -4,23 +4,17 @@ import difflib
 import importlib
 import json
 import os
-import re
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from omegaconf import MISSING
 
 from expo.config.files import KINDS, NOT_OURS, UNREADABLE, open_rows
-from expo.config.key import Rule, Rules, key, option
+from expo.config.key import Config, Rules, compiles, key, option
 from expo.config.training import ANSWER_KINDS
 from expo.config.world import WorldConf
-
-if TYPE_CHECKING:
-    from expo.config.run import Config
-
 
 MEASURING = ("evaluate", "diagnose")  # commands that measure a model, and train none
 MOST_GENERATED = 100_000  # problems of a level of the ladder
@@ -46,6 +40,8 @@ class DatasetConf:
     _target_: str = MISSING
     is_ladder: ClassVar[bool] = False
     is_generated: ClassVar[bool] = False
+    # Why problems have no worked solution, and the remedy.
+    no_solutions: ClassVar[str] = "and dataset.columns.solution is empty; set it to the column that has them"
     name: str = key(MISSING, help="name of the data set in run directories and tables")
     path: str | None = key(
         None,
@@ -123,8 +119,7 @@ class DatasetConf:
         return [name for name, drawn in (("path", path_drawn), ("eval_path", other)) if drawn]
 
     def unread(self, command: str) -> dict[str, str]:
-        """Return the keys among limit, eval_limit and part that a command ignores, each with a remedy; see
-        docs/runs.md."""
+        """Return which of limit, eval_limit and part a command ignores, each with a remedy; see docs/runs.md."""
         if command not in MEASURING:
             return {"part": "it is for expo evaluate and expo diagnose; dataset.limit takes fewer problems"}
         if self.part == "held_out" and self.shares_file:
@@ -136,17 +131,13 @@ class DatasetConf:
 
     def evaluated_file(self, command: str) -> str | None:
         """Return the local file that a command evaluates on."""
-        files = (
-            (self.eval_path, self.path)
-            if command in MEASURING and self.part != "train"
-            else (self.path, self.eval_path)
-        )
-        return next(filter(None, files), None)
+        if command in MEASURING and self.part != "train":
+            return self.eval_path or self.path
+        return self.path or self.eval_path
 
     @property
     def part_mark(self) -> str:
-        """Return a suffix that tells evaluations of different parts apart; "" for all of the evaluation's problems, as
-        in 0.2."""
+        """Return a suffix that tells evaluations of different parts apart; "" for all of its problems, as in 0.2."""
         default = "all" if self.shares_file else "held_out"
         return "" if self.part in (default, "all") else f"-{self.part}"
 
@@ -156,39 +147,26 @@ class DatasetConf:
         return True
 
     @property
-    def no_solutions(self) -> str:
-        """Say why problems have no worked solution, with the remedy."""
-        return "and dataset.columns.solution is empty; set it to the column that has them"
-
-    @property
     def any_level(self) -> bool:
         """Return whether the data's own rows say which levels there are."""
         return False
 
-    def rules(self, cfg: "Config") -> Rules:
-        yield (
-            any((self.path, self.eval_path, self.hub_id)) or self.is_generated,
-            "dataset.path=null: this data set has no hub id either; set dataset.path or dataset.hub_id",
-        )
+    def rules(self, cfg: Config) -> Rules:
+        if not any((self.path, self.eval_path, self.hub_id)) and not self.is_generated:
+            yield "dataset.path=null: this data set has no hub id either; set dataset.path or dataset.hub_id"
         yield from self._levels("dataset.levels", self.levels)
         yield from self._levels("dataset.eval_levels", self.eval_levels or [])
         yield from _file("dataset.path", self.path)
         yield from _file("dataset.eval_path", self.eval_path)
 
-    def _levels(self, name: str, levels: list[Any]) -> Iterable[Rule]:
-        if self.any_level:
-            return []
-        remedy = (
-            f"choose from {self.known_levels}"
-            if self.known_levels
-            else f"remove {name}: the data set {self.name} has no levels (or none named: dataset.columns.level)"
-        )
-        message = f"{name}={levels}: not all are levels of {self.name}; {remedy}"
-        return [(set(levels) <= set(self.known_levels), message)]
+    def _levels(self, name: str, levels: list[Any]) -> Rules:
+        if not self.any_level and set(levels) - set(self.known_levels):
+            remedy = f"remove {name}: the data set {self.name} has no levels (or none named: dataset.columns.level)"
+            remedy = f"choose from {self.known_levels}" if self.known_levels else remedy
+            yield f"{name}={levels}: not all are levels of {self.name}; {remedy}"
 
 
 @option("dataset", "math", formerly="expo.data.readers.MATH")
-@dataclass
 class MathConf(DatasetConf):
     """MATH (Hendrycks et al. 2021)."""
 
@@ -196,7 +174,6 @@ class MathConf(DatasetConf):
 
 
 @option("dataset", "gsm8k", formerly="expo.data.readers.GSM8K")
-@dataclass
 class Gsm8kConf(DatasetConf):
     """GSM8K (Cobbe et al. 2021)."""
 
@@ -204,7 +181,6 @@ class Gsm8kConf(DatasetConf):
 
 
 @option("dataset", "columns", formerly="expo.data.readers.Columns", alone=False)
-@dataclass
 class TableConf(DatasetConf):
     """Any data set with a question and an answer column."""
 
@@ -225,24 +201,23 @@ class TableConf(DatasetConf):
     def any_level(self) -> bool:
         return self.columns.level != "" and not self.known_levels
 
-    def rules(self, cfg: "Config") -> Rules:
+    def rules(self, cfg: Config) -> Rules:
         yield from super().rules(cfg)
-        yield _compiles(self.answer_pattern)
+        yield from compiles(f"dataset.answer_pattern={self.answer_pattern}", self.answer_pattern)
         wanted = {f.name: getattr(self.columns, f.name) for f in fields(self.columns)}
         for path in filter(None, (self.path, self.eval_path)):
             columns = columns_of(Path(path), {*wanted.values()} - {""})
             for column, name in wanted.items():
                 name = name if name in columns else name.partition(".")[0]  # a path into the column
                 near = next(iter(difflib.get_close_matches(name, columns, 1)), next(iter(columns), ""))
-                yield (
-                    not name or not columns or name in columns,
-                    f"dataset.columns.{column}={name}: no row of {path} has it, only {', '.join(columns)}; "
-                    f"set it to one of them, perhaps dataset.columns.{column}={near}",
-                )
+                if name and columns and name not in columns:
+                    yield (
+                        f"dataset.columns.{column}={name}: no row of {path} has it, only {', '.join(columns)}; "
+                        f"set it to one of them, perhaps dataset.columns.{column}={near}"
+                    )
 
 
 @option("dataset", "function", formerly="expo.data.readers.Rows", alone=False)
-@dataclass
 class FunctionConf(TableConf):
     """Rows that a function of one's own yields."""
 
@@ -275,18 +250,17 @@ class GeneratedConf(DatasetConf):
         read, other = ("limit", "eval_limit") if self.part == "train" else ("eval_limit", "limit")
         return {other: f"dataset.{read} takes fewer problems"}
 
-    def rules(self, cfg: "Config") -> Rules:
+    def rules(self, cfg: Config) -> Rules:
         yield from super().rules(cfg)
         for name in ("path", "eval_path", "hub_id"):
-            yield (
-                getattr(self, name) is None,
-                f"dataset.{name}={getattr(self, name)}: {self.name} makes its problems and reads none; set "
-                "dataset=custom and dataset.columns, or the data set whose format it has, such as dataset=math",
-            )
+            if getattr(self, name) is not None:
+                yield (
+                    f"dataset.{name}={getattr(self, name)}: {self.name} makes its problems and reads none; set "
+                    "dataset=custom and dataset.columns, or the data set whose format it has, such as dataset=math"
+                )
 
 
 @option("dataset", "ladder", formerly="expo.data.readers.Ladder")
-@dataclass
 class LadderConf(GeneratedConf):
     """The ladder: generated problems."""
 
@@ -301,33 +275,28 @@ class LadderConf(GeneratedConf):
         WorldConf, absent={}, help="what its problems are, what its base policy has read, and how its expert writes"
     )
 
-    def rules(self, cfg: "Config") -> Rules:
-        yield (
-            self.answer_kind == "auto",
-            f"dataset.answer_kind={self.answer_kind}: the ladder knows the kind of its own answers; leave it out",
-        )
-        for name, count in (("limit", self.limit), ("eval_limit", self.eval_limit)):
+    def rules(self, cfg: Config) -> Rules:
+        if self.answer_kind != "auto":
             yield (
-                count is None or count <= MOST_GENERATED,
-                f"dataset.{name}={count}: the ladder makes at most {MOST_GENERATED} problems of a level (10 s each); "
-                f"set dataset.{name}={MOST_GENERATED} or less",
+                f"dataset.answer_kind={self.answer_kind}: the ladder knows the kind of its own answers; leave it out"
             )
+        for name, count in (("limit", self.limit), ("eval_limit", self.eval_limit)):
+            if count is not None and count > MOST_GENERATED:
+                yield (
+                    f"dataset.{name}={count}: the ladder makes at most {MOST_GENERATED} problems of a level (10 s "
+                    f"each); set dataset.{name}={MOST_GENERATED} or less"
+                )
         yield from super().rules(cfg)
 
 
 def _file(name: str, path: str | None) -> Rules:
     if path is not None:
-        yield os.path.isfile(path), f"{name}={path}: no such file; give the path of a .jsonl or .parquet file"
-        yield not os.path.isfile(path) or os.access(path, os.R_OK), f"{name}={path}: {NOT_OURS}"
-        yield path.endswith(KINDS), f"{name}={path}: not a {', '.join(KINDS)} file; convert it first"
-
-
-def _compiles(pattern: str) -> Rule:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        return False, f"dataset.answer_pattern={pattern}: no regular expression ({error}); correct it"
-    return True, ""
+        if not os.path.isfile(path):
+            yield f"{name}={path}: no such file; give the path of a .jsonl or .parquet file"
+        if os.path.isfile(path) and not os.access(path, os.R_OK):
+            yield f"{name}={path}: {NOT_OURS}"
+        if not path.endswith(KINDS):
+            yield f"{name}={path}: not a {', '.join(KINDS)} file; convert it first"
 
 
 def columns_of(path: Path, wanted: set[str]) -> list[str]:

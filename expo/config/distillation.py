@@ -1,24 +1,20 @@
 """Keys of `algorithm=` for self-distillation: what a teacher sees, who it is, and what is learned from it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from expo.config.algorithm import GRPOConf
-from expo.config.key import Rules, key, option, unused
-
-if TYPE_CHECKING:
-    from expo.config.run import Config
+from expo.config.key import Config, Rules, key, option
 
 
 @option("algorithm", "self_distillation", alone=False)
-@dataclass
 class SelfDistillationConf(GRPOConf):
     """GRPO's rollouts, scored by a teacher: the same network, that sees more. Its opinion of each token is learned
     from."""
 
     # Whose likeliest words `top_k` takes: nothing used the teacher's.
     gone: ClassVar[Mapping[str, Any]] = {"top_of": "student"}
+    has_teacher: ClassVar[bool] = True
     _target_: str = "expo.algorithms.distillation.SelfDistillation"
     group_size: int = key(8, low=1, high=2**16, help="rollouts per problem; a group advantage needs at least 2")
     privilege: str = key(
@@ -65,10 +61,6 @@ class SelfDistillationConf(GRPOConf):
     )
 
     @property
-    def has_teacher(self) -> bool:
-        return True
-
-    @property
     def uses_reference(self) -> bool:
         return super().uses_reference or self.teacher == "initial"
 
@@ -80,58 +72,48 @@ class SelfDistillationConf(GRPOConf):
     def forward_passes(self) -> int:
         return (self.kl_coef > 0) + (2 if self.signal == "contrast" else 1)
 
-    def rules(self, cfg: "Config") -> Rules:
+    def rules(self, cfg: Config) -> Rules:
         yield from super().rules(cfg)
-        yield (
-            not self.entropy_coef,
-            f"algorithm.entropy_coef={self.entropy_coef:g}: {cfg.name}'s pass beside its teacher measures no "
-            "entropy; set algorithm.entropy_coef=0",
-        )
-        yield (
-            not self.learns_from_rewards or self.group_size >= 2,
-            f"algorithm.group_size={self.group_size}: a group advantage needs at least 2; "
-            "set algorithm.group_size=2 or more, or algorithm.advantage=none",
-        )
-        yield (
-            self.privilege != "sibling" or self.group_size >= 2,
-            f"algorithm.privilege=sibling: a group of {self.group_size} has no siblings; set algorithm.group_size=2 "
-            "or more",
-        )
-        yield (
-            self.signal != "contrast" or self.privilege == "answer",
-            f"algorithm.privilege={self.privilege}: a contrast is between the right answer and a wrong one; "
-            "set algorithm.privilege=answer",
-        )
-        yield (
-            self.signal == "divergence" or self.ratio == "token",
-            f"algorithm.ratio=sequence: with algorithm.signal={self.signal} each token has an advantage of its own, "
-            "which one ratio for a whole sequence would average away; set algorithm.ratio=token",
-        )
-        yield (
-            self.learns_from_rewards or not self.refills,
-            f"algorithm.refills={self.refills}: rewards that are not learned from would choose the problems; set "
-            "algorithm.refills=0",
-        )
-        yield (
-            self.retry == 1,
-            f"algorithm.retry={self.retry:g}: every problem has a gradient from the teacher, so that none would be "
-            "passed over; set algorithm.retry=1",
-        )
+        if self.entropy_coef:
+            yield (
+                f"algorithm.entropy_coef={self.entropy_coef:g}: {cfg.name}'s pass beside its teacher measures no "
+                "entropy; set algorithm.entropy_coef=0"
+            )
+        if self.learns_from_rewards and self.group_size < 2:
+            yield (
+                f"algorithm.group_size={self.group_size}: a group advantage needs at least 2; "
+                "set algorithm.group_size=2 or more, or algorithm.advantage=none"
+            )
+        if self.privilege == "sibling" and self.group_size < 2:
+            yield (
+                f"algorithm.privilege=sibling: a group of {self.group_size} has no siblings; set "
+                "algorithm.group_size=2 or more"
+            )
+        if self.signal == "contrast" and self.privilege != "answer":
+            yield (
+                f"algorithm.privilege={self.privilege}: a contrast is between the right answer and a wrong one; "
+                "set algorithm.privilege=answer"
+            )
+        if self.signal != "divergence" and self.ratio != "token":
+            yield (
+                f"algorithm.ratio=sequence: with algorithm.signal={self.signal} each token has an advantage of its "
+                "own, which one ratio for a whole sequence would average away; set algorithm.ratio=token"
+            )
+        if not self.learns_from_rewards and self.refills:
+            yield (
+                f"algorithm.refills={self.refills}: rewards that are not learned from would choose the problems; set "
+                "algorithm.refills=0"
+            )
+        if self.retry != 1:
+            yield (
+                f"algorithm.retry={self.retry:g}: every problem has a gradient from the teacher, so that none would be "
+                "passed over; set algorithm.retry=1"
+            )
         if self.signal != "divergence":
-            names, why = (
-                ["mix", "top_k", "tail", "ratio_cap"],
-                f"since algorithm.signal={self.signal} is no divergence",
-            )
-            yield from unused(self, "algorithm.", names, why, "algorithm.signal=divergence")
+            why = f"since algorithm.signal={self.signal} is no divergence"
+            yield from self.idle(["mix", "top_k", "tail", "ratio_cap"], why, "algorithm.signal=divergence")
         if not self.top_k:
-            yield from unused(
-                self, "algorithm.", ["tail"], "since the divergence is over all words", "algorithm.top_k=100"
-            )
+            yield from self.idle(["tail"], "since the divergence is over all words", "algorithm.top_k=100")
         if self.teacher != "average":
-            yield from unused(
-                self,
-                "algorithm.",
-                ["average_rate"],
-                f"since algorithm.teacher={self.teacher}",
-                "algorithm.teacher=average",
-            )
+            why = f"since algorithm.teacher={self.teacher}"
+            yield from self.idle(["average_rate"], why, "algorithm.teacher=average")

@@ -36,8 +36,8 @@ def frozen_copies(cfg: Config) -> tuple[bool, bool]:
         writers.add(cfg.positives.writer)
     # A LoRA policy without its adapter is the initial one. An engine of its own has a copy, and so has who begins
     # again.
-    within = cfg.model.lora_rank > 0 and cfg.rollout.in_place
-    initial = algorithm.uses_snapshot or ("reference" in writers and not within)
-    return initial or (
-        algorithm.uses_reference and not cfg.model.lora_rank
-    ), "snapshot" in writers or algorithm.uses_snapshot
+    lora, rounds = cfg.model.lora_rank > 0, algorithm.uses_snapshot
+    initial = (algorithm.uses_reference and not lora) or (
+        "reference" in writers and not (lora and cfg.rollout.in_place)
+    )
+    return rounds or initial, rounds or "snapshot" in writers

@@ -28,8 +28,7 @@ Check = Callable[[Any], bool]
 
 
 def content(path: Path) -> bytes:
-    """Read a file that others may have written. Raises ValueError for a large file and anything but a plain file,
-    OSError where it is missing."""
+    """Read a file of anyone. Raises ValueError where it is large or no plain file, OSError where it is missing."""
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
@@ -54,8 +53,7 @@ def _whole(digits: str) -> int:
 
 
 def yaml_text(path: Path) -> str:
-    """Return a YAML file as text that is safe to load. Raises UNREADABLE where it is not: it has aliases, or nests
-    deeply."""
+    """Return a YAML file as text. Raises UNREADABLE where it is not safe to load: it has aliases, or nests deeply."""
     text, depth = content(path).decode(), 0
     for event in yaml.parse(text, Loader=yaml.CSafeLoader):
         if isinstance(event, yaml.AliasEvent):
@@ -102,43 +100,28 @@ def is_metrics(value: Any) -> bool:
 
 
 def is_setting(value: Any) -> bool:
-    """Return whether a value is one that a key may have: not YAML's dates, bytes and sets. An empty mapping is a group
-    without keys."""
+    """Return whether a key may have a value: not YAML's dates, bytes and sets. {} is a group without keys."""
     if isinstance(value, list):
         return all(map(is_setting, value))
     return value is None or value == {} or isinstance(value, bool | str | float) or is_whole(value)
 
 
 SUMMARY: dict[str, Check] = {
-    "status": is_text,
-    "identity": is_text,
-    "id": is_text,
-    "arm": is_text,
-    "name": is_text,
-    "seed": is_whole,
+    **dict.fromkeys(("status", "identity", "id", "arm", "name", "device"), is_text),
+    **dict.fromkeys(("model_commit", "final", "reason", "part"), is_text),
+    **dict.fromkeys(("seed", "step", "problems"), is_whole),
     "git": or_none(is_text),
     "versions": named(is_text),
-    "device": is_text,
     "wall_s": is_number,
     "metrics": is_metrics,
     "data": named(is_text),
     "collapses": lambda value: isinstance(value, list),
-    "model_commit": is_text,
-    "step": is_whole,
     "peak_memory_mb": named(or_none(is_number)),
-    "final": is_text,
-    "reason": is_text,
-    "part": is_text,
-    "problems": is_whole,
 }
 CONFIG: dict[str, Check] = {
-    "dataset.name": is_text,
-    "dataset.path": or_none(is_text),
-    "dataset.eval_path": or_none(is_text),
-    "model.path": is_text,
-    "differs": or_none(is_text),
+    **dict.fromkeys(("dataset.name", "model.path"), is_text),
+    **dict.fromkeys(("dataset.path", "dataset.eval_path", "differs", "logger.wandb.project"), or_none(is_text)),
     "trainer.max_steps": is_whole,
-    "logger.wandb.project": or_none(is_text),
 }
 
 
@@ -171,8 +154,7 @@ def summary_with(directory: Path, *names: str) -> dict[str, Any]:
 
 
 def config_of(directory: Path) -> dict[str, Any]:
-    """Return every key of a run's config, flat, as text: nothing in it is resolved. Raises UNREADABLE where it is
-    missing or malformed."""
+    """Return a run's config, flat and not resolved. Raises UNREADABLE where it is missing or malformed."""
     return flat_config(yaml.load(yaml_text(directory / "config.yaml"), Loader=yaml.CSafeLoader))
 
 

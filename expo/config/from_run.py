@@ -24,7 +24,7 @@ from expo.config.dataset import MEASURING
 from expo.config.errors import UserError
 from expo.config.foreign import UNREADABLE, flat_config, read_summary, why, yaml_text
 from expo.config.identity import identity, model_content, runtime_keys
-from expo.config.key import ALWAYS_IN, FORMER, OPTIONS, declaration, flat, shown, with_groups
+from expo.config.key import ALWAYS_IN, FORMER, OPTIONS, declaration, flat, group_of, shown, with_groups
 from expo.config.model import ModelConf
 from expo.config.optimizer import OptimizerConf
 from expo.config.own_code import own_packages
@@ -43,8 +43,7 @@ OF_OPTION = ("_target_", "requires", "extra", "kind")
 
 
 def restore(directory: Path) -> Config:
-    """Return the config of a run directory. Raises UserError where it is missing, or of a version that this one cannot
-    read."""
+    """Return the config of a run directory. Raises UserError where it is missing, or this version cannot read it."""
     register()  # with the users' own options
     path = directory / "config.yaml"
     if not path.is_file():
@@ -84,8 +83,7 @@ class _Loader(CParser, get_yaml_loader()):  # type: ignore[misc]
 
 
 def config_tree(path: Path) -> dict[str, Any]:
-    """Return a config.yaml as plain data. It may be others': nothing in it is resolved. Raises UserError for one that
-    cannot be read."""
+    """Return a config.yaml, perhaps others', as plain data, not resolved. Raises UserError if it cannot be read."""
     try:
         tree = yaml.load(yaml_text(path), Loader=_Loader)
         flat_config(tree)
@@ -103,10 +101,9 @@ def _restored(kind: type, tree: Mapping[str, Any]) -> Any:
     values: dict[str, Any] = {}
     for name, f in known.items():
         absent = declaration(f).absent
-        nested = isinstance(f.type, type) and dataclasses.is_dataclass(f.type)
+        nested = group_of(f)
         if name in tree:
-            is_node = nested and isinstance(tree[name], dict)
-            values[name] = _restored(f.type, tree[name]) if is_node else tree[name]  # type: ignore[arg-type]
+            values[name] = _restored(nested, tree[name]) if nested and isinstance(tree[name], dict) else tree[name]
         elif absent is not ALWAYS_IN and not nested:  # a key that came later: as it was before
             values[name] = absent[0] if isinstance(absent, tuple) else absent
         elif nested and f.default is MISSING and (name, "none") in OPTIONS:  # a group that came later

@@ -1,15 +1,12 @@
 """Keys of `hints=`: what all-wrong groups are helped with."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from omegaconf import MISSING
 
-from expo.config.key import Rules, key, option
+from expo.config.key import Config, Rules, key, option
 from expo.config.positives import EXPLAINERS
-
-if TYPE_CHECKING:
-    from expo.config.run import Config
 
 
 @dataclass
@@ -31,7 +28,6 @@ class HintsConf:
 
 
 @option("hints", "none", formerly="expo.hints.NoHints")
-@dataclass
 class NoHintsConf(HintsConf):
     """No hints."""
 
@@ -40,7 +36,6 @@ class NoHintsConf(HintsConf):
 
 
 @option("hints", "expert_prefix", formerly="expo.hints.ExpertPrefix")
-@dataclass
 class PrefixConf(HintsConf):
     """The beginning of the expert's solution (POPE)."""
 
@@ -66,25 +61,23 @@ class PrefixConf(HintsConf):
     def needs_solutions(self) -> bool:
         return True
 
-    def rules(self, cfg: "Config") -> Rules:
-        yield (
-            self.share_low <= self.share_high,
-            f"hints.share_low={self.share_low}: above hints.share_high={self.share_high}; set it to that or less",
-        )
-        yield (
-            self.writer != "snapshot",
-            "hints.explainer=snapshot: nothing refreshes a snapshot for hints; set hints.explainer=reference or "
-            "current",
-        )
+    def rules(self, cfg: Config) -> Rules:
+        if self.share_low > self.share_high:
+            yield (
+                f"hints.share_low={self.share_low}: above hints.share_high={self.share_high}; set it to that or less"
+            )
+        if self.writer == "snapshot":
+            yield (
+                "hints.explainer=snapshot: nothing refreshes a snapshot for hints; set hints.explainer=reference or "
+                "current"
+            )
 
     def templates(self) -> list[tuple[bool, str, str]]:
-        """Return the templates that hints may use: whether this config does, the key in prompts, and the placeholder
-        that the template must have."""
+        """Return (whether it is used, its key in prompts, the placeholder it must have) of each template of hints."""
         return [(self.instructed, "go_on", "{beginning}")]
 
 
 @option("hints", "self_made", formerly="expo.hints.SelfHint")
-@dataclass
 class SelfHintConf(PrefixConf):
     """A hint that the policy writes itself, seeing the answer (NuRL)."""
 
@@ -135,14 +128,12 @@ class SelfHintConf(PrefixConf):
             (self.stages == 2, "abstract", "{explanation}"),
         ]
 
-    def rules(self, cfg: "Config") -> Rules:
-        yield (
-            not self.instructed,
-            "hints.instructed=true: a self-made hint has prompts of its own; set hints.instructed=false, or "
-            "hints=expert_prefix",
-        )
-        yield (
-            self.stages == 1 or self.sees == "answer",
-            "hints.stages=2: explains the answer first; set hints.sees=answer or hints.stages=1",
-        )
+    def rules(self, cfg: Config) -> Rules:
+        if self.instructed:
+            yield (
+                "hints.instructed=true: a self-made hint has prompts of its own; set hints.instructed=false, or "
+                "hints=expert_prefix"
+            )
+        if self.stages != 1 and self.sees != "answer":
+            yield "hints.stages=2: explains the answer first; set hints.sees=answer or hints.stages=1"
         yield from super().rules(cfg)

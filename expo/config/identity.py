@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from expo.config.dataset import LadderConf
-from expo.config.key import ALWAYS_IN, FORMER, OPTIONS, Declaration, declaration, with_groups
+from expo.config.key import ALWAYS_IN, FORMER, OPTIONS, Declaration, declaration, fields_of, group_of, with_groups
 from expo.config.model import LADDER, located
 from expo.config.run import Config
 
@@ -30,8 +30,7 @@ def arm_identity(cfg: Config) -> str:
 
 
 def lineage(cfg: Config) -> str:
-    """Return the hash of everything that changes a run's result but its number of steps: a longer run may go on from a
-    shorter one."""
+    """Return the hash of what changes a run's result but its number of steps: a longer run may go on from a shorter."""
     return _hash(replace(cfg, trainer=replace(cfg.trainer, max_steps=0)), pairs=False)
 
 
@@ -52,8 +51,7 @@ def bank_identity(cfg: Config) -> str:
 
 
 def pretrain_settings(cfg: Config) -> list[Any]:
-    """Return everything that changes the model which `expo pretrain` makes: seed, keys, prompts, and a world's own
-    keys."""
+    """Return all that changes the model which `expo pretrain` makes: seed, keys, prompts, and a world's own keys."""
     recipe = dataclasses.asdict(replace(cfg.pretrain, output=""))
     if recipe["start"] is None:
         recipe.pop("start")  # as in what 0.3 began
@@ -82,19 +80,14 @@ def pretrain_identity(cfg: Config) -> str:
 
 
 def write_recipe(folder: Path, cfg: Config) -> None:
-    """Write the settings that made a model into a file beside it; models trained from it would inherit its
-    config.json."""
-    recipe = {
-        "identity": pretrain_identity(cfg),
-        "content": model_content(folder),
-        "settings": pretrain_settings(cfg),
-    }
+    """Write what made a model into a file beside it: models trained from it would inherit its config.json."""
+    identity, content = pretrain_identity(cfg), model_content(folder)
+    recipe = {"identity": identity, "content": content, "settings": pretrain_settings(cfg)}
     (folder / RECIPE).write_text(json.dumps(recipe, indent=1) + "\n")
 
 
 def made_as(folder: Path, cfg: Config) -> bool | None:
-    """Return whether a folder holds the model that `expo pretrain` makes of a config; None where it has no record of
-    what made it."""
+    """Return whether a folder holds the model that `expo pretrain` makes of a config; None where it has no recipe."""
     try:
         recipe = json.loads((folder / RECIPE).read_bytes())
         recorded = recipe["identity"], recipe["content"]
@@ -104,17 +97,11 @@ def made_as(folder: Path, cfg: Config) -> bool | None:
 
 
 def _hash(cfg: Config, pairs: bool) -> str:
-    lift = {"answer_lift": 2} if _measured_anew(cfg) else {}
-    return _digest(_with_contents(_tree(cfg, pairs), cfg) | lift)
-
-
-def _measured_anew(cfg: Config) -> bool:
-    """Return whether a run selects by the answer lift, which is measured in another way since 2026-11-28.
-
-    Ranks of a problem's explanations by lift are what they were on the ladder, where white space is no part of a token.
-    """
+    # The answer lift is measured in another way since 2026-11-28. On the ladder, whose tokens have no white space, the
+    # ranks of a problem's explanations by it are what they were.
     selection = getattr(cfg.positives, "selection", "")
-    return selection == "threshold" or (selection == "two_properties" and not cfg.dataset.is_ladder)
+    anew = selection == "threshold" or (selection == "two_properties" and not cfg.dataset.is_ladder)
+    return _digest(_with_contents(_tree(cfg, pairs), cfg) | ({"answer_lift": 2} if anew else {}))
 
 
 def _digest(tree: Mapping[str, Any]) -> str:
@@ -141,8 +128,7 @@ def _hashed(path: Path, *stamp: int) -> str:
 
 
 def _with_contents(tree: dict[str, Any], cfg: Config) -> dict[str, Any]:
-    """Return the tree with hashes of data files and of a local model's files; a file of which a part is taken is also
-    known by its name."""
+    """Return the tree with hashes of data and local model files, and the name of a file of which a part is taken."""
     if drawn := cfg.dataset.drawn_by_name:
         tree["dataset"]["drawn"] = {name: Path(tree["dataset"][name]).name for name in drawn}
     tree["dataset"] |= data_content(cfg)
@@ -172,8 +158,7 @@ def _tree(node: Any, pairs: bool) -> dict[str, Any]:
 
 
 def model_content(place: Path) -> str:
-    """Return a hash of a model's folder or GGUF file; of an adapter's folder, also of the local model that it is
-    for."""
+    """Return a hash of a model's folder or GGUF file; of an adapter's folder, also of its local base model."""
     digest = hashlib.sha256()
     for part in filter(None, (place, _base_of(place))):
         _add_files(digest, part)
@@ -199,8 +184,7 @@ def _add_files(digest: "hashlib._Hash", place: Path) -> None:
 
 
 def _base_of(folder: Path) -> Path | None:
-    """Return the local folder or file of an adapter's base model; None for a full model, a hub id and the shipped
-    ladder."""
+    """Return the folder or file of an adapter's base model; None for a full model, a hub id and the shipped ladder."""
     try:
         named = json.loads((folder / "adapter_config.json").read_bytes())["base_model_name_or_path"]
         base = Path(located(named))
@@ -210,8 +194,7 @@ def _base_of(folder: Path) -> Path | None:
 
 
 def changing(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the flat settings that change a run's result: without runtime keys, and without later keys at a value of
-    `absent`."""
+    """Return the flat settings that change a run's result: no runtime keys, no later ones at a value of `absent`."""
     runtime, later = runtime_keys(), later_keys()
     gone = {f"{group}.{name}" for (group, _), node in OPTIONS.items() for name in getattr(node, "gone", {})}
     return {
@@ -223,34 +206,28 @@ def changing(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def later_keys() -> dict[str, Declaration]:
     """Return the keys of any option that came later, or have a value that did: at it, a run is as it was before."""
-    declarations: dict[str, Declaration] = {}
-    nodes_by_group = [("", Config), *((f"{group}.", node) for (group, _), node in OPTIONS.items())]
-    for prefix, node in nodes_by_group:
-        _add_later(node, prefix, declarations)
-    return declarations
-
-
-def _add_later(node: Any, prefix: str, declarations: dict[str, Declaration]) -> None:
-    for f in dataclasses.fields(node):
-        if isinstance(f.type, type) and dataclasses.is_dataclass(f.type):
-            _add_later(f.type, f"{prefix}{f.name}.", declarations)
-        elif (declared := declaration(f)).absent is not ALWAYS_IN or callable(declared.counted_as):
-            declarations[prefix + f.name] = declared
+    return {
+        key: declared
+        for node, prefix in _all_nodes()
+        for key, f in fields_of(node, prefix)
+        if not group_of(f) and ((declared := declaration(f)).absent is not ALWAYS_IN or callable(declared.counted_as))
+    }
 
 
 def runtime_keys() -> set[str]:
     """Return every key and group of keys, of any option, that changes nothing of a run's result."""
-    nested = ((name, node) for (name, _), node in OPTIONS.items())
-    return runtime_keys_of(Config, "").union(*(runtime_keys_of(node, f"{name}.") for name, node in nested))
+    return set().union(*(runtime_keys_of(node, prefix) for node, prefix in _all_nodes()))
 
 
-def runtime_keys_of(node: type, prefix: str, runtime: bool = False) -> set[str]:
-    """Return the runtime keys of one dataclass. Args: runtime, whether every key of it is one."""
+def runtime_keys_of(node: type, prefix: str) -> set[str]:
+    """Return the runtime keys of one dataclass, and all those in its groups that are runtime as a whole."""
     keys: set[str] = set()
-    for f in dataclasses.fields(node):
-        here = runtime or not declaration(f).identity
-        if isinstance(f.type, type) and dataclasses.is_dataclass(f.type):
-            keys |= runtime_keys_of(f.type, f"{prefix}{f.name}.", here)
-        if here:
-            keys.add(prefix + f.name)
+    for key, f in fields_of(node, prefix):
+        if not declaration(f).identity or key.rpartition(".")[0] in keys:
+            keys.add(key)
     return keys
+
+
+def _all_nodes() -> list[tuple[type, str]]:
+    """Return the config and the dataclasses of all options, each with the prefix of its keys."""
+    return [(Config, ""), *((node, f"{group}.") for (group, _), node in OPTIONS.items())]

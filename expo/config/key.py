@@ -8,9 +8,10 @@ group, and docs/keys.md.
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
 
 from omegaconf import MISSING
 
@@ -19,20 +20,35 @@ from expo.config.errors import UserError
 LARGEST = 10**9  # of a number without a bound of its own: what is larger is a slip of the keyboard
 ALWAYS_IN = object()  # the value of `absent` for a key that is always part of the identity
 
-# Whether a rule is kept, and what to say where it is not.
-Rule = tuple[bool, str]
-Rules = Iterator[Rule]
+# The whole config, for annotations alone: its module imports all those that declare its parts.
+if TYPE_CHECKING:
+    from expo.config.run import Config as Config
+else:
+    Config = Any
+# A line for each rule that is broken: key, value, why, and the remedy.
+Rules = Iterator[str]
 
 
 @dataclass(frozen=True)
 class Declaration:
-    """Declaration of a key: all but its name, type and default."""
+    """Declaration of a key: all but its name, type and default.
 
-    help: str = ""
+    Args:
+    - help: one sentence for people.
+    - low, high, above: bounds (above is exclusive) of a number, or of each number of a list.
+    - choices: allowed strings, or allowed items of a list.
+    - identity=False: it changes nothing of a run's result.
+    - pairs=False: it changes the result, but not the pairs that the initial policy makes for DPO.
+    - absent: the value, or a tuple of values, at which all is as before the key existed: it is then not hashed.
+    - finite=False: inf is a value, too, which stands for no limit.
+    - counted_as: a constant that is hashed instead of the value, or a function of the value.
+    """
+
+    help: str
     low: float | None = None
     high: float | None = None
     above: float | None = None
-    choices: tuple[str, ...] = ()
+    choices: Sequence[str] = ()
     identity: bool = True
     pairs: bool = True
     absent: Any = ALWAYS_IN
@@ -74,13 +90,9 @@ class Declaration:
 
     def counted(self, value: Any) -> Any:
         """Return what goes into the identity for a value: the value, or what `counted_as` puts in its place."""
-        return (
-            value
-            if self.counted_as is None
-            else self.counted_as(value)
-            if callable(self.counted_as)
-            else self.counted_as
-        )
+        if callable(self.counted_as):
+            return self.counted_as(value)
+        return value if self.counted_as is None else self.counted_as
 
     @property
     def allowed(self) -> str:
@@ -91,35 +103,13 @@ class Declaration:
         return ", ".join(f"{sign}{bound:g}" for bound, sign in bounds if bound is not None)
 
 
-def key(
-    default: Any = MISSING,
-    *,
-    help: str,
-    low: float | None = None,
-    high: float | None = None,
-    above: float | None = None,
-    choices: Sequence[str] = (),
-    identity: bool = True,
-    pairs: bool = True,
-    absent: Any = ALWAYS_IN,
-    finite: bool = True,
-    counted_as: Any = None,
-) -> Any:
+def key(default: Any = MISSING, **declared: Any) -> Any:
     """Declare one key of a config dataclass.
 
-    Args:
-    - default: a value, a list, or a config dataclass for a nested group; without one, the key must be given.
-    - help: one sentence for people.
-    - low, high, above: bounds (above is exclusive) of a number, or of each number of a list.
-    - choices: allowed strings, or allowed items of a list.
-    - identity=False: it changes nothing of a run's result.
-    - pairs=False: it changes the result, but not the pairs that the initial policy makes for DPO.
-    - absent: the value, or a tuple of values, at which all is as before the key existed: it is then not hashed.
-    - finite=False: inf is a value, too, which stands for no limit.
-    - counted_as: a constant that is hashed instead of the value, or a function of the value.
+    Args: default, a value, a list, or a config dataclass for a nested group; without one, the key must be given; the
+    others are those of `Declaration`.
     """
-    declared = Declaration(help, low, high, above, tuple(choices), identity, pairs, absent, finite, counted_as)
-    metadata = {"key": declared}
+    metadata = {"key": Declaration(**declared)}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     if isinstance(default, type) and (dataclasses.is_dataclass(default) or default is dict):
@@ -129,7 +119,7 @@ def key(
 
 def declaration(f: "dataclasses.Field[Any]") -> Declaration:
     """Return a field's declaration; a plain one for a field without (`_target_`)."""
-    declared = f.metadata.get("key", Declaration())
+    declared = f.metadata.get("key", Declaration(""))
     assert isinstance(declared, Declaration)
     return declared
 
@@ -143,8 +133,10 @@ FORMER: dict[str, str] = {}
 Node = TypeVar("Node", bound=type)
 
 
+@dataclass_transform()
 def option(group: str, name: str, formerly: str = "", alone: bool = True) -> Callable[[Node], Node]:
-    """Register a config dataclass: YAML files of `conf/<group>` take its keys by `/schema/<group>/<name>@…`.
+    """Make a class a config dataclass, and register it: YAML files of `conf/<group>` take its keys by
+    `/schema/<group>/<name>@…`.
 
     Without a YAML file of its name it can be picked as `<group>=<name>` all the same, at its defaults; with alone=False
     it cannot. Args: formerly, the older name of its `_target_`, under which it goes into the identity, so that runs
@@ -152,6 +144,8 @@ def option(group: str, name: str, formerly: str = "", alone: bool = True) -> Cal
     """
 
     def register(node: Node) -> Node:
+        if "__dataclass_fields__" not in vars(node):
+            dataclass(node)  # in place
         OPTIONS[group, name] = node
         if alone:
             ALONE.add((group, name))
@@ -169,6 +163,19 @@ def nodes(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         value = getattr(config, f.name)
         if dataclasses.is_dataclass(value):
             yield from nodes(value, f"{prefix}{f.name}.")
+
+
+def group_of(f: "dataclasses.Field[Any]") -> type | None:
+    """Return the config dataclass of a nested group; None for a field that is a key."""
+    return f.type if isinstance(f.type, type) and dataclasses.is_dataclass(f.type) else None
+
+
+def fields_of(node: type, prefix: str = "") -> Iterator[tuple[str, "dataclasses.Field[Any]"]]:
+    """Yield the fields of a config dataclass by their whole keys, those of a nested group after the group."""
+    for f in dataclasses.fields(node):
+        yield prefix + f.name, f
+        if part := group_of(f):
+            yield from fields_of(part, f"{prefix}{f.name}.")
 
 
 def flat(node: Any, prefix: str = "") -> dict[str, Any]:
@@ -209,15 +216,22 @@ def functions_of(node: type, name: str, functions: Mapping[str, Function]) -> di
 
 
 def unused(node: Any, prefix: str, names: Sequence[str], why: str, remedy: str) -> Rules:
-    """Yield a rule for each key in `names`, which changes nothing here: it refuses any value but the default.
+    """Refuse any value but the default of the keys in `names`, which change nothing here.
 
     Args: why, what makes them idle; remedy, the setting under which they count. Not for keys that are lists.
     """
     for f in dataclasses.fields(node):
-        if f.name in names:
-            value = getattr(node, f.name)
+        if f.name in names and (value := getattr(node, f.name)) != f.default:
             message = f"{prefix}{f.name}={shown(value)}: has no effect, {why}"
-            yield value == f.default, f"{message}; set {prefix}{f.name}={shown(f.default)}, its default, or {remedy}"
+            yield f"{message}; set {prefix}{f.name}={shown(f.default)}, its default, or {remedy}"
+
+
+def compiles(setting: str, pattern: str) -> Rules:
+    """Refuse a pattern that is no regular expression. Args: setting, the key with its value."""
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        yield f"{setting}: no regular expression ({error}); correct it"
 
 
 def check_values(config: Any) -> None:
@@ -229,7 +243,7 @@ def check_values(config: Any) -> None:
 
 
 def rules_of(config: Any, kind: str) -> Rules:
-    """Yield the rules of one kind that the dataclasses in a config have: `rules`, `needs_here` or `doubts`."""
+    """Yield what the dataclasses in a config say against it by one of `rules`, `needs_here` and `doubts`."""
     for _, node in nodes(config):
         rules: Callable[[Any], Rules] | None = getattr(node, kind, None)
         yield from rules(config) if rules else ()
@@ -237,6 +251,5 @@ def rules_of(config: Any, kind: str) -> Rules:
 
 def keep(rules: Rules) -> None:
     """Raise UserError for the first rule that is broken."""
-    for holds, message in rules:
-        if not holds:
-            raise UserError(message)
+    for broken in rules:
+        raise UserError(broken)

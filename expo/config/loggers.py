@@ -4,17 +4,12 @@ import importlib.util
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from expo.config.key import Rules, key, option
-
-if TYPE_CHECKING:
-    from expo.config.run import Config
+from expo.config.key import Config, Rules, key, option
 
 
 @option("logger", "none")
-@dataclass
 class LoggerConf:
     """metrics.jsonl only, which is always written."""
 
@@ -24,14 +19,14 @@ class LoggerConf:
         """Return the modules that the logger needs beyond expo's own, and the packages that bring them."""
         return {}
 
-    def needs_here(self, cfg: "Config") -> Rules:
+    def needs_here(self, cfg: Config) -> Rules:
         needed = self.packages()
         for module, package in needed.items():
-            yield (
-                importlib.util.find_spec(module) is not None,
-                f"logger._target_={self._target_}: the package {package} is not installed; install it with "
-                f"pip install {' '.join(needed.values())}, or use logger=none",
-            )
+            if importlib.util.find_spec(module) is None:
+                yield (
+                    f"logger._target_={self._target_}: the package {package} is not installed; install it with "
+                    f"pip install {' '.join(needed.values())}, or use logger=none"
+                )
 
     def of_table(self, table: str, arm: str, tags: Sequence[str]) -> list[str]:
         """Return the overrides that sort a run of a table: nothing where the logger has no such keys."""
@@ -51,7 +46,6 @@ class WandbConf:
 
 
 @option("logger", "wandb", formerly="expo.loggers.loggers.Wandb")
-@dataclass
 class WandbLoggerConf(LoggerConf):
     """Weights & Biases, beside metrics.jsonl."""
 
@@ -64,7 +58,6 @@ class WandbLoggerConf(LoggerConf):
 
 
 @option("logger", "tensorboard", formerly="expo.loggers.loggers.TensorBoard")
-@dataclass
 class TensorBoardLoggerConf(LoggerConf):
     """TensorBoard, beside metrics.jsonl: event files in `tensorboard/` of the run directory."""
 
@@ -75,7 +68,6 @@ class TensorBoardLoggerConf(LoggerConf):
 
 
 @option("logger", "csv", formerly="expo.loggers.loggers.Csv")
-@dataclass
 class CsvLoggerConf(LoggerConf):
     """metrics.csv beside metrics.jsonl, in `csv/` of the run directory."""
 
@@ -96,7 +88,6 @@ class MlflowConf:
 
 
 @option("logger", "mlflow", formerly="expo.loggers.mlflow_logger.Mlflow")
-@dataclass
 class MlflowLoggerConf(LoggerConf):
     """MLflow, beside metrics.jsonl."""
 
@@ -108,12 +99,12 @@ class MlflowLoggerConf(LoggerConf):
         local = (self.mlflow.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:").startswith("sqlite:")
         return {"mlflow": "mlflow-skinny"} | (database if local else {})
 
-    def rules(self, cfg: "Config") -> Rules:
-        yield (
-            urlsplit(self.mlflow.tracking_uri or "").password is None,
-            "logger.mlflow.tracking_uri: has a password, which would be in config.yaml; leave it out, and set "
-            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_URI",
-        )
+    def rules(self, cfg: Config) -> Rules:
+        if urlsplit(self.mlflow.tracking_uri or "").password is not None:
+            yield (
+                "logger.mlflow.tracking_uri: has a password, which would be in config.yaml; leave it out, and set "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_URI"
+            )
 
     def of_table(self, table: str, arm: str, tags: Sequence[str]) -> list[str]:
         return [f"logger.mlflow.group={table}", f"logger.mlflow.job_type={arm}"]

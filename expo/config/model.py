@@ -3,14 +3,11 @@
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import ClassVar
 
 from omegaconf import MISSING
 
-from expo.config.key import Rules, key, option
-
-if TYPE_CHECKING:
-    from expo.config.run import Config
+from expo.config.key import Config, Rules, key, option
 
 # The base policy shipped with expo.
 LADDER = Path(__file__).parents[1] / "model" / "assets" / "ladder"
@@ -52,10 +49,10 @@ def is_gguf(path: str) -> bool:
 
 
 @option("model", "hf", formerly="expo.policy.load_policy")
-@dataclass
 class ModelConf:
     """A Hugging Face causal LM."""
 
+    from_nothing: ClassVar[bool] = False  # its weights are made here, and found nowhere
     _target_: str = "expo.model.policy.load_policy"
     path: str = key(
         MISSING,
@@ -92,99 +89,77 @@ class ModelConf:
         "evaluation; vLLM does not",
     )
 
-    @property
-    def from_nothing(self) -> bool:
-        """Return whether its weights are made here, and found nowhere."""
-        return False
-
-    def rules(self, cfg: "Config") -> Rules:
+    def rules(self, cfg: Config) -> Rules:
         saved = is_gguf(self.path) or any(
             Path(self.path, name).is_file() for name in ("config.json", "adapter_config.json")
         )
-        yield (
-            not looks_local(self.path) or saved,
-            f"model.path={self.path}: no folder with a saved model there; "
-            "give a saved model's folder or a hub id such as Qwen/Qwen2.5-0.5B-Instruct",
-        )
-        yield (
-            not is_gguf(self.path) or Path(self.path).is_file(),
-            f"model.path={self.path}: no such file; give a GGUF file that is there, a saved model's folder or a hub id",
-        )
-        yield (
-            self.chat_template in (None, "plain") or Path(str(self.chat_template)).is_file(),
-            f"model.chat_template={self.chat_template}: no such file; give plain, or a file with a chat template",
-        )
-        if self.load_in_4bit:
-            yield from self._in_4bit(cfg)
+        if looks_local(self.path) and not saved:
+            yield (
+                f"model.path={self.path}: no folder with a saved model there; "
+                "give a saved model's folder or a hub id such as Qwen/Qwen2.5-0.5B-Instruct"
+            )
+        if is_gguf(self.path) and not Path(self.path).is_file():
+            yield (
+                f"model.path={self.path}: no such file; give a GGUF file that is there, a saved model's folder or a "
+                "hub id"
+            )
+        if self.chat_template not in (None, "plain") and not Path(str(self.chat_template)).is_file():
+            yield (
+                f"model.chat_template={self.chat_template}: no such file; give plain, or a file with a chat template"
+            )
+        bits, setting = self.load_in_4bit, "model.load_in_4bit=true"
+        if bits and self.lora_rank <= 0 and not Path(self.path, "adapter_config.json").is_file():
+            yield f"{setting}: weights in 4 bits cannot be trained, only an adapter on them; set model.lora_rank=16"
+        if bits and self.dtype == "auto":
+            yield (
+                f"{setting}: they are multiplied in the format of model.dtype, and auto names none; set "
+                "model.dtype=bfloat16"
+            )
+        if bits and is_gguf(located(self.path)):
+            yield f"{setting}: a GGUF file is rounded already, in its own way; set model.load_in_4bit=false"
 
-    def _in_4bit(self, cfg: "Config") -> Rules:
-        setting = "model.load_in_4bit=true"
-        yield (
-            self.lora_rank > 0 or Path(self.path, "adapter_config.json").is_file(),
-            f"{setting}: weights in 4 bits cannot be trained, only an adapter on them; set model.lora_rank=16",
-        )
-        yield (
-            self.dtype != "auto",
-            f"{setting}: they are multiplied in the format of model.dtype, and auto names none; set "
-            "model.dtype=bfloat16",
-        )
-        yield (
-            not is_gguf(located(self.path)),
-            f"{setting}: a GGUF file is rounded already, in its own way; set model.load_in_4bit=false",
-        )
-
-    def needs_here(self, cfg: "Config") -> Rules:
-        yield (
-            not self.load_in_4bit or importlib.util.find_spec("bitsandbytes") is not None,
-            "model.load_in_4bit=true: the package bitsandbytes is not installed; "
-            "install it with pip install bitsandbytes, or set model.load_in_4bit=false",
-        )
-        yield (
-            not is_gguf(located(self.path)) or importlib.util.find_spec("gguf") is not None,
-            f"model.path={self.path}: the package gguf, which reads such a file, is not installed; pip install "
-            "gguf==0.19.0",
-        )
+    def needs_here(self, cfg: Config) -> Rules:
+        if self.load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:
+            yield (
+                "model.load_in_4bit=true: the package bitsandbytes is not installed; "
+                "install it with pip install bitsandbytes, or set model.load_in_4bit=false"
+            )
+        if is_gguf(located(self.path)) and importlib.util.find_spec("gguf") is None:
+            yield (
+                f"model.path={self.path}: the package gguf, which reads such a file, is not installed; pip install "
+                "gguf==0.19.0"
+            )
 
 
 @option("model", "random_tiny", formerly="expo.policy.random_policy")
-@dataclass
 class RandomTinyConf(ModelConf):
     """A tiny random model: real data through every stage, no download."""
 
+    from_nothing: ClassVar[bool] = True
     _target_: str = "expo.model.policy.random_policy"
     path: str = key("random_tiny", help="its name in tables")
 
-    @property
-    def from_nothing(self) -> bool:
-        return True
-
-    def rules(self, cfg: "Config") -> Rules:
-        yield (
-            self.lora_rank == 0 and self.dtype == "float32" and not self.load_in_4bit and not self.float32_head,
-            "model=random_tiny: takes none of model.lora_rank, model.dtype, model.load_in_4bit and model.float32_head; "
-            "remove them, or use model=hf",
-        )
+    def rules(self, cfg: Config) -> Rules:
+        if self.lora_rank != 0 or self.dtype != "float32" or self.load_in_4bit or self.float32_head:
+            yield (
+                "model=random_tiny: takes none of model.lora_rank, model.dtype, model.load_in_4bit and "
+                "model.float32_head; remove them, or use model=hf"
+            )
 
 
 @option("model", "random_shape")
-@dataclass
 class RandomShapeConf(ModelConf):
     """A model of a known shape with random weights, such as Qwen2.5-0.5B's: what a run takes, without a download."""
 
+    from_nothing: ClassVar[bool] = True
     _target_: str = "expo.model.shapes.random_shape"
     path: str = key(
         "0.5B", help="its shape: 0.5B, 1.5B, 3B or 7B (Qwen2.5), 1B or 8B (Llama 3), tiny; `0.5B:4` has four layers"
     )
 
-    @property
-    def from_nothing(self) -> bool:
-        return True
-
-    def rules(self, cfg: "Config") -> Rules:
-        yield (
-            not self.load_in_4bit,
-            "model.load_in_4bit=true: a shape with random weights has none to round; use model=hf",
-        )
+    def rules(self, cfg: Config) -> Rules:
+        if self.load_in_4bit:
+            yield "model.load_in_4bit=true: a shape with random weights has none to round; use model=hf"
 
 
 def looks_local(path: str) -> bool:

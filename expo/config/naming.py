@@ -31,11 +31,8 @@ def what_differs(
         for o in overrides
         if "=" in o and not o.startswith("hydra")
     )
-    changes = {
-        key: value
-        for key, value in given.items()
-        if key not in SAID and not with_groups(key) & {*runtime, "dataset.columns"}
-    }
+    idle = {*runtime, "dataset.columns"}
+    changes = {key: value for key, value in given.items() if key not in SAID and not with_groups(key) & idle}
     parts: list[str] = []
     common: list[str] = []
     for key, value in changes.items():
@@ -46,10 +43,9 @@ def what_differs(
     changed = tuple(f"{key.rpartition('.')[2]}_" for key in changes)
     before = [part for part in earlier.split("+") if part and not re.fullmatch(r"\d+_more", part)]
     parts = [part for part in before if not part.startswith(changed)] + parts
-    parts_of_name: list[str] = []
+    named: list[str] = []
     for part in [*reversed(parts), *reversed(common)]:  # what is given last tells most
-        if sum(len(p) + 1 for p in parts_of_name) + len(part) <= LONGEST:
-            parts_of_name.append(part)
-    left = len(parts) + len(common) - len(parts_of_name)
-    parts_of_name = [part for part in (*parts, *common) if part in parts_of_name]
-    return "+".join(parts_of_name) + (f"+{left}_more" if left else "")
+        if len("+".join([*named, part])) <= LONGEST:
+            named.append(part)
+    left = len(parts) + len(common) - len(named)
+    return "+".join(part for part in (*parts, *common) if part in named) + (f"+{left}_more" if left else "")

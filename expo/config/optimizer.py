@@ -1,17 +1,11 @@
 """Keys of `optimizer=`."""
 
 import importlib.util
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from expo.config.key import Rules, key, option
-
-if TYPE_CHECKING:
-    from expo.config.run import Config
+from expo.config.key import Config, Rules, key, option
 
 
 @option("optimizer", "adamw")
-@dataclass
 class OptimizerConf:
     """AdamW with linear warm-up, then a learning rate that stays or falls."""
 
@@ -33,28 +27,24 @@ class OptimizerConf:
 
     @property
     def bound_to_length(self) -> str | None:
-        """Return why the first steps of a longer run differ from those of a shorter one; None where they are the
-        same."""
+        """Return why a longer run's first steps differ from a shorter run's; None where they do not."""
         return None if self.schedule == "constant" else "the learning rate falls towards the last step"
 
-    def rules(self, cfg: "Config") -> Rules:
-        yield (
-            len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
-            f"optimizer.betas={self.betas}: AdamW takes two numbers in [0, 1); set optimizer.betas=[0.9,0.999]",
-        )
+    def rules(self, cfg: Config) -> Rules:
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            yield (f"optimizer.betas={self.betas}: AdamW takes two numbers in [0, 1); set optimizer.betas=[0.9,0.999]")
 
 
 @option("optimizer", "adamw_8bit")
-@dataclass
 class AdamW8bitConf(OptimizerConf):
     """AdamW whose momentum and variance are kept in 8 bits, by bitsandbytes: two bytes for each trained weight instead
     of eight."""
 
     _target_: str = key("expo.model.optimizers.adamw_8bit", help="")
 
-    def needs_here(self, cfg: "Config") -> Rules:
-        yield (
-            importlib.util.find_spec("bitsandbytes") is not None,
-            "optimizer=adamw_8bit: the package bitsandbytes is not installed; install it with pip install "
-            "bitsandbytes, or use optimizer=adamw",
-        )
+    def needs_here(self, cfg: Config) -> Rules:
+        if importlib.util.find_spec("bitsandbytes") is None:
+            yield (
+                "optimizer=adamw_8bit: the package bitsandbytes is not installed; install it with pip install "
+                "bitsandbytes, or use optimizer=adamw"
+            )

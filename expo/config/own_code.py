@@ -1,5 +1,4 @@
-"""Hash the user's own code of a run: the packages that `_target_` names outside of expo, and those that declare its
-keys."""
+"""Hash the user's own code of a run: the packages outside of expo that `_target_` names or that declare its keys."""
 
 import hashlib
 import sys
@@ -20,11 +19,8 @@ def own_packages(names: Iterable[str]) -> list[str]:
 
 def own_code(cfg: Config) -> dict[str, str]:
     """Return a hash of each source file of the packages that a run uses beside expo; {} where it uses none."""
-    used = [
-        name
-        for _, node in nodes(cfg)
-        for name in (getattr(node, "_target_", ""), getattr(node, "function", ""), type(node).__module__)
-    ]
+    used = [type(node).__module__ for _, node in nodes(cfg)]
+    used += [getattr(node, name, "") for _, node in nodes(cfg) for name in ("_target_", "function")]
     return {file: mark for package in own_packages(used) for file, mark in _sources(package).items()}
 
 
@@ -41,16 +37,10 @@ def _package(file: str) -> str:
 
 
 def _sources(package: str) -> dict[str, str]:
-    """Return the hash of each Python file of a package, by its path from the folder that the package is in. Nothing is
-    imported."""
+    """Return the hash of each Python file of a package, by its path from the package's parent. Nothing is imported."""
     spec = PathFinder.find_spec(package, [*sys.path, ""])
     folders = [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec else []
-    files = [file for folder in folders for file in sorted(folder.rglob("*.py"))]
+    files = {str(file.relative_to(folder.parent)): file for folder in folders for file in sorted(folder.rglob("*.py"))}
     if spec and not folders and spec.origin and spec.origin.endswith(".py"):
-        files = [Path(spec.origin)]
-    roots = [*(folder.parent for folder in folders), *(file.parent for file in files)]
-    hashes = {}
-    for file in files:
-        root = next(root for root in roots if file.is_relative_to(root))
-        hashes[file.relative_to(root).as_posix()] = hashlib.sha256(file.read_bytes()).hexdigest()[:10]
-    return hashes
+        files = {Path(spec.origin).name: Path(spec.origin)}
+    return {name: hashlib.sha256(file.read_bytes()).hexdigest()[:10] for name, file in files.items()}

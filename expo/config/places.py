@@ -16,8 +16,7 @@ LIFT = "lift2"  # what expo diagnose measures as answer lift: since 2026-11-28 a
 
 
 def run_mark(cfg: Config, command: str = "train") -> str:
-    """Return a mark that differs where the outcomes of a command do: the identity, and for evaluations the part of the
-    data."""
+    """Return a mark that differs where the outcomes of a command do: the identity, and the part that is evaluated."""
     run, part = identity(cfg), cfg.dataset.part_mark
     if command == "evaluate":
         return f"{run}{part}"
@@ -27,8 +26,7 @@ def run_mark(cfg: Config, command: str = "train") -> str:
 
 
 def _judge_suffix(cfg: Config) -> str:
-    """Return a suffix that names a judge by model and prompt, so that verdicts of two judges get two files; "" without
-    a judge."""
+    """Return a suffix for the model and prompt of a judge: two judges, two files; "" without one."""
     judge = cfg.diagnose.judge
     if not judge.base_url:
         return ""
@@ -36,11 +34,7 @@ def _judge_suffix(cfg: Config) -> str:
 
 
 def name_of(cfg: Config, command: str, overrides: Sequence[str]) -> str:
-    """Return the name of a command's outcome: as asked for, or as the run; for another model that is only measured, the
-    model's name.
-
-    Args: overrides, of the command line.
-    """
+    """Return the name of an outcome: as asked for, or the run's; of another model that is measured, the model's."""
     asked = any(o.startswith("name=") for o in overrides) or cfg.run is not None
     return cfg.name if command not in MEASURING or asked else re.sub(r"-s\d+$", "", _model_name(cfg)) or cfg.name
 
@@ -64,7 +58,7 @@ def run_dir(cfg: Config, command: str = "train", mark: str = "") -> Path:
     that is known.
     """
     root, mark = Path(cfg.output_dir), mark or run_mark(cfg, command)
-    places = [root / command] if command != "train" else [d for d in _folders(root) if d.name not in NO_RUNS]
+    places = [root / command] if command != "train" else [d for d in root.glob("*/") if d.name not in NO_RUNS]
     folders = [path for place in places for path in sorted(place.glob(f"*-{mark}")) if (path / "config.yaml").is_file()]
     if folders:  # of several, the one that is done, or else has come furthest
         return max(folders, key=_progress)
@@ -79,10 +73,6 @@ def _progress(directory: Path) -> tuple[bool, int]:
     summary = directory / "summary.json"
     done = summary.is_file() and '"status": "done"' in summary.read_text(errors="replace")
     return done, len(list(directory.glob("checkpoints/*")))
-
-
-def _folders(root: Path) -> list[Path]:
-    return [path for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
 
 
 def _data_name(cfg: Config, command: str) -> str:

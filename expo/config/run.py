@@ -84,19 +84,13 @@ class Config:
             ("dataset.name", self.dataset.name),
             ("differs", self.differs or "x"),
         ):
-            yield (
-                re.fullmatch(r"\w[\w.+ -]*", value) is not None,
-                f"{where}={value}: no name; use letters, digits and any of _ . + - (it is part of a folder's name)",
-            )
-        yield (
-            self.dataset.name not in NO_RUNS,
-            f"dataset.name={self.dataset.name}: is the name of another folder of output_dir; give another name",
-        )
-        yield (
-            bool(self.k) and min(self.k) >= 1,
-            f"k={self.k}: pass@k needs k of at least 1; set for example k=[1,4]",
-        )
-        yield (
-            Path(self.output_dir).is_dir() or not Path(self.output_dir).exists(),
-            f"output_dir={self.output_dir}: a file, not a folder; give a folder, which need not exist yet",
-        )
+            if re.fullmatch("\\w[\\w.+ -]*", value) is None:
+                yield (
+                    f"{where}={value}: no name; use letters, digits and any of _ . + - (it is part of a folder's name)"
+                )
+        if self.dataset.name in NO_RUNS:
+            yield f"dataset.name={self.dataset.name}: is the name of another folder of output_dir; give another name"
+        if not self.k or min(self.k) < 1:
+            yield f"k={self.k}: pass@k needs k of at least 1; set for example k=[1,4]"
+        if not Path(self.output_dir).is_dir() and Path(self.output_dir).exists():
+            yield f"output_dir={self.output_dir}: a file, not a folder; give a folder, which need not exist yet"

@@ -1,15 +1,9 @@
 """Keys of `trainer=`, `evaluation`, `verifier` and `reward=`."""
 
 import os
-import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from expo.config.key import Rules, key, option
-
-if TYPE_CHECKING:
-    from expo.config.run import Config
-
+from expo.config.key import Config, Rules, compiles, key, option
 
 # Tokens of a row, up to which a GPU reads a group's prompt once: until one has measured it. A dense mask costs it flash
 # attention.
@@ -17,7 +11,6 @@ SHARED_ON_GPU = 512
 
 
 @option("trainer", "trainer", alone=False)
-@dataclass
 class TrainerConf:
     """The size of a run, and what it runs on."""
 
@@ -112,29 +105,28 @@ class TrainerConf:
         """Return whether they are read once, once a run has settled what null is."""
         return self.share_prompts is not False
 
-    def shares_prompts(self, cfg: "Config", gpu: bool) -> bool:
+    def shares_prompts(self, cfg: Config, gpu: bool) -> bool:
         """Return whether groups' prompts are to be read once. Args: gpu, whether a GPU trains."""
         longest = cfg.rollout.max_prompt_tokens + cfg.rollout.max_completion_tokens
         return longest <= SHARED_ON_GPU or not gpu if self.share_prompts is None else self.share_prompts
 
-    def rules(self, cfg: "Config") -> Rules:
-        yield (
-            not (self.packing and self.share_prompts),
-            "trainer.share_prompts=true: has no effect with trainer.packing=true; leave one of them out",
-        )
+    def rules(self, cfg: Config) -> Rules:
+        if self.packing and self.share_prompts:
+            yield "trainer.share_prompts=true: has no effect with trainer.packing=true; leave one of them out"
         several = self.devices * self.num_nodes > 1
-        yield (
-            several or self.strategy == "ddp",
-            f"trainer.strategy={self.strategy}: shares the weights out among devices, and there is one; "
-            "set trainer.devices, or trainer.strategy=ddp",
-        )
+        if not several and self.strategy != "ddp":
+            yield (
+                f"trainer.strategy={self.strategy}: shares the weights out among devices, and there is one; "
+                "set trainer.devices, or trainer.strategy=ddp"
+            )
 
-    def needs_here(self, cfg: "Config") -> Rules:
-        yield (
-            self.num_nodes == 1 or "WORLD_SIZE" in os.environ,
-            f"trainer.num_nodes={self.num_nodes}: start one process per device with torchrun --nnodes {self.num_nodes} "
-            f"--nproc-per-node {self.devices} -m expo train … (docs/scaling.md), or set trainer.num_nodes=1",
-        )
+    def needs_here(self, cfg: Config) -> Rules:
+        if self.num_nodes != 1 and "WORLD_SIZE" not in os.environ:
+            yield (
+                f"trainer.num_nodes={self.num_nodes}: start one process per device with torchrun --nnodes "
+                f"{self.num_nodes} --nproc-per-node {self.devices} -m expo train … (docs/scaling.md), or set "
+                "trainer.num_nodes=1"
+            )
 
 
 @dataclass
@@ -192,7 +184,6 @@ ANSWER_KINDS = (
 
 
 @option("verifier", "math")
-@dataclass
 class VerifierConf:
     """Judging of answers by their kind, in worker processes where that takes long."""
 
@@ -231,22 +222,18 @@ class VerifierConf:
         help="how answers are compared, for all problems; auto: by dataset.answer_kind",
     )
 
-    def rules(self, cfg: "Config") -> Rules:
+    def rules(self, cfg: Config) -> Rules:
         name, colon, argument = self.extract.partition(":")
-        yield (
-            name in ALONE if not colon else name in WITH_ARGUMENT and argument != "",
-            f"verifier.extract={self.extract}: names no place of an answer; set one of {', '.join(ALONE)}, "
-            f"{', '.join(f'{name}:…' for name in WITH_ARGUMENT)}",
-        )
+        if not (name in ALONE if not colon else name in WITH_ARGUMENT and argument != ""):
+            yield (
+                f"verifier.extract={self.extract}: names no place of an answer; set one of {', '.join(ALONE)}, "
+                f"{', '.join(f'{name}:…' for name in WITH_ARGUMENT)}"
+            )
         if name == "regex":
-            try:
-                re.compile(argument)
-            except re.error as error:
-                yield False, f"verifier.extract={self.extract}: no regular expression ({error}); correct it"
+            yield from compiles(f"verifier.extract={self.extract}", argument)
 
 
 @option("verifier", "regex")
-@dataclass
 class RegexVerifierConf(VerifierConf):
     """Judging of answers by a regular expression, which the row's answer is."""
 
@@ -254,7 +241,6 @@ class RegexVerifierConf(VerifierConf):
 
 
 @option("verifier", "python", alone=False)
-@dataclass
 class PythonVerifierConf(VerifierConf):
     """Judging of answers by a function of one's own."""
 
@@ -265,7 +251,6 @@ class PythonVerifierConf(VerifierConf):
 
 
 @option("reward", "correct")
-@dataclass
 class RewardConf:
     """1 for a right answer, 0 for any other."""
 
@@ -279,7 +264,6 @@ class RewardConf:
 
 
 @option("reward", "partial")
-@dataclass
 class PartialConf(RewardConf):
     """1 for a right answer, and for any other the part of it that the judge's function returns."""
 

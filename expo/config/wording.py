@@ -7,18 +7,11 @@ import shlex
 
 from hydra.errors import OverrideParseException
 
-from expo.config.key import OPTIONS
+from expo.config.key import OPTIONS, fields_of, group_of
 from expo.config.reference import means, named, options_of
 from expo.config.run import Config
 
-NOISE = (
-    "full_key:",
-    "object_type=",
-    "reference_type=",
-    "To append to your config",
-    "Config search path",
-    "provider=",
-)
+NOISE = ("full_key:", "object_type=", "reference_type=", "To append to your config", "Config search path", "provider=")
 # A key of an option that has none: what to choose instead.
 CHOOSE = {
     "'NoPositivesConf'": "positives=self_explanation or positives=expert",
@@ -67,11 +60,11 @@ def _remedy(override: str) -> str:
 
 
 def _nearest_key(message: str) -> str | None:
-    """Return the nearest key of the config dataclass named in an error about an unknown key; the very same name in
-    another dataclass comes first."""
+    """Return the nearest key of the dataclass in an error about an unknown key, or keys of that name elsewhere."""
     if (match := re.search(r"Key '(\w+)' not in '(\w+)'", message)) is None:
         return None
-    nodes = {node.__name__: node for node in [*OPTIONS.values(), *parts_of(Config)]}
+    parts = [part for _, f in fields_of(Config) if (part := group_of(f))]
+    nodes = {node.__name__: node for node in [*OPTIONS.values(), Config, *parts]}
     owner = nodes.get(match[2])
     names = [f.name for f in dataclasses.fields(owner)] if owner else []
     close = difflib.get_close_matches(match[1], names, 1) or [name for name in names if means(match[1], name)][:1]
@@ -86,12 +79,3 @@ def _nearest_option(message: str) -> str | None:
     if group in PATHS and (not options_of(match[1]) or re.search(r"\.(jsonl|parquet|gguf)(\.gz)?$", name)):
         return f"{PATHS[group]}{name}"
     return next((f"{match[1]}={near}" for near in difflib.get_close_matches(match[2], options_of(match[1]), 1)), None)
-
-
-def parts_of(node: type) -> list[type]:
-    """Return a config dataclass and those of its nested groups."""
-    classes = [node]
-    for f in dataclasses.fields(node):
-        if isinstance(f.type, type) and dataclasses.is_dataclass(f.type):
-            classes += parts_of(f.type)
-    return classes

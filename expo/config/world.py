@@ -2,12 +2,9 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from expo.config.key import Rules, declaration, key
-
-if TYPE_CHECKING:
-    from expo.config.run import Config
+from expo.config.key import Config, Rules, declaration, key
 
 MOST_PARTS = 8
 
@@ -62,29 +59,28 @@ class WorldConf:
 
     @property
     def corpus(self) -> dict[str, Any]:
-        """Return the settings that shape the corpus, and so the base policy, where they are not those of the world
-        `clear`."""
+        """Return the settings that shape the corpus, and so the base policy, where they are not the defaults."""
         return {
             f.name: value
             for f in dataclasses.fields(self)
             if f.name != "expert_own" and not declaration(f).is_absent(value := getattr(self, f.name))
         }
 
-    def rules(self, cfg: "Config") -> Rules:
+    def rules(self, cfg: Config) -> Rules:
         for name in ("familiarity", "parts"):
+            if len(getattr(self, name)) != 5:
+                yield (
+                    f"dataset.world.{name}={getattr(self, name)}: not one for each of levels 1 to 5; give five values"
+                )
+        if self.slips + self.fudged > 1:
             yield (
-                len(getattr(self, name)) == 5,
-                f"dataset.world.{name}={getattr(self, name)}: not one for each of levels 1 to 5; give five values",
+                f"dataset.world.fudged={self.fudged}: with dataset.world.slips={self.slips} over 1; lower one of them"
             )
-        yield (
-            self.slips + self.fudged <= 1,
-            f"dataset.world.fudged={self.fudged}: with dataset.world.slips={self.slips} over 1; lower one of them",
-        )
-        yield (
-            self.familiarity[-1] + self.misconception <= 1,
-            f"dataset.world.misconception={self.misconception}: with familiarity {self.familiarity[-1]} of level 5 "
-            f"over 1; set it to {1 - self.familiarity[-1]:g} or less",
-        )
+        if self.familiarity[-1] + self.misconception > 1:
+            yield (
+                f"dataset.world.misconception={self.misconception}: with familiarity {self.familiarity[-1]} of level 5 "
+                f"over 1; set it to {1 - self.familiarity[-1]:g} or less"
+            )
 
 
 CLEAR = WorldConf()

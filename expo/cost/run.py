@@ -51,7 +51,8 @@ class Work:
     @property
     def written(self) -> int:
         """Return the positives that are written in a step, if each problem gets one."""
-        return self.cfg.trainer.problems_per_step * self.cfg.positives.written_per_problem
+        samples: int = getattr(self.cfg.positives, "samples", 0)
+        return self.cfg.trainer.problems_per_step * samples
 
     @property
     def positives(self) -> int:

@@ -65,15 +65,12 @@ def explain(cfg: Config) -> int:
                 measured = with_lift(pipeline.scorer, groups, measured)
             for problem, c in [(batch.problems[i], c) for i, some in measured.items() for c in some]:
                 sound = problem.oracle(problem.question, c.text).sound if problem.oracle else None
-                explanations.append(
-                    Explanation(problem.level, c.rejected, len(c.ids), c.logp_given_q, c.answer_lift, sound)
-                )
+                measures = (c.rejected, len(c.ids), c.logp_given_q, c.answer_lift, sound)
+                explanations.append(Explanation(problem.level, *measures))
         pipeline.engines.close()
     levels = sorted({e.level for e in explanations if e.level is not None})
     print(f"{len(explanations)} explanations for {cfg.trainer.max_steps} steps, in {engine.bank.folder}")
-    table = Table()
-    for heading in HEADINGS:
-        table.add_column(heading)
+    table = Table(*HEADINGS)
     for level in [*(levels if len(levels) > 1 else []), None]:
         table.add_row(str(level or "all"), *_cells([e for e in explanations if level in (None, e.level)]))
     wide_console().print(table)
@@ -82,21 +79,16 @@ def explain(cfg: Config) -> int:
 
 def _cells(explanations: Sequence[Explanation]) -> list[str]:
     reasons = Counter(e.rejected for e in explanations if e.rejected)
-    sound = _mean([100.0 * e.sound for e in explanations if e.sound is not None])
     return [
         str(len(explanations)),
         f"{100 * (len(explanations) - reasons.total()) / len(explanations):.1f} %" if explanations else "–",
-        _shown(_mean([e.tokens for e in explanations]), 1),
-        _shown(_mean([e.logp for e in explanations if e.logp is not None]), 3),
-        _shown(_mean([e.lift for e in explanations if e.lift is not None]), 1),
-        "–" if sound is None else f"{sound:.1f} %",
+        _mean("{:.1f}", [e.tokens for e in explanations]),
+        _mean("{:.3f}", [e.logp for e in explanations if e.logp is not None]),
+        _mean("{:.1f}", [e.lift for e in explanations if e.lift is not None]),
+        _mean("{:.1f} %", [100.0 * e.sound for e in explanations if e.sound is not None]),
         ", ".join(f"{reason} {100 * n / len(explanations):.1f} %" for reason, n in reasons.most_common()) or "–",
     ]
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
-
-
-def _shown(number: float | None, digits: int) -> str:
-    return "–" if number is None else f"{number:.{digits}f}"
+def _mean(form: str, values: Sequence[float]) -> str:
+    return form.format(sum(values) / len(values)) if values else "–"

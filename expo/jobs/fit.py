@@ -26,15 +26,7 @@ from expo.model.policy import causal_lm
 from expo.runs.directory import Run
 from expo.runs.health import nothing_learned
 from expo.runs.reading import last_evaluation, read_lines
-from expo.training.callbacks import (
-    Evaluate,
-    Interrupted,
-    KeepCheckpoint,
-    LogSteps,
-    ShowProgress,
-    Stop,
-    passed,
-)
+from expo.training.callbacks import Evaluate, Interrupted, KeepCheckpoint, LogSteps, ShowProgress, Stop, passed
 from expo.training.checkpoints import WholeFiles, newest_checkpoint, save_checkpoint, save_model, step_of
 from expo.training.collapse import Collapsed, WatchHealth
 from expo.training.shorter import check_problems, inherit, replay
@@ -54,8 +46,7 @@ REMEDIES: dict[type[Exception], str] = {
 
 
 def make_run(cfg: Config) -> int:
-    """Train the run of a config, or wait for the process that trains it; on several devices, this device's part.
-    Returns the exit code."""
+    """Train a run, or wait for the process that does; on several devices, this device's part. Returns the exit code."""
     set_up_process(cfg)
     gpu = cfg.trainer.accelerator != "cpu" and torch.cuda.is_available()
     check_devices(cfg, gpu)
@@ -71,8 +62,7 @@ def make_run(cfg: Config) -> int:
 
 
 def tell_lost(error: Exception) -> int:
-    """Report that another device of the run is gone, unless the process that watches over them reports why. Returns the
-    exit code."""
+    """Report that another device of the run is gone, unless who watches over them does. Returns the exit code."""
     if not is_watched() or os.environ["RANK"] != "0":  # the others have a log of their own
         message = f"another device of this run has ended ({' '.join(str(error).split())})"
         print(f"expo: {message}; the same command goes on from the last checkpoint", file=sys.stderr)
@@ -111,9 +101,9 @@ def check_devices(cfg: Config, gpu: bool) -> None:
 
 
 def prepare(cfg: Config, module: Algorithm, evaluator: Evaluator, account: Account) -> tuple[Run, Path | None] | None:
-    """Make the run directory, or resume the run in it. Returns the run as its earlier sessions have left it, and its
-    newest checkpoint; None where it is finished. The first process does it for all.
+    """Make the run directory, or resume the run in it. The first process does it for all.
 
+    Returns the run as its earlier sessions have left it, and its newest checkpoint; None where the run is finished.
     Raises UserError where the run cannot go on, or has no room.
     """
     run = Run.find(cfg)
@@ -185,8 +175,7 @@ def make_trainer(cfg: Config, run: Run, evaluator: Evaluator, stop: Stop, checkp
 
 
 def explain_failure(error: Exception, run: Run, trainer: Trainer, stop: Stop) -> int | None:
-    """Note an error in the summary and in the loggers. Returns the exit code where one line on stderr says it all, else
-    None."""
+    """Note an error in summary and loggers. Returns the exit code where one line on stderr says it all, else None."""
     if lost_another(error):
         run.write_summary("stopped", step=trainer.current_epoch)
         return tell_lost(error)

@@ -25,8 +25,7 @@ import matplotlib.pyplot as plt
 
 
 def measure_samples(cfg: Config, run: Run) -> None:
-    """Sample, measure, and write samples, picture and summary. Raises UserError for a model or data set that cannot be
-    loaded."""
+    """Measure samples; write them, picture and summary. Raises UserError for a model or data that cannot be loaded."""
     set_up_process(cfg)
     ask_hub([], scored=[cfg])
     conf = cfg.diagnose
@@ -39,12 +38,11 @@ def measure_samples(cfg: Config, run: Run) -> None:
         reader: Reader = build(cfg.dataset, verifier, of=Reader)
         prompts.examples = reader.examples(cfg.prompts.examples)
         problems = first_of_each_level(reader.part(), conf.problems)
-        problems, taken = within_length(
-            problems, makers, tokenizer, prompt_limit(cfg, model, cfg.rollout.max_prompt_tokens)
-        )
+        limit = prompt_limit(cfg, model, cfg.rollout.max_prompt_tokens)
+        problems, taken = within_length(problems, makers, tokenizer, limit)
         run.keep_account(reader.account() | {cfg.dataset.part: taken})
-        room = prompt_limit(cfg, model, cfg.rollout.longest_prompt)
-        tools = Tools(prompts, tokenizer, verifier, rollout_sampling(cfg), cfg.seed, room)
+        longest = prompt_limit(cfg, model, cfg.rollout.longest_prompt)
+        tools = Tools(prompts, tokenizer, verifier, rollout_sampling(cfg), cfg.seed, longest)
         engine = make_engine(cfg, model, tokenizer)
         rows = sample(problems, engine, tools, conf.samples)
         engine.close()
@@ -73,15 +71,13 @@ def measure_samples(cfg: Config, run: Run) -> None:
     if loggers:
         from expo.loggers.tracking import log_measured
 
-        log_measured(
-            loggers, record, "samples", [{k: row[k] for k in ("kind", "completion", *COLUMNS)} for row in rows]
-        )
+        shown = [{k: row[k] for k in ("kind", "completion", *COLUMNS)} for row in rows]
+        log_measured(loggers, record, "samples", shown)
     run.write(record)
 
 
 def save_figure(rows: Samples, path: Path) -> None:
-    """Draw, left, the likelihood of each kind under the policy; right, its share of right steps where known, else its
-    answer lift."""
+    """Draw, left, the likelihood of each kind; right, its share of right steps where known, else its answer lift."""
     right = "right_steps" if any(row["right_steps"] is not None for row in rows) else "answer_lift"
     titles = {
         "nll_per_token": "negative log-likelihood per token under the policy",

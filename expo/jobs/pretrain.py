@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,19 +21,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from expo.config import (
-    Config,
-    LadderConf,
-    ModelConf,
-    PretrainConf,
-    UserError,
-    WorldConf,
-    build,
-    made_as,
-    make_folder,
-    pretrain_identity,
-    write_recipe,
-)
+from expo.config import Config, LadderConf, ModelConf, PretrainConf, UserError, WorldConf, build, make_folder
+from expo.config.identity import made_as, pretrain_identity, write_recipe
 from expo.config.key import shown
 from expo.config.world import CLEAR
 from expo.ground.files import remove
@@ -55,8 +45,7 @@ CHECKPOINT_EVERY = 100
 
 
 def corpus_item(level: int, rng: random.Random, world: WorldConf = CLEAR) -> tuple[Problem, str, bool]:
-    """Return one sequence: a problem whose answer is that of the sampled reading, its completion, and whether it
-    explains."""
+    """Return a problem with the answer of the sampled reading, its completion, and whether that explains."""
     parts = ladder.sample_parts(level, rng, world)
     meanings = [ladder.sampled_meaning(p, rng, world) for p in parts]
     explain = rng.random() < EXPLAIN_SHARE
@@ -70,25 +59,20 @@ def corpus_item(level: int, rng: random.Random, world: WorldConf = CLEAR) -> tup
     return Problem("corpus", ladder.question_text(parts), answer), completion, explain
 
 
+@dataclass(eq=False)
 class Corpus(IterableDataset[tuple[Tensor, Tensor]]):
     """Batches `(input_ids, labels)`, each `[B, T]`; all sequences of a batch are of one level. Endless, seeded.
 
     Args: steps_done, asked when the batches begin: a trainer knows it only after its checkpoint is loaded.
     """
 
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        prompts: Prompts,
-        seed: int,
-        warmup: int,
-        tokens_per_batch: int,
-        steps_done: Callable[[], int] = int,
-        world: WorldConf = CLEAR,
-    ):
-        self.world = world
-        self.tokenizer, self.prompts, self.seed = tokenizer, prompts, seed
-        self.warmup, self.tokens_per_batch, self.steps_done = warmup, tokens_per_batch, steps_done
+    tokenizer: PreTrainedTokenizerBase
+    prompts: Prompts
+    seed: int
+    warmup: int
+    tokens_per_batch: int
+    steps_done: Callable[[], int]
+    world: WorldConf
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         step = self.steps_done()
@@ -210,8 +194,7 @@ def pretrain(cfg: Config) -> None:
 
 
 def is_made(cfg: Config) -> bool:
-    """Return whether the model is on disk already. Raises UserError where another model is, which only `fresh`
-    overwrites."""
+    """Return whether the model is on disk. Raises UserError where another is, which only `fresh` overwrites."""
     output = Path(cfg.pretrain.output)
     if (output / "adapter_config.json").is_file():
         raise UserError(f"pretrain.output={output}: holds an adapter; set another folder")
@@ -271,8 +254,7 @@ def make_trainer(max_steps: int, checkpoints: Path) -> Trainer:
 
 
 def hand_over(partial: Path, output: Path) -> None:
-    """Move the finished model to its place, config.json last, by which a model is recognised. Then remove the
-    checkpoints."""
+    """Move the finished model to its place, config.json last, which marks a model; then remove the checkpoints."""
     output.mkdir(parents=True, exist_ok=True)
     (output / "config.json").unlink(missing_ok=True)  # of another model, which its parts would be taken for
     files = [file for file in partial.iterdir() if file.is_file()]
@@ -283,36 +265,23 @@ def hand_over(partial: Path, output: Path) -> None:
 
 def card(cfg: Config, parameters: int, minutes: float, resumed: str) -> str:
     """Return the model card: which settings made the model."""
-    return CARD.format(
-        command=shlex.join(command(cfg)),
-        start=cfg.pretrain.start or "nothing",
-        parameters=parameters,
-        commit=git_commit() or "?",
-        minutes=minutes,
-        resumed=resumed,
-        threads=torch.get_num_threads(),
-        date=time.strftime("%Y-%m-%d"),
-    )
+    return f"""\
+# The ladder's base policy
+
+A Llama of {parameters} parameters trained by expo from {cfg.pretrain.start or "nothing"} on synthetic arithmetic (expo/ladder/problems.py). It knows nothing else.
+
+- command: `{shlex.join(command(cfg))}`
+- commit: {git_commit() or "?"}
+- time: {minutes:.1f} minutes{resumed}, torch threads {torch.get_num_threads()}
+- date: {time.strftime("%Y-%m-%d")}
+"""  # noqa: E501
 
 
 def command(cfg: Config) -> list[str]:
-    """Return a command line that makes the same model where the prompts are the usual ones; recipe.json has all
-    settings."""
+    """Return a command line that makes this model with the usual prompts; recipe.json has all settings."""
     world = cfg.dataset.world.corpus if isinstance(cfg.dataset, LadderConf) else {}
     settings = {f"dataset.world.{name}": value for name, value in world.items()}
     settings |= {f"pretrain.{f.name}": getattr(cfg.pretrain, f.name) for f in dataclasses.fields(PretrainConf)}
     settings.pop("pretrain.output")
     lines = [f"{name}={shown(value)}" for name, value in settings.items()]
     return ["expo", "pretrain", *(["dataset=ladder"] if world else []), *lines, f"seed={cfg.seed}"]
-
-
-CARD = """\
-# The ladder's base policy
-
-A Llama of {parameters} parameters trained by expo from {start} on synthetic arithmetic (expo/ladder/problems.py). It knows nothing else.
-
-- command: `{command}`
-- commit: {commit}
-- time: {minutes:.1f} minutes{resumed}, torch threads {threads}
-- date: {date}
-"""  # noqa: E501

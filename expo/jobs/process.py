@@ -17,9 +17,8 @@ def set_up_process(cfg: Config) -> None:
     """Silence all but expo's own lines on the terminal, and set the config's number of threads."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.raiseExceptions = False  # a log of W&B's own that cannot be written is no stack trace on the terminal
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    for name in ("lightning.pytorch", "huggingface_hub", "bitsandbytes"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
@@ -30,8 +29,7 @@ def set_up_process(cfg: Config) -> None:
 
 
 def keep_memory() -> None:
-    """Let the C library keep what a step has freed for the next one, up to 1 GiB: to give it back and get it anew is a
-    tenth of a step on a CPU."""
+    """Let the C library keep up to 1 GiB that a step has freed: to get it anew is a tenth of a step on a CPU."""
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):  # glibc's
         for parameter, value in ((TRIM_THRESHOLD, 2**30), (TOP_PAD, 2**26), (MMAP_THRESHOLD, 2**26)):
@@ -39,11 +37,9 @@ def keep_memory() -> None:
 
 
 def grow_segments(cfg: Config) -> None:
-    """Let torch take a GPU's memory in segments that grow, unless the user has said how: rows of many lengths leave
-    fewer holes.
+    """Let torch take a GPU's memory in growing segments, unless told how: rows of many lengths leave fewer holes.
 
-    It is read when the first tensor gets there. vLLM, where it sleeps in this process, allocates from pools that know
-    no such segments.
+    It is read when the first tensor gets there. vLLM that sleeps in this process has pools without such segments.
     """
     apart = cfg.rollout.in_place or getattr(cfg.rollout, "separate", False)
     if apart and not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():

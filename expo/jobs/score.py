@@ -24,8 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def evaluate(cfg: Config, run: Run) -> None:
-    """Evaluate, and write the result into the run's directory. Raises UserError for a model or data set that cannot be
-    loaded."""
+    """Evaluate, and write the result into the run. Raises UserError for a model or data that cannot be loaded."""
     set_up_process(cfg)
     ask_hub([], scored=[cfg])
     run.enter()  # what an earlier run left in it stays until there is something new
@@ -58,8 +57,7 @@ def evaluate(cfg: Config, run: Run) -> None:
 
 
 def warn_of_other_settings(cfg: Config) -> None:
-    """Warn where a run's checkpoint would be scored otherwise than its run: on other problems of its file, or sampled
-    otherwise."""
+    """Warn where a checkpoint is scored otherwise than its run: on other problems of its file, or sampled otherwise."""
     run = Path(cfg.model.path).parent.parent
     if not (run / "config.yaml").is_file():
         return
@@ -80,8 +78,7 @@ def warn_of_other_settings(cfg: Config) -> None:
 
 
 def warn_of_trained_on(cfg: Config, problems: Sequence[Problem]) -> None:
-    """Warn where a run's checkpoint is scored on some problems that the run has held out and on others, which it may
-    have trained on.
+    """Warn where a checkpoint is scored on problems that its run held out and on others, which it may have trained on.
 
     Which rows of a file are held out follows from its name and their lines: a file that was renamed has others.
     """

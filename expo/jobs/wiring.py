@@ -10,17 +10,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from expo.algorithms.pairs import PairStore
-from expo.config import (
-    Config,
-    PartialConf,
-    RewardConf,
-    UserError,
-    bank_identity,
-    build,
-    pairs_identity,
-    run_dir,
-)
+from expo.config import Config, PartialConf, RewardConf, UserError, build, pairs_identity, run_dir
 from expo.config.explaining import frozen_copies, when_explained
+from expo.config.identity import bank_identity
 from expo.cost.machine import DEVICES
 from expo.cost.memory import settled
 from expo.cost.run import Work
@@ -106,11 +98,10 @@ def build_run(cfg: Config, verifier: Verifier, commit: str | None = None) -> tup
     check_rounding(policy, cfg.model.dtype, cfg.optimizer.learning_rate)
     read_prompts_rightly(cfg, policy, ranks)
     limit = prompt_limit(cfg, policy, cfg.rollout.max_prompt_tokens)
-    makers = [
-        prompts.solve_ids,
-        prompts.explain_ids,
-        *([prompts.hint_ids] if cfg.hints.writer and not cfg.hints.needs_solutions else []),
-    ]
+    longest = prompt_limit(cfg, policy, cfg.rollout.longest_prompt)
+    makers = [prompts.solve_ids, prompts.explain_ids]
+    if cfg.hints.writer and not cfg.hints.needs_solutions:
+        makers.append(prompts.hint_ids)
     problems, trained = within_length(problems, makers, tokenizer, limit)
     held_out, evaluated = within_length(held_out, [prompts.solve_ids], tokenizer, limit)
     account = read | {"train": trained, "held_out": evaluated}
@@ -124,11 +115,12 @@ def build_run(cfg: Config, verifier: Verifier, commit: str | None = None) -> tup
     generating = whole_copy.model if whole_copy else policy
     sampler = ProblemSampler(problems, cfg.trainer.problems_per_step, cfg.seed)
     source: PositiveSource = build(cfg.positives, of=PositiveSource)
-    room = prompt_limit(cfg, policy, cfg.rollout.longest_prompt)
-    tools = Tools(prompts, tokenizer, verifier, rollout_sampling(cfg), cfg.seed, room, ranks)
+    tools = Tools(prompts, tokenizer, verifier, rollout_sampling(cfg), cfg.seed, longest, ranks)
     engines = make_engines(cfg, generating, reference, snapshot, tokenizer, ranks, whole_copy)
     if cfg.positives.from_bank(cfg.algorithm):
-        bank = bank_of(cfg, generating)
+        mark = bank_identity(cfg)
+        folder = Path(cfg.output_dir, "banks", f"{cfg.dataset.name}-{mark}")
+        bank = Bank(folder, f"{mark}-{fingerprint(generating)}")
         banked = BankedEngine(
             bank,
             cfg.trainer.max_steps,
@@ -189,8 +181,7 @@ def read_data(
 def load_model(
     cfg: Config, to_device: bool = True, commit: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Prompts]:
-    """Load the model and move it to its device (an engine is made for the device that it finds the model on), and load
-    its prompts.
+    """Load the model, move it to its device, for which engines are made by where they find it, and load its prompts.
 
     Raises UserError for what cannot be loaded, and for a model that cannot be scored rightly.
     """
@@ -275,18 +266,10 @@ def make_engines(
     )
 
 
-def bank_of(cfg: Config, policy: PreTrainedModel) -> Bank:
-    """Return the bank of a run's explanations, which all runs share that have the same initial policy, prompts, data,
-    sampling and seed."""
-    mark = bank_identity(cfg)
-    return Bank(Path(cfg.output_dir, "banks", f"{cfg.dataset.name}-{mark}"), f"{mark}-{fingerprint(policy)}")
-
-
 def initial_weights(
     cfg: Config, policy: PreTrainedModel, bank: Bank, ranks: Ranks = ALONE
 ) -> AbstractContextManager[None]:
-    """Return a context in which the policy has its initial weights. Raises UserError where the model's files have
-    changed since.
+    """Return a context in which the policy has its initial weights. Raises UserError where its files have changed.
 
     The first device alone loads them: the memory of a machine has no room for as many as it has devices.
     """
@@ -320,8 +303,7 @@ def rollout_sampling(cfg: Config) -> Sampling:
 
 
 def prompt_limit(cfg: Config, model: PreTrainedModel, asked: int) -> int:
-    """Return the tokens of the longest prompt that is taken: `asked`, as far as the model has room for a completion
-    after it.
+    """Return the tokens of the longest prompt that is taken: `asked`, or what leaves room for a completion.
 
     Raises UserError where it has room for none.
     """
@@ -342,32 +324,19 @@ def make_evaluator(
     """Make the evaluator that `evaluation` and `k` describe."""
     e = cfg.evaluation
     sampling = Sampling(e.temperature, e.top_p, e.top_k, cfg.rollout.max_completion_tokens)
-    return Evaluator(
-        problems,
-        verifier,
-        prompts,
-        tokenizer,
-        sampling,
-        e.samples or max(cfg.k),
-        cfg.k,
-        e.seed,
-        own_reward(cfg, verifier),
-    )
+    # Only where it is more than the verdict.
+    reward = None if cfg.reward._target_ == RewardConf._target_ else make_reward(cfg, verifier)
+    samples = e.samples or max(cfg.k)
+    return Evaluator(problems, verifier, prompts, tokenizer, sampling, samples, cfg.k, e.seed, reward)
 
 
 def measuring_loggers(cfg: Config, directory: Path, command: str) -> list["Tracker"]:
-    """Return the logger that `logger=` names, of a command that only measures; none for logger=none, without importing
-    Lightning."""
+    """Return a measuring command's logger; none for logger=none, without importing Lightning."""
     if not cfg.logger._target_:
         return []
     from expo.loggers.tracking import Session, chosen_loggers
 
     return chosen_loggers(Session(cfg, directory, command=command))
-
-
-def own_reward(cfg: Config, verifier: Verifier) -> Reward | None:
-    """Return the reward where it is more than the verdict; else None."""
-    return None if cfg.reward._target_ == RewardConf._target_ else make_reward(cfg, verifier)
 
 
 def make_reward(cfg: Config, verifier: Verifier) -> Reward:

@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 from hydra.utils import instantiate
 from rich.box import SIMPLE_HEAD
-from rich.table import Table
+from rich.table import Column, Table
 
 from expo.config import UserError
 from expo.runs.directory import device_name
@@ -83,9 +83,8 @@ def print_means(plan: Plan, record: dict[str, Any]) -> None:
     """Print the arms' own numbers; table.md also has the paper's numbers, differences and cost."""
     heads, rows = cells_of(plan, record)
     width = 1 + len(plan.columns)
-    shown = Table(title=plan.title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for heading in (*heads[:width], heads[-1]):
-        shown.add_column(heading, overflow="fold")
+    columns = (Column(heading, overflow="fold") for heading in (*heads[:width], heads[-1]))
+    shown = Table(*columns, title=plan.title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for row in rows:
         shown.add_row(*(cell.replace(" [", "\n[") for cell in (*row[:width], row[-1])))
     wide_console().print(shown, markup=False)

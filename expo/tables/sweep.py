@@ -16,7 +16,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from expo.config import UserError, compose_config, made_as, make_folder, run_dir
+from expo.config import UserError, compose_config, make_folder, run_dir
+from expo.config.identity import made_as
 from expo.runs.reading import read_points, read_summary
 from expo.tables.plan import Plan, PlannedRun
 

@@ -131,6 +131,7 @@ def test_every_key_has_help_and_stands_in_the_reference():
         assert declaration(f).help, path
         assert f"`{path}`" in text, path
     assert (ROOT / "docs" / "keys.md").read_text() == text, "run make keys"
+    assert all(line.startswith("|") for line in text.splitlines() if " | " in line)  # each row is one line
 
 
 def test_help_of_a_group_shows_choices_default_and_meaning():

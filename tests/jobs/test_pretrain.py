@@ -6,7 +6,8 @@ import pytest
 import torch
 from conftest import compose_config
 
-from expo.config import ModelConf, UserError, made_as
+from expo.config import ModelConf, UserError
+from expo.config.identity import made_as
 from expo.jobs import pretrain as base_policy
 from expo.jobs.pretrain import pretrain
 from expo.model.policy import load_policy

@@ -8,7 +8,8 @@ import shlex
 import pytest
 from conftest import compose_config
 
-from expo.config import UserError, WorldConf, check, identity, made_as, pretrain_identity
+from expo.config import UserError, WorldConf, check, identity
+from expo.config.identity import made_as, pretrain_identity
 from expo.config.reference import options_of
 from expo.jobs.pretrain import command, corpus_item, first_weights, pretrain, unfinished_folder
 from expo.jobs.wiring import load_model

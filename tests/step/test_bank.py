@@ -16,6 +16,7 @@ from running import SMALL, run, scalars, weights
 from expo import config
 from expo.cli import COMMANDS
 from expo.config import UserError
+from expo.config.identity import bank_identity
 from expo.jobs import wiring
 from expo.jobs.explain import explain
 from expo.jobs.wiring import build_run
@@ -230,11 +231,11 @@ def test_a_lora_policy_explains_as_its_initial_self_without_a_copy(tmp_path, mon
     ],
 )  # fmt: skip
 def test_a_bank_is_known_by_what_changes_its_explanations(same, change):
-    base = config.bank_identity(compose_config("algorithm=exp_grpo"))
+    base = bank_identity(compose_config("algorithm=exp_grpo"))
     if change == "algorithm=star":  # another kind of source, which may ask for others
-        assert config.bank_identity(compose_config(change)) != base
+        assert bank_identity(compose_config(change)) != base
     else:
-        assert (config.bank_identity(compose_config("algorithm=exp_grpo", change)) == base) is same
+        assert (bank_identity(compose_config("algorithm=exp_grpo", change)) == base) is same
 
 
 def test_it_gives_what_was_written_for_each_request(reading):

@@ -28,6 +28,7 @@ from expo import cli, config
 from expo.commands import report as command
 from expo.commands import table
 from expo.config import UserError
+from expo.config.identity import pretrain_identity, write_recipe
 from expo.cost.estimate import estimate
 from expo.cost.shape import shape
 from expo.loggers.offline import read_offline
@@ -632,14 +633,14 @@ def with_base(small, tmp_path, monkeypatch):
 def test_a_table_begins_from_no_model_of_other_settings(with_base, monkeypatch, capsys):
     assert table.main(["small", "dry_run=true"]) == 0
     assert "made: does not say which settings made it; used as it is" in capsys.readouterr().err
-    config.write_recipe(with_base, compose_config(*MAKE[1:]))
+    write_recipe(with_base, compose_config(*MAKE[1:]))
     assert table.main(["small", "dry_run=true"]) == 0
     assert "used as it is" not in capsys.readouterr().err
     weights = with_base / "model.safetensors"
     weights.write_bytes(weights.read_bytes() + b" ")  # another's, under the same recipe
     with pytest.raises(UserError, match="or changed since"):
         table.main(["small", "dry_run=true"])
-    config.write_recipe(with_base, compose_config())
+    write_recipe(with_base, compose_config())
     refused = pytest.raises(UserError, match=r"made: was made with other settings than this table's, .*; move it away")
     for more in (["dry_run=true"], []):
         with refused:
@@ -727,7 +728,7 @@ def test_no_two_plans_make_different_models_in_one_folder():
     for path in plans.EXPERIMENTS.glob("*/plan.yaml"):
         for folder, (name, *overrides) in plans.load_plan(path.parent.name).prepare.items():
             assert name == "train" or (name, f"pretrain.output={folder}" in overrides) == ("pretrain", True)
-            recipe = config.identity if name == "train" else config.pretrain_identity
+            recipe = config.identity if name == "train" else pretrain_identity
             recipes.setdefault(folder, set()).add(recipe(compose_config(*overrides)))
     assert {folder: made for folder, made in recipes.items() if len(made) > 1} == {}
 

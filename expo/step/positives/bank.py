@@ -38,7 +38,7 @@ class Bank:
     """A folder of parts, each with the explanations of consecutive steps. A part without its SHA-256 beside it was not
     finished.
 
-    `identity` is that of `expo.config.bank_identity` (model, prompts, data, sampling, seed) and the `fingerprint` of
+    `identity` is that of `bank_identity` (model, prompts, data, sampling, seed) and the `fingerprint` of
     the weights, which tells what a hub id does not. It stands in each part, too.
     """
 
