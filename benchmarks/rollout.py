@@ -21,7 +21,7 @@ from expo.ladder.policy import ladder_model, ladder_tokenizer
 from expo.model.policy import load_policy
 from expo.model.shapes import config_of
 from expo.rollout.engine import Completion, Engine, Request, Sampling
-from expo.rollout.noise import Key
+from expo.rollout.noise import NoiseKey
 from expo.rollout.transformers_engine import TransformersEngine
 from expo.rollout.vllm_engine import VLLMEngine
 from expo.runs.directory import device_name, git_commit
@@ -67,7 +67,9 @@ def follow_ratios(engine: VLLMEngine, requests: list[Request], sampling: Samplin
     One token in 40 ends a row, so that rows are of all lengths.
     """
     kept, engine.eos_ids = engine.eos_ids, list(range(0, engine.model.config.vocab_size, 40))
-    explain = {i: Request((*requests[8 * i].prompt[::-1],), Key(1, 0, 0, i)) for i in range(0, len(requests) // 8, 2)}
+    explain = {
+        i: Request((*requests[8 * i].prompt[::-1],), NoiseKey(1, 0, 0, i)) for i in range(0, len(requests) // 8, 2)
+    }
 
     def followed() -> None:
         missing = [8] * (len(requests) // 8)
@@ -111,7 +113,7 @@ def main(arguments: list[str]) -> int:
         prompts = [
             tuple((7 * row + i) % 100 + 6 for i in range(40)) for row in range(rows // 8)
         ]  # groups of 8, as in training
-        requests = [Request(prompts[i // 8], Key(0, 0, 0, i)) for i in range(rows)]
+        requests = [Request(prompts[i // 8], NoiseKey(0, 0, 0, i)) for i in range(rows)]
         sampling = Sampling(1.0, 1.0, 0, tokens)
         vllm = VLLMEngine(conf, model, tokenizer)
         engines: dict[str, Engine] = {"hf": TransformersEngine(conf, model, tokenizer), "vllm": vllm}

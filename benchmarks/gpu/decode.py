@@ -21,7 +21,7 @@ from expo.model.policy import causal_lm, computing
 from expo.rollout import transformers_engine
 from expo.rollout.decoding import OneFormatCache, decoding, head_logits, roomy_cache
 from expo.rollout.engine import Request, Sampling
-from expo.rollout.noise import SOLVE, Key
+from expo.rollout.noise import SOLVE, NoiseKey
 
 ROWS = {"cuda": (1024, 256, 64), "cpu": (8, 4, 2)}
 LENGTHS = {"cuda": (128, 64), "cpu": (12, 8)}  # of the prompt, and the tokens that are decoded
@@ -49,7 +49,7 @@ def requests(place: Place, rows: int) -> list[Request]:
     generator = torch.Generator().manual_seed(0)
     prompt, _ = LENGTHS[place.device]
     prompts = [tuple(torch.randint(10, 700, (prompt,), generator=generator).tolist()) for _ in range(-(-rows // 8))]
-    return [Request(prompts[row // 8], Key(0, SOLVE, 0, row)) for row in range(rows)]
+    return [Request(prompts[row // 8], NoiseKey(0, SOLVE, 0, row)) for row in range(rows)]
 
 
 def of_rows(rows: int, cache_of: Callable[[Any, int], DynamicCache] = roomy_cache) -> Check:

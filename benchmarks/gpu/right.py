@@ -15,7 +15,7 @@ from expo.jobs.fit import make_run
 from expo.jobs.wiring import load_model
 from expo.model.scoring import TokenBatch, score, token_batch
 from expo.rollout.engine import Sampling
-from expo.rollout.noise import SOLVE, Key, uniforms
+from expo.rollout.noise import SOLVE, NoiseKey, uniforms
 from expo.rollout.transformers_engine import sample
 
 LADDER = (
@@ -114,7 +114,7 @@ def sampler(place: Place) -> Mapping[str, Any]:
     counted = torch.zeros_like(expected)
     plain = Sampling(1.0, 1.0, 0, 1)
     for number in range(rounds):
-        keys = [Key(0, SOLVE, number, row) for row in range(rows)]
+        keys = [NoiseKey(0, SOLVE, number, row) for row in range(rows)]
         noise = torch.from_numpy(uniforms(keys, 1, numbers)).to(place.device)[:, 0]
         drawn, _ = sample(logits.expand(rows, -1), noise, plain)
         counted += torch.bincount(which[drawn], minlength=sets)

@@ -15,7 +15,7 @@ from expo.config import Config, EngineError, VLLMConf
 from expo.jobs.wiring import load_model
 from expo.model.scoring import score, token_batch
 from expo.rollout.engine import Completion, Request, Sampling
-from expo.rollout.noise import Key
+from expo.rollout.noise import NoiseKey
 from expo.rollout.transformers_engine import TransformersEngine
 from expo.rollout.vllm_engine import VLLMEngine
 
@@ -50,7 +50,7 @@ def requests(count: int = 32) -> list[Request]:
     """Return requests of various prompts."""
     generator = torch.Generator().manual_seed(1)
     prompts = [tuple(torch.randint(10, 700, (12 + i % 7,), generator=generator).tolist()) for i in range(count // 2)]
-    return [Request(prompts[i // 2], Key(0, 0, 0, i)) for i in range(count)]
+    return [Request(prompts[i // 2], NoiseKey(0, 0, 0, i)) for i in range(count)]
 
 
 def move(model: torch.nn.Module, size: float) -> None:

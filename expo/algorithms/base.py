@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from expo.algorithms import losses
-from expo.algorithms.pairs import PairStore
+from expo.algorithms.pair_store import PairStore
 from expo.algorithms.updates import Updates
 from expo.config import AlgorithmConf, OptimizerConf, TrainerConf, UserError
 from expo.model.policy import as_initial, take_weights, with_dropout
 from expo.model.scoring import TokenBatch, score, token_batch
-from expo.rollout.noise import DROPOUT, Key
+from expo.rollout.noise import DROPOUT, NoiseKey
 from expo.rollout.sharded import WholeCopy
-from expo.step.ahead import InTurn, KeepingEngine, OneAhead
+from expo.step.collecting import Collector, CollectorAhead, KeepingEngine
 from expo.step.experience import Candidate, Experience, Group
 from expo.step.metrics import step_metrics
 from expo.step.pipeline import Pipeline
@@ -66,15 +66,15 @@ class Algorithm(Updates):
         self.conf = conf
         self.reference, self.snapshot = components.reference, components.snapshot
         self.pipeline, self.sampler, self.pairs = components.pipeline, components.sampler, components.pairs
-        self.learning = self.pipeline.source.conf.learning
+        self.positive_loss = self.pipeline.source.conf.positive_loss
         self.last_experience: Experience | None = None
         self.last_metrics: dict[str, float | None] = {}
 
     @cached_property
-    def turns(self) -> InTurn:
+    def collector(self) -> Collector:
         """Return what says when a step's experience is collected: with `rollout.ahead=1`, one step ahead."""
-        turns = OneAhead if isinstance(self.pipeline.engines.policy, KeepingEngine) else InTurn
-        return turns(self.pipeline, self.collect, self.trainer_conf.max_steps)
+        collector = CollectorAhead if isinstance(self.pipeline.engines.policy, KeepingEngine) else Collector
+        return collector(self.pipeline, self.collect, self.trainer_conf.max_steps)
 
     def whole_policy(self) -> PreTrainedModel:
         """Return the policy with all weights: under fsdp, its gathered copy. Call on all devices."""
@@ -91,12 +91,12 @@ class Algorithm(Updates):
 
     def training_step(self, batch: int, batch_idx: int) -> None:
         """Take step number `batch`."""
-        torch.manual_seed(int(Key(self.pipeline.tools.seed, DROPOUT, batch).generator().integers(2**62)))
+        torch.manual_seed(int(NoiseKey(self.pipeline.tools.seed, DROPOUT, batch).generator().integers(2**62)))
         self.before(batch)
-        experience = self.turns.experience(batch)
+        experience = self.collector.experience(batch)
         all_wrong = experience.all_wrong.float().mean().item()
-        experience.beta = weight_at(self.learning, batch / self.trainer_conf.max_steps, all_wrong)
-        self.turns.before_update(experience)
+        experience.beta = weight_at(self.positive_loss, batch / self.trainer_conf.max_steps, all_wrong)
+        self.collector.before_update(experience)
         with experience.timer("update"):
             sums = self.update(experience)
             if any(self.ranks.whole([self.pending])):  # whatever rows this device had
@@ -104,9 +104,9 @@ class Algorithm(Updates):
                     f"algorithm._target_={self.conf._target_}: its update has a gradient and takes no step; let it "
                     "call take_step(sums)"
                 )
-        self.turns.after_update(experience)
+        self.collector.after_update(experience)
         # A group member has an advantage instead.
-        weight = None if self.learning.joins_groups else experience.beta
+        weight = None if self.positive_loss.joins_groups else experience.beta
         self.last_experience, self.last_metrics = experience, step_metrics(experience, sums, weight)
 
     def before(self, step: int) -> None:
@@ -127,7 +127,9 @@ class Algorithm(Updates):
     def positive_stream(self, positives: Sequence[tuple[Group, Candidate]], beta: float, sums: StepSums) -> None:
         """Go backward through β times the negative log-likelihood of the positives under q alone."""
         batch = self.tokens([group.prompt for group, _ in positives], [c.ids for _, c in positives])
-        weights = losses.token_weights(batch.mask, self.learning.aggregation, self.pipeline.tools.sampling.max_tokens)
+        weights = losses.token_weights(
+            batch.mask, self.positive_loss.aggregation, self.pipeline.tools.sampling.max_tokens
+        )
         for rows, part in self.micro_batches(batch, torch.arange(len(batch.mask)), sums):
             logp = self.score(self.policy, part)
             loss = (weights[rows, : part.mask.shape[1]] * losses.sft_loss(logp)).sum()
@@ -166,8 +168,8 @@ class Algorithm(Updates):
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("reference.")}
         checkpoint["explanations"] = self.pipeline.cache.state_dict()
-        checkpoint["ahead"] = self.turns.state_dict()
+        checkpoint["ahead"] = self.collector.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.pipeline.cache.load_state_dict(checkpoint["explanations"])
-        self.turns.load_state_dict(checkpoint.get("ahead", {}))
+        self.collector.load_state_dict(checkpoint.get("ahead", {}))

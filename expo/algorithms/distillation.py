@@ -47,7 +47,9 @@ class Distill(Term):
     def __call__(self, scored: Scored, sums: StepSums) -> Tensor:
         s, conf = scored, self.conf
         assert s.divergence is not None
-        return s.trust * (conf.distill_weight * s.moved.clamp(max=conf.ratio_cap) * capped(s.divergence, conf.cap))
+        return s.sampler_weights * (
+            conf.distill_weight * s.token_ratio.clamp(max=conf.ratio_cap) * capped(s.divergence, conf.cap)
+        )
 
 
 def evenness(sums: StepSums) -> float | None:
@@ -115,7 +117,7 @@ class SelfDistillation(GRPO):
             self.policy, part, self.teacher(), seen, self.divergence, temperature, conf.packing, conf.shared
         )
         scored = super().scored(rows, index, part, first, sums, beside.logp)
-        guided = scored.own * rows.guided[index].unsqueeze(1)
+        guided = scored.on_policy * rows.guided[index].unsqueeze(1)
         gap, divergence = (beside.teacher_logp - beside.logp.detach()) * guided, beside.divergence.detach() * guided
         sums.mean("distill/guided_frac", guided.sum(), 0)
         sums.mean("distill/gap", gap.sum(), guided.sum())

@@ -36,7 +36,7 @@ class GRPO(Algorithm):
     def make_terms(self) -> list[Term]:
         """Return the terms of the loss over rollouts."""
         conf = self.conf
-        terms: list[Term] = [Surrogate(conf, self.learning.member_shaping)]
+        terms: list[Term] = [Surrogate(conf, self.positive_loss.member_shaping)]
         terms += [KL(conf)] if conf.kl_coef else []
         terms += [Entropy(conf.entropy_coef)] if conf.entropy_coef else []
         return terms
@@ -55,7 +55,7 @@ class GRPO(Algorithm):
     def update(self, experience: Experience) -> StepSums:
         groups = self.chosen(experience)
         rows = self.rows(experience, groups)
-        auxiliary = experience.beta > 0 and not self.learning.joins_groups
+        auxiliary = experience.beta > 0 and not self.positive_loss.joins_groups
         positives = experience.positives if auxiliary else []
         active = torch.stack([term.active(rows) for term in self.terms]).any(dim=0).nonzero().squeeze(1)
         sums = StepSums(self.conf.updates_per_rollout)
@@ -92,7 +92,7 @@ class GRPO(Algorithm):
     def members(self, groups: Sequence[Group]) -> list[tuple[Group, Candidate]]:
         """Return the positive that has joined each group: the first of its problem. Empty where positives join no
         groups."""
-        if not self.learning.joins_groups:
+        if not self.positive_loss.joins_groups:
             return []
         return [(group, group.positives[0]) for group in groups if group.positives]
 
@@ -144,7 +144,9 @@ class GRPO(Algorithm):
             torch.cat([rewards, torch.ones_like(has_member)], dim=1),
             conf.advantage,
             members=torch.cat([is_rollout, has_member], dim=1),
-            in_baseline=torch.cat([is_rollout, has_member if self.learning.member_baseline == "all" else none], dim=1),
+            in_baseline=torch.cat(
+                [is_rollout, has_member if self.positive_loss.member_baseline == "all" else none], dim=1
+            ),
         )
         return advantages[:, :-1].flatten(), advantages[:, -1:][has_member.bool()]
 
@@ -191,9 +193,11 @@ class GRPO(Algorithm):
         as_sampled = on_policy * rows.as_sampled[index]
         sampler_kl = (as_sampled * losses.kl(sampler_logp, old_logp, "k3")).sum()
         sums.mean("policy/sampler_kl", sampler_kl, as_sampled.sum())
-        trust = losses.sampler_weights(old_logp, sampler_logp, mask, conf.sampler_correction, conf.sampler_cap)
+        sampler_weights = losses.sampler_weights(
+            old_logp, sampler_logp, mask, conf.sampler_correction, conf.sampler_cap
+        )
         advantages = rows.advantages[index]
         return Scored(
-            logp, old_logp, mask, on_policy, off_policy, advantages, advantages, trust,
+            logp, old_logp, mask, on_policy, off_policy, advantages, advantages, sampler_weights,
             partial(self.reference_score, part, temperature), entropy,
         )  # fmt: skip

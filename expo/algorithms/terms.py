@@ -41,17 +41,17 @@ class Scored:
     logp: Tensor  # [b, T], log π_θ, with a gradient
     old_logp: Tensor  # [b, T]
     mask: Tensor  # [b, T], 1 on tokens of completions
-    own: Tensor  # [b, T], 1 on those that the policy sampled
+    on_policy: Tensor  # [b, T], 1 on those that the policy sampled
     off_policy: Tensor  # [b, 1]
     advantages: Tensor  # [b]
     token_advantages: Tensor  # [b] or [b, T]: the same, or as a teacher shapes them
-    trust: Tensor  # [b, T], weight that corrects the sampler, see `losses.sampler_weights`
-    reference_logp: Callable[[], Tensor]  # computes log π_ref `[b, T]`, at a pass of the reference
+    sampler_weights: Tensor  # [b, T], weight that corrects the sampler, see `losses.sampler_weights`
+    score_reference: Callable[[], Tensor]  # computes log π_ref `[b, T]`, at a pass of the reference
     entropy: Tensor | None = None  # [b, T], of the next-token distribution; where a term `needs_entropy`
     divergence: Tensor | None = None  # [b, T], of policy and teacher, 0 where the teacher does not guide
 
     @property
-    def moved(self) -> Tensor:
+    def token_ratio(self) -> Tensor:
         """Return π_θ / π_old of each token, without a gradient: `[b, T]`."""
         return losses.importance_ratio(self.logp.detach(), self.old_logp, self.mask, "token")
 
@@ -92,11 +92,11 @@ class Surrogate(Term):
 
     def __call__(self, scored: Scored, sums: StepSums) -> Tensor:
         s = scored
-        loss, rho, stopped = losses.policy_loss(s.logp, s.old_logp, s.mask, s.token_advantages, self.conf)
-        sums.mean("policy/ratio_mean", (rho * s.own).sum(), s.own.sum())
-        sums.mean("policy/clip_frac", (stopped * s.own).sum(), s.own.sum())
+        loss, rho, clipped = losses.policy_loss(s.logp, s.old_logp, s.mask, s.token_advantages, self.conf)
+        sums.mean("policy/ratio_mean", (rho * s.on_policy).sum(), s.on_policy.sum())
+        sums.mean("policy/clip_frac", (clipped * s.on_policy).sum(), s.on_policy.sum())
         member = losses.off_policy_loss(s.logp, s.advantages, self.member_shaping)
-        return torch.where(s.off_policy, member, s.trust * loss)
+        return torch.where(s.off_policy, member, s.sampler_weights * loss)
 
 
 class KL(Term):
@@ -108,8 +108,8 @@ class KL(Term):
         self.coefficient, self.estimator = conf.kl_coef, conf.kl_estimator
 
     def __call__(self, scored: Scored, sums: StepSums) -> Tensor:
-        per_token = scored.own * losses.kl(scored.logp, scored.reference_logp(), self.estimator)
-        sums.mean("policy/kl", per_token.sum(), scored.own.sum())
+        per_token = scored.on_policy * losses.kl(scored.logp, scored.score_reference(), self.estimator)
+        sums.mean("policy/kl", per_token.sum(), scored.on_policy.sum())
         return per_token
 
 
@@ -125,4 +125,4 @@ class Entropy(Term):
 
     def __call__(self, scored: Scored, sums: StepSums) -> Tensor:
         assert scored.entropy is not None
-        return -scored.own * scored.entropy
+        return -scored.on_policy * scored.entropy

@@ -88,7 +88,7 @@ class PositivesConf:
         return False
 
     @property
-    def learning(self) -> PositiveLossConf:
+    def positive_loss(self) -> PositiveLossConf:
         """Return how its positives are learned from."""
         return PositiveLossConf(weight=0.0)
 
@@ -131,7 +131,7 @@ class SourceConf(PositiveLossConf, PositivesConf):
         return self.gate == "always"
 
     @property
-    def learning(self) -> PositiveLossConf:
+    def positive_loss(self) -> PositiveLossConf:
         return self
 
 

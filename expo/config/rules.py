@@ -28,7 +28,7 @@ def between_groups(cfg: Config) -> Rules:
 
 def of_algorithm(algorithm: AlgorithmConf, cfg: Config) -> Rules:
     """Yield what an algorithm asks of positives, hints and the rest."""
-    positives, learning = cfg.positives, cfg.positives.learning
+    positives, learning = cfg.positives, cfg.positives.positive_loss
     if not algorithm.takes_positives and positives.gives_positives:
         yield (
             f"positives={positives._target_}: {cfg.name} trains on none of them, and they cost tokens; set "
@@ -106,7 +106,7 @@ def of_teacher(algorithm: SelfDistillationConf, cfg: Config) -> Rules:
             f"hints: {cfg.name}'s teacher reads a completion from its beginning, and one made with a hint may go on "
             "from elsewhere; set hints=none, or choose algorithm=nurl"
         )
-    if not algorithm.learns_from_rewards and cfg.positives.learning.joins_groups:
+    if not algorithm.learns_from_rewards and cfg.positives.positive_loss.joins_groups:
         yield (
             "algorithm.advantage=none: a positive in the group would have no advantage; set positives.use=auxiliary, "
             "or another advantage"

@@ -57,7 +57,7 @@ class Work:
     @property
     def positives(self) -> int:
         """Return the positives that a step trains on in a pass of their own, if each problem has one."""
-        learning = self.cfg.positives.learning
+        learning = self.cfg.positives.positive_loss
         apart = learning.weight and not learning.joins_groups
         return self.cfg.trainer.problems_per_step if apart else 0
 

@@ -13,7 +13,7 @@ from expo.ground.problem import Problem
 from expo.ground.progress import telling
 from expo.model.prompts import Prompts
 from expo.rollout.engine import Engine, Request, Sampling
-from expo.rollout.noise import EVALUATE, Key
+from expo.rollout.noise import EVALUATE, NoiseKey
 from expo.step.rewards import Reward, Rollout, rewards_of
 from expo.verifier.answers import Verdict
 from expo.verifier.pool import Verifier
@@ -87,7 +87,7 @@ class Evaluator:
         """Return n rows of each problem. Args: start, the position of the first of `problems` among all problems."""
         problems = self.problems if problems is None else problems
         prompts = [tuple(ids) for ids in self.prompts.solve_ids(self.tokenizer, problems) for _ in range(n)]
-        requests = [Request(p, Key(self.seed, EVALUATE, 0, start * n + i)) for i, p in enumerate(prompts)]
+        requests = [Request(p, NoiseKey(self.seed, EVALUATE, 0, start * n + i)) for i, p in enumerate(prompts)]
         completions = engine.generate(requests, sampling)
         texts = self.tokenizer.batch_decode([c.ids for c in completions], skip_special_tokens=True)
         owners = [problem for problem in problems for _ in range(n)]

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from expo.config import DiagnoseConf
-from expo.evaluation.judge import judge_steps
 from expo.evaluation.kinds import KINDS, Samples
+from expo.evaluation.llm_judge import judge_steps
 from expo.ground.problem import Problem
 from expo.ground.progress import telling
 from expo.rollout.engine import Completion, Engine, Request
-from expo.rollout.noise import DIAGNOSE, Key
+from expo.rollout.noise import DIAGNOSE, NoiseKey
 from expo.step.experience import Batch, Group, Tools
 from expo.step.positives.properties import Scorer
 from expo.step.positives.sources import SHOWN
@@ -72,7 +72,7 @@ def _verify(rows: Samples, tools: Tools) -> list[Verdict]:
 
 def _generate(engine: Engine, tools: Tools, prompts: list[tuple[int, ...]], kind: str) -> list[Completion]:
     stream = STREAMS.index(kind)
-    keys = [Key(tools.seed, DIAGNOSE, stream, row) for row in range(len(prompts))]
+    keys = [NoiseKey(tools.seed, DIAGNOSE, stream, row) for row in range(len(prompts))]
     with telling(KINDS[kind]):
         return engine.generate([Request(p, key) for p, key in zip(prompts, keys, strict=True)], tools.sampling)
 

@@ -147,7 +147,7 @@ def fit(cfg: Config, run: Run, module: Algorithm, evaluator: Evaluator, checkpoi
             raise
         return code
     finally:
-        module.turns.close()
+        module.collector.close()
     return finish(cfg, run, trainer, module, evaluator, stop)
 
 

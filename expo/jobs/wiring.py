@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from expo.algorithms.pairs import PairStore
+from expo.algorithms.pair_store import PairStore
 from expo.config import Config, PartialConf, RewardConf, UserError, build, pairs_identity, run_dir
 from expo.config.explaining import frozen_copies, when_explained
 from expo.config.identity import bank_identity
@@ -30,7 +30,7 @@ from expo.rollout.dealt import DealtEngine
 from expo.rollout.engine import Engine, Sampling
 from expo.rollout.sharded import CopyEngine, WholeCopy, shared_out
 from expo.rollout.transformers_engine import UnadaptedEngine
-from expo.step.ahead import KeepingEngine
+from expo.step.collecting import KeepingEngine
 from expo.step.experience import Batch, Tools
 from expo.step.hints import NoHints
 from expo.step.pipeline import Engines, Pipeline

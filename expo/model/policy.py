@@ -362,7 +362,7 @@ def compute_in(model: nn.Module, precision: str) -> None:
 
 
 @contextmanager
-def in_own_format(model: nn.Module) -> Iterator[None]:
+def without_autocast(model: nn.Module) -> Iterator[None]:
     """Compute in the format of the weights themselves within the context; not for a frozen model with weights in two
     formats."""
     causal = causal_lm(model)

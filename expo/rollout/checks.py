@@ -9,7 +9,7 @@ from expo.model.checks import UNABLE, rounding
 from expo.model.policy import causal_lm, in_evaluation
 from expo.model.scoring import score, token_batch
 from expo.rollout.engine import Engine, Request, Sampling
-from expo.rollout.noise import SOLVE, Key
+from expo.rollout.noise import SOLVE, NoiseKey
 
 PROMPTS = [(1, 2, 3), (4, 5, 1, 2, 3), (1, 2, 3)]  # of two lengths, and one of them twice
 TOKENS = 8
@@ -20,7 +20,7 @@ def check_decoding(engine: Engine, model: PreTrainedModel, path: str) -> None:
     """Raise UserError for a model that the transformers engine cannot decode, or decodes with other probabilities than
     the trainer's scores."""
     kind = type(causal_lm(model)).__name__
-    requests = [Request(prompt, Key(0, SOLVE, 0, i)) for i, prompt in enumerate(PROMPTS)]
+    requests = [Request(prompt, NoiseKey(0, SOLVE, 0, i)) for i, prompt in enumerate(PROMPTS)]
     try:
         completions = engine.generate(requests, Sampling(1.0, 1.0, 0, TOKENS))
     except torch.OutOfMemoryError:

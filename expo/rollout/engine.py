@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from expo.model.prompts import turn_end
-from expo.rollout.noise import Key
+from expo.rollout.noise import NoiseKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Request:
     its problem."""
 
     prompt: tuple[int, ...]
-    key: Key
+    key: NoiseKey
     problem: int = 0  # the index of its problem, for whoever asks
 
 

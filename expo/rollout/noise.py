@@ -10,7 +10,7 @@ SOLVE, EXPLAIN, EVALUATE, PROBLEMS, DROPOUT, _, HINT, HINTED, REFILL, DIAGNOSE, 
 
 
 @dataclass(frozen=True, slots=True)
-class Key:
+class NoiseKey:
     """Names one independent stream of random numbers."""
 
     seed: int
@@ -24,7 +24,7 @@ class Key:
         )
 
 
-def uniforms(keys: Sequence[Key], count: int, dtype: type[np.float32 | np.float64] = np.float32) -> np.ndarray:
+def uniforms(keys: Sequence[NoiseKey], count: int, dtype: type[np.float32 | np.float64] = np.float32) -> np.ndarray:
     """Return the noise of the rows with these keys: `count` numbers in [0, 1) each, `[B, count]`. Number j of a key
     never depends on the others."""
     return np.stack([key.generator().random(count, dtype=dtype) for key in keys])

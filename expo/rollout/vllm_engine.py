@@ -25,7 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from expo.config import EngineError, VLLMConf
 from expo.ground.files import Temporary
 from expo.ground.progress import counting
-from expo.model.policy import causal_lm, in_evaluation, in_own_format
+from expo.model.policy import causal_lm, in_evaluation, without_autocast
 from expo.model.scoring import score, token_batch
 from expo.rollout.engine import Completion, Engine, Follow, Request, Sampling, eos_ids
 from expo.rollout.vllm_place import (
@@ -213,7 +213,7 @@ class VLLMEngine(Engine):
     def sync(self) -> None:
         """Send the policy's weights; every `probe_every` times verify them. Raises EngineError where they did not
         arrive."""
-        with in_own_format(self.model):  # the trainer's precision is not the comparison's
+        with without_autocast(self.model):  # the trainer's precision is not the comparison's
             self._send()
             if self.asleep:  # the cache was not there beside the old weights and the new ones
                 self.llm.wake_up(tags=["kv_cache"])

@@ -11,7 +11,7 @@ from expo.config import HintsConf, PrefixConf, SelfHintConf
 from expo.ground.problem import Problem
 from expo.model.prompts import text_ids
 from expo.rollout.engine import Completion, Request
-from expo.rollout.noise import ABSTRACT, HINT, SHARE, Key
+from expo.rollout.noise import ABSTRACT, HINT, SHARE, NoiseKey
 from expo.step.experience import Batch, Group, Tools
 from expo.step.positives.filters import states
 
@@ -78,7 +78,7 @@ class ExpertPrefix(NoHints):
         text = str(tools.tokenizer.decode(ids))
         position = text.find(tools.prompts.final_marker)  # the first: some state the answer before they derive it
         length = len(text_ids(tools.tokenizer, text[:position])) if position >= 0 else len(ids)
-        noise = Key(tools.seed, SHARE, batch.step, batch.offset + problem).generator()
+        noise = NoiseKey(tools.seed, SHARE, batch.step, batch.offset + problem).generator()
         return ids[: round(length * noise.uniform(self.conf.share_low, self.conf.share_high))]
 
 
@@ -115,7 +115,7 @@ class SelfHint(ExpertPrefix):
     ) -> list[Request]:
         """Return requests for the prompts that fit the engine, which ask for hints."""
         fitting = tools.fitting(dict(zip(problems, prompts, strict=True)), batch.step, "hints not asked for")
-        return [Request(p, Key(tools.seed, stream, batch.step, batch.offset + i), i) for i, p in fitting.items()]
+        return [Request(p, NoiseKey(tools.seed, stream, batch.step, batch.offset + i), i) for i, p in fitting.items()]
 
     def hinted(
         self, batch: Batch, wanted: Sequence[int], written: Sequence[Completion], tools: Tools

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from expo.config.explaining import When
 from expo.ground.problem import Problem
 from expo.rollout.engine import Completion, Engine, Request
-from expo.rollout.noise import HINTED, SOLVE, Key
+from expo.rollout.noise import HINTED, SOLVE, NoiseKey
 from expo.step.experience import Batch, Candidates, Experience, Group, Groups, Timer, Tools
 from expo.step.hints import NoHints
 from expo.step.positives.bank import BankedEngine
@@ -111,7 +111,7 @@ class Pipeline:
         """
         first = batch.offset * group_size
         solve = [
-            Request(prompt, Key(self.tools.seed, SOLVE, batch.step, first + i * group_size + g), i)
+            Request(prompt, NoiseKey(self.tools.seed, SOLVE, batch.step, first + i * group_size + g), i)
             for i, prompt in enumerate(batch.prompts)
             for g in range(group_size)
         ]
@@ -167,7 +167,7 @@ class Pipeline:
         prompts = self.tools.fitting(hinted, batch.step, "prompts with a hint not used")
         keep = self.hints.keep
         again = [
-            Request(prompt, Key(self.tools.seed, HINTED, batch.step, (batch.offset + i) * size + g), i)
+            Request(prompt, NoiseKey(self.tools.seed, HINTED, batch.step, (batch.offset + i) * size + g), i)
             for i, prompt in prompts.items()
             for size in [len(groups[i].completions)]
             for g in range(keep, size)

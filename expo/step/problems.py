@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from expo.config import UserError
 from expo.data.account import Part, extremes
 from expo.ground.problem import Problem
-from expo.rollout.noise import PROBLEMS, REFILL, RETRY, Key
+from expo.rollout.noise import PROBLEMS, REFILL, RETRY, NoiseKey
 
 log = logging.getLogger(__name__)
 AT_ONCE = 4096  # prompts that are made before the next are
@@ -35,7 +35,7 @@ class ProblemSampler:
 
     def refill(self, step: int, number: int) -> list[Problem]:
         """Return another batch of problems for `step`, drawn at random; `number` counts the batches from 1."""
-        rng = Key(self.seed, REFILL, step, number).generator()
+        rng = NoiseKey(self.seed, REFILL, step, number).generator()
         chosen = rng.choice(len(self.problems), self.per_step, replace=len(self.problems) < self.per_step)
         return [self.problems[i] for i in chosen]
 
@@ -59,7 +59,7 @@ class Retries:
         self.passed = 0
         while missing := sampler.per_step - len(dealt):
             for problem in sampler.at(range(self.place, self.place + missing)):
-                drawn = Key(sampler.seed, RETRY, 0, self.place).generator().random()
+                drawn = NoiseKey(sampler.seed, RETRY, 0, self.place).generator().random()
                 self.place += 1
                 if drawn < self.retry ** self.idle.get(problem.id, 0) or self.passed >= len(sampler.problems):
                     dealt.append(problem)
@@ -84,7 +84,7 @@ class Retries:
 
 @lru_cache(maxsize=4)
 def _order(seed: int, epoch: int, count: int) -> np.ndarray:
-    return Key(seed, PROBLEMS, epoch).generator().permutation(count)
+    return NoiseKey(seed, PROBLEMS, epoch).generator().permutation(count)
 
 
 def within_length(

@@ -107,7 +107,7 @@ class Evaluate(Callback):
 
     def evaluate(self, trainer: Trainer, module: Algorithm, step: int) -> None:
         completions = self.run.dir / "completions"
-        engine = module.turns.current_engine()  # first of all: no two threads may use the tokenizer
+        engine = module.collector.current_engine()  # first of all: no two threads may use the tokenizer
         if module.last_experience is not None:
             rows = experience_rows(module.last_experience, module.pipeline)
             if self.run.writes:

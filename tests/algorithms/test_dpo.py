@@ -9,7 +9,7 @@ import torch
 from expo.algorithms import losses
 from expo.algorithms.base import Components
 from expo.algorithms.dpo import DPO
-from expo.algorithms.pairs import PairStore
+from expo.algorithms.pair_store import PairStore
 from expo.config import DPOConf, OptimizerConf, SelfExplanationConf, TrainerConf, UserError
 from expo.ground.problem import Problem
 from expo.ground.ranks import ALONE

@@ -26,7 +26,7 @@ from expo.model.policy import compute_in
 from expo.model.scoring import LOGITS, score, token_batch
 from expo.rollout import transformers_engine
 from expo.rollout.engine import Request, Sampling
-from expo.rollout.noise import SOLVE, Key
+from expo.rollout.noise import SOLVE, NoiseKey
 from expo.rollout.transformers_engine import TransformersEngine
 
 THREE_B = ["model=qwen2.5-3b-instruct", "dataset=math", "algorithm=grpo", "trainer.precision=bf16-mixed"]
@@ -159,7 +159,9 @@ def test_the_cache_is_what_decoding_keeps(precision, monkeypatch):
     engine, own = TransformersEngine(cfg.rollout, model, tokenizer), transformers_engine.roomy_cache
     engine.eos_ids = torch.tensor([-1])  # no row ends early
     monkeypatch.setattr(transformers_engine, "roomy_cache", lambda *args: caches.append(own(*args)) or caches[-1])
-    engine.generate([Request(tuple(range(5, 29)), Key(0, SOLVE, 0, i)) for i in range(6)], Sampling(1.0, 1.0, 0, 20))
+    engine.generate(
+        [Request(tuple(range(5, 29)), NoiseKey(0, SOLVE, 0, i)) for i in range(6)], Sampling(1.0, 1.0, 0, 20)
+    )
     kept = sum(t.untyped_storage().nbytes() for layer in caches[0].layers for t in (layer.keys, layer.values))
     assert of_memory.engine(Work.of(cfg, 1))["cache"] == pytest.approx(kept, rel=0.1)
 

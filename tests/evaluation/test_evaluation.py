@@ -234,7 +234,7 @@ def test_an_explanation_of_a_wrong_answer_that_has_no_room_is_not_asked_for(capl
 
 def test_the_judge_counts_steps_and_an_endpoint_that_is_not_there_is_one_line():
     from expo.config import JudgeConf, UserError
-    from expo.evaluation.judge import judge_steps, parse_share
+    from expo.evaluation.llm_judge import judge_steps, parse_share
     from expo.ground.problem import Problem
 
     assert parse_share("Step 1 is fine.\nright: 3, wrong: 1") == 0.75
@@ -252,7 +252,7 @@ def test_the_judge_asks_an_openai_compatible_endpoint():
     from threading import Thread
 
     from expo.config import JudgeConf
-    from expo.evaluation.judge import judge_steps
+    from expo.evaluation.llm_judge import judge_steps
     from expo.ground.problem import Problem
 
     asked = []

@@ -8,7 +8,7 @@ from expo.config import RolloutConf
 from expo.ground import progress
 from expo.model.scoring import token_batch, token_logp
 from expo.rollout.engine import Request, Sampling
-from expo.rollout.noise import EVALUATE, Key
+from expo.rollout.noise import EVALUATE, NoiseKey
 from expo.rollout.transformers_engine import TransformersEngine
 
 
@@ -17,7 +17,7 @@ def test_an_engine_says_how_far_it_is_where_a_command_asks_for_it(ladder, monkey
     clock = iter(range(0, 10**6, 30))  # seconds, by looks at it
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     engine = TransformersEngine(replace(RolloutConf(), batch_size=2), model, tokenizer)
-    requests = [Request((5, 6), Key(0, EVALUATE, 0, i)) for i in range(4)]
+    requests = [Request((5, 6), NoiseKey(0, EVALUATE, 0, i)) for i in range(4)]
     sampling = Sampling(1.0, 1.0, 0, 4)
     quiet = engine.generate(requests, sampling)
     assert capsys.readouterr().out == ""

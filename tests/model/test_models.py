@@ -25,7 +25,7 @@ from expo.model.policy import load_policy, save_policy
 from expo.model.prompts import Prompts
 from expo.model.scoring import can_share, score, token_batch
 from expo.rollout.engine import Request, Sampling
-from expo.rollout.noise import SOLVE, Key
+from expo.rollout.noise import SOLVE, NoiseKey
 from expo.runs.directory import Run
 from expo.training.checkpoints import newest_checkpoint
 from expo.verifier.pool import Verifier
@@ -114,7 +114,7 @@ def exact(model, **read) -> bool:
 
 def decodes_exactly(engine, model) -> bool:
     """Sampled rows have the log-probability of plain transformers, and greedy rows its tokens."""
-    requests = [Request(tuple(p), Key(0, SOLVE, 0, i)) for i, p in enumerate(PROMPTS)]
+    requests = [Request(tuple(p), NoiseKey(0, SOLVE, 0, i)) for i, p in enumerate(PROMPTS)]
     for c in engine.generate(requests, Sampling(1.0, 1.0, 0, 24)):
         if not torch.allclose(torch.tensor(c.logp), plain_logp(model, c.prompt, c.ids), rtol=0, atol=1e-3):
             return False

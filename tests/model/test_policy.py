@@ -14,7 +14,7 @@ from expo.jobs import wiring
 from expo.jobs.wiring import frozen_models, load_model, make_engine, make_evaluator, read_prompts_rightly
 from expo.model import scoring
 from expo.model.checks import reads_rightly
-from expo.model.policy import as_initial, as_multiplied, compute_in, frozen_copy, in_own_format, take_weights
+from expo.model.policy import as_initial, as_multiplied, compute_in, frozen_copy, take_weights, without_autocast
 from expo.model.scoring import can_share, micro_batches, score, token_batch, token_logp
 from expo.model.small import random_tiny
 from expo.step.positives.bank import fingerprint
@@ -258,7 +258,7 @@ def test_rollouts_scoring_and_evaluation_compute_in_one_format(tmp_path):
         score(copy_of, batch_of(), shared=True).sum()
         Scorer(copy_of, tokenizer, prompts, 4).logp([[5, 6]], [[7, 8]])
         assert set(seen) == {torch.bfloat16}
-        with in_own_format(copy_of):
+        with without_autocast(copy_of):
             score(copy_of, batch_of())
         assert seen[-1] == torch.float32
         assert {p.dtype for p in copy_of.parameters()} == {torch.float32}
@@ -310,7 +310,7 @@ def test_a_frozen_model_holds_its_matrices_as_they_are_multiplied_and_changes_no
             weight.add_(0.01)
     take_weights(frozen, model)  # as a snapshot does
     assert torch.equal(score(frozen, batch), score(model, batch))
-    with in_own_format(frozen):  # of which it has two
+    with without_autocast(frozen):  # of which it has two
         assert torch.equal(score(frozen, batch), score(model, batch))
 
 

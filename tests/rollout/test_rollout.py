@@ -18,7 +18,7 @@ from expo.rollout import decoding as decoding_module
 from expo.rollout import transformers_engine
 from expo.rollout.decoding import attention, decoding
 from expo.rollout.engine import Request, Sampling
-from expo.rollout.noise import SOLVE, Key, uniforms
+from expo.rollout.noise import SOLVE, NoiseKey, uniforms
 from expo.rollout.transformers_engine import TransformersEngine, sample
 
 PLAIN = Sampling(temperature=1.0, top_p=1.0, top_k=0, max_tokens=80)
@@ -30,7 +30,7 @@ def setting(ladder):
     problems = [*world.generate(2, "test", 3), *world.generate(5, "test", 3)]  # two prompt lengths
     solve, explain = prompts.solve_ids(tokenizer, problems), prompts.explain_ids(tokenizer, problems)
     rows = [tuple(ids) for pair in zip(solve, explain, strict=True) for ids in pair for _ in range(2)]
-    requests = [Request(prompt, Key(7, 0, 3, i)) for i, prompt in enumerate(rows)]
+    requests = [Request(prompt, NoiseKey(7, 0, 3, i)) for i, prompt in enumerate(rows)]
     engine = TransformersEngine(RolloutConf(batch_size=64), model, tokenizer)
     return model, tokenizer, engine, requests
 
@@ -47,9 +47,9 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(setting):
 def test_rows_of_one_prompt_differ_and_keys_repeat(setting):
     _, _, engine, requests = setting
     prompt = requests[0].prompt
-    rows = engine.generate([Request(prompt, Key(0, 0, 0, i)) for i in range(16)], PLAIN)
+    rows = engine.generate([Request(prompt, NoiseKey(0, 0, 0, i)) for i in range(16)], PLAIN)
     assert len({tuple(row.ids) for row in rows}) > 1
-    again = engine.generate([Request(prompt, Key(0, 0, 0, 5))], PLAIN)[0]
+    again = engine.generate([Request(prompt, NoiseKey(0, 0, 0, 5))], PLAIN)[0]
     assert again.ids == rows[5].ids
 
 
@@ -122,10 +122,16 @@ def test_top_k_and_top_p_never_draw_outside():
 
 
 def test_uniforms_are_a_function_of_the_key_alone():
-    keys = [Key(1, 0, 2, row) for row in range(5)]
+    keys = [NoiseKey(1, 0, 2, row) for row in range(5)]
     torch.testing.assert_close(uniforms(keys, 8)[3], uniforms([keys[3]], 8)[0])
     torch.testing.assert_close(uniforms(keys, 8)[:, :4], uniforms(keys, 4))
-    distinct = [Key(1, 0, 2, 3), Key(2, 0, 2, 3), Key(1, 1, 2, 3), Key(1, 0, 3, 3), Key(1, 0, 2, 4)]
+    distinct = [
+        NoiseKey(1, 0, 2, 3),
+        NoiseKey(2, 0, 2, 3),
+        NoiseKey(1, 1, 2, 3),
+        NoiseKey(1, 0, 3, 3),
+        NoiseKey(1, 0, 2, 4),
+    ]
     assert len({uniforms([key], 1).item() for key in distinct}) == 5
 
 
@@ -155,7 +161,7 @@ def test_in_float64_every_word_of_a_large_vocabulary_is_drawn_as_often_as_it_sho
 def test_noise_on_a_gpu_is_in_float64_and_on_a_cpu_what_it_was(monkeypatch):
     """In float32 noise itself is a grid of 6e-8, between whose points a rare word is drawn never, and on one too
     often."""
-    keys, seen = [Key(1, 0, 2, row) for row in range(3)], []
+    keys, seen = [NoiseKey(1, 0, 2, row) for row in range(3)], []
     assert uniforms(keys, 8).dtype == np.float32
     double = uniforms(keys, 4000, np.float64)
     assert double.dtype == np.float64
@@ -192,7 +198,7 @@ def test_quick_decoding_is_that_of_transformers(kv_heads, window, monkeypatch):
                     num_key_value_heads=kv_heads, pad_token_id=0, eos_token_id=[1, 2, 3], bos_token_id=None, **sliding)
     )  # fmt: skip
     tokenizer = SimpleNamespace(pad_token_id=0, eos_token_id=1)
-    requests = [Request((5, 6, 7, *range(8, 8 + i % 3)), Key(0, SOLVE, 0, i)) for i in range(12)]
+    requests = [Request((5, 6, 7, *range(8, 8 + i % 3)), NoiseKey(0, SOLVE, 0, i)) for i in range(12)]
     engine, sampling = TransformersEngine(RolloutConf(), model, tokenizer), Sampling(1.0, 1.0, 0, 20)
     quick = engine.generate(requests, sampling)
     monkeypatch.setattr(transformers_engine, "roomy_cache", lambda config, room: DynamicCache(config=config))
@@ -216,7 +222,7 @@ def test_under_autocast_the_cache_is_in_16_bit_and_changes_no_token(window, monk
     )  # fmt: skip
     compute_in(model, "bf16-mixed")
     engine = TransformersEngine(RolloutConf(), model, SimpleNamespace(pad_token_id=0, eos_token_id=1))
-    requests = [Request((5, 6, 7, *range(8, 8 + i % 3)), Key(0, SOLVE, 0, i)) for i in range(12)]
+    requests = [Request((5, 6, 7, *range(8, 8 + i % 3)), NoiseKey(0, SOLVE, 0, i)) for i in range(12)]
     caches = []
     own = transformers_engine.roomy_cache
     monkeypatch.setattr(transformers_engine, "roomy_cache", lambda *args: caches.append(own(*args)) or caches[-1])
@@ -244,7 +250,7 @@ def test_a_model_that_chooses_by_the_name_of_its_attention_decodes_rightly(alibi
         FalconConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, alibi=alibi,
                      pad_token_id=0, eos_token_id=1, bos_token_id=None)
     ).eval()  # fmt: skip
-    requests = [Request((5, 6, 7, *range(8, 8 + i % 3)), Key(0, SOLVE, 0, i)) for i in range(6)]
+    requests = [Request((5, 6, 7, *range(8, 8 + i % 3)), NoiseKey(0, SOLVE, 0, i)) for i in range(6)]
     engine = TransformersEngine(RolloutConf(), model, SimpleNamespace(pad_token_id=0, eos_token_id=1))
     for made in engine.generate(requests, Sampling(1.0, 1.0, 0, 12)):
         ids = torch.tensor([[*made.prompt, *made.ids]])
@@ -257,7 +263,7 @@ def test_a_model_that_chooses_by_the_name_of_its_attention_decodes_rightly(alibi
 
 def test_room_that_is_full_is_made_again(monkeypatch, ladder):
     model, tokenizer, _ = ladder
-    requests = [Request(tuple(range(5, 9 + i % 3)), Key(0, SOLVE, 0, i)) for i in range(6)]
+    requests = [Request(tuple(range(5, 9 + i % 3)), NoiseKey(0, SOLVE, 0, i)) for i in range(6)]
     engine = TransformersEngine(RolloutConf(), model, tokenizer)
     whole = engine.generate(requests, Sampling(1.0, 1.0, 0, 60))
     monkeypatch.setattr(decoding_module, "ROOM", 3)

@@ -29,7 +29,7 @@ from expo.model.policy import compute_in, load_policy
 from expo.model.scoring import score, token_batch
 from expo.rollout import vllm_engine, vllm_transfer
 from expo.rollout.engine import Request, Sampling
-from expo.rollout.noise import Key
+from expo.rollout.noise import NoiseKey
 from expo.rollout.transformers_engine import TransformersEngine
 from expo.rollout.vllm_engine import VLLMEngine, _held, group_of
 from expo.rollout.vllm_place import check_heads, memory_share, place_for
@@ -64,7 +64,7 @@ def requests(tokenizer, count: int) -> list[Request]:
     problems = [p for level in (2, 5) for p in generate(level, "test", count // 4)]
     prompts = build(compose_config().prompts)
     rows = [*prompts.solve_ids(tokenizer, problems), *prompts.explain_ids(tokenizer, problems)]
-    return [Request(tuple(ids), Key(7, 0, 3, i)) for i, ids in enumerate(rows)]
+    return [Request(tuple(ids), NoiseKey(7, 0, 3, i)) for i, ids in enumerate(rows)]
 
 
 def gaps(model, completions, temperature: float) -> torch.Tensor:
@@ -109,7 +109,7 @@ class TestInProcess:
         asked = requests(tokenizer, 8)
         together = engine.generate(asked, PLAIN)
         assert [c.ids for c in engine.generate(asked[::-1], PLAIN)[::-1]] == [c.ids for c in together]
-        same_prompt = [Request(asked[0].prompt, Key(0, 0, 0, i)) for i in range(8)]
+        same_prompt = [Request(asked[0].prompt, NoiseKey(0, 0, 0, i)) for i in range(8)]
         assert len({tuple(c.ids) for c in engine.generate(same_prompt, PLAIN)}) > 4
 
     def test_what_follows_a_row_decodes_beside_the_rows_that_go_on(self, setting, monkeypatch):
@@ -136,7 +136,9 @@ class TestInProcess:
     def test_more_prompts_than_one_batch_reads(self, setting):
         """On a CPU vLLM cannot rewind the generator of a request whose prompt it has read in parts."""
         _, tokenizer, engine = setting
-        asked = [Request(r.prompt, Key(1, 0, j, i)) for j in range(12) for i, r in enumerate(requests(tokenizer, 64))]
+        asked = [
+            Request(r.prompt, NoiseKey(1, 0, j, i)) for j in range(12) for i, r in enumerate(requests(tokenizer, 64))
+        ]
         assert len(engine.generate(asked, Sampling(0.7, 1.0, 0, 8))) == len(asked)
 
     def test_twenty_syncs_bring_the_weights_each_time(self, setting):
@@ -720,7 +722,7 @@ def test_a_real_model_says_in_vllm_what_it_says_in_transformers():
     places = ["France", "Japan", "Peru", "Kenya", "Norway", "Canada"]
     asked = [f"What is the capital of {p}?" for p in places] + [f"What is {n} + {n + 7}?" for n in range(11, 17)]
     prompts = make_prompts("{question}", "{answer}").solve_ids(tokenizer, [Problem("", q, "") for q in asked])
-    requests = [Request(tuple(ids), Key(7, 0, i, j)) for i, ids in enumerate(prompts) for j in range(4)]
+    requests = [Request(tuple(ids), NoiseKey(7, 0, i, j)) for i, ids in enumerate(prompts) for j in range(4)]
     engine = VLLMEngine(conf, model.eval(), tokenizer)
     for temperature in (1.0, 0.7):
         sampling = Sampling(temperature, 1.0, 0, 48)

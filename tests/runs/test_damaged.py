@@ -22,7 +22,7 @@ from expo.cli import main
 from expo.config import LADDER, UserError, build, check, identity, model_content, pairs_identity
 from expo.config.key import LARGEST, OPTIONS, declaration
 from expo.config.run import Config
-from expo.evaluation.judge import judge_steps
+from expo.evaluation.llm_judge import judge_steps
 from expo.jobs.fit import make_run
 from expo.jobs.wiring import load_model
 from expo.model.policy import load_policy

@@ -16,9 +16,9 @@ from expo.cost.machine import DEVICES
 from expo.cost.run import Work
 from expo.cost.seconds import seconds
 from expo.rollout.engine import Completion, Engine, Request, Sampling
-from expo.rollout.noise import SOLVE, Key
+from expo.rollout.noise import SOLVE, NoiseKey
 from expo.rollout.transformers_engine import TransformersEngine
-from expo.step.ahead import KeepingEngine, OneAhead
+from expo.step.collecting import CollectorAhead, KeepingEngine
 from expo.step.positives import bank
 from expo.step.positives.bank import BankedEngine
 from expo.training import callbacks
@@ -172,7 +172,7 @@ def test_a_run_does_not_go_on_with_other_rollouts_than_its_checkpoint_has(tmp_pa
 def test_an_evaluation_waits_before_it_touches_anything(tmp_path, monkeypatch):
     """A tokenizer that two threads use raises "Already borrowed"."""
     seen, waited, rows = [], threading.Event(), callbacks.experience_rows
-    generate, current_engine, evaluate = Apart.generate, OneAhead.current_engine, callbacks.Evaluate.evaluate
+    generate, current_engine, evaluate = Apart.generate, CollectorAhead.current_engine, callbacks.Evaluate.evaluate
 
     def generates_once_waited_for(self, *args):
         if threading.current_thread() is not threading.main_thread():
@@ -187,13 +187,13 @@ def test_an_evaluation_waits_before_it_touches_anything(tmp_path, monkeypatch):
         monkeypatch.setattr(
             callbacks,
             "experience_rows",
-            lambda *a: seen.append(not module.turns.next or module.turns.next.done()) or rows(*a),
+            lambda *a: seen.append(not module.collector.next or module.collector.next.done()) or rows(*a),
         )
         evaluate(self, trainer, module, step)
         waited.clear()
 
     monkeypatch.setattr(Apart, "generate", generates_once_waited_for)
-    monkeypatch.setattr(OneAhead, "current_engine", waits)
+    monkeypatch.setattr(CollectorAhead, "current_engine", waits)
     monkeypatch.setattr(callbacks.Evaluate, "evaluate", noted)
     assert run(tmp_path, *AHEAD, "algorithm=grpo", "evaluation.every=1", "trainer.max_steps=3")[0] == 0
     assert seen == [True, True, True]
@@ -274,8 +274,8 @@ class Letters(Engine):
 
 
 def test_completions_are_given_out_again_with_those_that_followed():
-    requests = [Request((1, row), Key(0, SOLVE, 3, row), row) for row in range(3)]
-    after = [Request((2,), Key(0, SOLVE, 3, 9), 1)]
+    requests = [Request((1, row), NoiseKey(0, SOLVE, 3, row), row) for row in range(3)]
+    after = [Request((2,), NoiseKey(0, SOLVE, 3, 9), 1)]
     first, second = KeepingEngine(Letters()), KeepingEngine(Engine())  # Engine generates nothing
     made = first.generate(requests, SAMPLING, lambda ended: after if len(ended) == 3 else [])
     assert len(made) == 4
@@ -286,7 +286,7 @@ def test_completions_are_given_out_again_with_those_that_followed():
 
 def test_a_checkpoint_that_lacks_a_completion_is_refused():
     engine, lacking = KeepingEngine(Letters()), KeepingEngine(Letters())
-    requests = [Request((1, row), Key(0, SOLVE, 3, row), row) for row in range(3)]
+    requests = [Request((1, row), NoiseKey(0, SOLVE, 3, row), row) for row in range(3)]
     engine.generate(requests[:2], SAMPLING)
     lacking.load_state_dict(engine.state_dict())
     with pytest.raises(UserError, match="step 4 asks for other completions"):

@@ -23,7 +23,7 @@ from expo.jobs.wiring import build_run
 from expo.model.policy import as_it_began
 from expo.model.small import random_tiny
 from expo.rollout.engine import Completion, Request, Sampling
-from expo.rollout.noise import EXPLAIN, Key
+from expo.rollout.noise import EXPLAIN, NoiseKey
 from expo.runs.reading import read_lines, read_summary
 from expo.step.positives import bank as banks
 from expo.step.positives.bank import Bank, BankedEngine, fingerprint
@@ -36,7 +36,7 @@ LEVEL_2 = ["dataset=ladder", "dataset.levels=[2]", "trainer.max_steps=6"]
 
 
 def request(step, row=0, prompt=(5, 6)):
-    return Request((*prompt, step), Key(0, EXPLAIN, step, row), row)
+    return Request((*prompt, step), NoiseKey(0, EXPLAIN, step, row), row)
 
 
 def requests_of(step):

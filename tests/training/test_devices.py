@@ -33,7 +33,7 @@ from expo.model.scoring import score, token_batch
 from expo.model.shares import whole_state
 from expo.rollout.dealt import DealtEngine
 from expo.rollout.engine import Completion, Request, Sampling
-from expo.rollout.noise import SOLVE, Key
+from expo.rollout.noise import SOLVE, NoiseKey
 from expo.rollout.sharded import shard, shared_out
 from expo.runs.reading import read_rows
 from expo.step.positives.bank import fingerprint
@@ -255,8 +255,8 @@ class Value(Term):
     def __call__(self, scored, sums):
         place = scored.mask.cumsum(dim=1).unsqueeze(-1) / 10
         value = self.critic(torch.cat([place, place.square()], dim=-1)).squeeze(-1)
-        sums.mean("critic/value", (scored.own * value).sum(), scored.own.sum())
-        return scored.own * (value - scored.advantages.unsqueeze(1)).square()
+        sums.mean("critic/value", (scored.on_policy * value).sum(), scored.on_policy.sum())
+        return scored.on_policy * (value - scored.advantages.unsqueeze(1)).square()
 
 class WithCritic(GRPO):
     def __init__(self, conf, components):
@@ -433,7 +433,7 @@ def test_a_prompt_is_read_on_one_device_and_completions_come_in_order():
             shares.append(list(own))
             return []
 
-    requests = [Request((i // 3,), Key(0, SOLVE, 0, i), i // 3) for i in range(12)]
+    requests = [Request((i // 3,), NoiseKey(0, SOLVE, 0, i), i // 3) for i in range(12)]
     shares: list[list[list[Completion]]] = []
     for rank in range(3):
         DealtEngine(Echo(), Asks(rank, 3)).generate(requests, Sampling(1.0, 1.0, 0, 4))

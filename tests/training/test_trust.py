@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from expo.config import JudgeConf, UserError, lineage
 from expo.config.from_run import config_from_run
-from expo.evaluation.judge import judge_steps
+from expo.evaluation.llm_judge import judge_steps
 from expo.ground.problem import Problem
 from expo.model.small import random_tiny
 from expo.runs.reading import read_lines, read_summary

@@ -19,7 +19,7 @@ from expo.config import (
 )
 from expo.ground.problem import Problem
 from expo.rollout.engine import Completion, Request
-from expo.rollout.noise import EXPLAIN, Key
+from expo.rollout.noise import EXPLAIN, NoiseKey
 from expo.step.experience import Batch, Candidate, Candidates, Groups, Tools
 from expo.step.positives.filters import Written, rejection
 from expo.step.positives.gates import GATES
@@ -130,7 +130,7 @@ class SelfExplanation(WeightedSource):
         explained, samples = self.to_explain(batch, groups, wanted, tools), self.conf.samples
         ids = self.prompt_ids(list(explained.values()), tools)
         return [
-            Request(tuple(prompt), Key(tools.seed, EXPLAIN, batch.step, (batch.offset + i) * samples + s), i)
+            Request(tuple(prompt), NoiseKey(tools.seed, EXPLAIN, batch.step, (batch.offset + i) * samples + s), i)
             for i, prompt in zip(explained, ids, strict=True)
             if len(prompt) <= tools.longest_prompt
             for s in range(samples)

@@ -17,7 +17,7 @@ import torch
 
 from expo.config import UserError
 from expo.rollout.engine import Completion, Engine, EngineAround, Follow, Request, Sampling
-from expo.rollout.noise import Key
+from expo.rollout.noise import NoiseKey
 from expo.step.experience import Experience
 from expo.step.pipeline import Pipeline
 
@@ -27,7 +27,7 @@ LACKING = (
 )
 
 
-class InTurn:
+class Collector:
     """Collects a step's experience before its update, with the weights that it updates. Args: collect, the algorithm's
     own; steps, those of the run."""
 
@@ -65,7 +65,7 @@ class InTurn:
         """Take up what `state_dict` returned."""
 
 
-class OneAhead(InTurn):
+class CollectorAhead(Collector):
     """Collects the next step's experience in a thread, while this one is trained on.
 
     A checkpoint waits for it, and has its completions: the weights that generated them are gone by then.
@@ -143,8 +143,8 @@ class KeepingEngine(EngineAround):
 
     def __init__(self, engine: Engine):
         super().__init__(engine)
-        self.kept: dict[Key, Completion] = {}
-        self.loaded: dict[Key, tuple[list[int], list[float], bool]] = {}
+        self.kept: dict[NoiseKey, Completion] = {}
+        self.loaded: dict[NoiseKey, tuple[list[int], list[float], bool]] = {}
 
     def generate(
         self, requests: Sequence[Request], sampling: Sampling, follow: Follow | None = None
@@ -189,5 +189,5 @@ class KeepingEngine(EngineAround):
         ends = pairwise(accumulate(state.get("lengths", ()), initial=0))
         rows = zip(state.get("keys", ()), ends, state.get("truncated", ()), strict=True)
         self.loaded = {
-            Key(*key): (state["ids"][a:b].tolist(), state["logp"][a:b].tolist(), cut) for key, (a, b), cut in rows
+            NoiseKey(*key): (state["ids"][a:b].tolist(), state["logp"][a:b].tolist(), cut) for key, (a, b), cut in rows
         }
