@@ -56,10 +56,12 @@ def unpack(
         raise UserError(f"kept=true: no runs are kept in {folder}; leave kept out, and they are made")
     records = {(r["arm"], r["seed"]): r for r in json.loads((folder / "runs.json").read_text())}
     rows = {name: by_run(folder / f"{name}.parquet") for name in ("metrics", "completions", "samples", "measured")}
-    names = {run.dir: (run.arm, run.seed) for run in distinct(all_runs)}  # arms may share a run, which is kept once
+    # Arms may share a run, which is kept once, under an arm that the table that extends this one may not have.
+    names = {(run.command, run.mark): (run.arm, run.seed) for run in distinct(all_runs)}
     kept_runs, untold, configs = [], set[str](), dict[str, Config]()
     for run in runs:
-        key = (run.arm, run.seed) if (run.arm, run.seed) in records else names.get(run.dir, (run.arm, run.seed))
+        key = run.arm, run.seed
+        key = key if key in records else names.get((run.command, run.mark), key)
         if key not in records:
             raise UserError(f"kept=true: {run.arm} seed {run.seed} is not kept in {folder}; leave kept out")
         if run.command == "diagnose" and key not in rows["measured"]:

@@ -36,7 +36,7 @@ from expo.runs.reading import by_step, final_rows
 from expo.tables import plan as plans
 from expo.tables.aggregate import _mean_over_runs, common_steps, cost_of, measured_values, pass_values, stack, statistic
 from expo.tables.figures import Curves, Heat
-from expo.tables.kept import unpack
+from expo.tables.kept import kept_folder, unpack
 from expo.tables.render import cells_of, made_by, markdown, percent, unlike_problems
 from expo.tables.request import Request
 from expo.tables.sweep import View, name_of, prepare, until_over
@@ -419,14 +419,21 @@ def test_arms_of_one_label_and_unlike_numbers_of_problems_are_told(tmp_path):
     assert unlike_problems({"arms": {"few": arms["few"]}}) == ""
 
 
-@pytest.mark.parametrize(
-    "path", sorted(plans.EXPERIMENTS.glob("*/results/*/runs.json")), ids=lambda p: "-".join(p.parts[-4:-1:2])
-)
-def test_every_committed_table_renders_from_what_is_kept_beside_it(path, tmp_path):
-    name, scale = path.parts[-4], path.parts[-2]
+def kept_tables():
+    """(name, scale) of each committed table whose runs are kept, beside it or beside the one that it extends."""
+    for path in sorted(plans.EXPERIMENTS.glob("*/results/*/table.json")):
+        name, scale = path.parts[-4], path.parts[-2]
+        if (kept_folder(name, plans.load_plan(name, scale), scale) / "runs.json").is_file():
+            yield pytest.param(name, scale, id=f"{name}-{scale}")
+
+
+@pytest.mark.parametrize(("name", "scale"), [*kept_tables()])
+def test_every_committed_table_renders_from_what_is_kept_beside_it(name, scale, tmp_path):
     plan = plans.load_plan(name, scale)
     runs = plans.plan_runs(name, plan, scale, None, [])
-    assert len(unpack(path.parent, runs, runs, plan.prepare, tmp_path)) == len(runs)
+    parent = plan.extends or name
+    all_runs = plans.plan_runs(parent, plans.load_plan(parent, scale), scale, None, [])
+    assert len(unpack(kept_folder(name, plan, scale), runs, all_runs, plan.prepare, tmp_path)) == len(runs)
 
 
 def test_a_kept_run_of_another_seed_or_of_another_arms_settings_is_refused(tmp_path):
