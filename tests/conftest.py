@@ -109,7 +109,9 @@ def online(server, monkeypatch, tmp_path):
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
-    return server
+    yield server
+    if wandb := sys.modules.get("wandb"):
+        wandb.teardown()  # its service would go on asking for this server
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import json
 import sys
 
 import pytest
+import wandb
 from conftest import compose_config
 from running import run, scalars
 
@@ -101,6 +102,7 @@ def test_gc_takes_final_models_where_it_is_asked_to(tmp_path, capsys):
 def test_a_finished_run_is_sent_to_wandb_afterwards_and_once(online, tmp_path, capsys):
     _, directory = run(tmp_path / "outputs", "trainer.max_steps=2")
     assert wandb_command.main(["upload", str(directory), "mode=offline", "group=g"]) == 0
+    wandb.teardown()  # what is written asynchronously is there now
     made = read_offline(directory)
     assert (made.group, made.name) == ("g", label(restore(directory)))
     assert sync(tmp_path / "outputs") == 0
