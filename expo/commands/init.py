@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 
 from expo.config import UserError, build, check, compose_config, make_folder, take_options
+from expo.config.arguments import quoted
 from expo.config.dataset import columns_of
 from expo.config.files import KINDS, NOT_OURS
 from expo.verifier.pool import Verifier
@@ -51,10 +52,10 @@ def main(arguments: list[str]) -> int:
     if not data:
         raise UserError("data: not given; give your file as data=mine.jsonl (.jsonl or .parquet)")
     pattern = options.pop("answer_pattern")
-    overrides = ["dataset=custom", f"dataset.path={quoted(data)}", f"dataset.name={folder.resolve().name}"]
+    overrides = ["dataset=custom", f"dataset.path={in_override(data)}", f"dataset.name={folder.resolve().name}"]
     columns = mapping(Path(data), options)
-    overrides += [f"dataset.columns.{part}={quoted(column)}" for part, column in columns.items()]
-    overrides += [f"dataset.answer_pattern={quoted(pattern)}"] if pattern else []
+    overrides += [f"dataset.columns.{part}={in_override(column)}" for part, column in columns.items()]
+    overrides += [f"dataset.answer_pattern={in_override(pattern)}"] if pattern else []
     look(overrides)
     make_folder(folder, "init")
     name, overrides_line = folder.resolve().name, shlex.join(overrides[1:])
@@ -65,9 +66,9 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def quoted(text: str) -> str:
-    """Quote a value so that Hydra reads it unchanged."""
-    return text if re.fullmatch(r"[\w./-]+", text) else '"' + text.replace('"', '\\"') + '"'
+def in_override(text: str) -> str:
+    """Write a value so that Hydra reads it unchanged: quoted, unless it is a plain word."""
+    return text if re.fullmatch(r"[\w./-]+", text) else quoted(text)
 
 
 def mapping(path: Path, given: Mapping[str, str]) -> dict[str, str]:

@@ -56,10 +56,10 @@ def _from_file(argument: str) -> Iterator[str]:
     if not isinstance(tree, str) and not (isinstance(tree, dict) and tree):
         raise UserError(f"{argument}: has no keys; write lines such as solve: … in it, or give a file of text")
     for name, value in flat(tree, key).items():
-        yield f"{name}={_quoted(value) if isinstance(value, str) else shown(value)}"
+        yield f"{name}={quoted(value) if isinstance(value, str) else shown(value)}"
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
     """Quote a text so that Hydra reads exactly that text as the value."""
     text = re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + "\\${", text)  # no interpolation
     return "'" + re.sub(r"(\\*)('|\Z)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text) + "'"

@@ -8,7 +8,7 @@ from conftest import compose_config
 from omegaconf import OmegaConf
 
 from expo.cli import main
-from expo.commands.init import mapping
+from expo.commands.init import in_override, mapping
 from expo.config import UserError, check
 from expo.tables.request import Request
 
@@ -29,6 +29,14 @@ def here(tmp_path, monkeypatch):
     rows[4]["result"] = "she has 8 apples"
     (tmp_path / "my rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return tmp_path
+
+
+@pytest.mark.parametrize("text", ["plain", "a b", "a\\", 'x\\" y', "it's", "${oc.env:HOME}", r"\(([A-D])\)"])
+def test_a_value_reaches_the_config_as_it_is_written(text):
+    assert (
+        compose_config("dataset=custom", f"dataset.columns.question={in_override(text)}").dataset.columns.question
+        == text
+    )
 
 
 def test_a_study_from_a_file_whose_columns_are_guessed(here, monkeypatch, capsys):
