@@ -1,5 +1,5 @@
-"""DPO's pairs on disk: made once, read again by a resumed run and by runs that differ only in how they learn from
-them."""
+"""DPO's rounds on disk: groups with their rollouts and positives, made once, read again by a resumed run and by runs
+that differ only in how they learn from them. `expo.algorithms.dpo` picks the pairs anew from what is read."""
 
 import json
 from dataclasses import asdict, dataclass

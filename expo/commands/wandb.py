@@ -98,7 +98,8 @@ def _shown(options: dict[str, str], subjects: Sequence[str]) -> Any:
 
 
 def _wandb_id(folder: Path) -> str:
-    """Return the id of a run directory's W&B run. Before 0.3 it was the directory's name, after the command."""
+    """Return the id of a run directory's W&B run: `id` of its summary; before 0.3 the directory's name, after
+    `evaluate-` or `diagnose-` for those commands."""
     command = f"{folder.parent.name}-" if folder.parent.name in ("evaluate", "diagnose") else ""
     return str(read_summary(folder).get("id") or command + folder.name)
 

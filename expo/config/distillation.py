@@ -12,7 +12,7 @@ class SelfDistillationConf(GRPOConf):
     """GRPO's rollouts, scored by a teacher: the same network, that sees more. Its opinion of each token is learned
     from."""
 
-    # Whose likeliest words `top_k` takes: nothing used the teacher's.
+    # A key that is no more: its one value is still hashed, so that runs made with it keep their identity.
     gone: ClassVar[Mapping[str, Any]] = {"top_of": "student"}
     has_teacher: ClassVar[bool] = True
     _target_: str = "expo.algorithms.distillation.SelfDistillation"

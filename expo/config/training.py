@@ -102,7 +102,8 @@ class TrainerConf:
 
     @property
     def shared(self) -> bool:
-        """Return whether they are read once, once a run has settled what null is."""
+        """Return whether a prompt that several rows have is read once for all of them; null counts as true (wiring has
+        set what it is by then, see `shares_prompts`)."""
         return self.share_prompts is not False
 
     def shares_prompts(self, cfg: Config, gpu: bool) -> bool:

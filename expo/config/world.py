@@ -59,7 +59,7 @@ class WorldConf:
 
     @property
     def corpus(self) -> dict[str, Any]:
-        """Return the settings that shape the corpus, and so the base policy, where they are not the defaults."""
+        """Return the keys that shape the corpus, and so the base policy, where they are not the shipped ladder's."""
         return {
             f.name: value
             for f in dataclasses.fields(self)

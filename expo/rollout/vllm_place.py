@@ -39,8 +39,8 @@ def place_for(size: int) -> str | None:
 
 @contextmanager
 def visible(devices: Sequence[int]) -> Iterator[None]:
-    """Show these GPUs alone to processes that start within the context; without any, none. The GPUs are counted as this
-    process sees them. Raises UserError for a GPU that is not there."""
+    """Show `devices` alone, counted as this process sees them, to processes that start within the context; where none
+    are given, change nothing. Raises UserError for a GPU that is not there."""
     before = os.environ.get("CUDA_VISIBLE_DEVICES")
     if devices:
         if max(devices) >= (count := torch.cuda.device_count()):

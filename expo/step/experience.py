@@ -56,6 +56,12 @@ class Tools:
         """Decode completions for the verifier and for people; they are never encoded again."""
         return self.tokenizer.batch_decode([list(i) for i in ids], skip_special_tokens=True) if len(ids) else []
 
+    def wrong_answer(self, group: "Group") -> str | None:
+        """Return the final answer of a group's first rollout that states a wrong one; None where none does."""
+        judged = zip(group.texts, group.verdicts, strict=True)
+        wrong = (self.verifier.extraction.of(text) for text, verdict in judged if verdict is Verdict.INCORRECT)
+        return next((answer for answer in wrong if answer is not None), None)
+
     def fitting(self, prompts: Mapping[T, Sequence[int]], step: int, left_out: str) -> dict[T, tuple[int, ...]]:
         """Return the prompts that an engine has room for; say how many others there are, as `left_out`."""
         fitting = {key: tuple(ids) for key, ids in prompts.items() if len(ids) <= self.longest_prompt}

@@ -46,13 +46,10 @@ PRIVILEGES: dict[str, Privilege] = functions_of(
 
 
 def wrong_answer(e: Experience, group: int, rollout: int, tools: Tools) -> Problem | None:
-    """Return a rollout's problem with the final answer of the first wrong rollout of its group."""
-    of_rollout = e.groups[group]
-    judged = zip(of_rollout.texts, of_rollout.verdicts, strict=True)
-    wrong = (tools.verifier.extraction.of(text) for text, verdict in judged if verdict is Verdict.INCORRECT)
-    return next(
-        (replace(of_rollout.problem, answer=answer, solution=None) for answer in wrong if answer is not None), None
-    )
+    """Return the group's problem with a wrong answer that one of its rollouts states, and no solution; None where none
+    does."""
+    answer = tools.wrong_answer(e.groups[group])
+    return None if answer is None else replace(e.groups[group].problem, answer=answer, solution=None)
 
 
 def privileged_prompts(e: Experience, shown: Privilege, tools: Tools) -> list[list[tuple[int, ...] | None]]:

@@ -70,7 +70,10 @@ def _start(
 
 
 def _wait(started: Sequence[subprocess.Popen[bytes]], folder: Path) -> int:
-    """Return the exit code of a run once its processes have ended, or one of them badly."""
+    """Wait for the processes of a run; where one ends badly, end the others, and say which it was.
+
+    Returns the run's exit code.
+    """
     good = {0, 128 + signal.SIGINT, 128 + signal.SIGTERM}  # a stop that was asked for ends all after the same step
     codes: list[int | None] = [None]
     while None in codes and all(code is None or code in good for code in codes):

@@ -320,7 +320,7 @@ PROBLEMS = [
     Problem("1", "2 + 2?", "4", None),
     Problem("2", "3 + 3?", "6", "three and three, 6"),
 ]
-LOOKING = SimpleNamespace(verifier=BOXES)
+LOOKING = Tools(None, None, BOXES, None, 0, 100)
 RIGHT, BAD, NONE = Verdict.CORRECT, Verdict.INCORRECT, Verdict.UNPARSEABLE
 
 

@@ -1,4 +1,9 @@
-"""Gates: which groups may get a positive."""
+"""Gates: which groups may get a positive.
+
+Of those, a source's `to_explain` names the ones that are explained (STaR: only those without a right rollout), and a
+problem whose explanation is in the cache is not asked again. With gate=always, explanations may be generated beside
+the rollouts, before any verdict (`expo.config.explaining`).
+"""
 
 from collections.abc import Callable
 

@@ -24,7 +24,6 @@ from expo.step.experience import Batch, Candidate, Candidates, Groups, Tools
 from expo.step.positives.filters import Written, rejection
 from expo.step.positives.gates import GATES
 from expo.step.positives.selection import SELECTIONS
-from expo.verifier.answers import Verdict
 
 
 class PositiveSource:
@@ -44,7 +43,7 @@ class PositiveSource:
         return False
 
     def gets_positive(self, all_wrong: bool) -> bool:
-        """Decide by the gate whether a group may get a positive; `requests` says which of those are explained. Args:
+        """Decide by the gate whether a group may get a positive; `to_explain` says which of those are explained. Args:
         all_wrong, whether all its rollouts are."""
         return False
 
@@ -65,7 +64,7 @@ class PositiveSource:
 
 
 class NoPositives(PositiveSource):
-    """Plain GRPO."""
+    """No group gets a positive, as in plain GRPO."""
 
     conf: NoPositivesConf
 
@@ -214,9 +213,7 @@ def _true_answer(batch: Batch, groups: Groups, problem: int, tools: Tools) -> st
 
 
 def _wrong_answer(batch: Batch, groups: Groups, problem: int, tools: Tools) -> str | None:
-    """Return the final answer of the problem's first rollout that has a wrong one."""
-    rows = zip(groups[problem].texts, groups[problem].verdicts, strict=True)
-    return next((tools.verifier.extraction.of(text) for text, verdict in rows if verdict is Verdict.INCORRECT), None)
+    return tools.wrong_answer(groups[problem])
 
 
 def _shuffled_answer(batch: Batch, groups: Groups, problem: int, tools: Tools) -> str | None:
