@@ -6,9 +6,10 @@ driver does not outlive a fork, so that runs on GPUs start from nothing.
 
 import gc
 import os
-import signal
 import sys
+from contextlib import suppress
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import pandas  # noqa: F401  pyarrow imports it when it writes rows
 
@@ -19,22 +20,30 @@ import expo.jobs.score  # noqa: F401
 from expo.cli import main as run
 
 
+def serve(asking: Connection) -> tuple[list[str], Path | None] | None:
+    """Fork for each run that is asked for, one at a time, and send its exit code.
+
+    Returns, in a fork, the run's arguments and the file for what it prints; None when the one who asks is gone.
+    """
+    with suppress(EOFError, OSError):
+        while True:
+            asked: tuple[list[str], Path | None] = asking.recv()
+            if not (fork := os.fork()):
+                return asked
+            asking.send(os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1]))
+    return None
+
+
 def main() -> None:
-    """Fork for each run that is asked for, one at a time, and send its exit code; end when the one who asks is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C in the terminal is forwarded to the run
+    """Serve, and be the run in each fork."""
     gc.collect()
     gc.freeze()
     with Connection(int(sys.argv[1])) as asking:
-        while True:
-            try:
-                arguments, log = asking.recv()
-            except EOFError:
-                return
-            if not (forked := os.fork()):
-                break
-            asking.send(os.waitstatus_to_exitcode(os.waitpid(forked, 0)[1]))
+        asked = serve(asking)
+    if asked is None:
+        return
+    arguments, log = asked
     os.setsid()
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     if log is not None:
         with log.open("w") as file:
             os.dup2(file.fileno(), 1)

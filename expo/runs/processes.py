@@ -72,7 +72,9 @@ def _server(edited: int, environment: tuple[tuple[str, str], ...]) -> Connection
     ours, theirs = multiprocessing.Pipe()
     with theirs:
         command = [sys.executable, "-m", "expo.jobs.warm", str(theirs.fileno())]
-        subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=dict(environment))
+        subprocess.Popen(  # in a group of its own, which a Ctrl-C in the terminal does not reach
+            command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=dict(environment), process_group=0
+        )
     return ours
 
 
@@ -106,6 +108,7 @@ def visible_gpus() -> list[str]:
 
 def stop_runs(number: int, frame: FrameType | None) -> None:
     """Start no further run of a sweep, hand the signal to those under way, and wait for their checkpoints."""
+    print("expo: the sweep stops; the same command goes on", file=sys.stderr, flush=True)
     children = psutil.Process().children(recursive=True)
     runs = [child for child in children if _is_run(child)]
     launchers = [child for child in children if any("loky" in word for word in _command_line(child))]

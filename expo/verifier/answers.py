@@ -50,7 +50,7 @@ def fast_verdict(answer: str, gold: str, kind: str = AUTO) -> Verdict | None:
         return Verdict.CORRECT
     verdict = _verdict_by_form(answer, gold, how)
     if verdict is not None or not how.algebra:
-        return verdict or Verdict.INCORRECT
+        return verdict or (Verdict.UNPARSEABLE if how.only else Verdict.INCORRECT)
     plain, wanted = spelled(answer), spelled(gold)
     if answer_forms.refuses(plain, wanted) or (how.numeric and _is_no_value(answer)):
         return Verdict.INCORRECT

@@ -45,6 +45,13 @@ _FORMULA = re.compile(r"\d*(?:[\[(]*[A-Z][a-z]?(?:_?\{?\d+\}?)?[\])]*(?:_?\{?\d+
 OPTIONS = frozenset("ABCDEFGHIJ")
 # What is an option and nothing else. `A. Rome` may be a name, and `b` a symbol: see `doubt`.
 _OPTION = r"[A-Z]|\(?[A-Za-z]\)|\(?[A-J]\) \S.*|\(?[a-j]\) [\w$].*|[A-Ja-j]\. (?:[\d$\\(+-]|[a-z]\b).*"
+_NAMED = re.compile(
+    r"^(?:the\s+)?(?:(?:right|correct|final)\s+)?(?:option|choice|answer)\s+(?:is\s+)?|[\[\]\"]", re.IGNORECASE
+)
+_LETTER = re.compile(
+    r"\(?([A-Za-z])(?:\)|[.:](?=\s|$)|\s*[-\u2013\u2014,;?](?=\s|$)|(?=\s+(?:\(|(?:is|because|since)\b))|(?=$))\s*(.*)",
+    re.DOTALL,
+)
 # A letter of an option, but where it is a part of a text, behind a word or a number: "Vitamin C", "10 C".
 _NAMES_ANOTHER = re.compile(
     r"[A-J]\)|\([A-J]\b|(?:^|[^\w\s]\s*|\b(?:be|is|it|its|s|say|think|choose|pick|option|choice|answer|then|also|actually)\s+)"
@@ -55,8 +62,7 @@ _NAMES_ANOTHER = re.compile(
 def option(text: str) -> str | None:
     r"""Return the letter of an option: `A`, `(A)`, `A)`, `\textbf{(A)}\ 5`, `B: the second`; None for anything else,
     and where what follows names another option, or takes it back."""
-    plain = re.sub(r"^(?:option|choice)\s+|[\[\]\"]", "", bare(text), flags=re.IGNORECASE)
-    match = re.fullmatch(r"\(?([A-Za-z])(?:\)|[.:](?=\s|$)|(?=$))\s*(.*)", plain, re.DOTALL)
+    match = _LETTER.fullmatch(_NAMED.sub("", bare(text)))
     if match and (_NAMES_ANOTHER.search(match[2]) or set(re.findall("[a-z]+", match[2].lower())) & TURNS):
         return None
     return None if match is None else match[1].upper() if match[1].upper() in OPTIONS else match[1]
@@ -238,6 +244,8 @@ class Kind:
     same: Callable[[Any, Any], bool] = operator.eq
     # Whether what has another form may state the same all the same: `2^3` for 8. math-verify says.
     algebra: bool = False
+    # Whether what has another form is no answer at all.
+    only: bool = False
 
     @property
     def numeric(self) -> bool:
@@ -254,10 +262,10 @@ KINDS = {
         ),
         Kind("date", date, _same_date),
         Kind("time", time, _same_time),
-        Kind("option", option),
+        Kind("option", option, only=True),
         Kind("words", words),
         Kind("exact", exact),
-        Kind("json", data),
+        Kind("json", data, only=True),
         Kind("list", members, Members.agrees, algebra=True),
         Kind("notation", notation),
         *(Kind(name, algebra=True) for name in ("expression", "equation", "inequality", "interval", "matrix")),

@@ -204,6 +204,8 @@ RIGHT = {
         ("\\text{D}", "(D)"),
         ("B", "B) Vitamin C", "(B) 10 C", "B) Paris is the capital", "B. Paris, because I know", "(B) is correct"),
         ("A) Rome", "A", "(A)", "A) Rome", "a", "Rome"),
+        ("B", "B - Rome", "B, Rome", "B (Rome)", "B – Rome", "B?", "B because it is Rome"),
+        ("B", "option B is right", "Answer B", "The correct answer is (B) Rome.", "(B) - Rome"),
         ("b)", "B", "b", "(b)"),
         ("A. 5", "A", "5", "A. 5", "(A)", "5.0", "A) 5"),
         ("b) Rome", "b", "B", "Rome", "(b) Rome"),
@@ -477,6 +479,7 @@ WRONG = {
         ("(C)", "(D)"),
         ("A. 5", "B", "B. 5", "6", "A or B", "55"),
         ("B) Rome", "A", "Paris", "A) Rome", "A: no"),
+        ("A", "A, C", "A - B", "A; B", "A is wrong", "A (not B)", "A — I think C", "A cat", "B, because A is wrong"),
     ],
     "another currency, or words that turn it": [
         ("€29", "$29", "£29"),

@@ -101,7 +101,7 @@ def verdicts(name, gold, answers, *overrides, columns=None, text=r"\boxed{{{}}}"
     [
         ("math", "7", ["7.0", "8"], "ci"),
         ("exact", "x + 1", ["x  + 1", "1 + x", "x+1"], "cii"),
-        ("choice", "B", ["(B) four", "b", "A", "four"], "ccii"),
+        ("choice", "B", ["(B) four", "b", "A", "four"], "cciu"),
         ("json", '{"a": [1, 2]}', ['{ "a" : [1,2] }', '{"a": [2, 1]}', "{"], "ciu"),
         ("regex", r"colou?r\d+", ["color12", "colour1", "colors", "my color1"], "ccii"),
     ],
