@@ -12,6 +12,7 @@ USAGE = """\
 usage: expo samples RUN [step=N] [problem=ID] [verdict=incorrect] [tokens>=90 ...] [n=5] [of=train|eval]
 Any column of completions/*.parquet is a filter. Without step=, the last step that was kept; of=train: rollouts, of=eval: an evaluation."""  # noqa: E501
 KINDS = ("train", "eval")
+VERDICTS = ("correct", "incorrect", "unparseable", "timeout")
 
 
 def main(arguments: list[str]) -> int:
@@ -27,6 +28,9 @@ def main(arguments: list[str]) -> int:
     kind = options["of"] or KINDS[0 if trained else 1]
     file = completions_file(directory, kind, int(options["step"]) if options["step"] else None)
     rows = completions_in(file)
+    for asked in (f.removeprefix("verdict=") for f in filters if f.startswith("verdict=")):
+        if asked not in VERDICTS:
+            raise UserError(f"verdict={asked}: no such verdict; use one of {', '.join(VERDICTS)}")
     passing = kept(rows, filters, "completion", ", ".join(rows[0]) if rows else "")
     console = Console(highlight=False, soft_wrap=True)
     for row in passing[: int(options["n"])]:

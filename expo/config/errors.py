@@ -2,6 +2,8 @@
 
 import errno
 
+from yaml import MarkedYAMLError
+
 # The disk's fault, not the program's -> what to do about it.
 DISK = {
     errno.ENOSPC: "free some space", errno.EDQUOT: "free some space", errno.EROFS: "make the disk writable",
@@ -18,5 +20,7 @@ class EngineError(Exception):
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error's message; its class where it has none."""
+    """Return the first line of an error's message; its class where it has none. Of YAML, what is wrong, and where."""
+    if isinstance(error, MarkedYAMLError) and error.problem_mark:
+        return f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}: {error.problem}"
     return (str(error).splitlines() or [type(error).__name__])[0]

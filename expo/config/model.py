@@ -89,6 +89,10 @@ class ModelConf:
         "evaluation; vLLM does not",
     )
 
+    def doubts(self, cfg: Config) -> Rules:
+        if self.lora_rank > 0 and (rate := cfg.optimizer.learning_rate) < 1e-5:
+            yield f"optimizer.learning_rate={rate:g}: a LoRA adapter hardly moves at it; 1e-5 to 5e-4 are usual"
+
     def rules(self, cfg: Config) -> Rules:
         saved = is_gguf(self.path) or any(
             Path(self.path, name).is_file() for name in ("config.json", "adapter_config.json")

@@ -130,6 +130,14 @@ class PromptsConf:
             yield f"prompts.final={self.final}: has no {{answer}}; put {{answer}} where the answer goes"
 
     def doubts(self, cfg: Config) -> Rules:
+        for name, shows in SHOWS.items():
+            for other in dict.fromkeys(PLACEHOLDER.findall(getattr(self, name) or "")):
+                if other not in shows.split():
+                    filled = ", ".join(f"{{{shown}}}" for shown in shows.split())
+                    yield (
+                        f"prompts.{name}: the model reads {{{other}}} as it stands; only {filled} is filled in, and "
+                        "another column has to be written into the question"
+                    )
         for f in fields(self):
             if LINE_END.search(str(getattr(self, f.name))) is not None:
                 yield (
@@ -139,6 +147,21 @@ class PromptsConf:
                 )
 
 
+# What is filled in.
+SHOWS = {
+    "solve": "question",
+    "explain": "question answer",
+    "final": "answer",
+    "hint": "question answer",
+    "solve_with_hint": "question hint",
+    "with_solution": "question answer solution",
+    "go_on": "question beginning",
+    "hint_from_solution": "question answer solution",
+    "abstract": "question answer explanation",
+    "paraphrase": "question answer solution",
+    "judge": "question answer completion",
+}
+PLACEHOLDER = re.compile(r"(?<![\w\\}]){([a-zA-Z_]\w+)}")  # and no argument of a LaTeX command
 # As it is typed, and no LaTeX command.
 LINE_END = re.compile(
     r"\\n(?!(?:abla|atural|e|earrow|eg|eq|ewline|exists|geq|i|leq|less|mid|onumber|ot|otin|parallel|prec|sim|"

@@ -68,7 +68,9 @@ def _nearest_key(message: str) -> str | None:
     owner = nodes.get(match[2])
     names = [f.name for f in dataclasses.fields(owner)] if owner else []
     close = difflib.get_close_matches(match[1], names, 1) or [name for name in names if means(match[1], name)][:1]
-    return " or ".join(close or named(match[1])) or None
+    groups = {group for (group, _), node in OPTIONS.items() if node is owner}  # where this option has no such key
+    elsewhere = [key for key in named(match[1]) if key.rpartition(".")[0] not in groups]
+    return " or ".join(close or elsewhere) or None
 
 
 def _nearest_option(message: str) -> str | None:

@@ -105,7 +105,7 @@ class Account:
                 example = f" ({s.examples[why]})" if s.examples[why] else ""
                 table.add_row("", f"{_lines(lines)}: {why}{example}")
             for reason, lines in s.doubts.items():
-                table.add_row("", f"{_lines(lines)}: {reason}")
+                table.add_row("look at", f"{_lines(lines)}: {reason}")
             for reason, lines in (("asked twice", s.duplicates), ("asked twice, other answer", s.contradictions)):
                 if lines:
                     table.add_row(reason, f"{_lines(lines)}; kept to train on, evaluated once")

@@ -18,7 +18,7 @@ def check_extraction(cfg: Config) -> None:
     if not how.startswith("regex:") and places.of(cfg.prompts.final.replace("{answer}", "7")) != "7":
         raise UserError(
             f"verifier.extract={how}: finds no answer in {cfg.prompts.final}, which is how prompts.final states one; "
-            f"set prompts.final='{places.state}', or prompts=final_line verifier.extract=after:Answer:"
+            f"set \"prompts.final='{places.state}'\", or prompts=final_line verifier.extract=after:Answer:"
         )
     others = [
         mark

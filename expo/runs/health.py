@@ -80,8 +80,8 @@ STILL = (
         "reward/all_wrong_frac",
         1.0,
         "no rollout is right, so that rewards teach nothing",
-        "begin with easier problems (dataset.levels), more rollouts (algorithm.group_size), or "
-        "positives=self_explanation; expo verify says how answers are compared",
+        "begin with easier problems (dataset.levels) or more rollouts (algorithm.group_size)"
+        ", or positives=self_explanation; expo verify says how answers are compared",
     ),
     Still(
         "reward/all_right_frac",
@@ -139,6 +139,8 @@ def why_none_is_right(
     cut, mute = sum(row["truncated"] for row in unread), 2 * len(unread) >= len(rows)
     ends, unreadable, wrong, _ = STILL
     still = wrong if not mute else ends if 2 * cut >= len(unread) else unreadable
+    explains = ", or positives=self_explanation" if not cfg.positives.writer else ""
+    remedy = still.remedy.replace(", or positives=self_explanation", explains)
     extract, limit = cfg.verifier.extract, cfg.rollout.max_completion_tokens
     place = "boxed answer" if extract == "boxed" else f"answer where verifier.extract={extract} looks"
     counts = {
@@ -151,7 +153,7 @@ def why_none_is_right(
     text = " ".join("".join(c if c.isprintable() else " " for c in one["completion"]).split()) if one else ""
     text = text if len(text) <= SHOWN else f"{text[: SHOWN * 2 // 3]} … {text[-SHOWN // 3 :]}"
     shows = [f"one of them, where {shown(one['answer'], 40)} is right: {text or '(nothing)'}"] if one else []
-    return [f"nothing is right: {', '.join(causes)}: {still.remedy}", *shows]
+    return [f"nothing is right: {', '.join(causes)}: {remedy}", *shows]
 
 
 SHOWN = 240  # characters of a completion

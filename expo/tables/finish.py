@@ -1,6 +1,7 @@
 """From finished runs to the files of a table: numbers, Markdown, figures, kept runs."""
 
 import json
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -43,7 +44,7 @@ def finish(
     Args: earlier, the record of the same table that was made earlier, where it is only rendered again.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    today = time.strftime("%Y-%m-%d")
+    today, arms = time.strftime("%Y-%m-%d"), aggregate(plan, runs)
     record = {
         "name": table_name(name),
         "plan": name,
@@ -53,8 +54,11 @@ def finish(
         "rendered_on": device_name(),
         "date": earlier["date"] if earlier else today,
         "rendered": f"rendered again by `{command}`, {today}" if earlier else "",
-        "arms": aggregate(plan, runs),
+        "arms": arms,
     }
+    for heading, scalar in plan.scalars.items():
+        if all(arm["scalars"][heading] is None for arm in arms.values() if "scalars" in arm):
+            print(f"scalars: no run has logged {scalar} ({heading}); metrics.jsonl has the names", file=sys.stderr)
     (folder / "table.json").write_text(json.dumps(record, indent=1) + "\n")
     (folder / "table.md").write_text(markdown(plan, record))
     if plan.extends is None and earlier is None:  # else they are kept beside the table whose runs they are

@@ -162,8 +162,17 @@ def load_plan(name: str, scale_name: str | None = None) -> Plan:
     try:
         plan: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Plan), _read(path)))
     except (OmegaConfBaseException, YAMLError) as error:
-        raise UserError(f"{path}: {first_line(error)}; see expo/tables/plan.py for its keys") from error
+        raise UserError(f"{path}: {first_line(error)}; docs/tables.md has its keys") from error
     assert isinstance(plan, Plan)
+    written = {f"arms.{key}.overrides": arm.overrides for key, arm in plan.arms.items()}
+    for key, scale in plan.scales.items():
+        written[f"scales.{key}.overrides"] = scale.overrides
+        written |= {f"scales.{key}.arms.{arm}": overrides for arm, overrides in scale.arms.items()}
+    for where, overrides in (written | {f"prepare.{folder}": line for folder, line in plan.prepare.items()}).items():
+        if odd := next((o for o in overrides if not isinstance(o, str)), None):
+            raise UserError(
+                f"{path}: {where}: {odd} is no text to YAML, which reads a colon; put the override in quotes"
+            )
     for only in (plan.only, *(s.only for s in plan.scales.values())):
         if unknown := sorted(set(only) - set(plan.arms)):
             raise UserError(f"{path}: only={unknown[0]}: no such arm; use some of {', '.join(plan.arms)}")

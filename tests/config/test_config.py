@@ -279,6 +279,33 @@ def test_a_backslash_and_an_n_in_a_prompt_are_said(capsys, prompt, meant):
     assert ("prompts.solve: has a backslash and an n" in capsys.readouterr().err) is meant
 
 
+def test_what_a_prompt_does_not_fill_in_is_said(capsys):
+    check(compose_config(r"prompts.solve='{question} {choices} {answer} \boxed{answer} {0}'"))
+    said = capsys.readouterr().err
+    assert "prompts.solve: the model reads {choices} as it stands; only {question} is filled in" in said
+    assert "the model reads {answer} as it stands" in said
+    assert said.count("as it stands") == 2
+    check(
+        compose_config(
+            "dataset=gsm8k", "hints=abstracted", "model=hf", "model.path=Qwen/Qwen2.5-0.5B", "algorithm=grpo"
+        )
+    )
+    assert "as it stands" not in capsys.readouterr().err
+
+
+def test_a_rate_at_which_an_adapter_hardly_moves_is_said(capsys):
+    for rate, said in (("1e-6", True), ("1e-4", False)):
+        check(compose_config("model.lora_rank=8", f"optimizer.learning_rate={rate}"))
+        assert ("a LoRA adapter hardly moves" in capsys.readouterr().err) is said
+
+
+def test_a_key_of_another_option_of_the_group_is_no_remedy(monkeypatch, capsys):
+    code, error = run_cli(monkeypatch, capsys, "train", "algorithm=sft", "algorithm.clip_low=0.3")
+    assert code == 2
+    assert "Key 'clip_low' not in 'SFTConf'" in error
+    assert "did you mean" not in error
+
+
 def test_a_terminal_of_ascii_ends_nothing():
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
     line = [sys.executable, "-m", "expo", "train", "--help", "algorithm"]

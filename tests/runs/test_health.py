@@ -406,6 +406,9 @@ def test_a_zero_explains_itself():
         in told(mute, mute, cut, wrong)[0]
     )
     assert told(wrong, wrong)[0].startswith("nothing is right: 2 of 2 have a wrong answer: begin with easier problems")
+    for algorithm, advised in (("grpo", True), ("exp_grpo", False)):
+        said = why_none_is_right([wrong], [wrong], compose_config(f"algorithm={algorithm}"))[0]
+        assert ("positives=self_explanation" in said) is advised
     assert told(written("unparseable", text=" "))[1].endswith(": (nothing)")
     assert told(cut, written("correct")) == told() == []
     cfg = compose_config("verifier.extract='after:Answer:'")

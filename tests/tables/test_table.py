@@ -225,6 +225,17 @@ def test_mistakes_on_the_command_line_are_one_line(small):
             table.main(arguments)
 
 
+def test_what_yaml_reads_otherwise_in_a_plan_is_one_line(small):
+    text = (small / "plan.yaml").read_text()
+    for before, after, said in (
+        ("overrides: [", "overrides: [verifier.extract=after:Answer:, ", r"overrides: .* is no text to YAML"),
+        ("title: ", "title: [", r"plan.yaml: line \d+, column \d+: "),
+    ):
+        (small / "plan.yaml").write_text(text.replace(before, after, 1))
+        with pytest.raises(UserError, match=said):
+            table.main(["small", "dry_run=true"])
+
+
 PLANS = sorted(path.parent.name for path in plans.EXPERIMENTS.glob("*/plan.yaml"))
 REAL = ("real_lm", "real_lm_properties", "demo_real")
 MOST_ARMS = ("rivals", "self_distillation")
