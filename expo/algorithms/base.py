@@ -152,7 +152,7 @@ class Algorithm(Updates):
             return score(model, batch, temperature, conf.packing, conf.shared, with_entropy)
 
     @torch.no_grad()
-    def reference_score(self, batch: TokenBatch, temperature: float = 1.0) -> Tensor:
+    def score_reference(self, batch: TokenBatch, temperature: float = 1.0) -> Tensor:
         """Return log-probabilities `[B, T]` under the frozen initial policy. Raises UserError for an algorithm whose
         config does not ask for a reference."""
         if not self.conf.uses_reference:

@@ -90,7 +90,7 @@ class DPO(Algorithm):
         for first, _ in self.micro_batches(chosen, torch.arange(count), sums, size):
             part = batch.rows(torch.cat([first, first + count]))
             logp = self.score(self.policy, part).sum(dim=1)
-            log_ratio = logp - self.reference_score(part).sum(dim=1)
+            log_ratio = logp - self.score_reference(part).sum(dim=1)
             chosen_ratio, rejected_ratio = log_ratio.chunk(2)
             lengths = torch.stack(part.mask.sum(dim=1).chunk(2))
             per_pair, margin = losses.preference_loss(

@@ -199,5 +199,5 @@ class GRPO(Algorithm):
         advantages = rows.advantages[index]
         return Scored(
             logp, old_logp, mask, on_policy, off_policy, advantages, advantages, sampler_weights,
-            partial(self.reference_score, part, temperature), entropy,
+            partial(self.score_reference, part, temperature), entropy,
         )  # fmt: skip

@@ -180,8 +180,8 @@ def _dppo(rho: Tensor, advantages: Tensor, logp: Tensor, conf: GRPOConf) -> tupl
     return torch.where(stopped, 0.0, -rho * advantages), stopped.float()
 
 
-# (ρ [B, T], advantages [B, 1] or [B, T], log π_θ [B, T], conf) -> loss per token [B, T], and 1 where the ratio stops
-# the gradient
+# (ρ [B, T], advantages [B, 1] or [B, T], log π_θ [B, T], conf) -> loss per token [B, T], and 1 where the ratio is
+# clipped, or stops the gradient
 SURROGATES: dict[str, Callable[[Tensor, Tensor, Tensor, GRPOConf], tuple[Tensor, Tensor]]] = functions_of(
     GRPOConf,
     "surrogate",
@@ -193,7 +193,7 @@ def policy_loss(
     logp: Tensor, old_logp: Tensor, mask: Tensor, advantages: Tensor, conf: GRPOConf
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return three tensors `[B, T]`: the loss of each token by `conf.surrogate`, the importance ratio ρ = π_θ / π_old
-    by `conf.ratio`, and 1 where the surrogate stops the token's gradient.
+    by `conf.ratio`, and 1 where the surrogate clips the ratio, or stops the token's gradient.
 
     Args: logp, old_logp, mask `[B, T]`; advantages `[B]`, or `[B, T]` where tokens have their own. Returns three
     `[B, T]`.

@@ -23,10 +23,11 @@ COST = b"cost"
 
 @dataclass(frozen=True)
 class PairStore:
-    """Rounds of rollouts with DPO's pairs: one parquet file per round, one row per problem, paired or not.
+    """Rounds of DPO: rollouts and positives, from which `DPO.pair` picks; one parquet file per round, one row per
+    problem, paired or not.
 
-    Those of the initial policy are in `initial`, shared between runs. Beside each file stands its SHA-256: without
-    one the round is made again, with a wrong one it is refused.
+    The round of step 0, of the initial policy, is in `initial`, shared between runs; later ones are in `own`. Beside
+    each file stands its SHA-256: without one the round is made again, with a wrong one it is refused.
     """
 
     initial: Path

@@ -60,10 +60,10 @@ def arms_of(spec: str) -> dict[str, Side]:
         by_arm: dict[str, list[RunData]] = {}
         for run in runs:
             by_arm.setdefault(labels.get(run.arm, run.arm), []).append(run)
-        if wanted and wanted not in by_arm:
+        if by_arm and wanted and wanted not in by_arm:
             raise UserError(f"{spec}: {subject} has no runs of that arm here; use one of {', '.join(by_arm)}")
         chosen = [wanted] if wanted else [key for key, sides in by_arm.items() if any(r.completions for r in sides)]
-        if not chosen:
+        if not by_arm or not chosen:
             raise UserError(
                 f"{spec}: no completions are kept beside it; name the table whose runs it shows, or run directories"
             )

@@ -102,8 +102,10 @@ class TrainerConf:
 
     @property
     def shared(self) -> bool:
-        """Return whether a prompt that several rows have is read once for all of them; null counts as true (wiring has
-        set what it is by then, see `shares_prompts`)."""
+        """Return whether a prompt that several rows have may be read once for all of them, where the model can.
+
+        Wiring has settled null by then (`shares_prompts`).
+        """
         return self.share_prompts is not False
 
     def shares_prompts(self, cfg: Config, gpu: bool) -> bool:

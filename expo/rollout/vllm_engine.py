@@ -192,8 +192,8 @@ class VLLMEngine(Engine):
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the weights that the engine is to hold, under Hugging Face's names, without the tied head.
 
-        With `lora_rank` 0 an adapter is merged into the parameters; otherwise it follows as `q_proj.lora_A` and
-        `q_proj.lora_B`, the latter times LoRA's scaling.
+        Where the engine takes no adapter (its `lora_rank` is 0), it is merged into the parameters; else its parts stand
+        beside their layer, as `q_proj.lora_A` and `q_proj.lora_B`, the latter times LoRA's scaling.
         """
         layers: dict[str, Any] = {
             name: module for name, module in self.model.named_modules() if hasattr(module, "get_delta_weight")

@@ -143,6 +143,8 @@ def why_none_is_right(
     remedy = still.remedy.replace(", or positives=self_explanation", explains)
     extract, limit = cfg.verifier.extract, cfg.rollout.max_completion_tokens
     place = "boxed answer" if extract == "boxed" else f"answer where verifier.extract={extract} looks"
+    if judge := getattr(cfg.verifier, "function", ""):  # which may have raised, or said neither right nor wrong
+        place += f", or none that {judge} could judge"
     counts = {
         f"have no {place}": len(unread),
         f"were cut off at {limit} tokens": cut,

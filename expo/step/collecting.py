@@ -111,7 +111,7 @@ class CollectorAhead(Collector):
             self.next = self.thread.submit(self.collect, following)
 
     def after_update(self, experience: Experience) -> None:
-        """Do nothing: the engine generates the next step, and `before_update` has sent it the weights."""
+        """Do nothing: the engine generates the next step with the weights before this update, see `before_update`."""
 
     def current_engine(self) -> Engine:
         self._wait()

@@ -63,7 +63,10 @@ class Tools:
         return next((answer for answer in wrong if answer is not None), None)
 
     def fitting(self, prompts: Mapping[T, Sequence[int]], step: int, left_out: str) -> dict[T, tuple[int, ...]]:
-        """Return the prompts that an engine has room for; say how many others there are, as `left_out`."""
+        """Return the prompts of at most `longest_prompt` tokens; warn how many others there are.
+
+        Args: left_out, the warning's words for those, such as "prompts of the teacher not used".
+        """
         fitting = {key: tuple(ids) for key, ids in prompts.items() if len(ids) <= self.longest_prompt}
         if left := len(prompts) - len(fitting):
             log.warning("step %d: %d %s: over %d tokens", step, left, left_out, self.longest_prompt)

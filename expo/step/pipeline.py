@@ -48,8 +48,11 @@ class Engines:
 @dataclass
 class Pipeline:
     """Makes the experience of a step. `scorer` measures completions under the policy; `when` is the moment at which
-    explanations are asked for. `source.gets_positive` decides which groups may get one, `source.requests`
-    which of them are explained."""
+    explanations are asked for.
+
+    A group is explained whose problem has none in the cache, whose verdicts pass the gate (`source.gets_positive`),
+    which the source explains (`to_explain`: e.g. a wrong answer has to be there to be shown), and whose prompt fits.
+    """
 
     engines: Engines
     source: PositiveSource

@@ -46,8 +46,8 @@ PRIVILEGES: dict[str, Privilege] = functions_of(
 
 
 def wrong_answer(e: Experience, group: int, rollout: int, tools: Tools) -> Problem | None:
-    """Return the group's problem with a wrong answer that one of its rollouts states, and no solution; None where none
-    does."""
+    """Return the group's problem with, as its answer, the first wrong one that a rollout of the group states, and no
+    solution; the same for every `rollout`. None where none states one."""
     answer = tools.wrong_answer(e.groups[group])
     return None if answer is None else replace(e.groups[group].problem, answer=answer, solution=None)
 

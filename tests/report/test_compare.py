@@ -204,6 +204,7 @@ def test_a_committed_tables_arms_are_compared(capsys, tmp_path):
         (["a", "b", "reach=x"], "reach, show"),
         (["a", "b", "reach=90"], "reach is a rate above 0 and up to 1"),
         (["fig1_hard_levels", "fig1_hard_levels"], "no completions are kept beside it"),
+        (["fig1_hard_levels:grpo", "fig1_hard_levels:grpo"], "no completions are kept beside it"),
     ):
         with pytest.raises(UserError, match=told):
             compare.main(bad)

@@ -413,6 +413,8 @@ def test_a_zero_explains_itself():
     assert told(cut, written("correct")) == told() == []
     cfg = compose_config("verifier.extract='after:Answer:'")
     assert "no answer where verifier.extract=after:Answer: looks" in told(mute)[0]
+    cfg = compose_config("verifier=python", "verifier.function=my.judge")
+    assert "have no boxed answer, or none that my.judge could judge" in told(mute)[0]
 
 
 def test_the_shares_of_an_evaluation_are_told_where_it_has_them():

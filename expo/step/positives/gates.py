@@ -1,8 +1,7 @@
 """Gates: which groups may get a positive.
 
-Of those, a source's `to_explain` names the ones that are explained (STaR: only those without a right rollout), and a
-problem whose explanation is in the cache is not asked again. With gate=always, explanations may be generated beside
-the rollouts, before any verdict (`expo.config.explaining`).
+The whole rule of who is explained stands at `expo.step.pipeline.Pipeline`. With gate=always, explanations may be
+generated beside the rollouts, before any verdict (`expo.config.explaining`).
 """
 
 from collections.abc import Callable

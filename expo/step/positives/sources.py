@@ -43,8 +43,7 @@ class PositiveSource:
         return False
 
     def gets_positive(self, all_wrong: bool) -> bool:
-        """Decide by the gate whether a group may get a positive; `to_explain` says which of those are explained. Args:
-        all_wrong, whether all its rollouts are."""
+        """Decide by the gate whether a group may get a positive. Args: all_wrong, whether all its rollouts are."""
         return False
 
     def requests(self, batch: Batch, groups: Groups, wanted: Sequence[int], tools: Tools) -> list[Request]:
