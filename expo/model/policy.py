@@ -144,8 +144,10 @@ def not_loaded(path: str, error: Exception) -> UserError:
             f"model.path={path}: only code in its own files can load it (auto_map), and expo runs none; choose a "
             "model that transformers knows"
         )
-    remedy = "check the hub id, your network and login, or the files of the folder"
-    if is_gguf(located(path)):
+    remedy = "check the hub id, your network and login"
+    if Path(path).is_dir():
+        remedy = "the folder needs config.json, weights and the tokenizer's files, as expo export writes them"
+    elif is_gguf(located(path)):
         remedy = (
             "get the file anew, or give a saved model's folder or a hub id where transformers does not read its "
             "architecture"

@@ -465,6 +465,7 @@ def test_a_model_that_cannot_be_loaded_is_one_line_too(monkeypatch, capsys, tmp_
     )
     assert code == 2
     assert error.startswith(f"expo: model.path={tmp_path / 'broken'}: cannot be loaded")
+    assert "the folder needs config.json, weights and the tokenizer's files" in error  # and no network
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
