@@ -102,8 +102,8 @@ class Reader:
         chosen = _spread([p for p in self._once(self._shown(count)) if not p.earlier], count + 1)
         if len(chosen) <= count:
             raise UserError(
-                f"prompts.examples={count}: the training part, within dataset.limit, has {len(chosen)} problems to show; set it "
-                "lower, or give more rows"
+                f"prompts.examples={count}: the training part, within dataset.limit, has {len(chosen)} problems to "
+                "show; set it lower, or give more rows"
             )
         return chosen
 
