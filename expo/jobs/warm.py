@@ -20,14 +20,15 @@ import expo.jobs.score  # noqa: F401
 from expo.cli import main as run
 
 
-def serve(asking: Connection) -> tuple[list[str], Path | None] | None:
+def serve(asking: Connection) -> tuple[list[str], Path | None, str] | None:
     """Fork for each run that is asked for, one at a time, and send its exit code.
 
-    Returns, in a fork, the run's arguments and the file for what it prints; None when the one who asks is gone.
+    Returns, in a fork, the run's arguments, the file for what it prints, and its working folder; None when the one who
+    asks is gone.
     """
     with suppress(EOFError, OSError):
         while True:
-            asked: tuple[list[str], Path | None] = asking.recv()
+            asked: tuple[list[str], Path | None, str] = asking.recv()
             if not (fork := os.fork()):
                 return asked
             asking.send(os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1]))
@@ -42,8 +43,9 @@ def main() -> None:
         asked = serve(asking)
     if asked is None:
         return
-    arguments, log = asked
+    arguments, log, folder = asked
     os.setsid()
+    os.chdir(folder)  # that of who asks may be another one by now (hydra.job.chdir)
     if log is not None:
         with log.open("w") as file:
             os.dup2(file.fileno(), 1)

@@ -53,7 +53,7 @@ def run_expo(arguments: list[str], environment: dict[str, str], log: Path | None
         obey_launcher()
         try:
             asked = _server(_edited(), tuple(environment.items()))
-            asked.send((arguments, log))
+            asked.send((arguments, log, os.getcwd()))
             return int(asked.recv())
         except (EOFError, OSError):  # it was killed; where its run goes on, the one started here waits for it
             _server.cache_clear()

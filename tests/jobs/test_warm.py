@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -27,6 +28,9 @@ def test_runs_are_forks_of_one_process_until_the_code_is_edited_or_it_is_killed(
     assert run_expo(["tarin"], environment, log, warm=True) == 2
     assert "did you mean train?" in log.read_text()
     assert servers() == [server]
+    monkeypatch.chdir(tmp_path)  # as hydra.job.chdir does for each run
+    assert run_expo(["--version"], environment, Path("here"), warm=True) == 0
+    assert (tmp_path / "here").is_file()
     monkeypatch.setattr(processes, "_edited", lambda: 1)  # a file of the package was written
     assert run_expo(["--version"], environment, warm=True) == 0
     server.wait()
