@@ -1,6 +1,6 @@
 """What every algorithm shares: the frame of a step, and the stream of positives."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -62,7 +62,7 @@ class Algorithm(Updates):
     def __init__(self, conf: AlgorithmConf, components: Components):
         ranks = components.pipeline.tools.ranks
         super().__init__(components.policy, components.whole, components.optimizer, components.trainer, ranks)
-        self.strict_loading = False  # the reference is made anew from the base weights, not stored in checkpoints
+        self.strict_loading = False  # checkpoints leave out what the config can load, see `without_base`
         self.conf = conf
         self.reference, self.snapshot = components.reference, components.snapshot
         self.pipeline, self.sampler, self.pairs = components.pipeline, components.sampler, components.pairs
@@ -164,12 +164,29 @@ class Algorithm(Updates):
         with context as reference:
             return self.score(reference, batch, temperature)
 
+    def without_base(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the part of a module's state that its config cannot load: the reference and, in the policy and its
+        copies, the frozen weights under a LoRA adapter are left out."""
+        frozen = tuple(_names(self.policy, trained=False))
+        trained = _names(self, trained=True)  # such as a critic of one's own, whose weights have the same names
+        left_out = {
+            key
+            for key in state.keys() - trained
+            if key.startswith("reference.")
+            or key.partition(".")[2].startswith(frozen)  # as `….weight.absmax` of 4 bits
+        }
+        return {key: value for key, value in state.items() if key not in left_out}
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("reference.")}
+        checkpoint["state_dict"] = self.without_base(checkpoint["state_dict"])
         checkpoint["explanations"] = self.pipeline.cache.state_dict()
         checkpoint["ahead"] = self.collector.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.pipeline.cache.load_state_dict(checkpoint["explanations"])
         self.collector.load_state_dict(checkpoint.get("ahead", {}))
+
+
+def _names(module: nn.Module, trained: bool) -> set[str]:
+    """Return the names of the weights that are trained, or are not; of tied ones, every name."""
+    return {name for name, p in module.named_parameters(remove_duplicate=False) if p.requires_grad == trained}

@@ -88,9 +88,12 @@ def in_words(rows: Samples) -> list[str]:
     right = sum(row["verified"] for row in verified)
     shares = by_problem(rows, "self_explanation", None, "verified").values()
     share = sum(value > 0 for value in shares) / len({row["problem"] for row in rows})
+    unread = [row for row in verified if row.get("verdict") == "unparseable"]  # older samples tell no verdict
+    cut = sum(row["truncated"] for row in unread)
+    said = f", {len(unread)} without an answer that can be read ({cut} of these cut off)" if unread else ""
     sentences = [
-        f"{right:.0f} of {len(verified)} explanations {'is' if right == 1 else 'are'} right: ExP-GRPO would learn from "
-        f"at most {100 * share:.0f} % of the problems"
+        f"{right:.0f} of {len(verified)} explanations {'is' if right == 1 else 'are'} right{said}: ExP-GRPO would "
+        f"learn from at most {100 * share:.0f} % of the problems"
     ]
     for which, column, less, sign, holds, fails in PROPERTIES:
         if (mean := cell(rows, "self_explanation", None, column, less)) is None:

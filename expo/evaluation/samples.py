@@ -50,7 +50,7 @@ def sample(problems: list[Problem], engine: Engine, tools: Tools, samples: int) 
 def _rows(kind: str, owners: Sequence[tuple[int, Problem]], written: Sequence[Completion], tools: Tools) -> Samples:
     texts = tools.texts([c.ids for c in written])
     return [
-        {"kind": kind, "problem": i, "ids": c.ids, "completion": text, "judged_as": p}
+        {"kind": kind, "problem": i, "ids": c.ids, "completion": text, "truncated": c.truncated, "judged_as": p}
         for (i, p), c, text in zip(owners, written, texts, strict=True)
     ]
 
@@ -58,7 +58,8 @@ def _rows(kind: str, owners: Sequence[tuple[int, Problem]], written: Sequence[Co
 def _expert(i: int, problem: Problem, tools: Tools) -> dict[str, Any]:
     assert problem.solution is not None
     ids = tools.prompts.solution_ids(tools.tokenizer, problem.solution)
-    return {"kind": "expert", "problem": i, "ids": ids, "completion": problem.solution, "judged_as": problem}
+    row = {"kind": "expert", "problem": i, "ids": ids, "completion": problem.solution, "truncated": False}
+    return row | {"judged_as": problem}
 
 
 def _verify(rows: Samples, tools: Tools) -> list[Verdict]:
@@ -67,6 +68,7 @@ def _verify(rows: Samples, tools: Tools) -> list[Verdict]:
     verdicts = tools.verifier.verify([row["completion"] for row in rows], owners)
     for row, problem, verdict in zip(rows, owners, verdicts, strict=True):
         row |= {"answer": problem.answer, "verified": float(verdict is Verdict.CORRECT), "tokens": len(row["ids"])}
+        row["verdict"] = verdict.value
     return verdicts
 
 

@@ -19,7 +19,7 @@ from expo.config import Config, UserError
 def check_space(cfg: Config, directory: Path, module: Algorithm) -> None:
     """Raise UserError where the disk of a run's directory cannot hold its checkpoints: each is written beside the one
     before it."""
-    weights = sum(size_of(t) for name, t in module.state_dict().items() if not name.startswith("reference."))
+    weights = size_of(module.without_base(module.state_dict()))
     checkpoint = weights + 2 * size_of([p for p in module.policy.parameters() if p.requires_grad])  # Adam's two moments
     final = size_of(list(module.policy.parameters()))
     best = (checkpoint if cfg.trainer.on_collapse != "warn" else 0) + (final if cfg.dataset.validation else 0)

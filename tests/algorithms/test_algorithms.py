@@ -1,5 +1,6 @@
 """Every algorithm of conf/algorithm runs on real data formats; what differs in their wiring, on the ladder."""
 
+import copy
 import hashlib
 import json
 import os
@@ -304,13 +305,30 @@ def test_cached_explanations_are_used_again(tmp_path):
 def test_lora_takes_its_reference_from_the_adapter_it_can_switch_off(tmp_path):
     _, dpo = module(tmp_path, "algorithm=dpo_expert_offline", "model.lora_rank=2")
     assert dpo.reference is None
+    dpo.critic = copy.deepcopy(dpo.policy).requires_grad_(True)
+    stored = dpo.without_base(dpo.state_dict())
+    assert {f"critic.{name}" for name in dpo.critic.state_dict()} <= set(stored)  # trained, whatever its names
     _, whole = module(tmp_path, "algorithm=dpo_expert_offline")
     assert whole.reference is not None
     for built in (dpo, whole):
         built.pipeline.tools.verifier.close()
-    run(
-        tmp_path, "trainer.max_steps=2", "algorithm=exp_dpo_offline", "model.lora_rank=2", "positives.explainer=current"
-    )
+
+
+@pytest.mark.runs
+def test_a_checkpoint_of_lora_holds_the_adapters_and_a_run_goes_on_from_them(tmp_path):
+    from expo.training.checkpoints import newest_checkpoint
+
+    settings = (
+        "algorithm=exp_grpo", "model.lora_rank=2", "positives.explainer=snapshot", "positives.snapshot_every=1",
+        "optimizer.learning_rate=1e-2",
+    )  # fmt: skip
+    directory, _ = run(tmp_path / "in two", "trainer.max_steps=2", *settings)
+    state = torch.load(newest_checkpoint(directory), weights_only=True)["state_dict"]
+    assert {key.partition(".")[0] for key in state} == {"policy", "snapshot"}
+    assert all("lora_" in key for key in state)
+    _, longer = run(tmp_path / "in two", "trainer.max_steps=4", *settings)
+    _, unbroken = run(tmp_path / "in one", "trainer.max_steps=4", *settings)
+    assert [exact(line) for line in longer] == [exact(line) for line in unbroken]
 
 
 @pytest.mark.runs
