@@ -17,7 +17,7 @@ from expo.verifier.pool import Verifier
 
 USAGE = (
     "usage: expo init FOLDER data=FILE.jsonl [question=COLUMN] [answer=COLUMN] [solution=COLUMN] [level=COLUMN] "
-    "[answer_pattern=REGEX]; columns that are not given are guessed by their names"
+    "[answer_pattern=REGEX] [verifier=NAME]; columns that are not given are guessed by their names"
 )
 # What columns are called in data sets that people have.
 NAMES: Mapping[str, Sequence[str]] = {
@@ -43,7 +43,9 @@ WITHIN = {"reward_model": "reward_model.ground_truth"}  # verl's rows
 
 def main(arguments: list[str]) -> int:
     """Make the folder. Returns the exit code. Raises UserError for an unusable file, and a folder that is there."""
-    options, rest = take_options(arguments, data="", question="", answer="", solution="", level="", answer_pattern="")
+    options, rest = take_options(
+        arguments, data="", question="", answer="", solution="", level="", answer_pattern="", verifier=""
+    )
     if len(rest) != 1 or "=" in rest[0]:
         raise UserError(f"init {' '.join(rest)}: not one folder; {USAGE}")
     folder, data = Path(rest[0]), options.pop("data")
@@ -51,12 +53,15 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"{folder}: has a plan.yaml already; give another folder, or edit that plan")
     if not data:
         raise UserError("data: not given; give your file as data=mine.jsonl (.jsonl or .parquet)")
-    pattern = options.pop("answer_pattern")
+    pattern, verifier = options.pop("answer_pattern"), options.pop("verifier")
     overrides = ["dataset=custom", f"dataset.path={in_override(data)}", f"dataset.name={folder.resolve().name}"]
     columns = mapping(Path(data), options)
     overrides += [f"dataset.columns.{part}={in_override(column)}" for part, column in columns.items()]
     overrides += [f"dataset.answer_pattern={in_override(pattern)}"] if pattern else []
-    look(overrides)
+    overrides += [f"verifier={in_override(verifier)}"] if verifier else []
+    if all(re.fullmatch(r"\(?[A-Za-z]\)?", answer) for answer in look(overrides)) and not verifier:
+        overrides.append("verifier=choice")
+        print("every answer is a letter: verifier=choice goes into the plan, which reads “(B) because …” as B")
     make_folder(folder, "init")
     name, overrides_line = folder.resolve().name, shlex.join(overrides[1:])
     items = yaml.safe_dump(overrides, default_flow_style=True, width=10**6, allow_unicode=True).strip()[1:-1]
@@ -98,8 +103,11 @@ def mapping(path: Path, given: Mapping[str, str]) -> dict[str, str]:
     return chosen
 
 
-def look(overrides: Sequence[str]) -> None:
-    """Read the file as a run would, and print what becomes of its rows. Raises UserError where nothing is left."""
+def look(overrides: Sequence[str]) -> list[str]:
+    """Read the file as a run would, print what becomes of its rows, and return the answers to train on.
+
+    Raises UserError where nothing is left.
+    """
     cfg = compose_config([*overrides, "model=random_tiny"])
     check(cfg)
     with Verifier(cfg.verifier) as verifier:
@@ -114,6 +122,7 @@ def look(overrides: Sequence[str]) -> None:
         "(docs/answers.md)"
     )
     print(f"to train on {len(train)}, held out {len(held_out)}")
+    return [problem.answer for problem in train]
 
 
 PLAN = """\

@@ -61,6 +61,16 @@ def test_a_pattern_finds_the_answers(here, monkeypatch, capsys):
     assert OmegaConf.load("study/plan.yaml").scales.gpu1.seeds == [0, 1, 2]
 
 
+@pytest.mark.parametrize(("given", "takes"), [([], "option"), (["verifier=exact"], "exact")])
+def test_letters_are_judged_as_options_unless_told_otherwise(here, monkeypatch, capsys, given, takes):
+    rows = [{"question": f"{i} + 1? (A) {i} (B) {i + 1}", "answer": "B"} for i in range(4)]
+    (here / "letters.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, said = expo(monkeypatch, capsys, "init", "study", "data=letters.jsonl", *given)
+    assert code == 0
+    assert ("every answer is a letter: verifier=choice" in said.out) == (not given)
+    assert {run.cfg.verifier.kind for run in Request("study", "cpu").runs()} == {takes}
+
+
 def test_two_plans_of_one_folder_have_results_of_their_own(here, monkeypatch, capsys):
     expo(monkeypatch, capsys, "init", "study", "data=my rows.jsonl")
     (here / "study" / "b.yaml").write_text((here / "study" / "plan.yaml").read_text())

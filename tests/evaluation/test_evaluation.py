@@ -97,8 +97,8 @@ def test_a_diagnosis_ends_in_sentences():
     assert in_words(expert) == []
     mute = [row("self_explanation", p, verified=0.0) | {"verdict": "unparseable", "truncated": p < 2} for p in range(3)]
     assert in_words(explained + mute)[0] == (
-        "1 of 11 explanations is right, 3 without an answer that can be read (2 of these cut off): ExP-GRPO would learn "
-        "from at most 12 % of the problems"
+        "1 of 11 explanations is right, 3 without an answer that can be read (2 of these cut off): ExP-GRPO would "
+        "learn from at most 12 % of the problems"
     )
 
 
