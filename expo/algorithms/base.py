@@ -22,8 +22,8 @@ from expo.step.collecting import Collector, CollectorAhead, KeepingEngine
 from expo.step.experience import Candidate, Experience, Group
 from expo.step.metrics import step_metrics
 from expo.step.pipeline import Pipeline
-from expo.step.positives.schedules import weight_at
 from expo.step.problems import ProblemSampler
+from expo.step.schedules import weight_at
 from expo.step.sums import StepSums
 
 __all__ = ["Algorithm", "Components", "StepSums"]  # what an algorithm of one's own needs
@@ -95,7 +95,7 @@ class Algorithm(Updates):
         self.before(batch)
         experience = self.collector.experience(batch)
         all_wrong = experience.all_wrong.float().mean().item()
-        experience.beta = weight_at(self.positive_loss, batch / self.trainer_conf.max_steps, all_wrong)
+        experience.positive_weight = weight_at(self.positive_loss, batch / self.trainer_conf.max_steps, all_wrong)
         self.collector.before_update(experience)
         with experience.timer("update"):
             sums = self.update(experience)
@@ -106,7 +106,7 @@ class Algorithm(Updates):
                 )
         self.collector.after_update(experience)
         # A group member has an advantage instead.
-        weight = None if self.positive_loss.joins_groups else experience.beta
+        weight = None if self.positive_loss.joins_groups else experience.positive_weight
         self.last_experience, self.last_metrics = experience, step_metrics(experience, sums, weight)
 
     def before(self, step: int) -> None:
@@ -124,8 +124,8 @@ class Algorithm(Updates):
         `loss/<term>` for each term."""
         raise TypeError(f"{type(self).__name__} has no update")
 
-    def positive_stream(self, positives: Sequence[tuple[Group, Candidate]], beta: float, sums: StepSums) -> None:
-        """Go backward through β times the negative log-likelihood of the positives under q alone."""
+    def positive_stream(self, positives: Sequence[tuple[Group, Candidate]], weight: float, sums: StepSums) -> None:
+        """Go backward through the weight β times the negative log-likelihood of the positives under q alone."""
         batch = self.tokens([group.prompt for group, _ in positives], [c.ids for _, c in positives])
         weights = losses.token_weights(
             batch.mask, self.positive_loss.aggregation, self.pipeline.tools.sampling.max_tokens
@@ -133,9 +133,9 @@ class Algorithm(Updates):
         for rows, part in self.micro_batches(batch, torch.arange(len(batch.mask)), sums):
             logp = self.score(self.policy, part)
             loss = (weights[rows, : part.mask.shape[1]] * losses.sft_loss(logp)).sum()
-            self.manual_backward(beta * loss)
+            self.manual_backward(weight * loss)
             sums.per_update("loss/sft", loss)
-            sums.per_update("loss/total", beta * loss.item())
+            sums.per_update("loss/total", weight * loss.item())
             sums.total("throughput/tokens_trained", part.mask.sum())
 
     def tokens(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> TokenBatch:

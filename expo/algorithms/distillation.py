@@ -1,8 +1,9 @@
 """On-policy self-distillation: a teacher, which is the policy seeing more, scores the student's own tokens.
 
-    loss = GRPO's  +  λ · Σ w_T · D(p_S(·|q, y_<t), p_T(·|q, x, y_<t))
+    loss = GRPO's  +  λ · Σ w_T · min(ρ, ratio_cap) · D(p_S(·|q, y_<t), p_T(·|q, x, y_<t))
 
-with privilege x, GRPO's terms as in `expo.algorithms.grpo`, and w_T the weights of the tokens that the teacher guides.
+with privilege x, GRPO's terms as in `expo.algorithms.grpo`, w_T the weights of the tokens that the teacher guides, and
+ρ = π_θ / π_old of the token, without a gradient.
 No gradient goes through p_T, and no explanation is sampled. Instead of D, the teacher's opinion of the sampled token
 can be (a part of) its advantage. OPSD (arXiv 2601.18734), SDPO (2601.20802), SDPG (2606.04036), RLCSD (2606.11709) and
 OP²SD (2608.09228) are choices among the keys.
@@ -63,8 +64,8 @@ def evenness(sums: StepSums) -> float | None:
 class SelfDistillation(GRPO):
     """One step: rollouts, the teacher's opinion of their tokens, then `updates_per_rollout` optimizer steps.
 
-    A rollout for which there is nothing to show is not distilled. The mean over tokens (`token_mean`) is then one over
-    the others' tokens; in `sequence_mean` and `constant` such a rollout counts as one with a divergence of 0.
+    A rollout without privilege is not distilled. `token_mean` averages D over the guided tokens alone; `sequence_mean`
+    and `constant` divide by all rollouts, so that one that is not guided counts as D = 0.
     """
 
     conf: SelfDistillationConf

@@ -78,8 +78,8 @@ class DPO(Algorithm):
         prompts = [group.prompt for group, _, _ in pairs]
         both = [chosen.ids for _, chosen, _ in pairs] + [rejected.ids for _, _, rejected in pairs]
         self.preference_stream(self.tokens(prompts * 2, both), len(pairs), sums)
-        if experience.beta > 0:
-            self.positive_stream([(group, chosen) for group, chosen, _ in pairs], experience.beta, sums)
+        if experience.positive_weight > 0:
+            self.positive_stream([(group, chosen) for group, chosen, _ in pairs], experience.positive_weight, sums)
         self.take_step(sums)
         return sums
 

@@ -55,7 +55,7 @@ class GRPO(Algorithm):
     def update(self, experience: Experience) -> StepSums:
         groups = self.chosen(experience)
         rows = self.rows(experience, groups)
-        auxiliary = experience.beta > 0 and not self.positive_loss.joins_groups
+        auxiliary = experience.positive_weight > 0 and not self.positive_loss.joins_groups
         positives = experience.positives if auxiliary else []
         active = torch.stack([term.active(rows) for term in self.terms]).any(dim=0).nonzero().squeeze(1)
         sums = StepSums(self.conf.updates_per_rollout)
@@ -64,7 +64,7 @@ class GRPO(Algorithm):
             sums.total("problem/passed_over", self.retries.passed)
         for update in range(self.conf.updates_per_rollout):
             self.policy_stream(rows, active, update == 0, sums)
-            self.positive_stream(positives, experience.beta, sums)
+            self.positive_stream(positives, experience.positive_weight, sums)
             if len(active) or positives:
                 self.take_step(sums)
         return sums
@@ -112,7 +112,7 @@ class GRPO(Algorithm):
         """Return the rollouts of `groups`, and after them the positives that have joined, with advantages. Args: e, the
         whole experience, for subclasses."""
         rollouts, joined = [(group, c) for group in groups for c in group.completions], self.members(groups)
-        on_policy, off_policy = self.advantages(groups)
+        on_policy, from_positive = self.advantages(groups)
         prompts = [c.prompt for _, c in rollouts] + [group.prompt for group, _ in joined]
         batch = self.tokens(prompts, [*(c.ids for _, c in rollouts), *(c.ids for _, c in joined)])
         sampler = [logp for _, c in rollouts for logp in c.logp] + [0.0 for _, c in joined for _ in c.ids]
@@ -121,7 +121,7 @@ class GRPO(Algorithm):
         swapped = [under_question and hinted for group in groups for hinted in group.hinted]
         return Rows(
             batch,
-            torch.cat([on_policy, off_policy]).to(self.device),
+            torch.cat([on_policy, from_positive]).to(self.device),
             torch.tensor([False] * len(rollouts) + [True] * len(joined), device=self.device).unsqueeze(1),
             zeros.masked_scatter(batch.mask.bool(), torch.tensor(sampler, device=self.device)),
             zeros.clone(),
@@ -188,8 +188,8 @@ class GRPO(Algorithm):
         cut, mask = (index, slice(part.mask.shape[1])), (part.mask > 0).float()
         if first:
             rows.old_logp[cut] = logp.detach()
-        old_logp, sampler_logp, off_policy = rows.old_logp[cut], rows.sampler_logp[cut], rows.off_policy[index]
-        on_policy = mask * ~off_policy
+        old_logp, sampler_logp, from_positive = rows.old_logp[cut], rows.sampler_logp[cut], rows.from_positive[index]
+        on_policy = mask * ~from_positive
         as_sampled = on_policy * rows.as_sampled[index]
         sampler_kl = (as_sampled * losses.kl(sampler_logp, old_logp, "k3")).sum()
         sums.mean("policy/sampler_kl", sampler_kl, as_sampled.sum())
@@ -198,6 +198,6 @@ class GRPO(Algorithm):
         )
         advantages = rows.advantages[index]
         return Scored(
-            logp, old_logp, mask, on_policy, off_policy, advantages, advantages, sampler_weights,
+            logp, old_logp, mask, on_policy, from_positive, advantages, advantages, sampler_weights,
             partial(self.score_reference, part, temperature), entropy,
         )  # fmt: skip

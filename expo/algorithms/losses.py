@@ -203,9 +203,9 @@ def policy_loss(
     return loss, rho, stopped
 
 
-def off_policy_loss(logp: Tensor, advantages: Tensor, shaping: float) -> Tensor:
-    """Return -f Â per token of a group member that the policy did not sample, and whose sampling probability is
-    unknown.
+def member_loss(logp: Tensor, advantages: Tensor, shaping: float) -> Tensor:
+    """Return -f Â per token of a positive that joined a group: the policy did not sample it, and its sampling
+    probability is unknown.
 
     With `shaping` γ > 0, f = π_θ / (π_θ + γ) (LUFFY, arXiv 2504.14945, eq. 6), which cares most for unlikely tokens;
     with 0, a ratio of 1 with the gradient of log π_θ. Never clipped. Args: logp `[B, T]`; advantages `[B]`. Returns
@@ -228,11 +228,12 @@ CORRECTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = functions_of(
 
 
 def sampler_weights(old_logp: Tensor, sampler_logp: Tensor, mask: Tensor, correction: str | None, cap: float) -> Tensor:
-    """Return min(π_old / π_sampler, cap): truncated importance sampling between trainer and sampler (arXiv 2508.02260
+    """Return the truncated importance weights min(π_old / π_sampler, cap) between trainer and sampler (arXiv 2508.02260
     and others).
 
-    The sampler computes the same distribution with other kernels or precision; the weight takes out the bias. Args:
-    old_logp, sampler_logp, mask `[B, T]`; correction, a key of `CORRECTIONS`. Returns `[B, T]`, no gradient.
+    π_sampler is what the engine sampled from: the same weights in other kernels or formats, or with `rollout.ahead=1`
+    those of one update ago. Args: old_logp, sampler_logp, mask `[B, T]`; correction, a key of `CORRECTIONS`. Returns
+    `[B, T]`, no gradient.
     """
     log_ratio = CORRECTIONS[correction or "none"]((old_logp - sampler_logp).detach(), mask)
     return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp().clamp(max=cap)

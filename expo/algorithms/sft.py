@@ -33,7 +33,7 @@ class SFT(Algorithm):
 
     def update(self, experience: Experience) -> StepSums:
         sums = StepSums()
-        if experience.positives and experience.beta > 0:
-            self.positive_stream(experience.positives, experience.beta, sums)
+        if experience.positives and experience.positive_weight > 0:
+            self.positive_stream(experience.positives, experience.positive_weight, sums)
             self.take_step(sums)
         return sums

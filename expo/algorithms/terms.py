@@ -25,8 +25,8 @@ class Rows:
 
     batch: TokenBatch
     advantages: Tensor  # [B]
-    off_policy: Tensor  # [B, 1], True for a positive, which the policy did not sample
-    sampler_logp: Tensor  # [B, T], 0 where off-policy
+    from_positive: Tensor  # [B, 1], True for a positive in its group, which the policy did not sample
+    sampler_logp: Tensor  # [B, T], 0 on positives
     old_logp: Tensor  # [B, T], log π_old, filled by the first pass
     as_sampled: Tensor  # [B, 1], False where a hint was taken out of the prompt after sampling
     guided: Tensor  # [B], True where the teacher knows more of the row's problem than the policy
@@ -42,7 +42,7 @@ class Scored:
     old_logp: Tensor  # [b, T]
     mask: Tensor  # [b, T], 1 on tokens of completions
     on_policy: Tensor  # [b, T], 1 on those that the policy sampled
-    off_policy: Tensor  # [b, 1]
+    from_positive: Tensor  # [b, 1]
     advantages: Tensor  # [b]
     token_advantages: Tensor  # [b] or [b, T]: the same, or as a teacher shapes them
     sampler_weights: Tensor  # [b, T], weight that corrects the sampler, see `losses.sampler_weights`
@@ -95,8 +95,8 @@ class Surrogate(Term):
         loss, rho, clipped = losses.policy_loss(s.logp, s.old_logp, s.mask, s.token_advantages, self.conf)
         sums.mean("policy/ratio_mean", (rho * s.on_policy).sum(), s.on_policy.sum())
         sums.mean("policy/clip_frac", (clipped * s.on_policy).sum(), s.on_policy.sum())
-        member = losses.off_policy_loss(s.logp, s.advantages, self.member_shaping)
-        return torch.where(s.off_policy, member, s.sampler_weights * loss)
+        member = losses.member_loss(s.logp, s.advantages, self.member_shaping)
+        return torch.where(s.from_positive, member, s.sampler_weights * loss)
 
 
 class KL(Term):

@@ -15,7 +15,7 @@ from expo.ground.ranks import Ranks
 from expo.model.scoring import TokenBatch, micro_batches
 from expo.model.shares import gathered, sums_of
 from expo.rollout.sharded import WholeCopy
-from expo.step.positives.schedules import DECAY
+from expo.step.schedules import DECAY
 from expo.step.sums import StepSums
 
 
@@ -42,8 +42,8 @@ class Updates(LightningModule):
         self.automatic_optimization = False  # a step may take several updates, each over several streams
         self.policy, self.whole, self.ranks = policy, whole, ranks
         self.optimizer_conf, self.trainer_conf = optimizer, trainer
-        self.live = True  # whether the row at hand counts, see `parts`
-        self.dealt = False  # whether rows have gone through `parts` since the last update
+        self.counts = True  # False for a row that only fills up a device's share, see `micro_batches`
+        self.dealt = False  # whether rows have gone through `micro_batches` since the last update
         self.pending = False  # whether there is a gradient with which no step has been taken
 
     @property
@@ -74,9 +74,9 @@ class Updates(LightningModule):
             # Others go through one more, and cannot without this device's share of the weights: a row that counts for
             # nothing.
             sums_before = dict(sums)
-            self.live = False
+            self.counts = False
             yield batches[0][0][:1], batch.rows(batches[0][0][:1])
-            self.live = True
+            self.counts = True
             sums.clear()
             sums.update(sums_before)
         self.ranks.add_up(sums, before)
@@ -85,7 +85,7 @@ class Updates(LightningModule):
         """Go backward through a loss; through 0 · loss for a row that only fills up a device's share, see
         `micro_batches`."""
         self.pending = True
-        super().manual_backward(loss if self.live else 0 * loss, *args, **kwargs)
+        super().manual_backward(loss if self.counts else 0 * loss, *args, **kwargs)
 
     def take_step(self, sums: StepSums) -> None:
         """Sum the gradients over devices, clip, check, and step. Call it only with a gradient: momentum and weight

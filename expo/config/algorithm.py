@@ -47,8 +47,8 @@ class AlgorithmConf:
         """Return whether a moving average of the policy scores."""
         return False
 
-    def bound_to_length(self, step: int) -> str | None:
-        """Return why a longer run's first `step` steps differ from a shorter run's; None where they do not."""
+    def why_not_extendable(self, step: int) -> str | None:
+        """Return why a longer run cannot go on from a shorter one after `step` steps; None where it can."""
         ours = self._target_.startswith("expo.")
         return None if ours else f"expo does not know whether {self._target_} looks at trainer.max_steps"
 
@@ -115,9 +115,9 @@ class DPOConf(PositivesOnlyConf):
     def explains_by_step(self) -> bool:
         return False  # those of a round are asked for at once, and kept with its pairs
 
-    def bound_to_length(self, step: int) -> str | None:
+    def why_not_extendable(self, step: int) -> str | None:
         if self.pairs_every and step % self.pairs_every == 0:
-            return super().bound_to_length(step)
+            return super().why_not_extendable(step)
         return "DPO makes the pairs of all steps of a round, or of the run, at its start"
 
     @property

@@ -112,8 +112,9 @@ class DatasetConf:
         return self.path is not None and self.eval_path is None
 
     @property
-    def drawn_by_name(self) -> list[str]:
-        """Return the keys of local files of which a part is taken. The file's name and its lines decide which rows."""
+    def subsampled_files(self) -> list[str]:
+        """Return which of `path` and `eval_path` are local files that are used in part. The file's name and lines
+        decide which rows: the name counts into the identity."""
         path_drawn = self.path is not None and (self.shares_file or self.limit is not None)
         other = self.eval_path is not None and (self.limit is not None or self.eval_limit is not None)
         return [name for name, drawn in (("path", path_drawn), ("eval_path", other)) if drawn]

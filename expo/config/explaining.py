@@ -15,16 +15,16 @@ class When(Enum):
     AFTERWARDS = "in a call of its own, after all rollouts are judged and hints are given"
 
 
-def when_explained(positives: PositivesConf, algorithm: AlgorithmConf) -> When:
+def explanation_timing(positives: PositivesConf, algorithm: AlgorithmConf) -> When:
     """Decide when a step asks for explanations. Asked for later, they share less of a decoding batch with the rollouts.
 
     One call needs one set of weights: that of the policy that makes the rollouts. From the start, it also has to be
     known that every problem gets an explanation, and what is shown for it.
     """
     makes_rollouts = "snapshot" if algorithm.uses_snapshot else "current"
-    if positives.writer != makes_rollouts or positives.asks_after == "hints":
+    if positives.writer != makes_rollouts or positives.waits_for == "hints":
         return When.AFTERWARDS
-    if positives.asks_after == "nothing" and positives.explains_all and not algorithm.uses_snapshot:
+    if positives.waits_for == "nothing" and positives.explains_all and not algorithm.uses_snapshot:
         return When.WITH_ROLLOUTS
     return When.AS_GROUPS_END if algorithm.group_size else When.AFTERWARDS
 

@@ -1,4 +1,5 @@
-"""Hash a run's identity: everything that changes its result."""
+"""Hash a run's identity: everything that changes its result. Each key's declaration says whether it counts (`key.py`);
+`run_dir` finds a run by it, and `Run.finished` keeps it from being made again."""
 
 import dataclasses
 import hashlib
@@ -129,7 +130,7 @@ def _hashed(path: Path, *stamp: int) -> str:
 
 def _with_contents(tree: dict[str, Any], cfg: Config) -> dict[str, Any]:
     """Return the tree with hashes of data and local model files, and the name of a file of which a part is taken."""
-    if drawn := cfg.dataset.drawn_by_name:
+    if drawn := cfg.dataset.subsampled_files:
         tree["dataset"]["drawn"] = {name: Path(tree["dataset"][name]).name for name in drawn}
     tree["dataset"] |= data_content(cfg)
     place = Path(located(tree["model"]["path"]))

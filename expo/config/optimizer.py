@@ -26,8 +26,8 @@ class OptimizerConf:
     max_grad_norm: float = key(1.0, above=0, finite=False, help="gradients are clipped to this norm; inf: never")
 
     @property
-    def bound_to_length(self) -> str | None:
-        """Return why a longer run's first steps differ from a shorter run's; None where they do not."""
+    def why_not_extendable(self) -> str | None:
+        """Return why a longer run cannot go on from a shorter one: its first steps differ. None where it can."""
         return None if self.schedule == "constant" else "the learning rate falls towards the last step"
 
     def rules(self, cfg: Config) -> Rules:

@@ -68,8 +68,8 @@ class PositivesConf:
         return None
 
     @property
-    def bound_to_length(self) -> str | None:
-        """Return why a longer run's first steps differ from a shorter run's; None where they do not."""
+    def why_not_extendable(self) -> str | None:
+        """Return why a longer run cannot go on from a shorter one: its first steps differ. None where it can."""
         ours = self._target_.startswith("expo.")
         return None if ours else f"expo does not know whether {self._target_} looks at the share of the run done"
 
@@ -78,8 +78,9 @@ class PositivesConf:
         return False
 
     @property
-    def asks_after(self) -> str:
-        """Return after what a positive can be asked for: `nothing`, `group` (its rollouts are judged) or `hints`."""
+    def waits_for(self) -> str:
+        """Return the stage of a step that must be over before explanations are asked for: `nothing`, `group` (its
+        rollouts are judged) or `hints`."""
         return "nothing"
 
     @property
@@ -121,10 +122,10 @@ class SourceConf(PositiveLossConf, PositivesConf):
     )
 
     @property
-    def bound_to_length(self) -> str | None:
+    def why_not_extendable(self) -> str | None:
         if self.schedule in ("linear", "cosine"):
             return f"positives.schedule={self.schedule} changes with the share of the run done"
-        return super().bound_to_length
+        return super().why_not_extendable
 
     @property
     def explains_all(self) -> bool:
@@ -147,7 +148,7 @@ class ExpertConf(SourceConf):
 class SelfExplanationConf(SourceConf):
     """The policy's explanation of the known answer (ExPO)."""
 
-    right_after: ClassVar[str] = "nothing"  # what a right answer's explanation waits for
+    true_answer_waits_for: ClassVar[str] = "nothing"  # `waits_for`, where the true answer is shown
     _target_: str = "expo.step.positives.sources.SelfExplanation"
     explainer: str = key(
         "reference",
@@ -202,13 +203,13 @@ class SelfExplanationConf(SourceConf):
         return self.explainer
 
     def from_bank(self, algorithm: AlgorithmConf) -> bool:
-        written_ahead = self.explainer == "reference" and self.asks_after != "hints"
+        written_ahead = self.explainer == "reference" and self.waits_for != "hints"
         return self.bank and written_ahead and algorithm.explains_by_step and self._target_.startswith("expo.")
 
     @property
-    def asks_after(self) -> str:
+    def waits_for(self) -> str:
         # The wrong answer is that of a rollout which is left after hints.
-        return "hints" if self.shown_answer == "wrong" else self.right_after
+        return "hints" if self.shown_answer == "wrong" else self.true_answer_waits_for
 
     def rules(self, cfg: Config) -> Rules:
         yield from super().rules(cfg)
@@ -223,7 +224,7 @@ class SelfExplanationConf(SourceConf):
 class StarConf(SelfExplanationConf):
     """The policy's own right sample; where it has none, its explanation of the known answer (STaR)."""
 
-    right_after: ClassVar[str] = "group"  # only where no rollout of its own is right
+    true_answer_waits_for: ClassVar[str] = "group"  # only where no rollout of its own is right
     _target_: str = "expo.step.positives.sources.STaR"
 
 
@@ -233,7 +234,7 @@ class ParaphraseConf(SelfExplanationConf):
 
     _target_: str = "expo.step.positives.sources.ExpertParaphrase"
     needs_solutions: ClassVar[bool] = True
-    right_after: ClassVar[str] = "group"  # the rollouts give the length
+    true_answer_waits_for: ClassVar[str] = "group"  # the rollouts give the length
     length_ratio: float = key(
         1.25,
         low=1,

@@ -49,7 +49,7 @@ class RolloutConf:
         return self.in_place
 
     @property
-    def bound_to_length(self) -> str | None:
+    def why_not_extendable(self) -> str | None:
         """Return why a longer run cannot go on from the end of a shorter one; None where it can."""
         return None
 
@@ -147,7 +147,7 @@ class VLLMConf(RolloutConf):
         return bool(self.ahead) or not in_float32 or cfg.trainer.precision != "32-true"
 
     @property
-    def bound_to_length(self) -> str | None:
+    def why_not_extendable(self) -> str | None:
         return "rollout.ahead=1: its last step began no rollouts for the next" if self.ahead else None
 
     @property

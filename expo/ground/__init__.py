@@ -1,1 +1,2 @@
-"""What every room stands on and imports nothing of expo: problems, files, progress, the processes of a run (ranks)."""
+"""What every room stands on: problems, files, progress, the processes of a run (ranks). Of expo it imports
+`config.errors` alone."""

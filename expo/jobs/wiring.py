@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from expo.algorithms.pair_store import PairStore
 from expo.config import Config, PartialConf, RewardConf, UserError, build, pairs_identity, run_dir
-from expo.config.explaining import frozen_copies, when_explained
+from expo.config.explaining import explanation_timing, frozen_copies
 from expo.config.identity import bank_identity
 from expo.cost.machine import DEVICES
 from expo.cost.memory import settled
@@ -23,7 +23,7 @@ from expo.ground.problem import Problem
 from expo.ground.ranks import ALONE, Ranks
 from expo.jobs.checks import check_extraction, check_world
 from expo.model.checks import check_bits, check_packing, check_rounding, check_scoring, reads_rightly, row_limit
-from expo.model.policy import as_it_began, as_multiplied, causal_lm, compute_in, frozen_copy
+from expo.model.policy import as_it_began, cast_frozen_linears, causal_lm, compute_in, frozen_copy
 from expo.model.prompts import Prompts
 from expo.rollout.checks import check_decoding
 from expo.rollout.dealt import DealtEngine
@@ -140,7 +140,7 @@ def build_run(cfg: Config, verifier: Verifier, commit: str | None = None) -> tup
         reward=make_reward(cfg, verifier),
         scorer=Scorer(generating, tokenizer, prompts, cfg.trainer.micro_batch_size, ranks),
         tools=tools,
-        when=when_explained(cfg.positives, cfg.algorithm),
+        when=explanation_timing(cfg.positives, cfg.algorithm),
     )
     shared = Path(cfg.output_dir, cfg.dataset.name, "pairs", pairs_identity(cfg))
     # `make_run` says where the run's own are, once that is sure.
@@ -156,12 +156,12 @@ def build_run(cfg: Config, verifier: Verifier, commit: str | None = None) -> tup
 
 
 def hold_base(cfg: Config, policy: PreTrainedModel) -> None:
-    """Hold a policy's frozen weights as they are multiplied, see `as_multiplied`: the base under a LoRA adapter.
+    """Hold a policy's frozen weights as they are multiplied, see `cast_frozen_linears`: the base under a LoRA adapter.
 
     Shares are of one format, though, and a model into which an earlier adapter was merged is saved as a whole.
     """
     if cfg.trainer.strategy != "fsdp" and not getattr(causal_lm(policy), "begun_from_adapter", False):
-        as_multiplied(policy)
+        cast_frozen_linears(policy)
 
 
 def read_data(
@@ -181,7 +181,7 @@ def read_data(
 def load_model(
     cfg: Config, to_device: bool = True, commit: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Prompts]:
-    """Load the model, move it to its device, for which engines are made by where they find it, and load its prompts.
+    """Load the model, its tokenizer and its prompts. The model goes to its device: engines ask where they find it.
 
     Raises UserError for what cannot be loaded, and for a model that cannot be scored rightly.
     """
@@ -220,10 +220,10 @@ def frozen_models(cfg: Config, policy: PreTrainedModel) -> tuple[PreTrainedModel
     """Return the frozen reference and the snapshot, each None where nothing needs a copy of its own."""
     initial, earlier = frozen_copies(cfg)
     reference, snapshot = (frozen_copy(policy) if wanted else None for wanted in (initial, earlier))
-    # Where rounds begin from the reference, it is whole.
+    # STaR gives the policy the reference's weights again: these must not be rounded.
     for frozen in (None if cfg.algorithm.uses_snapshot else reference, snapshot):
         if frozen is not None:
-            as_multiplied(frozen)
+            cast_frozen_linears(frozen)
     return reference, snapshot
 
 

@@ -296,12 +296,12 @@ def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
     return frozen
 
 
-def as_multiplied(model: PreTrainedModel) -> PreTrainedModel:
-    """Hold a model's frozen matrices in the format in which they are multiplied: their numbers stay the same to the
-    bit.
+def cast_frozen_linears(model: PreTrainedModel) -> PreTrainedModel:
+    """Cast a model's frozen `nn.Linear` weights, in place, to the format of autocast, which would cast them anew for
+    each token. Return the model.
 
-    Autocast keeps no casts of them, and makes them anew for each token. A head that is tied to the embedding, and
-    norms, are read in their own format. Do not train from such weights, nor save them as a model's own.
+    Its outputs stay the same to the bit; the weights are rounded: do not train from them, nor save them. A head that is
+    tied to the embedding, and norms, keep their format.
     """
     causal = causal_lm(model)
     if dtype := getattr(causal, "compute_dtype", None):

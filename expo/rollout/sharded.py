@@ -72,7 +72,7 @@ def in_16_bit(layer: nn.Module, dtype: torch.dtype) -> MixedPrecisionPolicy:
 
 
 def _take_shares(model: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Turn whole tensors that are about to be loaded into this device's shares."""
+    """Replace each whole tensor in `state` by this device's share of it, before `load_state_dict` reads it."""
     for name, weight in model.state_dict().items():
         if prefix + name in state:
             state[prefix + name] = like(state[prefix + name], weight)

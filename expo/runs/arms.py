@@ -8,8 +8,8 @@ from expo.config.from_run import config_tree
 from expo.config.identity import changing
 from expo.config.key import flat, shown
 
-# What an arm's name stands for: these may differ between names, and are only told within one.
-NAMED = ("algorithm.", "positives.", "hints.", "needs")
+# Keys that an arm's name implies: a label tells one only where runs of the same name differ in it.
+IMPLIED_BY_NAME = ("algorithm.", "positives.", "hints.", "needs")
 
 
 def settings_of(directory: str | Path) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def arm_names(summaries: Sequence[Mapping[str, Any]], settings: Sequence[Mapping
 def _tells_arms_apart(key: str, names: Sequence[str], settings: Sequence[Mapping[str, Any]]) -> bool:
     """Return whether a key tells arms apart that have the same names."""
     values = [repr(of_run.get(key)) for of_run in settings]
-    if not key.startswith(NAMED):
+    if not key.startswith(IMPLIED_BY_NAME):
         return len(set(values)) > 1
     return any(len({v for v, n in zip(values, names, strict=True) if n == name}) > 1 for name in set(names))
 

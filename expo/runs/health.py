@@ -48,8 +48,8 @@ EVALUATED = (Sign("pass@1", True, 0.1, 0.5, "it no longer solves what it solved"
 
 
 @dataclass(frozen=True)
-class Still:
-    """Sign of a run that is dead from its first step: a scalar at its worst in all of the first DEAD_AFTER steps."""
+class StuckSign:
+    """Sign of a run that is dead from its start: a scalar at its worst value in each of the first DEAD_AFTER steps."""
 
     metric: str
     worst: float
@@ -62,28 +62,28 @@ class Still:
 
 
 DEAD_AFTER = 5
-STILL = (
-    Still(
+STUCK = (
+    StuckSign(
         "completion/truncated_frac",
         1.0,
         "no completion ends",
         "raise rollout.max_completion_tokens, or show an example: prompts.examples; if they ramble on after the "
         "answer, the model's end token is not its chat template's (model.chat_template)",
     ),
-    Still(
+    StuckSign(
         "reward/unparseable_frac",
         1.0,
         "no completion has an answer where verifier.extract looks",
         "make prompts.solve ask for it, or show an example: prompts.examples; expo samples shows what was written",
     ),
-    Still(
+    StuckSign(
         "reward/all_wrong_frac",
         1.0,
         "no rollout is right, so that rewards teach nothing",
         "begin with easier problems (dataset.levels) or more rollouts (algorithm.group_size)"
         ", or positives=self_explanation; expo verify says how answers are compared",
     ),
-    Still(
+    StuckSign(
         "reward/all_right_frac",
         1.0,
         "every rollout is right, so that rewards teach nothing",
@@ -104,7 +104,7 @@ class Collapse:
     noticed: int
 
     def __str__(self) -> str:
-        if self.metric in {still.metric for still in STILL} and self.best == self.now:
+        if self.metric in {still.metric for still in STUCK} and self.best == self.now:
             return (
                 f"the run is dead from its first step: {self.metric} is {self.now:g} in all of {self.noticed} "
                 f"steps: {self.meaning}"
@@ -137,7 +137,7 @@ def why_none_is_right(
         return []
     unread = [row for row in rows if row["verdict"] == "unparseable"]
     cut, mute = sum(row["truncated"] for row in unread), 2 * len(unread) >= len(rows)
-    ends, unreadable, wrong, _ = STILL
+    ends, unreadable, wrong, _ = STUCK
     still = wrong if not mute else ends if 2 * cut >= len(unread) else unreadable
     explains = ", or positives=self_explanation" if not cfg.positives.writer else ""
     remedy = still.remedy.replace(", or positives=self_explanation", explains)
@@ -196,8 +196,9 @@ def marks_of(summary: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> 
 
 
 @dataclass
-class Watch:
-    """One sign over a run. `best` is the best mean so far of up to `window` steps, all before the last `window`."""
+class SignState:
+    """Follows one sign over a run. `best` is the best mean so far of up to `window` values, all before the latest
+    `window` values."""
 
     sign: Sign
     recent: list[float] = field(default_factory=list)  # of the last 2 windows of steps that have the scalar
@@ -241,12 +242,12 @@ class Watch:
 class Health:
     """All signs of a run. `state` is plain data that resumes it."""
 
-    watches: dict[str, Watch] = field(
-        default_factory=lambda: {sign.metric: Watch(sign) for sign in (*SIGNS, *EVALUATED)}
+    watches: dict[str, SignState] = field(
+        default_factory=lambda: {sign.metric: SignState(sign) for sign in (*SIGNS, *EVALUATED)}
     )
     dead: dict[str, int] = field(default_factory=dict)  # steps from the first one on in which a scalar is at its worst
 
-    def see(self, metrics: Mapping[str, float | None]) -> list[tuple[Watch, float]]:
+    def see(self, metrics: Mapping[str, float | None]) -> list[tuple[SignState, float]]:
         """Watch the scalars of a step, or of an evaluation. Returns the signs that collapse from now on, each with its
         mean now; undefined scalars are skipped."""
         collapsing = []
@@ -257,20 +258,20 @@ class Health:
                 collapsing.append((watch, now))
         return collapsing
 
-    def see_dead(self, metrics: Mapping[str, float | None], step: int) -> list[Still]:
+    def see_dead(self, metrics: Mapping[str, float | None], step: int) -> list[StuckSign]:
         """Watch a step for signs of a dead run. Returns, once, after DEAD_AFTER steps, those always at their worst.
 
         Args: step, steps done. A run that learns from positives is not dead where rewards are all equal.
         """
         has_positives = bool(metrics.get("positive/used_frac"))
-        for still in STILL:
+        for still in STUCK:
             value = metrics.get(still.metric)
             equal = still.metric.startswith("reward/all_")
             if value == still.worst and not (equal and has_positives) and self.dead.get(still.metric, 0) == step - 1:
                 self.dead[still.metric] = step
         if step != DEAD_AFTER:
             return []
-        dead = [still for still in STILL if self.dead.get(still.metric) == step]
+        dead = [still for still in STUCK if self.dead.get(still.metric) == step]
         # Where none can be read, all are wrong for that reason.
         return dead[:1] if dead and dead[0].metric != "reward/all_wrong_frac" else dead
 
@@ -293,4 +294,6 @@ class Health:
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> Self:
         signs = (*SIGNS, *EVALUATED)
-        return cls({sign.metric: Watch(sign, **state.get(sign.metric, {})) for sign in signs}, state.get("dead", {}))
+        return cls(
+            {sign.metric: SignState(sign, **state.get(sign.metric, {})) for sign in signs}, state.get("dead", {})
+        )

@@ -84,7 +84,7 @@ class Candidate:
     # Measured under the policy before its update, where measured at all; means are per token, lifts in nats.
     logp_given_q: float | None = None
     logp_given_qa: float | None = None
-    answer_lift: float | None = None  # log π(a*|q, c) - log π(a*|q, own completion)
+    answer_lift: float | None = None  # log π(a*|q, c) less the median of log π(a*|q, own completion)
 
     def unmeasured(self) -> "Candidate":
         """Return the candidate without its measured properties."""
@@ -154,12 +154,12 @@ Groups = Mapping[int, Group]  # judged groups by index of the problem in its ste
 
 @dataclass
 class Experience:
-    """What one step learns from: P groups of G rollouts each. `Algorithm.training_step` sets `beta` before the
-    update."""
+    """What one step learns from: P groups of G rollouts each. `Algorithm.training_step` sets `positive_weight`
+    before the update."""
 
     groups: list[Group]
     step: int = 0
-    beta: float = 0.0  # weight of the positives, where they are an auxiliary term of the loss
+    positive_weight: float = 0.0  # β, annealed: of the positives, where they are an auxiliary term of the loss
     gives_hints: bool = False
     reused: int = 0  # positives from the cache
     generated_tokens: int = 0  # of rollouts, hints and explanations

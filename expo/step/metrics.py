@@ -15,7 +15,7 @@ LOSS_TERMS = ("loss/total", "loss/policy", "loss/kl", "loss/sft", "loss/preferen
 STAGES = ("rollout", "verify", "hint", "explain", "update", "sync")
 
 
-def step_metrics(experience: Experience, sums: StepSums, beta: float | None) -> dict[str, float | None]:
+def step_metrics(experience: Experience, sums: StepSums, positive_weight: float | None) -> dict[str, float | None]:
     """Return the scalars of one step from its experience and from what the updates summed up.
 
     None (null in metrics.jsonl) where something does not exist: a log-probability of 0, say, would mean certainty.
@@ -33,7 +33,7 @@ def step_metrics(experience: Experience, sums: StepSums, beta: float | None) -> 
         **{"policy/kl": None, "policy/ratio_mean": 1.0, "policy/clip_frac": 0.0, "policy/sampler_kl": None},
         **{"policy/grad_norm": 0.0, "policy/updates_skipped": 0.0},
         **_positive_metrics(e),
-        "weight/positive": beta,
+        "weight/positive": positive_weight,
         **{f"time/{stage}_s": seconds.get(stage, 0.0) for stage in STAGES},
         # No part of the step's own: with it, runs that share pairs or a bank can be compared, whoever has made them.
         "time/shared_s": e.shared_s,

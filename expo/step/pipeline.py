@@ -52,6 +52,7 @@ class Pipeline:
 
     A group is explained whose problem has none in the cache, whose verdicts pass the gate (`source.gets_positive`),
     which the source explains (`to_explain`: e.g. a wrong answer has to be there to be shown), and whose prompt fits.
+    `run` asks for it, or `GroupsAsTheyEnd` as soon as a group is judged.
     """
 
     engines: Engines

@@ -8,8 +8,8 @@ from expo.ground.problem import Problem
 from expo.step.experience import Experience, Tools
 from expo.verifier.answers import Verdict
 
-# (experience, index of a group, a rollout's place in it) -> its problem with what is shown of it: the solution, or
-# without one the answer. None: nothing.
+# (experience, index of a group, index of a rollout in it, tools) -> the problem to put into the teacher's prompt: its
+# solution is shown, or where it has none its answer. None: this rollout has no teacher.
 Privilege = Callable[[Experience, int, int, Tools], Problem | None]
 
 

@@ -187,9 +187,10 @@ def _sum(directories: Iterable[Path], name: str) -> float | None:
 
 
 def common_steps(directories: Iterable[Path], name: str) -> set[int] | None:
-    """Return the steps at which all runs that ever have a scalar of NOT_EVERY_STEP have it; None for others: all count.
+    """Return the steps to average a scalar over: of NOT_EVERY_STEP, those at which every run that logs it has it; of
+    others None, all steps.
 
-    Such a scalar changes over a run: a mean over every step is not to be held against one over every tenth.
+    A scalar changes over a run: a mean over every step is not to be held against one over every tenth.
     """
     if name not in NOT_EVERY_STEP:
         return None

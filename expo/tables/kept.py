@@ -108,7 +108,7 @@ def _restored(directory: Path, record: Mapping[str, Any], configs: dict[str, Con
 def _check(run: PlannedRun, kept_config: Config, folder: Path) -> None:
     """Raise UserError where a saved run is not the planned one. Models are compared by path, so need not exist."""
     before, now = (replace(cfg, model=replace(cfg.model, path="ladder")) for cfg in (kept_config, run.cfg))
-    for key in _ASIDE[run.command]:
+    for key in _ALSO_COMPARED[run.command]:
         _same(run, key, _value(kept_config, key), _value(run.cfg, key), folder)
     if identity(before) == identity(now):
         return
@@ -118,8 +118,8 @@ def _check(run: PlannedRun, kept_config: Config, folder: Path) -> None:
     raise UserError(f"kept=true: {run.arm} seed {run.seed} was made with another {key} ({folder}); leave kept out")
 
 
-# What the identity leaves out, or was taken out of here, by command.
-_ASIDE = {
+# Keys to compare beside the identity, by command: it does not hash them, or `_check` has replaced them (model.path).
+_ALSO_COMPARED = {
     "train": ["model.path"],
     "evaluate": ["model.path", "dataset.part"],
     "diagnose": [

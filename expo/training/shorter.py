@@ -53,7 +53,9 @@ def inherit(run: Run, evaluator: Evaluator) -> int:
     for step, other in sorted(_shorter(run), key=lambda step_and_run: -step_and_run[0]):
         cfg = run.cfg
         parts = (cfg.positives, cfg.optimizer, cfg.rollout)
-        reason = cfg.algorithm.bound_to_length(step) or next(filter(None, (p.bound_to_length for p in parts)), None)
+        reason = cfg.algorithm.why_not_extendable(step) or next(
+            filter(None, (p.why_not_extendable for p in parts)), None
+        )
         message = f"{other.dir} is this run but for trainer.max_steps={other.cfg.trainer.max_steps}"
         with unused(other.dir) as free:
             if not free:

@@ -79,7 +79,7 @@ def _verdict_by_form(answer: str, gold: str, how: Kind) -> Verdict | None:
 
 
 @lru_cache(maxsize=4096)
-def judge(answer: str, gold: str, kind: str = AUTO) -> Verdict:
+def math_verify_verdict(answer: str, gold: str, kind: str = AUTO) -> Verdict:
     """Compute the verdict of math-verify, in a worker. They are cached: groups often repeat one wrong answer."""
     from math_verify import parse
     from sympy import Rational

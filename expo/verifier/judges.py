@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from expo.config import PythonVerifierConf, VerifierConf
 from expo.config.errors import UserError
 from expo.ground.problem import Problem
-from expo.verifier.answers import AUTO, Verdict, fast_verdict, judge
+from expo.verifier.answers import AUTO, Verdict, fast_verdict, math_verify_verdict
 from expo.verifier.kinds import KINDS
 
 # The import path of a function, and its arguments. A worker calls it: what it returns is a verdict.
@@ -21,7 +21,8 @@ Task = tuple[str, tuple[Any, ...]]
 
 
 class Judge(Protocol):
-    """Compares the final answer of a completion with a problem's. Who inherits it settles and refuses nothing."""
+    """Decides whether the final answer of a completion is right. A subclass has to write `task`: the inherited `settle`
+    sends every answer to a worker, and the inherited `refuses` takes every problem."""
 
     accepts_itself: bool  # whether the gold answer must be right about itself: each row is asked that when it is read
 
@@ -56,7 +57,11 @@ class ByKind:
         return f"the answer is no {kind}" if form is not None and form(problem.answer) is None else None
 
     def task(self, answer: str, problem: Problem) -> Task:
-        return f"{judge.__module__}.{judge.__name__}", (answer, problem.answer, self.kind(problem))
+        return f"{math_verify_verdict.__module__}.{math_verify_verdict.__name__}", (
+            answer,
+            problem.answer,
+            self.kind(problem),
+        )
 
 
 class Matching:

@@ -64,8 +64,8 @@ _LETTERS = frozenset("mgslhLNJWVAKCFT")
 
 @dataclass(frozen=True)
 class Number:
-    """Exact value of a number, and how its decimal is written: `digits`, its significant ones, and `step`, one in the
-    last place; both None for an exact number."""
+    """Exact value of a number. One written as a decimal has `digits`, the count of significant digits, and `step`, one
+    unit in the last place; else they are None and 0."""
 
     value: Fraction
     digits: int | None = None

@@ -64,8 +64,8 @@ class Verifier:
 
     def submit(self, completion: str, problem: Problem | str) -> Judging:
         """Judge one completion: at once where the judge settles the verdict, else in a worker, where verdicts of
-        math-verify are cached (`answers.judge`). The future ends in a Verdict, or in VerifierError where no worker can
-        be started.
+        math-verify are cached (`answers.math_verify_verdict`). The future ends in a Verdict, or in VerifierError where
+        no worker can be started.
 
         Args: problem, or its gold answer alone.
         """

@@ -5,7 +5,7 @@ Else the first answer of each worker would pay for them out of its own time, and
 
 import logging
 
-from expo.verifier.answers import judge
+from expo.verifier.answers import math_verify_verdict
 
 logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns at each call that its own limits are off
 
@@ -15,5 +15,5 @@ for answer, gold in (
     (r"\sqrt{12}", r"2\sqrt{3}"),
     ("(1,2)", r"\left(1, \frac{4}{2}\right)"),
 ):
-    judge(answer, gold)
-judge.cache_clear()
+    math_verify_verdict(answer, gold)
+math_verify_verdict.cache_clear()

@@ -181,10 +181,10 @@ def test_sequence_ratio_by_hand():
 
 def test_off_policy_loss_by_hand():
     logp = torch.tensor([[math.log(0.3)]], requires_grad=True)
-    plain = losses.off_policy_loss(logp, torch.tensor([2.0]), 0.0)
+    plain = losses.member_loss(logp, torch.tensor([2.0]), 0.0)
     assert plain.item() == pytest.approx(-2.0)
     assert torch.autograd.grad(plain.sum(), logp)[0].item() == pytest.approx(-2.0)  # that of -2 log π
-    shaped = losses.off_policy_loss(logp, torch.tensor([2.0]), 0.1)
+    shaped = losses.member_loss(logp, torch.tensor([2.0]), 0.1)
     assert shaped.item() == pytest.approx(-2 * 0.3 / 0.4)
     assert torch.autograd.grad(shaped.sum(), logp)[0].item() == pytest.approx(-2 * 0.3 * 0.1 / 0.4**2)
 

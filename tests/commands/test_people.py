@@ -174,4 +174,4 @@ def test_the_learning_rate_falls_over_the_run_and_over_its_sessions(tmp_path, mo
     run(tmp_path, *line, "trainer.stop_after=2")
     run(tmp_path, *line)
     assert rates == pytest.approx([0.001 * share for share in shares], rel=1e-4)
-    assert compose_config(*line).optimizer.bound_to_length  # a longer run is another one from its first step on
+    assert compose_config(*line).optimizer.why_not_extendable  # a longer run is another one from its first step on

@@ -36,6 +36,8 @@ def test_every_solution_is_right_about_itself(overrides, count, share):
 def test_the_parser_agrees_without_the_fast_path():
     problems = problems_of("dataset=math", f"dataset.path={SHARED}/math/test.jsonl")[::25]
     worker = Worker(1024)
-    verdicts = [worker.judge("expo.verifier.answers.judge", (p.answer, p.answer), 5.0)[0] for p in problems]
+    verdicts = [
+        worker.judge("expo.verifier.answers.math_verify_verdict", (p.answer, p.answer), 5.0)[0] for p in problems
+    ]
     worker.kill()
     assert verdicts.count(Verdict.CORRECT) >= 0.995 * len(problems)

@@ -5,7 +5,7 @@ from conftest import compose_config
 
 from expo.config import UserError, build, check
 from expo.evaluation.tally import Tally, majority
-from expo.verifier.answers import judge
+from expo.verifier.answers import math_verify_verdict
 
 
 def sample(problem, answer, right=False, level=None, subject=None):
@@ -96,4 +96,4 @@ def test_benchmark_rows_are_read(monkeypatch):
     monkeypatch.setattr(reader, "_hub_rows", lambda split: [aime])
     (problem,) = reader.whole()
     assert problem.answer == "073"
-    assert judge("73", "073") == "correct"
+    assert math_verify_verdict("73", "073") == "correct"

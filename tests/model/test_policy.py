@@ -14,7 +14,7 @@ from expo.jobs import wiring
 from expo.jobs.wiring import frozen_models, load_model, make_engine, make_evaluator, read_prompts_rightly
 from expo.model import scoring
 from expo.model.checks import reads_rightly
-from expo.model.policy import as_initial, as_multiplied, compute_in, frozen_copy, take_weights, without_autocast
+from expo.model.policy import as_initial, cast_frozen_linears, compute_in, frozen_copy, take_weights, without_autocast
 from expo.model.scoring import can_share, micro_batches, score, token_batch, token_logp
 from expo.model.small import random_tiny
 from expo.step.positives.bank import fingerprint
@@ -297,9 +297,9 @@ def test_a_frozen_model_holds_its_matrices_as_they_are_multiplied_and_changes_no
         model.config.tie_word_embeddings = False
         model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
     batch = token_batch([[9, 8, 7]] * 2, [[5, 4], [6]], 0, torch.device("cpu"))
-    assert as_multiplied(frozen_copy(model)).lm_head.weight.dtype == torch.float32  # without autocast all stays
+    assert cast_frozen_linears(frozen_copy(model)).lm_head.weight.dtype == torch.float32  # without autocast all stays
     compute_in(model, "bf16-mixed")
-    frozen = as_multiplied(frozen_copy(model))
+    frozen = cast_frozen_linears(frozen_copy(model))
     assert frozen.model.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
     assert frozen.model.norm.weight.dtype == frozen.get_input_embeddings().weight.dtype == torch.float32
     assert frozen.lm_head.weight.dtype == (torch.float32 if tied else torch.bfloat16)
@@ -338,7 +338,7 @@ def test_the_base_under_an_adapter_is_held_as_it_is_multiplied(options, held, mo
     layer = model.base_model.model.model.layers[0].mlp.up_proj
     assert layer.base_layer.weight.dtype == held
     assert layer.lora_A["default"].weight.dtype == torch.float32
-    monkeypatch.setattr(wiring, "as_multiplied", lambda model: model)
+    monkeypatch.setattr(wiring, "cast_frozen_linears", lambda model: model)
     batch = token_batch([[9, 8, 7]] * 2, [[5, 4], [6]], 0, torch.device("cpu"))
     found = []
     for each in (model, loaded()):

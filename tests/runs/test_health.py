@@ -19,7 +19,7 @@ from expo.runs.health import (
     Collapse,
     Health,
     Sign,
-    Watch,
+    SignState,
     collapses_of,
     marks_of,
     nothing_learned,
@@ -61,7 +61,7 @@ def test_each_sign_is_noticed_once_and_dated(metric, healthy, ill):
     [(step, name)] = told(metric, series)
     assert name == metric
     assert 41 < step <= 40 + WINDOW + 1
-    watch = Watch(next(s for s in SIGNS if s.metric == metric))
+    watch = SignState(next(s for s in SIGNS if s.metric == metric))
     for value in series[:step]:
         now = watch.see(value)
     assert watch.began([(at, value) for at, value in enumerate(series[:step], 1)], now) == 41
@@ -305,7 +305,7 @@ def test_a_collapse_lasts_until_half_of_it_is_made_good(between, times):
 
 def test_the_limits_of_a_sign_by_hand():
     def steps(*values):
-        watch = Watch(Sign("m", True, 2.0, 0.0, ""))
+        watch = SignState(Sign("m", True, 2.0, 0.0, ""))
         return [step for step, value in enumerate(values, 1) if watch.see(value) is not None]
 
     assert len(steps(*[10] * 20, *[8] * 10)) == 1  # reaching the least change is enough
@@ -314,7 +314,7 @@ def test_the_limits_of_a_sign_by_hand():
 
 
 def test_a_collapse_began_after_the_last_step_nearer_to_the_best():
-    watch = Watch(Sign("m", True, 2.0, 0.0, ""), best=12.0)
+    watch = SignState(Sign("m", True, 2.0, 0.0, ""), best=12.0)
     assert watch.began([(1, 12.0), (2, 8.0), (3, 7.0), (4, 5.0), (5, 2.0)], 2.0) == 3  # 7 is the middle
     assert watch.began([(4, 2.0), (5, 2.0)], 2.0) == 1
 

@@ -16,7 +16,7 @@ from expo.config import (
     SFTConf,
     StarConf,
 )
-from expo.config.explaining import When, when_explained
+from expo.config.explaining import When, explanation_timing
 from expo.ground.problem import Problem
 from expo.ladder.problems import oracle
 from expo.model.prompts import Prompts
@@ -26,9 +26,9 @@ from expo.step.experience import Batch, Candidate, Group, Tools
 from expo.step.positives.cache import ExplanationCache
 from expo.step.positives.filters import FILTERS, Written, early_answer, rejection
 from expo.step.positives.properties import Scorer, with_lift
-from expo.step.positives.schedules import weight_at
 from expo.step.positives.selection import SELECTIONS
 from expo.step.positives.sources import ExpertParaphrase, ExpertSolution, NoPositives, SelfExplanation, STaR
+from expo.step.schedules import weight_at
 from expo.verifier.answers import Verdict
 from expo.verifier.extraction import extraction
 
@@ -82,7 +82,7 @@ def test_gates():
 def test_when_explanations_are_asked_for():
     def when(group_size=8, restart_every=None, kind=SelfExplanationConf, **changes):
         algorithm = SFTConf(restart_every=4, group_size=4) if restart_every else GRPOConf(group_size=group_size)
-        return when_explained(kind(**changes), algorithm)
+        return explanation_timing(kind(**changes), algorithm)
 
     assert when(explainer="current") is When.WITH_ROLLOUTS
     assert when(explainer="current", group_size=0) is When.WITH_ROLLOUTS

@@ -23,7 +23,7 @@ from expo.jobs.fit import make_run
 from expo.model.small import random_tiny
 from expo.runs.directory import Run
 from expo.runs.reading import read_lines
-from expo.verifier.answers import Verdict, fast_verdict, judge
+from expo.verifier.answers import Verdict, fast_verdict, math_verify_verdict
 from expo.verifier.extraction import last_boxed
 
 settings.register_profile("expo", deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -288,7 +288,7 @@ def test_what_a_kind_settles_is_the_same_from_both_sides(one, other):
 
 def verdict(answer: str, gold: str) -> Verdict:
     found = fast_verdict(answer, gold)
-    return found if found is not None else judge(answer, gold)
+    return found if found is not None else math_verify_verdict(answer, gold)
 
 
 @given(

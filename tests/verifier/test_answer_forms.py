@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from expo.config import VerifierConf
 from expo.verifier import answer_forms as forms
-from expo.verifier.answers import Verdict, fast_verdict, judge
+from expo.verifier.answers import Verdict, fast_verdict, math_verify_verdict
 from expo.verifier.extraction import LONGEST_TEXT, last_boxed
 from expo.verifier.kinds import KINDS, kind_of
 from expo.verifier.pool import Verifier
@@ -692,18 +692,18 @@ def test_words_stand_in_any_text_command(command):
 
 
 def test_math_verify_reads_what_is_visible():
-    judge.cache_clear()
-    assert judge("1/2", r"0.5\%") is judge(r"0.5\%", "1/2") is Verdict.CORRECT
-    assert judge(r"\infty", r"\infty") is Verdict.CORRECT
-    assert judge("", "12") is Verdict.UNPARSEABLE
-    assert judge("12", "") is Verdict.INCORRECT
+    math_verify_verdict.cache_clear()
+    assert math_verify_verdict("1/2", r"0.5\%") is math_verify_verdict(r"0.5\%", "1/2") is Verdict.CORRECT
+    assert math_verify_verdict(r"\infty", r"\infty") is Verdict.CORRECT
+    assert math_verify_verdict("", "12") is Verdict.UNPARSEABLE
+    assert math_verify_verdict("12", "") is Verdict.INCORRECT
 
 
 def test_math_verify_has_no_alarm_of_its_own():
     """Its limits are of signals, which only a main thread may set."""
-    judge.cache_clear()
+    math_verify_verdict.cache_clear()
     found = []
-    thread = Thread(target=lambda: found.append(judge("x=2/4=0.50", "0.5")))
+    thread = Thread(target=lambda: found.append(math_verify_verdict("x=2/4=0.50", "0.5")))
     thread.start()
     thread.join()
     assert found == [Verdict.CORRECT]
@@ -859,13 +859,13 @@ def test_a_value_without_digits_is_turned_by_words_too(answer, gold):
 
 
 def test_infinity_equals_no_number_whatever_sympy_says(monkeypatch):
-    judge.cache_clear()
+    math_verify_verdict.cache_clear()
     monkeypatch.setattr("math_verify.verify", lambda *arguments, **options: True)
     for answer in (r"\infty", r"-\infty", r"\infty^{\infty}"):
-        assert judge(answer, "12") is Verdict.INCORRECT
-    assert judge("x", "x+1-1") is Verdict.CORRECT  # as it says
-    assert judge(r"\infty", r"\infty") is Verdict.CORRECT
-    judge.cache_clear()
+        assert math_verify_verdict(answer, "12") is Verdict.INCORRECT
+    assert math_verify_verdict("x", "x+1-1") is Verdict.CORRECT  # as it says
+    assert math_verify_verdict(r"\infty", r"\infty") is Verdict.CORRECT
+    math_verify_verdict.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from expo.verifier.answers import Verdict, fast_verdict
 from expo.verifier.extraction import last_boxed
 from expo.verifier.pool import Verifier
 
-JUDGE = "expo.verifier.answers.judge"
+JUDGE = "expo.verifier.answers.math_verify_verdict"
 HOSTILE = [
     "9^{9^{9^{9^9}}}",
     "2^{2^{2^{2^{2^{2}}}}}",
@@ -163,7 +163,9 @@ def test_infinity_equals_no_number_whatever_the_hash_seed(seed):
     import subprocess
     import sys
 
-    script = r"from expo.verifier.answers import judge; print(judge(r'\infty^\infty', '12').value)"
+    script = (
+        r"from expo.verifier.answers import math_verify_verdict as judge; print(judge(r'\infty^\infty', '12').value)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,

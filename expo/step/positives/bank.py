@@ -141,8 +141,11 @@ class BankedEngine(Engine):
         return [self.bank.find(r) for r in requests]
 
     def shared_s(self, read: Sequence[Completion]) -> float:
-        """Return what the given explanations cost in seconds, less what this run spent on writing since the last call;
-        it may be negative. An estimate: tokens times seconds for a token of the part that was read last."""
+        """Estimate the seconds to add to this run's own, so that runs compare whoever wrote the bank: what the given
+        explanations took, less what this run has spent on writing since the last call.
+
+        It is negative where the run wrote more than it read. Tokens × seconds per token of the part that was read last.
+        """
         spent, self.written_s = self.written_s, 0.0
         return self.bank.price * sum(len(c.ids) for c in read) - spent
 

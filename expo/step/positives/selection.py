@@ -36,7 +36,7 @@ def _threshold(usable: Sequence[Candidate], problem: Problem, conf: SelfExplanat
 
 
 def _oracle_sound(usable: Sequence[Candidate], problem: Problem, conf: SelfExplanationConf) -> list[Candidate]:
-    assert problem.oracle is not None  # see the rules of SelfExplanationConf
+    assert problem.oracle is not None  # see `expo.config.rules`
     return [c for c in usable if problem.oracle(problem.question, c.text).sound][:1]
 
 

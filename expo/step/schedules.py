@@ -1,11 +1,13 @@
-"""How β, the weight of positives, and the learning rate fall over a run: pure functions."""
+"""Anneal the positives' weight β (`positives.weight`) and the learning rate over a run. KL's coefficient and DPO's
+temperature (`algorithm.kl_coef`, `algorithm.beta`) stay constant."""
 
 import math
 from collections.abc import Callable
 
 from expo.config import OptimizerConf, PositiveLossConf, functions_of
 
-# share of the run done in [0, 1] -> what is left of the learning rate
+# share of the run's steps done in [0, 1] -> what is left of the learning rate; `Updates.take_step` applies it, after a
+# warm-up that counts optimizer steps
 DECAY: dict[str, Callable[[float], float]] = functions_of(
     OptimizerConf,
     "schedule",
