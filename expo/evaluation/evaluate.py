@@ -91,10 +91,11 @@ class Evaluator:
         completions = engine.generate(requests, sampling)
         texts = self.tokenizer.batch_decode([c.ids for c in completions], skip_special_tokens=True)
         owners = [problem for problem in problems for _ in range(n)]
-        verdicts = self.verifier.verify(texts, owners)
+        judged = self.verifier.score(texts, owners)
+        verdicts = [verdict for verdict, _ in judged]
         rollouts = [
-            Rollout(p, text, verdict, len(c.ids), c.truncated, 0)
-            for p, text, verdict, c in zip(owners, texts, verdicts, completions, strict=True)
+            Rollout(p, text, verdict, len(c.ids), c.truncated, 0, score)
+            for p, text, (verdict, score), c in zip(owners, texts, judged, completions, strict=True)
         ]
         rewards = rewards_of(self.reward, rollouts) if self.reward is not None else [None] * len(texts)
         return [

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from expo.algorithms.pair_store import PairStore
-from expo.config import Config, PartialConf, RewardConf, UserError, build, pairs_identity, run_dir
+from expo.config import Config, RewardConf, UserError, build, pairs_identity, run_dir
 from expo.config.explaining import explanation_timing, frozen_copies
 from expo.config.identity import bank_identity
 from expo.cost.machine import DEVICES
@@ -137,7 +137,7 @@ def build_run(cfg: Config, verifier: Verifier, commit: str | None = None) -> tup
         engines=engines,
         source=source,
         hints=build(cfg.hints, of=NoHints),
-        reward=make_reward(cfg, verifier),
+        reward=make_reward(cfg),
         scorer=Scorer(generating, tokenizer, prompts, cfg.trainer.micro_batch_size, ranks),
         tools=tools,
         when=explanation_timing(cfg.positives, cfg.algorithm),
@@ -325,7 +325,7 @@ def make_evaluator(
     e = cfg.evaluation
     sampling = Sampling(e.temperature, e.top_p, e.top_k, cfg.rollout.max_completion_tokens)
     # Only where it is more than the verdict.
-    reward = None if cfg.reward._target_ == RewardConf._target_ else make_reward(cfg, verifier)
+    reward = None if cfg.reward._target_ == RewardConf._target_ else make_reward(cfg)
     samples = e.samples or max(cfg.k)
     return Evaluator(problems, verifier, prompts, tokenizer, sampling, samples, cfg.k, e.seed, reward)
 
@@ -339,7 +339,6 @@ def measuring_loggers(cfg: Config, directory: Path, command: str) -> list["Track
     return chosen_loggers(Session(cfg, directory, command=command))
 
 
-def make_reward(cfg: Config, verifier: Verifier) -> Reward:
+def make_reward(cfg: Config) -> Reward:
     """Make the reward that `reward` describes."""
-    parts = (verifier,) if isinstance(cfg.reward, PartialConf) else ()
-    return check_reward(build(cfg.reward, *parts, of=Reward))
+    return check_reward(build(cfg.reward, of=Reward))

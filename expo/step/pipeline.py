@@ -138,20 +138,23 @@ class Pipeline:
         rows = [(i, completion) for i, completions in rollouts.items() for completion in completions]
         problems = [batch.problems[i] for i, _ in rows]
         texts = self.tools.texts([c.ids for _, c in rows])
-        verdicts = self.tools.verifier.verify(texts, problems)
-        ranks = self.tools.ranks
-        judged_rows = [
-            Rollout(p, text, verdict, len(c.ids), c.truncated, batch.step)
-            for p, text, verdict, (_, c) in zip(problems, texts, verdicts, rows, strict=True)
+        rated = iter(zip(texts, self.tools.verifier.score(texts, problems), strict=True))
+        judged = [
+            [
+                Rollout(batch.problems[i], text, verdict, len(c.ids), c.truncated, batch.step, score)
+                for c, (text, (verdict, score)) in zip(completions, rated, strict=False)
+            ]
+            for i, completions in rollouts.items()
         ]
-        rewards = ranks.whole(rewards_of(self.reward, ranks.own(judged_rows)))
-        judged = zip(texts, verdicts, rewards, strict=True)
-        groups = {}
-        for i, completions in rollouts.items():
-            rated = [next(judged) for _ in completions]
-            lists = ([t for t, _, _ in rated], [v for _, v, _ in rated], [r for _, _, r in rated])
-            groups[i] = Group(batch.problems[i], batch.prompts[i], completions, *lists)
-        return groups
+        own = self.tools.ranks.own(judged)  # whole groups: a reward may compare the rollouts of one
+        values = iter(rewards_of(self.reward, [rollout for group in own for rollout in group]))
+        rewards = self.tools.ranks.whole([[next(values) for _ in group] for group in own])
+        return {
+            i: Group(
+                batch.problems[i], batch.prompts[i], done, [r.text for r in group], [r.verdict for r in group], worth
+            )
+            for (i, done), group, worth in zip(rollouts.items(), judged, rewards, strict=True)
+        }
 
     def hint(self, batch: Batch, groups: Groups) -> tuple[dict[int, Group], int]:
         """Make the rollouts of some groups again with hints; the first `keep` rollouts of each group stay.

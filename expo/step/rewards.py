@@ -10,7 +10,6 @@ from typing import Protocol
 from expo.config import PartialConf, RewardConf, UserError
 from expo.ground.problem import Problem
 from expo.verifier.answers import Verdict
-from expo.verifier.pool import Verifier
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +22,7 @@ class Rollout:
     tokens: int
     truncated: bool
     step: int
+    score: float  # 1 for a right answer, else the judge's partial score, mostly 0
 
 
 class Reward(Protocol):
@@ -30,7 +30,8 @@ class Reward(Protocol):
     verdicts."""
 
     def __call__(self, rollouts: Sequence[Rollout]) -> Sequence[float]:
-        """Return the reward of each of N rollouts."""
+        """Return the reward of each of N rollouts: whole groups, one after the other. How many come in one call depends
+        on the engine and on the number of devices."""
 
 
 class Correct:
@@ -48,19 +49,12 @@ class Partial:
     """1 for a right answer, for another one the score that its judge gives it, and with `reward.truncated=zero` 0 for
     one that was cut off."""
 
-    def __init__(self, conf: PartialConf, verifier: Verifier):
-        self.correct, self.conf, self.verifier = Correct(conf), conf, verifier
+    def __init__(self, conf: PartialConf):
+        self.conf = conf
 
     def __call__(self, rollouts: Sequence[Rollout]) -> Sequence[float]:
-        rewards = list(self.correct(rollouts))
         spared = self.conf.truncated == "count"
-        # Of verdicts, only this one may hide a score. The answers are few by then: to judge them again is cheaper than
-        # to carry scores along.
-        wrong = [i for i, r in enumerate(rollouts) if r.verdict is Verdict.INCORRECT and (spared or not r.truncated)]
-        scores = self.verifier.scores([rollouts[i].text for i in wrong], [rollouts[i].problem for i in wrong])
-        for i, score in zip(wrong, scores, strict=True):
-            rewards[i] = score
-        return rewards
+        return [r.score if spared or not r.truncated else 0.0 for r in rollouts]
 
 
 def rewards_of(reward: Reward, rollouts: Sequence[Rollout]) -> list[float]:

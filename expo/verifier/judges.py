@@ -126,7 +126,8 @@ def function_at(path: str) -> Callable[..., Any]:
 
 
 def score_of(returned: Any) -> float:
-    """Return the score in [0, 1] of the value that a judge's function returned; 0 for no number."""
+    """Return the score in [0, 1] of what a judge's function returned: a number, or a verdict; 0 for anything else."""
+    returned = returned is Verdict.CORRECT if isinstance(returned, Verdict) else returned
     return min(max(0.0, float(returned)), 1.0) if isinstance(returned, bool | int | float) else 0.0
 
 

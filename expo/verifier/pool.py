@@ -85,16 +85,13 @@ class Verifier:
 
     def verify(self, completions: Sequence[str], problems: Sequence[Problem | str]) -> list[Verdict]:
         """Return the verdicts in order, all judged at once by the workers."""
-        pairs = self.ranks.own(list(zip(completions, problems, strict=True)))
-        return self.ranks.whole([future.result() for future in [self.submit(c, p) for c, p in pairs]])
+        return [verdict for verdict, _ in self.score(completions, problems)]
 
-    def scores(self, completions: Sequence[str], problems: Sequence[Problem | str]) -> list[float]:
-        """Return the scores in order, all judged at once by the workers."""
+    def score(self, completions: Sequence[str], problems: Sequence[Problem | str]) -> list[tuple[Verdict, float]]:
+        """Return verdicts and scores in order, as `verify`. Each device judges its share: all call it with the same."""
         pairs = self.ranks.own(list(zip(completions, problems, strict=True)))
         futures = [self.submit(c, p) for c, p in pairs]
-        for future in futures:
-            future.result()
-        return self.ranks.whole([future.score for future in futures])
+        return self.ranks.whole([(future.result(), future.score) for future in futures])
 
     def drop(self) -> None:
         """Judge nothing more of what is queued."""

@@ -243,11 +243,11 @@ def test_a_partial_reward_is_the_score_of_a_wrong_answer(gym):
         [p, *_] = reader(cfg, verifier).evaluation()
         near = f"{p.answer[0]}?"
         texts = [rf"\boxed{{{a}}}" for a in (p.answer, near, near, "x")] + ["nothing"]
-        verdicts = verifier.verify(texts, [p] * 5)
-        made = [Rollout(p, t, v, 3, i == 2, 0) for i, (t, v) in enumerate(zip(texts, verdicts, strict=True))]
-        assert make_reward(cfg, verifier)(made) == [1, 0.25, 0.25, 0, 0]
+        judged = verifier.score(texts, [p] * 5)
+        made = [Rollout(p, t, v, 3, i == 2, 0, s) for i, (t, (v, s)) in enumerate(zip(texts, judged, strict=True))]
+        assert make_reward(cfg)(made) == [1, 0.25, 0.25, 0, 0]
         cfg.reward.truncated = "zero"
-        assert make_reward(cfg, verifier)(made) == [1, 0.25, 0, 0, 0]
+        assert make_reward(cfg)(made) == [1, 0.25, 0, 0, 0]
     with pytest.raises(UserError, match=r"reward=partial: .* set verifier=reasoning_gym"):
         check(compose_config("reward=partial"))
 

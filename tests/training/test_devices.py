@@ -10,7 +10,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +26,8 @@ from torch.distributed.tensor import DTensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from expo.commands.train import train
-from expo.config import UserError, check, run_dir
+from expo.config import PartialConf, UserError, check, run_dir
+from expo.ground.problem import Problem
 from expo.ground.ranks import ALONE, Apart, Ranks
 from expo.jobs import wiring
 from expo.jobs.wiring import build_run
@@ -36,8 +39,11 @@ from expo.rollout.engine import Completion, Request, Sampling
 from expo.rollout.noise import SOLVE, NoiseKey
 from expo.rollout.sharded import shard, shared_out
 from expo.runs.reading import read_rows
+from expo.step.pipeline import Pipeline
 from expo.step.positives.bank import fingerprint
+from expo.step.rewards import Partial
 from expo.tables.launch import own_gpus
+from expo.verifier.answers import Verdict
 from expo.verifier.pool import Verifier
 
 # Level 2, where the base policy is right sometimes: every stream is busy. And AdamW's ε of 1e-6, for it divides a
@@ -419,6 +425,47 @@ class Gathered(Ranks):
 
     def _gather(self, value):
         return self.shares
+
+
+class InStep(Ranks):
+    """One of several processes that are threads here: they wait for each other where processes would."""
+
+    def __init__(self, rank, said, barrier):
+        super().__init__(rank, len(said))
+        object.__setattr__(self, "said", said)
+        object.__setattr__(self, "barrier", barrier)
+
+    def _gather(self, value):
+        self.said[self.rank] = value
+        self.barrier.wait()
+        heard = list(self.said)
+        self.barrier.wait()
+        return heard
+
+
+def test_a_reward_gets_whole_groups_and_the_scores_of_its_own_rollouts_on_every_device():
+    texts = [str(row / 10) for row in range(1, 10)]  # three groups of three wrong rollouts, each with its score
+    asked: list[list[str]] = []
+
+    class Scores:
+        def score(self, completions, problems):
+            return [(Verdict.INCORRECT, float(c)) for c in completions]
+
+    def reward(rollouts):
+        asked.append([r.text for r in rollouts])
+        return Partial(PartialConf())(rollouts)
+
+    def judge(rank):
+        tools = SimpleNamespace(texts=lambda ids: texts, verifier=Scores(), ranks=InStep(rank, said, barrier))
+        batch = SimpleNamespace(problems=[Problem(str(i), "", "") for i in range(3)], prompts=[()] * 3, step=0)
+        rollouts = {i: [Completion((), [0], [0.0], False)] * 3 for i in range(3)}
+        return Pipeline.verify(SimpleNamespace(tools=tools, reward=reward), batch, rollouts)
+
+    said, barrier = [None, None], threading.Barrier(2)
+    with ThreadPoolExecutor(2) as pool:
+        for groups in pool.map(judge, range(2)):
+            assert [r for group in groups.values() for r in group.rewards] == [float(text) for text in texts]
+    assert sorted(asked) == [texts[:3] + texts[6:], texts[3:6]]
 
 
 def test_a_prompt_is_read_on_one_device_and_completions_come_in_order():
