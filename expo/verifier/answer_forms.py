@@ -31,7 +31,7 @@ def refuses(answer: str, gold: str) -> bool:
     """Return whether an answer states something other than the gold answer in form, whatever their values are."""
     if answer.lstrip().startswith("~") or (NOTATION.search(answer) and not NOTATION.search(gold)):
         return True
-    return any(differ(answer, gold) for differ in (_relations, _dots, _bases, _brackets, _words, _crossed_out))
+    return any(differ(answer, gold) for differ in (_relations, _dots, _bases, _brackets, _order, _words, _crossed_out))
 
 
 def sides(answer: str, gold: str) -> list[str]:
@@ -47,7 +47,8 @@ def sides(answer: str, gold: str) -> list[str]:
         return [interval]
     one_side = re.search("[=,]", gold) or "," in answer or re.search(_RELATION, answer)
     # Not within brackets: P(X = 2).
-    return [answer] if one_side else re.split(r"=(?![^(]*\))", answer)
+    parts = [answer] if one_side else re.split(r"=(?![^(]*\))", answer)
+    return parts[::-1] if len(parts) == 2 and re.fullmatch(r"\s*[a-zA-Z]\s*", parts[1]) else parts  # 7 = x
 
 
 def _interval(text: str) -> str | None:
@@ -103,6 +104,12 @@ def _bracket(text: str) -> str | None:
     if re.fullmatch(r"\\\{.*,.*\\\}", inner, re.DOTALL):
         return "set"
     return "tuple" if re.fullmatch(r"\([^()]*,[^()]*\)", inner) else None
+
+
+def _order(answer: str, gold: str) -> bool:
+    """Refuse `(y, x) = (1, 2)`: an ordered pair is told in the order of its names."""
+    named = re.match(r"\s*\(?\s*([a-zA-Z](?:\s*,\s*[a-zA-Z])+)\s*\)?\s*=", answer)
+    return named is not None and (members := named[1].split(",")) != sorted(members, key=str.strip)
 
 
 def _words(answer: str, gold: str) -> bool:

@@ -94,8 +94,8 @@ def date(text: str) -> tuple[Any, ...] | None:
 
 
 def _same_date(ours: tuple[Any, ...], theirs: tuple[Any, ...]) -> bool:
-    one_has_no_year = len(ours) == 3 == len(theirs) and None in (ours[0], theirs[0])
-    return ours[1:] == theirs[1:] and (ours[0] == theirs[0] or one_has_no_year)
+    asks_no_year = len(ours) == 3 == len(theirs) and theirs[0] is None
+    return ours[1:] == theirs[1:] and (ours[0] == theirs[0] or asks_no_year)
 
 
 def time(text: str) -> tuple[int, int, int, str] | None:
@@ -308,8 +308,12 @@ def _is_opaque(plain: str) -> bool:
     return called or _OPAQUE.fullmatch(plain) is not None or _IN_CODE.search(plain) is not None
 
 
+# 2xy, -3ab: letters at a number that are no unit, and no 2nd.
+_PRODUCT = re.compile(r"-?\d+(?!(?:st|nd|rd|th)\b)[a-z]{2,3}")
+
+
 def _is_words(plain: str) -> bool:
-    if "\\" in plain or re.search(r"[=<>^_+*/{}]", plain) or _CALL.search(plain):
+    if "\\" in plain or re.search(r"[=<>^_+*/{}]", plain) or _CALL.search(plain) or _PRODUCT.fullmatch(plain):
         return False
     words_in_text = re.findall(r"[^\W\d_]+", plain)
     if words_in_text == [plain]:
