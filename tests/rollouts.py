@@ -30,7 +30,7 @@ def experience(rewards=REWARDS, beta=BETA) -> Experience:
         positives = [Candidate(POSITIVES[p], "")] if p in POSITIVES else []
         judged = Group(Problem(str(p), "", ""), prompt, completions, [""] * 2, verdicts, list(rewards[p]))
         groups.append(replace(judged, candidates=positives, positives=positives))
-    return Experience(groups, beta=beta)
+    return Experience(groups, positive_weight=beta)
 
 
 def module(policy, reference, micro_batch_size=64, source=None, trainer=None, **changes) -> GRPO:

@@ -150,14 +150,16 @@ class GRPO(Algorithm):
         )
         return advantages[:, :-1].flatten(), advantages[:, -1:][has_member.bool()]
 
-    def weights(self, mask: Tensor) -> Tensor:
-        """Return the weights of the tokens of a mask `[B, T]`."""
-        return losses.token_weights(mask, self.conf.aggregation, self.pipeline.tools.sampling.max_tokens)
+    def weights(self, term: Term, rows: Rows) -> Tensor:
+        """Return the weights of all tokens `[B, T]` in the mean of a term, 0 off its mask."""
+        mask, count = term.mask(rows), len(rows.batch.mask)
+        weights = losses.token_weights(mask, self.conf.aggregation, self.pipeline.tools.sampling.max_tokens)
+        return torch.cat([weights, weights.new_zeros(count - len(mask), weights.shape[1])])
 
     def policy_stream(self, rows: Rows, active: Tensor, first: bool, sums: StepSums) -> None:
         """Go backward through the terms of the loss, micro-batch by micro-batch. Args: active, indices of the rows with
         a gradient; first, whether no update has moved the policy since the rollouts."""
-        weights = [self.weights(term.mask(rows)) for term in self.terms]
+        weights = [self.weights(term, rows) for term in self.terms]
         for term in self.terms:
             term.begin(rows, sums)
         for index, part in self.micro_batches(rows.batch, active, sums):

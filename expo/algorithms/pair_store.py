@@ -2,7 +2,9 @@
 that differ only in how they learn from them. `expo.algorithms.dpo` picks the pairs anew from what is read."""
 
 import json
-from dataclasses import asdict, dataclass
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ from expo.verifier.answers import Verdict
 # What columns were called in files of version 0.1.
 FORMER = {"asked": "prompt", "logp_given_asked": "logp_given_qa"}
 KINDS = ("candidates", "positives")
-COST = b"cost"
+COST, CODE = b"cost", b"own_code"
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -26,13 +29,15 @@ class PairStore:
     """Rounds of DPO: rollouts and positives, from which `DPO.pair` picks; one parquet file per round, one row per
     problem, paired or not.
 
-    The round of step 0, of the initial policy, is in `initial`, shared between runs; later ones are in `own`. Beside
-    each file stands its SHA-256: without one the round is made again, with a wrong one it is refused.
+    The round of step 0, of the initial policy, is in `initial`, shared between runs with the same `code`; later ones
+    are in `own`. Beside each file stands its SHA-256: without one the round is made again, with a wrong one it is
+    refused.
     """
 
     initial: Path
     own: Path
     fresh: bool = False  # make everything again
+    code: Mapping[str, str] = field(default_factory=dict)  # of the user's own, such as a judge, see `own_code`
 
     def path(self, step: int) -> Path:
         return (self.own if step else self.initial) / f"pairs-step{step:06d}.parquet"
@@ -46,8 +51,12 @@ class PairStore:
         if self.fresh or not is_signed(path):
             return None
 
-        def parse(table: pa.Table) -> Experience:
+        def parse(table: pa.Table) -> Experience | None:
             rows, cost = table.to_pylist(), json.loads(table.schema.metadata[COST])
+            # Of a resumed run's own rounds, its first line tells.
+            if step == 0 and json.loads(table.schema.metadata.get(CODE, "{}")) != self.code:
+                log.warning("%s: made with other code of yours (a judge, a reward); it is made again", path)
+                return None
             if [row["problem"] for row in rows] != [p.id for p in problems]:
                 raise UserError(f"pairs={path}: of other problems than this run's; {AGAIN}")
             groups = [_group(row, problem) for row, problem in zip(rows, problems, strict=True)]
@@ -86,7 +95,8 @@ class PairStore:
         ]
         # What they cost goes with them: whoever reads them has had them made.
         cost = json.dumps({"generated_tokens": e.generated_tokens, "seconds": e.timer.seconds})
-        write_signed(pa.Table.from_pylist(rows).replace_schema_metadata({COST: cost}), self.path(step))
+        metadata = {COST: cost, CODE: json.dumps(self.code)}
+        write_signed(pa.Table.from_pylist(rows).replace_schema_metadata(metadata), self.path(step))
 
 
 def _group(row: dict[str, Any], problem: Problem) -> Group:

@@ -68,7 +68,7 @@ class Term:
         return torch.ones_like(rows.guided)
 
     def mask(self, rows: Rows) -> Tensor:
-        """Return the tokens `[B, T]` that the term is a mean over."""
+        """Return the tokens that the term is a mean over: `[B, T]`, or of the first rows alone."""
         return rows.batch.mask
 
     def begin(self, rows: Rows, sums: StepSums) -> None:
@@ -107,6 +107,9 @@ class KL(Term):
     def __init__(self, conf: GRPOConf):
         self.coefficient, self.estimator = conf.kl_coef, conf.kl_estimator
 
+    def mask(self, rows: Rows) -> Tensor:
+        return rows.batch.mask[: int((~rows.from_positive).sum())]  # the rollouts, whatever has joined their groups
+
     def __call__(self, scored: Scored, sums: StepSums) -> Tensor:
         per_token = scored.on_policy * losses.kl(scored.logp, scored.score_reference(), self.estimator)
         sums.mean("policy/kl", per_token.sum(), scored.on_policy.sum())
@@ -122,6 +125,9 @@ class Entropy(Term):
 
     def __init__(self, coefficient: float):
         self.coefficient = coefficient
+
+    def mask(self, rows: Rows) -> Tensor:
+        return rows.batch.mask[: int((~rows.from_positive).sum())]  # the rollouts, whatever has joined their groups
 
     def __call__(self, scored: Scored, sums: StepSums) -> Tensor:
         assert scored.entropy is not None

@@ -47,11 +47,11 @@ def answer_text(value: Any) -> str:
 
 
 def level_of(value: Any) -> int | str | None:
-    """Return a level: the number of 5, 5.0, "5" and "Level 5", the words of any other value; None without one."""
+    """Return a level: the number of 5, 5.0, "5", "Level 5" and "L5", the words of any other value; None without one."""
     if value is None or (isinstance(value, float) and math.isnan(value)) or str(value).strip().lower() in NOTHING:
         return None
-    number = re.fullmatch(r"(?:\D*\s)?(\d+)(?:\.0)?|[^\d.]*(\d+)", str(value).strip())
-    return int(number[1] or number[2]) if number else str(value).strip().replace("/", "-")
+    number = re.fullmatch(r"(?:(?:level|lvl|grade|l)[\s_:-]*)?(\d+)(?:\.0)?", str(value).strip(), re.IGNORECASE)
+    return int(number[1]) if number else str(value).strip().replace("/", "-")
 
 
 def turns(value: Sequence[Any]) -> list[tuple[str, str]]:

@@ -143,7 +143,7 @@ class Reader:
 
     def account(self) -> Account:
         """Return the account of the rows read so far."""
-        return Account(self.sources, asked_in_held_out=self.asked_in_held_out)
+        return Account(list(self.sources), asked_in_held_out=self.asked_in_held_out)
 
     @property
     def _held_out(self) -> str:

@@ -1,5 +1,6 @@
 """Evaluate a policy: n samples per problem, verdicts, pass@k overall and per level, every completion kept."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from expo.step.rewards import Reward, Rollout, rewards_of
 from expo.verifier.answers import Verdict
 from expo.verifier.pool import Verifier
 
+log = logging.getLogger(__name__)
 PART_ROWS = 2**14  # completions that are made, judged and kept at a time
 
 
@@ -58,14 +60,20 @@ class Evaluator:
         metrics = replace(self, problems=self.validation).evaluate(engine).metrics if self.validation else {}
         return {f"validation/{name}": value for name, value in metrics.items()}
 
-    def evaluate_into(self, engine: Engine, path: Path, fresh: bool = False) -> Tally:
+    def evaluate_into(self, engine: Engine, path: Path, code: str, fresh: bool = False) -> Tally:
         """Evaluate part by part, so that memory stays flat, and write all rows to `path`.
 
-        What is made is kept beside it, and not made again unless `fresh`: the same command goes on after a kill.
+        What is made is kept beside it, and not made again unless `fresh`: the same command goes on after a kill. Args:
+        code, a mark of the code that judges; parts of another are made again.
         """
         tally, size, parts = Tally(self.samples), max(PART_ROWS // self.samples, 1), []
+        for other in path.parent.glob(f".{path.stem}-*.parquet"):
+            if not other.name.startswith(f".{path.stem}-{code}-"):
+                log.warning("%s: judged by other code (expo's, or a judge of yours); it is made again", other)
+                other.unlink()
         for start in range(0, len(self.problems), size):
-            problems, part = self.problems[start : start + size], path.with_name(f".{path.stem}-{start:08d}.parquet")
+            problems = self.problems[start : start + size]
+            part = path.with_name(f".{path.stem}-{code}-{start:08d}.parquet")
             rows = None if fresh else kept_rows(part, problems, self.samples)
             if rows is None:
                 with telling(f"problems {start + 1} to {start + len(problems)} of {len(self.problems)}"):

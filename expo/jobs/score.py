@@ -41,7 +41,7 @@ def evaluate(cfg: Config, run: Run) -> None:
         engine = make_engine(cfg, model, tokenizer)
         evaluator = make_evaluator(cfg, problems, verifier, prompts, tokenizer)
         path = run.dir / "completions" / "eval.parquet"
-        tally = evaluator.evaluate_into(engine, path, cfg.fresh)
+        tally = evaluator.evaluate_into(engine, path, run.code_mark, cfg.fresh)
         greedy = evaluator.greedy(engine) if cfg.evaluation.greedy else []
         engine.close()
     run.write_config()

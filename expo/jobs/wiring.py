@@ -13,6 +13,7 @@ from expo.algorithms.pair_store import PairStore
 from expo.config import Config, RewardConf, UserError, build, pairs_identity, run_dir
 from expo.config.explaining import explanation_timing, frozen_copies
 from expo.config.identity import bank_identity
+from expo.config.own_code import own_code
 from expo.cost.machine import DEVICES
 from expo.cost.memory import settled
 from expo.cost.run import Work
@@ -144,7 +145,7 @@ def build_run(cfg: Config, verifier: Verifier, commit: str | None = None) -> tup
     )
     shared = Path(cfg.output_dir, cfg.dataset.name, "pairs", pairs_identity(cfg))
     # `make_run` says where the run's own are, once that is sure.
-    pairs = PairStore(shared, run_dir(cfg) / "pairs", cfg.fresh)
+    pairs = PairStore(shared, run_dir(cfg) / "pairs", cfg.fresh, own_code(cfg))
     components = Components(
         policy, reference, snapshot, pipeline, sampler, cfg.optimizer, cfg.trainer, pairs, whole_copy, average
     )

@@ -249,13 +249,13 @@ def hub_commit(source: str, revision: str | None) -> str | None:
 
 
 def save_policy(policy: PreTrainedModel, folder: Path) -> None:
-    """Save a policy as a Hugging Face folder; with LoRA its adapter alone. The policy cannot be used after that.
+    """Save a policy as a Hugging Face folder; with LoRA its adapter alone. The policy itself stays as it is.
 
     An adapter on a model into which another one was merged would be loaded onto the wrong base: there, the whole model
     is saved.
     """
     if causal_lm(policy) is not policy and getattr(causal_lm(policy), "begun_from_adapter", False):
-        policy = cast(Any, policy).merge_and_unload()
+        policy = cast(Any, copy.deepcopy(policy)).merge_and_unload()
     # An adapter has no embedding; PEFT would ask the hub whether it is another one.
     adapter: Any = {"save_embedding_layers": False} if causal_lm(policy) is not policy else {}
     policy.save_pretrained(folder, **adapter)

@@ -148,10 +148,23 @@ class Prompts:
 
     def solution_ids(self, tokenizer: "PreTrainedTokenizerBase", solution: str) -> list[int]:
         """Return the token ids of an expert's solution as a whole turn of the assistant's: after the thoughts, where
-        the chat template opens some, and with the token that ends a turn."""
+        the chat template opens some, or the space that it leaves, and with the token that ends a turn."""
         opened = self._rendered(tokenizer, PLACE).rstrip().endswith(THOUGHTS[0])
         before = tokenizer(f"\n{THOUGHTS[1]}\n\n", add_special_tokens=False)["input_ids"] if opened else []
-        return [*before, *text_ids(tokenizer, solution), turn_end(tokenizer)]
+        return [*before, *text_ids(tokenizer, self._space_before(tokenizer) + solution), turn_end(tokenizer)]
+
+    def _space_before(self, tokenizer: "PreTrainedTokenizerBase") -> str:
+        """Return the white space that the chat template writes between the end of a prompt and the assistant's words,
+        as in `Assistant: …`; "" where the tokens of the bare words bring it along."""
+        with suppress(Exception):  # a template may take no assistant's turn
+            chat, told = self._chat(PLACE), {"role": "assistant", "content": PLACE}
+            prompt = self._render(tokenizer, chat)
+            whole = self._render(tokenizer, [*chat, told], add_generation_prompt=False).rpartition(PLACE)[0] + PLACE
+            space = whole.removeprefix(prompt).removesuffix(PLACE)
+            ids = [i for text in (prompt, PLACE) for i in tokenizer(text, add_special_tokens=False)["input_ids"]]
+            if whole.startswith(prompt) and space.isspace() and tokenizer.decode(ids) != whole:
+                return space
+        return ""
 
     def _with_examples(self, template: str, problems: Sequence[Problem]) -> Sequence[Problem]:
         """Return each problem with worked examples before its question: those of `prompts.examples` that do not ask the

@@ -135,6 +135,8 @@ def sample(logits: Tensor, noise: Tensor, sampling: Sampling) -> tuple[Tensor, T
     distribution, which is the one that acted.
     """
     logits = logits.float()
+    if sampling.top_k == 1:  # of words that are alike likely, the first: TopKLogitsWarper would keep them all
+        return logits.argmax(dim=-1), torch.zeros_like(logits[:, 0])
     if sampling.temperature != 1:
         logits = logits / sampling.temperature
     if sampling.top_k:

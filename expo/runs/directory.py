@@ -1,5 +1,6 @@
 """A run directory: config, metrics, checkpoints, completions, and the summary that other programs read."""
 
+import hashlib
 import json
 import os
 import platform
@@ -59,6 +60,12 @@ class Run:
             earlier = run.summary()
             run.earlier_s, run.metrics = earlier.get("wall_s", 0.0), earlier.get("metrics", {})
         return run
+
+    @property
+    def code_mark(self) -> str:
+        """Return a short mark of what judges: expo's version and the user's own code."""
+        judging = [version_of("expo") or CHECKOUT, sorted(self.code.items())]
+        return hashlib.sha256(json.dumps(judging).encode()).hexdigest()[:8]
 
     @property
     def finished(self) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lightning.pytorch.loggers import Logger
 
-from expo.config import UserError, identity, lineage
+from expo.config import Config, UserError, identity, lineage
 from expo.config.from_run import restore
 from expo.config.own_code import changed_code
 from expo.evaluation.evaluate import Evaluator
@@ -64,6 +64,8 @@ def inherit(run: Run, evaluator: Evaluator) -> int:
                 reason = f"that one was made before a change of {', '.join(files)}"
             elif not _same_problems(other.dir, evaluator):
                 reason = "that one has other held-out problems"
+            elif cfg.dataset.validation and not _evaluated(cfg, step):
+                reason = f"that one also chose a policy at its end, step {step}, where this one does not"
             if reason:
                 print(f"{message}; this one begins anew: {reason}")
                 return 0
@@ -112,24 +114,25 @@ def _shorter(run: Run) -> Iterator[tuple[int, Run]]:
             yield step_of(checkpoint), Run(other, path.parent)
 
 
+def _evaluated(cfg: Config, step: int) -> bool:
+    """Return whether a run is evaluated at a step that is not its last one."""
+    return step == 0 or bool(cfg.evaluation.every and step % cfg.evaluation.every == 0)
+
+
 def _copy_first_steps(other: Run, checkpoint: Path, run: Run) -> None:
     """Copy the files of the first steps from another run; the checkpoint last, so that a kill leaves no half that looks
     complete."""
-    every, step = run.cfg.evaluation.every, step_of(checkpoint)
-
-    def evaluated(at: int) -> bool:
-        return at == 0 or bool(every and at % every == 0)
-
+    step = step_of(checkpoint)
     lines = [
         line
         for line in read_lines(other.dir)
-        if line["step"] <= step and ("loss/total" in line or evaluated(line["step"]))
+        if line["step"] <= step and ("loss/total" in line or _evaluated(run.cfg, line["step"]))
     ]
     with beside(run.dir / "metrics.jsonl") as partial:
         partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
     for file in (other.dir / "completions").glob("*-step*.parquet"):
         at = step_in(file)
-        if at <= step and evaluated(at):
+        if at <= step and _evaluated(run.cfg, at):
             (run.dir / "completions").mkdir(exist_ok=True)
             shutil.copy2(file, run.dir / "completions")
     if (other.dir / "pairs").is_dir():
@@ -139,6 +142,8 @@ def _copy_first_steps(other: Run, checkpoint: Path, run: Run) -> None:
     (run.dir / "checkpoints").mkdir(exist_ok=True)
     if (best := other.dir / "checkpoints" / BEST).is_file():
         shutil.copyfile(best, run.dir / "checkpoints" / BEST)
+    if (chosen := other.dir / "checkpoints" / "best").is_dir():
+        shutil.copytree(chosen, run.dir / "checkpoints" / "best", dirs_exist_ok=True)
     (run.dir / TAKEN).touch()
     with beside(run.dir / "checkpoints" / checkpoint.name) as partial:
         shutil.copyfile(checkpoint, partial)

@@ -36,7 +36,7 @@ def experience(chosen=CHOSEN, beta=0.0) -> Experience:
         rewards = [float(v is Verdict.CORRECT) for v in VERDICTS[rows]]
         judged = PROBLEMS[p], prompt, completions, ["t"] * 2, VERDICTS[rows], rewards
         groups.append(Group(*judged, candidates=[*positives, *rejected], positives=positives))
-    return Experience(groups, 4, beta=beta)
+    return Experience(groups, 4, positive_weight=beta)
 
 
 def module(policy, reference, weight=0.0, pairs=None, **changes) -> DPO:
@@ -125,6 +125,11 @@ def test_pairs_come_back_from_their_file_as_they_were(tmp_path, models):
     assert back.shared_s == 2.5  # which its own seconds lack
     assert PairStore(tmp_path / "initial", tmp_path / "own", fresh=True).load(0, PROBLEMS) is None
     assert store.load(20, PROBLEMS) is None
+    corrected = PairStore(tmp_path / "initial", tmp_path / "own", code={"judge.py": "new"})
+    assert corrected.load(0, PROBLEMS) is None  # other runs' pairs, judged before the correction
+    corrected.save(0, e, [None] * 3)
+    assert corrected.load(0, PROBLEMS).groups == e.groups
+    store.save(0, e, [None] * 3)
     with pytest.raises(UserError, match="other problems"):
         store.load(0, PROBLEMS[:2])
     path = store.path(0)

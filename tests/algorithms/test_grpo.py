@@ -110,6 +110,18 @@ def test_a_positive_in_the_group_is_trained_on_with_its_advantage(models):
         torch.testing.assert_close(ours.double(), theirs, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize("aggregation", ["sequence_mean", "token_mean"])
+def test_kl_is_a_mean_over_rollouts_whatever_joins_their_groups(models, aggregation):
+    member = SelfExplanation(SelfExplanationConf(weight=BETA, use="group_member"))
+    alone, joined = (
+        module(copy.deepcopy(models[0]), models[1], source=s, kl_coef=0.1, aggregation=aggregation).update(
+            experience(beta=0.0)
+        )
+        for s in (None, member)
+    )
+    assert joined["loss/kl"] == pytest.approx(alone["loss/kl"], rel=1e-5) != 0
+
+
 def test_the_sampler_correction_weighs_tokens(models):
     """The samplers' log-probabilities are all -1: with the correction, each token weighs min(π_old / e^-1, cap)."""
     losses_by_choice = {}

@@ -575,6 +575,9 @@ def test_what_tables_write_for_nothing_is_no_solution(tmp_path, nothing):
         ([4.5, 5, 1], ["4.5", "5", "1"]),
         (["Level 5 (hard)", "Level 4", ""], ["Level 5 (hard)", "4", None]),
         ([0, 1, 2], [0, 1, 2]),
+        (["A1", "B1", "hard1"], ["A1", "B1", "hard1"]),
+        (["AIME 2024", "AMC 2024", "level_3"], ["AIME 2024", "AMC 2024", "3"]),
+        (["L5", "Grade 4", "lvl-3"], [5, 4, 3]),
     ],
 )
 def test_levels_are_numbers_or_words(tmp_path, values, levels):

@@ -52,7 +52,7 @@ def texts(rows):
 def test_parts_are_the_whole(made, tmp_path):
     evaluator, engine = made
     counting, path = Counting(engine), tmp_path / "completions" / "eval.parquet"
-    tally = evaluator.evaluate_into(counting, path)
+    tally = evaluator.evaluate_into(counting, path, "c")
     whole = evaluator.evaluate(engine)
     assert counting.calls == 4
     assert texts(read_rows(path)) == texts(whole.rows)
@@ -66,12 +66,12 @@ def test_what_was_made_before_a_stop_is_not_made_again(made, tmp_path, caplog):
     evaluator, engine = made
     path = tmp_path / "eval.parquet"
     with pytest.raises(Stopped):
-        evaluator.evaluate_into(Counting(engine, stop_at=3), path)
+        evaluator.evaluate_into(Counting(engine, stop_at=3), path, "c")
     assert not path.exists()
     first, second = sorted(tmp_path.glob(".eval-*.parquet"))
     second.write_bytes(second.read_bytes()[:-20])
     again = Counting(engine)
-    evaluator.evaluate_into(again, path)
+    evaluator.evaluate_into(again, path, "c")
     assert again.calls == 3  # the damaged one, and the two that were not made
     assert f"{second}: damaged" in caplog.text
     assert texts(read_rows(path)) == texts(evaluator.evaluate(engine).rows)
@@ -83,16 +83,28 @@ def test_fresh_makes_all_again_and_other_problems_are_not_taken(made, tmp_path):
     path = tmp_path / "eval.parquet"
     for options, calls in (((), 3), ((True,), 4)):
         with pytest.raises(Stopped):
-            evaluator.evaluate_into(Counting(engine, stop_at=2), path)
+            evaluator.evaluate_into(Counting(engine, stop_at=2), path, "c")
         again = Counting(engine)
-        evaluator.evaluate_into(again, path, *options)
+        evaluator.evaluate_into(again, path, "c", *options)
         assert again.calls == calls
     with pytest.raises(Stopped):
-        evaluator.evaluate_into(Counting(engine, stop_at=2), path)
+        evaluator.evaluate_into(Counting(engine, stop_at=2), path, "c")
     object.__setattr__(evaluator, "problems", evaluator.problems[1:])
     again = Counting(engine)
-    evaluator.evaluate_into(again, path)
+    evaluator.evaluate_into(again, path, "c")
     assert again.calls == 3
+
+
+def test_parts_that_other_code_has_judged_are_made_again(made, tmp_path, caplog):
+    evaluator, engine = made
+    path = tmp_path / "eval.parquet"
+    with pytest.raises(Stopped):
+        evaluator.evaluate_into(Counting(engine, stop_at=3), path, "before")
+    again = Counting(engine)
+    evaluator.evaluate_into(again, path, "now")
+    assert again.calls == 4
+    assert caplog.text.count("judged by other code") == 2
+    assert [f.name for f in tmp_path.iterdir()] == ["eval.parquet"]
 
 
 def test_a_byte_that_changed_in_completions_is_noticed(tmp_path):

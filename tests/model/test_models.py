@@ -290,6 +290,8 @@ def test_an_adapter_on_an_adapter_is_saved_whole(adapter, tmp_path):
                 p.fill_(0.1)
     trained = logps(model)
     save_policy(model, tmp_path / "final")
+    assert {name for name, p in model.named_parameters() if p.requires_grad}  # training goes on after `best` was saved
+    torch.testing.assert_close(logps(model), trained)
     assert not (tmp_path / "final" / "adapter_config.json").exists()
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "final")
     torch.testing.assert_close(logps(again), trained, atol=1e-4, rtol=1e-4)
@@ -392,9 +394,8 @@ def test_a_run_that_begins_from_an_adapter_leaves_the_whole_model_that_it_traine
     assert "library_name: transformers" in (final / "README.md").read_text()
     trained, _ = load_policy(ModelConf(path=str(adapter), lora_rank=2))
     checkpoint = torch.load(newest_checkpoint(second), weights_only=True)["state_dict"]
-    trained.load_state_dict(
-        {name.removeprefix("policy."): w for name, w in checkpoint.items() if name.startswith("policy.")}
-    )
+    adapters = {name.removeprefix("policy."): w for name, w in checkpoint.items()}
+    assert trained.load_state_dict(adapters, strict=False).unexpected_keys == []
     left, _ = load_policy(ModelConf(path=str(final)))
     torch.testing.assert_close(logps(left), logps(trained), atol=1e-4, rtol=1e-4)
     begun, _ = load_policy(ModelConf(path=str(adapter)))

@@ -10,7 +10,7 @@ from expo.config import ModelConf, PromptsConf, UserError, check, identity
 from expo.ground.problem import Problem
 from expo.ladder.policy import ladder_model, ladder_tokenizer
 from expo.model.checks import check_rounding
-from expo.model.policy import _problem_of, load_policy, with_dropout, without_dropout
+from expo.model.policy import PLAIN, _problem_of, load_policy, with_dropout, without_dropout
 from expo.model.prompts import Prompts, text_ids, turn_end
 from expo.model.scoring import score, token_batch
 from expo.model.small import random_tiny
@@ -52,6 +52,17 @@ def test_a_turn_ends_with_what_the_template_writes_after_it(tiny, caplog):
         tokenizer.chat_template = template  # which ends a turn with no token, or takes none
         assert turn_end(tokenizer) == turn_end(tokenizer) == tokenizer.eos_token_id
     assert caplog.text.count("the chat template renders no turn of the assistant's (TemplateError: no)") == 1
+
+
+def test_a_solution_begins_as_an_assistants_turn_does_in_the_template(tiny):
+    _, tokenizer = tiny
+    tokenizer.chat_template = PLAIN
+    prompts = Prompts(PromptsConf(solve="{question}", explain="{question}{answer}"))
+    asked, told = prompts.solve_ids(tokenizer, [problem()])[0], prompts.solution_ids(tokenizer, "So 1.")
+    shown = Prompts(PromptsConf(solve="{question}", explain="{question}{answer}", examples=1))
+    shown.examples = [problem("2?", solution="So 1.")]
+    assert tokenizer.decode(asked + told[:-1]).endswith("Assistant: So 1.")
+    assert "Assistant: So 1." in tokenizer.decode(shown.solve_ids(tokenizer, [problem()])[0])
 
 
 def test_a_solution_stands_after_the_thoughts_that_a_template_opens(tiny):

@@ -121,6 +121,13 @@ def test_top_k_and_top_p_never_draw_outside():
         torch.testing.assert_close(logp[token == 1].exp(), torch.full(((token == 1).sum(),), 4 / 7))
 
 
+def test_the_most_likely_token_is_one_even_among_equals():
+    logits = torch.tensor([[0.1, 0.4, 0.4, 0.1]]).log().repeat(50, 1)
+    token, logp = sample(logits, torch.linspace(0, 0.999, 50), Sampling(1.0, 1.0, 1, 1))
+    assert set(token.tolist()) == {1}
+    assert logp.tolist() == [0.0] * 50
+
+
 def test_uniforms_are_a_function_of_the_key_alone():
     keys = [NoiseKey(1, 0, 2, row) for row in range(5)]
     torch.testing.assert_close(uniforms(keys, 8)[3], uniforms([keys[3]], 8)[0])

@@ -200,6 +200,8 @@ def test_which_answer_is_shown():
     same = [Problem("a", "1+1", "2"), Problem("b", "3-1", "2")]
     equal = step_of(TEXTS, VERDICTS, same)
     assert shown(source(shown_answer="shuffled"), equal) == []  # never the true answer
+    alike = step_of(TEXTS, VERDICTS, [Problem("a", "1/2", "0.5"), Problem("b", "2/4", r"\frac{1}{2}")])
+    assert shown(source(shown_answer="shuffled"), alike) == []
     none_wrong = step_of(["is 2"] * 4, [CORRECT] * 4)
     assert shown(source(shown_answer="wrong"), none_wrong) == []
 
@@ -382,6 +384,8 @@ def test_one_odd_rollout_does_not_decide_the_lift():
     )
     [found] = with_lift(scorer, groups, {0: [candidate([20])]})[0]
     assert found.answer_lift == 2.0
+    hinted = replace(groups[0], completions=completions[::-1], before_hint=groups[0])
+    assert with_lift(scorer, {0: hinted}, {0: [candidate([20])]})[0][0].answer_lift == 2.0  # of those without the hint
 
 
 def test_answer_lift_is_the_difference_of_two_likelihoods(ladder):

@@ -24,6 +24,7 @@ from expo.step.experience import Batch, Candidate, Candidates, Groups, Tools
 from expo.step.positives.filters import Written, rejection
 from expo.step.positives.gates import GATES
 from expo.step.positives.selection import SELECTIONS
+from expo.verifier.answers import Verdict, fast_verdict
 
 
 class PositiveSource:
@@ -216,10 +217,10 @@ def _wrong_answer(batch: Batch, groups: Groups, problem: int, tools: Tools) -> s
 
 
 def _shuffled_answer(batch: Batch, groups: Groups, problem: int, tools: Tools) -> str | None:
-    """Return the answer of the step's next problem that has another one."""
-    own_answer, count = batch.problems[problem].answer, len(batch.problems)
-    others = (batch.problems[(problem + shift) % count].answer for shift in range(1, count))
-    return next((answer for answer in others if answer != own_answer), None)
+    """Return the answer of the step's next problem that has another one: 0.5 is no other than 1/2."""
+    own, others = batch.problems[problem], [*batch.problems[problem + 1 :], *batch.problems[:problem]]
+    other = (o.answer for o in others if fast_verdict(o.answer, own.answer, own.kind) is not Verdict.CORRECT)
+    return next(other, None)
 
 
 ShownAnswer = Callable[[Batch, Groups, int, Tools], str | None]
