@@ -56,8 +56,7 @@ class DPO(Algorithm):
             experience = self.ranks.by_first(lambda: self.pairs.load(start, problems))
             if experience is None:
                 generated = experience = self.pipeline.run(start, problems, self.conf.group_size)
-                pairs = [self.pair(group) for group in generated.groups]
-                self.ranks.by_first(lambda: self.pairs.save(start, generated, pairs))
+                self.ranks.by_first(lambda: self.pairs.save(start, generated))
         return experience
 
     def pair(self, group: Group) -> tuple[Candidate, Completion] | None:

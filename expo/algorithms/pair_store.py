@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class PairStore:
     """Rounds of DPO: rollouts and positives, from which `DPO.pair` picks; one parquet file per round, one row per
-    problem, paired or not.
+    problem.
 
     The round of step 0, of the initial policy, is in `initial`, shared between runs with the same `code`; later ones
     are in `own`. Beside each file stands its SHA-256: without one the round is made again, with a wrong one it is
@@ -67,8 +67,8 @@ class PairStore:
 
         return read_signed(path, "pairs", parse)
 
-    def save(self, step: int, e: Experience, pairs: list[tuple[Candidate, Completion] | None]) -> None:
-        """Write a round; `pairs` are per group."""
+    def save(self, step: int, e: Experience) -> None:
+        """Write a round."""
         rows = [
             {
                 "problem": group.problem.id,
@@ -89,9 +89,8 @@ class PairStore:
                         group.completions, group.texts, group.verdicts, group.rewards, strict=True
                     )
                 ],
-                "paired": pair is not None,
             }
-            for group, pair in zip(e.groups, pairs, strict=True)
+            for group in e.groups
         ]
         # What they cost goes with them: whoever reads them has had them made.
         cost = json.dumps({"generated_tokens": e.generated_tokens, "seconds": e.timer.seconds})

@@ -30,9 +30,6 @@ class Evaluation:
     rows: list[dict[str, Any]]
     metrics: dict[str, float]
 
-    def save(self, path: Path) -> None:
-        save_rows(self.rows, path)
-
 
 @dataclass(frozen=True)
 class Evaluator:

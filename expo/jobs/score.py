@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from expo.config import Config, build, data_content
 from expo.config.key import shown
 from expo.data.reader import Reader
-from expo.evaluation.evaluate import Evaluation
+from expo.evaluation.files import save_rows
 from expo.ground.problem import Problem
 from expo.jobs.process import set_up_process
 from expo.jobs.wiring import load_model, make_engine, make_evaluator, measuring_loggers, prompt_limit
@@ -46,7 +46,7 @@ def evaluate(cfg: Config, run: Run) -> None:
         engine.close()
     run.write_config()
     if greedy:
-        Evaluation(greedy, {}).save(run.dir / "completions" / "greedy.parquet")
+        save_rows(greedy, run.dir / "completions" / "greedy.parquet")
     run.metrics = tally.metrics(cfg.k) | tally.sampling_metrics(greedy, cfg.k)
     record = run.record("done", problems=len(problems), part=cfg.dataset.part)
     if loggers:

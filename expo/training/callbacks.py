@@ -126,7 +126,7 @@ class Evaluate(Callback):
         self.run.metrics = metrics
         self.run.write_summary("stopped")  # what a SIGKILL from here on leaves behind: a stopped run with these metrics
         if self.run.writes:
-            evaluation.save(completions / f"eval-step{step:06d}.parquet")
+            save_rows(evaluation.rows, completions / f"eval-step{step:06d}.parquet")
         log_step(trainer.loggers, metrics, step)
         log_table(trainer.loggers, "completions/eval", evaluation.rows, step)
 

@@ -91,10 +91,10 @@ def test_the_matrix_of_the_paper_and_its_rivals_is_there():
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_every_algorithm_trains_on_math(algorithm, tmp_path, math_file, monkeypatch):
     # A random model is never right: so that every stream is busy, a completion is judged by its length.
-    def verify(self, texts, answers):
-        return [Verdict.CORRECT if len(text) % 2 else Verdict.INCORRECT for text in texts]
+    def score(self, texts, answers):
+        return [(Verdict.CORRECT, 1.0) if len(text) % 2 else (Verdict.INCORRECT, 0.0) for text in texts]
 
-    monkeypatch.setattr(Verifier, "verify", verify)
+    monkeypatch.setattr(Verifier, "score", score)
     filters = (
         []
         if compose_config(f"algorithm={algorithm}").positives._target_.endswith("NoPositives")

@@ -110,15 +110,14 @@ def test_a_problem_without_a_positive_gives_no_pair_and_none_gives_no_step(model
     assert all(p.grad is None for p in policy.parameters())
 
 
-def test_pairs_come_back_from_their_file_as_they_were(tmp_path, models):
+def test_pairs_come_back_from_their_file_as_they_were(tmp_path):
     store, e = PairStore(tmp_path / "initial", tmp_path / "own"), experience()
-    dpo = module(*models)
     e.generated_tokens, e.timer.seconds["rollout"] = 17, 2.5
-    store.save(0, e, [dpo.pair(group) for group in e.groups])
+    store.save(0, e)
     back = store.load(0, PROBLEMS)
     e.step = 0
     assert back.groups == e.groups
-    store.save(20, e, [None] * 3)
+    store.save(20, e)
     assert store.load(20, PROBLEMS).shared_s == 0  # of the run itself
     store.path(20).unlink()
     assert (back.generated_tokens, back.timer.seconds["rollout"]) == (17, 2.5)  # their cost is whoever's uses them
@@ -127,9 +126,9 @@ def test_pairs_come_back_from_their_file_as_they_were(tmp_path, models):
     assert store.load(20, PROBLEMS) is None
     corrected = PairStore(tmp_path / "initial", tmp_path / "own", code={"judge.py": "new"})
     assert corrected.load(0, PROBLEMS) is None  # other runs' pairs, judged before the correction
-    corrected.save(0, e, [None] * 3)
+    corrected.save(0, e)
     assert corrected.load(0, PROBLEMS).groups == e.groups
-    store.save(0, e, [None] * 3)
+    store.save(0, e)
     with pytest.raises(UserError, match="other problems"):
         store.load(0, PROBLEMS[:2])
     path = store.path(0)
@@ -140,7 +139,7 @@ def test_pairs_come_back_from_their_file_as_they_were(tmp_path, models):
 
 def test_a_file_without_its_digest_was_not_finished_and_is_made_again(tmp_path, models):
     store, e = PairStore(tmp_path, tmp_path), experience()
-    store.save(0, e, [None] * 3)
+    store.save(0, e)
     store.path(0).with_suffix(".sha256").unlink()
     assert store.load(0, PROBLEMS) is None
 

@@ -14,7 +14,7 @@ import torch
 from expo.runs.health import (
     DEAD_AFTER,
     SIGNS,
-    STILL,
+    STUCK,
     WINDOW,
     Collapse,
     Health,
@@ -368,7 +368,7 @@ def test_a_run_that_is_dead_from_its_first_step_is_named_once(scalars, metric):
 
 
 def test_what_is_said_of_a_dead_run_names_a_key():
-    for still in STILL:
+    for still in STUCK:
         told = str(Collapse(still.metric, still.meaning, still.worst, still.worst, 1, DEAD_AFTER))
         assert told.startswith("the run is dead from its first step: ")
         assert any(key in told for key in ("rollout.", "prompts.", "dataset.", "algorithm."))

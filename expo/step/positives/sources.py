@@ -22,7 +22,6 @@ from expo.rollout.engine import Completion, Request
 from expo.rollout.noise import EXPLAIN, NoiseKey
 from expo.step.experience import Batch, Candidate, Candidates, Groups, Tools
 from expo.step.positives.filters import Written, rejection
-from expo.step.positives.gates import GATES
 from expo.step.positives.selection import SELECTIONS
 from expo.verifier.answers import Verdict, fast_verdict
 
@@ -79,7 +78,7 @@ class WeightedSource(PositiveSource):
         self.measure_every = conf.measure_every
 
     def gets_positive(self, all_wrong: bool) -> bool:
-        return GATES[self.conf.gate](all_wrong)
+        return self.conf.gate == "always" or all_wrong
 
 
 class ExpertSolution(WeightedSource):
