@@ -149,14 +149,16 @@ def aggregate(plan: Plan, runs: Sequence[PlannedRun]) -> dict[str, Any]:
         arms[key] |= {"marks": dict(marks)} if marks else {}
         arms[key]["commits"] = sorted({str(read_summary(d)["git"]) for d in directories.values()})
         if arm.against is not None:
-            shared = sorted(directories.keys() & {run.seed for run in done if run.arm == arm.against})
-            if shared:
+            ours, theirs = sorted(directories), sorted(run.seed for run in done if run.arm == arm.against)
+            if Command.evaluate not in (arm.command, plan.arms[arm.against].command):
+                ours = theirs = [seed for seed in ours if seed in theirs]
+            if ours and theirs:
                 arms[key]["against"] = arm.against
                 arms[key]["difference"] = {}
+                sides = [(key, seed) for seed in ours] + [(arm.against, seed) for seed in theirs]
                 for c in plan.columns:
-                    pairs = {f"{a} seed {s}": values[a, s][c] for a in (key, arm.against) for s in shared}
-                    both = stack(pairs, measured)
-                    apart = both[: len(shared)] - both[len(shared) :]
+                    both = stack({f"{a} seed {s}": values[a, s][c] for a, s in sides}, measured)
+                    apart = both[: len(ours)] - both[len(ours) :]  # every seed less the one run of an evaluated arm
                     both_have = ~np.isnan(apart).all(axis=0)
                     arms[key]["difference"][c] = _statistic_or_none(apart[:, both_have], c, difference=True)
     return arms

@@ -34,7 +34,7 @@ class Arm:
     label: str
     # Hydra overrides of `expo train`.
     overrides: list[str]
-    # Key of the arm that differences are taken from, on the same problems and seeds.
+    # Key of the arm that differences are taken from, on the same problems and seeds; every seed, of an evaluated one.
     against: str | None = None
     # train; evaluate (once: it has no seed); or diagnose.
     command: Command = Command.train

@@ -31,12 +31,22 @@ from expo.config import UserError
 from expo.config.identity import pretrain_identity, write_recipe
 from expo.cost.estimate import estimate
 from expo.cost.shape import shape
+from expo.evaluation.intervals import of_difference
 from expo.loggers.offline import read_offline
 from expo.runs.reading import by_step, final_rows
 from expo.tables import plan as plans
-from expo.tables.aggregate import _mean_over_runs, common_steps, cost_of, measured_values, pass_values, stack, statistic
+from expo.tables.aggregate import (
+    _mean_over_runs,
+    aggregate,
+    common_steps,
+    cost_of,
+    measured_values,
+    pass_values,
+    stack,
+    statistic,
+)
 from expo.tables.figures import Curves, Heat
-from expo.tables.kept import kept_folder, unpack
+from expo.tables.kept import KeptRun, kept_folder, unpack
 from expo.tables.render import cells_of, made_by, markdown, percent, unlike_problems
 from expo.tables.request import Request
 from expo.tables.sweep import View, name_of, prepare, until_over
@@ -364,6 +374,33 @@ def test_a_table_that_shows_another_tables_runs_has_its_numbers():
             assert shared, path
             for arm, column in shared:
                 assert own[arm]["columns"][column] == base[arm]["columns"][column], (path, arm, column)
+
+
+def test_a_policy_without_a_seed_is_held_against_every_seed(small, tmp_path):
+    base = ", command: evaluate}\n  exp: {label: ExP, overrides: [algorithm=exp_grpo], against: grpo}"
+    (small / "plan.yaml").write_text(
+        PLAN.replace("}\n  exp: {label: ExP, overrides: [algorithm=exp_grpo], against: grpo}", base)
+    )
+    plan, solved = plans.load_plan("small"), {("grpo", 0): [1, 0], ("exp", 0): [1, 1], ("exp", 1): [0, 0]}
+    runs = []
+    for run in plans.plan_runs("small", plan, "cpu", None, [f"output_dir={tmp_path / 'out'}"]):
+        folder = tmp_path / name_of(run)
+        (folder / "completions").mkdir(parents=True)
+        summary = {"status": "done", "metrics": {"pass@4": 0}, "wall_s": 1, "git": "abc"}
+        (folder / "summary.json").write_text(json.dumps(summary))
+        rows = [
+            {"problem": p, "question": "", "answer": "", "level": 5, "completion": "", "verdict": verdict}
+            for p, right in zip("ab", solved[run.arm, run.seed], strict=True)
+            for verdict in ["correct" if right else "incorrect"] * 4
+        ]
+        table_of = pyarrow.Table.from_pylist(rows)
+        pyarrow.parquet.write_table(table_of, folder / "completions" / "eval-step000001.parquet")
+        runs.append(KeptRun(run.arm, run.seed, [], run.cfg, run.command, folder=folder))
+    difference = aggregate(plan, runs)["exp"]["difference"]["pass@1"]
+    assert difference["seeds"] == [0.5, -0.5]
+    assert (difference["mean"], difference["problems"]) == (0, 2)
+    apart = np.array([[0.0, 1.0], [-1.0, 0.0]])  # over problems and seeds, as of any two arms
+    assert (difference["lo"], difference["hi"]) == of_difference(apart)
 
 
 def test_a_cell_whose_seeds_lie_far_apart_names_them():
