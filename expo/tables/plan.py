@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from functools import cached_property
 from itertools import product
@@ -17,6 +17,7 @@ from expo.config import Config, UserError, check_anywhere, compose_config, run_d
 from expo.config.compose import for_command
 from expo.config.errors import first_line
 from expo.config.naming import plain
+from expo.runs.arms import settings_in
 
 # What `expo diagnose` measures of each sample, and how many decimals a table shows.
 MEASURED = {"nll_per_token": 2, "nll": 1, "answer_lift": 1, "verified": 2, "right_steps": 2, "tokens": 1}
@@ -272,12 +273,7 @@ def plan_runs(
     A logger with groups has the table's name as a run's group. Raises UserError.
     """
     scale = plan.scales[scale_name]
-    of_arms = {o.partition("=")[0]: key for key, arm in plan.arms.items() for o in arm.overrides}
-    for o in overrides:
-        if (key := o.lstrip("+").partition("=")[0]) in of_arms:
-            raise UserError(
-                f"{o}: the arms of {name} differ in it ({of_arms[key]} and others); leave it out, or use expo train"
-            )
+    _check_arms_stay_apart(name, plan, scale, overrides)
     first, *others = scale.seeds if seeds is None else seeds
     arms, called = [], dict[tuple[Command, str], str]()  # arms may share runs, which have the first one's name then
     for key, arm in plan.arms.items():
@@ -298,6 +294,33 @@ def plan_runs(
         for key, command, run_overrides, cfg in arms
         if command is not Command.evaluate or seed == first
     ]
+
+
+def _check_arms_stay_apart(name: str, plan: Plan, scale: Scale, overrides: Sequence[str]) -> None:
+    """Check that a user's overrides change nothing that an arm chooses or that arms differ in, given as a key or by a
+    group: labels would say what is not so. Raises UserError."""
+    given = {o: o.lstrip("+~").partition("=")[0].replace("/", ".") for o in overrides}
+    chosen = {key: [*arm.overrides, *scale.arms.get(key, [])] for key, arm in plan.arms.items()}
+    by_key = {o.partition("=")[0]: arm for arm, of_arm in chosen.items() for o in of_arm}
+    for o, key in given.items():
+        if key in by_key:
+            raise UserError(
+                f"{o}: the arms of {name} differ in it ({by_key[key]} and others); leave it out, or use expo train"
+            )
+    if all(key == "output_dir" for key in given.values()):
+        return
+    before, after = (
+        [settings_in(asdict(compose_config([*scale.overrides, *of_arm, *more]))) for of_arm in chosen.values()]
+        for more in ((), overrides)
+    )
+    values = {key: {repr(of_arm[key]) for of_arm in before if key in of_arm} for of_arm in before for key in of_arm}
+    for arm, old, new in zip(plan.arms, before, after, strict=True):
+        for key in old:
+            if len(values[key]) > 1 and new.get(key) != old[key]:
+                by = next((o for o, of in given.items() if f"{key}.".startswith(f"{of}.")), " ".join(overrides))
+                raise UserError(
+                    f"{by}: changes {key} of {arm}, and the arms of {name} differ in it; leave it out, or use expo train"
+                )
 
 
 def is_rate(column: str) -> bool:

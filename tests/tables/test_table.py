@@ -235,6 +235,20 @@ def test_mistakes_on_the_command_line_are_one_line(small):
             table.main(arguments)
 
 
+def test_overrides_that_make_arms_alike_are_one_line(small):
+    sizes = "    arms: {exp: [model.path=small]}\n"  # of a scale
+    for more, override, said in (
+        ("", "positives=expert", r"positives=expert: changes positives.\S+ of \w+, and the arms of small differ in it"),
+        (sizes, "model.path=ladder", r"model.path=ladder: the arms of small differ in it \(exp and others\)"),
+        (sizes, "model=hf", r"model=hf: changes model.path of grpo, and the arms of small differ in it"),
+    ):
+        (small / "plan.yaml").write_text(PLAN + more)
+        with pytest.raises(UserError, match=said):
+            table.main(["small", "dry_run=true", override])
+    (small / "plan.yaml").write_text(PLAN)
+    assert table.main(["small", "dry_run=true", "algorithm.group_size=2"]) == 0  # what all have stays theirs
+
+
 def test_what_yaml_reads_otherwise_in_a_plan_is_one_line(small):
     text = (small / "plan.yaml").read_text()
     for before, after, said in (
