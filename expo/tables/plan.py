@@ -121,13 +121,19 @@ def known_tables() -> list[str]:
 
 
 def plan_file(name: str) -> Path:
-    """Return the plan that a person names: a table of experiments/, or the path of an own plan.yaml or its folder."""
+    """Return the plan that a person names: a table of experiments/, or the path of an own plan.yaml or its folder.
+
+    Raises UserError for a name that is both.
+    """
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         return path
-    if name not in known_tables() and (path / "plan.yaml").is_file():
-        return path / "plan.yaml"
-    return EXPERIMENTS / name / "plan.yaml"
+    own, shipped = path / "plan.yaml", EXPERIMENTS / name / "plan.yaml"
+    if not own.is_file():
+        return shipped
+    if name in known_tables() and not own.samefile(shipped):
+        raise UserError(f"{name}: a table that comes with expo, and a folder here; use ./{name}, or {shipped}")
+    return own
 
 
 def table_name(name: str) -> str:
@@ -318,9 +324,8 @@ def _check_arms_stay_apart(name: str, plan: Plan, scale: Scale, overrides: Seque
         for key in old:
             if len(values[key]) > 1 and new.get(key) != old[key]:
                 by = next((o for o, of in given.items() if f"{key}.".startswith(f"{of}.")), " ".join(overrides))
-                raise UserError(
-                    f"{by}: changes {key} of {arm}, and the arms of {name} differ in it; leave it out, or use expo train"
-                )
+                differ = f"changes {key} of {arm}, and the arms of {name} differ in it"
+                raise UserError(f"{by}: {differ}; leave it out, or use expo train")
 
 
 def is_rate(column: str) -> bool:

@@ -790,6 +790,11 @@ def test_a_plan_takes_the_model_that_a_run_ends_with(tmp_path, monkeypatch):
     (run,) = tmp_path.glob("outputs/ladder/*/checkpoints/final")
     assert config.model_content(tmp_path / "bases" / "tuned") != config.model_content(config.LADDER)
     assert (run / "model.safetensors").is_file()
+    assert prepare({"bases/tuned": command}) == 0
+    with pytest.raises(UserError, match="bases/tuned: was made with other settings"):
+        prepare({"bases/tuned": [*command, "optimizer.learning_rate=0.5"]})
+    Path("bases/tuned/recipe.json").unlink()  # of an earlier expo
+    assert prepare({"bases/tuned": [*command, "optimizer.learning_rate=0.5"]}) == 0
 
 
 def test_no_two_plans_make_different_models_in_one_folder():
