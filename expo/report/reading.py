@@ -15,7 +15,6 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from expo.config import UserError
-from expo.config.errors import first_line
 from expo.config.foreign import summary_with
 from expo.config.naming import NO_RUNS
 from expo.report.page import Page, RunData, Table
@@ -27,7 +26,7 @@ from expo.runs.reading import final_rows, read_lines, read_summary, samples_of
 from expo.tables.kept import by_run
 from expo.tables.plan import Plan, PlannedRun, known_tables, load_plan, plan_file
 from expo.tables.render import cells_of, made_by
-from expo.tables.request import Request
+from expo.tables.request import Request, read_record
 
 log = logging.getLogger(__name__)
 
@@ -37,9 +36,8 @@ def table_request(subject: str, options: Sequence[str]) -> Request | None:
 
     A folder with results is the table that they are of, made by the command that is kept with them.
     """
-    record = Path(subject, "table.json")
-    if record.is_file():
-        table_record = _table_record(record)
+    if Path(subject, "table.json").is_file():
+        table_record = read_record(Path(subject))
         request = Request.parse([plan_of(Path(subject), table_record), *_options_of(table_record), *options])
         return replace(request, results=Path(subject))
     if not plan_file(subject).is_file() or Path(subject, "summary.json").is_file():
@@ -47,17 +45,6 @@ def table_request(subject: str, options: Sequence[str]) -> Request | None:
     if any(o.startswith("dry_run=") for o in options):
         raise UserError("dry_run: a report makes no runs; leave it out")
     return Request.parse([subject, *options])
-
-
-def _table_record(path: Path) -> dict[str, Any]:
-    """Return table.json. Raises UserError for a damaged one."""
-    try:
-        record = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise UserError(f"{path}: damaged ({first_line(error)}); render the table again with expo table") from error
-    if not isinstance(record, dict) or not {"name", "arms"} <= record.keys():
-        raise UserError(f"{path}: no table's record; render the table again with expo table")
-    return record
 
 
 def plan_of(folder: Path, record: Mapping[str, Any]) -> str:
@@ -85,7 +72,7 @@ def read_table(request: Request, options: Sequence[str] = ()) -> tuple[Page, lis
     if not (folder / "table.json").is_file():
         line = shlex.join(["expo", "table", request.name, *options])
         raise UserError(f"{request.name}: no results in {folder}; make them with {line}")
-    record = _table_record(folder / "table.json")
+    record = read_record(folder)
     plan = load_plan(request.name)  # with every arm: whether the record has those of its scale is looked at next
     try:
         heads, rows = cells_of(plan, record)
@@ -98,7 +85,8 @@ def read_table(request: Request, options: Sequence[str] = ()) -> tuple[Page, lis
     runs = []
     path = folder / "runs.json"  # not there beside a figure that shows another table's runs
     kept_runs = json.loads(path.read_text()) if path.is_file() else []
-    for kept_run in kept_runs:
+    # What is kept may have arms that the table was rendered without since.
+    for kept_run in (run for run in kept_runs if run["arm"] in labels and run["arm"] in plan.arms):
         arm, seed = kept_run["arm"], kept_run["seed"]
         metrics, completions, samples = (rows_by_run.get((arm, seed), []) for rows_by_run in tables)
         lines, settings = [json.loads(row["line"]) for row in metrics], _settings(plan, kept_run)

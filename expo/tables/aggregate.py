@@ -3,6 +3,7 @@
 import json
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from expo.evaluation import intervals
 from expo.evaluation.kinds import interval_of
 from expo.evaluation.pass_at_k import pass_at_k
 from expo.evaluation.tally import is_sound
+from expo.ground.files import beside
 from expo.runs.health import marks_of
 from expo.runs.reading import final_rows, read_lines, read_points, read_rows, read_summary, samples_of
 from expo.tables.plan import MEASURED, Command, Plan, PlannedRun, columns_of, is_rate
@@ -226,9 +228,28 @@ def keep_runs(runs: Sequence[PlannedRun], made_by: Mapping[str, Sequence[str]], 
         if (directory / "samples.parquet").is_file():
             wanted = [*SAMPLED, "completion"]
             measured += [{"arm": arm, "seed": seed} | row for row in read_rows(directory / "samples.parquet", wanted)]
-    (folder / "runs.json").unlink(missing_ok=True)  # whoever reads in between finds none, and no mixture
-    for name, rows in (("metrics", lines), ("completions", completions), ("samples", samples), ("measured", measured)):
-        (folder / f"{name}.parquet").unlink(missing_ok=True)
-        if rows:
-            pa.parquet.write_table(pa.Table.from_pylist(rows), folder / f"{name}.parquet", compression="zstd")
-    (folder / "runs.json").write_text(json.dumps(records, indent=1) + "\n")
+    with ExitStack() as files:
+        files.enter_context(beside(folder / "runs.json")).write_text(json.dumps(records, indent=1) + "\n")
+        for name, rows in {
+            "metrics": lines,
+            "completions": completions,
+            "samples": samples,
+            "measured": measured,
+        }.items():
+            if rows:
+                part = files.enter_context(beside(folder / f"{name}.parquet"))
+                pa.parquet.write_table(as_table(rows), part, compression="zstd")
+            else:
+                (folder / f"{name}.parquet").unlink(missing_ok=True)
+        (folder / "runs.json").unlink(missing_ok=True)  # whoever reads in between finds none, and no mixture
+
+
+def as_table(rows: SampleRows) -> pa.Table:
+    """Return rows with the columns that any of them has. Values of several types are text, such as levels that are
+    numbers in one arm's data and words in another's."""
+    columns = {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
+    for name, values in columns.items():
+        kinds = {type(value) for value in values if value is not None}
+        if str in kinds and len(kinds) > 1:
+            columns[name] = [None if value is None else str(value) for value in values]
+    return pa.table(columns)

@@ -1,6 +1,5 @@
 """Preview of a table: what it would do and cost, `dry_run=true`."""
 
-import json
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from expo.tables.aggregate import cost_of
 from expo.tables.plan import Plan, PlannedRun
-from expo.tables.request import Request, missing
+from expo.tables.request import Request, missing, read_record
 from expo.tables.sweep import distinct, to_prepare
 
 if TYPE_CHECKING:
@@ -64,7 +63,7 @@ def by_finished_runs(
     known: dict[str, Any] = {}
     sources = []
     if results is not None and (results / "table.json").is_file():
-        record = json.loads((results / "table.json").read_text())
+        record = read_record(results)
         known = {arm: arm_record["cost"] for arm, arm_record in record["arms"].items() if arm_record["runs"]}
         sources = [f"{'/'.join(results.parts[-4:])} of {record['date']} ({record['device']})"]
     done = distinct([run for run in runs if run.done])

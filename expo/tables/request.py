@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from expo.config import UserError, take_options
+from expo.config.errors import first_line
 from expo.tables.plan import Plan, PlannedRun, Scale, load_plan, plan_runs, results_folder, table_name
 from expo.tables.sweep import distinct
 
@@ -47,6 +49,11 @@ class Request:
                 "fresh=true"
             )
         hydra = [o for o in overrides if o.startswith(("hydra.", "hydra/"))]
+        results = Path(options["results"]) if options["results"] else None
+        if results and results.is_dir() and not (results / "table.json").is_file() and any(results.iterdir()):
+            raise UserError(f"results={results}: holds other files than a table's; give an empty folder, or a new one")
+        if results and results.exists() and not results.is_dir():
+            raise UserError(f"results={results}: is no folder; give another place")
         return cls(
             name,
             options["scale"],
@@ -54,7 +61,7 @@ class Request:
             overrides=[o for o in overrides if o not in hydra],
             hydra=hydra,
             jobs=int(options["jobs"]) if options["jobs"] else None,
-            results=Path(options["results"]) if options["results"] else None,
+            results=results,
             dry_run=options["dry_run"] == "true",
             from_kept=options["kept"] == "true",
         )
@@ -130,3 +137,17 @@ class Request:
 def missing(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
     """Return the runs that are not done, each once."""
     return distinct([run for run in runs if not run.done])
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Return table.json of a table that was made. Raises UserError where there is none, or a damaged one."""
+    path = folder / "table.json"
+    try:
+        record: dict[str, Any] = json.loads(path.read_bytes())
+        if not isinstance(record, dict) or not {"name", "arms", "command", "device", "date"} <= record.keys():
+            raise ValueError("no table's record")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path}: cannot be read ({first_line(error)}); render the table again with expo table"
+        ) from error
+    return record

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,17 +23,20 @@ from conftest import TESTS, compose_config
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from matplotlib.colors import to_rgba
+from omegaconf import OmegaConf
 from running import grid
 
 from expo import cli, config
 from expo.commands import report as command
 from expo.commands import table
+from expo.commands.compare import arms_of
 from expo.config import UserError
 from expo.config.identity import pretrain_identity, write_recipe
 from expo.cost.estimate import estimate
 from expo.cost.shape import shape
 from expo.evaluation.intervals import of_difference
 from expo.loggers.offline import read_offline
+from expo.report.reading import read_table
 from expo.runs.reading import by_step, final_rows
 from expo.tables import plan as plans
 from expo.tables.aggregate import (
@@ -40,13 +44,15 @@ from expo.tables.aggregate import (
     aggregate,
     common_steps,
     cost_of,
+    keep_runs,
     measured_values,
     pass_values,
     stack,
     statistic,
 )
 from expo.tables.figures import Curves, Heat
-from expo.tables.kept import KeptRun, kept_folder, unpack
+from expo.tables.finish import finish
+from expo.tables.kept import KeptRun, by_run, kept_folder, unpack
 from expo.tables.render import cells_of, made_by, markdown, percent, unlike_problems
 from expo.tables.request import Request
 from expo.tables.sweep import View, name_of, prepare, until_over
@@ -390,31 +396,108 @@ def test_a_table_that_shows_another_tables_runs_has_its_numbers():
                 assert own[arm]["columns"][column] == base[arm]["columns"][column], (path, arm, column)
 
 
-def test_a_policy_without_a_seed_is_held_against_every_seed(small, tmp_path):
-    base = ", command: evaluate}\n  exp: {label: ExP, overrides: [algorithm=exp_grpo], against: grpo}"
-    (small / "plan.yaml").write_text(
-        PLAN.replace("}\n  exp: {label: ExP, overrides: [algorithm=exp_grpo], against: grpo}", base)
-    )
-    plan, solved = plans.load_plan("small"), {("grpo", 0): [1, 0], ("exp", 0): [1, 1], ("exp", 1): [0, 0]}
-    runs = []
+def made_by_hand(small, tmp_path, solved, plan_text=PLAN, **more):
+    """Return the plan and its runs as if made. Args: solved, which of two problems are right, by arm and seed; more,
+    columns of an arm's completions."""
+    (small / "plan.yaml").write_text(plan_text)
+    plan, runs = plans.load_plan("small"), []
     for run in plans.plan_runs("small", plan, "cpu", None, [f"output_dir={tmp_path / 'out'}"]):
         folder = tmp_path / name_of(run)
-        (folder / "completions").mkdir(parents=True)
-        summary = {"status": "done", "metrics": {"pass@4": 0}, "wall_s": 1, "git": "abc"}
-        (folder / "summary.json").write_text(json.dumps(summary))
+        (folder / "completions").mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(OmegaConf.structured(run.cfg), folder / "config.yaml")
+        summary = {"status": "done", "metrics": {"pass@4": 0}, "wall_s": 1, "git": "abc", "device": "a machine"}
+        (folder / "summary.json").write_text(json.dumps(summary | {"seed": run.seed}))
         rows = [
-            {"problem": p, "question": "", "answer": "", "level": 5, "completion": "", "verdict": verdict}
+            {"problem": p, "question": "", "answer": "", "level": 5, "completion": "", "verdict": verdict, "sample": i}
+            | more.get(run.arm, {})
             for p, right in zip("ab", solved[run.arm, run.seed], strict=True)
-            for verdict in ["correct" if right else "incorrect"] * 4
+            for i, verdict in enumerate(["correct" if right else "incorrect"] * 4)
         ]
         table_of = pyarrow.Table.from_pylist(rows)
         pyarrow.parquet.write_table(table_of, folder / "completions" / "eval-step000001.parquet")
         runs.append(KeptRun(run.arm, run.seed, [], run.cfg, run.command, folder=folder))
+    return plan, runs
+
+
+SOLVED = {("grpo", 0): [1, 0], ("grpo", 1): [1, 0], ("exp", 0): [1, 1], ("exp", 1): [0, 0]}
+
+
+def test_a_policy_without_a_seed_is_held_against_every_seed(small, tmp_path):
+    plan, runs = made_by_hand(
+        small, tmp_path, SOLVED, PLAN.replace("algorithm=grpo]", "algorithm=grpo], command: evaluate")
+    )
+    assert [(run.arm, run.seed) for run in runs] == [("grpo", 0), ("exp", 0), ("exp", 1)]
     difference = aggregate(plan, runs)["exp"]["difference"]["pass@1"]
     assert difference["seeds"] == [0.5, -0.5]
     assert (difference["mean"], difference["problems"]) == (0, 2)
     apart = np.array([[0.0, 1.0], [-1.0, 0.0]])  # over problems and seeds, as of any two arms
     assert (difference["lo"], difference["hi"]) == of_difference(apart)
+
+
+def test_what_is_kept_has_the_columns_of_every_run_and_levels_of_both_kinds(small, tmp_path):
+    _, runs = made_by_hand(small, tmp_path, SOLVED, exp={"level": "hard", "sound": True})
+    keep_runs(runs, {}, tmp_path)
+    kept = by_run(tmp_path / "completions.parquet")
+    assert {(row["level"], row["sound"]) for row in kept["exp", 1]} == {("hard", True)}
+    assert {(row["level"], row["sound"]) for row in kept["grpo", 0]} == {("5", None)}
+
+
+def test_a_table_leaves_what_is_not_its_own_and_is_written_whole_or_not_at_all(small, tmp_path, monkeypatch):
+    plan, runs = made_by_hand(small, tmp_path, SOLVED)
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "plot.png").write_text("mine")
+    with pytest.raises(UserError, match=r"results=\S*mine: holds other files than a table's; give an empty folder"):
+        Request.parse(["small", f"results={folder}"])
+    with pytest.raises(UserError, match=r"results=\S*plot.png: is no folder; give another place"):
+        Request.parse(["small", f"results={folder / 'plot.png'}"])
+    finish(
+        "small", replace(plan, figures={"old": {"_target_": "expo.tables.figures.Bars"}}), runs, folder, "expo table"
+    )
+    assert (folder / "old.svg").is_file()
+    finish("small", plan, runs, folder, "expo table")
+    assert {file.name for file in folder.glob("*.[ps][nv]g")} == {"plot.png", "curves.png", "curves.svg"}
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+
+    def full(of, place, *arguments, **more):
+        Path(place).write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    for what in ("matplotlib.figure.Figure.savefig", "pyarrow.parquet.write_table"):
+        with monkeypatch.context() as patch:
+            patch.setattr(what, full)
+            with pytest.raises(OSError, match="No space left"):
+                finish("small", plan, runs, folder, "expo table")
+        assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+def test_a_report_shows_a_table_that_was_rendered_with_fewer_arms(small, tmp_path):
+    plan, runs = made_by_hand(small, tmp_path, SOLVED)
+    folder = small / "results" / "cpu"
+    finish("small", plan, runs, folder, "expo table small")
+    text = PLAN.replace(", against: grpo", "").replace("  grpo: {label: GRPO, overrides: [algorithm=grpo]}\n", "")
+    (small / "plan.yaml").write_text(text)
+    plan = plans.load_plan("small")
+    finish(
+        "small",
+        plan,
+        [r for r in runs if r.arm == "exp"],
+        folder,
+        "expo table small kept=true",
+        {"command": "", "date": ""},
+    )
+    _, shown = read_table(Request("small", "cpu"))
+    assert [(run.arm, run.seed) for run in shown] == [("ExP", 0), ("ExP", 1)]
+    with pytest.raises(UserError, match="small has no runs of that arm here; use one of exp"):
+        arms_of("small:grpo")
+    assert "| ExP |" in (folder / "table.md").read_text()
+
+
+def test_a_bar_in_a_label_or_heading_ends_no_cell_of_markdown(small, tmp_path):
+    plan, runs = made_by_hand(small, tmp_path, SOLVED, PLAN.replace("label: ExP", "label: 'ExP | 2'"))
+    finish("small", replace(plan, headings=["a|b", "c"]), runs, tmp_path / "results", "expo table")
+    lines = [line for line in (tmp_path / "results" / "table.md").read_text().splitlines() if line.startswith("|")]
+    assert len({line.replace(r"\|", "").count("|") for line in lines}) == 1
 
 
 def test_a_cell_whose_seeds_lie_far_apart_names_them():
