@@ -44,7 +44,7 @@ def print_metrics(cfg: Config, metrics: dict[str, float], problems: int) -> None
     for part in dict.fromkeys(part for _, part in measured):
         names = [f"{column}/{part}" if part else column for column in columns]
         table.add_row(part or "all", *(_percent(metrics, name) for name in names))
-    console.print(table)
+    console.print(table, markup=False)
     if shares := shares_told(metrics):
         console.print(
             f"of the completions: {shares}; {metrics['eval/length_mean']:.0f} tokens on average", markup=False

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-from hydra.utils import instantiate
 from rich.box import SIMPLE_HEAD
 from rich.table import Column, Table
 from rich.text import Text
@@ -19,7 +18,7 @@ from expo.ground.files import beside
 from expo.runs.directory import device_name
 from expo.runs.reading import read_summary
 from expo.tables.aggregate import aggregate, keep_runs
-from expo.tables.figures import Curves
+from expo.tables.figures import drawers_of
 from expo.tables.plan import Plan, PlannedRun, table_name
 from expo.tables.render import cells_of, markdown, wide_console
 from expo.tables.request import read_record
@@ -39,8 +38,7 @@ def finish(
     Args: earlier, the record of the same table that was made earlier, where it is only rendered again.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    drawers = {key: instantiate(conf, _convert_="all") for key, conf in plan.figures.items() if conf}
-    drawers = drawers or {"curves": Curves()}
+    drawers = drawers_of(plan)
     with suppress(UserError):  # there is none, or it is damaged: its pictures stay
         for old in set(read_record(folder).get("figures", [])) - drawers.keys():
             for end in ("png", "svg"):

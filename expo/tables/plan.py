@@ -1,7 +1,7 @@
 """Plans of tables: `experiments/<name>/plan.yaml`, and the runs that follow from one."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from functools import cached_property
@@ -9,7 +9,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -168,7 +168,7 @@ def load_plan(name: str, scale_name: str | None = None) -> Plan:
         )
     try:
         plan: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Plan), _read(path)))
-    except (OmegaConfBaseException, YAMLError) as error:
+    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, OSError) as error:
         raise UserError(f"{path}: {first_line(error)}; docs/tables.md has its keys") from error
     assert isinstance(plan, Plan)
     written = {f"arms.{key}.overrides": arm.overrides for key, arm in plan.arms.items()}
@@ -180,16 +180,26 @@ def load_plan(name: str, scale_name: str | None = None) -> Plan:
             raise UserError(
                 f"{path}: {where}: {odd} is no text to YAML, which reads a colon; put the override in quotes"
             )
-    for only in (plan.only, *(s.only for s in plan.scales.values())):
-        if unknown := sorted(set(only) - set(plan.arms)):
-            raise UserError(f"{path}: only={unknown[0]}: no such arm; use some of {', '.join(plan.arms)}")
+        if fresh := next((o for o in overrides if o.lstrip("+").startswith("fresh=")), None):
+            raise UserError(f"{path}: {where}: {fresh}: a table never makes a finished run again; leave it out")
+    named: dict[str, Collection[str]] = {"only": plan.only, "paper": plan.paper}
+    for key, scale in plan.scales.items():
+        named |= {f"scales.{key}.only": scale.only, f"scales.{key}.arms": scale.arms}
+    for where, arms in named.items():
+        if unknown := sorted(set(arms) - set(plan.arms)):
+            raise UserError(f"{path}: {where}={unknown[0]}: no such arm; use some of {', '.join(plan.arms)}")
+    for key, given in {"arms": plan.arms, "columns": plan.columns, "scales": plan.scales}.items():
+        if not given:
+            raise UserError(f"{path}: {key}: there are none; give one or more")
     if scale_name is not None and scale_name not in plan.scales:
         raise UserError(f"scale={scale_name}: {name} has none such; use one of {', '.join(plan.scales)}")
     if len(plan.headings) not in (0, len(plan.columns)):
         raise UserError(f"{path}: headings: {len(plan.headings)} for {len(plan.columns)} columns; give one for each")
     for key, scale in plan.scales.items():
-        if not scale.seeds:
-            raise UserError(f"{path}: scales.{key}.seeds=[]: no seed; give one or more")
+        if not scale.seeds or min(scale.seeds) < 0:
+            raise UserError(f"{path}: scales.{key}.seeds={scale.seeds}: give one seed or more, each of 0 or more")
+        if scale.jobs < 1:
+            raise UserError(f"{path}: scales.{key}.jobs={scale.jobs}: not a number of runs at a time; give 1 or more")
     labels = [arm.label for arm in plan.arms.values()]
     if twice := next((label for label in labels if labels.count(label) > 1), None):
         raise UserError(f"{path}: arms: two have the label {twice!r}, and would be shown as one; give each its own")
@@ -198,6 +208,10 @@ def load_plan(name: str, scale_name: str | None = None) -> Plan:
             raise UserError(
                 f"{path}: prepare.{folder}=[]: no command; give one such as [pretrain, pretrain.output={folder}]"
             )
+    given_to = [o.partition("=") for line in (*written.values(), *plan.prepare.values()) for o in line]
+    values = {value.removeprefix("./") for key, _, value in given_to if not key.endswith("output")}
+    if idle := next((folder for folder in plan.prepare if folder not in values), None):
+        raise UserError(f"{path}: prepare.{idle}: no run begins from it; give it to one as model.path=./{idle}")
     for key, arm in plan.arms.items():
         if arm.against is not None and arm.against not in plan.arms:
             raise UserError(f"{path}: arms.{key}.against={arm.against}: no such arm; use one of {', '.join(plan.arms)}")
@@ -211,15 +225,20 @@ def load_plan(name: str, scale_name: str | None = None) -> Plan:
     return plan
 
 
-def _read(path: Path) -> Any:
-    """Read plan.yaml and paper.yaml of a folder, merged over those of the plan that they extend."""
+def _read(path: Path, extending: Sequence[Path] = ()) -> Any:
+    """Read plan.yaml and paper.yaml of a folder, merged over those of the plan that they extend. Args: extending, the
+    plans that extend this one."""
     plan: Any = OmegaConf.load(path)
+    if not isinstance(plan, DictConfig):
+        raise UserError(f"{path}: not keys with values; docs/tables.md has its keys")
+    if path.resolve() in extending:
+        raise UserError(f"{path}: extends itself; give another table, or leave extends out")
     if axes := plan.pop("axes", None):
         plan = OmegaConf.create(_written_out(path, OmegaConf.to_container(plan), OmegaConf.to_container(axes)))
     base = plan_file(str(plan.get("extends")))
     if plan.get("extends") and not base.is_file():
         raise UserError(f"{path}: extends={plan.extends}: no such table; give the name of a folder with a plan.yaml")
-    extended = _read(base) if plan.get("extends") else {}
+    extended = _read(base, [*extending, path.resolve()]) if plan.get("extends") else {}
     paper = path.with_name("paper.yaml")
     if paper.is_file():  # instead of the other table's: a picture of it shows less
         extended.pop("paper", None)
@@ -234,6 +253,10 @@ def _written_out(path: Path, plan: Any, axes: Any) -> Any:
     that is a `{word}` alone becomes the overrides of that word. What names no axis follows the grid. Raises UserError
     where no axis has a word, or one name would stand for two arms.
     """
+
+    grid = axes.values() if isinstance(axes, dict) else [axes]
+    if not all(isinstance(v, dict) and all(isinstance(more or {}, dict) for more in v.values()) for v in grid):
+        raise UserError(f"{path}: axes={axes}: not {{axis: {{value: {{word: text or overrides}}}}}}")
 
     def filled(of: Any, words: dict[str, Any]) -> Any:
         if isinstance(of, dict):
@@ -264,9 +287,9 @@ def _written_out(path: Path, plan: Any, axes: Any) -> Any:
                     raise UserError(f"{path}: {name}: stands for two; put the axis that they differ in into {key}")
         return written | {key: value for key, value in entries.items() if "{" not in key}
 
-    of_scales = [scale for scale in plan.get("scales", {}).values() if "arms" in scale]
-    for part, key in [(plan, "arms"), (plan, "prepare"), *((scale, "arms") for scale in of_scales)]:
-        if key in part:
+    scales = plan["scales"].values() if isinstance(plan.get("scales"), dict) else []
+    for part, key in [(plan, "arms"), (plan, "prepare"), *((scale, "arms") for scale in scales)]:
+        if isinstance(part, dict) and isinstance(part.get(key), dict):
             part[key] = over(part[key])
     return plan
 

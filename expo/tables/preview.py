@@ -5,6 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from expo.config import UserError
 from expo.tables.aggregate import cost_of
 from expo.tables.plan import Plan, PlannedRun
 from expo.tables.request import Request, missing, read_record
@@ -83,8 +84,10 @@ def by_finished_runs(
 
 def estimates(runs: Sequence[PlannedRun], device: str) -> "dict[Path, Cost]":
     """Return the estimated cost by run directory; a run whose model's config cannot be read has none."""
-    from expo.cost.estimate import estimate  # seconds of imports that only a plan for another device needs
+    from expo.cost.estimate import DEVICES, estimate  # seconds of imports that only a plan for another device needs
 
+    if device not in DEVICES:
+        raise UserError(f"scales: device={device}: no device whose speed is known; use one of {', '.join(DEVICES)}")
     costs = {}
     for run in runs:
         with suppress(OSError):

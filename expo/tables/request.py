@@ -43,11 +43,13 @@ class Request:
         for name_of in ("dry_run", "kept"):
             if options[name_of] not in ("true", "false"):
                 raise UserError(f"{name_of}={options[name_of]}: neither true nor false; use {name_of}=true")
-        if any(o.lstrip("+").startswith("fresh=") for o in overrides):
-            raise UserError(
-                "fresh: a table never makes a finished run again; remove the run's directory, or use expo train "
-                "fresh=true"
-            )
+        refused = {
+            "fresh": "a table never makes a finished run again; remove the run's directory, or use expo train",
+            "run": "a table's runs have settings of their own; use expo train run=…, or model.path in a plan's arm",
+        }
+        for o in overrides:
+            if (key := o.lstrip("+").partition("=")[0]) in refused:
+                raise UserError(f"{key}: {refused[key]}")
         hydra = [o for o in overrides if o.startswith(("hydra.", "hydra/"))]
         results = Path(options["results"]) if options["results"] else None
         if results and results.is_dir() and not (results / "table.json").is_file() and any(results.iterdir()):

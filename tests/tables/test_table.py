@@ -216,12 +216,55 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(small, tmp_path, capsys)
         (PLAN.replace("pass@1, ", "pass@1/level3, "), "level3"),
         (PLAN.replace("pass@1, ", "accuracy, "), "accuracy"),
         (PLAN.replace("    jobs: 2", "    only: [gpro]"), "only=gpro"),
+        (
+            PLAN.replace("jobs: 2", "arms: {gropo: [model=hf]}"),
+            "scales.cpu.arms=gropo: no such arm; use some of grpo, exp",
+        ),
+        (PLAN + "paper: {gpro: {MATH: 1}}", "paper=gpro: no such arm"),
+        (PLAN.replace("seeds: [0, 1]", "seeds: [0, -1]"), r"seeds=\[0, -1\]: give one seed or more, each of 0 or more"),
+        (PLAN + "prepare: {made: [pretrain, pretrain.output=made]}", "prepare.made: no run begins from it"),
+        ("- " + PLAN.replace("\n", "\n  "), "not keys with values"),
+        (PLAN + "extends: small", "small.plan.yaml: extends itself"),
+        (PLAN + "axes: [world]", r"axes=\['world'\]: not \{axis"),
+        (PLAN + "axes: {world: [easy]}", r"axes=.*: not \{axis"),
+        (PLAN + "axes: {world: {easy: 5}}", r"axes=.*: not \{axis"),
+        ("axes: {world: {easy: }}\narms: [a]\nscales: [b]", "plan.yaml: "),
+        (PLAN + "# \udcff", "can't decode byte"),
+        ("title: a\narms: {}\ncolumns: [pass@1]\nscales: {cpu: {overrides: [], seeds: [0]}}", "arms: there are none"),
+        (PLAN.replace("[pass@1, pass@4/level5]", "[]"), "columns: there are none"),
+        (PLAN.replace("jobs: 2", "jobs: 0"), "jobs=0: not a number of runs at a time"),
+        (PLAN + "    device: b200", "device=b200: no device whose speed is known; use one of a100"),
+        (
+            PLAN.replace("algorithm=grpo]", "algorithm=grpo, fresh=true]"),
+            "arms.grpo.overrides: fresh=true: a table never",
+        ),
     ],
 )
 def test_mistakes_in_a_plan_are_one_line(small, text, said):
-    (small / "plan.yaml").write_text(text)
+    (small / "paper.yaml").unlink()
+    (small / "plan.yaml").write_text(text, errors="surrogateescape")
     with pytest.raises(UserError, match=said):
         table.main(["small", "dry_run=true"])
+
+
+@pytest.mark.parametrize(
+    ("figure", "said"),
+    [
+        (
+            "_target_: expo.tables.figures.Curves, panels: [{metric: pass@1, arms: [gpro]}]",
+            "gpro: none of the table's arms",
+        ),
+        ("_target_: expo.tables.figures.Bars, panels: [[pass@9]]", "pass@9: none of the table's columns"),
+        ("_target_: expo.tables.figures.Heat, column: pass@9, panels: {}, columns: {}", "pass@9: none of the table's"),
+        ("_target_: expo.tables.figures.Cruves", "Cruves"),
+        ("panels: []", "its _target_ draws nothing"),
+    ],
+)
+def test_mistakes_in_a_figure_are_said_before_a_run_is_made(small, figure, said, monkeypatch):
+    monkeypatch.setattr(table, "make", lambda *arguments: pytest.fail("a run was made"))
+    (small / "plan.yaml").write_text(PLAN + f"figures: {{one: {{{figure}}}}}")
+    with pytest.raises(UserError, match=f"figures.one: .*{said}"):
+        table.main(["small"])
 
 
 def test_mistakes_on_the_command_line_are_one_line(small):
@@ -235,10 +278,19 @@ def test_mistakes_on_the_command_line_are_one_line(small):
         (["small", "seed=5"], "seeds="),
         (["small", "fresh=true"], "never makes a finished run again"),
         (["small", "++fresh=true"], "never makes a finished run again"),
+        (["small", "run=outputs/x"], "run: a table's runs have settings of their own"),
         (["small", "algorithm=grpo"], "the arms of small differ in it"),  # it would be one run under two names
     ):
         with pytest.raises(UserError, match=said):
             table.main(arguments)
+
+
+def test_a_damaged_table_is_one_line_of_a_dry_run(small):
+    (small / "results" / "cpu").mkdir(parents=True)
+    for text in ("{", "[]"):
+        (small / "results" / "cpu" / "table.json").write_text(text)
+        with pytest.raises(UserError, match=r"table.json: cannot be read \(.*\); render the table again"):
+            table.main(["small", "dry_run=true"])
 
 
 def test_overrides_that_make_arms_alike_are_one_line(small):
@@ -815,10 +867,10 @@ title: Grid
 columns: [pass@1]
 axes:
   world:
-    easy: {base: []}
+    easy: {base: ["model.path=made/{world}"]}
     hard: {base: ["dataset.world.slips={slips}", "model.path=made/{world}"], slips: 0.4}
   rate: {low: {p: 1e-4}, high: {p: 2e-4}}
-prepare: {"made/{world}_{rate}": [pretrain, "pretrain.output=made/{world}_{rate}"]}
+prepare: {"made/{world}": [pretrain, "pretrain.output=made/{world}"]}
 arms:
   "grpo_{world}_{rate}": {label: "{world}, {p}", overrides: [algorithm=grpo, "{base}", "optimizer.learning_rate={p}"]}
   "sft_{world}": {label: "SFT, {world}", overrides: ["{base}"], against: "grpo_{world}_low"}
@@ -829,15 +881,16 @@ scales: {cpu: {overrides: [], seeds: [0], arms: {"sft_{world}": [seed=3]}}}
 
 def test_a_plan_may_be_a_grid(small):
     (small / "plan.yaml").write_text(GRID)
+    (small / "paper.yaml").unlink()
     plan = plans.load_plan("small")
     named = ["grpo_easy_low", "sft_easy", "grpo_easy_high", "grpo_hard_low", "sft_hard", "grpo_hard_high", "alone"]
     assert list(plan.arms) == named
     slips = ["dataset.world.slips=0.4", "model.path=made/hard"]
     assert plan.arms["grpo_hard_high"].overrides == ["algorithm=grpo", *slips, "optimizer.learning_rate=0.0002"]
-    assert plan.arms["sft_easy"].overrides == []
+    assert plan.arms["sft_easy"].overrides == ["model.path=made/easy"]
     assert (plan.arms["sft_hard"].overrides, plan.arms["sft_hard"].against) == (slips, "grpo_hard_low")
     assert plan.arms["grpo_easy_low"].label == "easy, 0.0001"
-    assert plan.prepare["made/hard_low"] == ["pretrain", "pretrain.output=made/hard_low"]
+    assert plan.prepare["made/hard"] == ["pretrain", "pretrain.output=made/hard"]
     assert plan.scales["cpu"].arms == {"sft_easy": ["seed=3"], "sft_hard": ["seed=3"]}
 
 
