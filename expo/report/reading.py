@@ -4,9 +4,11 @@ import json
 import logging
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from expo.report.settings import data_sentences, differing
 from expo.report.solving import read_solving
 from expo.runs.arms import arm_names, settings_in, settings_of
 from expo.runs.health import collapses_of, marks_of
-from expo.runs.reading import final_rows, read_lines, read_summary, samples_of
+from expo.runs.reading import commit_of, final_rows, percent_of, read_lines, read_summary, samples_of
 from expo.tables.kept import by_run
 from expo.tables.plan import Plan, PlannedRun, known_tables, load_plan, plan_file
 from expo.tables.render import cells_of, made_by
@@ -182,19 +184,21 @@ def read_runs(directories: list[Path]) -> tuple[Page, list[RunData]]:
     runs = [replace(run, arm=name) for run, name in zip(read.values(), names, strict=True)]
     notes += [f"{run.arm}, seed {run.seed}: {collapse}." for run in runs for collapse in collapses_of(run.summary)]
     notes += [f"{run.arm}, seed {run.seed}: {mark}." for run in runs for mark in marks_of(run.summary, run.lines)]
+    seeds = Counter((run.arm, run.seed) for run in runs)
+    twice = "runs of one seed, counted as so many seeds: intervals are too narrow. Give one of them."
+    notes += [f"{arm}, seed {seed}: {count} {twice}" for (arm, seed), count in seeds.items() if count > 1]
     left_out = "The bars leave it out where other runs of its arm are done."
     notes += [f"{run.arm}, seed {run.seed}: {run.summary['status']}. {left_out}" for run in runs if not run.finished]
     metrics = [n for n in runs[0].summary["metrics"] if n.startswith("pass@") and not n.endswith(("_lo", "_hi"))]
     shown: list[list[str]] = []
     for directory, run in zip(read, runs, strict=True):
         m = run.summary["metrics"]
-        cells = (
-            f"{100 * m[n]:.1f} [{100 * m[n + '_lo']:.1f}, {100 * m[n + '_hi']:.1f}]" if f"{n}_lo" in m else "–"
-            for n in metrics
-        )
+        cells = (percent_of(m, n) or "–" for n in metrics)
         shown.append([run.arm, str(run.seed), run.summary["status"], *cells, directory.name])
     data = [str(run.settings.get("dataset.name")) for run in runs]
-    commits, devices = (", ".join(sorted({str(run.summary[key]) for run in runs})) for key in ("git", "device"))
+    commits, devices = (
+        ", ".join(sorted({str(of(run.summary)) for run in runs})) for of in (commit_of, itemgetter("device"))
+    )
     caption = "pass@k of the last evaluation in percent, with 95 % intervals over problems. "
     caption += f"Commit {commits}, {devices}."
     title = f"{', '.join(dict.fromkeys(run.arm for run in runs))} on {', '.join(dict.fromkeys(data))}"

@@ -18,7 +18,7 @@ from expo.evaluation.pass_at_k import pass_at_k
 from expo.evaluation.tally import is_sound
 from expo.ground.files import beside
 from expo.runs.health import marks_of
-from expo.runs.reading import final_rows, read_lines, read_points, read_rows, read_summary, samples_of
+from expo.runs.reading import commit_of, final_rows, read_lines, read_points, read_rows, read_summary, samples_of
 from expo.tables.plan import MEASURED, Command, Plan, PlannedRun, columns_of, is_rate
 
 # What a table needs of the samples of `expo diagnose`.
@@ -133,7 +133,7 @@ def aggregate(plan: Plan, runs: Sequence[PlannedRun]) -> dict[str, Any]:
     arms: dict[str, Any] = {}
     for key, arm in plan.arms.items():
         directories = {run.seed: run.dir for run in done if run.arm == key}
-        arms[key] = {"label": arm.label, "runs": len(directories), "planned": sum(run.arm == key for run in runs)}
+        arms[key] = {"label": arm.label, "runs": len(directories)}
         if not directories:
             continue
         measured = arm.command is Command.diagnose  # not every problem has samples of every kind
@@ -149,7 +149,7 @@ def aggregate(plan: Plan, runs: Sequence[PlannedRun]) -> dict[str, Any]:
             arms[key]["seconds_alone"] = True
         marks = Counter(mark for d in directories.values() for mark in marks_of(read_summary(d), read_lines(d)))
         arms[key] |= {"marks": dict(marks)} if marks else {}
-        arms[key]["commits"] = sorted({str(read_summary(d)["git"]) for d in directories.values()})
+        arms[key]["commits"] = sorted({commit_of(read_summary(d)) for d in directories.values()})
         if arm.against is not None:
             ours, theirs = sorted(directories), sorted(run.seed for run in done if run.arm == arm.against)
             if Command.evaluate not in (arm.command, plan.arms[arm.against].command):

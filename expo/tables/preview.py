@@ -27,7 +27,7 @@ def preview(request: Request, runs: Sequence[PlannedRun]) -> None:
     if todo and (measured := by_finished_runs(runs, todo, request.at_a_time, results)):
         sentences.append(measured)
     elif todo and device is None:
-        sentences.append("time unknown: none is done")
+        sentences.append("time unknown" + (": none is done" if len(todo) == len(distinct(runs)) else ""))
     print(", ".join(sentences))
     if device and costs:
         known = [costs[run.dir] for run in todo if run.dir in costs]

@@ -13,7 +13,8 @@ from typing import Any
 
 from expo.config import UserError, take_options
 from expo.config.errors import first_line
-from expo.tables.plan import Plan, PlannedRun, Scale, load_plan, plan_runs, results_folder, table_name
+from expo.tables import plan as plans
+from expo.tables.plan import Plan, PlannedRun, Scale, load_plan, plan_file, plan_runs, results_folder, table_name
 from expo.tables.sweep import distinct
 
 AT_A_TIME = {"local": "n_jobs", "slurm": "array_parallelism"}  # what launchers call the number of runs at a time
@@ -96,7 +97,9 @@ class Request:
         if self.seeds is None and self.as_planned:
             return ""
         seeds = None if self.seeds is None else list(self.seeds)
-        return hashlib.sha256(json.dumps([seeds, list(self.overrides)]).encode()).hexdigest()[:8]
+        path = plan_file(self.name).resolve()  # two plans of a user's own may have folders of one name
+        own = [] if path.is_relative_to(plans.EXPERIMENTS.resolve()) else [str(path)]
+        return hashlib.sha256(json.dumps([seeds, list(self.overrides), *own]).encode()).hexdigest()[:8]
 
     @property
     def output_dir(self) -> str:

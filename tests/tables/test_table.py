@@ -53,6 +53,7 @@ from expo.tables.aggregate import (
 from expo.tables.figures import Curves, Heat
 from expo.tables.finish import finish
 from expo.tables.kept import KeptRun, by_run, kept_folder, unpack
+from expo.tables.preview import preview
 from expo.tables.render import cells_of, made_by, markdown, percent, unlike_problems
 from expo.tables.request import Request
 from expo.tables.sweep import View, name_of, prepare, until_over
@@ -545,6 +546,19 @@ def test_a_report_shows_a_table_that_was_rendered_with_fewer_arms(small, tmp_pat
     assert "| ExP |" in (folder / "table.md").read_text()
 
 
+def test_a_wheel_has_no_commit_and_a_dry_run_says_what_is_known(small, tmp_path, capsys):
+    plan, runs = made_by_hand(small, tmp_path, SOLVED)
+    summary = json.loads((runs[0].dir / "summary.json").read_text()) | {"git": None, "versions": {"expo": "9.1"}}
+    (runs[0].dir / "summary.json").write_text(json.dumps(summary))
+    assert ", commit abc, none (expo 9.1), runs on a machine" in made_by(
+        finish("small", plan, runs, tmp_path, "expo table")
+    )
+    todo = plans.plan_runs("small", plan, "cpu", [2], [f"output_dir={tmp_path / 'out'}"])
+    for some, told in (([runs[0], *todo], "time unknown\n"), (todo, "time unknown: none is done\n")):
+        preview(Request("small", "cpu", overrides=["k=[1]"]), some)
+        assert capsys.readouterr().out.endswith(told)
+
+
 def test_a_bar_in_a_label_or_heading_ends_no_cell_of_markdown(small, tmp_path):
     plan, runs = made_by_hand(small, tmp_path, SOLVED, PLAN.replace("label: ExP", "label: 'ExP | 2'"))
     finish("small", replace(plan, headings=["a|b", "c"]), runs, tmp_path / "results", "expo table")
@@ -655,6 +669,16 @@ def test_a_kept_run_of_another_seed_or_of_another_arms_settings_is_refused(tmp_p
 def test_another_diagnosis_is_not_rendered_from_what_is_kept():
     with pytest.raises(UserError, match=r"made with diagnose.samples=4 .* and the plan has 8 by now"):
         table.main(["table1_properties", "kept=true", "diagnose.samples=8"])
+
+
+def test_two_plans_of_folders_of_one_name_have_results_of_their_own(tmp_path):
+    assert Request("demo", "cpu", seeds=range(2)).variant == "1bf3309e"  # as before
+    folders = set()
+    for place in ("a", "b"):
+        (tmp_path / place / "study").mkdir(parents=True)
+        (tmp_path / place / "study" / "plan.yaml").write_text(PLAN)
+        folders.add(Request(f"{tmp_path}/{place}/study", "cpu", seeds=range(2)).folder("outputs"))
+    assert len(folders) == 2
 
 
 def test_the_command_is_known():
