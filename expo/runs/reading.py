@@ -54,8 +54,9 @@ def last_evaluation(directory: str | Path, step: int | None = None) -> dict[str,
 
 def percent_of(metrics: Mapping[str, Any], name: str) -> str:
     """Return a rate of summary.json with its interval, in percent; "" where it has none."""
-    values = [metrics.get(name + end) for end in ("", "_lo", "_hi")]
-    return "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * value for value in values)) if None not in values else ""
+    if f"{name}_lo" not in metrics:
+        return ""
+    return f"{100 * metrics[name]:.1f} [{100 * metrics[name + '_lo']:.1f}, {100 * metrics[name + '_hi']:.1f}]"
 
 
 def commit_of(summary: Mapping[str, Any]) -> str:

@@ -84,7 +84,8 @@ def by_finished_runs(
 
 def estimates(runs: Sequence[PlannedRun], device: str) -> "dict[Path, Cost]":
     """Return the estimated cost by run directory; a run whose model's config cannot be read has none."""
-    from expo.cost.estimate import DEVICES, estimate  # seconds of imports that only a plan for another device needs
+    from expo.cost.estimate import estimate  # seconds of imports that only a plan for another device needs
+    from expo.cost.machine import DEVICES
 
     if device not in DEVICES:
         raise UserError(f"scales: device={device}: no device whose speed is known; use one of {', '.join(DEVICES)}")

@@ -528,6 +528,7 @@ def test_a_report_shows_a_table_that_was_rendered_with_fewer_arms(small, tmp_pat
     plan, runs = made_by_hand(small, tmp_path, SOLVED)
     folder = small / "results" / "cpu"
     finish("small", plan, runs, folder, "expo table small")
+    (small / "paper.yaml").unlink()
     text = PLAN.replace(", against: grpo", "").replace("  grpo: {label: GRPO, overrides: [algorithm=grpo]}\n", "")
     (small / "plan.yaml").write_text(text)
     plan = plans.load_plan("small")
