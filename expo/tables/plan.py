@@ -326,29 +326,32 @@ def plan_runs(
 
 
 def _check_arms_stay_apart(name: str, plan: Plan, scale: Scale, overrides: Sequence[str]) -> None:
-    """Check that a user's overrides change nothing that an arm chooses or that arms differ in, given as a key or by a
-    group: labels would say what is not so. Raises UserError."""
-    given = {o: o.lstrip("+~").partition("=")[0].replace("/", ".") for o in overrides}
-    chosen = {key: [*arm.overrides, *scale.arms.get(key, [])] for key, arm in plan.arms.items()}
-    by_key = {o.partition("=")[0]: arm for arm, of_arm in chosen.items() for o in of_arm}
-    for o, key in given.items():
-        if key in by_key:
-            raise UserError(
-                f"{o}: the arms of {name} differ in it ({by_key[key]} and others); leave it out, or use expo train"
-            )
-    if all(key == "output_dir" for key in given.values()):
+    """Check that a user's overrides, keys or groups, change no key that an arm names and no class in which arms differ,
+    and make no two arms one: labels would say what is not so. Raises UserError."""
+    given, chosen = " ".join(overrides), {key: [*a.overrides, *scale.arms.get(key, [])] for key, a in plan.arms.items()}
+    remedy = "leave it out, or use expo train"
+    named = {_key(o): arm for arm, of_arm in chosen.items() for o in of_arm}
+    for o in overrides:
+        if arm := named.get(_key(o)):
+            raise UserError(f"{o}: the arms of {name} differ in it ({arm} and others); {remedy}")
+    if all(_key(o) == "output_dir" for o in overrides):
         return
     before, after = (
-        [settings_in(asdict(compose_config([*scale.overrides, *of_arm, *more]))) for of_arm in chosen.values()]
+        {arm: settings_in(asdict(compose_config([*scale.overrides, *own, *more]))) for arm, own in chosen.items()}
         for more in ((), overrides)
     )
-    values = {key: {repr(of_arm[key]) for of_arm in before if key in of_arm} for of_arm in before for key in of_arm}
-    for arm, old, new in zip(plan.arms, before, after, strict=True):
-        for key in old:
-            if len(values[key]) > 1 and new.get(key) != old[key]:
-                by = next((o for o, of in given.items() if f"{key}.".startswith(f"{of}.")), " ".join(overrides))
-                differ = f"changes {key} of {arm}, and the arms of {name} differ in it"
-                raise UserError(f"{by}: {differ}; leave it out, or use expo train")
+    first: dict[str, str] = {}
+    for arm, new in after.items():
+        for key, old in before[arm].items():
+            apart = len({repr(other[key]) for other in before.values() if key in other}) > 1
+            if new.get(key) != old and apart and (key in named or key.endswith("_target_")):
+                raise UserError(f"{given}: changes {key} of {arm}, and the arms of {name} differ in it; {remedy}")
+        if before[other := first.setdefault(repr(sorted(new.items())), arm)] != before[arm]:
+            raise UserError(f"{given}: makes {other} and {arm} of {name} one run; {remedy}")
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0].replace("/", ".")
 
 
 def is_rate(column: str) -> bool:

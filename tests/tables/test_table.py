@@ -304,8 +304,11 @@ def test_overrides_that_make_arms_alike_are_one_line(small):
         (small / "plan.yaml").write_text(PLAN + more)
         with pytest.raises(UserError, match=said):
             table.main(["small", "dry_run=true", override])
-    (small / "plan.yaml").write_text(PLAN)
-    assert table.main(["small", "dry_run=true", "algorithm.group_size=2"]) == 0  # what all have stays theirs
+    (small / "plan.yaml").write_text(PLAN.replace("algorithm=grpo]", "algorithm=exp_grpo_member]"))
+    with pytest.raises(UserError, match=r"positives.use=auxiliary: makes grpo and exp of small one run"):
+        table.main(["small", "dry_run=true", "positives.use=auxiliary"])
+    (small / "plan.yaml").write_text(PLAN.replace("algorithm=grpo]", "algorithm=star]"))  # in groups of another size
+    assert table.main(["small", "dry_run=true", "algorithm.group_size=2"]) == 0  # a key that no arm names is everyone's
 
 
 def test_what_yaml_reads_otherwise_in_a_plan_is_one_line(small):
