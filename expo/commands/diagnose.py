@@ -1,6 +1,7 @@
 """`expo diagnose`: the two properties of a good positive (paper Table 1, Figure 2), of each kind of sample."""
 
 from rich.table import Column, Table
+from rich.text import Text
 
 from expo.config import Config
 from expo.evaluation.kinds import COLUMNS, KINDS, Samples, by_problem, cell, in_words, levels_of
@@ -37,11 +38,11 @@ def print_properties(cfg: Config, rows: Samples, problems: int) -> None:
     for level in (levels if len(levels) > 1 else []) + [None]:
         columns = (Column(heading, overflow="fold") for heading in ("problems", *COLUMNS.values()))
         title = "all" if level is None else f"level {level}"
-        table = Table(Column("", no_wrap=True), *columns, title=title, title_justify="left")
+        table = Table(Column("", no_wrap=True), *columns, title=Text(title), title_justify="left")
         for kind, name in KINDS.items():
             cells = [cell(rows, kind, level, column) for column in COLUMNS]
             shown = ("–" if c is None else f"{c[0]:.3g} [{c[1]:.3g}, {c[2]:.3g}]" for c in cells)
             table.add_row(name, str(len(by_problem(rows, kind, level, "nll"))), *shown)
-        console.print(table)
+        console.print(table, markup=False)
     for sentence in in_words(rows):
         console.print(sentence, markup=False, soft_wrap=True)

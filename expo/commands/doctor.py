@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 
 from expo.ground.files import version_of
 from expo.runs.hub import unreachable
@@ -44,8 +45,8 @@ def main(arguments: list[str]) -> int:
     headings = (Column(heading, overflow="fold") for heading in ("", "", "found", "to mend it"))
     table = Table(*headings, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for f in findings:
-        table.add_row(f"[{COLOURS[f.state]}]{f.state}[/]", f.what, f.found, f.remedy)
-    Console().print(table)
+        table.add_row(Text(f.state, COLOURS[f.state]), f.what, f.found, f.remedy)
+    Console().print(table, markup=False)
     return int(any(f.state == PROBLEM for f in findings))
 
 

@@ -6,7 +6,7 @@ from expo.config import Config
 from expo.runs.directory import Run
 from expo.runs.health import shares_told, why_none_is_right
 from expo.runs.processes import importing
-from expo.runs.reading import first_rows, read_rows
+from expo.runs.reading import first_rows, percent_of, read_rows
 from expo.tables.render import wide_console
 
 
@@ -43,15 +43,9 @@ def print_metrics(cfg: Config, metrics: dict[str, float], problems: int) -> None
     table = Table("", *columns)
     for part in dict.fromkeys(part for _, part in measured):
         names = [f"{column}/{part}" if part else column for column in columns]
-        table.add_row(part or "all", *(_percent(metrics, name) for name in names))
-    console.print(table)
+        table.add_row(part or "all", *(percent_of(metrics, name) for name in names))
+    console.print(table, markup=False)
     if shares := shares_told(metrics):
         console.print(
             f"of the completions: {shares}; {metrics['eval/length_mean']:.0f} tokens on average", markup=False
         )
-
-
-def _percent(metrics: dict[str, float], name: str) -> str:
-    if name not in metrics:
-        return ""
-    return f"{100 * metrics[name]:.1f} [{100 * metrics[name + '_lo']:.1f}, {100 * metrics[name + '_hi']:.1f}]"

@@ -13,6 +13,7 @@ from expo.config import UserError, build, check, compose_config, make_folder, ta
 from expo.config.arguments import quoted
 from expo.config.dataset import columns_of
 from expo.config.files import KINDS, NOT_OURS
+from expo.tables.plan import known_tables
 from expo.verifier.pool import Verifier
 
 USAGE = (
@@ -66,8 +67,9 @@ def main(arguments: list[str]) -> int:
     name, overrides_line = folder.resolve().name, shlex.join(overrides[1:])
     items = yaml.safe_dump(overrides, default_flow_style=True, width=10**6, allow_unicode=True).strip()[1:-1]
     (folder / "plan.yaml").write_text(PLAN.format(name=name, data=items))
-    (folder / "README.md").write_text(README.format(name=name, folder=folder, data=data, overrides=overrides_line))
-    print(f"made {folder / 'plan.yaml'} and {folder / 'README.md'}; next: expo table {folder}")
+    table = f"./{folder}" if str(folder) in known_tables() else folder
+    (folder / "README.md").write_text(README.format(name=name, folder=table, data=data, overrides=overrides_line))
+    print(f"made {folder / 'plan.yaml'} and {folder / 'README.md'}; next: expo table {table}")
     return 0
 
 

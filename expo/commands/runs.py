@@ -16,7 +16,7 @@ from expo.config.own_code import changed_code
 from expo.ground.files import ASIDE, discard, remove, unused
 from expo.runs.health import collapses_of, shares_told
 from expo.runs.listing import FILTER, RunFolder, find_runs, in_order, kept, run_folder, size_of
-from expo.runs.reading import read_summary
+from expo.runs.reading import percent_of, read_summary
 
 USAGE = """\
 expo runs [FILTER...] [sort=KEY] [output_dir=outputs] [--json]   every run directory; filters: status=done name=exp_* pass@4>=0.5
@@ -118,11 +118,7 @@ def show(arguments: Sequence[str]) -> int:
 def _results(run: RunFolder) -> dict[str, str]:
     metrics = run.summary.get("metrics", {})
     results = {"completions": shares} if (shares := shares_told(metrics)) else {}
-    return results | {
-        name: f"{100 * value:.1f} % [{100 * metrics[name + '_lo']:.1f}, {100 * metrics[name + '_hi']:.1f}]"
-        for name, value in metrics.items()
-        if name + "_lo" in metrics
-    }
+    return results | {name: f"{rate} %" for name in metrics if (rate := percent_of(metrics, name))}
 
 
 def _data(run: RunFolder) -> dict[str, str]:

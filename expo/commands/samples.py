@@ -17,7 +17,10 @@ VERDICTS = ("correct", "incorrect", "unparseable", "timeout")
 
 def main(arguments: list[str]) -> int:
     """Print the rows. Returns the exit code. Raises UserError where there are none."""
-    options, (run, *filters) = take_options([a.removeprefix("run=") for a in arguments], step="", n="5", of="")
+    options, given = take_options([a.removeprefix("run=") for a in arguments], step="", n="5", of="")
+    if not given:
+        raise UserError(f"samples: no run given; {USAGE.splitlines()[0]}")
+    run, *filters = given
     for name in ("step", "n"):
         if options[name] and not options[name].isdigit():
             raise UserError(f"{name}={options[name]}: not a number; use {name}=1")

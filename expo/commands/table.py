@@ -16,7 +16,7 @@ from expo.runs.reading import read_summary
 from expo.tables.plan import PlannedRun, table_name
 from expo.tables.preview import preview
 from expo.tables.render import cells_of
-from expo.tables.request import Request, missing
+from expo.tables.request import Request, missing, read_record
 from expo.tables.sweep import distinct, make, prepare, to_prepare, why
 
 USAGE = (
@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
 
 def render_kept(request: Request, runs: Sequence[PlannedRun], command: str) -> int:
     """Render a table again from the runs that are kept beside it. Returns the exit code."""
-    from expo.tables.finish import finish, read_record  # seconds of imports
+    from expo.tables.finish import finish  # seconds of imports
     from expo.tables.kept import kept_folder, unpack
 
     name, plan, output_dir = request.name, request.plan, runs[0].cfg.output_dir
@@ -57,6 +57,10 @@ def run_table(request: Request, runs: Sequence[PlannedRun], command: str) -> int
     for run in todo:
         keep(rules_of(run.cfg, "needs_here"))
     ask_hub([r.cfg for r in todo if r.command == "train"], [r.cfg for r in todo if r.command != "train"])
+    if todo and request.plan.figures:
+        from expo.tables.figures import drawers_of  # a second of imports
+
+        drawers_of(request.plan)
     models = to_prepare(request.plan, runs, todo)
     if code := prepare(models):
         remedy = "the same command goes on" if code > 128 else "see above"

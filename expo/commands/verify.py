@@ -19,8 +19,7 @@ USAGE = "usage: expo verify GOLD ANSWER... [kind=auto] (each in quotes; without 
 def main(arguments: list[str]) -> int:
     """Print kind, what both state and the verdict. Returns the exit code. Raises UserError for an unknown kind."""
     if len(arguments) < 2:
-        print(USAGE)
-        return 0
+        raise UserError(f"verify: a right answer and at least one other are compared; {USAGE}")
     given = [a for a in arguments if a.startswith("kind=")]
     options, _ = take_options(given, kind="auto")
     gold, *answers = [a for a in arguments if a not in given]
@@ -44,7 +43,7 @@ def main(arguments: list[str]) -> int:
             verdict = verifier.submit(verifier.extraction.stated(answer), problem).result()
             by = "math-verify" if fast_verdict(answer, gold, kind) is None else "its kind"
             table.add_row(bare(answer), _stated(how.form, answer), str(verdict), by)
-    Console().print(table)
+    Console().print(table, markup=False)
     return 0
 
 

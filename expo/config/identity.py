@@ -4,7 +4,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +15,7 @@ from expo.config.key import ALWAYS_IN, FORMER, OPTIONS, Declaration, declaration
 from expo.config.model import LADDER, located
 from expo.config.run import Config
 
-RECIPE = "recipe.json"  # what says which settings of `expo pretrain` made a model
+RECIPE = "recipe.json"  # what says what made a model
 START, PIECE, PIECES = 2**20, 2**12, 2**10  # bytes, bytes, pieces of a model's file that tell it from another
 LARGE = 2**24  # bytes of a file that takes longer to read than two changes of it can lie apart unseen
 
@@ -80,21 +80,26 @@ def pretrain_identity(cfg: Config) -> str:
     return hashlib.sha256(json.dumps(pretrain_settings(cfg)).encode()).hexdigest()[:8]
 
 
-def write_recipe(folder: Path, cfg: Config) -> None:
+def write_recipe(folder: Path, cfg: Config, command: str = "pretrain") -> None:
     """Write what made a model into a file beside it: models trained from it would inherit its config.json."""
-    identity, content = pretrain_identity(cfg), model_content(folder)
-    recipe = {"identity": identity, "content": content, "settings": pretrain_settings(cfg)}
-    (folder / RECIPE).write_text(json.dumps(recipe, indent=1) + "\n")
+    recipe = {"identity": MAKERS[command](cfg), "content": model_content(folder)}
+    settings = {"settings": pretrain_settings(cfg)} if command == "pretrain" else {}
+    (folder / RECIPE).write_text(json.dumps(recipe | settings, indent=1) + "\n")
 
 
-def made_as(folder: Path, cfg: Config) -> bool | None:
-    """Return whether a folder holds the model that `expo pretrain` makes of a config; None where it has no recipe."""
+# What a model is known by, by the command that makes it of a config.
+MAKERS: dict[str, Callable[[Config], str]] = {"pretrain": pretrain_identity, "train": identity}
+
+
+def made_as(folder: Path, cfg: Config, command: str = "pretrain") -> bool | None:
+    """Return whether a folder holds the model that a command of MAKERS makes of a config; None where it has no
+    recipe."""
     try:
         recipe = json.loads((folder / RECIPE).read_bytes())
         recorded = recipe["identity"], recipe["content"]
     except (OSError, ValueError, LookupError, TypeError):  # of an earlier expo or another maker, or damaged
         return None
-    return recorded == (pretrain_identity(cfg), model_content(folder))
+    return recorded == (MAKERS[command](cfg), model_content(folder))
 
 
 def _hash(cfg: Config, pairs: bool) -> str:

@@ -92,7 +92,7 @@ class Account:
     def show(self) -> None:
         """Print the account of the rows that were read; generated data has none."""
         if self.sources:
-            Console().print(self.table())
+            Console().print(self.table(), markup=False)
 
     def table(self) -> Table:
         table = Table("", "data", "", show_header=False, box=None, pad_edge=False)

@@ -73,7 +73,7 @@ def explain(cfg: Config) -> int:
     table = Table(*HEADINGS)
     for level in [*(levels if len(levels) > 1 else []), None]:
         table.add_row(str(level or "all"), *_cells([e for e in explanations if level in (None, e.level)]))
-    wide_console().print(table)
+    wide_console().print(table, markup=False)
     return 0
 
 

@@ -66,6 +66,12 @@ class Side:
         return cls(name, by_seed, sorted({run.seed for run in runs if not run.finished} - by_seed.keys()))
 
     @property
+    def once(self) -> bool:
+        """Return whether it is one evaluation, of a policy without a training seed."""
+        ids = [str(run.summary.get("id")) for run in self.runs.values()]
+        return len(ids) == 1 and ids[0].startswith("evaluate-")
+
+    @property
     def marks(self) -> list[str]:
         """Return warnings about its runs: that some learned nothing, or are of other code than now."""
         counts = Counter(mark for run in self.runs.values() for mark in marks_of(run.summary, run.lines))
@@ -74,7 +80,8 @@ class Side:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two arms and the pairs of runs that are compared: runs of the same seed, or the only run of each."""
+    """Two arms and the pairs of runs that are compared: runs of the same seed, or the only run of each; an evaluation
+    that an arm is made of, with each run of the other."""
 
     first: Side
     second: Side
@@ -82,9 +89,11 @@ class Comparison:
     @property
     def pairs(self) -> list[tuple[RunData, RunData]]:
         """Return the runs by pair. Raises UserError where they cannot be paired."""
-        shared = sorted(self.first.runs.keys() & self.second.runs.keys())
-        if shared:
-            return [(self.first.runs[s], self.second.runs[s]) for s in shared]
+        first, second = (dict(sorted(arm.runs.items())) for arm in (self.first, self.second))
+        once = self.first.once or self.second.once
+        pairs = [(first[a], second[b]) for a in first for b in second if a == b or once]
+        if pairs:
+            return pairs
         if len(self.first.runs) == len(self.second.runs) == 1:
             return [(next(iter(self.first.runs.values())), next(iter(self.second.runs.values())))]
         raise UserError(
@@ -95,13 +104,16 @@ class Comparison:
     @property
     def paired(self) -> str:
         """Say which runs are paired, and which are left out."""
-        shared = sorted(self.first.runs.keys() & self.second.runs.keys())
+        arms = (self.first, self.second)
+        once = next((arm for arm in arms if arm.once and len(self.pairs) > 1), None)
+        shared = sorted(set.intersection(*(set(arm.runs) for arm in arms if arm is not once)))
         if not shared:
-            seeds = [next(iter(arm.runs)) for arm in (self.first, self.second)]
+            seeds = [next(iter(arm.runs)) for arm in arms]
             return f"one run of each (few), of unlike seeds, {seeds[0]} and {seeds[1]}: paired by problem alone"
         sentence = f"{len(shared)} pairs of runs{' (few)' if len(shared) < FEW else ''}, seeds {_listed(shared)}"
-        for arm in (self.first, self.second):
-            if alone := sorted(arm.runs.keys() - set(shared)):
+        sentence += f", each with the one evaluation of {once.name}" if once else ""
+        for arm in arms:
+            if (alone := sorted(arm.runs.keys() - set(shared))) and arm is not once:
                 sentence += f"; without seeds {_listed(alone)} of {arm.name}, which the other has not"
             if arm.unfinished:
                 sentence += f"; without seeds {_listed(arm.unfinished)} of {arm.name}, which are not finished"

@@ -4,9 +4,11 @@ import json
 import logging
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,6 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from expo.config import UserError
-from expo.config.errors import first_line
 from expo.config.foreign import summary_with
 from expo.config.naming import NO_RUNS
 from expo.report.page import Page, RunData, Table
@@ -23,11 +24,11 @@ from expo.report.settings import data_sentences, differing
 from expo.report.solving import read_solving
 from expo.runs.arms import arm_names, settings_in, settings_of
 from expo.runs.health import collapses_of, marks_of
-from expo.runs.reading import final_rows, read_lines, read_summary, samples_of
+from expo.runs.reading import commit_of, final_rows, percent_of, read_lines, read_summary, samples_of
 from expo.tables.kept import by_run
 from expo.tables.plan import Plan, PlannedRun, known_tables, load_plan, plan_file
 from expo.tables.render import cells_of, made_by
-from expo.tables.request import Request
+from expo.tables.request import Request, read_record
 
 log = logging.getLogger(__name__)
 
@@ -37,9 +38,8 @@ def table_request(subject: str, options: Sequence[str]) -> Request | None:
 
     A folder with results is the table that they are of, made by the command that is kept with them.
     """
-    record = Path(subject, "table.json")
-    if record.is_file():
-        table_record = _table_record(record)
+    if Path(subject, "table.json").is_file():
+        table_record = read_record(Path(subject))
         request = Request.parse([plan_of(Path(subject), table_record), *_options_of(table_record), *options])
         return replace(request, results=Path(subject))
     if not plan_file(subject).is_file() or Path(subject, "summary.json").is_file():
@@ -47,17 +47,6 @@ def table_request(subject: str, options: Sequence[str]) -> Request | None:
     if any(o.startswith("dry_run=") for o in options):
         raise UserError("dry_run: a report makes no runs; leave it out")
     return Request.parse([subject, *options])
-
-
-def _table_record(path: Path) -> dict[str, Any]:
-    """Return table.json. Raises UserError for a damaged one."""
-    try:
-        record = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise UserError(f"{path}: damaged ({first_line(error)}); render the table again with expo table") from error
-    if not isinstance(record, dict) or not {"name", "arms"} <= record.keys():
-        raise UserError(f"{path}: no table's record; render the table again with expo table")
-    return record
 
 
 def plan_of(folder: Path, record: Mapping[str, Any]) -> str:
@@ -85,7 +74,7 @@ def read_table(request: Request, options: Sequence[str] = ()) -> tuple[Page, lis
     if not (folder / "table.json").is_file():
         line = shlex.join(["expo", "table", request.name, *options])
         raise UserError(f"{request.name}: no results in {folder}; make them with {line}")
-    record = _table_record(folder / "table.json")
+    record = read_record(folder)
     plan = load_plan(request.name)  # with every arm: whether the record has those of its scale is looked at next
     try:
         heads, rows = cells_of(plan, record)
@@ -98,7 +87,8 @@ def read_table(request: Request, options: Sequence[str] = ()) -> tuple[Page, lis
     runs = []
     path = folder / "runs.json"  # not there beside a figure that shows another table's runs
     kept_runs = json.loads(path.read_text()) if path.is_file() else []
-    for kept_run in kept_runs:
+    # What is kept may have arms that the table was rendered without since.
+    for kept_run in (run for run in kept_runs if run["arm"] in labels and run["arm"] in plan.arms):
         arm, seed = kept_run["arm"], kept_run["seed"]
         metrics, completions, samples = (rows_by_run.get((arm, seed), []) for rows_by_run in tables)
         lines, settings = [json.loads(row["line"]) for row in metrics], _settings(plan, kept_run)
@@ -194,19 +184,21 @@ def read_runs(directories: list[Path]) -> tuple[Page, list[RunData]]:
     runs = [replace(run, arm=name) for run, name in zip(read.values(), names, strict=True)]
     notes += [f"{run.arm}, seed {run.seed}: {collapse}." for run in runs for collapse in collapses_of(run.summary)]
     notes += [f"{run.arm}, seed {run.seed}: {mark}." for run in runs for mark in marks_of(run.summary, run.lines)]
+    seeds = Counter((run.arm, run.seed) for run in runs)
+    twice = "runs of one seed, counted as so many seeds: intervals are too narrow. Give one of them."
+    notes += [f"{arm}, seed {seed}: {count} {twice}" for (arm, seed), count in seeds.items() if count > 1]
     left_out = "The bars leave it out where other runs of its arm are done."
     notes += [f"{run.arm}, seed {run.seed}: {run.summary['status']}. {left_out}" for run in runs if not run.finished]
     metrics = [n for n in runs[0].summary["metrics"] if n.startswith("pass@") and not n.endswith(("_lo", "_hi"))]
     shown: list[list[str]] = []
     for directory, run in zip(read, runs, strict=True):
         m = run.summary["metrics"]
-        cells = (
-            f"{100 * m[n]:.1f} [{100 * m[n + '_lo']:.1f}, {100 * m[n + '_hi']:.1f}]" if f"{n}_lo" in m else "–"
-            for n in metrics
-        )
+        cells = (percent_of(m, n) or "–" for n in metrics)
         shown.append([run.arm, str(run.seed), run.summary["status"], *cells, directory.name])
     data = [str(run.settings.get("dataset.name")) for run in runs]
-    commits, devices = (", ".join(sorted({str(run.summary[key]) for run in runs})) for key in ("git", "device"))
+    commits, devices = (
+        ", ".join(sorted({str(of(run.summary)) for run in runs})) for of in (commit_of, itemgetter("device"))
+    )
     caption = "pass@k of the last evaluation in percent, with 95 % intervals over problems. "
     caption += f"Commit {commits}, {devices}."
     title = f"{', '.join(dict.fromkeys(run.arm for run in runs))} on {', '.join(dict.fromkeys(data))}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from expo.config import UserError
-from expo.runs.reading import completions_in, read_rows
+from expo.runs.reading import completions_in, read_rows, step_in
 
 log = logging.getLogger(__name__)
 
@@ -156,7 +156,7 @@ def _readable(read: Callable[..., list[dict[str, Any]]], path: Path, **which: An
 
 def _files(directory: Path, kind: str) -> Files:
     paths = sorted((directory / "completions").glob(f"{kind}*.parquet"))
-    return {int(path.stem.removeprefix(kind)): path for path in paths}
+    return {step: path for path in paths if (step := step_in(path)) >= 0}  # no copy of one
 
 
 def _spread(steps: Sequence[int], count: int) -> list[int]:

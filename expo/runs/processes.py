@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import lru_cache
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -113,20 +113,29 @@ def stop_runs(number: int, frame: FrameType | None) -> None:
     runs = [child for child in children if _is_run(child)]
     launchers = [child for child in children if any("loky" in word for word in _command_line(child))]
     for launcher in launchers:
-        launcher.suspend()  # killed now, joblib would kill the runs of all of them
+        _send(launcher, signal.SIGSTOP)  # killed now, joblib would kill the runs of all of them
     for run in runs:
-        run.send_signal(number)
+        _send(run, number)
     while any(_alive(run) for run in runs):
         time.sleep(0.1)
     for launcher in launchers:
-        launcher.kill()
+        _send(launcher, signal.SIGKILL)
     os._exit(128 + number)
+
+
+def _send(process: psutil.Process, number: int) -> None:
+    """Send a signal to a process, which may have ended meanwhile."""
+    with suppress(psutil.NoSuchProcess):
+        process.send_signal(number)
 
 
 def _is_run(process: psutil.Process) -> bool:
     """Return whether a process is a run: a fork of `expo.jobs.warm`, which has its command line, leads a session."""
     line = _command_line(process)
-    return "expo" in line or ("expo.jobs.warm" in line and os.getsid(process.pid) == process.pid)
+    try:
+        return "expo" in line or ("expo.jobs.warm" in line and os.getsid(process.pid) == process.pid)
+    except ProcessLookupError:  # it has ended meanwhile
+        return False
 
 
 def _command_line(process: psutil.Process) -> list[str]:

@@ -52,6 +52,18 @@ def last_evaluation(directory: str | Path, step: int | None = None) -> dict[str,
     return {name: value for name, value in lines[-1].items() if name != "step"} if lines else {}
 
 
+def percent_of(metrics: Mapping[str, Any], name: str) -> str:
+    """Return a rate of summary.json with its interval, in percent; "" where it has none."""
+    if f"{name}_lo" not in metrics:
+        return ""
+    return f"{100 * metrics[name]:.1f} [{100 * metrics[name + '_lo']:.1f}, {100 * metrics[name + '_hi']:.1f}]"
+
+
+def commit_of(summary: Mapping[str, Any]) -> str:
+    """Return the commit that made a run; an installed wheel has none, but a version."""
+    return str(summary["git"] or f"none (expo {summary.get('versions', {}).get('expo', 'without a version')})")
+
+
 def by_step(runs: Sequence[Sequence[tuple[float, float]]]) -> tuple[list[float], list[list[float]]]:
     """Return the steps, and at each the values of the runs that have one. Args: (step, value) points of each run."""
     values: dict[float, list[float]] = defaultdict(list)

@@ -3,6 +3,7 @@
 import json
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from expo.evaluation import intervals
 from expo.evaluation.kinds import interval_of
 from expo.evaluation.pass_at_k import pass_at_k
 from expo.evaluation.tally import is_sound
+from expo.ground.files import beside
 from expo.runs.health import marks_of
-from expo.runs.reading import final_rows, read_lines, read_points, read_rows, read_summary, samples_of
+from expo.runs.reading import commit_of, final_rows, read_lines, read_points, read_rows, read_summary, samples_of
 from expo.tables.plan import MEASURED, Command, Plan, PlannedRun, columns_of, is_rate
 
 # What a table needs of the samples of `expo diagnose`.
@@ -131,7 +133,7 @@ def aggregate(plan: Plan, runs: Sequence[PlannedRun]) -> dict[str, Any]:
     arms: dict[str, Any] = {}
     for key, arm in plan.arms.items():
         directories = {run.seed: run.dir for run in done if run.arm == key}
-        arms[key] = {"label": arm.label, "runs": len(directories), "planned": sum(run.arm == key for run in runs)}
+        arms[key] = {"label": arm.label, "runs": len(directories)}
         if not directories:
             continue
         measured = arm.command is Command.diagnose  # not every problem has samples of every kind
@@ -147,16 +149,18 @@ def aggregate(plan: Plan, runs: Sequence[PlannedRun]) -> dict[str, Any]:
             arms[key]["seconds_alone"] = True
         marks = Counter(mark for d in directories.values() for mark in marks_of(read_summary(d), read_lines(d)))
         arms[key] |= {"marks": dict(marks)} if marks else {}
-        arms[key]["commits"] = sorted({str(read_summary(d)["git"]) for d in directories.values()})
+        arms[key]["commits"] = sorted({commit_of(read_summary(d)) for d in directories.values()})
         if arm.against is not None:
-            shared = sorted(directories.keys() & {run.seed for run in done if run.arm == arm.against})
-            if shared:
+            ours, theirs = sorted(directories), sorted(run.seed for run in done if run.arm == arm.against)
+            if Command.evaluate not in (arm.command, plan.arms[arm.against].command):
+                ours = theirs = [seed for seed in ours if seed in theirs]
+            if ours and theirs:
                 arms[key]["against"] = arm.against
                 arms[key]["difference"] = {}
+                sides = [(key, seed) for seed in ours] + [(arm.against, seed) for seed in theirs]
                 for c in plan.columns:
-                    pairs = {f"{a} seed {s}": values[a, s][c] for a in (key, arm.against) for s in shared}
-                    both = stack(pairs, measured)
-                    apart = both[: len(shared)] - both[len(shared) :]
+                    both = stack({f"{a} seed {s}": values[a, s][c] for a, s in sides}, measured)
+                    apart = both[: len(ours)] - both[len(ours) :]  # every seed less the one run of an evaluated arm
                     both_have = ~np.isnan(apart).all(axis=0)
                     arms[key]["difference"][c] = _statistic_or_none(apart[:, both_have], c, difference=True)
     return arms
@@ -224,9 +228,28 @@ def keep_runs(runs: Sequence[PlannedRun], made_by: Mapping[str, Sequence[str]], 
         if (directory / "samples.parquet").is_file():
             wanted = [*SAMPLED, "completion"]
             measured += [{"arm": arm, "seed": seed} | row for row in read_rows(directory / "samples.parquet", wanted)]
-    (folder / "runs.json").unlink(missing_ok=True)  # whoever reads in between finds none, and no mixture
-    for name, rows in (("metrics", lines), ("completions", completions), ("samples", samples), ("measured", measured)):
-        (folder / f"{name}.parquet").unlink(missing_ok=True)
-        if rows:
-            pa.parquet.write_table(pa.Table.from_pylist(rows), folder / f"{name}.parquet", compression="zstd")
-    (folder / "runs.json").write_text(json.dumps(records, indent=1) + "\n")
+    with ExitStack() as files:
+        files.enter_context(beside(folder / "runs.json")).write_text(json.dumps(records, indent=1) + "\n")
+        for name, rows in {
+            "metrics": lines,
+            "completions": completions,
+            "samples": samples,
+            "measured": measured,
+        }.items():
+            if rows:
+                part = files.enter_context(beside(folder / f"{name}.parquet"))
+                pa.parquet.write_table(as_table(rows), part, compression="zstd")
+            else:
+                (folder / f"{name}.parquet").unlink(missing_ok=True)
+        (folder / "runs.json").unlink(missing_ok=True)  # whoever reads in between finds none, and no mixture
+
+
+def as_table(rows: SampleRows) -> pa.Table:
+    """Return rows with the columns that any of them has. Values of several types are text, such as levels that are
+    numbers in one arm's data and words in another's."""
+    columns = {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
+    for name, values in columns.items():
+        kinds = {type(value) for value in values if value is not None}
+        if str in kinds and len(kinds) > 1:
+            columns[name] = [None if value is None else str(value) for value in values]
+    return pa.table(columns)

@@ -9,10 +9,14 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from hydra.errors import HydraException
+from hydra.utils import instantiate
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from expo.config import UserError
+from expo.config.errors import first_line
 from expo.runs.reading import by_step, read_points
 from expo.tables.plan import Plan, PlannedRun, is_rate
 from expo.tables.styles import Style, styles
@@ -27,6 +31,9 @@ class Curves:
 
     panels: list[dict[str, Any]] = field(default_factory=list)
     across: int = 4
+
+    def named(self) -> dict[str, list[str]]:
+        return {"arms": [arm for panel in self.panels for arm in panel.get("arms") or ()]}
 
     def draw(self, plan: Plan, record: Mapping[str, Any], runs: Sequence[PlannedRun]) -> Figure:
         panels = self.panels or [{"metric": plan.columns[-1]}]
@@ -51,6 +58,9 @@ class Bars:
 
     panels: list[list[str]] = field(default_factory=list)
     paper: str = ""
+
+    def named(self) -> dict[str, list[str]]:
+        return {"columns": [column for panel in self.panels for column in panel]}
 
     def draw(self, plan: Plan, record: Mapping[str, Any], runs: Sequence[PlannedRun]) -> Figure:
         panels = self.panels or [plan.columns]
@@ -104,6 +114,9 @@ class Heat:
     y: str = ""
     frames: bool = False
 
+    def named(self) -> dict[str, list[str]]:
+        return {"columns": [self.column]}
+
     def draw(self, plan: Plan, record: Mapping[str, Any], runs: Sequence[PlannedRun]) -> Figure:
         size = (0.9 + 0.75 * len(self.columns), 0.9 + 0.5 * len(self.rows))
         figure, axes = _grid(len(self.panels), self.across, size, (1, 0.8))
@@ -135,6 +148,25 @@ class Heat:
         """Return 1 or -1 where an arm is better or worse than the one it is held against, in 95 %; else 0."""
         cell = record["arms"].get(arm, {}).get("difference", {}).get(self.column)
         return 0 if cell is None else int(cell["lo"] > 0) - int(cell["hi"] < 0)
+
+
+def drawers_of(plan: Plan) -> dict[str, Any]:
+    """Return the plan's figures by file name, or a curve of its last column. Raises UserError for one that cannot be
+    made, or that names an arm or a column that the plan lacks."""
+    drawers: dict[str, Any] = {}
+    for key, conf in plan.figures.items():
+        try:
+            if conf:
+                drawers[key] = instantiate(conf, _convert_="all")
+                if not hasattr(drawers[key], "draw"):
+                    raise TypeError("its _target_ draws nothing")
+                for part, names in getattr(drawers[key], "named", dict)().items():
+                    if unknown := next((name for name in names if name not in getattr(plan, part)), None):
+                        known = ", ".join(getattr(plan, part))
+                        raise UserError(f"figures.{key}: {unknown}: none of the table's {part}; use some of {known}")
+        except (HydraException, AttributeError, TypeError) as error:
+            raise UserError(f"figures.{key}: {first_line(error)}; docs/tables.md has its keys") from error
+    return drawers or {"curves": Curves()}
 
 
 def _grid(count: int, across: int, size: tuple[float, float], margin: tuple[float, float]) -> tuple[Figure, list[Axes]]:

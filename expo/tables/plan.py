@@ -1,15 +1,15 @@
 """Plans of tables: `experiments/<name>/plan.yaml`, and the runs that follow from one."""
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -17,6 +17,7 @@ from expo.config import Config, UserError, check_anywhere, compose_config, run_d
 from expo.config.compose import for_command
 from expo.config.errors import first_line
 from expo.config.naming import plain
+from expo.runs.arms import settings_in
 
 # What `expo diagnose` measures of each sample, and how many decimals a table shows.
 MEASURED = {"nll_per_token": 2, "nll": 1, "answer_lift": 1, "verified": 2, "right_steps": 2, "tokens": 1}
@@ -34,7 +35,7 @@ class Arm:
     label: str
     # Hydra overrides of `expo train`.
     overrides: list[str]
-    # Key of the arm that differences are taken from, on the same problems and seeds.
+    # Key of the arm that differences are taken from, on the same problems and seeds; every seed, of an evaluated one.
     against: str | None = None
     # train; evaluate (once: it has no seed); or diagnose.
     command: Command = Command.train
@@ -120,13 +121,19 @@ def known_tables() -> list[str]:
 
 
 def plan_file(name: str) -> Path:
-    """Return the plan that a person names: a table of experiments/, or the path of an own plan.yaml or its folder."""
+    """Return the plan that a person names: a table of experiments/, or the path of an own plan.yaml or its folder.
+
+    Raises UserError for a name that is both.
+    """
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         return path
-    if name not in known_tables() and (path / "plan.yaml").is_file():
-        return path / "plan.yaml"
-    return EXPERIMENTS / name / "plan.yaml"
+    own, shipped = path / "plan.yaml", EXPERIMENTS / name / "plan.yaml"
+    if not own.is_file():
+        return shipped
+    if name in known_tables() and not own.samefile(shipped):
+        raise UserError(f"{name}: a table that comes with expo, and a folder here; use ./{name}, or {shipped}")
+    return own
 
 
 def table_name(name: str) -> str:
@@ -161,7 +168,7 @@ def load_plan(name: str, scale_name: str | None = None) -> Plan:
         )
     try:
         plan: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Plan), _read(path)))
-    except (OmegaConfBaseException, YAMLError) as error:
+    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, OSError) as error:
         raise UserError(f"{path}: {first_line(error)}; docs/tables.md has its keys") from error
     assert isinstance(plan, Plan)
     written = {f"arms.{key}.overrides": arm.overrides for key, arm in plan.arms.items()}
@@ -173,16 +180,26 @@ def load_plan(name: str, scale_name: str | None = None) -> Plan:
             raise UserError(
                 f"{path}: {where}: {odd} is no text to YAML, which reads a colon; put the override in quotes"
             )
-    for only in (plan.only, *(s.only for s in plan.scales.values())):
-        if unknown := sorted(set(only) - set(plan.arms)):
-            raise UserError(f"{path}: only={unknown[0]}: no such arm; use some of {', '.join(plan.arms)}")
+        if fresh := next((o for o in overrides if o.lstrip("+").startswith("fresh=")), None):
+            raise UserError(f"{path}: {where}: {fresh}: a table never makes a finished run again; leave it out")
+    named: dict[str, Collection[str]] = {"only": plan.only, "paper": plan.paper}
+    for key, scale in plan.scales.items():
+        named |= {f"scales.{key}.only": scale.only, f"scales.{key}.arms": scale.arms}
+    for where, arms in named.items():
+        if unknown := sorted(set(arms) - set(plan.arms)):
+            raise UserError(f"{path}: {where}={unknown[0]}: no such arm; use some of {', '.join(plan.arms)}")
+    for key, given in {"arms": plan.arms, "columns": plan.columns, "scales": plan.scales}.items():
+        if not given:
+            raise UserError(f"{path}: {key}: there are none; give one or more")
     if scale_name is not None and scale_name not in plan.scales:
         raise UserError(f"scale={scale_name}: {name} has none such; use one of {', '.join(plan.scales)}")
     if len(plan.headings) not in (0, len(plan.columns)):
         raise UserError(f"{path}: headings: {len(plan.headings)} for {len(plan.columns)} columns; give one for each")
     for key, scale in plan.scales.items():
-        if not scale.seeds:
-            raise UserError(f"{path}: scales.{key}.seeds=[]: no seed; give one or more")
+        if not scale.seeds or min(scale.seeds) < 0:
+            raise UserError(f"{path}: scales.{key}.seeds={scale.seeds}: give one seed or more, each of 0 or more")
+        if scale.jobs < 1:
+            raise UserError(f"{path}: scales.{key}.jobs={scale.jobs}: not a number of runs at a time; give 1 or more")
     labels = [arm.label for arm in plan.arms.values()]
     if twice := next((label for label in labels if labels.count(label) > 1), None):
         raise UserError(f"{path}: arms: two have the label {twice!r}, and would be shown as one; give each its own")
@@ -191,6 +208,10 @@ def load_plan(name: str, scale_name: str | None = None) -> Plan:
             raise UserError(
                 f"{path}: prepare.{folder}=[]: no command; give one such as [pretrain, pretrain.output={folder}]"
             )
+    given_to = [o.partition("=") for line in (*written.values(), *plan.prepare.values()) for o in line]
+    values = {value.removeprefix("./") for key, _, value in given_to if not key.endswith("output")}
+    if idle := next((folder for folder in plan.prepare if folder not in values), None):
+        raise UserError(f"{path}: prepare.{idle}: no run begins from it; give it to one as model.path=./{idle}")
     for key, arm in plan.arms.items():
         if arm.against is not None and arm.against not in plan.arms:
             raise UserError(f"{path}: arms.{key}.against={arm.against}: no such arm; use one of {', '.join(plan.arms)}")
@@ -204,15 +225,20 @@ def load_plan(name: str, scale_name: str | None = None) -> Plan:
     return plan
 
 
-def _read(path: Path) -> Any:
-    """Read plan.yaml and paper.yaml of a folder, merged over those of the plan that they extend."""
+def _read(path: Path, extending: Sequence[Path] = ()) -> Any:
+    """Read plan.yaml and paper.yaml of a folder, merged over those of the plan that they extend. Args: extending, the
+    plans that extend this one."""
     plan: Any = OmegaConf.load(path)
+    if not isinstance(plan, DictConfig):
+        raise UserError(f"{path}: not keys with values; docs/tables.md has its keys")
+    if path.resolve() in extending:
+        raise UserError(f"{path}: extends itself; give another table, or leave extends out")
     if axes := plan.pop("axes", None):
         plan = OmegaConf.create(_written_out(path, OmegaConf.to_container(plan), OmegaConf.to_container(axes)))
     base = plan_file(str(plan.get("extends")))
     if plan.get("extends") and not base.is_file():
         raise UserError(f"{path}: extends={plan.extends}: no such table; give the name of a folder with a plan.yaml")
-    extended = _read(base) if plan.get("extends") else {}
+    extended = _read(base, [*extending, path.resolve()]) if plan.get("extends") else {}
     paper = path.with_name("paper.yaml")
     if paper.is_file():  # instead of the other table's: a picture of it shows less
         extended.pop("paper", None)
@@ -227,6 +253,10 @@ def _written_out(path: Path, plan: Any, axes: Any) -> Any:
     that is a `{word}` alone becomes the overrides of that word. What names no axis follows the grid. Raises UserError
     where no axis has a word, or one name would stand for two arms.
     """
+
+    grid = axes.values() if isinstance(axes, dict) else [axes]
+    if not all(isinstance(v, dict) and all(isinstance(more or {}, dict) for more in v.values()) for v in grid):
+        raise UserError(f"{path}: axes={axes}: not {{axis: {{value: {{word: text or overrides}}}}}}")
 
     def filled(of: Any, words: dict[str, Any]) -> Any:
         if isinstance(of, dict):
@@ -257,9 +287,9 @@ def _written_out(path: Path, plan: Any, axes: Any) -> Any:
                     raise UserError(f"{path}: {name}: stands for two; put the axis that they differ in into {key}")
         return written | {key: value for key, value in entries.items() if "{" not in key}
 
-    of_scales = [scale for scale in plan.get("scales", {}).values() if "arms" in scale]
-    for part, key in [(plan, "arms"), (plan, "prepare"), *((scale, "arms") for scale in of_scales)]:
-        if key in part:
+    scales = plan["scales"].values() if isinstance(plan.get("scales"), dict) else []
+    for part, key in [(plan, "arms"), (plan, "prepare"), *((scale, "arms") for scale in scales)]:
+        if isinstance(part, dict) and isinstance(part.get(key), dict):
             part[key] = over(part[key])
     return plan
 
@@ -272,12 +302,7 @@ def plan_runs(
     A logger with groups has the table's name as a run's group. Raises UserError.
     """
     scale = plan.scales[scale_name]
-    of_arms = {o.partition("=")[0]: key for key, arm in plan.arms.items() for o in arm.overrides}
-    for o in overrides:
-        if (key := o.lstrip("+").partition("=")[0]) in of_arms:
-            raise UserError(
-                f"{o}: the arms of {name} differ in it ({of_arms[key]} and others); leave it out, or use expo train"
-            )
+    _check_arms_stay_apart(name, plan, scale, overrides)
     first, *others = scale.seeds if seeds is None else seeds
     arms, called = [], dict[tuple[Command, str], str]()  # arms may share runs, which have the first one's name then
     for key, arm in plan.arms.items():
@@ -298,6 +323,35 @@ def plan_runs(
         for key, command, run_overrides, cfg in arms
         if command is not Command.evaluate or seed == first
     ]
+
+
+def _check_arms_stay_apart(name: str, plan: Plan, scale: Scale, overrides: Sequence[str]) -> None:
+    """Check that a user's overrides, keys or groups, change no key that an arm names and no class in which arms differ,
+    and make no two arms one: labels would say what is not so. Raises UserError."""
+    given, chosen = " ".join(overrides), {key: [*a.overrides, *scale.arms.get(key, [])] for key, a in plan.arms.items()}
+    remedy = "leave it out, or use expo train"
+    named = {_key(o): arm for arm, of_arm in chosen.items() for o in of_arm}
+    for o in overrides:
+        if arm := named.get(_key(o)):
+            raise UserError(f"{o}: the arms of {name} differ in it ({arm} and others); {remedy}")
+    if all(_key(o) == "output_dir" for o in overrides):
+        return
+    before, after = (
+        {arm: settings_in(asdict(compose_config([*scale.overrides, *own, *more]))) for arm, own in chosen.items()}
+        for more in ((), overrides)
+    )
+    first: dict[str, str] = {}
+    for arm, new in after.items():
+        for key, old in before[arm].items():
+            apart = len({repr(other[key]) for other in before.values() if key in other}) > 1
+            if new.get(key) != old and apart and (key in named or key.endswith("_target_")):
+                raise UserError(f"{given}: changes {key} of {arm}, and the arms of {name} differ in it; {remedy}")
+        if before[other := first.setdefault(repr(sorted(new.items())), arm)] != before[arm]:
+            raise UserError(f"{given}: makes {other} and {arm} of {name} one run; {remedy}")
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0].replace("/", ".")
 
 
 def is_rate(column: str) -> bool:

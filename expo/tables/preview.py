@@ -1,14 +1,14 @@
 """Preview of a table: what it would do and cost, `dry_run=true`."""
 
-import json
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from expo.config import UserError
 from expo.tables.aggregate import cost_of
 from expo.tables.plan import Plan, PlannedRun
-from expo.tables.request import Request, missing
+from expo.tables.request import Request, missing, read_record
 from expo.tables.sweep import distinct, to_prepare
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def preview(request: Request, runs: Sequence[PlannedRun]) -> None:
     if todo and (measured := by_finished_runs(runs, todo, request.at_a_time, results)):
         sentences.append(measured)
     elif todo and device is None:
-        sentences.append("time unknown: none is done")
+        sentences.append("time unknown" + (": none is done" if len(todo) == len(distinct(runs)) else ""))
     print(", ".join(sentences))
     if device and costs:
         known = [costs[run.dir] for run in todo if run.dir in costs]
@@ -64,7 +64,7 @@ def by_finished_runs(
     known: dict[str, Any] = {}
     sources = []
     if results is not None and (results / "table.json").is_file():
-        record = json.loads((results / "table.json").read_text())
+        record = read_record(results)
         known = {arm: arm_record["cost"] for arm, arm_record in record["arms"].items() if arm_record["runs"]}
         sources = [f"{'/'.join(results.parts[-4:])} of {record['date']} ({record['device']})"]
     done = distinct([run for run in runs if run.done])
@@ -85,7 +85,10 @@ def by_finished_runs(
 def estimates(runs: Sequence[PlannedRun], device: str) -> "dict[Path, Cost]":
     """Return the estimated cost by run directory; a run whose model's config cannot be read has none."""
     from expo.cost.estimate import estimate  # seconds of imports that only a plan for another device needs
+    from expo.cost.machine import DEVICES
 
+    if device not in DEVICES:
+        raise UserError(f"scales: device={device}: no device whose speed is known; use one of {', '.join(DEVICES)}")
     costs = {}
     for run in runs:
         with suppress(OSError):

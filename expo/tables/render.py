@@ -96,8 +96,8 @@ def unlike_problems(record: Mapping[str, Any]) -> str:
 def markdown(plan: Plan, record: Mapping[str, Any]) -> str:
     """Return the table as Markdown, with how it was made."""
     heads, rows = cells_of(plan, record)
-    lines = [f"## {plan.title}", "", "| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    lines += ["| " + " | ".join(cells) + " |" for cells in rows]
+    lines = ["| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |" for cells in (heads, *rows)]
+    lines = [f"## {plan.title}", "", lines[0], "|" + "---|" * len(heads), *lines[1:]]
     return "\n".join([*lines, "", " ".join(filter(None, (made_by(record), unlike_problems(record))))]) + "\n"
 
 

@@ -9,9 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from expo.config import UserError, take_options
-from expo.tables.plan import Plan, PlannedRun, Scale, load_plan, plan_runs, results_folder, table_name
+from expo.config.errors import first_line
+from expo.tables import plan as plans
+from expo.tables.plan import Plan, PlannedRun, Scale, load_plan, plan_file, plan_runs, results_folder, table_name
 from expo.tables.sweep import distinct
 
 AT_A_TIME = {"local": "n_jobs", "slurm": "array_parallelism"}  # what launchers call the number of runs at a time
@@ -41,12 +44,19 @@ class Request:
         for name_of in ("dry_run", "kept"):
             if options[name_of] not in ("true", "false"):
                 raise UserError(f"{name_of}={options[name_of]}: neither true nor false; use {name_of}=true")
-        if any(o.lstrip("+").startswith("fresh=") for o in overrides):
-            raise UserError(
-                "fresh: a table never makes a finished run again; remove the run's directory, or use expo train "
-                "fresh=true"
-            )
+        refused = {
+            "fresh": "a table never makes a finished run again; remove the run's directory, or use expo train",
+            "run": "a table's runs have settings of their own; use expo train run=…, or model.path in a plan's arm",
+        }
+        for o in overrides:
+            if (key := o.lstrip("+").partition("=")[0]) in refused:
+                raise UserError(f"{key}: {refused[key]}")
         hydra = [o for o in overrides if o.startswith(("hydra.", "hydra/"))]
+        results = Path(options["results"]) if options["results"] else None
+        if results and results.is_dir() and not (results / "table.json").is_file() and any(results.iterdir()):
+            raise UserError(f"results={results}: holds other files than a table's; give an empty folder, or a new one")
+        if results and results.exists() and not results.is_dir():
+            raise UserError(f"results={results}: is no folder; give another place")
         return cls(
             name,
             options["scale"],
@@ -54,7 +64,7 @@ class Request:
             overrides=[o for o in overrides if o not in hydra],
             hydra=hydra,
             jobs=int(options["jobs"]) if options["jobs"] else None,
-            results=Path(options["results"]) if options["results"] else None,
+            results=results,
             dry_run=options["dry_run"] == "true",
             from_kept=options["kept"] == "true",
         )
@@ -87,7 +97,9 @@ class Request:
         if self.seeds is None and self.as_planned:
             return ""
         seeds = None if self.seeds is None else list(self.seeds)
-        return hashlib.sha256(json.dumps([seeds, list(self.overrides)]).encode()).hexdigest()[:8]
+        path = plan_file(self.name).resolve()  # two plans of a user's own may have folders of one name
+        own = [] if path.is_relative_to(plans.EXPERIMENTS.resolve()) else [str(path)]
+        return hashlib.sha256(json.dumps([seeds, list(self.overrides), *own]).encode()).hexdigest()[:8]
 
     @property
     def output_dir(self) -> str:
@@ -130,3 +142,17 @@ class Request:
 def missing(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
     """Return the runs that are not done, each once."""
     return distinct([run for run in runs if not run.done])
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Return table.json of a table that was made. Raises UserError where there is none, or a damaged one."""
+    path = folder / "table.json"
+    try:
+        record: dict[str, Any] = json.loads(path.read_bytes())
+        if not isinstance(record, dict) or not {"name", "arms", "command", "device", "date"} <= record.keys():
+            raise ValueError("no table's record")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path}: cannot be read ({first_line(error)}); render the table again with expo table"
+        ) from error
+    return record

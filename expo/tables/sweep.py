@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from expo.config import UserError, compose_config, make_folder, run_dir
-from expo.config.identity import made_as
+from expo.config.identity import MAKERS, made_as, write_recipe
 from expo.runs.reading import read_points, read_summary
 from expo.tables.plan import Plan, PlannedRun
 
@@ -39,9 +39,9 @@ def to_prepare(plan: Plan, runs: Sequence[PlannedRun], todo: Sequence[PlannedRun
 
 
 def _check_made(folder: str, command: Sequence[str]) -> None:
-    if command[0] != "pretrain":  # others say nothing of what they made
+    if command[0] not in MAKERS:  # others say nothing of what they made
         return
-    as_told = made_as(Path(folder), compose_config(command[1:]))
+    as_told = made_as(Path(folder), compose_config(command[1:]), command[0])
     if as_told is None:
         print(f"{folder}: does not say which settings made it; used as it is", file=sys.stderr)
     elif not as_told:
@@ -65,8 +65,11 @@ def prepare(missing: Mapping[str, Sequence[str]]) -> int:
                 # It keeps the lock: where we are killed, it works on, and who comes next waits for it.
                 code = until_over(subprocess.Popen(line, start_new_session=True, pass_fds=[lock.fileno()]))
                 if not code and command[0] == "train":  # whose model is within the run
-                    made = [str(run_dir(compose_config(command[1:]))), f"output={folder}"]
+                    cfg = compose_config(command[1:])
+                    made = [str(run_dir(cfg)), f"output={folder}"]
                     code = subprocess.run([sys.executable, "-m", "expo", "export", *made], check=False).returncode
+                    if not code:
+                        write_recipe(Path(folder), cfg, "train")
                 if code:
                     return code
     return 0

@@ -53,6 +53,17 @@ def test_a_study_from_a_file_whose_columns_are_guessed(here, monkeypatch, capsys
     assert "expo table study" in (here / "study" / "README.md").read_text()
 
 
+def test_a_study_with_the_name_of_a_shipped_table_is_named_by_its_path(here, monkeypatch, capsys):
+    code, said = expo(monkeypatch, capsys, "init", "demo", "data=my rows.jsonl")
+    assert code == 0
+    assert said.out.splitlines()[-1].endswith("next: expo table ./demo")
+    assert "expo report ./demo " in (here / "demo" / "README.md").read_text()
+    assert Request("./demo", "cpu").runs()[0].cfg.dataset.path == "my rows.jsonl"
+    for arguments in (["table", "demo", "dry_run=true"], ["report", "demo"]):
+        code, said = expo(monkeypatch, capsys, *arguments)
+        assert (code, "use ./demo, or" in said.err) == (2, True)
+
+
 def test_a_pattern_finds_the_answers(here, monkeypatch, capsys):
     code, said = expo(monkeypatch, capsys, "init", "study", "data=my rows.jsonl", r"answer_pattern=(\d+)")
     assert code == 0

@@ -42,6 +42,34 @@ def test_runs_are_forks_of_one_process_until_the_code_is_edited_or_it_is_killed(
     assert not servers()
 
 
+def test_runs_that_end_while_a_sweep_stops_are_none_to_stop(monkeypatch):
+    class Gone:
+        pid = 2**22 + 1  # beyond the kernel's highest
+
+        def __init__(self, word=""):
+            self.word = word
+
+        def children(self, recursive):
+            return [Gone("expo"), Gone("loky"), Gone("expo.jobs.warm")]
+
+        def cmdline(self):
+            return [self.word]
+
+        def status(self):
+            raise psutil.NoSuchProcess(self.pid)
+
+        def send_signal(self, number):
+            raise psutil.NoSuchProcess(self.pid)
+
+        suspend = kill = status
+
+    ended = []
+    monkeypatch.setattr(psutil, "Process", Gone)
+    monkeypatch.setattr("os._exit", ended.append)
+    processes.stop_runs(signal.SIGINT, None)
+    assert ended == [128 + signal.SIGINT]
+
+
 SWEEP = """\
 import signal, sys
 from expo.runs.processes import run_environment, run_expo, stop_runs

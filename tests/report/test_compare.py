@@ -153,6 +153,14 @@ def test_runs_without_a_common_seed_are_paired_only_where_there_is_one_of_each()
         Side.of("a", [RunData("a", 0, {}, (), (), ())])
 
 
+def test_a_policy_without_a_seed_is_a_pair_with_every_run():
+    base = Side.of("base", [replace(run("base", 0, a=1, b=0), summary={"id": "evaluate-ladder-ab12"})])
+    comparison = Comparison(base, Side.of("b", [run("b", 3, a=2, b=2), run("b", 0, a=1, b=1), run("b", 8, a=1, b=0)]))
+    assert [(one.seed, other.seed) for one, other in comparison.pairs] == [(0, 0), (0, 3), (0, 8)]
+    assert comparison.paired == "3 pairs of runs, seeds 0, 3, 8, each with the one evaluation of base"
+    assert comparison.differences()[1][0][4].startswith("+33.3 [")
+
+
 def test_tokens_until_a_rate_is_reached():
     def lines(*passed):
         return [

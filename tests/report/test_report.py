@@ -11,6 +11,7 @@ import matplotlib.colors
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from by_hand import leave
 from conftest import compose_config
 from running import run
 
@@ -21,6 +22,7 @@ from expo.config import UserError, run_dir
 from expo.jobs.fit import make_run
 from expo.report import charts
 from expo.report.page import Page, RunData, write
+from expo.report.reading import read_runs
 from expo.report.settings import data_sentences, differing
 from expo.report.solving import CLIPPED, HELD_OUT, SHOWN, STEPS, read_solving, verdict_of
 from expo.runs.reading import read_rows, samples_of
@@ -326,6 +328,18 @@ def test_what_the_slider_shows_is_limited_and_says_so(tmp_path):
     assert len(solving.data["texts"][0]) < CLIPPED + 10
     for said in (f"{HELD_OUT} of {HELD_OUT + 5} problems", f"At most {STEPS} steps", "the middle is left out"):
         assert said in solving.told
+
+
+def test_a_copy_of_a_run_or_of_its_completions_is_no_further_seed_and_no_step(tmp_path):
+    made = leave(tmp_path / "outputs", "debug=tiny")
+    page, _ = read_runs([made, Path(shutil.copytree(made, tmp_path / "copy"))])
+    assert sum("seed 0: 2 runs of one seed" in note for note in page.notes) == 1
+    assert not any("one seed" in note for note in read_runs([made])[0].notes)
+    for step, verdict in ((1, "incorrect"), (2, "correct")):
+        kept(made, "eval", step, {"5a": [verdict]})
+    file = made / "completions" / "eval-step000001.parquet"
+    shutil.copy(file, file.with_name("eval-step000001 (copy).parquet"))
+    assert [point[0] for point in read_solving({"arm": made}).data["problems"][0]["arms"]["arm"]] == [1, 2]
 
 
 def test_curves_of_long_runs_are_means_and_the_axis_says_of_how_many_steps():

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,21 +23,37 @@ from conftest import TESTS, compose_config
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from matplotlib.colors import to_rgba
+from omegaconf import OmegaConf
 from running import grid
 
 from expo import cli, config
 from expo.commands import report as command
 from expo.commands import table
+from expo.commands.compare import arms_of
 from expo.config import UserError
 from expo.config.identity import pretrain_identity, write_recipe
 from expo.cost.estimate import estimate
 from expo.cost.shape import shape
+from expo.evaluation.intervals import of_difference
 from expo.loggers.offline import read_offline
+from expo.report.reading import read_table
 from expo.runs.reading import by_step, final_rows
 from expo.tables import plan as plans
-from expo.tables.aggregate import _mean_over_runs, common_steps, cost_of, measured_values, pass_values, stack, statistic
+from expo.tables.aggregate import (
+    _mean_over_runs,
+    aggregate,
+    common_steps,
+    cost_of,
+    keep_runs,
+    measured_values,
+    pass_values,
+    stack,
+    statistic,
+)
 from expo.tables.figures import Curves, Heat
-from expo.tables.kept import kept_folder, unpack
+from expo.tables.finish import finish
+from expo.tables.kept import KeptRun, by_run, kept_folder, unpack
+from expo.tables.preview import preview
 from expo.tables.render import cells_of, made_by, markdown, percent, unlike_problems
 from expo.tables.request import Request
 from expo.tables.sweep import View, name_of, prepare, until_over
@@ -200,12 +217,55 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(small, tmp_path, capsys)
         (PLAN.replace("pass@1, ", "pass@1/level3, "), "level3"),
         (PLAN.replace("pass@1, ", "accuracy, "), "accuracy"),
         (PLAN.replace("    jobs: 2", "    only: [gpro]"), "only=gpro"),
+        (
+            PLAN.replace("jobs: 2", "arms: {gropo: [model=hf]}"),
+            "scales.cpu.arms=gropo: no such arm; use some of grpo, exp",
+        ),
+        (PLAN + "paper: {gpro: {MATH: 1}}", "paper=gpro: no such arm"),
+        (PLAN.replace("seeds: [0, 1]", "seeds: [0, -1]"), r"seeds=\[0, -1\]: give one seed or more, each of 0 or more"),
+        (PLAN + "prepare: {made: [pretrain, pretrain.output=made]}", "prepare.made: no run begins from it"),
+        ("- " + PLAN.replace("\n", "\n  "), "not keys with values"),
+        (PLAN + "extends: small", "small.plan.yaml: extends itself"),
+        (PLAN + "axes: [world]", r"axes=\['world'\]: not \{axis"),
+        (PLAN + "axes: {world: [easy]}", r"axes=.*: not \{axis"),
+        (PLAN + "axes: {world: {easy: 5}}", r"axes=.*: not \{axis"),
+        ("axes: {world: {easy: }}\narms: [a]\nscales: [b]", "plan.yaml: "),
+        (PLAN + "# \udcff", "can't decode byte"),
+        ("title: a\narms: {}\ncolumns: [pass@1]\nscales: {cpu: {overrides: [], seeds: [0]}}", "arms: there are none"),
+        (PLAN.replace("[pass@1, pass@4/level5]", "[]"), "columns: there are none"),
+        (PLAN.replace("jobs: 2", "jobs: 0"), "jobs=0: not a number of runs at a time"),
+        (PLAN + "    device: b200", "device=b200: no device whose speed is known; use one of a100"),
+        (
+            PLAN.replace("algorithm=grpo]", "algorithm=grpo, fresh=true]"),
+            "arms.grpo.overrides: fresh=true: a table never",
+        ),
     ],
 )
 def test_mistakes_in_a_plan_are_one_line(small, text, said):
-    (small / "plan.yaml").write_text(text)
+    (small / "paper.yaml").unlink()
+    (small / "plan.yaml").write_text(text, errors="surrogateescape")
     with pytest.raises(UserError, match=said):
         table.main(["small", "dry_run=true"])
+
+
+@pytest.mark.parametrize(
+    ("figure", "said"),
+    [
+        (
+            "_target_: expo.tables.figures.Curves, panels: [{metric: pass@1, arms: [gpro]}]",
+            "gpro: none of the table's arms",
+        ),
+        ("_target_: expo.tables.figures.Bars, panels: [[pass@9]]", "pass@9: none of the table's columns"),
+        ("_target_: expo.tables.figures.Heat, column: pass@9, panels: {}, columns: {}", "pass@9: none of the table's"),
+        ("_target_: expo.tables.figures.Cruves", "Cruves"),
+        ("panels: []", "its _target_ draws nothing"),
+    ],
+)
+def test_mistakes_in_a_figure_are_said_before_a_run_is_made(small, figure, said, monkeypatch):
+    monkeypatch.setattr(table, "make", lambda *arguments: pytest.fail("a run was made"))
+    (small / "plan.yaml").write_text(PLAN + f"figures: {{one: {{{figure}}}}}")
+    with pytest.raises(UserError, match=f"figures.one: .*{said}"):
+        table.main(["small"])
 
 
 def test_mistakes_on_the_command_line_are_one_line(small):
@@ -219,10 +279,36 @@ def test_mistakes_on_the_command_line_are_one_line(small):
         (["small", "seed=5"], "seeds="),
         (["small", "fresh=true"], "never makes a finished run again"),
         (["small", "++fresh=true"], "never makes a finished run again"),
+        (["small", "run=outputs/x"], "run: a table's runs have settings of their own"),
         (["small", "algorithm=grpo"], "the arms of small differ in it"),  # it would be one run under two names
     ):
         with pytest.raises(UserError, match=said):
             table.main(arguments)
+
+
+def test_a_damaged_table_is_one_line_of_a_dry_run(small):
+    (small / "results" / "cpu").mkdir(parents=True)
+    for text in ("{", "[]"):
+        (small / "results" / "cpu" / "table.json").write_text(text)
+        with pytest.raises(UserError, match=r"table.json: cannot be read \(.*\); render the table again"):
+            table.main(["small", "dry_run=true"])
+
+
+def test_overrides_that_make_arms_alike_are_one_line(small):
+    sizes = "    arms: {exp: [model.path=small]}\n"  # of a scale
+    for more, override, said in (
+        ("", "positives=expert", r"positives=expert: changes positives.\S+ of \w+, and the arms of small differ in it"),
+        (sizes, "model.path=ladder", r"model.path=ladder: the arms of small differ in it \(exp and others\)"),
+        (sizes, "model=hf", r"model=hf: changes model.path of grpo, and the arms of small differ in it"),
+    ):
+        (small / "plan.yaml").write_text(PLAN + more)
+        with pytest.raises(UserError, match=said):
+            table.main(["small", "dry_run=true", override])
+    (small / "plan.yaml").write_text(PLAN.replace("algorithm=grpo]", "algorithm=exp_grpo_member]"))
+    with pytest.raises(UserError, match=r"positives.use=auxiliary: makes grpo and exp of small one run"):
+        table.main(["small", "dry_run=true", "positives.use=auxiliary"])
+    (small / "plan.yaml").write_text(PLAN.replace("algorithm=grpo]", "algorithm=star]"))  # in groups of another size
+    assert table.main(["small", "dry_run=true", "algorithm.group_size=2"]) == 0  # a key that no arm names is everyone's
 
 
 def test_what_yaml_reads_otherwise_in_a_plan_is_one_line(small):
@@ -366,6 +452,124 @@ def test_a_table_that_shows_another_tables_runs_has_its_numbers():
                 assert own[arm]["columns"][column] == base[arm]["columns"][column], (path, arm, column)
 
 
+def made_by_hand(small, tmp_path, solved, plan_text=PLAN, **more):
+    """Return the plan and its runs as if made. Args: solved, which of two problems are right, by arm and seed; more,
+    columns of an arm's completions."""
+    (small / "plan.yaml").write_text(plan_text)
+    plan, runs = plans.load_plan("small"), []
+    for run in plans.plan_runs("small", plan, "cpu", None, [f"output_dir={tmp_path / 'out'}"]):
+        folder = tmp_path / name_of(run)
+        (folder / "completions").mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(OmegaConf.structured(run.cfg), folder / "config.yaml")
+        summary = {"status": "done", "metrics": {"pass@4": 0}, "wall_s": 1, "git": "abc", "device": "a machine"}
+        (folder / "summary.json").write_text(json.dumps(summary | {"seed": run.seed}))
+        rows = [
+            {"problem": p, "question": "", "answer": "", "level": 5, "completion": "", "verdict": verdict, "sample": i}
+            | more.get(run.arm, {})
+            for p, right in zip("ab", solved[run.arm, run.seed], strict=True)
+            for i, verdict in enumerate(["correct" if right else "incorrect"] * 4)
+        ]
+        table_of = pyarrow.Table.from_pylist(rows)
+        pyarrow.parquet.write_table(table_of, folder / "completions" / "eval-step000001.parquet")
+        runs.append(KeptRun(run.arm, run.seed, [], run.cfg, run.command, folder=folder))
+    return plan, runs
+
+
+SOLVED = {("grpo", 0): [1, 0], ("grpo", 1): [1, 0], ("exp", 0): [1, 1], ("exp", 1): [0, 0]}
+
+
+def test_a_policy_without_a_seed_is_held_against_every_seed(small, tmp_path):
+    plan, runs = made_by_hand(
+        small, tmp_path, SOLVED, PLAN.replace("algorithm=grpo]", "algorithm=grpo], command: evaluate")
+    )
+    assert [(run.arm, run.seed) for run in runs] == [("grpo", 0), ("exp", 0), ("exp", 1)]
+    difference = aggregate(plan, runs)["exp"]["difference"]["pass@1"]
+    assert difference["seeds"] == [0.5, -0.5]
+    assert (difference["mean"], difference["problems"]) == (0, 2)
+    apart = np.array([[0.0, 1.0], [-1.0, 0.0]])  # over problems and seeds, as of any two arms
+    assert (difference["lo"], difference["hi"]) == of_difference(apart)
+
+
+def test_what_is_kept_has_the_columns_of_every_run_and_levels_of_both_kinds(small, tmp_path):
+    _, runs = made_by_hand(small, tmp_path, SOLVED, exp={"level": "hard", "sound": True})
+    keep_runs(runs, {}, tmp_path)
+    kept = by_run(tmp_path / "completions.parquet")
+    assert {(row["level"], row["sound"]) for row in kept["exp", 1]} == {("hard", True)}
+    assert {(row["level"], row["sound"]) for row in kept["grpo", 0]} == {("5", None)}
+
+
+def test_a_table_leaves_what_is_not_its_own_and_is_written_whole_or_not_at_all(small, tmp_path, monkeypatch):
+    plan, runs = made_by_hand(small, tmp_path, SOLVED)
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "plot.png").write_text("mine")
+    with pytest.raises(UserError, match=r"results=\S*mine: holds other files than a table's; give an empty folder"):
+        Request.parse(["small", f"results={folder}"])
+    with pytest.raises(UserError, match=r"results=\S*plot.png: is no folder; give another place"):
+        Request.parse(["small", f"results={folder / 'plot.png'}"])
+    finish(
+        "small", replace(plan, figures={"old": {"_target_": "expo.tables.figures.Bars"}}), runs, folder, "expo table"
+    )
+    assert (folder / "old.svg").is_file()
+    finish("small", plan, runs, folder, "expo table")
+    assert {file.name for file in folder.glob("*.[ps][nv]g")} == {"plot.png", "curves.png", "curves.svg"}
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+
+    def full(of, place, *arguments, **more):
+        Path(place).write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    for what in ("matplotlib.figure.Figure.savefig", "pyarrow.parquet.write_table"):
+        with monkeypatch.context() as patch:
+            patch.setattr(what, full)
+            with pytest.raises(OSError, match="No space left"):
+                finish("small", plan, runs, folder, "expo table")
+        assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+def test_a_report_shows_a_table_that_was_rendered_with_fewer_arms(small, tmp_path):
+    plan, runs = made_by_hand(small, tmp_path, SOLVED)
+    folder = small / "results" / "cpu"
+    finish("small", plan, runs, folder, "expo table small")
+    (small / "paper.yaml").unlink()
+    text = PLAN.replace(", against: grpo", "").replace("  grpo: {label: GRPO, overrides: [algorithm=grpo]}\n", "")
+    (small / "plan.yaml").write_text(text)
+    plan = plans.load_plan("small")
+    finish(
+        "small",
+        plan,
+        [r for r in runs if r.arm == "exp"],
+        folder,
+        "expo table small kept=true",
+        {"command": "", "date": ""},
+    )
+    _, shown = read_table(Request("small", "cpu"))
+    assert [(run.arm, run.seed) for run in shown] == [("ExP", 0), ("ExP", 1)]
+    with pytest.raises(UserError, match="small has no runs of that arm here; use one of exp"):
+        arms_of("small:grpo")
+    assert "| ExP |" in (folder / "table.md").read_text()
+
+
+def test_a_wheel_has_no_commit_and_a_dry_run_says_what_is_known(small, tmp_path, capsys):
+    plan, runs = made_by_hand(small, tmp_path, SOLVED)
+    summary = json.loads((runs[0].dir / "summary.json").read_text()) | {"git": None, "versions": {"expo": "9.1"}}
+    (runs[0].dir / "summary.json").write_text(json.dumps(summary))
+    assert ", commit abc, none (expo 9.1), runs on a machine" in made_by(
+        finish("small", plan, runs, tmp_path, "expo table")
+    )
+    todo = plans.plan_runs("small", plan, "cpu", [2], [f"output_dir={tmp_path / 'out'}"])
+    for some, told in (([runs[0], *todo], "time unknown\n"), (todo, "time unknown: none is done\n")):
+        preview(Request("small", "cpu", overrides=["k=[1]"]), some)
+        assert capsys.readouterr().out.endswith(told)
+
+
+def test_a_bar_in_a_label_or_heading_ends_no_cell_of_markdown(small, tmp_path):
+    plan, runs = made_by_hand(small, tmp_path, SOLVED, PLAN.replace("label: ExP", "label: 'ExP | 2'"))
+    finish("small", replace(plan, headings=["a|b", "c"]), runs, tmp_path / "results", "expo table")
+    lines = [line for line in (tmp_path / "results" / "table.md").read_text().splitlines() if line.startswith("|")]
+    assert len({line.replace(r"\|", "").count("|") for line in lines}) == 1
+
+
 def test_a_cell_whose_seeds_lie_far_apart_names_them():
     for seeds, told in (([0.0, 0.02, 1.0], " (seeds 0, 2, 100)"), ([0.4, 0.69, 0.5], ""), ([0.5], "")):
         assert percent({"mean": 0.34, "lo": 0.0, "hi": 1.0, "seeds": seeds}) == f"34.0 [0.0, 100.0]{told}"
@@ -469,6 +673,16 @@ def test_a_kept_run_of_another_seed_or_of_another_arms_settings_is_refused(tmp_p
 def test_another_diagnosis_is_not_rendered_from_what_is_kept():
     with pytest.raises(UserError, match=r"made with diagnose.samples=4 .* and the plan has 8 by now"):
         table.main(["table1_properties", "kept=true", "diagnose.samples=8"])
+
+
+def test_two_plans_of_folders_of_one_name_have_results_of_their_own(tmp_path):
+    assert Request("demo", "cpu", seeds=range(2)).variant == "1bf3309e"  # as before
+    folders = set()
+    for place in ("a", "b"):
+        (tmp_path / place / "study").mkdir(parents=True)
+        (tmp_path / place / "study" / "plan.yaml").write_text(PLAN)
+        folders.add(Request(f"{tmp_path}/{place}/study", "cpu", seeds=range(2)).folder("outputs"))
+    assert len(folders) == 2
 
 
 def test_the_command_is_known():
@@ -681,10 +895,10 @@ title: Grid
 columns: [pass@1]
 axes:
   world:
-    easy: {base: []}
+    easy: {base: ["model.path=made/{world}"]}
     hard: {base: ["dataset.world.slips={slips}", "model.path=made/{world}"], slips: 0.4}
   rate: {low: {p: 1e-4}, high: {p: 2e-4}}
-prepare: {"made/{world}_{rate}": [pretrain, "pretrain.output=made/{world}_{rate}"]}
+prepare: {"made/{world}": [pretrain, "pretrain.output=made/{world}"]}
 arms:
   "grpo_{world}_{rate}": {label: "{world}, {p}", overrides: [algorithm=grpo, "{base}", "optimizer.learning_rate={p}"]}
   "sft_{world}": {label: "SFT, {world}", overrides: ["{base}"], against: "grpo_{world}_low"}
@@ -695,15 +909,16 @@ scales: {cpu: {overrides: [], seeds: [0], arms: {"sft_{world}": [seed=3]}}}
 
 def test_a_plan_may_be_a_grid(small):
     (small / "plan.yaml").write_text(GRID)
+    (small / "paper.yaml").unlink()
     plan = plans.load_plan("small")
     named = ["grpo_easy_low", "sft_easy", "grpo_easy_high", "grpo_hard_low", "sft_hard", "grpo_hard_high", "alone"]
     assert list(plan.arms) == named
     slips = ["dataset.world.slips=0.4", "model.path=made/hard"]
     assert plan.arms["grpo_hard_high"].overrides == ["algorithm=grpo", *slips, "optimizer.learning_rate=0.0002"]
-    assert plan.arms["sft_easy"].overrides == []
+    assert plan.arms["sft_easy"].overrides == ["model.path=made/easy"]
     assert (plan.arms["sft_hard"].overrides, plan.arms["sft_hard"].against) == (slips, "grpo_hard_low")
     assert plan.arms["grpo_easy_low"].label == "easy, 0.0001"
-    assert plan.prepare["made/hard_low"] == ["pretrain", "pretrain.output=made/hard_low"]
+    assert plan.prepare["made/hard"] == ["pretrain", "pretrain.output=made/hard"]
     assert plan.scales["cpu"].arms == {"sft_easy": ["seed=3"], "sft_hard": ["seed=3"]}
 
 
@@ -739,6 +954,11 @@ def test_a_plan_takes_the_model_that_a_run_ends_with(tmp_path, monkeypatch):
     (run,) = tmp_path.glob("outputs/ladder/*/checkpoints/final")
     assert config.model_content(tmp_path / "bases" / "tuned") != config.model_content(config.LADDER)
     assert (run / "model.safetensors").is_file()
+    assert prepare({"bases/tuned": command}) == 0
+    with pytest.raises(UserError, match="bases/tuned: was made with other settings"):
+        prepare({"bases/tuned": [*command, "optimizer.learning_rate=0.5"]})
+    Path("bases/tuned/recipe.json").unlink()  # of an earlier expo
+    assert prepare({"bases/tuned": [*command, "optimizer.learning_rate=0.5"]}) == 0
 
 
 def test_no_two_plans_make_different_models_in_one_folder():

@@ -1,0 +1,25 @@
+"""Commands that print what others have written, or are called with too little."""
+
+import pytest
+from conftest import compose_config
+
+from expo.commands import doctor, evaluate, samples, verify
+from expo.config import UserError
+
+
+def test_what_is_left_out_of_a_command_is_one_line():
+    with pytest.raises(UserError, match="samples: no run given; usage: expo samples RUN"):
+        samples.main(["n=5"])
+    with pytest.raises(UserError, match="verify: a right answer and at least one other are compared; usage"):
+        verify.main(["1"])
+
+
+def test_square_brackets_are_text_in_every_table(capsys, monkeypatch):
+    verify.main(["1", "[/b]", "[x, y]"])
+    metrics = {f"pass@1{end}": 0.5 for end in ("/[b]", "/[b]_lo", "/[b]_hi")} | {"eval/length_mean": 1.0}
+    evaluate.print_metrics(compose_config(), metrics, 1)
+    monkeypatch.setattr(doctor, "CHECKS", [lambda: [doctor.Finding("[x]", doctor.NOTE, "extra [vllm]", "[/y]")]])
+    doctor.main([])
+    said = capsys.readouterr().out
+    for text in ("[/b]", "[x, y]", "[b]", "[x]", "extra [vllm]", "[/y]", doctor.NOTE):
+        assert text in said
