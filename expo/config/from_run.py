@@ -1,5 +1,6 @@
 """Take the config of a run directory: `run=<directory>`, and overrides of it."""
 
+import copy
 import dataclasses
 import glob
 import itertools
@@ -24,7 +25,7 @@ from expo.config.dataset import MEASURING
 from expo.config.errors import UserError
 from expo.config.foreign import UNREADABLE, flat_config, read_summary, why, yaml_text
 from expo.config.identity import identity, model_content, runtime_keys
-from expo.config.key import ALWAYS_IN, FORMER, OPTIONS, declaration, flat, group_of, shown, with_groups
+from expo.config.key import ALWAYS_IN, FORMER, OPTIONS, declaration, flat, group_of, nodes, shown, with_groups
 from expo.config.model import ModelConf
 from expo.config.optimizer import OptimizerConf
 from expo.config.own_code import own_packages
@@ -187,7 +188,8 @@ def config_from_run(command: str, arguments: Sequence[str]) -> Config:
     if command != "train":
         run_config = _measured(run_config, directory)
     overrides = [a for a in arguments if not a.startswith("run=")]
-    config = named(_overridden(run_config, overrides), overrides, earlier if command == "train" else "")
+    base = _unsettled(run_config) if command == "train" else run_config
+    config = named(_overridden(base, overrides), overrides, earlier if command == "train" else "")
     config = for_command(config, command, overrides)
     _print_changes(directory, run_config, config, command)
     return config
@@ -229,6 +231,18 @@ def _measured(run_config: Config, directory: Path) -> Config:
     )  # fmt: skip
     dataset = dataclasses.replace(run_config.dataset, limit=None, part="held_out")
     return dataclasses.replace(run_config, run=str(directory), model=model, dataset=dataset)
+
+
+def _unsettled(config: Config) -> Config:
+    """Return a config without the values that follow from its other keys (`settle`), so that they follow anew."""
+    config = copy.deepcopy(config)
+    for _, node in nodes(config):
+        for f in dataclasses.fields(node) if hasattr(node, "settle") else ():
+            if f.default is None and (value := getattr(node, f.name)) is not None:
+                setattr(node, f.name, None)
+                node.settle(config)
+                setattr(node, f.name, None if getattr(node, f.name) == value else value)
+    return config
 
 
 def _overridden(run_config: Config, overrides: Sequence[str]) -> Config:

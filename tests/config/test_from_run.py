@@ -126,6 +126,22 @@ def test_another_engine_keeps_lengths_and_sampling(tmp_path):
     assert taken.rollout.requires == "vllm"  # so that a missing vLLM is one line
 
 
+@pytest.mark.parametrize(
+    ("of_run", "chosen"),
+    [([], "token"), (["algorithm.sampler_correction=sequence"], "sequence")],
+)
+def test_what_follows_from_an_overridden_key_follows_anew(tmp_path, of_run, chosen):
+    directory = save(compose_config("dataset=ladder", *of_run), tmp_path / "a" / "b" / "run")
+    engine = ["rollout=vllm", "rollout.dtype=bfloat16"]
+    assert restore(directory).algorithm.sampler_correction == (chosen if of_run else "none")
+    cfg = config_from_run("train", [f"run={directory}", *engine])
+    assert cfg.algorithm.sampler_correction == chosen
+    assert identity(cfg) == identity(compose_config("dataset=ladder", *of_run, *engine))
+    kept = config_from_run("train", [f"run={directory}", *engine, "algorithm.sampler_correction=none"])
+    assert kept.algorithm.sampler_correction == "none"
+    assert identity(config_from_run("train", [f"run={directory}"])) == identity(restore(directory))
+
+
 def test_another_optimizer_keeps_the_learning_rate(tmp_path):
     folder = save(compose_config("trainer=ladder", "optimizer.betas=[0.8,0.9]"), tmp_path / "run")
     taken = config_from_run("train", [f"run={folder}", "optimizer=adamw_8bit", "optimizer.weight_decay=0.1"])
