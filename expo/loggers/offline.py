@@ -18,6 +18,7 @@ class OfflineRun:
     """Content of an offline run: what W&B would show once it is synced."""
 
     id: str = ""
+    project: tuple[str, str] = ("", "")  # of the last session: entity, "" for the default one, and project
     name: str = ""
     group: str = ""
     job_type: str = ""
@@ -64,7 +65,7 @@ def read_offline(path: str | Path) -> OfflineRun:
             if run.id not in ("", r.run_id):
                 raise ValueError(f"{file}: a file of {r.run_id}, beside one of {run.id}; read one run at a time")
             run.id, run.name, run.group, run.job_type = r.run_id, r.display_name, r.run_group, r.job_type
-            run.tags, run.config = list(r.tags), _items(r.config.update)
+            run.tags, run.config, run.project = list(r.tags), _items(r.config.update), (r.entity, r.project)
         elif kind == "config":
             run.config |= _items(record.config.update)
         elif kind == "history":

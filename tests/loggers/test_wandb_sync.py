@@ -3,15 +3,19 @@
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 
 import pytest
+import wandb
+from by_hand import leave
 from conftest import compose_config
 from running import run, scalars
 
 from expo import cli
+from expo.commands import wandb as wandb_command
 from expo.config import UserError
 from expo.loggers import trackers as loggers
 from expo.loggers.offline import offline_files, read_offline
@@ -249,7 +253,23 @@ def test_a_file_that_is_none_of_wandbs_is_named_and_stops_neither_sync_nor_a_res
     said = capsys.readouterr()
     assert said.err == f"expo: {bad}: not a .wandb file: it does not begin with :W&B; it is left out\n"
     assert "0 sessions sent" in said.out
-    assert loggers._last_step(tmp_path) == -1
+    assert loggers._last_step(tmp_path, ("", "expo")) == -1
+
+
+def test_a_run_is_uploaded_whole_to_each_project_and_once_as_it_was_made(tmp_path):
+    trained = leave(tmp_path, "dataset=ladder")
+    measured = shutil.copytree(trained, tmp_path / "evaluate" / "m")
+    (measured / "metrics.jsonl").unlink()
+    for folder, steps in ((trained, [1, 2]), (measured, [0])):
+        for project in ("a", "a", "b"):
+            assert wandb_command.main(["upload", str(folder), f"project={project}", "mode=offline"]) == 0
+            time.sleep(1)  # W&B names a session by the second
+        wandb.teardown()
+        sessions = [read_offline(file) for file in offline_files(folder)]
+        for project in ("a", "b"):
+            rows = [row["_step"] for s in sessions if s.project == ("", project) for row in s.history]
+            assert rows == steps, (folder, project)
+        assert {s.config["git"] for s in sessions} == {"abc"}
 
 
 def test_a_run_directory_may_be_a_string(tmp_path):
