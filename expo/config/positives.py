@@ -141,6 +141,14 @@ class SourceConf(PositiveLossConf, PositivesConf):
     def positive_loss(self) -> PositiveLossConf:
         return self
 
+    def doubts(self, cfg: Config) -> Rules:
+        if self.measure_every and cfg.prompts.final_is_unmarked:
+            yield (
+                f"prompts.final={cfg.prompts.final}: does not tell where a final statement begins, so that the answer "
+                "lift of a positive tells how likely it is to state its answer twice; positives.measure_every=0 "
+                "measures none"
+            )
+
 
 @option("positives", "expert", formerly="expo.positives.sources.ExpertSolution")
 class ExpertConf(SourceConf):

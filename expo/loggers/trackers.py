@@ -137,12 +137,12 @@ def keep_out_of_home(folder: Path) -> None:
 
 
 def _last_step(directory: Path, project: tuple[str, str]) -> int:
-    """Return the last step in a run's offline files of an entity's project; -1 for none, and for a file damaged from
-    its beginning on."""
+    """Return the last step in a run's offline files of a project, of any entity where that is ""; -1 for none, and for
+    a file damaged from its beginning on."""
     last = -1
     for file in offline_files(directory):
         with suppress(ValueError):
-            if (session := read_offline(file)).project == project:
+            if project in ((session := read_offline(file)).project, ("", session.project[1])):
                 last = max((row["_step"] for row in session.history), default=last)
     return last
 

@@ -206,6 +206,38 @@ def test_a_key_without_effect_is_refused(overrides, said):
 
 
 @pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["rollout=vllm", "rollout.temperature=0.009"], "rollout.temperature=0.009: vLLM would sample at 0.01"),
+        (["rollout=vllm_server", "evaluation.temperature=0.005"], "evaluation.temperature=0.005: vLLM would sample"),
+        (["algorithm=pope", "prompts.final='{answer}'"], "prompts.final={answer}: does not tell where a solution"),
+        (["algorithm=nurl", "prompts.final=' {answer}'"], "prompts.final= {answer}: does not tell where a solution"),
+        (["positives.selection=threshold", "prompts.final='{answer}'"], "positives.selection=threshold: goes by"),
+    ],
+)
+def test_what_would_be_done_otherwise_than_asked_is_refused(overrides, said):
+    with pytest.raises(UserError) as refused:
+        config.check_anywhere(compose_config(*overrides))
+    assert str(refused.value).startswith(said)
+
+
+def test_what_is_done_as_asked_is_not_refused(capsys):
+    hinted = ["algorithm=nurl", "dataset=gsm8k", "prompts.solve_with_hint='{question} {hint}'"]
+    for overrides in (
+        ["rollout=vllm", "rollout.temperature=0.01"],
+        ["evaluation.temperature=0.005"],
+        [*hinted, "prompts.final='{answer}'"],
+        ["algorithm=pope", "prompts.final='#### {answer}'"],
+    ):
+        config.check_anywhere(compose_config(*overrides))
+    check(compose_config("prompts.final='{answer}'"))
+    assert "state its answer twice; positives.measure_every=0" in capsys.readouterr().err
+    check(compose_config("prompts.final='{answer}'", "positives.measure_every=0"))
+    check(compose_config("prompts.final='= {answer}'"))
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("overrides", "chosen"),
     [
         ("rollout=hf", "none"),
