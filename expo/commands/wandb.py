@@ -20,10 +20,10 @@ usage: expo wandb workspace [TABLE | RUN_DIRECTORY...] [OPTIONS]   a saved view:
        expo wandb report    TABLE | RUN_DIRECTORY... [OPTIONS]     a W&B report: the table, and the same panels
        expo wandb sweep     TABLE [scale=cpu] [seeds=N] [HYDRA OVERRIDES...]   a file for `wandb sweep`, whose agents make the table's runs
        expo wandb run       TABLE arm=ARM seed=N | run=ARM-sN      one run of a table, as such an agent makes it
-       expo wandb upload    RUN_DIRECTORY... [project=expo] [entity=…] [group=…] [mode=offline]   send runs that were made without W&B
+       expo wandb upload    RUN_DIRECTORY... [project=expo] [entity=…] [group=…] [mode=online]   send runs that are over, whatever logger they had; mode=offline: into a file for expo wandb sync
        expo wandb sync      [FOLDER]                               send offline runs that are not sent yet, oldest first
-OPTIONS: scale=cpu project=… entity=… output=FILE mode=offline. With mode=offline, the specification goes to a file; with
-mode=online, to W&B."""  # noqa: E501
+OPTIONS of workspace and report: scale=cpu project=… entity=… output=FILE mode=offline. With mode=offline, the specification
+goes to a file; with mode=online, to W&B."""  # noqa: E501
 
 
 def main(arguments: list[str]) -> int:

@@ -24,7 +24,7 @@ from expo.config.compose import conf_dir, for_command, named, register, typed
 from expo.config.dataset import MEASURING
 from expo.config.errors import UserError
 from expo.config.foreign import UNREADABLE, flat_config, read_summary, why, yaml_text
-from expo.config.identity import identity, model_content, runtime_keys
+from expo.config.identity import identity, identity_before_lift, model_content, runtime_keys
 from expo.config.key import ALWAYS_IN, FORMER, OPTIONS, declaration, flat, group_of, nodes, shown, with_groups
 from expo.config.model import ModelConf
 from expo.config.optimizer import OptimizerConf
@@ -181,10 +181,8 @@ def config_from_run(command: str, arguments: Sequence[str]) -> Config:
     place = directory if len(directory.parts) > 2 else directory.resolve()  # folders above it may be links
     if place.parent.name.startswith(run_config.dataset.name):  # where expo has put it, seen from here
         run_config.output_dir = str(place.parents[1])
-    if _changed_since(run_config, directory):
-        print(
-            f"run={directory}: what is behind dataset.path or model.path has changed since: this is no longer that run"
-        )
+    if reason := _changed_since(run_config, directory):
+        print(f"run={directory}: {reason}: this is no longer that run")
     if command != "train":
         run_config = _measured(run_config, directory)
     overrides = [a for a in arguments if not a.startswith("run=")]
@@ -195,13 +193,17 @@ def config_from_run(command: str, arguments: Sequence[str]) -> Config:
     return config
 
 
-def _changed_since(run_config: Config, directory: Path) -> bool:
-    """Return whether a run's data file or model folder has changed since the run was made, as far as can be told."""
+def _changed_since(run_config: Config, directory: Path) -> str:
+    """Say what has changed since a run was made, as far as can be told; "" where nothing has."""
     made_of = read_summary(directory).get("identity")
     try:
-        return made_of is not None and made_of != identity(run_config)
+        if made_of in (None, identity(run_config)):
+            return ""
+        if made_of == identity_before_lift(run_config):
+            return "chose by the answer lift as it was measured before 2026-11-28"
     except OSError:  # nothing is at the path: another check says so
-        return False
+        return ""
+    return "what is behind dataset.path or model.path has changed since"
 
 
 def finished_model(directory: Path) -> Path:

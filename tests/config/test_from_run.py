@@ -1,6 +1,7 @@
 """run=<directory>: the settings of a run, taken whole; and names of run directories."""
 
 import json
+import sys
 from dataclasses import replace
 
 import pytest
@@ -215,6 +216,18 @@ def test_other_data_behind_the_path_is_said(tmp_path, math_file, capsys):
     math_file.write_text("\n".join(reversed(math_file.read_text().splitlines())))
     config_from_run("evaluate", [f"run={folder}"])
     assert "what is behind dataset.path or model.path has changed since" in capsys.readouterr().out
+
+
+def test_a_run_from_before_another_answer_lift_is_said_to_be_that(tmp_path, capsys):
+    cfg = compose_config("dataset=gsm8k", "model=random_tiny", "positives.selection=two_properties")
+    folder = save(cfg, tmp_path / "a" / "b" / "run")
+    ids = sys.modules["expo.config.identity"]  # a function of the package has its name
+    then = ids._digest(ids._with_contents(ids._tree(cfg, pairs=False), cfg))
+    (folder / "summary.json").write_text(json.dumps({"identity": then}))
+    config_from_run("evaluate", [f"run={folder}"])
+    said = capsys.readouterr().out
+    assert "the answer lift as it was measured before 2026-11-28: this is no longer that run" in said
+    assert "has changed since" not in said
 
 
 def test_a_sweep_over_runs():
