@@ -8,7 +8,6 @@ from omegaconf import MISSING
 from expo.config.algorithm import AlgorithmConf
 from expo.config.key import Config, Rules, key, option, unused
 
-EXPLAINERS = ("current", "reference", "snapshot")
 FILTERS = ("truncated", "unparseable", "wrong", "leak", "early_answer")
 
 
@@ -166,7 +165,7 @@ class SelfExplanationConf(SourceConf):
     _target_: str = "expo.step.positives.sources.SelfExplanation"
     explainer: str = key(
         "reference",
-        choices=EXPLAINERS,
+        choices=("current", "reference", "snapshot"),
         help="which policy writes the explanations; `current` can collapse, where training erodes its skill to explain",
     )
     snapshot_every: int = key(20, above=0, help="steps between refreshes of the snapshot when explainer=snapshot")
