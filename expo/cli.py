@@ -12,6 +12,7 @@ import select
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import expo
@@ -281,7 +282,10 @@ def _score(cfg: Any, command: str) -> float | None:
     has none."""
     from expo.runs.directory import Run
 
-    return Run.find(cfg, command).metrics.get(f"pass@{max(cfg.k)}") if command in ("train", "evaluate") else None
+    if command not in ("train", "evaluate"):
+        return None
+    cfg = replace(cfg, fresh=False)  # it is made by now
+    return Run.find(cfg, command).metrics.get(f"pass@{max(cfg.k)}")
 
 
 def _check_options(command: str, arguments: list[str]) -> None:

@@ -20,10 +20,10 @@ usage: expo wandb workspace [TABLE | RUN_DIRECTORY...] [OPTIONS]   a saved view:
        expo wandb report    TABLE | RUN_DIRECTORY... [OPTIONS]     a W&B report: the table, and the same panels
        expo wandb sweep     TABLE [scale=cpu] [seeds=N] [HYDRA OVERRIDES...]   a file for `wandb sweep`, whose agents make the table's runs
        expo wandb run       TABLE arm=ARM seed=N | run=ARM-sN      one run of a table, as such an agent makes it
-       expo wandb upload    RUN_DIRECTORY... [project=expo] [entity=…] [group=…] [mode=offline]   send runs that were made without W&B
+       expo wandb upload    RUN_DIRECTORY... [project=expo] [entity=…] [group=…] [mode=online]   send runs that are over, whatever logger they had; mode=offline: into a file for expo wandb sync
        expo wandb sync      [FOLDER]                               send offline runs that are not sent yet, oldest first
-OPTIONS: scale=cpu project=… entity=… output=FILE mode=offline. With mode=offline, the specification goes to a file; with
-mode=online, to W&B."""  # noqa: E501
+OPTIONS of workspace and report: scale=cpu project=… entity=… output=FILE mode=offline. With mode=offline, the specification
+goes to a file; with mode=online, to W&B."""  # noqa: E501
 
 
 def main(arguments: list[str]) -> int:
@@ -132,6 +132,10 @@ def upload(arguments: Sequence[str]) -> int:
         def id(self) -> str:  # as it was: what is behind a path may be gone by now
             return _wandb_id(self.directory)
 
+        @property
+        def config(self) -> dict[str, Any]:  # of the commit that made it
+            return super().config | {"git": read_summary(self.directory).get("git")}
+
     options, subjects = take_options(arguments, project="expo", entity="", group="", mode="online")
     if not subjects:
         raise UserError("wandb upload: no run given; give run directories, as expo runs lists them")
@@ -143,10 +147,10 @@ def upload(arguments: Sequence[str]) -> int:
         cfg.logger = WandbLoggerConf(wandb=WandbConf(**given))  # type: ignore[arg-type]
         check_values(cfg.logger)
         last = max((line["step"] for line in read_lines(folder.dir)), default=0)
-        logger = Wandb(cfg.logger, Over(cfg, folder.dir.resolve(), last, folder.command))
+        logger = Wandb(cfg.logger, Over(cfg, folder.dir.resolve(), last or 1, folder.command))
         if folder.command == "train":
             replay(Run(cfg, folder.dir, writes=False), [logger])
-        else:
+        elif logger.sent_steps < 0:
             logger.log_metrics(folder.summary.get("metrics", {}))
         log_summary([logger], folder.summary)
         logger.close()

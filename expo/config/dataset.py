@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from omegaconf import MISSING
 
 from expo.config.files import KINDS, NOT_OURS, UNREADABLE, open_rows
-from expo.config.key import Config, Rules, compiles, key, option
+from expo.config.key import Config, Rules, compiles, key, option, unused
 from expo.config.training import ANSWER_KINDS
 from expo.config.world import WorldConf
 
@@ -155,6 +155,9 @@ class DatasetConf:
     def rules(self, cfg: Config) -> Rules:
         if not any((self.path, self.eval_path, self.hub_id)) and not self.is_generated:
             yield "dataset.path=null: this data set has no hub id either; set dataset.path or dataset.hub_id"
+        if self.is_generated or self.path is not None:  # of hub_configs, a data set's own file may set some
+            idle = ["revision", *(["hub_configs"] if self.is_generated else [])]
+            yield from unused(self, "dataset.", idle, "since nothing is read from the hub", "take one of the hub")
         yield from self._levels("dataset.levels", self.levels)
         yield from self._levels("dataset.eval_levels", self.eval_levels or [])
         yield from _file("dataset.path", self.path)
@@ -281,6 +284,8 @@ class LadderConf(GeneratedConf):
             yield (
                 f"dataset.answer_kind={self.answer_kind}: the ladder knows the kind of its own answers; leave it out"
             )
+        why = "since the ladder's problems are made, and none is bad"
+        yield from unused(self, "dataset.", ["on_bad_row"], why, "take a data set of rows")
         for name, count in (("limit", self.limit), ("eval_limit", self.eval_limit)):
             if count is not None and count > MOST_GENERATED:
                 yield (

@@ -1,5 +1,6 @@
 """Take the config of a run directory: `run=<directory>`, and overrides of it."""
 
+import copy
 import dataclasses
 import glob
 import itertools
@@ -23,8 +24,8 @@ from expo.config.compose import conf_dir, for_command, named, register, typed
 from expo.config.dataset import MEASURING
 from expo.config.errors import UserError
 from expo.config.foreign import UNREADABLE, flat_config, read_summary, why, yaml_text
-from expo.config.identity import identity, model_content, runtime_keys
-from expo.config.key import ALWAYS_IN, FORMER, OPTIONS, declaration, flat, group_of, shown, with_groups
+from expo.config.identity import identity, identity_before_lift, model_content, runtime_keys
+from expo.config.key import ALWAYS_IN, FORMER, OPTIONS, declaration, flat, group_of, nodes, shown, with_groups
 from expo.config.model import ModelConf
 from expo.config.optimizer import OptimizerConf
 from expo.config.own_code import own_packages
@@ -180,26 +181,29 @@ def config_from_run(command: str, arguments: Sequence[str]) -> Config:
     place = directory if len(directory.parts) > 2 else directory.resolve()  # folders above it may be links
     if place.parent.name.startswith(run_config.dataset.name):  # where expo has put it, seen from here
         run_config.output_dir = str(place.parents[1])
-    if _changed_since(run_config, directory):
-        print(
-            f"run={directory}: what is behind dataset.path or model.path has changed since: this is no longer that run"
-        )
+    if reason := _changed_since(run_config, directory):
+        print(f"run={directory}: {reason}: this is no longer that run")
     if command != "train":
         run_config = _measured(run_config, directory)
     overrides = [a for a in arguments if not a.startswith("run=")]
-    config = named(_overridden(run_config, overrides), overrides, earlier if command == "train" else "")
+    base = _unsettled(run_config) if command == "train" else run_config
+    config = named(_overridden(base, overrides), overrides, earlier if command == "train" else "")
     config = for_command(config, command, overrides)
     _print_changes(directory, run_config, config, command)
     return config
 
 
-def _changed_since(run_config: Config, directory: Path) -> bool:
-    """Return whether a run's data file or model folder has changed since the run was made, as far as can be told."""
+def _changed_since(run_config: Config, directory: Path) -> str:
+    """Say what has changed since a run was made, as far as can be told; "" where nothing has."""
     made_of = read_summary(directory).get("identity")
     try:
-        return made_of is not None and made_of != identity(run_config)
+        if made_of in (None, identity(run_config)):
+            return ""
+        if made_of == identity_before_lift(run_config):
+            return "chose by the answer lift as it was measured before 2026-11-28"
     except OSError:  # nothing is at the path: another check says so
-        return False
+        return ""
+    return "what is behind dataset.path or model.path has changed since"
 
 
 def finished_model(directory: Path) -> Path:
@@ -229,6 +233,18 @@ def _measured(run_config: Config, directory: Path) -> Config:
     )  # fmt: skip
     dataset = dataclasses.replace(run_config.dataset, limit=None, part="held_out")
     return dataclasses.replace(run_config, run=str(directory), model=model, dataset=dataset)
+
+
+def _unsettled(config: Config) -> Config:
+    """Return a config without the values that follow from its other keys (`settle`), so that they follow anew."""
+    config = copy.deepcopy(config)
+    for _, node in nodes(config):
+        for f in dataclasses.fields(node) if hasattr(node, "settle") else ():
+            if f.default is None and (value := getattr(node, f.name)) is not None:
+                setattr(node, f.name, None)
+                node.settle(config)
+                setattr(node, f.name, None if getattr(node, f.name) == value else value)
+    return config
 
 
 def _overridden(run_config: Config, overrides: Sequence[str]) -> Config:

@@ -6,7 +6,6 @@ from typing import ClassVar
 from omegaconf import MISSING
 
 from expo.config.key import Config, Rules, key, option
-from expo.config.positives import EXPLAINERS
 
 
 @dataclass
@@ -66,11 +65,6 @@ class PrefixConf(HintsConf):
             yield (
                 f"hints.share_low={self.share_low}: above hints.share_high={self.share_high}; set it to that or less"
             )
-        if self.writer == "snapshot":
-            yield (
-                "hints.explainer=snapshot: nothing refreshes a snapshot for hints; set hints.explainer=reference or "
-                "current"
-            )
 
     def templates(self) -> list[tuple[bool, str, str]]:
         """Return (whether it is used, its key in prompts, the placeholder it must have) of each template of hints."""
@@ -83,7 +77,7 @@ class SelfHintConf(PrefixConf):
 
     _target_: str = "expo.step.hints.SelfHint"
     keep: int = key(1, low=0, help="rollouts of a group that stay as they are, without a hint")
-    explainer: str = key("reference", choices=EXPLAINERS, help="which policy writes the hint: reference or current")
+    explainer: str = key("reference", choices=("reference", "current"), help="which policy writes the hint")
     sees: str = key(
         "answer",
         choices=("answer", "solution"),

@@ -110,6 +110,11 @@ def _hash(cfg: Config, pairs: bool) -> str:
     return _digest(_with_contents(_tree(cfg, pairs), cfg) | ({"answer_lift": 2} if anew else {}))
 
 
+def identity_before_lift(cfg: Config) -> str:
+    """Return the identity that a run had before 2026-11-28, when the answer lift was measured in another way."""
+    return _digest(_with_contents(_tree(cfg, pairs=False), cfg))
+
+
 def _digest(tree: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:10]
 

@@ -218,12 +218,13 @@ def functions_of(node: type, name: str, functions: Mapping[str, Function]) -> di
 def unused(node: Any, prefix: str, names: Sequence[str], why: str, remedy: str) -> Rules:
     """Refuse any value but the default of the keys in `names`, which change nothing here.
 
-    Args: why, what makes them idle; remedy, the setting under which they count. Not for keys that are lists.
+    Args: why, what makes them idle; remedy, the setting under which they count.
     """
     for f in dataclasses.fields(node):
-        if f.name in names and (value := getattr(node, f.name)) != f.default:
+        default = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+        if f.name in names and (value := getattr(node, f.name)) != default:
             message = f"{prefix}{f.name}={shown(value)}: has no effect, {why}"
-            yield f"{message}; set {prefix}{f.name}={shown(f.default)}, its default, or {remedy}"
+            yield f"{message}; set {prefix}{f.name}={shown(default)}, its default, or {remedy}"
 
 
 def compiles(setting: str, pattern: str) -> Rules:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from omegaconf import MISSING
 
-from expo.config.key import Config, Rules, key, option
+from expo.config.key import Config, Rules, key, option, unused
 
 # The base policy shipped with expo.
 LADDER = Path(__file__).parents[1] / "model" / "assets" / "ladder"
@@ -111,6 +111,11 @@ class ModelConf:
             yield (
                 f"model.chat_template={self.chat_template}: no such file; give plain, or a file with a chat template"
             )
+        if not self.lora_rank:
+            yield from unused(self, "model.", ["lora_alpha"], "since model.lora_rank=0", "model.lora_rank=16")
+        if looks_local(located(self.path)) or Path(self.path).exists():
+            why = f"since model.path={self.path} is here, and not on the hub"
+            yield from unused(self, "model.", ["revision"], why, "give a hub id as model.path")
         bits, setting = self.load_in_4bit, "model.load_in_4bit=true"
         if bits and self.lora_rank <= 0 and not Path(self.path, "adapter_config.json").is_file():
             yield f"{setting}: weights in 4 bits cannot be trained, only an adapter on them; set model.lora_rank=16"
@@ -149,6 +154,8 @@ class RandomTinyConf(ModelConf):
                 "model=random_tiny: takes none of model.lora_rank, model.dtype, model.load_in_4bit and "
                 "model.float32_head; remove them, or use model=hf"
             )
+        names = ["lora_alpha", "chat_template", "gradient_checkpointing", "attention", "revision"]
+        yield from unused(self, "model.", names, "since model=random_tiny is made as it is", "use model=hf")
 
 
 @option("model", "random_shape")
@@ -164,6 +171,8 @@ class RandomShapeConf(ModelConf):
     def rules(self, cfg: Config) -> Rules:
         if self.load_in_4bit:
             yield "model.load_in_4bit=true: a shape with random weights has none to round; use model=hf"
+        idle = ["chat_template", "revision", *(["lora_alpha"] if not self.lora_rank else [])]
+        yield from unused(self, "model.", idle, "since a shape with random weights has none of its own", "use model=hf")
 
 
 def looks_local(path: str) -> bool:

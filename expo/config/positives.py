@@ -8,7 +8,6 @@ from omegaconf import MISSING
 from expo.config.algorithm import AlgorithmConf
 from expo.config.key import Config, Rules, key, option, unused
 
-EXPLAINERS = ("current", "reference", "snapshot")
 FILTERS = ("truncated", "unparseable", "wrong", "leak", "early_answer")
 
 
@@ -52,6 +51,12 @@ class PositiveLossConf:
         if self.joins_groups:
             why = "since a group member has an advantage and no loss of its own"
             yield from unused(self, "positives.", ["weight", "aggregation", "schedule"], why, "positives.use=auxiliary")
+        else:
+            names, why = ["member_shaping", "member_baseline"], f"since positives.use={self.use}"
+            yield from unused(self, "positives.", names, why, "positives.use=group_member")
+        if not self.weight:
+            names = ["aggregation", "schedule"]
+            yield from unused(self, "positives.", names, "since positives.weight=0", "positives.weight=1")
 
 
 @dataclass
@@ -135,6 +140,14 @@ class SourceConf(PositiveLossConf, PositivesConf):
     def positive_loss(self) -> PositiveLossConf:
         return self
 
+    def doubts(self, cfg: Config) -> Rules:
+        if self.measure_every and cfg.prompts.final_is_unmarked:
+            yield (
+                f"prompts.final={cfg.prompts.final}: does not tell where a final statement begins, so that the answer "
+                "lift of a positive tells how likely it is to state its answer twice; positives.measure_every=0 "
+                "measures none"
+            )
+
 
 @option("positives", "expert", formerly="expo.positives.sources.ExpertSolution")
 class ExpertConf(SourceConf):
@@ -152,7 +165,7 @@ class SelfExplanationConf(SourceConf):
     _target_: str = "expo.step.positives.sources.SelfExplanation"
     explainer: str = key(
         "reference",
-        choices=EXPLAINERS,
+        choices=("current", "reference", "snapshot"),
         help="which policy writes the explanations; `current` can collapse, where training erodes its skill to explain",
     )
     snapshot_every: int = key(20, above=0, help="steps between refreshes of the snapshot when explainer=snapshot")
@@ -213,6 +226,20 @@ class SelfExplanationConf(SourceConf):
 
     def rules(self, cfg: Config) -> Rules:
         yield from super().rules(cfg)
+        for setting, value, names in (
+            ("explainer", "snapshot", ["snapshot_every"]),
+            ("selection", "two_properties", ["rank_weight"]),
+            ("selection", "threshold", ["min_logp", "min_lift"]),
+        ):
+            if (other := getattr(self, setting)) != value:
+                why = f"since positives.{setting}={other}"
+                yield from unused(self, "positives.", names, why, f"positives.{setting}={value}")
+        if not self.cache_steps:
+            why = "since positives.cache_steps=0"
+            yield from unused(self, "positives.", ["cache_max_drop"], why, "positives.cache_steps=20")
+        if rounds := getattr(cfg.algorithm, "restart_every", 0):
+            why = f"since a round has its own snapshot (algorithm.restart_every={rounds})"
+            yield from unused(self, "positives.", ["snapshot_every"], why, "algorithm.restart_every=0")
         if self.joins_groups and self.selection == "threshold":
             yield (
                 "positives.selection=threshold: one positive joins a group, and the others would be left out; "

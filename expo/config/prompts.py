@@ -112,6 +112,11 @@ class PromptsConf:
     paraphrase: str | None = key(None, help="asks for {solution} in the policy's own words")
     judge: str | None = key(None, identity=False, help="asks a judge whether each step of {completion} is right")
 
+    @property
+    def final_is_unmarked(self) -> bool:
+        """Return whether nothing stands before the answer in a final statement, which then begins anywhere."""
+        return not self.final.partition("{answer}")[0].strip()
+
     def rules(self, cfg: Config) -> Rules:
         if "{question}" not in self.solve:
             yield "prompts.solve: has no {question}; put {question} where the question goes"

@@ -16,6 +16,8 @@ from expo.config.rollout import VLLMConf
 from expo.config.run import Config
 from expo.config.training import PartialConf, PythonVerifierConf, RewardConf
 
+VLLM_COLDEST = 0.01  # it raises a lower temperature to this one, and says so in its log
+
 
 def between_groups(cfg: Config) -> Rules:
     """Yield what to say of each broken rule on more than one config group, in the order in which mistakes are told."""
@@ -170,6 +172,12 @@ def of_positives(positives: PositivesConf, cfg: Config) -> Rules:
                 "reward=correct; set positives.use=auxiliary"
             )
     if isinstance(positives, SelfExplanationConf):
+        if cfg.prompts.final_is_unmarked and positives.selection in ("two_properties", "threshold"):
+            yield (
+                f"positives.selection={positives.selection}: goes by the likelihood of the final statement, and "
+                f"prompts.final={cfg.prompts.final} does not tell where one begins; write words before {{answer}}, or "
+                "set positives.selection=first"
+            )
         if not rollouts and positives.selection in ("two_properties", "threshold"):
             yield (
                 f"positives.selection={positives.selection}: compares with the policy's own rollouts, and {cfg.name} "
@@ -205,6 +213,12 @@ def of_hints(hints: HintsConf, cfg: Config) -> Rules:
             yield (
                 f"hints.keep={hints.keep}: not fewer than algorithm.group_size={cfg.algorithm.group_size}, so that "
                 f"nothing would be made again; set hints.keep={max(cfg.algorithm.group_size - 1, 0)} or less"
+            )
+        begins = not isinstance(hints, SelfHintConf) or cfg.prompts.solve_with_hint is None
+        if begins and cfg.prompts.final_is_unmarked:
+            yield (
+                f"prompts.final={cfg.prompts.final}: does not tell where a solution states its answer, before which a "
+                "hint has to end; write words before {answer}, as prompts=final_line does, or set hints=none"
             )
         if "{hint}" not in (cfg.prompts.solve_with_hint or "{hint}"):
             yield "prompts.solve_with_hint: has no {hint}; put {hint} where the hint goes"
@@ -297,6 +311,15 @@ def of_devices(cfg: Config) -> Rules:
             "set rollout.device=null rollout.transfer=file rollout.tensor_parallel=1, or rollout=hf"
         )
     if isinstance(rollout, VLLMConf):
+        for name, temperature in (
+            ("rollout", rollout.temperature),
+            ("evaluation", cfg.evaluation.temperature),
+        ):
+            if temperature < VLLM_COLDEST:
+                yield (
+                    f"{name}.temperature={temperature:g}: vLLM would sample at {VLLM_COLDEST:g}; set "
+                    f"{name}.temperature={VLLM_COLDEST:g} or more, or rollout=hf"
+                )
         if rollout.ahead:
             yield from of_a_step_ahead(cfg)
         if rollout.transfer != "file" and (not rollout.device or (not rollout.merge_lora and model.lora_rank)):

@@ -47,7 +47,7 @@ class TrainerConf:
         pairs=False,
         absent=("warn", "stop"),
         help="a policy that goes bad beyond its own history (docs/reliability.md): say so, stop there, or go on from "
-        "checkpoints/best.ckpt",
+        "checkpoints/best.ckpt; warn and stop make one run, in one folder",
     )
     accelerator: str = key("auto", choices=("auto", "cpu", "gpu"), identity=False, help="devices of this kind")
     devices: int = key(

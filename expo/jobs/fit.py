@@ -72,10 +72,11 @@ def tell_lost(error: Exception) -> int:
 def _make_run(cfg: Config, gpu: bool) -> int:
     with joined(gpu) as ranks, Verifier(cfg.verifier, ranks, cfg.prompts.final) as verifier:
         # What the hub has may change; a run that goes on keeps what it began with.
-        earlier = {} if cfg.fresh else Run.find(cfg).summary()
+        found = Run.find(cfg)
+        earlier = {} if cfg.fresh else found.summary()
         module, evaluator, account = build_run(cfg, verifier, earlier.get("model_commit"))
-        with Run.find(cfg).alone() if ranks.first and not is_watched() else nullcontext():
-            begin = ranks.by_first(lambda: prepare(cfg, module, evaluator, account))
+        with found.alone() if ranks.first and not is_watched() else nullcontext():
+            begin = ranks.by_first(lambda: prepare(found, module, evaluator, account))
             if begin is None:
                 return 0
             run, checkpoint = replace(begin[0], writes=ranks.first), begin[1]
@@ -100,13 +101,19 @@ def check_devices(cfg: Config, gpu: bool) -> None:
         )
 
 
-def prepare(cfg: Config, module: Algorithm, evaluator: Evaluator, account: Account) -> tuple[Run, Path | None] | None:
+def prepare(found: Run, module: Algorithm, evaluator: Evaluator, account: Account) -> tuple[Run, Path | None] | None:
     """Make the run directory, or resume the run in it. The first process does it for all.
 
     Returns the run as its earlier sessions have left it, and its newest checkpoint; None where the run is finished.
-    Raises UserError where the run cannot go on, or has no room.
+    Raises UserError where the run cannot go on, or has no room. Args: found, the run before its data were read.
     """
+    cfg = found.cfg
     run = Run.find(cfg)
+    if run.identity != found.identity:
+        raise UserError(
+            f"{found.dir}: a file behind dataset.path, dataset.eval_path or model.path has changed since it was read; "
+            "the same command reads it again"
+        )
     if run.finished:  # by the process that we have waited for
         print(run.finished_line)
         return None

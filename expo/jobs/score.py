@@ -13,7 +13,7 @@ from expo.evaluation.files import save_rows
 from expo.ground.problem import Problem
 from expo.jobs.process import set_up_process
 from expo.jobs.wiring import load_model, make_engine, make_evaluator, measuring_loggers, prompt_limit
-from expo.runs.arms import settings_in, settings_of
+from expo.runs.arms import measured_otherwise, settings_in, settings_of
 from expo.runs.directory import Run
 from expo.runs.hub import ask_hub
 from expo.runs.reading import first_rows, read_rows, read_summary
@@ -72,7 +72,10 @@ def warn_of_other_settings(cfg: Config) -> None:
     if cfg.dataset.shares_file and cfg.dataset.part == "held_out" and same_file and chosen:
         differences = ", ".join(differ[key] for key in chosen)
         log.warning("%s: what is scored may have been trained on; the run held out another part: %s", run, differences)
-    differences = ", ".join(text for key, text in differ.items() if key.startswith(MEASURE))
+    measured = measured_otherwise([ours], [theirs])
+    differences = ", ".join(
+        f"{key}={shown(now, 40)} (the run: {shown(then, 40)})" for key, (now, then) in measured.items()
+    )
     if differences and cfg.run is None:  # with run=, it is said already
         log.warning("%s: scored otherwise than in its run; run=%s takes the run's settings: %s", run, run, differences)
 
@@ -100,5 +103,3 @@ def warn_of_trained_on(cfg: Config, problems: Sequence[Problem]) -> None:
 
 
 OWN_CHOICE = ("dataset.path", "dataset.name", "dataset.limit")
-# What a score depends on beside the problems: prompts, lengths, sampling.
-MEASURE = ("prompts.", "rollout.max_", "evaluation.temperature", "evaluation.top_", "evaluation.samples", "verifier.")

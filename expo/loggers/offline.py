@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Any
 BLOCK = 32768  # bytes; records are kept as in LevelDB's log format, after a header of W&B's own
 FILE_HEADER, RECORD_HEADER = 7, 7  # bytes; a record's are CRC (4), length (2) and type (1)
 FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
+GROWS_S = 60  # within which whoever writes a file writes to it again
 
 
 @dataclass
@@ -18,6 +20,7 @@ class OfflineRun:
     """Content of an offline run: what W&B would show once it is synced."""
 
     id: str = ""
+    project: tuple[str, str] = ("", "")  # of the last session: entity, "" for the default one, and project
     name: str = ""
     group: str = ""
     job_type: str = ""
@@ -64,7 +67,7 @@ def read_offline(path: str | Path) -> OfflineRun:
             if run.id not in ("", r.run_id):
                 raise ValueError(f"{file}: a file of {r.run_id}, beside one of {run.id}; read one run at a time")
             run.id, run.name, run.group, run.job_type = r.run_id, r.display_name, r.run_group, r.job_type
-            run.tags, run.config = list(r.tags), _items(r.config.update)
+            run.tags, run.config, run.project = list(r.tags), _items(r.config.update), (r.entity, r.project)
         elif kind == "config":
             run.config |= _items(record.config.update)
         elif kind == "history":
@@ -96,6 +99,13 @@ def _items(items: Any) -> dict[str, Any]:
         with suppress(ValueError):  # a damaged value
             by_key[item.key or ".".join(item.nested_key)] = json.loads(item.value_json)
     return by_key
+
+
+def may_grow(path: Path) -> bool:
+    """Return whether a process may be writing a file: it has changed within a minute, and its session has no end."""
+    with suppress(ValueError):  # another kind of file
+        return time.time() - path.stat().st_mtime < GROWS_S and not any(r.HasField("exit") for r in _parsed(path))
+    return False
 
 
 def end_whole(path: Path) -> bool:

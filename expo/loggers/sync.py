@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from expo.config import UserError
-from expo.loggers.offline import end_whole, offline_files
+from expo.loggers.offline import end_whole, may_grow, offline_files
 from expo.runs.listing import RunFolder
 
 # W&B would try for hours to reach a server that is not there. The user's own values come before these.
@@ -22,7 +22,12 @@ def sync(folder: Path) -> int:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give the one that the runs are under, as expo wandb sync outputs")
     files = offline_files(folder)
-    under_way = [file for file in files if RunFolder(file.parents[2], {}).in_use]
+    growing = {file.parents[2] for file in files if not _sent(file) and may_grow(file)}
+    under_way = [file for file in files if file.parents[2] in growing or RunFolder(file.parents[2], {}).in_use]
+    for folder in sorted(growing):  # of a run with a kill, too: its later sessions have to wait for it
+        print(
+            f"expo: {folder}: left out, since W&B may be writing it; the same command sends it later", file=sys.stderr
+        )
     todo = [file for file in files if not _sent(file) and file not in under_way and _has_records(file)]
     for number, file in enumerate(todo, 1):
         reason = _send(file)

@@ -45,7 +45,7 @@ class Wandb(Tracker, WandbLogger):
             save_dir=session.directory,
             offline=mode == "offline",
             resume="allow",
-            config=session.config | {"git": git_commit()},
+            config={"git": git_commit()} | session.config,
             **({"mode": mode} if mode == "disabled" else {}),
             **options,
         )
@@ -57,7 +57,8 @@ class Wandb(Tracker, WandbLogger):
             raise UserError(f"logger.wandb.mode={mode}: {_no_wandb(error)}") from error
         # `wandb sync` would send them twice, and shift what follows.
         # A run that was killed before its first checkpoint begins again, and its steps are in the files all the same.
-        self.sent_steps = max(_last_step(session.directory), begun_at - 1 if session.resume_step else -1)
+        project = conf.wandb.entity or "", conf.wandb.project
+        self.sent_steps = max(_last_step(session.directory, project), begun_at - 1 if session.resume_step else -1)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Send scalars, but for steps that an earlier session has sent: after a SIGKILL, some are made again, alike."""
@@ -135,12 +136,14 @@ def keep_out_of_home(folder: Path) -> None:
         os.environ |= {name: os.environ.get(name, str(folder)) for name in W_AND_B_PLACES}
 
 
-def _last_step(directory: Path) -> int:
-    """Return the last step in a run's offline files; -1 for none, and for a file damaged from its beginning on."""
+def _last_step(directory: Path, project: tuple[str, str]) -> int:
+    """Return the last step in a run's offline files of a project, of any entity where that is ""; -1 for none, and for
+    a file damaged from its beginning on."""
     last = -1
     for file in offline_files(directory):
         with suppress(ValueError):
-            last = max((row["_step"] for row in read_offline(file).history), default=last)
+            if project in ((session := read_offline(file)).project, ("", session.project[1])):
+                last = max((row["_step"] for row in session.history), default=last)
     return last
 
 

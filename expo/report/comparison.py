@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 
 from expo.config import UserError
-from expo.config.identity import later_keys
-from expo.config.key import shown
 from expo.report.page import Compared, RunData, Table
 from expo.report.solving import verdict_of
+from expo.runs.arms import measured_otherwise
 from expo.runs.health import marks_of
 from expo.runs.reading import by_step, points_in
 from expo.tables.aggregate import pass_values, stack, statistic
@@ -20,28 +19,6 @@ from expo.tables.render import percent
 
 ALIKE = 2  # problems that both arms solve, and that neither does, whose completions a page shows
 SHOWN = 5  # problems gained, and as many lost, whose completions a page shows
-# What changes the completions of an evaluation, or what is said of them, beside the policy.
-OF_EVALUATION = (
-    "evaluation.temperature",
-    "evaluation.top_p",
-    "evaluation.top_k",
-    "evaluation.seed",
-    "rollout._target_",
-    "rollout.dtype",
-    "rollout.max_completion_tokens",
-    "trainer.precision",
-    "model.attention",
-    "model.dtype",
-    "model.float32_head",
-    "model.load_in_4bit",
-    "prompts._target_",
-    "prompts.date",
-    "prompts.solve",
-    "prompts.system",
-    "verifier.max_answer_chars",
-    "verifier.memory_mb",
-    "verifier.timeout_s",
-)
 FEW = 3  # pairs of runs: a comparison of fewer says so
 Share = tuple[float, float]  # of a problem's samples that are right: in the first arm, in the second
 
@@ -142,16 +119,12 @@ class Comparison:
     @property
     def otherwise(self) -> str:
         """Say where evaluations were not sampled alike; "" where they were."""
-        differences = []
-        later = {key: d.absent[0] if isinstance(d.absent, tuple) else d.absent for key, d in later_keys().items()}
-        for key in OF_EVALUATION:
-            # A key that came later is not in the settings where it changes nothing: then it has the (first) value at
-            # which a run is as it was before the key. Of others that a run lacks, nothing is known.
-            settings = [[later | dict(run.settings) for run in runs] for runs in zip(*self.pairs, strict=True)]
-            sides = [{shown(of_run[key]) for of_run in of_side if key in of_run} for of_side in settings]
-            if all(sides) and len(sides[0] | sides[1]) > 1:
-                first, second = (", ".join(sorted(side)) for side in sides)
-                differences.append(f"{key} is {first} in the first, {second} in the second")
+        differences = [
+            f"{key} is {first} in the first, {second} in the second"
+            for key, (first, second) in measured_otherwise(
+                *([run.settings for run in runs] for runs in zip(*self.pairs, strict=True))
+            ).items()
+        ]
         sentence = "Evaluated otherwise, so that the difference is not the policies' alone: "
         return f"{sentence}{'; '.join(differences)}." if differences else ""
 

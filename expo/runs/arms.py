@@ -5,11 +5,24 @@ from pathlib import Path
 from typing import Any
 
 from expo.config.from_run import config_tree
-from expo.config.identity import changing
-from expo.config.key import flat, shown
+from expo.config.identity import changing, later_keys
+from expo.config.key import flat, shown, with_groups
+from expo.config.prompts import SHOWS
 
 # Keys that an arm's name implies: a label tells one only where runs of the same name differ in it.
 IMPLIED_BY_NAME = ("algorithm.", "positives.", "hints.", "needs")
+
+# What changes the completions of an evaluation, or what is said of them, beside policy and problems: the beginnings of
+# keys, and those of their keys that do not. More samples of a problem, it is not: as many of each are compared.
+MEASURE = (
+    *("evaluation.", "prompts.", "verifier.", "dataset.answer_", "trainer.precision"),
+    *("model.attention", "model.chat_template", "model.dtype", "model.float32_head", "model.load_in_4bit"),
+    *("rollout._target_", "rollout.dtype", "rollout.max_"),
+)
+UNMEASURED = {
+    *("evaluation.every", "evaluation.greedy", "evaluation.patience", "evaluation.samples"),
+    *(f"prompts.{name}" for name in SHOWS if name not in ("solve", "final")),
+}
 
 
 def settings_of(directory: str | Path) -> dict[str, Any]:
@@ -23,6 +36,26 @@ def settings_of(directory: str | Path) -> dict[str, Any]:
 def settings_in(tree: Any) -> dict[str, Any]:
     """Return the settings of a config, given as plain data, that change its result, without the seed."""
     return {key: value for key, value in changing(flat(tree)).items() if key != "seed"}
+
+
+def measured_otherwise(
+    first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]
+) -> dict[str, tuple[str, str]]:
+    """Return the settings in which the evaluations of two arms differ, and the values that each has. Args: the settings
+    of the runs of either."""
+    later = {key: d.absent[0] if isinstance(d.absent, tuple) else d.absent for key, d in later_keys().items()}
+    found = {}
+    for key in sorted({key for of_run in (*first, *second) for key in of_run}):
+        # A key that came later is not in the settings where it changes nothing: then it has the (first) value at which
+        # a run is as it was before the key. Of others that a run lacks, nothing is known.
+        came_later = bool(with_groups(key) & later.keys())
+        sides = [
+            {shown(of_run.get(key, later.get(key))) for of_run in side if came_later or key in of_run}
+            for side in (first, second)
+        ]
+        if key.startswith(MEASURE) and key not in UNMEASURED and all(sides) and len(sides[0] | sides[1]) > 1:
+            found[key] = (", ".join(sorted(sides[0])), ", ".join(sorted(sides[1])))
+    return found
 
 
 def arm_names(summaries: Sequence[Mapping[str, Any]], settings: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -1,5 +1,7 @@
 """Plans of tables: `experiments/<name>/plan.yaml`, and the runs that follow from one."""
 
+import hashlib
+import json
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -16,6 +18,8 @@ from yaml import YAMLError
 from expo.config import Config, UserError, check_anywhere, compose_config, run_dir, run_mark
 from expo.config.compose import for_command
 from expo.config.errors import first_line
+from expo.config.identity import runtime_keys
+from expo.config.key import with_groups
 from expo.config.naming import plain
 from expo.runs.arms import settings_in
 
@@ -304,11 +308,15 @@ def plan_runs(
     scale = plan.scales[scale_name]
     _check_arms_stay_apart(name, plan, scale, overrides)
     first, *others = scale.seeds if seeds is None else seeds
+    runtime = runtime_keys()
+    changes = [o for o in overrides if not with_groups(o.lstrip("+").partition("=")[0]) & runtime]
+    # The plan's own runs have the scale itself as a tag, by which a view of W&B takes them.
+    tag = "-".join([scale_name, *([hashlib.sha256(json.dumps(changes).encode()).hexdigest()[:8]] if changes else [])])
     arms, called = [], dict[tuple[Command, str], str]()  # arms may share runs, which have the first one's name then
     for key, arm in plan.arms.items():
         run_overrides = [*scale.overrides, *arm.overrides, *scale.arms.get(key, []), *overrides]
         cfg = compose_config(run_overrides)
-        run_overrides += cfg.logger.of_table(table_name(name), key, [scale_name, cfg.dataset.name, cfg.model.path])
+        run_overrides += cfg.logger.of_table(table_name(name), key, [tag, cfg.dataset.name, cfg.model.path])
         prepared = cfg.model.path.removeprefix("./") in plan.prepare
         for_command(replace(cfg), arm.command.name, run_overrides)  # each run is asked for by its own command line
         check_anywhere(replace(cfg, model=replace(cfg.model, path="ladder")) if prepared else cfg)

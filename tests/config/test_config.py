@@ -11,7 +11,7 @@ from hydra.errors import ConfigCompositionException
 
 import expo
 from expo import cli, config
-from expo.config import check
+from expo.config import UserError, check
 from expo.config.compose import for_command
 from expo.config.from_run import config_from_run
 from expo.data.account import Account, Source
@@ -176,6 +176,65 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(monkeypatch, capsys, tmp_pa
     assert error.count("\n") == 1, error
     assert all(word in error for word in said), error
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["model.lora_alpha=8"], ["model.lora_alpha=8: has no effect", "model.lora_rank"]),
+        (["model.revision=v1"], ["model.revision=v1: has no effect", "model.path=ladder"]),
+        (["dataset=gsm8k", "model=random_tiny", "model.attention=eager"], ["model.attention=eager: has no effect"]),
+        (["model=random_shape", "model.chat_template=plain"], ["model.chat_template=plain: has no effect"]),
+        (["algorithm.kl_estimator=k2"], ["algorithm.kl_estimator=k2: has no effect", "algorithm.kl_coef"]),
+        (["algorithm.overlong_penalty=0.5"], ["algorithm.overlong_penalty=0.5: has no effect"]),
+        (["positives.snapshot_every=5"], ["positives.snapshot_every=5: has no effect", "positives.explainer=snapshot"]),
+        (["algorithm=star", "positives.snapshot_every=5"], ["positives.snapshot_every=5: has no effect", "round"]),
+        (["positives.rank_weight=0.1"], ["positives.rank_weight=0.1: has no effect", "two_properties"]),
+        (["positives.min_lift=1"], ["positives.min_lift=1.0: has no effect", "positives.selection=threshold"]),
+        (["positives.cache_max_drop=1"], ["positives.cache_max_drop=1.0: has no effect", "positives.cache_steps"]),
+        (["positives.member_shaping=0.1"], ["positives.member_shaping=0.1: has no effect", "use=group_member"]),
+        (["algorithm=exp_dpo_offline", "positives.schedule=linear"], ["schedule=linear: has no effect", "weight=0"]),
+        (["dataset.revision=v1"], ["dataset.revision=v1: has no effect"]),
+        (["dataset.hub_configs=[a]"], ["dataset.hub_configs=[a]: has no effect", "dataset.hub_configs=[]"]),
+        (["dataset.on_bad_row=stop"], ["dataset.on_bad_row=stop: has no effect"]),
+    ],
+)
+def test_a_key_without_effect_is_refused(overrides, said):
+    with pytest.raises(UserError) as refused:
+        config.check_anywhere(compose_config(*overrides))
+    assert all(word in str(refused.value) for word in said)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["rollout=vllm", "rollout.temperature=0.009"], "rollout.temperature=0.009: vLLM would sample at 0.01"),
+        (["rollout=vllm_server", "evaluation.temperature=0.005"], "evaluation.temperature=0.005: vLLM would sample"),
+        (["algorithm=pope", "prompts.final='{answer}'"], "prompts.final={answer}: does not tell where a solution"),
+        (["algorithm=nurl", "prompts.final=' {answer}'"], "prompts.final= {answer}: does not tell where a solution"),
+        (["positives.selection=threshold", "prompts.final='{answer}'"], "positives.selection=threshold: goes by"),
+    ],
+)
+def test_what_would_be_done_otherwise_than_asked_is_refused(overrides, said):
+    with pytest.raises(UserError) as refused:
+        config.check_anywhere(compose_config(*overrides))
+    assert str(refused.value).startswith(said)
+
+
+def test_what_is_done_as_asked_is_not_refused(capsys):
+    hinted = ["algorithm=nurl", "dataset=gsm8k", "prompts.solve_with_hint='{question} {hint}'"]
+    for overrides in (
+        ["rollout=vllm", "rollout.temperature=0.01"],
+        ["evaluation.temperature=0.005"],
+        [*hinted, "prompts.final='{answer}'"],
+        ["algorithm=pope", "prompts.final='#### {answer}'"],
+    ):
+        config.check_anywhere(compose_config(*overrides))
+    check(compose_config("prompts.final='{answer}'"))
+    assert "state its answer twice; positives.measure_every=0" in capsys.readouterr().err
+    check(compose_config("prompts.final='{answer}'", "positives.measure_every=0"))
+    check(compose_config("prompts.final='= {answer}'"))
+    assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

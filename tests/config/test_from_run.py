@@ -1,6 +1,7 @@
 """run=<directory>: the settings of a run, taken whole; and names of run directories."""
 
 import json
+import sys
 from dataclasses import replace
 
 import pytest
@@ -126,6 +127,22 @@ def test_another_engine_keeps_lengths_and_sampling(tmp_path):
     assert taken.rollout.requires == "vllm"  # so that a missing vLLM is one line
 
 
+@pytest.mark.parametrize(
+    ("of_run", "chosen"),
+    [([], "token"), (["algorithm.sampler_correction=sequence"], "sequence")],
+)
+def test_what_follows_from_an_overridden_key_follows_anew(tmp_path, of_run, chosen):
+    directory = save(compose_config("dataset=ladder", *of_run), tmp_path / "a" / "b" / "run")
+    engine = ["rollout=vllm", "rollout.dtype=bfloat16"]
+    assert restore(directory).algorithm.sampler_correction == (chosen if of_run else "none")
+    cfg = config_from_run("train", [f"run={directory}", *engine])
+    assert cfg.algorithm.sampler_correction == chosen
+    assert identity(cfg) == identity(compose_config("dataset=ladder", *of_run, *engine))
+    kept = config_from_run("train", [f"run={directory}", *engine, "algorithm.sampler_correction=none"])
+    assert kept.algorithm.sampler_correction == "none"
+    assert identity(config_from_run("train", [f"run={directory}"])) == identity(restore(directory))
+
+
 def test_another_optimizer_keeps_the_learning_rate(tmp_path):
     folder = save(compose_config("trainer=ladder", "optimizer.betas=[0.8,0.9]"), tmp_path / "run")
     taken = config_from_run("train", [f"run={folder}", "optimizer=adamw_8bit", "optimizer.weight_decay=0.1"])
@@ -199,6 +216,18 @@ def test_other_data_behind_the_path_is_said(tmp_path, math_file, capsys):
     math_file.write_text("\n".join(reversed(math_file.read_text().splitlines())))
     config_from_run("evaluate", [f"run={folder}"])
     assert "what is behind dataset.path or model.path has changed since" in capsys.readouterr().out
+
+
+def test_a_run_from_before_another_answer_lift_is_said_to_be_that(tmp_path, capsys):
+    cfg = compose_config("dataset=gsm8k", "model=random_tiny", "positives.selection=two_properties")
+    folder = save(cfg, tmp_path / "a" / "b" / "run")
+    ids = sys.modules["expo.config.identity"]  # a function of the package has its name
+    then = ids._digest(ids._with_contents(ids._tree(cfg, pairs=False), cfg))
+    (folder / "summary.json").write_text(json.dumps({"identity": then}))
+    config_from_run("evaluate", [f"run={folder}"])
+    said = capsys.readouterr().out
+    assert "the answer lift as it was measured before 2026-11-28: this is no longer that run" in said
+    assert "has changed since" not in said
 
 
 def test_a_sweep_over_runs():

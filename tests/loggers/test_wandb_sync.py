@@ -3,18 +3,22 @@
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 
 import pytest
+import wandb
+from by_hand import leave
 from conftest import compose_config
 from running import run, scalars
 
 from expo import cli
+from expo.commands import wandb as wandb_command
 from expo.config import UserError
 from expo.loggers import trackers as loggers
-from expo.loggers.offline import offline_files, read_offline
+from expo.loggers.offline import may_grow, offline_files, read_offline
 from expo.loggers.sync import sync
 from expo.loggers.tracking import Session, chosen_loggers, log_step, make_loggers
 from expo.runs import reading
@@ -98,6 +102,21 @@ def test_a_run_that_is_under_way_is_sent_later(online, tmp_path, capsys):
         assert capsys.readouterr().out == "wandb sync: 0 sessions sent, 0 sent before, 1 under way\n"
     assert sync(tmp_path / "outputs") == 0
     assert "1 session sent" in capsys.readouterr().out
+
+
+def test_a_file_that_another_process_is_writing_is_left_as_it_is(tmp_path, capsys):
+    session(tmp_path / "mine", "a", 0, 2)
+    (file,) = offline_files(tmp_path)
+    session(tmp_path / "mine", "a", 2, 4)
+    half = file.read_bytes()[:-40]  # without the record of its end, and in the middle of another one
+    file.write_bytes(half)
+    assert sync(tmp_path) == 0
+    said = capsys.readouterr()
+    assert said.out == "wandb sync: 0 sessions sent, 0 sent before, 2 under way\n"
+    assert said.err.startswith(f"expo: {tmp_path / 'mine'}: left out, since W&B may be writing it")
+    assert file.read_bytes() == half
+    os.utime(file, (0, 0))
+    assert not may_grow(file)
 
 
 def teardown() -> None:
@@ -186,6 +205,8 @@ def test_a_killed_run_that_was_offline_is_sent_with_each_step_once(online, tmp_p
         lose(offline_files(directory)[0], 2)
         (directory / "wandb" / "offline-run-20260101_000000-a").mkdir()
         (directory / "wandb" / "offline-run-20260101_000000-a" / "run-a.wandb").write_bytes(b":W&B\x00\x00\x00")
+    for file in offline_files(directory):
+        os.utime(file, (0, 0))  # the kill is over a minute ago
     time.sleep(1)
     assert run(tmp_path / "outputs", *arguments)[0] == 0
     teardown()
@@ -249,7 +270,23 @@ def test_a_file_that_is_none_of_wandbs_is_named_and_stops_neither_sync_nor_a_res
     said = capsys.readouterr()
     assert said.err == f"expo: {bad}: not a .wandb file: it does not begin with :W&B; it is left out\n"
     assert "0 sessions sent" in said.out
-    assert loggers._last_step(tmp_path) == -1
+    assert loggers._last_step(tmp_path, ("", "expo")) == -1
+
+
+def test_a_run_is_uploaded_whole_to_each_project_and_once_as_it_was_made(tmp_path):
+    trained = leave(tmp_path, "dataset=ladder")
+    measured = shutil.copytree(trained, tmp_path / "evaluate" / "m")
+    (measured / "metrics.jsonl").unlink()
+    for folder, steps in ((trained, [1, 2]), (measured, [0])):
+        for project in ("a", "a", "b"):
+            assert wandb_command.main(["upload", str(folder), f"project={project}", "mode=offline"]) == 0
+            time.sleep(1)  # W&B names a session by the second
+        wandb.teardown()
+        sessions = [read_offline(file) for file in offline_files(folder)]
+        for project in ("a", "b"):
+            rows = [row["_step"] for s in sessions if s.project == ("", project) for row in s.history]
+            assert rows == steps, (folder, project)
+        assert {s.config["git"] for s in sessions} == {"abc"}
 
 
 def test_a_run_directory_may_be_a_string(tmp_path):

@@ -5,11 +5,14 @@ import json
 from dataclasses import replace
 
 import pytest
+from omegaconf import OmegaConf
 
 from expo.commands import compare, report
 from expo.config import UserError
+from expo.config.compose import compose_config
 from expo.report.comparison import Comparison, Side, compared
 from expo.report.page import RunData
+from expo.runs.arms import settings_in
 
 
 def rows(**right):
@@ -91,6 +94,35 @@ def test_evaluations_that_were_sampled_otherwise_are_told(capsys):
     assert Comparison(hot, at("b", 1.0)).otherwise == Comparison(A, B).otherwise == ""
     asked = at("a", 1.0, **{"prompts.system": None}), at("b", 1.0, **{"prompts.system": "Be brief."})
     assert "prompts.system is null in the first" in Comparison(*asked).otherwise
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        (["verifier=regex"], "verifier._target_"),
+        (["verifier.extract=last_number"], "verifier.extract"),
+        (["verifier.kind=number"], "verifier.kind"),
+        (["dataset.answer_kind=number"], "dataset.answer_kind"),
+        (["prompts.examples=2"], "prompts.examples"),
+        (["prompts.template_system=false"], "prompts.template_system"),
+        (["prompts.template_options={enable_thinking: false}"], "prompts.template_options.enable_thinking"),
+        (["prompts.final='{answer}.'"], "prompts.final"),
+        (["model.chat_template=plain"], "model.chat_template"),
+        (["rollout.max_prompt_tokens=64"], "rollout.max_prompt_tokens"),
+        (["algorithm=grpo", "prompts.explain='{question} {answer}'", "evaluation.samples=9", "evaluation.every=7"], ""),
+        (["rollout.temperature=0.5", "model.lora_rank=4", "prompts.judge=x", "optimizer.learning_rate=1"], ""),
+    ],
+)
+def test_every_setting_that_decides_an_evaluation_is_told_and_no_other(changed, told):
+    data = ["dataset=gsm8k", "model=hf", "model.path=some/model"]
+    sides = [
+        Side.of(
+            arm, [replace(run(arm, 0, a=1), settings=settings_in(OmegaConf.to_container(OmegaConf.structured(cfg))))]
+        )
+        for arm, cfg in (("a", compose_config(data)), ("b", compose_config([*data, *changed])))
+    ]
+    assert (f"alone: {told} is " if told else "") in Comparison(*sides).otherwise
+    assert bool(Comparison(*sides).otherwise) == bool(told)
 
 
 def test_a_run_that_is_not_finished_is_left_out_and_named():

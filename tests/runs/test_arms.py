@@ -90,6 +90,10 @@ def test_a_checkpoint_scored_on_another_part_of_its_file_is_said(tmp_path, math_
     warn_of_other_settings(compose_config(*data, final))
     assert "may have been trained on" in caplog.text
     assert "dataset.eval_limit=500 (the run: 5)" in caplog.text
+    assert "scored otherwise" not in caplog.text
+    warn_of_other_settings(compose_config(*data, "dataset.eval_limit=5", final, "verifier.extract=whole"))
+    assert "scored otherwise than in its run" in caplog.text
+    assert "verifier.extract=whole (the run: boxed)" in caplog.text
 
 
 def test_a_file_that_was_renamed_holds_out_other_rows_and_is_another_run(tmp_path, math_file, caplog):

@@ -12,12 +12,14 @@ from by_hand import expo, leave, listed
 from conftest import compose_config
 from running import run, scalars
 
+from expo import cli
 from expo.commands import export
 from expo.config import UserError, run_dir
 from expo.config.from_run import config_from_run
 from expo.data.account import Account
 from expo.evaluation.files import save_rows
 from expo.ground.files import Temporary, beside
+from expo.jobs import fit
 from expo.loggers.tracking import JsonlLogger
 from expo.report import page
 from expo.runs.directory import Run
@@ -326,6 +328,24 @@ def test_a_run_that_has_not_begun_leaves_no_directory(tmp_path):
     with found.alone():
         assert found.dir.is_dir()
     assert not found.dir.exists()
+
+
+def test_data_that_change_while_a_run_waits_are_another_run(tmp_path, math_file, monkeypatch):
+    cfg = compose_config(f"output_dir={tmp_path / 'out'}", "dataset=math", f"dataset.path={math_file}", *SHORT)
+
+    def build_run(*_):
+        math_file.write_text(math_file.read_text().replace("What is", "Tell what is"))
+        return None, None, None
+
+    monkeypatch.setattr(fit, "build_run", build_run)
+    with pytest.raises(UserError, match=r"a file behind dataset.path.* has changed since it was read"):
+        fit.make_run(cfg)
+    assert not list(tmp_path.glob("out/math*/*"))
+
+
+def test_a_sweeper_gets_the_score_of_a_run_that_was_made_afresh(tmp_path):
+    leave(tmp_path, score=0.5)
+    assert cli._score(compose_config(f"output_dir={tmp_path}", "fresh=true"), "train") == 0.5
 
 
 def test_a_user_without_rights_is_told_in_one_line(tmp_path, monkeypatch, capsys):

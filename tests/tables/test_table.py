@@ -1077,6 +1077,10 @@ def test_the_runs_of_a_table_are_a_group_in_wandb(small):
     cfg = compose_config(*runs[1].overrides)
     assert (cfg.logger.wandb.group, cfg.logger.wandb.job_type) == ("small", "exp")
     assert cfg.logger.wandb.tags == ["cpu", "ladder_level5", "ladder"]
+    changed = plans.plan_runs("small", plans.load_plan("small"), "cpu", [0], ["logger=wandb", "trainer.max_steps=9"])
+    scale, *others = compose_config(*changed[1].overrides).logger.wandb.tags
+    assert scale.startswith("cpu-")  # no run of the plan's own table, whose view takes the tag cpu
+    assert others == ["ladder_level5", "ladder"]
     assert (
         runs[1].dir == plans.plan_runs("small", plans.load_plan("small"), "cpu", [0], [])[1].dir
     )  # not in its identity
