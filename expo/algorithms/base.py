@@ -22,6 +22,7 @@ from expo.step.collecting import Collector, CollectorAhead, KeepingEngine
 from expo.step.experience import Candidate, Experience, Group
 from expo.step.metrics import step_metrics
 from expo.step.pipeline import Pipeline
+from expo.step.positives.bank import fingerprint
 from expo.step.problems import ProblemSampler
 from expo.step.schedules import weight_at
 from expo.step.sums import StepSums
@@ -181,10 +182,22 @@ class Algorithm(Updates):
         checkpoint["state_dict"] = self.without_base(checkpoint["state_dict"])
         checkpoint["explanations"] = self.pipeline.cache.state_dict()
         checkpoint["ahead"] = self.collector.state_dict()
+        checkpoint["base"] = self.base_mark()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.pipeline.cache.load_state_dict(checkpoint["explanations"])
         self.collector.load_state_dict(checkpoint.get("ahead", {}))
+        if (base := checkpoint.get("base")) and base != self.base_mark():
+            raise UserError(
+                "model.path: its weights are not those that the checkpoint's adapter was trained on; put the first "
+                "ones back (of a model of the hub, model.revision names them), or start over with fresh=true"
+            )
+
+    def base_mark(self) -> str | None:
+        """Return a hash of the frozen weights under a LoRA adapter, which checkpoints leave out; None without them, and
+        where each device holds a share."""
+        has_base = any(not weight.requires_grad for weight in self.policy.parameters())
+        return fingerprint(self.policy) if has_base and self.whole is None else None
 
 
 def _names(module: nn.Module, trained: bool) -> set[str]:

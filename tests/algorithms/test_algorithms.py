@@ -329,6 +329,14 @@ def test_a_checkpoint_of_lora_holds_the_adapters_and_a_run_goes_on_from_them(tmp
     _, longer = run(tmp_path / "in two", "trainer.max_steps=4", *settings)
     _, unbroken = run(tmp_path / "in one", "trainer.max_steps=4", *settings)
     assert [exact(line) for line in longer] == [exact(line) for line in unbroken]
+    _, built = module(tmp_path, "trainer.max_steps=2", *settings)
+    checkpoint = torch.load(newest_checkpoint(directory), weights_only=True)
+    built.on_load_checkpoint(checkpoint)
+    with torch.no_grad():
+        next(p for p in built.policy.parameters() if not p.requires_grad).add_(0.01)
+    with pytest.raises(config.UserError, match="not those that the checkpoint's adapter was trained on"):
+        built.on_load_checkpoint(checkpoint)
+    built.pipeline.tools.verifier.close()
 
 
 @pytest.mark.runs
