@@ -141,7 +141,7 @@ def test_a_hyperparameter_is_two_edits_and_changes_no_identity(tmp_path):
     declared = '    tilt: float = key(0.0, low=0, high=1, absent=0.0, help="share of a tilt")\n'
     edits = {
         "expo/config/algorithm.py": ("    ratio: str = key(", declared + "    ratio: str = key("),
-        "expo/algorithms/terms.py": ("return torch.where(s.off", "return (1 + self.conf.tilt) * torch.where(s.off"),
+        "expo/algorithms/terms.py": ("return torch.where(s.from", "return (1 + self.conf.tilt) * torch.where(s.from"),
     }
     for name, (before, after) in edits.items():
         text = (folder / name).read_text()

@@ -21,7 +21,7 @@ from expo.step.sums import StepSums
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows that a step trains on: B rollouts, and after them the positives that have joined their groups."""
+    """The B rows that a step trains on: rollouts, and after them the positives that have joined their groups."""
 
     batch: TokenBatch
     advantages: Tensor  # [B]
@@ -45,8 +45,8 @@ class Scored:
     from_positive: Tensor  # [b, 1]
     advantages: Tensor  # [b]
     token_advantages: Tensor  # [b] or [b, T]: the same, or as a teacher shapes them
-    sampler_weights: Tensor  # [b, T], weight that corrects the sampler, see `losses.sampler_weights`
-    score_reference: Callable[[], Tensor]  # computes log π_ref `[b, T]`, at a pass of the reference
+    sampler_weights: Tensor  # [b, T], see `losses.sampler_weights`; without meaning on positives
+    score_reference: Callable[[], Tensor]  # computes log π_ref `[b, T]`, for a forward pass
     entropy: Tensor | None = None  # [b, T], of the next-token distribution; where a term `needs_entropy`
     divergence: Tensor | None = None  # [b, T], of policy and teacher, 0 where the teacher does not guide
 

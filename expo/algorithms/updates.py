@@ -42,7 +42,7 @@ class Updates(LightningModule):
         self.automatic_optimization = False  # a step may take several updates, each over several streams
         self.policy, self.whole, self.ranks = policy, whole, ranks
         self.optimizer_conf, self.trainer_conf = optimizer, trainer
-        self.counts = True  # False for a row that only fills up a device's share, see `micro_batches`
+        self.row_counts = True  # False for a row that only fills up a device's share: its loss is multiplied by 0
         self.dealt = False  # whether rows have gone through `micro_batches` since the last update
         self.pending = False  # whether there is a gradient with which no step has been taken
 
@@ -74,9 +74,9 @@ class Updates(LightningModule):
             # Others go through one more, and cannot without this device's share of the weights: a row that counts for
             # nothing.
             sums_before = dict(sums)
-            self.counts = False
+            self.row_counts = False
             yield batches[0][0][:1], batch.rows(batches[0][0][:1])
-            self.counts = True
+            self.row_counts = True
             sums.clear()
             sums.update(sums_before)
         self.ranks.add_up(sums, before)
@@ -85,7 +85,7 @@ class Updates(LightningModule):
         """Go backward through a loss; through 0 · loss for a row that only fills up a device's share, see
         `micro_batches`."""
         self.pending = True
-        super().manual_backward(loss if self.counts else 0 * loss, *args, **kwargs)
+        super().manual_backward(loss if self.row_counts else 0 * loss, *args, **kwargs)
 
     def take_step(self, sums: StepSums) -> None:
         """Sum the gradients over devices, clip, check, and step. Call it only with a gradient: momentum and weight
@@ -137,5 +137,6 @@ class Updates(LightningModule):
                 f"{len(self.trained)} modules; set trainer.strategy=ddp"
             )
         optimizer = build(conf, self.trained_weights, of=torch.optim.Optimizer)
+        # The decay is `schedules.DECAY`, in `take_step`.
         warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: min(1.0, (t + 1) / (conf.warmup_steps + 1)))
         return [optimizer], [warmup]

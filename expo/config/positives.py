@@ -84,8 +84,8 @@ class PositivesConf:
 
     @property
     def waits_for(self) -> str:
-        """Return the stage of a step that must be over before explanations are asked for: `nothing`, `group` (its
-        rollouts are judged) or `hints`."""
+        """Return what the answer to be shown waits for: `nothing`, `group` (its rollouts are judged) or `hints`. A
+        gate may wait longer: `explanation_timing`."""
         return "nothing"
 
     @property

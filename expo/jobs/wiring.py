@@ -184,7 +184,8 @@ def load_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Prompts]:
     """Load the model, its tokenizer and its prompts. The model goes to its device: engines ask where they find it.
 
-    Raises UserError for what cannot be loaded, and for a model that cannot be scored rightly.
+    Args: to_device, False for its weights alone: it stays on the CPU, and its scores are not checked. Raises UserError
+    for what cannot be loaded, and for a model that cannot be scored rightly.
     """
     gpu = torch.cuda.is_available() and cfg.trainer.accelerator != "cpu"
     # Random weights are made where they will be: a CPU takes a minute for 3B, and its numbers are others.

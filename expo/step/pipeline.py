@@ -52,7 +52,8 @@ class Pipeline:
 
     A group is explained whose problem has none in the cache, whose verdicts pass the gate (`source.gets_positive`),
     which the source explains (`to_explain`: e.g. a wrong answer has to be there to be shown), and whose prompt fits.
-    `run` asks for it, or `GroupsAsTheyEnd` as soon as a group is judged.
+    `run` asks for it, `GroupsAsTheyEnd` as soon as a group is judged, or `roll_out` beside the rollouts. It becomes a
+    positive if it passes the source's filters and `choose`.
     """
 
     engines: Engines

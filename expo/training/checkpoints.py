@@ -2,11 +2,12 @@
 data, and nothing in them is executed.
 
 A checkpoint has Lightning's parts (weights of the policy, of its snapshot and its average, the optimizer, the step;
-not what the config names: the reference, the frozen weights under a LoRA adapter) and ours: `explanations` (the cache),
-`ahead` (completions of the next step), `retries` (place in the problems, and each one's count without a gradient), the
-best evaluation, the health of the run, `expo.lineage`: from `on_save_checkpoint` and the callbacks' `state_dict`. No
-state of a random generator: noise follows from seed and step. Banks and pairs have folders of their own. `best.ckpt` is
-of the highest reward, for a rollback; the folder `best` is the model of the best validation.
+not what the config names: the reference, the frozen weights under a LoRA adapter) and ours: `base` (a hash of these
+frozen weights), `explanations` (the cache), `ahead` (completions of the next step), `retries` (place in the problems,
+and each one's count without a gradient), the best evaluation, the health of the run, `expo.lineage`: from
+`on_save_checkpoint` and the callbacks' `state_dict`. No state of a random generator: noise follows from seed and step.
+Banks and pairs have folders of their own. `best.ckpt` is of the highest reward, for a rollback; the folder `best` is
+the model of the best validation.
 """
 
 import errno

@@ -24,7 +24,9 @@ class Judge(Protocol):
     """Decides whether the final answer of a completion is right. A subclass has to write `task`: the inherited `settle`
     sends every answer to a worker, and the inherited `refuses` takes every problem."""
 
-    accepts_itself: bool  # whether the gold answer must be right about itself: each row is asked that when it is read
+    accepts_itself: bool = (
+        False  # whether the gold answer must be right about itself: each row is asked that when it is read
+    )
 
     def settle(self, answer: str, problem: Problem) -> Verdict | None:
         """Return the verdict where it is known at once; None where a worker has to look."""

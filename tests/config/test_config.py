@@ -595,7 +595,7 @@ def test_a_launcher_that_cannot_start_is_one_line(monkeypatch, capsys, launcher,
 
 def test_no_limit_is_a_value_where_it_stands_for_one():
     for key in ("optimizer.max_grad_norm=inf", "positives.min_lift=-inf", "positives.min_logp=-inf"):
-        config.check(compose_config(key))
+        config.check(compose_config(key, "positives.selection=threshold"))
     with pytest.raises(config.UserError, match=r"optimizer\.learning_rate=inf: not a finite number"):
         config.check(compose_config("optimizer.learning_rate=inf"))
 

@@ -59,7 +59,7 @@ def test_an_expert_prefix_follows_the_prompt_and_never_reaches_the_final_stateme
 def test_a_prompt_with_a_hint_that_an_engine_has_no_room_for_is_not_used(tools, caplog, room, hinted):
     e = batch_of(tools.tokenizer, [[0.0, 0.0]])
     groups = {0: group([0.0, 0.0], prompt=e.prompts[0])}
-    verifier = SimpleNamespace(verify=lambda texts, answers: [Verdict.INCORRECT] * len(texts))
+    verifier = SimpleNamespace(score=lambda texts, answers: [(Verdict.INCORRECT, 0.0)] * len(texts))
     tools = replace(tools, verifier=verifier, longest_prompt=len(e.prompts[0]) + room)  # "(1) > 7 ;" has 4 tokens
     engine = SimpleNamespace(
         generate=lambda asked, sampling: [Completion(r.prompt, [6], [0.0], False, r.problem) for r in asked]
@@ -183,7 +183,7 @@ def test_a_hint_can_be_made_of_the_experts_solution_and_one_without_room_is_not_
 def pipeline_of(tools, conf, right):
     """A pipeline whose policy writes "max" whatever it is asked, right or not, and finds it likelier behind a longer
     prompt."""
-    verifier = SimpleNamespace(verify=lambda texts, answers: [right] * len(texts))
+    verifier = SimpleNamespace(score=lambda texts, answers: [(right, 0.0)] * len(texts))
     engine = SimpleNamespace(
         generate=lambda asked, sampling: [Completion(r.prompt, [6], [0.0], False, r.problem) for r in asked]
     )
