@@ -136,7 +136,7 @@ def test_the_recipes_for_wandb_run(line, tmp_path, monkeypatch, capsys):
 
 def test_keys_that_pages_name_are_keys():
     known = (ROOT / "docs" / "keys.md").read_text()
-    metrics = ("algorithm._target_", "logger._target_", "hydra.", "trainer.fit")
+    metrics = ("algorithm._target_", "logger._target_", "verifier._target_", "hydra.", "trainer.fit")
     groups = "algorithm|dataset|diagnose|evaluation|hints|logger|model|optimizer|positives|pretrain|prompts|rollout|trainer|verifier"  # noqa: E501
     for name, text in TEXTS.items():
         for key in set(re.findall(rf"`((?:{groups})\.[a-z0-9_.]+)", text)):

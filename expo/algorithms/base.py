@@ -187,7 +187,7 @@ class Algorithm(Updates):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.pipeline.cache.load_state_dict(checkpoint["explanations"])
         self.collector.load_state_dict(checkpoint.get("ahead", {}))
-        if (base := checkpoint.get("base")) and base != self.base_mark():
+        if (base := checkpoint.get("base")) and self.base_mark() not in (None, base):
             raise UserError(
                 "model.path: its weights are not those that the checkpoint's adapter was trained on; put the first "
                 "ones back (of a model of the hub, model.revision names them), or start over with fresh=true"

@@ -40,7 +40,7 @@ class DPO(Algorithm):
         if self.round is None or self.round[0] != start:
             steps = range(start, min(start + self.every, self.trainer_conf.max_steps))
             problems = list({p.id: p for s in steps for p in self.sampler.batch(s)}.values())
-            self.round = start, self.pairs_of(start, problems)
+            self.round = start, self.pairs_of(start, problems, goes_on=step > start)
         round_ = self.round[1]
         place = {p.id: i for i, p in enumerate(round_.problems)}
         experience = round_.select([place[p.id] for p in self.sampler.batch(step)])
@@ -50,10 +50,11 @@ class DPO(Algorithm):
             experience.shared_s = round_.shared_s
         return experience
 
-    def pairs_of(self, start: int, problems: list[Problem]) -> Experience:
-        """Return the pairs of the round that begins at step `start`: read from disk, or made and saved."""
+    def pairs_of(self, start: int, problems: list[Problem], goes_on: bool = False) -> Experience:
+        """Return the pairs of the round that begins at step `start`: read from disk, or made and saved. Args: goes_on,
+        whether the run is resumed within the round."""
         with alone_with(self.pairs.path(start)) if self.ranks.first else nullcontext():
-            experience = self.ranks.by_first(lambda: self.pairs.load(start, problems))
+            experience = self.ranks.by_first(lambda: self.pairs.load(start, problems, goes_on))
             if experience is None:
                 generated = experience = self.pipeline.run(start, problems, self.conf.group_size)
                 self.ranks.by_first(lambda: self.pairs.save(start, generated))

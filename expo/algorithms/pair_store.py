@@ -42,10 +42,11 @@ class PairStore:
     def path(self, step: int) -> Path:
         return (self.own if step else self.initial) / f"pairs-step{step:06d}.parquet"
 
-    def load(self, step: int, problems: list[Problem]) -> Experience | None:
+    def load(self, step: int, problems: list[Problem], goes_on: bool = False) -> Experience | None:
         """Return the round that begins at `step` as an experience, or None where it is not on disk.
 
-        Raises UserError where it was changed, or cannot be read.
+        Args: goes_on, whether a run takes it up again that began with it. Raises UserError where it was changed, or
+        cannot be read.
         """
         path = self.path(step)
         if self.fresh or not is_signed(path):
@@ -53,8 +54,9 @@ class PairStore:
 
         def parse(table: pa.Table) -> Experience | None:
             rows, cost = table.to_pylist(), json.loads(table.schema.metadata[COST])
-            # Of a resumed run's own rounds, its first line tells.
-            if step == 0 and json.loads(table.schema.metadata.get(CODE, "{}")) != self.code:
+            judged_by = table.schema.metadata.get(CODE)  # older files do not tell
+            # A resumed run keeps its pairs, and its first line tells: its policy is no longer the initial one.
+            if step == 0 and not goes_on and judged_by is not None and json.loads(judged_by) != self.code:
                 log.warning("%s: made with other code of yours (a judge, a reward); it is made again", path)
                 return None
             if [row["problem"] for row in rows] != [p.id for p in problems]:

@@ -270,12 +270,6 @@ class GRPOConf(AlgorithmConf):
                 f"algorithm.kl_estimator=k1: its gradient is zero in the mean, so that "
                 f"algorithm.kl_coef={self.kl_coef:g} would add noise alone; set algorithm.kl_estimator=k2 or k3"
             )
-        if not self.kl_coef:
-            yield from self.idle(["kl_estimator"], "since algorithm.kl_coef=0", "algorithm.kl_coef=0.001")
-        if not self.overlong_share:
-            yield from self.idle(
-                ["overlong_penalty"], "since algorithm.overlong_share=0", "algorithm.overlong_share=0.2"
-            )
         why = f"since algorithm.surrogate={self.surrogate}"
         for name, keys in KEYS_OF_SURROGATES.items():
             if self.surrogate != name:

@@ -99,7 +99,10 @@ def made_as(folder: Path, cfg: Config, command: str = "pretrain") -> bool | None
         recorded = recipe["identity"], recipe["content"]
     except (OSError, ValueError, LookupError, TypeError):  # of an earlier expo or another maker, or damaged
         return None
-    return recorded == (MAKERS[command](cfg), model_content(folder))
+    try:
+        return recorded == (MAKERS[command](cfg), model_content(folder))
+    except OSError:  # the data that it was made of are gone
+        return None
 
 
 def _hash(cfg: Config, pairs: bool) -> str:

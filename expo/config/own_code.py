@@ -5,9 +5,9 @@ import sys
 from collections.abc import Iterable, Mapping
 from importlib.machinery import PathFinder
 from pathlib import Path
+from typing import Any
 
 from expo.config.key import nodes
-from expo.config.run import Config
 
 NOT_OWN = {"", "expo", "__main__", "builtins"}
 
@@ -17,8 +17,9 @@ def own_packages(names: Iterable[str]) -> list[str]:
     return sorted({name.partition(".")[0] for name in names} - NOT_OWN)
 
 
-def own_code(cfg: Config) -> dict[str, str]:
-    """Return a hash of each source file of the packages that a run uses beside expo; {} where it uses none."""
+def own_code(cfg: Any) -> dict[str, str]:
+    """Return a hash of each source file of the packages that a config, or a part of one, uses beside expo; {} where it
+    uses none."""
     used = [type(node).__module__ for _, node in nodes(cfg)]
     used += [getattr(node, name, "") for _, node in nodes(cfg) for name in ("_target_", "function")]
     return {file: mark for package in own_packages(used) for file, mark in _sources(package).items()}

@@ -47,11 +47,23 @@ def answer_text(value: Any) -> str:
 
 
 def level_of(value: Any) -> int | str | None:
-    """Return a level: the number of 5, 5.0, "5", "Level 5" and "L5", the words of any other value; None without one."""
+    """Return a level: the number of 5, 5.0, "5", "Level 5" and "L5", the words of any other value; None without one.
+    `same_words` looks at a whole column."""
     if value is None or (isinstance(value, float) and math.isnan(value)) or str(value).strip().lower() in NOTHING:
         return None
     number = re.fullmatch(r"(?:(?:level|lvl|grade|l)[\s_:-]*)?(\d+)(?:\.0)?", str(value).strip(), re.IGNORECASE)
     return int(number[1]) if number else str(value).strip().replace("/", "-")
+
+
+def same_words(levels: Sequence[int | str | None]) -> Sequence[int | str | None]:
+    """Return the levels of a column: the numbers where the words before them are all the same, as in `tier 1` and
+    `tier 2`; words where one of them is (`hard`, `4.5`, A1 beside B1)."""
+    pattern = re.compile(r"(\D*[^\W\d_])[\s_:.-]*(\d+)")
+    worded = [pattern.fullmatch(level) if isinstance(level, str) else None for level in levels]
+    whole = all(match or level is None for match, level in zip(worded, levels, strict=True))
+    if whole and len({match[1].lower() for match in worded if match}) == 1:
+        return [int(match[2]) if match else None for match in worded]
+    return [None if level is None else str(level) for level in levels]
 
 
 def turns(value: Sequence[Any]) -> list[tuple[str, str]]:

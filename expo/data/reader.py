@@ -11,6 +11,7 @@ from expo.config import DatasetConf, UserError
 from expo.config.errors import first_line
 from expo.config.key import shown
 from expo.data.account import NAMED, Account, Source
+from expo.data.cells import same_words
 from expo.data.checks import BadRow, check_text, unusable
 from expo.data.rows import check_memory, file_rows
 from expo.ground.problem import Problem
@@ -192,8 +193,9 @@ class Reader:
                     used.append((line, problem))
                 else:
                     self._skip(source, line, why)
-        if any(isinstance(p.level, str) for _, p in used):  # if one level is a word (hard, 4.5), all are
-            used = [(line, replace(p, level=None if p.level is None else str(p.level))) for line, p in used]
+        if any(isinstance(p.level, str) for _, p in used):
+            levels = same_words([p.level for _, p in used])
+            used = [(line, replace(p, level=level)) for (line, p), level in zip(used, levels, strict=True)]
         source.use(used, self.columns_taken)
         if source.skipped:
             name, skipped = path or self.conf.name, source.rows - source.used

@@ -145,7 +145,8 @@ def build_run(cfg: Config, verifier: Verifier, commit: str | None = None) -> tup
     )
     shared = Path(cfg.output_dir, cfg.dataset.name, "pairs", pairs_identity(cfg))
     # `make_run` says where the run's own are, once that is sure.
-    pairs = PairStore(shared, run_dir(cfg) / "pairs", cfg.fresh, own_code(cfg))
+    judging = {f: mark for part in (cfg.verifier, cfg.reward, cfg.positives) for f, mark in own_code(part).items()}
+    pairs = PairStore(shared, run_dir(cfg) / "pairs", cfg.fresh, judging)
     components = Components(
         policy, reference, snapshot, pipeline, sampler, cfg.optimizer, cfg.trainer, pairs, whole_copy, average
     )

@@ -248,14 +248,15 @@ def hub_commit(source: str, revision: str | None) -> str | None:
     return None
 
 
-def save_policy(policy: PreTrainedModel, folder: Path) -> None:
-    """Save a policy as a Hugging Face folder; with LoRA its adapter alone. The policy itself stays as it is.
+def save_policy(policy: PreTrainedModel, folder: Path, goes_on: bool = False) -> None:
+    """Save a policy as a Hugging Face folder; with LoRA its adapter alone. Unless `goes_on`, it cannot be used after
+    that.
 
     An adapter on a model into which another one was merged would be loaded onto the wrong base: there, the whole model
     is saved.
     """
     if causal_lm(policy) is not policy and getattr(causal_lm(policy), "begun_from_adapter", False):
-        policy = cast(Any, copy.deepcopy(policy)).merge_and_unload()
+        policy = cast(Any, copy.deepcopy(policy) if goes_on else policy).merge_and_unload()
     # An adapter has no embedding; PEFT would ask the hub whether it is another one.
     adapter: Any = {"save_embedding_layers": False} if causal_lm(policy) is not policy else {}
     policy.save_pretrained(folder, **adapter)

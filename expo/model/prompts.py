@@ -156,15 +156,15 @@ class Prompts:
     def _space_before(self, tokenizer: "PreTrainedTokenizerBase") -> str:
         """Return the white space that the chat template writes between the end of a prompt and the assistant's words,
         as in `Assistant: …`; "" where the tokens of the bare words bring it along."""
-        with suppress(Exception):  # a template may take no assistant's turn
-            chat, told = self._chat(PLACE), {"role": "assistant", "content": PLACE}
-            prompt = self._render(tokenizer, chat)
+        chat, told = self._chat(PLACE), {"role": "assistant", "content": PLACE}
+        try:
             whole = self._render(tokenizer, [*chat, told], add_generation_prompt=False).rpartition(PLACE)[0] + PLACE
-            space = whole.removeprefix(prompt).removesuffix(PLACE)
-            ids = [i for text in (prompt, PLACE) for i in tokenizer(text, add_special_tokens=False)["input_ids"]]
-            if whole.startswith(prompt) and space.isspace() and tokenizer.decode(ids) != whole:
-                return space
-        return ""
+        except Exception:  # a template may take no assistant's turn
+            return ""
+        prompt = self._render(tokenizer, chat)
+        space = whole.removeprefix(prompt).removesuffix(PLACE)
+        in_one, asked, bare = (tokenizer(t, add_special_tokens=False)["input_ids"] for t in (whole, prompt, PLACE))
+        return space if whole.startswith(prompt) and space.isspace() and in_one != asked + bare else ""
 
     def _with_examples(self, template: str, problems: Sequence[Problem]) -> Sequence[Problem]:
         """Return each problem with worked examples before its question: those of `prompts.examples` that do not ask the

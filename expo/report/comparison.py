@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,9 +45,10 @@ class Side:
 
     @property
     def once(self) -> bool:
-        """Return whether it is one evaluation, of a policy without a training seed."""
-        ids = [str(run.summary.get("id")) for run in self.runs.values()]
-        return len(ids) == 1 and ids[0].startswith("evaluate-")
+        """Return whether it is one evaluation, of a policy that is no run's and so has no training seed."""
+        [one, *others] = self.runs.values()
+        of_run = "checkpoints" in Path(str(one.settings.get("model.path", ""))).parts
+        return not others and str(one.summary.get("id")).startswith("evaluate-") and not of_run
 
     @property
     def marks(self) -> list[str]:

@@ -213,7 +213,7 @@ def load_plan(name: str, scale_name: str | None = None) -> Plan:
                 f"{path}: prepare.{folder}=[]: no command; give one such as [pretrain, pretrain.output={folder}]"
             )
     given_to = [o.partition("=") for line in (*written.values(), *plan.prepare.values()) for o in line]
-    values = {value.removeprefix("./") for key, _, value in given_to if not key.endswith("output")}
+    values = {str(Path(value.strip("'\""))) for key, _, value in given_to if not key.endswith("output")}
     if idle := next((folder for folder in plan.prepare if folder not in values), None):
         raise UserError(f"{path}: prepare.{idle}: no run begins from it; give it to one as model.path=./{idle}")
     for key, arm in plan.arms.items():
@@ -333,6 +333,9 @@ def plan_runs(
     ]
 
 
+OF_TRAINING = ("algorithm.", "positives.", "hints.", "optimizer.", "trainer.")  # of no effect on an evaluated policy
+
+
 def _check_arms_stay_apart(name: str, plan: Plan, scale: Scale, overrides: Sequence[str]) -> None:
     """Check that a user's overrides, keys or groups, change no key that an arm names and no class in which arms differ,
     and make no two arms one: labels would say what is not so. Raises UserError."""
@@ -352,9 +355,10 @@ def _check_arms_stay_apart(name: str, plan: Plan, scale: Scale, overrides: Seque
     for arm, new in after.items():
         for key, old in before[arm].items():
             apart = len({repr(other[key]) for other in before.values() if key in other}) > 1
-            if new.get(key) != old and apart and (key in named or key.endswith("_target_")):
+            counts = plan.arms[arm].command is Command.train or not key.startswith(OF_TRAINING)
+            if new.get(key) != old and counts and apart and (key in named or key.endswith("_target_")):
                 raise UserError(f"{given}: changes {key} of {arm}, and the arms of {name} differ in it; {remedy}")
-        if before[other := first.setdefault(repr(sorted(new.items())), arm)] != before[arm]:
+        if before[other := first.setdefault(f"{plan.arms[arm].command} {sorted(new.items())}", arm)] != before[arm]:
             raise UserError(f"{given}: makes {other} and {arm} of {name} one run; {remedy}")
 
 

@@ -53,7 +53,12 @@ class Request:
                 raise UserError(f"{key}: {refused[key]}")
         hydra = [o for o in overrides if o.startswith(("hydra.", "hydra/"))]
         results = Path(options["results"]) if options["results"] else None
-        if results and results.is_dir() and not (results / "table.json").is_file() and any(results.iterdir()):
+        if (
+            results
+            and results.is_dir()
+            and not (results / "table.json").is_file()
+            and any(not file.name.startswith(".") for file in results.iterdir())
+        ):
             raise UserError(f"results={results}: holds other files than a table's; give an empty folder, or a new one")
         if results and results.exists() and not results.is_dir():
             raise UserError(f"results={results}: is no folder; give another place")
@@ -98,7 +103,7 @@ class Request:
             return ""
         seeds = None if self.seeds is None else list(self.seeds)
         path = plan_file(self.name).resolve()  # two plans of a user's own may have folders of one name
-        own = [] if path.is_relative_to(plans.EXPERIMENTS.resolve()) else [str(path)]
+        own = [] if path.is_relative_to(plans.EXPERIMENTS.resolve()) else [os.path.relpath(path)]
         return hashlib.sha256(json.dumps([seeds, list(self.overrides), *own]).encode()).hexdigest()[:8]
 
     @property

@@ -139,7 +139,7 @@ class Evaluate(Callback):
             policy = module.whole_policy() if cfg.trainer.save_final else None
             if policy is not None and self.run.writes:
                 record = self.run.record("stopped", step=step)
-                save_model(policy, tokenizer, self.run.dir / "checkpoints" / "best", cfg, record)
+                save_model(policy, tokenizer, self.run.dir / "checkpoints" / "best", cfg, record, goes_on=True)
         return self.best_step
 
     def end_early(self, trainer: Trainer) -> None:

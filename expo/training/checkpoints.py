@@ -96,14 +96,19 @@ def checkpoint_problem(path: Path, lineage: str | None) -> str | None:
 
 
 def save_model(
-    policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, cfg: Config, summary: dict[str, Any]
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    cfg: Config,
+    summary: dict[str, Any],
+    goes_on: bool = False,
 ) -> None:
     """Save a policy as a Hugging Face folder: first under another name, so that a full disk leaves no half of it in its
     place."""
     partial = folder.with_name(f".{folder.name}.partial")
     remove(partial)
     with disk_errors(partial):
-        save_policy(policy, partial)
+        save_policy(policy, partial, goes_on)
     tokenizer.save_pretrained(partial)
     gguf = getattr(causal_lm(policy).config, "expo_gguf", "")
     (partial / "README.md").write_text(model_card(cfg, summary, (partial / "adapter_config.json").is_file(), gguf))

@@ -48,7 +48,8 @@ def sides(answer: str, gold: str) -> list[str]:
     one_side = re.search("[=,]", gold) or "," in answer or re.search(_RELATION, answer)
     # Not within brackets: P(X = 2).
     parts = [answer] if one_side else re.split(r"=(?![^(]*\))", answer)
-    return parts[::-1] if len(parts) == 2 and re.fullmatch(r"\s*[a-zA-Z]\s*", parts[1]) else parts  # 7 = x
+    reverse = len(parts) == 2 and re.fullmatch(r"\s*[a-zA-Z]\s*", parts[1]) and not re.search("[a-zA-Z]", parts[0])
+    return parts[::-1] if reverse else parts  # 7 = x
 
 
 def _interval(text: str) -> str | None:
@@ -107,9 +108,10 @@ def _bracket(text: str) -> str | None:
 
 
 def _order(answer: str, gold: str) -> bool:
-    """Refuse `(y, x) = (1, 2)`: an ordered pair is told in the order of its names."""
-    named = re.match(r"\s*\(?\s*([a-zA-Z](?:\s*,\s*[a-zA-Z])+)\s*\)?\s*=", answer)
-    return named is not None and (members := named[1].split(",")) != sorted(members, key=str.strip)
+    """Refuse `(y, x) = (1, 2)`: an ordered pair is told in the order of its names. Others than these have no order."""
+    named = re.match(r"\s*\(?\s*([a-z](?:\s*,\s*[a-z])+)\s*\)?\s*=", answer)
+    members = re.findall("[a-z]", named[1]) if named and "=" not in gold else []
+    return members != sorted(members) and "".join(sorted(members)) in ("xy", "xyz", "ab", "abc")
 
 
 def _words(answer: str, gold: str) -> bool:

@@ -126,6 +126,7 @@ def test_pairs_come_back_from_their_file_as_they_were(tmp_path):
     assert store.load(20, PROBLEMS) is None
     corrected = PairStore(tmp_path / "initial", tmp_path / "own", code={"judge.py": "new"})
     assert corrected.load(0, PROBLEMS) is None  # other runs' pairs, judged before the correction
+    assert corrected.load(0, PROBLEMS, goes_on=True).groups == e.groups  # a resumed run its own
     corrected.save(0, e)
     assert corrected.load(0, PROBLEMS).groups == e.groups
     store.save(0, e)

@@ -179,7 +179,7 @@ def test_sequence_ratio_by_hand():
     torch.testing.assert_close(rho, torch.full((1, 3), math.exp(0.2)))
 
 
-def test_off_policy_loss_by_hand():
+def test_member_loss_by_hand():
     logp = torch.tensor([[math.log(0.3)]], requires_grad=True)
     plain = losses.member_loss(logp, torch.tensor([2.0]), 0.0)
     assert plain.item() == pytest.approx(-2.0)

@@ -578,6 +578,8 @@ def test_what_tables_write_for_nothing_is_no_solution(tmp_path, nothing):
         (["A1", "B1", "hard1"], ["A1", "B1", "hard1"]),
         (["AIME 2024", "AMC 2024", "level_3"], ["AIME 2024", "AMC 2024", "3"]),
         (["L5", "Grade 4", "lvl-3"], [5, 4, 3]),
+        (["tier 1", "Tier 2", None], [1, 2, None]),
+        (["stage2", "stage3", "stage 10"], [2, 3, 10]),
     ],
 )
 def test_levels_are_numbers_or_words(tmp_path, values, levels):

@@ -289,7 +289,7 @@ def test_an_adapter_on_an_adapter_is_saved_whole(adapter, tmp_path):
             if "lora_B" in name:
                 p.fill_(0.1)
     trained = logps(model)
-    save_policy(model, tmp_path / "final")
+    save_policy(model, tmp_path / "final", goes_on=True)
     assert {name for name, p in model.named_parameters() if p.requires_grad}  # training goes on after `best` was saved
     torch.testing.assert_close(logps(model), trained)
     assert not (tmp_path / "final" / "adapter_config.json").exists()

@@ -82,7 +82,7 @@ def test_a_final_model_is_saved_beside_a_link_and_not_through_it(tmp_path, monke
     for name in (".final.partial", "final"):
         (folder / name).symlink_to(outside)
 
-    def save(policy, place):
+    def save(policy, place, goes_on):
         place.mkdir(exist_ok=True)
         (place / "model.safetensors").write_text("ours")
 
