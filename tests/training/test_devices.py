@@ -139,9 +139,10 @@ def test_more_devices_than_rows(strategy, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("more", [[], ["model.lora_rank=4"]])
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_run_goes_on_with_other_devices(strategy, tmp_path):
-    overrides = [*LADDER, *BUSY, "trainer.max_steps=8"]
+def test_a_run_goes_on_with_other_devices(strategy, more, tmp_path):
+    overrides = [*LADDER, *BUSY, *more, "trainer.max_steps=8"]
     _, one = run(tmp_path / "one", *overrides)
     for devices, stop_after, kind in ((4, 2, strategy), (2, 4, strategy), (1, 6, "ddp"), (2, "null", strategy)):
         several = [f"trainer.devices={devices}", f"trainer.strategy={kind}", f"trainer.stop_after={stop_after}"]
