@@ -108,9 +108,16 @@ def made_as(folder: Path, cfg: Config, command: str = "pretrain") -> bool | None
 def _hash(cfg: Config, pairs: bool) -> str:
     # The answer lift is measured in another way since 2026-11-28. On the ladder, whose tokens have no white space, the
     # ranks of a problem's explanations by it are what they were.
-    selection = getattr(cfg.positives, "selection", "")
-    anew = selection == "threshold" or (selection == "two_properties" and not cfg.dataset.is_ladder)
-    return _digest(_with_contents(_tree(cfg, pairs), cfg) | ({"answer_lift": 2} if anew else {}))
+    selection, algorithm = getattr(cfg.positives, "selection", ""), cfg.algorithm
+    by_lift = selection == "threshold" or (selection == "two_properties" and not cfg.dataset.is_ladder)
+    weighs = getattr(algorithm, "kl_coef", 0.0) or getattr(algorithm, "entropy_coef", 0.0)
+    # And since 2026-11-30: the lift beside hints, the first token of a solution, means beside positives in groups.
+    anew = {
+        "answer_lift": (3 if cfg.hints.gives_hints else 2) if by_lift else None,
+        "solution": 2 if cfg.model.chat_template == "plain" and cfg.positives.needs_solutions else None,
+        "kl": 2 if weighs and getattr(cfg.positives, "use", "") == "group_member" else None,
+    }
+    return _digest(_with_contents(_tree(cfg, pairs), cfg) | {name: mark for name, mark in anew.items() if mark})
 
 
 def identity_before_lift(cfg: Config) -> str:

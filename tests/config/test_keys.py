@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT, TESTS, compose_config
 
 from expo import config
-from expo.config.identity import changing
+from expo.config.identity import changing, identity_before_lift
 from expo.config.key import OPTIONS, declaration
 from expo.config.reference import help_of_group, markdown
 from expo.tables import plan as plans
@@ -163,3 +163,18 @@ def test_committed_runs_have_the_identities_of_their_plan(path, tmp_path, monkey
         if not any(f"path: {where}" in run["config"] for folder in made for where in (folder, f"./{folder}")):
             golden = GOLDEN["tables"][f"{name}/{scale}/{run['arm']}/{run['seed']}"]
             assert golden == run["summary"]["identity"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "same"),
+    [
+        (["algorithm=exp_grpo_member"], True),
+        (["algorithm=exp_grpo_member", "algorithm.kl_coef=0.01"], False),
+        (["algorithm=grpo_sft_gt_cot"], True),
+        (["algorithm=grpo_sft_gt_cot", "model=hf", "model.path=ladder", "model.chat_template=plain"], False),
+        (["algorithm=exp_grpo", "model=hf", "model.path=ladder", "model.chat_template=plain"], True),
+    ],
+)
+def test_a_run_whose_numbers_are_made_otherwise_now_is_another(overrides, same):
+    cfg = compose_config(*overrides)
+    assert (config.identity(cfg) == identity_before_lift(cfg)) == same
