@@ -159,7 +159,7 @@ class Prompts:
         chat, told = self._chat(PLACE), {"role": "assistant", "content": PLACE}
         try:
             whole = self._render(tokenizer, [*chat, told], add_generation_prompt=False).rpartition(PLACE)[0] + PLACE
-        except Exception:  # a template may take no assistant's turn
+        except Exception:  # a template may take no assistant's turn: `turn_end` warns of it
             return ""
         prompt = self._render(tokenizer, chat)
         space = whole.removeprefix(prompt).removesuffix(PLACE)

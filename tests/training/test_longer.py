@@ -56,6 +56,7 @@ def test_a_longer_run_goes_on_from_a_shorter_one_bit_for_bit(tmp_path, capsys, o
     ("overrides", "reason"),
     [
         (["positives.schedule=linear"], "positives.schedule=linear changes with the share of the run done"),
+        (["dataset.validation=4"], "that one also chose a policy at its end, step 3"),
         (["algorithm=exp_dpo_offline"], "DPO makes the pairs"),
         (["algorithm=exp_dpo_online", "algorithm.pairs_every=2"], "DPO makes the pairs"),  # 3 is in a round
     ],
