@@ -26,13 +26,16 @@ from expo.tables.styles import Style, styles
 class Curves:
     """One panel per entry of `panels`: `{metric, title, arms}`, of which only metric must be given.
 
-    Each arm's mean over its runs against the step; the band spans the runs. `across` panels stand side by side.
+    Each arm's mean over its runs against the step, up to the first run's last value; the band spans the runs. `across`
+    panels stand side by side.
     """
 
     panels: list[dict[str, Any]] = field(default_factory=list)
     across: int = 4
 
     def named(self) -> dict[str, list[str]]:
+        if any("metric" not in panel for panel in self.panels):
+            raise TypeError("a panel has no metric")
         return {"arms": [arm for panel in self.panels for arm in panel.get("arms") or ()]}
 
     def draw(self, plan: Plan, record: Mapping[str, Any], runs: Sequence[PlannedRun]) -> Figure:

@@ -259,6 +259,7 @@ def test_mistakes_in_a_plan_are_one_line(small, text, said):
         ("_target_: expo.tables.figures.Heat, column: pass@9, panels: {}, columns: {}", "pass@9: none of the table's"),
         ("_target_: expo.tables.figures.Cruves", "Cruves"),
         ("panels: []", "its _target_ draws nothing"),
+        ("_target_: expo.tables.figures.Curves, panels: [{title: level 5}]", "a panel has no metric"),
     ],
 )
 def test_mistakes_in_a_figure_are_said_before_a_run_is_made(small, figure, said, monkeypatch):
@@ -420,7 +421,11 @@ def test_values_by_hand(tmp_path):
         [0.75, 0.0],
         2,
     )
-    assert by_step([[(1, 0.0), (3, 4.0)], [(1, 1.0), (2, 7.0)]]) == ([1, 2, 3], [[0.0, 1.0], [7.0], [4.0]])
+    assert by_step([[(1, 0.0), (3, 4.0)], [(1, 1.0), (2, 7.0), (3, 8.0)]]) == (
+        [1, 2, 3],
+        [[0.0, 1.0], [7.0], [4.0, 8.0]],
+    )
+    assert by_step([[(1, 0.0), (3, 4.0)], [(1, 1.0), (2, 7.0)], []]) == ([1, 2], [[0.0, 1.0], [7.0]])  # one ends at 2
     samples = [
         {"kind": kind, "id": "a", "question": "q", "true_answer": "1", "level": 5, "nll": nll}
         for kind, nll in (("own", 1.0), ("own", 3.0), ("expert", 9.0))
