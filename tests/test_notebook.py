@@ -73,6 +73,7 @@ def test_completions_in_the_terminal(finished, tmp_path, capsys):
     assert "train-step000002.parquet" in printed()  # the last one
     for wrong, told in (
         ("n=two", "not a number"), ("of=test", "use of=train or of=eval"), ("verdit=correct", "no completion has verdit"), ("step=9", "those of steps"),  # noqa: E501
+        ("verdict=wrong", "no such verdict; use one of correct, incorrect"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=told):
             samples.main([str(finished.dir), wrong])
