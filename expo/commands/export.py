@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"output={output}: is there already; give a folder that is not")
     if options["dtype"] not in ("", *DTYPES):
         raise UserError(f"dtype={options['dtype']}: no such number format; use one of {', '.join(DTYPES)}")
-    summary = summary_with(run, "metrics", "device", "identity", "git", "versions")
+    summary = summary_with(run, "metrics", "device", "identity", "git", "versions", "step")
     make_folder(output.parent, "output")
     partial = output.with_name(f".{output.name}.partial")
     remove(partial)

@@ -218,7 +218,7 @@ def finish(cfg: Config, run: Run, trainer: Trainer, module: Algorithm, evaluator
     if not run.writes:
         return code
     if done and keeps_model:
-        save_model(policy, module.pipeline.tools.tokenizer, checkpoints / "final", cfg, run.record("done"))
+        save_model(policy, module.pipeline.tools.tokenizer, checkpoints / "final", cfg, run.record("done", step=step))
     peak = {
         "process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10),
         "verifier_worker": evaluator.verifier.peak_mb,  # of the largest one; 0 where no answer needed a worker

@@ -131,22 +131,28 @@ class Comparison:
         return f"{sentence}{'; '.join(differences)}." if differences else ""
 
     def differences(self) -> Table:
-        """Return pass@k of both arms and the paired difference, second less first, by level. Raises UserError where no
-        problem is in both."""
+        """Return pass@k of both arms and the paired difference, second less first, by level where all runs have the
+        same ones. Raises UserError where no problem is in both, or one has another question or answer."""
         shared = set.intersection(*({row["problem"] for row in run.completions} for pair in self.pairs for run in pair))
         if not shared:
             raise UserError(
                 f"{self.first.name}, {self.second.name}: evaluated on no problem in common; compare runs of the same "
                 "data"
             )
-        asked = [{row["problem"]: row["question"] for row in run.completions} for pair in self.pairs for run in pair]
-        if unlike := [p for p in shared if len({questions[p] for questions in asked}) > 1]:
-            raise UserError(
-                f"{self.first.name}, {self.second.name}: {min(unlike)} asks something else in each; compare runs of "
-                "the same data"
-            )
-        rows_of_shared = [row for row in self.pairs[0][0].completions if row["problem"] in shared]
-        levels = sorted({row["level"] for row in rows_of_shared if row["level"] is not None})
+        for name, differs in (("question", "asks something else"), ("answer", "has another answer")):
+            said = [{row["problem"]: row[name] for row in run.completions} for pair in self.pairs for run in pair]
+            if unlike := [p for p in shared if len({of_problem[p] for of_problem in said}) > 1]:
+                raise UserError(
+                    f"{self.first.name}, {self.second.name}: {min(unlike)} {differs} in each; compare runs of the "
+                    "same data"
+                )
+        levelled = [
+            {row["problem"]: row["level"] for row in run.completions if row["problem"] in shared}
+            for pair in self.pairs
+            for run in pair
+        ]
+        alike = all(levels == levelled[0] for levels in levelled)  # else a row would be of other problems in each run
+        levels = sorted({level for level in levelled[0].values() if level is not None}) if alike else []
         suffixes = ["", *(f"/level{level}" for level in levels if len(levels) > 1)]
         rows = []
         for suffix in suffixes:

@@ -45,12 +45,12 @@ def model_card(cfg: Config, summary: dict[str, Any], adapter: bool, gguf: str = 
 ---
 # {cfg.name} on {data.name}
 
-`{base}`, trained by {cfg.name} for {cfg.trainer.max_steps} steps with seed {cfg.seed}, on {data.name} ({source}).
+`{base}`, trained by {cfg.name} for {summary["step"]} steps with seed {cfg.seed}, on {data.name} ({source}).
 {rounded}Made with expo ({version}) on {summary["device"]}; identity of the run: {summary["identity"]}.
 
 ## Measured
 
-Held-out problems of {data.name}, after the last step, in percent, with 95 % intervals over problems. Sampled with
+Held-out problems of {data.name}, after these steps, in percent, with 95 % intervals over problems. Sampled with
 temperature {cfg.evaluation.temperature:g}, top_p {cfg.evaluation.top_p:g}, at most {cfg.rollout.max_completion_tokens} tokens.
 
 | | | 95 % interval |

@@ -115,7 +115,7 @@ class Evaluate(Callback):
             log_table(trainer.loggers, "completions/train", rows, step)
         with self.stop.at_once():
             evaluation = self.evaluator.evaluate(engine)
-            metrics = evaluation.metrics | self.evaluator.validate(engine)
+            metrics = self.run.metrics = evaluation.metrics | self.evaluator.validate(engine)
         if self.evaluator.validation:
             score = metrics[f"validation/pass@{max(self.run.cfg.k)}"]
             metrics["validation/best_step"] = self.choose(module, score, step)
@@ -123,7 +123,6 @@ class Evaluate(Callback):
         for line in () if self.told else why_none_is_right(evaluation.rows, evaluation.rows, self.run.cfg):
             log.warning("the evaluation of step %d: %s", step, line)
         self.told = True
-        self.run.metrics = metrics
         self.run.write_summary("stopped")  # what a SIGKILL from here on leaves behind: a stopped run with these metrics
         if self.run.writes:
             save_rows(evaluation.rows, completions / f"eval-step{step:06d}.parquet")
