@@ -40,7 +40,8 @@ class Distill(Term):
         return rows.guided
 
     def mask(self, rows: Rows) -> Tensor:
-        return rows.batch.mask * rows.guided.unsqueeze(1)
+        rollouts = int(rows.from_positive.logical_not().sum())  # whatever has joined their groups
+        return rows.batch.mask[:rollouts] * rows.guided[:rollouts].unsqueeze(1)
 
     def begin(self, rows: Rows, sums: StepSums) -> None:
         sums.per_update("loss/distill", 0.0)

@@ -24,8 +24,8 @@ class DPO(Algorithm):
     """Pairs are made in rounds of `pairs_every` steps by the policy at the round's start; offline, one round is the
     run.
 
-    One step: the pairs of its problems, one optimizer step on them. A problem without a positive, or without a rollout
-    that may be rejected, gives no pair.
+    One step: the pairs of its problems, one optimizer step on them. A problem without a positive, or without another
+    rollout that may be rejected, gives no pair.
     """
 
     conf: DPOConf
@@ -61,11 +61,12 @@ class DPO(Algorithm):
         return experience
 
     def pair(self, group: Group) -> tuple[Candidate, Completion] | None:
-        """Return the problem's chosen and rejected completion."""
+        """Return the problem's chosen and rejected completion, which differ: there is nothing to prefer in one."""
+        chosen = group.positives[0] if group.positives else None
         judged = zip(group.completions, group.verdicts, strict=True)
         allowed = (c for c, verdict in judged if self.conf.rejected == "any" or verdict is not Verdict.CORRECT)
-        rejected = next(allowed, None)
-        return None if rejected is None or not group.positives else (group.positives[0], rejected)
+        rejected = next((c for c in allowed if chosen and c.ids != chosen.ids), None)
+        return (chosen, rejected) if chosen and rejected else None
 
     def update(self, experience: Experience) -> StepSums:
         sums = StepSums()

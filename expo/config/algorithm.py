@@ -80,6 +80,14 @@ class SFTConf(PositivesOnlyConf):
     def uses_snapshot(self) -> bool:
         return self.restart_every > 0
 
+    def doubts(self, cfg: Config) -> Rules:
+        for name, steps in (("trainer.max_steps", cfg.trainer.max_steps), ("evaluation.every", cfg.evaluation.every)):
+            if self.restart_every and steps % self.restart_every:
+                yield (
+                    f"{name}={steps}: a policy in the middle of a round is scored: each begins anew from the base "
+                    f"policy; multiples of algorithm.restart_every={self.restart_every} score ends of rounds"
+                )
+
 
 @option("algorithm", "dpo", alone=False)
 class DPOConf(PositivesOnlyConf):

@@ -10,7 +10,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from expo.config.algorithm import DPOConf
 from expo.config.dataset import LadderConf
+from expo.config.distillation import SelfDistillationConf
 from expo.config.key import ALWAYS_IN, FORMER, OPTIONS, Declaration, declaration, fields_of, group_of, with_groups
 from expo.config.model import LADDER, located
 from expo.config.run import Config
@@ -110,14 +112,23 @@ def _hash(cfg: Config, pairs: bool) -> str:
     # ranks of a problem's explanations by it are what they were.
     selection, algorithm = getattr(cfg.positives, "selection", ""), cfg.algorithm
     by_lift = selection == "threshold" or (selection == "two_properties" and not cfg.dataset.is_ladder)
-    weighs = getattr(algorithm, "kl_coef", 0.0) or getattr(algorithm, "entropy_coef", 0.0)
-    # And since 2026-11-30: the lift beside hints, the first token of a solution, means beside positives in groups.
+    needs_solutions = cfg.positives.needs_solutions or cfg.hints.needs_solutions
+    teaches = isinstance(algorithm, SelfDistillationConf)
+    weighs = teaches or any(getattr(algorithm, name, 0.0) for name in ("kl_coef", "entropy_coef"))
+    # And since 2026-11-30: the lift beside hints, the first token of a solution, means beside positives in groups,
+    # pairs of twice the same completion, which count no more, and the worked examples of teachers.
+    twice = isinstance(algorithm, DPOConf) and algorithm.rejected == "any" and not pairs
     anew = {
+        "pair": 2 if twice else None,
+        "examples": 2 if cfg.prompts.examples and (teaches or cfg.hints.gives_hints) else None,
+        # Where no step 0 is evaluated, none is the best so far.
+        "first": False if cfg.dataset.validation and not cfg.evaluation.first and not pairs else None,
         "answer_lift": (3 if cfg.hints.gives_hints else 2) if by_lift else None,
-        "solution": 2 if cfg.model.chat_template == "plain" and cfg.positives.needs_solutions else None,
-        "kl": 2 if weighs and getattr(cfg.positives, "use", "") == "group_member" else None,
+        "solution": 2 if cfg.model.chat_template == "plain" and needs_solutions else None,
+        "kl": (3 if teaches else 2) if weighs and getattr(cfg.positives, "use", "") == "group_member" else None,
     }
-    return _digest(_with_contents(_tree(cfg, pairs), cfg) | {name: mark for name, mark in anew.items() if mark})
+    marks = {name: mark for name, mark in anew.items() if mark is not None}
+    return _digest(_with_contents(_tree(cfg, pairs), cfg) | marks)
 
 
 def identity_before_lift(cfg: Config) -> str:

@@ -231,6 +231,11 @@ class SelfExplanationConf(SourceConf):
             if (other := getattr(self, setting)) != value:
                 why = f"since positives.{setting}={other}"
                 yield from unused(self, "positives.", names, why, f"positives.{setting}={value}")
+        if self.shown_answer == "shuffled" and cfg.trainer.problems_per_step < 2:
+            yield (
+                "trainer.problems_per_step=1: the shuffled answer is that of another problem of the step; set it to 2 "
+                "or more"
+            )
         if not self.cache_steps:
             why = "since positives.cache_steps=0"
             yield from unused(self, "positives.", ["cache_max_drop"], why, "positives.cache_steps=20")
@@ -250,6 +255,14 @@ class StarConf(SelfExplanationConf):
 
     true_answer_waits_for: ClassVar[str] = "group"  # only where no rollout of its own is right
     _target_: str = "expo.step.positives.sources.STaR"
+
+    def rules(self, cfg: Config) -> Rules:
+        yield from super().rules(cfg)
+        if self.joins_groups:
+            yield (
+                "positives.use=group_member: a right rollout would join its own group a second time; set "
+                "positives.use=auxiliary, or positives=self_explanation"
+            )
 
 
 @option("positives", "expert_paraphrase", formerly="expo.positives.sources.ExpertParaphrase")

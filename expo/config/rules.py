@@ -51,14 +51,15 @@ def of_algorithm(algorithm: AlgorithmConf, cfg: Config) -> Rules:
             yield (
                 f"hints: {cfg.name} has no groups to make again with hints; set hints=none, or choose a GRPO algorithm"
             )
+    cache_steps = getattr(positives, "cache_steps", 0)
+    if cache_steps and (isinstance(algorithm, DPOConf) or getattr(algorithm, "restart_every", 0)):
+        yield (
+            f"positives.cache_steps={cache_steps}: a round of {cfg.name} makes its data anew; set "
+            "positives.cache_steps=0"
+        )
     if isinstance(algorithm, SFTConf):
         if learning.weight <= 0:
             yield f"positives.weight=0: {cfg.name} has no other loss; set positives.weight=1"
-        cache_steps = getattr(positives, "cache_steps", 0)
-        if algorithm.restart_every and cache_steps != 0:
-            yield (
-                f"positives.cache_steps={cache_steps}: a round of STaR makes its data anew; set positives.cache_steps=0"
-            )
         if algorithm.restart_every and positives.writer not in (None, "snapshot"):
             yield (
                 f"algorithm.restart_every={algorithm.restart_every}: in rounds, the round's first policy explains; "

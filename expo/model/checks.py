@@ -82,9 +82,14 @@ def reads_rightly(model: nn.Module, *, packed: bool = False, shared: bool = Fals
 @torch.no_grad()
 def check_rounding(model: nn.Module, dtype: str, learning_rate: float) -> None:
     """Refuse weights in 16 bits where nearly all of Adam's steps, which are about the learning rate, would be rounded
-    away."""
+    away, or made thousands of times too long."""
+    if any(p.dtype == torch.float16 for p in model.parameters() if p.requires_grad):
+        raise UserError(
+            f"model.dtype={dtype}: the squares of most gradients, by which Adam divides, are 0 in float16; set "
+            "model.dtype=float32 with trainer.precision=bf16-mixed, bfloat16, or model.lora_rank"
+        )
     moved, asked = 0, 0
-    for weight in (p for p in model.parameters() if p.requires_grad and p.dtype in (torch.bfloat16, torch.float16)):
+    for weight in (p for p in model.parameters() if p.requires_grad and p.dtype == torch.bfloat16):
         some = weight.flatten()[:: max(1, weight.numel() // SAMPLES)]
         moved, asked = moved + int(((some + learning_rate) != some).sum()), asked + some.numel()
     if asked and moved < FEWEST_MOVED * asked:

@@ -46,7 +46,8 @@ class Prompts:
 
     def privileged_ids(self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]) -> list[list[int]]:
         """Return the prompts of a teacher that is shown each problem's solution; where it has none, or there is no
-        template, its answer."""
+        template, its answer. Before it stand the worked examples of `solve_ids`: the teacher sees what the student
+        does, and more."""
         with_solution = self.conf.with_solution
         texts = [
             _fill(
@@ -57,15 +58,16 @@ class Prompts:
             )
             for p in problems
         ]
-        return self._ids(tokenizer, texts, problems)
+        return self._ids(tokenizer, texts, self._with_examples(self.conf.solve, problems))
 
     def hint_ids(self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]) -> list[list[int]]:
         """Return token ids of the prompt that shows the answer and asks for a hint; without one, for an explanation."""
         return self._ask(tokenizer, self.conf.hint or self.conf.explain, problems, "answer")
 
     def solve_with_hint_ids(self, tokenizer: "PreTrainedTokenizerBase", problem: Problem, hint: str) -> list[int]:
-        """Return token ids of q with a hint."""
-        return self._ask(tokenizer, self.conf.solve_with_hint, [problem], hint=[hint])[0]
+        """Return token ids of q with a hint, after the worked examples of `solve_ids`."""
+        shown = self._with_examples(self.conf.solve, [problem])
+        return self._ask(tokenizer, self.conf.solve_with_hint, shown, hint=[hint])[0]
 
     def hint_from_solution_ids(
         self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]
@@ -80,8 +82,10 @@ class Prompts:
         return self._ask(tokenizer, self.conf.abstract, problems, "answer", explanation=explanations)
 
     def go_on_ids(self, tokenizer: "PreTrainedTokenizerBase", problem: Problem, beginning: str) -> list[int]:
-        """Return token ids of q with the beginning of a solution, and the request to continue it."""
-        return self._ask(tokenizer, self.conf.go_on, [problem], beginning=[beginning])[0]
+        """Return token ids of q with the beginning of a solution, and the request to continue it, after the worked
+        examples of `solve_ids`."""
+        shown = self._with_examples(self.conf.solve, [problem])
+        return self._ask(tokenizer, self.conf.go_on, shown, beginning=[beginning])[0]
 
     def paraphrase_ids(self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]) -> list[list[int]]:
         """Return token ids of the prompt that shows the expert's solution and asks for it in the policy's own words."""
@@ -151,7 +155,11 @@ class Prompts:
         the chat template opens some, or the space that it leaves, and with the token that ends a turn."""
         opened = self._rendered(tokenizer, PLACE).rstrip().endswith(THOUGHTS[0])
         before = tokenizer(f"\n{THOUGHTS[1]}\n\n", add_special_tokens=False)["input_ids"] if opened else []
-        return [*before, *text_ids(tokenizer, self._space_before(tokenizer) + solution), turn_end(tokenizer)]
+        return [*before, *self.beginning_ids(tokenizer, solution), turn_end(tokenizer)]
+
+    def beginning_ids(self, tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+        """Return the token ids of the assistant's first words, after the space that the chat template leaves."""
+        return text_ids(tokenizer, self._space_before(tokenizer) + text)
 
     def _space_before(self, tokenizer: "PreTrainedTokenizerBase") -> str:
         """Return the white space that the chat template writes between the end of a prompt and the assistant's words,

@@ -64,9 +64,11 @@ class ExpertPrefix(NoHints):
         self, batch: Batch, wanted: Sequence[int], written: Sequence[Completion], tools: Tools
     ) -> dict[int, list[int]]:
         solutions = {i: text for i in wanted if (text := batch.problems[i].solution) is not None}
-        tokens = {i: text_ids(tools.tokenizer, text) for i, text in solutions.items()}
+        instructed = self.conf.instructed and tools.prompts.conf.go_on is not None
+        to_ids = text_ids if instructed else tools.prompts.beginning_ids
+        tokens = {i: to_ids(tools.tokenizer, text) for i, text in solutions.items()}
         beginnings = {i: self.beginning(ids, batch, i, tools) for i, ids in tokens.items()}
-        if self.conf.instructed and tools.prompts.conf.go_on is not None:
+        if instructed:
             return {
                 i: tools.prompts.go_on_ids(tools.tokenizer, batch.problems[i], str(tools.tokenizer.decode(ids)))
                 for i, ids in beginnings.items()

@@ -22,11 +22,14 @@ def step_metrics(experience: Experience, sums: StepSums, positive_weight: float 
     """
     e = experience
     seconds = e.timer.seconds
-    rollouts = _rollout_metrics(e)
-    # Of rollouts that another policy wrote, the policy's own names say nothing.
-    named = rollouts if not e.writer else {f"{e.writer}/{name}": value for name, value in rollouts.items()}
+    written = _rollout_metrics(e)
+    if e.writer == "pairs":  # measured under the policy that made them, which is the trained one no more
+        written |= _likelihood_metrics(e)
+    # Of what another policy wrote, the policy's own names say nothing.
+    named = written if not e.writer else {f"{e.writer}/{name}": value for name, value in written.items()}
     metrics: dict[str, float | None] = {
-        **dict.fromkeys(rollouts),
+        **_likelihood_metrics(e),
+        **dict.fromkeys(written),
         **named,
         # What every run logs, as it is in a step without any update; the updates' own follow after them.
         **dict.fromkeys(LOSS_TERMS, 0.0),
@@ -76,16 +79,26 @@ def _rollout_metrics(e: Experience) -> dict[str, float | None]:
     }
 
 
+def _likelihood_metrics(e: Experience) -> dict[str, float | None]:
+    """Return the means of what is measured of positives: under the policy before its update, and of what it wrote
+    itself also under the prompt that shows the answer."""
+    positives = [c for _, c in e.positives]
+    written = [c for c in positives if c.prompt is not None]
+    both = [
+        (c.logp_given_q, c.logp_given_qa) for c in written if c.logp_given_q is not None and c.logp_given_qa is not None
+    ]
+    return {
+        "positive/logp_given_q": _mean([c.logp_given_q for c in positives if c.logp_given_q is not None]),
+        "positive/logp_given_qa": _mean([given_qa for _, given_qa in both]),
+        # What seeing the answer adds to the likelihood: how far explanations lean on it (leak), per token.
+        "positive/leak_gap": _mean([given_qa - given_q for given_q, given_qa in both]),
+        "positive/answer_lift": _mean([c.answer_lift for c in positives if c.answer_lift is not None]),
+    }
+
+
 def _positive_metrics(e: Experience) -> dict[str, float | None]:
     candidates, positives = [c for g in e.groups for c in g.candidates], [c for _, c in e.positives]
     rejected = Counter(c.rejected for c in candidates if c.rejected)
-    written = [(group.problem, c) for group, c in e.positives if c.prompt is not None]
-    both = [
-        (c.logp_given_q, c.logp_given_qa)
-        for _, c in written
-        if c.logp_given_q is not None and c.logp_given_qa is not None
-    ]
-    lifts = [c.answer_lift for c in positives if c.answer_lift is not None]
     # Of the same problems: some have longer answers than others, and some have no positive.
     explained = [group for group in e.groups if group.positives]
     own_length = _mean([len(c.ids) for group in explained for c in group.completions])
@@ -94,19 +107,13 @@ def _positive_metrics(e: Experience) -> dict[str, float | None]:
     metrics = {
         "positive/used_frac": len(explained) / len(e.groups),
         "positive/reused_frac": _share(e.reused, len(positives)),
-        # Under the policy before its update; of what the policy wrote itself also under the prompt that shows the
-        # answer.
-        "positive/logp_given_q": _mean([c.logp_given_q for c in positives if c.logp_given_q is not None]),
-        "positive/logp_given_qa": _mean([given_qa for _, given_qa in both]),
-        # What seeing the answer adds to the likelihood: how far explanations lean on it (leak), per token.
-        "positive/leak_gap": _mean([given_qa - given_q for given_q, given_qa in both]),
-        "positive/answer_lift": _mean(lifts),
         # Against the policy's own rollouts: drift of style shows here first.
         "positive/length_ratio": None if own_length is None or length is None else length / own_length,
         "positive/filtered_frac": _share(sum(rejected.values()), len(candidates)),
         **{f"positive/filtered_{reason}_frac": _share(rejected[reason], len(candidates)) for reason in reasons},
     }
     # Are the steps of the explanations right, not only their answers?
+    written = [(group.problem, c) for group, c in e.positives if c.prompt is not None]
     checks = [problem.oracle(problem.question, c.text) for problem, c in written if problem.oracle]
     if checks:
         metrics["positive/sound_frac"] = _share(sum(c.sound for c in checks), len(checks))
