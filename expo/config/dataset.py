@@ -284,6 +284,9 @@ class LadderConf(GeneratedConf):
             yield (
                 f"dataset.answer_kind={self.answer_kind}: the ladder knows the kind of its own answers; leave it out"
             )
+        for name, split in (("split", self.split), ("eval_split", self.eval_split)):
+            if split not in ("train", "test"):
+                yield f"dataset.{name}={split}: the ladder has no such split; use train or test"
         why = "since the ladder's problems are made, and none is bad"
         yield from unused(self, "dataset.", ["on_bad_row"], why, "take a data set of rows")
         for name, count in (("limit", self.limit), ("eval_limit", self.eval_limit)):

@@ -184,7 +184,7 @@ def config_from_run(command: str, arguments: Sequence[str]) -> Config:
     if reason := _changed_since(run_config, directory):
         print(f"run={directory}: {reason}: this is no longer that run")
     if command != "train":
-        run_config = _measured(run_config, directory)
+        run_config = _measured(run_config, directory, "dataset.part=train" in arguments)
     overrides = [a for a in arguments if not a.startswith("run=")]
     base = _unsettled(run_config) if command == "train" else run_config
     config = named(_overridden(base, overrides), overrides, earlier if command == "train" else "")
@@ -218,8 +218,9 @@ def finished_model(directory: Path) -> Path:
     raise UserError(f"run={directory}: {lack} expo train run={directory}")
 
 
-def _measured(run_config: Config, directory: Path) -> Config:
-    """Return the config with the run's finished model, and with `dataset.limit` in the meaning of `expo evaluate`."""
+def _measured(run_config: Config, directory: Path, trained_on: bool) -> Config:
+    """Return the config with the run's finished model, and with `dataset.limit` in the meaning of `expo evaluate`: the
+    run's own limit where what it has trained on is asked for."""
     final, summary = finished_model(directory), read_summary(directory)
     if summary.get("final", content := model_content(final)) != content:
         raise UserError(
@@ -231,7 +232,8 @@ def _measured(run_config: Config, directory: Path) -> Config:
         path=str(final), dtype=own_model.dtype, attention=own_model.attention,
         load_in_4bit=own_model.load_in_4bit, float32_head=own_model.float32_head,
     )  # fmt: skip
-    dataset = dataclasses.replace(run_config.dataset, limit=None, part="held_out")
+    limit = run_config.dataset.limit if trained_on else None
+    dataset = dataclasses.replace(run_config.dataset, limit=limit, part="held_out")
     return dataclasses.replace(run_config, run=str(directory), model=model, dataset=dataset)
 
 

@@ -45,21 +45,17 @@ class Reader:
 
     def train(self) -> list[Problem]:
         """Return the problems to train on. A question that is also held out is not among them, wherever it stands."""
-        if self.conf.path is None and self.conf.split == self.conf.eval_split:
-            raise UserError(
-                f"dataset.split={self.conf.split}: {self.conf.name} is evaluated on this very split; train on other "
-                "data, such as dataset=math"
-            )
+        self._check_splits()
         evaluated = self.evaluation()
-        held_out = {p.asked for p in evaluated}
         problems = self._read(self.conf.path, self.conf.split, self.conf.levels)
+        held_out = asked_in(problems, evaluated)
         # Published splits stay as they are: of a question in both, it is warned.
         from_hub = self.conf.path is None and self.conf.eval_path is None and not self.conf.is_generated
-        train = [p for p in problems if from_hub or p.asked not in held_out]
-        if from_hub and (both := sum(p.asked in held_out for p in problems)):
-            log.warning("%s: %d questions to train on are also evaluated on", self.conf.name, both)
+        train = problems if from_hub else [p for p in problems if p.id not in held_out]
+        if from_hub and held_out:
+            log.warning("%s: %d questions to train on are also evaluated on", self.conf.name, len(held_out))
         ids = {p.id for p in evaluated} if self.conf.shares_file else set()
-        self.asked_in_held_out = 0 if from_hub else sum(p.asked in held_out and p.id not in ids for p in problems)
+        self.asked_in_held_out = 0 if from_hub else len(held_out - ids)
         if problems and not train:
             raise UserError(
                 f"{self._source(self.conf.path)}: all its questions are held out; give other rows as dataset.eval_path"
@@ -69,6 +65,13 @@ class Reader:
             log.warning("%s: %d questions of dataset.eval_path are not trained on", self.conf.name, lost)
         chosen = _spread(train, self.conf.limit) if self.conf.limit else train
         return self._nonempty(chosen, self._source(self.conf.path), self.conf.levels)
+
+    def _check_splits(self) -> None:
+        if self.conf.path is None and self.conf.split == self.conf.eval_split:
+            raise UserError(
+                f"dataset.split={self.conf.split}: {self.conf.name} is evaluated on this very split; train on other "
+                "data, such as dataset=math"
+            )
 
     def evaluation(self) -> list[Problem]:
         """Return the problems to evaluate on: eval_path, else the held-out part of path, else the hub's eval_split."""
@@ -90,7 +93,7 @@ class Reader:
     def part(self) -> list[Problem]:
         """Return the problems of `expo evaluate` and `expo diagnose`, at most `limit` of them: see `dataset.part`."""
         if self.conf.part == "train":
-            return self.train()
+            return set_apart(self.train(), self.conf.validation)[0]
         if self.conf.part == "held_out" and self.conf.shares_file:
             return self.evaluation()[: self.conf.limit]
         return self.whole()
@@ -257,6 +260,7 @@ class Generated(Reader):
         raise NotImplementedError
 
     def train(self) -> list[Problem]:
+        self._check_splits()
         return self.made(self.conf.split, self.conf.levels, self.conf.limit or USUAL)
 
     def evaluation(self) -> list[Problem]:
@@ -271,12 +275,24 @@ def _of(levels: list[Any]) -> str:
     return f" of dataset.levels={levels}" if levels else ""
 
 
+def asked_in(problems: Iterable[Problem], others: Iterable[Problem]) -> set[str]:
+    """Return the ids of the problems that others ask, too: in the same messages, or with the same answer under another
+    system message."""
+    asked = {key for other in others for key in _asks(other)}
+    return {p.id for p in problems if not asked.isdisjoint(_asks(p))}
+
+
+def _asks(problem: Problem) -> tuple[object, object]:
+    told = tuple(turn for turn in problem.earlier if turn[0] != "system")
+    return problem.asked, (replace(problem, earlier=told).asked, problem.answer)
+
+
 def set_apart(problems: list[Problem], count: int) -> tuple[list[Problem], list[Problem]]:
     """Split problems into those to train on and `count` validation problems, no question of which is trained on. Raises
     UserError where none is left to train on."""
     apart = _spread(list({p.asked: p for p in problems}.values()), count)
-    asked = {p.asked for p in apart}
-    left = [p for p in problems if p.asked not in asked]
+    asked = asked_in(problems, apart)
+    left = [p for p in problems if p.id not in asked]
     if not left:
         raise UserError(f"dataset.validation={count}: no problem is left to train on; set it below {len(apart)}")
     return left, apart

@@ -86,10 +86,10 @@ def warn_of_trained_on(cfg: Config, problems: Sequence[Problem]) -> None:
     Which rows of a file are held out follows from its name and their lines: a file that was renamed has others.
     """
     run = Path(cfg.model.path).parent.parent
-    first = run / "completions" / "eval-step000000.parquet"
-    if not cfg.dataset.shares_file or cfg.dataset.part != "held_out" or not first.is_file():
+    evaluated = next((run / "completions").glob("eval-step*.parquet"), None)
+    if not cfg.dataset.shares_file or cfg.dataset.part != "held_out" or evaluated is None:
         return
-    held_out = {row["question"] for row in read_rows(first, ["question"])}
+    held_out = {row["question"] for row in read_rows(evaluated, ["question"])}
     others = sum(problem.question not in held_out for problem in problems)
     # Other data has no question in common with the run's; the very file that the run had may by chance have none held
     # out in common.

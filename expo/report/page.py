@@ -154,13 +154,19 @@ def _hardest(arms: Mapping[str, Sequence[RunData]]) -> dict[str, str]:
 
 
 def _chart(name: str, unit: str, arms: Mapping[str, Sequence[RunData]], shown: Mapping[str, Style]) -> Markup | None:
-    """Draw the curves of a scalar, shares in percent; a user's own reward may be no share."""
-    curves = {arm: [points_in(run.lines, name) for run in runs] for arm, runs in arms.items()}
+    """Draw the curves of a scalar, of an arm's finished runs where it has any; shares in percent: a user's own reward
+    may be none."""
+    of_arms = {arm: _finished_or_all(runs) for arm, runs in arms.items()}
+    curves = {arm: [points_in(run.lines, name) for run in runs] for arm, runs in of_arms.items()}
     share = unit is SHARE and all(0 <= value <= 1 for runs in curves.values() for run in runs for _, value in run)
     if share:
         curves = {arm: [[(step, 100 * value) for step, value in run] for run in runs] for arm, runs in curves.items()}
     named = f"{name} ({unit})" if unit and (share or unit is not SHARE) else name
     return charts.lines(name, named, curves, shown, share)
+
+
+def _finished_or_all(runs: Sequence[RunData]) -> Sequence[RunData]:
+    return [run for run in runs if run.finished] or runs
 
 
 def _intervals(arms: Mapping[str, Sequence[RunData]]) -> str:
@@ -176,7 +182,7 @@ def _intervals(arms: Mapping[str, Sequence[RunData]]) -> str:
 
 def _levels(arms: Mapping[str, Sequence[RunData]], styles: Mapping[str, Style]) -> list[tuple[str, Any]]:
     """Return pass@1 and pass@4 (less of few samples), by level, of an arm's finished runs where it has any."""
-    of_arms = {arm: [run for run in runs if run.finished] or runs for arm, runs in arms.items()}
+    of_arms = {arm: _finished_or_all(runs) for arm, runs in arms.items()}
     with_rows = {arm: [run.completions for run in runs if run.completions] for arm, runs in of_arms.items()}
     with_rows = {arm: rows for arm, rows in with_rows.items() if rows}
     if not with_rows:

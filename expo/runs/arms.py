@@ -19,6 +19,8 @@ MEASURE = (
     *("model.attention", "model.chat_template", "model.dtype", "model.float32_head", "model.load_in_4bit"),
     *("rollout._target_", "rollout.dtype", "rollout.max_"),
 )
+# What changes the worked examples in an evaluation's prompts: they are of the training part.
+EXAMPLES = ("dataset.columns", "dataset.levels", "dataset.limit", "dataset.path", "dataset.split")
 UNMEASURED = {
     *("evaluation.every", "evaluation.greedy", "evaluation.patience", "evaluation.samples"),
     *(f"prompts.{name}" for name in SHOWS if name not in ("solve", "final")),
@@ -43,6 +45,8 @@ def measured_otherwise(
 ) -> dict[str, tuple[str, str]]:
     """Return the settings in which the evaluations of two arms differ, and the values that each has. Args: the settings
     of the runs of either."""
+    examples = any(of_run.get("prompts.examples") for of_run in (*first, *second))
+    measure = (*MEASURE, *EXAMPLES) if examples else MEASURE
     later = {key: d.absent[0] if isinstance(d.absent, tuple) else d.absent for key, d in later_keys().items()}
     found = {}
     for key in sorted({key for of_run in (*first, *second) for key in of_run}):
@@ -53,7 +57,7 @@ def measured_otherwise(
             {shown(of_run.get(key, later.get(key))) for of_run in side if came_later or key in of_run}
             for side in (first, second)
         ]
-        if key.startswith(MEASURE) and key not in UNMEASURED and all(sides) and len(sides[0] | sides[1]) > 1:
+        if key.startswith(measure) and key not in UNMEASURED and all(sides) and len(sides[0] | sides[1]) > 1:
             found[key] = (", ".join(sorted(sides[0])), ", ".join(sorted(sides[1])))
     return found
 

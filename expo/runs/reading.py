@@ -65,15 +65,11 @@ def commit_of(summary: Mapping[str, Any]) -> str:
 
 
 def by_step(runs: Sequence[Sequence[tuple[float, float]]]) -> tuple[list[float], list[list[float]]]:
-    """Return the steps, and at each the values of the runs that have one. Args: (step, value) points of each run.
-
-    The steps end where the first run ends: a mean over the runs that are left would be of another set.
-    """
-    values: dict[float, list[float]] = defaultdict(list)
-    end = min((run[-1][0] for run in runs if run), default=0)
-    for step, value in (point for run in runs for point in run if point[0] <= end):
-        values[step].append(value)
-    return sorted(values), [values[step] for step in sorted(values)]
+    """Return the steps at which all runs have a value, and the values: a mean over some would be of another set at each
+    step. Args: (step, value) points of each run."""
+    of_runs = [dict(run) for run in runs]
+    steps = sorted(set.intersection(*map(set, of_runs))) if of_runs else []
+    return steps, [[values[step] for values in of_runs] for step in steps]
 
 
 def read_rows(

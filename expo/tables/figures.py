@@ -26,7 +26,7 @@ from expo.tables.styles import Style, styles
 class Curves:
     """One panel per entry of `panels`: `{metric, title, arms}`, of which only metric must be given.
 
-    Each arm's mean over its runs against the step, up to the first run's last value; the band spans the runs. `across`
+    Each arm's mean over its runs against the step, where all of them have a value; the band spans the runs. `across`
     panels stand side by side.
     """
 

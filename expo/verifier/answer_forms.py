@@ -12,6 +12,11 @@ from expo.verifier.spelling import INVISIBLE, TEXT, bare
 
 _RELATION = r"\\(?:not|neq?|leq?|geq?|leqslant|geqslant|lt|gt|to|rightarrow|Rightarrow|implies|iff|approx|sim|simeq|doteq|equiv|cong|lesssim|gtrsim|ll|gg|nless|ngtr|nleq|ngeq|gtreqless|neg|propto|subset|subseteq|in|notin|mid)(?![a-zA-Z])|[<>]|(?<![\w)])!=|:="  # noqa: E501
 _DOTS = r"\\(?:[lc]?dots|dots[cbmio])(?![a-zA-Z])|\.\.\."
+# x, x_1, y', f(x), AB, m\angle A; of \sin x, x + y, x^2, xy and |x|, a value has to be found.
+_NAME = (
+    r"(?:m\s*)?(?:\\(?!(?:sin|cos|tan|cot|sec|csc|ln|log|exp|sqrt|frac)(?![a-zA-Z]))[a-zA-Z]+\s*)?"
+    r"(?:\{?(?:[a-zA-Z]|[A-Z]{2,})\}?)?(?:_(?:\{[^{}]*\}|\w))?(?:'*|\^\{-1\})(?:\s*\([^()]*\))?"
+)
 _BASE = r"(?<=\d)_\{?(?:\\text\{)?\s*(\d+|[a-z]{3,})"
 _LESS, _MORE = (
     rf"({sign}|\\(?:{sign_name}t|{sign_name}eq?(?:slant)?)(?![a-zA-Z]))" for sign, sign_name in (("<", "l"), (">", "g"))
@@ -31,7 +36,9 @@ def refuses(answer: str, gold: str) -> bool:
     """Return whether an answer states something other than the gold answer in form, whatever their values are."""
     if answer.lstrip().startswith("~") or (NOTATION.search(answer) and not NOTATION.search(gold)):
         return True
-    return any(differ(answer, gold) for differ in (_relations, _dots, _bases, _brackets, _order, _words, _crossed_out))
+    return any(
+        differ(answer, gold) for differ in (_relations, _solved, _dots, _bases, _brackets, _order, _words, _crossed_out)
+    )
 
 
 def sides(answer: str, gold: str) -> list[str]:
@@ -81,6 +88,15 @@ def _relations(answer: str, gold: str) -> bool:
     interval = re.search(r"[\[(].*,.*[\])]|\\cup|\\\{", gold)
     stated = answer if len(sides(answer, gold)) > 1 else sides(answer, gold)[0]
     return bool(re.search(_RELATION, stated)) and not re.search(_RELATION, gold) and not interval
+
+
+def _solved(answer: str, gold: str) -> bool:
+    """Refuse one side, or the roots, of an equation that is asked for. Where it says a name's value, the value is the
+    answer."""
+    sides = re.split(r"=(?![^(]*\))", gold)
+    asked = len(sides) > 1 and not re.search("[,;]|and", gold) and "=" not in answer
+    of_last = re.fullmatch(_NAME, sides[-1].strip()) and not re.search("[a-zA-Z]", sides[0])  # 5 = x
+    return asked and not of_last and not re.fullmatch(_NAME, sides[0].strip())
 
 
 def _dots(answer: str, gold: str) -> bool:

@@ -1,6 +1,7 @@
 """DPO's own update against the formula in float64, its pairs, and their file."""
 
 import copy
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +17,9 @@ from expo.ground.ranks import ALONE
 from expo.model.small import random_tiny
 from expo.rollout.engine import Completion, Sampling
 from expo.step.experience import Candidate, Experience, Group
+from expo.step.metrics import step_metrics
 from expo.step.positives.sources import SelfExplanation
+from expo.step.sums import StepSums
 from expo.verifier.answers import Verdict
 
 PROMPTS = [(5, 6, 7), (8, 9), (10, 11, 12, 13)]
@@ -98,6 +101,22 @@ def test_only_wrong_rollouts_are_rejected_where_asked(models):
     assert [pair and pair[1].ids for pair in pairs] == [ROLLOUTS[1], ROLLOUTS[2], None]
     pairs = [module(*models).pair(group) for group in experience().groups]
     assert [rejected.ids for _, rejected in pairs] == [ROLLOUTS[0], ROLLOUTS[2], ROLLOUTS[4]]
+
+
+def test_a_positive_that_is_the_rollout_itself_gives_no_pair(models):
+    """There is nothing to prefer: its margin would stay 0, and count."""
+    groups = experience({0: ROLLOUTS[0], 1: CHOSEN[1], 2: CHOSEN[2]}).groups
+    assert module(*models).pair(groups[0])[1].ids == ROLLOUTS[1]
+    alone = replace(groups[0], completions=groups[0].completions[:1], verdicts=groups[0].verdicts[:1])
+    assert module(*models).pair(alone) is None
+
+
+def test_likelihoods_of_pairs_are_not_said_to_be_the_policys():
+    e = experience()
+    e.writer, e.timer.seconds["rollout"] = "pairs", 1.0
+    metrics = step_metrics(e, StepSums(), None)
+    assert (metrics["positive/answer_lift"], metrics["pairs/positive/answer_lift"]) == (None, 2.0)
+    assert metrics["positive/used_frac"] == 1.0
 
 
 def test_a_problem_without_a_positive_gives_no_pair_and_none_gives_no_step(models):

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 import wandb
@@ -15,7 +16,7 @@ from expo.commands.runs import main as runs
 from expo.config import UserError, check_anywhere, label
 from expo.config.from_run import config_from_run, restore
 from expo.config.naming import what_differs
-from expo.data.reader import set_apart
+from expo.data.reader import asked_in, set_apart
 from expo.ground.problem import Problem
 from expo.loggers.offline import read_offline
 from expo.loggers.sync import sync
@@ -130,7 +131,9 @@ def test_a_run_ends_where_it_gets_no_better_on_problems_of_its_own(tmp_path, cap
     assert (code, summary["status"], summary["step"]) == (0, "done", 2)  # nothing is right on this level so early
     assert summary["metrics"]["validation/best_step"] == 0
     assert {"validation/pass@4", "validation/pass@4_lo"} <= summary["metrics"].keys()
-    assert (directory / "checkpoints" / "best" / "config.json").is_file()
+    card = (directory / "checkpoints" / "best" / "README.md").read_text()
+    assert "trained by exp_grpo for 0 steps" in card  # the best one's own steps, and what was measured then
+    assert "| pass@4 | 0.0 |" in card
     account = json.loads((directory / "data.json").read_text())["parts"]
     assert (account["train"]["problems"], account["validation"]["problems"]) == (46, 4)
     run(tmp_path, *line)
@@ -155,6 +158,9 @@ def test_what_is_set_apart_asks_nothing_that_is_trained_on():
     assert set_apart(problems, 0) == (problems, [])
     with pytest.raises(UserError, match=r"dataset\.validation=10: no problem is left"):
         set_apart(problems, 10)
+    told = [replace(p, earlier=(("system", "Be brief."),)) for p in problems]
+    assert asked_in(told, apart) == asked_in(problems, apart)  # a system message makes no other question
+    assert not asked_in([replace(p, answer="2") for p in told], apart)  # but it may set another task
 
 
 @pytest.mark.runs

@@ -10,11 +10,12 @@ from conftest import compose_config
 from omegaconf import OmegaConf
 
 from expo.cli import main
-from expo.config import AdamW8bitConf, UserError, identity, run_dir
+from expo.config import AdamW8bitConf, UserError, build, identity, run_dir
 from expo.config.from_run import combinations, config_from_run, restore
 from expo.config.key import OPTIONS
 from expo.config.naming import what_differs
 from expo.config.reference import options_of
+from expo.data.reader import set_apart
 from expo.runs.arms import settings_in
 
 EVERY_OPTION = [
@@ -228,6 +229,18 @@ def test_a_run_from_before_another_answer_lift_is_said_to_be_that(tmp_path, caps
     said = capsys.readouterr().out
     assert "the answer lift as it was measured before 2026-11-28: this is no longer that run" in said
     assert "has changed since" not in said
+
+
+def test_what_a_run_has_trained_on_is_no_more_than_its_limit(tmp_path, math_file):
+    own = "dataset=math", f"dataset.path={math_file}", "dataset.limit=20", "dataset.eval_limit=10"
+    cfg = compose_config(*own, "dataset.validation=5", "model=random_tiny", f"output_dir={tmp_path}")
+    folder = save(cfg, run_dir(cfg))
+    trained, held_out = (
+        build(config_from_run("evaluate", [f"run={folder}", *part]).dataset).part()
+        for part in (["dataset.part=train"], [])
+    )
+    assert (len(trained), len(held_out)) == (15, 10)
+    assert {p.id for p in trained} == {p.id for p in set_apart(build(cfg.dataset).train(), 5)[0]}
 
 
 def test_a_sweep_over_runs():

@@ -456,6 +456,30 @@ def test_what_the_hubs_splits_share_is_named(monkeypatch, caplog):
     assert "2 questions to train on are also evaluated on" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["dataset=ladder_level5", "dataset.split=test"],
+        ["dataset=ladder", "dataset.eval_split=train"],
+    ],
+)
+def test_generated_problems_are_not_trained_and_evaluated_on(overrides):
+    with pytest.raises(UserError, match="is evaluated on this very split"):
+        reader(*overrides).train()
+
+
+def test_a_system_message_hides_no_question_that_is_held_out(tmp_path):
+    def asked(i, *system):
+        return {"question": [*system, {"role": "user", "content": f"{i} + {i}?"}], "answer": str(2 * i)}
+
+    system = {"role": "system", "content": "Be brief."}
+    (tmp_path / "train.jsonl").write_text("\n".join(json.dumps(asked(i, system)) for i in range(20)))
+    (tmp_path / "test.jsonl").write_text("\n".join(json.dumps(asked(i)) for i in range(5)))
+    own = [f"dataset.path={tmp_path / 'train.jsonl'}", f"dataset.eval_path={tmp_path / 'test.jsonl'}"]
+    data = reader("dataset=custom", *own)
+    assert (len(data.train()), len(data.evaluation()), data.asked_in_held_out) == (15, 5, 5)
+
+
 # --- rows that are not what they seem
 
 

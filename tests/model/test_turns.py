@@ -283,6 +283,9 @@ def test_weights_that_a_step_would_not_move_are_refused(tiny, dtype, rate, kept)
         return
     with pytest.raises(UserError, match=r"model.dtype=bfloat16: at optimizer.learning_rate=1e-06 a step moves \d%"):
         check_rounding(model, dtype, rate)
+    model.half()
+    with pytest.raises(UserError, match=r"model.dtype=float16: the squares of most gradients"):
+        check_rounding(model, "float16", 1e-3)
     for p in model.parameters():
         p.requires_grad_(False)
     check_rounding(model, dtype, rate)  # under an adapter

@@ -73,9 +73,15 @@ def test_levels_are_those_of_the_shared_problems_and_other_questions_are_no_pair
     table = Comparison(Side.of("a", [one]), Side.of("b", [other])).differences()[1]
     assert [row[0] for row in table] == ["all", "all"]
     assert table[0][-1] == "1"
+    relevelled = RunData("b", 0, {}, (), [*at(2, "x", "p"), *at(5, "x", "q")], ())
+    table = Comparison(Side.of("a", [one]), Side.of("b", [relevelled])).differences()[1]
+    assert [row[0] for row in table] == ["all", "all"]  # a row by level would be of other problems in each
     unlike = RunData("b", 0, {}, (), at(5, "y", "q"), ())
     with pytest.raises(UserError, match="q asks something else in each"):
         Comparison(Side.of("a", [one]), Side.of("b", [unlike])).differences()
+    mended = RunData("b", 0, {}, (), [row | {"answer": "other"} for row in at(5, "x", "q")], ())
+    with pytest.raises(UserError, match="q has another answer in each"):
+        Comparison(Side.of("a", [one]), Side.of("b", [mended])).differences()
 
 
 def test_evaluations_that_were_sampled_otherwise_are_told(capsys):
@@ -92,6 +98,10 @@ def test_evaluations_that_were_sampled_otherwise_are_told(capsys):
     compare.print_comparison(Comparison(hot, cold), 0.5, 0)
     assert "Evaluated otherwise" in capsys.readouterr().out
     assert Comparison(hot, at("b", 1.0)).otherwise == Comparison(A, B).otherwise == ""
+    levels = [
+        at(arm, 1.0, **{"dataset.levels": lv, "prompts.examples": n}) for arm, lv, n in (("a", [5], 2), ("b", [], 2))
+    ]
+    assert "dataset.levels is [5] in the first" in Comparison(*levels).otherwise  # the examples are of these
     asked = at("a", 1.0, **{"prompts.system": None}), at("b", 1.0, **{"prompts.system": "Be brief."})
     assert "prompts.system is null in the first" in Comparison(*asked).otherwise
 

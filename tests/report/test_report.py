@@ -20,7 +20,7 @@ from expo.commands import compare
 from expo.commands import report as command
 from expo.config import UserError, run_dir
 from expo.jobs.fit import make_run
-from expo.report import charts
+from expo.report import charts, page
 from expo.report.page import Page, RunData, write
 from expo.report.reading import read_runs
 from expo.report.settings import data_sentences, differing
@@ -194,6 +194,18 @@ def path_of(svg, colour):
     """Return the places of a curve's points."""
     drawn = re.search(rf'<path d="([^"]*)"[^>]*style="fill: none; stroke: {colour}', svg)[1]
     return [tuple(map(float, point)) for point in re.findall(r"[ML] ([\d.]+) ([\d.]+)", drawn)]
+
+
+def test_an_unfinished_run_does_not_cut_an_arms_curve(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(charts, "lines", lambda title, y, curves, *rest: drawn.append(curves))
+    done, killed = (
+        RunData("a", seed, {"status": status}, tuple({"step": s, "x": 1.0} for s in steps), (), ())
+        for seed, status, steps in ((0, "done", (1, 2, 3)), (1, "stopped", (1,)))
+    )
+    for runs, steps in (([done, killed], [[1, 2, 3]]), ([killed], [[1]])):
+        page._chart("x", "", {"a": runs}, {})
+        assert [[step for step, _ in run] for run in drawn.pop()["a"]] == steps
 
 
 def test_charts_show_what_they_are_given():

@@ -118,7 +118,8 @@ def test_a_file_that_was_renamed_holds_out_other_rows_and_is_another_run(tmp_pat
     caplog.clear()
     warn_of_trained_on(scored, held_out)
     assert not caplog.text
-    warn_of_trained_on(scored, [*held_out, *other])
+    (tmp_path / "completions" / "eval-step000000.parquet").rename(tmp_path / "completions" / "eval-step000050.parquet")
+    warn_of_trained_on(scored, [*held_out, *other])  # evaluation.first=false, too
     assert "are none that the run has held out, and may have been trained on" in caplog.text
     apart = [p for p in other if p.question not in {q.question for q in held_out}]
     caplog.clear()

@@ -9,6 +9,8 @@ from expo.algorithms.base import StepSums
 from expo.config import NoHintsConf, NoPositivesConf, PrefixConf, RewardConf, SelfHintConf, UserError, check
 from expo.config.explaining import When
 from expo.ground.problem import Problem
+from expo.model.policy import PLAIN
+from expo.model.small import random_tiny
 from expo.rollout.engine import Completion, Sampling
 from expo.step.experience import Batch, Experience, Group, Timer, Tools
 from expo.step.hints import ExpertPrefix, NoHints, SelfHint, gives_away
@@ -53,6 +55,18 @@ def test_an_expert_prefix_follows_the_prompt_and_never_reaches_the_final_stateme
     assert whole == [*e.prompts[0], *solution[:4]]  # "(1) > 7 ;"
     half = ExpertPrefix(PrefixConf(share_low=0.5, share_high=0.5)).hinted(e, [0], [], tools)[0]
     assert half == whole[:-2]
+
+
+def test_an_expert_prefix_begins_as_the_template_begins_an_answer(tools):
+    _, tokenizer = random_tiny()
+    tokenizer.chat_template = PLAIN
+    e = replace(batch_of(tokenizer, [[0.0]]), problems=[replace(PROBLEM, solution="Therefore it is two.")])
+    hint = ExpertPrefix(PrefixConf(share_low=1.0, share_high=1.0)).hinted(
+        e, [0], [], replace(tools, tokenizer=tokenizer)
+    )
+    whole = tools.prompts.solution_ids(tokenizer, "Therefore it is two.")
+    assert hint[0] == [*e.prompts[0], *whole[:-1]]
+    assert tokenizer.decode(whole).startswith(" Therefore")
 
 
 @pytest.mark.parametrize(("room", "hinted"), [(4, [0]), (3, [])])

@@ -337,6 +337,15 @@ RIGHT = {
         ("July 4", "July 4, 1776"),
         ("2nd", "2nd"),
     ],
+    "the value of a name that the gold answer names": [
+        ("y=2x+1", "2x+1"),
+        ("f(x)=x^2", "x^2"),
+        ("f^{-1}(x)=2x", "2x"),
+        ("x_1=2", "2"),
+        ("AB = 5", "5"),
+        (r"\alpha=2", "2"),
+        ("x+y=1", "y+x=1", "y=1-x"),
+    ],
 }
 WRONG = {
     "another number": [
@@ -571,6 +580,14 @@ WRONG = {
         ("so-so", "0"),
         ("2nd", "2", "2n"),
         ("7", "8 = x", "x = x"),
+    ],
+    "a side or the roots of an equation that is asked for": [
+        ("x+y=1", "1", "x+y"),
+        ("xy=1", "1"),
+        ("a+b=c", "c"),
+        (r"\sin x=1", "1"),
+        ("x^2-5x+6=0", "2,3"),
+        ("2x+3y=6", "6"),
     ],
 }
 
