@@ -222,6 +222,9 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(small, tmp_path, capsys)
             "scales.cpu.arms=gropo: no such arm; use some of grpo, exp",
         ),
         (PLAN + "paper: {gpro: {MATH: 1}}", "paper=gpro: no such arm"),
+        (PLAN + "paper: {exp: 54.3}", r"plan.yaml: exp: 54.3: no columns; give each number its column: \{MATH: 54.3\}"),
+        (PLAN + "paper: {exp: [54.3]}", r"plan.yaml: exp: \[54.3\]: no columns"),
+        (PLAN.replace("{label: GRPO,", "{label: GRPO, k: 8,"), "arms.exp.against=grpo: k=null, and k=8 of grpo; give"),
         (PLAN.replace("seeds: [0, 1]", "seeds: [0, -1]"), r"seeds=\[0, -1\]: give one seed or more, each of 0 or more"),
         (PLAN + "prepare: {made: [pretrain, pretrain.output=made]}", "prepare.made: no run begins from it"),
         ("- " + PLAN.replace("\n", "\n  "), "not keys with values"),
@@ -285,6 +288,18 @@ def test_mistakes_on_the_command_line_are_one_line(small):
     ):
         with pytest.raises(UserError, match=said):
             table.main(arguments)
+
+
+def test_a_number_of_the_paper_without_a_column_names_its_file(small):
+    (small / "paper.yaml").write_text("grpo: 54.3\n")
+    with pytest.raises(UserError, match=r"small/paper.yaml: grpo: 54.3: no columns"):
+        table.main(["small", "dry_run=true"])
+
+
+def test_an_arm_is_held_against_one_of_its_own_k(small):
+    text = PLAN.replace("[pass@1, pass@4/level5]", "[pass@4]")  # k: 4 says what the column says
+    (small / "plan.yaml").write_text(text.replace("{label: GRPO,", "{label: GRPO, k: 4,"))
+    assert table.main(["small", "dry_run=true"]) == 0
 
 
 def test_a_damaged_table_is_one_line_of_a_dry_run(small):
