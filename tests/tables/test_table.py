@@ -304,7 +304,11 @@ def test_an_arm_is_held_against_one_of_its_own_k(small):
 
 def test_a_damaged_table_is_one_line_of_a_dry_run(small):
     (small / "results" / "cpu").mkdir(parents=True)
-    for text in ("{", "[]"):
+    record = {"name": "small", "arms": {"grpo": None}, "command": "", "device": "", "date": ""}
+    cell = {"label": "GRPO", "runs": 1, "columns": {"pass@1": {"mean": None}}, "scalars": {}, "cost": {}}
+    arms = ({}, {"label": "GRPO", "runs": "1"}, {"label": "GRPO", "runs": 1}, cell)
+    damaged = [record, *(record | {"arms": {"grpo": arm}} for arm in arms)]
+    for text in ("{", "[]", *map(json.dumps, damaged)):
         (small / "results" / "cpu" / "table.json").write_text(text)
         with pytest.raises(UserError, match=r"table.json: cannot be read \(.*\); render the table again"):
             table.main(["small", "dry_run=true"])
@@ -688,6 +692,18 @@ def test_a_kept_run_of_another_seed_or_of_another_arms_settings_is_refused(tmp_p
         (folder / "runs.json").write_text(json.dumps([*records[:-1], last]))
         with pytest.raises(UserError, match=told):
             unpack(folder, runs, runs, plan.prepare, folder / "runs")
+
+
+@pytest.mark.parametrize("text", ['[{"arm": "grpo", ', "{}", '[{"arm": "grpo"}]', "[null]", "[" * 200_000])
+def test_damaged_runs_of_a_table_are_one_line_of_a_report_and_of_what_is_kept(tmp_path, text):
+    folder = tmp_path / "study" / "results" / "cpu"
+    folder.mkdir(parents=True)
+    shutil.copy(plans.EXPERIMENTS / "table3_levels" / "plan.yaml", tmp_path / "study")
+    shutil.copy(plans.results_folder("table3_levels", "cpu") / "table.json", folder)
+    (folder / "runs.json").write_text(text)
+    for made in (lambda: command.main([str(folder)]), lambda: table.main([str(tmp_path / "study"), "kept=true"])):
+        with pytest.raises(UserError, match=r"runs.json: cannot be read \(.*\); render the table again"):
+            made()
 
 
 def test_another_diagnosis_is_not_rendered_from_what_is_kept():
