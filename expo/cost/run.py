@@ -10,7 +10,7 @@ from expo.config.explaining import frozen_copies
 from expo.cost.shape import Shape, shape
 
 # Problems on the hub, by id, number of configs, split and levels.
-SIZES = {
+SIZES: dict[tuple[object, ...], int] = {
     ("EleutherAI/hendrycks_math", 7, "train"): 7500,
     ("EleutherAI/hendrycks_math", 7, "test"): 5000,
     ("EleutherAI/hendrycks_math", 7, "train", 5): 2304,
@@ -29,7 +29,7 @@ def problems_of(data: DatasetConf, split: str, levels: list[Any], limit: int | N
     if isinstance(data, GeneratedConf):
         return limit and limit * (len(levels or data.known_levels) if data.is_ladder else 1), True
     of_files = data.path is not None or data.eval_path is not None
-    size = None if of_files else SIZES.get((data.hub_id, len(data.hub_configs), split, *levels))  # type: ignore[call-overload]
+    size = None if of_files else SIZES.get((data.hub_id, len(data.hub_configs), split, *levels))
     return min(filter(None, (limit, size)), default=None), size is not None
 
 
