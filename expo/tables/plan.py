@@ -39,7 +39,8 @@ class Arm:
     label: str
     # Hydra overrides of `expo train`.
     overrides: list[str]
-    # Key of the arm that differences are taken from, on the same problems and seeds; every seed, of an evaluated one.
+    # Key of the arm that differences are taken from, on the same problems and seeds, at the same k; every seed, of an
+    # evaluated one.
     against: str | None = None
     # train; evaluate (once: it has no seed); or diagnose.
     command: Command = Command.train
