@@ -29,7 +29,7 @@ def plan(cfg: Config) -> int:
     """Print memory, seconds, hours, disk and settings that fit, by numbers of devices. Returns the exit code."""
     device = this_machine(cfg.trainer.threads) if cfg.plan.device == "here" else DEVICES[cfg.plan.device]
     works = [settled(Work.of(cfg, n), device) for n in cfg.plan.devices]
-    shape = works[0].shape
+    shape, length = works[0].shape, works[0].length
     print(
         f"{cfg.name}, {cfg.model.path}, {shape.parameters / 1e9:.2f} G parameters, "
         f"rollout._target_={cfg.rollout._target_}, trainer.strategy={cfg.trainer.strategy}, "
@@ -42,7 +42,7 @@ def plan(cfg: Config) -> int:
         f"{generated / 1e6:.1f} M tokens generated{'' if cfg.plan.completion_tokens else ' at most'}; disk: "
         f"{checkpoint / 1e9:.1f} GB each checkpoint, {most / 1e9:.1f} GB at a time"
     )
-    print(works[0].length)
+    print(length)
     for work in works:
         m, rows = work.cfg.model, work.cfg.rollout.at_once
         keep = str(m.gradient_checkpointing).lower()

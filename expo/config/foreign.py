@@ -20,7 +20,8 @@ from expo.config.key import flat, shown
 
 LARGEST = 2**24  # bytes; a config or a summary has some thousand
 DEEPEST = 32  # levels of a config
-LONGEST = 18  # digits of a whole number
+LONGEST = 19  # digits of a whole number, which is below LIMIT: tables hold no larger one, and a seed may be as large
+LIMIT = 2**63
 # What reading a file that is not as it should be raises.
 UNREADABLE = (OSError, ValueError, RecursionError, yaml.YAMLError)
 
@@ -47,7 +48,7 @@ def from_json(text: bytes) -> dict[str, Any]:
 
 
 def _whole(digits: str) -> int:
-    if len(digits) > LONGEST:
+    if len(digits) > LONGEST or int(digits) >= LIMIT:
         raise ValueError(f"a number of {len(digits)} digits")
     return int(digits)
 
@@ -73,7 +74,7 @@ def is_number(value: Any) -> bool:
 
 
 def is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**LONGEST
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < LIMIT
 
 
 def or_none(check: Check) -> Check:

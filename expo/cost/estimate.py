@@ -6,7 +6,7 @@ from expo.config import Config
 from expo.cost import seconds
 from expo.cost.machine import DEVICES
 from expo.cost.memory import disk, generating, memory, settled
-from expo.cost.run import EVALUATED, Work
+from expo.cost.run import Work
 
 # Of a device's memory: with more, a run may not fit. Peaks that were measured were up to 1 / 0.84 of their estimates.
 SURE = 0.84
@@ -46,7 +46,7 @@ def estimate(cfg: Config, command: str, device: str) -> Cost:
     if command == "train":
         hours, tokens = seconds.run_seconds(work, known) / 3600, seconds.tokens(work)
         return Cost(device, work.devices, memory(work, known)["peak"], hours, tokens, disk(work)[1])
-    problems = cfg.dataset.limit or EVALUATED.get(cfg.dataset.name, 1000)
+    problems = work.evaluated(command)[0] or 1000
     rows = problems * (cfg.evaluation.samples or max(cfg.k))
     if command == "diagnose":  # own, self-explained, and of a wrong answer
         rows = 3 * cfg.diagnose.samples * cfg.diagnose.problems * max(1, len(cfg.dataset.known_levels))

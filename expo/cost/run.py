@@ -2,14 +2,35 @@
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
-from expo.config import AdamW8bitConf, Config
+from expo.config import AdamW8bitConf, Config, DatasetConf, UserError
+from expo.config.dataset import GeneratedConf
 from expo.config.explaining import frozen_copies
 from expo.cost.shape import Shape, shape
 
-# Problems of test splits, and of train splits.
-EVALUATED = {"math": 5000, "math_level5": 1324, "math500": 500, "gsm8k": 1319, "aime24": 30, "aime25": 30}
-TRAINED = {"math": 7500, "math_level5": 2304, "gsm8k": 7473}
+# Problems on the hub, by id, number of configs, split and levels.
+SIZES: dict[tuple[object, ...], int] = {
+    ("EleutherAI/hendrycks_math", 7, "train"): 7500,
+    ("EleutherAI/hendrycks_math", 7, "test"): 5000,
+    ("EleutherAI/hendrycks_math", 7, "train", 5): 2304,
+    ("EleutherAI/hendrycks_math", 7, "test", 5): 1324,
+    ("HuggingFaceH4/MATH-500", 0, "test"): 500,
+    ("openai/gsm8k", 1, "train"): 7473,
+    ("openai/gsm8k", 1, "test"): 1319,
+    ("HuggingFaceH4/aime_2024", 0, "train"): 30,
+    ("math-ai/aime25", 0, "test"): 30,
+}
+
+
+def problems_of(data: DatasetConf, split: str, levels: list[Any], limit: int | None) -> tuple[int | None, bool]:
+    """Return how many problems of a split a run takes at most, None where nothing tells, and whether it is just so
+    many."""
+    if isinstance(data, GeneratedConf):
+        return limit and limit * (len(levels or data.known_levels) if data.is_ladder else 1), True
+    of_files = data.path is not None or data.eval_path is not None
+    size = None if of_files else SIZES.get((data.hub_id, len(data.hub_configs), split, *levels))
+    return min(filter(None, (limit, size)), default=None), size is not None
 
 
 @dataclass(frozen=True)
@@ -61,26 +82,40 @@ class Work:
         apart = learning.weight and not learning.joins_groups
         return self.cfg.trainer.problems_per_step if apart else 0
 
+    def evaluated(self, command: str = "train") -> tuple[int | None, bool]:
+        """Return how many problems an evaluation by a command takes, see `problems_of`."""
+        data = self.cfg.dataset
+        few = 100 if data.shares_file or isinstance(data, GeneratedConf) else None
+        limit = data.limit if command != "train" and few is None else data.eval_limit
+        levels = data.levels if data.eval_levels is None else data.eval_levels
+        return problems_of(data, data.eval_split, levels, limit or few)
+
     @property
     def sampled(self) -> int:
-        """Return the completions of one evaluation."""
+        """Return the completions of one evaluation; where nothing tells its problems, of 1,000."""
         cfg = self.cfg
-        problems = cfg.dataset.eval_limit or EVALUATED.get(cfg.dataset.name, 1000)
-        return (problems + cfg.dataset.validation) * (cfg.evaluation.samples or max(cfg.k))
+        return ((self.evaluated()[0] or 1000) + cfg.dataset.validation) * (cfg.evaluation.samples or max(cfg.k))
 
     @property
     def length(self) -> str:
-        """Say how many steps the run has, how many problems, and how many epochs they are, where that is known."""
-        cfg = self.cfg
+        """Say how many steps the run has, how many problems, and how many epochs they are, where that is known. Raises
+        UserError where none is left to train on."""
+        cfg, data = self.cfg, self.cfg.dataset
         dealt = cfg.trainer.max_steps * cfg.trainer.problems_per_step
-        known = cfg.dataset.limit or TRAINED.get(cfg.dataset.name)
-        if known and cfg.dataset.limit and cfg.dataset.known_levels:  # which the ladder makes of each level
-            known *= len(cfg.dataset.levels or cfg.dataset.known_levels) if cfg.dataset.is_ladder else 1
-        epochs = (
-            f"{dealt / (known - cfg.dataset.validation):.3g} epochs" if known else "epochs not known: no dataset.limit"
-        )
+        known, exact = problems_of(data, data.split, data.levels, data.limit)
+        if known is not None and known <= data.validation:
+            raise UserError(
+                f"dataset.validation={data.validation}: no problem is left to train on; set it below {known}"
+            )
+        epochs = "epochs not known: no dataset.limit"
+        if known is not None:
+            epochs = f"{'' if exact else 'at least '}{dealt / (known - data.validation):.3g} epochs"
         text = f"{cfg.trainer.max_steps} steps of {cfg.trainer.problems_per_step} problems, {dealt:,} in all ({epochs})"
-        return f"{text}; {self.evaluations} evaluations of {self.sampled:,} completions"
+        problems, exact = self.evaluated()
+        completions = f"{'' if exact else 'at most '}{self.sampled:,} completions"
+        if problems is None:
+            completions = f"completions whose number is not known (no dataset.eval_limit; taken as {self.sampled:,})"
+        return f"{text}; {self.evaluations} evaluations of {completions}"
 
     @property
     def evaluations(self) -> int:

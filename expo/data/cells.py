@@ -13,10 +13,11 @@ _NEEDED = object()
 
 
 def value_at(row: Mapping[str, Any], column: str, default: Any = _NEEDED) -> Any:
-    """Return a row's value in a column or at a path, `reward_model.ground_truth`. Raises KeyError without a default."""
-    if column in row:
+    """Return a row's value in a column or at a path, `reward_model.ground_truth`; "" is no column of any row. Raises
+    KeyError without a default."""
+    if column and column in row:
         return row[column]
-    value: Any = row
+    value: Any = row if column else None
     for name in column.split("."):
         if not isinstance(value, Mapping) or name not in value:
             if default is _NEEDED:

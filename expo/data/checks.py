@@ -8,7 +8,7 @@ from expo.ground.problem import Problem
 from expo.verifier.answers import Verdict, kind_for
 from expo.verifier.pool import Verifier
 
-NUMBER = r"(-?\d[\d,]*(?:\.\d+)?)"
+NUMBER = r"(?<!\d)(-?\d[\d,]*(?:\.\d+)?)"
 SENTENCE = (
     f"the answer is a sentence; set dataset.answer_pattern to find the answer in it, such as '{NUMBER}', or '.+' to "
     "take it whole, or dataset.answer_kind=exact for code"
@@ -103,7 +103,7 @@ def number_in_sentence(p: Problem) -> str | None:
     plain = re.sub(r"\\[$%]", "", p.answer)
     if "\\" in plain or p.kind not in ("auto", "words") or kind_for(p.answer, p.kind).name in _WITH_WORDS:
         return None
-    numbers = re.findall(r"-?\d[\d,]*(?:\.\d+)?", plain)
+    numbers = re.findall(NUMBER, plain)
     words = re.findall(r"[^\W\d_]{2,}", plain)
     announced = re.match(r"\s*[^\W\d_]{2,}\s*:", plain) or "####" in plain
     return numbers[-1].rstrip(",") if numbers and (len(words) >= 2 or announced) else None

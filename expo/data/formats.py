@@ -96,7 +96,8 @@ class Columns(Reader):
         last, group = matches[-1], 1 if matches[-1].re.groups else 0
         answer = last[group] or ""
         start, end = last.span(group)
-        if (re.search(r"[\d.,/-]$", text[:start]) and answer[:1].isdigit()) or (
+        sign = re.match(r"[-+−–]?(?=\d)", answer)
+        if (sign and re.search(r"\d\.?$" if sign[0] else r"[\d.,/−–-]$", text[:start])) or (
             re.match(r"[.,/]?\d", text[end:]) and answer[-1:].isdigit()
         ):
             raise BadRow("dataset.answer_pattern finds a part of a number", f"{answer!r} in {text[:80]!r}")

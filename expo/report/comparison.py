@@ -44,11 +44,16 @@ class Side:
         return cls(name, by_seed, sorted({run.seed for run in runs if not run.finished} - by_seed.keys()))
 
     @property
+    def model(self) -> Path | None:
+        """Return the model of which it is one evaluation; None where it is anything else."""
+        [one, *others] = self.runs.values()
+        evaluated = not others and str(one.summary.get("id")).startswith("evaluate-")
+        return Path(str(one.settings.get("model.path", ""))) if evaluated else None
+
+    @property
     def once(self) -> bool:
         """Return whether it is one evaluation, of a policy that is no run's and so has no training seed."""
-        [one, *others] = self.runs.values()
-        of_run = "checkpoints" in Path(str(one.settings.get("model.path", ""))).parts
-        return not others and str(one.summary.get("id")).startswith("evaluate-") and not of_run
+        return self.model is not None and "checkpoints" not in self.model.parts
 
     @property
     def marks(self) -> list[str]:
@@ -84,6 +89,8 @@ class Comparison:
     def paired(self) -> str:
         """Say which runs are paired, and which are left out."""
         arms = (self.first, self.second)
+        if None not in (models := [arm.model for arm in arms]) and models[0] != models[1]:  # seeds are of no training
+            return "one evaluation of each (few): paired by problem alone"
         once = next((arm for arm in arms if arm.once and len(self.pairs) > 1), None)
         shared = sorted(set.intersection(*(set(arm.runs) for arm in arms if arm is not once)))
         if not shared:

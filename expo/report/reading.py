@@ -28,7 +28,7 @@ from expo.runs.reading import commit_of, final_rows, percent_of, read_lines, rea
 from expo.tables.kept import by_run
 from expo.tables.plan import Plan, PlannedRun, known_tables, load_plan, plan_file
 from expo.tables.render import cells_of, made_by
-from expo.tables.request import Request, read_record
+from expo.tables.request import Request, kept_records, read_record
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def read_table(request: Request, options: Sequence[str] = ()) -> tuple[Page, lis
     labels = {arm: arm_record["label"] for arm, arm_record in record["arms"].items()}
     runs = []
     path = folder / "runs.json"  # not there beside a figure that shows another table's runs
-    kept_runs = json.loads(path.read_text()) if path.is_file() else []
+    kept_runs = kept_records(folder) if path.is_file() else []
     # What is kept may have arms that the table was rendered without since.
     for kept_run in (run for run in kept_runs if run["arm"] in labels and run["arm"] in plan.arms):
         arm, seed = kept_run["arm"], kept_run["seed"]

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from expo.config import LadderConf
+from expo.config.dataset import MEASURING
 from expo.config.key import shown
 from expo.ladder.problems import LEVELS, SYMBOLS
 
@@ -37,24 +38,30 @@ def _data(settings: Settings) -> str:
     path, other, hub = (settings.get(f"dataset.{key}") for key in ("path", "eval_path", "hub_id"))
     limit = settings.get("dataset.eval_limit")
     held_out = f"{'a part' if limit is None else f'up to {limit} problems'} of it held out for evaluation"
+    measured = "dataset.part" in settings or str(settings.get("command")).removeprefix("expo ") in MEASURING
+    most = settings.get("dataset.limit") if measured else limit
+    some = "" if most is None else f"up to {most} problems of "
     if path:
-        sentence = f"{path}, evaluated on {other}" if other else f"{path}, {held_out}"
+        sentence = f"{path}, evaluated on {some}{other}" if other else f"{path}, {held_out}"
     elif hub:
         configs = f" ({', '.join(settings['dataset.hub_configs'])})" if settings.get("dataset.hub_configs") else ""
         on = other or f"its split {settings.get('dataset.eval_split')}"
-        sentence = f"{hub}{configs} on the hub, split {settings.get('dataset.split')}, evaluated on {on}"
+        sentence = f"{hub}{configs} on the hub, split {settings.get('dataset.split')}, evaluated on {some}{on}"
     elif other:
-        sentence = f"evaluated on {other}"
+        sentence = f"evaluated on {some}{other}"
     else:
         sentence = "generated"
-    if settings.get("dataset.levels"):
-        sentence += f", levels {shown(settings['dataset.levels'])}"
+    levels, evaluated = (settings.get(f"dataset.{key}") for key in ("levels", "eval_levels"))
+    if levels:
+        sentence += f", levels {shown(levels)}"
+    if evaluated is not None and evaluated != levels:
+        sentence += f", evaluated on {f'levels {shown(evaluated)}' if evaluated else 'all levels'}"
     for key in sorted(key for key in settings if key.startswith("dataset.world.")):
         sentence += f", {key.removeprefix('dataset.')}={shown(settings[key])}"
     if settings.get("dataset.part"):
         sentence += f", part {settings['dataset.part']}"
-    levels = settings.get("dataset.levels") or LEVELS
-    symbols = ", ".join(f"{symbol} is {name}" for symbol, (level, name, _) in SYMBOLS.items() if level in levels)
+    asked = {*(levels or LEVELS), *((levels if evaluated is None else evaluated) or LEVELS)}
+    symbols = ", ".join(f"{symbol} is {name}" for symbol, (level, name, _) in SYMBOLS.items() if level in asked)
     meaning = " (4 cat 1 = 41, 4 dif 1 = 3, 4 mul 1 = 4)" if "cat" in symbols or "dif" in symbols else ""
     ladder = f" In its questions and steps {symbols}{meaning}." if settings.get("dataset._target_") == LADDER else ""
     heat = [settings.get(f"{part}.temperature") for part in ("rollout", "evaluation")]

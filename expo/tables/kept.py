@@ -17,6 +17,7 @@ from expo.config.key import shown
 from expo.runs.arms import settings_in
 from expo.runs.reading import read_rows
 from expo.tables.plan import Plan, PlannedRun, results_folder
+from expo.tables.request import kept_records
 from expo.tables.sweep import distinct
 
 
@@ -54,7 +55,7 @@ def unpack(
     """
     if not (folder / "runs.json").is_file():
         raise UserError(f"kept=true: no runs are kept in {folder}; leave kept out, and they are made")
-    records = {(r["arm"], r["seed"]): r for r in json.loads((folder / "runs.json").read_text())}
+    records = {(r["arm"], r["seed"]): r for r in kept_records(folder)}
     rows = {name: by_run(folder / f"{name}.parquet") for name in ("metrics", "completions", "samples", "measured")}
     # Arms may share a run, which is kept once, under an arm that the table that extends this one may not have.
     names = {(run.command, run.mark): (run.arm, run.seed) for run in distinct(all_runs)}

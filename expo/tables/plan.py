@@ -19,7 +19,7 @@ from expo.config import Config, UserError, check_anywhere, compose_config, run_d
 from expo.config.compose import for_command
 from expo.config.errors import first_line
 from expo.config.identity import runtime_keys
-from expo.config.key import with_groups
+from expo.config.key import shown, with_groups
 from expo.config.naming import plain
 from expo.runs.arms import settings_in
 
@@ -39,7 +39,8 @@ class Arm:
     label: str
     # Hydra overrides of `expo train`.
     overrides: list[str]
-    # Key of the arm that differences are taken from, on the same problems and seeds; every seed, of an evaluated one.
+    # Key of the arm that differences are taken from, on the same problems and seeds, at the same k; every seed, of an
+    # evaluated one.
     against: str | None = None
     # train; evaluate (once: it has no seed); or diagnose.
     command: Command = Command.train
@@ -192,6 +193,11 @@ def load_plan(name: str, scale_name: str | None = None) -> Plan:
     for where, arms in named.items():
         if unknown := sorted(set(arms) - set(plan.arms)):
             raise UserError(f"{path}: {where}={unknown[0]}: no such arm; use some of {', '.join(plan.arms)}")
+    for key, numbers in plan.paper.items():
+        if numbers is not None and not isinstance(numbers, dict):
+            beside = path.with_name("paper.yaml")
+            file = beside if beside.is_file() else path
+            raise UserError(f"{file}: {key}: {numbers}: no columns; give each number its column: {{MATH: {numbers}}}")
     for key, given in {"arms": plan.arms, "columns": plan.columns, "scales": plan.scales}.items():
         if not given:
             raise UserError(f"{path}: {key}: there are none; give one or more")
@@ -219,6 +225,11 @@ def load_plan(name: str, scale_name: str | None = None) -> Plan:
     for key, arm in plan.arms.items():
         if arm.against is not None and arm.against not in plan.arms:
             raise UserError(f"{path}: arms.{key}.against={arm.against}: no such arm; use one of {', '.join(plan.arms)}")
+        if arm.against and columns_of(plan, arm) != columns_of(plan, plan.arms[arm.against]):
+            unlike = f"k={shown(arm.k)}, and k={shown(plan.arms[arm.against].k)} of {arm.against}"
+            raise UserError(
+                f"{path}: arms.{key}.against={arm.against}: {unlike}; give both one k, or leave against out"
+            )
     for only in (plan.only, plan.scales[scale_name].only if scale_name else []):
         if only:
             plan.arms = {

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from expo.config import UserError, take_options
-from expo.config.errors import first_line
+from expo.config.foreign import SUMMARY, UNREADABLE, Check, is_text, is_whole, named, or_none, why
 from expo.tables import plan as plans
 from expo.tables.plan import Plan, PlannedRun, Scale, load_plan, plan_file, plan_runs, results_folder, table_name
 from expo.tables.sweep import distinct
@@ -149,15 +149,50 @@ def missing(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
     return distinct([run for run in runs if not run.done])
 
 
+def _has(*needed: str, **checks: Check) -> Check:
+    """Return a check of objects that have what is needed, and whose parts pass the checks of their names."""
+    return lambda value: (
+        isinstance(value, dict)
+        and set(needed) <= value.keys()
+        and all(checks[name](value[name]) for name in checks.keys() & value.keys())
+    )
+
+
+def _is_any_number(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list)
+
+
+_cell = _has("mean", "lo", "hi", "seeds", **dict.fromkeys(("mean", "lo", "hi"), _is_any_number), seeds=_is_list)
+_cells, _numbers = named(or_none(_cell)), named(or_none(_is_any_number))
+_of_runs = _has("columns", "scalars", "cost", columns=_cells, difference=_cells, scalars=_numbers, cost=_numbers)
+_arm = _has("label", "runs", label=is_text, runs=is_whole, marks=named(is_whole), commits=_is_list)
+_run = _has("arm", "seed", "config", "summary", arm=is_text, seed=is_whole, config=is_text, summary=_has(**SUMMARY))
+
+
 def read_record(folder: Path) -> dict[str, Any]:
     """Return table.json of a table that was made. Raises UserError where there is none, or a damaged one."""
-    path = folder / "table.json"
-    try:
-        record: dict[str, Any] = json.loads(path.read_bytes())
-        if not isinstance(record, dict) or not {"name", "arms", "command", "device", "date"} <= record.keys():
-            raise ValueError("no table's record")
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path}: cannot be read ({first_line(error)}); render the table again with expo table"
-        ) from error
+    arms = named(lambda arm: _arm(arm) and (not arm["runs"] or _of_runs(arm)))
+    is_record = _has("name", "arms", "command", "device", "date", arms=arms, figures=_is_list)
+    record: dict[str, Any] = _read(folder / "table.json", is_record)
     return record
+
+
+def kept_records(folder: Path) -> list[dict[str, Any]]:
+    """Return runs.json, what is kept of a table's runs. Raises UserError where there is none, or a damaged one."""
+    records: list[dict[str, Any]] = _read(folder / "runs.json", lambda value: _is_list(value) and all(map(_run, value)))
+    return records
+
+
+def _read(path: Path, is_ours: Check) -> Any:
+    try:
+        value = json.loads(path.read_bytes())
+        if not is_ours(value):
+            raise ValueError("not what a table leaves")
+    except UNREADABLE as error:
+        remedy = "render the table again with expo table, without kept=true"
+        raise UserError(f"{path}: cannot be read ({why(error)}); {remedy}") from error
+    return value

@@ -368,6 +368,38 @@ def test_a_plan_tells_steps_problems_epochs_and_money(capsys):
     assert "100 steps of 16 problems, 1,600 in all (2 epochs); 2 evaluations of 1,200 completions" in out
     assert "the run, money (plan.price=2.5)" in out
     assert "how sure: no GPU has been measured" in out
-    assert (
-        "epochs not known" in Work.of(compose_config(*THREE_B[:-1], "dataset=custom", "dataset.path=x.jsonl"), 1).length
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["dataset=ladder"], "evaluations of 2,000 completions"),
+        (["dataset=ladder", "dataset.eval_levels=[4,5]", "dataset.eval_limit=10"], "evaluations of 80 completions"),
+        (["dataset=math"], "epochs); 2 evaluations of 2,000 completions"),
+        (["dataset=math", "dataset.levels=[4,5]", "dataset.eval_limit=null"], "epochs not known: no dataset.limit)"),
+        (["dataset=math", "dataset.levels=[4,5]", "dataset.eval_limit=null"], "number is not known (no dataset"),
+        (["dataset=math", "dataset.path=x.jsonl", "dataset.eval_limit=null"], "epochs not known: no dataset.limit)"),
+        (["dataset=math", "dataset.path=x.jsonl", "dataset.eval_limit=null"], "evaluations of at most 400 completions"),
+        (["dataset=math_level5", "dataset.eval_limit=null"], "evaluations of 5,296 completions"),
+        (["dataset=custom", "dataset.path=x.jsonl", "dataset.limit=800"], "(at least 1 epochs)"),
+    ],
+)
+def test_a_plan_counts_the_problems_that_the_data_has_or_says_that_they_are_not_known(overrides, told):
+    few = ["trainer.max_steps=100", "trainer.problems_per_step=8", "evaluation.every=100", "model=qwen2.5-3b-instruct"]
+    assert told in Work.of(compose_config("algorithm=grpo", *overrides, *few), 1).length
+
+
+@pytest.mark.parametrize(("limit", "validation"), [(50, 60), (50, 50), (8000, 7500)])
+def test_a_plan_of_which_nothing_is_left_to_train_on_is_one_line(limit, validation):
+    line = [f"dataset.limit={limit}", f"dataset.validation={validation}"]
+    told = f"dataset.validation={validation}: no problem is left to train on; set it below {min(limit, 7500)}"
+    with pytest.raises(UserError, match=told):
+        plan_command(compose_config(*THREE_B, *line))
+
+
+def test_an_evaluation_of_the_ladder_is_estimated_by_the_problems_of_its_levels():
+    one, two = (
+        estimate(compose_config("dataset=ladder", f"dataset.eval_levels={levels}", *THREE_B[:1]), "evaluate", "h100")
+        for levels in ([5], [4, 5])
     )
+    assert two.tokens == 2 * one.tokens

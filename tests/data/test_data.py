@@ -140,6 +140,15 @@ def test_any_columns_from_parquet(tmp_path):
     assert data.whole()[0].solution.endswith("}")
 
 
+def test_a_column_without_a_name_is_none_that_is_meant(tmp_path):
+    path = own_file(tmp_path, [{"": str(i), "question": f"{i}?", "answer": "1"} for i in range(4)])
+    data = reader("dataset=custom", f"dataset.path={path}")
+    assert {(p.level, p.subject, p.solution) for p in data.whole()} == {(None, None, None)}
+    empty = reader("dataset=custom", f"dataset.path={path}", "dataset.columns.answer=''")
+    with pytest.raises(UserError, match="no usable problem"):
+        empty.whole()
+
+
 def test_a_missing_column_is_named(tmp_path, caplog):
     path = tmp_path / "x.jsonl"
     path.write_text(json.dumps({"question": "1?", "result": 1}) + "\n")
@@ -414,6 +423,15 @@ def test_odd_lines_cost_only_themselves(tmp_path, math_file):
         ("She has 14,013 dollars in total", NUMBER, "14,013"),
         ("It costs 12.50 dollars", NUMBER, "12.50"),
         ("It is -5.", NUMBER, "-5"),
+        ("From 3 to -5 degrees", NUMBER, "-5"),
+        ("The score was 21-14", r"(-?\d+)", None),
+        ("The score was 21-14", NUMBER, None),
+        ("between 3-5 apples", NUMBER, None),
+        ("on 2024-01-05", NUMBER, None),
+        ("as 5.-3 says", r"(-?\d+)", None),
+        ("between 3–5 apples", NUMBER, None),
+        ("It is −5 then", NUMBER, None),
+        ("It is 2+3", r"([+-]?\d+)", None),
     ],
 )
 def test_a_pattern_that_cuts_a_number_is_told(tmp_path, text, pattern, found):

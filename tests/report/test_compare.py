@@ -203,6 +203,17 @@ def test_a_policy_without_a_seed_is_a_pair_with_every_run():
     assert comparison.differences()[1][0][4].startswith("+33.3 [")
 
 
+def test_evaluations_of_two_policies_are_no_pair_by_the_seed_that_neither_was_trained_with():
+    def evaluation(model):
+        made = {"summary": {"id": "evaluate-ladder-ab12"}, "settings": {"model.path": f"outputs/{model}"}}
+        return Side.of(model, [replace(run(model, 0, a=1), **made)])
+
+    first, second = (evaluation(f"grpo-s{seed}/checkpoints/final") for seed in (1, 2))
+    for one, other in ((first, second), (evaluation("base"), second)):
+        assert Comparison(one, other).paired == "one evaluation of each (few): paired by problem alone"
+    assert Comparison(first, first).paired == "1 pairs of runs (few), seeds 0"
+
+
 def test_tokens_until_a_rate_is_reached():
     def lines(*passed):
         return [

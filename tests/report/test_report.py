@@ -281,6 +281,16 @@ def test_data_and_differences_by_hand():
         "b: Data: math (x/math (algebra) on the hub, split train, evaluated on its split test, levels [4,5]). Model: "
         "m.",
     ]
+    (told,) = data_sentences(
+        {"a": hub | {"dataset.eval_limit": 500, "dataset.eval_levels": [1, 4], "dataset.limit": 9}}
+    )
+    assert "evaluated on up to 500 problems of its split test, levels [4,5], evaluated on levels [1,4])" in told
+    (told,) = data_sentences({"a": hub | {"dataset.eval_limit": 500, "dataset.limit": 9, "command": "expo evaluate"}})
+    assert "evaluated on up to 9 problems of its split test, levels [4,5])" in told
+    (told,) = data_sentences({"a": file | {"dataset.eval_path": "b.jsonl", "dataset.eval_levels": []}})
+    assert told.startswith(
+        "Data: mine (a/mine.jsonl, evaluated on up to 50 problems of b.jsonl, evaluated on all levels)"
+    )
     assert differing({"a": file, "b": dict(file)}) is None
     heads, rows = differing({"a": {"x": None, "y": [1], "z": 0.5}, "b": {"x": False, "y": [1]}})
     assert heads == ["setting", "a", "b"]

@@ -162,6 +162,12 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
 )
 
 
+def test_a_run_of_the_largest_seed_is_read(tmp_path):
+    left = leave(tmp_path, f"seed={2**63 - 1}")  # as of $(date +%s%N)
+    assert [(run.dir, run.row["status"]) for run in find_runs(tmp_path)] == [(left, "done")]
+    assert read_summary(left)["seed"] == 2**63 - 1
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -181,6 +187,7 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
         (summary(status=["done"]), "status is not"),
         (summary(versions=[1]), "versions is not"),
         (lambda run: (run / "summary.json").write_text('{"seed": 1' + "0" * 400 + "}"), "a number of 401 digits"),
+        (summary(seed=2**63), "a number of 19 digits"),
         (lambda run: (run / "summary.json").write_text("[" * 200_000), "recursion"),
         (lambda run: [(run / "summary.json").unlink(), os.mkfifo(run / "summary.json")], "it is no plain file"),
     ],

@@ -222,6 +222,9 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(small, tmp_path, capsys)
             "scales.cpu.arms=gropo: no such arm; use some of grpo, exp",
         ),
         (PLAN + "paper: {gpro: {MATH: 1}}", "paper=gpro: no such arm"),
+        (PLAN + "paper: {exp: 54.3}", r"plan.yaml: exp: 54.3: no columns; give each number its column: \{MATH: 54.3\}"),
+        (PLAN + "paper: {exp: [54.3]}", r"plan.yaml: exp: \[54.3\]: no columns"),
+        (PLAN.replace("{label: GRPO,", "{label: GRPO, k: 8,"), "arms.exp.against=grpo: k=null, and k=8 of grpo; give"),
         (PLAN.replace("seeds: [0, 1]", "seeds: [0, -1]"), r"seeds=\[0, -1\]: give one seed or more, each of 0 or more"),
         (PLAN + "prepare: {made: [pretrain, pretrain.output=made]}", "prepare.made: no run begins from it"),
         ("- " + PLAN.replace("\n", "\n  "), "not keys with values"),
@@ -287,9 +290,25 @@ def test_mistakes_on_the_command_line_are_one_line(small):
             table.main(arguments)
 
 
+def test_a_number_of_the_paper_without_a_column_names_its_file(small):
+    (small / "paper.yaml").write_text("grpo: 54.3\n")
+    with pytest.raises(UserError, match=r"small/paper.yaml: grpo: 54.3: no columns"):
+        table.main(["small", "dry_run=true"])
+
+
+def test_an_arm_is_held_against_one_of_its_own_k(small):
+    text = PLAN.replace("[pass@1, pass@4/level5]", "[pass@4]")  # k: 4 says what the column says
+    (small / "plan.yaml").write_text(text.replace("{label: GRPO,", "{label: GRPO, k: 4,"))
+    assert table.main(["small", "dry_run=true"]) == 0
+
+
 def test_a_damaged_table_is_one_line_of_a_dry_run(small):
     (small / "results" / "cpu").mkdir(parents=True)
-    for text in ("{", "[]"):
+    record = {"name": "small", "arms": {"grpo": None}, "command": "", "device": "", "date": ""}
+    cell = {"label": "GRPO", "runs": 1, "columns": {"pass@1": {"mean": None}}, "scalars": {}, "cost": {}}
+    arms = ({}, {"label": "GRPO", "runs": "1"}, {"label": "GRPO", "runs": 1}, cell)
+    damaged = [record, *(record | {"arms": {"grpo": arm}} for arm in arms)]
+    for text in ("{", "[]", *map(json.dumps, damaged)):
         (small / "results" / "cpu" / "table.json").write_text(text)
         with pytest.raises(UserError, match=r"table.json: cannot be read \(.*\); render the table again"):
             table.main(["small", "dry_run=true"])
@@ -672,6 +691,18 @@ def test_a_kept_run_of_another_seed_or_of_another_arms_settings_is_refused(tmp_p
         (folder / "runs.json").write_text(json.dumps([*records[:-1], last]))
         with pytest.raises(UserError, match=told):
             unpack(folder, runs, runs, plan.prepare, folder / "runs")
+
+
+@pytest.mark.parametrize("text", ['[{"arm": "grpo", ', "{}", '[{"arm": "grpo"}]', "[null]", "[" * 200_000])
+def test_damaged_runs_of_a_table_are_one_line_of_a_report_and_of_what_is_kept(tmp_path, text):
+    folder = tmp_path / "study" / "results" / "cpu"
+    folder.mkdir(parents=True)
+    shutil.copy(plans.EXPERIMENTS / "table3_levels" / "plan.yaml", tmp_path / "study")
+    shutil.copy(plans.results_folder("table3_levels", "cpu") / "table.json", folder)
+    (folder / "runs.json").write_text(text)
+    for made in (lambda: command.main([str(folder)]), lambda: table.main([str(tmp_path / "study"), "kept=true"])):
+        with pytest.raises(UserError, match=r"runs.json: cannot be read \(.*\); render the table again"):
+            made()
 
 
 def test_another_diagnosis_is_not_rendered_from_what_is_kept():
