@@ -17,7 +17,7 @@ from expo.cost.machine import Device, this_machine
 from expo.cost.run import Work
 from expo.cost.shape import shape_of
 from expo.jobs.wiring import load_model, make_engine
-from expo.model.policy import causal_lm, computing
+from expo.model.modes import causal_lm, computing
 from expo.rollout import transformers_engine
 from expo.rollout.decoding import OneFormatCache, decoding, head_logits, roomy_cache
 from expo.rollout.engine import Request, Sampling

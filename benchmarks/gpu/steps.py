@@ -17,7 +17,7 @@ from expo.cost.seconds import seconds
 from expo.cost.shape import Shape, shape_of
 from expo.jobs.fit import make_trainer
 from expo.jobs.wiring import build_run
-from expo.model.policy import causal_lm
+from expo.model.modes import causal_lm
 from expo.runs.directory import Run
 from expo.training.callbacks import Stop
 from expo.verifier.pool import Verifier

@@ -19,7 +19,7 @@ from expo.cost.memory import held, updating
 from expo.cost.run import Work
 from expo.cost.shape import shape_of
 from expo.jobs.wiring import load_model
-from expo.model.policy import causal_lm
+from expo.model.modes import causal_lm
 from expo.model.scoring import score
 
 TRIES, KERNELS = 3, 12

@@ -14,7 +14,7 @@ from expo.algorithms import losses
 from expo.algorithms.pair_store import PairStore
 from expo.algorithms.updates import Updates
 from expo.config import AlgorithmConf, OptimizerConf, TrainerConf, UserError
-from expo.model.policy import as_initial, take_weights, with_dropout
+from expo.model.modes import as_initial, take_weights, with_dropout
 from expo.model.scoring import TokenBatch, score, token_batch
 from expo.rollout.noise import DROPOUT, NoiseKey
 from expo.rollout.sharded import WholeCopy

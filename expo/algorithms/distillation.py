@@ -21,7 +21,7 @@ from expo.algorithms.divergences import Divergence, capped
 from expo.algorithms.grpo import GRPO
 from expo.algorithms.terms import Rows, Scored, Term
 from expo.config import SelfDistillationConf, functions_of
-from expo.model.policy import as_initial, in_evaluation
+from expo.model.modes import as_initial, in_evaluation
 from expo.model.scoring import TokenBatch, score_beside
 from expo.step.experience import Experience, Group
 from expo.step.privilege import PRIVILEGES, privileged_prompts, wrong_answer

@@ -7,7 +7,7 @@ over the tokens of completions only, see `expo.algorithms.losses.token_weights`.
 
 from expo.algorithms.base import Algorithm, StepSums
 from expo.config import SFTConf
-from expo.model.policy import take_weights
+from expo.model.modes import take_weights
 from expo.step.experience import Experience
 
 

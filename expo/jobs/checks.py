@@ -6,7 +6,7 @@ from expo.config import Config, LadderConf, UserError
 from expo.config.key import shown
 from expo.config.world import CLEAR
 from expo.ladder import problems as ladder
-from expo.model.policy import causal_lm
+from expo.model.modes import causal_lm
 from expo.verifier.extraction import extraction
 
 

@@ -22,7 +22,7 @@ from expo.ground.ranks import LOST, Apart, is_rank, is_watched, joined, lost_ano
 from expo.jobs.process import set_up_process
 from expo.jobs.wiring import build_run
 from expo.loggers.tracking import Session, log_summary, make_loggers
-from expo.model.policy import causal_lm
+from expo.model.modes import causal_lm
 from expo.runs.directory import Run
 from expo.runs.health import nothing_learned
 from expo.runs.reading import last_evaluation, read_lines

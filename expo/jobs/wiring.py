@@ -24,7 +24,7 @@ from expo.ground.problem import Problem
 from expo.ground.ranks import ALONE, Ranks
 from expo.jobs.checks import check_extraction, check_world
 from expo.model.checks import check_bits, check_packing, check_rounding, check_scoring, reads_rightly, row_limit
-from expo.model.policy import as_it_began, cast_frozen_linears, causal_lm, compute_in, frozen_copy
+from expo.model.modes import as_it_began, cast_frozen_linears, causal_lm, compute_in, frozen_copy
 from expo.model.prompts import Prompts
 from expo.rollout.checks import check_decoding
 from expo.rollout.dealt import DealtEngine

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from expo.config import UserError
 from expo.model.formats import error_in_4bit
-from expo.model.policy import causal_lm, computing, in_evaluation
+from expo.model.modes import causal_lm, computing, in_evaluation
 from expo.model.scoring import score, token_batch
 
 # What a model raises that cannot do what it is asked for.

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 
 from expo.ground.progress import counting
-from expo.model.policy import causal_lm, computing, is_sharded
+from expo.model.modes import causal_lm, computing, is_sharded
 
 # So many logits, 0.5 GiB in float32, there are at a time. Of no more in all, they are kept for the backward pass.
 LOGITS = 2**27

@@ -6,7 +6,7 @@ from transformers import PreTrainedModel
 from expo.config import UserError
 from expo.config.errors import first_line
 from expo.model.checks import UNABLE, rounding
-from expo.model.policy import causal_lm, in_evaluation
+from expo.model.modes import causal_lm, in_evaluation
 from expo.model.scoring import score, token_batch
 from expo.rollout.engine import Engine, Request, Sampling
 from expo.rollout.noise import SOLVE, NoiseKey

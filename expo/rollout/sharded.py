@@ -17,7 +17,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_f
 from transformers import PreTrainedModel
 
 from expo.config import UserError
-from expo.model.policy import causal_lm
+from expo.model.modes import causal_lm
 from expo.model.scoring import beside_tokens, hidden_before, score_tokens
 from expo.model.shares import gathered, like
 from expo.rollout.engine import Engine, EngineAround

@@ -15,7 +15,7 @@ from transformers import (
 
 from expo.config import RolloutConf
 from expo.ground.progress import counting
-from expo.model.policy import as_initial, causal_lm, computing, in_evaluation
+from expo.model.modes import as_initial, causal_lm, computing, in_evaluation
 from expo.rollout.decoding import decoding, head_logits, roomy_cache
 from expo.rollout.engine import Completion, Engine, Follow, Request, Sampling, eos_ids
 from expo.rollout.noise import uniforms

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from expo.config import EngineError, VLLMConf
 from expo.ground.files import Temporary
 from expo.ground.progress import counting
-from expo.model.policy import causal_lm, in_evaluation, without_autocast
+from expo.model.modes import causal_lm, in_evaluation, without_autocast
 from expo.model.scoring import score, token_batch
 from expo.rollout.engine import Completion, Engine, Follow, Request, Sampling, eos_ids
 from expo.rollout.vllm_place import (

@@ -27,7 +27,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from expo.config import Config, UserError
 from expo.config.errors import first_line
 from expo.ground.files import beside, remove
-from expo.model.policy import causal_lm, save_policy
+from expo.model.modes import causal_lm
+from expo.model.policy import save_policy
 from expo.runs.card import model_card
 from expo.training.space import check_room, disk_errors
 

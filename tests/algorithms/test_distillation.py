@@ -16,7 +16,7 @@ from expo.algorithms.distillation import Distill, SelfDistillation, evenness
 from expo.algorithms.updates import Updates
 from expo.config import NoPositivesConf, OptimizerConf, SelfDistillationConf, TrainerConf
 from expo.ground.problem import Problem
-from expo.model.policy import frozen_copy
+from expo.model.modes import frozen_copy
 from expo.model.scoring import TokenBatch
 from expo.rollout.engine import Completion, Sampling
 from expo.step.experience import Experience, Group, Timer, Tools

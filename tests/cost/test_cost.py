@@ -22,7 +22,7 @@ from expo.cost.run import Work
 from expo.cost.seconds import decoding, run_seconds, seconds, tokens, update
 from expo.cost.shape import shape_of
 from expo.jobs import wiring
-from expo.model.policy import compute_in
+from expo.model.modes import compute_in
 from expo.model.scoring import LOGITS, score, token_batch
 from expo.rollout import transformers_engine
 from expo.rollout.engine import Request, Sampling

@@ -16,7 +16,8 @@ from expo.cost.run import Work
 from expo.jobs.wiring import load_model
 from expo.ladder.policy import ladder_model, ladder_tokenizer
 from expo.model.formats import as_numbers
-from expo.model.policy import as_initial, causal_lm, load_policy
+from expo.model.modes import as_initial, causal_lm
+from expo.model.policy import load_policy
 from expo.model.scoring import score, token_batch
 from expo.step.positives.bank import fingerprint
 from expo.training.checkpoints import newest_checkpoint

@@ -14,7 +14,7 @@ from expo.jobs import wiring
 from expo.jobs.wiring import frozen_models, load_model, make_engine, make_evaluator, read_prompts_rightly
 from expo.model import scoring
 from expo.model.checks import reads_rightly
-from expo.model.policy import as_initial, cast_frozen_linears, compute_in, frozen_copy, take_weights, without_autocast
+from expo.model.modes import as_initial, cast_frozen_linears, compute_in, frozen_copy, take_weights, without_autocast
 from expo.model.scoring import can_share, micro_batches, score, token_batch, token_logp
 from expo.model.small import random_tiny
 from expo.step.positives.bank import fingerprint

@@ -10,7 +10,8 @@ from expo.config import ModelConf, PromptsConf, UserError, check, identity
 from expo.ground.problem import Problem
 from expo.ladder.policy import ladder_model, ladder_tokenizer
 from expo.model.checks import check_rounding
-from expo.model.policy import PLAIN, _problem_of, load_policy, with_dropout, without_dropout
+from expo.model.modes import with_dropout, without_dropout
+from expo.model.policy import PLAIN, _problem_of, load_policy
 from expo.model.prompts import Prompts, text_ids, turn_end
 from expo.model.scoring import score, token_batch
 from expo.model.small import random_tiny

@@ -12,7 +12,7 @@ from benchmarks import rollout as bench_rollout
 from expo.config import RolloutConf
 from expo.ladder import problems as world
 from expo.ladder.policy import ladder_model
-from expo.model.policy import compute_in
+from expo.model.modes import compute_in
 from expo.model.scoring import score, token_batch
 from expo.rollout import decoding as decoding_module
 from expo.rollout import transformers_engine

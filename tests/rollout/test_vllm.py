@@ -25,7 +25,8 @@ from expo.config.model import located
 from expo.ground.problem import Problem
 from expo.ladder.policy import ladder_model, ladder_tokenizer
 from expo.ladder.problems import generate
-from expo.model.policy import compute_in, load_policy
+from expo.model.modes import compute_in
+from expo.model.policy import load_policy
 from expo.model.scoring import score, token_batch
 from expo.rollout import vllm_engine, vllm_transfer
 from expo.rollout.engine import Request, Sampling

@@ -20,7 +20,7 @@ from expo.config.identity import bank_identity
 from expo.jobs import wiring
 from expo.jobs.explain import explain
 from expo.jobs.wiring import build_run
-from expo.model.policy import as_it_began
+from expo.model.modes import as_it_began
 from expo.model.small import random_tiny
 from expo.rollout.engine import Completion, Request, Sampling
 from expo.rollout.noise import EXPLAIN, NoiseKey

@@ -31,7 +31,7 @@ from expo.ground.problem import Problem
 from expo.ground.ranks import ALONE, Apart, Ranks
 from expo.jobs import wiring
 from expo.jobs.wiring import build_run
-from expo.model.policy import as_it_began, compute_in
+from expo.model.modes import as_it_began, compute_in
 from expo.model.scoring import score, token_batch
 from expo.model.shares import whole_state
 from expo.rollout.dealt import DealtEngine

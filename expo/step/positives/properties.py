@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from expo.ground.ranks import ALONE, Ranks
-from expo.model.policy import causal_lm, in_evaluation
+from expo.model.modes import causal_lm, in_evaluation
 from expo.model.prompts import Prompts
 from expo.model.scoring import token_batch, token_logp
 from expo.rollout.engine import eos_ids
