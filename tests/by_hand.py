@@ -20,6 +20,7 @@ def leave(root, *overrides, status="done", score=0.5, steps=2, wall_s=75.0):
     summary = {
         "status": status, "identity": identity(cfg), "id": run_id(cfg), "arm": arm_identity(cfg), "name": cfg.name,
         "seed": cfg.seed, "git": "abc", "versions": {}, "device": "a machine", "wall_s": wall_s, "metrics": metrics,
+        "step": steps,
     }  # fmt: skip
     (folder / "summary.json").write_text(json.dumps(summary))
     lines = [{"step": i + 1, "loss/total": 0.1} for i in range(steps)]

@@ -13,6 +13,7 @@ import expo
 from expo.commands import export, samples
 from expo.config import LADDER, UserError
 from expo.evaluation.files import save_rows
+from expo.runs.arms import TRAINED_BY
 
 TINY = [*SMALL, "dataset=ladder", "dataset.levels=[2]", "trainer.max_steps=2", "evaluation.every=1"]
 
@@ -72,7 +73,7 @@ def test_completions_in_the_terminal(finished, tmp_path, capsys):
     assert "eval-step000002.parquet" in printed("of=eval", "step=2")
     assert "train-step000002.parquet" in printed()  # the last one
     for wrong, told in (
-        ("n=two", "not a number"), ("of=test", "use of=train or of=eval"), ("verdit=correct", "no completion has verdit"), ("step=9", "those of steps"),  # noqa: E501
+        ("n=two", "not a number"), ("of=test", "use of=train, of=eval or of=greedy"), ("verdit=correct", "no completion has verdit"), ("step=9", "those of steps"),  # noqa: E501
         ("verdict=wrong", "no such verdict; use one of correct, incorrect"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=told):
@@ -120,6 +121,8 @@ def test_an_export_is_the_merged_model(finished, tmp_path, capsys):
 
     assert export.main([str(finished.dir), f"output={tmp_path / 'plain'}"]) == 0
     assert not (tmp_path / "plain" / "adapter_config.json").exists()
+    assert (tmp_path / "plain" / TRAINED_BY).is_file()
+    assert "were measured before the export" in (tmp_path / "plain" / "README.md").read_text()
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "plain").eval()
     model, tokenizer = finished.model()
     ids = torch.tensor([tokenizer("3 + 4")["input_ids"]])

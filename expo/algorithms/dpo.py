@@ -11,7 +11,7 @@ import torch
 
 from expo.algorithms import losses
 from expo.algorithms.base import Algorithm, Components, StepSums
-from expo.config import DPOConf
+from expo.config import DPOConf, UserError
 from expo.ground.problem import Problem
 from expo.model.scoring import TokenBatch
 from expo.rollout.engine import Completion
@@ -52,9 +52,14 @@ class DPO(Algorithm):
 
     def pairs_of(self, start: int, problems: list[Problem], goes_on: bool = False) -> Experience:
         """Return the pairs of the round that begins at step `start`: read from disk, or made and saved. Args: goes_on,
-        whether the run is resumed within the round."""
+        whether the run is resumed within the round. Raises UserError where it is, and the pairs are gone."""
         with alone_with(self.pairs.path(start)) if self.ranks.first else nullcontext():
             experience = self.ranks.by_first(lambda: self.pairs.load(start, problems, goes_on))
+            if experience is None and goes_on:
+                raise UserError(
+                    f"pairs={self.pairs.path(start)}: gone, and the policy is no longer the one that made them; "
+                    "fresh=true begins the run anew"
+                )
             if experience is None:
                 generated = experience = self.pipeline.run(start, problems, self.conf.group_size)
                 self.ranks.by_first(lambda: self.pairs.save(start, generated))

@@ -3,10 +3,13 @@
 import os
 from pathlib import Path
 
+import yaml
+
 from expo.config import ModelConf, UserError, make_folder, restore, take_options
 from expo.config.foreign import summary_with
 from expo.config.from_run import finished_model, run_directory
 from expo.ground.files import remove
+from expo.runs.arms import TRAINED_BY, settings_of
 from expo.runs.card import model_card
 from expo.training.space import disk_errors
 
@@ -31,7 +34,9 @@ def main(arguments: list[str]) -> int:
     partial = output.with_name(f".{output.name}.partial")
     remove(partial)
     gguf = _save(final, partial, options["dtype"] or cfg.model.dtype)
-    (partial / "README.md").write_text(model_card(cfg, summary, adapter=False, gguf=gguf))
+    merged = (final / "adapter_config.json").is_file() or options["dtype"] not in ("", cfg.model.dtype)
+    (partial / "README.md").write_text(model_card(cfg, summary, adapter=False, gguf=gguf, exported=merged))
+    (partial / TRAINED_BY).write_text(yaml.safe_dump(settings_of(run)))
     partial.rename(output)
     print(f"{output}: load it with AutoModelForCausalLM.from_pretrained({str(output)!r})")
     return 0

@@ -18,7 +18,8 @@ from expo.verifier.pool import Verifier
 
 USAGE = (
     "usage: expo init FOLDER data=FILE.jsonl [question=COLUMN] [answer=COLUMN] [solution=COLUMN] [level=COLUMN] "
-    "[answer_pattern=REGEX] [verifier=NAME]; columns that are not given are guessed by their names"
+    "[answer_pattern=REGEX] [verifier=NAME] [verifier.function=…]; columns that are not given "
+    "are guessed by their names"
 )
 # What columns are called in data sets that people have.
 NAMES: Mapping[str, Sequence[str]] = {
@@ -47,6 +48,8 @@ def main(arguments: list[str]) -> int:
     options, rest = take_options(
         arguments, data="", question="", answer="", solution="", level="", answer_pattern="", verifier=""
     )
+    of_judge = [a for a in rest if a.startswith("verifier.")]
+    rest = [a for a in rest if a not in of_judge]
     if len(rest) != 1 or "=" in rest[0]:
         raise UserError(f"init {' '.join(rest)}: not one folder; {USAGE}")
     folder, data = Path(rest[0]), options.pop("data")
@@ -59,7 +62,7 @@ def main(arguments: list[str]) -> int:
     columns = mapping(Path(data), options)
     overrides += [f"dataset.columns.{part}={in_override(column)}" for part, column in columns.items()]
     overrides += [f"dataset.answer_pattern={in_override(pattern)}"] if pattern else []
-    overrides += [f"verifier={in_override(verifier)}"] if verifier else []
+    overrides += [f"verifier={in_override(verifier)}", *of_judge] if verifier else of_judge
     if all(re.fullmatch(r"\(?[A-Za-z]\)?", answer) for answer in look(overrides)) and not verifier:
         overrides.append("verifier=choice")
         print("every answer is a letter: verifier=choice goes into the plan, which reads “(B) because …” as B")

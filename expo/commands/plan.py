@@ -38,6 +38,8 @@ def plan(cfg: Config) -> int:
     wide_console().print(as_table(works, device))
     generated = tokens(works[0])
     checkpoint, most = disk(works[0])
+    prompt = cfg.plan.prompt_tokens or cfg.rollout.max_prompt_tokens
+    print(f"prompts are taken to have {prompt} tokens; plan.prompt_tokens=… says how many they have")
     print(
         f"{generated / 1e6:.1f} M tokens generated{'' if cfg.plan.completion_tokens else ' at most'}; disk: "
         f"{checkpoint / 1e9:.1f} GB each checkpoint, {most / 1e9:.1f} GB at a time"

@@ -118,7 +118,11 @@ def show(arguments: Sequence[str]) -> int:
 def _results(run: RunFolder) -> dict[str, str]:
     metrics = run.summary.get("metrics", {})
     results = {"completions": shares} if (shares := shares_told(metrics)) else {}
-    return results | {name: f"{rate} %" for name in metrics if (rate := percent_of(metrics, name))}
+    measured = [name for name in metrics if f"{name}_lo" in metrics]
+    if run.command == "diagnose":  # nats and tokens, and shares, as its own table has them
+        cells = {name: [metrics[f"{name}{end}"] for end in ("", "_lo", "_hi")] for name in measured}
+        return results | {name: f"{mean:.2f} [{low:.2f}, {high:.2f}]" for name, (mean, low, high) in cells.items()}
+    return results | {name: f"{percent_of(metrics, name)} %" for name in measured}
 
 
 def _data(run: RunFolder) -> dict[str, str]:

@@ -9,9 +9,9 @@ from expo.runs.listing import kept, run_folder
 from expo.runs.reading import completions_file, completions_in
 
 USAGE = """\
-usage: expo samples RUN [step=N] [problem=ID] [verdict=incorrect] [tokens>=90 ...] [n=5] [of=train|eval]
-Any column of completions/*.parquet is a filter. Without step=, the last step that was kept; of=train: rollouts, of=eval: an evaluation."""  # noqa: E501
-KINDS = ("train", "eval")
+usage: expo samples RUN [step=N] [problem=ID] [verdict=incorrect] [tokens>=90 ...] [n=5] [of=train|eval|greedy]
+Any column of completions/*.parquet is a filter. Without step=, the last step that was kept; of=train: rollouts, of=eval: an evaluation; of=greedy: its most likely one."""  # noqa: E501
+KINDS = ("train", "eval", "greedy")
 VERDICTS = ("correct", "incorrect", "unparseable", "timeout")
 
 
@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> int:
         if options[name] and not options[name].isdigit():
             raise UserError(f"{name}={options[name]}: not a number; use {name}=1")
     if options["of"] not in ("", *KINDS):
-        raise UserError(f"of={options['of']}: no such completions; use of=train or of=eval")
+        raise UserError(f"of={options['of']}: no such completions; use of=train, of=eval or of=greedy")
     directory = run_folder(run).dir
     trained = any((directory / "completions").glob("train-*.parquet"))
     kind = options["of"] or KINDS[0 if trained else 1]
@@ -42,6 +42,9 @@ def main(arguments: list[str]) -> int:
             if row.get(name):
                 text = "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in row[name])
                 console.print(f"  {name}: {text}".replace("\n", "\n    "), markup=False)
+    if not passing and rows:
+        problems = list(dict.fromkeys(str(row["problem"]) for row in rows))
+        print(f"its problems are {', '.join(problems[:5])}{', …' if len(problems) > 5 else ''}")
     print(f"{min(len(passing), int(options['n']))} of {len(passing)} that fit, of {len(rows)} in {file}")
     return 0
 

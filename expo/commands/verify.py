@@ -1,19 +1,22 @@
 """`expo verify`: what the verifier says of an answer, and why."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from expo.config import ANSWER_KINDS, UserError, VerifierConf, take_options
+from expo.config import ANSWER_KINDS, UserError, VerifierConf, compose_config, take_options
 from expo.ground.problem import Problem
 from expo.verifier.answers import fast_verdict, kind_for
 from expo.verifier.kinds import doubt
 from expo.verifier.pool import Verifier
 from expo.verifier.spelling import bare
 
-USAGE = "usage: expo verify GOLD ANSWER... [kind=auto] (each in quotes; without \\boxed{} around it)"
+USAGE = (
+    "usage: expo verify GOLD ANSWER... [kind=auto | verifier=… prompts=…] (each in quotes; without \\boxed{} around it)"
+)
 
 
 def main(arguments: list[str]) -> int:
@@ -22,14 +25,12 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"verify: a right answer and at least one other are compared; {USAGE}")
     given = [a for a in arguments if a.startswith("kind=")]
     options, _ = take_options(given, kind="auto")
-    gold, *answers = [a for a in arguments if a not in given]
+    settings = [a for a in arguments if re.match(r"(verifier|prompts)[.=]", a)]
+    gold, *answers = [a for a in arguments if a not in (*given, *settings)]
     kind = options["kind"]
-    if settings := [a for a in arguments if re.match(r"(verifier|dataset|prompts)[.=]", a)]:
-        raise UserError(
-            f"{settings[0]}: expo verify compares bare answers, by kind=…, and takes no settings; try a judge or a "
-            "place of your own with expo train … model=random_tiny trainer.max_steps=1"
-        )
-    if kind not in ANSWER_KINDS:
+    if settings and not given:
+        return by_judge(settings, gold, answers)
+    if kind not in ANSWER_KINDS or settings:
         raise UserError(f"kind={kind}: no kind of answer; use one of {', '.join(ANSWER_KINDS)}")
     how = kind_for(gold, kind)
     stated = _stated(how.form, gold)
@@ -43,6 +44,24 @@ def main(arguments: list[str]) -> int:
             verdict = verifier.submit(verifier.extraction.stated(answer), problem).result()
             by = "math-verify" if fast_verdict(answer, gold, kind) is None else "its kind"
             table.add_row(bare(answer), _stated(how.form, answer), str(verdict), by)
+    Console().print(table, markup=False)
+    return 0
+
+
+def by_judge(settings: Sequence[str], gold: str, texts: Sequence[str]) -> int:
+    """Print what a judge says of completions, or of bare answers as `prompts.final` states them."""
+    cfg = compose_config(settings)
+    table = Table("answer", "is read as", "verdict", "score", box=None, pad_edge=False)
+    with Verifier(cfg.verifier, final=cfg.prompts.final) as verifier:
+        problem = Problem("", "", gold, columns={"answer": gold})
+        if refused := verifier.judge.refuses(problem):
+            raise UserError(f"{gold}: as a right answer of {' '.join(settings)}: {refused}")
+        read = verifier.extraction.of
+        for text in texts:
+            completion = text if read(text) is not None else verifier.extraction.stated(text)
+            judging = verifier.submit(completion, problem)
+            verdict = judging.result()
+            table.add_row(text, read(completion) or "", str(verdict), f"{judging.score:g}")
     Console().print(table, markup=False)
     return 0
 

@@ -181,7 +181,7 @@ def run(arguments: Sequence[str]) -> int:
     from expo.tables.wandb_sweep import find_run
 
     named = {"arm": "", "seed": "", "run": ""}
-    mine = [a for a in arguments if a.partition("=")[0] in named]
+    mine = [a for a in arguments if "=" in a and a.partition("=")[0] in named]
     named |= dict(a.split("=", 1) for a in mine)
     request = _request([a for a in arguments if a not in mine])
     planned = find_run(request.runs(), **named)

@@ -239,7 +239,11 @@ def build(conf: Any, *parts: Any, of: type | None = None) -> Any:
     except (ImportError, AttributeError) as error:
         raise UserError(f"_target_={conf._target_}: cannot be imported ({error}); correct the name") from error
     if not callable(target) or not _takes(target, len(parts) + 1) or not _is_of(target, of):
-        raise UserError(f"_target_={conf._target_}: is no {of.__name__ if of else 'class'}; give the name of one")
+        lacking = [name for name in vars(of or object) if not name.startswith("_") and not hasattr(target, name)]
+        lacks = f" (it has no {', '.join(lacking)})" if lacking else ""
+        raise UserError(
+            f"_target_={conf._target_}: is no {of.__name__ if of else 'class'}{lacks}; give the name of one"
+        )
     return target(conf, *parts)
 
 

@@ -145,6 +145,8 @@ def run_directory(text: str) -> Path:
         return Path(text).resolve() if ".." in Path(text).parts else Path(text)  # the folders above it are its own
     pattern = text if set("*?[") & set(text) else f"outputs/*/*-{text}*"
     paths = [path for path in sorted(glob.glob(pattern)) if Path(path, "config.yaml").is_file()]
+    if "*" not in text and len(trained := [path for path in paths if Path(path).parts[1] not in MEASURING]) == 1:
+        paths = trained  # an evaluation of a table's settings has the identity of the run that trains by them
     if len(paths) != 1:
         some = f": {', '.join(paths[:3])}{', …' if len(paths) > 3 else ''}" if paths else ""
         raise UserError(f"{text}: {len(paths)} run directories are called so{some}; name one, as expo runs lists them")
@@ -183,7 +185,7 @@ def config_from_run(command: str, arguments: Sequence[str]) -> Config:
         run_config.output_dir = str(place.parents[1])
     if reason := _changed_since(run_config, directory):
         print(f"run={directory}: {reason}: this is no longer that run")
-    if command != "train":
+    if command != "train" and not measures(directory):  # else again what it has measured
         run_config = _measured(run_config, directory, "dataset.part=train" in arguments)
     overrides = [a for a in arguments if not a.startswith("run=")]
     base = _unsettled(run_config) if command == "train" else run_config
@@ -206,8 +208,17 @@ def _changed_since(run_config: Config, directory: Path) -> str:
     return "what is behind dataset.path or model.path has changed since"
 
 
+def measures(directory: Path) -> bool:
+    """Return whether a run directory is that of an evaluation or a diagnosis."""
+    return directory.absolute().parent.name in MEASURING
+
+
 def finished_model(directory: Path) -> Path:
     """Return the folder of a run's finished model. Raises UserError where there is none."""
+    if measures(directory):
+        raise UserError(
+            f"run={directory}: measures a model, and trains none; name a training run, as expo runs lists it"
+        )
     final, status = directory / "checkpoints" / "final", read_summary(directory).get("status", "done")
     if final.is_dir() and status == "done":
         return final
@@ -280,7 +291,8 @@ def _print_changes(directory: Path, run_config: Config, config: Config, command:
         if before.get(name) != after.get(name) and not with_groups(name) & runtime
     }
     print(f"run={directory}: its settings" + (f", but {', '.join(changed.values())}" if changed else ""))
-    if command == "train" and changed.keys() - {"trainer.max_steps", "model.path"} and "model.path" not in changed:
+    begun_anew = changed.keys() - {"trainer.max_steps", "model.path"} and "model.path" not in changed
+    if command == "train" and begun_anew and (directory / "checkpoints" / "final").is_dir():
         print(
             f"it begins from {config.model.path}, as that run did; to begin from what the run has learned: "
             f"model=hf model.path={directory / 'checkpoints' / 'final'}"

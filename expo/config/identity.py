@@ -121,6 +121,7 @@ def _hash(cfg: Config, pairs: bool) -> str:
     anew = {
         "pair": 2 if twice else None,
         "examples": 2 if cfg.prompts.examples and (teaches or cfg.hints.gives_hints) else None,
+        "micro": cfg.trainer.micro_batch_size if cfg.trainer.dropout else None,  # which draws by micro-batch
         # Where no step 0 is evaluated, none is the best so far.
         "first": False if cfg.dataset.validation and not cfg.evaluation.first and not pairs else None,
         "answer_lift": (3 if cfg.hints.gives_hints else 2) if by_lift else None,
@@ -161,7 +162,10 @@ def _hashed(path: Path, *stamp: int) -> str:
 
 def _with_contents(tree: dict[str, Any], cfg: Config) -> dict[str, Any]:
     """Return the tree with hashes of data and local model files, and the name of a file of which a part is taken."""
-    if drawn := cfg.dataset.subsampled_files:
+    drawn = [*cfg.dataset.subsampled_files]
+    if cfg.dataset.path and "path" not in drawn and (cfg.dataset.validation or cfg.prompts.examples):
+        drawn = ["path", *drawn]  # rows are set apart, or shown, by the file's name and their lines
+    if drawn:
         tree["dataset"]["drawn"] = {name: Path(tree["dataset"][name]).name for name in drawn}
     tree["dataset"] |= data_content(cfg)
     place = Path(located(tree["model"]["path"]))

@@ -10,7 +10,7 @@ from expo.config.algorithm import AlgorithmConf
 from expo.config.commands import DiagnoseConf, PlanConf, PretrainConf
 from expo.config.dataset import DatasetConf
 from expo.config.hints import HintsConf
-from expo.config.key import Rules, key
+from expo.config.key import Rules, key, shown
 from expo.config.loggers import LoggerConf
 from expo.config.model import ModelConf
 from expo.config.naming import NO_RUNS
@@ -19,6 +19,8 @@ from expo.config.positives import PositivesConf
 from expo.config.prompts import PromptsConf
 from expo.config.rollout import RolloutConf
 from expo.config.training import EvaluationConf, RewardConf, TrainerConf, VerifierConf
+
+USUAL_SAMPLES = 1024  # of a problem in an evaluation
 
 
 @dataclass
@@ -77,6 +79,10 @@ class Config:
         """Return whether a training run has an evaluation after so many steps."""
         every = self.evaluation.every
         return step == self.trainer.max_steps or bool(every and step % every == 0)
+
+    def doubts(self, cfg: "Config") -> Rules:
+        if (most := max(self.evaluation.samples or 0, *self.k)) > USUAL_SAMPLES:
+            yield f"k={shown(self.k)}: an evaluation writes {most} completions of each problem"
 
     def rules(self, cfg: "Config") -> Rules:
         for where, value in (

@@ -21,6 +21,9 @@ CHOOSE = {
 PATHS = {"dataset": "dataset=custom dataset.path=", "model": "model=hf model.path="}
 
 
+NUMBERS = {"Integer": "a whole number", "Float": "a number"}
+
+
 def explain(error: Exception) -> str:
     """Explain an error of Hydra or OmegaConf in one line."""
     if isinstance(error, OverrideParseException):
@@ -36,6 +39,10 @@ def explain(error: Exception) -> str:
         return f"{line}: several values; add -m to run each of them, or write a list as key=[1,2]"
     remedy = "--help lists the groups and their options" if groups else "--cfg job shows every key"
     message = "; ".join(messages)
+    if asked := re.search(r"Error merging override ([^=;]*)=([^;]*)", message):
+        wanted = {"is not a ListConfig": f"write a list: {asked[1]}=[{asked[2]}]"}
+        wanted |= {f"converted to {kind}": f"give {asked[1]}=… {what}" for kind, what in NUMBERS.items()}
+        remedy = next((meant for sign, meant in wanted.items() if sign in message), remedy)
     if close := _nearest_option(message) or _nearest_key(message):
         remedy = f"did you mean {close}? {remedy}"
     for node, group in CHOOSE.items():

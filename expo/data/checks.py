@@ -81,6 +81,9 @@ def _reason(verifier: Verifier, p: Problem, number: str | None, asked: Mapping[s
     if "answer" in asked and len(p.answer) > most:
         return BadRow(f"the answer is longer than verifier.max_answer_chars={most}; set that higher", begins)
     if refused("answer"):
+        stated = verifier.extraction.stated(p.answer)
+        if verifier.extraction.of(stated) is None:
+            return BadRow("verifier.extract finds no answer where prompts.final states it", repr(stated[:80]))
         return BadRow("the verifier cannot read the answer", begins)
     if refused("number"):
         return BadRow(SENTENCE, f"{number} is not judged equal to {begins}")

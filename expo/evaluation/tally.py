@@ -114,13 +114,14 @@ def majority(samples: Sequence[Row]) -> float:
     """Return whether the answer that most samples give is right: 1 or 0, and of tied answers the share that is right.
 
     Right answers are one answer, however they are written, and so are wrong ones of one value. A sample without an
-    answer, or with an empty one, has no vote; where none has one, it is 0. (Wang et al. 2022, arXiv 2203.11171.)
+    answer, or with one that the verifier cannot read, has no vote; where none has one, it is 0.
+    (Wang et al. 2022, arXiv 2203.11171.)
     """
     right, wrong = 0, Counter[str]()
     for row in samples:
         # What was kept before a verifier could look elsewhere stands in a box.
         answer = row["final"] if "final" in row else last_boxed(row["completion"])
-        if answer is None or not bare(answer):
+        if answer is None or not bare(answer) or row["verdict"] == Verdict.UNPARSEABLE.value:
             continue
         if _right(row):
             right += 1

@@ -25,7 +25,7 @@ from expo.loggers.tracking import Session, log_summary, make_loggers
 from expo.model.modes import causal_lm
 from expo.runs.directory import Run
 from expo.runs.health import nothing_learned
-from expo.runs.reading import last_evaluation, read_lines
+from expo.runs.reading import last_evaluation, read_lines, step_in
 from expo.training.callbacks import Evaluate, Interrupted, KeepCheckpoint, LogSteps, ShowProgress, Stop, passed
 from expo.training.checkpoints import WholeFiles, newest_checkpoint, save_checkpoint, save_model, step_of
 from expo.training.collapse import Collapsed, WatchHealth
@@ -124,6 +124,10 @@ def prepare(found: Run, module: Algorithm, evaluator: Evaluator, account: Accoun
     check_space(cfg, run.dir, module)
     inherit(run, evaluator)
     checkpoint = newest_checkpoint(run.dir, lineage(cfg))
+    reached = step_of(checkpoint) if checkpoint is not None else 0
+    for file in run.dir.glob("completions/*-step*.parquet"):
+        if step_in(file) > reached:  # of a session that was killed: this one may end before
+            file.unlink()
     if checkpoint is not None and (began_with := run.summary().get("own_code")):
         run.code = began_with
         if files := changed_code(began_with):

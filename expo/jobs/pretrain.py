@@ -167,6 +167,8 @@ def pretrain(cfg: Config) -> None:
     tokenizer, model = first_weights(cfg, world)
     model.config.expo_world = world.corpus
     partial = unfinished_folder(cfg)
+    if cfg.fresh:
+        remove(partial)
     trainer = make_trainer(conf.max_steps, partial / "checkpoints")
     prompts = build(cfg.prompts)
     corpus = Corpus(

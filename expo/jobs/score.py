@@ -13,7 +13,7 @@ from expo.evaluation.files import save_rows
 from expo.ground.problem import Problem
 from expo.jobs.process import set_up_process
 from expo.jobs.wiring import load_model, make_engine, make_evaluator, measuring_loggers, prompt_limit
-from expo.runs.arms import measured_otherwise, settings_in, settings_of
+from expo.runs.arms import measured_otherwise, settings_in, trained_by
 from expo.runs.directory import Run
 from expo.runs.hub import ask_hub
 from expo.runs.reading import first_rows, read_rows, read_summary
@@ -58,10 +58,10 @@ def evaluate(cfg: Config, run: Run) -> None:
 
 def warn_of_other_settings(cfg: Config) -> None:
     """Warn where a checkpoint is scored otherwise than its run: on other problems of its file, or sampled otherwise."""
-    run = Path(cfg.model.path).parent.parent
-    if not (run / "config.yaml").is_file():
+    found = trained_by(Path(cfg.model.path))
+    if found is None:
         return
-    theirs, ours = settings_of(run), settings_in(OmegaConf.to_container(OmegaConf.structured(cfg)))
+    (run, theirs), ours = found, settings_in(OmegaConf.to_container(OmegaConf.structured(cfg)))
     differ = {
         key: f"{key}={shown(ours[key], 40)} (the run: {shown(theirs[key], 40)})"
         for key in sorted(ours.keys() & theirs.keys())
@@ -77,7 +77,8 @@ def warn_of_other_settings(cfg: Config) -> None:
         f"{key}={shown(now, 40)} (the run: {shown(then, 40)})" for key, (now, then) in measured.items()
     )
     if differences and cfg.run is None:  # with run=, it is said already
-        log.warning("%s: scored otherwise than in its run; run=%s takes the run's settings: %s", run, run, differences)
+        remedy = f"; run={run} takes the run's settings" if (run / "config.yaml").is_file() else ""
+        log.warning("%s: scored otherwise than in its run%s: %s", run, remedy, differences)
 
 
 def warn_of_trained_on(cfg: Config, problems: Sequence[Problem]) -> None:

@@ -143,7 +143,7 @@ def prepared(model: Any, conf: ModelConf) -> PreTrainedModel:
         from peft import LoraConfig, get_peft_model
 
         lora = LoraConfig(r=conf.lora_rank, lora_alpha=conf.lora_alpha, target_modules="all-linear")
-        model = get_peft_model(model, lora, revision=conf.revision)
+        model = get_peft_model(model, lora, revision=conf.revision or getattr(model, "hub_commit", None))
     if conf.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()

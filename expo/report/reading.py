@@ -154,6 +154,8 @@ def _read_run(directory: Path) -> RunData:
             f"{directory}: no run directory and no table; give one that has a config.yaml and a summary.json, or one "
             f"of {', '.join(known_tables())}"
         )
+    if directory.parent.name == "diagnose":
+        raise UserError(f"{directory}: a diagnosis; expo runs show {directory} has its numbers")
     summary = summary_with(directory, "name", "seed", "status", "metrics", "git", "device")
     evaluated = any((directory / "completions").glob("eval*.parquet"))
     rows = final_rows(directory) if evaluated else []

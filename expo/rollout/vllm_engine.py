@@ -181,7 +181,9 @@ class VLLMEngine(Engine):
         """Return the folder or hub id from which vLLM loads the model's config and weights. The weights are replaced,
         unless an adapter alone is sent."""
         base = causal_lm(self.model)
-        if base.name_or_path and not hasattr(base.config, "expo_gguf"):  # vLLM reads no such file
+        # vLLM reads no GGUF file, and of a model with an adapter merged into it, the path is that of the bare one.
+        made_here = hasattr(base.config, "expo_gguf") or getattr(base, "begun_from_adapter", False)
+        if base.name_or_path and not made_here:
             return str(base.name_or_path)
         folder = Path(self.folder.name, "model")
         base.config.save_pretrained(folder)

@@ -25,6 +25,16 @@ UNMEASURED = {
     *("evaluation.every", "evaluation.greedy", "evaluation.patience", "evaluation.samples"),
     *(f"prompts.{name}" for name in SHOWS if name not in ("solve", "final")),
 }
+TRAINED_BY = "expo_settings.yaml"  # of an exported model: the settings of the run that trained it
+
+
+def trained_by(model: Path) -> tuple[Path, dict[str, Any]] | None:
+    """Return the run directory of a checkpoint, or an exported model's folder, and the settings that it was trained by;
+    None for another model. Raises UserError where they cannot be read."""
+    if (model / TRAINED_BY).is_file():
+        return model, config_tree(model / TRAINED_BY)
+    run = model.parent.parent
+    return (run, settings_of(run)) if (run / "config.yaml").is_file() else None
 
 
 def settings_of(directory: str | Path) -> dict[str, Any]:

@@ -8,11 +8,11 @@ from expo.config import Config
 from expo.config.model import PACKAGED, is_gguf, looks_local
 
 
-def model_card(cfg: Config, summary: dict[str, Any], adapter: bool, gguf: str = "") -> str:
+def model_card(cfg: Config, summary: dict[str, Any], adapter: bool, gguf: str = "", exported: bool = False) -> str:
     """Return README.md of a model folder.
 
     Args: summary, the run's summary.json; adapter, whether the folder has an adapter alone; gguf, the file that the
-    model's first weights are from.
+    model's first weights are from; exported, whether the weights are others than the measured ones, if by rounding.
     """
     base, data = cfg.model.path, cfg.dataset
     front: dict[str, Any] = {
@@ -38,6 +38,8 @@ def model_card(cfg: Config, summary: dict[str, Any], adapter: bool, gguf: str = 
             "The base was held in 4 bits (NF4, bitsandbytes) while the adapter was trained, and for the numbers "
             "below.\n"
         )
+    if exported:
+        rounded += "The numbers below were measured before the export, which merges adapters and rounds anew.\n"
     if gguf:
         rounded += f"Its first weights are those of the GGUF file {gguf}, rounded as they are there, and plain since.\n"
     return f"""---

@@ -43,6 +43,8 @@ SIGNS = (
     Sign("distill/divergence", False, 0.01, 1.0, "it and its teacher part again (nats per token)"),
     Sign("positive/leak_gap", False, 1.0, 3.0, "explanations lean on the shown answer (nats per token)"),
 )
+AT_WILL = "positive/leak_gap"  # is measured as often as `positives.measure_every` says, which must not change a run
+ACTED_ON = {sign.metric for sign in SIGNS} - {AT_WILL}  # by `trainer.on_collapse`
 # Of evaluations, each of which is of many problems: the interval over problems says what is noise.
 EVALUATED = (Sign("pass@1", True, 0.1, 0.5, "it no longer solves what it solved", window=1),)
 
@@ -283,8 +285,8 @@ class Health:
 
     @property
     def collapsing(self) -> bool:
-        """Return whether a reported collapse still lasts."""
-        return any(watch.on for watch in self.watches.values())
+        """Return whether a reported collapse still lasts that a run may go by."""
+        return any(watch.on for name, watch in self.watches.items() if name != AT_WILL)
 
     def state(self) -> dict[str, Any]:
         """Return the state of all watches, as plain data for a checkpoint."""

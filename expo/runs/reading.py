@@ -138,7 +138,8 @@ def completions_file(directory: Path, kind: str, step: int | None = None) -> Pat
     files = [file for file in candidates if step in (None, step_in(file))]
     if not files:
         steps = [step_in(file) for file in candidates if step_in(file) >= 0]
-        raise UserError(f"{directory}: no {kind} completions of step {step}; there are those of steps {steps}")
+        asked = f"{kind} completions" if step is None else f"{kind} completions of step {step}"
+        raise UserError(f"{directory}: no {asked}; there are {f'those of steps {steps}' if steps else 'none'}")
     return files[-1]
 
 

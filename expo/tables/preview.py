@@ -1,5 +1,6 @@
 """Preview of a table: what it would do and cost, `dry_run=true`."""
 
+import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -19,7 +20,7 @@ def preview(request: Request, runs: Sequence[PlannedRun]) -> None:
     """Print the runs to make, and their cost by finished runs and by an estimate."""
     plan, device, todo = request.plan, request.scale.device, missing(runs)
     for command in to_prepare(plan, runs, todo).values():
-        print(f"first, not counted below: expo {' '.join(command)}")
+        print(f"first, not counted below: expo {shlex.join(command)}")
     costs = estimates(runs, device) if device else {}
     show_arms(plan, runs, {run.dir for run in todo}, costs if device else None)
     sentences = [f"{len(distinct(runs))} runs, {len(todo)} to do, {request.at_a_time} at a time"]
@@ -50,7 +51,7 @@ def show_arms(plan: Plan, runs: Sequence[PlannedRun], todo: set[Path], costs: "d
             print(f"    the same run as of {shown[runs_of_arm[0].dir]}")
             continue
         shown[runs_of_arm[0].dir] = arm.label
-        print(f"    expo {runs_of_arm[0].command} {' '.join((left or runs_of_arm)[0].overrides)}")
+        print(f"    expo {runs_of_arm[0].command} {shlex.join((left or runs_of_arm)[0].overrides)}")
         if costs is not None and runs_of_arm[0].dir not in costs:
             print(f"    {runs_of_arm[0].cfg.model.path}: its config cannot be read here, no estimate")
         elif costs is not None:

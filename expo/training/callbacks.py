@@ -24,6 +24,7 @@ from expo.ground.ranks import is_rank, is_watched
 from expo.loggers.tracking import log_step, log_table
 from expo.runs.directory import Run
 from expo.runs.health import why_none_is_right
+from expo.runs.reading import last_evaluation
 from expo.step.experience import Experience, Group
 from expo.step.pipeline import Pipeline
 from expo.training.checkpoints import LINEAGE, save_checkpoint, save_model
@@ -79,13 +80,14 @@ class Evaluate(Callback):
     def __init__(self, evaluator: Evaluator, run: Run, stop: "Stop"):
         self.evaluator, self.run, self.stop, self.told = evaluator, run, stop, False
         self.best, self.best_step, self.idle = -1.0, -1, 0  # idle: evaluations since the best one
+        self.counted = -1  # step of the last evaluation that was held against the best
 
     def state_dict(self) -> dict[str, Any]:
-        state = {"best": self.best, "best_step": self.best_step, "idle": self.idle}
+        state = {"best": self.best, "best_step": self.best_step, "idle": self.idle, "counted": self.counted}
         return state if self.evaluator.validation else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        vars(self).update(state_dict)
+        vars(self).update({"counted": sys.maxsize} | state_dict)  # checkpoints of before have counted theirs
 
     def on_train_start(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
         self.end_early(trainer)  # of a session that was killed before it could end
@@ -93,6 +95,18 @@ class Evaluate(Callback):
         # Metrics are lost with summary.json and metrics.jsonl, or their evaluation was stopped.
         if first if step == 0 else not self.run.metrics and (first or self.run.cfg.is_evaluated(step)):
             self.evaluate(trainer, pl_module, step)
+        elif self.evaluator.validation and self.counted < step and (score := self.score_before(step)) is not None:
+            self.is_best(score, step)  # evaluated by a session that left no checkpoint after it
+            self.end_early(trainer)
+
+    def score_before(self, step: int) -> float | None:
+        """Return the score of an evaluation that an earlier session made; None where it made none."""
+        return last_evaluation(self.run.dir, step).get(self.score)
+
+    @property
+    def score(self) -> str:
+        """Return the scalar by which the best policy is chosen."""
+        return f"validation/pass@{max(self.run.cfg.k)}"
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
         step = trainer.current_epoch + 1
@@ -117,8 +131,7 @@ class Evaluate(Callback):
             evaluation = self.evaluator.evaluate(engine)
             metrics = self.run.metrics = evaluation.metrics | self.evaluator.validate(engine)
         if self.evaluator.validation:
-            score = metrics[f"validation/pass@{max(self.run.cfg.k)}"]
-            metrics["validation/best_step"] = self.choose(module, score, step)
+            metrics["validation/best_step"] = self.choose(module, metrics[self.score], step)
             self.end_early(trainer)
         for line in () if self.told else why_none_is_right(evaluation.rows, evaluation.rows, self.run.cfg):
             log.warning("the evaluation of step %d: %s", step, line)
@@ -131,15 +144,21 @@ class Evaluate(Callback):
 
     def choose(self, module: Algorithm, score: float, step: int) -> int:
         """Save the policy where it is the best so far on the validation problems. Returns the best policy's step."""
-        self.idle += 1
-        if score > self.best:
-            self.best, self.best_step, self.idle = score, step, 0
+        if self.is_best(score, step):
             cfg, tokenizer = self.run.cfg, module.pipeline.tools.tokenizer
             policy = module.whole_policy() if cfg.trainer.save_final else None
             if policy is not None and self.run.writes:
                 record = self.run.record("stopped", step=step)
                 save_model(policy, tokenizer, self.run.dir / "checkpoints" / "best", cfg, record, goes_on=True)
         return self.best_step
+
+    def is_best(self, score: float, step: int) -> bool:
+        """Count an evaluation. Returns whether it is the best so far."""
+        self.counted, better = step, score > self.best
+        self.idle += 1
+        if better:
+            self.best, self.best_step, self.idle = score, step, 0
+        return better
 
     def end_early(self, trainer: Trainer) -> None:
         """End the run where `evaluation.patience` has run out."""

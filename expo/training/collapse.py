@@ -13,7 +13,7 @@ from expo.algorithms.base import Algorithm
 from expo.config import label
 from expo.loggers.tracking import log_summary, trackers
 from expo.runs.directory import Run
-from expo.runs.health import Collapse, Health
+from expo.runs.health import ACTED_ON, Collapse, Health
 from expo.runs.reading import read_points
 from expo.training.checkpoints import BEST, checkpoint_problem
 
@@ -58,8 +58,9 @@ class WatchHealth(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
         if trainer.current_epoch == 0 and self.keeps(pl_module):
             self.keep(trainer, 0, float("-inf"))
-        if self.action == "stop" and self.health.collapsing:  # noticed in an earlier session, with on_collapse=warn
-            collapse = next(c for c in reversed(self.run.collapses) if self.health.watches[c["metric"]].on)
+        signs = [c for c in reversed(self.run.collapses) if c["metric"] in ACTED_ON]
+        collapse = next((c for c in signs if self.health.watches[c["metric"]].on), None)
+        if self.action == "stop" and collapse:  # noticed in an earlier session, with on_collapse=warn
             raise Collapsed(
                 f"stopped: {collapse['metric']} collapses from step {collapse['began']} on{self.about_best}"
             )
@@ -71,7 +72,8 @@ class WatchHealth(Callback):
             self.tell(trainer, [Collapse(s.metric, s.meaning, s.worst, s.worst, 1, step) for s in still])
         if collapses := self.collapses_in(pl_module.last_metrics, step):
             self.tell(trainer, collapses)
-            self.act(trainer, pl_module, collapses[0])
+        if acted_on := [c for c in collapses if c.metric in ACTED_ON]:
+            self.act(trainer, pl_module, acted_on[0])
             return
         if step == 1 and (first := pl_module.last_metrics["reward/mean"]) is not None:
             self.best_reward = first  # of the initial policy, which has made the rollouts of this step

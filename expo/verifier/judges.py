@@ -14,7 +14,7 @@ from expo.config import PythonVerifierConf, VerifierConf
 from expo.config.errors import UserError
 from expo.ground.problem import Problem
 from expo.verifier.answers import AUTO, Verdict, fast_verdict, math_verify_verdict
-from expo.verifier.kinds import KINDS
+from expo.verifier.kinds import KINDS, option
 
 # The import path of a function, and its arguments. A worker calls it: what it returns is a verdict.
 Task = tuple[str, tuple[Any, ...]]
@@ -38,6 +38,9 @@ class Judge(Protocol):
         """Return why no answer can be right on a problem, as far as its row tells; None where one can."""
 
 
+LETTERED = re.compile(r"(?:^|\s)\(?([A-J])[).:](?=\s)")  # options that a question lists
+
+
 class ByKind:
     """Compares by the kind of the gold answer: `verifier=math`, `exact`, `choice`, `json`."""
 
@@ -56,6 +59,9 @@ class ByKind:
     def refuses(self, problem: Problem) -> str | None:
         kind = self.kind(problem)
         form = None if kind == AUTO else KINDS[kind].form
+        letters = "".join(dict.fromkeys(LETTERED.findall(problem.question)))
+        if kind == "option" and letters[:2] == "AB" and option(problem.answer) not in {*letters, None}:
+            return f"the answer is none of the options {', '.join(letters)}"
         return f"the answer is no {kind}" if form is not None and form(problem.answer) is None else None
 
     def task(self, answer: str, problem: Problem) -> Task:

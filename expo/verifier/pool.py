@@ -16,12 +16,12 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from expo.config import VerifierConf, build
+from expo.config import UserError, VerifierConf, build
 from expo.ground.problem import Problem
 from expo.ground.ranks import ALONE, Ranks, share_of_cores
 from expo.verifier.answers import Verdict
 from expo.verifier.extraction import Extraction, extraction
-from expo.verifier.judges import ByFunction, Judge, Task
+from expo.verifier.judges import ByFunction, Judge, Task, score_of, verdict_of
 from expo.verifier.worker import CONFINES, Worker
 
 log = logging.getLogger(__name__)
@@ -76,12 +76,19 @@ class Verifier:
         if not answer or len(answer) > self.conf.max_answer_chars:
             result.set_result(Verdict.UNPARSEABLE)
         elif (known := self.judge.settle(answer, problem)) is not None:
-            result.score = float(known is Verdict.CORRECT)
-            result.set_result(known)
+            result.set_result(self._settled(known))
+            result.score = score_of(known)
         else:
             self._start()
             self._tasks.put((self.judge.task(answer, problem), result))
         return result
+
+    def _settled(self, known: object) -> Verdict:
+        try:
+            return verdict_of(known)
+        except TypeError as error:
+            judge = type(self.judge).__name__
+            raise UserError(f"verifier._target_: {judge}.settle: {error}; None sends the answer to a worker") from error
 
     def verify(self, completions: Sequence[str], problems: Sequence[Problem | str]) -> list[Verdict]:
         """Return the verdicts in order, all judged at once by the workers."""

@@ -111,6 +111,16 @@ def test_a_positive_that_is_the_rollout_itself_gives_no_pair(models):
     assert module(*models).pair(alone) is None
 
 
+def test_a_resumed_run_makes_no_pairs_with_another_policy(models, tmp_path):
+    dpo = module(*models, pairs=PairStore(tmp_path / "initial", tmp_path / "own"))
+    dpo.pipeline.run = lambda *arguments: experience()
+    with pytest.raises(UserError, match=r"pairs=.*gone, and the policy is no longer the one that made them"):
+        dpo.pairs_of(0, PROBLEMS, goes_on=True)
+    assert not dpo.pairs.path(0).exists()
+    dpo.pairs_of(0, PROBLEMS)
+    assert dpo.pairs_of(0, PROBLEMS, goes_on=True).groups == experience().groups
+
+
 def test_likelihoods_of_pairs_are_not_said_to_be_the_policys():
     e = experience()
     e.writer, e.timer.seconds["rollout"] = "pairs", 1.0

@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import wandb
@@ -23,6 +24,7 @@ from expo.loggers.sync import sync
 from expo.model import optimizers
 from expo.runs import processes
 from expo.tables.plan import load_plan, plan_runs
+from expo.training.callbacks import Evaluate
 
 
 def test_what_all_siblings_share_stands_last_and_gives_way_first():
@@ -117,6 +119,8 @@ def test_a_finished_run_is_sent_to_wandb_afterwards_and_once(online, tmp_path, c
     assert json.loads(sent.summary)["status"] == "done"
     assert wandb_command.main(["upload", str(directory), "group=g"]) == 0  # online, to a server that has it
     assert sent.steps == [0, 1, 2]
+    with pytest.raises(UserError, match=r"no such table|no arm|arm"):
+        wandb_command.main(["run", "demo", "arm"])
     with pytest.raises(UserError, match="mode=never"):
         wandb_command.main(["upload", str(directory), "mode=never"])
 
@@ -126,7 +130,10 @@ def test_a_run_ends_where_it_gets_no_better_on_problems_of_its_own(tmp_path, cap
     line = ["trainer.max_steps=6", "evaluation.every=1", "evaluation.patience=2", "dataset.validation=4"]
     code, directory = run(tmp_path, *line, "trainer.stop_after=1")
     assert code == 0
+    later = directory / "completions" / "eval-step000005.parquet"  # of a session that was killed
+    later.touch()
     code, directory = run(tmp_path, *line)  # what it has waited for goes on
+    assert not later.exists()
     summary = json.loads((directory / "summary.json").read_text())
     assert (code, summary["status"], summary["step"]) == (0, "done", 2)  # nothing is right on this level so early
     assert summary["metrics"]["validation/best_step"] == 0
@@ -140,6 +147,23 @@ def test_a_run_ends_where_it_gets_no_better_on_problems_of_its_own(tmp_path, cap
     assert "is finished already" in capsys.readouterr().out
     _, longer = run(tmp_path, *line, "trainer.max_steps=8")  # one long run would have ended there, too
     assert json.loads((longer / "summary.json").read_text())["step"] == 2
+
+
+def test_an_evaluation_of_a_session_that_left_no_checkpoint_counts(tmp_path):
+    """It was interrupted, made up for by the next session, and that one was killed before its next checkpoint."""
+    cfg = compose_config("dataset.validation=4", "evaluation.patience=2", "evaluation.every=50")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 50, "pass@4": 0.5, "validation/pass@4": 0.7}\n')
+    stop = SimpleNamespace(enough=False)
+    found = SimpleNamespace(cfg=cfg, dir=tmp_path, metrics={"pass@4": 0.5})
+    for state, expected in (
+        ({"best": 0.3, "best_step": 0, "idle": 1, "counted": 0}, (0.7, 50, 0)),
+        ({"best": 0.8, "best_step": 0, "idle": 1, "counted": 50}, (0.8, 0, 1)),
+        ({"best": 0.8, "best_step": 0, "idle": 1}, (0.8, 0, 1)),  # of before: its checkpoints have counted theirs
+    ):
+        callback = Evaluate(SimpleNamespace(validation=[1]), found, stop)
+        callback.load_state_dict(state)
+        callback.on_train_start(SimpleNamespace(current_epoch=50), None)
+        assert (callback.best, callback.best_step, callback.idle) == expected
 
 
 def test_patience_needs_problems_of_its_own():

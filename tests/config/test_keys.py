@@ -166,6 +166,17 @@ def test_committed_runs_have_the_identities_of_their_plan(path, tmp_path, monkey
 
 
 @pytest.mark.parametrize(
+    ("setting", "same"), [("k=[1]", True), ("dataset.validation=5", False), ("prompts.examples=2", False)]
+)
+def test_the_name_of_a_file_of_which_rows_are_drawn_counts(tmp_path, math_file, setting, same):
+    renamed = tmp_path / "renamed.jsonl"
+    renamed.write_bytes(math_file.read_bytes())
+    line = "dataset=math", f"dataset.eval_path={math_file}", "dataset.eval_limit=null", setting
+    one, other = (config.identity(compose_config(*line, f"dataset.path={file}")) for file in (math_file, renamed))
+    assert (one == other) == same
+
+
+@pytest.mark.parametrize(
     ("overrides", "same"),
     [
         (["algorithm=exp_grpo_member"], True),
@@ -173,6 +184,14 @@ def test_committed_runs_have_the_identities_of_their_plan(path, tmp_path, monkey
         (["algorithm=grpo_sft_gt_cot"], True),
         (["algorithm=grpo_sft_gt_cot", "model=hf", "model.path=ladder", "model.chat_template=plain"], False),
         (["algorithm=exp_grpo", "model=hf", "model.path=ladder", "model.chat_template=plain"], True),
+        (["algorithm=exp_grpo", "hints=expert_prefix", "model.chat_template=plain", "dataset=gsm8k"], False),
+        (["algorithm=dpo_expert_offline"], False),
+        (["algorithm=dpo_expert_offline", "algorithm.rejected=wrong"], True),
+        (["algorithm=opsd", "prompts.examples=2"], False),
+        (["algorithm=exp_grpo", "prompts.examples=2"], True),
+        (["algorithm=exp_grpo", "dataset.validation=4"], True),
+        (["algorithm=exp_grpo", "dataset.validation=4", "evaluation.first=false"], False),
+        (["algorithm=sft", "trainer.dropout=true"], False),
     ],
 )
 def test_a_run_whose_numbers_are_made_otherwise_now_is_another(overrides, same):

@@ -97,3 +97,9 @@ def test_benchmark_rows_are_read(monkeypatch):
     (problem,) = reader.whole()
     assert problem.answer == "073"
     assert math_verify_verdict("73", "073") == "correct"
+
+
+def test_an_answer_that_the_verifier_cannot_read_is_no_vote():
+    rows = [sample("p", "2", True), sample("p", "abc", False), sample("p", "abc", False)]
+    unread = [row | {"verdict": "unparseable"} if row["verdict"] != "correct" else row for row in rows]
+    assert (majority(rows), majority(unread)) == (0.0, 1.0)

@@ -114,3 +114,19 @@ def test_of_two_pretrains_of_one_folder_the_later_writes_over_nothing(tmp_path, 
     with pytest.raises(UserError, match="holds another model"):
         pretrain(compose_config(*small, "seed=1"))
     assert made_as(tmp_path / "base", compose_config(*small))
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_fresh_begins_a_base_policy_from_nothing(tmp_path, monkeypatch, fresh):
+    cfg = compose_config("pretrain.max_steps=2", f"pretrain.output={tmp_path / 'made'}", f"fresh={str(fresh).lower()}")
+    begun = base_policy.unfinished_folder(cfg) / "checkpoints" / "step000001.ckpt"
+    begun.parent.mkdir(parents=True)
+    begun.touch()
+
+    def look(folder):
+        assert begun.exists() != fresh
+        raise InterruptedError
+
+    monkeypatch.setattr(base_policy, "newest_checkpoint", look)
+    with pytest.raises(InterruptedError):
+        pretrain(cfg)

@@ -421,6 +421,15 @@ def test_the_commit_of_a_model_of_the_hub_is_known(monkeypatch):
     assert policy.hub_commit("some/model", None) is None
 
 
+def test_an_adapter_names_the_commit_of_its_base():
+    from expo.model.small import random_tiny
+
+    model, _ = random_tiny()
+    model.hub_commit = "abc123"
+    adapted = policy.prepared(model, ModelConf(path="some/model", lora_rank=2))
+    assert adapted.peft_config["default"].revision == "abc123"
+
+
 def test_a_model_in_bf16_is_read_rightly_all_the_same():
     """The ladder's logits are large: their steps in bf16 are no leak."""
     cfg = compose_config("dataset=ladder", "trainer.precision=bf16-mixed", "trainer.packing=true")

@@ -437,6 +437,19 @@ def test_an_engine_starts_where_it_sees_its_own_gpus_alone(monkeypatch, seen, sh
         VLLMEngine(replace(conf, device=3), *policy(tied=True))
 
 
+def test_a_model_with_an_adapter_merged_into_it_is_not_loaded_by_the_path_of_its_base(tmp_path):
+    from expo.model.small import random_tiny
+    from expo.rollout.vllm_engine import VLLMEngine
+
+    model, _ = random_tiny()
+    model.name_or_path = "its/base"
+    engine = SimpleNamespace(model=model, folder=SimpleNamespace(name=tmp_path), weights=lambda: iter([]))
+    assert VLLMEngine._source(engine) == "its/base"
+    model.begun_from_adapter = True
+    (tmp_path / "model").mkdir()
+    assert VLLMEngine._source(engine) == str(tmp_path / "model")
+
+
 def test_memory_share_by_hand():
     assert memory_share(weights=6, cached=10, total=100) == 0.26
     assert memory_share(weights=80, cached=40, total=100) == 0.9

@@ -5,6 +5,7 @@ import json
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+import yaml
 from conftest import compose_config
 from omegaconf import OmegaConf
 
@@ -13,7 +14,7 @@ from expo.config import arm_identity, build, data_content, identity
 from expo.evaluation.files import save_rows
 from expo.jobs.score import warn_of_other_settings, warn_of_trained_on
 from expo.report import reading
-from expo.runs.arms import arm_names, settings_in, settings_of
+from expo.runs.arms import TRAINED_BY, arm_names, settings_in, settings_of
 from expo.verifier.pool import Verifier
 
 
@@ -78,6 +79,18 @@ def test_config_files_of_others_are_not_resolved(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "canary")
     (tmp_path / "config.yaml").write_text("dataset: {name: '${oc.env:OPENAI_API_KEY}'}")
     assert settings_of(tmp_path) == {"dataset.name": "${oc.env:OPENAI_API_KEY}"}
+
+
+def test_an_exported_model_knows_which_part_its_run_held_out(tmp_path, math_file, caplog):
+    data = ["dataset=math", f"dataset.path={math_file}", "model=hf"]
+    OmegaConf.save(OmegaConf.structured(compose_config(*data, "dataset.eval_limit=5")), tmp_path / "config.yaml")
+    exported = tmp_path / "exported"
+    exported.mkdir()
+    (exported / TRAINED_BY).write_text(yaml.safe_dump(settings_of(tmp_path)))
+    warn_of_other_settings(compose_config(*data, "dataset.eval_limit=5", f"model.path={exported}"))
+    assert not caplog.text
+    warn_of_other_settings(compose_config(*data, f"model.path={exported}"))
+    assert f"{exported}: what is scored may have been trained on" in caplog.text
 
 
 def test_a_checkpoint_scored_on_another_part_of_its_file_is_said(tmp_path, math_file, caplog):

@@ -93,7 +93,7 @@ def test_a_final_model_is_saved_beside_a_link_and_not_through_it(tmp_path, monke
         tokenizer,
         folder / "final",
         compose_config(),
-        {"metrics": {}, "git": "abc", "device": "cpu", "identity": "abc"},
+        {"metrics": {}, "git": "abc", "device": "cpu", "identity": "abc", "step": 3},
     )
     assert (folder / "final" / "model.safetensors").read_text() == "ours"
     assert os.listdir(outside) == []

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from expo.runs.health import (
     shares_told,
     why_none_is_right,
 )
+from expo.training.collapse import Collapsed, WatchHealth
 
 REWARD = SIGNS[0]
 NOISY = [0.03, -0.05, 0.04, -0.02, 0.05, -0.03, 0.02, -0.04]  # around a mean that matters
@@ -437,3 +439,30 @@ def test_evaluations_tell_where_rollouts_are_of_another_policy():
     assert [see(v) for v in (0.667, 0.7, 0.65, 0.02, 0.0)] == [[], [], [], [("pass@1", 0.02)], []]
     few = Health()  # of four problems, a fall is noise
     assert [few.see({"pass@1": v, "pass@1_lo": 0.0, "pass@1_hi": 1.0}) for v in (0.5, 0.0)] == [[], []]
+
+
+def test_how_often_explanations_are_measured_changes_no_run(tmp_path):
+    """positives.measure_every is a runtime key."""
+    told, acted = [], []
+    watch = WatchHealth(SimpleNamespace(dir=tmp_path, collapses=[], metrics={}), "rollback", 10, "")
+    watch.tell = lambda trainer, collapses: told.extend(c.metric for c in collapses)
+    watch.act = lambda trainer, module, collapse: acted.append(collapse.metric)
+    watch.keeps = lambda module: False
+    for step in range(4 * WINDOW):
+        gap = 0.1 if step < WINDOW else 9.0
+        metrics = {"reward/mean": 0.5, "reward/all_wrong_frac": 0.5, "positive/leak_gap": gap}
+        watch.on_train_epoch_end(SimpleNamespace(current_epoch=step), SimpleNamespace(last_metrics=metrics))
+    assert (told, acted) == (["positive/leak_gap"], [])
+    assert not watch.health.collapsing
+
+
+def test_a_sign_that_is_only_told_of_ends_no_resumed_run():
+    found = SimpleNamespace(dir=Path("nowhere"), collapses=[{"metric": "reward/all_wrong_frac"}], metrics={})
+    watch = WatchHealth(found, "stop", 10, "")
+    watch.health.watches["pass@1"].on = True
+    watch.run.collapses.insert(0, {"metric": "pass@1", "began": 1})
+    watch.on_train_start(SimpleNamespace(current_epoch=25), None)
+    watch.health.watches["reward/mean"].on = True
+    watch.run.collapses.append({"metric": "reward/mean", "began": 7})
+    with pytest.raises(Collapsed, match="reward/mean collapses from step 7 on"):
+        watch.on_train_start(SimpleNamespace(current_epoch=25), None)

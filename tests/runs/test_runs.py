@@ -10,8 +10,8 @@ import pytest
 from by_hand import expo, leave, listed
 from conftest import compose_config
 
-from expo.config import identity
-from expo.config.from_run import run_directory
+from expo.config import UserError, identity
+from expo.config.from_run import finished_model, run_directory
 from expo.config.own_code import changed_code, own_code
 from expo.runs.directory import Run
 
@@ -177,6 +177,12 @@ def test_the_latest_run_is_the_training_run_that_was_worked_on_last(runs, tmp_pa
         (folder / "summary.json").touch()
         os.utime(folder / "summary.json", (10**9, 10**9 - age))
     assert run_directory("latest") == Path("outputs") / runs["expo"].relative_to(tmp_path / "out")
+    mark = runs["expo"].name[-10:]
+    (tmp_path / "outputs" / "evaluate" / f"base-{mark}").mkdir()
+    (tmp_path / "outputs" / "evaluate" / f"base-{mark}" / "config.yaml").touch()
+    assert run_directory(mark) == run_directory("latest")  # an evaluation may have the same settings
+    with pytest.raises(UserError, match="measures a model, and trains none"):
+        finished_model(tmp_path / "outputs" / "evaluate" / "one")
     Path("latest").mkdir()
     assert run_directory("latest") == Path("latest")
 

@@ -21,6 +21,7 @@ from expo.ground.problem import Problem
 from expo.jobs.checks import check_extraction
 from expo.verifier.answers import Verdict
 from expo.verifier.extraction import extraction
+from expo.verifier.judges import Judge
 from expo.verifier.pool import Verifier
 
 
@@ -189,6 +190,42 @@ def test_rows_that_no_answer_fits_are_refused_by_line(tmp_path):
         check(compose_config("dataset=gsm8k", "model=random_tiny", "verifier=choice", "dataset.answer_kind=date"))
 
 
+def test_a_letter_that_is_none_of_the_options_is_refused(tmp_path):
+    asked = ["Which? (A) 1 (B) 2", "Which?\nA. 1\nB. 2\nC. 3", "Vitamin A. Which letter?", "Which one?"]
+    rows = [{"question": question, "answer": answer} for question in asked for answer in "BCD"]
+    reader = rows_of(tmp_path, rows, "verifier=choice")
+    reader.whole()
+    assert reader.sources[0].skipped == {
+        "the answer is none of the options A, B": [2, 3], "the answer is none of the options A, B, C": [6]
+    }  # fmt: skip
+
+
+class Settling:
+    accepts_itself = True
+
+    def __init__(self, conf):
+        self.conf = conf
+
+    def settle(self, answer, problem):
+        return {"right": True, "wrong": Verdict.INCORRECT}.get(answer, "yes")
+
+    def refuses(self, problem):
+        return None
+
+    def task(self, answer, problem):
+        raise NotImplementedError
+
+
+def test_what_a_judge_class_settles_is_a_verdict_or_true_or_false():
+    conf = VerifierConf(_target_=f"{__name__}.Settling", extract="whole")
+    verifier = Verifier(conf)
+    assert verifier.score(["right", "wrong"], ["x", "x"]) == [(Verdict.CORRECT, 1.0), (Verdict.INCORRECT, 0.0)]
+    with pytest.raises(UserError, match=r"verifier\._target_: Settling\.settle: .*'yes'"):
+        verifier.submit("else", "x")
+    with pytest.raises(UserError, match=r"_target_=decimal.Decimal: is no Judge \(it has no .*task"):
+        build(VerifierConf(_target_="decimal.Decimal"), of=Judge)
+
+
 def test_the_identity_knows_the_judge_where_it_is_another():
     plain = identity(compose_config("dataset=gsm8k", "model=random_tiny"))
     others = ["verifier=choice", "verifier.extract=last_number", "dataset.answer_kind=words", "reward.truncated=zero"]
@@ -239,8 +276,13 @@ def test_the_command_tells_kind_forms_and_verdict(capsys):
     with pytest.raises(UserError, match="kind=color: no kind of answer"):
         verify_command.main(["a", "b", "kind=color"])
     assert VerifierConf().kind == "auto"
-    with pytest.raises(UserError, match=r"verifier\.extract=whole: expo verify compares bare answers"):
-        verify_command.main(["A", "B", "verifier.extract=whole"])  # was taken for one more answer
+    assert verify_command.main(["A", "B", "(A) because", "so Answer: A", "verifier=choice", "prompts=final_line",
+        "verifier.extract=after:Answer:"]) == 0  # fmt: skip
+    assert [line.split()[-2:] for line in capsys.readouterr().out.splitlines()[1:]] == [
+        ["incorrect", "0"], ["correct", "1"], ["correct", "1"]
+    ]  # fmt: skip
+    with pytest.raises(UserError, match="as a right answer of verifier=choice: the answer is no option"):
+        verify_command.main(["Rome", "A", "verifier=choice"])
 
 
 GUIDE = ROOT / "docs" / "answers.md"
