@@ -40,8 +40,7 @@ class Distill(Term):
         return rows.guided
 
     def mask(self, rows: Rows) -> Tensor:
-        rollouts = int(rows.from_positive.logical_not().sum())  # whatever has joined their groups
-        return rows.batch.mask[:rollouts] * rows.guided[:rollouts].unsqueeze(1)
+        return rows.batch.mask[: rows.rollouts] * rows.guided[: rows.rollouts].unsqueeze(1)
 
     def begin(self, rows: Rows, sums: StepSums) -> None:
         sums.per_update("loss/distill", 0.0)

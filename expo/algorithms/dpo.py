@@ -67,11 +67,12 @@ class DPO(Algorithm):
 
     def pair(self, group: Group) -> tuple[Candidate, Completion] | None:
         """Return the problem's chosen and rejected completion, which differ: there is nothing to prefer in one."""
-        chosen = group.positives[0] if group.positives else None
-        judged = zip(group.completions, group.verdicts, strict=True)
+        if not group.positives:
+            return None
+        chosen, judged = group.positives[0], zip(group.completions, group.verdicts, strict=True)
         allowed = (c for c, verdict in judged if self.conf.rejected == "any" or verdict is not Verdict.CORRECT)
-        rejected = next((c for c in allowed if chosen and c.ids != chosen.ids), None)
-        return (chosen, rejected) if chosen and rejected else None
+        rejected = next((c for c in allowed if c.ids != chosen.ids), None)
+        return (chosen, rejected) if rejected else None
 
     def update(self, experience: Experience) -> StepSums:
         sums = StepSums()

@@ -33,6 +33,11 @@ class Rows:
     # The same completions behind each of the teacher's prompts.
     seen: list[TokenBatch] = field(default_factory=list)
 
+    @property
+    def rollouts(self) -> int:
+        """Return how many rows are rollouts: the first ones, whatever has joined their groups."""
+        return int(self.from_positive.logical_not().sum())
+
 
 @dataclass(frozen=True)
 class Scored:
@@ -108,7 +113,7 @@ class KL(Term):
         self.coefficient, self.estimator = conf.kl_coef, conf.kl_estimator
 
     def mask(self, rows: Rows) -> Tensor:
-        return rows.batch.mask[: int((~rows.from_positive).sum())]  # the rollouts, whatever has joined their groups
+        return rows.batch.mask[: rows.rollouts]
 
     def __call__(self, scored: Scored, sums: StepSums) -> Tensor:
         per_token = scored.on_policy * losses.kl(scored.logp, scored.score_reference(), self.estimator)
@@ -127,7 +132,7 @@ class Entropy(Term):
         self.coefficient = coefficient
 
     def mask(self, rows: Rows) -> Tensor:
-        return rows.batch.mask[: int((~rows.from_positive).sum())]  # the rollouts, whatever has joined their groups
+        return rows.batch.mask[: rows.rollouts]
 
     def __call__(self, scored: Scored, sums: StepSums) -> Tensor:
         assert scored.entropy is not None

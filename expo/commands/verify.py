@@ -25,12 +25,14 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"verify: a right answer and at least one other are compared; {USAGE}")
     given = [a for a in arguments if a.startswith("kind=")]
     options, _ = take_options(given, kind="auto")
-    settings = [a for a in arguments if re.match(r"(verifier|prompts)[.=]", a)]
+    settings = [a for a in arguments if re.match(r"(verifier|prompts|dataset)[.=]", a)]
+    if idle := [a for a in settings if a.startswith("dataset") or given]:
+        raise UserError(f"{idle[0]}: expo verify takes kind=…, or verifier=… and prompts=… (verifier.kind=… with them)")
     gold, *answers = [a for a in arguments if a not in (*given, *settings)]
     kind = options["kind"]
-    if settings and not given:
+    if settings:
         return by_judge(settings, gold, answers)
-    if kind not in ANSWER_KINDS or settings:
+    if kind not in ANSWER_KINDS:
         raise UserError(f"kind={kind}: no kind of answer; use one of {', '.join(ANSWER_KINDS)}")
     how = kind_for(gold, kind)
     stated = _stated(how.form, gold)

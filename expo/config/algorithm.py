@@ -105,7 +105,8 @@ class DPOConf(PositivesOnlyConf):
         "any",
         choices=("any", "wrong"),
         pairs=False,
-        help="which of the policy's own rollouts is rejected: the first, or the first that is wrong",
+        help="which of the policy's own rollouts is rejected, where it is not the chosen one: the first, or the first "
+        "that is wrong",
     )
     preference: str = key("sigmoid", choices=("sigmoid", "ipo"), pairs=False, help="the loss of a pair")
     beta: float = key(

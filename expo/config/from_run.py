@@ -145,7 +145,8 @@ def run_directory(text: str) -> Path:
         return Path(text).resolve() if ".." in Path(text).parts else Path(text)  # the folders above it are its own
     pattern = text if set("*?[") & set(text) else f"outputs/*/*-{text}*"
     paths = [path for path in sorted(glob.glob(pattern)) if Path(path, "config.yaml").is_file()]
-    if "*" not in text and len(trained := [path for path in paths if Path(path).parts[1] not in MEASURING]) == 1:
+    trained = [path for path in paths if not measures(Path(path))]
+    if pattern != text and len(trained) == 1:
         paths = trained  # an evaluation of a table's settings has the identity of the run that trains by them
     if len(paths) != 1:
         some = f": {', '.join(paths[:3])}{', …' if len(paths) > 3 else ''}" if paths else ""

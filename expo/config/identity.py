@@ -121,7 +121,9 @@ def _hash(cfg: Config, pairs: bool) -> str:
     anew = {
         "pair": 2 if twice else None,
         "examples": 2 if cfg.prompts.examples and (teaches or cfg.hints.gives_hints) else None,
-        "micro": cfg.trainer.micro_batch_size if cfg.trainer.dropout else None,  # which draws by micro-batch
+        "micro": cfg.trainer.micro_batch_size
+        if cfg.trainer.dropout and not pairs
+        else None,  # which draws by micro-batch
         # Where no step 0 is evaluated, none is the best so far.
         "first": False if cfg.dataset.validation and not cfg.evaluation.first and not pairs else None,
         "answer_lift": (3 if cfg.hints.gives_hints else 2) if by_lift else None,

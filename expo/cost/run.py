@@ -84,11 +84,16 @@ class Work:
 
     def evaluated(self, command: str = "train") -> tuple[int | None, bool]:
         """Return how many problems an evaluation by a command takes, see `problems_of`."""
-        data = self.cfg.dataset
-        few = 100 if data.shares_file or isinstance(data, GeneratedConf) else None
-        limit = data.limit if command != "train" and few is None else data.eval_limit
+        data, made = self.cfg.dataset, isinstance(self.cfg.dataset, GeneratedConf)
+        if command != "train" and data.part == "train":
+            return problems_of(data, data.split, data.levels, data.limit)
         levels = data.levels if data.eval_levels is None else data.eval_levels
-        return problems_of(data, data.eval_split, levels, limit or few)
+        if command != "train" and not made and not (data.shares_file and data.part == "held_out"):
+            return problems_of(data, data.eval_split, levels, data.limit)
+        held_out = data.eval_limit or (100 if data.shares_file or made else None)
+        if command != "train" and not made and data.limit:
+            held_out = min(data.limit, held_out or data.limit)
+        return problems_of(data, data.eval_split, levels, held_out)
 
     @property
     def sampled(self) -> int:

@@ -2,6 +2,7 @@
 
 import logging
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -275,16 +276,23 @@ def _of(levels: list[Any]) -> str:
     return f" of dataset.levels={levels}" if levels else ""
 
 
-def asked_in(problems: Iterable[Problem], others: Iterable[Problem]) -> set[str]:
-    """Return the ids of the problems that others ask, too: in the same messages, or with the same answer under another
-    system message."""
-    asked = {key for other in others for key in _asks(other)}
-    return {p.id for p in problems if not asked.isdisjoint(_asks(p))}
+def asked_in(problems: Sequence[Problem], others: Sequence[Problem]) -> set[str]:
+    """Return the ids of the problems that others ask, too: in the same messages, or with the same answer where either
+    has a system message that many rows share, which is no part of what is asked. One of few rows may be."""
+    usual = {s for each in (problems, others) for s, n in Counter(map(_told, each)).items() if n >= len(each) / 10}
+    asked = {key for other in others for key in _asks(other, usual)}
+    return {p.id for p in problems if not asked.isdisjoint(_asks(p, usual))}
 
 
-def _asks(problem: Problem) -> tuple[object, object]:
-    told = tuple(turn for turn in problem.earlier if turn[0] != "system")
-    return problem.asked, (replace(problem, earlier=told).asked, problem.answer)
+def _told(problem: Problem) -> str:
+    return " ".join(content for role, content in problem.earlier if role == "system")
+
+
+def _asks(problem: Problem, usual: set[str]) -> list[object]:
+    if _told(problem) not in {"", *usual}:
+        return [problem.asked]
+    earlier = tuple(turn for turn in problem.earlier if turn[0] != "system")
+    return [problem.asked, (replace(problem, earlier=earlier).asked, problem.answer)]
 
 
 def set_apart(problems: list[Problem], count: int) -> tuple[list[Problem], list[Problem]]:

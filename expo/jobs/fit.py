@@ -124,7 +124,7 @@ def prepare(found: Run, module: Algorithm, evaluator: Evaluator, account: Accoun
     check_space(cfg, run.dir, module)
     inherit(run, evaluator)
     checkpoint = newest_checkpoint(run.dir, lineage(cfg))
-    reached = step_of(checkpoint) if checkpoint is not None else 0
+    reached = step_of(checkpoint) if checkpoint else 0
     for file in run.dir.glob("completions/*-step*.parquet"):
         if step_in(file) > reached:  # of a session that was killed: this one may end before
             file.unlink()

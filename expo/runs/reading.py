@@ -65,9 +65,9 @@ def commit_of(summary: Mapping[str, Any]) -> str:
 
 
 def by_step(runs: Sequence[Sequence[tuple[float, float]]]) -> tuple[list[float], list[list[float]]]:
-    """Return the steps at which all runs have a value, and the values: a mean over some would be of another set at each
-    step. Args: (step, value) points of each run."""
-    of_runs = [dict(run) for run in runs]
+    """Return the steps at which all runs that have points have one, and the values: a mean over some would be of
+    another set at each step. Args: (step, value) points of each run."""
+    of_runs = [dict(run) for run in runs if run]
     steps = sorted(set.intersection(*map(set, of_runs))) if of_runs else []
     return steps, [[values[step] for values in of_runs] for step in steps]
 

@@ -12,11 +12,6 @@ from expo.verifier.spelling import INVISIBLE, TEXT, bare
 
 _RELATION = r"\\(?:not|neq?|leq?|geq?|leqslant|geqslant|lt|gt|to|rightarrow|Rightarrow|implies|iff|approx|sim|simeq|doteq|equiv|cong|lesssim|gtrsim|ll|gg|nless|ngtr|nleq|ngeq|gtreqless|neg|propto|subset|subseteq|in|notin|mid)(?![a-zA-Z])|[<>]|(?<![\w)])!=|:="  # noqa: E501
 _DOTS = r"\\(?:[lc]?dots|dots[cbmio])(?![a-zA-Z])|\.\.\."
-# x, x_1, y', f(x), AB, m\angle A; of \sin x, x + y, x^2, xy and |x|, a value has to be found.
-_NAME = (
-    r"(?:m\s*)?(?:\\(?!(?:sin|cos|tan|cot|sec|csc|ln|log|exp|sqrt|frac)(?![a-zA-Z]))[a-zA-Z]+\s*)?"
-    r"(?:\{?(?:[a-zA-Z]|[A-Z]{2,})\}?)?(?:_(?:\{[^{}]*\}|\w))?(?:'*|\^\{-1\})(?:\s*\([^()]*\))?"
-)
 _BASE = r"(?<=\d)_\{?(?:\\text\{)?\s*(\d+|[a-z]{3,})"
 _LESS, _MORE = (
     rf"({sign}|\\(?:{sign_name}t|{sign_name}eq?(?:slant)?)(?![a-zA-Z]))" for sign, sign_name in (("<", "l"), (">", "g"))
@@ -91,12 +86,10 @@ def _relations(answer: str, gold: str) -> bool:
 
 
 def _solved(answer: str, gold: str) -> bool:
-    """Refuse one side, or the roots, of an equation that is asked for. Where it says a name's value, the value is the
-    answer."""
-    sides = re.split(r"=(?![^(]*\))", gold)
+    """Refuse one side, or the roots, of an equation that is asked for: its sides name no value."""
+    sides = re.split(r"(?<![<>!:])=(?![^(]*\))", gold)
     asked = len(sides) > 1 and not re.search("[,;]|and", gold) and "=" not in answer
-    of_last = re.fullmatch(_NAME, sides[-1].strip()) and not re.search("[a-zA-Z]", sides[0])  # 5 = x
-    return asked and not of_last and not re.fullmatch(_NAME, sides[0].strip())
+    return asked and not any(map(names, sides))
 
 
 def _dots(answer: str, gold: str) -> bool:

@@ -38,7 +38,7 @@ class Judge(Protocol):
         """Return why no answer can be right on a problem, as far as its row tells; None where one can."""
 
 
-LETTERED = re.compile(r"(?:^|\s)\(?([A-J])[).:](?=\s)")  # options that a question lists
+LETTERED = re.compile(r"(?m)^\W{0,3}([A-Z])[).]|\(([A-Z])\)")  # options that a question lists
 
 
 class ByKind:
@@ -59,9 +59,11 @@ class ByKind:
     def refuses(self, problem: Problem) -> str | None:
         kind = self.kind(problem)
         form = None if kind == AUTO else KINDS[kind].form
-        letters = "".join(dict.fromkeys(LETTERED.findall(problem.question)))
-        if kind == "option" and letters[:2] == "AB" and option(problem.answer) not in {*letters, None}:
-            return f"the answer is none of the options {', '.join(letters)}"
+        if kind == "option" and (letter := option(problem.answer)):
+            asked = f"{problem.question} {problem.earlier}"
+            letters = ["".join(found) for found in LETTERED.findall(problem.question)]
+            if letters[:2] == ["A", "B"] and not re.search(rf"(?<![A-Za-z]){letter}(?![A-Za-z])", asked):
+                return f"the answer is none of the options {', '.join(dict.fromkeys(letters))}"
         return f"the answer is no {kind}" if form is not None and form(problem.answer) is None else None
 
     def task(self, answer: str, problem: Problem) -> Task:

@@ -183,8 +183,10 @@ def test_what_is_set_apart_asks_nothing_that_is_trained_on():
     with pytest.raises(UserError, match=r"dataset\.validation=10: no problem is left"):
         set_apart(problems, 10)
     told = [replace(p, earlier=(("system", "Be brief."),)) for p in problems]
-    assert asked_in(told, apart) == asked_in(problems, apart)  # a system message makes no other question
+    assert asked_in(told, apart) == asked_in(problems, apart)  # a usual system message makes no other question
     assert not asked_in([replace(p, answer="2") for p in told], apart)  # but it may set another task
+    passages = [replace(made(str(i), "Is it so?"), earlier=(("system", f"Passage {i}"),)) for i in range(20)]
+    assert asked_in(passages, passages[:3]) == {"0", "1", "2"}  # one of each row is what is asked
 
 
 @pytest.mark.runs

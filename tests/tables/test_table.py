@@ -444,6 +444,7 @@ def test_values_by_hand(tmp_path):
     assert by_step(runs) == ([1, 3], [[0.0, 1.0], [4.0, 8.0]])
     assert by_step([runs[0], runs[1][:2]]) == ([1], [[0.0, 1.0]])  # one ends at 2
     assert by_step([]) == ([], [])
+    assert by_step([runs[0], []]) == ([1, 3], [[0.0], [4.0]])
     samples = [
         {"kind": kind, "id": "a", "question": "q", "true_answer": "1", "level": 5, "nll": nll}
         for kind, nll in (("own", 1.0), ("own", 3.0), ("expert", 9.0))

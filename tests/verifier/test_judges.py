@@ -191,7 +191,12 @@ def test_rows_that_no_answer_fits_are_refused_by_line(tmp_path):
 
 
 def test_a_letter_that_is_none_of_the_options_is_refused(tmp_path):
-    asked = ["Which? (A) 1 (B) 2", "Which?\nA. 1\nB. 2\nC. 3", "Vitamin A. Which letter?", "Which one?"]
+    asked = [
+        "Which? (A) 1 (B) 2",
+        "Which?\nA. 1\nB. 2\nC. 3",
+        "Professors A. Miller and B. Klein met",
+        "A) 1\nB) 2 C)3 D)4",
+    ]
     rows = [{"question": question, "answer": answer} for question in asked for answer in "BCD"]
     reader = rows_of(tmp_path, rows, "verifier=choice")
     reader.whole()
@@ -281,6 +286,9 @@ def test_the_command_tells_kind_forms_and_verdict(capsys):
     assert [line.split()[-2:] for line in capsys.readouterr().out.splitlines()[1:]] == [
         ["incorrect", "0"], ["correct", "1"], ["correct", "1"]
     ]  # fmt: skip
+    for settings in (["dataset.answer_kind=exact"], ["kind=auto", "verifier=choice"]):
+        with pytest.raises(UserError, match=rf"{settings[-1]}: expo verify takes kind"):
+            verify_command.main(["5", "5", *settings])
     with pytest.raises(UserError, match="as a right answer of verifier=choice: the answer is no option"):
         verify_command.main(["Rome", "A", "verifier=choice"])
 
