@@ -11,6 +11,7 @@ import torch
 
 from expo.algorithms import losses
 from expo.algorithms.base import Algorithm, Components, StepSums
+from expo.algorithms.pair_store import ANEW
 from expo.config import DPOConf, UserError
 from expo.ground.problem import Problem
 from expo.model.scoring import TokenBatch
@@ -56,10 +57,7 @@ class DPO(Algorithm):
         with alone_with(self.pairs.path(start)) if self.ranks.first else nullcontext():
             experience = self.ranks.by_first(lambda: self.pairs.load(start, problems, goes_on))
             if experience is None and goes_on:
-                raise UserError(
-                    f"pairs={self.pairs.path(start)}: gone, and the policy is no longer the one that made them; "
-                    "fresh=true begins the run anew"
-                )
+                raise UserError(f"pairs={self.pairs.path(start)}: gone; {ANEW}")
             if experience is None:
                 generated = experience = self.pipeline.run(start, problems, self.conf.group_size)
                 self.ranks.by_first(lambda: self.pairs.save(start, generated))

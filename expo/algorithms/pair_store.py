@@ -20,6 +20,7 @@ from expo.verifier.answers import Verdict
 # What columns were called in files of version 0.1.
 FORMER = {"asked": "prompt", "logp_given_asked": "logp_given_qa"}
 KINDS = ("candidates", "positives")
+ANEW = "fresh=true begins the run anew: its policy is no longer the one that made them"
 COST, CODE = b"cost", b"own_code"
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ class PairStore:
                 groups, step, generated_tokens=cost["generated_tokens"], timer=Timer(cost["seconds"]), shared_s=shared_s
             )
 
-        return read_signed(path, "pairs", parse)
+        return read_signed(path, "pairs", parse, ANEW if goes_on else AGAIN)
 
     def save(self, step: int, e: Experience) -> None:
         """Write a round."""

@@ -23,20 +23,20 @@ def is_signed(path: Path) -> bool:
     return path.is_file() and _digest_file(path).is_file()
 
 
-def read_signed(path: Path, what: str, parse: Callable[[pa.Table], T]) -> T:
-    """Read a file's table, parsed by `parse`. Args: what, the file's name in a message.
+def read_signed(path: Path, what: str, parse: Callable[[pa.Table], T], remedy: str = AGAIN) -> T:
+    """Read a file's table, parsed by `parse`. Args: what, the file's name in a message; remedy, what it ends in.
 
     Raises UserError where the file is not what was written, or cannot be read.
     """
     if _digest_file(path).read_text(errors="replace") != hashlib.sha256(path.read_bytes()).hexdigest():
-        raise UserError(f"{what}={path}: not what was written there (its SHA-256 differs); {AGAIN}")
+        raise UserError(f"{what}={path}: not what was written there (its SHA-256 differs); {remedy}")
     try:
         return parse(pa.parquet.read_table(path))
     except MemoryError:  # of Arrow, too: not the file's fault
         raise
     except (OSError, pa.ArrowException, LookupError, ValueError, TypeError) as error:
         message = f"{type(error).__name__}: {first_line(error)}"
-        raise UserError(f"{what}={path}: cannot be read ({message}); {AGAIN}") from error
+        raise UserError(f"{what}={path}: cannot be read ({message}); {remedy}") from error
 
 
 def write_signed(table: pa.Table, path: Path) -> None:

@@ -114,7 +114,7 @@ def test_a_positive_that_is_the_rollout_itself_gives_no_pair(models):
 def test_a_resumed_run_makes_no_pairs_with_another_policy(models, tmp_path):
     dpo = module(*models, pairs=PairStore(tmp_path / "initial", tmp_path / "own"))
     dpo.pipeline.run = lambda *arguments: experience()
-    with pytest.raises(UserError, match=r"pairs=.*gone, and the policy is no longer the one that made them"):
+    with pytest.raises(UserError, match=r"pairs=.*gone; fresh=true begins the run anew"):
         dpo.pairs_of(0, PROBLEMS, goes_on=True)
     assert not dpo.pairs.path(0).exists()
     dpo.pairs_of(0, PROBLEMS)

@@ -171,7 +171,7 @@ def test_a_models_own_code_is_not_run_and_nobody_is_asked(folder, tmp_path, comm
     (run / "checkpoints").mkdir(parents=True)
     shutil.copytree(folder, run / "checkpoints" / "final")
     OmegaConf.save(OmegaConf.structured(compose_config("dataset=ladder")), run / "config.yaml")
-    summary = {"metrics": {}, "device": "d", "identity": "i", "git": "g", "versions": {}}
+    summary = {"metrics": {}, "device": "d", "identity": "i", "git": "g", "versions": {}, "step": 1}
     (run / "summary.json").write_text(json.dumps(summary))
     line = [f"{run}"] if command == "export" else ["model=hf", f"model.path={folder}", f"output_dir={tmp_path}"]
     monkeypatch.setattr("sys.argv", ["expo", command, *line])
@@ -340,11 +340,19 @@ def test_pairs_that_cannot_be_read_are_one_line_though_their_digest_fits(tmp_pat
     (path,) = tmp_path.glob("**/pairs-step*.parquet")
     path.write_bytes(damage)
     path.with_suffix(".sha256").write_text(hashlib.sha256(damage).hexdigest())
-    with pytest.raises(UserError, match=r"pairs=.*cannot be read.*delete it, and it is made again") as told:
+    with pytest.raises(UserError, match=r"pairs=.*cannot be read.*fresh=true begins the run anew") as told:
         make_run(cfg)
     assert "\n" not in str(told.value)
+    path.unlink()
+    with pytest.raises(UserError, match=r"pairs=.*gone; fresh=true"):  # its policy has been trained on them
+        make_run(cfg)
+    path.write_bytes(damage)
+    path.with_suffix(".sha256").write_text(hashlib.sha256(damage).hexdigest())
+    other = compose_config(*SMALL, f"output_dir={tmp_path}", "algorithm.beta=0.2")
+    with pytest.raises(UserError, match=r"pairs=.*cannot be read.*delete it, and it is made again"):
+        make_run(other)
     path.unlink()  # as it says, and nothing else
-    assert make_run(cfg) == 0
+    assert make_run(other) == 0
 
 
 @pytest.mark.parametrize(

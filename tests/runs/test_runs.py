@@ -38,7 +38,10 @@ def test_a_run_of_other_code_and_one_that_learned_nothing_are_marked(tmp_path, m
     (tmp_path / "lone.py").write_text("a = 2")
     root = tmp_path / "out"
     old, dead = leave(root, "algorithm=grpo"), leave(root, "algorithm=exp_grpo")
-    for folder, more in ((old, {"own_code": {"lone.py": "0"}}), (dead, {"learned_nothing": "no step had a gradient"})):
+    for folder, more in (
+        (old, {"own_code": {"lone.py": "0"}}),
+        (dead, {"learned_nothing": "no step had a gradient", "step": 1}),
+    ):
         summary = json.loads((folder / "summary.json").read_text())
         (folder / "summary.json").write_text(json.dumps(summary | more))
     (dead / "metrics.jsonl").write_text(json.dumps({"step": 1, "policy/grad_norm": 0.0}))
