@@ -44,7 +44,7 @@ def test_a_run_of_other_code_and_one_that_learned_nothing_are_marked(tmp_path, m
     ):
         summary = json.loads((folder / "summary.json").read_text())
         (folder / "summary.json").write_text(json.dumps(summary | more))
-    (dead / "metrics.jsonl").write_text(json.dumps({"step": 1, "policy/grad_norm": 0.0}))
+    (dead / "metrics.jsonl").write_text(json.dumps({"step": 1, "policy/grad_norm": 0.0, "loss/total": 0.0}))
     _, said = expo(monkeypatch, capsys, f"output_dir={root}", "--json")
     marks = {row["run"]: row["marks"] for row in json.loads(said.out)}
     assert marks == {str(old): "other code", str(dead): "learned nothing"}
