@@ -316,7 +316,7 @@ def test_the_recipes_of_the_page_on_answers(tmp_path):
     for name, row in FILES.items():
         (tmp_path / name).write_text("".join(json.dumps(row(i)) + "\n" for i in range(8)))
     blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     for block in blocks:
         line = block.replace(
             "trainer.max_steps=1", "debug=tiny trainer.max_steps=1 rollout.max_completion_tokens=8 k=[1]"
