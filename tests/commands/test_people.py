@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import wandb
 from conftest import compose_config
+from hydra.errors import OverrideParseException
 from running import run, scalars
 
 from expo import cli
@@ -119,7 +120,7 @@ def test_a_finished_run_is_sent_to_wandb_afterwards_and_once(online, tmp_path, c
     assert json.loads(sent.summary)["status"] == "done"
     assert wandb_command.main(["upload", str(directory), "group=g"]) == 0  # online, to a server that has it
     assert sent.steps == [0, 1, 2]
-    with pytest.raises(UserError, match=r"no such table|no arm|arm"):
+    with pytest.raises(OverrideParseException, match="'arm'"):  # which ends in one line, as a slip in any override
         wandb_command.main(["run", "demo", "arm"])
     with pytest.raises(UserError, match="mode=never"):
         wandb_command.main(["upload", str(directory), "mode=never"])
