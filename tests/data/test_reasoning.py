@@ -357,6 +357,20 @@ def test_worked_examples_stand_before_the_question_and_never_are_it():
     assert "one?" not in shown(0)[0]
 
 
+def test_a_teacher_and_a_hint_see_the_worked_examples_of_the_question():
+    _, tokenizer = small.random_tiny()
+    more = {"solve_with_hint": "Q: {question} Hint: {hint}", "go_on": "Q: {question} Go on: {beginning}"}
+    prompts, asked = Prompts(PromptsConf(**TEXTS, **more, examples=1)), Problem("4", "four?", "4")
+    prompts.examples = [Problem("1", "one?", "1", "It is 1.")]
+    for ids, last in (
+        (prompts.privileged_ids(tokenizer, [asked])[0], "Q: four? A: 4"),
+        (prompts.solve_with_hint_ids(tokenizer, asked, "add"), "Q: four? Hint: add"),
+        (prompts.go_on_ids(tokenizer, asked, "It"), "Q: four? Go on: It"),
+    ):
+        text = tokenizer.decode(ids)
+        assert text.index("Q: one?") < text.index("It is 1.") < text.index(last)
+
+
 def test_examples_are_of_the_training_part_whatever_is_evaluated_and_however_many_are_trained_on(gym):
     found = []
     for limit in (10, 30):
