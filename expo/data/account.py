@@ -119,7 +119,8 @@ class Account:
             more = f"; {part.too_long} left out: prompt too long" if part.too_long else ""
             if name == "train" and self.asked_in_held_out:
                 more += f"; {self.asked_in_held_out} left out: the question is held out"
-            shown = " with the answer shown" if name == "train" else ""  # a problem counts by its longest prompt
+            # A problem counts by its longest prompt: of a command that trains, the one that asks for an explanation.
+            shown = " with the answer shown" if name == "train" and "held_out" in self.parts else ""
             reason = f"{part.problems} problems, prompts of {_spread(part.prompt_tokens)} tokens{shown}{more}"
             table.add_row(NAMES.get(name, name), reason)
         return table

@@ -1,5 +1,6 @@
 import gzip
 import hashlib
+import io
 import json
 import os
 import tracemalloc
@@ -9,10 +10,12 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import compose_config
+from rich.console import Console
 
 from expo.cli import reporting
 from expo.config import UserError, build, check, data_content, identity, run_dir, run_id
 from expo.config.world import CLEAR
+from expo.data.account import Account, Part
 from expo.data.checks import NUMBER, unusable
 from expo.ladder import problems as ladder
 from expo.step.problems import within_length
@@ -337,6 +340,18 @@ def test_a_solution_with_another_answer_is_skipped(tmp_path):
     data = reader("dataset=custom", f"dataset.path={own_file(tmp_path, rows)}", "dataset.columns.solution=why")
     assert len(data.whole()) == 19
     assert data.sources[0].skipped == {"the solution has another answer": [8]}
+
+
+def test_prompts_of_the_trained_part_show_the_answer_where_it_is_trained_on():
+    part = Part(9, 0, [38, 39, 39])
+
+    def told(**parts):
+        console = Console(width=200, file=io.StringIO())
+        console.print(Account([], parts).table())
+        return console.file.getvalue()
+
+    assert "tokens with the answer shown" in told(train=part, held_out=part)
+    assert "shown" not in told(train=part)  # expo evaluate dataset.part=train
 
 
 def test_the_account_of_the_data(tmp_path):
