@@ -13,6 +13,7 @@ from expo.config.compose import for_command
 from expo.config.identity import runtime_keys
 from expo.config.key import with_groups
 from expo.config.naming import plain
+from expo.evaluation.kinds import KINDS
 from expo.runs.arms import settings_in
 from expo.tables.plan import MEASURED, Arm, Command, Plan, Scale, columns_of, table_name
 
@@ -119,6 +120,9 @@ def _check_column(column: str, arm: Arm, cfg: Config) -> None:
     """Check that a run of the arm can give the column: `pass@K`, `sound@K`, either with `/levelN`, or what
     `expo diagnose` measures. Raises UserError."""
     if arm.command is Command.diagnose:
+        if arm.kind not in (kinds := [k for k in KINDS if k != "shuffled_answer" or cfg.diagnose.shuffled]):
+            remedy = "; set diagnose.shuffled=true" if arm.kind in KINDS else f"; use one of {', '.join(kinds)}"
+            raise UserError(f"kind={arm.kind}: {arm.label}: expo diagnose has no such samples{remedy}")
         if column.partition("/level")[0] not in MEASURED:
             raise UserError(f"columns={column}: expo diagnose does not measure it; use one of {', '.join(MEASURED)}")
         return

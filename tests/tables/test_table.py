@@ -844,6 +844,7 @@ def test_a_map_frames_what_is_settled():
 
 @pytest.mark.slow
 def test_arms_may_evaluate_and_diagnose_and_share_a_run(small, tmp_path, capsys):
+    (small / "paper.yaml").unlink()
     (small / "plan.yaml").write_text(
         """
 title: Base
@@ -980,6 +981,24 @@ def test_a_grid_that_is_none_is_refused(small, one, other, told):
     (small / "plan.yaml").write_text(GRID.replace(one, other))
     with pytest.raises(UserError, match=told):
         plans.load_plan("small")
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("kind: selff, ", "kind=selff: own: expo diagnose has no such samples; use one of own, expert"),
+        ("kind: shuffled_answer, ", "kind=shuffled_answer: own: .*; set diagnose.shuffled=true"),
+        ("", "kind=None: own"),
+    ],
+)
+def test_an_arm_of_samples_that_a_diagnosis_does_not_have_is_refused(small, kind, told):
+    (small / "paper.yaml").unlink()
+    (small / "plan.yaml").write_text(
+        "title: t\ncolumns: [nll]\narms: {own: {label: own, command: diagnose, " + kind + "overrides: []}}\n"
+        "scales: {cpu: {overrides: [debug=tiny], seeds: [0]}}\n"
+    )
+    with pytest.raises(UserError, match=told):
+        plan_runs("small", plans.load_plan("small"), "cpu", None, [])
 
 
 @pytest.mark.runs
