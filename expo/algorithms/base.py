@@ -185,6 +185,12 @@ class Algorithm(Updates):
         checkpoint["base"] = self.base_mark()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # Lightning is not strict here, and would leave a weight of another name at its first value.
+        if lacking := sorted(self.without_base(self.state_dict()).keys() - checkpoint["state_dict"].keys()):
+            raise UserError(
+                f"the checkpoint has no weight {lacking[0]}, and {len(lacking) - 1} others are missing: it is of "
+                "another transformers, peft or algorithm; put that one back, or start over with fresh=true"
+            )
         self.pipeline.cache.load_state_dict(checkpoint["explanations"])
         self.collector.load_state_dict(checkpoint.get("ahead", {}))
         if (base := checkpoint.get("base")) and self.base_mark() not in (None, base):

@@ -91,7 +91,7 @@ class DPO(Algorithm):
     def preference_stream(self, batch: TokenBatch, count: int, sums: StepSums) -> None:
         """Go backward through the preference loss. Row i of `batch` is chosen, row `count` + i is rejected."""
         conf, size = self.conf, max(self.trainer_conf.micro_batch_size // 2, 1)
-        chosen = TokenBatch(batch.input_ids[:count], batch.mask[:count], batch.prompts[:count])
+        chosen = batch.rows(torch.arange(count))
         for first, _ in self.micro_batches(chosen, torch.arange(count), sums, size):
             part = batch.rows(torch.cat([first, first + count]))
             logp = self.score(self.policy, part).sum(dim=1)

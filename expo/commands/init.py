@@ -58,7 +58,11 @@ def main(arguments: list[str]) -> int:
     if not data:
         raise UserError("data: not given; give your file as data=mine.jsonl (.jsonl or .parquet)")
     pattern, verifier = options.pop("answer_pattern"), options.pop("verifier")
-    overrides = ["dataset=custom", f"dataset.path={in_override(data)}", f"dataset.name={folder.resolve().name}"]
+    overrides = [
+        "dataset=custom",
+        f"dataset.path={in_override(data)}",
+        f"dataset.name={in_override(folder.resolve().name)}",
+    ]
     columns = mapping(Path(data), options)
     overrides += [f"dataset.columns.{part}={in_override(column)}" for part, column in columns.items()]
     overrides += [f"dataset.answer_pattern={in_override(pattern)}"] if pattern else []

@@ -45,9 +45,12 @@ def render_kept(request: Request, runs: Sequence[PlannedRun], command: str) -> i
 
     name, plan, output_dir = request.name, request.plan, runs[0].cfg.output_dir
     all_runs = replace(request, name=plan.extends or name).runs()
+    folder = request.folder(output_dir)
+    own = (folder / "runs.json").is_file()  # of a changed table, or one that was made elsewhere
+    kept, table = (folder, folder) if own else (kept_folder(name, plan, request.scale_name), request.kept(output_dir))
     with tempfile.TemporaryDirectory() as scratch:
-        kept_runs = unpack(kept_folder(name, plan, request.scale_name), runs, all_runs, plan.prepare, Path(scratch))
-        finish(name, plan, kept_runs, request.folder(output_dir), command, read_record(request.kept(output_dir)))
+        kept_runs = unpack(kept, runs, all_runs, plan.prepare, Path(scratch))
+        finish(name, plan, kept_runs, folder, command, read_record(table))
     return 0
 
 

@@ -263,6 +263,11 @@ class StarConf(SelfExplanationConf):
                 "positives.use=group_member: a right rollout would join its own group a second time; set "
                 "positives.use=auxiliary, or positives=self_explanation"
             )
+        if self.cache_steps:
+            yield (
+                f"positives.cache_steps={self.cache_steps}: an old explanation would stand in for a right sample of "
+                "the policy's own; set positives.cache_steps=0, or positives=self_explanation"
+            )
 
 
 @option("positives", "expert_paraphrase", formerly="expo.positives.sources.ExpertParaphrase")

@@ -119,8 +119,8 @@ class Prompts:
 
     @property
     def final_marker(self) -> str:
-        """Return the text before the answer in a completion's final statement."""
-        return self.conf.final.partition("{answer}")[0]
+        """Return the text before the answer in a completion's final statement, without the space between them."""
+        return self.conf.final.partition("{answer}")[0].rstrip()
 
     def check(self, tokenizer: "PreTrainedTokenizerBase", path: str) -> None:
         """Raise UserError where the chat template of the model at `path` does not show a message, once, in a prompt."""

@@ -29,17 +29,13 @@ class TokenBatch:
     input_ids: Tensor  # [B, L]
     mask: Tensor  # [B, L - 1], 1 where the *next* token belongs to the completion
     prompts: Tensor  # [B], which prompt it is: rows of one prompt have one number
+    prompt_lengths: Tensor  # [B], tokens; a mask may leave out the first tokens of a completion, too
 
     @property
     def lengths(self) -> Tensor:
         """Return the tokens of prompt and completion together: `[B]`."""
         positions = torch.arange(2, self.mask.shape[1] + 2, device=self.mask.device)
         return (self.mask.bool() * positions).amax(dim=1)
-
-    @property
-    def prompt_lengths(self) -> Tensor:
-        """Return the tokens of each prompt: `[B]`; 1 where the completion is empty, and nothing is scored."""
-        return self.mask.bool().int().argmax(dim=1) + 1
 
     @property
     def targets(self) -> Tensor:
@@ -49,7 +45,8 @@ class TokenBatch:
     def rows(self, index: Tensor) -> "TokenBatch":
         """Return the chosen rows, cut to the longest of them."""
         width = int(self.lengths[index].max())
-        return TokenBatch(self.input_ids[index, :width], self.mask[index, : width - 1], self.prompts[index])
+        ids, mask = self.input_ids[index, :width], self.mask[index, : width - 1]
+        return TokenBatch(ids, mask, self.prompts[index], self.prompt_lengths[index])
 
 
 def token_batch(
@@ -65,7 +62,7 @@ def token_batch(
         end = len(prompt) + len(completion)
         ids[i, :end] = torch.tensor([*prompt, *completion])
         mask[i, len(prompt) - 1 : end - 1] = 1
-    return TokenBatch(ids.to(device), mask.to(device), which.to(device))
+    return TokenBatch(*(t.to(device) for t in (ids, mask, which, torch.tensor([len(p) for p in prompts]))))
 
 
 def score(

@@ -122,7 +122,7 @@ def write(page: Page, runs: Sequence[RunData], path: Path) -> None:
         swatch=charts.swatch,
         levels=levels,
         by_level=any(" by level" in chart for _, chart in levels),
-        intervals=_intervals(arms),
+        intervals=_intervals({arm: _finished_or_all(its) for arm, its in arms.items()}),
         curves=curves,
         images=[] if curves else [(p.stem, base64.b64encode(p.read_bytes()).decode()) for p in page.images],
         samples=samples,

@@ -109,7 +109,7 @@ def read_table(request: Request, options: Sequence[str] = ()) -> tuple[Page, lis
         list(labels.values()),
         data_sentences(settings_of_arms),
         differing(settings_of_arms) if settings_of_arms else _settings_by_plan(request, labels),
-        read_solving({labels[arm]: directory for arm, directory in _directories(request, record).items()}),
+        read_solving({labels[arm]: directory for arm, directory in _directories(request, record, kept_runs).items()}),
     )
     return page, runs
 
@@ -128,9 +128,13 @@ def _settings_by_plan(request: Request, labels: Mapping[str, str]) -> Table | No
     return (["arm", "command", "overrides"], rows) if rows else None
 
 
-def _directories(request: Request, record: Mapping[str, Any]) -> dict[str, Path]:
-    """Return the directory of the first finished run of each arm; {} where the runs are not here."""
+def _directories(
+    request: Request, record: Mapping[str, Any], kept_runs: Sequence[Mapping[str, Any]]
+) -> dict[str, Path]:
+    """Return the directory of the first finished run of each arm; {} where the runs are not here. Of a run that is
+    kept, it is no other: the plan may have changed since."""
     directories: dict[str, Path] = {}
+    kept = {(run["arm"], run["seed"]): run["summary"].get("identity") for run in kept_runs}
     planned: list[PlannedRun] = []
     options = _options_of(record)
     given = {o.partition("=")[0] for o in request.overrides}
@@ -139,7 +143,9 @@ def _directories(request: Request, record: Mapping[str, Any]) -> dict[str, Path]
     with suppress(UserError, HydraException, OmegaConfBaseException):
         planned = replace(request, overrides=[*request.overrides, *more]).runs()
     for run in planned:
-        if run.command == "train" and run.arm in record["arms"] and read_summary(run.dir).get("status") == "done":
+        summary = read_summary(run.dir)
+        same = kept.get((run.arm, run.seed)) in (None, summary.get("identity"))
+        if run.command == "train" and run.arm in record["arms"] and summary.get("status") == "done" and same:
             directories.setdefault(run.arm, run.dir)
     if not directories and "output_dir" in given and any(run.command == "train" for run in planned):
         where = [o for o in request.overrides if o.startswith("output_dir=")][-1]
@@ -192,7 +198,8 @@ def read_runs(directories: list[Path]) -> tuple[Page, list[RunData]]:
     notes += [f"{arm}, seed {seed}: {count} {twice}" for (arm, seed), count in seeds.items() if count > 1]
     left_out = "The bars leave it out where other runs of its arm are done."
     notes += [f"{run.arm}, seed {run.seed}: {run.summary['status']}. {left_out}" for run in runs if not run.finished]
-    metrics = [n for n in runs[0].summary["metrics"] if n.startswith("pass@") and not n.endswith(("_lo", "_hi"))]
+    measured = dict.fromkeys(n for run in runs for n in run.summary["metrics"])
+    metrics = [n for n in measured if n.startswith("pass@") and not n.endswith(("_lo", "_hi"))]
     shown: list[list[str]] = []
     for directory, run in zip(read, runs, strict=True):
         m = run.summary["metrics"]

@@ -7,6 +7,7 @@ are one update old; `algorithm.sampler_correction` weighs their tokens by π_(w_
 2505.24298) and prime-rl do.
 """
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -144,7 +145,7 @@ class KeepingEngine(EngineAround):
     def __init__(self, engine: Engine):
         super().__init__(engine)
         self.kept: dict[NoiseKey, Completion] = {}
-        self.loaded: dict[NoiseKey, tuple[list[int], list[float], bool]] = {}
+        self.loaded: dict[NoiseKey, tuple[list[int], list[float], bool, str]] = {}
 
     def generate(
         self, requests: Sequence[Request], sampling: Sampling, follow: Follow | None = None
@@ -168,9 +169,9 @@ class KeepingEngine(EngineAround):
         return completions
 
     def _take(self, request: Request) -> Completion:
-        if request.key not in self.loaded:
+        ids, logp, truncated, prompt = self.loaded.pop(request.key, ([], [], False, ""))
+        if prompt != _mark(request.prompt):  # a hint that was written again may be another
             raise UserError(LACKING.format(step=request.key.step + 1))
-        ids, logp, truncated = self.loaded.pop(request.key)
         return Completion(request.prompt, ids, logp, truncated, request.problem)
 
     def state_dict(self) -> dict[str, Any]:
@@ -182,12 +183,20 @@ class KeepingEngine(EngineAround):
             "ids": torch.tensor([i for c in kept for i in c.ids], dtype=torch.int64),
             "logp": torch.tensor([x for c in kept for x in c.logp], dtype=torch.float64),
             "truncated": [c.truncated for c in kept],
+            "prompts": [_mark(c.prompt) for c in kept],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take the completions of `state_dict`, for the requests that will ask for them; {} for none."""
         ends = pairwise(accumulate(state.get("lengths", ()), initial=0))
-        rows = zip(state.get("keys", ()), ends, state.get("truncated", ()), strict=True)
+        keys = state.get("keys", ())
+        prompts = state.get("prompts", [""] * len(keys))  # a checkpoint of before has none, and is not gone on with
+        rows = zip(keys, state.get("truncated", ()), prompts, ends, strict=True)
         self.loaded = {
-            NoiseKey(*key): (state["ids"][a:b].tolist(), state["logp"][a:b].tolist(), cut) for key, (a, b), cut in rows
+            NoiseKey(*key): (state["ids"][a:b].tolist(), state["logp"][a:b].tolist(), cut, prompt)
+            for key, cut, prompt, (a, b) in rows
         }
+
+
+def _mark(prompt: Sequence[int]) -> str:
+    return hashlib.sha256(str([*prompt]).encode()).hexdigest()[:16]

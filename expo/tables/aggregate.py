@@ -1,6 +1,7 @@
 """From run directories to a table's numbers: means over seeds, intervals over problems and seeds, differences."""
 
 import json
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -160,7 +161,11 @@ def aggregate(plan: Plan, runs: Sequence[PlannedRun]) -> dict[str, Any]:
                 arms[key]["difference"] = {}
                 sides = [(key, seed) for seed in ours] + [(arm.against, seed) for seed in theirs]
                 for c in plan.columns:
-                    both = stack({f"{a} seed {s}": values[a, s][c] for a, s in sides}, measured)
+                    try:
+                        both = stack({f"{a} seed {s}": values[a, s][c] for a, s in sides}, measured)
+                    except UserError as error:  # each arm's own numbers stand
+                        print(f"{plan.title}: no difference of {key} in {c}: {error}", file=sys.stderr)
+                        continue
                     apart = both[: len(ours)] - both[len(ours) :]  # every seed less the one run of an evaluated arm
                     both_have = ~np.isnan(apart).all(axis=0)
                     arms[key]["difference"][c] = _statistic_or_none(apart[:, both_have], c, difference=True)

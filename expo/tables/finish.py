@@ -79,11 +79,14 @@ def finish(
 
 
 def print_means(plan: Plan, record: dict[str, Any]) -> None:
-    """Print the arms' own numbers; table.md also has the paper's numbers, differences and cost."""
+    """Print the arms' own numbers and differences; table.md also has the paper's numbers and the cost."""
     heads, rows = cells_of(plan, record)
     width = 1 + len(plan.columns)
-    columns = (Column(heading, overflow="fold") for heading in (*heads[:width], heads[-1]))
+    chosen = [i for i, heading in enumerate(heads) if i < width or heading.startswith("difference in ")] + [
+        len(heads) - 1
+    ]
+    columns = (Column(heads[i], overflow="fold") for i in chosen)
     shown = Table(*columns, title=Text(plan.title), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for row in rows:
-        shown.add_row(*(cell.replace(" [", "\n[") for cell in (*row[:width], row[-1])))
+        shown.add_row(*(row[i].replace(" [", "\n[") for i in chosen))
     wide_console().print(shown, markup=False)

@@ -110,7 +110,12 @@ def _restored(directory: Path, record: Mapping[str, Any], configs: dict[str, Con
 def _check(run: PlannedRun, kept_config: Config, folder: Path) -> None:
     """Raise UserError where a saved run is not the planned one. Models are compared by path, so need not exist."""
     before, now = (replace(cfg, model=replace(cfg.model, path="ladder")) for cfg in (kept_config, run.cfg))
-    for key in _ALSO_COMPARED[run.command]:
+    moved = [
+        key
+        for key, file in vars(kept_config.dataset).items()
+        if key.endswith("path") and file and not Path(file).is_file()
+    ]
+    for key in [*_ALSO_COMPARED[run.command], *(f"dataset.{key}" for key in moved)]:
         _same(run, key, _value(kept_config, key), _value(run.cfg, key), folder)
     if identity(before) == identity(now):
         return
@@ -129,6 +134,7 @@ _ALSO_COMPARED = {
         "dataset.part",
         "diagnose.problems",
         "diagnose.samples",
+        "diagnose.shuffled",
         "diagnose.judge.base_url",
         "diagnose.judge.model",
         "prompts.judge",

@@ -186,6 +186,12 @@ def load_plan(name: str, scale_name: str | None = None) -> Plan:
     if idle := next((folder for folder in plan.prepare if folder not in values), None):
         raise UserError(f"{path}: prepare.{idle}: no run begins from it; give it to one as model.path=./{idle}")
     for key, arm in plan.arms.items():
+        if "/" in key:
+            raise UserError(f"{path}: arms.{key}: has a slash, and folders are named after it; leave it out")
+        if arm.kind is not None and arm.command is not Command.diagnose:
+            raise UserError(
+                f"{path}: arms.{key}.kind={arm.kind}: of no effect on expo {arm.command.name}; leave it out"
+            )
         if arm.against is not None and arm.against not in plan.arms:
             raise UserError(f"{path}: arms.{key}.against={arm.against}: no such arm; use one of {', '.join(plan.arms)}")
         if arm.against and columns_of(plan, arm) != columns_of(plan, plan.arms[arm.against]):
@@ -217,6 +223,10 @@ def _read(path: Path, extending: Sequence[Path] = ()) -> Any:
     if plan.get("extends") and not base.is_file():
         raise UserError(f"{path}: extends={plan.extends}: no such table; give the name of a folder with a plan.yaml")
     extended = _read(base, [*extending, path.resolve()]) if plan.get("extends") else {}
+    if extended.get("extends"):  # the table beside which the runs are kept
+        plan["extends"] = extended["extends"]
+    if "columns" in plan:  # the other table's headings are of its columns
+        extended.pop("headings", None)
     paper = path.with_name("paper.yaml")
     if paper.is_file():  # instead of the other table's: a picture of it shows less
         extended.pop("paper", None)
@@ -258,12 +268,18 @@ def _written_out(path: Path, plan: Any, axes: Any) -> Any:
         written: dict[str, Any] = {}
         for point in product(*(values.items() for values in axes.values())):
             words = {axis: name for axis, (name, _) in zip(axes, point, strict=True)}
-            words |= {word: text for _, more in point for word, text in (more or {}).items()}
+            for word, text in [item for _, more in point for item in (more or {}).items()]:
+                if word in words:
+                    raise UserError(f"{path}: axes: two have the word {word}; give each a name of its own")
+                words[word] = text
             for key, value in entries.items():
                 name = filled(key, words)
                 if "{" in key and written.setdefault(name, value_filled := filled(value, words)) != value_filled:
                     raise UserError(f"{path}: {name}: stands for two; put the axis that they differ in into {key}")
-        return written | {key: value for key, value in entries.items() if "{" not in key}
+        alone = {key: value for key, value in entries.items() if "{" not in key}
+        if twice := next((key for key in alone if key in written), None):
+            raise UserError(f"{path}: {twice}: stands alone and in the grid; give one of them another name")
+        return written | alone
 
     scales = plan["scales"].values() if isinstance(plan.get("scales"), dict) else []
     for part, key in [(plan, "arms"), (plan, "prepare"), *((scale, "arms") for scale in scales)]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from expo.config import Config, UserError, check_anywhere, compose_config, run_dir, run_mark
 from expo.config.compose import for_command
@@ -15,7 +16,7 @@ from expo.config.key import with_groups
 from expo.config.naming import plain
 from expo.evaluation.kinds import KINDS
 from expo.runs.arms import settings_in
-from expo.tables.plan import MEASURED, Arm, Command, Plan, Scale, columns_of, table_name
+from expo.tables.plan import MEASURED, Arm, Command, Plan, Scale, columns_of, plan_file, table_name
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ def plan_runs(
     changes = [o for o in overrides if not with_groups(o.lstrip("+").partition("=")[0]) & runtime]
     # The plan's own runs have the scale itself as a tag, by which a view of W&B takes them.
     tag = "-".join([scale_name, *([hashlib.sha256(json.dumps(changes).encode()).hexdigest()[:8]] if changes else [])])
+    rows = dict[tuple[Any, ...], str]()
     arms, called = [], dict[tuple[Command, str], str]()  # arms may share runs, which have the first one's name then
     for key, arm in plan.arms.items():
         run_overrides = [*scale.overrides, *arm.overrides, *scale.arms.get(key, []), *overrides]
@@ -73,7 +75,10 @@ def plan_runs(
         for column in columns_of(plan, arm):
             _check_column(column, arm, cfg)
         name_of_run = "" if plain(key) == cfg.name else plain(key)
-        named = called.setdefault((arm.command, run_mark(cfg, arm.command.name)), name_of_run)
+        mark = run_mark(cfg, arm.command.name)
+        if (other := rows.setdefault((arm.command, mark, arm.k, arm.kind), key)) != key:
+            raise UserError(f"{plan_file(name)}: arms.{key}: the same run as {other}; leave one out, or change one")
+        named = called.setdefault((arm.command, mark), name_of_run)
         arms.append((key, arm.command, run_overrides, replace(cfg, differs=named)))
     return [
         PlannedRun(key, seed, [*run_overrides, f"seed={seed}"], replace(cfg, seed=seed), command.name)
@@ -136,7 +141,8 @@ def _check_column(column: str, arm: Arm, cfg: Config) -> None:
         raise UserError(
             f"columns={column}: only {samples} samples per problem; set evaluation.samples={match[1]} or more"
         )
-    levels = cfg.dataset.eval_levels or cfg.dataset.levels or cfg.dataset.known_levels
+    given = cfg.dataset.levels if cfg.dataset.eval_levels is None else cfg.dataset.eval_levels
+    levels = given or cfg.dataset.known_levels
     if match[2] and levels and match[2] not in map(str, levels):
         raise UserError(
             f"columns={column}: {cfg.dataset.name} is evaluated on levels {levels}; set dataset.eval_levels"

@@ -55,7 +55,8 @@ def cells_of(plan: Plan, record: Mapping[str, Any]) -> tuple[list[str], list[lis
             label = record["arms"][arm["against"]]["label"] if "difference" in arm else ""
             difference = arm["difference"][plan.columns[-1]] if label else None
             few = " (few)" if difference and len(difference["seeds"]) < FEW else ""
-            cells.append(f"{_cell(plan.columns[-1], difference)} against {label}{few}" if difference else "")
+            of = _some_runs(difference, arm["runs"])
+            cells.append(f"{_cell(plan.columns[-1], difference)} against {label}{of}{few}" if difference else "")
         cells += ["–" if v is None else f"{v:.3g}" for v in arm["scalars"].values()]
         *tokens, seconds = (arm["cost"][name] for name in ("generated tokens", "trained tokens", "seconds"))
         cells += ["–" if number is None else f"{number / 1e6:.2f} M" for number in tokens]

@@ -18,6 +18,13 @@ from expo.tables.plan import Plan, Scale, load_plan, plan_file, results_folder, 
 from expo.tables.planned import PlannedRun, plan_runs
 from expo.tables.sweep import distinct
 
+SORTED_BY = (
+    "logger.wandb.group",
+    "logger.wandb.job_type",
+    "logger.wandb.tags",
+    "logger.mlflow.group",
+    "logger.mlflow.job_type",
+)
 AT_A_TIME = {"local": "n_jobs", "slurm": "array_parallelism"}  # what launchers call the number of runs at a time
 
 
@@ -48,6 +55,7 @@ class Request:
         refused = {
             "fresh": "a table never makes a finished run again; remove the run's directory, or use expo train",
             "run": "a table's runs have settings of their own; use expo train run=…, or model.path in a plan's arm",
+            **dict.fromkeys(SORTED_BY, "a table sorts its runs by it itself; leave it out"),
         }
         for o in overrides:
             if (key := o.lstrip("+").partition("=")[0]) in refused:

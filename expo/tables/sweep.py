@@ -36,6 +36,10 @@ def to_prepare(plan: Plan, runs: Sequence[PlannedRun], todo: Sequence[PlannedRun
     for folder, command in plan.prepare.items():
         if folder in on_disk & used:
             _check_made(folder, command)
+    # One may begin from another.
+    for folder, command in reversed(plan.prepare.items()):
+        if folder in wanted - on_disk:
+            wanted |= {o.partition("=")[2].strip("'\"").removeprefix("./") for o in command}
     return {folder: command for folder, command in plan.prepare.items() if folder in wanted - on_disk}
 
 

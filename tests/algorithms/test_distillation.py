@@ -288,7 +288,7 @@ def test_a_cap_changes_the_loss_and_not_what_is_measured(models):
 
 def test_distillation_is_a_mean_over_rollouts_whatever_joins_their_groups():
     ids = torch.tensor([[1, 2, 3], [1, 4, 5], [1, 6, 7]])
-    batch = TokenBatch(ids, torch.ones(3, 2), torch.zeros(3, dtype=torch.long))
+    batch = TokenBatch(ids, torch.ones(3, 2), torch.zeros(3, dtype=torch.long), torch.ones(3, dtype=torch.long))
     member, none = torch.tensor([[False], [False], [True]]), torch.zeros(3, 2)
     rows = Rows(batch, torch.ones(3), member, none, none, ~member, torch.tensor([True, True, False]))
     assert Distill(SelfDistillationConf()).mask(rows).tolist() == [[1.0, 1.0], [1.0, 1.0]]

@@ -33,8 +33,8 @@ def model():
 
 def batch_of(order=range(4), extra_padding=0):
     batch = token_batch([PROMPTS[i] for i in order], [COMPLETIONS[i] for i in order], 0, torch.device("cpu"))
-    pad = torch.nn.functional.pad
-    return type(batch)(pad(batch.input_ids, (0, extra_padding)), pad(batch.mask, (0, extra_padding)), batch.prompts)
+    padded = {name: torch.nn.functional.pad(getattr(batch, name), (0, extra_padding)) for name in ("input_ids", "mask")}
+    return replace(batch, **padded)
 
 
 def test_scores_are_those_of_the_full_logits(model):
@@ -160,7 +160,8 @@ def test_a_mask_that_weighs_tokens_or_leaves_some_out_cuts_no_row(model, shared)
     rows = token_batch([[5, 6, 7], [5, 6, 7]], [[20, 21, 22, 23, 24], [25, 26, 27]], 0, torch.device("cpu"))
     whole = score(model, rows)
     place = (rows.mask.cumsum(dim=1) - 1).clamp(min=0)
-    for mask in (rows.mask * 0.1**place, rows.mask * (place != 1)):
+    later = torch.tensor([[0.0], [1.0]])  # leaves out the first token of one row, and of both
+    for mask in (rows.mask * 0.1**place, *(rows.mask * (place != i) for i in (0, 1)), rows.mask * (place != later)):
         changed = replace(rows, mask=mask)
         assert changed.lengths.tolist() == rows.lengths.tolist()
         ((_, part),) = micro_batches(changed, torch.arange(2), 2)

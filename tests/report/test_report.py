@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.colors
@@ -518,6 +519,8 @@ def test_a_page_says_what_its_intervals_cover_and_shows_a_reward_that_is_no_shar
     assert "over problems and seeds; of b over problems alone: one run" in several
     assert ">reward/mean<" in several
     assert "95 % intervals over problems and seeds." in page(made("a", 0, 0.5), made("a", 1, 0.5))
+    stopped = replace(made("a", 1, 0.5), summary={"status": "stopped"})  # which the bars leave out
+    assert "95 % intervals over problems alone" in page(made("a", 0, 0.5), stopped)
 
 
 def test_a_completion_that_was_cut_off_says_so_beside_its_verdict():

@@ -4,6 +4,7 @@ import copy
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -291,3 +292,11 @@ def test_a_checkpoint_that_lacks_a_completion_is_refused():
     lacking.load_state_dict(engine.state_dict())
     with pytest.raises(UserError, match="step 4 asks for other completions"):
         lacking.generate(requests, SAMPLING)
+    other = KeepingEngine(Letters())
+    other.load_state_dict(engine.state_dict())
+    with pytest.raises(UserError, match="step 4 asks for other completions"):  # as after another hint
+        other.generate([replace(requests[0], prompt=(1, 5))], SAMPLING)
+    before = {name: value for name, value in engine.state_dict().items() if name != "prompts"}
+    other.load_state_dict(before)  # a checkpoint of before
+    with pytest.raises(UserError, match="step 4 asks for other completions"):
+        other.generate(requests[:2], SAMPLING)

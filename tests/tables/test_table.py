@@ -53,11 +53,12 @@ from expo.tables.aggregate import (
 from expo.tables.figures import Curves, Heat
 from expo.tables.finish import finish
 from expo.tables.kept import KeptRun, by_run, kept_folder, unpack
+from expo.tables.kept import _check as check_kept
 from expo.tables.planned import PlannedRun, plan_runs
 from expo.tables.preview import preview
 from expo.tables.render import cells_of, made_by, markdown, percent, unlike_problems
 from expo.tables.request import Request
-from expo.tables.sweep import View, name_of, prepare, until_over
+from expo.tables.sweep import View, name_of, prepare, to_prepare, until_over
 from expo.tables.wandb_sweep import find_run, sweep_file
 from expo.training.checkpoints import step_of
 
@@ -981,6 +982,79 @@ def test_a_grid_that_is_none_is_refused(small, one, other, told):
     (small / "plan.yaml").write_text(GRID.replace(one, other))
     with pytest.raises(UserError, match=told):
         plans.load_plan("small")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (GRID.replace("{p: 2e-4}", "{p: 2e-4, base: []}"), "axes: two have the word base"),
+        (GRID.replace("hard: {base:", "hard: {rate: 1, base:"), "axes: two have the word rate"),
+        (GRID.replace("  alone:", "  sft_easy:"), "sft_easy: stands alone and in the grid"),
+        (PLAN.replace("exp: {", '"ex/p": {').replace(", against: grpo", ""), "arms.ex/p: has a slash"),
+        (PLAN.replace("label: ExP,", "label: ExP, kind: own,"), "arms.exp.kind=own: of no effect on expo train"),
+        (PLAN.replace("algorithm=exp_grpo", "algorithm=grpo"), "arms.exp: the same run as grpo; leave one out"),
+    ],
+)
+def test_a_plan_whose_rows_would_not_be_what_they_say_is_refused(small, text, told):
+    (small / "plan.yaml").write_text(text)
+    (small / "paper.yaml").unlink()
+    with pytest.raises(UserError, match=told):
+        plan_runs("small", plans.load_plan("small"), "cpu", None, [])
+
+
+def test_a_plan_that_changes_columns_has_headings_of_its_own_and_its_runs_stand_beside_the_first(small):
+    (small / "paper.yaml").unlink()
+    (small / "plan.yaml").write_text(PLAN + "headings: [one sample, level 5]\n")
+    for name, extended in (("second", "small"), ("third", "second")):
+        folder = small.parent / name
+        folder.mkdir()
+        (folder / "plan.yaml").write_text(f"extends: {extended}\ncolumns: [pass@4, pass@1]\n")
+    third = plans.load_plan("third")
+    assert (third.columns, third.headings, third.extends) == (["pass@4", "pass@1"], [], "small")
+    (small.parent / "second" / "plan.yaml").write_text("extends: small\n")
+    assert plans.load_plan("second").headings == ["one sample", "level 5"]
+
+
+def test_every_level_may_be_a_column_where_all_are_evaluated(small):
+    (small / "paper.yaml").unlink()
+    (small / "plan.yaml").write_text(PLAN.replace("pass@4/level5", "pass@4/level3"))
+    levels = ["dataset=ladder", "dataset.levels=[5]"]
+    with pytest.raises(UserError, match=r"pass@4/level3: ladder is evaluated on levels \[5\]"):
+        plan_runs("small", plans.load_plan("small"), "cpu", None, levels)
+    assert plan_runs("small", plans.load_plan("small"), "cpu", None, [*levels, "dataset.eval_levels=[]"])
+
+
+def test_a_model_that_a_model_begins_from_is_made_first():
+    made = {"w/a": ["pretrain", "pretrain.output=w/a"], "w/b": ["train", "model=hf", "model.path=./w/a"]}
+    run = SimpleNamespace(cfg=SimpleNamespace(model=SimpleNamespace(path="./w/b")))
+    assert list(to_prepare(plans.Plan("t", {}, {}, [], prepare=made), [run], [run])) == ["w/a", "w/b"]
+
+
+def test_a_table_sorts_its_runs_by_itself():
+    with pytest.raises(UserError, match=r"logger.wandb.group: a table sorts its runs"):
+        table.main(["demo", "logger=wandb", "logger.wandb.group=mine", "dry_run=true"])
+
+
+def test_a_difference_of_fewer_seeds_says_so():
+    def cell(seeds):
+        return {"mean": 0.5, "lo": 0.4, "hi": 0.6, "seeds": [0.5] * seeds, "problems": 9}
+
+    cost = {"generated tokens": None, "trained tokens": None, "seconds": 1.0}
+    arm = {"runs": 6, "columns": {"pass@1": cell(6)}, "scalars": {}, "cost": cost}
+    arms = {"a": arm | {"label": "A", "against": "b", "difference": {"pass@1": cell(3)}}, "b": arm | {"label": "B"}}
+    plan = plans.Plan("t", {}, {}, ["pass@1"])
+    assert cells_of(plan, {"arms": arms})[1][0][2] == "50.0 [40.0, 60.0] against B (3 of 6 runs)"
+
+
+def test_kept_runs_whose_data_file_has_moved_are_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("old.jsonl").write_text("".join(json.dumps({"question": f"{i}+1", "answer": i + 1}) + "\n" for i in range(40)))
+    overrides = ["dataset=custom", "dataset.path=old.jsonl", "model=random_tiny"]
+    kept = compose_config(*overrides)
+    Path("old.jsonl").rename("new.jsonl")
+    now = compose_config(*overrides, "dataset.path=new.jsonl")
+    with pytest.raises(UserError, match=r"made with dataset.path=old.jsonl .* has new.jsonl by now"):
+        check_kept(PlannedRun("a", 0, [], now), kept, Path("kept"))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Cache of explanations: each is used again for some steps, and dropped when the policy has moved away from it."""
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from expo.step.experience import Batch, Candidate, Candidates
@@ -47,9 +47,8 @@ class ExplanationCache:
         rows = [(batch.prompts[i], c.ids) for i, explanations in positives.items() for c in explanations]
         logps = iter(scorer.mean_logp([q for q, _ in rows], [ids for _, ids in rows]).tolist())
         entries: dict[str, list[tuple[int, float, Candidate]]] = {}
-        for i, explanations in positives.items():  # a step may meet a problem twice
-            of_problem = entries.setdefault(batch.problems[i].id, [])
-            of_problem += [(batch.step, next(logps), c.unmeasured()) for c in explanations]
+        for i, explanations in positives.items():  # of a problem that stands twice in a step, the later ones
+            entries[batch.problems[i].id] = [(batch.step, next(logps), c.unmeasured()) for c in explanations]
         self.entries |= entries
 
     def state_dict(self) -> dict[str, Any]:
@@ -61,8 +60,6 @@ class ExplanationCache:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take the entries of a checkpoint."""
-        names = {f.name for f in fields(Candidate)}  # of a checkpoint of 0.3, which also had a problem's index
         self.entries = {
-            key: [(step, logp, Candidate(**{k: v for k, v in c.items() if k in names})) for step, logp, c in entries]
-            for key, entries in state.items()
+            key: [(step, logp, Candidate(**c)) for step, logp, c in entries] for key, entries in state.items()
         }
