@@ -60,6 +60,10 @@ def arms_of(spec: str) -> dict[str, Side]:
         by_arm: dict[str, list[RunData]] = {}
         for run in runs:
             by_arm.setdefault(labels.get(run.arm, run.arm), []).append(run)
+        if wanted in request.plan.arms and wanted not in by_arm:  # it may share its runs with another arm
+            marks = {run.arm: (run.command, run.mark) for run in request.runs()}
+            if sharing := next((arm for arm in by_arm if marks.get(arm) == marks[wanted]), None):
+                by_arm[wanted] = by_arm[sharing]
         if by_arm and wanted and wanted not in by_arm:
             raise UserError(f"{spec}: {subject} has no runs of that arm here; use one of {', '.join(by_arm)}")
         chosen = [wanted] if wanted else [key for key, sides in by_arm.items() if any(r.completions for r in sides)]

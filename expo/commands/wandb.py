@@ -92,7 +92,9 @@ def _shown(options: dict[str, str], subjects: Sequence[str]) -> Any:
                 f"{', '.join(known_tables())}"
             )
     ids = [_wandb_id(folder) for folder in folders]
-    used = RunFolder(folders[0], {}).config.get("logger.wandb.project")
+    used, *others = {RunFolder(folder, {}).config.get("logger.wandb.project"): None for folder in folders}
+    if others and not options["project"]:
+        raise UserError(f"project: the runs are of {used} and {others[0]}; give those of one, or project=NAME")
     more = f"-and-{len(ids) - 1}-more" if len(ids) > 1 else ""
     return Selection.of_runs(ids[0] + more, ids, options["project"] or used or project, entity)
 

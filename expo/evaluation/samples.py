@@ -1,5 +1,6 @@
 """Samples of every kind, and the two properties of a good positive (paper Table 1, Figure 2) measured on them."""
 
+import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,6 +19,8 @@ from expo.step.experience import Batch, Group, Tools
 from expo.step.positives.properties import Scorer
 from expo.step.positives.sources import SHOWN
 from expo.verifier.answers import Verdict
+
+log = logging.getLogger(__name__)
 
 STREAMS = ("own", "self_explanation", "wrong_answer", "shuffled_answer")  # of noise, by place
 
@@ -41,6 +44,10 @@ def sample(problems: list[Problem], engine: Engine, tools: Tools, samples: int, 
     explain = {"self_explanation": "true", "wrong_answer": "wrong"} | (
         {"shuffled_answer": "shuffled"} if shuffled else {}
     )
+    if any(problem.kind == "" for problem in problems):
+        # A judge of one's own may look at the row alone, and would hold the true answer against them.
+        log.info("no explanations of other answers: verifier is a judge of its own")
+        explain = {"self_explanation": "true"}
     for kind, shown in explain.items():
         answers = [(i, SHOWN[shown](batch, groups, i, tools)) for i in range(len(problems))]
         explained = [(i, replace(problems[i], answer=answer)) for i, answer in answers if answer is not None]
