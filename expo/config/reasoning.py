@@ -19,17 +19,13 @@ class ReasoningGymConf(GeneratedConf):
     no_solutions = f"and of the tasks of reasoning-gym {WITH_SOLUTIONS} alone has them; set dataset.task to it"
     _target_: str = "expo.data.reasoning.ReasoningGym"
     task: str | None = key(None, help="the task that makes the problems, such as chain_sum; null: see `tasks`")
-    tasks: dict[str, Any] = key(
-        dict, help="several tasks in place of one, each with its share: {chain_sum: 2, leg_counting: 1}"
-    )
-    task_config: dict[str, Any] = key(
-        dict, help="the task's own settings, such as {max_terms: 3}; of several tasks, {chain_sum: {max_terms: 3}}"
-    )
-    level_by: str = key(
-        "",
-        help="setting of the task that a level is the value of: a name such as num_disks, or terms for both "
-        "min_terms and max_terms; empty: the level of the task's own curriculum, from 0",
-    )
+    tasks: dict[str, Any] = key(dict)
+    """several tasks in place of one, each with its share: {chain_sum: 2, leg_counting: 1}"""
+    task_config: dict[str, Any] = key(dict)
+    """the task's own settings, such as {max_terms: 3}; of several tasks, {chain_sum: {max_terms: 3}}"""
+    level_by: str = key("")
+    """setting of the task that a level is the value of: a name such as num_disks, or terms for both min_terms and
+    max_terms; empty: the level of the task's own curriculum, from 0"""
 
     @property
     def shares(self) -> dict[str, float]:
