@@ -64,9 +64,8 @@ def arms_of(spec: str) -> dict[str, Side]:
             raise UserError(f"{spec}: {subject} has no runs of that arm here; use one of {', '.join(by_arm)}")
         chosen = [wanted] if wanted else [key for key, sides in by_arm.items() if any(r.completions for r in sides)]
         if not by_arm or not chosen:
-            raise UserError(
-                f"{spec}: no completions are kept beside it; name the table whose runs it shows, or run directories"
-            )
+            why = "no completions are kept beside it"
+            raise UserError(f"{spec}: {why}; name the table whose runs it shows, or run directories")
         return {key: Side.of(key, by_arm[key]) for key in chosen}
     folders = sorted(glob.glob(spec)) if any(c in spec for c in "*?[") else [str(run_directory(spec))]
     _, runs = read_runs([Path(f) for f in folders if Path(f, "config.yaml").is_file()] or [Path(spec)])

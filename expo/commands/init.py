@@ -25,16 +25,8 @@ USAGE = (
 NAMES: Mapping[str, Sequence[str]] = {
     "question": ("question", "problem", "task", "prompt", "query", "instruction", "input"),
     "answer": (
-        "answer",
-        "final_answer",
-        "ground_truth",
-        "result",
-        "target",
-        "label",
-        "output",
-        "gold",
-        "expected",
-        "reward_model",
+        *("answer", "final_answer", "ground_truth", "result", "target", "label"),
+        *("output", "gold", "expected", "reward_model"),
     ),
     "solution": ("completion", "solution", "reasoning", "rationale", "explanation", "cot"),
     "level": ("level", "difficulty"),

@@ -123,10 +123,8 @@ class DPOConf(PositivesOnlyConf):
 
     def rules(self, cfg: Config) -> Rules:
         if self.preference == "ipo" and self.label_smoothing != 0:
-            yield (
-                f"algorithm.label_smoothing={self.label_smoothing}: IPO has none; "
-                "set algorithm.label_smoothing=0 or algorithm.preference=sigmoid"
-            )
+            remedy = "set algorithm.label_smoothing=0 or algorithm.preference=sigmoid"
+            yield f"algorithm.label_smoothing={self.label_smoothing}: IPO has none; {remedy}"
 
 
 KEYS_OF_SURROGATES = {"dual_clip": ["dual_clip"], "sapo": ["sapo_tau_positive", "sapo_tau_negative"]}
@@ -204,15 +202,11 @@ class GRPOConf(AlgorithmConf):
 
     def rules(self, cfg: Config) -> Rules:
         if not self.learns_from_rewards and not self.has_teacher:
-            yield (
-                f"algorithm.advantage=none: {cfg.name} would learn nothing from its rollouts; "
-                "set algorithm.advantage=group_norm, or choose an algorithm with a teacher such as algorithm=opsd"
-            )
+            remedy = "set algorithm.advantage=group_norm, or choose an algorithm with a teacher such as algorithm=opsd"
+            yield f"algorithm.advantage=none: {cfg.name} would learn nothing from its rollouts; {remedy}"
         if self.kl_coef and self.kl_estimator == "k1":
-            yield (
-                f"algorithm.kl_estimator=k1: its gradient is zero in the mean, so that "
-                f"algorithm.kl_coef={self.kl_coef:g} would add noise alone; set algorithm.kl_estimator=k2 or k3"
-            )
+            why = f"its gradient is zero in the mean, so that algorithm.kl_coef={self.kl_coef:g} would add noise alone"
+            yield f"algorithm.kl_estimator=k1: {why}; set algorithm.kl_estimator=k2 or k3"
         why = f"since algorithm.surrogate={self.surrogate}"
         for name, keys in KEYS_OF_SURROGATES.items():
             if self.surrogate != name:
@@ -220,10 +214,8 @@ class GRPOConf(AlgorithmConf):
         ignored = {"cispo": ["clip_low"], "sapo": ["clip_low", "clip_high"]}.get(self.surrogate, [])
         yield from self.idle(ignored, why, "algorithm.surrogate=ppo_clip")
         if self.surrogate == "dppo" and self.ratio != "token":
-            yield (
-                "algorithm.ratio=sequence: algorithm.surrogate=dppo looks at the probability of each token; set "
-                "algorithm.ratio=token"
-            )
+            why = "algorithm.surrogate=dppo looks at the probability of each token"
+            yield f"algorithm.ratio=sequence: {why}; set algorithm.ratio=token"
         if self.sampler_correction == "none":
             yield from self.idle(["sampler_cap"], "since nothing is corrected", "algorithm.sampler_correction=token")
         if not self.learns_from_rewards:

@@ -23,10 +23,8 @@ class PretrainConf:
 
     def rules(self, cfg: Config) -> Rules:
         if self.start is not None and (self.hidden_size, self.layers, self.heads) != (96, 4, 4):
-            yield (
-                f"pretrain.start={self.start}: has its own width, depth and heads; leave pretrain.hidden_size, layers "
-                "and heads out"
-            )
+            why = "has its own width, depth and heads"
+            yield f"pretrain.start={self.start}: {why}; leave pretrain.hidden_size, layers and heads out"
         if self.hidden_size % (2 * self.heads) != 0:
             yield (
                 f"pretrain.hidden_size={self.hidden_size}: not a multiple of twice pretrain.heads={self.heads}; "

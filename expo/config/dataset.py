@@ -245,9 +245,7 @@ class LadderConf(GeneratedConf):
 
     def rules(self, cfg: Config) -> Rules:
         if self.answer_kind != "auto":
-            yield (
-                f"dataset.answer_kind={self.answer_kind}: the ladder knows the kind of its own answers; leave it out"
-            )
+            yield f"dataset.answer_kind={self.answer_kind}: the ladder knows the kind of its own answers; leave it out"
         for name, split in (("split", self.split), ("eval_split", self.eval_split)):
             if split not in ("train", "test"):
                 yield f"dataset.{name}={split}: the ladder has no such split; use train or test"
@@ -255,10 +253,8 @@ class LadderConf(GeneratedConf):
         yield from unused(self, "dataset.", ["on_bad_row"], why, "take a data set of rows")
         for name, count in (("limit", self.limit), ("eval_limit", self.eval_limit)):
             if count is not None and count > MOST_GENERATED:
-                yield (
-                    f"dataset.{name}={count}: the ladder makes at most {MOST_GENERATED} problems of a level (10 s "
-                    f"each); set dataset.{name}={MOST_GENERATED} or less"
-                )
+                why = f"the ladder makes at most {MOST_GENERATED} problems of a level (10 s each)"
+                yield f"dataset.{name}={count}: {why}; set dataset.{name}={MOST_GENERATED} or less"
         yield from super().rules(cfg)
 
 

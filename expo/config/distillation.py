@@ -53,40 +53,28 @@ class SelfDistillationConf(GRPOConf):
     def rules(self, cfg: Config) -> Rules:
         yield from super().rules(cfg)
         if self.entropy_coef:
-            yield (
-                f"algorithm.entropy_coef={self.entropy_coef:g}: {cfg.name}'s pass beside its teacher measures no "
-                "entropy; set algorithm.entropy_coef=0"
-            )
+            why = f"{cfg.name}'s pass beside its teacher measures no entropy"
+            yield f"algorithm.entropy_coef={self.entropy_coef:g}: {why}; set algorithm.entropy_coef=0"
         if self.learns_from_rewards and self.group_size < 2:
-            yield (
-                f"algorithm.group_size={self.group_size}: a group advantage needs at least 2; "
-                "set algorithm.group_size=2 or more, or algorithm.advantage=none"
-            )
+            remedy = "set algorithm.group_size=2 or more, or algorithm.advantage=none"
+            yield f"algorithm.group_size={self.group_size}: a group advantage needs at least 2; {remedy}"
         if self.privilege == "sibling" and self.group_size < 2:
-            yield (
-                f"algorithm.privilege=sibling: a group of {self.group_size} has no siblings; set "
-                "algorithm.group_size=2 or more"
-            )
+            why = f"a group of {self.group_size} has no siblings"
+            yield f"algorithm.privilege=sibling: {why}; set algorithm.group_size=2 or more"
         if self.signal == "contrast" and self.privilege != "answer":
-            yield (
-                f"algorithm.privilege={self.privilege}: a contrast is between the right answer and a wrong one; "
-                "set algorithm.privilege=answer"
-            )
+            why = "a contrast is between the right answer and a wrong one"
+            yield f"algorithm.privilege={self.privilege}: {why}; set algorithm.privilege=answer"
         if self.signal != "divergence" and self.ratio != "token":
             yield (
                 f"algorithm.ratio=sequence: with algorithm.signal={self.signal} each token has an advantage of its "
                 "own, which one ratio for a whole sequence would average away; set algorithm.ratio=token"
             )
         if not self.learns_from_rewards and self.refills:
-            yield (
-                f"algorithm.refills={self.refills}: rewards that are not learned from would choose the problems; set "
-                "algorithm.refills=0"
-            )
+            why = "rewards that are not learned from would choose the problems"
+            yield f"algorithm.refills={self.refills}: {why}; set algorithm.refills=0"
         if self.retry != 1:
-            yield (
-                f"algorithm.retry={self.retry:g}: every problem has a gradient from the teacher, so that none would be "
-                "passed over; set algorithm.retry=1"
-            )
+            why = "every problem has a gradient from the teacher, so that none would be passed over"
+            yield f"algorithm.retry={self.retry:g}: {why}; set algorithm.retry=1"
         if self.signal != "divergence":
             why = f"since algorithm.signal={self.signal} is no divergence"
             yield from self.idle(["mix", "top_k", "tail", "ratio_cap"], why, "algorithm.signal=divergence")

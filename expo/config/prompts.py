@@ -94,10 +94,8 @@ class PromptsConf:
         if "{question}" not in self.explain or "{answer}" not in self.explain:
             yield "prompts.explain: needs both {question} and {answer}; put them where question and answer go"
         if not self.template_system and self.system is not None:
-            yield (
-                f"prompts.template_system=false: without effect beside prompts.system={self.system!r}, in whose place "
-                "no template writes its own; leave it out, or set prompts.system=null"
-            )
+            why = f"without effect beside prompts.system={self.system!r}, in whose place no template writes its own"
+            yield f"prompts.template_system=false: {why}; leave it out, or set prompts.system=null"
         try:
             date.fromisoformat(self.date)
         except ValueError:
@@ -110,10 +108,8 @@ class PromptsConf:
             for other in dict.fromkeys(PLACEHOLDER.findall(getattr(self, name) or "")):
                 if other not in shows.split():
                     filled = ", ".join(f"{{{shown}}}" for shown in shows.split())
-                    yield (
-                        f"prompts.{name}: the model reads {{{other}}} as it stands; only {filled} is filled in, and "
-                        "another column has to be written into the question"
-                    )
+                    remedy = f"only {filled} is filled in, and another column has to be written into the question"
+                    yield f"prompts.{name}: the model reads {{{other}}} as it stands; {remedy}"
         for f in fields(self):
             if LINE_END.search(str(getattr(self, f.name))) is not None:
                 yield (

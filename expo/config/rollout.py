@@ -113,10 +113,8 @@ class VLLMConf(RolloutConf):
     def rules(self, cfg: Config) -> Rules:
         yield from super().rules(cfg)
         if self.device is not None and (not self.separate or self.device < 0):
-            yield (
-                f"rollout.device={self.device}: the number of a GPU, from 0, for a process of its own; use "
-                "rollout=vllm_server"
-            )
+            why = "the number of a GPU, from 0, for a process of its own"
+            yield f"rollout.device={self.device}: {why}; use rollout=vllm_server"
         if self.ahead and not self.separate:
             yield "rollout.ahead=1: is for an engine beside the trainer; use rollout=vllm_server"
         if self.tensor_parallel != 1 and (not self.separate or self.transfer != "file"):

@@ -75,9 +75,7 @@ class Config:
             ("differs", self.differs or "x"),
         ):
             if re.fullmatch("\\w[\\w.+ -]*", value) is None:
-                yield (
-                    f"{where}={value}: no name; use letters, digits and any of _ . + - (it is part of a folder's name)"
-                )
+                yield f"{where}={value}: no name; use letters, digits and _ . + - (it is part of a folder's name)"
         if self.dataset.name in NO_RUNS:
             yield f"dataset.name={self.dataset.name}: is the name of another folder of output_dir; give another name"
         if not self.k or min(self.k) < 1:

@@ -68,10 +68,8 @@ class TrainerConf:
             yield "trainer.share_prompts=true: has no effect with trainer.packing=true; leave one of them out"
         several = self.devices * self.num_nodes > 1
         if not several and self.strategy != "ddp":
-            yield (
-                f"trainer.strategy={self.strategy}: shares the weights out among devices, and there is one; "
-                "set trainer.devices, or trainer.strategy=ddp"
-            )
+            why = "shares the weights out among devices, and there is one"
+            yield f"trainer.strategy={self.strategy}: {why}; set trainer.devices, or trainer.strategy=ddp"
 
     def needs_here(self, cfg: Config) -> Rules:
         if self.num_nodes != 1 and "WORLD_SIZE" not in os.environ:
@@ -105,25 +103,9 @@ class EvaluationConf:
 ALONE = ("boxed", "last_number", "whole")  # values of `verifier.extract`, and those that take an argument
 WITH_ARGUMENT = ("after", "tag", "regex")
 ANSWER_KINDS = (
-    "auto",
-    "number",
-    "quantity",
-    "percentage",
-    "money",
-    "date",
-    "time",
-    "option",
-    "words",
-    "exact",
-    "json",
-    "list",
-    "expression",
-    "equation",
-    "inequality",
-    "interval",
-    "matrix",
-    "notation",
-)
+    "auto", "number", "quantity", "percentage", "money", "date", "time", "option", "words", "exact", "json", "list",
+    "expression", "equation", "inequality", "interval", "matrix", "notation",
+)  # fmt: skip
 
 
 @option("verifier", "math")
@@ -149,10 +131,8 @@ class VerifierConf:
     def rules(self, cfg: Config) -> Rules:
         name, colon, argument = self.extract.partition(":")
         if not (name in ALONE if not colon else name in WITH_ARGUMENT and argument != ""):
-            yield (
-                f"verifier.extract={self.extract}: names no place of an answer; set one of {', '.join(ALONE)}, "
-                f"{', '.join(f'{name}:…' for name in WITH_ARGUMENT)}"
-            )
+            remedy = f"set one of {', '.join(ALONE)}, {', '.join(f'{name}:…' for name in WITH_ARGUMENT)}"
+            yield f"verifier.extract={self.extract}: names no place of an answer; {remedy}"
         if name == "regex":
             yield from compiles(f"verifier.extract={self.extract}", argument)
 

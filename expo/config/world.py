@@ -45,13 +45,9 @@ class WorldConf:
     def rules(self, cfg: Config) -> Rules:
         for name in ("familiarity", "parts"):
             if len(getattr(self, name)) != 5:
-                yield (
-                    f"dataset.world.{name}={getattr(self, name)}: not one for each of levels 1 to 5; give five values"
-                )
+                yield f"dataset.world.{name}={getattr(self, name)}: not one for each of levels 1 to 5; give five values"
         if self.slips + self.fudged > 1:
-            yield (
-                f"dataset.world.fudged={self.fudged}: with dataset.world.slips={self.slips} over 1; lower one of them"
-            )
+            yield f"dataset.world.fudged={self.fudged}: with dataset.world.slips={self.slips} over 1; lower one of them"
         if self.familiarity[-1] + self.misconception > 1:
             yield (
                 f"dataset.world.misconception={self.misconception}: with familiarity {self.familiarity[-1]} of level 5 "

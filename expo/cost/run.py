@@ -109,9 +109,8 @@ class Work:
         dealt = cfg.trainer.max_steps * cfg.trainer.problems_per_step
         known, exact = problems_of(data, data.split, data.levels, data.limit)
         if known is not None and known <= data.validation:
-            raise UserError(
-                f"dataset.validation={data.validation}: no problem is left to train on; set it below {known}"
-            )
+            why = "no problem is left to train on"
+            raise UserError(f"dataset.validation={data.validation}: {why}; set it below {known}")
         epochs = "epochs not known: no dataset.limit"
         if known is not None:
             epochs = f"{'' if exact else 'at least '}{dealt / (known - data.validation):.3g} epochs"

@@ -69,7 +69,6 @@ def _send(file: Path) -> str | None:
     said = [line.strip() for line in (done.stdout + done.stderr).splitlines() if "error" in line.lower()]
     reason = said[-1].removeprefix("wandb: ").removeprefix("ERROR ").removeprefix("Error: ") if said else ""
     if done.returncode:
-        raise UserError(
-            f"{file.parent}: W&B cannot send it ({reason or f'exit code {done.returncode}'}); run `wandb login`"
-        )
+        why = f"W&B cannot send it ({reason or f'exit code {done.returncode}'})"
+        raise UserError(f"{file.parent}: {why}; run `wandb login`")
     return None if _sent(file) else reason or "W&B gave no reason"  # its exit code is 0 all the same

@@ -92,9 +92,8 @@ def read_rows(
     except MemoryError:  # of Arrow, too: not the file's fault
         raise
     except (OSError, ValueError, pyarrow.lib.ArrowException) as error:
-        raise UserError(
-            f"{path}: cannot be read ({first_line(error)}); remove the run's directory and make it again"
-        ) from error
+        why = f"cannot be read ({first_line(error)})"
+        raise UserError(f"{path}: {why}; remove the run's directory and make it again") from error
     return rows
 
 
@@ -126,9 +125,8 @@ def completions_in(file: Path, **which: Any) -> list[dict[str, Any]]:
     """Return the rows of a file of completions. Args: see `read_rows`. Raises UserError where one lacks a column."""
     rows = read_rows(file, **which)
     if missing := COMPLETIONS - (rows[0].keys() if rows else COMPLETIONS):
-        raise UserError(
-            f"{file}: cannot be read (no column {min(missing)}); remove the run's directory and make it again"
-        )
+        why = f"cannot be read (no column {min(missing)})"
+        raise UserError(f"{file}: {why}; remove the run's directory and make it again")
     return rows
 
 

@@ -79,16 +79,12 @@ def checkpoint_problem(path: Path, lineage: str | None) -> str | None:
             if parts.testzip() is not None:
                 return "is damaged"
             if any(b"expo.experience" in parts.read(name) for name in parts.namelist() if name.endswith("data.pkl")):
-                raise UserError(
-                    f"{path}: holds an explanation cache of expo 0.1, which this version cannot read; "
-                    "finish the run with 0.1, or start it over with fresh=true"
-                )
+                why = "holds an explanation cache of expo 0.1, which this version cannot read"
+                raise UserError(f"{path}: {why}; finish the run with 0.1, or start it over with fresh=true")
         state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path}: holds more than tensors and plain data, and could execute code: it is not loaded; remove it, "
-            "or start the run over with fresh=true"
-        ) from error
+        why = "holds more than tensors and plain data, and could execute code: it is not loaded"
+        raise UserError(f"{path}: {why}; remove it, or start the run over with fresh=true") from error
     except (OSError, zipfile.BadZipFile, RuntimeError, ValueError, KeyError, EOFError):
         return "is damaged"
     if not isinstance(state, dict) or "state_dict" not in state:

@@ -29,10 +29,8 @@ def check_problems(run: Run, evaluator: Evaluator) -> None:
         and newest_checkpoint(run.dir, lineage(run.cfg)) is not None
         and not _same_problems(run.dir, evaluator)
     ):
-        raise UserError(
-            f"{run.dir}: was begun with other held-out problems, by a version of expo that read the data otherwise; "
-            "start it over with fresh=true, or finish it with that version"
-        )
+        why = "was begun with other held-out problems, by a version of expo that read the data otherwise"
+        raise UserError(f"{run.dir}: {why}; start it over with fresh=true, or finish it with that version")
 
 
 def _same_problems(directory: Path, evaluator: Evaluator) -> bool:
