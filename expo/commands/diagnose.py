@@ -40,6 +40,8 @@ def print_properties(cfg: Config, rows: Samples, problems: int) -> None:
         title = "all" if level is None else f"level {level}"
         table = Table(Column("", no_wrap=True), *columns, title=Text(title), title_justify="left")
         for kind, name in KINDS.items():
+            if kind not in {row["kind"] for row in rows}:
+                continue
             cells = [cell(rows, kind, level, column) for column in COLUMNS]
             shown = ("–" if c is None else f"{c[0]:.3g} [{c[1]:.3g}, {c[2]:.3g}]" for c in cells)
             table.add_row(name, str(len(by_problem(rows, kind, level, "nll"))), *shown)

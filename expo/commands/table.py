@@ -13,7 +13,8 @@ from expo.config.key import keep, rules_of
 from expo.config.own_code import changed_code
 from expo.runs.hub import ask_hub
 from expo.runs.reading import read_summary
-from expo.tables.plan import PlannedRun, table_name
+from expo.tables.plan import table_name
+from expo.tables.planned import PlannedRun
 from expo.tables.preview import preview
 from expo.tables.render import cells_of
 from expo.tables.request import Request, missing, read_record

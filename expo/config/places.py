@@ -21,7 +21,8 @@ def run_mark(cfg: Config, command: str = "train") -> str:
     if command == "evaluate":
         return f"{run}{part}"
     if command == "diagnose":
-        return f"{run}-{cfg.diagnose.problems}x{cfg.diagnose.samples}-{LIFT}{part}{_judge_suffix(cfg)}"
+        kinds = "-shuffled" if cfg.diagnose.shuffled else ""
+        return f"{run}-{cfg.diagnose.problems}x{cfg.diagnose.samples}-{LIFT}{kinds}{part}{_judge_suffix(cfg)}"
     return run
 
 

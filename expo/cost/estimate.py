@@ -48,7 +48,12 @@ def estimate(cfg: Config, command: str, device: str) -> Cost:
         return Cost(device, work.devices, memory(work, known)["peak"], hours, tokens, disk(work)[1])
     problems = work.evaluated(command)[0] or 1000
     rows = problems * (cfg.evaluation.samples or max(cfg.k))
-    if command == "diagnose":  # own, self-explained, and of a wrong answer
-        rows = 3 * cfg.diagnose.samples * cfg.diagnose.problems * max(1, len(cfg.dataset.known_levels))
+    if command == "diagnose":  # own, self-explained, of a wrong answer, and of another problem's
+        rows = (
+            (3 + cfg.diagnose.shuffled)
+            * cfg.diagnose.samples
+            * cfg.diagnose.problems
+            * max(1, len(cfg.dataset.known_levels))
+        )
     size = work.held + sum(generating(work).values()) + known.reserved
     return Cost(device, 1, size, seconds.decoding(work, known, rows, rows) / 3600, float(rows * work.completion), 0.0)

@@ -15,6 +15,7 @@ KINDS = {
     "expert": "expert CoT",
     "self_explanation": "self-explanation",
     "wrong_answer": "wrong-answer control",
+    "shuffled_answer": "other-answer control",
 }
 # column -> heading
 COLUMNS = {

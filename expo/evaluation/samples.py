@@ -19,11 +19,14 @@ from expo.step.positives.properties import Scorer
 from expo.step.positives.sources import SHOWN
 from expo.verifier.answers import Verdict
 
-STREAMS = ("own", "self_explanation", "wrong_answer")  # of noise, by place
+STREAMS = ("own", "self_explanation", "wrong_answer", "shuffled_answer")  # of noise, by place
 
 
-def sample(problems: list[Problem], engine: Engine, tools: Tools, samples: int) -> Samples:
-    """Return completions of every kind, verified: of the wrong-answer control against the answer that it was shown."""
+def sample(problems: list[Problem], engine: Engine, tools: Tools, samples: int, shuffled: bool = False) -> Samples:
+    """Return completions of every kind, verified: those of controls against the answer that they were shown.
+
+    Args: shuffled, whether to explain another problem's answer, too.
+    """
     prompts = [tuple(ids) for ids in tools.prompts.solve_ids(tools.tokenizer, problems)]
     batch = Batch(problems, prompts)
     own_samples = _generate(engine, tools, [p for p in prompts for _ in range(samples)], "own")
@@ -35,7 +38,10 @@ def sample(problems: list[Problem], engine: Engine, tools: Tools, samples: int) 
         i: Group(problems[i], prompts[i], own_samples[s], [row["completion"] for row in rows[s]], verdicts[s], [])
         for i, s in enumerate(of_problem)
     }
-    for kind, shown in (("self_explanation", "true"), ("wrong_answer", "wrong")):
+    explain = {"self_explanation": "true", "wrong_answer": "wrong"} | (
+        {"shuffled_answer": "shuffled"} if shuffled else {}
+    )
+    for kind, shown in explain.items():
         answers = [(i, SHOWN[shown](batch, groups, i, tools)) for i in range(len(problems))]
         explained = [(i, replace(problems[i], answer=answer)) for i, answer in answers if answer is not None]
         ids = tools.prompts.explain_ids(tools.tokenizer, [p for _, p in explained])

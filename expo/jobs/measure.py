@@ -44,7 +44,7 @@ def measure_samples(cfg: Config, run: Run) -> None:
         longest = prompt_limit(cfg, model, cfg.rollout.longest_prompt)
         tools = Tools(prompts, tokenizer, verifier, rollout_sampling(cfg), cfg.seed, longest)
         engine = make_engine(cfg, model, tokenizer)
-        rows = sample(problems, engine, tools, conf.samples)
+        rows = sample(problems, engine, tools, conf.samples, conf.shuffled)
         engine.close()
     add_measures(rows, problems, Scorer(model, tokenizer, prompts, cfg.trainer.micro_batch_size))
     run.write_config()

@@ -26,7 +26,8 @@ from expo.runs.arms import arm_names, settings_in, settings_of
 from expo.runs.health import collapses_of, marks_of
 from expo.runs.reading import commit_of, final_rows, percent_of, read_lines, read_summary, samples_of
 from expo.tables.kept import by_run
-from expo.tables.plan import Plan, PlannedRun, known_tables, load_plan, plan_file
+from expo.tables.plan import Plan, known_tables, load_plan, plan_file
+from expo.tables.planned import PlannedRun
 from expo.tables.render import cells_of, made_by
 from expo.tables.request import Request, kept_records, read_record
 

@@ -19,7 +19,8 @@ from expo.evaluation.tally import is_sound
 from expo.ground.files import beside
 from expo.runs.health import marks_of
 from expo.runs.reading import commit_of, final_rows, read_lines, read_points, read_rows, read_summary, samples_of
-from expo.tables.plan import MEASURED, Command, Plan, PlannedRun, columns_of, is_rate
+from expo.tables.plan import MEASURED, Command, Plan, columns_of, is_rate
+from expo.tables.planned import PlannedRun
 
 # What a table needs of the samples of `expo diagnose`.
 SAMPLED = ["kind", "id", "level", "question", "true_answer", *MEASURED]

@@ -18,7 +18,8 @@ from matplotlib.patches import Rectangle
 from expo.config import UserError
 from expo.config.errors import first_line
 from expo.runs.reading import by_step, read_points
-from expo.tables.plan import Plan, PlannedRun, is_rate
+from expo.tables.plan import Plan, is_rate
+from expo.tables.planned import PlannedRun
 from expo.tables.styles import Style, styles
 
 

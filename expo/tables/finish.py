@@ -19,7 +19,8 @@ from expo.runs.directory import device_name
 from expo.runs.reading import read_summary
 from expo.tables.aggregate import aggregate, keep_runs
 from expo.tables.figures import drawers_of
-from expo.tables.plan import Plan, PlannedRun, table_name
+from expo.tables.plan import Plan, table_name
+from expo.tables.planned import PlannedRun
 from expo.tables.render import cells_of, markdown, wide_console
 from expo.tables.request import read_record
 from expo.tables.sweep import distinct

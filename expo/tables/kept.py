@@ -16,7 +16,8 @@ from expo.config import Config, UserError, data_content, identity, restore
 from expo.config.key import shown
 from expo.runs.arms import settings_in
 from expo.runs.reading import read_rows
-from expo.tables.plan import Plan, PlannedRun, results_folder
+from expo.tables.plan import Plan, results_folder
+from expo.tables.planned import PlannedRun
 from expo.tables.request import kept_records
 from expo.tables.sweep import distinct
 

@@ -1,12 +1,9 @@
-"""Plans of tables: `experiments/<name>/plan.yaml`, and the runs that follow from one."""
+"""Plans of tables: `experiments/<name>/plan.yaml`, read and checked. The runs that follow: `planned`."""
 
-import hashlib
-import json
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
-from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,13 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from expo.config import Config, UserError, check_anywhere, compose_config, run_dir, run_mark
-from expo.config.compose import for_command
+from expo.config import UserError
 from expo.config.errors import first_line
-from expo.config.identity import runtime_keys
-from expo.config.key import shown, with_groups
-from expo.config.naming import plain
-from expo.runs.arms import settings_in
+from expo.config.key import shown
 
 # What `expo diagnose` measures of each sample, and how many decimals a table shows.
 MEASURED = {"nll_per_token": 2, "nll": 1, "answer_lift": 1, "verified": 2, "right_steps": 2, "tokens": 1}
@@ -89,36 +82,6 @@ class Plan:
     # What the paper says (paper.yaml) by arm and by the paper's own column, null where it is not known here; an arm
     # that the paper does not have is not in it.
     paper: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class PlannedRun:
-    arm: str
-    seed: int
-    overrides: list[str]
-    cfg: Config
-    command: str = "train"
-
-    @property
-    def line(self) -> list[str]:
-        """Return the arguments of the command that makes the run; its directory is called by name, arm and seed."""
-        return [*self.overrides, f"differs='{self.cfg.differs}'"]
-
-    @property
-    def dir(self) -> Path:
-        """Find the run's directory: anew each time, since another process may make it meanwhile by another name."""
-        return run_dir(self.cfg, self.command, self.mark)
-
-    @cached_property
-    def mark(self) -> str:
-        """Return the end of the directory's name. Cached: a followed table asks for it every few seconds."""
-        return run_mark(self.cfg, self.command)
-
-    @property
-    def done(self) -> bool:
-        from expo.runs.directory import Run  # seconds of imports that a report does not need
-
-        return Run(self.cfg, self.dir).finished
 
 
 def known_tables() -> list[str]:
@@ -309,74 +272,6 @@ def _written_out(path: Path, plan: Any, axes: Any) -> Any:
     return plan
 
 
-def plan_runs(
-    name: str, plan: Plan, scale_name: str, seeds: Sequence[int] | None, overrides: Sequence[str]
-) -> list[PlannedRun]:
-    """Return every run of a table at one of its scales, composed, and checked but for what this machine lacks.
-
-    A logger with groups has the table's name as a run's group. Raises UserError.
-    """
-    scale = plan.scales[scale_name]
-    _check_arms_stay_apart(name, plan, scale, overrides)
-    first, *others = scale.seeds if seeds is None else seeds
-    runtime = runtime_keys()
-    changes = [o for o in overrides if not with_groups(o.lstrip("+").partition("=")[0]) & runtime]
-    # The plan's own runs have the scale itself as a tag, by which a view of W&B takes them.
-    tag = "-".join([scale_name, *([hashlib.sha256(json.dumps(changes).encode()).hexdigest()[:8]] if changes else [])])
-    arms, called = [], dict[tuple[Command, str], str]()  # arms may share runs, which have the first one's name then
-    for key, arm in plan.arms.items():
-        run_overrides = [*scale.overrides, *arm.overrides, *scale.arms.get(key, []), *overrides]
-        cfg = compose_config(run_overrides)
-        run_overrides += cfg.logger.of_table(table_name(name), key, [tag, cfg.dataset.name, cfg.model.path])
-        prepared = cfg.model.path.removeprefix("./") in plan.prepare
-        for_command(replace(cfg), arm.command.name, run_overrides)  # each run is asked for by its own command line
-        check_anywhere(replace(cfg, model=replace(cfg.model, path="ladder")) if prepared else cfg)
-        for column in columns_of(plan, arm):
-            _check_column(column, arm, cfg)
-        name_of_run = "" if plain(key) == cfg.name else plain(key)
-        named = called.setdefault((arm.command, run_mark(cfg, arm.command.name)), name_of_run)
-        arms.append((key, arm.command, run_overrides, replace(cfg, differs=named)))
-    return [
-        PlannedRun(key, seed, [*run_overrides, f"seed={seed}"], replace(cfg, seed=seed), command.name)
-        for seed in (first, *others)  # all arms of a seed before the next
-        for key, command, run_overrides, cfg in arms
-        if command is not Command.evaluate or seed == first
-    ]
-
-
-OF_TRAINING = ("algorithm.", "positives.", "hints.", "optimizer.", "trainer.")  # of no effect on an evaluated policy
-
-
-def _check_arms_stay_apart(name: str, plan: Plan, scale: Scale, overrides: Sequence[str]) -> None:
-    """Check that a user's overrides, keys or groups, change no key that an arm names and no class in which arms differ,
-    and make no two arms one: labels would say what is not so. Raises UserError."""
-    given, chosen = " ".join(overrides), {key: [*a.overrides, *scale.arms.get(key, [])] for key, a in plan.arms.items()}
-    remedy = "leave it out, or use expo train"
-    named = {_key(o): arm for arm, of_arm in chosen.items() for o in of_arm}
-    for o in overrides:
-        if arm := named.get(_key(o)):
-            raise UserError(f"{o}: the arms of {name} differ in it ({arm} and others); {remedy}")
-    if all(_key(o) == "output_dir" for o in overrides):
-        return
-    before, after = (
-        {arm: settings_in(asdict(compose_config([*scale.overrides, *own, *more]))) for arm, own in chosen.items()}
-        for more in ((), overrides)
-    )
-    first: dict[str, str] = {}
-    for arm, new in after.items():
-        for key, old in before[arm].items():
-            apart = len({repr(other[key]) for other in before.values() if key in other}) > 1
-            counts = plan.arms[arm].command is Command.train or not key.startswith(OF_TRAINING)
-            if new.get(key) != old and counts and apart and (key in named or key.endswith("_target_")):
-                raise UserError(f"{given}: changes {key} of {arm}, and the arms of {name} differ in it; {remedy}")
-        if before[other := first.setdefault(f"{plan.arms[arm].command} {sorted(new.items())}", arm)] != before[arm]:
-            raise UserError(f"{given}: makes {other} and {arm} of {name} one run; {remedy}")
-
-
-def _key(override: str) -> str:
-    return override.lstrip("+~").partition("=")[0].replace("/", ".")
-
-
 def is_rate(column: str) -> bool:
     """Return whether a column is a rate of solving, shown in percent."""
     return column.startswith(("pass@", "sound@"))
@@ -385,27 +280,3 @@ def is_rate(column: str) -> bool:
 def columns_of(plan: Plan, arm: Arm) -> list[str]:
     """Return the metrics of an arm's cells."""
     return [re.sub(r"@\d+", f"@{arm.k}", column) if arm.k else column for column in plan.columns]
-
-
-def _check_column(column: str, arm: Arm, cfg: Config) -> None:
-    """Check that a run of the arm can give the column: `pass@K`, `sound@K`, either with `/levelN`, or what
-    `expo diagnose` measures. Raises UserError."""
-    if arm.command is Command.diagnose:
-        if column.partition("/level")[0] not in MEASURED:
-            raise UserError(f"columns={column}: expo diagnose does not measure it; use one of {', '.join(MEASURED)}")
-        return
-    match = re.fullmatch(r"(?:pass|sound)@(\d+)(?:/level([^/]+))?", column)
-    if match is None:
-        raise UserError(f"columns={column}: not a column; use pass@K pass@K/levelN, or sound@K of an oracle")
-    if column.startswith("sound@") and not cfg.dataset.has_oracle:
-        raise UserError(f"columns={column}: {cfg.dataset.name} cannot check steps; use pass@{match[1]}")
-    samples = cfg.evaluation.samples or max(cfg.k)
-    if int(match[1]) > samples:
-        raise UserError(
-            f"columns={column}: only {samples} samples per problem; set evaluation.samples={match[1]} or more"
-        )
-    levels = cfg.dataset.eval_levels or cfg.dataset.levels or cfg.dataset.known_levels
-    if match[2] and levels and match[2] not in map(str, levels):
-        raise UserError(
-            f"columns={column}: {cfg.dataset.name} is evaluated on levels {levels}; set dataset.eval_levels"
-        )

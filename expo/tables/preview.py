@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from expo.config import UserError
 from expo.tables.aggregate import cost_of
-from expo.tables.plan import Plan, PlannedRun
+from expo.tables.plan import Plan
+from expo.tables.planned import PlannedRun
 from expo.tables.request import Request, missing, read_record
 from expo.tables.sweep import distinct, to_prepare
 

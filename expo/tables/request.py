@@ -14,7 +14,8 @@ from typing import Any
 from expo.config import UserError, take_options
 from expo.config.foreign import SUMMARY, UNREADABLE, Check, is_text, is_whole, named, or_none, why
 from expo.tables import plan as plans
-from expo.tables.plan import Plan, PlannedRun, Scale, load_plan, plan_file, plan_runs, results_folder, table_name
+from expo.tables.plan import Plan, Scale, load_plan, plan_file, results_folder, table_name
+from expo.tables.planned import PlannedRun, plan_runs
 from expo.tables.sweep import distinct
 
 AT_A_TIME = {"local": "n_jobs", "slurm": "array_parallelism"}  # what launchers call the number of runs at a time

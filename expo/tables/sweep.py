@@ -19,7 +19,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from expo.config import UserError, compose_config, make_folder, run_dir
 from expo.config.identity import MAKERS, made_as, write_recipe
 from expo.runs.reading import read_points, read_summary
-from expo.tables.plan import Plan, PlannedRun
+from expo.tables.plan import Plan
+from expo.tables.planned import PlannedRun
 
 POLL_S = 3
 OVER = ("done", "failed")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from expo.config import UserError
-from expo.tables.plan import PlannedRun
+from expo.tables.planned import PlannedRun
 from expo.tables.request import Request
 from expo.tables.sweep import name_of
 

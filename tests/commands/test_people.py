@@ -24,7 +24,8 @@ from expo.loggers.offline import read_offline
 from expo.loggers.sync import sync
 from expo.model import optimizers
 from expo.runs import processes
-from expo.tables.plan import load_plan, plan_runs
+from expo.tables.plan import load_plan
+from expo.tables.planned import plan_runs
 from expo.training.callbacks import Evaluate
 
 

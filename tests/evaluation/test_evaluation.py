@@ -44,8 +44,9 @@ def test_diagnose_measures_every_kind_on_the_ladder(tmp_path, capsys, monkeypatc
     from expo.evaluation.kinds import KINDS
 
     cfg = compose_config(
-        "dataset=ladder", "dataset.levels=[1,5]", "diagnose.problems=4", "diagnose.samples=2", f"output_dir={tmp_path}"
-    )
+        "dataset=ladder", "dataset.levels=[1,5]", "diagnose.problems=4", "diagnose.samples=2", "diagnose.shuffled=true",
+        f"output_dir={tmp_path}",
+    )  # fmt: skip
     assert diagnose(cfg) == 0
     directory = next(tmp_path.glob("diagnose/*"))
     rows = pyarrow.parquet.read_table(directory / "samples.parquet").to_pylist()
@@ -59,6 +60,10 @@ def test_diagnose_measures_every_kind_on_the_ladder(tmp_path, capsys, monkeypatc
     assert metrics["self_explanation/answer_lift/level5"] > 10
     assert metrics["self_explanation/nll_per_token/level5"] < metrics["expert/nll_per_token/level5"]
     assert metrics["wrong_answer/answer_lift/level5"] < metrics["self_explanation/answer_lift/level5"] / 2
+    other = [row for row in rows if row["kind"] == "shuffled_answer"]
+    assert len(other) == 2 * 4 * 2
+    assert all(row["answer"] != row["true_answer"] for row in other)
+    assert metrics["shuffled_answer/answer_lift/level5"] < metrics["self_explanation/answer_lift/level5"] / 2
     assert metrics["self_explanation/right_steps/level5"] > metrics["own/right_steps/level5"]
     assert (directory / "properties.png").stat().st_size > 5000
     said = capsys.readouterr().out

@@ -53,6 +53,7 @@ from expo.tables.aggregate import (
 from expo.tables.figures import Curves, Heat
 from expo.tables.finish import finish
 from expo.tables.kept import KeptRun, by_run, kept_folder, unpack
+from expo.tables.planned import PlannedRun, plan_runs
 from expo.tables.preview import preview
 from expo.tables.render import cells_of, made_by, markdown, percent, unlike_problems
 from expo.tables.request import Request
@@ -358,7 +359,7 @@ def test_every_plan_of_the_repository_composes_at_every_scale(name, tmp_path, mo
     assert {"cpu", "gpu1", "paper"} <= set(scales) or name in (*on_the_ladder_alone, *REAL)
     for scale in scales:
         plan = plans.load_plan(name, scale)
-        runs = plans.plan_runs(name, plan, scale, None, [])
+        runs = plan_runs(name, plan, scale, None, [])
         keys = {f"{name}/{scale}/{run.arm}/{run.seed}": run for run in runs}
         # Without the package that has its weights, that model is the hub's: another, as far as expo can know.
         known = {k: run for k, run in keys.items() if HAS_SMOL or "smollm2" not in run.cfg.model.path.lower()}
@@ -376,7 +377,7 @@ def test_every_plan_of_the_repository_composes_at_every_scale(name, tmp_path, mo
         instantiate(figure)
 
 
-def swept(arguments: list[str], runs: list[plans.PlannedRun]) -> list[plans.PlannedRun]:
+def swept(arguments: list[str], runs: list[PlannedRun]) -> list[PlannedRun]:
     """Return the runs that a W&B sweep of a table makes: one for each point of its grid."""
     points = grid(sweep_file(Request.parse(arguments), arguments, "expo", ""))
     return [find_run(runs, str(p.get("arm", "")), str(p.get("seed", "")), p.get("run", "")) for p in points]
@@ -481,7 +482,7 @@ def made_by_hand(small, tmp_path, solved, plan_text=PLAN, **more):
     columns of an arm's completions."""
     (small / "plan.yaml").write_text(plan_text)
     plan, runs = plans.load_plan("small"), []
-    for run in plans.plan_runs("small", plan, "cpu", None, [f"output_dir={tmp_path / 'out'}"]):
+    for run in plan_runs("small", plan, "cpu", None, [f"output_dir={tmp_path / 'out'}"]):
         folder = tmp_path / name_of(run)
         (folder / "completions").mkdir(parents=True, exist_ok=True)
         OmegaConf.save(OmegaConf.structured(run.cfg), folder / "config.yaml")
@@ -581,7 +582,7 @@ def test_a_wheel_has_no_commit_and_a_dry_run_says_what_is_known(small, tmp_path,
     assert ", commit abc, none (expo 9.1), runs on a machine" in made_by(
         finish("small", plan, runs, tmp_path, "expo table")
     )
-    todo = plans.plan_runs("small", plan, "cpu", [2], [f"output_dir={tmp_path / 'out'}"])
+    todo = plan_runs("small", plan, "cpu", [2], [f"output_dir={tmp_path / 'out'}"])
     for some, told in (([runs[0], *todo], "time unknown\n"), (todo, "time unknown: none is done\n")):
         preview(Request("small", "cpu", overrides=["k=[1]"]), some)
         assert capsys.readouterr().out.endswith(told)
@@ -669,16 +670,16 @@ def kept_tables():
 @pytest.mark.parametrize(("name", "scale"), [*kept_tables()])
 def test_every_committed_table_renders_from_what_is_kept_beside_it(name, scale, tmp_path):
     plan = plans.load_plan(name, scale)
-    runs = plans.plan_runs(name, plan, scale, None, [])
+    runs = plan_runs(name, plan, scale, None, [])
     parent = plan.extends or name
-    all_runs = plans.plan_runs(parent, plans.load_plan(parent, scale), scale, None, [])
+    all_runs = plan_runs(parent, plans.load_plan(parent, scale), scale, None, [])
     assert len(unpack(kept_folder(name, plan, scale), runs, all_runs, plan.prepare, tmp_path)) == len(runs)
 
 
 def test_a_kept_run_of_another_seed_or_of_another_arms_settings_is_refused(tmp_path):
     """An arm's runs share one config, read once: each is compared all the same."""
     plan, kept = plans.load_plan("long_run", "cpu"), plans.results_folder("long_run", "cpu")
-    runs = plans.plan_runs("long_run", plan, "cpu", None, [])
+    runs = plan_runs("long_run", plan, "cpu", None, [])
     records = json.loads((kept / "runs.json").read_text())
     assert len({run["seed"] for run in records}) > 1
     for before, after, told in (
@@ -796,7 +797,7 @@ def test_what_ends_us_is_handed_on_while_a_process_works_and_no_longer(tmp_path)
 
 
 def test_the_view_shows_what_runs_have_written_and_says_once_when_they_end(small, tmp_path, capsys):
-    first, second = plans.plan_runs("small", plans.load_plan("small"), "cpu", [0], [f"output_dir={tmp_path}"])
+    first, second = plan_runs("small", plans.load_plan("small"), "cpu", [0], [f"output_dir={tmp_path}"])
     first.dir.mkdir(parents=True)
     lines = [{"step": 0, "pass@4": 0.25}, {"step": 1, "reward/mean": 0.5}]
     (first.dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[1:]))
@@ -843,6 +844,7 @@ def test_a_map_frames_what_is_settled():
 
 @pytest.mark.slow
 def test_arms_may_evaluate_and_diagnose_and_share_a_run(small, tmp_path, capsys):
+    (small / "paper.yaml").unlink()
     (small / "plan.yaml").write_text(
         """
 title: Base
@@ -981,6 +983,24 @@ def test_a_grid_that_is_none_is_refused(small, one, other, told):
         plans.load_plan("small")
 
 
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("kind: selff, ", "kind=selff: own: expo diagnose has no such samples; use one of own, expert"),
+        ("kind: shuffled_answer, ", "kind=shuffled_answer: own: .*; set diagnose.shuffled=true"),
+        ("", "kind=None: own"),
+    ],
+)
+def test_an_arm_of_samples_that_a_diagnosis_does_not_have_is_refused(small, kind, told):
+    (small / "paper.yaml").unlink()
+    (small / "plan.yaml").write_text(
+        "title: t\ncolumns: [nll]\narms: {own: {label: own, command: diagnose, " + kind + "overrides: []}}\n"
+        "scales: {cpu: {overrides: [debug=tiny], seeds: [0]}}\n"
+    )
+    with pytest.raises(UserError, match=told):
+        plan_runs("small", plans.load_plan("small"), "cpu", None, [])
+
+
 @pytest.mark.runs
 @pytest.mark.usefixtures("warm")
 def test_a_plan_takes_the_model_that_a_run_ends_with(tmp_path, monkeypatch):
@@ -1069,8 +1089,8 @@ def test_a_figure_extends_the_plan_of_a_table(small):
     (figure / "plan.yaml").write_text("extends: small\ntitle: Other\nonly: [exp]\ncolumns: [pass@1]\n")
     plan = plans.load_plan("figure")
     assert (plan.title, list(plan.arms), plan.paper["exp"]) == ("Other", ["exp"], {"MATH": 12.5})
-    mine = plans.plan_runs("figure", plan, "cpu", None, [])
-    theirs = plans.plan_runs("small", plans.load_plan("small"), "cpu", None, [])
+    mine = plan_runs("figure", plan, "cpu", None, [])
+    theirs = plan_runs("small", plans.load_plan("small"), "cpu", None, [])
     assert {run.dir for run in mine} == {run.dir for run in theirs if run.arm == "exp"}
 
 
@@ -1109,14 +1129,12 @@ def test_ctrl_c_stops_the_runs_of_a_table_with_checkpoints(small, tmp_path):
 
 @pytest.mark.runs
 def test_the_runs_of_a_table_are_a_group_in_wandb(small):
-    runs = plans.plan_runs("small", plans.load_plan("small"), "cpu", [0], ["logger=wandb"])
+    runs = plan_runs("small", plans.load_plan("small"), "cpu", [0], ["logger=wandb"])
     cfg = compose_config(*runs[1].overrides)
     assert (cfg.logger.wandb.group, cfg.logger.wandb.job_type) == ("small", "exp")
     assert cfg.logger.wandb.tags == ["cpu", "ladder_level5", "ladder"]
-    changed = plans.plan_runs("small", plans.load_plan("small"), "cpu", [0], ["logger=wandb", "trainer.max_steps=9"])
+    changed = plan_runs("small", plans.load_plan("small"), "cpu", [0], ["logger=wandb", "trainer.max_steps=9"])
     scale, *others = compose_config(*changed[1].overrides).logger.wandb.tags
     assert scale.startswith("cpu-")  # no run of the plan's own table, whose view takes the tag cpu
     assert others == ["ladder_level5", "ladder"]
-    assert (
-        runs[1].dir == plans.plan_runs("small", plans.load_plan("small"), "cpu", [0], [])[1].dir
-    )  # not in its identity
+    assert runs[1].dir == plan_runs("small", plans.load_plan("small"), "cpu", [0], [])[1].dir  # not in its identity
