@@ -55,28 +55,15 @@ COMMANDS = {
 }
 # command -> (module, function); the function takes the arguments.
 PROGRAMS = {
-    "demo": ("expo.commands.demo", "main"),
-    "init": ("expo.commands.init", "main"),
-    "verify": ("expo.commands.verify", "main"),
-    "table": ("expo.commands.table", "main"),
-    "report": ("expo.commands.report", "main"),
-    "compare": ("expo.commands.compare", "main"),
-    "export": ("expo.commands.export", "main"),
-    "runs": ("expo.commands.runs", "main"),
-    "samples": ("expo.commands.samples", "main"),
-    "wandb": ("expo.commands.wandb", "main"),
-    "doctor": ("expo.commands.doctor", "main"),
+    name: (f"expo.commands.{name}", "main")
+    for name in ("demo", "init", "verify", "table", "report", "compare", "export", "runs", "samples", "wandb", "doctor")
 }
 DO_WITHOUT = ("demo", "runs", "doctor")  # arguments
 HELP_FLAGS = ("--help", "-h")
 
 
 class RunFailed(Exception):
-    """A run of a sweep ended with a non-zero exit code."""
-
-    def __init__(self, code: int):
-        super().__init__(code)
-        self.code = code
+    """A run of a sweep ended with a non-zero exit code, which is its argument."""
 
 
 def main() -> None:
@@ -176,7 +163,7 @@ def reporting(run: Callable[[], int]) -> int:
         sys.stdout.flush()
         return code
     except RunFailed as error:
-        return error.code
+        return int(error.args[0])
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

@@ -93,13 +93,9 @@ def print_comparison(comparison: Comparison, reach: float, show: int) -> None:
         if table[1]:
             console.print(_grid(title, table))
     console.print(f"gained, lost: {comparison.solved} by one of them alone", markup=False)
-    for title, problems in (("gained", comparison.gained()), ("lost", comparison.lost())):
+    for title, side, problems in (("gained", "second", comparison.gained()), ("lost", "first", comparison.lost())):
         named = f": {', '.join(problems[:10])}{', …' if len(problems) > 10 else ''}" if problems else ""
-        console.print(
-            f"{title}: {len(problems)} problems that only the {'second' if title == 'gained' else 'first'} "
-            f"solves{named}",
-            markup=False,
-        )
+        console.print(f"{title}: {len(problems)} problems that only the {side} solves{named}", markup=False)
         for problem in problems[:show]:
             rows = comparison.beside(problem)
             console.print(Text(f"{title} {problem}   answer {rows[0]['answer']}\n{rows[0]['question']}"))

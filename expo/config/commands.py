@@ -65,7 +65,6 @@ class DiagnoseConf:
 
     problems: int = key(100, above=0, help="problems per level")
     samples: int = key(4, above=0, high=2**16, help="completions of each kind per problem")
-    shuffled: bool = key(
-        False, help="also explain another problem's answer: a control for every problem, also those solved without it"
-    )
+    shuffled: bool = key(False)
+    """also explain another problem's answer: a control for every problem, also those solved without it"""
     judge: JudgeConf = key(JudgeConf, help="an LLM judge of single steps")

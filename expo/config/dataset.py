@@ -17,7 +17,7 @@ from expo.config.training import ANSWER_KINDS
 from expo.config.world import WorldConf
 
 MEASURING = ("evaluate", "diagnose")  # commands that measure a model, and train none
-MOST_GENERATED = 100_000  # problems of a level of the ladder
+MOST_GENERATED = 100_000  # problems (of a level of the ladder, which takes 10 s)
 
 
 @dataclass
@@ -215,6 +215,7 @@ class GeneratedConf(DatasetConf):
     """Problems that are made, and read nowhere."""
 
     is_generated: ClassVar[bool] = True
+    splits: ClassVar[tuple[str, ...]] = ("train", "test")
 
     def unread(self, command: str) -> dict[str, str]:
         if command not in MEASURING:
@@ -230,6 +231,12 @@ class GeneratedConf(DatasetConf):
                     f"dataset.{name}={getattr(self, name)}: {self.name} makes its problems and reads none; set "
                     "dataset=custom and dataset.columns, or the data set whose format it has, such as dataset=math"
                 )
+        for name, split in (("split", self.split), ("eval_split", self.eval_split)):
+            if split not in self.splits:
+                yield f"dataset.{name}={split}: no split of {self.name}; choose from {', '.join(self.splits)}"
+        for name, count in (("limit", self.limit), ("eval_limit", self.eval_limit)):
+            if count is not None and count > MOST_GENERATED:
+                yield f"dataset.{name}={count}: more than are made in a while; set it to {MOST_GENERATED} or less"
 
 
 @option("dataset", "ladder", formerly="expo.data.readers.Ladder")
@@ -246,15 +253,8 @@ class LadderConf(GeneratedConf):
     def rules(self, cfg: Config) -> Rules:
         if self.answer_kind != "auto":
             yield f"dataset.answer_kind={self.answer_kind}: the ladder knows the kind of its own answers; leave it out"
-        for name, split in (("split", self.split), ("eval_split", self.eval_split)):
-            if split not in ("train", "test"):
-                yield f"dataset.{name}={split}: the ladder has no such split; use train or test"
         why = "since the ladder's problems are made, and none is bad"
         yield from unused(self, "dataset.", ["on_bad_row"], why, "take a data set of rows")
-        for name, count in (("limit", self.limit), ("eval_limit", self.eval_limit)):
-            if count is not None and count > MOST_GENERATED:
-                why = f"the ladder makes at most {MOST_GENERATED} problems of a level (10 s each)"
-                yield f"dataset.{name}={count}: {why}; set dataset.{name}={MOST_GENERATED} or less"
         yield from super().rules(cfg)
 
 

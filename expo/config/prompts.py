@@ -17,8 +17,6 @@ A correct solution of it:
 
 You have read and understood this solution. Now derive the same answer in your own words, step by step, and put your final \
 answer within \\boxed{}."""  # noqa: E501
-
-
 GO_ON = """\
 {question}
 

@@ -19,8 +19,6 @@ CHOOSE = {
 }
 # What reads a file or a hub's id, given in place of an option of its group.
 PATHS = {"dataset": "dataset=custom dataset.path=", "model": "model=hf model.path="}
-
-
 NUMBERS = {"Integer": "a whole number", "Float": "a number"}
 
 

@@ -156,13 +156,9 @@ def samples_of(directory: str | Path) -> list[dict[str, Any]]:
     problems: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in completions_in(files[-1]) if files else []:
         problems[row["problem"]].append(row)
-    samples = [
-        rows[0]
-        | {
-            "right": sum(r["verdict"] == "correct" for r in rows),
-            "rollouts": sum(r["verdict"] is not None for r in rows),
-        }
-        for rows in problems.values()
-    ]
+    samples = []
+    for rows in problems.values():
+        verdicts = [row["verdict"] for row in rows if row["verdict"] is not None]
+        samples.append(rows[0] | {"right": verdicts.count("correct"), "rollouts": len(verdicts)})
     # Of levels that are words, none is known to be the hardest.
     return sorted(samples, key=lambda r: (r["right"], -r["level"] if isinstance(r["level"], int) else 0))[:SAMPLES]
