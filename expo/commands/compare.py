@@ -38,10 +38,8 @@ def main(arguments: list[str]) -> int:
     if len(first) == len(second) == 1:
         pairs = [(next(iter(first.values())), next(iter(second.values())))]
     if not pairs:
-        raise UserError(
-            f"{sides[0]} has the arms {', '.join(first)}, {sides[1]} {', '.join(second)}: none in common; name one "
-            "by TABLE:ARM"
-        )
+        arms = f"{sides[0]} has the arms {', '.join(first)}, {sides[1]} {', '.join(second)}"
+        raise UserError(f"{arms}: none in common; name one by TABLE:ARM")
     for a, b in pairs:
         if a.name == b.name:
             a, b = replace(a, name=f"{a.name} ({sides[0]})"), replace(b, name=f"{b.name} ({sides[1]})")

@@ -114,10 +114,8 @@ def look(overrides: Sequence[str]) -> list[str]:
     mapped = ", ".join(o.removeprefix("dataset.columns.") for o in overrides if o.startswith("dataset.columns."))
     print(f"columns: {mapped}")
     kinds = {kind for source in reader.account().sources for kind in source.kinds}
-    print(
-        f"answers are compared as {', '.join(sorted(kinds))}; try: expo verify {shlex.quote(train[0].answer)} ANSWER "
-        "(docs/answers.md)"
-    )
+    verify = f"expo verify {shlex.quote(train[0].answer)} ANSWER (docs/answers.md)"
+    print(f"answers are compared as {', '.join(sorted(kinds))}; try: {verify}")
     print(f"to train on {len(train)}, held out {len(held_out)}")
     return [problem.answer for problem in train]
 

@@ -40,10 +40,8 @@ def plan(cfg: Config) -> int:
     checkpoint, most = disk(works[0])
     prompt = cfg.plan.prompt_tokens or cfg.rollout.max_prompt_tokens
     print(f"prompts are taken to have {prompt} tokens; plan.prompt_tokens=… says how many they have")
-    print(
-        f"{generated / 1e6:.1f} M tokens generated{'' if cfg.plan.completion_tokens else ' at most'}; disk: "
-        f"{checkpoint / 1e9:.1f} GB each checkpoint, {most / 1e9:.1f} GB at a time"
-    )
+    tokens_told = f"{generated / 1e6:.1f} M tokens generated{'' if cfg.plan.completion_tokens else ' at most'}"
+    print(f"{tokens_told}; disk: {checkpoint / 1e9:.1f} GB each checkpoint, {most / 1e9:.1f} GB at a time")
     print(length)
     for work in works:
         m, rows = work.cfg.model, work.cfg.rollout.at_once

@@ -59,10 +59,9 @@ def restore(directory: Path) -> Config:
         return typed(OmegaConf.structured(config))
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
         if missing := _not_loaded(tree, directory):
-            raise UserError(
-                f"{path}: was made with a package of its own, {missing}, which is not loaded; set "
-                f"EXPO_PLUGINS={missing}, and start expo in the folder that it is in, or install it"
-            ) from error
+            remedy = f"set EXPO_PLUGINS={missing}, and start expo in the folder that it is in, or install it"
+            problem = f"was made with a package of its own, {missing}, which is not loaded"
+            raise UserError(f"{path}: {problem}; {remedy}") from error
         raise UserError(f"{path}: cannot be read by this version of expo ({error})") from error
 
 

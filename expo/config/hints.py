@@ -74,7 +74,6 @@ class SelfHintConf(PrefixConf):
     stages: int = key(1, low=1, high=2, absent=1)
     """2: it explains the answer first (prompts.explain), and then makes a hint of its explanation (prompts.abstract,
     NuRL); on the ladder 1"""
-
     gradient: str = key("hint", choices=("hint", "question"), absent="hint")
     """the prompt under which a rollout made with a hint in words is trained on: the one with the hint, or the question
     alone, as if the policy had thought of it itself"""

@@ -77,10 +77,8 @@ class ModelConf:
             yield f"optimizer.learning_rate={rate:g}: a LoRA adapter hardly moves at it; 1e-5 to 5e-4 are usual"
 
     def rules(self, cfg: Config) -> Rules:
-        saved = is_gguf(self.path) or any(
-            Path(self.path, name).is_file() for name in ("config.json", "adapter_config.json")
-        )
-        if looks_local(self.path) and not saved:
+        files = (Path(self.path, name) for name in ("config.json", "adapter_config.json"))
+        if looks_local(self.path) and not (is_gguf(self.path) or any(file.is_file() for file in files)):
             remedy = "give a saved model's folder or a hub id such as Qwen/Qwen2.5-0.5B-Instruct"
             yield f"model.path={self.path}: no folder with a saved model there; {remedy}"
         if is_gguf(self.path) and not Path(self.path).is_file():

