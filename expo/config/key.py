@@ -64,7 +64,7 @@ class Declaration:
     @property
     def help(self) -> str:
         """Return one sentence for people."""
-        return self.written or (_texts_below(self.place[0]).get(self.place[1], "") if self.place[0] else "")
+        return self.written or _texts_below(self.place[0]).get(self.place[1], "")
 
     def wrong(self, name: str, value: Any) -> str | None:
         """Say in one line what is wrong with a value of the key `name`; None where nothing is."""
@@ -116,8 +116,9 @@ class Declaration:
 
 @cache
 def _texts_below(file: str) -> dict[int, str]:
-    """Return the texts below the statements of a module's classes, by the lines of these. Help alone reads it."""
-    tree = ast.parse(Path(file).read_text())
+    """Return the texts below the statements of a module's classes, by the lines of these; {} without a file, as in a
+    notebook. Help alone reads it."""
+    tree = ast.parse(Path(file).read_text() if Path(file).is_file() else "")
     below = [pair for node in ast.walk(tree) if isinstance(node, ast.ClassDef) for pair in pairwise(node.body)]
     return {
         line: " ".join(text.value.value.split())
