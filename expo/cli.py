@@ -41,7 +41,7 @@ expo: teach a language model problems that it cannot solve at all, by letting it
 
 Every command but demo, init, verify, table, report, compare, export, runs, samples, wandb and doctor takes Hydra overrides alone. `expo COMMAND --help` (or `expo help COMMAND`) lists the config groups and
 their options, `expo COMMAND --help GROUP` explains every key of a group, `expo COMMAND --cfg job` shows the config and runs nothing.
-`expo --version`; `eval "$(expo completion)"` completes commands, groups, options and keys in bash.
+`expo --version`; `eval "$(expo completion)"` completes commands, tables, groups, options and keys in bash.
 Exit codes: 0 done, 2 your mistake, 130/143 stopped by Ctrl-C/SIGTERM, 141 nobody reads the output, 1 anything else.
 """  # noqa: E501
 # command -> (module, function); the function takes the typed config.
@@ -80,7 +80,9 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal or a log that takes fewer characters is no reason to end
             stream.reconfigure(errors="backslashreplace")
-    texts = {"--version": f"expo {expo.__version__}\n", "completion": _completion(), **dict.fromkeys(HELP_FLAGS, HELP)}
+    texts = {"--version": f"expo {expo.__version__}\n", **dict.fromkeys(HELP_FLAGS, HELP)}
+    if command == "completion":
+        sys.exit(reporting(lambda: print(_completion(), end="") or 0))
     if command in texts:
         sys.exit(reporting(lambda: print(texts[command], end="") or 0))
     if command in PROGRAMS:
@@ -102,11 +104,15 @@ def _at_home(argument: str) -> str:
 
 
 def _completion() -> str:
-    """Return the bash script that completes commands and, by Hydra, groups, options and keys."""
+    """Return the bash script that completes commands, tables and, by Hydra, groups, options and keys."""
+    from expo.tables.plan import known_tables
+
     return f"""\
 _expo() {{
-    local words=($COMP_LINE) choices="{" ".join([*COMMANDS, *PROGRAMS])}"
-    if [ "$COMP_CWORD" -gt 1 ]; then
+    local words=($COMP_LINE) choices="{" ".join([*COMMANDS, *PROGRAMS, "help"])}"
+    if [[ "$COMP_CWORD" -gt 1 && " table report " == *" ${{words[1]}} "* ]]; then
+        choices="{" ".join(known_tables())}"
+    elif [[ "$COMP_CWORD" -gt 1 && ${{words[1]}} != help ]]; then
         [[ " {" ".join(COMMANDS)} " == *" ${{words[1]}} "* ]] || return
         choices=$(COMP_LINE="expo ${{COMP_LINE#* * }}" "${{words[0]}}" "${{words[1]}}" -sc query=bash 2>/dev/null)
     fi

@@ -39,8 +39,8 @@ def list_runs(arguments: Sequence[str]) -> int:
     flags = [a for a in rest if a.startswith("-")]
     if flags not in ([], ["--json"]):
         raise UserError(f"{flags[0]}: no such option; use --json")
-    rows = kept([run.row for run in find_runs(Path(options["output_dir"]))], [a for a in rest if a not in flags])
-    rows = in_order(rows, options["sort"])
+    every = [run.row for run in find_runs(Path(options["output_dir"]))]
+    rows = in_order(kept(every, [a for a in rest if a not in flags]), options["sort"])
     if flags:
         print(json.dumps(rows, indent=1))
         return 0
@@ -51,7 +51,10 @@ def list_runs(arguments: Sequence[str]) -> int:
     if not console.is_terminal:
         console.width = 200
     console.print(table, markup=False)
-    print(f"{len(rows)} runs; expo runs show RUN tells more, --json tells all")
+    shown = {row["run"] for row in rows}
+    lost = [row["run"] for row in every if row["run"] not in shown and row["status"].startswith("cannot be read")]
+    also = f"; not looked at, since it cannot be read: {', '.join(lost)}" if lost else ""
+    print(f"{len(rows)} runs{also}; expo runs show RUN tells more, --json tells all")
     return 0
 
 

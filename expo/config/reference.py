@@ -34,10 +34,12 @@ def means(asked: str, key: str) -> bool:
 
 
 def named(asked: str) -> list[str]:
-    """Return the first key of this very name, or else all keys that have these initials."""
+    """Return the first key of this very name, or else all keys that have these initials, or else the likest name's."""
     keys = {row[0]: 0 for group in known() for node in nodes_of(group).values() for row in key_rows(node, f"{group}.")}
     found = [key for key in keys if means(asked, key)]
-    return [key for key in found if key.rpartition(".")[2] == asked][:1] or found
+    names = {key.rpartition(".")[2]: key for key in reversed(keys)}
+    near = [names[name] for name in difflib.get_close_matches(asked.rpartition(".")[2], names, 1)]
+    return [key for key in found if key.rpartition(".")[2] == asked][:1] or found or near
 
 
 def help_of_command(command: str) -> str:
@@ -75,7 +77,9 @@ def help_of_group(asked: str) -> str:
     if name:
         matching = [row for _, rows in sections for row in rows if row[0] == asked]
         if not matching:
-            raise UserError(f"--help {asked}: no such key; --help {group} lists those that there are")
+            near = [key for key in named(name) if key.startswith(f"{group}.")]
+            meant = f"did you mean {near[0]}? " if near else ""
+            raise UserError(f"--help {asked}: no such key; {meant}--help {group} lists those that there are")
         return "\n".join(_explained(matching))
     parts = [f"{group}={option:<20} {meaning}".rstrip() for option, meaning in presets.items()]
     for names, rows in sections:

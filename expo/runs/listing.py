@@ -19,7 +19,7 @@ from expo.config.identity import changing
 from expo.config.key import shown
 from expo.ground.files import LOCK, is_held
 from expo.runs.health import marks_of
-from expo.runs.reading import read_lines, read_summary
+from expo.runs.reading import last_evaluation_of, read_lines, read_summary
 
 Row = dict[str, Any]
 
@@ -76,12 +76,17 @@ class RunFolder:
     def row(self) -> Row:
         """Return the run's row for tables, filters and `--json`, in this order: columns, all metrics, all settings by
         key."""
-        summary, metrics = self.summary, self.summary.get("metrics", {})
-        largest = max((int(m[1]) for name in metrics if (m := re.fullmatch(r"pass@([0-9]{1,9})", name))), default=None)
+        summary = self.summary
         lines = read_lines(self.dir) if self.command == "train" else []
+        # One that has not ended has its last evaluation so far.
+        metrics = summary.get("metrics") or last_evaluation_of(lines)
+        largest = max((int(m[1]) for name in metrics if (m := re.fullmatch(r"pass@([0-9]{1,9})", name))), default=None)
         path, eval_path = self.config.get("dataset.path"), self.config.get("dataset.eval_path")
         of_other = self.command in MEASURING and self.config.get("dataset.part") != "train"
         file = (eval_path or path) if of_other else (path or eval_path)
+        status, last = self.status, max(file.stat().st_mtime for file in self.dir.glob("*.json*"))
+        # The summary of a running one is of when it began, or went on.
+        since = last - (self.dir / "summary.json").stat().st_mtime if status == "running" else 0.0
         columns = {
             "run": str(self.dir),
             "command": self.command,
@@ -93,13 +98,13 @@ class RunFolder:
             "model": self.model,
             "step": max((line["step"] for line in lines), default=None),
             "max_steps": self.config.get("trainer.max_steps") if self.command == "train" else None,
-            "status": self.status,
+            "status": status,
             "marks": ", ".join(marks_of(summary, lines)),
             "k": largest,
             "pass@k": metrics.get(f"pass@{largest}"),
-            "seconds": summary.get("wall_s"),
+            "seconds": None if (told := summary.get("wall_s")) is None else round(told + since, 1),
             "size": size_of(self.dir),
-            "age": round(time.time() - (self.dir / "summary.json").stat().st_mtime),
+            "age": round(time.time() - last),
         }
         # Of two of one name, the column's value counts, then the metric's.
         return {**columns, **metrics, **self.config, **metrics, **columns}

@@ -48,8 +48,13 @@ def points_in(lines: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, 
 
 def last_evaluation(directory: str | Path, step: int | None = None) -> dict[str, Any]:
     """Return the scalars of the last evaluation, or of the one at a step, as in metrics.jsonl; {} where it has none."""
-    lines = [line for line in read_lines(directory) if "loss/total" not in line and step in (None, line["step"])]
-    return {name: value for name, value in lines[-1].items() if name != "step"} if lines else {}
+    return last_evaluation_of([line for line in read_lines(directory) if step in (None, line["step"])])
+
+
+def last_evaluation_of(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the scalars of the last evaluation in lines of metrics.jsonl; {} where there is none."""
+    evaluated = [line for line in lines if "loss/total" not in line]
+    return {name: value for name, value in evaluated[-1].items() if name != "step"} if evaluated else {}
 
 
 def percent_of(metrics: Mapping[str, Any], name: str) -> str:

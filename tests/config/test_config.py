@@ -288,6 +288,8 @@ COMP_CWORD=1 COMP_LINE="expo ev"; _expo; echo "${{COMPREPLY[@]}}"
 COMP_CWORD=2 COMP_LINE="expo train algorithm=grpo_"; _expo; echo "${{COMPREPLY[@]}}"
 COMP_CWORD=3 COMP_LINE="expo evaluate seed=1 evaluation.gre"; _expo; echo "${{COMPREPLY[@]}}"
 COMPREPLY=(); COMP_CWORD=2 COMP_LINE="expo demo se"; _expo; echo "nothing ${{COMPREPLY[@]}}"
+COMP_CWORD=2 COMP_LINE="expo help dia"; _expo; echo "${{COMPREPLY[@]}}"
+COMP_CWORD=2 COMP_LINE="expo table table3"; _expo; echo "${{COMPREPLY[@]}}"
 '''
     done = subprocess.run(["bash", "-c", source], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [
@@ -296,6 +298,8 @@ COMPREPLY=(); COMP_CWORD=2 COMP_LINE="expo demo se"; _expo; echo "nothing ${{COM
         "algorithm=grpo_sft_gt_cot",
         "evaluation.greedy=",
         "nothing ",
+        "diagnose",
+        "table3_levels",
     ]
 
 

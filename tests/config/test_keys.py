@@ -167,6 +167,9 @@ def test_help_of_a_group_shows_choices_default_and_meaning():
     assert "optimizer.betas=[0.9,0.999]" in help_of_group("optimizer")
     with pytest.raises(config.UserError, match=r"--help lr: no such group; did you mean .*optimizer\.learning_rate "):
         help_of_group("lr")
+    for slip in ("maxsteps", "trainer.maxsteps"):
+        with pytest.raises(config.UserError, match=rf"--help {slip}: .*did you mean trainer.max_steps\?"):
+            help_of_group(slip)
     with pytest.raises(config.UserError, match=r"--help nope: no such group; use one of algorithm"):
         help_of_group("nope")
 

@@ -14,6 +14,7 @@ from expo.config import UserError, identity
 from expo.config.from_run import finished_model, run_directory
 from expo.config.own_code import changed_code, own_code
 from expo.runs.directory import Run
+from expo.runs.listing import find_runs
 
 
 def test_own_code_is_known_by_its_sources(tmp_path, monkeypatch):
@@ -199,6 +200,28 @@ def test_gc_takes_checkpoints_of_finished_runs_only(runs, tmp_path, monkeypatch,
     left = {name for name, folder in runs.items() if (folder / "checkpoints" / "step000001.ckpt").exists()}
     assert left == {"expo", "long"}
     assert all((folder / "checkpoints" / "final").is_dir() for folder in runs.values())
+
+
+def test_a_run_under_way_has_its_time_and_its_last_evaluation_so_far(runs, tmp_path, monkeypatch, capsys):
+    run = runs["long"]
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps(summary | {"metrics": {}}))
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 2, "pass@1": 0.25, "pass@4": 0.75}) + "\n")
+    for name, second in (("summary.json", 1000), ("metrics.jsonl", 1090)):
+        os.utime(run / name, (second, second))
+    with (run / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (row,) = (found.row for found in find_runs(tmp_path / "out") if found.dir == run)
+    assert (row["status"], row["seconds"], row["pass@k"]) == ("running", 75 + 90, 0.75)
+    (row,) = (found.row for found in find_runs(tmp_path / "out") if found.dir == run)
+    assert (row["status"], row["seconds"]) == ("stopped", 75)
+
+
+def test_a_filter_says_which_runs_cannot_be_read(runs, tmp_path, monkeypatch, capsys):
+    (runs["expo"] / "summary.json").write_text("{")
+    _, said = expo(monkeypatch, capsys, "seed=0", f"output_dir={tmp_path / 'out'}")
+    assert f"2 runs; not looked at, since it cannot be read: {runs['expo']}" in " ".join(said.out.split())
 
 
 def test_a_run_under_way_is_told_and_not_removed(runs, tmp_path, monkeypatch, capsys):
