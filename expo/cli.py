@@ -237,11 +237,11 @@ def _run_hydra(command: str, arguments: list[str]) -> int:
     outcome: list[int | Exception] = []
 
     def task(composed: DictConfig) -> float | None:
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            hydra_conf = HydraConfig.get()
+        hydra_conf = HydraConfig.get()
+        given = hydra_conf.overrides.task
+        if hydra_conf.mode == RunMode.MULTIRUN:
             folders = [s.path for s in hydra_conf.runtime.config_sources if s.provider == "command-line"]
             folder = [f"--config-dir={path}" for path in folders]
-            given = hydra_conf.overrides.task
             if not any(o.startswith("differs=") for o in given):
                 given = [*given, f"differs='{what_differs(given, runtime_keys(), shared=arguments)}'"]
             if not any(".group=" in o for o in given):  # the same command's runs are one sweep
@@ -250,7 +250,6 @@ def _run_hydra(command: str, arguments: list[str]) -> int:
             _run_process(command, [*folder, *given], hydra_conf.launcher.get("n_jobs", 1))
             return _score(for_command(named(typed(composed), given), command, given), command)
         try:
-            given = HydraConfig.get().overrides.task
             cfg = for_command(named(typed(composed), given), command, given)
             outcome.append(_run_command(command, cfg))
         except Exception as error:  # carried past Hydra, which would print a line of its own

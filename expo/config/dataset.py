@@ -233,7 +233,7 @@ class GeneratedConf(DatasetConf):
                 )
         for name, split in (("split", self.split), ("eval_split", self.eval_split)):
             if split not in self.splits:
-                yield f"dataset.{name}={split}: no split of {self.name}; choose from {', '.join(self.splits)}"
+                yield f"dataset.{name}={split}: no split of {self.name}; use {' or '.join(self.splits)}"
         for name, count in (("limit", self.limit), ("eval_limit", self.eval_limit)):
             if count is not None and count > MOST_GENERATED:
                 yield f"dataset.{name}={count}: more than are made in a while; set it to {MOST_GENERATED} or less"
