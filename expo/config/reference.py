@@ -77,8 +77,8 @@ def help_of_group(asked: str) -> str:
     if name:
         matching = [row for _, rows in sections for row in rows if row[0] == asked]
         if not matching:
-            near = [key for key in named(name) if key.startswith(f"{group}.")]
-            meant = f"did you mean {near[0]}? " if near else ""
+            likest = [key for key in named(name) if key.startswith(f"{group}.")]
+            meant = f"did you mean {likest[0]}? " if likest else ""
             raise UserError(f"--help {asked}: no such key; {meant}--help {group} lists those that there are")
         return "\n".join(_explained(matching))
     parts = [f"{group}={option:<20} {meaning}".rstrip() for option, meaning in presets.items()]
