@@ -55,28 +55,15 @@ COMMANDS = {
 }
 # command -> (module, function); the function takes the arguments.
 PROGRAMS = {
-    "demo": ("expo.commands.demo", "main"),
-    "init": ("expo.commands.init", "main"),
-    "verify": ("expo.commands.verify", "main"),
-    "table": ("expo.commands.table", "main"),
-    "report": ("expo.commands.report", "main"),
-    "compare": ("expo.commands.compare", "main"),
-    "export": ("expo.commands.export", "main"),
-    "runs": ("expo.commands.runs", "main"),
-    "samples": ("expo.commands.samples", "main"),
-    "wandb": ("expo.commands.wandb", "main"),
-    "doctor": ("expo.commands.doctor", "main"),
+    name: (f"expo.commands.{name}", "main")
+    for name in ("demo", "init", "verify", "table", "report", "compare", "export", "runs", "samples", "wandb", "doctor")
 }
 DO_WITHOUT = ("demo", "runs", "doctor")  # arguments
 HELP_FLAGS = ("--help", "-h")
 
 
 class RunFailed(Exception):
-    """A run of a sweep ended with a non-zero exit code."""
-
-    def __init__(self, code: int):
-        super().__init__(code)
-        self.code = code
+    """A run of a sweep ended with a non-zero exit code, which is its argument."""
 
 
 def main() -> None:
@@ -182,7 +169,7 @@ def reporting(run: Callable[[], int]) -> int:
         sys.stdout.flush()
         return code
     except RunFailed as error:
-        return error.code
+        return int(error.args[0])
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -250,11 +237,11 @@ def _run_hydra(command: str, arguments: list[str]) -> int:
     outcome: list[int | Exception] = []
 
     def task(composed: DictConfig) -> float | None:
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            hydra_conf = HydraConfig.get()
+        hydra_conf = HydraConfig.get()
+        given = hydra_conf.overrides.task
+        if hydra_conf.mode == RunMode.MULTIRUN:
             folders = [s.path for s in hydra_conf.runtime.config_sources if s.provider == "command-line"]
             folder = [f"--config-dir={path}" for path in folders]
-            given = hydra_conf.overrides.task
             if not any(o.startswith("differs=") for o in given):
                 given = [*given, f"differs='{what_differs(given, runtime_keys(), shared=arguments)}'"]
             if not any(".group=" in o for o in given):  # the same command's runs are one sweep
@@ -263,7 +250,6 @@ def _run_hydra(command: str, arguments: list[str]) -> int:
             _run_process(command, [*folder, *given], hydra_conf.launcher.get("n_jobs", 1))
             return _score(for_command(named(typed(composed), given), command, given), command)
         try:
-            given = HydraConfig.get().overrides.task
             cfg = for_command(named(typed(composed), given), command, given)
             outcome.append(_run_command(command, cfg))
         except Exception as error:  # carried past Hydra, which would print a line of its own

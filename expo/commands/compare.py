@@ -38,10 +38,8 @@ def main(arguments: list[str]) -> int:
     if len(first) == len(second) == 1:
         pairs = [(next(iter(first.values())), next(iter(second.values())))]
     if not pairs:
-        raise UserError(
-            f"{sides[0]} has the arms {', '.join(first)}, {sides[1]} {', '.join(second)}: none in common; name one "
-            "by TABLE:ARM"
-        )
+        arms = f"{sides[0]} has the arms {', '.join(first)}, {sides[1]} {', '.join(second)}"
+        raise UserError(f"{arms}: none in common; name one by TABLE:ARM")
     for a, b in pairs:
         if a.name == b.name:
             a, b = replace(a, name=f"{a.name} ({sides[0]})"), replace(b, name=f"{b.name} ({sides[1]})")
@@ -68,9 +66,8 @@ def arms_of(spec: str) -> dict[str, Side]:
             raise UserError(f"{spec}: {subject} has no runs of that arm here; use one of {', '.join(by_arm)}")
         chosen = [wanted] if wanted else [key for key, sides in by_arm.items() if any(r.completions for r in sides)]
         if not by_arm or not chosen:
-            raise UserError(
-                f"{spec}: no completions are kept beside it; name the table whose runs it shows, or run directories"
-            )
+            why = "no completions are kept beside it"
+            raise UserError(f"{spec}: {why}; name the table whose runs it shows, or run directories")
         return {key: Side.of(key, by_arm[key]) for key in chosen}
     folders = sorted(glob.glob(spec)) if any(c in spec for c in "*?[") else [str(run_directory(spec))]
     _, runs = read_runs([Path(f) for f in folders if Path(f, "config.yaml").is_file()] or [Path(spec)])
@@ -98,13 +95,9 @@ def print_comparison(comparison: Comparison, reach: float, show: int) -> None:
         if table[1]:
             console.print(_grid(title, table))
     console.print(f"gained, lost: {comparison.solved} by one of them alone", markup=False)
-    for title, problems in (("gained", comparison.gained()), ("lost", comparison.lost())):
+    for title, side, problems in (("gained", "second", comparison.gained()), ("lost", "first", comparison.lost())):
         named = f": {', '.join(problems[:10])}{', …' if len(problems) > 10 else ''}" if problems else ""
-        console.print(
-            f"{title}: {len(problems)} problems that only the {'second' if title == 'gained' else 'first'} "
-            f"solves{named}",
-            markup=False,
-        )
+        console.print(f"{title}: {len(problems)} problems that only the {side} solves{named}", markup=False)
         for problem in problems[:show]:
             rows = comparison.beside(problem)
             console.print(Text(f"{title} {problem}   answer {rows[0]['answer']}\n{rows[0]['question']}"))

@@ -30,10 +30,8 @@ def diagnose(cfg: Config) -> int:
 def print_properties(cfg: Config, rows: Samples, problems: int) -> None:
     """Print one block per level, one line per kind."""
     console = wide_console()
-    console.print(
-        f"{cfg.model.path} on {cfg.dataset.name}: {problems} problems, means [95 % interval over problems]",
-        markup=False,
-    )
+    measured = f"{problems} problems, means [95 % interval over problems]"
+    console.print(f"{cfg.model.path} on {cfg.dataset.name}: {measured}", markup=False)
     levels = levels_of(rows)
     for level in (levels if len(levels) > 1 else []) + [None]:
         columns = (Column(heading, overflow="fold") for heading in ("problems", *COLUMNS.values()))

@@ -79,10 +79,8 @@ def devices() -> list[Finding]:
         bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16: use trainer.precision=32-true"
         findings.append(Finding(f"gpu {i}", OK, f"{p.name}, {p.total_memory / 1e9:.0f} GB, {bf16}"))
     if not torch.cuda.is_available():
-        if (
-            shutil.which("nvidia-smi")
-            and not subprocess.run(["nvidia-smi"], capture_output=True, check=False).returncode
-        ):
+        driver = shutil.which("nvidia-smi")
+        if driver and not subprocess.run([driver], capture_output=True, check=False).returncode:
             remedy = "torch is a CPU build, or its CUDA is newer than the driver: remove .venv and run make setup"
             findings.append(Finding("gpu", PROBLEM, f"a GPU, which torch {torch.__version__} does not see", remedy))
         else:

@@ -33,11 +33,8 @@ def evaluate_command(cfg: Config) -> int:
 def print_metrics(cfg: Config, metrics: dict[str, float], problems: int) -> None:
     """Print every metric that has an interval, by level and subject, in percent."""
     console = wide_console()
-    console.print(
-        f"{cfg.model.path} on {cfg.dataset.name}: {problems} problems (dataset.part={cfg.dataset.part}), in % [95 % "
-        "interval]",
-        markup=False,
-    )
+    of_part = f"{problems} problems (dataset.part={cfg.dataset.part})"
+    console.print(f"{cfg.model.path} on {cfg.dataset.name}: {of_part}, in % [95 % interval]", markup=False)
     measured = [name.partition("/")[::2] for name in metrics if f"{name}_lo" in metrics]
     columns = list(dict.fromkeys(name for name, _ in measured))
     table = Table("", *columns)
@@ -46,6 +43,5 @@ def print_metrics(cfg: Config, metrics: dict[str, float], problems: int) -> None
         table.add_row(part or "all", *(percent_of(metrics, name) for name in names))
     console.print(table, markup=False)
     if shares := shares_told(metrics):
-        console.print(
-            f"of the completions: {shares}; {metrics['eval/length_mean']:.0f} tokens on average", markup=False
-        )
+        mean = f"{metrics['eval/length_mean']:.0f} tokens on average"
+        console.print(f"of the completions: {shares}; {mean}", markup=False)

@@ -25,16 +25,8 @@ USAGE = (
 NAMES: Mapping[str, Sequence[str]] = {
     "question": ("question", "problem", "task", "prompt", "query", "instruction", "input"),
     "answer": (
-        "answer",
-        "final_answer",
-        "ground_truth",
-        "result",
-        "target",
-        "label",
-        "output",
-        "gold",
-        "expected",
-        "reward_model",
+        *("answer", "final_answer", "ground_truth", "result", "target", "label"),
+        *("output", "gold", "expected", "reward_model"),
     ),
     "solution": ("completion", "solution", "reasoning", "rationale", "explanation", "cot"),
     "level": ("level", "difficulty"),
@@ -126,10 +118,8 @@ def look(overrides: Sequence[str]) -> list[str]:
     mapped = ", ".join(o.removeprefix("dataset.columns.") for o in overrides if o.startswith("dataset.columns."))
     print(f"columns: {mapped}")
     kinds = {kind for source in reader.account().sources for kind in source.kinds}
-    print(
-        f"answers are compared as {', '.join(sorted(kinds))}; try: expo verify {shlex.quote(train[0].answer)} ANSWER "
-        "(docs/answers.md)"
-    )
+    verify = f"expo verify {shlex.quote(train[0].answer)} ANSWER (docs/answers.md)"
+    print(f"answers are compared as {', '.join(sorted(kinds))}; try: {verify}")
     print(f"to train on {len(train)}, held out {len(held_out)}")
     return [problem.answer for problem in train]
 

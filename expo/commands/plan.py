@@ -40,10 +40,8 @@ def plan(cfg: Config) -> int:
     checkpoint, most = disk(works[0])
     prompt = cfg.plan.prompt_tokens or cfg.rollout.max_prompt_tokens
     print(f"prompts are taken to have {prompt} tokens; plan.prompt_tokens=… says how many they have")
-    print(
-        f"{generated / 1e6:.1f} M tokens generated{'' if cfg.plan.completion_tokens else ' at most'}; disk: "
-        f"{checkpoint / 1e9:.1f} GB each checkpoint, {most / 1e9:.1f} GB at a time"
-    )
+    tokens_told = f"{generated / 1e6:.1f} M tokens generated{'' if cfg.plan.completion_tokens else ' at most'}"
+    print(f"{tokens_told}; disk: {checkpoint / 1e9:.1f} GB each checkpoint, {most / 1e9:.1f} GB at a time")
     print(length)
     for work in works:
         m, rows = work.cfg.model, work.cfg.rollout.at_once
@@ -61,9 +59,8 @@ def as_table(works: Sequence[Work], device: Device) -> Table:
     sizes, times = [memory(work, device) for work in works], [seconds(work, device) for work in works]
     for part in dict.fromkeys(part for size in sizes for part in size if part != "peak"):
         table.add_row(f"{part}, GB", *(f"{size.get(part, 0.0) / 1e9:.1f}" for size in sizes))
-    table.add_row(
-        "most at a time, GB", *(f"{size['peak'] / 1e9:.1f}" for size in sizes), end_section=True, style="bold"
-    )
+    peaks = (f"{size['peak'] / 1e9:.1f}" for size in sizes)
+    table.add_row("most at a time, GB", *peaks, end_section=True, style="bold")
     for part in dict.fromkeys(part for size in times for part in size):
         table.add_row(f"{part}, s", *(f"{size.get(part, 0.0):.2f}" for size in times))
     table.add_row("a step, s", *(f"{sum(size.values()):.2f}" for size in times), end_section=True, style="bold")
@@ -93,9 +90,8 @@ def advice(work: Work, device: Device) -> str:
         other = changed(work, settings)
         if memory(other, device)["peak"] <= sure and not _problem(other.cfg):
             devices = [f"trainer.devices={work.devices}"] if work.devices > 1 else []
-            return (
-                f"{message}; it fits with {' '.join([*devices, *(f'{key}={shown(value)}' for key, value in settings)])}"
-            )
+            keys = [*devices, *(f"{key}={shown(value)}" for key, value in settings)]
+            return f"{message}; it fits with {' '.join(keys)}"
     return f"{message}; no setting of one key or a few fits it"
 
 

@@ -38,8 +38,7 @@ def main(arguments: list[str]) -> int:
     try:
         write(replace(page, compared=compared(runs)), runs, output)
     except OSError as error:
-        raise UserError(
-            f"output={output}: cannot be written ({error.strerror or error}); give another place as output="
-        ) from error
+        why = f"cannot be written ({error.strerror or error})"
+        raise UserError(f"output={output}: {why}; give another place as output=") from error
     print(f"report: {output} ({output.stat().st_size / 1024:.0f} KiB, {len(runs)} runs)")
     return 0

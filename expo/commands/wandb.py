@@ -87,10 +87,8 @@ def _shown(options: dict[str, str], subjects: Sequence[str]) -> Any:
     folders = [Path(s).resolve() for s in subjects]
     for folder in folders:
         if not (folder / "config.yaml").is_file():
-            raise UserError(
-                f"{folder}: no run directory and no table; give one that has a config.yaml, or one of "
-                f"{', '.join(known_tables())}"
-            )
+            why = "no run directory and no table"
+            raise UserError(f"{folder}: {why}; give one that has a config.yaml, or one of {', '.join(known_tables())}")
     ids = [_wandb_id(folder) for folder in folders]
     used, *others = {RunFolder(folder, {}).config.get("logger.wandb.project"): None for folder in folders}
     if others and not options["project"]:

@@ -65,12 +65,9 @@ class SFTConf(PositivesOnlyConf):
     """Supervised fine-tuning on positives."""
 
     _target_: str = "expo.algorithms.sft.SFT"
-    restart_every: int = key(
-        0,
-        low=0,
-        help="steps per round of STaR: a round's data come from the policy at its start, its training starts from "
-        "the base model; 0: no rounds",
-    )
+    restart_every: int = key(0, low=0)
+    """steps per round of STaR: a round's data come from the policy at its start, its training starts from the base
+    model; 0: no rounds"""
 
     @property
     def uses_reference(self) -> bool:
@@ -95,26 +92,17 @@ class DPOConf(PositivesOnlyConf):
 
     _target_: str = "expo.algorithms.dpo.DPO"
     group_size: int = key(1, above=0, high=2**16, help="rollouts per problem, of which one is rejected")
-    pairs_every: int = key(
-        0,
-        low=0,
-        help="steps between remaking the pairs with the current policy (online); 0: all pairs are made by the initial "
-        "policy (offline)",
-    )
-    rejected: str = key(
-        "any",
-        choices=("any", "wrong"),
-        pairs=False,
-        help="which of the policy's own rollouts is rejected, where it is not the chosen one: the first, or the first "
-        "that is wrong",
-    )
+    pairs_every: int = key(0, low=0)
+    """steps between remaking the pairs with the current policy (online); 0: all pairs are made by the initial policy
+    (offline)"""
+    rejected: str = key("any", choices=("any", "wrong"), pairs=False)
+    """which of the policy's own rollouts is rejected, where it is not the chosen one: the first, or the first that is
+    wrong"""
     preference: str = key("sigmoid", choices=("sigmoid", "ipo"), pairs=False, help="the loss of a pair")
-    beta: float = key(
-        0.1, above=0, high=1e4, pairs=False, help="DPO's temperature; the paper's is not known, this is the usual one"
-    )
-    label_smoothing: float = key(
-        0.0, low=0, high=0.5, pairs=False, help="share of pairs taken to be the wrong way round"
-    )
+    beta: float = key(0.1, above=0, high=1e4, pairs=False)
+    """DPO's temperature; the paper's is not known, this is the usual one"""
+    label_smoothing: float = key(0.0, low=0, high=0.5, pairs=False)
+    """share of pairs taken to be the wrong way round"""
 
     @property
     def acts_every_step(self) -> bool:
@@ -135,10 +123,8 @@ class DPOConf(PositivesOnlyConf):
 
     def rules(self, cfg: Config) -> Rules:
         if self.preference == "ipo" and self.label_smoothing != 0:
-            yield (
-                f"algorithm.label_smoothing={self.label_smoothing}: IPO has none; "
-                "set algorithm.label_smoothing=0 or algorithm.preference=sigmoid"
-            )
+            remedy = "set algorithm.label_smoothing=0 or algorithm.preference=sigmoid"
+            yield f"algorithm.label_smoothing={self.label_smoothing}: IPO has none; {remedy}"
 
 
 KEYS_OF_SURROGATES = {"dual_clip": ["dual_clip"], "sapo": ["sapo_tau_positive", "sapo_tau_negative"]}
@@ -152,97 +138,43 @@ class GRPOConf(AlgorithmConf):
     has_teacher: ClassVar[bool] = False  # that scores the rollouts
     _target_: str = "expo.algorithms.grpo.GRPO"
     group_size: int = key(8, low=2, high=2**16, help="rollouts per problem; a group advantage needs at least 2")
-    updates_per_rollout: int = key(
-        1,
-        above=0,
-        help="passes over each batch of rollouts, one optimizer step each; the first pass gives the old "
-        "log-probabilities",
-    )
-    advantage: str = key(
-        "group_norm",
-        choices=("group_norm", "mean", "leave_one_out", "none"),
-        help="advantage of a rollout within its group; none: rewards are not learned from",
-    )
-    ratio: str = key(
-        "token", choices=("token", "sequence"), help="importance ratio per token (GRPO) or sequence (GSPO)"
-    )
-    surrogate: str = key(
-        "ppo_clip",
-        choices=("ppo_clip", "dual_clip", "cispo", "sapo", "dppo"),
-        absent="ppo_clip",
-        help="loss of a token, given its importance ratio; the formulas are in expo/algorithms/losses.py",
-    )
+    updates_per_rollout: int = key(1, above=0)
+    """passes over each batch of rollouts, one optimizer step each; the first pass gives the old log-probabilities"""
+    advantage: str = key("group_norm", choices=("group_norm", "mean", "leave_one_out", "none"))
+    """advantage of a rollout within its group; none: rewards are not learned from"""
+    ratio: str = key("token", choices=("token", "sequence"))
+    """importance ratio per token (GRPO) or sequence (GSPO)"""
+    surrogate: str = key("ppo_clip", choices=("ppo_clip", "dual_clip", "cispo", "sapo", "dppo"), absent="ppo_clip")
+    """loss of a token, given its importance ratio; the formulas are in expo/algorithms/losses.py"""
     clip_low: float = key(0.2, low=0, high=1, help="the importance ratio is clipped at 1 - clip_low")
     clip_high: float = key(0.2, low=0, help="the importance ratio is clipped at 1 + clip_high (DAPO's clip-higher)")
-    dual_clip: float = key(
-        3.0,
-        low=1,
-        high=1e4,
-        absent=3.0,
-        help="surrogate=dual_clip: most that a token of negative advantage pulls, in advantages",
-    )
-    sapo_tau_positive: float = key(
-        1.0, above=0, high=1e4, absent=1.0, help="surrogate=sapo: how soon the gradient of a positive advantage fades"
-    )
-    sapo_tau_negative: float = key(
-        1.05, above=0, high=1e4, absent=1.05, help="surrogate=sapo: how soon that of a negative one does"
-    )
-    entropy_coef: float = key(
-        0.0,
-        low=0,
-        high=1e4,
-        absent=0.0,
-        help="weight of an entropy bonus: the entropy of the next token, from its logits; 0: none",
-    )
-    aggregation: str = key(
-        "sequence_mean",
-        choices=("sequence_mean", "token_mean", "constant"),
-        help="weights of the tokens: mean of sequence means (GRPO), mean of tokens (DAPO), sum over a constant (Dr. "
-        "GRPO)",
-    )
-    kl_coef: float = key(
-        0.0,
-        low=0,
-        high=1e4,
-        help="weight of the KL term against the frozen reference; 0: no KL term and no forward pass of the reference",
-    )
+    dual_clip: float = key(3.0, low=1, high=1e4, absent=3.0)
+    """surrogate=dual_clip: most that a token of negative advantage pulls, in advantages"""
+    sapo_tau_positive: float = key(1.0, above=0, high=1e4, absent=1.0)
+    """surrogate=sapo: how soon the gradient of a positive advantage fades"""
+    sapo_tau_negative: float = key(1.05, above=0, high=1e4, absent=1.05)
+    """surrogate=sapo: how soon that of a negative one does"""
+    entropy_coef: float = key(0.0, low=0, high=1e4, absent=0.0)
+    """weight of an entropy bonus: the entropy of the next token, from its logits; 0: none"""
+    aggregation: str = key("sequence_mean", choices=("sequence_mean", "token_mean", "constant"))
+    """weights of the tokens: mean of sequence means (GRPO), mean of tokens (DAPO), sum over a constant (Dr. GRPO)"""
+    kl_coef: float = key(0.0, low=0, high=1e4)
+    """weight of the KL term against the frozen reference; 0: no KL term and no forward pass of the reference"""
     kl_estimator: str = key("k3", choices=("k1", "k2", "k3"), help="estimator of the KL divergence per token")
-    refills: int = key(
-        0,
-        low=0,
-        high=100,
-        help="further batches that a step may sample while too few groups have both right and wrong rollouts; only "
-        "such groups are trained on (DAPO's dynamic sampling); 0: off",
-    )
-    retry: float = key(
-        1.0,
-        above=0,
-        high=1,
-        absent=1.0,
-        help="probability that a problem is dealt again when its last group gave no gradient, squared after two such "
-        "groups, and so on; others take its place (GRESO); 1: off",
-    )
-    overlong_share: float = key(
-        0.0,
-        low=0,
-        high=1,
-        help="share of rollout.max_completion_tokens, at its end, over which the reward falls (DAPO); 0: off",
-    )
-    overlong_penalty: float = key(
-        1.0,
-        above=0,
-        high=1e4,
-        absent=1.0,
-        help="by how much it falls at most; DAPO's is half of what lies between its rewards for right and wrong: 0.5 "
-        "for 1 and 0",
-    )
-    sampler_correction: str | None = key(
-        None,
-        choices=("none", "token", "sequence"),
-        help="truncated importance sampling between the sampler's probabilities and the trainer's; null: token where "
-        "vLLM or the trainer computes in 16 bit, or rollout.ahead=1; none where one engine does both, or both are in "
-        "float32",
-    )
+    refills: int = key(0, low=0, high=100)
+    """further batches that a step may sample while too few groups have both right and wrong rollouts; only such groups
+    are trained on (DAPO's dynamic sampling); 0: off"""
+    retry: float = key(1.0, above=0, high=1, absent=1.0)
+    """probability that a problem is dealt again when its last group gave no gradient, squared after two such groups,
+    and so on; others take its place (GRESO); 1: off"""
+    overlong_share: float = key(0.0, low=0, high=1)
+    """share of rollout.max_completion_tokens, at its end, over which the reward falls (DAPO); 0: off"""
+    overlong_penalty: float = key(1.0, above=0, high=1e4, absent=1.0)
+    """by how much it falls at most; DAPO's is half of what lies between its rewards for right and wrong: 0.5 for 1 and
+    0"""
+    sampler_correction: str | None = key(None, choices=("none", "token", "sequence"))
+    """truncated importance sampling between the sampler's probabilities and the trainer's; null: token where vLLM or
+    the trainer computes in 16 bit, or rollout.ahead=1; none where one engine does both, or both are in float32"""
     sampler_cap: float = key(2.0, low=1, help="largest weight of that correction")
 
     def settle(self, cfg: Config) -> None:
@@ -270,15 +202,11 @@ class GRPOConf(AlgorithmConf):
 
     def rules(self, cfg: Config) -> Rules:
         if not self.learns_from_rewards and not self.has_teacher:
-            yield (
-                f"algorithm.advantage=none: {cfg.name} would learn nothing from its rollouts; "
-                "set algorithm.advantage=group_norm, or choose an algorithm with a teacher such as algorithm=opsd"
-            )
+            remedy = "set algorithm.advantage=group_norm, or choose an algorithm with a teacher such as algorithm=opsd"
+            yield f"algorithm.advantage=none: {cfg.name} would learn nothing from its rollouts; {remedy}"
         if self.kl_coef and self.kl_estimator == "k1":
-            yield (
-                f"algorithm.kl_estimator=k1: its gradient is zero in the mean, so that "
-                f"algorithm.kl_coef={self.kl_coef:g} would add noise alone; set algorithm.kl_estimator=k2 or k3"
-            )
+            why = f"its gradient is zero in the mean, so that algorithm.kl_coef={self.kl_coef:g} would add noise alone"
+            yield f"algorithm.kl_estimator=k1: {why}; set algorithm.kl_estimator=k2 or k3"
         why = f"since algorithm.surrogate={self.surrogate}"
         for name, keys in KEYS_OF_SURROGATES.items():
             if self.surrogate != name:
@@ -286,10 +214,8 @@ class GRPOConf(AlgorithmConf):
         ignored = {"cispo": ["clip_low"], "sapo": ["clip_low", "clip_high"]}.get(self.surrogate, [])
         yield from self.idle(ignored, why, "algorithm.surrogate=ppo_clip")
         if self.surrogate == "dppo" and self.ratio != "token":
-            yield (
-                "algorithm.ratio=sequence: algorithm.surrogate=dppo looks at the probability of each token; set "
-                "algorithm.ratio=token"
-            )
+            why = "algorithm.surrogate=dppo looks at the probability of each token"
+            yield f"algorithm.ratio=sequence: {why}; set algorithm.ratio=token"
         if self.sampler_correction == "none":
             yield from self.idle(["sampler_cap"], "since nothing is corrected", "algorithm.sampler_correction=token")
         if not self.learns_from_rewards:

@@ -15,20 +15,16 @@ class PretrainConf:
     warmup_steps: int = key(300, low=0, help="steps on levels 1 and 2 only")
     hidden_size: int = key(96, above=0, high=2**16, help="width of the model")
     layers: int = key(4, above=0, high=2**10, help="depth of the model")
-    heads: int = key(
-        4, above=0, help="attention heads; vLLM on a CPU needs heads of 32, 64 or more: 3 for a width of 96"
-    )
-    start: str | None = key(
-        None, help="model to begin from, such as `ladder` (set pretrain.warmup_steps=0, too); null: from nothing"
-    )
+    heads: int = key(4, above=0)
+    """attention heads; vLLM on a CPU needs heads of 32, 64 or more: 3 for a width of 96"""
+    start: str | None = key(None)
+    """model to begin from, such as `ladder` (set pretrain.warmup_steps=0, too); null: from nothing"""
     output: str = key("outputs/pretrain", help="folder of the finished model")
 
     def rules(self, cfg: Config) -> Rules:
         if self.start is not None and (self.hidden_size, self.layers, self.heads) != (96, 4, 4):
-            yield (
-                f"pretrain.start={self.start}: has its own width, depth and heads; leave pretrain.hidden_size, layers "
-                "and heads out"
-            )
+            why = "has its own width, depth and heads"
+            yield f"pretrain.start={self.start}: {why}; leave pretrain.hidden_size, layers and heads out"
         if self.hidden_size % (2 * self.heads) != 0:
             yield (
                 f"pretrain.hidden_size={self.hidden_size}: not a multiple of twice pretrain.heads={self.heads}; "
@@ -40,19 +36,14 @@ class PretrainConf:
 class PlanConf:
     """`expo plan`: what a run would take on devices that are not at hand."""
 
-    device: str = key(
-        "h100",
-        choices=("a100", "h100", "h200", "here"),
-        help="kind of device; here: this machine's GPU, or else its CPU, measured first",
-    )
+    device: str = key("h100", choices=("a100", "h100", "h200", "here"))
+    """kind of device; here: this machine's GPU, or else its CPU, measured first"""
     devices: list[int] = key([1, 2, 4, 8, 16, 32, 64], above=0, help="numbers of devices to plan for")
     price: float | None = key(None, above=0, help="price of a device for an hour, in any currency; null: not known")
-    prompt_tokens: int | None = key(
-        None, above=0, help="mean tokens of a prompt, for seconds; null: rollout.max_prompt_tokens"
-    )
-    completion_tokens: int | None = key(
-        None, above=0, help="mean tokens of a completion, for seconds; null: rollout.max_completion_tokens"
-    )
+    prompt_tokens: int | None = key(None, above=0)
+    """mean tokens of a prompt, for seconds; null: rollout.max_prompt_tokens"""
+    completion_tokens: int | None = key(None, above=0)
+    """mean tokens of a completion, for seconds; null: rollout.max_completion_tokens"""
 
     def rules(self, cfg: Config) -> Rules:
         if len(self.devices) <= 0:
@@ -74,7 +65,6 @@ class DiagnoseConf:
 
     problems: int = key(100, above=0, help="problems per level")
     samples: int = key(4, above=0, high=2**16, help="completions of each kind per problem")
-    shuffled: bool = key(
-        False, help="also explain another problem's answer: a control for every problem, also those solved without it"
-    )
+    shuffled: bool = key(False)
+    """also explain another problem's answer: a control for every problem, also those solved without it"""
     judge: JudgeConf = key(JudgeConf, help="an LLM judge of single steps")

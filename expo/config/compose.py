@@ -63,10 +63,8 @@ def plugins() -> tuple[Path, ...]:
             if name in installed:
                 remedy = f"the package {installed[name]} names it as a plug-in; mend it, or uninstall it"
                 raise UserError(f"{name}: cannot be imported ({error}); {remedy}") from error
-            raise UserError(
-                f"{PLUGINS_VARIABLE}={name}: cannot be imported ({error}); install it, or start expo in the folder "
-                "it is in"
-            ) from error
+            remedy = "install it, or start expo in the folder it is in"
+            raise UserError(f"{PLUGINS_VARIABLE}={name}: cannot be imported ({error}); {remedy}") from error
         if module.__file__ is not None and (folder := Path(module.__file__).parent / "conf").is_dir():
             folders.append(folder)
     return tuple(folders)
@@ -241,9 +239,8 @@ def build(conf: Any, *parts: Any, of: type | None = None) -> Any:
     if not callable(target) or not _takes(target, len(parts) + 1) or not _is_of(target, of):
         lacking = [name for name in vars(of or object) if not name.startswith("_") and not hasattr(target, name)]
         lacks = f" (it has no {', '.join(lacking)})" if lacking else ""
-        raise UserError(
-            f"_target_={conf._target_}: is no {of.__name__ if of else 'class'}{lacks}; give the name of one"
-        )
+        why = f"is no {of.__name__ if of else 'class'}{lacks}"
+        raise UserError(f"_target_={conf._target_}: {why}; give the name of one")
     return target(conf, *parts)
 
 

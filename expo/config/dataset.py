@@ -17,7 +17,7 @@ from expo.config.training import ANSWER_KINDS
 from expo.config.world import WorldConf
 
 MEASURING = ("evaluate", "diagnose")  # commands that measure a model, and train none
-MOST_GENERATED = 100_000  # problems of a level of the ladder
+MOST_GENERATED = 100_000  # problems (of a level of the ladder, which takes 10 s)
 
 
 @dataclass
@@ -25,9 +25,8 @@ class ColumnsConf:
     """Column names of an arbitrary data set. An empty name: the data set has no such column."""
 
     question: str = key("question", help="column of the question: text, or chat messages; a.b is b within a")
-    answer: str = key(
-        "answer", help="column of the final answer; the same as solution: the answer that the solution ends in"
-    )
+    answer: str = key("answer")
+    """column of the final answer; the same as solution: the answer that the solution ends in"""
     solution: str = key("", help="column of a worked solution; empty: there is none")
     level: str = key("", help='column of the difficulty level (5, "5", "Level 5" or words); empty: there is none')
     subject: str = key("", help="column of the subject; empty: there is none")
@@ -43,63 +42,36 @@ class DatasetConf:
     # Why problems have no worked solution, and the remedy.
     no_solutions: ClassVar[str] = "and dataset.columns.solution is empty; set it to the column that has them"
     name: str = key(MISSING, help="name of the data set in run directories and tables")
-    path: str | None = key(
-        None,
-        help="local .jsonl (packed by gzip or not) or .parquet to train on (`expo evaluate`: to evaluate on); null: "
-        "the hub",
-    )
-    eval_path: str | None = key(
-        None,
-        help="local file for evaluation; null with `path` set: eval_limit problems of `path` (at most half) are held "
-        "out of training",
-    )
+    path: str | None = key(None)
+    """local .jsonl (packed by gzip or not) or .parquet to train on (`expo evaluate`: to evaluate on); null: the hub"""
+    eval_path: str | None = key(None)
+    """local file for evaluation; null with `path` set: eval_limit problems of `path` (at most half) are held out of
+    training"""
     hub_id: str | None = key(None, help="id of the data set on the Hugging Face hub")
-    revision: str | None = key(
-        None, absent=None, help="branch, tag or commit of a data set of the hub; null: its main branch"
-    )
+    revision: str | None = key(None, absent=None)
+    """branch, tag or commit of a data set of the hub; null: its main branch"""
     hub_configs: list[str] = key([], help="hub configs, concatenated; []: the default one")
     split: str = key("train", help="split to train on")
     eval_split: str = key("test", help="split to evaluate on")
     levels: list[Any] = key([], help="difficulty levels to keep, numbers or words; []: all")
     eval_levels: list[Any] | None = key(None, help="levels to evaluate on; null: the same as `levels`")
     known_levels: list[Any] = key([], help="levels that exist in the data set; []: it has none")
-    limit: int | None = key(
-        None,
-        above=0,
-        help="problems to train on (`expo evaluate`: to evaluate on); null: all; on the ladder per level",
-    )
-    eval_limit: int | None = key(
-        None,
-        above=0,
-        help="problems to evaluate on during training; null: all; on the ladder per level, and for `expo evaluate` too",
-    )
-    validation: int = key(
-        0,
-        low=0,
-        absent=0,
-        help="problems, of those to train on, that are set apart: by their pass@k of the largest k checkpoints/best is "
-        "chosen, and evaluation.patience goes; 0: none",
-    )
-    part: str = key(
-        "held_out",
-        choices=("held_out", "train", "all"),
-        identity=False,  # it is part of the directory's name, see `part_mark`
-        help="what `expo evaluate` and `expo diagnose` take of the data: what training leaves out, what it trains "
-        "on, or all; with `path` alone, held_out is the part that a run with the same keys holds out",
-    )
-    on_bad_row: str = key(
-        "skip",
-        choices=("skip", "stop"),
-        help="a row that cannot be used (without question or answer, or one on which no completion can be right): "
-        "skip it, counted and named, or stop",
-    )
+    limit: int | None = key(None, above=0)
+    """problems to train on (`expo evaluate`: to evaluate on); null: all; on the ladder per level"""
+    eval_limit: int | None = key(None, above=0)
+    """problems to evaluate on during training; null: all; on the ladder per level, and for `expo evaluate` too"""
+    validation: int = key(0, low=0, absent=0)
+    """problems, of those to train on, that are set apart: by their pass@k of the largest k checkpoints/best is chosen,
+    and evaluation.patience goes; 0: none"""
+    part: str = key("held_out", choices=("held_out", "train", "all"), identity=False)  # counted by `part_mark`
+    """what `expo evaluate` and `expo diagnose` take of the data: what training leaves out, what it trains on, or all;
+    with `path` alone, held_out is the part that a run with the same keys holds out"""
+    on_bad_row: str = key("skip", choices=("skip", "stop"))
+    """a row that cannot be used (without question or answer, or one on which no completion can be right): skip it,
+    counted and named, or stop"""
 
-    answer_kind: str = key(
-        "auto",
-        absent="auto",
-        choices=ANSWER_KINDS,
-        help="how an answer is compared with the right one; auto: each right answer says its own kind",
-    )
+    answer_kind: str = key("auto", absent="auto", choices=ANSWER_KINDS)
+    """how an answer is compared with the right one; auto: each right answer says its own kind"""
 
     @property
     def has_oracle(self) -> bool:
@@ -190,12 +162,9 @@ class TableConf(DatasetConf):
 
     _target_: str = "expo.data.formats.Columns"
     columns: ColumnsConf = key(ColumnsConf, help="names of the columns")
-    answer_pattern: str = key(
-        "",
-        absent="",
-        help="regular expression that finds the final answer in the answer column: its last match, of that the first "
-        "group where it has one; empty: the column holds the final answer alone",
-    )
+    answer_pattern: str = key("", absent="")
+    """regular expression that finds the final answer in the answer column: its last match, of that the first group
+    where it has one; empty: the column holds the final answer alone"""
 
     @property
     def has_solutions(self) -> bool:
@@ -227,11 +196,10 @@ class FunctionConf(TableConf):
 
     _target_: str = "expo.data.formats.Rows"
     is_generated: ClassVar[bool] = True
-    function: str = key(
-        help="package.module.name of a function rows(split) that yields dictionaries, for dataset.split and "
-        "dataset.eval_split; dataset.columns names what is in them. Its attribute `oracle`, if it has one, is a "
-        "function of question and completion that returns whether each step is right"
-    )
+    function: str = key()
+    """package.module.name of a function rows(split) that yields dictionaries, for dataset.split and dataset.eval_split;
+    dataset.columns names what is in them. Its attribute `oracle`, if it has one, is a function of question and
+    completion that returns whether each step is right"""
 
     @property
     def has_oracle(self) -> bool:
@@ -247,6 +215,7 @@ class GeneratedConf(DatasetConf):
     """Problems that are made, and read nowhere."""
 
     is_generated: ClassVar[bool] = True
+    splits: ClassVar[tuple[str, ...]] = ("train", "test")
 
     def unread(self, command: str) -> dict[str, str]:
         if command not in MEASURING:
@@ -262,6 +231,12 @@ class GeneratedConf(DatasetConf):
                     f"dataset.{name}={getattr(self, name)}: {self.name} makes its problems and reads none; set "
                     "dataset=custom and dataset.columns, or the data set whose format it has, such as dataset=math"
                 )
+        for name, split in (("split", self.split), ("eval_split", self.eval_split)):
+            if split not in self.splits:
+                yield f"dataset.{name}={split}: no split of {self.name}; use {' or '.join(self.splits)}"
+        for name, count in (("limit", self.limit), ("eval_limit", self.eval_limit)):
+            if count is not None and count > MOST_GENERATED:
+                yield f"dataset.{name}={count}: more than are made in a while; set it to {MOST_GENERATED} or less"
 
 
 @option("dataset", "ladder", formerly="expo.data.readers.Ladder")
@@ -270,31 +245,16 @@ class LadderConf(GeneratedConf):
 
     _target_: str = "expo.data.formats.Ladder"
     is_ladder: ClassVar[bool] = True
-    expert_style: str = key(
-        "terse",
-        choices=("own", "terse", "foreign"),
-        help="the expert's solutions: in the policy's style, results only, or in an order never seen",
-    )
-    world: WorldConf = key(
-        WorldConf, absent={}, help="what its problems are, what its base policy has read, and how its expert writes"
-    )
+    expert_style: str = key("terse", choices=("own", "terse", "foreign"))
+    """the expert's solutions: in the policy's style, results only, or in an order never seen"""
+    world: WorldConf = key(WorldConf, absent={})
+    """what its problems are, what its base policy has read, and how its expert writes"""
 
     def rules(self, cfg: Config) -> Rules:
         if self.answer_kind != "auto":
-            yield (
-                f"dataset.answer_kind={self.answer_kind}: the ladder knows the kind of its own answers; leave it out"
-            )
-        for name, split in (("split", self.split), ("eval_split", self.eval_split)):
-            if split not in ("train", "test"):
-                yield f"dataset.{name}={split}: the ladder has no such split; use train or test"
+            yield f"dataset.answer_kind={self.answer_kind}: the ladder knows the kind of its own answers; leave it out"
         why = "since the ladder's problems are made, and none is bad"
         yield from unused(self, "dataset.", ["on_bad_row"], why, "take a data set of rows")
-        for name, count in (("limit", self.limit), ("eval_limit", self.eval_limit)):
-            if count is not None and count > MOST_GENERATED:
-                yield (
-                    f"dataset.{name}={count}: the ladder makes at most {MOST_GENERATED} problems of a level (10 s "
-                    f"each); set dataset.{name}={MOST_GENERATED} or less"
-                )
         yield from super().rules(cfg)
 
 

@@ -17,48 +17,26 @@ class SelfDistillationConf(GRPOConf):
     has_teacher: ClassVar[bool] = True
     _target_: str = "expo.algorithms.distillation.SelfDistillation"
     group_size: int = key(8, low=1, high=2**16, help="rollouts per problem; a group advantage needs at least 2")
-    privilege: str = key(
-        "answer",
-        choices=("answer", "solution", "sibling", "other_solution"),
-        help="what the teacher sees: the answer (prompts.explain); or, by prompts.with_solution, the expert's "
-        "solution, a right "
-        "rollout of the same problem but not the scored one, or the expert's solution of another problem, a control",
-    )
-    teacher: str = key(
-        "current",
-        choices=("current", "initial", "average"),
-        help="weights of the teacher: the policy's, the initial policy's, or a moving average of the policy's",
-    )
-    average_rate: float = key(
-        0.05, above=0, high=1, help="share of the policy that goes into the average after each optimizer step"
-    )
-    signal: str = key(
-        "divergence",
-        choices=("divergence", "sampled", "contrast"),
-        help="what is learned from the teacher: the divergence of the two next-token distributions; log p_T - log "
-        "p_S of each sampled token, as its advantage; or log p_T seeing the right answer less that seeing a wrong "
-        "one, as a part of it",
-    )
+    privilege: str = key("answer", choices=("answer", "solution", "sibling", "other_solution"))
+    """what the teacher sees: the answer (prompts.explain); or, by prompts.with_solution, the expert's solution, a right
+    rollout of the same problem but not the scored one, or the expert's solution of another problem, a control"""
+    teacher: str = key("current", choices=("current", "initial", "average"))
+    """weights of the teacher: the policy's, the initial policy's, or a moving average of the policy's"""
+    average_rate: float = key(0.05, above=0, high=1)
+    """share of the policy that goes into the average after each optimizer step"""
+    signal: str = key("divergence", choices=("divergence", "sampled", "contrast"))
+    """what is learned from the teacher: the divergence of the two next-token distributions; log p_T - log p_S of each
+    sampled token, as its advantage; or log p_T seeing the right answer less that seeing a wrong one, as a part of it"""
     distill_weight: float = key(1.0, above=0, high=1e4, help="weight of the teacher's signal beside GRPO's advantage")
-    mix: float = key(
-        0.5,
-        low=0,
-        high=1,
-        help="β of the generalized Jensen-Shannon divergence; 0: KL(p_T || p_S), 1: KL(p_S || p_T)",
-    )
-    top_k: int = key(
-        0, low=0, help="the student's likeliest words, over which the divergence is taken; 0: the whole vocabulary"
-    )
+    mix: float = key(0.5, low=0, high=1)
+    """β of the generalized Jensen-Shannon divergence; 0: KL(p_T || p_S), 1: KL(p_S || p_T)"""
+    top_k: int = key(0, low=0)
+    """the student's likeliest words, over which the divergence is taken; 0: the whole vocabulary"""
     tail: bool = key(True, help="count all other words as one; false: make those words' probabilities sum to 1")
-    cap: float = key(
-        float("inf"),
-        above=0,
-        finite=False,
-        help="most that one token's signal counts; the gradient of a larger one is scaled down by as much; inf: no cap",
-    )
-    ratio_cap: float = key(
-        2.0, low=1, help="most that the importance ratio of a token weighs its divergence, after the first update"
-    )
+    cap: float = key(float("inf"), above=0, finite=False)
+    """most that one token's signal counts; the gradient of a larger one is scaled down by as much; inf: no cap"""
+    ratio_cap: float = key(2.0, low=1)
+    """most that the importance ratio of a token weighs its divergence, after the first update"""
 
     @property
     def uses_reference(self) -> bool:
@@ -75,40 +53,28 @@ class SelfDistillationConf(GRPOConf):
     def rules(self, cfg: Config) -> Rules:
         yield from super().rules(cfg)
         if self.entropy_coef:
-            yield (
-                f"algorithm.entropy_coef={self.entropy_coef:g}: {cfg.name}'s pass beside its teacher measures no "
-                "entropy; set algorithm.entropy_coef=0"
-            )
+            why = f"{cfg.name}'s pass beside its teacher measures no entropy"
+            yield f"algorithm.entropy_coef={self.entropy_coef:g}: {why}; set algorithm.entropy_coef=0"
         if self.learns_from_rewards and self.group_size < 2:
-            yield (
-                f"algorithm.group_size={self.group_size}: a group advantage needs at least 2; "
-                "set algorithm.group_size=2 or more, or algorithm.advantage=none"
-            )
+            remedy = "set algorithm.group_size=2 or more, or algorithm.advantage=none"
+            yield f"algorithm.group_size={self.group_size}: a group advantage needs at least 2; {remedy}"
         if self.privilege == "sibling" and self.group_size < 2:
-            yield (
-                f"algorithm.privilege=sibling: a group of {self.group_size} has no siblings; set "
-                "algorithm.group_size=2 or more"
-            )
+            why = f"a group of {self.group_size} has no siblings"
+            yield f"algorithm.privilege=sibling: {why}; set algorithm.group_size=2 or more"
         if self.signal == "contrast" and self.privilege != "answer":
-            yield (
-                f"algorithm.privilege={self.privilege}: a contrast is between the right answer and a wrong one; "
-                "set algorithm.privilege=answer"
-            )
+            why = "a contrast is between the right answer and a wrong one"
+            yield f"algorithm.privilege={self.privilege}: {why}; set algorithm.privilege=answer"
         if self.signal != "divergence" and self.ratio != "token":
             yield (
                 f"algorithm.ratio=sequence: with algorithm.signal={self.signal} each token has an advantage of its "
                 "own, which one ratio for a whole sequence would average away; set algorithm.ratio=token"
             )
         if not self.learns_from_rewards and self.refills:
-            yield (
-                f"algorithm.refills={self.refills}: rewards that are not learned from would choose the problems; set "
-                "algorithm.refills=0"
-            )
+            why = "rewards that are not learned from would choose the problems"
+            yield f"algorithm.refills={self.refills}: {why}; set algorithm.refills=0"
         if self.retry != 1:
-            yield (
-                f"algorithm.retry={self.retry:g}: every problem has a gradient from the teacher, so that none would be "
-                "passed over; set algorithm.retry=1"
-            )
+            why = "every problem has a gradient from the teacher, so that none would be passed over"
+            yield f"algorithm.retry={self.retry:g}: {why}; set algorithm.retry=1"
         if self.signal != "divergence":
             why = f"since algorithm.signal={self.signal} is no divergence"
             yield from self.idle(["mix", "top_k", "tail", "ratio_cap"], why, "algorithm.signal=divergence")

@@ -37,7 +37,6 @@ def frozen_copies(cfg: Config) -> tuple[bool, bool]:
     # A LoRA policy without its adapter is the initial one. An engine of its own has a copy, and so has who begins
     # again.
     lora, rounds = cfg.model.lora_rank > 0, algorithm.uses_snapshot
-    initial = (algorithm.uses_reference and not lora) or (
-        "reference" in writers and not (lora and cfg.rollout.in_place)
-    )
+    writes = "reference" in writers and not (lora and cfg.rollout.in_place)
+    initial = (algorithm.uses_reference and not lora) or writes
     return rounds or initial, rounds or "snapshot" in writers

@@ -148,9 +148,8 @@ def summary_with(directory: Path, *names: str) -> dict[str, Any]:
         if lacking := set(names) - summary.keys():
             raise ValueError(f"it has no {min(lacking)}")
     except UNREADABLE as error:
-        raise UserError(
-            f"{directory / 'summary.json'}: cannot be read ({why(error)}); expo train run={directory} writes it again"
-        ) from error
+        problem = f"{directory / 'summary.json'}: cannot be read ({why(error)})"
+        raise UserError(f"{problem}; expo train run={directory} writes it again") from error
     return summary
 
 

@@ -59,10 +59,9 @@ def restore(directory: Path) -> Config:
         return typed(OmegaConf.structured(config))
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
         if missing := _not_loaded(tree, directory):
-            raise UserError(
-                f"{path}: was made with a package of its own, {missing}, which is not loaded; set "
-                f"EXPO_PLUGINS={missing}, and start expo in the folder that it is in, or install it"
-            ) from error
+            remedy = f"set EXPO_PLUGINS={missing}, and start expo in the folder that it is in, or install it"
+            problem = f"was made with a package of its own, {missing}, which is not loaded"
+            raise UserError(f"{path}: {problem}; {remedy}") from error
         raise UserError(f"{path}: cannot be read by this version of expo ({error})") from error
 
 
@@ -217,9 +216,8 @@ def measures(directory: Path) -> bool:
 def finished_model(directory: Path) -> Path:
     """Return the folder of a run's finished model. Raises UserError where there is none."""
     if measures(directory):
-        raise UserError(
-            f"run={directory}: measures a model, and trains none; name a training run, as expo runs lists it"
-        )
+        problem = "measures a model, and trains none"
+        raise UserError(f"run={directory}: {problem}; name a training run, as expo runs lists it")
     final, status = directory / "checkpoints" / "final", read_summary(directory).get("status", "done")
     if final.is_dir() and status == "done":
         return final
@@ -235,10 +233,8 @@ def _measured(run_config: Config, directory: Path, trained_on: bool) -> Config:
     run's own limit where what it has trained on is asked for."""
     final, summary = finished_model(directory), read_summary(directory)
     if summary.get("final", content := model_content(final)) != content:
-        raise UserError(
-            f"{final}: is not the model that the run has left; restore it, or score it by its path, as model=hf "
-            f"model.path={final}"
-        )
+        problem = "is not the model that the run has left"
+        raise UserError(f"{final}: {problem}; restore it, or score it by its path, as model=hf model.path={final}")
     own_model = run_config.model
     model = ModelConf(
         path=str(final), dtype=own_model.dtype, attention=own_model.attention,
@@ -269,9 +265,8 @@ def _overridden(run_config: Config, overrides: Sequence[str]) -> Config:
     for o in groups:
         name = o.key_or_group
         if name in ONLY_KEYS:
-            raise UserError(
-                f"{o.input_line}: cannot be taken with run=; set single keys, such as trainer.max_steps=200"
-            )
+            problem = "cannot be taken with run="
+            raise UserError(f"{o.input_line}: {problem}; set single keys, such as trainer.max_steps=200")
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             chosen = compose("config", [o.input_line or ""])
         for taken in (name, *TAKEN_WITH.get(name, ())):

@@ -60,18 +60,9 @@ def pretrain_settings(cfg: Config) -> list[Any]:
         recipe.pop("start")  # as in what 0.3 began
     elif (folder := LADDER if recipe["start"] == "ladder" else Path(recipe["start"])).is_dir():
         recipe["start"] = model_content(folder)
-    prompts = dataclasses.asdict(cfg.prompts)
-    prompts.pop("date")  # the ladder's chat template prints none
-    for later in (
-        "with_solution",
-        "go_on",
-        "hint_from_solution",
-        "abstract",
-        "template_options",
-        "template_system",
-        "examples",
-    ):
-        prompts.pop(later)
+    # The keys that came later change nothing: the ladder reads no such prompt, and its chat template prints no date.
+    first = [f.name for f in dataclasses.fields(cfg.prompts) if declaration(f).absent is ALWAYS_IN]
+    prompts = {name: getattr(cfg.prompts, name) for name in first}
     prompts["_target_"] = FORMER.get(prompts["_target_"], prompts["_target_"])  # so that what 0.1 began goes on
     world = [w] if isinstance(cfg.dataset, LadderConf) and (w := cfg.dataset.world.corpus) else []
     return [cfg.seed, recipe, prompts, *world]
@@ -121,9 +112,8 @@ def _hash(cfg: Config, pairs: bool) -> str:
     anew = {
         "pair": 2 if twice else None,
         "examples": 2 if cfg.prompts.examples and (teaches or cfg.hints.gives_hints) else None,
-        "micro": cfg.trainer.micro_batch_size
-        if cfg.trainer.dropout and not pairs
-        else None,  # which draws by micro-batch
+        # Dropout draws by micro-batch.
+        "micro": cfg.trainer.micro_batch_size if cfg.trainer.dropout and not pairs else None,
         # Where no step 0 is evaluated, none is the best so far.
         "first": False if cfg.dataset.validation and not cfg.evaluation.first and not pairs else None,
         "answer_lift": (3 if cfg.hints.gives_hints else 2) if by_lift else None,

@@ -2,15 +2,20 @@
 
     clip_high: float = key(0.2, low=0, help="upper clip of the importance ratio")
 
-Everything else follows from the declaration: the check before anything is loaded, the run's identity, `--help` of a
-group, and docs/keys.md.
+A longer help stands below, in quotes, as a docstring does. Everything else follows from the declaration: the check
+before anything is loaded, the run's identity, `--help` of a group, and docs/keys.md.
 """
 
+import ast
 import dataclasses
 import math
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
 
 from omegaconf import MISSING
@@ -34,7 +39,7 @@ class Declaration:
     """Declaration of a key: all but its name, type and default.
 
     Args:
-    - help: one sentence for people.
+    - written, place: the help as an argument; else file and line of the declaration, below which it stands.
     - low, high, above: bounds (above is exclusive) of a number, or of each number of a list.
     - choices: allowed strings, or allowed items of a list.
     - identity=False: it changes nothing of a run's result.
@@ -44,7 +49,8 @@ class Declaration:
     - counted_as: a constant that is hashed instead of the value, or a function of the value.
     """
 
-    help: str
+    written: str = ""
+    place: tuple[str, int] = ("", 0)
     low: float | None = None
     high: float | None = None
     above: float | None = None
@@ -54,6 +60,11 @@ class Declaration:
     absent: Any = ALWAYS_IN
     finite: bool = True
     counted_as: Any = None
+
+    @property
+    def help(self) -> str:
+        """Return one sentence for people."""
+        return self.written or _texts_below(self.place[0]).get(self.place[1], "")
 
     def wrong(self, name: str, value: Any) -> str | None:
         """Say in one line what is wrong with a value of the key `name`; None where nothing is."""
@@ -103,13 +114,28 @@ class Declaration:
         return ", ".join(f"{sign}{bound:g}" for bound, sign in bounds if bound is not None)
 
 
-def key(default: Any = MISSING, **declared: Any) -> Any:
+@cache
+def _texts_below(file: str) -> dict[int, str]:
+    """Return the texts below the statements of a module's classes, by the lines of these; {} without a file, as in a
+    notebook. Help alone reads it."""
+    tree = ast.parse(Path(file).read_text() if Path(file).is_file() else "")
+    below = [pair for node in ast.walk(tree) if isinstance(node, ast.ClassDef) for pair in pairwise(node.body)]
+    return {
+        line: " ".join(text.value.value.split())
+        for declared, text in below
+        if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant) and isinstance(text.value.value, str)
+        for line in range(declared.lineno, (declared.end_lineno or 0) + 1)
+    }
+
+
+def key(default: Any = MISSING, help: str = "", **declared: Any) -> Any:
     """Declare one key of a config dataclass.
 
-    Args: default, a value, a list, or a config dataclass for a nested group; without one, the key must be given; the
-    others are those of `Declaration`.
+    Args: default, a value, a list, or a config dataclass for a nested group; without one, the key must be given; help,
+    one sentence for people, which may also stand below, in quotes; the others are those of `Declaration`.
     """
-    metadata = {"key": Declaration(**declared)}
+    caller = sys._getframe(1)
+    metadata = {"key": Declaration(help, (caller.f_code.co_filename, caller.f_lineno), **declared)}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     if isinstance(default, type) and (dataclasses.is_dataclass(default) or default is dict):
@@ -119,7 +145,7 @@ def key(default: Any = MISSING, **declared: Any) -> Any:
 
 def declaration(f: "dataclasses.Field[Any]") -> Declaration:
     """Return a field's declaration; a plain one for a field without (`_target_`)."""
-    declared = f.metadata.get("key", Declaration(""))
+    declared = f.metadata.get("key", Declaration())
     assert isinstance(declared, Declaration)
     return declared
 

@@ -23,10 +23,8 @@ class LoggerConf:
         needed = self.packages()
         for module, package in needed.items():
             if importlib.util.find_spec(module) is None:
-                yield (
-                    f"logger._target_={self._target_}: the package {package} is not installed; install it with "
-                    f"pip install {' '.join(needed.values())}, or use logger=none"
-                )
+                remedy = f"install it with pip install {' '.join(needed.values())}, or use logger=none"
+                yield f"logger._target_={self._target_}: the package {package} is not installed; {remedy}"
 
     def of_table(self, table: str, arm: str, tags: Sequence[str]) -> list[str]:
         """Return the overrides that sort a run of a table: nothing where the logger has no such keys."""
@@ -79,10 +77,8 @@ class MlflowConf:
     """Where MLflow puts a run."""
 
     experiment: str = key("expo", help="MLflow experiment")
-    tracking_uri: str | None = key(
-        None,
-        help="MLflow server or store; null: $MLFLOW_TRACKING_URI, or else the SQLite file mlflow.db in `output_dir`",
-    )
+    tracking_uri: str | None = key(None)
+    """MLflow server or store; null: $MLFLOW_TRACKING_URI, or else the SQLite file mlflow.db in `output_dir`"""
     group: str | None = key(None, help="tag `group`; `expo table` sets the table's name")
     job_type: str | None = key(None, help="tag `job_type`; `expo table` sets the arm")
 

@@ -9,20 +9,15 @@ from expo.config.key import Config, Rules, key, option
 class OptimizerConf:
     """AdamW with linear warm-up, then a learning rate that stays or falls."""
 
-    _target_: str = key("expo.model.optimizers.adamw", absent="expo.model.optimizers.adamw", help="")
+    _target_: str = key("expo.model.optimizers.adamw", absent="expo.model.optimizers.adamw")
     learning_rate: float = key(1e-6, above=0, high=10, help="learning rate after the warm-up")
     weight_decay: float = key(0.0, low=0, high=100, help="decoupled weight decay")
     betas: list[float] = key([0.9, 0.999], low=0, help="AdamW's β₁ and β₂")
-    eps: float = key(
-        1e-8, above=0, high=1, absent=1e-8, help="AdamW's ε: a weight whose gradients are much smaller hardly moves"
-    )
+    eps: float = key(1e-8, above=0, high=1, absent=1e-8)
+    """AdamW's ε: a weight whose gradients are much smaller hardly moves"""
     warmup_steps: int = key(0, low=0, help="optimizer steps of linear warm-up")
-    schedule: str = key(
-        "constant",
-        choices=("constant", "linear", "cosine"),
-        absent="constant",
-        help="the learning rate after the warm-up: it stays, or falls towards 0 at trainer.max_steps",
-    )
+    schedule: str = key("constant", choices=("constant", "linear", "cosine"), absent="constant")
+    """the learning rate after the warm-up: it stays, or falls towards 0 at trainer.max_steps"""
     max_grad_norm: float = key(1.0, above=0, finite=False, help="gradients are clipped to this norm; inf: never")
 
     @property
@@ -40,11 +35,9 @@ class AdamW8bitConf(OptimizerConf):
     """AdamW whose momentum and variance are kept in 8 bits, by bitsandbytes: two bytes for each trained weight instead
     of eight."""
 
-    _target_: str = key("expo.model.optimizers.adamw_8bit", help="")
+    _target_: str = key("expo.model.optimizers.adamw_8bit")
 
     def needs_here(self, cfg: Config) -> Rules:
         if importlib.util.find_spec("bitsandbytes") is None:
-            yield (
-                "optimizer=adamw_8bit: the package bitsandbytes is not installed; install it with pip install "
-                "bitsandbytes, or use optimizer=adamw"
-            )
+            why = "the package bitsandbytes is not installed"
+            yield f"optimizer=adamw_8bit: {why}; install it with pip install bitsandbytes, or use optimizer=adamw"

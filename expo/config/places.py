@@ -21,17 +21,11 @@ def run_mark(cfg: Config, command: str = "train") -> str:
     if command == "evaluate":
         return f"{run}{part}"
     if command == "diagnose":
-        kinds = "-shuffled" if cfg.diagnose.shuffled else ""
-        return f"{run}-{cfg.diagnose.problems}x{cfg.diagnose.samples}-{LIFT}{kinds}{part}{_judge_suffix(cfg)}"
+        asked, kinds = cfg.diagnose, "-shuffled" if cfg.diagnose.shuffled else ""
+        judge = json.dumps([asked.judge.model, cfg.prompts.judge])  # two judges, two files
+        judged = f"-judged{hashlib.sha256(judge.encode()).hexdigest()[:6]}" if asked.judge.base_url else ""
+        return f"{run}-{asked.problems}x{asked.samples}-{LIFT}{kinds}{part}{judged}"
     return run
-
-
-def _judge_suffix(cfg: Config) -> str:
-    """Return a suffix for the model and prompt of a judge: two judges, two files; "" without one."""
-    judge = cfg.diagnose.judge
-    if not judge.base_url:
-        return ""
-    return f"-judged{hashlib.sha256(json.dumps([judge.model, cfg.prompts.judge]).encode()).hexdigest()[:6]}"
 
 
 def name_of(cfg: Config, command: str, overrides: Sequence[str]) -> str:

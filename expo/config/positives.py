@@ -16,31 +16,16 @@ class PositiveLossConf:
     """How positives are learned from: by an SFT term with a weight, or as members of their problems' groups."""
 
     weight: float = key(0.04, low=0, high=1e4, pairs=False, help="weight β of the SFT term at the start")
-    schedule: str = key(
-        "constant",
-        choices=("constant", "linear", "cosine", "all_wrong_fraction"),
-        pairs=False,
-        help="how the weight changes over the run, or with the share of all-wrong groups",
-    )
-    aggregation: str = key(
-        "token_mean",
-        choices=("sequence_mean", "token_mean", "constant"),
-        pairs=False,
-        help="weights of the SFT term's tokens",
-    )
-    use: str = key(
-        "auxiliary",
-        choices=("auxiliary", "group_member"),
-        help="GRPO: an SFT term of its own, or one more member of the group, with reward 1",
-    )
-    member_shaping: float = key(
-        0.0, low=0, help="γ of a group member's shaped ratio p / (p + γ) (LUFFY); 0: the ratio is 1"
-    )
-    member_baseline: str = key(
-        "all",
-        choices=("own", "all"),
-        help="whose mean reward is a group's baseline: the policy's own rollouts', or all members'",
-    )
+    schedule: str = key("constant", choices=("constant", "linear", "cosine", "all_wrong_fraction"), pairs=False)
+    """how the weight changes over the run, or with the share of all-wrong groups"""
+    aggregation: str = key("token_mean", choices=("sequence_mean", "token_mean", "constant"), pairs=False)
+    """weights of the SFT term's tokens"""
+    use: str = key("auxiliary", choices=("auxiliary", "group_member"))
+    """GRPO: an SFT term of its own, or one more member of the group, with reward 1"""
+    member_shaping: float = key(0.0, low=0)
+    """γ of a group member's shaped ratio p / (p + γ) (LUFFY); 0: the ratio is 1"""
+    member_baseline: str = key("all", choices=("own", "all"))
+    """whose mean reward is a group's baseline: the policy's own rollouts', or all members'"""
 
     @property
     def joins_groups(self) -> bool:
@@ -109,19 +94,10 @@ class SourceConf(PositiveLossConf, PositivesConf):
     """A source of positives: which problems get one, and which candidates are dropped."""
 
     gate: str = key("always", choices=("always", "all_wrong"), help="which problems get a positive")
-    measure_every: int = key(
-        10,
-        low=0,
-        identity=False,
-        counted_as=1,
-        help="steps between measuring the positives' likelihood, leak gap and answer lift (forward passes only); 0: "
-        "never",
-    )
-    filters: list[str] = key(
-        [*FILTERS],
-        choices=FILTERS,
-        help="why a candidate is dropped; the first that holds is counted; []: none is dropped",
-    )
+    measure_every: int = key(10, low=0, identity=False, counted_as=1)
+    """steps between measuring the positives' likelihood, leak gap and answer lift (forward passes only); 0: never"""
+    filters: list[str] = key([*FILTERS], choices=FILTERS)
+    """why a candidate is dropped; the first that holds is counted; []: none is dropped"""
 
     @property
     def why_not_extendable(self) -> str | None:
@@ -160,53 +136,28 @@ class SelfExplanationConf(SourceConf):
 
     true_answer_waits_for: ClassVar[str] = "nothing"  # `waits_for`, where the true answer is shown
     _target_: str = "expo.step.positives.sources.SelfExplanation"
-    explainer: str = key(
-        "reference",
-        choices=("current", "reference", "snapshot"),
-        help="which policy writes the explanations; `current` can collapse, where training erodes its skill to explain",
-    )
+    explainer: str = key("reference", choices=("current", "reference", "snapshot"))
+    """which policy writes the explanations; `current` can collapse, where training erodes its skill to explain"""
     snapshot_every: int = key(20, above=0, help="steps between refreshes of the snapshot when explainer=snapshot")
-    samples: int = key(
-        1,
-        above=0,
-        help="explanations per problem, of which `selection` keeps one (threshold: all that are good enough)",
-    )
-    selection: str = key(
-        "first",
-        choices=("first", "most_likely", "two_properties", "threshold", "oracle_sound"),
-        help="which of a problem's explanations is learned from",
-    )
-    rank_weight: float = key(
-        0.5,
-        low=0,
-        high=1,
-        help="two_properties: weight of the rank by log π(c|q); the rest is that of the rank by answer lift",
-    )
+    samples: int = key(1, above=0)
+    """explanations per problem, of which `selection` keeps one (threshold: all that are good enough)"""
+    selection: str = key("first", choices=("first", "most_likely", "two_properties", "threshold", "oracle_sound"))
+    """which of a problem's explanations is learned from"""
+    rank_weight: float = key(0.5, low=0, high=1)
+    """two_properties: weight of the rank by log π(c|q); the rest is that of the rank by answer lift"""
     min_logp: float = key(-1.0, finite=False, help="threshold: least mean log π(c|q) per token; -inf: any")
     min_lift: float = key(0.0, finite=False, help="threshold: least answer lift in nats; -inf: any")
-    shown_answer: str = key(
-        "true",
-        choices=("true", "wrong", "shuffled"),
-        help="controls: explain a wrong answer (of one of the policy's own rollouts), or another problem's",
-    )
-    bank: bool = key(
-        True,
-        identity=False,
-        help="explainer=reference: write explanations for many steps ahead, in whole batches, and keep them for "
-        "other runs; false: as they are asked for, by a copy of the initial policy that stays in memory (with LoRA "
-        "and rollout=hf, by the policy without its adapter)",
-    )
+    shown_answer: str = key("true", choices=("true", "wrong", "shuffled"))
+    """controls: explain a wrong answer (of one of the policy's own rollouts), or another problem's"""
+    bank: bool = key(True, identity=False)
+    """explainer=reference: write explanations for many steps ahead, in whole batches, and keep them for other runs;
+    false: as they are asked for, by a copy of the initial policy that stays in memory (with LoRA and rollout=hf, by the
+    policy without its adapter)"""
     cache_steps: int = key(0, low=0, help="steps for which a problem's explanation is used again; 0: never")
-    cache_max_drop: float = key(
-        0.5,
-        low=0,
-        help="a cached explanation is dropped early when its mean log π(c|q) per token has fallen by more than this",
-    )
-    leak_phrases: list[str] = key(
-        [],
-        help="an explanation that contains one of these (any case) gives away that the answer was shown, and is "
-        "dropped",
-    )
+    cache_max_drop: float = key(0.5, low=0)
+    """a cached explanation is dropped early when its mean log π(c|q) per token has fallen by more than this"""
+    leak_phrases: list[str] = key([])
+    """an explanation that contains one of these (any case) gives away that the answer was shown, and is dropped"""
 
     @property
     def writer(self) -> str | None:
@@ -232,10 +183,8 @@ class SelfExplanationConf(SourceConf):
                 why = f"since positives.{setting}={other}"
                 yield from unused(self, "positives.", names, why, f"positives.{setting}={value}")
         if self.shown_answer == "shuffled" and cfg.trainer.problems_per_step < 2:
-            yield (
-                "trainer.problems_per_step=1: the shuffled answer is that of another problem of the step; set it to 2 "
-                "or more"
-            )
+            why = "the shuffled answer is that of another problem of the step"
+            yield f"trainer.problems_per_step=1: {why}; set it to 2 or more"
         if not self.cache_steps:
             why = "since positives.cache_steps=0"
             yield from unused(self, "positives.", ["cache_max_drop"], why, "positives.cache_steps=20")
@@ -259,15 +208,12 @@ class StarConf(SelfExplanationConf):
     def rules(self, cfg: Config) -> Rules:
         yield from super().rules(cfg)
         if self.joins_groups:
-            yield (
-                "positives.use=group_member: a right rollout would join its own group a second time; set "
-                "positives.use=auxiliary, or positives=self_explanation"
-            )
+            why = "a right rollout would join its own group a second time"
+            yield f"positives.use=group_member: {why}; set positives.use=auxiliary, or positives=self_explanation"
         if self.cache_steps:
-            yield (
-                f"positives.cache_steps={self.cache_steps}: an old explanation would stand in for a right sample of "
-                "the policy's own; set positives.cache_steps=0, or positives=self_explanation"
-            )
+            why = "an old explanation would stand in for a right sample of the policy's own"
+            remedy = "set positives.cache_steps=0, or positives=self_explanation"
+            yield f"positives.cache_steps={self.cache_steps}: {why}; {remedy}"
 
 
 @option("positives", "expert_paraphrase", formerly="expo.positives.sources.ExpertParaphrase")
@@ -277,8 +223,5 @@ class ParaphraseConf(SelfExplanationConf):
     _target_: str = "expo.step.positives.sources.ExpertParaphrase"
     needs_solutions: ClassVar[bool] = True
     true_answer_waits_for: ClassVar[str] = "group"  # the rollouts give the length
-    length_ratio: float = key(
-        1.25,
-        low=1,
-        help="a paraphrase is kept if it is at most this many times as long, or as short, as the policy's own rollouts",
-    )
+    length_ratio: float = key(1.25, low=1)
+    """a paraphrase is kept if it is at most this many times as long, or as short, as the policy's own rollouts"""

@@ -17,8 +17,6 @@ A correct solution of it:
 
 You have read and understood this solution. Now derive the same answer in your own words, step by step, and put your final \
 answer within \\boxed{}."""  # noqa: E501
-
-
 GO_ON = """\
 {question}
 
@@ -51,64 +49,35 @@ class PromptsConf:
     _target_: str = "expo.model.prompts.Prompts"
     solve: str = key(MISSING, help="asks for a solution of {question}")
     explain: str = key(MISSING, help="shows {answer} and asks for an explanation of it")
-    system: str | None = key(
-        None,
-        help='system message; null: none but the one that the chat template may write (prompts.template_system), "": '
-        "an empty one. A row's own counts first",
-    )
-    template_system: bool = key(
-        True,
-        absent=True,
-        help="keep the system message that some chat templates (Qwen2.5, SmolLM2) write where they are given none; "
-        "false: no system message at all",
-    )
-    examples: int = key(
-        0,
-        low=0,
-        high=64,
-        absent=0,
-        help="worked examples before each question that the policy is to solve or explain, as earlier turns; the "
-        "same ones of the training part in every run on it, never the question itself",
-    )
-    template_options: dict[str, Any] = key(
-        dict, absent={}, help="options of the chat template, such as {enable_thinking: false}"
-    )
-    date: str = key(
-        "2024-07-26",
-        absent="2024-07-26",
-        help="the day, as YYYY-MM-DD, that a chat template is told which prints today's date: a prompt has to be the "
-        "same tomorrow",
-    )
-    final: str = key(
-        "\\boxed{{answer}}", help="how a completion states its final answer; its likelihood is the answer lift"
-    )
-    hint: str | None = key(
-        None,
-        help="asks for a hint to {answer}; null: a hint is the beginning of an explanation, and begins the completion",
-    )
+    system: str | None = key(None)
+    """system message; null: none but the one that the chat template may write (prompts.template_system), "": an empty
+    one. A row's own counts first"""
+    template_system: bool = key(True, absent=True)
+    """keep the system message that some chat templates (Qwen2.5, SmolLM2) write where they are given none; false: no
+    system message at all"""
+    examples: int = key(0, low=0, high=64, absent=0)
+    """worked examples before each question that the policy is to solve or explain, as earlier turns; the same ones of
+    the training part in every run on it, never the question itself"""
+    template_options: dict[str, Any] = key(dict, absent={})
+    """options of the chat template, such as {enable_thinking: false}"""
+    date: str = key("2024-07-26", absent="2024-07-26")
+    """the day, as YYYY-MM-DD, that a chat template is told which prints today's date: a prompt has to be the same
+    tomorrow"""
+    final: str = key("\\boxed{{answer}}")
+    """how a completion states its final answer; its likelihood is the answer lift"""
+    hint: str | None = key(None)
+    """asks for a hint to {answer}; null: a hint is the beginning of an explanation, and begins the completion"""
     solve_with_hint: str | None = key(None, help="asks for a solution and shows {hint}")
-    with_solution: str | None = key(
-        WITH_SOLUTION,
-        absent=(None, WITH_SOLUTION),  # only the ladder may leave it out: see the rules of SelfDistillationConf
-        help="shows {solution} to a teacher that scores; null: the ladder's, whose teacher sees the answer instead "
-        "(prompts.explain)",
-    )
-    # Only the ladder may leave these out: see the rules of PrefixConf.
-    go_on: str | None = key(
-        GO_ON,
-        absent=(None, GO_ON),
-        help="shows the {beginning} of a solution and asks to go on from it (hints.instructed)",
-    )
-    hint_from_solution: str | None = key(
-        HINT_FROM_SOLUTION,
-        absent=(None, HINT_FROM_SOLUTION),
-        help="shows {solution} and asks for a hint (hints.sees=solution); null: the ladder's",
-    )
-    abstract: str | None = key(
-        ABSTRACT,
-        absent=(None, ABSTRACT),
-        help="shows an {explanation} and asks for a hint (hints.stages=2); null: the ladder's",
-    )
+    # Only the ladder may leave these four out: see the rules between groups.
+    with_solution: str | None = key(WITH_SOLUTION, absent=(None, WITH_SOLUTION))
+    """shows {solution} to a teacher that scores; null: the ladder's, whose teacher sees the answer instead
+    (prompts.explain)"""
+    go_on: str | None = key(GO_ON, absent=(None, GO_ON))
+    """shows the {beginning} of a solution and asks to go on from it (hints.instructed)"""
+    hint_from_solution: str | None = key(HINT_FROM_SOLUTION, absent=(None, HINT_FROM_SOLUTION))
+    """shows {solution} and asks for a hint (hints.sees=solution); null: the ladder's"""
+    abstract: str | None = key(ABSTRACT, absent=(None, ABSTRACT))
+    """shows an {explanation} and asks for a hint (hints.stages=2); null: the ladder's"""
     paraphrase: str | None = key(None, help="asks for {solution} in the policy's own words")
     judge: str | None = key(None, identity=False, help="asks a judge whether each step of {completion} is right")
 
@@ -123,10 +92,8 @@ class PromptsConf:
         if "{question}" not in self.explain or "{answer}" not in self.explain:
             yield "prompts.explain: needs both {question} and {answer}; put them where question and answer go"
         if not self.template_system and self.system is not None:
-            yield (
-                f"prompts.template_system=false: without effect beside prompts.system={self.system!r}, in whose place "
-                "no template writes its own; leave it out, or set prompts.system=null"
-            )
+            why = f"without effect beside prompts.system={self.system!r}, in whose place no template writes its own"
+            yield f"prompts.template_system=false: {why}; leave it out, or set prompts.system=null"
         try:
             date.fromisoformat(self.date)
         except ValueError:
@@ -139,17 +106,12 @@ class PromptsConf:
             for other in dict.fromkeys(PLACEHOLDER.findall(getattr(self, name) or "")):
                 if other not in shows.split():
                     filled = ", ".join(f"{{{shown}}}" for shown in shows.split())
-                    yield (
-                        f"prompts.{name}: the model reads {{{other}}} as it stands; only {filled} is filled in, and "
-                        "another column has to be written into the question"
-                    )
+                    remedy = f"only {filled} is filled in, and another column has to be written into the question"
+                    yield f"prompts.{name}: the model reads {{{other}}} as it stands; {remedy}"
         for f in fields(self):
             if LINE_END.search(str(getattr(self, f.name))) is not None:
-                yield (
-                    f"prompts.{f.name}: has a backslash and an n where a line may be meant to end, and the model reads "
-                    "them as they are; "
-                    r"a shell makes the end of a line of $'\n'"
-                )
+                has = "has a backslash and an n where a line may be meant to end, and the model reads them as they are"
+                yield rf"prompts.{f.name}: {has}; a shell makes the end of a line of $'\n'"
 
 
 # What is filled in.

@@ -7,9 +7,7 @@ from expo.config.dataset import GeneratedConf
 from expo.config.key import Config, Rules, key, option
 
 INSTALL = "pip install reasoning-gym==0.1.25 (make setup EXTRA=smol)"
-SPLITS = ("train", "test", "table")  # no question is in two of them
 WITH_SOLUTIONS = "gsm_symbolic"  # the task that works out its answers in words
-MOST = 100_000
 
 
 @option("dataset", "reasoning_gym", alone=False)
@@ -17,19 +15,16 @@ class ReasoningGymConf(GeneratedConf):
     """Problems of one task of reasoning-gym, or of several. The splits train, test and table share no question."""
 
     no_solutions = f"and of the tasks of reasoning-gym {WITH_SOLUTIONS} alone has them; set dataset.task to it"
+    splits = ("train", "test", "table")  # no question is in two of them
     _target_: str = "expo.data.reasoning.ReasoningGym"
     task: str | None = key(None, help="the task that makes the problems, such as chain_sum; null: see `tasks`")
-    tasks: dict[str, Any] = key(
-        dict, help="several tasks in place of one, each with its share: {chain_sum: 2, leg_counting: 1}"
-    )
-    task_config: dict[str, Any] = key(
-        dict, help="the task's own settings, such as {max_terms: 3}; of several tasks, {chain_sum: {max_terms: 3}}"
-    )
-    level_by: str = key(
-        "",
-        help="setting of the task that a level is the value of: a name such as num_disks, or terms for both "
-        "min_terms and max_terms; empty: the level of the task's own curriculum, from 0",
-    )
+    tasks: dict[str, Any] = key(dict)
+    """several tasks in place of one, each with its share: {chain_sum: 2, leg_counting: 1}"""
+    task_config: dict[str, Any] = key(dict)
+    """the task's own settings, such as {max_terms: 3}; of several tasks, {chain_sum: {max_terms: 3}}"""
+    level_by: str = key("")
+    """setting of the task that a level is the value of: a name such as num_disks, or terms for both min_terms and
+    max_terms; empty: the level of the task's own curriculum, from 0"""
 
     @property
     def shares(self) -> dict[str, float]:
@@ -64,12 +59,6 @@ class ReasoningGymConf(GeneratedConf):
                     f"dataset.task_config.{task}={settings}: with several tasks, give the settings of each by its "
                     "name, such as dataset.task_config={chain_sum: {max_terms: 3}}"
                 )
-        for name, split in (("split", self.split), ("eval_split", self.eval_split)):
-            if split not in SPLITS:
-                yield f"dataset.{name}={split}: no split of {self.name}; choose from {', '.join(SPLITS)}"
-        for name, count in (("limit", self.limit), ("eval_limit", self.eval_limit)):
-            if count is not None and count > MOST:
-                yield f"dataset.{name}={count}: set it to {MOST} or less"
         if self.level_by and (not self.levels and not self.eval_levels):
             yield f"dataset.level_by={self.level_by}: has no effect without levels; set dataset.levels to some"
         yield from super().rules(cfg)

@@ -32,60 +32,41 @@ def of_algorithm(algorithm: AlgorithmConf, cfg: Config) -> Rules:
     """Yield what an algorithm asks of positives, hints and the rest."""
     positives, learning = cfg.positives, cfg.positives.positive_loss
     if not algorithm.takes_positives and positives.gives_positives:
-        yield (
-            f"positives={positives._target_}: {cfg.name} trains on none of them, and they cost tokens; set "
-            "positives=none (an algorithm of your own that does says takes_positives: ClassVar[bool] = True)"
-        )
+        remedy = "set positives=none (an algorithm of your own that does says takes_positives: ClassVar[bool] = True)"
+        yield f"positives={positives._target_}: {cfg.name} trains on none of them, and they cost tokens; {remedy}"
     if isinstance(algorithm, PositivesOnlyConf):
         if not positives.gives_positives:
-            yield (
-                f"positives=none: {cfg.name} learns from positives only; set positives=expert or "
-                "positives=self_explanation"
-            )
+            why = f"{cfg.name} learns from positives only"
+            yield f"positives=none: {why}; set positives=expert or positives=self_explanation"
         if learning.joins_groups:
-            yield (
-                f"positives.use=group_member: {cfg.name} has no groups to put positives in; remove it, or choose a "
-                "GRPO algorithm"
-            )
+            why = f"{cfg.name} has no groups to put positives in"
+            yield f"positives.use=group_member: {why}; remove it, or choose a GRPO algorithm"
         if cfg.hints.gives_hints:
-            yield (
-                f"hints: {cfg.name} has no groups to make again with hints; set hints=none, or choose a GRPO algorithm"
-            )
+            why = f"{cfg.name} has no groups to make again with hints"
+            yield f"hints: {why}; set hints=none, or choose a GRPO algorithm"
     cache_steps = getattr(positives, "cache_steps", 0)
     if cache_steps and (isinstance(algorithm, DPOConf) or getattr(algorithm, "restart_every", 0)):
-        yield (
-            f"positives.cache_steps={cache_steps}: a round of {cfg.name} makes its data anew; set "
-            "positives.cache_steps=0"
-        )
+        why = f"a round of {cfg.name} makes its data anew"
+        yield f"positives.cache_steps={cache_steps}: {why}; set positives.cache_steps=0"
     if isinstance(algorithm, SFTConf):
         if learning.weight <= 0:
             yield f"positives.weight=0: {cfg.name} has no other loss; set positives.weight=1"
         if algorithm.restart_every and positives.writer not in (None, "snapshot"):
-            yield (
-                f"algorithm.restart_every={algorithm.restart_every}: in rounds, the round's first policy explains; "
-                "set positives.explainer=snapshot"
-            )
+            why = "in rounds, the round's first policy explains"
+            yield f"algorithm.restart_every={algorithm.restart_every}: {why}; set positives.explainer=snapshot"
     if isinstance(algorithm, DPOConf) and getattr(positives, "selection", "") == "threshold":
-        yield (
-            "positives.selection=threshold: a pair has one chosen completion; "
-            "set positives.selection=two_properties or first"
-        )
+        why = "a pair has one chosen completion"
+        yield f"positives.selection=threshold: {why}; set positives.selection=two_properties or first"
     if isinstance(algorithm, GRPOConf):
         if cfg.needs == "positives" and not positives.gives_positives:
-            yield (
-                f"positives=none: {cfg.name} without positives is plain GRPO under another name; "
-                "use algorithm=grpo, or leave positives out"
-            )
+            why = f"{cfg.name} without positives is plain GRPO under another name"
+            yield f"positives=none: {why}; use algorithm=grpo, or leave positives out"
         if cfg.needs == "positives" and not learning.joins_groups and learning.weight <= 0:
-            yield (
-                f"positives.weight=0: {cfg.name} would not learn from its positives; set positives.weight above 0, or "
-                "use algorithm=grpo"
-            )
+            why = f"{cfg.name} would not learn from its positives"
+            yield f"positives.weight=0: {why}; set positives.weight above 0, or use algorithm=grpo"
         if cfg.needs == "hints" and not cfg.hints.gives_hints:
-            yield (
-                f"hints=none: {cfg.name} without hints is plain GRPO under another name; "
-                "use algorithm=grpo, or leave hints out"
-            )
+            why = f"{cfg.name} without hints is plain GRPO under another name"
+            yield f"hints=none: {why}; use algorithm=grpo, or leave hints out"
         if algorithm.retry != 1 and positives.explains_all and not learning.joins_groups:
             yield (
                 f"algorithm.retry={algorithm.retry:g}, positives.gate=always: every problem has a positive to learn "
@@ -100,43 +81,31 @@ def of_teacher(algorithm: SelfDistillationConf, cfg: Config) -> Rules:
     if cfg.trainer.dropout:
         yield f"trainer.dropout=true: the teacher of {cfg.name} is the student without it; set trainer.dropout=false"
     if "solution" in algorithm.privilege and not cfg.dataset.has_solutions:
-        yield (
-            f"algorithm.privilege={algorithm.privilege}: {cfg.dataset.name} has no solutions; set "
-            "dataset.columns.solution, or algorithm.privilege=answer or sibling"
-        )
+        remedy = "set dataset.columns.solution, or algorithm.privilege=answer or sibling"
+        yield f"algorithm.privilege={algorithm.privilege}: {cfg.dataset.name} has no solutions; {remedy}"
     if cfg.hints.gives_hints:
         yield (
             f"hints: {cfg.name}'s teacher reads a completion from its beginning, and one made with a hint may go on "
             "from elsewhere; set hints=none, or choose algorithm=nurl"
         )
     if not algorithm.learns_from_rewards and cfg.positives.positive_loss.joins_groups:
-        yield (
-            "algorithm.advantage=none: a positive in the group would have no advantage; set positives.use=auxiliary, "
-            "or another advantage"
-        )
+        why = "a positive in the group would have no advantage"
+        yield f"algorithm.advantage=none: {why}; set positives.use=auxiliary, or another advantage"
     if algorithm.privilege == "other_solution" and cfg.trainer.problems_per_step < 2:
-        yield (
-            f"trainer.problems_per_step={cfg.trainer.problems_per_step}: the other problem is one of the same step; "
-            "set 2 or more"
-        )
+        why = "the other problem is one of the same step"
+        yield f"trainer.problems_per_step={cfg.trainer.problems_per_step}: {why}; set 2 or more"
     if algorithm.teacher == "average" and cfg.model.dtype != "float32":
-        yield (
-            f"model.dtype={cfg.model.dtype}: an average that moves by {algorithm.average_rate:g} of a small step "
-            "stands still in 16 bits; set model.dtype=float32 (and trainer.precision=bf16-mixed for speed), or "
-            "algorithm.teacher=current"
-        )
+        why = f"an average that moves by {algorithm.average_rate:g} of a small step stands still in 16 bits"
+        remedy = "set model.dtype=float32 (and trainer.precision=bf16-mixed for speed), or algorithm.teacher=current"
+        yield f"model.dtype={cfg.model.dtype}: {why}; {remedy}"
     shows_solution = algorithm.privilege != "answer" and not cfg.dataset.is_ladder
     for place in ("{solution}", "{question}"):
         if shows_solution and place not in (cfg.prompts.with_solution or ""):
-            yield (
-                f"prompts.with_solution={cfg.prompts.with_solution}: has no {place}, and a teacher with "
-                f"privilege={algorithm.privilege} sees one; put {place} where it goes"
-            )
+            why = f"has no {place}, and a teacher with privilege={algorithm.privilege} sees one"
+            yield f"prompts.with_solution={cfg.prompts.with_solution}: {why}; put {place} where it goes"
     if cfg.dataset.is_ladder and cfg.prompts.with_solution is not None:
-        yield (
-            "prompts.with_solution: the ladder's policy can read no such prompt; set prompts.with_solution=null, and "
-            "its teacher sees the answer of the solution"
-        )
+        remedy = "set prompts.with_solution=null, and its teacher sees the answer of the solution"
+        yield f"prompts.with_solution: the ladder's policy can read no such prompt; {remedy}"
 
 
 def of_positives(positives: PositivesConf, cfg: Config) -> Rules:
@@ -146,32 +115,22 @@ def of_positives(positives: PositivesConf, cfg: Config) -> Rules:
         yield "algorithm.group_size=0: STaR learns from its own samples first; set algorithm.group_size=1 or more"
     if isinstance(positives, ParaphraseConf):
         if not rollouts:
-            yield (
-                f"algorithm.group_size=0: a paraphrase is matched in length to rollouts, and {cfg.name} makes none; "
-                "set algorithm.group_size=1 or more"
-            )
+            why = f"a paraphrase is matched in length to rollouts, and {cfg.name} makes none"
+            yield f"algorithm.group_size=0: {why}; set algorithm.group_size=1 or more"
         if "{solution}" not in (cfg.prompts.paraphrase or ""):
-            yield (
-                f"prompts.paraphrase={cfg.prompts.paraphrase}: a paraphrase needs a prompt that asks for it; "
-                "set prompts.paraphrase with {solution} in it"
-            )
+            why = "a paraphrase needs a prompt that asks for it"
+            yield f"prompts.paraphrase={cfg.prompts.paraphrase}: {why}; set prompts.paraphrase with {{solution}} in it"
     if isinstance(positives, SourceConf):
         judged = f"{cfg.name} makes no rollouts to judge by"
         if not rollouts and positives.gate != "always":
-            yield (
-                f"positives.gate={positives.gate}: {judged}; set positives.gate=always or algorithm.group_size=1 or "
-                "more"
-            )
+            remedy = "set positives.gate=always or algorithm.group_size=1 or more"
+            yield f"positives.gate={positives.gate}: {judged}; {remedy}"
         if not rollouts and positives.schedule == "all_wrong_fraction":
-            yield (
-                f"positives.schedule={positives.schedule}: {judged}; set positives.schedule=constant or "
-                "algorithm.group_size=1 or more"
-            )
+            remedy = "set positives.schedule=constant or algorithm.group_size=1 or more"
+            yield f"positives.schedule={positives.schedule}: {judged}; {remedy}"
         if positives.joins_groups and cfg.reward._target_ != RewardConf._target_:
-            yield (
-                f"reward={cfg.reward._target_}: a positive that joins a group has reward 1, the right answer's under "
-                "reward=correct; set positives.use=auxiliary"
-            )
+            why = "a positive that joins a group has reward 1, the right answer's under reward=correct"
+            yield f"reward={cfg.reward._target_}: {why}; set positives.use=auxiliary"
     if isinstance(positives, SelfExplanationConf):
         if cfg.prompts.final_is_unmarked and positives.selection in ("two_properties", "threshold"):
             yield (
@@ -180,20 +139,14 @@ def of_positives(positives: PositivesConf, cfg: Config) -> Rules:
                 "set positives.selection=first"
             )
         if not rollouts and positives.selection in ("two_properties", "threshold"):
-            yield (
-                f"positives.selection={positives.selection}: compares with the policy's own rollouts, and {cfg.name} "
-                "makes none; set algorithm.group_size=1 or more"
-            )
+            why = f"compares with the policy's own rollouts, and {cfg.name} makes none"
+            yield f"positives.selection={positives.selection}: {why}; set algorithm.group_size=1 or more"
         if not rollouts and positives.shown_answer == "wrong":
-            yield (
-                f"positives.shown_answer=wrong: the wrong answers are those of rollouts, and {cfg.name} makes none; "
-                "set algorithm.group_size=1 or more"
-            )
+            why = f"the wrong answers are those of rollouts, and {cfg.name} makes none"
+            yield f"positives.shown_answer=wrong: {why}; set algorithm.group_size=1 or more"
         if positives.selection == "oracle_sound" and not cfg.dataset.has_oracle:
-            yield (
-                f"positives.selection=oracle_sound: {cfg.dataset.name} cannot check steps; use dataset=ladder, a "
-                "function with an oracle, or another selection"
-            )
+            remedy = "use dataset=ladder, a function with an oracle, or another selection"
+            yield f"positives.selection=oracle_sound: {cfg.dataset.name} cannot check steps; {remedy}"
 
 
 def of_hints(hints: HintsConf, cfg: Config) -> Rules:
@@ -211,10 +164,8 @@ def of_hints(hints: HintsConf, cfg: Config) -> Rules:
             )
     if isinstance(hints, PrefixConf):
         if hints.keep >= cfg.algorithm.group_size:
-            yield (
-                f"hints.keep={hints.keep}: not fewer than algorithm.group_size={cfg.algorithm.group_size}, so that "
-                f"nothing would be made again; set hints.keep={max(cfg.algorithm.group_size - 1, 0)} or less"
-            )
+            why = f"not fewer than algorithm.group_size={cfg.algorithm.group_size}, so that nothing would be made again"
+            yield f"hints.keep={hints.keep}: {why}; set hints.keep={max(cfg.algorithm.group_size - 1, 0)} or less"
         begins = not isinstance(hints, SelfHintConf) or cfg.prompts.solve_with_hint is None
         if begins and cfg.prompts.final_is_unmarked:
             yield (
@@ -227,10 +178,8 @@ def of_hints(hints: HintsConf, cfg: Config) -> Rules:
             template = getattr(cfg.prompts, name)
             for needed in (place, "{question}"):
                 if used and not cfg.dataset.is_ladder and (needed not in (template or "")):
-                    yield (
-                        f"prompts.{name}={template}: has no {needed}, which {cfg.name} shows by it; put {needed} where "
-                        "it goes"
-                    )
+                    why = f"has no {needed}, which {cfg.name} shows by it"
+                    yield f"prompts.{name}={template}: {why}; put {needed} where it goes"
             if cfg.dataset.is_ladder and template is not None:
                 yield f"prompts.{name}: the ladder's policy can read no such prompt; set prompts.{name}=null"
 
@@ -241,41 +190,29 @@ def of_answers(cfg: Config) -> Rules:
     if not dataset.has_solutions and (cfg.positives.needs_solutions or cfg.hints.needs_solutions):
         yield f"positives, hints: {cfg.name} uses expert solutions, {dataset.no_solutions}"
     if isinstance(dataset, ReasoningGymConf) and not isinstance(verifier, PythonVerifierConf):
-        yield (
-            f"dataset={dataset.name}: its tasks score answers themselves; set verifier=reasoning_gym, or a function of "
-            "your own"
-        )
+        why = "its tasks score answers themselves"
+        yield f"dataset={dataset.name}: {why}; set verifier=reasoning_gym, or a function of your own"
     if isinstance(cfg.reward, PartialConf) and not isinstance(verifier, PythonVerifierConf):
-        yield (
-            "reward=partial: only a function gives parts of an answer; set verifier=reasoning_gym or "
-            "verifier=python, or reward=correct"
-        )
+        why = "only a function gives parts of an answer"
+        yield f"reward=partial: {why}; set verifier=reasoning_gym or verifier=python, or reward=correct"
     if "auto" not in (verifier.kind, dataset.answer_kind) and verifier.kind != dataset.answer_kind:
         yield (
             f"dataset.answer_kind={dataset.answer_kind}, verifier.kind={verifier.kind}: two kinds for one answer; "
             "leave one of them out (verifier=exact, choice and json set verifier.kind)"
         )
     if cfg.prompts.examples and dataset.is_ladder:
-        yield (
-            f"prompts.examples={cfg.prompts.examples}: the ladder's policy has read no prompt with examples; set "
-            "prompts.examples=0"
-        )
+        why = "the ladder's policy has read no prompt with examples"
+        yield f"prompts.examples={cfg.prompts.examples}: {why}; set prompts.examples=0"
     largest = max(cfg.k, default=1)
     if evaluation.samples is not None and evaluation.samples < largest:
-        yield (
-            f"evaluation.samples={evaluation.samples}: pass@{largest} needs at least as many samples; "
-            f"set evaluation.samples={largest} or smaller k"
-        )
+        why = f"pass@{largest} needs at least as many samples"
+        yield f"evaluation.samples={evaluation.samples}: {why}; set evaluation.samples={largest} or smaller k"
     if evaluation.patience is not None and (dataset.validation <= 0 or evaluation.every <= 0):
-        yield (
-            f"evaluation.patience={evaluation.patience}: goes by problems of its own, every so often; set "
-            "dataset.validation and evaluation.every, or leave it out"
-        )
+        remedy = "set dataset.validation and evaluation.every, or leave it out"
+        yield f"evaluation.patience={evaluation.patience}: goes by problems of its own, every so often; {remedy}"
     if judge.base_url is not None and (judge.model == "" or cfg.prompts.judge is None):
-        yield (
-            f"diagnose.judge.base_url={judge.base_url}: a judge needs a model and a prompt; "
-            "set diagnose.judge.model and prompts.judge"
-        )
+        why = "a judge needs a model and a prompt"
+        yield f"diagnose.judge.base_url={judge.base_url}: {why}; set diagnose.judge.model and prompts.judge"
 
 
 def of_devices(cfg: Config) -> Rules:
@@ -287,89 +224,59 @@ def of_devices(cfg: Config) -> Rules:
     if model.load_in_4bit and trainer.strategy != "ddp":
         yield f"{bits}: fsdp cannot share such weights out; set trainer.strategy=ddp"
     if isinstance(cfg.optimizer, AdamW8bitConf) and trainer.strategy != "ddp":
-        yield (
-            "optimizer=adamw_8bit: fsdp shares the optimizer's state out already; use optimizer=adamw, or "
-            "trainer.strategy=ddp"
-        )
+        why = "fsdp shares the optimizer's state out already"
+        yield f"optimizer=adamw_8bit: {why}; use optimizer=adamw, or trainer.strategy=ddp"
     if trainer.strategy != "ddp" and model.lora_rank and model.dtype != "float32":
-        yield (
-            f"trainer.strategy={trainer.strategy}: takes weights of one number format, and a LoRA adapter is float32; "
-            "set model.dtype=float32, or trainer.strategy=ddp"
-        )
+        why = "takes weights of one number format, and a LoRA adapter is float32"
+        yield f"trainer.strategy={trainer.strategy}: {why}; set model.dtype=float32, or trainer.strategy=ddp"
     if trainer.dropout and model.gradient_checkpointing:
-        yield (
-            "trainer.dropout=true: model.gradient_checkpointing=true computes activations again, with other noise; "
-            "set one of them to false"
-        )
+        why = "model.gradient_checkpointing=true computes activations again, with other noise"
+        yield f"trainer.dropout=true: {why}; set one of them to false"
     if trainer.on_collapse == "rollback" and not cfg.algorithm.acts_every_step:
-        yield (
-            f"trainer.on_collapse={trainer.on_collapse}: {cfg.name} has no reward of each step to know the best "
-            "checkpoint by; set trainer.on_collapse=stop"
-        )
+        why = f"{cfg.name} has no reward of each step to know the best checkpoint by"
+        yield f"trainer.on_collapse={trainer.on_collapse}: {why}; set trainer.on_collapse=stop"
     if trainer.devices * trainer.num_nodes != 1 and not rollout.beside_others:
-        yield (
-            f"trainer.devices={trainer.devices}: each device has an engine of its own, on the same GPU; "
-            "set rollout.device=null rollout.transfer=file rollout.tensor_parallel=1, or rollout=hf"
-        )
+        remedy = "set rollout.device=null rollout.transfer=file rollout.tensor_parallel=1, or rollout=hf"
+        yield f"trainer.devices={trainer.devices}: each device has an engine of its own, on the same GPU; {remedy}"
     if isinstance(rollout, VLLMConf):
-        for name, temperature in (
-            ("rollout", rollout.temperature),
-            ("evaluation", cfg.evaluation.temperature),
-        ):
+        for name, temperature in (("rollout", rollout.temperature), ("evaluation", cfg.evaluation.temperature)):
             if temperature < VLLM_COLDEST:
-                yield (
-                    f"{name}.temperature={temperature:g}: vLLM would sample at {VLLM_COLDEST:g}; set "
-                    f"{name}.temperature={VLLM_COLDEST:g} or more, or rollout=hf"
-                )
+                remedy = f"set {name}.temperature={VLLM_COLDEST:g} or more, or rollout=hf"
+                yield f"{name}.temperature={temperature:g}: vLLM would sample at {VLLM_COLDEST:g}; {remedy}"
         if rollout.ahead:
             yield from of_a_step_ahead(cfg)
         if rollout.transfer != "file" and (not rollout.device or (not rollout.merge_lora and model.lora_rank)):
-            yield (
-                "rollout.transfer=nccl: takes whole weights from the trainer's GPU, 0, to another; set "
-                "rollout.device=1 (with LoRA rollout.merge_lora=true too), or rollout.transfer=file"
-            )
+            remedy = "set rollout.device=1 (with LoRA rollout.merge_lora=true too), or rollout.transfer=file"
+            yield f"rollout.transfer=nccl: takes whole weights from the trainer's GPU, 0, to another; {remedy}"
 
 
 def of_a_step_ahead(cfg: Config) -> Rules:
     """Yield what `rollout.ahead=1` asks: an update that corrects for older rollouts, and that no part of collecting
     them looks at the policy, which is being trained meanwhile."""
     algorithm, positives, ahead = cfg.algorithm, cfg.positives, "rollout.ahead=1"
-    if (
-        not isinstance(algorithm, GRPOConf)
-        or isinstance(algorithm, SelfDistillationConf)
-        or not algorithm._target_.startswith("expo.")
-    ):
-        yield (
-            f"{ahead}: expo does not know that {cfg.name} corrects for rollouts of older weights; use a GRPO algorithm "
-            "of expo's, or rollout.ahead=0"
-        )
+    corrects = isinstance(algorithm, GRPOConf) and not isinstance(algorithm, SelfDistillationConf)
+    if not corrects or not algorithm._target_.startswith("expo."):
+        why = f"expo does not know that {cfg.name} corrects for rollouts of older weights"
+        yield f"{ahead}: {why}; use a GRPO algorithm of expo's, or rollout.ahead=0"
     correction, retry = (getattr(algorithm, name, None) for name in ("sampler_correction", "retry"))
     if correction == "none":
         yield f"{ahead}: rollouts are one update old; set algorithm.sampler_correction=token, or rollout.ahead=0"
     if retry != 1:
         yield f"{ahead}: algorithm.retry={retry:g} deals by what the last update learned; set algorithm.retry=1"
     if "snapshot" in (positives.writer, cfg.hints.writer):
-        yield (
-            f"{ahead}: a snapshot is taken of a policy that is being trained; set positives.explainer=reference or "
-            "current"
-        )
+        why = "a snapshot is taken of a policy that is being trained"
+        yield f"{ahead}: {why}; set positives.explainer=reference or current"
     unscored: dict[str, list[Any]] = {"measure_every": [0], "cache_steps": [0], "selection": ["first", "oracle_sound"]}
     for name, blind in unscored.items():
         value = getattr(positives, name, blind[0])
         if value not in blind:
-            yield (
-                f"{ahead}: positives.{name}={value} scores under a policy that is being trained; set "
-                f"positives.{name}={blind[0]}"
-            )
+            why = f"positives.{name}={value} scores under a policy that is being trained"
+            yield f"{ahead}: {why}; set positives.{name}={blind[0]}"
     if getattr(cfg.hints, "measure_every", 0):
         yield f"{ahead}: hints.measure_every scores under a policy that is being trained; set hints.measure_every=0"
     if cfg.trainer.devices * cfg.trainer.num_nodes != 1:
-        yield (
-            f"{ahead}: trainer.devices={cfg.trainer.devices} exchange rollouts and gradients at the same time; set "
-            "trainer.devices=1, and give the engine more GPUs with rollout.tensor_parallel"
-        )
+        why = f"trainer.devices={cfg.trainer.devices} exchange rollouts and gradients at the same time"
+        yield f"{ahead}: {why}; set trainer.devices=1, and give the engine more GPUs with rollout.tensor_parallel"
     if cfg.trainer.on_collapse == "rollback":
-        yield (
-            f"{ahead}: trainer.on_collapse=rollback would go on with rollouts of the policy that collapsed; set "
-            "trainer.on_collapse=stop"
-        )
+        why = "trainer.on_collapse=rollback would go on with rollouts of the policy that collapsed"
+        yield f"{ahead}: {why}; set trainer.on_collapse=stop"

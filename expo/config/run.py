@@ -33,9 +33,8 @@ class Config:
     dataset: DatasetConf = key(MISSING, help="problems to train on and to evaluate on")
     model: ModelConf = key(MISSING, help="the policy")
     rollout: RolloutConf = key(MISSING, help="the engine that generates")
-    reward: RewardConf = key(
-        RewardConf, absent={"_target_": "expo.step.rewards.Correct"}, help="what a judged rollout is worth"
-    )
+    reward: RewardConf = key(RewardConf, absent={"_target_": "expo.step.rewards.Correct"})
+    """what a judged rollout is worth"""
     trainer: TrainerConf = key(TrainerConf, help="the size of a run, and what it runs on")
     optimizer: OptimizerConf = key(OptimizerConf, pairs=False, help="how the weights follow the gradient")
     evaluation: EvaluationConf = key(EvaluationConf, pairs=False, help="sampling of evaluations")
@@ -47,33 +46,18 @@ class Config:
     plan: PlanConf = key(PlanConf, identity=False, help="`expo plan`")
     k: list[int] = key([1, 4], pairs=False, help="the k of pass@k")
     seed: int = key(0, low=0, high=2**63 - 1, help="seed of everything random but evaluations")
-    name: str = key(
-        MISSING,
-        identity=False,
-        help="name of the arm in run directories, W&B and tables; the algorithm's YAML sets it",
-    )
-    needs: str = key(
-        "nothing",
-        choices=("nothing", "positives", "hints"),
-        identity=False,
-        help="that without which it would be another algorithm under this name; the algorithm's YAML sets it",
-    )
+    name: str = key(MISSING, identity=False)
+    """name of the arm in run directories, W&B and tables; the algorithm's YAML sets it"""
+    needs: str = key("nothing", choices=("nothing", "positives", "hints"), identity=False)
+    """that without which it would be another algorithm under this name; the algorithm's YAML sets it"""
     output_dir: str = key("outputs", identity=False, help="where run directories are made")
-    differs: str | None = key(
-        None,
-        identity=False,
-        help="what a new run directory's name says between `name` and the seed; null: the keys that the command line "
-        "gives",
-    )
-    run: str | None = key(
-        None,
-        identity=False,
-        help="run directory whose settings are taken, before all other keys; `expo evaluate` and `diagnose` take its "
-        "finished model and its held-out problems, `expo train` goes on with it",
-    )
-    fresh: bool = key(
-        False, identity=False, help="run again from nothing even where this very run is finished or has a checkpoint"
-    )
+    differs: str | None = key(None, identity=False)
+    """what a new run directory's name says between `name` and the seed; null: the keys that the command line gives"""
+    run: str | None = key(None, identity=False)
+    """run directory whose settings are taken, before all other keys; `expo evaluate` and `diagnose` take its finished
+    model and its held-out problems, `expo train` goes on with it"""
+    fresh: bool = key(False, identity=False)
+    """run again from nothing even where this very run is finished or has a checkpoint"""
 
     def is_evaluated(self, step: int) -> bool:
         """Return whether a training run has an evaluation after so many steps."""
@@ -91,9 +75,7 @@ class Config:
             ("differs", self.differs or "x"),
         ):
             if re.fullmatch("\\w[\\w.+ -]*", value) is None:
-                yield (
-                    f"{where}={value}: no name; use letters, digits and any of _ . + - (it is part of a folder's name)"
-                )
+                yield f"{where}={value}: no name; use letters, digits and _ . + - (it is part of a folder's name)"
         if self.dataset.name in NO_RUNS:
             yield f"dataset.name={self.dataset.name}: is the name of another folder of output_dir; give another name"
         if not self.k or min(self.k) < 1:

@@ -19,8 +19,6 @@ CHOOSE = {
 }
 # What reads a file or a hub's id, given in place of an option of its group.
 PATHS = {"dataset": "dataset=custom dataset.path=", "model": "model=hf model.path="}
-
-
 NUMBERS = {"Integer": "a whole number", "Float": "a number"}
 
 
@@ -59,11 +57,9 @@ def _remedy(override: str) -> str:
     if open_ones := [one for one, other in ("[]", "{}", "()") if value.count(one) != value.count(other)]:
         return f"{override}: a {open_ones[0]} is not closed, or closed without it; close it, and quote it for the shell"
     bare = value.strip("\"'").replace('"', '\\"')
-    as_text = f'{key}="{bare}"'
-    return (
-        f"{override}: the value cannot be read as it stands; quote the value, once for the shell and once within: "
-        f"{shlex.quote(as_text)}"
-    )
+    quoted = shlex.quote(f'{key}="{bare}"')
+    why = "the value cannot be read as it stands"
+    return f"{override}: {why}; quote the value, once for the shell and once within: {quoted}"
 
 
 def _nearest_key(message: str) -> str | None:

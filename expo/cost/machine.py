@@ -64,28 +64,19 @@ DEVICES = {
     "h100": Device("h100", 80e9, {"bfloat16": 989e12, "float32": 67e12}, 3.35e12, 400e9, layer_s=GPU_LAYER_S),
     "h200": Device("h200", 141e9, {"bfloat16": 989e12, "float32": 67e12}, 4.8e12, 400e9, layer_s=GPU_LAYER_S),
 }
-CPU_LAYER_S = {"transformers": 6e-4, "vllm": 6e-4}
 # Measured with Qwen2.5-0.5B's shape in float32 on two cores of an AMD EPYC (AVX-512), 2026-11-28: products of two to
-# eight rows read a matrix
-# at 0.37 to 0.56 of the bandwidth at which one row does, and their FLOPs come on top at the full rate.
-ON_CPU = {"training": 0.6, "thin": 1.0, "reading": 0.5}
+# eight rows read a matrix at 0.37 to 0.56 of the bandwidth at which one row does; their FLOPs come on top at full rate.
+ON_CPU = {"training": 0.6, "thin": 1.0, "reading": 0.5, "reserved": 0.8e9}
+CPU_LAYER_S = {"transformers": 6e-4, "vllm": 6e-4}
 
 
 def this_machine(threads: int) -> Device:
     """Measure this machine's GPU, or its CPU where it has none. Takes seconds."""
     if torch.cuda.is_available():
         return _this_gpu()
-    measured = Machine.measured(threads or torch.get_num_threads())
-    return Device(
-        "this CPU",
-        float(psutil.virtual_memory().total),
-        {"float32": measured.flops},
-        measured.bytes,
-        measured.bytes / 4,
-        **ON_CPU,
-        layer_s=CPU_LAYER_S,
-        reserved=0.8e9,
-    )
+    speed, total = Machine.measured(threads or torch.get_num_threads()), float(psutil.virtual_memory().total)
+    link, rates = speed.bytes / 4, {"float32": speed.flops}
+    return Device("this CPU", total, rates, speed.bytes, link, layer_s=CPU_LAYER_S, **ON_CPU)
 
 
 @torch.no_grad()

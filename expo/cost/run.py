@@ -109,9 +109,8 @@ class Work:
         dealt = cfg.trainer.max_steps * cfg.trainer.problems_per_step
         known, exact = problems_of(data, data.split, data.levels, data.limit)
         if known is not None and known <= data.validation:
-            raise UserError(
-                f"dataset.validation={data.validation}: no problem is left to train on; set it below {known}"
-            )
+            why = "no problem is left to train on"
+            raise UserError(f"dataset.validation={data.validation}: {why}; set it below {known}")
         epochs = "epochs not known: no dataset.limit"
         if known is not None:
             epochs = f"{'' if exact else 'at least '}{dealt / (known - data.validation):.3g} epochs"
@@ -217,9 +216,8 @@ class Work:
     @property
     def sleeps(self) -> bool:
         """Return whether the engine leaves the device in the update: in place, or vLLM in the GPU trainer's process."""
-        return self.in_place or (
-            not getattr(self.cfg.rollout, "separate", False) and self.cfg.trainer.accelerator != "cpu"
-        )
+        beside = getattr(self.cfg.rollout, "separate", False)
+        return self.in_place or not (beside or self.cfg.trainer.accelerator == "cpu")
 
     @property
     def elsewhere(self) -> bool:
@@ -249,11 +247,8 @@ class Work:
         initial, earlier = frozen_copies(self.cfg)
         casts = self.mixed and not self.cfg.model.load_in_4bit and not self.base_in_16_bit
         half = self.held - (2.0 * self.matrices if casts else 0.0)
-        return (
-            initial * (self.held if self.cfg.algorithm.uses_snapshot else half)
-            + earlier * half
-            + self.cfg.algorithm.uses_average * self.held
-        )
+        first = self.held if self.cfg.algorithm.uses_snapshot else half
+        return initial * first + earlier * half + self.cfg.algorithm.uses_average * self.held
 
     @property
     def rows(self) -> int:

@@ -25,9 +25,8 @@ def sync(folder: Path) -> int:
     growing = {file.parents[2] for file in files if not _sent(file) and may_grow(file)}
     under_way = [file for file in files if file.parents[2] in growing or RunFolder(file.parents[2], {}).in_use]
     for folder in sorted(growing):  # of a run with a kill, too: its later sessions have to wait for it
-        print(
-            f"expo: {folder}: left out, since W&B may be writing it; the same command sends it later", file=sys.stderr
-        )
+        later = "left out, since W&B may be writing it; the same command sends it later"
+        print(f"expo: {folder}: {later}", file=sys.stderr)
     todo = [file for file in files if not _sent(file) and file not in under_way and _has_records(file)]
     for number, file in enumerate(todo, 1):
         reason = _send(file)
@@ -69,7 +68,6 @@ def _send(file: Path) -> str | None:
     said = [line.strip() for line in (done.stdout + done.stderr).splitlines() if "error" in line.lower()]
     reason = said[-1].removeprefix("wandb: ").removeprefix("ERROR ").removeprefix("Error: ") if said else ""
     if done.returncode:
-        raise UserError(
-            f"{file.parent}: W&B cannot send it ({reason or f'exit code {done.returncode}'}); run `wandb login`"
-        )
+        why = f"W&B cannot send it ({reason or f'exit code {done.returncode}'})"
+        raise UserError(f"{file.parent}: {why}; run `wandb login`")
     return None if _sent(file) else reason or "W&B gave no reason"  # its exit code is 0 all the same

@@ -123,10 +123,8 @@ def telling_wandb() -> Iterator[None]:
     except (ConnectionError, MailboxClosedError) as error:
         with suppress(ConnectionError, MailboxClosedError):  # else W&B tries it at exit, and prints a stack trace
             wandb.teardown()
-        raise UserError(
-            f"logger=wandb: W&B's own process has ended ({first_line(error)}); the same command goes on, and "
-            "logger=none without it"
-        ) from error
+        why = f"W&B's own process has ended ({first_line(error)})"
+        raise UserError(f"logger=wandb: {why}; the same command goes on, and logger=none without it") from error
 
 
 def keep_out_of_home(folder: Path) -> None:
@@ -203,9 +201,8 @@ def log_finished_table(
             resume="allow", dir=directory, config={"git": git_commit()},
         )  # fmt: skip
     except WandbError as error:
-        raise UserError(
-            f"logger.wandb.mode={conf.mode}: {_no_wandb(error)}; the table itself is in {folder}"
-        ) from error
+        why = _no_wandb(error)
+        raise UserError(f"logger.wandb.mode={conf.mode}: {why}; the table itself is in {folder}") from error
     with telling_wandb(), session as run:
         run.log({"table": wandb.Table(columns=[*rows[0]], data=rows[1])})
         run.log({path.stem: wandb.Image(str(path)) for path in folder.glob("*.png")})

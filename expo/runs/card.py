@@ -15,10 +15,7 @@ def model_card(cfg: Config, summary: dict[str, Any], adapter: bool, gguf: str = 
     model's first weights are from; exported, whether the weights are others than the measured ones, if by rounding.
     """
     base, data = cfg.model.path, cfg.dataset
-    front: dict[str, Any] = {
-        "library_name": "peft" if adapter else "transformers",
-        "tags": ["expo", cfg.name, "math"],
-    }
+    front: dict[str, Any] = {"library_name": "peft" if adapter else "transformers", "tags": ["expo", cfg.name, "math"]}
     hub_id = PACKAGED[base].hub_id if base in PACKAGED else base
     if not looks_local(hub_id) and not is_gguf(hub_id) and "/" in hub_id:
         front["base_model"] = hub_id
@@ -34,10 +31,7 @@ def model_card(cfg: Config, summary: dict[str, Any], adapter: bool, gguf: str = 
     version = summary.get("git") or summary["versions"]["expo"]
     rounded = ""
     if adapter and cfg.model.load_in_4bit:
-        rounded = (
-            "The base was held in 4 bits (NF4, bitsandbytes) while the adapter was trained, and for the numbers "
-            "below.\n"
-        )
+        rounded = "The base was held in 4 bits (NF4, bitsandbytes) in training, and for the numbers below.\n"
     if exported:
         rounded += "The numbers below were measured before the export, which merges adapters and rounds anew.\n"
     if gguf:

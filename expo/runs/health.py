@@ -53,8 +53,8 @@ EVALUATED = (Sign("pass@1", True, 0.1, 0.5, "it no longer solves what it solved"
 class StuckSign:
     """Sign of a run that is dead from its start: a scalar at its worst value in each of the first DEAD_AFTER steps."""
 
+    worst = 1.0  # all are shares
     metric: str
-    worst: float
     cause: str
     remedy: str
 
@@ -67,27 +67,23 @@ DEAD_AFTER = 5
 STUCK = (
     StuckSign(
         "completion/truncated_frac",
-        1.0,
         "no completion ends",
         "raise rollout.max_completion_tokens, or show an example: prompts.examples; if they ramble on after the "
         "answer, the model's end token is not its chat template's (model.chat_template)",
     ),
     StuckSign(
         "reward/unparseable_frac",
-        1.0,
         "no completion has an answer where verifier.extract looks",
         "make prompts.solve ask for it, or show an example: prompts.examples; expo samples shows what was written",
     ),
     StuckSign(
         "reward/all_wrong_frac",
-        1.0,
         "no rollout is right, so that rewards teach nothing",
         "begin with easier problems (dataset.levels) or more rollouts (algorithm.group_size)"
         ", or positives=self_explanation; expo verify says how answers are compared",
     ),
     StuckSign(
         "reward/all_right_frac",
-        1.0,
         "every rollout is right, so that rewards teach nothing",
         "take harder problems (dataset.levels)",
     ),
@@ -107,14 +103,10 @@ class Collapse:
 
     def __str__(self) -> str:
         if self.metric in {still.metric for still in STUCK} and self.best == self.now:
-            return (
-                f"the run is dead from its first step: {self.metric} is {self.now:g} in all of {self.noticed} "
-                f"steps: {self.meaning}"
-            )
-        return (
-            f"the policy collapses: {self.metric} went from {self.best:.3g} to {self.now:.3g} from step {self.began} "
-            f"on (noticed at step {self.noticed}): {self.meaning}"
-        )
+            always = f"{self.metric} is {self.now:g} in all of {self.noticed} steps"
+            return f"the run is dead from its first step: {always}: {self.meaning}"
+        change = f"{self.metric} went from {self.best:.3g} to {self.now:.3g} from step {self.began} on"
+        return f"the policy collapses: {change} (noticed at step {self.noticed}): {self.meaning}"
 
 
 def collapses_of(summary: Mapping[str, Any]) -> list[Collapse]:
@@ -295,7 +287,5 @@ class Health:
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> Self:
-        signs = (*SIGNS, *EVALUATED)
-        return cls(
-            {sign.metric: SignState(sign, **state.get(sign.metric, {})) for sign in signs}, state.get("dead", {})
-        )
+        watches = {s.metric: SignState(s, **state.get(s.metric, {})) for s in (*SIGNS, *EVALUATED)}
+        return cls(watches, state.get("dead", {}))

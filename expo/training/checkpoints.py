@@ -80,10 +80,8 @@ def checkpoint_problem(path: Path, lineage: str | None) -> str | None:
                 return "is damaged"
         state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path}: holds more than tensors and plain data, and could execute code: it is not loaded; remove it, "
-            "or start the run over with fresh=true"
-        ) from error
+        why = "holds more than tensors and plain data, and could execute code: it is not loaded"
+        raise UserError(f"{path}: {why}; remove it, or start the run over with fresh=true") from error
     except (OSError, zipfile.BadZipFile, RuntimeError, ValueError, KeyError, EOFError):
         return "is damaged"
     if not isinstance(state, dict) or "state_dict" not in state:

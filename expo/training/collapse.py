@@ -61,9 +61,8 @@ class WatchHealth(Callback):
         signs = [c for c in reversed(self.run.collapses) if c["metric"] in ACTED_ON]
         collapse = next((c for c in signs if self.health.watches[c["metric"]].on), None)
         if self.action == "stop" and collapse:  # noticed in an earlier session, with on_collapse=warn
-            raise Collapsed(
-                f"stopped: {collapse['metric']} collapses from step {collapse['began']} on{self.about_best}"
-            )
+            since = f"from step {collapse['began']} on{self.about_best}"
+            raise Collapsed(f"stopped: {collapse['metric']} collapses {since}")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
         step = trainer.current_epoch + 1
@@ -126,10 +125,8 @@ class WatchHealth(Callback):
     def act(self, trainer: Trainer, module: Algorithm, collapse: Collapse) -> None:
         """Do what `trainer.on_collapse` says. Raises Collapsed where the run is to end."""
         if self.action == "stop":
-            raise Collapsed(
-                f"stopped at step {collapse.noticed}: {collapse.metric} collapses from step {collapse.began} "
-                f"on{self.about_best}"
-            )
+            since = f"from step {collapse.began} on{self.about_best}"
+            raise Collapsed(f"stopped at step {collapse.noticed}: {collapse.metric} collapses {since}")
         if self.action == "rollback":
             self.roll_back(trainer, module, collapse)
 
@@ -141,21 +138,18 @@ class WatchHealth(Callback):
     def roll_back(self, trainer: Trainer, module: Algorithm, collapse: Collapse) -> None:
         """Take policy, optimizer and history from the best checkpoint. Raises Collapsed where that was done before, or
         cannot be."""
+        stopped = f"stopped at step {collapse.noticed}"
         if self.rolled_back_to == self.best_step:
-            raise Collapsed(
-                f"stopped at step {collapse.noticed}: {collapse.metric} collapses once more after the return to step "
-                f"{self.best_step}, the best so far"
-            )
+            again = f"{collapse.metric} collapses once more after the return to step {self.best_step}, the best so far"
+            raise Collapsed(f"{stopped}: {again}")
         wrong = checkpoint_problem(self.path, self.lineage) if self.path.is_file() else "is not there"
         if wrong:
-            raise Collapsed(f"stopped at step {collapse.noticed}: there is no way back, {self.path} {wrong}")
+            raise Collapsed(f"{stopped}: there is no way back, {self.path} {wrong}")
         saved = torch.load(self.path, map_location="cpu", weights_only=True)
         saved_state = saved["callbacks"][self.state_key]
         if saved_state["best_step"] != self.best_step:
-            raise Collapsed(
-                f"stopped at step {collapse.noticed}: {self.path} is of step {saved_state['best_step']}, the best one "
-                f"is {self.best_step}"
-            )
+            other = f"{self.path} is of step {saved_state['best_step']}, the best one is {self.best_step}"
+            raise Collapsed(f"{stopped}: {other}")
         module.load_state_dict(saved["state_dict"], strict=False)
         trainer.strategy.load_optimizer_state_dict(saved)
         for schedule, state in zip(trainer.lr_scheduler_configs, saved["lr_schedulers"], strict=True):

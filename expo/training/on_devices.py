@@ -49,19 +49,9 @@ def run_on_devices(command: Sequence[str], devices: int, folder: Path, locks: Se
 def _start(
     command: Sequence[str], rank: int, count: int, folder: Path, locks: Sequence[int]
 ) -> subprocess.Popen[bytes]:
-    environment_of_rank = {
-        "RANK": rank,
-        "LOCAL_RANK": rank,
-        "WORLD_SIZE": count,
-        "NODE_RANK": 0,
-        MEETING: folder / "meeting",
-        OF_PARENT: os.getpid(),
-    }
-    environment = (
-        {"OMP_NUM_THREADS": share_of_cores(count)}
-        | os.environ
-        | {name: str(value) for name, value in environment_of_rank.items()}
-    )
+    environment = {"OMP_NUM_THREADS": share_of_cores(count)} | os.environ
+    environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "NODE_RANK": "0"}
+    environment |= {MEETING: str(folder / "meeting"), OF_PARENT: str(os.getpid())}
     options: dict[str, Any] = {"env": environment, "start_new_session": True, "pass_fds": locks}
     if rank == 0:
         return subprocess.Popen(command, **options)
@@ -82,9 +72,7 @@ def _wait(started: Sequence[subprocess.Popen[bytes]], folder: Path) -> int:
     if None not in codes and all(code in good for code in codes):
         return max(code or 0 for code in codes)
     _end(started)
-    ended = {
-        rank: process.returncode for rank, process in enumerate(started) if process.returncode not in (LOST, *good)
-    }
+    ended = {rank: each.returncode for rank, each in enumerate(started) if each.returncode not in (LOST, *good)}
     failed_first = {rank: code for rank, code in ended.items() if rank == 0 and code > 0}  # on the terminal
     # Where each says that another one is gone, the second one's log has torch's words for it.
     bad = next((rank for rank, code in enumerate(codes) if code is not None and rank in ended), min(ended, default=1))
@@ -92,11 +80,8 @@ def _wait(started: Sequence[subprocess.Popen[bytes]], folder: Path) -> int:
         return failed_first[0]
     code = started[bad].returncode
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else _last_line(_log(folder, bad))
-    told_by = how.removeprefix("expo: ").rstrip(".")
-    print(
-        f"expo: device {bad} of {len(started)}: {told_by}; the same command goes on from the last checkpoint",
-        file=sys.stderr,
-    )
+    told = f"device {bad} of {len(started)}: {how.removeprefix('expo: ').rstrip('.')}"
+    print(f"expo: {told}; the same command goes on from the last checkpoint", file=sys.stderr)
     return 2 if code == 2 else 1
 
 

@@ -24,15 +24,10 @@ TAKEN = ".taken_over"  # there until the loggers have been told of the steps tak
 def check_problems(run: Run, evaluator: Evaluator) -> None:
     """Raise UserError where an earlier session of a run was evaluated on other problems, as after a version that reads
     the data otherwise."""
-    if (
-        not run.cfg.fresh
-        and newest_checkpoint(run.dir, lineage(run.cfg)) is not None
-        and not _same_problems(run.dir, evaluator)
-    ):
-        raise UserError(
-            f"{run.dir}: was begun with other held-out problems, by a version of expo that read the data otherwise; "
-            "start it over with fresh=true, or finish it with that version"
-        )
+    goes_on = not run.cfg.fresh and newest_checkpoint(run.dir, lineage(run.cfg)) is not None
+    if goes_on and not _same_problems(run.dir, evaluator):
+        why = "was begun with other held-out problems, by a version of expo that read the data otherwise"
+        raise UserError(f"{run.dir}: {why}; start it over with fresh=true, or finish it with that version")
 
 
 def _same_problems(directory: Path, evaluator: Evaluator) -> bool:
@@ -52,10 +47,8 @@ def inherit(run: Run, evaluator: Evaluator) -> int:
         return 0
     for step, other in sorted(_shorter(run), key=lambda step_and_run: -step_and_run[0]):
         cfg = run.cfg
-        parts = (cfg.positives, cfg.optimizer, cfg.rollout)
-        reason = cfg.algorithm.why_not_extendable(step) or next(
-            filter(None, (p.why_not_extendable for p in parts)), None
-        )
+        of_parts = (part.why_not_extendable for part in (cfg.positives, cfg.optimizer, cfg.rollout))
+        reason = cfg.algorithm.why_not_extendable(step) or next(filter(None, of_parts), None)
         message = f"{other.dir} is this run but for trainer.max_steps={other.cfg.trainer.max_steps}"
         with unused(other.dir) as free:
             if not free:
@@ -123,11 +116,8 @@ def _copy_first_steps(other: Run, checkpoint: Path, run: Run) -> None:
     """Copy the files of the first steps from another run; the checkpoint last, so that a kill leaves no half that looks
     complete."""
     step = step_of(checkpoint)
-    lines = [
-        line
-        for line in read_lines(other.dir)
-        if line["step"] <= step and ("loss/total" in line or _evaluated(run.cfg, line["step"]))
-    ]
+    earlier = [line for line in read_lines(other.dir) if line["step"] <= step]
+    lines = [line for line in earlier if "loss/total" in line or _evaluated(run.cfg, line["step"])]
     with beside(run.dir / "metrics.jsonl") as partial:
         partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
     for file in (other.dir / "completions").glob("*-step*.parquet"):

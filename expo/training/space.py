@@ -26,10 +26,8 @@ def check_space(cfg: Config, directory: Path, module: Algorithm) -> None:
     on_disk = sum(f.stat().st_size for f in directory.glob("checkpoints/**/*") if f.is_file())
     needed, free = max(2 * checkpoint, checkpoint + final) + best - on_disk, shutil.disk_usage(directory).free
     if free < needed:
-        raise UserError(
-            f"output_dir={cfg.output_dir}: {gib(free)} free, and the checkpoints of this run ({gib(checkpoint)} each) "
-            f"need {gib(needed)}; free some space, or give another output_dir"
-        )
+        why = f"{gib(free)} free, and the checkpoints of this run ({gib(checkpoint)} each) need {gib(needed)}"
+        raise UserError(f"output_dir={cfg.output_dir}: {why}; free some space, or give another output_dir")
 
 
 def check_room(path: Path, content: Any) -> None:

@@ -53,11 +53,8 @@ class ShardedWeights(WholeReplicas):
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             weights = [p for group in optimizer.param_groups for p in group["params"]]
             state = {
-                i: {
-                    name: like(value, weights[i]) if isinstance(value, Tensor) else value
-                    for name, value in state_of_weight.items()
-                }
-                for i, state_of_weight in saved["state"].items()
+                i: {name: like(part, weights[i]) if isinstance(part, Tensor) else part for name, part in whole.items()}
+                for i, whole in saved["state"].items()
             }
             optimizer.load_state_dict({**saved, "state": state})
 

@@ -125,6 +125,31 @@ def test_every_bound_and_every_choice_is_kept_with_one_line_that_names_the_key()
     assert bounded > 100
 
 
+DECLARED = '''
+from dataclasses import dataclass
+from expo.config.key import key
+
+@dataclass
+class Mine:
+    short: int = key(1, help="how many")
+    long: int = key(
+        2, low=0
+    )
+    """what takes
+    two lines"""
+    silent: int = key(3)
+'''
+
+
+def test_a_help_is_given_or_stands_below_its_key(tmp_path):
+    (tmp_path / "mine.py").write_text(DECLARED)
+    for file, below in ((str(tmp_path / "mine.py"), "what takes two lines"), ("<a cell of a notebook>", "")):
+        scope = {"__name__": "mine"}
+        exec(compile(DECLARED, file, "exec"), scope)
+        told = {f.name: declaration(f).help for f in dataclasses.fields(scope["Mine"])}
+        assert told == {"short": "how many", "long": below, "silent": ""}
+
+
 def test_every_key_has_help_and_stands_in_the_reference():
     text = markdown()
     for _, path, f in KEYS.values():
