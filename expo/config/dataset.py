@@ -134,8 +134,16 @@ class DatasetConf:
         yield from self._levels("dataset.eval_levels", self.eval_levels or [])
         yield from _file("dataset.path", self.path)
         yield from _file("dataset.eval_path", self.eval_path)
+        for name in ("path", "eval_path", "hub_id") if self.is_generated else ():
+            if getattr(self, name) is not None:
+                remedy = (
+                    "set dataset=custom and dataset.columns, or the data set whose format it has, such as dataset=math"
+                )
+                yield f"dataset.{name}={getattr(self, name)}: {self.name} makes its problems and reads none; {remedy}"
 
     def _levels(self, name: str, levels: list[Any]) -> Rules:
+        if twice := [level for level in levels if levels.count(level) > 1]:
+            yield f"{name}={levels}: has {twice[0]} twice, and its problems would count twice; give each level once"
         if not self.any_level and set(levels) - set(self.known_levels):
             remedy = f"remove {name}: the data set {self.name} has no levels (or none named: dataset.columns.level)"
             remedy = f"choose from {self.known_levels}" if self.known_levels else remedy
@@ -225,12 +233,6 @@ class GeneratedConf(DatasetConf):
 
     def rules(self, cfg: Config) -> Rules:
         yield from super().rules(cfg)
-        for name in ("path", "eval_path", "hub_id"):
-            if getattr(self, name) is not None:
-                yield (
-                    f"dataset.{name}={getattr(self, name)}: {self.name} makes its problems and reads none; set "
-                    "dataset=custom and dataset.columns, or the data set whose format it has, such as dataset=math"
-                )
         for name, split in (("split", self.split), ("eval_split", self.eval_split)):
             if split not in self.splits:
                 yield f"dataset.{name}={split}: no split of {self.name}; use {' or '.join(self.splits)}"

@@ -36,6 +36,9 @@ class PositiveLossConf:
         if self.joins_groups:
             why = "since a group member has an advantage and no loss of its own"
             yield from unused(self, "positives.", ["weight", "aggregation", "schedule"], why, "positives.use=auxiliary")
+        else:
+            names, why = ["member_shaping", "member_baseline"], "since positives are no members of groups"
+            yield from unused(self, "positives.", names, why, "positives.use=group_member")
         if not self.weight:
             names = ["aggregation", "schedule"]
             yield from unused(self, "positives.", names, "since positives.weight=0", "positives.weight=1")
@@ -182,6 +185,9 @@ class SelfExplanationConf(SourceConf):
             if (other := getattr(self, setting)) != value:
                 why = f"since positives.{setting}={other}"
                 yield from unused(self, "positives.", names, why, f"positives.{setting}={value}")
+        if "leak" not in self.filters:
+            names, why = ["leak_phrases"], "since positives.filters has no leak"
+            yield from unused(self, "positives.", names, why, "positives.filters=[leak]")
         if self.shown_answer == "shuffled" and cfg.trainer.problems_per_step < 2:
             why = "the shuffled answer is that of another problem of the step"
             yield f"trainer.problems_per_step=1: {why}; set it to 2 or more"

@@ -8,13 +8,13 @@ from typing import Any
 from expo.config.algorithm import AlgorithmConf, DPOConf, GRPOConf, PositivesOnlyConf, SFTConf
 from expo.config.distillation import SelfDistillationConf
 from expo.config.hints import HintsConf, PrefixConf, SelfHintConf
-from expo.config.key import Rules
+from expo.config.key import Rules, unused
 from expo.config.optimizer import AdamW8bitConf
 from expo.config.positives import ParaphraseConf, PositivesConf, SelfExplanationConf, SourceConf, StarConf
 from expo.config.reasoning import ReasoningGymConf
 from expo.config.rollout import VLLMConf
 from expo.config.run import Config
-from expo.config.training import PartialConf, PythonVerifierConf, RewardConf
+from expo.config.training import PartialConf, PythonVerifierConf, RegexVerifierConf, RewardConf
 
 VLLM_COLDEST = 0.01  # it raises a lower temperature to this one, and says so in its log
 
@@ -144,6 +144,10 @@ def of_positives(positives: PositivesConf, cfg: Config) -> Rules:
         if not rollouts and positives.shown_answer == "wrong":
             why = f"the wrong answers are those of rollouts, and {cfg.name} makes none"
             yield f"positives.shown_answer=wrong: {why}; set algorithm.group_size=1 or more"
+        if positives.shown_answer != "true" and isinstance(cfg.verifier, PythonVerifierConf | RegexVerifierConf):
+            why = "a judge that looks at the row would hold its true answer against the one that was shown"
+            remedy = "set positives.shown_answer=true, or a verifier that compares answers, such as verifier=exact"
+            yield f"positives.shown_answer={positives.shown_answer}: {why}; {remedy}"
         if positives.selection == "oracle_sound" and not cfg.dataset.has_oracle:
             remedy = "use dataset=ladder, a function with an oracle, or another selection"
             yield f"positives.selection=oracle_sound: {cfg.dataset.name} cannot check steps; {remedy}"
@@ -189,6 +193,12 @@ def of_answers(cfg: Config) -> Rules:
     dataset, verifier, evaluation, judge = cfg.dataset, cfg.verifier, cfg.evaluation, cfg.diagnose.judge
     if not dataset.has_solutions and (cfg.positives.needs_solutions or cfg.hints.needs_solutions):
         yield f"positives, hints: {cfg.name} uses expert solutions, {dataset.no_solutions}"
+    if isinstance(verifier, PythonVerifierConf | RegexVerifierConf):
+        why = "since the judge compares no kinds of answers"
+        yield from unused(
+            verifier, "verifier.", ["kind"], why, "a verifier that compares answers, such as verifier=math"
+        )
+        yield from unused(dataset, "dataset.", ["answer_kind"], why, "such a verifier")
     if isinstance(dataset, ReasoningGymConf) and not isinstance(verifier, PythonVerifierConf):
         why = "its tasks score answers themselves"
         yield f"dataset={dataset.name}: {why}; set verifier=reasoning_gym, or a function of your own"

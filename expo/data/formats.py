@@ -127,7 +127,7 @@ class Rows(Columns):
             raise UserError(f"{setting}: raises {type(error).__name__} ({first_line(error)}); correct it") from error
 
     def _source(self, path: str | None) -> str:
-        return super()._source(path) if path else f"dataset.function={self.conf.function}"
+        return f"dataset.function={self.conf.function}"
 
 
 def _steps(checks: Callable[[str, str], Sequence[bool]], question: str, completion: str) -> Steps:

@@ -231,6 +231,9 @@ def test_a_lora_policy_explains_as_its_initial_self_without_a_copy(tmp_path, mon
     ],
 )  # fmt: skip
 def test_a_bank_is_known_by_what_changes_its_explanations(same, change):
+    rows = ("algorithm=exp_grpo", "dataset=gsm8k", "model=random_tiny")
+    assert bank_identity(compose_config(*rows)) == bank_identity(compose_config(*rows, "verifier.workers=1"))
+    assert bank_identity(compose_config(*rows)) != bank_identity(compose_config(*rows, "verifier=exact"))
     base = bank_identity(compose_config("algorithm=exp_grpo"))
     if change == "algorithm=star":  # another kind of source, which may ask for others
         assert bank_identity(compose_config(change)) != base

@@ -23,7 +23,7 @@ from expo.rollout.noise import EXPLAIN, NoiseKey
 from expo.step.experience import Batch, Candidate, Candidates, Groups, Tools
 from expo.step.positives.filters import Written, rejection
 from expo.step.positives.selection import SELECTIONS
-from expo.verifier.answers import Verdict, fast_verdict
+from expo.verifier.answers import AUTO, Verdict, fast_verdict
 
 
 class PositiveSource:
@@ -218,7 +218,8 @@ def _wrong_answer(batch: Batch, groups: Groups, problem: int, tools: Tools) -> s
 def _shuffled_answer(batch: Batch, groups: Groups, problem: int, tools: Tools) -> str | None:
     """Return the answer of the step's next problem that has another one: 0.5 is no other than 1/2."""
     own, others = batch.problems[problem], [*batch.problems[problem + 1 :], *batch.problems[:problem]]
-    other = (o.answer for o in others if fast_verdict(o.answer, own.answer, own.kind) is not Verdict.CORRECT)
+    kind = own.kind or AUTO  # a judge of one's own names none
+    other = (o.answer for o in others if fast_verdict(o.answer, own.answer, kind) is not Verdict.CORRECT)
     return next(other, None)
 
 
