@@ -21,13 +21,16 @@ SIZES: dict[tuple[object, ...], int] = {
     ("HuggingFaceH4/aime_2024", 0, "train"): 30,
     ("math-ai/aime25", 0, "test"): 30,
 }
+FIRST_LEVEL = 100  # problems that the ladder's first level has of any split; it has few more
 
 
 def problems_of(data: DatasetConf, split: str, levels: list[Any], limit: int | None) -> tuple[int | None, bool]:
     """Return how many problems of a split a run takes at most, None where nothing tells, and whether it is just so
     many."""
     if isinstance(data, GeneratedConf):
-        return limit and limit * (len(levels or data.known_levels) if data.is_ladder else 1), True
+        of = levels or data.known_levels
+        few = data.is_ladder and 1 in of and (limit or 0) > FIRST_LEVEL
+        return limit and limit * (len(of) if data.is_ladder else 1), not few
     of_files = data.path is not None or data.eval_path is not None
     size = None if of_files else SIZES.get((data.hub_id, len(data.hub_configs), split, *levels))
     return min(filter(None, (limit, size)), default=None), size is not None
@@ -70,10 +73,23 @@ class Work:
         return self.groups * self.cfg.algorithm.group_size
 
     @property
+    def generated(self) -> int:
+        """Return the rollouts that a step generates at most: also what refills add, and what hints make again."""
+        hints = self.cfg.hints
+        again = self.groups * (self.cfg.algorithm.group_size - getattr(hints, "keep", 0)) if hints.gives_hints else 0
+        return (self.rollouts + again) * self.rounds
+
+    @property
+    def rounds(self) -> int:
+        """Return how many times a step asks for rollouts at most."""
+        return 1 + getattr(self.cfg.algorithm, "refills", 0)
+
+    @property
     def written(self) -> int:
-        """Return the positives that are written in a step, if each problem gets one."""
+        """Return the positives and hints that are written in a step, if each problem gets one."""
         samples: int = getattr(self.cfg.positives, "samples", 0)
-        return self.cfg.trainer.problems_per_step * samples
+        hints = getattr(self.cfg.hints, "stages", 1) if self.cfg.hints.writer else 0
+        return self.cfg.trainer.problems_per_step * (samples + hints) * self.rounds
 
     @property
     def positives(self) -> int:

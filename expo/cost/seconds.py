@@ -18,7 +18,7 @@ def seconds(work: Work, device: Device) -> dict[str, float]:
         rows = max(work.written, cfg.rollout.at_once * work.devices)
         written = decoding(work, device, rows, rows) * work.written / rows
     parts = {
-        "rollouts": decoding(work, device, work.rollouts, work.groups),
+        "rollouts": decoding(work, device, work.generated, work.groups),
         "explanations": written,
         "update": update(work, device),
         "sync": sync(work, device),
@@ -37,7 +37,7 @@ def run_seconds(work: Work, device: Device) -> float:
 
 def tokens(work: Work) -> float:
     """Return the tokens that the run generates: at most, where `plan` gives no mean."""
-    steps = work.cfg.trainer.max_steps * (work.rollouts + work.written)
+    steps = work.cfg.trainer.max_steps * (work.generated + work.written)
     return float(work.completion * (steps + work.evaluations * work.sampled))
 
 

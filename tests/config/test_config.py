@@ -218,10 +218,10 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(monkeypatch, capsys, tmp_pa
                 "dataset=function",
                 "dataset.function=a.b",
                 "dataset.name=mine",
-                "dataset.path=README.md",
+                "dataset.hub_id=a/b",
                 "model=random_tiny",
             ],
-            ["dataset.path=README.md: mine makes its problems"],
+            ["dataset.hub_id=a/b: mine makes its problems"],
         ),
     ],
 )

@@ -374,6 +374,8 @@ def test_a_plan_tells_steps_problems_epochs_and_money(capsys):
     ("overrides", "told"),
     [
         (["dataset=ladder"], "evaluations of 2,000 completions"),
+        (["dataset=ladder", "dataset.eval_limit=1000"], "evaluations of at most 20,000 completions"),
+        (["dataset=ladder"], "(at least 0.08 epochs)"),
         (["dataset=ladder", "dataset.eval_levels=[4,5]", "dataset.eval_limit=10"], "evaluations of 80 completions"),
         (["dataset=math"], "epochs); 2 evaluations of 2,000 completions"),
         (["dataset=math", "dataset.levels=[4,5]", "dataset.eval_limit=null"], "epochs not known: no dataset.limit)"),
@@ -387,6 +389,18 @@ def test_a_plan_tells_steps_problems_epochs_and_money(capsys):
 def test_a_plan_counts_the_problems_that_the_data_has_or_says_that_they_are_not_known(overrides, told):
     few = ["trainer.max_steps=100", "trainer.problems_per_step=8", "evaluation.every=100", "model=qwen2.5-3b-instruct"]
     assert told in Work.of(compose_config("algorithm=grpo", *overrides, *few), 1).length
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "rows"),
+    [("grpo", 4 * 8), ("dapo", 4 * 8 * 11), ("nurl", 4 * (8 + 7 + 2)), ("pope", 4 * (8 + 8)), ("exp_grpo", 4 * 9)],
+)
+def test_the_tokens_at_most_count_refills_and_hints(algorithm, rows):
+    overrides = [f"algorithm={algorithm}", "algorithm.group_size=8", "trainer.max_steps=1", "evaluation.every=0"]
+    more = ["algorithm.refills=10"] if algorithm == "dapo" else []
+    cfg = compose_config(*overrides, *more, "trainer.problems_per_step=4")
+    work = Work.of(cfg, 1)
+    assert tokens(work) == work.completion * (rows + work.evaluations * work.sampled)
 
 
 @pytest.mark.parametrize(("limit", "validation"), [(50, 60), (50, 50), (8000, 7500)])
