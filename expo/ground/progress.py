@@ -42,7 +42,7 @@ def counting(total: int) -> Iterator[Callable[[float], None]]:
             bar.update(task, completed=int(done))
             if not watched and time.monotonic() - said >= SAY_EVERY_S:
                 said = time.monotonic()
-                left = (said - started) * (total / done - 1) / 60 if done else float("inf")
-                print(f"{what}: {done:.0f} of {total} completions, at most {left:.0f} min left", flush=True)
+                left = f", at most {(said - started) * (total / done - 1) / 60:.0f} min left" if done >= 1 else ""
+                print(f"{what}: {done:.0f} of {total} completions{left}", flush=True)
 
         yield at
