@@ -185,9 +185,6 @@ class SelfExplanationConf(SourceConf):
             if (other := getattr(self, setting)) != value:
                 why = f"since positives.{setting}={other}"
                 yield from unused(self, "positives.", names, why, f"positives.{setting}={value}")
-        if "leak" not in self.filters:
-            names, why = ["leak_phrases"], "since positives.filters has no leak"
-            yield from unused(self, "positives.", names, why, "positives.filters=[leak]")
         if self.shown_answer == "shuffled" and cfg.trainer.problems_per_step < 2:
             why = "the shuffled answer is that of another problem of the step"
             yield f"trainer.problems_per_step=1: {why}; set it to 2 or more"

@@ -205,7 +205,6 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(monkeypatch, capsys, tmp_pa
         (["algorithm=grpo", "algorithm.overlong_penalty=0.5"], ["algorithm.overlong_penalty=0.5: has no effect"]),
         (["positives.member_shaping=0.1"], ["positives.member_shaping=0.1: has no effect", "group_member"]),
         (["positives.member_baseline=own"], ["positives.member_baseline=own: has no effect", "group_member"]),
-        (["positives.filters=[]", "positives.leak_phrases=[x]"], ["leak_phrases=[x]: has no effect", "[leak]"]),
         ([*REGEX, "verifier.kind=option"], ["verifier.kind=option: has no effect", "verifier=math"]),
         ([*REGEX, "dataset.answer_kind=option"], ["dataset.answer_kind=option: has no effect"]),
         ([*REGEX, "positives=wrong_answer"], ["positives.shown_answer=wrong: a judge that looks at the row"]),
