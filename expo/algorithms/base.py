@@ -188,8 +188,8 @@ class Algorithm(Updates):
         # Lightning is not strict here, and would leave a weight of another name at its first value.
         if lacking := sorted(self.without_base(self.state_dict()).keys() - checkpoint["state_dict"].keys()):
             raise UserError(
-                f"the checkpoint has no weight {lacking[0]}, and {len(lacking) - 1} others are missing: it is of "
-                "another transformers, peft or algorithm; put that one back, or start over with fresh=true"
+                f"the checkpoint lacks {len(lacking)} weights, {lacking[0]} the first: it is of another transformers, "
+                "peft or algorithm; put that one back, or start over with fresh=true"
             )
         self.pipeline.cache.load_state_dict(checkpoint["explanations"])
         self.collector.load_state_dict(checkpoint.get("ahead", {}))

@@ -17,6 +17,8 @@ from expo.step.experience import Candidate, Experience, Group, Timer
 from expo.step.signed import AGAIN, is_signed, read_signed, write_signed
 from expo.verifier.answers import Verdict
 
+# What columns were called in files of version 0.1.
+FORMER = {"asked": "prompt", "logp_given_asked": "logp_given_qa"}
 KINDS = ("candidates", "positives")
 ANEW = "fresh=true begins the run anew: its policy is no longer the one that made them"
 COST, CODE = b"cost", b"own_code"
@@ -113,5 +115,6 @@ def _group(row: dict[str, Any], problem: Problem) -> Group:
 
 
 def _candidate(fields: dict[str, Any]) -> Candidate:
-    prompt = fields["prompt"]
-    return Candidate(**fields | {"prompt": None if prompt is None else tuple(prompt)})
+    named = {FORMER.get(name, name): value for name, value in fields.items()}
+    prompt = named.pop("prompt")
+    return Candidate(**named, prompt=None if prompt is None else tuple(prompt))

@@ -40,7 +40,9 @@ def plan(cfg: Config) -> int:
     checkpoint, most = disk(works[0])
     prompt = cfg.plan.prompt_tokens or cfg.rollout.max_prompt_tokens
     print(f"prompts are taken to have {prompt} tokens; plan.prompt_tokens=… says how many they have")
-    tokens_told = f"{generated / 1e6:.1f} M tokens generated{'' if cfg.plan.completion_tokens else ' at most'}"
+    # Refills, and what hints make again, are as many as there may be.
+    at_most = "" if cfg.plan.completion_tokens and works[0].generated == works[0].rollouts else " at most"
+    tokens_told = f"{generated / 1e6:.1f} M tokens generated{at_most}"
     print(f"{tokens_told}; disk: {checkpoint / 1e9:.1f} GB each checkpoint, {most / 1e9:.1f} GB at a time")
     print(length)
     for work in works:

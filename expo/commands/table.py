@@ -23,7 +23,7 @@ from expo.tables.sweep import distinct, make, prepare, to_prepare, why
 USAGE = (
     "usage: expo table NAME|PLAN.YAML [scale=cpu] [seeds=N] [jobs=N] [dry_run=true] [kept=true] [output_dir=outputs] "
     "[results=FOLDER] [hydra/launcher=…] [HYDRA OVERRIDES...]; runs that are finished are not made again; kept=true "
-    "renders those that are kept beside the table"
+    "renders those that are kept beside the table, or in results=FOLDER"
 )
 
 

@@ -90,7 +90,8 @@ def _shown(options: dict[str, str], subjects: Sequence[str]) -> Any:
             why = "no run directory and no table"
             raise UserError(f"{folder}: {why}; give one that has a config.yaml, or one of {', '.join(known_tables())}")
     ids = [_wandb_id(folder) for folder in folders]
-    used, *others = {RunFolder(folder, {}).config.get("logger.wandb.project"): None for folder in folders}
+    projects = [RunFolder(folder, {}).config.get("logger.wandb.project") for folder in folders]
+    used, *others = dict.fromkeys(filter(None, projects)) or [None]
     if others and not options["project"]:
         raise UserError(f"project: the runs are of {used} and {others[0]}; give those of one, or project=NAME")
     more = f"-and-{len(ids) - 1}-more" if len(ids) > 1 else ""

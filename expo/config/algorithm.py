@@ -218,11 +218,6 @@ class GRPOConf(AlgorithmConf):
             yield f"algorithm.ratio=sequence: {why}; set algorithm.ratio=token"
         if self.sampler_correction == "none":
             yield from self.idle(["sampler_cap"], "since nothing is corrected", "algorithm.sampler_correction=token")
-        if not self.kl_coef:
-            yield from self.idle(["kl_estimator"], "since algorithm.kl_coef=0", "algorithm.kl_coef above 0")
-        if not self.overlong_share:
-            remedy = "algorithm.overlong_share above 0"
-            yield from self.idle(["overlong_penalty"], "since algorithm.overlong_share=0", remedy)
         if not self.learns_from_rewards:
             why = f"since {cfg.name} learns from no rewards"
             yield from self.idle(["overlong_share"], why, "another algorithm.advantage")

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from expo.config.algorithm import DPOConf
-from expo.config.dataset import LadderConf
+from expo.config.dataset import GeneratedConf, LadderConf
 from expo.config.distillation import SelfDistillationConf
 from expo.config.key import ALWAYS_IN, FORMER, OPTIONS, Declaration, declaration, fields_of, group_of, with_groups
 from expo.config.model import LADDER, located
+from expo.config.positives import SelfExplanationConf
 from expo.config.run import Config
 from expo.config.training import VerifierConf
 
@@ -50,7 +51,7 @@ def bank_identity(cfg: Config) -> str:
     hashed["trainer"] = {name: tree["trainer"][name] for name in ("problems_per_step", "precision")}
     # Then a problem whose prompt for a hint is too long is left out.
     hashed["hints"] = cfg.hints.writer is not None and not cfg.hints.needs_solutions
-    if not cfg.dataset.is_generated and tree["verifier"] != _tree(VerifierConf(), pairs=True):
+    if not isinstance(cfg.dataset, GeneratedConf) and tree["verifier"] != _tree(VerifierConf(), pairs=True):
         hashed["verifier"] = tree["verifier"]  # which decides which rows can be used
     hashed["positives"] = {name: tree["positives"][name] for name in ("_target_", "samples", "shown_answer")}
     return _digest(hashed)
@@ -113,9 +114,10 @@ def _hash(cfg: Config, pairs: bool) -> str:
     # pairs of twice the same completion, which count no more, and the worked examples of teachers.
     twice = isinstance(algorithm, DPOConf) and algorithm.rejected == "any" and not pairs
     marker = cfg.prompts.final.partition("{answer}")[0]
+    finds_statements = isinstance(cfg.positives, SelfExplanationConf) or cfg.hints.gives_hints
     anew = {
         # Final statements are found without the space between their words and the answer.
-        "marker": 2 if marker[-1:].isspace() and (cfg.positives.gives_positives or cfg.hints.gives_hints) else None,
+        "marker": 2 if marker[-1:].isspace() and finds_statements else None,
         "pair": 2 if twice else None,
         "examples": 2 if cfg.prompts.examples and (teaches or cfg.hints.gives_hints) else None,
         # Dropout draws by micro-batch.

@@ -144,10 +144,9 @@ def of_positives(positives: PositivesConf, cfg: Config) -> Rules:
         if not rollouts and positives.shown_answer == "wrong":
             why = f"the wrong answers are those of rollouts, and {cfg.name} makes none"
             yield f"positives.shown_answer=wrong: {why}; set algorithm.group_size=1 or more"
-        if positives.shown_answer != "true" and isinstance(cfg.verifier, PythonVerifierConf | RegexVerifierConf):
-            why = "a judge that looks at the row would hold its true answer against the one that was shown"
-            remedy = "set positives.shown_answer=true, or a verifier that compares answers, such as verifier=exact"
-            yield f"positives.shown_answer={positives.shown_answer}: {why}; {remedy}"
+        if positives.shown_answer != "true" and cfg.verifier.judges_rows:
+            why = "verifier=reasoning_gym judges by the row, whatever answer was shown"
+            yield f"positives.shown_answer={positives.shown_answer}: {why}; set positives.shown_answer=true"
         if positives.selection == "oracle_sound" and not cfg.dataset.has_oracle:
             remedy = "use dataset=ladder, a function with an oracle, or another selection"
             yield f"positives.selection=oracle_sound: {cfg.dataset.name} cannot check steps; {remedy}"

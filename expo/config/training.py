@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from typing import ClassVar
 
 from expo.config.key import Config, Rules, compiles, key, option
 
@@ -110,6 +111,8 @@ ANSWER_KINDS = (
 class VerifierConf:
     """Judging of answers by their kind, in worker processes where that takes long."""
 
+    judges_rows: ClassVar[bool] = False  # and not by the answer that an explanation was shown
+
     _target_: str = key("expo.verifier.judges.ByKind", absent="expo.verifier.judges.ByKind")
     """the judge: a class, built from these keys"""
     workers: int | None = key(None, above=0, high=1024, identity=False)
@@ -149,6 +152,10 @@ class PythonVerifierConf(VerifierConf):
     _target_: str = "expo.verifier.judges.ByFunction"
     function: str = key()
     """package.module.name of a function judge(answer, problem) that returns True, False, or None for no answer"""
+
+    @property
+    def judges_rows(self) -> bool:  # type: ignore[override]
+        return self.function == "expo.verifier.reasoning.score"
 
 
 @option("reward", "correct")

@@ -127,6 +127,7 @@ class Work:
         if known is not None and known <= data.validation:
             why = "no problem is left to train on"
             raise UserError(f"dataset.validation={data.validation}: {why}; set it below {known}")
+        exact = exact and self.rounds == 1
         epochs = "epochs not known: no dataset.limit"
         if known is not None:
             epochs = f"{'' if exact else 'at least '}{dealt / (known - data.validation):.3g} epochs"

@@ -1,6 +1,5 @@
 """Samples of every kind, and the two properties of a good positive (paper Table 1, Figure 2) measured on them."""
 
-import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,15 +19,16 @@ from expo.step.positives.properties import Scorer
 from expo.step.positives.sources import SHOWN
 from expo.verifier.answers import Verdict
 
-log = logging.getLogger(__name__)
-
+CONTROLS = {"wrong_answer": "wrong", "shuffled_answer": "shuffled"}  # kind of sample -> the answer that it is shown
 STREAMS = ("own", "self_explanation", "wrong_answer", "shuffled_answer")  # of noise, by place
 
 
-def sample(problems: list[Problem], engine: Engine, tools: Tools, samples: int, shuffled: bool = False) -> Samples:
+def sample(
+    problems: list[Problem], engine: Engine, tools: Tools, samples: int, controls: Sequence[str] = ("wrong_answer",)
+) -> Samples:
     """Return completions of every kind, verified: those of controls against the answer that they were shown.
 
-    Args: shuffled, whether to explain another problem's answer, too.
+    Args: controls, which of CONTROLS are explained.
     """
     prompts = [tuple(ids) for ids in tools.prompts.solve_ids(tools.tokenizer, problems)]
     batch = Batch(problems, prompts)
@@ -41,14 +41,7 @@ def sample(problems: list[Problem], engine: Engine, tools: Tools, samples: int, 
         i: Group(problems[i], prompts[i], own_samples[s], [row["completion"] for row in rows[s]], verdicts[s], [])
         for i, s in enumerate(of_problem)
     }
-    explain = {"self_explanation": "true", "wrong_answer": "wrong"} | (
-        {"shuffled_answer": "shuffled"} if shuffled else {}
-    )
-    if any(problem.kind == "" for problem in problems):
-        # A judge of one's own may look at the row alone, and would hold the true answer against them.
-        log.info("no explanations of other answers: verifier is a judge of its own")
-        explain = {"self_explanation": "true"}
-    for kind, shown in explain.items():
+    for kind, shown in ({"self_explanation": "true"} | {kind: CONTROLS[kind] for kind in controls}).items():
         answers = [(i, SHOWN[shown](batch, groups, i, tools)) for i in range(len(problems))]
         explained = [(i, replace(problems[i], answer=answer)) for i, answer in answers if answer is not None]
         ids = tools.prompts.explain_ids(tools.tokenizer, [p for _, p in explained])

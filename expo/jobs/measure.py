@@ -1,5 +1,6 @@
 """Sample and measure for `expo diagnose`."""
 
+import logging
 from pathlib import Path
 
 import matplotlib
@@ -23,6 +24,8 @@ from expo.verifier.pool import Verifier
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+log = logging.getLogger(__name__)
+
 
 def measure_samples(cfg: Config, run: Run) -> None:
     """Measure samples; write them, picture and summary. Raises UserError for a model or data that cannot be loaded."""
@@ -44,7 +47,11 @@ def measure_samples(cfg: Config, run: Run) -> None:
         longest = prompt_limit(cfg, model, cfg.rollout.longest_prompt)
         tools = Tools(prompts, tokenizer, verifier, rollout_sampling(cfg), cfg.seed, longest)
         engine = make_engine(cfg, model, tokenizer)
-        rows = sample(problems, engine, tools, conf.samples, conf.shuffled)
+        controls = ["wrong_answer", *(["shuffled_answer"] if conf.shuffled else [])]
+        if cfg.verifier.judges_rows:
+            log.warning("no explanations of other answers: verifier=reasoning_gym judges by the row")
+            controls = []
+        rows = sample(problems, engine, tools, conf.samples, controls)
         engine.close()
     add_measures(rows, problems, Scorer(model, tokenizer, prompts, cfg.trainer.micro_batch_size))
     run.write_config()

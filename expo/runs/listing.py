@@ -84,9 +84,10 @@ class RunFolder:
         path, eval_path = self.config.get("dataset.path"), self.config.get("dataset.eval_path")
         of_other = self.command in MEASURING and self.config.get("dataset.part") != "train"
         file = (eval_path or path) if of_other else (path or eval_path)
-        status, last = self.status, max(file.stat().st_mtime for file in self.dir.glob("*.json*"))
+        status, told = self.status, _written(self.dir / "summary.json")
+        last = max(told, _written(self.dir / "metrics.jsonl"))
         # The summary of a running one is of when it began, or went on.
-        since = last - (self.dir / "summary.json").stat().st_mtime if status == "running" else 0.0
+        since = last - told if status == "running" else 0.0
         columns = {
             "run": str(self.dir),
             "command": self.command,
@@ -102,7 +103,7 @@ class RunFolder:
             "marks": ", ".join(marks_of(summary, lines)),
             "k": largest,
             "pass@k": metrics.get(f"pass@{largest}"),
-            "seconds": None if (told := summary.get("wall_s")) is None else round(told + since, 1),
+            "seconds": None if (wall_s := summary.get("wall_s")) is None else round(wall_s + since, 1),
             "size": size_of(self.dir),
             "age": round(time.time() - last),
         }
@@ -114,6 +115,13 @@ class RunFolder:
         """Return the model's path; of a run's final model, the run."""
         path = Path(str(self.config.get("model.path")))
         return path.parents[1].name if path.parent.name == "checkpoints" else str(path)
+
+
+def _written(file: Path) -> float:
+    """Return when a file was last written; 0 where there is none."""
+    with suppress(OSError):
+        return file.stat().st_mtime
+    return 0.0
 
 
 def size_of(directory: Path) -> int:

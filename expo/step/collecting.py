@@ -24,7 +24,8 @@ from expo.step.pipeline import Pipeline
 
 LACKING = (
     "rollout.ahead=1: step {step} asks for other completions than the checkpoint has, which were generated ahead; "
-    "the same command tries again (a verdict may have timed out), and fresh=true begins the run anew"
+    "the same command tries again (a verdict may have timed out; it was written by an earlier expo, or under another "
+    "hint: then not again), and fresh=true begins the run anew"
 )
 
 

@@ -165,6 +165,7 @@ def aggregate(plan: Plan, runs: Sequence[PlannedRun]) -> dict[str, Any]:
                         both = stack({f"{a} seed {s}": values[a, s][c] for a, s in sides}, measured)
                     except UserError as error:  # each arm's own numbers stand
                         print(f"{plan.title}: no difference of {key} in {c}: {error}", file=sys.stderr)
+                        arms[key]["difference"][c] = None
                         continue
                     apart = both[: len(ours)] - both[len(ours) :]  # every seed less the one run of an evaluated arm
                     both_have = ~np.isnan(apart).all(axis=0)

@@ -76,7 +76,7 @@ def plan_runs(
             _check_column(column, arm, cfg)
         name_of_run = "" if plain(key) == cfg.name else plain(key)
         mark = run_mark(cfg, arm.command.name)
-        if (other := rows.setdefault((arm.command, mark, arm.k, arm.kind), key)) != key:
+        if (other := rows.setdefault((arm.command, mark, arm.k, arm.kind, arm.against), key)) != key:
             raise UserError(f"{plan_file(name)}: arms.{key}: the same run as {other}; leave one out, or change one")
         named = called.setdefault((arm.command, mark), name_of_run)
         arms.append((key, arm.command, run_overrides, replace(cfg, differs=named)))

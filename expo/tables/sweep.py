@@ -33,13 +33,12 @@ def to_prepare(plan: Plan, runs: Sequence[PlannedRun], todo: Sequence[PlannedRun
     """
     used, wanted = ({run.cfg.model.path.removeprefix("./") for run in some} for some in (runs, todo))
     on_disk = {folder for folder in plan.prepare if Path(folder, "config.json").is_file()}
-    for folder, command in plan.prepare.items():
-        if folder in on_disk & used:
-            _check_made(folder, command)
-    # One may begin from another.
-    for folder, command in reversed(plan.prepare.items()):
+    for folder, command in reversed(plan.prepare.items()):  # one may begin from another
         if folder in wanted - on_disk:
             wanted |= {o.partition("=")[2].strip("'\"").removeprefix("./") for o in command}
+    for folder, command in plan.prepare.items():
+        if folder in on_disk & (used | wanted):
+            _check_made(folder, command)
     return {folder: command for folder, command in plan.prepare.items() if folder in wanted - on_disk}
 
 

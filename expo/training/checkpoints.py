@@ -73,11 +73,14 @@ def newest_checkpoint(directory: Path, lineage: str | None = None) -> Path | Non
 
 def checkpoint_problem(path: Path, lineage: str | None) -> str | None:
     """Return why a run cannot resume from a checkpoint, such as `is damaged`; None where it can. One that names no
-    lineage is taken for any. Raises UserError where it would execute code."""
+    lineage is taken for any. Raises UserError where it would execute code, or holds a cache of expo 0.1."""
     try:
         with zipfile.ZipFile(path) as parts:  # torch's format
             if parts.testzip() is not None:
                 return "is damaged"
+            if any(b"expo.experience" in parts.read(name) for name in parts.namelist() if name.endswith("data.pkl")):
+                why = "holds an explanation cache of expo 0.1, which this version cannot read"
+                raise UserError(f"{path}: {why}; finish the run with 0.1, or start it over with fresh=true")
         state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except pickle.UnpicklingError as error:
         why = "holds more than tensors and plain data, and could execute code: it is not loaded"

@@ -340,7 +340,7 @@ def test_a_checkpoint_of_lora_holds_the_adapters_and_a_run_goes_on_from_them(tmp
     built.on_load_checkpoint(checkpoint)
     name = max(key for key in state if key.startswith("policy."))
     checkpoint["state_dict"][f"{name}.renamed"] = checkpoint["state_dict"].pop(name)
-    with pytest.raises(config.UserError, match=rf"the checkpoint has no weight {re.escape(name)}, and 0 others"):
+    with pytest.raises(config.UserError, match=rf"the checkpoint lacks 1 weights, {re.escape(name)} the first"):
         built.on_load_checkpoint(checkpoint)
     built.pipeline.tools.verifier.close()
 

@@ -293,7 +293,7 @@ def test_several_tasks_have_their_shares(gym):
         (["dataset.task=sums", "dataset.tasks={few: 1}"], "give one task"),
         (["dataset.tasks={few: 0}"], "must be a number above 0"),
         (["dataset.tasks={few: 1}", "dataset.task_config={low: 3}"], "the settings of each by its name"),
-        (["dataset.task=sums", "dataset.eval_split=validation"], "choose from train, test, table"),
+        (["dataset.task=sums", "dataset.eval_split=validation"], "use train or test or table"),
         (["dataset.task=sums", "verifier=math"], "set verifier=reasoning_gym"),
         (["dataset.task=sums", "dataset.path=a.jsonl"], "a.jsonl"),
     ],

@@ -301,6 +301,9 @@ def test_cached_explanations_leave_by_age_and_by_likelihood():
     assert cache.find(at(4), scorer) == {1: [candidate([2])]}
     scorer.logps[(1,)] = -0.5
     assert cache.find(at(4), scorer) == {1: [candidate([2])]}  # what has fallen once is gone
+    old = {"a": [(3, -0.5, {"problem": 0, "ids": [1], "text": ""})]}  # of 0.3's checkpoints
+    cache.load_state_dict(old)
+    assert cache.find(at(4), scorer) == {0: [candidate([1])]}
 
 
 def test_the_cache_keeps_all_of_a_problems_explanations_without_what_was_measured():

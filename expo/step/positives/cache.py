@@ -1,6 +1,6 @@
 """Cache of explanations: each is used again for some steps, and dropped when the policy has moved away from it."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from expo.step.experience import Batch, Candidate, Candidates
@@ -60,6 +60,8 @@ class ExplanationCache:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take the entries of a checkpoint."""
+        names = {f.name for f in fields(Candidate)}  # of a checkpoint of 0.3, which also had a problem's index
         self.entries = {
-            key: [(step, logp, Candidate(**c)) for step, logp, c in entries] for key, entries in state.items()
+            key: [(step, logp, Candidate(**{k: v for k, v in c.items() if k in names})) for step, logp, c in entries]
+            for key, entries in state.items()
         }
