@@ -120,6 +120,9 @@ def test_an_export_is_the_merged_model(finished, tmp_path, capsys):
     from transformers import AutoModelForCausalLM
 
     assert export.main([str(finished.dir), f"output={tmp_path / 'plain'}"]) == 0
+    assert (
+        len({path.stat().st_mode for path in (tmp_path / "plain").iterdir()}) == 1
+    )  # others may read the weights, too
     assert not (tmp_path / "plain" / "adapter_config.json").exists()
     assert (tmp_path / "plain" / TRAINED_BY).is_file()
     assert "were measured before the export" in (tmp_path / "plain" / "README.md").read_text()

@@ -11,7 +11,6 @@ from expo.config.from_run import finished_model, run_directory
 from expo.ground.files import remove
 from expo.runs.arms import TRAINED_BY, settings_of
 from expo.runs.card import model_card
-from expo.training.space import disk_errors
 
 USAGE = "usage: expo export RUN [output=RUN/export] [dtype=float32|bfloat16|float16]"
 DTYPES = ("float32", "bfloat16", "float16")
@@ -46,11 +45,13 @@ def _save(final: Path, folder: Path, dtype: str) -> str:
     """Save a run's final model, merged into its base. Returns the GGUF file of its first weights, or ""."""
     from transformers.utils import logging
 
-    from expo.model.policy import load_policy
+    from expo.model.policy import load_policy, share_weights
+    from expo.training.space import disk_errors
 
     logging.disable_progress_bar()
     model, tokenizer = load_policy(ModelConf(path=str(final), dtype=dtype))
     with disk_errors(folder):
         model.save_pretrained(folder)
+        share_weights(folder)
     tokenizer.save_pretrained(folder)
     return getattr(model.config, "expo_gguf", "")

@@ -118,8 +118,10 @@ def look(overrides: Sequence[str]) -> list[str]:
     mapped = ", ".join(o.removeprefix("dataset.columns.") for o in overrides if o.startswith("dataset.columns."))
     print(f"columns: {mapped}")
     kinds = {kind for source in reader.account().sources for kind in source.kinds}
-    verify = f"expo verify {shlex.quote(train[0].answer)} ANSWER (docs/answers.md)"
-    print(f"answers are compared as {', '.join(sorted(kinds))}; try: {verify}")
+    asking = [o for o in overrides if o.startswith("verifier")]
+    verify = f"{shlex.join(['expo', 'verify', train[0].answer, 'ANSWER', *asking])} (docs/answers.md)"
+    how = f"compared as {', '.join(sorted(kinds))}" if kinds and all(kinds) else "judged by verifier=…"
+    print(f"answers are {how}; try: {verify}")
     print(f"to train on {len(train)}, held out {len(held_out)}")
     return [problem.answer for problem in train]
 

@@ -1,5 +1,6 @@
 """`expo verify`: what the verifier says of an answer, and why."""
 
+import difflib
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -28,6 +29,18 @@ def main(arguments: list[str]) -> int:
     settings = [a for a in arguments if re.match(r"(verifier|prompts|dataset)[.=]", a)]
     if idle := [a for a in settings if a.startswith("dataset") or given]:
         raise UserError(f"{idle[0]}: expo verify takes kind=…, or verifier=… and prompts=… (verifier.kind=… with them)")
+    for text in arguments:  # a slip would be judged as an answer
+        name, equals, value = text.partition("=")
+        near = difflib.get_close_matches(
+            name.partition(".")[0], ("verifier", "prompts", "kind", "reward", "dataset"), 1, 0.75
+        )
+        if equals and near and text not in (*given, *settings):
+            known = (
+                "expo verify has no such key"
+                if near[0] == name.partition(".")[0]
+                else f"did you mean {near[0]}={value}?"
+            )
+            raise UserError(f"{text}: {known}; it takes kind=…, or verifier=… and prompts=…")
     gold, *answers = [a for a in arguments if a not in (*given, *settings)]
     kind = options["kind"]
     if settings:
@@ -63,7 +76,7 @@ def by_judge(settings: Sequence[str], gold: str, texts: Sequence[str]) -> int:
             completion = text if read(text) is not None else verifier.extraction.stated(text)
             judging = verifier.submit(completion, problem)
             verdict = judging.result()
-            table.add_row(text, read(completion) or "", str(verdict), f"{judging.score:g}")
+            table.add_row(completion, read(completion) or "", str(verdict), f"{judging.score:g}")
     Console().print(table, markup=False)
     return 0
 

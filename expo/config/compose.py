@@ -24,7 +24,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
 from expo.config.arguments import from_files
-from expo.config.errors import UserError
+from expo.config.errors import UserError, first_line
 from expo.config.identity import runtime_keys
 from expo.config.key import ALONE, OPTIONS, check_values, keep, nodes, rules_of
 from expo.config.naming import what_differs
@@ -59,12 +59,13 @@ def plugins() -> tuple[Path, ...]:
     for name in [*installed, *named]:
         try:
             module = importlib.import_module(name)
-        except ImportError as error:
+        except Exception as error:  # a user's module may raise anything
+            why = f"cannot be imported ({first_line(error)})"
             if name in installed:
                 remedy = f"the package {installed[name]} names it as a plug-in; mend it, or uninstall it"
-                raise UserError(f"{name}: cannot be imported ({error}); {remedy}") from error
-            remedy = "install it, or start expo in the folder it is in"
-            raise UserError(f"{PLUGINS_VARIABLE}={name}: cannot be imported ({error}); {remedy}") from error
+                raise UserError(f"{name}: {why}; {remedy}") from error
+            remedy = "mend or install it, or start expo in the folder it is in"
+            raise UserError(f"{PLUGINS_VARIABLE}={name}: {why}; {remedy}") from error
         if module.__file__ is not None and (folder := Path(module.__file__).parent / "conf").is_dir():
             folders.append(folder)
     return tuple(folders)

@@ -263,7 +263,8 @@ class LadderConf(GeneratedConf):
 def _file(name: str, path: str | None) -> Rules:
     if path is not None:
         if not os.path.isfile(path):
-            yield f"{name}={path}: no such file; give the path of a .jsonl or .parquet file"
+            why = "is a folder" if os.path.isdir(path) else "no such file"
+            yield f"{name}={path}: {why}; give the path of a .jsonl or .parquet file"
         if os.path.isfile(path) and not os.access(path, os.R_OK):
             yield f"{name}={path}: {NOT_OURS}"
         if not path.endswith(KINDS):

@@ -151,7 +151,8 @@ class PythonVerifierConf(VerifierConf):
 
     _target_: str = "expo.verifier.judges.ByFunction"
     function: str = key()
-    """package.module.name of a function judge(answer, problem) that returns True, False, or None for no answer"""
+    """package.module.name of a function judge(answer, problem) that returns True, False, None for no answer, or a score
+    from 0 to 1, which reward=partial learns from"""
 
     @property
     def judges_rows(self) -> bool:  # type: ignore[override]

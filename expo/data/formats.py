@@ -113,11 +113,11 @@ class Rows(Columns):
         setting = f"dataset.function={self.conf.function}"
         try:
             function = function_at(self.conf.function)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise UserError(
-                f"{setting}: cannot be imported ({error}); give package.module.name of a function, and name its "
-                "package in EXPO_PLUGINS where it stands in the working folder"
-            ) from error
+        except Exception as error:  # of a module that is not ours
+            remedy = (
+                "give package.module.name of a function, and name its package in EXPO_PLUGINS where it stands in the "
+            )
+            raise UserError(f"{setting}: cannot be imported ({first_line(error)}); {remedy}working folder") from error
         if checks := getattr(function, "oracle", None):
             self.oracle = partial(_steps, checks)
         try:

@@ -3,6 +3,7 @@
 import copy
 import logging
 import pickle
+import shutil
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -215,6 +216,12 @@ def hub_commit(source: str, revision: str | None) -> str | None:
     return None
 
 
+def share_weights(folder: Path) -> None:
+    """Let those read the weights who may read the model's config: safetensors writes them for their owner alone."""
+    for weights in folder.glob("*.safetensors"):
+        shutil.copymode(next(folder.glob("*config.json")), weights)
+
+
 def save_policy(policy: PreTrainedModel, folder: Path, goes_on: bool = False) -> None:
     """Save a policy as a Hugging Face folder; with LoRA its adapter alone. Unless `goes_on`, it cannot be used after
     that.
@@ -227,6 +234,7 @@ def save_policy(policy: PreTrainedModel, folder: Path, goes_on: bool = False) ->
     # An adapter has no embedding; PEFT would ask the hub whether it is another one.
     adapter: Any = {"save_embedding_layers": False} if causal_lm(policy) is not policy else {}
     policy.save_pretrained(folder, **adapter)
+    share_weights(folder)
     if in_4bit(causal_lm(policy)):
         Path(folder, ROUNDED).write_text("model.load_in_4bit=true\n")
 

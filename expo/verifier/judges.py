@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from expo.config import PythonVerifierConf, VerifierConf
-from expo.config.errors import UserError
+from expo.config.errors import UserError, first_line
 from expo.ground.problem import Problem
 from expo.verifier.answers import AUTO, Verdict, fast_verdict, math_verify_verdict
 from expo.verifier.kinds import KINDS, option
@@ -117,11 +117,11 @@ class ByFunction(Judge):
             function = function_at(conf.function)
             inspect.signature(function).bind("answer", Problem("", "", ""))
             self.accepts_itself = getattr(function, "accepts_itself", False)
-        except (ImportError, AttributeError, ValueError, TypeError) as error:
+        except Exception as error:  # of a module that is not ours
+            why = f"cannot be called with an answer and a problem ({first_line(error)})"
+            remedy = "and name its package in EXPO_PLUGINS where it stands in the working folder"
             raise UserError(
-                f"verifier.function={conf.function}: cannot be called with an answer and a problem ({error}); give "
-                "package.module.name of such a function, "
-                "and name its package in EXPO_PLUGINS where it stands in the working folder"
+                f"verifier.function={conf.function}: {why}; give package.module.name of such a function, {remedy}"
             ) from error
 
     def task(self, answer: str, problem: Problem) -> Task:
@@ -135,6 +135,9 @@ def function_at(path: str) -> Callable[..., Any]:
     return function
 
 
+ROUNDING = 1e-6  # of a sum of parts that are 1 together
+
+
 def score_of(returned: Any) -> float:
     """Return the score in [0, 1] of what a judge's function returned: a number, or a verdict; 0 for anything else."""
     returned = returned is Verdict.CORRECT if isinstance(returned, Verdict) else returned
@@ -142,11 +145,14 @@ def score_of(returned: Any) -> float:
 
 
 def verdict_of(returned: Any) -> Verdict:
-    """Return the verdict of what a judge's function returned. Raises TypeError for a value of another type."""
+    """Return the verdict of what a judge's function returned. Raises TypeError for a value of another type, ValueError
+    for a number that is no score: 2 for two right parts would make every answer right."""
     if isinstance(returned, Verdict):
         return returned
     if returned is None:
         return Verdict.UNPARSEABLE
     if isinstance(returned, bool | int | float):
+        if not -ROUNDING <= returned <= 1 + ROUNDING:
+            raise ValueError(f"a judge's number is a score from 0 to 1, not {returned!r}")
         return Verdict.CORRECT if returned >= 1 else Verdict.INCORRECT
     raise TypeError(f"a judge returns True, False, None or a number, not {returned!r}")

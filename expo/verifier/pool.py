@@ -33,6 +33,7 @@ class Judging(Future[Verdict]):
     """A pending verdict and its score: 1 for a right answer, else the judge's partial score, mostly 0."""
 
     score = 0.0
+    raised = ""  # what a judge of one's own raised
 
 
 @dataclass(eq=False)
@@ -142,6 +143,7 @@ class Verifier:
             try:
                 worker = worker or Worker(self.conf.memory_mb, function.rpartition(".")[0])
                 verdict, peak_mb, raised, result.score = worker.judge(function, arguments, self.conf.timeout_s)
+                result.raised = raised
                 self.peak_mb = max(self.peak_mb, peak_mb)
                 self._tell(function, raised)
                 result.set_result(verdict)

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from expo.commands import verify as verify_command
 from expo.config import UserError, VerifierConf, build, check, identity
+from expo.config.compose import plugins
 from expo.config.from_run import config_from_run
 from expo.config.own_code import own_code
 from expo.data.checks import unusable
@@ -395,3 +396,74 @@ def test_an_answer_that_no_completion_may_be_as_long_as_is_named_with_its_key():
     with Verifier(VerifierConf(max_answer_chars=3)) as verifier:
         [told] = unusable([Problem("", "?", "1234")], verifier)
     assert "verifier.max_answer_chars=3" in str(told)
+
+
+ODD = """
+def two(answer, problem):
+    return 2
+
+
+def nan(answer, problem):
+    return float("nan")
+
+
+def raises(answer, problem):
+    raise KeyError(answer)
+"""
+
+
+@pytest.fixture
+def odd(tmp_path, monkeypatch):
+    (tmp_path / "odd_judge.py").write_text(ODD)
+    (tmp_path / "no_python.py").write_text("def judge(:\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+def judge_by(name):
+    return compose_config("verifier=python", f"verifier.function={name}").verifier
+
+
+@pytest.mark.parametrize("name", ["two", "nan"])
+def test_a_number_that_is_no_score_is_not_right(odd, name, caplog):
+    with Verifier(judge_by(f"odd_judge.{name}")) as verifier:
+        judging = verifier.submit(r"\boxed{7}", Problem("", "", "7"))
+        assert (judging.result(), judging.score) == (Verdict.UNPARSEABLE, 0.0)
+        assert "a judge's number is a score from 0 to 1, not" in judging.raised
+    assert "a judge's number is a score from 0 to 1, not" in caplog.text
+
+
+def test_a_judge_that_raises_is_known_when_the_rows_are_read(odd):
+    rows = odd / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"question": f"{i}?", "answer": str(i)}) + "\n" for i in range(8)))
+    cfg = compose_config("dataset=custom", f"dataset.path={rows}", "model=random_tiny")
+    told = r"verifier.function=odd_judge.raises: raised KeyError.* mend it"
+    with Verifier(judge_by("odd_judge.raises")) as verifier, pytest.raises(UserError, match=told):
+        build(cfg.dataset, verifier).train()
+
+
+@pytest.mark.parametrize("key", ["verifier.function", "dataset.function"])
+def test_a_file_of_ones_own_that_is_no_python_is_one_line(odd, key, monkeypatch):
+    if key == "verifier.function":
+        with pytest.raises(UserError, match=r"verifier.function=no_python.judge: cannot be called .*invalid syntax"):
+            Verifier(judge_by("no_python.judge"))
+        monkeypatch.setenv("EXPO_PLUGINS", "no_python")
+        plugins.cache_clear()
+        with pytest.raises(UserError, match=r"EXPO_PLUGINS=no_python: cannot be imported \(invalid syntax"):
+            plugins()
+        plugins.cache_clear()
+    else:
+        cfg = compose_config("dataset=function", "dataset.function=no_python.judge", "model=random_tiny")
+        with pytest.raises(UserError, match=r"dataset.function=no_python.judge: cannot be imported \(invalid syntax"):
+            build(cfg.dataset, Verifier(VerifierConf())).train()
+
+
+def test_a_slip_in_a_setting_is_no_answer(capsys):
+    with pytest.raises(UserError, match=r"verifer=choice: did you mean verifier=choice\?"):
+        verify_command.main(["B", "A", "verifer=choice"])
+    with pytest.raises(UserError, match="reward=partial: expo verify has no such key"):
+        verify_command.main(["B", "A", "reward=partial"])
+    assert verify_command.main(["x=5", "5", "k=5"]) == 0
+    capsys.readouterr()
+    assert verify_command.main(["B", "The answer is B.", "verifier=choice"]) == 0
+    assert r"\boxed{The answer is B.}" in capsys.readouterr().out  # what was judged: without the box there is none
