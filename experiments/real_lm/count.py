@@ -1,6 +1,7 @@
 """Count right steps of kept samples exactly: `python -m experiments.real_lm.count`.
 
-A completion leaks where it ends in the right answer, and a running sum before it is wrong or left out.
+A completion leaks where it ends in the right answer, and a running sum before it is wrong or left out; on word
+problems, a number that the worked solution computes.
 """
 
 import random
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from experiments.real_lm.sums import right_steps
+from experiments.real_lm.templates import right_numbers
 from expo.evaluation import intervals
 from expo.runs.reading import read_rows
 from expo.verifier.extraction import last_boxed
@@ -27,7 +29,8 @@ def told(rows: Iterable[Row], heads: Sequence[str], key: Callable[[Row], tuple[s
     right, are right in each step, and end right by a wrong step; and the last's share of those that end right."""
     found = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        sound = all(right_steps(row["question"], row["completion"]))
+        checks = right_steps if row.get("terms", True) else right_numbers
+        sound = all(checks(row["question"], row["completion"]))
         found[key(row)][row[problem]].append((row["right"], row["right"] and sound, row["right"] and not sound))
     print(
         "| " + " | ".join([*heads, "samples", "end right", "and right in each step", "leak", "leaks of these"]) + " |"
@@ -76,6 +79,12 @@ def main() -> None:
     trained = HERE / "results" / "cpu" / "completions.parquet"
     rows = [row | {"right": row["verdict"] == "correct"} for row in read_rows(trained)] if trained.is_file() else []
     told(rows, ("arm", "terms"), lambda r: (f"{r['arm']}", str(r["level"])), "problem")
+    templates = [
+        row | {"right": row["verified"] == 1, "terms": False}
+        for row in read_rows(PROPERTIES / "results" / "gsm_symbolic" / "cpu" / "measured.parquet")
+        if row["arm"] == "own"
+    ]
+    told(templates, ("template", "kind"), lambda r: (r["level"], r["kind"]), "id")
     written = banked(Path("outputs"))
     told(written, ("written for training", "terms"), lambda r: (r["task"], str(r["question"].count("+") + 1)), "id")
     cold = [row for row in explained if row["base"] == "cold_sums" and row["kind"] == "self_explanation"]
