@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from experiments.real_lm.sums import right_steps
-from experiments.real_lm.templates import right_numbers
+from experiments.real_lm.templates import NUMBER, computed, right_numbers, solutions
 from expo.evaluation import intervals
 from expo.runs.reading import read_rows
 from expo.verifier.extraction import last_boxed
@@ -46,6 +46,35 @@ def told(rows: Iterable[Row], heads: Sequence[str], key: Callable[[Row], tuple[s
         whole = sum(map(len, problems.values()))
         print("| " + " | ".join([*name, str(whole), *cells, f"{leaks:.0f} of {right:.0f}"]) + " |")
     print()
+
+
+def of_templates(rows: Iterable[Row]) -> None:
+    """Print, by level, the share of numbers before the answer that own samples and explanations compute, and the lift
+    of explanations whose last line before the box states the answer, and of the others: means over problems."""
+    by = {(row["level"], row["kind"], row["id"]): row for row in rows}
+    for level in ("known", "new"):
+        apart, lifts = [], defaultdict(list)
+        for row in (row for (of, kind, _), row in by.items() if (of, kind) == (level, "self_explanation")):
+            answer = float(row["true_answer"])
+            wanted = [n for n in computed(solutions()[row["question"]]) if n != answer]
+            pair = (by[level, "own", row["id"]], row)
+            if wanted:
+                apart.append([np.mean([n in computed(r["completion"]) for n in wanted]) for r in pair])
+            line = row["completion"].partition("\\boxed")[0].strip().rpartition("\n")[2].replace(",", "")
+            lifts[answer in map(float, NUMBER.findall(line))].append(row["answer_lift"])
+        own, explained = np.array(apart).T
+        print(f"{level}: numbers before the answer: own {own.mean():.2f}, explained {explained.mean():.2f},", end=" ")
+        print(
+            f"difference {_mean(explained - own)}; lift where the last line has the answer {_mean(lifts[True])}",
+            end=" ",
+        )
+        print(f"({len(lifts[True])}), elsewhere {_mean(lifts[False])} ({len(lifts[False])})")
+    print()
+
+
+def _mean(values: Any) -> str:
+    low, high = intervals.of_mean(np.array(values))
+    return f"{np.mean(values):.2f} [{low:.2f}, {high:.2f}]"
 
 
 def banked(folder: Path) -> list[Row]:
@@ -85,6 +114,7 @@ def main() -> None:
         if row["arm"] == "own"
     ]
     told(templates, ("template", "kind"), lambda r: (r["level"], r["kind"]), "id")
+    of_templates(templates)
     written = banked(Path("outputs"))
     told(written, ("written for training", "terms"), lambda r: (r["task"], str(r["question"].count("+") + 1)), "id")
     cold = [row for row in explained if row["base"] == "cold_sums" and row["kind"] == "self_explanation"]

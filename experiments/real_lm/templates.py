@@ -56,17 +56,18 @@ def computed(solution: str) -> list[float]:
 
 
 @cache
-def _solutions() -> dict[str, str]:
+def solutions() -> dict[str, str]:
+    """Return the worked solution of each question."""
     return {made["question"]: made["solution"] for split in ROWS for made in problems(split)}
 
 
 def right_numbers(question: str, completion: str) -> list[bool]:
     """Return, of each number that the worked solution computes, whether a completion has it behind an equals sign.
 
-    Another way to the answer, with other numbers on it, counts as wrong: a lower bound of right steps. Where the
-    worked solution computes nothing, there is one step, which is right.
+    Another way to the answer, with other numbers on it, counts as wrong, and a false equation with the right number
+    behind it as right. Where the worked solution computes nothing, there is one step, which is right.
     """
-    wanted, has = computed(_solutions()[question]), set(computed(completion))
+    wanted, has = computed(solutions()[question]), set(computed(completion))
     return [number in has for number in wanted] or [True]
 
 
