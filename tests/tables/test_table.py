@@ -992,7 +992,10 @@ def test_a_grid_that_is_none_is_refused(small, one, other, told):
         (GRID.replace("  alone:", "  sft_easy:"), "sft_easy: stands alone and in the grid"),
         (PLAN.replace("exp: {", '"ex/p": {').replace(", against: grpo", ""), "arms.ex/p: has a slash"),
         (PLAN.replace("label: ExP,", "label: ExP, kind: own,"), "arms.exp.kind=own: of no effect on expo train"),
-        (PLAN.replace("algorithm=exp_grpo", "algorithm=grpo"), "arms.exp: the same run as grpo; leave one out"),
+        (
+            PLAN.replace("algorithm=exp_grpo], against: grpo", "algorithm=grpo]"),
+            "arms.exp: the same run as grpo; leave one out",
+        ),
     ],
 )
 def test_a_plan_whose_rows_would_not_be_what_they_say_is_refused(small, text, told):
