@@ -6,14 +6,17 @@ from itertools import product
 
 from rich.table import Column, Table
 
-from expo.config import Config, UserError, check_anywhere
+from expo.config import Config, UserError, build, check_anywhere
+from expo.config.dataset import FunctionConf
 from expo.config.key import shown
 from expo.cost.estimate import SURE
 from expo.cost.machine import DEVICES, Device, this_machine
 from expo.cost.memory import disk, memory, settled
 from expo.cost.run import Work
 from expo.cost.seconds import run_seconds, seconds, tokens
+from expo.data.reader import Reader
 from expo.tables.render import wide_console
+from expo.verifier.pool import Verifier
 
 Setting = tuple[str, object]  # a key and its value
 # By whether the device is this machine, see docs/scaling.md.
@@ -28,7 +31,8 @@ HOW_SURE = {
 def plan(cfg: Config) -> int:
     """Print memory, seconds, hours, disk and settings that fit, by numbers of devices. Returns the exit code."""
     device = this_machine(cfg.trainer.threads) if cfg.plan.device == "here" else DEVICES[cfg.plan.device]
-    works = [settled(Work.of(cfg, n), device) for n in cfg.plan.devices]
+    read = read_problems(cfg)
+    works = [settled(replace(Work.of(cfg, n), read=read), device) for n in cfg.plan.devices]
     shape, length = works[0].shape, works[0].length
     print(
         f"{cfg.name}, {cfg.model.path}, {shape.parameters / 1e9:.2f} G parameters, "
@@ -52,6 +56,17 @@ def plan(cfg: Config) -> int:
         print(advice(work, device))
     print(HOW_SURE[cfg.plan.device == "here"])
     return 0
+
+
+def read_problems(cfg: Config) -> tuple[int, int] | None:
+    """Return how many problems to train on, and held out, are in files or a function of one's own; None without them.
+    Raises UserError for what cannot be read."""
+    data = cfg.dataset
+    if data.path is None and data.eval_path is None and not isinstance(data, FunctionConf):
+        return None
+    with Verifier(cfg.verifier, final=cfg.prompts.final) as verifier:
+        reader: Reader = build(data, verifier, of=Reader)
+        return len(reader.train()), len(reader.evaluation())
 
 
 def as_table(works: Sequence[Work], device: Device) -> Table:

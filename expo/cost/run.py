@@ -43,6 +43,7 @@ class Work:
     cfg: Config
     shape: Shape
     devices: int
+    read: tuple[int, int] | None = None  # problems of files that were read: to train on, and held out
 
     @classmethod
     def of(cls, cfg: Config, devices: int | None = None) -> "Work":
@@ -101,6 +102,8 @@ class Work:
     def evaluated(self, command: str = "train") -> tuple[int | None, bool]:
         """Return how many problems an evaluation by a command takes, see `problems_of`."""
         data, made = self.cfg.dataset, isinstance(self.cfg.dataset, GeneratedConf)
+        if command == "train" and self.read:
+            return self.read[1], True
         if command != "train" and data.part == "train":
             return problems_of(data, data.split, data.levels, data.limit)
         levels = data.levels if data.eval_levels is None else data.eval_levels
@@ -123,7 +126,8 @@ class Work:
         UserError where none is left to train on."""
         cfg, data = self.cfg, self.cfg.dataset
         dealt = cfg.trainer.max_steps * cfg.trainer.problems_per_step
-        known, exact = problems_of(data, data.split, data.levels, data.limit)
+        counted = self.read and (self.read[0], True)
+        known, exact = counted or problems_of(data, data.split, data.levels, data.limit)
         if known is not None and known <= data.validation:
             why = "no problem is left to train on"
             raise UserError(f"dataset.validation={data.validation}: {why}; set it below {known}")

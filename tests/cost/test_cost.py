@@ -1,5 +1,6 @@
 """What a run is estimated to cost: by hand, against what torch keeps, and `expo plan`."""
 
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -409,6 +410,16 @@ def test_a_plan_of_which_nothing_is_left_to_train_on_is_one_line(limit, validati
     told = f"dataset.validation={validation}: no problem is left to train on; set it below {min(limit, 7500)}"
     with pytest.raises(UserError, match=told):
         plan_command(compose_config(*THREE_B, *line))
+
+
+def test_a_plan_counts_the_problems_of_a_file(tmp_path, capsys):
+    rows = [{"question": f"What is {i} + 1?", "answer": str(i + 1)} for i in range(30)]
+    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in [*rows, {"question": "none"}]))
+    own = ["dataset=custom", f"dataset.path={tmp_path}/rows.jsonl", "dataset.validation=3"]
+    few = ["trainer.max_steps=12", "trainer.problems_per_step=4", "evaluation.every=12", "k=[1]", "plan.devices=[1]"]
+    plan_command(compose_config(*THREE_B, *own, *few))
+    # 15 of 30 are held out, and 12 of the others trained on.
+    assert "48 in all (4 epochs); 2 evaluations of 18 completions" in " ".join(capsys.readouterr().out.split())
 
 
 def test_an_evaluation_of_the_ladder_is_estimated_by_the_problems_of_its_levels():
