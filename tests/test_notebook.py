@@ -113,6 +113,7 @@ def test_the_card_has_the_numbers(finished):
     value = 100 * finished.summary["metrics"]["pass@4"]
     assert f"| pass@4 | {value:.1f} |" in text
     assert finished.summary["identity"] in text
+    assert "In the chat template's form:\n\n    {question}\n" in text
 
 
 @pytest.mark.runs

@@ -1,5 +1,6 @@
 """The model card of a finished run, in the hub's form: what the model is, how it was made, what was measured."""
 
+import textwrap
 from typing import Any
 
 import yaml
@@ -15,7 +16,7 @@ def model_card(cfg: Config, summary: dict[str, Any], adapter: bool, gguf: str = 
     model's first weights are from; exported, whether the weights are others than the measured ones, if by rounding.
     """
     base, data = cfg.model.path, cfg.dataset
-    front: dict[str, Any] = {"library_name": "peft" if adapter else "transformers", "tags": ["expo", cfg.name, "math"]}
+    front: dict[str, Any] = {"library_name": "peft" if adapter else "transformers", "tags": ["expo", cfg.name]}
     hub_id = PACKAGED[base].hub_id if base in PACKAGED else base
     if not looks_local(hub_id) and not is_gguf(hub_id) and "/" in hub_id:
         front["base_model"] = hub_id
@@ -36,6 +37,13 @@ def model_card(cfg: Config, summary: dict[str, Any], adapter: bool, gguf: str = 
         rounded += "The numbers below were measured before the export, which merges adapters and rounds anew.\n"
     if gguf:
         rounded += f"Its first weights are those of the GGUF file {gguf}, rounded as they are there, and plain since.\n"
+    prompts = cfg.prompts
+    around = [
+        *(["without a system message"] if not prompts.template_system else []),
+        *([f"the system message {prompts.system!r}"] if prompts.system else []),
+        *([f"{prompts.examples} worked examples before it"] if prompts.examples else []),
+    ]
+    asked = f"In the chat template's form, {', '.join(around)}:" if around else "In the chat template's form:"
     return f"""---
 {yaml.safe_dump(front, sort_keys=False).strip()}
 ---
@@ -43,6 +51,12 @@ def model_card(cfg: Config, summary: dict[str, Any], adapter: bool, gguf: str = 
 
 `{base}`, trained by {cfg.name} for {summary["step"]} steps with seed {cfg.seed}, on {data.name} ({source}).
 {rounded}Made with expo ({version}) on {summary["device"]}; identity of the run: {summary["identity"]}.
+
+## Prompt
+
+{asked}
+
+{textwrap.indent(prompts.solve, "    ")}
 
 ## Measured
 
