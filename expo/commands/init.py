@@ -11,6 +11,7 @@ import yaml
 
 from expo.config import UserError, build, check, compose_config, make_folder, take_options
 from expo.config.arguments import quoted
+from expo.config.compose import PLUGINS_VARIABLE
 from expo.config.dataset import columns_of
 from expo.config.files import KINDS, NOT_OURS
 from expo.tables.plan import known_tables
@@ -67,7 +68,9 @@ def main(arguments: list[str]) -> int:
     items = yaml.safe_dump(overrides, default_flow_style=True, width=10**6, allow_unicode=True).strip()[1:-1]
     (folder / "plan.yaml").write_text(PLAN.format(name=name, data=items))
     table = f"./{folder}" if str(folder) in known_tables() else folder
-    (folder / "README.md").write_text(README.format(name=name, folder=table, data=data, overrides=overrides_line))
+    own = f"export {PLUGINS_VARIABLE}={shlex.quote(named)}\n" if (named := os.environ.get(PLUGINS_VARIABLE)) else ""
+    readme = README.format(name=name, folder=table, data=data, overrides=overrides_line, own=own)
+    (folder / "README.md").write_text(readme)
     print(f"made {folder / 'plan.yaml'} and {folder / 'README.md'}; next: expo table {table}")
     return 0
 
@@ -149,7 +152,7 @@ README = """\
 A study on `{data}`. Start these commands in the folder that this path is relative to.
 
 ```bash
-expo table {folder} dry_run=true                # what would be run; first with a tiny random model
+{own}expo table {folder} dry_run=true                # what would be run; first with a tiny random model
 expo table {folder}                             # make it
 expo report {folder}                            # one HTML page
 ```

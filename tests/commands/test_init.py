@@ -82,6 +82,14 @@ def test_letters_are_judged_as_options_unless_told_otherwise(here, monkeypatch, 
     assert {run.cfg.verifier.kind for run in Request("study", "cpu").runs()} == {takes}
 
 
+def test_a_readme_names_the_packages_that_its_commands_need(here, monkeypatch, capsys):
+    (here / "my_lab.py").touch()
+    monkeypatch.setenv("EXPO_PLUGINS", "my_lab")
+    monkeypatch.syspath_prepend(here)
+    expo(monkeypatch, capsys, "init", "study", "data=my rows.jsonl")
+    assert "```bash\nexport EXPO_PLUGINS=my_lab\nexpo table study" in (here / "study" / "README.md").read_text()
+
+
 def test_two_plans_of_one_folder_have_results_of_their_own(here, monkeypatch, capsys):
     expo(monkeypatch, capsys, "init", "study", "data=my rows.jsonl")
     (here / "study" / "b.yaml").write_text((here / "study" / "plan.yaml").read_text())
