@@ -45,3 +45,5 @@ def print_metrics(cfg: Config, metrics: dict[str, float], problems: int) -> None
     if shares := shares_told(metrics):
         mean = f"{metrics['eval/length_mean']:.0f} tokens on average"
         console.print(f"of the completions: {shares}; {mean}", markup=False)
+    if (reward := metrics.get("eval/reward_mean")) is not None:
+        console.print(f"mean reward ({cfg.reward._target_.rpartition('.')[2]}): {reward:.3f}", markup=False)

@@ -23,3 +23,9 @@ def test_square_brackets_are_text_in_every_table(capsys, monkeypatch):
     said = capsys.readouterr().out
     for text in ("[/b]", "[x, y]", "[b]", "[x]", "extra [vllm]", "[/y]", doctor.NOTE):
         assert text in said
+
+
+def test_the_mean_reward_of_a_reward_of_ones_own_stands_below_the_table(capsys):
+    cfg = compose_config("reward=partial", "verifier=reasoning_gym", "dataset=reasoning_gym")
+    evaluate.print_metrics(cfg, {"eval/length_mean": 1.0, "eval/reward_mean": 0.25}, 1)
+    assert "mean reward (Partial): 0.250" in capsys.readouterr().out
