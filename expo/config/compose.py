@@ -24,6 +24,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
 from expo.config.arguments import from_files
+from expo.config.dataset import MEASURING
 from expo.config.errors import UserError, first_line
 from expo.config.identity import runtime_keys
 from expo.config.key import ALONE, OPTIONS, check_values, keep, nodes, rules_of
@@ -173,9 +174,11 @@ def for_command(config: Config, command: str, overrides: Sequence[str]) -> Confi
 
     Raises UserError for a key on the command line that the command does not look at.
     """
-    unread = config.dataset.unread(command)
+    unread = {f"dataset.{name}": why for name, why in config.dataset.unread(command).items()}
+    if command not in MEASURING:
+        unread["evaluation.greedy"] = "expo evaluate run=… of the finished run makes greedy completions"
     for key, value in (o.lstrip("+").partition("=")[::2] for o in overrides):
-        if (reason := unread.get(key.removeprefix("dataset."))) and key.startswith("dataset.") and value != "null":
+        if (reason := unread.get(key)) and value not in ("null", "false"):
             raise UserError(f"{key}={value}: expo {command} does not look at it here; {reason}")
     config.name = name_of(config, command, overrides)
     return config

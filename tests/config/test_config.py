@@ -431,6 +431,12 @@ def test_a_number_of_problems_that_is_not_looked_at_is_refused(command, settings
         assert "dataset.limit takes fewer" in told or "dataset.eval_limit takes fewer" in told
 
 
+def test_greedy_completions_are_those_of_expo_evaluate():
+    assert "expo train does not look at it here; expo evaluate run=" in _refused("train", ["evaluation.greedy=true"])[0]
+    for command, value in (("train", "false"), ("evaluate", "true")):
+        assert not any(_refused(command, [f"evaluation.greedy={value}"]))
+
+
 def _refused(command: str, overrides: list[str]) -> list[str]:
     try:
         for_command(compose_config(*overrides), command, overrides)
