@@ -9,12 +9,15 @@ from rich.table import Column, Table
 from expo.config import Config, UserError, build, check_anywhere
 from expo.config.dataset import FunctionConf
 from expo.config.key import shown
+from expo.config.model import RandomShapeConf
 from expo.cost.estimate import SURE
 from expo.cost.machine import DEVICES, Device, this_machine
 from expo.cost.memory import disk, memory, settled
 from expo.cost.run import Work
 from expo.cost.seconds import run_seconds, seconds, tokens
 from expo.data.reader import Reader
+from expo.model.shapes import config_of
+from expo.runs.hub import ask_hub
 from expo.tables.render import wide_console
 from expo.verifier.pool import Verifier
 
@@ -30,6 +33,10 @@ HOW_SURE = {
 
 def plan(cfg: Config) -> int:
     """Print memory, seconds, hours, disk and settings that fit, by numbers of devices. Returns the exit code."""
+    if config_of(cfg.model.path) is None:
+        if isinstance(cfg.model, RandomShapeConf):
+            build(cfg.model)  # says which shapes there are
+        ask_hub([], models=[cfg])
     device = this_machine(cfg.trainer.threads) if cfg.plan.device == "here" else DEVICES[cfg.plan.device]
     read = read_problems(cfg)
     works = [settled(replace(Work.of(cfg, n), read=read), device) for n in cfg.plan.devices]

@@ -15,14 +15,15 @@ LIMIT_S = 3
 ASKED = "EXPO_HUB_ASKED"  # set for the processes that this one starts
 
 
-def ask_hub(trained: Iterable[Config], scored: Iterable[Config] = ()) -> None:
+def ask_hub(trained: Iterable[Config], scored: Iterable[Config] = (), models: Iterable[Config] = ()) -> None:
     """Raise UserError where a model or data set has to come from the hub, and the hub does not answer.
 
     Where all is in the local cache, its libraries are told not to ask. Args: scored, configs of what reads
-    `dataset.part` alone.
+    `dataset.part` alone; models, of what reads no data.
     """
     read = [(cfg, cfg.dataset.path) for cfg in trained]
     read += [(c, c.dataset.path or (c.dataset.eval_path if c.dataset.part != "train" else None)) for c in scored]
+    read += [(cfg, "none") for cfg in models]
     wanted = dict.fromkeys(need for cfg, file in read for need in _needs(cfg, file))
     if not wanted or os.environ.get(ASKED) or os.environ.get("HF_HUB_OFFLINE") == "1":
         return

@@ -9,6 +9,7 @@ import pytest
 from conftest import compose_config
 
 from expo.commands import doctor
+from expo.commands.plan import plan
 from expo.config import UserError
 from expo.runs import hub
 
@@ -67,6 +68,14 @@ def test_a_refused_connection_is_told(monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(UserError, match="Connection refused"):
         hub.ask_hub([compose_config(*FROM_HUB)])
+
+
+def test_a_plan_asks_for_the_model_alone_and_only_where_its_shape_is_not_known(silent):
+    with pytest.raises(UserError, match=r"model.path=some/model: not in the local cache"):
+        plan(compose_config(*FROM_HUB, "dataset=math"))
+    with pytest.raises(UserError, match=r"model.path=9B: no shape that is known; use one of 0.5B"):
+        plan(compose_config("model=random_shape", "model.path=9B", "dataset=math"))
+    assert plan(compose_config("model=qwen2.5-3b-instruct", "dataset=math", "plan.devices=[1]")) == 0
 
 
 def test_what_needs_no_hub_asks_nobody(silent, math_file):
