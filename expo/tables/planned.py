@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,8 +11,9 @@ from typing import Any
 
 from expo.config import Config, UserError, check_anywhere, compose_config, run_dir, run_mark
 from expo.config.compose import for_command
+from expo.config.dataset import DatasetConf
 from expo.config.identity import runtime_keys
-from expo.config.key import with_groups
+from expo.config.key import shown, with_groups
 from expo.config.naming import plain
 from expo.evaluation.kinds import KINDS
 from expo.runs.arms import settings_in
@@ -80,6 +81,7 @@ def plan_runs(
             raise UserError(f"{plan_file(name)}: arms.{key}: the same run as {other}; leave one out, or change one")
         named = called.setdefault((arm.command, mark), name_of_run)
         arms.append((key, arm.command, run_overrides, replace(cfg, differs=named)))
+    _check_evaluated_alike(name, plan, {key: cfg for key, command, _, cfg in arms if command is Command.train})
     return [
         PlannedRun(key, seed, [*run_overrides, f"seed={seed}"], replace(cfg, seed=seed), command.name)
         for seed in (first, *others)  # all arms of a seed before the next
@@ -115,6 +117,29 @@ def _check_arms_stay_apart(name: str, plan: Plan, scale: Scale, overrides: Seque
                 raise UserError(f"{given}: changes {key} of {arm}, and the arms of {name} differ in it; {remedy}")
         if before[other := first.setdefault(f"{plan.arms[arm].command} {sorted(new.items())}", arm)] != before[arm]:
             raise UserError(f"{given}: makes {other} and {arm} of {name} one run; {remedy}")
+
+
+def _check_evaluated_alike(name: str, plan: Plan, trained: Mapping[str, Config]) -> None:
+    """Check that a trained arm and the one that it is held against are evaluated on the same problems. Raises
+    UserError."""
+    for key, cfg in trained.items():
+        if (against := plan.arms[key].against) in trained:
+            ours, theirs = (_evaluated_on(c.dataset) for c in (cfg, trained[against]))
+            if unlike := next((k for k in ours if ours[k] != theirs[k]), ""):
+                why = f"{unlike}={shown(ours[unlike])}, and {shown(theirs[unlike])} of {against}"
+                where = f"{plan_file(name)}: arms.{key}.against={against}: evaluated on other problems"
+                raise UserError(f"{where}: dataset.{why}; give both one, or leave against out")
+
+
+def _evaluated_on(data: DatasetConf) -> dict[str, object]:
+    """Return the settings that decide which problems a run is evaluated on."""
+    return {
+        "hub_id": data.hub_id,
+        "eval_path": data.path if data.shares_file else data.eval_path,
+        "eval_split": data.eval_split,
+        "eval_levels": data.levels if data.eval_levels is None else data.eval_levels,
+        "eval_limit": data.eval_limit,
+    }
 
 
 def _key(override: str) -> str:

@@ -227,6 +227,10 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(small, tmp_path, capsys)
         (PLAN + "paper: {exp: 54.3}", r"plan.yaml: exp: 54.3: no columns; give each number its column: \{MATH: 54.3\}"),
         (PLAN + "paper: {exp: [54.3]}", r"plan.yaml: exp: \[54.3\]: no columns"),
         (PLAN.replace("{label: GRPO,", "{label: GRPO, k: 8,"), "arms.exp.against=grpo: k=null, and k=8 of grpo; give"),
+        (
+            PLAN.replace("[algorithm=exp_grpo]", "[algorithm=exp_grpo, dataset.eval_limit=9]"),
+            "arms.exp.against=grpo: evaluated on other problems: dataset.eval_limit=9, and 4 of grpo; give both one",
+        ),
         (PLAN.replace("seeds: [0, 1]", "seeds: [0, -1]"), r"seeds=\[0, -1\]: give one seed or more, each of 0 or more"),
         (PLAN + "prepare: {made: [pretrain, pretrain.output=made]}", "prepare.made: no run begins from it"),
         ("- " + PLAN.replace("\n", "\n  "), "not keys with values"),
