@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from expo.verifier import answer_forms
-from expo.verifier.kinds import KINDS, OPTIONS, Kind, compact, kind_of, option, option_text
+from expo.verifier.kinds import KINDS, OPTIONS, Kind, compact, kind_of, option, option_text, verbatim
 from expo.verifier.numbers import is_arithmetic, number, numbers_in_a_row, quantity
 from expo.verifier.spelling import bare, spelled
 
@@ -46,6 +46,8 @@ def fast_verdict(answer: str, gold: str, kind: str = AUTO) -> Verdict | None:
     if not (ours := bare(answer)):
         return Verdict.UNPARSEABLE
     gold, how = _compared(answer, gold, kind)
+    if kind == "exact":  # that the user has set
+        return Verdict.CORRECT if verbatim(answer) == verbatim(gold) else Verdict.INCORRECT
     if how.name not in ("exact", "json") and compact(ours) == compact(bare(gold)):
         return Verdict.CORRECT
     verdict = _verdict_by_form(answer, gold, how)
@@ -61,7 +63,14 @@ def _is_no_value(answer: str) -> bool:
     """Return whether an answer to a question for a number is several, a sum not carried out, a date, or words."""
     kind = kind_of(answer)
     worded = kind in ("date", "time") or (kind == "words" and not re.search(r"\d", answer))
-    return worded or numbers_in_a_row(answer) is not None or is_arithmetic(answer)
+    return worded or numbers_in_a_row(answer) is not None or is_arithmetic(answer) or bool(_HEDGED.search(answer))
+
+
+# Between values: 5 or 6, in signs that math-verify reads past.
+_HEDGED = re.compile(
+    r"\\(?:lor|vee|land|wedge|oplus|curlyvee|curlywedge)(?![a-zA-Z])|[&@]|\^\s*\{\s*\}"
+    r"|[\d}]\s*(?:\||\\\\|\\hspace\*?\s*\{[^{}]*\})\s*[\d\\]"
+)
 
 
 def _verdict_by_form(answer: str, gold: str, how: Kind) -> Verdict | None:
@@ -94,6 +103,8 @@ def math_verify_verdict(answer: str, gold: str, kind: str = AUTO) -> Verdict:
         else parse(rf"\boxed{{{_indexed_capitals(answer_forms.readable(gold))}}}", parsing_timeout=None)
     )
     *before, last = answer_forms.sides(answer_forms.readable(answer), gold)
+    if how.numeric and (with_unit := re.fullmatch(rf"(.*\d)\s*{UNIT_LETTER}", last)) and number(with_unit[1]):
+        last = with_unit[1]  # 12m
     if not all(answer_forms.names(side) or _is_finite_number(_parsed(side)) for side in before):
         return Verdict.INCORRECT  # 2x = 5 leaves x to be found
     answers = _parsed(last)
@@ -118,8 +129,13 @@ def _parsed(text: str) -> list[Any]:
     return parsed
 
 
+UNIT_LETTER = "[cdghlmost]"  # which math-verify drops where a text ends in one of them
+
+
 def _indexed_capitals(text: str) -> str:
-    r"""Return the text with an index at each capital letter: to math-verify R is r. Sets and units stay."""
+    r"""Return the text with an index at each capital letter: to math-verify R is r. Sets and units stay. A letter at
+    the end stays, too."""
+    text = re.sub(rf"(?<![\\a-zA-Z])({UNIT_LETTER})\s*$", r"{\1}", text)
     if re.search(r"\\(?:text|mathbb|mathrm|begin)|[A-Z]{2}|\\c[ua]p", text):
         return text
     capital = r"\\(Delta|Gamma|Theta|Lambda|Sigma|Phi|Psi|Omega)(?![a-zA-Z])|(?<![\\a-zA-Z])([A-DF-Z])(?![a-zA-Z_(])"
@@ -134,11 +150,25 @@ def _same(golds: list[Any], answers: list[Any], gold: str, answer: str) -> bool:
     """
     from math_verify import verify
 
+    golds, answers = _complex(golds, answers)
     if _is_finite_number(golds) and _is_finite_number(answers):
         return _same_value(golds[0], answers[0], gold, answer)
     if verify(golds, answers, timeout_seconds=None):
         return _no_leaf_differs(golds[0], answers[0])
     return _same_for_counts(golds[0], answers[0])
+
+
+def _complex(golds: list[Any], answers: list[Any]) -> tuple[list[Any], list[Any]]:
+    """Return both with the imaginary unit for `i`, where it is the only letter."""
+    from sympy import Expr, I, Symbol
+
+    sides = (golds[0], answers[0])
+    if not all(isinstance(x, Expr) and {s.name for s in x.free_symbols} <= {"i"} for x in sides):
+        return golds, answers
+    wanted, stated = (
+        [x.subs(Symbol("i"), I) if (i := next(iter(x.free_symbols), None)) is None else x.subs(i, I)] for x in sides
+    )
+    return wanted, stated
 
 
 def _same_value(wanted: Any, stated: Any, gold: str, answer: str) -> bool:

@@ -48,12 +48,15 @@ def last_boxed(text: str) -> str | None:
 
 
 def _last(pattern: str) -> Callable[[str], str | None]:
-    """Return the function that finds the last match of a pattern: of that the first group where it has one."""
+    """Return the function that finds the last match of a pattern: of that the first group that matched, where it has
+    any."""
     compiled = re.compile(pattern, re.DOTALL)
 
     def find(text: str) -> str | None:
         matches = list(compiled.finditer(text))
-        return (matches[-1][1 if compiled.groups else 0] or "") if matches else None
+        if not matches or not compiled.groups:
+            return matches[-1][0] if matches else None
+        return next(filter(None, matches[-1].groups()), "")
 
     return find
 

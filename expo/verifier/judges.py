@@ -154,5 +154,5 @@ def verdict_of(returned: Any) -> Verdict:
     if isinstance(returned, bool | int | float):
         if not -ROUNDING <= returned <= 1 + ROUNDING:
             raise ValueError(f"a judge's number is a score from 0 to 1, not {returned!r}")
-        return Verdict.CORRECT if returned >= 1 else Verdict.INCORRECT
+        return Verdict.CORRECT if returned >= 1 - ROUNDING else Verdict.INCORRECT
     raise TypeError(f"a judge returns True, False, None or a number, not {returned!r}")

@@ -10,6 +10,7 @@ import operator
 import re
 from calendar import monthrange
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -62,10 +63,18 @@ _NAMES_ANOTHER = re.compile(
 def option(text: str) -> str | None:
     r"""Return the letter of an option: `A`, `(A)`, `A)`, `\textbf{(A)}\ 5`, `B: the second`; None for anything else,
     and where what follows names another option, or takes it back."""
-    match = _LETTER.fullmatch(_NAMED.sub("", bare(text)))
-    if match and (_NAMES_ANOTHER.search(match[2]) or set(re.findall("[a-z]+", match[2].lower())) & TURNS):
+    plain = _NAMED.sub("", bare(text))
+    match = _LETTER.fullmatch(plain)
+    if match and (
+        _NAMES_ANOTHER.search(match[2]) or _lists(plain) or set(re.findall("[a-z]+", match[2].lower())) & TURNS
+    ):
         return None
     return None if match is None else match[1].upper() if match[1].upper() in OPTIONS else match[1]
+
+
+def _lists(plain: str) -> bool:
+    """Return whether a text is a list of letters: `b, c`."""
+    return re.fullmatch(r"\(?[A-Ja-j]\)?(?:\s*(?:[,;/&]|\band\b|\bor\b)\s*\(?[A-Ja-j]\)?)+", plain) is not None
 
 
 def option_text(text: str) -> str:
@@ -148,15 +157,21 @@ def exact(text: str) -> str | None:
     return (re.sub(r"[_^{}$]", "", plain) if _FORMULA.fullmatch(plain.replace("$", "")) else plain) or None
 
 
+def verbatim(text: str) -> str:
+    r"""Return the text itself, with one space for any white space, without `\text{}` and LaTeX's escapes."""
+    return " ".join(re.sub(r"\\([_#&%{}$])", r"\1", re.sub(TEXT, r"\1", text)).split())
+
+
 def data(text: str) -> str | None:
-    """Return JSON in one spelling; None for what is none."""
-    try:
-        parsed = json.loads(
-            spelled(text).removesuffix("."), parse_float=lambda t: int(v) if (v := float(t)).is_integer() else v
-        )
-        return json.dumps(parsed, sort_keys=True)
-    except (ValueError, RecursionError, OverflowError):
-        return None
+    """Return JSON in one spelling; None for what is none. What stands in it is taken as it is, if it is JSON so."""
+    fenced = re.fullmatch(r"\s*```\w*\s(.*)```\s*", text, re.DOTALL)
+    for written in (fenced[1] if fenced else text, spelled(text)):
+        with suppress(ValueError, RecursionError, OverflowError):
+            parsed = json.loads(
+                written.strip().removesuffix("."), parse_float=lambda t: int(v) if (v := float(t)).is_integer() else v
+            )
+            return json.dumps(parsed, sort_keys=True)
+    return None
 
 
 def notation(text: str) -> str | None:
@@ -165,8 +180,8 @@ def notation(text: str) -> str | None:
 
 
 def compact(text: str) -> str:
-    """Return the text without spaces, but where one means something: "1 1/2" is not "11/2"."""
-    return re.sub(r"(?<!\w) +| +(?!\w)", "", text)
+    """Return the text without spaces, but where one means something: "1 1/2" is not "11/2", "1, 200" not "1,200"."""
+    return re.sub(r"(?<!\w)(?<!\d,) +| +(?!\w)|(?<=\d,) +(?!\d{3}(?!\d))", "", text)
 
 
 @dataclass(frozen=True)
@@ -175,6 +190,7 @@ class Members:
 
     bracket: str  # "(", "{", "or" between words, or ""
     members: tuple[Any, ...]
+    names: tuple[str, ...] = ()  # of the members, where they have some: x=1, y=2
 
     def __str__(self) -> str:
         opening, closing = {"(": ("(", ")"), "{": ("{", "}")}.get(self.bracket, ("", ""))
@@ -185,7 +201,8 @@ class Members:
         """Return whether these are the gold answer's members: in order where one is a tuple. A set is no tuple."""
         brackets = {self.bracket, gold.bracket}
         apart = brackets == {"(", "{"} or ("or" in brackets and len(brackets) > 1)
-        if len(self.members) != len(gold.members) or apart:
+        others = bool(self.names and gold.names) and self.names != gold.names
+        if len(self.members) != len(gold.members) or apart or others:
             return False
         if "(" in (self.bracket, gold.bracket):
             return all(map(_same_member, self.members, gold.members))
@@ -212,10 +229,11 @@ def members(text: str) -> Members | None:
     if len(parts) < 2:
         row = numbers_in_a_row(inner)
         return Members(bracket, tuple(Quantity(n) for n in row)) if row else None
+    names: list[str] = []
     named = [m for part in parts if (m := re.fullmatch(r"([a-zA-Z])\s*=\s*([^=]+)", part))]
     if len(named) == len(parts) and not bracketed:
         # By name: y=1, x=2 is (2, 1). One name for all is a list of its values.
-        names = {m[1] for m in named}
+        names = sorted({m[1] for m in named})
         if 1 < len(names) < len(named):
             return None
         parts = [m[2] for m in (sorted(named, key=lambda m: m[1]) if len(names) > 1 else named)]
@@ -224,7 +242,7 @@ def members(text: str) -> Members | None:
     if None in members_found:
         return None
     either = not bracket and re.search(r"\bor\b", inner) and any(isinstance(m, tuple) for m in members_found)
-    return Members("or" if either else bracket, tuple(members_found))
+    return Members("or" if either else bracket, tuple(members_found), tuple(names) if len(names) > 1 else ())
 
 
 def _member(text: str) -> Any:
@@ -277,7 +295,7 @@ KINDS = {
 def kind_of(gold: str) -> str:
     """Return the kind of a gold answer, a key of KINDS."""
     plain = bare(gold)
-    return next((name for name, holds in _TESTS if holds(plain)), "expression")
+    return next((name for name, holds in _TESTS if holds(gold if name == "json" else plain)), "expression")
 
 
 def doubt(gold: str) -> str | None:
@@ -296,8 +314,8 @@ def _quantity_kind(name: str, holds: Callable[[str], bool]) -> tuple[str, Callab
     return name, lambda plain: (stated := quantity(plain)) is not None and holds(stated.unit)
 
 
-def _is_data(plain: str) -> bool:
-    return plain[:1] in ("{", "[") and data(plain) is not None and re.search(r"[\"{]", plain) is not None
+def _is_data(text: str) -> bool:
+    return re.match(r"\s*[\[{]", text) is not None and data(text) is not None and re.search(r"[\"{]", text) is not None
 
 
 def _is_opaque(plain: str) -> bool:

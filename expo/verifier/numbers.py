@@ -47,7 +47,8 @@ _TURNS = (
     "not no never isn wrong false and or but than least most except unless minus plus incorrect about "
     "approximately over under above below between from to approx ish minimum maximum more fewer less rejected "
     "excluded nope isnt cannot unlikely negative bc bce either neither maybe times halves tenths hundredths "
-    "lakh crore pair pairs factorial squared cubed base binary ppm doubled"
+    "lakh crore pair pairs factorial squared cubed base binary ppm doubled half third thirds fourths fifths sixths "
+    "sevenths eighths ninths thousandths millionths divided halved tripled quadrupled hex octal hexadecimal choose"
 )
 TURNS = frozenset(_TURNS.split())
 _FUNCTIONS = (
@@ -57,6 +58,7 @@ _FUNCTIONS = (
 FUNCTIONS = frozenset(_FUNCTIONS.split())
 # Words that a number is multiplied by.
 SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
+SCALES |= {f"{word}s": times for word, times in SCALES.items()} | {"bn": 10**9, "grand": 10**3}
 _SYMBOL = re.compile(r"[numkMGcdµμ]?(?:Hz|Pa|eV|mol|[mgsWJVANLKC])|Nm")
 # Single letters that are units where they stand apart: "12 m", not "12m".
 _LETTERS = frozenset("mgslhLNJWVAKCFT")
@@ -191,7 +193,7 @@ def quantity(text: str) -> Quantity | None:
         return None
     value, end = leading
     rest = plain[end:]
-    if (scale := re.match(r"\s*([a-zA-Z]+)\b", rest)) and (times := SCALES.get(scale[1].lower())):
+    while (scale := re.match(r"\s*([a-zA-Z]+)\b", rest)) and (times := SCALES.get(scale[1].lower())):
         value, rest = Number(value.value * times, value.digits, value.step * times), rest[scale.end() :]
         if not rest.strip():
             return Quantity(value)

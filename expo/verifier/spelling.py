@@ -11,7 +11,8 @@ from functools import lru_cache
 # Signs with a LaTeX command; NFKC would leave them, or take them for something else (² is no 2).
 _NAMED = (
     "∞ infty, π pi, × times, · cdot, ⋅ cdot, ÷ div, ± pm, ≤ le, ≥ ge, ⩽ le, ⩾ ge, ≠ ne, ≈ approx, → to, "
-    "∈ in, ∪ cup, ∩ cap, ∅ emptyset, … ldots, ⟨ langle, ⟩ rangle, ∠ angle"
+    "∈ in, ∪ cup, ∩ cap, ∅ emptyset, … ldots, ⟨ langle, ⟩ rangle, ∠ angle, "
+    "Γ Gamma, Δ Delta, Θ Theta, Λ Lambda, Ξ Xi, Π Pi, Σ Sigma, Φ Phi, Ψ Psi, Ω Omega, \u2126 Omega"
 )
 _COMMANDS = {sign: rf"\{name} " for sign, name in map(str.split, _NAMED.split(","))}
 _COMMANDS |= {sign: rf"\mathbb{{{letter}}}" for sign, letter in zip("ℝℤℕℚℂ", "RZNQC", strict=True)}
@@ -23,7 +24,8 @@ _LOWERED = "₀₁₂₃₄₅₆₇₈₉₊₋"
 _TAGS = r"</?(?:b|i|u|p|em|strong|span|code|br)(?:\s[^<>]*)?/?>"
 _ENTITY = r"&(?:#\d+|#x[0-9a-fA-F]+|[a-zA-Z]+);"
 
-TEXT = r"\\(?:text|textbf|textit|textrm|texttt|mbox|mathrm|mathbf|mathit|boldsymbol|underline|emph|ce|operatorname)\s*\{([^{}]*)\}"  # noqa: E501
+TEXT = r"\\(?:text|textbf|textit|textrm|texttt|mbox|mathrm|mathbf|mathit|boldsymbol|bm|underline|emph|ce|operatorname)\s*\{([^{}]*)\}"  # noqa: E501
+BOLD = r"(?:\\(?:mathbf|boldsymbol|bm|mathrm|mathit)\s*)?\{"
 INVISIBLE = r"\\[hv]?phantom\s*\{[^{}]*\}"
 TURNED = "\u202d\u202e"  # what follows is shown in another order than it is written: 12 as 21
 SPACES = r"\\(?:[!,;:> ]|quad\b|qquad\b)|~|\\\\\s*$"
@@ -54,6 +56,22 @@ def spelled(text: str) -> str:
         text = re.sub(r"\\[dt]?binom\s*(\d)\s*(\d)", r"\\binom{\1}{\2}", text)
         text = re.sub(r"\\(mathbb|sqrt)(?:\s+([A-Za-z0-9])|(\d))", r"\\\1{\2\3}", text)
         text = re.sub(r"\\frac\s*(?:(\d)|\{([^{}]*)\})\s*(?:(\d)|\{([^{}]*)\})", r"\\frac{\1\2}{\3\4}", text)
+    return _unwrapped(text)
+
+
+def _unwrapped(text: str) -> str:
+    r"""Return the text without a pair of braces, or `\mathbf{}`, around the whole of it, unless it is a set or a
+    dictionary."""
+    while (opening := re.match(BOLD, text)) and text.endswith("}"):
+        depth, inner, parted = 1, text[opening.end() : -1], False
+        for brace in re.findall(r"\\.|[{}(\[\])]|[,;:\"]", inner):
+            depth += (brace in "{([") - (brace in "})]")
+            parted = parted or (depth == 1 and brace in ',;:"')
+            if depth == 0:
+                return text
+        if parted and opening[0] == "{":
+            return text
+        text = inner.strip()
     return text
 
 
@@ -61,9 +79,14 @@ def _ascii(text: str) -> str:
     text = re.sub(f"[{_RAISED}]+", lambda run: "^{" + unicodedata.normalize("NFKC", run[0]) + "}", text)
     text = re.sub(f"[{_LOWERED}]+", lambda run: "_{" + unicodedata.normalize("NFKC", run[0]) + "}", text)
     text = text.translate(_SIGNS)
+    text = re.sub(r"([∛∜])\s*(\w+|\([^()]*\)|\{[^{}]*\})", _root, text)
     text = re.sub(r"√\s*(\w+|\([^()]*\)|\{[^{}]*\})", lambda root: r"\sqrt{" + root[1].strip("(){}") + "}", text)
     text = "".join(_character(c) for c in text)
     return re.sub("[‐‑‒–—―−]", "-", unicodedata.normalize("NFKC", text))
+
+
+def _root(root: re.Match[str]) -> str:
+    return rf"\sqrt[{3 + (root[1] == '∜')}]{{{root[2].strip('(){}')}}}"
 
 
 def _character(c: str) -> str:

@@ -348,6 +348,55 @@ RIGHT = {
         ("x+y=1", "y+x=1", "y=1-x"),
         ("x>=3", r"x \ge 3", r"[3,\infty)"),
     ],
+    "a letter at the end is no unit": [
+        ("3+2t", "2t+3"),
+        (r"2\pi h", r"h \cdot 2\pi"),
+        ("5-2h", "-2h+5"),
+        ("y=3x+2t", "y=2t+3x"),
+        (r"\frac{g}{2}t", r"\frac{gt}{2}"),
+        ("9c+6", "6+9c"),
+        ("4t", "(4t)", r"4 \cdot t", r"t \cdot 4"),
+        ("12", "12m", "x=12m"),
+        (r"\frac{1}{2}mv^2", r"\frac{mv^2}{2}"),
+    ],
+    "i is the imaginary unit": [
+        (r"\frac{3+i}{2}", "1.5+0.5i"),
+        ("7+1.5i", r"7+\frac32 i"),
+        (r"\frac{1-i}{2}", r"\frac{1}{1+i}"),
+        ("(1+i)^2", "2i"),
+        ("-i", r"\frac1i"),
+        (r"\sqrt{-4}", "2i"),
+        (r"e^{i\pi}", "-1"),
+        ("a_i", "a_i"),
+    ],
+    "plus or minus within braces": [
+        (r"\frac{-1-\sqrt5}{2},\frac{-1+\sqrt5}{2}", r"\frac{-1\pm\sqrt5}{2}", r"x=\frac{-1\pm\sqrt{5}}{2}"),
+        (r"\frac{-1\pm\sqrt5}{2}", r"\frac{-1-\sqrt5}{2},\frac{-1+\sqrt5}{2}"),
+    ],
+    "bold, or in braces, as a whole": [
+        (r"(1,\sqrt2)", r"\mathbf{(1,\sqrt2)}", r"\bm{(1,\sqrt2)}", r"{(1,\sqrt2)}"),
+        (r"\sqrt{2}", r"\mathbf{\sqrt{2}}", r"\boldsymbol {\sqrt{2}}"),
+        ("5", r"\bm{5}", "{5}"),
+        (r"[0,\infty)", r"{[0,\infty)}"),
+        (r"\{1,2\}", "{1,2}"),
+    ],
+    "scales in a row, and of several": [
+        ("500000", "5 hundred thousand"),
+        ("36", "3 dozens"),
+        ("3000000", "3 millions"),
+    ],
+    "JSON is taken as it stands": [
+        ('{"t": "20°C", "b": 1}', '{"b":1,"t":"20°C"}', '{"t": "20\\u00b0C", "b": 1.0}'),
+        ('{"a": "<b>x</b>"}', '{"a":"<b>x</b>"}'),
+    ],
+    "capital letters of Greek, roots, and what stands before the sign": [
+        (r"5 \Omega", "5 Ω"),
+        (r"\Delta x", "Δx"),
+        (r"\sqrt[3]{2}", "∛2"),
+        (r"(-\infty,3)", "3>x"),
+        (r"[5,\infty)", r"5 \le x"),
+        ("(1,2)", "2>x>1"),
+    ],
 }
 WRONG = {
     "another number": [
@@ -588,6 +637,40 @@ WRONG = {
         ("2x+3y=6", "6"),
         ("x - 3z = 0", "0"),
     ],
+    "a letter at the end is no unit": [
+        ("3+2t", "5", "3+2"),
+        (r"2\pi h", r"2\pi"),
+        ("60t", "60"),
+        ("s=4t", "s=4"),
+        ("a+2d", "a+2"),
+        ("x+t", "x"),
+        (r"\sqrt{2}", r"\sqrt{2}t"),
+        ("3", "5-2h"),
+    ],
+    "two values, one of them right": [
+        ("6", "1 | 2 | 6", r"1 \lor 6", r"\text{five} \lor 6", "5 & 6", r"5 \wedge 6", r"5 \oplus 6", "5 @ 6"),
+        ("6", r"5 \hspace{1cm} 6", r"5 \\ 6", "5^{} 6"),
+        (r"\frac12", r"\frac13 \lor \frac12"),
+    ],
+    "a word that makes another number": [
+        ("500", "5 hundred thousand"),
+        ("2", "2 thirds", "2 divided by three"),
+        ("3", "3 fourths", "3 dozens", "3 millions", "3 bn", "3 grand"),
+        ("1", "1 half", "1 third"),
+        ("4", "4 thousandths"),
+        ("12", "12 halved", "12 tripled", "12 in hex"),
+        ("5", "5 choose two"),
+    ],
+    "JSON is taken as it stands": [
+        ('{"a": "<b>x</b>"}', '{"a":"x"}'),
+        ('{"a": "x²"}', '{"a": "x^{2}"}'),
+    ],
+    "values of other names": [("x=1, y=2", "y=1, z=2", "a=1, b=2")],
+    "one number in groups is no list": [
+        ("1,200", "1, 200"),
+        ("1, 200", "1,200"),
+    ],
+    "another imaginary number": [("3+4i", "5", "7", "3-4i"), ("i", "1", "-i")],
 }
 
 

@@ -41,6 +41,7 @@ from expo.verifier.pool import Verifier
         ("tag:answer", "<answer>1", None),
         ("regex:#### (.*)$", "72\n#### 5", "5"),
         ("regex:[A-D]", "A or B", "B"),
+        (r"regex:is (\d+)|####\s*(\d+)", "it is 4\n#### 5", "5"),
     ],
 )
 def test_where_an_answer_is_looked_for(how, text, answer):
@@ -103,7 +104,10 @@ def verdicts(name, gold, answers, *overrides, columns=None, text=r"\boxed{{{}}}"
     [
         ("math", "7", ["7.0", "8"], "ci"),
         ("exact", "x + 1", ["x  + 1", "1 + x", "x+1"], "cii"),
+        ("exact", "<b>A_2</b>", ["<b>A_2</b>", r"\text{<b>A\_2</b>}", "A_2", "<i>A_2</i>", "<b>A2</b>"], "cciii"),
+        ("exact", "$HOME", ["$HOME", "HOME"], "ci"),
         ("choice", "B", ["(B) four", "b", "A", "four"], "cciu"),
+        ("choice", "B", ["(B), (c), (d)", "b, c", "B, c", "B. c", "B, the second"], "uuucc"),
         ("json", '{"a": [1, 2]}', ['{ "a" : [1,2] }', '{"a": [2, 1]}', "{"], "ciu"),
         ("regex", r"colou?r\d+", ["color12", "colour1", "colors", "my color1"], "ccii"),
     ],
