@@ -49,7 +49,8 @@ def estimate(cfg: Config, command: str, device: str) -> Cost:
     problems = work.evaluated(command)[0] or 1000
     rows = problems * (cfg.evaluation.samples or max(cfg.k))
     if command == "diagnose":  # own, self-explained, of a wrong answer, and of another problem's
-        asked, levels = cfg.diagnose, max(1, len(cfg.dataset.known_levels))
-        rows = (3 + asked.shuffled) * asked.samples * asked.problems * levels
+        asked, data = cfg.diagnose, cfg.dataset
+        levels = (data.levels if data.eval_levels is None else data.eval_levels) or data.known_levels
+        rows = (3 + asked.shuffled) * asked.samples * asked.problems * max(1, len(levels))
     size = work.held + sum(generating(work).values()) + known.reserved
     return Cost(device, 1, size, seconds.decoding(work, known, rows, rows) / 3600, float(rows * work.completion), 0.0)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from expo.config import AdamW8bitConf, Config, DatasetConf, UserError
+from expo.config.algorithm import DPOConf
 from expo.config.dataset import GeneratedConf
 from expo.config.explaining import frozen_copies
 from expo.cost.shape import Shape, shape
@@ -72,6 +73,11 @@ class Work:
     def rollouts(self) -> int:
         """Return the rollouts of a step."""
         return self.groups * self.cfg.algorithm.group_size
+
+    @property
+    def trained_rollouts(self) -> int:
+        """Return the rollouts of a step that are trained on; of DPO, the rows of its pairs."""
+        return 2 * self.groups if isinstance(self.cfg.algorithm, DPOConf) else self.rollouts
 
     @property
     def generated(self) -> int:

@@ -70,7 +70,7 @@ def update(work: Work, device: Device) -> float:
     cfg, s = work.cfg, work.shape
     computing = work.share * update_flops(work) / (device.rate(work.computed) * device.training)
     stepping = ADAM_BYTES * work.trained / work.sharded / (device.bandwidth * device.reading)
-    rows = work.rollouts + work.positives
+    rows = work.trained_rollouts + work.positives
     micro_batches = math.ceil(rows * work.share / cfg.trainer.micro_batch_size)
     sent = (1 - 1 / work.devices) * work.stored
     layer = 0.5 if work.mixed else 1.0  # of what a stored weight takes, where it is gathered: in 16 bit
@@ -89,8 +89,8 @@ def update_flops(work: Work) -> float:
     group = max(1, cfg.algorithm.group_size)
     together = min(cfg.trainer.micro_batch_size, group) if work.shares else 1  # rows behind one prompt
     passes = (2 if cfg.model.lora_rank else 3) + bool(cfg.model.gradient_checkpointing) + cfg.algorithm.forward_passes
-    scored = work.rollouts * work.completion + work.positives * work.completion
-    read = scored + work.rollouts * work.prompt / together + work.positives * work.prompt
+    scored = work.trained_rollouts * work.completion + work.positives * work.completion
+    read = scored + work.trained_rollouts * work.prompt / together + work.positives * work.prompt
     # Multiplications per token, with all keys before it.
     attention = 2 * s.layers * s.heads_width * (work.prompt + work.completion / 2)
     return float(passes * (2 * read * (s.in_layers + attention) + 2 * scored * s.head))

@@ -44,7 +44,7 @@ def answer_text(value: Any) -> str:
         raise BadRow(
             "the answer has lost digits: a column of large integers became floats; write them as text", repr(value)
         )
-    return str(value)
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def level_of(value: Any) -> int | str | None:

@@ -94,7 +94,7 @@ class Reader:
     def part(self) -> list[Problem]:
         """Return the problems of `expo evaluate` and `expo diagnose`, at most `limit` of them: see `dataset.part`."""
         if self.conf.part == "train":
-            return set_apart(self.train(), self.conf.validation)[0]
+            return self._once(set_apart(self.train(), self.conf.validation)[0])
         if self.conf.part == "held_out" and self.conf.shares_file:
             return self.evaluation()[: self.conf.limit]
         return self.whole()

@@ -210,8 +210,9 @@ def common_steps(directories: Iterable[Path], name: str) -> set[int] | None:
 
 
 def _mean_over_runs(directories: Iterable[Path], name: str, steps: Collection[int] | None) -> float | None:
-    values = [v for d in directories for step, v in read_points(d, name) if steps is None or step in steps]
-    return float(np.mean(values)) if values else None
+    by_run = ([v for step, v in read_points(d, name) if steps is None or step in steps] for d in directories)
+    means = [np.mean(values) for values in by_run if values]
+    return float(np.mean(means)) if means else None
 
 
 def keep_runs(runs: Sequence[PlannedRun], made_by: Mapping[str, Sequence[str]], folder: Path) -> None:

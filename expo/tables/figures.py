@@ -18,7 +18,7 @@ from matplotlib.patches import Rectangle
 from expo.config import UserError
 from expo.config.errors import first_line
 from expo.runs.reading import by_step, read_points
-from expo.tables.plan import Plan, is_rate
+from expo.tables.plan import MEASURED, Plan, is_rate
 from expo.tables.planned import PlannedRun
 from expo.tables.styles import Style, styles
 
@@ -125,6 +125,7 @@ class Heat:
         size = (0.9 + 0.75 * len(self.columns), 0.9 + 0.5 * len(self.rows))
         figure, axes = _grid(len(self.panels), self.across, size, (1, 0.8))
         scale = 100 if is_rate(self.column) else 1
+        places = 0 if is_rate(self.column) else MEASURED[self.column.partition("/level")[0]]
         for axis, (panel, title) in zip(axes, self.panels.items(), strict=True):
             names = [["_".join(filter(None, (panel, row, column))) for column in self.columns] for row in self.rows]
             shown = np.array([[self._mean(record, name) for name in row] for row in names]) * scale
@@ -132,7 +133,7 @@ class Heat:
             for (i, j), value in np.ndenumerate(shown):
                 if not np.isnan(value):
                     dark = value > 0.6 * (scale if scale == 100 else np.nanmax(shown))
-                    axis.text(j, i, f"{value:.0f}", ha="center", va="center", color="white" if dark else "black")
+                    axis.text(j, i, f"{value:.{places}f}", ha="center", va="center", color="white" if dark else "black")
                 if self.frames and (sign := self._settled(record, names[i][j])):
                     edge, style = FRAMES[sign]
                     axis.add_patch(Rectangle((j - 0.46, i - 0.44), 0.92, 0.88, fill=False, ec=edge, ls=style, lw=2.5))
@@ -151,7 +152,8 @@ class Heat:
     def _settled(self, record: Mapping[str, Any], arm: str) -> int:
         """Return 1 or -1 where an arm is better or worse than the one it is held against, in 95 %; else 0."""
         cell = record["arms"].get(arm, {}).get("difference", {}).get(self.column)
-        return 0 if cell is None else int(cell["lo"] > 0) - int(cell["hi"] < 0)
+        less_is_better = self.column.startswith("nll")
+        return 0 if cell is None else (-1 if less_is_better else 1) * (int(cell["lo"] > 0) - int(cell["hi"] < 0))
 
 
 def drawers_of(plan: Plan) -> dict[str, Any]:

@@ -422,6 +422,25 @@ def test_a_plan_counts_the_problems_of_a_file(tmp_path, capsys):
     assert "48 in all (4 epochs); 2 evaluations of 18 completions" in " ".join(capsys.readouterr().out.split())
 
 
+def test_a_diagnosis_is_estimated_by_the_levels_that_it_takes():
+    few = ["diagnose.problems=10", "diagnose.samples=2"]
+    one, five = (
+        estimate(compose_config("dataset=ladder", f"dataset.levels={levels}", *few, *THREE_B[:1]), "diagnose", "h100")
+        for levels in ("[5]", "[1,2,3,4,5]")
+    )
+    assert five.tokens == 5 * one.tokens == 5 * 3 * 2 * 10 * 80
+
+
+def test_dpo_trains_on_two_completions_of_each_problem():
+    small = ["trainer.problems_per_step=16", "trainer.share_prompts=false", "positives.weight=0"]
+    pairs, one = (
+        Work.of(compose_config(f"algorithm={name}", *THREE_B[:2], *small[: 3 - (name == "sft")]), 1)
+        for name in ("exp_dpo_offline", "sft")
+    )
+    assert (pairs.trained_rollouts, pairs.positives) == (32, 0)
+    assert (one.trained_rollouts, one.positives) == (0, 16)
+
+
 def test_an_evaluation_of_the_ladder_is_estimated_by_the_problems_of_its_levels():
     one, two = (
         estimate(compose_config("dataset=ladder", f"dataset.eval_levels={levels}", *THREE_B[:1]), "evaluate", "h100")

@@ -125,6 +125,17 @@ def test_gsm8k_removes_calculator_marks(gsm8k_file):
     assert problem.solution.endswith(rf"\boxed{{{problem.answer}}}")
 
 
+def test_answers_of_a_float32_column_are_as_they_were_written(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    path = tmp_path / "mine.parquet"
+    answers = pa.array([0.1, 0.7, 12.0, None], pa.float32())
+    pa.parquet.write_table(pa.table({"question": ["a", "b", "c", "d"], "answer": answers}), path)
+    found = reader("dataset=custom", f"dataset.path={path}").whole()
+    assert {p.question: p.answer for p in found} == {"a": "0.1", "b": "0.7", "c": "12"}
+
+
 def test_any_columns_from_parquet(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet
@@ -660,7 +671,7 @@ def test_an_integer_that_became_a_float_and_lost_digits_is_refused(tmp_path):
     problems, skipped = read_own(
         tmp_path, [{"question": "1?", "answer": 1.3782604899597243e18}, {"question": "2?", "answer": 29.0}]
     )
-    assert [p.answer for p in problems] == ["29.0"]
+    assert [p.answer for p in problems] == ["29"]
     assert next(iter(skipped)).startswith("the answer has lost digits")
 
 
@@ -670,6 +681,8 @@ def test_a_question_that_is_asked_twice_is_evaluated_once(tmp_path):
     assert len(data.evaluation()) == 7  # half of 14 questions
     assert len({p.asked for p in data.evaluation()}) == 7
     assert len(data.whole()) == 14
+    data.conf.part = "train"
+    assert len({p.asked for p in data.part()}) == len(data.part()) == 7
     assert not {p.asked for p in data.train()} & {p.asked for p in data.evaluation()}
 
 

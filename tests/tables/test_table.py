@@ -649,6 +649,8 @@ def test_scalars_that_are_not_measured_at_every_step_are_means_of_common_steps(t
     assert common_steps([tmp_path / "every"], "positive/answer_lift") == set(range(1, 21))
     assert common_steps(both, "loss/total") is None
     assert _mean_over_runs([tmp_path / "every"], "positive/answer_lift", {1, 11}) == 14.0
+    # Of each run first: one that ended early counts as much as the other.
+    assert _mean_over_runs(both, "positive/answer_lift", None) == (9.5 + 14.0) / 2
 
 
 def test_arms_of_one_label_and_unlike_numbers_of_problems_are_told(tmp_path):
@@ -843,6 +845,14 @@ def test_a_map_frames_what_is_settled():
     figure = heat.draw(SimpleNamespace(title="t"), {"arms": arms}, [])
     framed = [[patch.get_edgecolor() for patch in axis.patches] for axis in figure.axes]
     assert framed == [[to_rgba("tab:green")], [to_rgba("tab:red")]]
+    for arm in arms.values():
+        arm |= {name: {"nll": of["pass@4"]} for name, of in arm.items()}
+    of_nll = Heat("nll", {"a": "A", "b": "B"}, {"x": "X", "y": "Y"}, frames=True)
+    figure = of_nll.draw(SimpleNamespace(title="t"), {"arms": arms}, [])
+    framed = [[patch.get_edgecolor() for patch in axis.patches] for axis in figure.axes]
+    assert framed == [[to_rgba("tab:red")], [to_rgba("tab:green")]]  # less is better
+    assert figure.axes[0].texts[0].get_text() == "0.5"
+    arms = {key: {"columns": {"pass@4": arm["columns"]["nll"]}} for key, arm in arms.items()}
     plain = Heat("pass@4", {"a": "A"}, {"x": "X"}).draw(SimpleNamespace(title="t"), {"arms": arms}, [])
     assert not plain.axes[0].patches
 

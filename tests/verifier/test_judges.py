@@ -22,7 +22,7 @@ from expo.ground.problem import Problem
 from expo.jobs.checks import check_extraction
 from expo.verifier.answers import Verdict
 from expo.verifier.extraction import extraction
-from expo.verifier.judges import Judge
+from expo.verifier.judges import Judge, verdict_of
 from expo.verifier.pool import Verifier
 
 
@@ -97,6 +97,13 @@ def verdicts(name, gold, answers, *overrides, columns=None, text=r"\boxed{{{}}}"
     with Verifier(cfg.verifier) as verifier:
         problem = Problem("p", "q", gold, columns=columns or {})
         return [v.value[0] for v in verifier.verify([text.format(a) for a in answers], [problem] * len(answers))]
+
+
+@pytest.mark.parametrize("parts", [[0.1] * 10, [1 / 6] * 6, [0.7, 0.2, 0.1]])
+def test_parts_that_add_up_to_one_are_right(parts):
+    assert sum(parts) < 1
+    assert verdict_of(sum(parts)) is Verdict.CORRECT
+    assert verdict_of(0.999) is Verdict.INCORRECT
 
 
 @pytest.mark.parametrize(
