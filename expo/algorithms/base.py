@@ -92,7 +92,8 @@ class Algorithm(Updates):
 
     def training_step(self, batch: int, batch_idx: int) -> None:
         """Take step number `batch`."""
-        torch.manual_seed(int(NoiseKey(self.pipeline.tools.seed, DROPOUT, batch).generator().integers(2**62)))
+        noise = int(NoiseKey(self.pipeline.tools.seed, DROPOUT, batch).generator().integers(2**62))
+        torch.manual_seed(noise + self.ranks.rank)  # each device has rows of its own
         self.before(batch)
         experience = self.collector.experience(batch)
         all_wrong = experience.all_wrong.float().mean().item()

@@ -6,6 +6,7 @@
 """
 
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 
@@ -17,7 +18,7 @@ from expo.ground.problem import Problem
 from expo.model.scoring import TokenBatch
 from expo.rollout.engine import Completion
 from expo.step.experience import Candidate, Experience, Group
-from expo.step.signed import alone_with
+from expo.step.signed import alone_with, digest_of
 from expo.verifier.answers import Verdict
 
 
@@ -35,6 +36,7 @@ class DPO(Algorithm):
         super().__init__(conf, components)
         self.every = conf.pairs_every or self.trainer_conf.max_steps
         self.round: tuple[int, Experience] | None = None  # the round's first step, and all its problems
+        self.mark: list[Any] = []  # of the round: its first step, and the digest of its file
 
     def collect(self, step: int) -> Experience:
         start = step - step % self.every
@@ -58,10 +60,25 @@ class DPO(Algorithm):
             experience = self.ranks.by_first(lambda: self.pairs.load(start, problems, goes_on))
             if experience is None and goes_on:
                 raise UserError(f"pairs={self.pairs.path(start)}: gone; {ANEW}")
+            if goes_on and self.mark[:1] == [start] and self.mark != self.marked(start):  # another run made them anew
+                raise UserError(f"pairs={self.pairs.path(start)}: not those that this run began with; {ANEW}")
             if experience is None:
                 generated = experience = self.pipeline.run(start, problems, self.conf.group_size)
                 self.ranks.by_first(lambda: self.pairs.save(start, generated))
+            self.mark = self.marked(start)
         return experience
+
+    def marked(self, start: int) -> list[Any]:
+        """Return the mark of the round that begins at step `start`, see `mark`."""
+        return [start, self.ranks.by_first(lambda: digest_of(self.pairs.path(start)))]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["pairs"] = self.mark
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.mark = checkpoint.get("pairs", [])
 
     def pair(self, group: Group) -> tuple[Candidate, Completion] | None:
         """Return the problem's chosen and rejected completion, which differ: there is nothing to prefer in one."""

@@ -8,7 +8,7 @@ import yaml
 from expo.config import ModelConf, UserError, make_folder, restore, take_options
 from expo.config.foreign import summary_with
 from expo.config.from_run import finished_model, run_directory
-from expo.ground.files import remove
+from expo.ground.files import locked, remove
 from expo.runs.arms import TRAINED_BY, settings_of
 from expo.runs.card import model_card
 
@@ -31,12 +31,15 @@ def main(arguments: list[str]) -> int:
     summary = summary_with(run, "metrics", "device", "identity", "git", "versions", "step")
     make_folder(output.parent, "output")
     partial = output.with_name(f".{output.name}.partial")
-    remove(partial)
-    gguf = _save(final, partial, options["dtype"] or cfg.model.dtype)
-    merged = (final / "adapter_config.json").is_file() or options["dtype"] not in ("", cfg.model.dtype)
-    (partial / "README.md").write_text(model_card(cfg, summary, adapter=False, gguf=gguf, exported=merged))
-    (partial / TRAINED_BY).write_text(yaml.safe_dump(settings_of(run)))
-    partial.rename(output)
+    with locked(output.with_name(f".{output.name}.lock"), f"{output}: waits for another export to it"):
+        if os.path.lexists(output):
+            raise UserError(f"output={output}: is there by now; give a folder that is not")
+        remove(partial)
+        gguf = _save(final, partial, options["dtype"] or cfg.model.dtype)
+        merged = (final / "adapter_config.json").is_file() or options["dtype"] not in ("", cfg.model.dtype)
+        (partial / "README.md").write_text(model_card(cfg, summary, adapter=False, gguf=gguf, exported=merged))
+        (partial / TRAINED_BY).write_text(yaml.safe_dump(settings_of(run)))
+        partial.rename(output)
     print(f"{output}: load it with AutoModelForCausalLM.from_pretrained({str(output)!r})")
     return 0
 

@@ -48,6 +48,8 @@ def main(arguments: list[str]) -> int:
     folder, data = Path(rest[0]), options.pop("data")
     if (folder / "plan.yaml").exists():
         raise UserError(f"{folder}: has a plan.yaml already; give another folder, or edit that plan")
+    if (folder / "README.md").exists():
+        raise UserError(f"{folder}: has a README.md, which would be written over; give another folder")
     if not data:
         raise UserError("data: not given; give your file as data=mine.jsonl (.jsonl or .parquet)")
     pattern, verifier = options.pop("answer_pattern"), options.pop("verifier")

@@ -11,6 +11,7 @@ from rich.table import Column, Table
 
 from expo.config import UserError, take_options
 from expo.config.foreign import UNREADABLE, content, from_json, why
+from expo.config.from_run import measures
 from expo.config.key import shown
 from expo.config.own_code import changed_code
 from expo.ground.files import ASIDE, discard, remove, unused
@@ -169,8 +170,9 @@ def _compared(run: RunFolder) -> list[dict[str, Any]]:
     """Return what two runs may differ in: results without their intervals, settings, content of files, code."""
     summary = run.summary
     metrics = {k: v for k, v in summary.get("metrics", {}).items() if not k.endswith(("_lo", "_hi"))}
+    asked = {name: summary[name] for name in ("part", "problems", "id") if name in summary and measures(run.dir)}
     code = {"git": summary.get("git"), **summary.get("versions", {}), **summary.get("own_code", {})}
-    return [metrics, run.settings, {"arm (settings and content of files)": summary.get("arm")}, code]
+    return [metrics, asked, run.settings, {"arm (settings and content of files)": summary.get("arm")}, code]
 
 
 def _value(settings: dict[str, Any], key: str) -> str:

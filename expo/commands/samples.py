@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"samples: no run given; {USAGE.splitlines()[0]}")
     run, *filters = given
     for name in ("step", "n"):
-        if options[name] and not options[name].isdigit():
+        if options[name] and not options[name].isdecimal():
             raise UserError(f"{name}={options[name]}: not a number; use {name}=1")
     if options["of"] not in ("", *KINDS):
         raise UserError(f"of={options['of']}: no such completions; use of=train, of=eval or of=greedy")

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from expo.config import ANSWER_KINDS, UserError, VerifierConf, compose_config, take_options
+from expo.config.key import check_values, keep
 from expo.ground.problem import Problem
 from expo.verifier.answers import fast_verdict, kind_for
 from expo.verifier.kinds import doubt
@@ -66,6 +67,8 @@ def main(arguments: list[str]) -> int:
 def by_judge(settings: Sequence[str], gold: str, texts: Sequence[str]) -> int:
     """Print what a judge says of completions, or of bare answers as `prompts.final` states them."""
     cfg = compose_config(settings)
+    check_values(cfg)
+    keep(rule for part in (cfg.verifier, cfg.prompts) if hasattr(part, "rules") for rule in part.rules(cfg))
     table = Table("answer", "is read as", "verdict", "score", box=None, pad_edge=False)
     with Verifier(cfg.verifier, final=cfg.prompts.final) as verifier:
         problem = Problem("", "", gold, columns={"answer": gold})

@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -29,7 +30,7 @@ def take_options(arguments: Sequence[str], **options: str) -> tuple[dict[str, st
         else:
             rest.append(argument)
     for key in {"seeds", "jobs"} & options.keys():
-        if options[key] and not (options[key].isdigit() and int(options[key]) >= 1):
+        if options[key] and not (options[key].isdecimal() and int(options[key]) >= 1):
             raise UserError(f"{key}={options[key]}: not a number of {key}; use {key}=1 or more")
     return options, rest
 
@@ -56,7 +57,14 @@ def _from_file(argument: str) -> Iterator[str]:
     if not isinstance(tree, str) and not (isinstance(tree, dict) and tree):
         raise UserError(f"{argument}: has no keys; write lines such as solve: … in it, or give a file of text")
     for name, value in flat(tree, key).items():
-        yield f"{name}={quoted(value) if isinstance(value, str) else shown(value)}"
+        yield f"{name}={_written(value)}"
+
+
+def _written(value: Any) -> str:
+    """Return a value so that Hydra reads it unchanged."""
+    if isinstance(value, list):
+        return f"[{','.join(map(_written, value))}]"
+    return quoted(value) if isinstance(value, str) else shown(value)
 
 
 def quoted(text: str) -> str:

@@ -19,6 +19,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
@@ -27,7 +28,7 @@ from expo.config.arguments import from_files
 from expo.config.dataset import MEASURING
 from expo.config.errors import UserError, first_line
 from expo.config.identity import runtime_keys
-from expo.config.key import ALONE, OPTIONS, check_values, keep, nodes, rules_of
+from expo.config.key import ALONE, OPTIONS, check_values, keep, nodes, rules_of, shown
 from expo.config.naming import what_differs
 from expo.config.places import name_of
 from expo.config.rules import between_groups
@@ -136,6 +137,7 @@ def compose_config(overrides: Sequence[str]) -> Config:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             return named(typed(compose("config", list(overrides))), overrides)
     groups = config_groups()
+    refuse_no_option([o for o in parsed if o.key_or_group in groups])
     keys = [  # set one, and pick no option of a group
         o
         for o in parsed
@@ -155,6 +157,13 @@ def config_groups() -> set[str]:
     return {*(folder.name for folder in folders), *(group for group, _ in ALONE)}
 
 
+def refuse_no_option(groups: Sequence[Override]) -> None:
+    """Raise UserError for `group=null`. Args: groups, overrides of config groups."""
+    for o in groups:
+        if not o.is_delete() and not o.is_sweep_override() and o.value() is None:
+            raise UserError(f"{o.input_line}: no option of the group; name one, as --help {o.key_or_group} lists them")
+
+
 @lru_cache(maxsize=512)
 def _composed(chosen: tuple[str, ...], stamps: object, options: object) -> bytes:
     """Return the pickled config of some options, cached: composing takes a hundred times as long as setting a key."""
@@ -169,16 +178,26 @@ def named(config: Config, overrides: Sequence[str], earlier: str = "") -> Config
     return config
 
 
+def _sampled_otherwise(command: str) -> dict[str, str]:
+    """Return the keys of sampling that a command does not look at, each with a remedy. A table's arms share some."""
+    if command not in MEASURING:
+        return {"evaluation.greedy": "expo evaluate run=… of the finished run makes greedy completions"}
+    if "EXPO_SWEEP" in os.environ:
+        return {}
+    other, ours = ("rollout", "evaluation") if command == "evaluate" else ("evaluation", "rollout")
+    unread = {f"{other}.{name}": f"set {ours}.{name}" for name in ("temperature", "top_p", "top_k")}
+    return unread | ({"seed": "evaluation.seed=1 draws others"} if command == "evaluate" else {})
+
+
 def for_command(config: Config, command: str, overrides: Sequence[str]) -> Config:
     """Adapt the config to a command: a run that only measures a model is named after the model.
 
     Raises UserError for a key on the command line that the command does not look at.
     """
     unread = {f"dataset.{name}": why for name, why in config.dataset.unread(command).items()}
-    if command not in MEASURING:
-        unread["evaluation.greedy"] = "expo evaluate run=… of the finished run makes greedy completions"
+    unread |= _sampled_otherwise(command)
     for key, value in (o.lstrip("+").partition("=")[::2] for o in overrides):
-        if (reason := unread.get(key)) and value not in ("null", "false"):
+        if (reason := unread.get(key)) and value not in ("null", "false", "0"):
             raise UserError(f"{key}={value}: expo {command} does not look at it here; {reason}")
     config.name = name_of(config, command, overrides)
     return config
@@ -196,6 +215,9 @@ def typed(cfg: DictConfig) -> Config:
         for name, value in vars(node).items():  # `+key=value` gets past Hydra's own check
             if name not in known:
                 raise UserError(f"{prefix}{name}={value}: no such key; --cfg job shows every key that exists")
+            if isinstance(value, str) and "${" in value:
+                why = "has ${, which a config reads as a reference to another key"
+                raise UserError(f"{prefix}{name}={shown(value, 40)}: {why}; write it otherwise")
             if isinstance(value, str) and value.startswith("~/"):
                 setattr(node, name, os.path.expanduser(value))
     for _, node in nodes(config):

@@ -20,7 +20,7 @@ from yaml.constructor import SafeConstructor
 from yaml.cyaml import CParser
 from yaml.resolver import Resolver
 
-from expo.config.compose import conf_dir, for_command, named, register, typed
+from expo.config.compose import conf_dir, for_command, named, refuse_no_option, register, typed
 from expo.config.dataset import MEASURING
 from expo.config.errors import UserError
 from expo.config.foreign import UNREADABLE, flat_config, read_summary, why, yaml_text
@@ -173,8 +173,8 @@ def combinations(arguments: Sequence[str]) -> list[list[str]]:
 def config_from_run(command: str, arguments: Sequence[str]) -> Config:
     """Return the config of `expo <command> run=<directory> …`: the run's own settings, then the overrides.
 
-    `evaluate` and `diagnose` take the run's finished model; `train` takes the model that the run began with, so that an
-    unfinished run goes on. Prints what differs from the run's settings.
+    `evaluate` and `diagnose` take the run's finished model; `train` and others take the model that the run began with,
+    so that an unfinished run goes on. Prints what differs from the run's settings.
     """
     directory = run_directory(run_of(arguments) or "")
     run_config = restore(directory)
@@ -185,10 +185,14 @@ def config_from_run(command: str, arguments: Sequence[str]) -> Config:
         run_config.output_dir = str(place.parents[1])
     if reason := _changed_since(run_config, directory):
         print(f"run={directory}: {reason}: this is no longer that run")
-    if command != "train" and not measures(directory):  # else again what it has measured
-        run_config = _measured(run_config, directory, "dataset.part=train" in arguments)
+    given = {name.lstrip("+"): value.strip("'\"") for name, _, value in (a.partition("=") for a in arguments)}
+    measuring = command in MEASURING
+    if measuring and not measures(directory):  # else again what it has measured
+        run_config = _measured(run_config, directory, given.get("dataset.part") == "train")
     overrides = [a for a in arguments if not a.startswith("run=")]
-    base = _unsettled(run_config) if command == "train" else run_config
+    base = run_config if measuring else _unsettled(run_config)
+    if measuring and "dataset.path" in given and "dataset.eval_path" not in given:
+        base = dataclasses.replace(base, dataset=dataclasses.replace(base.dataset, eval_path=None))
     config = named(_overridden(base, overrides), overrides, earlier if command == "train" else "")
     config = for_command(config, command, overrides)
     _print_changes(directory, run_config, config, command)
@@ -214,12 +218,15 @@ def measures(directory: Path) -> bool:
 
 
 def finished_model(directory: Path) -> Path:
-    """Return the folder of a run's finished model. Raises UserError where there is none."""
+    """Return the folder of a run's finished model. Raises UserError where there is none, or another one."""
     if measures(directory):
         problem = "measures a model, and trains none"
         raise UserError(f"run={directory}: {problem}; name a training run, as expo runs lists it")
     final, status = directory / "checkpoints" / "final", read_summary(directory).get("status", "done")
     if final.is_dir() and status == "done":
+        if read_summary(directory).get("final", content := model_content(final)) != content:
+            problem = "is not the model that the run has left"
+            raise UserError(f"{final}: {problem}; restore it, or score it by its path, as model=hf model.path={final}")
         return final
     lack = "has no finished model (checkpoints/final); finish it with"
     if status == "done" and (directory / "summary.json").is_file():
@@ -231,11 +238,7 @@ def finished_model(directory: Path) -> Path:
 def _measured(run_config: Config, directory: Path, trained_on: bool) -> Config:
     """Return the config with the run's finished model, and with `dataset.limit` in the meaning of `expo evaluate`: the
     run's own limit where what it has trained on is asked for."""
-    final, summary = finished_model(directory), read_summary(directory)
-    if summary.get("final", content := model_content(final)) != content:
-        problem = "is not the model that the run has left"
-        raise UserError(f"{final}: {problem}; restore it, or score it by its path, as model=hf model.path={final}")
-    own_model = run_config.model
+    final, own_model = finished_model(directory), run_config.model
     model = ModelConf(
         path=str(final), dtype=own_model.dtype, attention=own_model.attention,
         load_in_4bit=own_model.load_in_4bit, float32_head=own_model.float32_head,
@@ -262,6 +265,8 @@ def _overridden(run_config: Config, overrides: Sequence[str]) -> Config:
     OmegaConf.set_struct(tree, True)
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     groups = [o for o in parsed if "." not in o.key_or_group and options_of(o.key_or_group)]
+    refuse_no_option(groups)
+    asked = {o.key_or_group for o in groups}
     for o in groups:
         name = o.key_or_group
         if name in ONLY_KEYS:
@@ -269,7 +274,7 @@ def _overridden(run_config: Config, overrides: Sequence[str]) -> Config:
             raise UserError(f"{o.input_line}: {problem}; set single keys, such as trainer.max_steps=200")
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             chosen = compose("config", [o.input_line or ""])
-        for taken in (name, *TAKEN_WITH.get(name, ())):
+        for taken in (name, *(other for other in TAKEN_WITH.get(name, ()) if other not in asked)):
             tree[taken] = chosen[taken]
         for f in dataclasses.fields(KEPT[name]) if name in KEPT else ():
             if f.name not in OF_OPTION:

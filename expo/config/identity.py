@@ -120,8 +120,8 @@ def _hash(cfg: Config, pairs: bool) -> str:
         "marker": 2 if marker[-1:].isspace() and finds_statements else None,
         "pair": 2 if twice else None,
         "examples": 2 if cfg.prompts.examples and (teaches or cfg.hints.gives_hints) else None,
-        # Dropout draws by micro-batch.
-        "micro": cfg.trainer.micro_batch_size if cfg.trainer.dropout and not pairs else None,
+        # Dropout draws by micro-batch, and so by what deals rows out.
+        "micro": _dropout_rows(cfg) if cfg.trainer.dropout and not pairs else None,
         # Where no step 0 is evaluated, none is the best so far.
         "first": False if cfg.dataset.validation and not cfg.evaluation.first and not pairs else None,
         "answer_lift": (3 if cfg.hints.gives_hints else 2) if by_lift else None,
@@ -130,6 +130,12 @@ def _hash(cfg: Config, pairs: bool) -> str:
     }
     marks = {name: mark for name, mark in anew.items() if mark is not None}
     return _digest(_with_contents(_tree(cfg, pairs), cfg) | marks)
+
+
+def _dropout_rows(cfg: Config) -> int | list[int]:
+    conf, size = cfg.trainer, cfg.trainer.even_micro_batch(cfg.algorithm.group_size)
+    devices = conf.devices * conf.num_nodes
+    return [size, devices, conf.packing] if devices > 1 or conf.packing else size
 
 
 def identity_before_lift(cfg: Config) -> str:
@@ -207,7 +213,9 @@ def _add_files(digest: "hashlib._Hash", place: Path) -> None:
     The start alone would not do: an adapter that is merged changes neither the sizes nor the embedding, which often
     comes first. The shipped ladder policy is known by its start, as in older versions: it does not change.
     """
-    kinds = (".json", ".safetensors", ".bin", ".jinja")
+    kinds: tuple[str, ...] = (".json", ".safetensors", ".bin", ".jinja")
+    if not (place / "tokenizer.json").is_file():  # then these say how a text is split
+        kinds += (".model", ".txt")
     files = place.iterdir() if place.is_dir() else [place]
     for file in sorted(f for f in files if (f.suffix in kinds and f.name != RECIPE and f.is_file()) or f == place):
         size = file.stat().st_size

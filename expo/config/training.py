@@ -49,7 +49,12 @@ class TrainerConf:
     mask"""
     dropout: bool = key(False, absent=False, pairs=False)
     """keep the model's own dropout in the passes that have a gradient, as SFT may want it: ratios and KL then have its
-    noise, and numbers change with micro_batch_size; everything else is scored without"""
+    noise, and numbers change with micro_batch_size, devices and packing; everything else is scored without"""
+
+    def even_micro_batch(self, group_size: int) -> int:
+        """Return the largest divisor of a step's rollouts that is no larger than `micro_batch_size`."""
+        rows = self.problems_per_step * max(group_size, 1)
+        return next(d for d in range(min(self.micro_batch_size, rows), 0, -1) if rows % d == 0)
 
     @property
     def shared(self) -> bool:

@@ -1,6 +1,7 @@
 """Train one run to its end, with Lightning's trainer."""
 
 import gc
+import math
 import os
 import resource
 import sys
@@ -25,7 +26,7 @@ from expo.loggers.tracking import Session, log_summary, make_loggers
 from expo.model.modes import causal_lm
 from expo.runs.directory import Run
 from expo.runs.health import nothing_learned
-from expo.runs.reading import last_evaluation, read_lines, step_in
+from expo.runs.reading import last_evaluation_of, read_lines, step_in
 from expo.training.callbacks import Evaluate, Interrupted, KeepCheckpoint, LogSteps, ShowProgress, Stop, passed
 from expo.training.checkpoints import WholeFiles, newest_checkpoint, save_checkpoint, save_model, step_of
 from expo.training.collapse import Collapsed, WatchHealth
@@ -86,8 +87,6 @@ def _make_run(cfg: Config, gpu: bool) -> int:
 
 def check_devices(cfg: Config, gpu: bool) -> None:
     """Raise UserError for devices that this machine lacks. Args: gpu, whether it has GPUs."""
-    if cfg.trainer.accelerator == "gpu" and not gpu:
-        raise UserError("trainer.accelerator=gpu: torch sees no GPU; use trainer.accelerator=auto or cpu")
     wanted, available = cfg.trainer.devices * cfg.trainer.num_nodes, int(os.environ["WORLD_SIZE"]) if is_rank() else 1
     if wanted != available:
         raise UserError(
@@ -132,16 +131,23 @@ def prepare(found: Run, module: Algorithm, evaluator: Evaluator, account: Accoun
         run.code = began_with
         if files := changed_code(began_with):
             print(f"{run.dir}: goes on with another {', '.join(files)} than it began with; fresh=true begins it again")
-    wanted = f"pass@{max(cfg.k)}"
-    if wanted not in run.metrics and checkpoint is not None:  # summary.json is lost, or damaged
-        step = step_of(checkpoint)  # after one that is evaluated, its own evaluation alone will do
-        last_metrics = last_evaluation(run.dir, step if cfg.is_evaluated(step) else None)
-        run.metrics = last_metrics if wanted in last_metrics else {}
+    # Not those of summary.json, which may be lost, or of an evaluation after this checkpoint. After a step that is
+    # evaluated, its own evaluation alone will do.
+    least = reached if cfg.is_evaluated(reached) else 0
+    lines = [line for line in read_lines(run.dir) if least <= line["step"] <= reached] if checkpoint else []
+    last_metrics = last_evaluation_of(lines)
+    run.metrics = last_metrics if f"pass@{max(cfg.k)}" in last_metrics else {}
     return run, checkpoint
 
 
 def fit(cfg: Config, run: Run, module: Algorithm, evaluator: Evaluator, checkpoint: Path | None) -> int:
     """Train from a checkpoint, or from the start, and leave the summary. Returns the exit code."""
+    reached = step_of(checkpoint) if checkpoint else 0
+    if (cfg.trainer.stop_after or math.inf) <= reached < cfg.trainer.max_steps:
+        print(
+            f"{run.dir}: has {reached} steps, and trainer.stop_after={cfg.trainer.stop_after}; set it higher to go on"
+        )
+        return 0
     stop = Stop(cfg.trainer.stop_after)
     trainer = make_trainer(cfg, run, evaluator, stop, checkpoint)
     replay(run, trainer.loggers)

@@ -8,13 +8,16 @@ import warnings
 import torch
 from transformers.utils import logging as transformers_logging
 
-from expo.config import Config
+from expo.config import Config, UserError
 
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h
 
 
 def set_up_process(cfg: Config) -> None:
-    """Silence all but expo's own lines on the terminal, and set the config's number of threads."""
+    """Silence all but expo's own lines on the terminal, and set the config's number of threads. Raises UserError for a
+    GPU that there is not."""
+    if cfg.trainer.accelerator == "gpu" and not torch.cuda.is_available():
+        raise UserError("trainer.accelerator=gpu: torch sees no GPU; use trainer.accelerator=auto or cpu")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.raiseExceptions = False  # a log of W&B's own that cannot be written is no stack trace on the terminal
     for name in ("lightning.pytorch", "huggingface_hub", "bitsandbytes"):

@@ -53,8 +53,7 @@ def divide_evenly(cfg: Config) -> None:
     """Lower `trainer.micro_batch_size` to the largest divisor of a step's rollouts that is no larger. Print it where a
     step has more rollouts than that."""
     rows, given = cfg.trainer.problems_per_step * max(cfg.algorithm.group_size, 1), cfg.trainer.micro_batch_size
-    size = next(d for d in range(min(given, rows), 0, -1) if rows % d == 0)
-    cfg.trainer.micro_batch_size = size
+    size = cfg.trainer.micro_batch_size = cfg.trainer.even_micro_batch(cfg.algorithm.group_size)
     if size != given and given < rows:
         print(f"trainer.micro_batch_size={given} does not divide the {rows} rows of a step; {size} are taken at a time")
 

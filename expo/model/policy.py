@@ -174,6 +174,8 @@ def _whole_model(path: str, revision: str | None, options: dict[str, Any]) -> tu
     from peft import PeftConfig, PeftModel
 
     adapter = PeftConfig.from_pretrained(source, revision=revision)
+    if not adapter.base_model_name_or_path:
+        raise UserError(f"model.path={path}: its adapter names no model to stand on; give one with a base of its own")
     base, lacking = _whole_model(str(adapter.base_model_name_or_path), adapter.revision, options)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="Found missing adapter keys")

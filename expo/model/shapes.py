@@ -45,7 +45,7 @@ def config_of(path: str) -> Any:
     kind, options = SHAPES.get(NAMES.get(name, name), ("", {}))
     if not kind:
         return None
-    if layers and not layers.isdigit():
+    if layers and not layers.isdecimal():
         return None
     cut = {"num_hidden_layers": int(layers)} if layers else {}
     return AutoConfig.for_model(kind, **options | cut, max_position_embeddings=4096)

@@ -161,6 +161,7 @@ class VLLMEngine(Engine):
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or longest
         llm = LLM(
             model=self._source(),
+            revision=getattr(causal_lm(self.model), "hub_commit", None),
             skip_tokenizer_init=True,
             dtype=str(self.dtype).removeprefix("torch."),
             seed=0,

@@ -37,7 +37,7 @@ def model_card(cfg: Config, summary: dict[str, Any], adapter: bool, gguf: str = 
         rounded += "The numbers below were measured before the export, which merges adapters and rounds anew.\n"
     if gguf:
         rounded += f"Its first weights are those of the GGUF file {gguf}, rounded as they are there, and plain since.\n"
-    prompts = cfg.prompts
+    prompts, top_k = cfg.prompts, f", top_k {cfg.evaluation.top_k}" if cfg.evaluation.top_k else ""
     around = [
         *(["without a system message"] if not prompts.template_system else []),
         *([f"the system message {prompts.system!r}"] if prompts.system else []),
@@ -61,7 +61,7 @@ def model_card(cfg: Config, summary: dict[str, Any], adapter: bool, gguf: str = 
 ## Measured
 
 Held-out problems of {data.name}, after these steps, in percent, with 95 % intervals over problems. Sampled with
-temperature {cfg.evaluation.temperature:g}, top_p {cfg.evaluation.top_p:g}, at most {cfg.rollout.max_completion_tokens} tokens.
+temperature {cfg.evaluation.temperature:g}, top_p {cfg.evaluation.top_p:g}{top_k}, at most {cfg.rollout.max_completion_tokens} tokens.
 
 | | | 95 % interval |
 |---|---|---|

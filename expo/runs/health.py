@@ -255,13 +255,15 @@ class Health:
     def see_dead(self, metrics: Mapping[str, float | None], step: int) -> list[StuckSign]:
         """Watch a step for signs of a dead run. Returns, once, after DEAD_AFTER steps, those always at their worst.
 
-        Args: step, steps done. A run that learns from positives is not dead where rewards are all equal.
+        Args: step, steps done. A run that learns from positives, hints or a teacher, or from parts of a reward, is not
+        dead where all answers are wrong.
         """
-        has_positives = bool(metrics.get("positive/used_frac"))
+        learns = any(map(metrics.get, ("positive/used_frac", "hint/reward_mean", "distill/guided_frac")))
+        learns = learns or metrics.get("reward/mean") not in (None, 0.0, 1.0)
         for still in STUCK:
             value = metrics.get(still.metric)
             equal = still.metric.startswith("reward/all_")
-            if value == still.worst and not (equal and has_positives) and self.dead.get(still.metric, 0) == step - 1:
+            if value == still.worst and not (equal and learns) and self.dead.get(still.metric, 0) == step - 1:
                 self.dead[still.metric] = step
         if step != DEAD_AFTER:
             return []

@@ -123,7 +123,7 @@ def _check_evaluated_alike(name: str, plan: Plan, trained: Mapping[str, Config])
     """Check that a trained arm and the one that it is held against are evaluated on the same problems. Raises
     UserError."""
     for key, cfg in trained.items():
-        if (against := plan.arms[key].against) in trained:
+        if (against := plan.arms[key].against) and against in trained:
             ours, theirs = (_evaluated_on(c.dataset) for c in (cfg, trained[against]))
             if unlike := next((k for k in ours if ours[k] != theirs[k]), ""):
                 why = f"{unlike}={shown(ours[unlike])}, and {shown(theirs[unlike])} of {against}"

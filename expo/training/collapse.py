@@ -42,9 +42,10 @@ class WatchHealth(Callback):
         self.best_step, self.best_reward = -1, float("-inf")  # of the best checkpoint; -1: there is none
         self.seen: Mapping[str, float | None] = {}  # scalars of the evaluation that was looked at last
         self.rolled_back_to, self.since = -1, 0  # the step rolled back to last, and the step at which that was done
+        self.before_end: dict[str, Any] | None = None  # state without an evaluation that the run's end alone asks for
 
     def state_dict(self) -> dict[str, Any]:
-        return {
+        return self.before_end or {
             "health": self.health.state(), "best_step": self.best_step, "best_reward": self.best_reward,
             "rolled_back_to": self.rolled_back_to, "since": self.since, "collapses": self.run.collapses,
         }  # fmt: skip
@@ -83,6 +84,8 @@ class WatchHealth(Callback):
             self.keep(trainer, step, reward)
 
     def on_train_end(self, trainer: Trainer, pl_module: Algorithm) -> None:  # type: ignore[override]
+        if not self.every or trainer.current_epoch % self.every:  # a longer run that takes this one over has none here
+            self.before_end = self.state_dict()
         self.see_evaluation(trainer)
 
     def keeps(self, module: Algorithm) -> bool:
