@@ -73,7 +73,7 @@ def test_completions_in_the_terminal(finished, tmp_path, capsys):
     assert "eval-step000002.parquet" in printed("of=eval", "step=2")
     assert "train-step000002.parquet" in printed()  # the last one
     for wrong, told in (
-        ("n=two", "not a number"), ("of=test", "use of=train, of=eval or of=greedy"), ("verdit=correct", "no completion has verdit"), ("step=9", "those of steps"),  # noqa: E501
+        ("n=two", "not a number"), ("n=²", "not a number"), ("of=test", "use of=train, of=eval or of=greedy"), ("verdit=correct", "no completion has verdit"), ("step=9", "those of steps"),  # noqa: E501
         ("verdict=wrong", "no such verdict; use one of correct, incorrect"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=told):

@@ -67,9 +67,14 @@ def _written(value: Any) -> str:
     return quoted(value) if isinstance(value, str) else shown(value)
 
 
+def no_reference(text: str) -> str:
+    """Escape `${`, so that OmegaConf reads it as text."""
+    return re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + "\\${", text)
+
+
 def quoted(text: str) -> str:
     """Quote a text so that Hydra reads exactly that text as the value."""
-    text = re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + "\\${", text)  # no interpolation
+    text = no_reference(text)
     return "'" + re.sub(r"(\\*)('|\Z)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text) + "'"
 
 

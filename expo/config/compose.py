@@ -28,7 +28,7 @@ from expo.config.arguments import from_files
 from expo.config.dataset import MEASURING
 from expo.config.errors import UserError, first_line
 from expo.config.identity import runtime_keys
-from expo.config.key import ALONE, OPTIONS, check_values, keep, nodes, rules_of, shown
+from expo.config.key import ALONE, OPTIONS, check_values, keep, nodes, rules_of
 from expo.config.naming import what_differs
 from expo.config.places import name_of
 from expo.config.rules import between_groups
@@ -215,9 +215,6 @@ def typed(cfg: DictConfig) -> Config:
         for name, value in vars(node).items():  # `+key=value` gets past Hydra's own check
             if name not in known:
                 raise UserError(f"{prefix}{name}={value}: no such key; --cfg job shows every key that exists")
-            if isinstance(value, str) and "${" in value:
-                why = "has ${, which a config reads as a reference to another key"
-                raise UserError(f"{prefix}{name}={shown(value, 40)}: {why}; write it otherwise")
             if isinstance(value, str) and value.startswith("~/"):
                 setattr(node, name, os.path.expanduser(value))
     for _, node in nodes(config):

@@ -20,6 +20,7 @@ from yaml.constructor import SafeConstructor
 from yaml.cyaml import CParser
 from yaml.resolver import Resolver
 
+from expo.config.arguments import no_reference
 from expo.config.compose import conf_dir, for_command, named, refuse_no_option, register, typed
 from expo.config.dataset import MEASURING
 from expo.config.errors import UserError
@@ -50,11 +51,16 @@ def restore(directory: Path) -> Config:
     if not path.is_file():
         raise UserError(f"run={directory}: no run directory (it has no config.yaml); give one that expo train has made")
     tree = config_tree(path)
+    # What a user has written into a prompt is text.
+    prompts = tree.get("prompts")
+    literal = (
+        {k: no_reference(v) for k, v in prompts.items() if isinstance(v, str)} if isinstance(prompts, dict) else {}
+    )
     for name, value in flat(tree).items():
-        if "${" in str(value):
+        if "${" in str(value) and name.removeprefix("prompts.") not in literal:
             raise UserError(f"{path}: {name} is an interpolation, which no run of expo leaves; write its value")
     try:
-        config = _restored(Config, tree)
+        config = _restored(Config, tree | ({"prompts": prompts | literal} if literal else {}))
         # by way of OmegaConf, which checks the types
         return typed(OmegaConf.structured(config))
     except (TypeError, ValueError, AttributeError, OverflowError) as error:

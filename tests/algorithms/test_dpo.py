@@ -119,6 +119,13 @@ def test_a_resumed_run_makes_no_pairs_with_another_policy(models, tmp_path):
     assert not dpo.pairs.path(0).exists()
     dpo.pairs_of(0, PROBLEMS)
     assert dpo.pairs_of(0, PROBLEMS, goes_on=True).groups == experience().groups
+    again = module(*models, pairs=dpo.pairs)
+    again.mark = dpo.mark  # as its checkpoint has it
+    other = experience()
+    other.groups = other.groups[::-1]
+    dpo.pairs.save(0, other)  # by another run, with fresh=true
+    with pytest.raises(UserError, match=r"pairs=.*not those that this run began with; fresh=true begins the run anew"):
+        again.pairs_of(0, PROBLEMS[::-1], goes_on=True)
 
 
 def test_likelihoods_of_pairs_are_not_said_to_be_the_policys():

@@ -90,6 +90,14 @@ def test_a_readme_names_the_packages_that_its_commands_need(here, monkeypatch, c
     assert "```bash\nexport EXPO_PLUGINS=my_lab\nexpo table study" in (here / "study" / "README.md").read_text()
 
 
+def test_a_readme_of_others_is_not_written_over(here, monkeypatch, capsys):
+    (here / "study").mkdir()
+    (here / "study" / "README.md").write_text("mine")
+    code, said = expo(monkeypatch, capsys, "init", "study", "data=my rows.jsonl")
+    assert (code, (here / "study" / "README.md").read_text()) == (2, "mine")
+    assert "study: has a README.md, which would be written over" in said.err
+
+
 def test_two_plans_of_one_folder_have_results_of_their_own(here, monkeypatch, capsys):
     expo(monkeypatch, capsys, "init", "study", "data=my rows.jsonl")
     (here / "study" / "b.yaml").write_text((here / "study" / "plan.yaml").read_text())

@@ -437,6 +437,22 @@ def test_greedy_completions_are_those_of_expo_evaluate():
         assert not any(_refused(command, [f"evaluation.greedy={value}"]))
 
 
+@pytest.mark.parametrize(
+    ("command", "key", "remedy"),
+    [
+        ("evaluate", "rollout.temperature=0.5", "set evaluation.temperature"),
+        ("diagnose", "evaluation.temperature=0.5", "set rollout.temperature"),
+        ("evaluate", "seed=1", "evaluation.seed=1 draws others"),
+    ],
+)
+def test_sampling_that_a_command_does_not_look_at_is_refused(monkeypatch, command, key, remedy):
+    monkeypatch.delenv("EXPO_SWEEP", raising=False)
+    assert remedy in _refused(command, [key])[0]
+    assert not any(_refused("train", [key]))
+    monkeypatch.setenv("EXPO_SWEEP", "1")  # whose arms share their keys
+    assert not any(_refused(command, [key]))
+
+
 def _refused(command: str, overrides: list[str]) -> list[str]:
     try:
         for_command(compose_config(*overrides), command, overrides)
@@ -669,6 +685,12 @@ def test_prompts_and_any_keys_come_from_files_to_the_letter(tmp_path):
     assert compose_config("prompts.solve='@{question}'").prompts.solve == "@{question}"
 
 
+def test_a_list_of_texts_comes_from_a_file_to_the_letter(tmp_path):
+    phrases = ["a, b", "c", "1", "true", "it's"]
+    (tmp_path / "my.yaml").write_text(yaml.safe_dump({"leak_phrases": phrases}))
+    assert compose_config(f"positives=@{tmp_path / 'my.yaml'}").positives.leak_phrases == phrases
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [(None, "cannot be read"), ("a: [", "cannot be read"), ("", "has no keys"), ("- 1", "has no keys")],
@@ -696,3 +718,17 @@ def test_what_hydras_grammar_does_not_take_is_told_with_what_to_write(argument, 
     assert ended.value.code == 2
     assert remedy in said.err
     assert len(said.err.splitlines()) == 1
+
+
+def test_dropout_draws_by_what_deals_rows_out():
+    from expo.jobs.wiring import divide_evenly
+
+    small = ["trainer.problems_per_step=4", "algorithm=sft", "positives=expert", "trainer.micro_batch_size=16"]
+    cfg = compose_config(*small, "trainer.dropout=true")
+    before = config.identity(cfg)
+    divide_evenly(cfg)
+    assert cfg.trainer.micro_batch_size == 4
+    assert config.identity(cfg) == before  # the run that is found is the run that is made
+    for other in ("trainer.devices=2", "trainer.packing=true", "trainer.micro_batch_size=2"):
+        assert config.identity(compose_config(*small, other)) == config.identity(compose_config(*small))
+        assert config.identity(compose_config(*small, "trainer.dropout=true", other)) != before

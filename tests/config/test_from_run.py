@@ -10,6 +10,7 @@ from conftest import compose_config
 from omegaconf import OmegaConf
 
 from expo.cli import main
+from expo.commands import export
 from expo.config import AdamW8bitConf, UserError, build, identity, run_dir
 from expo.config.from_run import combinations, config_from_run, restore
 from expo.config.key import OPTIONS
@@ -118,6 +119,61 @@ def test_what_is_overridden_is_said(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "rollout.max_completion_tokens=1024 (the run: 48)" in said
     assert "dataset.name=gsm8k (the run: ladder_level5)" in said
+
+
+def test_a_group_that_is_asked_for_stands_before_what_another_brings(tmp_path):
+    folder = save(compose_config(), tmp_path / "run")
+    asked = ["positives=expert", "algorithm=exp_grpo", "prompts=final_line", "dataset=gsm8k"]
+    for overrides in (asked, asked[::-1]):
+        taken = config_from_run("train", [f"run={folder}", *overrides])
+        assert taken.positives == compose_config(*asked).positives
+        assert taken.prompts == compose_config(*asked).prompts
+
+
+def test_another_file_is_evaluated_in_place_of_the_runs_held_out_one(tmp_path, math_file):
+    other = math_file.with_name("other.jsonl")
+    other.write_text(math_file.read_text())
+    cfg = compose_config("dataset=math", f"dataset.path={math_file}", f"dataset.eval_path={math_file}")
+    folder = save(cfg, tmp_path / "run")
+    taken = config_from_run("evaluate", [f"run={folder}", f"dataset.path={other}"])
+    assert (taken.dataset.path, taken.dataset.eval_path) == (str(other), None)
+    assert config_from_run("train", [f"run={folder}", f"dataset.path={other}"]).dataset.eval_path == str(math_file)
+
+
+def test_explanations_and_a_plan_are_of_the_model_that_the_run_begins_with(tmp_path):
+    cfg = compose_config("dataset=ladder", "dataset.limit=7", "model.lora_rank=4")
+    folder = save(cfg, tmp_path / "run")
+    (folder / "checkpoints" / "final" / "config.json").unlink()  # nor need it be finished
+    for command in ("explain", "plan"):
+        taken = config_from_run(command, [f"run={folder}"])
+        assert (taken.model, taken.dataset.limit) == (cfg.model, 7)
+
+
+def test_a_model_that_is_not_the_runs_is_neither_scored_nor_exported(tmp_path):
+    folder = save(compose_config(), tmp_path / "run")
+    (folder / "summary.json").write_text(json.dumps({"status": "done", "final": "another"}))
+    with pytest.raises(UserError, match="is not the model that the run has left"):
+        config_from_run("evaluate", [f"run={folder}"])
+    with pytest.raises(UserError, match="is not the model that the run has left"):
+        export.main([str(folder), f"output={tmp_path / 'plain'}"])
+
+
+def test_a_prompt_may_hold_what_looks_like_a_reference(tmp_path):
+    text = r"{question} costs ${price}, $\{x} \${y}"
+    (tmp_path / "solve.txt").write_text(text)
+    cfg = compose_config(f"prompts.solve=@{tmp_path}/solve.txt")
+    assert cfg.prompts.solve == text
+    assert restore(save(cfg, tmp_path / "run")) == cfg
+
+
+@pytest.mark.parametrize("with_run", [True, False])
+def test_a_group_without_an_option_is_one_line(tmp_path, with_run):
+    folder = save(compose_config(), tmp_path / "run")
+    for group in ("positives", "model", "algorithm"):
+        with pytest.raises(UserError, match=f"{group}=null: no option of the group; name one"):
+            config_from_run("train", [f"run={folder}", f"{group}=null"]) if with_run else compose_config(
+                f"{group}=null"
+            )
 
 
 def test_another_engine_keeps_lengths_and_sampling(tmp_path):
@@ -237,7 +293,7 @@ def test_what_a_run_has_trained_on_is_no_more_than_its_limit(tmp_path, math_file
     folder = save(cfg, run_dir(cfg))
     trained, held_out = (
         build(config_from_run("evaluate", [f"run={folder}", *part]).dataset).part()
-        for part in (["dataset.part=train"], [])
+        for part in (["dataset.part='train'"], [])
     )
     assert (len(trained), len(held_out)) == (15, 10)
     assert {p.id for p in trained} == {p.id for p in set_apart(build(cfg.dataset).train(), 5)[0]}

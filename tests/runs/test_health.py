@@ -355,6 +355,10 @@ def test_a_state_from_before_a_sign_existed_is_taken():
         ({"reward/all_wrong_frac": 1.0}, "reward/all_wrong_frac"),
         ({"reward/all_right_frac": 1.0}, "reward/all_right_frac"),
         ({"reward/all_wrong_frac": 1.0, "positive/used_frac": 0.5}, None),  # explanations teach
+        ({"reward/all_wrong_frac": 1.0, "hint/reward_mean": 0.25}, None),
+        ({"reward/all_wrong_frac": 1.0, "distill/guided_frac": 1.0}, None),
+        ({"reward/all_wrong_frac": 1.0, "reward/mean": 0.3}, None),  # parts of a reward
+        ({"reward/all_wrong_frac": 1.0, "reward/mean": 0.0, "hint/reward_mean": 0.0}, "reward/all_wrong_frac"),
         ({"reward/all_wrong_frac": 0.9}, None),
     ],
 )

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -130,7 +131,7 @@ def test_mistakes_are_told_in_one_line(runs, tmp_path, monkeypatch, capsys, argu
     assert said.err.count("\n") == 1
 
 
-def test_show_and_diff(runs, monkeypatch, capsys):
+def test_show_and_diff(runs, tmp_path, monkeypatch, capsys):
     _, said = expo(monkeypatch, capsys, "show", runs["long"])
     assert "stopped, step 2 of 8" in said.out
     assert f"expo train run={runs['long']}" in said.out
@@ -140,6 +141,16 @@ def test_show_and_diff(runs, monkeypatch, capsys):
     assert told["pass@4"] == ["0.9", "0.3"]
     assert "optimizer.learning_rate" not in told
     assert expo(monkeypatch, capsys, "diff", runs["expo"], runs["expo"])[1].out.startswith("no difference")
+    for part, problems in (("train", 5), ("held_out", 20)):
+        folder = tmp_path / "out" / "evaluate" / part
+        shutil.copytree(runs["expo"], folder)
+        summary = json.loads((folder / "summary.json").read_text()) | {"part": part, "problems": problems}
+        (folder / "summary.json").write_text(json.dumps(summary))
+    _, said = expo(monkeypatch, capsys, "diff", *(tmp_path / "out" / "evaluate" / p for p in ("train", "held_out")))
+    assert [line.split() for line in said.out.splitlines()[1:]] == [
+        ["part", "train", "held_out"],
+        ["problems", "5", "20"],
+    ]
 
 
 def test_removing_asks_first(runs, monkeypatch, capsys):

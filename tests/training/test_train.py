@@ -19,6 +19,7 @@ from expo import config
 from expo.commands.train import train
 from expo.config import UserError, check
 from expo.evaluation.evaluate import Evaluator
+from expo.jobs import fit
 from expo.loggers.offline import read_offline
 from expo.training.checkpoints import newest_checkpoint
 
@@ -265,7 +266,7 @@ def test_a_signal_within_an_evaluation_ends_it_at_once_and_the_run_goes_on_with_
 
 
 @pytest.mark.runs
-def test_the_first_evaluation_can_be_left_out(tmp_path, capsys):
+def test_the_first_evaluation_can_be_left_out(tmp_path, capsys, monkeypatch):
     small = [
         "evaluation.first=false",
         "dataset=ladder",
@@ -276,6 +277,18 @@ def test_the_first_evaluation_can_be_left_out(tmp_path, capsys):
     code, directory = run(tmp_path, *small, "trainer.stop_after=1")
     assert (code, evaluated(directory)) == (0, [])
     assert f"{directory}: stopped at step 1\n" in capsys.readouterr().out
+    assert run(tmp_path, *small, "trainer.stop_after=1") == (0, directory)
+    assert f"{directory}: has 1 steps, and trainer.stop_after=1; set it higher to go on" in capsys.readouterr().out
+    # As of a session that was killed between an evaluation and its checkpoint: this one is not yet there.
+    later = json.loads((directory / "summary.json").read_text())
+    (directory / "summary.json").write_text(json.dumps(later | {"metrics": {"pass@4": 0.123}}))
+    with (directory / "metrics.jsonl").open("a") as lines:
+        lines.write(json.dumps({"step": 2, "pass@4": 0.123}) + "\n")
+    monkeypatch.setattr(fit, "fit", lambda cfg, run, *others: begun.append(run.metrics) or 0)
+    begun = []
+    assert run(tmp_path, *small)[0] == 0
+    assert begun == [{}]
+    monkeypatch.undo()
     assert run(tmp_path, *small) == (0, directory)
     assert evaluated(directory) == [2, 3]
     assert run(tmp_path, *small, "trainer.max_steps=4")[0] == 0  # a longer one goes on from it

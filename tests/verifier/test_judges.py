@@ -298,6 +298,9 @@ def test_the_command_tells_kind_forms_and_verdict(capsys):
     assert [line.split()[-2:] for line in capsys.readouterr().out.splitlines()[1:]] == [
         ["incorrect", "0"], ["correct", "1"], ["correct", "1"]
     ]  # fmt: skip
+    for setting in ("verifier.kind=foo", "verifier.extract=blah", "verifier.timeout_s=-1", "prompts.final=foo"):
+        with pytest.raises(UserError, match=setting.partition("=")[0]):
+            verify_command.main(["1", "1", setting])
     for settings in (["dataset.answer_kind=exact"], ["kind=auto", "verifier=choice"]):
         with pytest.raises(UserError, match=rf"{settings[-1]}: expo verify takes kind"):
             verify_command.main(["5", "5", *settings])
