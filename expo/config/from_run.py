@@ -51,16 +51,14 @@ def restore(directory: Path) -> Config:
     if not path.is_file():
         raise UserError(f"run={directory}: no run directory (it has no config.yaml); give one that expo train has made")
     tree = config_tree(path)
-    # What a user has written into a prompt is text.
     prompts = tree.get("prompts")
-    literal = (
-        {k: no_reference(v) for k, v in prompts.items() if isinstance(v, str)} if isinstance(prompts, dict) else {}
-    )
+    if isinstance(prompts, dict):  # what a user has written into a prompt is text
+        tree["prompts"] = {k: no_reference(v) if isinstance(v, str) else v for k, v in prompts.items()}
     for name, value in flat(tree).items():
-        if "${" in str(value) and name.removeprefix("prompts.") not in literal:
+        if "${" in str(value) and not re.fullmatch(r"prompts\.[^.]+", name):
             raise UserError(f"{path}: {name} is an interpolation, which no run of expo leaves; write its value")
     try:
-        config = _restored(Config, tree | ({"prompts": prompts | literal} if literal else {}))
+        config = _restored(Config, tree)
         # by way of OmegaConf, which checks the types
         return typed(OmegaConf.structured(config))
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
