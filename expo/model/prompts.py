@@ -123,7 +123,14 @@ class Prompts:
         return self.conf.final.partition("{answer}")[0].rstrip()
 
     def check(self, tokenizer: "PreTrainedTokenizerBase", path: str) -> None:
-        """Raise UserError where the chat template of the model at `path` does not show a message, once, in a prompt."""
+        """Raise UserError where the chat template of the model at `path` does not show a message, once, in a prompt, or
+        lacks an option."""
+        for option in self.conf.template_options:
+            if option not in str(tokenizer.chat_template):
+                raise UserError(
+                    f"prompts.template_options.{option}: the chat template of {path} has no such option; correct its "
+                    "name, or leave it out"
+                )
         try:
             with _time_limit(TEMPLATE_S):
                 rendered = self._rendered(tokenizer, PLACE)

@@ -81,6 +81,18 @@ def test_a_solution_stands_after_the_thoughts_that_a_template_opens(tiny):
     assert tokenizer.decode(opened.solve_ids(tokenizer, [problem()])[0]).endswith("<think>\n")
 
 
+def test_an_option_that_the_template_lacks_is_one_line(tiny):
+    _, tokenizer = tiny
+    tokenizer.chat_template = CHATML
+    for option in ("opens", "opnes"):
+        prompts = Prompts(PromptsConf(solve="{question}", explain="{question}{answer}", template_options={option: True}))
+        if option == "opens":
+            prompts.check(tokenizer, "their/model")
+        else:
+            with pytest.raises(UserError, match="prompts.template_options.opnes: the chat template of their/model has"):
+                prompts.check(tokenizer, "their/model")
+
+
 def test_a_rows_own_messages_come_before_the_question_and_its_system_message_counts(tiny):
     _, tokenizer = tiny
     prompts = Prompts(PromptsConf(solve="Q {question}", explain="{question}{answer}", system="General."))
