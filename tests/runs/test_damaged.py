@@ -337,6 +337,7 @@ def test_a_checkpoint_that_cannot_fit_is_not_begun(tmp_path, monkeypatch, capsys
 def test_pairs_that_cannot_be_read_are_one_line_though_their_digest_fits(tmp_path, damage):
     cfg = compose_config(*SMALL, f"output_dir={tmp_path}", "trainer.stop_after=1")
     assert make_run(cfg) == 0
+    cfg = compose_config(*SMALL, f"output_dir={tmp_path}", "trainer.stop_after=2")
     (path,) = tmp_path.glob("**/pairs-step*.parquet")
     path.write_bytes(damage)
     path.with_suffix(".sha256").write_text(hashlib.sha256(damage).hexdigest())
@@ -348,7 +349,7 @@ def test_pairs_that_cannot_be_read_are_one_line_though_their_digest_fits(tmp_pat
         make_run(cfg)
     path.write_bytes(damage)
     path.with_suffix(".sha256").write_text(hashlib.sha256(damage).hexdigest())
-    other = compose_config(*SMALL, f"output_dir={tmp_path}", "algorithm.beta=0.2")
+    other = compose_config(*SMALL, f"output_dir={tmp_path}", "algorithm.beta=0.2", "trainer.stop_after=1")
     with pytest.raises(UserError, match=r"pairs=.*cannot be read.*delete it, and it is made again"):
         make_run(other)
     path.unlink()  # as it says, and nothing else
