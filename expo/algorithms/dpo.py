@@ -6,6 +6,7 @@
 """
 
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -62,11 +63,21 @@ class DPO(Algorithm):
                 raise UserError(f"pairs={self.pairs.path(start)}: gone; {ANEW}")
             if goes_on and self.mark[:1] == [start] and self.mark != self.marked(start):  # another run made them anew
                 raise UserError(f"pairs={self.pairs.path(start)}: not those that this run began with; {ANEW}")
+            if experience is not None and not start and not goes_on:
+                self.measure(experience)
             if experience is None:
                 generated = experience = self.pipeline.run(start, problems, self.conf.group_size)
                 self.ranks.by_first(lambda: self.pairs.save(start, generated))
             self.mark = self.marked(start)
         return experience
+
+    def measure(self, first: Experience) -> None:
+        """Measure the positives of the first round, which another run has made without measuring them. The policy is
+        still the initial one."""
+        positives = {i: group.positives for i, group in enumerate(first.groups) if group.positives}
+        if self.pipeline.source.measure_every and not any(c.logp_given_q for some in positives.values() for c in some):
+            measured = self.pipeline.measure(0, dict(enumerate(first.groups)), positives)
+            first.groups = [replace(group, positives=measured.get(i, [])) for i, group in enumerate(first.groups)]
 
     def marked(self, start: int) -> list[Any]:
         """Return the mark of the round that begins at step `start`, see `mark`."""

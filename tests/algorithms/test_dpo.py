@@ -128,6 +128,18 @@ def test_a_resumed_run_makes_no_pairs_with_another_policy(models, tmp_path):
         again.pairs_of(0, PROBLEMS[::-1], goes_on=True)
 
 
+def test_pairs_that_another_run_made_are_measured_where_this_one_asks_for_it(models, tmp_path):
+    dpo = module(*models, pairs=PairStore(tmp_path / "initial", tmp_path / "own"))
+    dpo.pairs.save(0, experience())
+    dpo.pipeline.measure = lambda step, groups, positives: {
+        i: [replace(c, logp_given_q=-1.0) for c in some] for i, some in positives.items()
+    }
+    for every, measured in ((0, None), (10, -1.0)):
+        dpo.pipeline.source.measure_every = every
+        found = dpo.pairs_of(0, PROBLEMS)
+        assert {c.logp_given_q for group in found.groups for c in group.positives} == {measured}
+
+
 def test_likelihoods_of_pairs_are_not_said_to_be_the_policys():
     e = experience()
     e.writer, e.timer.seconds["rollout"] = "pairs", 1.0

@@ -85,11 +85,13 @@ def test_an_option_that_the_template_lacks_is_one_line(tiny):
     _, tokenizer = tiny
     tokenizer.chat_template = CHATML
     for option in ("opens", "opnes"):
-        prompts = Prompts(PromptsConf(solve="{question}", explain="{question}{answer}", template_options={option: True}))
+        prompts = Prompts(
+            PromptsConf(solve="{question}", explain="{question}{answer}", template_options={option: True})
+        )
         if option == "opens":
             prompts.check(tokenizer, "their/model")
         else:
-            with pytest.raises(UserError, match="prompts.template_options.opnes: the chat template of their/model has"):
+            with pytest.raises(UserError, match=r"prompts.template_options.opnes: the chat template of their/model has"):
                 prompts.check(tokenizer, "their/model")
 
 
