@@ -69,7 +69,7 @@ def read_problems(cfg: Config) -> tuple[int, int] | None:
     """Return how many problems to train on, and held out, are in files or a function of one's own; None without them.
     Raises UserError for what cannot be read."""
     data = cfg.dataset
-    if data.path is None and data.eval_path is None and not isinstance(data, FunctionConf):
+    if data.path is None and not isinstance(data, FunctionConf):
         return None
     with Verifier(cfg.verifier, final=cfg.prompts.final) as verifier:
         reader: Reader = build(data, verifier, of=Reader)

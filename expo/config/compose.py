@@ -160,7 +160,7 @@ def config_groups() -> set[str]:
 def refuse_no_option(groups: Sequence[Override]) -> None:
     """Raise UserError for `group=null`. Args: groups, overrides of config groups."""
     for o in groups:
-        if not o.is_delete() and not o.is_sweep_override() and o.value() is None:
+        if o.key_or_group != "debug" and not o.is_delete() and not o.is_sweep_override() and o.value() is None:
             raise UserError(f"{o.input_line}: no option of the group; name one, as --help {o.key_or_group} lists them")
 
 
@@ -179,25 +179,25 @@ def named(config: Config, overrides: Sequence[str], earlier: str = "") -> Config
 
 
 def _sampled_otherwise(command: str) -> dict[str, str]:
-    """Return the keys of sampling that a command does not look at, each with a remedy. A table's arms share some."""
+    """Return the keys of sampling that a command does not look at, each with a remedy."""
     if command not in MEASURING:
         return {"evaluation.greedy": "expo evaluate run=… of the finished run makes greedy completions"}
-    if "EXPO_SWEEP" in os.environ:
-        return {}
     other, ours = ("rollout", "evaluation") if command == "evaluate" else ("evaluation", "rollout")
     unread = {f"{other}.{name}": f"set {ours}.{name}" for name in ("temperature", "top_p", "top_k")}
     return unread | ({"seed": "evaluation.seed=1 draws others"} if command == "evaluate" else {})
 
 
-def for_command(config: Config, command: str, overrides: Sequence[str]) -> Config:
+def for_command(config: Config, command: str, overrides: Sequence[str], of_table: bool = False) -> Config:
     """Adapt the config to a command: a run that only measures a model is named after the model.
 
-    Raises UserError for a key on the command line that the command does not look at.
+    Raises UserError for a key on the command line that the command does not look at. Args: of_table, whether the run is
+    one of a table, whose arms share keys of sampling.
     """
     unread = {f"dataset.{name}": why for name, why in config.dataset.unread(command).items()}
-    unread |= _sampled_otherwise(command)
+    sampling = {} if of_table or "EXPO_SWEEP" in os.environ else _sampled_otherwise(command)
     for key, value in (o.lstrip("+").partition("=")[::2] for o in overrides):
-        if (reason := unread.get(key)) and value not in ("null", "false", "0"):
+        off = ("null", "false", "no", "0") if key in sampling else ("null",)
+        if (reason := (unread | sampling).get(key)) and value.lower() not in off:
             raise UserError(f"{key}={value}: expo {command} does not look at it here; {reason}")
     config.name = name_of(config, command, overrides)
     return config

@@ -249,7 +249,8 @@ def _measured(run_config: Config, directory: Path, trained_on: bool) -> Config:
     )  # fmt: skip
     limit = run_config.dataset.limit if trained_on else None
     dataset = dataclasses.replace(run_config.dataset, limit=limit, part="held_out")
-    return dataclasses.replace(run_config, run=str(directory), model=model, dataset=dataset)
+    trainer = dataclasses.replace(run_config.trainer, accelerator="auto")  # this machine may have another
+    return dataclasses.replace(run_config, run=str(directory), model=model, dataset=dataset, trainer=trainer)
 
 
 def _unsettled(config: Config) -> Config:
@@ -266,6 +267,9 @@ def _unsettled(config: Config) -> Config:
 
 def _overridden(run_config: Config, overrides: Sequence[str]) -> Config:
     tree = OmegaConf.structured(run_config)
+    for name, value in vars(run_config.prompts).items():
+        if isinstance(value, str):
+            tree.prompts[name] = no_reference(value)
     OmegaConf.set_struct(tree, True)
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     groups = [o for o in parsed if "." not in o.key_or_group and options_of(o.key_or_group)]

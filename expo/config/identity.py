@@ -213,11 +213,14 @@ def _add_files(digest: "hashlib._Hash", place: Path) -> None:
     The start alone would not do: an adapter that is merged changes neither the sizes nor the embedding, which often
     comes first. The shipped ladder policy is known by its start, as in older versions: it does not change.
     """
-    kinds: tuple[str, ...] = (".json", ".safetensors", ".bin", ".jinja")
-    if not (place / "tokenizer.json").is_file():  # then these say how a text is split
-        kinds += (".model", ".txt")
+    kinds = [".json", ".safetensors", ".bin", ".jinja"]
+    # Without a tokenizer.json, these say how a text is split.
+    splits = () if (place / "tokenizer.json").is_file() else ("vocab.txt", "merges.txt")
+    kinds += [".model"] if splits else []
     files = place.iterdir() if place.is_dir() else [place]
-    for file in sorted(f for f in files if (f.suffix in kinds and f.name != RECIPE and f.is_file()) or f == place):
+    for file in sorted(
+        f for f in files if ((f.suffix in kinds or f.name in splits) and f.name != RECIPE and f.is_file()) or f == place
+    ):
         size = file.stat().st_size
         with file.open("rb") as content:
             digest.update(f"{file.name} {size}".encode() + content.read(START))

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import pyarrow
 import pyarrow.parquet
@@ -35,9 +34,9 @@ def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
     try:
         for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=256):
             rows = batch.to_pylist()
-            for name in (field.name for field in batch.schema if field.type in (pyarrow.float16(), pyarrow.float32())):
+            for field in (field for field in batch.schema if field.type in (pyarrow.float16(), pyarrow.float32())):
                 for row in rows:  # 0.1, as it was written, and not 0.10000000149011612
-                    row[name] = row[name] and float(str(np.float32(row[name])))
+                    row[field.name] = row[field.name] and float(str(field.type.to_pandas_dtype()(row[field.name])))
             size += sum(len(value) for row in rows for value in row.values() if isinstance(value, str))
             if size > most:
                 raise UserError(

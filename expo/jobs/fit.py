@@ -147,6 +147,7 @@ def fit(cfg: Config, run: Run, module: Algorithm, evaluator: Evaluator, checkpoi
         print(
             f"{run.dir}: has {reached} steps, and trainer.stop_after={cfg.trainer.stop_after}; set it higher to go on"
         )
+        run.write_summary("stopped", step=reached)  # which may be lost
         return 0
     stop = Stop(cfg.trainer.stop_after)
     trainer = make_trainer(cfg, run, evaluator, stop, checkpoint)

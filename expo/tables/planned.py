@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -71,7 +72,9 @@ def plan_runs(
         cfg = compose_config(run_overrides)
         run_overrides += cfg.logger.of_table(table_name(name), key, [tag, cfg.dataset.name, cfg.model.path])
         prepared = cfg.model.path.removeprefix("./") in plan.prepare
-        for_command(replace(cfg), arm.command.name, run_overrides)  # each run is asked for by its own command line
+        for_command(
+            replace(cfg), arm.command.name, run_overrides, of_table=True
+        )  # each run is asked for by its own command line
         check_anywhere(replace(cfg, model=replace(cfg.model, path="ladder")) if prepared else cfg)
         for column in columns_of(plan, arm):
             _check_column(column, arm, cfg)
@@ -125,20 +128,20 @@ def _check_evaluated_alike(name: str, plan: Plan, trained: Mapping[str, Config])
     for key, cfg in trained.items():
         if (against := plan.arms[key].against) and against in trained:
             ours, theirs = (_evaluated_on(c.dataset) for c in (cfg, trained[against]))
-            if unlike := next((k for k in ours if ours[k] != theirs[k]), ""):
+            if unlike := next((k for k in ours if k in theirs and ours[k] != theirs[k]), ""):
                 why = f"{unlike}={shown(ours[unlike])}, and {shown(theirs[unlike])} of {against}"
                 where = f"{plan_file(name)}: arms.{key}.against={against}: evaluated on other problems"
                 raise UserError(f"{where}: dataset.{why}; give both one, or leave against out")
 
 
 def _evaluated_on(data: DatasetConf) -> dict[str, object]:
-    """Return the settings that decide which problems a run is evaluated on."""
+    """Return the settings that decide which problems a run is evaluated on, as far as the config tells."""
+    path = data.path if data.shares_file else data.eval_path
     return {
-        "hub_id": data.hub_id,
-        "eval_path": data.path if data.shares_file else data.eval_path,
-        "eval_split": data.eval_split,
+        "eval_path": path and os.path.realpath(path),
+        **({} if path else {"hub_id": data.hub_id, "eval_split": data.eval_split}),
         "eval_levels": data.levels if data.eval_levels is None else data.eval_levels,
-        "eval_limit": data.eval_limit,
+        **({"eval_limit": data.eval_limit} if data.eval_limit else {}),
     }
 
 

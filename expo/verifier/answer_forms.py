@@ -25,7 +25,9 @@ def readable(answer: str) -> str:
     answer = re.sub(r"(?<![\\a-zA-Z])sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", re.sub(INVISIBLE, "", answer))
     answer = re.sub(r"(?<![\\a-zA-Z])(sin|cos|tan|cot|sec|csc|ln|log|exp|pi)(?![a-zA-Z])", r"\\\1 ", answer)
     answer = re.sub(r"(?<=\d)\s+i(?![a-zA-Z])", "i", answer)  # else a word beside the number
-    if answer.count(r"\pm") == 1 and re.search(r"\{[^{}]*\\pm", answer):  # math-verify reads it outside braces alone
+    if answer.count(r"\pm") == 1 and re.search(
+        r"[a-z}\]^_]\s*\{[^{}]*\\pm", answer
+    ):  # math-verify reads it outside braces alone
         value = re.sub(r"^\s*[a-zA-Z]\s*=\s*", "", answer)
         answer = f"{value.replace(_PM, '+')},{value.replace(_PM, '-')}"
     return re.sub(r"\\?%", "", answer.replace("**", "^"))
@@ -64,9 +66,9 @@ def _interval(text: str) -> str | None:
     def end(sign: str, brackets: str) -> str:
         return brackets[sign not in ("<", r"\lt", ">", r"\gt")]
 
-    if low := re.fullmatch(rf"([^<>\\]+?)\s*{_LESS}\s*([a-zA-Z])", text):  # 5 < x
+    if low := re.fullmatch(rf"(?![a-zA-Z]\s*[<>\\])([^<>\\]+?)\s*{_LESS}\s*([a-zA-Z])", text):  # 5 < x
         return rf"{end(low[2], '([')}{low[1]},\infty)"
-    if high := re.fullmatch(rf"([^<>\\]+?)\s*{_MORE}\s*([a-zA-Z])", text):
+    if high := re.fullmatch(rf"(?![a-zA-Z]\s*[<>\\])([^<>\\]+?)\s*{_MORE}\s*([a-zA-Z])", text):
         return rf"(-\infty,{high[1]}{end(high[2], ')]')}"
     if down := re.fullmatch(rf"([^<>\\]+?)\s*{_MORE}\s*[a-zA-Z]\s*{_MORE}\s*(.+)", text):
         return f"{end(down[3], '([')}{down[4]},{down[1]}{end(down[2], ')]')}"

@@ -12,7 +12,7 @@ from typing import Any
 
 from expo.verifier import answer_forms
 from expo.verifier.kinds import KINDS, OPTIONS, Kind, compact, kind_of, option, option_text, verbatim
-from expo.verifier.numbers import is_arithmetic, number, numbers_in_a_row, quantity
+from expo.verifier.numbers import is_arithmetic, makes_another, number, numbers_in_a_row, quantity
 from expo.verifier.spelling import bare, spelled
 
 
@@ -48,7 +48,8 @@ def fast_verdict(answer: str, gold: str, kind: str = AUTO) -> Verdict | None:
     gold, how = _compared(answer, gold, kind)
     if kind == "exact":  # that the user has set
         return Verdict.CORRECT if verbatim(answer) == verbatim(gold) else Verdict.INCORRECT
-    if how.name not in ("exact", "json") and compact(ours) == compact(bare(gold)):
+    in_groups = number(gold) is not None and re.search(r"\d,\s+\d", ours)  # 1, 200 is no 1,200
+    if how.name not in ("exact", "json") and compact(ours) == compact(bare(gold)) and not in_groups:
         return Verdict.CORRECT
     verdict = _verdict_by_form(answer, gold, how)
     if verdict is not None or not how.algebra:
@@ -63,12 +64,13 @@ def _is_no_value(answer: str) -> bool:
     """Return whether an answer to a question for a number is several, a sum not carried out, a date, or words."""
     kind = kind_of(answer)
     worded = kind in ("date", "time") or (kind == "words" and not re.search(r"\d", answer))
-    return worded or numbers_in_a_row(answer) is not None or is_arithmetic(answer) or bool(_HEDGED.search(answer))
+    other = _HEDGED.search(answer) or makes_another(bare(answer))
+    return worded or numbers_in_a_row(answer) is not None or is_arithmetic(answer) or bool(other)
 
 
 # Between values: 5 or 6, in signs that math-verify reads past.
 _HEDGED = re.compile(
-    r"\\(?:lor|vee|land|wedge|oplus|curlyvee|curlywedge)(?![a-zA-Z])|[&@]|\^\s*\{\s*\}"
+    r"\\(?:lor|vee|land|wedge|oplus|curlyvee|curlywedge)(?![a-zA-Z])|&(?!\s*=)(?<!=\s&)(?<!=&)|@|\^\s*\{\s*\}"
     r"|[\d}]\s*(?:\||\\\\|\\hspace\*?\s*\{[^{}]*\})\s*[\d\\]"
 )
 
@@ -103,8 +105,10 @@ def math_verify_verdict(answer: str, gold: str, kind: str = AUTO) -> Verdict:
         else parse(rf"\boxed{{{_indexed_capitals(answer_forms.readable(gold))}}}", parsing_timeout=None)
     )
     *before, last = answer_forms.sides(answer_forms.readable(answer), gold)
-    if how.numeric and (with_unit := re.fullmatch(rf"(.*\d)\s*{UNIT_LETTER}", last)) and number(with_unit[1]):
-        last = with_unit[1]  # 12m
+    with_unit = re.fullmatch(r"(.*[\d}]|.*\\pi)\s*[mgslh]", last)
+    value = with_unit[1] if with_unit and not re.search(LETTER, gold) else ""
+    if value and not is_arithmetic(value) and _is_finite_number(_parsed(value)):
+        last = value  # 12m
     if not all(answer_forms.names(side) or _is_finite_number(_parsed(side)) for side in before):
         return Verdict.INCORRECT  # 2x = 5 leaves x to be found
     answers = _parsed(last)
@@ -129,6 +133,7 @@ def _parsed(text: str) -> list[Any]:
     return parsed
 
 
+LETTER = r"(?<![\\a-zA-Z])[a-zA-Z]"  # of no command
 UNIT_LETTER = "[cdghlmost]"  # which math-verify drops where a text ends in one of them
 
 
@@ -160,14 +165,12 @@ def _same(golds: list[Any], answers: list[Any], gold: str, answer: str) -> bool:
 
 def _complex(golds: list[Any], answers: list[Any]) -> tuple[list[Any], list[Any]]:
     """Return both with the imaginary unit for `i`, where it is the only letter."""
-    from sympy import Expr, I, Symbol
+    from sympy import Expr, I
 
     sides = (golds[0], answers[0])
     if not all(isinstance(x, Expr) and {s.name for s in x.free_symbols} <= {"i"} for x in sides):
         return golds, answers
-    wanted, stated = (
-        [x.subs(Symbol("i"), I) if (i := next(iter(x.free_symbols), None)) is None else x.subs(i, I)] for x in sides
-    )
+    wanted, stated = ([x.subs(dict.fromkeys(x.free_symbols, I))] for x in sides)
     return wanted, stated
 
 

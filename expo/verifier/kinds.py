@@ -180,8 +180,8 @@ def notation(text: str) -> str | None:
 
 
 def compact(text: str) -> str:
-    """Return the text without spaces, but where one means something: "1 1/2" is not "11/2", "1, 200" not "1,200"."""
-    return re.sub(r"(?<!\w)(?<!\d,) +| +(?!\w)|(?<=\d,) +(?!\d{3}(?!\d))", "", text)
+    """Return the text without spaces, but where one means something: "1 1/2" is not "11/2"."""
+    return re.sub(r"(?<!\w) +| +(?!\w)", "", text)
 
 
 @dataclass(frozen=True)
@@ -242,7 +242,9 @@ def members(text: str) -> Members | None:
     if None in members_found:
         return None
     either = not bracket and re.search(r"\bor\b", inner) and any(isinstance(m, tuple) for m in members_found)
-    return Members("or" if either else bracket, tuple(members_found), tuple(names) if len(names) > 1 else ())
+    return Members(
+        "or" if either else bracket, tuple(members_found), tuple(map(str.lower, names)) if len(names) > 1 else ()
+    )
 
 
 def _member(text: str) -> Any:
@@ -295,7 +297,7 @@ KINDS = {
 def kind_of(gold: str) -> str:
     """Return the kind of a gold answer, a key of KINDS."""
     plain = bare(gold)
-    return next((name for name, holds in _TESTS if holds(gold if name == "json" else plain)), "expression")
+    return next((name for name, holds in _TESTS if holds(plain) or (name == "json" and holds(gold))), "expression")
 
 
 def doubt(gold: str) -> str | None:

@@ -47,8 +47,7 @@ _TURNS = (
     "not no never isn wrong false and or but than least most except unless minus plus incorrect about "
     "approximately over under above below between from to approx ish minimum maximum more fewer less rejected "
     "excluded nope isnt cannot unlikely negative bc bce either neither maybe times halves tenths hundredths "
-    "lakh crore pair pairs factorial squared cubed base binary ppm doubled half third thirds fourths fifths sixths "
-    "sevenths eighths ninths thousandths millionths divided halved tripled quadrupled hex octal hexadecimal choose"
+    "lakh crore pair pairs factorial squared cubed base binary ppm doubled"
 )
 TURNS = frozenset(_TURNS.split())
 _FUNCTIONS = (
@@ -58,7 +57,13 @@ _FUNCTIONS = (
 FUNCTIONS = frozenset(_FUNCTIONS.split())
 # Words that a number is multiplied by.
 SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
-SCALES |= {f"{word}s": times for word, times in SCALES.items()} | {"bn": 10**9, "grand": 10**3}
+SCALES |= {f"{word}s": times for word, times in SCALES.items()} | {"bn": 10**9}
+# Words that make another number of the one before them, at the end or before what they do it by.
+_PARTS = re.compile(
+    r"\d[\s-]+(?:(?:thirds|fourths|fifths|sixths|sevenths|eighths|ninths|thousandths|millionths)\b"
+    r"|(?:in\s+)?(?:half|third|halved|tripled|quadrupled|hex|hexadecimal|octal|grand)\s*(?:$|of\b)"
+    r"|(?:divided\s+by|choose)\s+(?:\d|(?:one|two|three|four|five|six|seven|eight|nine|ten)\b))"
+)
 _SYMBOL = re.compile(r"[numkMGcdµμ]?(?:Hz|Pa|eV|mol|[mgsWJVANLKC])|Nm")
 # Single letters that are units where they stand apart: "12 m", not "12m".
 _LETTERS = frozenset("mgslhLNJWVAKCFT")
@@ -177,6 +182,11 @@ def _plain(text: str) -> Fraction:
     return Fraction(re.sub(r"[,'_ ]", "", text).removesuffix("."))
 
 
+def makes_another(plain: str) -> bool:
+    """Return whether words behind a number make another one of it, as `2 thirds`. Args: plain, after `bare`."""
+    return _PARTS.search(plain.lower()) is not None
+
+
 @lru_cache(maxsize=2**14)
 def quantity(text: str) -> Quantity | None:
     """Return the number with a unit that a text is, or None. Words that turn a value (`not 12`) are no unit."""
@@ -197,7 +207,7 @@ def quantity(text: str) -> Quantity | None:
         value, rest = Number(value.value * times, value.digits, value.step * times), rest[scale.end() :]
         if not rest.strip():
             return Quantity(value)
-    unit = _unit(rest)
+    unit = "" if makes_another(plain) else _unit(rest)
     return Quantity(value, unit) if unit else None
 
 

@@ -56,20 +56,22 @@ def spelled(text: str) -> str:
         text = re.sub(r"\\[dt]?binom\s*(\d)\s*(\d)", r"\\binom{\1}{\2}", text)
         text = re.sub(r"\\(mathbb|sqrt)(?:\s+([A-Za-z0-9])|(\d))", r"\\\1{\2\3}", text)
         text = re.sub(r"\\frac\s*(?:(\d)|\{([^{}]*)\})\s*(?:(\d)|\{([^{}]*)\})", r"\\frac{\1\2}{\3\4}", text)
+    if "Omega" in text:  # of a resistance, and no variable
+        text = re.sub(r"(?<=\d)(?:\s|\\[,; ])*([kMmμµ]?)\s*\\Omega\s*$", r" \1ohm", text)
     return _unwrapped(text)
 
 
 def _unwrapped(text: str) -> str:
     r"""Return the text without a pair of braces, or `\mathbf{}`, around the whole of it, unless it is a set or a
     dictionary."""
-    while (opening := re.match(BOLD, text)) and text.endswith("}"):
+    while (opening := re.match(BOLD, text)) and text.endswith("}") and text != "{}":
         depth, inner, parted = 1, text[opening.end() : -1], False
         for brace in re.findall(r"\\.|[{}(\[\])]|[,;:\"]", inner):
             depth += (brace in "{([") - (brace in "})]")
             parted = parted or (depth == 1 and brace in ',;:"')
             if depth == 0:
                 return text
-        if parted and opening[0] == "{":
+        if (parted or re.search(r"\\(?:choose|brack|atop)(?![a-z])", inner)) and opening[0] == "{":
             return text
         text = inner.strip()
     return text
@@ -79,14 +81,13 @@ def _ascii(text: str) -> str:
     text = re.sub(f"[{_RAISED}]+", lambda run: "^{" + unicodedata.normalize("NFKC", run[0]) + "}", text)
     text = re.sub(f"[{_LOWERED}]+", lambda run: "_{" + unicodedata.normalize("NFKC", run[0]) + "}", text)
     text = text.translate(_SIGNS)
-    text = re.sub(r"([∛∜])\s*(\w+|\([^()]*\)|\{[^{}]*\})", _root, text)
-    text = re.sub(r"√\s*(\w+|\([^()]*\)|\{[^{}]*\})", lambda root: r"\sqrt{" + root[1].strip("(){}") + "}", text)
+    text = re.sub(r"([√∛∜])\s*(\w+|\([^()]*\)|\{[^{}]*\})", _root, text)
     text = "".join(_character(c) for c in text)
     return re.sub("[‐‑‒–—―−]", "-", unicodedata.normalize("NFKC", text))
 
 
 def _root(root: re.Match[str]) -> str:
-    return rf"\sqrt[{3 + (root[1] == '∜')}]{{{root[2].strip('(){}')}}}"
+    return rf"\sqrt{ {'√': '', '∛': '[3]', '∜': '[4]'}[root[1]] }{{{root[2].strip('(){}')}}}"
 
 
 def _character(c: str) -> str:

@@ -433,7 +433,7 @@ def test_a_number_of_problems_that_is_not_looked_at_is_refused(command, settings
 
 def test_greedy_completions_are_those_of_expo_evaluate():
     assert "expo train does not look at it here; expo evaluate run=" in _refused("train", ["evaluation.greedy=true"])[0]
-    for command, value in (("train", "false"), ("evaluate", "true")):
+    for command, value in (("train", "false"), ("train", "No"), ("evaluate", "true")):
         assert not any(_refused(command, [f"evaluation.greedy={value}"]))
 
 
@@ -449,6 +449,7 @@ def test_sampling_that_a_command_does_not_look_at_is_refused(monkeypatch, comman
     monkeypatch.delenv("EXPO_SWEEP", raising=False)
     assert remedy in _refused(command, [key])[0]
     assert not any(_refused("train", [key]))
+    for_command(compose_config(key), command, [key], of_table=True)  # whose arms share their keys
     monkeypatch.setenv("EXPO_SWEEP", "1")  # whose arms share their keys
     assert not any(_refused(command, [key]))
 

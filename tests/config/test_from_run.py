@@ -98,6 +98,7 @@ def test_an_evaluation_takes_data_prompts_lengths_and_sampling_of_the_run(tmp_pa
         "rollout.max_completion_tokens=48",
         "evaluation.temperature=0.3",
         "k=[1,2]",
+        "trainer.accelerator=gpu",
     ]
     cfg = compose_config(*own)
     folder = save(cfg, tmp_path / "math-math" / "run")
@@ -107,6 +108,7 @@ def test_an_evaluation_takes_data_prompts_lengths_and_sampling_of_the_run(tmp_pa
     assert taken.dataset == replace(cfg.dataset, limit=None)  # of training; `expo evaluate` means another thing by it
     assert taken.model.path == str(folder / "checkpoints" / "final")
     assert taken.output_dir == str(tmp_path)
+    assert taken.trainer.accelerator == "auto"  # whatever the run was trained on
     assert capsys.readouterr().out == f"run={folder}: its settings\n"
 
 
@@ -163,7 +165,10 @@ def test_a_prompt_may_hold_what_looks_like_a_reference(tmp_path):
     (tmp_path / "solve.txt").write_text(text)
     cfg = compose_config(f"prompts.solve=@{tmp_path}/solve.txt")
     assert cfg.prompts.solve == text
-    assert restore(save(cfg, tmp_path / "run")) == cfg
+    folder = save(cfg, tmp_path / "run")
+    assert restore(folder) == cfg
+    for command in ("train", "evaluate"):
+        assert config_from_run(command, [f"run={folder}"]).prompts == cfg.prompts
 
 
 @pytest.mark.parametrize("with_run", [True, False])

@@ -91,7 +91,9 @@ def test_an_option_that_the_template_lacks_is_one_line(tiny):
         if option == "opens":
             prompts.check(tokenizer, "their/model")
         else:
-            with pytest.raises(UserError, match=r"prompts.template_options.opnes: the chat template of their/model has"):
+            with pytest.raises(
+                UserError, match=r"prompts.template_options.opnes: the chat template of their/model has"
+            ):
                 prompts.check(tokenizer, "their/model")
 
 

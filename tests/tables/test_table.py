@@ -302,6 +302,15 @@ def test_a_number_of_the_paper_without_a_column_names_its_file(small):
         table.main(["small", "dry_run=true"])
 
 
+def test_arms_that_are_trained_on_other_data_may_be_evaluated_on_one_file(small, tmp_path, math_file):
+    of_both = f"dataset.eval_path={math_file}"
+    own = PLAN.replace("[algorithm=grpo]", f"[algorithm=grpo, dataset=gsm8k, {of_both}]").replace("/level5", "")
+    own = own.replace("[algorithm=exp_grpo]", f"[algorithm=exp_grpo, dataset=math, {of_both}]")
+    own = own.replace("debug=tiny", "debug=tiny, model=random_tiny, dataset.eval_levels=[], evaluation.temperature=0.6")
+    (small / "plan.yaml").write_text(own)
+    assert len(Request("small", "cpu").runs()) == 4
+
+
 def test_an_arm_is_held_against_one_of_its_own_k(small):
     text = PLAN.replace("[pass@1, pass@4/level5]", "[pass@4]")  # k: 4 says what the column says
     (small / "plan.yaml").write_text(text.replace("{label: GRPO,", "{label: GRPO, k: 4,"))

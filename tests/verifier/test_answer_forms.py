@@ -389,6 +389,37 @@ RIGHT = {
         ('{"t": "20°C", "b": 1}', '{"b":1,"t":"20°C"}', '{"t": "20\\u00b0C", "b": 1.0}'),
         ('{"a": "<b>x</b>"}', '{"a":"<b>x</b>"}'),
     ],
+    "a unit behind a value": [
+        (r"3\pi", r"3\pi m"),
+        (r"2\sqrt{3}", r"2\sqrt{3}m"),
+        (r"\frac{5}{2}", r"\frac{5}{2}m"),
+        ("1024", "2^{10}m"),
+        ("5", "5 Ω", r"5\,\Omega", "5 ohms", "5 grand pianos", "5 choose winners"),
+        ("4.7", "4.7 kΩ"),
+        ("8", "8 third graders", "8 fourth graders"),
+        ("3", "3 half-lives", "3 quarters"),
+        ("20", "20 hex bolts"),
+    ],
+    "an alignment is no hedge": [
+        ("5", r"\begin{aligned} x &= 5 \end{aligned}"),
+        ("7", r"\begin{array}{rcl} n & = & 7 \end{array}"),
+    ],
+    "braces that are a set's or a binomial's": [
+        (r"\{0,2,-2\}", r"\{0, \pm 2\}"),
+        (r"\{0, \pm 1\}", r"\{-1,0,1\}"),
+        (r"\binom{n}{k}", r"{n \choose k}"),
+        ("10", r"{5 \choose 2}"),
+    ],
+    "bounds of one letter": [
+        (r"(-\infty,a)", "x<a"),
+        (r"(a,\infty)", "x>a"),
+        (r"[m,\infty)", r"x \ge m"),
+    ],
+    "names of another case, a list without its space, JSON in a fence": [
+        ("x=1, y=2", "X=1,Y=2"),
+        ("120, 240", "120,240"),
+        ('`{"a": 1}`', '{"a":1}'),
+    ],
     "capital letters of Greek, roots, and what stands before the sign": [
         (r"5 \Omega", "5 Ω"),
         (r"\Delta x", "Δx"),
@@ -668,7 +699,6 @@ WRONG = {
     "values of other names": [("x=1, y=2", "y=1, z=2", "a=1, b=2")],
     "one number in groups is no list": [
         ("1,200", "1, 200"),
-        ("1, 200", "1,200"),
     ],
     "another imaginary number": [("3+4i", "5", "7", "3-4i"), ("i", "1", "-i")],
 }
