@@ -306,7 +306,9 @@ def test_arms_that_are_trained_on_other_data_may_be_evaluated_on_one_file(small,
     of_both = f"dataset.eval_path={math_file}"
     own = PLAN.replace("[algorithm=grpo]", f"[algorithm=grpo, dataset=gsm8k, {of_both}]").replace("/level5", "")
     own = own.replace("[algorithm=exp_grpo]", f"[algorithm=exp_grpo, dataset=math, {of_both}]")
-    own = own.replace("debug=tiny", "debug=tiny, model=random_tiny, dataset.eval_levels=[], evaluation.temperature=0.6")
+    own = own.replace(
+        "debug=tiny", 'debug=tiny, model=random_tiny, "dataset.eval_levels=[]", evaluation.temperature=0.6'
+    )
     (small / "plan.yaml").write_text(own)
     assert len(Request("small", "cpu").runs()) == 4
 
