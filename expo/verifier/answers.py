@@ -12,7 +12,7 @@ from typing import Any
 
 from expo.verifier import answer_forms
 from expo.verifier.kinds import KINDS, OPTIONS, Kind, compact, kind_of, option, option_text, verbatim
-from expo.verifier.numbers import is_arithmetic, makes_another, number, numbers_in_a_row, quantity
+from expo.verifier.numbers import UNITS, is_arithmetic, makes_another, number, numbers_in_a_row, quantity
 from expo.verifier.spelling import bare, spelled
 
 
@@ -81,6 +81,8 @@ def _verdict_by_form(answer: str, gold: str, how: Kind) -> Verdict | None:
     if form is None or (wanted := form(gold)) is None:
         return None
     stated = form(answer)
+    if stated is None and how.numeric and wanted.unit:  # 5m/s where 5 m/s is asked for
+        stated = form(re.sub(r"(?<=\d)(?=[a-zA-Z])", " ", bare(answer)))
     if stated is None and how.numeric and "=" in answer:
         *before, last = answer_forms.sides(spelled(answer), spelled(gold))
         # x = 5, 2 + 3 = 5: a name says whose value it is, and what is no plain number is math-verify's to say.
@@ -141,10 +143,20 @@ def _indexed_capitals(text: str) -> str:
     r"""Return the text with an index at each capital letter: to math-verify R is r. Sets and units stay. A letter at
     the end stays, too."""
     text = re.sub(rf"(?<![\\a-zA-Z])({UNIT_LETTER})\s*$", r"{\1}", text)
-    if re.search(r"\\(?:text|mathbb|mathrm|begin)|[A-Z]{2}|\\c[ua]p", text):
+    if re.search(r"\\(?:text|mathbb|mathrm|begin)|[A-Z]{4}|\\c[ua]p", text):
         return text
-    capital = r"\\(Delta|Gamma|Theta|Lambda|Sigma|Phi|Psi|Omega)(?![a-zA-Z])|(?<![\\a-zA-Z])([A-DF-Z])(?![a-zA-Z_(])"
-    return re.sub(capital, lambda letter: letter[0].lower() + "_{77}", text)
+    capital = (
+        r"\\(?:Delta|Gamma|Theta|Lambda|Sigma|Phi|Psi|Omega)(?![a-zA-Z])|(?<![\\a-zA-Z])[a-zA-Z]{1,3}(?![a-zA-Z_(])"
+    )
+
+    def indexed(run: re.Match[str]) -> str:
+        if run[0][0] == "\\":
+            return run[0].lower() + "_{77}"
+        if len(run[0]) > 1 and (run[0].islower() or run[0].lower() in UNITS or run[0].istitle()):
+            return run[0]  # a unit, or a word
+        return re.sub("[A-DF-Z]" if len(run[0]) == 1 else "[A-Z]", lambda letter: letter[0].lower() + "_{77}", run[0])
+
+    return re.sub(capital, indexed, text)
 
 
 def _same(golds: list[Any], answers: list[Any], gold: str, answer: str) -> bool:

@@ -35,7 +35,7 @@ _OPAQUE = re.compile(
     r"|[A-Z](?:-[A-Z])+|(?:[a-zA-Z]['2]?\s+)+[a-zA-Z]['2]?|[^+*=^|]*[a-zA-Z]\d[^+*=^|]*[+#]?"
 )
 _IN_CODE = re.compile(
-    r"==|!=|->|=>|::|;|\|\||[@\"#?&]|\w\.[a-zA-Z_]|(?<![a-zA-Z])[a-zA-Z]{2,}+_[a-zA-Z]|^[.~]?/\w|://|</|:\s*\w|\s--?[a-zA-Z]"
+    r"==|!=|->|=>|::|;|\|\||[@\"#?&]|\w\.[a-zA-Z_]|(?<![a-zA-Z])[a-zA-Z]{2,}+_[a-zA-Z]|^[.~]?/\w|://|</|:\s*\w|(?<![=(,])\s--?[a-zA-Z]"
 )
 _CALL = re.compile(r"(?<!\w)([a-zA-Z]{2}\w*+)\s*+\(")
 # Notation that math-verify reads past: cases, congruences, primes, derivatives, angles.

@@ -38,7 +38,8 @@ inch in inches; foot ft feet; yard yd; mile mi; meter m metre metres; square sq;
 centimeter cm centimetre; millimeter mm; kilometer km kilometre; liter l litre; milliliter ml; gallon gal;
 kilogram kg; gram g gm; pound lb lbs; ounce oz; degree deg degree; kelvin k; newton n; joule j; watt w; volt v;
 second sec s; minute min; hour hr hrs h; year yrs; am a; pm p; mile/hour mph; kilometer/hour kph kmph;
-% percent; cent cents; $ dollar dollars usd; € euro euros eur; £ gbp; ¥ jpy yen cny; ₹ inr rupee rupees rs
+% percent; cent cents; ampere amp amps amperes; coulomb coulombs; tesla; hertz;
+$ dollar dollars usd; € euro euros eur; £ gbp; ¥ jpy yen cny; ₹ inr rupee rupees rs
 """
 UNITS = {word: unit for unit, *words in map(str.split, _SPELLINGS.split(";")) for word in words}
 CURRENCIES = "$€£¥₹₩₽"
@@ -67,6 +68,7 @@ _PARTS = re.compile(
 _SYMBOL = re.compile(r"[numkMGcdµμ]?(?:Hz|Pa|eV|mol|[mgsWJVANLKC])|Nm")
 # Single letters that are units where they stand apart: "12 m", not "12m".
 _LETTERS = frozenset("mgslhLNJWVAKCFT")
+_SI = {"A": "ampere", "C": "coulomb", "T": "tesla", "Hz": "hertz"}
 
 
 @dataclass(frozen=True)
@@ -216,6 +218,9 @@ def _unit(rest: str) -> str:
     apart, rest = rest[:1] in (" ", "^"), rest.replace("\\%", "%").strip()
     rest = re.sub(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)", " degree ", rest).strip()
     rest = re.sub(r"\\(?:cdot|times)(?![a-zA-Z])", "*", rest)
+    rest = re.sub(
+        r"/\s*\(([^()]*)\)", lambda below: "".join(f"/{u}" for u in re.split(r"[\s*.]+", below[1].strip())), rest
+    )
     if not re.fullmatch(rf"(?:[^\W\d_]|[%{CURRENCIES} ./*'-]|\^\{{?-?\d\}}?)+", rest):
         return ""
     words = re.findall(r"[^\W\d_]+", rest)
@@ -226,7 +231,7 @@ def _unit(rest: str) -> str:
         known = (
             words[0].lower() in UNITS or _SYMBOL.fullmatch(words[0])
             if len(words[0]) > 1
-            else apart and (words[0] in _LETTERS or len(words) > 1)
+            else apart and not _is_formula(words, rest)
         )
         if not known and (not apart or len(words[0]) == 1):
             return ""
@@ -240,6 +245,15 @@ def _unit(rest: str) -> str:
     return _in_order(re.sub(r"\s+", "*", re.sub(r"[{}]|\s+(?=\^)", "", words_only).replace(".", " ").strip()))
 
 
+def _is_formula(words: list[str], rest: str) -> bool:
+    """Return whether letters behind a number are a formula and no unit: `1/2 m v^2`, `2 m g`, `3 V/R`."""
+    single = [word for word in words if len(word) == 1]
+    if re.match(r"[ap]\.?\s?m\b", rest, re.IGNORECASE):
+        return False
+    product = len(single) > 1 and all(map(str.islower, single)) and not re.search(r"[/-]", rest)
+    return product or any(word not in _LETTERS for word in (single if len(words) > 1 else words))
+
+
 def _in_order(unit: str) -> str:
     """Return a unit with all divisors behind one slash, so that `m s^-2`, `m/s/s` and `m/s^2` are one."""
     powers: dict[str, int] = {}
@@ -251,6 +265,8 @@ def _in_order(unit: str) -> str:
 
 def unit_word(word: str) -> str:
     """Return a unit's word in one spelling: lower case, without a plural s. A symbol keeps its case: MW is not mW."""
+    if word in _SI:
+        return _SI[word]
     lower = word.lower()
     mega = word[0] == "M" and len(word) > 1 and lower not in ("min", "mi", "mph")
     if _SYMBOL.fullmatch(word) and word != lower and (mega or lower not in UNITS):
