@@ -229,6 +229,8 @@ def _run_hydra(command: str, arguments: list[str]) -> int:
 
     register()
     arguments = from_files(arguments)
+    if "-m" in arguments:  # which Hydra's own parser wants before the overrides
+        arguments = ["-m", *(a for a in arguments if a != "-m")]
     _check_options(command, arguments)
     if run_of(arguments) is not None:
         return _run_from(command, arguments)

@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 
 from expo.commands.evaluate import evaluate_command
 from expo.commands.train import train as train_command
 from expo.config import Config, UserError, check, compose_config, restore, run_dir
 from expo.config.compose import for_command
 from expo.config.from_run import config_from_run
+from expo.config.wording import explain
 from expo.runs.listing import find_runs, in_order, kept, run_folder
 from expo.runs.reading import completions_file, read_lines, read_rows, read_summary
 
@@ -110,7 +113,10 @@ def evaluate(*overrides: str, run: str | Path | None = None) -> LoadedRun:
 def _command(name: str, command: Callable[[Config], int], overrides: Any) -> LoadedRun:
     given = list(overrides)
     of_run = any(o.startswith("run=") for o in given)
-    cfg = config_from_run(name, given) if of_run else for_command(compose_config(given), name, given)
+    try:
+        cfg = config_from_run(name, given) if of_run else for_command(compose_config(given), name, given)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain(error)) from error
     check(cfg)
     code = command(cfg)
     if code:

@@ -103,6 +103,8 @@ def test_all_runs_and_an_evaluation(finished, capsys):
     assert f"run={finished.dir}: its settings, but" in capsys.readouterr().out
     with pytest.raises(UserError, match="no run directory"):
         expo.evaluate(run="nowhere")
+    with pytest.raises(UserError, match="did you mean algorithm=grpo"):
+        expo.train("algorithm=grppo")
 
 
 @pytest.mark.runs

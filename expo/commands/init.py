@@ -64,7 +64,8 @@ def main(arguments: list[str]) -> int:
     overrides += [f"verifier={in_override(verifier)}", *of_judge] if verifier else of_judge
     if all(re.fullmatch(r"\(?[A-Za-z]\)?", answer) for answer in look(overrides)) and not verifier:
         overrides.append("verifier=choice")
-        print("every answer is a letter: verifier=choice goes into the plan, which reads “(B) because …” as B")
+        print("every answer is a letter: verifier=choice goes into the plan, which reads “(B) because …” as B; so:")
+        look(overrides)
     make_folder(folder, "init")
     name, overrides_line = folder.resolve().name, shlex.join(overrides[1:])
     items = yaml.safe_dump(overrides, default_flow_style=True, width=10**6, allow_unicode=True).strip()[1:-1]

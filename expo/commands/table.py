@@ -31,6 +31,10 @@ def main(arguments: list[str]) -> int:
     """Make what is missing of a table, and render it into experiments/NAME/results/SCALE. Returns the exit code."""
     request = Request.parse(arguments)
     runs = request.runs()
+    if request.plan.figures:
+        from expo.tables.figures import drawers_of  # a second of imports
+
+        drawers_of(request.plan)
     if request.dry_run:
         preview(request, runs)
         return 0
@@ -61,10 +65,6 @@ def run_table(request: Request, runs: Sequence[PlannedRun], command: str) -> int
     for run in todo:
         keep(rules_of(run.cfg, "needs_here"))
     ask_hub([r.cfg for r in todo if r.command == "train"], [r.cfg for r in todo if r.command != "train"])
-    if todo and request.plan.figures:
-        from expo.tables.figures import drawers_of  # a second of imports
-
-        drawers_of(request.plan)
     models = to_prepare(request.plan, runs, todo)
     if code := prepare(models):
         remedy = "the same command goes on" if code > 128 else "see above"

@@ -29,7 +29,7 @@ from expo.config.identity import identity, identity_before_lift, model_content, 
 from expo.config.key import ALWAYS_IN, FORMER, OPTIONS, declaration, flat, group_of, nodes, shown, with_groups
 from expo.config.model import ModelConf
 from expo.config.optimizer import OptimizerConf
-from expo.config.own_code import own_packages
+from expo.config.own_code import changed_code, own_packages
 from expo.config.reference import options_of
 from expo.config.rollout import RolloutConf
 from expo.config.run import Config
@@ -191,6 +191,8 @@ def config_from_run(command: str, arguments: Sequence[str]) -> Config:
         print(f"run={directory}: {reason}: this is no longer that run")
     given = {name.lstrip("+"): value.strip("'\"") for name, _, value in (a.partition("=") for a in arguments)}
     measuring = command in MEASURING
+    if measuring and (files := changed_code(read_summary(directory).get("own_code", {}))):
+        print(f"run={directory}: made before a change of {', '.join(files)}, which judges or trains otherwise now")
     if measuring and not measures(directory):  # else again what it has measured
         run_config = _measured(run_config, directory, given.get("dataset.part") == "train")
     overrides = [a for a in arguments if not a.startswith("run=")]

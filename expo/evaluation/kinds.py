@@ -87,8 +87,9 @@ def in_words(rows: Samples) -> list[str]:
     if not verified:
         return []
     right = sum(row["verified"] for row in verified)
-    shares = by_problem(rows, "self_explanation", None, "verified").values()
-    share = sum(value > 0 for value in shares) / len({row["problem"] for row in rows})
+    # The usual filters take none that is cut off.
+    used = {row["problem"] for row in verified if row["verified"] and not row.get("truncated")}
+    share = len(used) / len({row["problem"] for row in rows})
     unread = [row for row in verified if row.get("verdict") == "unparseable"]  # older samples tell no verdict
     cut = sum(row["truncated"] for row in unread)
     said = f", {len(unread)} without an answer that can be read ({cut} of these cut off)" if unread else ""

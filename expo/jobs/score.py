@@ -88,6 +88,7 @@ def warn_of_trained_on(cfg: Config, problems: Sequence[Problem]) -> None:
     """
     run = Path(cfg.model.path).parent.parent
     evaluated = next((run / "completions").glob("eval-step*.parquet"), None)
+    trained = {row["question"] for file in run.glob("completions/train-step*") for row in read_rows(file, ["question"])}
     if not cfg.dataset.shares_file or cfg.dataset.part != "held_out" or evaluated is None:
         return
     held_out = {row["question"] for row in read_rows(evaluated, ["question"])}
@@ -95,7 +96,8 @@ def warn_of_trained_on(cfg: Config, problems: Sequence[Problem]) -> None:
     # Other data has no question in common with the run's; the very file that the run had may by chance have none held
     # out in common.
     theirs = read_summary(run).get("data", {}).get("path") == data_content(cfg)["path"]
-    if others and (theirs or others < len(problems)):
+    seen = any(problem.question in trained for problem in problems)
+    if others and (theirs or seen or others < len(problems)):
         message = (
             "%d of the %d problems are none that the run has held out, and may have been trained on; give the "
             "file the name it had"

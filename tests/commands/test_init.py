@@ -75,10 +75,13 @@ def test_a_pattern_finds_the_answers(here, monkeypatch, capsys):
 @pytest.mark.parametrize(("given", "takes"), [([], "option"), (["verifier=exact"], "exact")])
 def test_letters_are_judged_as_options_unless_told_otherwise(here, monkeypatch, capsys, given, takes):
     rows = [{"question": f"{i} + 1? (A) {i} (B) {i + 1}", "answer": "B"} for i in range(4)]
+    rows.append({"question": "5 + 1? (A) 5 (B) 6", "answer": "F"})
     (here / "letters.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     code, said = expo(monkeypatch, capsys, "init", "study", "data=letters.jsonl", *given)
     assert code == 0
     assert ("every answer is a letter: verifier=choice" in said.out) == (not given)
+    # The account is that of the runs.
+    assert ("(line 5): the answer is none of the options A, B" in said.out) == (not given)
     assert {run.cfg.verifier.kind for run in Request("study", "cpu").runs()} == {takes}
 
 

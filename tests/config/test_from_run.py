@@ -142,6 +142,15 @@ def test_another_file_is_evaluated_in_place_of_the_runs_held_out_one(tmp_path, m
     assert config_from_run("train", [f"run={folder}", f"dataset.path={other}"]).dataset.eval_path == str(math_file)
 
 
+def test_a_judge_that_was_changed_since_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "judge_of_ours.py").write_text("# changed")
+    folder = save(compose_config(), tmp_path / "run")
+    (folder / "summary.json").write_text(json.dumps({"own_code": {"judge_of_ours.py": "0"}}))
+    config_from_run("evaluate", [f"run={folder}"])
+    assert "made before a change of judge_of_ours.py, which judges or trains otherwise now" in capsys.readouterr().out
+
+
 def test_explanations_and_a_plan_are_of_the_model_that_the_run_begins_with(tmp_path):
     cfg = compose_config("dataset=ladder", "dataset.limit=7", "model.lora_rank=4")
     folder = save(cfg, tmp_path / "run")

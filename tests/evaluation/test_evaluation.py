@@ -100,6 +100,8 @@ def test_a_diagnosis_ends_in_sentences():
         "model",
     ]
     assert in_words(expert) == []
+    cut = [row("self_explanation", p) | {"truncated": p > 1} for p in range(8)]  # which the filters take none of
+    assert in_words(cut)[0] == "8 of 8 explanations are right: ExP-GRPO would learn from at most 25 % of the problems"
     mute = [row("self_explanation", p, verified=0.0) | {"verdict": "unparseable", "truncated": p < 2} for p in range(3)]
     assert in_words(explained + mute)[0] == (
         "1 of 11 explanations is right, 3 without an answer that can be read (2 of these cut off): ExP-GRPO would "

@@ -274,8 +274,9 @@ def test_mistakes_in_a_plan_are_one_line(small, text, said):
 def test_mistakes_in_a_figure_are_said_before_a_run_is_made(small, figure, said, monkeypatch):
     monkeypatch.setattr(table, "make", lambda *arguments: pytest.fail("a run was made"))
     (small / "plan.yaml").write_text(PLAN + f"figures: {{one: {{{figure}}}}}")
-    with pytest.raises(UserError, match=f"figures.one: .*{said}"):
-        table.main(["small"])
+    for arguments in ([], ["dry_run=true"]):
+        with pytest.raises(UserError, match=f"figures.one: .*{said}"):
+            table.main(["small", *arguments])
 
 
 def test_mistakes_on_the_command_line_are_one_line(small):

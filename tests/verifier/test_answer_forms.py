@@ -400,6 +400,26 @@ RIGHT = {
         ("3", "3 half-lives", "3 quarters"),
         ("20", "20 hex bolts"),
     ],
+    "units of physics": [
+        ("1200 J", "1200J"),
+        ("0.05 A", "0.05A", "0.05 amps", "0.05 amperes"),
+        ("5 m/s", "5m/s"),
+        ("9.8 m/s^2", "9.8m/s^2"),
+        ("3 C", "3 coulombs"),
+        ("60 Hz", "60 hertz"),
+        ("4.2 J/(g K)", "4.2", "4.2 J/g/K"),
+        ("3 m s^-2", "3 m/s^2"),
+        ("9 p.m.", "9 pm"),
+    ],
+    "formulas of physics": [
+        (r"\frac{1}{2} k x^2", "0.5kx^2"),
+        ("2 m g", "2mg", "2 g m"),
+        ("3 V/R", "3V/R"),
+        ("F = -kx", "F=-kx", "-kx"),
+        ("V = IR", "V = R I", "V=I*R", r"V = I \cdot R"),
+        ("P = I^2 R", "P=RI^2"),
+        ("S = kA", "S=k A"),
+    ],
     "an alignment is no hedge": [
         ("5", r"\begin{aligned} x &= 5 \end{aligned}"),
         ("7", r"\begin{array}{rcl} n & = & 7 \end{array}"),
@@ -695,6 +715,15 @@ WRONG = {
     "JSON is taken as it stands": [
         ('{"a": "<b>x</b>"}', '{"a":"x"}'),
         ('{"a": "x²"}', '{"a": "x^{2}"}'),
+    ],
+    "a formula is no quantity": [
+        ("1/2 m v^2", "1/2"),
+        ("2 m g", "2"),
+        ("3 V/R", "3"),
+        ("V = IR", "V=I+R"),
+        ("F = -kx", "F = kx"),
+        ("1200 J", "1200N"),
+        ("4 A", "4 V"),
     ],
     "values of other names": [("x=1, y=2", "y=1, z=2", "a=1, b=2")],
     "one number in groups is no list": [
