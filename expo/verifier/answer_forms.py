@@ -25,6 +25,7 @@ def readable(answer: str) -> str:
     answer = re.sub(r"(?<![\\a-zA-Z])sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", re.sub(INVISIBLE, "", answer))
     answer = re.sub(r"(?<![\\a-zA-Z])(sin|cos|tan|cot|sec|csc|ln|log|exp|pi)(?![a-zA-Z])", r"\\\1 ", answer)
     answer = re.sub(r"(?<=\d)\s+i(?![a-zA-Z])", "i", answer)  # else a word beside the number
+    answer = re.sub(r"(?<![\w.)}])(\d+)/(\d+)(?=\s*[a-zA-Z])", r"\\frac{\1}{\2}", answer)  # 1/2 m, and no 1/(2m)
     if answer.count(r"\pm") == 1 and re.search(
         r"[a-z}\]^_]\s*\{[^{}]*\\pm", answer
     ):  # math-verify reads it outside braces alone

@@ -48,8 +48,7 @@ def fast_verdict(answer: str, gold: str, kind: str = AUTO) -> Verdict | None:
     gold, how = _compared(answer, gold, kind)
     if kind == "exact":  # that the user has set
         return Verdict.CORRECT if verbatim(answer) == verbatim(gold) else Verdict.INCORRECT
-    in_groups = number(gold) is not None and re.search(r"\d,\s+\d", ours)  # 1, 200 is no 1,200
-    if how.name not in ("exact", "json") and compact(ours) == compact(bare(gold)) and not in_groups:
+    if how.name not in ("exact", "json") and compact(ours) == compact(bare(gold)):
         return Verdict.CORRECT
     verdict = _verdict_by_form(answer, gold, how)
     if verdict is not None or not how.algebra:
@@ -70,7 +69,7 @@ def _is_no_value(answer: str) -> bool:
 
 # Between values: 5 or 6, in signs that math-verify reads past.
 _HEDGED = re.compile(
-    r"\\(?:lor|vee|land|wedge|oplus|curlyvee|curlywedge)(?![a-zA-Z])|&(?!\s*=)(?<!=\s&)(?<!=&)|@|\^\s*\{\s*\}"
+    r"\\(?:lor|vee|land|wedge|oplus|curlyvee|curlywedge)(?![a-zA-Z])|(?<!\\)&(?!\s*=)(?<!=\s&)(?<!=&)|@|\^\s*\{\s*\}"
     r"|[\d}]\s*(?:\||\\\\|\\hspace\*?\s*\{[^{}]*\})\s*[\d\\]"
 )
 
@@ -107,9 +106,9 @@ def math_verify_verdict(answer: str, gold: str, kind: str = AUTO) -> Verdict:
         else parse(rf"\boxed{{{_indexed_capitals(answer_forms.readable(gold))}}}", parsing_timeout=None)
     )
     *before, last = answer_forms.sides(answer_forms.readable(answer), gold)
-    with_unit = re.fullmatch(r"(.*[\d}]|.*\\pi)\s*[mgslh]", last)
-    value = with_unit[1] if with_unit and not re.search(LETTER, gold) else ""
-    if value and not is_arithmetic(value) and _is_finite_number(_parsed(value)):
+    with_unit = re.fullmatch(r"(.*[\d}]|.*\\pi)(?:\s|\\[,;: ]|~)*[mgslh]", last)
+    value = with_unit[1] if with_unit and not re.search(LETTER, re.sub(r"^\s*[a-zA-Z]\s*=", "", gold)) else ""
+    if value and not is_arithmetic(value) and _is_finite_number(_parsed(re.sub(r"^\s*[a-zA-Z]\s*=", "", value))):
         last = value  # 12m
     if not all(answer_forms.names(side) or _is_finite_number(_parsed(side)) for side in before):
         return Verdict.INCORRECT  # 2x = 5 leaves x to be found
@@ -152,11 +151,12 @@ def _indexed_capitals(text: str) -> str:
     def indexed(run: re.Match[str]) -> str:
         if run[0][0] == "\\":
             return run[0].lower() + "_{77}"
-        if len(run[0]) > 1 and (run[0].islower() or run[0].lower() in UNITS or run[0].istitle()):
+        if len(run[0]) > 1 and (run[0].islower() or run[0] in UNITS):
             return run[0]  # a unit, or a word
-        return re.sub("[A-DF-Z]" if len(run[0]) == 1 else "[A-Z]", lambda letter: letter[0].lower() + "_{77}", run[0])
+        return re.sub("[A-DF-Z]", lambda letter: letter[0].lower() + "_{77}", run[0])
 
-    return re.sub(capital, indexed, text)
+    text = re.sub(capital, indexed, text)
+    return re.sub(rf"(?<=\}})({UNIT_LETTER})\s*$", r"{\1}", text)
 
 
 def _same(golds: list[Any], answers: list[Any], gold: str, answer: str) -> bool:

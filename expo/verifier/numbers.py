@@ -218,6 +218,9 @@ def _unit(rest: str) -> str:
     apart, rest = rest[:1] in (" ", "^"), rest.replace("\\%", "%").strip()
     rest = re.sub(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)", " degree ", rest).strip()
     rest = re.sub(r"\\(?:cdot|times)(?![a-zA-Z])", "*", rest)
+    if rest.count("/") == 1 and "(" not in rest:  # J/kg K
+        above, _, below = rest.partition("/")
+        rest = f"{above}/{'/'.join(below.split())}"
     rest = re.sub(
         r"/\s*\(([^()]*)\)", lambda below: "".join(f"/{u}" for u in re.split(r"[\s*.]+", below[1].strip())), rest
     )
@@ -249,6 +252,8 @@ def _is_formula(words: list[str], rest: str) -> bool:
     """Return whether letters behind a number are a formula and no unit: `1/2 m v^2`, `2 m g`, `3 V/R`."""
     single = [word for word in words if len(word) == 1]
     if re.match(r"[ap]\.?\s?m\b", rest, re.IGNORECASE):
+        return False
+    if rest.startswith("a ") or any(len(w) > 1 and w.lower() not in UNITS and not _SYMBOL.fullmatch(w) for w in words):
         return False
     product = len(single) > 1 and all(map(str.islower, single)) and not re.search(r"[/-]", rest)
     return product or any(word not in _LETTERS for word in (single if len(words) > 1 else words))

@@ -73,6 +73,8 @@ def _unwrapped(text: str) -> str:
                 return text
         if (parted or re.search(r"\\(?:choose|brack|atop)(?![a-z])", inner)) and opening[0] == "{":
             return text
+        if not inner.strip() or (opening[0] == "{" and re.fullmatch(r"[\s\w]*[^\W\d_]{2}[\s\w]*", inner)):
+            return text  # a word
         text = inner.strip()
     return text
 

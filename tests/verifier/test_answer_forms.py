@@ -420,6 +420,23 @@ RIGHT = {
         ("P = I^2 R", "P=RI^2"),
         ("S = kA", "S=k A"),
     ],
+    "products of letters in any order": [
+        (r"\frac{qE}{m}", "qE/m", r"\frac{Eq}{m}", r"q\frac{E}{m}"),
+        ("AE+EC", "EC+AE"),
+        (r"\frac{Rr}{R+r}", r"\frac{rR}{R+r}"),
+        ("F=qvB", "F=Bqv"),
+        ("Ax+By=C", "xA+yB=C"),
+        (r"\frac{1}{2}Bh", r"\frac12 hB"),
+    ],
+    "a word behind a number": [
+        ("5", "5 a day", "5 x-intercepts", "5 H atoms", r"5 \text{ M\&Ms}"),
+        ("5 a day", "5"),
+        ("x=5", "x=5 m", "5 m"),
+        (r"2\sqrt{3}", r"2\sqrt{3}\ m", r"2\sqrt{3}\,m"),
+        ("4200 J/(kg K)", "4200 J/kg K"),
+        ("{}", "{ }"),
+        ("1/2 m v^2", r"\frac{1}{2}mv^2", "0.5 m v^2"),
+    ],
     "an alignment is no hedge": [
         ("5", r"\begin{aligned} x &= 5 \end{aligned}"),
         ("7", r"\begin{array}{rcl} n & = & 7 \end{array}"),
@@ -716,6 +733,7 @@ WRONG = {
         ('{"a": "<b>x</b>"}', '{"a":"x"}'),
         ('{"a": "x²"}', '{"a": "x^{2}"}'),
     ],
+    "a letter of another case in a product": [(r"2\pi Rr", r"2\pi r^2"), ("F=Kx", "F=kx"), ("{name}", "{NAMES}")],
     "a formula is no quantity": [
         ("1/2 m v^2", "1/2"),
         ("2 m g", "2"),
@@ -726,9 +744,6 @@ WRONG = {
         ("4 A", "4 V"),
     ],
     "values of other names": [("x=1, y=2", "y=1, z=2", "a=1, b=2")],
-    "one number in groups is no list": [
-        ("1,200", "1, 200"),
-    ],
     "another imaginary number": [("3+4i", "5", "7", "3-4i"), ("i", "1", "-i")],
 }
 
