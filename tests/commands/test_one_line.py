@@ -1,9 +1,10 @@
 """Commands that print what others have written, or are called with too little."""
 
 import pytest
+from by_hand import leave
 from conftest import compose_config
 
-from expo.commands import doctor, evaluate, samples, verify
+from expo.commands import doctor, evaluate, export, samples, verify
 from expo.config import UserError
 
 
@@ -29,3 +30,16 @@ def test_the_mean_reward_of_a_reward_of_ones_own_stands_below_the_table(capsys):
     cfg = compose_config("reward=partial", "verifier=reasoning_gym", "dataset=reasoning_gym")
     evaluate.print_metrics(cfg, {"eval/length_mean": 1.0, "eval/reward_mean": 0.25}, 1)
     assert "mean reward (Partial): 0.250" in capsys.readouterr().out
+
+
+def test_a_folder_that_another_export_has_made_meanwhile_is_not_written_over(tmp_path, monkeypatch):
+    folder, real = leave(tmp_path / "out"), export.locked
+
+    def after_the_other(*arguments):
+        (tmp_path / "plain").mkdir()
+        return real(*arguments)
+
+    monkeypatch.setattr(export, "locked", after_the_other)
+    with pytest.raises(UserError, match="plain: is there by now; give a folder that is not"):
+        export.main([str(folder), f"output={tmp_path / 'plain'}"])
+    assert list((tmp_path / "plain").iterdir()) == []

@@ -456,3 +456,9 @@ def test_a_gpus_memory_comes_in_segments_that_grow_unless_the_user_has_said_how(
         monkeypatch.setenv(name, value)
     set_up_process(compose_config("dataset=ladder", "algorithm=grpo", f"rollout={rollout}"))
     assert os.environ.get("PYTORCH_ALLOC_CONF") == gets
+
+
+def test_a_gpu_that_there_is_not_is_one_line_in_every_command(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=r"trainer.accelerator=gpu: torch sees no GPU"):
+        set_up_process(compose_config("trainer.accelerator=gpu"))

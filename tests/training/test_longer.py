@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pyarrow.parquet
@@ -18,6 +19,7 @@ from expo.evaluation.evaluate import Evaluator
 from expo.ground.files import unused
 from expo.runs.directory import Run
 from expo.runs.reading import read_rows, read_summary
+from expo.training.collapse import WatchHealth
 from expo.training.shorter import inherit
 
 BUSY = ["dataset=ladder", "dataset.levels=[2]", "evaluation.every=2"]
@@ -211,3 +213,13 @@ def test_loggers_get_the_steps_that_were_taken_over(tmp_path):
         events = EventAccumulator(str(longer / "tensorboard"))
         events.Reload()
         assert [e.step for e in events.Scalars("reward/mean")] == [1, 2]
+
+
+def test_what_an_evaluation_of_the_runs_end_alone_shows_is_no_state_of_a_longer_run():
+    collapse = {"metric": "pass@1"}
+    for step, kept in ((7, []), (8, [collapse])):
+        watch = WatchHealth(SimpleNamespace(dir=Path(), collapses=[], metrics={}), "warn", 4, "")
+        watch.see_evaluation = lambda trainer, run=watch.run: setattr(run, "collapses", [collapse])
+        watch.on_train_end(SimpleNamespace(current_epoch=step), None)
+        assert watch.state_dict()["collapses"] == kept
+        assert watch.run.collapses == [collapse]  # the run itself tells it
