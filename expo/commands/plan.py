@@ -18,7 +18,7 @@ from expo.cost.seconds import run_seconds, seconds, tokens
 from expo.data.reader import Reader
 from expo.model.shapes import config_of
 from expo.runs.hub import ask_hub
-from expo.tables.render import wide_console
+from expo.tables.render import count_told, wide_console
 from expo.verifier.pool import Verifier
 
 Setting = tuple[str, object]  # a key and its value
@@ -53,7 +53,7 @@ def plan(cfg: Config) -> int:
     print(f"prompts are taken to have {prompt} tokens; plan.prompt_tokens=… says how many they have")
     # Refills, and what hints make again, are as many as there may be.
     at_most = "" if cfg.plan.completion_tokens and works[0].generated == works[0].rollouts else " at most"
-    tokens_told = f"{generated / 1e6:.1f} M tokens generated{at_most}"
+    tokens_told = f"{count_told(generated)} tokens generated{at_most}"
     print(f"{tokens_told}; disk: {checkpoint / 1e9:.1f} GB each checkpoint, {most / 1e9:.1f} GB at a time")
     print(length)
     for work in works:

@@ -16,7 +16,7 @@ from expo.runs.arms import measured_otherwise
 from expo.runs.health import marks_of
 from expo.runs.reading import by_step, points_in
 from expo.tables.aggregate import pass_values, stack, statistic
-from expo.tables.render import percent
+from expo.tables.render import count_told, percent
 
 ALIKE = 2  # problems that both arms solve, and that neither does, whose completions a page shows
 SHOWN = 5  # problems gained, and as many lost, whose completions a page shows
@@ -220,7 +220,7 @@ class Comparison:
             reached = sum(did for did, *_ in costs)
             bound = "> " if reached < len(runs) else ""
             step, *tokens = np.mean([taken for _, *taken in costs], axis=0)
-            cells = [f"{bound}{step:.0f}", *(f"{bound}{t / 1e6:.3f} M" for t in tokens)]
+            cells = [f"{bound}{step:.0f}", *(f"{bound}{count_told(t)}" for t in tokens)]
             if not any(run.lines for run in runs):  # evaluations
                 cells = ["–"] * 3
             rows.append([arm.name, f"{reached} of {len(runs)}", *cells])

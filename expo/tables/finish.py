@@ -79,12 +79,10 @@ def finish(
 
 
 def print_means(plan: Plan, record: dict[str, Any]) -> None:
-    """Print the arms' own numbers and differences; table.md also has the paper's numbers and the cost."""
+    """Print the arms' own numbers, differences and scalars; table.md also has the paper's numbers and the cost."""
     heads, rows = cells_of(plan, record)
-    width = 1 + len(plan.columns)
-    chosen = [i for i, heading in enumerate(heads) if i < width or heading.startswith("difference in ")] + [
-        len(heads) - 1
-    ]
+    elsewhere = ("paper: ", "generated tokens", "trained tokens", "seconds")
+    chosen = [i for i, heading in enumerate(heads) if i <= len(plan.columns) or not heading.startswith(elsewhere)]
     columns = (Column(heads[i], overflow="fold") for i in chosen)
     shown = Table(*columns, title=Text(plan.title), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for row in rows:

@@ -1,8 +1,9 @@
 """Plans of tables: `experiments/<name>/plan.yaml`, read and checked. The runs that follow: `planned`."""
 
+import difflib
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from itertools import product
 from pathlib import Path
@@ -130,14 +131,15 @@ def load_plan(name: str, scale_name: str | None = None) -> Plan:
     """
     path = plan_file(name)
     if not path.is_file():
-        raise UserError(
-            f"table={name}: no such table; use one of {', '.join(known_tables())}, or the path of a plan.yaml of "
-            "your own"
-        )
+        near = " or ".join(difflib.get_close_matches(name, known_tables(), 1)) or f"one of {', '.join(known_tables())}"
+        raise UserError(f"table={name}: no such table; use {near}, or the path of a plan.yaml of your own")
     try:
         plan: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Plan), _read(path)))
     except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{path}: {first_line(error)}; docs/tables.md has its keys") from error
+        asked = re.search(r"Key '(\w+)' not in '(Plan|Arm|Scale)'", first_line(error))
+        keys = [f.name for f in fields({"Plan": Plan, "Arm": Arm, "Scale": Scale}[asked[2]])] if asked else []
+        near = "".join(f"did you mean {key}? " for key in difflib.get_close_matches(asked[1] if asked else "", keys, 1))
+        raise UserError(f"{path}: {first_line(error)}; {near}docs/tables.md has its keys") from error
     assert isinstance(plan, Plan)
     written = {f"arms.{key}.overrides": arm.overrides for key, arm in plan.arms.items()}
     for key, scale in plan.scales.items():

@@ -10,12 +10,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
 from expo.config import Config, UserError, check_anywhere, compose_config, run_dir, run_mark
 from expo.config.compose import for_command
 from expo.config.dataset import DatasetConf
 from expo.config.identity import runtime_keys
 from expo.config.key import shown, with_groups
 from expo.config.naming import plain
+from expo.config.wording import explain
 from expo.evaluation.kinds import KINDS
 from expo.runs.arms import settings_in
 from expo.tables.plan import MEASURED, Arm, Command, Plan, Scale, columns_of, plan_file, table_name
@@ -69,15 +73,20 @@ def plan_runs(
     arms, called = [], dict[tuple[Command, str], str]()  # arms may share runs, which have the first one's name then
     for key, arm in plan.arms.items():
         run_overrides = [*scale.overrides, *arm.overrides, *scale.arms.get(key, []), *overrides]
-        cfg = compose_config(run_overrides)
-        run_overrides += cfg.logger.of_table(table_name(name), key, [tag, cfg.dataset.name, cfg.model.path])
-        prepared = cfg.model.path.removeprefix("./") in plan.prepare
-        for_command(
-            replace(cfg), arm.command.name, run_overrides, of_table=True
-        )  # each run is asked for by its own command line
-        check_anywhere(replace(cfg, model=replace(cfg.model, path="ladder")) if prepared else cfg)
-        for column in columns_of(plan, arm):
-            _check_column(column, arm, cfg)
+        try:
+            cfg = compose_config(run_overrides)
+            run_overrides += cfg.logger.of_table(table_name(name), key, [tag, cfg.dataset.name, cfg.model.path])
+            prepared = cfg.model.path.removeprefix("./") in plan.prepare
+            # Each run is asked for by its own command line.
+            for_command(replace(cfg), arm.command.name, run_overrides, of_table=True)
+            check_anywhere(replace(cfg, model=replace(cfg.model, path="ladder")) if prepared else cfg)
+            for column in columns_of(plan, arm):
+                _check_column(column, arm, cfg)
+        except (UserError, HydraException, OmegaConfBaseException) as error:
+            if overrides:
+                raise
+            told = str(error) if isinstance(error, UserError) else explain(error)
+            raise UserError(f"{plan_file(name)}: arms.{key}: {told}") from error
         name_of_run = "" if plain(key) == cfg.name else plain(key)
         mark = run_mark(cfg, arm.command.name)
         if (other := rows.setdefault((arm.command, mark, arm.k, arm.kind, arm.against), key)) != key:

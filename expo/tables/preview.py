@@ -10,6 +10,7 @@ from expo.config import UserError
 from expo.tables.aggregate import cost_of
 from expo.tables.plan import Plan
 from expo.tables.planned import PlannedRun
+from expo.tables.render import count_told
 from expo.tables.request import Request, missing, read_record
 from expo.tables.sweep import distinct, to_prepare
 
@@ -80,8 +81,8 @@ def by_finished_runs(
     if here:
         sources.insert(0, f"the {len(done)} that are done")
     minutes = sum(cost["seconds"] for cost in left) / jobs / 60
-    tokens = sum(cost["generated tokens"] or 0 for cost in left) / 1e6
-    return f"about {minutes:.0f} min and {tokens:.1f} M tokens generated in training, by {' and '.join(sources)}"
+    tokens = count_told(sum(cost["generated tokens"] or 0 for cost in left))
+    return f"about {minutes:.0f} min and {tokens} tokens generated in training, by {' and '.join(sources)}"
 
 
 def estimates(runs: Sequence[PlannedRun], device: str) -> "dict[Path, Cost]":

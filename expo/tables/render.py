@@ -24,6 +24,12 @@ def wide_console() -> Console:
     return Console() if sys.stdout.isatty() or "COLUMNS" in os.environ else Console(width=160)
 
 
+def count_told(count: float) -> str:
+    """Return a number of tokens in three digits or more, as a person says it: 840, 4.21 k, 1.23 M."""
+    unit, size = ("M", 1e6) if count >= 1e4 else ("k", 1e3)
+    return f"{count:.0f}" if count < 1e3 else f"{count / size:.2f} {unit}"
+
+
 def cells_of(plan: Plan, record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Return the headings, and the cells of each arm: means with 95 % intervals, pass@k in percent; the paper's
     numbers, where there are any, in columns of their own that say so."""
@@ -59,7 +65,7 @@ def cells_of(plan: Plan, record: Mapping[str, Any]) -> tuple[list[str], list[lis
             cells.append(f"{_cell(plan.columns[-1], difference)} against {label}{of}{few}" if difference else "")
         cells += ["–" if v is None else f"{v:.3g}" for v in arm["scalars"].values()]
         *tokens, seconds = (arm["cost"][name] for name in ("generated tokens", "trained tokens", "seconds"))
-        cells += ["–" if number is None else f"{number / 1e6:.2f} M" for number in tokens]
+        cells += ["–" if number is None else count_told(number) for number in tokens]
         rows.append([arm["label"], *cells, f"{seconds:.0f}", runs])
     return heads, rows
 

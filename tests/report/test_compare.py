@@ -224,7 +224,7 @@ def test_tokens_until_a_rate_is_reached():
     old = Side.of("old", [run("old", 0, lines(0.1, 0.2, 0.6), a=1), run("old", 1, lines(0.1, 0.1, 0.1), a=1)])
     new = Side.of("new", [run("new", 0, lines(0.7), a=1), run("new", 1, lines(0.1, 0.5), a=1)])
     _, table = Comparison(old, new).costs("pass@2", 0.5)
-    assert table == [["old", "1 of 2", "> 3", "> 3.000 M", "> 1.500 M"], ["new", "2 of 2", "2", "1.500 M", "0.750 M"]]
+    assert table == [["old", "1 of 2", "> 3", "> 3.00 M", "> 1.50 M"], ["new", "2 of 2", "2", "1.50 M", "0.75 M"]]
     assert Comparison(old, new).curve("pass@2")[1][0] == ["1", "10.0", "40.0"]
 
 
@@ -238,7 +238,7 @@ def test_what_was_taken_is_no_mean_over_the_lucky_runs_alone():
     lucky = Side.of("lucky", [run("lucky", 0, lines(0.0, 0.9), a=1), *(run("lucky", s, never, a=1) for s in (1, 2))])
     steady = Side.of("steady", [run("steady", s, lines(0.0, 0.0, 0.9), a=1) for s in range(4)])
     _, table = Comparison(lucky, steady).costs("pass@2", 0.5)
-    assert [row[1:4] for row in table] == [["1 of 3", "> 7", "> 7.333 M"], ["3 of 3", "3", "3.000 M"]]  # of the pairs
+    assert [row[1:4] for row in table] == [["1 of 3", "> 7", "> 7.33 M"], ["3 of 3", "3", "3.00 M"]]  # of the pairs
     assert Comparison(A, B).costs("pass@2", 0.5)[1][0] == ["old", "0 of 2", "–", "–", "–"]  # evaluations took no steps
 
 

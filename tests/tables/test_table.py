@@ -51,12 +51,12 @@ from expo.tables.aggregate import (
     statistic,
 )
 from expo.tables.figures import Curves, Heat
-from expo.tables.finish import finish
+from expo.tables.finish import finish, print_means
 from expo.tables.kept import KeptRun, by_run, kept_folder, unpack
 from expo.tables.kept import _check as check_kept
 from expo.tables.planned import PlannedRun, plan_runs
 from expo.tables.preview import preview
-from expo.tables.render import cells_of, made_by, markdown, percent, unlike_problems
+from expo.tables.render import cells_of, count_told, made_by, markdown, percent, unlike_problems
 from expo.tables.request import Request
 from expo.tables.sweep import View, name_of, prepare, to_prepare, until_over
 from expo.tables.wandb_sweep import find_run, sweep_file
@@ -130,15 +130,15 @@ def test_a_table_is_made_once_and_rendered_beside_the_paper(small, tmp_path, cap
     written = [p.stat().st_mtime_ns for p in sorted((tmp_path / "out").glob("ladder_level5/*/summary.json"))]
     assert len(written) == 4
     capsys.readouterr()
-    tokens = sum(2 * arm["cost"]["generated tokens"] for arm in record["arms"].values()) / 1e6
+    tokens = sum(2 * arm["cost"]["generated tokens"] for arm in record["arms"].values())
     assert table.main([*arguments, "dry_run=true"]) == 0
     assert capsys.readouterr().out.endswith("4 runs, 0 to do, 2 at a time\n")
     assert table.main([*arguments[:1], f"output_dir={tmp_path / 'other'}", "dry_run=true"]) == 0
-    assert f"min and {tokens:.1f} M tokens generated in training, by experiments/small/results/cpu" in (
+    assert f"min and {count_told(tokens)} tokens generated in training, by experiments/small/results/cpu" in (
         capsys.readouterr().out
     )
     assert table.main([*arguments, "seeds=3", "dry_run=true"]) == 0
-    assert f"{tokens / 2:.1f} M tokens generated in training, by the 4 that are done\n" in capsys.readouterr().out
+    assert f"{count_told(tokens / 2)} tokens generated in training, by the 4 that are done\n" in capsys.readouterr().out
     assert table.main([*arguments, "trainer.max_steps=1", "dry_run=true"]) == 0  # nothing of these settings is known
     assert "time unknown" in capsys.readouterr().out
     assert table.main(arguments) == 0
@@ -233,6 +233,9 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(small, tmp_path, capsys)
         ),
         (PLAN.replace("seeds: [0, 1]", "seeds: [0, -1]"), r"seeds=\[0, -1\]: give one seed or more, each of 0 or more"),
         (PLAN + "prepare: {made: [pretrain, pretrain.output=made]}", "prepare.made: no run begins from it"),
+        (PLAN.replace("columns", "colums"), "Key 'colums' not in 'Plan'; did you mean columns"),
+        (PLAN.replace("overrides: [algorithm=grpo]", "overides: []"), "not in 'Arm'; did you mean overrides"),
+        (PLAN.replace("=exp_grpo", "=exp_grop"), "arms.exp: .*did you mean algorithm=exp_grpo"),
         ("- " + PLAN.replace("\n", "\n  "), "not keys with values"),
         (PLAN + "extends: small", "small.plan.yaml: extends itself"),
         (PLAN + "axes: [world]", r"axes=\['world'\]: not \{axis"),
@@ -401,10 +404,11 @@ def swept(arguments: list[str], runs: list[PlannedRun]) -> list[PlannedRun]:
 
 
 @pytest.mark.runs
-@pytest.mark.parametrize("path", sorted(plans.EXPERIMENTS.glob("*/results/*/table.json")), ids=lambda p: p.parts[-4])
+@pytest.mark.parametrize("path", sorted(plans.EXPERIMENTS.glob("*/results/**/table.json")), ids=lambda p: p.parts[-4])
 def test_every_committed_table_is_what_its_plan_renders(path):
     record = json.loads(path.read_text())
-    assert path.with_name("table.md").read_text() == markdown(plans.load_plan(record["name"], path.parent.name), record)
+    name = plans.EXPERIMENTS.parent / record["plan"] if record["plan"].endswith(".yaml") else record["plan"]
+    assert path.with_name("table.md").read_text() == markdown(plans.load_plan(str(name), path.parent.name), record)
 
 
 def test_a_figure_of_another_table_shows_its_own_numbers_of_the_paper_and_its_scales_own_arms():
@@ -635,6 +639,21 @@ def test_seconds_of_runs_that_share_say_what_they_leave_out(tmp_path):
     lines = [{"step": s, "throughput/tokens_generated": 5, "time/shared_s": t} for s, t in ((1, -2.0), (2, 4.5))]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert cost_of([tmp_path])["seconds"] == 12.5
+
+
+def test_a_printed_table_has_its_scalars_and_counts_few_tokens(capsys):
+    cell = {"mean": 0.5, "lo": 0.4, "hi": 0.6, "seeds": [0.5], "problems": 9}
+    cost = {"generated tokens": 4210, "trained tokens": 0, "seconds": 1.0}
+    arm = {"label": "a", "runs": 3, "columns": {"pass@1": cell}, "scalars": {"lift": 0.25}, "cost": cost}
+    plan = plans.Plan("t", {}, {}, ["pass@1"], scalars={"lift": "positive/answer_lift"})
+    heads, rows = cells_of(plan, {"arms": {"a": arm}})
+    assert rows[0][heads.index("generated tokens")] == "4.21 k"
+    assert rows[0][heads.index("trained tokens")] == "0"
+    print_means(plan, {"arms": {"a": arm}})
+    printed = capsys.readouterr().out
+    assert "lift" in printed
+    assert "0.25" in printed
+    assert "tokens" not in printed
 
 
 def test_arms_that_learned_nothing_or_are_of_other_code_are_marked():
