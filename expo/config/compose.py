@@ -178,13 +178,17 @@ def named(config: Config, overrides: Sequence[str], earlier: str = "") -> Config
     return config
 
 
-def _sampled_otherwise(command: str) -> dict[str, str]:
-    """Return the keys of sampling that a command does not look at, each with a remedy."""
+def _idle(config: Config, command: str) -> dict[str, str]:
+    """Return the keys of sampling and training that a command does not look at, each with a remedy."""
     if command not in MEASURING:
         return {"evaluation.greedy": "expo evaluate run=… of the finished run makes greedy completions"}
     other, ours = ("rollout", "evaluation") if command == "evaluate" else ("evaluation", "rollout")
     unread = {f"{other}.{name}": f"set {ours}.{name}" for name in ("temperature", "top_p", "top_k")}
-    return unread | ({"seed": "evaluation.seed=1 draws others"} if command == "evaluate" else {})
+    unread |= {"seed": "evaluation.seed=1 draws others"} if command == "evaluate" else {}
+    if config.trainer.devices > 1:
+        unread["trainer.devices"] = "it uses one; rollout=vllm_server rollout.tensor_parallel=… shares the model out"
+    of_training = ["trainer.max_steps", *(f"optimizer.{name}" for name in vars(config.optimizer))]
+    return unread | dict.fromkeys(of_training, "nothing is trained; leave it out")
 
 
 def for_command(config: Config, command: str, overrides: Sequence[str], of_table: bool = False) -> Config:
@@ -194,7 +198,7 @@ def for_command(config: Config, command: str, overrides: Sequence[str], of_table
     one of a table, whose arms share keys of sampling.
     """
     unread = {f"dataset.{name}": why for name, why in config.dataset.unread(command).items()}
-    sampling = {} if of_table or "EXPO_SWEEP" in os.environ else _sampled_otherwise(command)
+    sampling = {} if of_table or "EXPO_SWEEP" in os.environ else _idle(config, command)
     for key, value in (o.lstrip("+").partition("=")[::2] for o in overrides):
         off = ("null", "false", "no", "0") if key in sampling else ("null",)
         if (reason := (unread | sampling).get(key)) and value.lower() not in off:

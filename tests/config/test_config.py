@@ -431,6 +431,14 @@ def test_a_number_of_problems_that_is_not_looked_at_is_refused(command, settings
         assert "dataset.limit takes fewer" in told or "dataset.eval_limit takes fewer" in told
 
 
+def test_keys_of_training_are_refused_where_nothing_is_trained():
+    for command in ("evaluate", "diagnose"):
+        for given in ("trainer.devices=2", "trainer.max_steps=9", "optimizer.learning_rate=1e-3"):
+            assert f"expo {command} does not look at it here" in _refused(command, [given])[0]
+        assert not any(_refused(command, ["trainer.devices=1", "trainer.micro_batch_size=4"]))
+    assert not any(_refused("train", ["trainer.max_steps=9", "optimizer.learning_rate=1e-3"]))
+
+
 def test_greedy_completions_are_those_of_expo_evaluate():
     assert "expo train does not look at it here; expo evaluate run=" in _refused("train", ["evaluation.greedy=true"])[0]
     for command, value in (("train", "false"), ("train", "No"), ("evaluate", "true")):
