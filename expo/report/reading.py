@@ -24,6 +24,7 @@ from expo.report.settings import data_sentences, differing
 from expo.report.solving import read_solving
 from expo.runs.arms import arm_names, settings_in, settings_of
 from expo.runs.health import collapses_of, marks_of
+from expo.runs.listing import RunFolder
 from expo.runs.reading import commit_of, final_rows, percent_of, read_lines, read_summary, samples_of
 from expo.tables.kept import by_run
 from expo.tables.plan import Plan, known_tables, load_plan, plan_file
@@ -215,7 +216,9 @@ def read_runs(directories: list[Path]) -> tuple[Page, list[RunData]]:
     firsts: dict[str, tuple[Path, RunData]] = {}  # of each arm
     for directory, run in zip(read, runs, strict=True):
         firsts.setdefault(run.arm, (directory, run))
-    arms = {name: run.settings for name, (_, run) in firsts.items()}
+    arms = {
+        name: {"command": f"expo {RunFolder(at, {}).command}", **run.settings} for name, (at, run) in firsts.items()
+    }
     page = Page(
         title,
         caption,

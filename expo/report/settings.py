@@ -7,6 +7,7 @@ from expo.config import LadderConf
 from expo.config.dataset import MEASURING
 from expo.config.key import shown
 from expo.ladder.problems import LEVELS, SYMBOLS
+from expo.tables.planned import OF_TRAINING
 
 LADDER = LadderConf._target_
 Settings = Mapping[str, Any]  # flat, as `expo.runs.arms.settings_of` gives them
@@ -23,22 +24,27 @@ def data_sentences(arms: Mapping[str, Settings]) -> list[str]:
 def differing(arms: Mapping[str, Settings]) -> tuple[list[str], list[list[str]]] | None:
     """Return headings and rows: every key in which the arms differ, with its value in each; None where there is none.
 
-    A key that an arm does not have is "–" there: its options have no such setting.
+    A key that an arm does not have is "–" there: its options have no such setting, or it trains nothing.
     """
     keys = sorted({key for settings in arms.values() for key in settings})
-    rows = [
-        [key, *(shown(settings[key]) if key in settings else "–" for settings in arms.values())]
-        for key in keys
-        if len({repr(settings.get(key, "–")) for settings in arms.values()}) > 1
-    ]
+    rows = []
+    for key in keys:
+        of_training = key.startswith(OF_TRAINING) and key != "trainer.precision"
+        asked = {arm: s for arm, s in arms.items() if not (of_training and _command(s) == "evaluate")}
+        if len({repr(settings.get(key, "–")) for settings in asked.values()}) > 1:
+            rows.append([key, *(shown(asked[arm][key]) if key in asked.get(arm, {}) else "–" for arm in arms)])
     return (["setting", *arms], rows) if rows else None
+
+
+def _command(settings: Settings) -> str:
+    return str(settings.get("command")).removeprefix("expo ")
 
 
 def _data(settings: Settings) -> str:
     path, other, hub = (settings.get(f"dataset.{key}") for key in ("path", "eval_path", "hub_id"))
     limit = settings.get("dataset.eval_limit")
     held_out = f"{'a part' if limit is None else f'up to {limit} problems'} of it held out for evaluation"
-    measured = "dataset.part" in settings or str(settings.get("command")).removeprefix("expo ") in MEASURING
+    measured = "dataset.part" in settings or _command(settings) in MEASURING
     most = settings.get("dataset.limit") if measured else limit
     some = "" if most is None else f"up to {most} problems of "
     if path:

@@ -293,6 +293,12 @@ def test_data_and_differences_by_hand():
         "Data: mine (a/mine.jsonl, evaluated on up to 50 problems of b.jsonl, evaluated on all levels)"
     )
     assert differing({"a": file, "b": dict(file)}) is None
+    trained = {"optimizer.learning_rate": 1e-3, "trainer.max_steps": 9, "trainer.precision": "32-true"}
+    evaluated = trained | {"command": "evaluate", "optimizer.learning_rate": 1e-6, "trainer.max_steps": 1}
+    heads, rows = differing({"trained": trained, "base": evaluated | {"trainer.precision": "bf16-mixed"}})
+    assert [row[0] for row in rows] == ["command", "trainer.precision"]  # the base is not trained
+    heads, rows = differing({"a": trained, "b": trained | {"trainer.max_steps": 5}, "base": evaluated})
+    assert ["trainer.max_steps", "9", "5", "–"] in rows
     heads, rows = differing({"a": {"x": None, "y": [1], "z": 0.5}, "b": {"x": False, "y": [1]}})
     assert heads == ["setting", "a", "b"]
     assert rows == [["x", "null", "false"], ["z", "0.5", "–"]]
