@@ -93,6 +93,12 @@ def _reason(verifier: Verifier, p: Problem, number: str | None, asked: Mapping[s
     return None
 
 
+def lacks_number(p: Problem) -> bool:
+    """Return whether the answer is a number, and the solution has numbers, but not this one."""
+    found = [float(number.replace(",", "")) for number in re.findall(NUMBER, p.solution or "")]
+    return bool(found and re.fullmatch(NUMBER, p.answer.strip())) and float(p.answer.replace(",", "")) not in found
+
+
 # Kinds of which a number in words is a part, and no sentence.
 _WITH_WORDS = ("date", "time", "number", "quantity", "percentage", "money", "json", "option")
 

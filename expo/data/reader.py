@@ -13,7 +13,7 @@ from expo.config.errors import first_line
 from expo.config.key import shown
 from expo.data.account import NAMED, Account, Source
 from expo.data.cells import same_words
-from expo.data.checks import BadRow, check_text, unusable
+from expo.data.checks import BadRow, check_text, lacks_number, unusable
 from expo.data.rows import check_memory, file_rows
 from expo.ground.problem import Problem
 from expo.verifier.judges import ByFunction
@@ -22,6 +22,7 @@ from expo.verifier.pool import Verifier
 log = logging.getLogger(__name__)
 
 USUAL = 2000  # generated problems of a level to train on
+UNLIKE = "the solution has the answer's number nowhere, and the answer is written behind it: is it of this answer?"
 AT_ONCE = 4096  # rows that are judged before the next are
 
 
@@ -184,7 +185,10 @@ class Reader:
                     raise row
                 problem = self.problem(row, f"{source.name}:{line}")
                 check_text(problem)
-                usable.append((line, self._ends_in_answer(replace(problem, kind=self.answer_kind, columns=row))))
+                ended = self._ends_in_answer(problem)
+                if ended is not problem and lacks_number(problem):
+                    source.doubts.setdefault(UNLIKE, []).append(line)
+                usable.append((line, replace(ended, kind=self.answer_kind, columns=row)))
             except (BadRow, KeyError, TypeError, ValueError, AttributeError) as error:
                 reason = f"no column {error}" if isinstance(error, KeyError) else str(error)
                 self._skip(source, line, error if isinstance(error, BadRow) else BadRow(reason))

@@ -696,6 +696,15 @@ def test_the_account_tells_what_may_be_meant_otherwise(tmp_path):
     assert [lines for _, lines in sorted(data.sources[0].doubts.items())] == [[1, 6], [3], [7, 8]]
 
 
+def test_the_account_tells_of_solutions_that_do_not_have_the_answers_number(tmp_path):
+    solutions = {"48 + 16 = 64": "66", "4 + 4 = 8": "8", "$1,000.00 in all": "1000", "by symmetry": "5", "3 x": "x"}
+    solutions[r"48 + 16 = \boxed{66}"] = "66"
+    rows = [{"question": f"{i}?", "answer": a, "solution": s} for i, (s, a) in enumerate(solutions.items())]
+    data = reader("dataset=custom", f"dataset.path={own_file(tmp_path, rows)}", "dataset.columns={solution: solution}")
+    data.whole()
+    assert [*data.sources[0].doubts.values()] == [[1]]
+
+
 def test_the_account_tells_the_kinds_of_answers(tmp_path):
     rows = [
         {"question": f"{i}?", "answer": answer}
