@@ -104,7 +104,6 @@ def _at_home(argument: str) -> str:
 
 
 def _completion() -> str:
-    """Return the bash script that completes commands, tables and, by Hydra, groups, options and keys."""
     from expo.tables.plan import known_tables
 
     return f"""\
@@ -124,7 +123,6 @@ complete -o nospace -o default -F _expo expo
 
 
 def _help(command: str, arguments: list[str]) -> int:
-    """Explain what stands behind --help, GROUP or KEY; overrides and other options are let be."""
     from expo.config.reference import help_of_command, help_of_group
 
     first = min(arguments.index(flag) for flag in HELP_FLAGS if flag in arguments)
@@ -326,7 +324,6 @@ def _run_from(command: str, arguments: list[str]) -> int:
 
 
 def _run_command(command: str, cfg: Any) -> int:
-    """Check a config and run a command on it. Returns the exit code."""
     from expo.config.compose import check, check_anywhere
 
     (check_anywhere if command == "plan" else check)(cfg)

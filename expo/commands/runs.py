@@ -29,13 +29,11 @@ expo runs gc   [FILTER...] [output_dir=outputs] [yes=true]       remove the chec
 
 
 def main(arguments: list[str]) -> int:
-    """Run the subcommand. Returns the exit code."""
     action = ACTIONS.get(arguments[0]) if arguments else None
     return action(arguments[1:]) if action else list_runs(arguments)
 
 
 def list_runs(arguments: Sequence[str]) -> int:
-    """Print the runs as a table, or as JSON."""
     options, rest = take_options(arguments, sort="run", output_dir="outputs")
     flags = [a for a in rest if a.startswith("-")]
     if flags not in ([], ["--json"]):
@@ -76,7 +74,6 @@ def _state(row: dict[str, Any]) -> str:
 
 
 def _time(seconds: float | None) -> str:
-    """Format seconds in their two largest units."""
     if seconds is None:
         return ""
     rest = round(seconds)
@@ -87,7 +84,6 @@ def _time(seconds: float | None) -> str:
 
 
 def show(arguments: Sequence[str]) -> int:
-    """Print one run."""
     for run in _runs(arguments, "show"):
         row, summary = run.row, run.summary
         table = Table(box=None, pad_edge=False, show_header=False)
@@ -142,7 +138,6 @@ def _data(run: RunFolder) -> dict[str, str]:
 
 
 def diff(arguments: Sequence[str]) -> int:
-    """Print every setting and result in which two runs differ."""
     runs = _runs(arguments, "diff")
     if len(runs) != 2:
         raise UserError(f"runs diff: {len(runs)} runs; give two run directories")

@@ -42,7 +42,6 @@ def located(path: str) -> str:
 
 
 def is_gguf(path: str) -> bool:
-    """Return whether a path names a GGUF file."""
     return path.lower().endswith(".gguf")
 
 

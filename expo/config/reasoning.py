@@ -28,11 +28,9 @@ class ReasoningGymConf(GeneratedConf):
 
     @property
     def shares(self) -> dict[str, float]:
-        """Return the tasks, each with its weight."""
         return {self.task: 1.0} if self.task is not None else self.tasks
 
     def settings(self, task: str) -> dict[str, Any]:
-        """Return the settings of a task that the config sets."""
         settings: dict[str, Any] = self.task_config if self.task is not None else self.task_config.get(task, {})
         return settings
 

@@ -25,7 +25,6 @@ class RolloutConf:
 
     @property
     def at_once(self) -> int:
-        """Return the rows that are decoded at once."""
         return self.batch_size or ROWS
 
     @property

@@ -266,7 +266,6 @@ def hand_over(partial: Path, output: Path) -> None:
 
 
 def card(cfg: Config, parameters: int, minutes: float, resumed: str) -> str:
-    """Return the model card: which settings made the model."""
     return f"""\
 # The ladder's base policy
 

@@ -117,7 +117,6 @@ class Request:
 
     @property
     def output_dir(self) -> str:
-        """Return the folder that the user's options name for runs."""
         given = [o.partition("=")[2] for o in self.overrides if o.startswith("output_dir=")]
         return given[-1] if given else "outputs"
 
@@ -126,7 +125,6 @@ class Request:
         return f"{table_name(self.name)}-{self.scale_name}"
 
     def kept(self, output_dir: str) -> Path:
-        """Return the folder of the results of the plan's own table."""
         return results_folder(self.name, self.scale_name, output_dir)
 
     def folder(self, output_dir: str) -> Path:
@@ -142,7 +140,6 @@ class Request:
         return shlex.join(["expo", "report", self.name, *options, *self.overrides])
 
     def new_sweep(self, output_dir: str) -> Path:
-        """Return a new folder for this sweep's jobs and logs: two sweeps of one table may run at the same time."""
         started = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
         return Path(output_dir, "sweeps", self.title, started)
 
