@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -202,5 +202,4 @@ def sync(arguments: Sequence[str]) -> int:
     return send(Path(arguments[0] if arguments else "outputs"))
 
 
-ACTIONS: list[Callable[[Sequence[str]], int]] = [workspace, report, sweep, run, sync, upload]
-SUBCOMMANDS = {action.__name__: action for action in ACTIONS}
+SUBCOMMANDS = {action.__name__: action for action in (workspace, report, sweep, run, sync, upload)}
