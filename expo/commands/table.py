@@ -45,14 +45,13 @@ def main(arguments: list[str]) -> int:
 def render_kept(request: Request, runs: Sequence[PlannedRun], command: str) -> int:
     """Render a table again from the runs that are kept beside it. Returns the exit code."""
     from expo.tables.finish import finish  # seconds of imports
-    from expo.tables.kept import unpack
+    from expo.tables.kept import kept_folder, unpack
 
     name, plan, output_dir = request.name, request.plan, runs[0].cfg.output_dir
-    beside = replace(request, name=plan.extends or name)  # the table whose runs they are
-    all_runs = beside.runs()
+    all_runs = replace(request, name=plan.extends or name).runs()
     folder = request.folder(output_dir)
     own = (folder / "runs.json").is_file()  # of a changed table, or one that was made elsewhere
-    kept, table = (folder, folder) if own else (beside.kept("outputs"), request.kept(output_dir))
+    kept, table = (folder, folder) if own else (kept_folder(name, plan, request.scale_name), request.kept(output_dir))
     with tempfile.TemporaryDirectory() as scratch:
         kept_runs = unpack(kept, runs, all_runs, plan.prepare, Path(scratch))
         finish(name, plan, kept_runs, folder, command, read_record(table))

@@ -16,6 +16,7 @@ from expo.config import Config, UserError, data_content, identity, restore
 from expo.config.key import shown
 from expo.runs.arms import settings_in
 from expo.runs.reading import read_rows
+from expo.tables.plan import Plan, results_folder
 from expo.tables.planned import PlannedRun
 from expo.tables.request import kept_records
 from expo.tables.sweep import distinct
@@ -34,6 +35,11 @@ class KeptRun(PlannedRun):
     @property
     def done(self) -> bool:
         return True
+
+
+def kept_folder(name: str, plan: Plan, scale: str) -> Path:
+    """Return the folder of a table's saved runs: beside the table, or beside the one that it extends."""
+    return results_folder(plan.extends or name, scale)
 
 
 def unpack(
