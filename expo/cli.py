@@ -74,7 +74,10 @@ def main() -> None:
     if locale.getencoding().lower() not in ("utf-8", "utf8") and not sys.flags.utf8_mode:  # files are UTF-8 everywhere
         os.environ["PYTHONUTF8"] = "1"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-    command, *arguments = map(_at_home, sys.argv[1:] or ["--help"])
+    # The shell leaves the `~/` that an option's value begins with.
+    home = os.path.expanduser("~")
+    given = (re.sub(r"^([^=]+=)~(?=/)", lambda match: match[1] + home, argument) for argument in sys.argv[1:])
+    command, *arguments = [*given] or ["--help"]
     if command == "help":
         command, arguments = (arguments or ["--help"])[0], ["--help", *arguments[1:]]
     for stream in (sys.stdout, sys.stderr):
@@ -97,14 +100,7 @@ def main() -> None:
     sys.exit(reporting(lambda: _run_hydra(command, arguments)))
 
 
-def _at_home(argument: str) -> str:
-    """Return an argument with the user's home folder for the `~/` that its value begins with, which the shell leaves
-    there."""
-    return re.sub(r"^([^=]+=)~(?=/)", lambda match: match[1] + os.path.expanduser("~"), argument)
-
-
 def _completion() -> str:
-    """Return the bash script that completes commands, tables and, by Hydra, groups, options and keys."""
     from expo.tables.plan import known_tables
 
     return f"""\
@@ -124,7 +120,6 @@ complete -o nospace -o default -F _expo expo
 
 
 def _help(command: str, arguments: list[str]) -> int:
-    """Explain what stands behind --help, GROUP or KEY; overrides and other options are let be."""
     from expo.config.reference import help_of_command, help_of_group
 
     first = min(arguments.index(flag) for flag in HELP_FLAGS if flag in arguments)
@@ -139,13 +134,8 @@ def _run_program(command: str, arguments: list[str]) -> int:
     if set(HELP_FLAGS) & set(arguments) or not (arguments or command in DO_WITHOUT):
         print(importlib.import_module(module).USAGE)
         return 0
-    code: int = _load(module, function)(arguments)
+    code: int = getattr(importlib.import_module(module), function)(arguments)
     return code
-
-
-def _load(module: str, function: str) -> Callable[..., Any]:
-    command: Callable[..., Any] = getattr(importlib.import_module(module), function)
-    return command
 
 
 def _complain(line: str, code: int = 2) -> int:
@@ -326,11 +316,11 @@ def _run_from(command: str, arguments: list[str]) -> int:
 
 
 def _run_command(command: str, cfg: Any) -> int:
-    """Check a config and run a command on it. Returns the exit code."""
     from expo.config.compose import check, check_anywhere
 
     (check_anywhere if command == "plan" else check)(cfg)
-    code: int = _load(*COMMANDS[command])(cfg) or 0
+    module, function = COMMANDS[command]
+    code: int = getattr(importlib.import_module(module), function)(cfg) or 0
     return code
 
 

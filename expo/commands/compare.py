@@ -23,7 +23,6 @@ usage: expo compare A B [reach=0.5] [show=3]
 
 
 def main(arguments: list[str]) -> int:
-    """Compare, and print. Returns the exit code."""
     options, sides = take_options(arguments, reach="0.5", show="3")
     if len(sides) != 2:
         raise UserError(f"compare: {len(sides)} given, and two are compared; {USAGE.splitlines()[0]}")
@@ -78,7 +77,6 @@ def arms_of(spec: str) -> dict[str, Side]:
 
 
 def print_comparison(comparison: Comparison, reach: float, show: int) -> None:
-    """Print the tables, and the completions of some problems side by side."""
     console = wide_console()
     one, other = comparison.first.name, comparison.second.name
     metric = comparison.metric

@@ -28,7 +28,6 @@ def diagnose(cfg: Config) -> int:
 
 
 def print_properties(cfg: Config, rows: Samples, problems: int) -> None:
-    """Print one block per level, one line per kind."""
     console = wide_console()
     measured = f"{problems} problems, means [95 % interval over problems]"
     console.print(f"{cfg.model.path} on {cfg.dataset.name}: {measured}", markup=False)

@@ -77,7 +77,6 @@ def read_problems(cfg: Config) -> tuple[int, int] | None:
 
 
 def as_table(works: Sequence[Work], device: Device) -> Table:
-    """Format the estimates as a table with a column for each number of devices."""
     columns = (Column(str(work.devices), justify="right") for work in works)
     table = Table("", *columns, title=f"each of so many devices ({device.memory / 1e9:.0f} GB)")
     sizes, times = [memory(work, device) for work in works], [seconds(work, device) for work in works]
@@ -148,7 +147,6 @@ def changes(work: Work) -> Iterator[list[Setting]]:
 
 
 def changed(work: Work, settings: Sequence[Setting]) -> Work:
-    """Return the run with some keys set otherwise."""
     cfg = work.cfg
     for key, value in settings:
         group, _, name = key.partition(".")

@@ -16,7 +16,6 @@ USAGE = (
 
 
 def main(arguments: list[str]) -> int:
-    """Write the page and say where it is."""
     given, rest = take_options(arguments, output="")
     subjects, options = [s for s in rest if "=" not in s], [s for s in rest if "=" in s]
     if not subjects:

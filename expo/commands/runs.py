@@ -29,13 +29,11 @@ expo runs gc   [FILTER...] [output_dir=outputs] [yes=true]       remove the chec
 
 
 def main(arguments: list[str]) -> int:
-    """Run the subcommand. Returns the exit code."""
     action = ACTIONS.get(arguments[0]) if arguments else None
     return action(arguments[1:]) if action else list_runs(arguments)
 
 
 def list_runs(arguments: Sequence[str]) -> int:
-    """Print the runs as a table, or as JSON."""
     options, rest = take_options(arguments, sort="run", output_dir="outputs")
     flags = [a for a in rest if a.startswith("-")]
     if flags not in ([], ["--json"]):
@@ -76,7 +74,6 @@ def _state(row: dict[str, Any]) -> str:
 
 
 def _time(seconds: float | None) -> str:
-    """Format seconds in their two largest units."""
     if seconds is None:
         return ""
     rest = round(seconds)
@@ -87,7 +84,6 @@ def _time(seconds: float | None) -> str:
 
 
 def show(arguments: Sequence[str]) -> int:
-    """Print one run."""
     for run in _runs(arguments, "show"):
         row, summary = run.row, run.summary
         table = Table(box=None, pad_edge=False, show_header=False)
@@ -142,7 +138,6 @@ def _data(run: RunFolder) -> dict[str, str]:
 
 
 def diff(arguments: Sequence[str]) -> int:
-    """Print every setting and result in which two runs differ."""
     runs = _runs(arguments, "diff")
     if len(runs) != 2:
         raise UserError(f"runs diff: {len(runs)} runs; give two run directories")
@@ -196,7 +191,7 @@ def remove_runs(arguments: Sequence[str]) -> int:
             if not locks.enter_context(unused(directory)):
                 raise UserError(f"{directory}: a process works on it; stop that first")
         for directory in directories:
-            if yes := _is_yes(options):
+            if yes := options["yes"] == "true":
                 discard(directory)
             print(f"{'removed' if yes else 'would remove'} {directory} ({_size(sizes[directory])})")
     print(f"{len(directories)} runs, {_size(sum(sizes.values()))} in all")
@@ -207,7 +202,8 @@ def remove_runs(arguments: Sequence[str]) -> int:
 def collect(arguments: Sequence[str]) -> int:
     """Remove the checkpoints of finished runs, from which longer ones could go on, and with `finals` their models."""
     options, filters = take_options(arguments, yes="false", finals="false", output_dir="outputs")
-    patterns = ("step*.ckpt", *(("final", "best", "best.ckpt") if _is_yes(options, "finals") else ()))
+    yes, finals = (options[name] == "true" for name in ("yes", "finals"))
+    patterns = ("step*.ckpt", *(("final", "best", "best.ckpt") if finals else ()))
     runs = {str(run.dir): run for run in find_runs(Path(options["output_dir"]))}
     total = 0
     for row in kept([run.row for run in runs.values()], ["status=done", *filters]):
@@ -222,12 +218,11 @@ def collect(arguments: Sequence[str]) -> int:
             if not free or read_summary(directory).get("status") != "done":  # begun again meanwhile
                 print(f"{directory}: a process works on it; its checkpoints stay")
                 continue
-            for file in files if _is_yes(options) else ():
+            for file in files if yes else ():
                 remove(file)
         total += size
-        done = "removed" if _is_yes(options) else "would remove"
-        what = "checkpoints and models" if len(patterns) > 1 else "checkpoints"
-        print(f"{done} {len(files)} {what} ({_size(size)}) of {directory}")
+        what = "checkpoints and models" if finals else "checkpoints"
+        print(f"{'removed' if yes else 'would remove'} {len(files)} {what} ({_size(size)}) of {directory}")
     print(f"{_size(total)} in all")
     _ask(options)
     return 0
@@ -243,14 +238,8 @@ def _given(arguments: Sequence[str], action: str) -> Sequence[str]:
     return arguments
 
 
-def _is_yes(options: dict[str, str], name: str = "yes") -> bool:
-    if options[name] not in ("true", "false"):
-        raise UserError(f"{name}={options[name]}: neither true nor false; use {name}=true")
-    return options[name] == "true"
-
-
 def _ask(options: dict[str, str]) -> None:
-    if not _is_yes(options):
+    if options["yes"] != "true":
         print("nothing was removed; add yes=true to remove it")
 
 

@@ -50,7 +50,6 @@ def main(arguments: list[str]) -> int:
 
 
 def _about(row: dict[str, Any]) -> str:
-    """Format a row in one line: problem, right answer, and the completion's verdict."""
     reward, tokens = row.get("reward"), row.get("tokens")
     verdict = (
         f"problem {row['problem']}",

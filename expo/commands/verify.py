@@ -32,15 +32,10 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"{idle[0]}: expo verify takes kind=…, or verifier=… and prompts=… (verifier.kind=… with them)")
     for text in arguments:  # a slip would be judged as an answer
         name, equals, value = text.partition("=")
-        near = difflib.get_close_matches(
-            name.partition(".")[0], ("verifier", "prompts", "kind", "reward", "dataset"), 1, 0.75
-        )
+        group = name.partition(".")[0]
+        near = difflib.get_close_matches(group, ("verifier", "prompts", "kind", "reward", "dataset"), 1, 0.75)
         if equals and near and text not in (*given, *settings):
-            known = (
-                "expo verify has no such key"
-                if near[0] == name.partition(".")[0]
-                else f"did you mean {near[0]}={value}?"
-            )
+            known = "expo verify has no such key" if near[0] == group else f"did you mean {near[0]}={value}?"
             raise UserError(f"{text}: {known}; it takes kind=…, or verifier=… and prompts=…")
     gold, *answers = [a for a in arguments if a not in (*given, *settings)]
     kind = options["kind"]

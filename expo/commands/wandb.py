@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ goes to a file; with mode=online, to W&B."""  # noqa: E501
 
 
 def main(arguments: list[str]) -> int:
-    """Run one of the subcommands. Returns the exit code."""
     name, *rest = arguments
     if name not in SUBCOMMANDS:
         raise UserError(f"wandb {name}: no such command; use one of {', '.join(SUBCOMMANDS)}")
@@ -44,7 +43,6 @@ def workspace(arguments: Sequence[str]) -> int:
 
 
 def report(arguments: Sequence[str]) -> int:
-    """Make a report of a table that has results, or of some runs."""
     from expo.report.reading import read_runs, read_table, table_request
     from expo.report.wandb_views import make_report
 
@@ -59,7 +57,6 @@ def report(arguments: Sequence[str]) -> int:
 
 
 def _parse(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Return the options of a view, with the entity that W&B has to be told, and its subjects."""
     from expo.report.wandb_views import check_library, default_entity
 
     options, subjects = take_options(arguments, scale="cpu", project="", entity="", output="", mode="offline")
@@ -106,7 +103,6 @@ def _wandb_id(folder: Path) -> str:
 
 
 def _deliver(kind: str, view: Any, options: dict[str, str], title: str) -> int:
-    """Save a view in W&B, or write its specification to a file, and print where it is."""
     from expo.report.wandb_views import save, specification
 
     if options["mode"] == "online":
@@ -160,7 +156,6 @@ def upload(arguments: Sequence[str]) -> int:
 
 
 def sweep(arguments: Sequence[str]) -> int:
-    """Write the sweep file of a table."""
     from expo.tables.wandb_sweep import sweep_file
 
     options, rest = take_options(arguments, project="expo", entity="", output="")
@@ -200,7 +195,6 @@ def _request(arguments: Sequence[str]) -> Any:
 
 
 def sync(arguments: Sequence[str]) -> int:
-    """Send the offline runs under a folder."""
     from expo.loggers.sync import sync as send
 
     if len(arguments) > 1:
@@ -208,5 +202,4 @@ def sync(arguments: Sequence[str]) -> int:
     return send(Path(arguments[0] if arguments else "outputs"))
 
 
-ACTIONS: list[Callable[[Sequence[str]], int]] = [workspace, report, sweep, run, sync, upload]
-SUBCOMMANDS = {action.__name__: action for action in ACTIONS}
+SUBCOMMANDS = {action.__name__: action for action in (workspace, report, sweep, run, sync, upload)}

@@ -193,7 +193,6 @@ class GRPOConf(AlgorithmConf):
 
     @property
     def learns_from_rewards(self) -> bool:
-        """Return whether rewards have a part in the loss."""
         return self.advantage != "none"
 
     def idle(self, names: Sequence[str], why: str, remedy: str) -> Rules:

@@ -18,7 +18,8 @@ from expo.config.key import flat, shown
 def take_options(arguments: Sequence[str], **options: str) -> tuple[dict[str, str], list[str]]:
     """Return the key=value options of a command, over their defaults, and the other arguments.
 
-    Raises UserError for a key that is nearly one of them, and for numbers of seeds or jobs that are none.
+    Raises UserError for a key that is nearly one of them, for numbers of seeds or jobs that are none, and for another
+    answer than true or false.
     """
     rest = []
     for argument in arguments:
@@ -32,6 +33,9 @@ def take_options(arguments: Sequence[str], **options: str) -> tuple[dict[str, st
     for key in {"seeds", "jobs"} & options.keys():
         if options[key] and not (options[key].isdecimal() and int(options[key]) >= 1):
             raise UserError(f"{key}={options[key]}: not a number of {key}; use {key}=1 or more")
+    for key in {"yes", "finals", "dry_run", "kept"} & options.keys():
+        if options[key] not in ("true", "false"):
+            raise UserError(f"{key}={options[key]}: neither true nor false; use {key}=true")
     return options, rest
 
 

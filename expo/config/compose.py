@@ -82,7 +82,6 @@ class PluginFolders(SearchPathPlugin):
 
 
 def config_folders() -> list[Path]:
-    """Return every folder in which config groups are looked for."""
     return [conf_dir(), *plugins()]
 
 
@@ -152,7 +151,6 @@ def compose_config(overrides: Sequence[str]) -> Config:
 
 
 def config_groups() -> set[str]:
-    """Return the names of the config groups."""
     folders = {file.parent for folder in config_folders() for file in folder.glob("*/*.yaml")}
     return {*(folder.name for folder in folders), *(group for group, _ in ALONE)}
 
@@ -272,7 +270,6 @@ def build(conf: Any, *parts: Any, of: type | None = None) -> Any:
 
 
 def _takes(target: Callable[..., Any], count: int) -> bool:
-    """Return whether a callable accepts so many positional arguments."""
     try:
         inspect.signature(target).bind(*range(count))
     except (TypeError, ValueError):

@@ -103,7 +103,6 @@ class DatasetConf:
         return {"eval_limit": "it is for evaluations during training; dataset.limit takes fewer problems"}
 
     def evaluated_file(self, command: str) -> str | None:
-        """Return the local file that a command evaluates on."""
         if command in MEASURING and self.part != "train":
             return self.eval_path or self.path
         return self.path or self.eval_path

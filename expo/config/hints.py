@@ -17,7 +17,6 @@ class HintsConf:
 
     @property
     def needs_solutions(self) -> bool:
-        """Return whether hints take the data set's solutions."""
         return False
 
     @property

@@ -73,7 +73,6 @@ def pretrain_settings(cfg: Config) -> list[Any]:
 
 
 def pretrain_identity(cfg: Config) -> str:
-    """Return the hash of `pretrain_settings`."""
     return hashlib.sha256(json.dumps(pretrain_settings(cfg)).encode()).hexdigest()[:8]
 
 

@@ -8,6 +8,7 @@ before anything is loaded, the run's identity, `--help` of a group, and docs/key
 
 import ast
 import dataclasses
+import importlib.util
 import math
 import re
 import sys
@@ -83,8 +84,7 @@ class Declaration:
         if math.isnan(value) or (math.isinf(value) and self.finite):
             return f"{name}={value}: not a finite number; set {name} to one"
         if self.above is not None and value <= self.above:
-            problem = "greater than 0; set it to a value above 0" if not self.above else f"greater than {self.above:g}"
-            return f"{name}={value}: must be {problem}"
+            return f"{name}={value}: must be greater than {self.above:g}; set it to a value above {self.above:g}"
         if self.low is not None and self.high is not None and not self.low <= value <= self.high:
             return f"{name}={value}: not between {self.low:g} and {self.high:g}; set {name} to a value in that range"
         if self.low is not None and value < self.low:
@@ -259,6 +259,12 @@ def compiles(setting: str, pattern: str) -> Rules:
         re.compile(pattern)
     except re.error as error:
         yield f"{setting}: no regular expression ({error}); correct it"
+
+
+def installed(setting: str, module: str, remedy: str, package: str = "") -> Rules:
+    """Refuse a setting whose module is not installed. Args: package, what brings it, where that has another name."""
+    if importlib.util.find_spec(module) is None:
+        yield f"{setting}: the package {package or module} is not installed; {remedy}"
 
 
 def check_values(config: Any) -> None:

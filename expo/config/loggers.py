@@ -1,12 +1,11 @@
 """Keys of `logger=`: where scalars go beside metrics.jsonl."""
 
-import importlib.util
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from expo.config.key import Config, Rules, key, option
+from expo.config.key import Config, Rules, installed, key, option
 
 
 @option("logger", "none")
@@ -20,11 +19,9 @@ class LoggerConf:
         return {}
 
     def needs_here(self, cfg: Config) -> Rules:
-        needed = self.packages()
-        for module, package in needed.items():
-            if importlib.util.find_spec(module) is None:
-                remedy = f"install it with pip install {' '.join(needed.values())}, or use logger=none"
-                yield f"logger._target_={self._target_}: the package {package} is not installed; {remedy}"
+        remedy = f"install it with pip install {' '.join(self.packages().values())}, or use logger=none"
+        for module, package in self.packages().items():
+            yield from installed(f"logger._target_={self._target_}", module, remedy, package)
 
     def of_table(self, table: str, arm: str, tags: Sequence[str]) -> list[str]:
         """Return the overrides that sort a run of a table: nothing where the logger has no such keys."""

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from omegaconf import MISSING
 
-from expo.config.key import Config, Rules, key, option, unused
+from expo.config.key import Config, Rules, installed, key, option, unused
 
 # The base policy shipped with expo.
 LADDER = Path(__file__).parents[1] / "model" / "assets" / "ladder"
@@ -42,7 +42,6 @@ def located(path: str) -> str:
 
 
 def is_gguf(path: str) -> bool:
-    """Return whether a path names a GGUF file."""
     return path.lower().endswith(".gguf")
 
 
@@ -100,9 +99,9 @@ class ModelConf:
             yield f"{setting}: a GGUF file is rounded already, in its own way; set model.load_in_4bit=false"
 
     def needs_here(self, cfg: Config) -> Rules:
-        if self.load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:
+        if self.load_in_4bit:
             remedy = "install it with pip install bitsandbytes, or set model.load_in_4bit=false"
-            yield f"model.load_in_4bit=true: the package bitsandbytes is not installed; {remedy}"
+            yield from installed("model.load_in_4bit=true", "bitsandbytes", remedy)
         if is_gguf(located(self.path)) and importlib.util.find_spec("gguf") is None:
             why = "the package gguf, which reads such a file, is not installed"
             yield f"model.path={self.path}: {why}; pip install gguf==0.19.0"

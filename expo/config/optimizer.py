@@ -1,8 +1,6 @@
 """Keys of `optimizer=`."""
 
-import importlib.util
-
-from expo.config.key import Config, Rules, key, option
+from expo.config.key import Config, Rules, installed, key, option
 
 
 @option("optimizer", "adamw")
@@ -38,6 +36,5 @@ class AdamW8bitConf(OptimizerConf):
     _target_: str = key("expo.model.optimizers.adamw_8bit")
 
     def needs_here(self, cfg: Config) -> Rules:
-        if importlib.util.find_spec("bitsandbytes") is None:
-            why = "the package bitsandbytes is not installed"
-            yield f"optimizer=adamw_8bit: {why}; install it with pip install bitsandbytes, or use optimizer=adamw"
+        remedy = "install it with pip install bitsandbytes, or use optimizer=adamw"
+        yield from installed("optimizer=adamw_8bit", "bitsandbytes", remedy)

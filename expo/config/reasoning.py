@@ -1,10 +1,9 @@
 """Keys of `dataset=reasoning_gym`: problems that the package reasoning-gym makes."""
 
-import importlib.util
 from typing import Any
 
 from expo.config.dataset import GeneratedConf
-from expo.config.key import Config, Rules, key, option
+from expo.config.key import Config, Rules, installed, key, option
 
 INSTALL = "pip install reasoning-gym==0.1.25 (make setup EXTRA=smol)"
 WITH_SOLUTIONS = "gsm_symbolic"  # the task that works out its answers in words
@@ -28,11 +27,9 @@ class ReasoningGymConf(GeneratedConf):
 
     @property
     def shares(self) -> dict[str, float]:
-        """Return the tasks, each with its weight."""
         return {self.task: 1.0} if self.task is not None else self.tasks
 
     def settings(self, task: str) -> dict[str, Any]:
-        """Return the settings of a task that the config sets."""
         settings: dict[str, Any] = self.task_config if self.task is not None else self.task_config.get(task, {})
         return settings
 
@@ -64,5 +61,4 @@ class ReasoningGymConf(GeneratedConf):
         yield from super().rules(cfg)
 
     def needs_here(self, cfg: Config) -> Rules:
-        if importlib.util.find_spec("reasoning_gym") is None:
-            yield f"dataset={self.name}: the package reasoning-gym is not installed; {INSTALL}"
+        yield from installed(f"dataset={self.name}", "reasoning_gym", INSTALL, "reasoning-gym")

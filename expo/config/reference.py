@@ -90,7 +90,6 @@ def help_of_group(asked: str) -> str:
 
 
 def _explained(rows: list[Row]) -> list[str]:
-    """Return the help lines of some keys: name, default, type and bounds, then the meaning."""
     parts = []
     for key, type_name, default, allowed, meaning in rows:
         parts.append(f"  {key}={default}   ({type_name}{'; ' + allowed if allowed else ''})")

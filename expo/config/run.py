@@ -69,11 +69,8 @@ class Config:
             yield f"k={shown(self.k)}: an evaluation writes {most} completions of each problem"
 
     def rules(self, cfg: "Config") -> Rules:
-        for where, value in (
-            ("name", self.name),
-            ("dataset.name", self.dataset.name),
-            ("differs", self.differs or "x"),
-        ):
+        names = {"name": self.name, "dataset.name": self.dataset.name, "differs": self.differs or "x"}
+        for where, value in names.items():
             if re.fullmatch("\\w[\\w.+ -]*", value) is None:
                 yield f"{where}={value}: no name; use letters, digits and _ . + - (it is part of a folder's name)"
         if self.dataset.name in NO_RUNS:

@@ -23,7 +23,6 @@ NUMBERS = {"Integer": "a whole number", "Float": "a number"}
 
 
 def explain(error: Exception) -> str:
-    """Explain an error of Hydra or OmegaConf in one line."""
     if isinstance(error, OverrideParseException):
         return _remedy(error.override)
     texts = [str(error)] + ([str(error.__cause__)] if error.__cause__ else [])
@@ -50,7 +49,6 @@ def explain(error: Exception) -> str:
 
 
 def _remedy(override: str) -> str:
-    """Return the remedy for an override whose grammar Hydra cannot read."""
     key, sign, value = override.partition("=")
     if not sign or not key:
         return f"{override}: not of the form key=value; quote a value with spaces or commas twice: 'key=\"a value\"'"

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
 from rich.table import Table
 
@@ -10,21 +10,8 @@ from expo.config import Config, UserError
 from expo.runs.hub import ask_hub
 from expo.tables.render import wide_console
 
-HEADINGS = (
-    "level", "written", "used", "tokens", "log π(c|q) per token", "answer lift in nats", "sound", "dropped because",
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """Measured properties of one explanation; None where one was not measured."""
-
-    level: int | str | None
-    rejected: str | None
-    tokens: int
-    logp: float | None  # log π(c|q) per token
-    lift: float | None  # log π(a*|q, c) - log π(a*|q, own rollout)
-    sound: bool | None
+# What is measured of each explanation, where it is, by heading. The lift is log π(a*|q, c) - log π(a*|q, own rollout).
+MEASURES = {"tokens": "{:.1f}", "log π(c|q) per token": "{:.3f}", "answer lift in nats": "{:.1f}", "sound": "{:.1f} %"}
 
 
 def explain(cfg: Config) -> int:
@@ -49,7 +36,7 @@ def explain(cfg: Config) -> int:
     with Verifier(cfg.verifier, final=cfg.prompts.final) as verifier:
         module, _, account = build_run(cfg, verifier)
         account.show()
-        pipeline, tools, explanations = module.pipeline, module.pipeline.tools, list[Explanation]()
+        pipeline, tools, explanations = module.pipeline, module.pipeline.tools, list[dict[str, Any]]()
         engine = pipeline.engines.explanations
         assert isinstance(engine, BankedEngine)
         for step in range(cfg.trainer.max_steps):
@@ -64,31 +51,23 @@ def explain(cfg: Config) -> int:
                 groups, _, _ = pipeline.roll_out(batch, 1, [], Timer())
                 measured = with_lift(pipeline.scorer, groups, measured)
             for problem, c in [(batch.problems[i], c) for i, some in measured.items() for c in some]:
-                sound = problem.oracle(problem.question, c.text).sound if problem.oracle else None
-                measures = (c.rejected, len(c.ids), c.logp_given_q, c.answer_lift, sound)
-                explanations.append(Explanation(problem.level, *measures))
+                sound = 100.0 * problem.oracle(problem.question, c.text).sound if problem.oracle else None
+                measured_here = zip(MEASURES, (len(c.ids), c.logp_given_q, c.answer_lift, sound), strict=True)
+                explanations.append({"level": problem.level, "rejected": c.rejected, **dict(measured_here)})
         pipeline.engines.close()
-    levels = sorted({e.level for e in explanations if e.level is not None})
+    levels = sorted({e["level"] for e in explanations if e["level"] is not None})
     print(f"{len(explanations)} explanations for {cfg.trainer.max_steps} steps, in {engine.bank.folder}")
-    table = Table(*HEADINGS)
+    table = Table("level", "written", "used", *MEASURES, "dropped because")
     for level in [*(levels if len(levels) > 1 else []), None]:
-        table.add_row(str(level or "all"), *_cells([e for e in explanations if level in (None, e.level)]))
+        table.add_row(str(level or "all"), *_cells([e for e in explanations if level in (None, e["level"])]))
     wide_console().print(table, markup=False)
     return 0
 
 
-def _cells(explanations: Sequence[Explanation]) -> list[str]:
-    reasons = Counter(e.rejected for e in explanations if e.rejected)
-    return [
-        str(len(explanations)),
-        f"{100 * (len(explanations) - reasons.total()) / len(explanations):.1f} %" if explanations else "–",
-        _mean("{:.1f}", [e.tokens for e in explanations]),
-        _mean("{:.3f}", [e.logp for e in explanations if e.logp is not None]),
-        _mean("{:.1f}", [e.lift for e in explanations if e.lift is not None]),
-        _mean("{:.1f} %", [100.0 * e.sound for e in explanations if e.sound is not None]),
-        ", ".join(f"{reason} {100 * n / len(explanations):.1f} %" for reason, n in reasons.most_common()) or "–",
-    ]
-
-
-def _mean(form: str, values: Sequence[float]) -> str:
-    return form.format(sum(values) / len(values)) if values else "–"
+def _cells(explanations: Sequence[dict[str, Any]]) -> list[str]:
+    count, reasons = len(explanations), Counter(e["rejected"] for e in explanations if e["rejected"])
+    cells = [str(count), f"{100 * (count - reasons.total()) / count:.1f} %" if count else "–"]
+    for name, form in MEASURES.items():
+        values = [e[name] for e in explanations if e[name] is not None]
+        cells.append(form.format(sum(values) / len(values)) if values else "–")
+    return [*cells, ", ".join(f"{reason} {100 * n / count:.1f} %" for reason, n in reasons.most_common()) or "–"]

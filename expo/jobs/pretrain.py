@@ -211,7 +211,6 @@ def is_made(cfg: Config) -> bool:
 
 
 def first_weights(cfg: Config, world: WorldConf) -> tuple[PreTrainedTokenizerBase, Any]:
-    """Return the model that training begins from: fresh, or the one of `pretrain.start`."""
     conf = cfg.pretrain
     if conf.start is None:
         return ladder_tokenizer(world), ladder_model(cfg.seed, conf.hidden_size, conf.layers, conf.heads, world)
@@ -234,7 +233,6 @@ def unfinished_folder(cfg: Config) -> Path:
 
 
 def make_trainer(max_steps: int, checkpoints: Path) -> Trainer:
-    """Return Lightning's trainer, with checkpoints and a way to say how far it is."""
     watched = sys.stdout.isatty()
     keep = ModelCheckpoint(
         checkpoints,
@@ -266,7 +264,6 @@ def hand_over(partial: Path, output: Path) -> None:
 
 
 def card(cfg: Config, parameters: int, minutes: float, resumed: str) -> str:
-    """Return the model card: which settings made the model."""
     return f"""\
 # The ladder's base policy
 

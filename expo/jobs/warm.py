@@ -36,7 +36,6 @@ def serve(asking: Connection) -> tuple[list[str], Path | None, str] | None:
 
 
 def main() -> None:
-    """Serve, and be the run in each fork."""
     gc.collect()
     gc.freeze()
     with Connection(int(sys.argv[1])) as asking:

@@ -299,7 +299,6 @@ def make_engine(cfg: Config, model: PreTrainedModel, tokenizer: PreTrainedTokeni
 
 
 def rollout_sampling(cfg: Config) -> Sampling:
-    """Return the sampling settings of rollouts and explanations."""
     r = cfg.rollout
     return Sampling(r.temperature, r.top_p, r.top_k, r.max_completion_tokens)
 
@@ -323,7 +322,6 @@ def prompt_limit(cfg: Config, model: PreTrainedModel, asked: int) -> int:
 def make_evaluator(
     cfg: Config, problems: list[Problem], verifier: Verifier, prompts: Prompts, tokenizer: PreTrainedTokenizerBase
 ) -> Evaluator:
-    """Make the evaluator that `evaluation` and `k` describe."""
     e = cfg.evaluation
     sampling = Sampling(e.temperature, e.top_p, e.top_k, cfg.rollout.max_completion_tokens)
     # Only where it is more than the verdict.
@@ -342,5 +340,4 @@ def measuring_loggers(cfg: Config, directory: Path, command: str) -> list["Track
 
 
 def make_reward(cfg: Config) -> Reward:
-    """Make the reward that `reward` describes."""
     return check_reward(build(cfg.reward, of=Reward))

@@ -56,7 +56,6 @@ def _has_records(file: Path) -> bool:
 
 
 def _sent(file: Path) -> bool:
-    """Return whether W&B has left its mark that a file is sent."""
     return file.with_suffix(".wandb.synced").exists()
 
 

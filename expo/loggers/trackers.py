@@ -19,7 +19,7 @@ from expo.loggers.tracking import Session, Tracker
 from expo.runs.directory import git_commit
 from expo.runs.reading import last_evaluation
 
-W_AND_B_PLACES = ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR")
+W_AND_B_PLACES = ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR")  # in the user's home, unless told
 
 
 class Wandb(Tracker, WandbLogger):
@@ -33,7 +33,9 @@ class Wandb(Tracker, WandbLogger):
     def __init__(self, conf: WandbLoggerConf, session: Session):
         from wandb.errors import Error as WandbError  # here, since its import takes half a second
 
-        keep_out_of_home(session.directory / "wandb" / "home")
+        if not os.access(Path.home(), os.W_OK):  # W&B's process would log to the terminal, and end at the first table
+            home = str(session.directory / "wandb" / "home")
+            os.environ |= {name: os.environ.get(name, home) for name in W_AND_B_PLACES}
         self.row: dict[str, Any] = {}  # scalars of the step that is being logged
         self.cfg, self.directory = session.cfg, session.directory
         options = asdict(conf.wandb)
@@ -125,13 +127,6 @@ def telling_wandb() -> Iterator[None]:
             wandb.teardown()
         why = f"W&B's own process has ended ({first_line(error)})"
         raise UserError(f"logger=wandb: {why}; the same command goes on, and logger=none without it") from error
-
-
-def keep_out_of_home(folder: Path) -> None:
-    """Let W&B keep in a folder what it keeps in the user's home, where that may not be written: its process would log
-    to the terminal, and end the run at the first table."""
-    if not os.access(Path.home(), os.W_OK):
-        os.environ |= {name: os.environ.get(name, str(folder)) for name in W_AND_B_PLACES}
 
 
 def _last_step(directory: Path, project: tuple[str, str]) -> int:

@@ -170,7 +170,6 @@ def _finished_or_all(runs: Sequence[RunData]) -> Sequence[RunData]:
 
 
 def _intervals(arms: Mapping[str, Sequence[RunData]]) -> str:
-    """Say what the intervals of the last evaluation cover."""
     alone = [arm for arm, runs in arms.items() if len(runs) == 1]
     if not alone:
         return "over problems and seeds"

@@ -27,7 +27,7 @@ from expo.runs.health import collapses_of, marks_of
 from expo.runs.listing import RunFolder
 from expo.runs.reading import commit_of, final_rows, percent_of, read_lines, read_summary, samples_of
 from expo.tables.kept import by_run
-from expo.tables.plan import Plan, known_tables, load_plan, plan_file
+from expo.tables.plan import known_tables, load_plan, plan_file
 from expo.tables.planned import PlannedRun
 from expo.tables.render import cells_of, made_by
 from expo.tables.request import Request, kept_records, read_record
@@ -41,20 +41,15 @@ def table_request(subject: str, options: Sequence[str]) -> Request | None:
     A folder with results is the table that they are of, made by the command that is kept with them.
     """
     if Path(subject, "table.json").is_file():
-        table_record = read_record(Path(subject))
-        request = Request.parse([plan_of(Path(subject), table_record), *_options_of(table_record), *options])
-        return replace(request, results=Path(subject))
+        record = read_record(Path(subject))
+        beside = Path(subject).resolve().parents[1] / "plan.yaml"
+        plan = str(beside) if beside.is_file() else str(record.get("plan") or record["name"])  # what the command named
+        return replace(Request.parse([plan, *_options_of(record), *options]), results=Path(subject))
     if not plan_file(subject).is_file() or Path(subject, "summary.json").is_file():
         return None
     if any(o.startswith("dry_run=") for o in options):
         raise UserError("dry_run: a report makes no runs; leave it out")
     return Request.parse([subject, *options])
-
-
-def plan_of(folder: Path, record: Mapping[str, Any]) -> str:
-    """Return the plan of a table's results: the one beside them, or else the one that the command named."""
-    beside = folder.resolve().parents[1] / "plan.yaml"
-    return str(beside) if beside.is_file() else str(record.get("plan") or record["name"])
 
 
 def _options_of(record: Mapping[str, Any]) -> list[str]:
@@ -93,7 +88,9 @@ def read_table(request: Request, options: Sequence[str] = ()) -> tuple[Page, lis
     for kept_run in (run for run in kept_runs if run["arm"] in labels and run["arm"] in plan.arms):
         arm, seed = kept_run["arm"], kept_run["seed"]
         metrics, completions, samples = (rows_by_run.get((arm, seed), []) for rows_by_run in tables)
-        lines, settings = [json.loads(row["line"]) for row in metrics], _settings(plan, kept_run)
+        config = yaml.load(kept_run["config"], Loader=yaml.CSafeLoader)
+        settings = {"command": f"expo {plan.arms[arm].command.name}", **settings_in(config)}
+        lines = [json.loads(row["line"]) for row in metrics]
         runs.append(RunData(labels[arm], seed, kept_run["summary"], lines, completions, samples, settings))
     notes = []
     if not path.is_file() and plan.extends:
@@ -113,12 +110,6 @@ def read_table(request: Request, options: Sequence[str] = ()) -> tuple[Page, lis
         read_solving({labels[arm]: directory for arm, directory in _directories(request, record, kept_runs).items()}),
     )
     return page, runs
-
-
-def _settings(plan: Plan, kept_run: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the flat settings of a run that is kept beside a table, and which command made it."""
-    config = yaml.load(kept_run["config"], Loader=yaml.CSafeLoader)
-    return {"command": f"expo {plan.arms[kept_run['arm']].command.name}", **settings_in(config)}
 
 
 def _settings_by_plan(request: Request, labels: Mapping[str, str]) -> Table | None:

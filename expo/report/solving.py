@@ -111,7 +111,6 @@ class _Problems:
         return min(changes, key=lambda one: DONE.index(one[0]))
 
     def _rows(self, files: Files) -> dict[Problem, dict[int, list[dict[str, Any]]]]:
-        """Return the completions of the chosen problems, by problem and step."""
         rows: dict[Problem, dict[int, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
         if not self.chosen:
             return rows

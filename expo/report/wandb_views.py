@@ -1,7 +1,6 @@
 """A saved view of a W&B workspace, and a W&B report, through W&B's own `wandb-workspaces`: the panels worth making,
 grouped by arm."""
 
-import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from typing import Any
 
 from expo.config import UserError
 from expo.config.errors import first_line
+from expo.config.key import installed, keep
 from expo.report.page import Page
 
 LIBRARY = "wandb-workspaces"
@@ -66,8 +66,7 @@ class Selection:
 
 def check_library() -> None:
     """Raise UserError where W&B's library is not installed."""
-    if importlib.util.find_spec("wandb_workspaces") is None:
-        raise UserError(f"expo wandb: the package {LIBRARY} is not installed; install it with pip install {LIBRARY}")
+    keep(installed("expo wandb", "wandb_workspaces", f"install it with pip install {LIBRARY}", LIBRARY))
 
 
 def make_workspace(shown: Selection) -> Any:

@@ -4,7 +4,7 @@ import operator
 import os
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -153,9 +153,7 @@ def run_folder(text: str) -> RunFolder:
 
 
 FILTER = re.compile(r"([\w.@/]+?)(!=|>=|<=|=|>|<)(.*)", re.DOTALL)
-COMPARE: dict[str, Callable[[Any, Any], bool]] = {
-    "!=": operator.ne, ">=": operator.ge, "<=": operator.le, "=": operator.eq, ">": operator.gt, "<": operator.lt,
-}  # fmt: skip
+COMPARE = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 
 
 def kept(

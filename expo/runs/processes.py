@@ -124,7 +124,6 @@ def stop_runs(number: int, frame: FrameType | None) -> None:
 
 
 def _send(process: psutil.Process, number: int) -> None:
-    """Send a signal to a process, which may have ended meanwhile."""
     with suppress(psutil.NoSuchProcess):
         process.send_signal(number)
 
@@ -139,7 +138,6 @@ def _is_run(process: psutil.Process) -> bool:
 
 
 def _command_line(process: psutil.Process) -> list[str]:
-    """Return a process's command line; [] where it has ended meanwhile."""
     try:
         return list(process.cmdline())
     except psutil.Error:

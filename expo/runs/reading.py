@@ -29,7 +29,6 @@ def read_lines(directory: str | Path) -> list[dict[str, Any]]:
 
 
 def _record(text: bytes) -> dict[str, Any]:
-    """Return a JSON object; {} for what is none."""
     try:
         return from_json(text)
     except (ValueError, RecursionError):
@@ -103,7 +102,6 @@ def read_rows(
 
 
 def _is_kind(name: str, kind: pyarrow.DataType) -> bool:
-    """Return whether a column's values have the type that a run writes."""
     types = pyarrow.types
     if name in ("question", "answer", "completion", "verdict", "subject", "positive"):
         return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_null(kind))

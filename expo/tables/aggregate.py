@@ -223,27 +223,23 @@ def keep_runs(runs: Sequence[PlannedRun], made_by: Mapping[str, Sequence[str]], 
     the last evaluation, samples.parquet a few problems of the last logged step, measured.parquet what `expo diagnose`
     has measured.
     """
-    records, lines, completions, samples, measured = [], [], [], [], []
+    records: list[dict[str, Any]] = []
+    kept: dict[str, list[dict[str, Any]]] = {"metrics": [], "completions": [], "samples": [], "measured": []}
     for run in runs:
-        arm, seed, directory = run.arm, run.seed, run.dir
+        directory, own = run.dir, {"arm": run.arm, "seed": run.seed}
         config = (directory / "config.yaml").read_text()
         origin = {"prepare": made_by.get(run.cfg.model.path.removeprefix("./")), "data": data_content(run.cfg)}
-        records.append({"arm": arm, "seed": seed, "config": config, "summary": read_summary(directory), **origin})
-        lines += [{"arm": arm, "seed": seed, "line": json.dumps(line)} for line in read_lines(directory)]
+        records.append(own | {"config": config, "summary": read_summary(directory), **origin})
+        kept["metrics"] += [own | {"line": json.dumps(line)} for line in read_lines(directory)]
         if (directory / "completions").is_dir():
-            completions += [{"arm": arm, "seed": seed} | row for row in final_rows(directory)]
-        samples += [{"arm": arm, "seed": seed} | row for row in samples_of(directory)]
+            kept["completions"] += [own | row for row in final_rows(directory)]
+        kept["samples"] += [own | row for row in samples_of(directory)]
         if (directory / "samples.parquet").is_file():
-            wanted = [*SAMPLED, "completion"]
-            measured += [{"arm": arm, "seed": seed} | row for row in read_rows(directory / "samples.parquet", wanted)]
+            rows = read_rows(directory / "samples.parquet", [*SAMPLED, "completion"])
+            kept["measured"] += [own | row for row in rows]
     with ExitStack() as files:
         files.enter_context(beside(folder / "runs.json")).write_text(json.dumps(records, indent=1) + "\n")
-        for name, rows in {
-            "metrics": lines,
-            "completions": completions,
-            "samples": samples,
-            "measured": measured,
-        }.items():
+        for name, rows in kept.items():
             if rows:
                 part = files.enter_context(beside(folder / f"{name}.parquet"))
                 pa.parquet.write_table(as_table(rows), part, compression="zstd")

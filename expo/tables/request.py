@@ -49,9 +49,6 @@ class Request:
         options, overrides = take_options(
             rest, scale="cpu", seeds="", jobs="", dry_run="false", results="", kept="false"
         )
-        for name_of in ("dry_run", "kept"):
-            if options[name_of] not in ("true", "false"):
-                raise UserError(f"{name_of}={options[name_of]}: neither true nor false; use {name_of}=true")
         refused = {
             "fresh": "a table never makes a finished run again; remove the run's directory, or use expo train",
             "run": "a table's runs have settings of their own; use expo train run=…, or model.path in a plan's arm",
@@ -62,15 +59,10 @@ class Request:
                 raise UserError(f"{key}: {refused[key]}")
         hydra = [o for o in overrides if o.startswith(("hydra.", "hydra/"))]
         results = Path(options["results"]) if options["results"] else None
-        if (
-            results
-            and results.is_dir()
-            and not (results / "table.json").is_file()
-            and any(not file.name.startswith(".") for file in results.iterdir())
-        ):
-            raise UserError(f"results={results}: holds other files than a table's; give an empty folder, or a new one")
         if results and results.exists() and not results.is_dir():
             raise UserError(f"results={results}: is no folder; give another place")
+        if results and results.exists() and not (results / "table.json").is_file() and any(results.glob("[!.]*")):
+            raise UserError(f"results={results}: holds other files than a table's; give an empty folder, or a new one")
         return cls(
             name,
             options["scale"],
@@ -117,7 +109,6 @@ class Request:
 
     @property
     def output_dir(self) -> str:
-        """Return the folder that the user's options name for runs."""
         given = [o.partition("=")[2] for o in self.overrides if o.startswith("output_dir=")]
         return given[-1] if given else "outputs"
 
@@ -126,7 +117,6 @@ class Request:
         return f"{table_name(self.name)}-{self.scale_name}"
 
     def kept(self, output_dir: str) -> Path:
-        """Return the folder of the results of the plan's own table."""
         return results_folder(self.name, self.scale_name, output_dir)
 
     def folder(self, output_dir: str) -> Path:
@@ -142,7 +132,6 @@ class Request:
         return shlex.join(["expo", "report", self.name, *options, *self.overrides])
 
     def new_sweep(self, output_dir: str) -> Path:
-        """Return a new folder for this sweep's jobs and logs: two sweeps of one table may run at the same time."""
         started = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
         return Path(output_dir, "sweeps", self.title, started)
 

@@ -165,7 +165,6 @@ class View:
         self.started = time.time()
 
     def update(self) -> None:
-        """Read the files of the runs and redraw the bars."""
         steps_done = 0
         for run in self.runs:
             over = self._has_ended(run)
