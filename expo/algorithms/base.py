@@ -91,7 +91,6 @@ class Algorithm(Updates):
         return [self.current_epoch]
 
     def training_step(self, batch: int, batch_idx: int) -> None:
-        """Take step number `batch`."""
         noise = int(NoiseKey(self.pipeline.tools.seed, DROPOUT, batch).generator().integers(2**62))
         torch.manual_seed(noise + self.ranks.rank)  # each device has rows of its own
         self.before(batch)
@@ -141,7 +140,6 @@ class Algorithm(Updates):
             sums.total("throughput/tokens_trained", part.mask.sum())
 
     def tokens(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> TokenBatch:
-        """Return rows on the module's device, from token ids."""
         return token_batch(prompts, completions, self.pipeline.tools.tokenizer.pad_token_id, self.device)
 
     def score(

@@ -136,7 +136,6 @@ class SelfDistillation(GRPO):
         return replace(scored, token_advantages=shaped)
 
     def teacher(self) -> AbstractContextManager[nn.Module]:
-        """Return a context that gives the model which scores as the teacher."""
         return TEACHERS[self.conf.teacher](self)
 
     def take_step(self, sums: StepSums) -> None:

@@ -80,7 +80,6 @@ class DPO(Algorithm):
             first.groups = [replace(group, positives=measured.get(i, [])) for i, group in enumerate(first.groups)]
 
     def marked(self, start: int) -> list[Any]:
-        """Return the mark of the round that begins at step `start`, see `mark`."""
         return [start, self.ranks.by_first(lambda: digest_of(self.pairs.path(start)))]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -34,7 +34,6 @@ class GRPO(Algorithm):
         self.terms = self.make_terms()
 
     def make_terms(self) -> list[Term]:
-        """Return the terms of the loss over rollouts."""
         conf = self.conf
         terms: list[Term] = [Surrogate(conf, self.positive_loss.member_shaping)]
         terms += [KL(conf)] if conf.kl_coef else []

@@ -71,7 +71,6 @@ class PairStore:
         return read_signed(path, "pairs", parse, ANEW if goes_on else AGAIN)
 
     def save(self, step: int, e: Experience) -> None:
-        """Write a round."""
         rows = [
             {
                 "problem": group.problem.id,

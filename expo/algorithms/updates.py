@@ -54,7 +54,6 @@ class Updates(LightningModule):
 
     @property
     def trained_weights(self) -> list[nn.Parameter]:
-        """Return the weights of `trained` that have gradients."""
         return [p for module in self.trained for p in module.parameters() if p.requires_grad]
 
     def micro_batches(

@@ -56,22 +56,18 @@ class Work:
 
     @property
     def prompt(self) -> int:
-        """Return the tokens of a prompt."""
         return self.cfg.plan.prompt_tokens or self.cfg.rollout.max_prompt_tokens
 
     @property
     def completion(self) -> int:
-        """Return the tokens of a completion."""
         return self.cfg.plan.completion_tokens or self.cfg.rollout.max_completion_tokens
 
     @property
     def groups(self) -> int:
-        """Return the groups of rollouts of a step."""
         return self.cfg.trainer.problems_per_step if self.cfg.algorithm.group_size else 0
 
     @property
     def rollouts(self) -> int:
-        """Return the rollouts of a step."""
         return self.groups * self.cfg.algorithm.group_size
 
     @property
@@ -150,7 +146,6 @@ class Work:
 
     @property
     def evaluations(self) -> int:
-        """Return the evaluations of the run."""
         every = self.cfg.evaluation.every
         return 1 + self.cfg.evaluation.first + ((self.cfg.trainer.max_steps - 1) // every if every else 0)
 
@@ -162,13 +157,11 @@ class Work:
 
     @property
     def trained(self) -> int:
-        """Return the parameters that are trained."""
         rank = self.cfg.model.lora_rank
         return rank * self.shape.linear_sides if rank else self.shape.parameters
 
     @property
     def sharded(self) -> int:
-        """Return the number of devices over which the weights are sharded."""
         return self.devices if self.cfg.trainer.strategy == "fsdp" else 1
 
     @property
@@ -213,13 +206,11 @@ class Work:
 
     @property
     def engine_format(self) -> str:
-        """Return the number format in which the engine computes."""
         named = getattr(self.cfg.rollout, "dtype", None)
         return self.computed if named is None else "float32" if named == "float32" else "bfloat16"
 
     @property
     def engine_bytes(self) -> int:
-        """Return the bytes of a number of the engine's weights and cache."""
         return 4 if self.engine_format == "float32" else 2
 
     @property
@@ -279,6 +270,5 @@ class Work:
 
     @property
     def rows(self) -> int:
-        """Return the rows that a device decodes at once."""
         own = max(math.ceil(n * self.share) for n in (self.rollouts, self.written, 1))
         return min(self.cfg.rollout.at_once, max(own, math.ceil(self.sampled / self.devices)))

@@ -11,7 +11,6 @@ SAMPLED_BYTES = 40  # per logit: what sampling by inversion reads and writes
 
 
 def seconds(work: Work, device: Device) -> dict[str, float]:
-    """Return the seconds of each part of a step."""
     cfg = work.cfg
     written = decoding(work, device, work.written, work.written)
     if cfg.positives.from_bank(cfg.algorithm):  # written ahead, whole batches at a time
@@ -29,7 +28,6 @@ def seconds(work: Work, device: Device) -> dict[str, float]:
 
 
 def run_seconds(work: Work, device: Device) -> float:
-    """Return the seconds of the whole run, with its evaluations."""
     problems = work.sampled // max(1, work.cfg.evaluation.samples or max(work.cfg.k))
     evaluation = decoding(work, device, work.sampled, problems)
     return work.cfg.trainer.max_steps * sum(seconds(work, device).values()) + work.evaluations * evaluation
@@ -84,7 +82,6 @@ def update(work: Work, device: Device) -> float:
 
 
 def update_flops(work: Work) -> float:
-    """Return the FLOPs of the passes of one update."""
     cfg, s = work.cfg, work.shape
     group = max(1, cfg.algorithm.group_size)
     together = min(cfg.trainer.micro_batch_size, group) if work.shares else 1  # rows behind one prompt

@@ -90,7 +90,6 @@ class Account:
         return asdict(self)
 
     def show(self) -> None:
-        """Print the account of the rows that were read; generated data has none."""
         if self.sources:
             Console().print(self.table(), markup=False)
 

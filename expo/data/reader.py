@@ -143,11 +143,9 @@ class Reader:
 
     @property
     def takes_sentences(self) -> bool:
-        """Return whether a sentence is a valid answer."""
         return False
 
     def account(self) -> Account:
-        """Return the account of the rows read so far."""
         return Account(list(self.sources), asked_in_held_out=self.asked_in_held_out)
 
     @property

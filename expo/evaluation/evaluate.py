@@ -47,7 +47,6 @@ class Evaluator:
     validation: Sequence[Problem] = ()  # by which a checkpoint is chosen
 
     def evaluate(self, engine: Engine) -> Evaluation:
-        """Sample, verify and count."""
         rows, tally = self._rows(engine, self.sampling, self.samples), Tally(self.samples)
         tally.add(rows)
         return Evaluation(rows, tally.metrics(self.k))

@@ -32,7 +32,6 @@ class Spread:
 
     @property
     def reach(self) -> float:
-        """Return the half-width of the interval."""
         return max(float(np.hypot(self.of_seeds, self.of_problems)), self.least)
 
 

@@ -41,7 +41,6 @@ def interval_of(column: str, difference: bool) -> Callable[[np.ndarray], tuple[f
 
 
 def first_of_each_level(problems: Sequence[Problem], count: int) -> list[Problem]:
-    """Return at most `count` problems of each level, in order."""
     taken: dict[int | str | None, int] = defaultdict(int)
     chosen = []
     for problem in problems:

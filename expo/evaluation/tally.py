@@ -19,8 +19,6 @@ Row = Mapping[str, Any]  # a completion with its verdict, as in completions.parq
 
 @dataclass(frozen=True)
 class Outcome:
-    """Counts of a problem's samples."""
-
     level: int | str | None
     subject: str | None
     right: int
@@ -104,7 +102,6 @@ class Tally:
 
 
 def _named(name: str, values: Sequence[float] | np.ndarray) -> dict[str, float]:
-    """Return the mean of shares and the ends of its interval."""
     shares = np.asarray(values, dtype=float)
     low, high = intervals.of_share(shares)
     return {name: float(shares.mean()), f"{name}_lo": low, f"{name}_hi": high}

@@ -36,7 +36,6 @@ class Ranks:
         return self.rank == 0
 
     def own(self, items: Sequence[T]) -> list[T]:
-        """Return this process's share: every `count`-th item."""
         return list(items[self.rank :: self.count])
 
     def whole(self, results: Sequence[T]) -> list[T]:

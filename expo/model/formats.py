@@ -50,7 +50,6 @@ def steady(model: Any) -> Any:
 
 
 def in_4bit(model: Any) -> bool:
-    """Return whether a model's linear layers are held in 4 bits."""
     return bool(getattr(model, "is_loaded_in_4bit", False))
 
 

@@ -60,7 +60,6 @@ def rounding(source: str) -> str:
 
 
 def _field(source: str, name: str) -> Any:
-    """Read a field of a file by name; None where the file has none."""
     import gguf
 
     field = gguf.GGUFReader(str(Path(source).absolute())).get_field(name)

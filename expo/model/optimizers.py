@@ -11,7 +11,6 @@ from expo.config import OptimizerConf
 
 
 def adamw(conf: OptimizerConf, weights: Iterable[Tensor]) -> torch.optim.Optimizer:
-    """Return torch's AdamW."""
     low, high = conf.betas
     return torch.optim.AdamW(weights, conf.learning_rate, (low, high), conf.eps, conf.weight_decay, fused=True)
 

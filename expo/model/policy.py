@@ -75,7 +75,6 @@ def load_policy(conf: ModelConf) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
 
 
 def load_tokenizer(source: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """Load a tokenizer by hub id, local folder or GGUF file."""
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
         **gguf_file.where(source), revision=revision, **NO_CODE
     )
@@ -106,7 +105,6 @@ PLAIN = (
 
 
 def not_loaded(path: str, error: Exception) -> UserError:
-    """Return the error for a model that transformers does not load."""
     if "trust_remote_code" in str(error):  # its advice would be to run the code
         return UserError(
             f"model.path={path}: only code in its own files can load it (auto_map), and expo runs none; choose a "
@@ -243,7 +241,6 @@ def save_policy(policy: PreTrainedModel, folder: Path, goes_on: bool = False) ->
 
 @torch.no_grad()
 def _problem_of(model: Any, tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Return what is wrong with a loaded model, None where nothing is."""
     bad = next((name for name, p in model.named_parameters() if not torch.isfinite(as_numbers(p)).all()), None)
     if bad:
         return f"{bad} has values that are no numbers (NaN or inf); take an earlier checkpoint of it"
@@ -263,6 +260,5 @@ def _problem_of(model: Any, tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 
 def random_policy(conf: RandomTinyConf) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Make the tiny random Qwen2 of `expo.model.small`."""
     model, tokenizer = small.random_tiny()
     return model.train(), tokenizer

@@ -65,14 +65,12 @@ class Prompts:
         return self._ask(tokenizer, self.conf.hint or self.conf.explain, problems, "answer")
 
     def solve_with_hint_ids(self, tokenizer: "PreTrainedTokenizerBase", problem: Problem, hint: str) -> list[int]:
-        """Return token ids of q with a hint, after the worked examples of `solve_ids`."""
         shown = self._with_examples(self.conf.solve, [problem])
         return self._ask(tokenizer, self.conf.solve_with_hint, shown, hint=[hint])[0]
 
     def hint_from_solution_ids(
         self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]
     ) -> list[list[int]]:
-        """Return token ids of the prompt that shows the expert's solution and asks for a hint."""
         return self._ask(tokenizer, self.conf.hint_from_solution, problems, "answer", "solution")
 
     def abstract_ids(
@@ -88,7 +86,6 @@ class Prompts:
         return self._ask(tokenizer, self.conf.go_on, shown, beginning=[beginning])[0]
 
     def paraphrase_ids(self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]) -> list[list[int]]:
-        """Return token ids of the prompt that shows the expert's solution and asks for it in the policy's own words."""
         return self._ask(tokenizer, self.conf.paraphrase, problems, "answer", "solution")
 
     def _ask(
@@ -108,7 +105,6 @@ class Prompts:
         return self._ids(tokenizer, texts, problems)
 
     def judge_text(self, problem: Problem, completion: str) -> str:
-        """Return the prompt of a judge of steps."""
         assert self.conf.judge is not None
         return _fill(self.conf.judge, question=problem.question, answer=problem.answer, completion=completion)
 

@@ -29,7 +29,6 @@ class RoomyLayer(DynamicLayer):
         self.buffers: tuple[Tensor, Tensor] | None = None  # each [B, H, L + room, D]
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Add the states of new tokens. Returns all keys and values so far."""
         before, after = self.get_seq_length(), self.get_seq_length() + key_states.shape[-2]
         if not before:
             return super().update(key_states, value_states)
@@ -43,7 +42,6 @@ class RoomyLayer(DynamicLayer):
         return self.keys, self.values
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep the given rows."""
         if self.buffers is None:
             super().batch_select_indices(indices)
             return
@@ -63,7 +61,6 @@ class OneFormatCache(DynamicCache):
     16-bit values: a layer would hold both in float32, and attention casts them again for each token."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Add the states of new tokens to a layer. Returns all of its keys and values so far."""
         return super().update(key_states.to(value_states.dtype), value_states, *args, **kwargs)
 
 

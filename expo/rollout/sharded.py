@@ -108,7 +108,6 @@ class WholeCopy:
             weight.copy_(gathered(shares[name]))
 
     def free(self) -> None:
-        """Free the copy's memory until it is gathered again."""
         for weight in self.model.parameters():
             weight.untyped_storage().resize_(0)
 
@@ -121,11 +120,9 @@ class CopyEngine(EngineAround):
         self.copy = copy
 
     def sync(self) -> None:
-        """See `Engine.sync`; it brings the copy's weights back."""
         self.copy.gather()
         self.engine.sync()
 
     def sleep(self) -> None:
-        """See `Engine.sleep`."""
         self.engine.sleep()
         self.copy.free()

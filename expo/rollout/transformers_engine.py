@@ -121,7 +121,6 @@ class UnadaptedEngine(TransformersEngine):
     def generate(
         self, requests: Sequence[Request], sampling: Sampling, follow: Follow | None = None
     ) -> list[Completion]:
-        """See `Engine.generate`."""
         with as_initial(self.model):
             return super().generate(requests, sampling, follow)
 

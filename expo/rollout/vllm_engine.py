@@ -349,7 +349,6 @@ class VLLMEngine(Engine):
         return [done[row] for row in range(len(asked))]
 
     def _enqueue(self, requests: Sequence[Request], sampling: Sampling) -> list[str]:
-        """Hand vLLM the requests. Returns vLLM's ids of them."""
         from vllm import SamplingParams
 
         if not requests:
@@ -386,7 +385,6 @@ class VLLMEngine(Engine):
             self.llm.wake_up(tags=["weights"])
 
     def close(self) -> None:
-        """End the engine and free what it holds."""
         self.closed.set()
         VLLMEngine.sleeper &= not self.sleeps
         if self.sender:

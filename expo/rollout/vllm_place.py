@@ -110,13 +110,11 @@ def kv_bytes(model: PreTrainedModel, dtype: torch.dtype) -> int:
 
 
 def key_heads(model: PreTrainedModel) -> int:
-    """Return how many heads of keys and values a layer has."""
     config = model.config.get_text_config()
     return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
 
 
 def head_size(model: PreTrainedModel) -> int:
-    """Return the width of an attention head."""
     config = model.config.get_text_config()
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 

@@ -23,7 +23,6 @@ class WeightSync:
         _repack_tied_head(worker.model_runner.get_model())
 
     def expo_load_file(self, path: str) -> None:
-        """Load weights from a safetensors file."""
         from safetensors import safe_open
 
         with safe_open(path, "pt") as file:

@@ -37,7 +37,6 @@ class Collector:
         self.pipeline, self.engines, self.collect, self.steps = pipeline, pipeline.engines, collect, steps
 
     def experience(self, step: int) -> Experience:
-        """Return the experience of a step."""
         return self.collect(step)
 
     def before_update(self, experience: Experience) -> None:
@@ -56,7 +55,6 @@ class Collector:
         return self.engines.policy
 
     def close(self) -> None:
-        """Free what the engines hold."""
         self.engines.close()
 
     def state_dict(self) -> dict[str, Any]:

@@ -35,7 +35,6 @@ class Timer:
         self.add({stage: time.perf_counter() - started})
 
     def add(self, seconds: Mapping[str, float]) -> None:
-        """Add seconds by stage."""
         for stage, spent in seconds.items():
             self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
 
@@ -87,7 +86,6 @@ class Candidate:
     answer_lift: float | None = None  # log π(a*|q, c) less the median of log π(a*|q, own completion)
 
     def unmeasured(self) -> "Candidate":
-        """Return the candidate without its measured properties."""
         return replace(self, logp_given_q=None, logp_given_qa=None, answer_lift=None)
 
 
@@ -105,7 +103,6 @@ class Batch:
 
     @classmethod
     def of(cls, problems: list[Problem], tools: Tools, step: int, offset: int = 0) -> "Batch":
-        """Return the problems of a step with their prompts."""
         prompts = tools.prompts.solve_ids(tools.tokenizer, problems)
         return cls(problems, [tuple(ids) for ids in prompts], step, offset)
 
@@ -177,7 +174,6 @@ class Experience:
 
     @property
     def positives(self) -> list[tuple[Group, Candidate]]:
-        """Return each positive with its group."""
         return [(group, candidate) for group in self.groups for candidate in group.positives]
 
     @property

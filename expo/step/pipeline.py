@@ -31,7 +31,6 @@ class Engines:
 
     @property
     def each(self) -> list[Engine]:
-        """Return each engine once."""
         return list({id(e): e for e in (self.policy, self.rollouts, self.explanations, self.hints)}.values())
 
     def sync(self) -> None:
@@ -40,7 +39,6 @@ class Engines:
             engine.sync()
 
     def close(self) -> None:
-        """Free what the engines hold."""
         for engine in self.each:
             engine.close()
 

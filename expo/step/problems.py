@@ -24,7 +24,6 @@ class ProblemSampler:
         self.problems, self.per_step, self.seed = problems, per_step, seed
 
     def batch(self, step: int) -> list[Problem]:
-        """Return the `per_step` problems of `step`."""
         return self.at(range(step * self.per_step, (step + 1) * self.per_step))
 
     def at(self, positions: Sequence[int]) -> list[Problem]:
@@ -54,7 +53,6 @@ class Retries:
         self.passed = 0  # over, by the last deal
 
     def deal(self) -> list[Problem]:
-        """Return the next `per_step` problems."""
         sampler, dealt = self.sampler, list[Problem]()
         self.passed = 0
         while missing := sampler.per_step - len(dealt):
@@ -73,7 +71,6 @@ class Retries:
             self.idle[problem.id] = 0 if i in with_gradient else self.idle.get(problem.id, 0) + 1
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state that a resumed run needs."""
         return {"place": self.place, "idle": dict(self.idle)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

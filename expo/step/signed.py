@@ -19,12 +19,10 @@ AGAIN = "delete it, and it is made again"
 
 
 def is_signed(path: Path) -> bool:
-    """Return whether a file is complete: it has its digest beside it."""
     return path.is_file() and _digest_file(path).is_file()
 
 
 def digest_of(path: Path) -> str:
-    """Return the SHA-256 beside a complete file."""
     return _digest_file(path).read_text(errors="replace")
 
 

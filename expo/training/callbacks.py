@@ -153,7 +153,6 @@ class Evaluate(Callback):
         return better
 
     def end_early(self, trainer: Trainer) -> None:
-        """End the run where `evaluation.patience` has run out."""
         if self.idle >= (self.run.cfg.evaluation.patience or math.inf):
             self.stop.enough = trainer.should_stop = True
 

@@ -112,11 +112,9 @@ class WatchHealth(Callback):
 
     @property
     def about_best(self) -> str:
-        """Return the message's words on the best checkpoint."""
         return f"; {self.path} is of step {self.best_step}" if self.best_step >= 0 else ""
 
     def tell(self, trainer: Trainer, collapses: list[Collapse]) -> None:
-        """Report collapses in the terminal, the summary and the loggers."""
         self.run.collapses = [*self.run.collapses, *map(asdict, collapses)]
         self.run.write_summary("stopped")  # what a SIGKILL from here on leaves behind
         log_summary(trainer.loggers, self.run.summary())

@@ -86,7 +86,6 @@ def _wait(started: Sequence[subprocess.Popen[bytes]], folder: Path) -> int:
 
 
 def _end(started: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Wait a while for processes to end by themselves, then kill the others."""
     until = time.monotonic() + GRACE_S
     while any(process.poll() is None for process in started) and time.monotonic() < until:
         time.sleep(POLL_S)

@@ -108,7 +108,6 @@ def _shorter(run: Run) -> Iterator[tuple[int, Run]]:
 
 
 def _evaluated(cfg: Config, step: int) -> bool:
-    """Return whether a run is evaluated at a step that is not its last one."""
     return step == 0 or bool(cfg.evaluation.every and step % cfg.evaluation.every == 0)
 
 

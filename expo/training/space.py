@@ -38,7 +38,6 @@ def check_room(path: Path, content: Any) -> None:
 
 
 def size_of(content: Any) -> int:
-    """Return the bytes of all tensors in nested plain data."""
     if isinstance(content, Tensor):
         return content.numel() * content.element_size()
     if isinstance(content, Mapping):
@@ -49,7 +48,6 @@ def size_of(content: Any) -> int:
 
 
 def gib(size: float) -> str:
-    """Format a number of bytes for people."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**29 else f"{size / 2**20:.0f} MiB"
 
 

@@ -45,11 +45,9 @@ class ShardedWeights(WholeReplicas):
         return whole_state(self.lightning_module.state_dict(keep_vars=True), self.is_global_zero)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """Return full tensors on the first device, which writes them."""
         return whole_state(super().optimizer_state(optimizer), self.is_global_zero)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Take this device's share of each tensor."""
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             weights = [p for group in optimizer.param_groups for p in group["params"]]
             state = {

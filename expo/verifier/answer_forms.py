@@ -106,7 +106,6 @@ def _solved(answer: str, gold: str) -> bool:
 
 
 def _dots(answer: str, gold: str) -> bool:
-    """Refuse an answer that goes on for a gold answer that ends, and the other way round."""
     return bool(re.search(_DOTS, answer)) != bool(re.search(_DOTS, gold))
 
 
@@ -117,7 +116,6 @@ def _bases(answer: str, gold: str) -> bool:
 
 
 def _brackets(answer: str, gold: str) -> bool:
-    """Refuse a set for a tuple, and the other way round."""
     kinds = [_bracket(text) for text in (answer, gold)]
     return None not in kinds and kinds[0] != kinds[1]
 

@@ -27,7 +27,6 @@ AUTO = "auto"  # the gold answer itself says its kind
 
 
 def kind_for(gold: str, kind: str = AUTO) -> Kind:
-    """Return the kind by which answers are compared with a gold answer. Args: kind, a key of KINDS, or AUTO."""
     return KINDS[kind_of(gold) if kind == AUTO else kind]
 
 

@@ -23,7 +23,6 @@ class Extraction:
         return None if answer is None else answer.strip()
 
     def stated(self, answer: str) -> str:
-        """Return the text that states an answer."""
         return self.state.replace("{answer}", answer)
 
 

@@ -50,7 +50,6 @@ class ByKind:
         self.conf = conf
 
     def kind(self, problem: Problem) -> str:
-        """Return the kind that a problem's answer is compared by, or AUTO."""
         return problem.kind if self.conf.kind == AUTO else self.conf.kind
 
     def settle(self, answer: str, problem: Problem) -> Verdict | None:

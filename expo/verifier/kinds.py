@@ -73,7 +73,6 @@ def option(text: str) -> str | None:
 
 
 def _lists(plain: str) -> bool:
-    """Return whether a text is a list of letters: `b, c`."""
     return re.fullmatch(r"\(?[A-Ja-j]\)?(?:\s*(?:[,;/&]|\band\b|\bor\b)\s*\(?[A-Ja-j]\)?)+", plain) is not None
 
 
@@ -295,7 +294,6 @@ KINDS = {
 
 @lru_cache(maxsize=2**14)
 def kind_of(gold: str) -> str:
-    """Return the kind of a gold answer, a key of KINDS."""
     plain = bare(gold)
     return next((name for name, holds in _TESTS if holds(plain) or (name == "json" and holds(gold))), "expression")
 

@@ -105,7 +105,6 @@ class Number:
 
 
 def _ends(value: Fraction) -> bool:
-    """Return whether a value is a decimal with an end."""
     bottom = value.denominator
     for prime in (2, 5):
         while bottom % prime == 0:
@@ -147,7 +146,6 @@ def number(text: str) -> Number | None:
 
 
 def _leading(text: str) -> tuple[Number, int] | None:
-    """Return the number that a text begins with, and where it ends."""
     matches = [match for pattern in NUMBERS if (match := pattern.match(text))]
     if not matches:
         return None

@@ -102,12 +102,10 @@ class Verifier:
         return self.ranks.whole([(future.result(), future.score) for future in futures])
 
     def drop(self) -> None:
-        """Judge nothing more of what is queued."""
         while not self._tasks.empty():
             self._tasks.get()
 
     def close(self) -> None:
-        """End the workers after what is queued."""
         with self._lock:
             threads, self._threads = self._threads, []
         for _ in threads:

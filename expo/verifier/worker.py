@@ -129,7 +129,6 @@ def _without_main() -> Iterator[None]:
 
 
 def _cpu_s(pid: int | None) -> float:
-    """Return the CPU time that a process has used, in seconds."""
     try:
         used = psutil.Process(pid).cpu_times()
     except psutil.NoSuchProcess:

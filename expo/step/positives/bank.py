@@ -48,12 +48,10 @@ class Bank:
     price: float = 0.0  # seconds of writing for each token of that part; 0 where an earlier expo wrote it
 
     def parts(self) -> dict[Path, range]:
-        """Return the finished parts and their steps."""
         matches = {path: NAME.fullmatch(path.name) for path in sorted(self.folder.glob("steps-*.parquet"))}
         return {p: range(int(m[1]), int(m[2]) + 1) for p, m in matches.items() if m and is_signed(p)}
 
     def missing(self, steps: Iterable[int]) -> list[int]:
-        """Return the steps that no part covers."""
         written = self.parts().values()
         return [step for step in steps if not any(step in covered for covered in written)]
 
@@ -193,6 +191,5 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def _consecutive(steps: Sequence[int]) -> Iterator[list[int]]:
-    """Yield the steps in runs without a gap."""
     for _, run in groupby(enumerate(steps), lambda place: place[1] - place[0]):
         yield [step for _, step in run]

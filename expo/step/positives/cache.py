@@ -59,7 +59,6 @@ class ExplanationCache:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take the entries of a checkpoint."""
         names = {f.name for f in fields(Candidate)}  # of a checkpoint of 0.3, which also had a problem's index
         self.entries = {
             key: [(step, logp, Candidate(**{k: v for k, v in c.items() if k in names})) for step, logp, c in entries]

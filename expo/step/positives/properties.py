@@ -38,7 +38,6 @@ class Scorer:
 
     @cached_property
     def ends(self) -> list[int]:
-        """Return the tokens that end a completion."""
         return eos_ids(causal_lm(self.model), self.tokenizer)
 
     def logp(self, prompts: Sequence[Ids], completions: Sequence[Ids]) -> Tensor:
@@ -115,7 +114,6 @@ class Scorer:
 
 
 def with_logp(scorer: Scorer, groups: Mapping[int, Group], candidates: Candidates) -> Candidates:
-    """Return the candidates with mean log π(c|q)."""
     rows = [(groups[i].prompt, c.ids) for i, some in candidates.items() for c in some]
     means = iter(scorer.mean_logp([q for q, _ in rows], [ids for _, ids in rows]).tolist())
     return {i: [replace(c, logp_given_q=next(means)) for c in some] for i, some in candidates.items()}

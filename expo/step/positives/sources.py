@@ -69,8 +69,6 @@ class NoPositives(PositiveSource):
 
 
 class WeightedSource(PositiveSource):
-    """A source with a gate and filters."""
-
     conf: SourceConf
 
     def __init__(self, conf: SourceConf):
@@ -121,7 +119,6 @@ class SelfExplanation(WeightedSource):
         return {i: replace(batch.problems[i], answer=answer) for i, answer in shown if answer is not None}
 
     def prompt_ids(self, problems: Sequence[Problem], tools: Tools) -> list[list[int]]:
-        """Return the prompts that ask for the explanations."""
         return tools.prompts.explain_ids(tools.tokenizer, problems)
 
     def requests(self, batch: Batch, groups: Groups, wanted: Sequence[int], tools: Tools) -> list[Request]:
