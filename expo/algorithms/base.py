@@ -1,7 +1,7 @@
 """What every algorithm shares: the frame of a step, and the stream of positives."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -160,9 +160,12 @@ class Algorithm(Updates):
                 f"algorithm._target_={self.conf._target_}: scores under a reference that it has not asked for; let its "
                 "dataclass have the property uses_reference return True"
             )
-        context = as_initial(self.policy) if self.reference is None else nullcontext(self.reference)
-        with context as reference:
+        with self.initial_policy() as reference:
             return self.score(reference, batch, temperature)
+
+    def initial_policy(self) -> AbstractContextManager[nn.Module]:
+        """Return a context that gives the frozen initial policy."""
+        return as_initial(self.policy) if self.reference is None else nullcontext(self.reference)
 
     def without_base(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """Return the part of a module's state that its config cannot load: the reference and, in the policy and its

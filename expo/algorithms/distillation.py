@@ -16,12 +16,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from expo.algorithms.base import Components, StepSums
+from expo.algorithms.base import Algorithm, Components, StepSums
 from expo.algorithms.divergences import Divergence, capped
 from expo.algorithms.grpo import GRPO
 from expo.algorithms.terms import Rows, Scored, Term
 from expo.config import SelfDistillationConf, functions_of
-from expo.model.modes import as_initial, in_evaluation
+from expo.model.modes import in_evaluation
 from expo.model.scoring import TokenBatch, score_beside
 from expo.step.experience import Experience, Group
 from expo.step.privilege import PRIVILEGES, privileged_prompts, wrong_answer
@@ -155,19 +155,17 @@ class SelfDistillation(GRPO):
             self.whole.free()  # it is in an update, in which the copy has no memory
 
 
-def _current(algorithm: SelfDistillation) -> AbstractContextManager[nn.Module]:
-    return in_evaluation(algorithm.policy)
-
-
-def _initial(algorithm: SelfDistillation) -> AbstractContextManager[nn.Module]:
-    return as_initial(algorithm.policy) if algorithm.reference is None else nullcontext(algorithm.reference)
-
-
 def _average(algorithm: SelfDistillation) -> AbstractContextManager[nn.Module]:
     assert algorithm.average is not None
     return nullcontext(algorithm.average)
 
 
 TEACHERS: dict[str, Callable[[SelfDistillation], AbstractContextManager[nn.Module]]] = functions_of(
-    SelfDistillationConf, "teacher", {"current": _current, "initial": _initial, "average": _average}
+    SelfDistillationConf,
+    "teacher",
+    {
+        "current": lambda algorithm: in_evaluation(algorithm.policy),
+        "initial": Algorithm.initial_policy,
+        "average": _average,
+    },
 )

@@ -61,14 +61,15 @@ class DPO(Algorithm):
             experience = self.ranks.by_first(lambda: self.pairs.load(start, problems, goes_on))
             if experience is None and goes_on:
                 raise UserError(f"pairs={self.pairs.path(start)}: gone; {ANEW}")
-            if goes_on and self.mark[:1] == [start] and self.mark != self.marked(start):  # another run made them anew
-                raise UserError(f"pairs={self.pairs.path(start)}: not those that this run began with; {ANEW}")
             if experience is not None and not start and not goes_on:
                 self.measure(experience)
             if experience is None:
                 generated = experience = self.pipeline.run(start, problems, self.conf.group_size)
                 self.ranks.by_first(lambda: self.pairs.save(start, generated))
-            self.mark = self.marked(start)
+            mark = [start, self.ranks.by_first(lambda: digest_of(self.pairs.path(start)))]
+            if goes_on and self.mark[:1] == [start] and self.mark != mark:  # another run made them anew
+                raise UserError(f"pairs={self.pairs.path(start)}: not those that this run began with; {ANEW}")
+            self.mark = mark
         return experience
 
     def measure(self, first: Experience) -> None:
@@ -78,9 +79,6 @@ class DPO(Algorithm):
         if self.pipeline.source.measure_every and not any(c.logp_given_q for some in positives.values() for c in some):
             measured = self.pipeline.measure(0, dict(enumerate(first.groups)), positives)
             first.groups = [replace(group, positives=measured.get(i, [])) for i, group in enumerate(first.groups)]
-
-    def marked(self, start: int) -> list[Any]:
-        return [start, self.ranks.by_first(lambda: digest_of(self.pairs.path(start)))]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)

@@ -95,11 +95,11 @@ class Evaluator:
         completions = engine.generate(requests, sampling)
         texts = self.tokenizer.batch_decode([c.ids for c in completions], skip_special_tokens=True)
         owners = [problem for problem in problems for _ in range(n)]
-        judged = self.verifier.score(texts, owners)
-        verdicts = [verdict for verdict, _ in judged]
         rollouts = [
             Rollout(p, text, verdict, len(c.ids), c.truncated, 0, score)
-            for p, text, (verdict, score), c in zip(owners, texts, judged, completions, strict=True)
+            for p, text, (verdict, score), c in zip(
+                owners, texts, self.verifier.score(texts, owners), completions, strict=True
+            )
         ]
         rewards = rewards_of(self.reward, rollouts) if self.reward is not None else [None] * len(texts)
         return [
@@ -110,16 +110,14 @@ class Evaluator:
                 "question": p.question,
                 "answer": p.answer,
                 "sample": i % n,
-                "completion": text,
-                "final": self.verifier.extraction.of(text),
-                "verdict": verdict.value,
-                "tokens": len(c.ids),
-                "truncated": c.truncated,
+                "completion": r.text,
+                "final": self.verifier.extraction.of(r.text),
+                "verdict": r.verdict.value,
+                "tokens": r.tokens,
+                "truncated": r.truncated,
                 "logp": sum(c.logp),
                 **({} if self.reward is None else {"reward": reward}),
-                **({"sound": verdict is Verdict.CORRECT and p.oracle(p.question, text).sound} if p.oracle else {}),
+                **({"sound": r.verdict is Verdict.CORRECT and p.oracle(p.question, r.text).sound} if p.oracle else {}),
             }
-            for i, (p, text, verdict, c, reward) in enumerate(
-                zip(owners, texts, verdicts, completions, rewards, strict=True)
-            )
+            for i, (p, r, c, reward) in enumerate(zip(owners, rollouts, completions, rewards, strict=True))
         ]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from expo.config import PromptsConf, UserError
 from expo.config.errors import first_line
+from expo.config.prompts import SHOWS
 from expo.ground.problem import Problem
 
 if TYPE_CHECKING:
@@ -35,78 +36,61 @@ class Prompts:
 
     def solve_ids(self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]) -> list[list[int]]:
         """Return token ids of `q` for each problem, ending where the completion begins."""
-        texts = [_fill(self.conf.solve, question=p.question) for p in problems]
+        texts = [self._text("solve", p) for p in problems]
         return self._ids(tokenizer, texts, self._with_examples(self.conf.solve, problems))
 
     def explain_ids(self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]) -> list[list[int]]:
         """Return token ids of `(q, a*)` for each problem: the prompt under which the policy explains the known
         answer."""
-        texts = [_fill(self.conf.explain, question=p.question, answer=p.answer) for p in problems]
+        texts = [self._text("explain", p) for p in problems]
         return self._ids(tokenizer, texts, self._with_examples(self.conf.explain, problems))
 
     def privileged_ids(self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]) -> list[list[int]]:
         """Return the prompts of a teacher that is shown each problem's solution; where it has none, or there is no
         template, its answer. Before it stand the worked examples of `solve_ids`: the teacher sees what the student
         does, and more."""
-        with_solution = self.conf.with_solution
-        texts = [
-            _fill(
-                self.conf.explain if p.solution is None or with_solution is None else with_solution,
-                question=p.question,
-                answer=p.answer,
-                solution=p.solution or "",
-            )
-            for p in problems
-        ]
+        bare = self.conf.with_solution is None
+        names = ["explain" if bare or p.solution is None else "with_solution" for p in problems]
+        texts = [self._text(name, p, solution=p.solution or "") for name, p in zip(names, problems, strict=True)]
         return self._ids(tokenizer, texts, self._with_examples(self.conf.solve, problems))
 
     def hint_ids(self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]) -> list[list[int]]:
         """Return token ids of the prompt that shows the answer and asks for a hint; without one, for an explanation."""
-        return self._ask(tokenizer, self.conf.hint or self.conf.explain, problems, "answer")
+        name = "hint" if self.conf.hint else "explain"
+        return self._ids(tokenizer, [self._text(name, p) for p in problems], problems)
 
     def solve_with_hint_ids(self, tokenizer: "PreTrainedTokenizerBase", problem: Problem, hint: str) -> list[int]:
-        shown = self._with_examples(self.conf.solve, [problem])
-        return self._ask(tokenizer, self.conf.solve_with_hint, shown, hint=[hint])[0]
+        text = self._text("solve_with_hint", problem, hint=hint)
+        return self._ids(tokenizer, [text], self._with_examples(self.conf.solve, [problem]))[0]
 
     def hint_from_solution_ids(
         self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]
     ) -> list[list[int]]:
-        return self._ask(tokenizer, self.conf.hint_from_solution, problems, "answer", "solution")
+        return self._ids(tokenizer, [self._text("hint_from_solution", p) for p in problems], problems)
 
     def abstract_ids(
         self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem], explanations: Sequence[str]
     ) -> list[list[int]]:
         """Return token ids of the prompt that shows an explanation and asks for a hint."""
-        return self._ask(tokenizer, self.conf.abstract, problems, "answer", explanation=explanations)
+        texts = [self._text("abstract", p, explanation=e) for p, e in zip(problems, explanations, strict=True)]
+        return self._ids(tokenizer, texts, problems)
 
     def go_on_ids(self, tokenizer: "PreTrainedTokenizerBase", problem: Problem, beginning: str) -> list[int]:
         """Return token ids of q with the beginning of a solution, and the request to continue it, after the worked
         examples of `solve_ids`."""
-        shown = self._with_examples(self.conf.solve, [problem])
-        return self._ask(tokenizer, self.conf.go_on, shown, beginning=[beginning])[0]
+        text = self._text("go_on", problem, beginning=beginning)
+        return self._ids(tokenizer, [text], self._with_examples(self.conf.solve, [problem]))[0]
 
     def paraphrase_ids(self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]) -> list[list[int]]:
-        return self._ask(tokenizer, self.conf.paraphrase, problems, "answer", "solution")
-
-    def _ask(
-        self,
-        tokenizer: "PreTrainedTokenizerBase",
-        template: str | None,
-        problems: Sequence[Problem],
-        *shown: str,
-        **given: Sequence[str],
-    ) -> list[list[int]]:
-        """Return token ids of a template over questions. Args: shown, what it shows of each problem; given, more texts,
-        one for each."""
-        assert template is not None
-        of_problem = {name: [getattr(p, name) or "" for p in problems] for name in ("question", *shown)} | given
-        rows = zip(*of_problem.values(), strict=True)
-        texts = [_fill(template, **dict(zip(of_problem, row, strict=True))) for row in rows]
-        return self._ids(tokenizer, texts, problems)
+        return self._ids(tokenizer, [self._text("paraphrase", p) for p in problems], problems)
 
     def judge_text(self, problem: Problem, completion: str) -> str:
-        assert self.conf.judge is not None
-        return _fill(self.conf.judge, question=problem.question, answer=problem.answer, completion=completion)
+        return self._text("judge", problem, completion=completion)
+
+    def _text(self, name: str, problem: Problem, **given: str) -> str:
+        """Return a template of the config filled in. Args: given, what it shows beside the problem."""
+        of_problem = {n: getattr(problem, n) or "" for n in SHOWS[name].split() if n not in given}
+        return _fill(getattr(self.conf, name), **of_problem, **given)
 
     def answer_ids(self, tokenizer: "PreTrainedTokenizerBase", answer: str, before: str = "") -> list[int]:
         """Return the token ids of a completion's final statement of `answer`. Args: before, text that its tokens join

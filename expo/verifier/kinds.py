@@ -58,6 +58,7 @@ _NAMES_ANOTHER = re.compile(
     r"[A-J]\)|\([A-J]\b|(?:^|[^\w\s]\s*|\b(?:be|is|it|its|s|say|think|choose|pick|option|choice|answer|then|also|actually)\s+)"
     r"[A-J]\b|^is\b(?! (?:the )?(?:right|correct|answer))"
 )
+_LISTS = re.compile(r"\(?[A-Ja-j]\)?(?:\s*(?:[,;/&]|\band\b|\bor\b)\s*\(?[A-Ja-j]\)?)+")  # b, c
 
 
 def option(text: str) -> str | None:
@@ -66,14 +67,12 @@ def option(text: str) -> str | None:
     plain = _NAMED.sub("", bare(text))
     match = _LETTER.fullmatch(plain)
     if match and (
-        _NAMES_ANOTHER.search(match[2]) or _lists(plain) or set(re.findall("[a-z]+", match[2].lower())) & TURNS
+        _NAMES_ANOTHER.search(match[2])
+        or _LISTS.fullmatch(plain)
+        or set(re.findall("[a-z]+", match[2].lower())) & TURNS
     ):
         return None
     return None if match is None else match[1].upper() if match[1].upper() in OPTIONS else match[1]
-
-
-def _lists(plain: str) -> bool:
-    return re.fullmatch(r"\(?[A-Ja-j]\)?(?:\s*(?:[,;/&]|\band\b|\bor\b)\s*\(?[A-Ja-j]\)?)+", plain) is not None
 
 
 def option_text(text: str) -> str:
@@ -314,10 +313,6 @@ def _quantity_kind(name: str, holds: Callable[[str], bool]) -> tuple[str, Callab
     return name, lambda plain: (stated := quantity(plain)) is not None and holds(stated.unit)
 
 
-def _is_data(text: str) -> bool:
-    return re.match(r"\s*[\[{]", text) is not None and data(text) is not None and re.search(r"[\"{]", text) is not None
-
-
 def _is_opaque(plain: str) -> bool:
     if "\\" in plain:
         return False
@@ -350,7 +345,7 @@ _TESTS: list[tuple[str, Callable[[str], bool]]] = [
     _quantity_kind("percentage", lambda unit: unit == "%"),
     _quantity_kind("money", lambda unit: unit in ("$", "€", "£", "¥", "₹", "₩", "₽")),
     _quantity_kind("quantity", lambda unit: bool(unit)),
-    ("json", _is_data),
+    ("json", lambda text: bool(re.match(r"\s*[\[{]", text) and re.search(r"[\"{]", text)) and data(text) is not None),
     ("exact", _is_opaque),
     ("notation", lambda plain: NOTATION.search(plain) is not None),
     ("matrix", lambda plain: r"\begin{" in plain),

@@ -93,7 +93,9 @@ class Number:
             return True
         if self.digits is None or other.digits is None:
             decimal, exact = (other, self) if self.digits is None else (self, other)
-            return not _ends(exact.value) and decimal.stands_for(exact.value)
+            bottom = exact.value.denominator
+            ends = pow(10, bottom.bit_length(), bottom) == 0  # as a decimal: no prime but 2 and 5 is in it
+            return not ends and decimal.stands_for(exact.value)
         noisy = max(self.digits, other.digits) >= FLOAT_DIGITS
         return noisy and abs(self.value - other.value) <= Fraction(1, 10**15) * abs(other.value)
 
@@ -102,14 +104,6 @@ class Number:
         apart = abs(self.value - value)
         cut_off = apart < self.step and abs(self.value) <= abs(value)
         return (self.digits or 0) >= FEWEST_DIGITS and (cut_off or apart <= self.step / 2)
-
-
-def _ends(value: Fraction) -> bool:
-    bottom = value.denominator
-    for prime in (2, 5):
-        while bottom % prime == 0:
-            bottom //= prime
-    return bottom == 1
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ completion, log π(a*|q, c) - log π(a*|q, c_own), the *answer lift*.
 """
 
 import re
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -98,13 +99,7 @@ class Scorer:
 
     def _within(self, ids: list[int], position: int) -> list[int]:
         """Return the most tokens whose text, without white space at its end, ends at or before a position."""
-        low, high = 0, len(ids)
-        while low < high:
-            middle = (low + high + 1) // 2
-            if len(self.text(ids[:middle]).rstrip()) <= position:
-                low = middle
-            else:
-                high = middle - 1
+        low = bisect_right(range(1, len(ids) + 1), position, key=lambda n: len(self.text(ids[:n]).rstrip()))
         while low and len(self.text(ids[:low])) > position:  # white space that a token shares with what follows
             low -= 1
         return ids[:low]

@@ -204,14 +204,6 @@ class ExpertParaphrase(SelfExplanation):
         }
 
 
-def _true_answer(batch: Batch, groups: Groups, problem: int, tools: Tools) -> str | None:
-    return batch.problems[problem].answer
-
-
-def _wrong_answer(batch: Batch, groups: Groups, problem: int, tools: Tools) -> str | None:
-    return tools.wrong_answer(groups[problem])
-
-
 def _shuffled_answer(batch: Batch, groups: Groups, problem: int, tools: Tools) -> str | None:
     """Return the answer of the step's next problem that has another one: 0.5 is no other than 1/2."""
     own, others = batch.problems[problem], [*batch.problems[problem + 1 :], *batch.problems[:problem]]
@@ -222,5 +214,11 @@ def _shuffled_answer(batch: Batch, groups: Groups, problem: int, tools: Tools) -
 
 ShownAnswer = Callable[[Batch, Groups, int, Tools], str | None]
 SHOWN: dict[str, ShownAnswer] = functions_of(
-    SelfExplanationConf, "shown_answer", {"true": _true_answer, "wrong": _wrong_answer, "shuffled": _shuffled_answer}
+    SelfExplanationConf,
+    "shown_answer",
+    {
+        "true": lambda batch, groups, problem, tools: batch.problems[problem].answer,
+        "wrong": lambda batch, groups, problem, tools: tools.wrong_answer(groups[problem]),
+        "shuffled": _shuffled_answer,
+    },
 )
