@@ -121,8 +121,7 @@ class Algorithm(Updates):
         return self.pipeline.run(step, self.sampler.batch(step), self.conf.group_size)
 
     def update(self, experience: Experience) -> StepSums:
-        """Take all optimizer steps on one experience. Returns the sums that the step's metrics are made of, with
-        `loss/<term>` for each term."""
+        """Take all optimizer steps on one experience. Returns the sums of the step's metrics, with `loss/<term>`."""
         raise TypeError(f"{type(self).__name__} has no update")
 
     def positive_stream(self, positives: Sequence[tuple[Group, Candidate]], weight: float, sums: StepSums) -> None:
@@ -145,16 +144,14 @@ class Algorithm(Updates):
     def score(
         self, model: nn.Module, batch: TokenBatch, temperature: float = 1.0, with_entropy: bool = False
     ) -> Tensor:
-        """Return `expo.model.scoring.score`; with dropout where there is a gradient and `trainer.dropout` asks for
-        it."""
+        """Return `expo.model.scoring.score`, with dropout where there is a gradient and `trainer.dropout=true`."""
         conf = self.trainer_conf
         with with_dropout(model) if conf.dropout and torch.is_grad_enabled() else nullcontext():
             return score(model, batch, temperature, conf.packing, conf.shared, with_entropy)
 
     @torch.no_grad()
     def score_reference(self, batch: TokenBatch, temperature: float = 1.0) -> Tensor:
-        """Return log-probabilities `[B, T]` under the frozen initial policy. Raises UserError for an algorithm whose
-        config does not ask for a reference."""
+        """Return log π_ref `[B, T]` of the initial policy. Raises UserError where the config asks for no reference."""
         if not self.conf.uses_reference:
             raise UserError(
                 f"algorithm._target_={self.conf._target_}: scores under a reference that it has not asked for; let its "
@@ -164,7 +161,6 @@ class Algorithm(Updates):
             return self.score(reference, batch, temperature)
 
     def initial_policy(self) -> AbstractContextManager[nn.Module]:
-        """Return a context that gives the frozen initial policy."""
         return as_initial(self.policy) if self.reference is None else nullcontext(self.reference)
 
     def without_base(self, state: Mapping[str, Any]) -> dict[str, Any]:

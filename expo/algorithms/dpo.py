@@ -73,8 +73,7 @@ class DPO(Algorithm):
         return experience
 
     def measure(self, first: Experience) -> None:
-        """Measure the positives of the first round, which another run has made without measuring them. The policy is
-        still the initial one."""
+        """Measure the positives of a first round that another run has made. The policy is still the initial one."""
         positives = {i: group.positives for i, group in enumerate(first.groups) if group.positives}
         if self.pipeline.source.measure_every and not any(c.logp_given_q for some in positives.values() for c in some):
             measured = self.pipeline.measure(0, dict(enumerate(first.groups)), positives)

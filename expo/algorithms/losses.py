@@ -146,8 +146,7 @@ def _ppo_clip(rho: Tensor, advantages: Tensor, logp: Tensor, conf: GRPOConf) -> 
 
 
 def _dual_clip(rho: Tensor, advantages: Tensor, logp: Tensor, conf: GRPOConf) -> tuple[Tensor, Tensor]:
-    """Return `_ppo_clip`, of at most -dual_clip · Â where Â < 0: a token that has become much likelier pulls no harder
-    (1912.09729, eq. 5)."""
+    """Return `_ppo_clip`, of at most -dual_clip · Â where Â < 0: no token pulls harder (1912.09729, eq. 5)."""
     loss, stopped = _ppo_clip(rho, advantages, logp, conf)
     most = -conf.dual_clip * advantages
     capped = (advantages < 0) & (loss > most)
@@ -155,8 +154,7 @@ def _dual_clip(rho: Tensor, advantages: Tensor, logp: Tensor, conf: GRPOConf) ->
 
 
 def _cispo(rho: Tensor, advantages: Tensor, logp: Tensor, conf: GRPOConf) -> tuple[Tensor, Tensor]:
-    """Return -sg(min(ρ, 1 + clip_high)) Â log π_θ: a clipped ratio is a smaller weight, and stops no gradient (CISPO,
-    2506.13585, eq. 4)."""
+    """Return -sg(min(ρ, 1 + clip_high)) Â log π_θ: a clipped ratio stops no gradient (CISPO, 2506.13585, eq. 4)."""
     limit = 1 + conf.clip_high
     return -rho.detach().clamp(max=limit) * advantages * logp, (rho > limit).float()
 

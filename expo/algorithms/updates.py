@@ -81,8 +81,7 @@ class Updates(LightningModule):
         self.ranks.add_up(sums, before)
 
     def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Go backward through a loss; through 0 · loss for a row that only fills up a device's share, see
-        `micro_batches`."""
+        """Go backward through a loss; through 0 · loss for a row that only fills up a device's share."""
         self.pending = True
         super().manual_backward(loss if self.row_counts else 0 * loss, *args, **kwargs)
 

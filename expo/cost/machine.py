@@ -31,8 +31,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Device:
-    """A device as a plan needs it. What is no data sheet's is a guess on a GPU, and was measured on a CPU
-    (docs/scaling.md)."""
+    """A device as a plan needs it. What no data sheet has is guessed for a GPU, measured on a CPU (docs/scaling.md)."""
 
     name: str
     memory: float  # bytes

@@ -26,8 +26,7 @@ FIRST_LEVEL = 100  # problems that the ladder's first level has of any split; it
 
 
 def problems_of(data: DatasetConf, split: str, levels: list[Any], limit: int | None) -> tuple[int | None, bool]:
-    """Return how many problems of a split a run takes at most, None where nothing tells, and whether it is just so
-    many."""
+    """Return how many problems of a split a run takes at most, None where nothing tells, and whether that is exact."""
     if isinstance(data, GeneratedConf):
         of = levels or data.known_levels
         few = data.is_ladder and 1 in of and (limit or 0) > FIRST_LEVEL
@@ -48,8 +47,7 @@ class Work:
 
     @classmethod
     def of(cls, cfg: Config, devices: int | None = None) -> "Work":
-        """Return the run of a config, on as many devices as it says or as are given. Raises OSError where the config of
-        its model cannot be read."""
+        """Return the run on as many devices as given, or as its config says. Raises OSError without the model's."""
         if devices is not None:
             cfg = replace(cfg, trainer=replace(cfg.trainer, devices=devices, num_nodes=1))
         return cls(cfg, shape(cfg.model.path), cfg.trainer.devices * cfg.trainer.num_nodes)

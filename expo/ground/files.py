@@ -87,8 +87,7 @@ def sweep(directory: Path) -> None:
 
 
 def check_links(directory: Path) -> None:
-    """Raise UserError where something in a run directory leads out of it: what a run writes there would be written
-    elsewhere."""
+    """Raise UserError where a link in a run directory leads out of it: what a run writes would be written elsewhere."""
     inside = os.path.realpath(directory)
     for folder, folders, files in os.walk(directory):
         for path in (os.path.join(folder, name) for name in (*folders, *files)):

@@ -17,8 +17,7 @@ BY_LENGTH = ("dynamic", "longrope")
 
 
 def check_scoring(model: PreTrainedModel, path: str) -> None:
-    """Refuse an architecture that scales or caps logits after the head: scoring them by the head alone would be
-    silently wrong."""
+    """Refuse an architecture that scales or caps logits after the head: scores by the head alone would be wrong."""
     ids = torch.arange(1, 9, device=model.device).unsqueeze(0) % model.config.get_text_config().vocab_size
     causal = causal_lm(model)
     decoder, head = causal.get_decoder(), causal.get_output_embeddings()
@@ -130,7 +129,6 @@ def row_limit(model: PreTrainedModel) -> int | None:
 
 
 def rounding(model: nn.Module) -> float:
-    """Return by how many nats a score may differ through the number format alone: in bf16 a logit of 20 has steps of
-    1/8."""
+    """Return how many nats a score may be off by the number format alone: in bf16 a logit of 20 has steps of 1/8."""
     dtype = getattr(causal_lm(model), "compute_dtype", None) or next(model.parameters()).dtype
     return 1e-4 if dtype == torch.float32 else 0.5

@@ -8,8 +8,7 @@ from torch.nn.functional import linear
 
 
 class Float32Head(nn.Linear):
-    """An output head that computes logits in float32, whatever the format of its weights and of the layers before
-    it."""
+    """An output head that computes logits in float32, whatever the format of its weights and of its input."""
 
     def forward(self, input: Tensor) -> Tensor:
         with torch.autocast(input.device.type, enabled=False):
@@ -41,8 +40,7 @@ def four_bits(dtype: torch.dtype) -> Any:
 
 
 def steady(model: Any) -> Any:
-    """Keep bitsandbytes from packing weights again in evaluation on a CPU: it rounds their scales, which changes the
-    model."""
+    """Keep bitsandbytes from packing weights again in evaluation on a CPU: it rounds their scales."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False

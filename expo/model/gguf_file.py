@@ -43,8 +43,7 @@ def load(path: str, options: dict[str, Any]) -> tuple[Any, list[str]]:
 
 
 def split_as_trained(tokenizer: Any, source: str) -> None:
-    """Let a file's tokenizer split text as the file says, where transformers passes over that: else `\n\n1` has other
-    tokens."""
+    """Split text as the file says, where transformers passes over that: else `\n\n1` has other tokens."""
     if _field(source, "tokenizer.ggml.pre") in ("smollm", "starcoder"):
         digits, gpt2 = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, gpt2])

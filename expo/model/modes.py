@@ -21,8 +21,7 @@ def causal_lm(model: Any) -> Any:
 
 
 def is_sharded(causal: Any) -> bool:
-    """Return whether this device holds only a share of a model's weights: then `expo.rollout.sharded` has given the
-    model a `score_tokens`."""
+    """Return whether this device holds a share of the weights: `expo.rollout.sharded` gave the model `score_tokens`."""
     return hasattr(causal, "score_tokens")
 
 
@@ -48,8 +47,7 @@ def computing(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def without_autocast(model: nn.Module) -> Iterator[None]:
-    """Compute in the format of the weights themselves within the context; not for a frozen model with weights in two
-    formats."""
+    """Compute in the format of the weights within the context; not for a frozen model with weights in two formats."""
     causal = causal_lm(model)
     dtype = getattr(causal, "compute_dtype", None)
     if len({p.dtype for p in causal.parameters()}) == 1:
@@ -91,8 +89,7 @@ def without_dropout(model: nn.Module) -> None:
 
 @contextmanager
 def with_dropout(model: nn.Module) -> Iterator[None]:
-    """Switch on, within the context, the dropout that `without_dropout` has switched off. Raises UserError where there
-    is none."""
+    """Switch the dropout on, in the context, that `without_dropout` has switched off. Raises UserError without any."""
     rates = [(vars(module), vars(module)[DROPOUT_RATES]) for module in model.modules() if DROPOUT_RATES in vars(module)]
     if not rates:
         raise UserError(

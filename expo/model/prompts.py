@@ -40,8 +40,7 @@ class Prompts:
         return self._ids(tokenizer, texts, self._with_examples(self.conf.solve, problems))
 
     def explain_ids(self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]) -> list[list[int]]:
-        """Return token ids of `(q, a*)` for each problem: the prompt under which the policy explains the known
-        answer."""
+        """Return token ids of `(q, a*)` for each problem: under this prompt the policy explains the known answer."""
         texts = [self._text("explain", p) for p in problems]
         return self._ids(tokenizer, texts, self._with_examples(self.conf.explain, problems))
 
@@ -76,8 +75,7 @@ class Prompts:
         return self._ids(tokenizer, texts, problems)
 
     def go_on_ids(self, tokenizer: "PreTrainedTokenizerBase", problem: Problem, beginning: str) -> list[int]:
-        """Return token ids of q with the beginning of a solution, and the request to continue it, after the worked
-        examples of `solve_ids`."""
+        """Return token ids of q after the worked examples of `solve_ids`, with a beginning to go on from."""
         text = self._text("go_on", problem, beginning=beginning)
         return self._ids(tokenizer, [text], self._with_examples(self.conf.solve, [problem]))[0]
 
@@ -93,8 +91,7 @@ class Prompts:
         return _fill(getattr(self.conf, name), **of_problem, **given)
 
     def answer_ids(self, tokenizer: "PreTrainedTokenizerBase", answer: str, before: str = "") -> list[int]:
-        """Return the token ids of a completion's final statement of `answer`. Args: before, text that its tokens join
-        to it."""
+        """Return the token ids of a final statement of `answer`. Args: before, text that its tokens join to it."""
         return text_ids(tokenizer, before + _fill(self.conf.final, answer=answer))
 
     @property
@@ -103,8 +100,7 @@ class Prompts:
         return self.conf.final.partition("{answer}")[0].rstrip()
 
     def check(self, tokenizer: "PreTrainedTokenizerBase", path: str) -> None:
-        """Raise UserError where the chat template of the model at `path` does not show a message, once, in a prompt, or
-        lacks an option."""
+        """Raise UserError where the model's chat template does not show a message just once, or lacks an option."""
         for option in self.conf.template_options:
             if option not in str(tokenizer.chat_template):
                 raise UserError(
@@ -131,7 +127,6 @@ class Prompts:
                 self._warn_of_system(self.template_system(tokenizer), path)
 
     def _warn_of_system(self, system: str, path: str) -> None:
-        """Warn once that the chat template of the model at `path` writes a system message of its own."""
         if system and system not in TOLD:
             TOLD.add(system)
             message = f"{path}: its chat template writes a system message of its own ({' '.join(system.split())})"
@@ -162,8 +157,7 @@ class Prompts:
         return space if whole.startswith(prompt) and space.isspace() and in_one != asked + bare else ""
 
     def _with_examples(self, template: str, problems: Sequence[Problem]) -> Sequence[Problem]:
-        """Return each problem with worked examples before its question: those of `prompts.examples` that do not ask the
-        same."""
+        """Return each problem behind the worked examples of `prompts.examples`, but for one that asks the same."""
         if not self.conf.examples:
             return problems
         shown = []
@@ -185,8 +179,7 @@ class Prompts:
     def _ids(
         self, tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], problems: Sequence[Problem]
     ) -> list[list[int]]:
-        """Return token ids of the prompts whose last user message is `texts`, after the earlier messages of each
-        problem."""
+        """Return token ids of the prompts that end in the user's `texts`, after each problem's earlier messages."""
         if not texts:
             return []
         rendered = [self._rendered(tokenizer, text, p.earlier) for text, p in zip(texts, problems, strict=True)]
@@ -267,8 +260,7 @@ class Prompts:
         return [{"role": role, "content": content} for role, content in [*system, *earlier, ("user", text)]]
 
     def _as_text(self, tokenizer: "PreTrainedTokenizerBase", given: Sequence[str], problem: Problem) -> list[int]:
-        """Return a prompt's ids in which a special token that stands in a message, such as `<|im_end|>`, is text and
-        ends nothing."""
+        """Return a prompt's ids in which a special token in a message, such as `<|im_end|>`, is text."""
         places = [chr(ord(PLACE) + i) for i in range(len(given))]
         earlier = [(role, place) for (role, _), place in zip(problem.earlier, places, strict=False)]
         parts = re.split("|".join(places), self._rendered(tokenizer, places[-1], earlier))
@@ -306,8 +298,7 @@ def text_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
 
 @contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in the context's code once it has run too long. Python can interrupt only the main thread: in
-    another one, nothing is limited."""
+    """Raise TimeoutError in the context's code after a while; in the main thread alone can Python do so."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

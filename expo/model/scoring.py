@@ -221,8 +221,7 @@ def _beside_chunk(
 
 
 def can_share(causal: Any) -> bool:
-    """Return whether a model can read a prompt once for several completions: it takes an attention mask, and keeps keys
-    in training."""
+    """Return whether a model reads a prompt once for several rows: it takes a mask, and keeps keys in training."""
     config = causal.config.get_text_config()
     kinds = getattr(config, "layer_types", None) or ()
     full = all(kind == "full_attention" for kind in kinds) and (kinds or not getattr(config, "sliding_window", None))
@@ -231,8 +230,7 @@ def can_share(causal: Any) -> bool:
 
 
 def _behind_shared_prompts(decoder: Any, batch: TokenBatch) -> Tensor:
-    """Return the hidden state before each completion token, row by row: `[tokens, H]`. The gradient of a prompt is that
-    of all its rows."""
+    """Return the hidden state before each completion token `[tokens, H]`; a prompt's gradient is of all its rows."""
     device, before = batch.input_ids.device, batch.prompt_lengths
     numbers, owner = batch.prompts.unique(return_inverse=True)  # [P], [B]
     first = torch.stack([(owner == p).nonzero()[0, 0] for p in range(len(numbers))])

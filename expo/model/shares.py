@@ -24,8 +24,7 @@ def like(full: Tensor, weight: Tensor) -> Tensor:
 
 
 def from_first(full: Tensor | None, weight: Tensor) -> Tensor:
-    """Send the first device's tensor to all devices; it has the shape and format of `weight`. Call it on all
-    devices."""
+    """Send the first device's tensor, of the shape and format of `weight`, to all devices. Call it on all devices."""
     if full is not None and not (dist.is_initialized() and dist.get_world_size() > 1):
         return full
     received = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)

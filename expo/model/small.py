@@ -12,7 +12,6 @@ from expo.ladder.policy import CHAT_TEMPLATE, SPECIAL_TOKENS
 
 
 def bpe_tokenizer(texts: Sequence[str], size: int) -> PreTrainedTokenizerBase:
-    """Return a byte-level BPE tokenizer of at most `size` tokens, learned from the texts."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()

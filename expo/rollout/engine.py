@@ -21,8 +21,7 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One completion that is asked for: the prompt's token ids, the key of the row's sampling noise, and the index of
-    its problem."""
+    """One completion that is asked for: prompt in token ids, key of the row's sampling noise, index of its problem."""
 
     prompt: tuple[int, ...]
     key: NoiseKey

@@ -29,6 +29,5 @@ class NoiseKey:
 
 
 def uniforms(keys: Sequence[NoiseKey], count: int, dtype: type[np.float32 | np.float64] = np.float32) -> np.ndarray:
-    """Return the noise of the rows with these keys: `count` numbers in [0, 1) each, `[B, count]`. Number j of a key
-    never depends on the others."""
+    """Return `count` numbers in [0, 1) for each key `[B, count]`. Number j of a key never depends on the others."""
     return np.stack([key.generator().random(count, dtype=dtype) for key in keys])

@@ -96,8 +96,7 @@ class VLLMEngine(Engine):
         self.sync()
 
     def _watch(self, client: Any) -> None:
-        """Raise an error in every call that waits for the engine once its process was killed: vLLM 0.32 would wait for
-        ever."""
+        """Raise an error in every call that waits for the engine once it was killed: vLLM 0.32 waits for ever."""
         wait([process.sentinel for process in client.resources.engine_manager.processes])
         if not self.closed.is_set():
             self.gone.set()
@@ -113,8 +112,7 @@ class VLLMEngine(Engine):
 
     @property
     def own_gpus(self) -> Sequence[int]:
-        """Return the GPUs, of those that this process sees, of an engine in a process of its own; () where it cannot
-        choose."""
+        """Return the GPUs, as this process counts them, of an engine in its own process; () where it cannot choose."""
         beside = self.device.index if self.conf.separate and self.device.type == "cuda" else None
         first = beside if self.conf.device is None else self.conf.device
         return () if first is None else range(first, first + self.conf.tensor_parallel)
@@ -367,7 +365,6 @@ class VLLMEngine(Engine):
         return [name.partition("-")[0] for name in names]  # within, vLLM adds a random end to the name
 
     def _call(self, method: str, arguments: dict[str, Any]) -> Any:
-        """Return what a method of `WeightSync` returns on each of the engine's GPUs."""
         with in_vllm("stopped working"):
             return self.llm.collective_rpc(method, kwargs=arguments)
 
@@ -415,15 +412,13 @@ def _save(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def _equal_sums(ours: tuple[float, float], theirs: tuple[float, float]) -> bool:
-    """Return whether two sums agree up to the order of the additions; the scale of a parameter is the root of its sum
-    of squares."""
+    """Return whether two sums agree up to the order of additions; the scale is the root of the sum of squares."""
     scale = math.sqrt(max(ours[1], theirs[1])) + 1e-12
     return abs(ours[0] - theirs[0]) <= 1e-6 * scale + 1e-9 and abs(ours[1] - theirs[1]) <= 1e-9 * scale**2 + 1e-12
 
 
 def _held(ours: tuple[float, float], theirs: Sequence[tuple[float, float]]) -> bool:
-    """Return whether the engine's GPUs hold a parameter of the policy: whole on each, or a share on each. Args:
-    sums."""
+    """Return whether the engine's GPUs hold a parameter of the policy, by its sums: all of it, or a share each."""
     first, second = zip(*theirs, strict=True)
     return all(_equal_sums(ours, each) for each in theirs) or _equal_sums(ours, (sum(first), sum(second)))
 

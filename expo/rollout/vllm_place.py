@@ -25,8 +25,7 @@ CPU_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256)  # sizes that vLLM's 
 
 
 def place_for(size: int) -> str | None:
-    """Return the folder for files of `size` bytes: one in memory that has room for the files of all devices of the run;
-    else None, the disk."""
+    """Return the folder in memory that has room for `size` bytes of each device of the run; else None, the disk."""
     memory, count = Path("/dev/shm"), int(os.environ.get("WORLD_SIZE", "1"))
     if not memory.is_dir():
         return None
@@ -71,8 +70,7 @@ def alone() -> Iterator[None]:
 
 @contextmanager
 def trainers_group() -> Iterator[None]:
-    """Keep vLLM from destroying the trainer's process group within the context: it would take that group for its
-    own."""
+    """Keep vLLM from destroying the trainer's process group, which it takes for its own, within the context."""
     end = dist.destroy_process_group
     dist.destroy_process_group = lambda group=None: end(group) if group is not None else None
     try:

@@ -35,8 +35,7 @@ class WeightSync:
         return f"{runner.__module__}.{runner.__name__}"
 
     def expo_sums(self) -> Sums:
-        """Return the sums of every parameter that can be read, and of a LoRA adapter; the CPU backend packs most
-        matrices away."""
+        """Return the sums of every parameter that can be read, and of an adapter; a CPU packs most matrices away."""
         worker: Any = self
         model = worker.model_runner.get_model()
         return sums(
@@ -62,8 +61,7 @@ def sums(named: Iterable[tuple[str, Tensor]]) -> Sums:
 
 
 def _adapter(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield the weights of the only adapter in vLLM, as the layers compute with it: joined like their matrices, padded
-    with zeros."""
+    """Yield the weights of vLLM's only adapter as layers compute with it: joined, and padded with zeros."""
     for name, layer in model.named_modules():
         for part, stacked in (("A", "lora_a_stacked"), ("B", "lora_b_stacked")):
             for tensor in getattr(layer, stacked, ()):
@@ -71,8 +69,7 @@ def _adapter(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _repack_tied_head(model: nn.Module) -> None:
-    """Pack lm_head again: the CPU backend multiplies by a packed copy, which a reload of tied embeddings leaves as it
-    was."""
+    """Pack lm_head again: the CPU backend multiplies by a packed copy, which a reload of tied embeddings leaves."""
     head: Any = getattr(model, "lm_head", None)
     if head is None or head.weight.device.type != "cpu" or not getattr(model.config, "tie_word_embeddings", False):
         return

@@ -138,8 +138,7 @@ class CollectorAhead(Collector):
 
 
 class KeepingEngine(EngineAround):
-    """Engine that keeps its completions by the key of their request, for a checkpoint; those of a checkpoint it gives
-    out again, once."""
+    """Engine that keeps completions by their request's key, for a checkpoint, and gives out a checkpoint's, once."""
 
     def __init__(self, engine: Engine):
         super().__init__(engine)

@@ -23,8 +23,6 @@ T = TypeVar("T")
 
 
 class Timer:
-    """Seconds spent in each stage of a step."""
-
     def __init__(self, seconds: Mapping[str, float] | None = None) -> None:
         self.seconds = dict(seconds or {})
 
@@ -151,8 +149,7 @@ Groups = Mapping[int, Group]  # judged groups by index of the problem in its ste
 
 @dataclass
 class Experience:
-    """What one step learns from: P groups of G rollouts each. `Algorithm.training_step` sets `positive_weight`
-    before the update."""
+    """What one step learns from: P groups of G rollouts. `training_step` sets `positive_weight` before the update."""
 
     groups: list[Group]
     step: int = 0

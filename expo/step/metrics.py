@@ -60,7 +60,6 @@ def step_metrics(experience: Experience, sums: StepSums, positive_weight: float 
 
 
 def _rollout_metrics(e: Experience) -> dict[str, float | None]:
-    """Return the scalars of a step's rollouts, those without a hint."""
     groups = [group.unaided for group in e.groups]
     completions, verdicts = [c for g in groups for c in g.completions], [v for g in groups for v in g.verdicts]
     lengths = [len(c.ids) for c in completions]
@@ -80,8 +79,6 @@ def _rollout_metrics(e: Experience) -> dict[str, float | None]:
 
 
 def _likelihood_metrics(e: Experience) -> dict[str, float | None]:
-    """Return the means of what is measured of positives: under the policy before its update, and of what it wrote
-    itself also under the prompt that shows the answer."""
     positives = [c for _, c in e.positives]
     written = [c for c in positives if c.prompt is not None]
     both = [

@@ -34,7 +34,6 @@ class Engines:
         return list({id(e): e for e in (self.policy, self.rollouts, self.explanations, self.hints)}.values())
 
     def sync(self) -> None:
-        """Bring all engines up to their models' weights: at the start, and when a snapshot is taken."""
         for engine in self.each:
             engine.sync()
 
@@ -208,8 +207,7 @@ class Pipeline:
         return float((with_hint - without).mean())
 
     def without_hints(self, groups: Groups) -> dict[int, Group]:
-        """Return the groups that are trained on: with `hints.gradient=question`, every rollout under its question
-        alone."""
+        """Return the groups to train on: with `hints.gradient=question`, all rollouts under the question alone."""
         if not self.hints.under_question:
             return dict(groups)
         return {

@@ -26,8 +26,7 @@ class Rollout:
 
 
 class Reward(Protocol):
-    """One number per rollout, from which advantages are made. pass@k, gates and `reward/all_wrong_frac` go by
-    verdicts."""
+    """One number per rollout, from which advantages are made; pass@k, gates and `all_wrong_frac` go by verdicts."""
 
     def __call__(self, rollouts: Sequence[Rollout]) -> Sequence[float]:
         """Return the reward of each of N rollouts: whole groups, one after the other. How many come in one call depends
@@ -46,8 +45,7 @@ class Correct:
 
 
 class Partial:
-    """1 for a right answer, for another one the score that its judge gives it, and with `reward.truncated=zero` 0 for
-    one that was cut off."""
+    """1 for a right answer, else its judge's score; with `reward.truncated=zero` 0 for one that was cut off."""
 
     def __init__(self, conf: PartialConf):
         self.conf = conf

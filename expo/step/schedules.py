@@ -35,6 +35,5 @@ SCHEDULES: dict[str, Callable[[float, float], float]] = functions_of(
 
 
 def weight_at(learning: PositiveLossConf, done: float, all_wrong: float) -> float:
-    """Return β, annealed by the schedule. Args: done, the share of the run in [0, 1]; all_wrong, the share of all-wrong
-    groups in the step."""
+    """Return β by its schedule. Args: done, share of the run; all_wrong, share of the groups; both in [0, 1]."""
     return learning.weight * SCHEDULES[learning.schedule](done, all_wrong)

@@ -256,13 +256,10 @@ class Stop(Callback):
 
 
 def passed(metrics: Mapping[str, float], k: int) -> str:
-    """Return the progress line's word on the last evaluation; "" before there is one."""
     return f"pass@{k} {metrics[f'pass@{k}']:.3f}" if metrics else ""
 
 
 class ShowProgress(Callback):
-    """A bar with the reward and the last evaluation; plain lines where nobody watches a terminal."""
-
     def __init__(self, run: Run, max_steps: int, bar: bool):
         self.run, self.max_steps, self.bar = run, max_steps, bar
         self.said, self.name = 0.0, label(run.cfg)

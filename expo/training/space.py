@@ -17,8 +17,7 @@ from expo.config import Config, UserError
 
 
 def check_space(cfg: Config, directory: Path, module: Algorithm) -> None:
-    """Raise UserError where the disk of a run's directory cannot hold its checkpoints: each is written beside the one
-    before it."""
+    """Raise UserError where a run's disk has no room for its checkpoints: each is written beside the one before it."""
     weights = size_of(module.without_base(module.state_dict()))
     checkpoint = weights + 2 * size_of([p for p in module.policy.parameters() if p.requires_grad])  # Adam's two moments
     final = size_of(list(module.policy.parameters()))

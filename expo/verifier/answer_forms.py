@@ -159,5 +159,4 @@ def _has_digit(text: str) -> bool:
 
 
 def _crossed_out(answer: str, gold: str) -> bool:
-    r"""Refuse `\cancel{12}` for 12."""
     return bool(re.search(r"\\[bx]?cancel|\\st\b|\\sout", answer)) and "cancel" not in gold

@@ -138,8 +138,7 @@ UNIT_LETTER = "[cdghlmost]"  # which math-verify drops where a text ends in one 
 
 
 def _indexed_capitals(text: str) -> str:
-    r"""Return the text with an index at each capital letter: to math-verify R is r. Sets and units stay. A letter at
-    the end stays, too."""
+    r"""Return the text with an index at each capital letter, but not in sets and units: to math-verify R is r."""
     text = re.sub(rf"(?<![\\a-zA-Z])({UNIT_LETTER})\s*$", r"{\1}", text)
     if re.search(r"\\(?:text|mathbb|mathrm|begin)|[A-Z]{4}|\\c[ua]p", text):
         return text

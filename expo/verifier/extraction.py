@@ -47,8 +47,7 @@ def last_boxed(text: str) -> str | None:
 
 
 def _last(pattern: str) -> Callable[[str], str | None]:
-    """Return the function that finds the last match of a pattern: of that the first group that matched, where it has
-    any."""
+    """Return the function that finds the last match of a pattern, or in it the first of its groups that matched."""
     compiled = re.compile(pattern, re.DOTALL)
 
     def find(text: str) -> str | None:

@@ -82,8 +82,7 @@ def option_text(text: str) -> str:
 
 
 def date(text: str) -> tuple[Any, ...] | None:
-    """Return (year or None, month, day) of a date in words or as 2024-01-05; of 05/06/2024, whose order is not known,
-    the parts."""
+    """Return (year or None, month, day) of a date in words or as 2024-01-05; of 05/06/2024 the parts, in order."""
     plain = bare(text).lower()
     if parts := re.fullmatch(r"(\d{1,2})([/.-])(\d{1,2})\2(\d{4})", plain):
         first, second, year = int(parts[1]), int(parts[3]), int(parts[4])
@@ -184,8 +183,6 @@ def compact(text: str) -> str:
 
 @dataclass(frozen=True)
 class Members:
-    """The members of a list, tuple or set, in order."""
-
     bracket: str  # "(", "{", "or" between words, or ""
     members: tuple[Any, ...]
     names: tuple[str, ...] = ()  # of the members, where they have some: x=1, y=2
@@ -214,8 +211,7 @@ class Members:
 
 
 def members(text: str) -> Members | None:
-    r"""Return the plain members of `1,2`, `(1,2)`, `\{1,2\}`, `3 \text{ and } 5`; None where there is only one, or one
-    is no number and no word."""
+    r"""Return the plain members of `1,2`, `(1,2)`, `\{1,2\}`, `3 \text{ and } 5`; None for one, or for any other."""
     plain = bare(text)
     bracketed = re.fullmatch(r"(\(|\\\{|\{)(.*?)(\)|\\\}|\})", plain, re.DOTALL)
     bracket, inner = (bracketed[1].lstrip("\\"), bracketed[2]) if bracketed else ("", plain)

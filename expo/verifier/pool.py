@@ -92,7 +92,6 @@ class Verifier:
             raise UserError(f"verifier._target_: {judge}.settle: {error}; None sends the answer to a worker") from error
 
     def verify(self, completions: Sequence[str], problems: Sequence[Problem | str]) -> list[Verdict]:
-        """Return the verdicts in order, all judged at once by the workers."""
         return [verdict for verdict, _ in self.score(completions, problems)]
 
     def score(self, completions: Sequence[str], problems: Sequence[Problem | str]) -> list[tuple[Verdict, float]]:
@@ -155,8 +154,7 @@ class Verifier:
             worker.kill()
 
     def _tell(self, function: str, raised: str) -> None:
-        """Warn once of an exception that a user's judge raised: the answer counts as unparseable. math-verify raises on
-        much that is no answer."""
+        """Warn once of what a user's judge raised: the answer counts as unparseable. math-verify raises on much."""
         if raised and raised not in self._raised and len(self._raised) < TOLD and isinstance(self.judge, ByFunction):
             self._raised.add(raised)
             log.warning("verifier.function=%s: raised %s; such an answer counts as unparseable", function, raised)

@@ -62,8 +62,7 @@ class Worker:
             self._spawn(again=False)
 
     def _wait(self, timeout_s: float) -> bool:
-        """Return whether an answer came in time. Raises TimeoutError where it did not, though the worker has hardly
-        worked."""
+        """Return whether an answer came in time. Raises TimeoutError where the worker has hardly worked."""
         began, latest = _cpu_s(self.process.pid), time.monotonic() + max(BACKSTOP * timeout_s, LEAST_BACKSTOP_S)
         left = timeout_s
         while not self.pipe.poll(max(left, SHORTEST_WAIT_S)):
@@ -160,7 +159,6 @@ def _let_go_of_the_forkserver() -> None:
 
 
 def _peak_mb(pid: int | None) -> float:
-    """Return the peak resident memory of a process in MiB; 0 where it is gone."""
     try:
         with open(f"/proc/{pid}/status") as status:
             return next((int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM")), 0.0)

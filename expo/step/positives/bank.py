@@ -72,7 +72,6 @@ class Bank:
         return Completion(request.prompt, row[1], [], row[2], request.problem)
 
     def load(self, step: int) -> None:
-        """Read the part that covers a step, unless it is the one in memory."""
         if step not in self.steps:
             self.steps = next((self._read(path) for path, covered in self.parts().items() if step in covered), {})
 

@@ -20,8 +20,7 @@ class ExplanationCache:
     entries: dict[str, list[tuple[int, float, Candidate]]] = field(default_factory=dict)
 
     def find(self, batch: Batch, scorer: Scorer) -> Candidates:
-        """Return the cached explanations of the batch's problems; drop those that are too old, or too unlikely by
-        now."""
+        """Return the cached explanations of the batch's problems; drop those too old, or too unlikely by now."""
         self.entries = {
             key: entries for key, entries in self.entries.items() if batch.step - entries[0][0] <= self.steps
         }
@@ -41,7 +40,6 @@ class ExplanationCache:
         return good
 
     def keep(self, positives: Candidates, batch: Batch, scorer: Scorer) -> None:
-        """Cache the explanations made at this step, without their measured properties."""
         if not self.steps or not positives:
             return
         rows = [(batch.prompts[i], c.ids) for i, explanations in positives.items() for c in explanations]
@@ -52,7 +50,6 @@ class ExplanationCache:
         self.entries |= entries
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the entries as plain data, for a checkpoint."""
         return {
             key: [(step, logp, asdict(candidate)) for step, logp, candidate in entries]
             for key, entries in self.entries.items()

@@ -40,8 +40,7 @@ FILTERS: dict[str, Callable[[Written], bool]] = functions_of(
 
 
 def rejection(written: Written, filters: Sequence[str]) -> str | None:
-    """Filter a candidate: return the name of the first of `filters` that holds, or None for a candidate that may be
-    used."""
+    """Return the name of the first of `filters` that rejects a candidate; None for one that may be used."""
     return next((name for name in filters if FILTERS[name](written)), None)
 
 

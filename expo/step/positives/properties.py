@@ -126,8 +126,7 @@ def with_logp_given_answer(scorer: Scorer, candidates: Candidates) -> Candidates
 
 
 def with_lift(scorer: Scorer, groups: Mapping[int, Group], candidates: Candidates) -> Candidates:
-    """Return the candidates with the answer lift over the median of the first rollouts of each problem, made without a
-    hint, where there are rollouts."""
+    """Return the candidates with the answer lift over the median of each problem's first rollouts without a hint."""
     groups = {i: group.unaided for i, group in groups.items()}
     if not candidates or not any(group.completions for group in groups.values()):
         return candidates

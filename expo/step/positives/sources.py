@@ -53,8 +53,7 @@ class PositiveSource:
     def candidates(
         self, batch: Batch, groups: Groups, wanted: Sequence[int], explanations: Sequence[Completion], tools: Tools
     ) -> Candidates:
-        """Return the candidates of the wanted problems, filtered: all that were considered, each with the filter that
-        rejects it."""
+        """Return all candidates of the wanted problems, each with the filter that rejects it, if one does."""
         return {}
 
     def choose(self, usable: Sequence[Candidate], problem: Problem) -> list[Candidate]:
@@ -63,8 +62,6 @@ class PositiveSource:
 
 
 class NoPositives(PositiveSource):
-    """No group gets a positive, as in plain GRPO."""
-
     conf: NoPositivesConf
 
 
@@ -113,8 +110,7 @@ class SelfExplanation(WeightedSource):
         return step % self.conf.snapshot_every == 0
 
     def to_explain(self, batch: Batch, groups: Groups, wanted: Sequence[int], tools: Tools) -> dict[int, Problem]:
-        """Return, by index, the wanted problems for which there is an answer to show, each with that answer in place of
-        its own."""
+        """Return, by index, the wanted problems for which there is an answer to show, each with that answer."""
         shown = ((i, SHOWN[self.conf.shown_answer](batch, groups, i, tools)) for i in wanted)
         return {i: replace(batch.problems[i], answer=answer) for i, answer in shown if answer is not None}
 
@@ -152,8 +148,7 @@ class SelfExplanation(WeightedSource):
 
 
 class STaR(SelfExplanation):
-    """The policy's own right sample where it has one; an explanation ("rationalisation") where it has none (STaR,
-    2203.14465)."""
+    """The policy's own right sample; where it has none, an explanation, a "rationalisation" (STaR, 2203.14465)."""
 
     conf: StarConf
 
