@@ -109,11 +109,8 @@ AGGREGATIONS: dict[str, Callable[[Tensor, int], Tensor]] = functions_of(
 
 
 def token_weights(mask: Tensor, aggregation: str, max_tokens: int) -> Tensor:
-    """Return the weights w with loss = Σ w·l for per-token losses l.
-
-    Args: mask `[B, T]` of the whole batch; aggregation, a key of `AGGREGATIONS`; max_tokens, the constant normaliser in
-    tokens. Returns `[B, T]`, zero off the mask.
-    """
+    """Return the weights w `[B, T]` with loss = Σ w·l, zero off the mask. Args: mask `[B, T]` of the whole batch;
+    aggregation, a key of `AGGREGATIONS`; max_tokens, the constant normaliser in tokens."""
     return AGGREGATIONS[aggregation](mask.float(), max_tokens)
 
 

@@ -44,11 +44,8 @@ class PairStore:
         return (self.own if step else self.initial) / f"pairs-step{step:06d}.parquet"
 
     def load(self, step: int, problems: list[Problem], goes_on: bool = False) -> Experience | None:
-        """Return the round that begins at `step` as an experience, or None where it is not on disk.
-
-        Args: goes_on, whether a run takes it up again that began with it. Raises UserError where it was changed, or
-        cannot be read.
-        """
+        """Return the round that begins at `step`, or None where it is not on disk. Raises UserError where it was
+        changed, or cannot be read. Args: goes_on, whether a run takes it up again that began with it."""
         path = self.path(step)
         if self.fresh or not is_signed(path):
             return None

@@ -87,10 +87,7 @@ class Updates(LightningModule):
 
     def take_step(self, sums: StepSums) -> None:
         """Sum the gradients over devices, clip, check, and step. Call it only with a gradient: momentum and weight
-        decay alone must not move the policy.
-
-        Raises Apart where the devices of the run no longer have the same weights.
-        """
+        decay alone must not move the policy. Raises Apart where devices no longer have the same weights."""
         if not self.dealt and self.ranks.count > 1:
             raise TypeError(
                 f"{type(self).__name__}: rows went through no `micro_batches`: every device has trained on all of them"
@@ -118,10 +115,8 @@ class Updates(LightningModule):
 
     @torch.no_grad()
     def check_weights(self) -> None:
-        """Raise NonFiniteGradient where an update has left a weight that is not finite, before such a weight is saved.
-
-        Raises Apart where the devices of the run no longer have the same weights; shares of weights cannot go apart.
-        """
+        """Raise NonFiniteGradient where an update leaves a weight that is not finite, before it is saved, and Apart
+        where devices no longer have the same weights; shares of weights cannot go apart."""
         sums = sums_of(self.trained_weights)
         self.ranks.agree(sums.tolist(), f"step {self.current_epoch + 1}: the weights")
         if not sums.isfinite().all():

@@ -17,10 +17,8 @@ ROWS = (1024, 512, 256, 128, 64, 32)  # that may be decoded at once; the first i
 
 
 def memory(work: Work, device: Device) -> dict[str, float]:
-    """Return bytes by part at the moment that needs most: while completions are generated, or in the update.
-
-    `peak` is their sum. Parts that are there at other moments alone are left out.
-    """
+    """Return bytes by part at the moment that needs most, generating or the update, without parts that are there at
+    other moments alone. `peak` is their sum."""
     constant = held(work, device)
     moments = (generating(work), updating(work))
     most = max(moments, key=lambda parts: sum(parts.values()))

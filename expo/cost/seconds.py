@@ -40,10 +40,8 @@ def tokens(work: Work) -> float:
 
 
 def decoding(work: Work, device: Device, rows: int, prompts: int) -> float:
-    """Return the seconds of generating so many rows behind so many prompts, on the busiest device.
-
-    Each token of a batch takes launches, reads of all weights and of the cache, and products, one after the other.
-    """
+    """Return the seconds of generating so many rows behind so many prompts, on the busiest device. Each token of a
+    batch takes launches, reads of all weights and of the cache, and products, one after the other."""
     if not rows:
         return 0.0
     s, engine = work.shape, "transformers" if work.in_place else "vllm"

@@ -26,10 +26,8 @@ AT_ONCE = 4096  # rows that are judged before the next are
 
 
 class Reader:
-    """A data set, as `expo.config.DatasetConf` describes it; subclasses turn one row into a Problem.
-
-    `train()` and `evaluation()` share no problem: see `dataset.eval_path`. `sources` tells what became of the rows.
-    """
+    """A data set, see `expo.config.DatasetConf`; subclasses turn one row into a Problem. `train()` and `evaluation()`
+    share no problem: see `dataset.eval_path`. `sources` tells what became of the rows."""
 
     conf: DatasetConf
 

@@ -68,11 +68,8 @@ class Tally:
         return metrics
 
     def sampling_metrics(self, greedy: Sequence[Row], k: Sequence[int]) -> dict[str, float]:
-        """Return the further metrics of `expo evaluate`: `mean@n`, `cons@n`, `greedy`, overall, by level and by
-        subject, each also with `_lo` and `_hi`; and pass@k by subject.
-
-        Args: greedy, one completion of each problem, or none.
-        """
+        """Return the further metrics of `expo evaluate`: `mean@n`, `cons@n`, `greedy`, in all, by level and by subject,
+        each with `_lo` and `_hi`; and pass@k by subject. Args: greedy, one completion of each problem, or none."""
         right = {row["problem"]: float(_right(row)) for row in greedy}
         metrics: dict[str, float] = {}
         for suffix, problems in self._groups():

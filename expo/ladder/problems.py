@@ -219,10 +219,7 @@ def oracle(question: str, completion: str) -> Steps:
 
 
 def check_steps(question: str, completion: str) -> StepCheck:
-    """Check exactly the steps of a completion in the policy's own style (an oracle that most data lacks).
-
-    The answer may also stand before the steps.
-    """
+    """Check exactly the steps of a completion in the policy's own style; the answer may also stand before the steps."""
     parts, start = parse_question(question), r"\boxed{("
     chain, _, stated = completion.rpartition(start) if start in completion else (completion, "", "")
     rows = [row.split() for row in chain.rpartition(")} ;")[2].split(";")]

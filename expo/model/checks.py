@@ -39,10 +39,8 @@ def check_scoring(model: PreTrainedModel, path: str) -> None:
 
 @torch.no_grad()
 def check_bits(model: nn.Module, path: str) -> None:
-    """Refuse weights in 4 bits that bitsandbytes does not give back as they were, up to rounding.
-
-    On a CPU its 0.50 mixes the scales up in rows whose length is no multiple of 64, without a word.
-    """
+    """Refuse weights in 4 bits that bitsandbytes does not give back, up to rounding. On a CPU its 0.50 mixes the scales
+    up in rows whose length is no multiple of 64, without a word."""
     held = [(p.device, state) for p in model.parameters() if (state := getattr(p, "quant_state", None)) is not None]
     shapes = {(tuple(state.shape), device) for device, state in held}
     for shape, device in sorted(shapes, key=str):

@@ -16,10 +16,8 @@ class Float32Head(nn.Linear):
 
 
 def with_float32_head(model: Any) -> Any:
-    """Make a model's head compute in float32. Raises TypeError for a head that is no plain linear layer.
-
-    The head becomes of another class, where it stands: its weights, ties and names stay what they are, in copies too.
-    """
+    """Make a model's head compute in float32, as another class where it stands: weights, ties and names stay, in copies
+    too. Raises TypeError for a head that is no plain linear layer."""
     head = model.get_output_embeddings()
     if type(head) is not nn.Linear:
         raise TypeError(f"its head is a {type(head).__name__}, no linear layer")
@@ -28,11 +26,8 @@ def with_float32_head(model: Any) -> Any:
 
 
 def four_bits(dtype: torch.dtype) -> Any:
-    """Return transformers' settings of linear layers in 4 bits: NF4 with doubly rounded scales (QLoRA, arXiv
-    2305.14314).
-
-    Args: dtype, in which they are multiplied.
-    """
+    """Return transformers' settings of NF4 with doubly rounded scales (QLoRA, arXiv 2305.14314). Args: dtype, of
+    products."""
     from transformers import BitsAndBytesConfig
 
     options: dict[str, Any] = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}

@@ -22,11 +22,8 @@ def where(source: str) -> dict[str, str]:
 
 
 def load(path: str, options: dict[str, Any]) -> tuple[Any, list[str]]:
-    """Return the model of a file with plain weights, and the names of those that the file lacks.
-
-    Its config says as `expo_gguf` from which file it is, and how that was rounded. Args: path, as it is to be found
-    again.
-    """
+    """Return the model of a file with plain weights, and the names of those that it lacks. Its config says as
+    `expo_gguf` from which file it is, and how rounded. Args: path, as it is to be found again."""
     from transformers import GgufConfig
 
     source = located(path)

@@ -33,11 +33,8 @@ def compute_in(model: nn.Module, precision: str) -> None:
 
 @contextmanager
 def computing(model: nn.Module) -> Iterator[None]:
-    """Compute within the context in the number format that `compute_in` has set for the model: one for rollouts, scores
-    and evaluations.
-
-    Autocast keeps its casts of the weights no longer than the context: an update in between is seen.
-    """
+    """Compute within the context in the number format that `compute_in` has set: one for rollouts, scores, evaluations.
+    Autocast keeps its casts of the weights no longer than the context: an update in between is seen."""
     causal = causal_lm(model)
     dtype, device = getattr(causal, "compute_dtype", None), next(model.parameters()).device.type
     # Casts of sharded weights would keep all layers in memory, where one is gathered at a time.
@@ -139,10 +136,7 @@ def take_weights(model: nn.Module, other: nn.Module) -> None:
 @contextmanager
 def as_it_began(policy: nn.Module, initial_model: nn.Module | None) -> Iterator[None]:
     """Give a policy the initial weights within the context; its own come back to the bit. Args: initial_model, the same
-    model loaded anew.
-
-    Of several devices the first one has it, and the others None.
-    """
+    model loaded anew; of several devices the first has it, the others None."""
     weights = {name: p for name, p in policy.named_parameters() if p.requires_grad}
     trained = {name: own_share(p.detach()).to("cpu", copy=True) for name, p in weights.items()}
     initial = dict(initial_model.named_parameters()) if initial_model else {}

@@ -30,10 +30,8 @@ ROUNDED = "trained_in_4bit.txt"  # beside an adapter whose base was held in 4 bi
 
 
 def load_policy(conf: ModelConf) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a causal LM and its tokenizer by hub id, local folder, GGUF file, `ladder`, or the name of a packaged model.
-
-    Raises UserError where there is none, or where its weights are not whole: what a file lacks, transformers makes up.
-    """
+    """Load a causal LM and its tokenizer by hub id, folder, GGUF file, `ladder`, or a packaged model's name. Raises
+    UserError where there is none, or weights are lacking: transformers makes them up."""
     path = conf.path
     source = located(path)
     options: dict[str, Any] = {"dtype": conf.dtype, "attn_implementation": conf.attention, **NO_CODE}
@@ -125,9 +123,7 @@ def not_loaded(path: str, error: Exception) -> UserError:
 
 def prepared(model: Any, conf: ModelConf) -> PreTrainedModel:
     """Prepare a model for training: a LoRA adapter, gradient checkpointing and a head in float32, as the config says.
-
-    Raises UserError where it cannot be made so.
-    """
+    Raises UserError where it cannot be made so."""
     if conf.float32_head:
         try:
             with_float32_head(causal_lm(model))
@@ -191,11 +187,8 @@ def _whole_model(path: str, revision: str | None, options: dict[str, Any]) -> tu
 
 @torch.no_grad()
 def _merged(adapted: Any) -> Any:
-    """Merge an adapter into its model's weights, and return the model. Raises ValueError where that would make another
-    model.
-
-    It does where the adapter is on one of two layers that share a weight, as an embedding and a head that are tied.
-    """
+    """Merge an adapter into its model's weights, and return the model. Raises ValueError where that makes another
+    model: where the adapter is on one of two layers that share a weight, as embedding and head."""
     ids = torch.arange(1, 9).unsqueeze(0) % adapted.config.get_text_config().vocab_size
     before = adapted.eval()(input_ids=ids).logits.float()
     model = adapted.merge_and_unload().requires_grad_(True)

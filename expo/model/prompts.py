@@ -25,10 +25,8 @@ log = logging.getLogger(__name__)
 
 
 class Prompts:
-    """The prompts of the method, as templates over `{question}`, `{answer}` and others; see `expo.config.PromptsConf`.
-
-    Placeholders are replaced literally, so that LaTeX braces in templates and problems need no escaping.
-    """
+    """The prompts of the method, as templates; see `expo.config.PromptsConf`. Placeholders are replaced literally:
+    LaTeX braces in templates and problems need no escaping."""
 
     def __init__(self, conf: PromptsConf):
         self.conf = conf
@@ -45,9 +43,8 @@ class Prompts:
         return self._ids(tokenizer, texts, self._with_examples(self.conf.explain, problems))
 
     def privileged_ids(self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]) -> list[list[int]]:
-        """Return the prompts of a teacher that is shown each problem's solution; where it has none, or there is no
-        template, its answer. Before it stand the worked examples of `solve_ids`: the teacher sees what the student
-        does, and more."""
+        """Return the prompts of a teacher that is shown each problem's solution, or without one, or a template, its
+        answer; after the worked examples of `solve_ids`, so that it sees what the student does, and more."""
         bare = self.conf.with_solution is None
         names = ["explain" if bare or p.solution is None else "with_solution" for p in problems]
         texts = [self._text(name, p, solution=p.solution or "") for name, p in zip(names, problems, strict=True)]

@@ -40,11 +40,8 @@ def gathered(weight: Tensor) -> Tensor:
 
 
 def whole_state(state: Mapping[Any, Any], keep: bool) -> dict[Any, Any]:
-    """Return a (nested) state dict with full tensors. Call it on all devices.
-
-    What was sharded comes to the CPU; a weight under two names stays one. Args: keep, False on a device that only takes
-    part.
-    """
+    """Return a (nested) state dict with full tensors, on the CPU; a weight under two names stays one. Call it on all
+    devices. Args: keep, False on a device that only takes part."""
     full_state: dict[Any, Any] = {}
     names: dict[int, Any] = {}
     for name, value in state.items():
@@ -62,10 +59,8 @@ def whole_state(state: Mapping[Any, Any], keep: bool) -> dict[Any, Any]:
 
 
 def sums_of(weights: Iterable[Tensor]) -> Tensor:
-    """Return the sum of the entries of each weight over all devices, in float32: `[weights]`. Call it on all devices.
-
-    It is NaN or inf where a weight is, and takes a third of the time of looking at each.
-    """
+    """Return the sum of each weight over all devices, in float32: `[weights]`; NaN or inf where the weight is. Call it
+    on all devices. It takes a third of the time of looking at each number."""
     each = list(weights)
     sums = torch.stack([own_share(weight).sum(dtype=torch.float32) for weight in each])
     if any(isinstance(weight, DTensor) for weight in each):

@@ -17,11 +17,8 @@ ROOM = 256  # tokens, at most, that a layer has room for before it makes more: r
 
 
 class RoomyLayer(DynamicLayer):
-    """Layer of the cache with room for `room` more tokens, which are written in place: no step copies the tokens
-    before.
-
-    The room is made at the first update after the prompts, and again when it is full.
-    """
+    """Layer of the cache with room for `room` more tokens, made after the prompts, and again when it is full. They are
+    written in place: no step copies the tokens before."""
 
     def __init__(self, room: int):
         super().__init__()  # type: ignore[no-untyped-call]
@@ -106,10 +103,8 @@ def head_logits(head: nn.Module, hidden: Tensor) -> Tensor:
 
 @contextmanager
 def decoding() -> Iterator[None]:
-    """Let models that compute attention with `sdpa` use `attention` within the context.
-
-    They keep the name: some choose their mask by it, or compute without transformers' functions where it is another.
-    """
+    """Let models that compute attention with `sdpa` use `attention` within the context, under that name: some choose
+    their mask by it, or compute without transformers' functions where it is another."""
     before = ALL_ATTENTION_FUNCTIONS["sdpa"]
     AttentionInterface.register("sdpa", attention)
     try:

@@ -118,11 +118,8 @@ def head_size(model: PreTrainedModel) -> int:
 
 
 def memory_share(weights: int, cached: int, total: int) -> float:
-    """Return the share of a GPU's memory for vLLM: its weights, the cache of a full batch, and a tenth for its
-    activations; at most 0.9.
-
-    Args: bytes. The rest is the trainer's.
-    """
+    """Return vLLM's share of a GPU's memory, at most 0.9: weights, the cache of a full batch, and a tenth for
+    activations. Args: bytes."""
     return min(0.9, round((weights + cached) / total + 0.1, 3))
 
 

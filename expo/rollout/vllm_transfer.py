@@ -17,11 +17,8 @@ T = TypeVar("T")
 
 
 def in_time(action: Callable[[], T], gone: threading.Event) -> T:
-    """Return the result of an action that would wait for ever for a process that has ended, as NCCL does.
-
-    Args: gone, set when it has. Raises TimeoutError, and whatever the action raises; an action that hangs stays behind
-    in a thread.
-    """
+    """Return the result of an action that would wait for ever for a process that has ended, as NCCL does. Raises
+    TimeoutError, and what the action raises; one that hangs stays in a thread. Args: gone, set when it has."""
     done: list[T] = []
     failed: list[BaseException] = []
 
@@ -44,10 +41,8 @@ def in_time(action: Callable[[], T], gone: threading.Event) -> T:
 
 
 def open_transfer(llm: Any, info: Any, weights: Weights) -> Any:
-    """Connect to `llm` and return the sender, whose `send_weights()` sends `weights()`.
-
-    Args: info, a `TrainerInitInfo` of vLLM's, whose backend `llm` was started with.
-    """
+    """Connect to `llm` and return the sender, whose `send_weights()` sends `weights()`. Args: info, a `TrainerInitInfo`
+    of vLLM's, whose backend `llm` was started with."""
     from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
     from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 

@@ -60,10 +60,8 @@ class Tools:
         return next((answer for answer in wrong if answer is not None), None)
 
     def fitting(self, prompts: Mapping[T, Sequence[int]], step: int, left_out: str) -> dict[T, tuple[int, ...]]:
-        """Return the prompts of at most `longest_prompt` tokens; warn how many others there are.
-
-        Args: left_out, the warning's words for those, such as "prompts of the teacher not used".
-        """
+        """Return the prompts of at most `longest_prompt` tokens; warn how many others there are. Args: left_out, words
+        for those."""
         fitting = {key: tuple(ids) for key, ids in prompts.items() if len(ids) <= self.longest_prompt}
         if left := len(prompts) - len(fitting):
             log.warning("step %d: %d %s: over %d tokens", step, left, left_out, self.longest_prompt)
@@ -107,10 +105,8 @@ class Batch:
 
 @dataclass(frozen=True)
 class Group:
-    """One problem of a step: its G judged rollouts, its candidate positives, and the positives that are trained on.
-
-    After a hint, `before_hint` is the group as it was without; the first `kept` rollouts are the same in both.
-    """
+    """One problem of a step with its G judged rollouts, candidates and positives. After a hint, `before_hint` is the
+    group without; the first `kept` rollouts are the same in both."""
 
     problem: Problem
     prompt: tuple[int, ...]  # the solve prompt q
@@ -184,10 +180,8 @@ class Experience:
         return torch.tensor([group.all_wrong for group in self.groups])
 
     def select(self, chosen: Sequence[int]) -> "Experience":
-        """Return the groups of the given indices, in that order, as a new Experience.
-
-        Timer, token counts and β begin at 0, so that no cost is counted twice.
-        """
+        """Return the groups of the given indices, in that order. Timer, token counts and β begin at 0: no cost counts
+        twice."""
         groups = [self.groups[i] for i in chosen]
         return Experience(groups, self.step, gives_hints=self.gives_hints, writer=self.writer)
 

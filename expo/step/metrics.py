@@ -16,10 +16,8 @@ STAGES = ("rollout", "verify", "hint", "explain", "update", "sync")
 
 
 def step_metrics(experience: Experience, sums: StepSums, positive_weight: float | None) -> dict[str, float | None]:
-    """Return the scalars of one step from its experience and from what the updates summed up.
-
-    None (null in metrics.jsonl) where something does not exist: a log-probability of 0, say, would mean certainty.
-    """
+    """Return the scalars of one step. None (null in metrics.jsonl) where something does not exist: a log-probability of
+    0, say, would mean certainty."""
     e = experience
     seconds = e.timer.seconds
     written = _rollout_metrics(e)

@@ -155,10 +155,8 @@ class Pipeline:
         }
 
     def hint(self, batch: Batch, groups: Groups) -> tuple[dict[int, Group], int]:
-        """Make the rollouts of some groups again with hints; the first `keep` rollouts of each group stay.
-
-        Returns the groups after it, and how many tokens were generated.
-        """
+        """Make the rollouts of some groups again with hints, but the first `keep` of each. Returns all groups, and how
+        many tokens were generated."""
         wanted = self.hints.wanted(groups)
         if not wanted:
             return dict(groups), 0
@@ -245,11 +243,8 @@ class Pipeline:
 
 
 class GroupsAsTheyEnd:
-    """Judges each group when its last rollout ends, and asks at once for its explanations.
-
-    An explanation then decodes beside the rollouts that go on longest. Afterwards `groups` holds every group, and
-    `timer` how long the judging took.
-    """
+    """Judges each group when its last rollout ends, and asks at once for its explanations, which decode beside rollouts
+    that go on. Afterwards `groups` holds every group, and `timer` how long the judging took."""
 
     def __init__(self, pipeline: Pipeline, batch: Batch, group_size: int, uncached: Sequence[int]):
         self.pipeline, self.batch, self.group_size, self.uncached = pipeline, batch, group_size, uncached

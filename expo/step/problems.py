@@ -90,10 +90,8 @@ def within_length(
     tokenizer: PreTrainedTokenizerBase,
     max_tokens: int,
 ) -> tuple[list[Problem], Part]:
-    """Return the problems all of whose prompts (made by the given functions) fit `max_tokens`, and the account of all.
-
-    Logs how many do not fit. Raises UserError where none does.
-    """
+    """Return the problems all of whose prompts, by these functions, fit `max_tokens`, and the account of all; log how
+    many do not. Raises UserError where none does."""
     lengths = [
         max(map(len, each))
         for start in range(0, len(problems), AT_ONCE)  # the ids of a large file's prompts are many times its size

@@ -27,10 +27,8 @@ def digest_of(path: Path) -> str:
 
 
 def read_signed(path: Path, what: str, parse: Callable[[pa.Table], T], remedy: str = AGAIN) -> T:
-    """Read a file's table, parsed by `parse`. Args: what, the file's name in a message; remedy, what it ends in.
-
-    Raises UserError where the file is not what was written, or cannot be read.
-    """
+    """Read a file's table by `parse`. Raises UserError where it is not what was written, or cannot be read. Args: what,
+    the file's name in a message; remedy, what it ends in."""
     if digest_of(path) != hashlib.sha256(path.read_bytes()).hexdigest():
         raise UserError(f"{what}={path}: not what was written there (its SHA-256 differs); {remedy}")
     try:

@@ -66,10 +66,8 @@ class LogSteps(Callback):
 
 
 class Evaluate(Callback):
-    """Evaluates before the first step, every `every` steps, and after the last; keeps all completions of each.
-
-    The policy that is best on the problems to choose by is kept in checkpoints/best, see `dataset.validation`.
-    """
+    """Evaluates before the first step, every `every` steps, and after the last; keeps all completions, and the policy
+    that is best on the problems to choose by in checkpoints/best, see `dataset.validation`."""
 
     def __init__(self, evaluator: Evaluator, run: Run, stop: "Stop"):
         self.evaluator, self.run, self.stop, self.told = evaluator, run, stop, False

@@ -31,10 +31,7 @@ class WholeReplicas(DDPStrategy):
 
 class ShardedWeights(WholeReplicas):
     """Data parallel with a share of the weights on each device; `expo.rollout.sharded` shards them when the run is
-    wired.
-
-    Checkpoints hold whole tensors, as those of one device do: any number of devices goes on from them.
-    """
+    wired. Checkpoints hold whole tensors: any number of devices goes on from them."""
 
     def configure_ddp(self) -> None:
         """Do nothing: the shares are those of one model."""

@@ -28,9 +28,7 @@ class Extraction:
 
 def last_boxed(text: str) -> str | None:
     r"""Return the content of the last `\boxed{}` (or `\fbox{}`) that closes, with nested braces; None for none.
-
-    One pass with a stack. `\boxed5` is `\boxed{5}`.
-    """
+    `\boxed5` is one."""
     text = text[-LONGEST_TEXT:]
     span: tuple[int, int] | None = None
     stack: list[tuple[int, bool]] = []  # (start of the content, whether it is a box)

@@ -84,11 +84,8 @@ class Number:
         return str(self.value)
 
     def agrees(self, other: "Number") -> bool:
-        """Return whether both are one number.
-
-        A decimal of FEWEST_DIGITS is the fraction without an end that it is rounded from, and decimals that differ by a
-        float's noise are one. Else only equal values are equal.
-        """
+        """Return whether both are one number: a decimal of FEWEST_DIGITS is the fraction without an end that it is
+        rounded from, decimals that differ by a float's noise are one, and else equal values alone."""
         if self.value == other.value:
             return True
         if self.digits is None or other.digits is None:

@@ -148,10 +148,8 @@ def _start_forkserver() -> None:
 
 
 def _let_go_of_the_forkserver() -> None:
-    """Close the worker's copy of the pipe through which the forkserver, its parent, sees that the trainer is gone.
-
-    Else a worker that hangs keeps the forkserver, and so itself, alive for ever after a trainer that was killed.
-    """
+    """Close the worker's copy of the pipe by which its parent sees that the trainer is gone. Else a worker that hangs
+    keeps the forkserver, and so itself, alive for ever after a trainer that was killed."""
     server: Any = vars(forkserver)["_forkserver"]
     if server._forkserver_alive_fd is not None:
         os.close(server._forkserver_alive_fd)

@@ -56,10 +56,8 @@ class Bank:
         return [step for step in steps if not any(step in covered for covered in written)]
 
     def find(self, request: Request) -> Completion:
-        """Return the banked explanation for a request.
-
-        Raises UserError where there is none, where it was written for another prompt, or where its part was changed.
-        """
+        """Return the banked explanation for a request. Raises UserError where there is none, or not of this prompt, or
+        where its part was changed."""
         step = request.key.step
         self.load(step)
         row = self.steps.get(step, {}).get(request.key.row)

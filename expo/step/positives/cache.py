@@ -9,10 +9,8 @@ from expo.step.positives.properties import Scorer
 
 @dataclass
 class ExplanationCache:
-    """Explanations by problem, each with the step that made it, and so the policy's version. `steps=0` caches nothing.
-
-    `max_drop` is in nats per token.
-    """
+    """Explanations by problem, each with the step that made it. `steps=0` caches nothing; `max_drop` is in nats per
+    token."""
 
     steps: int
     max_drop: float

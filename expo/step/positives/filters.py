@@ -45,9 +45,8 @@ def rejection(written: Written, filters: Sequence[str]) -> str | None:
 
 
 def early_answer(text: str, question: str, answer: str, final_marker: str = "") -> bool:
-    """Return whether the first of several sentences states the answer, which the question does not contain, or the text
-    begins with its final statement. Such an "explanation" starts from what it should arrive at.
-    """
+    """Return whether a text begins with its final statement, or the first of several sentences states the answer, which
+    the question does not: it starts from what it should arrive at."""
     flat = " ".join(text.split())
     if final_marker and flat.lstrip("$*# ").startswith(final_marker):
         return True

@@ -64,12 +64,8 @@ class Scorer:
         return self.logp(prompts, completions) / torch.tensor([len(c) for c in completions]).clamp(min=1)
 
     def answer_logp(self, prompts: Sequence[Ids], completions: Sequence[Ids], answers: Sequence[str]) -> Tensor:
-        """Return log π(a*|q, c): how likely the final statement of `answer` is after a completion's reasoning: `[N]`,
-        in nats.
-
-        It is written as the completion writes its own: with the white space, or whatever else, that its tokens join to
-        it.
-        """
+        """Return log π(a*|q, c) of the final statement after a completion's reasoning: `[N]`, in nats. It is written as
+        the completion writes its own: with the white space, or whatever else, that its tokens join to it."""
         reasoned = [self.reasoning(c) for c in completions]
         contexts = [[*q, *ids] for q, (ids, _) in zip(prompts, reasoned, strict=True)]
         stated = [
@@ -79,11 +75,8 @@ class Scorer:
         return self.logp(contexts, stated)
 
     def reasoning(self, completion: Ids) -> tuple[list[int], str]:
-        """Return the completion's tokens before its last final statement, and the text between them and the statement.
-
-        Where it has none, the reasoning is all of it; of one that was cut off, all up to its last whole sentence or
-        step.
-        """
+        """Return the tokens before a completion's last final statement, and the text between. Without one, all is
+        reasoning; of a completion that was cut off, all up to its last whole sentence or step."""
         ids = list(completion)
         ended = bool(ids) and ids[-1] in self.ends
         if ended:

@@ -171,10 +171,8 @@ class STaR(SelfExplanation):
 
 
 class ExpertParaphrase(SelfExplanation):
-    """The expert's solution in the policy's own words and at the length of its own rollouts.
-
-    A control: what is left of the gain when style and length are the policy's, but the reasoning is the expert's.
-    """
+    """The expert's solution in the policy's own words and at the length of its rollouts. A control: what is left of the
+    gain when style and length are the policy's, but the reasoning is the expert's."""
 
     conf: ParaphraseConf
 
